@@ -1,0 +1,215 @@
+"""`Estimate`: a number that came from draws, with its error bar, unit and bias.
+
+Every sampled number in kullback is one of these. It is never clipped and NaN is never filtered
+away. Nothing here imports torch: values may be floats or tensors of shape `[*batch]`.
+
+Which to use: `Estimate.from_terms` turns per-draw terms into an estimate of their mean; `+`, `-`,
+`*`, `/` combine *independent* estimates (for paired quantities subtract the terms first, then
+call `from_terms`); `bits()` and `nats()` change the unit.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Any, Literal
+
+from .checks import require, require_type
+
+__all__ = ["Bias", "Estimate"]
+
+Bias = Literal["none", "low", "high", "unknown"]
+
+_FLIPPED: dict[Bias, Bias] = {"none": "none", "low": "high", "high": "low", "unknown": "unknown"}
+_NATS_PER = {"nats": 1.0, "bits": math.log(2.0)}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A sampled value ± its standard error: `value = truth + bias + error`, `error ~ (0, se²)`.
+
+    value, standard_error: floats, or tensors `[*batch]`, in `unit`.
+    draws: how many independent terms the value is a mean of.
+    unit: "nats", "bits", "nats/token", "" for a pure number, ….
+    bias: the direction in which the expectation differs from the quantity named, and `why`.
+    warnings: what makes the error bar itself doubtful, in words; empty when nothing does.
+
+    Sums and differences add errors in quadrature, which is right for independent estimates only.
+    An infinite value has an infinite standard error; NaN stays NaN in both.
+
+    >>> elbo = Estimate(-89.423, 0.1134, draws=10_000)
+    >>> print(elbo)
+    -89.42 ± 0.11 nats
+    >>> print((elbo - Estimate(-90.0, 0.2, draws=10_000)).bits())
+    0.83 ± 0.33 bits
+    """
+
+    value: Any
+    standard_error: Any
+    draws: int
+    unit: str = "nats"
+    bias: Bias = "none"
+    why: str = ""
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def from_terms(
+        cls, terms: Any, *, unit: str = "nats", bias: Bias = "none", why: str = ""
+    ) -> "Estimate":
+        """Estimate a mean from independent terms: `mean ± sd / √n` over the last axis.
+
+        terms: tensor or NumPy array `[*batch, draws]`, draws ≥ 2. The variance has `n - 1` below.
+        Infinite terms give an infinite value with an infinite error; NaN terms give NaN.
+
+        >>> import torch
+        >>> print(Estimate.from_terms(torch.tensor([1.0, 2.0, 3.0])))
+        2.00 ± 0.58 nats
+        """
+        require(terms.ndim >= 1, "terms", "an array [*batch, draws]", "a single number")
+        draws = int(terms.shape[-1])
+        require(draws >= 2, "terms", "at least 2 draws on the last axis", draws)
+        value = terms.mean(-1)
+        squares = (terms - value[..., None]) ** 2
+        error = (squares.sum(-1) / (draws * (draws - 1))) ** 0.5
+        if value.ndim == 0:
+            value, error = float(value), float(error)
+            error = math.inf if math.isinf(value) else error
+        else:
+            error[abs(value) == math.inf] = math.inf
+        return cls(value, error, draws, unit, bias, why)
+
+    def interval(self, level: float = 0.95) -> tuple[Any, Any]:
+        """Give the normal confidence interval `value ± z(level)·standard_error`.
+
+        It covers the *expectation*; a bias, when there is one, comes on top.
+
+        >>> low, high = Estimate(0.0, 1.0, draws=100).interval()
+        >>> round(high, 2)
+        1.96
+        """
+        require(0.0 < level < 1.0, "level", "a number strictly between 0 and 1", level)
+        z = NormalDist().inv_cdf(0.5 + level / 2)
+        return self.value - z * self.standard_error, self.value + z * self.standard_error
+
+    def bits(self) -> "Estimate":
+        """Return the same estimate in bits: nats / ln 2."""
+        return self._in("bits")
+
+    def nats(self) -> "Estimate":
+        """Return the same estimate in nats: bits · ln 2."""
+        return self._in("nats")
+
+    def per(self, count: float, name: str) -> "Estimate":
+        """Divide by a count of something and name it in the unit: `nats` → `nats/name`.
+
+        >>> print(Estimate(-64.0, 2.0, draws=9, unit="bits").per(16, "dim"))
+        -4.00 ± 0.12 bits/dim
+        """
+        require(count > 0, "count", "a positive number", count)
+        return replace(self / count, unit=f"{self.unit}/{name}")
+
+    def warn(self, *warnings: str) -> "Estimate":
+        """Return the same estimate with warnings added, each once, in order."""
+        return replace(self, warnings=tuple(dict.fromkeys((*self.warnings, *warnings))))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary; tensors become nested lists, infinities strings."""
+        return {
+            "value": _plain(self.value),
+            "standard_error": _plain(self.standard_error),
+            "draws": self.draws,
+            "unit": self.unit,
+            "bias": self.bias,
+            "why": self.why,
+            "warnings": list(self.warnings),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Estimate":
+        """Rebuild a scalar estimate from `to_dict`.
+
+        >>> e = Estimate(1.0, 0.5, draws=4, bias="low", why="a bound")
+        >>> Estimate.from_dict(e.to_dict()) == e
+        True
+        """
+        value, error = float(fields["value"]), float(fields["standard_error"])
+        rest = {k: fields[k] for k in ("draws", "unit", "bias", "why")}
+        return cls(value, error, **rest, warnings=tuple(fields["warnings"]))
+
+    def __add__(self, other: "Estimate | float") -> "Estimate":
+        if not isinstance(other, Estimate):
+            return replace(self, value=self.value + other)
+        same = self.unit == other.unit
+        require(same, "unit", f"both in {self.unit!r}", repr(other.unit), "use .nats() or .bits()")
+        return Estimate(
+            self.value + other.value,
+            (self.standard_error**2 + other.standard_error**2) ** 0.5,
+            min(self.draws, other.draws),
+            self.unit,
+            _joint(self.bias, other.bias),
+            "; ".join(dict.fromkeys(w for w in (self.why, other.why) if w)),
+            tuple(dict.fromkeys(self.warnings + other.warnings)),
+        )
+
+    __radd__ = __add__
+
+    def __neg__(self) -> "Estimate":
+        return self * -1.0
+
+    def __sub__(self, other: "Estimate | float") -> "Estimate":
+        return self + (-other)
+
+    def __rsub__(self, other: float) -> "Estimate":
+        return -self + other
+
+    def __mul__(self, factor: float) -> "Estimate":
+        require_type(factor, (int, float), "factor", "scale by a plain number")
+        bias = _FLIPPED[self.bias] if factor < 0 else self.bias
+        error = self.standard_error * abs(factor)
+        return replace(self, value=self.value * factor, standard_error=error, bias=bias)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> "Estimate":
+        require_type(divisor, (int, float), "divisor", "scale by a plain number")
+        return self * (1.0 / divisor)
+
+    def __str__(self) -> str:
+        ending = f" {self.unit}" if self.unit else ""
+        biased = "" if self.bias == "none" else f", biased {self.bias}"
+        biased = ", bias unknown" if self.bias == "unknown" else biased
+        return f"{_rounded(self.value, self.standard_error)}{ending}{biased}"
+
+    def _in(self, unit: str) -> "Estimate":
+        base, _, per = self.unit.partition("/")
+        require(base in _NATS_PER, "unit", "nats or bits", repr(self.unit))
+        factor = _NATS_PER[base] / _NATS_PER[unit]
+        return replace(self * factor, unit=f"{unit}/{per}" if per else unit)
+
+
+def _joint(a: Bias, b: Bias) -> Bias:
+    if "none" in (a, b):
+        return b if a == "none" else a
+    return a if a == b else "unknown"
+
+
+def _rounded(value: Any, error: Any) -> str:
+    """Round a pair so that the error keeps two significant digits."""
+    if not isinstance(value, int | float):
+        return f"{value} ± {error}"
+    if not (math.isfinite(value) and math.isfinite(error)) or error == 0:
+        return f"{value:.6g} ± {error:.2g}"
+    places = 1 - math.floor(math.log10(error))
+    if places > 12 or abs(value) >= 1e12:
+        return f"{value:.6g} ± {error:.2g}"
+    places = max(0, min(12, places))
+    return f"{value:.{places}f} ± {error:.{places}f}"
+
+
+def _plain(value: Any) -> Any:
+    """Turn a float or tensor into something JSON can hold without loss of meaning."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    number = float(value)
+    return number if math.isfinite(number) else repr(number)

@@ -1,0 +1,137 @@
+"""Estimate: arithmetic against simulation-free truths, units, bias and printing."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from kullback import Estimate
+
+
+def test_from_terms_is_the_textbook_mean_and_standard_error():
+    terms = np.array([1.0, 4.0, 2.0, 7.0])
+    estimate = Estimate.from_terms(terms)
+    assert estimate.value == terms.mean()
+    assert estimate.standard_error == pytest.approx(terms.std(ddof=1) / 2.0, rel=1e-15)
+    assert estimate.draws == 4
+
+
+def test_the_error_is_unbiased_by_enumeration():
+    """Over all 3^3 equally likely samples the mean squared error bar is Var/n, exactly."""
+    support = torch.tensor([0.0, 1.0, 5.0], dtype=torch.float64)
+    samples = torch.cartesian_prod(support, support, support)
+    estimate = Estimate.from_terms(samples)
+    assert (estimate.standard_error**2).mean().item() == pytest.approx(
+        support.var(unbiased=False).item() / 3, rel=1e-14
+    )
+    assert estimate.value.mean().item() == pytest.approx(2.0, rel=1e-14)
+
+
+def test_batched_terms_keep_their_batch():
+    terms = torch.arange(12.0).reshape(3, 4)
+    estimate = Estimate.from_terms(terms)
+    assert estimate.value.tolist() == [1.5, 5.5, 9.5]
+
+
+def test_infinite_and_nan_terms():
+    assert Estimate.from_terms(torch.tensor([1.0, math.inf])).standard_error == math.inf
+    nan = Estimate.from_terms(torch.tensor([1.0, math.nan]))
+    assert math.isnan(nan.value)
+    assert math.isnan(nan.standard_error)
+    batch = Estimate.from_terms(torch.tensor([[1.0, math.inf], [1.0, 1.0]]))
+    assert batch.standard_error.tolist() == [math.inf, 0.0]
+
+
+def test_independent_errors_add_in_quadrature():
+    a, b = Estimate(3.0, 0.3, draws=10), Estimate(1.0, 0.4, draws=5)
+    assert (a + b).value == 4.0
+    assert (a - b).value == 2.0
+    assert (a + b).standard_error == pytest.approx(0.5)
+    assert (a - b).standard_error == pytest.approx(0.5)
+    assert (a + b).draws == 5
+    assert (1.0 - a).value == -2.0
+    assert (-2 * a).standard_error == pytest.approx(0.6)
+    assert (a / 3).value == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "total", "difference"),
+    [
+        ("none", "none", "none", "none"),
+        ("low", "none", "low", "low"),
+        ("none", "low", "low", "high"),
+        ("low", "low", "low", "unknown"),
+        ("low", "high", "unknown", "low"),
+    ],
+)
+def test_bias_is_carried(left, right, total, difference):
+    a, b = Estimate(0.0, 1.0, 2, bias=left), Estimate(0.0, 1.0, 2, bias=right)
+    assert (a + b).bias == total
+    assert (a - b).bias == difference
+    assert (-1.0 * a).bias == {"low": "high", "high": "low"}.get(left, left)
+
+
+def test_units():
+    one = Estimate(math.log(2.0), 0.5 * math.log(2.0), draws=3)
+    assert one.bits().value == pytest.approx(1.0, rel=1e-15)
+    assert one.bits().unit == "bits"
+    assert one.bits().nats().value == pytest.approx(one.value, rel=1e-15)
+    rate = one.per(784, "dim").bits()
+    assert (rate.unit, rate.value) == ("bits/dim", pytest.approx(1 / 784, rel=1e-14))
+    with pytest.raises(ValueError, match="unit: expected both in 'nats'; got 'bits'"):
+        one + one.bits()
+    with pytest.raises(ValueError, match="unit: expected nats or bits; got ''"):
+        Estimate(1.0, 0.1, 2, unit="").bits()
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (-89.4234, 0.1134, "-89.42 ± 0.11 nats"),
+        (0.000123, 0.0000456, "0.000123 ± 0.000046 nats"),
+        (12345.678, 123.4, "12346 ± 123 nats"),
+        (1.0, 0.0, "1 ± 0 nats"),
+        (math.inf, math.inf, "inf ± inf nats"),
+        (math.nan, math.nan, "nan ± nan nats"),
+        (2.0, 0.0996, "2.000 ± 0.100 nats"),
+    ],
+)
+def test_printing(value, error, text):
+    assert str(Estimate(value, error, draws=9)) == text
+
+
+def test_printing_says_bias_first_to_last():
+    assert str(Estimate(1.0, 0.1, 9, bias="low")) == "1.00 ± 0.10 nats, biased low"
+    assert str(Estimate(1.0, 0.1, 9, unit="", bias="unknown")) == "1.00 ± 0.10, bias unknown"
+
+
+def test_json_round_trip_keeps_infinities_and_warnings():
+    estimate = Estimate(math.inf, math.inf, 7, why="x", bias="high").warn(
+        "heavy tail", "heavy tail"
+    )
+    assert estimate.warnings == ("heavy tail",)
+    again = Estimate.from_dict(json.loads(json.dumps(estimate.to_dict(), allow_nan=False)))
+    assert again == estimate
+
+
+def test_interval():
+    low, high = Estimate(1.0, 2.0, draws=10).interval(0.95)
+    assert high - 1.0 == pytest.approx(1.959963984540054 * 2)
+    assert 1.0 - low == pytest.approx(1.959963984540054 * 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: Estimate.from_terms(torch.tensor(1.0)), ValueError, "an array"),
+        (lambda: Estimate.from_terms(torch.tensor([1.0])), ValueError, "at least 2 draws"),
+        (lambda: Estimate(1.0, 1.0, 2) * "2", TypeError, "factor: expected int or float; got str"),
+        (lambda: Estimate(1.0, 1.0, 2).interval(1.5), ValueError, "level: expected"),
+        (lambda: Estimate(1.0, 1.0, 2).per(0, "dim"), ValueError, "count: expected"),
+    ],
+)
+def test_refusals(call, error, text):
+    with pytest.raises(error, match=text):
+        call()
