@@ -12,9 +12,9 @@ _EXPORTS = {
     "Estimate": "kullback.core",
     "KullbackError": "kullback.core",
 }
-_FOLDERS = ("core",)
+_FOLDERS = ("core", "sampled")
 
-__all__ = ["Estimate", "KullbackError", "__version__", "core"]
+__all__ = ["Estimate", "KullbackError", "__version__", "core", "sampled"]
 
 
 def __getattr__(name: str) -> Any:
