@@ -12,9 +12,9 @@ _EXPORTS = {
     "Estimate": "kullback.core",
     "KullbackError": "kullback.core",
 }
-_FOLDERS = ("core", "sampled")
+_FOLDERS = ("core", "sampled", "vae", "variational")
 
-__all__ = ["Estimate", "KullbackError", "__version__", "core", "sampled"]
+__all__ = ["Estimate", "KullbackError", "__version__", "core", "sampled", "vae", "variational"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,91 @@
+"""What a model is made of, as plain data that a run directory can hold."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kullback.core import RunError, require
+
+from .likelihoods import LIKELIHOODS
+
+__all__ = ["Architecture", "Spec"]
+
+ACTIVATIONS = ("relu", "silu", "tanh")
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What to build: everything that, with the data's shape and kind, determines a model.
+
+    network: "mlp" or "conv". hidden: widths of the encoder's hidden layers (for conv, of its
+    levels); the decoder mirrors them. latent: dimensions of z. activation: of "mlp" only.
+    likelihood: "auto" or one of `likelihoods.LIKELIHOODS`. components: of the logistics mixture.
+
+    >>> Architecture(hidden=(200, 200), latent=50, activation="tanh").network
+    'mlp'
+    """
+
+    network: str = "mlp"
+    hidden: tuple[int, ...] = (500, 500)
+    latent: int = 32
+    activation: str = "silu"
+    likelihood: str = "auto"
+    components: int = 5
+
+    def __post_init__(self) -> None:
+        require(self.network in ("mlp", "conv"), "network", "mlp or conv", repr(self.network))
+        known = self.activation in ACTIVATIONS
+        require(known, "activation", f"one of {', '.join(ACTIVATIONS)}", repr(self.activation))
+        widths = 0 < len(self.hidden) <= 32 and all(_positive(h) for h in self.hidden)
+        require(widths, "hidden", "1 to 32 positive widths, such as 200,200", self.hidden)
+        require(_positive(self.latent), "latent", "at least 1 dimension", self.latent)
+        require(_positive(self.components), "components", "at least 1", self.components)
+        known = self.likelihood == "auto" or self.likelihood in LIKELIHOODS
+        names = ", ".join(("auto", *LIKELIHOODS))
+        require(known, "likelihood", f"one of {names}", repr(self.likelihood))
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """An architecture met with data: enough to build the same model again.
+
+    event_shape: `(C, H, W)` or `(D,)`. kind: "binary", "8-bit" or "continuous". The architecture's
+    likelihood is resolved, never "auto".
+
+    >>> Spec((4,), "binary", Architecture(likelihood="bernoulli")).to_dict()["event_shape"]
+    [4]
+    """
+
+    event_shape: tuple[int, ...]
+    kind: str
+    architecture: Architecture
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        fields = asdict(self)
+        fields["event_shape"] = list(self.event_shape)
+        fields["architecture"]["hidden"] = list(self.architecture.hidden)
+        return fields
+
+    @classmethod
+    def from_dict(cls, fields: Any, *, source: str = "config.json") -> "Spec":
+        """Rebuild from `to_dict`; a RunError names the source when the fields do not fit.
+
+        >>> spec = Spec((4,), "binary", Architecture(likelihood="bernoulli"))
+        >>> Spec.from_dict(spec.to_dict()) == spec
+        True
+        """
+        try:
+            shape = tuple(fields["event_shape"])
+            architecture = dict(fields["architecture"])
+            architecture["hidden"] = tuple(architecture["hidden"])
+            spec = cls(shape, str(fields["kind"]), Architecture(**architecture))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{source}: the model's description is not usable: {error}") from error
+        fits = spec.kind in ("binary", "8-bit", "continuous") and len(shape) in (1, 3)
+        if not fits or not all(_positive(size) for size in shape):
+            raise RunError(f"{source}: no model has shape {list(shape)} and kind {spec.kind!r}")
+        return spec
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1_000_000

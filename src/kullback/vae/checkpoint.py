@@ -1,0 +1,97 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+One safetensors file, replaced atomically. The run's two logs (`metrics.jsonl`, `timing.jsonl`) only
+grow; a checkpoint remembers their lengths, and resuming cuts off what was written after it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+
+from kullback.core import RunError
+from kullback.core.files import append_line
+
+from . import store
+from .train import State
+
+__all__ = ["LOGS", "append_row", "load", "save"]
+
+LOGS = ("metrics.jsonl", "timing.jsonl")
+NAME = "checkpoints/last.safetensors"
+
+
+def append_row(folder: Path, log: str, row: dict[str, Any]) -> None:
+    """Append one JSON line to a log of the run."""
+    append_line(folder / log, json.dumps(row, allow_nan=False))
+
+
+def save(folder: Path, state: State) -> None:
+    """Write the state; the one before it stays until this one is whole."""
+    moments = state.optimiser.state[state.flat.vector]
+    note = {"step": state.step, "seconds": state.seconds}
+    note["lengths"] = [_length(folder / log) for log in LOGS]
+    tensors = {
+        "vector": state.flat.vector,
+        "average": state.flat.average,
+        "totals": state.totals,
+        "generator": state.generator.get_state(),
+        **{f"optimiser.{name}": tensor for name, tensor in moments.items()},
+    }
+    (folder / NAME).parent.mkdir(exist_ok=True)
+    store.save_tensors(folder / NAME, tensors, note=json.dumps(note))
+
+
+def load(folder: Path, state: State) -> None:
+    """Put a saved state into a fresh one of the same model; without a checkpoint leave it fresh.
+
+    Errors: RunError when the file is damaged or belongs to another model.
+    """
+    path = folder / NAME
+    if not path.exists():
+        _cut(folder, [0] * len(LOGS))
+        return
+    vector = state.flat.vector
+    like = {"vector": vector, "average": vector, "totals": state.totals}
+    like["generator"] = state.generator.get_state()
+    moments = {"exp_avg": vector, "exp_avg_sq": vector, "step": torch.zeros(())}
+    like |= {f"optimiser.{name}": tensor for name, tensor in moments.items()}
+    tensors = store.load_tensors(path, like=like)
+    note = _note(path)
+    with torch.no_grad():
+        vector.copy_(tensors["vector"])
+        state.flat.average.copy_(tensors["average"])
+        state.totals.copy_(tensors["totals"])
+    for name, empty in moments.items():
+        device = vector.device if empty.ndim else torch.device("cpu")
+        device = vector.device if vector.is_cuda else device
+        state.optimiser.state[vector][name] = tensors[f"optimiser.{name}"].to(device)
+    state.generator.set_state(tensors["generator"])
+    state.step, state.seconds = int(note["step"]), float(note["seconds"])
+    _cut(folder, note["lengths"])
+
+
+def _note(path: Path) -> dict[str, Any]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            note = json.loads((file.metadata() or {})["note"])
+        _ = int(note["step"]), float(note["seconds"]), [int(n) for n in note["lengths"]]
+    except (KeyError, ValueError, TypeError) as error:
+        raise RunError(f"{path}: its header is damaged ({error})") from error
+    return dict(note)
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _cut(folder: Path, lengths: list[int]) -> None:
+    for log, length in zip(LOGS, lengths, strict=True):
+        path = folder / log
+        if _length(path) < length:
+            raise RunError(f"{path}: shorter than its checkpoint says; it was changed by hand")
+        if path.exists():
+            with path.open("r+b") as file:
+                file.truncate(length)

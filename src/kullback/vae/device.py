@@ -1,0 +1,95 @@
+"""Where to compute: the device, the precision and, on a CPU, how many threads pay."""
+
+import os
+import statistics
+import time
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from kullback.core import require
+
+__all__ = ["autocast", "matmul_gflops", "pick_device", "pick_precision", "pick_threads"]
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the named device, or the best one present: CUDA, then Apple's MPS, then the CPU.
+
+    >>> pick_device("cpu")
+    device(type='cpu')
+    """
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next((kind for kind, here in present.items() if here), "cpu"))
+    kind = name.partition(":")[0]
+    known = kind in ("cpu", "cuda", "mps")
+    require(known, "device", "auto, cpu, cuda or mps", repr(name))
+    require(present.get(kind, True), "device", "one that this machine has", repr(name), "auto")
+    return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of the matrix products: bfloat16 where "auto" finds hardware for it.
+
+    That is CUDA with bfloat16 units, and CPUs with AVX512-BF16 or AMX.
+
+    >>> pick_precision("float32", torch.device("cpu"))
+    torch.float32
+    """
+    if name == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        fast = fast or (device.type == "cpu" and _cpu_has_bfloat16())
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
+    """Return the context in which matrix products run in the given precision."""
+    if precision == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, precision)
+
+
+def _cpu_has_bfloat16() -> bool:
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(has.get("avx512_bf16", False) or has.get("amx_bf16", False))
+
+
+def matmul_gflops(
+    threads: int, *, size: int = 256, seconds: float = 0.05, dtype: torch.dtype = torch.float32
+) -> float:
+    """Measure the matrix-multiply rate with a number of threads: the median of short products.
+
+    The thread count is restored. Returns 1e9 operations per second, 2·size³ a product.
+
+    >>> matmul_gflops(1, seconds=0.001) > 0
+    True
+    """
+    before = torch.get_num_threads()
+    a, out = torch.ones(size, size, dtype=dtype), torch.empty(size, size, dtype=dtype)
+    torch.set_num_threads(threads)
+    times: list[float] = []
+    try:
+        torch.mm(a, a, out=out)
+        end = time.perf_counter() + seconds
+        while not times or time.perf_counter() < end:
+            start = time.perf_counter()
+            torch.mm(a, a, out=out)
+            times.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
+    return 2.0 * size**3 / statistics.median(times) / 1e9
+
+
+def pick_threads() -> int:
+    """Return how many threads a training should use on this machine as loaded as it is now.
+
+    It is measured: small matrix products on all cores against one. On a machine whose cores are
+    busy, threads wait for each other and training can run tens of times slower than on one thread.
+
+    >>> pick_threads() >= 1
+    True
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = min(cores, torch.get_num_threads())
+    return most if most > 1 and matmul_gflops(most) > 1.2 * matmul_gflops(1) else 1

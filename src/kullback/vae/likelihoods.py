@@ -1,0 +1,209 @@
+"""Likelihoods p(x|z): what the decoder's output means, for data of a given kind.
+
+Which to use: `Bernoulli` for binary data; `kullback.vae.logistics.DiscretisedLogistics` for 8-bit
+data (a probability for each of 256 levels which knows that neighbouring levels are alike);
+`Categorical` for 8-bit data with no such assumption (256 outputs a pixel); `Gaussian` for
+continuous data only. `choose` picks by the kind of data and says why. A density on 8-bit data is
+refused: it has no finite maximum.
+
+Shapes: an event is `[C, *spatial]`, or a vector `[D]` which counts as one channel of D places. The
+decoder gives `parameters`, `[*lead, channels, places]`, where `channels` is what the likelihood
+asks for and `places` the product of the spatial sizes. Log-likelihoods are summed over the event.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kullback.core import require
+
+from .events import Event
+from .fused import bernoulli_log_likelihood
+
+__all__ = [
+    "LIKELIHOODS",
+    "Bernoulli",
+    "Categorical",
+    "Gaussian",
+    "Likelihood",
+    "choose",
+]
+
+
+class Likelihood(Protocol):
+    """What a VAE asks of a likelihood; any object with these members serves."""
+
+    channels: int
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """Return log p(x|z), `[*draws, batch]`, in nats, from x `[batch, *event]`."""
+        ...
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """Return the expected x, `[*lead, *event]`, in the data's units."""
+        ...
+
+    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw x, `[*lead, *event]`, in the data's units."""
+        ...
+
+    def initial_bias(self, mean: Tensor) -> Tensor:
+        """Return the decoder's best constant output `[channels, places]` for data of this mean."""
+        ...
+
+
+class Bernoulli:
+    """Independent bits: `log p(x|z) = Σ_d x_d l_d − log(1 + e^{l_d})` from logits l.
+
+    event_shape: `[C, *spatial]` or `[D]`; x is 0 or 1 everywhere (grey targets are not a
+    likelihood: `choose` and `VAE.check` refuse them). One channel of logits per colour.
+
+    >>> Bernoulli((1, 1, 2)).log_prob(torch.zeros(1, 1, 2), torch.ones(1, 1, 1, 2)).exp()
+    tensor([0.2500])
+    """
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        self.event = Event(event_shape)
+        self.channels = self.event.colours
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """Return log p(x|z), `[*draws, batch]`, in nats."""
+        return bernoulli_log_likelihood(parameters.flatten(-2), x.flatten(1))
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """Return the probability of a one, `[*lead, *event]`."""
+        return self.event.join(torch.sigmoid(parameters.float()))
+
+    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw bits, floats 0 and 1, `[*lead, *event]`."""
+        return torch.bernoulli(self.mean(parameters), generator=generator)
+
+    def initial_bias(self, mean: Tensor) -> Tensor:
+        """Return the logit of the mean, held within ±5 where a bit never changes."""
+        return torch.logit(self.event.split(mean)[0].clamp(0.0067, 0.9933))
+
+
+class Categorical:
+    """A free probability for each of `levels` values: `log p(x|z) = Σ_d log softmax(l_d)[x_d]`.
+
+    event_shape: `[C, *spatial]` or `[D]`; x holds integers 0 … levels − 1. Exact. `levels` outputs
+    per colour and place.
+
+    >>> Categorical((1,), levels=4).log_prob(torch.zeros(1, 4, 1), torch.tensor([[3]])).exp()
+    tensor([0.2500])
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], levels: int = 256) -> None:
+        self.event = Event(event_shape)
+        self.levels = levels
+        self.channels = levels * self.event.colours
+
+    def _log_softmax(self, parameters: Tensor) -> Tensor:  # [*lead, colours, levels, places]
+        shape = (*parameters.shape[:-2], self.event.colours, self.levels, self.event.places)
+        return torch.log_softmax(parameters.float().reshape(shape), -2)
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """Return log p(x|z), `[*draws, batch]`, in nats."""
+        table = self._log_softmax(parameters)
+        index = self.event.split(x).long().unsqueeze(-2)
+        index = index.expand(*table.shape[:-2], 1, table.shape[-1])
+        return table.gather(-2, index).flatten(-3).sum(-1)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """Return the exact expected level, `[*lead, *event]`."""
+        levels = torch.arange(self.levels, device=parameters.device, dtype=torch.float32)
+        return self.event.join((self._log_softmax(parameters).exp() * levels[:, None]).sum(-2))
+
+    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw levels, as floats, `[*lead, *event]`."""
+        table = self._log_softmax(parameters).exp().movedim(-2, -1)
+        drawn = torch.multinomial(table.reshape(-1, self.levels), 1, generator=generator)
+        return self.event.join(drawn.reshape(table.shape[:-1]).float())
+
+    def initial_bias(self, mean: Tensor) -> Tensor:
+        """Return zeros: every level equally likely."""
+        return mean.new_zeros(self.channels, self.event.places)
+
+
+class Gaussian(nn.Module):
+    """Independent normals around the decoder's output with one standard deviation for all.
+
+    event_shape: `[C, *spatial]` or `[D]`; x is continuous. `log_sd` is a parameter, learned unless
+    `learned=False`, and never below −7. For continuous data only: on 8-bit data its likelihood
+    grows without bound as sd → 0.
+
+    >>> Gaussian((1,)).log_prob(torch.zeros(1, 1, 1), torch.zeros(1, 1))  # −½ log 2π
+    tensor([-0.9189], grad_fn=<SumBackward1>)
+    """
+
+    def __init__(
+        self, event_shape: tuple[int, ...], *, log_sd: float = 0.0, learned: bool = True
+    ) -> None:
+        super().__init__()
+        self.event = Event(event_shape)
+        self.channels = self.event.colours
+        self.log_sd = nn.Parameter(torch.tensor(float(log_sd)), requires_grad=learned)
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """Return log p(x|z), a log density, `[*draws, batch]`, in nats."""
+        log_sd = self.log_sd.clamp(min=-7.0)
+        error = (x.flatten(1) - parameters.flatten(-2)) * torch.exp(-log_sd)
+        return (-0.5 * error**2 - log_sd - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """Return the decoder's output, `[*lead, *event]`."""
+        return self.event.join(parameters)
+
+    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw x, `[*lead, *event]`."""
+        mean = self.mean(parameters)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        return mean + self.log_sd.clamp(min=-7.0).exp() * noise
+
+    def initial_bias(self, mean: Tensor) -> Tensor:
+        """Return the data's mean."""
+        return self.event.split(mean)[0]
+
+
+LIKELIHOODS = {
+    "bernoulli": ("binary",),
+    "logistics": ("8-bit",),
+    "categorical": ("8-bit",),
+    "gaussian": ("continuous",),
+}
+_REASONS = {
+    "binary": ("bernoulli", "the data are 0 and 1"),
+    "8-bit": ("logistics", "the data are 8-bit levels"),
+    "continuous": ("gaussian", "the data are continuous"),
+}
+
+
+def choose(kind: str, name: str = "auto") -> tuple[str, str]:
+    """Pick a likelihood for data of a kind and say why, or refuse one that does not fit.
+
+    kind: "binary", "8-bit" or "continuous". name: one of `LIKELIHOODS` or "auto".
+    Returns (name, reason). Errors: ValueError where the pair is not a likelihood, with the reason.
+
+    >>> choose("8-bit")
+    ('logistics', 'the data are 8-bit levels')
+    """
+    require(
+        name == "auto" or name in LIKELIHOODS,
+        "likelihood",
+        f"auto or one of {[*LIKELIHOODS]}",
+        name,
+    )
+    best, reason = _REASONS[kind]
+    if name == "auto":
+        return best, reason
+    why = {
+        ("8-bit", "bernoulli"): "grey levels are not outcomes of a coin; pass binarize='dynamic' "
+        "to make them so, or likelihood='logistics'",
+        ("8-bit", "gaussian"): "a continuous density on 8-bit levels has no maximum (the error "
+        "goes to 0, the density to infinity), so its figure would mean nothing; use 'logistics'",
+        ("binary", "gaussian"): "a continuous density on bits has no maximum; use 'bernoulli'",
+    }.get((kind, name), f"use {best!r}")
+    require(kind in LIKELIHOODS[name], "likelihood", f"one that fits {kind} data", repr(name), why)
+    return name, "as asked"

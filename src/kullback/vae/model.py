@@ -1,0 +1,229 @@
+"""`VAE`: an encoder, a decoder, a likelihood and a prior, composed; and `build`, which does so.
+
+`build` makes one from an `Architecture` and the data's shape and kind; `VAE(...)` takes any parts
+you have written yourself. `VAE.load` reads a run directory. Figures come back per image: `elbo`
+and `log_likelihood` are lower bounds, higher is better; `kullback.vae.evaluate` puts error bars
+on their averages.
+"""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kullback.core import RunError, require
+from kullback.core.checks import describe
+from kullback.variational import gaussian
+
+from . import store
+from .architecture import Architecture, Spec
+from .bounds import bounds
+from .likelihoods import Bernoulli, Categorical, Gaussian, Likelihood, choose
+from .logistics import DiscretisedLogistics
+from .networks import ConvDecoder, ConvEncoder, MlpDecoder, MlpEncoder
+from .priors import StandardNormal
+
+__all__ = ["VAE", "build"]
+
+
+class VAE(nn.Module):
+    """A latent-variable model `p(x) = ∫ p(x|z) p(z) dz` with an approximate posterior q(z|x).
+
+    encoder: `[batch, *event]` floats to (mean, log_sd), `[batch, latent]` each. decoder:
+    `[rows, latent]` to `[rows, channels, places]`. likelihood, prior: see their modules.
+    shift, scale: x enters the encoder (and only it) as (x − shift) / scale.
+    Everywhere x is `[batch, *event]` in the data's own units: 0/1, levels 0 … 255, or continuous.
+
+    >>> model = build((1, 4, 4), "binary", Architecture(hidden=(8,), latent=2))
+    >>> model.encode(torch.zeros(3, 1, 4, 4))[0].shape
+    torch.Size([3, 2])
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        prior: StandardNormal,
+        *,
+        shift: Tensor | None = None,
+        scale: float = 1.0,
+        spec: Spec | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.likelihood, self.prior = likelihood, prior
+        self.register_buffer("shift", torch.zeros(()) if shift is None else shift.clone())
+        self.register_buffer("scale", torch.tensor(float(scale)))
+        self.spec = spec
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and log standard deviation of q(z|x), `[batch, latent]` each."""
+        encoded: tuple[Tensor, Tensor] = self.encoder((x - self.shift) / self.scale)
+        return encoded
+
+    def parameters_of(self, z: Tensor) -> Tensor:
+        """Decode z `[*lead, latent]` to likelihood parameters `[*lead, channels, places]`."""
+        flat: Tensor = self.decoder(z.reshape(-1, z.shape[-1]))
+        return flat.reshape(*z.shape[:-1], *flat.shape[1:])
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return the expected x given z: `[*lead, latent]` to `[*lead, *event]`."""
+        return self.likelihood.mean(self.parameters_of(z))
+
+    def terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what every objective is made of, in nats, for noise `[draws, batch, latent]`.
+
+        log p(x|z) `[draws, batch]`; log p(z) − log q(z|x) `[draws, batch]`; the exact
+        KL(q(z|x) ‖ p(z)) per latent dimension `[batch, latent]`. Differentiable.
+        """
+        mean, log_sd = self.encode(x)
+        z = gaussian.draw(mean, log_sd, noise)
+        log_likelihood = self.likelihood.log_prob(self.parameters_of(z), x)
+        return log_likelihood, self.prior.log_ratio(z, log_sd, noise), self.prior.kl(mean, log_sd)
+
+    def check(self, x: Tensor) -> Tensor:
+        """Return x as floats ready for the model, or refuse it.
+
+        Errors: ValueError when the shape is not `[batch, *event]`, a binary model meets anything
+        but 0 and 1, an 8-bit model anything but integers 0 … 255, or x is not finite.
+
+        >>> build((2,), "binary").check(torch.tensor([[0, 1]], dtype=torch.uint8))
+        tensor([[0., 1.]])
+        """
+        if self.spec is not None:
+            wanted = ["batch", *self.spec.event_shape]
+            ok = tuple(x.shape[1:]) == self.spec.event_shape
+            require(ok, "x", f"shape {wanted}".replace("'", ""), describe(x))
+        x = x.float()
+        require(bool(torch.isfinite(x).all()), "x", "finite values", "NaN or infinity")
+        kind = None if self.spec is None else self.spec.kind
+        span = f"values in [{x.min():.4g}, {x.max():.4g}]" if x.numel() else "nothing"
+        if kind == "binary":
+            ok = bool(((x == 0) | (x == 1)).all())
+            require(ok, "x", "0 and 1 only", span, "binarise the data first")
+        if kind == "8-bit":
+            ok = bool(((x == x.round()) & (x >= 0) & (x <= 255)).all())
+            require(ok, "x", "integers 0 to 255", span, "pass uint8 images")
+        return x
+
+    def elbo(
+        self, x: Tensor, *, draws: int = 1, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return `E_q[log p(x|z)] − KL(q(z|x) ‖ p(z))`, `[batch]`, in nats; higher is better.
+
+        The expectation is a mean of `draws` draws, the KL is exact (MATH 2.3). A lower bound on
+        log p(x) in expectation. x: `[batch, *event]`, checked.
+        """
+        generator = generator or torch.Generator(self.scale.device).manual_seed(0)
+        return bounds(self, self.check(x), draws=draws, generator=generator).elbo
+
+    def log_likelihood(
+        self, x: Tensor, *, draws: int = 1000, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return the importance-weighted bound L_K on log p(x), `[batch]`, in nats (MATH 2.5).
+
+        A lower bound in expectation that rises with `draws`. x: `[batch, *event]`, checked.
+        """
+        generator = generator or torch.Generator(self.scale.device).manual_seed(0)
+        return bounds(self, self.check(x), draws=draws, generator=generator).importance_weighted
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, *, generator: torch.Generator | None = None, noise: bool = True
+    ) -> Tensor:
+        """Draw n x's: z ~ p(z), then x ~ p(x|z), or its mean when `noise=False`.
+
+        Returns `[n, *event]` in the data's units.
+        """
+        generator = generator or torch.Generator(self.scale.device).manual_seed(0)
+        parameters = self.parameters_of(self.prior.sample(n, generator))
+        if noise:
+            return self.likelihood.sample(parameters, generator)
+        return self.likelihood.mean(parameters)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json` (the description) and `model.safetensors` (the weights).
+
+        Errors: RunError where the parts are your own (save `state_dict()` yourself then), where
+        the folder already holds a model, or where the disk refuses.
+        """
+        if self.spec is None:
+            raise RunError("this VAE was composed by hand: only models from `build` can be saved")
+        folder = Path(folder)
+        store.refuse_to_overwrite(folder / "config.json")
+        folder.mkdir(parents=True, exist_ok=True)
+        store.save_tensors(folder / "model.safetensors", self.state_dict())
+        store.write_json(folder / "config.json", {"format": 1, "model": self.spec.to_dict()})
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> "VAE":
+        """Read a model from a run directory; nothing is unpickled, no code in it is run.
+
+        Errors: RunError when a file is missing, damaged, or does not match its description.
+        """
+        folder = Path(folder)
+        config = store.read_json(folder / "config.json")
+        if not isinstance(config, dict) or config.get("format") != 1 or "model" not in config:
+            raise RunError(f"{folder / 'config.json'}: not a model of format 1 of this library")
+        spec = Spec.from_dict(config["model"], source=str(folder / "config.json"))
+        with torch.device("meta"):
+            model = build(spec.event_shape, spec.kind, spec.architecture)
+        expected = model.state_dict()
+        tensors = store.load_tensors(folder / "model.safetensors", like=expected)
+        model.load_state_dict(tensors, assign=True)
+        return model.to(device).eval()
+
+
+def build(
+    event_shape: tuple[int, ...],
+    kind: str,
+    architecture: Architecture | None = None,
+    *,
+    mean: Tensor | None = None,
+    scale: float | None = None,
+) -> VAE:
+    """Build a VAE for events of a shape and kind; weights come from torch's global generator.
+
+    event_shape: `(C, H, W)` or `(D,)`. kind: "binary", "8-bit" or "continuous". mean: the training
+    data's mean `[*event]` in its own units: it centres the encoder's input and is the decoder's
+    first output. scale: what the centred input is divided by. Errors: ValueError as `Architecture`
+    and `choose` say, and for conv networks on vectors.
+
+    >>> build((1, 28, 28), "8-bit").spec.architecture.likelihood
+    'logistics'
+    """
+    architecture = architecture or Architecture()
+    name, _ = choose(kind, architecture.likelihood)
+    architecture = replace(architecture, likelihood=name)
+    spec = Spec(tuple(event_shape), kind, architecture)
+    usual = {"binary": (0.5, 1.0), "8-bit": (127.5, 64.0), "continuous": (0.0, 1.0)}[kind]
+    mean = torch.full(spec.event_shape, usual[0]) if mean is None else mean.float()
+    likelihood = _likelihood(spec)
+    bias = likelihood.initial_bias(mean)
+    hidden, latent = architecture.hidden, architecture.latent
+    if architecture.network == "mlp":
+        act = architecture.activation
+        encoder: nn.Module = MlpEncoder(event_shape, hidden, latent, activation=act)
+        decoder: nn.Module = MlpDecoder(latent, hidden[::-1], bias, activation=act)
+    else:
+        encoder = ConvEncoder(event_shape, hidden, latent)
+        decoder = ConvDecoder(event_shape, latent, hidden, bias)
+    scale = usual[1] if scale is None else scale
+    require(math.isfinite(scale) and scale > 0, "scale", "a positive number", scale)
+    prior = StandardNormal(latent)
+    return VAE(encoder, decoder, likelihood, prior, shift=mean, scale=scale, spec=spec)
+
+
+def _likelihood(spec: Spec) -> Any:
+    architecture = spec.architecture
+    if architecture.likelihood == "logistics":
+        return DiscretisedLogistics(spec.event_shape, components=architecture.components)
+    named = {"bernoulli": Bernoulli, "categorical": Categorical, "gaussian": Gaussian}
+    return named[architecture.likelihood](spec.event_shape)

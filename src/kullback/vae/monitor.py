@@ -1,0 +1,164 @@
+"""Watching a training: rows for the logs, figures for the progress bar, warnings in time."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kullback.core import Estimate
+from kullback.data import Dataset
+
+from . import checkpoint
+from .bounds import bounds
+from .model import VAE
+from .train import State
+from .training import Training
+
+__all__ = ["ACTIVE", "Monitor", "Progress", "active_units", "collapse_warning"]
+
+ACTIVE = 0.01  # a unit is active when Var_x(E_q[z|x]) is above this: Burda et al. 2016, section 5.1
+TEST_IMAGES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One reading of a running training; figures are training averages in nats, `nan` at first.
+
+    fraction of the budget spent; seconds so far and left; images per second; the newest warning.
+    """
+
+    fraction: float
+    step: int
+    seconds: float
+    seconds_left: float
+    images_per_second: float
+    elbo: float
+    rate: float
+    distortion: float
+    test_elbo: Estimate | None
+    warning: str
+
+
+def active_units(means: torch.Tensor) -> int:
+    """Count the latent dimensions whose posterior mean varies over images, `means [n, latent]`.
+
+    >>> active_units(torch.tensor([[0.0, 1.0], [0.0, -1.0]]))
+    1
+    """
+    return int((means.var(0) > ACTIVE).sum())
+
+
+def collapse_warning(kl: list[float], active: int, beta: float) -> str:
+    """Say that the posterior has collapsed, and what to do; empty when it has not.
+
+    kl: the mean KL of every latent dimension, in nats.
+
+    >>> collapse_warning([0.001, 0.002], 0, 1.0)[:18]
+    'posterior collapse'
+    >>> collapse_warning([2.0, 1.0], 2, 1.0)
+    ''
+    """
+    total = sum(kl)
+    if active > 0 and total > 0.5:
+        return ""
+    remedy = "--warmup 0.3, --free-bits 0.1 or a lower --learning-rate"
+    remedy = f"a smaller --beta (now {beta:g}), {remedy}" if beta > 1 else remedy
+    return (
+        f"posterior collapse: {active} of {len(kl)} latent dimensions are active and the KL is "
+        f"{total:.2g} nats, so z says nothing about x. Try: {remedy}"
+    )
+
+
+class Monitor:
+    """Writes the logs of one run and calls its progress callback."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: VAE,
+        data: Dataset,
+        settings: Training,
+        state: State,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.folder, self.model, self.settings, self.state = folder, model, settings, state
+        self.progress = progress
+        size = min(settings.batch_size, len(data.train))
+        self.batch, self.per_epoch = size, len(data.train) // size
+        self.log_every = min(100, self.per_epoch)
+        self.test_every = self.log_every * max(1, math.ceil(500 / self.log_every))
+        self.test = model.check(data.test[:TEST_IMAGES])
+        self.warnings: list[str] = []
+        self.latest: dict[str, float] = {}
+        self.test_elbo: Estimate | None = None
+        self.first = (state.step, state.seconds)
+        self.called = -math.inf
+
+    def after_step(self) -> None:
+        """Log when a reading is due; call back at most ten times a second."""
+        if self.state.step % self.log_every == 0:
+            self._log()
+        if self.progress is not None and time.monotonic() - self.called > 0.1:
+            self.called = time.monotonic()
+            self.progress(self._reading())
+
+    def _log(self) -> None:
+        state = self.state
+        elbo, rate, count = state.totals.tolist()
+        state.totals.zero_()
+        spent = self.settings.progress(state.step, state.seconds, self.per_epoch)
+        self.latest = {"elbo": elbo / count, "rate": rate / count}
+        self.latest["distortion"] = self.latest["rate"] - self.latest["elbo"]
+        row: dict[str, Any] = {"step": state.step, "epoch": state.step / self.per_epoch}
+        row |= self.latest | {"beta": self.settings.beta_at(spent)}
+        row["learning_rate"] = state.optimiser.param_groups[0]["lr"]
+        if state.step % self.test_every == 0:
+            row |= self._test(spent)
+        checkpoint.append_row(self.folder, "metrics.jsonl", row)
+        timing = {"step": state.step, "seconds": state.seconds}
+        checkpoint.append_row(self.folder, "timing.jsonl", timing)
+
+    def _test(self, spent: float) -> dict[str, Any]:
+        """Measure the averaged weights on test images, with the same noise every time."""
+        generator = torch.Generator(self.test.device).manual_seed(self.settings.seed)
+        with self.state.flat.averaged():
+            figures = bounds(self.model, self.test, draws=1, generator=generator)
+        kl = self.model.prior.kl(figures.mean, figures.log_sd).mean(0).tolist()
+        active = active_units(figures.mean)
+        self.test_elbo = Estimate.from_terms(figures.elbo.double().cpu(), bias="low", why="a bound")
+        if spent > max(0.1, self.settings.warmup):
+            self._warn(collapse_warning(kl, active, self.settings.beta))
+        return {
+            "test_elbo": self.test_elbo.value,
+            "test_elbo_error": self.test_elbo.standard_error,
+            "test_images": len(self.test),
+            "active_units": active,
+            "kl_per_dimension": kl,
+        }
+
+    def _warn(self, text: str) -> None:
+        if text and not self.warnings:
+            self.warnings.append(text)
+
+    def _reading(self) -> Progress:
+        state = self.state
+        steps, seconds = state.step - self.first[0], state.seconds - self.first[1]
+        fraction = self.settings.progress(state.step, state.seconds, self.per_epoch)
+        left = state.seconds * (1 - fraction) / fraction if fraction > 0 else math.nan
+        nan = math.nan
+        return Progress(
+            fraction=fraction,
+            step=state.step,
+            seconds=state.seconds,
+            seconds_left=left,
+            images_per_second=steps * self.batch / seconds if seconds > 0 else nan,
+            elbo=self.latest.get("elbo", nan),
+            rate=self.latest.get("rate", nan),
+            distortion=self.latest.get("distortion", nan),
+            test_elbo=self.test_elbo,
+            warning=self.warnings[-1] if self.warnings else "",
+        )

@@ -1,0 +1,190 @@
+"""A run: training in a directory of its own that can be killed, resumed, evaluated and sent on.
+
+`train` starts one, `resume` goes on with one. A run directory holds `config.json` (every setting,
+the data's protocol, versions), `metrics.jsonl` (a function of the settings alone), `timing.jsonl`
+(the clock), `checkpoints/`, and at the end `model.safetensors` with the averaged weights.
+"""
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kullback
+from kullback import data as kdata
+from kullback.core import DataError, RunError
+from kullback.data import Dataset
+
+from . import checkpoint, store
+from .architecture import Architecture, Spec
+from .device import pick_device, pick_precision, pick_threads
+from .model import VAE, build
+from .monitor import Monitor, Progress
+from .train import State, fit
+from .training import Training
+
+__all__ = ["Outcome", "resume", "train"]
+
+CHECKPOINT_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a training left: its folder, the model with averaged weights, and whether it finished."""
+
+    folder: Path
+    model: VAE
+    finished: bool
+    warnings: tuple[str, ...] = ()
+
+
+def train(
+    data: Dataset | str | Path = "fashion",
+    *,
+    architecture: Architecture | None = None,
+    training: Training | None = None,
+    folder: str | Path | None = None,
+    device: str = "auto",
+    progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Outcome:
+    """Train a VAE from scratch in a new run directory and return it.
+
+    data: a `Dataset`, or anything `kullback.data.load` takes. folder: default
+    `runs/<data>-<UTC time>`; it must not exist. progress: called a few times a second. stop: asked
+    after every step; True saves a checkpoint and ends early with `finished=False`.
+    Errors: DataError for data that cannot be used, ValueError for settings that do not fit them,
+    RunError for a folder that exists or a loss that is no longer finite.
+    """
+    training = training or Training()
+    dataset = data if isinstance(data, Dataset) else kdata.load(data)
+    where = pick_device(device)
+    threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
+    model = _fresh_model(dataset, architecture or Architecture(), training.seed)
+    config = {
+        "format": 1,
+        "model": _spec(model).to_dict(),
+        "training": training.to_dict(),
+        "data": dataset.protocol,
+        "device": str(where),
+        "threads": threads,
+        "precision": str(pick_precision(training.precision, where)).removeprefix("torch."),
+        "versions": {
+            "kullback": kullback.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    path = _new_folder(folder, dataset)
+    store.write_json(path / "config.json", config)
+    return _drive(path, model, dataset, config, progress, stop)
+
+
+def resume(
+    folder: str | Path,
+    *,
+    data: Dataset | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Outcome:
+    """Go on with a run from its last checkpoint; on a CPU the result is bit for bit the same.
+
+    (With `epochs` or `steps`; a budget in minutes follows the clock.) data: needed only when the
+    run was trained on a `Dataset` made in memory. Errors: RunError for a folder that holds no run
+    or a damaged one; DataError when the data are not those of the run (their hashes differ).
+    """
+    path = Path(folder)
+    config = store.read_json(path / "config.json")
+    for key in ("format", "model", "training", "data", "device", "threads", "precision"):
+        if not isinstance(config, dict) or key not in config:
+            raise RunError(f"{path / 'config.json'}: not the description of a run: no {key!r}")
+    spec = Spec.from_dict(config["model"], source=str(path / "config.json"))
+    if (path / "model.safetensors").exists():
+        return Outcome(path, VAE.load(path), finished=True)
+    dataset = data or kdata.reload(config["data"])
+    for part in ("train_sha256", "test_sha256"):
+        if dataset.protocol[part] != config["data"].get(part):
+            raise DataError(f"{path}: these are not the data the run was trained on ({part})")
+    model = _fresh_model(dataset, spec.architecture, int(config["training"]["seed"]))
+    return _drive(path, model, dataset, config, progress, stop)
+
+
+def _drive(
+    folder: Path,
+    model: VAE,
+    data: Dataset,
+    config: dict[str, Any],
+    progress: Callable[[Progress], None] | None,
+    stop: Callable[[], bool] | None,
+) -> Outcome:
+    """Run the loop from the folder's last checkpoint and leave the folder consistent."""
+    device = pick_device(config["device"])
+    model, data = model.to(device), data.to(device)
+    settings = Training(**config["training"])
+    state = State.start(model, settings)
+    checkpoint.load(folder, state)
+    monitor = Monitor(folder, model, data, settings, state, progress)
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(config["threads"]))
+    saved = time.monotonic()
+    finished = True
+    try:
+        precision: torch.dtype = getattr(torch, config["precision"])
+        for _ in fit(model, data, settings, state, precision=precision, folder=folder):
+            monitor.after_step()
+            if stop is not None and stop():
+                finished = False
+                break
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                checkpoint.save(folder, state)
+                saved = time.monotonic()
+        if state.step:
+            checkpoint.save(folder, state)
+        with state.flat.averaged():
+            weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        if finished:
+            store.save_tensors(folder / "model.safetensors", weights)
+    finally:
+        torch.set_num_threads(before)
+    model.load_state_dict(weights)
+    return Outcome(folder, model.eval(), finished, tuple(monitor.warnings))
+
+
+def _spec(model: VAE) -> Spec:
+    if model.spec is None:
+        raise RunError("only models from `build` can be trained in a run directory")
+    return model.spec
+
+
+def _fresh_model(data: Dataset, architecture: Architecture, seed: int) -> VAE:
+    """Build the model for the data, its weights a function of the seed alone."""
+    train = data.train.float()
+    mean = train.mean(0)
+    if data.dynamic:
+        mean = mean / 255.0
+    scale = float((train - train.mean(0)).std()) if data.kind != "binary" else 1.0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(data.event_shape, data.kind, architecture, mean=mean, scale=scale or 1.0)
+
+
+def _new_folder(folder: str | Path | None, data: Dataset) -> Path:
+    """Make a new, empty directory for a run; never one that exists."""
+    if folder is None:
+        name = Path(str(data.protocol.get("source", "data"))).stem or "data"
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        folder = Path("runs") / f"{name}-{stamp}"
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=False)
+    except FileExistsError as error:
+        raise RunError(f"{path} exists already; a run never overwrites another. Try: --out") from error
+    except OSError as error:
+        raise RunError(f"{path}: cannot be made: {error.strerror or error}") from error
+    return path

@@ -1,0 +1,142 @@
+"""Training a VAE: one loop, and the few things around it.
+
+`fit` is the loop, a generator that yields after every step; `kullback.vae.run.train` wraps it in a
+run directory with checkpoints. A copy of `fit` is a fine start for a loop of your own.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kullback.core import RunError
+from kullback.data import Dataset
+from kullback.variational import objectives
+
+from .device import autocast
+from .flat import FlatParameters
+from .model import VAE
+from .nonfinite import diagnose
+from .training import Training
+
+__all__ = ["State", "fit", "loss_terms"]
+
+AVERAGE_EVERY = 10  # steps between updates of the averaged weights
+
+
+@dataclass(slots=True)
+class State:
+    """All that the next step needs; what a checkpoint holds.
+
+    totals: sums over the steps since the last reading of (ELBO, rate), and their count.
+    """
+
+    flat: FlatParameters
+    optimiser: torch.optim.AdamW
+    generator: torch.Generator
+    step: int = 0
+    seconds: float = 0.0
+    totals: Tensor = field(default_factory=lambda: torch.zeros(3))
+
+    @classmethod
+    def start(cls, model: VAE, settings: Training) -> "State":
+        """Make the state of a run that has not begun, on the model's device."""
+        flat = FlatParameters(model)
+        optimiser = torch.optim.AdamW(
+            [flat.vector],
+            lr=settings.learning_rate,
+            betas=(0.9, 0.99),
+            eps=1e-8,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        device = flat.vector.device
+        generator = torch.Generator(device).manual_seed(settings.seed)
+        return cls(flat, optimiser, generator, totals=torch.zeros(3, device=device))
+
+
+def loss_terms(model: VAE, x: Tensor, noise: Tensor, settings: Training, beta: float) -> Tensor:
+    """Return (loss, ELBO, rate), `[3]`, batch means in nats, for noise `[draws, batch, latent]`.
+
+    The loss is minus the objective; the ELBO and the rate are what they say whatever β is.
+    """
+    likelihood, ratio, kl = model.terms(x, noise)
+    if settings.objective == "elbo":
+        objective = objectives.beta_elbo(likelihood, kl, beta=beta, free_bits=settings.free_bits)
+    else:
+        objective = objectives.iwae(objectives.log_weights(likelihood, ratio, beta=beta))
+    rate = kl.detach().sum(-1)
+    elbo = likelihood.detach().mean(0) - rate
+    return torch.stack([-objective.mean(), elbo.mean(), rate.mean()])
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
+    """Return the order of the training items in one epoch: a function of seed and epoch alone."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+
+
+def batches(data: Dataset, settings: Training, state: State) -> Iterator[Tensor]:
+    """Yield index batches for ever, from the state's step on; an incomplete last batch is dropped."""
+    n = len(data.train)
+    size = min(settings.batch_size, n)
+    per_epoch = n // size
+    while True:
+        epoch, first = divmod(state.step, per_epoch)
+        order = epoch_order(settings.seed, epoch, n).to(data.train.device)
+        for i in range(first, per_epoch):
+            yield order[i * size : (i + 1) * size]
+
+
+def fit(
+    model: VAE,
+    data: Dataset,
+    settings: Training,
+    state: State,
+    *,
+    precision: torch.dtype = torch.float32,
+    folder: Path | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[State]:
+    """Train in place, yielding the state after every step until the budget is spent.
+
+    Errors: RunError at the first non-finite loss or gradient, before it touches the weights, with
+    the step, the batch items and the tensor; a repro file is left in `folder`.
+    """
+    flat, optimiser = state.flat, state.optimiser
+    per_epoch = max(1, len(data.train) // settings.batch_size)
+    latent = model.prior.latent
+    started = clock() - state.seconds
+    cast = autocast(flat.vector.device, precision)
+    for indices in batches(data, settings, state):
+        state.seconds = clock() - started
+        progress = settings.progress(state.step, state.seconds, per_epoch)
+        if progress >= 1.0:
+            return
+        x = data.batch(indices, state.generator).float()
+        shape = (settings.draws, len(x), latent)
+        noise = torch.randn(shape, generator=state.generator, device=x.device)
+        with cast:
+            terms = loss_terms(model, x, noise, settings, settings.beta_at(progress))
+        norm = flat.differentiate(terms[0])
+        size = float(norm + terms[0].detach())
+        if not math.isfinite(size):
+            names = [data.train_names[i] for i in indices.tolist()]
+            raise RunError(
+                diagnose(
+                    model, flat, step=state.step, x=x, noise=noise, names=names, folder=folder
+                )
+            )
+        if float(norm) > settings.clip:
+            flat.vector.grad.mul_(settings.clip / norm)  # type: ignore[union-attr]
+        optimiser.param_groups[0]["lr"] = settings.learning_rate_at(progress, state.step)
+        optimiser.step()
+        state.step += 1
+        if state.step % AVERAGE_EVERY == 0:
+            window = settings.average * state.step
+            flat.update_average(min(1.0, AVERAGE_EVERY / window))
+        state.totals += torch.cat([terms[1:].detach(), terms.new_ones(1)])
+        yield state

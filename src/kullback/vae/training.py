@@ -1,0 +1,95 @@
+"""How to train: the settings of a run, and the schedules that follow from them."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kullback.core import require
+
+__all__ = ["Training"]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Settings of one training run; every figure it leads to depends on them.
+
+    objective: "elbo" (closed-form KL) or "iwae" (importance-weighted, `draws` ≥ 2 to differ).
+    draws: of q(z|x) per image and step. beta: weight of the KL, in nats against nats, summed over
+    dimensions; only β = 1 is the ELBO. warmup: the first fraction of the run, over which β rises
+    from 0. free_bits: nats per latent dimension left uncharged ("elbo" only).
+    minutes, epochs, steps: give one; with none, two minutes. learning_rate: the peak, reached after
+    a short linear rise, then falling to 0 along a cosine. clip: largest gradient norm. average:
+    the weights used for evaluation average about this fraction of the steps so far.
+    precision: of the matrix products: "auto", "float32" or "bfloat16" (weights stay float32).
+
+    >>> Training(steps=100).budget
+    ('steps', 100)
+    """
+
+    objective: str = "elbo"
+    draws: int = 1
+    beta: float = 1.0
+    warmup: float = 0.0
+    free_bits: float = 0.0
+    minutes: float | None = None
+    epochs: float | None = None
+    steps: int | None = None
+    batch_size: int = 250
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.0
+    clip: float = 1000.0
+    average: float = 0.05
+    precision: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        known = self.objective in ("elbo", "iwae")
+        require(known, "objective", "elbo or iwae", repr(self.objective))
+        require(self.draws >= 1, "draws", "at least 1", self.draws)
+        require(self.beta >= 0, "beta", "at least 0", self.beta)
+        require(0 <= self.warmup <= 1, "warmup", "a fraction of the run, 0 to 1", self.warmup)
+        require(self.free_bits >= 0, "free_bits", "nats, at least 0", self.free_bits)
+        free = self.free_bits == 0 or self.objective == "elbo"
+        require(free, "free_bits", "0 with objective iwae", self.free_bits, "objective elbo")
+        given = [b for b in (self.minutes, self.epochs, self.steps) if b is not None]
+        require(len(given) <= 1, "budget", "one of minutes, epochs or steps", f"{len(given)} of them")
+        positive = all(b > 0 and math.isfinite(b) for b in given)
+        require(positive, "budget", "a positive number of minutes, epochs or steps", given)
+        require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+        good = math.isfinite(self.learning_rate) and self.learning_rate > 0
+        require(good, "learning_rate", "a positive number", self.learning_rate)
+        require(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
+        require(self.clip > 0, "clip", "a positive norm", self.clip)
+        require(0 < self.average <= 1, "average", "a fraction of the run", self.average)
+        known = self.precision in ("auto", "float32", "bfloat16")
+        require(known, "precision", "auto, float32 or bfloat16", repr(self.precision))
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """What ends the run: its unit and amount."""
+        if self.epochs is not None:
+            return "epochs", self.epochs
+        if self.steps is not None:
+            return "steps", self.steps
+        return "minutes", 2.0 if self.minutes is None else self.minutes
+
+    def progress(self, step: int, seconds: float, steps_per_epoch: int) -> float:
+        """Return how much of the budget is spent, 0 to 1; 1 ends the run."""
+        unit, amount = self.budget
+        if unit == "minutes":
+            return min(1.0, seconds / (60.0 * amount))
+        total = max(1, round(amount * steps_per_epoch)) if unit == "epochs" else int(amount)
+        return min(1.0, step / total)
+
+    def learning_rate_at(self, progress: float, step: int) -> float:
+        """Return the step's learning rate: a rise over 200 steps, then a cosine down to 0."""
+        rise = min(1.0, (step + 1) / 200)
+        return self.learning_rate * rise * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    def beta_at(self, progress: float) -> float:
+        """Return the step's β, rising linearly over the warm-up."""
+        return self.beta if progress >= self.warmup else self.beta * progress / self.warmup
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary of every setting."""
+        return asdict(self)

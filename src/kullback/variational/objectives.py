@@ -1,0 +1,82 @@
+"""Objectives: functions of log-weights `[draws, batch]` in nats; higher is better.
+
+A log-weight is `log w = log p(x, z) − log q(z|x)` at a draw z ~ q, summed over every dimension of
+x and z. Which to use: `elbo` when all there is are log-weights; `beta_elbo` when the KL to the
+prior has a closed form (less variance; β and free bits act on it); `iwae` for the tighter bound.
+What is minimised is the *loss*, minus the batch mean of one of these.
+"""
+
+import torch
+from torch import Tensor
+
+from kullback.core import require
+from kullback.sampled import log_mean_exp
+
+__all__ = ["beta_elbo", "elbo", "iwae", "log_weights"]
+
+
+def log_weights(log_likelihood: Tensor, log_ratio: Tensor, *, beta: float = 1.0) -> Tensor:
+    """Return `log p(x|z) + β (log p(z) − log q(z|x))`, `[draws, batch]`, in nats.
+
+    log_likelihood, log_ratio: `[draws, batch]`. With β = 1 these are true log-weights and their
+    `elbo` and `iwae` are bounds on log p(x); with any other β they are not.
+
+    >>> log_weights(torch.tensor([[-3.0]]), torch.tensor([[-1.0]]), beta=2.0)
+    tensor([[-5.]])
+    """
+    return log_likelihood + beta * log_ratio
+
+
+def elbo(log_weights: Tensor) -> Tensor:
+    """Return the evidence lower bound `(1/K) Σ_k log w_k`, `[batch]`, in nats (MATH 2.3).
+
+    log_weights: `[draws, batch]`, K ≥ 1 draws. An unbiased estimate of the ELBO, itself a lower
+    bound on log p(x). −inf stays −inf and NaN stays NaN.
+
+    >>> elbo(torch.tensor([[-1.0, -2.0], [-3.0, -2.0]]))
+    tensor([-2., -2.])
+    """
+    require(log_weights.ndim == 2, "log_weights", "[draws, batch]", list(log_weights.shape))
+    return log_weights.mean(0)
+
+
+def iwae(log_weights: Tensor) -> Tensor:
+    """Return the importance-weighted bound `log (1/K) Σ_k w_k`, `[batch]`, in nats (MATH 2.5).
+
+    log_weights: `[draws, batch]`, K ≥ 1 draws; K = 1 is the ELBO. In expectation it rises with K
+    to log p(x) and never passes it. Its gradient weighs draws by their normalised weights.
+    Reference: Burda, Grosse and Salakhutdinov (2016), eq. 8.
+
+    >>> iwae(torch.log(torch.tensor([[0.1], [0.3]]))).exp()
+    tensor([0.2000])
+    """
+    require(log_weights.ndim == 2, "log_weights", "[draws, batch]", list(log_weights.shape))
+    return log_mean_exp(log_weights, dim=0)
+
+
+def beta_elbo(
+    log_likelihood: Tensor, kl: Tensor, *, beta: float = 1.0, free_bits: float = 0.0
+) -> Tensor:
+    """Return `(1/K) Σ_k log p(x|z_k) − β Σ_j KL_j`, `[batch]`, in nats, with a closed-form KL.
+
+    log_likelihood: `[draws, batch]`, summed over the dimensions of x. kl: `[batch, latent]`, the
+    exact KL(q(z_j|x) ‖ p(z_j)) of every latent dimension. β = 1 and free_bits = 0 give the ELBO;
+    any other setting gives an objective that is not a bound on log p(x).
+    free_bits: nats each latent dimension may spend before it is charged: the *batch mean* of KL_j
+    is replaced by free_bits where it is lower (its gradient is then zero).
+    Errors: ValueError for a negative β or free_bits or for other shapes.
+    Reference: Higgins et al. (2017), eq. 4; Kingma et al. (2016), eq. 15.
+
+    >>> beta_elbo(torch.tensor([[-10.0]]), torch.tensor([[1.0, 0.1]]), beta=2.0)
+    tensor([-12.2000])
+    >>> beta_elbo(torch.tensor([[-10.0]]), torch.tensor([[1.0, 0.1]]), free_bits=0.5)
+    tensor([-11.5000])
+    """
+    require(beta >= 0, "beta", "a number of at least 0", beta)
+    require(free_bits >= 0, "free_bits", "nats, at least 0", free_bits)
+    require(kl.ndim == 2, "kl", "[batch, latent]", list(kl.shape))
+    if free_bits > 0:
+        means = kl.mean(0)
+        kl = kl + torch.clamp(free_bits - means, min=0.0)
+        kl = torch.where(means < free_bits, kl.detach(), kl)
+    return elbo(log_likelihood) - beta * kl.sum(-1)
