@@ -10,6 +10,7 @@ from .errors import (
     RunError,
 )
 from .estimate import Estimate
+from .files import read_json, write_atomic, write_json
 
 __all__ = [
     "ArgumentTypeError",
@@ -19,6 +20,9 @@ __all__ = [
     "KullbackError",
     "MissingExtraError",
     "RunError",
+    "read_json",
     "require",
     "require_type",
+    "write_atomic",
+    "write_json",
 ]

@@ -1,0 +1,12 @@
+"""Data: the embedded set, folders of pictures and NumPy files, as tensors with a protocol.
+
+Which to use: `load` to train and evaluate (a `Dataset`: split, binarisation, hashes);
+`load_images` to bring anything to the shape of a trained model; `binarize` for grey pixels to
+bits; `describe_protocol` for the one line that belongs beside every figure.
+"""
+
+from .binary import binarize
+from .dataset import Dataset, describe_protocol
+from .loading import load, load_images
+
+__all__ = ["Dataset", "binarize", "describe_protocol", "load", "load_images"]

@@ -1,0 +1,120 @@
+"""Examples to a `Dataset`: the split, the binarisation, the hashes, the protocol.
+
+Which to use: `assemble`.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kullback.core import DataError
+
+from .binary import binarize_all
+from .dataset import Dataset, Kind, sha256_of
+from .examples import Examples, plural
+
+__all__ = ["NAMED_SKIPS", "Binarize", "assemble"]
+
+Binarize = Literal["none", "static", "dynamic"]
+NAMED_SKIPS = 20
+
+
+def assemble(
+    examples: Examples,
+    source: str,
+    *,
+    asked: dict[str, Any],
+    binarize: Binarize,
+    seed: int,
+    test_fraction: float,
+) -> Dataset:
+    """Split, binarise, hash, and write the protocol down; `asked` goes into it as it is.
+
+    The training hash is taken before binarisation, the test hash after. Raises `DataError` when
+    a side is too small or continuous values cannot be binarised.
+    """
+    if binarize != "none":
+        _round_continuous(examples, source)
+    is_test = _split(examples, test_fraction, source)
+    train, test = (torch.from_numpy(examples.values[flags]) for flags in (~is_test, is_test))
+    kind = _kind_of(examples.values)
+    if kind == "binary" and binarize != "none":
+        binarize = "none"
+        examples.notes.append("values are 0 and 1 already: nothing to binarise")
+    elif kind == "8-bit" and binarize == "none" and _black_and_white(examples.values):
+        examples.notes.append("values are only 0 and 255: binarize static makes them 0 and 1")
+    train_hash = sha256_of(train)
+    if binarize != "none":
+        kind, test = "binary", binarize_all(test, seed=seed, label="test")
+    if binarize == "static":
+        train = binarize_all(train, seed=seed, label="train")
+    protocol = {
+        "source": source,
+        "split": examples.split,
+        "counts": {"train": len(train), "test": len(test)},
+        "event_shape": list(train.shape[1:]),
+        "kind": kind,
+        **asked,
+        "binarize": binarize,
+        "seed": seed,
+        "sha256": {"train": train_hash, "test": sha256_of(test)},
+        "skipped": _skips(examples.skipped),
+        "notes": examples.notes,
+    }
+    names = np.array(examples.names, dtype=object)
+    train_names, test_names = tuple(names[~is_test]), tuple(names[is_test])
+    return Dataset(train, test, kind, binarize == "dynamic", protocol, train_names, test_names)
+
+
+def _round_continuous(examples: Examples, source: str) -> None:
+    """Round floats in 0..1 to 8 bits, so that they can be binarised."""
+    if examples.values.dtype == np.uint8:
+        return
+    low, high = float(examples.values.min()), float(examples.values.max())
+    if low < 0 or high > 1:
+        found = f"{low:.6g} to {high:.6g}"
+        hint = "binarize none, or scale the values"
+        raise DataError(f"{source}: expected values in 0..1 to binarise; got {found}. Try: {hint}")
+    examples.values = np.rint(examples.values * 255).astype(np.uint8)
+    examples.notes.append("continuous values in 0..1 rounded to 8 bits before binarisation")
+
+
+def _split(examples: Examples, test_fraction: float, source: str) -> NDArray[np.bool_]:
+    """Return one flag a row, the source's own split or the split by digest, and judge it."""
+    is_test = examples.is_test
+    if is_test is None:
+        limit = test_fraction * 2**64
+        is_test = np.array([int.from_bytes(d[:8], "big") < limit for d in examples.digests])
+        examples.split += f", test_fraction {test_fraction:g}"
+    else:
+        train = {d for d, flag in zip(examples.digests, is_test, strict=False) if not flag}
+        copies = sum(
+            flag and d in train for d, flag in zip(examples.digests, is_test, strict=False)
+        )
+        if copies:
+            examples.notes.append(f"{plural(copies, 'test example')} also in the training set")
+    held, total = int(is_test.sum()), len(is_test)
+    if held < 2 or held == total:
+        hint = "more data, another test_fraction, or train/ and test/ folders (x_train and x_test)"
+        raise DataError(
+            f"{source}: expected at least 1 training and 2 test examples; "
+            f"got {total - held:,} and {held:,} ({examples.split}). Try: {hint}"
+        )
+    return is_test
+
+
+def _kind_of(values: NDArray[Any]) -> Kind:
+    if values.dtype != np.uint8:
+        return "continuous"
+    return "binary" if int(values.max()) <= 1 else "8-bit"
+
+
+def _black_and_white(values: NDArray[Any]) -> bool:
+    return bool(((values == 0) | (values == 255)).all())
+
+
+def _skips(skipped: list[tuple[str, str]]) -> dict[str, Any]:
+    files = [{"name": name, "reason": reason} for name, reason in skipped[:_NAMED_SKIPS]]
+    return {"count": len(skipped), "files": files}

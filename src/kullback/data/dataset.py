@@ -1,0 +1,109 @@
+"""`Dataset`: two tensors that live on the device once, and the protocol of every figure.
+
+Which to use: `load` (in `kullback.data`) makes a `Dataset`; `describe_protocol` writes its
+protocol in one line, to be printed beside every figure that depends on it.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kullback.core import DataError
+
+from .binary import binarize
+
+__all__ = ["Dataset", "Kind", "describe_protocol", "sha256_of"]
+
+Kind = Literal["binary", "8-bit", "continuous"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """Training and test examples, whole, as a model sees them.
+
+    train, test: `[N, *event]` and `[M, *event]`, uint8, or float32 when kind is "continuous".
+    Images are `[N, C, H, W]`, vectors `[N, D]`.
+    kind: "binary" (values 0 and 1, or drawn so by `batch`), "8-bit" (0..255) or "continuous".
+    dynamic: `train` holds grey levels and every `batch` draws its bits afresh; `test` is
+    binarised already, once, whenever kind is "binary".
+    protocol: JSON-ready; see `describe_protocol`. train_names, test_names: one a row.
+
+    >>> from kullback.data import load
+    >>> data = load("fashion", binarize="dynamic")
+    >>> data.train.shape, data.kind, data.event_shape
+    (torch.Size([10000, 1, 28, 28]), 'binary', (1, 28, 28))
+    >>> bits = data.batch(torch.tensor([5, 17]), torch.Generator().manual_seed(0))
+    >>> bits.shape, int(bits.max())
+    (torch.Size([2, 1, 28, 28]), 1)
+    """
+
+    train: Tensor
+    test: Tensor
+    kind: Kind
+    dynamic: bool
+    protocol: dict[str, Any]
+    train_names: tuple[str, ...]
+    test_names: tuple[str, ...]
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one example: `(C, H, W)` or `(D,)`."""
+        return tuple(self.train.shape[1:])
+
+    def batch(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """Gather training rows `[B, *event]` by `indices` `[B]`, with fresh bits when dynamic.
+
+        Nothing is drawn from `generator` unless `dynamic`, so its state alone resumes a run.
+        """
+        rows = self.train[indices]
+        return binarize(rows, generator) if self.dynamic else rows
+
+    def to(self, device: torch.device | str) -> "Dataset":
+        """Return the same data set with both tensors on `device`."""
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+
+def sha256_of(values: Tensor) -> str:
+    """Return the SHA-256 of a tensor's values in row order, as 64 hexadecimal digits.
+
+    >>> sha256_of(torch.zeros(2, dtype=torch.uint8)) == hashlib.sha256(bytes(2)).hexdigest()
+    True
+    """
+    return hashlib.sha256(values.detach().cpu().contiguous().numpy().data).hexdigest()
+
+
+def describe_protocol(protocol: dict[str, Any]) -> str:
+    """Write a protocol as one line: source, counts, shape, binarisation, hash of the test set.
+
+    Two figures are comparable when these lines agree. Raises `DataError` for a dictionary that is
+    not a protocol, such as one from a damaged file.
+
+    >>> from kullback.data import load
+    >>> line = describe_protocol(load("fashion", binarize="dynamic").protocol)
+    >>> line[:79]
+    'fashion: 10,000 train / 2,000 test, 28x28 grey, dynamic binarisation (seed 0), '
+    """
+    try:
+        counts, binarised = protocol["counts"], protocol["binarize"]
+        parts = [f"{counts['train']:,} train / {counts['test']:,} test"]
+        parts.append(_shape_in_words(protocol["event_shape"]))
+        seeded = f"{binarised} binarisation (seed {protocol['seed']})"
+        parts.append(protocol["kind"] if binarised == "none" else seeded)
+        if skipped := protocol["skipped"]["count"]:
+            parts.append(f"{skipped:,} skipped")
+        parts.append(f"test sha256 {protocol['sha256']['test'][:8]}…")
+        return f"{protocol['source']}: {', '.join(parts)}"
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"protocol: expected what load() stores; wrong or missing: {error}"
+        ) from error
+
+
+def _shape_in_words(event_shape: list[int]) -> str:
+    if len(event_shape) == 1:
+        return f"vectors of {event_shape[0]:,}"
+    channels, height, width = event_shape
+    return f"{height}x{width} {'RGB' if channels == 3 else 'grey'}"

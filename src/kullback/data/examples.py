@@ -1,0 +1,72 @@
+"""What every reader hands over: examples, names, digests, and what was done to them."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kullback.core import require
+
+__all__ = ["Channels", "Examples", "Fit", "Progress", "as_size", "digests_of", "plural"]
+
+Fit = Literal["crop", "pad"]
+Channels = Literal["auto", "grey", "rgb"]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(slots=True)
+class Examples:
+    """All examples of a source, before the split is applied.
+
+    values: `[N, *event]`, uint8 or float32; images are `[N, C, H, W]` with C = 1 or 3.
+    names: one a row. digests: SHA-256 of the file or of the row, one a row, or empty.
+    is_test: one flag a row where the source has a split of its own, else None.
+    split: that split in words. skipped: (name, reason) of what could not be read.
+
+    >>> Examples(np.zeros((2, 3), np.uint8), ["a[0]", "a[1]"]).skipped
+    []
+    """
+
+    values: NDArray[Any]
+    names: list[str]
+    digests: list[bytes] = field(default_factory=list)
+    is_test: NDArray[np.bool_] | None = None
+    split: str = ""
+    notes: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+def digests_of(values: NDArray[Any]) -> list[bytes]:
+    """Return the SHA-256 of every row's bytes, `[N, *event]` → N digests.
+
+    >>> len(digests_of(np.zeros((2, 3), np.uint8))[0])
+    32
+    """
+    rows = np.ascontiguousarray(values).reshape(len(values), -1)
+    return [hashlib.sha256(row.data).digest() for row in rows]
+
+
+def as_size(size: Any) -> tuple[int, int] | None:
+    """Read a size: None, one side for squares, or a pair (height, width); sides from 1 to 4096.
+
+    >>> as_size(64), as_size((28, 32)), as_size(None)
+    ((64, 64), (28, 32), None)
+    """
+    if size is None:
+        return None
+    pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    good = len(pair) == 2 and all(type(side) is int and 1 <= side <= 4096 for side in pair)
+    require(good, "size", "a side from 1 to 4096, or (height, width)", repr(size), "size=64")
+    return pair[0], pair[1]
+
+
+def plural(count: int, word: str) -> str:
+    """Write a count with its noun: 1 image, 1,200 images.
+
+    >>> plural(1, "image"), plural(1200, "image")
+    ('1 image', '1,200 images')
+    """
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"

@@ -1,0 +1,154 @@
+"""From what a user has to tensors: the embedded set, a folder of pictures, a NumPy file.
+
+Which to use: `load` for a data set with a split and a protocol, to train and evaluate on;
+`load_images` for everything in a source at once, brought to the shape a trained model takes.
+"""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kullback.core import DataError, require, require_type
+
+from .arrays import read_arrays
+from .assemble import NAMED_SKIPS, Binarize, assemble
+from .dataset import Dataset
+from .embedded import read_fashion
+from .examples import Channels, Examples, Fit, Progress, as_size, plural
+from .folder import SUFFIXES, read_file, read_folder
+from .resize import fit_images
+
+__all__ = ["load", "load_images"]
+
+
+def load(
+    source: str | Path = "fashion",
+    *,
+    size: int | tuple[int, int] | None = None,
+    fit: Fit = "crop",
+    channels: Channels = "auto",
+    binarize: Binarize = "none",
+    seed: int = 0,
+    test_fraction: float = 0.1,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Read a data set whole: `Dataset(train [N, *event], test [M, *event], kind, protocol, …)`.
+
+    source: "fashion" (embedded, 10,000 + 2,000 images of 28x28), a folder of PNG, JPEG, WebP or
+    BMP images at any depth, or a `.npy` or `.npz` file (names x_train and x_test, or one array).
+    A folder that is itself called fashion is written "./fashion".
+    size: height and width in pixels; `fit` "crop" covers it and cuts, "pad" fits inside and pads.
+    channels: "auto" is grey when every image is. progress: called with (done, total) files.
+    binarize: "static" draws train and test once from `seed`; "dynamic" draws test once, the same
+    bits as static, and leaves train grey for `Dataset.batch`. Values that are 0 and 1 stay so.
+    Split: `train/` and `test/` folders or x_train and x_test where given; else an example is a
+    test example when the SHA-256 of its file or row falls in the lowest `test_fraction`, which
+    depends on nothing else and keeps copies on one side.
+    What was done (skipped, resized, left out) is in `protocol["notes"]` and
+    `protocol["skipped"]`. Raises `DataError` when the data cannot be used.
+
+    >>> data = load("fashion", size=16, binarize="static")
+    >>> data.event_shape, data.kind, data.protocol["notes"]
+    ((1, 16, 16), 'binary', ['12,000 images shrunk to 16x16'])
+    """
+    _check_choices(fit, channels)
+    known = binarize in get_args(Binarize)
+    require(known, "binarize", "none, static or dynamic", repr(binarize))
+    fraction_ok = isinstance(test_fraction, int | float) and 0 < test_fraction < 1
+    require(fraction_ok, "test_fraction", "a number between 0 and 1", test_fraction)
+    require_type(seed, int, "seed")
+    wanted = as_size(size)
+    examples = _read(source, wanted, fit, channels, progress)
+    return assemble(
+        examples,
+        str(source),
+        asked={"size": list(wanted) if wanted else None, "fit": fit, "channels": channels},
+        binarize=binarize,
+        seed=seed,
+        test_fraction=float(test_fraction),
+    )
+
+
+def load_images(
+    source: str | Path,
+    *,
+    event_shape: tuple[int, ...],
+    fit: Fit = "crop",
+    progress: Progress | None = None,
+    say: Callable[[str], Any] = warnings.warn,
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Read everything in a source, unsplit, as `[N, *event_shape]` with one name a row.
+
+    source: as in `load`, or one image file. Images are brought to the height, width and channels
+    of `event_shape` `(C, H, W)`; vectors must have its length already. The result is uint8, or
+    float32 for continuous arrays; nothing is binarised. `say` is called with one sentence for
+    each thing done or left out (by default a Python warning). Raises `DataError`.
+
+    >>> images, names = load_images("fashion", event_shape=(1, 28, 28))
+    >>> images.shape, names[0], names[-1]
+    (torch.Size([12000, 1, 28, 28]), 'train[0]', 'test[1999]')
+    """
+    shape = tuple(event_shape)
+    good = len(shape) == 1 or (len(shape) == 3 and shape[0] in (1, 3))
+    require(good, "event_shape", "(C, H, W) with C = 1 or 3, or (D,)", shape)
+    channels: Channels = "grey" if shape[0] == 1 else "rgb"
+    _check_choices(fit, channels)
+    if len(shape) == 3:
+        examples = _read(source, (shape[1], shape[2]), fit, channels, progress)
+    elif Path(source).suffix.lower() in (".npy", ".npz"):
+        examples = _read(source, None, fit, "auto", progress)
+    else:
+        raise DataError(f"{source}: expected a .npy or .npz of vectors {list(shape)}; got images")
+    if examples.values.shape[1:] != shape:
+        found = list(examples.values.shape[1:])
+        raise DataError(f"{source}: expected examples of shape {list(shape)}; got {found}")
+    for note in examples.notes:
+        say(note)
+    if examples.skipped:
+        say(_skips_in_words(examples.skipped))
+    return torch.from_numpy(np.ascontiguousarray(examples.values)), tuple(examples.names)
+
+
+def _check_choices(fit: str, channels: str) -> None:
+    require(fit in get_args(Fit), "fit", "crop or pad", repr(fit))
+    require(channels in get_args(Channels), "channels", "auto, grey or rgb", repr(channels))
+
+
+def _read(
+    source: str | Path,
+    size: tuple[int, int] | None,
+    fit: Fit,
+    channels: Channels,
+    progress: Progress | None,
+) -> Examples:
+    """Send the source to its reader."""
+    require_type(source, (str, Path), "source", "'fashion', a folder, a .npy or .npz file")
+    path = Path(source)
+    if path.is_dir() and source != "fashion":
+        return read_folder(path, size=size, fit=fit, channels=channels, progress=progress)
+    if path.suffix.lower() in SUFFIXES and size is not None and path.is_file():
+        return read_file(path, size=size, fit=fit, channels=channels)
+    if source == "fashion":
+        examples = read_fashion()
+    elif path.suffix.lower() in (".npy", ".npz") and path.is_file():
+        examples = read_arrays(path)
+    elif path.exists():
+        raise DataError(f"{path}: expected a folder of images, a .npy or an .npz file")
+    else:
+        raise DataError(f"{path}: no such file or folder (the embedded set is called fashion)")
+    try:
+        fit_images(examples, size, fit=fit, channels=channels)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
+    return examples
+
+
+def _skips_in_words(skipped: list[tuple[str, str]]) -> str:
+    shown = "; ".join(f"{name}: {reason}" for name, reason in skipped[:NAMED_SKIPS])
+    more = f"; and {len(skipped) - NAMED_SKIPS:,} more" if len(skipped) > NAMED_SKIPS else ""
+    return f"{plural(len(skipped), 'image')} skipped: {shown}{more}"
