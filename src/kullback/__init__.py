@@ -12,9 +12,18 @@ _EXPORTS = {
     "Estimate": "kullback.core",
     "KullbackError": "kullback.core",
 }
-_FOLDERS = ("core", "sampled", "vae", "variational")
+_FOLDERS = ("core", "data", "sampled", "vae", "variational")
 
-__all__ = ["Estimate", "KullbackError", "__version__", "core", "sampled", "vae", "variational"]
+__all__ = [
+    "Estimate",
+    "KullbackError",
+    "__version__",
+    "core",
+    "data",
+    "sampled",
+    "vae",
+    "variational",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,6 @@ bits; `describe_protocol` for the one line that belongs beside every figure.
 
 from .binary import binarize
 from .dataset import Dataset, describe_protocol
-from .loading import load, load_images
+from .loading import load, load_images, reload
 
-__all__ = ["Dataset", "binarize", "describe_protocol", "load", "load_images"]
+__all__ = ["Dataset", "binarize", "describe_protocol", "load", "load_images", "reload"]

@@ -59,6 +59,7 @@ def assemble(
         **asked,
         "binarize": binarize,
         "seed": seed,
+        "test_fraction": test_fraction,
         "sha256": {"train": train_hash, "test": sha256_of(test)},
         "skipped": _skips(examples.skipped),
         "notes": examples.notes,
@@ -116,5 +117,5 @@ def _black_and_white(values: NDArray[Any]) -> bool:
 
 
 def _skips(skipped: list[tuple[str, str]]) -> dict[str, Any]:
-    files = [{"name": name, "reason": reason} for name, reason in skipped[:_NAMED_SKIPS]]
+    files = [{"name": name, "reason": reason} for name, reason in skipped[:NAMED_SKIPS]]
     return {"count": len(skipped), "files": files}

@@ -23,7 +23,7 @@ from .examples import Channels, Examples, Fit, Progress, as_size, plural
 from .folder import SUFFIXES, read_file, read_folder
 from .resize import fit_images
 
-__all__ = ["load", "load_images"]
+__all__ = ["load", "load_images", "reload"]
 
 
 def load(
@@ -152,3 +152,24 @@ def _skips_in_words(skipped: list[tuple[str, str]]) -> str:
     shown = "; ".join(f"{name}: {reason}" for name, reason in skipped[:NAMED_SKIPS])
     more = f"; and {len(skipped) - NAMED_SKIPS:,} more" if len(skipped) > NAMED_SKIPS else ""
     return f"{plural(len(skipped), 'image')} skipped: {shown}{more}"
+
+
+def reload(protocol: dict[str, Any]) -> Dataset:
+    """Read again the data set that a protocol describes, with the same settings.
+
+    protocol: as in `Dataset.protocol`. Whether the data are still the same is for the caller to
+    see: compare the hashes. Raises `DataError` when the protocol is damaged or the source is gone.
+
+    >>> data = load("fashion", binarize="static", seed=3)
+    >>> reload(data.protocol).protocol["sha256"] == data.protocol["sha256"]
+    True
+    """
+    names = ("size", "fit", "channels", "binarize", "seed", "test_fraction")
+    try:
+        settings = {name: protocol[name] for name in names}
+        source, size = protocol["source"], settings["size"]
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"protocol: expected what load() stores; wrong or missing: {error}"
+        ) from error
+    return load(source, **(settings | {"size": tuple(size) if size else None}))

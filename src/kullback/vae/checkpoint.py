@@ -12,7 +12,6 @@ import safetensors
 import torch
 
 from kullback.core import RunError
-from kullback.core.files import append_line
 
 from . import store
 from .train import State
@@ -25,14 +24,18 @@ NAME = "checkpoints/last.safetensors"
 
 def append_row(folder: Path, log: str, row: dict[str, Any]) -> None:
     """Append one JSON line to a log of the run."""
-    append_line(folder / log, json.dumps(row, allow_nan=False))
+    try:
+        with (folder / log).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+    except OSError as error:
+        raise RunError(f"{folder / log}: cannot be written: {error.strerror or error}") from error
 
 
 def save(folder: Path, state: State) -> None:
     """Write the state; the one before it stays until this one is whole."""
     moments = state.optimiser.state[state.flat.vector]
-    note = {"step": state.step, "seconds": state.seconds}
-    note["lengths"] = [_length(folder / log) for log in LOGS]
+    lengths = [_length(folder / log) for log in LOGS]
+    note = {"step": state.step, "seconds": state.seconds, "lengths": lengths}
     tensors = {
         "vector": state.flat.vector,
         "average": state.flat.average,

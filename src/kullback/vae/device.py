@@ -90,6 +90,8 @@ def pick_threads() -> int:
     >>> pick_threads() >= 1
     True
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     most = min(cores, torch.get_num_threads())
     return most if most > 1 and matmul_gflops(most) > 1.2 * matmul_gflops(1) else 1

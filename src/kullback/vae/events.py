@@ -2,9 +2,19 @@
 
 import math
 
+import torch
 from torch import Tensor
 
-__all__ = ["Event"]
+__all__ = ["Event", "real"]
+
+
+def real(x: Tensor) -> Tensor:
+    """Return x as float32, or as it is when it is float64: sums of logs need that much.
+
+    >>> real(torch.ones(1, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class Event:

@@ -42,7 +42,8 @@ class FlatParameters:
         gradients = torch.autograd.grad(loss, self.parameters)
         gradient = self.vector.grad
         torch.cat([g.reshape(-1) for g in gradients], out=gradient)
-        return torch.linalg.vector_norm(gradient)  # type: ignore[arg-type]
+        norm: Tensor = torch.linalg.vector_norm(gradient)
+        return norm
 
     def update_average(self, weight: float) -> None:
         """Move the average towards the vector by a weight in (0, 1]."""

@@ -16,6 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from kullback.core import require
 
+from .events import real
+
 __all__ = ["ACTIVATIONS", "bernoulli_log_likelihood", "mlp"]
 
 
@@ -113,7 +115,7 @@ def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
 class _Bernoulli(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
-        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        logits = real(logits)
         x = x.to(logits.dtype)
         ctx.save_for_backward(logits, x)
         softplus = torch.nn.functional.softplus(logits, threshold=40.0)  # exact in float64 too

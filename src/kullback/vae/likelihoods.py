@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kullback.core import require
 
-from .events import Event
+from .events import Event, real
 from .fused import bernoulli_log_likelihood
 
 __all__ = [
@@ -74,7 +74,7 @@ class Bernoulli:
 
     def mean(self, parameters: Tensor) -> Tensor:
         """Return the probability of a one, `[*lead, *event]`."""
-        return self.event.join(torch.sigmoid(parameters.float()))
+        return self.event.join(torch.sigmoid(real(parameters)))
 
     def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
         """Draw bits, floats 0 and 1, `[*lead, *event]`."""
@@ -102,7 +102,7 @@ class Categorical:
 
     def _log_softmax(self, parameters: Tensor) -> Tensor:  # [*lead, colours, levels, places]
         shape = (*parameters.shape[:-2], self.event.colours, self.levels, self.event.places)
-        return torch.log_softmax(parameters.float().reshape(shape), -2)
+        return torch.log_softmax(real(parameters).reshape(shape), -2)
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Return log p(x|z), `[*draws, batch]`, in nats."""
@@ -113,7 +113,7 @@ class Categorical:
 
     def mean(self, parameters: Tensor) -> Tensor:
         """Return the exact expected level, `[*lead, *event]`."""
-        levels = torch.arange(self.levels, device=parameters.device, dtype=torch.float32)
+        levels = torch.arange(self.levels, device=parameters.device)
         return self.event.join((self._log_softmax(parameters).exp() * levels[:, None]).sum(-2))
 
     def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:

@@ -35,7 +35,7 @@ CHECKPOINT_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a training left: its folder, the model with averaged weights, and whether it finished."""
+    """What a training left: its folder, the model with averaged weights, whether it finished."""
 
     folder: Path
     model: VAE
@@ -108,9 +108,8 @@ def resume(
     if (path / "model.safetensors").exists():
         return Outcome(path, VAE.load(path), finished=True)
     dataset = data or kdata.reload(config["data"])
-    for part in ("train_sha256", "test_sha256"):
-        if dataset.protocol[part] != config["data"].get(part):
-            raise DataError(f"{path}: these are not the data the run was trained on ({part})")
+    if dataset.protocol["sha256"] != config["data"]["sha256"]:
+        raise DataError(f"{path}: these are not the data the run was trained on: the hashes differ")
     model = _fresh_model(dataset, spec.architecture, int(config["training"]["seed"]))
     return _drive(path, model, dataset, config, progress, stop)
 
@@ -184,7 +183,8 @@ def _new_folder(folder: str | Path | None, data: Dataset) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=False)
     except FileExistsError as error:
-        raise RunError(f"{path} exists already; a run never overwrites another. Try: --out") from error
+        hint = "another --out"
+        raise RunError(f"{path} exists already; no run overwrites another. Try: {hint}") from error
     except OSError as error:
         raise RunError(f"{path}: cannot be made: {error.strerror or error}") from error
     return path

@@ -80,7 +80,7 @@ def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
 
 
 def batches(data: Dataset, settings: Training, state: State) -> Iterator[Tensor]:
-    """Yield index batches for ever, from the state's step on; an incomplete last batch is dropped."""
+    """Yield index batches for ever from the state's step on; an incomplete last one is dropped."""
     n = len(data.train)
     size = min(settings.batch_size, n)
     per_epoch = n // size
@@ -126,9 +126,7 @@ def fit(
         if not math.isfinite(size):
             names = [data.train_names[i] for i in indices.tolist()]
             raise RunError(
-                diagnose(
-                    model, flat, step=state.step, x=x, noise=noise, names=names, folder=folder
-                )
+                diagnose(model, flat, step=state.step, x=x, noise=noise, names=names, folder=folder)
             )
         if float(norm) > settings.clip:
             flat.vector.grad.mul_(settings.clip / norm)  # type: ignore[union-attr]

@@ -52,7 +52,9 @@ class Training:
         free = self.free_bits == 0 or self.objective == "elbo"
         require(free, "free_bits", "0 with objective iwae", self.free_bits, "objective elbo")
         given = [b for b in (self.minutes, self.epochs, self.steps) if b is not None]
-        require(len(given) <= 1, "budget", "one of minutes, epochs or steps", f"{len(given)} of them")
+        require(
+            len(given) <= 1, "budget", "one of minutes, epochs or steps", f"{len(given)} of them"
+        )
         positive = all(b > 0 and math.isfinite(b) for b in given)
         require(positive, "budget", "a positive number of minutes, epochs or steps", given)
         require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
