@@ -19,7 +19,7 @@ from .priors import StandardNormal
 
 __all__ = ["Bounds", "bounds"]
 
-ROWS = 1000  # rows of the decoder at once: its activations stay in a core's cache
+OUTPUTS = 800_000  # decoder outputs at once: what a core's cache holds
 
 
 class LatentVariableModel(Protocol):
@@ -75,11 +75,14 @@ def bounds(
     require(draws >= 1, "draws", "at least 1", draws)
     mean, log_sd = model.encode(x)
     rate = model.prior.kl(mean, log_sd).sum(-1)
-    images = max(1, ROWS // draws)  # images a block of log-weights covers
+    rows = _rows(model, mean)
+    images = max(1, rows // draws)  # images a block of log-weights covers
     elbo, weighted, effective = [], [], []
     for start in range(0, len(x), images):
         part = slice(start, start + images)
-        likelihood, ratio = _log_terms(model, x[part], mean[part], log_sd[part], draws, generator)
+        likelihood, ratio = _log_terms(
+            model, x[part], mean[part], log_sd[part], draws, rows, generator
+        )
         log_weights = likelihood + ratio
         elbo.append(likelihood.mean(0))
         weighted.append(log_mean_exp(log_weights, dim=0))
@@ -97,18 +100,24 @@ def bounds(
     )
 
 
+def _rows(model: LatentVariableModel, mean: Tensor) -> int:
+    """Return how many rows the decoder should take at once, at least one."""
+    return max(1, OUTPUTS // max(1, model.parameters_of(mean[:1]).numel()))
+
+
 def _log_terms(
     model: LatentVariableModel,
     x: Tensor,
     mean: Tensor,
     log_sd: Tensor,
     draws: int,
+    rows: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Return log p(x|z) and log p(z) − log q(z|x), `[draws, batch]` each, by blocks of draws."""
     likelihood = mean.new_empty(draws, len(x))
     ratio = mean.new_empty(draws, len(x))
-    block = max(1, ROWS // len(x))
+    block = max(1, rows // len(x))
     for start in range(0, draws, block):
         count = min(block, draws - start)
         shape = (count, *mean.shape)
