@@ -5,7 +5,7 @@ from typing import Any
 
 from kullback.core import RunError, require
 
-from .likelihoods import LIKELIHOODS
+from .kinds import LIKELIHOODS
 
 __all__ = ["Architecture", "Spec"]
 
@@ -18,7 +18,7 @@ class Architecture:
 
     network: "mlp" or "conv". hidden: widths of the encoder's hidden layers (for conv, of its
     levels); the decoder mirrors them. latent: dimensions of z. activation: of "mlp" only.
-    likelihood: "auto" or one of `likelihoods.LIKELIHOODS`. components: of the logistics mixture.
+    likelihood: "auto" or one of `kinds.LIKELIHOODS`. components: of the logistics mixture.
 
     >>> Architecture(hidden=(200, 200), latent=50, activation="tanh").network
     'mlp'

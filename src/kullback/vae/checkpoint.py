@@ -14,7 +14,7 @@ import torch
 from kullback.core import RunError
 
 from . import store
-from .train import State
+from .loop import State
 
 __all__ = ["LOGS", "append_row", "load", "save"]
 

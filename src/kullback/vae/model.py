@@ -21,7 +21,8 @@ from kullback.variational import gaussian
 from . import store
 from .architecture import Architecture, Spec
 from .bounds import bounds
-from .likelihoods import Bernoulli, Categorical, Gaussian, Likelihood, choose
+from .kinds import choose
+from .likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from .logistics import DiscretisedLogistics
 from .networks import ConvDecoder, ConvEncoder, MlpDecoder, MlpEncoder
 from .priors import StandardNormal

@@ -14,8 +14,8 @@ from kullback.data import Dataset
 
 from . import checkpoint
 from .bounds import bounds
+from .loop import State
 from .model import VAE
-from .train import State
 from .training import Training
 
 __all__ = ["ACTIVE", "Monitor", "Progress", "active_units", "collapse_warning"]

@@ -108,7 +108,6 @@ def fit(
     """
     flat, optimiser = state.flat, state.optimiser
     per_epoch = max(1, len(data.train) // settings.batch_size)
-    latent = model.prior.latent
     started = clock() - state.seconds
     cast = autocast(flat.vector.device, precision)
     for indices in batches(data, settings, state):
@@ -117,24 +116,25 @@ def fit(
         if progress >= 1.0:
             return
         x = data.batch(indices, state.generator).float()
-        shape = (settings.draws, len(x), latent)
+        shape = (settings.draws, len(x), model.prior.latent)
         noise = torch.randn(shape, generator=state.generator, device=x.device)
         with cast:
             terms = loss_terms(model, x, noise, settings, settings.beta_at(progress))
         norm = flat.differentiate(terms[0])
-        size = float(norm + terms[0].detach())
-        if not math.isfinite(size):
+        if not math.isfinite(float(norm + terms[0].detach())):
             names = [data.train_names[i] for i in indices.tolist()]
-            raise RunError(
-                diagnose(model, flat, step=state.step, x=x, noise=noise, names=names, folder=folder)
-            )
-        if float(norm) > settings.clip:
-            flat.vector.grad.mul_(settings.clip / norm)  # type: ignore[union-attr]
+            raise RunError(diagnose(model, flat, state.step, x, noise, names, folder))
+        _clip(flat, norm, settings.clip)
         optimiser.param_groups[0]["lr"] = settings.learning_rate_at(progress, state.step)
         optimiser.step()
         state.step += 1
         if state.step % AVERAGE_EVERY == 0:
-            window = settings.average * state.step
-            flat.update_average(min(1.0, AVERAGE_EVERY / window))
+            flat.update_average(min(1.0, AVERAGE_EVERY / (settings.average * state.step)))
         state.totals += torch.cat([terms[1:].detach(), terms.new_ones(1)])
         yield state
+
+
+def _clip(flat: FlatParameters, norm: Tensor, largest: float) -> None:
+    """Scale the gradient down to the largest norm allowed, when it is above it."""
+    if float(norm) > largest and flat.vector.grad is not None:
+        flat.vector.grad.mul_(largest / norm)
