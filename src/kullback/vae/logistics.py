@@ -43,7 +43,7 @@ class DiscretisedLogistics:
     def _unpack(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         k, colours = self.components, self.event.colours
         lead = parameters.shape[:-2]
-        parts = torch.split(parameters.float(), [k, k * colours, k * colours, k * self.pairs], -2)
+        parts = torch.split(real(parameters), [k, k * colours, k * colours, k * self.pairs], -2)
         log_pi = torch.log_softmax(parts[0], -2)  # [*lead, K, places]
         means = parts[1].reshape(*lead, colours, k, self.event.places)
         log_scales = parts[2].reshape(*lead, colours, k, self.event.places).clamp(min=-7.0)
