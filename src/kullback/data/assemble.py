@@ -116,5 +116,5 @@ def _black_and_white(values: NDArray[Any]) -> bool:
 
 
 def _skips(skipped: list[tuple[str, str]]) -> dict[str, Any]:
-    files = [{"name": name, "reason": reason} for name, reason in skipped[:_NAMED_SKIPS]]
+    files = [{"name": name, "reason": reason} for name, reason in skipped[:NAMED_SKIPS]]
     return {"count": len(skipped), "files": files}
