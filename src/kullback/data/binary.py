@@ -30,7 +30,8 @@ def binarize(x: Tensor, generator: torch.Generator) -> Tensor:
     Each bit is one 16-bit draw compared with x·65536/255 rounded to an integer, so a probability
     is off by less than 2^-17; 0 is never set and 255 always. The same generator state gives the
     same bits on every device when the generator lives on the CPU (its draws are moved to x).
-    No gradient. Raises `ArgumentTypeError` for other dtypes.
+    No gradient. Raises `ArgumentTypeError` for what is no tensor or generator, `ArgumentValueError`
+    for another dtype.
 
     >>> x = torch.tensor([0, 0, 255, 255], dtype=torch.uint8)
     >>> binarize(x, torch.Generator().manual_seed(0))

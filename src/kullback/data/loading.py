@@ -75,13 +75,17 @@ def load(
     )
 
 
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=3)
+
+
 def load_images(
     source: str | Path,
     *,
     event_shape: tuple[int, ...],
     fit: Fit = "crop",
     progress: Progress | None = None,
-    say: Callable[[str], Any] = warnings.warn,
+    say: Callable[[str], Any] = _warn,
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Read everything in a source, unsplit, as `[N, *event_shape]` with one name a row.
 
