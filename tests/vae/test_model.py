@@ -173,5 +173,5 @@ def test_architecture_refuses(settings, text):
 
 
 def test_conv_refuses_vectors():
-    with pytest.raises(ValueError, match="event_shape: expected .* for conv"):
+    with pytest.raises(ValueError, match=r"event_shape: expected .* for conv"):
         build((4,), "binary", Architecture(network="conv", hidden=(4,), latent=1))

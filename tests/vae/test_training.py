@@ -1,19 +1,23 @@
 """Training: settings, objectives, the flat vector, exact resumption, and what stops it."""
 
+import itertools
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from kullback.core import DataError, RunError
+from kullback.core import DataError, Estimate, RunError
 from kullback.data import Dataset
 from kullback.data.dataset import sha256_of
 from kullback.vae import VAE, Architecture, Training, build, resume, train
+from kullback.vae.bounds import bounds
 from kullback.vae.flat import FlatParameters
 from kullback.vae.loop import State, batches, fit, loss_terms
 from kullback.vae.monitor import collapse_warning
+from kullback.vae.store import load_tensors
 
 SMALL = Architecture(hidden=(16,), latent=3)
 
@@ -40,19 +44,31 @@ def steps_of(model, data, settings, state, n):
         next(loop)
 
 
-def test_training_reaches_the_entropy_of_a_tiny_world(tmp_path):
-    """Two equally likely patterns: log p(x) → −log 2; the ELBO may not pass it on average."""
+def test_a_trained_models_bound_is_its_evidence_by_quadrature(tmp_path):
+    """One latent dimension, 64 outcomes: Σ_x p(x) = 1, and L_K meets log p(x) from below."""
     data = toy(dynamic=False)
     outcome = train(
         data,
-        architecture=SMALL,
-        training=Training(steps=1200, batch_size=32, learning_rate=1e-2),
+        architecture=Architecture(hidden=(16,), latent=1),
+        training=Training(steps=600, batch_size=32, learning_rate=1e-2),
         folder=tmp_path / "run",
     )
-    assert outcome.finished
-    bound = outcome.model.log_likelihood(data.test.float(), draws=2000).mean().item()
-    share = (data.test[:, 0] == 1).float().mean().item()
-    assert bound == pytest.approx(-math.log(2), abs=0.05 + abs(share - 0.5) * 2 * 0.2)
+    model = outcome.model.double()
+    z = torch.linspace(-9, 9, 4001, dtype=torch.float64).reshape(-1, 1)
+    log_prior = -0.5 * z[:, 0] ** 2 - 0.5 * math.log(2 * math.pi) + math.log(18 / 4000)
+    x = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 6)
+    with torch.no_grad():
+        parameters = model.parameters_of(z.expand(-1, 64).reshape(-1, 64, 1))
+        evidence = torch.logsumexp(model.likelihood.log_prob(parameters, x) + log_prior[:, None], 0)
+    assert evidence.exp().sum().item() == pytest.approx(1.0, abs=1e-9)
+    seen = data.test[:1].double()
+    row = int((x == seen).all(1).nonzero())
+    truth = evidence[row].item()
+    assert -2.0 < truth < -0.5
+    generator = torch.Generator().manual_seed(0)
+    weighted = bounds(model, seen.expand(50, -1), draws=2000, generator=generator)
+    estimate = Estimate.from_terms(weighted.importance_weighted)
+    assert abs(estimate.value - truth) <= 4.5 * estimate.standard_error + 1e-3
 
 
 @pytest.mark.parametrize("objective", ["elbo", "iwae"])
@@ -120,6 +136,10 @@ def test_every_epoch_visits_every_item_once():
     assert not torch.equal(torch.cat(seen[:6]), torch.cat(seen[6:]))
 
 
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def files_of(folder):
     return {
         name: (folder / name).read_bytes()
@@ -141,7 +161,7 @@ def test_a_stopped_and_resumed_run_is_bit_identical(stops, tmp_path):
     outcome = train(
         data, architecture=SMALL, training=settings, folder=folder, stop=until(stops[0])
     )
-    for earlier, later in zip(stops, stops[1:], strict=False):
+    for earlier, later in itertools.pairwise(stops):
         assert not outcome.finished
         outcome = resume(folder, data=data, stop=until(later - earlier))
     outcome = resume(folder, data=data)
@@ -194,25 +214,57 @@ def test_a_nonfinite_loss_is_named_and_kept(tmp_path):
     """One poisoned training item: the step stops before the weights change, and says which."""
     data = toy(kind="continuous", dynamic=False)
     poisoned = data.train.float()
-    poisoned[7] = 1e30
-    data = Dataset(
-        poisoned, data.test.float(), "continuous", False, data.protocol, data.train_names, ()
-    )
+    poisoned[7] = 2e19  # its square overflows
+    data = replace(data, train=poisoned)
+    model = build((6,), "continuous", SMALL)
+    settings = Training(steps=100, batch_size=16)
+    state = State.start(model, settings)
     with pytest.raises(RunError) as error:
-        train(
-            data,
-            architecture=SMALL,
-            training=Training(steps=100, batch_size=16),
-            folder=tmp_path / "r",
-        )
+        for _ in fit(model, data, settings, state, folder=tmp_path):
+            before = state.flat.vector.detach().clone()
     text = str(error.value)
-    assert "train[7]" in text
-    assert "step " in text
+    assert f"step {state.step}: " in text
+    assert "in log p(x|z) for 1 of 16 batch items (train[7])" in text
     assert "lower --learning-rate" in text
-    (repro,) = (tmp_path / "r").glob("nonfinite-step-*.safetensors")
+    if state.step:
+        assert torch.equal(state.flat.vector, before)
+    (repro,) = tmp_path.glob("nonfinite-step-*.safetensors")
     assert str(repro) in text
-    assert repro.stat().st_size < 1_000_000
-    assert not (tmp_path / "r" / "model.safetensors").exists()
+    kept = load_tensors(repro)
+    assert kept["x"].max() == 2e19
+    assert torch.equal(kept["weights"], state.flat.vector)
+    assert repro.stat().st_size < 100_000
+
+
+def test_a_nonfinite_gradient_names_its_parameter():
+    model = build((6,), "binary", SMALL)
+    data = toy()
+    state = State.start(model, Training(steps=10, batch_size=16))
+    model.decoder.net.weights[0].register_hook(lambda grad: grad * math.nan)
+    with pytest.raises(RunError, match=r"the gradient of decoder\.net\.weights\.0"):
+        steps_of(model, data, Training(steps=10, batch_size=16), state, 1)
+
+
+def test_a_failed_run_keeps_its_last_good_checkpoint(tmp_path, monkeypatch):
+    """The gradient breaks at step 20: the state before it is on the disk and can be loaded."""
+    real = FlatParameters.differentiate
+
+    def poisoned(self, loss):
+        norm = real(self, loss)
+        poisoned.calls += 1
+        return norm * math.nan if poisoned.calls > 20 else norm
+
+    poisoned.calls = 0
+    monkeypatch.setattr(FlatParameters, "differentiate", poisoned)
+    settings = Training(steps=40, batch_size=16)
+    with pytest.raises(RunError, match="step 20"):
+        train(toy(), architecture=SMALL, training=settings, folder=tmp_path / "r")
+    monkeypatch.undo()
+    assert resume(tmp_path / "r", data=toy()).finished
+    train(toy(), architecture=SMALL, training=settings, folder=tmp_path / "whole")
+    assert (
+        files_of(tmp_path / "r")["metrics.jsonl"] == files_of(tmp_path / "whole")["metrics.jsonl"]
+    )
 
 
 def test_metrics_are_json_without_the_clock(tmp_path):
@@ -222,7 +274,7 @@ def test_metrics_are_json_without_the_clock(tmp_path):
         training=Training(steps=1100, batch_size=8, warmup=0.5, beta=2.0),
         folder=tmp_path / "r",
     )
-    rows = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").open()]
+    rows = rows_of(outcome.folder / "metrics.jsonl")
     assert [row["step"] for row in rows][:2] == [8, 16]
     assert rows[-1]["beta"] == 2.0
     assert rows[0]["beta"] < 0.1
@@ -258,7 +310,7 @@ def test_minutes_end_the_run(tmp_path):
         toy(), architecture=SMALL, training=Training(minutes=0.02), folder=tmp_path / "r"
     )
     assert outcome.finished
-    rows = [json.loads(line) for line in (outcome.folder / "timing.jsonl").open()]
+    rows = rows_of(outcome.folder / "timing.jsonl")
     assert rows[-1]["seconds"] < 3.0
     assert isinstance(outcome.model, VAE)
 

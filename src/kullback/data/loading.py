@@ -182,9 +182,11 @@ def reload(protocol: dict[str, Any]) -> Dataset:
     names = ("size", "fit", "channels", "binarize", "seed", "test_fraction")
     try:
         settings = {name: protocol[name] for name in names}
-        source, size = protocol["source"], settings["size"]
+        size = settings["size"]
+        settings["size"] = tuple(size) if size else None
+        source = protocol["source"]
     except (KeyError, TypeError) as error:
         raise DataError(
             f"protocol: expected what load() stores; wrong or missing: {error}"
         ) from error
-    return load(source, **(settings | {"size": tuple(size) if size else None}))
+    return load(source, **settings)

@@ -23,9 +23,13 @@ from .model import VAE
 from .nonfinite import diagnose
 from .training import Training
 
-__all__ = ["State", "fit", "loss_terms"]
+__all__ = ["NonFiniteError", "State", "fit", "loss_terms"]
 
 AVERAGE_EVERY = 10  # steps between updates of the averaged weights
+
+
+class NonFiniteError(RunError):
+    """A loss or a gradient stopped being finite; the weights are still those before the step."""
 
 
 @dataclass(slots=True)
@@ -115,6 +119,7 @@ def fit(
         progress = settings.progress(state.step, state.seconds, per_epoch)
         if progress >= 1.0:
             return
+        untouched = state.generator.get_state()
         x = data.batch(indices, state.generator).float()
         shape = (settings.draws, len(x), model.prior.latent)
         noise = torch.randn(shape, generator=state.generator, device=x.device)
@@ -123,7 +128,8 @@ def fit(
         norm = flat.differentiate(terms[0])
         if not math.isfinite(float(norm + terms[0].detach())):
             names = [data.train_names[i] for i in indices.tolist()]
-            raise RunError(diagnose(model, flat, state.step, x, noise, names, folder))
+            state.generator.set_state(untouched)
+            raise NonFiniteError(diagnose(model, flat, state.step, x, noise, names, folder))
         _clip(flat, norm, settings.clip)
         optimiser.param_groups[0]["lr"] = settings.learning_rate_at(progress, state.step)
         optimiser.step()

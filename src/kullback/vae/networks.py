@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from kullback.core import require
 
+from .events import real
 from .fused import mlp
 
 __all__ = ["ConvDecoder", "ConvEncoder", "Mlp", "MlpDecoder", "MlpEncoder"]
@@ -47,7 +48,7 @@ class Mlp(nn.Module):
 
 
 def _gaussian(output: Tensor) -> tuple[Tensor, Tensor]:
-    mean, log_sd = output.float().chunk(2, -1)
+    mean, log_sd = real(output).chunk(2, -1)
     return mean, log_sd.clamp(-LOG_SD_LIMIT, LOG_SD_LIMIT)
 
 

@@ -21,7 +21,7 @@ from kullback.data import Dataset, load, reload
 from . import checkpoint, store
 from .architecture import Architecture, Spec
 from .device import pick_device, pick_precision, pick_threads
-from .loop import State, fit
+from .loop import NonFiniteError, State, fit
 from .model import VAE, build
 from .monitor import Monitor, Progress
 from .training import Training
@@ -141,12 +141,14 @@ def _drive(
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 checkpoint.save(folder, state)
                 saved = time.monotonic()
-        if state.step:
-            checkpoint.save(folder, state)
+        checkpoint.save(folder, state)
         with state.flat.averaged():
             weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         if finished:
             store.save_tensors(folder / "model.safetensors", weights)
+    except NonFiniteError:
+        checkpoint.save(folder, state)  # the weights are those before the step that failed
+        raise
     finally:
         torch.set_num_threads(before)
     model.load_state_dict(weights)
