@@ -12,7 +12,7 @@ from kullback.vae import VAE, Architecture, build
 
 CASES = [
     ((1, 6, 6), "binary", Architecture(hidden=(9, 7), latent=3)),
-    ((3, 5, 7), "8-bit", Architecture(network="conv", hidden=(4, 6), latent=3, components=2)),
+    ((3, 5, 7), "8-bit", Architecture(network="conv", hidden=(4, 4, 6), latent=3, components=2)),
     ((2, 3, 3), "8-bit", Architecture(hidden=(9,), latent=2, likelihood="categorical")),
     ((6,), "continuous", Architecture(hidden=(9,), latent=2, activation="tanh")),
 ]

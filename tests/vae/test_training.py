@@ -94,13 +94,13 @@ def test_the_iwae_gradient_is_the_gradient_of_the_bound_by_finite_differences():
     flat = FlatParameters(model)
     settings = Training(objective="iwae", draws=5, steps=1)
     flat.differentiate(loss_terms(model, x, noise, settings, 1.0)[0])
-    gradient = flat.vector.grad.clone()
+    gradient = flat.gradient.clone()
     for index in range(0, len(gradient), 17):
         values = []
         for step in (-1e-5, 1e-5):
-            flat.vector.data[index] += step
+            flat.vector[index] += step
             values.append(loss_terms(model, x, noise, settings, 1.0)[0].item())
-            flat.vector.data[index] -= step
+            flat.vector[index] -= step
         assert (values[1] - values[0]) / 2e-5 == pytest.approx(gradient[index].item(), abs=1e-7)
 
 
@@ -110,13 +110,15 @@ def test_flat_parameters_share_and_average():
     flat = FlatParameters(model)
     x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     model(x).sum().backward()
-    plain = torch.cat([p.grad.reshape(-1) for p in model.parameters()])
+    ordered = [model[0].weight, model[2].weight, model[0].bias, model[2].bias]
+    plain = torch.cat([p.grad.reshape(-1) for p in ordered])
+    assert flat.matrices == 8
     norm = flat.differentiate(model(x).sum())
-    torch.testing.assert_close(flat.vector.grad, plain)
+    torch.testing.assert_close(flat.gradient, plain)
     torch.testing.assert_close(norm, plain.norm())
     for parameter, kept in zip(model.parameters(), before, strict=True):
         assert torch.equal(parameter, kept)
-    flat.vector.data.add_(1.0)
+    flat.vector.add_(1.0)
     flat.update_average(0.25)
     with flat.averaged():
         torch.testing.assert_close(model[0].weight, before[0] + 0.25)
@@ -221,7 +223,7 @@ def test_a_nonfinite_loss_is_named_and_kept(tmp_path):
     state = State.start(model, settings)
     with pytest.raises(RunError) as error:
         for _ in fit(model, data, settings, state, folder=tmp_path):
-            before = state.flat.vector.detach().clone()
+            before = state.flat.vector.clone()
     text = str(error.value)
     assert f"step {state.step}: " in text
     assert "in log p(x|z) for 1 of 16 batch items (train[7])" in text

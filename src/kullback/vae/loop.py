@@ -17,7 +17,6 @@ from kullback.core import RunError
 from kullback.data import Dataset
 from kullback.variational import objectives
 
-from .device import autocast
 from .flat import FlatParameters
 from .model import VAE
 from .nonfinite import diagnose
@@ -47,16 +46,13 @@ class State:
     totals: Tensor = field(default_factory=lambda: torch.zeros(3))
 
     @classmethod
-    def start(cls, model: VAE, settings: Training) -> "State":
+    def start(
+        cls, model: VAE, settings: Training, *, precision: torch.dtype = torch.float32
+    ) -> "State":
         """Make the state of a run that has not begun, on the model's device."""
-        flat = FlatParameters(model)
+        flat = FlatParameters(model, precision=precision)
         optimiser = torch.optim.AdamW(
-            [flat.vector],
-            lr=settings.learning_rate,
-            betas=(0.9, 0.99),
-            eps=1e-8,
-            weight_decay=settings.weight_decay,
-            fused=True,
+            flat.groups(settings.weight_decay), lr=settings.learning_rate, fused=True
         )
         device = flat.vector.device
         generator = torch.Generator(device).manual_seed(settings.seed)
@@ -101,7 +97,6 @@ def fit(
     settings: Training,
     state: State,
     *,
-    precision: torch.dtype = torch.float32,
     folder: Path | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[State]:
@@ -113,7 +108,6 @@ def fit(
     flat, optimiser = state.flat, state.optimiser
     per_epoch = max(1, len(data.train) // settings.batch_size)
     started = clock() - state.seconds
-    cast = autocast(flat.vector.device, precision)
     for indices in batches(data, settings, state):
         state.seconds = clock() - started
         progress = settings.progress(state.step, state.seconds, per_epoch)
@@ -123,16 +117,17 @@ def fit(
         x = data.batch(indices, state.generator).float()
         shape = (settings.draws, len(x), model.prior.latent)
         noise = torch.randn(shape, generator=state.generator, device=x.device)
-        with cast:
-            terms = loss_terms(model, x, noise, settings, settings.beta_at(progress))
+        terms = loss_terms(model, x, noise, settings, settings.beta_at(progress))
         norm = flat.differentiate(terms[0])
         if not math.isfinite(float(norm + terms[0].detach())):
             names = [data.train_names[i] for i in indices.tolist()]
             state.generator.set_state(untouched)
             raise NonFiniteError(diagnose(model, flat, state.step, x, noise, names, folder))
         _clip(flat, norm, settings.clip)
-        optimiser.param_groups[0]["lr"] = settings.learning_rate_at(progress, state.step)
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate_at(progress, state.step)
         optimiser.step()
+        flat.refresh()
         state.step += 1
         if state.step % AVERAGE_EVERY == 0:
             flat.update_average(min(1.0, AVERAGE_EVERY / (settings.average * state.step)))
@@ -142,5 +137,5 @@ def fit(
 
 def _clip(flat: FlatParameters, norm: Tensor, largest: float) -> None:
     """Scale the gradient down to the largest norm allowed, when it is above it."""
-    if float(norm) > largest and flat.vector.grad is not None:
-        flat.vector.grad.mul_(largest / norm)
+    if float(norm) > largest:
+        flat.gradient.mul_(largest / norm)

@@ -124,7 +124,8 @@ def _drive(
     device = pick_device(config["device"])
     model, data = model.to(device), data.to(device)
     settings = Training(**config["training"])
-    state = State.start(model, settings)
+    precision: torch.dtype = getattr(torch, config["precision"])
+    state = State.start(model, settings, precision=precision)
     checkpoint.load(folder, state)
     monitor = Monitor(folder, model, data, settings, state, progress)
     before = torch.get_num_threads()
@@ -132,8 +133,7 @@ def _drive(
     saved = time.monotonic()
     finished = True
     try:
-        precision: torch.dtype = getattr(torch, config["precision"])
-        for _ in fit(model, data, settings, state, precision=precision, folder=folder):
+        for _ in fit(model, data, settings, state, folder=folder):
             monitor.after_step()
             if stop is not None and stop():
                 finished = False
