@@ -159,8 +159,7 @@ def test_check_refuses(kind, x, text):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"network": "transformer"}, "network: expected mlp or conv"),
-        ({"hidden": ()}, "hidden: expected"),
+        ({"network": "transformer"}, "network: expected auto, mlp or conv"),
         ({"hidden": (0,)}, "hidden: expected"),
         ({"latent": 0}, "latent: expected"),
         ({"activation": "gelu"}, "activation: expected one of relu, silu, tanh"),
@@ -174,4 +173,4 @@ def test_architecture_refuses(settings, text):
 
 def test_conv_refuses_vectors():
     with pytest.raises(ValueError, match=r"event_shape: expected .* for conv"):
-        build((4,), "binary", Architecture(network="conv", hidden=(4,), latent=1))
+        build((4,), "binary", Architecture(network="conv", latent=1))

@@ -77,7 +77,7 @@ def test_the_loss_is_minus_the_objective(objective):
     model = build((6,), "binary", SMALL)
     x, noise = data.train[:8].float(), torch.randn(4, 8, 3, generator=torch.Generator())
     settings = Training(objective=objective, draws=4, steps=1)
-    loss, elbo, rate = loss_terms(model, x, noise, settings, 1.0)
+    loss, elbo, rate = loss_terms(model, x, noise, settings)
     likelihood, ratio, kl = model.terms(x, noise)
     torch.testing.assert_close(rate, kl.sum(-1).mean())
     torch.testing.assert_close(elbo, (likelihood.mean(0) - kl.sum(-1)).mean())
@@ -86,22 +86,30 @@ def test_the_loss_is_minus_the_objective(objective):
     assert loss.item() == pytest.approx(-truth.item(), rel=1e-5)
 
 
-def test_the_iwae_gradient_is_the_gradient_of_the_bound_by_finite_differences():
+def test_the_elbo_gradient_is_that_of_the_elbo_by_finite_differences():
     model = build((6,), "binary", Architecture(hidden=(4,), latent=2, activation="tanh")).double()
     data = toy(dynamic=False)
     x = data.train[:3].double()
     noise = torch.randn(5, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     flat = FlatParameters(model)
-    settings = Training(objective="iwae", draws=5, steps=1)
-    flat.differentiate(loss_terms(model, x, noise, settings, 1.0)[0])
+    settings = Training(draws=5, steps=1, beta=0.7)
+    flat.differentiate(loss_terms(model, x, noise, settings)[0])
     gradient = flat.gradient.clone()
     for index in range(0, len(gradient), 17):
         values = []
         for step in (-1e-5, 1e-5):
             flat.vector[index] += step
-            values.append(loss_terms(model, x, noise, settings, 1.0)[0].item())
+            values.append(loss_terms(model, x, noise, settings)[0].item())
             flat.vector[index] -= step
         assert (values[1] - values[0]) / 2e-5 == pytest.approx(gradient[index].item(), abs=1e-7)
+
+
+def test_tightening_begins_when_it_should():
+    settings = Training(steps=100, tighten=0.25, draws=4)
+    assert [settings.draws_at(p) for p in (0.0, 0.74, 0.75, 1.0)] == [1, 1, 4, 4]
+    assert not settings.importance_weighted_at(0.74)
+    assert settings.importance_weighted_at(0.75)
+    assert Training(steps=1, draws=3).draws_at(0.0) == 3
 
 
 def test_flat_parameters_share_and_average():

@@ -52,10 +52,10 @@ class DataOptions:
 class ModelOptions:
     """What to train."""
 
-    network: Annotated[str, _help("mlp or conv.")] = ARCHITECTURE.network
-    hidden: Annotated[str, _help("Widths of the encoder's layers; the decoder mirrors them.")] = (
-        ",".join(map(str, ARCHITECTURE.hidden))
-    )
+    network: Annotated[str, _help("auto, mlp or conv.")] = ARCHITECTURE.network
+    hidden: Annotated[
+        str, _help("Widths such as 200,200 (conv: 32,32,32,256); default: usual.")
+    ] = ""
     latent: Annotated[int, _help("Dimensions of z.")] = ARCHITECTURE.latent
     activation: Annotated[str, _help("silu, tanh or relu (mlp only).")] = ARCHITECTURE.activation
     likelihood: Annotated[str, _help("auto, bernoulli, logistics, categorical or gaussian.")] = (
@@ -67,7 +67,7 @@ class ModelOptions:
 
     def architecture(self) -> Architecture:
         """Return the library's settings; a ValueError says which option is wrong."""
-        parts = self.hidden.split(",")
+        parts = self.hidden.split(",") if self.hidden else []
         good = all(part.strip().isdigit() for part in parts)
         require(good, "--hidden", "widths such as 200,200", repr(self.hidden))
         return Architecture(
@@ -89,6 +89,7 @@ class TrainingOptions:
     steps: Annotated[int | None, _help("Or for so many steps.")] = None
     objective: Annotated[str, _help("elbo or iwae.")] = TRAINING.objective
     draws: Annotated[int, _help("Draws of q(z|x) per image and step.")] = TRAINING.draws
+    tighten: Annotated[float, _help("Last share of the run on the tighter bound.")] = 0.0
     beta: Annotated[float, _help("Weight of the KL; only 1 is the ELBO.")] = TRAINING.beta
     warmup: Annotated[float, _help("First share of the run over which beta rises from 0.")] = (
         TRAINING.warmup

@@ -88,7 +88,7 @@ class FlatParameters:
 
     def _views(self, vector: Tensor) -> list[Tensor]:
         sizes = [parameter.numel() for parameter in self.parameters]
-        parts = vector.split(sizes)
+        parts = torch.split(vector, sizes)
         return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
 
     def _point(self, vector: Tensor) -> None:

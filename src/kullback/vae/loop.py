@@ -59,16 +59,20 @@ class State:
         return cls(flat, optimiser, generator, totals=torch.zeros(3, device=device))
 
 
-def loss_terms(model: VAE, x: Tensor, noise: Tensor, settings: Training, beta: float) -> Tensor:
+def loss_terms(
+    model: VAE, x: Tensor, noise: Tensor, settings: Training, progress: float = 1.0
+) -> Tensor:
     """Return (loss, ELBO, rate), `[3]`, batch means in nats, for noise `[draws, batch, latent]`.
 
-    The loss is minus the objective; the ELBO and the rate are what they say whatever β is.
+    The loss is minus the objective of this point of the run; the ELBO and the rate are what they
+    say whatever β is.
     """
-    likelihood, ratio, kl = model.terms(x, noise)
-    if settings.objective == "elbo":
-        objective = objectives.beta_elbo(likelihood, kl, beta=beta, free_bits=settings.free_bits)
+    beta = settings.beta_at(progress)
+    if settings.importance_weighted_at(progress):
+        likelihood, _, kl, objective = model.tight_terms(x, noise, beta)
     else:
-        objective = objectives.iwae(objectives.log_weights(likelihood, ratio, beta=beta))
+        likelihood, _, kl = model.terms(x, noise)
+        objective = objectives.beta_elbo(likelihood, kl, beta=beta, free_bits=settings.free_bits)
     rate = kl.detach().sum(-1)
     elbo = likelihood.detach().mean(0) - rate
     return torch.stack([-objective.mean(), elbo.mean(), rate.mean()])
@@ -115,9 +119,9 @@ def fit(
             return
         untouched = state.generator.get_state()
         x = data.batch(indices, state.generator).float()
-        shape = (settings.draws, len(x), model.prior.latent)
+        shape = (settings.draws_at(progress), len(x), model.prior.latent)
         noise = torch.randn(shape, generator=state.generator, device=x.device)
-        terms = loss_terms(model, x, noise, settings, settings.beta_at(progress))
+        terms = loss_terms(model, x, noise, settings, progress)
         norm = flat.differentiate(terms[0])
         if not math.isfinite(float(norm + terms[0].detach())):
             names = [data.train_names[i] for i in indices.tolist()]
