@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import linear, relu, silu
 
-from kullback.vae.fused import ACTIVATIONS, bernoulli_log_likelihood, mlp
+from kullback.vae.fused import ACTIVATIONS, bernoulli_log_likelihood, draw_and_kl, mlp
 from kullback.vae.networks import Mlp
+from kullback.variational import gaussian
 
 PLAIN = {"tanh": torch.tanh, "silu": silu, "relu": relu}
 
@@ -47,6 +48,27 @@ def test_mlp_passes_gradcheck():
     assert torch.autograd.gradcheck(
         lambda *a: mlp(a[0], a[1:3], a[3:], "tanh"), (x, w1, w2, b1, b2)
     )
+
+
+def test_mlp_writes_its_gradients_where_it_is_told():
+    x, w1, w2 = leaves((3, 2), (4, 2), (2, 4))
+    b1, b2 = leaves((4,), (2,), seed=1)
+    every = [w1, w2, b1, b2]
+    buffers = [torch.full_like(p, 7.0) for p in every]
+    plain = torch.autograd.grad(mlp(x, [w1, w2], [b1, b2], "silu").sum(), every)
+    lent = torch.autograd.grad(mlp(x, [w1, w2], [b1, b2], "silu", buffers=buffers).sum(), every)
+    for ours, theirs, buffer in zip(lent, plain, buffers, strict=True):
+        assert ours.data_ptr() == buffer.data_ptr()
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_draw_and_kl_is_the_plain_pair():
+    mean, log_sd = leaves((4, 3), (4, 3))
+    noise = torch.randn(5, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    z, kl = draw_and_kl(mean, log_sd, noise)
+    torch.testing.assert_close(z, gaussian.draw(mean, log_sd, noise))
+    torch.testing.assert_close(kl, gaussian.kl_to_standard_normal(mean, log_sd))
+    assert torch.autograd.gradcheck(lambda m, s: draw_and_kl(m, s, noise), (mean, log_sd))
 
 
 def test_mlp_in_bfloat16_is_near_float32():

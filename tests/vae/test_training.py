@@ -77,7 +77,7 @@ def test_the_loss_is_minus_the_objective(objective):
     model = build((6,), "binary", SMALL)
     x, noise = data.train[:8].float(), torch.randn(4, 8, 3, generator=torch.Generator())
     settings = Training(objective=objective, draws=4, steps=1)
-    loss, elbo, rate = loss_terms(model, x, noise, settings)
+    loss, (elbo, rate) = loss_terms(model, x, noise, settings)
     likelihood, ratio, kl = model.terms(x, noise)
     torch.testing.assert_close(rate, kl.sum(-1).mean())
     torch.testing.assert_close(elbo, (likelihood.mean(0) - kl.sum(-1)).mean())
@@ -126,6 +126,10 @@ def test_flat_parameters_share_and_average():
     torch.testing.assert_close(norm, plain.norm())
     for parameter, kept in zip(model.parameters(), before, strict=True):
         assert torch.equal(parameter, kept)
+    flat.decay(0.5)
+    torch.testing.assert_close(model[0].weight, 0.5 * before[0])
+    torch.testing.assert_close(model[0].bias, before[1])
+    flat.vector[: flat.matrices].mul_(2.0)
     flat.vector.add_(1.0)
     flat.update_average(0.25)
     with flat.averaged():

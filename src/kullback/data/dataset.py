@@ -58,7 +58,7 @@ class Dataset:
 
         Nothing is drawn from `generator` unless `dynamic`, so its state alone resumes a run.
         """
-        rows = self.train[indices]
+        rows = self.train.index_select(0, indices)
         return binarize(rows, generator) if self.dynamic else rows
 
     def to(self, device: torch.device | str) -> "Dataset":

@@ -6,15 +6,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .networks import Mlp
+
 __all__ = ["FlatParameters"]
 
 
 class FlatParameters:
     """All trainable parameters of a model, moved into one vector that the model then shares.
 
-    Matrices and filters come first, then biases and the like, so that each part can have its own
-    weight decay. vector: the weights, in float32 or float64, with a gradient of the same shape.
-    average: their running average, the weights to evaluate with. With `precision` bfloat16 the
+    vector: the weights, in float32 or float64, with `gradient` of the same shape; matrices and
+    filters come first, so that weight decay can leave the rest alone. average: their running average, the weights to evaluate with. With `precision` bfloat16 the
     model itself works on a rounded copy of the vector, renewed by `refresh`.
 
     >>> model = nn.Linear(2, 1)
@@ -38,26 +39,20 @@ class FlatParameters:
         rounded = precision != torch.float32
         self.working = self.vector.to(precision) if rounded else self.vector
         self._point(self.working)
+        self.views = self._views(self.gradient)
+        if not rounded:
+            self._lend_buffers(model)
 
-    def groups(self, weight_decay: float) -> list[dict[str, object]]:
-        """Return the vector as optimiser groups: matrices, which decay, and the rest."""
-        parts = [(0, self.matrices, weight_decay), (self.matrices, len(self.vector), 0.0)]
-        groups: list[dict[str, object]] = []
-        for start, end, decay in parts:
-            if end > start:
-                part = nn.Parameter(self.vector[start:end])
-                part.grad = self.gradient[start:end]
-                groups.append({"params": [part], "weight_decay": decay})
-        return groups
+    def decay(self, share: float) -> None:
+        """Shrink the matrices, and nothing else, by a share of themselves."""
+        self.vector[: self.matrices].mul_(1.0 - share)
 
     def differentiate(self, loss: Tensor) -> Tensor:
         """Write the gradient of a scalar loss into `gradient` and return its norm."""
         gradients = torch.autograd.grad(loss, self.parameters)
-        flat = [g.reshape(-1) for g in gradients]
-        if self.working.dtype == self.vector.dtype:
-            torch.cat(flat, out=self.gradient)
-        else:
-            self.gradient.copy_(torch.cat(flat))
+        for gradient, view in zip(gradients, self.views, strict=True):
+            if gradient.data_ptr() != view.data_ptr():  # not written there to begin with
+                view.copy_(gradient)
         norm: Tensor = torch.linalg.vector_norm(self.gradient)
         return norm
 
@@ -85,6 +80,14 @@ class FlatParameters:
             if not bool(torch.isfinite(part).all()):
                 return name
         return ""
+
+    def _lend_buffers(self, model: nn.Module) -> None:
+        """Let each `Mlp` write its gradients where they belong."""
+        place = {id(p): view for p, view in zip(self.parameters, self.views, strict=True)}
+        for module in model.modules():
+            if isinstance(module, Mlp):
+                parameters = [*module.weights, *module.biases]
+                module.buffers_of_gradient = [place[id(p)] for p in parameters]
 
     def _views(self, vector: Tensor) -> list[Tensor]:
         sizes = [parameter.numel() for parameter in self.parameters]

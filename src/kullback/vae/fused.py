@@ -1,9 +1,9 @@
 """The three hot pieces of a VAE step with hand-written gradients.
 
-`mlp` is a stack of linear layers and activations, `bernoulli_log_likelihood` a sum of Bernoulli
-log-probabilities from logits. Each equals its plain PyTorch form (the tests hold them to it) and
-does fewer passes over memory: activations are overwritten in place, no log-softmax temporaries are
-kept, and a network costs one node in the graph. Matrix products run in the dtype of the weights.
+`mlp` is a stack of linear layers and activations, `draw_and_kl` the reparameterised draw with its
+KL, `bernoulli_log_likelihood` a sum of Bernoulli log-probabilities from logits. Each equals its
+plain PyTorch form (the tests hold them to it) and does fewer passes over memory: activations are
+overwritten in place, no temporaries are kept, and each costs one node in the graph. Matrix products run in the dtype of the weights.
 First derivatives only.
 """
 
@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kullback.core import require
+from kullback.variational import gaussian
 
 from .events import real
 
-__all__ = ["ACTIVATIONS", "bernoulli_log_likelihood", "mlp"]
+__all__ = ["ACTIVATIONS", "bernoulli_log_likelihood", "draw_and_kl", "mlp"]
 
 
 def _tanh(pre: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,12 +44,20 @@ ACTIVATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Tensor]]] = {
 }
 
 
-def mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str) -> Tensor:
+def mlp(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    activation: str,
+    *,
+    buffers: Sequence[Tensor] | None = None,
+) -> Tensor:
     """Return `W_n a(… a(W_1 x + b_1) …) + b_n`: linear layers with an activation between them.
 
     x: `[rows, in]`; weights `[out_i, in_i]`; biases `[out_i]`; the result `[rows, out_n]`.
     Gradients flow to x, weights and biases. Equal to the eager form up to rounding. x is brought
-    to the dtype of the weights.
+    to the dtype of the weights. buffers: where the gradients of weights, then biases, are written
+    (and returned), so that a training step need not copy them; overwritten by every backward pass.
     Errors: ValueError for an unknown activation.
 
     >>> one = torch.ones(1, 1)
@@ -56,26 +65,28 @@ def mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activati
     tensor([[1.]])
     """
     require(activation in ACTIVATIONS, "activation", f"one of {sorted(ACTIVATIONS)}", activation)
-    out: Tensor = _Mlp.apply(x, activation, len(weights), *weights, *biases)  # type: ignore[no-untyped-call]
+    flat = (*weights, *biases)
+    out: Tensor = _Mlp.apply(x, activation, buffers, *flat)  # type: ignore[no-untyped-call]
     return out
 
 
 class _Mlp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, activation: str, n: int, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, activation: str, buffers: Sequence[Tensor] | None, *parameters: Tensor
+    ) -> Tensor:
+        n = len(parameters) // 2
         weights, biases = parameters[:n], parameters[n:]
         ctx.dtype, x = x.dtype, x.to(weights[0].dtype)
         forward, _ = ACTIVATIONS[activation]
         inputs, kept = [x], []
-        for i in range(n):
-            x = torch.addmm(biases[i], x, weights[i].t())
-            if i < n - 1:
-                x, saved = forward(x)
-                inputs.append(x)
-                kept.append(saved)
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            x, saved = forward(torch.addmm(bias, x, weight.t()))
+            inputs.append(x)
+            kept.append(saved)
         ctx.save_for_backward(*inputs, *kept, *weights)
-        ctx.layers, ctx.activation = n, activation
-        return x
+        ctx.layers, ctx.activation, ctx.buffers = n, activation, buffers
+        return torch.addmm(biases[-1], x, weights[-1].t())
 
     @staticmethod
     @once_differentiable
@@ -85,15 +96,43 @@ class _Mlp(torch.autograd.Function):
         inputs, kept, weights = saved[:n], saved[n : 2 * n - 1], saved[2 * n - 1 :]
         _, backward = ACTIVATIONS[ctx.activation]
         grad = grad.to(weights[0].dtype)
-        weight_grads: list[Tensor] = [grad] * n
-        bias_grads: list[Tensor] = [grad] * n
+        out = ctx.buffers or [None] * (2 * n)
+        gradients: list[Any] = [None] * (2 * n)
         for i in reversed(range(n)):
-            weight_grads[i] = grad.t() @ inputs[i]
-            bias_grads[i] = grad.sum(0)
+            gradients[i] = torch.mm(grad.t(), inputs[i], out=out[i])
+            gradients[n + i] = torch.sum(grad, 0, out=out[n + i])
             if i > 0:
                 grad = backward(grad @ weights[i], kept[i - 1])
         first = (grad @ weights[0]).to(ctx.dtype) if ctx.needs_input_grad[0] else None
-        return first, None, None, *weight_grads, *bias_grads
+        return first, None, None, *gradients
+
+
+def draw_and_kl(mean: Tensor, log_sd: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `gaussian.draw` and `gaussian.kl_to_standard_normal` of the same arguments.
+
+    mean, log_sd: `[batch, latent]`; noise: `[draws, batch, latent]`, no gradient flows to it.
+
+    >>> draw_and_kl(torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(1, 1, 1))
+    (tensor([[[1.]]]), tensor([[0.5000]]))
+    """
+    z, kl = _DrawAndKl.apply(mean, log_sd, noise)  # type: ignore[no-untyped-call]
+    return z, kl
+
+
+class _DrawAndKl(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_sd: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        spread = log_sd.exp().mul(noise)  # sd · noise, the draw's derivative by log sd
+        ctx.save_for_backward(mean, log_sd, spread)
+        return mean + spread, gaussian.kl_to_standard_normal(mean, log_sd)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_z: Tensor, by_kl: Tensor) -> Any:
+        mean, log_sd, spread = ctx.saved_tensors
+        by_mean = torch.addcmul(by_z.sum(0), by_kl, mean)
+        by_log_sd = torch.addcmul((by_z * spread).sum(0), by_kl, torch.expm1(2.0 * log_sd))
+        return by_mean, by_log_sd, None
 
 
 def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:

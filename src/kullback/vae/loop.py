@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kullback.core import RunError
 from kullback.data import Dataset
@@ -35,7 +35,7 @@ class NonFiniteError(RunError):
 class State:
     """All that the next step needs; what a checkpoint holds.
 
-    totals: sums over the steps since the last reading of (ELBO, rate), and their count.
+    totals: sums over the steps since the last reading of (ELBO, rate).
     """
 
     flat: FlatParameters
@@ -43,7 +43,7 @@ class State:
     generator: torch.Generator
     step: int = 0
     seconds: float = 0.0
-    totals: Tensor = field(default_factory=lambda: torch.zeros(3))
+    totals: Tensor = field(default_factory=lambda: torch.zeros(2))
 
     @classmethod
     def start(
@@ -51,31 +51,32 @@ class State:
     ) -> "State":
         """Make the state of a run that has not begun, on the model's device."""
         flat = FlatParameters(model, precision=precision)
-        optimiser = torch.optim.AdamW(
-            flat.groups(settings.weight_decay), lr=settings.learning_rate, fused=True
-        )
+        weights = nn.Parameter(flat.vector)
+        weights.grad = flat.gradient
+        optimiser = torch.optim.AdamW([weights], weight_decay=0.0, fused=True)
         device = flat.vector.device
         generator = torch.Generator(device).manual_seed(settings.seed)
-        return cls(flat, optimiser, generator, totals=torch.zeros(3, device=device))
+        return cls(flat, optimiser, generator, totals=torch.zeros(2, device=device))
 
 
 def loss_terms(
     model: VAE, x: Tensor, noise: Tensor, settings: Training, progress: float = 1.0
-) -> Tensor:
-    """Return (loss, ELBO, rate), `[3]`, batch means in nats, for noise `[draws, batch, latent]`.
+) -> tuple[Tensor, Tensor]:
+    """Return the loss and (ELBO, rate), batch means in nats, for noise `[draws, batch, latent]`.
 
-    The loss is minus the objective of this point of the run; the ELBO and the rate are what they
-    say whatever β is.
+    The loss is minus the objective of this point of the run; the ELBO and the rate, `[2]` and
+    without gradient, are what they say whatever β is.
     """
     beta = settings.beta_at(progress)
     if settings.importance_weighted_at(progress):
         likelihood, _, kl, objective = model.tight_terms(x, noise, beta)
     else:
-        likelihood, _, kl = model.terms(x, noise)
+        likelihood, kl = model.elbo_terms(x, noise)
         objective = objectives.beta_elbo(likelihood, kl, beta=beta, free_bits=settings.free_bits)
-    rate = kl.detach().sum(-1)
-    elbo = likelihood.detach().mean(0) - rate
-    return torch.stack([-objective.mean(), elbo.mean(), rate.mean()])
+    with torch.no_grad():
+        rate = kl.sum() / len(x)
+        elbo = likelihood.sum() / likelihood.numel() - rate
+    return -objective.mean(), torch.stack([elbo, rate])
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
@@ -121,21 +122,22 @@ def fit(
         x = data.batch(indices, state.generator).float()
         shape = (settings.draws_at(progress), len(x), model.prior.latent)
         noise = torch.randn(shape, generator=state.generator, device=x.device)
-        terms = loss_terms(model, x, noise, settings, progress)
-        norm = flat.differentiate(terms[0])
-        if not math.isfinite(float(norm + terms[0].detach())):
+        loss, figures = loss_terms(model, x, noise, settings, progress)
+        norm = flat.differentiate(loss)
+        if not math.isfinite(float(norm + loss.detach())):
             names = [data.train_names[i] for i in indices.tolist()]
             state.generator.set_state(untouched)
             raise NonFiniteError(diagnose(model, flat, state.step, x, noise, names, folder))
         _clip(flat, norm, settings.clip)
-        for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate_at(progress, state.step)
+        rate = settings.learning_rate_at(progress, state.step)
+        flat.decay(rate * settings.weight_decay)
+        optimiser.param_groups[0]["lr"] = rate
         optimiser.step()
         flat.refresh()
         state.step += 1
         if state.step % AVERAGE_EVERY == 0:
             flat.update_average(min(1.0, AVERAGE_EVERY / (settings.average * state.step)))
-        state.totals += torch.cat([terms[1:].detach(), terms.new_ones(1)])
+        state.totals += figures
         yield state
 
 

@@ -97,9 +97,15 @@ class VAE(nn.Module):
         KL(q(z|x) ‖ p(z)) per latent dimension `[batch, latent]`. Differentiable.
         """
         mean, log_sd = self.encode(x)
-        z = gaussian.draw(mean, log_sd, noise)
+        z, kl = self.prior.draw_and_kl(mean, log_sd, noise)
         log_likelihood = self.likelihood.log_prob(self.parameters_of(z), x)
-        return log_likelihood, self.prior.log_ratio(z, log_sd, noise), self.prior.kl(mean, log_sd)
+        return log_likelihood, self.prior.log_ratio(z, log_sd, noise), kl
+
+    def elbo_terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the first and the last of `terms`: all that the ELBO needs."""
+        mean, log_sd = self.encode(x)
+        z, kl = self.prior.draw_and_kl(mean, log_sd, noise)
+        return self.likelihood.log_prob(self.parameters_of(z), x), kl
 
     def check(self, x: Tensor) -> Tensor:
         """Return x as floats ready for the model, or refuse it.

@@ -108,10 +108,10 @@ class Monitor:
 
     def _log(self) -> None:
         state = self.state
-        elbo, rate, count = state.totals.tolist()
+        elbo, rate = (state.totals / self.log_every).tolist()
         state.totals.zero_()
         spent = self.settings.progress(state.step, state.seconds, self.per_epoch)
-        self.latest = {"elbo": elbo / count, "rate": rate / count}
+        self.latest = {"elbo": elbo, "rate": rate}
         self.latest["distortion"] = -self.latest["elbo"] - self.latest["rate"]
         row: dict[str, Any] = {"step": state.step, "epoch": state.step / self.per_epoch}
         row |= self.latest | {"beta": self.settings.beta_at(spent)}

@@ -39,12 +39,14 @@ class Mlp(nn.Module):
         self.activation = activation
         self.weights = nn.ParameterList([torch.empty(out, into) for into, out in pairs])
         self.biases = nn.ParameterList([torch.zeros(out) for _, out in pairs])
+        self.buffers_of_gradient: list[Tensor] | None = None  # see `FlatParameters`
         for weight in self.weights:
             nn.init.xavier_uniform_(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[rows, in]` to `[rows, out]`."""
-        return mlp(x, list(self.weights), list(self.biases), self.activation)
+        weights, biases = list(self.weights), list(self.biases)
+        return mlp(x, weights, biases, self.activation, buffers=self.buffers_of_gradient)
 
 
 def _gaussian(output: Tensor) -> tuple[Tensor, Tensor]:

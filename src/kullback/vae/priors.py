@@ -9,6 +9,8 @@ from torch import Tensor
 
 from kullback.variational import gaussian
 
+from .fused import draw_and_kl
+
 __all__ = ["StandardNormal"]
 
 
@@ -25,6 +27,10 @@ class StandardNormal:
     def kl(self, mean: Tensor, log_sd: Tensor) -> Tensor:
         """Return the exact KL(q ‖ p) per latent dimension, `[*batch, latent]`, in nats."""
         return gaussian.kl_to_standard_normal(mean, log_sd)
+
+    def draw_and_kl(self, mean: Tensor, log_sd: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return z = mean + sd·noise `[draws, batch, latent]` and `kl`, as one operation."""
+        return draw_and_kl(mean, log_sd, noise)
 
     def log_ratio(self, z: Tensor, log_sd: Tensor, noise: Tensor) -> Tensor:
         """Return log p(z) − log q(z) at `z = mean + sd·noise`, `[*draws, *batch]`, in nats."""
