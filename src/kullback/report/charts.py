@@ -19,7 +19,11 @@ POINTS = 400  # of a curve that are drawn
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One curve: `values` at `steps`, with one standard error each or none; `style` is a class."""
+    """One curve: `values` at `steps`, with one standard error each or none; `style` is a class.
+
+    >>> Series("train", [0, 100], [-400.0, -250.0]).style
+    'a'
+    """
 
     name: str
     steps: Sequence[float]
@@ -77,6 +81,12 @@ def lines(
     With ten readings or more the vertical axis follows those after the first tenth, and what lies
     beyond it is cut off: the steep beginning would hide everything else. Values that are not
     finite are left out. label: what the chart shows, for readers who cannot see it.
+
+    >>> chart = lines([Series("train", [1, 2], [-9.0, -8.0])], label="ELBO against steps")
+    >>> chart.startswith('<svg viewBox="0 0 380 270" role="img" aria-label="ELBO against steps">')
+    True
+    >>> lines([Series("train", [1], [float("nan")])], label="nothing to draw")
+    ''
     """
     shown = [_thinned(one) for one in series]
     shown = [one for one in shown if one.values]
@@ -93,15 +103,18 @@ def lines(
         f'<path class="rule" d="M{frame.across(step):.1f} {TOP - 4}v4"/>'
         for step, text in above
     )
-    below = f'<text x="{(WIDTH + LEFT - RIGHT) / 2}" y="{HEIGHT - 5}" class="mid">steps</text>'
     box = f'<rect x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT}" height="{HEIGHT - TOP - BOTTOM}"/>'
     name = "clip-" + "".join(c for c in label if c.isalnum())
     clip = f'<clipPath id="{name}">{box}</clipPath><g clip-path="url(#{name})">{marks}</g>'
-    return _svg(label, _grid(frame, unit) + clip + bottom + top + below)
+    return _svg(label, _grid(frame, unit) + clip + bottom + top + _below("steps"))
 
 
 def bars(values: Sequence[float], *, active: Sequence[bool], label: str, unit: str = "nats") -> str:
-    """Draw sorted figures as bars, the active in colour; a dashed line ends the active ones."""
+    """Draw sorted figures as bars, the active in colour; a dashed line ends the active ones.
+
+    >>> bars([2.0, 0.001], active=[True, False], label="KL").count("<rect")
+    2
+    """
     top = max([*values, 1e-9])
     frame = Frame((0.0, float(len(values))), (0.0, 1.04 * top))
     wide = (WIDTH - LEFT - RIGHT) / len(values)
@@ -116,25 +129,29 @@ def bars(values: Sequence[float], *, active: Sequence[bool], label: str, unit: s
     count = sum(active)
     edge = frame.across(count)
     side, anchor = (edge - 6, "end") if count > len(values) / 2 else (edge + 6, "start")
+    said = f"{count} of {len(values)} active"
     mark = (
         f'<path class="mark" d="M{edge:.1f} {TOP - 12}V{HEIGHT - BOTTOM}"/>'
-        f'<text x="{side:.1f}" y="{TOP - 3}" class="{anchor}">{count} of {len(values)} active</text>'
-    )
-    below = (
-        f'<text x="{(WIDTH + LEFT - RIGHT) / 2}" y="{HEIGHT - 5}" class="mid">'
-        "latent dimensions, sorted</text>"
+        f'<text x="{side:.1f}" y="{TOP - 3}" class="{anchor}">{said}</text>'
     )
     numbers = "".join(
         f'<text x="{frame.across(t - 0.5):.1f}" y="{HEIGHT - BOTTOM + 17}" class="mid">{t}</text>'
         for t in [1, *(t for t in ticks(0, len(values)) if t > 1 and t == int(t))]
     )
-    return _svg(label, _grid(frame, unit) + "".join(drawn) + mark + numbers + below)
+    return _svg(
+        label,
+        _grid(frame, unit) + "".join(drawn) + mark + numbers + _below("latent dimensions, sorted"),
+    )
 
 
 def scatter(
     places: Sequence[tuple[float, float]], *, reach: float, label: str, names: tuple[str, str]
 ) -> str:
-    """Draw points on a plane that goes from −reach to reach on both axes; others are left out."""
+    """Draw points on a plane that goes from −reach to reach on both axes; others are left out.
+
+    >>> scatter([(0, 0), (9, 9)], reach=3, label="codes", names=("first", "second")).count("h0")
+    1
+    """
     frame = Frame((-reach, reach), (-reach, reach))
     dots = "".join(
         f"M{frame.across(x):.1f} {frame.up(y):.1f}h0"
@@ -145,9 +162,9 @@ def scatter(
         f'<text x="{frame.across(t):.1f}" y="{HEIGHT - BOTTOM + 17}" class="mid">{t:g}</text>'
         for t in ticks(-reach, reach)
     )
-    below = f'<text x="{(WIDTH + LEFT - RIGHT) / 2}" y="{HEIGHT - 5}" class="mid">{esc(names[0])}</text>'
     return _svg(
-        label, _grid(frame, names[1]) + f'<path class="dots a" d="{dots}"/>' + numbers + below
+        label,
+        _grid(frame, names[1]) + f'<path class="dots a" d="{dots}"/>' + numbers + _below(names[0]),
     )
 
 
@@ -199,6 +216,12 @@ def _grid(frame: Frame, unit: str) -> str:
         for t in found
     )
     return drawn + f'<text x="2" y="{TOP - 9}" class="start faint">{esc(unit)}</text>'
+
+
+def _below(text: str) -> str:
+    """Name the horizontal axis."""
+    middle = (WIDTH + LEFT - RIGHT) / 2
+    return f'<text x="{middle}" y="{HEIGHT - 5}" class="mid">{esc(text)}</text>'
 
 
 def _svg(label: str, content: str) -> str:

@@ -93,7 +93,8 @@ def latent_map(model: VAE, test: Tensor) -> str:
     ) + figure(
         picture(right, "images decoded from the same plane", budget=110_000),
         "What the decoder makes of the same plane",
-        f"The image expected at each place, all other directions held at their mean.{_range(decoded_note)}",
+        "The image expected at each place, all other directions held at their mean."
+        f"{_range(decoded_note)}",
     )
 
 

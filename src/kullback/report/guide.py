@@ -27,8 +27,8 @@ TERMS = (
     ),
     (
         "ELBO",
-        "The evidence lower bound: E[log p(x|z)] − KL(q(z|x) ‖ p(z)). It falls short of log p(x) by "
-        "exactly KL(q(z|x) ‖ p(z|x)), the error of the encoder.",
+        "The evidence lower bound: E[log p(x|z)] − KL(q(z|x) ‖ p(z)). It falls short of log p(x) "
+        "by exactly KL(q(z|x) ‖ p(z|x)), the error of the encoder.",
     ),
     (
         "Rate and distortion",
@@ -41,7 +41,7 @@ TERMS = (
         "Draw K codes from q(z|x), weight each by p(x, z)/q(z|x), average the weights and take the "
         "logarithm. With K = 1 that is the ELBO in expectation. The logarithm is concave, so "
         "averaging before it can only raise the expectation: ELBO ≤ L_K ≤ log p(x), and L_K rises "
-        "towards log p(x) as K grows. The gap L_K − ELBO is thus a floor under the encoder's error.",
+        "towards log p(x) as K grows. L_K − ELBO is thus a floor under the encoder's error.",
     ),
     (
         "Effective draws",
@@ -56,8 +56,8 @@ TERMS = (
     ),
     (
         "Bits per dimension",
-        "For 8-bit data: −L_K in bits, divided by the number of values in an x. It is the length of "
-        "a code made from this model. Only figures on the same data, prepared the same way, "
+        "For 8-bit data: −L_K in bits, divided by the number of values in an x. It is the length "
+        "of a code made from this model. Only figures on the same data, prepared the same way, "
         "compare; figures on binarised data compare with none on 8-bit data.",
     ),
     (

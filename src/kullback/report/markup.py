@@ -82,9 +82,9 @@ def picture(image: "Image", alt: str, *, budget: int) -> str:
     while len(content) > budget:
         for quality in _QUALITIES:
             content, mime = _webp(image, quality), "webp"
-            if len(content) <= budget:
+            if len(content) <= budget or len(content) > 4 * budget:  # far off: smaller, not worse
                 break
-        else:
+        if len(content) > budget:
             image = image.resize((max(1, image.width // 2), max(1, image.height // 2)))
     data = base64.b64encode(content).decode()
     crisp = ' class="crisp"' if size[0] <= CRISP else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 from kullback.core import RunError, write_atomic
 from kullback.data import Dataset
 
-from . import facts, gallery
+from . import facts, gallery, origin
 from .guide import TERMS
 from .markup import esc, prose
 from .record import Record, read
@@ -57,8 +57,8 @@ def render(record: Record) -> str:
         *_shown(record),
         _section("latent", "What each latent dimension costs", facts.kl_bars(record)),
         _section("guide", "How to read this", f"<dl>{terms}</dl>"),
-        _section("protocol", "The data", facts.protocol(record)),
-        _section("settings", "The settings", f'<div class="three">{facts.settings(record)}</div>'),
+        _section("protocol", "The data", origin.protocol(record)),
+        _section("settings", "The settings", f'<div class="three">{origin.settings(record)}</div>'),
         _section("again", "Again", _again(record)),
     )
     return (
@@ -67,7 +67,7 @@ def render(record: Record) -> str:
         '<meta name="color-scheme" content="light dark">'
         f'<link rel="icon" href="data:,"><title>{name} · kullback</title>'
         f"<style>\n{style}</style></head>\n<body><main>\n"
-        f"<header>{facts.title(record)}</header>\n{''.join(sections)}</main></body></html>\n"
+        f"<header>{origin.title(record)}</header>\n{''.join(sections)}</main></body></html>\n"
     )
 
 
@@ -104,7 +104,7 @@ def _again(record: Record) -> str:
     if record.config["training"].get("minutes") is not None:
         clock = " A budget in minutes follows the clock, so another training differs a little."
     return (
-        f"<p>To train this model again:{clock}</p><pre>{esc(facts.command(record.config))}</pre>"
+        f"<p>To train this model again:{clock}</p><pre>{esc(origin.command(record.config))}</pre>"
         "<p>To measure it, and to rebuild this report from the run directory:</p>"
         "<pre>kullback evaluate RUN\nkullback report RUN</pre>"
     )

@@ -119,7 +119,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             row = json.loads(line)
-            _ = float(row["step"])
+            _ = float(row["step"]), [float(v) for v in row.values() if not isinstance(v, list)]
         except (ValueError, TypeError, KeyError) as error:
             raise RunError(f"{path}: line {number} is not a row of a log") from error
         rows.append(row)

@@ -26,9 +26,9 @@ def evaluation_table(
 
     >>> import torch
     >>> from kullback.vae import build, evaluate
-    >>> table = evaluation_table(evaluate(build((4,), "binary"), torch.ones(8, 4)), {}, color=False)
-    >>> table.splitlines()[0]
-    'metric           value ± error    unit         note'
+    >>> figures = evaluate(build((4,), "binary"), torch.ones(8, 4))
+    >>> evaluation_table(figures, {"event_shape": [4]}, color=False).splitlines()[1].split()[0]
+    'ELBO'
     """
     noun = noun_of(protocol)
     rows = list(figures(evaluation, noun=noun).values())

@@ -50,7 +50,15 @@ def noun_of(protocol: Mapping[str, Any]) -> str:
 
 
 def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]:
-    """Return the figures by key, in the order in which they are read."""
+    """Return the figures by key, in the order in which they are read.
+
+    >>> import torch
+    >>> from kullback.vae import build, evaluate
+    >>> found = figures(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))
+    >>> [*found]
+    ['elbo', 'log_likelihood', 'gap', 'rate', 'distortion', 'effective_draws', 'loose', \
+'active_units']
+    """
     e = evaluation
     unit, k = f"nats/{noun}", f"L_{e.draws}"
     found = {
@@ -117,8 +125,8 @@ def _health(e: Evaluation, noun: str) -> dict[str, Figure]:
             f"{median:.3g}",
             f"of {e.draws:,}",
             f"median over {noun}s; least {least:.3g}",
-            f"How many of the {e.draws:,} draws carry the weight of {e.draws:,} equal ones, "
-            f"at the median {noun}; {least:.3g} at the worst.",
+            f"How many of the {e.draws:,} draws truly count, at the median {noun}; "
+            f"{least:.3g} at the worst.",
         ),
         "loose": Figure(
             "loose bounds",
@@ -139,7 +147,13 @@ def _health(e: Evaluation, noun: str) -> dict[str, Figure]:
 
 
 def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
-    """Say in one sentence each what the figures mean and where they must not be trusted."""
+    """Say in one sentence each what the figures mean and where they must not be trusted.
+
+    >>> import torch
+    >>> from kullback.vae import build, evaluate
+    >>> remarks(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))[0]
+    'ELBO and L_16 are lower bounds on log p(x): higher is better.'
+    """
     e = evaluation
     said = [f"ELBO and L_{e.draws} are lower bounds on log p(x): higher is better."]
     if e.loose > 0:
@@ -156,7 +170,13 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
 
 
 def scope(evaluation: Evaluation, *, noun: str = "image") -> str:
-    """Say what the error bars cover: how many examples and draws, and the seed."""
+    """Say what the error bars cover: how many examples and draws, and the seed.
+
+    >>> import torch
+    >>> from kullback.vae import build, evaluate
+    >>> scope(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))
+    '8 test images, 16 draws each, seed 0; ± is one standard error'
+    """
     e = evaluation
     draws = "1 draw" if e.draws == 1 else f"{e.draws:,} draws"
     return f"{e.images:,} test {noun}s, {draws} each, seed {e.seed}; ± is one standard error"
