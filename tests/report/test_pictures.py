@@ -85,7 +85,7 @@ def test_pairs_of_continuous_images_share_one_range():
 @pytest.mark.parametrize(
     ("images", "options", "words"),
     [
-        (torch.zeros(3, 4), {"kind": "binary"}, "vectors have none"),
+        (torch.zeros(3, 4), {"kind": "binary"}, "vectors have no picture"),
         (torch.zeros(2, 2, 4, 4), {"kind": "binary"}, r"C = 1 or 3"),
         (torch.zeros(0, 1, 4, 4), {"kind": "binary"}, r"\[N, C, H, W\]"),
         (torch.full((1, 1, 2, 2), 9.0), {"kind": "binary"}, r"binary values in \[0, 1\]; got"),
@@ -106,6 +106,13 @@ def test_grid_refuses_what_is_no_picture(images, options, words):
 def test_pairs_refuse_different_shapes():
     with pytest.raises(ValueError, match="reconstructions: expected the originals' shape"):
         pictures.pairs(torch.zeros(2, 1, 4, 4), torch.zeros(3, 1, 4, 4), kind="binary")
+
+
+def test_what_is_no_tensor_is_refused():
+    with pytest.raises(TypeError, match="images: expected Tensor; got list"):
+        pictures.grid([1], kind="binary")
+    with pytest.raises(TypeError, match="originals: expected Tensor; got list"):
+        pictures.pairs([1], [1], kind="binary")
 
 
 def test_save_writes_what_was_made_and_refuses_to_overwrite(tmp_path):

@@ -202,7 +202,7 @@ def _curve(one: Series, frame: Frame) -> str:
             for x, y, e in zip(one.steps, one.values, one.errors, strict=True)
         )
         drawn = f'<path class="whisker {one.style}" d="{whiskers}"/>' + drawn
-    if one.errors or len(points) < 30:
+    if len(points) < 30:
         dots = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points)
         drawn += f'<path class="knots {one.style}" d="{dots}"/>'
     return drawn

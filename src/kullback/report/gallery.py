@@ -19,6 +19,7 @@ from .pictures import compose, interleave, to_levels
 __all__ = ["is_pictures", "latent_map", "reconstructions", "samples"]
 
 MEANS, DRAWS, PAIRS, CODES = 32, 16, 16, 2000
+FEWEST, VALUES = 250, 12_000_000  # large images: fewer codes, so that the report stays quick
 MAP, GRID = 22, 11  # cells a side
 SIDE, SMALL = 96, 32  # pixels: the longest side of an image as shown, and on the map
 
@@ -69,7 +70,7 @@ def reconstructions(model: VAE, test: Tensor) -> str:
 
 def latent_map(model: VAE, test: Tensor) -> str:
     """Show the test images on the plane of their codes, and what the decoder makes of the plane."""
-    x = test[:CODES]
+    x = test[: max(FEWEST, min(CODES, VALUES // test[0].numel()))]
     found = plane(codes(model, x)[0])
     if found is None:
         return "<p>The codes of all images are the same, so there is no map to draw.</p>"

@@ -96,7 +96,7 @@ def picture(image: "Image", alt: str, *, budget: int) -> str:
 
 def _png(image: "Image") -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 

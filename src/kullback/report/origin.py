@@ -36,7 +36,9 @@ def title(record: Record) -> str:
         facts.append(f"trained for {duration(float(record.timing[-1].get('seconds', 0)))}")
     if record.metrics:
         last = record.metrics[-1]
-        facts.append(f"{int(last['step']):,} steps, {float(last.get('epoch', 0)):.3g} epochs")
+        epochs = float(last.get("epoch", 0))
+        counted = f"{epochs:,.0f}" if epochs >= 10 else f"{epochs:.2g}"
+        facts.append(f"{int(last['step']):,} steps, {counted} epochs")
     facts.append(str(config.get("device", "")))
     named = "".join(f"<li>{esc(fact)}</li>" for fact in facts if fact)
     name = esc(record.folder.resolve().name)

@@ -102,9 +102,11 @@ def _shown(record: Record) -> list[str]:
 def _again(record: Record) -> str:
     clock = ""
     if record.config["training"].get("minutes") is not None:
-        clock = " A budget in minutes follows the clock, so another training differs a little."
+        clock = (
+            "<p>A budget in minutes follows the clock, so another training differs a little.</p>"
+        )
     return (
-        f"<p>To train this model again:{clock}</p><pre>{esc(origin.command(record.config))}</pre>"
+        f"<p>To train this model again:</p><pre>{esc(origin.command(record.config))}</pre>{clock}"
         "<p>To measure it, and to rebuild this report from the run directory:</p>"
         "<pre>kullback evaluate RUN\nkullback report RUN</pre>"
     )

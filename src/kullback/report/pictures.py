@@ -62,6 +62,8 @@ def pairs(
     >>> pairs(torch.zeros(3, 1, 4, 4), torch.ones(3, 1, 4, 4), kind="binary", gap=1).size
     (14, 9)
     """
+    require_type(originals, Tensor, "originals")
+    require_type(reconstructions, Tensor, "reconstructions")
     same = originals.shape == reconstructions.shape
     shape = list(originals.shape)
     require(same, "reconstructions", f"the originals' shape {shape}", describe(reconstructions))
@@ -99,7 +101,7 @@ def to_levels(images: Tensor, *, kind: str) -> tuple[Tensor, str]:
     """
     require_type(images, Tensor, "images")
     require(kind in _KINDS, "kind", f"one of {', '.join(_KINDS)}", repr(kind))
-    hint = "pictures need images; vectors have none" if images.ndim == 2 else ""
+    hint = "vectors have no picture; a single grey one is x[None, None]" if images.ndim == 2 else ""
     shaped = images.ndim == 4 and images.shape[1] in (1, 3) and images.numel() > 0
     require(shaped, "images", "[N, C, H, W] with C = 1 or 3", describe(images), hint)
     values = images.detach().cpu().double()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kullback import data as kdata
-from kullback.core import DataError, RunError, read_json
+from kullback.core import DataError, RunError, read_json, require_type
 from kullback.data import Dataset
 from kullback.vae import VAE, Evaluation
 
@@ -45,6 +45,7 @@ def read(folder: str | Path, *, data: Dataset | None = None) -> Record:
     Errors: RunError for a folder without a run's `config.json`, or with a damaged file in it;
     DataError when the data given are not those of the run (their hashes differ).
     """
+    require_type(folder, (str, Path), "run")
     folder = Path(folder)
     config = read_json(folder / "config.json")
     for key in ("model", "training", "data"):
