@@ -1,18 +1,18 @@
 """The Kullback-Leibler divergence, measured, minimised and paid.
 
-Everything here loads on first use: `import kullback` alone imports no torch.
+`data` reads data sets, `vae` trains and evaluates variational autoencoders, `report` shows what
+came of it, `sampled` and `variational` hold the estimators and objectives, `core` the `Estimate`
+that every sampled number is. Everything loads on first use: `import kullback` imports no torch.
 """
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from kullback.core import __version__
+from kullback.core.lazy import lazy
 
-_EXPORTS = {
-    "Estimate": "kullback.core",
-    "KullbackError": "kullback.core",
-}
-_FOLDERS = ("core", "data", "sampled", "vae", "variational")
+if TYPE_CHECKING:
+    from . import core, data, sampled, vae, variational
+    from .core import Estimate, KullbackError
 
 __all__ = [
     "Estimate",
@@ -25,14 +25,10 @@ __all__ = [
     "variational",
 ]
 
+_FOLDERS = ("core", "data", "sampled", "vae", "variational")
 
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
-    if name in _FOLDERS:
-        return importlib.import_module(f"kullback.{name}")
-    raise AttributeError(f"module 'kullback' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(
+    "kullback",
+    {"Estimate": "kullback.core", "KullbackError": "kullback.core"}
+    | {name: f"kullback.{name}" for name in _FOLDERS},
+)

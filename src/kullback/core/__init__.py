@@ -11,6 +11,7 @@ from .errors import (
 )
 from .estimate import Estimate
 from .files import read_json, write_atomic, write_json
+from .version import __version__
 
 __all__ = [
     "ArgumentTypeError",
@@ -20,6 +21,7 @@ __all__ = [
     "KullbackError",
     "MissingExtraError",
     "RunError",
+    "__version__",
     "read_json",
     "require",
     "require_type",

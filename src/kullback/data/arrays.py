@@ -37,7 +37,7 @@ def read_arrays(path: Path) -> Examples:
     said in a note, and float32 otherwise. Raises `DataError`: damage, pickled objects, other
     names, dtypes, shapes or ranges, NaN or infinity (naming the row).
     """
-    arrays, notes = _choose(_load(path), path)
+    arrays, notes = _load(path)
     laid_out = {name: _layout(array, f"{path}: {name}") for name, array in arrays.items()}
     _require_same_events(laid_out, path)
     values = _to_levels(laid_out, path, notes)
@@ -49,13 +49,15 @@ def read_arrays(path: Path) -> Examples:
     return examples
 
 
-def _load(path: Path) -> Named:
+def _load(path: Path) -> tuple[Named, list[str]]:
+    """Read the arrays that are wanted and no others: labels may be anything."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {path.stem: loaded}
-        with loaded as archive:
-            return {name: archive[name] for name in archive.files}
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return {path.stem: loaded}, []
+            names, notes = _choose(loaded.files, path)
+            return {name: np.asarray(loaded[name]) for name in names}, notes
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except _DAMAGE as error:
@@ -63,20 +65,15 @@ def _load(path: Path) -> Named:
         raise DataError(f"{path}: damaged or not a NumPy file ({error}); {hint}") from error
 
 
-def _choose(arrays: Named, path: Path) -> tuple[Named, list[str]]:
+def _choose(names: list[str], path: Path) -> tuple[list[str], list[str]]:
     """Pick x_train and x_test, or x_train, or the only array; say what is left out."""
-    if "x_train" in arrays:
-        chosen = {name: a for name, a in arrays.items() if name in ("x_train", "x_test")}
-        chosen = dict(sorted(chosen.items(), reverse=True))  # x_train first
-    elif len(arrays) == 1:
-        chosen = arrays
-    else:
-        found = ", ".join(f"{name} {describe(array)}" for name, array in arrays.items())
-        raise DataError(
-            f"{path}: expected x_train and x_test, or x_train, or exactly one array; "
-            f"got {found or 'none'}"
-        )
-    left = [name for name in arrays if name not in chosen]
+    chosen: list[str] = [name for name in ("x_train", "x_test") if name in names]
+    if "x_train" not in names:
+        chosen = names
+        if len(names) != 1:
+            wanted = "x_train and x_test, or x_train, or exactly one array"
+            raise DataError(f"{path}: expected {wanted}; got {', '.join(names) or 'none'}")
+    left = [name for name in names if name not in chosen]
     return chosen, [f"arrays left out: {', '.join(left)}"] if left else []
 
 

@@ -39,12 +39,7 @@ def assemble(
         _round_continuous(examples, source)
     is_test = _split(examples, test_fraction, source)
     train, test = (torch.from_numpy(examples.values[flags]) for flags in (~is_test, is_test))
-    kind = _kind_of(examples.values)
-    if kind == "binary" and binarize != "none":
-        binarize = "none"
-        examples.notes.append("values are 0 and 1 already: nothing to binarise")
-    elif kind == "8-bit" and binarize == "none" and _black_and_white(examples.values):
-        examples.notes.append("values are only 0 and 255: binarize static makes them 0 and 1")
+    kind, binarize = _judge(examples, binarize)
     train_hash = sha256_of(train)
     if binarize != "none":
         kind, test = "binary", binarize_all(test, seed=seed, label="test")
@@ -106,14 +101,18 @@ def _split(examples: Examples, test_fraction: float, source: str) -> NDArray[np.
     return is_test
 
 
-def _kind_of(values: NDArray[Any]) -> Kind:
+def _judge(examples: Examples, binarize: Binarize) -> tuple[Kind, Binarize]:
+    """Say what the values are, and what is left to binarise."""
+    values = examples.values
     if values.dtype != np.uint8:
-        return "continuous"
-    return "binary" if int(values.max()) <= 1 else "8-bit"
-
-
-def _black_and_white(values: NDArray[Any]) -> bool:
-    return bool(((values == 0) | (values == 255)).all())
+        return "continuous", binarize
+    if int(values.max()) <= 1:
+        if binarize != "none":
+            examples.notes.append("values are 0 and 1 already: nothing to binarise")
+        return "binary", "none"
+    if binarize == "none" and bool(((values == 0) | (values == 255)).all()):
+        examples.notes.append("values are only 0 and 255: binarize static makes them 0 and 1")
+    return "8-bit", binarize
 
 
 def _skips(skipped: list[tuple[str, str]]) -> dict[str, Any]:

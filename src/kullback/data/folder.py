@@ -81,18 +81,17 @@ def picture_files(folder: Path) -> tuple[list[Path], Counter[str]]:
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            entries = sorted(here.iterdir())
+            for entry in here.iterdir():
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    waiting.append(entry)
+                elif entry.suffix.lower() in SUFFIXES:
+                    pictures.append(entry)
+                else:
+                    others[entry.suffix.lower() or "no suffix"] += 1
         except OSError as error:
             raise DataError(f"{here}: cannot be listed: {error.strerror or error}") from error
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                waiting.append(entry)
-            elif entry.suffix.lower() in SUFFIXES:
-                pictures.append(entry)
-            else:
-                others[entry.suffix.lower() or "no suffix"] += 1
     return sorted(pictures, key=lambda path: path.as_posix()), others
 
 

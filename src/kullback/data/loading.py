@@ -4,10 +4,11 @@ Which to use: `load` for a data set with a split and a protocol, to train and ev
 `load_images` for everything in a source at once, brought to the shape a trained model takes.
 """
 
+import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -74,13 +75,17 @@ def load(
     )
 
 
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=3)
+
+
 def load_images(
     source: str | Path,
     *,
     event_shape: tuple[int, ...],
     fit: Fit = "crop",
     progress: Progress | None = None,
-    say: Callable[[str], Any] = warnings.warn,
+    say: Callable[[str], Any] = _warn,
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Read everything in a source, unsplit, as `[N, *event_shape]` with one name a row.
 
@@ -95,6 +100,7 @@ def load_images(
     """
     shape = tuple(event_shape)
     good = len(shape) == 1 or (len(shape) == 3 and shape[0] in (1, 3))
+    good = good and all(type(side) is int and side >= 1 for side in shape)
     require(good, "event_shape", "(C, H, W) with C = 1 or 3, or (D,)", shape)
     channels: Channels = "grey" if shape[0] == 1 else "rgb"
     _check_choices(fit, channels)
@@ -129,23 +135,32 @@ def _read(
     """Send the source to its reader."""
     require_type(source, (str, Path), "source", "'fashion', a folder, a .npy or .npz file")
     path = Path(source)
-    if path.is_dir() and source != "fashion":
+    what = "embedded" if source == "fashion" else _what_is(path)
+    if what == "folder":
         return read_folder(path, size=size, fit=fit, channels=channels, progress=progress)
-    if path.suffix.lower() in SUFFIXES and size is not None and path.is_file():
+    if what == "image" and size is not None:
         return read_file(path, size=size, fit=fit, channels=channels)
-    if source == "fashion":
-        examples = read_fashion()
-    elif path.suffix.lower() in (".npy", ".npz") and path.is_file():
-        examples = read_arrays(path)
-    elif path.exists():
+    if what not in ("embedded", "array"):
         raise DataError(f"{path}: expected a folder of images, a .npy or an .npz file")
-    else:
-        raise DataError(f"{path}: no such file or folder (the embedded set is called fashion)")
+    examples = read_fashion() if what == "embedded" else read_arrays(path)
     try:
         fit_images(examples, size, fit=fit, channels=channels)
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
     return examples
+
+
+def _what_is(path: Path) -> Literal["folder", "image", "array", "other"]:
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        hint = "'fashion' is the embedded set"
+        raise DataError(f"{path}: cannot be read: {reason}; {hint}") from error
+    if stat.S_ISDIR(mode):
+        return "folder"
+    suffix = path.suffix.lower() if stat.S_ISREG(mode) else ""
+    return "image" if suffix in SUFFIXES else "array" if suffix in (".npy", ".npz") else "other"
 
 
 def _skips_in_words(skipped: list[tuple[str, str]]) -> str:
@@ -167,9 +182,11 @@ def reload(protocol: dict[str, Any]) -> Dataset:
     names = ("size", "fit", "channels", "binarize", "seed", "test_fraction")
     try:
         settings = {name: protocol[name] for name in names}
-        source, size = protocol["source"], settings["size"]
+        size = settings["size"]
+        settings["size"] = tuple(size) if size else None
+        source = protocol["source"]
     except (KeyError, TypeError) as error:
         raise DataError(
             f"protocol: expected what load() stores; wrong or missing: {error}"
         ) from error
-    return load(source, **(settings | {"size": tuple(size) if size else None}))
+    return load(source, **settings)

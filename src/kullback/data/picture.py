@@ -135,7 +135,8 @@ def _open(data: bytes) -> Iterator[Image.Image]:
 
 
 def _shown_size(image: Image.Image) -> tuple[int, int]:
-    turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    told = "exif" in image.info or "xmp" in image.info  # else asking would decode a PNG
+    turned = told and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
     return (image.width, image.height) if turned else (image.height, image.width)
 
 

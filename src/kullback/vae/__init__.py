@@ -1,10 +1,19 @@
-"""Floor 4, vae: variational autoencoders, trained, evaluated and used."""
+"""Floor 4, vae: variational autoencoders, trained, evaluated and used.
 
-from .architecture import Architecture
-from .evaluate import Evaluation, evaluate
-from .model import VAE, build
-from .run import Outcome, resume, train
-from .training import Training
+`train` is the way in; `VAE.load` the way back to what it left; `build` and `VAE` for models of
+your own; `evaluate` for figures with error bars. Loads on first use.
+"""
+
+from typing import TYPE_CHECKING
+
+from kullback.core.lazy import lazy
+
+if TYPE_CHECKING:
+    from .architecture import Architecture
+    from .evaluation import Evaluation, evaluate
+    from .model import VAE, build
+    from .run import Outcome, resume, train
+    from .training import Training
 
 __all__ = [
     "VAE",
@@ -17,3 +26,18 @@ __all__ = [
     "resume",
     "train",
 ]
+
+__getattr__, __dir__ = lazy(
+    "kullback.vae",
+    {
+        "VAE": "kullback.vae.model",
+        "Architecture": "kullback.vae.architecture",
+        "Evaluation": "kullback.vae.evaluation",
+        "Outcome": "kullback.vae.run",
+        "Training": "kullback.vae.training",
+        "build": "kullback.vae.model",
+        "evaluate": "kullback.vae.evaluation",
+        "resume": "kullback.vae.run",
+        "train": "kullback.vae.run",
+    },
+)

@@ -1,41 +1,44 @@
 """What a model is made of, as plain data that a run directory can hold."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kullback.core import RunError, require
 
-from .likelihoods import LIKELIHOODS
+from .kinds import LIKELIHOODS, choose
 
 __all__ = ["Architecture", "Spec"]
 
 ACTIVATIONS = ("relu", "silu", "tanh")
+USUAL = {"mlp": (500, 500), "conv": (32, 32, 32, 256)}
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """What to build: everything that, with the data's shape and kind, determines a model.
 
-    network: "mlp" or "conv". hidden: widths of the encoder's hidden layers (for conv, of its
-    levels); the decoder mirrors them. latent: dimensions of z. activation: of "mlp" only.
-    likelihood: "auto" or one of `likelihoods.LIKELIHOODS`. components: of the logistics mixture.
+    network: "mlp", "conv", or "auto": conv for images of 8 pixels and more, else mlp. hidden:
+    widths of the encoder's hidden layers, which the decoder mirrors (for conv see `ConvEncoder`);
+    empty for the network's usual ones. latent: dimensions of z. activation: of "mlp" only. likelihood:
+    "auto" or one of `kinds.LIKELIHOODS`. components: of the logistics mixture.
 
-    >>> Architecture(hidden=(200, 200), latent=50, activation="tanh").network
-    'mlp'
+    >>> Architecture().resolved((1, 28, 28), "binary").hidden
+    (32, 32, 32, 256)
     """
 
-    network: str = "mlp"
-    hidden: tuple[int, ...] = (500, 500)
+    network: str = "auto"
+    hidden: tuple[int, ...] = ()
     latent: int = 32
     activation: str = "silu"
     likelihood: str = "auto"
     components: int = 5
 
     def __post_init__(self) -> None:
-        require(self.network in ("mlp", "conv"), "network", "mlp or conv", repr(self.network))
+        known = self.network in ("auto", *USUAL)
+        require(known, "network", "auto, mlp or conv", repr(self.network))
         known = self.activation in ACTIVATIONS
         require(known, "activation", f"one of {', '.join(ACTIVATIONS)}", repr(self.activation))
-        widths = 0 < len(self.hidden) <= 32 and all(_positive(h) for h in self.hidden)
+        widths = len(self.hidden) <= 32 and all(_positive(h) for h in self.hidden)
         require(widths, "hidden", "1 to 32 positive widths, such as 200,200", self.hidden)
         require(_positive(self.latent), "latent", "at least 1 dimension", self.latent)
         require(_positive(self.components), "components", "at least 1", self.components)
@@ -43,13 +46,24 @@ class Architecture:
         names = ", ".join(("auto", *LIKELIHOODS))
         require(known, "likelihood", f"one of {names}", repr(self.likelihood))
 
+    def resolved(self, event_shape: tuple[int, ...], kind: str) -> "Architecture":
+        """Return this architecture with every "auto" decided for data of a shape and kind.
+
+        Errors: ValueError where the likelihood does not fit the kind of data.
+        """
+        image = len(event_shape) == 3 and min(event_shape[1:]) >= 8
+        network = self.network if self.network != "auto" else ("conv" if image else "mlp")
+        hidden = self.hidden or USUAL[network]
+        likelihood, _ = choose(kind, self.likelihood)
+        return replace(self, network=network, hidden=hidden, likelihood=likelihood)
+
 
 @dataclass(frozen=True, slots=True)
 class Spec:
     """An architecture met with data: enough to build the same model again.
 
     event_shape: `(C, H, W)` or `(D,)`. kind: "binary", "8-bit" or "continuous". The architecture's
-    likelihood is resolved, never "auto".
+    choices are resolved, never "auto".
 
     >>> Spec((4,), "binary", Architecture(likelihood="bernoulli")).to_dict()["event_shape"]
     [4]

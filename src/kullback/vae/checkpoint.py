@@ -10,11 +10,12 @@ from typing import Any
 
 import safetensors
 import torch
+from torch import Tensor
 
 from kullback.core import RunError
 
 from . import store
-from .train import State
+from .loop import State
 
 __all__ = ["LOGS", "append_row", "load", "save"]
 
@@ -33,18 +34,12 @@ def append_row(folder: Path, log: str, row: dict[str, Any]) -> None:
 
 def save(folder: Path, state: State) -> None:
     """Write the state; the one before it stays until this one is whole."""
-    moments = state.optimiser.state[state.flat.vector]
     lengths = [_length(folder / log) for log in LOGS]
     note = {"step": state.step, "seconds": state.seconds, "lengths": lengths}
-    tensors = {
-        "vector": state.flat.vector,
-        "average": state.flat.average,
-        "totals": state.totals,
-        "generator": state.generator.get_state(),
-        **{f"optimiser.{name}": tensor for name, tensor in moments.items()},
-    }
+    if not state.step:
+        return  # nothing has happened that starting again would not do
     (folder / NAME).parent.mkdir(exist_ok=True)
-    store.save_tensors(folder / NAME, tensors, note=json.dumps(note))
+    store.save_tensors(folder / NAME, _tensors(state), note=json.dumps(note))
 
 
 def load(folder: Path, state: State) -> None:
@@ -56,24 +51,36 @@ def load(folder: Path, state: State) -> None:
     if not path.exists():
         _cut(folder, [0] * len(LOGS))
         return
-    vector = state.flat.vector
-    like = {"vector": vector, "average": vector, "totals": state.totals}
-    like["generator"] = state.generator.get_state()
-    moments = {"exp_avg": vector, "exp_avg_sq": vector, "step": torch.zeros(())}
-    like |= {f"optimiser.{name}": tensor for name, tensor in moments.items()}
-    tensors = store.load_tensors(path, like=like)
+    _make_moments(state)
+    here = _tensors(state)
+    tensors = store.load_tensors(path, like=here)
     note = _note(path)
-    with torch.no_grad():
-        vector.copy_(tensors["vector"])
-        state.flat.average.copy_(tensors["average"])
-        state.totals.copy_(tensors["totals"])
-    for name, empty in moments.items():
-        device = vector.device if empty.ndim else torch.device("cpu")
-        device = vector.device if vector.is_cuda else device
-        state.optimiser.state[vector][name] = tensors[f"optimiser.{name}"].to(device)
+    for name, tensor in tensors.items():
+        here[name].copy_(tensor)
     state.generator.set_state(tensors["generator"])
+    state.flat.refresh()
     state.step, state.seconds = int(note["step"]), float(note["seconds"])
     _cut(folder, note["lengths"])
+
+
+def _tensors(state: State) -> dict[str, Tensor]:
+    """Name every tensor of the state; the optimiser's moments exist after its first step."""
+    flat = state.flat
+    tensors = {"vector": flat.vector, "average": flat.average, "totals": state.totals}
+    tensors["generator"] = state.generator.get_state()
+    for number, group in enumerate(state.optimiser.param_groups):
+        moments = state.optimiser.state[group["params"][0]]
+        tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in moments.items()}
+    return tensors
+
+
+def _make_moments(state: State) -> None:
+    """Give the optimiser the empty moments it would make at its first step."""
+    for group in state.optimiser.param_groups:
+        part = group["params"][0]
+        step = torch.zeros((), device=part.device if part.is_cuda else "cpu")
+        moments = {"step": step, "exp_avg": torch.zeros_like(part.data)}
+        state.optimiser.state[part] = moments | {"exp_avg_sq": torch.zeros_like(part.data)}
 
 
 def _note(path: Path) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 import os
 import statistics
 import time
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from kullback.core import require
 
-__all__ = ["autocast", "matmul_gflops", "pick_device", "pick_precision", "pick_threads"]
+__all__ = ["matmul_gflops", "pick_device", "pick_precision", "pick_threads"]
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -41,13 +40,6 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
         fast = fast or (device.type == "cpu" and _cpu_has_bfloat16())
         return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if name == "bfloat16" else torch.float32
-
-
-def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
-    """Return the context in which matrix products run in the given precision."""
-    if precision == torch.float32:
-        return nullcontext()
-    return torch.autocast(device.type, precision)
 
 
 def _cpu_has_bfloat16() -> bool:

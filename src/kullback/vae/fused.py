@@ -3,8 +3,8 @@
 `mlp` is a stack of linear layers and activations, `bernoulli_log_likelihood` a sum of Bernoulli
 log-probabilities from logits. Each equals its plain PyTorch form (the tests hold them to it) and
 does fewer passes over memory: activations are overwritten in place, no log-softmax temporaries are
-kept, and a network costs one node in the graph. Under autocast the matrix products run in its
-dtype and gradients come back in the dtype of the weights. First derivatives only.
+kept, and a network costs one node in the graph. Matrix products run in the dtype of the weights.
+First derivatives only.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +47,8 @@ def mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activati
     """Return `W_n a(… a(W_1 x + b_1) …) + b_n`: linear layers with an activation between them.
 
     x: `[rows, in]`; weights `[out_i, in_i]`; biases `[out_i]`; the result `[rows, out_n]`.
-    Gradients flow to x, weights and biases. Equal to the eager form up to rounding.
+    Gradients flow to x, weights and biases. Equal to the eager form up to rounding. x is brought
+    to the dtype of the weights.
     Errors: ValueError for an unknown activation.
 
     >>> one = torch.ones(1, 1)
@@ -62,11 +63,8 @@ def mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activati
 class _Mlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, activation: str, n: int, *parameters: Tensor) -> Tensor:
-        kind = x.device.type
-        if torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
-            x, parameters = x.to(dtype), tuple(p.to(dtype) for p in parameters)
         weights, biases = parameters[:n], parameters[n:]
+        ctx.dtype, x = x.dtype, x.to(weights[0].dtype)
         forward, _ = ACTIVATIONS[activation]
         inputs, kept = [x], []
         for i in range(n):
@@ -94,7 +92,7 @@ class _Mlp(torch.autograd.Function):
             bias_grads[i] = grad.sum(0)
             if i > 0:
                 grad = backward(grad @ weights[i], kept[i - 1])
-        first = grad @ weights[0] if ctx.needs_input_grad[0] else None
+        first = (grad @ weights[0]).to(ctx.dtype) if ctx.needs_input_grad[0] else None
         return first, None, None, *weight_grads, *bias_grads
 
 

@@ -3,8 +3,8 @@
 Which to use: `Bernoulli` for binary data; `kullback.vae.logistics.DiscretisedLogistics` for 8-bit
 data (a probability for each of 256 levels which knows that neighbouring levels are alike);
 `Categorical` for 8-bit data with no such assumption (256 outputs a pixel); `Gaussian` for
-continuous data only. `choose` picks by the kind of data and says why. A density on 8-bit data is
-refused: it has no finite maximum.
+continuous data only: as a density on 8-bit data it would have no finite maximum, and
+`kullback.vae.kinds.choose`, which picks by the kind of data, refuses it.
 
 Shapes: an event is `[C, *spatial]`, or a vector `[D]` which counts as one channel of D places. The
 decoder gives `parameters`, `[*lead, channels, places]`, where `channels` is what the likelihood
@@ -17,18 +17,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from kullback.core import require
-
 from .events import Event, real
 from .fused import bernoulli_log_likelihood
 
 __all__ = [
-    "LIKELIHOODS",
     "Bernoulli",
     "Categorical",
     "Gaussian",
     "Likelihood",
-    "choose",
 ]
 
 
@@ -58,7 +54,7 @@ class Bernoulli:
     """Independent bits: `log p(x|z) = Σ_d x_d l_d − log(1 + e^{l_d})` from logits l.
 
     event_shape: `[C, *spatial]` or `[D]`; x is 0 or 1 everywhere (grey targets are not a
-    likelihood: `choose` and `VAE.check` refuse them). One channel of logits per colour.
+    likelihood: `VAE.check` refuses them). One channel of logits per colour.
 
     >>> Bernoulli((1, 1, 2)).log_prob(torch.zeros(1, 1, 2), torch.ones(1, 1, 1, 2)).exp()
     tensor([0.2500])
@@ -165,45 +161,3 @@ class Gaussian(nn.Module):
     def initial_bias(self, mean: Tensor) -> Tensor:
         """Return the data's mean."""
         return self.event.split(mean)[0]
-
-
-LIKELIHOODS = {
-    "bernoulli": ("binary",),
-    "logistics": ("8-bit",),
-    "categorical": ("8-bit",),
-    "gaussian": ("continuous",),
-}
-_REASONS = {
-    "binary": ("bernoulli", "the data are 0 and 1"),
-    "8-bit": ("logistics", "the data are 8-bit levels"),
-    "continuous": ("gaussian", "the data are continuous"),
-}
-
-
-def choose(kind: str, name: str = "auto") -> tuple[str, str]:
-    """Pick a likelihood for data of a kind and say why, or refuse one that does not fit.
-
-    kind: "binary", "8-bit" or "continuous". name: one of `LIKELIHOODS` or "auto".
-    Returns (name, reason). Errors: ValueError where the pair is not a likelihood, with the reason.
-
-    >>> choose("8-bit")
-    ('logistics', 'the data are 8-bit levels')
-    """
-    require(
-        name == "auto" or name in LIKELIHOODS,
-        "likelihood",
-        f"auto or one of {[*LIKELIHOODS]}",
-        name,
-    )
-    best, reason = _REASONS[kind]
-    if name == "auto":
-        return best, reason
-    why = {
-        ("8-bit", "bernoulli"): "grey levels are not outcomes of a coin; pass binarize='dynamic' "
-        "to make them so, or likelihood='logistics'",
-        ("8-bit", "gaussian"): "a continuous density on 8-bit levels has no maximum (the error "
-        "goes to 0, the density to infinity), so its figure would mean nothing; use 'logistics'",
-        ("binary", "gaussian"): "a continuous density on bits has no maximum; use 'bernoulli'",
-    }.get((kind, name), f"use {best!r}")
-    require(kind in LIKELIHOODS[name], "likelihood", f"one that fits {kind} data", repr(name), why)
-    return name, "as asked"

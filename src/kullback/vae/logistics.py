@@ -21,7 +21,7 @@ class DiscretisedLogistics:
     mean of a later colour moves linearly with the earlier ones.
 
     event_shape: `[C, *spatial]` or `[D]`; x holds integers 0 … levels − 1. Per place: K mixture
-    logits, K·C means, K·C log-scales (not below −7, on a scale where all levels span 2), and
+    logits, K·C means, K·C log-scales (held within ±7, on a scale where all levels span 2), and
     K·C(C−1)/2 colour weights. Exact: `log(σ(b) − σ(a)) = log σ(b) + log σ(−a) + log(1 − e^{a−b})`
     needs no floor and no approximation in the tails.
     Reference: Salimans et al. (2017), "PixelCNN++", section 2.1.
@@ -43,10 +43,10 @@ class DiscretisedLogistics:
     def _unpack(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         k, colours = self.components, self.event.colours
         lead = parameters.shape[:-2]
-        parts = torch.split(parameters.float(), [k, k * colours, k * colours, k * self.pairs], -2)
+        parts = torch.split(real(parameters), [k, k * colours, k * colours, k * self.pairs], -2)
         log_pi = torch.log_softmax(parts[0], -2)  # [*lead, K, places]
         means = parts[1].reshape(*lead, colours, k, self.event.places)
-        log_scales = parts[2].reshape(*lead, colours, k, self.event.places).clamp(min=-7.0)
+        log_scales = parts[2].reshape(*lead, colours, k, self.event.places).clamp(-7.0, 7.0)
         weights = torch.tanh(parts[3]).reshape(*lead, self.pairs, k, self.event.places)
         return log_pi, means, log_scales, weights
 

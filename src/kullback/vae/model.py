@@ -7,7 +7,6 @@ on their averages.
 """
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ from torch import Tensor, nn
 
 from kullback.core import RunError, require
 from kullback.core.checks import describe
-from kullback.variational import gaussian
+from kullback.variational import gaussian, objectives
 
 from . import store
 from .architecture import Architecture, Spec
 from .bounds import bounds
-from .likelihoods import Bernoulli, Categorical, Gaussian, Likelihood, choose
+from .likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
 from .logistics import DiscretisedLogistics
 from .networks import ConvDecoder, ConvEncoder, MlpDecoder, MlpEncoder
 from .priors import StandardNormal
@@ -76,6 +75,20 @@ class VAE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Return the expected x given z: `[*lead, latent]` to `[*lead, *event]`."""
         return self.likelihood.mean(self.parameters_of(z))
+
+    def tight_terms(self, x: Tensor, noise: Tensor, beta: float = 1.0) -> tuple[Tensor, ...]:
+        """Return `terms` and L_K with its doubly reparameterised gradient, `[batch]`, in nats.
+
+        noise: `[draws, batch, latent]`. See `variational.doubly_reparameterised`.
+        """
+        mean, log_sd = self.encode(x)
+        z = gaussian.draw(mean, log_sd, noise)
+        likelihood = self.likelihood.log_prob(self.parameters_of(z), x)
+        held = (mean.detach(), log_sd.detach())
+        ratio = self.prior.log_ratio(z, held[1], (z - held[0]) / held[1].exp())
+        weights = objectives.log_weights(likelihood, ratio, beta=beta)
+        bound = objectives.doubly_reparameterised(weights, z)
+        return likelihood, ratio, self.prior.kl(mean, log_sd), bound
 
     def terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what every objective is made of, in nats, for noise `[draws, batch, latent]`.
@@ -199,9 +212,7 @@ def build(
     >>> build((1, 28, 28), "8-bit").spec.architecture.likelihood
     'logistics'
     """
-    architecture = architecture or Architecture()
-    name, _ = choose(kind, architecture.likelihood)
-    architecture = replace(architecture, likelihood=name)
+    architecture = (architecture or Architecture()).resolved(tuple(event_shape), kind)
     spec = Spec(tuple(event_shape), kind, architecture)
     usual = {"binary": (0.5, 1.0), "8-bit": (127.5, 64.0), "continuous": (0.0, 1.0)}[kind]
     mean = torch.full(spec.event_shape, usual[0]) if mean is None else mean.float()

@@ -14,8 +14,8 @@ from kullback.data import Dataset
 
 from . import checkpoint
 from .bounds import bounds
+from .loop import State
 from .model import VAE
-from .train import State
 from .training import Training
 
 __all__ = ["ACTIVE", "Monitor", "Progress", "active_units", "collapse_warning"]
@@ -112,7 +112,7 @@ class Monitor:
         state.totals.zero_()
         spent = self.settings.progress(state.step, state.seconds, self.per_epoch)
         self.latest = {"elbo": elbo / count, "rate": rate / count}
-        self.latest["distortion"] = self.latest["rate"] - self.latest["elbo"]
+        self.latest["distortion"] = -self.latest["elbo"] - self.latest["rate"]
         row: dict[str, Any] = {"step": state.step, "epoch": state.step / self.per_epoch}
         row |= self.latest | {"beta": self.settings.beta_at(spent)}
         row["learning_rate"] = state.optimiser.param_groups[0]["lr"]

@@ -43,7 +43,6 @@ def _first_bad_tensor(model: VAE, x: Tensor, noise: Tensor) -> tuple[str, Tensor
 def diagnose(
     model: VAE,
     flat: FlatParameters,
-    *,
     step: int,
     x: Tensor,
     noise: Tensor,

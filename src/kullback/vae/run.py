@@ -15,17 +15,15 @@ from typing import Any
 
 import torch
 
-import kullback
-from kullback import data as kdata
-from kullback.core import DataError, RunError
-from kullback.data import Dataset
+from kullback.core import DataError, RunError, __version__
+from kullback.data import Dataset, load, reload
 
 from . import checkpoint, store
 from .architecture import Architecture, Spec
 from .device import pick_device, pick_precision, pick_threads
+from .loop import NonFiniteError, State, fit
 from .model import VAE, build
 from .monitor import Monitor, Progress
-from .train import State, fit
 from .training import Training
 
 __all__ = ["Outcome", "resume", "train"]
@@ -62,7 +60,7 @@ def train(
     RunError for a folder that exists or a loss that is no longer finite.
     """
     training = training or Training()
-    dataset = data if isinstance(data, Dataset) else kdata.load(data)
+    dataset = data if isinstance(data, Dataset) else load(data)
     where = pick_device(device)
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
     model = _fresh_model(dataset, architecture or Architecture(), training.seed)
@@ -75,7 +73,7 @@ def train(
         "threads": threads,
         "precision": str(pick_precision(training.precision, where)).removeprefix("torch."),
         "versions": {
-            "kullback": kullback.__version__,
+            "kullback": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
@@ -107,7 +105,7 @@ def resume(
     spec = Spec.from_dict(config["model"], source=str(path / "config.json"))
     if (path / "model.safetensors").exists():
         return Outcome(path, VAE.load(path), finished=True)
-    dataset = data or kdata.reload(config["data"])
+    dataset = data or reload(config["data"])
     if dataset.protocol["sha256"] != config["data"]["sha256"]:
         raise DataError(f"{path}: these are not the data the run was trained on: the hashes differ")
     model = _fresh_model(dataset, spec.architecture, int(config["training"]["seed"]))
@@ -126,7 +124,8 @@ def _drive(
     device = pick_device(config["device"])
     model, data = model.to(device), data.to(device)
     settings = Training(**config["training"])
-    state = State.start(model, settings)
+    precision: torch.dtype = getattr(torch, config["precision"])
+    state = State.start(model, settings, precision=precision)
     checkpoint.load(folder, state)
     monitor = Monitor(folder, model, data, settings, state, progress)
     before = torch.get_num_threads()
@@ -134,8 +133,7 @@ def _drive(
     saved = time.monotonic()
     finished = True
     try:
-        precision: torch.dtype = getattr(torch, config["precision"])
-        for _ in fit(model, data, settings, state, precision=precision, folder=folder):
+        for _ in fit(model, data, settings, state, folder=folder):
             monitor.after_step()
             if stop is not None and stop():
                 finished = False
@@ -143,12 +141,14 @@ def _drive(
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 checkpoint.save(folder, state)
                 saved = time.monotonic()
-        if state.step:
-            checkpoint.save(folder, state)
+        checkpoint.save(folder, state)
         with state.flat.averaged():
             weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         if finished:
             store.save_tensors(folder / "model.safetensors", weights)
+    except NonFiniteError:
+        checkpoint.save(folder, state)  # the weights are those before the step that failed
+        raise
     finally:
         torch.set_num_threads(before)
     model.load_state_dict(weights)

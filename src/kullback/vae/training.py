@@ -13,10 +13,12 @@ __all__ = ["Training"]
 class Training:
     """Settings of one training run; every figure it leads to depends on them.
 
-    objective: "elbo" (closed-form KL) or "iwae" (importance-weighted, `draws` ≥ 2 to differ).
-    draws: of q(z|x) per image and step. beta: weight of the KL, in nats against nats, summed over
-    dimensions; only β = 1 is the ELBO. warmup: the first fraction of the run, over which β rises
-    from 0. free_bits: nats per latent dimension left uncharged ("elbo" only).
+    objective: "elbo" (closed-form KL) or "iwae" (importance-weighted, with doubly reparameterised
+    gradients). draws: of q(z|x) per image and step. tighten: the last share of the run that trains
+    on the importance-weighted bound whatever the objective before; until then one draw.
+    beta: weight of the KL, in nats against nats, summed over dimensions; only β = 1 is the ELBO.
+    warmup: the first share of the run, over which β rises from 0. free_bits: nats per latent
+    dimension left uncharged ("elbo" only).
     minutes, epochs, steps: give one; with none, two minutes. learning_rate: the peak, reached after
     a short linear rise, then falling to 0 along a cosine. clip: largest gradient norm. average:
     the weights used for evaluation average about this fraction of the steps so far.
@@ -28,17 +30,18 @@ class Training:
 
     objective: str = "elbo"
     draws: int = 1
+    tighten: float = 0.0
     beta: float = 1.0
     warmup: float = 0.0
     free_bits: float = 0.0
     minutes: float | None = None
     epochs: float | None = None
     steps: int | None = None
-    batch_size: int = 250
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.0
+    batch_size: int = 128
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.1
     clip: float = 1000.0
-    average: float = 0.05
+    average: float = 0.03
     precision: str = "auto"
     seed: int = 0
 
@@ -46,6 +49,7 @@ class Training:
         known = self.objective in ("elbo", "iwae")
         require(known, "objective", "elbo or iwae", repr(self.objective))
         require(self.draws >= 1, "draws", "at least 1", self.draws)
+        require(0 <= self.tighten <= 1, "tighten", "a share of the run, 0 to 1", self.tighten)
         require(self.beta >= 0, "beta", "at least 0", self.beta)
         require(0 <= self.warmup <= 1, "warmup", "a fraction of the run, 0 to 1", self.warmup)
         require(self.free_bits >= 0, "free_bits", "nats, at least 0", self.free_bits)
@@ -87,6 +91,14 @@ class Training:
         """Return the step's learning rate: a rise over 200 steps, then a cosine down to 0."""
         rise = min(1.0, (step + 1) / 200)
         return self.learning_rate * rise * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+    def draws_at(self, progress: float) -> int:
+        """Return how many draws an image gets at this step."""
+        return self.draws if progress >= 1.0 - self.tighten or not self.tighten else 1
+
+    def importance_weighted_at(self, progress: float) -> bool:
+        """Return whether this step trains on the importance-weighted bound."""
+        return self.objective == "iwae" or (self.tighten > 0 and progress >= 1.0 - self.tighten)
 
     def beta_at(self, progress: float) -> float:
         """Return the step's β, rising linearly over the warm-up."""

@@ -17,15 +17,18 @@ from kullback.core import RunError
 from kullback.data import Dataset
 from kullback.variational import objectives
 
-from .device import autocast
 from .flat import FlatParameters
 from .model import VAE
 from .nonfinite import diagnose
 from .training import Training
 
-__all__ = ["State", "fit", "loss_terms"]
+__all__ = ["NonFiniteError", "State", "fit", "loss_terms"]
 
 AVERAGE_EVERY = 10  # steps between updates of the averaged weights
+
+
+class NonFiniteError(RunError):
+    """A loss or a gradient stopped being finite; the weights are still those before the step."""
 
 
 @dataclass(slots=True)
@@ -43,32 +46,33 @@ class State:
     totals: Tensor = field(default_factory=lambda: torch.zeros(3))
 
     @classmethod
-    def start(cls, model: VAE, settings: Training) -> "State":
+    def start(
+        cls, model: VAE, settings: Training, *, precision: torch.dtype = torch.float32
+    ) -> "State":
         """Make the state of a run that has not begun, on the model's device."""
-        flat = FlatParameters(model)
+        flat = FlatParameters(model, precision=precision)
         optimiser = torch.optim.AdamW(
-            [flat.vector],
-            lr=settings.learning_rate,
-            betas=(0.9, 0.99),
-            eps=1e-8,
-            weight_decay=settings.weight_decay,
-            fused=True,
+            flat.groups(settings.weight_decay), lr=settings.learning_rate, fused=True
         )
         device = flat.vector.device
         generator = torch.Generator(device).manual_seed(settings.seed)
         return cls(flat, optimiser, generator, totals=torch.zeros(3, device=device))
 
 
-def loss_terms(model: VAE, x: Tensor, noise: Tensor, settings: Training, beta: float) -> Tensor:
+def loss_terms(
+    model: VAE, x: Tensor, noise: Tensor, settings: Training, progress: float = 1.0
+) -> Tensor:
     """Return (loss, ELBO, rate), `[3]`, batch means in nats, for noise `[draws, batch, latent]`.
 
-    The loss is minus the objective; the ELBO and the rate are what they say whatever β is.
+    The loss is minus the objective of this point of the run; the ELBO and the rate are what they
+    say whatever β is.
     """
-    likelihood, ratio, kl = model.terms(x, noise)
-    if settings.objective == "elbo":
-        objective = objectives.beta_elbo(likelihood, kl, beta=beta, free_bits=settings.free_bits)
+    beta = settings.beta_at(progress)
+    if settings.importance_weighted_at(progress):
+        likelihood, _, kl, objective = model.tight_terms(x, noise, beta)
     else:
-        objective = objectives.iwae(objectives.log_weights(likelihood, ratio, beta=beta))
+        likelihood, _, kl = model.terms(x, noise)
+        objective = objectives.beta_elbo(likelihood, kl, beta=beta, free_bits=settings.free_bits)
     rate = kl.detach().sum(-1)
     elbo = likelihood.detach().mean(0) - rate
     return torch.stack([-objective.mean(), elbo.mean(), rate.mean()])
@@ -97,7 +101,6 @@ def fit(
     settings: Training,
     state: State,
     *,
-    precision: torch.dtype = torch.float32,
     folder: Path | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[State]:
@@ -108,33 +111,35 @@ def fit(
     """
     flat, optimiser = state.flat, state.optimiser
     per_epoch = max(1, len(data.train) // settings.batch_size)
-    latent = model.prior.latent
     started = clock() - state.seconds
-    cast = autocast(flat.vector.device, precision)
     for indices in batches(data, settings, state):
         state.seconds = clock() - started
         progress = settings.progress(state.step, state.seconds, per_epoch)
         if progress >= 1.0:
             return
+        untouched = state.generator.get_state()
         x = data.batch(indices, state.generator).float()
-        shape = (settings.draws, len(x), latent)
+        shape = (settings.draws_at(progress), len(x), model.prior.latent)
         noise = torch.randn(shape, generator=state.generator, device=x.device)
-        with cast:
-            terms = loss_terms(model, x, noise, settings, settings.beta_at(progress))
+        terms = loss_terms(model, x, noise, settings, progress)
         norm = flat.differentiate(terms[0])
-        size = float(norm + terms[0].detach())
-        if not math.isfinite(size):
+        if not math.isfinite(float(norm + terms[0].detach())):
             names = [data.train_names[i] for i in indices.tolist()]
-            raise RunError(
-                diagnose(model, flat, step=state.step, x=x, noise=noise, names=names, folder=folder)
-            )
-        if float(norm) > settings.clip:
-            flat.vector.grad.mul_(settings.clip / norm)  # type: ignore[union-attr]
-        optimiser.param_groups[0]["lr"] = settings.learning_rate_at(progress, state.step)
+            state.generator.set_state(untouched)
+            raise NonFiniteError(diagnose(model, flat, state.step, x, noise, names, folder))
+        _clip(flat, norm, settings.clip)
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate_at(progress, state.step)
         optimiser.step()
+        flat.refresh()
         state.step += 1
         if state.step % AVERAGE_EVERY == 0:
-            window = settings.average * state.step
-            flat.update_average(min(1.0, AVERAGE_EVERY / window))
+            flat.update_average(min(1.0, AVERAGE_EVERY / (settings.average * state.step)))
         state.totals += torch.cat([terms[1:].detach(), terms.new_ones(1)])
         yield state
+
+
+def _clip(flat: FlatParameters, norm: Tensor, largest: float) -> None:
+    """Scale the gradient down to the largest norm allowed, when it is above it."""
+    if float(norm) > largest:
+        flat.gradient.mul_(largest / norm)

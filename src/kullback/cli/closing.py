@@ -1,0 +1,85 @@
+"""How a training and an evaluation end: figures, a file of them, a report, a table."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kullback.core import DataError, __version__
+from kullback.core.files import read_json, write_json
+
+from .session import bar, print_json, say
+
+if TYPE_CHECKING:
+    from kullback.data import Dataset
+    from kullback.vae import VAE, Evaluation
+
+__all__ = ["close", "data_of", "measure", "show"]
+
+SECONDS = 20.0  # how long the closing evaluation of a training may take, about
+
+
+def data_of(run: Path, source: str | None = None) -> "Dataset":
+    """Read the data set of a run again, or another source with the run's settings."""
+    from kullback.data import reload
+
+    config = read_json(run / "config.json")
+    if not isinstance(config, dict) or "data" not in config:
+        raise DataError(f"{run / 'config.json'}: says nothing about data. Try: --data")
+    protocol = dict(config["data"])
+    if source is not None:
+        protocol |= {"source": source, "size": protocol["event_shape"][1:] or None}
+    return reload(protocol)
+
+
+def measure(model: "VAE", data: "Dataset", draws: int | None, seed: int) -> "Evaluation":
+    """Evaluate on the test images with a bar; without draws, as many as twenty seconds allow."""
+    import time
+
+    from kullback.vae import evaluate
+
+    if draws is None:
+        start = time.perf_counter()
+        evaluate(model, data.test[:20], draws=10)
+        each = (time.perf_counter() - start) / 200
+        affordable = SECONDS / (each * len(data.test))
+        draws = max((k for k in (10, 20, 50, 100, 200, 500) if k <= affordable), default=10)
+    with bar("evaluating") as update:
+        return evaluate(model, data.test, draws=draws, seed=seed, progress=update)
+
+
+def close(run: Path, *, as_json: bool) -> None:
+    """Evaluate a finished run, write `evaluation.json` and `report.html`, and print the table."""
+    from kullback import report
+    from kullback.vae import VAE
+
+    model, data = VAE.load(run), data_of(run)
+    evaluation = measure(model, data, None, 0)
+    fields = record(evaluation, data)
+    write_json(run / "evaluation.json", fields)
+    page = report.write(run, data=data)
+    show(evaluation, data, fields | {"run": str(run), "report": str(page)}, as_json=as_json)
+    say(f"run: {run}")
+    say(f"report: {page}")
+
+
+def record(evaluation: "Evaluation", data: "Dataset") -> dict[str, Any]:
+    """Return what `evaluation.json` holds: the figures and the protocol they depend on."""
+    return {
+        "format": 1,
+        "kullback": __version__,
+        "unit": "nats",
+        "evaluation": evaluation.to_dict(),
+        "data": data.protocol,
+    }
+
+
+def show(
+    evaluation: "Evaluation", data: "Dataset", fields: dict[str, Any], *, as_json: bool
+) -> None:
+    """Print figures on standard output: a table, or one JSON object."""
+    if as_json:
+        print_json(fields)
+        return
+    from kullback.report.terminal import evaluation_table
+
+    sys.stdout.write(evaluation_table(evaluation, data.protocol, color=sys.stdout.isatty()) + "\n")

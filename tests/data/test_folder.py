@@ -1,0 +1,232 @@
+"""Folders of pictures as users have them: nested, mixed, broken, linked, hidden, split."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kullback.core import DataError
+from kullback.data import describe_protocol, load, load_images
+from kullback.data.folder import picture_files
+
+
+def save(path, seed, shape=(8, 8)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Forty grey 8x8 pictures, nested, in three formats."""
+    for k in range(40):
+        suffix = (".png", ".bmp", ".PNG")[k % 3]
+        save(tmp_path / f"level{k % 4}" / f"deep{k % 2}" / f"{k:02d}{suffix}", k)
+    return tmp_path
+
+
+def test_pixels_names_and_split_are_those_of_the_files(folder):
+    data = load(folder, test_fraction=0.3)
+    assert data.kind == "8-bit"
+    assert data.event_shape == (1, 8, 8)
+    assert data.train.dtype == data.test.dtype == torch.uint8
+    for side, names in ((data.train, data.train_names), (data.test, data.test_names)):
+        assert len(side) == len(names)
+        assert list(names) == sorted(names)
+        for row, name in zip(side, names, strict=True):
+            assert np.array_equal(row[0], np.asarray(Image.open(folder / name)))
+            digest = hashlib.sha256((folder / name).read_bytes()).digest()
+            held_out = int.from_bytes(digest[:8], "big") / 2**64 < 0.3
+            assert held_out == (side is data.test)
+    assert len(data.train) + len(data.test) == 40
+    assert data.protocol["split"] == "files by SHA-256, test_fraction 0.3"
+
+
+def test_the_split_ignores_names_order_and_company(folder):
+    held = load(folder, test_fraction=0.3)
+    for k in range(40, 60):
+        save(folder / "more" / f"{k}.png", k)
+    (folder / "level0").rename(folder / "zzz")
+    after = load(folder, test_fraction=0.3)
+    old = {bytes(row.numpy()) for row in held.test}
+    assert old <= {bytes(row.numpy()) for row in after.test}
+
+
+def test_copies_stay_on_one_side(folder):
+    for k in range(40):
+        source = next(folder.rglob(f"{k:02d}.*"))
+        (folder / f"copy{k}{source.suffix}").write_bytes(source.read_bytes())
+    data = load(folder, test_fraction=0.3)
+    train = {bytes(row.numpy()) for row in data.train}
+    assert not train & {bytes(row.numpy()) for row in data.test}
+
+
+def test_train_and_test_folders_are_the_split(folder):
+    for k in range(5):
+        save(folder / "train" / "a" / f"{k}.png", 100 + k)
+        save(folder / "test" / f"{k}.png", 200 + k)
+    save(folder / "test" / "leaked.png", 100)
+    data = load(folder)
+    assert data.train_names == tuple(f"train/a/{k}.png" for k in range(5))
+    assert len(data.test) == 6
+    notes = data.protocol["notes"]
+    assert "40 images outside train/ and test/ left out" in notes
+    assert "1 test example also in the training set" in notes
+
+
+def test_broken_images_are_skipped_counted_and_named(folder):
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n rubbish")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "gone.webp").symlink_to(folder / "nowhere")
+    calls = []
+    data = load(folder, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(k, 43) for k in range(1, 44)]
+    skipped = data.protocol["skipped"]
+    assert skipped["count"] == 3
+    reasons = {entry["name"]: entry["reason"] for entry in skipped["files"]}
+    assert reasons["empty.jpg"] == "the file is empty"
+    assert "link to nothing" in reasons["gone.webp"]
+    assert "broken.png" in reasons
+    assert ", 3 skipped, " in describe_protocol(data.protocol)
+
+
+def test_at_most_twenty_skips_are_named(folder):
+    for k in range(30):
+        (folder / f"broken{k}.png").write_bytes(b"x")
+    skipped = load(folder).protocol["skipped"]
+    assert skipped["count"] == 30
+    assert len(skipped["files"]) == 20
+
+
+def test_nothing_readable_nothing_found_nothing_there(tmp_path):
+    with pytest.raises(DataError, match=r"no PNG, JPEG, WebP or BMP images found$"):
+        load(tmp_path)
+    (tmp_path / "song.mp3").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"other files: 1 \.mp3"):
+        load(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"no image of 1 can be read. a\.png: not a PNG"):
+        load(tmp_path)
+    for nowhere in (tmp_path / "elsewhere", "x" * 5000, "nul\0l"):
+        with pytest.raises(DataError, match=r"cannot be read: .*'fashion' is the embedded set"):
+            load(nowhere)
+    with pytest.raises(DataError, match="expected a folder"):
+        load(tmp_path / "song.mp3")
+    with pytest.raises(DataError, match="expected a folder"):
+        load(tmp_path / "a.png")
+
+
+def test_too_few_for_a_split(tmp_path):
+    for k in range(3):
+        save(tmp_path / f"{k}.png", k)
+    with pytest.raises(DataError, match=r"at least 1 training and 2 test .* Try: more data"):
+        load(tmp_path, test_fraction=0.01)
+    with pytest.raises(DataError, match=r"got 0 and 3"):
+        load(tmp_path, test_fraction=0.999999)
+
+
+def test_mixed_sizes_are_named_and_size_helps(folder):
+    save(folder / "wide.png", 1, (10, 20))
+    with pytest.raises(DataError, match=r"8x8 \(40 images\), 10x20 \(1 image\).* --size 64"):
+        load(folder)
+    data = load(folder, size=8)
+    assert data.protocol["notes"] == ["1 image shrunk and centre-cropped to 8x8"]
+    assert data.protocol["size"] == [8, 8]
+    assert load(folder, size=(8, 16), fit="pad").event_shape == (1, 8, 16)
+
+
+def test_large_images_shrink_to_64_and_say_so(tmp_path):
+    for k in range(20):
+        save(tmp_path / f"{k}.png", k, (100, 200, 3))
+    data = load(tmp_path, test_fraction=0.4)
+    assert data.event_shape == (3, 64, 128)
+    assert data.protocol["notes"][0] == "no size was given: 100x200 became 64x128"
+    assert "20 images shrunk to 64x128" in data.protocol["notes"]
+
+
+def test_channels(folder):
+    assert load(folder, channels="rgb").event_shape == (3, 8, 8)
+    grey = load(folder)
+    save(folder / "colour.png", 0, (8, 8, 3))
+    data = load(folder)
+    assert data.event_shape == (3, 8, 8)
+    assert data.protocol["notes"] == ["40 images grey, repeated in three channels"]
+    assert torch.equal(data.train[data.train_names.index(grey.train_names[0]), 2], grey.train[0, 0])
+    data = load(folder, channels="grey")
+    assert data.event_shape == (1, 8, 8)
+    assert data.protocol["notes"] == ["1 image turned from colour to grey"]
+
+
+def test_transparency_is_said(folder):
+    save(folder / "clear.png", 0, (8, 8, 4))
+    notes = load(folder).protocol["notes"]
+    assert "1 image with transparency laid over black" in notes
+
+
+def test_hidden_files_and_circles_of_links(folder):
+    save(folder / ".hidden.png", 1)
+    save(folder / ".cache" / "a.png", 1)
+    (folder / "level0" / "circle").symlink_to(folder)
+    (folder / "level1" / "again").symlink_to(folder / "level0")
+    paths, others = picture_files(folder)
+    assert len(paths) == 40
+    assert not others
+
+
+def test_a_linked_folder_is_read(tmp_path, folder):
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-links"
+    elsewhere.mkdir()
+    (elsewhere / "images").symlink_to(folder)
+    assert len(load_images(elsewhere, event_shape=(1, 8, 8))[1]) == 40
+
+
+def test_a_folder_named_like_the_embedded_set(tmp_path, monkeypatch):
+    for k in range(20):
+        save(tmp_path / "fashion" / f"{k}.png", k)
+    monkeypatch.chdir(tmp_path)
+    assert load("fashion").protocol["counts"]["train"] == 10_000
+    assert load("./fashion", test_fraction=0.4).event_shape == (1, 8, 8)
+
+
+def test_black_and_white_pictures_are_told_about_binarize(tmp_path):
+    for k in range(20):
+        bits = np.random.default_rng(k).random((8, 8)) < 0.5
+        Image.fromarray(bits).save(tmp_path / f"{k}.png")
+    data = load(tmp_path, test_fraction=0.4)
+    assert data.kind == "8-bit"
+    assert "values are only 0 and 255" in data.protocol["notes"][0]
+    binary = load(tmp_path, test_fraction=0.4, binarize="static")
+    assert torch.equal(binary.train * 255, data.train)
+    assert torch.equal(binary.test * 255, data.test)
+
+
+def test_load_images_says_what_it_skips(folder):
+    (folder / "broken.png").write_bytes(b"x")
+    said = []
+    images, names = load_images(folder, event_shape=(3, 16, 16), say=said.append)
+    assert images.shape == (40, 3, 16, 16)
+    assert len(names) == 40
+    assert said[0] == "40 images enlarged to 16x16"
+    assert said[-1].startswith("1 image skipped: broken.png: not a PNG")
+    with pytest.warns(UserWarning) as warned:
+        load_images(folder, event_shape=(1, 8, 8))
+    assert "1 image skipped: broken.png" in str(warned[0].message)
+
+
+def test_load_images_of_one_file(folder):
+    path = next(folder.rglob("03.png"))
+    images, names = load_images(path, event_shape=(1, 8, 8))
+    assert names == ("03.png",)
+    assert np.array_equal(images[0, 0], np.asarray(Image.open(path)))
+    path.write_bytes(b"x")
+    with pytest.raises(DataError, match=r"03\.png: not a PNG"):
+        load_images(path, event_shape=(1, 8, 8))
+
+
+def test_a_model_of_vectors_refuses_pictures(folder):
+    for source in (folder, "fashion", next(folder.rglob("*.png"))):
+        with pytest.raises(DataError, match=r"vectors \[64\]; got images"):
+            load_images(source, event_shape=(64,))

@@ -1,0 +1,207 @@
+"""One picture at a time: depth, transparency, orientation, fitting, and damage of every kind."""
+
+import io
+import random
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kullback.core import DataError
+from kullback.data.picture import fit_to, header_size, read_picture
+
+NOISE = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+
+
+def encode(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def pixels_of(image, kind="PNG", size=None, **options):
+    return read_picture(encode(image, kind, **options), size=size).pixels
+
+
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": 1})])
+def test_lossless_formats_return_the_pixels(kind, options):
+    assert np.array_equal(pixels_of(Image.fromarray(NOISE), kind, **options), NOISE)
+    grey = pixels_of(Image.fromarray(NOISE[..., 0]), kind, **options)
+    assert np.array_equal(grey, NOISE[..., 0])
+
+
+def test_jpeg_is_close():
+    smooth = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
+    found = pixels_of(Image.fromarray(smooth), "JPEG", quality=95)
+    assert found.shape == (64, 64)
+    assert abs(found.astype(int) - smooth).max() <= 4
+
+
+def test_modes_become_grey_or_colour():
+    grey = NOISE[..., 0]
+    assert np.array_equal(pixels_of(Image.fromarray(np.stack([grey] * 3, -1))), grey)
+    bits = Image.fromarray(grey > 127)
+    assert np.array_equal(pixels_of(bits), (grey > 127) * np.uint8(255))
+    palette = Image.fromarray(NOISE).quantize(16)
+    assert np.array_equal(pixels_of(palette), np.asarray(palette.convert("RGB")))
+    assert pixels_of(Image.fromarray(NOISE).convert("CMYK"), "JPEG").shape == (6, 9, 3)
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    """v/65535 becomes round(255 v/65535): 257 k gives exactly k."""
+    wide = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    assert np.array_equal(pixels_of(Image.fromarray(wide)).ravel(), np.arange(256))
+
+
+def test_transparency_is_laid_over_black():
+    """α over black is round(value · α / 255), to Pillow's one level of rounding."""
+    alpha = np.arange(54, dtype=np.uint8).reshape(6, 9) * 4
+    rgba = np.dstack([NOISE, alpha])
+    picture = read_picture(encode(Image.fromarray(rgba)), size=None)
+    expected = NOISE * (alpha[..., None] / 255)
+    assert picture.transparent
+    assert abs(picture.pixels - expected).max() <= 1
+    opaque = np.dstack([NOISE, np.full((6, 9), 255, np.uint8)])
+    picture = read_picture(encode(Image.fromarray(opaque)), size=None)
+    assert not picture.transparent
+    assert np.array_equal(picture.pixels, NOISE)
+    la = Image.merge("LA", (Image.new("L", (2, 2), 200), Image.new("L", (2, 2), 0)))
+    assert np.array_equal(pixels_of(la), np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_obeyed(kind, orientation):
+    """What is stored turned is read upright: the bright corner goes where the tag sends it."""
+    stored = np.zeros((16, 32), np.uint8)
+    stored[:8, :8] = 255  # the stored top left
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(stored), kind, exif=exif)
+    corner = {1: "TL", 2: "TR", 3: "BR", 4: "BL", 5: "TL", 6: "TR", 7: "BR", 8: "BL"}[orientation]
+    shape = (16, 32) if orientation < 5 else (32, 16)
+    found = read_picture(data, size=None).pixels
+    assert found.shape == header_size(data) == shape
+    bright = found[:8] if corner[0] == "T" else found[-8:]
+    bright = bright[:, :8] if corner[1] == "L" else bright[:, -8:]
+    assert bright.mean() > 200
+    assert found.mean() < 100
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_the_first_frame_of_a_moving_picture(kind):
+    first, second = Image.new("RGB", (4, 4), (255, 0, 0)), Image.new("RGB", (4, 4), (0, 0, 255))
+    data = encode(first, kind, save_all=True, append_images=[second], lossless=True)
+    assert read_picture(data, size=None).pixels[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "fit", "words"),
+    [
+        ((28, 28), (28, 28), "crop", ""),
+        ((28, 28), (28, 28), "pad", ""),
+        ((64, 64), (32, 32), "crop", "shrunk"),
+        ((64, 64), (32, 32), "pad", "shrunk"),
+        ((64, 96), (32, 32), "crop", "shrunk and centre-cropped"),
+        ((64, 96), (32, 32), "pad", "shrunk and padded with black"),
+        ((28, 28), (32, 32), "crop", "enlarged"),
+        ((28, 28), (32, 32), "pad", "padded with black"),
+        ((32, 40), (32, 32), "crop", "centre-cropped"),
+        ((29, 28), (28, 28), "crop", "centre-cropped"),
+        ((1, 5000), (64, 64), "crop", "enlarged and centre-cropped"),
+        ((1, 5000), (64, 64), "pad", "shrunk and padded with black"),
+    ],
+)
+def test_fit_says_what_it_did(shape, size, fit, words):
+    image, said = fit_to(Image.new("L", (shape[1], shape[0]), 255), size, fit=fit)
+    assert (image.height, image.width) == size
+    assert said == words
+
+
+def test_crop_and_pad_without_scaling_move_no_pixel():
+    grey = NOISE[..., 0]
+    cropped, _ = fit_to(Image.fromarray(grey), (6, 5), fit="crop")
+    assert np.array_equal(np.asarray(cropped), grey[:, 2:7])
+    padded, _ = fit_to(Image.fromarray(grey), (8, 11), fit="pad")
+    assert np.array_equal(np.asarray(padded), np.pad(grey, 1))
+
+
+def test_crop_keeps_the_middle():
+    wide = np.zeros((20, 60), np.uint8)
+    wide[:, 20:40] = 255
+    cropped, _ = fit_to(Image.fromarray(wide), (10, 10), fit="crop")
+    assert np.asarray(cropped)[:, 1:-1].min() > 200
+
+
+def test_a_large_jpeg_read_small_is_the_same_picture():
+    """Decoding at a reduced scale stays within a few levels of decoding everything."""
+    ramp = np.linspace(0, 255, 1024)
+    smooth = ((ramp[:, None] + ramp[None]) / 2).astype(np.uint8)
+    found = read_picture(encode(Image.fromarray(smooth), "JPEG", quality=95), size=(32, 32))
+    expected = smooth.reshape(32, 32, 32, 32).mean((1, 3))
+    assert abs(found.pixels - expected).max() <= 3
+    assert found.fitted == "shrunk"
+
+
+def test_colour_to_grey_is_said():
+    data = encode(Image.fromarray(NOISE))
+    picture = read_picture(data, size=None, channels="grey")
+    assert picture.recoloured
+    luma = NOISE @ [0.299, 0.587, 0.114]  # ITU-R 601
+    assert abs(picture.pixels - luma).max() <= 1
+    grey = encode(Image.fromarray(NOISE[..., 0]))
+    assert not read_picture(grey, size=None, channels="grey").recoloured
+
+
+def bomb():
+    """A PNG that claims 60,000 x 60,000 pixels in a few bytes."""
+    data = bytearray(encode(Image.new("1", (8, 8))))
+    data[16:24] = struct.pack(">II", 60_000, 60_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "empty"),
+        (b"not a picture at all", "not a PNG"),
+        (encode(Image.new("L", (4, 4)), "GIF"), "not a PNG"),
+        (encode(Image.fromarray(NOISE))[:60], "damaged"),
+        (encode(Image.new("L", (300, 300), 7), "JPEG")[:-200], "damaged"),
+        (bomb(), "safety limit"),
+    ],
+)
+def test_damage_has_a_reason(data, says):
+    with pytest.raises(DataError, match=says):
+        read_picture(data, size=(8, 8))
+
+
+def test_the_milder_bomb_limit_counts_too(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    with pytest.raises(DataError, match="safety limit"):
+        read_picture(encode(Image.fromarray(NOISE)), size=None)
+    with pytest.raises(DataError, match="safety limit"):
+        header_size(encode(Image.fromarray(NOISE)))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_random_damage_raises_nothing_else(kind):
+    """Cut and scrambled bytes give pixels or a DataError, never another exception or a warning."""
+    chance = random.Random(kind)
+    exif = {} if kind == "BMP" else {"exif": Image.Exif()}
+    data = encode(Image.fromarray(NOISE).resize((40, 30)), kind, **exif)
+    refused = 0
+    for _ in range(400):
+        broken = bytearray(data[: chance.choice([len(data), chance.randrange(len(data))])])
+        for _ in range(chance.randrange(4)):
+            if broken:
+                broken[chance.randrange(len(broken))] = chance.randrange(256)
+        for read in (header_size, lambda b: read_picture(b, size=(8, 8))):
+            try:
+                read(bytes(broken))
+            except DataError:
+                refused += 1
+    assert refused > 50

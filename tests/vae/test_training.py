@@ -1,0 +1,355 @@
+"""Training: settings, objectives, the flat vector, exact resumption, and what stops it."""
+
+import itertools
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from kullback.core import DataError, Estimate, RunError
+from kullback.data import Dataset
+from kullback.data.dataset import sha256_of
+from kullback.vae import VAE, Architecture, Training, build, resume, train
+from kullback.vae.bounds import bounds
+from kullback.vae.flat import FlatParameters
+from kullback.vae.loop import State, batches, fit, loss_terms
+from kullback.vae.monitor import collapse_warning
+from kullback.vae.store import load_tensors
+
+SMALL = Architecture(hidden=(16,), latent=3)
+
+
+def toy(n=64, kind="binary", dynamic=True):
+    """A data set in memory: two blobs of bits with grey edges."""
+    generator = torch.Generator().manual_seed(0)
+    half = torch.tensor([[255, 255, 255, 40, 0, 0], [0, 0, 40, 255, 255, 255]], dtype=torch.uint8)
+    grey = half[torch.randint(2, (n + 16,), generator=generator)]
+    test = (grey[n:] > 127).to(torch.uint8)
+    train = grey[:n] if dynamic else (grey[:n] > 127).to(torch.uint8)
+    protocol = {
+        "source": "toy",
+        "counts": {"train": n, "test": 16},
+        "sha256": {"train": sha256_of(train), "test": sha256_of(test)},
+    }
+    names = tuple(f"train[{i}]" for i in range(n))
+    return Dataset(train, test, kind, dynamic, protocol, names, names[:16])
+
+
+def steps_of(model, data, settings, state, n):
+    loop = fit(model, data, settings, state)
+    for _ in range(n):
+        next(loop)
+
+
+def test_a_trained_models_bound_is_its_evidence_by_quadrature(tmp_path):
+    """One latent dimension, 64 outcomes: Σ_x p(x) = 1, and L_K meets log p(x) from below."""
+    data = toy(dynamic=False)
+    outcome = train(
+        data,
+        architecture=Architecture(hidden=(16,), latent=1),
+        training=Training(steps=600, batch_size=32, learning_rate=1e-2),
+        folder=tmp_path / "run",
+    )
+    model = outcome.model.double()
+    z = torch.linspace(-9, 9, 4001, dtype=torch.float64).reshape(-1, 1)
+    log_prior = -0.5 * z[:, 0] ** 2 - 0.5 * math.log(2 * math.pi) + math.log(18 / 4000)
+    x = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 6)
+    with torch.no_grad():
+        parameters = model.parameters_of(z.expand(-1, 64).reshape(-1, 64, 1))
+        evidence = torch.logsumexp(model.likelihood.log_prob(parameters, x) + log_prior[:, None], 0)
+    assert evidence.exp().sum().item() == pytest.approx(1.0, abs=1e-9)
+    seen = data.test[:1].double()
+    row = int((x == seen).all(1).nonzero())
+    truth = evidence[row].item()
+    assert -2.0 < truth < -0.5
+    generator = torch.Generator().manual_seed(0)
+    weighted = bounds(model, seen.expand(50, -1), draws=2000, generator=generator)
+    estimate = Estimate.from_terms(weighted.importance_weighted)
+    assert abs(estimate.value - truth) <= 4.5 * estimate.standard_error + 1e-3
+
+
+@pytest.mark.parametrize("objective", ["elbo", "iwae"])
+def test_the_loss_is_minus_the_objective(objective):
+    data = toy(dynamic=False)
+    model = build((6,), "binary", SMALL)
+    x, noise = data.train[:8].float(), torch.randn(4, 8, 3, generator=torch.Generator())
+    settings = Training(objective=objective, draws=4, steps=1)
+    loss, elbo, rate = loss_terms(model, x, noise, settings)
+    likelihood, ratio, kl = model.terms(x, noise)
+    torch.testing.assert_close(rate, kl.sum(-1).mean())
+    torch.testing.assert_close(elbo, (likelihood.mean(0) - kl.sum(-1)).mean())
+    weights = (likelihood + ratio).double()
+    truth = weights.exp().mean(0).log().mean() if objective == "iwae" else elbo.double()
+    assert loss.item() == pytest.approx(-truth.item(), rel=1e-5)
+
+
+def test_the_elbo_gradient_is_that_of_the_elbo_by_finite_differences():
+    model = build((6,), "binary", Architecture(hidden=(4,), latent=2, activation="tanh")).double()
+    data = toy(dynamic=False)
+    x = data.train[:3].double()
+    noise = torch.randn(5, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    flat = FlatParameters(model)
+    settings = Training(draws=5, steps=1, beta=0.7)
+    flat.differentiate(loss_terms(model, x, noise, settings)[0])
+    gradient = flat.gradient.clone()
+    for index in range(0, len(gradient), 17):
+        values = []
+        for step in (-1e-5, 1e-5):
+            flat.vector[index] += step
+            values.append(loss_terms(model, x, noise, settings)[0].item())
+            flat.vector[index] -= step
+        assert (values[1] - values[0]) / 2e-5 == pytest.approx(gradient[index].item(), abs=1e-7)
+
+
+def test_tightening_begins_when_it_should():
+    settings = Training(steps=100, tighten=0.25, draws=4)
+    assert [settings.draws_at(p) for p in (0.0, 0.74, 0.75, 1.0)] == [1, 1, 4, 4]
+    assert not settings.importance_weighted_at(0.74)
+    assert settings.importance_weighted_at(0.75)
+    assert Training(steps=1, draws=3).draws_at(0.0) == 3
+
+
+def test_flat_parameters_share_and_average():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+    before = [p.detach().clone() for p in model.parameters()]
+    flat = FlatParameters(model)
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    model(x).sum().backward()
+    ordered = [model[0].weight, model[2].weight, model[0].bias, model[2].bias]
+    plain = torch.cat([p.grad.reshape(-1) for p in ordered])
+    assert flat.matrices == 8
+    norm = flat.differentiate(model(x).sum())
+    torch.testing.assert_close(flat.gradient, plain)
+    torch.testing.assert_close(norm, plain.norm())
+    for parameter, kept in zip(model.parameters(), before, strict=True):
+        assert torch.equal(parameter, kept)
+    flat.vector.add_(1.0)
+    flat.update_average(0.25)
+    with flat.averaged():
+        torch.testing.assert_close(model[0].weight, before[0] + 0.25)
+    torch.testing.assert_close(model[0].weight, before[0] + 1.0)
+
+
+def test_every_epoch_visits_every_item_once():
+    data = toy(n=60)
+    settings = Training(steps=1, batch_size=10)
+    state = State.start(build((6,), "binary", SMALL), settings)
+    source, seen = batches(data, settings, state), []
+    for _ in range(12):
+        seen.append(next(source))
+        state.step += 1
+    assert torch.cat(seen[:6]).sort().values.tolist() == list(range(60))
+    assert torch.cat(seen[6:]).sort().values.tolist() == list(range(60))
+    assert not torch.equal(torch.cat(seen[:6]), torch.cat(seen[6:]))
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def files_of(folder):
+    return {
+        name: (folder / name).read_bytes()
+        for name in ("metrics.jsonl", "model.safetensors", "checkpoints/last.safetensors")
+    }
+
+
+@pytest.mark.parametrize("stops", [(1,), (57, 58), (100, 299)])
+def test_a_stopped_and_resumed_run_is_bit_identical(stops, tmp_path):
+    data = toy()
+    settings = Training(steps=300, batch_size=16, objective="iwae", draws=2, warmup=0.5)
+    train(data, architecture=SMALL, training=settings, folder=tmp_path / "whole")
+
+    def until(step):
+        calls = iter(range(1, 10_000))
+        return lambda: next(calls) >= step
+
+    folder = tmp_path / "parts"
+    outcome = train(
+        data, architecture=SMALL, training=settings, folder=folder, stop=until(stops[0])
+    )
+    for earlier, later in itertools.pairwise(stops):
+        assert not outcome.finished
+        outcome = resume(folder, data=data, stop=until(later - earlier))
+    outcome = resume(folder, data=data)
+    assert outcome.finished
+    whole, parts = files_of(tmp_path / "whole"), files_of(folder)
+    for name in ("metrics.jsonl", "model.safetensors"):
+        assert whole[name] == parts[name], name
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    data = toy()
+    train(
+        data, architecture=SMALL, training=Training(steps=5, batch_size=16), folder=tmp_path / "r"
+    )
+    before = files_of(tmp_path / "r")
+    assert resume(tmp_path / "r").finished
+    assert files_of(tmp_path / "r") == before
+
+
+def test_resume_refuses_other_data(tmp_path):
+    settings = Training(steps=50, batch_size=16)
+    train(toy(), architecture=SMALL, training=settings, folder=tmp_path / "r", stop=lambda: True)
+    with pytest.raises(DataError, match="the hashes differ"):
+        resume(tmp_path / "r", data=toy(n=48))
+
+
+@pytest.mark.parametrize("part", ["metrics.jsonl", "checkpoints/last.safetensors", "config.json"])
+def test_resume_refuses_a_damaged_run(part, tmp_path):
+    settings = Training(steps=500, batch_size=16)
+    calls = iter(range(1000))
+    train(
+        toy(),
+        architecture=SMALL,
+        training=settings,
+        folder=tmp_path / "r",
+        stop=lambda: next(calls) > 20,
+    )
+    path = tmp_path / "r" / part
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(RunError, match=part.rpartition("/")[2]):
+        resume(tmp_path / "r", data=toy())
+
+
+def test_a_run_never_overwrites_another(tmp_path):
+    with pytest.raises(RunError, match="no run overwrites another"):
+        train(toy(), architecture=SMALL, training=Training(steps=1), folder=tmp_path)
+
+
+def test_a_nonfinite_loss_is_named_and_kept(tmp_path):
+    """One poisoned training item: the step stops before the weights change, and says which."""
+    data = toy(kind="continuous", dynamic=False)
+    poisoned = data.train.float()
+    poisoned[7] = 2e19  # its square overflows
+    data = replace(data, train=poisoned)
+    model = build((6,), "continuous", SMALL)
+    settings = Training(steps=100, batch_size=16)
+    state = State.start(model, settings)
+    with pytest.raises(RunError) as error:
+        for _ in fit(model, data, settings, state, folder=tmp_path):
+            before = state.flat.vector.clone()
+    text = str(error.value)
+    assert f"step {state.step}: " in text
+    assert "in log p(x|z) for 1 of 16 batch items (train[7])" in text
+    assert "lower --learning-rate" in text
+    if state.step:
+        assert torch.equal(state.flat.vector, before)
+    (repro,) = tmp_path.glob("nonfinite-step-*.safetensors")
+    assert str(repro) in text
+    kept = load_tensors(repro)
+    assert kept["x"].max() == 2e19
+    assert torch.equal(kept["weights"], state.flat.vector)
+    assert repro.stat().st_size < 100_000
+
+
+def test_a_nonfinite_gradient_names_its_parameter():
+    model = build((6,), "binary", SMALL)
+    data = toy()
+    state = State.start(model, Training(steps=10, batch_size=16))
+    model.decoder.net.weights[0].register_hook(lambda grad: grad * math.nan)
+    with pytest.raises(RunError, match=r"the gradient of decoder\.net\.weights\.0"):
+        steps_of(model, data, Training(steps=10, batch_size=16), state, 1)
+
+
+def test_a_failed_run_keeps_its_last_good_checkpoint(tmp_path, monkeypatch):
+    """The gradient breaks at step 20: the state before it is on the disk and can be loaded."""
+    real = FlatParameters.differentiate
+
+    def poisoned(self, loss):
+        norm = real(self, loss)
+        poisoned.calls += 1
+        return norm * math.nan if poisoned.calls > 20 else norm
+
+    poisoned.calls = 0
+    monkeypatch.setattr(FlatParameters, "differentiate", poisoned)
+    settings = Training(steps=40, batch_size=16)
+    with pytest.raises(RunError, match="step 20"):
+        train(toy(), architecture=SMALL, training=settings, folder=tmp_path / "r")
+    monkeypatch.undo()
+    assert resume(tmp_path / "r", data=toy()).finished
+    train(toy(), architecture=SMALL, training=settings, folder=tmp_path / "whole")
+    assert (
+        files_of(tmp_path / "r")["metrics.jsonl"] == files_of(tmp_path / "whole")["metrics.jsonl"]
+    )
+
+
+def test_metrics_are_json_without_the_clock(tmp_path):
+    outcome = train(
+        toy(),
+        architecture=SMALL,
+        training=Training(steps=1100, batch_size=8, warmup=0.5, beta=2.0),
+        folder=tmp_path / "r",
+    )
+    rows = rows_of(outcome.folder / "metrics.jsonl")
+    assert [row["step"] for row in rows][:2] == [8, 16]
+    assert rows[-1]["beta"] == 2.0
+    assert rows[0]["beta"] < 0.1
+    assert {"test_elbo", "active_units", "kl_per_dimension"} <= set(rows[503 // 8 + 0])
+    assert not any("seconds" in row for row in rows)
+    for row in rows:
+        assert row["elbo"] == pytest.approx(-row["rate"] - row["distortion"], abs=1e-4)
+
+
+def test_collapse_is_noticed():
+    text = collapse_warning([1e-4, 2e-3], 0, 1.0)
+    assert "posterior collapse" in text
+    assert "--free-bits" in text
+    assert "smaller --beta" in collapse_warning([1e-4], 0, 50.0)
+    assert collapse_warning([0.0, 3.0], 1, 1.0) == ""
+
+
+def test_collapse_is_reported_while_training(tmp_path):
+    readings = []
+    outcome = train(
+        toy(n=640),
+        architecture=SMALL,
+        training=Training(steps=1100, batch_size=16, beta=1000.0),
+        folder=tmp_path / "r",
+        progress=readings.append,
+    )
+    assert any("posterior collapse" in warning for warning in outcome.warnings)
+    assert readings[0].step >= 1
+
+
+def test_minutes_end_the_run(tmp_path):
+    outcome = train(
+        toy(), architecture=SMALL, training=Training(minutes=0.02), folder=tmp_path / "r"
+    )
+    assert outcome.finished
+    rows = rows_of(outcome.folder / "timing.jsonl")
+    assert rows[-1]["seconds"] < 3.0
+    assert isinstance(outcome.model, VAE)
+
+
+def test_schedules():
+    settings = Training(steps=1000, learning_rate=1.0, beta=4.0, warmup=0.5)
+    assert settings.learning_rate_at(0.0, 0) == pytest.approx(1 / 200)
+    assert settings.learning_rate_at(0.5, 500) == pytest.approx(0.5)
+    assert settings.learning_rate_at(1.0, 1000) == pytest.approx(0.0)
+    assert settings.beta_at(0.25) == pytest.approx(2.0)
+    assert settings.beta_at(0.75) == 4.0
+    assert Training(epochs=2).progress(10, 0.0, 10) == 0.5
+    assert Training(minutes=2).progress(0, 60.0, 10) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"objective": "vae"}, "objective: expected elbo or iwae"),
+        ({"draws": 0}, "draws"),
+        ({"beta": -1.0}, "beta"),
+        ({"free_bits": 0.1, "objective": "iwae"}, "free_bits"),
+        ({"steps": 1, "epochs": 1}, "budget: expected one of"),
+        ({"minutes": 0}, "budget: expected a positive"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"precision": "int8"}, "precision"),
+        ({"clip": 0.0}, "clip"),
+    ],
+)
+def test_settings_refuse(settings, text):
+    with pytest.raises(ValueError, match=text):
+        Training(**settings)
