@@ -10,7 +10,7 @@ from kullback.data import Dataset
 from kullback.data.dataset import sha256_of
 from kullback.vae import Architecture, Training, evaluate, train
 
-TINY = Architecture(hidden=(8,), latent=3, components=1)
+TINY = Architecture(network="mlp", hidden=(8,), latent=3, components=1)
 
 
 def in_memory(train_set, test_set, kind, **more):

@@ -55,7 +55,7 @@ def test_values_that_are_not_finite_are_left_out():
 
 
 def test_bars_are_as_high_as_their_values():
-    svg = charts.bars([4.0, 2.0, 1.0], active=[True, True, False], label="x")
+    svg = charts.bars([4.0, 2.0, 1.0], active=2, label="x", of=3)
     heights = [float(h) for h in re.findall(r'<rect class="bar[^>]* height="([0-9.]+)"', svg)]
     assert heights[0] / heights[1] == pytest.approx(2, abs=1e-3)
     assert heights[0] / heights[2] == pytest.approx(4, abs=1e-3)
@@ -65,8 +65,13 @@ def test_bars_are_as_high_as_their_values():
 
 @pytest.mark.parametrize("active", [0, 5])
 def test_bars_of_a_collapsed_and_of_a_full_posterior(active):
-    flags = [rank < active for rank in range(5)]
-    assert f"{active} of 5 active" in charts.bars([0.0] * 5, active=flags, label="x")
+    assert f"{active} of 5 active" in charts.bars([0.0] * 5, active=active, label="x", of=5)
+
+
+def test_bars_cut_off_still_count_all():
+    chart = charts.bars([1.0] * 3, active=7, label="x", of=9)
+    assert "7 of 9 active" in chart
+    assert chart.count('class="bar a"') == 3
 
 
 def test_names_are_escaped():

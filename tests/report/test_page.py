@@ -5,6 +5,7 @@ import html
 import json
 import re
 import threading
+from dataclasses import asdict
 from html.parser import HTMLParser
 
 import numpy as np
@@ -12,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-import kullback
 from kullback.core import DataError, RunError
 from kullback.data import describe_protocol, load
 from kullback.report import write
@@ -111,7 +111,7 @@ def test_the_page_has_every_part_and_nothing_from_elsewhere(run):
     assert page.count("<svg") == 4
     assert_self_contained(page)
     assert len(page.encode()) < 1_000_000
-    assert "kullback train fashion" in page
+    assert "kullback train fashion --network mlp --hidden 8" in page
 
 
 def test_the_same_run_gives_the_same_bytes_and_touches_no_global_state(run):
@@ -304,13 +304,13 @@ def test_a_picture_keeps_to_its_budget():
 
 
 def test_the_command_names_what_was_asked_for():
-    architecture = Architecture(network="conv", hidden=(16, 32), likelihood="bernoulli")
+    architecture = Architecture(network="mlp", hidden=(16, 32), likelihood="bernoulli")
     config = {
-        "model": {"architecture": kullback.vae.architecture.asdict(architecture)},
+        "model": {"architecture": asdict(architecture)},
         "training": Training(epochs=3, seed=7, beta=2.0).to_dict(),
         "data": load("fashion", binarize="dynamic", size=16, seed=7).protocol,
     }
     assert command(config) == (
-        "kullback train fashion --network conv --hidden 16,32 --beta 2.0 --epochs 3 --seed 7 "
-        "--size 16,16 --binarize dynamic"
+        "kullback train fashion --network mlp --hidden 16,32 --beta 2.0 --epochs 3 --seed 7 "
+        "--size 16x16 --binarize dynamic"
     )

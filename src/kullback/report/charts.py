@@ -109,27 +109,29 @@ def lines(
     return _svg(label, _grid(frame, unit) + clip + bottom + top + _below("steps"))
 
 
-def bars(values: Sequence[float], *, active: Sequence[bool], label: str, unit: str = "nats") -> str:
-    """Draw sorted figures as bars, the active in colour; a dashed line ends the active ones.
+def bars(values: Sequence[float], *, active: int, label: str, of: int, unit: str = "nats") -> str:
+    """Draw sorted figures as bars, the first `active` in colour; a dashed line ends those.
 
-    >>> bars([2.0, 0.001], active=[True, False], label="KL").count("<rect")
+    values: the largest of `of` figures, in falling order.
+
+    >>> bars([2.0, 0.001], active=1, label="KL", of=2).count("<rect")
     2
     """
     top = max([*values, 1e-9])
     frame = Frame((0.0, float(len(values))), (0.0, 1.04 * top))
     wide = (WIDTH - LEFT - RIGHT) / len(values)
     drawn = []
-    for rank, (value, on) in enumerate(zip(values, active, strict=True)):
+    for rank, value in enumerate(values):
         height = max(0.6, frame.up(0) - frame.up(value))
+        style, left = "a" if rank < active else "off", frame.across(rank) + 0.1 * wide
         drawn.append(
-            f'<rect class="bar {"a" if on else "off"}" x="{frame.across(rank) + 0.1 * wide:.2f}" '
+            f'<rect class="bar {style}" x="{left:.2f}" '
             f'y="{frame.up(0) - height:.2f}" width="{0.8 * wide:.2f}" height="{height:.2f}">'
             f"<title>rank {rank + 1}: {value:.4g} {esc(unit)}</title></rect>"
         )
-    count = sum(active)
-    edge = frame.across(count)
-    side, anchor = (edge - 6, "end") if count > len(values) / 2 else (edge + 6, "start")
-    said = f"{count} of {len(values)} active"
+    edge = frame.across(min(active, len(values)))
+    side, anchor = (edge - 6, "end") if active > len(values) / 2 else (edge + 6, "start")
+    said = f"{active:,} of {of:,} active"
     mark = (
         f'<path class="mark" d="M{edge:.1f} {TOP - 12}V{HEIGHT - BOTTOM}"/>'
         f'<text x="{side:.1f}" y="{TOP - 3}" class="{anchor}">{said}</text>'

@@ -115,8 +115,8 @@ def kl_bars(record: Record) -> str:
     else:
         return ""
     values = sorted(values, reverse=True)
-    flags = [rank < active for rank in range(len(values))]
-    chart = bars(values[:BARS], active=flags[:BARS], label="KL of each latent dimension")
+    label = "KL of each latent dimension"
+    chart = bars(values[:BARS], active=active, label=label, of=len(values))
     cut = f" The {BARS} largest of {len(values):,} are shown." if len(values) > BARS else ""
     caption = (
         f"Mean KL(q(z|x) ‖ p(z)) of each latent dimension; together they are the rate, "

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import Any
 
 from kullback.vae import Architecture, Training
-from kullback.vae.likelihoods import choose
 
 from .markup import esc, table
 from .record import Record
@@ -92,10 +91,12 @@ def command(config: Mapping[str, Any]) -> str:
     "kullback train 'my dir' --steps 9 --seed 1"
     """
     data = config["data"]
-    kind = data.get("kind", "continuous")
-    usual = asdict(Architecture(likelihood=choose(kind)[0])) | Training().to_dict() | USUAL_DATA
+    shape, kind = tuple(data.get("event_shape") or (1,)), data.get("kind", "continuous")
+    usual = asdict(Architecture().resolved(shape, kind)) | Training().to_dict() | USUAL_DATA
     given = dict(config["model"].get("architecture") or {}) | dict(config["training"])
     given |= {key: data[key] for key in USUAL_DATA if key in data} | {"seed": given.get("seed")}
+    if given.get("size"):
+        given["size"] = "x".join(str(side) for side in given["size"])
     words = ["kullback", "train", str(data.get("source", "DATA"))]
     for key, value in given.items():
         if value is not None and _plain(value) != _plain(usual.get(key)):

@@ -32,7 +32,7 @@ def write(run: str | Path, *, data: Dataset | None = None) -> Path:
     DataError when the data given are not those of the run.
 
     >>> from kullback.vae import Architecture, Training, train
-    >>> tiny = Architecture(hidden=(8,), latent=2, components=1)
+    >>> tiny = Architecture(network="mlp", hidden=(8,), latent=2, components=1)
     >>> run = train("fashion", architecture=tiny, training=Training(steps=2), folder="run")
     >>> write(run.folder).name
     'report.html'

@@ -69,7 +69,7 @@ def read(folder: str | Path, *, data: Dataset | None = None) -> Record:
 def _model(folder: Path, missing: dict[str, str]) -> VAE | None:
     if (folder / "model.safetensors").exists():
         return VAE.load(folder)
-    missing["model"] = "The training has not finished: resume it, then rebuild this report."
+    missing["model"] = "The training has not finished: kullback train --resume RUN"
     return None
 
 

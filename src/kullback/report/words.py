@@ -11,7 +11,7 @@ from typing import Any
 from kullback.core import DataError, Estimate
 from kullback.data import describe_protocol
 from kullback.vae import Evaluation
-from kullback.vae.evaluate import LOOSE
+from kullback.vae.evaluation import LOOSE
 
 __all__ = ["Figure", "figures", "noun_of", "plain", "protocol_line", "remarks", "scope"]
 
