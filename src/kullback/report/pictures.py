@@ -1,0 +1,197 @@
+"""Images of a model or a data set as one picture: a grid, or originals above reconstructions.
+
+Which to use: `grid` for samples, `pairs` for reconstructions, `save` to write either to a PNG that
+does not exist yet. Pillow is imported only when a picture is made.
+"""
+
+import io
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kullback.core import RunError, require, require_type, write_atomic
+from kullback.core.checks import describe
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["compose", "grid", "pairs", "save", "to_levels"]
+
+_SPANS = {"binary": (0.0, 1.0), "8-bit": (0.0, 255.0)}
+_KINDS = ("binary", "8-bit", "continuous")
+
+
+def grid(
+    images: Tensor, *, kind: str, columns: int | None = None, gap: int = 2, scale: int = 1
+) -> "Image":
+    """Lay images out in rows, left to right and top to bottom, on white.
+
+    images: `[N, C, H, W]`, N ≥ 1, C = 1 (a grey picture) or 3 (RGB), in the data's units. kind:
+    "binary" (0 … 1, probabilities included), "8-bit" (0 … 255) or "continuous", which is shown
+    from its least value (black) to its greatest (white); the range is then in
+    `picture.info["range"]`, and `save` keeps it. columns: default ⌈√N⌉. gap: white pixels between
+    images. scale: whole times every pixel is repeated. Levels are rounded, so 8-bit data are exact.
+    Errors: ValueError for vectors, other channels, values outside the kind's range, or not finite.
+
+    >>> grid(torch.zeros(5, 1, 28, 28), kind="binary", columns=3).size
+    (88, 58)
+    """
+    levels, note = to_levels(images, kind=kind)
+    columns = math.ceil(math.sqrt(len(levels))) if columns is None else columns
+    return _on_white(compose(levels, columns=columns, gap=gap), scale, note)
+
+
+def pairs(
+    originals: Tensor,
+    reconstructions: Tensor,
+    *,
+    kind: str,
+    columns: int = 8,
+    gap: int = 2,
+    scale: int = 1,
+) -> "Image":
+    """Lay originals out in rows, each row of them above the row of their reconstructions.
+
+    Both `[N, C, H, W]` and as in `grid`; a continuous pair shares one range. A row of originals
+    stands `gap` above its reconstructions and 3·`gap` below those of the row before.
+    Errors: ValueError as `grid`, and when the two shapes differ.
+
+    >>> pairs(torch.zeros(3, 1, 4, 4), torch.ones(3, 1, 4, 4), kind="binary", gap=1).size
+    (14, 9)
+    """
+    require_type(originals, Tensor, "originals")
+    require_type(reconstructions, Tensor, "reconstructions")
+    same = originals.shape == reconstructions.shape
+    shape = list(originals.shape)
+    require(same, "reconstructions", f"the originals' shape {shape}", describe(reconstructions))
+    both = torch.cat([originals.float(), reconstructions.float()])
+    levels, note = to_levels(both, kind=kind)
+    return _on_white(interleave(levels, columns=min(columns, len(originals)), gap=gap), scale, note)
+
+
+def save(image: "Image", path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a picture as PNG, whole or not at all, and return its path.
+
+    Errors: ValueError for a name that does not end in .png; RunError when the file exists already
+    (unless `overwrite`) or the disk refuses.
+
+    >>> save(grid(torch.zeros(4, 1, 8, 8), kind="8-bit"), "four.png").name
+    'four.png'
+    """
+    require_type(path, (str, Path), "path")
+    path = Path(path)
+    require(path.suffix.lower() == ".png", "path", "a name that ends in .png", repr(str(path)))
+    if path.exists() and not overwrite:
+        raise RunError(f"{path} exists already and is never overwritten. Try: another name")
+    write_atomic(path, _png(image))
+    return path
+
+
+def to_levels(images: Tensor, *, kind: str) -> tuple[Tensor, str]:
+    """Turn images in the data's units into uint8 `[N, H, W, C]`, and say which range was shown.
+
+    The note is empty for "binary" and "8-bit", whose range is known. Errors: as `grid`.
+
+    >>> levels, note = to_levels(torch.tensor([-1.0, 3.0]).reshape(1, 1, 1, 2), kind="continuous")
+    >>> levels.flatten().tolist(), note
+    ([0, 255], 'black is -1, white is 3')
+    """
+    require_type(images, Tensor, "images")
+    require(kind in _KINDS, "kind", f"one of {', '.join(_KINDS)}", repr(kind))
+    hint = "vectors have no picture; a single grey one is x[None, None]" if images.ndim == 2 else ""
+    shaped = images.ndim == 4 and images.shape[1] in (1, 3) and images.numel() > 0
+    require(shaped, "images", "[N, C, H, W] with C = 1 or 3", describe(images), hint)
+    values = images.detach().cpu().double()
+    require(bool(torch.isfinite(values).all()), "images", "finite values", "NaN or infinity")
+    found = float(values.min()), float(values.max())
+    low, high = _SPANS.get(kind, found)
+    slack = 1e-4 * (high - low)  # rounding in a sum of 256 levels
+    within = low - slack <= found[0] and found[1] <= high + slack
+    require(
+        within, "images", f"{kind} values in [{low:g}, {high:g}]", f"[{found[0]:g}, {found[1]:g}]"
+    )
+    span = high - low if high > low else 1.0
+    levels = ((values - low) * (255.0 / span)).round().clamp(0, 255).to(torch.uint8)
+    note = f"black is {low:.4g}, white is {high:.4g}" if kind == "continuous" else ""
+    return levels.permute(0, 2, 3, 1), note
+
+
+def compose(
+    levels: Tensor, *, columns: int, gap: int, block: int = 1, shown: Tensor | None = None
+) -> "Image":
+    """Place images `[N, H, W, C]` (uint8) on a transparent picture, mode LA or RGBA.
+
+    After every `block` rows the gap is three times as wide, unless `block` is 1. shown: which of
+    the N places are filled, `[N]` bools; the others stay transparent.
+
+    >>> compose(torch.zeros(2, 4, 4, 1, dtype=torch.uint8), columns=1, gap=1).getbbox()
+    (0, 0, 4, 9)
+    """
+    from PIL import Image
+
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (columns, gap))
+    require(whole and columns >= 1, "columns", "a whole number of at least 1", columns)
+    require(whole and gap >= 0, "gap", "a whole number of pixels, at least 0", gap)
+    n, height, width, colours = levels.shape
+    columns = min(columns, n)
+    rows = math.ceil(n / columns)
+    extra = [2 * gap * (row // block) if block > 1 else 0 for row in range(rows)]
+    size = rows * (height + gap) - gap + extra[-1], columns * (width + gap) - gap
+    canvas = torch.zeros(*size, colours + 1, dtype=torch.uint8)
+    for index in range(n):
+        if shown is None or shown[index]:
+            row, column = divmod(index, columns)
+            top, left = row * (height + gap) + extra[row], column * (width + gap)
+            place = canvas[top : top + height, left : left + width]
+            place[..., :-1] = levels[index]
+            place[..., -1] = 255
+    return Image.fromarray(canvas.numpy())
+
+
+def interleave(levels: Tensor, *, columns: int, gap: int) -> "Image":
+    """Place N originals and N reconstructions (`[2N, H, W, C]`, uint8) row above row.
+
+    >>> interleave(torch.zeros(4, 4, 4, 1, dtype=torch.uint8), columns=1, gap=1).size
+    (4, 21)
+    """
+    require(isinstance(columns, int) and columns >= 1, "columns", "at least 1", columns)
+    n = len(levels) // 2
+    rows = math.ceil(n / columns)
+    order = [
+        row * columns + column + side * n if row * columns + column < n else -1
+        for row in range(rows)
+        for side in (0, 1)
+        for column in range(columns)
+    ]
+    index = torch.tensor(order)
+    return compose(levels[index], columns=columns, gap=gap, block=2, shown=index >= 0)
+
+
+def _on_white(picture: "Image", scale: int, note: str) -> "Image":
+    """Flatten a transparent picture onto white, `scale` times as large."""
+    from PIL import Image
+
+    require(isinstance(scale, int) and scale >= 1, "scale", "a whole number of at least 1", scale)
+    mode = picture.mode.removesuffix("A")
+    paper = Image.new(mode, picture.size, "white")
+    paper.paste(picture.convert(mode), mask=picture.getchannel("A"))
+    if scale > 1:
+        size = picture.width * scale, picture.height * scale
+        paper = paper.resize(size, Image.Resampling.NEAREST)
+    if note:
+        paper.info["range"] = note
+    return paper
+
+
+def _png(image: "Image") -> bytes:
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    if "range" in image.info:
+        text.add_text("range", str(image.info["range"]))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True, pnginfo=text)
+    return buffer.getvalue()

@@ -1,0 +1,202 @@
+"""What the figures of an evaluation are called, how they print, and what they mean in words.
+
+Which to use: `figures` for every figure, `remarks` for what a reader must know before using them,
+`protocol_line` for the line that belongs beside them. The terminal and the report share these.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kullback.core import DataError, Estimate
+from kullback.data import describe_protocol
+from kullback.vae import Evaluation
+from kullback.vae.evaluation import LOOSE
+
+__all__ = ["Figure", "figures", "noun_of", "plain", "protocol_line", "remarks", "scope"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure: its name, its value with error as printed, its unit, a short note, a sentence.
+
+    >>> Figure("ELBO", "-89.42 ± 0.11", "nats/image", "lower bound", "Higher is better.").name
+    'ELBO'
+    """
+
+    name: str
+    value: str
+    unit: str
+    note: str
+    meaning: str
+
+
+def plain(estimate: Estimate) -> str:
+    """Print `value ± error` exactly as the estimate prints itself, without unit and bias.
+
+    >>> plain(Estimate(-89.423, 0.1134, draws=9, bias="low"))
+    '-89.42 ± 0.11'
+    """
+    return str(replace(estimate, unit="", bias="none"))
+
+
+def noun_of(protocol: Mapping[str, Any]) -> str:
+    """Say what one example is: "image", or "vector".
+
+    >>> noun_of({"event_shape": [1, 28, 28]})
+    'image'
+    """
+    return "vector" if len(protocol.get("event_shape") or ()) == 1 else "image"
+
+
+def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]:
+    """Return the figures by key, in the order in which they are read.
+
+    >>> import torch
+    >>> from kullback.vae import build, evaluate
+    >>> found = figures(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))
+    >>> [*found]
+    ['elbo', 'log_likelihood', 'gap', 'rate', 'distortion', 'effective_draws', 'loose', \
+'active_units']
+    """
+    e = evaluation
+    unit, k = f"nats/{noun}", f"L_{e.draws}"
+    found = {
+        "elbo": Figure(
+            "ELBO",
+            plain(e.elbo),
+            unit,
+            "lower bound on log p(x)",
+            f"A floor under log p(x), the log probability of an unseen {noun}. Higher is better.",
+        ),
+        "log_likelihood": Figure(
+            k,
+            plain(e.log_likelihood),
+            unit,
+            f"tighter lower bound, {e.draws:,} draws",
+            f"A higher floor under log p(x), from {e.draws:,} weighted draws of the code. "
+            "Higher is better.",
+        ),
+        "gap": Figure(
+            "gap",
+            plain(e.gap),
+            unit,
+            f"{k} - ELBO",
+            f"How far {k} lies above the ELBO: at least this much is lost by an inexact posterior.",
+        ),
+    }
+    if e.bits_per_dim is not None:
+        found["bits_per_dim"] = Figure(
+            "bits/dim",
+            plain(e.bits_per_dim),
+            e.bits_per_dim.unit,
+            f"-{k} in bits, a dimension",
+            f"{k} as a code length: bits for each 8-bit value. Raw data take 8; lower is better.",
+        )
+    return found | _rate_and_distortion(e, unit, noun) | _health(e, noun)
+
+
+def _rate_and_distortion(e: Evaluation, unit: str, noun: str) -> dict[str, Figure]:
+    return {
+        "rate": Figure(
+            "rate",
+            plain(e.rate),
+            unit,
+            "KL(q(z|x) || p(z)), what the code costs",
+            f"What the code z says about each {noun}, in nats: KL(q(z|x) ‖ p(z)).",
+        ),
+        "distortion": Figure(
+            "distortion",
+            plain(e.distortion),
+            unit,
+            "-log p(x|z), what the code leaves open",
+            "What the code leaves open: the surprise of x once z is known. "
+            "Rate + distortion = −ELBO.",
+        ),
+    }
+
+
+def _health(e: Evaluation, noun: str) -> dict[str, Figure]:
+    median, least = e.effective_draws_median, e.effective_draws_minimum
+    limit = min(LOOSE, e.draws / 2)
+    return {
+        "effective_draws": Figure(
+            "effective draws",
+            f"{median:.3g}",
+            f"of {e.draws:,}",
+            f"median over {noun}s; least {least:.3g}",
+            f"How many of the {e.draws:,} draws truly count, at the median {noun}; "
+            f"{least:.3g} at the worst.",
+        ),
+        "loose": Figure(
+            "loose bounds",
+            _percent(e.loose),
+            f"of {noun}s",
+            f"fewer than {limit:g} effective draws",
+            f"{noun.capitalize()}s whose bound rests on fewer than {limit:g} effective draws.",
+        ),
+        "active_units": Figure(
+            "active units",
+            f"{e.active_units}/{e.latent}",
+            "dimensions",
+            "whose mean code varies by more than 0.01",
+            f"Latent dimensions that are used: their mean code varies from {noun} to {noun} "
+            "(variance above 0.01).",
+        ),
+    }
+
+
+def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
+    """Say in one sentence each what the figures mean and where they must not be trusted.
+
+    >>> import torch
+    >>> from kullback.vae import build, evaluate
+    >>> remarks(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))[0]
+    'ELBO and L_16 are lower bounds on log p(x): higher is better.'
+    """
+    e = evaluation
+    said = [f"ELBO and L_{e.draws} are lower bounds on log p(x): higher is better."]
+    if e.loose > 0:
+        limit = min(LOOSE, e.draws / 2)
+        said.append(
+            f"{_percent(e.loose)} of {noun}s rest on fewer than {limit:g} effective draws: "
+            "their bound is loose; try more --draws."
+        )
+    if e.active_units == 0:
+        said.append("No latent dimension is active: the posterior has collapsed to the prior.")
+    named = (e.elbo, e.log_likelihood, e.gap, e.rate, e.distortion, e.bits_per_dim)
+    doubts = [warning for figure in named if figure is not None for warning in figure.warnings]
+    return said + list(dict.fromkeys(doubts))
+
+
+def scope(evaluation: Evaluation, *, noun: str = "image") -> str:
+    """Say what the error bars cover: how many examples and draws, and the seed.
+
+    >>> import torch
+    >>> from kullback.vae import build, evaluate
+    >>> scope(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))
+    '8 test images, 16 draws each, seed 0; ± is one standard error'
+    """
+    e = evaluation
+    draws = "1 draw" if e.draws == 1 else f"{e.draws:,} draws"
+    return f"{e.images:,} test {noun}s, {draws} each, seed {e.seed}; ± is one standard error"
+
+
+def protocol_line(protocol: Mapping[str, Any]) -> str:
+    """Describe a protocol in one line, or say that there is none to describe.
+
+    >>> protocol_line({})
+    'no protocol was stored with these data'
+    """
+    try:
+        return describe_protocol(dict(protocol))
+    except DataError:
+        return "no protocol was stored with these data"
+
+
+def _percent(share: float) -> str:
+    """Print a share as a percentage that is 0 or 100 only when it is so exactly."""
+    percent = 100 * share
+    if 0 < percent < 1:
+        return "under 1 %"
+    return "over 99 %" if 99 < percent < 100 else f"{percent:.0f} %"

@@ -1,0 +1,98 @@
+"""The terminal's table: the figures as the estimates print, the protocol, the warnings in words."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kullback.data import describe_protocol
+from kullback.report.terminal import evaluation_table
+from kullback.report.words import plain, remarks
+from kullback.vae import Evaluation, build, evaluate
+
+from .conftest import in_memory, noise
+
+DATA = in_memory(noise(2, 1, 4, 4), noise(12, 1, 4, 4), "8-bit")
+
+
+@pytest.fixture(scope="module")
+def figures():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return evaluate(build((1, 4, 4), "8-bit"), DATA.test, draws=16)
+
+
+def test_every_figure_is_there_as_its_estimate_prints(figures):
+    table = evaluation_table(figures, DATA.protocol, color=False)
+    for name in ("elbo", "log_likelihood", "gap", "rate", "distortion", "bits_per_dim"):
+        estimate = getattr(figures, name)
+        assert str(estimate).startswith(plain(estimate))
+        assert plain(estimate) in table
+    assert re.search(r"^L_16 ", table, re.MULTILINE)
+    assert f"{figures.active_units}/{figures.latent}" in table
+    assert describe_protocol(DATA.protocol) in table
+    assert "lower bounds on log p(x): higher is better" in table
+
+
+def test_colour_changes_nothing_but_colour(figures):
+    bare = evaluation_table(figures, DATA.protocol, color=False)
+    coloured = evaluation_table(figures, DATA.protocol, color=True)
+    assert "\x1b" not in bare
+    assert re.sub(r"\x1b\[\d+m", "", coloured) == bare
+    assert coloured != bare
+
+
+def test_columns_line_up(figures):
+    lines = evaluation_table(figures, DATA.protocol, color=False).splitlines()
+    head = lines[0].index("unit")
+    for line in lines[1 : lines.index("")]:
+        assert line[head - 4 : head] == "    "
+        assert line[head] != " "
+
+
+def test_sentences_are_wrapped(figures):
+    figures = replace(figures, loose=0.62)
+    table = evaluation_table(figures, DATA.protocol, color=False, width=40)
+    sentences = table[table.index("ELBO and L_16") :].splitlines()
+    assert max(map(len, sentences)) <= 40
+
+
+@pytest.mark.parametrize(
+    ("loose", "words"),
+    [
+        (0.62, "62 % of images"),
+        (1.0, "100 % of images"),
+        (0.004, "under 1 %"),
+        (0.999, "over 99 %"),
+    ],
+)
+def test_loose_bounds_are_said(figures, loose, words):
+    said = " ".join(remarks(replace(figures, loose=loose)))
+    assert f"{words}" in said
+    assert "rest on fewer than 8 effective draws: their bound is loose; try more --draws" in said
+
+
+def test_what_is_well_is_not_said(figures):
+    assert remarks(replace(figures, loose=0.0, active_units=3)) == [
+        "ELBO and L_16 are lower bounds on log p(x): higher is better."
+    ]
+
+
+def test_warnings_of_estimates_and_collapse_are_said_once(figures):
+    doubtful = figures.elbo.warn("heavy tails")
+    said = remarks(replace(figures, active_units=0, elbo=doubtful, gap=doubtful))
+    assert said.count("heavy tails") == 1
+    assert any("collapsed" in sentence for sentence in said)
+
+
+def test_what_has_no_bits_and_no_protocol(figures):
+    table = evaluation_table(replace(figures, bits_per_dim=None), {}, color=False)
+    assert "bits/dim" not in table
+    assert "no protocol was stored" in table
+
+
+def test_figures_survive_json(figures):
+    table = evaluation_table(figures, DATA.protocol, color=False)
+    again = Evaluation.from_dict(figures.to_dict())
+    assert evaluation_table(again, DATA.protocol, color=False) == table
