@@ -19,8 +19,8 @@ class Architecture:
 
     network: "mlp", "conv", or "auto": conv for images of 8 pixels and more, else mlp. hidden:
     widths of the encoder's hidden layers, which the decoder mirrors (for conv see `ConvEncoder`);
-    empty for the network's usual ones. latent: dimensions of z. activation: of "mlp" only. likelihood:
-    "auto" or one of `kinds.LIKELIHOODS`. components: of the logistics mixture.
+    empty for the network's usual ones. latent: dimensions of z. activation: of "mlp" only.
+    likelihood: "auto" or one of `kinds.LIKELIHOODS`. components: of the logistics mixture.
 
     >>> Architecture().resolved((1, 28, 28), "binary").hidden
     (32, 32, 32, 256)

@@ -15,8 +15,9 @@ class FlatParameters:
     """All trainable parameters of a model, moved into one vector that the model then shares.
 
     vector: the weights, in float32 or float64, with `gradient` of the same shape; matrices and
-    filters come first, so that weight decay can leave the rest alone. average: their running average, the weights to evaluate with. With `precision` bfloat16 the
-    model itself works on a rounded copy of the vector, renewed by `refresh`.
+    filters come first, so that weight decay can leave the rest alone. average: their running
+    average, the weights to evaluate with. With `precision` bfloat16 the model itself works on a
+    rounded copy of the vector, renewed by `refresh`.
 
     >>> model = nn.Linear(2, 1)
     >>> flat = FlatParameters(model)

@@ -3,8 +3,8 @@
 `mlp` is a stack of linear layers and activations, `draw_and_kl` the reparameterised draw with its
 KL, `bernoulli_log_likelihood` a sum of Bernoulli log-probabilities from logits. Each equals its
 plain PyTorch form (the tests hold them to it) and does fewer passes over memory: activations are
-overwritten in place, no temporaries are kept, and each costs one node in the graph. Matrix products run in the dtype of the weights.
-First derivatives only.
+overwritten in place, no temporaries are kept, and each costs one node in the graph. Matrix
+products run in the dtype of the weights. First derivatives only.
 """
 
 from collections.abc import Callable, Sequence
