@@ -1,6 +1,7 @@
 """`kullback train`: from data to weights, figures and a report."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,7 @@ def train(
     out: Annotated[Path | None, Parameter(help="The run's new folder (default: runs/…).")] = None,
     resume: Annotated[Path | None, Parameter(help="Go on with this run instead.")] = None,
     device: Annotated[str, Parameter(help="auto, cpu, cuda or mps.")] = "auto",
+    checkpoint_seconds: Annotated[float, Parameter(help="How much work a crash may cost.")] = 15.0,
     json: Annotated[
         bool, Parameter(help="Print the figures as one JSON object.", negative="")
     ] = False,
@@ -47,16 +49,12 @@ def train(
     lone = resume is None or (data == "fashion" and all(option is None for option in given))
     require(lone, "--resume", "no other settings: they are those of the run", "others too")
     if resume is None:
-        outcome = _start(
-            data,
-            reading or DataOptions(),
-            model or ModelOptions(),
-            training or TrainingOptions(),
-            out,
-            device,
-        )
+        options = (reading or DataOptions(), model or ModelOptions(), training or TrainingOptions())
+        work = _new_run(data, *options, out=out, device=device)
     else:
-        outcome = _resume(resume)
+        work = _old_run(resume)
+    with Stop() as stop, bar("training") as update:
+        outcome = work(progress=_shown(update), stop=stop, checkpoint_seconds=checkpoint_seconds)
     if not outcome.finished:
         say(f"saved; go on with: kullback train --resume {outcome.folder}")
         return INTERRUPTED
@@ -64,32 +62,42 @@ def train(
     return 0
 
 
-def _start(
+def _new_run(
     source: str,
     reading: DataOptions,
     model: ModelOptions,
     training: TrainingOptions,
+    *,
     out: Path | None,
     device: str,
-) -> "Outcome":
+) -> "Callable[..., Outcome]":
     architecture, settings = model.architecture(), training.training()
     dataset = _read(source, reading, settings.seed)
+    _say_likelihood(dataset.kind, architecture.likelihood)
 
     from kullback import vae
+
+    return partial(
+        vae.train,
+        dataset,
+        architecture=architecture,
+        training=settings,
+        folder=out,
+        device=device,
+    )
+
+
+def _old_run(run: Path) -> "Callable[..., Outcome]":
+    from kullback import vae
+
+    return partial(vae.resume, run)
+
+
+def _say_likelihood(kind: str, asked: str) -> None:
     from kullback.vae.kinds import choose
 
-    name, reason = choose(dataset.kind, architecture.likelihood)
+    name, reason = choose(kind, asked)
     say(f"likelihood: {name} ({reason})")
-    with Stop() as stop, bar("training") as update:
-        return vae.train(
-            dataset,
-            architecture=architecture,
-            training=settings,
-            folder=out,
-            device=device,
-            progress=_shown(update),
-            stop=stop,
-        )
 
 
 def _read(source: str, reading: DataOptions, seed: int) -> "Dataset":
@@ -109,13 +117,6 @@ def _read(source: str, reading: DataOptions, seed: int) -> "Dataset":
     for file in dataset.protocol["skipped"]["files"]:
         say(f"skipped: {file['name']}: {file['reason']}")
     return dataset
-
-
-def _resume(run: Path) -> "Outcome":
-    from kullback import vae
-
-    with Stop() as stop, bar("training") as update:
-        return vae.resume(run, progress=_shown(update), stop=stop)
 
 
 def _shown(update: Callable[..., None]) -> Callable[["Progress"], None]:

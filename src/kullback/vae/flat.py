@@ -75,6 +75,13 @@ class FlatParameters:
         finally:
             self._point(self.working)
 
+    def release(self, model: nn.Module) -> None:
+        """Leave the model with the averaged weights, on its own."""
+        self._point(self.average)
+        for module in model.modules():
+            if isinstance(module, Mlp):
+                module.buffers_of_gradient = None
+
     def first_bad(self) -> str:
         """Name the first parameter whose gradient is not finite, or return an empty string."""
         for name, part in zip(self.names, self._views(self.gradient), strict=True):

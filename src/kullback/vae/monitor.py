@@ -106,9 +106,15 @@ class Monitor:
             self.called = time.monotonic()
             self.progress(self._reading())
 
-    def _log(self) -> None:
+    def finish(self) -> None:
+        """Log what the last, shorter stretch brought, with a last look at the test images."""
+        if self.state.step % self.test_every:
+            self._log(last=True)
+
+    def _log(self, *, last: bool = False) -> None:
         state = self.state
-        elbo, rate = (state.totals / self.log_every).tolist()
+        count = state.step % self.log_every or self.log_every
+        elbo, rate = (state.totals / count).tolist()
         state.totals.zero_()
         spent = self.settings.progress(state.step, state.seconds, self.per_epoch)
         self.latest = {"elbo": elbo, "rate": rate}
@@ -116,7 +122,7 @@ class Monitor:
         row: dict[str, Any] = {"step": state.step, "epoch": state.step / self.per_epoch}
         row |= self.latest | {"beta": self.settings.beta_at(spent)}
         row["learning_rate"] = state.optimiser.param_groups[0]["lr"]
-        if state.step % self.test_every == 0:
+        if last or state.step % self.test_every == 0:
             row |= self._test(spent)
         checkpoint.append_row(self.folder, "metrics.jsonl", row)
         timing = {"step": state.step, "seconds": state.seconds}

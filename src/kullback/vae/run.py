@@ -41,6 +41,15 @@ class Outcome:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How a caller follows and interrupts a run, and how often it is saved."""
+
+    progress: Callable[[Progress], None] | None
+    stop: Callable[[], bool] | None
+    checkpoint_seconds: float
+
+
 def train(
     data: Dataset | str | Path = "fashion",
     *,
@@ -50,12 +59,14 @@ def train(
     device: str = "auto",
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Outcome:
     """Train a VAE from scratch in a new run directory and return it.
 
     data: a `Dataset`, or anything `kullback.data.load` takes. folder: default
     `runs/<data>-<UTC time>`; it must not exist. progress: called a few times a second. stop: asked
     after every step; True saves a checkpoint and ends early with `finished=False`.
+    checkpoint_seconds: how much work a crash may cost.
     Errors: DataError for data that cannot be used, ValueError for settings that do not fit them,
     RunError for a folder that exists or a loss that is no longer finite.
     """
@@ -64,24 +75,11 @@ def train(
     where = pick_device(device)
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
     model = _fresh_model(dataset, architecture or Architecture(), training.seed)
-    config = {
-        "format": 1,
-        "model": _spec(model).to_dict(),
-        "training": training.to_dict(),
-        "data": dataset.protocol,
-        "device": str(where),
-        "threads": threads,
-        "precision": str(pick_precision(training.precision, where)).removeprefix("torch."),
-        "versions": {
-            "kullback": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    config = _describe(model, dataset, training, where, threads)
     path = _new_folder(folder, dataset)
     store.write_json(path / "config.json", config)
-    return _drive(path, model, dataset, config, progress, stop)
+    watch = Watch(progress, stop, checkpoint_seconds)
+    return _drive(path, model, dataset, config, watch)
 
 
 def resume(
@@ -90,6 +88,7 @@ def resume(
     data: Dataset | None = None,
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Outcome:
     """Go on with a run from its last checkpoint; on a CPU the result is bit for bit the same.
 
@@ -109,7 +108,8 @@ def resume(
     if dataset.protocol["sha256"] != config["data"]["sha256"]:
         raise DataError(f"{path}: these are not the data the run was trained on: the hashes differ")
     model = _fresh_model(dataset, spec.architecture, int(config["training"]["seed"]))
-    return _drive(path, model, dataset, config, progress, stop)
+    watch = Watch(progress, stop, checkpoint_seconds)
+    return _drive(path, model, dataset, config, watch)
 
 
 def _drive(
@@ -117,42 +117,87 @@ def _drive(
     model: VAE,
     data: Dataset,
     config: dict[str, Any],
-    progress: Callable[[Progress], None] | None,
-    stop: Callable[[], bool] | None,
+    watch: Watch,
 ) -> Outcome:
     """Run the loop from the folder's last checkpoint and leave the folder consistent."""
     device = pick_device(config["device"])
     model, data = model.to(device), data.to(device)
-    settings = Training(**config["training"])
-    precision: torch.dtype = getattr(torch, config["precision"])
+    settings, precision, threads = _read_settings(config, folder)
     state = State.start(model, settings, precision=precision)
     checkpoint.load(folder, state)
-    monitor = Monitor(folder, model, data, settings, state, progress)
+    monitor = Monitor(folder, model, data, settings, state, watch.progress)
     before = torch.get_num_threads()
-    torch.set_num_threads(int(config["threads"]))
-    saved = time.monotonic()
-    finished = True
+    torch.set_num_threads(threads)
     try:
-        for _ in fit(model, data, settings, state, folder=folder):
-            monitor.after_step()
-            if stop is not None and stop():
-                finished = False
-                break
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                checkpoint.save(folder, state)
-                saved = time.monotonic()
-        checkpoint.save(folder, state)
-        with state.flat.averaged():
-            weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        if finished:
-            store.save_tensors(folder / "model.safetensors", weights)
+        finished = _loop(folder, model, data, settings, state, monitor, watch)
     except NonFiniteError:
         checkpoint.save(folder, state)  # the weights are those before the step that failed
         raise
     finally:
         torch.set_num_threads(before)
-    model.load_state_dict(weights)
+    if finished:
+        monitor.finish()
+    else:
+        checkpoint.save(folder, state)
+    state.flat.release(model)
+    if finished:  # from here on the run counts as finished; until here it can be resumed
+        store.save_tensors(folder / "model.safetensors", model.state_dict())
     return Outcome(folder, model.eval(), finished, tuple(monitor.warnings))
+
+
+def _loop(
+    folder: Path,
+    model: VAE,
+    data: Dataset,
+    settings: Training,
+    state: State,
+    monitor: Monitor,
+    watch: Watch,
+) -> bool:
+    """Step, watch and save until the budget is spent (True) or the caller says stop (False)."""
+    saved = time.monotonic()
+    for _ in fit(model, data, settings, state, folder=folder):
+        monitor.after_step()
+        if watch.stop is not None and watch.stop():
+            return False
+        if time.monotonic() - saved > watch.checkpoint_seconds:
+            checkpoint.save(folder, state)
+            saved = time.monotonic()
+    return True
+
+
+def _read_settings(config: dict[str, Any], folder: Path) -> tuple[Training, torch.dtype, int]:
+    """Read back what `_describe` wrote, with suspicion."""
+    try:
+        training = Training(**config["training"])
+        precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config["precision"]]
+        threads = int(config["threads"])
+    except (TypeError, ValueError, KeyError) as error:
+        raise RunError(f"{folder / 'config.json'}: its settings are damaged: {error}") from error
+    if not 1 <= threads <= 4096:
+        raise RunError(f"{folder / 'config.json'}: threads: expected 1 or more; got {threads}")
+    return training, precision, threads
+
+
+def _describe(
+    model: VAE, data: Dataset, training: Training, device: torch.device, threads: int
+) -> dict[str, Any]:
+    """Return what `config.json` holds: enough to go on with the run, and to judge its figures."""
+    return {
+        "format": 1,
+        "model": _spec(model).to_dict(),
+        "training": training.to_dict(),
+        "data": data.protocol,
+        "device": str(device),
+        "threads": threads,
+        "precision": str(pick_precision(training.precision, device)).removeprefix("torch."),
+        "versions": {
+            "kullback": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _spec(model: VAE) -> Spec:
