@@ -40,9 +40,9 @@ class FlatParameters:
         rounded = precision != torch.float32
         self.working = self.vector.to(precision) if rounded else self.vector
         self._point(self.working)
-        self.views = self._views(self.gradient)
-        if not rounded:
-            self._lend_buffers(model)
+        self.rounded_gradient = torch.zeros_like(self.working) if rounded else self.gradient
+        self.rounded_views = self.views_of(self.rounded_gradient)
+        self._lend_buffers(model)
 
     def decay(self, share: float) -> None:
         """Shrink the matrices, and nothing else, by a share of themselves."""
@@ -51,9 +51,19 @@ class FlatParameters:
     def differentiate(self, loss: Tensor) -> Tensor:
         """Write the gradient of a scalar loss into `gradient` and return its norm."""
         gradients = torch.autograd.grad(loss, self.parameters)
-        for gradient, view in zip(gradients, self.views, strict=True):
+        for gradient, view in zip(gradients, self.rounded_views, strict=True):
             if gradient.data_ptr() != view.data_ptr():  # not written there to begin with
                 view.copy_(gradient)
+        self.unround_gradient()
+        return self.norm()
+
+    def unround_gradient(self) -> None:
+        """Bring the gradient up to date after its rounded copy was written."""
+        if self.rounded_gradient is not self.gradient:
+            self.gradient.copy_(self.rounded_gradient)
+
+    def norm(self) -> Tensor:
+        """Return the gradient's Euclidean norm."""
         norm: Tensor = torch.linalg.vector_norm(self.gradient)
         return norm
 
@@ -84,24 +94,25 @@ class FlatParameters:
 
     def first_bad(self) -> str:
         """Name the first parameter whose gradient is not finite, or return an empty string."""
-        for name, part in zip(self.names, self._views(self.gradient), strict=True):
+        for name, part in zip(self.names, self.views_of(self.gradient), strict=True):
             if not bool(torch.isfinite(part).all()):
                 return name
         return ""
 
     def _lend_buffers(self, model: nn.Module) -> None:
         """Let each `Mlp` write its gradients where they belong."""
-        place = {id(p): view for p, view in zip(self.parameters, self.views, strict=True)}
+        place = {id(p): view for p, view in zip(self.parameters, self.rounded_views, strict=True)}
         for module in model.modules():
             if isinstance(module, Mlp):
                 parameters = [*module.weights, *module.biases]
                 module.buffers_of_gradient = [place[id(p)] for p in parameters]
 
-    def _views(self, vector: Tensor) -> list[Tensor]:
+    def views_of(self, vector: Tensor) -> list[Tensor]:
+        """Return a vector of this size in the shapes of the parameters, sharing its memory."""
         sizes = [parameter.numel() for parameter in self.parameters]
         parts = torch.split(vector, sizes)
         return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
 
     def _point(self, vector: Tensor) -> None:
-        for parameter, view in zip(self.parameters, self._views(vector), strict=True):
+        for parameter, view in zip(self.parameters, self.views_of(vector), strict=True):
             parameter.data = view

@@ -70,6 +70,42 @@ def mlp(
     return out
 
 
+def mlp_forward(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Return the output of `mlp`, every layer's input, and what the activations keep."""
+    forward, _ = ACTIVATIONS[activation]
+    inputs, kept = [x], []
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        x, saved = forward(torch.addmm(bias, x, weight.t()))
+        inputs.append(x)
+        kept.append(saved)
+    return torch.addmm(biases[-1], x, weights[-1].t()), inputs, kept
+
+
+def mlp_backward(
+    grad: Tensor,
+    inputs: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    activation: str,
+    out: Sequence[Tensor | None],
+) -> tuple[list[Tensor], Tensor]:
+    """Return the gradients of weights, then biases, and that of the first layer's output.
+
+    out: where to write each gradient, or None; the arguments are those of `mlp_forward`.
+    """
+    _, backward = ACTIVATIONS[activation]
+    n = len(weights)
+    gradients: list[Tensor] = [grad] * (2 * n)
+    for i in reversed(range(n)):
+        gradients[i] = torch.mm(grad.t(), inputs[i], out=out[i])
+        gradients[n + i] = torch.sum(grad, 0, out=out[n + i])
+        if i > 0:
+            grad = backward(grad @ weights[i], kept[i - 1])
+    return gradients, grad
+
+
 class _Mlp(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -77,32 +113,19 @@ class _Mlp(torch.autograd.Function):
     ) -> Tensor:
         n = len(parameters) // 2
         weights, biases = parameters[:n], parameters[n:]
-        ctx.dtype, x = x.dtype, x.to(weights[0].dtype)
-        forward, _ = ACTIVATIONS[activation]
-        inputs, kept = [x], []
-        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-            x, saved = forward(torch.addmm(bias, x, weight.t()))
-            inputs.append(x)
-            kept.append(saved)
+        ctx.dtype, ctx.layers, ctx.activation, ctx.buffers = x.dtype, n, activation, buffers
+        out, inputs, kept = mlp_forward(x.to(weights[0].dtype), weights, biases, activation)
         ctx.save_for_backward(*inputs, *kept, *weights)
-        ctx.layers, ctx.activation, ctx.buffers = n, activation, buffers
-        return torch.addmm(biases[-1], x, weights[-1].t())
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        n = ctx.layers
-        saved = ctx.saved_tensors
+        n, saved = ctx.layers, ctx.saved_tensors
         inputs, kept, weights = saved[:n], saved[n : 2 * n - 1], saved[2 * n - 1 :]
-        _, backward = ACTIVATIONS[ctx.activation]
-        grad = grad.to(weights[0].dtype)
         out = ctx.buffers or [None] * (2 * n)
-        gradients: list[Any] = [None] * (2 * n)
-        for i in reversed(range(n)):
-            gradients[i] = torch.mm(grad.t(), inputs[i], out=out[i])
-            gradients[n + i] = torch.sum(grad, 0, out=out[n + i])
-            if i > 0:
-                grad = backward(grad @ weights[i], kept[i - 1])
+        grad = grad.to(weights[0].dtype)
+        gradients, grad = mlp_backward(grad, inputs, kept, weights, ctx.activation, out)
         first = (grad @ weights[0]).to(ctx.dtype) if ctx.needs_input_grad[0] else None
         return first, None, None, *gradients
 
@@ -149,15 +172,20 @@ def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
     return out
 
 
+def bernoulli_value(logits: Tensor, x: Tensor) -> Tensor:
+    """Return the value of `bernoulli_log_likelihood`, for x of the same dtype."""
+    softplus = torch.nn.functional.softplus(logits, threshold=40.0)  # exact in float64 too
+    out: Tensor = torch.linalg.vecdot(x, logits) - softplus.sum(-1)
+    return out
+
+
 class _Bernoulli(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
         logits = real(logits)
         x = x.to(logits.dtype)
         ctx.save_for_backward(logits, x)
-        softplus = torch.nn.functional.softplus(logits, threshold=40.0)  # exact in float64 too
-        out: Tensor = torch.linalg.vecdot(x, logits) - softplus.sum(-1)
-        return out
+        return bernoulli_value(logits, x)
 
     @staticmethod
     @once_differentiable

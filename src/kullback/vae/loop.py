@@ -17,6 +17,7 @@ from kullback.core import RunError
 from kullback.data import Dataset
 from kullback.variational import objectives
 
+from .by_hand import step_for
 from .flat import FlatParameters
 from .model import VAE
 from .nonfinite import diagnose
@@ -113,6 +114,7 @@ def fit(
     flat, optimiser = state.flat, state.optimiser
     per_epoch = max(1, len(data.train) // settings.batch_size)
     started = clock() - state.seconds
+    by_hand = step_for(model, flat, settings)
     for indices in batches(data, settings, state):
         state.seconds = clock() - started
         progress = settings.progress(state.step, state.seconds, per_epoch)
@@ -122,15 +124,20 @@ def fit(
         x = data.batch(indices, state.generator).float()
         shape = (settings.draws_at(progress), len(x), model.prior.latent)
         noise = torch.randn(shape, generator=state.generator, device=x.device)
-        loss, figures = loss_terms(model, x, noise, settings, progress)
-        norm = flat.differentiate(loss)
+        if by_hand is not None:
+            loss, figures = by_hand(x, noise, settings.beta_at(progress))
+            norm = flat.norm()
+        else:
+            loss, figures = loss_terms(model, x, noise, settings, progress)
+            norm = flat.differentiate(loss)
         if not math.isfinite(float(norm + loss.detach())):
             names = [data.train_names[i] for i in indices.tolist()]
             state.generator.set_state(untouched)
             raise NonFiniteError(diagnose(model, flat, state.step, x, noise, names, folder))
         _clip(flat, norm, settings.clip)
         rate = settings.learning_rate_at(progress, state.step)
-        flat.decay(rate * settings.weight_decay)
+        if settings.weight_decay:
+            flat.decay(rate * settings.weight_decay)
         optimiser.param_groups[0]["lr"] = rate
         optimiser.step()
         flat.refresh()

@@ -1,0 +1,86 @@
+"""The ELBO's gradient for perceptrons and bits, without an autograd graph.
+
+The same pieces as `fused`, chained by hand: for small layers, where building and walking a graph
+costs as much as the arithmetic. `step_for` says whether a model and its settings are such a case;
+everything else is differentiated by autograd, and the tests hold one to the other.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .events import real
+from .flat import FlatParameters
+from .fused import bernoulli_value, mlp_backward, mlp_forward
+from .likelihoods import Bernoulli
+from .model import VAE
+from .networks import LOG_SD_LIMIT, Mlp, MlpDecoder, MlpEncoder
+from .priors import StandardNormal
+from .training import Training
+
+__all__ = ["ElboStep", "step_for"]
+
+Step = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+
+def step_for(model: VAE, flat: FlatParameters, settings: Training) -> "ElboStep | None":
+    """Return the step by hand where there is one: perceptrons, bits, the plain ELBO, one draw."""
+    parts = isinstance(model.encoder, MlpEncoder) and isinstance(model.decoder, MlpDecoder)
+    parts = parts and isinstance(model.likelihood, Bernoulli)
+    parts = parts and isinstance(model.prior, StandardNormal)
+    plain = settings.objective == "elbo" and settings.draws_at(0.0) == 1 and not settings.free_bits
+    return ElboStep(model, flat) if parts and plain and not settings.tighten else None
+
+
+class ElboStep:
+    """Computes loss, ELBO and rate of a batch and writes the gradient into the flat vector.
+
+    Call with x `[batch, *event]` (0 and 1), noise `[1, batch, latent]` and β; it returns the loss
+    and (ELBO, rate) exactly as `loop.loss_terms` does.
+    """
+
+    def __init__(self, model: VAE, flat: FlatParameters) -> None:
+        self.flat = flat
+        self.shift, self.scale = model.shift.flatten(), float(model.scale)
+        weights = dict(zip(map(id, flat.parameters), flat.views_of(flat.working), strict=True))
+        gradients = dict(zip(map(id, flat.parameters), flat.rounded_views, strict=True))
+
+        def parts(net: Mlp) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+            every = [*net.weights, *net.biases]
+            out = [gradients[id(p)] for p in every]
+            return [weights[id(p)] for p in net.weights], [weights[id(p)] for p in net.biases], out
+
+        nets = [net for net in (model.encoder.net, model.decoder.net) if isinstance(net, Mlp)]
+        self.encoder, self.decoder = (parts(net) for net in nets)
+        self.activations = [net.activation for net in nets]
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, noise: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+        """Return the loss and (ELBO, rate), batch means in nats; leave the gradient in `flat`."""
+        n, dtype = len(x), self.flat.working.dtype
+        act_in, act_out = self.activations
+        w_in, b_in, out_in = self.encoder
+        w_out, b_out, out_out = self.decoder
+        x = x.flatten(1)
+        centred = x - self.shift if self.scale == 1.0 else (x - self.shift) / self.scale
+        code, inputs_in, kept_in = mlp_forward(centred.to(dtype), w_in, b_in, act_in)
+        mean, raw = real(code).chunk(2, -1)
+        log_sd = raw.clamp(-LOG_SD_LIMIT, LOG_SD_LIMIT)
+        spread, excess = log_sd.exp().mul_(noise[0]), torch.expm1(2.0 * log_sd)
+        z = (mean + spread).to(dtype)
+        rate = (0.5 * (torch.addcmul(excess, mean, mean).sum()) - log_sd.sum()) / n
+        logits, inputs_out, kept_out = mlp_forward(z, w_out, b_out, act_out)
+        logits = real(logits)
+        likelihood = bernoulli_value(logits, x).sum() / n
+
+        by_logits = torch.sigmoid_(logits).sub_(x).mul_(1.0 / n).to(dtype)
+        _, grad = mlp_backward(by_logits, inputs_out, kept_out, w_out, act_out, out_out)
+        by_z = real(grad @ w_out[0])
+        by_mean = torch.add(by_z, mean, alpha=beta / n)
+        by_log_sd = by_z.mul_(spread).add_(excess, alpha=beta / n)
+        by_log_sd.mul_(raw.abs() < LOG_SD_LIMIT)
+        by_code = torch.cat([by_mean, by_log_sd], -1).to(dtype)
+        mlp_backward(by_code, inputs_in, kept_in, w_in, act_in, out_in)
+        self.flat.unround_gradient()
+        return beta * rate - likelihood, torch.stack([likelihood - rate, rate])
