@@ -35,8 +35,12 @@ def measure(model: "VAE", data: "Dataset", draws: int | None, seed: int) -> "Eva
     """Evaluate on the test images with a bar; without draws, as many as twenty seconds allow."""
     import time
 
-    from kullback.vae import evaluate
+    import torch
 
+    from kullback.vae import evaluate
+    from kullback.vae.device import pick_threads
+
+    torch.set_num_threads(pick_threads())
     if draws is None:
         start = time.perf_counter()
         evaluate(model, data.test[:20], draws=10)

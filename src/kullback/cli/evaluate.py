@@ -28,16 +28,12 @@ def evaluate(
     kept in RUN/evaluation.json and appear in the report when it is rebuilt.
     """
     prepare()
-    import torch
-
     from kullback.vae import VAE
-    from kullback.vae.device import pick_threads
 
     model = VAE.load(run)
     dataset = data_of(run, data)
     for note in dataset.protocol["notes"]:
         say(f"note: {note}")
-    torch.set_num_threads(pick_threads())
     evaluation = measure(model, dataset, draws, seed)
     fields = record(evaluation, dataset)
     if data is None:

@@ -1,7 +1,6 @@
 """What every command shares: where to print, how to show progress, how to stop in good order."""
 
 import json
-import os
 import signal
 import sys
 import time
@@ -20,12 +19,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def prepare() -> None:
-    """Set this process up before torch is imported: threads that wait without spinning.
-
-    On a machine with busy cores, spinning OpenMP threads stop each other from working. Also lets
-    Python warnings reach the user as one plain line.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    """Set this process up: Python warnings reach the user as one plain line."""
     warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
 
 

@@ -78,6 +78,7 @@ def pick_threads() -> int:
 
     It is measured: small matrix products on all cores against one. On a machine whose cores are
     busy, threads wait for each other and training can run tens of times slower than on one thread.
+    At most the cores this process may run on, and what OMP_NUM_THREADS allows.
 
     >>> pick_threads() >= 1
     True
@@ -85,5 +86,6 @@ def pick_threads() -> int:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    most = min(cores, torch.get_num_threads())
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    most = min(cores, int(allowed)) if allowed.isdigit() and int(allowed) else cores
     return most if most > 1 and matmul_gflops(most) > 1.2 * matmul_gflops(1) else 1

@@ -162,6 +162,8 @@ def _loop(
             return False
         if time.monotonic() - saved > watch.checkpoint_seconds:
             checkpoint.save(folder, state)
+            if settings.budget[0] == "minutes" and state.flat.vector.device.type == "cpu":
+                torch.set_num_threads(pick_threads())  # the machine may be busier by now, or less
             saved = time.monotonic()
     return True
 
