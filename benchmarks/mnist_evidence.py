@@ -1,6 +1,7 @@
 """Evidence on MNIST after a few minutes of training on this machine, from scratch.
 
     python benchmarks/mnist_evidence.py [--minutes 3] [--draws 5000] [--data mnist.npz]
+                                        [--decoder bfloat16] [--work DIR --only …]
 
 Protocol: dynamic binarisation in training, one fixed binarisation of the 10,000 test images (seed
 0); L_5000 on all of them. The minutes count from the start of this process, imports and reading
@@ -14,6 +15,7 @@ The data are not part of the package: an .npz with x_train and x_test, uint8 28x
 
 import argparse
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,10 +24,12 @@ START = time.perf_counter()
 import torch  # noqa: E402
 from measuring import finish, machine  # noqa: E402
 
+from kullback.core.files import read_json, write_json  # noqa: E402
 from kullback.data import describe_protocol, load  # noqa: E402
 from kullback.vae import Architecture, Training, build, evaluate  # noqa: E402
 from kullback.vae.device import pick_precision  # noqa: E402
 from kullback.vae.loop import State, fit  # noqa: E402
+from kullback.vae.store import load_tensors, save_tensors  # noqa: E402
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "mnist" / "mnist.npz"
 CLASSIC = Architecture(network="mlp", hidden=(200, 200), latent=50, activation="tanh")
@@ -53,7 +57,7 @@ def train(data, architecture, settings, marks):
             sys.stderr.write(f"\rstep {now.step}, {now.seconds:.0f} s")
     kept.append((state.step, state.seconds, weights_of(model, state)))
     sys.stderr.write("\n")
-    return model.float(), kept
+    return kept
 
 
 def weights_of(model, state):
@@ -61,15 +65,15 @@ def weights_of(model, state):
         return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def measured(model, weights, x, draws):
+def measured(model, weights, x, draws, precision=torch.float32):
     """Return the figures of one set of weights."""
     model.load_state_dict(weights, assign=True)
     start = time.perf_counter()
 
     def progress(done, total):
-        sys.stderr.write(f"\revaluating {done} of {total}")
+        sys.stderr.write(f"\revaluating {done} of {total}, {time.perf_counter() - start:.0f} s ")
 
-    figures = evaluate(model.eval(), x, draws=draws, progress=progress)
+    figures = evaluate(model.eval(), x, draws=draws, precision=precision, progress=progress)
     sys.stderr.write("\n")
     return {
         "minus_elbo": -figures.elbo.value,
@@ -82,29 +86,52 @@ def measured(model, weights, x, draws):
         "loose": figures.loose,
         "images": figures.images,
         "draws": draws,
+        "decoder": str(precision).removeprefix("torch."),
         "evaluation_seconds": time.perf_counter() - start,
     }
 
 
-def ours(data, minutes, draws):
+def keep(work, name, rows):
+    """Put trained weights on the disk, so that they can be measured at another time."""
+    for number, (_, weights) in enumerate(rows):
+        save_tensors(work / f"{name}-{number}.safetensors", weights)
+    write_json(work / f"{name}.json", [row for row, _ in rows])
+
+
+def train_default(data, minutes, work):
     left = minutes - (time.perf_counter() - START + 2.5) / 60
     settings = Training(minutes=left, tighten=0.4, draws=4)
-    model, kept = train(data, Architecture(), settings, [])
+    kept = train(data, Architecture(), settings, [])
     seconds = time.perf_counter() - START
-    (step, _, weights), n = kept[0], settings.batch_size
-    row = {"steps": step, "epochs": step * n / len(data.train), "seconds_from_start": seconds}
-    return row | measured(model, weights, data.test, draws)
+    step, _, weights = kept[-1]
+    epochs = step * settings.batch_size / len(data.train)
+    row = {"steps": step, "epochs": epochs, "seconds_from_start": seconds}
+    keep(work, "default", [(row, weights)])
 
 
-def classic(data, minutes, draws):
-    settings = Training(minutes=minutes, batch_size=100, learning_rate=2e-3)
+def train_classic(data, minutes, work):
+    settings = Training(minutes=minutes, batch_size=100, learning_rate=2e-3, weight_decay=0.0)
     marks = [60.0 * m for m in range(1, int(minutes))]
-    model, kept = train(data, CLASSIC, settings, marks)
-    curve = []
-    for step, seconds, weights in kept:
-        row = {"steps": step, "training_seconds": seconds}
-        curve.append(row | {"first 500 images": measured(model, weights, data.test[:500], draws)})
-    curve[-1]["all images"] = measured(model, kept[-1][2], data.test, draws)
+    kept = train(data, CLASSIC, settings, marks)
+    keep(work, "classic", [({"steps": n, "training_seconds": s}, w) for n, s, w in kept])
+
+
+def measure_default(data, draws, work, precision):
+    model = build(data.event_shape, data.kind, Architecture())
+    (row,) = read_json(work / "default.json")
+    weights = load_tensors(work / "default-0.safetensors")
+    few = [measured(model, weights, data.test[:200], 100, p) for p in (torch.float32, precision)]
+    row["rounding_moves_L_100_by"] = few[0]["minus_L_100"] - few[1]["minus_L_100"]
+    return row | measured(model, weights, data.test, draws, precision)
+
+
+def measure_classic(data, draws, work):
+    model = build(data.event_shape, data.kind, CLASSIC)
+    curve = read_json(work / "classic.json")
+    for number, row in enumerate(curve):
+        weights = load_tensors(work / f"classic-{number}.safetensors")
+        row["first 500 images"] = measured(model, weights, data.test[:500], draws)
+    curve[-1]["all images"] = measured(model, weights, data.test, draws)
     return curve
 
 
@@ -114,22 +141,33 @@ def main():
     parser.add_argument("--draws", type=int, default=5000)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=("default", "classic"))
+    parser.add_argument("--work", type=Path, help="keep weights here, to go on from")
+    parser.add_argument("--only", choices=("train default", "train classic", "measure"))
+    parser.add_argument("--decoder", choices=("float32", "bfloat16"), default="float32")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = load(options.data, binarize="dynamic")
+    work = options.work or Path(tempfile.mkdtemp())
+    work.mkdir(exist_ok=True)
+    if options.only in (None, "train default"):
+        train_default(data, options.minutes, work)
+    if options.only in (None, "train classic"):
+        train_classic(data, options.minutes, work)
+    if options.only not in (None, "measure"):
+        return
+    protocol = describe_protocol(data.protocol | {"source": options.data.name})
     result = {
         "benchmark": "mnist_evidence",
         "machine": machine(options.threads),
-        "protocol": describe_protocol(data.protocol),
+        "protocol": protocol,
         "minutes": options.minutes,
         "unit": "nats an image",
         "reference": REFERENCE,
+        "classic 784-200-200-50": measure_classic(data, options.draws, work),
     }
-    if options.only != "classic":
-        result["default"] = ours(data, options.minutes, options.draws)
-    if options.only != "default":
-        result["classic 784-200-200-50"] = classic(data, options.minutes, options.draws)
+    finish("mnist_evidence", result)
+    precision = getattr(torch, options.decoder)
+    result["default"] = measure_default(data, options.draws, work, precision)
     finish("mnist_evidence", result)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kullback.core import Estimate
-from kullback.vae import evaluate
+from kullback.vae import Architecture, build, evaluate
 from kullback.vae.bounds import bounds
 from oracles import LinearGaussian
 
@@ -110,6 +110,18 @@ def test_evaluate_agrees_with_the_exact_evidence(world):
     )
     assert figures.active_units == 3
     assert figures.bits_per_dim is None
+
+
+def test_a_rounded_decoder_moves_figures_little():
+    model = build((1, 8, 8), "binary", Architecture(hidden=(16, 16), latent=4))
+    x = torch.bernoulli(torch.full((50, 1, 8, 8), 0.3), generator=torch.Generator().manual_seed(0))
+    exact = evaluate(model, x, draws=50, seed=1)
+    rounded = evaluate(model, x, draws=50, seed=1, precision=torch.bfloat16)
+    assert model.decoder.bias.dtype == torch.float32
+    assert rounded.rate == exact.rate
+    # 64 logits rounded to 8 bits: about 64 · 2^-9 · |logit| / √64 nats an image
+    assert abs(rounded.elbo.value - exact.elbo.value) < 0.1
+    assert rounded.elbo.value != exact.elbo.value
 
 
 def test_evaluate_is_a_function_of_the_seed(world):

@@ -46,16 +46,16 @@ class FlatParameters:
 
     def decay(self, share: float) -> None:
         """Shrink the matrices, and nothing else, by a share of themselves."""
-        self.vector[: self.matrices].mul_(1.0 - share)
+        if share:
+            self.vector[: self.matrices].mul_(1.0 - share)
 
-    def differentiate(self, loss: Tensor) -> Tensor:
-        """Write the gradient of a scalar loss into `gradient` and return its norm."""
+    def differentiate(self, loss: Tensor) -> None:
+        """Write the gradient of a scalar loss into `gradient`."""
         gradients = torch.autograd.grad(loss, self.parameters)
         for gradient, view in zip(gradients, self.rounded_views, strict=True):
             if gradient.data_ptr() != view.data_ptr():  # not written there to begin with
                 view.copy_(gradient)
         self.unround_gradient()
-        return self.norm()
 
     def unround_gradient(self) -> None:
         """Bring the gradient up to date after its rounded copy was written."""

@@ -126,18 +126,17 @@ def fit(
         noise = torch.randn(shape, generator=state.generator, device=x.device)
         if by_hand is not None:
             loss, figures = by_hand(x, noise, settings.beta_at(progress))
-            norm = flat.norm()
         else:
             loss, figures = loss_terms(model, x, noise, settings, progress)
-            norm = flat.differentiate(loss)
+            flat.differentiate(loss)
+        norm = flat.norm()
         if not math.isfinite(float(norm + loss.detach())):
             names = [data.train_names[i] for i in indices.tolist()]
             state.generator.set_state(untouched)
             raise NonFiniteError(diagnose(model, flat, state.step, x, noise, names, folder))
         _clip(flat, norm, settings.clip)
         rate = settings.learning_rate_at(progress, state.step)
-        if settings.weight_decay:
-            flat.decay(rate * settings.weight_decay)
+        flat.decay(rate * settings.weight_decay)
         optimiser.param_groups[0]["lr"] = rate
         optimiser.step()
         flat.refresh()
