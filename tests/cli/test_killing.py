@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -85,6 +86,29 @@ def test_interrupted_saves_and_says_so(number, whole, tmp_path):
     assert code == 0, error
     for name in ("metrics.jsonl", "model.safetensors"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_disk_that_refuses_is_named_and_leaves_nothing_half_written(tmp_path):
+    """Files of more than 50 kB are refused by the system: the weights do not fit."""
+    folder = tmp_path / "run"
+    arguments = ["--steps", "20", "--size", "14", "--network", "mlp", "--hidden", "64,64"]
+    limit = (50_000, 50_000)
+    process = kullback(
+        "train",
+        *arguments,
+        "--out",
+        folder,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    code, error = finished(process)
+    assert code == 1, error
+    assert "model.safetensors: cannot be written" in error
+    assert "Traceback" not in error
+    assert not (folder / "model.safetensors").exists()
+    assert not list(folder.rglob("*.tmp"))
+    json.loads((folder / "config.json").read_text())
+    code, error = finished(kullback("train", "--resume", folder))
+    assert code == 0, error
 
 
 def wait_for(condition, process):

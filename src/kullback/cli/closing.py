@@ -1,5 +1,6 @@
 """How a training and an evaluation end: figures, a file of them, a report, a table."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,4 +87,5 @@ def show(
         return
     from kullback.report.terminal import evaluation_table
 
-    sys.stdout.write(evaluation_table(evaluation, data.protocol, color=sys.stdout.isatty()) + "\n")
+    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    sys.stdout.write(evaluation_table(evaluation, data.protocol, color=color) + "\n")

@@ -198,6 +198,7 @@ def _rounded(value: Any, error: Any) -> str:
         return f"{value} ± {error}"
     if not (math.isfinite(value) and math.isfinite(error)) or error == 0:
         return f"{value:.6g} ± {error:.2g}"
+    error = float(f"{error:.1e}")  # two significant digits, also where rounding carries over
     places = 1 - math.floor(math.log10(error))
     if places > 12 or abs(value) >= 1e12:
         return f"{value:.6g} ± {error:.2g}"
