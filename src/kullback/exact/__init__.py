@@ -1,0 +1,1 @@
+"""Floor 1, exact: numbers with no error bar."""
