@@ -21,9 +21,9 @@ __all__ = ["alpha_sum", "cross_sum", "jeffreys_sum", "js_sum", "renyi_sum"]
 def cross_sum(p: Table, q: Table) -> Tensor:
     """Return `−Σ p log q`, with 0·log 0 = 0 and +inf where q lacks mass that p has."""
     if q.full:
-        return (p.prob * q.log).sum(-1).neg()
+        return 0 - (p.prob * q.log).sum(-1)
     terms = p.prob * q.log.masked_fill(~q.has, 0)
-    return terms.masked_fill(p.has & ~q.has, -math.inf).sum(-1).neg()
+    return 0 - terms.masked_fill(p.has & ~q.has, -math.inf).sum(-1)
 
 
 def alpha_sum(p: Table, q: Table, alpha: float) -> Tensor:

@@ -7,8 +7,8 @@ wanted; `jeffreys` for both directions at once; `total_variation` and `hellinger
 
 Every function takes tables `[*batch, outcomes]`, broadcast over leading axes, and returns
 `[*batch]`. `form` names what they hold: "probs" (the default), "log_probs" or "logits". Rows must
-sum to 1 within √eps of their dtype; `normalise=True` divides by the sum instead. Half precision is
-computed and returned in float32.
+sum to 1 (within √eps of their dtype, or 1e-6); `normalise=True` divides by the sum instead. Half
+precision is computed and returned in float32.
 
 Conventions, everywhere: 0·log 0 = 0. Mass that p has and q lacks gives +inf where the mathematics
 says so, never NaN. **Gradients** are those of the finite terms: an outcome whose table entry is
