@@ -1,9 +1,9 @@
 """Floor 1, exact: numbers with no error bar.
 
 Which to use: the functions of `tables` and `joint` are re-exported here (`exact.kl(p, q)` takes
-probability tables); `closed_forms.kl(p, q)` takes two named distributions; `codes` turns tables into
-bytes; `quadrature` and `linear_gaussian` give the evidence and the posterior of small models, the
-oracles that every estimate is tested against (MATH 1.4).
+probability tables); `closed_forms.kl(p, q)` takes two named distributions; `codes` turns tables
+into bytes; `quadrature` and `linear_gaussian` give the evidence and the posterior of small models,
+the oracles that every estimate is tested against (MATH 1.4).
 """
 
 from . import joint, tables
