@@ -6,8 +6,10 @@ into bytes; `quadrature` and `linear_gaussian` give the evidence and the posteri
 the oracles that every estimate is tested against (MATH 1.4).
 """
 
-from . import joint, tables
+from . import closed_forms, codes, joint, quadrature, tables
+from .families import Bounds, InverseGaussian, mixture_kl_bounds
 from .joint import KLChain, conditional_entropy, kl_chain, mutual_information, total_correlation
+from .linear_gaussian import LinearGaussian
 from .tables import (
     chi2,
     cross_entropy,
@@ -24,8 +26,13 @@ from .tables import (
 )
 
 __all__ = [
+    "Bounds",
+    "InverseGaussian",
     "KLChain",
+    "LinearGaussian",
     "chi2",
+    "closed_forms",
+    "codes",
     "conditional_entropy",
     "cross_entropy",
     "entropy",
@@ -35,8 +42,10 @@ __all__ = [
     "js",
     "kl",
     "kl_chain",
+    "mixture_kl_bounds",
     "mutual_information",
     "perplexity",
+    "quadrature",
     "renyi",
     "surprisal",
     "tables",

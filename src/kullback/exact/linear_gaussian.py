@@ -24,16 +24,16 @@ __all__ = ["LinearGaussian"]
 class LinearGaussian:
     """The model `z ~ N(0, I)`, `x = W z + b + σ·noise` with its exact evidence and posterior.
 
-    weight: W, `[data, latent]`; bias: b, `[data]`; scale: σ > 0, `[data]` or a scalar tensor. All
-    of one float dtype. Data are `[*batch, data]`, latents `[*batch, latent]`. A general Gaussian prior
-    is the same model: put its mean into b and its Cholesky factor into W.
+    weight: W, `[data, latent]`; bias: b, `[data]`; scale: σ > 0, `[data]` or a scalar tensor, all
+    of one float dtype. Data are `[*batch, data]`, latents `[*batch, latent]`. A general Gaussian
+    prior is the same model: put its mean into b and its Cholesky factor into W.
     Raises `ArgumentValueError` for shapes that do not fit and for a scale that is not positive.
     Reference: Bishop (2006), "Pattern Recognition and Machine Learning", section 2.3.3.
 
     >>> one = torch.ones(1)
     >>> model = LinearGaussian(torch.ones(1, 1), bias=0 * one, scale=one)
     >>> model.posterior(2 * one).mean
-    tensor([1.])
+    tensor([1.0000])
     >>> model.log_evidence(2 * one)
     tensor(-2.2655)
     """
@@ -109,4 +109,4 @@ class LinearGaussian:
 
 
 def _gaussian(mean: Tensor, tril: Tensor) -> MultivariateNormal:
-    return MultivariateNormal(mean, scale_tril=tril)  # type: ignore[no-untyped-call]
+    return MultivariateNormal(mean, scale_tril=tril)

@@ -1,14 +1,17 @@
 """Evidence, posterior and KL by quadrature in one and two latent dimensions (MATH 1.4).
 
 Which to use: `posterior` for a model `log p(x, z)` (its evidence, moments, and the KL of any q
-from it in both directions); `kl` between two densities; `grid` for the nodes themselves.
-Gauss-Legendre nodes on a box: for a smooth density well inside the box the error falls
-geometrically, and `Posterior.error` shows what is left. The box is the caller's to choose: mass outside it is not seen.
+from it in both directions); `kl` between two densities; `grid` for the nodes themselves. The nodes
+are Gauss-Legendre on a box: for a smooth density well inside the box the error falls geometrically,
+and `Posterior.error` shows what is left. The box is the caller's to choose: mass outside it is not
+seen.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,12 +143,17 @@ def grid(lower: Bound, upper: Bound, *, nodes: int = 200) -> tuple[Tensor, Tenso
     finite = bool((np.isfinite(low) & np.isfinite(high) & (low < high)).all())
     require(finite, "lower and upper", "finite, lower < upper", f"{low} and {high}")
     require(nodes >= 2, "nodes", "at least 2 a dimension", nodes)
-    base, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(nodes))
+    base, weights = (torch.from_numpy(a) for a in _legendre(nodes))
     half, middle = torch.from_numpy((high - low) / 2), torch.from_numpy((high + low) / 2)
     axes = [middle[i] + half[i] * base for i in range(low.size)]
     logs = [(half[i] * weights).log() for i in range(low.size)]
     points = torch.cartesian_prod(*axes).reshape(-1, low.size)
     return points, torch.cartesian_prod(*logs).reshape(-1, low.size).sum(-1)
+
+
+@lru_cache(maxsize=8)
+def _legendre(nodes: int) -> tuple[Any, Any]:
+    return np.polynomial.legendre.leggauss(nodes)
 
 
 def _values(function: LogDensity, points: Tensor, name: str) -> Tensor:

@@ -40,7 +40,7 @@ def _exponential(rate_p: Tensor, rate_q: Tensor) -> Tensor:
 def _laplace(loc_p: Tensor, scale_p: Tensor, loc_q: Tensor, scale_q: Tensor) -> Tensor:
     """`(r − 1 − log r) + r·(e^(−d) − 1 + d)`, r = b_p/b_q, d = |μ_p − μ_q|/b_p."""
     log_ratio = scale_p.log() - scale_q.log()
-    ratio = log_ratio.clamp(max=math.log(torch.finfo(log_ratio.dtype).max)).exp()
+    ratio = log_ratio.clamp(max=0.99 * math.log(torch.finfo(log_ratio.dtype).max)).exp()
     return log_excess(log_ratio) + ratio * log_excess(-(loc_p - loc_q).abs() / scale_p)
 
 

@@ -44,6 +44,8 @@ def tables_of(p: Any, q: Any) -> tuple[Table, Table]:
     """Return both tables, broadcast, in logs unless both were given as probabilities."""
     first, second = table_of(p), table_of(q)
     by_mass = first.by_mass and second.by_mass
+    sizes = (first.given.shape[-1], second.given.shape[-1])
+    require(sizes[0] == sizes[1], "p and q", "the same outcomes", sizes)
     both = (first.given, second.given) if by_mass else (first.log, second.log)
     wide = torch.broadcast_tensors(*both)  # type: ignore[no-untyped-call]
     return Table(wide[0], by_mass=by_mass), Table(wide[1], by_mass=by_mass)
@@ -51,10 +53,7 @@ def tables_of(p: Any, q: Any) -> tuple[Table, Table]:
 
 def bernoulli_kl(p: Any, q: Any) -> Tensor:
     """Return `Σ p log(p/q)` over the finite table; masked logits and zeros as in `tables.kl`."""
-    first, second = tables_of(p, q)
-    sizes = (first.given.shape[-1], second.given.shape[-1])
-    require(sizes[0] == sizes[1], "p and q", "the same outcomes", sizes)
-    return alpha_sum(first, second, 1.0)
+    return alpha_sum(*tables_of(p, q), 1.0)
 
 
 def _binomial(p: Any, q: Any) -> Tensor:
