@@ -312,6 +312,7 @@ EDGES = [  # p, q, truth in float32; what torch says is in the comment
     (D.Uniform(f(1.0), f(2.0)), D.Pareto(f(1e-10), f(8.0)), 185.604015147923),  # inf
     (D.VonMises(f(0.0), f(1e4)), D.VonMises(f(0.0), f(1.0001e4)), 2.5e-9),
     (D.Uniform(f(0.0), f(1.0)), D.Uniform(f(0.5), f(2.0)), INF),
+    (D.Categorical(f(0.5, 0.5)), D.Categorical(f(1e-10, 1.0)), 5 * math.log(10) - LN2),  # 7.3
     (D.Categorical(f(0.5, 0.5, 0.0)), D.Categorical(f(0.5, 0.0, 0.5)), INF),
     (D.Categorical(f(0.5, 0.5, 0.0)), D.Categorical(logits=f(0.0, 0.0, 0.0)), math.log(1.5)),
 ]

@@ -234,7 +234,7 @@ def test_nearly_equal_probabilities_keep_their_digits_in_float32(name, step):
     assert value == pytest.approx(truth.item(), rel=tolerance)
 
 
-@pytest.mark.parametrize("size", [2, 1000, 50_000])
+@pytest.mark.parametrize("size", [2, 1000, 10_000])
 def test_kl_of_near_equal_logits_is_small_and_never_negative(size):
     generator = torch.Generator().manual_seed(size)
     logits = torch.randn(4, size, generator=generator)

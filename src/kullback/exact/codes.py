@@ -127,7 +127,7 @@ def encode(symbols: Tensor, p: Tensor, *, coder: Coder = "ans") -> bytes:
     >>> len(data)  # 6 bits
     1
     """
-    mass = _masses(p)
+    mass = _checked(p, coder)
     require_type(symbols, Tensor, "symbols", "torch.tensor([...])")
     whole = symbols.ndim == 1 and not symbols.is_floating_point() and not symbols.is_complex()
     require(whole, "symbols", "integers [count]", describe(symbols))
@@ -140,12 +140,8 @@ def encode(symbols: Tensor, p: Tensor, *, coder: Coder = "ans") -> bytes:
     indices = np.searchsorted(support, sequence).astype(np.int32)
     if len(support) == 1 or len(indices) == 0:
         return b""
-    if _checked(coder) == "huffman":
-        return _huffman_encode(indices, mass[support])
-    stream, model = _ans(mass[support])
-    message = stream.stack.AnsCoder()
-    message.encode_reverse(indices, model)
-    return bytes(message.get_compressed().astype(_WORD).tobytes())
+    write = _huffman_encode if coder == "huffman" else _ans_encode
+    return write(indices, mass[support])
 
 
 def decode(data: bytes, p: Tensor, *, count: int, coder: Coder = "ans") -> Tensor:
@@ -153,25 +149,24 @@ def decode(data: bytes, p: Tensor, *, count: int, coder: Coder = "ans") -> Tenso
 
     p must be the same bit for bit, since the code is rebuilt from it.
     Raises `DataError` when the bytes are not a code of exactly `count` symbols, as far as that
-    shows: a longer or shorter message, or bits left over. ANS decodes most damage into wrong
-    symbols without noticing.
+    shows: bits left over or missing. ANS reads most damage, and a count too large, into symbols
+    that were never there, without noticing.
 
     >>> p, symbols = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0, 1, 0, 2])
     >>> decode(encode(symbols, p), p, count=4)
     tensor([0, 1, 0, 2])
     """
-    mass = _masses(p)
+    mass = _checked(p, coder)
     require_type(data, bytes, "data")
     require(isinstance(count, int) and count >= 0, "count", "an integer of at least 0", count)
     support = np.flatnonzero(mass)
-    _checked(coder)
     if len(support) == 1 or count == 0:
         _require_data(not data, "no bytes, since nothing is left to say")
         return torch.full((count,), int(support[0]), dtype=torch.int64)
-    if coder == "huffman":
-        indices = _huffman_decode(data, mass[support], count)
-    else:
-        indices = _ans_decode(data, mass[support], count)
+    read_back = _huffman_decode if coder == "huffman" else _ans_decode
+    write = _huffman_encode if coder == "huffman" else _ans_encode
+    indices = read_back(data, mass[support], count)
+    _require_data(write(indices, mass[support]) == data, f"a code of {count} symbols and no more")
     return torch.from_numpy(support[indices])
 
 
@@ -182,9 +177,9 @@ def _masses(p: Tensor) -> Any:
     return mass.cpu().double().numpy()
 
 
-def _checked(coder: str) -> str:
+def _checked(p: Tensor, coder: str) -> Any:
     require(coder in ("huffman", "ans"), "coder", "'huffman' or 'ans'", repr(coder))
-    return coder
+    return _masses(p)
 
 
 def _huffman(mass: Any, kind: str) -> tuple[Any, Any]:
@@ -206,16 +201,21 @@ def _huffman_decode(data: bytes, mass: Any, count: int) -> Any:
     words = np.frombuffer(data + b"\0" * (-len(data) % 4), dtype=_WORD).astype(np.uint32)
     queue = symbol.QueueDecoder(words)
     try:
-        indices = np.array([queue.decode_symbol(tree) for _ in range(count)], dtype=np.int64)
+        return np.array([queue.decode_symbol(tree) for _ in range(count)], dtype=np.int64)
     except ValueError as error:
         raise DataError(f"data: expected {count} symbols; the bits ran out") from error
-    _require_data(_huffman_encode(indices, mass) == data, f"a code of {count} symbols and no more")
-    return indices
 
 
 def _ans(mass: Any) -> tuple[Any, Any]:
     stream = import_extra("constriction", "codec").stream
     return stream, stream.model.Categorical(mass, perfect=False)
+
+
+def _ans_encode(indices: Any, mass: Any) -> bytes:
+    stream, model = _ans(mass)
+    message = stream.stack.AnsCoder()
+    message.encode_reverse(indices, model)
+    return bytes(message.get_compressed().astype(_WORD).tobytes())
 
 
 def _ans_decode(data: bytes, mass: Any, count: int) -> Any:
@@ -226,9 +226,7 @@ def _ans_decode(data: bytes, mass: Any, count: int) -> Any:
         message = stream.stack.AnsCoder(words)
     except ValueError as error:
         raise DataError("data: expected an ANS message; the last word is zero") from error
-    indices = message.decode(model, count)
-    _require_data(message.is_empty(), f"a code of {count} symbols and no more")
-    return indices
+    return message.decode(model, count)
 
 
 def _require_data(good: bool, expected: str) -> None:  # noqa: FBT001
