@@ -82,6 +82,20 @@ def test_vectors_batches_and_gradients():
     assert torch.isfinite(gradient).all()
 
 
+def test_components_may_share_one_covariance():
+    loc, tril = torch.tensor([[0.0, 0.0], [3.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.5, 2.0]])
+    weights = D.Categorical(torch.tensor([0.4, 0.6]))
+    shared, apart = (
+        D.MixtureSameFamily(weights, D.MultivariateNormal(loc, scale_tril=scale))
+        for scale in (tril, tril.repeat(2, 1, 1))
+    )
+    other = D.MultivariateNormal(torch.ones(2), torch.eye(2))
+    for ours, theirs in zip(
+        mixture_kl_bounds(shared, other), mixture_kl_bounds(apart, other), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_refusals_and_the_way_here():
     p = PAIRS[0][0]
     with pytest.raises(TypeError, match="mixture_kl_bounds"):

@@ -95,6 +95,17 @@ def test_gradients_by_finite_differences(name):
         assert torch.autograd.gradgradcheck(call, (p, q))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, on first jvp
+@pytest.mark.parametrize("name", [n for n in PAIRED if n not in ("renyi_inf", "total_variation")])
+def test_forward_mode_agrees_with_reverse_mode_also_where_entries_tie(name):
+    p = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    q = torch.tensor([0.2, 0.4, 0.4], dtype=torch.float64, requires_grad=True)
+    direction = torch.tensor([1.0, -0.3, 0.2], dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(PAIRED[name](p, q), q)
+    _, forward = torch.func.jvp(lambda q: PAIRED[name](p, q), (q.detach(),), (direction,))
+    assert forward.item() == pytest.approx((gradient * direction).sum().item(), rel=1e-12)
+
+
 def test_one_table():
     log_p, _ = two_tables(6, 9)
     p = log_p.exp()

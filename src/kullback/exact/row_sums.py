@@ -109,10 +109,7 @@ def _log_ratio(p: Table, q: Table) -> Tensor:
     if not p.by_mass:
         return q.log - p.log
     gap = q.prob - p.prob
-    if not gap.requires_grad:
-        smaller = torch.minimum(p.prob, q.prob).clamp_(min=_tiny(gap))
-        return torch.copysign(gap.abs().div_(smaller).log1p_(), gap)
-    up = gap >= 0
+    up = gap >= 0  # not |gap| and its sign, whose derivative is wrong at 0
     smaller = torch.where(up, p.prob, q.prob).clamp(min=_tiny(gap))
     size = torch.log1p(torch.where(up, gap, -gap) / smaller)
     return torch.where(up, size, -size)

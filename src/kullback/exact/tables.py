@@ -17,6 +17,8 @@ logits this is the true gradient wherever the value is finite. Divergences are s
 form (`p·log(p/q) − p + q` for KL), so with respect to *probabilities* their gradient is the
 textbook one plus a constant, zero at p = q; along the simplex, and for logits, there is no
 difference. When no gradient is asked for, rows are worked off in blocks that fit in the cache.
+
+The checks read the values: they wait for a GPU, and cannot run inside `torch.vmap`.
 """
 
 import math

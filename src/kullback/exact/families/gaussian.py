@@ -40,7 +40,8 @@ class Gaussian(NamedTuple):
 
     def at(self, axis: int) -> "Gaussian":
         """Insert a batch axis of length 1, counted from the end of the batch shape."""
-        scale = self.scale.unsqueeze(axis - 2 if self.full else axis - 1)
+        shape = (*self.loc.shape, self.loc.shape[-1]) if self.full else self.loc.shape
+        scale = self.scale.expand(shape).unsqueeze(axis - 2 if self.full else axis - 1)
         return Gaussian(self.loc.unsqueeze(axis - 1), scale, self.full)
 
 
