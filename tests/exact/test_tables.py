@@ -106,6 +106,24 @@ def test_forward_mode_agrees_with_reverse_mode_also_where_entries_tie(name):
     assert forward.item() == pytest.approx((gradient * direction).sum().item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("name", ["kl", "jeffreys", "js", "chi2", "tsallis_3", "renyi_half"])
+def test_the_curvature_at_equal_tables_is_the_fisher_information(name):
+    """Hessians at p = q, logits: f''(1)·(diag p − p pᵀ), f'' from the f-divergence of each name."""
+    curvature = {"kl": 1, "jeffreys": 2, "js": 0.25, "chi2": 2, "tsallis_3": 3, "renyi_half": 0.5}
+    logits = torch.tensor([0.3, -0.2, 1.0], dtype=torch.float64)
+    p = logits.softmax(-1)
+    fisher = curvature[name] * (p.diag() - p[:, None] * p)
+    for form in ("probs", "log_probs"):
+        given = p if form == "probs" else p.log()
+
+        def loss(logits, form=form, given=given):
+            q = logits.softmax(-1) if form == "probs" else logits.log_softmax(-1)
+            return PAIRED[name](given, q, form=form)
+
+        hessian = torch.autograd.functional.hessian(loss, p.log())
+        torch.testing.assert_close(hessian, fisher, rtol=1e-10, atol=1e-12)
+
+
 def test_one_table():
     log_p, _ = two_tables(6, 9)
     p = log_p.exp()

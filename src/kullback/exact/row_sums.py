@@ -105,23 +105,24 @@ def _scaled(mass: Tensor, factor: float) -> Tensor:
 
 
 def _log_ratio(p: Table, q: Table) -> Tensor:
-    """Return `log q/p`; from masses as `±log1p(|q − p| / min(p, q))`, exact where p ≈ q."""
+    """Return `log q/p`; from masses as `±log1p(|q − p| / min(p, q))`, exact where p ≈ q.
+
+    At q = p, `fmin` gives its gradient to p and `relu` has none, so that first and second
+    derivatives are those of the side q ≥ p. (`torch.where` would do; it is ten times slower.)
+    """
     if not p.by_mass:
         return q.log - p.log
-    gap = q.prob - p.prob
-    up = gap >= 0  # not |gap| and its sign, whose derivative is wrong at 0
-    smaller = torch.where(up, p.prob, q.prob).clamp(min=_tiny(gap))
-    size = torch.log1p(torch.where(up, gap, -gap) / smaller)
-    return torch.where(up, size, -size)
+    steps = (q.prob - p.prob) / torch.fmin(p.prob, q.prob).clamp(min=_tiny(p.prob))
+    return torch.log1p(steps.clamp(min=0)) - torch.log1p(torch.relu(-steps))
 
 
 def _difference(p: Table, q: Table) -> Tensor:
-    """Return `q − p`; from logs as `p·(q/p − 1)` where q < e·p."""
+    """Return `q − p`; from logs as `p·(q/p − 1)` where q ≤ p and `q·(1 − p/q)` where q > p."""
     if p.by_mass:
         return q.prob - p.prob
     log_ratio = q.log - p.log
-    near = p.prob * torch.expm1(log_ratio.clamp(max=1))
-    return torch.where(log_ratio > 1, q.prob - p.prob, near)
+    down = p.prob * torch.expm1(log_ratio.clamp(max=0))
+    return down - q.prob * torch.expm1(-torch.relu(log_ratio))
 
 
 def _relative(p: Table, q: Table) -> Tensor:
