@@ -126,14 +126,23 @@ def by_rows(
 
 
 def _in_blocks(function: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> Tensor:
+    """Apply `function` to blocks of rows, writing into one result.
+
+    Kept apart and joined at the end, the small results would sit between the freed blocks, and the
+    heap would grow by a block each.
+    """
     first = tensors[0]
     if first.numel() <= BLOCK or first.ndim == 1:
         return function(*tensors)
     step = max(1, BLOCK // math.prod(first.shape[1:]))
-    starts = range(0, first.shape[0], step)
-    if step == 1 and first.ndim > 2:
-        return torch.stack([_in_blocks(function, tuple(t[i] for t in tensors)) for i in starts])
-    return torch.cat([function(*(t[i : i + step] for t in tensors)) for i in starts])
+    result = None
+    for start in range(0, first.shape[0], step):
+        rows = slice(start, start + step)
+        part = _in_blocks(function, tuple(t[rows] if step > 1 else t[start] for t in tensors))
+        part = part if step > 1 else part[None]
+        result = part.new_empty(first.shape[0], *part.shape[1:]) if result is None else result
+        result[rows] = part
+    return function(*tensors) if result is None else result
 
 
 def _check_tensor(table: Tensor, name: str) -> None:
