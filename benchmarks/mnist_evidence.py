@@ -116,13 +116,19 @@ def train_classic(data, minutes, work):
     keep(work, "classic", [({"steps": n, "training_seconds": s}, w) for n, s, w in kept])
 
 
-def measure_default(data, draws, work, precision):
+def measure_default(data, draws, most, work, precision):
+    """Measure on all images with `most` draws and, when that is fewer, on 1,000 with `draws`."""
     model = build(data.event_shape, data.kind, Architecture())
     (row,) = read_json(work / "default.json")
     weights = load_tensors(work / "default-0.safetensors")
     few = [measured(model, weights, data.test[:200], 100, p) for p in (torch.float32, precision)]
     row["rounding_moves_L_100_by"] = few[0]["minus_L_100"] - few[1]["minus_L_100"]
-    return row | measured(model, weights, data.test, draws, precision)
+    row |= measured(model, weights, data.test, min(draws, most), precision)
+    if most < draws:
+        row["first 1000 images"] = [
+            measured(model, weights, data.test[:1000], k, precision) for k in (most, draws)
+        ]
+    return row
 
 
 def measure_classic(data, draws, work):
@@ -144,6 +150,7 @@ def main():
     parser.add_argument("--work", type=Path, help="keep weights here, to go on from")
     parser.add_argument("--only", choices=("train default", "train classic", "measure"))
     parser.add_argument("--decoder", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--most", type=int, default=5000, help="draws on all images, default model")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = load(options.data, binarize="dynamic")
@@ -167,7 +174,7 @@ def main():
     }
     finish("mnist_evidence", result)
     precision = getattr(torch, options.decoder)
-    result["default"] = measure_default(data, options.draws, work, precision)
+    result["default"] = measure_default(data, options.draws, options.most, work, precision)
     finish("mnist_evidence", result)
 
 
