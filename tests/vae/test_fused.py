@@ -119,6 +119,27 @@ def test_bernoulli_at_the_edges(dtype, size):
     torch.testing.assert_close(gradient.double(), expected, rtol=0, atol=2**-8)
 
 
+@pytest.mark.parametrize("size", [1, 16, 98, 101, 784, 3 * 32 * 32])
+@pytest.mark.parametrize("scale", [1e-3, 3.0, 1e3])
+def test_bernoulli_is_accurate_at_every_width(size, scale):
+    """Products of up to a hundred factors: errors of some hundred roundings of the sum."""
+    generator = torch.Generator().manual_seed(0)
+    logits = scale * torch.randn(20, size, generator=generator, dtype=torch.float64)
+    x = torch.bernoulli(torch.full((20, size), 0.3, dtype=torch.float64), generator=generator)
+    truth = (x * logits + torch.nn.functional.logsigmoid(-logits)).sum(-1)
+    torch.testing.assert_close(bernoulli_log_likelihood(logits, x), truth, rtol=1e-13, atol=1e-12)
+    single = bernoulli_log_likelihood(logits.float(), x.float()).double()
+    bound = 200 * 2**-24 * (logits.abs().sum(-1) + size)
+    assert ((single - truth).abs() <= bound).all()
+
+
+def test_tanh_in_float32_is_tanh():
+    x = torch.linspace(-12, 12, 20_001)
+    exact = torch.tanh(x.double())
+    ours = ACTIVATIONS["tanh"][0](x.clone())[0].double()
+    assert (ours - exact).abs().max() < 1.3e-7
+
+
 def test_bernoulli_probabilities_sum_to_one_by_enumeration():
     (logits,) = leaves((1, 4))
     outcomes = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 4)

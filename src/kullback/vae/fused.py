@@ -23,7 +23,11 @@ __all__ = ["ACTIVATIONS", "bernoulli_log_likelihood", "draw_and_kl", "mlp"]
 
 
 def _tanh(pre: Tensor) -> tuple[Tensor, Tensor]:
-    out = pre.tanh_()
+    if pre.dtype == torch.float32 and pre.device.type == "cpu":
+        # 2σ(2x) − 1 is within 1.3e-7 of tanh and, with torch's kernels, four times as fast
+        out = pre.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0)
+    else:
+        out = pre.tanh_()
     return out, out
 
 
@@ -174,9 +178,21 @@ def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
 
 def bernoulli_value(logits: Tensor, x: Tensor) -> Tensor:
     """Return the value of `bernoulli_log_likelihood`, for x of the same dtype."""
-    softplus = torch.nn.functional.softplus(logits, threshold=40.0)  # exact in float64 too
-    out: Tensor = torch.linalg.vecdot(x, logits) - softplus.sum(-1)
+    out: Tensor = torch.linalg.vecdot(x, logits) - _sum_of_softplus(logits)
     return out
+
+
+def _sum_of_softplus(logits: Tensor) -> Tensor:
+    """Return `Σ log(1 + e^l)` over the last axis.
+
+    As `Σ max(l, 0) − Σ log σ(|l|)`, where σ(|l|) ≥ ½ lets up to a hundred factors be multiplied
+    before one logarithm is taken: half the time of softplus, which takes one each.
+    """
+    group = next((n for n in range(100, 15, -1) if logits.shape[-1] % n == 0), 0)
+    if not group:
+        return torch.nn.functional.softplus(logits, threshold=40.0).sum(-1)  # exact in float64 too
+    factors = logits.abs().sigmoid_().unflatten(-1, (-1, group))
+    return torch.clamp(logits, min=0.0).sum(-1) - factors.prod(-1).log_().sum(-1)
 
 
 class _Bernoulli(torch.autograd.Function):
