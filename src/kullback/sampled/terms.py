@@ -52,7 +52,7 @@ def coefficients(estimator: Estimator) -> tuple[float, float, float]:
     expected = f"a number λ or one of {', '.join(ESTIMATORS)}"
     known = isinstance(estimator, str) and estimator in ESTIMATORS
     require(known, "estimator", expected, repr(estimator))
-    return ESTIMATORS[estimator]
+    return ESTIMATORS[str(estimator)]
 
 
 def bregman(log_r: Tensor) -> Tensor:
@@ -65,14 +65,10 @@ def bregman(log_r: Tensor) -> Tensor:
     >>> bregman(torch.tensor([0.0, 1e-10], dtype=torch.float64))
     tensor([0.0000e+00, 5.0000e-21], dtype=torch.float64)
     """
-    near = log_r.abs() < _NEAR
-    small = torch.where(near, log_r, 0.0)
-    series = small / _SERIES + 1.0
-    for order in range(_SERIES - 1, 2, -1):
-        series = series * small / order + 1.0
-    large = torch.where(near | (log_r == torch.inf), 1.0, log_r)
-    far = torch.where(log_r == torch.inf, log_r, torch.expm1(large) - large)
-    return torch.where(near, 0.5 * small * small * series, far)
+    terms = torch.expm1(log_r) - log_r
+    near = (log_r.abs() < _NEAR) | (log_r == torch.inf)
+    terms[near] = _series(log_r[near])
+    return terms
 
 
 def log_ratio_terms(log_p: Tensor, log_q: Tensor, *, estimator: Estimator = "k3") -> Tensor:
@@ -100,3 +96,21 @@ def log_ratio_terms(log_p: Tensor, log_q: Tensor, *, estimator: Estimator = "k3"
     if on_square:
         features.append(on_square * 0.5 * log_r**2)
     return torch.stack(features).sum(0)
+
+
+def bregman_together(log_r: Tensor) -> Tensor:
+    """Return `bregman(log_r)` of draws `[draws]` that will be averaged: quicker, same mean.
+
+    Where the largest |log r| is not small, the digits lost on the small ones do not count in a sum.
+    """
+    top = log_r.abs().amax() if log_r.dim() == 1 else torch.inf
+    if top == torch.inf or top.isnan():
+        return bregman(log_r)
+    return _series(log_r) if top < _NEAR else torch.expm1(log_r).sub_(log_r)
+
+
+def _series(log_r: Tensor) -> Tensor:
+    total = log_r / _SERIES + 1.0
+    for order in range(_SERIES - 1, 2, -1):
+        total = total * log_r / order + 1.0
+    return 0.5 * log_r * log_r * total

@@ -1,0 +1,136 @@
+"""From merged moments to an `Estimate`: value, error, bias in words, and every doubt about it."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kullback.core import Estimate
+from kullback.core.estimate import Bias
+
+from . import trust
+from .forms import WEIGHT, Form, best_form, influence, level, widened
+from .moments import Moments
+from .tails import Tails
+from .terms import CONTROL, Estimator
+
+__all__ = ["Judged", "Part", "best_parts", "estimate_parts", "judge"]
+
+_ROUNDING = 4e-16  # terms that differ by less than this, relatively, are one number
+
+
+class Part(NamedTuple):
+    """Some draws, the form they are averaged with, and how many numbers it took from them."""
+
+    moments: Moments
+    form: Form
+    fitted: int
+
+
+class Judged(NamedTuple):
+    """What `estimate_parts` found, all `[*batch]`: value, error, skewness of the mean, k̂."""
+
+    value: Tensor
+    error: Tensor
+    skewness: Tensor
+    k_hat: Tensor
+
+
+def best_parts(
+    halves: tuple[Moments, Moments], *, weighted: bool, ratio: bool, cross_fit: bool
+) -> list[Part]:
+    """Choose the best form: for each half from the other, or for all from all."""
+    if cross_fit:
+        first, second = (best_form(half, weighted=weighted, ratio=ratio) for half in halves)
+        return [Part(halves[0], second, 0), Part(halves[1], first, 0)]
+    whole = halves[0] + halves[1]
+    fitted = whole.mean.shape[-1] - WEIGHT + (0 if weighted and ratio else 1)
+    return [Part(whole, best_form(whole, weighted=weighted, ratio=ratio), fitted)]
+
+
+def estimate_parts(parts: list[Part], tails: Tails, *, ratio: bool) -> Judged:
+    """Average the parts by their draws; errors add in quadrature, third moments as they are."""
+    draws = sum(part.moments.count for part in parts)
+    value = error = second = third = slant = torch.zeros(())
+    for moments, form, fitted in parts:
+        share, free = moments.count / draws, max(moments.count - 1 - fitted, 0)
+        tilt = influence(moments, form, ratio=ratio)
+        squares, cubes = moments.sums(tilt)
+        value = value + share * level(moments, form, ratio=ratio)
+        error = error + share**2 * squares / (moments.count * free if free else math.nan)
+        second, third = second + squares, third + cubes
+        slant = slant + share * tilt
+    flat = second <= draws * (_ROUNDING * value) ** 2
+    skewness = torch.where(flat, 0.0, third / second**1.5)
+    error = torch.where(
+        value.isinf(), math.inf, torch.where(flat & (error == 0), 0.0, error.sqrt())
+    )
+    return Judged(value, error, skewness, tails.shape(slant, draws))
+
+
+def judge(
+    found: Judged,
+    halves: tuple[Moments, Moments],
+    rounding: Tensor,
+    estimator: Estimator,
+    *,
+    weighted: bool,
+    ratio: bool,
+    cross_fit: bool,
+) -> Estimate:
+    """Write the `Estimate`: which way it is biased and why, and what makes its error doubtful."""
+    whole = halves[0] + halves[1]
+    bias, why = _bias(estimator, ratio=ratio, cross_fit=cross_fit)
+    doubts = trust.about_terms(whole.count, found.skewness, found.k_hat)
+    constant = (found.error == 0) & (found.value != 0)
+    doubts.append(
+        trust.Doubt(found.value, constant, "every draw gave the same term: no error can be seen")
+    )
+    if estimator not in ("k1", 0, 0.0):
+        ratio_form = widened(CONTROL, whole.mean)
+        doubts += _identity(whole, "q/p", ratio_form, 0.0, ratio=ratio)
+        floor = 0.5 * rounding**2
+        words = "rounding of the log densities adds {:.1f} standard errors: pass float64"
+        doubts.append(trust.about_bias(floor, found.error, words))
+    if weighted:
+        weight_form = widened((0.0, 0.0, 0.0, 1.0), whole.mean)
+        doubts += _identity(whole, "the weights", weight_form, None if ratio else 1.0, ratio=False)
+    if estimator == "k2":
+        doubts.append(_bias_of_k2(whole, found.error, ratio=ratio))
+    return trust.judged(found.value, found.error, whole.count, found.k_hat, doubts, bias, why)
+
+
+def _bias(estimator: Estimator, *, ratio: bool, cross_fit: bool) -> tuple[Bias, str]:
+    reasons = []
+    if estimator == "k2":
+        reasons.append("k2's expectation is half the mean of log² r, not KL (MATH 5.2)")
+    if estimator == "best" and not cross_fit:
+        reasons.append("λ is fitted to the draws it is used on: bias of order 1/draws")
+    if ratio:
+        reasons.append("self-normalised, a ratio of two means: bias of order 1/draws")
+    return ("unknown" if reasons else "none"), "; ".join(reasons)
+
+
+def _identity(
+    whole: Moments, name: str, coefficients: Tensor, known: float | None, *, ratio: bool
+) -> list[trust.Doubt]:
+    """Doubt by a form whose mean is known; None when only its skewness says something."""
+    form = Form(coefficients, torch.zeros_like(whole.mean[..., 0]) + (known or 0.0))
+    tilt = influence(whole, form, ratio=ratio)
+    squares, cubes = whole.sums(tilt)
+    error = (squares / (whole.count * (whole.count - 1))).sqrt()
+    gap = level(whole, form, ratio=ratio)
+    gap = torch.zeros_like(gap) if known is None else gap
+    skewness = torch.where(squares > 0, cubes / squares**1.5, 0.0)
+    return trust.about_identity(name, gap, error, skewness)
+
+
+def _bias_of_k2(whole: Moments, error: Tensor, *, ratio: bool) -> trust.Doubt:
+    """Doubt k2 by its difference from the unbiased k3 on the same draws."""
+    form = Form(widened((0.0, -1.0, 1.0), whole.mean), torch.zeros_like(error))
+    squares, _ = whole.sums(influence(whole, form, ratio=ratio))
+    own = (squares / (whole.count * (whole.count - 1))).sqrt()
+    bias = level(whole, form, ratio=ratio).abs() + own
+    words = "the bias of k2, judged by k3 on the same draws, may be {:.1f} standard errors"
+    return trust.about_bias(bias, error, words)
