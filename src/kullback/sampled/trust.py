@@ -89,7 +89,7 @@ def judged(
     value: Tensor,
     error: Tensor,
     draws: int,
-    k_hat: Tensor,
+    k_hat: Tensor | None,
     doubts: list[Doubt],
     bias: Bias,
     why: str,
@@ -102,7 +102,8 @@ def judged(
     if value.dim():
         found = Estimate(value, error, draws, bias=bias, why=why, k_hat=k_hat)
     else:
-        found = Estimate(float(value), float(error), draws, bias=bias, why=why, k_hat=float(k_hat))
+        tail = None if k_hat is None else float(k_hat)
+        found = Estimate(float(value), float(error), draws, bias=bias, why=why, k_hat=tail)
     for doubt in doubts:
         where = (doubt.where & value.isfinite()).expand(value.shape)
         if bool(where.any()):
