@@ -14,6 +14,7 @@ from .terms import CONTROL, ESTIMATORS
 
 __all__ = ["WEIGHT", "Form", "best_form", "control_forms", "influence", "level", "widened"]
 
+_FLAT = 1e-24  # a variance below this part of the squared mean is rounding
 WEIGHT = 3  # the column of the weight, where there is one
 
 
@@ -74,7 +75,9 @@ def best_form(moments: Moments, *, weighted: bool, ratio: bool) -> Form:
     forms = [start, *controls]
     stacked = torch.stack([influence(moments, f, ratio=ratio) for f in forms], -2)
     covariance = stacked @ moments.second @ stacked.mT
-    multiples = _regress(covariance[..., 1:, 1:], covariance[..., 1:, 0])
+    means = torch.stack([moments.at(control.coefficients) for control in controls], -1)
+    flat = covariance[..., 1:, 1:].diagonal(dim1=-2, dim2=-1) <= _FLAT * moments.count * means**2
+    multiples = _regress(covariance[..., 1:, 1:], covariance[..., 1:, 0], flat)
     usable = multiples.isfinite().all(-1, keepdim=True)
     k1 = widened(ESTIMATORS["k1"], like)
     coefficients = torch.where(usable, start.coefficients, k1)
@@ -90,15 +93,14 @@ def _nearest(moments: Moments, *, ratio: bool) -> Form:
     like, zero = moments.mean, torch.zeros_like(moments.mean[..., 0])
     k1, k3 = (Form(widened(ESTIMATORS[name], like), zero) for name in ("k1", "k3"))
     spread = [moments.sums(influence(moments, form, ratio=ratio))[0] for form in (k1, k3)]
-    return Form(
-        torch.where((spread[1] < spread[0])[..., None], k3.coefficients, k1.coefficients), zero
-    )
+    seen = spread[0] > _FLAT * moments.count * moments.at(k1.coefficients) ** 2
+    closer = ((spread[1] < spread[0]) & seen)[..., None]
+    return Form(torch.where(closer, k3.coefficients, k1.coefficients), zero)
 
 
-def _regress(covariance: Tensor, target: Tensor) -> Tensor:
-    """Solve for the multiples, each control on its own scale; a constant control gets none."""
-    scale = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-    inverse = torch.where(scale > 0, 1.0 / scale, 0.0)
+def _regress(covariance: Tensor, target: Tensor, flat: Tensor) -> Tensor:
+    """Solve for the multiples, each control on its own scale; a flat control gets none."""
+    inverse = torch.where(flat, 0.0, covariance.diagonal(dim1=-2, dim2=-1).rsqrt())
     unit = covariance * inverse[..., :, None] * inverse[..., None, :]
     finite = unit.isfinite().all(-1).all(-1)[..., None, None]
     unit = torch.where(finite, unit, 0.0)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["js_neighbours", "kl_neighbours", "mutual_information_neighbours"]
+__all__ = ["js_neighbours", "kl_neighbours", "lonely", "mutual_information_neighbours"]
 
 _NUMBERS = 1 << 22  # distances held at a time
 
@@ -29,6 +29,20 @@ def kl_neighbours(x: Tensor, y: Tensor, *, k: int) -> Tensor:
     own, other = _kth(x, x, k + 1), _kth(x, y, k)
     gap = size * (other.log() - own.log()).mean(-1)
     return gap + _digamma(y.shape[-2] + 1) - _digamma(n)
+
+
+def lonely(x: Tensor, y: Tensor, *, k: int) -> Tensor:
+    """Return the share of the x, `[*batch]`, that are almost out of reach of any y.
+
+    They must reach past `max(n/40, 12 k)` other x to find k of the y: the density ratio is
+    then averaged over a neighbourhood that is not small.
+
+    >>> points = torch.arange(100.0, dtype=torch.float64)[:, None]
+    >>> lonely(points, points / 2, k=1).item()
+    0.38
+    """
+    limit = max(x.shape[-2] / 40, 12 * k)
+    return (_within(x, x, _kth(x, y, k)) > limit).double().mean(-1)
 
 
 def js_neighbours(x: Tensor, y: Tensor, *, k: int) -> Tensor:
@@ -62,7 +76,7 @@ def mutual_information_neighbours(x: Tensor, y: Tensor, *, k: int) -> Tensor:
     n, found = x.shape[-2], []
     for rows in _blocks(x, x):
         dx, dy = (torch.cdist(z[..., rows, :], z) for z in (x, y))
-        reach = torch.maximum(dx, dy).kthvalue(k + 1, -1, keepdim=True).values
+        reach = _smallest(torch.maximum(dx, dy), k + 1)[..., None]
         # a point is 0 from itself, so the count of what is strictly nearer includes it: n_x + 1
         found.append([torch.digamma((d < reach).sum(-1).double()) for d in (dx, dy)])
     marginal = torch.cat([a + b for a, b in found], -1).mean(-1)
@@ -79,8 +93,12 @@ def _kth(a: Tensor, b: Tensor, k: int) -> Tensor:
     """Return each row of a's distance to its k-th nearest row of b, `[*batch, n]`."""
     found = []
     for rows in _blocks(a, b):
-        found.append(torch.cdist(a[..., rows, :], b).kthvalue(k, -1).values)
+        found.append(_smallest(torch.cdist(a[..., rows, :], b), k))
     return torch.cat(found, -1)
+
+
+def _smallest(distances: Tensor, k: int) -> Tensor:
+    return distances.topk(k, -1, largest=False, sorted=False).values.amax(-1)
 
 
 def _within(a: Tensor, b: Tensor, reach: Tensor) -> Tensor:

@@ -95,15 +95,15 @@ def pareto_smooth(log_weights: Tensor, *, dim: int = -1) -> tuple[Tensor, Tensor
     require(draws >= _FEWEST, "log_weights", f"at least {_FEWEST} draws along dim", draws)
     logs = log_weights.detach().double().movedim(dim, -1)
     top = logs.amax(-1, keepdim=True)
-    ordered, places = (logs - top).sort(dim=-1)
+    ordered, places = logs.sort(dim=-1)
     size = tail_length(draws)
-    cutoff = ordered[..., -size - 1].exp()
-    shape, scale = fit_tail((ordered[..., -size:].exp() - cutoff[..., None]).clamp_min(0.0))
+    tail = ordered[..., -size:]
+    cutoff = (ordered[..., -size - 1, None] - top).exp()
+    shape, scale = fit_tail((tail - top).exp() - cutoff)
     levels = (torch.arange(size, dtype=logs.dtype, device=logs.device) + 0.5) / size
-    above = _quantile(levels, shape[..., None], scale[..., None])
-    tail = (cutoff[..., None] + above).log().clamp_max(0.0)
-    tail = torch.where(scale[..., None] > 0, tail, ordered[..., -size:])
-    smooth = torch.cat([ordered[..., :-size], tail], -1) + top
+    above = cutoff + _quantile(levels, shape[..., None], scale[..., None])
+    tail = torch.where(scale[..., None] > 0, above.log().clamp_max(0.0) + top, tail)
+    smooth = torch.cat([ordered[..., :-size], tail], -1)
     smooth = torch.empty_like(smooth).scatter_(-1, places, smooth)
     return torch.where(shape.isnan()[..., None], math.nan, smooth).movedim(-1, dim), shape
 

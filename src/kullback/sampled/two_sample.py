@@ -28,7 +28,7 @@ __all__ = ["js_from_draws", "kl_from_draws", "mutual_information_from_draws"]
 
 Method = Literal["neighbours", "classifier"]
 
-_FEWEST, _BLOCK, _MOST_BLOCKS, _FREEDOM = 80, 40, 10, 63
+_FEWEST, _BLOCK, _MOST_BLOCKS, _FREEDOM = 80, 40, 4, 45
 _SMOOTH = "neighbourhoods smooth both densities: usually low, more so in many dimensions"
 _BOUND = "a lower bound on held-out draws, low by whatever the classifier misses"
 _MISSED = "the error bar leaves out what the classifier misses: compare method='neighbours'"
