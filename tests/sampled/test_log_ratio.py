@@ -283,8 +283,11 @@ def test_edges(estimator):
     assert math.isnan(at([-1.0] * 24, [-1.0] * 23 + [NAN]).value)
     assert math.isnan(at([-INF] * 24, [-INF] * 24).value)
     overflow = at([-800.0] + [0.0] * 23, [0.0] * 24)
-    assert overflow.value == (-800 / 24 if estimator in ("k1", "best") else pytest.approx(
-        {"k2": 800**2 / 48}.get(estimator, INF)))
+    assert overflow.value == (
+        -800 / 24
+        if estimator in ("k1", "best")
+        else pytest.approx({"k2": 800**2 / 48}.get(estimator, INF))
+    )
 
 
 def test_constant_terms_say_nothing_about_their_error():

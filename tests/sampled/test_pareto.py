@@ -20,8 +20,9 @@ def weights_of(name, draws, seed):
         "pareto 0.3": lambda: 0.3 * generator.exponential(size=draws),
         "pareto 0.7": lambda: 0.7 * generator.exponential(size=draws),
         "pareto 1.5": lambda: 1.5 * generator.exponential(size=draws),
-        "cauchy ratio": lambda: -np.log1p(generator.normal(size=draws) ** 2)
-        + 0.5 * generator.standard_t(2, size=draws),
+        "cauchy ratio": lambda: (
+            -np.log1p(generator.normal(size=draws) ** 2) + 0.5 * generator.standard_t(2, size=draws)
+        ),
         "shifted": lambda: 1e4 + generator.normal(size=draws),
     }[name]()
 

@@ -4,6 +4,8 @@ Which to use: `kl` here when no closed form exists; `log_ratio` when the draws a
 """
 
 import math
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Generator, Tensor
@@ -51,16 +53,17 @@ def kl(
     require(same, "q", f"the event shape of p, {list(p.event_shape)}", list(q.event_shape))
     require_type(draws, int, "draws")
     require(draws >= 4, "draws", "at least 4", draws)
-    batch = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
-    p = p.expand(batch)
+    batch = (torch.empty(p.batch_shape) + torch.empty(q.batch_shape)).shape
+    p = p if p.batch_shape == batch else p.expand(batch)
     step = max(4, _NUMBERS // max(1, math.prod(batch) * math.prod(p.event_shape)) // 2 * 2)
-    state = None
-    for start in range(0, draws, step):
-        x = _sample(p, min(step, draws - start), generator)
-        scores = (score.movedim(0, -1) for score in (p.log_prob(x), _log_prob(q, x)))
-        piece = LogRatios.of(*torch.broadcast_tensors(*scores))
-        state = piece if state is None else state + piece
-    return state.estimate(estimator, cross_fit=cross_fit)
+    pieces = (_scored(p, q, min(step, draws - start), generator) for start in range(0, draws, step))
+    return reduce(add, pieces).estimate(estimator, cross_fit=cross_fit)
+
+
+def _scored(p: Distribution, q: Distribution, draws: int, generator: Generator | None) -> LogRatios:
+    x = _sample(p, draws, generator)
+    log_p, log_q = p.log_prob(x).movedim(0, -1), _log_prob(q, x).movedim(0, -1)
+    return LogRatios.of(log_p, log_q.expand_as(log_p))
 
 
 def _sample(p: Distribution, draws: int, generator: Generator | None) -> Tensor:
@@ -68,8 +71,7 @@ def _sample(p: Distribution, draws: int, generator: Generator | None) -> Tensor:
     if generator is None:
         return p.sample((draws,))
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
         return p.sample((draws,))
 
@@ -77,12 +79,11 @@ def _sample(p: Distribution, draws: int, generator: Generator | None) -> Tensor:
 def _log_prob(q: Distribution, x: Tensor) -> Tensor:
     """Score draws, −inf for those outside q's support, which torch would refuse to score."""
     try:
-        inside = q.support.check(x)
+        inside: Tensor = q.support.check(x)  # type: ignore[union-attr]
     except NotImplementedError:
         return q.log_prob(x)
     if bool(inside.all()):
         return q.log_prob(x)
-    event = len(q.event_shape)
-    stand_in = q.sample((1,)).expand(x.shape)
-    mask = inside.reshape(*inside.shape, *[1] * event).expand(x.shape)
+    mask = inside.reshape(*inside.shape, *[1] * len(q.event_shape)).expand(x.shape)
+    stand_in = _sample(q, 1, Generator().manual_seed(0)).expand(x.shape)
     return q.log_prob(torch.where(mask, x, stand_in)).masked_fill(~inside, -math.inf)

@@ -31,12 +31,11 @@ class Draws(NamedTuple):
         columns = [*columns, torch.ones_like(weight), *self.controls]
         return torch.stack([torch.where(weight == 0, 0.0, weight * c) for c in columns], -2)
 
-    def into(self, tails: Tails | None, features: Tensor) -> Tails:
+    def into(self, tails: Tails, features: Tensor) -> Tails:
         """Return the tails with these draws, whose features are at hand, among them."""
         keys = self._keys()
-        if tails is None or keys.dim() > 2 or not tails.full:
-            new = Tails.of(keys, features)
-            return new if tails is None else tails + new
+        if keys.dim() > 2 or not tails.full:
+            return tails + Tails.of(keys, features)
         places = tails.places(keys)
         return tails + Tails.of(keys[:, places], features[:, places]) if len(places) else tails
 

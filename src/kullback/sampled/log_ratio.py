@@ -9,7 +9,7 @@ Reference: MATH 5; Schulman (2020); Chan, Golub and LeVeque (1979) for the mergi
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ def log_ratio(
 
 @dataclass(frozen=True, slots=True)
 class LogRatios:
-    """What has to be remembered of draws to estimate KL(p‖q) by any estimator: a few hundred numbers.
+    """What must be remembered of draws to estimate KL(p‖q) by any estimator: some thousand numbers.
 
     `LogRatios.of(log_p, log_q)` is one piece, `a + b` (or `sum(pieces)`) two, in any order, and
     `estimate` the number, equal to that of `log_ratio` on all draws at once up to rounding (when
@@ -108,7 +108,7 @@ class LogRatios:
         batch = math.prod(log_p.shape[:-1])
         step = _PIECE if batch == 1 else max(2, _BATCH_PIECE // max(1, batch) // 2 * 2)
         sums: tuple[list[Sums], list[Sums]] = ([], [])
-        tails: Tails | None = None
+        tails = Tails.none()
         for start in range(0, log_p.shape[-1], step):
             cut = slice(start, start + step)
             draws = _draws(
@@ -185,7 +185,8 @@ class LogRatios:
             return self
         factor = (self.log_scale - log_scale).exp()
         halves = (self.halves[0].scaled(factor), self.halves[1].scaled(factor))
-        return LogRatios(halves, self.tails.scaled(factor), log_scale, self.rounding, True)
+        tails = self.tails.scaled(factor)
+        return replace(self, halves=halves, tails=tails, log_scale=log_scale)
 
     def _kind(self) -> tuple[list[int], bool]:
         return list(self.halves[0].mean.shape), self.weighted

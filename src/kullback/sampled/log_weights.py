@@ -71,7 +71,7 @@ def log_evidence(log_weights: Tensor) -> Estimate:
     require(logs.shape[-1] >= 2, "log_weights", "at least 2 draws", logs.shape[-1])
     value = log_mean_exp(logs)
     relative = (logs - value[..., None]).exp() - 1.0
-    error, doubts, k_hat = trust.mean_of(relative)
+    error, doubts, k_hat = trust.mean_of(relative, value.abs().clamp_min(1.0))
     words = "biased low by about {:.1f} standard errors (half the squared error bar): draw more"
     doubts.append(trust.about_bias(0.5 * error**2, error, words))
     why = "the log of a mean (Jensen): low by about half the squared error"
@@ -104,7 +104,7 @@ def importance_bound(log_weights: Tensor, *, jackknife: bool = False) -> Estimat
     require(size >= fewest, "log_weights", f"K ≥ {fewest} weights on the last axis", size)
     terms = _jackknifed(logs) if jackknife else log_mean_exp(logs)
     value = terms.mean(-1)
-    error, doubts, k_hat = trust.mean_of(terms - value[..., None])
+    error, doubts, k_hat = trust.mean_of(terms - value[..., None], value)
     if not jackknife:
         why = "a lower bound on log E[w] (Jensen)"
         return trust.judged(value, error, repeats, k_hat, doubts, "low", why)

@@ -17,8 +17,6 @@ from .terms import CONTROL, Estimator
 
 __all__ = ["Judged", "Part", "best_parts", "estimate_parts", "judge"]
 
-_ROUNDING = 4e-16  # terms that differ by less than this, relatively, are one number
-
 
 class Part(NamedTuple):
     """Some draws, the form they are averaged with, and how many numbers it took from them."""
@@ -61,7 +59,7 @@ def estimate_parts(parts: list[Part], tails: Tails, *, ratio: bool) -> Judged:
         error = error + share**2 * squares / (moments.count * free if free else math.nan)
         second, third = second + squares, third + cubes
         slant = slant + share * tilt
-    flat = second <= draws * (_ROUNDING * value) ** 2
+    flat = second <= draws * (trust.ROUNDING * value) ** 2
     skewness = torch.where(flat, 0.0, third / second**1.5)
     error = torch.where(
         value.isinf(), math.inf, torch.where(flat & (error == 0), 0.0, error.sqrt())

@@ -29,6 +29,11 @@ class Tails:
         rows = features[..., None, :, :].expand(*keys.shape[:-1], *features.shape[-2:])
         return cls(keys, rows)._cut()
 
+    @classmethod
+    def none(cls) -> "Tails":
+        """Return the tails of no draws at all, what a sum starts from."""
+        return cls(torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.float64))
+
     @property
     def full(self) -> bool:
         """Whether something has to leave for every draw that enters."""
@@ -42,6 +47,8 @@ class Tails:
         return torch.stack(enters).any(0).nonzero().squeeze(-1)
 
     def __add__(self, other: "Tails") -> "Tails":
+        if not self.keys.numel():
+            return other
         keys = torch.cat([self.keys, other.keys], -1)
         return Tails(keys, torch.cat([self.rows, other.rows], -1))._cut()
 

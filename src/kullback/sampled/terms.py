@@ -16,6 +16,8 @@ terms themselves, one a draw; `log_ratio` (beside this file) for their mean with
 Reference: MATH 5.1 to 5.5; Schulman (2020), "Approximating KL divergence".
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -103,8 +105,8 @@ def bregman_together(log_r: Tensor) -> Tensor:
 
     Where the largest |log r| is not small, the digits lost on the small ones do not count in a sum.
     """
-    top = log_r.abs().amax() if log_r.dim() == 1 else torch.inf
-    if top == torch.inf or top.isnan():
+    top = float(log_r.abs().amax()) if log_r.dim() == 1 else math.inf
+    if not math.isfinite(top):
         return bregman(log_r)
     return _series(log_r) if top < _NEAR else torch.expm1(log_r).sub_(log_r)
 

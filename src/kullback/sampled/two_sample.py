@@ -6,30 +6,34 @@ smooth densities in few dimensions; `method="classifier"` copes with more dimens
 expectation, a lower bound. Where densities are known, `log_ratio` is better than either.
 
 The error bar of the neighbours comes from subsampling (Politis, Romano and Wolf 1999): the same
-statistic on blocks of the draws, whose variance is that of the whole times the number of blocks,
-and whose mean differs from the whole by what the bias loses on the way.
+statistic on halves (or more blocks) of the draws, dealt many times over; the variance between
+blocks is that of the whole times their number.
 """
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import logsigmoid
 
 from kullback.core import Estimate, require, require_type
+from kullback.core.estimate import Bias
 
 from . import trust
 from .classifier import FOLDS, held_out_log_ratio
-from .neighbours import js_neighbours, kl_neighbours, mutual_information_neighbours
+from .neighbours import js_neighbours, kl_neighbours, lonely, mutual_information_neighbours
 
 __all__ = ["js_from_draws", "kl_from_draws", "mutual_information_from_draws"]
 
 Method = Literal["neighbours", "classifier"]
 
-_FEWEST, _BLOCK, _MOST_BLOCKS, _FREEDOM = 80, 40, 4, 45
-_SMOOTH = "neighbourhoods smooth both densities: usually low, more so in many dimensions"
+_FEWEST, _BLOCK, _MOST_BLOCKS, _FREEDOM = 80, 500, 10, 32
+_LONELY, _WIDE = 0.005, 0.2
+_SMOOTH = "neighbourhoods smooth both densities, which draws them together; none at p = q"
+_BALANCED = "neighbourhoods smooth the densities; the sign depends on them"
+_DEPENDENT = "low under strong dependence, little either way otherwise"
 _BOUND = "a lower bound on held-out draws, low by whatever the classifier misses"
 _MISSED = "the error bar leaves out what the classifier misses: compare method='neighbours'"
 
@@ -44,8 +48,9 @@ def kl_from_draws(
 ) -> Estimate:
     """Estimate KL(p‖q) = E_p[log p/q], in nats, from draws alone: x ~ p and y ~ q.
 
-    x: `[n, d]`, y: `[m, d]`, at least 80 draws each, independent and continuous. Never clipped:
-    near p = q it scatters around 0. method "neighbours" also takes a batch, `[*batch, n, d]`.
+    x: `[n, d]`, y: `[m, d]`, at least 80 draws each, independent and continuous; columns are
+    brought to one scale first. Never clipped: near p = q it scatters around 0. "neighbours" takes
+    a batch as well, `[*batch, n, d]`.
     method: "neighbours" compares distances to the k-th (`neighbours`) neighbour among x and among
     y; its bias is usually low and vanishes slowly in many dimensions. "classifier" fits a logistic
     regression on linear and quadratic terms and averages on held-out draws; low, never high, in
@@ -61,12 +66,16 @@ def kl_from_draws(
     >>> seed = torch.Generator().manual_seed(0)
     >>> x, y = torch.randn(1000, 1, generator=seed), 1 + torch.randn(1000, 1, generator=seed)
     >>> print(kl_from_draws(x, y), "|", kl_from_draws(x, y, method="classifier"))
-    ?
+    0.494 ± 0.057 nats, biased low | 0.466 ± 0.091 nats, biased low
     """
     x, y, k = _checked(x, y, method, neighbours)
     if method == "classifier":
         return _bounded(*held_out_log_ratio(*_shuffled(generator, x, y)), kind="kl")
-    return _subsampled(lambda a, b: kl_neighbours(a, b, k=k), [[x], [y]], generator)
+    found = _subsampled(lambda a, b: kl_neighbours(a, b, k=k), [[x], [y]], generator)
+    alone = lonely(x, y, k=k)
+    words = "{:.1%} of the x have hardly any y in reach: the density ratio is cut off there"
+    doubts = [trust.Doubt(alone, alone > _LONELY, words), *_wide(x.shape, x.shape[-1], k)]
+    return _estimate(found, doubts, "low", _SMOOTH)
 
 
 def js_from_draws(
@@ -86,7 +95,7 @@ def js_from_draws(
     >>> seed = torch.Generator().manual_seed(0)
     >>> x, y = torch.randn(1000, 1, generator=seed), 1 + torch.randn(1000, 1, generator=seed)
     >>> print(js_from_draws(x, y), "|", js_from_draws(x, y, method="classifier"))
-    ?
+    0.119 ± 0.010 nats, bias unknown | 0.1118 ± 0.0098 nats, biased low
     """
     x, y, k = _checked(x, y, method, neighbours)
     if method == "classifier":
@@ -94,7 +103,8 @@ def js_from_draws(
     same = x.shape == y.shape
     hint = "leave some draws out, or method='classifier'"
     require(same, "y", f"as many draws as x, {x.shape[-2]}", y.shape[-2], hint)
-    return _subsampled(lambda a, b: js_neighbours(a, b, k=k), [[x], [y]], generator)
+    found = _subsampled(lambda a, b: js_neighbours(a, b, k=k), [[x], [y]], generator)
+    return _estimate(found, _wide(x.shape, x.shape[-1], k), "unknown", _BALANCED)
 
 
 def mutual_information_from_draws(
@@ -115,7 +125,7 @@ def mutual_information_from_draws(
     >>> seed = torch.Generator().manual_seed(0)
     >>> x, noise = torch.randn(1000, 1, generator=seed), torch.randn(1000, 1, generator=seed)
     >>> print(mutual_information_from_draws(x, x + noise))
-    ?
+    0.321 ± 0.034 nats, bias unknown
     """
     x, y, k = _checked(x, y, method, neighbours, pairs=True)
     if method == "classifier":
@@ -124,9 +134,8 @@ def mutual_information_from_draws(
         x, y = (z[order[: len(x) // FOLDS * FOLDS]] for z in (x, y))
         joint, split = torch.cat([x, y], 1), torch.cat([x, y.roll(FOLDS, 0)], 1)
         return _bounded(*held_out_log_ratio(joint, split), kind="pairs")
-    return _subsampled(
-        lambda a, b: mutual_information_neighbours(a, b, k=k), [[x, y]], generator
-    )
+    found = _subsampled(lambda a, b: mutual_information_neighbours(a, b, k=k), [[x, y]], generator)
+    return _estimate(found, _wide(x.shape, x.shape[-1] + y.shape[-1], k), "unknown", _DEPENDENT)
 
 
 def _checked(
@@ -145,9 +154,19 @@ def _checked(
     same = same and (pairs or x.shape[-1] == y.shape[-1])
     require(same, "y", f"a shape that goes with x, {list(x.shape)}", list(y.shape))
     require_type(neighbours, int, "neighbours")
-    most = _BLOCK // 2
+    most = _FEWEST // 4
     require(1 <= neighbours <= most, "neighbours", f"an integer from 1 to {most}", neighbours)
-    return x.detach().double(), y.detach().double(), neighbours
+    x, y = x.detach().double(), y.detach().double()
+    if pairs:
+        return x / _scale(x), y / _scale(y), neighbours
+    scale = _scale(torch.cat([x, y], -2))
+    return x / scale, y / scale, neighbours
+
+
+def _scale(points: Tensor) -> Tensor:
+    """Return each column's standard deviation, so that no unit of measurement matters."""
+    spread = points.std(-2, keepdim=True)
+    return torch.where(spread > 0, spread, 1.0)
 
 
 def _seeded(generator: Generator | None) -> Generator:
@@ -160,36 +179,59 @@ def _shuffled(generator: Generator | None, x: Tensor, y: Tensor) -> tuple[Tensor
     return x[next(orders).to(x.device)], y[next(orders).to(y.device)]
 
 
+class _Found(NamedTuple):
+    """Terms of the whole `[*batch, points]`, the error of their mean, and the draws."""
+
+    terms: Tensor
+    error: Tensor
+    draws: int
+
+
 def _subsampled(
-    statistic: Callable[..., Tensor],
-    groups: list[list[Tensor]],
-    generator: Generator | None,
-) -> Estimate:
+    statistic: Callable[..., Tensor], groups: list[list[Tensor]], generator: Generator | None
+) -> _Found:
     """Give a statistic of samples the error bar of its blocks; a group's samples stay paired."""
-    dealer = _seeded(generator)
-    draws = min(group[0].shape[-2] for group in groups)
-    blocks = min(_MOST_BLOCKS, draws // _BLOCK)
-    rounds = -(-_FREEDOM // (blocks - 1))
-    dealt = []
-    for group in groups:
-        count = group[0].shape[-2]
-        orders = torch.stack(
-            [torch.randperm(count, generator=dealer, device=dealer.device) for _ in range(rounds)]
-        )[:, : count // blocks * blocks].to(group[0].device)
-        shape = (rounds, blocks, count // blocks)
-        dealt += [z[..., orders.flatten(), :].unflatten(-2, shape) for z in group]
-    value = statistic(*[z for group in groups for z in group])
-    repeated = bool(value.isinf().any() or value.isnan().any())
-    finite = all(bool(z.isfinite().all()) for group in groups for z in group)
+    samples = [z for group in groups for z in group]
+    terms = statistic(*samples)
+    for z in samples:
+        terms = terms + 0.0 * z.sum((-2, -1))[..., None]  # NaN among the draws is NaN in the result
+    finite = all(bool(z.isfinite().all()) for z in samples)
     hint = "kullback.exact for tables of counts, or method='classifier'"
-    require(not (repeated and finite), "x", "distinct points", "one repeated many times", hint)
-    parts = statistic(*dealt)
-    error = (parts.var(-1).mean(-1) / blocks).sqrt()
-    dimensions = sum(z.shape[-1] for z in groups[0])
-    left = (parts.mean((-1, -2)) - value) / (blocks ** (1.0 / dimensions) - 1.0)
-    words = "the drift from blocks to all draws tells of {:.1f} standard errors of bias: draw more"
-    doubts = [trust.about_bias(left, error, words)]
-    return trust.judged(value, error, draws, None, doubts, "low", _SMOOTH)
+    regular = not finite or bool(terms.isfinite().all())
+    require(regular, "x", "distinct points", "one repeated many times", hint)
+    draws = min(group[0].shape[-2] for group in groups)
+    blocks = min(_MOST_BLOCKS, max(2, draws // _BLOCK))
+    rounds = -(-_FREEDOM // (blocks - 1))
+    squares = torch.zeros_like(terms[..., 0])
+    dealer = _seeded(generator)
+    for _ in range(rounds):
+        dealt = [z for group in groups for z in _dealt(group, blocks, dealer)]
+        squares = squares + statistic(*dealt).mean(-1).var(-1) / (blocks * rounds)
+    return _Found(terms, squares.sqrt(), draws)
+
+
+def _dealt(group: list[Tensor], blocks: int, dealer: Generator) -> list[Tensor]:
+    """Deal samples `[*batch, n, d]` into `[*batch, blocks, n // blocks, d]`, all in one order."""
+    count = group[0].shape[-2]
+    order = torch.randperm(count, generator=dealer, device=dealer.device)
+    order = order[: count // blocks * blocks].reshape(blocks, -1).to(group[0].device)
+    return [z[..., order, :] for z in group]
+
+
+def _wide(shape: torch.Size, dimensions: int, k: int) -> list[trust.Doubt]:
+    """Doubt neighbourhoods whose width, `(k/n)^(1/d)` of the spread, is not small."""
+    width = torch.tensor((k / shape[-2]) ** (1.0 / dimensions), dtype=torch.float64)
+    words = (
+        f"in {dimensions} dimensions the nearest neighbours are not near "
+        "({:.2f} of the spread, above 0.2): a bias beyond the error bar is likely"
+    )
+    return [trust.Doubt(width, width > _WIDE, words)]
+
+
+def _estimate(found: _Found, doubts: list[trust.Doubt], bias: Bias, why: str) -> Estimate:
+    value = found.terms.mean(-1)
+    _, more, k_hat = trust.mean_of(found.terms - value[..., None], value)
+    return trust.judged(value, found.error, found.draws, k_hat, [*doubts, *more], bias, why)
 
 
 def _bounded(at_x: Tensor, at_y: Tensor, kind: Literal["kl", "js", "pairs"]) -> Estimate:
@@ -200,12 +242,14 @@ def _bounded(at_x: Tensor, at_y: Tensor, kind: Literal["kl", "js", "pairs"]) -> 
     else:
         gains, losses = at_x, at_y.expm1()
     value = gains.mean() - losses.mean()
-    error_x, doubts, k_x = trust.mean_of(gains - gains.mean())
-    error_y, more, k_y = trust.mean_of(losses - losses.mean())
+    error_x, doubts, k_x = trust.mean_of(gains - gains.mean(), gains.mean())
+    error_y, more, k_y = trust.mean_of(losses - losses.mean(), losses.mean())
     error = (error_x**2 + error_y**2).sqrt()
     if kind == "pairs":  # draw i is in gain i, loss i and loss i + _FOLDS
         terms = gains - losses - value
-        error = ((terms**2 + 2 * terms * terms.roll(-FOLDS)).mean().clamp_min(0) / len(terms)).sqrt()
+        error = (
+            (terms**2 + 2 * terms * terms.roll(-FOLDS)).mean().clamp_min(0) / len(terms)
+        ).sqrt()
     missed = torch.ones_like(value, dtype=torch.bool)
     doubts = [trust.Doubt(value, missed, _MISSED), *doubts, *more]
     draws = min(len(at_x), len(at_y))
