@@ -92,7 +92,7 @@ def best_form(moments: Moments, *, weighted: bool, ratio: bool) -> Form:
 def _nearest(moments: Moments, *, ratio: bool) -> Form:
     like, zero = moments.mean, torch.zeros_like(moments.mean[..., 0])
     k1, k3 = (Form(widened(ESTIMATORS[name], like), zero) for name in ("k1", "k3"))
-    spread = [moments.sums(influence(moments, form, ratio=ratio))[0] for form in (k1, k3)]
+    spread = [moments.squares(influence(moments, form, ratio=ratio)) for form in (k1, k3)]
     seen = spread[0] > _FLAT * moments.count * moments.at(k1.coefficients) ** 2
     closer = ((spread[1] < spread[0]) & seen)[..., None]
     return Form(torch.where(closer, k3.coefficients, k1.coefficients), zero)

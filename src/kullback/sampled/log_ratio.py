@@ -18,14 +18,14 @@ from kullback.core import Estimate, require, require_type
 
 from .draws import Draws
 from .forms import Form, widened
-from .moments import Moments, Sums, central_sums
+from .moments import Moments
 from .parts import Part, best_parts, estimate_parts, judge
 from .tails import Tails
 from .terms import Estimator, coefficients
 
 __all__ = ["LogRatios", "log_ratio"]
 
-_PIECE, _BATCH_PIECE = 1 << 16, 1 << 19  # draws (times batch) looked at together: stay in cache
+_PIECE, _BATCH_PIECE = 1 << 15, 1 << 19  # draws (times batch) looked at together: stay in cache
 
 
 def log_ratio(
@@ -107,7 +107,7 @@ class LogRatios:
         scale = _scale(log_p, log_weights)
         batch = math.prod(log_p.shape[:-1])
         step = _PIECE if batch == 1 else max(2, _BATCH_PIECE // max(1, batch) // 2 * 2)
-        sums: tuple[list[Sums], list[Sums]] = ([], [])
+        pieces: tuple[list[Moments], list[Moments]] = ([], [])
         tails = Tails.none()
         for start in range(0, log_p.shape[-1], step):
             cut = slice(start, start + step)
@@ -120,9 +120,9 @@ class LogRatios:
             )
             features = draws.features()
             for half in (0, 1):
-                sums[half].append(central_sums(features[..., half::2]))
+                pieces[half].append(Moments.of(features[..., half::2]))
             tails = draws.into(tails, features)
-        halves = Moments.merged(sums[0]), Moments.merged(sums[1])
+        halves = Moments.merged(pieces[0]), Moments.merged(pieces[1])
         rounding = _rounding(log_p, log_q)
         return cls(halves, tails, scale, rounding, log_weights is not None)
 
@@ -178,7 +178,7 @@ class LogRatios:
             form = widened(coefficients(estimator), whole.mean)
             parts = [Part(whole, Form(form, torch.zeros_like(form[..., 0])), 0)]
         found = estimate_parts(parts, here.tails, ratio=self_normalise)
-        return judge(found, here.halves, self.rounding, estimator, **how)
+        return judge(found, here.halves, here.tails, self.rounding, estimator, **how)
 
     def _at(self, log_scale: Tensor) -> "LogRatios":
         if not self.weighted or torch.equal(log_scale, self.log_scale):

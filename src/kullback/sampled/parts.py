@@ -27,12 +27,13 @@ class Part(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What `estimate_parts` found, all `[*batch]`: value, error, skewness of the mean, k̂."""
+    """What `estimate_parts` found, all `[*batch]`; flat: whether all terms are one number."""
 
     value: Tensor
     error: Tensor
     skewness: Tensor
     k_hat: Tensor
+    flat: Tensor
 
 
 def best_parts(
@@ -48,28 +49,27 @@ def best_parts(
 
 
 def estimate_parts(parts: list[Part], tails: Tails, *, ratio: bool) -> Judged:
-    """Average the parts by their draws; errors add in quadrature, third moments as they are."""
+    """Average the parts by their draws; errors add in quadrature."""
     draws = sum(part.moments.count for part in parts)
-    value = error = second = third = slant = torch.zeros(())
+    value = error = squares = slant = centre = torch.zeros(())
     for moments, form, fitted in parts:
         share, free = moments.count / draws, max(moments.count - 1 - fitted, 0)
         tilt = influence(moments, form, ratio=ratio)
-        squares, cubes = moments.sums(tilt)
+        spread = moments.squares(tilt)
         value = value + share * level(moments, form, ratio=ratio)
-        error = error + share**2 * squares / (moments.count * free if free else math.nan)
-        second, third = second + squares, third + cubes
-        slant = slant + share * tilt
-    flat = second <= draws * (trust.ROUNDING * value) ** 2
-    skewness = torch.where(flat, 0.0, third / second**1.5)
-    error = torch.where(
-        value.isinf(), math.inf, torch.where(flat & (error == 0), 0.0, error.sqrt())
-    )
-    return Judged(value, error, skewness, tails.shape(slant, draws))
+        error = error + share**2 * spread / (moments.count * free if free else math.nan)
+        squares, slant = squares + spread, slant + share * tilt
+        centre = centre + share * moments.at(tilt)
+    flat = squares <= draws * (trust.ROUNDING * value) ** 2
+    skewness = torch.where(flat, 0.0, tails.skewness(slant, centre, squares))
+    error = torch.where(value.isinf(), math.inf, error.clamp_min(0.0).sqrt())
+    return Judged(value, error, skewness, tails.shape(slant), flat)
 
 
 def judge(
     found: Judged,
     halves: tuple[Moments, Moments],
+    tails: Tails,
     rounding: Tensor,
     estimator: Estimator,
     *,
@@ -81,19 +81,21 @@ def judge(
     whole = halves[0] + halves[1]
     bias, why = _bias(estimator, ratio=ratio, cross_fit=cross_fit)
     doubts = trust.about_terms(whole.count, found.skewness, found.k_hat)
-    constant = (found.error == 0) & (found.value != 0)
+    constant = found.flat & (found.value != 0)
     doubts.append(
         trust.Doubt(found.value, constant, "every draw gave the same term: no error can be seen")
     )
     if estimator not in ("k1", 0, 0.0):
         ratio_form = widened(CONTROL, whole.mean)
-        doubts += _identity(whole, "q/p", ratio_form, 0.0, ratio=ratio)
+        doubts += _identity(whole, tails, "q/p", ratio_form, 0.0, ratio=ratio)
         floor = 0.5 * rounding**2
         words = "rounding of the log densities adds {:.1f} standard errors: pass float64"
         doubts.append(trust.about_bias(floor, found.error, words))
     if weighted:
         weight_form = widened((0.0, 0.0, 0.0, 1.0), whole.mean)
-        doubts += _identity(whole, "the weights", weight_form, None if ratio else 1.0, ratio=False)
+        doubts += _identity(
+            whole, tails, "the weights", weight_form, None if ratio else 1.0, ratio=False
+        )
     if estimator == "k2":
         doubts.append(_bias_of_k2(whole, found.error, ratio=ratio))
     return trust.judged(found.value, found.error, whole.count, found.k_hat, doubts, bias, why)
@@ -111,23 +113,28 @@ def _bias(estimator: Estimator, *, ratio: bool, cross_fit: bool) -> tuple[Bias, 
 
 
 def _identity(
-    whole: Moments, name: str, coefficients: Tensor, known: float | None, *, ratio: bool
+    whole: Moments,
+    tails: Tails,
+    name: str,
+    coefficients: Tensor,
+    known: float | None,
+    *,
+    ratio: bool,
 ) -> list[trust.Doubt]:
     """Doubt by a form whose mean is known; None when only its skewness says something."""
     form = Form(coefficients, torch.zeros_like(whole.mean[..., 0]) + (known or 0.0))
     tilt = influence(whole, form, ratio=ratio)
-    squares, cubes = whole.sums(tilt)
+    squares = whole.squares(tilt)
     error = (squares / (whole.count * (whole.count - 1))).sqrt()
     gap = level(whole, form, ratio=ratio)
     gap = torch.zeros_like(gap) if known is None else gap
-    skewness = torch.where(squares > 0, cubes / squares**1.5, 0.0)
-    return trust.about_identity(name, gap, error, skewness)
+    return trust.about_identity(name, gap, error, tails.skewness(tilt, whole.at(tilt), squares))
 
 
 def _bias_of_k2(whole: Moments, error: Tensor, *, ratio: bool) -> trust.Doubt:
     """Doubt k2 by its difference from the unbiased k3 on the same draws."""
     form = Form(widened((0.0, -1.0, 1.0), whole.mean), torch.zeros_like(error))
-    squares, _ = whole.sums(influence(whole, form, ratio=ratio))
+    squares = whole.squares(influence(whole, form, ratio=ratio))
     own = (squares / (whole.count * (whole.count - 1))).sqrt()
     bias = level(whole, form, ratio=ratio).abs() + own
     words = "the bias of k2, judged by k3 on the same draws, may be {:.1f} standard errors"

@@ -105,10 +105,12 @@ def bregman_together(log_r: Tensor) -> Tensor:
 
     Where the largest |log r| is not small, the digits lost on the small ones do not count in a sum.
     """
-    top = float(log_r.abs().amax()) if log_r.dim() == 1 else math.inf
-    if not math.isfinite(top):
+    if log_r.dim() > 1:
         return bregman(log_r)
-    return _series(log_r) if top < _NEAR else torch.expm1(log_r).sub_(log_r)
+    least, most = (float(end) for end in log_r.aminmax())
+    if least > -_NEAR and most < _NEAR:
+        return _series(log_r)
+    return torch.expm1(log_r).sub_(log_r) if math.isfinite(least + most) else bregman(log_r)
 
 
 def _series(log_r: Tensor) -> Tensor:
