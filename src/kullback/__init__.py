@@ -11,7 +11,7 @@ from kullback.core import __version__
 from kullback.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from . import core, data, report, sampled, vae, variational
+    from . import core, data, exact, report, sampled, vae, variational
     from .core import Estimate, KullbackError
 
 __all__ = [
@@ -20,13 +20,14 @@ __all__ = [
     "__version__",
     "core",
     "data",
+    "exact",
     "report",
     "sampled",
     "vae",
     "variational",
 ]
 
-_FOLDERS = ("core", "data", "report", "sampled", "vae", "variational")
+_FOLDERS = ("core", "data", "exact", "report", "sampled", "vae", "variational")
 
 __getattr__, __dir__ = lazy(
     "kullback",
