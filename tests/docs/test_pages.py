@@ -8,19 +8,23 @@ from itertools import zip_longest
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-POINT = 0.01  # of a coordinate: float32 sums and other fonts' hints may move it by less
+POINT = 0.01  # other processors round the last digits of a coordinate differently
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
 @pytest.fixture
 def pictures(monkeypatch):
-    """tools/docs_pictures.py, importable as the pages import it."""
+    """tools/docs_pictures.py as the pages import it; one thread, since the tables are small."""
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     monkeypatch.delitem(sys.modules, "docs_pictures", raising=False)
-    return importlib.import_module("docs_pictures")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield importlib.import_module("docs_pictures")
+    torch.set_num_threads(threads)
 
 
 def coordinates(element):
