@@ -118,6 +118,35 @@ def test_json_round_trip_keeps_infinities_and_warnings():
     assert again == estimate
 
 
+def test_the_tail_of_a_sum_is_the_heavier_one():
+    light, heavy, unknown = (Estimate(1.0, 0.1, 9, k_hat=k) for k in (0.1, 0.8, math.nan))
+    plain = Estimate(1.0, 0.1, 9)
+    assert (light + heavy).k_hat == (heavy - light).k_hat == (2 * heavy + plain).k_hat == 0.8
+    assert math.isnan((light + unknown).k_hat)
+    assert math.isnan((unknown + light).k_hat)
+    assert (plain + plain).k_hat is None
+    batch = Estimate(torch.zeros(2), torch.ones(2), 9, k_hat=torch.tensor([0.5, 0.9]))
+    assert (batch + heavy).k_hat.tolist() == (heavy + batch).k_hat.tolist()
+    assert (batch + heavy).k_hat.tolist() == pytest.approx([0.8, 0.9])
+    assert Estimate.from_dict(json.loads(json.dumps(heavy.to_dict()))) == heavy
+    old = {key: value for key, value in plain.to_dict().items() if key not in ("k_hat", "where")}
+    assert Estimate.from_dict(old) == plain
+
+
+def test_a_warning_can_be_about_part_of_a_batch():
+    plain = Estimate(torch.zeros(3), torch.ones(3), 9)
+    first, last = torch.tensor([True, False, False]), torch.tensor([False, False, True])
+    some = plain.warn("few", where=first)
+    assert plain.warned is False
+    assert plain.warn() == plain
+    assert some.warned is first
+    assert some.warn("heavy", where=last).warned.tolist() == [True, False, True]
+    assert (plain + some).warned.tolist() == (-some + plain).warned.tolist() == first.tolist()
+    assert (some + plain.warn("all")).warned is True
+    assert some.warn("all").warned is True
+    assert some.to_dict()["where"] == [True, False, False]
+
+
 def test_interval():
     low, high = Estimate(1.0, 2.0, draws=10).interval(0.95)
     assert high - 1.0 == pytest.approx(1.959963984540054 * 2)

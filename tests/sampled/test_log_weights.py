@@ -1,11 +1,16 @@
-"""log_mean_exp and effective_sample_size against direct sums and at the edges."""
+"""Averages of weights and their bounds: direct sums, enumeration, and the edges."""
 
 import math
 
 import pytest
 import torch
 
-from kullback.sampled import effective_sample_size, log_mean_exp
+from kullback.sampled import (
+    effective_sample_size,
+    importance_bound,
+    log_evidence,
+    log_mean_exp,
+)
 
 WEIGHTS = torch.tensor([[0.2, 1.5, 3.0, 0.01], [1.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
 
@@ -54,3 +59,103 @@ def test_the_bound_is_below_in_expectation_by_enumeration():
     pairs = torch.cartesian_prod(w.log(), w.log())
     bound = log_mean_exp(pairs).mean()
     assert w.log().mean() < bound < w.mean().log()
+
+
+def direct(w):
+    return w.mean(-1).log(), w.std(-1) / w.mean(-1) / math.sqrt(w.shape[-1])
+
+
+@pytest.mark.parametrize("shift", [0.0, 800.0, -800.0])
+def test_evidence_is_the_direct_mean_and_its_delta_method_error(shift):
+    w = torch.rand(3, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.1
+    found = log_evidence(w.log() + shift)
+    value, error = direct(w)
+    torch.testing.assert_close(found.value, value + shift, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(found.standard_error, error, rtol=1e-11, atol=0)
+    assert found.bias == "low"
+    assert log_evidence(w[0].log()).value == pytest.approx(value[0].item(), rel=1e-13)
+
+
+def test_evidence_is_low_in_expectation_by_enumeration():
+    """Its bias over every triple of a small table is that of the log of the mean, exactly."""
+    w = torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64)
+    triples = torch.cartesian_prod(w, w, w)
+    found = log_evidence(triples.log())
+    exact = triples.mean(-1).log().mean().item()
+    assert found.value.mean().item() == pytest.approx(exact, abs=1e-14)
+    assert exact < 0
+
+
+def test_evidence_edges():
+    inf = math.inf
+    zero = log_evidence(torch.full((30,), -inf))
+    assert (zero.value, zero.standard_error, zero.warnings) == (-inf, inf, ())
+    assert math.isnan(log_evidence(torch.tensor([0.0, math.nan])).value)
+    equal = log_evidence(torch.full((30,), 2.0))
+    assert equal.value == pytest.approx(2.0, rel=1e-15)
+    assert (equal.standard_error, equal.warnings) == (0.0, ())
+    heavy = log_evidence(5 * torch.randn(1000, generator=torch.Generator().manual_seed(0)))
+    assert heavy.k_hat > 0.7
+    assert any("k-hat" in words for words in heavy.warnings)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_the_jackknife_against_leaving_one_out_by_hand(size):
+    logs = torch.randn(5, size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+    w = logs.exp()
+    whole = w.mean(-1).log()
+    others = (w.sum(-1, keepdim=True) - w) / (size - 1)
+    by_hand = size * whole - (size - 1) * others.log().mean(-1)
+    found = importance_bound(logs, jackknife=True)
+    assert found.value == pytest.approx(by_hand.mean().item(), rel=1e-12, abs=1e-13)
+    assert found.standard_error == pytest.approx(by_hand.std().item() / math.sqrt(5), rel=1e-11)
+    bound = importance_bound(logs)
+    assert bound.value == pytest.approx(whole.mean().item(), rel=1e-13)
+    assert (bound.bias, found.bias) == ("low", "unknown")
+
+
+def test_the_jackknife_takes_the_first_order_out_by_enumeration():
+    """Over a small table the bias of the bound falls like 1/K, that of the jackknife like 1/K²."""
+    w = torch.tensor([0.6, 1.4], dtype=torch.float64).log()
+    bias = {}
+    for size in (4, 8):
+        every = torch.cartesian_prod(*[w] * size)
+        for jackknife in (False, True):
+            bias[size, jackknife] = importance_bound(every, jackknife=jackknife).value
+    assert bias[4, False] / bias[8, False] == pytest.approx(2.0, rel=0.06)
+    assert bias[4, True] / bias[8, True] == pytest.approx(4.0, rel=0.15)
+    assert abs(bias[8, True]) < 0.05 * abs(bias[8, False])
+
+
+def test_the_jackknife_where_one_weight_is_all():
+    logs = torch.tensor([[0.0, -2000.0, -2000.0], [1.0, -math.inf, -math.inf]]).double()
+    found = importance_bound(logs, jackknife=True)
+    # leaving the only weight out leaves e^-2000, and then nothing: log 0
+    assert found.value == math.inf
+    assert importance_bound(logs).value == pytest.approx(0.5 - math.log(3.0))
+    nothing = torch.full((2, 3), -math.inf)
+    assert importance_bound(nothing, jackknife=True).value == -math.inf
+
+
+def test_a_jackknife_that_cannot_hold_says_so():
+    logs = 4 * torch.randn(4000, 32, generator=torch.Generator().manual_seed(0))
+    words = " ".join(importance_bound(logs, jackknife=True).warnings)
+    assert "the jackknife fails" in words
+    light = 0.3 * torch.randn(400, 32, generator=torch.Generator().manual_seed(0))
+    assert importance_bound(light, jackknife=True).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: log_evidence([0.0]), TypeError, "log_weights: expected Tensor; got list"),
+        (lambda: log_evidence(torch.zeros(1)), ValueError, "at least 2 draws; got 1"),
+        (lambda: log_evidence(torch.zeros(4).long()), ValueError, "floating-point"),
+        (lambda: importance_bound(torch.zeros(4)), ValueError, r"\[\*batch, draws, K\]"),
+        (lambda: importance_bound(torch.zeros(1, 4)), ValueError, "at least 2 repeats"),
+        (lambda: importance_bound(torch.zeros(4, 1), jackknife=True), ValueError, "K ≥ 2"),
+    ],
+)
+def test_refusals(call, error, text):
+    with pytest.raises(error, match=text):
+        call()

@@ -32,6 +32,9 @@ class Estimate:
     unit: "nats", "bits", "nats/token", "" for a pure number, ….
     bias: the direction in which the expectation differs from the quantity named, and `why`.
     warnings: what makes the error bar itself doubtful, in words; empty when nothing does.
+    k_hat: the Pareto shape of the heaviest tail among the terms, where one was fitted: from 1/2
+        upwards their variance is infinite and the error bar means nothing. float or `[*batch]`.
+    where: which of the batch the warnings are about, bool `[*batch]`; None when about all of it.
 
     Sums and differences add errors in quadrature, which is right for independent estimates only.
     An infinite value has an infinite standard error; NaN stays NaN in both.
@@ -50,6 +53,17 @@ class Estimate:
     bias: Bias = "none"
     why: str = ""
     warnings: tuple[str, ...] = ()
+    k_hat: Any = None
+    where: Any = None
+
+    @property
+    def warned(self) -> Any:
+        """Say whether a warning applies: a bool, or a bool tensor `[*batch]` when only to some.
+
+        >>> Estimate(1.0, 0.1, draws=9).warned, Estimate(1.0, 0.1, draws=9).warn("few").warned
+        (False, True)
+        """
+        return self.where if self.warnings and self.where is not None else bool(self.warnings)
 
     @classmethod
     def from_terms(
@@ -107,9 +121,15 @@ class Estimate:
         require(count > 0, "count", "a positive number", count)
         return replace(self / count, unit=f"{self.unit}/{name}")
 
-    def warn(self, *warnings: str) -> "Estimate":
-        """Return the same estimate with warnings added, each once, in order."""
-        return replace(self, warnings=tuple(dict.fromkeys((*self.warnings, *warnings))))
+    def warn(self, *warnings: str, where: Any = None) -> "Estimate":
+        """Return the same estimate with warnings added, each once, in order.
+
+        where: bool tensor `[*batch]`, the part of a batch they are about; None for all of it.
+        """
+        both = tuple(dict.fromkeys((*self.warnings, *warnings)))
+        if not warnings:
+            return self
+        return replace(self, warnings=both, where=_either(self, warnings, where))
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; tensors become nested lists, infinities strings."""
@@ -121,6 +141,8 @@ class Estimate:
             "bias": self.bias,
             "why": self.why,
             "warnings": list(self.warnings),
+            "k_hat": None if self.k_hat is None else _plain(self.k_hat),
+            "where": None if self.where is None else self.where.tolist(),
         }
 
     @classmethod
@@ -133,7 +155,8 @@ class Estimate:
         """
         value, error = float(fields["value"]), float(fields["standard_error"])
         rest = {k: fields[k] for k in ("draws", "unit", "bias", "why")}
-        return cls(value, error, **rest, warnings=tuple(fields["warnings"]))
+        k_hat = None if fields.get("k_hat") is None else float(fields["k_hat"])
+        return cls(value, error, **rest, warnings=tuple(fields["warnings"]), k_hat=k_hat)
 
     def __add__(self, other: "Estimate | float") -> "Estimate":
         if not isinstance(other, Estimate):
@@ -148,6 +171,8 @@ class Estimate:
             _joint(self.bias, other.bias),
             "; ".join(dict.fromkeys(w for w in (self.why, other.why) if w)),
             tuple(dict.fromkeys(self.warnings + other.warnings)),
+            _larger(self.k_hat, other.k_hat),
+            _either(self, other.warnings, other.where),
         )
 
     __radd__ = __add__
@@ -190,6 +215,26 @@ def _joint(a: Bias, b: Bias) -> Bias:
     if "none" in (a, b):
         return b if a == "none" else a
     return a if a == b else "unknown"
+
+
+def _larger(a: Any, b: Any) -> Any:
+    """Return the heavier of two tails, which is that of a sum; NaN (unknown) stays NaN."""
+    if a is None or b is None:
+        return b if a is None else a
+    if hasattr(a, "maximum"):
+        return a.maximum(b if hasattr(b, "maximum") else a.new_tensor(b))
+    if hasattr(b, "maximum"):
+        return _larger(b, a)
+    return b if a < b or math.isnan(b) else a
+
+
+def _either(self: Estimate, warnings: tuple[str, ...], where: Any) -> Any:
+    """Join the parts of a batch that two lots of warnings are about; None is all of it."""
+    if not self.warnings:
+        return where if warnings else None
+    if not warnings:
+        return self.where
+    return None if self.where is None or where is None else self.where | where
 
 
 def _rounded(value: Any, error: Any) -> str:

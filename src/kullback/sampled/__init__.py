@@ -1,5 +1,24 @@
 """Floor 2, sampled: numbers that came from draws and carry an error bar."""
 
-from .log_weights import effective_sample_size, log_mean_exp
+from .draw import kl
+from .log_ratio import LogRatios, log_ratio
+from .log_weights import effective_sample_size, importance_bound, log_evidence, log_mean_exp
+from .pareto import pareto_k, pareto_smooth
+from .terms import log_ratio_terms
+from .two_sample import js_from_draws, kl_from_draws, mutual_information_from_draws
 
-__all__ = ["effective_sample_size", "log_mean_exp"]
+__all__ = [
+    "LogRatios",
+    "effective_sample_size",
+    "importance_bound",
+    "js_from_draws",
+    "kl",
+    "kl_from_draws",
+    "log_evidence",
+    "log_mean_exp",
+    "log_ratio",
+    "log_ratio_terms",
+    "mutual_information_from_draws",
+    "pareto_k",
+    "pareto_smooth",
+]

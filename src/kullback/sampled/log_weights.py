@@ -1,10 +1,14 @@
 """Importance weights in logarithms: `log w = log p(x, z) − log q(z|x)`, z ~ q.
 
-Which to use: `log_mean_exp` averages weights without overflow (the importance-weighted bound);
-`effective_sample_size` says how many of the draws really count.
+Which to use: `log_evidence` estimates `log E[w]` (the evidence log p(x)) from one set of draws,
+with its error; `importance_bound` is the importance-weighted bound from many sets, or with
+`jackknife=True` the evidence with most of the bound's gap taken out; `log_mean_exp` and
+`effective_sample_size` are the bare numbers, differentiable, for use inside an objective. Whether
+weights can be trusted at all is `pareto_k`'s question (beside this file).
 
 Reference: Burda, Grosse and Salakhutdinov (2016), "Importance Weighted Autoencoders", eq. 8;
-Kong (1992) for the effective sample size.
+Nowozin (2018), "Debiasing evidence approximations" for the jackknife; Kong (1992) for the
+effective sample size.
 """
 
 import math
@@ -12,9 +16,12 @@ import math
 import torch
 from torch import Tensor
 
-from kullback.core import require
+from kullback.core import Estimate, require, require_type
 
-__all__ = ["effective_sample_size", "log_mean_exp"]
+from . import trust
+from .pareto import pareto_k
+
+__all__ = ["effective_sample_size", "importance_bound", "log_evidence", "log_mean_exp"]
 
 
 def log_mean_exp(log_weights: Tensor, *, dim: int = -1) -> Tensor:
@@ -44,3 +51,93 @@ def effective_sample_size(log_weights: Tensor, *, dim: int = -1) -> Tensor:
     tensor(1.)
     """
     return (2 * torch.logsumexp(log_weights, dim) - torch.logsumexp(2 * log_weights, dim)).exp()
+
+
+def log_evidence(log_weights: Tensor) -> Estimate:
+    """Estimate `log E[w]` by `log (1/n) Σ w`, with the error bar `sd(w) / (√n · mean w)`.
+
+    log_weights: `[*batch, draws]`, draws ≥ 2, in nats; the result is `[*batch]`.
+    Biased low by about half the squared error (Jensen); the error is the delta method's. `k_hat`
+    is that of the weights; `warnings` say when tail or bias make the error bar doubtful.
+    All weights zero gives −inf ± inf; NaN stays NaN. No gradient flows (use `log_mean_exp`).
+
+    Errors: `ValueError` for fewer than 2 draws. Reference: Burda et al. (2016), eq. 8.
+
+    >>> z = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    >>> print(log_evidence(0.3 * z - 0.045))
+    0.012 ± 0.010 nats, biased low
+    """
+    logs = _checked(log_weights, "[*batch, draws]", 1)
+    require(logs.shape[-1] >= 2, "log_weights", "at least 2 draws", logs.shape[-1])
+    value = log_mean_exp(logs)
+    relative = (logs - value[..., None]).exp() - 1.0
+    error, doubts, k_hat = trust.mean_of(relative, value.abs().clamp_min(1.0))
+    words = "biased low by about {:.1f} standard errors (half the squared error bar): draw more"
+    doubts.append(trust.about_bias(0.5 * error**2, error, words))
+    why = "the log of a mean (Jensen): low by about half the squared error"
+    return trust.judged(value, error, logs.shape[-1], k_hat, doubts, "low", why)
+
+
+def importance_bound(log_weights: Tensor, *, jackknife: bool = False) -> Estimate:
+    """Estimate the bound `L_K = E[log (1/K) Σ_k w_k] ≤ log E[w]`, or its jackknifed correction.
+
+    log_weights: `[*batch, draws, K]`: K weights for each of `draws` ≥ 2 independent repeats or data
+    points, over which the bound is averaged; the result is `[*batch]`, in nats.
+    As a bound it is unbiased, and low as an estimate of `log E[w]`, by Var(w) / (2K E[w]²) to first
+    order. With `jackknife=True` (K ≥ 2) a repeat's value is `K L_K − (K−1) mean_k L_{K−1}^{(−k)}`
+    instead: the first order is gone, what is left is of order 1/K² and of either sign, and the
+    number is no bound any more; `warnings` say when the drift from K/2 to K draws shows that more
+    than the error bar is left, or when k̂ of the weights shows that the expansion does not hold.
+    All weights of a repeat zero gives −inf; NaN stays NaN. No gradient flows.
+
+    Errors: `ValueError` for fewer than 2 repeats, or K < 2 with the jackknife.
+    Reference: Burda et al. (2016), eq. 8; Nowozin (2018), section 4.
+
+    >>> z = torch.randn(500, 10, generator=torch.Generator().manual_seed(0))
+    >>> print(importance_bound(z - 0.5), "|", importance_bound(z - 0.5, jackknife=True))
+    -0.076 ± 0.018 nats, biased low | -0.003 ± 0.020 nats, bias unknown
+    """
+    logs = _checked(log_weights, "[*batch, draws, K]", 2)
+    repeats, size = logs.shape[-2:]
+    require(repeats >= 2, "log_weights", "at least 2 repeats on the axis before the last", repeats)
+    fewest = 2 if jackknife else 1
+    require(size >= fewest, "log_weights", f"K ≥ {fewest} weights on the last axis", size)
+    terms = _jackknifed(logs) if jackknife else log_mean_exp(logs)
+    value = terms.mean(-1)
+    error, doubts, k_hat = trust.mean_of(terms - value[..., None], value)
+    if not jackknife:
+        why = "a lower bound on log E[w] (Jensen)"
+        return trust.judged(value, error, repeats, k_hat, doubts, "low", why)
+    if size >= 4:
+        halves = [_jackknifed(part).mean(-1) for part in logs.tensor_split(2, -1)]
+        left = (0.5 * (halves[0] + halves[1]) - value) / 3  # a bias of order 1/K² drifts by 3 of it
+        words = "the drift from K/2 to K weights tells of {:.1f} standard errors of bias"
+        doubts.append(trust.about_bias(left, error, words))
+    if size >= 25:
+        k_hat = pareto_k(logs).mean(-1)
+        words = "heavy-tailed weights (mean Pareto k-hat {:.2f}, above 0.5): the jackknife fails"
+        doubts.append(trust.Doubt(k_hat, k_hat > trust.HEAVY, words))
+    why = "the jackknife leaves a bias of order 1/K²"
+    return trust.judged(value, error, repeats, k_hat, doubts, "unknown", why)
+
+
+def _checked(log_weights: Tensor, shape: str, axes: int) -> Tensor:
+    require_type(log_weights, Tensor, "log_weights", f"pass a torch tensor {shape}")
+    fits = log_weights.dim() >= axes and log_weights.is_floating_point()
+    require(fits, "log_weights", f"floating-point {shape}", list(log_weights.shape))
+    return log_weights.detach().double()
+
+
+def _jackknifed(logs: Tensor) -> Tensor:
+    size = logs.shape[-1]
+    if size == 1:
+        return logs[..., 0]
+    before = logs.logcumsumexp(-1)
+    after = logs.flip(-1).logcumsumexp(-1).flip(-1)
+    edge = torch.full_like(logs[..., :1], -math.inf)
+    others = torch.logaddexp(
+        torch.cat([edge, before[..., :-1]], -1), torch.cat([after[..., 1:], edge], -1)
+    )
+    without = (others - math.log(size - 1)).mean(-1)
+    whole = before[..., -1] - math.log(size)
+    return torch.where(whole == -math.inf, whole, whole + (size - 1) * (whole - without))

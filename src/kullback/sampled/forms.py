@@ -1,0 +1,108 @@
+"""Linear forms on the features of a draw: an estimator's coefficients, and the best λ.
+
+Columns of the features: `log r`, `r − 1 − log r`, `½ log² r`, then the weight where draws are
+weighted, then the user's own control variates; where draws are weighted all are times the weight.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .moments import Moments
+from .terms import CONTROL, ESTIMATORS
+
+__all__ = ["WEIGHT", "Form", "best_form", "control_forms", "influence", "level", "widened"]
+
+_FLAT = 1e-24  # a variance below this part of the squared mean is rounding
+WEIGHT = 3  # the column of the weight, where there is one
+
+
+class Form(NamedTuple):
+    """`terms = coefficients · features − offset`, with coefficients `[*batch, F]`."""
+
+    coefficients: Tensor
+    offset: Tensor
+
+
+def widened(head: tuple[float, ...], like: Tensor) -> Tensor:
+    """Return coefficients on the leading columns as `[*batch, F]`, zero on the others."""
+    form = torch.zeros_like(like)
+    form[..., : len(head)] = torch.tensor(head, dtype=like.dtype, device=like.device)
+    return form
+
+
+def level(moments: Moments, form: Form, *, ratio: bool) -> Tensor:
+    """Return the estimate `[*batch]`: the form's mean, over the mean weight when a ratio."""
+    mean = moments.at(form.coefficients)
+    return (mean / moments.mean[..., WEIGHT] if ratio else mean) - form.offset
+
+
+def influence(moments: Moments, form: Form, *, ratio: bool) -> Tensor:
+    """Return the form `[*batch, F]` whose deviations are each draw's influence on the level.
+
+    A mean's is the form itself; a ratio's is `(form − level · weight) / mean weight` (the delta
+    method).
+    """
+    if not ratio:
+        return form.coefficients
+    shifted = form.coefficients.clone()
+    shifted[..., WEIGHT] -= moments.at(form.coefficients) / moments.mean[..., WEIGHT]
+    return shifted / moments.mean[..., WEIGHT, None]
+
+
+def control_forms(like: Tensor, *, weighted: bool, ratio: bool) -> list[Form]:
+    """Return the forms whose expectation under p is zero: `r − 1`, the weight, the user's own."""
+    zero = torch.zeros_like(like[..., 0])
+    forms = [Form(widened(CONTROL, like), zero)]
+    if weighted and not ratio:
+        forms.append(Form(widened((0.0, 0.0, 0.0, 1.0), like), zero + 1.0))
+    for column in range(WEIGHT + weighted, like.shape[-1]):
+        forms.append(Form(widened((0.0,) * column + (1.0,), like), zero))
+    return forms
+
+
+def best_form(moments: Moments, *, weighted: bool, ratio: bool) -> Form:
+    """Return the form of least variance among k1 plus multiples of the controls (MATH 5.5).
+
+    The multiples are `λ* = Cov(controls)⁻¹ Cov(controls, log r)` from these moments. Worked from
+    k3 where that has the smaller variance, so that no digits are lost as q tends to p. Where the
+    moments are not finite, or a control is constant, its multiple is 0 from k1.
+    """
+    like = moments.mean
+    start = _nearest(moments, ratio=ratio)
+    controls = control_forms(like, weighted=weighted, ratio=ratio)
+    forms = [start, *controls]
+    stacked = torch.stack([influence(moments, f, ratio=ratio) for f in forms], -2)
+    covariance = stacked @ moments.second @ stacked.mT
+    means = torch.stack([moments.at(control.coefficients) for control in controls], -1)
+    flat = covariance[..., 1:, 1:].diagonal(dim1=-2, dim2=-1) <= _FLAT * moments.count * means**2
+    multiples = _regress(covariance[..., 1:, 1:], covariance[..., 1:, 0], flat)
+    usable = multiples.isfinite().all(-1, keepdim=True)
+    k1 = widened(ESTIMATORS["k1"], like)
+    coefficients = torch.where(usable, start.coefficients, k1)
+    offset = torch.zeros_like(like[..., 0])
+    multiples = torch.where(usable, multiples, 0.0)
+    for control, multiple in zip(controls, multiples.unbind(-1), strict=True):
+        coefficients = coefficients - multiple[..., None] * control.coefficients
+        offset = offset - multiple * control.offset
+    return Form(coefficients, offset)
+
+
+def _nearest(moments: Moments, *, ratio: bool) -> Form:
+    like, zero = moments.mean, torch.zeros_like(moments.mean[..., 0])
+    k1, k3 = (Form(widened(ESTIMATORS[name], like), zero) for name in ("k1", "k3"))
+    spread = [moments.squares(influence(moments, form, ratio=ratio)) for form in (k1, k3)]
+    seen = spread[0] > _FLAT * moments.count * moments.at(k1.coefficients) ** 2
+    closer = ((spread[1] < spread[0]) & seen)[..., None]
+    return Form(torch.where(closer, k3.coefficients, k1.coefficients), zero)
+
+
+def _regress(covariance: Tensor, target: Tensor, flat: Tensor) -> Tensor:
+    """Solve for the multiples, each control on its own scale; a flat control gets none."""
+    inverse = torch.where(flat, 0.0, covariance.diagonal(dim1=-2, dim2=-1).rsqrt())
+    unit = covariance * inverse[..., :, None] * inverse[..., None, :]
+    finite = unit.isfinite().all(-1).all(-1)[..., None, None]
+    unit = torch.where(finite, unit, 0.0)
+    solved = torch.linalg.pinv(unit, rtol=1e-12, hermitian=True) @ (target * inverse)[..., None]
+    return torch.where(finite[..., 0], solved[..., 0] * inverse, torch.nan)

@@ -1,0 +1,392 @@
+"""log_ratio and LogRatios: enumeration of small worlds, Schulman's cases, merging, edges."""
+
+import itertools
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from kullback.sampled import LogRatios, log_ratio, log_ratio_terms
+from kullback.sampled.forms import best_form
+from kullback.sampled.moments import Moments
+
+P = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+Q = torch.tensor([0.2, 0.35, 0.45], dtype=torch.float64)
+M = torch.tensor([0.3, 0.3, 0.4], dtype=torch.float64)  # a third distribution, to draw from
+KL = (P * (P / Q).log()).sum().item()
+K2 = (P * 0.5 * (P / Q).log() ** 2).sum().item()
+FIXED = ["k1", "k2", "k3", 0.4, 1.7, -0.5]
+TRUTH = {"k2": K2}
+
+
+def worlds(draws, source=P):
+    """Every sample of so many draws, `[worlds, draws]`, and the chance of each."""
+    index = torch.tensor(list(itertools.product(range(3), repeat=draws)))
+    return index, source[index].prod(-1)
+
+
+def expectation(chance, value):
+    return (chance * value).sum().item()
+
+
+@pytest.mark.parametrize("estimator", FIXED)
+def test_expectation_and_variance_by_enumeration(estimator):
+    index, chance = worlds(4)
+    found = log_ratio(P.log()[index], Q.log()[index], estimator=estimator)
+    terms = log_ratio_terms(P.log(), Q.log(), estimator=estimator)
+    truth = TRUTH.get(estimator, KL)
+    variance = expectation(P, (terms - truth) ** 2) / 4
+    assert expectation(chance, found.value) == pytest.approx(truth, abs=1e-12)
+    assert expectation(chance, (found.value - truth) ** 2) == pytest.approx(variance, abs=1e-12)
+    assert expectation(chance, found.standard_error**2) == pytest.approx(variance, abs=1e-12)
+    assert (found.bias == "none") == (estimator != "k2")
+
+
+@pytest.mark.parametrize("draws", [4, 5, 6])
+def test_cross_fitting_leaves_no_bias_by_enumeration(draws):
+    index, chance = worlds(draws)
+    found = log_ratio(P.log()[index], Q.log()[index])
+    assert expectation(chance, found.value) == pytest.approx(KL, abs=1e-12)
+    assert found.bias == "none"
+    plain = log_ratio(P.log()[index], Q.log()[index], cross_fit=False)
+    assert abs(expectation(chance, plain.value) - KL) > 1e-3
+    assert plain.bias == "unknown"
+
+
+def test_cross_fitting_with_further_controls_by_enumeration():
+    index, chance = worlds(6)
+    x = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    controls = (x - (P * x).sum())[index][..., None]
+    found = log_ratio(P.log()[index], Q.log()[index], controls=controls)
+    assert expectation(chance, found.value) == pytest.approx(KL, abs=1e-12)
+
+
+def test_plain_best_is_the_regression():
+    generator = torch.Generator().manual_seed(1)
+    index = torch.multinomial(P, 50, replacement=True, generator=generator)
+    x = torch.tensor([0.3, -0.1, 0.8], dtype=torch.float64)
+    controls = (x - (P * x).sum())[index][:, None]
+    log_p, log_q = P.log()[index], Q.log()[index]
+    found = log_ratio(log_p, log_q, cross_fit=False)
+    r = (log_q - log_p).exp().numpy()
+    covariance = np.cov((log_q - log_p).numpy(), r)
+    multiple = covariance[0, 1] / covariance[1, 1]
+    terms = (log_p - log_q).numpy() + multiple * (r - 1)
+    assert found.value == pytest.approx(terms.mean(), rel=1e-12)
+    error = math.sqrt(((terms - terms.mean()) ** 2).sum() / (50 * 48))
+    assert found.standard_error == pytest.approx(error, rel=1e-11)
+    # r − 1 and one more control span every function of three points: no variance is left
+    exact = log_ratio(log_p, log_q, cross_fit=False, controls=controls)
+    assert exact.value == pytest.approx(KL, rel=1e-12)
+    assert exact.standard_error < 1e-8
+
+
+@pytest.mark.parametrize("estimator", FIXED)
+def test_importance_weights_by_enumeration(estimator):
+    index, chance = worlds(4, M)
+    weights = (P / M).log()[index]
+    found = log_ratio(P.log()[index], Q.log()[index], estimator=estimator, log_weights=weights)
+    truth = TRUTH.get(estimator, KL)
+    terms = P / M * log_ratio_terms(P.log(), Q.log(), estimator=estimator)
+    variance = expectation(M, (terms - truth) ** 2) / 4
+    assert expectation(chance, found.value) == pytest.approx(truth, abs=1e-12)
+    assert expectation(chance, found.standard_error**2) == pytest.approx(variance, abs=1e-12)
+
+
+def test_best_with_importance_weights_is_unbiased_by_enumeration():
+    index, chance = worlds(6, M)
+    weights = (P / M).log()[index]
+    found = log_ratio(P.log()[index], Q.log()[index], log_weights=weights)
+    assert expectation(chance, found.value) == pytest.approx(KL, abs=1e-12)
+
+
+@pytest.mark.parametrize("estimator", FIXED)
+@pytest.mark.parametrize("shift", [0.0, 700.0, -900.0])
+def test_self_normalised_against_the_direct_ratio(estimator, shift):
+    index, _ = worlds(4, M)
+    weights = (P / M)[index]
+    terms = log_ratio_terms(P.log(), Q.log(), estimator=estimator)[index]
+    found = log_ratio(
+        P.log()[index],
+        Q.log()[index],
+        estimator=estimator,
+        log_weights=weights.log() + shift,
+        self_normalise=True,
+    )
+    value = (weights * terms).sum(-1) / weights.sum(-1)
+    influence = weights * (terms - value[:, None]) / weights.mean(-1, keepdim=True)
+    torch.testing.assert_close(found.value, value, rtol=1e-12, atol=1e-13)
+    error = ((influence**2).sum(-1) / 12).sqrt()
+    torch.testing.assert_close(found.standard_error, error, rtol=1e-10, atol=1e-13)
+    assert found.bias == "unknown"
+    assert "self-normalised" in found.why
+
+
+def gaussian(shift):
+    """Nodes and weights of N(0, 1) and the log densities of N(0, 1) and N(shift, 1) there."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    x = torch.from_numpy(nodes)
+    weights = torch.from_numpy(weights / weights.sum())
+    return weights, -0.5 * x**2, -0.5 * (x - shift) ** 2
+
+
+@pytest.mark.parametrize(
+    ("shift", "estimator", "bias", "spread"),
+    [
+        (0.1, "k1", 0, 20.0),
+        (0.1, "k2", 0.0025, 1.41774),
+        (0.1, "k3", 0, 1.41657),
+        (0.1, 0.1**2 / math.expm1(0.1**2), 0, 1.41303),
+        (1.0, "k1", 0, 2.0),
+        (1.0, "k2", 0.25, 1.73205),
+        (1.0, "k3", 0, 1.69503),
+        (1.0, 1 / math.expm1(1.0), 0, 1.29309),
+    ],
+)
+def test_schulmans_cases(shift, estimator, bias, spread):
+    """Bias and standard deviation of one draw over the true KL, by quadrature."""
+    weights, log_p, log_q = gaussian(shift)
+    terms, truth = log_ratio_terms(log_p, log_q, estimator=estimator), shift**2 / 2
+    mean = (weights * terms).sum()
+    assert (mean.item() - truth) / truth == pytest.approx(bias, abs=1e-9)
+    sd = (weights * (terms - mean) ** 2).sum().sqrt().item()
+    assert sd / truth == pytest.approx(spread, abs=5e-5)
+
+
+@pytest.mark.parametrize(("shift", "rounded"), [(0.1, 0.99501), (1.0, 0.58198), (1e-4, 1.0)])
+def test_best_lambda_of_schulmans_cases(shift, rounded):
+    weights, log_p, log_q = gaussian(shift)
+    log_r = log_q - log_p
+    series = log_r**2 / 2 + log_r**3 / 6 + log_r**4 / 24
+    bregman = torch.expm1(log_r) - log_r if shift > 0.01 else series
+    features = torch.stack([log_r, bregman, 0.5 * log_r**2])
+    mean = (weights * features).sum(-1)
+    delta = features - mean[:, None]
+    second = torch.einsum("n,in,jn->ij", weights, delta, delta)
+    form = best_form(Moments(1, mean, second), weighted=False, ratio=False)
+    assert form.coefficients[1].item() == pytest.approx(rounded, abs=5e-6)
+    assert form.coefficients[1].item() == pytest.approx(shift**2 / math.expm1(shift**2), rel=1e-7)
+    assert form.coefficients[0].item() == pytest.approx(
+        shift**2 / math.expm1(shift**2) - 1, rel=1e-5
+    )
+
+
+def draws_of(shift, *shape, seed=0):
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return -0.5 * x**2, -0.5 * (x - shift) ** 2
+
+
+def close(a, b, rel=1e-11):
+    for name in ("value", "standard_error", "k_hat"):
+        one, two = (torch.as_tensor(getattr(e, name), dtype=torch.float64) for e in (a, b))
+        torch.testing.assert_close(one, two, rtol=rel, atol=0, equal_nan=True)
+    assert a.draws == b.draws
+    assert a.warnings == b.warnings
+    assert (a.bias, a.why) == (b.bias, b.why)
+
+
+@pytest.mark.parametrize("shift", [1e-6, 0.1, 2.0])
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", 0.3, "best"])
+def test_pieces_add_up_to_the_whole(shift, estimator):
+    log_p, log_q = draws_of(shift, 5000)
+    sizes = [2, 1000, 64, 2934, 1000]
+    parts = list(zip(log_p.split(sizes), log_q.split(sizes), strict=True))
+    forwards = sum(LogRatios.of(*part) for part in parts)
+    backwards = sum(LogRatios.of(*part) for part in reversed(parts))
+    whole = log_ratio(log_p, log_q, estimator=estimator)
+    close(forwards.estimate(estimator), whole)
+    close(backwards.estimate(estimator), whole)
+
+
+def test_pieces_of_a_batch_and_of_weighted_draws_add_up():
+    log_p, log_q = draws_of(0.7, 3, 2000)
+    drift = torch.linspace(-300, 300, 2000, dtype=torch.float64)
+    weights = 0.2 * torch.randn(
+        3, 2000, generator=torch.Generator().manual_seed(4), dtype=torch.float64
+    )
+    sizes = [500, 700, 800]
+    for scores, normal in ((weights, False), (weights + drift, True)):
+        pieces = zip(*(a.split(sizes, -1) for a in (log_p, log_q, scores)), strict=True)
+        state = sum(LogRatios.of(a, b, log_weights=c) for a, b, c in pieces)
+        for estimator in ("k1", "k3", "best"):
+            options = {"estimator": estimator, "self_normalise": normal}
+            close(
+                state.estimate(**options),
+                log_ratio(log_p, log_q, log_weights=scores, **options),
+                1e-9,
+            )
+
+
+def test_a_state_can_travel():
+    log_p, log_q = draws_of(0.5, 100)
+    state = LogRatios.of(log_p, log_q)
+    close(pickle.loads(pickle.dumps(state)).estimate("k3"), state.estimate("k3"), 0)
+
+
+def test_a_billion_draws_lose_no_digits():
+    """A state added to itself twenty times stands for 2^20 copies of every draw."""
+    log_p, log_q = draws_of(0.1, 1000)
+    state = once = LogRatios.of(log_p, log_q)
+    for _ in range(20):
+        state = state + state
+    for estimator in ("k1", "k3", 0.9):
+        a, b = state.estimate(estimator), once.estimate(estimator)
+        assert a.draws == 1000 * 2**20
+        assert a.value == pytest.approx(b.value, rel=1e-13)
+        shrunk = b.standard_error * math.sqrt(999 / (a.draws - 1))
+        assert a.standard_error == pytest.approx(shrunk, rel=1e-12)
+
+
+def test_far_from_zero_and_next_to_zero():
+    """Variance survives a mean of 1e8 and differences of 1e-12."""
+    noise = torch.randn(4000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found = log_ratio(torch.full_like(noise, 1e8) + noise, torch.zeros_like(noise), estimator="k1")
+    kept = (torch.full_like(noise, 1e8) + noise) - 1e8
+    assert found.standard_error == pytest.approx(kept.std().item() / math.sqrt(4000), rel=1e-9)
+    tiny = 1e-12 * noise
+    found = log_ratio(torch.zeros_like(noise), tiny, estimator="k3")
+    assert found.value == pytest.approx((tiny**2).mean().item() / 2, rel=1e-10)
+
+
+def test_batches_are_separate_rows():
+    log_p, log_q = draws_of(1.0, 2, 3, 200)
+    for estimator in ("k1", "k2", "k3", 0.5, "best"):
+        together = log_ratio(log_p, log_q, estimator=estimator)
+        assert together.value.shape == (2, 3)
+        for i, j in itertools.product(range(2), range(3)):
+            alone = log_ratio(log_p[i, j], log_q[i, j], estimator=estimator)
+            assert together.value[i, j].item() == pytest.approx(alone.value, rel=1e-12)
+            assert together.standard_error[i, j].item() == pytest.approx(
+                alone.standard_error, rel=1e-11
+            )
+            assert torch.as_tensor(together.warned).expand(2, 3)[i, j].item() == alone.warned
+
+
+INF, NAN = math.inf, math.nan
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", 0.5, "best"])
+def test_edges(estimator):
+    def at(log_p, log_q):
+        return log_ratio(
+            torch.tensor(log_p, dtype=torch.float64),
+            torch.tensor(log_q, dtype=torch.float64),
+            estimator=estimator,
+        )
+
+    same = at([-1.0] * 24, [-1.0] * 24)
+    assert (same.value, same.standard_error, same.warnings) == (0.0, 0.0, ())
+    missing = at([-1.0] * 24, [-1.0] * 23 + [-INF])
+    assert (missing.value, missing.standard_error, missing.warnings) == (INF, INF, ())
+    assert math.isnan(at([-1.0] * 24, [-1.0] * 23 + [NAN]).value)
+    assert math.isnan(at([-INF] * 24, [-INF] * 24).value)
+    overflow = at([-800.0] + [0.0] * 23, [0.0] * 24)
+    assert overflow.value == (
+        -800 / 24
+        if estimator in ("k1", "best")
+        else pytest.approx({"k2": 800**2 / 48}.get(estimator, INF))
+    )
+
+
+def test_constant_terms_say_nothing_about_their_error():
+    found = log_ratio(torch.zeros(50), torch.full((50,), -1.0), estimator="k1")
+    assert found.value == 1.0
+    assert any("same term" in warning for warning in found.warnings)
+
+
+def test_a_heavy_tail_is_told_in_words_and_in_a_field():
+    log_p, log_q = draws_of(3.0, 2000)
+    found = log_ratio(log_p, log_q, estimator="k3")
+    assert found.k_hat > 0.5
+    assert any("k-hat" in warning for warning in found.warnings)
+    light = log_ratio(*draws_of(0.3, 20_000), estimator="k1")
+    assert light.warnings == ()
+    assert light.k_hat < 0.3
+
+
+def test_the_broken_identity_is_told():
+    """A q of half the mass, or one with mass where p has none: the mean of r is not 1."""
+    log_p, log_q = draws_of(0.1, 5000)
+    wrong = log_ratio(log_p, log_q - math.log(2.0), estimator="k3")
+    assert any("standard errors from 1" in warning for warning in wrong.warnings)
+    assert log_ratio(log_p, log_q - math.log(2.0), estimator="k1").warnings == ()
+
+
+def test_the_bias_of_k2_is_told():
+    found = log_ratio(*draws_of(1.0, 5000), estimator="k2")
+    assert any("bias of k2" in warning for warning in found.warnings)
+    assert log_ratio(*draws_of(0.05, 5000), estimator="k2").warnings == ()
+
+
+def test_rounding_is_told():
+    x = torch.randn(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log_p, log_q = -1e3 - 0.5 * x**2, -1e3 - 0.5 * (x - 1e-5) ** 2
+    coarse = log_ratio(log_p.float(), log_q.float(), estimator="k3")
+    assert any("rounding" in warning for warning in coarse.warnings)
+    assert log_ratio(log_p, log_q, estimator="k3").warnings == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_coarse_input_is_worked_on_in_float64(dtype):
+    log_p, log_q = (score.to(dtype) for score in draws_of(0.5, 500))
+    found = log_ratio(log_p, log_q, estimator="k3")
+    exact = log_ratio(log_p.double(), log_q.double(), estimator="k3")
+    assert (found.value, found.standard_error) == (exact.value, exact.standard_error)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", 0.4])
+def test_term_gradients(estimator):
+    """d/dlog q of each term: −1, log r, r − 1, and the mixture; also next to r = 1 and at 0."""
+    log_p = torch.tensor([0.3, 0.0, 0.0, -1.0], dtype=torch.float64)
+    log_q = torch.tensor([-1.0, 1e-9, 0.0, 1.0], dtype=torch.float64, requires_grad=True)
+    log_ratio_terms(log_p, log_q, estimator=estimator).sum().backward()
+    log_r = (log_q - log_p).detach()
+    slopes = {"k1": -torch.ones(4).double(), "k2": log_r, "k3": torch.expm1(log_r)}
+    wanted = slopes.get(estimator, -1 + 0.4 * log_r.exp())
+    torch.testing.assert_close(log_q.grad, wanted, rtol=1e-12, atol=1e-15)
+
+
+def test_k3_is_accurate_and_never_negative():
+    import mpmath
+
+    log_r = torch.cat([s * torch.logspace(-12, 1, 200, dtype=torch.float64) for s in (1, -1)])
+    found = log_ratio_terms(torch.zeros_like(log_r), log_r, estimator="k3")
+    with mpmath.workdps(60):
+        exact = [float(mpmath.expm1(mpmath.mpf(v)) - mpmath.mpf(v)) for v in log_r.tolist()]
+    torch.testing.assert_close(found, torch.tensor(exact, dtype=torch.float64), rtol=4e-14, atol=0)
+    assert (found >= 0).all()
+    assert (log_ratio_terms(torch.zeros(9), 1e-8 * torch.randn(9), estimator="k3") >= 0).all()
+
+
+X = torch.zeros(8)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: log_ratio([0.0], X), TypeError, "log_p: expected Tensor; got list"),
+        (lambda: log_ratio(X, torch.zeros(7)), ValueError, "log_q: expected the shape of log_p"),
+        (lambda: log_ratio(X.long(), X), ValueError, "log_p: expected floating-point"),
+        (lambda: log_ratio(X[0], X[0]), ValueError, "log_p: expected a tensor"),
+        (lambda: log_ratio(X[:0], X[:0]), ValueError, "at least 1 draw"),
+        (lambda: log_ratio(X[:1], X[:1], estimator="k1"), ValueError, "at least 2 draws; got 1"),
+        (lambda: log_ratio(X[:3], X[:3]), ValueError, "at least 4 draws; got 3"),
+        (lambda: log_ratio(X, X, estimator="k4"), ValueError, "estimator: expected a number"),
+        (lambda: log_ratio(X, X, estimator=True), ValueError, "estimator: expected a number"),
+        (lambda: log_ratio(X, X, estimator=[1]), ValueError, "estimator: expected a number"),
+        (lambda: log_ratio(X, X, self_normalise=True), ValueError, "self_normalise: expected"),
+        (lambda: log_ratio(X, X, log_weights=X[:5]), ValueError, "log_weights: expected"),
+        (lambda: log_ratio(X, X, controls=X), ValueError, "controls: expected"),
+        (
+            lambda: LogRatios.of(X, X) + LogRatios.of(X[None], X[None]),
+            ValueError,
+            "other: expected",
+        ),
+        (lambda: LogRatios.of(X, X) + LogRatios.of(X, X, log_weights=X), ValueError, "other"),
+    ],
+)
+def test_refusals(call, error, text):
+    with pytest.raises(error, match=text):
+        call()
