@@ -191,8 +191,9 @@ def _sum_of_softplus(logits: Tensor) -> Tensor:
     group = next((n for n in range(100, 15, -1) if logits.shape[-1] % n == 0), 0)
     if not group:
         return torch.nn.functional.softplus(logits, threshold=40.0).sum(-1)  # exact in float64 too
-    factors = logits.abs().sigmoid_().unflatten(-1, (-1, group))
-    return torch.clamp(logits, min=0.0).sum(-1) - factors.prod(-1).log_().sum(-1)
+    factors = logits.abs().sigmoid_().reshape(*logits.shape[:-1], -1, group)
+    out: Tensor = torch.clamp(logits, min=0.0).sum(-1) - factors.prod(-1).log_().sum(-1)
+    return out
 
 
 class _Bernoulli(torch.autograd.Function):
