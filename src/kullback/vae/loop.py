@@ -114,7 +114,7 @@ def fit(
     flat, optimiser = state.flat, state.optimiser
     per_epoch = max(1, len(data.train) // settings.batch_size)
     started = clock() - state.seconds
-    by_hand = step_for(model, flat, settings)
+    gradient = _gradient(model, flat, settings)
     for indices in batches(data, settings, state):
         state.seconds = clock() - started
         progress = settings.progress(state.step, state.seconds, per_epoch)
@@ -124,11 +124,7 @@ def fit(
         x = data.batch(indices, state.generator).float()
         shape = (settings.draws_at(progress), len(x), model.prior.latent)
         noise = torch.randn(shape, generator=state.generator, device=x.device)
-        if by_hand is not None:
-            loss, figures = by_hand(x, noise, settings.beta_at(progress))
-        else:
-            loss, figures = loss_terms(model, x, noise, settings, progress)
-            flat.differentiate(loss)
+        loss, figures = gradient(x, noise, progress)
         norm = flat.norm()
         if not math.isfinite(float(norm + loss.detach())):
             names = [data.train_names[i] for i in indices.tolist()]
@@ -145,6 +141,25 @@ def fit(
             flat.update_average(min(1.0, AVERAGE_EVERY / (settings.average * state.step)))
         state.totals += figures
         yield state
+
+
+def _gradient(
+    model: VAE, flat: FlatParameters, settings: Training
+) -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]:
+    """Return how a step gets its gradient into `flat`: by hand where that is written, or autograd.
+
+    The function takes x, noise and the progress of the run; it returns what `loss_terms` does.
+    """
+    by_hand = step_for(model, flat, settings)
+
+    def gradient(x: Tensor, noise: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+        if by_hand is not None:
+            return by_hand(x, noise, settings.beta_at(progress))
+        loss, figures = loss_terms(model, x, noise, settings, progress)
+        flat.differentiate(loss)
+        return loss, figures
+
+    return gradient
 
 
 def _clip(flat: FlatParameters, norm: Tensor, largest: float) -> None:
