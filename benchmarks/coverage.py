@@ -316,8 +316,8 @@ def js_of_shift(by):
 
 NEIGHBOURS = [
     (draws, dimensions, by)
-    for draws, dimensions in ((100, 1), (200, 1), (400, 1), (200, 2), (200, 5))
-    for by in (0.0, 0.3, 1.0, 2.5)
+    for draws, dimensions in ((100, 1), (200, 1), (200, 2), (100, 5))
+    for by in (0.0, 0.3, 0.6, 1.0, 2.5)
 ]
 
 
@@ -327,7 +327,7 @@ def neighbour_settings(repeats):
         x, y = two_normals(seeded("two " + name), repeats, draws, dimensions, by)
         yield "kl_from_draws", name, by**2 / 2, in_lots(kl_from_draws, x, y)
         yield "js_from_draws", name, js_of_shift(by), in_lots(js_from_draws, x, y)
-    for draws, dimensions in ((100, 1), (200, 1), (400, 1), (200, 2)):
+    for draws, dimensions in ((100, 1), (200, 1), (200, 2), (100, 3)):
         for correlation in (0.0, 0.3, 0.6, 0.9, 0.99):
             name = f"correlation {correlation}, {dimensions}+{dimensions} d, n={draws}"
             generator = seeded("pairs " + name)

@@ -74,7 +74,8 @@ class LogRatios:
     `LogRatios.of(log_p, log_q)` is one piece, `a + b` (or `sum(pieces)`) two, in any order,
     `a.add(log_p, log_q)` one with a further piece, and `estimate` the number, equal to that of
     `log_ratio` on all draws at once up to rounding (when cross-fitted: if pieces have an even
-    number of draws, since the halves are every other draw). Immutable; holds float64 tensors only, so it can be pickled and sent between processes.
+    number of draws, since the halves are every other draw). Immutable; holds nothing but float64
+    tensors and counts, so it can be pickled and sent between processes.
 
     >>> x = torch.arange(-3.0, 3.0, 0.5, dtype=torch.float64)
     >>> pieces = [LogRatios.of(-0.5 * part**2, -0.5 * (part - 1) ** 2) for part in x.split(4)]
