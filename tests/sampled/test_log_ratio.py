@@ -195,7 +195,11 @@ def test_pieces_add_up_to_the_whole(shift, estimator):
     parts = list(zip(log_p.split(sizes), log_q.split(sizes), strict=True))
     forwards = sum(LogRatios.of(*part) for part in parts)
     backwards = sum(LogRatios.of(*part) for part in reversed(parts))
+    added = LogRatios.of(*parts[0])
+    for part in parts[1:]:
+        added = added.add(*part)
     whole = log_ratio(log_p, log_q, estimator=estimator)
+    close(added.estimate(estimator), whole)
     close(forwards.estimate(estimator), whole)
     close(backwards.estimate(estimator), whole)
 
@@ -382,9 +386,19 @@ X = torch.zeros(8)
         (
             lambda: LogRatios.of(X, X) + LogRatios.of(X[None], X[None]),
             ValueError,
-            "other: expected",
+            "a piece with batch .., 0 controls, weighted: False; got batch .1.",
         ),
-        (lambda: LogRatios.of(X, X) + LogRatios.of(X, X, log_weights=X), ValueError, "other"),
+        (
+            lambda: LogRatios.of(X, X) + LogRatios.of(X, X, log_weights=X),
+            ValueError,
+            "weighted: False; got .* weighted: True",
+        ),
+        (
+            lambda: LogRatios.of(X, X).add(X, X, controls=X[:, None]),
+            ValueError,
+            "0 controls.* got .* 1 controls",
+        ),
+        (lambda: LogRatios.of(X, X).add(X[None], X[None]), ValueError, "got batch .1."),
     ],
 )
 def test_refusals(call, error, text):

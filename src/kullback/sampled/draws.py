@@ -1,5 +1,6 @@
 """One piece of draws in hand: its features and its extremes. See `forms` for the columns."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,14 +24,16 @@ class Draws(NamedTuple):
     controls: tuple[Tensor, ...]
     scale: Tensor
 
-    def features(self) -> Tensor:
-        """Return the features `[*batch, F, draws]`."""
+    def features(self, room: Tensor | None = None) -> Tensor:
+        """Return the features `[*batch, F, draws]`, in the room of an earlier piece if it fits."""
         weighted = self.log_weights is not None
         rows, (*batch, draws) = WEIGHT + weighted + len(self.controls), self.log_r.shape
-        found = self.log_r.new_empty(*batch, rows, draws)
+        if room is None or room.shape != (*batch, rows, draws):
+            room = self.log_r.new_empty(*batch, rows, draws)
+        found = room
         found[..., 0, :] = self.log_r
-        found[..., 1, :] = bregman_together(self.log_r)
-        found[..., 2, :] = (0.5 * self.log_r).mul_(self.log_r)
+        bregman_together(self.log_r, found[..., 1, :])
+        torch.mul(self.log_r, self.log_r, out=found[..., 2, :]).mul_(0.5)
         for row, control in enumerate(self.controls, WEIGHT + weighted):
             found[..., row, :] = control
         if self.log_weights is not None:
@@ -39,17 +42,26 @@ class Draws(NamedTuple):
             found = torch.where(weight == 0, 0.0, weight * found)
         return found
 
-    def into(self, tails: Tails, features: Tensor) -> Tails:
-        """Return the tails with these draws, whose features are at hand, among them."""
+    def half(self, first: int) -> "Draws":
+        """Return every other draw from the first or second (0 or 1) on, side by side in memory."""
+        return self._map(lambda x: x[..., first::2].contiguous())
+
+    def into(self, tails: Tails) -> Tails:
+        """Return the tails with these draws among them."""
         keys, draws = self._keys(), self.log_r.shape[-1]
         if self.log_r.dim() > 1 or not tails.full:
             places = torch.arange(draws, device=self.log_r.device)
-            return tails + Tails.of(torch.stack(keys, -2), places, features, draws)
+            return tails + Tails.of(torch.stack(keys, -2), places, self.features(), draws)
         places = tails.open_to(keys)
         if not len(places):
             return tails.passing(draws)
         entering = torch.stack([key[places] for key in keys])
-        return tails + Tails.of(entering, places, features[:, places], draws)
+        some = self._map(lambda x: x[places])
+        return tails + Tails.of(entering, places, some.features(), draws)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Draws":
+        weights = None if self.log_weights is None else change(self.log_weights)
+        return Draws(change(self.log_r), weights, tuple(map(change, self.controls)), self.scale)
 
     def _keys(self) -> list[Tensor]:
         """Return by what a draw is extreme: log r, −log r; weighted: w r, −w log r, w, in logs."""

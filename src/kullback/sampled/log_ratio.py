@@ -9,6 +9,7 @@ Reference: MATH 5; Schulman (2020); Chan, Golub and LeVeque (1979) for the mergi
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from kullback.core import Estimate, require, require_type
 
 from .draws import Draws
-from .forms import Form, widened
+from .forms import WEIGHT, Form, widened
 from .moments import Moments
 from .parts import Part, best_parts, estimate_parts, judge
 from .tails import Tails
@@ -70,10 +71,11 @@ def log_ratio(
 class LogRatios:
     """What must be remembered of draws to estimate KL(p‖q) by any estimator: some thousand numbers.
 
-    `LogRatios.of(log_p, log_q)` is one piece, `a + b` (or `sum(pieces)`) two, in any order, and
-    `estimate` the number, equal to that of `log_ratio` on all draws at once up to rounding (when
-    cross-fitted: if pieces have an even number of draws, since the halves are every other draw).
-    Immutable; holds float64 tensors only, so it can be pickled and sent between processes.
+    `LogRatios.of(log_p, log_q)` is one piece, `a + b` (or `sum(pieces)`) two, in any order,
+    `a.add(log_p, log_q)` one with a further piece, and `estimate` the number, equal to that of
+    `log_ratio` on all draws at once up to rounding (when cross-fitted: if pieces have an even
+    number of draws, since the halves are every other draw). Immutable; holds nothing but float64
+    tensors and counts, so it can be pickled and sent between processes.
 
     >>> x = torch.arange(-3.0, 3.0, 0.5, dtype=torch.float64)
     >>> pieces = [LogRatios.of(-0.5 * part**2, -0.5 * (part - 1) ** 2) for part in x.split(4)]
@@ -104,27 +106,29 @@ class LogRatios:
         8
         """
         _check(log_p, log_q, log_weights, controls)
-        scale = _scale(log_p, log_weights)
-        batch = math.prod(log_p.shape[:-1])
-        step = _PIECE if batch == 1 else max(2, _BATCH_PIECE // max(1, batch) // 2 * 2)
-        pieces: tuple[list[Moments], list[Moments]] = ([], [])
-        tails = Tails.none()
-        for start in range(0, log_p.shape[-1], step):
-            cut = slice(start, start + step)
-            draws = _draws(
-                log_p[..., cut],
-                log_q[..., cut],
-                None if log_weights is None else log_weights[..., cut],
-                None if controls is None else controls[..., cut, :],
-                scale,
-            )
-            features = draws.features()
-            for half in (0, 1):
-                pieces[half].append(Moments.of(features[..., half::2]))
-            tails = draws.into(tails, features)
-        halves = Moments.merged(pieces[0]), Moments.merged(pieces[1])
-        rounding = _rounding(log_p, log_q)
-        return cls(halves, tails, scale, rounding, log_weights is not None)
+        return _seen(Tails.none(), log_p, log_q, log_weights, controls)
+
+    def add(
+        self,
+        log_p: Tensor,
+        log_q: Tensor,
+        *,
+        log_weights: Tensor | None = None,
+        controls: Tensor | None = None,
+    ) -> "LogRatios":
+        """Return this and one more piece of draws: `self + LogRatios.of(...)`, but faster.
+
+        >>> piece = torch.zeros(8)
+        >>> LogRatios.of(piece, piece).add(piece, piece).draws
+        16
+        """
+        _check(log_p, log_q, log_weights, controls)
+        if self.weighted or log_weights is not None:
+            return self + LogRatios.of(log_p, log_q, log_weights=log_weights, controls=controls)
+        extra = 0 if controls is None else controls.shape[-1]
+        self._require_kind([*log_p.shape[:-1], WEIGHT + extra], weighted=False)
+        more = _seen(self.tails, log_p, log_q, None, controls)
+        return self._with(more, more.tails)
 
     @property
     def draws(self) -> int:
@@ -132,18 +136,10 @@ class LogRatios:
         return self.halves[0].count + self.halves[1].count
 
     def __add__(self, other: "LogRatios") -> "LogRatios":
-        same = self._kind() == other._kind()
-        expected = f"a piece with batch, features and weighting {self._kind()}"
-        require(same, "other", expected, other._kind())
+        self._require_kind(list(other.halves[0].mean.shape), weighted=other.weighted)
         top = torch.maximum(self.log_scale, other.log_scale)
         a, b = self._at(top), other._at(top)
-        return LogRatios(
-            (a.halves[0] + b.halves[0], a.halves[1] + b.halves[1]),
-            a.tails + b.tails,
-            top,
-            torch.maximum(a.rounding, b.rounding),
-            self.weighted,
-        )
+        return a._with(b, a.tails + b.tails)
 
     def __radd__(self, other: int) -> "LogRatios":
         return self if other == 0 else NotImplemented  # what `sum` starts from
@@ -188,8 +184,47 @@ class LogRatios:
         tails = self.tails.scaled(factor)
         return replace(self, halves=halves, tails=tails, log_scale=log_scale)
 
-    def _kind(self) -> tuple[list[int], bool]:
-        return list(self.halves[0].mean.shape), self.weighted
+    def _with(self, other: "LogRatios", tails: Tails) -> "LogRatios":
+        return LogRatios(
+            (self.halves[0] + other.halves[0], self.halves[1] + other.halves[1]),
+            tails,
+            self.log_scale,
+            torch.maximum(self.rounding, other.rounding),
+            self.weighted,
+        )
+
+    def _require_kind(self, shape: list[int], *, weighted: bool) -> None:
+        own = list(self.halves[0].mean.shape)
+        texts = [
+            f"batch {each[:-1]}, {each[-1] - WEIGHT - flag} controls, weighted: {flag}"
+            for each, flag in ((own, self.weighted), (shape, weighted))
+        ]
+        require(texts[0] == texts[1], "log_p", f"a piece with {texts[0]}", texts[1])
+
+
+def _seen(
+    tails: Tails,
+    log_p: Tensor,
+    log_q: Tensor,
+    log_weights: Tensor | None,
+    controls: Tensor | None,
+) -> LogRatios:
+    """Return the state of these draws, with earlier tails already joined to theirs."""
+    scale = _scale(log_p, log_weights)
+    halves: tuple[list[Moments], list[Moments]] = ([], [])
+    room: list[Tensor | None] = [None, None]
+    for draws in _cut(log_p, log_q, log_weights, controls, scale):
+        for half in (0, 1):
+            features = room[half] = draws.half(half).features(room[half])
+            halves[half].append(Moments.using_up(features))
+        tails = draws.into(tails)
+    return LogRatios(
+        (Moments.merged(halves[0]), Moments.merged(halves[1])),
+        tails,
+        scale,
+        _rounding(log_p, log_q),
+        log_weights is not None,
+    )
 
 
 def _check(
@@ -218,12 +253,22 @@ def _scale(log_p: Tensor, log_weights: Tensor | None) -> Tensor:
     return torch.where(top == -math.inf, 0.0, top)
 
 
-def _draws(
-    log_p: Tensor, log_q: Tensor, log_weights: Tensor | None, controls: Tensor | None, scale: Tensor
-) -> Draws:
-    weights = None if log_weights is None else log_weights.detach().double()
-    others = () if controls is None else controls.detach().double().unbind(-1)
-    return Draws(log_q.detach().double() - log_p.detach().double(), weights, others, scale)
+def _cut(
+    log_p: Tensor,
+    log_q: Tensor,
+    log_weights: Tensor | None,
+    controls: Tensor | None,
+    scale: Tensor,
+) -> Iterator[Draws]:
+    """Cut a piece into lots that stay in cache, all but the last with an even number of draws."""
+    batch = math.prod(log_p.shape[:-1])
+    step = _PIECE if batch == 1 else max(2, _BATCH_PIECE // max(1, batch) // 2 * 2)
+    for start in range(0, log_p.shape[-1], step):
+        cut = slice(start, start + step)
+        log_r = log_q[..., cut].detach().double() - log_p[..., cut].detach().double()
+        weights = None if log_weights is None else log_weights[..., cut].detach().double()
+        others = () if controls is None else controls[..., cut, :].detach().double().unbind(-1)
+        yield Draws(log_r, weights, others, scale)
 
 
 def _rounding(log_p: Tensor, log_q: Tensor) -> Tensor:

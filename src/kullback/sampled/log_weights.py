@@ -110,7 +110,7 @@ def importance_bound(log_weights: Tensor, *, jackknife: bool = False) -> Estimat
         return trust.judged(value, error, repeats, k_hat, doubts, "low", why)
     if size >= 4:
         halves = [_jackknifed(part).mean(-1) for part in logs.tensor_split(2, -1)]
-        left = (0.5 * (halves[0] + halves[1]) - value) / 3  # a bias of order 1/K² drifts by 3 of it
+        left = (0.5 * (halves[0] + halves[1]) - value) / 2  # of order 1/K² to 1/K: drifts by 3 to 1
         words = "the drift from K/2 to K weights tells of {:.1f} standard errors of bias"
         doubts.append(trust.about_bias(left, error, words))
     if size >= 25:

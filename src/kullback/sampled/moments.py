@@ -31,9 +31,14 @@ class Moments:
     @classmethod
     def of(cls, features: Tensor) -> "Moments":
         """Take the moments of features `[*batch, F, draws]`, float64, in two passes over them."""
+        return cls.using_up(features.clone())
+
+    @classmethod
+    def using_up(cls, features: Tensor) -> "Moments":
+        """Do as `of` in the features' own memory, which is several times faster and spoils them."""
         mean = features.mean(-1) if features.shape[-1] else features.sum(-1)
-        delta = features - mean[..., None]
-        return cls(features.shape[-1], mean, delta @ delta.mT)
+        features.sub_(mean[..., None])
+        return cls(features.shape[-1], mean, features @ features.mT)
 
     @classmethod
     def merged(cls, pieces: Sequence["Moments"]) -> "Moments":

@@ -34,14 +34,14 @@ def kl_neighbours(x: Tensor, y: Tensor, *, k: int) -> Tensor:
 def lonely(x: Tensor, y: Tensor, *, k: int) -> Tensor:
     """Return the share of the x, `[*batch]`, that are almost out of reach of any y.
 
-    They must reach past `max(n/40, 12 k)` other x to find k of the y: the density ratio is
+    They must reach past `max(n/100, 4 k)` other x to find k of the y: the density ratio is
     then averaged over a neighbourhood that is not small.
 
     >>> points = torch.arange(100.0, dtype=torch.float64)[:, None]
     >>> lonely(points, points / 2, k=1).item()
-    0.43
+    0.47
     """
-    limit = max(x.shape[-2] / 40, 12 * k)
+    limit = max(x.shape[-2] / 100, 4 * k)
     return (_within(x, x, _kth(x, y, k)) > limit).double().mean(-1)
 
 

@@ -91,6 +91,9 @@ def judge(
         floor = 0.5 * rounding**2
         words = "rounding of the log densities adds {:.1f} standard errors: pass float64"
         doubts.append(trust.about_bias(floor, found.error, words))
+    if estimator == "best":
+        log_form = widened((1.0, 0.0, 0.0), whole.mean)
+        doubts += _identity(whole, tails, "log r", log_form, None, ratio=ratio)
     if weighted:
         weight_form = widened((0.0, 0.0, 0.0, 1.0), whole.mean)
         doubts += _identity(

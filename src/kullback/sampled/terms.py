@@ -100,17 +100,19 @@ def log_ratio_terms(log_p: Tensor, log_q: Tensor, *, estimator: Estimator = "k3"
     return torch.stack(features).sum(0)
 
 
-def bregman_together(log_r: Tensor) -> Tensor:
-    """Return `bregman(log_r)` of draws `[draws]` that will be averaged: quicker, same mean.
+def bregman_together(log_r: Tensor, out: Tensor) -> None:
+    """Write `bregman(log_r)` of draws that will be averaged into `out`: quicker, same mean.
 
     Where the largest |log r| is not small, the digits lost on the small ones do not count in a sum.
     """
-    if log_r.dim() > 1:
-        return bregman(log_r)
+    if not log_r.numel():
+        return
     least, most = (float(end) for end in log_r.aminmax())
-    if least > -_NEAR and most < _NEAR:
-        return _series(log_r)
-    return torch.expm1(log_r).sub_(log_r) if math.isfinite(least + most) else bregman(log_r)
+    together = log_r.dim() == 1 and math.isfinite(least + most)
+    if together and max(-least, most) >= _NEAR:
+        torch.expm1(log_r, out=out).sub_(log_r)
+    else:
+        out.copy_(bregman(log_r))
 
 
 def _series(log_r: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 A mean's error bar is the normal law's, and that law needs three things which the draws themselves
 can deny: enough draws; none of them carrying the sum (the skewness of the *mean*, `γ / √n`, costs
 a 95 % interval about `γ²/(4n)` of its coverage by Edgeworth's expansion, and is underestimated
-exactly when the tail has not been seen yet, hence a limit three times stricter than the 0.28 at
+exactly when the tail has not been seen yet, hence a limit several times stricter than the 0.28 at
 which two percent are lost); and a finite variance (Pareto `k̂ < 1/2`). Where an identity is known,
 such as `E_p[q/p] = 1`, draws that break it have missed something.
 
@@ -25,8 +25,9 @@ from .pareto import fit_tail, tail_length
 __all__ = ["Doubt", "about_bias", "about_identity", "about_terms", "judged", "mean_of"]
 
 FEW = 20
-SKEWED = 0.1  # skewness of the mean
+SKEWED = 0.08  # skewness of the mean
 HEAVY, JUDGED = 0.5, 100  # k̂, and the draws below which it is too noisy to act on
+FELT = 0.03  # skewness of the mean below which a tail, however shaped, carries no weight
 BROKEN = 4.0  # standard errors between a known mean and the draws'
 ROUNDING = 4e-16  # terms that differ by less than this, relatively, are one number
 BIASED = 0.3  # standard errors of bias: a 95 % interval then covers 94 %
@@ -49,12 +50,12 @@ def about_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
         Doubt(
             skewness.abs(),
             skewness.abs() > SKEWED,
-            "a few draws carry the sum (skewness of the mean {:.2f}, above 0.1): "
+            "a few draws carry the sum (skewness of the mean {:.2f}, above 0.08): "
             "the error bar is too short on the tail's side; draw more",
         ),
         Doubt(
             k_hat,
-            (k_hat > HEAVY) & (draws >= JUDGED),
+            (k_hat > HEAVY) & (skewness.abs() > FELT) & (draws >= JUDGED),
             "heavy tail (Pareto k-hat {:.2f}, above 0.5): the variance may be infinite "
             "and the error bar means little",
         ),
@@ -74,7 +75,7 @@ def about_identity(name: str, gap: Tensor, error: Tensor, skewness: Tensor) -> l
         Doubt(
             skewness.abs(),
             skewness.abs() > SKEWED,
-            f"a few draws carry the mean of {name} (skewness {{:.2f}}, above 0.1): "
+            f"a few draws carry the mean of {name} (skewness {{:.2f}}, above 0.08): "
             "what has not been drawn yet may matter",
         ),
     ]

@@ -30,7 +30,7 @@ __all__ = ["js_from_draws", "kl_from_draws", "mutual_information_from_draws"]
 Method = Literal["neighbours", "classifier"]
 
 _FEWEST, _BLOCK, _MOST_BLOCKS, _FREEDOM = 80, 500, 10, 32
-_LONELY, _WIDE = 0.005, 0.2
+_LONELY, _WIDE, _THIN = 0.01, 0.2, 200
 _SMOOTH = "neighbourhoods smooth both densities, which draws them together; none at p = q"
 _BALANCED = "neighbourhoods smooth the densities; the sign depends on them"
 _DEPENDENT = "low under strong dependence, little either way otherwise"
@@ -219,13 +219,15 @@ def _dealt(group: list[Tensor], blocks: int, dealer: Generator) -> list[Tensor]:
 
 
 def _wide(shape: torch.Size, dimensions: int, k: int) -> list[trust.Doubt]:
-    """Doubt neighbourhoods whose width, `(k/n)^(1/d)` of the spread, is not small."""
+    """Doubt few draws, and neighbourhoods whose width, `(k/n)^(1/d)` of the spread, is large."""
     width = torch.tensor((k / shape[-2]) ** (1.0 / dimensions), dtype=torch.float64)
     words = (
         f"in {dimensions} dimensions the nearest neighbours are not near "
         "({:.2f} of the spread, above 0.2): a bias beyond the error bar is likely"
     )
-    return [trust.Doubt(width, width > _WIDE, words)]
+    few = torch.tensor(float(shape[-2]), dtype=torch.float64)
+    thin = "{:.0f} draws are too few for their halves to show the error of the whole"
+    return [trust.Doubt(width, width > _WIDE, words), trust.Doubt(few, few < _THIN, thin)]
 
 
 def _estimate(found: _Found, doubts: list[trust.Doubt], bias: Bias, why: str) -> Estimate:

@@ -1,0 +1,466 @@
+"""Do the error bars tell the truth? Coverage of nominal 95 % intervals, function by function.
+
+    python benchmarks/coverage.py --json coverage.json --svg docs/img/coverage.svg
+
+Every public function of `kullback.sampled` that returns an `Estimate`, in easy, hard, heavy-tailed,
+tiny-KL and float32 settings, 2,000 repeats each. A setting passes when its intervals cover the
+*exact* value (bias and all) 93 to 97 times in a hundred, or when at least 95 % of its results carry
+a warning. `silent` is the coverage of the results without one.
+"""
+
+import argparse
+import json
+import math
+import time
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kullback import Estimate
+from kullback.sampled import (
+    LogRatios,
+    importance_bound,
+    js_from_draws,
+    kl,
+    kl_from_draws,
+    log_evidence,
+    log_ratio,
+    mutual_information_from_draws,
+)
+
+LOW, HIGH, TOLD = 0.93, 0.97, 0.95
+F64 = torch.float64
+
+
+def normal(generator, *shape):
+    return torch.randn(*shape, generator=generator, dtype=F64)
+
+
+
+def normal_scores(x, mean=0.0, scale=1.0):
+    return -0.5 * ((x - mean) / scale) ** 2 - math.log(scale)
+
+
+# Families: (generator, repeats, draws) -> log p, log q at draws from p, and the exact KL(p‖q).
+def shift(by, dtype=F64, dimensions=1):
+    def draw(generator, repeats, draws):
+        # d equal shifts of by/√d are one shift along the diagonal; the rest cancels in the ratio
+        x = normal(generator, repeats, draws)
+        rest = 0.0
+        if dimensions > 1:
+            rest = -0.5 * normal(generator, repeats, draws) ** 2 - dimensions
+        p, q = normal_scores(x) + rest, normal_scores(x, by) + rest
+        return p.to(dtype), q.to(dtype), by**2 / 2
+
+    return draw
+
+
+def scale(by):
+    def draw(generator, repeats, draws):
+        x = normal(generator, repeats, draws)
+        truth = math.log(by) + 0.5 / by**2 - 0.5
+        return normal_scores(x), normal_scores(x, scale=by), truth
+
+    return draw
+
+
+def rates(by):
+    """Exponential of rate 1 against rate `by`: r is Pareto with index 1/(1 − by)."""
+
+    def draw(generator, repeats, draws):
+        x = -torch.rand(repeats, draws, generator=generator, dtype=F64).log()
+        return -x, math.log(by) - by * x, by - 1 - math.log(by)
+
+    return draw
+
+
+def quadrature(log_p, log_q):
+    x = torch.linspace(-400, 400, 4_000_001, dtype=F64)
+    p, q = log_p(x), log_q(x)
+    return torch.trapezoid(p.exp() * (p - q), x).item()
+
+
+def student(degrees):
+    """Student's t against the normal of twice its scale: log r itself is heavy-tailed."""
+    t = torch.distributions.StudentT(torch.tensor(float(degrees), dtype=F64))
+    root = 0.5 * math.log(2 * math.pi)
+
+    def log_q(x):
+        return normal_scores(x, scale=2.0) - root
+
+    truth = quadrature(t.log_prob, log_q)
+
+    def draw(generator, repeats, draws):
+        z = normal(generator, repeats, draws)
+        chi = sum(normal(generator, repeats, draws) ** 2 for _ in range(degrees))
+        x = z / (chi / degrees).sqrt()
+        return t.log_prob(x), log_q(x), truth
+
+    return draw
+
+
+def laplace(generator, repeats, draws):
+    u = torch.rand(repeats, draws, generator=generator, dtype=F64) - 0.5
+    x = -u.sign() * torch.log1p(-2 * u.abs())
+    truth = 0.5 * math.log(2 * math.pi) + 1 - 1 - math.log(2)
+    return -x.abs() - math.log(2), normal_scores(x) - 0.5 * math.log(2 * math.pi), truth
+
+
+def table(p, q):
+    p, q = (torch.tensor(weights, dtype=F64) for weights in (p, q))
+    p, q = p / p.sum(), q / q.sum()
+
+    def draw(generator, repeats, draws):
+        index = torch.multinomial(p.expand(repeats, -1), draws, True, generator=generator)
+        return p.log()[index], q.log()[index], (p * (p / q).log()).sum().item()
+
+    return draw
+
+
+def zipf(power, other, size=1000):
+    ranks = torch.arange(1, size + 1, dtype=F64)
+    return table((ranks**-power).tolist(), (ranks**-other).tolist())
+
+
+RATIOS = {
+    "shift 0.1, n=100": (shift(0.1), 100),
+    "shift 0.1, n=1000": (shift(0.1), 1000),
+    "shift 0.5, n=30": (shift(0.5), 30),
+    "shift 0.5, n=200": (shift(0.5), 200),
+    "shift 0.5, n=2000": (shift(0.5), 2000),
+    "shift 1, n=100": (shift(1.0), 100),
+    "shift 1, n=1000": (shift(1.0), 1000),
+    "shift 1, n=5000": (shift(1.0), 5000),
+    "shift 2, n=1000 (heavy)": (shift(2.0), 1000),
+    "shift 3, n=1000 (heavy)": (shift(3.0), 1000),
+    "scale 0.7, n=500 (heavy)": (scale(0.7), 500),
+    "scale 1.5, n=500": (scale(1.5), 500),
+    "rate 0.7, n=1000 (heavy)": (rates(0.7), 1000),
+    "rate 0.5, n=1000 (heavy)": (rates(0.5), 1000),
+    "rate 0.3, n=1000 (heavy)": (rates(0.3), 1000),
+    "rate 2, n=500": (rates(2.0), 500),
+    "t5 to normal, n=1000 (heavy)": (student(5), 1000),
+    "t3 to normal, n=1000 (heavy)": (student(3), 1000),
+    "Laplace to normal, n=500": (laplace, 500),
+    "zipf table, n=500": (zipf(1.1, 1.0), 500),
+    "rare event, n=200 (hard)": (table([0.99, 0.01], [0.9, 0.1]), 200),
+    "two of three, n=100": (table([0.5, 0.3, 0.2], [0.2, 0.35, 0.45]), 100),
+    "tiny KL 5e-9, n=500": (shift(1e-4), 500),
+    "tiny KL 5e-7 float32, n=500": (shift(1e-3, torch.float32), 500),
+    "shift 0.5 float32, n=500": (shift(0.5, torch.float32), 500),
+    "50 dimensions float32, n=500": (shift(0.5, torch.float32, 50), 500),
+}
+ESTIMATORS = {
+    "k1": ("k1", True),
+    "k2": ("k2", True),
+    "k3": ("k3", True),
+    "λ = 0.5": (0.5, True),
+    "best": ("best", True),
+    "best, plain": ("best", False),
+}
+
+
+def ratio_settings(repeats):
+    for name, (family, draws) in RATIOS.items():
+        log_p, log_q, truth = family(seeded("ratio " + name), repeats, draws)
+        state = LogRatios.of(log_p, log_q)
+        for label, (estimator, cross_fit) in ESTIMATORS.items():
+            found = state.estimate(estimator, cross_fit=cross_fit)
+            yield "log_ratio", f"{label}: {name}", truth, found
+
+
+def stream_settings(repeats):
+    for name, (family, draws) in RATIOS.items():
+        log_p, log_q, truth = family(seeded("stream " + name), repeats, draws)
+        cuts = [draws // 2 // 2 * 2, draws - draws // 2 // 2 * 2]
+        parts = zip(log_p.split(cuts, -1), log_q.split(cuts, -1), strict=True)
+        state = sum(LogRatios.of(*part) for part in parts)
+        yield "LogRatios.estimate", f"best: {name}", truth, state.estimate()
+
+
+def weighted_settings(repeats):
+    """Draws from N(0, s²) for p = N(0, 1), q = N(shift, 1)."""
+    for spread in (0.8, 1.2, 2.0):
+        for by, draws in ((0.1, 1000), (0.5, 200), (1.0, 1000), (2.0, 2000)):
+            x = spread * normal(seeded(f"weights {spread} {by}"), repeats, draws)
+            log_p, log_q = normal_scores(x), normal_scores(x, by)
+            weights = log_p - normal_scores(x, scale=spread)
+            for normalise in (False, True):
+                for estimator in ("k1", "k3", "best"):
+                    found = log_ratio(
+                        log_p,
+                        log_q,
+                        estimator=estimator,
+                        log_weights=weights,
+                        self_normalise=normalise,
+                    )
+                    how = "self-normalised" if normalise else "plain"
+                    name = f"{estimator}, {how}: from sd {spread}, shift {by}, n={draws}"
+                    yield "log_ratio, weighted", name, by**2 / 2, found
+
+
+def drawn_settings(repeats):
+    from torch.distributions import Exponential, Gamma, Gumbel, Laplace, Normal, StudentT
+
+    zero, one = torch.zeros(repeats, dtype=F64), torch.ones(repeats, dtype=F64)
+    pairs = {
+        "normal 0.1": (Normal(zero, one), Normal(zero + 0.1, one)),
+        "normal 1": (Normal(zero, one), Normal(zero + 1.0, one)),
+        "normal wider": (Normal(zero, one), Normal(zero, 1.4 * one)),
+        "normal narrower (heavy)": (Normal(zero, one), Normal(zero, 0.6 * one)),
+        "Laplace to normal": (Laplace(zero, one), Normal(zero, 1.5 * one)),
+        "normal to Laplace": (Normal(zero, one), Laplace(zero, one)),
+        "gamma": (Gamma(2 * one, one), Gamma(2.5 * one, one)),
+        "Gumbel to normal": (Gumbel(zero, one), Normal(zero + 0.6, 1.5 * one)),
+        "exponential (heavy)": (Exponential(one), Exponential(0.4 * one)),
+        "t4 to normal (heavy)": (StudentT(4 * one), Normal(zero, 1.5 * one)),
+        "float32": (Normal(zero.float(), 1.0), Normal(zero.float() + 0.3, 1.0)),
+    }
+    truths = {
+        "normal to Laplace": math.log(2)
+        + math.sqrt(2 / math.pi)
+        - 0.5
+        - 0.5 * math.log(2 * math.pi),
+        "Laplace to normal": math.log(1.5)
+        + 0.5 * math.log(2 * math.pi)
+        + 1 / 1.5**2
+        - 1
+        - math.log(2),
+    }
+    for name, (p, q) in pairs.items():
+        truth = truths.get(name)
+        if truth is None:
+            try:
+                truth = torch.distributions.kl_divergence(p, q)[0].item()
+            except NotImplementedError:
+                truth = quadrature(
+                    lambda x, p=p: first(p).log_prob(x),
+                    lambda x, q=q: first(q).log_prob(x),
+                )
+        for draws in (200, 2000):
+            found = kl(p, q, draws=draws, generator=seeded(f"drawn {name} {draws}"))
+            yield "kl", f"{name}, n={draws}", truth, found
+
+
+def first(distribution):
+    """The first of a batch of like distributions."""
+    names = distribution.arg_constraints
+    values = {name: getattr(distribution, name) for name in names}
+    return type(distribution)(**{k: v[0] for k, v in values.items() if v.dim()})
+
+
+def weights_of(kind, size):
+    """Log weights whose mean is 1, and how they are drawn."""
+
+    def draw(generator, *shape):
+        if kind == "normal":
+            return size * normal(generator, *shape) - size**2 / 2
+        return -size * torch.rand(*shape, generator=generator, dtype=F64).log() + math.log1p(-size)
+
+    return draw
+
+
+def evidence_settings(repeats):
+    sizes = [(s, n) for s in (0.001, 0.1, 0.3, 0.5, 1.0) for n in (100, 1000)]
+    sizes += [(1.5, 1000), (2.0, 1000), (3.0, 1000), (1.0, 30), (1.0, 10_000)]
+    cases = [("normal", *each) for each in sizes]
+    cases += [("pareto", k, n) for k in (0.2, 0.4, 0.5, 0.7, 0.9) for n in (1000,)]
+    for kind, size, draws in cases:
+        logs = weights_of(kind, size)(seeded(f"evidence {kind} {size} {draws}"), repeats, draws)
+        heavy = " (heavy)" if size >= (2 if kind == "normal" else 0.5) else ""
+        yield "log_evidence", f"{kind} {size}, n={draws}{heavy}", 0.0, log_evidence(logs)
+    for size in (0.001, 0.5):
+        logs = weights_of("normal", size)(seeded(f"evidence float32 {size}"), repeats, 500)
+        found = log_evidence(logs.float() - 100.0)
+        yield "log_evidence", f"normal {size} float32, n=500", -100.0, found
+
+
+def bound_settings(repeats):
+    for kind, size in (
+        ("normal", 0.1),
+        ("normal", 0.5),
+        ("normal", 1.0),
+        ("normal", 2.0),
+        ("pareto", 0.7),
+    ):
+        for count in (1, 5, 50):
+            draw = weights_of(kind, size)
+            generator = seeded(f"bound {kind} {size} {count}")
+            pool = draw(generator, 4_000_000 // count, count)
+            truth = (pool.logsumexp(-1) - math.log(count)).mean().item()
+            logs = draw(generator, repeats, 100, count)
+            name = f"{kind} {size}, K={count}, n=100"
+            yield "importance_bound", name, truth, importance_bound(logs)
+            if count > 1:
+                found = importance_bound(logs, jackknife=True)
+                yield "importance_bound, jackknife", name, 0.0, found
+
+
+def two_normals(generator, repeats, draws, dimensions, by):
+    x, y = (normal(generator, repeats, draws, dimensions) for _ in range(2))
+    return x, y + by / math.sqrt(dimensions)
+
+
+def js_of_shift(by):
+    z = torch.linspace(-12, 12 + by, 20_001, dtype=F64)
+    p, q = (torch.exp(normal_scores(z, mean)) / math.sqrt(2 * math.pi) for mean in (0.0, by))
+    middle = 0.5 * (p + q)
+    inner = 0.5 * (torch.xlogy(p, p / middle) + torch.xlogy(q, q / middle))
+    return torch.trapezoid(inner.nan_to_num(), z).item()
+
+
+NEIGHBOURS = [
+    (draws, dimensions, by)
+    for draws, dimensions in ((100, 1), (200, 1), (200, 2), (100, 5))
+    for by in (0.0, 0.3, 0.6, 1.0, 2.5)
+]
+
+
+def neighbour_settings(repeats):
+    for draws, dimensions, by in NEIGHBOURS:
+        name = f"shift {by}, d={dimensions}, n={draws}"
+        x, y = two_normals(seeded("two " + name), repeats, draws, dimensions, by)
+        yield "kl_from_draws", name, by**2 / 2, in_lots(kl_from_draws, x, y)
+        yield "js_from_draws", name, js_of_shift(by), in_lots(js_from_draws, x, y)
+    for draws, dimensions in ((100, 1), (200, 1), (200, 2), (100, 3)):
+        for correlation in (0.0, 0.3, 0.6, 0.9, 0.99):
+            name = f"correlation {correlation}, {dimensions}+{dimensions} d, n={draws}"
+            generator = seeded("pairs " + name)
+            x, noise = (normal(generator, repeats, draws, dimensions) for _ in range(2))
+            y = correlation * x + math.sqrt(1 - correlation**2) * noise
+            truth = -0.5 * dimensions * math.log1p(-(correlation**2))
+            found = in_lots(mutual_information_from_draws, x, y)
+            yield "mutual_information_from_draws", name, truth, found
+
+
+def classifier_settings(repeats):
+    for dimensions, by in ((1, 0.0), (1, 0.5), (1, 1.0), (2, 1.0), (5, 1.0)):
+        name = f"classifier: shift {by}, d={dimensions}, n=200"
+        x, y = two_normals(seeded("two " + name), repeats, 200, dimensions, by)
+        pairs = list(zip(x, y, strict=True))
+        for function, truth in ((kl_from_draws, by**2 / 2), (js_from_draws, js_of_shift(by))):
+            found = [function(a, b, method="classifier") for a, b in pairs]
+            yield function.__name__, name, truth, found
+    for correlation in (0.0, 0.5, 0.9):
+        name = f"classifier: correlation {correlation}, n=200"
+        generator = seeded("pairs " + name)
+        x, noise = (normal(generator, repeats, 200, 1) for _ in range(2))
+        y = correlation * x + math.sqrt(1 - correlation**2) * noise
+        pairs = zip(x, y, strict=True)
+        found = [mutual_information_from_draws(a, b, method="classifier") for a, b in pairs]
+        truth = -0.5 * math.log1p(-(correlation**2))
+        yield "mutual_information_from_draws", name, truth, found
+
+
+def in_lots(function, x, y, lot=50):
+    """Keep the distances of a few repeats at a time in cache."""
+    return [function(a, b) for a, b in zip(x.split(lot), y.split(lot), strict=True)]
+
+
+def seeded(name):
+    return torch.Generator().manual_seed(zlib.crc32(name.encode()))
+
+
+def summed_up(function, setting, truth, found):
+    parts = found if isinstance(found, list) else [found]
+    value, error, warned = (
+        torch.cat([torch.as_tensor(part).double().reshape(-1) for part in kind])
+        for kind in zip(*[columns(part) for part in parts], strict=True)
+    )
+    covered = ((value - truth).abs() <= 1.959963984540054 * error).double()
+    silent = warned == 0
+    coverage, told = covered.mean().item(), warned.mean().item()
+    return {
+        "function": function,
+        "setting": setting,
+        "repeats": len(value),
+        "truth": truth,
+        "mean": value.mean().item(),
+        "coverage": coverage,
+        "warned": told,
+        "silent": covered[silent].mean().item() if silent.any() else None,
+        "passes": LOW <= coverage <= HIGH or told >= TOLD,
+    }
+
+
+def columns(estimate: Estimate) -> tuple[Tensor, Tensor, Tensor]:
+    value = torch.as_tensor(estimate.value)
+    return value, estimate.standard_error, torch.as_tensor(estimate.warned).expand(value.shape)
+
+
+GROUPS = {
+    "ratio": (ratio_settings, 1),
+    "stream": (stream_settings, 1),
+    "weighted": (weighted_settings, 1),
+    "drawn": (drawn_settings, 1),
+    "evidence": (evidence_settings, 1),
+    "bound": (bound_settings, 1),
+    "neighbours": (neighbour_settings, 1),
+    "classifier": (classifier_settings, 10),
+}
+
+
+def draw_picture(rows, path):
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams.update({"svg.hashsalt": "kullback", "font.size": 9})
+    names = list(dict.fromkeys(row["function"] for row in rows))
+    figure, axes = plt.subplots(figsize=(8, 0.45 * len(names) + 1.2))
+    axes.axvspan(LOW, HIGH, color="#dff0d8", lw=0)
+    axes.axvline(0.95, color="#5a8f4a", lw=1)
+    for row in rows:
+        height = (
+            names.index(row["function"]) + 0.5 * (zlib.crc32(row["setting"].encode()) % 97) / 97
+        )
+        told = row["warned"] >= TOLD
+        colour = "#c0392b" if not row["passes"] else "#999999" if told else "#2c5f8a"
+        axes.plot(row["coverage"], height - 0.25, "o" if not told else "x", ms=4, color=colour)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlim(0.0, 1.005)
+    axes.invert_yaxis()
+    axes.set_xlabel(
+        "coverage of nominal 95 % intervals (dot: silent; cross: ≥ 95 % warned; red: fails)"
+    )
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=2000)
+    parser.add_argument("--only", nargs="*", choices=list(GROUPS), default=list(GROUPS))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--svg", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows, start = [], time.perf_counter()
+    for group in options.only:
+        settings, thinned = GROUPS[group]
+        for setting in settings(max(20, options.repeats // thinned)):
+            row = summed_up(*setting)
+            rows.append(row)
+            silent = "    –" if row["silent"] is None else f"{row['silent']:5.3f}"
+            verdict = "ok" if row["passes"] else "FAILS"
+            print(
+                f"{row['function']:30s} {row['setting']:52s} {row['coverage']:5.3f} "
+                f"{silent} {row['warned']:5.3f} {verdict}",
+                flush=True,
+            )
+    failed = [row for row in rows if not row["passes"]]
+    print(f"{len(rows)} settings, {len(failed)} fail, {time.perf_counter() - start:.0f} s")
+    if options.json:
+        options.json.write_text(json.dumps({"repeats": options.repeats, "rows": rows}, indent=1))
+    if options.svg:
+        draw_picture(rows, options.svg)
+
+
+if __name__ == "__main__":
+    main()
