@@ -38,7 +38,6 @@ def normal(generator, *shape):
     return torch.randn(*shape, generator=generator, dtype=F64)
 
 
-
 def normal_scores(x, mean=0.0, scale=1.0):
     return -0.5 * ((x - mean) / scale) ** 2 - math.log(scale)
 
