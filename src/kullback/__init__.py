@@ -2,7 +2,7 @@
 
 `data` reads data sets, `vae` trains and evaluates variational autoencoders, `report` shows what
 came of it, `sampled` and `variational` hold the estimators and objectives, `core` the `Estimate`
-that every sampled number is. Everything loads on first use: `import kullback` imports no torch.
+that every sampled number is; `kl(p, q)` is exact where it can be and says so. Everything loads on first use: `import kullback` imports no torch.
 """
 
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from kullback.core.lazy import lazy
 if TYPE_CHECKING:
     from . import core, data, exact, report, sampled, vae, variational
     from .core import Estimate, KullbackError
+    from .sampled.exact_or_sampled import kl
 
 __all__ = [
     "Estimate",
@@ -21,6 +22,7 @@ __all__ = [
     "core",
     "data",
     "exact",
+    "kl",
     "report",
     "sampled",
     "vae",
@@ -31,6 +33,10 @@ _FOLDERS = ("core", "data", "exact", "report", "sampled", "vae", "variational")
 
 __getattr__, __dir__ = lazy(
     "kullback",
-    {"Estimate": "kullback.core", "KullbackError": "kullback.core"}
+    {
+        "Estimate": "kullback.core",
+        "KullbackError": "kullback.core",
+        "kl": "kullback.sampled.exact_or_sampled",
+    }
     | {name: f"kullback.{name}" for name in _FOLDERS},
 )
