@@ -1,8 +1,10 @@
 """The Kullback-Leibler divergence, measured, minimised and paid.
 
-`data` reads data sets, `vae` trains and evaluates variational autoencoders, `report` shows what
-came of it, `sampled` and `variational` hold the estimators and objectives, `core` the `Estimate`
-that every sampled number is; `kl(p, q)` is exact where it can be and says so. Everything loads on first use: `import kullback` imports no torch.
+`kl(p, q)` is exact where it can be, sampled where not, and says which. `exact` and `sampled` hold
+the numbers without and with an error bar, `variational` the objectives, `data` reads data sets,
+`vae` trains and evaluates variational autoencoders, `report` shows what came of it, `core` has the
+`Estimate` that every sampled number is. Everything loads on first use: `import kullback` imports no
+torch.
 """
 
 from typing import TYPE_CHECKING

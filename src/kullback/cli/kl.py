@@ -4,7 +4,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from .measure import MeasureOptions, P, Q, answer
+from .measure import answer
+from .measure_options import MeasureOptions, P, Q
 
 __all__ = ["kl"]
 

@@ -22,7 +22,7 @@ EPILOGUE = """Examples:
 
   kullback kl 0.5,0.25,0.25 0.25,0.5,0.25 --unit bits --explain
 
-  kullback kl "normal(0,1)" "student_t(3)" --plot kl.svg     from draws, with an error bar
+  kullback kl "normal(0,1)" "student_t(3)" --plot kl.svg     from draws
 
   kullback train                                    the embedded garments, two minutes
 

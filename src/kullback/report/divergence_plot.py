@@ -88,7 +88,8 @@ def plot(
         _masses(axes[0], shown, names)
         _adds(axes[1], shown, quantity, unit, known)
         for axis in axes[:2]:
-            _places(axis, shown, labels)
+            _places(axis, shown, labels, last=axis is axes[1])
+        figure.align_ylabels(axes[:2])
         if drawable is not None:
             _scatter(axes[2], drawable, unit, draws, seed, known, exact is not None)
         out = io.StringIO()
@@ -115,7 +116,7 @@ def _masses(axis: Any, shown: Profile, names: Sequence[str]) -> None:
     axis.set_title("P and Q" if len(both) > 1 else "P")
     axis.set_ylabel("probability" if shown.discrete else "density")
     axis.set_ylim(bottom=0)
-    axis.legend(loc="best")
+    _legend(axis)
 
 
 def _adds(axis: Any, shown: Profile, quantity: str, unit: str, known: float) -> None:
@@ -136,23 +137,31 @@ def _adds(axis: Any, shown: Profile, quantity: str, unit: str, known: float) -> 
                 )
     axis.axhline(0, color=INK, linewidth=0.8)
     what = "sum" if shown.discrete else "area"
-    axis.set_title(f"What each x adds: {formula}; the {what} is {symbol} = {number(known)} {unit}")
+    axis.set_title(f"{formula}, whose {what} is {symbol} = {number(known)} {unit}")
     axis.set_ylabel(unit if shown.discrete else f"{unit} per unit of x")
     if not bool(finite.all()):
+        low, high = axis.get_ylim()
+        axis.set_ylim(low, max(high, -low / 3))
         top = torch.full_like(shown.x[~finite], axis.get_ylim()[1])
         axis.plot(shown.x[~finite], top, "^", color=GREEN, label="+∞: Q has no mass", clip_on=False)
     if bool((down != 0).any()) or not bool(finite.all()):
-        axis.legend(loc="best")
+        _legend(axis)
 
 
-def _places(axis: Any, shown: Profile, labels: Sequence[str]) -> None:
+def _legend(axis: Any) -> None:
+    """Put the legend on the title's line, where it hides nothing."""
+    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.99), "borderpad": 0.1}
+    axis.legend(**place, ncols=3, handlelength=1.2, columnspacing=1.2)
+
+
+def _places(axis: Any, shown: Profile, labels: Sequence[str], *, last: bool) -> None:
     """Name the places on the horizontal axis."""
     if labels and len(labels) <= NAMED:
         axis.set_xticks(shown.x.tolist(), [label[:12] for label in labels])
     elif shown.discrete and len(shown.x) <= NAMED:
         axis.set_xticks(shown.x.tolist())
     else:
-        axis.set_xlabel("x")
+        axis.set_xlabel("x" if last else "")
 
 
 def _scatter(
@@ -171,18 +180,33 @@ def _scatter(
     found = estimators(*drawable, draws=draws, repeats=repeats, generator=seeded)
     spread = torch.linspace(-0.22, 0.22, repeats, dtype=torch.float64)
     spread = spread[torch.randperm(repeats, generator=seeded)]
-    for row, name in enumerate(ESTIMATORS):
-        values = found[name].value / UNITS[unit]
-        _row(axis, row, values, spread)
-    line = "exact" if exact else "integral of the curve above"
+    values = {name: found[name].value / UNITS[unit] for name in ESTIMATORS}
+    for row, each in enumerate(values.values()):
+        _row(axis, row, each, spread)
+    outside = _limit(axis, torch.cat([*values.values()]), list(values.values()), known)
+    against = f"{'exact' if exact else 'quadrature'}, {number(known)}"
     axis.axvline(known, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
-    axis.set_title(
-        f"The estimators over {repeats} repeats of {draws:,} draws; dashed: {line}, {number(known)}"
-    )
+    axis.set_title(f"Estimators, {repeats} repeats of {draws:,} draws each; dashed: {against}")
     axis.set_yticks(range(len(ESTIMATORS)), [NAMES[name] for name in ESTIMATORS])
     axis.set_ylim(len(ESTIMATORS) - 0.5, -0.5)
-    axis.set_xlabel(f"{unit}     bar: central 90 %, white dot: mean")
+    axis.set_xlabel(f"{unit} (bar: central 90 %; white: mean{outside})")
     axis.tick_params(axis="y", length=0)
+
+
+def _limit(axis: Any, every: Tensor, groups: Sequence[Tensor], known: float) -> str:
+    """Leave a few stray values outside the frame, and say how many."""
+    levels = torch.tensor([0.01, 0.99], dtype=torch.float64)
+    finite = [group[group.isfinite()] for group in groups]
+    ends = [torch.quantile(group, levels) for group in finite if len(group)]
+    inside = torch.cat([*ends, torch.tensor([known]).double()]) if ends else every
+    inside = inside[inside.isfinite()]
+    if not len(inside):
+        return ""
+    low, high = float(inside.min()), float(inside.max())
+    room = 0.08 * (high - low) or 1.0
+    axis.set_xlim(low - room, high + room)
+    outside = int(((every < low - room) | (every > high + room)).sum())
+    return f"; {outside} of {len(every)} values lie outside" if outside else ""
 
 
 def _row(axis: Any, row: int, values: Tensor, spread: Tensor) -> None:

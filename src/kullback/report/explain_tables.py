@@ -225,7 +225,7 @@ def _js(p: Tensor, q: Tensor, names: list[str], unit: str) -> list[str]:
         "  Toss a coin and draw from P or from Q accordingly: the draw tells "
         f"{number(js)} {unit} about the coin,",
         f"  at most {number(top)}, which it does where P and Q share no outcome.",
-        f"  Both directions are one: JS(P, Q) = JS(Q, P) = {number(js)} {unit}. It is always finite;",
+        f"  Both directions are one: JS(P, Q) = JS(Q, P) = {number(js)} {unit}, always finite;",
         f"  here KL(P‖Q) = {number(float(tables.kl(p, q)) / one)} {unit} and "
         f"KL(Q‖P) = {number(float(tables.kl(q, p)) / one)} {unit}.",
     ]
