@@ -8,6 +8,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -123,9 +124,9 @@ def _adds(axis: Any, shown: Profile, quantity: str, unit: str, known: float) -> 
     """Draw the integrand, what adds in one colour and what takes away in another."""
     symbol, formula = FORMULAS[quantity]
     formula = formula.format(log={"bits": "log₂", "nats": "ln"}[unit])
-    finite = shown.integrand.isfinite()
-    values = torch.where(finite, shown.integrand, 0.0)
-    up, down = values.clamp(min=0), values.clamp(max=0)
+    finite = np.isfinite(shown.integrand)
+    values = np.where(finite, shown.integrand, 0.0)
+    up, down = values.clip(min=0), values.clip(max=0)
     for part, color, words in ((up, GREEN, "adds"), (down, PURPLE, "takes away")):
         if bool((part != 0).any()):
             if shown.discrete and len(shown.x) <= BARS:
@@ -142,7 +143,7 @@ def _adds(axis: Any, shown: Profile, quantity: str, unit: str, known: float) -> 
     if not bool(finite.all()):
         low, high = axis.get_ylim()
         axis.set_ylim(low, max(high, -low / 3))
-        top = torch.full_like(shown.x[~finite], axis.get_ylim()[1])
+        top = np.full_like(shown.x[~finite], axis.get_ylim()[1])
         axis.plot(shown.x[~finite], top, "^", color=GREEN, label="+∞: Q has no mass", clip_on=False)
     if bool((down != 0).any()) or not bool(finite.all()):
         _legend(axis)
@@ -217,7 +218,15 @@ def _row(axis: Any, row: int, values: Tensor, spread: Tensor) -> None:
         )
         return
     values, spread = values[finite], spread[finite]
-    axis.plot(values, row + spread, ".", color=FAINT, alpha=0.35, markersize=4, markeredgewidth=0)
+    axis.plot(
+        values.numpy(),
+        (row + spread).numpy(),
+        ".",
+        color=FAINT,
+        alpha=0.35,
+        markersize=4,
+        markeredgewidth=0,
+    )
     low, high = torch.quantile(values, torch.tensor([0.05, 0.95], dtype=values.dtype)).tolist()
     axis.plot([low, high], [row, row], color=BLUE, linewidth=5, solid_capstyle="round", zorder=3)
     mean = float(values.mean())

@@ -27,14 +27,16 @@ FAR = 8.0  # quartile distances from the quartiles beyond which tails are not sh
 class Profile:
     """Places x, masses or densities p and q there, the integrand in a unit, and its integral.
 
+    x, p, q, integrand: NumPy float64 `[places]`, which is what a picture takes.
+
     integrand: +inf where p has mass that q lacks. total: the sum, or the integral, far beyond x,
     by the trapezoid rule: good to the four digits that are shown, not an oracle.
     """
 
-    x: Tensor
-    p: Tensor
-    q: Tensor | None
-    integrand: Tensor
+    x: Any
+    p: Any
+    q: Any
+    integrand: Any
     discrete: bool
     total: float
 
@@ -47,29 +49,33 @@ def profile(quantity: str, p: Any, q: Any = None, *, unit: str) -> Profile:
 
     >>> table = torch.tensor([0.5, 0.5])
     >>> profile("entropy", table, unit="bits").integrand
-    tensor([0.5000, 0.5000], dtype=torch.float64)
+    array([0.5, 0.5])
     """
     given = [d for d in (p, q) if d is not None]
     if isinstance(p, Tensor):
         x = torch.arange(1, len(p) + 1, dtype=torch.float64)
         logs = [d.double().log() for d in given]
         values = _integrand(quantity, *logs) / UNITS[unit]
-        return Profile(x, *_pair(logs), values, discrete=True, total=float(values.sum()))
+        return _profile(x, logs, values, discrete=True, total=float(values.sum()))
     single = all(not d.event_shape and not d.batch_shape for d in given)
     require(single, "--plot", "distributions over single numbers", "over vectors")
     seeded = torch.Generator().manual_seed(0)
     draws = [draw_from(d, DRAWS, generator=seeded).double().sort().values for d in given]
     discrete = all(bool(d.support.is_discrete) for d in given)
     x = _outcomes(draws) if discrete else _places(draws)
-    wide = x if discrete else _everywhere(draws)
+    wide = _beyond(x) if discrete else _everywhere(draws)
     logs, far = ([log_density(d, points).double() for d in given] for points in (x, wide))
-    weights = torch.ones_like(x) if discrete else _widths(wide)
+    weights = torch.ones_like(wide) if discrete else _widths(wide)
     values, tails = (_integrand(quantity, *each) / UNITS[unit] for each in (logs, far))
-    return Profile(x, *_pair(logs), values, discrete=discrete, total=float((tails * weights).sum()))
+    total = float((tails * weights).sum())
+    return _profile(x, logs, values, discrete=discrete, total=total)
 
 
-def _pair(logs: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-    return logs[0].exp(), logs[1].exp() if len(logs) > 1 else None
+def _profile(
+    x: Tensor, logs: list[Tensor], integrand: Tensor, *, discrete: bool, total: float
+) -> Profile:
+    p, q = logs[0].exp().numpy(), logs[1].exp().numpy() if len(logs) > 1 else None
+    return Profile(x.numpy(), p, q, integrand.numpy(), discrete, total)
 
 
 def _integrand(quantity: str, log_p: Tensor, log_q: Tensor | None = None) -> Tensor:
@@ -94,6 +100,12 @@ def _outcomes(draws: list[Tensor]) -> Tensor:
     if high - low > MOST:
         raise ArgumentValueError(message("--plot", f"at most {MOST} outcomes", f"{high - low:g}"))
     return torch.arange(low, high + 1, dtype=torch.float64)
+
+
+def _beyond(x: Tensor) -> Tensor:
+    """Return the whole numbers shown and as many again, at least 50, on either side."""
+    room = max(50, len(x))
+    return torch.arange(float(x[0]) - room, float(x[-1]) + room + 1, dtype=torch.float64)
 
 
 def _places(draws: list[Tensor]) -> Tensor:
