@@ -6,7 +6,7 @@ The text is matched piece by piece; nothing in it is ever run.
 import difflib
 import re
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.distributions as families
@@ -119,7 +119,7 @@ def _terms(text: str, name: str) -> list[Term]:
     return terms
 
 
-def _refuse(text: str, place: int, name: str) -> Any:
+def _refuse(text: str, place: int, name: str) -> NoReturn:
     got = f"{text[place:].strip()!r}" if place < len(text) else "nothing"
     where = f" after {text[:place]!r}" if place else ""
     expected = f"family(number, ...), such as normal(0,1){where}"

@@ -22,7 +22,7 @@ EPILOGUE = """Examples:
 
   kullback kl 0.5,0.25,0.25 0.25,0.5,0.25 --unit bits --explain
 
-  kullback kl "normal(0,1)" "student_t(3)" --plot kl.svg     from draws
+  kullback kl "student_t(5)" "laplace(0,1)" --plot kl.svg
 
   kullback train                                    the embedded garments, two minutes
 

@@ -31,7 +31,7 @@ def answer(
     from .reading import read, read_pair
 
     if q is None:
-        given = (read(p, normalise=options.normalise),)
+        given: tuple[Any, ...] = (read(p, normalise=options.normalise),)
     else:
         given = read_pair(p, q, normalise=options.normalise)
     found = _measured(quantity, given, options, chosen)

@@ -68,7 +68,7 @@ def drawable(values: list[Any]) -> list[Any]:
 
 def explanation(found: Answer, options: MeasureOptions) -> str:
     """Write out formulas, numbers and what they mean, with the estimators where there are draws."""
-    how = {"draws": options.draws, "seed": options.seed}
+    how: dict[str, Any] = {"draws": options.draws, "seed": options.seed}
     if found.given[0].table:
         unit, labels = options.unit, found.labels
         text = explain_table(found.quantity, *found.values, labels=labels, unit=unit)

@@ -26,7 +26,7 @@ BLUE, ORANGE, GREEN, PURPLE, INK, FAINT = (
     "#222222",
     "#888888",
 )
-STYLE = {
+STYLE: Any = {
     "svg.hashsalt": "kullback",
     "svg.fonttype": "none",
     "font.family": "sans-serif",

@@ -11,10 +11,10 @@ from torch.distributions import Distribution
 
 from kullback.core import ArgumentTypeError, Estimate
 from kullback.exact import mixture_kl_bounds
-from kullback.sampled.exact_or_sampled import Measured, cross_entropy, entropy, js, kl
+from kullback.sampled.exact_or_sampled import cross_entropy, entropy, js, kl
 
 from .explain_tables import DIRECTIONS, log_sign
-from .layout import UNITS, aligned, measured_text, number
+from .layout import UNITS, aligned, measured_text, number, value_text
 from .repeats import NAMES, NUMBERS, estimators
 
 __all__ = ["explain_estimators", "explain_named"]
@@ -83,7 +83,7 @@ def _seeded(how: dict[str, Any]) -> dict[str, Any]:
 
 
 def _entropy(p: Distribution, unit: str, how: dict[str, Any]) -> list[str]:
-    log, value = log_sign(unit), _in(entropy(p, **_seeded(how)), unit)
+    log, value = log_sign(unit), measured_text(entropy(p, **_seeded(how)), unit)
     lines = [
         f"What it is (the surprise of x is {log} 1/p(x))",
         f"  entropy, the average surprise: H(P) = −E_P[{log} p(x)] = {value}",
@@ -98,7 +98,7 @@ def _pair(p: Distribution, q: Distribution, unit: str, how: dict[str, Any]) -> l
     pairs = ((p, q), (q, p))
 
     def both(function: Any) -> list[str]:
-        return [_in(function(*pair, **_seeded(how)), unit) for pair in pairs]
+        return [value_text(function(*pair, **_seeded(how)), unit) for pair in pairs]
 
     rows = [
         ["", "KL(P‖Q)", "KL(Q‖P)"],
@@ -108,24 +108,31 @@ def _pair(p: Distribution, q: Distribution, unit: str, how: dict[str, Any]) -> l
         ["KL, the extra", *both(kl)],
         *(list(row) for row in DIRECTIONS),
     ]
+    formulas = [
+        ["entropy", f"H(P) = −E_P[{log} p]", "surprise of one who knows P"],
+        ["cross-entropy", f"H(P, Q) = −E_P[{log} q]", "surprise of one who believes Q"],
+        [
+            "KL divergence",
+            f"KL(P‖Q) = H(P, Q) − H(P) = E_P[{log} p/q]",
+            "the extra, for the wrong belief",
+        ],
+    ]
     discrete = bool(p.support.is_discrete)  # type: ignore[union-attr]
     return [
         f"What it is (the surprise of x is {log} 1/p(x); P is the truth, Q the belief)",
-        f"  entropy        H(P) = −E_P[{log} p]         surprise of one who knows P",
-        f"  cross-entropy  H(P, Q) = −E_P[{log} q]      surprise of one who believes Q",
-        "  KL divergence  KL(P‖Q) = H(P, Q) − H(P) = "
-        f"E_P[{log} p/q]    the extra, for the wrong belief",
+        *(f"  {line}" for line in aligned(formulas, left=(0, 1, 2))),
         *([] if discrete else _DIFFERENTIAL),
         "",
         "The two directions",
         *(f"  {line}" for line in aligned(rows, left=(0, 1, 2))),
+        "  (with ± from draws, the others closed forms)",
         *_bounds(p, q, unit),
     ]
 
 
 def _js(p: Distribution, q: Distribution, unit: str, how: dict[str, Any]) -> list[str]:
-    value, top = _in(js(p, q, **_seeded(how)), unit), number(UNITS["bits"] / UNITS[unit])
-    back = [_in(kl(*pair, **_seeded(how)), unit) for pair in ((p, q), (q, p))]
+    value, top = measured_text(js(p, q, **_seeded(how)), unit), number(UNITS["bits"] / UNITS[unit])
+    back = [measured_text(kl(*pair, **_seeded(how)), unit) for pair in ((p, q), (q, p))]
     return [
         "What it is: the mean of two KL divergences, each to the average M = ½P + ½Q",
         f"  JS(P, Q) = ½ KL(P‖M) + ½ KL(Q‖M) = {value}",
@@ -149,10 +156,6 @@ def _bounds(p: Distribution, q: Distribution, unit: str) -> list[str]:
         f"{number(float(high) / UNITS[unit])} {unit}"
         for name, (low, high) in zip(names, both, strict=False)
     ]
-
-
-def _in(measured: Measured, unit: str) -> str:
-    return measured_text(measured, unit)
 
 
 _DIFFERENTIAL = (

@@ -1,7 +1,7 @@
 """Numbers and columns of plain text, as the explanations print them.
 
 Which to use: `number` for one figure, `signed` with its sign,
-`measured_text` for what was measured, `aligned` for a table.
+`value_text` and `measured_text` for what was measured, `aligned` for a table.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from kullback.sampled.exact_or_sampled import Measured
 
-__all__ = ["UNITS", "aligned", "measured_text", "number", "signed"]
+__all__ = ["UNITS", "aligned", "measured_text", "number", "signed", "value_text"]
 
 UNITS = {"nats": 1.0, "bits": math.log(2.0)}
 
@@ -36,16 +36,24 @@ def signed(value: float) -> str:
     return number(value).replace("-", "−", 1) if value <= 0 else f"+{number(value)}"
 
 
+def value_text(measured: Measured, unit: str) -> str:
+    """Print a measured scalar in a unit, ± its error if it has one.
+
+    >>> value_text(Measured(0.5, "sum over the table"), "nats")
+    '0.5000 nats'
+    """
+    if measured.estimate is not None:
+        return str(measured.estimate.bits() if unit == "bits" else measured.estimate)
+    return f"{number(float(measured) / UNITS[unit])} {unit}"
+
+
 def measured_text(measured: Measured, unit: str, *, gap: str = " ") -> str:
     """Print a measured scalar in a unit, ± its error if it has one, and how it was come by.
 
     >>> measured_text(Measured(0.5, "sum over the table"), "nats")
     '0.5000 nats (sum over the table)'
     """
-    if measured.estimate is not None:
-        estimate = measured.estimate.bits() if unit == "bits" else measured.estimate
-        return f"{estimate}{gap}({measured.method})"
-    return f"{number(float(measured) / UNITS[unit])} {unit}{gap}({measured.method})"
+    return f"{value_text(measured, unit)}{gap}({measured.method})"
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[str]:

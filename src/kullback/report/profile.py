@@ -120,14 +120,14 @@ def _places(draws: list[Tensor]) -> Tensor:
     room = 0.04 * (high - low)
     parts = [torch.linspace(*end, POINTS, dtype=torch.float64) for end in ends]
     whole = torch.linspace(low - room, high + room, POINTS, dtype=torch.float64)
-    return torch.cat([whole, *parts]).unique()
+    return torch.cat([whole, *parts]).sort().values
 
 
 def _everywhere(draws: list[Tensor]) -> Tensor:
     """Return where to integrate: at the draws, dense where mass is, and far into the tails."""
     middle, spread = draws[0].median(), draws[0].std().clamp(max=1e6)
     tails = torch.linspace(-14, 14, DRAWS, dtype=torch.float64).sinh()
-    return torch.cat([*draws, middle + spread * tails]).unique()
+    return torch.cat([*draws, middle + spread * tails]).sort().values
 
 
 def _widths(x: Tensor) -> Tensor:
