@@ -1,8 +1,10 @@
 """The Kullback-Leibler divergence, measured, minimised and paid.
 
-`data` reads data sets, `vae` trains and evaluates variational autoencoders, `report` shows what
-came of it, `sampled` and `variational` hold the estimators and objectives, `core` the `Estimate`
-that every sampled number is. Everything loads on first use: `import kullback` imports no torch.
+`kl(p, q)` is exact where it can be, sampled where not, and says which. `exact` and `sampled` hold
+the numbers without and with an error bar, `variational` the objectives, `data` reads data sets,
+`vae` trains and evaluates variational autoencoders, `report` shows what came of it, `core` has the
+`Estimate` that every sampled number is. Everything loads on first use: `import kullback` imports no
+torch.
 """
 
 from typing import TYPE_CHECKING
@@ -13,6 +15,7 @@ from kullback.core.lazy import lazy
 if TYPE_CHECKING:
     from . import core, data, exact, report, sampled, vae, variational
     from .core import Estimate, KullbackError
+    from .sampled.exact_or_sampled import kl
 
 __all__ = [
     "Estimate",
@@ -21,6 +24,7 @@ __all__ = [
     "core",
     "data",
     "exact",
+    "kl",
     "report",
     "sampled",
     "vae",
@@ -31,6 +35,10 @@ _FOLDERS = ("core", "data", "exact", "report", "sampled", "vae", "variational")
 
 __getattr__, __dir__ = lazy(
     "kullback",
-    {"Estimate": "kullback.core", "KullbackError": "kullback.core"}
+    {
+        "Estimate": "kullback.core",
+        "KullbackError": "kullback.core",
+        "kl": "kullback.sampled.exact_or_sampled",
+    }
     | {name: f"kullback.{name}" for name in _FOLDERS},
 )

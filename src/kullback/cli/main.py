@@ -11,12 +11,18 @@ from kullback.core import KullbackError, __version__
 
 __all__ = ["app", "main"]
 
-HELP = """Train a latent-variable model on your images and know how good it is, in nats.
+HELP = """The Kullback-Leibler divergence, measured, minimised and paid.
+
+Compare two distributions; train a latent-variable model on your images and know how good it is.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed,
 2 wrong usage, 3 unusable data, 130 interrupted (after saving)."""
 
 EPILOGUE = """Examples:
+
+  kullback kl 0.5,0.25,0.25 0.25,0.5,0.25 --unit bits --explain
+
+  kullback kl "student_t(5)" "laplace(0,1)" --plot kl.svg
 
   kullback train                                    the embedded garments, two minutes
 
@@ -38,6 +44,16 @@ app.command(
 app.command(
     "kullback.cli.encode:encode", name="encode", help="Latent means and deviations of your data."
 )
+app.command(
+    "kullback.cli.entropy:entropy", name="entropy", help="Average surprise of a distribution."
+)
+app.command(
+    "kullback.cli.cross_entropy:cross_entropy",
+    name="cross-entropy",
+    help="Average surprise of one who believes another.",
+)
+app.command("kullback.cli.kl:kl", name="kl", help="How far one distribution is from another.")
+app.command("kullback.cli.js:js", name="js", help="The same, symmetric and always finite.")
 app.command("kullback.cli.report:report", name="report", help="Rebuild a run's report.html.")
 app.command(
     "kullback.cli.checks:checks", name="checks", help="What this machine and install can do."

@@ -1,6 +1,7 @@
 """KL(p‖q) between two distributions that can be sampled and scored: draws for you.
 
-Which to use: `kl` here when no closed form exists; `log_ratio` when the draws are already made.
+Which to use: `kl` here when no closed form exists; `log_ratio` when the draws are already made;
+`draw_from` and `log_density` to make and score draws for anything else.
 """
 
 import math
@@ -16,7 +17,7 @@ from kullback.core import Estimate, require, require_type
 from .log_ratio import LogRatios
 from .terms import Estimator
 
-__all__ = ["kl"]
+__all__ = ["draw_from", "kl", "log_density"]
 
 _NUMBERS = 1 << 20  # held at a time: draws times batch times event
 
@@ -61,13 +62,23 @@ def kl(
 
 
 def _scored(p: Distribution, q: Distribution, draws: int, generator: Generator | None) -> LogRatios:
-    x = _sample(p, draws, generator)
-    log_p, log_q = p.log_prob(x).movedim(0, -1), _log_prob(q, x).movedim(0, -1)
+    x = draw_from(p, draws, generator=generator)
+    log_p, log_q = p.log_prob(x).movedim(0, -1), log_density(q, x).movedim(0, -1)
     return LogRatios.of(log_p, log_q.expand_as(log_p))
 
 
-def _sample(p: Distribution, draws: int, generator: Generator | None) -> Tensor:
-    """Draw `[draws, *batch, *event]`; torch's distributions know no generator, so lend them one."""
+def draw_from(p: Distribution, draws: int, *, generator: Generator | None = None) -> Tensor:
+    """Draw `[draws, *batch, *event]` with a generator, which torch's distributions do not take.
+
+    generator: seeds the draws and advances; torch's own, as in `p.sample`, when None. No gradient.
+
+    >>> seeds = (torch.Generator().manual_seed(0) for _ in range(2))
+    >>> first, second = (
+    ...     draw_from(torch.distributions.Laplace(0.0, 1.0), 3, generator=s) for s in seeds
+    ... )
+    >>> bool((first == second).all())
+    True
+    """
     if generator is None:
         return p.sample((draws,))
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
@@ -76,8 +87,14 @@ def _sample(p: Distribution, draws: int, generator: Generator | None) -> Tensor:
         return p.sample((draws,))
 
 
-def _log_prob(q: Distribution, x: Tensor) -> Tensor:
-    """Score draws, −inf for those outside q's support, which torch would refuse to score."""
+def log_density(q: Distribution, x: Tensor) -> Tensor:
+    """Return log q(x), −inf for x outside q's support, which torch would refuse to score.
+
+    x: `[*sample, *batch, *event]` → `[*sample, *batch]`, in nats.
+
+    >>> log_density(torch.distributions.Exponential(2.0), torch.tensor([-1.0, 0.0]))
+    tensor([  -inf, 0.6931])
+    """
     try:
         inside: Tensor = q.support.check(x)  # type: ignore[union-attr]
     except NotImplementedError:
@@ -85,5 +102,5 @@ def _log_prob(q: Distribution, x: Tensor) -> Tensor:
     if bool(inside.all()):
         return q.log_prob(x)
     mask = inside.reshape(*inside.shape, *[1] * len(q.event_shape)).expand(x.shape)
-    stand_in = _sample(q, 1, Generator().manual_seed(0)).expand(x.shape)
+    stand_in = draw_from(q, 1, generator=Generator().manual_seed(0)).expand(x.shape)
     return q.log_prob(torch.where(mask, x, stand_in)).masked_fill(~inside, -math.inf)

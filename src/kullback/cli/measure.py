@@ -1,0 +1,89 @@
+"""What `entropy`, `cross-entropy`, `kl` and `js` share: the way from the arguments to an answer."""
+
+from typing import TYPE_CHECKING, Any
+
+from kullback.core import ArgumentValueError, require
+from kullback.core.checks import message
+
+from .measure_options import MeasureOptions
+from .session import prepare, say
+
+if TYPE_CHECKING:
+    from .showing import Answer
+
+__all__ = ["answer"]
+
+
+def answer(
+    quantity: str,
+    p: str,
+    q: str | None,
+    options: MeasureOptions | None,
+    *,
+    estimator: str | None = None,
+) -> None:
+    """Measure, and print the number, its explanation or its JSON; draw it if asked."""
+    prepare()
+    options = options or MeasureOptions()
+    options.check()
+    chosen = _estimator(estimator)
+    from . import showing
+    from .reading import read, read_pair
+
+    if q is None:
+        given: tuple[Any, ...] = (read(p, normalise=options.normalise),)
+    else:
+        given = read_pair(p, q, normalise=options.normalise)
+    found = _measured(quantity, given, options, chosen)
+    text = showing.explanation(found, options) if options.explain else None
+    if options.plot is not None:
+        showing.draw(found, options, options.plot)
+    showing.show(found, options, text)
+    for warning in found.warnings():
+        say(f"warning: {warning}")
+    if options.plot is not None:
+        say(f"plot: {options.plot}")
+
+
+def _estimator(text: str | None) -> str | float | None:
+    """Turn --estimator into a name or a number λ; None when it was not given."""
+    if text in (None, "k1", "k2", "k3", "best"):
+        return text
+    expected = "k1, k2, k3, best or a finite number λ"
+    try:
+        value = float(str(text))
+    except ValueError as error:
+        raise ArgumentValueError(message("--estimator", expected, repr(text))) from error
+    require(abs(value) < float("inf"), "--estimator", expected, repr(text))
+    return value
+
+
+def _measured(
+    quantity: str, given: tuple[Any, ...], options: MeasureOptions, estimator: str | float | None
+) -> "Answer":
+    """Measure in the best way there is, or by the estimator asked for, with the truth beside it."""
+    import torch
+
+    from kullback import sampled
+    from kullback.sampled import exact_or_sampled as ways
+
+    from .showing import Answer, drawable
+
+    how: dict[str, Any] = {
+        "draws": options.draws,
+        "generator": torch.Generator().manual_seed(options.seed),
+    }
+    functions: dict[str, Any] = {
+        "entropy": ways.entropy,
+        "cross-entropy": ways.cross_entropy,
+        "kl": ways.kl,
+        "js": ways.js,
+    }
+    values = [one.value for one in given]
+    if estimator is None:
+        best = functions[quantity](*values, **how)
+        return Answer(quantity, given, best, None, float(best) if best.exact else None)
+    known = ways.kl(*values, draws=4)
+    found = sampled.kl(*drawable(values), estimator=estimator, **how)
+    measured = ways.Measured(found.value, ways.how_sampled(estimator, options.draws), found)
+    return Answer(quantity, given, measured, estimator, float(known) if known.exact else None)

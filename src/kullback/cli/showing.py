@@ -1,0 +1,147 @@
+"""How what was measured is shown: a line, an explanation, JSON, a picture."""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.distributions import Categorical
+
+from kullback.core import Estimate, write_atomic
+from kullback.report.divergence_plot import plot
+from kullback.report.explain_named import explain_estimators, explain_named
+from kullback.report.explain_tables import explain_table
+from kullback.report.layout import UNITS, measured_text, number
+from kullback.sampled.exact_or_sampled import Measured
+
+from .measure_options import MeasureOptions
+from .reading import Given
+from .session import print_json
+
+__all__ = ["Answer", "draw", "drawable", "explanation", "show"]
+
+SYMBOLS = {"entropy": "H(P)", "cross-entropy": "H(P, Q)", "kl": "KL(P‖Q)", "js": "JS(P, Q)"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was asked, of what, what came out; the estimator asked for; the exact value in nats."""
+
+    quantity: str
+    given: tuple[Given, ...]
+    measured: Measured
+    estimator: str | float | None
+    exact: float | None
+
+    @property
+    def values(self) -> list[Any]:
+        """P, and Q where there is one, as tables or distributions."""
+        return [one.value for one in self.given]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the outcomes, or none."""
+        return next((one.labels for one in self.given if one.labels), ())
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a KL was estimated from draws."""
+        return self.quantity == "kl" and not self.measured.exact
+
+    def warnings(self) -> list[str]:
+        """Return what a reader must know before using the number."""
+        estimate = self.measured.estimate
+        said = list(estimate.warnings) if estimate is not None else []
+        if estimate is not None and estimate.why:
+            said.append(estimate.why)
+        if math.isinf(float(self.measured)) and len(self.given) == 2:
+            said.append("infinite: P has mass where Q has none")
+        return said
+
+
+def drawable(values: list[Any]) -> list[Any]:
+    """Turn tables into distributions that can be drawn from; zeros stay zeros (as logits)."""
+    return [Categorical(logits=v.log()) if isinstance(v, Tensor) else v for v in values]
+
+
+def explanation(found: Answer, options: MeasureOptions) -> str:
+    """Write out formulas, numbers and what they mean, with the estimators where there are draws."""
+    how: dict[str, Any] = {"draws": options.draws, "seed": options.seed}
+    if found.given[0].table:
+        unit, labels = options.unit, found.labels
+        text = explain_table(found.quantity, *found.values, labels=labels, unit=unit)
+    else:
+        text = explain_named(found.quantity, *found.values, unit=options.unit, **how)
+    if not found.drawn:
+        return text
+    both = drawable(found.values)
+    return f"{text}\n\n{explain_estimators(*both, unit=options.unit, exact=found.exact, **how)}"
+
+
+def draw(found: Answer, options: MeasureOptions, path: Path) -> None:
+    """Write the picture, whole or not at all."""
+    picture = plot(
+        found.quantity,
+        *found.values,
+        labels=found.labels,
+        names=[one.text for one in found.given],
+        unit=options.unit,
+        drawable=drawable(found.values) if found.drawn else None,
+        draws=options.draws,
+        seed=options.seed,
+        exact=found.exact,
+    )
+    write_atomic(path, picture)
+
+
+def show(found: Answer, options: MeasureOptions, text: str | None) -> None:
+    """Print the answer on standard output: JSON, or a line and the explanation."""
+    if options.json:
+        print_json(_fields(found, options) | ({} if text is None else {"explanation": text}))
+        return
+    how = measured_text(found.measured, options.unit, gap="  ").replace("(sum", "(exact: sum")
+    line = f"{SYMBOLS[found.quantity]} = {how}"
+    if found.exact is not None and not found.measured.exact:
+        line = f"{line[:-1]}; exact: {number(found.exact / UNITS[options.unit])})"
+    _write(f"{line}\n" if text is None else f"{line}\n\n{text}\n")
+
+
+def _fields(found: Answer, options: MeasureOptions) -> dict[str, Any]:
+    """Return the answer for machines: full precision, infinities as strings."""
+    sampled = found.measured.estimate is not None
+    estimate = found.measured.estimate or Estimate(float(found.measured), 0.0, 0)
+    figures = (estimate.bits() if options.unit == "bits" else estimate).to_dict()
+    default = "best" if "best λ" in found.measured.method else "mean"
+    estimator = default if found.estimator is None else found.estimator
+    known = None if found.exact is None else found.exact / UNITS[options.unit]
+    return {
+        "quantity": found.quantity,
+        "direction": SYMBOLS[found.quantity],
+        **{name: one.text for name, one in zip("pq", found.given, strict=False)},
+        "value": figures["value"],
+        "standard_error": figures["standard_error"] if sampled else None,
+        "unit": options.unit,
+        "exact": not sampled,
+        "exact_value": known if known is None or math.isfinite(known) else repr(known),
+        "method": found.measured.method,
+        "estimator": estimator if sampled else None,
+        "draws": options.draws if sampled else None,
+        "seed": options.seed if sampled else None,
+        "bias": figures["bias"],
+        "why": figures["why"],
+        "k_hat": figures["k_hat"],
+        "warnings": found.warnings(),
+    }
+
+
+def _write(text: str) -> None:
+    """Write on standard output, in plain letters where it lacks those of mathematics."""
+    try:
+        sys.stdout.write(text)
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding or "ascii"
+        for letter, plain in (("‖", "||"), ("±", "+-"), ("−", "-"), ("≤", "<="), ("λ", "lambda")):
+            text = text.replace(letter, plain)
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))

@@ -1,0 +1,233 @@
+"""A picture of a divergence: P and Q, what each place adds, and how the estimators scatter.
+
+Which to use: `plot`, which returns SVG text, the same for the same arguments. Blue is P, orange Q;
+what adds is green, what takes away is purple: told apart also by colour-blind eyes.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .layout import UNITS, number
+from .profile import Profile, profile
+from .repeats import ESTIMATORS, NAMES, NUMBERS, estimators
+
+__all__ = ["plot"]
+
+BLUE, ORANGE, GREEN, PURPLE, INK, FAINT = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#8a4f9e",
+    "#222222",
+    "#888888",
+)
+STYLE: Any = {
+    "svg.hashsalt": "kullback",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+}
+FORMULAS = {
+    "entropy": ("H(P)", "p·{log} 1/p"),
+    "cross-entropy": ("H(P, Q)", "p·{log} 1/q"),
+    "kl": ("KL(P‖Q)", "p·{log} p/q"),
+    "js": ("JS(P, Q)", "½p·{log} p/m + ½q·{log} q/m"),
+}
+BARS, NAMED, REPEATS = 60, 16, 200
+
+
+def plot(
+    quantity: str,
+    p: Any,
+    q: Any = None,
+    *,
+    unit: str = "nats",
+    labels: Sequence[str] = (),
+    names: Sequence[str] = ("P", "Q"),
+    drawable: Sequence[Any] | None = None,
+    draws: int = 10_000,
+    seed: int = 0,
+    exact: float | None = None,
+) -> str:
+    """Draw "entropy", "cross-entropy", "kl" or "js" of tables or distributions as SVG text.
+
+    labels: names of a table's outcomes. names: what P and Q are called. drawable: P and Q as
+    torch distributions, to show k1, k2, k3 and the best λ over 200 repeats of `draws` (fewer, where
+    that would be above two million). exact: the value in nats; where it is None the line the
+    estimators are compared with is the integral of the curve.
+    Errors: `ArgumentValueError` for distributions over vectors.
+
+    >>> plot("entropy", torch.tensor([0.1, 0.9]), unit="bits").startswith("<?xml")
+    True
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    shown = profile(quantity, p, q, unit=unit)
+    known = shown.total if exact is None else exact / UNITS[unit]
+    rows = 2 if drawable is None else 3
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 2.75 * rows), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.subplots(rows, 1)
+        axes[1].sharex(axes[0])
+        _masses(axes[0], shown, names)
+        _adds(axes[1], shown, quantity, unit, known)
+        for axis in axes[:2]:
+            _places(axis, shown, labels, last=axis is axes[1])
+        figure.align_ylabels(axes[:2])
+        if drawable is not None:
+            _scatter(axes[2], drawable, unit, draws, seed, known, exact is not None)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": "kullback"})
+    return out.getvalue()
+
+
+def _masses(axis: Any, shown: Profile, names: Sequence[str]) -> None:
+    """Draw p and q: bars side by side, or curves over a tint."""
+    both = [(shown.p, BLUE, "P"), (shown.q, ORANGE, "Q")]
+    both = [(values, color, letter) for values, color, letter in both if values is not None]
+    for place, (values, color, letter) in enumerate(both):
+        name = names[place] if place < len(names) else letter
+        words = letter if name == letter or len(name) > 40 else f"{letter}: {name}"
+        if shown.discrete and len(shown.x) <= BARS:
+            wide = 0.8 / len(both)
+            left = shown.x + (place - (len(both) - 1) / 2) * wide
+            axis.bar(left, values, width=wide * 0.92, color=color, label=words)
+        else:
+            step = "mid" if shown.discrete else None
+            axis.fill_between(shown.x, values, step=step, color=color, alpha=0.15, linewidth=0)
+            drawing = "steps-mid" if shown.discrete else "default"
+            axis.plot(shown.x, values, color=color, label=words, drawstyle=drawing, linewidth=1.8)
+    axis.set_title("P and Q" if len(both) > 1 else "P")
+    axis.set_ylabel("probability" if shown.discrete else "density")
+    axis.set_ylim(bottom=0)
+    _legend(axis)
+
+
+def _adds(axis: Any, shown: Profile, quantity: str, unit: str, known: float) -> None:
+    """Draw the integrand, what adds in one colour and what takes away in another."""
+    symbol, formula = FORMULAS[quantity]
+    formula = formula.format(log={"bits": "log₂", "nats": "ln"}[unit])
+    finite = np.isfinite(shown.integrand)
+    values = np.where(finite, shown.integrand, 0.0)
+    up, down = values.clip(min=0), values.clip(max=0)
+    for part, color, words in ((up, GREEN, "adds"), (down, PURPLE, "takes away")):
+        if bool((part != 0).any()):
+            if shown.discrete and len(shown.x) <= BARS:
+                axis.bar(shown.x, part, width=0.6, color=color, label=words)
+            else:
+                step = "mid" if shown.discrete else None
+                axis.fill_between(
+                    shown.x, part, step=step, color=color, alpha=0.75, linewidth=0, label=words
+                )
+    axis.axhline(0, color=INK, linewidth=0.8)
+    what = "sum" if shown.discrete else "area"
+    axis.set_title(f"{formula}, whose {what} is {symbol} = {number(known)} {unit}")
+    axis.set_ylabel(unit if shown.discrete else f"{unit} per unit of x")
+    if not bool(finite.all()):
+        low, high = axis.get_ylim()
+        axis.set_ylim(low, max(high, -low / 3))
+        top = np.full_like(shown.x[~finite], axis.get_ylim()[1])
+        axis.plot(shown.x[~finite], top, "^", color=GREEN, label="+∞: Q has no mass", clip_on=False)
+    if bool((down != 0).any()) or not bool(finite.all()):
+        _legend(axis)
+
+
+def _legend(axis: Any) -> None:
+    """Put the legend on the title's line, where it hides nothing."""
+    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.99), "borderpad": 0.1}
+    axis.legend(**place, ncols=3, handlelength=1.2, columnspacing=1.2)
+
+
+def _places(axis: Any, shown: Profile, labels: Sequence[str], *, last: bool) -> None:
+    """Name the places on the horizontal axis."""
+    if labels and len(labels) <= NAMED:
+        axis.set_xticks(shown.x.tolist(), [label[:12] for label in labels])
+    elif shown.discrete and len(shown.x) <= NAMED:
+        axis.set_xticks(shown.x.tolist())
+    else:
+        axis.set_xlabel("x" if last else "")
+
+
+def _scatter(
+    axis: Any,
+    drawable: Sequence[Any],
+    unit: str,
+    draws: int,
+    seed: int,
+    known: float,
+    exact: bool,  # noqa: FBT001
+) -> None:
+    """Draw each estimator's values over repeats, their mean and their central 90 %."""
+    draws = min(draws, NUMBERS // 20)
+    repeats = min(REPEATS, NUMBERS // draws)
+    seeded = torch.Generator().manual_seed(seed)
+    found = estimators(*drawable, draws=draws, repeats=repeats, generator=seeded)
+    spread = torch.linspace(-0.22, 0.22, repeats, dtype=torch.float64)
+    spread = spread[torch.randperm(repeats, generator=seeded)]
+    values = {name: found[name].value / UNITS[unit] for name in ESTIMATORS}
+    for row, each in enumerate(values.values()):
+        _row(axis, row, each, spread)
+    outside = _limit(axis, torch.cat([*values.values()]), list(values.values()), known)
+    against = f"{'exact' if exact else 'quadrature'}, {number(known)}"
+    axis.axvline(known, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+    axis.set_title(f"Estimators, {repeats} repeats of {draws:,} draws each; dashed: {against}")
+    axis.set_yticks(range(len(ESTIMATORS)), [NAMES[name] for name in ESTIMATORS])
+    axis.set_ylim(len(ESTIMATORS) - 0.5, -0.5)
+    axis.set_xlabel(f"{unit} (bar: central 90 %; white: mean{outside})")
+    axis.tick_params(axis="y", length=0)
+
+
+def _limit(axis: Any, every: Tensor, groups: Sequence[Tensor], known: float) -> str:
+    """Leave a few stray values outside the frame, and say how many."""
+    levels = torch.tensor([0.01, 0.99], dtype=torch.float64)
+    finite = [group[group.isfinite()] for group in groups]
+    ends = [torch.quantile(group, levels) for group in finite if len(group)]
+    inside = torch.cat([*ends, torch.tensor([known]).double()]) if ends else every
+    inside = inside[inside.isfinite()]
+    if not len(inside):
+        return ""
+    low, high = float(inside.min()), float(inside.max())
+    room = 0.08 * (high - low) or 1.0
+    axis.set_xlim(low - room, high + room)
+    outside = int(((every < low - room) | (every > high + room)).sum())
+    return f"; {outside} of {len(every)} values lie outside" if outside else ""
+
+
+def _row(axis: Any, row: int, values: Tensor, spread: Tensor) -> None:
+    finite = values.isfinite()
+    if not bool(finite.any()):
+        axis.text(
+            0.02, row, "+∞ in every repeat", transform=axis.get_yaxis_transform(), va="center"
+        )
+        return
+    values, spread = values[finite], spread[finite]
+    axis.plot(
+        values.numpy(),
+        (row + spread).numpy(),
+        ".",
+        color=FAINT,
+        alpha=0.35,
+        markersize=4,
+        markeredgewidth=0,
+    )
+    low, high = torch.quantile(values, torch.tensor([0.05, 0.95], dtype=values.dtype)).tolist()
+    axis.plot([low, high], [row, row], color=BLUE, linewidth=5, solid_capstyle="round", zorder=3)
+    mean = float(values.mean())
+    axis.plot([mean], [row], "o", color="white", markeredgecolor=BLUE, markersize=6, zorder=4)

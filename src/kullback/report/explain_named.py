@@ -1,0 +1,164 @@
+"""Explanations of entropies and divergences of named distributions, and of the estimators.
+
+Which to use: `explain_named` for the formula and the numbers in both directions;
+`explain_estimators` for k1, k2, k3 and the best λ with their biases (MATH 5).
+"""
+
+from typing import Any
+
+import torch
+from torch.distributions import Distribution
+
+from kullback.core import ArgumentTypeError, Estimate
+from kullback.exact import mixture_kl_bounds
+from kullback.sampled.exact_or_sampled import cross_entropy, entropy, js, kl
+
+from .explain_tables import DIRECTIONS, log_sign
+from .layout import UNITS, aligned, measured_text, number, value_text
+from .repeats import NAMES, NUMBERS, estimators
+
+__all__ = ["explain_estimators", "explain_named"]
+
+TERMS = {
+    "k1": ("−log r", "unbiased; terms of both signs, so a large variance when P ≈ Q"),
+    "k2": ("½ (log r)²", "biased: its mean is ½ E[log² r], near KL only when P ≈ Q; steady"),
+    "k3": ("(r − 1) − log r", "unbiased, no term below 0; unsteady where r has a heavy tail"),
+    "best": ("−log r + λ (r − 1)", "unbiased (cross-fitted): λ of least variance, from the draws"),
+}
+
+
+def explain_named(
+    quantity: str, p: Distribution, q: Distribution | None = None, *, unit: str, **how: Any
+) -> str:
+    """Explain "entropy", "cross-entropy", "kl" or "js" of torch distributions, in `unit`.
+
+    how: `draws` and `seed` for the numbers that have no closed form.
+
+    >>> text = explain_named("entropy", torch.distributions.Normal(0.0, 1.0), unit="nats")
+    >>> "H(P) = −E_P[ln p(x)] = 1.4189 nats" in text
+    True
+    """
+    if q is None:
+        return "\n".join(_entropy(p, unit, how))
+    return "\n".join(_js(p, q, unit, how) if quantity == "js" else _pair(p, q, unit, how))
+
+
+def explain_estimators(
+    p: Distribution, q: Distribution, *, unit: str, draws: int, seed: int, exact: float | None
+) -> str:
+    """Explain k1, k2, k3 and the best λ with what each gives on the same draws from p.
+
+    exact: KL(p‖q) in nats where it is known.
+
+    >>> p, q = (torch.distributions.Normal(torch.tensor(m), 1.0) for m in (0.0, 1.0))
+    >>> text = explain_estimators(p, q, unit="nats", draws=100, seed=0, exact=0.5)
+    >>> text.splitlines()[0]
+    'The estimators, on the same 100 draws x from P, with r = q(x)/p(x), E_P[r] = 1'
+    """
+    count = min(draws, NUMBERS)
+    seeded = torch.Generator().manual_seed(seed)
+    each = estimators(p, q, draws=count, generator=seeded)
+    rows = [["", "mean of", f"value, {unit}", ""]]
+    for name, estimate in each.items():
+        value = float(estimate.value) / UNITS[unit]
+        error = float(estimate.standard_error) / UNITS[unit]
+        term, words = TERMS[name]
+        rows.append([NAMES[name], term, str(Estimate(value, error, count, unit="")), words])
+    if exact is not None:
+        rows.append(["exact", "", number(exact / UNITS[unit]), "no draws needed"])
+    return "\n".join(
+        [
+            f"The estimators, on the same {count:,} draws x from P, with r = q(x)/p(x), E_P[r] = 1",
+            *(f"  {line}" for line in aligned(rows, left=(0, 1, 2, 3))),
+            "  ± is one standard error, and knows nothing of k2's bias.",
+            "  k3 and λ rest on E_P[r] = 1, so Q must have no mass where P has none.",
+        ]
+    )
+
+
+def _seeded(how: dict[str, Any]) -> dict[str, Any]:
+    """Turn `draws` and `seed` into the arguments of a measurement, with a fresh generator."""
+    generator = torch.Generator().manual_seed(how.get("seed", 0))
+    return {"draws": how.get("draws", 10_000), "generator": generator}
+
+
+def _entropy(p: Distribution, unit: str, how: dict[str, Any]) -> list[str]:
+    log, value = log_sign(unit), measured_text(entropy(p, **_seeded(how)), unit)
+    lines = [
+        f"What it is (the surprise of x is {log} 1/p(x))",
+        f"  entropy, the average surprise: H(P) = −E_P[{log} p(x)] = {value}",
+    ]
+    if p.support.is_discrete:  # type: ignore[union-attr]
+        return [*lines, "  The best code for draws from P costs this much a draw on average."]
+    return [*lines, *_DIFFERENTIAL]
+
+
+def _pair(p: Distribution, q: Distribution, unit: str, how: dict[str, Any]) -> list[str]:
+    log = log_sign(unit)
+    pairs = ((p, q), (q, p))
+
+    def both(function: Any) -> list[str]:
+        return [value_text(function(*pair, **_seeded(how)), unit) for pair in pairs]
+
+    rows = [
+        ["", "KL(P‖Q)", "KL(Q‖P)"],
+        ["truth, belief", "P, Q", "Q, P"],
+        ["entropy of the truth", *both(lambda a, _, **k: entropy(a, **k))],
+        ["cross-entropy", *both(cross_entropy)],
+        ["KL, the extra", *both(kl)],
+        *(list(row) for row in DIRECTIONS),
+    ]
+    formulas = [
+        ["entropy", f"H(P) = −E_P[{log} p]", "surprise of one who knows P"],
+        ["cross-entropy", f"H(P, Q) = −E_P[{log} q]", "surprise of one who believes Q"],
+        [
+            "KL divergence",
+            f"KL(P‖Q) = H(P, Q) − H(P) = E_P[{log} p/q]",
+            "the extra, for the wrong belief",
+        ],
+    ]
+    discrete = bool(p.support.is_discrete)  # type: ignore[union-attr]
+    return [
+        f"What it is (the surprise of x is {log} 1/p(x); P is the truth, Q the belief)",
+        *(f"  {line}" for line in aligned(formulas, left=(0, 1, 2))),
+        *([] if discrete else _DIFFERENTIAL),
+        "",
+        "The two directions",
+        *(f"  {line}" for line in aligned(rows, left=(0, 1, 2))),
+        "  (with ± from draws, the others closed forms)",
+        *_bounds(p, q, unit),
+    ]
+
+
+def _js(p: Distribution, q: Distribution, unit: str, how: dict[str, Any]) -> list[str]:
+    value, top = measured_text(js(p, q, **_seeded(how)), unit), number(UNITS["bits"] / UNITS[unit])
+    back = [measured_text(kl(*pair, **_seeded(how)), unit) for pair in ((p, q), (q, p))]
+    return [
+        "What it is: the mean of two KL divergences, each to the average M = ½P + ½Q",
+        f"  JS(P, Q) = ½ KL(P‖M) + ½ KL(Q‖M) = {value}",
+        f"  Both directions are one, and at most {top} {unit}: what one draw can tell about the",
+        "  coin that chose between P and Q.",
+        f"  KL(P‖Q) = {back[0]}",
+        f"  KL(Q‖P) = {back[1]}",
+    ]
+
+
+def _bounds(p: Distribution, q: Distribution, unit: str) -> list[str]:
+    """Give the proved bounds between Gaussian mixtures, where they say more than the value."""
+    mixtures = any(isinstance(d, torch.distributions.MixtureSameFamily) for d in (p, q))
+    try:
+        both = [mixture_kl_bounds(p, q), mixture_kl_bounds(q, p)] if mixtures else []
+    except ArgumentTypeError:
+        return []
+    names = ("KL(P‖Q)", "KL(Q‖P)")
+    return [
+        f"  proved: {number(float(low) / UNITS[unit])} ≤ {name} ≤ "
+        f"{number(float(high) / UNITS[unit])} {unit}"
+        for name, (low, high) in zip(names, both, strict=False)
+    ]
+
+
+_DIFFERENTIAL = (
+    "  For densities H depends on the unit of x, may be negative, and is no code length;",
+    "  their difference, KL, does not depend on it and means the same as between tables.",
+)
