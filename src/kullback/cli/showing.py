@@ -127,7 +127,7 @@ def _fields(found: Answer, options: MeasureOptions) -> dict[str, Any]:
         "exact_value": known if known is None or math.isfinite(known) else repr(known),
         "method": found.measured.method,
         "estimator": estimator if sampled else None,
-        "draws": options.draws if sampled else None,
+        "draws": figures["draws"] if sampled else None,
         "seed": options.seed if sampled else None,
         "bias": figures["bias"],
         "why": figures["why"],
