@@ -58,6 +58,10 @@ class Answer:
             said.append(estimate.why)
         if math.isinf(float(self.measured)) and len(self.given) == 2:
             said.append("infinite: P has mass where Q has none")
+        elif self.exact == math.inf:
+            said.append(
+                "the exact value is infinite, which these draws and their scores do not show"
+            )
         return said
 
 
