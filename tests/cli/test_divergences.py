@@ -158,6 +158,9 @@ def test_disjoint_support_is_infinite_and_json_stays_json(capsys):
     assert found["warnings"] == ["infinite: P has mass where Q has none"]
     found = fields(capsys, "kl", "0.5,0.5", "1,0", "--estimator", "k1")
     assert found["value"] == found["standard_error"] == found["exact_value"] == "inf"
+    found = fields(capsys, "kl", "bernoulli(0.5)", "bernoulli(0)", "--estimator", "k1")
+    assert found["exact_value"] == "inf"
+    assert any("infinite" in warning for warning in found["warnings"])
     assert fields(capsys, "js", "1,0", "0,1", "--unit", "bits")["value"] == 1.0
     assert run("cross-entropy", "uniform(0,2)", "uniform(0,1)") == 0
     captured = capsys.readouterr()

@@ -58,6 +58,10 @@ class Answer:
             said.append(estimate.why)
         if math.isinf(float(self.measured)) and len(self.given) == 2:
             said.append("infinite: P has mass where Q has none")
+        elif self.exact == math.inf:
+            said.append(
+                "the exact value is infinite, which these draws and their scores do not show"
+            )
         return said
 
 
@@ -127,7 +131,7 @@ def _fields(found: Answer, options: MeasureOptions) -> dict[str, Any]:
         "exact_value": known if known is None or math.isfinite(known) else repr(known),
         "method": found.measured.method,
         "estimator": estimator if sampled else None,
-        "draws": options.draws if sampled else None,
+        "draws": figures["draws"] if sampled else None,
         "seed": options.seed if sampled else None,
         "bias": figures["bias"],
         "why": figures["why"],

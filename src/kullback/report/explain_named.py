@@ -20,10 +20,10 @@ from .repeats import NAMES, NUMBERS, estimators
 __all__ = ["explain_estimators", "explain_named"]
 
 TERMS = {
-    "k1": ("−log r", "unbiased; terms of both signs, so a large variance when P ≈ Q"),
-    "k2": ("½ (log r)²", "biased: its mean is ½ E[log² r], near KL only when P ≈ Q; steady"),
-    "k3": ("(r − 1) − log r", "unbiased, no term below 0; unsteady where r has a heavy tail"),
-    "best": ("−log r + λ (r − 1)", "unbiased (cross-fitted): λ of least variance, from the draws"),
+    "k1": ("−log r", "unbiased; terms of both signs, so a large variance"),
+    "k2": ("½ (log r)²", "biased: its mean is ½ E[log² r], near KL when P ≈ Q"),
+    "k3": ("(r − 1) − log r", "unbiased, no term below 0; unsteady if r has a heavy tail"),
+    "best": ("−log r + λ (r − 1)", "unbiased (cross-fitted); λ fitted for least variance"),
 }
 
 
@@ -71,7 +71,8 @@ def explain_estimators(
             f"The estimators, on the same {count:,} draws x from P, with r = q(x)/p(x), E_P[r] = 1",
             *(f"  {line}" for line in aligned(rows, left=(0, 1, 2, 3))),
             "  ± is one standard error, and knows nothing of k2's bias.",
-            "  k3 and λ rest on E_P[r] = 1, so Q must have no mass where P has none.",
+            "  k3 and λ rest on E_P[r] = 1, so Q must have no mass where P has none; and where",
+            "  Q has the heavier tails, draws miss part of r: k1 is then the one to trust.",
         ]
     )
 

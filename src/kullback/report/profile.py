@@ -53,6 +53,7 @@ def profile(quantity: str, p: Any, q: Any = None, *, unit: str) -> Profile:
     """
     given = [d for d in (p, q) if d is not None]
     if isinstance(p, Tensor):
+        require(len(p) <= MOST, "--plot", f"at most {MOST} outcomes", len(p))
         x = torch.arange(1, len(p) + 1, dtype=torch.float64)
         logs = [d.double().log() for d in given]
         values = _integrand(quantity, *logs) / UNITS[unit]

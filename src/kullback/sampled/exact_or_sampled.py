@@ -21,7 +21,7 @@ from .draw import draw_from, log_density
 from .draw import kl as kl_sampled
 from .terms import Estimator
 
-__all__ = ["Measured", "cross_entropy", "entropy", "js", "kl"]
+__all__ = ["Measured", "cross_entropy", "entropy", "how_sampled", "js", "kl"]
 
 _TABLE = "sum over the table"
 _HINT = "two tables [*batch, outcomes], or two torch.distributions"
@@ -113,7 +113,7 @@ def js(p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = Non
     both = _as_tables(p, q)
     if both is not None:
         return Measured(tables.js(*both), _TABLE)
-    half = _half(draws)
+    half = _checked(draws) // 2
     points = torch.cat([draw_from(d, half, generator=generator) for d in _batched(p, q)])
     log_p, log_q = log_density(p, points).double(), log_density(q, points).double()
     log_m = torch.logaddexp(log_p, log_q) - math.log(2.0)
@@ -136,8 +136,8 @@ def entropy(p: Any, *, draws: int = 10_000, generator: Generator | None = None) 
     try:
         return Measured(closed_forms.entropy(p), _closed(p))
     except ArgumentTypeError:
-        points = draw_from(p, 2 * _half(draws), generator=generator)
-    return _mean(-log_density(p, points), 2 * _half(draws))
+        points = draw_from(p, _checked(draws), generator=generator)
+    return _mean(-log_density(p, points), draws)
 
 
 def cross_entropy(
@@ -155,8 +155,8 @@ def cross_entropy(
         return Measured(tables.cross_entropy(p, q), _TABLE)
     own = entropy(p, draws=4, generator=generator)
     if not own.exact:
-        points = draw_from(_batched(p, q)[0], 2 * _half(draws), generator=generator)
-        return _mean(-log_density(q, points), 2 * _half(draws))
+        points = draw_from(_batched(p, q)[0], _checked(draws), generator=generator)
+        return _mean(-log_density(q, points), draws)
     extra = kl(p, q, draws=draws, generator=generator)
     if extra.estimate is None:
         return Measured(own.value + extra.value, extra.method)
@@ -213,10 +213,10 @@ def _batched(p: Distribution, q: Distribution) -> tuple[Distribution, Distributi
     return p.expand(batch), q.expand(batch)
 
 
-def _half(draws: int) -> int:
+def _checked(draws: int) -> int:
     require_type(draws, int, "draws")
     require(draws >= 4, "draws", "at least 4", draws)
-    return draws // 2
+    return draws
 
 
 def _mean(terms: Tensor, draws: int) -> Measured:
