@@ -5,8 +5,6 @@ costs as much as the arithmetic. `step_for` says whether a model and its setting
 everything else is differentiated by autograd, and the tests hold one to the other.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -20,8 +18,6 @@ from .priors import StandardNormal
 from .training import Training
 
 __all__ = ["ElboStep", "step_for"]
-
-Step = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 def step_for(model: VAE, flat: FlatParameters, settings: Training) -> "ElboStep | None":
