@@ -12,7 +12,7 @@ FLOORS = {
     "core": 0,
     "exact": 1,
     "sampled": 2,
-    "tokens": 2,
+    "tokens": 3,
     "variational": 3,
     "codec": 3,
     "data": 3,
