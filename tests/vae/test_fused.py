@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch.nn.functional import linear, relu, silu
 
-from kullback.vae.fused import ACTIVATIONS, bernoulli_log_likelihood, draw_and_kl, mlp
+from kullback.vae.fused import (
+    ACTIVATIONS,
+    bernoulli_log_likelihood,
+    bernoulli_total,
+    draw_and_kl,
+    mlp,
+)
 from kullback.vae.networks import Mlp
 from kullback.variational import gaussian
 
@@ -133,10 +139,24 @@ def test_bernoulli_is_accurate_at_every_width(size, scale):
     assert ((single - truth).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("size", [784, 13])
+@pytest.mark.parametrize("scale", [1e-3, 3.0, 60.0])
+def test_bernoulli_total_is_the_sum_of_values(size, scale):
+    generator = torch.Generator().manual_seed(0)
+    logits = scale * torch.randn(20, size, generator=generator, dtype=torch.float64)
+    x = torch.bernoulli(torch.full((20, size), 0.3, dtype=torch.float64), generator=generator)
+    truth = bernoulli_log_likelihood(logits, x).sum()
+    total = bernoulli_total(logits, x, torch.sigmoid(logits))
+    torch.testing.assert_close(total, truth, rtol=1e-12, atol=1e-12)
+    single = bernoulli_total(logits.float(), x.float(), torch.sigmoid(logits.float())).double()
+    assert (single - truth).abs() <= 200 * 2**-24 * (logits.abs().sum() + logits.numel())
+
+
 def test_tanh_in_float32_is_tanh():
     x = torch.linspace(-12, 12, 20_001)
     exact = torch.tanh(x.double())
-    ours = ACTIVATIONS["tanh"][0](x.clone())[0].double()
+    one, zero = torch.ones(1, 1), torch.zeros(1)
+    ours = ACTIVATIONS["tanh"][0](zero, x.unsqueeze(1), one)[0].squeeze(1).double()
     # σ within 1.5 roundings, doubled, and two roundings more
     assert (ours - exact).abs().max() <= 4 * 2**-24
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .events import real
 from .flat import FlatParameters
-from .fused import bernoulli_value, mlp_backward, mlp_forward
+from .fused import bernoulli_total, mlp_backward, mlp_forward
 from .likelihoods import Bernoulli
 from .model import VAE
 from .networks import LOG_SD_LIMIT, Mlp, MlpDecoder, MlpEncoder
@@ -18,6 +18,8 @@ from .priors import StandardNormal
 from .training import Training
 
 __all__ = ["ElboStep", "step_for"]
+
+hardtanh_backward = torch.ops.aten.hardtanh_backward
 
 
 def step_for(model: VAE, flat: FlatParameters, settings: Training) -> "ElboStep | None":
@@ -62,20 +64,21 @@ class ElboStep:
         centred = x - self.shift if self.scale == 1.0 else (x - self.shift) / self.scale
         code, inputs_in, kept_in = mlp_forward(centred.to(dtype), w_in, b_in, act_in)
         mean, raw = real(code).chunk(2, -1)
-        log_sd = raw.clamp(-LOG_SD_LIMIT, LOG_SD_LIMIT)
+        log_sd = torch.nn.functional.hardtanh(raw, -LOG_SD_LIMIT, LOG_SD_LIMIT)
         spread, excess = log_sd.exp().mul_(noise[0]), torch.expm1(2.0 * log_sd)
         z = (mean + spread).to(dtype)
         rate = (0.5 * (torch.addcmul(excess, mean, mean).sum()) - log_sd.sum()) / n
         logits, inputs_out, kept_out = mlp_forward(z, w_out, b_out, act_out)
         logits = real(logits)
-        likelihood = bernoulli_value(logits, x).sum() / n
+        probability = torch.sigmoid(logits)
+        likelihood = bernoulli_total(logits, x, probability) / n
 
-        by_logits = torch.sigmoid_(logits).sub_(x).mul_(1.0 / n).to(dtype)
+        by_logits = probability.sub_(x).mul_(1.0 / n).to(dtype)
         _, grad = mlp_backward(by_logits, inputs_out, kept_out, w_out, act_out, out_out)
         by_z = real(grad @ w_out[0])
         by_mean = torch.add(by_z, mean, alpha=beta / n)
         by_log_sd = by_z.mul_(spread).add_(excess, alpha=beta / n)
-        by_log_sd.mul_(raw.abs() < LOG_SD_LIMIT)
+        by_log_sd = hardtanh_backward(by_log_sd, raw, -LOG_SD_LIMIT, LOG_SD_LIMIT)
         by_code = torch.cat([by_mean, by_log_sd], -1).to(dtype)
         mlp_backward(by_code, inputs_in, kept_in, w_in, act_in, out_in)
         self.flat.unround_gradient()
