@@ -13,6 +13,7 @@ from .flat import FlatParameters
 from .fused import bernoulli_total, mlp_backward, mlp_forward
 from .likelihoods import Bernoulli
 from .model import VAE
+from .native_step import Layers, NativeStep, library
 from .networks import LOG_SD_LIMIT, Mlp, MlpDecoder, MlpEncoder
 from .priors import StandardNormal
 from .training import Training
@@ -44,42 +45,64 @@ class ElboStep:
         weights = dict(zip(map(id, flat.parameters), flat.views_of(flat.working), strict=True))
         gradients = dict(zip(map(id, flat.parameters), flat.rounded_views, strict=True))
 
-        def parts(net: Mlp) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-            every = [*net.weights, *net.biases]
-            out = [gradients[id(p)] for p in every]
-            return [weights[id(p)] for p in net.weights], [weights[id(p)] for p in net.biases], out
+        def layers(net: Mlp) -> Layers:
+            every = list(map(id, (*net.weights, *net.biases)))
+            values, places = [weights[i] for i in every], [gradients[i] for i in every]
+            n = len(net.weights)
+            return Layers(values[:n], values[n:], places[:n], places[n:], net.activation)
 
         nets = [net for net in (model.encoder.net, model.decoder.net) if isinstance(net, Mlp)]
-        self.encoder, self.decoder = (parts(net) for net in nets)
-        self.activations = [net.activation for net in nets]
+        self.encoder, self.decoder = (layers(net) for net in nets)
+        single = flat.working.dtype == torch.float32 and flat.working.device.type == "cpu"
+        self.functions = library() if single else None
+        self.native: NativeStep | None = None
 
     @torch.no_grad()
     def __call__(self, x: Tensor, noise: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         """Return the loss and (ELBO, rate), batch means in nats; leave the gradient in `flat`."""
-        n, dtype = len(x), self.flat.working.dtype
-        act_in, act_out = self.activations
-        w_in, b_in, out_in = self.encoder
-        w_out, b_out, out_out = self.decoder
-        x = x.flatten(1)
+        x, noise = x.flatten(1), noise[0]
         centred = x - self.shift if self.scale == 1.0 else (x - self.shift) / self.scale
-        code, inputs_in, kept_in = mlp_forward(centred.to(dtype), w_in, b_in, act_in)
+        if self.functions is None:
+            likelihood, rate = self._in_torch(x, centred, noise, beta)
+        else:
+            if self.native is None or self.native.n != len(x):
+                self.native = NativeStep(self.encoder, self.decoder, len(x), self.functions)
+            likelihood, rate = self.native(x, centred, noise, beta)
+        return beta * rate - likelihood, torch.stack([likelihood - rate, rate])
+
+    def _in_torch(
+        self, x: Tensor, centred: Tensor, noise: Tensor, beta: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return (log-likelihood, rate); leave the gradient in `flat`."""
+        n, dtype = len(x), self.flat.working.dtype
+        encoder, decoder = self.encoder, self.decoder
+        code, inputs_in, kept_in = _forward(encoder, centred.to(dtype))
         mean, raw = real(code).chunk(2, -1)
         log_sd = torch.nn.functional.hardtanh(raw, -LOG_SD_LIMIT, LOG_SD_LIMIT)
-        spread, excess = log_sd.exp().mul_(noise[0]), torch.expm1(2.0 * log_sd)
+        spread, excess = log_sd.exp().mul_(noise), torch.expm1(2.0 * log_sd)
         z = (mean + spread).to(dtype)
         rate = (0.5 * (torch.addcmul(excess, mean, mean).sum()) - log_sd.sum()) / n
-        logits, inputs_out, kept_out = mlp_forward(z, w_out, b_out, act_out)
+        logits, inputs_out, kept_out = _forward(decoder, z)
         logits = real(logits)
         probability = torch.sigmoid(logits)
         likelihood = bernoulli_total(logits, x, probability) / n
 
         by_logits = probability.sub_(x).mul_(1.0 / n).to(dtype)
-        _, grad = mlp_backward(by_logits, inputs_out, kept_out, w_out, act_out, out_out)
-        by_z = real(grad @ w_out[0])
+        grad = _backward(decoder, by_logits, inputs_out, kept_out)
+        by_z = real(grad @ decoder.weights[0])
         by_mean = torch.add(by_z, mean, alpha=beta / n)
         by_log_sd = by_z.mul_(spread).add_(excess, alpha=beta / n)
         by_log_sd = hardtanh_backward(by_log_sd, raw, -LOG_SD_LIMIT, LOG_SD_LIMIT)
         by_code = torch.cat([by_mean, by_log_sd], -1).to(dtype)
-        mlp_backward(by_code, inputs_in, kept_in, w_in, act_in, out_in)
+        _backward(encoder, by_code, inputs_in, kept_in)
         self.flat.unround_gradient()
-        return beta * rate - likelihood, torch.stack([likelihood - rate, rate])
+        return likelihood, rate
+
+
+def _forward(net: Layers, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    return mlp_forward(x, net.weights, net.biases, net.activation)
+
+
+def _backward(net: Layers, grad: Tensor, inputs: list[Tensor], kept: list[Tensor]) -> Tensor:
+    out = [*net.by_weights, *net.by_biases]
+    return mlp_backward(grad, inputs, kept, net.weights, net.activation, out)[1]
