@@ -7,7 +7,7 @@ import torch
 
 from kullback.core import KullbackError
 from kullback.data import binarize
-from kullback.data.binary import binarize_all
+from kullback.data.binary import _compare, _compiled, binarize_all
 
 LEVELS = torch.arange(256, dtype=torch.uint8)
 
@@ -125,3 +125,15 @@ def test_binarize_all_depends_on_seed_and_label_only():
     for other in ({"seed": 1, "label": "test"}, {"seed": 0, "label": "train"}):
         different = (once != binarize_all(x, **other)).double().mean().item()
         assert abs(different - 0.5) <= 4.5 * 0.5 / math.sqrt(x.numel())
+
+
+def test_the_comparison_in_c_is_the_one_in_torch():
+    """Every level against every draw, bit for bit."""
+    if (compiled := _compiled()) is None:
+        pytest.skip("no C compiler here")
+    draws = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16).repeat(256)
+    pixels = LEVELS.repeat_interleave(65536)
+    ours, expected = torch.empty(2, len(pixels), dtype=torch.bool)
+    compiled(pixels.data_ptr(), draws.data_ptr(), ours.data_ptr(), len(pixels))
+    _compare(pixels, draws, expected)
+    assert torch.equal(ours, expected)
