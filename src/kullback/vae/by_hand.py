@@ -64,11 +64,11 @@ class ElboStep:
         centred = x - self.shift if self.scale == 1.0 else (x - self.shift) / self.scale
         if self.functions is None:
             likelihood, rate = self._in_torch(x, centred, noise, beta)
-        else:
-            if self.native is None or self.native.n != len(x):
-                self.native = NativeStep(self.encoder, self.decoder, len(x), self.functions)
-            likelihood, rate = self.native(x, centred, noise, beta)
-        return beta * rate - likelihood, torch.stack([likelihood - rate, rate])
+            return beta * rate - likelihood, torch.stack([likelihood - rate, rate])
+        if self.native is None or self.native.n != len(x):
+            self.native = NativeStep(self.encoder, self.decoder, len(x), self.functions)
+        reward, cost = self.native(x, centred, noise, beta)
+        return torch.tensor(beta * cost - reward), torch.tensor([reward - cost, cost])
 
     def _in_torch(
         self, x: Tensor, centred: Tensor, noise: Tensor, beta: float

@@ -125,8 +125,8 @@ def fit(
         shape = (settings.draws_at(progress), len(x), model.prior.latent)
         noise = torch.randn(shape, generator=state.generator, device=x.device)
         loss, figures = gradient(x, noise, progress)
-        norm = flat.norm()
-        if not math.isfinite(float(norm + loss.detach())):
+        norm = float(flat.norm())
+        if not math.isfinite(norm + float(loss.detach())):
             names = [data.train_names[i] for i in indices.tolist()]
             state.generator.set_state(untouched)
             raise NonFiniteError(diagnose(model, flat, state.step, x, noise, names, folder))
@@ -162,7 +162,7 @@ def _gradient(
     return gradient
 
 
-def _clip(flat: FlatParameters, norm: Tensor, largest: float) -> None:
+def _clip(flat: FlatParameters, norm: float, largest: float) -> None:
     """Scale the gradient down to the largest norm allowed, when it is above it."""
-    if float(norm) > largest:
+    if norm > largest:
         flat.gradient.mul_(largest / norm)

@@ -66,7 +66,7 @@ class NativeStep:
 
     def __call__(
         self, x: Tensor, centred: Tensor, noise: Tensor, beta: float
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[float, float]:
         """Return the batch means (log-likelihood, rate) in nats; leave the gradient."""
         n, encoder, decoder = self.n, self.encoder, self.decoder
         code = encoder.forward(centred)
@@ -82,7 +82,7 @@ class NativeStep:
         pointers = _at(self.by_z, code, noise, self.by_code, by_last)
         self.functions.draw_back(*pointers, *shape, beta / n)
         encoder.backward(self.by_code)
-        return torch.tensor(likelihood), torch.tensor(rate)
+        return likelihood, rate
 
 
 class _Pass:
