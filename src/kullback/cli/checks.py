@@ -14,7 +14,7 @@ from .session import prepare, print_json
 
 __all__ = ["checks"]
 
-EXTRAS = {"codec": ["constriction"]}
+EXTRAS = {"codec": ["constriction"], "flows": ["zuko"]}
 PACKAGES = ("torch", "numpy", "safetensors", "cyclopts", "rich", "pillow", "matplotlib")
 
 
@@ -33,6 +33,7 @@ def checks(
     lines.append(f"threads a training would use now: {fields['threads']} of {fields['cores']}")
     for name, rate in fields["matmul_gflops"].items():
         lines.append(f"matrix products: {rate:.0f} GFLOP/s ({name})")
+    lines.append(f"compiled C: {fields['compiled']}")
     for name, state in fields["extras"].items():
         lines.append(f"extra {name}: {state}")
     sys.stdout.write("\n".join(lines) + "\n")
@@ -44,6 +45,7 @@ def _gather() -> dict[str, Any]:
     import torch
 
     from kullback.vae.device import matmul_gflops, pick_device, pick_precision, pick_threads
+    from kullback.vae.native_step import library
 
     device, threads = pick_device(), pick_threads()
     rates = {
@@ -63,6 +65,7 @@ def _gather() -> dict[str, Any]:
         "threads": threads,
         "cores": os.cpu_count(),
         "matmul_gflops": rates,
+        "compiled": "in use" if library() else "not in use: no compiler, or switched off",
         "extras": {name: _state(name, modules) for name, modules in EXTRAS.items()},
     }
 
