@@ -70,7 +70,7 @@ def loss_terms(
     """
     beta = settings.beta_at(progress)
     if settings.importance_weighted_at(progress):
-        likelihood, _, kl, objective = model.tight_terms(x, noise, beta)
+        likelihood, kl, objective = model.tight_terms(x, noise, beta)
     else:
         likelihood, kl = model.elbo_terms(x, noise)
         objective = objectives.beta_elbo(likelihood, kl, beta=beta, free_bits=settings.free_bits)

@@ -76,8 +76,10 @@ class VAE(nn.Module):
         """Return the expected x given z: `[*lead, latent]` to `[*lead, *event]`."""
         return self.likelihood.mean(self.parameters_of(z))
 
-    def tight_terms(self, x: Tensor, noise: Tensor, beta: float = 1.0) -> tuple[Tensor, ...]:
-        """Return `terms` and L_K with its doubly reparameterised gradient, `[batch]`, in nats.
+    def tight_terms(
+        self, x: Tensor, noise: Tensor, beta: float = 1.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `elbo_terms` and L_K with its doubly reparameterised gradient, `[batch]`, in nats.
 
         noise: `[draws, batch, latent]`. See `variational.doubly_reparameterised`.
         """
@@ -88,7 +90,7 @@ class VAE(nn.Module):
         ratio = self.prior.log_ratio(z, held[1], (z - held[0]) / held[1].exp())
         weights = objectives.log_weights(likelihood, ratio, beta=beta)
         bound = objectives.doubly_reparameterised(weights, z)
-        return likelihood, ratio, self.prior.kl(mean, log_sd), bound
+        return likelihood, self.prior.kl(mean, log_sd), bound
 
     def terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what every objective is made of, in nats, for noise `[draws, batch, latent]`.
