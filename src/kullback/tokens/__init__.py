@@ -1,0 +1,29 @@
+"""Floor 3, tokens: exact divergences between next-token distributions, position by position.
+
+Which to use: the functions re-exported here take logits `[*batch, vocab]` and return one value a
+position; `divergences` explains their options, `reference` their meaning at every edge.
+"""
+
+from .backends import usable
+from .divergences import (
+    Comparison,
+    compare,
+    cross_entropy,
+    entropy,
+    jeffreys,
+    js,
+    kl,
+    log_prob,
+)
+
+__all__ = [
+    "Comparison",
+    "compare",
+    "cross_entropy",
+    "entropy",
+    "jeffreys",
+    "js",
+    "kl",
+    "log_prob",
+    "usable",
+]
