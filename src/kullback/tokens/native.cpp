@@ -13,6 +13,10 @@
 #include <thread>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 // helpers of the hot loops, which are only vectorised when nothing in them is a call
 #define INLINE inline __attribute__((always_inline))
 
@@ -428,8 +432,22 @@ void all_sums(const Call& call, double* out) {
     });
 }
 
+// Ask for large pages before a fresh gradient is first written to, which otherwise costs several
+// times what the arithmetic does; a hint that systems without them ignore.
+void prefer_large_pages(void* start, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+    const uintptr_t page = 4096, first = (uintptr_t(start) + page - 1) / page * page;
+    const int64_t left = int64_t(uintptr_t(start) + bytes) - int64_t(first);
+    if (start && left > (int64_t(1) << 22)) madvise((void*)first, left, MADV_HUGEPAGE);
+#else
+    (void)start, (void)bytes;
+#endif
+}
+
 template <class T>
 void all_slopes(const Call& call, const Slopes& out) {
+    prefer_large_pages(out.grad_p, call.rows * call.vocab * sizeof(T));
+    prefer_large_pages(out.grad_q, call.rows * call.vocab * sizeof(T));
     Shared s{call.vocab, call.temperature, float(call.beta), float(1.0 / call.temperature),
              call.asks};
     each_row(call.rows, call.vocab, call.threads, [&](int64_t i) {
