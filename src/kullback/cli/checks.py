@@ -44,8 +44,9 @@ def _gather() -> dict[str, Any]:
 
     import torch
 
+    from kullback.core.compiling import load
     from kullback.vae.device import matmul_gflops, pick_device, pick_precision, pick_threads
-    from kullback.vae.native_step import library
+    from kullback.vae.native_step import SOURCE
 
     device, threads = pick_device(), pick_threads()
     rates = {
@@ -65,7 +66,7 @@ def _gather() -> dict[str, Any]:
         "threads": threads,
         "cores": os.cpu_count(),
         "matmul_gflops": rates,
-        "compiled": "in use" if library() else "not in use: no compiler, or switched off",
+        "compiled": load(SOURCE)[1] or "in use",
         "extras": {name: _state(name, modules) for name, modules in EXTRAS.items()},
     }
 

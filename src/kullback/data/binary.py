@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import native, require, require_type
+from kullback.core import require, require_type
 from kullback.core.checks import describe
+from kullback.core.compiling import load
 
 __all__ = ["binarize", "binarize_all"]
 
@@ -68,7 +69,7 @@ def _compare(pixels: Tensor, draws: Tensor, bits: Tensor) -> None:
 @cache
 def _compiled() -> Any:
     """Return `_compare` in C, or None."""
-    library = native.load(Path(__file__).with_name("binary.c"))
+    library, _ = load(Path(__file__).with_name("binary.c"))
     if library is None:
         return None
     library.binarize.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64]

@@ -2,21 +2,23 @@
 
 Which to use: `backend="auto"` takes it for float32 and bfloat16 on the CPU from 2^18 logits up, if
 there is a C++ compiler; without one, `chunked` does the same some four times slower. The first use
-on a machine compiles for several seconds (`compiling`), the first in a process loads for a
+on a machine compiles for several seconds (`core.compiling`), the first in a process loads for a
 millisecond. It runs on `torch.get_num_threads()` threads and needs no memory but the gradients.
 """
 
 import ctypes
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .compiling import load
+from kullback.core.compiling import load
+
 from .task import Sum, Task
 
 __all__ = ["refusal", "slopes", "sums"]
 
-SOURCE = "native.cpp"
+SOURCE = Path(__file__).with_name("native.cpp")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 ASK_KL, ASK_MORE, ASK_JS, ASK_TOP = 1, 2, 4, 8  # the same in native.cpp
 

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import native
+from kullback.core.compiling import load
 
 from .networks import LOG_SD_LIMIT
 
 __all__ = ["Layers", "NativeStep", "library"]
 
+SOURCE = Path(__file__).with_name("step.c")
 KINDS = {"tanh": 0, "relu": 1, "silu": 2}
 _POINTER, _WHOLE, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
@@ -31,7 +32,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
 
 def library() -> ctypes.CDLL | None:
     """Return `step.c`, compiled, or None where that cannot be had."""
-    loaded = native.load(Path(__file__).with_name("step.c"))
+    loaded, _ = load(SOURCE)
     if loaded is not None:
         for name, (arguments, result) in _SIGNATURES.items():
             function = getattr(loaded, name)

@@ -1,0 +1,118 @@
+"""C and C++ files of this package, compiled at first use where the machine has a compiler.
+
+`load` gives the library, or None and the reason; whoever calls it has a plain form to fall back on,
+which the tests hold the compiled one to. The result is kept in the user's cache folder
+(`$XDG_CACHE_HOME/kullback`, else `~/.cache/kullback`, on a Mac `~/Library/Caches/kullback`) under a
+hash of the source, the flags, the compiler and the processor, so that nothing stale or foreign is
+loaded. The environment variable `KULLBACK_NATIVE=off` keeps to the plain forms.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+__all__ = ["load"]
+
+_STANDARD = {".c": "-std=gnu11", ".cpp": "-std=c++17"}
+_COMPILERS = {".c": ("CC", "cc", "gcc", "clang"), ".cpp": ("CXX", "c++", "g++", "clang++")}
+_FLAGS = ("-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
+_LINK = ("-fPIC", "-shared", "-pthread")
+_TUNED = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler accepts
+_SECONDS = 300  # a compiler that takes longer is given up
+
+
+@cache
+def load(source: Path) -> tuple[ctypes.CDLL | None, str]:
+    """Return the library compiled from a `.c` or `.cpp` file and "", or None and the reason.
+
+    The first call on a machine compiles, which takes seconds; the first in a process loads, which
+    takes a millisecond; every other one returns the same. Calls into the library release the
+    interpreter's lock. A cache folder that others can write to, or none at all, is not used: then
+    every process compiles for itself.
+
+    >>> load(Path("no such file.c"))
+    (None, 'no such file.c is missing')
+    """
+    if os.environ.get("KULLBACK_NATIVE") == "off":
+        return None, "KULLBACK_NATIVE=off"
+    if not source.exists():
+        return None, f"{source.name} is missing"
+    variable, *names = _COMPILERS[source.suffix]
+    compiler = _compiler(os.environ.get(variable, ""), *names)
+    if compiler is None:
+        return None, f"no compiler: none in ${variable}, and no {', '.join(names)} on the path"
+    file = f"{source.stem}-{_key(source, compiler)}.so"
+    with contextlib.suppress(OSError):  # no home, a full or read-only disk, a damaged file
+        return _cached(compiler, source, _folder() / file), ""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return _cached(compiler, source, Path(folder) / file), ""
+    except OSError as error:
+        return None, f"cannot be compiled: {error}"
+
+
+def _compiler(*names: str) -> str | None:
+    if os.name != "posix":
+        return None
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def _folder() -> Path:
+    """Return the cache folder, made if need be; OSError when it is not this user's own."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    caches = "Library/Caches" if sys.platform == "darwin" else ".cache"
+    home = os.path.expanduser("~")  # noqa: PTH111 - never raises
+    folder = (Path(base) if base else Path(home) / caches) / "kullback"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    about = folder.stat()
+    if about.st_uid != os.getuid() or about.st_mode & 0o022:
+        raise PermissionError(f"{folder} can be written by others")
+    return folder
+
+
+def _key(source: Path, compiler: str) -> str:
+    about = Path(compiler).stat()
+    parts = (compiler, about.st_size, about.st_mtime_ns, _FLAGS, _LINK, _TUNED, _processor())
+    return hashlib.sha256(source.read_bytes() + repr(parts).encode()).hexdigest()[:20]
+
+
+def _processor() -> str:
+    """Name what -march=native depends on: a home folder may be shared by unlike machines."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
+    kept = {line for line in lines if line.startswith(("flags", "Features", "model name", "CPU"))}
+    return repr((platform.machine(), sorted(kept or lines[:1])))
+
+
+def _cached(compiler: str, source: Path, library: Path) -> ctypes.CDLL:
+    """Load the library, compiling it first if it is not there; OSError if that cannot be done."""
+    if not library.exists():
+        _compile(compiler, source, library)
+    return ctypes.CDLL(str(library))
+
+
+def _compile(compiler: str, source: Path, library: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        made, said = Path(folder) / library.name, ""
+        for tuned in _TUNED:
+            flags = (_STANDARD[source.suffix], *_FLAGS, *tuned, *_LINK)
+            command = [compiler, *flags, str(source), "-o", str(made), "-lm"]
+            try:
+                done = subprocess.run(
+                    command, capture_output=True, text=True, timeout=_SECONDS, check=False
+                )
+            except subprocess.TimeoutExpired as error:
+                raise OSError(f"{compiler} took more than {error.timeout:.0f} s") from error
+            if done.returncode == 0:
+                made.replace(library)
+                return
+            said = done.stderr.strip()[-500:]
+    raise OSError(f"{compiler} says: {said}")
