@@ -41,7 +41,7 @@ class World:
         self.behaviour = start + stale * noise()
 
     def tables(self):
-        """Return log-probabilities `[rows, vocab]` of current (with graph), reference, behaviour."""
+        """Return log-probabilities `[rows, vocab]` of current, reference, behaviour."""
         return (
             self.logits.log_softmax(-1),
             self.reference.log_softmax(-1),

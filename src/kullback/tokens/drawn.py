@@ -3,8 +3,8 @@
 KL(p‖q) with p the first argument of the direction named: "reverse" is KL(π‖π_ref), p = current and
 q = reference; "forward" is KL(π_ref‖π), p = reference and q = current. Tokens come from the
 behaviour policy μ, so a term carries the weight p/μ: of its own token at level "token", where the
-drawn prefixes are taken as they are; of all tokens up to and with its own at level "sequence", where
-prefixes are p's as well.
+drawn prefixes are taken as they are; of all tokens up to and with its own at level "sequence",
+where prefixes are p's as well.
 """
 
 import math

@@ -22,8 +22,9 @@ from kullback.sampled.terms import Estimator, coefficients
 
 from .drawn import Drawn, check, draw_up
 from .normalising import row_scale
-from .policy_kl import PolicyKL, ratios_of_rows
-from .slopes import ahead, before, slope_of
+from .over_sequences import ratios_of_rows
+from .policy_kl import PolicyKL
+from .slopes import ahead, at_prefixes, slope_of
 
 __all__ = ["policy_kl_loss", "rao_blackwell_kl_loss"]
 
@@ -57,8 +58,8 @@ def policy_kl_loss(
     at level "sequence" one of the first two.
     estimator: of the value, and of what lies ahead at level "sequence": "k1", "k2" (biased; level
     "token" only), "k3", a number λ, "best" (cross-fitted over sequences).
-    exact_kl: `[batch, length]`, the exact KL in this direction of each next-token distribution at the
-    drawn prefixes, used without its graph: the value then is its weighted sum, and the reverse
+    exact_kl: `[batch, length]`, the exact KL in this direction of each next-token distribution at
+    the drawn prefixes, used without its graph: the value then is its weighted sum, and the reverse
     gradient has it as baseline, scattering less.
     truncate: cut importance weights at this number. trust_region: (low, high); tokens whose π/μ is
     outside keep their value but get no gradient.
@@ -76,7 +77,7 @@ def policy_kl_loss(
     >>> kl = policy_kl_loss(log_current=current, log_reference=reference)
     >>> kl.loss.backward()
     >>> round(kl.loss.item(), 4), kl.divergence
-    (0.0246, 'KL(policy ‖ reference) of each token, at the prefixes drawn, nats/sequence')
+    (0.0249, 'KL(policy ‖ reference) of each token, at the prefixes drawn, nats/sequence')
     >>> current.grad  # (log π − log π_ref) / sequences: each token's own
     tensor([[ 0.0500, -0.1000],
             [ 0.1000,  0.0500]])
@@ -152,8 +153,7 @@ def rao_blackwell_kl_loss(
     wide = exact_kl if mask is None else torch.where(mask, exact_kl, 0.0)
     wide = wide.to(drawn.log_ratio.dtype)
     terms, martingale = _exact(drawn, wide.detach())
-    weight = before(drawn)
-    value = ((wide if weight is None else wide * weight) * scale).sum()
+    value = (at_prefixes(drawn, wide) * scale).sum()
     if level == "sequence" and direction == "reverse":
         slope = _hidden(ahead(terms), mask) * scale
         value = attach(value, log_current, slope.to(log_current.dtype))
@@ -200,8 +200,7 @@ def _sums(drawn: Drawn, column: int) -> Tensor:
 
 def _exact(drawn: Drawn, exact: Tensor) -> tuple[Tensor, Tensor]:
     """Return the weighted exact KLs, and k1's terms less them: a martingale, of mean zero."""
-    weight = before(drawn)
-    terms = exact if weight is None else exact * weight
+    terms = at_prefixes(drawn, exact)
     return terms, drawn.value_terms(coefficients("k1")) - terms
 
 

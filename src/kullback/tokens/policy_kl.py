@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 from kullback.core import Estimate, require
-from kullback.sampled import LogRatios, effective_sample_size, trust
+from kullback.sampled import effective_sample_size
 from kullback.sampled.forms import WEIGHT
-from kullback.sampled.moments import Moments
-from kullback.sampled.tails import Tails
 from kullback.sampled.terms import Estimator, coefficients
 
 from .drawn import DIRECTIONS, Drawn
 from .normalising import NORMALISATIONS
+from .over_sequences import estimate_over, mean_over
 
-__all__ = ["PolicyKL", "TrustRegion", "ratios_of_rows"]
+__all__ = ["PolicyKL", "TrustRegion"]
 
 
 class TrustRegion(NamedTuple):
@@ -93,21 +92,25 @@ class PolicyKL:
         weight = self.drawn.weight(truncated=False)
         if weight is None or self.drawn.truncate is None:
             return 0.0
-        return int((self._counted(weight) > self.drawn.truncate).sum()) / max(self.tokens, 1)
+        cut = weight > self.drawn.truncate
+        cut = cut if self.drawn.mask is None else cut & self.drawn.mask
+        return int(cut.sum()) / max(self.tokens, 1)
 
     @property
     def effective_sample_size(self) -> float:
-        """Kong's `(Σ w)² / Σ w²` of the weights used: of tokens, or at level "sequence" of the whole
-        sequences' (the last weight of each). On-policy the number of tokens or sequences.
+        """Kong's `(Σ w)² / Σ w²` of the weights used, between 1 and the number of weights.
+
+        Of tokens; at level "sequence" of whole sequences, each by its last weight.
         """
-        weight = self.drawn.weight()
-        whole = self.drawn.level == "sequence"
+        weight, whole = self.drawn.weight(), self.drawn.level == "sequence"
         if weight is None:
             return float(self.sequences if whole else self.tokens)
-        # masked tokens add log 0 to a cumulated weight, so the last place holds the whole one
-        logs = weight.double().log()
-        kept = logs[:, -1][self._lengths > 0] if whole else logs.flatten()[self._flat()]
-        return float(effective_sample_size(kept)) if kept.numel() else 0.0
+        logs, mask = weight.double().log(), self.drawn.mask
+        if whole:  # masked tokens leave a cumulated weight as it is: the last place holds the whole
+            logs = logs[:, -1][self._lengths > 0]
+        elif mask is not None:
+            logs = logs[mask]
+        return float(effective_sample_size(logs.flatten())) if logs.numel() else 0.0
 
     def estimate(self, estimator: Estimator | None = None) -> Estimate:
         """Estimate the divergence with an error bar over sequences, which are the draws.
@@ -118,22 +121,12 @@ class PolicyKL:
         below 2 sequences (4 for "best"), for an unknown name, for "exact" where none was given.
         """
         estimator = self.estimator if estimator is None else estimator
-        kept = self._lengths > 0
-        lengths = self._lengths[kept].double()
-        if estimator == "exact":
-            given = self.martingale is not None
-            require(given, "estimator", "'k1', 'k2', 'k3', 'best' or λ", "'exact' without exact_kl")
-            found = self._mean(self.terms[kept].double().sum(-1), lengths)
-        else:
-            if estimator != "best":
-                coefficients(estimator)
-            rows = self._columns(kept)
-            ratio = self._ratio(lengths)
-            rows = rows / lengths if self._per_token and not ratio else rows
-            state = ratios_of_rows(rows, lengths / lengths.mean() if ratio else None)
-            found = state.estimate(estimator, self_normalise=ratio)
-            found = found / float(lengths.mean()) if ratio else found
-        return self._named(found, int(kept.sum()))
+        if estimator != "exact":
+            rows = torch.stack([self._sums(column) for column in self._columns()])
+            return self._named(estimate_over(rows, self._kept, estimator, self.normalise))
+        given = self.martingale is not None
+        require(given, "estimator", "'k1', 'k2', 'k3', 'best' or a λ", "'exact' without exact_kl")
+        return self._named(mean_over(self._sums(self.terms), self._kept, self.normalise))
 
     def truncation_bias(self) -> Estimate:
         """Estimate what truncation added to the value: the mean of `(cut weight − weight) · term`.
@@ -143,75 +136,41 @@ class PolicyKL:
         same tokens' share of bias. Errors: `ValueError` below 2 sequences.
         """
         form = coefficients("k3" if self.estimator in ("best", "exact") else self.estimator)
-        plain = self.drawn._replace(truncate=None)
-        change = self._counted(self.drawn.value_terms(form) - plain.value_terms(form), 0.0)
-        kept = self._lengths > 0
-        found = self._mean(change[kept].double().sum(-1), self._lengths[kept].double())
-        return replace(self._named(found, int(kept.sum())), bias="none", why="")
+        whole = self.drawn._replace(truncate=None)
+        change = self.drawn.value_terms(form) - whole.value_terms(form)
+        found = mean_over(self._sums(change), self._kept, self.normalise)
+        return replace(self._named(found), bias="none", why="")
 
     @property
     def _lengths(self) -> Tensor:
+        """How many tokens of each sequence count, `[batch]`."""
         mask, (batch, length) = self.drawn.mask, self.drawn.log_ratio.shape
         full = torch.full((batch,), length, device=self.drawn.log_ratio.device)
         return full if mask is None else mask.sum(-1)
 
     @property
-    def _per_token(self) -> bool:
-        return self.normalise in ("token", "sequence_mean")
+    def _kept(self) -> Tensor:
+        """The lengths of the sequences that have any, float64."""
+        lengths = self._lengths
+        return lengths[lengths > 0].double()
 
-    def _ratio(self, lengths: Tensor) -> bool:
-        return self.normalise == "token" and not bool((lengths == lengths[:1]).all())
-
-    def _counted(self, x: Tensor, instead: float = 0.0) -> Tensor:
-        return x if self.drawn.mask is None else torch.where(self.drawn.mask, x, instead)
-
-    def _flat(self) -> Tensor:
-        mask = self.drawn.mask
-        return (
-            torch.ones_like(self.terms, dtype=torch.bool).flatten()
-            if mask is None
-            else mask.flatten()
-        )
-
-    def _columns(self, kept: Tensor) -> Tensor:
-        """Return each sequence's sums `[F, sequences]` of the weighted features and controls."""
+    def _columns(self) -> list[Tensor]:
+        """Return the weighted features and controls of each token."""
         weight = self.drawn.weight()
         columns = [self.drawn.feature(column, weight) for column in range(WEIGHT)]
-        columns += [] if self.martingale is None else [self.martingale]
-        return torch.stack([self._counted(column)[kept].double().sum(-1) for column in columns])
+        return columns if self.martingale is None else [*columns, self.martingale]
 
-    def _mean(self, rows: Tensor, lengths: Tensor) -> Estimate:
-        require(len(rows) >= 2, "mask", "at least 2 sequences with tokens that count", len(rows))
-        if self._ratio(lengths):
-            value = rows.sum() / lengths.sum()
-            influence, why = (rows - value * lengths) / lengths.mean(), "a ratio of two means"
-        else:
-            rows = rows / lengths if self._per_token else rows
-            value = rows.mean()
-            influence, why = rows - value, ""
-        error, doubts, k_hat = trust.mean_of(influence, value)
-        bias = "unknown" if why else "none"
-        return trust.judged(value, error, len(rows), k_hat, doubts, bias, why)
+    def _sums(self, x: Tensor) -> Tensor:
+        """Return the sums `[sequences]` of x `[batch, length]` over the tokens that count."""
+        mask = self.drawn.mask
+        x = x if mask is None else torch.where(mask, x, 0.0)
+        return x[self._lengths > 0].double().sum(-1)
 
-    def _named(self, found: Estimate, sequences: int) -> Estimate:
+    def _named(self, found: Estimate) -> Estimate:
         """Give the unit, and say that truncated weights bias the value."""
-        found = found * sequences if self.normalise == "batch" else found
+        found = found * self.sequences if self.normalise == "batch" else found
         found = replace(found, unit=NORMALISATIONS[self.normalise])
         if self.share_truncated == 0.0:
             return found
         words = f"weights cut at {self.drawn.truncate:g} (see truncation_bias)"
         return replace(found, bias="unknown", why="; ".join(filter(None, (found.why, words))))
-
-
-def ratios_of_rows(rows: Tensor, lengths: Tensor | None = None) -> LogRatios:
-    """Return the state of draws whose features are sums over a sequence, `[F, sequences]`.
-
-    rows: sums of `log r`, `r − 1 − log r`, `½ log² r`, then controls. lengths: what to divide the
-    mean by, `[sequences]`, where it is a ratio.
-    """
-    rows = rows if lengths is None else torch.cat([rows[:WEIGHT], lengths[None], rows[WEIGHT:]])
-    places = torch.arange(rows.shape[-1], device=rows.device)
-    keys = torch.stack([rows[0], -rows[0], rows[1]])
-    halves = Moments.of(rows[:, ::2]), Moments.of(rows[:, 1::2])
-    tails, zero = Tails.of(keys, places, rows, rows.shape[-1]), rows.new_zeros(())
-    return LogRatios(halves, tails, zero, zero, lengths is not None)

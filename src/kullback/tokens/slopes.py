@@ -1,11 +1,11 @@
 """What each token's log-probability is pushed by: ∂ loss / ∂ log π(token), before normalisation.
 
-The expected gradient of a divergence of sampled tokens is `E_μ[Σ_t slope_t · ∇ log π_t]` with, where
-W is the weight p/μ (of the token, or cumulated at level "sequence") and r = q/p:
+The gradient of a divergence is `E_μ[Σ_t slope_t · ∇ log π_t]` where, with W the weight p/μ (of the
+token, or cumulated at level "sequence"):
 
 - reverse, KL(π‖π_ref): `W_t · log π_t/π_ref,t`, and at level "sequence" besides it what the choice
-  of this token leads to, `Σ_{u>t}` of the value terms (Tang and Munos 2025): any *unbiased* terms do,
-  and those of k3 or the exact KL scatter far less than those of k1.
+  of this token leads to, `Σ_{u>t}` of the value terms (Tang and Munos 2025): any *unbiased* terms
+  do, and those of k3 or the exact KL scatter far less than those of k1.
 - forward, KL(π_ref‖π): `V_t − W_t` where V has π/μ for its last factor. `−W_t` alone is maximum
   likelihood on weighted tokens; V_t, whose `∇ log π` has mean zero, is the control variate that
   makes the slope vanish where the policies agree. Later prefixes are the reference's: they lead
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .drawn import Drawn, shifted
 
-__all__ = ["ahead", "before", "slope_of"]
+__all__ = ["ahead", "at_prefixes", "slope_of"]
 
 
 def slope_of(drawn: Drawn, terms: Tensor, baseline: Tensor | None) -> Tensor:
@@ -46,11 +46,11 @@ def ahead(terms: Tensor) -> Tensor:
     return shifted(terms.flip(-1)).cumsum(-1).flip(-1)
 
 
-def before(drawn: Drawn) -> Tensor | None:
-    """Return the weight of each token's prefix, `[batch, length]`; None for 1 everywhere."""
+def at_prefixes(drawn: Drawn, exact: Tensor) -> Tensor:
+    """Return exact KLs `[batch, length]` times the weights of the prefixes they stand at."""
     if drawn.level == "token" or drawn.log_weight is None:
-        return None
-    return drawn.cut(shifted(drawn.log_weight).exp())
+        return exact
+    return exact * drawn.cut(shifted(drawn.log_weight).exp())
 
 
 def _forward(drawn: Drawn) -> Tensor:
