@@ -15,6 +15,7 @@ has a bias that falls like 1/sequences, and "sequence_mean" descends something e
 (docs/policy_kl.md measures both). Sequences without a token that counts are not counted.
 """
 
+import torch
 from torch import Tensor
 
 from kullback.core import require
@@ -36,7 +37,6 @@ def row_scale(mask: Tensor | None, like: Tensor, normalise: str) -> Tensor:
     and type. A batch in which nothing counts has scale 1 (its sums are 0). "sequence", "batch",
     "token", "sequence_mean": the table above. Errors: `ValueError` for another name.
 
-    >>> import torch
     >>> mask = torch.tensor([[True, True, False], [True, False, False]])
     >>> row_scale(mask, torch.zeros(2, 3), "sequence_mean").flatten().tolist()
     [0.25, 0.5]
@@ -48,7 +48,7 @@ def row_scale(mask: Tensor | None, like: Tensor, normalise: str) -> Tensor:
         count = {"batch": 1, "sequence": batch}.get(normalise, batch * length)
         return like.new_tensor(1 / max(count, 1))
     if normalise == "token":
-        return mask.sum().clamp_min(1).to(like.dtype).reciprocal()
+        return mask.sum(dtype=torch.int32).clamp_min_(1).to(like.dtype).reciprocal_()
     lengths = mask.sum(-1, keepdim=True)
     sequences = (lengths > 0).sum().clamp_min(1).to(like.dtype)
     return 1 / (sequences if normalise == "sequence" else lengths.clamp_min(1) * sequences)
