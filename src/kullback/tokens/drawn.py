@@ -1,0 +1,184 @@
+"""Sampled tokens as a divergence sees them: log ratios and importance weights, checked and masked.
+
+KL(p‖q) with p the first argument of the direction named: "reverse" is KL(π‖π_ref), p = current and
+q = reference; "forward" is KL(π_ref‖π), p = reference and q = current. Tokens come from the
+behaviour policy μ, so a term carries the weight p/μ: of its own token at level "token", where the
+drawn prefixes are taken as they are; of all tokens up to and with its own at level "sequence",
+where prefixes are p's as well.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kullback.core import ArgumentValueError, require, require_type
+from kullback.core.checks import describe, message
+from kullback.sampled.terms import bregman_together
+
+__all__ = ["DIRECTIONS", "LEVELS", "Drawn", "check", "draw_up", "masked", "shifted"]
+
+DIRECTIONS = {"reverse": "KL(policy ‖ reference)", "forward": "KL(reference ‖ policy)"}
+LEVELS = ("token", "sequence")
+
+
+class Drawn(NamedTuple):
+    """log q/p and log-weights of tokens `[batch, length]`, 0 where masked; nothing has a graph.
+
+    log_weight: log p/μ, of the token or of all up to it; None where it is 0 everywhere (p = μ).
+    log_step: log π/μ of the token alone; None on-policy.
+    log_arrival: log q/μ of the token with p/μ of those before it, the weight times r, which has a
+        limit where p is 0; None where nothing needs it.
+    vanishing: whether p is 0 at any token.
+    truncate: what weights are cut at, None for never. weight: exp of log_weight, so cut.
+    """
+
+    direction: str
+    level: str
+    mask: Tensor | None
+    log_ratio: Tensor
+    log_weight: Tensor | None = None
+    log_step: Tensor | None = None
+    log_arrival: Tensor | None = None
+    vanishing: bool = False
+    truncate: float | None = None
+    weight: Tensor | None = None
+
+    def uncut(self) -> "Drawn":
+        """Return the same without truncation."""
+        whole = None if self.log_weight is None else self.log_weight.exp()
+        return self._replace(truncate=None, weight=whole)
+
+    def cut(self, weight: Tensor) -> Tensor:
+        """Return weights cut at `truncate`, if any."""
+        return weight if self.truncate is None else weight.clamp_max(self.truncate)
+
+    def feature(self, column: int) -> Tensor:
+        """Return `log r`, `r − 1 − log r` or `½ log² r` of each token, times its weight.
+
+        Where p is 0 the products tend to 0, (q/μ) and 0.
+        """
+        plain = self.log_ratio
+        if column == 1:
+            plain = torch.empty_like(self.log_ratio, memory_format=torch.contiguous_format)
+            bregman_together(self.log_ratio.reshape(-1), plain.view(-1))
+        elif column == 2:
+            plain = (0.5 * self.log_ratio).mul_(self.log_ratio)
+        if self.weight is None:
+            return plain
+        weighted = plain * self.weight
+        if not self.vanishing or self.log_arrival is None:
+            return weighted
+        limit = self.cut(self.log_arrival.exp()) if column == 1 else plain.new_zeros(())
+        return torch.where(self.weight == 0, limit, weighted)
+
+    def value_terms(self, form: tuple[Tensor | float, ...]) -> Tensor:
+        """Return the terms `form · features`, `[batch, length]`; form: numbers or `[batch, 1]`."""
+        total = None
+        for column, factor in enumerate(form):
+            if isinstance(factor, Tensor) or factor:
+                part = self.feature(column)
+                part = part if isinstance(factor, float) and factor == 1 else part * factor
+                total = part if total is None else total + part
+        return torch.zeros_like(self.log_ratio) if total is None else total
+
+
+def shifted(x: Tensor) -> Tensor:
+    """Return x `[batch, length]` one place later, with 0 before: of the tokens up to the last."""
+    return torch.nn.functional.pad(x[:, :-1], (1, 0)) if x.shape[-1] else x
+
+
+def draw_up(
+    log_current: Tensor,
+    log_reference: Tensor,
+    log_behaviour: Tensor | None,
+    mask: Tensor | None,
+    *,
+    direction: str,
+    level: str,
+    truncate: float | None = None,
+) -> Drawn:
+    """Check, detach and mask log-probabilities `[batch, length]`; half precision becomes float32.
+
+    Errors: `TypeError` and `ValueError` that name the argument.
+    """
+    logs = {"log_current": log_current, "log_reference": log_reference}
+    logs |= {} if log_behaviour is None else {"log_behaviour": log_behaviour}
+    check(logs, mask)
+    _check_names(direction, level, truncate)
+    wide = {name: _wide(log) for name, log in logs.items()}
+    current, reference = wide["log_current"], wide["log_reference"]
+    p, q = (current, reference) if direction == "reverse" else (reference, current)
+    log_ratio = q - p
+    bits = None if mask is None else _bits(mask, log_ratio.dtype)
+    _and(log_ratio, bits)
+    if "log_behaviour" not in wide and direction == "reverse":
+        hint = "pass log_behaviour, or leave truncate out: on-policy every weight is 1"
+        uncut = truncate is None
+        require(uncut, "truncate", "None where draws come from the policy itself", truncate, hint)
+        return Drawn(direction, level, mask, log_ratio)
+    base = wide.get("log_behaviour", current)
+    log_step = _and(current - base, bits) if "log_behaviour" in wide else None
+    log_weight = log_step if direction == "reverse" else None
+    log_weight = _and(p - base, bits) if log_weight is None else log_weight
+    vanishing = log_weight.numel() > 0 and float(log_weight.amin()) == -math.inf
+    needed = vanishing or direction == "forward"
+    log_arrival = _and(q - base, bits) if needed else None
+    if level == "sequence":
+        log_weight = log_weight.cumsum(-1)
+        log_arrival = None if log_arrival is None else log_arrival + shifted(log_weight)
+    rest = (log_weight, log_step, log_arrival, vanishing, truncate)
+    drawn = Drawn(direction, level, mask, log_ratio, *rest)
+    return drawn._replace(weight=drawn.cut(log_weight.exp()))
+
+
+def check(tensors: dict[str, Tensor], mask: Tensor | None) -> None:
+    """Check that all are floating `[batch, length]` of one shape, and the mask bool of it too."""
+    first = next(iter(tensors.values()))
+    for name, value in tensors.items():
+        require_type(value, Tensor, name, "pass a torch tensor [batch, length]")
+        if value.dim() != 2 or not value.is_floating_point():
+            expected, hint = "a floating-point tensor [batch, length]", "gather the tokens' own"
+            _refuse(name, expected, value, hint)
+        if value.shape != first.shape:
+            expected = f"the shape {list(first.shape)} of the others"
+            _refuse(name, expected, value)
+    if mask is not None:
+        require_type(mask, Tensor, "mask", "pass a bool tensor [batch, length]")
+        if mask.dtype != torch.bool or mask.shape != first.shape:
+            expected = f"a bool tensor {list(first.shape)}"
+            _refuse("mask", expected, mask, "mask.bool()")
+
+
+def _refuse(name: str, expected: str, got: Tensor, hint: str = "") -> None:
+    raise ArgumentValueError(message(name, expected, describe(got), hint))
+
+
+def _check_names(direction: str, level: str, truncate: float | None) -> None:
+    require(direction in DIRECTIONS, "direction", "'reverse' or 'forward'", repr(direction))
+    require(level in LEVELS, "level", "'token' or 'sequence'", repr(level))
+    if truncate is not None:
+        require(truncate > 0, "truncate", "a positive number, the largest weight", truncate)
+
+
+def _wide(log: Tensor) -> Tensor:
+    log = log.detach()
+    return log.float() if log.dtype in (torch.float16, torch.bfloat16) else log
+
+
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return x with 0 where the mask is False, whatever was there, NaN too; as a new tensor."""
+    return x if mask is None else _and(x.clone(), _bits(mask, x.dtype))
+
+
+def _bits(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return integers as wide as the type, all ones where True and all zeros where False."""
+    return mask.to(torch.int64 if dtype == torch.float64 else torch.int32).neg_()
+
+
+def _and(x: Tensor, bits: Tensor | None) -> Tensor:
+    """Set x to 0 in place where the bits are; on a CPU much faster than `masked_fill_`."""
+    if bits is not None:
+        x.view(bits.dtype).bitwise_and_(bits)
+    return x
