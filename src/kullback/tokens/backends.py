@@ -17,8 +17,9 @@ __all__ = ["MODULES", "ORDER", "choose", "usable"]
 
 MODULES = {
     "reference": "kullback.tokens.reference",
+    "chunked": "kullback.tokens.chunked",
 }
-ORDER: tuple[str, ...] = ("reference",)  # what "auto" tries
+ORDER: tuple[str, ...] = ("chunked",)  # what "auto" tries
 
 
 def choose(name: str, p: Tensor, q: Tensor | None, task: Task) -> Any:

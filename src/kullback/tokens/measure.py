@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import algebra
 from .arguments import check_logits, check_options, common, refuse_nan, spread_ids, spread_mask
 from .backends import choose
 from .task import Task
@@ -77,10 +78,17 @@ class _Rows(torch.autograd.Function):
         found = torch.empty(len(task.wants), *p.shape[:-1], dtype=dtype, device=p.device)
         ctx.pieces, saved = list(_pieces(p, q)), []
         for piece in ctx.pieces:
-            rows = (_rows(p, piece), _rows(q, piece), _part(ids, piece), _part(keep, piece))
-            values, notes = module.forward(*rows, task)
+            rows, at, live = (
+                (_rows(p, piece), _rows(q, piece)),
+                _part(ids, piece),
+                _part(keep, piece),
+            )
+            sums = module.sums(*rows, live, task)
+            algebra.fill_log_probs(sums, *rows, at, task)
+            values = algebra.values(sums, task)
+            values = values if live is None else values.masked_fill(~live, 0)
             found[:, *piece] = values.view(found[:, *piece].shape)
-            saved.append(notes)
+            saved.append(sums)
         ctx.save_for_backward(p, q, ids, keep, *saved)
         ctx.task, ctx.module = task, module
         return found
@@ -89,17 +97,22 @@ class _Rows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grads: Tensor) -> Any:
         p, q, ids, keep, *saved = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:2]
-        pair = [
-            torch.empty(x.shape, dtype=x.dtype, device=x.device) if want else None
-            for x, want in zip((p, q), wanted, strict=True)
+        both = [
+            torch.empty(x.shape, dtype=x.dtype, device=x.device) if wanted else None
+            for x, wanted in zip((p, q), ctx.needs_input_grad[:2], strict=True)
         ]
-        for piece, notes in zip(ctx.pieces, saved, strict=True):
-            rows = (_rows(p, piece), _rows(q, piece), _part(ids, piece), _part(keep, piece))
-            slopes = grads[:, *piece].reshape(len(ctx.task.wants), -1).contiguous()
-            grad_p, grad_q = (_rows(x, piece) for x in pair)
-            ctx.module.backward(*rows, ctx.task, notes, slopes, grad_p, grad_q)
-        return *pair, None, None, None, None
+        for piece, sums in zip(ctx.pieces, saved, strict=True):
+            rows, at, live = (
+                (_rows(p, piece), _rows(q, piece)),
+                _part(ids, piece),
+                _part(keep, piece),
+            )
+            slopes = grads[:, *piece].reshape(len(ctx.task.wants), -1)
+            c = algebra.coefficients(sums, slopes, ctx.task)
+            c = c if live is None else c.masked_fill(~live, 0)
+            out = (_rows(x, piece) for x in both)
+            ctx.module.slopes(*rows, at, live, ctx.task, sums, c, *out)
+        return *both, None, None, None, None
 
 
 def _pieces(p: Tensor, q: Tensor | None) -> Iterator[tuple[int, ...]]:

@@ -52,7 +52,7 @@ def values(
         "js": lambda: _js(lp, lq, task.beta),
         "entropy": lambda: _entropy(lp),
         "q_entropy": lambda: _entropy(lq),
-        "same_top": lambda: _same_top(lp.detach(), lq.detach()),
+        "same_top": lambda: _same_top(p, p if q is None else q).to(lp.dtype),
     }
     found = torch.stack(
         [sums[want]() if want in sums else _at(log_probs[want], ids, keep) for want in task.wants]
@@ -88,9 +88,11 @@ def _entropy(lp: Tensor) -> Tensor:
     return -(lp.exp() * lp.masked_fill(lp == -math.inf, 0)).sum(-1)
 
 
-def _same_top(lp: Tensor, lq: Tensor) -> Tensor:
-    (p_top, p_id), (q_top, q_id) = lp.max(-1), lq.max(-1)
-    return (p_id == q_id) + 0 * (p_top + q_top)  # NaN where a row has no distribution
+def _same_top(p: Tensor, q: Tensor) -> Tensor:
+    found = (p.argmax(-1) == q.argmax(-1)).double()
+    none = [x.detach().amax(-1).abs() == math.inf for x in (p, q)]
+    nan = [x.detach().isnan().any(-1) for x in (p, q)]
+    return found.masked_fill(none[0] | none[1] | nan[0] | nan[1], math.nan)
 
 
 def _at(log_probs: Tensor, ids: Tensor | None, keep: Tensor | None) -> Tensor:
