@@ -32,7 +32,9 @@ def excess(u, v, m):
 @triton.jit
 def _shrink(top, new, scale):
     """Return e^((top − new)/temperature), 0 for the maximum of nothing."""
-    return tl.where(top == float("-inf"), 0.0, tl.exp((top - tl.where(new == LOW, 0.0, new)) * scale))
+    return tl.where(
+        top == float("-inf"), 0.0, tl.exp((top - tl.where(new == LOW, 0.0, new)) * scale)
+    )
 
 
 @triton.jit
@@ -119,8 +121,12 @@ def _keep(to, kl, rk, m, s, e, i, n, t, f, j, am, as_, ae, ai, ac, bm, bs, be, b
 @triton.jit
 def read(p, q, row, p_stride, q_stride, at, vocab):
     """Return a tile of both logits in float32, and which tokens both sides, only p, only q has."""
-    a = tl.load(p + row.to(tl.int64) * p_stride + at, mask=at < vocab, other=float("-inf")).to(tl.float32)
-    b = tl.load(q + row.to(tl.int64) * q_stride + at, mask=at < vocab, other=float("-inf")).to(tl.float32)
+    a = tl.load(p + row.to(tl.int64) * p_stride + at, mask=at < vocab, other=float("-inf")).to(
+        tl.float32
+    )
+    b = tl.load(q + row.to(tl.int64) * q_stride + at, mask=at < vocab, other=float("-inf")).to(
+        tl.float32
+    )
     p_has, q_has = a != LOW, b != LOW
     return a, b, p_has & q_has, p_has & (b == LOW), q_has & (a == LOW)
 
