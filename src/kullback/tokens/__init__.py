@@ -15,9 +15,11 @@ from .divergences import (
     kl,
     log_prob,
 )
+from .precision import PrecisionWarning, rounding_floor
 
 __all__ = [
     "Comparison",
+    "PrecisionWarning",
     "compare",
     "cross_entropy",
     "entropy",
@@ -25,5 +27,6 @@ __all__ = [
     "js",
     "kl",
     "log_prob",
+    "rounding_floor",
     "usable",
 ]

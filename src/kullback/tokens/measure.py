@@ -5,16 +5,20 @@ chooses the backend, and refuses or lets through rows without a distribution.
 """
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from kullback.core import ArgumentValueError
+from kullback.core.checks import message
 
 from . import algebra
 from .arguments import check_logits, check_options, common, refuse_nan, spread_ids, spread_mask
 from .backends import choose
+from .precision import warn_of_rounding
 from .task import Task
 
 __all__ = ["measure"]
@@ -55,8 +59,11 @@ def measure(
     else:
         rows = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (p, q))
         found = _Rows.apply(*rows, ids, keep, task, module)  # type: ignore[no-untyped-call]
+    found = found.masked_fill(found.detach().isnan().any(0), math.nan)
     if nan == "refuse":
         refuse_nan(found.detach(), f"{name} and q_logits" if q is not None else name)
+        if q is not None:
+            warn_of_rounding(p, q, found.detach(), task)
     return found
 
 
@@ -94,8 +101,20 @@ class _Rows(torch.autograd.Function):
         return found
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grads: Tensor) -> Any:
+        with torch.no_grad():
+            both = _Rows.slopes(ctx, grads)
+        if torch.is_grad_enabled():  # somebody asked for create_graph=True
+            inputs = ctx.saved_tensors[:2]
+            both = [
+                x if x is None else _Once.apply(x, logits)  # type: ignore[no-untyped-call]
+                for x, logits in zip(both, inputs, strict=True)
+            ]
+        return *both, None, None, None, None
+
+    @staticmethod
+    def slopes(ctx: Any, grads: Tensor) -> list[Tensor | None]:
+        """Return the gradients by p and by q, None for a side that wants none."""
         p, q, ids, keep, *saved = ctx.saved_tensors
         both = [
             torch.empty(x.shape, dtype=x.dtype, device=x.device) if wanted else None
@@ -112,7 +131,20 @@ class _Rows(torch.autograd.Function):
             c = c if live is None else c.masked_fill(~live, 0)
             out = (_rows(x, piece) for x in both)
             ctx.module.slopes(*rows, at, live, ctx.task, sums, c, *out)
-        return *both, None, None, None, None
+        return both
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that says so, instead of being a constant, when it is differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, logits: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        text = message("backend", "'reference', the one that differentiates twice", "another")
+        raise ArgumentValueError(text)
 
 
 def _pieces(p: Tensor, q: Tensor | None) -> Iterator[tuple[int, ...]]:
