@@ -55,7 +55,7 @@ def lower(known: Known, other: Known, seen: Tensor, *, known_is_p: bool) -> Tens
     """Return the least KL that the other side's masses allow, of the view with `known`'s tokens.
 
     One by one: `known`'s tokens; the other side's mass on those it does not list is chosen to make
-    the KL least. One bucket: all other tokens. seen: the other side's logs at known's tokens, or NaN.
+    the KL least. One bucket: all other tokens. seen: the other's logs at known's tokens, or NaN.
     """
     weights, unlisted = known.log.exp(), seen.isnan()
     shared = seen.masked_fill(unlisted, -math.inf).exp().sum(-1)

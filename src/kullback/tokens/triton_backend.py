@@ -19,7 +19,7 @@ from .task import Slope, Sum, Task
 
 __all__ = ["refusal", "slopes", "sums"]
 
-_TILE = 4096  # logits of each side that one program holds at a time
+_TILE = 2048  # logits of each side that one program holds at a time
 _PROGRAMS = 1024  # rows are cut until there are so many: several for each processor of a large GPU
 
 
@@ -48,13 +48,13 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
         return out
     q = p if q is None else q
     tile, cut, cuts = _cuts(rows, vocab)
-    warps = max(1, min(8, tile // 512))
+    warps = max(1, min(8, tile // 256))
     scale = 1.0 / task.temperature
     state = torch.empty(rows, cuts, triton_kernels.STATE.value, device=p.device)
     strides = p.stride(0), q.stride(0)
     triton_kernels.forward[(rows, cuts)](
         p, q, state, *strides, vocab, cut, scale,
-        ENTROPY=task.asks("entropy", "q_entropy"), TOP=task.asks("same_top"), TILE=tile,
+        BACK=task.asks("reverse_kl"), ENTROPY=task.asks("entropy", "q_entropy"), TOP=task.asks("same_top"), TILE=tile,
         num_warps=warps,
     )  # fmt: skip
     triton_kernels.finish[(rows,)](state, out, rows, cuts, scale, num_warps=1)
@@ -92,9 +92,11 @@ def slopes(
         p, q, sums, coefficients, ids, keep, to_p, to_q,
         p.stride(0), q.stride(0), to_p.stride(0), to_q.stride(0),
         vocab, rows, 1.0 / task.temperature, task.beta,
-        TO_P=grad_p is not None, TO_Q=grad_q is not None, MIX=task.asks("js"),
+        TO_P=grad_p is not None, TO_Q=grad_q is not None,
+        KL=task.asks("kl"), BACK=task.asks("reverse_kl"), P_LOG=task.asks("entropy"),
+        Q_LOG=task.asks("q_entropy"), MIX=task.asks("js"),
         AT=ids is not None, KEEP=keep is not None, TILE=tile,
-        num_warps=max(1, min(8, tile // 512)),
+        num_warps=max(1, min(8, tile // 256)),
     )  # fmt: skip
 
 

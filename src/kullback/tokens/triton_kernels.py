@@ -24,9 +24,8 @@ STATE: tl.constexpr = tl.constexpr(20)  # how many numbers are kept of a cut, in
 @triton.jit
 def excess(u, v, m):
     """Return u (e^m − 1 − m) ≥ 0 where v = u e^m, by a series where m is small."""
-    series = 1 + m / 7 * (1 + m / 8 * (1 + m / 9))
-    series = 1 + m / 4 * (1 + m / 5 * (1 + m / 6 * series))
-    return tl.where(tl.abs(m) < 0.5, u * (0.5 * m * m) * (1 + m / 3 * series), v - u - u * m)
+    series = 1 / 2 + m * (1 / 6 + m * (1 / 24 + m * (1 / 120 + m * (1 / 720))))
+    return tl.where(tl.abs(m) < 0.25, u * (m * m) * series, v - u - u * m)
 
 
 @triton.jit
@@ -38,12 +37,17 @@ def _shrink(top, new, scale):
 
 
 @triton.jit
-def _tile(x, has, at, scale, ENTROPY: tl.constexpr, TOP: tl.constexpr):
-    """Return what is kept of one tile's logits, and w."""
-    top = tl.max(tl.where(has, x, LOW), 0)
-    z = tl.where(has, (x - tl.where(top == float("-inf"), 0.0, top)) * scale, 0.0)
-    w = tl.where(has, tl.exp(z), 0.0)
-    e = tl.sum(w * z, 0) if ENTROPY else 0.0
+def _tile(x, has, at, scale, ALL: tl.constexpr, ENTROPY: tl.constexpr, TOP: tl.constexpr):
+    """Return what is kept of one tile's logits, and w; ALL: as if every place had a token."""
+    if ALL:
+        top = tl.max(x, 0)
+        z = (x - top) * scale
+        w = tl.exp(z)
+    else:
+        top = tl.max(tl.where(has, x, LOW), 0)
+        z = tl.where(has, (x - tl.where(top == LOW, 0.0, top)) * scale, 0.0)
+        w = tl.where(has, tl.exp(z), 0.0)
+    e = tl.sum(w * z, 0) if ENTROPY else 0 * top
     i = tl.min(tl.where(has & (x == top), at, NONE), 0) if TOP else NONE
     return top, tl.sum(w, 0), e, i, w
 
@@ -60,13 +64,15 @@ def _online(m, s, e, i, m2, s2, e2, i2, scale):
 
 
 @triton.jit
-def _within(a, b, both, w, v, m, s, n, t, scale):
-    """Return KL(p‖q) and KL(q‖p) within one tile."""
+def _within(a, b, both, w, v, m, s, n, t, scale, ALL: tl.constexpr, BACK: tl.constexpr):
+    """Return KL(p‖q) and KL(q‖p) within one tile, the second 0 unless BACK."""
     s, t = tl.where(s == 0, 1.0, s), tl.where(t == 0, 1.0, t)
-    step = ((b - a) - (n - m)) * scale + (tl.log(s) - tl.log(t))
-    step = tl.where(both, step, 0.0)
-    p, q = w / s, v / t
-    return tl.sum(excess(p, q, step), 0), tl.sum(excess(q, p, -step), 0)
+    step = ((b - a) - (n - m)) * scale + tl.log(s / t)
+    if not ALL:
+        step = tl.where(both, step, 0.0)
+    p, q = w * (1 / s), v * (1 / t)
+    there = tl.sum(excess(p, q, step), 0)
+    return there, tl.sum(excess(q, p, -step), 0) if BACK else 0 * there
 
 
 @triton.jit
@@ -134,9 +140,13 @@ def read(p, q, row, p_stride, q_stride, at, vocab):
 @triton.jit
 def forward(
     p, q, state, p_stride, q_stride, vocab, cut, scale,
-    ENTROPY: tl.constexpr, TOP: tl.constexpr, TILE: tl.constexpr,
+    BACK: tl.constexpr, ENTROPY: tl.constexpr, TOP: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Sum one cut of one row; programs: rows × cuts."""
+    """Sum one cut of one row; programs: rows × cuts.
+
+    A tile is summed as if both sides had every token. Where one lacks some, that gives ±inf or NaN,
+    which is cheaper to see than the tokens; then the tile is summed again, with care.
+    """
     row, part = tl.program_id(0), tl.program_id(1)
     zero, low = scale * 0.0, scale * 0.0 - float("inf")  # scalars on the device, as sums are
     kl, rk, ac, bc = zero, zero, zero, zero
@@ -147,19 +157,22 @@ def forward(
     for start in range(part * cut, tl.minimum(part * cut + cut, vocab), TILE):
         at = start + tl.arange(0, TILE)
         a, b, both, p_only, q_only = read(p, q, row, p_stride, q_stride, at, vocab)
-        m2, s2, e2, i2, w = _tile(a, both, at, scale, ENTROPY, TOP)
-        n2, t2, f2, j2, v = _tile(b, both, at, scale, ENTROPY, TOP)
-        kl2, rk2 = _within(a, b, both, w, v, m2, s2, n2, t2, scale)
-        kl, rk = _chain(kl, rk, m, s, n, t, kl2, rk2, m2, s2, n2, t2, scale)
-        m, s, e, i = _online(m, s, e, i, m2, s2, e2, i2, scale)
-        n, t, f, j = _online(n, t, f, j, n2, t2, f2, j2, scale)
-        if tl.sum((p_only | q_only).to(tl.int32), 0) > 0:
-            m2, s2, e2, i2, w = _tile(a, p_only, at, scale, ENTROPY, TOP)
+        m2, s2, e2, i2, w = _tile(a, both, at, scale, True, ENTROPY, TOP)
+        n2, t2, f2, j2, v = _tile(b, both, at, scale, True, ENTROPY, TOP)
+        kl2, rk2 = _within(a, b, both, w, v, m2, s2, n2, t2, scale, True, BACK)
+        if kl2 - kl2 != 0:
+            m2, s2, e2, i2, w = _tile(a, p_only, at, scale, False, ENTROPY, TOP)
             am, as_, ae, ai = _online(am, as_, ae, ai, m2, s2, e2, i2, scale)
-            n2, t2, f2, j2, v = _tile(b, q_only, at, scale, ENTROPY, TOP)
+            n2, t2, f2, j2, v = _tile(b, q_only, at, scale, False, ENTROPY, TOP)
             bm, bs, be, bi = _online(bm, bs, be, bi, n2, t2, f2, j2, scale)
             ac += tl.sum(p_only.to(tl.float32), 0)
             bc += tl.sum(q_only.to(tl.float32), 0)
+            m2, s2, e2, i2, w = _tile(a, both, at, scale, False, ENTROPY, TOP)
+            n2, t2, f2, j2, v = _tile(b, both, at, scale, False, ENTROPY, TOP)
+            kl2, rk2 = _within(a, b, both, w, v, m2, s2, n2, t2, scale, False, BACK)
+        kl, rk = _chain(kl, rk, m, s, n, t, kl2, rk2, m2, s2, n2, t2, scale)
+        m, s, e, i = _online(m, s, e, i, m2, s2, e2, i2, scale)
+        n, t, f, j = _online(n, t, f, j, n2, t2, f2, j2, scale)
     to = state + (row * tl.num_programs(1) + part) * STATE
     _keep(to, kl, rk, m, s, e, i, n, t, f, j, am, as_, ae, ai, ac, bm, bs, be, bi, bc)
 
@@ -184,7 +197,10 @@ def _alone(at, m, s, e, i, count, scale):
 
 @triton.jit
 def _write(out, rows, first, m, s, e, i, am, as_, ae, ai, count, scale):
-    """Write the sums of one side, `first` being 0 for p and 1 for q; return its mass alone."""
+    """Write the sums of one side, `first` being 0 for p and 1 for q.
+
+    Return its mass alone, and the log of its mass that both sides have, also where that underflows.
+    """
     top, total, e, i = _online(m, s, e, i, am, as_, ae, ai, scale)
     none = (total == 0) | (total != total) | (total == float("inf"))
     log = tl.where(none, float("nan"), tl.log(total))
@@ -195,7 +211,9 @@ def _write(out, rows, first, m, s, e, i, am, as_, ae, ai, count, scale):
     tl.store(out + (8 + first) * rows, tl.where(none, 0.0, count))
     tl.store(out + (10 + first) * rows, lost)
     tl.store(out + (14 + first) * rows, i)
-    return lost + 0 * log
+    direct = tl.log(tl.where(s == 0, 1.0, s)) + (m - top) * scale - log
+    log_kept = tl.where(lost < 0.5, tl.log(1 - lost), tl.where(s == 0, -1e30, direct))
+    return lost + 0 * log, log_kept + 0 * log
 
 
 @triton.jit
@@ -213,11 +231,10 @@ def finish(state, out, rows, cuts, scale):
         kl, rk, m, s, e, i, n, t, f, j = _restore(at, kl, rk, m, s, e, i, n, t, f, j, scale)
         am, as_, ae, ai, ac = _alone(at + 10, am, as_, ae, ai, ac, scale)
         bm, bs, be, bi, bc = _alone(at + 15, bm, bs, be, bi, bc, scale)
-    p_lost = _write(out + row, rows, 0, m, s, e, i, am, as_, ae, ai, ac, scale)
-    q_lost = _write(out + row, rows, 1, n, t, f, j, bm, bs, be, bi, bc, scale)
-    # of the masses 1 − lost that both sides have: 1 − s + s (KL within + log s_p / s_q)
-    p_kept, q_kept = 1 - p_lost, 1 - q_lost
-    has = (p_kept > 0) & (q_kept > 0)
-    ratio = tl.where(has, tl.log(tl.where(has, p_kept / q_kept, 1.0)), 0 * (p_lost + q_lost))
-    tl.store(out + row + 6 * rows, p_lost + p_kept * (kl + ratio))
-    tl.store(out + row + 7 * rows, q_lost + q_kept * (rk - ratio))
+    p_lost, p_kept = _write(out + row, rows, 0, m, s, e, i, am, as_, ae, ai, ac, scale)
+    q_lost, q_kept = _write(out + row, rows, 1, n, t, f, j, bm, bs, be, bi, bc, scale)
+    # with the masses s that both sides have: 1 − s_p + s_p (KL within + log s_p / s_q)
+    some = (s > 0) & (t > 0)
+    apart = tl.where(some, p_kept - q_kept, 0 * (p_kept + q_kept))
+    tl.store(out + row + 6 * rows, p_lost + tl.exp(p_kept) * (kl + apart))
+    tl.store(out + row + 7 * rows, q_lost + tl.exp(q_kept) * (rk - apart))

@@ -15,9 +15,9 @@ __all__ = ["js", "slopes"]
 @triton.jit
 def _expm1(m):
     """Return e^m − 1, by a series where m is small."""
-    series = 1 + m / 5 * (1 + m / 6 * (1 + m / 7 * (1 + m / 8)))
-    series = m * (1 + m / 2 * (1 + m / 3 * (1 + m / 4 * series)))
-    return tl.where(tl.abs(m) < 0.5, series, tl.exp(m) - 1)
+    series = 1 / 24 + m * (1 / 120 + m * (1 / 720))
+    series = m * (1 + m * (1 / 2 + m * (1 / 6 + m * series)))
+    return tl.where(tl.abs(m) < 0.25, series, tl.exp(m) - 1)
 
 
 @triton.jit
@@ -77,20 +77,31 @@ def js(
 
 
 @triton.jit
-def _slope(c, row, rows, mass, log, l, mix, step, hit, MIX: tl.constexpr):
+def _slope(
+    c, row, rows, mass, log, l, mix, step, hit,
+    RATIO: tl.constexpr, LOG: tl.constexpr, STEP: tl.constexpr, MIX: tl.constexpr, AT: tl.constexpr,
+):  # fmt: skip
     """Return one side's gradient: its six coefficients (see `Slope`) applied to a tile."""
-    inner = tl.load(c + row).to(tl.float32) + tl.load(c + row + rows).to(tl.float32) * l
-    inner += tl.load(c + row + 2 * rows).to(tl.float32) * log
+    inner = tl.load(c + row).to(tl.float32)
+    if RATIO:
+        inner += tl.load(c + row + rows).to(tl.float32) * l
+    if LOG:
+        inner += tl.load(c + row + 2 * rows).to(tl.float32) * log
     if MIX:
         inner += tl.load(c + row + 3 * rows).to(tl.float32) * mix
-    found = mass * inner + tl.load(c + row + 4 * rows).to(tl.float32) * step
-    return found + tl.where(hit, tl.load(c + row + 5 * rows).to(tl.float32), 0.0)
+    found = mass * inner
+    if STEP:
+        found += tl.load(c + row + 4 * rows).to(tl.float32) * step
+    if AT:
+        found += tl.where(hit, tl.load(c + row + 5 * rows).to(tl.float32), 0.0)
+    return found
 
 
 @triton.jit
 def slopes(
     p, q, sums, c, ids, keep, grad_p, grad_q, p_stride, q_stride, gp_stride, gq_stride, vocab, rows,
-    scale, beta, TO_P: tl.constexpr, TO_Q: tl.constexpr, MIX: tl.constexpr, AT: tl.constexpr,
+    scale, beta, TO_P: tl.constexpr, TO_Q: tl.constexpr, KL: tl.constexpr, BACK: tl.constexpr,
+    P_LOG: tl.constexpr, Q_LOG: tl.constexpr, MIX: tl.constexpr, AT: tl.constexpr,
     KEEP: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Write a tile of both gradients (see `Slope`); programs: tiles × rows."""
@@ -102,7 +113,7 @@ def slopes(
     x, y = l, l
     if MIX:
         x, y = _mixed(l, both, p_only, beta)
-    step = tl.where(both & (tl.abs(l) < 0.5), u * _expm1(l), v - u)
+    step = tl.where(both & (tl.abs(l) < 0.25), u * _expm1(l), v - u)
     hit = at < 0
     if AT:
         hit = at == tl.load(ids + row)
@@ -113,10 +124,10 @@ def slopes(
     else:
         live = True
     if TO_P:
-        found = _slope(c, row, rows, u, p_log, l, x, step, hit, MIX)
+        found = _slope(c, row, rows, u, p_log, l, x, step, hit, KL, P_LOG, BACK, MIX, AT)
         found = tl.where(live, tl.where(p_has, found, nan), 0.0)
         tl.store(grad_p + row.to(tl.int64) * gp_stride + at, found, mask=inside)
     if TO_Q:
-        found = _slope(c + 6 * rows, row, rows, v, q_log, l, y, step, hit, MIX)
+        found = _slope(c + 6 * rows, row, rows, v, q_log, l, y, step, hit, BACK, Q_LOG, KL, MIX, AT)
         found = tl.where(live, tl.where(q_has, found, nan), 0.0)
         tl.store(grad_q + row.to(tl.int64) * gq_stride + at, found, mask=inside)

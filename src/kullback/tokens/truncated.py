@@ -122,8 +122,8 @@ def kl_estimate(
 
     With C the tokens on both lists, KL(p‖q) = p(C) KL(p(·|C)‖q(·|C)) + KL of the view in which C is
     one token. The first is summed; the second is a mean over the draws, in which every draw of C
-    counts the same. So it is unbiased, as `log_ratio` is, and draws of listed tokens add no
-    variance; without lists in common it is `log_ratio` itself.
+    counts the same. So it is unbiased, as `log_ratio` is, and which of the listed tokens came adds
+    no variance; without lists in common it is `log_ratio` itself.
     Errors: as in `log_ratio`, and `ValueError` for shapes that differ.
 
     >>> p = TopK(torch.tensor([0]), torch.tensor([0.9]).log())
