@@ -97,7 +97,9 @@ def kl_from_hidden(
         memory,
     )
     p_flat, q_flat = (x.reshape(-1, x.shape[-1]) for x in (p_hidden, q_hidden))
-    found = _KL.apply(work, p_flat, p_head, p_bias, q_flat, q_head, q_bias)
+    found = _KL.apply(  # type: ignore[no-untyped-call]
+        work, p_flat, p_head, p_bias, q_flat, q_head, q_bias
+    )
     value: Tensor = found.reshape(batch)
     if nan == "refuse":
         _refuse_nan(value.detach())
@@ -117,8 +119,10 @@ class _Work:
 
     def blocks(self, tensors: Sequence[Any]) -> "_Blocks":
         """Return the six tensors, hidden states, head and bias of p and of q, cut into blocks."""
-        (p_cap, q_cap), rest = self.caps, (self.temperature, self.dtype)
-        p, q = Side(*tensors[:3], p_cap, *rest), Side(*tensors[3:], q_cap, *rest)
+        p, q = (
+            Side(hidden, head, bias, cap, self.temperature, self.dtype)
+            for (hidden, head, bias), cap in zip((tensors[:3], tensors[3:]), self.caps, strict=True)
+        )
         return _Blocks.of(p, q, self)
 
 
@@ -216,7 +220,7 @@ class _Blocks:
     def rows(self) -> Iterator[Rows]:
         """Yield the positions that are kept, some at a time."""
         if self.kept is not None:
-            yield from (some for some in self.kept.split(self.positions) if len(some))
+            yield from (some for some in torch.split(self.kept, self.positions) if len(some))
         else:
             for start in range(0, len(self.p.hidden), self.positions):
                 yield slice(start, start + self.positions)

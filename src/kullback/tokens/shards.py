@@ -5,6 +5,7 @@ are put on the scale of the largest logit of all slices, and added up.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,8 +67,9 @@ class Sharded(torch.autograd.Function):
         step = max(1, _BLOCK // p.shape[-1])
         for start in range(0, len(p), step):
             rows = slice(start, start + step)
-            parts = [x if x is None else x[rows] for x in (p, q, at, keep, *pair)]
-            _slopes(*parts[:4], ctx.task, sums[:, rows, None], c[:, rows, None], *parts[4:])
+            some = [x if x is None else x[rows] for x in (p, q, at, keep)]
+            out = [x if x is None else x[rows] for x in pair]
+            _slopes(some, ctx.task, sums[:, rows, None], c[:, rows, None], out)
         return *pair, None, None, None, None, None
 
 
@@ -149,8 +151,7 @@ def _packed(own: Tensor, tops: Tensor, task: Task) -> Tensor:
             v * back + q_shared * (b - a),
             p_shared,
             q_shared,
-            own[Sum.P_ALONE],
-            own[Sum.Q_ALONE],
+            *own[[Sum.P_ALONE, Sum.Q_ALONE]].masked_fill(none.flip(0), 1).masked_fill(none, 0),
             w * p_lost,
             v * q_lost,
         ]
@@ -174,17 +175,13 @@ def _unpacked(packed: Tensor, tops: Tensor) -> Tensor:
 
 
 def _slopes(
-    p: Tensor,
-    q: Tensor | None,
-    at: Tensor | None,
-    keep: Tensor | None,
-    task: Task,
-    sums: Tensor,
-    c: Tensor,
-    grad_p: Tensor | None,
-    grad_q: Tensor | None,
+    given: Sequence[Any], task: Task, sums: Tensor, c: Tensor, out: Sequence[Tensor | None]
 ) -> None:
-    """Fill the gradients of some rows (see `Slope`), normalised by the sums of all slices."""
+    """Fill the gradients of some rows (see `Slope`), normalised by the sums of all slices.
+
+    given: p, q, ids and mask of the rows, all but the first or None; out: p's and q's gradient.
+    """
+    p, q, at, keep = given
     q = p if q is None else q
     dtype = torch.promote_types(torch.promote_types(p.dtype, q.dtype), torch.float32)
     p_log = _log_prob(p, sums[Sum.P_MAX], sums[Sum.P_LOG], task, dtype)
@@ -198,8 +195,8 @@ def _slopes(
     close = (ratio.abs() < 1) & p_has & q_has
     step = torch.where(close, p_prob * ratio.clamp(-1, 1).expm1(), q_prob - p_prob)
     for grad, first, has, log, prob in (
-        (grad_p, Slope.P_ONE, p_has, p_log, p_prob),
-        (grad_q, Slope.Q_ONE, q_has, q_log, q_prob),
+        (out[0], Slope.P_ONE, p_has, p_log, p_prob),
+        (out[1], Slope.Q_ONE, q_has, q_log, q_prob),
     ):
         if grad is None:
             continue

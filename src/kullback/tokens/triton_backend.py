@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .task import Slope, Sum, Task
+from .task import Sum, Task
 
 __all__ = ["refusal", "slopes", "sums"]
 
@@ -54,8 +54,8 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
     strides = p.stride(0), q.stride(0)
     triton_kernels.forward[(rows, cuts)](
         p, q, state, *strides, vocab, cut, scale,
-        BACK=task.asks("reverse_kl"), ENTROPY=task.asks("entropy", "q_entropy"), TOP=task.asks("same_top"), TILE=tile,
-        num_warps=warps,
+        BACK=task.asks("reverse_kl"), ENTROPY=task.asks("entropy", "q_entropy"),
+        TOP=task.asks("same_top"), TILE=tile, num_warps=warps,
     )  # fmt: skip
     triton_kernels.finish[(rows,)](state, out, rows, cuts, scale, num_warps=1)
     if task.asks("js"):

@@ -1,9 +1,11 @@
+# ruff: noqa: ANN001, ANN202, ANN201, FBT003
+# mypy: ignore-errors
 """Triton kernels that read both logits once and sum what the values are made of.
 
 Which to use: none of these directly; `triton_backend` launches them, and importing this file
-imports the compiler. Each row of logits is read in tiles, each tile summed as if it were the whole vocabulary,
-and the tiles joined by the chain rule (as in `parts`): an online softmax that keeps the small
-differences between p and q. Few rows are cut between programs, and `finish` joins the cuts.
+imports the compiler. Each row of logits is read in tiles, each tile summed as if it were the whole
+vocabulary, and the tiles joined by the chain rule (as in `parts`): an online softmax that keeps the
+small differences between p and q. Few rows are cut between programs; `finish` joins the cuts.
 
 Tokens are of three kinds: both sides have them, or only p, or only q. The divergences are summed
 over the first; of the others, of which there are usually none, only the mass is kept. Of a set of

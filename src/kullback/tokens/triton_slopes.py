@@ -1,3 +1,5 @@
+# ruff: noqa: ANN001, ANN202, ANN201, E741
+# mypy: ignore-errors
 """Triton kernels that read both logits once more: gradients, and the Jensen-Shannon sums.
 
 Which to use: none of these directly; `triton_backend` launches them, and importing this file
@@ -119,10 +121,7 @@ def slopes(
         hit = at == tl.load(ids + row)
     p_has, q_has, nan = both | p_only, both | q_only, 0 * (u + v)
     inside = at < vocab
-    if KEEP:
-        live = tl.load(keep + row)
-    else:
-        live = True
+    live = tl.load(keep + row) if KEEP else at >= 0
     if TO_P:
         found = _slope(c, row, rows, u, p_log, l, x, step, hit, KL, P_LOG, BACK, MIX, AT)
         found = tl.where(live, tl.where(p_has, found, nan), 0.0)

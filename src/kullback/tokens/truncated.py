@@ -9,7 +9,7 @@ Renormalising the top k, which is often done instead, gives a number on neither 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -152,7 +152,7 @@ def kl_estimate(
         estimator=estimator,
         log_weights=log_weights,
     )
-    return found + (within if within.ndim else float(within))
+    return replace(found, value=found.value + (within if within.ndim else float(within)))
 
 
 def _known(side: TopK | Tensor, name: str) -> Known:
