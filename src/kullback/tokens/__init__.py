@@ -2,6 +2,8 @@
 
 Which to use: the functions re-exported here take logits `[*batch, vocab]` and return one value a
 position; `divergences` explains their options, `reference` their meaning at every edge.
+`kl_from_hidden` takes hidden states and heads instead, and never holds the logits; `parallel` takes
+logits cut over processes; `kl_bounds` and `kl_estimate` take what a service returns, its top k.
 """
 
 from .backends import usable
@@ -15,17 +17,24 @@ from .divergences import (
     kl,
     log_prob,
 )
+from .hidden import kl_from_hidden
 from .precision import PrecisionWarning, rounding_floor
+from .truncated import Bounds, TopK, kl_bounds, kl_estimate
 
 __all__ = [
+    "Bounds",
     "Comparison",
     "PrecisionWarning",
+    "TopK",
     "compare",
     "cross_entropy",
     "entropy",
     "jeffreys",
     "js",
     "kl",
+    "kl_bounds",
+    "kl_estimate",
+    "kl_from_hidden",
     "log_prob",
     "rounding_floor",
     "usable",
