@@ -1,18 +1,10 @@
 """The audit names what a loss descends: our own k1, k2, k3 and the formulas of other libraries."""
 
-import functools
-import json
-
-
 import pytest
 import torch
-from tokens import peer_losses as peers
 
-from kullback.core import ArgumentTypeError, ArgumentValueError
 from kullback.tokens import audit
-from kullback.tokens.auditing.calls import Caller
-from kullback.tokens.auditing.targets import TARGETS, best_estimator, gradient
-from kullback.tokens.auditing.worlds import build, worlds
+from tokens import peer_losses as peers
 
 REVERSE, FORWARD = "KL(policy‖ref)", "KL(ref‖policy)"
 DIFFERENCE = f"{REVERSE} − {FORWARD}"

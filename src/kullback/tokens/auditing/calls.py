@@ -22,8 +22,10 @@ __all__ = ["NAMES", "Caller", "Enumeration", "Form", "names_table"]
 
 Form = Literal["loss", "penalty", "reward"]
 
-_LOGPS = ("{}_logp", "{}_logps", "{}_log_prob", "{}_log_probs", "{}_logprob", "{}_logprobs")
-_LOGPS = (*_LOGPS, "{}_per_token_logps", "logp_{}", "log_{}", "logprobs_{}", "log_probs_{}")
+_LOGPS = (
+    *("{}_logp", "{}_logps", "{}_log_prob", "{}_log_probs", "{}_logprob", "{}_logprobs"),
+    *("{}_per_token_logps", "logp_{}", "log_{}", "logprobs_{}", "log_probs_{}"),
+)
 
 
 def _spelled(*words: str) -> tuple[str, ...]:
@@ -68,8 +70,8 @@ _ROLE = {name: role for role, names in NAMES.items() for name in names}
 def names_table() -> str:
     """Return the parameter names that are understood, one meaning a line.
 
-    >>> names_table().splitlines()[3]
-    'logits: the policy\\'s logits, [batch, T, V] (also policy_logits, student_logits, new_logits)'
+    >>> print(names_table().splitlines()[3])
+    logits: the policy's logits, [batch, T, V] (also policy_logits, student_logits, new_logits)
     """
     lines = []
     for role, names in NAMES.items():
@@ -122,17 +124,14 @@ class Caller:
         Errors: `ValueError` for a parameter that is required and not understood, or when nothing
         of the policy would be passed.
         """
-        try:
-            parameters = inspect.signature(self.loss).parameters.values()
-        except (TypeError, ValueError) as error:
-            text = message("loss", "a callable whose parameters have names", repr(self.loss))
-            raise ArgumentTypeError(text) from error
         found = {}
-        for one in parameters:
+        for one in _parameters(self.loss):
             if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
                 continue
             role = self.names.get(one.name) or _ROLE.get(one.name)
             if role is not None:
+                by_name = one.kind is not one.POSITIONAL_ONLY
+                require(by_name, "loss", "parameters that can be given by name", f"{one.name}, /")
                 found[one.name] = role
             elif one.default is one.empty:
                 expected = f"parameters with names that say what to pass:\n{names_table()}\n"
@@ -163,9 +162,7 @@ class Caller:
         mask = torch.ones_like(tokens, dtype=torch.bool)
         return self._differentiated(self.roles(), logits, ref, behaviour, tokens, mask)[1]
 
-    def _one(
-        self, world: World, roles: Mapping[str, str], batch: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _one(self, world: World, roles: Mapping[str, str], batch: Tensor) -> tuple[Tensor, Tensor]:
         rows = world.rows[batch]
         tables = (table[rows] for table in (world.policy, world.ref, world.behaviour))
         return self._differentiated(roles, *tables, world.tokens[batch], world.mask[batch])
@@ -184,15 +181,8 @@ class Caller:
         return found.detach().double(), torch.zeros_like(leaf) if push is None else push
 
     def _call(self, arguments: dict[str, Tensor]) -> Tensor:
-        positional, by_name = [], {}
-        for one in inspect.signature(self.loss).parameters.values():
-            if one.name in arguments:
-                if one.kind is one.POSITIONAL_ONLY:
-                    positional.append(arguments[one.name])
-                else:
-                    by_name[one.name] = arguments[one.name]
         try:
-            result = self.loss(*positional, **by_name)
+            result = self.loss(**arguments)
         except Exception as error:
             said = ", ".join(f"{name} {describe(one)}" for name, one in arguments.items())
             error.add_note(f"kullback audit: raised by the loss, which was called with {said}")
@@ -219,6 +209,14 @@ class Caller:
             "sequence": ratio.sum(-1, keepdim=True),
         }[self.importance]
         return sign * (log_weight.exp() * credit * logp * mask).sum() / len(mask)
+
+
+def _parameters(loss: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    try:
+        return tuple(inspect.signature(loss).parameters.values())
+    except (TypeError, ValueError) as error:
+        text = message("loss", "a callable whose parameters have names", repr(loss))
+        raise ArgumentTypeError(text) from error
 
 
 def _given(

@@ -32,7 +32,7 @@ def gradient_of(caller: Caller, *, on_policy: bool) -> str:
 
 
 def asymmetry(caller: Caller, *, length: int, on_policy: bool) -> float:
-    """Return ‖J − Jᵀ‖/‖J + Jᵀ‖ of the expected gradient with 3 tokens: 0 for gradients.
+    """Return ‖J − Jᵀ‖/‖J + Jᵀ‖ of the expected gradient with few tokens: 0 for gradients.
 
     J has central differences of step 1e-3: what comes out below 1e-4 is 0.
 
@@ -42,7 +42,7 @@ def asymmetry(caller: Caller, *, length: int, on_policy: bool) -> float:
     >>> asymmetry(k2, length=2, on_policy=True) > 0.01  # the prefixes move, uncounted
     True
     """
-    world = build(3, length, distance="near", on_policy=on_policy)
+    world = build(4 - length, length, distance="near", on_policy=on_policy)
     centre = world.policy.flatten()
     columns = []
     for i in range(len(centre) - world.vocabulary):  # the last row is padding

@@ -31,10 +31,10 @@ class Row:
 
     kl: KL(policy‖ref) of whole sequences there, in nats. value: the loss's expected value.
     bias: ‖E[g]/s − ∇D‖/‖∇D‖ for the divergence D that the finding names, s its factor. noise:
-    √E‖g/s − E[g]/s‖²/‖∇D‖ of one batch, None where no divergence is named; best_noise: that of the least noisy unbiased estimator
-    that we know, from one sequence, None where we know none. dead_tokens: the share of sampled
-    tokens with a gradient of exactly zero though policy and reference differ at them;
-    dead_sequences: of sequences with no gradient at all; dead_where_ref: of the tokens that the
+    √E‖g/s − E[g]/s‖²/‖∇D‖ of one batch, None where no divergence is named; best_noise: that of
+    the least noisy unbiased estimator that we know, from one sequence, None where we know none.
+    dead_tokens: the share of sampled tokens with a gradient of exactly zero though policy and
+    reference differ at them; dead_sequences: of sequences with no gradient at all; dead_where_ref: of the tokens that the
     reference would have written. not_finite: the share of sequences with inf or NaN.
     """
 
@@ -120,20 +120,19 @@ class Audit:
 
     @property
     def dead_zones(self) -> tuple[tuple[float, float], ...]:
-        """Ranges of log policy/ref, 0.3 nats wide or wider, in which a token is not pushed at all.
+        """Ranges of log policy/ref, 0.5 nats wide or wider, in which a token is not pushed at all.
 
         Only up to 24 nats either way, where ranges end because the look ends.
         """
-        zones: list[tuple[float, float]] = []
-        start: float | None = None
-        for x, push in (*self.response, (math.inf, 1.0)):
-            if push == 0.0 and start is None:
-                start = x
-            elif push != 0.0 and start is not None:
-                zones.append((start, last))
-                start = None
-            last = x
-        return tuple(zone for zone in zones if zone[1] - zone[0] > 0.3)
+        zones: list[list[float]] = []
+        still = False
+        for x, push in self.response:
+            if push == 0.0 and still:
+                zones[-1][1] = x
+            elif push == 0.0:
+                zones.append([x, x])
+            still = push == 0.0
+        return tuple((low, high) for low, high in zones if high - low >= 0.5)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; figures that are not finite become strings."""

@@ -42,9 +42,8 @@ def look(
     else:
         of = gradient_of(caller, on_policy=on_policy) if kind == "none" else ""
         finding = _finding(kind, match, group, on_policy=on_policy, value_name=value_name, of=of)
-    fitted = {name: _shown(group, name) for name in ("token", "sequence")}
     rows = [
-        _row(i, world, one, match, fitted)
+        _row(world, one, _errors(match, i), _compared(group, i), match)
         for i, (world, one) in enumerate(zip(mine, seen, strict=True))
     ]
     return finding, rows, match
@@ -105,24 +104,32 @@ def _sum_text(terms: tuple[tuple[float, Target], ...]) -> str:
 def _is_zero(seen: Enumeration) -> bool:
     square = (seen.gradient**2).sum((-1, -2))
     size = float((seen.probability * square).sum()) ** 0.5
-    return float(seen.expected.norm()) <= ZERO * size
+    return bool(seen.expected.norm() <= ZERO * size)
 
 
-def _shown(group: Group, level: str) -> list[Match | None]:
-    targets = [t for t in TARGETS if t.level == level and t.name in SHOWN]
-    return [fit(group, target) for target in targets]
+def _errors(match: Match | None, at: int) -> float:
+    return 1.0 if match is None else match.errors[at]
+
+
+def _compared(group: Group, at: int) -> list[Comparison]:
+    """Compare one world with the divergences shown, their factors fitted where it is as near."""
+    world = group.worlds[at]
+    alike = group.only(lambda w: (w.distance, w.length) == (world.distance, world.length))
+    place = next(i for i, w in enumerate(alike.worlds) if w is world)
+    found = []
+    for target in TARGETS:
+        levels = ("token", "sequence") if world.length > 1 else ("token",)
+        match = fit(alike, target) if target.name in SHOWN and target.level in levels else None
+        if match is not None:
+            error, cosine = match.errors[place], match.cosines[place]
+            found.append(Comparison(target.name, target.level, error, cosine))
+    return found
 
 
 def _row(
-    at: int,
-    world: World,
-    seen: Enumeration,
-    match: Match | None,
-    shown: dict[str, list[Match | None]],
+    world: World, seen: Enumeration, bias: float, compared: list[Comparison], match: Match | None
 ) -> Row:
-    bias, noise, best = _noise(at, world, seen, match)
-    compared = [m for matches in shown.values() for m in matches if m is not None]
-    compared = [m for m in compared if world.length > 1 or m.target.level == "token"]
+    noise, best = _noise(world, seen, match)
     bad = (~seen.gradient.isfinite()).any(-1).any(-1)
     reverse = next(t for t in TARGETS if t.name == REVERSE and t.level == "sequence")
     return Row(
@@ -137,21 +144,18 @@ def _row(
         best,
         *_dead(world, seen),
         float((seen.probability * bad).sum()),
-        tuple(
-            Comparison(m.target.name, m.target.level, m.errors[at], m.cosines[at])
-            for m in compared
-        ),
+        tuple(compared),
     )
 
 
 def _noise(
-    at: int, world: World, seen: Enumeration, match: Match | None
-) -> tuple[float, float | None, float | None]:
-    """Return bias, noise and the best known noise, in units of the divergence's gradient."""
+    world: World, seen: Enumeration, match: Match | None
+) -> tuple[float | None, float | None]:
+    """Return the noise and the best known noise, in lengths of the divergence's gradient."""
     spread = ((seen.gradient - seen.expected) ** 2).sum((-1, -2))
     noise = float((seen.probability * spread).sum()) ** 0.5
     if match is None:
-        return 1.0, None, None
+        return None, None
     scale = abs(match.scale[world.length])
     size = float(seen.expected.norm()) / max(1e-300, scale)
     best = None
@@ -163,7 +167,7 @@ def _noise(
             squares = ((optimal - slope) ** 2).sum((-1, -2))
             chances = world.probabilities(world.behaviour)
             best = max(0.0, float((chances * squares).sum())) ** 0.5 / size
-    return match.errors[at], noise / max(1e-300, scale * size), best
+    return noise / max(1e-300, scale * size), best
 
 
 def _dead(world: World, seen: Enumeration) -> tuple[float, float, float]:

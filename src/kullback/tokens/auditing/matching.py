@@ -91,9 +91,7 @@ class Group:
         return sorted({world.length for world in self.worlds})
 
 
-def fit(
-    group: Group, target: Target, scale: Mapping[int, float] | None = None
-) -> Match | None:
+def fit(group: Group, target: Target, scale: Mapping[int, float] | None = None) -> Match | None:
     """Fit a multiple of one target, or take `scale`; None where the target is flat everywhere."""
     slopes = group.slopes(target)
     if max(float(slope.norm()) for slope in slopes) < 1e-12:
@@ -118,7 +116,15 @@ def fit(
 
 def single(group: Group) -> Match | None:
     """Return the first target of the list whose gradient the field is, exactly; or None."""
+    shortest = group.only(lambda world: world.length == group.lengths[0])
+    hopeless: set[str] = set()  # with one token a sequence all levels are the same
     for target in TARGETS:
+        if target.name in hopeless:
+            continue
+        match = fit(shortest, target)
+        if match is None or not match.exact:
+            hopeless.add(target.name)
+            continue
         match = fit(group, target)
         if match is not None and match.exact:
             return match
@@ -130,7 +136,8 @@ def closest(group: Group) -> Match:
 
     Of those a loss is likely to be meant for: KL either way, JSD(½), total variation.
     """
-    found = [fit(group, target) for target in TARGETS if target.name in MEANT]
+    likely = [t for t in TARGETS if t.name in MEANT and t.level in ("token", "sequence")]
+    found = [fit(group, target) for target in likely]
     return max((m for m in found if m is not None), key=lambda m: abs(sum(m.cosines)))
 
 
@@ -140,6 +147,10 @@ def mixture(group: Group, *, behaviour: bool) -> Match | None:
     behaviour: whether divergences from the behaviour policy may take part. None where none fits.
     """
     names = (*BASIS, "KL(behaviour‖policy)", "KL(policy‖behaviour)") if behaviour else BASIS
+    shortest = group.only(lambda world: world.length == group.lengths[0])
+    basis = [t for t in TARGETS if t.level == "token" and t.name in names]
+    if _sum_of(shortest, basis) is None:
+        return None
     for level in dict.fromkeys(target.level for target in TARGETS):
         basis = [t for t in TARGETS if t.level == level and t.name in names]
         found = _sum_of(group, basis)
@@ -161,15 +172,15 @@ def family(group: Group) -> Match | None:
 
 
 def _searched(group: Group, make: Callable[..., Target]) -> float | None:
-    """Return the parameter that fits best in two of the worlds; None where none comes near."""
-    few = group.only(lambda world: world.distance == "far" and world.length in (1, 3))
+    """Return the parameter that fits best in one of the worlds; None where none comes near."""
+    few = group.only(lambda world: world.distance == "far" and world.length == group.lengths[0])
 
     def badness(parameter: float) -> float:
         match = fit(Group(few.worlds, few.fields), make(parameter))
         return float("inf") if match is None else sum(match.errors)
 
     start = min((0.02 + 0.12 * i for i in range(9)), key=badness)
-    if badness(start) > 1.0:
+    if badness(start) > 0.5:
         return None
     low, high = max(1e-4, start - 0.12), min(1 - 1e-4, start + 0.12)
     while high - low > 1e-9:

@@ -3,39 +3,41 @@
 Which to use: `response`; a share of zeros in it is a clamp that switches the divergence off.
 """
 
+import math
+
 import torch
 
 from .calls import Caller
 
 __all__ = ["response"]
 
-LIMIT, STEPS = 24.0, 480
+FINE = [round(-8 + 0.2 * i, 1) for i in range(81)]
+GRID = [*range(-24, -8), *FINE, *range(9, 25)]  # nats
 
 
 def response(caller: Caller) -> list[tuple[float, float]]:
     """Return pairs (log policy/ref of the sampled token, ∂loss/∂ log policy of it), on-policy.
 
     One token from a vocabulary of two: the derivative of the loss with respect to the sampled
-    token's logit, divided by that of its log-probability. Positive pushes the probability down. From −24
-    to 24 nats; the likelier of the two probabilities is one half.
+    token's logit, divided by that of its log-probability. Positive pushes the probability down.
+    From −24 to 24 nats; the likelier of the two probabilities is one half.
 
     >>> pairs = dict(response(Caller(lambda logp, ref_logp: 0.5 * (logp - ref_logp) ** 2)))
     >>> round(pairs[2.0], 9), round(pairs[-3.0], 9)
     (2.0, -3.0)
     """
     found = []
-    for i in range(STEPS + 1):
-        log_ratio = -LIMIT + 2 * LIMIT * i / STEPS
+    for log_ratio in GRID:
         policy, ref = (_logits(min(0.0, sign * log_ratio)) for sign in (1.0, -1.0))
         tokens = torch.zeros(caller.batch, 1, dtype=torch.long)
-        tables = [table.expand(caller.batch, 1, 2) for table in (policy, ref, policy)]
-        push = caller.push(*tables, tokens)[:, 0, 0].sum()
+        policies, refs = (table.expand(caller.batch, 1, 2) for table in (policy, ref))
+        push = caller.push(policies, refs, policies, tokens)[:, 0, 0].sum()
         score = 1 - float(policy.softmax(-1)[0, 0, 0])
-        found.append((round(log_ratio, 9), float(push) / score))
+        found.append((float(log_ratio), float(push) / score))
     return found
 
 
 def _logits(log_half: float) -> torch.Tensor:
     """Return `[1, 1, 2]` logits whose first token has probability e^log_half / 2."""
-    probability = torch.tensor(0.5 * 2.718281828459045**log_half, dtype=torch.float64)
+    probability = torch.tensor(0.5 * math.exp(log_half), dtype=torch.float64)
     return torch.stack([probability.log(), torch.log1p(-probability)])[None, None]

@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
+import torch
+
 from kullback.core import require
 
 from .calls import Caller, Form
@@ -139,7 +141,7 @@ def _different_lengths(caller: Caller, match: Match | None) -> tuple[float | Non
     if match is None or not match.exact:
         return None, pushed
     group = Group([world], [seen.expected])
-    slopes = sum(c * group.slopes(target)[0] for c, target in match.terms)
+    slopes = torch.stack([c * group.slopes(target)[0] for c, target in match.terms]).sum(0)
     field = group.fields[0]
     factor = float((field * slopes).sum() / (slopes * slopes).sum())
     return float((field - factor * slopes).norm() / (factor * slopes).norm()), pushed

@@ -108,7 +108,9 @@ def skew(alpha: float, level: str, *, reverse: bool = False) -> Target:
     """Return KL(ref‖α·ref + (1 − α)·policy), or with the two exchanged (Ko et al. 2024)."""
 
     def skewed(p: Tensor, q: Tensor) -> Tensor:
-        first, second = (p.softmax(-1), q.softmax(-1)) if reverse else (q.softmax(-1), p.softmax(-1))
+        first, second = (
+            (p.softmax(-1), q.softmax(-1)) if reverse else (q.softmax(-1), p.softmax(-1))
+        )
         return tables.kl(first, alpha * first + (1 - alpha) * second, normalise=True)
 
     names = ("policy", "ref") if reverse else ("ref", "policy")

@@ -55,7 +55,7 @@ class World:
         return self.log_probabilities(logits).exp()
 
     def reach(self, logits: Tensor) -> Tensor:
-        """Return the probability that a sequence passes each prefix, `[rows + 1]`; padding has 0."""
+        """Return the probability of passing each prefix, `[rows + 1]`; padding has 0."""
         through = self.probabilities(logits)[:, None] * self.mask
         return logits.new_zeros(len(logits)).index_add(0, self.rows.flatten(), through.flatten())
 
