@@ -8,14 +8,14 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Audit", "Comparison", "Finding", "Row"]
+__all__ = ["Audit", "Likeness", "Finding", "Row"]
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Likeness:
     """How a field of gradients lies to a divergence's: ‖field − s·∇D‖/‖s·∇D‖ and the cosine.
 
-    >>> Comparison("KL(policy‖ref)", "token", 0.5, 0.9).level
+    >>> Likeness("KL(policy‖ref)", "token", 0.5, 0.9).level
     'token'
     """
 
@@ -51,7 +51,7 @@ class Row:
     dead_sequences: float
     dead_where_ref: float
     not_finite: float
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[Likeness, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import torch
 
 from .calls import Caller, Enumeration
 from .closed import gradient_of
-from .findings import Comparison, Finding, Row
+from .findings import Likeness, Finding, Row
 from .matching import EXACT, Group, Match, closest, family, fit, mixture, single
 from .targets import FORWARD, REVERSE, TARGETS, Target, best_estimator, value
 from .worlds import World
@@ -111,7 +111,7 @@ def _errors(match: Match | None, at: int) -> float:
     return 1.0 if match is None else match.errors[at]
 
 
-def _compared(group: Group, at: int) -> list[Comparison]:
+def _compared(group: Group, at: int) -> list[Likeness]:
     """Compare one world with the divergences shown, their factors fitted where it is as near."""
     world = group.worlds[at]
     alike = group.only(lambda w: (w.distance, w.length) == (world.distance, world.length))
@@ -122,12 +122,12 @@ def _compared(group: Group, at: int) -> list[Comparison]:
         match = fit(alike, target) if target.name in SHOWN and target.level in levels else None
         if match is not None:
             error, cosine = match.errors[place], match.cosines[place]
-            found.append(Comparison(target.name, target.level, error, cosine))
+            found.append(Likeness(target.name, target.level, error, cosine))
     return found
 
 
 def _row(
-    world: World, seen: Enumeration, bias: float, compared: list[Comparison], match: Match | None
+    world: World, seen: Enumeration, bias: float, compared: list[Likeness], match: Match | None
 ) -> Row:
     noise, best = _noise(world, seen, match)
     bad = (~seen.gradient.isfinite()).any(-1).any(-1)

@@ -1,0 +1,223 @@
+"""Pure PyTorch, a few rows at a time: any device, any dtype, gradients written by hand.
+
+Which to use: what `backend="auto"` falls back to where nothing faster can run. A block of rows (at
+least one) is worked off in scratch memory that is allocated once and reused, in float32, or in
+float64 if a side is float64. Above the inputs it needs about ten blocks, and the gradients.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .task import Slope, Sum, Task
+
+__all__ = ["refusal", "slopes", "sums"]
+
+BLOCK = 1 << 18  # elements of a block: a megabyte of float32, which the cache holds
+WIDE_BLOCK = 1 << 24  # on an accelerator, where it is launching kernels that costs
+
+
+def refusal(p: Tensor, q: Tensor | None, task: Task) -> str:
+    """Say "": it does everything.
+
+    >>> refusal(torch.zeros(1, 2), None, Task(("entropy",)))
+    ''
+    """
+    return ""
+
+
+def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor:
+    """Return the sums `[len(Sum), n]` of rows p, q `[n, vocab]` (see `task`).
+
+    >>> sums(torch.zeros(1, 4), None, None, Task(("entropy",)))[Sum.P_ENTROPY].exp()
+    tensor([4.0000], dtype=torch.float64)
+    """
+    out = torch.zeros(len(Sum), len(p), dtype=torch.float64, device=p.device)
+    for rows, block in _blocks(p, q, task):
+        part = out[:, rows]
+        _side_sums(block.p, part, Sum.P_MAX, Sum.P_LOG, Sum.P_TOP, task)
+        if task.asks("entropy"):
+            part[Sum.P_ENTROPY] = -torch.linalg.vecdot(block.p.prob, block.p.log)
+        if q is None:
+            continue
+        _side_sums(block.q, part, Sum.Q_MAX, Sum.Q_LOG, Sum.Q_TOP, task)
+        if task.asks("q_entropy"):
+            part[Sum.Q_ENTROPY] = -torch.linalg.vecdot(block.q.prob, block.q.log)
+        _pair_sums(block, part, task)
+    return out
+
+
+def slopes(
+    p: Tensor,
+    q: Tensor | None,
+    ids: Tensor | None,
+    keep: Tensor | None,
+    task: Task,
+    sums: Tensor,
+    coefficients: Tensor,
+    grad_p: Tensor | None,
+    grad_q: Tensor | None,
+) -> None:
+    """Fill `grad_p` and `grad_q`, `[n, vocab]` or None, with the gradients (see `task`).
+
+    >>> p, grad = torch.zeros(1, 2), torch.empty(1, 2)
+    >>> c = torch.zeros(len(Slope), 1, dtype=torch.float64)
+    >>> c[Slope.P_ONE] = 1.0
+    >>> slopes(p, None, None, None, Task(("log_prob",)), None, c, grad, None)
+    >>> grad
+    tensor([[0.5000, 0.5000]])
+    """
+    for rows, block in _blocks(p, q, task):
+        c = coefficients[:, rows, None].to(block.dtype)
+        at = None if ids is None else ids[rows, None]
+        for side, grad, first in ((block.p, grad_p, Slope.P_ONE), (block.q, grad_q, Slope.Q_ONE)):
+            if grad is None:
+                continue
+            found = _slope(block, side, c[first : first + 6], task)
+            if at is not None:
+                found.scatter_add_(-1, at, c[first + Slope.P_AT])
+            if side.has is not None:
+                found.masked_fill_(~side.has, 0)
+            if keep is not None:
+                found.masked_fill_(~keep[rows, None], 0)
+            grad[rows] = found
+
+
+class _Side:
+    """One side of a block: log-probabilities and probabilities in scratch memory.
+
+    `has` says which tokens have mass, None for all; where one has none, `log` is 0.
+    """
+
+    def __init__(self, logits: Tensor, log: Tensor, prob: Tensor, task: Task) -> None:
+        self.logits = logits
+        low, top = logits.aminmax(dim=-1, keepdim=True)
+        self.top = top.to(log.dtype)
+        self.log = torch.sub(logits, self.top, out=log)
+        if task.temperature != 1:
+            self.log.div_(task.temperature)
+        self.prob = torch.exp(self.log, out=prob)
+        total = self.prob.sum(-1, keepdim=True)
+        self.norm = total.log()
+        self.prob.div_(total)
+        self.log.sub_(self.norm)
+        self.has = logits > -math.inf if bool((low == -math.inf).any()) else None
+        if self.has is not None:
+            self.log.masked_fill_(~self.has & ~self.norm.isnan(), 0)
+
+
+class _Block:
+    """A block of rows, both sides, and l = log q/p, 0 where a side lacks the token."""
+
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.size, self.dtype, self.device = size, dtype, device
+        self.scratch: dict[str, Tensor] = {}
+
+    def room(self, name: str) -> Tensor:
+        """Return the scratch memory of that name in the block's shape, whatever it holds."""
+        if name not in self.scratch:
+            self.scratch[name] = torch.empty(self.size, dtype=self.dtype, device=self.device)
+        return self.scratch[name][: self.shape.numel()].view(self.shape)
+
+    def load(self, p: Tensor, q: Tensor | None, task: Task) -> None:
+        """Read rows p, q `[rows, vocab]`."""
+        self.shape, self.both = p.shape, None
+        self.p = self.q = _Side(p, self.room("log p"), self.room("p"), task)
+        if q is None:
+            return
+        self.q = _Side(q, self.room("log q"), self.room("q"), task)
+        self.ratio = torch.sub(q.to(self.dtype), p, out=self.room("ratio"))
+        shift = (self.q.top - self.p.top).div_(task.temperature) + (self.q.norm - self.p.norm)
+        if task.temperature != 1:
+            self.ratio.div_(task.temperature)
+        self.ratio.sub_(shift)
+        has = [side.has for side in (self.p, self.q) if side.has is not None]
+        if has:
+            self.both = has[0] & has[-1]
+            self.ratio.masked_fill_(~self.both & ~shift.isnan(), 0)
+
+    def step(self) -> Tensor:
+        """Return q − p, as p (e^l − 1) where that cancels less."""
+        step = torch.sub(self.q.prob, self.p.prob, out=self.room("a"))
+        close = self.ratio.abs() < 1
+        close = close if self.both is None else close & self.both
+        fine = torch.clamp(self.ratio, -1, 1, out=self.room("b")).expm1_().mul_(self.p.prob)
+        return torch.where(close, fine, step, out=step)
+
+    def mix(self, beta: float) -> tuple[Tensor, Tensor]:
+        """Return log m/p and log m/q, m = β p + (1−β) q, for the tokens that the side has."""
+        down = torch.clamp(self.ratio, max=0, out=self.room("x")).expm1_().mul_(1 - beta).log1p_()
+        up = torch.clamp(self.ratio, min=0, out=self.room("y")).neg_().expm1_().mul_(beta).log1p_()
+        # one of them is 0; l ≤ 0: x = down, y = x − l; l > 0: y = up, x = y + l
+        positive = torch.clamp(self.ratio, min=0, out=self.room("a"))
+        log_sum = down.add_(up)
+        y = torch.sub(log_sum, self.ratio, out=up).add_(positive)
+        x = log_sum.add_(positive)
+        if self.both is not None:
+            x.masked_fill_(~self.both, math.log(beta))
+            y.masked_fill_(~self.both, math.log1p(-beta))
+        return x, y
+
+
+def _blocks(p: Tensor, q: Tensor | None, task: Task) -> Iterator[tuple[slice, _Block]]:
+    dtypes = {p.dtype} if q is None else {p.dtype, q.dtype}
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    vocab = p.shape[-1]
+    step = max(1, (BLOCK if p.device.type == "cpu" else WIDE_BLOCK) // vocab)
+    block = _Block(min(step, len(p)) * vocab, dtype, p.device)
+    for start in range(0, len(p), step):
+        rows = slice(start, start + step)
+        block.load(p[rows], None if q is None else q[rows], task)
+        yield rows, block
+
+
+def _side_sums(side: _Side, out: Tensor, top: Sum, log: Sum, where: Sum, task: Task) -> None:
+    out[top], out[log] = side.top[:, 0], side.norm[:, 0]
+    if task.asks("same_top"):
+        out[where] = side.logits.argmax(-1)
+
+
+def _pair_sums(block: _Block, out: Tensor, task: Task) -> None:
+    p, q, ratio = block.p, block.q, block.ratio
+    if block.both is not None:
+        for side, alone, lost in ((p, Sum.P_ALONE, Sum.P_LOST), (q, Sum.Q_ALONE, Sum.Q_LOST)):
+            only = ~block.both if side.has is None else side.has & ~block.both
+            out[alone], out[lost] = only.sum(-1), (side.prob * only).sum(-1)
+    if task.asks("kl"):
+        out[Sum.KL] = _excess(block, p.prob, ratio, q.prob) + out[Sum.Q_LOST]
+    if task.asks("reverse_kl"):
+        back = torch.neg(ratio, out=block.room("x"))
+        out[Sum.REVERSE_KL] = _excess(block, q.prob, back, p.prob) + out[Sum.P_LOST]
+    if task.asks("js"):
+        x, y = block.mix(task.beta)
+        m = torch.lerp(q.prob, p.prob, task.beta, out=block.room("m"))
+        out[Sum.JS_P] = _excess(block, p.prob, x, m) + (1 - task.beta) * out[Sum.Q_LOST]
+        out[Sum.JS_Q] = _excess(block, q.prob, y, m) + task.beta * out[Sum.P_LOST]
+
+
+def _excess(block: _Block, prob: Tensor, ratio: Tensor, other: Tensor) -> Tensor:
+    """Return Σ prob (e^r − 1 − r), with other = prob e^r, which is used where e^r may overflow."""
+    a, b = block.room("a"), block.room("b")
+    torch.clamp(ratio, max=1, out=a)
+    torch.expm1(a, out=b).sub_(a).mul_(prob)
+    torch.sub(other, prob, out=a).addcmul_(prob, ratio, value=-1)
+    return torch.where(ratio < 1, b, a, out=a).sum(-1).clamp_(min=0)
+
+
+def _slope(block: _Block, side: _Side, c: Tensor, task: Task) -> Tensor:
+    """Return one side's gradient, in scratch; c: its six coefficients, in p's order."""
+    first = side is block.p
+    inner = block.room("c").copy_(c[Slope.P_ONE].expand(block.shape))
+    if task.asks("entropy" if first else "q_entropy"):
+        inner.addcmul_(side.log, c[Slope.P_LOG])
+    if task.asks("kl" if first else "reverse_kl"):
+        inner.addcmul_(block.ratio, c[Slope.P_RATIO])
+    if task.asks("js"):
+        x, y = block.mix(task.beta)
+        inner.addcmul_(x if first else y, c[Slope.P_MIX])
+    inner.mul_(side.prob)
+    if task.asks("reverse_kl" if first else "kl"):
+        inner.addcmul_(block.step(), c[Slope.P_STEP])
+    return inner

@@ -1,0 +1,141 @@
+"""From logits of any shape to rows, through a backend, and back.
+
+Which to use: nothing here directly; `divergences` is the face. `measure` checks, broadcasts,
+chooses the backend, and refuses or lets through rows without a distribution.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import algebra
+from .arguments import check_logits, check_options, common, refuse_nan, spread_ids, spread_mask
+from .backends import choose
+from .task import Task
+
+__all__ = ["measure"]
+
+
+def measure(
+    p: Tensor,
+    q: Tensor | None,
+    task: Task,
+    *,
+    ids: Tensor | None = None,
+    mask: Tensor | None = None,
+    align: str | None = None,
+    nan: str = "refuse",
+    backend: str = "auto",
+) -> Tensor:
+    """Return the values of `task` for logits of any shape, `[len(wants), *batch]`.
+
+    p, q: `[*batch, vocab]`, broadcast over their batches; ids, mask: `[*batch]`, broadcast to the
+    same. The arguments are those of the public functions (`divergences`), which name them to the
+    user `p_logits` and `q_logits`.
+
+    >>> measure(torch.zeros(3, 2), torch.zeros(2), Task(("kl",)))
+    tensor([[0., 0., 0.]])
+    """
+    name = "logits" if q is None else "p_logits"
+    check_logits(p, name)
+    check_options(task, nan, align)
+    if q is not None:
+        check_logits(q, "q_logits")
+        p, q = common(p, q, align)
+    keep = spread_mask(mask, p)
+    ids = spread_ids(ids, keep, p)
+    module = choose(backend, p, q, task)
+    found: Tensor
+    if hasattr(module, "values"):
+        found = module.values(p, q, ids, keep, task)
+    else:
+        rows = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (p, q))
+        found = _Rows.apply(*rows, ids, keep, task, module)  # type: ignore[no-untyped-call]
+    if nan == "refuse":
+        refuse_nan(found.detach(), f"{name} and q_logits" if q is not None else name)
+    return found
+
+
+class _Rows(torch.autograd.Function):
+    """A backend's forward and backward passes, over every piece of the batch that is a matrix."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        p: Tensor,
+        q: Tensor | None,
+        ids: Tensor | None,
+        keep: Tensor | None,
+        task: Task,
+        module: Any,
+    ) -> Tensor:
+        wide = torch.float64 in (p.dtype, None if q is None else q.dtype)
+        dtype = torch.float64 if wide else torch.float32
+        found = torch.empty(len(task.wants), *p.shape[:-1], dtype=dtype, device=p.device)
+        ctx.pieces, saved = list(_pieces(p, q)), []
+        for piece in ctx.pieces:
+            rows, at, live = (
+                (_rows(p, piece), _rows(q, piece)),
+                _part(ids, piece),
+                _part(keep, piece),
+            )
+            sums = module.sums(*rows, live, task)
+            algebra.fill_log_probs(sums, *rows, at, task)
+            values = algebra.values(sums, task)
+            values = values if live is None else values.masked_fill(~live, 0)
+            found[:, *piece] = values.view(found[:, *piece].shape)
+            saved.append(sums)
+        ctx.save_for_backward(p, q, ids, keep, *saved)
+        ctx.task, ctx.module = task, module
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grads: Tensor) -> Any:
+        p, q, ids, keep, *saved = ctx.saved_tensors
+        both = [
+            torch.empty(x.shape, dtype=x.dtype, device=x.device) if wanted else None
+            for x, wanted in zip((p, q), ctx.needs_input_grad[:2], strict=True)
+        ]
+        for piece, sums in zip(ctx.pieces, saved, strict=True):
+            rows, at, live = (
+                (_rows(p, piece), _rows(q, piece)),
+                _part(ids, piece),
+                _part(keep, piece),
+            )
+            slopes = grads[:, *piece].reshape(len(ctx.task.wants), -1)
+            c = algebra.coefficients(sums, slopes, ctx.task)
+            c = c if live is None else c.masked_fill(~live, 0)
+            out = (_rows(x, piece) for x in both)
+            ctx.module.slopes(*rows, at, live, ctx.task, sums, c, *out)
+        return *both, None, None, None, None
+
+
+def _pieces(p: Tensor, q: Tensor | None) -> Iterator[tuple[int, ...]]:
+    """Yield the indices of leading axes that leave parts which can be seen as `[n, vocab]`."""
+    if not p[..., 0].numel():
+        return
+    depth = 0
+    while not all(x is None or _is_matrix(x[(0,) * depth]) for x in (p, q)):
+        depth += 1
+    yield from itertools.product(*map(range, p.shape[:depth]))
+
+
+def _is_matrix(x: Tensor) -> bool:
+    try:
+        x.view(-1, x.shape[-1])
+    except RuntimeError:  # view's way of saying that the axes do not merge
+        return False
+    return True
+
+
+def _rows(x: Any, piece: tuple[int, ...]) -> Any:
+    return None if x is None else x[piece].view(-1, x.shape[-1])
+
+
+def _part(x: Tensor | None, piece: tuple[int, ...]) -> Tensor | None:
+    return None if x is None else x[piece].reshape(-1)
