@@ -112,7 +112,7 @@ def bregman_together(log_r: Tensor, out: Tensor) -> None:
     if together and max(-least, most) >= _NEAR:
         torch.expm1(log_r, out=out).sub_(log_r)
     else:
-        out.copy_(bregman(log_r))
+        out.copy_(_series(log_r) if together else bregman(log_r))
 
 
 def _series(log_r: Tensor) -> Tensor:

@@ -1,0 +1,57 @@
+"""What a sum over sampled tokens is divided by, by name.
+
+| name | the sum over tokens is | unit |
+|---|---|---|
+| "sequence" | divided by the number of sequences | nats/sequence |
+| "batch" | not divided at all | nats/batch |
+| "token" | divided by the number of tokens of the whole batch | nats/token |
+| "sequence_mean" | first divided by each sequence's own tokens, then by sequences | nats/token |
+
+Which to use: "sequence" keeps the gradient exactly that of the divergence named, whatever the
+lengths. "batch" does too, and is the one for gradients accumulated over unequal micro-batches:
+divide their sum once, by what all of them hold. The other two divide by lengths, which the policy
+itself decides where sequences end by a token it chose: exact for fixed lengths; otherwise "token"
+has a bias that falls like 1/sequences, and "sequence_mean" descends something else
+(docs/policy_kl.md measures both). Sequences without a token that counts are not counted.
+"""
+
+import torch
+from torch import Tensor
+
+from kullback.core import require
+
+__all__ = ["NORMALISATIONS", "row_scale"]
+
+NORMALISATIONS = {
+    "sequence": "nats/sequence",
+    "batch": "nats/batch",
+    "token": "nats/token",
+    "sequence_mean": "nats/token",
+}
+
+
+def row_scale(mask: Tensor | None, like: Tensor, normalise: str) -> Tensor:
+    """Return what a sequence's sum over tokens is multiplied by, `[batch, 1]` or `[1, 1]`.
+
+    mask: bool `[batch, length]`, None for all; like: floating `[batch, length]`, for the device
+    and type. A batch in which nothing counts has scale 1 (its sums are 0). "sequence", "batch",
+    "token", "sequence_mean": the table above. Errors: `ValueError` for another name.
+
+    >>> mask = torch.tensor([[True, True, False], [True, False, False]])
+    >>> row_scale(mask, torch.zeros(2, 3), "sequence_mean").flatten().tolist()
+    [0.25, 0.5]
+    """
+    expected = f"one of {', '.join(NORMALISATIONS)}"
+    require(normalise in NORMALISATIONS, "normalise", expected, repr(normalise))
+    batch, length = like.shape
+    one = torch.ones(1, 1, dtype=like.dtype, device=like.device)
+    if normalise == "batch":
+        return one
+    if mask is None:
+        count = {"sequence": batch, "token": batch * length, "sequence_mean": batch * length}
+        return one / max(count[normalise], 1)
+    tokens = mask.sum(-1, keepdim=True)
+    if normalise == "token":
+        return one / tokens.sum().clamp_min(1)
+    sequences = (tokens > 0).sum().clamp_min(1)
+    return one / sequences if normalise == "sequence" else one / (tokens.clamp_min(1) * sequences)

@@ -1,0 +1,231 @@
+"""KL between a policy and its reference from sampled tokens, as a loss with the right gradient.
+
+An estimator's value and its gradient are different things (MATH 5.8): k3, the best cheap value of
+KL(π‖π_ref), differentiated as it stands descends KL(π_ref‖π); k2, biased as a value, has the right
+gradient on-policy only. Here the loss *is* the value, and its gradient is put on separately: always
+that of the divergence named, on-policy or off, whatever estimator the value takes.
+
+Which to use: `policy_kl_loss` from log-probabilities of the tokens alone, or with the exact KL of
+every next-token distribution as a baseline; `rao_blackwell_kl_loss` where that exact KL carries a
+graph, which takes the sampled token out of value and gradient. The same as a penalty on rewards
+is in `rewards`, what losses are divided by in `normalising`, what they report in `PolicyKL`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kullback.core import require
+from kullback.sampled.parts import best_parts
+from kullback.sampled.terms import Estimator, coefficients
+
+from .drawn import Drawn, check, draw_up
+from .normalising import row_scale
+from .over_sequences import ratios_of_rows
+from .policy_kl import PolicyKL
+from .slopes import ahead, at_prefixes, slope_of
+
+__all__ = ["policy_kl_loss", "rao_blackwell_kl_loss"]
+
+
+def policy_kl_loss(
+    *,
+    log_current: Tensor,
+    log_reference: Tensor,
+    log_behaviour: Tensor | None = None,
+    mask: Tensor | None = None,
+    direction: str = "reverse",
+    level: str = "token",
+    normalise: str = "sequence",
+    estimator: Estimator = "k3",
+    exact_kl: Tensor | None = None,
+    truncate: float | None = None,
+    trust_region: tuple[float, float] | None = None,
+) -> PolicyKL:
+    """Return a loss that estimates, and descends, KL(π‖π_ref) or KL(π_ref‖π) from sampled tokens.
+
+    log_current, log_reference, log_behaviour: `[batch, length]`, log-probabilities in nats of the
+    tokens drawn, under the policy π that is trained, the reference, and the policy μ that drew them
+    (with its temperature; top-p and top-k must not cut what π gives mass). log_behaviour None:
+    on-policy, μ = π.
+    mask: bool `[batch, length]`, the tokens that count; others may hold anything, NaN too.
+    direction: "reverse", KL(π‖π_ref), or "forward", KL(π_ref‖π) (MATH 4.1, 4.2).
+    level: "token": the sum over positions of the KL of next-token distributions, with the prefixes
+    taken as they were drawn; or "sequence": the KL of whole sequences, of which the former is only
+    a part of the gradient, since a token also decides what comes after.
+    normalise: "sequence" (nats/sequence), "batch", "token" or "sequence_mean" (see `normalising`);
+    at level "sequence" one of the first two.
+    estimator: of the value, and of what lies ahead at level "sequence": "k1", "k2" (biased; level
+    "token" only), "k3", a number λ, "best" (cross-fitted over sequences).
+    exact_kl: `[batch, length]`, the exact KL in this direction of each next-token distribution at
+    the drawn prefixes, used without its graph: the value then is its weighted sum, and the reverse
+    gradient has it as baseline, scattering less.
+    truncate: cut importance weights at this number. trust_region: (low, high); tokens whose π/μ is
+    outside keep their value but get no gradient.
+
+    Exact: the expected gradient, over draws from μ, is that of the divergence to rounding, with
+    neither `truncate` nor `trust_region`; the expected value too, but for k2. How often those two
+    act, and what truncation adds to the value, is in the result; nothing else is clamped.
+    π_ref = 0 at a drawn token (reverse): loss and gradient +inf, the truth. π = 0 at one
+    (off-policy): weight 0. Nothing counts: loss 0, gradient 0.
+    Errors: `TypeError`, `ValueError` that name the argument.
+    Reference: MATH 5.7, 5.8; Schulman (2020); Tang and Munos (2025) on sequences.
+
+    >>> current = torch.tensor([[-1.0, -2.0], [-0.5, -1.5]], requires_grad=True)
+    >>> reference = torch.tensor([[-1.1, -1.8], [-0.7, -1.6]])
+    >>> kl = policy_kl_loss(log_current=current, log_reference=reference)
+    >>> kl.loss.backward()
+    >>> round(kl.loss.item(), 4), kl.divergence
+    (0.0249, 'KL(policy ‖ reference) of each token, at the prefixes drawn, nats/sequence')
+    >>> current.grad  # (log π − log π_ref) / sequences: each token's own
+    tensor([[ 0.0500, -0.1000],
+            [ 0.1000,  0.0500]])
+    """
+    names = {"direction": direction, "level": level}
+    drawn = draw_up(log_current, log_reference, log_behaviour, mask, **names, truncate=truncate)
+    scale = row_scale(mask, drawn.log_ratio, normalise)
+    _check_level(level, normalise)
+    _check_limits(trust_region, log_behaviour)
+    biased = level == "sequence" and estimator == "k2"
+    require(not biased, "estimator", "an unbiased one at level 'sequence'", "'k2'", "'k3'")
+    martingale = baseline = None
+    if exact_kl is None:
+        terms = drawn.value_terms(_form(drawn, estimator))
+    else:
+        check({"log_current": log_current, "exact_kl": exact_kl}, mask)
+        baseline = _hidden(exact_kl.detach().to(drawn.log_ratio.dtype), mask)
+        terms, martingale, estimator = *_exact(drawn, baseline), "exact"
+    slope = slope_of(drawn, terms, baseline)
+    slope = _inside(slope, drawn, trust_region)
+    slope = _hidden(slope, mask).mul_(scale).to(log_current.dtype)
+    value = (terms.sum(-1, keepdim=True) * scale).sum()
+    loss = attach(value, log_current, slope)
+    return PolicyKL(loss, drawn, terms, normalise, estimator, martingale, trust_region)
+
+
+def rao_blackwell_kl_loss(
+    exact_kl: Tensor,
+    *,
+    log_current: Tensor,
+    log_reference: Tensor,
+    log_behaviour: Tensor | None = None,
+    mask: Tensor | None = None,
+    direction: str = "reverse",
+    level: str = "sequence",
+    normalise: str = "sequence",
+    truncate: float | None = None,
+) -> PolicyKL:
+    """Return the KL from exact next-token KLs at drawn prefixes, with its complete gradient.
+
+    exact_kl: `[batch, length]`, KL(π‖π_ref) (or of the other `direction`) of the next-token
+    distribution at each drawn prefix, in nats, with its graph: `kullback.tokens` computes it from
+    logits. All else as in `policy_kl_loss`.
+
+    The value is `Σ_t W_<t · KL_t` with W_<t the weight of the prefix (1 on-policy, and at level
+    "token"); its gradient is that of the KL_t, and at level "sequence" in the reverse direction
+    also the part that autograd of such a sum misses: `Σ_t ∇ log π_t · Σ_{u>t} W_<u · KL_u`, for the
+    tokens lead to the prefixes. The token drawn at a position plays no part in that position's own
+    term (Rao-Blackwell, MATH 5.7): at length 1 the result never scatters more than any estimator by
+    sampled tokens. Over several positions it nearly always scatters less, but need not where a
+    token's term cancels what it leads to; `estimate("best")` weighs the two.
+
+    Exact in expectation, as `policy_kl_loss`. Edge cases and errors are as there.
+    Reference: MATH 5.7; Amini et al. (2025), "Better estimation of the KL divergence between
+    language models".
+
+    >>> logits = torch.zeros(1, 2, 3, requires_grad=True)
+    >>> log_p = logits.log_softmax(-1)
+    >>> log_q = torch.tensor([0.5, 0.25, 0.25]).log()
+    >>> kl = rao_blackwell_kl_loss(
+    ...     (log_p.exp() * (log_p - log_q)).sum(-1),
+    ...     log_current=log_p[..., 0],
+    ...     log_reference=log_q[0].expand(1, 2),
+    ... )
+    >>> round(kl.loss.item(), 4)
+    0.1133
+    """
+    check({"log_current": log_current, "exact_kl": exact_kl}, mask)
+    names = {"direction": direction, "level": level}
+    drawn = draw_up(log_current, log_reference, log_behaviour, mask, **names, truncate=truncate)
+    scale = row_scale(mask, drawn.log_ratio, normalise)
+    _check_level(level, normalise)
+    wide = exact_kl if mask is None else torch.where(mask, exact_kl, 0.0)
+    wide = wide.to(drawn.log_ratio.dtype)
+    terms, martingale = _exact(drawn, wide.detach())
+    value = (at_prefixes(drawn, wide) * scale).sum()
+    if level == "sequence" and direction == "reverse":
+        slope = _hidden(ahead(terms), mask) * scale
+        value = attach(value, log_current, slope.to(log_current.dtype))
+    return PolicyKL(value, drawn, terms, normalise, "exact", martingale)
+
+
+class _Attach(torch.autograd.Function):
+    """A value as it is, with a gradient of our choosing."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, log_current: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:  # the value's own too
+        (slope,) = ctx.saved_tensors
+        return grads[0], grads[0].to(slope.dtype) * slope, None
+
+
+def attach(value: Tensor, log_current: Tensor, slope: Tensor) -> Tensor:
+    """Return `value` with `slope` added to its gradient with respect to `log_current`."""
+    attached: Tensor = _Attach.apply(value, log_current, slope)  # type: ignore[no-untyped-call]
+    return attached
+
+
+def _form(drawn: Drawn, estimator: Estimator) -> tuple[Tensor | float, ...]:
+    """Return the estimator's coefficients: numbers, or `[batch, 1]`, each half's from the other."""
+    if estimator != "best":
+        return coefficients(estimator)
+    rows = torch.stack([_sums(drawn, column) for column in range(3)])
+    fewest = "at least 4 sequences for 'best'"
+    require(rows.shape[-1] >= 4, "log_current", fewest, rows.shape[-1], "'k3'")
+    how = {"weighted": False, "ratio": False, "cross_fit": True}
+    parts = best_parts(ratios_of_rows(rows).halves, **how)
+    form = rows.new_empty(rows.shape[-1], 1, 3)
+    form[::2], form[1::2] = (part.form.coefficients for part in parts)
+    return form.to(drawn.log_ratio.dtype).unbind(-1)
+
+
+def _sums(drawn: Drawn, column: int) -> Tensor:
+    return drawn.feature(column, drawn.weight()).double().sum(-1)
+
+
+def _exact(drawn: Drawn, exact: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weighted exact KLs, and k1's terms less them: a martingale, of mean zero."""
+    terms = at_prefixes(drawn, exact)
+    return terms, drawn.value_terms(coefficients("k1")) - terms
+
+
+def _inside(slope: Tensor, drawn: Drawn, limits: tuple[float, float] | None) -> Tensor:
+    if limits is None or drawn.log_step is None:
+        return slope
+    ratio = drawn.log_step.exp()
+    return slope.masked_fill_((ratio < limits[0]) | (ratio > limits[1]), 0.0)
+
+
+def _hidden(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x.masked_fill(~mask, 0.0)
+
+
+def _check_level(level: str, normalise: str) -> None:
+    fits = level == "token" or normalise in ("sequence", "batch")
+    hint = "'sequence': a length that the policy itself decides must not divide"
+    require(fits, "normalise", "'sequence' or 'batch' at level 'sequence'", repr(normalise), hint)
+
+
+def _check_limits(limits: tuple[float, float] | None, log_behaviour: Tensor | None) -> None:
+    if limits is None:
+        return
+    known = log_behaviour is not None
+    hint = "pass log_behaviour, or leave it out: on-policy every ratio is 1"
+    require(known, "trust_region", "None where draws come from the policy itself", limits, hint)
+    ordered = len(limits) == 2 and 0 <= limits[0] <= 1 <= limits[1]
+    require(ordered, "trust_region", "(low, high) with 0 ≤ low ≤ 1 ≤ high", limits)
