@@ -21,8 +21,9 @@ def pushes(response: Sequence[tuple[float, float]]) -> str:
     """Draw how hard a token is pushed against log policy/ref, beside what the two KLs would do.
 
     response: pairs as in `Audit.response`. The curves of KL(policy‖ref), log policy/ref itself, and
-    of KL(ref‖policy), 1 − ref/policy, are dashed; the loss is scaled to their slope, 1, at 0
-    (where it has none, its largest push within one nat to 1). Where it does not push at all, the axis is thick.
+    of KL(ref‖policy), 1 − ref/policy, are dashed; the loss is scaled to their slope, 1, at 0 (where
+    it has none, its largest push within one nat to 1). Where it does not push at all, the axis is
+    thick.
 
     >>> pushes([(-1.0, -1.0), (0.0, 0.0), (1.0, 1.0)]).count("<path") > 3
     True

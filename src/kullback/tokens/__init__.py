@@ -1,13 +1,14 @@
 """Floor 3, tokens: exact divergences between next-token distributions, position by position.
 
 Which to use: the functions re-exported here take logits `[*batch, vocab]` and return one value a
-position; `divergences` explains their options, `reference` their meaning at every edge. `audit` says which divergence a
-policy loss descends.
+position; `divergences` explains their options, `reference` their meaning at every edge. `distill`
+has the losses of distillation; `audit` says which divergence any loss descends.
 """
 
 from .auditing.findings import Audit
 from .auditing.run import audit
 from .backends import usable
+from .distill import distill_loss, distill_terms, distill_terms_top_k
 from .divergences import (
     Comparison,
     compare,
@@ -25,6 +26,9 @@ __all__ = [
     "audit",
     "compare",
     "cross_entropy",
+    "distill_loss",
+    "distill_terms",
+    "distill_terms_top_k",
     "entropy",
     "jeffreys",
     "js",

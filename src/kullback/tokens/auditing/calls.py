@@ -50,6 +50,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         *("mask", "loss_mask", "completion_mask", "response_mask", "action_mask"),
         *("attention_mask", "eos_mask"),
     ),
+    "bool_mask": ("bool_mask", "keep", "valid"),
     "advantages": ("advantages", "advantage", "adv", "rewards", "returns"),
 }
 MEANING = {
@@ -62,6 +63,7 @@ MEANING = {
     "tokens": "the sampled tokens, [batch, T]",
     "labels": "the same with -100 at padding",
     "mask": "1.0 at tokens, 0.0 at padding, [batch, T]",
+    "bool_mask": "the same as bool",
     "advantages": "zeros, [batch, T]: only the divergence is audited",
 }
 _ROLE = {name: role for role, names in NAMES.items() for name in names}
@@ -188,6 +190,7 @@ class Caller:
             error.add_note(f"kullback audit: raised by the loss, which was called with {said}")
             raise
         result = result[0] if isinstance(result, tuple | list) and result else result
+        result = getattr(result, "loss", result)
         if not isinstance(result, Tensor):
             raise ArgumentTypeError(message("loss", "a tensor as result", type(result).__name__))
         return result
@@ -237,6 +240,7 @@ def _given(
         "tokens": tokens,
         "labels": tokens.masked_fill(~mask, -100),
         "mask": mask.to(leaf.dtype),
+        "bool_mask": mask,
         "advantages": torch.zeros_like(ref[..., 0]),
     }
 

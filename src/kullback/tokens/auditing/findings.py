@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Audit", "Likeness", "Finding", "Row"]
+__all__ = ["Audit", "Finding", "Likeness", "Row"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,9 @@ class Row:
     √E‖g/s − E[g]/s‖²/‖∇D‖ of one batch, None where no divergence is named; best_noise: that of
     the least noisy unbiased estimator that we know, from one sequence, None where we know none.
     dead_tokens: the share of sampled tokens with a gradient of exactly zero though policy and
-    reference differ at them; dead_sequences: of sequences with no gradient at all; dead_where_ref: of the tokens that the
-    reference would have written. not_finite: the share of sequences with inf or NaN.
+    reference differ at them; dead_sequences: of sequences with no gradient at all;
+    dead_where_ref: of the tokens that the reference would have written. not_finite: the share of
+    sequences with inf or NaN.
     """
 
     vocabulary: int

@@ -10,7 +10,7 @@ import torch
 
 from .calls import Caller, Enumeration
 from .closed import gradient_of
-from .findings import Likeness, Finding, Row
+from .findings import Finding, Likeness, Row
 from .matching import EXACT, Group, Match, closest, family, fit, mixture, single
 from .targets import FORWARD, REVERSE, TARGETS, Target, best_estimator, value
 from .worlds import World

@@ -34,7 +34,8 @@ def audit(
     parameters: `logp`, `ref_logp`, `behaviour_logp` `[batch, T]` (log-probabilities of the sampled
     tokens, in nats), `logits`, `ref_logits` `[batch, T, V]`, `tokens`, `labels`, `mask`,
     `advantages` (zeros) and the usual other spellings of these; `names={"x": "logp"}` adds more.
-    It returns a scalar, or one value a token or a sequence, which are added up.
+    `bool_mask` (or names={"mask": "bool_mask"}) is a mask of bools. It returns a scalar, or one
+    value a token or a sequence, which are added up; of a tuple the first, of an object its `loss`.
     form: "loss" is differentiated; "penalty" is what is subtracted from the reward, and "reward"
     what is added to it, in a policy-gradient term; "auto" goes by the callable's name, where
     `reward` or `penalty` in it decides. credit: for those two, whose score a token's penalty
@@ -68,7 +69,7 @@ def audit(
     every = worlds(batch=batch)
     on, on_rows, match = look(caller, every, on_policy=True)
     off, off_rows, _ = look(caller, every, on_policy=False)
-    has_mask = bool({"mask", "labels"} & set(roles.values()))
+    has_mask = bool({"mask", "bool_mask", "labels"} & set(roles.values()))
     lengths, padding = _different_lengths(caller, match) if has_mask else (None, False)
     rows = (*on_rows, *off_rows)
     found = Audit(
