@@ -88,14 +88,15 @@ def _findings(found: Audit) -> str:
 
 def _card(one: Finding) -> str:
     regime = "On-policy" if one.on_policy else "Off-policy"
-    sign = {"zero": "nothing", "not finite": "inf or NaN", "none": "none of them"}
+    sign = {
+        "zero": "nothing",
+        "near zero": "nothing",
+        "not finite": "inf or NaN",
+        "none": "none of them",
+    }
     big = sign.get(one.kind, one.descends)
     way = f"it {descent(one)}."
-    figures = (
-        ""
-        if one.kind in ("zero", "not finite")
-        else f"error {small(one.error)}, cosine {one.cosine:.3g}"
-    )
+    figures = "" if not one.descends else f"error {small(one.error)}, cosine {one.cosine:.3g}"
     times = ", ".join(f"{scale:.3g} (T = {length})" for length, scale in one.scale.items())
     times = (
         f"<p>Its gradient is the divergence's times {esc(times)}.</p>"

@@ -126,6 +126,8 @@ class Caller:
         Errors: `ValueError` for a parameter that is required and not understood, or when nothing
         of the policy would be passed.
         """
+        for name, wanted in self.names.items():
+            require(wanted in NAMES, f"names[{name!r}]", " or ".join(NAMES), repr(wanted))
         found = {}
         for one in _parameters(self.loss):
             if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
@@ -175,7 +177,9 @@ class Caller:
         """Return value and gradient with respect to the logits of one batch."""
         ref, behaviour, tokens, mask = rest
         leaf = logits.detach().clone().requires_grad_()
-        given = _given(leaf, ref, behaviour, tokens, mask)
+        needed = {*roles.values(), "mask"}
+        needed |= set() if self.form == "loss" else {"logp", "behaviour_logp"}
+        given = _given(needed, leaf, ref, behaviour, tokens, mask)
         result = self._call({name: given[role].clone() for name, role in roles.items()})
         value = self._reduced(result, given)
         (push,) = torch.autograd.grad(value, leaf, allow_unused=True)
@@ -197,12 +201,13 @@ class Caller:
 
     def _reduced(self, result: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         """Turn a result into the scalar that a trainer would differentiate."""
-        mask, logp = given["mask"], given["logp"]
+        mask = given["mask"]
         if self.form == "loss":
             hint = "take out .detach() or no_grad, or pass form='penalty' if it is one"
             expected = "a result that depends on logp or logits"
             require(result.requires_grad, "loss", expected, "a constant", hint)
             return _total(result, mask)
+        logp = given["logp"]
         credit = _credit(result.detach(), mask, self.credit)
         sign = -1.0 if self.form == "reward" else 1.0
         ratio = (logp.detach() - given["behaviour_logp"]) * mask
@@ -223,26 +228,32 @@ def _parameters(loss: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
 
 
 def _given(
-    leaf: Tensor, ref: Tensor, behaviour: Tensor, tokens: Tensor, mask: Tensor
+    needed: set[str],
+    leaf: Tensor,
+    ref: Tensor,
+    behaviour: Tensor,
+    tokens: Tensor,
+    mask: Tensor,
 ) -> dict[str, Tensor]:
-    """Return what every role stands for."""
+    """Return what the roles that are needed stand for."""
 
     def taken(logits: Tensor) -> Tensor:
         return logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
 
-    return {
-        "logp": taken(leaf),
-        "ref_logp": taken(ref),
-        "behaviour_logp": taken(behaviour),
-        "logits": leaf,
-        "ref_logits": ref,
-        "behaviour_logits": behaviour,
-        "tokens": tokens,
-        "labels": tokens.masked_fill(~mask, -100),
-        "mask": mask.to(leaf.dtype),
-        "bool_mask": mask,
-        "advantages": torch.zeros_like(ref[..., 0]),
+    every: dict[str, Callable[[], Tensor]] = {
+        "logp": lambda: taken(leaf),
+        "ref_logp": lambda: taken(ref),
+        "behaviour_logp": lambda: taken(behaviour),
+        "logits": lambda: leaf,
+        "ref_logits": lambda: ref,
+        "behaviour_logits": lambda: behaviour,
+        "tokens": lambda: tokens,
+        "labels": lambda: tokens.masked_fill(~mask, -100),
+        "mask": lambda: mask.to(leaf.dtype),
+        "bool_mask": lambda: mask,
+        "advantages": lambda: torch.zeros_like(ref[..., 0]),
     }
+    return {role: every[role]() for role in needed}
 
 
 def _total(result: Tensor, mask: Tensor) -> Tensor:

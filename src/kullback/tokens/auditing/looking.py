@@ -34,6 +34,8 @@ def look(
         kind, match = "not finite", None
     elif all(_is_zero(one) for one in seen):
         kind, match = "zero", None
+    elif all(_is_zero(one) for w, one in zip(mine, seen, strict=True) if w.distance == "near"):
+        kind, match = "near zero", None
     else:
         kind, match = _matched(group, on_policy=on_policy)
     if match is None:

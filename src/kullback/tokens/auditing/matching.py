@@ -9,7 +9,7 @@ target, a sum, or a member of a parametric family that fits exactly; `closest` f
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -64,26 +64,19 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The expected gradients of a loss in some worlds, and a store of the targets' gradients."""
+    """The expected gradients of a loss in some worlds."""
 
     worlds: Sequence[World]
     fields: Sequence[Tensor]
-    store: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def slopes(self, target: Target) -> list[Tensor]:
         """Return the target's gradient in each world."""
-        found = []
-        for world in self.worlds:
-            key = (str(target), id(world))
-            if key not in self.store:
-                self.store[key] = gradient(target, world)
-            found.append(self.store[key])
-        return found
+        return [gradient(target, world) for world in self.worlds]
 
     def only(self, keep: Callable[[World], bool]) -> "Group":
         """Return the part of the group whose worlds pass."""
         both = [(w, f) for w, f in zip(self.worlds, self.fields, strict=True) if keep(w)]
-        return Group([w for w, _ in both], [f for _, f in both], self.store)
+        return Group([w for w, _ in both], [f for _, f in both])
 
     @property
     def lengths(self) -> list[int]:
@@ -176,7 +169,7 @@ def _searched(group: Group, make: Callable[..., Target]) -> float | None:
     few = group.only(lambda world: world.distance == "far" and world.length == group.lengths[0])
 
     def badness(parameter: float) -> float:
-        match = fit(Group(few.worlds, few.fields), make(parameter))
+        match = fit(few, make(parameter))
         return float("inf") if match is None else sum(match.errors)
 
     start = min((0.02 + 0.12 * i for i in range(9)), key=badness)

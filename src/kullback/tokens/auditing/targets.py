@@ -13,6 +13,7 @@ unbiased estimator of one that we know: the sum over the vocabulary instead of t
 (Rao-Blackwell, MATH 5.7).
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -132,6 +133,7 @@ def value(target: Target, world: World, policy: Tensor | None = None) -> Tensor:
     return (world.reach(prefixes) * target.divergence(logits, other)).sum()
 
 
+@functools.lru_cache(maxsize=4096)
 def gradient(target: Target, world: World) -> Tensor:
     """Return the target's exact gradient with respect to the policy's logits, `[rows + 1, V]`."""
     leaf = world.policy.clone().requires_grad_()

@@ -42,6 +42,8 @@ def descent(finding: Finding) -> str:
     named = f"{finding.descends}{LEVELS.get(finding.level, '')}"
     if finding.kind == "zero":
         return "descends nothing: its expected gradient is zero"
+    if finding.kind == "near zero":
+        return "descends nothing while policy and reference are near, and far apart no divergence"
     if finding.kind == "not finite":
         return "has gradients that are not finite"
     if finding.kind in ("exact", "sum"):

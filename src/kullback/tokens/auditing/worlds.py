@@ -7,6 +7,7 @@ of the gradient in these tables: two losses whose tables agree agree for every m
 Which to use: `worlds` for the set that the audit goes through, `build` for one.
 """
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +19,7 @@ SIZES = ((12, 1), (5, 2), (3, 3), (2, 4))  # V, T: 12 to 27 sequences each
 NEAR, FAR, STALE = 0.3, 2.5, 0.8  # standard deviations of the differences between logits
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class World:
     """Every sequence of a tiny world, and three policies over them.
 
@@ -95,7 +96,8 @@ def build(
     )
 
 
-def worlds(*, batch: int = 1) -> list[World]:
+@functools.cache
+def worlds(*, batch: int = 1) -> tuple[World, ...]:
     """Return the audit's worlds: every size, near and far, on- and off-policy.
 
     batch: how many sequences a loss sees at once; sizes with too many such batches are left out.
@@ -104,12 +106,12 @@ def worlds(*, batch: int = 1) -> list[World]:
     16
     """
     sizes = [(v, t) for v, t in SIZES if v ** (t * batch) <= 1000]
-    return [
+    return tuple(
         build(v, t, distance=distance, on_policy=on_policy)
         for on_policy in (True, False)
         for distance in ("near", "far")
         for v, t in sizes
-    ]
+    )
 
 
 def _enumerate(vocabulary: int, length: int, *, ends: bool) -> tuple[Tensor, Tensor, Tensor, int]:
