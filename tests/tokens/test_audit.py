@@ -35,6 +35,14 @@ EXACT_TOKEN = ("exact", REVERSE, "token")
 EXACT_SEQUENCE = ("exact", REVERSE, "sequence")
 FORWARD_TOKEN = ("exact", FORWARD, "token")
 
+SLOW = ("[w] k1", "w k2", "k3+", "log π [k3]", "GKD 0.2", "OpenRLHF k3", "MiniLLM, normalised")
+SLOW = (*SLOW, "k1, sequence", "k1, unweighted", "k3, to go")
+
+
+def with_slow(names):
+    return [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in names]
+
+
 LOSSES = {
     "k1": (peers.k1, ("zero", "", ""), ("exact", "minus KL(behaviour‖policy)", "token")),
     "k2": (peers.k2, EXACT_TOKEN, None),
@@ -71,7 +79,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", with_slow(LOSSES))
 def test_losses_are_named(name):
     loss, on_policy, off_policy = LOSSES[name]
     report = audit(loss, form="loss")
@@ -97,7 +105,7 @@ PENALTIES = {
 }
 
 
-@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("name", with_slow(PENALTIES))
 def test_penalties_are_named(name):
     penalty, credit, importance, on_policy, off_policy = PENALTIES[name]
     report = audit(penalty, form="penalty", credit=credit, importance=importance)
@@ -131,10 +139,8 @@ def test_clamps_are_counted():
     assert max(row.dead_where_ref for row in far) > 0.3
     assert max(row.dead_tokens for row in report.rows if row.distance == "near") == 0
     below, above = report.dead_zones
-    assert below[1] == pytest.approx(
-        -2.8
-    )  # e^x − x − 1 = 10 at x = 2.61; the grid has steps of 0.2
-    assert above[0] == 11.0  # and at x = −11
+    assert below[1] == pytest.approx(-2.611, abs=0.011)  # e^x − x − 1 = 10 at x = 2.6109
+    assert above[0] == pytest.approx(11.0, abs=0.011)  # and at x = −11
     assert "no gradient" in " ".join(report.notes)
 
 
@@ -148,6 +154,7 @@ def test_lengths_and_padding():
     assert report.lengths > 0.01  # divided by each sequence's own length
 
 
+@pytest.mark.slow
 def test_a_leave_one_out_baseline_needs_two_sequences():
     """RLOO: k1 of whole sequences, less that of the other: unbiased, seen only in batches of 2."""
 

@@ -60,9 +60,9 @@ class Finding:
     """What a loss descends in one regime.
 
     kind: "exact" (a multiple of one divergence's gradient in every world), "sum" (of several),
-    "near" (exact only where policy and reference are near), "zero" (nothing on average), "near zero" (nothing
-    on average where they are near), "none"
-    (of the list; then `descends` is the closest) or "not finite". descends: the divergence or sum;
+    "near" (exact only where policy and reference are near), "zero" (nothing on average), "near
+    zero" (that where they are near), "none" (of the list; then `descends` is the closest) or "not
+    finite". descends: the divergence or sum;
     level: "token" or "sequence". error, cosine: the worst over all worlds; near_error over those
     where policy and reference are near. scale: by length T, the loss's gradient as a multiple.
     ascends: the sign is the wrong way round. gradient_of: for kind "none", of

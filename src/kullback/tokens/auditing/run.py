@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -88,21 +89,7 @@ def audit(
         verdict(on, off),
         (),
     )
-    said = notes(
-        found.findings,
-        rows,
-        dead_zones=found.dead_zones,
-        lengths=lengths,
-        padding=padding,
-        has_mask=has_mask,
-    )
-    return _with_notes(found, said)
-
-
-def _with_notes(found: Audit, said: list[str]) -> Audit:
-    from dataclasses import replace
-
-    return replace(found, notes=tuple(said))
+    return replace(found, notes=notes(found))
 
 
 def _caller(

@@ -3,9 +3,8 @@
 Which to use: `verdict`, `notes`.
 """
 
-from collections.abc import Sequence
-
-from .findings import Finding, Row
+from .findings import Audit, Finding
+from .matching import EXACT
 from .targets import REVERSE
 
 __all__ = ["descent", "notes", "percent", "verdict"]
@@ -72,48 +71,39 @@ def verdict(on_policy: Finding, off_policy: Finding) -> str:
     return text
 
 
-def notes(
-    findings: Sequence[Finding],
-    rows: Sequence[Row],
-    *,
-    dead_zones: Sequence[tuple[float, float]],
-    lengths: float | None,
-    padding: bool,
-    has_mask: bool,
-) -> list[str]:
+def notes(found: Audit) -> tuple[str, ...]:
     """Say what else a user should know, a sentence each."""
     said = []
-    partial = [
-        one.kind in ("exact", "near") and one.level == "token" and one.descends == REVERSE
-        for one in findings
-    ]
-    if any(partial):
+    if any(_partial(one) for one in found.findings):
         said.append(
             "token by token, what a token does to the prefixes that follow it is not counted; "
             "k1 as a penalty with reward-to-go counts it"
         )
-    dead = max(row.dead_tokens for row in rows)
-    dead_ref = max(row.dead_where_ref for row in rows)
-    if dead_zones:
-        said.append(
-            "a token gets no gradient at all where log policy/ref is "
-            + ", or ".join(_range(*zone) for zone in dead_zones)
-        )
+    if found.dead_zones:
+        where = ", or ".join(_range(*zone) for zone in found.dead_zones)
+        said.append(f"a token gets no gradient at all where log policy/ref is {where}")
+    dead = max(row.dead_tokens for row in found.rows)
+    dead_ref = max(row.dead_where_ref for row in found.rows)
     if dead > 0:
         said.append(
             f"in the worst world {percent(dead)} of the sampled tokens, and {percent(dead_ref)} of "
             "those the reference would write, get no gradient though the policies differ there"
         )
-    if padding:
+    if found.padding:
         said.append("padding is pushed too: the mask does not reach everything")
-    if lengths is not None and lengths > 1e-6:
+    if found.lengths is not None and found.lengths > EXACT:
         said.append(
-            f"with sequences of different lengths, one at a time, it is {percent(lengths)} off: a "
-            "mean over each sequence's own tokens weighs those of short sequences more"
+            f"with sequences of different lengths, one at a time, it is {percent(found.lengths)} "
+            "off: a mean over each sequence's own tokens weighs those of short sequences more"
         )
-    if not has_mask:
+    if not {"mask", "bool_mask", "labels"} & set(found.arguments.values()):
         said.append("it takes no mask: looked at in sequences of one length only")
-    return said
+    return tuple(said)
+
+
+def _partial(one: Finding) -> bool:
+    """Whether a finding is KL(policy‖ref) without what the tokens lead to."""
+    return one.kind in ("exact", "near") and (one.descends, one.level) == (REVERSE, "token")
 
 
 def _range(low: float, high: float) -> str:
