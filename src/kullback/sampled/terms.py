@@ -111,8 +111,19 @@ def bregman_together(log_r: Tensor, out: Tensor) -> None:
     together = log_r.dim() == 1 and math.isfinite(least + most)
     if together and max(-least, most) >= _NEAR:
         torch.expm1(log_r, out=out).sub_(log_r)
+    elif together:
+        _series_together(log_r, out)
     else:
-        out.copy_(_series(log_r) if together else bregman(log_r))
+        out.copy_(bregman(log_r))
+
+
+def _series_together(log_r: Tensor, out: Tensor) -> None:
+    """Write `_series` into `out`, without room of its own and as far as the type's digits go."""
+    last = _SERIES if log_r.dtype == torch.float64 else 4  # 0.01³/60 = 2e-8 of the sum
+    torch.mul(log_r, 1 / math.factorial(last), out=out)
+    for order in range(last - 1, 1, -1):
+        out.add_(1 / math.factorial(order)).mul_(log_r)
+    out.mul_(log_r)
 
 
 def _series(log_r: Tensor) -> Tensor:

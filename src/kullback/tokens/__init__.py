@@ -19,10 +19,12 @@ from .divergences import (
     kl,
     log_prob,
 )
+from .precision import PrecisionWarning, rounding_floor
 
 __all__ = [
     "Audit",
     "Comparison",
+    "PrecisionWarning",
     "audit",
     "compare",
     "cross_entropy",
@@ -34,5 +36,6 @@ __all__ = [
     "js",
     "kl",
     "log_prob",
+    "rounding_floor",
     "usable",
 ]

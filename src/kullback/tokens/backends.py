@@ -18,8 +18,10 @@ __all__ = ["MODULES", "ORDER", "choose", "usable"]
 MODULES = {
     "reference": "kullback.tokens.reference",
     "chunked": "kullback.tokens.chunked",
+    "native": "kullback.tokens.native",
 }
-ORDER: tuple[str, ...] = ("chunked",)  # what "auto" tries
+ORDER: tuple[str, ...] = ("native", "chunked")  # what "auto" tries, in this order
+MANY = {"native": 1 << 18}  # logits from which "auto" tries it: fewer are not worth compiling for
 
 
 def choose(name: str, p: Tensor, q: Tensor | None, task: Task) -> Any:
@@ -35,7 +37,8 @@ def choose(name: str, p: Tensor, q: Tensor | None, task: Task) -> Any:
     known = ("auto", *MODULES)
     require(name in known, "backend", " or ".join(map(repr, known)), repr(name))
     if name == "auto":
-        modules = (importlib.import_module(MODULES[each]) for each in ORDER)
+        worth = (each for each in ORDER if p.numel() >= MANY.get(each, 0))
+        modules = (importlib.import_module(MODULES[each]) for each in worth)
         return next(module for module in modules if not module.refusal(p, q, task))
     module = importlib.import_module(MODULES[name])
     reason = module.refusal(p, q, task)

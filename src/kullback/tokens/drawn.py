@@ -13,10 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kullback.core import require, require_type
+from kullback.core import ArgumentValueError, require, require_type
+from kullback.core.checks import describe, message
 from kullback.sampled.terms import bregman_together
 
-__all__ = ["DIRECTIONS", "LEVELS", "Drawn", "draw_up", "shifted"]
+__all__ = ["DIRECTIONS", "LEVELS", "Drawn", "check", "draw_up", "masked", "shifted"]
 
 DIRECTIONS = {"reverse": "KL(policy ‖ reference)", "forward": "KL(reference ‖ policy)"}
 LEVELS = ("token", "sequence")
@@ -27,31 +28,33 @@ class Drawn(NamedTuple):
 
     log_weight: log p/μ, of the token or of all up to it; None where it is 0 everywhere (p = μ).
     log_step: log π/μ of the token alone; None on-policy.
-    log_arrival: log q/μ of the token with p/μ of those before it: what the weight times r tends to
-        where p is 0; None where log_weight is.
-    truncate: what weights are cut at, None for never.
+    log_arrival: log q/μ of the token with p/μ of those before it, the weight times r, which has a
+        limit where p is 0; None where nothing needs it.
+    vanishing: whether p is 0 at any token.
+    truncate: what weights are cut at, None for never. weight: exp of log_weight, so cut.
     """
 
     direction: str
     level: str
     mask: Tensor | None
     log_ratio: Tensor
-    log_weight: Tensor | None
-    log_step: Tensor | None
-    log_arrival: Tensor | None
-    truncate: float | None
+    log_weight: Tensor | None = None
+    log_step: Tensor | None = None
+    log_arrival: Tensor | None = None
+    vanishing: bool = False
+    truncate: float | None = None
+    weight: Tensor | None = None
 
-    def weight(self, *, truncated: bool = True) -> Tensor | None:
-        """Return the importance weight of each token's term; None for 1 everywhere."""
-        if self.log_weight is None:
-            return None
-        return self.cut(self.log_weight.exp()) if truncated else self.log_weight.exp()
+    def uncut(self) -> "Drawn":
+        """Return the same without truncation."""
+        whole = None if self.log_weight is None else self.log_weight.exp()
+        return self._replace(truncate=None, weight=whole)
 
     def cut(self, weight: Tensor) -> Tensor:
         """Return weights cut at `truncate`, if any."""
         return weight if self.truncate is None else weight.clamp_max(self.truncate)
 
-    def feature(self, column: int, weight: Tensor | None) -> Tensor:
+    def feature(self, column: int) -> Tensor:
         """Return `log r`, `r − 1 − log r` or `½ log² r` of each token, times its weight.
 
         Where p is 0 the products tend to 0, (q/μ) and 0.
@@ -62,17 +65,20 @@ class Drawn(NamedTuple):
             bregman_together(self.log_ratio.reshape(-1), plain.view(-1))
         elif column == 2:
             plain = (0.5 * self.log_ratio).mul_(self.log_ratio)
-        if weight is None or self.log_weight is None or self.log_arrival is None:
+        if self.weight is None:
             return plain
+        weighted = plain * self.weight
+        if not self.vanishing or self.log_arrival is None:
+            return weighted
         limit = self.cut(self.log_arrival.exp()) if column == 1 else plain.new_zeros(())
-        return torch.where(self.log_weight == -math.inf, limit, weight * plain)
+        return torch.where(self.weight == 0, limit, weighted)
 
     def value_terms(self, form: tuple[Tensor | float, ...]) -> Tensor:
         """Return the terms `form · features`, `[batch, length]`; form: numbers or `[batch, 1]`."""
-        weight, total = self.weight(), None
+        total = None
         for column, factor in enumerate(form):
             if isinstance(factor, Tensor) or factor:
-                part = self.feature(column, weight)
+                part = self.feature(column)
                 part = part if isinstance(factor, float) and factor == 1 else part * factor
                 total = part if total is None else total + part
         return torch.zeros_like(self.log_ratio) if total is None else total
@@ -103,44 +109,50 @@ def draw_up(
     _check_names(direction, level, truncate)
     wide = {name: _wide(log) for name, log in logs.items()}
     current, reference = wide["log_current"], wide["log_reference"]
-    behaviour = wide.get("log_behaviour")
-    hidden = None if mask is None else ~mask
     p, q = (current, reference) if direction == "reverse" else (reference, current)
-    log_ratio = _masked(q - p, hidden)
-    log_step = None if behaviour is None else _masked(current - behaviour, hidden)
-    if direction == "reverse":
-        own, arrival = log_step, None if behaviour is None else reference - behaviour
-    else:
-        base = current if behaviour is None else behaviour
-        own, arrival = _masked(reference - base, hidden), current - base
-    if own is None or arrival is None:
-        cuts = truncate is None
+    log_ratio = q - p
+    bits = None if mask is None else _bits(mask, log_ratio.dtype)
+    _and(log_ratio, bits)
+    if "log_behaviour" not in wide and direction == "reverse":
         hint = "pass log_behaviour, or leave truncate out: on-policy every weight is 1"
-        require(cuts, "truncate", "None where draws come from the policy itself", truncate, hint)
-        return Drawn(direction, level, mask, log_ratio, None, None, None, None)
-    log_weight, log_arrival = own, _masked(arrival, hidden)
+        uncut = truncate is None
+        require(uncut, "truncate", "None where draws come from the policy itself", truncate, hint)
+        return Drawn(direction, level, mask, log_ratio)
+    base = wide.get("log_behaviour", current)
+    log_step = _and(current - base, bits) if "log_behaviour" in wide else None
+    log_weight = log_step if direction == "reverse" else None
+    log_weight = _and(p - base, bits) if log_weight is None else log_weight
+    vanishing = log_weight.numel() > 0 and float(log_weight.amin()) == -math.inf
+    needed = vanishing or direction == "forward"
+    log_arrival = _and(q - base, bits) if needed else None
     if level == "sequence":
-        log_weight = own.cumsum(-1)
-        log_arrival = log_arrival + shifted(log_weight)
-    return Drawn(direction, level, mask, log_ratio, log_weight, log_step, log_arrival, truncate)
+        log_weight = log_weight.cumsum(-1)
+        log_arrival = None if log_arrival is None else log_arrival + shifted(log_weight)
+    rest = (log_weight, log_step, log_arrival, vanishing, truncate)
+    drawn = Drawn(direction, level, mask, log_ratio, *rest)
+    return drawn._replace(weight=drawn.cut(log_weight.exp()))
 
 
 def check(tensors: dict[str, Tensor], mask: Tensor | None) -> None:
     """Check that all are floating `[batch, length]` of one shape, and the mask bool of it too."""
-    shape = None
+    first = next(iter(tensors.values()))
     for name, value in tensors.items():
         require_type(value, Tensor, name, "pass a torch tensor [batch, length]")
-        fits = value.dim() == 2 and value.is_floating_point()
-        expected = "a floating-point tensor [batch, length]"
-        got = f"{value.dtype} {list(value.shape)}".removeprefix("torch.")
-        require(fits, name, expected, got, "gather the tokens' log-probabilities")
-        shape = shape or value.shape
-        require(value.shape == shape, name, f"the shape {list(shape)} of the others", got)
+        if value.dim() != 2 or not value.is_floating_point():
+            expected, hint = "a floating-point tensor [batch, length]", "gather the tokens' own"
+            _refuse(name, expected, value, hint)
+        if value.shape != first.shape:
+            expected = f"the shape {list(first.shape)} of the others"
+            _refuse(name, expected, value)
     if mask is not None:
         require_type(mask, Tensor, "mask", "pass a bool tensor [batch, length]")
-        got = f"{mask.dtype} {list(mask.shape)}".removeprefix("torch.")
-        fits = mask.dtype == torch.bool and mask.shape == shape
-        require(fits, "mask", f"a bool tensor {list(shape or ())}", got, "mask.bool()")
+        if mask.dtype != torch.bool or mask.shape != first.shape:
+            expected = f"a bool tensor {list(first.shape)}"
+            _refuse("mask", expected, mask, "mask.bool()")
+
+
+def _refuse(name: str, expected: str, got: Tensor, hint: str = "") -> None:
+    raise ArgumentValueError(message(name, expected, describe(got), hint))
 
 
 def _check_names(direction: str, level: str, truncate: float | None) -> None:
@@ -155,5 +167,18 @@ def _wide(log: Tensor) -> Tensor:
     return log.float() if log.dtype in (torch.float16, torch.bfloat16) else log
 
 
-def _masked(x: Tensor, hidden: Tensor | None) -> Tensor:
-    return x if hidden is None else x.masked_fill_(hidden, 0.0)
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return x with 0 where the mask is False, whatever was there, NaN too; as a new tensor."""
+    return x if mask is None else _and(x.clone(), _bits(mask, x.dtype))
+
+
+def _bits(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return integers as wide as the type, all ones where True and all zeros where False."""
+    return mask.to(torch.int64 if dtype == torch.float64 else torch.int32).neg_()
+
+
+def _and(x: Tensor, bits: Tensor | None) -> Tensor:
+    """Set x to 0 in place where the bits are; on a CPU much faster than `masked_fill_`."""
+    if bits is not None:
+        x.view(bits.dtype).bitwise_and_(bits)
+    return x

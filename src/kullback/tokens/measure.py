@@ -5,6 +5,7 @@ chooses the backend, and refuses or lets through rows without a distribution.
 """
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from . import algebra
 from .arguments import check_logits, check_options, common, refuse_nan, spread_ids, spread_mask
 from .backends import choose
+from .precision import warn_of_rounding
 from .task import Task
 
 __all__ = ["measure"]
@@ -55,8 +57,11 @@ def measure(
     else:
         rows = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (p, q))
         found = _Rows.apply(*rows, ids, keep, task, module)  # type: ignore[no-untyped-call]
+    found = found.masked_fill(found.detach().isnan().any(0), math.nan)
     if nan == "refuse":
         refuse_nan(found.detach(), f"{name} and q_logits" if q is not None else name)
+        if q is not None:
+            warn_of_rounding(p, q, found.detach(), task)
     return found
 
 

@@ -31,7 +31,7 @@ NORMALISATIONS = {
 
 
 def row_scale(mask: Tensor | None, like: Tensor, normalise: str) -> Tensor:
-    """Return what a sequence's sum over tokens is multiplied by, `[batch, 1]` or `[1, 1]`.
+    """Return what a sequence's sum over tokens is multiplied by, `[]` or `[batch, 1]`.
 
     mask: bool `[batch, length]`, None for all; like: floating `[batch, length]`, for the device
     and type. A batch in which nothing counts has scale 1 (its sums are 0). "sequence", "batch",
@@ -44,14 +44,11 @@ def row_scale(mask: Tensor | None, like: Tensor, normalise: str) -> Tensor:
     expected = f"one of {', '.join(NORMALISATIONS)}"
     require(normalise in NORMALISATIONS, "normalise", expected, repr(normalise))
     batch, length = like.shape
-    one = torch.ones(1, 1, dtype=like.dtype, device=like.device)
-    if normalise == "batch":
-        return one
-    if mask is None:
-        count = {"sequence": batch, "token": batch * length, "sequence_mean": batch * length}
-        return one / max(count[normalise], 1)
-    tokens = mask.sum(-1, keepdim=True)
+    if mask is None or normalise == "batch":
+        count = {"batch": 1, "sequence": batch}.get(normalise, batch * length)
+        return like.new_tensor(1 / max(count, 1))
     if normalise == "token":
-        return one / tokens.sum().clamp_min(1)
-    sequences = (tokens > 0).sum().clamp_min(1)
-    return one / sequences if normalise == "sequence" else one / (tokens.clamp_min(1) * sequences)
+        return mask.sum(dtype=torch.int32).clamp_min_(1).to(like.dtype).reciprocal_()
+    lengths = mask.sum(-1, keepdim=True)
+    sequences = (lengths > 0).sum().clamp_min(1).to(like.dtype)
+    return 1 / (sequences if normalise == "sequence" else lengths.clamp_min(1) * sequences)

@@ -11,8 +11,6 @@ graph, which takes the sampled token out of value and gradient. The same as a pe
 is in `rewards`, what losses are divided by in `normalising`, what they report in `PolicyKL`.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,7 @@ from kullback.core import require
 from kullback.sampled.parts import best_parts
 from kullback.sampled.terms import Estimator, coefficients
 
-from .drawn import Drawn, check, draw_up
+from .drawn import Drawn, check, draw_up, masked
 from .normalising import row_scale
 from .over_sequences import ratios_of_rows
 from .policy_kl import PolicyKL
@@ -94,12 +92,13 @@ def policy_kl_loss(
         terms = drawn.value_terms(_form(drawn, estimator))
     else:
         check({"log_current": log_current, "exact_kl": exact_kl}, mask)
-        baseline = _hidden(exact_kl.detach().to(drawn.log_ratio.dtype), mask)
+        baseline = masked(exact_kl.detach().to(drawn.log_ratio.dtype), mask)
         terms, martingale, estimator = *_exact(drawn, baseline), "exact"
     slope = slope_of(drawn, terms, baseline)
     slope = _inside(slope, drawn, trust_region)
-    slope = _hidden(slope, mask).mul_(scale).to(log_current.dtype)
-    value = (terms.sum(-1, keepdim=True) * scale).sum()
+    slope = slope if level == "token" else masked(slope, mask)  # a token's own are 0 where masked
+    slope = slope.mul_(scale)
+    value = terms.sum() * scale if scale.dim() == 0 else (terms * scale).sum()
     loss = attach(value, log_current, slope)
     return PolicyKL(loss, drawn, terms, normalise, estimator, martingale, trust_region)
 
@@ -155,29 +154,23 @@ def rao_blackwell_kl_loss(
     terms, martingale = _exact(drawn, wide.detach())
     value = (at_prefixes(drawn, wide) * scale).sum()
     if level == "sequence" and direction == "reverse":
-        slope = _hidden(ahead(terms), mask) * scale
-        value = attach(value, log_current, slope.to(log_current.dtype))
+        slope = masked(ahead(terms), mask) * scale
+        value = attach(value, log_current, slope)
     return PolicyKL(value, drawn, terms, normalise, "exact", martingale)
 
 
-class _Attach(torch.autograd.Function):
-    """A value as it is, with a gradient of our choosing."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, log_current: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(slope)
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:  # the value's own too
-        (slope,) = ctx.saved_tensors
-        return grads[0], grads[0].to(slope.dtype) * slope, None
-
-
 def attach(value: Tensor, log_current: Tensor, slope: Tensor) -> Tensor:
-    """Return `value` with `slope` added to its gradient with respect to `log_current`."""
-    attached: Tensor = _Attach.apply(value, log_current, slope)  # type: ignore[no-untyped-call]
-    return attached
+    """Return a scalar worth `value`, whose gradient with respect to `log_current` is `slope`.
+
+    What `value` has of a graph is kept. Where `slope` is 0, log_current may hold anything.
+    """
+    line = torch.dot(slope.reshape(-1), log_current.to(slope.dtype).reshape(-1))
+    loss = line.detach()  # the same memory: the number is replaced, its graph stays
+    if not value.requires_grad:
+        loss.copy_(value)
+        return line
+    loss.zero_()
+    return value + line
 
 
 def _form(drawn: Drawn, estimator: Estimator) -> tuple[Tensor | float, ...]:
@@ -195,7 +188,7 @@ def _form(drawn: Drawn, estimator: Estimator) -> tuple[Tensor | float, ...]:
 
 
 def _sums(drawn: Drawn, column: int) -> Tensor:
-    return drawn.feature(column, drawn.weight()).double().sum(-1)
+    return drawn.feature(column).double().sum(-1)
 
 
 def _exact(drawn: Drawn, exact: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,10 +202,6 @@ def _inside(slope: Tensor, drawn: Drawn, limits: tuple[float, float] | None) -> 
         return slope
     ratio = drawn.log_step.exp()
     return slope.masked_fill_((ratio < limits[0]) | (ratio > limits[1]), 0.0)
-
-
-def _hidden(x: Tensor, mask: Tensor | None) -> Tensor:
-    return x if mask is None else x.masked_fill(~mask, 0.0)
 
 
 def _check_level(level: str, normalise: str) -> None:

@@ -89,7 +89,7 @@ class PolicyKL:
     @property
     def share_truncated(self) -> float:
         """The share of tokens whose weight was cut; 0 without `truncate`."""
-        weight = self.drawn.weight(truncated=False)
+        weight = self.drawn.uncut().weight
         if weight is None or self.drawn.truncate is None:
             return 0.0
         cut = weight > self.drawn.truncate
@@ -102,7 +102,7 @@ class PolicyKL:
 
         Of tokens; at level "sequence" of whole sequences, each by its last weight.
         """
-        weight, whole = self.drawn.weight(), self.drawn.level == "sequence"
+        weight, whole = self.drawn.weight, self.drawn.level == "sequence"
         if weight is None:
             return float(self.sequences if whole else self.tokens)
         logs, mask = weight.double().log(), self.drawn.mask
@@ -136,8 +136,7 @@ class PolicyKL:
         same tokens' share of bias. Errors: `ValueError` below 2 sequences.
         """
         form = coefficients("k3" if self.estimator in ("best", "exact") else self.estimator)
-        whole = self.drawn._replace(truncate=None)
-        change = self.drawn.value_terms(form) - whole.value_terms(form)
+        change = self.drawn.value_terms(form) - self.drawn.uncut().value_terms(form)
         found = mean_over(self._sums(change), self._kept, self.normalise)
         return replace(self._named(found), bias="none", why="")
 
@@ -156,8 +155,7 @@ class PolicyKL:
 
     def _columns(self) -> list[Tensor]:
         """Return the weighted features and controls of each token."""
-        weight = self.drawn.weight()
-        columns = [self.drawn.feature(column, weight) for column in range(WEIGHT)]
+        columns = [self.drawn.feature(column) for column in range(WEIGHT)]
         return columns if self.martingale is None else [*columns, self.martingale]
 
     def _sums(self, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from kullback.core import require
 from kullback.sampled.terms import Estimator, coefficients
 
-from .drawn import check, draw_up
+from .drawn import check, draw_up, masked
 from .slopes import at_prefixes, slope_of
 
 __all__ = ["kl_penalties", "kl_penalty_to_go", "reward_to_go"]
@@ -79,11 +79,9 @@ def kl_penalty_to_go(
     baseline, terms = exact_kl, drawn.value_terms(coefficients(estimator))
     if exact_kl is not None:
         check({"log_current": log_current, "exact_kl": exact_kl}, mask)
-        baseline = exact_kl.detach().to(drawn.log_ratio.dtype)
-        baseline = baseline if mask is None else baseline.masked_fill(~mask, 0.0)
+        baseline = masked(exact_kl.detach().to(drawn.log_ratio.dtype), mask)
         terms = at_prefixes(drawn, baseline)
-    slope = slope_of(drawn, terms, baseline)
-    return slope if mask is None else slope.masked_fill_(~mask, 0.0)
+    return masked(slope_of(drawn, terms, baseline), mask)
 
 
 def reward_to_go(rewards: Tensor, *, mask: Tensor | None = None, discount: float = 1.0) -> Tensor:

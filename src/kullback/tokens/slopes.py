@@ -31,9 +31,10 @@ def slope_of(drawn: Drawn, terms: Tensor, baseline: Tensor | None) -> Tensor:
     if drawn.direction == "forward":
         return _forward(drawn)
     own = -drawn.log_ratio if baseline is None else -drawn.log_ratio - baseline
-    weight = drawn.weight()
-    if weight is not None:
-        own = torch.where(weight == 0, 0.0, own.mul_(weight))  # π log π tends to 0
+    if drawn.weight is not None:
+        own.mul_(drawn.weight)
+        if drawn.vanishing:
+            own = torch.where(drawn.weight == 0, 0.0, own)  # π log π tends to 0
     return own.add_(ahead(terms)) if drawn.level == "sequence" else own
 
 
@@ -55,9 +56,9 @@ def at_prefixes(drawn: Drawn, exact: Tensor) -> Tensor:
 
 def _forward(drawn: Drawn) -> Tensor:
     pull = torch.expm1(-drawn.log_ratio).neg_()
-    if drawn.log_arrival is None or drawn.log_weight is None:
+    if drawn.log_arrival is None or drawn.weight is None:
         return pull
-    lead, weight = drawn.log_arrival.exp(), drawn.log_weight.exp()
+    lead = drawn.log_arrival.exp()
     if drawn.truncate is not None:
-        return drawn.cut(lead) - drawn.cut(weight)
-    return torch.where(lead == 0, -weight, lead * pull)  # lead · pull without its rounding
+        return drawn.cut(lead) - drawn.weight
+    return torch.where(lead == 0, -drawn.weight, lead * pull)  # the same difference, precise
