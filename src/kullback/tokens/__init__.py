@@ -1,8 +1,11 @@
 """Floor 3, tokens: exact divergences between next-token distributions, position by position.
 
 Which to use: the functions re-exported here take logits `[*batch, vocab]` and return one value a
-position; `divergences` explains their options, `reference` their meaning at every edge. `distill`
-has the losses of distillation; `audit` says which divergence any loss descends.
+position; `divergences` explains their options, `reference` their meaning at every edge.
+`kl_from_hidden` takes hidden states and heads instead, and never holds the logits; `parallel` takes
+logits cut over processes; `kl_bounds` and `kl_estimate` take what a service returns, its top k.
+`policy` has the losses of policy optimisation, `distill` those of distillation, and `audit` says
+which divergence any loss descends.
 """
 
 from .auditing.findings import Audit
@@ -19,12 +22,16 @@ from .divergences import (
     kl,
     log_prob,
 )
+from .hidden import kl_from_hidden
 from .precision import PrecisionWarning, rounding_floor
+from .truncated import Bounds, TopK, kl_bounds, kl_estimate
 
 __all__ = [
     "Audit",
+    "Bounds",
     "Comparison",
     "PrecisionWarning",
+    "TopK",
     "audit",
     "compare",
     "cross_entropy",
@@ -35,6 +42,9 @@ __all__ = [
     "jeffreys",
     "js",
     "kl",
+    "kl_bounds",
+    "kl_estimate",
+    "kl_from_hidden",
     "log_prob",
     "rounding_floor",
     "usable",

@@ -19,8 +19,9 @@ MODULES = {
     "reference": "kullback.tokens.reference",
     "chunked": "kullback.tokens.chunked",
     "native": "kullback.tokens.native",
+    "triton": "kullback.tokens.triton_backend",
 }
-ORDER: tuple[str, ...] = ("native", "chunked")  # what "auto" tries, in this order
+ORDER: tuple[str, ...] = ("triton", "native", "chunked")  # what "auto" tries, in this order
 MANY = {"native": 1 << 18}  # logits from which "auto" tries it: fewer are not worth compiling for
 
 

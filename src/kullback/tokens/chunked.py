@@ -17,6 +17,7 @@ __all__ = ["refusal", "slopes", "sums"]
 
 BLOCK = 1 << 18  # elements of a block: a megabyte of float32, which the cache holds
 FAR = 20.0  # log ratio up to which e^l − 1 − l needs no care
+LARGE = 1e30  # log ratios end here, lest those of finite masks overflow
 WIDE_BLOCK = 1 << 24  # on an accelerator, where it is launching kernels that costs
 
 
@@ -102,7 +103,8 @@ class _Side:
         self.prob.div_(total)
         self.norm = total.log()
         holes = logits.amin(-1) == -math.inf
-        self.has = logits > -math.inf if bool(holes.any()) else None
+        # a row without a distribution stays NaN throughout
+        self.has = (logits > -math.inf) | self.norm.isnan() if bool(holes.any()) else None
 
     def centred(self, room: Tensor) -> Tensor:
         """Return (logits − max) / temperature, in `room`."""
@@ -111,8 +113,8 @@ class _Side:
 
     def log(self, room: Tensor) -> Tensor:
         """Return the log-probabilities in `room`; 0 where there is no mass."""
-        log = self.centred(room).sub_(self.norm)
-        return log if self.has is None else log.masked_fill_(~self.has & ~self.norm.isnan(), 0)
+        log = self.centred(room).clamp_(min=-LARGE).sub_(self.norm)
+        return log if self.has is None else log.masked_fill_(~self.has, 0)
 
 
 class _Block:
@@ -143,9 +145,11 @@ class _Block:
         has = [side.has for side in (self.p, self.q) if side.has is not None]
         if has:
             self.both = has[0] & has[-1]
-            self.ratio.masked_fill_(~self.both & ~shift.isnan(), 0)
+            self.ratio.masked_fill_(~self.both, 0)
         top, low = float(self.ratio.amax()), float(self.ratio.amin())
         self.far = max(top, -low) > FAR
+        if self.far:
+            self.ratio.clamp_(-LARGE, LARGE)
 
     def step(self) -> Tensor:
         """Return q − p, as p (e^l − 1) where that cancels less."""
@@ -160,11 +164,10 @@ class _Block:
         """Return log m/p and log m/q, m = β p + (1−β) q, for the tokens that the side has."""
         down = torch.clamp(self.ratio, max=0, out=self.room("x")).expm1_().mul_(1 - beta).log1p_()
         up = torch.clamp(self.ratio, min=0, out=self.room("y")).neg_().expm1_().mul_(beta).log1p_()
-        # one of them is 0; l ≤ 0: x = down, y = x − l; l > 0: y = up, x = y + l
-        positive = torch.clamp(self.ratio, min=0, out=self.room("a"))
-        log_sum = down.add_(up)
-        y = torch.sub(log_sum, self.ratio, out=up).add_(positive)
-        x = log_sum.add_(positive)
+        # one of them is 0: where l ≤ 0 their sum is x, and y = x − l; elsewhere y, and x = y + l
+        x = down.add_(up)
+        y = torch.sub(x, torch.clamp(self.ratio, max=0, out=self.room("a")), out=up)
+        x.add_(torch.clamp(self.ratio, min=0, out=self.room("a")))
         if self.both is not None:
             x.masked_fill_(~self.both, math.log(beta))
             y.masked_fill_(~self.both, math.log1p(-beta))

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from kullback.core import ArgumentValueError
+from kullback.core.checks import message
 
 from . import algebra
 from .arguments import check_logits, check_options, common, refuse_nan, spread_ids, spread_mask
@@ -99,8 +101,20 @@ class _Rows(torch.autograd.Function):
         return found
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grads: Tensor) -> Any:
+        with torch.no_grad():
+            both = _Rows.slopes(ctx, grads)
+        if torch.is_grad_enabled():  # somebody asked for create_graph=True
+            inputs = ctx.saved_tensors[:2]
+            both = [
+                x if x is None else _Once.apply(x, logits)  # type: ignore[no-untyped-call]
+                for x, logits in zip(both, inputs, strict=True)
+            ]
+        return *both, None, None, None, None
+
+    @staticmethod
+    def slopes(ctx: Any, grads: Tensor) -> list[Tensor | None]:
+        """Return the gradients by p and by q, None for a side that wants none."""
         p, q, ids, keep, *saved = ctx.saved_tensors
         both = [
             torch.empty(x.shape, dtype=x.dtype, device=x.device) if wanted else None
@@ -117,7 +131,20 @@ class _Rows(torch.autograd.Function):
             c = c if live is None else c.masked_fill(~live, 0)
             out = (_rows(x, piece) for x in both)
             ctx.module.slopes(*rows, at, live, ctx.task, sums, c, *out)
-        return *both, None, None, None, None
+        return both
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that says so, instead of being a constant, when it is differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, logits: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        text = message("backend", "'reference', the one that differentiates twice", "another")
+        raise ArgumentValueError(text)
 
 
 def _pieces(p: Tensor, q: Tensor | None) -> Iterator[tuple[int, ...]]:

@@ -24,7 +24,7 @@ namespace {
 
 const int64_t BLOCK = 2048;
 const float INF = std::numeric_limits<float>::infinity();
-const float MOST = std::numeric_limits<float>::max();
+const float LARGE = 1e30f;  // logarithms end here, lest those of finite masks overflow
 const double NONE = std::numeric_limits<double>::quiet_NaN();
 
 // the order of Sum and of Slope in task.py
@@ -128,7 +128,7 @@ Side normalise(const T* x, int64_t vocab, double temperature) {
     double log = std::log(total);
     bool good = !nan && max > -INF && max < INF;
     // masks of large finite numbers go the way of −inf, where overflow is dealt with
-    return {max, float(1.0 / total), float(log), log, !(low > -1e30f), good};
+    return {max, float(1.0 / total), float(log), log, !(low > -LARGE), good};
 }
 
 template <class T>
@@ -157,10 +157,10 @@ INLINE Token token(T pa, T qa, const Side& P, const Side& Q, float inverse, floa
     float x = (t.a - P.max) * inverse, y = (t.b - Q.max) * inverse;
     float l = (t.b - t.a) * inverse - shift;
     if (HOLES) {
-        x = x < -MOST ? -MOST : x;
-        y = y < -MOST ? -MOST : y;
-        l = l < -MOST ? -MOST : l;
-        l = l > MOST ? MOST : l;
+        x = x < -LARGE ? -LARGE : x;
+        y = y < -LARGE ? -LARGE : y;
+        l = l < -LARGE ? -LARGE : l;
+        l = l > LARGE ? LARGE : l;
     }
     t.p = exp_down(x) * P.scale;
     t.q = exp_down(y) * Q.scale;
@@ -249,7 +249,7 @@ double entropy(const T* x, const Side& X, const Shared& s) {
 #pragma omp simd reduction(- : part)
         for (int64_t i = start; i < end; i++) {
             float a = (wide(x[i]) - X.max) * s.inverse;
-            a = a < -MOST ? -MOST : a;
+            a = a < -LARGE ? -LARGE : a;
             part -= exp_down(a) * X.scale * (a - X.log);
         }
         sum += part;
@@ -334,7 +334,7 @@ void side_slopes(const T* p, const Side& P, const Shared& s, const Weights& c, i
     const float inverse = s.inverse;
     auto at = [=](int64_t i, float more) __attribute__((always_inline)) {
         float x = (wide(p[i]) - P.max) * inverse;
-        x = x < -MOST ? -MOST : x;
+        x = x < -LARGE ? -LARGE : x;
         float found = exp_down(x) * P.scale * (c.one + c.log * (x - P.log)) + more;
         put(wide(p[i]) > -INF ? found : 0.0f, gp[i]);
     };
@@ -352,7 +352,7 @@ template <class T>
 bool low(const T* x, int64_t vocab) {  // whether the row holds −inf or a large negative number
     int found = 0;
 #pragma omp simd reduction(| : found)
-    for (int64_t i = 0; i < vocab; i++) found |= !(wide(x[i]) > -1e30f);
+    for (int64_t i = 0; i < vocab; i++) found |= !(wide(x[i]) > -LARGE);
     return found;
 }
 

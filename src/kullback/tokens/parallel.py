@@ -1,0 +1,144 @@
+"""The same values when the vocabulary is cut over the processes of a `torch.distributed` group.
+
+Which to use: `kl` and its like here where tensor-parallel training leaves every process with the
+logits of its own slice of the vocabulary, `[*batch, slice]`. Nothing of the size of a vocabulary is
+sent: forward, two all-reduces of a few float64 numbers a position (the maxima, then sums; one
+more for `same_top`); backward, none.
+
+Each process sums its slice as if it were the whole vocabulary, by any backend, and the slices are
+joined by the chain rule: with P, Q the masses of the slices,
+
+    KL(p‖q) = KL(P‖Q) + Σ_r P_r KL(p(·|r) ‖ q(·|r)),   H(p) = H(P) + Σ_r P_r H(p(·|r)).
+
+Every process of the group gets the same values, so every one should go on to compute the same loss;
+the gradient each gets is that of its own slice, whole: it must be neither averaged nor summed over
+the group. The rules on masks, temperature and tokens without mass are those of `divergences`.
+Jensen-Shannon needs the normalisers before it can sum, and is not offered here.
+"""
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from kullback.core import require
+
+from .arguments import check_logits, check_options, common, refuse_nan, spread_mask
+from .divergences import Comparison
+from .shards import Sharded
+from .task import Task, Value
+
+__all__ = ["compare", "entropy", "kl", "log_prob"]
+
+Group = Any  # a torch.distributed process group, None for the default one
+
+
+def kl(
+    p_logits: Tensor,
+    q_logits: Tensor,
+    *,
+    group: Group = None,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    nan: str = "refuse",
+    backend: str = "auto",
+) -> Tensor:
+    """Return KL(p‖q) `[*batch]`, in nats, ≥ 0, of logits cut over `group` (MATH 5.7).
+
+    p_logits, q_logits: this process's slice, `[*batch, slice]`, the same tokens for both; slices
+    may differ in size from process to process, the batch may not. mask: bool `[*batch]`, the same
+    everywhere. Exact up to rounding; gradients of the slice to either side.
+    Errors: `ValueError` without a process group, and as in `kullback.tokens.kl`.
+
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> kl(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log())
+    tensor(0.1438)
+    >>> dist.destroy_process_group()
+    """
+    task = Task(("kl",), temperature)
+    return _measure(p_logits, q_logits, task, None, mask, nan, backend, group)[0]
+
+
+def entropy(
+    logits: Tensor,
+    *,
+    group: Group = None,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    nan: str = "refuse",
+    backend: str = "auto",
+) -> Tensor:
+    """Return H(p) `[*batch]`, in nats, of logits `[*batch, slice]` cut over `group`; see `kl`."""
+    task = Task(("entropy",), temperature)
+    return _measure(logits, None, task, None, mask, nan, backend, group)[0]
+
+
+def log_prob(
+    logits: Tensor,
+    ids: Tensor,
+    *,
+    group: Group = None,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    nan: str = "refuse",
+    backend: str = "auto",
+) -> Tensor:
+    """Return log p(id) `[*batch]`, in nats, of logits `[*batch, slice]` cut over `group`; see `kl`.
+
+    ids: integers `[*batch]`, counted over the whole vocabulary: slices lie in the order of ranks.
+    """
+    task = Task(("log_prob",), temperature)
+    return _measure(logits, None, task, ids, mask, nan, backend, group)[0]
+
+
+def compare(
+    p_logits: Tensor,
+    q_logits: Tensor,
+    *,
+    ids: Tensor | None = None,
+    group: Group = None,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    nan: str = "refuse",
+    backend: str = "auto",
+) -> Comparison:
+    """Return KL both ways, agreement, entropies and log-probabilities of `ids`; see `kl`.
+
+    ids: as in `log_prob`, or None. The result is as in `kullback.tokens.compare`.
+    """
+    wants: tuple[Value, ...] = ("kl", "reverse_kl", "same_top", "entropy", "q_entropy")
+    wants = wants if ids is None else (*wants, "log_prob", "q_log_prob")
+    task = Task(wants, temperature)
+    found = _measure(p_logits, q_logits, task, ids, mask, nan, backend, group)
+    there, back, same, p_entropy, q_entropy, *at = found
+    p_at, q_at = at if at else (None, None)
+    return Comparison(there, back, same.detach() == 1, p_entropy, q_entropy, p_at, q_at)
+
+
+def _measure(
+    p: Tensor,
+    q: Tensor | None,
+    task: Task,
+    ids: Tensor | None,
+    mask: Tensor | None,
+    nan: str,
+    backend: str,
+    group: Group,
+) -> Tensor:
+    name = "logits" if q is None else "p_logits"
+    check_logits(p, name)
+    check_options(task, nan, None)
+    if q is not None:
+        check_logits(q, "q_logits")
+        p, q = common(p, q, None)
+    hint = "torch.distributed.init_process_group(...)"
+    require(dist.is_initialized(), "group", "a process group", "none", hint)
+    keep = spread_mask(mask, p)
+    batch, vocab = p.shape[:-1], p.shape[-1]
+    flat = [x if x is None else x.reshape(-1, vocab) for x in (p, q)]
+    rest = [x if x is None else x.reshape(-1) for x in (ids, keep)]
+    found: Tensor = Sharded.apply(*flat, *rest, task, backend, group)  # type: ignore[no-untyped-call]
+    found = found.reshape(-1, *batch)
+    if nan == "refuse":
+        refuse_nan(found.detach(), name if q is None else f"{name} and q_logits")
+    return found

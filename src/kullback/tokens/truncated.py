@@ -1,0 +1,177 @@
+"""What top-k log-probabilities say about KL(p‖q): bounds that hold, and an unbiased estimate.
+
+Which to use: `kl_bounds` when all that is known is some tokens' log-probabilities, as serving
+interfaces return them; `kl_estimate` when there are also sampled tokens with both log-probabilities
+known. Neither returns a KL: one returns `Bounds`, the other an `Estimate`.
+
+What a side is known by is a `TopK`, or a tensor of all its log-probabilities, `[*batch, vocab]`.
+Renormalising the top k, which is often done instead, gives a number on neither side of the KL.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kullback.core import ArgumentTypeError, Estimate, require, require_type
+from kullback.core.checks import describe, message
+from kullback.exact import Bounds
+from kullback.sampled import log_ratio
+
+from .allowed import Known, at, lower, upper
+
+__all__ = ["Bounds", "TopK", "kl_bounds", "kl_estimate"]
+
+_SLACK = 1e-3  # by how much the masses of a list may exceed 1: services round
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """Some tokens' log-probabilities under one distribution; of the others only the mass is known.
+
+    ids: integers `[*batch, k]`, no token twice in a row; −1 is padding. log_probs: `[*batch, k]`,
+    in nats, normalised over the whole vocabulary, any floating type.
+    top: whether these are the most probable tokens, so that no other has more than the least of
+    them. Say False when a list also holds tokens for another reason (the sampled one, say).
+    vocab: how many tokens there are, None for unknown.
+    floor: a log-probability that no token is below, None for unknown; with it `kl_bounds` can
+    bound from above.
+    rounding: how far a log-probability may be off, in nats: half a unit of the last digit that a
+    service sends. The rounding of float types is known without it.
+    Errors: `ValueError` for shapes that differ, a token twice, masses that sum to more than 1.
+
+    >>> TopK(torch.tensor([[7, 2]]), torch.tensor([[0.5, 0.3]]).log()).log_probs.exp()
+    tensor([[0.5000, 0.3000]])
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    top: bool = True
+    vocab: int | None = None
+    floor: float | None = None
+    rounding: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, x in (("ids", self.ids), ("log_probs", self.log_probs)):
+            require_type(x, Tensor, name, "torch.as_tensor(...)")
+        if self.ids.is_floating_point() or not self.log_probs.is_floating_point():
+            got = f"{describe(self.ids)} and {describe(self.log_probs)}"
+            raise ArgumentTypeError(message("ids and log_probs", "integers and floats", got))
+        same = self.ids.shape == self.log_probs.shape and self.ids.ndim >= 1
+        got = f"{list(self.ids.shape)} and {list(self.log_probs.shape)}"
+        require(same, "ids and log_probs", "one shape [*batch, k]", got)
+        require(self.rounding >= 0, "rounding", "at least 0 nats", self.rounding)
+        total = self.log_probs.double().masked_fill(self.ids < 0, -math.inf).exp().sum(-1)
+        most = float(total.max()) if total.numel() else 0.0
+        hint = "natural logarithms, normalised over the whole vocabulary"
+        require(most <= 1 + _SLACK + self.rounding, "log_probs", "masses of at most 1", most, hint)
+        order = self.ids.sort(-1).values
+        twice = (order[..., 1:] == order[..., :-1]) & (order[..., 1:] >= 0)
+        require(not bool(twice.any()), "ids", "every token once in a row", "one twice")
+
+
+def kl_bounds(p: TopK | Tensor, q: TopK | Tensor) -> Bounds:
+    """Bound KL(p‖q) from both sides by what is known of p and q: `lower ≤ KL(p‖q) ≤ upper`.
+
+    p, q: each a `TopK`, or all log-probabilities `[*batch, vocab]` → two tensors `[*batch]`, in
+    nats, float64. They are bounds on the KL, and guaranteed; they are not estimates of it.
+
+    lower: the KL of a coarser view of the same distributions, which is never larger (data
+    processing): the tokens known on both sides one by one, all others in one bucket. Where a list
+    holds the `top` tokens, one that is missing from it has at most its least mass, and that is
+    used too: the smallest KL that the masses allow. Rounding is taken off, so that it still holds.
+    upper: +inf unless q's missing tokens are known to have mass: because q is known everywhere, or
+    because it has a `floor`. Then all of p's unknown mass is put where q has least.
+    With everything known on both sides the bounds meet. No gradient flows.
+    Errors: `ValueError` for batches that differ, `TypeError` for other types.
+    Reference: Cover and Thomas (2006), theorem 2.7.1 and section 2.8.
+
+    >>> p = TopK(torch.tensor([3, 5]), torch.tensor([0.6, 0.3]).log())
+    >>> q = TopK(torch.tensor([3, 8]), torch.tensor([0.2, 0.2]).log(), floor=-12.0)
+    >>> lower, upper = kl_bounds(p, q)
+    >>> round(float(lower), 3), round(float(upper), 3)
+    (0.602, 4.868)
+    """
+    a, b = _known(p, "p"), _known(q, "q")
+    batches = a.ids.shape[:-1], b.ids.shape[:-1]
+    got = f"{list(batches[0])} and {list(batches[1])}"
+    require(batches[0] == batches[1], "p and q", "the same positions", got)
+    q_at_p, p_at_q = at(b, a), at(a, b)
+    least = torch.maximum(
+        lower(a, b, q_at_p, known_is_p=True), lower(b, a, p_at_q, known_is_p=False)
+    )
+    return Bounds(least, torch.maximum(upper(a, b, q_at_p, p_at_q), least))
+
+
+def kl_estimate(
+    p: TopK | Tensor,
+    q: TopK | Tensor,
+    ids: Tensor,
+    log_p: Tensor,
+    log_q: Tensor,
+    *,
+    estimator: str | float = "best",
+    log_weights: Tensor | None = None,
+) -> Estimate:
+    """Estimate KL(p‖q) from sampled tokens, summing exactly the tokens that both lists know.
+
+    p, q: as in `kl_bounds`. ids: integers `[*batch, draws]`, tokens drawn from p, with repetition;
+    log_p, log_q: their log-probabilities. estimator, log_weights (for tokens drawn from another
+    distribution): as in `kullback.sampled.log_ratio`. The result is `[*batch]`, in nats.
+
+    With C the tokens on both lists, KL(p‖q) = p(C) KL(p(·|C)‖q(·|C)) + KL of the view in which C is
+    one token. The first is summed; the second is a mean over the draws, in which every draw of C
+    counts the same. So it is unbiased, as `log_ratio` is, and which of the listed tokens came adds
+    no variance; without lists in common it is `log_ratio` itself.
+    Errors: as in `log_ratio`, and `ValueError` for shapes that differ.
+
+    >>> p = TopK(torch.tensor([0]), torch.tensor([0.9]).log())
+    >>> q = TopK(torch.tensor([0]), torch.tensor([0.8]).log())
+    >>> ids = torch.tensor([0, 0, 1, 0, 0, 2, 0, 0])
+    >>> log_p = torch.tensor([0.9, 0.9, 0.05, 0.9, 0.9, 0.05, 0.9, 0.9]).log()
+    >>> log_q = torch.tensor([0.8, 0.8, 0.1, 0.8, 0.8, 0.1, 0.8, 0.8]).log()
+    >>> round(kl_estimate(p, q, ids, log_p, log_q).value, 4)
+    0.0367
+    """
+    a, b = _known(p, "p"), _known(q, "q")
+    same = ids.shape == log_p.shape and ids.shape[:-1] == a.ids.shape[:-1] == b.ids.shape[:-1]
+    got = f"{list(ids.shape)}, {list(log_p.shape)} and {list(a.ids.shape)}, {list(b.ids.shape)}"
+    require(same, "ids and log_p", "one shape [*batch, draws], the lists' batch", got)
+    q_log = at(b, a)
+    both = ~q_log.isnan() & (a.log > -math.inf) & (q_log > -math.inf)
+    p_part, q_part = (x.masked_fill(~both, -math.inf) for x in (a.log, q_log))
+    p_all, q_all = p_part.logsumexp(-1), q_part.logsumexp(-1)
+    within = (p_part.exp() * (p_part - q_part).masked_fill(~both, 0)).sum(-1)
+    within -= torch.where(p_all > -math.inf, p_all.exp() * (p_all - q_all), 0)
+    listed = Known(a.ids.masked_fill(~both, -1), p_part, *a[2:])
+    inside = ~at(listed, Known(ids.long(), *a[1:])).isnan()
+    found = log_ratio(
+        torch.where(inside, p_all[..., None], log_p.double()),
+        torch.where(inside, q_all[..., None], log_q.double()),
+        estimator=estimator,
+        log_weights=log_weights,
+    )
+    return found + (within if within.ndim else float(within))
+
+
+def _known(side: TopK | Tensor, name: str) -> Known:
+    require_type(side, (TopK, Tensor), name, "TopK(ids, log_probs)")
+    if isinstance(side, Tensor):
+        require(side.ndim >= 1, name, "log-probabilities [*batch, vocab]", describe(side))
+        ids = torch.arange(side.shape[-1], device=side.device).expand(side.shape)
+        side = TopK(ids, side, vocab=side.shape[-1])
+    log = side.log_probs.detach().double().masked_fill(side.ids < 0, -math.inf)
+    # a softmax taken in a float type is off by an ulp of 1 near log 1 = 0, and of the log elsewhere
+    ulp = torch.finfo(side.log_probs.dtype).eps
+    rounding = 2 * ulp * (1 + log.masked_fill(log == -math.inf, 0).abs())
+    rounding += side.rounding
+    full = side.vocab is not None and side.ids.shape[-1] >= side.vocab
+    whole = full and bool((side.ids >= 0).all())
+    rest = (1 - log.exp().sum(-1)).clamp(min=0.0) * (not whole)
+    most = rest if whole else rest + (log.exp() * rounding).sum(-1) + 2e-16
+    if side.top and side.ids.shape[-1]:
+        least = log.masked_fill(side.ids < 0, math.inf) + 2 * rounding
+        most = torch.minimum(most, least.amin(-1).exp())
+    floor = -math.inf if side.floor is None else side.floor
+    return Known(side.ids.long(), log, rest, most, floor, whole, rounding)
