@@ -54,6 +54,9 @@ app.command(
 )
 app.command("kullback.cli.kl:kl", name="kl", help="How far one distribution is from another.")
 app.command("kullback.cli.js:js", name="js", help="The same, symmetric and always finite.")
+app.command(
+    "kullback.cli.audit:audit", name="audit", help="Which divergence a policy loss descends."
+)
 app.command("kullback.cli.report:report", name="report", help="Rebuild a run's report.html.")
 app.command(
     "kullback.cli.checks:checks", name="checks", help="What this machine and install can do."

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .markup import esc
 
-__all__ = ["Series", "bars", "lines", "scatter", "ticks"]
+__all__ = ["Frame", "Series", "bars", "below", "grid", "lines", "scatter", "svg", "ticks"]
 
 WIDTH, HEIGHT = 380, 270
 LEFT, RIGHT, TOP, BOTTOM = 54, 14, 30, 40
@@ -106,7 +106,7 @@ def lines(
     box = f'<rect x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT}" height="{HEIGHT - TOP - BOTTOM}"/>'
     name = "clip-" + "".join(c for c in label if c.isalnum())
     clip = f'<clipPath id="{name}">{box}</clipPath><g clip-path="url(#{name})">{marks}</g>'
-    return _svg(label, _grid(frame, unit) + clip + bottom + top + _below("steps"))
+    return svg(label, grid(frame, unit) + clip + bottom + top + below("steps"))
 
 
 def bars(values: Sequence[float], *, active: int, label: str, of: int, unit: str = "nats") -> str:
@@ -140,9 +140,9 @@ def bars(values: Sequence[float], *, active: int, label: str, of: int, unit: str
         f'<text x="{frame.across(t - 0.5):.1f}" y="{HEIGHT - BOTTOM + 17}" class="mid">{t}</text>'
         for t in [1, *(t for t in ticks(0, len(values)) if t > 1 and t == int(t))]
     )
-    return _svg(
+    return svg(
         label,
-        _grid(frame, unit) + "".join(drawn) + mark + numbers + _below("latent dimensions, sorted"),
+        grid(frame, unit) + "".join(drawn) + mark + numbers + below("latent dimensions, sorted"),
     )
 
 
@@ -164,9 +164,9 @@ def scatter(
         f'<text x="{frame.across(t):.1f}" y="{HEIGHT - BOTTOM + 17}" class="mid">{t:g}</text>'
         for t in ticks(-reach, reach)
     )
-    return _svg(
+    return svg(
         label,
-        _grid(frame, names[1]) + f'<path class="dots a" d="{dots}"/>' + numbers + _below(names[0]),
+        grid(frame, names[1]) + f'<path class="dots a" d="{dots}"/>' + numbers + below(names[0]),
     )
 
 
@@ -210,7 +210,8 @@ def _curve(one: Series, frame: Frame) -> str:
     return drawn
 
 
-def _grid(frame: Frame, unit: str) -> str:
+def grid(frame: Frame, unit: str) -> str:
+    """Draw the horizontal rules with their numbers, and the unit above them."""
     found = ticks(*frame.y)
     drawn = "".join(
         f'<path class="rule" d="M{LEFT} {frame.up(t):.1f}H{WIDTH - RIGHT}"/>'
@@ -220,13 +221,14 @@ def _grid(frame: Frame, unit: str) -> str:
     return drawn + f'<text x="2" y="{TOP - 9}" class="start faint">{esc(unit)}</text>'
 
 
-def _below(text: str) -> str:
+def below(text: str) -> str:
     """Name the horizontal axis."""
     middle = (WIDTH + LEFT - RIGHT) / 2
     return f'<text x="{middle}" y="{HEIGHT - 5}" class="mid">{esc(text)}</text>'
 
 
-def _svg(label: str, content: str) -> str:
+def svg(label: str, content: str) -> str:
+    """Wrap a drawing; label says what it shows to readers who cannot see it."""
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{esc(label)}">{content}</svg>'
     )

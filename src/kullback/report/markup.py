@@ -8,6 +8,7 @@ import html
 import io
 import re
 from collections.abc import Iterable
+from importlib import resources
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["esc", "figure", "picture", "prose", "shrunk", "table"]
+__all__ = ["document", "esc", "figure", "picture", "prose", "section", "shrunk", "table"]
 
 CRISP = 320  # pixels: narrower pictures are shown enlarged, with their pixels as squares
 _QUALITIES = (90, 75, 60, 40)
@@ -70,6 +71,34 @@ def shrunk(levels: Tensor, *, limit: int) -> Tensor:
     planes = levels.permute(0, 3, 1, 2).float()
     small = torch.nn.functional.interpolate(planes, size=size, mode="area")
     return small.round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def section(name: str, heading: str, content: str) -> str:
+    """Wrap markup as a section of a page under a heading; nothing where there is no content.
+
+    >>> section("figures", "The figures", "")
+    ''
+    """
+    if not content:
+        return ""
+    return f'<section id="{name}"><h2>{heading}</h2>\n{content}</section>\n'
+
+
+def document(title: str, header: str, sections: Iterable[str]) -> str:
+    """Return a whole page in the house's style; title, header and sections are markup.
+
+    >>> document("run", "<h1>run</h1>", []).startswith("<!doctype html>")
+    True
+    """
+    style = resources.files("kullback.report").joinpath("style.css").read_text("utf-8")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f'<link rel="icon" href="data:,"><title>{title} · kullback</title>'
+        f"<style>\n{style}</style></head>\n<body><main>\n"
+        f"<header>{header}</header>\n{''.join(sections)}</main></body></html>\n"
+    )
 
 
 def picture(image: "Image", alt: str, *, budget: int) -> str:

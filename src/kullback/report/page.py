@@ -4,7 +4,6 @@ Which to use: `write`. The file needs no network, no script and no other file; i
 reader's light or dark setting, fits a telephone and prints.
 """
 
-from importlib import resources
 from pathlib import Path
 
 from kullback.core import RunError, write_atomic
@@ -12,7 +11,7 @@ from kullback.data import Dataset
 
 from . import facts, gallery, origin
 from .guide import TERMS
-from .markup import esc, prose
+from .markup import document, esc, prose, section
 from .record import Record, read
 
 __all__ = ["LIMIT", "render", "write"]
@@ -48,55 +47,41 @@ def write(run: str | Path, *, data: Dataset | None = None) -> Path:
 
 def render(record: Record) -> str:
     """Return the whole page of a record as HTML."""
-    style = resources.files("kullback.report").joinpath("style.css").read_text("utf-8")
     name = esc(record.folder.resolve().name)
     terms = "".join(f"<dt>{prose(term)}</dt><dd>{prose(text)}</dd>" for term, text in TERMS)
     sections = (
-        _section("figures", "The figures", facts.headline(record)),
-        _section("curves", "How it learned", facts.curves(record)),
+        section("figures", "The figures", facts.headline(record)),
+        section("curves", "How it learned", facts.curves(record)),
         *_shown(record),
-        _section("latent", "What each latent dimension costs", facts.kl_bars(record)),
-        _section("guide", "How to read this", f"<dl>{terms}</dl>"),
-        _section("protocol", "The data", origin.protocol(record)),
-        _section("settings", "The settings", f'<div class="three">{origin.settings(record)}</div>'),
-        _section("again", "Again", _again(record)),
+        section("latent", "What each latent dimension costs", facts.kl_bars(record)),
+        section("guide", "How to read this", f"<dl>{terms}</dl>"),
+        section("protocol", "The data", origin.protocol(record)),
+        section("settings", "The settings", f'<div class="three">{origin.settings(record)}</div>'),
+        section("again", "Again", _again(record)),
     )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f'<link rel="icon" href="data:,"><title>{name} · kullback</title>'
-        f"<style>\n{style}</style></head>\n<body><main>\n"
-        f"<header>{origin.title(record)}</header>\n{''.join(sections)}</main></body></html>\n"
-    )
-
-
-def _section(name: str, heading: str, content: str) -> str:
-    if not content:
-        return ""
-    return f'<section id="{name}"><h2>{heading}</h2>\n{content}</section>\n'
+    return document(name, origin.title(record), sections)
 
 
 def _shown(record: Record) -> list[str]:
     """Write the sections that need the model, and the data where they are there."""
     model, data = record.model, record.data
     if model is None:
-        return [_section("samples", "Samples", _note(record.missing["model"]))]
+        return [section("samples", "Samples", _note(record.missing["model"]))]
     pictures = gallery.is_pictures(model)
     sections = []
     if pictures:
         shown = f'<div class="two">{gallery.samples(model)}</div>'
-        sections.append(_section("samples", "Samples", shown))
+        sections.append(section("samples", "Samples", shown))
     if data is None:
         heading = "Reconstructions and the latent map"
-        return [*sections, _section("map", heading, _note(record.missing["data"]))]
+        return [*sections, section("map", heading, _note(record.missing["data"]))]
     beside = facts.beside(record.protocol)
     test = data.test.cpu()
     if pictures:
         rebuilt = gallery.reconstructions(model, test) + beside
-        sections.append(_section("reconstructions", "Reconstructions", rebuilt))
+        sections.append(section("reconstructions", "Reconstructions", rebuilt))
     plane = f'<div class="two">{gallery.latent_map(model, test)}</div>{beside}'
-    return [*sections, _section("map", "A map of the latent space", plane)]
+    return [*sections, section("map", "A map of the latent space", plane)]
 
 
 def _again(record: Record) -> str:

@@ -4,9 +4,14 @@ Which to use: the functions re-exported here take logits `[*batch, vocab]` and r
 position; `divergences` explains their options, `reference` their meaning at every edge.
 `kl_from_hidden` takes hidden states and heads instead, and never holds the logits; `parallel` takes
 logits cut over processes; `kl_bounds` and `kl_estimate` take what a service returns, its top k.
+`policy` has the losses of policy optimisation, `distill` those of distillation, and `audit` says
+which divergence any loss descends.
 """
 
+from .auditing.findings import Audit
+from .auditing.run import audit
 from .backends import usable
+from .distill import distill_loss, distill_terms, distill_terms_top_k
 from .divergences import (
     Comparison,
     compare,
@@ -22,12 +27,17 @@ from .precision import PrecisionWarning, rounding_floor
 from .truncated import Bounds, TopK, kl_bounds, kl_estimate
 
 __all__ = [
+    "Audit",
     "Bounds",
     "Comparison",
     "PrecisionWarning",
     "TopK",
+    "audit",
     "compare",
     "cross_entropy",
+    "distill_loss",
+    "distill_terms",
+    "distill_terms_top_k",
     "entropy",
     "jeffreys",
     "js",
