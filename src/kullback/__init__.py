@@ -1,10 +1,11 @@
 """The Kullback-Leibler divergence, measured, minimised and paid.
 
 `kl(p, q)` is exact where it can be, sampled where not, and says which. `exact` and `sampled` hold
-the numbers without and with an error bar, `variational` the objectives, `data` reads data sets,
-`vae` trains and evaluates variational autoencoders, `report` shows what came of it, `core` has the
-`Estimate` that every sampled number is. Everything loads on first use: `import kullback` imports no
-torch.
+the numbers without and with an error bar, `tokens` next-token distributions over a whole
+vocabulary, losses on them and the audit of a loss, `variational` the objectives, `data` reads data
+sets, `vae` trains and evaluates variational autoencoders, `report` shows what came of it, `core`
+has the `Estimate` that every sampled number is. Everything loads on first use: `import kullback`
+imports no torch.
 """
 
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from kullback.core import __version__
 from kullback.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from . import core, data, exact, report, sampled, vae, variational
+    from . import core, data, exact, report, sampled, tokens, vae, variational
     from .core import Estimate, KullbackError
     from .sampled.exact_or_sampled import kl
 
@@ -27,11 +28,12 @@ __all__ = [
     "kl",
     "report",
     "sampled",
+    "tokens",
     "vae",
     "variational",
 ]
 
-_FOLDERS = ("core", "data", "exact", "report", "sampled", "vae", "variational")
+_FOLDERS = ("core", "data", "exact", "report", "sampled", "tokens", "vae", "variational")
 
 __getattr__, __dir__ = lazy(
     "kullback",

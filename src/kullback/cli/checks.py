@@ -14,7 +14,7 @@ from .session import prepare, print_json
 
 __all__ = ["checks"]
 
-EXTRAS = {"codec": ["constriction"], "flows": ["zuko"]}
+EXTRAS = {"codec": ["constriction"], "flows": ["zuko"], "lm": ["transformers"]}
 PACKAGES = ("torch", "numpy", "safetensors", "cyclopts", "rich", "pillow", "matplotlib")
 
 
