@@ -86,13 +86,14 @@ def judged(here, loss_of, truth, *, on_policy):
     kl, gradient = truth.item(), here.gradient(truth)
     value, slope = chance @ values, chance @ slopes
     cosine = torch.nn.functional.cosine_similarity(slope, gradient, dim=0)
-    return {
-        "value_bias": value.item() / kl - 1,
-        "gradient_error": ((slope - gradient).norm() / gradient.norm()).item(),
-        "gradient_cosine": cosine.item(),
-        "value_sd": (chance @ (values - value) ** 2).sqrt().item() / kl,
-        "gradient_sd": ((chance @ (slopes - slope) ** 2).sum().sqrt() / gradient.norm()).item(),
+    found = {
+        "value_bias": value / kl - 1,
+        "gradient_error": (slope - gradient).norm() / gradient.norm(),
+        "gradient_cosine": cosine,
+        "value_sd": (chance @ (values - value) ** 2).sqrt() / kl,
+        "gradient_sd": (chance @ (slopes - slope) ** 2).sum().sqrt() / gradient.norm(),
     }
+    return {name: float(f"{number.item():.5g}") for name, number in found.items()}
 
 
 def enumerated():
@@ -270,10 +271,9 @@ def picture(rows, path):
         panels[2].plot(
             x, [row["gradient_sd"] for row in some], "o-", color=color, markersize=3, label=name
         )
-    panels[2].set(
-        xscale="log", yscale="log", xlabel="KL, nats a sequence", ylabel="sd / |gradient|"
-    )
-    panels[2].legend(fontsize=7, frameon=False)
+    panels[2].set(xscale="log", ylim=(0, 8), xlabel="KL, nats a sequence")
+    panels[2].set_ylabel("sd / |gradient|")
+    panels[2].legend(fontsize=7, frameon=False, loc="upper left")
     path.parent.mkdir(parents=True, exist_ok=True)
     save(figure, str(path))
 

@@ -10,7 +10,7 @@ loss is turned up or down until KL(policy ‖ reference), in nats a sequence, is
 - k3 as a loss, unweighted and without a look ahead, as often seen.
 
 What is printed and drawn is measured anew, from the full distributions over the vocabulary at fresh
-prefixes: no estimator of the training loop marks its own work. Both stay at the budget, and earn the
+prefixes: no estimator of the training loop marks its own work. Both stay at the budget and earn the
 same there: a coefficient that follows a measured value makes up for the length of a gradient, and
 between policies 3 nats apart over 12 tokens its direction is not far off. docs/policy_kl.md shows
 where it is.
@@ -135,6 +135,7 @@ def draw(curves, path):
 def main():
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 0.5
     steps = max(10, int(200 * minutes))
+    torch.set_num_threads(1)  # the tensors are tiny
     torch.manual_seed(0)
     reference = model().requires_grad_(requires_grad=False)
     curves = {}

@@ -310,6 +310,18 @@ def test_float32_and_bfloat16_follow_float64():
         assert kl.loss.item() == pytest.approx(truth.loss.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize(("dtype", "digits"), [(F64, 1e-13), (F32, 1e-6)])
+@pytest.mark.parametrize("spread", [1e-2, 1e-4])
+def test_close_policies_keep_their_digits(dtype, digits, spread):
+    generator = torch.Generator().manual_seed(0)
+    log_r = (spread * (2 * torch.rand(4, 50, generator=generator, dtype=F64) - 1)).to(dtype)
+    kl = policy_kl_loss(log_current=torch.zeros_like(log_r), log_reference=log_r)
+    x = log_r.double()
+    truth = (x**2 / 2 + x**3 / 6 + x**4 / 24 + x**5 / 120 + x**6 / 720).sum(-1).mean()
+    assert kl.loss.item() == pytest.approx(truth.item(), rel=digits)
+    assert (kl.terms >= 0).all()
+
+
 def test_equal_policies_have_no_divergence_and_no_gradient():
     current, _, behaviour = random_logs(3, 4, dtype=F32)
     current.requires_grad_()
