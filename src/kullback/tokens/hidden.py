@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from kullback.core import ArgumentTypeError, require, require_type
 from kullback.core.checks import describe, message
 
+from .arguments import refuse_nan
 from .heads import Gradients, Rows, Side
 from .parts import Parts, gradient, joined, of_logits
 from .parts import value as value_of
@@ -72,7 +73,7 @@ def kl_from_hidden(
     >>> hidden = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     >>> head = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     >>> kl_from_hidden(hidden, head, hidden, head.roll(1, 0))
-    tensor([0.3640, 1.3610])
+    tensor([0.3642, 1.3610])
     """
     given = (p_hidden, p_head, p_bias, q_hidden, q_head, q_bias)
     _check(given)
@@ -102,7 +103,7 @@ def kl_from_hidden(
     )
     value: Tensor = found.reshape(batch)
     if nan == "refuse":
-        _refuse_nan(value.detach())
+        refuse_nan(value.detach()[None], "p_hidden and q_hidden")
     return value
 
 
@@ -282,14 +283,3 @@ def _kept(mask: Tensor | None, batch: torch.Size) -> Tensor | None:
     fits = mask.shape == batch
     require(fits, "mask", f"the positions' shape, {list(batch)}", list(mask.shape))
     return mask.reshape(-1).nonzero()[:, 0]
-
-
-def _refuse_nan(found: Tensor) -> None:
-    bad = found.isnan()
-    if not bool(bad.any()):
-        return
-    first = tuple(bad.nonzero()[0].tolist())
-    got = f"{int(bad.sum())} positions of {bad.numel()} that are not, the first at {first}"
-    expected = "at every position some finite logit, none NaN or +inf"
-    hint = "mask= to leave them out, or nan='pass' to get NaN there"
-    require(not got, "p_hidden and q_hidden", expected, got, hint)
