@@ -64,14 +64,14 @@ def slopes(
 ) -> None:
     """Fill `grad_p` and `grad_q`, `[n, vocab]` or None, with the gradients (see `task`).
 
-    >>> p, grad = torch.zeros(1, 2), torch.empty(1, 2)
+    >>> p, grad, task = torch.zeros(1, 2), torch.empty(1, 2), Task(("log_prob",))
     >>> c = torch.zeros(len(Slope), 1, dtype=torch.float64)
     >>> c[Slope.P_ONE] = 1.0
-    >>> slopes(p, None, None, None, Task(("log_prob",)), None, c, grad, None)
+    >>> slopes(p, None, None, None, task, sums(p, None, None, task), c, grad, None)
     >>> grad
     tensor([[0.5000, 0.5000]])
     """
-    for rows, block in _blocks(p, q, task):
+    for rows, block in _blocks(p, q, task, sums):
         c = coefficients[:, rows, None].to(block.dtype)
         at = None if ids is None else ids[rows, None]
         for side, grad, first in ((block.p, grad_p, Slope.P_ONE), (block.q, grad_q, Slope.Q_ONE)):
@@ -95,12 +95,14 @@ class _Side:
     `has` says which tokens have mass, None for all.
     """
 
-    def __init__(self, logits: Tensor, room: Tensor, task: Task) -> None:
+    def __init__(self, logits: Tensor, room: Tensor, task: Task, known: Tensor | None) -> None:
         self.logits, self.temperature = logits, task.temperature
-        self.top = logits.amax(-1, keepdim=True).to(room.dtype)
+        self.top = logits.amax(-1, keepdim=True).double() if known is None else known[0, :, None]
         self.prob = _exp_(self.centred(room))
-        total = self.prob.sum(-1, keepdim=True)
-        self.prob.div_(total)
+        total = (
+            self.prob.sum(-1, keepdim=True).double() if known is None else known[1, :, None].exp()
+        )
+        self.prob.div_(total.to(room.dtype))
         self.norm = total.log()
         holes = logits.amin(-1) == -math.inf
         # a row without a distribution stays NaN throughout
@@ -108,12 +110,12 @@ class _Side:
 
     def centred(self, room: Tensor) -> Tensor:
         """Return (logits − max) / temperature, in `room`."""
-        centred = torch.sub(self.logits, self.top, out=room)
+        centred = torch.sub(self.logits, self.top.to(room.dtype), out=room)
         return centred if self.temperature == 1 else centred.div_(self.temperature)
 
     def log(self, room: Tensor) -> Tensor:
         """Return the log-probabilities in `room`; 0 where there is no mass."""
-        log = self.centred(room).clamp_(min=-LARGE).sub_(self.norm)
+        log = self.centred(room).clamp_(min=-LARGE).sub_(self.norm.to(room.dtype))
         return log if self.has is None else log.masked_fill_(~self.has, 0)
 
 
@@ -130,18 +132,19 @@ class _Block:
             self.scratch[name] = torch.empty(self.size, dtype=self.dtype, device=self.device)
         return self.scratch[name][: self.shape.numel()].view(self.shape)
 
-    def load(self, p: Tensor, q: Tensor | None, task: Task) -> None:
-        """Read rows p, q `[rows, vocab]`."""
+    def load(self, p: Tensor, q: Tensor | None, task: Task, known: Tensor | None) -> None:
+        """Read rows p, q `[rows, vocab]`, whose sums may be known already."""
         self.shape, self.both = p.shape, None
-        self.p = self.q = _Side(p, self.room("p"), task)
+        self.p = self.q = _Side(p, self.room("p"), task, known)
         if q is None:
             return
-        self.q = _Side(q, self.room("q"), task)
+        q_known = None if known is None else known[Sum.Q_MAX :]
+        self.q = _Side(q, self.room("q"), task, q_known)
         self.ratio = torch.sub(q.to(self.dtype), p, out=self.room("ratio"))
-        shift = (self.q.top - self.p.top).div_(task.temperature) + (self.q.norm - self.p.norm)
+        shift = (self.q.top - self.p.top) / task.temperature + (self.q.norm - self.p.norm)
         if task.temperature != 1:
             self.ratio.div_(task.temperature)
-        self.ratio.sub_(shift)
+        self.ratio.sub_(shift.to(self.dtype))
         has = [side.has for side in (self.p, self.q) if side.has is not None]
         if has:
             self.both = has[0] & has[-1]
@@ -174,7 +177,9 @@ class _Block:
         return x, y
 
 
-def _blocks(p: Tensor, q: Tensor | None, task: Task) -> Iterator[tuple[slice, _Block]]:
+def _blocks(
+    p: Tensor, q: Tensor | None, task: Task, known: Tensor | None = None
+) -> Iterator[tuple[slice, _Block]]:
     dtypes = {p.dtype} if q is None else {p.dtype, q.dtype}
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     vocab = p.shape[-1]
@@ -182,7 +187,8 @@ def _blocks(p: Tensor, q: Tensor | None, task: Task) -> Iterator[tuple[slice, _B
     block = _Block(min(step, len(p)) * vocab, dtype, p.device)
     for start in range(0, len(p), step):
         rows = slice(start, start + step)
-        block.load(p[rows], None if q is None else q[rows], task)
+        of_rows = None if known is None else known[:, rows]
+        block.load(p[rows], None if q is None else q[rows], task, of_rows)
         yield rows, block
 
 
@@ -199,26 +205,43 @@ def _pair_sums(block: _Block, out: Tensor, task: Task) -> None:
             only = ~block.both if side.has is None else side.has & ~block.both
             out[alone], out[lost] = only.sum(-1), (side.prob * only).sum(-1)
     if task.asks("kl"):
-        out[Sum.KL] = _excess(block, p.prob, ratio, q.prob) + out[Sum.Q_LOST]
+        out[Sum.KL], off = _excess(block, p.prob, ratio, q.prob)
+        out[Sum.KL] += out[Sum.Q_LOST]
+        _correct(out, off + out[Sum.Q_LOST] - out[Sum.P_LOST])
     if task.asks("reverse_kl"):
         back = torch.neg(ratio, out=block.room("x"))
-        out[Sum.REVERSE_KL] = _excess(block, q.prob, back, p.prob) + out[Sum.P_LOST]
+        out[Sum.REVERSE_KL] = _excess(block, q.prob, back, p.prob)[0] + out[Sum.P_LOST]
     if task.asks("js"):
         x, y = block.mix(task.beta)
         m = torch.lerp(q.prob, p.prob, task.beta, out=block.room("m"))
-        out[Sum.JS_P] = _excess(block, p.prob, x, m) + (1 - task.beta) * out[Sum.Q_LOST]
-        out[Sum.JS_Q] = _excess(block, q.prob, y, m) + task.beta * out[Sum.P_LOST]
+        out[Sum.JS_P] = _excess(block, p.prob, x, m)[0] + (1 - task.beta) * out[Sum.Q_LOST]
+        out[Sum.JS_Q] = _excess(block, q.prob, y, m)[0] + task.beta * out[Sum.P_LOST]
 
 
-def _excess(block: _Block, prob: Tensor, ratio: Tensor, other: Tensor) -> Tensor:
-    """Return Σ prob (e^r − 1 − r), with other = prob e^r, used instead where e^r might overflow."""
+def _correct(out: Tensor, off: Tensor) -> None:
+    """Correct the normalisers, sums of rounded exponentials, by `off` = Σ q − p, which should be 0.
+
+    It is a part in 10⁷, but so is the whole log-ratio of two sides that are nearly the same.
+    """
+    out[Sum.Q_LOG] += off.log1p()
+    out[Sum.KL] = (out[Sum.KL] + off.log1p() - off).clamp_(min=0)
+
+
+def _excess(block: _Block, prob: Tensor, ratio: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Σ prob (e^r − 1 − r), ≥ 0, and Σ prob (e^r − 1), over tokens that both sides have.
+
+    other is prob e^r, and used where e^r might overflow.
+    """
     near = torch.clamp(ratio, max=FAR, out=block.room("a"))
-    terms = torch.expm1(near, out=block.room("b")).sub_(near)
+    terms = torch.expm1(near, out=block.room("b"))
+    off: Tensor = torch.linalg.vecdot(terms, prob)
     if not block.far:
-        total: Tensor = torch.linalg.vecdot(terms, prob)
-        return total.clamp_(min=0)
-    far = torch.sub(other, prob, out=near).addcmul_(prob, ratio, value=-1)
-    return torch.where(ratio < FAR, terms.mul_(prob), far).sum(-1).clamp_(min=0)
+        total: Tensor = torch.linalg.vecdot(terms.sub_(near), prob)
+        return total.clamp_(min=0).double(), off.double()
+    far = ratio > FAR
+    off = (terms.mul_(prob)).where(~far, other - prob).sum(-1)
+    total = (terms - prob * near).where(~far, other - prob - prob * ratio).sum(-1)
+    return total.clamp_(min=0).double(), off.double()
 
 
 def _exp_(x: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ const double NONE = std::numeric_limits<double>::quiet_NaN();
 
 // the order of Sum and of Slope in task.py
 enum { P_MAX, P_LOG, Q_MAX, Q_LOG, P_ENTROPY, Q_ENTROPY, KL, REVERSE_KL, P_ALONE, Q_ALONE,
-       P_LOST, Q_LOST, JS_P, JS_Q, P_TOP, Q_TOP, P_AT, Q_AT };
+       P_LOST, Q_LOST, JS_P, JS_Q, P_TOP, Q_TOP, P_AT, Q_AT, NOTE, SUMS };
 enum { ONE, RATIO, LOG, MIX, STEP, AT, SIDE };
 
 // what is asked of a call, a set of bits
@@ -198,12 +198,12 @@ void pair_sums(const T* p, const T* q, const Side& P, const Side& Q, const Share
     const float inverse = s.inverse, beta = s.beta;
     const float shift = float((double(Q.max) - P.max) / s.temperature + (Q.log_norm - P.log_norm));
     const float log_beta = std::log(beta), log_rest = std::log1p(-beta);
-    double sums[P_AT] = {0.0};
+    double sums[P_AT] = {0.0}, residual = 0.0;
     for (int64_t start = 0; start < s.vocab; start += BLOCK) {
         int64_t end = std::min(s.vocab, start + BLOCK);
-        float kl = 0, back = 0, hp = 0, hq = 0, js_p = 0, js_q = 0, lost_p = 0, lost_q = 0;
+        float kl = 0, off = 0, back = 0, hp = 0, hq = 0, js_p = 0, js_q = 0, lost_p = 0, lost_q = 0;
         float alone_p = 0, alone_q = 0;
-#pragma omp simd reduction(+ : kl, back, hp, hq, js_p, js_q, lost_p, lost_q, alone_p, alone_q)
+#pragma omp simd reduction(+ : kl, off, back, hp, hq, js_p, js_q, lost_p, lost_q, alone_p, alone_q)
         for (int64_t i = start; i < end; i++) {
             Token t = token<HOLES>(p[i], q[i], P, Q, inverse, shift);
             float l = t.ratio, square = l * l;
@@ -213,6 +213,7 @@ void pair_sums(const T* p, const T* q, const Side& P, const Side& Q, const Share
                 alone_p += t.both > -INF ? 0.0f : (t.a > -INF ? 1.0f : 0.0f);
                 alone_q += t.both > -INF ? 0.0f : (t.b > -INF ? 1.0f : 0.0f);
             }
+            off += t.step;
             float far = t.step - t.p * l;
             far = HOLES ? (t.both > -INF ? far : 0.0f) : far;
             kl += t.far < 0.5f ? t.p * (square * (t.e.even + t.e.odd)) : far;
@@ -231,13 +232,74 @@ void pair_sums(const T* p, const T* q, const Side& P, const Side& Q, const Share
                 js_q += t.b > -INF ? excess_of(t.q, y, middle) : 0.0f;
             }
         }
-        sums[KL] += kl, sums[REVERSE_KL] += back, sums[P_ENTROPY] += hp, sums[Q_ENTROPY] += hq;
+        residual += off, sums[KL] += kl, sums[REVERSE_KL] += back, sums[P_ENTROPY] += hp, sums[Q_ENTROPY] += hq;
         sums[JS_P] += js_p, sums[JS_Q] += js_q, sums[P_LOST] += lost_p, sums[Q_LOST] += lost_q;
         sums[P_ALONE] += alone_p, sums[Q_ALONE] += alone_q;
     }
     sums[KL] += sums[Q_LOST], sums[REVERSE_KL] += sums[P_LOST];
     sums[JS_P] += (1.0 - beta) * sums[Q_LOST], sums[JS_Q] += beta * sums[P_LOST];
+    // Σ q − p is what the normalisers, sums of rounded exponentials, are off by against each other:
+    // a part in 10⁷, but so is the whole difference of two logits that are nearly the same
+    residual = std::log1p(residual);
+    sums[KL] += residual - std::expm1(residual), sums[REVERSE_KL] += residual - std::expm1(residual);
+    out[Q_LOG] += residual;
     for (int each = P_ENTROPY; each < P_TOP; each++) out[each] = std::max(sums[each], 0.0);
+}
+
+// KL alone, in one pass. The terms are u (e^l − 1 − l) with u = p up to a factor and l = log q/p up
+// to a constant c, guessed from the first block and corrected after each. With A and B the sums of
+// u (e^l − 1 − l) and u (e^l − 1), and U that of u, KL = A/U + log(1 + B/U) − B/U whatever c is; and
+// where c is right B is 0, so that nothing cancels. False where it cannot be done this way: tokens
+// without mass, NaN, or a p that is nowhere near q.
+template <class T>
+bool kl_in_one_pass(const T* p, const T* q, const Shared& s, double* out) {
+    const float inverse = s.inverse;
+    float p_max = -INF, q_max = -INF, most = -INF, low = INF, c = 0.0f;
+    double U = 0.0, A = 0.0, B = 0.0;
+    for (int64_t start = 0; start < s.vocab; start += BLOCK) {
+        int64_t end = std::min(s.vocab, start + BLOCK);
+        float p_top = -INF, q_top = -INF;
+#pragma omp simd reduction(max : p_top, q_top) reduction(min : low)
+        for (int64_t i = start; i < end; i++) {
+            float a = wide(p[i]), b = wide(q[i]), less = a < b ? a : b;
+            p_top = a > p_top ? a : p_top;
+            q_top = b > q_top ? b : q_top;
+            low = less < low ? less : low;
+        }
+        if (!(low > -LARGE)) return false;
+        if (start == 0) c = (q_top - p_top) * inverse;
+        p_max = std::max(p_max, p_top), q_max = std::max(q_max, q_top);
+        float top = std::max({most, p_top, q_top - c / inverse});
+        if (top > most && start > 0) {
+            double smaller = std::exp((double(most) - double(top)) * inverse);
+            U *= smaller, A *= smaller, B *= smaller;
+        }
+        most = top;
+        float u_part = 0.0f, a_part = 0.0f, b_part = 0.0f;
+#pragma omp simd reduction(+ : u_part, a_part, b_part)
+        for (int64_t i = start; i < end; i++) {
+            float a = wide(p[i]), b = wide(q[i]);
+            float u = exp_down((a - most) * inverse), v = exp_down((b - most) * inverse - c);
+            float l = (b - a) * inverse - c;
+            Excess e = excess(l);
+            float curve = u * (l * l * (e.even + e.odd)), line = u * l, step = v - u;
+            bool near = std::fabs(l) < 0.5f;
+            u_part += u;
+            a_part += near ? curve : step - line;
+            b_part += near ? curve + line : step;
+        }
+        U += u_part, A += a_part, B += b_part;
+        if (!(U > 1e-30 && U + B > 1e-30 && U < INF && B < INF)) return false;
+        float better = float(c + std::log1p(B / U));
+        double shift = double(better) - double(c);
+        double moved = std::exp(-shift) * B + U * std::expm1(-shift);
+        A += moved - B + shift * U, B = moved, c = better;
+    }
+    double offset = double(most) * inverse;
+    out[P_MAX] = p_max, out[P_LOG] = std::log(U) + offset - double(p_max) * inverse;
+    out[Q_MAX] = q_max, out[Q_LOG] = std::log(U + B) + offset + c - double(q_max) * inverse;
+    out[KL] = std::max(A / U + (std::log1p(B / U) - B / U), 0.0);
+    return true;
 }
 
 template <class T>
@@ -259,17 +321,19 @@ double entropy(const T* x, const Side& X, const Shared& s) {
 
 template <class T>
 void row_sums(const T* p, const T* q, const Shared& s, double* out) {
-    std::fill(out, out + Q_AT + 1, 0.0);
+    std::fill(out, out + SUMS, 0.0);
+    if (s.asks == ASK_KL && kl_in_one_pass(p, q, s, out)) return;
     Side P = normalise(p, s.vocab, s.temperature), Q = P;
     if (q) Q = normalise(q, s.vocab, s.temperature);
     out[P_MAX] = P.max, out[P_LOG] = P.log_norm, out[Q_MAX] = Q.max, out[Q_LOG] = Q.log_norm;
     if (!P.good) out[P_LOG] = NONE;
     if (!Q.good) out[Q_LOG] = NONE;
     if (!P.good || !Q.good) {
-        std::fill(out + P_ENTROPY, out + Q_AT + 1, NONE);
+        std::fill(out + P_ENTROPY, out + SUMS, NONE);
         return;
     }
     bool holes = P.holes || Q.holes;
+    out[NOTE] = holes;
     if (!q) {
         if (s.asks & ASK_MORE) out[P_ENTROPY] = entropy(p, P, s);
     } else if (s.asks & ASK_JS) {
@@ -348,14 +412,6 @@ Side from_sums(const double* sums, int max, int log) {
     return {float(sums[max]), float(std::exp(-norm)), float(norm), norm, false, norm == norm};
 }
 
-template <class T>
-bool low(const T* x, int64_t vocab) {  // whether the row holds −inf or a large negative number
-    int found = 0;
-#pragma omp simd reduction(| : found)
-    for (int64_t i = 0; i < vocab; i++) found |= !(wide(x[i]) > -LARGE);
-    return found;
-}
-
 template <bool ALL, bool HOLES, class T>
 void wanted_slopes(const T* p, const T* q, const Side& P, const Side& Q, const Shared& s,
                    const Weights& cp, const Weights& cq, int64_t id, T* gp, T* gq) {
@@ -380,7 +436,7 @@ void row_slopes(const T* p, const T* q, const Shared& s, const double* sums, con
         if (gp) side_slopes(p, P, s, cp, id, gp);
     } else if (s.asks & ASK_JS) {
         wanted_slopes<true, true>(p, q, P, Q, s, cp, cq, id, gp, gq);
-    } else if (low(p, s.vocab) || low(q, s.vocab)) {
+    } else if (sums[NOTE]) {
         wanted_slopes<false, true>(p, q, P, Q, s, cp, cq, id, gp, gq);
     } else {
         wanted_slopes<false, false>(p, q, P, Q, s, cp, cq, id, gp, gq);
@@ -426,9 +482,9 @@ void all_sums(const Call& call, double* out) {
     each_row(call.rows, call.vocab, call.threads, [&](int64_t i) {
         if (call.keep && !call.keep[i]) return;
         const T* q = call.q ? (const T*)call.q + i * call.q_stride : nullptr;
-        double found[Q_AT + 1];
+        double found[SUMS];
         row_sums((const T*)call.p + i * call.p_stride, q, s, found);
-        for (int each = 0; each <= Q_AT; each++) out[each * call.rows + i] = found[each];
+        for (int each = 0; each < SUMS; each++) out[each * call.rows + i] = found[each];
     });
 }
 
@@ -458,8 +514,8 @@ void all_slopes(const Call& call, const Slopes& out) {
                 if (g) std::memset((void*)g, 0, sizeof(T) * call.vocab);
             return;
         }
-        double found[Q_AT + 1], c[2 * SIDE];
-        for (int each = 0; each <= Q_AT; each++) found[each] = out.sums[each * call.rows + i];
+        double found[SUMS], c[2 * SIDE];
+        for (int each = 0; each < SUMS; each++) found[each] = out.sums[each * call.rows + i];
         for (int each = 0; each < 2 * SIDE; each++) c[each] = out.coefficients[each * call.rows + i];
         const T* q = call.q ? (const T*)call.q + i * call.q_stride : nullptr;
         row_slopes((const T*)call.p + i * call.p_stride, q, s, found, c,

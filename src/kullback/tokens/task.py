@@ -74,6 +74,7 @@ class Sum(IntEnum):
     Q_TOP = 15
     P_AT = 16  # log p(id) and log q(id), which `algebra` fills in, not the backend
     Q_AT = 17
+    NOTE = 18  # whatever a backend wants to tell its own slopes
 
 
 class Slope(IntEnum):
