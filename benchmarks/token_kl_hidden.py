@@ -7,7 +7,8 @@ The floor is the matrix products that must be done: forward, both sides' logits;
 product for each gradient that is asked for, two with a student's hidden states and head. They are
 done in the same blocks of the vocabulary, into memory that is there already, in the same run, one
 after the other in each round; what is quoted is the median over the rounds of the ratio, so that
-both met the same load. `extra_mib` is how far the process's peak memory rose above inputs and
+both met the same load. On a busy machine compare CPU seconds with --threads 1, since threads that
+wait for each other spin. `extra_mib` is how far the process's peak memory rose above inputs and
 gradients (Linux only). --growth measures how time and memory grow with positions and vocabulary.
 
 --gpu (an H200 or its like) puts the Triton kernels beside the copy bandwidth of the same run,
@@ -23,7 +24,7 @@ import time
 from pathlib import Path
 
 import torch
-from measuring import finish, interleaved, machine, paired_ratio
+from measuring import finish, machine, paired_ratio
 
 from kullback import tokens
 
@@ -55,6 +56,18 @@ def bare(p_hidden, p_head, q_hidden, q_head, room, grads=()):
             grads[0].addmm_(out, q_head[rows])
             if len(grads) > 1:
                 grads[1][rows].addmm_(out.t(), q_hidden)
+
+
+def in_turn(ours, floor, rounds):
+    """Return seconds and CPU seconds of both, `[ours, floor]` each a list, one after the other."""
+    times, spent = ([], []), ([], [])
+    for _ in range(rounds):
+        for which, function in enumerate((ours, floor)):
+            start, start_cpu = time.perf_counter(), time.process_time()
+            function()
+            times[which].append(time.perf_counter() - start)
+            spent[which].append(time.process_time() - start_cpu)
+    return times, spent
 
 
 def peak(function):
@@ -116,13 +129,13 @@ def figure_three(options):
     for name, (ours, floor, gradients) in cases(
         options.positions, options.vocab, options.width
     ).items():
-        times = interleaved({"ours": ours, "floor": floor}, options.rounds)
+        times, spent = in_turn(ours, floor, options.rounds)
         rise = peak(ours)
         found[name] = {
-            "ratio": paired_ratio(times["ours"], times["floor"]),
-            "ratios": [a / b for a, b in zip(*times.values(), strict=True)],
-            "seconds": min(times["ours"]),
-            "floor_seconds": min(times["floor"]),
+            "ratio": paired_ratio(*times),
+            "ratio_of_cpu_seconds": paired_ratio(*spent),
+            "seconds": min(times[0]),
+            "floor_seconds": min(times[1]),
             "extra_mib": None if rise is None else rise - gradients / MIB,
         }
     return found
