@@ -14,7 +14,7 @@ import sys
 import pytest
 import torch
 
-from kullback.tokens import usable
+from kullback.tokens import kl_from_hidden, usable
 from kullback.tokens.measure import measure
 from kullback.tokens.task import Task
 
@@ -131,5 +131,29 @@ def test_refusals_say_why():
             measure(logits, None, Task(("entropy",)), backend="triton")
 
 
+def from_hidden(backend, dtype):
+    """KL from hidden states in several blocks, with tokens that p, q or both ban, and gradients."""
+    draw = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(*size, generator=draw) for size in ((5, 8), (90, 8), (90,)) * 2]
+    tensors[2][::3], tensors[5][::6] = -math.inf, -math.inf
+    tensors = [x.to(dtype).requires_grad_() for x in tensors]
+    p, q = tensors[:3], tensors[3:]
+    value = kl_from_hidden(
+        *p[:2], *q[:2], p_bias=p[2], q_bias=q[2], soft_cap=9.0, memory=8000, backend=backend
+    )
+    weights = torch.linspace(0.5, 2.0, 5).to(value)
+    return [x.detach().double() for x in (value, *torch.autograd.grad(value @ weights, tensors))]
+
+
+@pytest.mark.slow
+def test_blocks_from_hidden_states(interpreted):
+    expected = from_hidden("chunked", torch.float64)
+    for ours, theirs in zip(interpreted["hidden"], expected, strict=True):
+        # products of eight terms near 10, whose float32 rounding the log ratios see
+        torch.testing.assert_close(torch.tensor(ours).double(), theirs, rtol=1e-5, atol=1e-5)
+
+
 if __name__ == "__main__":
-    json.dump({name: [x.tolist() for x in found_by("triton", name)] for name in CASES}, sys.stdout)
+    found = {name: [x.tolist() for x in found_by("triton", name)] for name in CASES}
+    found["hidden"] = [x.tolist() for x in from_hidden("triton", torch.float32)]
+    json.dump(found, sys.stdout)

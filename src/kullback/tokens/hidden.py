@@ -20,8 +20,10 @@ from torch.autograd.function import once_differentiable
 from kullback.core import ArgumentTypeError, require, require_type
 from kullback.core.checks import describe, message
 
+from .arguments import refuse_nan
 from .heads import Gradients, Rows, Side
-from .parts import Parts, gradient, joined, of_logits
+from .kernels import gradient, of_logits
+from .parts import Parts, joined
 from .parts import value as value_of
 
 __all__ = ["kl_from_hidden"]
@@ -48,6 +50,7 @@ def kl_from_hidden(
     align: str | None = None,
     nan: str = "refuse",
     memory: int = MEMORY,
+    backend: str = "auto",
 ) -> Tensor:
     """Return KL(p‖q) = Σ_v p_v log(p_v/q_v) at every position, logits being `hidden @ head.T`.
 
@@ -56,7 +59,8 @@ def kl_from_hidden(
     `[*batch]`, in nats, float32 (float64 if an input is). Logits are `hidden·head + bias`, then
     `c tanh(·/c)` with `soft_cap` c (a pair for p and q), then divided by `temperature`.
     mask: bool `[*batch]`; where False nothing is computed, value and gradients are 0.
-    align, nan: as in the functions from logits (`divergences`).
+    align, nan, backend: as in the functions from logits (`divergences`); the backend works on the
+    logits of a block, the products are PyTorch's.
     memory: bytes of scratch to stay below; more makes larger blocks, which a GPU likes.
 
     Exact up to rounding: products and sums in float32 at least, terms ≥ 0, so never negative.
@@ -72,7 +76,7 @@ def kl_from_hidden(
     >>> hidden = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     >>> head = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     >>> kl_from_hidden(hidden, head, hidden, head.roll(1, 0))
-    tensor([0.3640, 1.3610])
+    tensor([0.3642, 1.3610])
     """
     given = (p_hidden, p_head, p_bias, q_hidden, q_head, q_bias)
     _check(given)
@@ -95,6 +99,7 @@ def kl_from_hidden(
         _vocab(len(p_head), len(q_head), align),
         _kept(mask, batch),
         memory,
+        backend,
     )
     p_flat, q_flat = (x.reshape(-1, x.shape[-1]) for x in (p_hidden, q_hidden))
     found = _KL.apply(  # type: ignore[no-untyped-call]
@@ -102,7 +107,7 @@ def kl_from_hidden(
     )
     value: Tensor = found.reshape(batch)
     if nan == "refuse":
-        _refuse_nan(value.detach())
+        refuse_nan(value.detach()[None], "p_hidden and q_hidden")
     return value
 
 
@@ -116,6 +121,7 @@ class _Work:
     vocab: int
     kept: Tensor | None
     memory: int
+    backend: str
 
     def blocks(self, tensors: Sequence[Any]) -> "_Blocks":
         """Return the six tensors, hidden states, head and bias of p and of q, cut into blocks."""
@@ -150,7 +156,7 @@ class _KL(torch.autograd.Function):
         wanted = ctx.needs_input_grad[1:]
         found = Gradients(blocks.p, wanted[:3]), Gradients(blocks.q, wanted[3:])
         for rows in blocks.rows():
-            scale = upstream[rows, None] / ctx.work.temperature
+            scale = upstream[rows] / ctx.work.temperature
             _pull(blocks, rows, Parts(*sums[:, rows]), scale, found)
         return None, *found[0].result(), *found[1].result()
 
@@ -163,13 +169,12 @@ def _pull(
     summed = [blocks.scratch.new_zeros(len(scale), g.side.hidden.shape[1]) for g in found]
     for block in blocks.over(rows):
         slopes = p.side.slope(block.p), q.side.slope(block.q)
-        pair = gradient(block.p, block.q, whole, **block.how, to_p=p.any, to_q=q.any)
+        pair = gradient(block.p, block.q, whole, scale, **block.how, to_p=p.any, to_q=q.any)
         for side, grad, slope, total, states, weights in zip(
             found, pair, slopes, summed, block.states, block.weights, strict=True
         ):
             if grad is None:
                 continue
-            grad.mul_(scale)
             grad = grad if slope is None else grad.mul_(slope)
             side.add(grad, states, weights, block.columns, total)
     for side, total in zip(found, summed, strict=True):
@@ -200,6 +205,7 @@ class _Blocks:
     tokens: int
     scratch: Tensor
     banned: bool
+    backend: str
 
     @classmethod
     def of(cls, p: Side, q: Side, work: _Work) -> "_Blocks":
@@ -215,7 +221,9 @@ class _Blocks:
             tokens = min(tokens, max(_FEWEST, _CELLS // positions))
         tokens = max(1, tokens)
         scratch = p.hidden.new_empty(_ROOMS, positions * tokens, dtype=work.dtype)
-        return cls(p, q, work.kept, work.vocab, positions, tokens, scratch, p.bans or q.bans)
+        return cls(
+            p, q, work.kept, work.vocab, positions, tokens, scratch, p.bans or q.bans, work.backend
+        )
 
     def rows(self) -> Iterator[Rows]:
         """Yield the positions that are kept, some at a time."""
@@ -235,7 +243,7 @@ class _Blocks:
             weights = self.p.tokens(columns), self.q.tokens(columns)
             p = self.p.logits(states[0], weights[0], columns, rooms[0])
             q = self.q.logits(states[1], weights[1], columns, rooms[1])
-            how = {"rooms": (rooms[2], rooms[3]), "banned": self.banned}
+            how = {"rooms": tuple(rooms[2:]), "banned": self.banned, "backend": self.backend}
             yield _Block(columns, states, weights, p, q, how)
 
 
@@ -282,14 +290,3 @@ def _kept(mask: Tensor | None, batch: torch.Size) -> Tensor | None:
     fits = mask.shape == batch
     require(fits, "mask", f"the positions' shape, {list(batch)}", list(mask.shape))
     return mask.reshape(-1).nonzero()[:, 0]
-
-
-def _refuse_nan(found: Tensor) -> None:
-    bad = found.isnan()
-    if not bool(bad.any()):
-        return
-    first = tuple(bad.nonzero()[0].tolist())
-    got = f"{int(bad.sum())} positions of {bad.numel()} that are not, the first at {first}"
-    expected = "at every position some finite logit, none NaN or +inf"
-    hint = "mask= to leave them out, or nan='pass' to get NaN there"
-    require(not got, "p_hidden and q_hidden", expected, got, hint)

@@ -50,6 +50,7 @@ def kl(
     everywhere. Exact up to rounding; gradients of the slice to either side.
     Errors: `ValueError` without a process group, and as in `kullback.tokens.kl`.
 
+    >>> import torch
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     >>> kl(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log())
     tensor(0.1438)
