@@ -63,7 +63,8 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
     def steps() -> Iterator[Progress]:
         noisy = target.rows is not None and target.rows.count > target.rows.batch_size
         rows = target.rows.draw(generator) if target.rows is not None and noisy else None
-        found = find_start(target, generator, starts=settings.starts, rows=rows)
+        starts = settings.starts if rows is None else 1  # with many rows one peak is left
+        found = find_start(target, generator, starts=starts, rows=rows)
         if how.method == "batch_and_match":
             frame = found[0].frame
             yield from batch_and_match(
@@ -208,9 +209,12 @@ def _by_steps(
 def _adam(
     family: Family, loss: Callable[..., Tensor], how: Plan, generator: torch.Generator
 ) -> Iterator[Progress]:
-    gaussian = family.absorb() is not None
-    rate = 0.05 if gaussian else 0.005
-    return stochastic(family, loss, generator, draws=how.draws, rate=rate, iterations=20_000)
+    plain = isinstance(family, FullRank)
+    # STL's noise grows with the distance and with d/draws: larger plain steps would feed on it
+    share = min(0.5, how.draws / (2 * family.dim))
+    rate = share if plain else (0.05 if family.absorb() is not None else 0.005)
+    options = {"draws": how.draws, "rate": rate, "iterations": 20_000, "plain": plain}
+    return stochastic(family, loss, generator, **options)  # type: ignore[arg-type]
 
 
 def _begin(how: Plan, found: list[Start]) -> Family:
@@ -222,7 +226,7 @@ def _begin(how: Plan, found: list[Start]) -> Family:
 
 
 def _log_weights(target: Target, family: Family, generator: torch.Generator) -> Tensor:
-    """Return log weights at 2,000 independent draws."""
-    z = family.sample(2000, generator)
+    """Return log weights at 1,000 independent draws."""
+    z = family.sample(1000, generator)
     with torch.no_grad():
         return target.log_density(z) - family.log_prob(z)

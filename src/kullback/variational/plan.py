@@ -67,7 +67,7 @@ def plan(
 def _draws(kind: type[Family], dim: int, method: str) -> tuple[int, int]:
     """Return the draws to begin with and the most there may be."""
     if method == "stochastic":
-        return (256 if kind is Flow else 32), 0
+        return (256 if kind is Flow else min(128, max(16, dim // 2))), 0
     if method == "batch_and_match":
         return max(32, 4 * dim), 0
     power = 1 << (4 * dim - 1).bit_length()

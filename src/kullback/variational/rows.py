@@ -92,9 +92,6 @@ class Rows:
         return ""
 
     def _sum(self, values: Values, batch: tuple[Tensor, ...]) -> Tensor:
-        kind = batch[0].dtype
-        if kind.is_floating_point:
-            values = {name: value.to(kind) for name, value in values.items()}
         return self.terms(values, batch).sum(-1, dtype=torch.float64)
 
 
@@ -107,9 +104,9 @@ class _Everything(torch.autograd.Function):
             with torch.set_grad_enabled(wanted):
                 leaf = z.detach().requires_grad_(wanted)
                 value = rows._sum(constrain(leaf), batch)
+                if wanted:
+                    score += torch.autograd.grad(value.sum(), leaf)[0]
             total += value.detach()
-            if wanted:
-                score += torch.autograd.grad(value.sum(), leaf)[0]
         ctx.save_for_backward(score)
         return total
 

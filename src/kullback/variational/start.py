@@ -43,7 +43,7 @@ def find_start(
     were not finite.
     """
     require(starts >= 1, "starts", "at least 1", starts)
-    noise = fixed_normals(64, target.dim, generator)
+    noise = fixed_normals(32, target.dim, generator)
     reach = torch.full((starts, 1), 2.0, dtype=torch.float64)
     reach[0] = 0.1
     uniform = torch.rand(starts, target.dim, generator=generator, dtype=torch.float64)

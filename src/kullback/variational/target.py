@@ -23,7 +23,7 @@ from .rows import Rows
 __all__ = ["Target"]
 
 LogDensity = Callable[..., Tensor]
-PIECE = 256  # points differentiated together: intermediate results stay in the cache
+PIECE = 128  # points differentiated together: intermediate results stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +158,8 @@ class Target:
         """Wrap a function of one point for many, and say whether it had to be looped."""
 
         def one(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
+            if batch and batch[0].is_floating_point():  # z has float64, data often less
+                values = {key: value.to(batch[0].dtype) for key, value in values.items()}
             if self.layout.named:
                 return function(*batch, **values)
             return function(values["z"], *batch)
