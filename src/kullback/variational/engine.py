@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kullback.core import Estimate, require
+from kullback.core import Estimate, RunError, require
 
 from . import forward
 from .anchored import anchor, anchored
@@ -67,9 +67,7 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
         found = find_start(target, generator, starts=starts, rows=rows)
         if how.method == "batch_and_match":
             frame = found[0].frame
-            yield from batch_and_match(
-                FullRank(frame), target, generator, draws=how.draws
-            )
+            yield from batch_and_match(FullRank(frame), target, generator, draws=how.draws)
         elif how.method == "stochastic":
             yield from _by_steps(target, settings, how, found, generator)
         else:
@@ -185,6 +183,9 @@ def _by_steps(
     data = target.rows
     if data is not None and data.count > data.batch_size:
         frame = anchor(target, found[0].frame)
+        why = target.explain(frame.shift[None])
+        if why:
+            raise RunError(why)
         family = how.make(frame)
         quiet = anchored(target, frame.shift)
         loss = _loss(target, settings, how.method, log_density=quiet)
@@ -200,8 +201,8 @@ def _by_steps(
         for now in deterministic(first, plain, generator, draws=512, max_draws=512):
             if not now.done:
                 yield now
-        frame = now.family.absorb() if now.converged else None
-        best = found[0] if frame is None else Start(frame, -now.loss)
+        better = now.family.absorb() if now.converged else None
+        best = found[0] if better is None else Start(better, -now.loss)
         family = _begin(how, [best, *found[1:]])
     yield from _adam(family, loss, how, generator)
 

@@ -79,7 +79,7 @@ class Rows:
 
         The gradient is computed along with the value, a batch at a time, when z requires one.
         """
-        return _Everything.apply(z, self, constrain)  # type: ignore[no-any-return, no-untyped-call]
+        return _Everything.apply(z, self, constrain)  # type: ignore[no-untyped-call, no-any-return]
 
     def explain(self, values: Values) -> str:
         """Say which row's likelihood is not finite at one point; the empty string if none is."""
@@ -111,7 +111,7 @@ class _Everything(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (score,) = ctx.saved_tensors
         return gradient[:, None] * score, None, None
 

@@ -26,7 +26,8 @@ from .window import Window
 __all__ = ["stochastic"]
 
 WINDOW, LEVELS, PATIENCE = 50, 8, 12
-STILL, AGREE = 1.2, 0.05  # R-hat; standard deviations (or nats) between two averages
+STILL = 1.2  # R-hat
+AGREE, NATS = 0.05, 0.01  # between two averages of parameters (sd) or of the loss
 LOST = 100.0  # times the first gradient: the step size was too large
 FAST, SLOW = 0.9, 0.99  # Adam's memories, of gradients and of their squares
 
@@ -52,6 +53,7 @@ def stochastic(
     """
     watch = family.absorb() is not None
     kept, moved, used = None, math.inf, 0
+    now = Progress(family, math.nan, math.nan)
     for level in range(LEVELS):
         walk = _Walk(family, rate * 0.5**level, plain)
         for now in _level(walk, loss, generator, draws, WINDOW << level, watch=watch):
@@ -65,12 +67,14 @@ def stochastic(
             continue
         moved = math.inf if kept is None else float((walk.average - kept).abs().max())
         kept = walk.average
-        if moved < AGREE:
+        if moved < (AGREE if watch else NATS):
             unit = "posterior standard deviations" if watch else "nats"
             reason = f"converged: averages at two step sizes agree to {moved:.3f} {unit}"
             yield Progress(family, now.loss, moved, done=True, converged=True, reason=reason)
             return
     reason = f"stopped: the averages still move by {moved:.3f} at the smallest step"
+    if kept is None:
+        reason = "stopped: gradients grow without bound, or are not finite, at every step size"
     yield Progress(family, now.loss, moved, done=True, reason=reason)
 
 
