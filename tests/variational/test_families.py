@@ -50,7 +50,7 @@ def test_push_agrees_with_log_prob(name):
     draws = family.push(family.noise(64, generator))
     torch.testing.assert_close(draws.log_q, family.log_prob(draws.z), rtol=1e-10, atol=1e-10)
     if draws.share is not None:
-        assert float(draws.share.sum()) == pytest.approx(1.0, abs=1e-14)
+        assert float(draws.share.detach().sum()) == pytest.approx(1.0, abs=1e-14)
 
 
 @every
@@ -58,7 +58,7 @@ def test_samples_follow_the_density(name):
     """Means of bounded functions from samples against quadrature of the density."""
     family, generator = bent(name, 1)
     law = quadrature.posterior(
-        lambda z: family.log_prob(z).detach(), lower=-90, upper=90, nodes=6000
+        lambda z: family.log_prob(z).detach(), lower=-40, upper=40, nodes=800
     )
     z = family.sample(20_000, generator)
     for function in (torch.tanh, torch.sin, lambda x: (x > 0.1).double()):
@@ -74,7 +74,7 @@ def test_pushed_means_have_the_gradient_of_the_expectation(name):
     """∂/∂φ of a pushed mean over a fine normal grid against ∂/∂φ of the integral of q f."""
     family, _ = bent(name, 1)
     nodes = quadrature.posterior(
-        lambda z: family.log_prob(z).detach(), lower=-90, upper=90, nodes=6000
+        lambda z: family.log_prob(z).detach(), lower=-40, upper=40, nodes=800
     )
     z, mass = nodes.nodes, nodes.log_weights.exp()
     parameters = list(family.parameters())
@@ -101,7 +101,7 @@ def test_closed_form_entropy(name):
     if entropy is None:
         return
     law = quadrature.posterior(
-        lambda z: family.log_prob(z).detach(), lower=-90, upper=90, nodes=6000
+        lambda z: family.log_prob(z).detach(), lower=-40, upper=40, nodes=800
     )
     truth = -law.expectation(lambda z: family.log_prob(z).detach())
     tolerance = 1e-3 if name == "student_t" else 1e-9
