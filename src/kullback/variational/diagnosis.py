@@ -1,0 +1,298 @@
+"""Is a fit to be believed? Everything that draws of q can say, weighed together.
+
+Which to use: `diagnose`, on plain arrays. It needs log p and log q at draws of q; with the scores
+(gradients of both) it can also judge where the weights fail, and with what `probe` found it knows
+of peaks that q has missed. The words come from `verdict`; the moments from `corrections`.
+
+Reference: Vehtari et al. (2024) for k̂; Yao, Vehtari, Simpson and Gelman (2018), "Yes, but did it
+work?"; Huggins et al. (2020), "Validated variational inference via practical posterior error
+bounds".
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kullback.core import Estimate, require, require_type
+from kullback.core.checks import describe
+from kullback.sampled import effective_sample_size, importance_bound, log_mean_exp, pareto_k
+
+from .corrections import Shift, by_scores, by_weights, shift_between
+from .probe import Probed
+from .verdict import Level, judge
+
+__all__ = ["Diagnosis", "diagnose"]
+
+_FEWEST = 100  # draws of q
+_MISS = 0.01  # the chance that any of the normal error bars, two a function, fails
+_FEW = 50.0  # effective draws below which reweighing says nothing
+_LIGHT, _HEAVY = 0.2, 0.5  # k̂ at which the scores begin to count, and count in full
+_REPEATS = 50  # of the importance-weighted bound
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What the draws say about a fit: a level, a sentence, and the numbers behind it.
+
+    level: "trust" (every bound below is at most 0.2), "partly" (at most 0.6) or "do not trust".
+    verdict: the level in words. reasons: what stands behind it, most important first.
+    elbo: `E_q[log p − log q]`. evidence_bound: its importance-weighted form, n/50 draws each.
+    kl: KL(q‖p) against the normalised p, from the same draws (log of the mean weight less the mean
+    log weight). All in nats. k_hat, ess_fraction (ESS/n) and sd_log_weights (nats) are about the
+    weights. residual: root mean square of the part of `∇log p − ∇log q` that is not linear in z, in
+    the worst direction, whitened by q; None without scores.
+    mean_bound, log_sd_bound: `[m]`, how far at most the mean of p lies from the draws' (in their
+    sd), and the log of p's sd from the log of theirs; mean_shift, log_sd_shift: `[m]`, how far they
+    seem to be. A bound may be inf. They are no proofs: calibrated by benchmarks/verdicts.py.
+    resampling: "" when importance-resampled draws are sound, else why not.
+    """
+
+    level: Level
+    verdict: str
+    reasons: tuple[str, ...]
+    elbo: Estimate
+    evidence_bound: Estimate
+    kl: Estimate
+    k_hat: float
+    ess_fraction: float
+    sd_log_weights: float
+    residual: float | None
+    mean_bound: Tensor
+    log_sd_bound: Tensor
+    mean_shift: Tensor
+    log_sd_shift: Tensor
+    resampling: str
+    probed: Probed | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary: infinities and NaN as strings, tensors as lists."""
+        plain = {name: _plain(getattr(self, name)) for name in _NUMBERS}
+        found = None if self.probed is None else self.probed.share
+        estimates = {name: getattr(self, name).to_dict() for name in _ESTIMATES}
+        words = {"level": self.level, "verdict": self.verdict, "reasons": list(self.reasons)}
+        return words | estimates | plain | {"elsewhere": found, "resampling": self.resampling}
+
+
+_NUMBERS = (
+    "k_hat",
+    "ess_fraction",
+    "sd_log_weights",
+    "residual",
+    "mean_bound",
+    "log_sd_bound",
+    "mean_shift",
+    "log_sd_shift",
+)
+_ESTIMATES = ("elbo", "evidence_bound", "kl")
+
+
+def diagnose(
+    draws: Tensor,
+    log_p: Tensor,
+    log_q: Tensor,
+    *,
+    scores: tuple[Tensor, Tensor] | None = None,
+    of: Callable[[Tensor], Tensor] | None = None,
+    probed: Probed | None = None,
+    converged: bool = True,
+) -> Diagnosis:
+    """Judge q by `log w = log p − log q` and by scores at draws z ~ q, and say it in words.
+
+    draws: `[n, d]`, n ≥ 100, independent draws of q. log_p: `[n]`, unnormalised; log_q: `[n]`,
+    normalised; nats. scores: `∇log p` and `∇log q` at the draws, `[n, d]` each; without them bounds
+    are wider. of: maps `[n, d]` to the functions whose moments are judged, `[n, m]`; by default z
+    itself. probed: what `probe` found elsewhere. converged: whether the fitter thought it was done;
+    if not the level is never "trust".
+
+    The evidence is weighed together: k̂ alone gives false alarms where the weights are all but
+    equal, and a bound is the largest of what weights and scores say, widened by their errors and,
+    where the weights' tail is heavy, by the square of the scores' residual. Approximate: nothing
+    computed at draws of q can see mass that q does not reach.
+    log p = −inf (no mass there) is a weight of 0, and the ELBO is −inf; NaN or +inf is never
+    trusted. No gradient flows.
+
+    Errors: `ArgumentValueError` for shapes that do not fit or fewer than 100 draws.
+    Reference: as for this module; Owen (2013) for the errors of reweighted moments.
+
+    >>> seed = torch.Generator().manual_seed(0)
+    >>> z = torch.randn(4000, 2, generator=seed, dtype=torch.float64)
+    >>> log_q = -0.5 * z.square().sum(-1) - math.log(2 * math.pi)
+    >>> print(diagnose(z, log_q + 3.0, log_q).verdict)
+    Trust: means to about 0.05 sd, standard deviations to about 4 %.
+    """
+    _check(draws, log_p, log_q, scores)
+    draws, log_p, log_q = (x.detach().double() for x in (draws, log_p, log_q))
+    functions = _Functions(of)
+    values, logs = functions(draws), log_p - log_q
+    broken = int((logs.isnan() | (logs == math.inf)).sum())
+    if broken or bool((logs == -math.inf).all()):
+        return _unusable(logs, values.shape[1], broken)
+    shift, bounds, residual = _bounds(draws, values, logs, scores, functions)
+    if probed is not None and probed.draws is not None:
+        bounds = _widened(bounds, values, functions(probed.draws), probed)
+    numbers: dict[str, Any] = {
+        "k_hat": float(pareto_k(logs)),
+        "ess_fraction": float(effective_sample_size(logs)) / len(logs),
+        "sd_log_weights": _spread(logs),
+        "residual": residual,
+        "mean_bound": bounds[0],
+        "log_sd_bound": bounds[1],
+        "log_sd_shift": shift.log_sd,
+    }
+    level, verdict, reasons, resampling = judge(
+        **numbers,
+        draws=len(draws),
+        elsewhere=0.0 if probed is None else probed.share,
+        empty=int((logs == -math.inf).sum()),
+        converged=converged,
+    )
+    return Diagnosis(
+        level,
+        verdict,
+        reasons,
+        elbo=Estimate.from_terms(logs),
+        evidence_bound=_evidence_bound(logs),
+        kl=_gap(logs),
+        mean_shift=shift.mean,
+        **numbers,
+        resampling=resampling,
+        probed=probed,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Functions:
+    """The functions whose moments are judged, `[n, d]` to `[n, m]`; z itself by default."""
+
+    of: Callable[[Tensor], Tensor] | None
+
+    def __call__(self, draws: Tensor) -> Tensor:
+        values = draws if self.of is None else self.of(draws).detach().double()
+        good = values.ndim == 2 and len(values) == len(draws)
+        require(good, "of", f"to return [{len(draws)}, m]", describe(values))
+        return values
+
+
+def _bounds(
+    draws: Tensor,
+    values: Tensor,
+    logs: Tensor,
+    scores: tuple[Tensor, Tensor] | None,
+    of: Callable[[Tensor], Tensor],
+) -> tuple[Shift, tuple[Tensor, Tensor], float | None]:
+    """Join what weights and scores say: the likely shift, the bounds, the residual."""
+    many = NormalDist().inv_cdf(1 - _MISS / (4 * values.shape[1]))
+    weighed = by_weights(values, logs)
+    effective = float(effective_sample_size(logs))
+    tail = float(pareto_k(logs))
+    heavy = min(1.0, max(0.0, (tail - _LIGHT) / (_HEAVY - _LIGHT)))
+    pushed, residual = None, None
+    if scores is not None and len(draws) > 2 * draws.shape[1]:
+        difference = (scores[0] - scores[1]).detach().double()
+        if bool(difference.isfinite().all()):
+            moved = by_scores(draws, difference, torch.softmax(logs, 0))
+            residual = moved.residual
+            if moved.bounded:
+                pushed = shift_between(values, of(moved.draws))
+    slack = heavy * (2 * _spread(logs) if residual is None else residual) ** 2
+    infinite = torch.full_like(weighed.mean, math.inf)
+    by_tail = tuple(s.abs() + many * e for s, e in _pairs(weighed))
+    if pushed is None:
+        lost = effective < _FEW or (residual is not None and heavy > 0)
+        bounds = tuple(infinite if lost else b + slack for b in by_tail)
+        return weighed, (bounds[0], bounds[1]), residual
+    by_push = tuple(s.abs() + many * e for s, e in _pairs(pushed))
+    if effective < _FEW:
+        return pushed, (by_push[0] + slack, by_push[1] + slack), residual
+    bounds = tuple(
+        a + heavy * (b - a).clamp_min(0.0) + slack for a, b in zip(by_tail, by_push, strict=True)
+    )
+    return weighed, (bounds[0], bounds[1]), residual
+
+
+def _pairs(shift: Shift) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    return (shift.mean, shift.mean_error), (shift.log_sd, shift.log_sd_error)
+
+
+def _widened(
+    bounds: tuple[Tensor, Tensor], values: Tensor, far: Tensor, probed: Probed
+) -> tuple[Tensor, Tensor]:
+    """Add what the mass found elsewhere would do to means and standard deviations."""
+    scale = values.std(0).clamp_min(1e-300)
+    share = torch.softmax(probed.log_weights, 0) if probed.log_weights is not None else far
+    away = ((share[:, None] * far).sum(0) - values.mean(0)) / scale
+    wide = probed.share * (1 - probed.share) * away**2
+    return bounds[0] + probed.share * away.abs(), bounds[1] + 0.5 * torch.log1p(wide)
+
+
+def _evidence_bound(logs: Tensor) -> Estimate:
+    size = len(logs) // _REPEATS
+    return importance_bound(logs[: size * _REPEATS].reshape(_REPEATS, size))
+
+
+def _gap(logs: Tensor) -> Estimate:
+    """Estimate KL(q‖p) = log E[w] − E[log w] with the error of the paired difference."""
+    top = log_mean_exp(logs)
+    paired = (logs - top).exp() - 1.0 - (logs - logs.mean())
+    error = float(paired.std()) / math.sqrt(len(logs))
+    value = float(top - logs.mean())
+    why = "the log of a mean (Jensen) and a tail not seen yet: low"
+    error = math.inf if math.isinf(value) else error
+    return Estimate(value, error, len(logs), bias="low", why=why)
+
+
+def _spread(logs: Tensor) -> float:
+    return math.inf if bool((logs == -math.inf).any()) else float(logs.std())
+
+
+def _unusable(logs: Tensor, functions: int, broken: int) -> Diagnosis:
+    """Write the diagnosis of weights that are NaN or infinite, or all zero."""
+    lost = torch.full((functions,), math.inf, dtype=torch.float64)
+    nothing = Estimate(math.nan, math.nan, len(logs))
+    what = f"log p is NaN or +inf at {broken} of {len(logs):,} draws"
+    what = what if broken else "log p is -inf at every draw: q lies where p has no mass"
+    return Diagnosis(
+        "do not trust",
+        f"Do not trust: {what}.",
+        (what,),
+        nothing,
+        nothing,
+        nothing,
+        math.nan,
+        math.nan,
+        math.nan,
+        None,
+        lost,
+        lost,
+        lost * math.nan,
+        lost * math.nan,
+        what,
+    )
+
+
+def _check(
+    draws: Tensor, log_p: Tensor, log_q: Tensor, scores: tuple[Tensor, Tensor] | None
+) -> None:
+    for name, value in (("draws", draws), ("log_p", log_p), ("log_q", log_q)):
+        require_type(value, Tensor, name)
+    shaped = draws.ndim == 2 and draws.shape[1] >= 1
+    require(shaped, "draws", "[n, d]", describe(draws))
+    require(len(draws) >= _FEWEST, "draws", f"at least {_FEWEST}", len(draws))
+    for name, value in (("log_p", log_p), ("log_q", log_q)):
+        require(value.shape == draws.shape[:1], name, f"[{len(draws)}]", describe(value))
+    finite = bool(log_q.isfinite().all()) and bool(draws.isfinite().all())
+    require(finite, "draws and log_q", "finite numbers", "NaN or infinity among them")
+    for value in scores or ():
+        require(value.shape == draws.shape, "scores", f"{list(draws.shape)} each", describe(value))
+
+
+def _plain(value: float | Tensor | None) -> Any:
+    """Turn a number or tensor into what JSON can hold."""
+    if isinstance(value, Tensor):
+        return [_plain(item) for item in value.tolist()]
+    return value if value is None or math.isfinite(value) else repr(value)
