@@ -1,5 +1,26 @@
-"""Floor 3, variational: objectives as functions of log-weights, and the Gaussian family."""
+"""Floor 3, variational: q(z) for any log density, and the objectives it shares with the VAE."""
 
-from .objectives import beta_elbo, doubly_reparameterised, elbo, iwae
+from .families import Family, Flow, FullRank, LowRank, MeanField, Mixture, StudentT
+from .fit import Fit
+from .objectives import beta_elbo, doubly_reparameterised, elbo, iwae, renyi, score_function
+from .parameters import Parameter
+from .target import Target
 
-__all__ = ["beta_elbo", "doubly_reparameterised", "elbo", "iwae"]
+__all__ = [
+    "Family",
+    "Fit",
+    "Flow",
+    "FullRank",
+    "LowRank",
+    "MeanField",
+    "Mixture",
+    "Parameter",
+    "StudentT",
+    "Target",
+    "beta_elbo",
+    "doubly_reparameterised",
+    "elbo",
+    "iwae",
+    "renyi",
+    "score_function",
+]
