@@ -11,8 +11,7 @@ bounds".
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from statistics import NormalDist
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -22,16 +21,13 @@ from kullback.core import Estimate, require, require_type
 from kullback.core.checks import describe
 from kullback.sampled import effective_sample_size, importance_bound, log_mean_exp, pareto_k
 
-from .corrections import Shift, by_scores, by_weights, shift_between
+from .bounds import bounds_on, spread, widened
 from .probe import Probed
 from .verdict import Level, judge
 
 __all__ = ["Diagnosis", "diagnose"]
 
 _FEWEST = 100  # draws of q
-_MISS = 0.01  # the chance that any of the normal error bars, two a function, fails
-_FEW = 50.0  # effective draws below which reweighing says nothing
-_LIGHT, _HEAVY = 0.2, 0.5  # k̂ at which the scores begin to count, and count in full
 _REPEATS = 50  # of the importance-weighted bound
 
 
@@ -55,19 +51,20 @@ class Diagnosis:
     level: Level
     verdict: str
     reasons: tuple[str, ...]
+    resampling: str
     elbo: Estimate
     evidence_bound: Estimate
     kl: Estimate
+    mean_shift: Tensor
+    probed: Probed | None
+    _: KW_ONLY
     k_hat: float
     ess_fraction: float
     sd_log_weights: float
     residual: float | None
     mean_bound: Tensor
     log_sd_bound: Tensor
-    mean_shift: Tensor
     log_sd_shift: Tensor
-    resampling: str
-    probed: Probed | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary: infinities and NaN as strings, tensors as lists."""
@@ -132,37 +129,24 @@ def diagnose(
     broken = int((logs.isnan() | (logs == math.inf)).sum())
     if broken or bool((logs == -math.inf).all()):
         return _unusable(logs, values.shape[1], broken)
-    shift, bounds, residual = _bounds(draws, values, logs, scores, functions)
+    shift, bounds, residual = bounds_on(draws, values, logs, scores, functions)
     if probed is not None and probed.draws is not None:
-        bounds = _widened(bounds, values, functions(probed.draws), probed)
+        bounds = widened(bounds, values, functions(probed.draws), probed)
     numbers: dict[str, Any] = {
         "k_hat": float(pareto_k(logs)),
         "ess_fraction": float(effective_sample_size(logs)) / len(logs),
-        "sd_log_weights": _spread(logs),
+        "sd_log_weights": spread(logs),
         "residual": residual,
         "mean_bound": bounds[0],
         "log_sd_bound": bounds[1],
         "log_sd_shift": shift.log_sd,
     }
-    level, verdict, reasons, resampling = judge(
-        **numbers,
-        draws=len(draws),
-        elsewhere=0.0 if probed is None else probed.share,
-        empty=int((logs == -math.inf).sum()),
-        converged=converged,
-    )
-    return Diagnosis(
-        level,
-        verdict,
-        reasons,
-        elbo=Estimate.from_terms(logs),
-        evidence_bound=_evidence_bound(logs),
-        kl=_gap(logs),
-        mean_shift=shift.mean,
-        **numbers,
-        resampling=resampling,
-        probed=probed,
-    )
+    elsewhere, empty = probed.share if probed else 0.0, int((logs == -math.inf).sum())
+    others = (len(draws), elsewhere, empty)
+    level, verdict, reasons, resampling = judge(*others, **numbers, converged=converged)
+    elbo, bound, kl = Estimate.from_terms(logs), _evidence_bound(logs), _gap(logs)
+    words = (level, verdict, reasons, resampling)
+    return Diagnosis(*words, elbo, bound, kl, shift.mean, probed, **numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,58 +160,6 @@ class _Functions:
         good = values.ndim == 2 and len(values) == len(draws)
         require(good, "of", f"to return [{len(draws)}, m]", describe(values))
         return values
-
-
-def _bounds(
-    draws: Tensor,
-    values: Tensor,
-    logs: Tensor,
-    scores: tuple[Tensor, Tensor] | None,
-    of: Callable[[Tensor], Tensor],
-) -> tuple[Shift, tuple[Tensor, Tensor], float | None]:
-    """Join what weights and scores say: the likely shift, the bounds, the residual."""
-    many = NormalDist().inv_cdf(1 - _MISS / (4 * values.shape[1]))
-    weighed = by_weights(values, logs)
-    effective = float(effective_sample_size(logs))
-    tail = float(pareto_k(logs))
-    heavy = min(1.0, max(0.0, (tail - _LIGHT) / (_HEAVY - _LIGHT)))
-    pushed, residual = None, None
-    if scores is not None and len(draws) > 2 * draws.shape[1]:
-        difference = (scores[0] - scores[1]).detach().double()
-        if bool(difference.isfinite().all()):
-            moved = by_scores(draws, difference, torch.softmax(logs, 0))
-            residual = moved.residual
-            if moved.bounded:
-                pushed = shift_between(values, of(moved.draws))
-    slack = heavy * (2 * _spread(logs) if residual is None else residual) ** 2
-    infinite = torch.full_like(weighed.mean, math.inf)
-    by_tail = tuple(s.abs() + many * e for s, e in _pairs(weighed))
-    if pushed is None:
-        lost = effective < _FEW or (residual is not None and heavy > 0)
-        bounds = tuple(infinite if lost else b + slack for b in by_tail)
-        return weighed, (bounds[0], bounds[1]), residual
-    by_push = tuple(s.abs() + many * e for s, e in _pairs(pushed))
-    if effective < _FEW:
-        return pushed, (by_push[0] + slack, by_push[1] + slack), residual
-    bounds = tuple(
-        a + heavy * (b - a).clamp_min(0.0) + slack for a, b in zip(by_tail, by_push, strict=True)
-    )
-    return weighed, (bounds[0], bounds[1]), residual
-
-
-def _pairs(shift: Shift) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    return (shift.mean, shift.mean_error), (shift.log_sd, shift.log_sd_error)
-
-
-def _widened(
-    bounds: tuple[Tensor, Tensor], values: Tensor, far: Tensor, probed: Probed
-) -> tuple[Tensor, Tensor]:
-    """Add what the mass found elsewhere would do to means and standard deviations."""
-    scale = values.std(0).clamp_min(1e-300)
-    share = torch.softmax(probed.log_weights, 0) if probed.log_weights is not None else far
-    away = ((share[:, None] * far).sum(0) - values.mean(0)) / scale
-    wide = probed.share * (1 - probed.share) * away**2
-    return bounds[0] + probed.share * away.abs(), bounds[1] + 0.5 * torch.log1p(wide)
 
 
 def _evidence_bound(logs: Tensor) -> Estimate:
@@ -246,33 +178,18 @@ def _gap(logs: Tensor) -> Estimate:
     return Estimate(value, error, len(logs), bias="low", why=why)
 
 
-def _spread(logs: Tensor) -> float:
-    return math.inf if bool((logs == -math.inf).any()) else float(logs.std())
-
-
 def _unusable(logs: Tensor, functions: int, broken: int) -> Diagnosis:
     """Write the diagnosis of weights that are NaN or infinite, or all zero."""
     lost = torch.full((functions,), math.inf, dtype=torch.float64)
     nothing = Estimate(math.nan, math.nan, len(logs))
     what = f"log p is NaN or +inf at {broken} of {len(logs):,} draws"
     what = what if broken else "log p is -inf at every draw: q lies where p has no mass"
-    return Diagnosis(
-        "do not trust",
-        f"Do not trust: {what}.",
-        (what,),
-        nothing,
-        nothing,
-        nothing,
-        math.nan,
-        math.nan,
-        math.nan,
-        None,
-        lost,
-        lost,
-        lost * math.nan,
-        lost * math.nan,
-        what,
-    )
+    words: tuple[Level, str, tuple[str, ...], str]
+    words = ("do not trust", f"Do not trust: {what}.", (what,), what)
+    numbers = dict.fromkeys(("k_hat", "ess_fraction", "sd_log_weights"), math.nan)
+    tensors = {"mean_bound": lost, "log_sd_bound": lost, "log_sd_shift": lost * math.nan}
+    figures: dict[str, Any] = {**numbers, **tensors, "residual": None}
+    return Diagnosis(*words, nothing, nothing, nothing, lost * math.nan, None, **figures)
 
 
 def _check(

@@ -23,6 +23,9 @@ FEW = 100.0  # effective draws that resampling needs
 
 
 def judge(
+    draws: int,
+    elsewhere: float,
+    empty: int,
     *,
     k_hat: float,
     ess_fraction: float,
@@ -31,9 +34,6 @@ def judge(
     mean_bound: Tensor,
     log_sd_bound: Tensor,
     log_sd_shift: Tensor,
-    draws: int,
-    elsewhere: float,
-    empty: int,
     converged: bool,
 ) -> tuple[Level, str, tuple[str, ...], str]:
     """Return the level, the sentence, the reasons behind it, and why not to resample ("" if sound).
