@@ -1,7 +1,7 @@
 """Floor 3, variational: q(z) for any log density, and the objectives it shares with the VAE."""
 
 from .families import Family, Flow, FullRank, LowRank, MeanField, Mixture, StudentT
-from .fit import Fit
+from .fit import Fit, fit
 from .objectives import beta_elbo, doubly_reparameterised, elbo, iwae, renyi, score_function
 from .parameters import Parameter
 from .target import Target
@@ -20,6 +20,7 @@ __all__ = [
     "beta_elbo",
     "doubly_reparameterised",
     "elbo",
+    "fit",
     "iwae",
     "renyi",
     "score_function",

@@ -94,19 +94,18 @@ def _of_torch(constraint: Any, shape: tuple[int, ...]) -> Bijection:
         words = message("constraint", "one that reals map onto", str(constraint), hint)
         raise ArgumentValueError(words) from error
     try:
-        inner = tuple(transform.inverse_shape(torch.Size(shape)))
+        pointwise = constraint.event_dim == 0  # asking PyTorch would import sympy, half a second
+        inner = shape if pointwise else tuple(transform.inverse_shape(torch.Size(shape)))
     except (ValueError, IndexError) as error:
         words = message("shape", f"one that fits {constraint}", list(shape))
         raise ArgumentValueError(words) from error
 
     def forward(reals: Tensor) -> tuple[Tensor, Tensor]:
         batch = reals.shape[:-1]
-        x = reals.reshape(*batch, *inner)
+        x = reals.reshape((*batch, *inner))
         y: Tensor = transform(x)
         log_jacobian = transform.log_abs_det_jacobian(x, y)
-        return y, log_jacobian.expand(*batch, *log_jacobian.shape[len(batch) :]).reshape(
-            *batch, -1
-        ).sum(-1)
+        return y, log_jacobian.reshape((*batch, -1)).sum(-1)
 
     return Bijection(math.prod(inner), shape, forward)
 

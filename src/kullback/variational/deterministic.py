@@ -1,6 +1,6 @@
 """The deterministic fit: fixed draws make the objective a function, L-BFGS finds its optimum.
 
-Which to use: `fit_deterministic`, through `fit`. With fixed draws (more of them than dimensions) the
+Which to use: `deterministic`, through `fit`. With fixed draws (more of them than dimensions) the
 average over draws is a smooth function of q's parameters, so that "converged" has a meaning: in the
 frame's coordinates, where one unit is about one posterior standard deviation, no entry of the
 gradient exceeds a tolerance. Then fresh draws are asked whether they agree; if not, the number of
@@ -9,110 +9,127 @@ Reference: Giordano, Ingram and Broderick (2024), "Black box variational inferen
 deterministic objective"; Burroni, Domke and Sheldon (2024), "Sample average approximation".
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from .families import Family
+from .frame import Frame
 from .lbfgs import Step, minimise
 from .noise import fixed_normals
+from .progress import Progress
 
-__all__ = ["Progress", "fit_deterministic"]
+__all__ = ["deterministic"]
 
-Loss = Callable[[Family, Tensor], Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What a fitter shows after an iteration: q so far, loss, gradient, and whether it is done.
-
-    gradient_norm: the largest entry of the objective's gradient in the frame's coordinates, about
-    the distance to the optimum in posterior standard deviations.
-    """
-
-    family: Family
-    loss: float
-    gradient_norm: float
-    done: bool = False
-    converged: bool = False
-    reason: str = ""
+TOLERANCE = 1e-3  # of a posterior standard deviation
+ROUND = 20  # iterations before a Gaussian is looked at anew
+FAR = math.log(1e6)  # growth or shrinkage that no proper posterior should need
 
 
-def fit_deterministic(
+def deterministic(
     family: Family,
-    loss: Loss,
+    loss: Callable[[Family, Tensor], Tensor],
     generator: torch.Generator,
     *,
     draws: int,
     max_draws: int,
-    tolerance: float = 1e-3,
-    agreement: float = 0.02,
+    agreement: float = 0.03,
     iterations: int = 500,
+    names: Sequence[str] = (),
 ) -> Iterator[Progress]:
     """Minimise `loss(family, noise)` over q's parameters, yielding `Progress` each iteration.
 
     draws: fixed normals to begin with, doubled up to max_draws while fresh ones disagree with the
-    optimum by more than `agreement` in any entry of the gradient.
+    optimum by more than `agreement`, the largest entry of their gradient there. names: of z's
+    coordinates, for what is said about an improper target.
     """
-    size = draws
+    size, used = draws, 0
     while True:
         noise = fixed_normals(size, family.noise_dim, generator)
-        last = None
-        for last in _rounds(family, loss, noise, tolerance, iterations):
-            family = last.family
-            if not last.done:
-                yield last
-        if last is None or not last.converged:
-            break
-        fresh = fixed_normals(2 * size, family.noise_dim, generator)
+        for now in _rounds(family, loss, noise, iterations - used, names):
+            used += 1
+            if not now.done:
+                yield now
+        family = now.family
+        if not now.converged or used >= iterations:
+            yield now
+            return
+        fresh = fixed_normals(size, family.noise_dim, generator)
         off = float(_value_and_gradient(family, loss, fresh)[1].abs().max())
         if off <= agreement or 2 * size > max_draws:
-            break
+            text = f"{now.reason}; {len(fresh)} fresh draws move the optimum by {off:.3f}"
+            yield replace(now, reason=text)
+            return
         size *= 2
-    if last is not None:
-        yield last
 
 
 def _rounds(
-    family: Family, loss: Loss, noise: Tensor, tolerance: float, iterations: int
+    family: Family,
+    loss: Callable[[Family, Tensor], Tensor],
+    noise: Tensor,
+    iterations: int,
+    names: Sequence[str],
 ) -> Iterator[Progress]:
     """Minimise with fixed noise; a Gaussian is looked at anew, as N(0, I), every few iterations."""
-    used, patience = 0, 20
+    used, first = 0, family.frame
+    gaussian = family.absorb() is not None
     while True:
         start = parameters_to_vector(family.parameters()).detach()
-        step: Step | None = None
         for count, step in enumerate(minimise(_objective(family, loss, noise), start)):
-            norm = float(step.gradient.abs().max())
-            moved = float((step.x - start).abs().max())
-            settled = norm <= tolerance and moved <= 1.0
             used += 1
+            norm, moved = (float(v.abs().max()) for v in (step.gradient, step.x - start))
             vector_to_parameters(step.x, family.parameters())
-            finished = _verdict(step, norm, settled, used, iterations)
-            frame = None if finished else family.absorb()
-            yield Progress(family, step.loss, norm, bool(finished), settled, finished)
-            if finished:
+            settled = norm <= TOLERANCE and (moved <= 1.0 or not gaussian)
+            reason = _verdict(step, norm, used, iterations, settled=settled)
+            yield Progress(family, step.loss, norm, bool(reason), settled, reason)
+            if reason:
                 return
-            if frame is not None and (count >= patience or moved > 1.0 or norm <= tolerance):
-                family = type(family)(frame)
+            if gaussian and (count >= ROUND or moved > 1.0 or norm <= TOLERANCE):
                 break
+        frame = family.absorb()
+        if frame is not None:
+            family = type(family)(frame)
+            lost = improper(first, frame, names)
+            if lost:
+                yield Progress(family, step.loss, norm, done=True, reason=lost)
+                return
 
 
-def _verdict(step: Step, norm: float, settled: bool, used: int, iterations: int) -> str:  # noqa: FBT001
+def improper(first: Frame, now: Frame, names: Sequence[str] = ()) -> str:
+    """Say which coordinates of a Gaussian run away from where it began; nothing if none does."""
+    before, after = (f.factor.square().sum(1).sqrt() for f in (first, now))
+    growth = (after / before).log()
+    drift = (now.shift - first.shift).abs() / torch.maximum(before, after)
+    words = {
+        "spreads without end: is the prior proper?": ~(growth < FAR),
+        "shrinks without end: the density is unbounded": growth < -FAR,
+        "runs away: the density keeps rising": ~(drift < math.exp(FAR)),
+    }
+    for text, bad in words.items():
+        if bool(bad.any()):
+            places = bad.nonzero().flatten().tolist()[:5]
+            which = ", ".join(names[i] if names else f"z[{i + 1}]" for i in places)
+            return f"improper target: q({which}) {text}"
+    return ""
+
+
+def _verdict(step: Step, norm: float, used: int, iterations: int, *, settled: bool) -> str:
     """Say why to stop, or nothing."""
     if settled:
-        return f"converged: largest gradient entry {norm:.1e} in units of one standard deviation"
+        return f"converged: largest gradient entry {norm:.1e}, in posterior standard deviations"
     if step.stuck:
-        return f"stopped: no lower objective in reach; largest gradient entry {norm:.1e}"
+        return f"stopped: no lower objective within reach, largest gradient entry {norm:.1e}"
     if used >= iterations:
-        return f"stopped after {used} iterations; largest gradient entry {norm:.1e}"
+        return f"stopped after {used} iterations, largest gradient entry {norm:.1e}"
     return ""
 
 
 def _objective(
-    family: Family, loss: Loss, noise: Tensor
+    family: Family, loss: Callable[[Family, Tensor], Tensor], noise: Tensor
 ) -> Callable[[Tensor], tuple[float, Tensor]]:
     def objective(x: Tensor) -> tuple[float, Tensor]:
         vector_to_parameters(x, family.parameters())
@@ -121,7 +138,9 @@ def _objective(
     return objective
 
 
-def _value_and_gradient(family: Family, loss: Loss, noise: Tensor) -> tuple[float, Tensor]:
+def _value_and_gradient(
+    family: Family, loss: Callable[[Family, Tensor], Tensor], noise: Tensor
+) -> tuple[float, Tensor]:
     value = loss(family, noise)
     gradients = torch.autograd.grad(value, list(family.parameters()))
     return float(value.detach()), torch.cat([g.reshape(-1) for g in gradients])

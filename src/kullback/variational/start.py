@@ -1,8 +1,8 @@
-"""Where a fit begins: a damped Newton path uphill, judged by the ELBO of a Gaussian at each stop.
+"""Where a fit begins: damped Newton paths uphill, judged by the ELBO of a Gaussian at each stop.
 
-Which to use: `find_start`, which tries several random starting points and returns the best Gaussian
-frame met on the way, not the mode: near a mode without mass (a funnel's neck, an unbounded peak)
-the ELBO falls, and the path is left there.
+Which to use: `find_start`, which climbs from several random points at once and returns the best
+Gaussian frames met on the way, not the modes: near a mode without mass (a funnel's neck, an
+unbounded peak) the ELBO falls, and what is kept lies before it.
 Reference: Zhang et al. (2022), "Pathfinder", for the idea; curvature here comes from differences of
 the gradient, which cost one batched evaluation and care nothing for the scale of the axes.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kullback.core import RunError
+from kullback.core import RunError, require
 
 from .frame import Frame
 from .noise import fixed_normals
@@ -21,123 +21,138 @@ from .target import Target
 
 __all__ = ["Start", "find_start"]
 
+STEPS, PATIENCE = 100, 8
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A Gaussian to begin with and its ELBO in nats; `others` are the ends of the other paths."""
+    """A Gaussian to begin with, N(0, I) in its frame, and its ELBO in nats."""
 
     frame: Frame
     elbo: float
-    others: tuple["Start", ...] = ()
 
 
 def find_start(
     target: Target, generator: torch.Generator, *, starts: int = 4, rows: Tensor | None = None
-) -> Start:
-    """Return the Gaussian of the highest ELBO on `starts` paths from random points, `dim` reals.
+) -> list[Start]:
+    """Return the Gaussian of the highest ELBO on each of `starts` paths, the best one first.
 
-    The points are uniform on (−2, 2), the first one on (−0.1, 0.1). rows: a fixed mini-batch to
-    stand for the data.
-    Errors: `RunError` when no point with a finite density and a finite ELBO was met; it says which
-    parameter values (and which data row) were not finite.
+    The paths begin at uniform points on (−2, 2), the first one on (−0.1, 0.1). rows: a fixed
+    mini-batch to stand for the data. Paths without a finite ELBO are left out.
+    Errors: `RunError` when no path has one; it says which parameter values (and which data row)
+    were not finite.
     """
+    require(starts >= 1, "starts", "at least 1", starts)
     noise = fixed_normals(64, target.dim, generator)
-    best: list[Start] = []
-    for number in range(starts):
-        reach = 0.1 if number == 0 else 2.0
-        uniform = torch.rand(target.dim, generator=generator, dtype=torch.float64)
-        found = _path(target, reach * (2 * uniform - 1), noise, rows)
-        if found is not None:
-            best.append(found)
-    if not best:
-        points = 2 * torch.rand(64, target.dim, generator=generator, dtype=torch.float64) - 1
-        why = target.explain(points) or "every Gaussian tried had an ELBO that is not finite"
+    reach = torch.full((starts, 1), 2.0, dtype=torch.float64)
+    reach[0] = 0.1
+    uniform = torch.rand(starts, target.dim, generator=generator, dtype=torch.float64)
+    first = reach * (2 * uniform - 1)
+    paths = _Paths.begin(target, first, noise, rows)
+    for _ in range(STEPS):
+        if not paths.climb():
+            break
+    found = [Start(f, e) for f, e in zip(paths.frames, paths.elbos.tolist(), strict=True) if f]
+    if not found:
+        why = target.explain(first) or "every Gaussian tried had an ELBO that is not finite"
         raise RunError(f"log_density: no place to start from was found: {why}")
-    best.sort(key=lambda start: -start.elbo)
-    return Start(best[0].frame, best[0].elbo, tuple(best[1:]))
+    return sorted(found, key=lambda start: -start.elbo)
 
 
-def _path(target: Target, z: Tensor, noise: Tensor, rows: Tensor | None) -> Start | None:
-    """Climb from z `[d]`; return the best Gaussian on the way."""
-    best: Start | None = None
-    worse, step = 0, 1.0
-    value, slope = _at(target, z, rows)
-    for _ in range(100):
-        if not math.isfinite(value) or not bool(slope.isfinite().all()):
-            break
-        values, vectors = _curvature(target, z, slope, rows)
-        here = _best_of(target, z, values, vectors, noise, rows)
-        if here is not None and (best is None or here.elbo > best.elbo + 1e-3):
-            best, worse = here, 0
-        else:
-            worse += 1
-        move = vectors @ ((vectors.mT @ slope) / values)
-        gain = float(move @ slope)
-        if gain < 1e-6 or worse > 12:  # twice the rise in log p that a quadratic promises
-            break
-        z, value, slope, step = _uphill(target, z, value, move, gain, min(1.0, 4 * step), rows)
-        if step == 0.0:
-            break
-    return best
+@dataclass
+class _Paths:
+    """K paths that climb together, so that one call of the density serves them all.
 
+    z, slope: `[K, d]`; value, elbos: `[K]`; worse: steps since a path's ELBO rose; active: bool.
+    """
 
-def _at(target: Target, z: Tensor, rows: Tensor | None) -> tuple[float, Tensor]:
-    value, slope = target.score(z[None], rows)
-    return float(value), slope[0]
+    target: Target
+    noise: Tensor
+    rows: Tensor | None
+    z: Tensor
+    value: Tensor
+    slope: Tensor
+    elbos: Tensor
+    frames: list[Frame | None]
+    worse: Tensor
+    active: Tensor
 
+    @classmethod
+    def begin(cls, target: Target, z: Tensor, noise: Tensor, rows: Tensor | None) -> "_Paths":
+        value, slope = target.score(z, rows)
+        elbos = torch.full_like(value, -math.inf)
+        active = value.isfinite() & slope.isfinite().all(-1)
+        none: list[Frame | None] = [None] * len(z)
+        worse = torch.zeros(len(z))
+        return cls(target, noise, rows, z, value, slope, elbos, none, worse, active)
 
-def _curvature(
-    target: Target, z: Tensor, slope: Tensor, rows: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues of `|−∂² log p|`, floored, and eigenvectors, by central differences."""
-    width = 1e-5 * (1 + z.abs())
-    steps = torch.diag(width)
-    _, slopes = target.score(torch.cat([z + steps, z - steps]), rows)
-    up, down = slopes.chunk(2)
-    hessian = (up - down) / (2 * width[:, None])
-    hessian = torch.where(hessian.isfinite(), hessian, 0.0)
-    scale = hessian.diagonal().abs().clamp_min(1e-12).rsqrt()  # eigenvectors of a balanced matrix
-    balanced = -0.5 * (hessian + hessian.mT) * scale[:, None] * scale
-    values, vectors = torch.linalg.eigh(balanced)
-    values = values.abs().clamp_min(1e-6 * float(values.abs().max().clamp_min(1e-300)))
-    # H ≈ S⁻¹ V Λ Vᵀ S⁻¹; hand back W = S V with H⁻¹ = W Λ⁻¹ Wᵀ
-    return values, scale[:, None] * vectors
+    def climb(self) -> bool:
+        """Judge where the paths are and take a Newton step; say whether any goes on."""
+        (which,) = self.active.nonzero(as_tuple=True)
+        if len(which) == 0:
+            return False
+        values, vectors = self._curvature(which)
+        self._judge(which, vectors * values.rsqrt()[:, None, :])
+        slope = self.slope[which]
+        along = (vectors.mT @ slope[:, :, None])[..., 0] / values
+        move = (vectors @ along[:, :, None])[..., 0]
+        gain = (move * slope).sum(-1)  # twice the rise in log p that a quadratic promises
+        self._line_search(which, move, gain)
+        self.active[which] &= (gain > 1e-6) & (self.worse[which] <= PATIENCE)
+        return bool(self.active.any())
 
+    def _curvature(self, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Return floored eigenvalues `[k, d]` of `|−∂² log p|` and vectors W: H⁻¹ = W Λ⁻¹ Wᵀ."""
+        z = self.z[which]
+        width = 1e-5 * (1 + z.abs())
+        steps = torch.diag_embed(width)
+        points = torch.stack([z[:, None] + steps, z[:, None] - steps])
+        slopes = self.target.score(points.flatten(0, 2), self.rows)[1].view_as(points)
+        hessian = (slopes[0] - slopes[1]) / (2 * width[..., None])
+        hessian = torch.where(hessian.isfinite(), hessian, 0.0)
+        balance = hessian.diagonal(dim1=-2, dim2=-1).abs().clamp_min(1e-12).rsqrt()
+        balanced = -0.5 * (hessian + hessian.mT) * balance[:, :, None] * balance[:, None, :]
+        values, vectors = torch.linalg.eigh(balanced)
+        values = values.abs()
+        floor = 1e-7 * values.amax(-1, keepdim=True).clamp_min(1e-300)
+        return torch.maximum(values, floor), balance[:, :, None] * vectors
 
-def _uphill(
-    target: Target,
-    z: Tensor,
-    value: float,
-    move: Tensor,
-    gain: float,
-    step: float,
-    rows: Tensor | None,
-) -> tuple[Tensor, float, Tensor, float]:
-    """Halve the step until log p rises enough."""
-    for _ in range(30):
-        new = z + step * move
-        here, slope = _at(target, new, rows)
-        if here >= value + 1e-4 * step * gain:
-            return new, here, slope, step
-        step *= 0.5
-    return z, value, slope, 0.0
-
-
-def _best_of(
-    target: Target, z: Tensor, values: Tensor, vectors: Tensor, noise: Tensor, rows: Tensor | None
-) -> Start | None:
-    """Judge N(z, H⁻¹) and narrower ones by their ELBO."""
-    best: Start | None = None
-    whole = vectors * values.rsqrt()
-    for shrink in (1.0, 0.3):
-        root, bad = torch.linalg.cholesky_ex(shrink**2 * whole @ whole.mT)
-        if int(bad) or not bool(root.isfinite().all()):
-            continue
-        frame = Frame.dense(z, root)
+    def _judge(self, which: Tensor, whole: Tensor) -> None:
+        """Keep the Gaussians N(z, H⁻¹), or narrower ones, whose ELBO is the best of their path."""
+        shrink = torch.tensor([1.0, 0.3], dtype=whole.dtype)
+        roots, bad = torch.linalg.cholesky_ex(whole @ whole.mT)
+        spread = shrink[:, None, None, None] * (self.noise @ roots.mT)
+        points = self.z[which][:, None] + spread  # [shrinks, k, draws, d]
         with torch.no_grad():
-            mean = float(target.log_density(frame.outwards(noise), rows).mean())
-        size = len(z)
-        elbo = mean + float(frame.log_det) + 0.5 * size * (1 + math.log(2 * math.pi))
-        if math.isfinite(elbo) and (best is None or elbo > best.elbo):
-            best = Start(frame, elbo)
-    return best
+            log_p = self.target.log_density(points.flatten(0, 2), self.rows)
+        size = points.shape[-1]
+        entropy = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1) + size * shrink.log()[:, None]
+        elbos = log_p.view(points.shape[:3]).mean(-1) + entropy
+        elbos = elbos + 0.5 * size * (1 + math.log(2 * math.pi))
+        elbos = torch.where(elbos.isfinite() & (bad == 0), elbos, -math.inf)
+        best, at = elbos.max(0)
+        rose = best > self.elbos[which] + 1e-2
+        self.worse[which] = torch.where(rose, 0.0, self.worse[which] + 1)
+        for k in rose.nonzero().flatten().tolist():
+            path = int(which[k])
+            self.elbos[path] = best[k]
+            self.frames[path] = Frame.dense(self.z[path].clone(), shrink[at[k]] * roots[k])
+
+    def _line_search(self, which: Tensor, move: Tensor, gain: Tensor) -> None:
+        """Halve the steps until log p rises enough; a path without such a step ends."""
+        step = torch.ones_like(gain)
+        waiting = torch.ones_like(gain, dtype=torch.bool)
+        for _ in range(25):
+            (left,) = waiting.nonzero(as_tuple=True)
+            if len(left) == 0:
+                return
+            path = which[left]
+            z = self.z[path] + step[left, None] * move[left]
+            value, slope = self.target.score(z, self.rows)
+            good = value >= self.value[path] + 1e-4 * step[left] * gain[left]
+            good &= slope.isfinite().all(-1)
+            taken = path[good]
+            self.z[taken], self.value[taken], self.slope[taken] = z[good], value[good], slope[good]
+            waiting[left[good]] = False
+            step = step * 0.5
+        self.active[which[waiting]] = False

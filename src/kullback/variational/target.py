@@ -23,6 +23,7 @@ from .rows import Rows
 __all__ = ["Target"]
 
 LogDensity = Callable[..., Tensor]
+PIECE = 256  # points differentiated together: intermediate results stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,21 +107,28 @@ class Target:
         rows: indices of a mini-batch, whose likelihood is scaled by N/B (unbiased over uniformly
         drawn rows); None takes all rows, a batch at a time with memory that does not grow.
         """
-        values, log_jacobian = self.layout.constrain(z)
-        log_p = self.function(values) + log_jacobian
         if self.rows is None:
-            return log_p
+            return self.prior(z)
         if rows is None:
-            return log_p + self.rows.everything(z, self.constrain)
-        return log_p + self.rows.scaled(values, rows)
+            return self.prior(z) + self.rows.everything(z, self.constrain)
+        return self.prior(z) + self.rows.scaled(self.constrain(z), rows)
+
+    def prior(self, z: Tensor) -> Tensor:
+        """Return the part of log p that no row enters, Jacobians included, `[n]`: all, without rows."""
+        values, log_jacobian = self.layout.constrain(z)
+        return self.function(values) + log_jacobian
 
     def score(self, z: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return log p `[n]` and its gradient `∂ log p/∂z` `[n, dim]`, both without a graph."""
+        parts = [self._score(part, rows) for part in z.detach().split(PIECE)]
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    def _score(self, z: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            leaf = z.detach().requires_grad_()
+            leaf = z.requires_grad_()
             log_p = self.log_density(leaf, rows)
             if not log_p.requires_grad:  # a density that does not depend on z
-                return log_p.detach(), torch.zeros_like(leaf)
+                return log_p.detach(), torch.zeros_like(z)
             (gradient,) = torch.autograd.grad(log_p.sum(), leaf)
         return log_p.detach(), gradient
 

@@ -25,4 +25,7 @@ __all__ = [
     "StudentT",
 ]
 
-NAMED = {family.name: family for family in (MeanField, FullRank, LowRank, Mixture, StudentT, Flow)}
+
+NAMED = {
+    family.name: family for family in (MeanField, FullRank, LowRank, Mixture, StudentT, Flow)
+}

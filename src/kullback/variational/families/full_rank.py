@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from kullback.variational.frame import Frame
 
 from .family import Draws, Family, normal_log_prob
+from .lower import Lower
 
 __all__ = ["FullRank"]
 
@@ -26,29 +27,22 @@ class FullRank(Family):
     def __init__(self, frame: Frame) -> None:
         super().__init__(frame)
         self.mean = nn.Parameter(torch.zeros_like(self.shift))
-        self.log_diagonal = nn.Parameter(torch.zeros_like(self.shift))
-        self.rows, self.columns = torch.tril_indices(self.dim, self.dim, -1)
-        self.below = nn.Parameter(self.shift.new_zeros(len(self.rows)))
-
-    def factor(self) -> Tensor:
-        """Return L in the frame's coordinates, `[d, d]`."""
-        matrix = torch.diag(self.log_diagonal.exp())
-        return matrix.index_put((self.rows, self.columns), self.below)
+        self.lower = Lower(self.dim)
 
     def _push(self, noise: Tensor) -> Draws:
-        u = self.mean + noise @ self.factor().mT
-        return Draws(u, normal_log_prob(noise) - self.log_diagonal.sum(), None)
+        u = self.mean + noise @ self.lower().mT
+        return Draws(u, normal_log_prob(noise) - self.lower.log_diagonal.sum(), None)
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         return self._push(self.noise(n, generator)).z
 
     def _log_prob(self, u: Tensor) -> Tensor:
         whole = (u - self.mean).mT
-        noise = torch.linalg.solve_triangular(self.factor(), whole, upper=False).mT
-        return normal_log_prob(noise) - self.log_diagonal.sum()
+        noise = torch.linalg.solve_triangular(self.lower(), whole, upper=False).mT
+        return normal_log_prob(noise) - self.lower.log_diagonal.sum()
 
     def _entropy(self) -> Tensor:
-        return self.log_diagonal.sum() + 0.5 * self.dim * (1 + math.log(2 * math.pi))
+        return self.lower.log_diagonal.sum() + 0.5 * self.dim * (1 + math.log(2 * math.pi))
 
     def _absorb(self) -> tuple[Tensor, Tensor]:
-        return self.mean, self.factor()
+        return self.mean, self.lower()

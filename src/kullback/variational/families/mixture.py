@@ -9,6 +9,7 @@ from kullback.core import require
 from kullback.variational.frame import Frame
 
 from .family import Draws, Family, normal_log_prob
+from .lower import Lower
 
 __all__ = ["Mixture"]
 
@@ -44,21 +45,12 @@ class Mixture(Family):
         placed = around if means is None else self.frame.inwards(means)
         self.means = nn.Parameter(placed.clone())
         self.log_shares = nn.Parameter(self.shift.new_zeros(k))
-        self.rows, self.columns = torch.tril_indices(d, d, -1)
-        unit = torch.eye(d, dtype=self.shift.dtype).expand(k, d, d)
+        self.lower = Lower(d, batch=(k,))
         if factors is not None:
-            unit = torch.linalg.solve_triangular(self.scale, factors, upper=False)
-        self.log_diagonals = nn.Parameter(unit.diagonal(dim1=-2, dim2=-1).log().clone())
-        self.below = nn.Parameter(unit[:, self.rows, self.columns].clone())
-
-    def factors(self) -> Tensor:
-        """Return the L_k in the frame's coordinates, `[K, d, d]`."""
-        matrices = torch.diag_embed(self.log_diagonals.exp())
-        which = torch.arange(len(matrices))[:, None]
-        return matrices.index_put((which, self.rows, self.columns), self.below)
+            self.lower.start_at(torch.linalg.solve_triangular(self.scale, factors, upper=False))
 
     def _push(self, noise: Tensor) -> Draws:
-        u = self.means[:, None] + noise @ self.factors().mT
+        u = self.means[:, None] + noise @ self.lower().mT
         share = self.log_shares.softmax(0)[:, None].expand(-1, len(noise)) / len(noise)
         u = u.flatten(0, 1)
         return Draws(u, self._log_prob(u), share.flatten())
@@ -66,19 +58,19 @@ class Mixture(Family):
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         share = self.log_shares.softmax(0)
         which = share.multinomial(n, replacement=True, generator=generator)
-        steps = torch.einsum("nij,nj->ni", self.factors()[which], self.noise(n, generator))
+        steps = torch.einsum("nij,nj->ni", self.lower()[which], self.noise(n, generator))
         return self.means[which] + steps
 
     def _log_prob(self, u: Tensor) -> Tensor:
         whole = (u - self.means[:, None]).mT
-        noise = torch.linalg.solve_triangular(self.factors(), whole, upper=False).mT
-        logs = self.log_shares.log_softmax(0) - self.log_diagonals.sum(-1)
+        noise = torch.linalg.solve_triangular(self.lower(), whole, upper=False).mT
+        logs = self.log_shares.log_softmax(0) - self.lower.log_diagonal.sum(-1)
         return torch.logsumexp(logs[:, None] + normal_log_prob(noise), 0)
 
     def _entropy(self) -> Tensor | None:
         if len(self.means) > 1:
             return None
-        return self.log_diagonals.sum() + 0.5 * self.dim * (1 + math.log(2 * math.pi))
+        return self.lower.log_diagonal.sum() + 0.5 * self.dim * (1 + math.log(2 * math.pi))
 
     def _absorb(self) -> None:
         return None

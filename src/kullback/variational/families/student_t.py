@@ -9,6 +9,7 @@ from kullback.core import require
 from kullback.variational.frame import Frame
 
 from .family import Draws, Family
+from .lower import Lower
 
 __all__ = ["StudentT"]
 
@@ -32,31 +33,24 @@ class StudentT(Family):
         require(whole, "degrees", "a whole number of at least 1", degrees)
         self.degrees, self.noise_dim = degrees, self.dim + degrees
         self.mean = nn.Parameter(torch.zeros_like(self.shift))
-        self.log_diagonal = nn.Parameter(torch.zeros_like(self.shift))
-        self.rows, self.columns = torch.tril_indices(self.dim, self.dim, -1)
-        self.below = nn.Parameter(self.shift.new_zeros(len(self.rows)))
-
-    def factor(self) -> Tensor:
-        """Return L in the frame's coordinates, `[d, d]`."""
-        matrix = torch.diag(self.log_diagonal.exp())
-        return matrix.index_put((self.rows, self.columns), self.below)
+        self.lower = Lower(self.dim)
 
     def _push(self, noise: Tensor) -> Draws:
         chi2 = noise[:, self.dim :].square().sum(-1, keepdim=True)
         t = noise[:, : self.dim] * (self.degrees / chi2).sqrt()
-        return Draws(self.mean + t @ self.factor().mT, self._standard(t), None)
+        return Draws(self.mean + t @ self.lower().mT, self._standard(t), None)
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         return self._push(self.noise(n, generator)).z
 
     def _log_prob(self, u: Tensor) -> Tensor:
         whole = (u - self.mean).mT
-        return self._standard(torch.linalg.solve_triangular(self.factor(), whole, upper=False).mT)
+        return self._standard(torch.linalg.solve_triangular(self.lower(), whole, upper=False).mT)
 
     def _standard(self, t: Tensor) -> Tensor:
         power = 0.5 * (self.degrees + self.dim)
         squares = t.square().sum(-1) / self.degrees
-        return self._constant() - self.log_diagonal.sum() - power * squares.log1p()
+        return self._constant() - self.lower.log_diagonal.sum() - power * squares.log1p()
 
     def _constant(self) -> float:
         nu, d = self.degrees, self.dim
@@ -66,7 +60,7 @@ class StudentT(Family):
     def _entropy(self) -> Tensor:
         halves = torch.tensor([self.degrees + self.dim, self.degrees], dtype=torch.float64) / 2
         digamma = torch.special.digamma(halves)
-        return self.log_diagonal.sum() - self._constant() + halves[0] * (digamma[0] - digamma[1])
+        return self.lower.log_diagonal.sum() - self._constant() + halves[0] * (digamma[0] - digamma[1])
 
     def _absorb(self) -> None:
         return None
