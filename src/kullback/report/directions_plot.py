@@ -14,11 +14,11 @@ from kullback.exact.quadrature import Posterior
 from kullback.variational.by_quadrature import Projection
 
 from .divergence_plot import BLUE, FAINT, GREEN, INK, ORANGE
-from .layout import number
 from .svg import figure_of, svg_of
 
 __all__ = ["plot_directions", "plot_identity"]
 
+SHOWN = 9.0  # nats below the peak that are drawn
 TITLES = {"forward": "forward, KL(p‖q): covers", "reverse": "reverse, KL(q‖p): seeks"}
 
 
@@ -44,49 +44,55 @@ def plot_directions(
                 axis = axes[row, column]
                 (_line if p.nodes.shape[1] == 1 else _plane)(axis, p, one)
                 axis.set_title(f"{name}, {TITLES[one.direction]}")
-                kls = (f"KL(p‖q) = {number(one.forward)}", f"KL(q‖p) = {number(one.reverse)} nats")
-                axis.set_xlabel(", ".join(kls))
+                kls = f"KL(p‖q) = {one.forward:z.4f}, KL(q‖p) = {one.reverse:z.4f} nats"
+                axis.set_xlabel(kls)
         _frame(axes[0, 0], p)
         if p.nodes.shape[1] == 1:
             axes[0, 0].legend(loc="upper right", handlelength=1.2)
         return svg_of(figure)
 
 
-def plot_identity(found: Projection) -> str:
+def plot_identity(found: Sequence[Projection], names: Sequence[str]) -> str:
     """Draw the ELBO rising and KL(q‖p) shrinking above it, their sum the log evidence, as SVG.
+
+    One panel for each of `found`, with a name each; their steps are from start to optimum.
 
     >>> from kullback.exact import quadrature
     >>> from kullback.variational.by_quadrature import project
     >>> p = quadrature.posterior(lambda z: -0.5 * z[:, 0] ** 2, lower=-9, upper=9, nodes=60)
-    >>> plot_identity(project(p, "reverse")).startswith("<?xml")
+    >>> plot_identity([project(p, "reverse")], ["Gaussian"]).startswith("<?xml")
     True
     """
-    elbo = [step.elbo for step in found.steps]
-    steps = list(range(len(elbo)))
-    total = [step.elbo + step.reverse for step in found.steps]
-    with figure_of(8.0, 3.0) as figure:
-        axis = figure.subplots()
-        axis.fill_between(
-            steps, elbo, total, color=ORANGE, alpha=0.25, linewidth=0, label="KL(q‖p)"
-        )
-        axis.plot(steps, elbo, "o-", color=BLUE, markersize=4, label="ELBO")
-        axis.plot(steps, total, "x", color=INK, markersize=5, label="ELBO + KL(q‖p)")
-        axis.axhline(found.log_evidence, color=GREEN, linewidth=1.2, label="log evidence")
-        axis.set_title("ELBO + KL(q‖p) = log evidence, at every step")
-        axis.set_xlabel("step")
-        axis.set_ylabel("nats")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(loc="lower right", ncols=2, handlelength=1.2)
+    with figure_of(4.0 * len(found), 3.0) as figure:
+        axes = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
+        for axis, name, one in zip(axes, names, found, strict=True):
+            elbo = [step.elbo for step in one.steps]
+            steps, total = list(range(len(elbo))), [step.elbo + step.reverse for step in one.steps]
+            axis.axhline(one.log_evidence, color=GREEN, linewidth=1.2, label="log evidence")
+            axis.fill_between(steps, elbo, total, color=ORANGE, alpha=0.25, linewidth=0)
+            axis.plot(steps, total, "x", color=INK, markersize=5, label="ELBO + KL(q‖p)")
+            axis.plot(steps, elbo, "o-", color=BLUE, markersize=4, label="ELBO")
+            axis.set_title(f"{name}: KL(q‖p) ends at {one.reverse:z.4f}")
+            axis.set_xlabel("step")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        axes[0].set_ylabel("nats (shaded: KL)")
+        low = min(step.elbo for one in found for step in one.steps)
+        room = 0.45 * (found[0].log_evidence - low) or 1.0
+        axes[0].set_ylim(low - room, found[0].log_evidence + 0.2 * room)
+        axes[-1].legend(loc="lower right", handlelength=1.2)
         return svg_of(figure)
 
 
 def _line(axis: Any, p: Posterior, found: Projection) -> None:
     x, density = p.nodes[:, 0].numpy(), p.log_density.exp().numpy()
+    seen = p.nodes[p.log_density > p.log_density.max() - SHOWN]
+    fine = torch.linspace(float(seen.min()) - 1, float(seen.max()) + 1, 401, dtype=p.nodes.dtype)
     with torch.no_grad():
-        q = found.family.log_prob(p.nodes).exp().numpy()
+        q = found.family.log_prob(fine[:, None]).exp()
     axis.fill_between(x, density, color=BLUE, alpha=0.25, linewidth=0, label="p")
-    axis.plot(x, q, color=ORANGE, linewidth=1.8, label="q")
-    axis.set_ylim(bottom=0)
+    axis.plot(fine.numpy(), q.numpy(), color=ORANGE, linewidth=1.8, label="q")
+    top = max(axis.get_ylim()[1], 1.08 * float(q.max()))
+    axis.set_ylim(0, top)
     axis.set_yticks([])
 
 
@@ -113,7 +119,7 @@ def _plane(axis: Any, p: Posterior, found: Projection) -> None:
 
 def _frame(axis: Any, p: Posterior) -> None:
     """Show where p has mass, with room beside it."""
-    seen = p.nodes[p.log_density > p.log_density.max() - 9.0]
+    seen = p.nodes[p.log_density > p.log_density.max() - SHOWN]
     for limit, column in zip((axis.set_xlim, axis.set_ylim), seen.unbind(1), strict=False):
         low, high = float(column.min()), float(column.max())
         room = 0.15 * (high - low)

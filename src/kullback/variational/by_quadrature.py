@@ -191,7 +191,8 @@ def _starts(p: quadrature.Posterior, components: int) -> list[Family]:
 
 def _peaks(p: quadrature.Posterior, whole: Frame, most: int) -> Tensor:
     """Pick the highest nodes, none within half a standard deviation of another."""
-    inwards, kept = whole.inwards(p.nodes), []
+    kept: list[int] = []
+    inwards = whole.inwards(p.nodes)
     logs = p.log_density.detach().clone()
     while len(kept) < most and float(logs.max()) > float(p.log_density.max()) - 12.0:
         kept.append(int(logs.argmax()))
