@@ -21,6 +21,7 @@ __all__ = ["bounds_on", "spread", "widened"]
 _MISS = 0.01  # the chance that any of the normal error bars, two a function, fails
 _FEW = 50.0  # effective draws below which reweighing says nothing
 _LIGHT, _HEAVY = 0.2, 0.5  # k̂ at which the scores begin to count, and count in full
+_MISLED = 0.7  # k̂ from which weights tell nothing of what they miss
 
 Pair = tuple[Tensor, Tensor]
 
@@ -46,8 +47,9 @@ def bounds_on(
     draws: `[n, d]`; values: `of(draws)`, `[n, m]`; log_weights: `[n]`; scores: `[n, d]` each. A
     bound is |shift| plus its error bar, the larger of weights' and scores' where k̂ is above 1/2
     (between 0.2 and 1/2 in part), plus the residual squared: what a tilt of that size that is not
-    quadratic moves, to second order, while to first order it moves nothing. Without scores the
-    residual is taken to be twice the sd of the log weights, which it is for a tilt along one axis.
+    quadratic moves, to second order, while to first order it moves nothing. The residual counts as
+    at most twice the sd of the log weights, which it is for a smooth tilt along one axis, and by
+    less than its square where k̂ is below 0.7 and the weights have seen most of that themselves.
 
     >>> z = torch.linspace(-2, 2, 401, dtype=torch.float64)[:, None]
     >>> shift, (mean, log_sd), _ = bounds_on(z, z, 0.1 * z[:, 0], None, lambda z: z)
@@ -59,7 +61,7 @@ def bounds_on(
     heavy = min(1.0, max(0.0, (tail - _LIGHT) / (_HEAVY - _LIGHT)))
     moved = _moved(draws, log_weights, scores)
     residual = None if moved is None else moved.residual
-    slack = heavy * (2 * spread(log_weights) if residual is None else residual) ** 2
+    slack = heavy * _second_order(residual, spread(log_weights), tail)
     by_tail = _reach(weighed)
     if moved is None or not moved.bounded:
         lost = effective < _FEW or (moved is not None and heavy > 0)
@@ -100,6 +102,13 @@ def _moved(draws: Tensor, log_weights: Tensor, scores: Pair | None) -> Moved | N
     if not bool(difference.isfinite().all()):
         return None
     return by_scores(draws, difference, torch.softmax(log_weights, 0))
+
+
+def _second_order(residual: float | None, sd_log_weights: float, tail: float) -> float:
+    """Return the residual squared, held down to 1/3 where the weights are light-tailed."""
+    size = min(2 * sd_log_weights, math.inf if residual is None else residual) ** 2
+    seen = min(1.0, max(0.0, (_MISLED - tail) / (_MISLED - _HEAVY)))
+    return size if seen == 0 else 1.0 / (1.0 / max(size, 1e-300) + 3.0 * seen)
 
 
 def _reach(shift: Shift) -> Pair:

@@ -29,6 +29,7 @@ LogDensity = Callable[[Tensor], Tensor]
 
 _DEEP = 45.0  # nats below the peak at which mass no longer counts
 _STEPS = 300
+_ROUNDING = 1e-13  # nats: what sums over a grid cannot tell apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +152,15 @@ def _descend(p: quadrature.Posterior, direction: Direction, family: Family) -> P
         return float(value.detach()), torch.cat([g.reshape(-1) for g in gradients])
 
     start = parameters_to_vector(family.parameters()).detach()
-    x, steps = start, [_step(p, family)]
+    x, steps, before = start, [_step(p, family)], math.inf
     for step in minimise(objective, start):
         x = step.x
         vector_to_parameters(x, family.parameters())
         steps.append(_step(p, family))
-        if float(step.gradient.abs().max()) < 1e-9 or step.stuck or len(steps) > _STEPS:
+        flat = before - step.loss <= _ROUNDING or float(step.gradient.abs().max()) < _ROUNDING
+        if flat or step.stuck or len(steps) > _STEPS:
             break
+        before = step.loss
     vector_to_parameters(x, family.parameters())
     family.requires_grad_(requires_grad=False)
     frame = family.absorb()

@@ -19,6 +19,8 @@ EQUAL = 0.1  # sd of log weights (nats) below which all weights are nearly 1, wh
 SAME = 0.01  # and below which q is p
 ELSEWHERE = 0.02  # share of mass on a peak that q does not have
 SMALLER = 0.1  # log sd by which p must seem wider for the sentence to say so
+SHAPE = 1.0  # residual and sd of log weights above which moments alone may be right
+NEAR = 0.9  # ESS/n from which a heavy tail of the weights carries too little to matter
 FEW = 100.0  # effective draws that resampling needs
 
 
@@ -48,8 +50,10 @@ def judge(
     if elsewhere > ELSEWHERE:
         level = "do not trust"
         reasons.append(f"another peak, which q does not have, holds about {elsewhere:.0%} of p")
-    if not converged:
+    other_shape = residual is not None and residual > SHAPE and sd_log_weights > SHAPE
+    if other_shape or not converged:
         level = "partly" if level == "trust" else level
+    if not converged:
         reasons.append("the fit has not converged")
     unequal = sd_log_weights > EQUAL
     if k_hat >= HEAVY and unequal:
@@ -62,11 +66,11 @@ def judge(
     if empty:
         reasons.append(f"p has no mass at {empty} of {draws:,} draws of q")
     words = _sentence(level, means, sds, _too_small(log_sd_bound, log_sd_shift))
-    tails = _tails(k_hat, sd_log_weights)
+    tails = "; the shape is not p's" if other_shape else _tails(k_hat, sd_log_weights)
     if reasons and (level == "do not trust" or not converged):
         words = f"{words} ({reasons[0]})"
     verdict = f"{words}{tails}." if level != "do not trust" else f"{words}."
-    return level, verdict, tuple(reasons), _resampling(k_hat, ess_fraction * draws, unequal)
+    return level, verdict, tuple(reasons), _resampling(k_hat, ess_fraction, draws)
 
 
 def _sentence(level: Level, means: float, sds: float, smaller: bool) -> str:  # noqa: FBT001
@@ -92,11 +96,12 @@ def _tails(k_hat: float, spread: float) -> str:
     return "; do not trust the tails" if spread > EQUAL else "; the far tails are not checked"
 
 
-def _resampling(k_hat: float, effective: float, unequal: bool) -> str:  # noqa: FBT001
+def _resampling(k_hat: float, ess_fraction: float, draws: int) -> str:
     """Say why reweighed draws are unsound, or nothing."""
+    effective = ess_fraction * draws
     if effective < FEW:
         return f"only {effective:,.0f} effective draws, {FEW:.0f} are needed"
-    if k_hat >= HEAVY and unequal:
+    if k_hat >= HEAVY and ess_fraction < NEAR:
         return f"the weights are heavy-tailed (k-hat {k_hat:.2f}, 0.7 or more)"
     return ""
 
