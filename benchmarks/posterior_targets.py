@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.distributions import Bernoulli, HalfCauchy, Normal, constraints
+from torch.distributions import HalfCauchy, Normal, constraints
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "posteriordb"
 
@@ -66,11 +66,11 @@ def sblrc_blr(data):
 
 
 def wells_dist100ars(data):
-    y = tensor(data["switched"])
-    x = torch.stack([torch.ones(len(y)).double(), tensor(data["dist"]) / 100, tensor(data["arsenic"])], 1)
+    sign = 2 * tensor(data["switched"]) - 1
+    x = torch.stack([torch.ones_like(sign), tensor(data["dist"]) / 100, tensor(data["arsenic"])], 1)
 
     def log_density(beta):
-        return Bernoulli(logits=x @ beta, validate_args=False).log_prob(y).sum()
+        return torch.nn.functional.logsigmoid(sign * (x @ beta)).sum()
 
     return log_density, {"beta": 3}, lambda values: values["beta"]
 

@@ -8,6 +8,7 @@ variance reduction"; Baker et al. (2019), "Control variates for stochastic gradi
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from kullback.core import require
 
 from .frame import Frame
+from .rows import Rows
 from .target import Target
 
 __all__ = ["anchor", "anchored"]
@@ -45,11 +47,12 @@ def anchor(target: Target, frame: Frame, *, passes: int = 5, close: float = 0.05
 def anchored(target: Target, at: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
     """Return `log_density(z, rows)`, unbiased for the full log density, quiet near `at` `[d]`.
 
-    `log p(z) ≈ prior(z) + L(a) + ∂L(a)·(z − a) + N/B Σ_batch [l(z) − l(a) − ∂l(a)·(z − a)]`, with L the
-    log likelihood of all rows, computed once, here. Errors: `ArgumentValueError` without rows.
+    `log p(z) ≈ prior(z) + L(a) + ∂L(a)·(z − a) + N/B Σ_batch [l(z) − l(a) − ∂l(a)·(z − a)]`, with
+    L the log likelihood of all rows, computed once, here. Errors: `ArgumentValueError` without
+    rows.
     """
-    require(target.rows is not None, "target", "one with data rows", "none")
-    data = target.rows
+    data = cast(Rows, target.rows)
+    require(data is not None, "target", "one with data rows", "none")
 
     def likelihood(z: Tensor, rows: Tensor | None) -> Tensor:
         if rows is None:

@@ -56,8 +56,8 @@ def bijection(constraint: Any, shape: tuple[int, ...]) -> Bijection:
     Exact. Cholesky factors and positive definite matrices `[n, n]` take n(n+1)/2 reals, the logs of
     the factor's diagonal last; a vector that is `ordered` its first entry and the logs of its gaps;
     all else is PyTorch's `biject_to`.
-    Errors: `ArgumentTypeError` for what is no constraint, `ArgumentValueError` for a constraint that
-    no map from the reals reaches (integers) or for a shape that does not fit it.
+    Errors: `ArgumentTypeError` for what is no constraint, `ArgumentValueError` for a constraint
+    that no map from the reals reaches (integers) or for a shape that does not fit it.
 
     >>> value, log_jacobian = bijection(constraints.positive, ()).forward(torch.zeros(1))
     >>> value, log_jacobian
@@ -129,7 +129,7 @@ def _lower(side: int) -> Forward:
 
 
 def _definite(side: int) -> Forward:
-    """A = L Lᵀ: `dA = 2ⁿ Π L_ii^(n − i + 1) dL`, i from 1."""
+    """Multiply a factor by its transpose: `dA = 2ⁿ Π L_ii^(n − i + 1) dL`, i from 1."""
     factor_of = _lower(side)
 
     def forward(reals: Tensor) -> tuple[Tensor, Tensor]:

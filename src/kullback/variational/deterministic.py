@@ -28,6 +28,8 @@ __all__ = ["deterministic"]
 TOLERANCE = 1e-3  # of a posterior standard deviation
 ROUND = 20  # iterations before a Gaussian is looked at anew
 FAR = math.log(1e6)  # growth or shrinkage that no proper posterior should need
+ENDLESS = 1e15  # nats: differences of one drown in rounding
+OVERFITTED = 0.3  # standard deviations by which fresh draws may move what is called converged
 
 
 def deterministic(
@@ -61,8 +63,10 @@ def deterministic(
         fresh = fixed_normals(size, family.noise_dim, generator)
         off = float(_value_and_gradient(family, loss, fresh)[1].abs().max())
         if off <= agreement or 2 * size > max_draws:
-            text = f"{now.reason}; {len(fresh)} fresh draws move the optimum by {off:.3f}"
-            yield replace(now, reason=text)
+            fits = off <= OVERFITTED
+            reason = now.reason if fits else "stopped: q is fitted to too few draws"
+            text = f"{reason}; {len(fresh)} fresh draws move the optimum by {off:.3f}"
+            yield replace(now, converged=fits, reason=text)
             return
         size *= 2
 
@@ -83,7 +87,9 @@ def _rounds(
             used += 1
             norm, moved = (float(v.abs().max()) for v in (step.gradient, step.x - start))
             vector_to_parameters(step.x, family.parameters())
-            settled = norm <= TOLERANCE and (moved <= 1.0 or not gaussian)
+            settled = (
+                norm <= TOLERANCE and abs(step.loss) < ENDLESS and (moved <= 1.0 or not gaussian)
+            )
             reason = _verdict(step, norm, used, iterations, settled=settled)
             yield Progress(family, step.loss, norm, bool(reason), settled, reason)
             if reason:
@@ -119,6 +125,8 @@ def improper(first: Frame, now: Frame, names: Sequence[str] = ()) -> str:
 
 def _verdict(step: Step, norm: float, used: int, iterations: int, *, settled: bool) -> str:
     """Say why to stop, or nothing."""
+    if abs(step.loss) > ENDLESS:
+        return "improper target: the objective passes 1e15 nats, so the density has no bound"
     if settled:
         return f"converged: largest gradient entry {norm:.1e}, in posterior standard deviations"
     if step.stuck:

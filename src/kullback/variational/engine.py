@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kullback.core import Estimate, require
+from kullback.core import Estimate, RunError, require
 
 from . import forward
 from .anchored import anchor, anchored
@@ -63,12 +63,11 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
     def steps() -> Iterator[Progress]:
         noisy = target.rows is not None and target.rows.count > target.rows.batch_size
         rows = target.rows.draw(generator) if target.rows is not None and noisy else None
-        found = find_start(target, generator, starts=settings.starts, rows=rows)
+        starts = settings.starts if rows is None else 1  # with many rows one peak is left
+        found = find_start(target, generator, starts=starts, rows=rows)
         if how.method == "batch_and_match":
             frame = found[0].frame
-            yield from batch_and_match(
-                FullRank(frame), target, generator, draws=how.draws
-            )
+            yield from batch_and_match(FullRank(frame), target, generator, draws=how.draws)
         elif how.method == "stochastic":
             yield from _by_steps(target, settings, how, found, generator)
         else:
@@ -184,6 +183,9 @@ def _by_steps(
     data = target.rows
     if data is not None and data.count > data.batch_size:
         frame = anchor(target, found[0].frame)
+        why = target.explain(frame.shift[None])
+        if why:
+            raise RunError(why)
         family = how.make(frame)
         quiet = anchored(target, frame.shift)
         loss = _loss(target, settings, how.method, log_density=quiet)
@@ -199,8 +201,8 @@ def _by_steps(
         for now in deterministic(first, plain, generator, draws=512, max_draws=512):
             if not now.done:
                 yield now
-        frame = now.family.absorb() if now.converged else None
-        best = found[0] if frame is None else Start(frame, -now.loss)
+        better = now.family.absorb() if now.converged else None
+        best = found[0] if better is None else Start(better, -now.loss)
         family = _begin(how, [best, *found[1:]])
     yield from _adam(family, loss, how, generator)
 
@@ -208,9 +210,12 @@ def _by_steps(
 def _adam(
     family: Family, loss: Callable[..., Tensor], how: Plan, generator: torch.Generator
 ) -> Iterator[Progress]:
-    gaussian = family.absorb() is not None
-    rate = 0.05 if gaussian else 0.005
-    return stochastic(family, loss, generator, draws=how.draws, rate=rate, iterations=20_000)
+    plain = isinstance(family, FullRank)
+    # STL's noise grows with the distance and with d/draws: larger plain steps would feed on it
+    share = min(0.5, how.draws / (2 * family.dim))
+    rate = share if plain else (0.05 if family.absorb() is not None else 0.005)
+    options = {"draws": how.draws, "rate": rate, "iterations": 20_000, "plain": plain}
+    return stochastic(family, loss, generator, **options)  # type: ignore[arg-type]
 
 
 def _begin(how: Plan, found: list[Start]) -> Family:
@@ -222,7 +227,7 @@ def _begin(how: Plan, found: list[Start]) -> Family:
 
 
 def _log_weights(target: Target, family: Family, generator: torch.Generator) -> Tensor:
-    """Return log weights at 2,000 independent draws."""
-    z = family.sample(2000, generator)
+    """Return log weights at 1,000 independent draws."""
+    z = family.sample(1000, generator)
     with torch.no_grad():
         return target.log_density(z) - family.log_prob(z)

@@ -1,12 +1,12 @@
 """Fit q(z) to a log density: `fit`, and the `Fit` that it returns.
 
 Which to use: `fit(log_density, parameters)` and nothing else, for a start: it finds where to begin,
-chooses family and method, says what it chose, and stops when it has converged. `direction="forward"`
-for KL(p‖q) instead of KL(q‖p) (MATH 4).
+chooses family and method, says what it chose, and stops when it has converged.
+`direction="forward"` for KL(p‖q) instead of KL(q‖p) (MATH 4).
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from kullback.core import Estimate, require
 
-from .engine import Settings, forwards, reverse
+from .engine import Settings, Work, forwards, reverse
 from .families import Family
 from .losses import Gradient, Objective
 from .parameters import Parameters
 from .plan import Make
-from .progress import Progress, shown
+from .progress import shown
 from .target import LogDensity, Target
 
 __all__ = ["Fit", "fit"]
@@ -38,8 +38,8 @@ class Fit:
     higher is better. converged, reason: whether the method's own test was met, and why it stopped,
     in words. gradient_norm: the largest entry of the objective's gradient at the end, in about
     posterior standard deviations. seconds: of wall time. chosen: what was left to choose, and was.
-    draws: `[n, d]` independent draws of q on the unconstrained space, made at the end; log_p, log_q:
-    `[n]` at them, in nats; scores: `∂ log p/∂z` and `∂ log q/∂z` at them, `[n, d]` each.
+    draws: `[n, d]` independent draws of q on the unconstrained space, made at the end; log_p,
+    log_q: `[n]` at them, in nats; scores: `∂ log p/∂z` and `∂ log q/∂z` at them, `[n, d]` each.
     """
 
     target: Target
@@ -98,10 +98,10 @@ def fit(
     """Fit q to p: minimise KL(q‖p) (maximise the ELBO, MATH 2.4), or KL(p‖q) when asked to.
 
     log_density, parameters, data, log_prior, batch_size: the target, as in `Target.of`; or a
-    `Target`. family: a name ("full_rank", "mean_field", "low_rank", "mixture", "student_t", "flow"),
-    or a function of a frame such as `functools.partial(Mixture, components=3)`; "auto" takes a
-    full-rank Gaussian up to 300 dimensions, low rank above, and a mixture of Gaussians where fresh
-    draws show that one falls short and the mixture's ELBO is higher.
+    `Target`. family: a name ("full_rank", "mean_field", "low_rank", "mixture", "student_t",
+    "flow"), or a function of a frame such as `functools.partial(Mixture, components=3)`; "auto"
+    takes a full-rank Gaussian up to 300 dimensions, low rank above, and a mixture of Gaussians
+    where fresh draws show that one falls short and the mixture's ELBO is higher.
     direction: "forward" fits by maximum likelihood to `samples` `[n, d]` of p on the unconstrained
     space, or, without them, to importance-weighted draws.
     objective, gradient, alpha, group: see `loss_of`. method: "deterministic" (fixed draws, L-BFGS),
@@ -118,33 +118,48 @@ def fit(
     >>> result.converged, [round(v, 6) for v in result.family.absorb().shift.tolist()]
     (True, [3.0, 3.0])
     """
-    begin = time.perf_counter()
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
     target = _target(log_density, parameters, data, log_prior, batch_size)
-    require(direction in ("reverse", "forward"), "direction", "reverse or forward", direction)
+    known = direction in ("reverse", "forward")
+    require(known, "direction", "reverse or forward", repr(direction))
     require(samples is None or direction == "forward", "samples", "direction forward", direction)
     require(evaluation_draws >= 2, "evaluation_draws", "at least 2", evaluation_draws)
-    settings = Settings(
-        family, method, objective, gradient, alpha, group, samples, starts, draws
-    )
-    how = (forwards if direction == "forward" else reverse)(target, settings, generator)
-    last, trace = _run(shown(how.steps(), how.method, progress=progress))
-    family_fitted = last.family.requires_grad_(requires_grad=False)
-    result = Fit(
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    settings = Settings(family, method, objective, gradient, alpha, group, samples, starts, draws)
+    plan = (forwards if direction == "forward" else reverse)(target, settings, generator)
+    named = objective if direction == "reverse" else "log likelihood"
+    return _carry_out(plan, target, named, direction, evaluation_draws, generator, show=progress)
+
+
+def _carry_out(
+    plan: Work,
+    target: Target,
+    objective: str,
+    direction: str,
+    draws: int,
+    generator: torch.Generator,
+    *,
+    show: bool,
+) -> Fit:
+    begin, trace = time.perf_counter(), []
+    for last in shown(plan.steps(), plan.method, progress=show):
+        trace.append(-last.loss)
+    family = last.family.requires_grad_(requires_grad=False)
+    evaluation = _evaluate(target, family, draws, generator)
+    why = "" if bool(evaluation[1].isfinite().all()) else target.explain(evaluation[0])
+    return Fit(
         target,
-        family_fitted,
-        objective if direction == "reverse" else "log likelihood",
+        family,
+        objective,
         direction,
-        how.method,
-        trace,
-        last.converged,
-        last.reason,
+        plan.method,
+        tuple(trace),
+        last.converged and not why,
+        f"{last.reason}; {why}" if why else last.reason,
         last.gradient_norm,
         time.perf_counter() - begin,
-        *_evaluate(target, family_fitted, evaluation_draws, generator),
-        chosen=how.chosen,
+        *evaluation,
+        chosen=plan.chosen,
     )
-    return result
 
 
 def _target(
@@ -163,13 +178,6 @@ def _target(
     require(parameters is not None, "parameters", "what log_density takes", "none", hint)
     extra = {"data": data, "log_prior": log_prior, "batch_size": batch_size}
     return Target.of(log_density, parameters, **extra)  # type: ignore[arg-type]
-
-
-def _run(steps: Iterator[Progress]) -> tuple[Progress, tuple[float, ...]]:
-    trace = []
-    for last in steps:
-        trace.append(-last.loss)
-    return last, tuple(trace)
 
 
 def _evaluate(

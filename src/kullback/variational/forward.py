@@ -35,8 +35,8 @@ def maximum_likelihood(
 ) -> Iterator[Progress]:
     """Fit q by maximising `Σ w log q(z)` over samples of p, yielding `Progress` each iteration.
 
-    samples: `[n, d]` on the unconstrained space; log_weights: `[n]` or None for equal ones. The frame
-    is given by the samples' mean and covariance, where a full-rank Gaussian already is at its
+    samples: `[n, d]` on the unconstrained space; log_weights: `[n]` or None for equal ones. The
+    frame is given by the samples' mean and covariance, where a full-rank Gaussian already is at its
     optimum. Errors: `ArgumentValueError` for fewer than d + 1 samples or ones that are not finite.
     """
     flat = samples.ndim == 2 and samples.is_floating_point()
@@ -78,8 +78,8 @@ def adaptive(
 ) -> Iterator[Progress]:
     """Fit q by importance sampling from what was fitted before, until its moments settle.
 
-    The first proposal is a mixture of heavy-tailed versions of every start, so that each peak that a
-    start found is covered; later ones share their draws between q and a heavy-tailed law with q's
+    The first proposal is a mixture of heavy-tailed versions of every start, so that each peak that
+    a start found is covered; later ones share their draws between q and a heavy-tailed law with q's
     moments. Weights are Pareto-smoothed. Each round fits by `maximum_likelihood`.
     """
     proposals: list[Family] = [StudentT(_wider(start.frame)) for start in starts]

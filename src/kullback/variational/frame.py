@@ -73,7 +73,8 @@ class Frame:
         if self.is_dense:
             whole = z.reshape(-1, len(self.shift)) - self.shift
             solved = torch.linalg.solve_triangular(self.scale, whole.mT, upper=False)
-            return solved.mT.reshape(z.shape)
+            u: Tensor = solved.mT.reshape(z.shape)
+            return u
         return (z - self.shift) / self.scale
 
     def then(self, mean: Tensor, scale: Tensor) -> "Frame":

@@ -1,7 +1,7 @@
 """L-BFGS with a line search, for smooth functions of a flat vector.
 
-Which to use: `minimise` yields a `Step` after every iteration, so that the caller watches, stops and
-shows progress. torch's own optimiser hides the line search and the reason why it stopped.
+Which to use: `minimise` yields a `Step` after every iteration, so that the caller watches, stops
+and shows progress. torch's own optimiser hides the line search and the reason why it stopped.
 Reference: Nocedal and Wright (2006), "Numerical Optimization", algorithms 7.4 and 3.5.
 """
 
@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 __all__ = ["Step", "minimise"]
@@ -37,10 +36,11 @@ def minimise(objective: Objective, x: Tensor, *, memory: int = 20) -> Iterator[S
     objective: x to loss and gradient `[d]`; a loss that is not finite counts as infinitely high.
     The last step has `stuck` set when rounding or a wall leaves no lower point in reach.
 
+    >>> import torch
     >>> bowl = lambda x: (float(x.square().sum()), 2 * x)
     >>> steps = minimise(bowl, torch.ones(2, dtype=torch.float64))
     >>> [round(next(steps).loss, 9) for _ in range(3)]
-    [2.0, 0.17157, 0.0]
+    [2.0, 0.171572875, 0.0]
     """
     loss, gradient = objective(x)
     step = Step(x, loss, gradient, 1)

@@ -25,7 +25,9 @@ Gradient = Literal["reparameterised", "stl", "dreg", "score"]
 class Loss(Protocol):
     """A function of the family and its noise `[n, noise_dim]`: a scalar to minimise, in nats."""
 
-    def __call__(self, family: Family, noise: Tensor, rows: Tensor | None = None) -> Tensor: ...
+    def __call__(self, family: Family, noise: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return the loss, for all data or for the rows of a mini-batch."""
+        ...
 
 
 LogDensity = Callable[[Tensor, Tensor | None], Tensor]
@@ -101,7 +103,7 @@ def _doubly(
     flat = z.flatten(0, 1)
     logs = log_p(flat, rows) - family.held_log_prob(flat)
     spread = draws._replace(share=_shares_like(draws, n, size)).spread(logs)
-    return doubly_reparameterised(spread.unflatten(0, z.shape[:2]), z).mean()
+    return doubly_reparameterised(spread.reshape(z.shape[:2]), z).mean()
 
 
 def _shares_like(draws: Draws, n: int, size: int) -> Tensor | None:

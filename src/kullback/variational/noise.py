@@ -28,7 +28,7 @@ def fixed_normals(n: int, dim: int, generator: torch.Generator) -> Tensor:
     half = (n + 1) // 2
     seed = int(torch.randint(2**31, (), generator=generator))
     engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
-    uniform = engine.draw(half, dtype=torch.float64)  # type: ignore[no-untyped-call]
+    uniform = engine.draw(half, dtype=torch.float64)
     uniform = uniform.clamp(2.0**-32, 1 - 2.0**-32)
     points = torch.special.ndtri(uniform)
     if 2 * half >= 4 * dim:

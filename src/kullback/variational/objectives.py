@@ -87,10 +87,10 @@ def renyi(log_weights: Tensor, alpha: float) -> Tensor:
 def score_function(log_weights: Tensor, log_q: Tensor) -> Tensor:
     """Return the ELBO `[batch]` with a gradient that needs no derivative of the draws.
 
-    The value is that of `elbo`, exactly. The gradient to q's parameters is `(1/K) Σ_k (log w_k − b_k)
-    ∂ log q(z_k)`, where b_k is the mean of the other draws' log-weights (a control variate that
-    leaves the expectation alone, and removes what all log-weights have in common): unbiased for
-    discrete z and for densities with jumps, of higher variance than reparameterisation.
+    The value is that of `elbo`, exactly. The gradient to q's parameters is `(1/K) Σ_k (log w_k −
+    b_k) ∂ log q(z_k)`, where b_k is the mean of the other draws' log-weights (a control variate
+    that leaves the expectation alone, and removes what all log-weights have in common): unbiased
+    for discrete z and for densities with jumps, of higher variance than reparameterisation.
 
     log_weights, log_q: `[draws, batch]`, K ≥ 2, in nats; log_q differentiable in q's parameters at
     fixed draws. The gradient to everything else, through log_weights with log q detached, is the
@@ -107,7 +107,7 @@ def score_function(log_weights: Tensor, log_q: Tensor) -> Tensor:
     draws = len(log_weights)
     require(draws >= 2, "log_weights", "at least 2 draws", draws)
     fits = log_q.shape == log_weights.shape
-    require(fits, "log_q", list(log_weights.shape), list(log_q.shape))
+    require(fits, "log_q", f"{list(log_weights.shape)}, as log_weights", list(log_q.shape))
     held = log_weights.detach()
     others = (held.sum(0) - held) / (draws - 1)
     signal = ((held - others) * log_q).mean(0)

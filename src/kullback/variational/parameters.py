@@ -1,14 +1,14 @@
 """Named parameters with shapes and constraints, laid out on one unconstrained vector z.
 
-Which to use: `Parameter(shape, constraint)` for one parameter, where a bare constraint, an integer or
-a shape do as well; `Layout.of` for all of them, which `Target` makes for you.
+Which to use: `Parameter(shape, constraint)` for one parameter, where a bare constraint, an integer
+or a shape do as well; `Layout.of` for all of them, which `Target` makes for you.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch.distributions import constraints
@@ -22,7 +22,7 @@ __all__ = ["Layout", "Parameter", "Parameters"]
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter's shape (that of its constrained value) and its constraint; a real number if bare.
+    """A parameter: the shape of its constrained value, and its constraint (by default none).
 
     >>> Parameter((3,), constraints.simplex).shape
     (3,)
@@ -41,7 +41,8 @@ class Layout:
 
     named: whether the user named the parameters; else there is one, "z", a vector.
 
-    >>> layout = Layout.of({"mu": (), "tau": constraints.positive, "w": Parameter((3,), constraints.simplex)})
+    >>> shares = Parameter((3,), constraints.simplex)
+    >>> layout = Layout.of({"mu": (), "tau": constraints.positive, "w": shares})
     >>> layout.dim, layout.names, layout.value_names
     (4, ('mu', 'tau', 'w{1}', 'w{2}'), ('mu', 'tau', 'w[1]', 'w[2]', 'w[3]'))
     """
@@ -54,13 +55,15 @@ class Layout:
     def of(cls, parameters: Parameters) -> "Layout":
         """Lay out an integer (that many unconstrained reals) or a mapping of names to parameters.
 
-        Errors: `ArgumentTypeError` or `ArgumentValueError` for anything else, and for no parameters.
+        Errors: `ArgumentTypeError` or `ArgumentValueError` for anything else, and for no
+        parameters.
         """
         if isinstance(parameters, int) and not isinstance(parameters, bool):
             require(parameters >= 1, "parameters", "at least 1 dimension", parameters)
             return cls({"z": bijection(constraints.real, (parameters,))}, parameters, named=False)
         hint = 'pass the dimension of z, or {"mu": (), "tau": constraints.positive}'
         require_type(parameters, Mapping, "parameters", hint)
+        parameters = cast("Mapping[str, Any]", parameters)
         require(len(parameters) > 0, "parameters", "at least one parameter", "none")
         parts = {name: _part(name, given) for name, given in parameters.items()}
         return cls(parts, sum(part.size for part in parts.values()), named=True)
@@ -79,7 +82,7 @@ class Layout:
         return tuple(n for name, part in self.parts.items() for n in _entries(name, part.shape))
 
     def constrain(self, z: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Map z `[*batch, dim]` to values `{name: [*batch, *shape]}` and log |det J|, `[*batch]`."""
+        """Map z `[*batch, dim]` to values `[*batch, *shape]` by name, and log |det J| `[*batch]`."""
         values, log_jacobian, start = {}, z.new_zeros(z.shape[:-1]), 0
         for name, part in self.parts.items():
             value, log_det = part.forward(z[..., start : start + part.size])

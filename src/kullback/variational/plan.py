@@ -1,4 +1,4 @@
-"""What to fit and how, where the user left it open: by dimension, by data, by what the starts found.
+"""What to fit and how, where the user left it open: by dimension, by data, by the starts.
 
 Which to use: none of this directly; `fit` asks here and repeats the answer in `Fit.chosen`.
 """
@@ -21,6 +21,7 @@ __all__ = ["Make", "Plan", "distinct", "maker", "plan"]
 Make = Callable[[Frame], Family]
 
 DENSE = 300  # dimensions up to which a full covariance is the default
+WIDE = 64  # dimensions from which a low-rank Gaussian is fitted by fresh draws
 REFINED = 50  # dimensions up to which a mixture is tried where a Gaussian falls short
 METHODS = ("auto", "deterministic", "batch_and_match", "stochastic")
 
@@ -37,9 +38,7 @@ class Plan:
     chosen: str
 
 
-def plan(
-    target: Target, family: str | Make, method: str, draws: int | None, gradient: str
-) -> Plan:
+def plan(target: Target, family: str | Make, method: str, draws: int | None, gradient: str) -> Plan:
     """Choose what is "auto" and check the names of what is not."""
     require(method in METHODS, "method", ", ".join(METHODS), repr(method))
     dim, words = target.dim, []
@@ -51,9 +50,10 @@ def plan(
     kind = type(make(Frame.identity(dim)))
     if method == "auto":
         noisy = target.rows is not None and target.rows.count > target.rows.batch_size
-        sampled = noisy or kind is Flow or gradient in ("stl", "dreg", "score")
+        wide = kind is LowRank and dim > WIDE  # more noise than fixed draws could hold
+        sampled = noisy or wide or kind is Flow or gradient in ("stl", "dreg", "score")
         method = "stochastic" if sampled else "deterministic"
-        why = "mini-batches" if noisy else f"{kind.name}, gradient {gradient}"
+        why = "mini-batches" if noisy else kind.name
         words.append(f"method {method} ({why})")
     if method == "batch_and_match":
         full = kind is FullRank
@@ -61,13 +61,15 @@ def plan(
     few, many = _draws(kind, dim, method)
     few = few if draws is None else draws
     refine = automatic and method == "deterministic" and dim <= REFINED and target.rows is None
-    return Plan(make, method, few, max(few, many if draws is None else few), refine, "; ".join(words))
+    return Plan(
+        make, method, few, max(few, many if draws is None else few), refine, "; ".join(words)
+    )
 
 
 def _draws(kind: type[Family], dim: int, method: str) -> tuple[int, int]:
     """Return the draws to begin with and the most there may be."""
     if method == "stochastic":
-        return (256 if kind is Flow else 32), 0
+        return (256 if kind is Flow else min(128, max(16, dim // 2))), 0
     if method == "batch_and_match":
         return max(32, 4 * dim), 0
     power = 1 << (4 * dim - 1).bit_length()
@@ -92,7 +94,8 @@ def distinct(starts: Sequence[Start], *, within: float = 15.0) -> list[Start]:
     """Keep the starts that lie on peaks of their own, the best first.
 
     A start is another's double where it lies within 4 of its standard deviations, √d more in d
-    dimensions; one whose ELBO is more than `within` nats below the best carries no mass worth having.
+    dimensions; one whose ELBO is more than `within` nats below the best carries no mass worth
+    having.
     """
     kept: list[Start] = []
     for start in starts:

@@ -79,7 +79,7 @@ class Rows:
 
         The gradient is computed along with the value, a batch at a time, when z requires one.
         """
-        return _Everything.apply(z, self, constrain)  # type: ignore[no-any-return, no-untyped-call]
+        return _Everything.apply(z, self, constrain)  # type: ignore[no-untyped-call, no-any-return]
 
     def explain(self, values: Values) -> str:
         """Say which row's likelihood is not finite at one point; the empty string if none is."""
@@ -92,9 +92,6 @@ class Rows:
         return ""
 
     def _sum(self, values: Values, batch: tuple[Tensor, ...]) -> Tensor:
-        kind = batch[0].dtype
-        if kind.is_floating_point:
-            values = {name: value.to(kind) for name, value in values.items()}
         return self.terms(values, batch).sum(-1, dtype=torch.float64)
 
 
@@ -107,14 +104,14 @@ class _Everything(torch.autograd.Function):
             with torch.set_grad_enabled(wanted):
                 leaf = z.detach().requires_grad_(wanted)
                 value = rows._sum(constrain(leaf), batch)
+                if wanted:
+                    score += torch.autograd.grad(value.sum(), leaf)[0]
             total += value.detach()
-            if wanted:
-                score += torch.autograd.grad(value.sum(), leaf)[0]
         ctx.save_for_backward(score)
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (score,) = ctx.saved_tensors
         return gradient[:, None] * score, None, None
 

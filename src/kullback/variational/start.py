@@ -9,6 +9,7 @@ the gradient, which cost one batched evaluation and care nothing for the scale o
 
 import math
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -17,11 +18,13 @@ from kullback.core import RunError, require
 
 from .frame import Frame
 from .noise import fixed_normals
+from .start_large import find_large_start
 from .target import Target
 
 __all__ = ["Start", "find_start"]
 
 STEPS, PATIENCE = 100, 8
+DENSE = 300  # dimensions up to which the curvature is a matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +40,18 @@ def find_start(
 ) -> list[Start]:
     """Return the Gaussian of the highest ELBO on each of `starts` paths, the best one first.
 
-    The paths begin at uniform points on (−2, 2), the first one on (−0.1, 0.1). rows: a fixed
+    The paths begin at uniform points on (−2, 2), the first one on (−0.1, 0.1); above 300 dimensions
+    there is one path, and its Gaussian has no correlations. rows: a fixed
     mini-batch to stand for the data. Paths without a finite ELBO are left out.
     Errors: `RunError` when no path has one; it says which parameter values (and which data row)
     were not finite.
     """
     require(starts >= 1, "starts", "at least 1", starts)
-    noise = fixed_normals(64, target.dim, generator)
+    if target.dim > DENSE:
+        z = 0.2 * torch.rand(target.dim, generator=generator, dtype=torch.float64) - 0.1
+        frame, elbo = find_large_start(target, z, generator, rows)
+        return [Start(frame, elbo)] if frame is not None else _refuse(target, z[None])
+    noise = fixed_normals(32, target.dim, generator)
     reach = torch.full((starts, 1), 2.0, dtype=torch.float64)
     reach[0] = 0.1
     uniform = torch.rand(starts, target.dim, generator=generator, dtype=torch.float64)
@@ -54,9 +62,14 @@ def find_start(
             break
     found = [Start(f, e) for f, e in zip(paths.frames, paths.elbos.tolist(), strict=True) if f]
     if not found:
-        why = target.explain(first) or "every Gaussian tried had an ELBO that is not finite"
-        raise RunError(f"log_density: no place to start from was found: {why}")
+        _refuse(target, torch.cat([first, paths.z]))
     return sorted(found, key=lambda start: -start.elbo)
+
+
+def _refuse(target: Target, z: Tensor) -> NoReturn:
+    why = target.explain(z) or "every Gaussian tried had an ELBO that is not finite"
+    hint = "a constraint for every parameter that has a range, e.g. constraints.positive"
+    raise RunError(f"log_density: no place to start from was found: {why}. Try: {hint}")
 
 
 @dataclass
@@ -114,7 +127,7 @@ class _Paths:
         balanced = -0.5 * (hessian + hessian.mT) * balance[:, :, None] * balance[:, None, :]
         values, vectors = torch.linalg.eigh(balanced)
         values = values.abs()
-        floor = 1e-7 * values.amax(-1, keepdim=True).clamp_min(1e-300)
+        floor = 1e-7 * values.amax(-1, keepdim=True).clamp_min(1e-6)
         return torch.maximum(values, floor), balance[:, :, None] * vectors
 
     def _judge(self, which: Tensor, whole: Tensor) -> None:

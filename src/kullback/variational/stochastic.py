@@ -1,17 +1,19 @@
-"""The stochastic fit: Adam in a frame, steps that shrink when they have nothing more to gain.
+"""The stochastic fit: gradient steps in a frame, that shrink when they have nothing more to gain.
 
 Which to use: `stochastic`, through `fit`: for data in mini-batches, for flows, for densities that
-cannot be reparameterised. In the frame's coordinates a step of 0.05 is a twentieth of a posterior
-standard deviation whatever the units, so no learning rate is asked for. At each step size the
-iterates are watched window by window: when R-hat of the window's halves says they no longer travel,
-their average is taken and the step size is cut; when two averages in a row agree, the fit is over.
+cannot be reparameterised. In the frame's coordinates a gradient *is* about the distance to the
+optimum in posterior standard deviations, whatever the units: a full-rank Gaussian, whose curvature
+the frame has made about 1, takes plain steps of a share of it; all else takes Adam's. No learning
+rate is asked for. At each step size the iterates are watched window by window: when R-hat of the
+window's halves says they no longer travel, their average is taken, the step size is halved and the
+window doubled; when two averages in a row agree, the fit is over.
 Reference: Welandawe, Andersen, Vehtari and Huggins (2022), "Robust, automated, and accurate
-black-box variational inference"; Dhaka et al. (2020) for averages and R-hat.
+black-box variational inference"; Kingma and Ba (2015) for Adam.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,55 +21,17 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from .families import Family
 from .progress import Progress
+from .window import Window
 
-__all__ = ["Window", "stochastic"]
+__all__ = ["stochastic"]
 
-WINDOW, LEVELS, PATIENCE = 100, 7, 12
-STILL, AGREE = 1.2, 0.05  # R-hat; standard deviations (or nats) between two averages
+WINDOW, LEVELS, PATIENCE = 50, 8, 12
+STILL = 1.2  # R-hat
+AGREE, NATS = 0.05, 0.01  # between two averages of parameters (sd) or of the loss
+LOST = 100.0  # times the first gradient: the step size was too large
+FAST, SLOW = 0.9, 0.99  # Adam's memories, of gradients and of their squares
 
 Loss = Callable[[Family, Tensor], Tensor]
-
-
-@dataclass
-class Window:
-    """Running mean and variance of the two halves of a window of vectors, in constant memory.
-
-    >>> window = Window.of(torch.zeros(1), 4)
-    >>> for value in (1.0, 2.0, 1.0, 2.0):
-    ...     window.add(torch.tensor([value]))
-    >>> window.r_hat(), window.mean
-    (tensor(1.), tensor([1.5000]))
-    """
-
-    means: Tensor
-    squares: Tensor
-    size: int
-    count: int = 0
-
-    @classmethod
-    def of(cls, like: Tensor, size: int) -> "Window":
-        """Make an empty window for `size` vectors."""
-        return cls(like.new_zeros(2, len(like)), like.new_zeros(2, len(like)), size)
-
-    def add(self, vector: Tensor) -> None:
-        """Take in the next vector (Welford's recurrence)."""
-        half = int(self.count >= self.size // 2)
-        seen = self.count - half * (self.size // 2) + 1
-        change = vector - self.means[half]
-        self.means[half] += change / seen
-        self.squares[half] += change * (vector - self.means[half])
-        self.count += 1
-
-    @property
-    def mean(self) -> Tensor:
-        """The mean of all vectors, once the window is full."""
-        return self.means.mean(0)
-
-    def r_hat(self) -> Tensor:
-        """Return the largest split R-hat: `√(1 + variance of means / mean of variances)`."""
-        within = self.squares.mean(0) / (self.size // 2 - 1)
-        between = (self.means[0] - self.means[1]).square() / 2
-        return (1 + between / within.clamp_min(1e-300)).sqrt().max()
 
 
 def stochastic(
@@ -78,76 +42,99 @@ def stochastic(
     draws: int,
     rate: float,
     iterations: int,
-    window: int = WINDOW,
+    plain: bool = False,
 ) -> Iterator[Progress]:
     """Minimise the expectation of `loss(family, noise)`, yielding `Progress` each iteration.
 
     draws: fresh antithetic normals a step. rate: the first step size, in the frame's coordinates.
+    plain: steps of rate times the gradient (a curvature of about 1 is known), not Adam's.
     What is watched are q's parameters where they are in units of standard deviations (a Gaussian),
-    else the loss. A step whose loss or gradient is not finite is skipped; ten in a row end the fit.
+    else the loss. Where gradients grow or stop being finite, q goes back and the steps are halved.
     """
     watch = family.absorb() is not None
-    kept: Tensor | None = None
-    used, last, norm = 0, math.nan, math.nan
-    for _level in range(LEVELS):
-        average = None
-        for now, average in _level_of(family, loss, generator, draws, rate, window, watch=watch):
+    kept, moved, used = None, math.inf, 0
+    now = Progress(family, math.nan, math.nan)
+    for level in range(LEVELS):
+        walk = _Walk(family, rate * 0.5**level, plain)
+        for now in _level(walk, loss, generator, draws, WINDOW << level, watch=watch):
             used += 1
-            last, norm = now.loss, now.gradient_norm
-            if now.done or used >= iterations:
-                reason = now.reason or f"stopped after {used} iterations, before averages agreed"
-                yield Progress(family, last, norm, done=True, reason=reason)
+            if used >= iterations:
+                reason = f"stopped after {used} iterations, before averages agreed"
+                yield replace(now, done=True, reason=reason)
                 return
             yield now
-        if average is None:
+        if walk.average is None:  # lost: again with smaller steps
             continue
-        moved = math.inf if kept is None else float((average - kept).abs().max())
-        kept, rate = average, rate * 0.4
-        if moved < AGREE:
+        moved = math.inf if kept is None else float((walk.average - kept).abs().max())
+        kept = walk.average
+        if moved < (AGREE if watch else NATS):
             unit = "posterior standard deviations" if watch else "nats"
             reason = f"converged: averages at two step sizes agree to {moved:.3f} {unit}"
-            yield Progress(family, last, moved, done=True, converged=True, reason=reason)
+            yield Progress(family, now.loss, moved, done=True, converged=True, reason=reason)
             return
     reason = f"stopped: the averages still move by {moved:.3f} at the smallest step"
-    yield Progress(family, last, moved, done=True, reason=reason)
+    if kept is None:
+        reason = "stopped: gradients grow without bound, or are not finite, at every step size"
+    yield Progress(family, now.loss, moved, done=True, reason=reason)
 
 
-def _level_of(
-    family: Family,
-    loss: Loss,
-    generator: torch.Generator,
-    draws: int,
-    rate: float,
-    size: int,
-    *,
-    watch: bool,
-) -> Iterator[tuple[Progress, Tensor | None]]:
+@dataclass
+class _Walk:
+    """A family's flat parameters on the move. average: of what is watched, once it stands still."""
+
+    family: Family
+    rate: float
+    plain: bool
+    average: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.x = parameters_to_vector(self.family.parameters()).detach()
+        self.home = self.x
+        self.first, self.second = torch.zeros_like(self.x), torch.zeros_like(self.x)
+        self.count, self.limit = 0, math.inf
+
+    def step(self, value: Tensor) -> float:
+        """Take a step down the gradient of a scalar; return its largest entry."""
+        gradients = torch.autograd.grad(value, list(self.family.parameters()))
+        gradient = torch.cat([g.reshape(-1) for g in gradients])
+        norm, value = float(gradient.abs().max()), value.detach()
+        self.limit = LOST * (norm + 1) if self.count == 0 else self.limit
+        self.count += 1
+        if not (norm <= self.limit and math.isfinite(float(value))):
+            return math.inf
+        if self.plain:
+            self.x = self.x - self.rate * gradient
+        else:
+            self.first = FAST * self.first + (1 - FAST) * gradient
+            self.second = SLOW * self.second + (1 - SLOW) * gradient.square()
+            root = (self.second / (1 - SLOW**self.count)).sqrt() + 1e-12
+            self.x = self.x - self.rate / (1 - FAST**self.count) * self.first / root
+        vector_to_parameters(self.x, self.family.parameters())
+        return norm
+
+    def go_to(self, x: Tensor) -> None:
+        """Put the family's parameters at x."""
+        self.x = x
+        vector_to_parameters(x, self.family.parameters())
+
+
+def _level(
+    walk: _Walk, loss: Loss, generator: torch.Generator, draws: int, size: int, *, watch: bool
+) -> Iterator[Progress]:
     """Run at one step size until the iterates stand still; leave q at their average."""
-    parameters = list(family.parameters())
-    adam = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.99))
-    mean, skipped = parameters_to_vector(parameters).detach(), 0
     for number in range(PATIENCE):
-        seen = Window.of(mean if watch else mean[:1], size)
-        mean = torch.zeros_like(mean)
+        seen, mean = Window.of(walk.x if watch else walk.x[:1], size), torch.zeros_like(walk.x)
         for count in range(size):
-            half = family.noise((draws + 1) // 2, generator)
-            value = loss(family, torch.cat([half, -half]))
-            adam.zero_grad(set_to_none=True)
-            value.backward()  # type: ignore[no-untyped-call]
-            norm = max(float(p.grad.abs().max()) for p in parameters if p.grad is not None)
-            good = math.isfinite(norm) and math.isfinite(float(value.detach()))
-            skipped = 0 if good else skipped + 1
-            if good:
-                adam.step()
-            vector = parameters_to_vector(parameters).detach()
-            mean += (vector - mean) / (count + 1)
-            seen.add(vector if watch else value.detach().reshape(1).to(vector.dtype))
-            reason = "stopped: ten steps in a row were not finite" if skipped >= 10 else ""
-            now = Progress(family, float(value.detach()), norm, bool(reason), reason=reason)
-            last = count == size - 1
-            still = last and (float(seen.r_hat()) < STILL or number == PATIENCE - 1)
-            if still:
-                vector_to_parameters(mean, parameters)
-            yield now, (mean if watch else seen.mean) if still else None
-            if still:
+            half = walk.family.noise((draws + 1) // 2, generator)
+            value = loss(walk.family, torch.cat([half, -half]))
+            norm = walk.step(value)
+            if norm == math.inf:
+                walk.go_to(walk.home)
                 return
+            mean += (walk.x - mean) / (count + 1)
+            seen.add(walk.x if watch else value.detach().reshape(1))
+            yield Progress(walk.family, float(value.detach()), norm)
+        if float(seen.r_hat()) < STILL or number == PATIENCE - 1:
+            walk.go_to(mean)
+            walk.average = mean if watch else seen.mean
+            return

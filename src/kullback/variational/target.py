@@ -6,6 +6,7 @@ Everything else in this folder sees a `Target`: `log_density(z)` and `score(z)` 
 once, the Jacobians of constraints included.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from .rows import Rows
 __all__ = ["Target"]
 
 LogDensity = Callable[..., Tensor]
-PIECE = 256  # points differentiated together: intermediate results stay in the cache
+PIECE = 128  # points differentiated together: intermediate results stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Target:
 
     function: maps a dictionary of constrained values with a leading `[n]` to log p, `[n]`, without
     Jacobians; for a target with rows it is the prior. rows: the data and their likelihood, or None.
-    dtype, device: of z. looped: whether points are evaluated one by one.
+    dtype: of z. looped: whether points are evaluated one by one.
 
     >>> target = Target.of(lambda z: -0.5 * (z * z).sum(), 2)
     >>> target.log_density(torch.ones(1, 2, dtype=torch.float64))
@@ -42,7 +43,6 @@ class Target:
     function: Callable[[dict[str, Tensor]], Tensor]
     layout: Layout
     dtype: torch.dtype = torch.float64
-    device: torch.device = torch.device("cpu")
     rows: Rows | None = None
     looped: bool = False
 
@@ -56,7 +56,6 @@ class Target:
         log_prior: LogDensity | None = None,
         batch_size: int | None = None,
         dtype: torch.dtype = torch.float64,
-        device: torch.device | str = "cpu",
     ) -> "Target":
         """Build a target from a log density of ONE point, vectorised over points with `vmap`.
 
@@ -77,15 +76,15 @@ class Target:
         if given is None:
             alone = log_prior is None and batch_size is None
             require(alone, "data", "tensors, with log_prior or batch_size", "none")
-        maker = cls(lambda _: torch.zeros(()), layout, dtype, torch.device(device))
+        maker = cls(lambda _: torch.zeros(()), layout, dtype)
         if given is None:
             function, looped = maker._vectorised(log_density, "log_density", ())
-            return cls(function, layout, dtype, maker.device, None, looped)
+            return cls(function, layout, dtype, None, looped)
         rows = Rows.of(given, batch_size=batch_size)
         terms, looped = maker._vectorised(log_density, "log_density", rows.first())
         prior, prior_looped = maker._vectorised(log_prior or _flat, "log_prior", ())
         rows = rows.with_terms(lambda values, batch: terms(values, *batch))
-        return cls(prior, layout, dtype, maker.device, rows, looped or prior_looped)
+        return cls(prior, layout, dtype, rows, looped or prior_looped)
 
     @property
     def dim(self) -> int:
@@ -114,13 +113,13 @@ class Target:
         return self.prior(z) + self.rows.scaled(self.constrain(z), rows)
 
     def prior(self, z: Tensor) -> Tensor:
-        """Return the part of log p that no row enters, Jacobians included, `[n]`: all, without rows."""
+        """Return the part of log p that no row enters, with Jacobians, `[n]`; all, without data."""
         values, log_jacobian = self.layout.constrain(z)
         return self.function(values) + log_jacobian
 
     def score(self, z: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return log p `[n]` and its gradient `∂ log p/∂z` `[n, dim]`, both without a graph."""
-        parts = [self._score(part, rows) for part in z.detach().split(PIECE)]
+        parts = [self._score(part, rows) for part in torch.split(z.detach(), PIECE)]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def _score(self, z: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -158,11 +157,14 @@ class Target:
         """Wrap a function of one point for many, and say whether it had to be looped."""
 
         def one(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
+            if batch and batch[0].is_floating_point():  # z has float64, data often less
+                values = {key: value.to(batch[0].dtype) for key, value in values.items()}
             if self.layout.named:
                 return function(*batch, **values)
             return function(values["z"], *batch)
 
-        probe = torch.linspace(-0.5, 0.5, self.dim, dtype=self.dtype, device=self.device)
+        _check_signature(function, name, self.layout, batch)
+        probe = torch.linspace(-0.5, 0.5, self.dim, dtype=self.dtype)
         result = one(self.constrain(probe), *batch)
         _check_result(result, name, len(batch[0]) if batch else None)
         axes = (0, *(None for _ in batch))
@@ -192,6 +194,25 @@ def _looped(one: LogDensity) -> LogDensity:
         )
 
     return many
+
+
+def _check_signature(
+    function: LogDensity, name: str, layout: Layout, batch: tuple[Tensor, ...]
+) -> None:
+    """Refuse a function that cannot be called with these parameters and this data."""
+    rows = [f"data {i}" for i in range(1, len(batch) + 1)]
+    words = [*rows, *(f"{n}=" for n in layout.parts)] if layout.named else ["z", *rows]
+    try:
+        shape = inspect.signature(function)
+    except (TypeError, ValueError):  # a built-in function has none to look at
+        return
+    try:
+        shape.bind(*batch, **layout.parts) if layout.named else shape.bind(None, *batch)
+    except TypeError as error:
+        got = f"{name}{shape}"
+        raise ArgumentTypeError(
+            message(name, f"a function of ({', '.join(words)})", got)
+        ) from error
 
 
 def _check_result(result: Any, name: str, rows: int | None) -> None:

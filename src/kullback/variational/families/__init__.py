@@ -26,6 +26,4 @@ __all__ = [
 ]
 
 
-NAMED = {
-    family.name: family for family in (MeanField, FullRank, LowRank, Mixture, StudentT, Flow)
-}
+NAMED = {family.name: family for family in (MeanField, FullRank, LowRank, Mixture, StudentT, Flow)}

@@ -54,7 +54,8 @@ class Flow(Family):
 
     def _log_prob(self, u: Tensor) -> Tensor:
         noise, log_det = self.flow().transform.call_and_ladj(u)
-        return normal_log_prob(noise) + log_det
+        value: Tensor = normal_log_prob(noise) + log_det
+        return value
 
     def _entropy(self) -> None:
         return None

@@ -15,15 +15,16 @@ __all__ = ["Mixture"]
 
 
 class Mixture(Family):
-    """`q(z) = Σ_k π_k N(mean_k, L_k L_kᵀ)`; its log density is exact, its entropy has no closed form.
+    """`q(z) = Σ_k π_k N(mean_k, L_k L_kᵀ)`, with exact log density and no closed-form entropy.
 
     components: K. means, factors: where they start, in z, `[K, d]` and `[K, d, d]`; by default
-    about the frame's centre. A reparameterised draw is stratified: the same noise goes through every
-    component, and the draws of component k share π_k between them, so that gradients reach π.
+    about the frame's centre. A reparameterised draw is stratified: the same noise goes through
+    every component, and the draws of component k share π_k between them, so that gradients reach π.
 
     Errors: `ArgumentValueError` for fewer than one component or starts of another shape.
 
-    >>> Mixture(Frame.identity(1), components=3).push(torch.zeros(4, 1)).z.shape
+    >>> noise = torch.zeros(4, 1, dtype=torch.float64)
+    >>> Mixture(Frame.identity(1), components=3).push(noise).z.shape
     torch.Size([12, 1])
     """
 

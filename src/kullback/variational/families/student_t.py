@@ -50,7 +50,8 @@ class StudentT(Family):
     def _standard(self, t: Tensor) -> Tensor:
         power = 0.5 * (self.degrees + self.dim)
         squares = t.square().sum(-1) / self.degrees
-        return self._constant() - self.lower.log_diagonal.sum() - power * squares.log1p()
+        logs: Tensor = self.lower.log_diagonal
+        return self._constant() - logs.sum() - power * squares.log1p()
 
     def _constant(self) -> float:
         nu, d = self.degrees, self.dim
@@ -58,9 +59,10 @@ class StudentT(Family):
         return gammas - 0.5 * d * math.log(nu * math.pi)
 
     def _entropy(self) -> Tensor:
+        logs: Tensor = self.lower.log_diagonal
         halves = torch.tensor([self.degrees + self.dim, self.degrees], dtype=torch.float64) / 2
         digamma = torch.special.digamma(halves)
-        return self.lower.log_diagonal.sum() - self._constant() + halves[0] * (digamma[0] - digamma[1])
+        return logs.sum() - self._constant() + halves[0] * (digamma[0] - digamma[1])
 
     def _absorb(self) -> None:
         return None
