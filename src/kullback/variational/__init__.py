@@ -1,12 +1,16 @@
 """Floor 3, variational: q(z) for any log density, and the objectives it shares with the VAE."""
 
+from .archive import load, save
+from .diagnosis import Diagnosis, diagnose
 from .families import Family, Flow, FullRank, LowRank, MeanField, Mixture, StudentT
 from .fit import Fit, fit
 from .objectives import beta_elbo, doubly_reparameterised, elbo, iwae, renyi, score_function
 from .parameters import Parameter
+from .summary import assess, resample, summarise, to_arviz
 from .target import Target
 
 __all__ = [
+    "Diagnosis",
     "Family",
     "Fit",
     "Flow",
@@ -17,11 +21,18 @@ __all__ = [
     "Parameter",
     "StudentT",
     "Target",
+    "assess",
     "beta_elbo",
+    "diagnose",
     "doubly_reparameterised",
     "elbo",
     "fit",
     "iwae",
+    "load",
     "renyi",
+    "resample",
+    "save",
     "score_function",
+    "summarise",
+    "to_arviz",
 ]
