@@ -13,6 +13,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 POINT = 0.01  # other processors round the last digits of a coordinate differently
+PAGES = ("surprise", "estimating_kl", "forward_and_reverse", "fitting", "policy_kl", "audit")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
@@ -41,7 +42,7 @@ def assert_same_picture(made, committed):
         assert coordinates(here) == pytest.approx(coordinates(there), rel=0, abs=POINT)
 
 
-@pytest.mark.parametrize("page", ["surprise", "estimating_kl", "policy_kl", "audit"])
+@pytest.mark.parametrize("page", PAGES)
 def test_the_page_runs(page, pictures, tmp_path, monkeypatch):
     if page == "surprise":
         pytest.importorskip("constriction")

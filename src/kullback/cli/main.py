@@ -24,6 +24,8 @@ EPILOGUE = """Examples:
 
   kullback kl "student_t(5)" "laplace(0,1)" --plot kl.svg
 
+  kullback fit examples/two_peaks.py --direction both --plot two_peaks.svg
+
   kullback train                                    the embedded garments, two minutes
 
   kullback train photos/ --size 64 --minutes 30     your own folder
@@ -53,6 +55,9 @@ app.command(
     help="Average surprise of one who believes another.",
 )
 app.command("kullback.cli.kl:kl", name="kl", help="How far one distribution is from another.")
+app.command(
+    "kullback.cli.fit:fit", name="fit", help="Fit q(z) to a log density; say how far to trust it."
+)
 app.command("kullback.cli.js:js", name="js", help="The same, symmetric and always finite.")
 app.command(
     "kullback.cli.audit:audit", name="audit", help="Which divergence a policy loss descends."

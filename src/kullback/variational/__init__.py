@@ -1,5 +1,38 @@
-"""Floor 3, variational: objectives as functions of log-weights, and the Gaussian family."""
+"""Floor 3, variational: q(z) for any log density, and the objectives it shares with the VAE."""
 
-from .objectives import beta_elbo, doubly_reparameterised, elbo, iwae
+from .archive import load, save
+from .diagnosis import Diagnosis, diagnose
+from .families import Family, Flow, FullRank, LowRank, MeanField, Mixture, StudentT
+from .fit import Fit, fit
+from .objectives import beta_elbo, doubly_reparameterised, elbo, iwae, renyi, score_function
+from .parameters import Parameter
+from .summary import assess, resample, summarise, to_arviz
+from .target import Target
 
-__all__ = ["beta_elbo", "doubly_reparameterised", "elbo", "iwae"]
+__all__ = [
+    "Diagnosis",
+    "Family",
+    "Fit",
+    "Flow",
+    "FullRank",
+    "LowRank",
+    "MeanField",
+    "Mixture",
+    "Parameter",
+    "StudentT",
+    "Target",
+    "assess",
+    "beta_elbo",
+    "diagnose",
+    "doubly_reparameterised",
+    "elbo",
+    "fit",
+    "iwae",
+    "load",
+    "renyi",
+    "resample",
+    "save",
+    "score_function",
+    "summarise",
+    "to_arviz",
+]

@@ -2,9 +2,12 @@
 
 A log-weight is `log w = log p(x, z) − log q(z|x)` at a draw z ~ q, summed over every dimension of
 x and z. Which to use: `elbo` when all there is are log-weights; `beta_elbo` when the KL to the
-prior has a closed form (less variance; β and free bits act on it); `iwae` for the tighter bound.
-What is minimised is the *loss*, minus the batch mean of one of these.
+prior has a closed form (less variance; β and free bits act on it); `iwae` for the tighter bound;
+`renyi` for what lies between and beyond. `score_function` is the ELBO for draws that cannot be
+differentiated. What is minimised is the *loss*, minus the batch mean of one of these.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -12,7 +15,15 @@ from torch import Tensor
 from kullback.core import require
 from kullback.sampled import log_mean_exp
 
-__all__ = ["beta_elbo", "doubly_reparameterised", "elbo", "iwae", "log_weights"]
+__all__ = [
+    "beta_elbo",
+    "doubly_reparameterised",
+    "elbo",
+    "iwae",
+    "log_weights",
+    "renyi",
+    "score_function",
+]
 
 
 def log_weights(log_likelihood: Tensor, log_ratio: Tensor, *, beta: float = 1.0) -> Tensor:
@@ -52,6 +63,55 @@ def iwae(log_weights: Tensor) -> Tensor:
     """
     require(log_weights.ndim == 2, "log_weights", "[draws, batch]", list(log_weights.shape))
     return log_mean_exp(log_weights, dim=0)
+
+
+def renyi(log_weights: Tensor, alpha: float) -> Tensor:
+    """Return the variational Rényi bound `1/(1−α) · log (1/K) Σ_k w_k^(1−α)`, `[batch]`, in nats.
+
+    log_weights: `[draws, batch]`. With infinitely many draws it is `log p(x) − D_α(q‖posterior)`:
+    the ELBO as α → 1 (taken as its limit there), log p(x) at α = 0, where it is `iwae`; a lower
+    bound on log p(x) for α > 0 and an upper one for α < 0. From K draws it is biased towards the
+    ELBO (Jensen). Errors: `ArgumentValueError` for other shapes or an α that is not finite.
+    Reference: Li and Turner (2016), "Rényi divergence variational inference", eq. 6.
+
+    >>> renyi(torch.log(torch.tensor([[0.1], [0.3]])), 0.0).exp()
+    tensor([0.2000])
+    """
+    require(math.isfinite(alpha), "alpha", "a finite number", alpha)
+    require(log_weights.ndim == 2, "log_weights", "[draws, batch]", list(log_weights.shape))
+    if alpha == 1.0:
+        return elbo(log_weights)
+    return log_mean_exp((1.0 - alpha) * log_weights, dim=0) / (1.0 - alpha)
+
+
+def score_function(log_weights: Tensor, log_q: Tensor) -> Tensor:
+    """Return the ELBO `[batch]` with a gradient that needs no derivative of the draws.
+
+    The value is that of `elbo`, exactly. The gradient to q's parameters is `(1/K) Σ_k (log w_k −
+    b_k) ∂ log q(z_k)`, where b_k is the mean of the other draws' log-weights (a control variate
+    that leaves the expectation alone, and removes what all log-weights have in common): unbiased
+    for discrete z and for densities with jumps, of higher variance than reparameterisation.
+
+    log_weights, log_q: `[draws, batch]`, K ≥ 2, in nats; log_q differentiable in q's parameters at
+    fixed draws. The gradient to everything else, through log_weights with log q detached, is the
+    ELBO's. Errors: `ArgumentValueError` for one draw or other shapes.
+    Reference: Mnih and Rezende (2016), "Variational inference for Monte Carlo objectives";
+    Kool, van Hoof and Welling (2019), "Buy 4 REINFORCE samples, get a baseline for free!".
+
+    >>> log_q = torch.tensor([[-1.0], [-2.0]], requires_grad=True)
+    >>> score_function(torch.tensor([[-3.0], [-5.0]]), log_q).backward()
+    >>> log_q.grad.flatten()
+    tensor([ 1., -1.])
+    """
+    require(log_weights.ndim == 2, "log_weights", "[draws, batch]", list(log_weights.shape))
+    draws = len(log_weights)
+    require(draws >= 2, "log_weights", "at least 2 draws", draws)
+    fits = log_q.shape == log_weights.shape
+    require(fits, "log_q", f"{list(log_weights.shape)}, as log_weights", list(log_q.shape))
+    held = log_weights.detach()
+    others = (held.sum(0) - held) / (draws - 1)
+    signal = ((held - others) * log_q).mean(0)
+    return elbo(log_weights) + (signal - signal.detach())
 
 
 def doubly_reparameterised(log_weights: Tensor, z: Tensor) -> Tensor:

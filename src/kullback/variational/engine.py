@@ -1,0 +1,233 @@
+"""The fit put together: start, family, fitter, and the refinement where a Gaussian falls short.
+
+Which to use: none of this directly; `fit` does. `Work` is what there is to do, as a stream of
+`Progress`.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kullback.core import Estimate, RunError, require
+
+from . import forward
+from .anchored import anchor, anchored
+from .batch_and_match import batch_and_match
+from .deterministic import deterministic
+from .families import Family, FullRank, LowRank, MeanField, Mixture
+from .losses import Gradient, Objective, loss_of
+from .plan import Make, Plan, distinct, maker, mixture_of, plan
+from .progress import Progress
+from .start import Start, find_start
+from .stochastic import stochastic
+from .target import Target
+
+__all__ = ["Settings", "Work", "forwards", "reverse"]
+
+ROUGH = 0.4  # nats: the spread of log weights above which a Gaussian is refined
+COMPONENTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a user may say about a fit; see `fit`."""
+
+    family: str | Make = "auto"
+    method: str = "auto"
+    objective: Objective = "elbo"
+    gradient: Gradient | str = "auto"
+    alpha: float = 0.5
+    group: int = 8
+    samples: Tensor | None = None
+    starts: int = 4
+    draws: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A method's name, what was chosen, and the stream of `Progress` that does it."""
+
+    method: str
+    chosen: str
+    steps: Callable[[], Iterator[Progress]]
+
+
+def reverse(target: Target, settings: Settings, generator: torch.Generator) -> Work:
+    """Plan the minimisation of KL(q‖p), or of what the objective says, from draws of q."""
+    how = plan(target, settings.family, settings.method, settings.draws, settings.gradient)
+    _loss(target, settings, how.method)  # names are checked before any work is done
+
+    def steps() -> Iterator[Progress]:
+        noisy = target.rows is not None and target.rows.count > target.rows.batch_size
+        rows = target.rows.draw(generator) if target.rows is not None and noisy else None
+        starts = settings.starts if rows is None else 1  # with many rows one peak is left
+        found = find_start(target, generator, starts=starts, rows=rows)
+        if how.method == "batch_and_match":
+            frame = found[0].frame
+            yield from batch_and_match(FullRank(frame), target, generator, draws=how.draws)
+        elif how.method == "stochastic":
+            yield from _by_steps(target, settings, how, found, generator)
+        else:
+            yield from _by_fixed_draws(target, settings, how, found, generator)
+
+    return Work(how.method, how.chosen, steps)
+
+
+def forwards(target: Target, settings: Settings, generator: torch.Generator) -> Work:
+    """Plan the minimisation of KL(p‖q), from samples of p or from weighted draws."""
+    chosen = "family full_rank" if settings.family == "auto" else ""
+    make = maker("full_rank" if settings.family == "auto" else settings.family)
+    samples = settings.samples
+    if samples is not None:
+        fits = samples.ndim == 2 and samples.shape[1] == target.dim
+        require(fits, "samples", f"[n, {target.dim}]", list(samples.shape))
+        given = samples
+        return Work(
+            "maximum_likelihood",
+            chosen,
+            lambda: forward.maximum_likelihood(given, make, generator),
+        )
+    draws = 8000 if settings.draws is None else settings.draws
+
+    def steps() -> Iterator[Progress]:
+        found = find_start(target, generator, starts=max(settings.starts, 8))
+        yield from forward.adaptive(target, distinct(found), make, generator, draws=draws)
+
+    return Work("importance_sampling", chosen, steps)
+
+
+def _loss(
+    target: Target, settings: Settings, method: str, **density: object
+) -> Callable[..., Tensor]:
+    gradient = settings.gradient
+    if gradient == "auto":
+        landing = method == "stochastic" and settings.objective == "elbo"
+        gradient = "stl" if landing else "reparameterised"
+    return loss_of(
+        target,
+        objective=settings.objective,
+        gradient=gradient,  # type: ignore[arg-type]
+        alpha=settings.alpha,
+        group=settings.group,
+        **density,  # type: ignore[arg-type]
+    )
+
+
+def _by_fixed_draws(
+    target: Target,
+    settings: Settings,
+    how: Plan,
+    found: list[Start],
+    generator: torch.Generator,
+) -> Iterator[Progress]:
+    loss = _loss(target, settings, how.method)
+    family = _begin(how, found)
+    fitted = deterministic(
+        family, loss, generator, draws=how.draws, max_draws=how.max_draws, names=target.names
+    )
+    for now in fitted:
+        if not now.done:
+            yield now
+    last = now
+    if how.refine and last.converged and settings.objective == "elbo":
+        for now in _refined(target, loss, last, found, generator):
+            if not now.done:
+                yield now
+        last = now
+    yield last
+
+
+def _refined(
+    target: Target,
+    loss: Callable[..., Tensor],
+    simple: Progress,
+    found: list[Start],
+    generator: torch.Generator,
+) -> Iterator[Progress]:
+    """Try a mixture where fresh draws or other peaks show that one Gaussian falls short."""
+    before = _log_weights(target, simple.family, generator)
+    frame = simple.family.absorb()
+    peaks = distinct(found)
+    if frame is None or (float(before.std()) < ROUGH and len(peaks) == 1):
+        yield simple
+        return
+    best = [Start(frame, -simple.loss), *(p for p in peaks[1:])]
+    mixture = mixture_of(best, components=COMPONENTS)
+    power = max(1024, 1 << (4 * target.dim - 1).bit_length())
+    fitted = deterministic(
+        mixture, loss, generator, draws=power, max_draws=power, iterations=60, names=target.names
+    )
+    for now in fitted:
+        if not now.done:
+            yield now
+    after = _log_weights(target, now.family, generator)
+    gain = Estimate.from_terms(after) - Estimate.from_terms(before)
+    if gain.value > 2 * gain.standard_error:
+        text = f"{now.reason}; a mixture, since one Gaussian's ELBO is {gain} lower"
+        yield replace(now, reason=text)
+    else:
+        yield simple
+
+
+def _by_steps(
+    target: Target,
+    settings: Settings,
+    how: Plan,
+    found: list[Start],
+    generator: torch.Generator,
+) -> Iterator[Progress]:
+    """Fit by Adam: from a Gaussian fitted with fixed draws, or with data from an anchor."""
+    data = target.rows
+    if data is not None and data.count > data.batch_size:
+        frame = anchor(target, found[0].frame)
+        why = target.explain(frame.shift[None])
+        if why:
+            raise RunError(why)
+        family = how.make(frame)
+        quiet = anchored(target, frame.shift)
+        loss = _loss(target, settings, how.method, log_density=quiet)
+        yield from _adam(
+            family, lambda q, noise: loss(q, noise, data.draw(generator)), how, generator
+        )
+        return
+    loss = _loss(target, settings, how.method)
+    family = how.make(found[0].frame)
+    if not isinstance(family, FullRank | MeanField | LowRank):
+        plain = loss_of(target)
+        first = FullRank(found[0].frame)
+        for now in deterministic(first, plain, generator, draws=512, max_draws=512):
+            if not now.done:
+                yield now
+        better = now.family.absorb() if now.converged else None
+        best = found[0] if better is None else Start(better, -now.loss)
+        family = _begin(how, [best, *found[1:]])
+    yield from _adam(family, loss, how, generator)
+
+
+def _adam(
+    family: Family, loss: Callable[..., Tensor], how: Plan, generator: torch.Generator
+) -> Iterator[Progress]:
+    plain = isinstance(family, FullRank)
+    # STL's noise grows with the distance and with d/draws: larger plain steps would feed on it
+    share = min(0.5, how.draws / (2 * family.dim))
+    rate = share if plain else (0.05 if family.absorb() is not None else 0.005)
+    options = {"draws": how.draws, "rate": rate, "iterations": 20_000, "plain": plain}
+    return stochastic(family, loss, generator, **options)  # type: ignore[arg-type]
+
+
+def _begin(how: Plan, found: list[Start]) -> Family:
+    """Make the family in the best start's frame; a mixture begins on every peak that was found."""
+    partial = how.make if isinstance(how.make, functools.partial) else functools.partial(how.make)
+    if partial.func is Mixture and "means" not in partial.keywords:
+        return mixture_of(found, components=partial.keywords.get("components", 4))
+    return how.make(found[0].frame)
+
+
+def _log_weights(target: Target, family: Family, generator: torch.Generator) -> Tensor:
+    """Return log weights at 1,000 independent draws."""
+    z = family.sample(1000, generator)
+    with torch.no_grad():
+        return target.log_density(z) - family.log_prob(z)

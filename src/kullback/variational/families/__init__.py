@@ -1,0 +1,29 @@
+"""Families of q(z), one file each: pass a name to `fit`, or a class with its options.
+
+Which to use: `FullRank` up to a few hundred dimensions, `LowRank` or `MeanField` above; `Mixture`
+for several peaks, `StudentT` for heavy tails, `Flow` for funnels and bananas. To add one, write the
+five methods that `Family` asks for; `fit(family=YourFamily)` takes it as it is.
+"""
+
+from .family import Draws, Family
+from .flow import Flow
+from .full_rank import FullRank
+from .low_rank import LowRank
+from .mean_field import MeanField
+from .mixture import Mixture
+from .student_t import StudentT
+
+__all__ = [
+    "NAMED",
+    "Draws",
+    "Family",
+    "Flow",
+    "FullRank",
+    "LowRank",
+    "MeanField",
+    "Mixture",
+    "StudentT",
+]
+
+
+NAMED = {family.name: family for family in (MeanField, FullRank, LowRank, Mixture, StudentT, Flow)}

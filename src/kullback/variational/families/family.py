@@ -1,0 +1,141 @@
+"""The base of every q(z): a law of u in the coordinates of a frame, z = frame(u).
+
+Which to use: none of this directly, unless you write a family. A family is final and writes five
+short methods about u (push, sample, log density, entropy, absorb); this class does the frame, the
+shapes and the errors, once. About twenty lines: see `mean_field.py`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kullback.core import require
+from kullback.core.checks import describe
+from kullback.variational.frame import Frame
+
+__all__ = ["Draws", "Family"]
+
+
+class Draws(NamedTuple):
+    """Reparameterised draws: z `[n, d]`, log q(z) `[n]`, and each draw's share of the law, `[n]`.
+
+    share: None when all draws count alike; else weights that sum to one (stratified draws of a
+    mixture, whose shares are differentiable in the mixture's weights).
+    """
+
+    z: Tensor
+    log_q: Tensor
+    share: Tensor | None
+
+    def mean(self, terms: Tensor) -> Tensor:
+        """Average terms `[n]` over the draws, by their shares."""
+        return terms.mean() if self.share is None else (self.share * terms).sum()
+
+    def spread(self, log_weights: Tensor) -> Tensor:
+        """Return log-weights `[n]` whose plain mean of weights is the one by shares."""
+        if self.share is None:
+            return log_weights
+        return log_weights + self.share.log() + math.log(len(self.z))
+
+
+class Family(nn.Module, ABC):
+    """A distribution q(z) on `[n, d]` with float64 parameters to fit, in a frame.
+
+    name: what a user calls it. dense: whether it stays itself in every affine frame (a full-rank
+    Gaussian, a flow) or only under scalings of single axes (mean field). noise_dim: how many
+    standard normals make one draw. A new family starts near N(0, I) in its frame.
+    """
+
+    name: ClassVar[str]
+    dense: ClassVar[bool]
+    noise_dim: int
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__()
+        scale = frame.scale
+        if self.dense:
+            scale = frame.factor
+        elif frame.is_dense:
+            scale = frame.scale.square().sum(1).sqrt()
+        self.shift, self.scale = frame.shift.detach().clone(), scale.detach().clone()
+        self.noise_dim = self.dim
+
+    @property
+    def frame(self) -> Frame:
+        """The coordinates the family lives in."""
+        return Frame(self.shift, self.scale)
+
+    @property
+    def dim(self) -> int:
+        """How many reals z has."""
+        return len(self.shift)
+
+    def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n rows of standard normals for `push`, `[n, noise_dim]`."""
+        require(n >= 1, "n", "at least 1 draw", n)
+        return torch.randn(n, self.noise_dim, generator=generator, dtype=self.shift.dtype)
+
+    def push(self, noise: Tensor) -> Draws:
+        """Turn noise `[n, noise_dim]` into reparameterised draws with their log density."""
+        inner, frame = self._push(noise), self.frame
+        return Draws(frame.outwards(inner.z), inner.log_q - frame.log_det, inner.share)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log q(z), `[n, d]` → `[n]`, in nats, differentiable in z and the parameters."""
+        require(z.ndim == 2 and z.shape[1] == self.dim, "z", f"[n, {self.dim}]", describe(z))
+        frame = self.frame
+        return self._log_prob(frame.inwards(z)) - frame.log_det
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return `log_prob(z)`, so that the module can be called functionally."""
+        return self.log_prob(z)
+
+    def held_log_prob(self, z: Tensor) -> Tensor:
+        """Return `log_prob(z)` with the parameters held: its gradient flows through z alone."""
+        held = {name: value.detach() for name, value in self.named_parameters()}
+        result: Tensor = torch.func.functional_call(self, held, (z,))
+        return result
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n independent points `[n, d]`, without a graph."""
+        require(n >= 1, "n", "at least 1 draw", n)
+        with torch.no_grad():
+            return self.frame.outwards(self._sample(n, generator))
+
+    def entropy(self) -> Tensor | None:
+        """Return `−E_q[log q]` in nats where it has a closed form, else None."""
+        inner = self._entropy()
+        return None if inner is None else inner + self.frame.log_det
+
+    def absorb(self) -> Frame | None:
+        """Return the frame in which this q would be N(0, I), for a Gaussian; else None."""
+        with torch.no_grad():
+            inner = self._absorb()
+            return None if inner is None else self.frame.then(*inner)
+
+    @abstractmethod
+    def _push(self, noise: Tensor) -> Draws: ...
+
+    @abstractmethod
+    def _sample(self, n: int, generator: torch.Generator | None) -> Tensor: ...
+
+    @abstractmethod
+    def _log_prob(self, u: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _entropy(self) -> Tensor | None: ...
+
+    @abstractmethod
+    def _absorb(self) -> tuple[Tensor, Tensor] | None: ...
+
+
+def normal_log_prob(u: Tensor) -> Tensor:
+    """Return `log N(u; 0, I)` over the last axis, in nats.
+
+    >>> normal_log_prob(torch.zeros(2))
+    tensor(-1.8379)
+    """
+    return -0.5 * (u.square().sum(-1) + u.shape[-1] * math.log(2 * math.pi))

@@ -1,0 +1,192 @@
+"""Fit q(z) to a log density: `fit`, and the `Fit` that it returns.
+
+Which to use: `fit(log_density, parameters)` and nothing else, for a start: it finds where to begin,
+chooses family and method, says what it chose, and stops when it has converged.
+`direction="forward"` for KL(p‖q) instead of KL(q‖p) (MATH 4).
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kullback.core import Estimate, require
+
+from .engine import Settings, Work, forwards, reverse
+from .families import Family
+from .losses import Gradient, Objective
+from .parameters import Parameters
+from .plan import Make
+from .progress import shown
+from .target import LogDensity, Target
+
+__all__ = ["Fit", "fit"]
+
+Direction = Literal["reverse", "forward"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted q(z), how it was fitted, and draws to judge it by.
+
+    target, family: p and q. objective, direction, method: what was optimised ("elbo"; "reverse",
+    KL(q‖p), or "forward", KL(p‖q)) and how. trace: the objective after every iteration, in nats,
+    higher is better. converged, reason: whether the method's own test was met, and why it stopped,
+    in words. gradient_norm: the largest entry of the objective's gradient at the end, in about
+    posterior standard deviations. seconds: of wall time. chosen: what was left to choose, and was.
+    draws: `[n, d]` independent draws of q on the unconstrained space, made at the end; log_p,
+    log_q: `[n]` at them, in nats; scores: `∂ log p/∂z` and `∂ log q/∂z` at them, `[n, d]` each.
+    """
+
+    target: Target
+    family: Family
+    objective: str
+    direction: str
+    method: str
+    trace: tuple[float, ...]
+    converged: bool
+    reason: str
+    gradient_norm: float
+    seconds: float
+    draws: Tensor
+    log_p: Tensor
+    log_q: Tensor
+    scores: tuple[Tensor, Tensor]
+    chosen: str = ""
+
+    @cached_property
+    def elbo(self) -> Estimate:
+        """The evidence lower bound `E_q[log p − log q]` with its error, from the final draws."""
+        why = "a lower bound on the log evidence (Jensen)"
+        return Estimate.from_terms(self.log_p - self.log_q, bias="low", why=why)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n points of q on the unconstrained space, `[n, d]`."""
+        return self.family.sample(n, generator)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log q(z) on the unconstrained space, `[n, d]` → `[n]`, in nats."""
+        with torch.no_grad():
+            return self.family.log_prob(z)
+
+
+def fit(
+    log_density: LogDensity | Target,
+    parameters: Parameters | None = None,
+    *,
+    data: Sequence[Tensor] | Tensor | None = None,
+    log_prior: LogDensity | None = None,
+    batch_size: int | None = None,
+    family: str | Make = "auto",
+    direction: Direction = "reverse",
+    objective: Objective = "elbo",
+    gradient: Gradient | Literal["auto"] = "auto",
+    method: str = "auto",
+    alpha: float = 0.5,
+    group: int = 8,
+    samples: Tensor | None = None,
+    starts: int = 4,
+    draws: int | None = None,
+    evaluation_draws: int = 4000,
+    generator: torch.Generator | None = None,
+    progress: bool = True,
+) -> Fit:
+    """Fit q to p: minimise KL(q‖p) (maximise the ELBO, MATH 2.4), or KL(p‖q) when asked to.
+
+    log_density, parameters, data, log_prior, batch_size: the target, as in `Target.of`; or a
+    `Target`. family: a name ("full_rank", "mean_field", "low_rank", "mixture", "student_t",
+    "flow"), or a function of a frame such as `functools.partial(Mixture, components=3)`; "auto"
+    takes a full-rank Gaussian up to 300 dimensions, low rank above, and a mixture of Gaussians
+    where fresh draws show that one falls short and the mixture's ELBO is higher.
+    direction: "forward" fits by maximum likelihood to `samples` `[n, d]` of p on the unconstrained
+    space, or, without them, to importance-weighted draws.
+    objective, gradient, alpha, group: see `loss_of`. method: "deterministic" (fixed draws, L-BFGS),
+    "batch_and_match", "stochastic"; "auto" by data and family. starts: random places to begin from,
+    the best of which is kept. draws: of q in each step. evaluation_draws: made at the end.
+    generator: all randomness; without one, seed 0, so that a fit can be repeated. progress: a line
+    on stderr, where that is a terminal.
+
+    The result says whether it converged and why it stopped; a fit that did not is returned too.
+    Errors: what `Target.of` raises; `RunError` when no finite start is found, with the parameter
+    values (and the data row) that are to blame; `ArgumentValueError` for names that do not exist.
+
+    >>> result = fit(lambda z: -0.5 * ((z - 3.0) / 2.0).square().sum(), 2)
+    >>> result.converged, [round(v, 6) for v in result.family.absorb().shift.tolist()]
+    (True, [3.0, 3.0])
+    """
+    target = _target(log_density, parameters, data, log_prior, batch_size)
+    known = direction in ("reverse", "forward")
+    require(known, "direction", "reverse or forward", repr(direction))
+    require(samples is None or direction == "forward", "samples", "direction forward", direction)
+    require(evaluation_draws >= 2, "evaluation_draws", "at least 2", evaluation_draws)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    settings = Settings(family, method, objective, gradient, alpha, group, samples, starts, draws)
+    plan = (forwards if direction == "forward" else reverse)(target, settings, generator)
+    named = objective if direction == "reverse" else "log likelihood"
+    return _carry_out(plan, target, named, direction, evaluation_draws, generator, show=progress)
+
+
+def _carry_out(
+    plan: Work,
+    target: Target,
+    objective: str,
+    direction: str,
+    draws: int,
+    generator: torch.Generator,
+    *,
+    show: bool,
+) -> Fit:
+    begin, trace = time.perf_counter(), []
+    for last in shown(plan.steps(), plan.method, progress=show):
+        trace.append(-last.loss)
+    family = last.family.requires_grad_(requires_grad=False)
+    evaluation = _evaluate(target, family, draws, generator)
+    why = "" if bool(evaluation[1].isfinite().all()) else target.explain(evaluation[0])
+    return Fit(
+        target,
+        family,
+        objective,
+        direction,
+        plan.method,
+        tuple(trace),
+        last.converged and not why,
+        f"{last.reason}; {why}" if why else last.reason,
+        last.gradient_norm,
+        time.perf_counter() - begin,
+        *evaluation,
+        chosen=plan.chosen,
+    )
+
+
+def _target(
+    log_density: LogDensity | Target,
+    parameters: Parameters | None,
+    data: Sequence[Tensor] | Tensor | None,
+    log_prior: LogDensity | None,
+    batch_size: int | None,
+) -> Target:
+    if isinstance(log_density, Target):
+        bare = parameters is None and data is None and log_prior is None and batch_size is None
+        require(bare, "parameters", "none beside a Target, which has its own", "some")
+        return log_density
+    require(callable(log_density), "log_density", "a function or a Target", repr(log_density))
+    hint = 'the dimension of z, or {"mu": (), "tau": constraints.positive}'
+    require(parameters is not None, "parameters", "what log_density takes", "none", hint)
+    extra = {"data": data, "log_prior": log_prior, "batch_size": batch_size}
+    return Target.of(log_density, parameters, **extra)  # type: ignore[arg-type]
+
+
+def _evaluate(
+    target: Target, family: Family, draws: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Draw from q and return the draws, log p, log q, and the gradients of both."""
+    z = family.sample(draws, generator)
+    log_p, by_p = target.score(z)
+    leaf = z.requires_grad_()
+    log_q = family.log_prob(leaf)
+    (by_q,) = torch.autograd.grad(log_q.sum(), leaf)
+    return z.detach(), log_p, log_q.detach(), (by_p, by_q)

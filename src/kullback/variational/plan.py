@@ -1,0 +1,127 @@
+"""What to fit and how, where the user left it open: by dimension, by data, by the starts.
+
+Which to use: none of this directly; `fit` asks here and repeats the answer in `Fit.chosen`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kullback.core import require
+
+from .families import NAMED, Family, Flow, FullRank, LowRank, Mixture
+from .frame import Frame
+from .start import Start
+from .target import Target
+
+__all__ = ["Make", "Plan", "distinct", "maker", "plan"]
+
+Make = Callable[[Frame], Family]
+
+DENSE = 300  # dimensions up to which a full covariance is the default
+WIDE = 64  # dimensions from which a low-rank Gaussian is fitted by fresh draws
+REFINED = 50  # dimensions up to which a mixture is tried where a Gaussian falls short
+METHODS = ("auto", "deterministic", "batch_and_match", "stochastic")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A family to make in a frame, a method, numbers of draws, and whether to refine by itself."""
+
+    make: Make
+    method: str
+    draws: int
+    max_draws: int
+    refine: bool
+    chosen: str
+
+
+def plan(target: Target, family: str | Make, method: str, draws: int | None, gradient: str) -> Plan:
+    """Choose what is "auto" and check the names of what is not."""
+    require(method in METHODS, "method", ", ".join(METHODS), repr(method))
+    dim, words = target.dim, []
+    automatic = family == "auto"
+    if automatic:
+        family = FullRank.name if dim <= DENSE else LowRank.name
+        words.append(f"family {family} ({dim} dimensions)")
+    make = maker(family)
+    kind = type(make(Frame.identity(dim)))
+    if method == "auto":
+        noisy = target.rows is not None and target.rows.count > target.rows.batch_size
+        wide = kind is LowRank and dim > WIDE  # more noise than fixed draws could hold
+        sampled = noisy or wide or kind is Flow or gradient in ("stl", "dreg", "score")
+        method = "stochastic" if sampled else "deterministic"
+        why = "mini-batches" if noisy else kind.name
+        words.append(f"method {method} ({why})")
+    if method == "batch_and_match":
+        full = kind is FullRank
+        require(full, "family", "full_rank for batch_and_match", kind.name, "another method")
+    few, many = _draws(kind, dim, method)
+    few = few if draws is None else draws
+    refine = automatic and method == "deterministic" and dim <= REFINED and target.rows is None
+    return Plan(
+        make, method, few, max(few, many if draws is None else few), refine, "; ".join(words)
+    )
+
+
+def _draws(kind: type[Family], dim: int, method: str) -> tuple[int, int]:
+    """Return the draws to begin with and the most there may be."""
+    if method == "stochastic":
+        return (256 if kind is Flow else min(128, max(16, dim // 2))), 0
+    if method == "batch_and_match":
+        return max(32, 4 * dim), 0
+    power = 1 << (4 * dim - 1).bit_length()
+    if kind.dense:
+        few = max(256, power)
+        return (max(1024, power), max(4096, power)) if kind is Mixture else (few, max(4096, few))
+    return 256, 1024
+
+
+def maker(family: str | Make) -> Make:
+    """Turn a family's name, its class or a function of a frame into a function of a frame."""
+    if isinstance(family, str):
+        known = ", ".join(("auto", *NAMED))
+        require(family in NAMED, "family", f"one of {known}, a class or a function", repr(family))
+        return NAMED[family]
+    hint = "functools.partial(Mixture, components=3)"
+    require(callable(family), "family", "a name, or a function of a frame", repr(family), hint)
+    return family
+
+
+def distinct(starts: Sequence[Start], *, within: float = 15.0) -> list[Start]:
+    """Keep the starts that lie on peaks of their own, the best first.
+
+    A start is another's double where it lies within 4 of its standard deviations, √d more in d
+    dimensions; one whose ELBO is more than `within` nats below the best carries no mass worth
+    having.
+    """
+    kept: list[Start] = []
+    for start in starts:
+        if start.elbo < starts[0].elbo - within:
+            continue
+        reach = 4.0 + len(start.frame.shift) ** 0.5
+        gaps = [float(k.frame.inwards(start.frame.shift).norm()) for k in kept]
+        if all(gap > reach for gap in gaps):
+            kept.append(start)
+    return kept
+
+
+def mixture_of(starts: Sequence[Start], *, components: int) -> Family:
+    """Make a mixture that begins on every distinct start, at least `components` in all.
+
+    What is left over is placed about the best start, half a standard deviation out.
+    """
+    peaks = distinct(starts)
+    frames = [start.frame for start in peaks]
+    best = frames[0]
+    dim = len(best.shift)
+    spare = max(0, components - (len(frames) if len(frames) > 1 else 0))
+    grid = torch.arange(1, spare * dim + 1, dtype=torch.float64)
+    around = best.outwards(0.5 * torch.sin(grid * grid).reshape(spare, dim))
+    several = len(frames) > 1
+    means = torch.cat([torch.stack([f.shift for f in frames]), around]) if several else around
+    factors = [f.factor for f in frames] if several else []
+    widths: list[Tensor] = [*factors, *([best.factor] * spare)]
+    return Mixture(best, means=means, factors=torch.stack(widths))

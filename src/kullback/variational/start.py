@@ -1,0 +1,171 @@
+"""Where a fit begins: damped Newton paths uphill, judged by the ELBO of a Gaussian at each stop.
+
+Which to use: `find_start`, which climbs from several random points at once and returns the best
+Gaussian frames met on the way, not the modes: near a mode without mass (a funnel's neck, an
+unbounded peak) the ELBO falls, and what is kept lies before it.
+Reference: Zhang et al. (2022), "Pathfinder", for the idea; curvature here comes from differences of
+the gradient, which cost one batched evaluation and care nothing for the scale of the axes.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from kullback.core import RunError, require
+
+from .frame import Frame
+from .noise import fixed_normals
+from .start_large import find_large_start
+from .target import Target
+
+__all__ = ["Start", "find_start"]
+
+STEPS, PATIENCE = 100, 8
+DENSE = 300  # dimensions up to which the curvature is a matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A Gaussian to begin with, N(0, I) in its frame, and its ELBO in nats."""
+
+    frame: Frame
+    elbo: float
+
+
+def find_start(
+    target: Target, generator: torch.Generator, *, starts: int = 4, rows: Tensor | None = None
+) -> list[Start]:
+    """Return the Gaussian of the highest ELBO on each of `starts` paths, the best one first.
+
+    The paths begin at uniform points on (−2, 2), the first one on (−0.1, 0.1); above 300 dimensions
+    there is one path, and its Gaussian has no correlations. rows: a fixed
+    mini-batch to stand for the data. Paths without a finite ELBO are left out.
+    Errors: `RunError` when no path has one; it says which parameter values (and which data row)
+    were not finite.
+    """
+    require(starts >= 1, "starts", "at least 1", starts)
+    if target.dim > DENSE:
+        z = 0.2 * torch.rand(target.dim, generator=generator, dtype=torch.float64) - 0.1
+        frame, elbo = find_large_start(target, z, generator, rows)
+        return [Start(frame, elbo)] if frame is not None else _refuse(target, z[None])
+    noise = fixed_normals(32, target.dim, generator)
+    reach = torch.full((starts, 1), 2.0, dtype=torch.float64)
+    reach[0] = 0.1
+    uniform = torch.rand(starts, target.dim, generator=generator, dtype=torch.float64)
+    first = reach * (2 * uniform - 1)
+    paths = _Paths.begin(target, first, noise, rows)
+    for _ in range(STEPS):
+        if not paths.climb():
+            break
+    found = [Start(f, e) for f, e in zip(paths.frames, paths.elbos.tolist(), strict=True) if f]
+    if not found:
+        _refuse(target, torch.cat([first, paths.z]))
+    return sorted(found, key=lambda start: -start.elbo)
+
+
+def _refuse(target: Target, z: Tensor) -> NoReturn:
+    why = target.explain(z) or "every Gaussian tried had an ELBO that is not finite"
+    hint = "a constraint for every parameter that has a range, e.g. constraints.positive"
+    raise RunError(f"log_density: no place to start from was found: {why}. Try: {hint}")
+
+
+@dataclass
+class _Paths:
+    """K paths that climb together, so that one call of the density serves them all.
+
+    z, slope: `[K, d]`; value, elbos: `[K]`; worse: steps since a path's ELBO rose; active: bool.
+    """
+
+    target: Target
+    noise: Tensor
+    rows: Tensor | None
+    z: Tensor
+    value: Tensor
+    slope: Tensor
+    elbos: Tensor
+    frames: list[Frame | None]
+    worse: Tensor
+    active: Tensor
+
+    @classmethod
+    def begin(cls, target: Target, z: Tensor, noise: Tensor, rows: Tensor | None) -> "_Paths":
+        value, slope = target.score(z, rows)
+        elbos = torch.full_like(value, -math.inf)
+        active = value.isfinite() & slope.isfinite().all(-1)
+        none: list[Frame | None] = [None] * len(z)
+        worse = torch.zeros(len(z))
+        return cls(target, noise, rows, z, value, slope, elbos, none, worse, active)
+
+    def climb(self) -> bool:
+        """Judge where the paths are and take a Newton step; say whether any goes on."""
+        (which,) = self.active.nonzero(as_tuple=True)
+        if len(which) == 0:
+            return False
+        values, vectors = self._curvature(which)
+        self._judge(which, vectors * values.rsqrt()[:, None, :])
+        slope = self.slope[which]
+        along = (vectors.mT @ slope[:, :, None])[..., 0] / values
+        move = (vectors @ along[:, :, None])[..., 0]
+        gain = (move * slope).sum(-1)  # twice the rise in log p that a quadratic promises
+        self._line_search(which, move, gain)
+        self.active[which] &= (gain > 1e-6) & (self.worse[which] <= PATIENCE)
+        return bool(self.active.any())
+
+    def _curvature(self, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Return floored eigenvalues `[k, d]` of `|−∂² log p|` and vectors W: H⁻¹ = W Λ⁻¹ Wᵀ."""
+        z = self.z[which]
+        width = 1e-5 * (1 + z.abs())
+        steps = torch.diag_embed(width)
+        points = torch.stack([z[:, None] + steps, z[:, None] - steps])
+        slopes = self.target.score(points.flatten(0, 2), self.rows)[1].view_as(points)
+        hessian = (slopes[0] - slopes[1]) / (2 * width[..., None])
+        hessian = torch.where(hessian.isfinite(), hessian, 0.0)
+        balance = hessian.diagonal(dim1=-2, dim2=-1).abs().clamp_min(1e-12).rsqrt()
+        balanced = -0.5 * (hessian + hessian.mT) * balance[:, :, None] * balance[:, None, :]
+        values, vectors = torch.linalg.eigh(balanced)
+        values = values.abs()
+        floor = 1e-7 * values.amax(-1, keepdim=True).clamp_min(1e-6)
+        return torch.maximum(values, floor), balance[:, :, None] * vectors
+
+    def _judge(self, which: Tensor, whole: Tensor) -> None:
+        """Keep the Gaussians N(z, H⁻¹), or narrower ones, whose ELBO is the best of their path."""
+        shrink = torch.tensor([1.0, 0.3], dtype=whole.dtype)
+        roots, bad = torch.linalg.cholesky_ex(whole @ whole.mT)
+        spread = shrink[:, None, None, None] * (self.noise @ roots.mT)
+        points = self.z[which][:, None] + spread  # [shrinks, k, draws, d]
+        with torch.no_grad():
+            log_p = self.target.log_density(points.flatten(0, 2), self.rows)
+        size = points.shape[-1]
+        entropy = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1) + size * shrink.log()[:, None]
+        elbos = log_p.view(points.shape[:3]).mean(-1) + entropy
+        elbos = elbos + 0.5 * size * (1 + math.log(2 * math.pi))
+        elbos = torch.where(elbos.isfinite() & (bad == 0), elbos, -math.inf)
+        best, at = elbos.max(0)
+        rose = best > self.elbos[which] + 1e-2
+        self.worse[which] = torch.where(rose, 0.0, self.worse[which] + 1)
+        for k in rose.nonzero().flatten().tolist():
+            path = int(which[k])
+            self.elbos[path] = best[k]
+            self.frames[path] = Frame.dense(self.z[path].clone(), shrink[at[k]] * roots[k])
+
+    def _line_search(self, which: Tensor, move: Tensor, gain: Tensor) -> None:
+        """Halve the steps until log p rises enough; a path without such a step ends."""
+        step = torch.ones_like(gain)
+        waiting = torch.ones_like(gain, dtype=torch.bool)
+        for _ in range(25):
+            (left,) = waiting.nonzero(as_tuple=True)
+            if len(left) == 0:
+                return
+            path = which[left]
+            z = self.z[path] + step[left, None] * move[left]
+            value, slope = self.target.score(z, self.rows)
+            good = value >= self.value[path] + 1e-4 * step[left] * gain[left]
+            good &= slope.isfinite().all(-1)
+            taken = path[good]
+            self.z[taken], self.value[taken], self.slope[taken] = z[good], value[good], slope[good]
+            waiting[left[good]] = False
+            step = step * 0.5
+        self.active[which[waiting]] = False

@@ -1,0 +1,129 @@
+"""The verdict: from the numbers of a diagnosis to a level and a sentence.
+
+The limits are plain numbers, here and nowhere else; benchmarks/verdicts.py counts how often what
+they say is right. Which to use: `diagnose`, which calls `judge`.
+"""
+
+import math
+from typing import Literal
+
+from torch import Tensor
+
+__all__ = ["Level", "judge"]
+
+Level = Literal["trust", "partly", "do not trust"]
+
+GOOD, FAIR = 0.2, 0.6  # of a bound, in sd of the draws and in log sd
+HEAVY = 0.7  # k̂ from which reweighed draws and tails are not to be believed
+EQUAL = 0.1  # sd of log weights (nats) below which all weights are nearly 1, whatever their k̂
+SAME = 0.01  # and below which q is p
+ELSEWHERE = 0.02  # share of mass on a peak that q does not have
+SMALLER = 0.1  # log sd by which p must seem wider for the sentence to say so
+SHAPE = 1.0  # residual and sd of log weights above which moments alone may be right
+NEAR = 0.9  # ESS/n from which a heavy tail of the weights carries too little to matter
+FEW = 100.0  # effective draws that resampling needs
+
+
+def judge(
+    draws: int,
+    elsewhere: float,
+    empty: int,
+    *,
+    k_hat: float,
+    ess_fraction: float,
+    sd_log_weights: float,
+    residual: float | None,
+    mean_bound: Tensor,
+    log_sd_bound: Tensor,
+    log_sd_shift: Tensor,
+    converged: bool,
+) -> tuple[Level, str, tuple[str, ...], str]:
+    """Return the level, the sentence, the reasons behind it, and why not to resample ("" if sound).
+
+    The arguments are those of `Diagnosis`; draws: n. elsewhere: share of mass on another peak.
+    empty: draws where p has no mass.
+    """
+    means, sds = _largest(mean_bound), _largest(log_sd_bound)
+    worst = max(means, sds)
+    level: Level = "trust" if worst <= GOOD else "partly" if worst <= FAIR else "do not trust"
+    reasons = []
+    if elsewhere > ELSEWHERE:
+        level = "do not trust"
+        reasons.append(f"another peak, which q does not have, holds about {elsewhere:.0%} of p")
+    other_shape = residual is not None and residual > SHAPE and sd_log_weights > SHAPE
+    if other_shape or not converged:
+        level = "partly" if level == "trust" else level
+    if not converged:
+        reasons.append("the fit has not converged")
+    unequal = sd_log_weights > EQUAL
+    if k_hat >= HEAVY and unequal:
+        reasons.append(f"heavy-tailed weights: k-hat {k_hat:.2f}, from 0.7 on they mislead")
+    if residual is not None and residual > GOOD:
+        reasons.append(f"log p/q is not quadratic: residual of the scores {residual:.2g}")
+    if ess_fraction < 0.5:
+        effective = ess_fraction * draws
+        reasons.append(f"{effective:,.0f} effective draws of {draws:,}")
+    if empty:
+        reasons.append(f"p has no mass at {empty} of {draws:,} draws of q")
+    words = _sentence(level, means, sds, _too_small(log_sd_bound, log_sd_shift))
+    tails = "; the shape is not p's" if other_shape else _tails(k_hat, sd_log_weights)
+    if reasons and (level == "do not trust" or not converged):
+        words = f"{words} ({reasons[0]})"
+    verdict = f"{words}{tails}." if level != "do not trust" else f"{words}."
+    return level, verdict, tuple(reasons), _resampling(k_hat, ess_fraction, draws)
+
+
+def _sentence(level: Level, means: float, sds: float, smaller: bool) -> str:  # noqa: FBT001
+    """Say how good means and standard deviations are, whichever can be said."""
+    good = {
+        "means": (means, f"means to about {_round(means)} sd"),
+        "standard deviations": (sds, f"standard deviations to about {_percent(sds)}"),
+    }
+    if level != "do not trust":
+        return f"{level.capitalize()}: " + ", ".join(text for _, text in good.values())
+    lost = [name for name, (bound, _) in good.items() if bound > FAIR]
+    kept = [text for bound, text in good.values() if bound <= FAIR]
+    what = " or ".join(lost) if lost else "any of it"
+    way = " (they seem too small)" if lost == ["standard deviations"] and smaller else ""
+    return f"Do not trust {what}{way}" + "".join(f"; {text}" for text in kept)
+
+
+def _tails(k_hat: float, spread: float) -> str:
+    if k_hat < 0.5 or spread <= SAME or math.isnan(k_hat):
+        return ""
+    if k_hat < HEAVY:
+        return "; less in the tails"
+    return "; do not trust the tails" if spread > EQUAL else "; the far tails are not checked"
+
+
+def _resampling(k_hat: float, ess_fraction: float, draws: int) -> str:
+    """Say why reweighed draws are unsound, or nothing."""
+    effective = ess_fraction * draws
+    if effective < FEW:
+        return f"only {effective:,.0f} effective draws, {FEW:.0f} are needed"
+    if k_hat >= HEAVY and ess_fraction < NEAR:
+        return f"the weights are heavy-tailed (k-hat {k_hat:.2f}, 0.7 or more)"
+    return ""
+
+
+def _too_small(bound: Tensor, shift: Tensor) -> bool:
+    worst = int(bound.nan_to_num(math.inf, math.inf).argmax())
+    return bool(shift[worst] > SMALLER)
+
+
+def _largest(bound: Tensor) -> float:
+    return float(bound.nan_to_num(math.inf, math.inf).max())
+
+
+def _round(value: float) -> str:
+    """Round up to hundredths below 0.1 and to tenths above: a bound is never understated."""
+    if math.isinf(value):
+        return "inf"
+    step = 100 if value <= 0.1 else 10
+    return f"{math.ceil(value * step - 1e-9) / step:g}"
+
+
+def _percent(log_factor: float) -> str:
+    if log_factor > 2:
+        return "more than 600 %"
+    return f"{math.ceil(100 * math.expm1(log_factor) - 1e-9)} %"

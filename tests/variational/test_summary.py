@@ -1,0 +1,141 @@
+"""Tables, corrected draws, export and files of fits to targets whose answers are known."""
+
+import json
+import math
+
+import pytest
+import safetensors.torch
+import torch
+from torch.distributions import constraints
+
+from kullback.core import RunError
+from kullback.variational import Target, fit
+from kullback.variational.archive import load, save
+from kullback.variational.summary import assess, resample, summarise, to_arviz
+
+Z = 4.5
+
+
+def gamma(rate):
+    """`rate` ~ Gamma(9, 3): mean 3, sd 1."""
+    return 8 * torch.log(rate) - 3 * rate
+
+
+@pytest.fixture(scope="module")
+def found():
+    return fit(gamma, {"rate": constraints.positive}, family="full_rank", progress=False)
+
+
+@pytest.fixture(scope="module")
+def judged(found):
+    return assess(found)
+
+
+def test_the_table_is_of_the_parameters_as_named(found, judged):
+    table = summarise(found, judged)
+    (row,) = table.rows
+    assert row.name == "rate"
+    assert abs(row.mean - 3.0) <= row.mean_error
+    assert max(row.sd, 1 / row.sd) - 1 <= row.sd_error
+    assert row.quantiles[0] < row.quantiles[1] < row.quantiles[2]
+    assert judged.verdict in str(table)
+    json.dumps(table.to_dict(), allow_nan=False)
+    json.dumps(judged.to_dict(), allow_nan=False)
+
+
+def test_corrected_draws_are_nearer_to_the_truth(found, judged):
+    draws = resample(found, 4000, judged, generator=torch.Generator().manual_seed(0))["rate"]
+    effective = judged.ess_fraction * 4000
+    assert abs(float(draws.mean()) - 3.0) < Z / math.sqrt(effective)
+    fourth = 3 + 6 / 9  # kurtosis of Gamma(9)
+    assert abs(float(draws.var()) - 1.0) < Z * math.sqrt((fourth - 1) / effective)
+
+
+def test_unsound_draws_are_refused_with_the_reason():
+    far = fit(gamma, {"rate": constraints.positive}, family="full_rank", progress=False)
+    z = far.draws + 6.0
+    log_p, by_p = far.target.score(z)
+    moved = type("Moved", (), {})()
+    moved.target, moved.draws, moved.log_p, moved.log_q = far.target, z, log_p, far.log_q
+    moved.scores, moved.converged = (by_p, far.scores[1]), True
+    judged = assess(moved)
+    with pytest.raises(RunError, match=r"unsound: only .* effective draws"):
+        resample(moved, 10, judged)
+    with pytest.raises(ValueError, match="n: expected at least 1 draw; got 0"):
+        resample(far, 0, assess(far))
+
+
+def test_arviz_gets_one_chain_with_its_densities(found):
+    pytest.importorskip("arviz_base")
+    tree = to_arviz(found)
+    assert tree["posterior"]["rate"].shape == (1, len(found.draws))
+    assert float(tree["sample_stats"]["lp"][0, 5]) == float(found.log_p[5])
+
+
+def test_a_fit_comes_back_from_disk(found, judged, tmp_path):
+    folder = save(found, tmp_path / "gamma", judged)
+    again = load(folder, found.target)
+    for name in ("draws", "log_p", "log_q"):
+        assert getattr(again, name).equal(getattr(found, name))
+    assert assess(again).verdict == judged.verdict
+    with pytest.raises(RunError, match="has a fit already"):
+        save(found, folder, judged)
+    save(found, folder, judged, force=True)
+
+
+def hostile(folder, change):
+    path = folder / "fit.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    record = json.loads((folder / "fit.json").read_text())
+    if change == "no record":
+        (folder / "fit.json").unlink()
+    elif change == "half a file":
+        path.write_bytes(path.read_bytes()[:50])
+    elif change == "not a record":
+        (folder / "fit.json").write_text("[1, 2]")
+    elif change == "another format":
+        (folder / "fit.json").write_text(json.dumps(record | {"format": 99}))
+    elif change == "names of no kind":
+        (folder / "fit.json").write_text(json.dumps(record | {"names": [3]}))
+    elif change == "one tensor less":
+        del tensors["log_q"]
+    elif change == "other rows":
+        tensors["log_q"] = tensors["log_q"][:7].clone()
+    elif change == "NaN":
+        tensors["log_p"][0] = math.nan
+    elif change == "integers":
+        tensors["log_p"] = tensors["log_p"].long()
+    elif change == "a tampered density":
+        tensors["log_p"] += 1.0
+    if change in ("one tensor less", "other rows", "NaN", "integers", "a tampered density"):
+        path.write_bytes(safetensors.torch.save(tensors))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("no record", "cannot be read"),
+        ("half a file", "not a readable safetensors file"),
+        ("not a record", "not the record of a fit"),
+        ("another format", "not the record of a fit"),
+        ("names of no kind", "not the record of a fit"),
+        ("one tensor less", "expected draws, log_p, log_q"),
+        ("other rows", "log_q: expected"),
+        ("NaN", "no NaN"),
+        ("integers", "log_p: expected"),
+        ("a tampered density", "log p of this target differs"),
+    ],
+)
+def test_hostile_files_are_refused(change, message, found, judged, tmp_path):
+    folder = save(found, tmp_path / "gamma", judged)
+    hostile(folder, change)
+    with pytest.raises(RunError, match=message):
+        load(folder, found.target)
+
+
+def test_another_target_is_refused(found, judged, tmp_path):
+    folder = save(found, tmp_path / "gamma", judged)
+    with pytest.raises(RunError, match="the target has"):
+        load(folder, Target.of(lambda rate: -rate.sum(), {"rate": (2,)}))
+    with pytest.raises(RunError, match="differs"):
+        load(folder, Target.of(lambda rate: -rate, {"rate": constraints.positive}))
