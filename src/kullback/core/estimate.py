@@ -34,6 +34,7 @@ class Estimate:
     warnings: what makes the error bar itself doubtful, in words; empty when nothing does.
     k_hat: the Pareto shape of the heaviest tail among the terms, where one was fitted: from 1/2
         upwards their variance is infinite and the error bar means nothing. float or `[*batch]`.
+    how: what was averaged, in words, where there was a choice: "best λ = 0.582".
     where: which of the batch the warnings are about, bool `[*batch]`; None when about all of it.
 
     Sums and differences add errors in quadrature, which is right for independent estimates only.
@@ -55,6 +56,7 @@ class Estimate:
     warnings: tuple[str, ...] = ()
     k_hat: Any = None
     where: Any = None
+    how: str = ""
 
     @property
     def warned(self) -> Any:

@@ -22,9 +22,17 @@ from kullback.core.estimate import Bias
 
 from .pareto import fit_tail, tail_length
 
-__all__ = ["Doubt", "about_bias", "about_identity", "about_terms", "judged", "mean_of"]
+__all__ = [
+    "Doubt",
+    "about_bias",
+    "about_identity",
+    "about_terms",
+    "about_unseen",
+    "judged",
+    "mean_of",
+]
 
-FEW = 20
+FEW, UNSEEN = 20, 500
 SKEWED = 0.08  # skewness of the mean
 HEAVY, JUDGED = 0.5, 100  # k̂, and the draws below which it is too noisy to act on
 FELT = 0.03  # skewness of the mean below which a tail, however shaped, carries no weight
@@ -39,6 +47,10 @@ class Doubt(NamedTuple):
     size: Tensor
     where: Tensor
     words: str
+
+    def only(self, part: Tensor) -> "Doubt":
+        """Return the same doubt about this part of the batch only."""
+        return self._replace(where=self.where & part)
 
 
 def about_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
@@ -79,6 +91,20 @@ def about_identity(name: str, gap: Tensor, error: Tensor, skewness: Tensor) -> l
             "what has not been drawn yet may matter",
         ),
     ]
+
+
+def about_unseen(draws: int, like: Tensor) -> Doubt:
+    """Doubt a mean with so few draws that an event of a chance up to 3/draws may not be among them.
+
+    For terms in which `r − 1` cancels `log r`: what is left at the draws seen says nothing then
+    about the others.
+    """
+    words = (
+        "only {:.0f} draws: what happens once in {:.0f} may not have been drawn yet, and r − 1 hides "
+        "how much that is; draw 500, or use k1"
+    )
+    few = torch.full_like(like, draws)
+    return Doubt(few, few < UNSEEN, words.replace("{:.0f} may", f"{draws / 3:.0f} may"))
 
 
 def about_bias(bias: Tensor, error: Tensor, words: str) -> Doubt:
