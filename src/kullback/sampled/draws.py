@@ -65,11 +65,12 @@ class Draws(NamedTuple):
         return Draws(change(self.log_r), weights, tuple(map(change, self.controls)), self.scale)
 
     def keys(self) -> list[Tensor]:
-        """Return by what a draw is extreme, in logs: |log r|, r, the weight, each |control|.
+        """Return by what a draw is extreme, in logs: −log r, r, the weight, each |control|.
 
-        Where draws are weighted all are times the weight. `forms.ends` knows the order.
+        Where draws are weighted all are times the weight. A control's column in the features is
+        one after its place here, as is the weight's.
         """
-        keys = [self.log_r.abs().log(), self.log_r]
+        keys = [(-self.log_r).clamp_min(0.0).log(), self.log_r]
         if self.log_weights is not None:
             keys.append(torch.zeros_like(self.log_r))
         keys += [control.abs().log() for control in self.controls]

@@ -5,7 +5,7 @@
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,7 +95,7 @@ def _unsafe(seen: Seen, *, weighted: bool, ratio: bool) -> Tensor:
     return torch.stack(unsafe, -1) & (seen.moments.count >= trust.JUDGED)
 
 
-def _averaged(parts: list[Part], whole: Seen, *, ratio: bool) -> _Found:
+def _averaged(parts: list[Part], whole: Seen, *, weighted: bool, ratio: bool) -> _Found:
     """Average the parts by their draws; errors add in quadrature."""
     draws = whole.moments.count
     value = error = squares = slant = centre = torch.zeros(())
@@ -111,22 +111,23 @@ def _averaged(parts: list[Part], whole: Seen, *, ratio: bool) -> _Found:
     flat = squares <= draws * (trust.ROUNDING * value) ** 2
     skewness = torch.where(flat, 0.0, whole.tails.skewness(slant, centre, squares))
     error = torch.where(value.isinf(), math.inf, error.clamp_min(0.0).sqrt())
-    return _Found(value, error, slant, skewness, _shape(whole.tails, slant), flat)
+    shape = _shape(whole.tails, slant, weighted=weighted)
+    return _Found(value, error, slant, skewness, shape, flat)
 
 
-def _shape(tails: Tails, slant: Tensor) -> Tensor:
+def _shape(tails: Tails, slant: Tensor, *, weighted: bool) -> Tensor:
     """Return k̂ of a form `[*batch]`: that of the heaviest thing it is made of.
 
-    Those are |log r| (squared for k2), r, the weight and the controls. At either end a term grows
-    like one of them, and the index of a sum's tail is the largest of its parts'; the terms as they
-    are need not grow with any of them, so that the draws kept would not be their extremes.
+    Those are log r on either side (squared for k2), r, the weight and the controls. At its ends a
+    term grows like one of them, and the index of a sum's tail is the largest of its parts'; the
+    terms themselves need not grow with any, so that the draws kept need not be their extremes.
     """
+    up: dict[str, Any] = {"end": WEIGHT - 1} if weighted else {"end": RATIO, "log": True}
     log_r = slant[..., 0] - slant[..., RATIO]  # r − 1 − log r has a share of it
-    made_of = [(log_r, 0, 1.0), (slant[..., RATIO], 1, 1.0), (slant[..., 2], 0, 2.0)]
-    made_of += [(slant[..., column], column - 1, 1.0) for column in range(3, slant.shape[-1])]
-    shapes = [
-        torch.where(part == 0, -math.inf, tails.shape(end, power)) for part, end, power in made_of
-    ]
+    made_of = [(log_r, {"end": 0}), (log_r, up), (slant[..., RATIO], {"end": RATIO})]
+    made_of += [(slant[..., 2], {**side, "power": 2.0}) for side in ({"end": 0}, up)]
+    made_of += [(slant[..., c], {"end": c - 1}) for c in range(WEIGHT, slant.shape[-1])]
+    shapes = [torch.where(part == 0, -math.inf, tails.shape(**side)) for part, side in made_of]
     return torch.stack(shapes).amax(0)
 
 
@@ -144,7 +145,7 @@ def judge(
 
     rounding: `[*batch]`, what the log densities may be wrong by.
     """
-    found = _averaged(parts, whole, ratio=ratio)
+    found = _averaged(parts, whole, weighted=weighted, ratio=ratio)
     draws = whole.moments.count
     doubts = trust.about_terms(draws, found.skewness, found.k_hat)
     same = "every draw gave the same term: no error can be seen"

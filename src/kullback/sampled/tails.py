@@ -96,13 +96,17 @@ class Tails:
         cubes = ((self.terms(form) - mean[..., None]) ** 3).nansum(-1)
         return torch.where(squares > 0, cubes / squares**1.5, 0.0)
 
-    def shape(self, end: int, power: float = 1.0) -> Tensor:
-        """Return k̂ `[*batch]` of `exp(power · key)` at one end; NaN below 25 draws."""
+    def shape(self, end: int, *, power: float = 1.0, log: bool = False) -> Tensor:
+        """Return k̂ `[*batch]` at one end of exp(key), or of the key where it is above 0 (`log`).
+
+        Of that to a power; NaN below 25 draws.
+        """
         size = min(tail_length(self.draws), KEPT - 1)
         if size < 5:
             nan = torch.nan
             return torch.full(self.keys.shape[:-2], nan, dtype=torch.float64).to(self.keys.device)
-        top = power * self.keys[..., end, : size + 1].flip(-1)
+        top = self.keys[..., end, : size + 1].flip(-1)
+        top = power * (top.clamp_min(0.0).log() if log else top)
         cutoff, above, largest = top[..., :1], top[..., 1:], top[..., -1:]
         excess = -torch.expm1(cutoff - above) * torch.exp(above - largest)
         level = (above == cutoff) | (largest == -math.inf)

@@ -67,11 +67,20 @@ def about_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
         ),
         Doubt(
             k_hat,
-            (k_hat > HEAVY) & (skewness.abs() > FELT) & (draws >= JUDGED),
-            "heavy tail (Pareto k-hat {:.2f}, above 0.5): the variance may be infinite "
-            "and the error bar means little",
+            may_be_heavy(k_hat, draws) & (skewness.abs() > FELT),
+            "heavy tail (Pareto k-hat {:.2f}, which does not exclude 0.5): the variance may be "
+            "infinite and the error bar means little",
         ),
     ]
+
+
+def may_be_heavy(k_hat: Tensor, draws: int) -> Tensor:
+    """Say where the variance may be infinite: k̂ and its own standard error reach ½.
+
+    k̂ of M tail values scatters by `(1 + k) / √M`. Below 100 draws it says nothing: nowhere.
+    """
+    scatter = (1 + k_hat) / math.sqrt(max(tail_length(draws), 1))
+    return (k_hat + scatter > HEAVY) & (draws >= JUDGED)
 
 
 def about_identity(name: str, gap: Tensor, error: Tensor, skewness: Tensor) -> list[Doubt]:
@@ -100,8 +109,8 @@ def about_unseen(draws: int, like: Tensor) -> Doubt:
     about the others.
     """
     words = (
-        "only {:.0f} draws: what happens once in {:.0f} may not have been drawn yet, and r − 1 hides "
-        "how much that is; draw 500, or use k1"
+        "only {:.0f} draws: what happens once in {:.0f} may not have been drawn yet, "
+        "and r − 1 hides how much that is; draw 500, or use k1"
     )
     few = torch.full_like(like, draws)
     return Doubt(few, few < UNSEEN, words.replace("{:.0f} may", f"{draws / 3:.0f} may"))
