@@ -17,8 +17,9 @@ from kullback.core import ArgumentTypeError, Estimate, require, require_type
 from kullback.exact import closed_forms, tables
 
 from . import trust
-from .draw import draw_from, log_density
+from .densities import log_density
 from .draw import kl as kl_sampled
+from .draw_from import draw_from
 from .terms import Estimator
 
 __all__ = ["Measured", "cross_entropy", "entropy", "how_sampled", "js", "kl"]

@@ -171,11 +171,12 @@ def _how(parts: list[Part], estimator: Estimator) -> str:
     multiples = torch.stack([part.form.coefficients[..., RATIO] for part in parts])
     out = int((multiples == 0).sum())
     if out == multiples.numel():
-        return "k1, since λ r − λ would have a heavy tail"
+        return "k1, as q/p has a heavy tail"
     used = multiples[multiples != 0]
     ends = [f"{float(end):.3g}" for end in (used.amin(), used.amax())]
     text = f"best λ = {' to '.join(dict.fromkeys(ends))}"
-    return f"{text}, k1 in {out} of {multiples.numel()} parts with a heavy tail" if out else text
+    part = f"{out} of {multiples.numel()} parts"
+    return f"{text}, k1 in {part}, as q/p has a heavy tail there" if out else text
 
 
 def _bias(estimator: Estimator, *, ratio: bool, cross_fit: bool) -> tuple[Bias, str]:

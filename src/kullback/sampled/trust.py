@@ -34,8 +34,8 @@ __all__ = [
 
 FEW, UNSEEN = 20, 500
 SKEWED = 0.08  # skewness of the mean
-HEAVY, JUDGED = 0.5, 100  # k̂, and the draws below which it is too noisy to act on
-FELT = 0.03  # skewness of the mean below which a tail, however shaped, carries no weight
+HEAVY, JUDGED = 0.5, 200  # k̂, and the draws below which it is too noisy to act on
+FELT = 0.01  # skewness of the mean below which a tail, however shaped, carries no weight
 BROKEN = 4.0  # standard errors between a known mean and the draws'
 ROUNDING = 4e-16  # terms that differ by less than this, relatively, are one number
 BIASED = 0.3  # standard errors of bias: a 95 % interval then covers 94 %
@@ -77,7 +77,7 @@ def about_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
 def may_be_heavy(k_hat: Tensor, draws: int) -> Tensor:
     """Say where the variance may be infinite: k̂ and its own standard error reach ½.
 
-    k̂ of M tail values scatters by `(1 + k) / √M`. Below 100 draws it says nothing: nowhere.
+    k̂ of M tail values scatters by `(1 + k) / √M`. Below 200 draws it says too little: nowhere.
     """
     scatter = (1 + k_hat) / math.sqrt(max(tail_length(draws), 1))
     return (k_hat + scatter > HEAVY) & (draws >= JUDGED)
