@@ -313,7 +313,7 @@ def js_of_shift(by):
 
 NEIGHBOURS = [
     (draws, dimensions, by)
-    for draws, dimensions in ((100, 1), (200, 1), (200, 2), (100, 5))
+    for draws, dimensions in ((200, 1), (200, 2), (100, 5))
     for by in (0.0, 0.3, 0.6, 1.0, 2.5)
 ]
 
@@ -324,7 +324,10 @@ def neighbour_settings(repeats):
         x, y = two_normals(seeded("two " + name), repeats, draws, dimensions, by)
         yield "kl_from_draws", name, by**2 / 2, in_lots(kl_from_draws, x, y)
         yield "js_from_draws", name, js_of_shift(by), in_lots(js_from_draws, x, y)
-    for draws, dimensions in ((100, 1), (200, 1), (200, 2), (100, 3)):
+
+
+def pair_settings(repeats):
+    for draws, dimensions in ((200, 1), (200, 2), (100, 3)):
         for correlation in (0.0, 0.3, 0.6, 0.9, 0.99):
             name = f"correlation {correlation}, {dimensions}+{dimensions} d, n={draws}"
             generator = seeded("pairs " + name)
@@ -343,7 +346,7 @@ def classifier_settings(repeats):
         for function, truth in ((kl_from_draws, by**2 / 2), (js_from_draws, js_of_shift(by))):
             found = [function(a, b, method="classifier") for a, b in pairs]
             yield function.__name__, name, truth, found
-    for correlation in (0.0, 0.5, 0.9):
+    for correlation in (0.0, 0.3, 0.5, 0.7, 0.9):
         name = f"classifier: correlation {correlation}, n=200"
         generator = seeded("pairs " + name)
         x, noise = (normal(generator, repeats, 200, 1) for _ in range(2))
@@ -404,6 +407,7 @@ GROUPS = {
     "evidence": (evidence_settings, 1),
     "bound": (bound_settings, 1),
     "neighbours": (neighbour_settings, 1),
+    "pairs": (pair_settings, 1),
     "classifier": (classifier_settings, 10),
 }
 
@@ -439,31 +443,42 @@ def draw_picture(rows, path):
     figure.savefig(path, metadata={"Date": None})
 
 
+def printed(row):
+    silent = "    –" if row["silent"] is None else f"{row['silent']:5.3f}"
+    verdict = "ok" if row["passes"] else "FAILS"
+    return (
+        f"{row['function']:30s} {row['setting']:52s} {row['coverage']:5.3f} "
+        f"{silent} {row['warned']:5.3f} {verdict}"
+    )
+
+
+def measured(groups, repeats):
+    for group in groups:
+        settings, thinned = GROUPS[group]
+        for setting in settings(max(20, repeats // thinned)):
+            yield summed_up(*setting)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--only", nargs="*", choices=list(GROUPS), default=list(GROUPS))
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--rows", nargs="*", type=Path, default=[], help="of earlier runs, as well")
+    parser.add_argument("--json", type=Path, help="written anew after every setting")
     parser.add_argument("--svg", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows, start = [], time.perf_counter()
-    for group in options.only:
-        settings, thinned = GROUPS[group]
-        for setting in settings(max(20, options.repeats // thinned)):
-            row = summed_up(*setting)
-            rows.append(row)
-            silent = "    –" if row["silent"] is None else f"{row['silent']:5.3f}"
-            verdict = "ok" if row["passes"] else "FAILS"
-            print(
-                f"{row['function']:30s} {row['setting']:52s} {row['coverage']:5.3f} "
-                f"{silent} {row['warned']:5.3f} {verdict}",
-                flush=True,
-            )
+    start = time.perf_counter()
+    rows = [row for path in options.rows for row in json.loads(path.read_text())["rows"]]
+    for row in measured(options.only, options.repeats):
+        rows.append(row)
+        print(printed(row), flush=True)
+        if options.json:
+            options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     failed = [row for row in rows if not row["passes"]]
     print(f"{len(rows)} settings, {len(failed)} fail, {time.perf_counter() - start:.0f} s")
     if options.json:
-        options.json.write_text(json.dumps({"repeats": options.repeats, "rows": rows}, indent=1))
+        options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     if options.svg:
         draw_picture(rows, options.svg)
 

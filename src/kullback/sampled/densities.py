@@ -57,8 +57,8 @@ def _scored(q: Distribution, x: Tensor) -> Tensor:
     return q.log_prob(x)
 
 
-@_scored.register
-def _independent(q: Independent, x: Tensor) -> Tensor:
+@_scored.register(Independent)
+def _independent(q: Any, x: Tensor) -> Tensor:
     dims = q.reinterpreted_batch_ndims
     scores = log_density(q.base_dist, x)
     return scores.sum(tuple(range(-dims, 0))) if dims else scores
@@ -93,8 +93,8 @@ def _negative_binomial(q: NegativeBinomial, x: Tensor) -> Tensor:
 @_scored.register
 def _categorical(q: Categorical, x: Tensor) -> Tensor:
     masses = _log_masses(q)
-    index, masses = torch.broadcast_tensors(x.long()[..., None], masses)
-    return masses.gather(-1, index[..., :1])[..., 0]
+    index = x.long()[..., None] + torch.zeros_like(masses[..., :1], dtype=torch.long)
+    return masses.expand(*index.shape[:-1], -1).gather(-1, index)[..., 0]
 
 
 @_scored.register

@@ -145,18 +145,20 @@ def judge(
 
     rounding: `[*batch]`, what the log densities may be wrong by.
     """
-    found = _averaged(parts, whole, weighted=weighted, ratio=ratio)
+    kind = {"weighted": weighted, "ratio": ratio}
+    found = _averaged(parts, whole, **kind)
     draws = whole.moments.count
     doubts = trust.about_terms(draws, found.skewness, found.k_hat)
     same = "every draw gave the same term: no error can be seen"
     doubts.append(trust.Doubt(found.value, found.flat & (found.value != 0), same))
     with_r = (found.slant[..., RATIO] != 0) & ~found.flat
-    doubts += [doubt.only(with_r) for doubt in _about_r(whole, found.error, rounding, ratio=ratio)]
+    doubts += [doubt.only(with_r) for doubt in _about_r(whole, found.error, rounding, **kind)]
     if estimator == "best":
-        doubts += _about_known(whole, "log r", _column(0, whole), None, ratio=ratio)
+        doubts += _about_known(whole, "log r", _column(0, whole), None, **kind)
     if weighted:
         known = None if ratio else 1.0
-        doubts += _about_known(whole, "the weights", _column(WEIGHT, whole), known, ratio=False)
+        plain = {"weighted": weighted, "ratio": False}
+        doubts += _about_known(whole, "the weights", _column(WEIGHT, whole), known, **plain)
     if estimator == "k2":
         doubts.append(_bias_of_k2(whole, found.error, ratio=ratio))
     bias, why = _bias(estimator, ratio=ratio, cross_fit=cross_fit)
@@ -194,19 +196,25 @@ def _column(column: int, whole: Seen) -> Tensor:
     return widened((0.0,) * column + (1.0,), whole.moments.mean)
 
 
-def _about_r(whole: Seen, error: Tensor, rounding: Tensor, *, ratio: bool) -> list[trust.Doubt]:
+def _about_r(whole: Seen, error: Tensor, rounding: Tensor, **kind: bool) -> list[trust.Doubt]:
     """Doubt what leans on r: it may miss part of q, hide rare draws, or be a rounding error."""
     control = widened(CONTROL, whole.moments.mean)
     words = "rounding of the log densities adds {:.1f} standard errors: pass float64"
     return [
-        *_about_known(whole, "q/p", control, 0.0, ratio=ratio),
+        *_about_known(whole, "q/p", control, 0.0, **kind),
         trust.about_unseen(whole.moments.count, error),
         trust.about_bias(0.5 * rounding**2, error, words),
     ]
 
 
 def _about_known(
-    whole: Seen, name: str, coefficients: Tensor, known: float | None, *, ratio: bool
+    whole: Seen,
+    name: str,
+    coefficients: Tensor,
+    known: float | None,
+    *,
+    weighted: bool,
+    ratio: bool,
 ) -> list[trust.Doubt]:
     """Doubt by a form whose mean is known; None when only its skewness says something."""
     moments = whole.moments
@@ -215,7 +223,9 @@ def _about_known(
     error = (moments.squares(tilt) / (moments.count * (moments.count - 1))).sqrt()
     gap = level(moments, form, ratio=ratio)
     gap = torch.zeros_like(gap) if known is None else gap
-    return trust.about_identity(name, gap, error, whole.skewness(tilt))
+    k_hat = _shape(whole.tails, coefficients, weighted=weighted)
+    heavy = trust.may_be_heavy(k_hat, moments.count)
+    return trust.about_identity(name, gap, error, whole.skewness(tilt), heavy)
 
 
 def _bias_of_k2(whole: Seen, error: Tensor, *, ratio: bool) -> trust.Doubt:

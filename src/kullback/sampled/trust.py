@@ -83,8 +83,13 @@ def may_be_heavy(k_hat: Tensor, draws: int) -> Tensor:
     return (k_hat + scatter > HEAVY) & (draws >= JUDGED)
 
 
-def about_identity(name: str, gap: Tensor, error: Tensor, skewness: Tensor) -> list[Doubt]:
-    """Doubt draws under which `name`, whose mean is known to be 1, is off, or itself skewed."""
+def about_identity(
+    name: str, gap: Tensor, error: Tensor, skewness: Tensor, heavy: Tensor
+) -> list[Doubt]:
+    """Doubt draws under which `name`, whose mean is known to be 1, is off, or itself skewed.
+
+    heavy: bool, where its variance may be infinite.
+    """
     off = torch.where(gap == 0, 0.0, gap.abs() / error)
     return [
         Doubt(
@@ -95,8 +100,8 @@ def about_identity(name: str, gap: Tensor, error: Tensor, skewness: Tensor) -> l
         ),
         Doubt(
             skewness.abs(),
-            skewness.abs() > SKEWED,
-            f"a few draws carry the mean of {name} (skewness {{:.2f}}, above 0.08): "
+            (skewness.abs() > SKEWED) | (heavy & (skewness.abs() > FELT)),
+            f"a few draws carry the mean of {name} (skewness {{:.2f}}, or a heavy tail): "
             "what has not been drawn yet may matter",
         ),
     ]
