@@ -66,9 +66,20 @@ def test_huffman_is_the_best_prefix_code_by_enumeration(weights):
         sum(w * n for w, n in zip(weights, row, strict=True)) for row in prefix_lengths(4, 4)
     )
     assert codes.expected_length(lengths, p).item() == pytest.approx(best / sum(weights), rel=1e-12)
-    assert codes.kraft_sum(lengths) == 1
+    assert codes.kraft_sum(lengths) == codes.kraft_sum(words) == 1
+    assert codes.expected_length(words, p) == codes.expected_length(lengths, p)
     pairs = itertools.permutations(words, 2)
     assert not any(second.startswith(first) for first, second in pairs)
+
+
+def test_words_compose_with_their_cost():
+    words = codes.huffman_code(torch.tensor([0.5, 0.0, 0.25, 0.25]))
+    assert words[1] is None
+    assert codes.kraft_sum(words) == 1
+    assert codes.expected_length(words, torch.tensor([0.5, 0.0, 0.25, 0.25])) == 1.5
+    assert codes.expected_length(words, torch.full((4,), 0.25)) == math.inf
+    assert codes.huffman_code(torch.tensor([0.0, 1.0])) == [None, ""]
+    assert codes.expected_length([None, ""], torch.tensor([0.0, 1.0])) == 0.0
 
 
 def test_huffman_words_are_the_bits_in_the_file():
@@ -143,9 +154,13 @@ REFUSED = [
     (lambda: codes.encode([0, 1], P), TypeError, "symbols: expected Tensor"),
     (lambda: codes.encode(SYMBOLS.float(), P), ValueError, r"integers \[count\]; got float32"),
     (lambda: codes.encode(SYMBOLS[None], P), ValueError, r"integers \[count\]; got int64 \[1, 3\]"),
-    (lambda: codes.encode(SYMBOLS + 1, P), ValueError, "numbers from 0 to 2"),
-    (lambda: codes.encode(SYMBOLS - 1, P), ValueError, "numbers from 0 to 2"),
-    (lambda: codes.encode(SYMBOLS, torch.tensor([0.5, 0.5, 0.0])), ValueError, "p gives mass"),
+    (lambda: codes.encode(SYMBOLS + 1, P), ValueError, "numbers from 0 to 2; got 3 at place 2"),
+    (lambda: codes.encode(SYMBOLS - 1, P), ValueError, "numbers from 0 to 2; got -1 at place 0"),
+    (
+        lambda: codes.encode(SYMBOLS, torch.tensor([0.5, 0.5, 0.0])),
+        ValueError,
+        "p gives mass; got 2 at place 2",
+    ),
     (
         lambda: codes.encode(SYMBOLS, P, coder="zip"),
         ValueError,
@@ -156,7 +171,9 @@ REFUSED = [
     (lambda: codes.decode("x", P, count=1), TypeError, "data: expected bytes; got str"),
     (lambda: codes.decode(b"", P, count=-1), ValueError, "count: expected an integer"),
     (lambda: codes.decode(b"", P, count=1.5), ValueError, "count: expected an integer"),
-    (lambda: codes.kraft_sum([1, 2]), TypeError, "lengths: expected Tensor"),
+    (lambda: codes.kraft_sum([1, 2]), ValueError, "code: expected words of 0s and 1s.* got 1"),
+    (lambda: codes.kraft_sum("01"), TypeError, "code: expected Tensor or Sequence"),
+    (lambda: codes.expected_length(["0", "1"], P), ValueError, "code: expected 3 outcomes.* got 2"),
 ]
 
 

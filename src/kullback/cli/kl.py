@@ -5,7 +5,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from .measure import answer
-from .measure_options import MeasureOptions, P, Q
+from .measure_options import Options, P, Q
 
 __all__ = ["kl"]
 
@@ -18,7 +18,7 @@ def kl(
     estimator: Annotated[
         str | None, Parameter(help="Draw, and use k1, k2, k3, best or a number λ (MATH 5).")
     ] = None,
-    options: Annotated[MeasureOptions | None, Parameter(name="*")] = None,
+    options: Options = None,
 ) -> None:
     """Divergence KL(P‖Q) = Σ p log p/q: the extra surprise of believing Q when P is true.
 

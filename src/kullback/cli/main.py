@@ -3,6 +3,7 @@
 No torch is imported here nor by any command's module: only by the command's function, when it runs.
 """
 
+import re
 import sys
 
 from cyclopts import App
@@ -70,8 +71,11 @@ app.command(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code; only this package's errors become messages."""
+    given = sys.argv[1:] if arguments is None else arguments
+    # a number is never an option: with a space before it, its sign does not make it one
+    given = [f" {text}" if re.match(r"-\.?\d", text) else text for text in given]
     try:
-        code = app(arguments, result_action="return_value")
+        code = app(given, result_action="return_value")
     except KullbackError as error:
         sys.stderr.write(f"kullback: {error}\n")
         sys.exit(error.exit_code)

@@ -85,5 +85,5 @@ def _measured(
         return Answer(quantity, given, best, None, float(best) if best.exact else None)
     known = ways.kl(*values, draws=4)
     found = sampled.kl(*drawable(values), estimator=estimator, **how)
-    measured = ways.Measured(found.value, ways.how_sampled(estimator, options.draws), found)
+    measured = ways.Measured(found.value, ways.how_sampled(found), found)
     return Answer(quantity, given, measured, estimator, float(known) if known.exact else None)

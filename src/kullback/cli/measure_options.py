@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from kullback.core import require
 
-__all__ = ["MeasureOptions", "P", "Q"]
+__all__ = ["MeasureOptions", "Options", "P", "Q"]
 
 FORMS = "0.5,0.25,0.25, a .csv, .json or .npy file, or a name such as normal(0,1)."
 
@@ -42,3 +42,6 @@ class MeasureOptions:
             require(svg, "--plot", "a .svg file", str(self.plot))
             new = self.force or not self.plot.exists()
             require(new, "--plot", "a file that does not exist", str(self.plot), "--force")
+
+
+Options = Annotated[MeasureOptions | None, Parameter(name="*")]

@@ -117,7 +117,7 @@ def _fields(found: Answer, options: MeasureOptions) -> dict[str, Any]:
     sampled = found.measured.estimate is not None
     estimate = found.measured.estimate or Estimate(float(found.measured), 0.0, 0)
     figures = (estimate.bits() if options.unit == "bits" else estimate).to_dict()
-    default = "best" if "best λ" in found.measured.method else "mean"
+    default = "best" if estimate.how else "mean"
     estimator = default if found.estimator is None else found.estimator
     known = None if found.exact is None else found.exact / UNITS[options.unit]
     return {
@@ -131,6 +131,7 @@ def _fields(found: Answer, options: MeasureOptions) -> dict[str, Any]:
         "exact_value": known if known is None or math.isfinite(known) else repr(known),
         "method": found.measured.method,
         "estimator": estimator if sampled else None,
+        "how": figures["how"] if sampled else None,
         "draws": figures["draws"] if sampled else None,
         "seed": options.seed if sampled else None,
         "bias": figures["bias"],

@@ -10,10 +10,10 @@ call `from_terms`); `bits()` and `nats()` change the unit.
 
 import math
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import Any, Literal
 
 from .checks import require, require_type
+from .student import two_sided
 
 __all__ = ["Bias", "Estimate"]
 
@@ -34,6 +34,7 @@ class Estimate:
     warnings: what makes the error bar itself doubtful, in words; empty when nothing does.
     k_hat: the Pareto shape of the heaviest tail among the terms, where one was fitted: from 1/2
         upwards their variance is infinite and the error bar means nothing. float or `[*batch]`.
+    how: what was averaged, in words, where there was a choice: "best λ = 0.582".
     where: which of the batch the warnings are about, bool `[*batch]`; None when about all of it.
 
     Sums and differences add errors in quadrature, which is right for independent estimates only.
@@ -55,15 +56,33 @@ class Estimate:
     warnings: tuple[str, ...] = ()
     k_hat: Any = None
     where: Any = None
+    how: str = ""
 
     @property
     def warned(self) -> Any:
-        """Say whether a warning applies: a bool, or a bool tensor `[*batch]` when only to some.
+        """Say whether a warning applies: a bool, or for a batch always a bool array `[*batch]`.
 
         >>> Estimate(1.0, 0.1, draws=9).warned, Estimate(1.0, 0.1, draws=9).warn("few").warned
         (False, True)
         """
-        return self.where if self.warnings and self.where is not None else bool(self.warnings)
+        if not getattr(self.value, "ndim", 0):
+            return bool(self.warnings)
+        if self.warnings and self.where is not None:
+            return self.where
+        everywhere = (self.value == self.value) | (self.value != self.value)  # NaN as well
+        return everywhere if self.warnings else ~everywhere
+
+    @property
+    def brief(self) -> str:
+        """Give value, error, unit and bias in one line, as `str` does, but not the warnings.
+
+        >>> Estimate(1.0, 0.125, draws=9, bias="low").warn("few").brief
+        '1.00 ± 0.12 nats, biased low'
+        """
+        ending = f" {self.unit}" if self.unit else ""
+        biased = "" if self.bias == "none" else f", biased {self.bias}"
+        biased = ", bias unknown" if self.bias == "unknown" else biased
+        return f"{_rounded(self.value, self.standard_error)}{ending}{biased}"
 
     @classmethod
     def from_terms(
@@ -92,17 +111,19 @@ class Estimate:
         return cls(value, error, draws, unit, bias, why)
 
     def interval(self, level: float = 0.95) -> tuple[Any, Any]:
-        """Give the normal confidence interval `value ± z(level)·standard_error`.
+        """Give the confidence interval `value ± t·standard_error`, t of Student's law.
 
-        It covers the *expectation*; a bias, when there is one, comes on top.
+        The law has `draws − 1` degrees of freedom, since the error was itself estimated: 2.26 and
+        not 1.96 errors at 10 draws. It covers the *expectation*; a bias, when there is one, comes
+        on top.
 
         >>> low, high = Estimate(0.0, 1.0, draws=100).interval()
         >>> round(high, 2)
-        1.96
+        1.98
         """
         require(0.0 < level < 1.0, "level", "a number strictly between 0 and 1", level)
-        z = NormalDist().inv_cdf(0.5 + level / 2)
-        return self.value - z * self.standard_error, self.value + z * self.standard_error
+        t = two_sided(level, max(self.draws - 1, 1))
+        return self.value - t * self.standard_error, self.value + t * self.standard_error
 
     def bits(self) -> "Estimate":
         """Return the same estimate in bits: nats / ln 2."""
@@ -143,6 +164,7 @@ class Estimate:
             "warnings": list(self.warnings),
             "k_hat": None if self.k_hat is None else _plain(self.k_hat),
             "where": None if self.where is None else self.where.tolist(),
+            "how": self.how,
         }
 
     @classmethod
@@ -155,6 +177,7 @@ class Estimate:
         """
         value, error = float(fields["value"]), float(fields["standard_error"])
         rest = {k: fields[k] for k in ("draws", "unit", "bias", "why")}
+        rest["how"] = fields.get("how", "")
         k_hat = None if fields.get("k_hat") is None else float(fields["k_hat"])
         return cls(value, error, **rest, warnings=tuple(fields["warnings"]), k_hat=k_hat)
 
@@ -169,10 +192,11 @@ class Estimate:
             min(self.draws, other.draws),
             self.unit,
             _joint(self.bias, other.bias),
-            "; ".join(dict.fromkeys(w for w in (self.why, other.why) if w)),
+            _joined(self.why, other.why),
             tuple(dict.fromkeys(self.warnings + other.warnings)),
             _larger(self.k_hat, other.k_hat),
             _either(self, other.warnings, other.where),
+            _joined(self.how, other.how),
         )
 
     __radd__ = __add__
@@ -199,10 +223,7 @@ class Estimate:
         return self * (1.0 / divisor)
 
     def __str__(self) -> str:
-        ending = f" {self.unit}" if self.unit else ""
-        biased = "" if self.bias == "none" else f", biased {self.bias}"
-        biased = ", bias unknown" if self.bias == "unknown" else biased
-        return f"{_rounded(self.value, self.standard_error)}{ending}{biased}"
+        return "\n".join([self.brief, *(f"  warning: {warning}" for warning in self.warnings)])
 
     def _in(self, unit: str) -> "Estimate":
         base, _, per = self.unit.partition("/")
@@ -215,6 +236,10 @@ def _joint(a: Bias, b: Bias) -> Bias:
     if "none" in (a, b):
         return b if a == "none" else a
     return a if a == b else "unknown"
+
+
+def _joined(a: str, b: str) -> str:
+    return "; ".join(dict.fromkeys(words for words in (a, b) if words))
 
 
 def _larger(a: Any, b: Any) -> Any:

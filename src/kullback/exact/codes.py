@@ -11,6 +11,7 @@ Damage is not always noticed; checksums belong to the container around the bytes
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 Coder = Literal["huffman", "ans"]
+Words = Sequence[str | None]
 _WORD = np.dtype("<u4")  # constriction works in 32-bit words; bytes are little-endian everywhere
 
 
@@ -53,8 +55,8 @@ def shannon_lengths(p: Tensor) -> Tensor:
     return (1 - exponent).to(mass.dtype).masked_fill(mass == 0, math.inf)
 
 
-def huffman_code(p: Tensor) -> list[str]:
-    """Return a Huffman code: one string of 0s and 1s per outcome, "" where there is no mass.
+def huffman_code(p: Tensor) -> list[str | None]:
+    """Return a Huffman code: one string of 0s and 1s per outcome, None where there is no mass.
 
     p: `[outcomes]`. Its expected length is the smallest of any prefix code, between H(p)
     and H(p) + 1 bits. A single outcome with mass needs no bits: "".
@@ -65,7 +67,7 @@ def huffman_code(p: Tensor) -> list[str]:
     ['0', '10', '11']
     """
     mass = _masses(p)
-    words = [""] * len(mass)
+    words: list[str | None] = [None] * len(mass)
     support = np.flatnonzero(mass)
     symbol, tree = _huffman(mass[support], "Encoder")
     for index, outcome in enumerate(support):
@@ -76,30 +78,37 @@ def huffman_code(p: Tensor) -> list[str]:
     return words
 
 
-def kraft_sum(lengths: Tensor) -> Tensor:
+def kraft_sum(code: Tensor | Words) -> Tensor:
     """Return Kraft's sum `Σ 2^−length`: a prefix code with these lengths exists iff it is ≤ 1.
 
-    lengths: `[*batch, outcomes]` in bits; +inf (no codeword) adds nothing → `[*batch]`.
+    code: lengths `[*batch, outcomes]` in bits, or codewords such as `huffman_code` returns; +inf or
+    None (no codeword) adds nothing → `[*batch]`.
     Reference: Cover and Thomas (2006), "Elements of Information Theory", theorem 5.2.1.
 
-    >>> kraft_sum(torch.tensor([1.0, 2.0, 2.0]))
-    tensor(1.)
+    >>> kraft_sum(torch.tensor([1.0, 2.0, 2.0])), kraft_sum(["0", "10"])
+    (tensor(1.), tensor(0.7500))
     """
-    require_type(lengths, Tensor, "lengths")
+    lengths = _lengths(code)
     return torch.exp2(-lengths.to(torch.promote_types(lengths.dtype, torch.float32))).sum(-1)
 
 
-def expected_length(lengths: Tensor, p: Tensor) -> Tensor:
+def expected_length(code: Tensor | Words, p: Tensor) -> Tensor:
     """Return `Σ p(x)·length(x)`, in bits: what a code costs a symbol when the truth is p.
 
-    lengths, p: `[*batch, outcomes]` → `[*batch]`; p may be another table than the code was made
-    for. Mass without a codeword (+inf) costs +inf.
+    code: lengths `[*batch, outcomes]`, or codewords such as `huffman_code` returns; p: `[*batch,
+    outcomes]`, also another table than the code was made for → `[*batch]`. Mass without a codeword
+    (+inf or None) costs +inf.
+    Raises `ArgumentValueError` when code and p have different numbers of outcomes.
 
     >>> expected_length(torch.tensor([2.0, 1.0, 2.0]), torch.tensor([0.5, 0.25, 0.25]))
     tensor(1.7500)
+    >>> expected_length(["10", "0", "11"], torch.tensor([0.5, 0.25, 0.25]))
+    tensor(1.7500)
     """
-    require_type(lengths, Tensor, "lengths")
-    mass = read(p).prob
+    lengths, mass = _lengths(code), read(p).prob
+    same = lengths.shape[-1] == mass.shape[-1]
+    require(same, "code", f"{mass.shape[-1]} outcomes, as p has", lengths.shape[-1])
+    lengths = lengths.to(mass.device)
     return (mass * lengths.masked_fill(mass == 0, 0)).sum(-1)
 
 
@@ -132,10 +141,10 @@ def encode(symbols: Tensor, p: Tensor, *, coder: Coder = "ans") -> bytes:
     whole = symbols.ndim == 1 and not symbols.is_floating_point() and not symbols.is_complex()
     require(whole, "symbols", "integers [count]", describe(symbols))
     sequence = symbols.cpu().numpy().astype(np.int64)
-    inside = bool(((sequence >= 0) & (sequence < len(mass))).all())
-    require(inside, "symbols", f"numbers from 0 to {len(mass) - 1}", "a number outside")
-    coded = bool((mass[sequence] > 0).all())
-    require(coded, "symbols", "only outcomes that p gives mass", "one without", "another p")
+    _require_all(
+        (sequence >= 0) & (sequence < len(mass)), sequence, f"numbers from 0 to {len(mass) - 1}"
+    )
+    _require_all(mass[sequence] > 0, sequence, "only outcomes that p gives mass", "another p")
     support = np.flatnonzero(mass)
     indices = np.searchsorted(support, sequence).astype(np.int32)
     if len(support) == 1 or len(indices) == 0:
@@ -168,6 +177,26 @@ def decode(data: bytes, p: Tensor, *, count: int, coder: Coder = "ans") -> Tenso
     indices = read_back(data, mass[support], count)
     _require_data(write(indices, mass[support]) == data, f"a code of {count} symbols and no more")
     return torch.from_numpy(support[indices])
+
+
+def _lengths(code: Any) -> Tensor:
+    """Return the lengths of a code, as they are or of its words."""
+    if isinstance(code, Tensor):
+        return code
+    words = isinstance(code, Sequence) and not isinstance(code, str)
+    hint = "lengths in bits, or words as from huffman_code"
+    require_type(code if words else None, (Tensor, Sequence), "code", hint)
+    for word in code:
+        good = word is None or (isinstance(word, str) and set(word) <= {"0", "1"})
+        require(good, "code", "words of 0s and 1s, None for none", repr(word), hint)
+    return torch.tensor([math.inf if word is None else float(len(word)) for word in code])
+
+
+def _require_all(good: Any, sequence: Any, expected: str, hint: str = "") -> None:
+    """Name the first symbol that is not as it should be."""
+    wrong = np.flatnonzero(~good)
+    got = f"{sequence[wrong[0]]} at place {wrong[0]}" if len(wrong) else ""
+    require(not len(wrong), "symbols", expected, got, hint)
 
 
 def _masses(p: Tensor) -> Any:

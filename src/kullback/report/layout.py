@@ -43,7 +43,7 @@ def value_text(measured: Measured, unit: str) -> str:
     '0.5000 nats'
     """
     if measured.estimate is not None:
-        return str(measured.estimate.bits() if unit == "bits" else measured.estimate)
+        return (measured.estimate.bits() if unit == "bits" else measured.estimate).brief
     return f"{number(float(measured) / UNITS[unit])} {unit}"
 
 

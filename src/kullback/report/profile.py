@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kullback.core import ArgumentValueError, require
 from kullback.core.checks import message
-from kullback.sampled.draw import draw_from, log_density
+from kullback.sampled.densities import log_density
+from kullback.sampled.draw_from import draw_from
 
 from .layout import UNITS
 

@@ -8,7 +8,8 @@ from torch.distributions import Distribution
 
 from kullback.core import Estimate
 from kullback.sampled import LogRatios
-from kullback.sampled.draw import draw_from, log_density
+from kullback.sampled.densities import log_density
+from kullback.sampled.draw_from import draw_from
 
 __all__ = ["ESTIMATORS", "NAMES", "estimators"]
 

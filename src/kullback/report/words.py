@@ -37,7 +37,7 @@ def plain(estimate: Estimate) -> str:
     >>> plain(Estimate(-89.423, 0.1134, draws=9, bias="low"))
     '-89.42 ± 0.11'
     """
-    return str(replace(estimate, unit="", bias="none"))
+    return replace(estimate, unit="", bias="none").brief
 
 
 def noun_of(protocol: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """KL(p‖q) between two distributions that can be sampled and scored: draws for you.
 
 Which to use: `kl` here when no closed form exists; `log_ratio` when the draws are already made;
-`draw_from` and `log_density` to make and score draws for anything else.
+`draw_from` and `densities.log_density` to make and score draws for anything else.
 """
 
 import math
@@ -9,15 +9,17 @@ from functools import reduce
 from operator import add
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 from torch.distributions import Distribution
 
 from kullback.core import Estimate, require, require_type
 
+from .densities import log_density
+from .draw_from import draw_from
 from .log_ratio import LogRatios
 from .terms import Estimator
 
-__all__ = ["draw_from", "kl", "log_density"]
+__all__ = ["kl"]
 
 _NUMBERS = 1 << 20  # held at a time: draws times batch times event
 
@@ -63,44 +65,5 @@ def kl(
 
 def _scored(p: Distribution, q: Distribution, draws: int, generator: Generator | None) -> LogRatios:
     x = draw_from(p, draws, generator=generator)
-    log_p, log_q = p.log_prob(x).movedim(0, -1), log_density(q, x).movedim(0, -1)
+    log_p, log_q = (log_density(of, x).movedim(0, -1) for of in (p, q))
     return LogRatios.of(log_p, log_q.expand_as(log_p))
-
-
-def draw_from(p: Distribution, draws: int, *, generator: Generator | None = None) -> Tensor:
-    """Draw `[draws, *batch, *event]` with a generator, which torch's distributions do not take.
-
-    generator: seeds the draws and advances; torch's own, as in `p.sample`, when None. No gradient.
-
-    >>> seeds = (torch.Generator().manual_seed(0) for _ in range(2))
-    >>> first, second = (
-    ...     draw_from(torch.distributions.Laplace(0.0, 1.0), 3, generator=s) for s in seeds
-    ... )
-    >>> bool((first == second).all())
-    True
-    """
-    if generator is None:
-        return p.sample((draws,))
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return p.sample((draws,))
-
-
-def log_density(q: Distribution, x: Tensor) -> Tensor:
-    """Return log q(x), −inf for x outside q's support, which torch would refuse to score.
-
-    x: `[*sample, *batch, *event]` → `[*sample, *batch]`, in nats.
-
-    >>> log_density(torch.distributions.Exponential(2.0), torch.tensor([-1.0, 0.0]))
-    tensor([  -inf, 0.6931])
-    """
-    try:
-        inside: Tensor = q.support.check(x)  # type: ignore[union-attr]
-    except NotImplementedError:
-        return q.log_prob(x)
-    if bool(inside.all()):
-        return q.log_prob(x)
-    mask = inside.reshape(*inside.shape, *[1] * len(q.event_shape)).expand(x.shape)
-    stand_in = draw_from(q, 1, generator=Generator().manual_seed(0)).expand(x.shape)
-    return q.log_prob(torch.where(mask, x, stand_in)).masked_fill(~inside, -math.inf)

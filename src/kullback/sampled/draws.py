@@ -1,5 +1,6 @@
 """One piece of draws in hand: its features and its extremes. See `forms` for the columns."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -48,7 +49,7 @@ class Draws(NamedTuple):
 
     def into(self, tails: Tails) -> Tails:
         """Return the tails with these draws among them."""
-        keys, draws = self._keys(), self.log_r.shape[-1]
+        keys, draws = self.keys(), self.log_r.shape[-1]
         if self.log_r.dim() > 1 or not tails.full:
             places = torch.arange(draws, device=self.log_r.device)
             return tails + Tails.of(torch.stack(keys, -2), places, self.features(), draws)
@@ -63,9 +64,17 @@ class Draws(NamedTuple):
         weights = None if self.log_weights is None else change(self.log_weights)
         return Draws(change(self.log_r), weights, tuple(map(change, self.controls)), self.scale)
 
-    def _keys(self) -> list[Tensor]:
-        """Return by what a draw is extreme: log r, −log r; weighted: w r, −w log r, w, in logs."""
+    def keys(self) -> list[Tensor]:
+        """Return by what a draw is extreme, in logs: −log r, r, the weight, each |control|.
+
+        Where draws are weighted all are times the weight. A control's column in the features is
+        one after its place here, as is the weight's.
+        """
+        keys = [(-self.log_r).clamp_min(0.0).log(), self.log_r]
+        if self.log_weights is not None:
+            keys.append(torch.zeros_like(self.log_r))
+        keys += [control.abs().log() for control in self.controls]
         if self.log_weights is None:
-            return [self.log_r, -self.log_r]
-        down = self.log_weights + (-self.log_r).clamp_min(0.0).log()
-        return [self.log_weights + self.log_r, down, self.log_weights]
+            return keys
+        none = self.log_weights == -math.inf
+        return [torch.where(none, -math.inf, self.log_weights + key) for key in keys]

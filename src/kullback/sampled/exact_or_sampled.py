@@ -17,8 +17,9 @@ from kullback.core import ArgumentTypeError, Estimate, require, require_type
 from kullback.exact import closed_forms, tables
 
 from . import trust
-from .draw import draw_from, log_density
+from .densities import log_density
 from .draw import kl as kl_sampled
+from .draw_from import draw_from
 from .terms import Estimator
 
 __all__ = ["Measured", "cross_entropy", "entropy", "how_sampled", "js", "kl"]
@@ -32,7 +33,7 @@ class Measured:
     """A number in nats, how it was come by in words, and its `Estimate` when it was sampled.
 
     value: a tensor `[*batch]` with gradients when exact, a float or tensor without when sampled.
-    method: "closed form: Normal‖Normal", "sum over the table", "sampled: best λ, 10,000 draws", ….
+    method: "closed form: Normal‖Normal", "sum over the table", "sampled: k1, 10,000 draws", ….
     estimate: error bar, bias and warnings of a sampled value; None says that the value is exact.
 
     >>> print(Measured(torch.tensor(0.5), "closed form: Normal‖Normal"))
@@ -53,7 +54,8 @@ class Measured:
 
     def __str__(self) -> str:
         if self.estimate is not None:
-            return f"{self.estimate} ({self.method})"
+            first, *warnings = str(self.estimate).split("\n")
+            return "\n".join([f"{first} ({self.method})", *warnings])
         single = not isinstance(self.value, Tensor) or self.value.ndim == 0
         value = f"{float(self.value):.6g}" if single else f"{self.value}"
         return f"{value} nats ({self.method})"
@@ -73,8 +75,7 @@ def kl(
     value is `[*batch]`, in nats. Tables: `exact.kl`. Distributions: the closed form of
     `exact.closed_forms` where there is one, with gradients; else `sampled.kl` with `draws`,
     `estimator` and `generator`, an `Estimate`, without. `method` says which it was.
-    +inf where p has mass that q lacks (from draws: where a draw shows it). Where q has the heavier
-    tails the best λ may miss part of q/p: `estimate.warnings` then say so; try `estimator="k1"`.
+    +inf where p has mass that q lacks (from draws: where a draw shows it).
     Errors: `TypeError` for anything else, or one of each; `ValueError` for shapes that differ,
     tables that do not sum to 1, a discrete distribution against a continuous one.
 
@@ -93,7 +94,7 @@ def kl(
         return Measured(closed_forms.kl(p, q), _closed(p, q))
     except ArgumentTypeError:
         found = kl_sampled(p, q, draws=draws, estimator=estimator, generator=generator)
-    return Measured(found.value, how_sampled(estimator, draws), found)
+    return Measured(found.value, how_sampled(found), found)
 
 
 def js(p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = None) -> Measured:
@@ -164,15 +165,13 @@ def cross_entropy(
     return Measured(found.value, f"entropy in closed form + KL {extra.method}", found)
 
 
-def how_sampled(estimator: Estimator, draws: int) -> str:
+def how_sampled(found: Estimate) -> str:
     """Say in words how a number was sampled.
 
-    >>> how_sampled("best", 10_000), how_sampled(0.5, 100)
-    ('sampled: best λ, 10,000 draws', 'sampled: λ = 0.5, 100 draws')
+    >>> how_sampled(Estimate(0.5, 0.1, draws=10_000, how="best λ = 0.58"))
+    'sampled: best λ = 0.58, 10,000 draws'
     """
-    lam = isinstance(estimator, int | float)
-    name = f"λ = {estimator:g}" if lam else {"best": "best λ"}.get(str(estimator), estimator)
-    return f"sampled: {name}, {draws:,} draws"
+    return ": ".join(["sampled", ", ".join(filter(None, [found.how, f"{found.draws:,} draws"]))])
 
 
 def _tables(p: Any, q: Any) -> bool:
@@ -226,7 +225,7 @@ def _mean(terms: Tensor, draws: int) -> Measured:
     centred = torch.where(value.isinf()[..., None], 0.0, terms - value[..., None])
     error, doubts, k_hat = trust.mean_of(centred, value)
     found = trust.judged(value, error, draws, k_hat, doubts, "none", "")
-    return Measured(found.value, f"sampled: {draws:,} draws", found)
+    return Measured(found.value, how_sampled(found), found)
 
 
 def _closed(*families: Distribution) -> str:

@@ -12,10 +12,20 @@ from torch import Tensor
 from .moments import Moments
 from .terms import CONTROL, ESTIMATORS
 
-__all__ = ["WEIGHT", "Form", "best_form", "control_forms", "influence", "level", "widened"]
+__all__ = [
+    "RATIO",
+    "WEIGHT",
+    "Form",
+    "best_form",
+    "control_columns",
+    "control_form",
+    "influence",
+    "level",
+    "widened",
+]
 
 _FLAT = 1e-24  # a variance below this part of the squared mean is rounding
-WEIGHT = 3  # the column of the weight, where there is one
+RATIO, WEIGHT = 1, 3  # the columns in which r stands, and the weight, where there is one
 
 
 class Form(NamedTuple):
@@ -51,33 +61,43 @@ def influence(moments: Moments, form: Form, *, ratio: bool) -> Tensor:
     return shifted / moments.mean[..., WEIGHT, None]
 
 
-def control_forms(like: Tensor, *, weighted: bool, ratio: bool) -> list[Form]:
-    """Return the forms whose expectation under p is zero: `r − 1`, the weight, the user's own."""
+def control_columns(features: int, *, weighted: bool, ratio: bool) -> list[int]:
+    """Return the columns whose mean under p is known: r's, the weight's, the user's own."""
+    own = list(range(WEIGHT + weighted, features))
+    return [RATIO, WEIGHT, *own] if weighted and not ratio else [RATIO, *own]
+
+
+def control_form(column: int, like: Tensor, *, weighted: bool) -> Form:
+    """Return the form of expectation zero under p: `r − 1`, the weight − 1, or the user's own."""
     zero = torch.zeros_like(like[..., 0])
-    forms = [Form(widened(CONTROL, like), zero)]
-    if weighted and not ratio:
-        forms.append(Form(widened((0.0, 0.0, 0.0, 1.0), like), zero + 1.0))
-    for column in range(WEIGHT + weighted, like.shape[-1]):
-        forms.append(Form(widened((0.0,) * column + (1.0,), like), zero))
-    return forms
+    if column == RATIO:
+        return Form(widened(CONTROL, like), zero)
+    known = 1.0 if weighted and column == WEIGHT else 0.0
+    return Form(widened((0.0,) * column + (1.0,), like), zero + known)
 
 
-def best_form(moments: Moments, *, weighted: bool, ratio: bool) -> Form:
+def best_form(
+    moments: Moments, *, weighted: bool, ratio: bool, dropped: Tensor | None = None
+) -> Form:
     """Return the form of least variance among k1 plus multiples of the controls (MATH 5.5).
 
     The multiples are `λ* = Cov(controls)⁻¹ Cov(controls, log r)` from these moments. Worked from
-    k3 where that has the smaller variance, so that no digits are lost as q tends to p. Where the
-    moments are not finite, or a control is constant, its multiple is 0 from k1.
+    k3 where that has the smaller variance, so that no digits are lost as q tends to p.
+    dropped: `[*batch, controls]`, those that get 0, as does one that is constant; all of them do
+    where the moments are not finite.
     """
     like = moments.mean
-    start = _nearest(moments, ratio=ratio)
-    controls = control_forms(like, weighted=weighted, ratio=ratio)
+    columns = control_columns(like.shape[-1], weighted=weighted, ratio=ratio)
+    controls = [control_form(column, like, weighted=weighted) for column in columns]
+    if dropped is None:
+        dropped = torch.zeros(*like.shape[:-1], len(columns), dtype=torch.bool, device=like.device)
+    start = _nearest(moments, dropped[..., 0], ratio=ratio)
     forms = [start, *controls]
     stacked = torch.stack([influence(moments, f, ratio=ratio) for f in forms], -2)
     covariance = stacked @ moments.second @ stacked.mT
     means = torch.stack([moments.at(control.coefficients) for control in controls], -1)
     flat = covariance[..., 1:, 1:].diagonal(dim1=-2, dim2=-1) <= _FLAT * moments.count * means**2
-    multiples = _regress(covariance[..., 1:, 1:], covariance[..., 1:, 0], flat)
+    multiples = _regress(covariance[..., 1:, 1:], covariance[..., 1:, 0], flat | dropped)
     usable = multiples.isfinite().all(-1, keepdim=True)
     k1 = widened(ESTIMATORS["k1"], like)
     coefficients = torch.where(usable, start.coefficients, k1)
@@ -89,12 +109,12 @@ def best_form(moments: Moments, *, weighted: bool, ratio: bool) -> Form:
     return Form(coefficients, offset)
 
 
-def _nearest(moments: Moments, *, ratio: bool) -> Form:
+def _nearest(moments: Moments, without_r: Tensor, *, ratio: bool) -> Form:
     like, zero = moments.mean, torch.zeros_like(moments.mean[..., 0])
     k1, k3 = (Form(widened(ESTIMATORS[name], like), zero) for name in ("k1", "k3"))
     spread = [moments.squares(influence(moments, form, ratio=ratio)) for form in (k1, k3)]
     seen = spread[0] > _FLAT * moments.count * moments.at(k1.coefficients) ** 2
-    closer = ((spread[1] < spread[0]) & seen)[..., None]
+    closer = ((spread[1] < spread[0]) & seen & ~without_r)[..., None]
     return Form(torch.where(closer, k3.coefficients, k1.coefficients), zero)
 
 

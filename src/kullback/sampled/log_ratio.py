@@ -18,11 +18,12 @@ from torch import Tensor
 from kullback.core import Estimate, require, require_type
 
 from .draws import Draws
-from .forms import WEIGHT, Form, widened
+from .forms import WEIGHT
 from .moments import Moments
-from .parts import Part, best_parts, estimate_parts, judge
+from .parts import choose_parts, judge
+from .seen import Seen
 from .tails import Tails
-from .terms import Estimator, coefficients
+from .terms import Estimator
 
 __all__ = ["LogRatios", "log_ratio"]
 
@@ -85,8 +86,7 @@ class LogRatios:
     True
     """
 
-    halves: tuple[Moments, Moments]
-    tails: Tails
+    halves: tuple[Seen, Seen]
     log_scale: Tensor
     rounding: Tensor
     weighted: bool
@@ -106,7 +106,7 @@ class LogRatios:
         8
         """
         _check(log_p, log_q, log_weights, controls)
-        return _seen(Tails.none(), log_p, log_q, log_weights, controls)
+        return _seen((Tails.none(), Tails.none()), log_p, log_q, log_weights, controls)
 
     def add(
         self,
@@ -127,19 +127,23 @@ class LogRatios:
             return self + LogRatios.of(log_p, log_q, log_weights=log_weights, controls=controls)
         extra = 0 if controls is None else controls.shape[-1]
         self._require_kind([*log_p.shape[:-1], WEIGHT + extra], weighted=False)
-        more = _seen(self.tails, log_p, log_q, None, controls)
-        return self._with(more, more.tails)
+        first, second = (half.tails for half in self.halves)
+        more = _seen((first, second), log_p, log_q, None, controls)
+        halves = zip(self.halves, more.halves, strict=True)
+        joined = (Seen(a.moments + b.moments, b.tails) for a, b in halves)
+        return self._with(more, (next(joined), next(joined)))
 
     @property
     def draws(self) -> int:
         """How many draws have been seen."""
-        return self.halves[0].count + self.halves[1].count
+        return self.halves[0].moments.count + self.halves[1].moments.count
 
     def __add__(self, other: "LogRatios") -> "LogRatios":
-        self._require_kind(list(other.halves[0].mean.shape), weighted=other.weighted)
+        shape = list(other.halves[0].moments.mean.shape)
+        self._require_kind(shape, weighted=other.weighted)
         top = torch.maximum(self.log_scale, other.log_scale)
         a, b = self._at(top), other._at(top)
-        return a._with(b, a.tails + b.tails)
+        return a._with(b, (a.halves[0] + b.halves[0], a.halves[1] + b.halves[1]))
 
     def __radd__(self, other: int) -> "LogRatios":
         return self if other == 0 else NotImplemented  # what `sum` starts from
@@ -167,34 +171,22 @@ class LogRatios:
         require(self.draws >= fewest, "log_p", f"at least {fewest} draws", self.draws)
         here = self if self_normalise else self._at(torch.zeros_like(self.log_scale))
         how = {"weighted": self.weighted, "ratio": self_normalise, "cross_fit": cross_fit}
-        if estimator == "best":
-            parts = best_parts(here.halves, **how)
-        else:
-            whole = here.halves[0] + here.halves[1]
-            form = widened(coefficients(estimator), whole.mean)
-            parts = [Part(whole, Form(form, torch.zeros_like(form[..., 0])), 0)]
-        found = estimate_parts(parts, here.tails, ratio=self_normalise)
-        return judge(found, here.halves, here.tails, self.rounding, estimator, **how)
+        parts = choose_parts(here.halves, estimator, **how)
+        return judge(parts, here.halves[0] + here.halves[1], self.rounding, estimator, **how)
 
     def _at(self, log_scale: Tensor) -> "LogRatios":
         if not self.weighted or torch.equal(log_scale, self.log_scale):
             return self
         factor = (self.log_scale - log_scale).exp()
         halves = (self.halves[0].scaled(factor), self.halves[1].scaled(factor))
-        tails = self.tails.scaled(factor)
-        return replace(self, halves=halves, tails=tails, log_scale=log_scale)
+        return replace(self, halves=halves, log_scale=log_scale)
 
-    def _with(self, other: "LogRatios", tails: Tails) -> "LogRatios":
-        return LogRatios(
-            (self.halves[0] + other.halves[0], self.halves[1] + other.halves[1]),
-            tails,
-            self.log_scale,
-            torch.maximum(self.rounding, other.rounding),
-            self.weighted,
-        )
+    def _with(self, other: "LogRatios", halves: tuple[Seen, Seen]) -> "LogRatios":
+        rounding = torch.maximum(self.rounding, other.rounding)
+        return LogRatios(halves, self.log_scale, rounding, self.weighted)
 
     def _require_kind(self, shape: list[int], *, weighted: bool) -> None:
-        own = list(self.halves[0].mean.shape)
+        own = list(self.halves[0].moments.mean.shape)
         texts = [
             f"batch {each[:-1]}, {each[-1] - WEIGHT - flag} controls, weighted: {flag}"
             for each, flag in ((own, self.weighted), (shape, weighted))
@@ -203,27 +195,26 @@ class LogRatios:
 
 
 def _seen(
-    tails: Tails,
+    tails: tuple[Tails, Tails],
     log_p: Tensor,
     log_q: Tensor,
     log_weights: Tensor | None,
     controls: Tensor | None,
 ) -> LogRatios:
-    """Return the state of these draws, with earlier tails already joined to theirs."""
+    """Return the state of these draws, with the halves' earlier tails already joined to theirs."""
     scale = _scale(log_p, log_weights)
-    halves: tuple[list[Moments], list[Moments]] = ([], [])
+    moments: tuple[list[Moments], list[Moments]] = ([], [])
     room: list[Tensor | None] = [None, None]
+    ends = [*tails]
     for draws in _cut(log_p, log_q, log_weights, controls, scale):
-        for half in (0, 1):
-            features = room[half] = draws.half(half).features(room[half])
-            halves[half].append(Moments.using_up(features))
-        tails = draws.into(tails)
+        for number in (0, 1):
+            half = draws.half(number)
+            features = room[number] = half.features(room[number])
+            moments[number].append(Moments.using_up(features))
+            ends[number] = half.into(ends[number])
+    halves = (Seen(Moments.merged(part), tail) for part, tail in zip(moments, ends, strict=True))
     return LogRatios(
-        (Moments.merged(halves[0]), Moments.merged(halves[1])),
-        tails,
-        scale,
-        _rounding(log_p, log_q),
-        log_weights is not None,
+        (next(halves), next(halves)), scale, _rounding(log_p, log_q), log_weights is not None
     )
 
 

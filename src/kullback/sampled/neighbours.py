@@ -42,22 +42,27 @@ def lonely(x: Tensor, y: Tensor, *, k: int) -> Tensor:
     0.47
     """
     limit = max(x.shape[-2] / 100, 4 * k)
-    return (_within(x, x, _kth(x, y, k)) > limit).double().mean(-1)
+    return (_within(x, x, _kth(x, y, k)) - 1 > limit).double().mean(-1)
 
 
 def js_neighbours(x: Tensor, y: Tensor, *, k: int) -> Tensor:
-    """Return `ψ(2n) − ψ(n) + ψ(k) − ψ(m_i)`: Jensen-Shannon as the information on a label.
+    """Return `ψ(2n) − ψ(n) + ψ(k) − ψ(k + c_i n/m)`: Jensen-Shannon as the information on a label.
 
-    x, y: `[*batch, n, d]`, as many of each; a term for each x and each y. m_i counts all points no
-    farther from point i than its k-th neighbour of its own kind. Ross (2014), eq. 2.
+    x `[*batch, n, d]`, y `[*batch, m, d]`; a term for each x and, with n and m exchanged, each y,
+    weighted so that both kinds count one half in the mean. c_i counts the points of the other kind
+    nearer to point i than its k-th neighbour of its own. At n = m: Ross (2014), eq. 2.
 
     >>> points = torch.arange(8.0, dtype=torch.float64)[:, None]
     >>> round(js_neighbours(points, points + 100.0, k=1).mean().item(), 3)
     0.725
     """
-    n, both = x.shape[-2], torch.cat([x, y], -2)
-    found = [_within(own, both, _kth(own, own, k + 1)) + 1.0 for own in (x, y)]
-    return _digamma(2 * n) - _digamma(n) + _digamma(k) - torch.digamma(torch.cat(found, -1))
+    terms = []
+    for own, other in ((x, y), (y, x)):
+        n, m = own.shape[-2], other.shape[-2]
+        near = k + _within(own, other, _kth(own, own, k + 1)) * (n / m)
+        found = _digamma(2 * n) - _digamma(n) + _digamma(k) - torch.digamma(near)
+        terms.append(found * ((n + m) / (2 * n)))
+    return torch.cat(terms, -1)
 
 
 def mutual_information_neighbours(x: Tensor, y: Tensor, *, k: int) -> Tensor:
@@ -105,11 +110,11 @@ def _smallest(distances: Tensor, k: int) -> Tensor:
 
 
 def _within(a: Tensor, b: Tensor, reach: Tensor) -> Tensor:
-    """Count the rows of b strictly nearer to each row of a than its reach, itself left out."""
+    """Count the rows of b strictly nearer to each row of a than its reach."""
     found = []
     for rows in _blocks(a, b):
         near = _distances(a[..., rows, :], b) < reach[..., rows, None]
-        found.append(near.sum(-1).double() - 1.0)
+        found.append(near.sum(-1).double())
     return torch.cat(found, -1)
 
 

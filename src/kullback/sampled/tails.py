@@ -96,17 +96,21 @@ class Tails:
         cubes = ((self.terms(form) - mean[..., None]) ** 3).nansum(-1)
         return torch.where(squares > 0, cubes / squares**1.5, 0.0)
 
-    def shape(self, form: Tensor) -> Tensor:
-        """Return k̂ `[*batch]` of a form on its heavier side; NaN below 25 draws."""
+    def shape(self, end: int, *, power: float = 1.0, log: bool = False) -> Tensor:
+        """Return k̂ `[*batch]` at one end of exp(key), or of the key where it is above 0 (`log`).
+
+        Of that to a power; NaN below 25 draws.
+        """
         size = min(tail_length(self.draws), KEPT - 1)
         if size < 5:
-            return torch.full(form.shape[:-1], torch.nan, dtype=form.dtype, device=form.device)
-        terms = self.terms(form)
-        both = torch.stack([terms, -terms])
-        both = both.masked_fill(both.isnan(), -math.inf)
-        top = both.topk(size + 1, -1).values.flip(-1)
-        shape, _ = fit_tail(top[..., 1:] - top[..., :1])
-        return shape.masked_fill(shape.isnan(), -math.inf).amax(0)
+            nan = torch.nan
+            return torch.full(self.keys.shape[:-2], nan, dtype=torch.float64).to(self.keys.device)
+        top = self.keys[..., end, : size + 1].flip(-1)
+        top = power * (top.clamp_min(0.0).log() if log else top)
+        cutoff, above, largest = top[..., :1], top[..., 1:], top[..., -1:]
+        excess = -torch.expm1(cutoff - above) * torch.exp(above - largest)
+        level = (above == cutoff) | (largest == -math.inf)
+        return fit_tail(torch.where(level, 0.0, excess))[0]
 
     def _cut(self) -> "Tails":
         keys, order = self.keys.topk(min(KEPT, self.keys.shape[-1]), -1)

@@ -22,12 +22,20 @@ from kullback.core.estimate import Bias
 
 from .pareto import fit_tail, tail_length
 
-__all__ = ["Doubt", "about_bias", "about_identity", "about_terms", "judged", "mean_of"]
+__all__ = [
+    "Doubt",
+    "about_bias",
+    "about_identity",
+    "about_terms",
+    "about_unseen",
+    "judged",
+    "mean_of",
+]
 
-FEW = 20
+FEW, UNSEEN = 20, 500
 SKEWED = 0.08  # skewness of the mean
-HEAVY, JUDGED = 0.5, 100  # k̂, and the draws below which it is too noisy to act on
-FELT = 0.03  # skewness of the mean below which a tail, however shaped, carries no weight
+HEAVY, JUDGED = 0.5, 200  # k̂, and the draws below which it is too noisy to act on
+FELT = 0.01  # skewness of the mean below which a tail, however shaped, carries no weight
 BROKEN = 4.0  # standard errors between a known mean and the draws'
 ROUNDING = 4e-16  # terms that differ by less than this, relatively, are one number
 BIASED = 0.3  # standard errors of bias: a 95 % interval then covers 94 %
@@ -39,6 +47,10 @@ class Doubt(NamedTuple):
     size: Tensor
     where: Tensor
     words: str
+
+    def only(self, part: Tensor) -> "Doubt":
+        """Return the same doubt about this part of the batch only."""
+        return self._replace(where=self.where & part)
 
 
 def about_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
@@ -55,15 +67,29 @@ def about_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
         ),
         Doubt(
             k_hat,
-            (k_hat > HEAVY) & (skewness.abs() > FELT) & (draws >= JUDGED),
-            "heavy tail (Pareto k-hat {:.2f}, above 0.5): the variance may be infinite "
-            "and the error bar means little",
+            may_be_heavy(k_hat, draws) & (skewness.abs() > FELT),
+            "heavy tail (Pareto k-hat {:.2f}, which does not exclude 0.5): the variance may be "
+            "infinite and the error bar means little",
         ),
     ]
 
 
-def about_identity(name: str, gap: Tensor, error: Tensor, skewness: Tensor) -> list[Doubt]:
-    """Doubt draws under which `name`, whose mean is known to be 1, is off, or itself skewed."""
+def may_be_heavy(k_hat: Tensor, draws: int) -> Tensor:
+    """Say where the variance may be infinite: k̂ and its own standard error reach ½.
+
+    k̂ of M tail values scatters by `(1 + k) / √M`. Below 200 draws it says too little: nowhere.
+    """
+    scatter = (1 + k_hat) / math.sqrt(max(tail_length(draws), 1))
+    return (k_hat + scatter > HEAVY) & (draws >= JUDGED)
+
+
+def about_identity(
+    name: str, gap: Tensor, error: Tensor, skewness: Tensor, heavy: Tensor
+) -> list[Doubt]:
+    """Doubt draws under which `name`, whose mean is known to be 1, is off, or itself skewed.
+
+    heavy: bool, where its variance may be infinite.
+    """
     off = torch.where(gap == 0, 0.0, gap.abs() / error)
     return [
         Doubt(
@@ -74,11 +100,25 @@ def about_identity(name: str, gap: Tensor, error: Tensor, skewness: Tensor) -> l
         ),
         Doubt(
             skewness.abs(),
-            skewness.abs() > SKEWED,
-            f"a few draws carry the mean of {name} (skewness {{:.2f}}, above 0.08): "
+            (skewness.abs() > SKEWED) | (heavy & (skewness.abs() > FELT)),
+            f"a few draws carry the mean of {name} (skewness {{:.2f}}, or a heavy tail): "
             "what has not been drawn yet may matter",
         ),
     ]
+
+
+def about_unseen(draws: int, like: Tensor) -> Doubt:
+    """Doubt a mean with so few draws that an event of a chance up to 3/draws may not be among them.
+
+    For terms in which `r − 1` cancels `log r`: what is left at the draws seen says nothing then
+    about the others.
+    """
+    words = (
+        "only {:.0f} draws: what happens once in {:.0f} may not have been drawn yet, "
+        "and r − 1 hides how much that is; draw 500, or use k1"
+    )
+    few = torch.full_like(like, draws)
+    return Doubt(few, few < UNSEEN, words.replace("{:.0f} may", f"{draws / 3:.0f} may"))
 
 
 def about_bias(bias: Tensor, error: Tensor, words: str) -> Doubt:

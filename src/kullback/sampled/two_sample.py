@@ -7,7 +7,7 @@ expectation, a lower bound. Where densities are known, `log_ratio` is better tha
 
 The error bar of the neighbours comes from subsampling (Politis, Romano and Wolf 1999): the same
 statistic on halves (or more blocks) of the draws, dealt many times over; the variance between
-blocks is that of the whole times their number.
+blocks is that of the whole times their number. It is widened as Student's law asks for so many.
 """
 
 import math
@@ -20,6 +20,7 @@ from torch.nn.functional import logsigmoid
 
 from kullback.core import Estimate, require, require_type
 from kullback.core.estimate import Bias
+from kullback.core.student import two_sided
 
 from . import trust
 from .classifier import FOLDS, held_out_log_ratio
@@ -30,7 +31,7 @@ __all__ = ["js_from_draws", "kl_from_draws", "mutual_information_from_draws"]
 Method = Literal["neighbours", "classifier"]
 
 _FEWEST, _BLOCK, _MOST_BLOCKS, _FREEDOM = 80, 500, 10, 32
-_LONELY, _WIDE, _THIN = 0.01, 0.2, 200
+_WIDE, _THIN = 0.2, 200
 _SMOOTH = "neighbourhoods smooth both densities, which draws them together; none at p = q"
 _BALANCED = "neighbourhoods smooth the densities; the sign depends on them"
 _DEPENDENT = "low under strong dependence, little either way otherwise"
@@ -74,7 +75,7 @@ def kl_from_draws(
     found = _subsampled(lambda a, b: kl_neighbours(a, b, k=k), [[x], [y]], generator)
     alone = lonely(x, y, k=k)
     words = "{:.1%} of the x have hardly any y in reach: the density ratio is cut off there"
-    doubts = [trust.Doubt(alone, alone > _LONELY, words), *_wide(x.shape, x.shape[-1], k)]
+    doubts = [trust.Doubt(alone, alone > 0, words), *_wide(_fewer(x, y), x.shape[-1], k)]
     return _estimate(found, doubts, "low", _SMOOTH)
 
 
@@ -88,8 +89,8 @@ def js_from_draws(
 ) -> Estimate:
     """Estimate the Jensen-Shannon divergence `½ KL(p‖m) + ½ KL(q‖m)`, `m = ½(p + q)`, from draws.
 
-    x: `[n, d]` from p, y: `[m, d]` from q; n = m for "neighbours". In nats, at most log 2 but never
-    clipped there. Everything else as in `kl_from_draws`.
+    x: `[n, d]` from p, y: `[m, d]` from q, each counting one half whatever n and m. In nats, at
+    most log 2 but never clipped there. Everything else as in `kl_from_draws`.
     Reference: Ross (2014) for the neighbours; MATH 4.3.
 
     >>> seed = torch.Generator().manual_seed(0)
@@ -100,11 +101,8 @@ def js_from_draws(
     x, y, k = _checked(x, y, method, neighbours)
     if method == "classifier":
         return _bounded(*held_out_log_ratio(*_shuffled(generator, x, y)), kind="js")
-    same = x.shape == y.shape
-    hint = "leave some draws out, or method='classifier'"
-    require(same, "y", f"as many draws as x, {x.shape[-2]}", y.shape[-2], hint)
     found = _subsampled(lambda a, b: js_neighbours(a, b, k=k), [[x], [y]], generator)
-    return _estimate(found, _wide(x.shape, x.shape[-1], k), "unknown", _BALANCED)
+    return _estimate(found, _wide(_fewer(x, y), x.shape[-1], k), "unknown", _BALANCED)
 
 
 def mutual_information_from_draws(
@@ -135,7 +133,9 @@ def mutual_information_from_draws(
         joint, split = torch.cat([x, y], 1), torch.cat([x, y.roll(FOLDS, 0)], 1)
         return _bounded(*held_out_log_ratio(joint, split), kind="pairs")
     found = _subsampled(lambda a, b: mutual_information_neighbours(a, b, k=k), [[x, y]], generator)
-    return _estimate(found, _wide(x.shape, x.shape[-1] + y.shape[-1], k), "unknown", _DEPENDENT)
+    crowded = k * found.terms.mean(-1).clamp_min(0.0).exp()  # on a ridge of width exp(−I)
+    doubts = _wide(x.shape[-2], x.shape[-1] + y.shape[-1], crowded)
+    return _estimate(found, doubts, "unknown", _DEPENDENT)
 
 
 def _checked(
@@ -207,7 +207,9 @@ def _subsampled(
     for _ in range(rounds):
         dealt = [z for group in groups for z in _dealt(group, blocks, dealer)]
         squares = squares + statistic(*dealt).mean(-1).var(-1) / (blocks * rounds)
-    return _Found(terms, squares.sqrt(), draws)
+    freedom = rounds * (blocks - 1)  # the error is itself known no better than that: Student's law
+    wider = two_sided(0.95, freedom) / two_sided(0.95, draws - 1)
+    return _Found(terms, wider * squares.sqrt(), draws)
 
 
 def _dealt(group: list[Tensor], blocks: int, dealer: Generator) -> list[Tensor]:
@@ -218,14 +220,18 @@ def _dealt(group: list[Tensor], blocks: int, dealer: Generator) -> list[Tensor]:
     return [z[..., order, :] for z in group]
 
 
-def _wide(shape: torch.Size, dimensions: int, k: int) -> list[trust.Doubt]:
+def _fewer(x: Tensor, y: Tensor) -> int:
+    return min(x.shape[-2], y.shape[-2])
+
+
+def _wide(draws: int, dimensions: int, k: float | Tensor) -> list[trust.Doubt]:
     """Doubt few draws, and neighbourhoods whose width, `(k/n)^(1/d)` of the spread, is large."""
-    width = torch.tensor((k / shape[-2]) ** (1.0 / dimensions), dtype=torch.float64)
+    width = (torch.as_tensor(k, dtype=torch.float64) / draws) ** (1.0 / dimensions)
     words = (
         f"in {dimensions} dimensions the nearest neighbours are not near "
         "({:.2f} of the spread, above 0.2): a bias beyond the error bar is likely"
     )
-    few = torch.tensor(float(shape[-2]), dtype=torch.float64)
+    few = torch.tensor(float(draws), dtype=torch.float64)
     thin = "{:.0f} draws are too few for their halves to show the error of the whole"
     return [trust.Doubt(width, width > _WIDE, words), trust.Doubt(few, few < _THIN, thin)]
 
