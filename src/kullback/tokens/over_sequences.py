@@ -13,6 +13,7 @@ from kullback.core import Estimate, require
 from kullback.sampled import LogRatios, trust
 from kullback.sampled.forms import WEIGHT
 from kullback.sampled.moments import Moments
+from kullback.sampled.seen import Seen
 from kullback.sampled.tails import Tails
 from kullback.sampled.terms import Estimator
 
@@ -29,11 +30,15 @@ def ratios_of_rows(rows: Tensor, lengths: Tensor | None = None) -> LogRatios:
     4
     """
     rows = rows if lengths is None else torch.cat([rows[:WEIGHT], lengths[None], rows[WEIGHT:]])
+    halves, zero = (_seen(rows[:, ::2]), _seen(rows[:, 1::2])), rows.new_zeros(())
+    return LogRatios(halves, zero, zero, lengths is not None)
+
+
+def _seen(rows: Tensor) -> Seen:
+    """Remember moments and extremes: by −log r, by r − 1 − log r and by every further feature."""
+    keys = torch.stack([(-rows[0]).clamp_min(0.0), rows[1].abs(), *rows[WEIGHT:].abs()]).log()
     places = torch.arange(rows.shape[-1], device=rows.device)
-    keys = torch.stack([rows[0], -rows[0], rows[1]])
-    halves = Moments.of(rows[:, ::2]), Moments.of(rows[:, 1::2])
-    tails, zero = Tails.of(keys, places, rows, rows.shape[-1]), rows.new_zeros(())
-    return LogRatios(halves, tails, zero, zero, lengths is not None)
+    return Seen(Moments.of(rows), Tails.of(keys, places, rows, rows.shape[-1]))
 
 
 def estimate_over(rows: Tensor, lengths: Tensor, estimator: Estimator, normalise: str) -> Estimate:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kullback.core import require
-from kullback.sampled.parts import best_parts
+from kullback.sampled.parts import choose_parts
 from kullback.sampled.terms import Estimator, coefficients
 
 from .drawn import Drawn, check, draw_up, masked
@@ -181,7 +181,7 @@ def _form(drawn: Drawn, estimator: Estimator) -> tuple[Tensor | float, ...]:
     fewest = "at least 4 sequences for 'best'"
     require(rows.shape[-1] >= 4, "log_current", fewest, rows.shape[-1], "'k3'")
     how = {"weighted": False, "ratio": False, "cross_fit": True}
-    parts = best_parts(ratios_of_rows(rows).halves, **how)
+    parts = choose_parts(ratios_of_rows(rows).halves, "best", **how)
     form = rows.new_empty(rows.shape[-1], 1, 3)
     form[::2], form[1::2] = (part.form.coefficients for part in parts)
     return form.to(drawn.log_ratio.dtype).unbind(-1)
