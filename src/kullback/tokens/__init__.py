@@ -4,7 +4,7 @@ Which to use: the functions re-exported here take logits `[*batch, vocab]` and r
 position; `divergences` explains their options, `reference` their meaning at every edge.
 `kl_from_hidden` takes hidden states and heads instead, and never holds the logits; `parallel` takes
 logits cut over processes; `kl_bounds` and `kl_estimate` take what a service returns, its top k.
-`policy` has the losses of policy optimisation, `distill` those of distillation, and `audit` says
+`policy` has the losses of policy optimisation, `rewards` the same as a penalty, `distill` those of distillation, and `audit` says
 which divergence any loss descends.
 """
 
@@ -23,15 +23,20 @@ from .divergences import (
     log_prob,
 )
 from .hidden import kl_from_hidden
+from .policy import policy_kl_loss, rao_blackwell_kl_loss
+from .policy_kl import PolicyKL, TrustRegion
 from .precision import PrecisionWarning, rounding_floor
+from .rewards import kl_penalties, kl_penalty_to_go, reward_to_go
 from .truncated import Bounds, TopK, kl_bounds, kl_estimate
 
 __all__ = [
     "Audit",
     "Bounds",
     "Comparison",
+    "PolicyKL",
     "PrecisionWarning",
     "TopK",
+    "TrustRegion",
     "audit",
     "compare",
     "cross_entropy",
@@ -45,7 +50,12 @@ __all__ = [
     "kl_bounds",
     "kl_estimate",
     "kl_from_hidden",
+    "kl_penalties",
+    "kl_penalty_to_go",
     "log_prob",
+    "policy_kl_loss",
+    "rao_blackwell_kl_loss",
+    "reward_to_go",
     "rounding_floor",
     "usable",
 ]
