@@ -82,7 +82,7 @@ class Layout:
         return tuple(n for name, part in self.parts.items() for n in _entries(name, part.shape))
 
     def constrain(self, z: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Map z `[*batch, dim]` to values `[*batch, *shape]` by name, and log |det J| `[*batch]`."""
+        """Map z `[*batch, dim]` to values `[*batch, *shape]` by name, and log |det J|."""
         values, log_jacobian, start = {}, z.new_zeros(z.shape[:-1]), 0
         for name, part in self.parts.items():
             value, log_det = part.forward(z[..., start : start + part.size])

@@ -59,10 +59,10 @@ class StudentT(Family):
         return gammas - 0.5 * d * math.log(nu * math.pi)
 
     def _entropy(self) -> Tensor:
-        logs: Tensor = self.lower.log_diagonal
         halves = torch.tensor([self.degrees + self.dim, self.degrees], dtype=torch.float64) / 2
         digamma = torch.special.digamma(halves)
-        return logs.sum() - self._constant() + halves[0] * (digamma[0] - digamma[1])
+        value: Tensor = halves[0] * (digamma[0] - digamma[1]) + self.lower.log_diagonal.sum()
+        return value - self._constant()
 
     def _absorb(self) -> None:
         return None

@@ -1,0 +1,153 @@
+"""Laws over the list of every family: normalised, draws agree with densities, exact gradients."""
+
+import math
+
+import pytest
+import torch
+
+from kullback.exact import quadrature
+from kullback.variational.families import NAMED, FullRank, MeanField, Mixture
+from kullback.variational.frame import Frame
+
+F64 = torch.float64
+
+
+def bent(name, dim, seed=0, size=0.3):
+    """A family in a tilted frame, with parameters away from where it starts."""
+    generator = torch.Generator().manual_seed(seed)
+    if name == "flow":
+        pytest.importorskip("zuko")
+    factor = torch.eye(dim, dtype=F64) * 0.7
+    factor += 0.2 * torch.ones(dim, dim, dtype=F64).tril(-1)
+    family = NAMED[name](Frame.dense(torch.linspace(-0.3, 0.4, dim, dtype=F64), factor))
+    for parameter in family.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=F64)
+        parameter.data += size * noise / (10 if name == "flow" else 1)
+    return family, generator
+
+
+every = pytest.mark.parametrize("name", sorted(NAMED))
+
+
+@every
+def test_log_prob_is_normalised(name):
+    family, _ = bent(name, 2)
+    reach = 60.0 if name == "student_t" else 12.0
+    law = quadrature.posterior(
+        lambda z: family.log_prob(z).detach(),
+        lower=(-reach, -reach),
+        upper=(reach, reach),
+        nodes=240,
+    )
+    # a t with 5 degrees has mass of about (5/reach²)^2.5 outside the box
+    left = 1e-6 if name == "student_t" else 1e-9
+    assert abs(float(law.log_evidence)) < left + 10 * law.error
+
+
+@every
+def test_push_agrees_with_log_prob(name):
+    family, generator = bent(name, 3)
+    draws = family.push(family.noise(64, generator))
+    torch.testing.assert_close(draws.log_q, family.log_prob(draws.z), rtol=1e-10, atol=1e-10)
+    if draws.share is not None:
+        assert float(draws.share.detach().sum()) == pytest.approx(1.0, abs=1e-14)
+
+
+@every
+def test_samples_follow_the_density(name):
+    """Means of bounded functions from samples against quadrature of the density."""
+    family, generator = bent(name, 1)
+    law = quadrature.posterior(
+        lambda z: family.log_prob(z).detach(), lower=-40, upper=40, nodes=800
+    )
+    z = family.sample(20_000, generator)
+    for function in (torch.tanh, torch.sin, lambda x: (x > 0.1).double()):
+        truth = float(law.expectation(lambda z, f=function: f(z[:, 0])))
+        terms = function(z[:, 0])
+        error = float(terms.std()) / math.sqrt(len(z))
+        slack = 0.02 if function is not torch.tanh and function is not torch.sin else 1e-6
+        assert abs(float(terms.mean()) - truth) < 4.5 * error + slack
+
+
+@every
+def test_pushed_means_have_the_gradient_of_the_expectation(name):
+    """∂/∂φ of a pushed mean over a fine normal grid against ∂/∂φ of the integral of q f."""
+    family, _ = bent(name, 1)
+    nodes = quadrature.posterior(
+        lambda z: family.log_prob(z).detach(), lower=-40, upper=40, nodes=800
+    )
+    z, mass = nodes.nodes, nodes.log_weights.exp()
+    parameters = list(family.parameters())
+    weighted = (mass * family.log_prob(z).exp() * z[:, 0].tanh()).sum()
+    exact = torch.autograd.grad(weighted, parameters, allow_unused=True)
+    if family.noise_dim != 1:
+        noise = family.noise(200_000, torch.Generator().manual_seed(1))
+        noise = torch.cat([noise, -noise])
+        tolerance = 0.02
+    else:
+        levels = (torch.arange(200_000, dtype=F64) + 0.5) / 200_000
+        noise, tolerance = torch.special.ndtri(levels)[:, None], 1e-5
+    draws = family.push(noise)
+    pushed = torch.autograd.grad(draws.mean(draws.z[:, 0].tanh()), parameters, allow_unused=True)
+    for one, other in zip(pushed, exact, strict=True):
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@every
+def test_closed_form_entropy(name):
+    family, _ = bent(name, 1)
+    entropy = family.entropy()
+    if entropy is None:
+        return
+    law = quadrature.posterior(
+        lambda z: family.log_prob(z).detach(), lower=-40, upper=40, nodes=800
+    )
+    truth = -law.expectation(lambda z: family.log_prob(z).detach())
+    tolerance = 1e-3 if name == "student_t" else 1e-9
+    assert float(entropy.detach()) == pytest.approx(float(truth), abs=tolerance)
+
+
+@every
+def test_the_gradient_of_log_prob_is_the_derivative(name):
+    family, generator = bent(name, 2)
+    z = family.sample(3, generator).requires_grad_()
+    assert torch.autograd.gradcheck(family.log_prob, (z,), eps=1e-6, atol=1e-6)
+    held = torch.autograd.grad(family.held_log_prob(z).sum(), z)[0]
+    free = torch.autograd.grad(family.log_prob(z).sum(), z)[0]
+    torch.testing.assert_close(held, free, rtol=1e-12, atol=1e-12)
+    assert not any(p.grad is not None for p in family.parameters())
+
+
+@pytest.mark.parametrize("kind", [FullRank, MeanField])
+def test_an_absorbed_gaussian_is_the_same(kind):
+    family, generator = bent(kind.name, 3)
+    again = kind(family.absorb())
+    z = family.sample(10, generator)
+    torch.testing.assert_close(again.log_prob(z), family.log_prob(z), rtol=1e-12, atol=1e-12)
+
+
+def test_a_mixture_starts_where_it_is_told():
+    means = torch.tensor([[-3.0], [2.0]], dtype=F64)
+    factors = torch.tensor([[[0.5]], [[0.25]]], dtype=F64)
+    frame = Frame.diagonal(torch.tensor([1.0], dtype=F64), torch.tensor([2.0], dtype=F64))
+    q = Mixture(frame, means=means, factors=factors)
+    z = torch.linspace(-5, 5, 7, dtype=F64)[:, None]
+    parts = torch.distributions.Normal(means[:, 0], factors[:, 0, 0])
+    truth = parts.log_prob(z).logsumexp(-1) - math.log(2)
+    torch.testing.assert_close(q.log_prob(z), truth, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda f: NAMED["low_rank"](f, rank=9), "rank: expected 1 to 2; got 9"),
+        (lambda f: NAMED["student_t"](f, degrees=0), "degrees: expected a whole number"),
+        (lambda f: NAMED["mixture"](f, components=0), "components: expected at least 1"),
+        (lambda f: FullRank(f).log_prob(torch.zeros(3)), r"z: expected \[n, 2\]"),
+        (lambda f: FullRank(f).sample(0), "n: expected at least 1"),
+    ],
+)
+def test_refusals(make, words):
+    with pytest.raises(ValueError, match=words):
+        make(Frame.identity(2))

@@ -1,0 +1,189 @@
+"""Targets: constraints' Jacobians, vectorising, rows, and what they say when something is wrong."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Beta, Dirichlet, Gamma, LKJCholesky, Normal, Wishart, constraints
+
+from kullback.exact import quadrature
+from kullback.variational import Parameter, Target
+from kullback.variational.anchored import anchored
+from kullback.variational.constraints import bijection, ordered
+
+F64 = torch.float64
+T = lambda *values: torch.tensor(values, dtype=F64)  # noqa: E731
+
+# A normalised density on each constrained set: the unconstrained one must integrate to 1 as well.
+NORMALISED = {
+    "positive": (constraints.positive, (), lambda v: Gamma(T(3.0)[0], T(2.0)[0]).log_prob(v)),
+    "interval": (
+        constraints.interval(1.0, 3.0),
+        (),
+        lambda v: Beta(T(2.0)[0], 3.0).log_prob((v - 1) / 2) - math.log(2),
+    ),
+    "below": (constraints.less_than(2.0), (), lambda v: Gamma(T(3.0)[0], 1.0).log_prob(2 - v)),
+    "simplex": (constraints.simplex, (3,), lambda v: Dirichlet(T(2.0, 3.0, 1.5)).log_prob(v)),
+    "ordered": (ordered, (2,), lambda v: Normal(T(0.0)[0], 1.0).log_prob(v).sum() + math.log(2)),
+    "corr_cholesky": (
+        constraints.corr_cholesky,
+        (2, 2),
+        lambda v: LKJCholesky(2, T(2.0)[0]).log_prob(v),
+    ),
+    "real": (constraints.real, (2,), lambda v: Normal(T(0.0)[0], 1.0).log_prob(v).sum()),
+}
+
+
+@pytest.mark.parametrize("name", sorted(NORMALISED))
+def test_jacobians_by_quadrature(name):
+    constraint, shape, log_density = NORMALISED[name]
+    target = Target.of(lambda v: log_density(v), {"v": Parameter(shape, constraint)})
+    low, high = [-12.0] * target.dim, [12.0] * target.dim
+    law = quadrature.posterior(lambda z: target.log_density(z), lower=low, upper=high, nodes=300)
+    assert abs(float(law.log_evidence)) < 1e-4  # slow exponential tails outside the box
+    assert bool(constraint.check(target.constrain(law.nodes[:5])["v"]).all())
+
+
+@pytest.mark.parametrize(
+    ("constraint", "free"),
+    [(constraints.lower_cholesky, 3), (constraints.positive_definite, 3)],
+)
+def test_matrix_jacobians_by_differentiation(constraint, free):
+    """The Jacobian to a matrix's lower triangle, by autograd."""
+    part = bijection(constraint, (2, 2))
+    assert part.size == free
+    x = T(0.3, -0.2, 0.5)
+
+    def coordinates(x):
+        return part.forward(x)[0][(0, 1, 1), (0, 0, 1)]
+
+    jacobian = torch.autograd.functional.jacobian(coordinates, x)
+    truth = torch.linalg.slogdet(jacobian).logabsdet
+    torch.testing.assert_close(part.forward(x)[1], truth, rtol=1e-12, atol=1e-12)
+    assert bool(constraint.check(part.forward(x)[0]))
+
+
+def test_a_wishart_needs_no_correction():
+    """E[log det] under the unconstrained density agrees with torch's sampler (z ≤ 4.5)."""
+    law = Wishart(T(5.0)[0], torch.eye(2, dtype=F64))
+    target = Target.of(lambda s: law.log_prob(s), {"s": Parameter((2, 2), constraints.positive_definite)})
+    q = torch.distributions.Normal(T(0.0, 1.0, 1.0), T(1.5, 0.7, 0.7))
+    torch.manual_seed(0)
+    z = q.sample((40_000,))
+    weights = (target.log_density(z) - q.log_prob(z).sum(-1)).exp()
+    assert abs(float(weights.mean()) - 1) < 4.5 * float(weights.std()) / 200
+
+
+def test_names_and_values():
+    target = Target.of(
+        lambda mu, tau, theta: mu + tau + theta.sum(),
+        {"mu": (), "tau": constraints.positive, "theta": 3},
+    )
+    assert target.names == ("mu", "tau", "theta[1]", "theta[2]", "theta[3]")
+    values = target.constrain(torch.zeros(7, 5, dtype=F64))
+    assert {k: tuple(v.shape) for k, v in values.items()} == {
+        "mu": (7,),
+        "tau": (7,),
+        "theta": (7, 3),
+    }
+    torch.testing.assert_close(target.log_density(torch.zeros(2, 5, dtype=F64)), T(1.0, 1.0))
+
+
+def test_the_loop_says_so_and_agrees():
+    def branching(z):
+        return -z.square().sum() if z[0] > 0 else -2 * z.square().sum()
+
+    with pytest.warns(UserWarning, match="one point at a time"):
+        target = Target.of(branching, 2)
+    assert target.looped
+    log_p, score = target.score(T(1.0, 1.0, -1.0, 1.0).reshape(2, 2))
+    torch.testing.assert_close(log_p, T(-2.0, -4.0))
+    torch.testing.assert_close(score, torch.tensor([[-2.0, -2.0], [4.0, -4.0]], dtype=F64))
+
+
+def rows(batch_size=4):
+    x = torch.linspace(-1, 2, 11, dtype=F64)
+    terms = lambda z, x: -0.5 * (x - z[0]).square() * z[1].exp() + 0.5 * z[1]  # noqa: E731
+    prior = lambda z: -0.5 * z.square().sum()  # noqa: E731
+    whole = lambda z: terms(z, x).sum() + prior(z)  # noqa: E731
+    return Target.of(terms, 2, data=x, log_prior=prior, batch_size=batch_size), Target.of(whole, 2)
+
+
+def test_a_pass_over_rows_is_the_whole():
+    some, whole = rows()
+    z = T(0.3, -0.2, 1.0, 0.4).reshape(2, 2)
+    for one, other in zip(some.score(z), whole.score(z), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_mini_batches_are_unbiased_by_enumeration():
+    """Averaged over every batch of two of eleven rows, value and gradient are the whole's."""
+    some, whole = rows()
+    z = T(0.3, -0.2).reshape(1, 2)
+    pairs = torch.cartesian_prod(torch.arange(11), torch.arange(11))
+    quiet = anchored(some, T(0.1, 0.1))
+    for density in (some.log_density, quiet):
+        total, slope = 0.0, torch.zeros(1, 2, dtype=F64)
+        for pair in pairs:
+            leaf = z.clone().requires_grad_()
+            value = density(leaf, pair)
+            total += float(value.detach()) / len(pairs)
+            slope += torch.autograd.grad(value.sum(), leaf)[0] / len(pairs)
+        log_p, score = whole.score(z)
+        assert total == pytest.approx(float(log_p), rel=1e-12)
+        torch.testing.assert_close(slope, score, rtol=1e-11, atol=1e-11)
+
+
+def test_it_says_which_value_and_which_row():
+    x = torch.arange(9.0, dtype=F64)
+    x[6] = math.nan
+    target = Target.of(
+        lambda x, mu: -(x - mu).square(),
+        {"mu": constraints.positive},
+        data=x,
+        batch_size=4,
+    )
+    text = target.explain(torch.zeros(1, 1, dtype=F64))
+    assert "mu = 1" in text and "row is 6" in text
+    target = Target.of(lambda a, b: a.log() + b, {"a": (), "b": ()})
+    text = target.explain(T(1.0, 0.0, -2.0, 0.5).reshape(2, 2))
+    assert text == "log_density is nan at a = -2, b = 0.5 (1 of 2 points)"
+    assert target.explain(T(1.0, 1.0).reshape(1, 2)) == ""
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "words"),
+    [
+        (lambda: Target.of(lambda z: 1.0, 2), TypeError, r"log_density\(z\): expected a scalar"),
+        (lambda: Target.of(lambda z: z, 2), ValueError, "Try: sum over the last axis"),
+        (lambda: Target.of(lambda w: w, {"v": ()}), TypeError, r"a function of \(v=\)"),
+        (lambda: Target.of(lambda z: z.sum(), 0), ValueError, "parameters: expected at least 1"),
+        (lambda: Target.of(lambda z: z.sum(), {}), ValueError, "at least one parameter"),
+        (lambda: Target.of(lambda z: z.sum(), "z"), TypeError, "parameters: expected Mapping"),
+        (
+            lambda: Target.of(lambda k: k, {"k": constraints.nonnegative_integer}),
+            ValueError,
+            "one that reals map onto",
+        ),
+        (
+            lambda: Target.of(lambda k: k, {"k": constraints.lower_cholesky}),
+            ValueError,
+            r"shape: expected \[n, n\]",
+        ),
+        (lambda: Target.of(lambda z: z.sum() * torch.rand(()), 2), ValueError, "draws at random"),
+        (
+            lambda: Target.of(lambda z, x: x.sum() * z[0], 1, data=torch.ones(3)),
+            ValueError,
+            "do not sum over rows",
+        ),
+        (
+            lambda: Target.of(lambda z, x: x, 1, data=[torch.ones(3), torch.ones(2)]),
+            ValueError,
+            "same number of rows",
+        ),
+        (lambda: Target.of(lambda z: z.sum(), 1, batch_size=3), ValueError, "data: expected"),
+    ],
+)
+def test_refusals(make, kind, words):
+    with pytest.raises(kind, match=words):
+        make()
