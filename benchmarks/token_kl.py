@@ -7,7 +7,8 @@ on a GPU, have scripts of their own). The peer is what everybody writes, `log_so
 `F.kl_div`. All run in turn in one process; the floor is the bytes that must move (both logits once;
 with a gradient, that too) over the bandwidth of a copy measured in the same rounds. Memory is the
 peak of resident memory above the inputs, each in a process of its own. Prints JSON and writes it to
-benchmarks/results/token_kl.json. `--only curves` measures cost against V and T instead, for
+benchmarks/results/token_kl.json; `--only speed` (memory, precision, first_call) does one part again
+and keeps the others. `--only curves` measures cost against V and T instead, for
 `tools/token_kl_picture.py`, and writes benchmarks/results/token_kl_curves.json.
 """
 
@@ -22,12 +23,13 @@ import time
 from pathlib import Path
 
 import torch
-from measuring import finish, interleaved, machine, paired_ratio, summary
+from measuring import RESULTS, finish, interleaved, machine, paired_ratio, summary
 from torch.nn import functional as F
 
 from kullback import tokens
 
 MIB = 2**20
+PARTS = ("speed", "memory", "precision", "first_call", "curves", "memory-of")
 DISTANCES = (4.2e-4, 1.3e-3, 4.2e-3, 0.013, 0.042, 0.13, 0.42, 1.4, 3.0, 6.0)  # KL 1e-7 to 10
 
 
@@ -215,7 +217,7 @@ def main():
     parser.add_argument("--vocab", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", choices=["speed", "memory", "precision", "curves", "memory-of"])
+    parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--method", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -226,14 +228,18 @@ def main():
     if options.only == "curves":
         finish("token_kl_curves", curves(options))
         return
-    parts = {"speed": speed, "memory": memory, "precision": lambda options: precision()}
-    wanted = parts if options.only is None else {options.only: parts[options.only]}
-    result = {"benchmark": "token_kl", "machine": machine(options.threads)}
-    result |= {name: part(options) for name, part in wanted.items()}
-    if options.only is None:
-        finish("token_kl", result | {"first_call": first_call()})
-    else:
-        print(json.dumps(result, indent=2))
+    parts = {
+        "speed": speed,
+        "memory": memory,
+        "precision": lambda options: precision(),
+        "first_call": lambda options: first_call(),
+    }
+    kept = RESULTS / "token_kl.json"
+    result = json.loads(kept.read_text()) if options.only and kept.exists() else {}
+    result |= {"benchmark": "token_kl", "machine": machine(options.threads)}
+    for name in [options.only] if options.only else parts:
+        result[name] = parts[name](options)
+    finish("token_kl", result)
 
 
 if __name__ == "__main__":

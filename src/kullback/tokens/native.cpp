@@ -342,8 +342,7 @@ void row_sums(const T* p, const T* q, const Shared& s, double* out) {
         holes ? pair_sums<ASK_MORE, true>(p, q, P, Q, s, out)
               : pair_sums<ASK_MORE, false>(p, q, P, Q, s, out);
     } else if (s.asks & ASK_KL) {
-        holes ? pair_sums<ASK_KL, true>(p, q, P, Q, s, out)
-              : pair_sums<ASK_KL, false>(p, q, P, Q, s, out);
+        pair_sums<ASK_KL, true>(p, q, P, Q, s, out);  // what one pass could not do
     }
     if (s.asks & ASK_TOP) {
         out[P_TOP] = first_top(p, s.vocab, P.max);
@@ -412,17 +411,6 @@ Side from_sums(const double* sums, int max, int log) {
     return {float(sums[max]), float(std::exp(-norm)), float(norm), norm, false, norm == norm};
 }
 
-template <bool ALL, bool HOLES, class T>
-void wanted_slopes(const T* p, const T* q, const Side& P, const Side& Q, const Shared& s,
-                   const Weights& cp, const Weights& cq, int64_t id, T* gp, T* gq) {
-    if (gp && gq)
-        pair_slopes<true, true, ALL, HOLES>(p, q, P, Q, s, cp, cq, id, gp, gq);
-    else if (gp)
-        pair_slopes<true, false, ALL, HOLES>(p, q, P, Q, s, cp, cq, id, gp, gp);
-    else if (gq)
-        pair_slopes<false, true, ALL, HOLES>(p, q, P, Q, s, cp, cq, id, gq, gq);
-}
-
 template <class T>
 void row_slopes(const T* p, const T* q, const Shared& s, const double* sums, const double* c,
                 int64_t id, T* gp, T* gq) {
@@ -434,12 +422,17 @@ void row_slopes(const T* p, const T* q, const Shared& s, const double* sums, con
                 for (int64_t i = 0; i < s.vocab; i++) put(float(NONE), g[i]);
     } else if (!q) {
         if (gp) side_slopes(p, P, s, cp, id, gp);
-    } else if (s.asks & ASK_JS) {
-        wanted_slopes<true, true>(p, q, P, Q, s, cp, cq, id, gp, gq);
-    } else if (sums[NOTE]) {
-        wanted_slopes<false, true>(p, q, P, Q, s, cp, cq, id, gp, gq);
-    } else {
-        wanted_slopes<false, false>(p, q, P, Q, s, cp, cq, id, gp, gq);
+    } else if (s.asks & ASK_JS || sums[NOTE]) {  // rarer: one loop that does both sides, for less code
+        std::vector<T> spare(gp && gq ? 0 : s.vocab);
+        gp = gp ? gp : spare.data(), gq = gq ? gq : spare.data();
+        s.asks & ASK_JS ? pair_slopes<true, true, true, true>(p, q, P, Q, s, cp, cq, id, gp, gq)
+                        : pair_slopes<true, true, false, true>(p, q, P, Q, s, cp, cq, id, gp, gq);
+    } else if (gp && gq) {
+        pair_slopes<true, true, false, false>(p, q, P, Q, s, cp, cq, id, gp, gq);
+    } else if (gp) {
+        pair_slopes<true, false, false, false>(p, q, P, Q, s, cp, cq, id, gp, gp);
+    } else if (gq) {
+        pair_slopes<false, true, false, false>(p, q, P, Q, s, cp, cq, id, gq, gq);
     }
 }
 
