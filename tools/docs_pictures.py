@@ -21,6 +21,7 @@ PAGES = (
     "estimating_kl",
     "forward_and_reverse",
     "fitting",
+    "token_kl",
     "policy_kl",
     "audit",
 )

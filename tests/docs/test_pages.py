@@ -13,7 +13,15 @@ import torch
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 POINT = 0.01  # other processors round the last digits of a coordinate differently
-PAGES = ("surprise", "estimating_kl", "forward_and_reverse", "fitting", "policy_kl", "audit")
+PAGES = (
+    "surprise",
+    "estimating_kl",
+    "forward_and_reverse",
+    "fitting",
+    "token_kl",
+    "policy_kl",
+    "audit",
+)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
