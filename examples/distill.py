@@ -1,14 +1,16 @@
 """A small causal LM distilled from a larger one: forward against reverse against Jensen-Shannon.
 
-A teacher of 240 thousand weights learns to write a text, letter by letter; then students
-of 5 thousand start from the same weights and are brought to it by KL(teacher‖student),
-KL(student‖teacher), or JSD(½). At the end both KLs are exact sums over the vocabulary at prefixes
-of held-out text, and a picture shows what each student covers and what it seeks (MATH 4.1, 4.2).
-Run: python examples/distill.py [TEXT.txt] [--steps 500] [--out distill.svg]
+A teacher of 230 thousand weights learns to write a text, letter by letter. Students of 5 thousand
+start from the same weights, taught by the text alone, and are brought to the teacher by
+KL(teacher‖student), KL(student‖teacher), or JSD(½). At the end both KLs are exact sums over the
+vocabulary at prefixes of held-out text, and a picture shows what each student covers and what it
+seeks (MATH 4.1, 4.2).
+Run: python examples/distill.py [TEXT.txt] [--steps 600] [--out distill.svg]
 Needs: pip install transformers; about a minute on two cores. Without a file: a text built in.
 """
 
 import argparse
+import copy
 import math
 from pathlib import Path
 
@@ -25,7 +27,7 @@ FALLBACK = (
     "and the thousand natural shocks that flesh is heir to: 'tis a consummation devoutly to be "
     "wish'd. To die, to sleep; to sleep, perchance to dream: ay, there's the rub. "
 )
-LENGTH, BATCH, DECADES = 32, 32, 5
+LENGTH, BATCH, DECADES = 32, 12, 5
 COLORS = {"teacher": "#767676", "forward": "#0072b2", "reverse": "#d55e00", "jsd": "#009e73"}
 
 
@@ -120,25 +122,27 @@ def draw(results, masses, path):
     figure.savefig(path)
 
 
+def of_text(logits, _, following):
+    """Return the surprise of the text itself, nats a letter: what teaches without a teacher."""
+    return -log_prob(logits, following).mean()
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", nargs="?", help="a text file; a text built in by default")
-    parser.add_argument("--steps", type=int, default=500, help="a student's; the teacher has twice")
+    parser.add_argument("--steps", type=int, default=600, help="a student's; the teacher has twice")
     parser.add_argument("--out", default="distill.svg", help="where the picture goes")
     options = parser.parse_args(arguments)
     ids, held_out, letters = read(options.text)
     teacher = model(len(letters), 96, 2, seed=0)
-    train(
-        teacher,
-        batches(ids, 0),
-        2 * options.steps,
-        lambda logits, _, following: -log_prob(logits, following).mean(),
-    )
+    train(teacher, batches(ids, 0), 2 * options.steps, of_text)
     teacher.requires_grad_(requires_grad=False)
     print(f"teacher: {teacher.num_parameters():,} weights, {len(letters)} letters")
+    start = model(len(letters), 16, 1, seed=1)
+    train(start, batches(ids, 1), options.steps, of_text)
     results, masses = {}, {"teacher": mass_by_decade(teacher, teacher, held_out)}
     for divergence in ("forward", "reverse", "jsd"):
-        student = model(len(letters), 16, 1, seed=1)
+        student = copy.deepcopy(start)
 
         def loss_of(logits, tokens, _, divergence=divergence):
             terms = distill_terms(logits, teacher(tokens).logits, divergence=divergence)

@@ -19,6 +19,7 @@ REVERSE, FORWARD = "KL(policy‖ref)", "KL(ref‖policy)"
 def alone(monkeypatch):
     """One thread, no network; skipped where TRL is not installed."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)  # its thread would outlive the test
     pytest.importorskip("trl")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
