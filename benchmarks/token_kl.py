@@ -7,8 +7,8 @@ on a GPU, have scripts of their own). The peer is what everybody writes, `log_so
 `F.kl_div`. All run in turn in one process; the floor is the bytes that must move (both logits once;
 with a gradient, that too) over the bandwidth of a copy measured in the same rounds. Memory is the
 peak of resident memory above the inputs, each in a process of its own. Prints JSON and writes it to
-benchmarks/results/token_kl.json; `--only speed` (one_thread, memory, precision, first_call) does one
-part again and keeps the others. `--only curves` measures cost against V and T instead, for
+benchmarks/results/token_kl.json; `--only speed` (one_thread, memory, precision, first_call) does
+one part again and keeps the others. `--only curves` measures cost against V and T instead, for
 docs/token_kl.md, and writes benchmarks/results/token_kl_curves.json.
 """
 
@@ -194,7 +194,7 @@ def first_call():
 
 
 def curves(options):
-    """Cost against V at T = 64, and against T at V = 50,000: seconds of a forward call, the best."""
+    """Cost against V at T = 64, and against T at V = 50,000: seconds of the best call."""
     big, _ = logits(64, 200_000)
     copies = interleaved({"copy": copying(big)}, options.rounds)["copy"]
     result = {"benchmark": "token_kl_curves", "machine": machine(options.threads)}

@@ -4,8 +4,8 @@ Which to use: the functions re-exported here take logits `[*batch, vocab]` and r
 position; `divergences` explains their options, `reference` their meaning at every edge.
 `kl_from_hidden` takes hidden states and heads instead, and never holds the logits; `parallel` takes
 logits cut over processes; `kl_bounds` and `kl_estimate` take what a service returns, its top k.
-`policy` has the losses of policy optimisation, `rewards` the same as a penalty on rewards, `distill`
-those of distillation, and `audit` says which divergence any loss descends.
+`policy` has the losses of policy optimisation, `rewards` the same as a penalty on rewards,
+`distill` those of distillation, and `audit` says which divergence any loss descends.
 """
 
 from .auditing.findings import Audit
