@@ -1,10 +1,11 @@
 """How often is a verdict right? Fits to targets whose moments are known, judged and counted.
 
-`python benchmarks/verdicts.py` makes some 300 fits (mean field and full rank at the optimum of the
-ELBO, and spoilt on purpose: shifted, shrunk, inflated) to targets of a dozen kinds in 1 to 25
+`python benchmarks/verdicts.py` makes 630 fits (mean field and full rank at the optimum of the
+ELBO, and spoilt on purpose: shifted, shrunk, inflated) to 105 targets of ten kinds in 1 to 25
 dimensions, lets `diagnose` judge each from 4,000 draws, and counts: "trust" is right when every
 bound on every mean and standard deviation held; "do not trust" is right when some mean is off by
-more than 0.2 sd, or some sd by more than 20 %. Truths are closed forms.
+more than 0.2 sd, or some sd by more than 20 %. Truths are closed forms. The limits of the verdict
+were chosen on seeds 1 and 2; the default seed is another.
 """
 
 import argparse
@@ -158,16 +159,16 @@ def interval(dims, generator, count):
 
 
 KINDS = {
-    gaussian: ((1, 2, 5, 10, 25), (0.3, 1.0, 2.0)),
+    gaussian: ((1, 2, 5, 10, 25), (0.3, 1.0, 2.0, 3.0)),
     student: ((1, 3, 10), (3, 5, 10, 30)),
     log_gamma: ((1, 3, 10), (0.5, 2.0, 10.0, 50.0)),
     logistic: ((1, 5, 25), (0.0,)),
-    two_humps: ((1, 3), (0.5, 0.8, 1.2)),
+    two_humps: ((1, 3), (0.5, 0.8, 1.2, 2.0)),
     peaks: ((1, 2, 5), (1.0, 2.0, 4.0, 8.0)),
     banana: ((2, 5), (0.03, 0.1, 0.3, 1.0)),
     funnel: ((2, 5, 10), (0.1, 0.3, 1.0)),
-    positive: ((1, 5), (0.5, 2.0, 10.0, 100.0)),
-    interval: ((1, 5), (2.0, 10.0, 100.0)),
+    positive: ((1, 5, 10), (0.5, 2.0, 10.0, 100.0)),
+    interval: ((1, 5, 10), (2.0, 10.0, 100.0)),
 }
 
 

@@ -113,7 +113,7 @@ def _marginal(axis: Any, q: Any, p: Any) -> None:
 
 
 def _pair(axis: Any, q: tuple[Any, Any], p: tuple[Any, Any]) -> None:
-    dots = {"markersize": 2.5, "markeredgewidth": 0, "alpha": 0.5, "rasterized": False}
+    dots = {"markersize": 4, "markeredgewidth": 0, "alpha": 0.5, "rasterized": False}
     for (x, y), color in ((p, BLUE), (q, ORANGE)):
         if x is not None and y is not None:
             axis.plot(_some(x), _some(y), ".", color=color, **dots)

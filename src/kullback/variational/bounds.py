@@ -49,7 +49,8 @@ def bounds_on(
     (between 0.2 and 1/2 in part), plus the residual squared: what a tilt of that size that is not
     quadratic moves, to second order, while to first order it moves nothing. The residual counts as
     at most twice the sd of the log weights, which it is for a smooth tilt along one axis, and by
-    less than its square where k̂ is below 0.7 and the weights have seen most of that themselves.
+    less than its square where k̂ is below 0.7 and the weights have seen most of that themselves; nor
+    is it more than Cauchy and Schwarz allow, `|E_p f − E_q f| ≤ sd_q(f) √χ²`, χ² = n/ESS − 1.
 
     >>> z = torch.linspace(-2, 2, 401, dtype=torch.float64)[:, None]
     >>> shift, (mean, log_sd), _ = bounds_on(z, z, 0.1 * z[:, 0], None, lambda z: z)
@@ -62,6 +63,7 @@ def bounds_on(
     moved = _moved(draws, log_weights, scores)
     residual = None if moved is None else moved.residual
     slack = heavy * _second_order(residual, spread(log_weights), tail)
+    slack = min(slack, math.sqrt(max(0.0, len(draws) / effective - 1.0)))
     by_tail = _reach(weighed)
     if moved is None or not moved.bounded:
         lost = effective < _FEW or (moved is not None and heavy > 0)
