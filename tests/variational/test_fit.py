@@ -1,6 +1,7 @@
-"""Fits against closed forms: the identity at every step, known posteriors, impossible targets."""
+"""Fits against closed forms: the identity at every step, known posteriors, hopeless ones."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -213,8 +214,6 @@ def test_improper_targets_are_reported(name):
     log_density, words = IMPROPER[name]
     result = fit(log_density, 2, generator=seeded())
     assert not result.converged
-    import re
-
     assert re.search(words, result.reason), result.reason
 
 
