@@ -491,7 +491,8 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     start = time.perf_counter()
-    rows = [row for path in options.rows for row in json.loads(path.read_text())["rows"]]
+    earlier = [row for path in options.rows for row in json.loads(path.read_text())["rows"]]
+    rows = list({(row["function"], row["setting"]): row for row in earlier}.values())
     for row in measured(options.only, options.repeats):
         rows.append(row)
         print(printed(row), flush=True)

@@ -7,10 +7,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Cauchy, Exponential, Normal, StudentT
 
 from kullback.sampled import LogRatios, log_ratio, log_ratio_terms
+from kullback.sampled.draw_from import draw_from
 from kullback.sampled.forms import best_form
 from kullback.sampled.moments import Moments
+from kullback.sampled.pareto import tail_length
 
 P = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 Q = torch.tensor([0.2, 0.35, 0.45], dtype=torch.float64)
@@ -308,6 +311,95 @@ def test_a_heavy_tail_is_told_in_words_and_in_a_field():
     light = log_ratio(*draws_of(0.3, 20_000), estimator="k1")
     assert light.warnings == ()
     assert light.k_hat < 0.3
+
+
+def drawn(p, q, draws, seed=0):
+    x = draw_from(p, draws, generator=torch.Generator().manual_seed(seed))
+    return p.log_prob(x), q.log_prob(x)
+
+
+ONE = torch.tensor(1.0, dtype=torch.float64)
+TAILS = [  # p, q, estimator, the true index of the heaviest tail of the terms
+    (Exponential(ONE), Exponential(0.3 * ONE), "k3", 0.7),  # r is Pareto
+    (Exponential(ONE), Exponential(0.7 * ONE), 0.5, 0.3),
+    (Exponential(ONE), Exponential(0.3 * ONE), "k1", 0.0),  # log r is exponential
+    (StudentT(4 * ONE), Normal(0 * ONE, 0.5 * ONE), "k1", 0.5),  # log r is x², r is bounded
+    (StudentT(8 * ONE), Normal(0 * ONE, 0.5 * ONE), "k2", 0.5),
+    (StudentT(4 * ONE), Normal(0 * ONE, 0.5 * ONE), "k3", 0.5),
+    (Cauchy(0 * ONE, ONE), StudentT(3 * ONE), "k1", 0.0),  # log r is like log x, r is bounded
+    (Cauchy(0 * ONE, ONE), StudentT(3 * ONE), "k3", 0.0),
+    (Cauchy(0 * ONE, ONE), StudentT(3 * ONE), 0.3, 0.0),
+    (Cauchy(0 * ONE, ONE), StudentT(3 * ONE), "best", 0.0),
+]
+
+
+@pytest.mark.parametrize(("p", "q", "estimator", "index"), TAILS)
+def test_the_shape_is_that_of_the_tail(p, q, estimator, index):
+    """Within 4.5 of its own errors, (1 + k)/√M, of the truth; half that for the shrinkage."""
+    found = log_ratio(*drawn(p, q, 20_000), estimator=estimator)
+    tail = tail_length(20_000)
+    assert abs(found.k_hat - index) < 4.5 * (1 + index) / math.sqrt(tail) + 5 / tail
+    heavy = any("heavy tail (Pareto" in warning for warning in found.warnings)
+    assert heavy == (index >= 0.5)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3", 0.3, "best"])
+def test_a_term_that_is_not_monotone_in_log_r_raises_no_false_alarm(estimator):
+    """r is bounded and log r light: no sample of 300 or more may call the tail heavy for sure."""
+    for draws in (300, 3000):
+        found = log_ratio(
+            *drawn(Cauchy(0 * ONE, ONE), StudentT(3 * ONE), draws), estimator=estimator
+        )
+        assert found.k_hat < 0.5
+
+
+def test_best_lets_go_of_a_ratio_of_infinite_variance():
+    log_p, log_q = drawn(Normal(0 * ONE, ONE), StudentT(3 * ONE), 10_000)
+    found, k1 = log_ratio(log_p, log_q), log_ratio(log_p, log_q, estimator="k1")
+    assert found.value == pytest.approx(k1.value, rel=1e-12)
+    assert set(k1.warnings) <= set(found.warnings)
+    assert found.standard_error == pytest.approx(k1.standard_error, rel=1e-3)
+    assert found.how == "k1, as q/p has a heavy tail"
+    plain = log_ratio(log_p, log_q, cross_fit=False)
+    assert plain.how == found.how
+    kept = log_ratio(*draws_of(0.1, 4000))
+    assert kept.how.startswith("best λ = 0.9")
+    assert log_ratio(*draws_of(0.1, 4000), estimator="k3").how == "k3"
+    assert log_ratio(*draws_of(0.1, 4000), estimator=0.5).how == "λ = 0.5"
+
+
+def test_each_half_decides_for_the_other():
+    """Heavy even draws, light odd ones: the odd ones are averaged as k1, the even with a λ."""
+    log_p, log_q = (torch.empty(2000, dtype=torch.float64) for _ in range(2))
+    log_p[::2], log_q[::2] = drawn(Normal(0 * ONE, ONE), Normal(0 * ONE, 3 * ONE), 1000)
+    log_p[1::2], log_q[1::2] = drawn(Normal(0 * ONE, ONE), Normal(0.1 * ONE, ONE), 1000)
+    found = log_ratio(log_p, log_q)
+    assert "k1 in 1 of 2 parts" in found.how
+    light = LogRatios.of(log_p[1::2], log_q[1::2])
+    lam = log_ratio(log_p[1::2], log_q[1::2], cross_fit=False).how.split()[-1]
+    even = log_ratio(log_p[::2], log_q[::2], estimator=float(lam)).value
+    odd = light.estimate("k1").value
+    assert found.value == pytest.approx((even + odd) / 2, rel=2e-2)
+
+
+def test_few_draws_may_hide_what_r_cancels():
+    hidden = "may not have been drawn yet"
+    assert any(hidden in warning for warning in log_ratio(*draws_of(0.1, 400)).warnings)
+    assert not any(hidden in warning for warning in log_ratio(*draws_of(0.1, 600)).warnings)
+    k1 = log_ratio(*draws_of(0.1, 400), estimator="k1")
+    assert not any(hidden in warning for warning in k1.warnings)
+
+
+def test_a_heavy_control_is_dropped_and_a_light_one_kept():
+    generator = torch.Generator().manual_seed(2)
+    log_p, log_q = draws_of(0.5, 20_000)
+    x = torch.randn(20_000, generator=generator, dtype=torch.float64)
+    heavy = x.sign() * torch.rand(20_000, generator=generator, dtype=torch.float64) ** -0.7
+    clean = log_ratio(log_p, log_q)
+    with_heavy = log_ratio(log_p, log_q, controls=heavy[:, None])
+    assert with_heavy.value == pytest.approx(clean.value, rel=1e-12)
+    light = log_ratio(log_p, log_q, controls=(log_p - log_q - 0.125)[:, None])
+    assert light.value == pytest.approx(0.125, rel=1e-9)  # it is k1 less its mean: nothing is left
 
 
 def test_the_broken_identity_is_told():

@@ -86,7 +86,7 @@ def kl(
     0.5 nats (closed form: Normal‖Normal)
     >>> seed = torch.Generator().manual_seed(0)
     >>> print(kl(StudentT(5.0), Laplace(0.0, 1.0), generator=seed))
-    0.01459 ± 0.00021 nats (sampled: best λ, 10,000 draws)
+    0.01459 ± 0.00021 nats (sampled: best λ = 0.88 to 0.884, 10,000 draws)
     """
     if _tables(p, q):
         return Measured(tables.kl(p, q), _TABLE)
