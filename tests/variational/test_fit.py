@@ -1,6 +1,7 @@
-"""Fits against closed forms: the identity at every step, known posteriors, what cannot be fitted."""
+"""Fits against closed forms: the identity at every step, known posteriors, hopeless ones."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -213,15 +214,13 @@ def test_improper_targets_are_reported(name):
     log_density, words = IMPROPER[name]
     result = fit(log_density, 2, generator=seeded())
     assert not result.converged
-    import re
-
     assert re.search(words, result.reason), result.reason
 
 
 def test_what_is_not_finite_is_explained():
     result = fit(lambda z: torch.where(z.sum() > 0, -z.square().sum(), -torch.inf), 2)
     assert not result.converged and "log_density is -inf at z = [" in result.reason
-    with pytest.raises(RunError, match="no place to start from .* is nan at z"):
+    with pytest.raises(RunError, match=r"no place to start from .* is nan at z"):
         fit(lambda z: torch.log(-1 - z.square()).sum(), 2)
     x = torch.arange(30.0)
     x[7] = math.nan

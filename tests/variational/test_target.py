@@ -66,7 +66,9 @@ def test_matrix_jacobians_by_differentiation(constraint, free):
 def test_a_wishart_needs_no_correction():
     """E[log det] under the unconstrained density agrees with torch's sampler (z ≤ 4.5)."""
     law = Wishart(T(5.0)[0], torch.eye(2, dtype=F64))
-    target = Target.of(lambda s: law.log_prob(s), {"s": Parameter((2, 2), constraints.positive_definite)})
+    target = Target.of(
+        lambda s: law.log_prob(s), {"s": Parameter((2, 2), constraints.positive_definite)}
+    )
     q = torch.distributions.Normal(T(0.0, 1.0, 1.0), T(1.5, 0.7, 0.7))
     torch.manual_seed(0)
     z = q.sample((40_000,))

@@ -29,6 +29,7 @@ __all__ = ["Settings", "Work", "forwards", "reverse"]
 
 ROUGH = 0.4  # nats: the spread of log weights above which a Gaussian is refined
 COMPONENTS = 3
+CHECKED = 1000  # draws that show whether one Gaussian will do
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +157,16 @@ def _refined(
         return
     best = [Start(frame, -simple.loss), *(p for p in peaks[1:])]
     mixture = mixture_of(best, components=COMPONENTS)
-    power = max(1024, 1 << (4 * target.dim - 1).bit_length())
+    few = max(512, 1 << (4 * target.dim - 1).bit_length())
+    many = max(2048, few)
     fitted = deterministic(
-        mixture, loss, generator, draws=power, max_draws=power, iterations=60, names=target.names
+        mixture, loss, generator, draws=few, max_draws=many, iterations=120, names=target.names
     )
     for now in fitted:
         if not now.done:
             yield now
-    after = _log_weights(target, now.family, generator)
-    gain = Estimate.from_terms(after) - Estimate.from_terms(before)
+    ends = (_log_weights(target, q, generator, 4 * CHECKED) for q in (now.family, simple.family))
+    gain = Estimate.from_terms(next(ends)) - Estimate.from_terms(next(ends))
     if gain.value > 2 * gain.standard_error:
         text = f"{now.reason}; a mixture, since one Gaussian's ELBO is {gain} lower"
         yield replace(now, reason=text)
@@ -226,8 +228,10 @@ def _begin(how: Plan, found: list[Start]) -> Family:
     return how.make(found[0].frame)
 
 
-def _log_weights(target: Target, family: Family, generator: torch.Generator) -> Tensor:
-    """Return log weights at 1,000 independent draws."""
-    z = family.sample(1000, generator)
+def _log_weights(
+    target: Target, family: Family, generator: torch.Generator, draws: int = CHECKED
+) -> Tensor:
+    """Return log weights at independent draws."""
+    z = family.sample(draws, generator)
     with torch.no_grad():
         return target.log_density(z) - family.log_prob(z)

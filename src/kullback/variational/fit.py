@@ -16,12 +16,14 @@ from torch import Tensor
 
 from kullback.core import Estimate, require
 
+from .diagnosis import Diagnosis
 from .engine import Settings, Work, forwards, reverse
 from .families import Family
 from .losses import Gradient, Objective
 from .parameters import Parameters
 from .plan import Make
 from .progress import shown
+from .summary import Summary, assess, summarise
 from .target import LogDensity, Target
 
 __all__ = ["Fit", "fit"]
@@ -63,6 +65,16 @@ class Fit:
         """The evidence lower bound `E_q[log p − log q]` with its error, from the final draws."""
         why = "a lower bound on the log evidence (Jensen)"
         return Estimate.from_terms(self.log_p - self.log_q, bias="low", why=why)
+
+    @cached_property
+    def diagnosis(self) -> Diagnosis:
+        """Whether to believe it: bounds on errors and a verdict in words (see `assess`)."""
+        return assess(self)
+
+    @cached_property
+    def summary(self) -> Summary:
+        """A table by parameter, with the verdict; prints as text (see `summarise`)."""
+        return summarise(self, self.diagnosis)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n points of q on the unconstrained space, `[n, d]`."""

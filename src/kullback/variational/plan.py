@@ -61,9 +61,9 @@ def plan(target: Target, family: str | Make, method: str, draws: int | None, gra
     few, many = _draws(kind, dim, method)
     few = few if draws is None else draws
     refine = automatic and method == "deterministic" and dim <= REFINED and target.rows is None
-    return Plan(
-        make, method, few, max(few, many if draws is None else few), refine, "; ".join(words)
-    )
+    many = few if draws is not None else many
+    most = max(few, min(many, 1024) if refine else many)  # 1,024 will do, or a Gaussian will not
+    return Plan(make, method, few, most, refine, "; ".join(words))
 
 
 def _draws(kind: type[Family], dim: int, method: str) -> tuple[int, int]:
