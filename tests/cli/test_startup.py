@@ -26,6 +26,8 @@ CASES = {
     "help of train": (["train", "--help"], MAIN, 0),
     "help of evaluate": (["evaluate", "--help"], MAIN, 0),
     "help of kl": (["kl", "--help"], MAIN, 0),
+    "help of fit": (["fit", "--help"], MAIN, 0),
+    "unusable option of fit": (["fit", "x.py", "--draws", "1"], MAIN, 2),
     "help of entropy": (["entropy", "--help"], MAIN, 0),
     "too few arguments": (["kl", "0.5,0.5"], MAIN, 2),
     "unknown unit": (["kl", "1", "1", "--unit", "hartleys"], MAIN, 2),

@@ -16,7 +16,7 @@ from kullback.variational.fit import fit as fit_density
 from kullback.variational.summary import assess, resample, summarise
 from kullback.variational.target import Target
 
-from .fit import FitOptions
+from .fit_options import FitOptions
 from .session import print_json, say
 from .target_file import TargetFile, failed
 

@@ -5,6 +5,7 @@ corrected by their importance weights, `to_arviz` for everything ArviZ can do. A
 `kullback.variational.fit` returns.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -102,6 +103,7 @@ def assess(
 
     search: also climb log p from far away for peaks that q has missed, which costs 120 gradients of
     32 points; above 100 dimensions, and where the target has mini-batches of rows, it is left out.
+    A log density that raises so far out is not searched either, and a warning says so.
     generator: for that search; seed 0 by default. Errors: those of `diagnose`.
 
     >>> from kullback.variational import fit
@@ -111,7 +113,12 @@ def assess(
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     target, probed = fit.target, None
     if search and target.dim <= _SEARCHED and target.rows is None:
-        probed = probe(target.log_density, fit.draws, fit.log_p, fit.log_q, generator=generator)
+        at = (fit.draws, fit.log_p, fit.log_q)
+        try:
+            probed = probe(target.log_density, *at, generator=generator)
+        except (RuntimeError, ValueError) as error:  # a user's function may refuse far points
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(f"other peaks were not looked for: {reason}", stacklevel=2)
     return diagnose(
         fit.draws,
         fit.log_p,

@@ -46,31 +46,29 @@ def judge(
     means, sds = _largest(mean_bound), _largest(log_sd_bound)
     worst = max(means, sds)
     level: Level = "trust" if worst <= GOOD else "partly" if worst <= FAIR else "do not trust"
-    reasons = []
+    other_shape = residual is not None and min(residual, sd_log_weights) > SHAPE
+    if level == "trust" and (other_shape or not converged):
+        level = "partly"
     if elsewhere > ELSEWHERE:
         level = "do not trust"
-        reasons.append(f"another peak, which q does not have, holds about {elsewhere:.0%} of p")
-    other_shape = residual is not None and residual > SHAPE and sd_log_weights > SHAPE
-    if other_shape or not converged:
-        level = "partly" if level == "trust" else level
-    if not converged:
-        reasons.append("the fit has not converged")
-    unequal = sd_log_weights > EQUAL
-    if k_hat >= HEAVY and unequal:
-        reasons.append(f"heavy-tailed weights: k-hat {k_hat:.2f}, from 0.7 on they mislead")
-    if residual is not None and residual > GOOD:
-        reasons.append(f"log p/q is not quadratic: residual of the scores {residual:.2g}")
-    if ess_fraction < 0.5:
-        effective = ess_fraction * draws
-        reasons.append(f"{effective:,.0f} effective draws of {draws:,}")
-    if empty:
-        reasons.append(f"p has no mass at {empty} of {draws:,} draws of q")
+    effective, uneven = ess_fraction * draws, residual is not None and residual > GOOD
+    said = {
+        f"another peak, which q does not have, holds about {elsewhere:.0%} of p": elsewhere
+        > ELSEWHERE,
+        "the fit has not converged": not converged,
+        f"heavy-tailed weights: k-hat {k_hat:.2f}, from 0.7 on they mislead": k_hat >= HEAVY
+        and sd_log_weights > EQUAL,
+        f"log p/q is not quadratic: residual of the scores {residual or 0:.2g}": uneven,
+        f"{effective:,.0f} effective draws of {draws:,}": ess_fraction < 0.5,
+        f"p has no mass at {empty} of {draws:,} draws of q": empty > 0,
+    }
+    reasons = tuple(text for text, applies in said.items() if applies)
     words = _sentence(level, means, sds, _too_small(log_sd_bound, log_sd_shift))
-    tails = "; the shape is not p's" if other_shape else _tails(k_hat, sd_log_weights)
     if reasons and (level == "do not trust" or not converged):
         words = f"{words} ({reasons[0]})"
-    verdict = f"{words}{tails}." if level != "do not trust" else f"{words}."
-    return level, verdict, tuple(reasons), _resampling(k_hat, ess_fraction, draws)
+    if level != "do not trust":
+        words += "; the shape is not p's" if other_shape else _tails(k_hat, sd_log_weights)
+    return level, f"{words}.", reasons, _resampling(k_hat, ess_fraction, draws)
 
 
 def _sentence(level: Level, means: float, sds: float, smaller: bool) -> str:  # noqa: FBT001

@@ -1,0 +1,55 @@
+"""The options of `kullback fit`; no torch here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from kullback.core import require
+
+__all__ = ["FitOptions"]
+
+
+@dataclass(kw_only=True)
+class FitOptions:
+    """How to fit and how to show it."""
+
+    family: Annotated[
+        str,
+        Parameter(help="auto, mean_field, full_rank, low_rank, student_t, mixture or flow."),
+    ] = "auto"
+    direction: Annotated[
+        Literal["reverse", "forward", "both"],
+        Parameter(help="reverse KL(q‖p), forward KL(p‖q), or both exactly (1 or 2 dimensions)."),
+    ] = "reverse"
+    components: Annotated[
+        int, Parameter(help="Gaussians in the mixture that --direction both shows.")
+    ] = 2
+    dim: Annotated[
+        int | None, Parameter(help="Dimension of z, where the file has no `parameters`.")
+    ] = None
+    draws: Annotated[int, Parameter(help="Draws of q, on which the verdict rests.")] = 4000
+    seed: Annotated[int, Parameter(help="Of everything random.")] = 0
+    resample: Annotated[
+        bool, Parameter(help="Correct the table by importance weights.", negative="")
+    ] = False
+    plot: Annotated[Path | None, Parameter(help="Draw it to this .svg file.")] = None
+    out: Annotated[Path | None, Parameter(help="Keep draws, summary and verdict here.")] = None
+    force: Annotated[bool, Parameter(help="Replace existing files.", negative="")] = False
+    json: Annotated[bool, Parameter(help="Print one JSON object.", negative="")] = False
+
+    def check(self) -> None:
+        """Raise a ValueError that says which option is wrong, if one is."""
+        require(self.draws >= 100, "--draws", "at least 100", self.draws)
+        require(0 <= self.seed < 2**63, "--seed", "an integer from 0 to 2^63 - 1", self.seed)
+        require(self.dim is None or self.dim >= 1, "--dim", "at least 1", self.dim)
+        require(self.components >= 1, "--components", "at least 1", self.components)
+        both = self.direction == "both"
+        require(not (both and self.out), "--out", "one direction", "both")
+        require(not (both and self.family != "auto"), "--family", "one direction", "both")
+        if self.plot is not None:
+            svg = self.plot.suffix.lower() == ".svg"
+            require(svg, "--plot", "a .svg file", str(self.plot))
+            new = self.force or not self.plot.exists()
+            require(new, "--plot", "a file that does not exist", str(self.plot), "--force")
