@@ -157,7 +157,7 @@ def _error_strips(found: Audit) -> list[Strip]:
 def _noise_strips(rows: tuple[Row, ...]) -> list[Strip]:
     strips_of: dict[str, list[tuple[float, str]]] = {}
     for row in rows:
-        if row.noise is None:
+        if row.noise is None or row.length == 1:  # one token can be summed over: no noise
             continue
         regime = "on" if row.on_policy else "off"
         name = f"{regime}, {row.distance}, V {row.vocabulary} T {row.length}"
