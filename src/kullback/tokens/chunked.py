@@ -2,7 +2,7 @@
 
 Which to use: what `backend="auto"` falls back to where nothing faster can run. A block of rows (at
 least one) is worked off in scratch memory that is allocated once and reused, in float32, or in
-float64 if a side is float64. Above the inputs it needs about ten blocks, and the gradients.
+float64 if a side is float64. Above the inputs it needs at most ten blocks, and the gradients.
 """
 
 import math
@@ -92,18 +92,19 @@ def slopes(
 class _Side:
     """One side of a block: its probabilities, in scratch memory, and what they were made from.
 
-    `has` says which tokens have mass, None for all.
+    `has` says which tokens have mass, None for all. known: the side's maxima and log-normalisers,
+    the first two of its `Sum`s, where they have been computed before.
     """
 
     def __init__(self, logits: Tensor, room: Tensor, task: Task, known: Tensor | None) -> None:
         self.logits, self.temperature = logits, task.temperature
         self.top = logits.amax(-1, keepdim=True).double() if known is None else known[0, :, None]
         self.prob = _exp_(self.centred(room))
-        total = (
-            self.prob.sum(-1, keepdim=True).double() if known is None else known[1, :, None].exp()
-        )
-        self.prob.div_(total.to(room.dtype))
-        self.norm = total.log()
+        if known is None:
+            self.norm = self.prob.sum(-1, keepdim=True).double().log()
+        else:
+            self.norm = known[1, :, None]
+        self.prob.div_(self.norm.exp().to(room.dtype))
         holes = logits.amin(-1) == -math.inf
         # a row without a distribution stays NaN throughout
         self.has = (logits > -math.inf) | self.norm.isnan() if bool(holes.any()) else None
