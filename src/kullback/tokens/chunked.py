@@ -2,7 +2,7 @@
 
 Which to use: what `backend="auto"` falls back to where nothing faster can run. A block of rows (at
 least one) is worked off in scratch memory that is allocated once and reused, in float32, or in
-float64 if a side is float64. Above the inputs it needs about ten blocks, and the gradients.
+float64 if a side is float64. Above the inputs it needs at most ten blocks, and the gradients.
 """
 
 import math
@@ -15,7 +15,7 @@ from .task import Slope, Sum, Task
 
 __all__ = ["refusal", "slopes", "sums"]
 
-BLOCK = 1 << 18  # elements of a block: a megabyte of float32, which the cache holds
+BLOCK = 1 << 16  # elements of a block: what is worked on together stays in the cache
 FAR = 20.0  # log ratio up to which e^l − 1 − l needs no care
 LARGE = 1e30  # log ratios end here, lest those of finite masks overflow
 WIDE_BLOCK = 1 << 24  # on an accelerator, where it is launching kernels that costs
@@ -92,18 +92,19 @@ def slopes(
 class _Side:
     """One side of a block: its probabilities, in scratch memory, and what they were made from.
 
-    `has` says which tokens have mass, None for all.
+    `has` says which tokens have mass, None for all. known: the side's maxima and log-normalisers,
+    the first two of its `Sum`s, where they have been computed before.
     """
 
     def __init__(self, logits: Tensor, room: Tensor, task: Task, known: Tensor | None) -> None:
         self.logits, self.temperature = logits, task.temperature
         self.top = logits.amax(-1, keepdim=True).double() if known is None else known[0, :, None]
         self.prob = _exp_(self.centred(room))
-        total = (
-            self.prob.sum(-1, keepdim=True).double() if known is None else known[1, :, None].exp()
-        )
-        self.prob.div_(total.to(room.dtype))
-        self.norm = total.log()
+        if known is None:
+            self.norm = self.prob.sum(-1, keepdim=True).double().log()
+        else:
+            self.norm = known[1, :, None]
+        self.prob.div_(self.norm.exp().to(room.dtype))
         holes = logits.amin(-1) == -math.inf
         # a row without a distribution stays NaN throughout
         self.has = (logits > -math.inf) | self.norm.isnan() if bool(holes.any()) else None

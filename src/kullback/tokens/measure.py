@@ -85,13 +85,9 @@ class _Rows(torch.autograd.Function):
         found = torch.empty(len(task.wants), *p.shape[:-1], dtype=dtype, device=p.device)
         ctx.pieces, saved = list(_pieces(p, q)), []
         for piece in ctx.pieces:
-            rows, at, live = (
-                (_rows(p, piece), _rows(q, piece)),
-                _part(ids, piece),
-                _part(keep, piece),
-            )
-            sums = module.sums(*rows, live, task)
-            algebra.fill_log_probs(sums, *rows, at, task)
+            a, b, at, live = _part(piece, p, q, ids, keep)
+            sums = module.sums(a, b, live, task)
+            algebra.fill_log_probs(sums, a, b, at, task)
             values = algebra.values(sums, task)
             values = values if live is None else values.masked_fill(~live, 0)
             found[:, *piece] = values.view(found[:, *piece].shape)
@@ -121,16 +117,12 @@ class _Rows(torch.autograd.Function):
             for x, wanted in zip((p, q), ctx.needs_input_grad[:2], strict=True)
         ]
         for piece, sums in zip(ctx.pieces, saved, strict=True):
-            rows, at, live = (
-                (_rows(p, piece), _rows(q, piece)),
-                _part(ids, piece),
-                _part(keep, piece),
-            )
+            a, b, at, live = _part(piece, p, q, ids, keep)
             slopes = grads[:, *piece].reshape(len(ctx.task.wants), -1)
             c = algebra.coefficients(sums, slopes, ctx.task)
             c = c if live is None else c.masked_fill(~live, 0)
-            out = (_rows(x, piece) for x in both)
-            ctx.module.slopes(*rows, at, live, ctx.task, sums, c, *out)
+            out = (_matrix(x, piece) for x in both)
+            ctx.module.slopes(a, b, at, live, ctx.task, sums, c, *out)
         return both
 
 
@@ -165,9 +157,10 @@ def _is_matrix(x: Tensor) -> bool:
     return True
 
 
-def _rows(x: Any, piece: tuple[int, ...]) -> Any:
+def _matrix(x: Any, piece: tuple[int, ...]) -> Any:
     return None if x is None else x[piece].view(-1, x.shape[-1])
 
 
-def _part(x: Tensor | None, piece: tuple[int, ...]) -> Tensor | None:
-    return None if x is None else x[piece].reshape(-1)
+def _part(piece: tuple[int, ...], p: Any, q: Any, ids: Any, keep: Any) -> tuple[Any, ...]:
+    small = (None if x is None else x[piece].reshape(-1) for x in (ids, keep))
+    return _matrix(p, piece), _matrix(q, piece), *small

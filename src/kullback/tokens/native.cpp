@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -232,7 +233,8 @@ void pair_sums(const T* p, const T* q, const Side& P, const Side& Q, const Share
                 js_q += t.b > -INF ? excess_of(t.q, y, middle) : 0.0f;
             }
         }
-        residual += off, sums[KL] += kl, sums[REVERSE_KL] += back, sums[P_ENTROPY] += hp, sums[Q_ENTROPY] += hq;
+        residual += off, sums[KL] += kl, sums[REVERSE_KL] += back;
+        sums[P_ENTROPY] += hp, sums[Q_ENTROPY] += hq;
         sums[JS_P] += js_p, sums[JS_Q] += js_q, sums[P_LOST] += lost_p, sums[Q_LOST] += lost_q;
         sums[P_ALONE] += alone_p, sums[Q_ALONE] += alone_q;
     }
@@ -241,7 +243,8 @@ void pair_sums(const T* p, const T* q, const Side& P, const Side& Q, const Share
     // Σ q − p is what the normalisers, sums of rounded exponentials, are off by against each other:
     // a part in 10⁷, but so is the whole difference of two logits that are nearly the same
     residual = std::log1p(residual);
-    sums[KL] += residual - std::expm1(residual), sums[REVERSE_KL] += residual - std::expm1(residual);
+    sums[KL] += residual - std::expm1(residual);
+    sums[REVERSE_KL] += residual - std::expm1(residual);
     out[Q_LOG] += residual;
     for (int each = P_ENTROPY; each < P_TOP; each++) out[each] = std::max(sums[each], 0.0);
 }
@@ -446,8 +449,11 @@ void each_row(int64_t n, int64_t vocab, int threads, Row row) {
             for (int64_t i = start; i < std::min(n, start + step); i++) row(i);
     };
     std::vector<std::thread> others;
-    for (int64_t i = 1; i < std::min<int64_t>(threads, (n + step - 1) / step); i++)
-        others.emplace_back(work);
+    try {
+        for (int64_t i = 1; i < std::min<int64_t>(threads, (n + step - 1) / step); i++)
+            others.emplace_back(work);
+    } catch (const std::system_error&) {  // no more threads to be had: do with these
+    }
     work();
     for (auto& other : others) other.join();
 }
