@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("surprise", "estimating_kl")
+PAGES = ("surprise", "estimating_kl", "token_kl")
 
 # Okabe and Ito's colours, told apart by every kind of eye
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#767676"

@@ -41,7 +41,7 @@ def assert_same_picture(made, committed):
         assert coordinates(here) == pytest.approx(coordinates(there), rel=0, abs=POINT)
 
 
-@pytest.mark.parametrize("page", ["surprise", "estimating_kl"])
+@pytest.mark.parametrize("page", ["surprise", "estimating_kl", "token_kl"])
 def test_the_page_runs(page, pictures, tmp_path, monkeypatch):
     if page == "surprise":
         pytest.importorskip("constriction")

@@ -22,7 +22,7 @@ MODULES = {
     "triton": "kullback.tokens.triton_backend",
 }
 ORDER: tuple[str, ...] = ("triton", "native", "chunked")  # what "auto" tries, in this order
-MANY = {"native": 1 << 18}  # logits from which "auto" tries it: fewer are not worth compiling for
+MANY = {"native": 1 << 16}  # logits from which "auto" tries it: fewer are not worth compiling for
 
 
 def choose(name: str, p: Tensor, q: Tensor | None, task: Task) -> Any:

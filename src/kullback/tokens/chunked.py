@@ -15,7 +15,7 @@ from .task import Slope, Sum, Task
 
 __all__ = ["refusal", "slopes", "sums"]
 
-BLOCK = 1 << 18  # elements of a block: a megabyte of float32, which the cache holds
+BLOCK = 1 << 16  # elements of a block: what is worked on together stays in the cache
 FAR = 20.0  # log ratio up to which e^l − 1 − l needs no care
 LARGE = 1e30  # log ratios end here, lest those of finite masks overflow
 WIDE_BLOCK = 1 << 24  # on an accelerator, where it is launching kernels that costs

@@ -28,7 +28,7 @@ def load(name: str) -> tuple[ctypes.CDLL | None, str]:
     """Return the compiled library of the file `name`, or None and the reason why there is none.
 
     The first call on a machine compiles, which takes seconds; the first in a process loads, which
-    takes a millisecond; every other one returns the same.
+    takes milliseconds; every other one returns the same.
 
     >>> load("no such file.cpp")
     (None, 'no such file.cpp is missing')

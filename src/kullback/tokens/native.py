@@ -1,9 +1,9 @@
 """A loop in C++, compiled at first use: one pass of memory forward, one back, on all cores.
 
-Which to use: `backend="auto"` takes it for float32 and bfloat16 on the CPU from 2^18 logits up, if
-there is a C++ compiler; without one, `chunked` does the same some four times slower. The first use
-on a machine compiles for several seconds (`compiling`), the first in a process loads for a
-millisecond. It runs on `torch.get_num_threads()` threads and needs no memory but the gradients.
+Which to use: `backend="auto"` takes it for float32 and bfloat16 on the CPU from 2^16 logits up, if
+there is a C++ compiler; without one, `chunked` does the same some five times slower. The first use
+on a machine compiles for about four seconds (`compiling`), the first in a process loads for some
+25 milliseconds. It runs on `torch.get_num_threads()` threads and needs no memory but the gradients.
 """
 
 import ctypes
