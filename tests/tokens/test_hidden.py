@@ -42,8 +42,10 @@ def sides(positions, vocab, widths, *, dtype=torch.float64, seed=0, bias=None):
         found.append([hidden.to(dtype), head.to(dtype), None if bias is None else offset.to(dtype)])
     if bias in ("both ban", "p bans"):
         found[0][2][::3] = -math.inf
+        found[0][2][: vocab // 2] = -math.inf  # whole blocks
     if bias in ("both ban", "q bans"):
         found[-1][2][:: 3 if bias == "both ban" else 4] = -math.inf
+        found[-1][2][: vocab // 2] = -math.inf
     for side in found:
         for x in side:
             if x is not None:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from kullback import tokens
-from kullback.tokens import parallel
+from kullback.tokens import parallel, usable
 
 CASES = ("plain", "both ban", "p bans", "q bans", "a slice is banned", "close", "float32")
 CUTS = {2: (5, 12), 4: (1, 6, 6, 4)}
@@ -52,6 +52,10 @@ def work(folder, world, rank):
         grads = torch.autograd.grad(weighted(found), pair)
         one = [parallel.kl(*pair), parallel.entropy(pair[0]), parallel.log_prob(pair[0], ids)]
         results[case] = (*(x.detach() for x in found), *grads, *(x.detach() for x in one))
+        if case == "float32" and not usable(pair[0])["native"]:
+            found = parallel.compare(*pair, ids=ids, temperature=1.3, backend="native")
+            grads = torch.autograd.grad(weighted(found), pair)
+            results["native"] = (*(x.detach() for x in found), *grads, *results[case][9:])
     mask = torch.tensor([True, False, True])
     broken, q, _ = make("plain")
     broken[1, 3] = math.nan
@@ -79,9 +83,11 @@ def shards(request, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, "native"])
 def test_slices_give_the_values_of_the_whole(shards, case):
-    p, q, ids = make(case)
+    if case == "native" and usable(torch.zeros(1, 2))["native"]:
+        pytest.skip("no compiler")
+    p, q, ids = make("float32" if case == "native" else case)
     pair = [x.double().requires_grad_() for x in (p, q)]
     whole = tokens.compare(*pair, ids=ids, temperature=1.3, backend="reference")
     grads = torch.autograd.grad(weighted(whole), pair)
@@ -111,6 +117,8 @@ def test_masks_and_rows_without_distribution(shards):
 
 
 def test_without_a_group_it_says_so():
+    with pytest.raises(ValueError, match="backend: expected one that sums rows"):
+        parallel.kl(torch.zeros(2), torch.zeros(2), backend="reference")
     with pytest.raises(ValueError, match="group: expected a process group"):
         parallel.kl(torch.zeros(2), torch.zeros(2))
 

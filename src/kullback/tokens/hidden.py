@@ -80,32 +80,22 @@ def kl_from_hidden(
     """
     given = (p_hidden, p_head, p_bias, q_hidden, q_head, q_bias)
     _check(given)
-    caps = soft_cap if isinstance(soft_cap, tuple) else (soft_cap, soft_cap)
-    for name, number in (
-        ("temperature", temperature),
-        ("soft_cap", caps[0]),
-        ("soft_cap", caps[1]),
-    ):
-        good = number is None or 0.0 < number < math.inf
-        require(good, name, "a positive, finite number", number)
-    require(nan in ("refuse", "pass"), "nan", "'refuse' or 'pass'", repr(nan))
-    require(memory >= 1, "memory", "a number of bytes", memory)
-    batch = p_hidden.shape[:-1]
     wide = any(x is not None and x.dtype == torch.float64 for x in given)
     work = _Work(
-        caps,
+        soft_cap if isinstance(soft_cap, tuple) else (soft_cap, soft_cap),
         temperature,
         torch.float64 if wide else torch.float32,
         _vocab(len(p_head), len(q_head), align),
-        _kept(mask, batch),
+        _kept(mask, p_hidden.shape[:-1]),
         memory,
         backend,
     )
+    work.check()
+    require(nan in ("refuse", "pass"), "nan", "'refuse' or 'pass'", repr(nan))
     p_flat, q_flat = (x.reshape(-1, x.shape[-1]) for x in (p_hidden, q_hidden))
-    found = _KL.apply(  # type: ignore[no-untyped-call]
-        work, p_flat, p_head, p_bias, q_flat, q_head, q_bias
-    )
-    value: Tensor = found.reshape(batch)
+    tensors = (p_flat, p_head, p_bias, q_flat, q_head, q_bias)
+    value: Tensor = _KL.apply(work, *tensors)  # type: ignore[no-untyped-call]
+    value = value.reshape(p_hidden.shape[:-1])
     if nan == "refuse":
         refuse_nan(value.detach()[None], "p_hidden and q_hidden")
     return value
@@ -122,6 +112,14 @@ class _Work:
     kept: Tensor | None
     memory: int
     backend: str
+
+    def check(self) -> None:
+        """Require positive numbers."""
+        numbers = {"temperature": (self.temperature,), "soft_cap": self.caps}
+        for name, number in ((name, each) for name, all_ in numbers.items() for each in all_):
+            good = number is None or 0.0 < number < math.inf
+            require(good, name, "a positive, finite number", number)
+        require(self.memory >= 1, "memory", "a number of bytes", self.memory)
 
     def blocks(self, tensors: Sequence[Any]) -> "_Blocks":
         """Return the six tensors, hidden states, head and bias of p and of q, cut into blocks."""

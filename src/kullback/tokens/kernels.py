@@ -36,17 +36,16 @@ def of_logits(
     if module is None:
         return parts.of_logits(p, q, rooms=rooms, banned=banned)
     sums = module.sums(p, q, None, _TASK)
-    log_p, log_q = (
-        torch.where(sums[top] == -math.inf, -math.inf, sums[top] + sums[log])
-        for top, log in ((Sum.P_MAX, Sum.P_LOG), (Sum.Q_MAX, Sum.Q_LOG))
-    )
+    if banned and bool(sums[[Sum.P_LOG, Sum.Q_LOG]].isnan().any()):
+        # a block that a side bans whole is no distribution to a backend, but it is one here
+        return parts.of_logits(p, q, rooms=rooms, banned=banned)
+    log_p, log_q = sums[Sum.P_MAX] + sums[Sum.P_LOG], sums[Sum.Q_MAX] + sums[Sum.Q_LOG]
     if not banned:
         return Parts(log_p, log_q, sums[Sum.KL], torch.full_like(log_p, -math.inf))
     lost = torch.where(sums[Sum.P_ALONE] > 0, sums[Sum.P_LOST].clamp(_TINY, 1.0), 0.0)
-    lost = lost.masked_fill(log_q == -math.inf, 1.0).masked_fill(log_p == -math.inf, 0.0)
     log_kept = torch.log1p(-lost)
     kl = torch.where(lost > 0, (sums[Sum.KL] - lost) / (1 - lost) - log_kept, sums[Sum.KL])
-    kl = kl.masked_fill((lost == 1) | (log_p == -math.inf), 0.0)
+    kl = kl.masked_fill(lost == 1, 0.0)
     return Parts(log_p + log_kept, log_q, kl, log_p + lost.log())
 
 

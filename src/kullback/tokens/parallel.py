@@ -132,11 +132,14 @@ def _measure(
     if q is not None:
         check_logits(q, "q_logits")
         p, q = common(p, q, None)
+    sums = backend != "reference"
+    require(sums, "backend", "one that sums rows", repr(backend), "'auto' or 'chunked'")
     hint = "torch.distributed.init_process_group(...)"
     require(dist.is_initialized(), "group", "a process group", "none", hint)
     keep = spread_mask(mask, p)
     batch, vocab = p.shape[:-1], p.shape[-1]
     flat = [x if x is None else x.reshape(-1, vocab) for x in (p, q)]
+    flat = [x if x is None or x.stride(-1) == 1 else x.contiguous() for x in flat]
     rest = [x if x is None else x.reshape(-1) for x in (ids, keep)]
     found: Tensor = Sharded.apply(*flat, *rest, task, backend, group)  # type: ignore[no-untyped-call]
     found = found.reshape(-1, *batch)

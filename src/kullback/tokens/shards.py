@@ -39,16 +39,16 @@ class Sharded(torch.autograd.Function):
         group: Any,
     ) -> Tensor:
         """Sum the slice, join the slices, and make the values."""
-        own = choose(backend, p, q, task).sums(p, q, keep, task)
+        own = _own(p, q, keep, task, choose(backend, p, q, task))
         at = None
         if ids is not None or task.asks("same_top"):
             start, vocab = _place(p, group)
             own[Sum.P_TOP] += start
             own[Sum.Q_TOP] += start
-            at = _local(ids, keep, start, vocab)
+            at = _local(ids, keep, start, vocab, p.shape[-1])
         sums = _joined(own, p, q, at, task, group)
         ctx.save_for_backward(p, q, at, keep, sums)
-        ctx.task = task
+        ctx.task, ctx.backend = task, backend
         found = algebra.values(sums, task)
         found = found if keep is None else found.masked_fill(~keep, 0)
         wide = torch.float64 in (p.dtype, None if q is None else q.dtype)
@@ -64,6 +64,10 @@ class Sharded(torch.autograd.Function):
             torch.empty_like(x) if wanted else None
             for x, wanted in zip((p, q), ctx.needs_input_grad[:2], strict=True)
         ]
+        module = choose(ctx.backend, p, q, ctx.task)
+        if not module.__name__.endswith("chunked"):  # which finds its own normalisers
+            module.slopes(p, q, at, keep, ctx.task, sums, c, *pair)
+            return *pair, None, None, None, None, None
         step = max(1, _BLOCK // p.shape[-1])
         for start in range(0, len(p), step):
             rows = slice(start, start + step)
@@ -71,6 +75,27 @@ class Sharded(torch.autograd.Function):
             out = [x if x is None else x[rows] for x in pair]
             _slopes(some, ctx.task, sums[:, rows, None], c[:, rows, None], out)
         return *pair, None, None, None, None, None
+
+
+def _own(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task, module: Any) -> Tensor:
+    """Return the sums of this slice, also where one side has nothing in it, which backends refuse.
+
+    Of such a row only the other side's own sums are filled in; `_packed` knows the rest.
+    """
+    own: Tensor = module.sums(p, q, keep, task)
+    if q is None:
+        return own
+    none = (p.amax(-1) == -math.inf, q.amax(-1) == -math.inf)
+    for x, lacks, other, first in ((p, none[1], none[0], 0), (q, none[0], none[1], 1)):
+        rows = (lacks & ~other).nonzero()[:, 0]
+        if len(rows):
+            alone = module.sums(x[rows], None, None, Task(("entropy",), task.temperature))
+            own[:, rows] = 0.0
+            own[2 - 2 * first, rows] = -math.inf  # the other side's largest logit
+            own[2 * first, rows], own[2 * first + 1, rows] = alone[Sum.P_MAX], alone[Sum.P_LOG]
+            own[Sum.P_ENTROPY + first, rows] = alone[Sum.P_ENTROPY]
+            own[Sum.P_TOP + first, rows] = x[rows].argmax(-1).double()
+    return own
 
 
 def _place(p: Tensor, group: Any) -> tuple[int, int]:
@@ -82,8 +107,10 @@ def _place(p: Tensor, group: Any) -> tuple[int, int]:
     return int(sizes[:rank].sum()), int(sizes.sum())
 
 
-def _local(ids: Tensor | None, keep: Tensor | None, start: int, vocab: int) -> Tensor | None:
-    """Return ids counted from the start of this slice."""
+def _local(
+    ids: Tensor | None, keep: Tensor | None, start: int, vocab: int, own: int
+) -> Tensor | None:
+    """Return ids counted from the start of this slice, −1 where they lie in another."""
     if ids is None:
         return None
     ids = ids if keep is None else ids.where(keep, 0)
@@ -91,7 +118,7 @@ def _local(ids: Tensor | None, keep: Tensor | None, start: int, vocab: int) -> T
     got = ids[wrong][0].item() if bool(wrong.any()) else None
     hint = "mask= for positions that have no token (-100, padding)"
     require(got is None, "ids", f"token ids from 0 to {vocab - 1}", got, hint)
-    return ids - start
+    return (ids - start).where((ids >= start) & (ids < start + own), -1)
 
 
 def _joined(
@@ -122,9 +149,8 @@ def _logit(x: Tensor, at: Tensor | None) -> Tensor:
     """Return each row's logit at its id, 0 where another slice has it."""
     if at is None:
         return torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    mine = (at >= 0) & (at < x.shape[-1])
-    found = x.gather(-1, at.clamp(0, x.shape[-1] - 1)[:, None])[:, 0].double()
-    return found.masked_fill(~mine, 0)
+    found = x.gather(-1, at.clamp(min=0)[:, None])[:, 0].double()
+    return found.masked_fill(at < 0, 0)
 
 
 def _packed(own: Tensor, tops: Tensor, task: Task) -> Tensor:
@@ -171,6 +197,7 @@ def _unpacked(packed: Tensor, tops: Tensor) -> Tensor:
     sums[[Sum.KL, Sum.REVERSE_KL]] = divergences.clamp(min=0)  # −1e-16 where slices weigh the same
     sums[[Sum.P_ALONE, Sum.Q_ALONE]] = packed[8:10].masked_fill(logs.isnan().any(0), 0)
     sums[[Sum.P_LOST, Sum.Q_LOST]] = packed[10:12] * over
+    sums[Sum.NOTE] = 1.0  # other slices may lack tokens: take care of all cases
     return sums
 
 
