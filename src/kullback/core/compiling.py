@@ -34,7 +34,7 @@ def load(source: Path) -> tuple[ctypes.CDLL | None, str]:
     """Return the library compiled from a `.c` or `.cpp` file and "", or None and the reason.
 
     The first call on a machine compiles, which takes seconds; the first in a process loads, which
-    takes a millisecond; every other one returns the same. Calls into the library release the
+    takes milliseconds; every other one returns the same. Calls into the library release the
     interpreter's lock. A cache folder that others can write to, or none at all, is not used: then
     every process compiles for itself.
 

@@ -2,8 +2,8 @@
 
 Which to use: `backend="auto"` takes it for float32 and bfloat16 on the CPU from 2^16 logits up, if
 there is a C++ compiler; without one, `chunked` does the same some five times slower. The first use
-on a machine compiles for about four seconds (`core.compiling`), the first in a process loads for some
-tens of milliseconds. It runs on `torch.get_num_threads()` threads and needs no memory but the
+on a machine compiles for about four seconds (`core.compiling`), the first in a process loads for
+some tens of milliseconds. It runs on `torch.get_num_threads()` threads and needs no memory but the
 gradients.
 """
 
