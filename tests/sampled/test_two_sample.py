@@ -124,7 +124,10 @@ def test_what_is_out_of_reach_is_told():
     assert any("in reach" in words for words in far.warnings)
     wide = kl_from_draws(*pair(0, d=8))
     assert any("nearest neighbours are not near" in words for words in wide.warnings)
-    assert kl_from_draws(*pair(0, n=1000, shift=0.3)).warnings == ()
+    assert kl_from_draws(*pair(0, n=1000, shift=0.0)).warnings == ()
+    ridge = normals(3, 200, 1)
+    near = mutual_information_from_draws(ridge, ridge + 0.05 * normals(4, 200, 1))
+    assert any("nearest neighbours are not near" in words for words in near.warnings)
     x, y = normals(1, 200, 1), normals(2, 200, 1)
     assert lonely(x, x + 0.0, k=3).item() == 0.0
     assert lonely(x, y + 50.0, k=3).item() == 1.0
@@ -187,3 +190,19 @@ def test_the_estimate_is_of_the_right_size_far_out():
     """Disjoint samples: large and finite, never an infinity that draws alone cannot show."""
     found = kl_from_draws(*pair(0, shift=1000.0))
     assert 5 < found.value < 100
+
+
+@pytest.mark.parametrize(("n", "m"), [(600, 200), (200, 600)])
+def test_jensen_shannon_from_unequal_numbers(n, m):
+    """Both kinds count one half, whatever their numbers; a batch against quadrature, z ≤ 4.5."""
+    x, y = normals(11, 40, n, 1), normals(12, 40, m, 1) + 1.0
+    found = js_from_draws(x, y)
+    z = torch.linspace(-10, 11, 20_001, dtype=torch.float64)
+    p, q = (torch.exp(-0.5 * (z - at) ** 2) / math.sqrt(2 * math.pi) for at in (0.0, 1.0))
+    inner = 0.5 * (torch.xlogy(p, 2 * p / (p + q)) + torch.xlogy(q, 2 * q / (p + q)))
+    truth = torch.trapezoid(inner, z)
+    gap = found.value.mean() - truth
+    assert gap.abs() < 4.5 * found.value.std() / math.sqrt(40)
+    assert found.value.std() == pytest.approx(found.standard_error.mean().item(), rel=0.5)
+    swapped = js_from_draws(y, x)
+    torch.testing.assert_close(swapped.value, found.value, rtol=1e-12, atol=1e-14)

@@ -2,8 +2,10 @@
 
 Which to use: `log_ratio` when all draws are at hand; `LogRatios` when they come in pieces, from
 many processes, or are too many to keep: `LogRatios.of` each piece, add them up, `estimate`. The
-first is the second with one piece. `estimator="best"` (cross-fitted, the default) is unbiased and
-never much worse than k1 or k3; k3 is the choice when single terms must not be negative.
+first is the second with one piece. `estimator="best"` (cross-fitted, the default) is unbiased, and
+k1 where r = q/p has a heavy tail: over the families of benchmarks/coverage.py its true error was
+0.98 times that of the better of k1 and k3 in the median, at worst 1.8 times (Var(r) infinite, 1,000
+draws). k3 is the choice when single terms must not be negative.
 
 Reference: MATH 5; Schulman (2020); Chan, Golub and LeVeque (1979) for the merging.
 """
@@ -45,14 +47,17 @@ def log_ratio(
     log_p, log_q: `[*batch, draws]`, one shape, in nats, normalised. The result is `[*batch]`.
     estimator: "k1", "k2", "k3", a number λ (MATH 5.3), or "best": λ and the multiples of all
     `controls` of least variance (MATH 5.5), each half of the draws taking them from the other
-    half (`cross_fit=True`: unbiased) or all from all (a bias of order 1/draws).
+    half (`cross_fit=True`: unbiased) or all from all (a bias of order 1/draws). A multiple is 0
+    where the variance of r, or of that control, is infinite as far as draws can tell (Pareto k̂ > ½
+    and a few draws carry its mean); `how` of the result says which λ it was.
     log_weights: `[*batch, draws]`, log p(x) − log m(x) when x ~ m instead of p; then also
     `log w` up to a constant with `self_normalise=True`, which divides by the mean weight.
     controls: `[*batch, draws, K]`, further functions of x whose mean under p is 0; used by "best".
 
     Exact in expectation for k1, k3 and λ; k2's expectation is ½E[log² r], another number. The
     standard error of k1, k2, k3 and λ is the textbook one; self-normalised, the delta method's.
-    `k_hat` is that of the terms; what makes the error bar doubtful is in `warnings`.
+    `k_hat` is that of the heaviest thing in the terms (log r, r, weight, control); what makes the
+    error bar doubtful is in `warnings`.
 
     log q = −inf at a draw: +inf, the truth. NaN stays NaN. k3, λ and "best" need q to have no
     mass where p has none. No gradient flows; float64 inside.

@@ -31,7 +31,7 @@ __all__ = ["js_from_draws", "kl_from_draws", "mutual_information_from_draws"]
 Method = Literal["neighbours", "classifier"]
 
 _FEWEST, _BLOCK, _MOST_BLOCKS, _FREEDOM = 80, 500, 10, 32
-_WIDE, _THIN = 0.2, 200
+_WIDE, _THIN, _THIN_KL = 0.2, 200, 300  # KL lives in the tails, where x meet no y: 300
 _SMOOTH = "neighbourhoods smooth both densities, which draws them together; none at p = q"
 _BALANCED = "neighbourhoods smooth the densities; the sign depends on them"
 _DEPENDENT = "low under strong dependence, little either way otherwise"
@@ -78,7 +78,10 @@ def kl_from_draws(
     found = _subsampled(lambda a, b: kl_neighbours(a, b, k=k), [[x], [y]], generator)
     alone = lonely(x, y, k=k)
     words = "{:.1%} of the x have hardly any y in reach: the density ratio is cut off there"
-    doubts = [trust.Doubt(alone, alone > 0, words), *_wide(_fewer(x, y), x.shape[-1], k)]
+    doubts = [
+        trust.Doubt(alone, alone > 0, words),
+        *_wide(_fewer(x, y), x.shape[-1], k, thin=_THIN_KL),
+    ]
     return _estimate(found, doubts, "low", _SMOOTH)
 
 
@@ -230,7 +233,9 @@ def _fewer(x: Tensor, y: Tensor) -> int:
     return min(x.shape[-2], y.shape[-2])
 
 
-def _wide(draws: int, dimensions: int, k: float | Tensor) -> list[trust.Doubt]:
+def _wide(
+    draws: int, dimensions: int, k: float | Tensor, *, thin: int = _THIN
+) -> list[trust.Doubt]:
     """Doubt few draws, and neighbourhoods whose width, `(k/n)^(1/d)` of the spread, is large."""
     width = (torch.as_tensor(k, dtype=torch.float64) / draws) ** (1.0 / dimensions)
     words = (
@@ -238,8 +243,8 @@ def _wide(draws: int, dimensions: int, k: float | Tensor) -> list[trust.Doubt]:
         "({:.2f} of the spread, above 0.2): a bias beyond the error bar is likely"
     )
     few = torch.tensor(float(draws), dtype=torch.float64)
-    thin = "{:.0f} draws are too few for their halves to show the error of the whole"
-    return [trust.Doubt(width, width > _WIDE, words), trust.Doubt(few, few < _THIN, thin)]
+    too_few = "{:.0f} draws are too few for their halves to show the error of the whole"
+    return [trust.Doubt(width, width > _WIDE, words), trust.Doubt(few, few < thin, too_few)]
 
 
 def _estimate(found: _Found, doubts: list[trust.Doubt], bias: Bias, why: str) -> Estimate:
