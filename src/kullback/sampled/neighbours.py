@@ -46,23 +46,28 @@ def lonely(x: Tensor, y: Tensor, *, k: int) -> Tensor:
 
 
 def js_neighbours(x: Tensor, y: Tensor, *, k: int) -> Tensor:
-    """Return `ψ(2n) − ψ(n) + ψ(k) − ψ(k + c_i n/m)`: Jensen-Shannon as the information on a label.
+    """Return `ψ(2n) − ψ(n) + ψ(k) − ψ(k + c_i)`: Jensen-Shannon as the information on a label.
 
-    x `[*batch, n, d]`, y `[*batch, m, d]`; a term for each x and, with n and m exchanged, each y,
-    weighted so that both kinds count one half in the mean. c_i counts the points of the other kind
-    nearer to point i than its k-th neighbour of its own. At n = m: Ross (2014), eq. 2.
+    x `[*batch, n, d]`, y `[*batch, m, d]`; a term for each x and each y. c_i counts the points of
+    the other kind nearer to point i than its k-th neighbour of its own (Ross, 2014, eq. 2). The
+    label has to be a fair coin, so the more numerous are cut into parts as many as the fewer, each
+    held against all of the fewer; what is left over after the last whole part is not used.
 
     >>> points = torch.arange(8.0, dtype=torch.float64)[:, None]
     >>> round(js_neighbours(points, points + 100.0, k=1).mean().item(), 3)
     0.725
     """
+    n = min(x.shape[-2], y.shape[-2])
     terms = []
-    for own, other in ((x, y), (y, x)):
-        n, m = own.shape[-2], other.shape[-2]
-        near = k + _within(own, other, _kth(own, own, k + 1)) * (n / m)
-        found = _digamma(2 * n) - _digamma(n) + _digamma(k) - torch.digamma(near)
-        terms.append(found * ((n + m) / (2 * n)))
+    for first, second in ((a, b) for a in _whole_parts(x, n) for b in _whole_parts(y, n)):
+        for own, other in ((first, second), (second, first)):
+            near = k + _within(own, other, _kth(own, own, k + 1))
+            terms.append(_digamma(2 * n) - _digamma(n) + _digamma(k) - torch.digamma(near))
     return torch.cat(terms, -1)
+
+
+def _whole_parts(x: Tensor, n: int) -> list[Tensor]:
+    return [part for part in torch.split(x, n, -2) if part.shape[-2] == n]
 
 
 def mutual_information_neighbours(x: Tensor, y: Tensor, *, k: int) -> Tensor:
