@@ -147,7 +147,7 @@ def laplace(x, y):
 
 
 def rows(options):
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     x, y = regression(options.rows, 100, torch.Generator().manual_seed(0))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start, cpu = time.perf_counter(), time.process_time()
@@ -167,6 +167,7 @@ def rows(options):
     torch.set_num_threads(1)
     return {
         "rows": options.rows,
+        "threads": options.threads,
         "wall_s": wall,
         "cpu_s": cpu,
         "iterations": len(result.trace),
@@ -214,6 +215,7 @@ def main():
     parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--rows", type=lambda text: int(float(text)), default=10**6)
+    parser.add_argument("--threads", type=int, default=2, help="for rows")
     parser.add_argument("--data", type=Path, default=DATA)
     options = parser.parse_args()
     torch.set_num_threads(1)

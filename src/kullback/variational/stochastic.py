@@ -25,7 +25,8 @@ from .window import Window
 
 __all__ = ["stochastic"]
 
-WINDOW, LEVELS, PATIENCE = 50, 8, 12
+LONG, SHORT = 200, 50  # the first window: several times the memory of iterates, or of losses
+LEVELS, PATIENCE = 8, 12
 STILL = 1.2  # R-hat
 AGREE, NATS = 0.05, 0.01  # between two averages of parameters (sd) or of the loss
 LOST = 100.0  # times the first gradient: the step size was too large
@@ -52,11 +53,12 @@ def stochastic(
     else the loss. Where gradients grow or stop being finite, q goes back and the steps are halved.
     """
     watch = family.absorb() is not None
+    window = LONG if watch else SHORT
     kept, moved, used = None, math.inf, 0
     now = Progress(family, math.nan, math.nan)
     for level in range(LEVELS):
         walk = _Walk(family, rate * 0.5**level, plain)
-        for now in _level(walk, loss, generator, draws, WINDOW << level, watch=watch):
+        for now in _level(walk, loss, generator, draws, window << level, watch=watch):
             used += 1
             if used >= iterations:
                 reason = f"stopped after {used} iterations, before averages agreed"
