@@ -18,5 +18,7 @@ MODULES = [
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if "triton_" in name and not name.endswith("backend"):
+        pytest.importorskip("triton")  # kernels are functions of it
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert result.failed == 0

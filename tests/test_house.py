@@ -112,6 +112,8 @@ def test_words_and_sizes(path):
 
 @pytest.mark.parametrize("name", sorted(MODULES - {"kullback.__main__"}))
 def test_public_names_are_listed_and_documented(name):
+    if "triton_" in name and not name.endswith("backend"):
+        pytest.importorskip("triton")  # kernels are functions of it
     module = importlib.import_module(name)
     assert (module.__doc__ or "").strip(), f"{name} has no docstring"
     if any(part.startswith("_") for part in name.split(".")):

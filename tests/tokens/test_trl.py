@@ -18,9 +18,9 @@ REVERSE, FORWARD = "KL(policy‖ref)", "KL(ref‖policy)"
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
     """One thread, no network; skipped where TRL is not installed."""
+    pytest.importorskip("trl")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)  # its thread would outlive the test
-    pytest.importorskip("trl")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
