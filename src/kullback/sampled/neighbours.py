@@ -46,28 +46,28 @@ def lonely(x: Tensor, y: Tensor, *, k: int) -> Tensor:
 
 
 def js_neighbours(x: Tensor, y: Tensor, *, k: int) -> Tensor:
-    """Return `ψ(2n) − ψ(n) + ψ(k) − ψ(k + c_i)`: Jensen-Shannon as the information on a label.
+    """Return `ψ(2n) − ψ(n) + ψ(k) − ψ(m_i)`: Jensen-Shannon as the information on a label.
 
-    x `[*batch, n, d]`, y `[*batch, m, d]`; a term for each x and each y. c_i counts the points of
-    the other kind nearer to point i than its k-th neighbour of its own (Ross, 2014, eq. 2). The
-    label has to be a fair coin, so the more numerous are cut into parts as many as the fewer, each
-    held against all of the fewer; what is left over after the last whole part is not used.
+    x `[*batch, n, d]` and y `[*batch, m, d]`, in an order that says nothing; `2 min(n, m)` terms,
+    one for each of the fewer and one for as many of the other kind. m_i counts all points no
+    farther from point i than its k-th neighbour of its own kind. Ross (2014), eq. 2, for as many of
+    each: the more are cut into lots as large as the fewer (the last made full with the first), and
+    the terms averaged over the lots.
 
     >>> points = torch.arange(8.0, dtype=torch.float64)[:, None]
     >>> round(js_neighbours(points, points + 100.0, k=1).mean().item(), 3)
     0.725
     """
-    n = min(x.shape[-2], y.shape[-2])
-    terms = []
-    for first, second in ((a, b) for a in _whole_parts(x, n) for b in _whole_parts(y, n)):
-        for own, other in ((first, second), (second, first)):
-            near = k + _within(own, other, _kth(own, own, k + 1))
-            terms.append(_digamma(2 * n) - _digamma(n) + _digamma(k) - torch.digamma(near))
-    return torch.cat(terms, -1)
-
-
-def _whole_parts(x: Tensor, n: int) -> list[Tensor]:
-    return [part for part in torch.split(x, n, -2) if part.shape[-2] == n]
+    fewer, more = (x, y) if x.shape[-2] <= y.shape[-2] else (y, x)
+    n, m = fewer.shape[-2], more.shape[-2]
+    lots = -(-m // n)
+    index = torch.arange(lots * n, device=more.device).reshape(lots, n) % m
+    more = more[..., index, :]
+    fewer = fewer[..., None, :, :].expand(more.shape)
+    both = torch.cat([fewer, more], -2)
+    found = [_within(own, both, _kth(own, own, k + 1)) for own in (fewer, more)]
+    terms = _digamma(2 * n) - _digamma(n) + _digamma(k) - torch.digamma(torch.cat(found, -1))
+    return terms.mean(-2)
 
 
 def mutual_information_neighbours(x: Tensor, y: Tensor, *, k: int) -> Tensor:

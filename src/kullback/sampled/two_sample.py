@@ -95,8 +95,9 @@ def js_from_draws(
 ) -> Estimate:
     """Estimate the Jensen-Shannon divergence `½ KL(p‖m) + ½ KL(q‖m)`, `m = ½(p + q)`, from draws.
 
-    x: `[n, d]` from p, y: `[m, d]` from q, each counting one half whatever n and m. In nats, at
-    most log 2 but never clipped there. Everything else as in `kl_from_draws`.
+    x: `[n, d]` from p, y: `[m, d]` from q, each counting one half whatever n and m; "neighbours"
+    compares as many of each at a time. In nats, at most log 2 but never clipped there. Everything
+    else as in `kl_from_draws`.
     Reference: Ross (2014) for the neighbours; MATH 4.3.
 
     >>> seed = torch.Generator().manual_seed(0)
@@ -110,7 +111,10 @@ def js_from_draws(
     x, y, k = _checked(x, y, method, neighbours)
     if method == "classifier":
         return _bounded(*held_out_log_ratio(*_shuffled(generator, x, y)), kind="js")
-    found = _subsampled(lambda a, b: js_neighbours(a, b, k=k), [[x], [y]], generator)
+    dealer = _seeded(generator)
+    if x.shape[-2] != y.shape[-2]:
+        x, y = (_dealt([z], 1, dealer)[0].squeeze(-3) for z in (x, y))
+    found = _subsampled(lambda a, b: js_neighbours(a, b, k=k), [[x], [y]], dealer)
     return _estimate(found, _wide(_fewer(x, y), x.shape[-1], k), "unknown", _BALANCED)
 
 
