@@ -88,6 +88,7 @@ def test_interrupted_saves_and_says_so(number, whole, tmp_path):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_is_named_and_leaves_nothing_half_written(tmp_path):
     """Files of more than 50 kB are refused by the system: the weights do not fit."""
     folder = tmp_path / "run"

@@ -192,6 +192,7 @@ def test_the_estimate_is_of_the_right_size_far_out():
     assert 5 < found.value < 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "m"), [(600, 200), (200, 600)])
 def test_jensen_shannon_from_unequal_numbers(n, m):
     """Both kinds count one half, whatever their numbers; a batch against quadrature, z ≤ 4.5."""
