@@ -28,6 +28,7 @@ from .target import Target
 __all__ = ["Settings", "Work", "forwards", "reverse"]
 
 ROUGH = 0.4  # nats: the spread of log weights above which a Gaussian is refined
+STILL = 0.1  # a gradient that is worth refining at
 COMPONENTS = 3
 CHECKED = 1000  # draws that show whether one Gaussian will do
 
@@ -133,7 +134,8 @@ def _by_fixed_draws(
         if not now.done:
             yield now
     last = now
-    if how.refine and last.converged and settings.objective == "elbo":
+    still = last.gradient_norm < STILL  # also where few draws are all that is wrong
+    if how.refine and still and settings.objective == "elbo":
         for now in _refined(target, loss, last, found, generator):
             if not now.done:
                 yield now
