@@ -49,16 +49,24 @@ class Draws(NamedTuple):
 
     def into(self, tails: Tails) -> Tails:
         """Return the tails with these draws among them."""
-        keys, draws = self.keys(), self.log_r.shape[-1]
+        draws = self.log_r.shape[-1]
         if self.log_r.dim() > 1 or not tails.full:
             places = torch.arange(draws, device=self.log_r.device)
-            return tails + Tails.of(torch.stack(keys, -2), places, self.features(), draws)
-        places = tails.open_to(keys)
+            return tails + Tails.of(torch.stack(self.keys(), -2), places, self.features(), draws)
+        places = self._entering(tails)
         if not len(places):
             return tails.passing(draws)
-        entering = torch.stack([key[places] for key in keys])
         some = self._map(lambda x: x[places])
-        return tails + Tails.of(entering, places, some.features(), draws)
+        return tails + Tails.of(torch.stack(some.keys()), places, some.features(), draws)
+
+    def _entering(self, tails: Tails) -> Tensor:
+        """Return the places of those that full tails may keep; no logarithm of every draw."""
+        if self.log_weights is not None:
+            return tails.open_to(self.keys())
+        ends = tails.keys[:, -1].exp() * (1 - 1e-12)  # so that rounding shuts nobody out
+        ends[1] = tails.keys[1, -1]
+        sizes = [-self.log_r, self.log_r, *(control.abs() for control in self.controls)]
+        return tails.open_to(sizes, ends.tolist())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Draws":
         weights = None if self.log_weights is None else change(self.log_weights)

@@ -50,9 +50,12 @@ class Tails:
         """Whether something has to leave for every draw that enters."""
         return self.draws > 0 and self.keys.shape[-1] == KEPT
 
-    def open_to(self, keys: list[Tensor]) -> Tensor:
-        """Return the places of those draws, keys `[draws]`, that these full tails would keep."""
-        ends = zip(keys, self.keys[:, -1].tolist(), strict=True)
+    def open_to(self, keys: list[Tensor], least: list[float] | None = None) -> Tensor:
+        """Return the places of those draws, keys `[draws]`, that these full tails would keep.
+
+        least: what each key has to exceed, when the keys are not on the scale of the tails' own.
+        """
+        ends = zip(keys, least or self.keys[:, -1].tolist(), strict=True)
         enters = [key > least for key, least in ends if float(key.amax()) > least]
         if not enters:
             return torch.empty(0, dtype=torch.long, device=self.keys.device)

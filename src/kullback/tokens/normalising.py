@@ -12,7 +12,7 @@ lengths. "batch" does too, and is the one for gradients accumulated over unequal
 divide their sum once, by what all of them hold. The other two divide by lengths, which the policy
 itself decides where sequences end by a token it chose: exact for fixed lengths; otherwise "token"
 has a bias that falls like 1/sequences, and "sequence_mean" descends something else
-(docs/policy_kl.md measures both). Sequences without a token that counts are not counted.
+(the tests measure both). Sequences without a token that counts are not counted.
 """
 
 import torch
