@@ -1,15 +1,14 @@
 """One piece of draws in hand: its features and its extremes. See `forms` for the columns."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .forms import WEIGHT
-from .tails import Tails
-from .terms import bregman_together
+from .terms import bregman, bregman_together
 
 __all__ = ["Draws"]
 
@@ -17,13 +16,15 @@ __all__ = ["Draws"]
 class Draws(NamedTuple):
     """log r, log weights, and a tuple of control variates, each `[*batch, draws]` in float64.
 
-    scale: `[*batch]`, the log of what the weights are divided by.
+    scale: `[*batch]`, the log of what the weights are divided by. span: two numbers that all log r
+    lie between; None in a batch.
     """
 
     log_r: Tensor
     log_weights: Tensor | None
     controls: tuple[Tensor, ...]
     scale: Tensor
+    span: tuple[float, float] | None
 
     def features(self, room: Tensor | None = None) -> Tensor:
         """Return the features `[*batch, F, draws]`, in the room of an earlier piece if it fits."""
@@ -32,9 +33,12 @@ class Draws(NamedTuple):
         if room is None or room.shape != (*batch, rows, draws):
             room = self.log_r.new_empty(*batch, rows, draws)
         found = room
-        found[..., 0, :] = self.log_r
-        bregman_together(self.log_r, found[..., 1, :])
-        torch.mul(self.log_r, self.log_r, out=found[..., 2, :]).mul_(0.5)
+        log_r = found[..., 0, :].copy_(self.log_r)
+        if self.span is None:
+            found[..., 1, :] = bregman(log_r)
+        else:
+            bregman_together(log_r, found[..., 1, :], self.span)
+        torch.mul(log_r, log_r, out=found[..., 2, :]).mul_(0.5)
         for row, control in enumerate(self.controls, WEIGHT + weighted):
             found[..., row, :] = control
         if self.log_weights is not None:
@@ -44,33 +48,22 @@ class Draws(NamedTuple):
         return found
 
     def half(self, first: int) -> "Draws":
-        """Return every other draw from the first or second (0 or 1) on, side by side in memory."""
-        return self._map(lambda x: x[..., first::2].contiguous())
+        """Return every other draw, from the first or second (0 or 1) on."""
+        return self.at(slice(first, None, 2))
 
-    def into(self, tails: Tails) -> Tails:
-        """Return the tails with these draws among them."""
-        draws = self.log_r.shape[-1]
-        if self.log_r.dim() > 1 or not tails.full:
-            places = torch.arange(draws, device=self.log_r.device)
-            return tails + Tails.of(torch.stack(self.keys(), -2), places, self.features(), draws)
-        places = self._entering(tails)
-        if not len(places):
-            return tails.passing(draws)
-        some = self._map(lambda x: x[places])
-        return tails + Tails.of(torch.stack(some.keys()), places, some.features(), draws)
+    def at(self, places: slice | Tensor) -> "Draws":
+        """Return the draws at some places; the span stays that of all."""
+        weights = None if self.log_weights is None else self.log_weights[..., places]
+        controls = tuple(control[..., places] for control in self.controls)
+        return self._replace(log_r=self.log_r[..., places], log_weights=weights, controls=controls)
 
-    def _entering(self, tails: Tails) -> Tensor:
-        """Return the places of those that full tails may keep; no logarithm of every draw."""
-        if self.log_weights is not None:
-            return tails.open_to(self.keys())
-        ends = tails.keys[:, -1].exp() * (1 - 1e-12)  # so that rounding shuts nobody out
-        ends[1] = tails.keys[1, -1]
-        sizes = [-self.log_r, self.log_r, *(control.abs() for control in self.controls)]
-        return tails.open_to(sizes, ends.tolist())
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "Draws":
-        weights = None if self.log_weights is None else change(self.log_weights)
-        return Draws(change(self.log_r), weights, tuple(map(change, self.controls)), self.scale)
+    @classmethod
+    def joined(cls, lots: Sequence["Draws"]) -> "Draws":
+        """Return several lots as one."""
+        log_r, weights, controls, (scale, *_), _ = zip(*lots, strict=True)
+        weighted = None if weights[0] is None else torch.cat(weights, -1)
+        others = tuple(torch.cat(each, -1) for each in zip(*controls, strict=True))
+        return cls(torch.cat(log_r, -1), weighted, others, scale, None)
 
     def keys(self) -> list[Tensor]:
         """Return by what a draw is extreme, in logs: −log r, r, the weight, each |control|.

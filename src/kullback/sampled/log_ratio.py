@@ -20,16 +20,16 @@ from torch import Tensor
 from kullback.core import Estimate, require, require_type
 
 from .draws import Draws
+from .entrants import Entrants
 from .forms import WEIGHT
 from .moments import Moments
 from .parts import choose_parts, judge
 from .seen import Seen
-from .tails import Tails
 from .terms import Estimator
 
 __all__ = ["LogRatios", "log_ratio"]
 
-_PIECE, _BATCH_PIECE = 1 << 15, 1 << 19  # draws (times batch) looked at together: stay in cache
+_PIECE, _BATCH_PIECE = 1 << 16, 1 << 19  # draws (times batch) looked at together: stay in cache
 
 
 def log_ratio(
@@ -111,7 +111,7 @@ class LogRatios:
         8
         """
         _check(log_p, log_q, log_weights, controls)
-        return _seen((Tails.none(), Tails.none()), log_p, log_q, log_weights, controls)
+        return _seen(None, log_p, log_q, log_weights, controls)
 
     def add(
         self,
@@ -132,11 +132,8 @@ class LogRatios:
             return self + LogRatios.of(log_p, log_q, log_weights=log_weights, controls=controls)
         extra = 0 if controls is None else controls.shape[-1]
         self._require_kind([*log_p.shape[:-1], WEIGHT + extra], weighted=False)
-        first, second = (half.tails for half in self.halves)
-        more = _seen((first, second), log_p, log_q, None, controls)
-        halves = zip(self.halves, more.halves, strict=True)
-        joined = (Seen(a.moments + b.moments, b.tails) for a, b in halves)
-        return self._with(more, (next(joined), next(joined)))
+        joined = _seen(self.halves, log_p, log_q, None, controls)
+        return joined._with(self, joined.halves)
 
     @property
     def draws(self) -> int:
@@ -200,27 +197,29 @@ class LogRatios:
 
 
 def _seen(
-    tails: tuple[Tails, Tails],
+    earlier: tuple[Seen, Seen] | None,
     log_p: Tensor,
     log_q: Tensor,
     log_weights: Tensor | None,
     controls: Tensor | None,
 ) -> LogRatios:
-    """Return the state of these draws, with the halves' earlier tails already joined to theirs."""
+    """Return the state of these draws, joined to the halves of earlier ones if there are any."""
     scale = _scale(log_p, log_weights)
-    moments: tuple[list[Moments], list[Moments]] = ([], [])
+    moments = [[half.moments] for half in earlier] if earlier else [[], []]
+    entrants = [Entrants(half.tails) for half in earlier or ()] or [Entrants(), Entrants()]
     room: list[Tensor | None] = [None, None]
-    ends = [*tails]
     for draws in _cut(log_p, log_q, log_weights, controls, scale):
         for number in (0, 1):
             half = draws.half(number)
             features = room[number] = half.features(room[number])
+            entrants[number].see(half)
             moments[number].append(Moments.using_up(features))
-            ends[number] = half.into(ends[number])
-    halves = (Seen(Moments.merged(part), tail) for part, tail in zip(moments, ends, strict=True))
-    return LogRatios(
-        (next(halves), next(halves)), scale, _rounding(log_p, log_q), log_weights is not None
+    first, second = (
+        Seen(Moments.merged(part), ends.joined())
+        for part, ends in zip(moments, entrants, strict=True)
     )
+    rounding = _rounding(log_p, log_q)
+    return LogRatios((first, second), scale, rounding, log_weights is not None)
 
 
 def _check(
@@ -264,7 +263,14 @@ def _cut(
         log_r = log_q[..., cut].detach().double() - log_p[..., cut].detach().double()
         weights = None if log_weights is None else log_weights[..., cut].detach().double()
         others = () if controls is None else controls[..., cut, :].detach().double().unbind(-1)
-        yield Draws(log_r, weights, others, scale)
+        yield Draws(log_r, weights, others, scale, _span(log_r))
+
+
+def _span(log_r: Tensor) -> tuple[float, float] | None:
+    if log_r.dim() > 1:
+        return None
+    least, most = log_r.aminmax()
+    return float(least), float(most)
 
 
 def _rounding(log_p: Tensor, log_q: Tensor) -> Tensor:

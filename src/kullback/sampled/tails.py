@@ -6,7 +6,6 @@ Each end has a key; the draws with the largest keys are kept with all their feat
 
 import math
 from dataclasses import dataclass, replace
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -50,17 +49,11 @@ class Tails:
         """Whether something has to leave for every draw that enters."""
         return self.draws > 0 and self.keys.shape[-1] == KEPT
 
-    def open_to(self, keys: list[Tensor], least: list[float] | None = None) -> Tensor:
-        """Return the places of those draws, keys `[draws]`, that these full tails would keep.
-
-        least: what each key has to exceed, when the keys are not on the scale of the tails' own.
-        """
-        ends = zip(keys, least or self.keys[:, -1].tolist(), strict=True)
-        enters = [key > least for key, least in ends if float(key.amax()) > least]
-        if not enters:
-            return torch.empty(0, dtype=torch.long, device=self.keys.device)
-        entering: Tensor = reduce(torch.logical_or, enters)
-        return entering.nonzero().squeeze(-1)
+    @property
+    def least(self) -> list[float]:
+        """The least key kept at each end, of tails without a batch."""
+        least: list[float] = self.keys[:, -1].tolist()
+        return least
 
     def __add__(self, other: "Tails") -> "Tails":
         if not (self.draws and other.draws):
@@ -71,10 +64,6 @@ class Tails:
             torch.cat([self.rows, other.rows], -1),
             self.draws + other.draws,
         )._cut()
-
-    def passing(self, draws: int) -> "Tails":
-        """Return the tails after so many more draws that did not enter."""
-        return replace(self, draws=self.draws + draws)
 
     def scaled(self, factor: Tensor) -> "Tails":
         """Return the tails of `factor · features`, factor `[*batch]`."""

@@ -100,21 +100,21 @@ def log_ratio_terms(log_p: Tensor, log_q: Tensor, *, estimator: Estimator = "k3"
     return torch.stack(features).sum(0)
 
 
-def bregman_together(log_r: Tensor, out: Tensor) -> None:
-    """Write `bregman(log_r)` of draws that will be averaged into `out`: quicker, same mean.
+def bregman_together(log_r: Tensor, out: Tensor, span: tuple[float, float] | None = None) -> None:
+    """Write `bregman(log_r)`, `[draws]`, that will be averaged into `out`: quicker, same mean.
 
-    Where the largest |log r| is not small, the digits lost on the small ones do not count in a sum.
+    span: two numbers that all log r lie between; found if not given. Where the largest |log r| is
+    not small, the digits lost on the small ones do not count in a sum.
     """
     if not log_r.numel():
         return
-    least, most = (float(end) for end in log_r.aminmax())
-    together = log_r.dim() == 1 and math.isfinite(least + most)
-    if together and max(-least, most) >= _NEAR:
-        torch.expm1(log_r, out=out).sub_(log_r)
-    elif together:
-        _series_together(log_r, out)
-    else:
+    least, most = span or (float(end) for end in log_r.aminmax())
+    if not math.isfinite(most - least):
         out.copy_(bregman(log_r))
+    elif max(-least, most) >= _NEAR:
+        torch.expm1(log_r, out=out).sub_(log_r)
+    else:
+        _series_together(log_r, out)
 
 
 def _series_together(log_r: Tensor, out: Tensor) -> None:
