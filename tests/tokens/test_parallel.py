@@ -52,6 +52,10 @@ def work(folder, world, rank):
         grads = torch.autograd.grad(weighted(found), pair)
         one = [parallel.kl(*pair), parallel.entropy(pair[0]), parallel.log_prob(pair[0], ids)]
         results[case] = (*(x.detach() for x in found), *grads, *(x.detach() for x in one))
+        mixed = parallel.js(*pair, beta=0.3, temperature=1.3)
+        results["js " + case] = (mixed.detach(), *torch.autograd.grad(weighted([mixed]), pair))
+        sums = parallel.jeffreys(*pair), parallel.cross_entropy(*pair)
+        results["sums " + case] = tuple(x.detach() for x in sums)
         if case == "float32" and not usable(pair[0])["native"]:
             found = parallel.compare(*pair, ids=ids, temperature=1.3, backend="native")
             grads = torch.autograd.grad(weighted(found), pair)
@@ -63,6 +67,8 @@ def work(folder, world, rank):
     masked = parallel.kl(*pair, mask=mask)
     passed = parallel.kl(*pair, nan="pass")
     results["mask"] = (masked.detach(), *torch.autograd.grad(masked.sum(), pair), passed.detach())
+    mixed, passed = parallel.js(*pair, mask=mask), parallel.js(*pair, nan="pass")
+    results["js mask"] = (mixed.detach(), *torch.autograd.grad(mixed.sum(), pair), passed.detach())
     try:
         parallel.kl(*pair)
     except ValueError as error:
@@ -105,15 +111,35 @@ def test_slices_give_the_values_of_the_whole(shards, case):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_jensen_shannon_and_the_sums_of_two(shards, case):
+    p, q, _ = make(case)
+    pair = [x.double().requires_grad_() for x in (p, q)]
+    whole = tokens.js(*pair, beta=0.3, temperature=1.3, backend="reference")
+    grads = torch.autograd.grad(weighted([whole]), pair)
+    ulps = 64 * torch.finfo(p.dtype).eps
+    for rank in shards:
+        torch.testing.assert_close(rank["js " + case][0].double(), whole, rtol=ulps, atol=ulps)
+        for ours, function in zip(
+            rank["sums " + case], (tokens.jeffreys, tokens.cross_entropy), strict=True
+        ):
+            torch.testing.assert_close(ours, function(p, q), rtol=ulps, atol=ulps)
+    for side in (0, 1):
+        ours = torch.cat([rank["js " + case][1 + side] for rank in shards], -1)
+        torch.testing.assert_close(ours.double(), grads[side], rtol=ulps, atol=ulps)
+
+
+@pytest.mark.slow
 def test_masks_and_rows_without_distribution(shards):
     p, q, _ = make("plain")
-    whole = tokens.kl(p, q).detach()
-    for rank in shards:
-        masked, p_grad, q_grad, passed = rank["mask"]
-        torch.testing.assert_close(masked, torch.where(torch.arange(3) == 1, 0.0, whole))
-        assert (p_grad[1] == 0).all() and (q_grad[1] == 0).all()
-        assert passed.isnan().tolist() == [False, True, False]
-        assert "1 positions of 3" in rank["refused"]
+    for key, function in (("mask", tokens.kl), ("js mask", tokens.js)):
+        whole = function(p, q).detach()
+        for rank in shards:
+            masked, p_grad, q_grad, passed = rank[key]
+            torch.testing.assert_close(masked, torch.where(torch.arange(3) == 1, 0.0, whole))
+            assert (p_grad[1] == 0).all() and (q_grad[1] == 0).all()
+            assert passed.isnan().tolist() == [False, True, False]
+            assert "1 positions of 3" in rank["refused"]
 
 
 def test_without_a_group_it_says_so():

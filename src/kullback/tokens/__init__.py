@@ -2,7 +2,7 @@
 
 Which to use: the functions re-exported here take logits `[*batch, vocab]` and return one value a
 position; `divergences` explains their options, `reference` their meaning at every edge.
-`kl_from_hidden` takes hidden states and heads instead, and never holds the logits; `parallel` takes
+`kl_from_hidden` and its like take hidden states and heads, and hold no logits; `parallel` takes
 logits cut over processes; `kl_bounds` and `kl_estimate` take what a service returns, its top k.
 `policy` has the losses of policy optimisation, `rewards` the same as a penalty on rewards,
 `distill` those of distillation, and `audit` says which divergence any loss descends.
@@ -12,6 +12,7 @@ from .auditing.findings import Audit
 from .auditing.run import audit
 from .backends import usable
 from .distill import distill_loss, distill_terms, distill_terms_top_k
+from .distill_hidden import distill_terms_from_hidden
 from .divergences import (
     Comparison,
     compare,
@@ -22,7 +23,7 @@ from .divergences import (
     kl,
     log_prob,
 )
-from .hidden import kl_from_hidden
+from .hidden import compare_from_hidden, js_from_hidden, kl_from_hidden
 from .policy import policy_kl_loss, rao_blackwell_kl_loss
 from .policy_kl import PolicyKL, TrustRegion
 from .precision import PrecisionWarning, rounding_floor
@@ -39,13 +40,16 @@ __all__ = [
     "TrustRegion",
     "audit",
     "compare",
+    "compare_from_hidden",
     "cross_entropy",
     "distill_loss",
     "distill_terms",
+    "distill_terms_from_hidden",
     "distill_terms_top_k",
     "entropy",
     "jeffreys",
     "js",
+    "js_from_hidden",
     "kl",
     "kl_bounds",
     "kl_estimate",

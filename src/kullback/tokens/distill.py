@@ -3,8 +3,7 @@
 Two steps, so that every source of terms meets every way of adding them up:
 
 1. terms, one a position: `distill_terms` from both models' logits, `distill_terms_top_k` from the
-   teacher's stored top-k, `kullback.tokens.kl_from_hidden` from hidden states without any logits
-   (teacher first for "forward", student first for "reverse");
+   teacher's stored top-k, `distill_terms_from_hidden` from hidden states without any logits;
 2. `distill_loss` adds them up: masks, normalisation by name, labels, and whose samples they are.
 
 Which divergence to pick: "forward", KL(teacher‖student), covers every mode the teacher has;
@@ -30,7 +29,7 @@ from .normalising import row_scale
 from .policy import attach
 from .slopes import ahead
 
-__all__ = ["DIVERGENCES", "distill_loss", "distill_terms", "distill_terms_top_k"]
+__all__ = ["DIVERGENCES", "check_options", "distill_loss", "distill_terms", "distill_terms_top_k"]
 
 DIVERGENCES = ("forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tv")
 
@@ -71,7 +70,7 @@ def distill_terms(
     >>> distill_terms(student, teacher), distill_terms(student, teacher, divergence="tv")
     (tensor(0.1438), tensor(0.2500))
     """
-    _check_options(divergence, weight, temperature)
+    check_options(divergence, weight, temperature)
     student, teacher = _hidden(student_logits, mask), _hidden(teacher_logits, mask).detach()
     how = {"temperature": temperature, "mask": mask}
     if divergence == "forward":
@@ -119,7 +118,7 @@ def distill_terms_top_k(
     >>> distill_terms_top_k(student, torch.tensor([0.5]).log(), torch.tensor([0]))  # ½, ½ and ¼, ¾
     tensor(0.1438)
     """
-    _check_options(divergence, weight, temperature)
+    check_options(divergence, weight, temperature)
     _check_stored(student_logits, teacher_log_probs, teacher_ids, mask)
     logits = _hidden(student_logits, mask) / temperature
     ids = teacher_ids if mask is None else teacher_ids.masked_fill(~mask[..., None], 0)
@@ -227,7 +226,8 @@ def _hidden(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask.shape != x.shape[:-1] else x.masked_fill(~mask[..., None], 0.0)
 
 
-def _check_options(divergence: str, weight: float, temperature: float) -> None:
+def check_options(divergence: str, weight: float, temperature: float) -> None:
+    """Require a divergence of the table, a weight inside (0, 1), a positive temperature."""
     require(divergence in DIVERGENCES, "divergence", " or ".join(DIVERGENCES), repr(divergence))
     hint = "divergence='forward' or 'reverse' for the ends"
     between = isinstance(weight, int | float) and 0.0 < weight < 1.0

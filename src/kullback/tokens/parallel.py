@@ -3,7 +3,7 @@
 Which to use: `kl` and its like here where tensor-parallel training leaves every process with the
 logits of its own slice of the vocabulary, `[*batch, slice]`. Nothing of the size of a vocabulary is
 sent: forward, two all-reduces of a few float64 numbers a position (the maxima, then sums; one
-more for `same_top`); backward, none.
+more for `same_top` and for `js`); backward, none.
 
 Each process sums its slice as if it were the whole vocabulary, by any backend, and the slices are
 joined by the chain rule: with P, Q the masses of the slices,
@@ -13,7 +13,7 @@ joined by the chain rule: with P, Q the masses of the slices,
 Every process of the group gets the same values, so every one should go on to compute the same loss;
 the gradient each gets is that of its own slice, whole: it must be neither averaged nor summed over
 the group. The rules on masks, temperature and tokens without mass are those of `divergences`.
-Jensen-Shannon needs the normalisers before it can sum, and is not offered here.
+Jensen-Shannon, which no chain rule cuts, sums once the normalisers are known: one all-reduce more.
 """
 
 from typing import Any
@@ -25,10 +25,11 @@ from kullback.core import require
 
 from .arguments import check_logits, check_options, common, refuse_nan, spread_mask
 from .divergences import Comparison
-from .shards import Sharded
+from .pointwise import Pointwise
+from .shards import Sharded, ShardedPointwise
 from .task import Task, Value
 
-__all__ = ["compare", "entropy", "kl", "log_prob"]
+__all__ = ["compare", "cross_entropy", "entropy", "jeffreys", "js", "kl", "log_prob"]
 
 Group = Any  # a torch.distributed process group, None for the default one
 
@@ -58,6 +59,59 @@ def kl(
     """
     task = Task(("kl",), temperature)
     return _measure(p_logits, q_logits, task, None, mask, nan, backend, group)[0]
+
+
+def js(
+    p_logits: Tensor,
+    q_logits: Tensor,
+    *,
+    beta: float = 0.5,
+    group: Group = None,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    nan: str = "refuse",
+    backend: str = "auto",
+) -> Tensor:
+    """Return `β KL(p‖m) + (1−β) KL(q‖m)` `[*batch]`, m = β p + (1−β) q, in nats; see `kl`.
+
+    beta: strictly between 0 and 1. A third all-reduce adds up the slices, when all know the
+    normalisers; the backend finds those, the sums over the mixture are PyTorch's own operations.
+    """
+    task = Task(("js",), temperature, beta)
+    return _measure(p_logits, q_logits, task, None, mask, nan, backend, group)[0]
+
+
+def jeffreys(
+    p_logits: Tensor,
+    q_logits: Tensor,
+    *,
+    group: Group = None,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    nan: str = "refuse",
+    backend: str = "auto",
+) -> Tensor:
+    """Return `KL(p‖q) + KL(q‖p)` `[*batch]`, in nats, of logits cut over `group`; see `kl`."""
+    task = Task(("kl", "reverse_kl"), temperature)
+    return _measure(p_logits, q_logits, task, None, mask, nan, backend, group).sum(0)
+
+
+def cross_entropy(
+    p_logits: Tensor,
+    q_logits: Tensor,
+    *,
+    group: Group = None,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    nan: str = "refuse",
+    backend: str = "auto",
+) -> Tensor:
+    """Return `H(p, q) = H(p) + KL(p‖q)` `[*batch]`, in nats, of logits cut over `group`; see `kl`.
+
+    p is the truth, q the belief.
+    """
+    task = Task(("entropy", "kl"), temperature)
+    return _measure(p_logits, q_logits, task, None, mask, nan, backend, group).sum(0)
 
 
 def entropy(
@@ -141,7 +195,12 @@ def _measure(
     flat = [x if x is None else x.reshape(-1, vocab) for x in (p, q)]
     flat = [x if x is None or x.stride(-1) == 1 else x.contiguous() for x in flat]
     rest = [x if x is None else x.reshape(-1) for x in (ids, keep)]
-    found: Tensor = Sharded.apply(*flat, *rest, task, backend, group)  # type: ignore[no-untyped-call]
+    found: Tensor
+    if task.asks("js"):
+        what = Pointwise("jsd", task.beta, task.temperature)
+        found = ShardedPointwise.apply(*flat, rest[1], what, backend, group)  # type: ignore[no-untyped-call]
+    else:
+        found = Sharded.apply(*flat, *rest, task, backend, group)  # type: ignore[no-untyped-call]
     found = found.reshape(-1, *batch)
     if nan == "refuse":
         refuse_nan(found.detach(), name if q is None else f"{name} and q_logits")
