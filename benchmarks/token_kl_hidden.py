@@ -1,6 +1,6 @@
 """KL from hidden states: time beside the bare matrix products, memory, growth; as JSON.
 
-Run: python benchmarks/token_kl_hidden.py [--threads 2] [--positions 256] [--vocab 50000]
+Run: python benchmarks/token_kl_hidden.py [--threads 2] [--positions 256] [--vocab 200000]
          [--width 2048] [--rounds 3] [--growth] [--gpu]
 
 The floor is the matrix products that must be done: forward, both sides' logits; backward, one
@@ -270,7 +270,7 @@ def figure_four(options):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    sizes = (("threads", 2), ("positions", 256), ("vocab", 50_000), ("width", 2048), ("rounds", 3))
+    sizes = (("threads", 2), ("positions", 256), ("vocab", 200_000), ("width", 2048), ("rounds", 3))
     for name, default in sizes:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--growth", action="store_true")
