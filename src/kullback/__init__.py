@@ -1,10 +1,11 @@
 """The Kullback-Leibler divergence, measured, minimised and paid.
 
-`kl(p, q)` is exact where it can be, sampled where not, and says which. `exact` and `sampled` hold
-the numbers without and with an error bar, `tokens` next-token distributions over a whole
-vocabulary, losses on them and the audit of a loss, `variational` the objectives, `data` reads data
-sets, `vae` trains and evaluates variational autoencoders, `report` shows what came of it, `core`
-has the `Estimate` that every sampled number is. Everything loads on first use: `import kullback`
+`kl(p, q)` is exact where it can be, sampled where not, and says which; `fit(log_density)` finds a
+q(z) and says how far to trust it. `exact` and `sampled` hold the numbers without and with an error
+bar, `tokens` next-token distributions over a whole vocabulary, losses on them and the audit of a
+loss, `variational` fits and their objectives, `data` reads data sets, `vae` trains and evaluates
+variational autoencoders, `report` shows what came of it, `core` has the `Estimate` that every
+sampled number is. Everything loads on first use: `import kullback`
 imports no torch.
 """
 
@@ -17,14 +18,17 @@ if TYPE_CHECKING:
     from . import core, data, exact, report, sampled, tokens, vae, variational
     from .core import Estimate, KullbackError
     from .sampled.exact_or_sampled import kl
+    from .variational import Fit, fit
 
 __all__ = [
     "Estimate",
+    "Fit",
     "KullbackError",
     "__version__",
     "core",
     "data",
     "exact",
+    "fit",
     "kl",
     "report",
     "sampled",
@@ -41,6 +45,8 @@ __getattr__, __dir__ = lazy(
         "Estimate": "kullback.core",
         "KullbackError": "kullback.core",
         "kl": "kullback.sampled.exact_or_sampled",
+        "Fit": "kullback.variational",
+        "fit": "kullback.variational",
     }
     | {name: f"kullback.{name}" for name in _FOLDERS},
 )
