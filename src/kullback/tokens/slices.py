@@ -22,7 +22,7 @@ from .task import Slope, Sum, Task
 
 __all__ = ["finished", "joined", "log_probs", "nothing", "packed", "slopes", "sums_of", "unpacked"]
 
-BLOCK = 1 << 18  # logits looked at together where PyTorch's own operations do it
+BLOCK = 1 << 17  # logits looked at together where PyTorch's own operations do it
 
 _TOPS, _LOGS = [Sum.P_MAX, Sum.Q_MAX], [Sum.P_LOG, Sum.Q_LOG]
 _FIRSTS, _IDS = [Sum.P_TOP, Sum.Q_TOP], [Sum.P_AT, Sum.Q_AT]
