@@ -27,14 +27,18 @@ def machine(threads):
 
 
 def interleaved(bursts, rounds):
-    """Time every burst once a round, in turn; return seconds per call, a list for each name."""
-    times = {name: [] for name in bursts}
+    """Time every burst once a round, in turn; return seconds per call, a list for each name.
+
+    Each round begins with another burst, since the first of a round meets the coldest caches.
+    """
+    times, names = {name: [] for name in bursts}, list(bursts)
     for burst in bursts.values():
         burst()  # warm up: allocations, caches, lazy imports
     for number in range(rounds):
-        for name, burst in bursts.items():
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
             start = time.perf_counter()
-            burst()
+            bursts[name]()
             times[name].append(time.perf_counter() - start)
         sys.stderr.write(f"\rround {number + 1} of {rounds}")
     sys.stderr.write("\n")

@@ -58,7 +58,7 @@ class PolicyKL:
     normalise: str
     estimator: Estimator
     martingale: Tensor | None = None
-    limits: tuple[float, float] | None = None
+    limits: tuple[float, float] | None = None  # of a trust region, in logs
 
     @property
     def divergence(self) -> str:
@@ -82,9 +82,8 @@ class PolicyKL:
         """How often the trust region acted; None without one."""
         if self.limits is None or self.drawn.log_step is None:
             return None
-        ratio, tokens = self.drawn.log_step.exp(), self.tokens  # masked tokens have ratio 1, inside
-        below, above = (ratio < self.limits[0]).sum(), (ratio > self.limits[1]).sum()
-        return TrustRegion(int(below), int(above), tokens)
+        step, (low, high) = self.drawn.log_step, self.limits  # 0 where masked: inside
+        return TrustRegion(int((step < low).sum()), int((step > high).sum()), self.tokens)
 
     @property
     def share_truncated(self) -> float:

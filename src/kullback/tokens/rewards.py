@@ -19,7 +19,7 @@ from torch import Tensor
 from kullback.core import require
 from kullback.sampled.terms import Estimator, coefficients
 
-from .drawn import check, draw_up, masked
+from .drawn import check, check_all, draw_up, masked
 from .slopes import at_prefixes, slope_of
 
 __all__ = ["kl_penalties", "kl_penalty_to_go", "reward_to_go"]
@@ -42,8 +42,8 @@ def kl_penalties(
     ... )
     tensor([[ 0.5000, -1.0000]])
     """
-    drawn = draw_up(log_current, log_reference, None, mask, direction="reverse", level="token")
-    return -drawn.log_ratio
+    logs = check_all(log_current, log_reference, None, mask, direction="reverse", level="token")
+    return -draw_up(logs, mask, direction="reverse", level="token").log_ratio
 
 
 def kl_penalty_to_go(
@@ -73,7 +73,8 @@ def kl_penalty_to_go(
     tensor([[-0.5000, -1.0000]])
     """
     names = {"direction": "reverse", "level": "sequence"}
-    drawn = draw_up(log_current, log_reference, log_behaviour, mask, **names, truncate=truncate)
+    logs = check_all(log_current, log_reference, log_behaviour, mask, **names, truncate=truncate)
+    drawn = draw_up(logs, mask, **names, truncate=truncate)
     known = estimator not in ("k2", "best")
     require(known, "estimator", "'k1', 'k3' or a number λ", repr(estimator), "'k3'")
     baseline, terms = exact_kl, drawn.value_terms(coefficients(estimator))
