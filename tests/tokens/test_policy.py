@@ -489,6 +489,64 @@ def test_at_one_token_the_exact_kl_never_scatters_more():
                     assert exact <= sampled + 1e-12
 
 
+def conditioned():
+    # π is the reference, given that a certain thing does not happen: log π/π_ref of the sequence is
+    # one number, k1 never errs, and the exact KLs at the prefixes vary
+    here = World(2, 2, seed=0)
+    odds, rest = 1 / (1 + math.e), math.exp(-1)
+    reference = [[odds, 1 - odds], [0.5, 0.5], [1 - rest, rest]]
+    here.reference = torch.tensor(reference, dtype=F64).log()
+    policy = torch.tensor([[0.5, 0.5], [0.5, 0.5], [1e-12, 1 - 1e-12]], dtype=F64)
+    here.logits = policy.log().requires_grad_()
+    return here
+
+
+def draws_of(here, estimator, level, place=None):
+    """Return values `[worlds, 1]` and gradients `[worlds, n]`, of one place or all; chances."""
+
+    def loss_of(pick, logs):
+        if place is not None:
+            logs["mask"] = logs["mask"] & (torch.arange(here.length) == place)
+        if estimator == "rao-blackwell":
+            return rao_blackwell_kl_loss(here.exact("reverse")[pick], **logs, level=level).loss
+        return policy_kl_loss(**logs, level=level, estimator=estimator).loss
+
+    values, slopes, chance = here.every(loss_of, on_policy=True)
+    return (values[:, None], slopes), chance
+
+
+def covariance(chance, x, y):
+    return (chance @ ((x - chance @ x) * (y - chance @ y))).sum().item()
+
+
+LAWFUL = [World(3, 3, seed=seed, far=0.2 + 0.3 * seed) for seed in range(6)] + [conditioned()]
+
+
+@pytest.mark.parametrize("here", LAWFUL)
+def test_at_every_position_the_exact_kl_never_scatters_more(here):
+    for place in range(here.length):
+        exact, chance = draws_of(here, "rao-blackwell", "token", place)
+        for estimator in ("k1", "k3", 0.5):
+            sampled, _ = draws_of(here, estimator, "token", place)
+            for some, other in zip(exact, sampled, strict=True):
+                most = covariance(chance, other, other)
+                assert covariance(chance, some, some) <= most * (1 + 1e-9) + 1e-12
+
+
+@pytest.mark.parametrize("here", LAWFUL)
+def test_over_sequences_the_best_multiple_never_scatters_more_than_either(here):
+    exact, chance = draws_of(here, "rao-blackwell", "sequence")
+    sampled, _ = draws_of(here, "k1", "sequence")
+    for some, other in zip(exact, sampled, strict=True):
+        rest = other - some
+        own, whole = covariance(chance, some, some), covariance(chance, other, other)
+        share = covariance(chance, some, rest) / covariance(chance, rest, rest)
+        best = some - share * rest
+        least = covariance(chance, best, best)
+        assert least <= min(own, whole) * (1 + 1e-9) + 1e-12
+        torch.testing.assert_close(chance @ best, chance @ some, rtol=1e-9, atol=1e-12)
+
+
 def spread(here, estimator, direction="reverse"):
     def loss_of(pick, logs):
         names = {"direction": direction, "level": "sequence"}
@@ -501,14 +559,7 @@ def spread(here, estimator, direction="reverse"):
 
 
 def test_over_two_tokens_it_may_scatter_more_and_the_best_of_both_does_not():
-    # π is the reference, given that a certain thing does not happen: log π/π_ref of the sequence is
-    # one number, k1 never errs, and the exact KLs at the prefixes vary
-    here = World(2, 2, seed=0)
-    odds, rest = 1 / (1 + math.e), math.exp(-1)
-    reference = [[odds, 1 - odds], [0.5, 0.5], [1 - rest, rest]]
-    here.reference = torch.tensor(reference, dtype=F64).log()
-    policy = torch.tensor([[0.5, 0.5], [0.5, 0.5], [1e-12, 1 - 1e-12]], dtype=F64)
-    here.logits = policy.log().requires_grad_()
+    here = conditioned()
     assert spread(here, "k1")[0] < 1e-6 < 0.2 < spread(here, "rao-blackwell")[0]
     generator = torch.Generator().manual_seed(0)
     picks = torch.multinomial(

@@ -124,9 +124,11 @@ def rao_blackwell_kl_loss(
     "token"); its gradient is that of the KL_t, and at level "sequence" in the reverse direction
     also the part that autograd of such a sum misses: `Σ_t ∇ log π_t · Σ_{u>t} W_<u · KL_u`, for the
     tokens lead to the prefixes. The token drawn at a position plays no part in that position's own
-    term (Rao-Blackwell, MATH 5.7): at length 1 the result never scatters more than any estimator by
-    sampled tokens. Over several positions it nearly always scatters less, but need not where a
-    token's term cancels what it leads to; `estimate("best")` weighs the two.
+    term (Rao-Blackwell, MATH 5.7), and that term, in value and gradient, never scatters more than
+    any unbiased one by the token drawn; about the KL at the prefixes as they were drawn nothing is
+    left to scatter at all. Of a *sum* over several positions it is no law: a token's term may
+    cancel what the token leads to. It nearly always scatters less; `estimate("best")` weighs it
+    against k1, and with the best weight that never scatters more than either.
 
     Exact in expectation, as `policy_kl_loss`. Edge cases and errors are as there.
     Reference: MATH 5.7; Amini et al. (2025), "Better estimation of the KL divergence between
