@@ -599,6 +599,13 @@ CURRENT, REFERENCE, BEHAVIOUR = random_logs(2, 3)
         ({"estimator": "k2", "level": "sequence"}, "estimator: expected an unbiased one"),
         ({"truncate": 2.0, "log_behaviour": None}, "truncate: expected None where draws"),
         ({"truncate": -1.0}, "truncate: expected a positive number"),
+        ({"truncate": "2"}, "truncate: expected int or float; got str"),
+        ({"direction": ["reverse"]}, "direction: expected 'reverse' or 'forward'"),
+        ({"normalise": ["token"]}, "normalise: expected one of sequence, batch"),
+        ({"estimator": math.nan}, "estimator: expected a number"),
+        ({"trust_region": 0.2}, r"trust_region: expected \(low, high\)"),
+        ({"trust_region": ("a", "b")}, r"trust_region: expected \(low, high\)"),
+        ({"exact_kl": torch.zeros(2, 3, 4)}, "exact_kl: expected .* Try: kullback.tokens.kl"),
         ({"trust_region": (0.5, 2.0), "log_behaviour": None}, "trust_region: expected None"),
         ({"trust_region": (1.2, 2.0)}, "trust_region: expected"),
         ({"exact_kl": REFERENCE[:, :1]}, "exact_kl: expected the shape"),
@@ -610,9 +617,21 @@ def test_errors_name_the_argument_and_what_it_should_be(change, words):
         policy_kl_loss(**(logs | change))
 
 
+def test_an_exact_kl_without_its_graph_would_lose_the_gradient():
+    current = CURRENT.clone().requires_grad_()
+    logs = {"log_current": current, "log_reference": REFERENCE}
+    with pytest.raises(ValueError, match="exact_kl: expected a tensor with its graph"):
+        rao_blackwell_kl_loss(torch.ones(2, 3, dtype=F64), **logs)
+    with torch.no_grad():  # to measure, it needs none
+        assert rao_blackwell_kl_loss(torch.ones(2, 3, dtype=F64), **logs).loss.item() == 3
+
+
 def test_estimates_ask_for_what_they_need():
+    one = policy_kl_loss(log_current=CURRENT[:1], log_reference=REFERENCE[:1])
+    with pytest.raises(ValueError, match="log_current: expected at least 2 sequences"):
+        one.estimate()
     kl = policy_kl_loss(log_current=CURRENT, log_reference=REFERENCE)
-    with pytest.raises(ValueError, match="at least 4 draws"):
+    with pytest.raises(ValueError, match="at least 4 sequences"):
         kl.estimate("best")
     with pytest.raises(ValueError, match="estimator: expected"):
         kl.estimate("exact")

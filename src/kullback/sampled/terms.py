@@ -51,7 +51,8 @@ def coefficients(estimator: Estimator) -> tuple[float, float, float]:
     """
     if isinstance(estimator, str) and estimator in ESTIMATORS:
         return ESTIMATORS[estimator]
-    number = isinstance(estimator, int | float) and not isinstance(estimator, bool)
+    real = isinstance(estimator, int | float) and not isinstance(estimator, bool)
+    number = real and math.isfinite(float(estimator))
     expected = f"a number λ or one of {', '.join(ESTIMATORS)}"
     require(number, "estimator", expected, repr(estimator))
     return (float(estimator) - 1.0, float(estimator), 0.0)

@@ -31,6 +31,10 @@ __all__ = [
 
 DIRECTIONS = {"reverse": "KL(policy ‖ reference)", "forward": "KL(reference ‖ policy)"}
 LEVELS = ("token", "sequence")
+_HINTS = dict.fromkeys(
+    ("log_current", "log_reference", "log_behaviour"),
+    "log_softmax of the logits, and of it what the tokens drawn have (gather)",
+) | {"exact_kl": "kullback.tokens.kl of both models' logits", "rewards": "rewards.float()"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,9 +124,11 @@ def check_all(
     logs = {"log_current": log_current, "log_reference": log_reference}
     logs |= {} if log_behaviour is None else {"log_behaviour": log_behaviour}
     check(logs, mask)
-    require(direction in DIRECTIONS, "direction", "'reverse' or 'forward'", repr(direction))
+    known = isinstance(direction, str) and direction in DIRECTIONS
+    require(known, "direction", "'reverse' or 'forward'", repr(direction))
     require(level in LEVELS, "level", "'token' or 'sequence'", repr(level))
     if truncate is not None:
+        require_type(truncate, (int, float), "truncate", "one number, the largest weight")
         require(truncate > 0, "truncate", "a positive number, the largest weight", truncate)
         weighted = log_behaviour is not None or direction == "forward"
         hint = "pass log_behaviour, or leave truncate out: on-policy every weight is 1"
@@ -177,8 +183,7 @@ def check(tensors: dict[str, Tensor], mask: Tensor | None) -> None:
     for name, value in tensors.items():
         require_type(value, Tensor, name, "pass a torch tensor [batch, length]")
         if value.dim() != 2 or not value.is_floating_point():
-            expected, hint = "a floating-point tensor [batch, length]", "gather the tokens' own"
-            _refuse(name, expected, value, hint)
+            _refuse(name, "a floating-point tensor [batch, length]", value, _HINTS.get(name, ""))
         if value.shape != first.shape:
             expected = f"the shape {list(first.shape)} of the others"
             _refuse(name, expected, value)

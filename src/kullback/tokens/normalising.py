@@ -36,7 +36,8 @@ def check_normalise(normalise: str) -> None:
     >>> check_normalise("token")
     """
     expected = f"one of {', '.join(NORMALISATIONS)}"
-    require(normalise in NORMALISATIONS, "normalise", expected, repr(normalise))
+    known = isinstance(normalise, str) and normalise in NORMALISATIONS
+    require(known, "normalise", expected, repr(normalise))
 
 
 def row_scale(mask: Tensor | None, like: Tensor, normalise: str) -> Tensor:

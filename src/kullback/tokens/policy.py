@@ -130,7 +130,8 @@ def rao_blackwell_kl_loss(
     cancel what the token leads to. It nearly always scatters less; `estimate("best")` weighs it
     against k1, and with the best weight that never scatters more than either.
 
-    Exact in expectation, as `policy_kl_loss`. Edge cases and errors are as there.
+    Exact in expectation, as `policy_kl_loss`. Edge cases and errors are as there; besides, an exact
+    KL without a graph where log_current has one is refused: half the gradient would be missing.
     Reference: MATH 5.7; Amini et al. (2025), "Better estimation of the KL divergence between
     language models".
 
@@ -148,6 +149,10 @@ def rao_blackwell_kl_loss(
     names = {"direction": direction, "level": level}
     logs = check_all(log_current, log_reference, log_behaviour, mask, **names, truncate=truncate)
     check({"log_current": log_current, "exact_kl": exact_kl}, mask)
+    trained = torch.is_grad_enabled() and log_current.requires_grad
+    lost = trained and direction == "reverse" and not exact_kl.requires_grad
+    hint = "compute it from logits outside of no_grad, or policy_kl_loss(exact_kl=…), without one"
+    require(not lost, "exact_kl", "a tensor with its graph", "one without", hint)
     _check_level(level, normalise)
     drawn = draw_up(logs, mask, **names, truncate=truncate)
     scale = row_scale(mask, drawn.log_ratio, normalise)
@@ -247,7 +252,10 @@ def _log_limits(
     known = log_behaviour is not None
     hint = "pass log_behaviour, or leave it out: on-policy every ratio is 1"
     require(known, "trust_region", "None where draws come from the policy itself", limits, hint)
-    ordered = len(limits) == 2 and 0 <= limits[0] <= 1 <= limits[1]
-    require(ordered, "trust_region", "(low, high) with 0 ≤ low ≤ 1 ≤ high", limits)
+    pair = isinstance(limits, tuple | list) and len(limits) == 2
+    ordered = pair and all(isinstance(end, int | float) for end in limits)
+    ordered = ordered and 0 <= limits[0] <= 1 <= limits[1]
+    hint = "(0.8, 1.2)"
+    require(ordered, "trust_region", "(low, high) with 0 ≤ low ≤ 1 ≤ high", repr(limits), hint)
     low, high = limits
     return (math.log(low) if low else -math.inf, math.log(high))

@@ -120,6 +120,9 @@ class PolicyKL:
         below 2 sequences (4 for "best"), for an unknown name, for "exact" where none was given.
         """
         estimator = self.estimator if estimator is None else estimator
+        fewest = 4 if estimator == "best" else 2
+        words = f"at least {fewest} sequences with a token that counts"
+        require(self.sequences >= fewest, "log_current", words, self.sequences)
         if estimator != "exact":
             rows = torch.stack([self._sums(column) for column in self._columns()])
             return self._named(estimate_over(rows, self._kept, estimator, self.normalise))

@@ -16,7 +16,7 @@ for that sum. All are without a graph; `policy_kl_loss(level="sequence")` is the
 import torch
 from torch import Tensor
 
-from kullback.core import require
+from kullback.core import require, require_type
 from kullback.sampled.terms import Estimator, coefficients
 
 from .drawn import check, check_all, draw_up, masked
@@ -97,6 +97,7 @@ def reward_to_go(rewards: Tensor, *, mask: Tensor | None = None, discount: float
     tensor([[3., 4., 4.]])
     """
     check({"rewards": rewards}, mask)
+    require_type(discount, (int, float), "discount")
     require(0 < discount <= 1, "discount", "a number above 0, at most 1", discount)
     total, step = rewards if mask is None else torch.where(mask, rewards, 0.0), 1
     while step < rewards.shape[-1]:  # sums over 1, 2, 4, … places
