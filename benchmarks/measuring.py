@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -27,14 +28,18 @@ def machine(threads):
 
 
 def interleaved(bursts, rounds):
-    """Time every burst once a round, in turn; return seconds per call, a list for each name."""
-    times = {name: [] for name in bursts}
+    """Time every burst once a round, in turn; return seconds per call, a list for each name.
+
+    Each round begins with another burst, since the first of a round meets the coldest caches.
+    """
+    times, names = {name: [] for name in bursts}, list(bursts)
     for burst in bursts.values():
         burst()  # warm up: allocations, caches, lazy imports
     for number in range(rounds):
-        for name, burst in bursts.items():
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
             start = time.perf_counter()
-            burst()
+            bursts[name]()
             times[name].append(time.perf_counter() - start)
         sys.stderr.write(f"\rround {number + 1} of {rounds}")
     sys.stderr.write("\n")
@@ -56,9 +61,22 @@ def paired_ratio(slow, fast):
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
-def finish(name, result):
-    """Print the result as JSON and keep it beside the benchmark."""
-    text = json.dumps(result, indent=2) + "\n"
+def finish(name, result, *, digits=None):
+    """Print the result as JSON and keep it beside the benchmark, what holds only numbers on a line.
+
+    digits: significant ones that floats keep; None for all.
+    """
+    text = json.dumps(result if digits is None else shortened(result, digits), indent=2) + "\n"
+    text = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda found: " ".join(found[0].split()), text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text)
     sys.stdout.write(text)
+
+
+def shortened(x, digits):
+    """Return the same with floats rounded to significant digits."""
+    if isinstance(x, dict):
+        return {name: shortened(each, digits) for name, each in x.items()}
+    if isinstance(x, list | tuple):
+        return [shortened(each, digits) for each in x]
+    return float(f"{x:.{digits}g}") if isinstance(x, float) else x

@@ -93,7 +93,7 @@ def judged(here, loss_of, truth, *, on_policy):
         "value_sd": (chance @ (values - value) ** 2).sqrt() / kl,
         "gradient_sd": (chance @ (slopes - slope) ** 2).sum().sqrt() / gradient.norm(),
     }
-    return {name: float(f"{number.item():.5g}") for name, number in found.items()}
+    return {name: number.item() for name, number in found.items()}
 
 
 def enumerated():
@@ -157,8 +157,8 @@ def missed():
     return found
 
 
-def counterexample():
-    """Return each value's sd over KL where the exact KLs scatter and k1 hardly does.
+def conditioned():
+    """Return the world where the exact KLs scatter and k1 hardly does.
 
     The policy is the reference given that a certain thing does not happen, so log π/π_ref of a
     whole sequence is the same for all that do happen.
@@ -168,8 +168,64 @@ def counterexample():
     here.reference = torch.tensor(reference, dtype=torch.float64).log()
     policy = [[0.5, 0.5], [0.5, 0.5], [1e-6, 1 - 1e-6]]
     here.logits = torch.tensor(policy, dtype=torch.float64).log().requires_grad_()
-    names = ("k1", "rao-blackwell")
+    return here
+
+
+def counterexample():
+    """Return each value's sd over KL there."""
+    here, names = conditioned(), ("k1", "rao-blackwell")
     return {name: of_sequences(here, name)["value_sd"] for name in names}
+
+
+def draws(here, estimator, level, place=None):
+    """Return an estimator's values and gradients `[sequences, numbers]`, of one place or all."""
+    loss = ours(here, "reverse", level, estimator)
+
+    def loss_of(pick, logs):
+        only = logs["mask"] if place is None else torch.zeros_like(logs["mask"])
+        if place is not None:
+            only[:, place] = logs["mask"][:, place]
+        return loss(pick, logs | {"mask": only})
+
+    values, slopes, chance = here.every(loss_of, on_policy=True)
+    return {"value": values[:, None], "gradient": slopes}, chance
+
+
+def variance(chance, x, y=None):
+    y = x if y is None else y
+    return ((x - chance @ x) * (y - chance @ y)).sum(-1) @ chance
+
+
+def laws():
+    """Return the gains that are laws, least over worlds: none of them can fall below 1.
+
+    A position's own term, given an exact KL, beside that by the token drawn there. And over whole
+    sequences the exact KLs plus the best multiple of k1 less them, beside the better of the two.
+    """
+    worlds = [World(3, 2, seed=seed, far=far) for seed in range(12) for far in (0.1, 0.5, 2.0)]
+    found = {}
+    for here in [*worlds, conditioned()]:
+        exact, chance = draws(here, "rao-blackwell", "token", 1)
+        for name in ("k1", "k3"):
+            terms, _ = draws(here, name, "token", 1)
+            for what, some in terms.items():
+                gain = variance(chance, some) / variance(chance, exact[what])
+                found.setdefault(f"{what} of a position, beside {name}", []).append(gain.item())
+        (exact, chance), (k1, _) = (
+            draws(here, name, "sequence") for name in ("rao-blackwell", "k1")
+        )
+        for what, some in exact.items():
+            rest = k1[what] - some
+            least = variance(chance, some)
+            share = variance(chance, some, rest) / variance(chance, rest)
+            best = variance(chance, some - share * rest)
+            gain = torch.minimum(least, variance(chance, k1[what])) / best
+            found.setdefault(f"{what} of sequences, best multiple", []).append(gain.item())
+    return [
+        {"what": name, "worlds": len(some), "median_gain": statistics.median(some),
+         "least_gain": min(some)}
+        for name, some in found.items()
+    ]  # fmt: skip
 
 
 def contenders(batch, length, spread):
@@ -288,6 +344,16 @@ def table(rows):
             print(f"{row['gradient_cosine']:7.3f} {row['value_sd']:9.3f} {row['gradient_sd']:8.3f}")
 
 
+def by_setting(rows):
+    """Return the table with each setting and each column's name once."""
+    settings, columns = {}, list(rows[0])[5:]
+    for row in rows:
+        named = {name: row[name] for name in ("far", "stale", "kl_nats_a_sequence")}
+        there = settings.setdefault(tuple(named.values()), {**named, "ours": {}, "folklore": {}})
+        there[row["kind"]][row["loss"]] = [row[name] for name in columns]
+    return {"columns": columns, "settings": list(settings.values())}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=200)
@@ -300,6 +366,12 @@ def main():
     for row in won:
         print(f"length {row['length']} far {row['far']:4} {row['what']:22}", end=" ")
         print(f"{row['median_gain']:9.2f} ({row['least_gain']:.2f})")
+    print("\nThe same where it is a law, over 36 worlds and the one made to break it:")
+    certain = laws()
+    for row in certain:
+        print(f"{row['what']:38} {row['median_gain']:9.2f} ({row['least_gain']:.2f})")
+    sds = ", ".join(f"{name} {sd:.2f}" for name, sd in counterexample().items())
+    print(f"in that one, sd over KL of whole sequences: {sds}")
     worst = max(row["gradient_error"] for row in rows if row["kind"] == "ours")
     print(f"\nlargest gradient error of ours: {worst:.1e}")
     print(f"missed by the token level, by length, median of 40 worlds: {missed()}")
@@ -311,12 +383,13 @@ def main():
         "speed": speed(options.rounds),
         "missed_by_the_token_level_by_length": missed(),
         "rao_blackwell_gains": won,
+        "rao_blackwell_laws": certain,
         "rao_blackwell_counterexample": counterexample(),
-        "enumerated": rows,
+        "enumerated": by_setting(rows),
     }
     for name, found in result["speed"].items():
         print(f"{name}: best of ours against theirs {found['ratios of best']}")
-    finish("policy_kl", result)
+    finish("policy_kl", result, digits=4)
 
 
 if __name__ == "__main__":

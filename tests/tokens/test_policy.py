@@ -489,6 +489,64 @@ def test_at_one_token_the_exact_kl_never_scatters_more():
                     assert exact <= sampled + 1e-12
 
 
+def conditioned():
+    # π is the reference, given that a certain thing does not happen: log π/π_ref of the sequence is
+    # one number, k1 never errs, and the exact KLs at the prefixes vary
+    here = World(2, 2, seed=0)
+    odds, rest = 1 / (1 + math.e), math.exp(-1)
+    reference = [[odds, 1 - odds], [0.5, 0.5], [1 - rest, rest]]
+    here.reference = torch.tensor(reference, dtype=F64).log()
+    policy = torch.tensor([[0.5, 0.5], [0.5, 0.5], [1e-12, 1 - 1e-12]], dtype=F64)
+    here.logits = policy.log().requires_grad_()
+    return here
+
+
+def draws_of(here, estimator, level, place=None):
+    """Return values `[worlds, 1]` and gradients `[worlds, n]`, of one place or all; chances."""
+
+    def loss_of(pick, logs):
+        if place is not None:
+            logs["mask"] = logs["mask"] & (torch.arange(here.length) == place)
+        if estimator == "rao-blackwell":
+            return rao_blackwell_kl_loss(here.exact("reverse")[pick], **logs, level=level).loss
+        return policy_kl_loss(**logs, level=level, estimator=estimator).loss
+
+    values, slopes, chance = here.every(loss_of, on_policy=True)
+    return (values[:, None], slopes), chance
+
+
+def covariance(chance, x, y):
+    return (chance @ ((x - chance @ x) * (y - chance @ y))).sum().item()
+
+
+LAWFUL = [World(3, 3, seed=seed, far=0.2 + 0.3 * seed) for seed in range(6)] + [conditioned()]
+
+
+@pytest.mark.parametrize("here", LAWFUL)
+def test_at_every_position_the_exact_kl_never_scatters_more(here):
+    for place in range(here.length):
+        exact, chance = draws_of(here, "rao-blackwell", "token", place)
+        for estimator in ("k1", "k3", 0.5):
+            sampled, _ = draws_of(here, estimator, "token", place)
+            for some, other in zip(exact, sampled, strict=True):
+                most = covariance(chance, other, other)
+                assert covariance(chance, some, some) <= most * (1 + 1e-9) + 1e-12
+
+
+@pytest.mark.parametrize("here", LAWFUL)
+def test_over_sequences_the_best_multiple_never_scatters_more_than_either(here):
+    exact, chance = draws_of(here, "rao-blackwell", "sequence")
+    sampled, _ = draws_of(here, "k1", "sequence")
+    for some, other in zip(exact, sampled, strict=True):
+        rest = other - some
+        own, whole = covariance(chance, some, some), covariance(chance, other, other)
+        share = covariance(chance, some, rest) / covariance(chance, rest, rest)
+        best = some - share * rest
+        least = covariance(chance, best, best)
+        assert least <= min(own, whole) * (1 + 1e-9) + 1e-12
+        torch.testing.assert_close(chance @ best, chance @ some, rtol=1e-9, atol=1e-12)
+
+
 def spread(here, estimator, direction="reverse"):
     def loss_of(pick, logs):
         names = {"direction": direction, "level": "sequence"}
@@ -501,14 +559,7 @@ def spread(here, estimator, direction="reverse"):
 
 
 def test_over_two_tokens_it_may_scatter_more_and_the_best_of_both_does_not():
-    # π is the reference, given that a certain thing does not happen: log π/π_ref of the sequence is
-    # one number, k1 never errs, and the exact KLs at the prefixes vary
-    here = World(2, 2, seed=0)
-    odds, rest = 1 / (1 + math.e), math.exp(-1)
-    reference = [[odds, 1 - odds], [0.5, 0.5], [1 - rest, rest]]
-    here.reference = torch.tensor(reference, dtype=F64).log()
-    policy = torch.tensor([[0.5, 0.5], [0.5, 0.5], [1e-12, 1 - 1e-12]], dtype=F64)
-    here.logits = policy.log().requires_grad_()
+    here = conditioned()
     assert spread(here, "k1")[0] < 1e-6 < 0.2 < spread(here, "rao-blackwell")[0]
     generator = torch.Generator().manual_seed(0)
     picks = torch.multinomial(
@@ -548,6 +599,13 @@ CURRENT, REFERENCE, BEHAVIOUR = random_logs(2, 3)
         ({"estimator": "k2", "level": "sequence"}, "estimator: expected an unbiased one"),
         ({"truncate": 2.0, "log_behaviour": None}, "truncate: expected None where draws"),
         ({"truncate": -1.0}, "truncate: expected a positive number"),
+        ({"truncate": "2"}, "truncate: expected int or float; got str"),
+        ({"direction": ["reverse"]}, "direction: expected 'reverse' or 'forward'"),
+        ({"normalise": ["token"]}, "normalise: expected one of sequence, batch"),
+        ({"estimator": math.nan}, "estimator: expected a number"),
+        ({"trust_region": 0.2}, r"trust_region: expected \(low, high\)"),
+        ({"trust_region": ("a", "b")}, r"trust_region: expected \(low, high\)"),
+        ({"exact_kl": torch.zeros(2, 3, 4)}, "exact_kl: expected .* Try: kullback.tokens.kl"),
         ({"trust_region": (0.5, 2.0), "log_behaviour": None}, "trust_region: expected None"),
         ({"trust_region": (1.2, 2.0)}, "trust_region: expected"),
         ({"exact_kl": REFERENCE[:, :1]}, "exact_kl: expected the shape"),
@@ -559,9 +617,21 @@ def test_errors_name_the_argument_and_what_it_should_be(change, words):
         policy_kl_loss(**(logs | change))
 
 
+def test_an_exact_kl_without_its_graph_would_lose_the_gradient():
+    current = CURRENT.clone().requires_grad_()
+    logs = {"log_current": current, "log_reference": REFERENCE}
+    with pytest.raises(ValueError, match="exact_kl: expected a tensor with its graph"):
+        rao_blackwell_kl_loss(torch.ones(2, 3, dtype=F64), **logs)
+    with torch.no_grad():  # to measure, it needs none
+        assert rao_blackwell_kl_loss(torch.ones(2, 3, dtype=F64), **logs).loss.item() == 3
+
+
 def test_estimates_ask_for_what_they_need():
+    one = policy_kl_loss(log_current=CURRENT[:1], log_reference=REFERENCE[:1])
+    with pytest.raises(ValueError, match="log_current: expected at least 2 sequences"):
+        one.estimate()
     kl = policy_kl_loss(log_current=CURRENT, log_reference=REFERENCE)
-    with pytest.raises(ValueError, match="at least 4 draws"):
+    with pytest.raises(ValueError, match="at least 4 sequences"):
         kl.estimate("best")
     with pytest.raises(ValueError, match="estimator: expected"):
         kl.estimate("exact")

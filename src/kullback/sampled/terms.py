@@ -49,12 +49,13 @@ def coefficients(estimator: Estimator) -> tuple[float, float, float]:
     >>> coefficients(0.75)
     (-0.25, 0.75, 0.0)
     """
-    if isinstance(estimator, int | float) and not isinstance(estimator, bool):
-        return (float(estimator) - 1.0, float(estimator), 0.0)
+    if isinstance(estimator, str) and estimator in ESTIMATORS:
+        return ESTIMATORS[estimator]
+    real = isinstance(estimator, int | float) and not isinstance(estimator, bool)
+    number = real and math.isfinite(float(estimator))
     expected = f"a number λ or one of {', '.join(ESTIMATORS)}"
-    known = isinstance(estimator, str) and estimator in ESTIMATORS
-    require(known, "estimator", expected, repr(estimator))
-    return ESTIMATORS[str(estimator)]
+    require(number, "estimator", expected, repr(estimator))
+    return (float(estimator) - 1.0, float(estimator), 0.0)
 
 
 def bregman(log_r: Tensor) -> Tensor:

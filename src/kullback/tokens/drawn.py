@@ -7,8 +7,9 @@ drawn prefixes are taken as they are; of all tokens up to and with its own at le
 where prefixes are p's as well.
 """
 
+import functools
 import math
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,21 +18,35 @@ from kullback.core import ArgumentValueError, require, require_type
 from kullback.core.checks import describe, message
 from kullback.sampled.terms import bregman_together
 
-__all__ = ["DIRECTIONS", "LEVELS", "Drawn", "check", "draw_up", "masked", "shifted"]
+__all__ = [
+    "DIRECTIONS",
+    "LEVELS",
+    "Drawn",
+    "check",
+    "check_all",
+    "draw_up",
+    "masked",
+    "shifted",
+]
 
 DIRECTIONS = {"reverse": "KL(policy ‖ reference)", "forward": "KL(reference ‖ policy)"}
 LEVELS = ("token", "sequence")
+_HINTS = dict.fromkeys(
+    ("log_current", "log_reference", "log_behaviour"),
+    "log_softmax of the logits, and of it what the tokens drawn have (gather)",
+) | {"exact_kl": "kullback.tokens.kl of both models' logits", "rewards": "rewards.float()"}
 
 
-class Drawn(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Drawn:
     """log q/p and log-weights of tokens `[batch, length]`, 0 where masked; nothing has a graph.
 
     log_weight: log p/μ, of the token or of all up to it; None where it is 0 everywhere (p = μ).
     log_step: log π/μ of the token alone; None on-policy.
     log_arrival: log q/μ of the token with p/μ of those before it, the weight times r, which has a
         limit where p is 0; None where nothing needs it.
+    truncate: what weights are cut at, None for never.
     vanishing: whether p is 0 at any token.
-    truncate: what weights are cut at, None for never. weight: exp of log_weight, so cut.
     """
 
     direction: str
@@ -41,14 +56,17 @@ class Drawn(NamedTuple):
     log_weight: Tensor | None = None
     log_step: Tensor | None = None
     log_arrival: Tensor | None = None
-    vanishing: bool = False
     truncate: float | None = None
-    weight: Tensor | None = None
+    vanishing: bool = False
+
+    @functools.cached_property
+    def weight(self) -> Tensor | None:
+        """The weights, so cut; None where they are 1 everywhere."""
+        return None if self.log_weight is None else self.cut(self.log_weight.exp())
 
     def uncut(self) -> "Drawn":
         """Return the same without truncation."""
-        whole = None if self.log_weight is None else self.log_weight.exp()
-        return self._replace(truncate=None, weight=whole)
+        return replace(self, truncate=None)
 
     def cut(self, weight: Tensor) -> Tensor:
         """Return weights cut at `truncate`, if any."""
@@ -89,7 +107,7 @@ def shifted(x: Tensor) -> Tensor:
     return torch.nn.functional.pad(x[:, :-1], (1, 0)) if x.shape[-1] else x
 
 
-def draw_up(
+def check_all(
     log_current: Tensor,
     log_reference: Tensor,
     log_behaviour: Tensor | None,
@@ -98,28 +116,55 @@ def draw_up(
     direction: str,
     level: str,
     truncate: float | None = None,
-) -> Drawn:
-    """Check, detach and mask log-probabilities `[batch, length]`; half precision becomes float32.
+) -> list[Tensor]:
+    """Check what a policy divergence is given; return the log-probabilities that are.
 
     Errors: `TypeError` and `ValueError` that name the argument.
     """
     logs = {"log_current": log_current, "log_reference": log_reference}
     logs |= {} if log_behaviour is None else {"log_behaviour": log_behaviour}
     check(logs, mask)
-    _check_names(direction, level, truncate)
-    wide = {name: _wide(log) for name, log in logs.items()}
-    current, reference = wide["log_current"], wide["log_reference"]
+    known = isinstance(direction, str) and direction in DIRECTIONS
+    require(known, "direction", "'reverse' or 'forward'", repr(direction))
+    require(level in LEVELS, "level", "'token' or 'sequence'", repr(level))
+    if truncate is not None:
+        require_type(truncate, (int, float), "truncate", "one number, the largest weight")
+        require(truncate > 0, "truncate", "a positive number, the largest weight", truncate)
+        weighted = log_behaviour is not None or direction == "forward"
+        hint = "pass log_behaviour, or leave truncate out: on-policy every weight is 1"
+        require(
+            weighted, "truncate", "None where draws come from the policy itself", truncate, hint
+        )
+    return list(logs.values())
+
+
+def draw_up(
+    logs: list[Tensor],
+    mask: Tensor | None,
+    *,
+    direction: str,
+    level: str,
+    truncate: float | None = None,
+) -> Drawn:
+    """Detach and mask checked log-probabilities `[batch, length]`; half precision becomes float32.
+
+    logs: of the current policy, the reference and, off-policy, the behaviour (`check_all`); where
+    their types differ, the widest.
+    """
+    wide = [log.detach() for log in logs]
+    if not all(log.dtype is torch.float32 for log in logs):
+        dtype = functools.reduce(torch.promote_types, [torch.float32, *(x.dtype for x in logs)])
+        wide = [log.to(dtype) for log in wide]
+    current, reference = wide[:2]
     p, q = (current, reference) if direction == "reverse" else (reference, current)
     log_ratio = q - p
     bits = None if mask is None else _bits(mask, log_ratio.dtype)
     _and(log_ratio, bits)
-    if "log_behaviour" not in wide and direction == "reverse":
-        hint = "pass log_behaviour, or leave truncate out: on-policy every weight is 1"
-        uncut = truncate is None
-        require(uncut, "truncate", "None where draws come from the policy itself", truncate, hint)
+    off_policy = len(wide) > 2
+    if not off_policy and direction == "reverse":
         return Drawn(direction, level, mask, log_ratio)
-    base = wide.get("log_behaviour", current)
-    log_step = _and(current - base, bits) if "log_behaviour" in wide else None
+    base = wide[-1] if off_policy else current
+    log_step = _and(current - base, bits) if off_policy else None
     log_weight = log_step if direction == "reverse" else None
     log_weight = _and(p - base, bits) if log_weight is None else log_weight
     vanishing = log_weight.numel() > 0 and float(log_weight.amin()) == -math.inf
@@ -128,9 +173,8 @@ def draw_up(
     if level == "sequence":
         log_weight = log_weight.cumsum(-1)
         log_arrival = None if log_arrival is None else log_arrival + shifted(log_weight)
-    rest = (log_weight, log_step, log_arrival, vanishing, truncate)
-    drawn = Drawn(direction, level, mask, log_ratio, *rest)
-    return drawn._replace(weight=drawn.cut(log_weight.exp()))
+    rest = (log_weight, log_step, log_arrival, truncate, vanishing)
+    return Drawn(direction, level, mask, log_ratio, *rest)
 
 
 def check(tensors: dict[str, Tensor], mask: Tensor | None) -> None:
@@ -139,8 +183,7 @@ def check(tensors: dict[str, Tensor], mask: Tensor | None) -> None:
     for name, value in tensors.items():
         require_type(value, Tensor, name, "pass a torch tensor [batch, length]")
         if value.dim() != 2 or not value.is_floating_point():
-            expected, hint = "a floating-point tensor [batch, length]", "gather the tokens' own"
-            _refuse(name, expected, value, hint)
+            _refuse(name, "a floating-point tensor [batch, length]", value, _HINTS.get(name, ""))
         if value.shape != first.shape:
             expected = f"the shape {list(first.shape)} of the others"
             _refuse(name, expected, value)
@@ -153,18 +196,6 @@ def check(tensors: dict[str, Tensor], mask: Tensor | None) -> None:
 
 def _refuse(name: str, expected: str, got: Tensor, hint: str = "") -> None:
     raise ArgumentValueError(message(name, expected, describe(got), hint))
-
-
-def _check_names(direction: str, level: str, truncate: float | None) -> None:
-    require(direction in DIRECTIONS, "direction", "'reverse' or 'forward'", repr(direction))
-    require(level in LEVELS, "level", "'token' or 'sequence'", repr(level))
-    if truncate is not None:
-        require(truncate > 0, "truncate", "a positive number, the largest weight", truncate)
-
-
-def _wide(log: Tensor) -> Tensor:
-    log = log.detach()
-    return log.float() if log.dtype in (torch.float16, torch.bfloat16) else log
 
 
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:

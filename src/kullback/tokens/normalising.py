@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kullback.core import require
 
-__all__ = ["NORMALISATIONS", "row_scale"]
+__all__ = ["NORMALISATIONS", "check_normalise", "row_scale"]
 
 NORMALISATIONS = {
     "sequence": "nats/sequence",
@@ -28,6 +28,16 @@ NORMALISATIONS = {
     "token": "nats/token",
     "sequence_mean": "nats/token",
 }
+
+
+def check_normalise(normalise: str) -> None:
+    """Raise `ValueError` for a name outside the table.
+
+    >>> check_normalise("token")
+    """
+    expected = f"one of {', '.join(NORMALISATIONS)}"
+    known = isinstance(normalise, str) and normalise in NORMALISATIONS
+    require(known, "normalise", expected, repr(normalise))
 
 
 def row_scale(mask: Tensor | None, like: Tensor, normalise: str) -> Tensor:
@@ -41,8 +51,7 @@ def row_scale(mask: Tensor | None, like: Tensor, normalise: str) -> Tensor:
     >>> row_scale(mask, torch.zeros(2, 3), "sequence_mean").flatten().tolist()
     [0.25, 0.5]
     """
-    expected = f"one of {', '.join(NORMALISATIONS)}"
-    require(normalise in NORMALISATIONS, "normalise", expected, repr(normalise))
+    check_normalise(normalise)
     batch, length = like.shape
     if mask is None or normalise == "batch":
         count = {"batch": 1, "sequence": batch}.get(normalise, batch * length)

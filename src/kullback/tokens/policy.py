@@ -11,6 +11,8 @@ graph, which takes the sampled token out of value and gradient. The same as a pe
 is in `rewards`, what losses are divided by in `normalising`, what they report in `PolicyKL`.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,8 +20,9 @@ from kullback.core import require
 from kullback.sampled.parts import choose_parts
 from kullback.sampled.terms import Estimator, coefficients
 
-from .drawn import Drawn, check, draw_up, masked
-from .normalising import row_scale
+from .drawn import Drawn, check, check_all, draw_up, masked
+from .native_policy import SWEPT, Swept, sweep
+from .normalising import check_normalise, row_scale
 from .over_sequences import ratios_of_rows
 from .policy_kl import PolicyKL
 from .slopes import ahead, at_prefixes, slope_of
@@ -81,26 +84,22 @@ def policy_kl_loss(
             [ 0.1000,  0.0500]])
     """
     names = {"direction": direction, "level": level}
-    drawn = draw_up(log_current, log_reference, log_behaviour, mask, **names, truncate=truncate)
-    scale = row_scale(mask, drawn.log_ratio, normalise)
+    logs = check_all(log_current, log_reference, log_behaviour, mask, **names, truncate=truncate)
+    check_normalise(normalise)
     _check_level(level, normalise)
-    _check_limits(trust_region, log_behaviour)
+    limits = _log_limits(trust_region, log_behaviour)
     biased = level == "sequence" and estimator == "k2"
     require(not biased, "estimator", "an unbiased one at level 'sequence'", "'k2'", "'k3'")
-    martingale = baseline = None
-    if exact_kl is None:
-        terms = drawn.value_terms(_form(drawn, estimator))
-    else:
-        check({"log_current": log_current, "exact_kl": exact_kl}, mask)
-        baseline = masked(exact_kl.detach().to(drawn.log_ratio.dtype), mask)
-        terms, martingale, estimator = *_exact(drawn, baseline), "exact"
-    slope = slope_of(drawn, terms, baseline)
-    slope = _inside(slope, drawn, trust_region)
-    slope = slope if level == "token" else masked(slope, mask)  # a token's own are 0 where masked
-    slope = slope.mul_(scale)
-    value = terms.sum() * scale if scale.dim() == 0 else (terms * scale).sum()
-    loss = attach(value, log_current, slope)
-    return PolicyKL(loss, drawn, terms, normalise, estimator, martingale, trust_region)
+    found = None
+    if exact_kl is None and names == SWEPT and estimator != "best":
+        form = coefficients(estimator)
+        found = sweep(logs, mask, form, normalise, truncate=truncate, log_limits=limits)
+    if found is None:
+        drawn = draw_up(logs, mask, **names, truncate=truncate)
+        found = _in_sweeps(drawn, estimator, exact_kl, normalise, limits)
+    loss = attach(found.value, log_current, found.slope)
+    used = estimator if exact_kl is None else "exact"
+    return PolicyKL(loss, found.drawn, found.terms, normalise, used, found.martingale, limits)
 
 
 def rao_blackwell_kl_loss(
@@ -125,11 +124,14 @@ def rao_blackwell_kl_loss(
     "token"); its gradient is that of the KL_t, and at level "sequence" in the reverse direction
     also the part that autograd of such a sum misses: `Σ_t ∇ log π_t · Σ_{u>t} W_<u · KL_u`, for the
     tokens lead to the prefixes. The token drawn at a position plays no part in that position's own
-    term (Rao-Blackwell, MATH 5.7): at length 1 the result never scatters more than any estimator by
-    sampled tokens. Over several positions it nearly always scatters less, but need not where a
-    token's term cancels what it leads to; `estimate("best")` weighs the two.
+    term (Rao-Blackwell, MATH 5.7), and that term, in value and gradient, never scatters more than
+    any unbiased one by the token drawn; about the KL at the prefixes as they were drawn nothing is
+    left to scatter at all. Of a *sum* over several positions it is no law: a token's term may
+    cancel what the token leads to. It nearly always scatters less; `estimate("best")` weighs it
+    against k1, and with the best weight that never scatters more than either.
 
-    Exact in expectation, as `policy_kl_loss`. Edge cases and errors are as there.
+    Exact in expectation, as `policy_kl_loss`. Edge cases and errors are as there; besides, an exact
+    KL without a graph where log_current has one is refused: half the gradient would be missing.
     Reference: MATH 5.7; Amini et al. (2025), "Better estimation of the KL divergence between
     language models".
 
@@ -144,11 +146,16 @@ def rao_blackwell_kl_loss(
     >>> round(kl.loss.item(), 4)
     0.1133
     """
-    check({"log_current": log_current, "exact_kl": exact_kl}, mask)
     names = {"direction": direction, "level": level}
-    drawn = draw_up(log_current, log_reference, log_behaviour, mask, **names, truncate=truncate)
-    scale = row_scale(mask, drawn.log_ratio, normalise)
+    logs = check_all(log_current, log_reference, log_behaviour, mask, **names, truncate=truncate)
+    check({"log_current": log_current, "exact_kl": exact_kl}, mask)
+    trained = torch.is_grad_enabled() and log_current.requires_grad
+    lost = trained and direction == "reverse" and not exact_kl.requires_grad
+    hint = "compute it from logits outside of no_grad, or policy_kl_loss(exact_kl=…), without one"
+    require(not lost, "exact_kl", "a tensor with its graph", "one without", hint)
     _check_level(level, normalise)
+    drawn = draw_up(logs, mask, **names, truncate=truncate)
+    scale = row_scale(mask, drawn.log_ratio, normalise)
     wide = exact_kl if mask is None else torch.where(mask, exact_kl, 0.0)
     wide = wide.to(drawn.log_ratio.dtype)
     terms, martingale = _exact(drawn, wide.detach())
@@ -159,13 +166,16 @@ def rao_blackwell_kl_loss(
     return PolicyKL(value, drawn, terms, normalise, "exact", martingale)
 
 
-def attach(value: Tensor, log_current: Tensor, slope: Tensor) -> Tensor:
+def attach(value: Tensor | float, log_current: Tensor, slope: Tensor) -> Tensor:
     """Return a scalar worth `value`, whose gradient with respect to `log_current` is `slope`.
 
     What `value` has of a graph is kept. Where `slope` is 0, log_current may hold anything.
     """
     line = torch.dot(slope.reshape(-1), log_current.to(slope.dtype).reshape(-1))
     loss = line.detach()  # the same memory: the number is replaced, its graph stays
+    if isinstance(value, float):
+        loss.fill_(value)
+        return line
     if not value.requires_grad:
         loss.copy_(value)
         return line
@@ -191,6 +201,29 @@ def _sums(drawn: Drawn, column: int) -> Tensor:
     return drawn.feature(column).double().sum(-1)
 
 
+def _in_sweeps(
+    drawn: Drawn,
+    estimator: Estimator,
+    exact_kl: Tensor | None,
+    normalise: str,
+    limits: tuple[float, float] | None,
+) -> Swept:
+    """Return what `native_policy.sweep` returns, by one PyTorch operation after the other."""
+    mask, martingale, baseline = drawn.mask, None, None
+    if exact_kl is None:
+        terms = drawn.value_terms(_form(drawn, estimator))
+    else:
+        check({"log_current": drawn.log_ratio, "exact_kl": exact_kl}, mask)
+        baseline = masked(exact_kl.detach().to(drawn.log_ratio.dtype), mask)
+        terms, martingale = _exact(drawn, baseline)
+    scale = row_scale(mask, drawn.log_ratio, normalise)
+    value = (terms * scale).sum() if scale.dim() else terms.sum() * scale
+    slope = _inside(slope_of(drawn, terms, baseline), drawn, limits)
+    if drawn.level == "sequence":  # at level "token" a slope is the token's own: 0 where masked
+        slope = masked(slope, mask)
+    return Swept(drawn, terms, slope.mul_(scale), value, martingale)
+
+
 def _exact(drawn: Drawn, exact: Tensor) -> tuple[Tensor, Tensor]:
     """Return the weighted exact KLs, and k1's terms less them: a martingale, of mean zero."""
     terms = at_prefixes(drawn, exact)
@@ -200,8 +233,8 @@ def _exact(drawn: Drawn, exact: Tensor) -> tuple[Tensor, Tensor]:
 def _inside(slope: Tensor, drawn: Drawn, limits: tuple[float, float] | None) -> Tensor:
     if limits is None or drawn.log_step is None:
         return slope
-    ratio = drawn.log_step.exp()
-    return slope.masked_fill_((ratio < limits[0]) | (ratio > limits[1]), 0.0)
+    outside = (drawn.log_step < limits[0]) | (drawn.log_step > limits[1])
+    return slope.masked_fill_(outside, 0.0)
 
 
 def _check_level(level: str, normalise: str) -> None:
@@ -210,11 +243,19 @@ def _check_level(level: str, normalise: str) -> None:
     require(fits, "normalise", "'sequence' or 'batch' at level 'sequence'", repr(normalise), hint)
 
 
-def _check_limits(limits: tuple[float, float] | None, log_behaviour: Tensor | None) -> None:
+def _log_limits(
+    limits: tuple[float, float] | None, log_behaviour: Tensor | None
+) -> tuple[float, float] | None:
+    """Check a trust region and return the logs of its ends."""
     if limits is None:
-        return
+        return None
     known = log_behaviour is not None
     hint = "pass log_behaviour, or leave it out: on-policy every ratio is 1"
     require(known, "trust_region", "None where draws come from the policy itself", limits, hint)
-    ordered = len(limits) == 2 and 0 <= limits[0] <= 1 <= limits[1]
-    require(ordered, "trust_region", "(low, high) with 0 ≤ low ≤ 1 ≤ high", limits)
+    pair = isinstance(limits, tuple | list) and len(limits) == 2
+    ordered = pair and all(isinstance(end, int | float) for end in limits)
+    ordered = ordered and 0 <= limits[0] <= 1 <= limits[1]
+    hint = "(0.8, 1.2)"
+    require(ordered, "trust_region", "(low, high) with 0 ≤ low ≤ 1 ≤ high", repr(limits), hint)
+    low, high = limits
+    return (math.log(low) if low else -math.inf, math.log(high))

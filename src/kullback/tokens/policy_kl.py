@@ -58,7 +58,7 @@ class PolicyKL:
     normalise: str
     estimator: Estimator
     martingale: Tensor | None = None
-    limits: tuple[float, float] | None = None
+    limits: tuple[float, float] | None = None  # of a trust region, in logs
 
     @property
     def divergence(self) -> str:
@@ -82,9 +82,8 @@ class PolicyKL:
         """How often the trust region acted; None without one."""
         if self.limits is None or self.drawn.log_step is None:
             return None
-        ratio, tokens = self.drawn.log_step.exp(), self.tokens  # masked tokens have ratio 1, inside
-        below, above = (ratio < self.limits[0]).sum(), (ratio > self.limits[1]).sum()
-        return TrustRegion(int(below), int(above), tokens)
+        step, (low, high) = self.drawn.log_step, self.limits  # 0 where masked: inside
+        return TrustRegion(int((step < low).sum()), int((step > high).sum()), self.tokens)
 
     @property
     def share_truncated(self) -> float:
@@ -121,6 +120,9 @@ class PolicyKL:
         below 2 sequences (4 for "best"), for an unknown name, for "exact" where none was given.
         """
         estimator = self.estimator if estimator is None else estimator
+        fewest = 4 if estimator == "best" else 2
+        words = f"at least {fewest} sequences with a token that counts"
+        require(self.sequences >= fewest, "log_current", words, self.sequences)
         if estimator != "exact":
             rows = torch.stack([self._sums(column) for column in self._columns()])
             return self._named(estimate_over(rows, self._kept, estimator, self.normalise))

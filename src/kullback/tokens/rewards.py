@@ -16,10 +16,10 @@ for that sum. All are without a graph; `policy_kl_loss(level="sequence")` is the
 import torch
 from torch import Tensor
 
-from kullback.core import require
+from kullback.core import require, require_type
 from kullback.sampled.terms import Estimator, coefficients
 
-from .drawn import check, draw_up, masked
+from .drawn import check, check_all, draw_up, masked
 from .slopes import at_prefixes, slope_of
 
 __all__ = ["kl_penalties", "kl_penalty_to_go", "reward_to_go"]
@@ -42,8 +42,8 @@ def kl_penalties(
     ... )
     tensor([[ 0.5000, -1.0000]])
     """
-    drawn = draw_up(log_current, log_reference, None, mask, direction="reverse", level="token")
-    return -drawn.log_ratio
+    logs = check_all(log_current, log_reference, None, mask, direction="reverse", level="token")
+    return -draw_up(logs, mask, direction="reverse", level="token").log_ratio
 
 
 def kl_penalty_to_go(
@@ -73,7 +73,8 @@ def kl_penalty_to_go(
     tensor([[-0.5000, -1.0000]])
     """
     names = {"direction": "reverse", "level": "sequence"}
-    drawn = draw_up(log_current, log_reference, log_behaviour, mask, **names, truncate=truncate)
+    logs = check_all(log_current, log_reference, log_behaviour, mask, **names, truncate=truncate)
+    drawn = draw_up(logs, mask, **names, truncate=truncate)
     known = estimator not in ("k2", "best")
     require(known, "estimator", "'k1', 'k3' or a number λ", repr(estimator), "'k3'")
     baseline, terms = exact_kl, drawn.value_terms(coefficients(estimator))
@@ -96,6 +97,7 @@ def reward_to_go(rewards: Tensor, *, mask: Tensor | None = None, discount: float
     tensor([[3., 4., 4.]])
     """
     check({"rewards": rewards}, mask)
+    require_type(discount, (int, float), "discount")
     require(0 < discount <= 1, "discount", "a number above 0, at most 1", discount)
     total, step = rewards if mask is None else torch.where(mask, rewards, 0.0), 1
     while step < rewards.shape[-1]:  # sums over 1, 2, 4, … places
