@@ -18,6 +18,7 @@ FAST, SLOW = 0.9, 0.99  # the memories, of gradients and of their squares
 class Adam:
     """Running means of the gradient and of its square, for one tensor of any shape.
 
+    >>> import torch
     >>> Adam().step(torch.tensor([3.0, -0.001]), 0.1)
     tensor([-0.1000,  0.1000])
     """
