@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from kullback.sampled import effective_sample_size, pareto_k
@@ -64,7 +65,8 @@ def judge(
     reasons = _reasons(draws, elsewhere, empty, ess_fraction, residual, converged=converged)
     if k_hat >= HEAVY and sd_log_weights > EQUAL:
         reasons.insert((elsewhere > ELSEWHERE) + (not converged), heavy)
-    words = _sentence(level, means, sds, _too_small(log_sd_bound, log_sd_shift))
+    smaller = _too_small(log_sd_bound, log_sd_shift)
+    words = _sentence(level, mean_bound, log_sd_bound, names, smaller=smaller)
     if reasons and (level == "do not trust" or not converged):
         words = f"{words} ({reasons[0]})"
     if level != "do not trust":
@@ -116,19 +118,35 @@ def _reasons(
     return [text for text, applies in said.items() if applies]
 
 
-def _sentence(level: Level, means: float, sds: float, smaller: bool) -> str:  # noqa: FBT001
-    """Say how good means and standard deviations are, whichever can be said."""
-    good = {
-        "means": (means, f"means to about {_round(means)} sd"),
-        "standard deviations": (sds, f"standard deviations to about {_percent(sds)}"),
-    }
+def _sentence(
+    level: Level, mean_bound: Tensor, log_sd_bound: Tensor, names: Sequence[str], *, smaller: bool
+) -> str:
+    """Say how good means and standard deviations are, those of a few functions apart."""
+    means, sds = _largest(mean_bound), _largest(log_sd_bound)
+    poor = torch.maximum(mean_bound, log_sd_bound).nan_to_num(math.inf, math.inf) > GOOD
+    few = len(names) > 0 and 0 < int(poor.sum()) <= NAMED and not bool(poor.all())
+    apart = ", ".join(name for name, bad in zip(names, poor.tolist(), strict=False) if bad)
+    others = _known(_largest(mean_bound[~poor]), _largest(log_sd_bound[~poor])) if few else ""
     if level != "do not trust":
-        return f"{level.capitalize()}: " + ", ".join(text for _, text in good.values())
-    lost = [name for name, (bound, _) in good.items() if bound > FAIR]
-    kept = [text for bound, text in good.values() if bound <= FAIR]
+        but = f"{others}, but {apart} only to {_round(means)} sd and {_percent(sds)}"
+        return f"{level.capitalize()}: {but if few else _known(means, sds)}"
+    bounds = {"means": means, "standard deviations": sds}
+    lost = [name for name, bound in bounds.items() if bound > FAIR]
     what = " or ".join(lost) if lost else "any of it"
     way = " (they seem too small)" if lost == ["standard deviations"] and smaller else ""
-    return f"Do not trust {what}{way}" + "".join(f"; {text}" for text in kept)
+    if lost and few:
+        return f"Do not trust {what} of {apart}{way}; all else: {others}"
+    kept = _known(means, sds, most=FAIR)
+    return f"Do not trust {what}{way}" + (f"; {kept}" if kept else "")
+
+
+def _known(means: float, sds: float, *, most: float = math.inf) -> str:
+    """Say what is known to no worse than `most`."""
+    said = {
+        f"means to about {_round(means)} sd": means,
+        f"standard deviations to about {_percent(sds)}": sds,
+    }
+    return ", ".join(text for text, bound in said.items() if bound <= most)
 
 
 def _tails(k_hat: float, spread: float, fat: str) -> str:
