@@ -264,7 +264,7 @@ def test_a_probe_needs_a_start():
 
 
 def test_what_is_worse_than_the_rest_is_taken_apart():
-    """One of three coordinates is too narrow in q: it is named, and the others keep their bounds."""
+    """Of three coordinates q has one too narrow: it is named, the others keep their bounds."""
     scale = torch.tensor([1.0, 1.0, 0.75], dtype=torch.float64)
     seed = torch.Generator().manual_seed(0)
     z = scale * torch.randn(4000, 3, generator=seed, dtype=torch.float64)
