@@ -1,6 +1,9 @@
-"""NumPyro's automatic guides on posteriordb's posteriors: seconds until they are as near."""
+"""NumPyro's automatic guides, and PyMC's, on posteriordb's posteriors: seconds until as near."""
 
+import json
+import subprocess
 import time
+from pathlib import Path
 
 import torch
 
@@ -49,6 +52,22 @@ def columns(name, values):
     return torch.from_numpy(v["beta"])
 
 
+def limits(own):
+    """The errors to come down to: those of `own`, or 0.05 sd and 5 % where they are smaller."""
+    spread = max(abs(own["sd_low"] - 1), abs(own["sd_high"] - 1), 0.05)
+    return max(own["mean_error"], 0.05), spread
+
+
+def pymc_race(folder, python, own):
+    """The same for PyMC's ADVI, mean field and full rank, by the Python that has it."""
+    script = Path(__file__).with_name("posterior_race_pymc.py")
+    call = [python, str(script), str(folder), *(str(limit) for limit in limits(own))]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=folder)
+    if done.returncode:
+        return {"pymc": done.stderr.strip().splitlines()[-1]}
+    return {"pymc": json.loads(done.stdout.splitlines()[-1])}
+
+
 def numpyro_race(name, data, truth, own):
     """Wall seconds, compilation included, until both errors are at most those of `own`."""
     try:
@@ -58,8 +77,7 @@ def numpyro_race(name, data, truth, own):
     except ImportError:
         return {"numpyro": "not installed"}
     found = {}
-    spread = max(abs(own["sd_low"] - 1), abs(own["sd_high"] - 1), 0.05)
-    goal = max(own["mean_error"], 0.05)
+    goal, spread = limits(own)
     for guide_name in ("AutoNormal", "AutoMultivariateNormal"):
         start = time.perf_counter()
         model = models(name, data)
