@@ -4,7 +4,7 @@
 
 gaussian: where a Gaussian suffices, defaults, every seed: errors of means (reference sd), ratios of
 sds, CPU seconds of a fit, start and final draws included. shapes: where it does not: the verdict
-in 20 seeds, then the flow family. race: wall seconds, compilation included, to the same error
+in 20 seeds, then the flow family. race: wall seconds, compilation included, to the same limits
 against NumPyro's AutoNormal and AutoMultivariateNormal and PyMC's ADVI (`--pymc PYTHON`). rows:
 logistic regression on 10⁶ rows in mini-batches against the full data's Laplace approximation.
 dimensions: cost from 10 to 2,000 for each family, as far as it reaches in minutes.
@@ -115,10 +115,8 @@ def race(options):
         log_density, parameters, reference, truth = posterior(name, options.data)
         result, _, wall = once(log_density, parameters, 0)
         own = errors(result, reference, truth)
-        peers = numpyro_race(
-            name, json.loads((options.data / name / "data.json").read_text()), truth, own
-        )
-        peers |= pymc_race(options.data / name, options.pymc, own)
+        data = json.loads((options.data / name / "data.json").read_text())
+        peers = numpyro_race(name, data, truth) | pymc_race(options.data / name, options.pymc)
         found[name] = {"kullback": {"wall_s": wall} | own} | peers
         sys.stderr.write(f"{name}: {json.dumps(found[name])}\n")
     return found
