@@ -4,9 +4,10 @@
 
 gaussian: where a Gaussian suffices, defaults, every seed: errors of means (reference sd), ratios of
 sds, CPU seconds of a fit, start and final draws included. shapes: where it does not: the verdict
-in 20 seeds, then the flow family. race: wall seconds, compilation included, to the same error
-against AutoNormal and AutoMultivariateNormal. rows: logistic regression on 10⁶ rows in mini-batches
-against the full data's Laplace approximation. dimensions: cost from 10 to 2,000 for each family.
+in 20 seeds, then the flow family. race: wall seconds, compilation included, to the same limits
+against NumPyro's AutoNormal and AutoMultivariateNormal and PyMC's ADVI (`--pymc PYTHON`). rows:
+logistic regression on 10⁶ rows in mini-batches against the full data's Laplace approximation.
+dimensions: cost from 10 to 2,000 for each family, as far as it reaches in minutes.
 Prints JSON and writes it to benchmarks/results/posteriors.json. `--data` takes any folder of
 posteriordb's layout; posteriors without a log density in posterior_targets.py are left out.
 """
@@ -107,16 +108,15 @@ def shapes(options):
 
 
 def race(options):
-    from posterior_race import numpyro_race
+    from posterior_race import numpyro_race, pymc_race
 
     found = {}
     for name in GAUSSIAN:
         log_density, parameters, reference, truth = posterior(name, options.data)
         result, _, wall = once(log_density, parameters, 0)
         own = errors(result, reference, truth)
-        peers = numpyro_race(
-            name, json.loads((options.data / name / "data.json").read_text()), truth, own
-        )
+        data = json.loads((options.data / name / "data.json").read_text())
+        peers = numpyro_race(name, data, truth) | pymc_race(options.data / name, options.pymc)
         found[name] = {"kullback": {"wall_s": wall} | own} | peers
         sys.stderr.write(f"{name}: {json.dumps(found[name])}\n")
     return found
@@ -180,6 +180,9 @@ def rows(options):
     }
 
 
+REACH = {"full_rank": 1000, "mixture": 100, "student_t": 100, "flow": 100}  # beyond: minutes
+
+
 def dimensions(options):
     found = []
     for dim in (10, 30, 100, 300, 1000, 2000):
@@ -191,8 +194,7 @@ def dimensions(options):
             return -0.5 * inner.square().sum()
 
         for family in ("mean_field", "low_rank", "full_rank", "mixture", "student_t", "flow"):
-            most = {"full_rank": 300, "mixture": 30, "student_t": 100, "flow": 100}.get(family, dim)
-            if dim > most:
+            if dim > REACH.get(family, dim):
                 continue
             result, cpu, wall = once(log_density, dim, 0, family=family, evaluation_draws=500)
             line = {"dim": dim, "family": family, "cpu_s": cpu, "wall_s": wall}
@@ -216,6 +218,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--rows", type=lambda text: int(float(text)), default=10**6)
     parser.add_argument("--threads", type=int, default=2, help="for rows")
+    parser.add_argument("--pymc", default=sys.executable, help="a Python that has PyMC, for race")
     parser.add_argument("--data", type=Path, default=DATA)
     options = parser.parse_args()
     torch.set_num_threads(1)

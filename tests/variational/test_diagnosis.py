@@ -261,3 +261,18 @@ def test_a_probe_needs_a_start():
     with pytest.raises(ValueError, match="starts: expected at least 1; got 0"):
         probe(standard, z, standard(z), standard(z), starts=0)
     assert Probed(0.0, 1).draws is None
+
+
+def test_what_is_worse_than_the_rest_is_taken_apart():
+    """Of three coordinates q has one too narrow: it is named, the others keep their bounds."""
+    scale = torch.tensor([1.0, 1.0, 0.75], dtype=torch.float64)
+    seed = torch.Generator().manual_seed(0)
+    z = scale * torch.randn(4000, 3, generator=seed, dtype=torch.float64)
+    log_p, log_q = (-0.5 * (z / s).square().sum(1) for s in (torch.ones(3), scale))
+    log_q = log_q - float(scale.log().sum())
+    scores = (-z, -z / scale**2)
+    found = diagnose(z, log_p, log_q, scores=scores, names=("a", "b", "c"))
+    assert found.level == "partly"
+    assert ", but c only to " in found.verdict
+    alike = diagnose(z[:, 2:], log_p, log_q, names=("c",))
+    assert " only to " not in alike.verdict

@@ -189,3 +189,16 @@ def test_it_says_which_value_and_which_row():
 def test_refusals(make, kind, words):
     with pytest.raises(kind, match=words):
         make()
+
+
+def test_a_matrix_that_cannot_be_factored_has_no_mass():
+    """One bad point does not take the others down; its log density is −inf, its slope 0."""
+
+    def log_density(z):
+        return torch.linalg.cholesky(z[0] * torch.eye(3, dtype=F64)).sum() * z[1]
+
+    z = T(4.0, -1.0, 9.0, -4.0, 16.0)[:, None] * T(1.0, 0.0) + T(0.0, 1.0)
+    value, slope = Target.of(log_density, 2).score(z)
+    assert value.tolist() == [6.0, -math.inf, 9.0, -math.inf, 12.0]
+    assert slope[1].tolist() == [0.0, 0.0]
+    assert slope[0].tolist() == [0.75, 6.0]

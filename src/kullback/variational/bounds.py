@@ -21,6 +21,8 @@ __all__ = ["bounds_on", "spread", "widened"]
 _MISS = 0.01  # the chance that any of the normal error bars, two a function, fails
 _FEW = 50.0  # effective draws below which reweighing says nothing
 _LIGHT, _HEAVY = 0.2, 0.5  # k̂ at which the scores begin to count, and count in full
+_SMALL, _LARGE = 0.02, 0.1  # share of one draw in a moment, as k̂ above, for pooled draws
+_TIMES = 4.0  # so many times that share may be missing
 _MISLED = 0.7  # k̂ from which weights tell nothing of what they miss
 
 Pair = tuple[Tensor, Tensor]
@@ -41,32 +43,42 @@ def bounds_on(
     log_weights: Tensor,
     scores: Pair | None,
     of: Callable[[Tensor], Tensor],
+    *,
+    pool: Pair | None = None,
 ) -> tuple[Shift, Pair, float | None]:
     """Return the likely shift of the moments, bounds on it, and the residual of the scores.
 
-    draws: `[n, d]`; values: `of(draws)`, `[n, m]`; log_weights: `[n]`; scores: `[n, d]` each. A
-    bound is |shift| plus its error bar, the larger of weights' and scores' where k̂ is above 1/2
-    (between 0.2 and 1/2 in part), plus the residual squared: what a tilt of that size that is not
-    quadratic moves, to second order, while to first order it moves nothing. The residual counts as
-    at most twice the sd of the log weights, which it is for a smooth tilt along one axis, and by
-    less than its square where k̂ is below 0.7 and the weights have seen most of that themselves; nor
-    is it more than Cauchy and Schwarz allow, `|E_p f − E_q f| ≤ sd_q(f) √χ²`, χ² = n/ESS − 1.
+    draws: `[n, d]`; values: `of(draws)`, `[n, m]`; log_weights: `[n]`; scores: `[n, d]` each. pool:
+    draws of q and of a wider law together, and their log weights (see `pooled`), which are then
+    the ones that are reweighed. A bound is |shift| plus its error bar, the larger of weights' and
+    scores' where the weights are not to be believed, plus the residual squared: what a tilt of that
+    size that is not quadratic moves, to second order, while to first order it moves nothing. Not
+    believed, from none of it to all of it: q's own weights from k̂ = 0.2 to 1/2; pooled ones, for
+    one function at a time, where a single draw has from 2 to 10 % of its second moment. The
+    residual counts as at most twice the sd of the log weights, which it is for a smooth tilt along
+    one axis, and by less than its square where k̂ is below 0.7 and the weights have seen most of
+    that themselves; nor is it more than Cauchy and Schwarz allow,
+    `|E_p f − E_q f| ≤ sd_q(f) √χ²`, χ² = n/ESS − 1, or four times that largest share.
 
     >>> z = torch.linspace(-2, 2, 401, dtype=torch.float64)[:, None]
     >>> shift, (mean, log_sd), _ = bounds_on(z, z, 0.1 * z[:, 0], None, lambda z: z)
     >>> bool(shift.mean < mean), round(float(shift.mean), 2)
     (True, 0.12)
     """
-    weighed = by_weights(values, log_weights)
-    tail, effective = float(pareto_k(log_weights)), float(effective_sample_size(log_weights))
-    heavy = min(1.0, max(0.0, (tail - _LIGHT) / (_HEAVY - _LIGHT)))
+    tail, own = float(pareto_k(log_weights)), float(effective_sample_size(log_weights))
+    weighed, effective, heavy = by_weights(values, log_weights), own, _between(tail, _LIGHT, _HEAVY)
+    most = torch.as_tensor(math.sqrt(max(0.0, len(draws) / own - 1.0)))
+    if pool is not None and float(effective_sample_size(pool[1])) >= _FEW:
+        seen, effective = of(pool[0]), float(effective_sample_size(pool[1]))
+        weighed = by_weights(seen, pool[1], against=values)
+        sway = _sway(seen, pool[1], values)
+        heavy, most = _between(sway, _SMALL, _LARGE), torch.minimum(most, _TIMES * sway)
     moved = _moved(draws, log_weights, scores)
     residual = None if moved is None else moved.residual
-    slack = heavy * _second_order(residual, spread(log_weights), tail)
-    slack = min(slack, math.sqrt(max(0.0, len(draws) / effective - 1.0)))
+    slack = heavy * most.clamp_max(_second_order(residual, spread(log_weights), tail))
     by_tail = _reach(weighed)
     if moved is None or not moved.bounded:
-        lost = effective < _FEW or (moved is not None and heavy > 0)
+        lost = effective < _FEW or (moved is not None and bool((heavy > 0).any()))
         lost_or = math.inf if lost else slack
         return weighed, (by_tail[0] + lost_or, by_tail[1] + lost_or), residual
     pushed = shift_between(values, of(moved.draws))
@@ -77,6 +89,17 @@ def bounds_on(
         a + heavy * (b - a).clamp_min(0.0) + slack for a, b in zip(by_tail, by_push, strict=True)
     )
     return weighed, (mean, log_sd), residual
+
+
+def _between(value: Tensor | float, low: float, high: float) -> Tensor:
+    return ((torch.as_tensor(value).double() - low) / (high - low)).clamp(0.0, 1.0)
+
+
+def _sway(values: Tensor, log_weights: Tensor, against: Tensor) -> Tensor:
+    """Return the largest share that one draw has in the second moment of each function, `[m]`."""
+    standard = (values - against.mean(0)) / against.std(0).clamp_min(1e-300)
+    parts = torch.softmax(log_weights, 0)[:, None] * (1.0 + standard.square())
+    return parts.amax(0) / parts.sum(0)
 
 
 def widened(bounds: Pair, values: Tensor, far: Tensor, probed: Probed) -> Pair:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Moved", "Shift", "by_scores", "by_weights", "shift_between"]
+__all__ = ["Moved", "Shift", "by_scores", "by_weights", "shift_between", "tail_ratio"]
 
 
 class Shift(NamedTuple):
@@ -44,10 +44,11 @@ class Moved(NamedTuple):
     bounded: bool
 
 
-def by_weights(values: Tensor, log_weights: Tensor) -> Shift:
+def by_weights(values: Tensor, log_weights: Tensor, *, against: Tensor | None = None) -> Shift:
     """Return the shift of self-normalised importance sampling with its error (delta method).
 
     values: `[n, m]`, functions of the draws; log_weights: `[n]`, unnormalised, some above −inf.
+    against: `[k, m]`, the draws from whose moments the shift is counted; by default values.
     Functions that do not vary have shift 0 ± 0. Reference: Owen (2013), "Monte Carlo theory,
     methods and examples", eq. 9.9.
 
@@ -56,14 +57,15 @@ def by_weights(values: Tensor, log_weights: Tensor) -> Shift:
     tensor([0.], dtype=torch.float64)
     """
     share = torch.softmax(log_weights, 0)[:, None]
-    standard = _standardised(values)
+    against = values if against is None else against
+    standard = _standardised(values, against)
     mean = (share * standard).sum(0)
     about = standard - mean
     variance = (share * about**2).sum(0)
     mean_error = (share * about).square().sum(0).sqrt()
     tilt = about**2 / variance.clamp_min(1e-300) - 1.0
     spread_error = 0.5 * (share * tilt).square().sum(0).sqrt()
-    flat = values.std(0) == 0
+    flat = against.std(0) == 0
     log_sd = torch.where(flat, 0.0, 0.5 * variance.log())
     return Shift(mean, mean_error, log_sd, torch.where(flat, 0.0, spread_error))
 
@@ -117,16 +119,36 @@ def shift_between(values: Tensor, moved: Tensor) -> Shift:
     flat = scale == 0
     safe = torch.where(flat, 1.0, scale)
     ratio = torch.where(flat, 1.0, moved.std(0) / safe)
-    standard = _standardised(values)
+    standard = _standardised(values, values)
     heavy = (standard**4).mean(0).sub(1.0).clamp_min(0.0).sqrt()
     root = math.sqrt(len(values))
     mean = torch.where(flat, 0.0, (moved.mean(0) - values.mean(0)) / safe)
     return Shift(mean, ratio / root, ratio.log(), torch.where(flat, 0.0, 0.5 * heavy / root))
 
 
-def _standardised(values: Tensor) -> Tensor:
-    scale = values.std(0, correction=0)
-    return (values - values.mean(0)) / torch.where(scale == 0, 1.0, scale)
+def tail_ratio(values: Tensor, log_weights: Tensor, against: Tensor, *, share: float) -> Tensor:
+    """Return how many times the mass p has in a tail of q, the worse of the two tails, `[m]`.
+
+    values: `[k, m]`, functions of draws with log weights `[k]` towards p; against: `[n, m]`, the
+    same of q's draws. A tail is beyond q's quantile of that share, at either end; 1 is what it
+    should be, and below 1 p has less there than q.
+
+    >>> z = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None]
+    >>> tail_ratio(z, z[:, 0] * 0, z, share=0.1)
+    tensor([1.], dtype=torch.float64)
+    """
+    weight = torch.softmax(log_weights, 0)[:, None]
+    ends = torch.quantile(against, torch.tensor([share, 1 - share], dtype=against.dtype), dim=0)
+    low = (weight * (values < ends[0])).sum(0) / (against < ends[0]).double().mean(0)
+    high = (weight * (values > ends[1])).sum(0) / (against > ends[1]).double().mean(0)
+    both = torch.stack([low, high]).nan_to_num(1.0)
+    worse: Tensor = both.gather(0, both.log().abs().argmax(0, keepdim=True))[0]
+    return worse
+
+
+def _standardised(values: Tensor, against: Tensor) -> Tensor:
+    scale = against.std(0, correction=0)
+    return (values - against.mean(0)) / torch.where(scale == 0, 1.0, scale)
 
 
 def _correlation(covariance: Tensor, scale: Tensor) -> Tensor:

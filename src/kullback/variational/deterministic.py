@@ -40,19 +40,21 @@ def deterministic(
     draws: int,
     max_draws: int,
     agreement: float = 0.03,
+    tolerance: float = TOLERANCE,
     iterations: int = 500,
     names: Sequence[str] = (),
 ) -> Iterator[Progress]:
     """Minimise `loss(family, noise)` over q's parameters, yielding `Progress` each iteration.
 
     draws: fixed normals to begin with, doubled up to max_draws while fresh ones disagree with the
-    optimum by more than `agreement`, the largest entry of their gradient there. names: of z's
-    coordinates, for what is said about an improper target.
+    optimum by more than `agreement`, the largest entry of their gradient there. tolerance: the
+    largest entry of the gradient at which it has converged. names: of z's coordinates, for what is
+    said about an improper target.
     """
     size, used = draws, 0
     while True:
         noise = fixed_normals(size, family.noise_dim, generator)
-        for now in _rounds(family, loss, noise, iterations - used, names):
+        for now in _rounds(family, loss, noise, iterations - used, names, tolerance):
             used += 1
             if not now.done:
                 yield now
@@ -77,6 +79,7 @@ def _rounds(
     noise: Tensor,
     iterations: int,
     names: Sequence[str],
+    tolerance: float,
 ) -> Iterator[Progress]:
     """Minimise with fixed noise; a Gaussian is looked at anew, as N(0, I), every few iterations."""
     used, first = 0, family.frame
@@ -88,13 +91,13 @@ def _rounds(
             norm, moved = (float(v.abs().max()) for v in (step.gradient, step.x - start))
             vector_to_parameters(step.x, family.parameters())
             settled = (
-                norm <= TOLERANCE and abs(step.loss) < ENDLESS and (moved <= 1.0 or not gaussian)
+                norm <= tolerance and abs(step.loss) < ENDLESS and (moved <= 1.0 or not gaussian)
             )
             reason = _verdict(step, norm, used, iterations, settled=settled)
             yield Progress(family, step.loss, norm, bool(reason), settled, reason)
             if reason:
                 return
-            if gaussian and (count >= ROUND or moved > 1.0 or norm <= TOLERANCE):
+            if gaussian and (count >= ROUND or moved > 1.0 or norm <= tolerance):
                 break
         frame = family.absorb()
         if frame is not None:

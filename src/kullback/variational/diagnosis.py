@@ -10,7 +10,7 @@ bounds".
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -22,13 +22,16 @@ from kullback.core.checks import describe
 from kullback.sampled import effective_sample_size, importance_bound, log_mean_exp, pareto_k
 
 from .bounds import bounds_on, spread, widened
+from .corrections import tail_ratio
 from .probe import Probed
-from .verdict import Level, judge
+from .verdict import Level, judge, unsound
+from .wide import Wide, pooled
 
 __all__ = ["Diagnosis", "diagnose"]
 
 _FEWEST = 100  # draws of q
 _REPEATS = 50  # of the importance-weighted bound
+_TAIL = 0.01  # of q, at either end
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,9 @@ class Diagnosis:
     mean_bound, log_sd_bound: `[m]`, how far at most the mean of p lies from the draws' (in their
     sd), and the log of p's sd from the log of theirs; mean_shift, log_sd_shift: `[m]`, how far they
     seem to be. A bound may be inf. They are no proofs: calibrated by benchmarks/verdicts.py.
+    tails: `[m]`, how many times q's mass p has beyond q's 1 % or 99 % quantile, the worse of both;
+    None without draws of a wider law.
+    pool: draws of q and of the wider law `[k, d]`, and their log weights `[k]`, or None.
     resampling: "" when importance-resampled draws are sound, else why not.
     """
 
@@ -57,6 +63,7 @@ class Diagnosis:
     kl: Estimate
     mean_shift: Tensor
     probed: Probed | None
+    pool: tuple[Tensor, Tensor] | None
     _: KW_ONLY
     k_hat: float
     ess_fraction: float
@@ -65,6 +72,7 @@ class Diagnosis:
     mean_bound: Tensor
     log_sd_bound: Tensor
     log_sd_shift: Tensor
+    tails: Tensor | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary: infinities and NaN as strings, tensors as lists."""
@@ -84,6 +92,7 @@ _NUMBERS = (
     "log_sd_bound",
     "mean_shift",
     "log_sd_shift",
+    "tails",
 )
 _ESTIMATES = ("elbo", "evidence_bound", "kl")
 
@@ -96,6 +105,8 @@ def diagnose(
     scores: tuple[Tensor, Tensor] | None = None,
     of: Callable[[Tensor], Tensor] | None = None,
     probed: Probed | None = None,
+    wide: Wide | None = None,
+    names: Sequence[str] = (),
     converged: bool = True,
 ) -> Diagnosis:
     """Judge q by `log w = log p − log q` and by scores at draws z ~ q, and say it in words.
@@ -103,7 +114,9 @@ def diagnose(
     draws: `[n, d]`, n ≥ 100, independent draws of q. log_p: `[n]`, unnormalised; log_q: `[n]`,
     normalised; nats. scores: `∇log p` and `∇log q` at the draws, `[n, d]` each; without them bounds
     are wider. of: maps `[n, d]` to the functions whose moments are judged, `[n, m]`; by default z
-    itself. probed: what `probe` found elsewhere. converged: whether the fitter thought it was done;
+    itself. probed: what `probe` found elsewhere. wide: draws of a wider law (`widely`), which show
+    what p does where q's tails are too thin. names: of the functions, for the sentence. converged:
+    whether the fitter thought it was done;
     if not the level is never "trust".
 
     The evidence is weighed together: k̂ alone gives false alarms where the weights are all but
@@ -129,7 +142,9 @@ def diagnose(
     broken = int((logs.isnan() | (logs == math.inf)).sum())
     if broken or bool((logs == -math.inf).all()):
         return _unusable(logs, values.shape[1], broken)
-    shift, bounds, residual = bounds_on(draws, values, logs, scores, functions)
+    pool = _pool(draws, log_p, log_q, wide)
+    shift, bounds, residual = bounds_on(draws, values, logs, scores, functions, pool=pool)
+    tails = pool and tail_ratio(functions(pool[0]), pool[1], values, share=_TAIL)
     if probed is not None and probed.draws is not None:
         bounds = widened(bounds, values, functions(probed.draws), probed)
     numbers: dict[str, Any] = {
@@ -140,13 +155,24 @@ def diagnose(
         "mean_bound": bounds[0],
         "log_sd_bound": bounds[1],
         "log_sd_shift": shift.log_sd,
+        "tails": tails,
     }
     elsewhere, empty = probed.share if probed else 0.0, int((logs == -math.inf).sum())
     others = (len(draws), elsewhere, empty)
-    level, verdict, reasons, resampling = judge(*others, **numbers, converged=converged)
+    words = judge(*others, **numbers, names=names, converged=converged)
+    sound = unsound(logs if pool is None else pool[1], pooled=pool is not None)
     elbo, bound, kl = Estimate.from_terms(logs), _evidence_bound(logs), _gap(logs)
-    words = (level, verdict, reasons, resampling)
-    return Diagnosis(*words, elbo, bound, kl, shift.mean, probed, **numbers)
+    return Diagnosis(*words, sound, elbo, bound, kl, shift.mean, probed, pool, **numbers)
+
+
+def _pool(
+    draws: Tensor, log_p: Tensor, log_q: Tensor, wide: Wide | None
+) -> tuple[Tensor, Tensor] | None:
+    """Put the draws of q and of the wide law together, where both are numbers."""
+    if wide is None or bool((wide.log_p.isnan() | (wide.log_p == math.inf)).any()):
+        return None
+    pool = pooled(draws, log_p, log_q, wide)
+    return pool if bool(pool[1].isfinite().all()) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +214,8 @@ def _unusable(logs: Tensor, functions: int, broken: int) -> Diagnosis:
     words = ("do not trust", f"Do not trust: {what}.", (what,), what)
     numbers = dict.fromkeys(("k_hat", "ess_fraction", "sd_log_weights"), math.nan)
     tensors = {"mean_bound": lost, "log_sd_bound": lost, "log_sd_shift": lost * math.nan}
-    figures: dict[str, Any] = {**numbers, **tensors, "residual": None}
-    return Diagnosis(*words, nothing, nothing, nothing, lost * math.nan, None, **figures)
+    figures: dict[str, Any] = {**numbers, **tensors, "residual": None, "tails": None}
+    return Diagnosis(*words, nothing, nothing, nothing, lost * math.nan, None, None, **figures)
 
 
 def _check(

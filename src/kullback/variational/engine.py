@@ -30,6 +30,7 @@ __all__ = ["Settings", "Work", "forwards", "reverse"]
 ROUGH = 0.4  # nats: the spread of log weights above which a Gaussian is refined
 STILL = 0.1  # a gradient that is worth refining at
 COMPONENTS = 3
+LOOSE = 5e-3  # sd: a mixture's tolerance; fresh draws move its optimum by ten times that
 CHECKED = 1000  # draws that show whether one Gaussian will do
 
 
@@ -159,11 +160,9 @@ def _refined(
         return
     best = [Start(frame, -simple.loss), *(p for p in peaks[1:])]
     mixture = mixture_of(best, components=COMPONENTS)
-    few = max(512, 1 << (4 * target.dim - 1).bit_length())
-    many = max(2048, few)
-    fitted = deterministic(
-        mixture, loss, generator, draws=few, max_draws=many, iterations=120, names=target.names
-    )
+    few = max(1024, 1 << (4 * target.dim - 1).bit_length())
+    options = {"draws": few, "max_draws": max(2048, few), "tolerance": LOOSE, "iterations": 120}
+    fitted = deterministic(mixture, loss, generator, names=target.names, **options)  # type: ignore[arg-type]
     for now in fitted:
         if not now.done:
             yield now

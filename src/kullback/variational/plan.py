@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kullback.core import require
 
-from .families import NAMED, Family, Flow, FullRank, LowRank, Mixture
+from .families import NAMED, Family, Flow, FullRank, LowRank, Mixture, StudentT
 from .frame import Frame
 from .start import Start
 from .target import Target
@@ -74,8 +74,10 @@ def _draws(kind: type[Family], dim: int, method: str) -> tuple[int, int]:
         return max(32, 4 * dim), 0
     power = 1 << (4 * dim - 1).bit_length()
     if kind.dense:
-        few = max(256, power)
-        return (max(1024, power), max(4096, power)) if kind is Mixture else (few, max(4096, few))
+        few, many = max(256, power), max(4096, power)
+        if kind is StudentT:  # whose own scatter is that of a quarter of the draws
+            return few, 4 * many
+        return (max(1024, power), many) if kind is Mixture else (few, many)
     return 256, 1024
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from kullback.core import require
 from kullback.sampled import log_mean_exp
 
+from .adam import Adam
+
 __all__ = ["Probed", "probe"]
 
 _SCALES = (2.0, 4.0, 8.0, 16.0)  # of the starts, in standard deviations of the draws
@@ -91,16 +93,14 @@ def probe(
 
 def _climb(log_density: Callable[[Tensor], Tensor], starts: Tensor) -> tuple[Tensor, Tensor]:
     """Climb by Adam with a falling pace, each start on its own; where that ends, how high."""
-    places = starts.clone().requires_grad_()
-    optimiser = torch.optim.Adam([places], lr=_PACE)
+    places, adam = starts, Adam()
     for step in range(_STEPS):
+        leaf = places.detach().requires_grad_()
         with torch.enable_grad():
-            (slope,) = torch.autograd.grad(-log_density(places).sum(), places)
-        optimiser.param_groups[0]["lr"] = _PACE * 0.5 * (1 + math.cos(math.pi * step / _STEPS))
-        places.grad = slope.nan_to_num(0.0, 0.0, 0.0)
-        optimiser.step()
-    ends = places.detach()
-    return ends, log_density(ends).detach()
+            (slope,) = torch.autograd.grad(-log_density(leaf).sum(), leaf)
+        pace = _PACE * 0.5 * (1 + math.cos(math.pi * step / _STEPS))
+        places = places + adam.step(slope.nan_to_num(0.0, 0.0, 0.0), pace)
+    return places, log_density(places).detach()
 
 
 def _distinct(ends: Tensor, heights: Tensor, body: float) -> list[Tensor]:

@@ -24,6 +24,7 @@ from .target import Target
 __all__ = ["Start", "find_start"]
 
 STEPS, PATIENCE = 100, 8
+HALVINGS = (range(1), range(1, 4), range(4, 10), range(10, 25))  # tried at once in a line search
 DENSE = 300  # dimensions up to which the curvature is a matrix
 
 
@@ -152,20 +153,29 @@ class _Paths:
             self.frames[path] = Frame.dense(self.z[path].clone(), shrink[at[k]] * roots[k])
 
     def _line_search(self, which: Tensor, move: Tensor, gain: Tensor) -> None:
-        """Halve the steps until log p rises enough; a path without such a step ends."""
-        step = torch.ones_like(gain)
+        """Halve the steps until log p rises enough; a path without such a step ends.
+
+        Several halvings are tried in one call, of which the longest good step is taken.
+        """
         waiting = torch.ones_like(gain, dtype=torch.bool)
-        for _ in range(25):
+        for powers in HALVINGS:
             (left,) = waiting.nonzero(as_tuple=True)
             if len(left) == 0:
                 return
             path = which[left]
-            z = self.z[path] + step[left, None] * move[left]
-            value, slope = self.target.score(z, self.rows)
-            good = value >= self.value[path] + 1e-4 * step[left] * gain[left]
+            steps = 0.5 ** torch.arange(powers.start, powers.stop, dtype=gain.dtype)[:, None]
+            z = self.z[path] + steps[:, :, None] * move[left]  # [powers, k, d]
+            value, slope = self.target.score(z.flatten(0, 1), self.rows)
+            value, slope = value.view(z.shape[:2]), slope.view(z.shape)
+            good = value >= self.value[path] + 1e-4 * steps * gain[left]
             good &= slope.isfinite().all(-1)
-            taken = path[good]
-            self.z[taken], self.value[taken], self.slope[taken] = z[good], value[good], slope[good]
-            waiting[left[good]] = False
-            step = step * 0.5
+            (found,) = good.any(0).nonzero(as_tuple=True)
+            place = (good.int().argmax(0)[found], found)
+            taken = path[found]
+            self.z[taken], self.value[taken], self.slope[taken] = (
+                z[place],
+                value[place],
+                slope[place],
+            )
+            waiting[left[found]] = False
         self.active[which[waiting]] = False

@@ -8,7 +8,7 @@ rate is asked for. At each step size the iterates are watched window by window: 
 window's halves says they no longer travel, their average is taken, the step size is halved and the
 window doubled; when two averages in a row agree, the fit is over.
 Reference: Welandawe, Andersen, Vehtari and Huggins (2022), "Robust, automated, and accurate
-black-box variational inference"; Kingma and Ba (2015) for Adam.
+black-box variational inference".
 """
 
 import math
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from .adam import Adam
 from .families import Family
 from .progress import Progress
 from .window import Window
@@ -30,7 +31,6 @@ LEVELS, PATIENCE = 8, 12
 STILL = 1.2  # R-hat
 AGREE, NATS = 0.05, 0.01  # between two averages of parameters (sd) or of the loss
 LOST = 100.0  # times the first gradient: the step size was too large
-FAST, SLOW = 0.9, 0.99  # Adam's memories, of gradients and of their squares
 
 Loss = Callable[[Family, Tensor], Tensor]
 
@@ -92,8 +92,7 @@ class _Walk:
     def __post_init__(self) -> None:
         self.x = parameters_to_vector(self.family.parameters()).detach()
         self.home = self.x
-        self.first, self.second = torch.zeros_like(self.x), torch.zeros_like(self.x)
-        self.count, self.limit = 0, math.inf
+        self.adam, self.count, self.limit = Adam(), 0, math.inf
 
     def step(self, value: Tensor) -> float:
         """Take a step down the gradient of a scalar; return its largest entry."""
@@ -107,10 +106,7 @@ class _Walk:
         if self.plain:
             self.x = self.x - self.rate * gradient
         else:
-            self.first = FAST * self.first + (1 - FAST) * gradient
-            self.second = SLOW * self.second + (1 - SLOW) * gradient.square()
-            root = (self.second / (1 - SLOW**self.count)).sqrt() + 1e-12
-            self.x = self.x - self.rate / (1 - FAST**self.count) * self.first / root
+            self.x = self.x + self.adam.step(gradient, self.rate)
         vector_to_parameters(self.x, self.family.parameters())
         return norm
 

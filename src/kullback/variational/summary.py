@@ -19,6 +19,7 @@ from kullback.sampled import pareto_smooth
 from .diagnosis import Diagnosis, diagnose
 from .probe import probe
 from .target import Target
+from .wide import widely
 
 __all__ = ["Fitted", "Row", "Summary", "assess", "resample", "summarise", "to_arviz"]
 
@@ -101,9 +102,10 @@ def assess(
 ) -> Diagnosis:
     """Diagnose a fit by its own draws: the moments judged are those of the constrained parameters.
 
-    search: also climb log p from far away for peaks that q has missed, which costs 120 gradients of
-    32 points; above 100 dimensions, and where the target has mini-batches of rows, it is left out.
-    A log density that raises so far out is not searched either, and a warning says so.
+    search: also look beyond q: climb log p from far away for peaks that q has missed, which costs
+    120 gradients of 32 points, and (where the fit has a `log_prob`) evaluate it at twice as many
+    draws of a wider law as q gave. Above 100 dimensions, and where the target has mini-batches of
+    rows, both are left out; so they are, with a warning, where a log density raises so far out.
     generator: for that search; seed 0 by default. Errors: those of `diagnose`.
 
     >>> from kullback.variational import fit
@@ -111,14 +113,18 @@ def assess(
     trust
     """
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    target, probed = fit.target, None
+    target, probed, wide = fit.target, None, None
     if search and target.dim <= _SEARCHED and target.rows is None:
         at = (fit.draws, fit.log_p, fit.log_q)
         try:
             probed = probe(target.log_density, *at, generator=generator)
+            log_prob = getattr(fit, "log_prob", None)  # a fit read back from disk has no q
+            if log_prob is not None:
+                law = (target.log_density, log_prob, fit.draws)
+                wide = widely(*law, number=2 * len(fit.draws), generator=generator)
         except (RuntimeError, ValueError) as error:  # a user's function may refuse far points
             reason = str(error).strip().splitlines()[0]
-            warnings.warn(f"other peaks were not looked for: {reason}", stacklevel=2)
+            warnings.warn(f"other peaks and tails were not looked for: {reason}", stacklevel=2)
     return diagnose(
         fit.draws,
         fit.log_p,
@@ -126,6 +132,8 @@ def assess(
         scores=fit.scores,
         of=lambda z: _flat(target, z),
         probed=probed,
+        wide=wide,
+        names=target.layout.value_names,
         converged=fit.converged,
     )
 
@@ -159,9 +167,11 @@ def resample(
     """Return n draws `{name: [n, *shape]}` picked by Pareto-smoothed importance weights p/q.
 
     They follow p more closely than q does where that is sound, and repeat themselves: n should not
-    exceed the number of effective draws. Approximate: right as the number of draws grows.
-    Errors: `RunError` with the reason when the weights cannot carry it (k̂ of 0.7 or more with
-    unequal weights, fewer than 100 effective draws); `ArgumentValueError` for n < 1.
+    exceed the number of effective draws. They come from q and, where the diagnosis looked beyond
+    it, from the wider law as well. Approximate: right as the number of draws grows.
+    Errors: `RunError` with the reason when the weights cannot carry it (fewer than 100 effective
+    draws; one of them 2 % of all, or of q alone k̂ of 0.7 or more with unequal weights);
+    `ArgumentValueError` for n < 1.
     Reference: Vehtari et al. (2024), section 2; Kitagawa (1996) for systematic resampling.
 
     >>> from kullback.variational import fit
@@ -172,12 +182,14 @@ def resample(
     require(n >= 1, "n", "at least 1 draw", n)
     if diagnosis.resampling:
         raise RunError(f"importance-resampled draws would be unsound: {diagnosis.resampling}")
-    share = torch.softmax(pareto_smooth(fit.log_p - fit.log_q)[0], 0)
+    own = (fit.draws, fit.log_p - fit.log_q)
+    draws, logs = own if diagnosis.pool is None else diagnosis.pool
+    share = torch.softmax(pareto_smooth(logs)[0], 0)
     first = torch.rand((), generator=generator, dtype=share.dtype)
     places = (torch.arange(n, dtype=share.dtype) + first) / n
     picked = torch.searchsorted(share.cumsum(0), places).clamp_max(len(share) - 1)
     picked = picked[torch.randperm(n, generator=generator)]
-    return fit.target.constrain(fit.draws[picked])
+    return fit.target.constrain(draws[picked])
 
 
 def to_arviz(fit: Fitted, draws: dict[str, Tensor] | None = None) -> Any:

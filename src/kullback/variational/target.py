@@ -6,7 +6,9 @@ Everything else in this folder sees a `Target`: `log_density(z)` and `score(z)` 
 once, the Jacobians of constraints included.
 """
 
+import contextlib
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,9 @@ from .rows import Rows
 __all__ = ["Target"]
 
 LogDensity = Callable[..., Tensor]
-PIECE = 128  # points differentiated together: intermediate results stay in the cache
+UNFACTORED: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+FEWEST, MOST = 128, 4096  # points differentiated together,
+KEPT = 1 << 21  # so many that this many numbers are kept for the gradient and stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,8 @@ class Target:
 
     function: maps a dictionary of constrained values with a leading `[n]` to log p, `[n]`, without
     Jacobians; for a target with rows it is the prior. rows: the data and their likelihood, or None.
-    dtype: of z. looped: whether points are evaluated one by one.
+    dtype: of z. looped: whether points are evaluated one by one. piece: how many points are
+    differentiated together.
 
     >>> target = Target.of(lambda z: -0.5 * (z * z).sum(), 2)
     >>> target.log_density(torch.ones(1, 2, dtype=torch.float64))
@@ -45,6 +50,7 @@ class Target:
     dtype: torch.dtype = torch.float64
     rows: Rows | None = None
     looped: bool = False
+    piece: int = FEWEST
 
     @classmethod
     def of(
@@ -67,7 +73,8 @@ class Target:
         parameters: the dimension of z, or names with shapes and constraints (see `Layout.of`).
         data: tensors with one leading axis of equal length. batch_size: rows at a time.
         Where `vmap` cannot follow the function (data-dependent control flow, `.item()`), points are
-        evaluated one by one, and a warning says so.
+        evaluated one by one, and a warning says so. Where a matrix cannot be factored
+        (`torch.linalg.LinAlgError`), log p is −inf.
         Errors: what the function itself raises; `ArgumentTypeError` or `ArgumentValueError` where
         its result is no scalar (or no vector of rows).
         """
@@ -78,11 +85,11 @@ class Target:
             require(alone, "data", "tensors, with log_prior or batch_size", "none")
         maker = cls(lambda _: torch.zeros(()), layout, dtype)
         if given is None:
-            function, looped = maker._vectorised(log_density, "log_density", ())
-            return cls(function, layout, dtype, None, looped)
+            function, looped, piece = maker._vectorised(log_density, "log_density", ())
+            return cls(function, layout, dtype, None, looped, piece)
         rows = Rows.of(given, batch_size=batch_size)
-        terms, looped = maker._vectorised(log_density, "log_density", rows.first())
-        prior, prior_looped = maker._vectorised(log_prior or _flat, "log_prior", ())
+        terms, looped, _ = maker._vectorised(log_density, "log_density", rows.first())
+        prior, prior_looped, _ = maker._vectorised(log_prior or _flat, "log_prior", ())
         rows = rows.with_terms(lambda values, batch: terms(values, *batch))
         return cls(prior, layout, dtype, rows, looped or prior_looped)
 
@@ -119,7 +126,7 @@ class Target:
 
     def score(self, z: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return log p `[n]` and its gradient `∂ log p/∂z` `[n, dim]`, both without a graph."""
-        parts = [self._score(part, rows) for part in torch.split(z.detach(), PIECE)]
+        parts = [self._score(part, rows) for part in torch.split(z.detach(), self.piece)]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def _score(self, z: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -153,8 +160,8 @@ class Target:
 
     def _vectorised(
         self, function: LogDensity, name: str, batch: tuple[Tensor, ...]
-    ) -> tuple[Callable[..., Tensor], bool]:
-        """Wrap a function of one point for many, and say whether it had to be looped."""
+    ) -> tuple[Callable[..., Tensor], bool, int]:
+        """Wrap a function of one point for many; say if it had to be looped, and the best piece."""
 
         def one(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
             if batch and batch[0].is_floating_point():  # z has float64, data often less
@@ -165,10 +172,13 @@ class Target:
 
         _check_signature(function, name, self.layout, batch)
         probe = torch.linspace(-0.5, 0.5, self.dim, dtype=self.dtype)
-        result = one(self.constrain(probe), *batch)
-        _check_result(result, name, len(batch[0]) if batch else None)
+        kept = KEPT
+        with contextlib.suppress(UNFACTORED):  # not here, but perhaps elsewhere
+            result, kept = _counted(lambda z: one(self.constrain(z), *batch), probe.clone())
+            _check_result(result, name, len(batch[0]) if batch else None)
+        piece = min(MOST, max(FEWEST, KEPT // max(1, kept)))
         axes = (0, *(None for _ in batch))
-        mapped = torch.func.vmap(one, in_dims=axes)
+        mapped = _surviving(torch.func.vmap(one, in_dims=axes))
         two = torch.stack([probe, -probe])
         try:
             mapped(self.constrain(two), *batch)
@@ -178,8 +188,8 @@ class Target:
                 raise ArgumentValueError(words) from error
             reason = str(error).strip().splitlines()[0]
             warnings.warn(f"{name}: evaluated one point at a time, slowly: {reason}", stacklevel=4)
-            return _looped(one), True
-        return mapped, False
+            return _surviving(_looped(one)), True, piece
+        return mapped, False, piece
 
 
 def _flat(*_: Any, **__: Any) -> Tensor:
@@ -194,6 +204,40 @@ def _looped(one: LogDensity) -> LogDensity:
         )
 
     return many
+
+
+def _surviving(many: LogDensity) -> LogDensity:
+    """Give −inf to points where a matrix cannot be factored, found by halving."""
+
+    def survived(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
+        try:
+            return many(values, *batch)
+        except UNFACTORED:
+            first = next(iter(values.values()))
+            half = len(first) // 2
+            if half == 0:
+                return first.new_full((1, len(batch[0])) if batch else (1,), -math.inf)
+            parts = (
+                {k: v[:half] for k, v in values.items()},
+                {k: v[half:] for k, v in values.items()},
+            )
+            return torch.cat([survived(part, *batch) for part in parts])
+
+    return survived
+
+
+def _counted(function: Callable[[Tensor], Any], z: Tensor) -> tuple[Any, int]:
+    """Return function(z) and how many numbers are kept for its gradient."""
+    kept = 0
+
+    def count(saved: Tensor) -> Tensor:
+        nonlocal kept
+        kept += saved.numel()
+        return saved
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved)
+    with torch.enable_grad(), hooks:
+        return function(z.requires_grad_()), kept
 
 
 def _check_signature(

@@ -1,0 +1,87 @@
+"""PyMC's automatic variational inference on one posterior: seconds until it is as near.
+
+Run by posteriors.py with the Python that has PyMC (`--pymc`), which need not be this one:
+`python posterior_race_pymc.py FOLDER MEAN_ERROR SD_SPREAD` prints JSON. The clock starts before the
+model is built; judging is not timed, nor is importing. Adam(0.01), as for NumPyro.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+STEPS, MOST = 2_000, 20_000
+
+
+def model(name, data):
+    import pymc as pm
+    from pymc import math
+
+    with pm.Model() as built:
+        if name.startswith("eight"):
+            trans = pm.Normal("theta_trans", 0, 1, shape=8)
+            mu, tau = pm.Normal("mu", 0, 5), pm.HalfCauchy("tau", 5)
+            pm.Normal("y", mu + tau * trans, np.array(data["sigma"], float), observed=data["y"])
+        elif name.startswith("sblrc"):
+            x = np.array(data["X"], float)
+            beta, sigma = pm.Normal("beta", 0, 10, shape=x.shape[1]), pm.HalfNormal("sigma", 10)
+            pm.Normal("y", math.dot(x, beta), sigma, observed=np.array(data["y"], float))
+        else:
+            ones = np.ones(len(data["switched"]))
+            x = np.column_stack([ones, np.array(data["dist"]) / 100, data["arsenic"]])
+            beta = pm.Flat("beta", shape=3)
+            pm.Bernoulli("y", logit_p=math.dot(x, beta), observed=data["switched"])
+    return built
+
+
+def columns(name, values):
+    """Arrange draws as the reference's columns."""
+    if name.startswith("eight"):
+        mu, tau = values["mu"][:, None], values["tau"][:, None]
+        return np.column_stack([mu + tau * values["theta_trans"], mu, tau])
+    if name.startswith("sblrc"):
+        return np.column_stack([values["beta"], values["sigma"]])
+    return values["beta"]
+
+
+def race(folder, goal, spread):
+    import pymc as pm
+
+    data = json.loads((folder / "data.json").read_text())
+    truth = np.load(folder / "reference_draws.npz")["draws"]
+    truth = truth.reshape(-1, truth.shape[-1])
+    found = {"version": pm.__version__}
+    for method in (pm.ADVI, pm.FullRankADVI):
+        start = time.perf_counter()
+        built = model(folder.name, data)
+        inference = method(model=built, random_seed=0)
+        names = [variable.name for variable in built.free_RVs]
+        options = {"progressbar": False, "obj_optimizer": pm.adam(learning_rate=0.01)}
+        reached, best, steps, spent = None, (np.inf, np.inf), 0, 0.0
+        while reached is None and steps < MOST:
+            if steps == 0:
+                approximation = inference.fit(STEPS, **options)
+            else:
+                inference.refine(STEPS, progressbar=False)
+            steps, spent = steps + STEPS, time.perf_counter() - start
+            drawn = approximation.sample(20_000, random_seed=1, return_inferencedata=False)
+            values = columns(folder.name, {name: np.asarray(drawn[name]) for name in names})
+            off = float(np.abs((values.mean(0) - truth.mean(0)) / truth.std(0)).max())
+            wide = float(np.abs(values.std(0) / truth.std(0) - 1).max())
+            best = min(best, (off, wide))
+            start = time.perf_counter() - spent  # judging is not timed
+            if off <= goal and wide <= spread:
+                reached = spent
+        found[method.__name__] = {
+            "wall_s_to_same_error": reached,
+            "wall_s_in_all": spent,
+            "steps": steps,
+            "best_mean_error": best[0],
+        }
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(race(Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]))))

@@ -1,0 +1,117 @@
+"""Draws of a law wider than q, where the tails of q are too thin to say what p does there.
+
+A weight p/q is unbounded where p's tail is the heavier one, and then no number of draws of q tells
+what reweighing misses. Draws of q and of a wide law together have the weights p/(½ q + ½ wide),
+which are bounded wherever one of the two is wide enough. Which to use: `widely`, through `assess`.
+Reference: Hesterberg (1995), "Weighted average importance sampling and defensive mixture
+distributions"; Owen and Zhou (2000), "Safe and effective importance sampling".
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kullback.core import require
+
+__all__ = ["Wide", "pooled", "widely"]
+
+_FREEDOM = 5.0  # degrees of freedom of the t: tails that any posterior with four moments has
+_LogDensity = Callable[[Tensor], Tensor]
+
+
+class Wide(NamedTuple):
+    """Draws of the wide law `[m, d]`, and what is known there: log p and log q, `[m]` each, nats.
+
+    here, there: the wide law's own log density at q's draws `[n]` and at its own `[m]`.
+    """
+
+    draws: Tensor
+    log_p: Tensor
+    log_q: Tensor
+    here: Tensor
+    there: Tensor
+
+
+def widely(
+    log_density: _LogDensity,
+    log_prob: _LogDensity,
+    draws: Tensor,
+    *,
+    number: int = 8000,
+    generator: torch.Generator | None = None,
+) -> Wide:
+    """Draw from a law with the mean and covariance of q's draws, and heavier tails.
+
+    log_density, log_prob: log p (unnormalised) and log q, `[n, d]` to `[n]`. draws: `[n, d]` of q.
+    Half of the law is a multivariate t with 5 degrees of freedom, wide in all directions at once;
+    the other half is normal, but for one coordinate each time, which is t: in many dimensions a
+    single heavy tail is out of the reach of the first.
+    Errors: `ArgumentValueError` for no more draws than twice the dimensions.
+
+    >>> z = torch.randn(400, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    >>> log_q = lambda z: -0.5 * z.square().sum(-1) - 0.919
+    >>> far = widely(log_q, log_q, z, number=100, generator=torch.Generator().manual_seed(1))
+    >>> far.draws.shape, bool(far.there.exp().min() < far.here.exp().min())
+    (torch.Size([100, 1]), True)
+    """
+    count, dims = draws.shape
+    require(count > 2 * dims, "draws", f"more than {2 * dims}", count)
+    centre = draws.mean(0)
+    covariance = torch.cov(draws.mT).reshape(dims, dims)
+    scale = covariance.diagonal().sqrt()
+    ridge = 1e-12 * torch.eye(dims, dtype=draws.dtype)
+    factor = scale[:, None] * torch.linalg.cholesky(covariance / torch.outer(scale, scale) + ridge)
+    axes = factor / factor.norm(dim=1, keepdim=True)  # z_j is |row j| times axis_j · u
+    u = torch.randn(number, dims, generator=generator, dtype=draws.dtype)
+    size = torch.randn(number, int(_FREEDOM), generator=generator, dtype=draws.dtype)
+    stretch = (_FREEDOM / size.square().sum(1)).sqrt()
+    which = torch.randint(dims, (number,), generator=generator)
+    along = (u * axes[which]).sum(1)
+    single = u + ((stretch - 1) * along)[:, None] * axes[which]
+    u = torch.where(torch.arange(number)[:, None] % 2 == 0, stretch[:, None] * u, single)
+    far = centre + u @ factor.mT
+    inwards = torch.linalg.solve_triangular(factor, (draws - centre).mT, upper=False).mT
+    log_det = factor.diagonal().log().sum()
+    here, there = (_log_wide(v, axes) - log_det for v in (inwards, u))
+    with torch.no_grad():
+        return Wide(far, log_density(far), log_prob(far), here, there)
+
+
+def pooled(draws: Tensor, log_p: Tensor, log_q: Tensor, wide: Wide) -> tuple[Tensor, Tensor]:
+    """Return all draws that have any weight, q's first, and their log weights p/(mixture of both).
+
+    >>> z = torch.zeros(2, 1)
+    >>> far = Wide(z + 9, torch.full((2,), -math.inf), z[:, 0], z[:, 0], z[:, 0])
+    >>> pooled(z, z[:, 0], z[:, 0], far)
+    (tensor([[0.],
+            [0.]]), tensor([0., 0.]))
+    """
+    n, m = len(draws), len(wide.draws)
+    laws = (torch.cat([log_q, wide.log_q]), torch.cat([wide.here, wide.there]))
+    shares = (math.log(n / (n + m)), math.log(m / (n + m)))
+    logs = torch.cat([log_p, wide.log_p]) - torch.logaddexp(
+        *(a + b for a, b in zip(laws, shares, strict=True))
+    )
+    kept = torch.softmax(logs, 0) > 0
+    return torch.cat([draws, wide.draws])[kept], logs[kept]
+
+
+def _log_wide(u: Tensor, axes: Tensor) -> Tensor:
+    dims = u.shape[1]
+    squares = u.square().sum(1)
+    all_at_once = _log_t(squares, dims)
+    along = u @ axes.mT
+    normal = -0.5 * (squares + dims * math.log(2 * math.pi))
+    gain = _log_t(along.square(), 1) + 0.5 * (along.square() + math.log(2 * math.pi))
+    one_at_a_time = normal[:, None] + gain - math.log(dims)
+    return torch.logaddexp(all_at_once, one_at_a_time.logsumexp(1)) - math.log(2)
+
+
+def _log_t(squares: Tensor, dims: int) -> Tensor:
+    """Return log of a spherical t's density at squared distances from its centre."""
+    v = _FREEDOM
+    constant = math.lgamma((v + dims) / 2) - math.lgamma(v / 2) - 0.5 * dims * math.log(v * math.pi)
+    return constant - 0.5 * (v + dims) * torch.log1p(squares / v)
