@@ -158,6 +158,12 @@ def test_strides_and_types_it_takes_and_those_it_leaves(counted):
     assert torch.equal(policy_kl_loss(**every).loss, policy_kl_loss(**rows).loss)
 
 
+def test_numbers_beyond_float32_are_left_to_the_plain_form(counted):
+    logs = drawn()
+    kl = policy_kl_loss(**logs, truncate=1e300)
+    assert counted == [False] and kl.share_truncated == 0
+
+
 def test_function_transforms_get_the_plain_form():
     logs = drawn()
     current, reference = logs["log_current"].detach(), logs["log_reference"]
