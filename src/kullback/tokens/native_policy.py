@@ -78,12 +78,9 @@ def sweep(
     log_step = None if step_from is None else first.new_empty(first.shape)
     written = [0 if x is None else x.data_ptr() for x in (log_ratio, log_step, terms, slope)]
     most, limits = math.inf if truncate is None else truncate, log_limits or (-math.inf, math.inf)
-    try:
-        rest = (*form, most, *limits, _NUMBERS[normalise])
-        call = _CALL.pack(*starts, *strides, *first.shape, *written, *rest)
-    except OverflowError:  # a number beyond float32
-        return None
+    rest = (*form, most, *limits, _NUMBERS[normalise])
     value = ctypes.c_double()
+    call = _CALL.pack(*starts, *strides, *first.shape, *written, *rest)
     if function(call, ctypes.byref(value)):
         return None
     drawn = Drawn("reverse", "token", mask, log_ratio, log_step, log_step, truncate=truncate)
