@@ -15,8 +15,8 @@ batch serves four updates, all but the first of which are off-policy. Twice, wit
   of the budget, and the policy earns less.
 
 There are only 10⁴ texts: every KL and reward printed and drawn is a sum over all of them, without
-error. That k3 holds too tight and not too loose is of this task: its pull on what the policy came to
-like is bounded, that on what it dropped is not.
+error. That k3 holds too tight and not too loose is of this task: its pull on what the policy came
+to like is bounded, that on what it dropped is not.
 """
 
 import copy

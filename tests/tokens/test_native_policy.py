@@ -158,6 +158,13 @@ def test_strides_and_types_it_takes_and_those_it_leaves(counted):
     assert torch.equal(policy_kl_loss(**every).loss, policy_kl_loss(**rows).loss)
 
 
+def test_a_cut_beyond_float32_never_cuts(counted):
+    logs = drawn()
+    kl = policy_kl_loss(**logs, truncate=1e300)
+    assert counted == [True] and kl.share_truncated == 0
+    assert torch.equal(kl.loss, policy_kl_loss(**logs).loss)
+
+
 def test_function_transforms_get_the_plain_form():
     logs = drawn()
     current, reference = logs["log_current"].detach(), logs["log_reference"]
