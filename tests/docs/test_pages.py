@@ -15,12 +15,12 @@ DOCS = ROOT / "docs"
 POINT = 0.01  # other processors round the last digits of a coordinate differently
 PAGES = (
     "surprise",
-    "estimating_kl",
+    pytest.param("estimating_kl", marks=pytest.mark.slow),
     "forward_and_reverse",
-    "fitting",
+    pytest.param("fitting", marks=pytest.mark.slow),
     "token_kl",
     "policy_kl",
-    "audit",
+    pytest.param("audit", marks=pytest.mark.slow),
 )
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 

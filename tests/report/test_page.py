@@ -254,6 +254,7 @@ def test_names_that_are_not_utf8_are_written_as_escapes(run):
     assert "caf\\udce9" in written(run)
 
 
+@pytest.mark.slow
 def test_wide_rgb_noise_stays_under_the_limit(tmp_path):
     data = in_memory(noise(300, 3, 64, 64), noise(700, 3, 64, 64, seed=1), "8-bit")
     training = Training(steps=2, batch_size=32)

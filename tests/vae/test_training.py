@@ -158,7 +158,10 @@ def files_of(folder):
     return {name: (folder / name).read_bytes() for name in ("metrics.jsonl", "model.safetensors")}
 
 
-@pytest.mark.parametrize("stops", [(1,), (57, 58), (100, 299)])
+@pytest.mark.parametrize(
+    "stops",
+    [(1,), *(pytest.param(stops, marks=pytest.mark.slow) for stops in ((57, 58), (100, 299)))],
+)
 def test_a_stopped_and_resumed_run_is_bit_identical(stops, tmp_path):
     data = toy()
     settings = Training(steps=300, batch_size=16, objective="iwae", draws=2, warmup=0.5)
@@ -279,6 +282,7 @@ def test_a_failed_run_keeps_its_last_good_checkpoint(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_metrics_are_json_without_the_clock(tmp_path):
     outcome = train(
         toy(),

@@ -253,6 +253,7 @@ def test_refusals(options, words):
         fit(lambda z: -z.square().sum(), 2, **options)
 
 
+@pytest.mark.slow
 def test_seeds_repeat_and_mini_batches_agree():
     """The same seed gives the same q; rows in batches give the whole data's answer."""
     generator = seeded(3)
