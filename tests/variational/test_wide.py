@@ -7,6 +7,7 @@ import torch
 from torch.distributions import MultivariateNormal, StudentT
 
 from kullback.sampled import pareto_k
+from kullback.variational import fit
 from kullback.variational.corrections import by_weights, tail_ratio
 from kullback.variational.diagnosis import diagnose
 from kullback.variational.wide import pooled, widely
@@ -74,3 +75,21 @@ def test_nan_far_out_is_not_used():
     z, log_q = gaussian_draws(400, torch.eye(1, dtype=F64))
     wide = widely(lambda z: torch.where(z[:, 0] > 3, math.nan, log_q(z)), log_q, z)
     assert diagnose(z, log_q(z), log_q(z), wide=wide).tails is None
+
+
+@pytest.mark.parametrize("seed", [6, 18])
+def test_a_funnel_is_not_trusted_whatever_few_weights_say(seed):
+    """Neal's funnel in 10 dimensions, to a Gaussian: the narrow end is all that it reaches."""
+
+    def funnel(z):
+        x = -0.5 * z[1:].square().sum() * torch.exp(-z[0]) - 0.5 * (len(z) - 1) * z[0]
+        return x - 0.5 * (z[0] / 1.5) ** 2
+
+    found = fit(
+        funnel,
+        10,
+        family="full_rank",
+        generator=torch.Generator().manual_seed(seed),
+        progress=False,
+    )
+    assert found.diagnosis.level == "do not trust"

@@ -68,11 +68,14 @@ def bounds_on(
     tail, own = float(pareto_k(log_weights)), float(effective_sample_size(log_weights))
     weighed, effective, heavy = by_weights(values, log_weights), own, _between(tail, _LIGHT, _HEAVY)
     most = torch.as_tensor(math.sqrt(max(0.0, len(draws) / own - 1.0)))
-    if pool is not None and float(effective_sample_size(pool[1])) >= _FEW:
-        seen, effective = of(pool[0]), float(effective_sample_size(pool[1]))
-        weighed = by_weights(seen, pool[1], against=values)
-        sway = _sway(seen, pool[1], values)
-        heavy, most = _between(sway, _SMALL, _LARGE), torch.minimum(most, _TIMES * sway)
+    if pool is not None:
+        effective = float(effective_sample_size(pool[1]))
+        if effective < _FEW:  # p lies where neither law has many draws: no weight is believed
+            tail, heavy = math.inf, torch.ones(())
+        else:
+            seen = of(pool[0])
+            weighed, sway = by_weights(seen, pool[1], against=values), _sway(seen, pool[1], values)
+            heavy, most = _between(sway, _SMALL, _LARGE), torch.minimum(most, _TIMES * sway)
     moved = _moved(draws, log_weights, scores)
     residual = None if moved is None else moved.residual
     slack = heavy * most.clamp_max(_second_order(residual, spread(log_weights), tail))
