@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-STEPS, MOST = 2_000, 40_000
+STEPS, MOST, DECAYED = 2_000, 40_000, 20_000
 
 
 def models(name, data):
@@ -76,36 +76,45 @@ def numpyro_race(name, data, truth):
     except ImportError:
         return {"numpyro": "not installed"}
     found = {}
-    goal, spread = limits(name)
     for guide_name in ("AutoNormal", "AutoMultivariateNormal"):
-        start = time.perf_counter()
-        model = models(name, data)
-        guide = getattr(autoguide, guide_name)(model, init_loc_fn=init_to_feasible)
-        svi = SVI(model, guide, Adam(0.01), Trace_ELBO())
-        key = jax.random.PRNGKey(0)
-        state, spent, reached, best = svi.init(key), 0.0, None, None
-
-        def some(state, svi=svi):
-            return jax.lax.fori_loop(0, STEPS, lambda _, now: svi.update(now)[0], state)
-
-        some = jax.jit(some)  # compiled once
-        for steps in range(STEPS, MOST + 1, STEPS):  # noqa: B007
-            state = jax.block_until_ready(some(state))
-            spent = time.perf_counter() - start
-            drawn = guide.sample_posterior(key, svi.get_params(state), sample_shape=(20_000,))
-            values = columns(name, drawn)
-            off = float(((values.mean(0) - truth.mean(0)) / truth.std(0)).abs().max())
-            ratio = values.std(0) / truth.std(0)
-            wide = float((ratio - 1).abs().max())
-            best = min(best or (9e9, 0), (off, wide))
-            start = time.perf_counter() - spent  # judging is not timed
-            if reached is None and off <= goal and wide <= spread:
-                reached = spent
-                break
-        found[guide_name] = {
-            "wall_s_to_same_error": reached,
-            "wall_s_in_all": spent,
-            "steps": steps,
-            "best_mean_error": best[0],
-        }
+        for schedule, rate in {
+            "constant 0.01": 0.01,
+            "0.01 decayed": lambda i: 0.01 * 0.01 ** (jax.numpy.minimum(i, DECAYED) / DECAYED),
+        }.items():
+            start = time.perf_counter()
+            model = models(name, data)
+            guide = getattr(autoguide, guide_name)(model, init_loc_fn=init_to_feasible)
+            svi = SVI(model, guide, Adam(rate), Trace_ELBO())
+            most = MOST if rate == 0.01 else DECAYED
+            found[f"{guide_name}, {schedule}"] = _until_near(svi, guide, name, truth, start, most)
     return {"numpyro": found}
+
+
+def _until_near(svi, guide, name, truth, start, most):
+    """Step until both errors are within `limits`, or `most` steps are done."""
+    import jax
+
+    goal, spread = limits(name)
+    key = jax.random.PRNGKey(0)
+    state, spent, reached, best = svi.init(key), 0.0, None, (9e9, 0.0)
+    some = jax.jit(  # compiled once
+        lambda state: jax.lax.fori_loop(0, STEPS, lambda _, now: svi.update(now)[0], state)
+    )
+    for steps in range(STEPS, most + 1, STEPS):  # noqa: B007
+        state = jax.block_until_ready(some(state))
+        spent = time.perf_counter() - start
+        drawn = guide.sample_posterior(key, svi.get_params(state), sample_shape=(20_000,))
+        values = columns(name, drawn)
+        off = float(((values.mean(0) - truth.mean(0)) / truth.std(0)).abs().max())
+        wide = float((values.std(0) / truth.std(0) - 1).abs().max())
+        best = min(best, (off, wide))
+        start = time.perf_counter() - spent  # judging is not timed
+        if off <= goal and wide <= spread:
+            reached = spent
+            break
+    return {
+        "wall_s_to_same_error": reached,
+        "wall_s_in_all": spent,
+        "steps": steps,
+        "best_mean_error": best[0],
+    }

@@ -113,7 +113,7 @@ def race(options):
     found = {}
     for name in GAUSSIAN:
         log_density, parameters, reference, truth = posterior(name, options.data)
-        result, _, wall = once(log_density, parameters, 0)
+        result, _, wall = once(log_density, parameters, 0, evaluation_draws=500)
         own = errors(result, reference, truth)
         data = json.loads((options.data / name / "data.json").read_text())
         peers = numpyro_race(name, data, truth) | pymc_race(options.data / name, options.pymc)
