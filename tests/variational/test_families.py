@@ -7,6 +7,8 @@ import torch
 
 from kullback.exact import quadrature
 from kullback.variational.families import NAMED, FullRank, MeanField, Mixture
+from kullback.variational.families.flow import bent as widened
+from kullback.variational.families.flow import hubs_first, straight
 from kullback.variational.frame import Frame
 
 F64 = torch.float64
@@ -15,6 +17,7 @@ F64 = torch.float64
 def bent(name, dim, seed=0, size=0.3):
     """A family in a tilted frame, with parameters away from where it starts."""
     generator = torch.Generator().manual_seed(seed)
+    name, _, wide = name.partition(", ")
     if name == "flow":
         pytest.importorskip("zuko")
     factor = torch.eye(dim, dtype=F64) * 0.7
@@ -23,10 +26,12 @@ def bent(name, dim, seed=0, size=0.3):
     for parameter in family.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=F64)
         parameter.data += size * noise / (10 if name == "flow" else 1)
+    if wide:
+        family.widen(0.3)
     return family, generator
 
 
-every = pytest.mark.parametrize("name", sorted(NAMED))
+every = pytest.mark.parametrize("name", [*sorted(NAMED), "flow, widened"])
 
 
 @every
@@ -119,6 +124,33 @@ def test_the_gradient_of_log_prob_is_the_derivative(name):
     assert not any(p.grad is not None for p in family.parameters())
 
 
+@pytest.mark.parametrize("heavy", [0.0, 0.1, 0.27, 1.0])
+def test_a_widened_flow_keeps_the_variance_of_its_base(heavy):
+    """One coordinate by quadrature over a normal grid: variance 1, and tails that are heavier."""
+    levels = (torch.arange(200_000, dtype=F64) + 0.5) / 200_000
+    e = torch.special.ndtri(levels)[:, None]
+    base, _ = widened(e, heavy)
+    # the grid leaves out the outer halves of its last cells: e^(2h|e|) of 2.5e-6 there
+    assert float(base.square().mean()) == pytest.approx(1.0, abs=2e-4 if heavy < 1 else 0.02)
+    torch.testing.assert_close(straight(base, heavy), e, rtol=1e-12, atol=1e-12)
+    far = torch.full((1, 1), 8.0, dtype=F64)
+    density = widened(straight(far, heavy), heavy)[1]
+    normal = -0.5 * (64 + math.log(2 * math.pi))
+    assert float(density) >= normal - 1e-12
+
+
+def test_a_flow_turns_so_that_hubs_come_first():
+    """θ_j = μ + τ e_j, with μ last: the turned triangle has μ alone on its first coordinate."""
+    theta = torch.tensor([[0.5, 0.0, 0.0], [0.0, 0.6, 0.0], [0.0, 0.0, 0.7]], dtype=F64)
+    whole = torch.zeros(4, 4, dtype=F64)
+    whole[:3, :3], whole[:, 3] = theta, 1.0
+    factor = torch.linalg.cholesky(whole @ whole.mT)
+    turn = hubs_first(factor)
+    torch.testing.assert_close(turn @ turn.mT, torch.eye(4, dtype=F64), rtol=0, atol=1e-14)
+    mean = (factor @ turn)[3]
+    torch.testing.assert_close(mean, torch.tensor([1.0, 0, 0, 0], dtype=F64), rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize("kind", [FullRank, MeanField])
 def test_an_absorbed_gaussian_is_the_same(kind):
     family, generator = bent(kind.name, 3)
@@ -143,6 +175,7 @@ def test_a_mixture_starts_where_it_is_told():
     [
         (lambda f: NAMED["low_rank"](f, rank=9), "rank: expected 1 to 2; got 9"),
         (lambda f: NAMED["student_t"](f, degrees=0), "degrees: expected a whole number"),
+        (lambda f: NAMED["flow"](f).widen(2.0), "h: expected 0 to 1; got 2.0"),
         (lambda f: NAMED["mixture"](f, components=0), "components: expected at least 1"),
         (lambda f: FullRank(f).log_prob(torch.zeros(3)), r"z: expected \[n, 2\]"),
         (lambda f: FullRank(f).sample(0), "n: expected at least 1"),

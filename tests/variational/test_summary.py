@@ -11,6 +11,8 @@ from torch.distributions import constraints
 from kullback.core import RunError
 from kullback.variational import Target, fit
 from kullback.variational.archive import load, save
+from kullback.variational.families import NAMED, FullRank
+from kullback.variational.frame import Frame
 from kullback.variational.summary import assess, resample, summarise, to_arviz
 
 Z = 4.5
@@ -84,6 +86,62 @@ def test_a_fit_comes_back_from_disk(found, judged, tmp_path):
     save(found, folder, judged, force=True)
 
 
+def correlated(z):
+    return -0.5 * (z.square().sum() + (z[0] - z[1]) ** 2 + (z[2] - z[0]).abs().pow(1.5))
+
+
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_q_itself_comes_back_from_disk(name, tmp_path):
+    """Of every family, away from its start: the same draws from the same seed, the same density."""
+    if name == "flow":
+        pytest.importorskip("zuko")
+    target = Target.of(correlated, 3)
+    made = {"low_rank": {"rank": 2}, "student_t": {"degrees": 3}, "mixture": {"components": 2}}
+    extra = {"flow": {"layers": 3, "hidden": 5}} | made
+    factor = torch.tensor([[1.0, 0, 0], [0.4, 0.9, 0], [0.2, -0.3, 0.8]], dtype=torch.float64)
+    frame = Frame.dense(torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64), factor)
+    q = NAMED[name](frame, **extra.get(name, {}))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in q.parameters():
+        parameter.data += 0.1 * torch.randn(
+            parameter.shape, generator=generator, dtype=torch.float64
+        )
+    if name == "flow":
+        q.widen(0.2)
+    one = of_family(target, q)
+    again = load(save(one, tmp_path / "q", assess(one)), target)
+    twice = load(save(again, tmp_path / "again", assess(again)), target)
+    seed = torch.Generator().manual_seed
+    for other in (again, twice):
+        assert other.sample(50, seed(1)).equal(one.family.sample(50, seed(1)))
+        assert other.log_prob(one.draws).equal(q.log_prob(one.draws).detach())
+    assert again.family.options == q.options
+
+
+def of_family(target, q):
+    """What `save` takes, of a q that nobody fitted."""
+    z = q.sample(200, torch.Generator().manual_seed(5))
+    log_p, by_p = target.score(z)
+    leaf = z.clone().requires_grad_()
+    log_q = q.log_prob(leaf)
+    (by_q,) = torch.autograd.grad(log_q.sum(), leaf)
+    found = type("Found", (), {})()
+    found.target, found.family, found.draws, found.log_p = target, q, z, log_p
+    found.log_q, found.scores, found.converged = log_q.detach(), (by_p, by_q), True
+    return found
+
+
+def test_a_family_of_ones_own_leaves_its_draws(found, judged, tmp_path):
+    class Mine(FullRank):
+        name = "mine"
+
+    one = of_family(found.target, Mine(found.family.frame))
+    again = load(save(one, tmp_path / "mine", assess(one)), found.target)
+    assert again.draws.equal(one.draws)
+    with pytest.raises(RunError, match="was not saved"):
+        again.sample(3)
+
+
 def hostile(folder, change):
     path = folder / "fit.safetensors"
     tensors = safetensors.torch.load_file(path)
@@ -108,7 +166,24 @@ def hostile(folder, change):
         tensors["log_p"] = tensors["log_p"].long()
     elif change == "a tampered density":
         tensors["log_p"] += 1.0
-    if change in ("one tensor less", "other rows", "NaN", "integers", "a tampered density"):
+    elif change == "a tampered q":
+        tensors["q.mean"] += 1.0
+    elif change == "half a q":
+        del tensors["q.mean"]
+    elif change == "another q":
+        words = record | {"family": {"name": "mixture", "options": {"components": 3}}}
+        (folder / "fit.json").write_text(json.dumps(words))
+    elif change == "no q of this world":
+        (folder / "fit.json").write_text(json.dumps(record | {"family": ["x"]}))
+    if change in (
+        "a tampered q",
+        "half a q",
+        "one tensor less",
+        "other rows",
+        "NaN",
+        "integers",
+        "a tampered density",
+    ):
         path.write_bytes(safetensors.torch.save(tensors))
 
 
@@ -125,6 +200,10 @@ def hostile(folder, change):
         ("NaN", "no NaN"),
         ("integers", "log_p: expected"),
         ("a tampered density", "log p of this target differs"),
+        ("a tampered q", "log q of the stored q differs"),
+        ("half a q", "its q cannot be made again"),
+        ("another q", "its q cannot be made again"),
+        ("no q of this world", "its q cannot be made again"),
     ],
 )
 def test_hostile_files_are_refused(change, message, found, judged, tmp_path):

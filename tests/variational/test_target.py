@@ -4,7 +4,18 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Beta, Dirichlet, Gamma, LKJCholesky, Normal, Wishart, constraints
+from torch.distributions import (
+    Beta,
+    Categorical,
+    Dirichlet,
+    Gamma,
+    LKJCholesky,
+    MultivariateNormal,
+    Normal,
+    Poisson,
+    Wishart,
+    constraints,
+)
 
 from kullback.exact import quadrature
 from kullback.variational import Parameter, Target
@@ -32,6 +43,37 @@ NORMALISED = {
     ),
     "real": (constraints.real, (2,), lambda v: Normal(T(0.0)[0], 1.0).log_prob(v).sum()),
 }
+
+
+VALIDATED = {
+    "normal": (
+        {"mu": (), "tau": constraints.positive},
+        lambda mu, tau: Gamma(2.0, 1.0).log_prob(tau) + Normal(mu, tau).log_prob(T(1, 2)).sum(),
+    ),
+    "beta": ({"p": constraints.unit_interval}, lambda p: Beta(2.0, 3.0).log_prob(p)),
+    "rate": ({"r": constraints.positive}, lambda r: Poisson(r).log_prob(T(1, 0, 3)).sum()),
+    "shares": (
+        {"w": Parameter((3,), constraints.simplex)},
+        lambda w: Dirichlet(T(1, 2, 3)).log_prob(w) + Categorical(w).log_prob(torch.tensor(1)),
+    ),
+    "factor": (
+        {"root": Parameter((2, 2), constraints.lower_cholesky)},
+        lambda root: MultivariateNormal(T(0, 0), scale_tril=root).log_prob(T(1, 2)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(VALIDATED))
+def test_validated_distributions_of_parameters_are_vectorised(name):
+    """torch checks arguments and values by itself: at every point, without a loop or a warning."""
+    parameters, log_density = VALIDATED[name]
+    target = Target.of(log_density, parameters)
+    assert not target.looped
+    z = torch.randn(5, target.dim, generator=torch.Generator().manual_seed(0), dtype=F64)
+    values, log_jacobian = target.layout.constrain(z)
+    each = [log_density(**{n: v[i] for n, v in values.items()}) for i in range(5)]
+    truth = torch.stack(each) + log_jacobian
+    torch.testing.assert_close(target.log_density(z), truth, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(NORMALISED))

@@ -34,6 +34,10 @@ class FitOptions:
     resample: Annotated[
         bool, Parameter(help="Correct the table by importance weights.", negative="")
     ] = False
+    reference: Annotated[
+        Path | None,
+        Parameter(help="Draws of the truth (.csv or .npy) to hold q to, in table and plot."),
+    ] = None
     plot: Annotated[Path | None, Parameter(help="Draw it to this .svg file.")] = None
     out: Annotated[Path | None, Parameter(help="Keep draws, summary and verdict here.")] = None
     force: Annotated[bool, Parameter(help="Replace existing files.", negative="")] = False
@@ -48,6 +52,7 @@ class FitOptions:
         both = self.direction == "both"
         require(not (both and self.out), "--out", "one direction", "both")
         require(not (both and self.family != "auto"), "--family", "one direction", "both")
+        require(not (both and self.reference), "--reference", "one direction", "both")
         if self.plot is not None:
             svg = self.plot.suffix.lower() == ".svg"
             require(svg, "--plot", "a .svg file", str(self.plot))

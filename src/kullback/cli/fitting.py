@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from kullback.core import KullbackError, write_atomic
+from kullback.core import KullbackError, RunError, write_atomic
 from kullback.exact import quadrature
 from kullback.report.directions_plot import plot_directions
 from kullback.report.fit_plot import plot_fit
@@ -13,10 +13,12 @@ from kullback.variational.archive import save
 from kullback.variational.by_quadrature import Projection, find_box, project
 from kullback.variational.fit import Fit
 from kullback.variational.fit import fit as fit_density
+from kullback.variational.reference import compare
 from kullback.variational.summary import assess, resample, summarise
 from kullback.variational.target import Target
 
 from .fit_options import FitOptions
+from .reference_file import read_reference
 from .session import print_json, say
 from .target_file import TargetFile, failed
 
@@ -26,8 +28,12 @@ NODES = {1: 600, 2: 150}
 
 
 def fit_one(file: TargetFile, options: FitOptions) -> None:
-    """Fit in one direction; print the verdict and the table, or JSON; draw and keep if asked."""
+    """Fit in one direction; print the verdict and the table, or JSON; draw and keep if asked.
+
+    Errors: `RunError` for an improper target, of which there is nothing to print.
+    """
     target = _target(file)
+    reference = None if options.reference is None else read_reference(options.reference, target)
     generator = torch.Generator().manual_seed(options.seed)
     found = fit_density(
         target,
@@ -36,6 +42,8 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
         evaluation_draws=options.draws,
         generator=generator,
     )
+    if found.improper:
+        raise RunError(f"{file.name}: {found.reason}")
     bad = target.explain(found.draws)
     if bad:
         say(f"warning: {bad}")
@@ -44,7 +52,24 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
     draws = target.constrain(found.draws)
     if options.resample:
         draws = resample(found, options.draws, judged, generator=generator)
-    fields: dict[str, Any] = {
+    against = None if reference is None else compare(target, draws, reference)
+    if options.plot is not None:
+        svg = plot_fit(draws, reference=reference, trace=found.trace, title=judged.verdict)
+        write_atomic(options.plot, svg)
+    if options.out is not None:
+        save(found, options.out, judged, force=options.force)
+    if options.json:
+        held = {} if against is None else {"reference": against.to_dict()}
+        fields = _facts(file, found, options) | judged.to_dict() | table.to_dict() | held
+        print_json(fields)
+    else:
+        held_to = "" if against is None else f"\n{against}\n"
+        sys.stdout.write(f"{table}\n{held_to}\n{_numbers(found, judged)}\n")
+    _said(options)
+
+
+def _facts(file: TargetFile, found: Fit, options: FitOptions) -> dict[str, Any]:
+    return {
         "target": file.name,
         "family": type(found.family).__name__,
         "direction": found.direction,
@@ -53,19 +78,7 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
         "reason": found.reason,
         "seed": options.seed,
         "draws": options.draws,
-        **judged.to_dict(),
-        **table.to_dict(),
     }
-    if options.plot is not None:
-        svg = plot_fit(draws, trace=found.trace, title=judged.verdict)
-        write_atomic(options.plot, svg)
-    if options.out is not None:
-        save(found, options.out, judged, force=options.force)
-    if options.json:
-        print_json(fields)
-    else:
-        sys.stdout.write(f"{table}\n\n{_numbers(found, judged)}\n")
-    _said(options)
 
 
 def fit_both(file: TargetFile, options: FitOptions) -> None:

@@ -1,7 +1,8 @@
 """A fit on disk: `fit.json` and `fit.safetensors` in a folder; nothing is ever unpickled.
 
-Which to use: `save` and `load`. The target itself is a function and is not saved: `load` takes it
-again, and holds it to the log densities that were stored.
+Which to use: `save` and `load`. Draws, their densities and q itself are kept, so that a fit that
+comes back can be judged again and drawn from. The target is a function and is not saved: `load`
+takes it again, and holds it to the log densities that were stored; q is held to them too.
 """
 
 from dataclasses import dataclass
@@ -13,18 +14,21 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from kullback.core import RunError, __version__
+from kullback.core import MissingExtraError, RunError, __version__
 from kullback.core.files import read_json, write_atomic, write_json
 
 from .diagnosis import Diagnosis
+from .families import NAMED, Family
+from .frame import Frame
 from .summary import Fitted, summarise
 from .target import Target
 
 __all__ = ["Saved", "load", "save"]
 
-FORMAT = 1
+FORMAT = 2
 SHAPES = {"draws": 2, "log_p": 1, "log_q": 1, "score_p": 2, "score_q": 2}
 WORDS = ("method", "direction", "objective", "reason", "chosen")
+PART = "q."  # before the names of q's own tensors
 CHECKED = 8  # stored draws at which a target given to `load` must agree
 
 
@@ -32,11 +36,13 @@ CHECKED = 8  # stored draws at which a target given to `load` must agree
 class Saved:
     """A fit read back: draws `[n, d]` of q with log p, log q `[n]` and scores, and its record.
 
-    It can be assessed, summarised, resampled and exported like the fit it was, but q itself, a
-    network perhaps, is not there to draw more from. record: the content of `fit.json`.
+    It can be assessed, summarised, resampled, exported, saved and drawn from like the fit it was.
+    family: q, or None where it was of a class that this package does not have. record: the content
+    of `fit.json`.
     """
 
     target: Target
+    family: Family | None
     draws: Tensor
     log_p: Tensor
     log_q: Tensor
@@ -44,19 +50,37 @@ class Saved:
     converged: bool
     record: dict[str, Any]
 
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n points of q on the unconstrained space, `[n, d]`."""
+        return self._q().sample(n, generator)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log q(z) on the unconstrained space, `[n, d]` → `[n]`, in nats."""
+        with torch.no_grad():
+            return self._q().log_prob(z)
+
+    def _q(self) -> Family:
+        if self.family is None:
+            raise RunError(
+                "q is of a class of your own, which was not saved. Try: the stored draws"
+            )
+        return self.family
+
 
 def save(fit: Fitted, folder: str | Path, diagnosis: Diagnosis, *, force: bool = False) -> Path:
-    """Write a fit's draws, log densities, scores, summary and diagnosis to a folder; return it.
+    """Write q, its draws, log densities, scores, summary and diagnosis to a folder; return it.
 
-    Two files, each whole or not at all. Errors: `RunError` when the folder has a fit and `force` is
-    not set, or when the disk refuses.
+    Two files, each whole or not at all. q is kept where it is one of `kullback.variational`'s own
+    families; of another class only the draws are.
+    Errors: `RunError` when the folder has a fit and `force` is not set, or the disk refuses.
 
     >>> from kullback.variational import fit
     >>> from kullback.variational.summary import assess
     >>> found = fit(lambda z: -0.5 * (z * z).sum(), 2)
     >>> kept = save(found, "normal", assess(found))
-    >>> load("normal", found.target).draws.equal(found.draws)
-    True
+    >>> again = load("normal", found.target)
+    >>> again.draws.equal(found.draws), again.sample(1000).shape
+    (True, torch.Size([1000, 2]))
     """
     folder = Path(folder)
     if (folder / "fit.json").exists() and not force:
@@ -67,10 +91,10 @@ def save(fit: Fitted, folder: str | Path, diagnosis: Diagnosis, *, force: bool =
         raise RunError(f"{folder}: cannot be made: {error.strerror or error}") from error
     names = ("draws", "log_p", "log_q", "score_p", "score_q")
     tensors = (fit.draws, fit.log_p, fit.log_q, *fit.scores)
-    plain = {
-        name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in zip(names, tensors, strict=True)
-    }
+    q = getattr(fit, "family", None)
+    family = q if isinstance(q, Family) and NAMED.get(q.name) is type(q) else None
+    every = dict(zip(names, tensors, strict=True)) | ({} if family is None else _state(family))
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in every.items()}
     write_atomic(folder / "fit.safetensors", safetensors.torch.save(plain))
     words = {name: str(getattr(fit, name)) for name in WORDS if hasattr(fit, name)}
     record = {
@@ -78,6 +102,7 @@ def save(fit: Fitted, folder: str | Path, diagnosis: Diagnosis, *, force: bool =
         "kullback": __version__,
         "names": list(fit.target.names),
         "converged": bool(fit.converged),
+        "family": None if family is None else {"name": family.name, "options": family.options},
         **words,
         "summary": summarise(fit, diagnosis).to_dict(),
         "diagnosis": diagnosis.to_dict(),
@@ -90,8 +115,9 @@ def load(folder: str | Path, target: Target) -> Saved:
     """Read a fit back for the target it was fitted to.
 
     Errors: `RunError`, naming the file, when one is missing, damaged or of another format, when
-    names, shapes or numbers do not fit together, or when log p of this target at the stored draws
-    is not what was stored (by more than 1e-6 relative to the largest): then it is another target.
+    names, shapes or numbers do not fit together, or when log p of this target or log q of this q at
+    the stored draws is not what was stored (by more than 1e-6 relative to the largest): then it is
+    another target, or the file was changed. `MissingExtraError` for a flow without zuko.
     """
     folder = Path(folder)
     record = _record(folder / "fit.json")
@@ -101,15 +127,46 @@ def load(folder: str | Path, target: Target) -> Saved:
         raise RunError(f"{folder}: a fit of {record['names'][:4]}…, the target has {target.names}")
     if tensors["draws"].shape[1] != target.dim:
         raise RunError(f"{path}: draws: expected [n, {target.dim}]; got another shape")
+    family = _family(record, tensors, path)
+    some = tensors["draws"][:CHECKED]
     with torch.no_grad():
-        again = target.log_density(tensors["draws"][:CHECKED])
-    stored = tensors["log_p"][:CHECKED]
-    close = (again - stored).abs() <= 1e-6 * stored.abs().max().clamp_min(1.0)
-    if not bool((close | (again == stored)).all()):
-        raise RunError(f"{folder}: log p of this target differs: the fit is of another one")
+        if not _close(target.log_density(some), tensors["log_p"]):
+            raise RunError(f"{folder}: log p of this target differs: the fit is of another one")
+        if family is not None and not _close(family.log_prob(some), tensors["log_q"]):
+            raise RunError(
+                f"{folder}: log q of the stored q differs from what was stored beside it"
+            )
     scores = (tensors["score_p"], tensors["score_q"])
     parts = (tensors["draws"], tensors["log_p"], tensors["log_q"])
-    return Saved(target, *parts, scores, bool(record["converged"]), record)
+    return Saved(target, family, *parts, scores, bool(record["converged"]), record)
+
+
+def _close(again: Tensor, stored: Tensor) -> bool:
+    stored = stored[:CHECKED]
+    near = (again - stored).abs() <= 1e-6 * stored.abs().max().clamp_min(1.0)
+    return bool((near | (again == stored)).all())
+
+
+def _state(family: Family) -> dict[str, Tensor]:
+    frame = {"shift": family.shift, "scale": family.scale}
+    return {PART + name: value for name, value in (frame | family.state_dict()).items()}
+
+
+def _family(record: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> Family | None:
+    """Make q from its name, its options and its tensors."""
+    said = record.get("family")
+    if said is None:
+        return None
+    state = {name[len(PART) :]: one for name, one in tensors.items() if name.startswith(PART)}
+    try:
+        frame = Frame(state.pop("shift"), state.pop("scale"))
+        family: Family = NAMED[said["name"]](frame, **said["options"])
+        family.load_state_dict(state)
+    except MissingExtraError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise RunError(f"{path}: its q cannot be made again ({error})") from error
+    return family.requires_grad_(requires_grad=False)
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -129,8 +186,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (SafetensorError, ValueError, KeyError) as error:
         raise RunError(f"{path}: not a readable safetensors file ({error})") from error
-    if set(tensors) != set(SHAPES):
-        raise RunError(f"{path}: expected {', '.join(SHAPES)}; got {', '.join(sorted(tensors))}")
+    found = {name for name in tensors if not name.startswith(PART)}
+    if found != set(SHAPES):
+        raise RunError(f"{path}: expected {', '.join(SHAPES)}; got {', '.join(sorted(found))}")
     rows = len(tensors["log_p"]) if tensors["log_p"].ndim else 0
     for name, axes in SHAPES.items():
         one = tensors[name]

@@ -21,7 +21,7 @@ from .families import Family
 from .frame import Frame
 from .lbfgs import Step, minimise
 from .noise import fixed_normals
-from .progress import Progress
+from .progress import IMPROPER, Progress
 
 __all__ = ["deterministic"]
 
@@ -122,14 +122,14 @@ def improper(first: Frame, now: Frame, names: Sequence[str] = ()) -> str:
         if bool(bad.any()):
             places = bad.nonzero().flatten().tolist()[:5]
             which = ", ".join(names[i] if names else f"z[{i + 1}]" for i in places)
-            return f"improper target: q({which}) {text}"
+            return f"{IMPROPER}: q({which}) {text}"
     return ""
 
 
 def _verdict(step: Step, norm: float, used: int, iterations: int, *, settled: bool) -> str:
     """Say why to stop, or nothing."""
     if abs(step.loss) > ENDLESS:
-        return "improper target: the objective passes 1e15 nats, so the density has no bound"
+        return f"{IMPROPER}: the objective passes 1e15 nats, so the density has no bound"
     if settled:
         return f"converged: largest gradient entry {norm:.1e}, in posterior standard deviations"
     if step.stuck:

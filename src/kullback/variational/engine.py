@@ -16,8 +16,9 @@ from kullback.core import Estimate, RunError, require
 from . import forward
 from .anchored import anchor, anchored
 from .batch_and_match import batch_and_match
+from .cooled import cooled, widened
 from .deterministic import deterministic
-from .families import Family, FullRank, LowRank, MeanField, Mixture
+from .families import Family, Flow, FullRank, LowRank, MeanField, Mixture
 from .losses import Gradient, Objective, loss_of
 from .plan import Make, Plan, distinct, maker, mixture_of, plan
 from .progress import Progress
@@ -72,7 +73,8 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
             frame = found[0].frame
             yield from batch_and_match(FullRank(frame), target, generator, draws=how.draws)
         elif how.method == "stochastic":
-            yield from _by_steps(target, settings, how, found, generator)
+            for now in _by_steps(target, settings, how, found, generator):
+                yield _finished(now, target, generator)
         else:
             yield from _by_fixed_draws(target, settings, how, found, generator)
 
@@ -175,6 +177,16 @@ def _refined(
         yield simple
 
 
+def _finished(now: Progress, target: Target, generator: torch.Generator) -> Progress:
+    """Widen a flow that is done, and say so."""
+    if not now.done or not isinstance(now.family, Flow):
+        return now
+    h = widened(now.family, target, generator)
+    return (
+        replace(now, reason=f"{now.reason}; tails of the base widened by h = {h:g}") if h else now
+    )
+
+
 def _by_steps(
     target: Target,
     settings: Settings,
@@ -207,6 +219,9 @@ def _by_steps(
         better = now.family.absorb() if now.converged else None
         best = found[0] if better is None else Start(better, -now.loss)
         family = _begin(how, [best, *found[1:]])
+    if isinstance(family, Flow):
+        yield from cooled(family, loss, generator, draws=how.draws)
+        return
     yield from _adam(family, loss, how, generator)
 
 

@@ -5,16 +5,18 @@ chooses family and method, says what it chose, and stops when it has converged.
 `direction="forward"` for KL(p‖q) instead of KL(q‖p) (MATH 4).
 """
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from kullback.core import Estimate, require
+from kullback.core import Estimate, RunError, require
 
 from .diagnosis import Diagnosis
 from .engine import Settings, Work, forwards, reverse
@@ -22,11 +24,13 @@ from .families import Family
 from .losses import Gradient, Objective
 from .parameters import Parameters
 from .plan import Make
-from .progress import shown
+from .progress import IMPROPER, shown
 from .summary import Summary, assess, summarise
 from .target import LogDensity, Target
 
 __all__ = ["Fit", "fit"]
+
+FAR = 1e9  # on the unconstrained space: where a fit that has not converged has run away
 
 Direction = Literal["reverse", "forward"]
 
@@ -65,6 +69,11 @@ class Fit:
         """The evidence lower bound `E_q[log p − log q]` with its error, from the final draws."""
         why = "a lower bound on the log evidence (Jensen)"
         return Estimate.from_terms(self.log_p - self.log_q, bias="low", why=why)
+
+    @property
+    def improper(self) -> bool:
+        """Whether the fit was given up because the density has no finite mass, as `reason` says."""
+        return self.reason.startswith(IMPROPER)
 
     @cached_property
     def diagnosis(self) -> Diagnosis:
@@ -153,11 +162,20 @@ def _carry_out(
     show: bool,
 ) -> Fit:
     begin, trace = time.perf_counter(), []
-    for last in shown(plan.steps(), plan.method, progress=show):
-        trace.append(-last.loss)
+    try:
+        for last in shown(plan.steps(), plan.method, progress=show):
+            trace.append(-last.loss)
+    except LinAlgError as error:
+        hint = "a proper prior for every parameter"
+        raise RunError(
+            f"q became a matrix of no rank: is the target proper? Try: {hint}"
+        ) from error
     family = last.family.requires_grad_(requires_grad=False)
     evaluation = _evaluate(target, family, draws, generator)
     why = "" if bool(evaluation[1].isfinite().all()) else target.explain(evaluation[0])
+    away = "" if last.converged else _away(target, evaluation[0])
+    if away and not last.reason.startswith(IMPROPER):
+        last = replace(last, reason=f"{away}; {last.reason}")
     return Fit(
         target,
         family,
@@ -172,6 +190,14 @@ def _carry_out(
         *evaluation,
         chosen=plan.chosen,
     )
+
+
+def _away(target: Target, z: Tensor) -> str:
+    """Say which coordinates of q's draws lie where no proper posterior is; nothing if none does."""
+    reach = z.nan_to_num(math.inf).abs().amax(0)
+    places = (reach > FAR).nonzero().flatten().tolist()[:5]
+    which = ", ".join(target.names[i] for i in places)
+    return f"{IMPROPER}: q({which}) runs to {float(reach.max()):.0e} and on" if places else ""
 
 
 def _target(

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from .families import Family
 
-__all__ = ["Progress", "shown"]
+__all__ = ["IMPROPER", "Progress", "shown"]
+
+IMPROPER = "improper target"  # how the reason begins when it is
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,12 +45,15 @@ class Family(nn.Module, ABC):
     """A distribution q(z) on `[n, d]` with float64 parameters to fit, in a frame.
 
     name: what a user calls it. dense: whether it stays itself in every affine frame (a full-rank
-    Gaussian, a flow) or only under scalings of single axes (mean field). noise_dim: how many
-    standard normals make one draw. A new family starts near N(0, I) in its frame.
+    Gaussian, a flow) or only under scalings of single axes (mean field). chosen: names of the
+    arguments beside the frame that give it its shape, kept as attributes, so that a saved q can be
+    made again. noise_dim: how many standard normals make one draw. A new family starts near N(0, I)
+    in its frame.
     """
 
     name: ClassVar[str]
     dense: ClassVar[bool]
+    chosen: ClassVar[tuple[str, ...]] = ()
     noise_dim: int
 
     def __init__(self, frame: Frame) -> None:
@@ -72,6 +75,11 @@ class Family(nn.Module, ABC):
     def dim(self) -> int:
         """How many reals z has."""
         return len(self.shift)
+
+    @property
+    def options(self) -> dict[str, int | float]:
+        """What makes a family of the same shape: `type(q)(frame, **q.options)`."""
+        return {name: getattr(self, name) for name in self.chosen}
 
     def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n rows of standard normals for `push`, `[n, noise_dim]`."""

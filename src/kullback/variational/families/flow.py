@@ -1,5 +1,6 @@
 """A normalising flow: for banana and funnel shapes (zuko; the extra `flows`)."""
 
+import math
 from typing import Any
 
 import torch
@@ -18,18 +19,30 @@ class Flow(Family):
     """`z = T(e)`, e ~ N(0, I), through coupling layers of neural networks that move half of z each.
 
     Density and draws are exact, each in one pass. layers: coupling transforms, in alternation.
-    hidden: width of the two-layer networks. The flow starts as the identity in its frame.
+    hidden: width of the two-layer networks, whose outputs grow linearly far out. The flow starts as
+    the identity in its frame, turned so that coordinates on which most others depend come first.
     seed: of the networks' first weights; the global state of random numbers is left as it was.
-    Errors: `MissingExtraError` without zuko. In one dimension there is nothing to condition on and
-    the flow is affine.
+    Errors: `MissingExtraError` without zuko; `ArgumentValueError` for options out of range. In one
+    dimension there is nothing to condition on and the flow is affine.
     Reference: Dinh et al. (2017), "Density estimation using Real NVP".
     """
 
     name, dense = "flow", True
+    chosen = ("layers", "hidden")
+    turn: Tensor
+    bend: Tensor
 
-    def __init__(self, frame: Frame, *, layers: int = 6, hidden: int = 32, seed: int = 0) -> None:
+    def __init__(
+        self,
+        frame: Frame,
+        *,
+        layers: int = 6,
+        hidden: int = 32,
+        seed: int = 0,
+    ) -> None:
         super().__init__(frame)
         require(layers >= 1, "layers", "at least 1", layers)
+        require(hidden >= 1, "hidden", "at least 1", hidden)
         zuko: Any = import_extra("zuko", "flows")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -37,24 +50,39 @@ class Flow(Family):
                 self.dim,
                 transforms=layers,
                 hidden_features=(hidden, hidden),
-                activation=torch.nn.Tanh,
+                activation=torch.nn.SiLU,
             ).to(self.shift.dtype)
         with torch.no_grad():
             for part in self.flow.transform.transforms:
                 last = list(part.hyper)[-1] if hasattr(part, "hyper") else None
                 for parameter in last.parameters() if last is not None else part.parameters():
                     parameter.zero_()
+        self.layers, self.hidden = layers, hidden
+        self.register_buffer("turn", hubs_first(self.scale))
+        self.register_buffer("bend", self.shift.new_zeros(()))
+
+    def widen(self, h: float) -> None:
+        """Give the base heavier tails, of variance 1 still: `e → sinh(h e)`, scaled; 0 for none.
+
+        A flow fitted by KL(q‖p) is nearly right where it has mass and too light far out, where a
+        few draws then carry large weights p/q. With this base a nearly right flow has weights that
+        *fall* with the distance. It costs about h⁴/3 nats a dimension, and at h = 0.3 some per cent
+        of standard deviations. Errors: `ArgumentValueError` for h outside 0 to 1.
+        """
+        require(0 <= h <= 1, "h", "0 to 1", h)
+        self.bend.fill_(h)
 
     def _push(self, noise: Tensor) -> Draws:
-        u, log_det = self.flow().transform.inv.call_and_ladj(noise)
-        return Draws(u, normal_log_prob(noise) - log_det, None)
+        base, log_base = bent(noise, float(self.bend))
+        inner, log_det = self.flow().transform.inv.call_and_ladj(base)
+        return Draws(inner @ self.turn.mT, log_base - log_det, None)
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         return self._push(self.noise(n, generator)).z
 
     def _log_prob(self, u: Tensor) -> Tensor:
-        noise, log_det = self.flow().transform.call_and_ladj(u)
-        value: Tensor = normal_log_prob(noise) + log_det
+        base, log_det = self.flow().transform.call_and_ladj(u @ self.turn)
+        value: Tensor = bent(straight(base, float(self.bend)), float(self.bend))[1] + log_det
         return value
 
     def _entropy(self) -> None:
@@ -62,3 +90,62 @@ class Flow(Family):
 
     def _absorb(self) -> None:
         return None
+
+
+def bent(e: Tensor, h: float) -> tuple[Tensor, Tensor]:
+    """Return `sinh(h e)/c`, c such that e ~ N(0, I) keeps variance 1, and its log density.
+
+    Reference: Jones and Pewsey (2009), "Sinh-arcsinh distributions", eq. 2, without skewness.
+
+    >>> bent(torch.tensor([[3.0]]), 0.27)[0]
+    tensor([[3.2180]])
+    """
+    if h == 0:
+        return e, normal_log_prob(e)
+    scale = _deviation(h)
+    log_slopes = (h * e).cosh().log().sum(-1) + e.shape[-1] * math.log(h / scale)
+    return (h * e).sinh() / scale, normal_log_prob(e) - log_slopes
+
+
+def straight(base: Tensor, h: float) -> Tensor:
+    """Return the e that `bent` takes to base.
+
+    >>> straight(bent(torch.tensor([[3.0]]), 0.27)[0], 0.27)
+    tensor([[3.]])
+    """
+    return base if h == 0 else (_deviation(h) * base).asinh() / h
+
+
+def _deviation(h: float) -> float:
+    """Return the standard deviation of sinh(h e), e ~ N(0, 1)."""
+    return math.sqrt(0.5 * math.expm1(2 * h * h))
+
+
+def hubs_first(factor: Tensor) -> Tensor:
+    """Return the rotation R for which `factor R` has a triangle with the hubs first, `[d, d]`.
+
+    factor: `[d, d]`, of a covariance; above 300 dimensions no order is sought. A hub is what
+    explains most of the variance of all that is left, as a hyperparameter does: given it, the
+    others are nearly independent, and a layer of a flow that conditions on it sees one coordinate.
+
+    >>> mean_last = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+    >>> (mean_last @ hubs_first(mean_last)).round(decimals=2).abs()[-1]
+    tensor([1.7300, 0.0000, 0.0000])
+    """
+    covariance = factor @ factor.mT
+    sd = covariance.diagonal().sqrt()
+    left = covariance / (sd[:, None] * sd)
+    waiting, order = list(range(len(sd))), []
+    if len(sd) > 300:
+        waiting, order = [], waiting
+    while waiting:
+        block = left[waiting][:, waiting]
+        explained = (block.square() / block.diagonal().clamp_min(1e-12)[:, None]).sum(1)
+        hub = waiting.pop(int(explained.argmax()))
+        order.append(hub)
+        if float(left[hub, hub]) > 1e-12:
+            left = left - torch.outer(left[:, hub], left[hub]) / left[hub, hub]
+    # QR of the permuted factor's transpose: factor[order] = R' Q' with R' lower triangular
+    turn, upper = torch.linalg.qr(factor[order].mT)
+    first: Tensor = turn * upper.diagonal().sign()
+    return first

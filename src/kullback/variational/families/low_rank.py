@@ -26,6 +26,7 @@ class LowRank(Family):
     """
 
     name, dense = "low_rank", False
+    chosen = ("rank",)
 
     def __init__(self, frame: Frame, *, rank: int | None = None) -> None:
         super().__init__(frame)

@@ -29,6 +29,7 @@ class Mixture(Family):
     """
 
     name, dense = "mixture", True
+    chosen = ("components",)
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class Mixture(Family):
         super().__init__(frame)
         k, d = components if means is None else len(means), self.dim
         require(k >= 1, "components", "at least 1", k)
+        self.components = k
         grid = torch.arange(1, k * d + 1, dtype=self.shift.dtype)
         around = torch.sin(grid * grid).reshape(k, d) if k > 1 else self.shift.new_zeros(k, d)
         placed = around if means is None else self.frame.inwards(means)

@@ -26,6 +26,7 @@ class StudentT(Family):
     """
 
     name, dense = "student_t", True
+    chosen = ("degrees",)
 
     def __init__(self, frame: Frame, *, degrees: int = 5) -> None:
         super().__init__(frame)
