@@ -180,7 +180,7 @@ def rows(options):
     }
 
 
-REACH = {"full_rank": 1000, "mixture": 100, "student_t": 100, "flow": 100}  # beyond: minutes
+REACH = {"mixture": 300, "student_t": 300, "flow": 300}  # beyond: minutes
 
 
 def dimensions(options):
