@@ -4,7 +4,7 @@
 
 gaussian: where a Gaussian suffices, defaults, every seed: errors of means (reference sd), ratios of
 sds, CPU seconds of a fit, start and final draws included. shapes: where it does not: the verdict
-in 20 seeds, then the flow family. race: wall seconds, compilation included, to the same limits
+in 20 seeds, then the flow family in 5. race: wall seconds, compilation included, to the same limits
 against NumPyro's AutoNormal and AutoMultivariateNormal and PyMC's ADVI (`--pymc PYTHON`). rows:
 logistic regression on 10⁶ rows in mini-batches against the full data's Laplace approximation.
 dimensions: cost from 10 to 2,000 for each family, as far as it reaches in minutes.
@@ -95,7 +95,7 @@ def shapes(options):
     for name in ("eight_schools_centered", "funnel", "banana"):
         log_density, parameters, reference, truth = shape(name, options)
         lines = {}
-        for family, seeds in (("full_rank", options.seeds), ("auto", 3), ("flow", 3)):
+        for family, seeds in (("full_rank", 20), ("auto", 20), ("flow", 5)):
             runs = []
             for seed in range(min(seeds, options.seeds)):
                 result, *times = once(log_density, parameters, seed, family=family)

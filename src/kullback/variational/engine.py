@@ -178,8 +178,8 @@ def _refined(
 
 
 def _finished(now: Progress, target: Target, generator: torch.Generator) -> Progress:
-    """Widen a flow that is done, and say so."""
-    if not now.done or not isinstance(now.family, Flow):
+    """Widen a flow that is done, and say so; not with rows, which every draw would have to meet."""
+    if not now.done or not isinstance(now.family, Flow) or target.rows is not None:
         return now
     h = widened(now.family, target, generator)
     return (
