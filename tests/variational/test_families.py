@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from kullback.exact import quadrature
-from kullback.variational.families import NAMED, FullRank, MeanField, Mixture
+from kullback.variational.families import NAMED, FullRank, MeanField, Mixture, StudentT
 from kullback.variational.families.flow import bent as widened
 from kullback.variational.families.flow import hubs_first, straight
 from kullback.variational.frame import Frame
+from kullback.variational.noise import fixed_normals
 
 F64 = torch.float64
 
@@ -17,21 +18,22 @@ F64 = torch.float64
 def bent(name, dim, seed=0, size=0.3):
     """A family in a tilted frame, with parameters away from where it starts."""
     generator = torch.Generator().manual_seed(seed)
-    name, _, wide = name.partition(", ")
+    name, _, how = name.partition(", ")
     if name == "flow":
         pytest.importorskip("zuko")
     factor = torch.eye(dim, dtype=F64) * 0.7
     factor += 0.2 * torch.ones(dim, dim, dtype=F64).tril(-1)
-    family = NAMED[name](Frame.dense(torch.linspace(-0.3, 0.4, dim, dtype=F64), factor))
+    frame = Frame.dense(torch.linspace(-0.3, 0.4, dim, dtype=F64), factor)
+    family = NAMED[name](frame, **({"covariance": how} if how == "diagonal" else {}))
     for parameter in family.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=F64)
         parameter.data += size * noise / (10 if name == "flow" else 1)
-    if wide:
+    if how == "widened":
         family.widen(0.3)
     return family, generator
 
 
-every = pytest.mark.parametrize("name", [*sorted(NAMED), "flow, widened"])
+every = pytest.mark.parametrize("name", [*sorted(NAMED), "flow, widened", "mixture, diagonal"])
 
 
 @every
@@ -159,15 +161,62 @@ def test_an_absorbed_gaussian_is_the_same(kind):
     torch.testing.assert_close(again.log_prob(z), family.log_prob(z), rtol=1e-12, atol=1e-12)
 
 
-def test_a_mixture_starts_where_it_is_told():
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+def test_a_mixture_starts_where_it_is_told(covariance):
     means = torch.tensor([[-3.0], [2.0]], dtype=F64)
     factors = torch.tensor([[[0.5]], [[0.25]]], dtype=F64)
     frame = Frame.diagonal(torch.tensor([1.0], dtype=F64), torch.tensor([2.0], dtype=F64))
-    q = Mixture(frame, means=means, factors=factors)
+    starts = [Frame.dense(*parts) for parts in zip(means, factors, strict=True)]
+    q = Mixture(frame, starts=starts, covariance=covariance)
     z = torch.linspace(-5, 5, 7, dtype=F64)[:, None]
     parts = torch.distributions.Normal(means[:, 0], factors[:, 0, 0])
     truth = parts.log_prob(z).logsumexp(-1) - math.log(2)
     torch.testing.assert_close(q.log_prob(z), truth, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [FullRank, MeanField, StudentT, Mixture])
+def test_a_frame_with_one_scale_an_axis_is_kept(kind):
+    """No d by d matrix is made of it, and the law is that of the same frame as a matrix."""
+    frame = Frame.diagonal(torch.tensor([1.0, -2.0], dtype=F64), torch.tensor([0.5, 3.0]).double())
+    q, same = kind(frame), kind(Frame.dense(frame.shift, frame.factor))
+    assert q.scale.shape == (2,)
+    z = 3 * torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    torch.testing.assert_close(q.log_prob(z), same.log_prob(z), rtol=1e-12, atol=1e-12)
+
+
+def test_a_frame_seen_from_another():
+    generator = torch.Generator().manual_seed(0)
+    one, two = (
+        torch.randn(3, 3, generator=generator, dtype=F64).tril() + 3 * torch.eye(3)
+        for _ in range(2)
+    )
+    shift = torch.randn(2, 3, generator=generator, dtype=F64)
+    pairs = [
+        (one, two),
+        (one, two.diagonal()),
+        (one.diagonal(), two),
+        (one.diagonal(), two.diagonal()),
+    ]
+    u = torch.randn(4, 3, generator=generator, dtype=F64)
+    for first, second in pairs:
+        here, there = Frame(shift[0], first), Frame(shift[1], second)
+        seen = here.inside(there)
+        torch.testing.assert_close(here.outwards(seen.outwards(u)), there.outwards(u))
+        again = here.then(seen.shift, seen.scale)
+        torch.testing.assert_close(again.outwards(u), there.outwards(u))
+        torch.testing.assert_close(here.sd, here.factor.square().sum(1).sqrt())
+
+
+@pytest.mark.parametrize("degrees", [3, 5, 20])
+def test_fixed_noise_gives_a_student_t_its_exact_covariance(degrees):
+    q = StudentT(Frame.identity(4), degrees=degrees)
+    fixed = fixed_normals(64, q.noise_dim, torch.Generator().manual_seed(0))
+    z = q.push(q.balanced(fixed)).z.detach()
+    truth = degrees / (degrees - 2) * torch.eye(4, dtype=F64)
+    torch.testing.assert_close(z.mT @ z / 64, truth, rtol=1e-12, atol=1e-12)
+    assert float(z.mean(0).abs().max()) < 1e-12
+    few = fixed[:8]
+    assert q.balanced(few) is few and StudentT(q.frame, degrees=2).balanced(fixed) is fixed
 
 
 @pytest.mark.parametrize(
@@ -177,6 +226,7 @@ def test_a_mixture_starts_where_it_is_told():
         (lambda f: NAMED["student_t"](f, degrees=0), "degrees: expected a whole number"),
         (lambda f: NAMED["flow"](f).widen(2.0), "h: expected 0 to 1; got 2.0"),
         (lambda f: NAMED["mixture"](f, components=0), "components: expected at least 1"),
+        (lambda f: Mixture(f, covariance="low"), "covariance: expected auto, full or diagonal"),
         (lambda f: FullRank(f).log_prob(torch.zeros(3)), r"z: expected \[n, 2\]"),
         (lambda f: FullRank(f).sample(0), "n: expected at least 1"),
     ],

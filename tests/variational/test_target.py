@@ -21,6 +21,7 @@ from kullback.exact import quadrature
 from kullback.variational import Parameter, Target
 from kullback.variational.anchored import anchored
 from kullback.variational.constraints import bijection, ordered
+from kullback.variational.pieces import in_pieces, score_in_pieces
 
 F64 = torch.float64
 T = lambda *values: torch.tensor(values, dtype=F64)  # noqa: E731
@@ -244,3 +245,24 @@ def test_a_matrix_that_cannot_be_factored_has_no_mass():
     assert value.tolist() == [6.0, -math.inf, 9.0, -math.inf, 12.0]
     assert slope[1].tolist() == [0.0, 0.0]
     assert slope[0].tolist() == [0.75, 6.0]
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 64])
+def test_pieces_are_the_whole(size):
+    """Values and gradients of a function taken in pieces, against autograd in one."""
+    z = torch.randn(10, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = torch.linspace(-1, 2, 10, dtype=torch.float64)
+
+    def function(z):
+        return z[:, 0].sin() * z[:, 1].exp()
+
+    whole, some = z.clone().requires_grad_(), z.clone().requires_grad_()
+    truth = function(whole)
+    value = in_pieces(function, some, size)
+    torch.testing.assert_close(value, truth)
+    (slope,) = torch.autograd.grad((weights * truth).sum(), whole)
+    torch.testing.assert_close(torch.autograd.grad((weights * value).sum(), some)[0], slope)
+    with torch.no_grad():
+        torch.testing.assert_close(in_pieces(function, some, size), truth)
+    (slope,) = torch.autograd.grad(function(whole).sum(), whole)
+    assert score_in_pieces(function, z, size)[1].equal(slope) and not z.requires_grad

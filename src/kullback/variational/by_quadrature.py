@@ -188,8 +188,7 @@ def _starts(p: quadrature.Posterior, components: int) -> list[Family]:
         narrow = [Frame.dense(peak, 0.4 * root) for peak in peaks]
         return [FullRank(frame) for frame in (whole, *narrow)]
     picked = peaks[torch.arange(components) % len(peaks)]
-    factors = (0.4 * root).expand(components, -1, -1)
-    return [Mixture(whole, means=picked, factors=factors)]
+    return [Mixture(whole, starts=[Frame.dense(peak, 0.4 * root) for peak in picked])]
 
 
 def _peaks(p: quadrature.Posterior, whole: Frame, most: int) -> Tensor:

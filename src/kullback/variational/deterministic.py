@@ -53,7 +53,7 @@ def deterministic(
     """
     size, used = draws, 0
     while True:
-        noise = fixed_normals(size, family.noise_dim, generator)
+        noise = family.balanced(fixed_normals(size, family.noise_dim, generator))
         for now in _rounds(family, loss, noise, iterations - used, names, tolerance):
             used += 1
             if not now.done:
@@ -62,7 +62,7 @@ def deterministic(
         if not now.converged or used >= iterations:
             yield now
             return
-        fresh = fixed_normals(size, family.noise_dim, generator)
+        fresh = family.balanced(fixed_normals(size, family.noise_dim, generator))
         off = float(_value_and_gradient(family, loss, fresh)[1].abs().max())
         if off <= agreement or 2 * size > max_draws:
             fits = off <= OVERFITTED
@@ -110,7 +110,7 @@ def _rounds(
 
 def improper(first: Frame, now: Frame, names: Sequence[str] = ()) -> str:
     """Say which coordinates of a Gaussian run away from where it began; nothing if none does."""
-    before, after = (f.factor.square().sum(1).sqrt() for f in (first, now))
+    before, after = (f.sd for f in (first, now))
     growth = (after / before).log()
     drift = (now.shift - first.shift).abs() / torch.maximum(before, after)
     words = {

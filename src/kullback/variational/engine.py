@@ -212,8 +212,10 @@ def _by_steps(
     family = how.make(found[0].frame)
     if not isinstance(family, FullRank | MeanField | LowRank):
         plain = loss_of(target)
-        first = FullRank(found[0].frame)
-        for now in deterministic(first, plain, generator, draws=512, max_draws=512):
+        dense = found[0].frame.is_dense
+        first = FullRank(found[0].frame) if dense else MeanField(found[0].frame)
+        draws = max(512, 1 << (2 * target.dim - 1).bit_length()) if dense else 256
+        for now in deterministic(first, plain, generator, draws=draws, max_draws=draws):
             if not now.done:
                 yield now
         better = now.family.absorb() if now.converged else None
@@ -239,8 +241,8 @@ def _adam(
 def _begin(how: Plan, found: list[Start]) -> Family:
     """Make the family in the best start's frame; a mixture begins on every peak that was found."""
     partial = how.make if isinstance(how.make, functools.partial) else functools.partial(how.make)
-    if partial.func is Mixture and "means" not in partial.keywords:
-        return mixture_of(found, components=partial.keywords.get("components", 4))
+    if partial.func is Mixture and "starts" not in partial.keywords:
+        return mixture_of(found, **partial.keywords)
     return how.make(found[0].frame)
 
 

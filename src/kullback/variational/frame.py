@@ -58,6 +58,11 @@ class Frame:
         return self.scale if self.is_dense else torch.diag(self.scale)
 
     @property
+    def sd(self) -> Tensor:
+        """The deviation of every coordinate of z, u being N(0, I): `[d]`."""
+        return self.scale.square().sum(1).sqrt() if self.is_dense else self.scale
+
+    @property
     def log_det(self) -> Tensor:
         """`log |det scale|`, a scalar."""
         return (self.scale.diagonal() if self.is_dense else self.scale).log().sum()
@@ -77,7 +82,20 @@ class Frame:
             return u
         return (z - self.shift) / self.scale
 
+    def inside(self, other: "Frame") -> "Frame":
+        """Return another frame as it looks from this one: `self.then(...)` undone."""
+        shift = self.inwards(other.shift)
+        if not (self.is_dense or other.is_dense):
+            return Frame(shift, other.scale / self.scale)
+        solved = torch.linalg.solve_triangular(self.factor, other.factor, upper=False)
+        return Frame(shift, solved)
+
     def then(self, mean: Tensor, scale: Tensor) -> "Frame":
-        """Return the frame that looks at `mean + scale · v` seen from this one (same kind)."""
+        """Return the frame that looks at `mean + scale · v` seen from this one.
+
+        scale: `[d]` or lower-triangular `[d, d]`, as this one's own.
+        """
         shift = self.outwards(mean)
-        return Frame(shift, self.scale @ scale if self.is_dense else self.scale * scale)
+        if scale.ndim == 1:
+            return Frame(shift, self.scale * scale)
+        return Frame(shift, self.scale @ scale if self.is_dense else self.scale[:, None] * scale)

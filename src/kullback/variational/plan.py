@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from kullback.core import require
 
-from .families import NAMED, Family, Flow, FullRank, LowRank, Mixture, StudentT
+from .families import NAMED, Family, Flow, FullRank, LowRank, Mixture
 from .frame import Frame
 from .start import Start
 from .target import Target
@@ -47,7 +46,8 @@ def plan(target: Target, family: str | Make, method: str, draws: int | None, gra
         family = FullRank.name if dim <= DENSE else LowRank.name
         words.append(f"family {family} ({dim} dimensions)")
     make = maker(family)
-    kind = type(make(Frame.identity(dim)))
+    some = make(Frame.identity(dim))
+    kind = type(some)
     if method == "auto":
         noisy = target.rows is not None and target.rows.count > target.rows.batch_size
         wide = kind is LowRank and dim > WIDE  # more noise than fixed draws could hold
@@ -58,7 +58,7 @@ def plan(target: Target, family: str | Make, method: str, draws: int | None, gra
     if method == "batch_and_match":
         full = kind is FullRank
         require(full, "family", "full_rank for batch_and_match", kind.name, "another method")
-    few, many = _draws(kind, dim, method)
+    few, many = _draws(some, dim, method)
     few = few if draws is None else draws
     refine = automatic and method == "deterministic" and dim <= REFINED and target.rows is None
     many = few if draws is not None else many
@@ -66,19 +66,19 @@ def plan(target: Target, family: str | Make, method: str, draws: int | None, gra
     return Plan(make, method, few, most, refine, "; ".join(words))
 
 
-def _draws(kind: type[Family], dim: int, method: str) -> tuple[int, int]:
+def _draws(family: Family, dim: int, method: str) -> tuple[int, int]:
     """Return the draws to begin with and the most there may be."""
+    if method == "stochastic" and isinstance(family, Flow):
+        return max(64, min(256, 25_600 // dim)), 0
     if method == "stochastic":
-        return (256 if kind is Flow else min(128, max(16, dim // 2))), 0
+        return min(128, max(16, dim // 2)), 0
     if method == "batch_and_match":
         return max(32, 4 * dim), 0
+    mixed = isinstance(family, Mixture)
+    if not family.dense or (mixed and family.covariance == "diagonal"):
+        return 256, 1024
     power = 1 << (4 * dim - 1).bit_length()
-    if kind.dense:
-        few, many = max(256, power), max(4096, power)
-        if kind is StudentT:  # whose own scatter is that of a quarter of the draws
-            return few, 4 * many
-        return (max(1024, power), many) if kind is Mixture else (few, many)
-    return 256, 1024
+    return max(1024 if mixed else 256, power), max(4096, power)
 
 
 def maker(family: str | Make) -> Make:
@@ -110,20 +110,17 @@ def distinct(starts: Sequence[Start], *, within: float = 15.0) -> list[Start]:
     return kept
 
 
-def mixture_of(starts: Sequence[Start], *, components: int) -> Family:
+def mixture_of(starts: Sequence[Start], *, components: int = 4, covariance: str = "auto") -> Family:
     """Make a mixture that begins on every distinct start, at least `components` in all.
 
     What is left over is placed about the best start, half a standard deviation out.
     """
-    peaks = distinct(starts)
-    frames = [start.frame for start in peaks]
+    frames = [start.frame for start in distinct(starts)]
     best = frames[0]
     dim = len(best.shift)
-    spare = max(0, components - (len(frames) if len(frames) > 1 else 0))
+    peaks = frames if len(frames) > 1 else []
+    spare = max(0, components - len(peaks))
     grid = torch.arange(1, spare * dim + 1, dtype=torch.float64)
     around = best.outwards(0.5 * torch.sin(grid * grid).reshape(spare, dim))
-    several = len(frames) > 1
-    means = torch.cat([torch.stack([f.shift for f in frames]), around]) if several else around
-    factors = [f.factor for f in frames] if several else []
-    widths: list[Tensor] = [*factors, *([best.factor] * spare)]
-    return Mixture(best, means=means, factors=torch.stack(widths))
+    every = [*peaks, *(Frame(shift, best.scale) for shift in around)]
+    return Mixture(best, covariance=covariance, starts=every)

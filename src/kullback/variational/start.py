@@ -24,6 +24,7 @@ from .target import Target
 __all__ = ["Start", "find_start"]
 
 STEPS, PATIENCE = 100, 8
+FAR = 10.0  # standard deviations to the next stop, from where there is nothing to judge yet
 HALVINGS = (range(1), range(1, 4), range(4, 10), range(10, 25))  # tried at once in a line search
 DENSE = 300  # dimensions up to which the curvature is a matrix
 
@@ -61,6 +62,7 @@ def find_start(
     for _ in range(STEPS):
         if not paths.climb():
             break
+    paths.judge_the_rest()
     found = [Start(f, e) for f, e in zip(paths.frames, paths.elbos.tolist(), strict=True) if f]
     if not found:
         _refuse(target, torch.cat([first, paths.z]))
@@ -106,14 +108,24 @@ class _Paths:
         if len(which) == 0:
             return False
         values, vectors = self._curvature(which)
-        self._judge(which, vectors * values.rsqrt()[:, None, :])
         slope = self.slope[which]
         along = (vectors.mT @ slope[:, :, None])[..., 0] / values
         move = (vectors @ along[:, :, None])[..., 0]
         gain = (move * slope).sum(-1)  # twice the rise in log p that a quadratic promises
+        near = gain < FAR**2  # it is the squared length of the move, in standard deviations, too
+        self._judge(which[near], (vectors * values.rsqrt()[:, None, :])[near])
         self._line_search(which, move, gain)
         self.active[which] &= (gain > 1e-6) & (self.worse[which] <= PATIENCE)
         return bool(self.active.any())
+
+    def judge_the_rest(self) -> None:
+        """Judge where the paths ended that were never near enough to anything to be judged."""
+        (which,) = torch.tensor([frame is None for frame in self.frames]).nonzero(as_tuple=True)
+        which = which[self.slope[which].isfinite().all(-1)]
+        if len(which) == 0:
+            return
+        values, vectors = self._curvature(which)
+        self._judge(which, vectors * values.rsqrt()[:, None, :])
 
     def _curvature(self, which: Tensor) -> tuple[Tensor, Tensor]:
         """Return floored eigenvalues `[k, d]` of `|−∂² log p|` and vectors W: H⁻¹ = W Λ⁻¹ Wᵀ."""
@@ -133,6 +145,8 @@ class _Paths:
 
     def _judge(self, which: Tensor, whole: Tensor) -> None:
         """Keep the Gaussians N(z, H⁻¹), or narrower ones, whose ELBO is the best of their path."""
+        if len(which) == 0:
+            return
         shrink = torch.tensor([1.0, 0.3], dtype=whole.dtype)
         roots, bad = torch.linalg.cholesky_ex(whole @ whole.mT)
         spread = shrink[:, None, None, None] * (self.noise @ roots.mT)

@@ -21,6 +21,7 @@ from kullback.core import ArgumentTypeError, ArgumentValueError, require
 from kullback.core.checks import message
 
 from .parameters import Layout, Parameters
+from .pieces import in_pieces, score_in_pieces
 from .rows import Rows
 
 __all__ = ["Target"]
@@ -121,22 +122,15 @@ class Target:
 
     def prior(self, z: Tensor) -> Tensor:
         """Return the part of log p that no row enters, with Jacobians, `[n]`; all, without data."""
+        return in_pieces(self._prior, z, self.piece)
+
+    def _prior(self, z: Tensor) -> Tensor:
         values, log_jacobian = self.layout.constrain(z)
         return self.function(values) + log_jacobian
 
     def score(self, z: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return log p `[n]` and its gradient `∂ log p/∂z` `[n, dim]`, both without a graph."""
-        parts = [self._score(part, rows) for part in torch.split(z.detach(), self.piece)]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-
-    def _score(self, z: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = z.requires_grad_()
-            log_p = self.log_density(leaf, rows)
-            if not log_p.requires_grad:  # a density that does not depend on z
-                return log_p.detach(), torch.zeros_like(z)
-            (gradient,) = torch.autograd.grad(log_p.sum(), leaf)
-        return log_p.detach(), gradient
+        return score_in_pieces(lambda part: self.log_density(part, rows), z, self.piece)
 
     def explain(self, z: Tensor) -> str:
         """Say in words where log p `[n]` of z `[n, dim]` is not finite: which value, which row.

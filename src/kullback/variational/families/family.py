@@ -58,11 +58,7 @@ class Family(nn.Module, ABC):
 
     def __init__(self, frame: Frame) -> None:
         super().__init__()
-        scale = frame.scale
-        if self.dense:
-            scale = frame.factor
-        elif frame.is_dense:
-            scale = frame.scale.square().sum(1).sqrt()
+        scale = frame.scale if self.dense else frame.sd
         self.shift, self.scale = frame.shift.detach().clone(), scale.detach().clone()
         self.noise_dim = self.dim
 
@@ -80,6 +76,13 @@ class Family(nn.Module, ABC):
     def options(self) -> dict[str, int | float]:
         """What makes a family of the same shape: `type(q)(frame, **q.options)`."""
         return {name: getattr(self, name) for name in self.chosen}
+
+    def balanced(self, noise: Tensor) -> Tensor:
+        """Adapt fixed noise `[n, noise_dim]`, whose normals have covariance I, to this family.
+
+        A family whose draws are not linear in the noise can give them exact second moments here.
+        """
+        return noise
 
     def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n rows of standard normals for `push`, `[n, noise_dim]`."""

@@ -20,7 +20,8 @@ class Flow(Family):
 
     Density and draws are exact, each in one pass. layers: coupling transforms, in alternation.
     hidden: width of the two-layer networks, whose outputs grow linearly far out. The flow starts as
-    the identity in its frame, turned so that coordinates on which most others depend come first.
+    the identity in its frame; a dense one is turned so that coordinates on which most others depend
+    come first.
     seed: of the networks' first weights; the global state of random numbers is left as it was.
     Errors: `MissingExtraError` without zuko; `ArgumentValueError` for options out of range. In one
     dimension there is nothing to condition on and the flow is affine.
@@ -29,7 +30,7 @@ class Flow(Family):
 
     name, dense = "flow", True
     chosen = ("layers", "hidden")
-    turn: Tensor
+    turn: Tensor | None
     bend: Tensor
 
     def __init__(
@@ -58,7 +59,7 @@ class Flow(Family):
                 for parameter in last.parameters() if last is not None else part.parameters():
                     parameter.zero_()
         self.layers, self.hidden = layers, hidden
-        self.register_buffer("turn", hubs_first(self.scale))
+        self.register_buffer("turn", hubs_first(self.scale) if frame.is_dense else None)
         self.register_buffer("bend", self.shift.new_zeros(()))
 
     def widen(self, h: float) -> None:
@@ -75,13 +76,15 @@ class Flow(Family):
     def _push(self, noise: Tensor) -> Draws:
         base, log_base = bent(noise, float(self.bend))
         inner, log_det = self.flow().transform.inv.call_and_ladj(base)
-        return Draws(inner @ self.turn.mT, log_base - log_det, None)
+        turned = inner if self.turn is None else inner @ self.turn.mT
+        return Draws(turned, log_base - log_det, None)
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         return self._push(self.noise(n, generator)).z
 
     def _log_prob(self, u: Tensor) -> Tensor:
-        base, log_det = self.flow().transform.call_and_ladj(u @ self.turn)
+        turned = u if self.turn is None else u @ self.turn
+        base, log_det = self.flow().transform.call_and_ladj(turned)
         value: Tensor = bent(straight(base, float(self.bend)), float(self.bend))[1] + log_det
         return value
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from kullback.variational.frame import Frame
 
+from .factors import Lower
 from .family import Draws, Family, normal_log_prob
-from .lower import Lower
 
 __all__ = ["FullRank"]
 
@@ -30,16 +30,15 @@ class FullRank(Family):
         self.lower = Lower(self.dim)
 
     def _push(self, noise: Tensor) -> Draws:
-        u = self.mean + noise @ self.lower().mT
+        u = self.mean + self.lower.outwards(noise)
         return Draws(u, normal_log_prob(noise) - self.lower.log_diagonal.sum(), None)
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         return self._push(self.noise(n, generator)).z
 
     def _log_prob(self, u: Tensor) -> Tensor:
-        whole = (u - self.mean).mT
-        noise = torch.linalg.solve_triangular(self.lower(), whole, upper=False).mT
-        return normal_log_prob(noise) - self.lower.log_diagonal.sum()
+        squares = self.lower.squares(u, self.mean) + self.dim * math.log(2 * math.pi)
+        return -0.5 * squares - self.lower.log_diagonal.sum()
 
     def _entropy(self) -> Tensor:
         return self.lower.log_diagonal.sum() + 0.5 * self.dim * (1 + math.log(2 * math.pi))

@@ -1,6 +1,7 @@
-"""A mixture of full-rank Gaussians: for several peaks, and for shapes that one cannot follow."""
+"""A mixture of Gaussians: for several peaks, and for shapes that one cannot follow."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,20 +9,24 @@ from torch import Tensor, nn
 from kullback.core import require
 from kullback.variational.frame import Frame
 
-from .family import Draws, Family, normal_log_prob
-from .lower import Lower
+from .factors import Diagonal, Lower
+from .family import Draws, Family
 
 __all__ = ["Mixture"]
+
+FULL = 100  # dimensions up to which the default covariance is full
 
 
 class Mixture(Family):
     """`q(z) = Σ_k π_k N(mean_k, L_k L_kᵀ)`, with exact log density and no closed-form entropy.
 
-    components: K. means, factors: where they start, in z, `[K, d]` and `[K, d, d]`; by default
+    components: K. covariance: "full" (L_k lower triangular) or "diagonal" in the frame's
+    coordinates, a factor that all share; "auto" is full up to 100 dimensions, as a draw costs K d²
+    with it. starts: a frame for each of the K, in which it begins as N(0, I); by default they lie
     about the frame's centre. A reparameterised draw is stratified: the same noise goes through
     every component, and the draws of component k share π_k between them, so that gradients reach π.
 
-    Errors: `ArgumentValueError` for fewer than one component or starts of another shape.
+    Errors: `ArgumentValueError` for fewer than one component or an unknown covariance.
 
     >>> noise = torch.zeros(4, 1, dtype=torch.float64)
     >>> Mixture(Frame.identity(1), components=3).push(noise).z.shape
@@ -29,31 +34,41 @@ class Mixture(Family):
     """
 
     name, dense = "mixture", True
-    chosen = ("components",)
+    chosen = ("components", "covariance")
 
     def __init__(
         self,
         frame: Frame,
         *,
         components: int = 4,
-        means: Tensor | None = None,
-        factors: Tensor | None = None,
+        covariance: str = "auto",
+        starts: Sequence[Frame] = (),
     ) -> None:
+        known = covariance in ("auto", "full", "diagonal")
+        require(known, "covariance", "auto, full or diagonal", repr(covariance))
+        whole = len(frame.shift) <= FULL if covariance == "auto" else covariance == "full"
         super().__init__(frame)
-        k, d = components if means is None else len(means), self.dim
+        self.covariance = "full" if whole else "diagonal"
+        k, d = len(starts) or components, self.dim
         require(k >= 1, "components", "at least 1", k)
         self.components = k
         grid = torch.arange(1, k * d + 1, dtype=self.shift.dtype)
         around = torch.sin(grid * grid).reshape(k, d) if k > 1 else self.shift.new_zeros(k, d)
-        placed = around if means is None else self.frame.inwards(means)
-        self.means = nn.Parameter(placed.clone())
+        self.means = nn.Parameter(around)
         self.log_shares = nn.Parameter(self.shift.new_zeros(k))
-        self.lower = Lower(d, batch=(k,))
-        if factors is not None:
-            self.lower.start_at(torch.linalg.solve_triangular(self.scale, factors, upper=False))
+        self.lower = Lower(d, batch=(k,)) if whole else Diagonal(d, batch=(k,))
+        if starts:
+            self._start_at(starts)
+
+    @torch.no_grad()
+    def _start_at(self, starts: Sequence[Frame]) -> None:
+        seen = [self.frame.inside(start) for start in starts]
+        self.means.copy_(torch.stack([one.shift for one in seen]))
+        full = self.covariance == "full"
+        self.lower.start_at(torch.stack([one.factor if full else one.sd for one in seen]))
 
     def _push(self, noise: Tensor) -> Draws:
-        u = self.means[:, None] + noise @ self.lower().mT
+        u = self.means[:, None] + self.lower.outwards(noise)
         share = self.log_shares.softmax(0)[:, None].expand(-1, len(noise)) / len(noise)
         u = u.flatten(0, 1)
         return Draws(u, self._log_prob(u), share.flatten())
@@ -61,14 +76,13 @@ class Mixture(Family):
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         share = self.log_shares.softmax(0)
         which = share.multinomial(n, replacement=True, generator=generator)
-        steps = torch.einsum("nij,nj->ni", self.lower()[which], self.noise(n, generator))
-        return self.means[which] + steps
+        every = self.means[:, None] + self.lower.outwards(self.noise(n, generator))
+        return every[which, torch.arange(n)]
 
     def _log_prob(self, u: Tensor) -> Tensor:
-        whole = (u - self.means[:, None]).mT
-        noise = torch.linalg.solve_triangular(self.lower(), whole, upper=False).mT
         logs = self.log_shares.log_softmax(0) - self.lower.log_diagonal.sum(-1)
-        return torch.logsumexp(logs[:, None] + normal_log_prob(noise), 0)
+        logs = logs - 0.5 * self.dim * math.log(2 * math.pi)
+        return torch.logsumexp(logs[:, None] - 0.5 * self.lower.squares(u, self.means), 0)
 
     def _entropy(self) -> Tensor | None:
         if len(self.means) > 1:

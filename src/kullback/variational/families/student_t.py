@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from kullback.core import require
 from kullback.variational.frame import Frame
 
+from .factors import Lower
 from .family import Draws, Family
-from .lower import Lower
 
 __all__ = ["StudentT"]
 
@@ -36,23 +36,40 @@ class StudentT(Family):
         self.mean = nn.Parameter(torch.zeros_like(self.shift))
         self.lower = Lower(self.dim)
 
+    def balanced(self, noise: Tensor) -> Tensor:
+        """Give the draws that fixed noise is pushed to their exact covariance, `ν/(ν−2)` of L Lᵀ.
+
+        The noise is whitened anew for what the divisor √(χ²/ν) has made of it: then a Gaussian
+        target is fitted as exactly as a Gaussian q fits it. For ν ≤ 2, where there is no
+        covariance, and where draws are too few to have one, it is left as it is.
+        """
+        if self.degrees <= 2 or len(noise) < 4 * self.dim:
+            return noise
+        stretch = self._stretch(noise)
+        t = stretch * noise[:, : self.dim]
+        spread = t.mT @ t * ((self.degrees - 2) / (self.degrees * len(noise)))
+        root = torch.linalg.cholesky(spread)
+        white = torch.linalg.solve_triangular(root, noise[:, : self.dim].mT, upper=False).mT
+        return torch.cat([white, noise[:, self.dim :]], 1)
+
+    def _stretch(self, noise: Tensor) -> Tensor:
+        """Return √(ν/χ²_ν) of noise `[n, noise_dim]`, `[n, 1]`."""
+        return (self.degrees / noise[:, self.dim :].square().sum(-1, keepdim=True)).sqrt()
+
     def _push(self, noise: Tensor) -> Draws:
-        chi2 = noise[:, self.dim :].square().sum(-1, keepdim=True)
-        t = noise[:, : self.dim] * (self.degrees / chi2).sqrt()
-        return Draws(self.mean + t @ self.lower().mT, self._standard(t), None)
+        t = self._stretch(noise) * noise[:, : self.dim]
+        return Draws(self.mean + self.lower.outwards(t), self._standard(t.square().sum(-1)), None)
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         return self._push(self.noise(n, generator)).z
 
     def _log_prob(self, u: Tensor) -> Tensor:
-        whole = (u - self.mean).mT
-        return self._standard(torch.linalg.solve_triangular(self.lower(), whole, upper=False).mT)
+        return self._standard(self.lower.squares(u, self.mean))
 
-    def _standard(self, t: Tensor) -> Tensor:
+    def _standard(self, squares: Tensor) -> Tensor:
         power = 0.5 * (self.degrees + self.dim)
-        squares = t.square().sum(-1) / self.degrees
         logs: Tensor = self.lower.log_diagonal
-        return self._constant() - logs.sum() - power * squares.log1p()
+        return self._constant() - logs.sum() - power * (squares / self.degrees).log1p()
 
     def _constant(self) -> float:
         nu, d = self.degrees, self.dim
