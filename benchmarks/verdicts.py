@@ -3,8 +3,8 @@
 `python benchmarks/verdicts.py` makes 630 fits (mean field and full rank at the optimum of the
 ELBO, and spoilt on purpose: shifted, shrunk, inflated) to 105 targets of ten kinds in 1 to 25
 dimensions, and fits of `kullback.variational.fit` by its defaults: "auto", a mixture and a
-Student-t to all of them, a flow to every fifth. It lets `diagnose` judge each from 4,000 draws of q
-and 8,000 of a wider law, and counts:
+Student-t to all of them, a flow to every fifth. It lets `diagnose_beyond` judge each from 4,000
+draws of q, and counts:
 "trust" is right when every bound on every mean and standard deviation held; "do not trust" is right
 when some mean is off by more than 0.2 sd, or some sd by more than 20 %. Truths are closed forms.
 The limits of the verdict were chosen on Gaussian q and seeds 1 and 2; the default seed is another.
@@ -20,9 +20,7 @@ from torch import distributions as law
 from verdict_targets import targets
 
 import kullback.variational
-from kullback.variational.diagnosis import diagnose
-from kullback.variational.probe import probe
-from kullback.variational.wide import widely
+from kullback.variational.beyond import diagnose_beyond
 
 FITS = ("mean field", "full rank", "shifted", "shrunk", "inflated", "nearly")
 FAMILIES = {"auto": 1, "mixture": 1, "student_t": 1, "flow": 5}  # to every how many-th target
@@ -102,15 +100,16 @@ def judged(target, fit, generator):
     log_p, log_q = target.log_density(draws), log_prob(draws)
     scores = [torch.autograd.grad(log.sum(), draws)[0] for log in (log_p, log_q)]
     draws, log_p, log_q = draws.detach(), log_p.detach(), log_q.detach()
-    found = diagnose(
+    found = diagnose_beyond(
+        target.log_density,
+        log_prob,
         draws,
         log_p,
         log_q,
         scores=tuple(scores),
         of=target.values,
-        probed=probe(target.log_density, draws, log_p, log_q, generator=generator),
-        wide=widely(target.log_density, log_prob, draws, generator=generator),
         converged=converged,
+        generator=generator,
     )
     values = target.values(draws)
     mean_off = ((values.mean(0) - target.mean) / values.std(0)).abs()

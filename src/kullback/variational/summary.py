@@ -5,7 +5,6 @@ corrected by their importance weights, `to_arviz` for everything ArviZ can do. A
 `kullback.variational.fit` returns.
 """
 
-import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -16,10 +15,9 @@ from kullback.core import RunError, require
 from kullback.core.checks import import_extra
 from kullback.sampled import pareto_smooth
 
+from .beyond import diagnose_beyond
 from .diagnosis import Diagnosis, diagnose
-from .probe import probe
 from .target import Target
-from .wide import widely
 
 __all__ = ["Fitted", "Row", "Summary", "assess", "resample", "summarise", "to_arviz"]
 
@@ -102,40 +100,27 @@ def assess(
 ) -> Diagnosis:
     """Diagnose a fit by its own draws: the moments judged are those of the constrained parameters.
 
-    search: also look beyond q: climb log p from far away for peaks that q has missed, which costs
-    120 gradients of 32 points, and (where the fit has a `log_prob`) evaluate it at twice as many
-    draws of a wider law as q gave. Above 100 dimensions, and where the target has mini-batches of
-    rows, both are left out; so they are, with a warning, where a log density raises so far out.
-    generator: for that search; seed 0 by default. Errors: those of `diagnose`.
+    search: also look beyond q (see `diagnose_beyond`), for peaks that it has missed and, where the
+    fit has a `log_prob`, by draws of a wider law. Above 100 dimensions, and where the target has
+    mini-batches of rows, that is left out. generator: for that search; seed 0 by default. Errors:
+    those of `diagnose`.
 
     >>> from kullback.variational import fit
     >>> print(assess(fit(lambda z: -0.5 * (z * z).sum(), 2)).level)
     trust
     """
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    target, probed, wide = fit.target, None, None
-    if search and target.dim <= _SEARCHED and target.rows is None:
-        at = (fit.draws, fit.log_p, fit.log_q)
-        try:
-            probed = probe(target.log_density, *at, generator=generator)
-            log_prob = getattr(fit, "log_prob", None)  # a fit read back from disk has no q
-            if log_prob is not None:
-                law = (target.log_density, log_prob, fit.draws)
-                wide = widely(*law, number=2 * len(fit.draws), generator=generator)
-        except (RuntimeError, ValueError) as error:  # a user's function may refuse far points
-            reason = str(error).strip().splitlines()[0]
-            warnings.warn(f"other peaks and tails were not looked for: {reason}", stacklevel=2)
-    return diagnose(
-        fit.draws,
-        fit.log_p,
-        fit.log_q,
-        scores=fit.scores,
-        of=lambda z: _flat(target, z),
-        probed=probed,
-        wide=wide,
-        names=target.layout.value_names,
-        converged=fit.converged,
-    )
+    target = fit.target
+    at = (fit.draws, fit.log_p, fit.log_q)
+    options: dict[str, Any] = {
+        "scores": fit.scores,
+        "of": lambda z: _flat(target, z),
+        "names": target.layout.value_names,
+        "converged": fit.converged,
+    }
+    if not search or target.dim > _SEARCHED or target.rows is not None:
+        return diagnose(*at, **options)
+    log_prob = getattr(fit, "log_prob", None)  # a fit read back from disk may have no q
+    return diagnose_beyond(target.log_density, log_prob, *at, generator=generator, **options)
 
 
 def summarise(fit: Fitted, diagnosis: Diagnosis) -> Summary:
