@@ -128,6 +128,35 @@ def test_a_badly_scaled_gaussian_is_exact():
     torch.testing.assert_close(spread, torch.ones_like(spread), rtol=0, atol=2e-3)
 
 
+def independent(dim):
+    """A Gaussian with deviations from 1/2 to 2: its log density, mean, sd and log evidence."""
+    mean, sd = torch.linspace(-1, 1, dim, dtype=F64), torch.logspace(-1, 1, dim, base=2, dtype=F64)
+    evidence = 0.5 * dim * math.log(2 * math.pi) + float(sd.log().sum())
+    return lambda z: -0.5 * ((z - mean) / sd).square().sum(), mean, sd, evidence
+
+
+@pytest.mark.parametrize("dim", [3, 60, 301])
+def test_a_student_t_takes_the_variance_of_a_gaussian(dim):
+    """KL(q‖p) against a Gaussian sees q's moments alone: at its optimum they are p's."""
+    log_density, mean, sd, _ = independent(dim)
+    result = fit(log_density, dim, family="student_t", generator=seeded(), evaluation_draws=100)
+    assert result.converged, result.reason
+    q = result.family
+    frame = q.frame.then(q.mean, q.lower())
+    torch.testing.assert_close(frame.shift, mean, rtol=0, atol=2e-3)
+    spread = math.sqrt(q.degrees / (q.degrees - 2)) * frame.sd / sd
+    torch.testing.assert_close(spread, torch.ones_like(spread), rtol=0, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_a_mixture_in_many_dimensions_has_diagonal_covariances():
+    log_density, _, _, evidence = independent(301)
+    result = fit(log_density, 301, family="mixture", generator=seeded(), evaluation_draws=500)
+    assert result.converged, result.reason
+    assert "diagonal covariances (301 dimensions)" in result.chosen
+    assert evidence - 0.3 < result.elbo.value < evidence + 0.05
+
+
 def two_peaks(z):
     peaks = torch.tensor([-3.0, 3.0], dtype=F64)
     return torch.logsumexp(-2 * (z - peaks).square() + torch.tensor([0.0, 0.5], dtype=F64), 0)

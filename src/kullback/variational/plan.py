@@ -48,6 +48,8 @@ def plan(target: Target, family: str | Make, method: str, draws: int | None, gra
     make = maker(family)
     some = make(Frame.identity(dim))
     kind = type(some)
+    if isinstance(some, Mixture) and some.covariance == "diagonal":
+        words.append(f"diagonal covariances ({dim} dimensions)")
     if method == "auto":
         noisy = target.rows is not None and target.rows.count > target.rows.batch_size
         wide = kind is LowRank and dim > WIDE  # more noise than fixed draws could hold
