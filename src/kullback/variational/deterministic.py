@@ -29,7 +29,8 @@ TOLERANCE = 1e-3  # of a posterior standard deviation
 ROUND = 20  # iterations before a Gaussian is looked at anew
 FAR = math.log(1e6)  # growth or shrinkage that no proper posterior should need
 ENDLESS = 1e15  # nats: differences of one drown in rounding
-OVERFITTED = 0.3  # standard deviations by which fresh draws may move what is called converged
+AGREEMENT = 0.03  # standard deviations by which fresh draws may move an optimum that needs no more
+OVERFITTED = 0.3  # and one that is called converged
 
 
 def deterministic(
@@ -39,7 +40,7 @@ def deterministic(
     *,
     draws: int,
     max_draws: int,
-    agreement: float = 0.03,
+    agreement: float = AGREEMENT,
     tolerance: float = TOLERANCE,
     iterations: int = 500,
     names: Sequence[str] = (),
@@ -68,7 +69,7 @@ def deterministic(
             fits = off <= OVERFITTED
             reason = now.reason if fits else "stopped: q is fitted to too few draws"
             text = f"{reason}; {len(fresh)} fresh draws move the optimum by {off:.3f}"
-            yield replace(now, converged=fits, reason=text)
+            yield replace(now, converged=fits, reason=text, disagreement=off)
             return
         size *= 2
 

@@ -5,7 +5,7 @@ Which to use: none of this directly; `fit` does. `Work` is what there is to do, 
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +17,7 @@ from . import forward
 from .anchored import anchor, anchored
 from .batch_and_match import batch_and_match
 from .cooled import cooled, widened
-from .deterministic import deterministic
+from .deterministic import AGREEMENT, deterministic
 from .families import Family, Flow, FullRank, LowRank, MeanField, Mixture
 from .losses import Gradient, Objective, loss_of
 from .plan import Make, Plan, distinct, maker, mixture_of, plan
@@ -32,6 +32,7 @@ ROUGH = 0.4  # nats: the spread of log weights above which a Gaussian is refined
 STILL = 0.1  # a gradient that is worth refining at
 COMPONENTS = 3
 LOOSE = 5e-3  # sd: a mixture's tolerance; fresh draws move its optimum by ten times that
+PLENTY = 16  # draws a dimension
 CHECKED = 1000  # draws that show whether one Gaussian will do
 
 
@@ -130,20 +131,29 @@ def _by_fixed_draws(
 ) -> Iterator[Progress]:
     loss = _loss(target, settings, how.method)
     family = _begin(how, found)
-    fitted = deterministic(
-        family, loss, generator, draws=how.draws, max_draws=how.max_draws, names=target.names
-    )
-    for now in fitted:
+    refine = how.refine and settings.objective == "elbo"
+    # where they are plenty, the first draws already show whether one Gaussian will do
+    early = refine and how.draws >= PLENTY * target.dim
+    most = how.draws if early else how.max_draws
+    fit = functools.partial(deterministic, loss=loss, generator=generator, names=target.names)
+    last = yield from _until_done(fit(family, draws=how.draws, max_draws=most))
+    if refine and last.gradient_norm < STILL:  # also where few draws are all that is wrong
+        better = yield from _until_done(_refined(target, loss, last, found, generator))
+        if better is not last:
+            yield better
+            return
+    if last.disagreement > AGREEMENT and most < how.max_draws:
+        more = fit(last.family, draws=2 * most, max_draws=how.max_draws)
+        last = yield from _until_done(more)
+    yield last
+
+
+def _until_done(steps: Iterator[Progress]) -> Generator[Progress, None, Progress]:
+    """Pass the steps on but for the last, which is returned."""
+    for now in steps:
         if not now.done:
             yield now
-    last = now
-    still = last.gradient_norm < STILL  # also where few draws are all that is wrong
-    if how.refine and still and settings.objective == "elbo":
-        for now in _refined(target, loss, last, found, generator):
-            if not now.done:
-                yield now
-        last = now
-    yield last
+    return now
 
 
 def _refined(
@@ -164,10 +174,9 @@ def _refined(
     mixture = mixture_of(best, components=COMPONENTS)
     few = max(1024, 1 << (4 * target.dim - 1).bit_length())
     options = {"draws": few, "max_draws": max(2048, few), "tolerance": LOOSE, "iterations": 120}
-    fitted = deterministic(mixture, loss, generator, names=target.names, **options)  # type: ignore[arg-type]
-    for now in fitted:
-        if not now.done:
-            yield now
+    now = yield from _until_done(
+        deterministic(mixture, loss, generator, names=target.names, **options)  # type: ignore[arg-type]
+    )
     ends = (_log_weights(target, q, generator, 4 * CHECKED) for q in (now.family, simple.family))
     gain = Estimate.from_terms(next(ends)) - Estimate.from_terms(next(ends))
     if gain.value > 2 * gain.standard_error:
@@ -215,9 +224,9 @@ def _by_steps(
         dense = found[0].frame.is_dense
         first = FullRank(found[0].frame) if dense else MeanField(found[0].frame)
         draws = max(512, 1 << (2 * target.dim - 1).bit_length()) if dense else 256
-        for now in deterministic(first, plain, generator, draws=draws, max_draws=draws):
-            if not now.done:
-                yield now
+        now = yield from _until_done(
+            deterministic(first, plain, generator, draws=draws, max_draws=draws)
+        )
         better = now.family.absorb() if now.converged else None
         best = found[0] if better is None else Start(better, -now.loss)
         family = _begin(how, [best, *found[1:]])

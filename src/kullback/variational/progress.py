@@ -17,7 +17,8 @@ class Progress:
     """q so far, the loss in nats, the gradient, and whether and why the fit is over.
 
     gradient_norm: the largest entry of the objective's gradient in the frame's coordinates, about
-    the distance to the optimum in posterior standard deviations.
+    the distance to the optimum in posterior standard deviations. disagreement: how far fresh draws
+    would move an optimum on fixed ones, as that.
     """
 
     family: Family
@@ -26,6 +27,7 @@ class Progress:
     done: bool = False
     converged: bool = False
     reason: str = ""
+    disagreement: float = 0.0
 
 
 def shown(steps: Iterator[Progress], title: str, *, progress: bool) -> Iterator[Progress]:
