@@ -1,24 +1,34 @@
 """The race on posteriordb's posteriors: this package, NumPyro's automatic guides, PyMC's ADVI.
 
-Every entrant's q is judged as it goes, with the clock stopped: its path is a list of (wall seconds,
+Every entrant runs in a process of its own, twice: what a script pays, and what the next model in a
+session does. Its q is judged as it goes, with the clock stopped: a path is a list of (wall seconds,
 largest error of a mean in reference sd, largest distance of a ratio of sds from 1). The clock
 starts before the model is built, so that tracing and compiling count; importing does not.
+`python posterior_race.py ENTRANT FOLDER SEED` prints the two paths as JSON.
 """
 
+import functools
 import json
 import statistics
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import torch
+from posterior_targets import posterior
 
-from kullback.variational import fit
 from kullback.variational.engine import Settings, reverse
 from kullback.variational.target import Target
 
 STEPS, MOST, DECAYED = 500, 40_000, 20_000
 ROUNDS = 3
+NUMPYRO = {
+    f"NumPyro {guide}, {'0.01 decayed' if decayed else 'constant 0.01'}": (guide, decayed)
+    for guide in ("AutoNormal", "AutoMultivariateNormal")
+    for decayed in (False, True)
+}
+PYMC = ("PyMC ADVI", "PyMC FullRankADVI")
 
 
 def models(name, data):
@@ -74,21 +84,40 @@ def errors(values, truth):
     return float(off), values.std(0) / truth.std(0)
 
 
-def race(name, folder, density, pymc):
+def race(folder, pymc):
     """Run all entrants in turn, three times; compare times to the same error."""
     paths = {}
-    for number in range(ROUNDS):
-        found = {"kullback": _own(name, density, number)}
-        found |= _numpyro(name, json.loads((folder / "data.json").read_text()), density[3], number)
-        found |= _pymc(folder, pymc, number)
-        for entrant, path in found.items():
-            paths.setdefault(entrant, []).append(path)
-    own = paths.pop("kullback")
-    lines = {"kullback": _described(name, own) | {"whole_call_s": _whole_calls(density)}}
-    for entrant, path in paths.items():
-        known = isinstance(path[0], list)
-        lines[entrant] = _described(name, path) | _compared(name, own, path) if known else path[0]
+    for seed in range(ROUNDS):
+        for entrant in ("kullback", *NUMPYRO, *PYMC):
+            found = _asked(entrant, folder, seed, pymc)
+            paths.setdefault(entrant, []).append(found)
+    own, lines = paths.pop("kullback"), {}
+    for which, kind in enumerate(("first", "next")):
+        mine = [pair[which] for pair in own]
+        lines[kind] = {"kullback": _described(folder.name, mine)}
+        for entrant, pairs in paths.items():
+            if not all(pairs):
+                lines[kind][entrant] = "did not run"
+                continue
+            path = [pair[which] for pair in pairs]
+            described = _described(folder.name, path) | _compared(folder.name, mine, path)
+            lines[kind][entrant] = described
     return lines
+
+
+def _asked(entrant, folder, seed, pymc):
+    """Run an entrant in a process of its own; None where that fails, with the reason on stderr."""
+    at = Path(__file__)
+    script, python = at, sys.executable
+    if entrant in PYMC:
+        script, python = at.with_name("posterior_race_pymc.py"), pymc
+    call = [python, str(script), entrant, str(folder.resolve()), str(seed)]
+    goal = [str(limit) for limit in limits(folder.name)] if entrant in PYMC else []
+    done = subprocess.run([*call, *goal], capture_output=True, text=True, cwd=at.parent)
+    if done.returncode:
+        sys.stderr.write(f"{entrant}: {(done.stderr.strip() or 'no word').splitlines()[-1]}\n")
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _score(name, point):
@@ -127,8 +156,9 @@ def _compared(name, own, paths):
     return {"times_ours": ratios, "median_times_ours": statistics.median(known) if known else None}
 
 
-def _own(name, density, seed):
-    log_density, parameters, reference, truth = density
+def _own(folder, seed):
+    log_density, parameters, reference, truth = posterior(folder.name, folder.parent)
+    torch.set_num_threads(1)
     start, path = time.perf_counter(), []
     target = Target.of(log_density, parameters)
     generator = torch.Generator().manual_seed(seed)
@@ -141,65 +171,43 @@ def _own(name, density, seed):
     return path
 
 
-def _whole_calls(density):
-    """Wall seconds of `fit` with its defaults, judging draws and all, once a round."""
-    seconds = []
-    for seed in range(ROUNDS):
-        start = time.perf_counter()
-        fit(*density[:2], generator=torch.Generator().manual_seed(seed))
-        seconds.append(time.perf_counter() - start)
-    return seconds
-
-
-def _pymc(folder, python, seed):
-    """PyMC's ADVI, mean field and full rank, by the Python that has it."""
-    script = Path(__file__).with_name("posterior_race_pymc.py")
-    call = [python, str(script), str(folder), *map(str, limits(folder.name)), str(seed)]
-    done = subprocess.run(call, capture_output=True, text=True, cwd=folder)
-    if done.returncode:
-        return {"PyMC": done.stderr.strip().splitlines()[-1]}
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _numpyro(name, data, truth, seed):
-    try:
-        import jax
-        from numpyro.infer import SVI, Trace_ELBO, autoguide, init_to_feasible
-        from numpyro.optim import Adam
-    except ImportError:
-        return {"NumPyro": "not installed"}
-    found = {}
-    for guide_name in ("AutoNormal", "AutoMultivariateNormal"):
-        for schedule, rate in {
-            "constant 0.01": 0.01,
-            "0.01 decayed": lambda i: 0.01 * 0.01 ** (jax.numpy.minimum(i, DECAYED) / DECAYED),
-        }.items():
-            start = time.perf_counter()
-            model = models(name, data)
-            guide = getattr(autoguide, guide_name)(model, init_loc_fn=init_to_feasible)
-            svi = SVI(model, guide, Adam(rate), Trace_ELBO())
-            most = MOST if rate == 0.01 else DECAYED
-            path = _numpyro_path(svi, guide, name, truth, start, most, seed)
-            found[f"NumPyro {guide_name}, {schedule}"] = path
-    return found
-
-
-def _numpyro_path(svi, guide, name, truth, start, most, seed):
-    """Step until both errors are within `limits`, or `most` steps are done."""
+def _numpyro(entrant, folder, seed):
     import jax
+    from numpyro.infer import SVI, Trace_ELBO, autoguide, init_to_feasible
+    from numpyro.optim import Adam
 
+    guide_name, decayed = NUMPYRO[entrant]
+    data = json.loads((folder / "data.json").read_text())
+    truth = posterior(folder.name, folder.parent)[3]
+
+    def falling(i):
+        return 0.01 * 0.01 ** (jax.numpy.minimum(i, DECAYED) / DECAYED)
+
+    start = time.perf_counter()
+    model = models(folder.name, data)
+    guide = getattr(autoguide, guide_name)(model, init_loc_fn=init_to_feasible)
+    svi = SVI(model, guide, Adam(falling if decayed else 0.01), Trace_ELBO())
     key, path = jax.random.PRNGKey(seed), []
     state = svi.init(key)
     some = jax.jit(  # compiled once
         lambda state: jax.lax.fori_loop(0, STEPS, lambda _, now: svi.update(now)[0], state)
     )
-    for _ in range(0, most, STEPS):
+    for _ in range(0, DECAYED if decayed else MOST, STEPS):
         state = jax.block_until_ready(some(state))
         spent = time.perf_counter() - start
         drawn = guide.sample_posterior(key, svi.get_params(state), sample_shape=(20_000,))
-        off, ratios = errors(columns(name, drawn), truth)
+        off, ratios = errors(columns(folder.name, drawn), truth)
         path.append([spent, off, float((ratios - 1).abs().max())])
         start = time.perf_counter() - spent  # judging is not timed
-        if _score(name, path[-1]) <= 1:
+        if _score(folder.name, path[-1]) <= 1:
             break
     return path
+
+
+def main(entrant, folder, seed):
+    runner = _own if entrant == "kullback" else functools.partial(_numpyro, entrant)
+    print(json.dumps([runner(Path(folder), int(seed)) for _ in range(2)]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -5,7 +5,8 @@
 gaussian: where a Gaussian suffices, defaults, every seed: errors of means (reference sd), ratios of
 sds, CPU seconds of a fit, start and final draws included. shapes: where it does not: the verdict
 in 20 seeds, then the flow family in 5. race: wall seconds, compilation included, to the same error
-as NumPyro's AutoNormal and AutoMultivariateNormal and PyMC's ADVI (`--pymc PYTHON`). rows:
+as NumPyro's AutoNormal and AutoMultivariateNormal and PyMC's ADVI (`--pymc PYTHON`), each in a
+process of its own. rows:
 logistic regression on 10⁶ rows in mini-batches against the full data's Laplace approximation.
 dimensions: cost from 10 to 2,000 for each family.
 Prints JSON and writes it to benchmarks/results/posteriors.json. `--data` takes any folder of
@@ -105,8 +106,7 @@ def shapes(options):
 def race(options):
     found = {}
     for name in GAUSSIAN:
-        density = posterior(name, options.data)
-        found[name] = posterior_race.race(name, options.data / name, density, options.pymc)
+        found[name] = posterior_race.race(options.data / name, options.pymc)
         sys.stderr.write(f"{name}: {json.dumps(found[name])}\n")
     return found
 
