@@ -1,9 +1,9 @@
 """PyMC's automatic variational inference on one posterior: how near it is after how long.
 
 Run by posterior_race.py with the Python that has PyMC (`--pymc`), which need not be this one:
-`python posterior_race_pymc.py "PyMC ADVI" FOLDER SEED MEAN_ERROR SD_ERROR` prints two paths. The clock
-starts before the model is built; judging and importing are not timed. Adam(0.01), as for NumPyro.
-What PyTensor compiled in earlier runs stays in its cache.
+`python posterior_race_pymc.py "PyMC ADVI" FOLDER SEED MEAN_ERROR SD_ERROR` prints two paths. The
+clock starts before the model is built; judging and importing are not timed. Adam(0.01), as for
+NumPyro. What PyTensor compiled in earlier runs stays in its cache.
 """
 
 import json
