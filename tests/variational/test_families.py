@@ -226,6 +226,10 @@ def test_fixed_noise_gives_a_student_t_its_exact_covariance(degrees):
         (lambda f: NAMED["student_t"](f, degrees=0), "degrees: expected a whole number"),
         (lambda f: NAMED["flow"](f).widen(2.0), "h: expected 0 to 1; got 2.0"),
         (lambda f: NAMED["mixture"](f, components=0), "components: expected at least 1"),
+        (
+            lambda f: Mixture(f, starts=[Frame.identity(3)]),
+            "starts: expected frames of 2 dimensions",
+        ),
         (lambda f: Mixture(f, covariance="low"), "covariance: expected auto, full or diagonal"),
         (lambda f: FullRank(f).log_prob(torch.zeros(3)), r"z: expected \[n, 2\]"),
         (lambda f: FullRank(f).sample(0), "n: expected at least 1"),

@@ -26,7 +26,8 @@ class Mixture(Family):
     about the frame's centre. A reparameterised draw is stratified: the same noise goes through
     every component, and the draws of component k share π_k between them, so that gradients reach π.
 
-    Errors: `ArgumentValueError` for fewer than one component or an unknown covariance.
+    Errors: `ArgumentValueError` for fewer than one component, an unknown covariance, or
+    starts that are no frames of these dimensions.
 
     >>> noise = torch.zeros(4, 1, dtype=torch.float64)
     >>> Mixture(Frame.identity(1), components=3).push(noise).z.shape
@@ -51,6 +52,8 @@ class Mixture(Family):
         self.covariance = "full" if whole else "diagonal"
         k, d = len(starts) or components, self.dim
         require(k >= 1, "components", "at least 1", k)
+        alike = all(isinstance(one, Frame) and len(one.shift) == d for one in starts)
+        require(alike, "starts", f"frames of {d} dimensions", starts)
         self.components = k
         grid = torch.arange(1, k * d + 1, dtype=self.shift.dtype)
         around = torch.sin(grid * grid).reshape(k, d) if k > 1 else self.shift.new_zeros(k, d)
