@@ -22,7 +22,7 @@ from pathlib import Path
 START = time.perf_counter()
 
 import torch  # noqa: E402
-from measuring import finish, machine  # noqa: E402
+from measuring import RESULTS, finish, machine  # noqa: E402
 
 from kullback.core.files import read_json, write_json  # noqa: E402
 from kullback.data import describe_protocol, load  # noqa: E402
@@ -148,7 +148,8 @@ def main():
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, help="keep weights here, to go on from")
-    parser.add_argument("--only", choices=("train default", "train classic", "measure"))
+    parts = ("train default", "train classic", "measure", "measure default")
+    parser.add_argument("--only", choices=parts)
     parser.add_argument("--decoder", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--most", type=int, default=5000, help="draws on all images, default model")
     options = parser.parse_args()
@@ -160,7 +161,13 @@ def main():
         train_default(data, options.minutes, work)
     if options.only in (None, "train classic"):
         train_classic(data, options.minutes, work)
-    if options.only not in (None, "measure"):
+    if options.only in parts[:2]:
+        return
+    precision = getattr(torch, options.decoder)
+    if options.only == "measure default":
+        result = read_json(RESULTS / "mnist_evidence.json")
+        result["default"] = measure_default(data, options.draws, options.most, work, precision)
+        finish("mnist_evidence", result)
         return
     protocol = describe_protocol(data.protocol | {"source": options.data.name})
     result = {
@@ -173,7 +180,6 @@ def main():
         "classic 784-200-200-50": measure_classic(data, options.draws, work),
     }
     finish("mnist_evidence", result)
-    precision = getattr(torch, options.decoder)
     result["default"] = measure_default(data, options.draws, options.most, work, precision)
     finish("mnist_evidence", result)
 
