@@ -156,6 +156,12 @@ def _compared(name, own, paths):
     return {"times_ours": ratios, "median_times_ours": statistics.median(known) if known else None}
 
 
+def _point(spent, values, truth):
+    """What a path holds: seconds, and the two errors of draws at that time."""
+    off, ratios = errors(values, truth)
+    return [spent, off, float((ratios - 1).abs().max())]
+
+
 def _own(folder, seed):
     log_density, parameters, reference, truth = posterior(folder.name, folder.parent)
     torch.set_num_threads(1)
@@ -165,8 +171,7 @@ def _own(folder, seed):
     for now in reverse(target, Settings(), generator).steps():
         spent = time.perf_counter() - start
         z = now.family.sample(20_000, torch.Generator().manual_seed(99))
-        off, ratios = errors(reference(target.constrain(z)), truth)
-        path.append([spent, off, float((ratios - 1).abs().max())])
+        path.append(_point(spent, reference(target.constrain(z)), truth))
         start = time.perf_counter() - spent  # judging is not timed
     return path
 
@@ -196,8 +201,7 @@ def _numpyro(entrant, folder, seed):
         state = jax.block_until_ready(some(state))
         spent = time.perf_counter() - start
         drawn = guide.sample_posterior(key, svi.get_params(state), sample_shape=(20_000,))
-        off, ratios = errors(columns(folder.name, drawn), truth)
-        path.append([spent, off, float((ratios - 1).abs().max())])
+        path.append(_point(spent, columns(folder.name, drawn), truth))
         start = time.perf_counter() - spent  # judging is not timed
         if _score(folder.name, path[-1]) <= 1:
             break

@@ -152,7 +152,7 @@ def rows(options):
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     mean, sd = laplace(x, y)
     frame = result.family.absorb()
-    ratio = frame.factor.square().sum(1).sqrt() / sd
+    ratio = frame.sd / sd
     torch.set_num_threads(1)
     return {
         "rows": options.rows,

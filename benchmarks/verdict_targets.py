@@ -13,7 +13,7 @@ __all__ = ["Target", "targets"]
 
 @dataclass
 class Target:
-    """A log density up to a constant, the mean and sd of `values(z)`, and where to start."""
+    """A log density up to a constant, and the mean and sd of `values(z)`."""
 
     kind: str
     dims: int
@@ -21,10 +21,6 @@ class Target:
     mean: Tensor
     sd: Tensor
     values: Callable[[Tensor], Tensor] = lambda z: z
-
-
-def normal(mean, sd):
-    return law.Normal(torch.tensor(mean).double(), torch.tensor(sd).double())
 
 
 def random_mixing(dims, generator, spread):

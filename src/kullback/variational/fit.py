@@ -23,6 +23,7 @@ from .engine import Settings, Work, forwards, reverse
 from .families import Family
 from .losses import Gradient, Objective
 from .parameters import Parameters
+from .pieces import score_in_pieces
 from .plan import Make
 from .progress import IMPROPER, shown
 from .summary import Summary, assess, summarise
@@ -224,7 +225,5 @@ def _evaluate(
     """Draw from q and return the draws, log p, log q, and the gradients of both."""
     z = family.sample(draws, generator)
     log_p, by_p = target.score(z)
-    leaf = z.requires_grad_()
-    log_q = family.log_prob(leaf)
-    (by_q,) = torch.autograd.grad(log_q.sum(), leaf)
-    return z.detach(), log_p, log_q.detach(), (by_p, by_q)
+    log_q, by_q = score_in_pieces(family.log_prob, z, len(z))
+    return z, log_p, log_q, (by_p, by_q)
