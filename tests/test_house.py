@@ -1,4 +1,4 @@
-"""The rules of the house that a machine can check: arrows, circles, sizes, names, words."""
+"""The rules of the house that a machine can check: arrows, circles, names, words."""
 
 import ast
 import importlib
@@ -22,7 +22,6 @@ FLOORS = {
     "cli": 6,
 }
 FILES = sorted(ROOT.rglob("*.py"))
-MAX_FUNCTION, MAX_FILE = 40, 300
 
 
 def name_of(path: Path) -> str:
@@ -90,24 +89,13 @@ def test_no_import_cycles():
         visit(module)
 
 
-def lines_without_docstring(function: ast.AST) -> int:
-    docstring = ast.get_docstring(function, clean=False)
-    return (
-        function.end_lineno - function.lineno + 1 - (docstring.count("\n") + 1 if docstring else 0)
-    )
-
-
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_words_and_sizes(path):
+def test_no_assert_and_no_print(path):
     source = path.read_text()
-    assert source.count("\n") <= MAX_FILE, f"{path.name} has more than {MAX_FILE} lines"
     for node in ast.walk(ast.parse(source)):
         assert not isinstance(node, ast.Assert), f"{path.name}:{node.lineno} assert"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id != "print", f"{path.name}:{node.lineno} print"
-        if isinstance(node, ast.FunctionDef):
-            size = lines_without_docstring(node)
-            assert size <= MAX_FUNCTION, f"{path.name}:{node.name} has {size} lines"
 
 
 @pytest.mark.parametrize("name", sorted(MODULES - {"kullback.__main__"}))

@@ -193,3 +193,30 @@ def test_warnings_are_printed_and_what_was_done_is_kept():
 def test_refusals(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+def test_a_value_without_an_error_bar_is_printed_without_one():
+    found = Estimate(0.5, 0.1, draws=9).without_error("the variance is infinite")
+    assert math.isnan(found.standard_error)
+    assert str(found) == "0.5 nats\n  no error bar: the variance is infinite"
+    assert all(math.isnan(end) for end in found.interval())
+    assert Estimate.from_dict(found.to_dict()).no_error == found.no_error
+    both = found + Estimate(1.0, 0.1, draws=9)
+    assert math.isnan(both.standard_error)
+    assert both.no_error == found.no_error
+
+
+def test_part_of_a_batch_can_be_without_an_error_bar():
+    batch = Estimate(torch.zeros(2), torch.ones(2), draws=9)
+    found = batch.without_error("an infinite mean", where=torch.tensor([True, False]))
+    assert found.standard_error.isnan().tolist() == [True, False]
+
+
+def test_the_rounding_floor_widens_the_interval_and_is_shown():
+    found = Estimate(1.0, 0.1, draws=10_000, rounding=0.05)
+    low, high = found.interval()
+    assert high - low == pytest.approx(2 * (1.9602 * 0.1 + 0.05), rel=1e-3)
+    assert "rounding of the inputs: up to 0.05" in str(found)
+    assert (2 * found).rounding == pytest.approx(0.1)
+    assert (found + found).rounding == pytest.approx(0.1)
+    assert Estimate.from_dict(found.to_dict()).rounding == 0.05

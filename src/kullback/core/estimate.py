@@ -36,6 +36,9 @@ class Estimate:
         upwards their variance is infinite and the error bar means nothing. float or `[*batch]`.
     how: what was averaged, in words, where there was a choice: "best λ = 0.582".
     where: which of the batch the warnings are about, bool `[*batch]`; None when about all of it.
+    no_error: why no honest standard error can be given, in words; it is NaN then (`without_error`).
+    rounding: the rounding floor, in `unit`: how far the value may be off because the inputs were
+        rounded to their dtype. More samples do not lower it. float or `[*batch]`, 0 where unknown.
 
     Sums and differences add errors in quadrature, which is right for independent estimates only.
     An infinite value has an infinite standard error; NaN stays NaN in both.
@@ -57,6 +60,8 @@ class Estimate:
     k_hat: Any = None
     where: Any = None
     how: str = ""
+    no_error: str = ""
+    rounding: Any = 0.0
 
     @property
     def warned(self) -> Any:
@@ -82,7 +87,8 @@ class Estimate:
         ending = f" {self.unit}" if self.unit else ""
         biased = "" if self.bias == "none" else f", biased {self.bias}"
         biased = ", bias unknown" if self.bias == "unknown" else biased
-        return f"{_rounded(self.value, self.standard_error)}{ending}{biased}"
+        number = _rounded(self.value, self.standard_error, self.no_error)
+        return f"{number}{ending}{biased}{self._floor()}"
 
     @classmethod
     def from_terms(
@@ -111,11 +117,11 @@ class Estimate:
         return cls(value, error, draws, unit, bias, why)
 
     def interval(self, level: float = 0.95) -> tuple[Any, Any]:
-        """Give the confidence interval `value ± t·standard_error`, t of Student's law.
+        """Give the confidence interval `value ± (t·standard_error + rounding)`, t of Student's law.
 
         The law has `draws − 1` degrees of freedom, since the error was itself estimated: 2.26 and
         not 1.96 errors at 10 draws. It covers the *expectation*; a bias, when there is one, comes
-        on top.
+        on top. NaN on both sides where there is no standard error (`no_error` says why).
 
         >>> low, high = Estimate(0.0, 1.0, draws=100).interval()
         >>> round(high, 2)
@@ -123,7 +129,8 @@ class Estimate:
         """
         require(0.0 < level < 1.0, "level", "a number strictly between 0 and 1", level)
         t = two_sided(level, max(self.draws - 1, 1))
-        return self.value - t * self.standard_error, self.value + t * self.standard_error
+        half = t * self.standard_error + self.rounding
+        return self.value - half, self.value + half
 
     def bits(self) -> "Estimate":
         """Return the same estimate in bits: nats / ln 2."""
@@ -152,6 +159,22 @@ class Estimate:
             return self
         return replace(self, warnings=both, where=_either(self, warnings, where))
 
+    def without_error(self, reason: str, *, where: Any = None) -> "Estimate":
+        """Return the same value without a standard error (NaN), for a reason said in words.
+
+        For a value whose error bar would be wrong: an assumption of the estimator does not hold.
+        where: bool tensor `[*batch]`, the part of a batch it is about; None for all of it.
+
+        >>> print(Estimate(0.52, 0.01, draws=9).without_error("the variance is infinite"))
+        0.52 nats
+          no error bar: the variance is infinite
+        """
+        require(bool(reason), "reason", "why there is no standard error, in words", repr(reason))
+        none = self.standard_error * math.nan
+        if where is not None:
+            none = none.where(where, self.standard_error)
+        return replace(self, standard_error=none, no_error=_joined(self.no_error, reason))
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; tensors become nested lists, infinities strings."""
         return {
@@ -165,6 +188,8 @@ class Estimate:
             "k_hat": None if self.k_hat is None else _plain(self.k_hat),
             "where": None if self.where is None else self.where.tolist(),
             "how": self.how,
+            "no_error": self.no_error,
+            "rounding": _plain(self.rounding),
         }
 
     @classmethod
@@ -177,7 +202,8 @@ class Estimate:
         """
         value, error = float(fields["value"]), float(fields["standard_error"])
         rest = {k: fields[k] for k in ("draws", "unit", "bias", "why")}
-        rest["how"] = fields.get("how", "")
+        rest |= {k: fields.get(k, "") for k in ("how", "no_error")}
+        rest["rounding"] = float(fields.get("rounding", 0.0))
         k_hat = None if fields.get("k_hat") is None else float(fields["k_hat"])
         return cls(value, error, **rest, warnings=tuple(fields["warnings"]), k_hat=k_hat)
 
@@ -197,6 +223,8 @@ class Estimate:
             _larger(self.k_hat, other.k_hat),
             _either(self, other.warnings, other.where),
             _joined(self.how, other.how),
+            _joined(self.no_error, other.no_error),
+            self.rounding + other.rounding,
         )
 
     __radd__ = __add__
@@ -213,8 +241,10 @@ class Estimate:
     def __mul__(self, factor: float) -> "Estimate":
         require_type(factor, (int, float), "factor", "scale by a plain number")
         bias = _FLIPPED[self.bias] if factor < 0 else self.bias
-        error = self.standard_error * abs(factor)
-        return replace(self, value=self.value * factor, standard_error=error, bias=bias)
+        scaled = {
+            name: getattr(self, name) * abs(factor) for name in ("standard_error", "rounding")
+        }
+        return replace(self, value=self.value * factor, bias=bias, **scaled)
 
     __rmul__ = __mul__
 
@@ -223,7 +253,16 @@ class Estimate:
         return self * (1.0 / divisor)
 
     def __str__(self) -> str:
-        return "\n".join([self.brief, *(f"  warning: {warning}" for warning in self.warnings)])
+        reasons = [f"  no error bar: {self.no_error}"] if self.no_error else []
+        warnings = [f"  warning: {warning}" for warning in self.warnings]
+        return "\n".join([self.brief, *reasons, *warnings])
+
+    def _floor(self) -> str:
+        """Write the rounding floor where it is at least a twentieth of the standard error."""
+        single = not getattr(self.rounding, "ndim", 0)
+        if not single or not self.rounding or self.rounding < 0.05 * self.standard_error:
+            return ""
+        return f" (rounding of the inputs: up to {float(self.rounding):.1g})"
 
     def _in(self, unit: str) -> "Estimate":
         base, _, per = self.unit.partition("/")
@@ -262,8 +301,10 @@ def _either(self: Estimate, warnings: tuple[str, ...], where: Any) -> Any:
     return None if self.where is None or where is None else self.where | where
 
 
-def _rounded(value: Any, error: Any) -> str:
-    """Round a pair so that the error keeps two significant digits."""
+def _rounded(value: Any, error: Any, no_error: str) -> str:
+    """Round a pair so that the error keeps two significant digits; no `±` without an error."""
+    if no_error and isinstance(value, int | float):
+        return f"{value:.6g}"
     if not isinstance(value, int | float):
         return f"{value} ± {error}"
     if not (math.isfinite(value) and math.isfinite(error)) or error == 0:
