@@ -20,11 +20,15 @@ from .arrays import read_arrays
 from .assemble import NAMED_SKIPS, Binarize, assemble
 from .dataset import Dataset
 from .embedded import read_fashion
-from .examples import Channels, Examples, Fit, Progress, as_size, plural
-from .folder import SUFFIXES, read_file, read_folder
+from .examples import Channels, Examples, Fit, Progress, Reading, as_size, plural
+from .folder import SUFFIXES, as_asked, read_file, read_folder
+from .grid import Grid
+from .limits import MOST_LEVELS
 from .resize import fit_images
 
 __all__ = ["load", "load_images", "reload"]
+
+RULES = 2  # of reading values; 1: k/255 and whole numbers only, 16-bit pictures cut to 8 bits
 
 
 def load(
@@ -36,7 +40,9 @@ def load(
     binarize: Binarize = "none",
     seed: int = 0,
     test_fraction: float = 0.1,
+    levels: int | str = "auto",
     progress: Progress | None = None,
+    rules: int = RULES,
 ) -> Dataset:
     """Read a data set whole: `Dataset(train [N, *event], test [M, *event], kind, protocol, …)`.
 
@@ -47,9 +53,14 @@ def load(
     channels: "auto" is grey when every image is. progress: called with (done, total) files.
     binarize: "static" draws train and test once from `seed`; "dynamic" draws test once, the same
     bits as static, and leaves train grey for `Dataset.batch`. Values that are 0 and 1 stay so.
+    levels: "auto" finds out whether the values lie on a grid of levels (k/255, (k/255 − ½)/½, 12
+    bits in a 16-bit file) and keeps those levels; "none" takes floats as continuous all the same;
+    a number from 2 to 65,536 quantises them to so many. rules: of the reading; `reload` passes
+    those that a run was made with.
     Split: `train/` and `test/` folders or x_train and x_test where given; else an example is a
     test example when the SHA-256 of its file or row falls in the lowest `test_fraction`, which
-    depends on nothing else and keeps copies on one side.
+    depends on nothing else and keeps copies on one side. Where that would leave a side without
+    examples, the lowest hashes are held out, so two different examples are enough.
     What was done (skipped, resized, left out) is in `protocol["notes"]` and
     `protocol["skipped"]`. Raises `DataError` when the data cannot be used.
 
@@ -63,12 +74,17 @@ def load(
     fraction_ok = isinstance(test_fraction, int | float) and 0 < test_fraction < 1
     require(fraction_ok, "test_fraction", "a number between 0 and 1", test_fraction)
     require_type(seed, int, "seed")
-    wanted = as_size(size)
-    examples = _read(source, wanted, fit, channels, progress)
+    wanted, how = as_size(size), _reading(levels, rules)
+    examples = _read(source, wanted, fit, channels, progress, how)
     return assemble(
         examples,
         str(source),
-        asked={"size": list(wanted) if wanted else None, "fit": fit, "channels": channels},
+        asked={
+            "size": list(wanted) if wanted else None,
+            "fit": fit,
+            "channels": channels,
+            **({"reading": levels, "rules": rules} if rules > 1 else {}),
+        },
         binarize=binarize,
         seed=seed,
         test_fraction=float(test_fraction),
@@ -86,12 +102,15 @@ def load_images(
     fit: Fit = "crop",
     progress: Progress | None = None,
     say: Callable[[str], Any] = _warn,
+    kind: str = "auto",
+    grid: Grid | None = None,
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Read everything in a source, unsplit, as `[N, *event_shape]` with one name a row.
 
     source: as in `load`, or one image file. Images are brought to the height, width and channels
     of `event_shape` `(C, H, W)`; vectors must have its length already. The result is uint8, or
-    float32 for continuous arrays; nothing is binarised. `say` is called with one sentence for
+    float32 for continuous arrays; nothing is binarised. kind, grid: of a trained model, whose
+    levels (or continuous values) arrays are then read as, whatever grid these few lie on. `say` is called with one sentence for
     each thing done or left out (by default a Python warning). Raises `DataError`.
 
     >>> images, names = load_images("fashion", event_shape=(1, 28, 28))
@@ -104,10 +123,13 @@ def load_images(
     require(good, "event_shape", "(C, H, W) with C = 1 or 3, or (D,)", shape)
     channels: Channels = "grey" if shape[0] == 1 else "rgb"
     _check_choices(fit, channels)
+    arrays = Path(source).suffix.lower() in (".npy", ".npz")
+    how = Reading("none") if kind == "continuous" and arrays else Reading(grid=grid)
+    how = Reading(rules=1) if kind in ("8-bit", "binary") and grid is None else how
     if len(shape) == 3:
-        examples = _read(source, (shape[1], shape[2]), fit, channels, progress)
-    elif Path(source).suffix.lower() in (".npy", ".npz"):
-        examples = _read(source, None, fit, "auto", progress)
+        examples = _read(source, (shape[1], shape[2]), fit, channels, progress, how)
+    elif arrays:
+        examples = _read(source, None, fit, "auto", progress, how)
     else:
         raise DataError(f"{source}: expected a .npy or .npz of vectors {list(shape)}; got images")
     if examples.values.shape[1:] != shape:
@@ -125,24 +147,33 @@ def _check_choices(fit: str, channels: str) -> None:
     require(channels in get_args(Channels), "channels", "auto, grey or rgb", repr(channels))
 
 
+def _reading(levels: Any, rules: int) -> Reading:
+    named = levels in ("auto", "none") and isinstance(levels, str)
+    good = named or (type(levels) is int and 2 <= levels <= MOST_LEVELS)
+    require(good, "levels", f"auto, none or a number from 2 to {MOST_LEVELS:,}", repr(levels))
+    return Reading(str(levels), rules=rules)
+
+
 def _read(
     source: str | Path,
     size: tuple[int, int] | None,
     fit: Fit,
     channels: Channels,
     progress: Progress | None,
+    how: Reading,
 ) -> Examples:
     """Send the source to its reader."""
     require_type(source, (str, Path), "source", "'fashion', a folder, a .npy or .npz file")
     path = Path(source)
     what = "embedded" if source == "fashion" else _what_is(path)
     if what == "folder":
-        return read_folder(path, size=size, fit=fit, channels=channels, progress=progress)
+        return read_folder(path, size=size, fit=fit, channels=channels, progress=progress, how=how)
     if what == "image" and size is not None:
-        return read_file(path, size=size, fit=fit, channels=channels)
+        return read_file(path, size=size, fit=fit, channels=channels, how=how)
     if what not in ("embedded", "array"):
         raise DataError(f"{path}: expected a folder of images, a .npy or an .npz file")
-    examples = read_fashion() if what == "embedded" else read_arrays(path)
+    arrays = what == "array"
+    examples = read_arrays(path, how) if arrays else as_asked(read_fashion(), how)
     try:
         fit_images(examples, size, fit=fit, channels=channels)
     except DataError as error:
@@ -185,7 +216,9 @@ def reload(protocol: dict[str, Any]) -> Dataset:
         size = settings["size"]
         settings["size"] = tuple(size) if size else None
         source = protocol["source"]
-    except (KeyError, TypeError) as error:
+        settings["levels"] = protocol.get("reading", "auto")
+        settings["rules"] = int(protocol.get("rules", 1))
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"protocol: expected what load() stores; wrong or missing: {error}"
         ) from error

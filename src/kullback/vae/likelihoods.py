@@ -124,40 +124,66 @@ class Categorical:
 
 
 class Gaussian(nn.Module):
-    """Independent normals around the decoder's output with one standard deviation for all.
+    """Independent normals: `x_d ~ N(location_d + spread_d·m_d, (spread_d·sd)²)`, sd one for all.
 
+    m is the decoder's output. location, spread: the units in which it speaks, `[*event]`, fixed
+    numbers (the training data's mean and deviation), so that the model sees standardised data
+    while x, its mean, draws and density are in the caller's units: log p(x) is that of the
+    standardised x less Σ log spread_d. Without them they are 0 and 1.
     event_shape: `[C, *spatial]` or `[D]`; x is continuous. `log_sd` is a parameter, learned unless
     `learned=False`, and never below −7. For continuous data only: on 8-bit data its likelihood
     grows without bound as sd → 0.
 
+    >>> wide = Gaussian((1,), learned=False, location=torch.zeros(1), spread=torch.full((1,), 2.0))
+    >>> wide.log_prob(torch.zeros(1, 1, 1), torch.zeros(1, 1))  # −½ log 2π − log 2
+    tensor([-1.6121])
     >>> Gaussian((1,)).log_prob(torch.zeros(1, 1, 1), torch.zeros(1, 1))  # −½ log 2π
     tensor([-0.9189], grad_fn=<SumBackward1>)
     """
 
+    location: Tensor | None
+    spread: Tensor | None
+
     def __init__(
-        self, event_shape: tuple[int, ...], *, log_sd: float = 0.0, learned: bool = True
+        self,
+        event_shape: tuple[int, ...],
+        *,
+        log_sd: float = 0.0,
+        learned: bool = True,
+        location: Tensor | None = None,
+        spread: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.event = Event(event_shape)
         self.channels = self.event.colours
         self.log_sd = nn.Parameter(torch.tensor(float(log_sd)), requires_grad=learned)
+        self.register_buffer("location", None if location is None else location.clone())
+        self.register_buffer("spread", None if spread is None else spread.clone())
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Return log p(x|z), a log density, `[*draws, batch]`, in nats."""
         log_sd = self.log_sd.clamp(min=-7.0)
+        volume: Tensor | float = 0.0
+        if self.spread is not None:
+            x = (x - self.location) / self.spread
+            volume = self.spread.double().log().sum().to(log_sd.dtype)
         error = (x.flatten(1) - parameters.flatten(-2)) * torch.exp(-log_sd)
-        return (-0.5 * error**2 - log_sd - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+        return (-0.5 * error**2 - log_sd - 0.5 * math.log(2.0 * math.pi)).sum(-1) - volume
 
     def mean(self, parameters: Tensor) -> Tensor:
-        """Return the decoder's output, `[*lead, *event]`."""
-        return self.event.join(parameters)
+        """Return the decoder's output in the caller's units, `[*lead, *event]`."""
+        return self._outside(self.event.join(parameters))
+
+    def _outside(self, standard: Tensor) -> Tensor:
+        return standard if self.spread is None else self.location + self.spread * standard
 
     def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
         """Draw x, `[*lead, *event]`."""
-        mean = self.mean(parameters)
+        mean = self.event.join(parameters)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        return mean + self.log_sd.clamp(min=-7.0).exp() * noise
+        return self._outside(mean + self.log_sd.clamp(min=-7.0).exp() * noise)
 
     def initial_bias(self, mean: Tensor) -> Tensor:
-        """Return the data's mean."""
-        return self.event.split(mean)[0]
+        """Return the data's mean, in the units in which the decoder speaks."""
+        inside = mean if self.spread is None else (mean - self.location) / self.spread
+        return self.event.split(inside)[0]
