@@ -143,7 +143,7 @@ def _of_integers(
     parts = list(arrays.values())
     low, high = min(int(part.min()) for part in parts), max(int(part.max()) for part in parts)
     small = all(part.dtype in (np.uint8, np.bool_) for part in parts)
-    if 0 <= low and high <= 255 and (how.rules == 1 or small or high >= BIT_DEPTH_FROM):
+    if low >= 0 and high <= 255 and (how.rules == 1 or small or high >= BIT_DEPTH_FROM):
         return np.concatenate([part.astype(np.uint8) for part in parts]), None
     _refuse_marks(arrays, path, low, high)
     found = np.unique(np.concatenate([np.unique(part) for part in parts])) if how.rules > 1 else []
@@ -170,9 +170,9 @@ def _of_floats(
     if grid is None:
         if joined.ndim == 4 and is_shifted_grid(joined):
             raise DataError(
-                f"{path}: expected levels or continuous values; got pixels whose levels are equally "
-                "spaced but begin elsewhere in every pixel, as after subtracting a mean picture. "
-                "Try: the pictures before that; or --levels none for a density all the same"
+                f"{path}: expected levels or continuous values; got pixels whose levels are "
+                "equally spaced but begin elsewhere in every pixel, as after subtracting a mean "
+                "picture. Try: the pictures before that; or --levels none for a density all the same"
             )
         return _as_floats([joined], notes, how), None
     low, high = float(joined.min()), float(joined.max())
@@ -206,9 +206,9 @@ def _refuse_marks(arrays: Named, path: Path, low: int, high: int) -> None:
     if low == -1 and high > 3:
         marked = sum(int((array == -1).sum()) for array in arrays.values())
         raise DataError(
-            f"{path}: {next(iter(arrays))}: expected integers in 0..255; got -1 to {high}; -1 stands "
-            f"in {plural(marked, 'place')}, which looks like a mark for missing values. Try: fill "
-            f"them in or leave those rows out; or --levels {high + 2} if -1 is a level"
+            f"{path}: {next(iter(arrays))}: expected integers in 0..255; got -1 to {high}; -1 "
+            f"stands in {plural(marked, 'place')}, which looks like a mark for missing values. "
+            f"Try: fill them in or leave those rows out; or --levels {high + 2} if -1 is a level"
         )
 
 

@@ -259,7 +259,7 @@ def _is_meant(levels: Floats, step: float, allowed: float, count: int, dtype: An
 
 
 def named(low: float, step: float, last: int) -> Grid:
-    """Return the grid of `last + 1` levels from `low` on, widened to where such grids begin and end.
+    """Return the grid of `last + 1` levels from `low` on, widened as such grids are.
 
     They begin at 0, −1 or −½ and end at a whole bit depth.
     """

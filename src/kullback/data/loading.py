@@ -110,8 +110,9 @@ def load_images(
     source: as in `load`, or one image file. Images are brought to the height, width and channels
     of `event_shape` `(C, H, W)`; vectors must have its length already. The result is uint8, or
     float32 for continuous arrays; nothing is binarised. kind, grid: of a trained model, whose
-    levels (or continuous values) arrays are then read as, whatever grid these few lie on. `say` is called with one sentence for
-    each thing done or left out (by default a Python warning). Raises `DataError`.
+    levels (or continuous values) arrays are then read as, whatever grid these few lie on.
+    `say` is called with one sentence for each thing done or left out (by default a Python
+    warning). Raises `DataError`.
 
     >>> images, names = load_images("fashion", event_shape=(1, 28, 28))
     >>> images.shape, names[0], names[-1]

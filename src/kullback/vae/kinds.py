@@ -43,7 +43,10 @@ def choose(kind: str, name: str = "auto") -> tuple[str, str]:
         "to make them so, or likelihood='logistics'",
         ("8-bit", "gaussian"): "a continuous density on 8-bit levels has no maximum (the error "
         "goes to 0, the density to infinity), so its figure would mean nothing; use 'logistics'",
-        ("levels", "gaussian"): "a continuous density on levels has no maximum; use 'logistics', or "
+        (
+            "levels",
+            "gaussian",
+        ): "a continuous density on levels has no maximum; use 'logistics', or "
         "read the data with levels='none'",
         ("binary", "gaussian"): "a continuous density on bits has no maximum; use 'bernoulli'",
     }.get((kind, name), f"use {best!r}")

@@ -1,8 +1,7 @@
 """The mixture of discretised logistics: the likelihood for 8-bit data and other levels."""
 
-from typing import Any
-
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +25,9 @@ class DiscretisedLogistics(nn.Module):
     logits, K·C means, K·C log-scales (held within ±7, on a scale where all levels span 2; lower
     by log(levels/256) where there are more), and K·C(C−1)/2 colour weights. centre, spread:
     `[C, places]` in levels; means and scales are then in these units, which a decoder needs where
-    data fill a small part of many levels. Exact: `log(σ(b) − σ(a)) = log σ(b) + log σ(−a) + log(1 − e^{a−b})`
-    needs no floor and no approximation in the tails.
+    data fill a small part of many levels.
+    Exact: `log(σ(b) − σ(a)) = log σ(b) + log σ(−a) + log(1 − e^{a−b})` needs no floor
+    and no approximation in the tails.
     Reference: Salimans et al. (2017), "PixelCNN++", section 2.1.
 
     >>> logistics = DiscretisedLogistics((1,), components=1, levels=2)
@@ -53,9 +53,8 @@ class DiscretisedLogistics(nn.Module):
         colours = self.event.colours
         self.pairs = colours * (colours - 1) // 2
         self.channels = components * (1 + 2 * colours + self.pairs)
-        self.least = -7.0 - max(0.0, math.log(max(1, levels - 1) / 255))
-        self.half = 1.0 / max(1, levels - 1)
-        unit = None if spread is None else 2.0 * self.half * spread
+        self.least = -7.0 - max(0.0, math.log((levels - 1) / 255))
+        unit = None if spread is None else spread * (2.0 / (levels - 1))
         self.register_buffer("centre", None if centre is None else self._to_unit(centre))
         self.register_buffer("spread", unit)
 
@@ -84,13 +83,13 @@ class DiscretisedLogistics(nn.Module):
         return moved
 
     def _to_unit(self, x: Tensor) -> Tensor:  # levels 0 … n−1 to [−1, 1]
-        return real(x) * (2.0 * self.half) - 1.0
+        return real(x) * (2.0 / (self.levels - 1)) - 1.0
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Return log p(x|z), `[*draws, batch]`, in nats."""
         log_pi, means, log_scales, weights = self._unpack(parameters)
         values = self._to_unit(self.event.split(x))
-        half = self.half
+        half = 1.0 / (self.levels - 1)
         total = log_pi
         for colour in range(self.event.colours):
             here = values[:, colour].unsqueeze(-2)  # [batch, 1, places]
@@ -106,7 +105,7 @@ class DiscretisedLogistics(nn.Module):
             moved = self._moved(means, weights, values, colour)
             values = values.clone()
             values[..., colour, :] = (log_pi.exp() * moved).sum(-2).clamp(-1.0, 1.0)
-        return self.event.join((values + 1.0) * (0.5 / self.half))
+        return self.event.join((values + 1.0) * (0.5 * (self.levels - 1)))
 
     def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
         """Draw levels, as floats, `[*lead, *event]`: a logistic draw rounded to its level."""
@@ -120,9 +119,9 @@ class DiscretisedLogistics(nn.Module):
             scale = log_scales[..., colour, :, :].gather(-2, pick).squeeze(-2).exp()
             u = torch.rand(mean.shape, generator=generator, device=mean.device)
             raw = mean + scale * torch.logit(u, eps=1e-7)
-            step = 2.0 * self.half
+            step = 2.0 / (self.levels - 1)
             values[..., colour, :] = ((raw.clamp(-1.0, 1.0) + 1.0) / step).round() * step - 1.0
-        return self.event.join(((values + 1.0) * (0.5 / self.half)).round())
+        return self.event.join(((values + 1.0) * (0.5 * (self.levels - 1))).round())
 
     def initial_bias(self, mean: Tensor) -> Tensor:
         """Return means spread around the data's mean, with wide scales.
