@@ -19,7 +19,7 @@ from kullback.core.checks import describe
 
 from .examples import Examples, Reading, digests_of, plural
 from .grid import Grid, grid_of, is_shifted_grid, named, quantised
-from .limits import BIT_DEPTH_FROM, MOST_LEVELS
+from .limits import BIT_DEPTH_FROM, FEW_VALUES, MOST_LEVELS
 
 __all__ = ["read_arrays"]
 
@@ -167,13 +167,15 @@ def _of_floats(
     """Bring floats to the levels of the grid they lie on, or to float32 when there is none."""
     joined = np.concatenate(list(arrays.values()))
     grid = grid_of(joined)
-    if grid is None:
-        if joined.ndim == 4 and is_shifted_grid(joined):
+    if (grid is None or grid.count > FEW_VALUES) and joined.ndim == 4:
+        finer = 0.0 if grid is None else 1.5 * min(grid.step)
+        if is_shifted_grid(joined, step=finer):
             raise DataError(
                 f"{path}: expected levels or continuous values; got pixels whose levels are "
                 "equally spaced but begin elsewhere in every pixel, as after subtracting a mean "
-                "picture. Try: the pictures before that; or --levels none for a density all the same"
+                "picture. Try: the pictures before that; or --levels none for a density anyway"
             )
+    if grid is None:
         return _as_floats([joined], notes, how), None
     low, high = float(joined.min()), float(joined.max())
     if grid.step == (1.0,) and low == int(low):

@@ -41,6 +41,9 @@ def _doubt(column: NDArray[Any]) -> tuple[str, str] | None:
     if few and len(found) > 1:
         why = "so few values are levels, and a density on them has no finite maximum; "
         return why + "code them as a data set of their own", f" ({len(found)} values)"
+    if len(found) > 1 and bool((column == np.rint(column)).all()):
+        why = "whole numbers taken as continuous, since they have too many levels together"
+        return why, ""
     share = float(counts.max()) / len(column)
     if len(found) > 1 and counts.max() > 2 and share > limits.POINT_MASS:
         value = f" ({100 * share:.0f} % are exactly {found[counts.argmax()]:.6g})"

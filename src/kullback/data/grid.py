@@ -88,7 +88,7 @@ class Grid:
             return f"{self.count:,} values from {low:.6g} to {high:.6g}, not equally spaced"
         ends = [(a, a + s * (self.count - 1)) for a, s in zip(self.offset, self.step, strict=True)]
         low, high = min(e[0] for e in ends), max(e[1] for e in ends)
-        each = "" if len(ends) == 1 else ", with an offset and a step of each channel's own"
+        each = "" if len(ends) == 1 else ", with an offset and a step for each column or channel"
         return f"{self.count:,} equally spaced levels from {low:.6g} to {high:.6g}{each}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,9 +126,13 @@ def grid_of(x: Floats) -> Grid | None:
     (256): standardised pixels or codes, not a table of measurements.
     """
     found = distinct(x)
-    if found is not None and (grid := find_grid(found, x.size, x.dtype)) is not None:
+    grid = None if found is None else find_grid(found, x.size, x.dtype)
+    if grid is not None and grid.count <= limits.FEW_VALUES:
         return grid
-    if x.shape[1] > 1 and (grid := _grid_of_each(x)) is not None:
+    each = _grid_of_each(x) if x.shape[1] > 1 else None
+    if each is not None and (grid is None or np.median(each.step) > 1.5 * grid.step[0]):
+        return each  # columns less their means lie on a fine common grid by arithmetic alone
+    if grid is not None:
         return grid
     few = found is not None and 2 < len(found) <= limits.FEW_VALUES
     if few and found is not None and x.size >= limits.REPEATS**2 * len(found):
@@ -136,11 +140,13 @@ def grid_of(x: Floats) -> Grid | None:
     return None
 
 
-def is_shifted_grid(x: Floats) -> bool:
+def is_shifted_grid(x: Floats, *, step: float) -> bool:
     """Say whether every pixel of `[N, C, H, W]` has levels of one step but its own offset.
 
-    The differences from the first example then lie on one grid: a mean picture was subtracted.
+    The differences from the first example then lie on one grid, coarser than `step`: a mean
+    picture was subtracted.
     """
+    x = x[: limits.ROWS_COMPARED]
     found = distinct(x[1:].astype(np.float64) - x[:1].astype(np.float64))
     largest = float(abs(x).max())
     if found is None or largest == 0:
@@ -149,7 +155,8 @@ def is_shifted_grid(x: Floats) -> bool:
     allowed = limits.ROUNDINGS[-1] * float(np.finfo(stored).eps) * largest
     levels = _merged(found, allowed)
     line = None if levels is None else _line(levels, allowed)
-    return line is not None and line[2] < 2 * limits.FEW_VALUES and x.size > 2 * len(found)
+    few = line is not None and line[2] < 2 * limits.FEW_VALUES and x.size > 2 * len(found)
+    return few and line is not None and line[1] > step
 
 
 def quantised(x: Floats, count: int, notes: list[str]) -> tuple[NDArray[Any], Grid]:
@@ -209,7 +216,7 @@ def find_grid(found: Floats, count: int, dtype: Any) -> Grid | None:
         if levels is not None and line is not None:
             offset, step, last = line
             if _is_meant(levels, step, allowed, count, dtype):
-                return named(offset, step, last)
+                return named(offset, step, last, slack=4 * allowed)
     return None
 
 
@@ -258,24 +265,31 @@ def _is_meant(levels: Floats, step: float, allowed: float, count: int, dtype: An
     )
 
 
-def named(low: float, step: float, last: int) -> Grid:
+def named(low: float, step: float, last: int, *, slack: float = 0.0) -> Grid:
     """Return the grid of `last + 1` levels from `low` on, widened as such grids are.
 
-    They begin at 0, −1 or −½ and end at a whole bit depth.
+    They begin at 0, −1 or −½ and end at a whole bit depth. slack: how far rounding may have moved
+    the first level.
     """
     used = last + 1
     for start in (0.0, -1.0, -0.5):
         before = round((low - start) / step)
-        fits = before >= 0 and abs(low - start - before * step) <= limits.WINDOW * step / 4
-        full = 1 << max(8, (before + used - 1).bit_length())
-        fits = fits and before + used <= limits.MOST_LEVELS
-        fits = fits and (start == 0.0 or abs(2 * start + (full - 1) * step) <= 2 * step)
-        if fits and (before == 0 or before + used > limits.BIT_DEPTH_FROM):
+        off = slack * (1 + before / last)
+        aligned = before >= 0 and abs(low - start - before * step) <= off
+        aligned = aligned and off <= step / (2 if before == 0 else 16)  # or any start would do
+        full = _depth(before + used)
+        whole = full == _depth(used) and abs(2 * start + (full - 1) * step) <= 2 * step
+        widened = before == 0 or limits.BIT_DEPTH_FROM < before + used <= limits.MOST_LEVELS
+        if aligned and widened and (start == 0.0 or whole):
             low, used = start, before + used
             break
-    if used > limits.BIT_DEPTH_FROM:
-        used = 1 << (used - 1).bit_length()
+    used = _depth(used) if used > limits.BIT_DEPTH_FROM else used
     return Grid(used, (low,), (step,))
+
+
+def _depth(used: int) -> int:
+    """Return the levels of the least whole bit depth from 8 on that has so many."""
+    return 1 << max(8, (used - 1).bit_length())
 
 
 def _rows(x: Floats) -> Iterator[tuple[int, Floats]]:

@@ -11,6 +11,7 @@ __all__ = [
     "REPEATS",
     "ROUNDINGS",
     "ROUNDINGS_IN_FLOAT64",
+    "ROWS_COMPARED",
     "WINDOW",
 ]
 
@@ -24,6 +25,7 @@ REPEATS = 4  # few values, each seen so often on average, are levels: a density 
 BIT_DEPTH_FROM = 128  # more levels than this are a whole bit depth (8, 9, … 16 bits) with gaps
 FEW_VALUES = 256  # unequally spaced values so few are levels by rank (a gamma curve of 8 bits)
 POINT_MASS = 0.05  # a column with so large a share of rows at one value has no density there
+ROWS_COMPARED = 1000  # images in which a subtracted mean picture is looked for
 HEAVY_TAIL = (
     100.0  # interquartile ranges from the median: 1e-9999 for a normal law, usual beyond it
 )

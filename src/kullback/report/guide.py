@@ -58,9 +58,9 @@ TERMS = (
     (
         "Bits per dimension",
         "For data that are levels: −L_K in bits, divided by the number of values in an x. It is "
-        "the length of a code made from this model. Only figures on the same data, prepared the same way, "
-        "compare; figures on binarised data compare with none on 8-bit data, and those on 8 bits "
-        "with none on 12. A density has no such figure: it depends on the units.",
+        "the length of a code made from this model. Only figures on the same data, prepared the "
+        "same way, compare; figures on binarised data compare with none on 8-bit data, those on "
+        "8 bits with none on 12. A density has no such figure: it depends on the units.",
     ),
     (
         "±",
