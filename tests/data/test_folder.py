@@ -146,7 +146,7 @@ def test_sixty_pictures_are_never_refused(tmp_path):
 def test_copies_of_one_picture_have_no_split(tmp_path):
     for k in range(9):
         save(tmp_path / f"{k}.png", 0)
-    with pytest.raises(DataError, match="at least 2 different examples.*9 examples, all the same"):
+    with pytest.raises(DataError, match=r"at least 2 different examples.*9 examples, all the same"):
         load(tmp_path)
 
 

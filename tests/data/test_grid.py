@@ -42,7 +42,7 @@ def test_eight_bits_in_any_scaling_are_eight_bits(name, dtype):
     assert abs(grid.values_of(levels) - values).max() < 0.4 * min(grid.step)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.integers(2, 2000),
     st.floats(1e-6, 1e6),
@@ -65,7 +65,7 @@ def test_any_offset_and_step_with_levels_missing(count, step, place, dtype, seed
     assert np.array_equal(moved * factor, k - k.min())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.integers(2, 60),
     st.integers(1, 5),

@@ -146,8 +146,8 @@ def _of_integers(
     if low >= 0 and high <= 255 and (how.rules == 1 or small or high >= BIT_DEPTH_FROM):
         return np.concatenate([part.astype(np.uint8) for part in parts]), None
     _refuse_marks(arrays, path, low, high)
-    found = np.unique(np.concatenate([np.unique(part) for part in parts])) if how.rules > 1 else []
-    step = math.gcd(*(int(value) - low for value in found)) or 1
+    found = {int(value) for part in parts for value in np.unique(part)}
+    step = math.gcd(*(value - low for value in found)) or 1
     if how.rules == 1 or (high - low) // step >= MOST_LEVELS:
         for name, array in arrays.items():
             low, high = int(array.min()), int(array.max())
@@ -177,9 +177,8 @@ def _of_floats(
             )
     if grid is None:
         return _as_floats([joined], notes, how), None
-    low, high = float(joined.min()), float(joined.max())
-    if grid.step == (1.0,) and low == int(low):
-        _refuse_marks(arrays, path, int(low), int(high))
+    if joined.min() == -1 and all((piece == np.rint(piece)).all() for piece in _pieces([joined])):
+        _refuse_marks(arrays, path, -1, int(joined.max()))
     notes.append(_said(grid))
     return _levels_of([joined], grid, path), grid
 

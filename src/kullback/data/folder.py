@@ -220,7 +220,8 @@ def _depth_of(
 
 
 def _known(grid: Grid, pixels: NDArray[Any]) -> NDArray[Any]:
-    return grid.levels_of(pixels[None, None].astype(np.float64))[0, 0]
+    levels: NDArray[Any] = grid.levels_of(pixels[None, None].astype(np.float64))[0, 0]
+    return levels
 
 
 def as_asked(examples: Examples, how: Reading) -> Examples:

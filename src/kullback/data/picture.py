@@ -184,8 +184,8 @@ def _plain(image: Image.Image, *, deep: bool) -> tuple[Image.Image, bool, bool]:
         wide, alpha = np.asarray(image).astype(np.int32), "transparency" in image.info
         if deep:
             return Image.fromarray(wide), False, alpha
-        wide = (wide.astype(np.int64) * 255 + 32767) // 65535
-        return Image.fromarray(wide.astype(np.uint8)), False, alpha
+        levels = (wide.astype(np.int64) * 255 + 32767) // 65535
+        return Image.fromarray(levels.astype(np.uint8)), False, alpha
     if not image.has_transparency_data:
         return image.convert("L" if image.mode in ("1", "L") else "RGB"), False, False
     layered = image.convert("RGBA")

@@ -168,7 +168,7 @@ class Gaussian(nn.Module):
         """Return log p(x|z), a log density, `[*draws, batch]`, in nats."""
         log_sd = self._log_sd()
         volume: Tensor | float = 0.0
-        if self.spread is not None:
+        if self.spread is not None and self.location is not None:
             x = (x - self.location) / self.spread
             volume = self.spread.double().log().sum().to(log_sd.dtype)
             log_sd = log_sd.expand(self.spread.shape).flatten()
@@ -183,7 +183,9 @@ class Gaussian(nn.Module):
         return self.log_sd.clamp(min=-7.0).reshape(self.sizes)
 
     def _outside(self, standard: Tensor) -> Tensor:
-        return standard if self.spread is None else self.location + self.spread * standard
+        if self.spread is None or self.location is None:
+            return standard
+        return self.location + self.spread * standard
 
     def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
         """Draw x, `[*lead, *event]`."""
@@ -193,5 +195,6 @@ class Gaussian(nn.Module):
 
     def initial_bias(self, mean: Tensor) -> Tensor:
         """Return the data's mean, in the units in which the decoder speaks."""
-        inside = mean if self.spread is None else (mean - self.location) / self.spread
-        return self.event.split(inside)[0]
+        if self.spread is not None and self.location is not None:
+            mean = (mean - self.location) / self.spread
+        return self.event.split(mean)[0]

@@ -65,7 +65,7 @@ class DiscretisedLogistics(nn.Module):
         log_pi = torch.log_softmax(parts[0], -2)  # [*lead, K, places]
         means = parts[1].reshape(*lead, colours, k, self.event.places)
         log_scales = parts[2].reshape(*lead, colours, k, self.event.places)
-        if self.spread is not None:
+        if self.spread is not None and self.centre is not None:
             spread = self.spread.unsqueeze(-2)
             means = self.centre.unsqueeze(-2) + spread * means
             log_scales = log_scales + spread.log()
