@@ -5,7 +5,7 @@ by three rules: the variance of the mean code above 0.01 (Burda et al. 2016), th
 0.03, 0.1 and 0.3 nats, and both variance and 0.1 nats (what `evaluate` reports). The last columns
 are the rate and the gap in the sorted KLs, the largest below 0.1 and the smallest above.
 
-    python benchmarks/active_units.py [--steps 2000] [--binarize static]
+    python benchmarks/active_units.py [--steps 500] [--binarize static]
 """
 
 import argparse
@@ -26,7 +26,7 @@ HEAD = (
 def main() -> None:
     """Print one row a β."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--binarize", default="none")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kullback.core import DataError
-from kullback.data import Grid, load, load_images
+from kullback.data import Grid, load, load_images, reload
 from kullback.data.grid import grid_of
 
 RNG = np.random.default_rng(0)
@@ -220,3 +220,16 @@ def test_frames_alpha_and_turns_are_counted(tmp_path):
     assert "5 images turned or mirrored as their EXIF orientation says" in notes
     assert "5 animations: first frames taken, 10 others left out" in notes
     assert "5 images with an alpha channel that was left out" in notes
+
+
+def test_other_data_are_read_as_a_runs_own(tmp_path):
+    """Values 0 to 1 for a run on 0 to 1 and continuous stay so, on any grid; levels keep theirs."""
+    continuous, grey = tmp_path / "c.npy", tmp_path / "g.npy"
+    np.save(continuous, RNG.random((60, 1, 6, 6)))
+    np.save(grey, (GREY[:, :1] // 51 * 51 / 255 - 0.5) / 0.5)
+    other = reload(load(continuous).protocol, source=str(grey))
+    assert other.kind == "continuous"
+    assert float(other.train.min()) == -1.0
+    np.save(continuous, (GREY[:, :1] / 255 - 0.5) / 0.5)
+    other = reload(load(continuous).protocol, source=str(grey))
+    assert sorted(set(other.train.flatten().tolist())) == [0, 51, 102, 153, 204, 255]

@@ -7,6 +7,7 @@ Which to use: `load` for a data set with a split and a protocol, to train and ev
 import stat
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -43,6 +44,7 @@ def load(
     levels: int | str = "auto",
     progress: Progress | None = None,
     rules: int = RULES,
+    grid: Grid | None = None,
 ) -> Dataset:
     """Read a data set whole: `Dataset(train [N, *event], test [M, *event], kind, protocol, …)`.
 
@@ -55,8 +57,8 @@ def load(
     bits as static, and leaves train grey for `Dataset.batch`. Values that are 0 and 1 stay so.
     levels: "auto" finds out whether the values lie on a grid of levels (k/255, (k/255 − ½)/½, 12
     bits in a 16-bit file) and keeps those levels; "none" takes floats as continuous all the same;
-    a number from 2 to 65,536 quantises them to so many. rules: of the reading; `reload` passes
-    those that a run was made with.
+    a number from 2 to 65,536 quantises them to so many. grid: a trained model's, instead. rules:
+    of the reading; `reload` passes those that a run was made with.
     Split: `train/` and `test/` folders or x_train and x_test where given; else an example is a
     test example when the SHA-256 of its file or row falls in the lowest `test_fraction`, which
     depends on nothing else and keeps copies on one side. Where that would leave a side without
@@ -74,7 +76,7 @@ def load(
     fraction_ok = isinstance(test_fraction, int | float) and 0 < test_fraction < 1
     require(fraction_ok, "test_fraction", "a number between 0 and 1", test_fraction)
     require_type(seed, int, "seed")
-    wanted, how = as_size(size), _reading(levels, rules)
+    wanted, how = as_size(size), replace(_reading(levels, rules), grid=grid)
     examples = _read(source, wanted, fit, channels, progress, how)
     return assemble(
         examples,
@@ -201,11 +203,13 @@ def _skips_in_words(skipped: list[tuple[str, str]]) -> str:
     return f"{plural(len(skipped), 'image')} skipped: {shown}{more}"
 
 
-def reload(protocol: dict[str, Any]) -> Dataset:
+def reload(protocol: dict[str, Any], *, source: str | None = None) -> Dataset:
     """Read again the data set that a protocol describes, with the same settings.
 
-    protocol: as in `Dataset.protocol`. Whether the data are still the same is for the caller to
-    see: compare the hashes. Raises `DataError` when the protocol is damaged or the source is gone.
+    protocol: as in `Dataset.protocol`. source: other data, read as those were: on the same grid of
+    levels, or as continuous values where those were, whatever grid the others lie on.
+    Whether the data are still the same is for the caller to see: compare the hashes. Raises
+    `DataError` when the protocol is damaged or the source is gone.
 
     >>> data = load("fashion", binarize="static", seed=3)
     >>> reload(data.protocol).protocol["sha256"] == data.protocol["sha256"]
@@ -216,11 +220,22 @@ def reload(protocol: dict[str, Any]) -> Dataset:
         settings = {name: protocol[name] for name in names}
         size = settings["size"]
         settings["size"] = tuple(size) if size else None
-        source = protocol["source"]
         settings["levels"] = protocol.get("reading", "auto")
         settings["rules"] = int(protocol.get("rules", 1))
+        if source is not None:
+            settings |= _like(protocol)
+        source = protocol["source"] if source is None else source
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"protocol: expected what load() stores; wrong or missing: {error}"
         ) from error
     return load(source, **settings)
+
+
+def _like(protocol: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that bring other data to the values of these."""
+    if protocol["kind"] == "continuous":
+        return {"levels": "none", "rules": RULES, "size": None}
+    shape = protocol["event_shape"]
+    found = {"size": tuple(shape[1:]) or None}
+    return found | ({"grid": Grid.from_dict(protocol["grid"])} if "grid" in protocol else {})

@@ -146,7 +146,7 @@ def _active(e: Evaluation, noun: str) -> Figure:
         note = f"whose mean code {varies}"
         meaning = f"their mean code varies from {noun} to {noun} (variance above 0.01)."
     else:
-        note = f"of {ACTIVE_KL:g} nats or more ({e.varying_units} with a mean code that {varies})"
+        note = f"of {ACTIVE_KL:g} nats or more ({e.varying_units} whose mean code {varies})"
         meaning = (
             f"each has a KL of {ACTIVE_KL:g} nats or more and a mean code that varies from {noun} "
             f"to {noun}. {e.varying_units} vary by more than {ACTIVE_VARIANCE:g} (variance), which "

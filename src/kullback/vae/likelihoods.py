@@ -167,13 +167,14 @@ class Gaussian(nn.Module):
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Return log p(x|z), a log density, `[*draws, batch]`, in nats."""
         log_sd = self._log_sd()
-        volume: Tensor | float = 0.0
+        volume: Tensor | None = None
         if self.spread is not None and self.location is not None:
             x = (x - self.location) / self.spread
             volume = self.spread.double().log().sum().to(log_sd.dtype)
             log_sd = log_sd.expand(self.spread.shape).flatten()
         error = (x.flatten(1) - parameters.flatten(-2)) * torch.exp(-log_sd)
-        return (-0.5 * error**2 - log_sd - 0.5 * math.log(2.0 * math.pi)).sum(-1) - volume
+        density = (-0.5 * error**2 - log_sd - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+        return density if volume is None else density - volume
 
     def mean(self, parameters: Tensor) -> Tensor:
         """Return the decoder's output in the caller's units, `[*lead, *event]`."""
