@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from kullback.core import require
 
 from .closing import close
+from .numerals import Real
 from .options import DataOptions, ModelOptions, TrainingOptions
 from .session import Stop, bar, prepare, say
 
@@ -32,7 +33,7 @@ def train(
     out: Annotated[Path | None, Parameter(help="The run's new folder (default: runs/…).")] = None,
     resume: Annotated[Path | None, Parameter(help="Go on with this run instead.")] = None,
     device: Annotated[str, Parameter(help="auto, cpu, cuda or mps.")] = "auto",
-    checkpoint_seconds: Annotated[float, Parameter(help="How much work a crash may cost.")] = 15.0,
+    checkpoint_seconds: Annotated[Real, Parameter(help="How much work a crash may cost.")] = 15.0,
     json: Annotated[
         bool, Parameter(help="Print the figures as one JSON object.", negative="")
     ] = False,
