@@ -19,7 +19,7 @@ from kullback.core import ArgumentValueError, require
 from kullback.core.checks import message
 from kullback.exact.families import InverseGaussian
 
-from .numerals import number, split_list
+from .numerals import number, short, split_list
 
 __all__ = ["FAMILIES", "Family", "describe", "family_of", "parse"]
 
@@ -214,7 +214,7 @@ def parse(text: str, *, name: str = "P", normalise: bool = False) -> Any:
     try:
         distribution = family.make(**made, validate_args=True)
     except ValueError as error:
-        raise ArgumentValueError(message(name, family.usage, repr(text))) from error
+        raise ArgumentValueError(message(name, family.usage, short(text))) from error
     if len(terms) == 1:
         return distribution
     weights = torch.tensor([term.weight for term in terms], dtype=torch.float64)
@@ -299,8 +299,8 @@ def _close(text: str, place: int) -> int:
 
 
 def _refuse(text: str, place: int, name: str) -> NoReturn:
-    got = f"{text[place:].strip()!r}" if place < len(text) else "nothing"
-    where = f" after {text[:place]!r}" if place else ""
+    got = short(text[place:].strip()) if place < len(text) else "nothing"
+    where = f" after {short(text[:place])}" if place else ""
     expected = f"family(number, ...), such as normal(0,1){where}"
     raise ArgumentValueError(message(name, expected, got))
 
@@ -311,7 +311,7 @@ def _term(family: str, arguments: str, name: str, weight: float) -> Term:
         near = difflib.get_close_matches(family.lower(), FAMILIES, n=1, cutoff=0.5)
         hint = f"did you mean {FAMILIES[near[0]].usage}?" if near else ""
         expected = f"one of {', '.join(FAMILIES)}"
-        raise ArgumentValueError(message(name, expected, repr(family), hint))
+        raise ArgumentValueError(message(name, expected, short(family), hint))
     given = _given(known, arguments, name)
     lists = any(isinstance(value, list) for _, value in given)
     known = "multivariate_normal" if known == "normal" and lists else known
@@ -328,7 +328,7 @@ def _given(family: str, text: str, name: str) -> list[tuple[str | None, Any]]:
     """Read `value, key=value, …`; a value is a number or a list of them, in brackets."""
     usage = FAMILIES[family].usage
     parts = split_list(text) if text.strip() else []
-    require(parts is not None, name, f"{usage} with plain numbers", repr(text))
+    require(parts is not None, name, f"{usage} with plain numbers", short(text))
     given = []
     for part in parts or []:
         found = ARGUMENT.fullmatch(part)
@@ -336,18 +336,20 @@ def _given(family: str, text: str, name: str) -> list[tuple[str | None, Any]]:
         hint = "sd=2 or var=4" if family == "normal" and set(part) & set("^²*") else ""
         finite = value is not None and _finite(value)
         expected = f"{usage} with {'plain' if value is None else 'finite'} numbers"
-        require(finite, name, expected, repr(part), hint)
+        require(finite, name, expected, short(part), hint)
         given.append((found[1] if found else None, value))
     return given
 
 
-def _value(text: str) -> Any:
+def _value(text: str, depth: int = 2) -> Any:
     """Read a number, or a list of numbers or lists; None for anything else."""
     text = text.strip()
+    if not depth and text[:1] in ("[", "("):
+        return None
     if not text.startswith(("[", "(")):
         return number(text)
     parts = split_list(text[1:-1]) if _close(text, 0) == len(text) - 1 else None
-    values = None if parts is None else [_value(part) for part in parts]
+    values = None if parts is None else [_value(part, depth - 1) for part in parts]
     return None if values is None or None in values else values
 
 

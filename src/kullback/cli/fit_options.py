@@ -13,6 +13,7 @@ from .session import check_new
 
 __all__ = ["FitOptions"]
 
+MOST_HELD = 200_000_000  # 1.6 GB an array
 MOST_DRAWS = 1_000_000  # the verdict's own limits do not improve beyond
 
 
@@ -55,6 +56,12 @@ class FitOptions:
         require(self.draws <= MOST_DRAWS, "--draws", most, f"{self.draws:,}", "--draws 1e5")
         require(0 <= self.seed < 2**63, "--seed", "an integer from 0 to 2^63 - 1", self.seed)
         require(self.dim is None or self.dim >= 1, "--dim", "at least 1", self.dim)
+        most = MOST_HELD // 100
+        require((self.dim or 1) <= most, "--dim", f"at most {most:,}", f"{self.dim or 1:,}")
+        held = (self.dim or 1) * self.draws  # numbers in memory, several times over
+        few = f"{MOST_HELD:,} numbers in memory at most"
+        got = f"{held:,} (--dim times --draws)"
+        require(held <= MOST_HELD, "--draws", few, got, f"--draws {MOST_HELD // (self.dim or 1)}")
         require(self.components >= 1, "--components", "at least 1", self.components)
         both = self.direction == "both"
         require(not (both and self.out), "--out", "one direction", "both")
@@ -63,5 +70,7 @@ class FitOptions:
         if self.plot is not None:
             check_new("--plot", self.plot, ".svg", force=self.force)
         if self.out is not None:
+            folder = not self.out.exists() or self.out.is_dir()
+            require(folder, "--out", "a folder", str(self.out))
             new = self.force or not (self.out / "fit.json").exists()
             require(new, "--out", "a folder without a fit", str(self.out), "--force")

@@ -29,6 +29,8 @@ def in_flags(text: str, flags: Iterable[str]) -> str:
     'fit.json exists. Try: another folder, or --force'
     """
     known = set(flags)
+    if "--name" in known:
+        text = re.sub(r"^names\['(\w+)'\]", r"--name \1=…", text)
     head, mark, hint = text.partition("Try: ")
     first, colon, rest = head.partition(":")
     names = first.split(" and ")

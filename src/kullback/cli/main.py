@@ -39,7 +39,13 @@ EPILOGUE = """Examples:
 
   kullback evaluate runs/photos-20260101-120000 --draws 5000"""
 
-app = App(name="kullback", help=HELP, help_epilogue=EPILOGUE, version=__version__)
+app = App(
+    name="kullback",
+    help=HELP,
+    help_epilogue=EPILOGUE,
+    version=__version__,
+    suppress_keyboard_interrupt=False,
+)
 app.command("kullback.cli.train:train", name="train", help="Train a VAE and report its evidence.")
 app.command(
     "kullback.cli.evaluate:evaluate",
@@ -90,8 +96,8 @@ app.command(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code; only this package's errors become messages."""
     given = sys.argv[1:] if arguments is None else arguments
-    # a number is never an option: with a space before it, its sign does not make it one
-    given = [f" {text}" if re.match(r"-(\.?\d|inf|nan)", text) else text for text in given]
+    # neither a number nor - (standard input) is an option: with a space before them they are none
+    given = [f" {text}" if re.match(r"-(\.?\d|inf|nan|$)", text) else text for text in given]
     if sys.stderr is None:  # closed by the caller
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
     if sys.stdout is None:
@@ -116,6 +122,8 @@ def _code(given: list[str]) -> int:
         abandon(sys.stdout)
         return 1
     except OSError as error:
+        if "temporary directory" in str(error):  # of tempfile, which torch asks when imported
+            return _failed(f"{error.strerror}: is the disk full?", RunError.exit_code)
         if error.errno not in FULL or error.filename is not None:
             raise
         abandon(sys.stdout)

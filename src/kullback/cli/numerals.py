@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-__all__ = ["Real", "Whole", "number", "split_list"]
+__all__ = ["Real", "Whole", "number", "short", "split_list"]
 
 PLAIN = r"[+-]?(?:\d+(?:_\d+)*\.?(?:\d+(?:_\d+)*)?|\.\d+(?:_\d+)*)(?:[eE][+-]?\d+)?"
 NUMBER = re.compile(rf"({PLAIN})(?:\s*/\s*({PLAIN}))?\s*(%?)")
@@ -33,6 +33,15 @@ def number(text: str) -> float | None:
         return None
     above, below, percent = float(found[1]), float(found[2] or 1.0), found[3]
     return None if below == 0 else above / below / (100.0 if percent else 1.0)
+
+
+def short(text: str) -> str:
+    """Quote a text for a message, cut where it is long.
+
+    >>> short("normal"), len(short("x" * 1000))
+    ("'normal'", 63)
+    """
+    return repr(text if len(text) <= 60 else f"{text[:60]}…")
 
 
 def split_list(text: str) -> list[str] | None:

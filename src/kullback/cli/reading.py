@@ -20,10 +20,10 @@ from kullback.core.checks import message
 from kullback.core.files import parse_json
 from kullback.core.numpy_files import read_npy
 
-from .families import describe, family_of, parse
-from .numerals import number, split_list
+from .families import FAMILIES, describe, family_of, parse
+from .numerals import number, short, split_list
 from .session import say
-from .table_kinds import looks_like
+from .table_kinds import MANY, looks_like
 
 __all__ = ["Given", "Tables", "decoded", "read", "read_bytes", "read_pair"]
 
@@ -88,10 +88,10 @@ def read(text: str, *, name: str = "P", how: Tables | None = None) -> Given:
             value = _table(value.tolist(), name, how)
         return Given(text, value, read_as=describe(text))
     family = family_of(text)
-    hint = f"{text.strip()}(...)" if family else ""
+    hint = f"{family}(...), written {FAMILIES[family].usage}" if family else ""
     if re.search(r"\d,\d", text) and ";" in text:
         hint = "decimal points: 0.5,0.5"
-    raise ArgumentValueError(message(name, FORMS, repr(text), hint))
+    raise ArgumentValueError(message(name, FORMS, short(text), hint))
 
 
 def read_pair(p: str, q: str, *, how: Tables | None = None) -> tuple[Given, Given]:
@@ -226,8 +226,12 @@ def _table(masses: Sequence[float], name: str, how: Tables, *, named: bool = Fal
     if not near and not how.log:
         kind = looks_like(masses, named=named)
         allowed = how.weights or (how.normalise and kind.weights)
-        got = f"a sum of {total:.9g}: {kind.words}?"
+        got = f"a sum of {total:.9g} (these look like {kind.words})"
         require(allowed, name, "probabilities that sum to 1", got, kind.remedy)
+        if len(masses) >= MANY and kind.words == "counts" and not (named or how.weights):
+            say(
+                f"note: {name}: {len(masses)} numbers taken as the counts of {len(masses)} outcomes"
+            )
     elif not near:
         allowed = how.normalise or how.weights
         got = f"exponentials with a sum of {total:.9g}"
@@ -253,7 +257,8 @@ def _refuse_mass(
     finite = [mass for mass in masses if math.isfinite(mass)]
     odd = log or not finite or len(finite) < len([m for m in masses if m > -math.inf])
     kind = None if odd or min(masses) >= 0 else looks_like(finite, named=named)
-    got = f"{masses[place - 1]:g} (number {place})" + ("" if kind is None else f": {kind.words}?")
+    got = f"{masses[place - 1]:g} (number {place})"
+    got += "" if kind is None else f"; these look like {kind.words}"
     expected = "finite probabilities of at least 0"
     raise ArgumentValueError(message(name, expected, got, "" if kind is None else kind.remedy))
 
@@ -332,10 +337,10 @@ def _from_npy(content: bytes, name: str) -> tuple[tuple[str, ...], list[float]]:
 def _rows(text: str, name: str) -> list[list[str]]:
     """Cut text into rows of cells at commas, semicolons, tabs or white space."""
     lines = [line for line in text.splitlines() if line.strip() and line.lstrip()[0] != "#"]
-    mark = next((mark for mark in ";\t," if any(mark in line for line in lines)), None)
-    if mark is None:
-        cells = [_cells(line) for line in lines]
-        plain = [None not in map(number, row) for row in cells]
+    mark = next((mark for mark in ";,\t" if any(mark in line for line in lines)), None)
+    cells = [_cells(line) for line in lines]
+    plain = [None not in map(number, row) for row in cells]
+    if mark is None or (mark == "\t" and all(plain)):
         return [
             row if good else [part.strip() for part in line.rsplit(maxsplit=1)]
             for row, good, line in zip(cells, plain, lines, strict=True)

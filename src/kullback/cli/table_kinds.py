@@ -8,10 +8,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Kind", "looks_like"]
+__all__ = ["MANY", "Kind", "looks_like"]
 
 MANY = 20  # unnamed numbers from which a list may well be of observations
-REPEATS = 4  # whole numbers that occur so often each, on average, are observations
+REPEATS = 2  # whole numbers that occur so often each, on average, are observations
 NEAR_ONE = 0.02  # of the sum: probabilities printed with two or three decimals
 NEAR_HUNDRED = 1.0  # of the sum: percentages printed without decimals
 
@@ -69,7 +69,7 @@ def looks_like(values: Sequence[float], *, named: bool = False) -> Kind:
             if values[0] <= 1
             else "two numbers or more"
         )
-        return Kind("one number", chance, weights=True)
+        return Kind("one number alone", chance, weights=True)
     return Kind("counts" if whole else "weights", weights, weights=True)
 
 

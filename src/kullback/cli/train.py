@@ -49,6 +49,8 @@ def train(
     given = (out, reading, model, training)
     lone = resume is None or (data == "fashion" and all(option is None for option in given))
     require(lone, "--resume", "no other settings: they are those of the run", "others too")
+    new = out is None or not out.exists()
+    require(new, "--out", "a folder that does not exist", str(out), "another name")
     if resume is None:
         options = (reading or DataOptions(), model or ModelOptions(), training or TrainingOptions())
         work = _new_run(data, *options, out=out, device=device)

@@ -32,8 +32,10 @@ def user_code(path: Path | None, *, traceback: bool = False) -> Iterator[None]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        if traceback or path is None or not _where(path, error):
+        if traceback or path is None:
             raise
+        if not _where(path, error) and not isinstance(error, SyntaxError):
+            raise  # not the user's
         first = (str(error).strip() or "without a message").splitlines()[0]
         words = f"{type(error).__name__}: {first}"
         raise DataError(f"{path}{_where(path, error)}: {words}") from error
