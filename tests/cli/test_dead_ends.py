@@ -1,5 +1,6 @@
-"""No command ends in a traceback: outputs that cannot be written, user code, absurd sizes, noise."""
+"""No command ends in a traceback: full disks, closed pipes, user code, absurd sizes, noise."""
 
+import contextlib
 import io
 import itertools
 import json
@@ -19,7 +20,8 @@ from kullback.cli import measure
 from kullback.cli.families import FAMILIES
 from kullback.cli.flags import in_flags
 from kullback.cli.main import app, main
-from kullback.core import Estimate
+from kullback.cli.reading import Tables, read_pair
+from kullback.core import Estimate, KullbackError
 from kullback.sampled.exact_or_sampled import Measured
 
 VERBS = sorted(name for name in app if not name.startswith("-"))
@@ -387,11 +389,19 @@ FLAGS = st.lists(
 VERB = st.sampled_from(["kl", "js", "entropy", "cross-entropy"])
 
 
-@_fuzz(60)
+@_fuzz(12)
 @given(verb=VERB, texts=st.lists(TEXTS, min_size=2, max_size=2), flags=FLAGS)
 def test_no_text_ends_in_a_traceback(verb, texts, flags, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("0.5,0.5"))
     _never_a_traceback(verb, texts, flags)
+
+
+@_fuzz(300)
+@given(texts=st.tuples(TEXTS, TEXTS), how=st.tuples(st.booleans(), st.booleans(), st.booleans()))
+def test_any_text_is_read_or_refused(texts, how, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("0.5,0.5"))
+    with warnings.catch_warnings(action="ignore"), contextlib.suppress(KullbackError):
+        read_pair(*texts, how=Tables(*how))
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torch import distributions as d
 
 from kullback.cli.families import FAMILIES, SPELLINGS, parse
 from kullback.cli.main import main
@@ -80,7 +79,9 @@ def test_spellings_are_the_laws_they_name(text, law):
     truth = law.logpmf(x) if discrete else law.logpdf(x)
     from kullback.sampled.densities import log_density
 
-    assert log_density(p, torch.tensor(x)).numpy() == pytest.approx(truth, rel=1e-10, abs=1e-12)
+    bessel = 4e-7 if "von" in text else 0.0  # torch's I0: Abramowitz and Stegun 9.8.1, |e| < 1.6e-7
+    found = log_density(p, torch.tensor(x)).numpy()
+    assert found == pytest.approx(truth, rel=1e-10, abs=1e-12 + bessel)
 
 
 @pytest.mark.parametrize(
@@ -95,12 +96,8 @@ def test_spellings_are_the_laws_they_name(text, law):
     ],
 )
 def test_a_multivariate_normal_is_written_in_several_ways(text, capsys):
-    truth = d.MultivariateNormal(
-        torch.zeros(2).double(), torch.tensor([[1, 0.5], [0.5, 1]]).double()
-    )
-    assert parse(text).covariance_matrix.numpy() == pytest.approx(
-        truth.covariance_matrix.numpy(), rel=1e-14
-    )
+    truth = np.array([[1.0, 0.5], [0.5, 1.0]])
+    assert parse(text).covariance_matrix.numpy() == pytest.approx(truth, rel=1e-14)
     found = fields(capsys, "kl", text, "mvn([0,0], sd=[1,1])")
     assert found["value"] == pytest.approx(-0.5 * math.log(0.75), rel=1e-12)
 
@@ -122,7 +119,7 @@ def test_a_multivariate_normal_is_written_in_several_ways(text, capsys):
         ("exp(scale=0)", "exponential(rate > 0)"),
         ("N(0,sd=1,scale=1)", "normal(loc, scale > 0)"),
         ("N(0,1", "family(number, ...)"),
-        ("N(0,[1)", "plain numbers"),
+        ("N(0,[1)", "family(number, ...)"),
         ("N(" + "[" * 5000 + "]" * 5000 + ")", "plain numbers"),
         ("N(0,__import__('os'))", "plain numbers"),
         ("N(0,1+1)", "plain numbers"),

@@ -56,8 +56,8 @@ class FitOptions:
         require(self.draws <= MOST_DRAWS, "--draws", most, f"{self.draws:,}", "--draws 1e5")
         require(0 <= self.seed < 2**63, "--seed", "an integer from 0 to 2^63 - 1", self.seed)
         require(self.dim is None or self.dim >= 1, "--dim", "at least 1", self.dim)
-        most = MOST_HELD // 100
-        require((self.dim or 1) <= most, "--dim", f"at most {most:,}", f"{self.dim or 1:,}")
+        wide = MOST_HELD // 100
+        require((self.dim or 1) <= wide, "--dim", f"at most {wide:,}", f"{self.dim or 1:,}")
         held = (self.dim or 1) * self.draws  # numbers in memory, several times over
         few = f"{MOST_HELD:,} numbers in memory at most"
         got = f"{held:,} (--dim times --draws)"
