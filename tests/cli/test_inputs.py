@@ -273,6 +273,19 @@ def test_raw_files_of_different_length_are_refused_as_observations(tmp_path, cap
         assert "kl_from_draws" in capsys.readouterr().err
 
 
+def test_the_python_that_is_advised_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, shift in (("p", 0.0), ("q", 1.0)):
+        np.savetxt(f"{name}.csv", np.random.default_rng(ord(name)).normal(shift, 1, 300))
+    assert run("kl", "p.csv", "q.csv") == 3
+    _, _, advised = capsys.readouterr().err.partition("in Python: ")
+    code, _, _ = advised.partition("; for logits")
+    import kullback
+
+    exec(code, {"numpy": np, "torch": torch, "kullback": kullback})
+    assert "nats" in capsys.readouterr().out
+
+
 FILES = {
     "random.npy": (np.random.default_rng(1).bytes(500), "not NumPy's format"),
     "random.csv": (b"\xc3\x28" * 40, "not text: byte 0"),

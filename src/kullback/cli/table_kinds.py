@@ -16,8 +16,9 @@ NEAR_ONE = 0.02  # of the sum: probabilities printed with two or three decimals
 NEAR_HUNDRED = 1.0  # of the sum: percentages printed without decimals
 
 _DRAWS = (
-    "for raw observations of a continuous quantity, in Python: x, y = numpy.loadtxt('p.txt'), "
-    "numpy.loadtxt('q.txt'); print(kullback.sampled.kl_from_draws(x[:, None], y[:, None]))"
+    "for raw observations of a continuous quantity, in Python: x, y = "
+    "(torch.from_numpy(numpy.loadtxt(f))[:, None] for f in ('p.csv', 'q.csv')); "
+    "print(kullback.sampled.kl_from_draws(x, y))"
 )
 _TALLY = (
     "for raw observations of a discrete quantity, count each value first and give names and "
