@@ -6,7 +6,6 @@ or a categorical distribution.
 
 import math
 from collections.abc import Callable
-from functools import reduce
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from kullback.exact.excess import log_excess, log_ratio, relative_entropy
 from kullback.exact.log_tables import Table
 from kullback.exact.row_sums import alpha_sum
 
-from .pair import Pair, in_float64
+from .pair import Pair, float_dtype, in_float64
 
 __all__ = ["PAIRS", "bernoulli_kl", "result_dtype", "table_of", "tables_of"]
 
@@ -75,9 +74,7 @@ def tables_of(p: Any, q: Any) -> tuple[Table, Table]:
 def result_dtype(*distributions: Any) -> torch.dtype:
     """Return the dtype that the parameters of Bernoulli-like or categorical distributions share."""
     given = [getattr(d, "_categorical", d) for d in distributions]
-    dtypes = ((d.logits if _by_logits(d) else d.probs).dtype for d in given)
-    shared: torch.dtype = reduce(torch.promote_types, dtypes)
-    return shared
+    return float_dtype(*((d.logits if _by_logits(d) else d.probs).dtype for d in given))
 
 
 def _table_kl(p: Any, q: Any) -> Tensor:
@@ -194,9 +191,7 @@ def _bernoulli_poisson(p: Any, q: Any) -> Tensor:
     wide = torch.broadcast_tensors(table.given, given)  # type: ignore[no-untyped-call]
     first, second = (Table(t, by_mass=table.by_mass) for t in wide)
     inside = alpha_sum(first, second, 1.0)
-    return (inside + log_excess(rate.log1p())).to(
-        torch.promote_types(result_dtype(p), q.rate.dtype)
-    )
+    return (inside + log_excess(rate.log1p())).to(float_dtype(result_dtype(p), q.rate.dtype))
 
 
 def _times(count: Tensor, value: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from kullback.core.checks import message
 from kullback.exact.excess import log_excess, log_ratio
 
 from .continuous import normal_kl
-from .pair import Pair
+from .pair import Pair, float_dtype
 from .triangular import solve_lower
 
 __all__ = ["PAIRS", "Gaussian", "entropy", "gaussian_kl", "gaussian_of", "log_overlap"]
@@ -125,7 +125,7 @@ def _dense_pair(p: Any, q: Any) -> Tensor:
     first, second = gaussian_of(p), gaussian_of(q)
     if first is None or second is None:
         raise ArgumentTypeError(message("p and q", "Gaussians over one vector axis", f"{p}, {q}"))
-    dtype = torch.promote_types(first.loc.dtype, second.loc.dtype)
+    dtype = float_dtype(first.loc.dtype, second.loc.dtype)
     return gaussian_kl(first.double(), second.double()).to(dtype)
 
 
@@ -199,7 +199,7 @@ def _full_of(distribution: Any) -> Gaussian:
 
 def _low_rank_pair(p: Any, q: Any) -> Tensor:
     """`½ |Σ_q^−½ (μ_p − μ_q)|²` and the covariances' share; no n × n matrix unless one is full."""
-    dtype = torch.promote_types(p.mean.dtype, q.mean.dtype)
+    dtype = float_dtype(p.mean.dtype, q.mean.dtype)
     if any(isinstance(d, families.MultivariateNormal) for d in (p, q)):
         return gaussian_kl(_full_of(p), _full_of(q)).to(dtype)
     first, second = _sum_of(p), _sum_of(q)

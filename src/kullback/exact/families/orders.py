@@ -25,7 +25,7 @@ from kullback.exact.row_sums import alpha_sum, renyi_sum
 from .continuous import dirichlet_kl_of_steps, gamma_kl_of_steps
 from .discrete import result_dtype, tables_of
 from .gaussian import gaussian_of, not_gaussian
-from .pair import Pair, Parameters, in_float64
+from .pair import Pair, Parameters, float_dtype, in_float64
 from .triangular import solve_lower
 
 __all__ = ["RENYI"]
@@ -101,7 +101,7 @@ def _gaussian(p: Any, q: Any, alpha: float) -> Tensor:
     first, second = gaussian_of(p), gaussian_of(q)
     if first is None or second is None:
         raise ArgumentTypeError(message("p and q", "Gaussians over one vector axis", f"{p}, {q}"))
-    dtype = torch.promote_types(first.loc.dtype, second.loc.dtype)
+    dtype = float_dtype(first.loc.dtype, second.loc.dtype)
     first, second = first.double(), second.double()
     gap = first.loc - second.loc
     if not (first.full or second.full):
