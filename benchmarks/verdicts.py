@@ -15,12 +15,12 @@ import math
 import sys
 
 import torch
+from kullback.variational.beyond import diagnose_beyond
 from measuring import finish, machine
 from torch import distributions as law
 from verdict_targets import targets
 
 import kullback.variational
-from kullback.variational.beyond import diagnose_beyond
 
 FITS = ("mean field", "full rank", "shifted", "shrunk", "inflated", "nearly")
 FAMILIES = {"auto": 1, "mixture": 1, "student_t": 1, "flow": 5}  # to every how many-th target

@@ -15,8 +15,8 @@ from kullback.core import Estimate, RunError, require
 
 from . import forward
 from .anchored import anchor, anchored
+from .annealing import cooled, widened
 from .batch_and_match import batch_and_match
-from .cooled import cooled, widened
 from .deterministic import AGREEMENT, deterministic
 from .families import Family, Flow, FullRank, LowRank, MeanField, Mixture
 from .losses import Gradient, Objective, loss_of

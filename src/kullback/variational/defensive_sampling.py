@@ -1,14 +1,16 @@
-"""Draws of a law wider than q, where the tails of q are too thin to say what p does there.
+"""Defensive importance sampling: draws of laws wider than q, where q's tails are too thin.
 
 A weight p/q is unbounded where p's tail is the heavier one, and then no number of draws of q tells
-what reweighing misses. Draws of q and of a wide law together have the weights p/(½ q + ½ wide),
-which are bounded wherever one of the two is wide enough. Which to use: `widely`, through `assess`.
+what reweighing misses. Draws of q and of a wide law together have the weights p/(mixture of both),
+which are bounded wherever one of the two is wide enough. A Student's t about q is wide in every
+direction; a `Ridge` goes into the narrow end of a funnel, which no wider law of q's shape reaches.
+Which to use: `widely`, through `assess`.
 Reference: Hesterberg (1995), "Weighted average importance sampling and defensive mixture
 distributions"; Owen and Zhou (2000), "Safe and effective importance sampling".
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,9 +18,11 @@ from torch import Tensor
 
 from kullback.core import require
 
+from .limits import FREEDOM
+from .nested_laplace import Ridge, Standard
+
 __all__ = ["Wide", "pooled", "widely"]
 
-_FREEDOM = 5.0  # degrees of freedom of the t: tails that any posterior with four moments has
 _LogDensity = Callable[[Tensor], Tensor]
 
 
@@ -41,14 +45,16 @@ def widely(
     draws: Tensor,
     *,
     number: int = 8000,
+    ridges: Sequence[Ridge] = (),
     generator: torch.Generator | None = None,
 ) -> Wide:
-    """Draw from a law with the mean and covariance of q's draws, and heavier tails.
+    """Draw from a law with the mean and covariance of q's draws and heavier tails, and from ridges.
 
     log_density, log_prob: log p (unnormalised) and log q, `[n, d]` to `[n]`. draws: `[n, d]` of q.
-    Half of the law is a multivariate t with 5 degrees of freedom, wide in all directions at once;
-    the other half is normal, but for one coordinate each time, which is t: in many dimensions a
-    single heavy tail is out of the reach of the first.
+    number: draws of a law that is half a multivariate t with 5 degrees of freedom, wide in all
+    directions at once, and half normal but for one coordinate each time, which is t: in many
+    dimensions a single heavy tail is out of the reach of the first. Each ridge adds half as many as
+    q has. All are pooled, and the wide law's density is that of the mixture.
     Errors: `ArgumentValueError` for no more draws than twice the dimensions.
 
     >>> z = torch.randn(400, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -59,25 +65,42 @@ def widely(
     """
     count, dims = draws.shape
     require(count > 2 * dims, "draws", f"more than {2 * dims}", count)
-    centre = draws.mean(0)
-    covariance = torch.cov(draws.mT).reshape(dims, dims)
-    scale = covariance.diagonal().sqrt()
-    ridge = 1e-12 * torch.eye(dims, dtype=draws.dtype)
-    factor = scale[:, None] * torch.linalg.cholesky(covariance / torch.outer(scale, scale) + ridge)
-    axes = factor / factor.norm(dim=1, keepdim=True)  # z_j is |row j| times axis_j · u
-    u = torch.randn(number, dims, generator=generator, dtype=draws.dtype)
-    size = torch.randn(number, int(_FREEDOM), generator=generator, dtype=draws.dtype)
-    stretch = (_FREEDOM / size.square().sum(1)).sqrt()
-    which = torch.randint(dims, (number,), generator=generator)
-    along = (u * axes[which]).sum(1)
-    single = u + ((stretch - 1) * along)[:, None] * axes[which]
-    u = torch.where(torch.arange(number)[:, None] % 2 == 0, stretch[:, None] * u, single)
-    far = centre + u @ factor.mT
-    inwards = torch.linalg.solve_triangular(factor, (draws - centre).mT, upper=False).mT
-    log_det = factor.diagonal().log().sum()
-    here, there = (_log_wide(v, axes) - log_det for v in (inwards, u))
+    student = _Student(Standard.of(draws))
+    numbers = [number] + len(ridges) * [count // 2]
+    laws = [student, *ridges]
+    far = torch.cat([law.sample(n, generator) for law, n in zip(laws, numbers, strict=True)])
+    logs = (torch.tensor(numbers, dtype=draws.dtype) / sum(numbers)).log()
+
+    def density(z: Tensor) -> Tensor:
+        parts = [law.log_prob(z) + log for law, log in zip(laws, logs, strict=True)]
+        return torch.logsumexp(torch.stack(parts), 0)
+
     with torch.no_grad():
-        return Wide(far, log_density(far), log_prob(far), here, there)
+        return Wide(far, log_density(far), log_prob(far), density(draws), density(far))
+
+
+class _Student(NamedTuple):
+    """A t in all directions at once, or in one coordinate at a time, half each."""
+
+    standard: Standard
+
+    def sample(self, n: int, generator: torch.Generator | None) -> Tensor:
+        """Draw n points `[n, d]`."""
+        factor, axes = self.standard.factor, self.standard.axes
+        dims = len(factor)
+        u = torch.randn(n, dims, generator=generator, dtype=factor.dtype)
+        size = torch.randn(n, int(FREEDOM), generator=generator, dtype=factor.dtype)
+        stretch = (FREEDOM / size.square().sum(1)).sqrt()
+        which = torch.randint(dims, (n,), generator=generator)
+        along = (u * axes[which]).sum(1)
+        single = u + ((stretch - 1) * along)[:, None] * axes[which]
+        u = torch.where(torch.arange(n)[:, None] % 2 == 0, stretch[:, None] * u, single)
+        return self.standard.centre + u @ factor.mT
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return the log density `[n]` at z `[n, d]`."""
+        log_det = self.standard.factor.diagonal().log().sum()
+        return _log_wide(self.standard.inwards(z), self.standard.axes) - log_det
 
 
 def pooled(draws: Tensor, log_p: Tensor, log_q: Tensor, wide: Wide) -> tuple[Tensor, Tensor]:
@@ -112,6 +135,6 @@ def _log_wide(u: Tensor, axes: Tensor) -> Tensor:
 
 def _log_t(squares: Tensor, dims: int) -> Tensor:
     """Return log of a spherical t's density at squared distances from its centre."""
-    v = _FREEDOM
+    v = FREEDOM
     constant = math.lgamma((v + dims) / 2) - math.lgamma(v / 2) - 0.5 * dims * math.log(v * math.pi)
     return constant - 0.5 * (v + dims) * torch.log1p(squares / v)

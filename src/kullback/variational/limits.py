@@ -1,0 +1,85 @@
+"""Every threshold of diagnoses and verdicts, with what it guards and where it comes from.
+
+`Limits` holds those that turn evidence into bounds and a level: `judge` takes them as an argument,
+so that `benchmarks/verdicts.py --ablation` can drop each one and count again. The constants below
+it say how the evidence is gathered. Values without a source were chosen on the list CHOOSING of
+benchmarks/verdict_targets.py and are counted on the list COUNTING.
+"""
+
+from dataclasses import dataclass
+
+__all__ = ["LIMITS", "Limits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Thresholds between evidence and verdict.
+
+    good, fair: largest bound of "trust" and of "partly", in sd of the draws and in log sd.
+    miss: chance that any normal error bar of one fit fails, two a function.
+    few: effective draws below which reweighted moments are not used.
+    light, heavy: Pareto k-hat of q's own weights from which the scores count, and count in full;
+    a k-hat of 1/2 is where the variance of the weights becomes infinite (Vehtari et al. 2024).
+    small, large: the same for pooled draws, as the share of one draw in a second moment.
+    times: the second moment that draws have not met is at most so many times that share.
+    misled: k-hat from which weights say nothing of what they have not met (Vehtari et al. 2024).
+    elsewhere: share of p's mass on a peak that q does not have.
+    shape: residual of the scores and sd of log weights from which the shape of q is not p's;
+    near: ESS/n above which that does not matter.
+    """
+
+    good: float = 0.2
+    fair: float = 0.6
+    miss: float = 0.01
+    few: float = 50.0
+    light: float = 0.2
+    heavy: float = 0.5
+    small: float = 0.02
+    large: float = 0.1
+    times: float = 4.0
+    misled: float = 0.7
+    elsewhere: float = 0.02
+    shape: float = 1.0
+    near: float = 0.9
+
+
+LIMITS = Limits()
+
+# Words of the verdict, which change no level.
+HEAVY = 0.7  # k-hat from which reweighted draws and tails are wrong (Vehtari et al. 2024)
+EQUAL = 0.1  # sd of log weights (nats) below which their k-hat is of no importance
+SAME = 0.01  # and below which q is p
+SMALLER = 0.1  # log sd by which p must seem wider for the sentence to say so
+FATTER = 1.7  # times q's mass that p has in a tail (or the inverse) for the tail to be named
+NAMED = 3  # names that a sentence has room for
+
+# Resampling by importance weights.
+RESAMPLED = 100.0  # effective draws that it needs
+LARGEST = 0.02  # share of all that one draw may have
+
+# Evidence: draws of q.
+FEWEST = 100  # draws of q
+REPEATS = 50  # of the importance-weighted bound
+TAIL = 0.01  # probability of a tail of q, at either end
+
+# Evidence: defensive sampling (Hesterberg 1995; Owen and Zhou 2000).
+FREEDOM = 5.0  # degrees of freedom of the t: any posterior with four moments has lighter tails
+WIDE, WIDER = 2, 8  # its draws for each draw of q, at first and at a second look
+MANY = 8  # dimensions above which the first may be too few
+SEARCHED = 100  # dimensions up to which p is evaluated away from q's draws
+
+# Evidence: nested Laplace approximations (Tierney and Kadane 1986; Rue, Martino and Chopin 2009).
+FUNNEL = 0.15  # correlation of a coordinate with the log size of the other scores
+FUNNELS = 3  # coordinates that are followed, those of the largest correlation
+FOLLOWED = 64  # dimensions up to which a coordinate is followed: curvature costs 2 d gradients
+NODES = 16  # steps of one standard deviation in either direction
+FALL = 14.0  # nats below the highest node at which a path ends
+
+# Evidence: missed modes.
+SCALES = (2.0, 4.0, 8.0, 16.0)  # of the starts, in standard deviations of the draws
+STEPS, PACE = 120, 0.4  # of the ascent, in the same unit
+BEYOND = 3.0  # a peak further out than sqrt(d) + 3 is not among the draws
+LOCAL = 512  # draws that weigh a peak
+PEAKS = 4  # that are weighed, the highest
+STILL = 1.0  # standard deviations from a peak that a climb may end
+CURVED = 64  # dimensions up to which the curvature of a peak is computed
