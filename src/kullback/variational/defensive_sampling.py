@@ -21,7 +21,7 @@ from kullback.core import require
 from .limits import FREEDOM
 from .nested_laplace import Ridge, Standard
 
-__all__ = ["Wide", "pooled", "widely"]
+__all__ = ["Wide", "pooled", "unreached", "widely"]
 
 _LogDensity = Callable[[Tensor], Tensor]
 
@@ -112,14 +112,34 @@ def pooled(draws: Tensor, log_p: Tensor, log_q: Tensor, wide: Wide) -> tuple[Ten
     (tensor([[0.],
             [0.]]), tensor([0., 0.]))
     """
-    n, m = len(draws), len(wide.draws)
-    laws = (torch.cat([log_q, wide.log_q]), torch.cat([wide.here, wide.there]))
-    shares = (math.log(n / (n + m)), math.log(m / (n + m)))
-    logs = torch.cat([log_p, wide.log_p]) - torch.logaddexp(
-        *(a + b for a, b in zip(laws, shares, strict=True))
-    )
+    logs = _log_weights(log_p, log_q, wide)
     kept = torch.softmax(logs, 0) > 0
     return torch.cat([draws, wide.draws])[kept], logs[kept]
+
+
+def unreached(log_p: Tensor, log_q: Tensor, wide: Wide, *, times: float) -> float:
+    """Return p's mass where p/q exceeds `times`, `P_p(p/q > times)`, from the pooled draws.
+
+    log_p, log_q: `[n]` at q's own draws, log p without its constant. Under q that region has less
+    than that mass divided by `times`.
+
+    >>> z = torch.zeros(2)
+    >>> round(unreached(z, z, Wide(z[:, None], z, z - 9.0, z, z), times=100.0), 2)
+    0.67
+    """
+    logs = _log_weights(log_p, log_q, wide)
+    constant = torch.logsumexp(logs, 0) - math.log(len(logs))
+    ratio = torch.cat([log_p - log_q, wide.log_p - wide.log_q]) - constant
+    return float(torch.softmax(logs, 0)[ratio > math.log(times)].sum())
+
+
+def _log_weights(log_p: Tensor, log_q: Tensor, wide: Wide) -> Tensor:
+    """Return log p/(mixture) at q's draws and then at the wide law's."""
+    n, m = len(log_p), len(wide.draws)
+    laws = (torch.cat([log_q, wide.log_q]), torch.cat([wide.here, wide.there]))
+    shares = (math.log(n / (n + m)), math.log(m / (n + m)))
+    mixed = torch.logaddexp(*(a + b for a, b in zip(laws, shares, strict=True)))
+    return torch.cat([log_p, wide.log_p]) - mixed
 
 
 def _log_wide(u: Tensor, axes: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ from kullback.core import Estimate, require, require_type
 from kullback.core.checks import describe
 from kullback.sampled import importance_bound, log_mean_exp
 
-from .defensive_sampling import Wide, pooled, widely
+from .defensive_sampling import Wide, pooled, unreached, widely
 from .evidence import Evidence, Pool, Sample, gather
-from .limits import FEWEST, FOLLOWED, MANY, REPEATS, WIDE, WIDER
+from .limits import FEWEST, FOLLOWED, MANY, REPEATS, TIMES, WIDE, WIDER
 from .missed_modes import Probed, probe
 from .nested_laplace import Ridge, Standard, follow, funnels
 from .pieces import score_in_pieces
@@ -247,7 +247,7 @@ def diagnose_beyond(
         for times in (WIDE, WIDER):
             options = {"number": times * len(draws), "ridges": ridges, "generator": generator}
             wide = widely(log_density, log_prob, draws, **options)  # type: ignore[arg-type]
-            found = _diagnosed(sample, probed, wide)
+            found = _diagnosed(sample, probed, wide, endless=any(r.endless for r in ridges))
             if found.level == "trust" or draws.shape[1] <= MANY:
                 break
         return found
@@ -273,12 +273,16 @@ def _ridges(log_density: LogDensity, sample: Sample) -> list[Ridge]:
     return [ridge for ridge in found if ridge is not None]
 
 
-def _diagnosed(sample: Sample, probed: Probed | None, wide: Wide | None) -> Diagnosis:
+def _diagnosed(
+    sample: Sample, probed: Probed | None, wide: Wide | None, *, endless: bool = False
+) -> Diagnosis:
     logs = sample.log_weights
-    pool = None
-    if sample.broken == 0 and sample.empty < len(logs):
+    pool, missing = None, 0.0
+    if wide is not None and sample.broken == 0 and sample.empty < len(logs):
         pool = _pool(sample, wide)
-    evidence = gather(sample, pool=pool, probed=probed)
+        if pool is not None:
+            missing = unreached(sample.log_p, sample.log_q, wide, times=TIMES)
+    evidence = gather(sample, pool=pool, probed=probed, missing=missing, endless=endless)
     judged = judge(evidence)
     if math.isnan(evidence.k_hat):
         nothing = Estimate(math.nan, math.nan, len(logs))
@@ -289,9 +293,9 @@ def _diagnosed(sample: Sample, probed: Probed | None, wide: Wide | None) -> Diag
     return Diagnosis(evidence, judged, elbo, bound, kl, sound, pool, probed)
 
 
-def _pool(sample: Sample, wide: Wide | None) -> Pool | None:
+def _pool(sample: Sample, wide: Wide) -> Pool | None:
     """Put the draws of q and of the wide law together, where both are numbers."""
-    if wide is None or bool((wide.log_p.isnan() | (wide.log_p == math.inf)).any()):
+    if bool((wide.log_p.isnan() | (wide.log_p == math.inf)).any()):
         return None
     pool = pooled(sample.draws, sample.log_p, sample.log_q, wide)
     return pool if bool(pool[1].isfinite().all()) else None

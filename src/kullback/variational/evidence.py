@@ -96,6 +96,8 @@ class Evidence:
     tails: Tensor | None
     elsewhere: float
     away: Tensor | None
+    unreached: float
+    endless: bool
     names: tuple[str, ...]
     converged: bool
 
@@ -113,14 +115,22 @@ _SHIFTS = ("own", "pooled", "pushed")
 _TENSORS = ("largest", "tails", "away")
 
 
-def gather(sample: Sample, *, pool: Pool | None, probed: Probed | None) -> Evidence:
+def gather(
+    sample: Sample,
+    *,
+    pool: Pool | None = None,
+    probed: Probed | None = None,
+    missing: float = 0.0,
+    endless: bool = False,
+) -> Evidence:
     """Compute the evidence from draws of q, from pooled draws, and from what was found elsewhere.
 
     pool: draws of q and of wider laws `[k, d]`, and their log weights `[k]` (see `pooled`).
+    missing: what `unreached` found. endless: what `Ridge.endless` says of any.
 
     >>> z = torch.linspace(-2, 2, 401, dtype=torch.float64)[:, None]
     >>> sample = Sample(draws=z, log_p=0.1 * z[:, 0], log_q=0 * z[:, 0])
-    >>> round(float(gather(sample, pool=None, probed=None).own.mean), 2)
+    >>> round(float(gather(sample).own.mean), 2)
     0.12
     """
     values, logs = sample.values(sample.draws), sample.log_weights
@@ -154,6 +164,8 @@ def gather(sample: Sample, *, pool: Pool | None, probed: Probed | None) -> Evide
         pushed=None if lost else shift_between(values, sample.values(moved.draws)),  # type: ignore[union-attr]
         elsewhere=0.0 if probed is None else probed.share,
         away=_away(sample, values, probed),
+        unreached=missing,
+        endless=endless,
         names=sample.names,
         converged=sample.converged,
         **known,
@@ -189,6 +201,8 @@ def _nothing(sample: Sample, functions: int) -> Evidence:
         tails=None,
         elsewhere=0.0,
         away=None,
+        unreached=0.0,
+        endless=False,
         names=sample.names,
         converged=sample.converged,
     )

@@ -107,6 +107,16 @@ class Ridge:
     kernel: Tensor
 
     @property
+    def endless(self) -> bool:
+        """Whether the marginal decays by less than log t in the last half of a path: improper."""
+        for way in (1.0, -1.0):
+            far = self.heights[way * self.at >= NODES - 0.5]
+            near = self.heights[(way * self.at - NODES / 2).abs() < 0.5]
+            if len(far) and len(near) and float(far[0] - near[0]) > -math.log(2):
+                return True
+        return False
+
+    @property
     def shares(self) -> Tensor:
         """Weights of the nodes `[K]`: half uniform, half by the square root of the marginal."""
         return 0.5 * torch.softmax(0.5 * self.heights, 0) + 0.5 / len(self.at)
@@ -189,7 +199,9 @@ def follow(score: Score, frame: Standard, axis: Tensor) -> Ridge | None:
                 break
     at = torch.stack([n.w[0] for n in nodes])
     heights = torch.tensor([n.height for n in nodes], dtype=axis.dtype)
-    modes, tangents = (torch.stack(x) for x in zip(*((n.w[1:], n.tangent) for n in nodes), strict=True))
+    modes, tangents = (
+        torch.stack(x) for x in zip(*((n.w[1:], n.tangent) for n in nodes), strict=True)
+    )
     roots = torch.stack([n.root for n in nodes])
     kernel = torch.full_like(at, _KERNEL)
     return Ridge(frame, basis, at, modes, tangents, roots, heights - heights.max(), kernel)

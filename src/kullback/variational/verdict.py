@@ -48,14 +48,15 @@ def judge(evidence: Evidence, limits: Limits = LIMITS) -> Verdict:
 
     "trust": every bound is at most 0.2, in sd of the draws and in log sd. "partly": at most 0.6,
     or the shape of q is not p's, or the fit has not converged. Else "do not trust", as well as
-    where a missed peak holds more than 2 % of p's mass.
+    where more than 2 % of p's mass is on a missed peak, or where q has less than a hundredth of p's
+    density, and where p does not decay along a scale parameter.
     """
     if evidence.broken or evidence.empty == evidence.draws:
         return _unusable(evidence)
     bounds = bounds_on(evidence, limits)
     worst = max(_largest(bounds.mean), _largest(bounds.log_sd))
     level: Level = "do not trust"
-    if evidence.elsewhere <= limits.elsewhere and worst <= limits.fair:
+    if worst <= limits.fair and not _missed(evidence, limits):
         level = "trust" if worst <= limits.good else "partly"
     if level == "trust" and (_other_shape(evidence, limits) or not evidence.converged):
         level = "partly"
@@ -77,6 +78,12 @@ def _unusable(evidence: Evidence) -> Verdict:
     return Verdict(
         "do not trust", f"Do not trust: {what}.", (what,), Bounds(evidence.own, lost, lost)
     )
+
+
+def _missed(evidence: Evidence, limits: Limits) -> bool:
+    """Say whether p has mass where q has none, or has no finite mass."""
+    share = evidence.elsewhere > limits.elsewhere or evidence.unreached > limits.unreached
+    return share or evidence.endless
 
 
 def _other_shape(evidence: Evidence, limits: Limits) -> bool:
@@ -111,8 +118,11 @@ def _reasons(evidence: Evidence, limits: Limits) -> list[str]:
     """List what speaks against the fit, most important first."""
     e, size = evidence, evidence.residual or 0.0
     said = {
+        "p does not seem to decay along a scale parameter: is its prior proper?": e.endless,
         f"another peak, which q does not have, holds about {e.elsewhere:.0%} of p": e.elsewhere
         > limits.elsewhere,
+        f"q has next to no draws where {e.unreached:.0%} of p's mass is": e.unreached
+        > limits.unreached,
         "the fit has not converged": not e.converged,
         f"heavy-tailed weights: k-hat {e.k_hat:.2f}, from 0.7 on they mislead": e.k_hat >= HEAVY
         and e.sd_log_weights > EQUAL,
@@ -136,13 +146,14 @@ def _sentence(level: Level, bounds: Bounds, names: Sequence[str], limits: Limits
         return f"{level.capitalize()}: {but if few else _known(means, sds)}"
     found = {"means": means, "standard deviations": sds}
     lost = [name for name, bound in found.items() if bound > limits.fair]
-    what = " or ".join(lost) if lost else "any of it"
+    what = " or ".join(lost) if lost else "the fit as a whole"
     smaller = lost == ["standard deviations"] and _too_small(bounds)
     way = " (they seem too small)" if smaller else ""
     if lost and few:
         return f"Do not trust {what} of {apart}{way}; all else: {others}"
     kept = _known(means, sds, most=limits.fair)
-    return f"Do not trust {what}{way}" + (f"; {kept}" if kept else "")
+    seem = "" if lost else "where q has draws, "
+    return f"Do not trust {what}{way}" + (f"; {seem}{kept}" if kept else "")
 
 
 def _known(means: float, sds: float, *, most: float = math.inf) -> str:
