@@ -273,8 +273,8 @@ def beta_binomial_of(hits, trials, rate=1.5):
         hyper = -softplus(-z[:, 0]) - softplus(z[:, 0]) - rate * kappa[:, 0] + z[:, 1]
         return hyper + inner.sum(1)
 
-    phi = torch.linspace(0.002, 0.998, 499, dtype=F64)[:, None]
-    kappa = torch.linspace(0.005, 18.0, 1200, dtype=F64)[None, :]
+    phi = torch.linspace(0.002, 0.998, 249, dtype=F64)[:, None]
+    kappa = torch.linspace(0.005, 18.0, 900, dtype=F64)[None, :]
     a, b = phi * kappa.exp(), (1 - phi) * kappa.exp()
     weights = -rate * kappa + torch.zeros_like(a)
     for hit, trial in zip(hits, trials, strict=True):
@@ -283,7 +283,7 @@ def beta_binomial_of(hits, trials, rate=1.5):
     total = a + b + trials
     mean = (a + hits) / total
     variance = mean * (1 - mean) / (total + 1)
-    hyper = torch.stack([x.expand(499, 1200).reshape(-1) for x in (phi, kappa)], 1)
+    hyper = torch.stack([x.expand(249, 900).reshape(-1) for x in (phi, kappa)], 1)
     means = torch.cat([hyper, mean], 1)
     mean, sd = moments(weights, means, torch.cat([0 * hyper, variance], 1))
 
@@ -389,7 +389,7 @@ def by_importance(log_density, dims, generator, draws=400_000):
 
 
 def by_line(part, low=-60.0, high=60.0, values=lambda u: u):
-    """Mean and variance of `values(u)` for a log density on the line, by a sum over 600,001 nodes."""
+    """Mean and variance of `values(u)` for a log density on the line, by 600,001 nodes."""
     u = torch.linspace(low, high, 600_001, dtype=F64)
     mean, sd = moments(part(u), values(u)[:, None], torch.zeros(len(u), 1, dtype=F64))
     return float(mean), float(sd) ** 2

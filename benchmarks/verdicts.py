@@ -181,7 +181,7 @@ def swapped(rows, name):
     return [row | {"evidence": row.get(name, row["evidence"])} for row in rows]
 
 
-WIDER = {"pooled": None, "largest": None, "tails": None, "unreached": 0.0, "endless": False}
+WIDER = {"pooled": None, "tails": None, "unreached": 0.0, "endless": False}
 MODES = {"elsewhere": 0.0, "away": None}
 EVIDENCE = {
     "no draws of wider laws": lambda rows: changed(rows, **WIDER),
@@ -192,13 +192,9 @@ EVIDENCE = {
     "no second look": lambda rows: swapped(rows, "without a second look"),
 }
 HUGE = 1e300
-NEVER = {  # values at which a limit does nothing; two limits of one ramp go together
-    "few": {"few": 0.0},
+NEVER = {  # values at which a limit does nothing; limits that act together go together
     "light, heavy": {"light": HUGE, "heavy": 2 * HUGE},
-    "small, large": {"small": HUGE, "large": 2 * HUGE},
-    "times": {"times": math.inf},
     "misled": {"misled": -HUGE},
-    "elsewhere": {"elsewhere": math.inf},
     "unreached": {"unreached": math.inf},
     "shape, near": {"shape": math.inf},
 }

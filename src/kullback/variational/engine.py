@@ -20,6 +20,7 @@ from .annealing import cooled, widened
 from .batch_and_match import batch_and_match
 from .deterministic import AGREEMENT, deterministic
 from .families import Family, Flow, FullRank, LowRank, MeanField, Mixture
+from .limits import LOOKED
 from .losses import Gradient, Objective, loss_of
 from .noise import fixed_normals
 from .plan import Make, Plan, distinct, maker, mixture_of, plan
@@ -36,7 +37,6 @@ STILL = 0.1  # a gradient that is worth refining at
 COMPONENTS = 3
 LOOSE = 5e-3  # sd: a mixture's tolerance; fresh draws move its optimum by ten times that
 PLENTY = 16  # draws a dimension
-LOOKED = 256  # draws of the start, whose spread directs the rays that show an improper target
 CHECKED = 1000  # draws that show whether one Gaussian will do
 
 

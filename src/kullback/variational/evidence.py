@@ -72,9 +72,8 @@ class Evidence:
     """All that bounds and verdict depend on, for m functions of z.
 
     draws: n, of q; broken, empty: draws with log p NaN or +inf, and −inf. k_hat, ess_fraction,
-    sd_log_weights: of q's own weights. own: the shift of the moments by q's weights. pooled, with
-    pooled_effective and largest (`[m]`, share of one draw in the second moment): the same by
-    pooled draws of q and of wider laws; None without. residual, pushed: of the scores, None
+    sd_log_weights: of q's own weights. own: the shift of the moments by q's weights. pooled: the
+    same by pooled draws of q and of wider laws; None without. residual, pushed: of the scores, None
     without them or, for `pushed`, where their tilt has no mass. scored: whether there are scores.
     tails: see `tail_ratio`. elsewhere, away: share of p's mass on a missed peak and `[m]` its
     distance from q's mean, in sd of q. names, converged: see `Sample`.
@@ -88,8 +87,6 @@ class Evidence:
     sd_log_weights: float
     own: Shift
     pooled: Shift | None
-    pooled_effective: float
-    largest: Tensor | None
     scored: bool
     residual: float | None
     pushed: Shift | None
@@ -112,7 +109,7 @@ class Evidence:
 
 
 _SHIFTS = ("own", "pooled", "pushed")
-_TENSORS = ("largest", "tails", "away")
+_TENSORS = ("tails", "away")
 
 
 def gather(
@@ -138,18 +135,11 @@ def gather(
         return _nothing(sample, values.shape[1])
     effective = float(effective_sample_size(logs))
     moved = _moved(sample, logs)
-    known: dict[str, Any] = {
-        "pooled": None,
-        "pooled_effective": 0.0,
-        "largest": None,
-        "tails": None,
-    }
+    pooled, tails = None, None
     if pool is not None:
         seen = sample.values(pool[0])
-        known["pooled"] = by_weights(seen, pool[1], against=values)
-        known["pooled_effective"] = float(effective_sample_size(pool[1]))
-        known["largest"] = _largest(seen, pool[1], values)
-        known["tails"] = tail_ratio(seen, pool[1], values, share=TAIL)
+        pooled = by_weights(seen, pool[1], against=values)
+        tails = tail_ratio(seen, pool[1], values, share=TAIL)
     lost = moved is None or not moved.bounded
     return Evidence(
         draws=len(logs),
@@ -168,7 +158,8 @@ def gather(
         endless=endless,
         names=sample.names,
         converged=sample.converged,
-        **known,
+        pooled=pooled,
+        tails=tails,
     )
 
 
@@ -193,8 +184,6 @@ def _nothing(sample: Sample, functions: int) -> Evidence:
         sd_log_weights=math.nan,
         own=Shift(lost, lost, lost, lost),
         pooled=None,
-        pooled_effective=0.0,
-        largest=None,
         scored=False,
         residual=None,
         pushed=None,
@@ -217,13 +206,6 @@ def _moved(sample: Sample, logs: Tensor) -> Moved | None:
     return by_scores(sample.draws, difference, torch.softmax(logs, 0))
 
 
-def _largest(values: Tensor, log_weights: Tensor, against: Tensor) -> Tensor:
-    """Return the largest share that one draw has in the second moment of each function, `[m]`."""
-    standard = (values - against.mean(0)) / against.std(0).clamp_min(1e-300)
-    parts = torch.softmax(log_weights, 0)[:, None] * (1.0 + standard.square())
-    return parts.amax(0) / parts.sum(0)
-
-
 def _away(sample: Sample, values: Tensor, probed: Probed | None) -> Tensor | None:
     """Return how far the missed peak's mean lies from q's, `[m]`, in sd of q."""
     if probed is None or probed.draws is None or probed.log_weights is None:
@@ -241,7 +223,13 @@ def _plain(value: Any) -> Any:
 
 def _read(name: str, value: Any) -> Any:
     if name in _SHIFTS and value is not None:
-        return Shift(**{key: torch.tensor(each).double() for key, each in value.items()})
+        return Shift(
+            **{key: torch.tensor(each, dtype=torch.float64) for key, each in value.items()}
+        )
     if name in _TENSORS and value is not None:
-        return torch.tensor(value).double()
+        return torch.tensor(value, dtype=torch.float64)
     return tuple(value) if name == "names" else value
+
+
+def _double(value: list[float]) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)

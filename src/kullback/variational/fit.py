@@ -21,6 +21,7 @@ from kullback.core import Estimate, RunError, require
 from .diagnosis import Diagnosis
 from .engine import Settings, Work, forwards, reverse
 from .families import Family
+from .limits import RAN_AWAY
 from .losses import Gradient, Objective
 from .parameters import Parameters
 from .pieces import score_in_pieces
@@ -31,8 +32,6 @@ from .summary import Summary, assess, summarise
 from .target import LogDensity, Target
 
 __all__ = ["Fit", "fit"]
-
-FAR = 1e9  # on the unconstrained space: where a fit that has not converged has run away
 
 Direction = Literal["reverse", "forward"]
 
@@ -204,7 +203,7 @@ def _improper(target: Target, last: Progress, z: Tensor) -> str:
 def _away(target: Target, z: Tensor) -> str:
     """Say which coordinates of q's draws have run away; nothing if none has."""
     reach = z.nan_to_num(math.inf).abs().amax(0)
-    places = (reach > FAR).nonzero().flatten().tolist()[:5]
+    places = (reach > RAN_AWAY).nonzero().flatten().tolist()[:5]
     which = ", ".join(target.names[i] for i in places)
     return f"q({which}) runs to {float(reach.max()):.0e} and on" if places else ""
 

@@ -17,29 +17,20 @@ class Limits:
 
     good, fair: largest bound of "trust" and of "partly", in sd of the draws and in log sd.
     miss: chance that any normal error bar of one fit fails, two a function.
-    few: effective draws below which reweighted moments are not used.
-    light, heavy: Pareto k-hat of q's own weights from which the scores count, and count in full;
-    a k-hat of 1/2 is where the variance of the weights becomes infinite (Vehtari et al. 2024).
-    small, large: the same for pooled draws, as the share of one draw in a second moment.
-    times: the second moment that draws have not met is at most so many times that share.
+    light, heavy: where there are draws of q alone, Pareto k-hat of its weights from which the
+    scores count, and count in full; at 1/2 the variance of the weights becomes infinite.
     misled: k-hat from which weights say nothing of what they have not met (Vehtari et al. 2024).
-    elsewhere: share of p's mass on a peak that q does not have.
     unreached: share of p's mass where q has less than a hundredth of p's density.
-    shape: residual of the scores and sd of log weights from which the shape of q is not p's;
-    near: ESS/n above which that does not matter.
+    shape: residual of the scores and sd of log weights from which the shape of q is not p's, and
+    near: ESS/n above which that does not matter. They guard draws of q, not its moments.
     """
 
     good: float = 0.2
     fair: float = 0.6
     miss: float = 0.01
-    few: float = 50.0
     light: float = 0.2
     heavy: float = 0.5
-    small: float = 0.02
-    large: float = 0.1
-    times: float = 4.0
     misled: float = 0.7
-    elsewhere: float = 0.02
     unreached: float = 0.02
     shape: float = 1.0
     near: float = 0.9
@@ -48,6 +39,7 @@ class Limits:
 LIMITS = Limits()
 
 # Words of the verdict, which change no level.
+ELSEWHERE = 0.02  # share of p on a missed peak from which the reasons name it
 HEAVY = 0.7  # k-hat from which reweighted draws and tails are wrong (Vehtari et al. 2024)
 EQUAL = 0.1  # sd of log weights (nats) below which their k-hat is of no importance
 SAME = 0.01  # and below which q is p
@@ -78,6 +70,10 @@ FUNNELS = 3  # coordinates that are followed, those of the largest correlation
 FOLLOWED = 64  # dimensions up to which a coordinate is followed: curvature costs 2 d gradients
 NODES = 16  # steps of one standard deviation in either direction
 FALL = 14.0  # nats below the highest node at which a path ends
+KERNEL = 0.7  # sd of the draws about a node along the path, in steps
+LIGHTER = 8  # degrees of freedom of the draws about a node
+NEWTON, LEFT = 6, 0.02  # steps at a node, at most; nats still to be gained at which they end
+DIFFERENCE = 1e-4  # width of differences of the gradient, in standard deviations of the draws
 
 # Evidence: missed modes.
 SCALES = (2.0, 4.0, 8.0, 16.0)  # of the starts, in standard deviations of the draws
@@ -93,4 +89,7 @@ LINES = 5  # parallel lines on each direction, from draws of q
 RAYS = 128  # directions at most
 DECADES = 10  # of distance, in standard deviations of the draws
 SLOPES = 2  # last slopes of log p against log t that must be above -1
+RAN_AWAY = 1e9  # on the unconstrained space: where a fit that has not converged has run away
+LOOKED = 256  # draws of a start, whose spread directs the rays
+DEEP = 700.0  # nats: a fall in which p underflows, so that what comes after it is of no importance
 MARGIN = 0.01  # below -1: a tail of 1/t has no mass, one of t^-1.1 has

@@ -20,15 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .limits import FALL, FUNNEL, FUNNELS, NODES
+from .limits import DIFFERENCE, FALL, FUNNEL, FUNNELS, KERNEL, LEFT, LIGHTER, NEWTON, NODES
 
 __all__ = ["Ridge", "Standard", "follow", "funnels"]
-
-_WIDTH = 1e-4  # of differences of the gradient, in standard deviations of the draws
-_NEWTON = 6  # steps at a node
-_LEFT = 0.02  # nats still to be gained at which Newton's method ends
-_FREEDOM = 8  # degrees of freedom of the draws about a node
-_KERNEL = 0.7  # sd along the coordinate, in steps between nodes
 
 Score = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -127,8 +121,8 @@ class Ridge:
         k = torch.multinomial(self.shares, n, replacement=True, generator=generator)
         step = self.kernel[k] * torch.randn(n, generator=generator, dtype=dtype)
         noise = torch.randn(n, others, generator=generator, dtype=dtype)
-        size = torch.randn(n, _FREEDOM, generator=generator, dtype=dtype).square().sum(1)
-        noise = noise * (_FREEDOM / size).sqrt()[:, None]
+        size = torch.randn(n, LIGHTER, generator=generator, dtype=dtype).square().sum(1)
+        noise = noise * (LIGHTER / size).sqrt()[:, None]
         rest = self.modes[k] + self.tangents[k] * step[:, None]
         rest = rest + (self.roots[k] @ noise[:, :, None])[..., 0]
         w = torch.cat([(self.at[k] + step)[:, None], rest], 1)
@@ -142,7 +136,7 @@ class Ridge:
         return torch.logsumexp(torch.stack(parts) + self.shares.log()[:, None], 0) - scale
 
     def _node(self, k: int, w: Tensor) -> Tensor:
-        others, v = self.modes.shape[1], float(_FREEDOM)
+        others, v = self.modes.shape[1], float(LIGHTER)
         step = w[:, 0] - self.at[k]
         along = -0.5 * (step / self.kernel[k]).square()
         along = along - self.kernel[k].log() - 0.5 * math.log(2 * math.pi)
@@ -203,7 +197,7 @@ def follow(score: Score, frame: Standard, axis: Tensor) -> Ridge | None:
         torch.stack(x) for x in zip(*((n.w[1:], n.tangent) for n in nodes), strict=True)
     )
     roots = torch.stack([n.root for n in nodes])
-    kernel = torch.full_like(at, _KERNEL)
+    kernel = torch.full_like(at, KERNEL)
     return Ridge(frame, basis, at, modes, tangents, roots, heights - heights.max(), kernel)
 
 
@@ -223,13 +217,13 @@ def _node(score: Score, frame: Standard, basis: Tensor, w: Tensor) -> _Node:
         return value, slope @ outwards
 
     lengths = torch.tensor([1.0, 0.5, 0.25, 0.06, 0.01], dtype=w.dtype)
-    for _ in range(_NEWTON):
+    for _ in range(NEWTON):
         value, slope, curve = _curvature(local, w)
         size, vectors = torch.linalg.eigh(curve[1:, 1:])
         positive = size.abs().clamp_min(1e-6)
         push = vectors.mT @ slope[1:]
         left = float((push.square() / positive).sum())
-        if left < _LEFT or not math.isfinite(left):
+        if left < LEFT or not math.isfinite(left):
             break
         tried = w.repeat(len(lengths), 1)
         tried[:, 1:] += lengths[:, None] * (vectors @ (push / positive))
@@ -245,8 +239,8 @@ def _node(score: Score, frame: Standard, basis: Tensor, w: Tensor) -> _Node:
 
 def _curvature(local: Score, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return log p, its gradient and minus its Hessian at w, by differences of the gradient."""
-    steps = _WIDTH * torch.eye(len(w), dtype=w.dtype)
+    steps = DIFFERENCE * torch.eye(len(w), dtype=w.dtype)
     values, slopes = local(torch.cat([w[None], w + steps, w - steps]))
     d = len(w)
-    curve = (slopes[1 + d :] - slopes[1 : 1 + d]) / (2 * _WIDTH)
+    curve = (slopes[1 + d :] - slopes[1 : 1 + d]) / (2 * DIFFERENCE)
     return values[0], slopes[0], (0.5 * (curve + curve.mT)).nan_to_num(0.0, 0.0, 0.0)

@@ -16,6 +16,7 @@ from kullback.sampled import effective_sample_size, pareto_k
 from .bounds import Bounds, bounds_on
 from .evidence import Evidence
 from .limits import (
+    ELSEWHERE,
     EQUAL,
     FATTER,
     HEAVY,
@@ -48,8 +49,8 @@ def judge(evidence: Evidence, limits: Limits = LIMITS) -> Verdict:
 
     "trust": every bound is at most 0.2, in sd of the draws and in log sd. "partly": at most 0.6,
     or the shape of q is not p's, or the fit has not converged. Else "do not trust", as well as
-    where more than 2 % of p's mass is on a missed peak, or where q has less than a hundredth of p's
-    density, and where p does not decay along a scale parameter.
+    where more than 2 % of p's mass is where q has less than a hundredth of p's density, and where p
+    does not decay along a scale parameter.
     """
     if evidence.broken or evidence.empty == evidence.draws:
         return _unusable(evidence)
@@ -82,8 +83,7 @@ def _unusable(evidence: Evidence) -> Verdict:
 
 def _missed(evidence: Evidence, limits: Limits) -> bool:
     """Say whether p has mass where q has none, or has no finite mass."""
-    share = evidence.elsewhere > limits.elsewhere or evidence.unreached > limits.unreached
-    return share or evidence.endless
+    return evidence.unreached > limits.unreached or evidence.endless
 
 
 def _other_shape(evidence: Evidence, limits: Limits) -> bool:
@@ -120,7 +120,7 @@ def _reasons(evidence: Evidence, limits: Limits) -> list[str]:
     said = {
         "p does not seem to decay along a scale parameter: is its prior proper?": e.endless,
         f"another peak, which q does not have, holds about {e.elsewhere:.0%} of p": e.elsewhere
-        > limits.elsewhere,
+        > ELSEWHERE,
         f"q has next to no draws where {e.unreached:.0%} of p's mass is": e.unreached
         > limits.unreached,
         "the fit has not converged": not e.converged,
