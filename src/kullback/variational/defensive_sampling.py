@@ -67,7 +67,7 @@ def widely(
     require(count > 2 * dims, "draws", f"more than {2 * dims}", count)
     student = _Student(Standard.of(draws))
     numbers = [number] + len(ridges) * [count // 2]
-    laws = [student, *ridges]
+    laws: list[_Student | Ridge] = [student, *ridges]
     far = torch.cat([law.sample(n, generator) for law, n in zip(laws, numbers, strict=True)])
     logs = (torch.tensor(numbers, dtype=draws.dtype) / sum(numbers)).log()
 

@@ -54,7 +54,8 @@ class Standard(NamedTuple):
     @property
     def axes(self) -> Tensor:
         """Unit vectors `[d, d]`: coordinate j of z, standardised, is axis j times u."""
-        return self.factor / self.factor.norm(dim=1, keepdim=True)
+        lengths: Tensor = self.factor.square().sum(1, keepdim=True).sqrt()
+        return self.factor / lengths
 
 
 def funnels(frame: Standard, draws: Tensor, score: Tensor) -> list[int]:
@@ -88,7 +89,7 @@ class Ridge:
 
     at: `[K]`, places on the path; modes, tangents: `[K, d − 1]`, the others' conditional mode and
     its derivative; roots: `[K, d − 1, d − 1]`, with covariance root rootᵀ; heights: `[K]`, log of
-    the Laplace approximation to p's marginal, nats, up to a constant; kernel: `[K]`, sd along it.
+    the Laplace approximation to p's marginal, nats, up to a constant.
     """
 
     frame: Standard
@@ -98,7 +99,6 @@ class Ridge:
     tangents: Tensor
     roots: Tensor
     heights: Tensor
-    kernel: Tensor
 
     @property
     def endless(self) -> bool:
@@ -119,7 +119,7 @@ class Ridge:
         """Draw n points `[n, d]` of z."""
         dtype, others = self.at.dtype, self.modes.shape[1]
         k = torch.multinomial(self.shares, n, replacement=True, generator=generator)
-        step = self.kernel[k] * torch.randn(n, generator=generator, dtype=dtype)
+        step = KERNEL * torch.randn(n, generator=generator, dtype=dtype)
         noise = torch.randn(n, others, generator=generator, dtype=dtype)
         size = torch.randn(n, LIGHTER, generator=generator, dtype=dtype).square().sum(1)
         noise = noise * (LIGHTER / size).sqrt()[:, None]
@@ -133,20 +133,22 @@ class Ridge:
         w = self.frame.inwards(z) @ self.basis
         parts = [self._node(k, w) for k in range(len(self.at))]
         scale = self.frame.factor.diagonal().log().sum()
-        return torch.logsumexp(torch.stack(parts) + self.shares.log()[:, None], 0) - scale
+        mixed: Tensor = torch.logsumexp(torch.stack(parts) + self.shares.log()[:, None], 0)
+        return mixed - scale
 
     def _node(self, k: int, w: Tensor) -> Tensor:
         others, v = self.modes.shape[1], float(LIGHTER)
         step = w[:, 0] - self.at[k]
-        along = -0.5 * (step / self.kernel[k]).square()
-        along = along - self.kernel[k].log() - 0.5 * math.log(2 * math.pi)
+        along = -0.5 * (step / KERNEL).square()
+        along = along - math.log(KERNEL) - 0.5 * math.log(2 * math.pi)
         rest = w[:, 1:] - self.modes[k] - step[:, None] * self.tangents[k]
         white = torch.linalg.solve(self.roots[k], rest.mT)
         constant = math.lgamma((v + others) / 2) - math.lgamma(v / 2)
         constant -= 0.5 * others * math.log(v * math.pi)
         size = torch.linalg.slogdet(self.roots[k])[1]
         tail = 0.5 * (v + others) * torch.log1p(white.square().sum(0) / v)
-        return along + constant - tail - size
+        found: Tensor = along + constant - tail - size
+        return found
 
 
 class _Node(NamedTuple):
@@ -197,15 +199,15 @@ def follow(score: Score, frame: Standard, axis: Tensor) -> Ridge | None:
         torch.stack(x) for x in zip(*((n.w[1:], n.tangent) for n in nodes), strict=True)
     )
     roots = torch.stack([n.root for n in nodes])
-    kernel = torch.full_like(at, KERNEL)
-    return Ridge(frame, basis, at, modes, tangents, roots, heights - heights.max(), kernel)
+    return Ridge(frame, basis, at, modes, tangents, roots, heights - heights.max())
 
 
 def _basis(axis: Tensor) -> Tensor:
     """Return an orthogonal matrix `[d, d]` whose first column is the axis."""
     whole = torch.cat([axis[:, None], torch.eye(len(axis), dtype=axis.dtype)], 1)
     q = torch.linalg.qr(whole)[0][:, : len(axis)]
-    return q * torch.sign(q[:, 0] @ axis)
+    signed: Tensor = q * torch.sign(q[:, 0] @ axis)
+    return signed
 
 
 def _node(score: Score, frame: Standard, basis: Tensor, w: Tensor) -> _Node:

@@ -71,7 +71,7 @@ def undecaying(log_density: LogDensity, draws: Tensor, names: Sequence[str] = ()
     far = 10.0 ** torch.linspace(1, DECADES, 2 * DECADES - 1, dtype=draws.dtype)
     points = first[:, None, None] + far[:, None] * ways[:, None]  # [lines, ways, places, d]
     with torch.no_grad():
-        logs = torch.cat([log_density(p) for p in points.flatten(0, 2).split(4096)])
+        logs = torch.cat([log_density(p) for p in torch.split(points.flatten(0, 2), 4096)])
     flat = _flat(logs.view(points.shape[:3]), far).sum(0) > LINES // 2
     if not bool(flat.any()):
         return ""
