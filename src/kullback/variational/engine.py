@@ -20,7 +20,7 @@ from .annealing import cooled, widened
 from .batch_and_match import batch_and_match
 from .deterministic import AGREEMENT, deterministic
 from .families import Family, Flow, FullRank, LowRank, MeanField, Mixture
-from .limits import LOOKED
+from .limits import LOOKED, SEARCHED
 from .losses import Gradient, Objective, loss_of
 from .noise import fixed_normals
 from .plan import Make, Plan, distinct, maker, mixture_of, plan
@@ -74,8 +74,7 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
         rows = target.rows.draw(generator) if target.rows is not None and noisy else None
         starts = settings.starts if rows is None else 1  # with many rows one peak is left
         found = find_start(target, generator, starts=starts, rows=rows)
-        noise = fixed_normals(LOOKED, target.dim, torch.Generator().manual_seed(0))
-        lost = improper(target, found[0].frame.outwards(noise))
+        lost = _improper(target, found[0])
         if lost:
             yield Progress(_begin(how, found), -found[0].elbo, math.nan, done=True, reason=lost)
             return
@@ -89,6 +88,14 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
             yield from _by_fixed_draws(target, settings, how, found, generator)
 
     return Work(how.method, how.chosen, steps)
+
+
+def _improper(target: Target, start: Start) -> str:
+    """Say where log p does not decay around the start, before time is spent on a fit."""
+    if target.dim > SEARCHED:
+        return ""
+    noise = fixed_normals(LOOKED, target.dim, torch.Generator().manual_seed(0))
+    return improper(target, start.frame.outwards(noise))
 
 
 def forwards(target: Target, settings: Settings, generator: torch.Generator) -> Work:

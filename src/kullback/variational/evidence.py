@@ -76,7 +76,9 @@ class Evidence:
     same by pooled draws of q and of wider laws; None without. residual, pushed: of the scores, None
     without them or, for `pushed`, where their tilt has no mass. scored: whether there are scores.
     tails: see `tail_ratio`. elsewhere, away: share of p's mass on a missed peak and `[m]` its
-    distance from q's mean, in sd of q. names, converged: see `Sample`.
+    distance from q's mean, in sd of q. unreached: p's mass where q has less than a hundredth of its
+    density, 0 without wider laws. endless: whether p's marginal does not decay along a coordinate
+    that was followed. names, converged: see `Sample`.
     """
 
     draws: int

@@ -33,8 +33,12 @@ def improper(target: Target, draws: Tensor) -> str:
     """
     if target.rows is not None or len(draws) < 2 or target.dim > SEARCHED:
         return ""
-    lost = undecaying(target.log_density, draws, _labels(target, draws))
-    return f"{IMPROPER}: {lost}: is the prior proper?" if lost else ""
+    way = _endless_way(target.log_density, draws)
+    if way is None:
+        return ""
+    which = ", ".join(target.names[j] for j in _movers(way, draws))
+    why = f"log p does not decay as {_named(way, draws, _labels(target, draws))}"
+    return f"{IMPROPER}: q({which}) spreads without end: is the prior proper? {why}"
 
 
 def _labels(target: Target, draws: Tensor) -> list[str]:
@@ -64,8 +68,14 @@ def undecaying(log_density: LogDensity, draws: Tensor, names: Sequence[str] = ()
     >>> undecaying(lambda z: -torch.log1p(z.square()).sum(1), z)
     ''
     """
+    way = _endless_way(log_density, draws)
+    return "" if way is None else f"log p does not decay as {_named(way, draws, names)}"
+
+
+def _endless_way(log_density: LogDensity, draws: Tensor) -> Tensor | None:
+    """Return a direction `[d]` in which log p does not decay, or None."""
     if not bool(draws.isfinite().all()):
-        return ""
+        return None
     ways = _directions(draws)
     first = draws[torch.linspace(0, len(draws) - 1, LINES).long()]
     far = 10.0 ** torch.linspace(1, DECADES, 2 * DECADES - 1, dtype=draws.dtype)
@@ -73,9 +83,7 @@ def undecaying(log_density: LogDensity, draws: Tensor, names: Sequence[str] = ()
     with torch.no_grad():
         logs = torch.cat([log_density(p) for p in torch.split(points.flatten(0, 2), 4096)])
     flat = _flat(logs.view(points.shape[:3]), far).sum(0) > LINES // 2
-    if not bool(flat.any()):
-        return ""
-    return f"log p does not decay as {_named(ways[int(flat.int().argmax())], draws, names)}"
+    return ways[int(flat.int().argmax())] if bool(flat.any()) else None
 
 
 def _directions(draws: Tensor) -> Tensor:
@@ -104,14 +112,17 @@ def _flat(logs: Tensor, far: Tensor) -> Tensor:
     return last.all(0) & (count > SLOPES + 1) & ~ended & ~fallen
 
 
+def _movers(way: Tensor, draws: Tensor) -> list[int]:
+    """Return the coordinates that a direction moves, at most five that move most in their sd."""
+    moved = (way / draws.std(0).clamp_min(1e-300)).abs()
+    places = moved.argsort(descending=True)[:5].tolist()
+    return sorted(j for j in places if float(moved[j]) > 0.2 * float(moved.max()))
+
+
 def _named(way: Tensor, draws: Tensor, names: Sequence[str]) -> str:
-    """Say which coordinates a direction moves, those that move most in their own sd."""
-    moved = way / draws.std(0).clamp_min(1e-300)
-    share = moved.abs() / moved.abs().max()
-    places = share.argsort(descending=True)[:5].tolist()
-    places = sorted(j for j in places if float(share[j]) > 0.2)
+    """Say where those coordinates go."""
     said = []
-    for j in places:
+    for j in _movers(way, draws):
         name = names[j] if names else f"z[{j + 1}]"
         said.append(f"{name} goes to {'infinity' if float(way[j]) > 0 else '-infinity'}")
     return " and ".join(said)
