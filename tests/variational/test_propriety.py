@@ -205,6 +205,23 @@ def test_a_density_that_underflows_on_the_way_is_no_plateau():
     assert undecaying(log_density, slanted + 1e-6 * z) == ""
 
 
+def test_distributions_that_check_their_scale_are_followed_as_far_as_they_go():
+    """Normal(0, exp(v)) raises where exp(v) is rounded to 0; other directions are still followed."""
+
+    def proper(v, x):
+        return Normal(0.0, 3.0).log_prob(v) + Normal(0.0, torch.exp(v / 2)).log_prob(x).sum()
+
+    def flat(v, x, c):
+        return proper(v, x) + 0 * c
+
+    z = torch.randn(200, 6, generator=seeded(), dtype=F64)
+    target = Target.of(proper, {"v": (), "x": (4,)})
+    with pytest.raises(RuntimeError, match="item"):
+        target.log_density(z[:, :5] - 1e4)
+    assert improper(target, z[:, :5]) == ""
+    assert "as c goes to infinity" in improper(Target.of(flat, {"v": (), "x": (4,), "c": ()}), z)
+
+
 def test_a_bounded_support_is_no_flat_direction():
     z = torch.rand(200, 2, generator=seeded(), dtype=F64)
 

@@ -7,7 +7,7 @@ falls faster, also where its tails are heavy: a Cauchy's by 2 log t, a t's by (1
 
 Which to use: `improper`, through `fit`; `undecaying` for a bare log density. What is found is
 improper; not everything is found. Not seen are mass that is infinite only along a bent path or over
-a bundle of lines that widens, and what lies beyond the point at which log p stops being a number.
+a bundle of lines that widens, and what lies beyond the point at which log p overflows.
 """
 
 import math
@@ -81,9 +81,27 @@ def _endless_way(log_density: LogDensity, draws: Tensor) -> Tensor | None:
     far = 10.0 ** torch.linspace(1, DECADES, 2 * DECADES - 1, dtype=draws.dtype)
     points = first[:, None, None] + far[:, None] * ways[:, None]  # [lines, ways, places, d]
     with torch.no_grad():
-        logs = torch.cat([log_density(p) for p in torch.split(points.flatten(0, 2), 4096)])
-    flat = _flat(logs.view(points.shape[:3]), far).sum(0) > LINES // 2
+        logs = _evaluated(log_density, points)
+    flat = _flat(logs, far).sum(0) > LINES // 2
     return ways[int(flat.int().argmax())] if bool(flat.any()) else None
+
+
+def _evaluated(log_density: LogDensity, points: Tensor) -> Tensor:
+    """Return log p of points `[..., d]`, NaN where the user's function refuses to be evaluated.
+
+    A distribution that checks its arguments raises where a scale is rounded to 0. Points `[lines,
+    ways, places, d]` are then taken one way, and where that fails one place of it, at a time.
+    """
+    flat = points.reshape(-1, points.shape[-1])
+    try:
+        logs = torch.cat([log_density(part) for part in torch.split(flat, 4096)])
+        return logs.view(points.shape[:-1])
+    except (RuntimeError, ValueError):
+        axis = next((i for i in (1, 2) if points.shape[i] > 1), None)
+        if axis is None:
+            return points.new_full(points.shape[:-1], math.nan)
+        parts = [_evaluated(log_density, part) for part in points.split(1, axis)]  # type: ignore[no-untyped-call]
+        return torch.cat(parts, axis)
 
 
 def _directions(draws: Tensor) -> Tensor:
