@@ -206,7 +206,7 @@ def test_a_density_that_underflows_on_the_way_is_no_plateau():
 
 
 def test_distributions_that_check_their_scale_are_followed_as_far_as_they_go():
-    """Normal(0, exp(v)) raises where exp(v) is rounded to 0; other directions are still followed."""
+    """Normal(0, exp(v)) raises where exp(v) is 0; the other directions are still followed."""
 
     def proper(v, x):
         return Normal(0.0, 3.0).log_prob(v) + Normal(0.0, torch.exp(v / 2)).log_prob(x).sum()
