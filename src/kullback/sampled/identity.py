@@ -28,15 +28,19 @@ from .limits import FEW, REFUTED, ROUND_BITS, TEST_LEVEL, UNSEEN_CHANCE, UNSEEN_
 from .pareto import fit_tail, tail_length
 
 __all__ = [
+    "RATIO_CAUSES",
+    "WEIGHT_CAUSES",
     "Identity",
     "Known",
     "entropy_identity",
+    "half_ulps",
     "known_mean",
     "ratio_identity",
+    "unseen_ratio",
     "weight_identity",
 ]
 
-_RATIO_CAUSES = (
+RATIO_CAUSES = (
     "the draws come from a truncated p (top-p, top-k) whose log-probabilities were renormalised "
     "(mean below 1)",
     "q has mass where p has none, or where no draw fell (mean below 1)",
@@ -44,7 +48,7 @@ _RATIO_CAUSES = (
     "a density is not normalised",
     "the draws do not come from the p that was scored",
 )
-_WEIGHT_CAUSES = (
+WEIGHT_CAUSES = (
     "the draws were made by truncated sampling (top-p, top-k) and scored over what was left "
     "(mean below 1)",
     "the target has mass where no draw fell (mean below 1)",
@@ -58,6 +62,9 @@ _ENTROPY_CAUSES = (
     "the column of log p is shifted against the draws",
     "the entropies are in other units than nats, or of another distribution",
 )
+
+
+_LOOK = 64  # values that nearly always show that a grid does not hold them
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,10 @@ class Identity:
     def __bool__(self) -> bool:
         """Say whether the draws leave the identity standing, everywhere in the batch."""
         return not bool(torch.as_tensor(self.refuted).any())
+
+    def require(self, argument: str, hint: str = "") -> None:
+        """Raise an `ArgumentValueError` that names the usual causes if it is refuted."""
+        require(bool(self), argument, self.name, self.reason, hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +146,7 @@ def ratio_identity(
     off = half_ulps(log_p) + half_ulps(log_q) if rounding is None else rounding
     log_r = log_q.detach().double() - log_p.detach().double()
     known = _known(log_r, off)
-    return known_mean(known, "q/p", expected=ratio_mean, causes=_RATIO_CAUSES)
+    return known_mean(known, "q/p", expected=ratio_mean, causes=RATIO_CAUSES)
 
 
 def weight_identity(log_weights: Tensor, *, rounding: Tensor | None = None) -> Identity:
@@ -158,10 +169,12 @@ def weight_identity(log_weights: Tensor, *, rounding: Tensor | None = None) -> I
     require_type(log_weights, Tensor, "log_weights", "pass a torch tensor [*batch, draws]")
     off = half_ulps(log_weights) if rounding is None else rounding
     known = _known(log_weights.detach().double(), off)
-    return known_mean(known, "the weights", causes=_WEIGHT_CAUSES)
+    return known_mean(known, "the weights", causes=WEIGHT_CAUSES)
 
 
-def entropy_identity(log_p: Tensor, entropies: Tensor) -> Identity:
+def entropy_identity(
+    log_p: Tensor, entropies: Tensor, *, log_weights: Tensor | None = None
+) -> Identity:
     """Test `E_p[−log p(x)] = H(p)` where the entropy of p at each draw's position is known.
 
     It sees draws made at another temperature than was scored, and raw log-probabilities under
@@ -171,6 +184,8 @@ def entropy_identity(log_p: Tensor, entropies: Tensor) -> Identity:
         log_p: `[*batch, draws]`, in nats, of draws x ~ p.
         entropies: The same shape, in nats: the entropy of p at each draw's position (of the sum,
             where log p is a sum over positions).
+        log_weights: The same shape: log importance weights, up to a constant, for draws that come
+            from another distribution than p.
 
     Returns:
         An `Identity` of the mean of `−log p − H`, expected 0.
@@ -185,6 +200,10 @@ def entropy_identity(log_p: Tensor, entropies: Tensor) -> Identity:
     _same("entropies", entropies, log_p)
     off = (half_ulps(log_p) + half_ulps(entropies)).mean(-1)
     terms = -log_p.detach().double() - entropies.detach().double()
+    if log_weights is not None:
+        _same("log_weights", log_weights, log_p)
+        weights = (log_weights - log_weights.amax(-1, keepdim=True)).detach().double().exp()
+        terms = terms * weights / weights.mean(-1, keepdim=True)
     mean, error, skewness = moments_of(terms)
     draws = terms.shape[-1]
     chance = min(1.0, -math.log(UNSEEN_CHANCE) / draws)  # of an event that no draw met
@@ -198,7 +217,7 @@ def known_mean(
     what: str,
     *,
     expected: Tensor | float = 1.0,
-    causes: tuple[str, ...] = _RATIO_CAUSES,
+    causes: tuple[str, ...] = RATIO_CAUSES,
 ) -> Identity:
     """Test a mean that is known to be `expected`, from merged moments.
 
@@ -222,10 +241,12 @@ def known_mean(
     refuted |= (target > 0) & (known.mean > target * REFUTED * max(gap.numel(), 1))
     words = _words(known, what, target.expand(gap.shape), refuted, causes)
     fields = [known.mean, target.expand(gap.shape), known.error, z, refuted]
-    if not gap.dim():
-        fields = [float(field) for field in fields[:4]] + [bool(refuted)]
     name = f"mean of {what} = {float(target):g}" if not target.dim() else f"mean of {what}"
-    return Identity(name, *fields, words)
+    found = (known.mean, target.expand(gap.shape), known.error, z)
+    if gap.dim():
+        return Identity(name, *found, refuted, words)
+    mean, aim, error, distance = (float(part) for part in found)
+    return Identity(name, mean, aim, error, distance, bool(refuted), words)
 
 
 def hall(t: Tensor, skewness: Tensor) -> Tensor:
@@ -242,8 +263,9 @@ def hall(t: Tensor, skewness: Tensor) -> Tensor:
 def unseen_ratio(largest: Tensor, k_hat: Tensor, draws: int) -> Tensor:
     """Return how much of the mean of q/p may sit in events that no draw met, `[*batch]`.
 
-    They have a chance of up to `log(1/UNSEEN_CHANCE)/draws`. q/p there: up to `UNSEEN_RATIO`, or what
-    the fitted tail has beyond the largest draw, `largest/(1 − k)` with k̂ and twice its own scatter;
+    They have a chance of up to `log(1/UNSEEN_CHANCE)/draws`. q/p there: up to `UNSEEN_RATIO`, or
+    what the fitted tail has beyond the largest draw, `largest/(1 − k)` with k̂ and twice its own
+    scatter;
     +inf from k = 1 on, where the tail has no mean.
     """
     k = k_hat + 2 * (1 + k_hat) / math.sqrt(max(tail_length(draws), 1))
@@ -270,29 +292,35 @@ def moments_of(terms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def half_ulps(values: Tensor) -> Tensor:
     """Return how far each value may be off for having been rounded to its floating type.
 
-    Half a unit in the last place, `|value| eps / 2`, of the coarsest of bfloat16, float16 and the
-    values' own type whose grid holds all finite values: log-probabilities are often computed in
-    bfloat16 and logged in float32. float64. Round numbers, of 5 significant bits or fewer, lie on
+    Half a unit in the last place, `|value| eps / 2`, of the coarsest of bfloat16, float16,
+    float32 and the values' own type whose grid holds all finite values: log-probabilities are often
+    computed in bfloat16 and logged in float32. float64. Round numbers, of 5 significant bits or fewer, lie on
     every grid and say nothing: where all values are round they count as those of their own type.
 
     >>> half_ulps(torch.tensor([-1.5, -2.71875, -0.001]).bfloat16().float())[0].item() == 1.5 / 256
     True
     """
-    held = values.detach()
-    finite = torch.where(held.isfinite(), held, 0.0)
-    eps = torch.finfo(held.dtype).eps
-    for coarse in (torch.bfloat16, torch.float16):
-        step = torch.finfo(coarse).eps
-        if step > eps and _on_grid(finite, coarse):
-            eps = step
-            break
-    return finite.double().abs() * (eps / 2)
+    finite = torch.where(values.detach().isfinite(), values.detach(), 0.0)
+    return finite.double().abs() * (torch.finfo(coarsest_type(values)).eps / 2)
+
+
+def coarsest_type(values: Tensor) -> torch.dtype:
+    """Return the coarsest of bfloat16, float16, float32 and their own that holds all values.
+
+    >>> coarsest_type(torch.tensor([-1.5, -2.71875, -0.4140625], dtype=torch.float64))
+    torch.bfloat16
+    """
+    held = torch.where(values.detach().isfinite(), values.detach(), 0.0)
+    for coarse in (torch.bfloat16, torch.float16, torch.float32):
+        coarser = torch.finfo(coarse).eps > torch.finfo(held.dtype).eps
+        if coarser and _on_grid(held.flatten()[:_LOOK], coarse) and _on_grid(held, coarse):
+            return coarse
+    return held.dtype
 
 
 def _on_grid(values: Tensor, dtype: torch.dtype) -> bool:
     """Say whether all values are exactly those of a coarser type, and not merely round numbers."""
-    held = values.to(dtype).to(values.dtype)
-    if not bool((held == values).all()):
+    if not bool((values.to(dtype).to(values.dtype) == values).all()):
         return False
     bits = torch.frexp(values).mantissa * 2**ROUND_BITS
     return not bool((bits == bits.round()).all())
