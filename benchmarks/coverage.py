@@ -4,14 +4,14 @@
 
 Every public function of `kullback.sampled` that returns an `Estimate`, in easy, hard, heavy-tailed,
 tiny-KL and float32 settings, 2,000 repeats each. A result is told of where it carries a warning, or
-has no error bar, or was refused by an error. A setting passes when at least 95 % of its results are
-told of, or when the intervals, all or those of the results that are not (`silent`), cover the
-*exact* value, bias and all, 93 to 97 times in a hundred; where they are fewer than 2,000 the band is
-wider in proportion to what chance does to so many. A false alarm is a result that is told of in a
-setting whose intervals all together cover.
+has no error bar, or was refused by an error. A setting passes when at least 95 % of its results
+are told of, or when the intervals, all or those of the results that are not (`silent`), cover the
+*exact* value, bias and all, 93 to 97 times in a hundred; where they are fewer than 2,000 the band
+is wider in proportion to what chance does to so many. A false alarm is a result that is told of in
+a setting whose intervals all together cover.
 
-The limits were chosen on the laws CHOOSING and the families RATIOS, and counted on the laws COUNTING
-and the families COUNTED.
+The limits were chosen on the laws CHOOSING and the families RATIOS, and counted on the laws
+COUNTING and the families COUNTED.
 """
 
 import argparse
@@ -696,7 +696,7 @@ def printed(row):
 def summary(rows):
     """The table of the docs, in Markdown: a line a function."""
     lines = [
-        "| function | settings | all cover | told of, or the silent cover | neither | false alarms |",
+        "| function | settings | all cover | told of, or silent cover | neither | false alarms |",
         "|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(row["function"] for row in rows):

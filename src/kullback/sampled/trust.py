@@ -80,7 +80,8 @@ def about_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
 def about_skewed_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
     """Doubt an interval that allows for the skewness: only where the mean may be infinite.
 
-    Where k̂ less its own standard error is 1 or more the draws cannot show that there is a mean:
+    Where the variance is (k̂ less its own standard error is ½ or more), say that `±` is not the
+    interval. Where k̂ less its own standard error is 1 or more the draws cannot show that there is a mean:
     no error bar is given.
     """
     scatter = _scatter(k_hat, draws)
@@ -95,6 +96,12 @@ def about_skewed_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doub
             heavy,
             "a few draws carry the sum (skewness of the mean {:.2f}), and its tail may be too "
             "heavy for any error bar (Pareto k-hat): draw more",
+        ),
+        Doubt(
+            k_hat,
+            felt & (k_hat - scatter >= HEAVY) & ~none & ~heavy,
+            "the variance seems infinite (Pareto k-hat {:.2f}, above 0.5 by more than its own error): "
+            "the standard error is too small; the interval, longer on the tail's side, allows for it",
         ),
         Doubt(
             k_hat,
