@@ -365,7 +365,8 @@ def test_the_shape_is_that_of_the_tail(p, q, estimator, index):
     tail = tail_length(20_000)
     assert abs(found.k_hat - index) < 4.5 * (1 + index) / math.sqrt(tail) + 5 / tail
     assert not found.no_error  # the mean exists, and the interval allows for the tail
-    assert not any("Pareto" in warning for warning in found.warnings)
+    infinite = any("variance seems infinite" in warning for warning in found.warnings)
+    assert index >= 0.5 or not infinite
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3", 0.3, "best"])

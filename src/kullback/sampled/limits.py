@@ -3,6 +3,32 @@
 Each stands here with its source, or with the settings of benchmarks/coverage.py that set it.
 """
 
+__all__ = [
+    "BIASED",
+    "FELT",
+    "FELT_FEW",
+    "FELT_SKEWED",
+    "FEW",
+    "FEW_FOR_K",
+    "HEAVY",
+    "JUDGED",
+    "MOST_SKEWED",
+    "NO_MEAN",
+    "REFUTED",
+    "ROUNDING",
+    "ROUND_BITS",
+    "SCATTERS",
+    "SKEWED",
+    "TEST_LEVEL",
+    "UNSEEN",
+    "UNSEEN_CHANCE",
+    "UNSEEN_RATIO",
+    "WIDER",
+    "WIDER_BY_K",
+    "WIDER_FROM",
+    "WIDEST",
+]
+
 FEW = 20  # draws below which no standard error is taken at its word
 ROUNDING = 4e-16  # terms that differ by less than this, relatively, are one number
 BIASED = 0.3  # standard errors of bias: a 95 % interval then covers 94 %

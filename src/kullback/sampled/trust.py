@@ -80,9 +80,8 @@ def about_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
 def about_skewed_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
     """Doubt an interval that allows for the skewness: only where the mean may be infinite.
 
-    Where the variance is (k̂ less its own standard error is ½ or more), say that `±` is not the
-    interval. Where k̂ less its own standard error is 1 or more the draws cannot show that there is a mean:
-    no error bar is given.
+    Where k̂ less its own standard error is ½ or more, the words say that the variance seems
+    infinite; where it is 1 or more the draws cannot show that there is a mean: no error bar.
     """
     scatter = _scatter(k_hat, draws)
     felt = skewness.abs() > (limits.FELT_FEW if draws < limits.FEW_FOR_K else limits.FELT_SKEWED)
@@ -100,8 +99,8 @@ def about_skewed_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doub
         Doubt(
             k_hat,
             felt & (k_hat - scatter >= HEAVY) & ~none & ~heavy,
-            "the variance seems infinite (Pareto k-hat {:.2f}, above 0.5 by more than its own error): "
-            "the standard error is too small; the interval, longer on the tail's side, allows for it",
+            "the variance seems infinite (Pareto k-hat {:.2f}, above 0.5 by more than its error): "
+            "the standard error is too small; the interval, longer at the tail, allows for it",
         ),
         Doubt(
             k_hat,
