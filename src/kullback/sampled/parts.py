@@ -269,9 +269,11 @@ def told_of(found: Estimate, identity: Identity) -> Estimate:
     if not bool(refuted.any()):
         return found
     above = refuted & (torch.as_tensor(identity.mean) > torch.as_tensor(identity.expected))
+    why = "right for p as it was sampled if p was truncated, else wrong"
     if bool(above.any()):
         found = found.without_error(identity.reason, where=above if above.dim() else None)
-    why = f"right for p as it was sampled if p was truncated, else wrong: {identity.reason}"
+        why = "no truncation explains a mean of q/p above 1" if bool(above.all()) else why
+    why = f"{why}: {identity.reason}"
     return replace(found, bias="unknown", why="; ".join(filter(None, [found.why, why])))
 
 

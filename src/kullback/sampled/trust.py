@@ -81,12 +81,14 @@ def about_skewed_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doub
     """Doubt an interval that allows for the skewness: only where the mean may be infinite.
 
     Where k̂ less its own standard error is ½ or more, the words say that the variance seems
-    infinite; where it is 1 or more the draws cannot show that there is a mean: no error bar.
+    infinite; where k̂ is within its own standard error of 1, or above, no interval holds and the
+    draws cannot show that there is a mean: no error bar.
     """
     scatter = _scatter(k_hat, draws)
     felt = skewness.abs() > (limits.FELT_FEW if draws < limits.FEW_FOR_K else limits.FELT_SKEWED)
     unknown = k_hat.isnan()
-    none = felt & (k_hat - scatter >= limits.NO_MEAN)
+    sure = -1.0 if draws < limits.FEW_FOR_K else 1.0  # of few draws k̂ is too noisy to refuse by
+    none = felt & (k_hat + sure * scatter >= limits.NO_MEAN)
     heavy = felt & (unknown | (k_hat + limits.SCATTERS * scatter >= limits.NO_MEAN)) & ~none
     return [
         _few(draws, skewness),
@@ -105,8 +107,8 @@ def about_skewed_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doub
         Doubt(
             k_hat,
             none,
-            "the largest terms have so heavy a tail (Pareto k-hat {:.2f}, above 1 by more than "
-            "its own error) that no mean can be inferred from these draws; it may be infinite",
+            "the largest terms have so heavy a tail (Pareto k-hat {:.2f}, within its own error of 1 "
+            "or above) that no mean can be inferred from these draws; it may be infinite",
             refused=True,
         ),
     ]
