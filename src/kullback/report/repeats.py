@@ -40,4 +40,4 @@ def estimators(
     log_p = log_density(p, points).double().movedim(0, -1)
     log_q = log_density(q, points).double().movedim(0, -1)
     pieces = LogRatios.of(log_p, log_q)
-    return {name: pieces.estimate(name) for name in ESTIMATORS}
+    return {name: pieces.estimate(name, full_support=name in ("k3", "best")) for name in ESTIMATORS}

@@ -60,7 +60,8 @@ def kl(
     p = p if p.batch_shape == batch else p.expand(batch)
     step = max(4, _NUMBERS // max(1, math.prod(batch) * math.prod(p.event_shape)) // 2 * 2)
     pieces = (_scored(p, q, min(step, draws - start), generator) for start in range(0, draws, step))
-    return reduce(add, pieces).estimate(estimator, cross_fit=cross_fit)
+    leans = estimator not in ("k1", "k2")
+    return reduce(add, pieces).estimate(estimator, cross_fit=cross_fit, full_support=leans)
 
 
 def _scored(p: Distribution, q: Distribution, draws: int, generator: Generator | None) -> LogRatios:
