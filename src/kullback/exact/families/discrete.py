@@ -11,7 +11,8 @@ import torch
 import torch.distributions as families
 from torch import Tensor
 
-from kullback.core import require
+from kullback.core import ArgumentValueError, require
+from kullback.core.checks import message
 from kullback.exact.log_tables import Table
 from kullback.exact.row_sums import alpha_sum
 
@@ -60,10 +61,15 @@ def _binomial(p: Any, q: Any) -> Tensor:
     """n·KL(Bernoulli), +inf where p has more trials than q; fewer trials have no closed form."""
     counts_p, counts_q = p.total_count, q.total_count
     sure = p.probs == 0  # a point mass at 0 counts no trials
-    fewer = bool(((counts_p < counts_q) & ~sure).any())
-    require(not fewer, "total_count", "p's to be at least q's", "fewer", "sum over the support")
     value = _times(torch.where(sure, counts_q, counts_p), bernoulli_kl(p, q))
     return value.masked_fill((counts_p > counts_q) & ~sure, math.inf)
+
+
+def _fewer_trials(p: Any, q: Any) -> Exception | None:
+    if not bool(((p.total_count < q.total_count) & (p.probs != 0)).any()):
+        return None
+    text = message("total_count", "p's to be at least q's", "fewer", "sum over the support")
+    return ArgumentValueError(text)
 
 
 def _multinomial(p: Any, q: Any) -> Tensor:
@@ -81,9 +87,14 @@ def _geometric(p: Any, q: Any) -> Tensor:
 
 def _negative_binomial(p: Any, q: Any) -> Tensor:
     """r·KL(Bernoulli)/(1 − p): one Bernoulli divergence for each of the r/(1 − p) trials."""
-    same = bool((p.total_count == q.total_count).all())
-    require(same, "total_count", "the same in p and q", f"{p.total_count} and {q.total_count}")
     return _times(p.total_count, bernoulli_kl(p, q)).div(1 - p.probs)
+
+
+def _other_counts(p: Any, q: Any) -> Exception | None:
+    if bool((p.total_count == q.total_count).all()):
+        return None
+    got = f"{p.total_count} and {q.total_count}"
+    return ArgumentValueError(message("total_count", "the same in p and q", got))
 
 
 def _poisson(p: Any, q: Any) -> Tensor:
@@ -104,11 +115,13 @@ PAIRS: dict[tuple[type, type], Pair] = {
     (families.Bernoulli, families.Bernoulli): Pair(bernoulli_kl, _TABLE),
     (families.Categorical, families.Categorical): Pair(bernoulli_kl, _TABLE),
     (families.OneHotCategorical, families.OneHotCategorical): Pair(bernoulli_kl, _TABLE),
-    (families.Binomial, families.Binomial): Pair(_binomial, _TRIALS + "; p's count ≥ q's"),
+    (families.Binomial, families.Binomial): Pair(
+        _binomial, _TRIALS + "; p's count ≥ q's", _fewer_trials
+    ),
     (families.Multinomial, families.Multinomial): Pair(_multinomial, _TRIALS),
     (families.Geometric, families.Geometric): Pair(_geometric, _TRIALS),
     (families.NegativeBinomial, families.NegativeBinomial): Pair(
-        _negative_binomial, _TRIALS + "; equal counts"
+        _negative_binomial, _TRIALS + "; equal counts", _other_counts
     ),
     (families.Poisson, families.Poisson): Pair(_poisson, "E[x] = λ in log p(x)/q(x)"),
 }

@@ -61,6 +61,16 @@ def gaussian_of(distribution: Any) -> Gaussian | None:
     return None
 
 
+def not_gaussian(p: Any, q: Any) -> Exception | None:
+    """Return the error for a pair of which one is no Gaussian over one vector axis, else None."""
+    low_rank = families.LowRankMultivariateNormal
+    for distribution in (p, q):
+        if not isinstance(distribution, low_rank) and gaussian_of(distribution) is None:
+            text = message("p and q", "Gaussians over one vector axis", f"{p}, {q}")
+            return ArgumentTypeError(text)
+    return None
+
+
 def gaussian_kl(p: Gaussian, q: Gaussian) -> Tensor:
     """`½ Σ(m² − 1 − log m²) + ½|M below its diagonal|² + ½|L_q⁻¹(μ_p − μ_q)|²`, M = L_q⁻¹ L_p.
 
@@ -177,11 +187,11 @@ _WOODBURY = "Gaussian KL, through Woodbury's identity; no n × n matrix but a fu
 
 PAIRS: dict[tuple[type, type], Pair] = {
     **{
-        (p, q): Pair(_dense_pair, _TRIANGLES)
+        (p, q): Pair(_dense_pair, _TRIANGLES, not_gaussian)
         for p in _DENSE
         for q in _DENSE
         if (p, q) != (families.Independent, families.Independent)
     },
-    **{(p, _LOW): Pair(_low_rank_pair, _WOODBURY) for p in (*_DENSE, _LOW)},
-    **{(_LOW, q): Pair(_low_rank_pair, _WOODBURY) for q in _DENSE},
+    **{(p, _LOW): Pair(_low_rank_pair, _WOODBURY, not_gaussian) for p in (*_DENSE, _LOW)},
+    **{(_LOW, q): Pair(_low_rank_pair, _WOODBURY, not_gaussian) for q in _DENSE},
 }

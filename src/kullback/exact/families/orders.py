@@ -19,7 +19,7 @@ from kullback.core.checks import message
 from kullback.exact.row_sums import renyi_sum
 
 from .discrete import tables_of
-from .gaussian import gaussian_of
+from .gaussian import gaussian_of, not_gaussian
 from .pair import Pair, on
 from .triangular import log_diagonal, solve_lower
 
@@ -136,9 +136,9 @@ _GIL = "Gil, Alajaji and Linder 2013"
 
 RENYI: dict[tuple[type, type], Pair] = {
     (families.Normal, families.Normal): Pair(_scalar_normal, _GIL),
-    (families.MultivariateNormal, families.MultivariateNormal): Pair(_gaussian, _GIL),
-    (families.Independent, families.MultivariateNormal): Pair(_gaussian, _GIL),
-    (families.MultivariateNormal, families.Independent): Pair(_gaussian, _GIL),
+    (families.MultivariateNormal, families.MultivariateNormal): Pair(_gaussian, _GIL, not_gaussian),
+    (families.Independent, families.MultivariateNormal): Pair(_gaussian, _GIL, not_gaussian),
+    (families.MultivariateNormal, families.Independent): Pair(_gaussian, _GIL, not_gaussian),
     (families.Exponential, families.Exponential): Pair(
         _exponential_family(lambda rate: -rate.log(), _positive, "rate"), _EXPONENTIAL
     ),

@@ -13,11 +13,20 @@ from torch import Tensor
 __all__ = ["Pair", "on"]
 
 
+def _never(*distributions: Any) -> Exception | None:
+    return None
+
+
 class Pair(NamedTuple):
-    """A closed form `function(p, q) → [*batch]` in nats, and the reference it was taken from."""
+    """A closed form `function(p, q) → [*batch]` in nats, and the reference it was taken from.
+
+    refuses: `refuses(p, q)` returns None where the formula holds for these two distributions, else
+    the error that says why not (unequal counts, transforms that differ).
+    """
 
     function: Callable[..., Tensor]
     source: str
+    refuses: Callable[..., Exception | None] = _never
 
 
 def on(*names: str, double: bool = False) -> Callable[..., Callable[[Any, Any], Tensor]]:
