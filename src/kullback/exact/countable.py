@@ -18,7 +18,7 @@ from .lattices import Lattice, lattice_of, log_masses
 from .log_tables import Table
 from .row_sums import alpha_sum, cross_sum, js_sum
 
-__all__ = ["MOST_TERMS", "Sum", "cross_entropy", "entropy", "js", "kl"]
+__all__ = ["MOST_TERMS", "Sum", "cross_entropy", "entropy", "js", "kl", "outcomes"]
 
 MOST_TERMS = 1 << 21  # numbers held for one sum: about a tenth of a second
 _REMAINDER = 1e-13  # of the sum, at most
@@ -115,8 +115,7 @@ def _tables(logs: list[Tensor]) -> list[Table]:
 
 def _lacking(p: Lattice, q: Lattice) -> Tensor:
     """Say where p's range reaches beyond q's, `[*batch]`; gaps inside show in the sum."""
-    low_p, low_q = (torch.where(one.alive, one.low, math.inf).amin(-1) for one in (p, q))
-    high_p, high_q = (torch.where(one.alive, one.high, -math.inf).amax(-1) for one in (p, q))
+    (low_p, high_p), (low_q, high_q) = p.ends(), q.ends()
     return (low_p < low_q) | (high_p > high_q)
 
 
@@ -134,7 +133,7 @@ def _summed(
         return None
     for width in _WIDTHS:
         first, last, whole = _range(known, width)
-        x = _outcomes(first, last, known)
+        x = outcomes(first, last, known)
         if x is None:
             return None
         logs = [log_masses(one, x).masked_fill(x > last[..., None], -math.inf) for one in given]
@@ -177,12 +176,16 @@ def _across(ends: list[Tensor], choose: Callable[[Tensor, Tensor], Tensor]) -> T
     return ends[0] if len(ends) == 1 else choose(*ends)
 
 
-def _outcomes(first: Tensor, last: Tensor, known: list[Lattice]) -> Tensor | None:
-    """Return the outcomes `[*batch, n]` from first on, or None where they would be too many."""
+def outcomes(first: Tensor, last: Tensor, known: list[Lattice]) -> Tensor | None:
+    """Return the outcomes `[*batch, n]` from first on, or None where they would be too many.
+
+    >>> outcomes(torch.tensor(2.0), torch.tensor(4.0), [])
+    tensor([2., 3., 4.], dtype=torch.float64)
+    """
     if not bool((last - first).isfinite().all()):
         return None
     count = float((last - first).amax()) + 1 if last.numel() else 1.0
-    components = max(one.low.shape[-1] for one in known)
+    components = max((one.low.shape[-1] for one in known), default=1)
     if count * max(1, first.numel()) * components > MOST_TERMS:
         return None
     return first[..., None] + torch.arange(int(count), dtype=torch.float64)

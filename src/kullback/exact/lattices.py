@@ -9,7 +9,7 @@ Reference: Loader (2000), "Fast and accurate computation of binomial probabiliti
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from typing import Any
 
@@ -27,13 +27,22 @@ _LARGE = 16.0  # above it the six terms of Stirling's series are exact to 1e-17
 
 @dataclass(frozen=True, slots=True)
 class Lattice:
-    """The integers `low … high` that have mass, mean and standard deviation, `[*batch, K]`."""
+    """The integers `low … high` that have mass, mean and standard deviation, `[*batch, K]`.
+
+    K components, of which those `alive` have weight. whole: there are no gaps between the ends.
+    """
 
     low: Tensor
     high: Tensor
     mean: Tensor
     spread: Tensor
     alive: Tensor
+    whole: bool
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Return the first and the last outcome, `[*batch]`."""
+        low = torch.where(self.alive, self.low, math.inf).amin(-1)
+        return low, torch.where(self.alive, self.high, -math.inf).amax(-1)
 
 
 def lattice_of(p: Any) -> Lattice | None:
@@ -55,7 +64,16 @@ def lattice_of(p: Any) -> Lattice | None:
     alive = torch.ones_like(parts[0], dtype=torch.bool)
     if mixture:
         alive = (p.mixture_distribution.probs > 0).expand(parts[0].shape)
-    return Lattice(*parts, alive)
+    found = Lattice(*parts, alive, whole=False)
+    spans = (found.low == found.ends()[0][..., None]) & (found.high == found.ends()[1][..., None])
+    whole = bool((spans & alive).any(-1).all())
+    if isinstance(family, d.Categorical):
+        whole = whole and bool((log_masses(family, _all_of(family)) > -math.inf).all())
+    return replace(found, whole=whole)
+
+
+def _all_of(p: Any) -> Tensor:
+    return torch.arange(p.param_shape[-1]).expand(p.param_shape)
 
 
 def log_masses(p: Any, x: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 Which to use: `compare(p, q)` before anything is drawn. It decides, from parameters alone, where
 KL(p‖q) = +inf because p has mass outside q's support or a tail too heavy for q's; where
 `E_p[(q/p)²]` and `E_p[log²(q/p)]` are infinite; and what `E_p[q/p] = Q(support of p)` is.
-Known are torch's families on the real line, their mixtures, monotone transforms and independent
-products; the cdf is `cdfs.cdf`.
+Known are torch's families on the real line and on the integers, their mixtures, monotone
+transforms and independent products; the cdf is `cdfs.cdf`.
 """
 
 import math
@@ -18,12 +18,17 @@ from torch import Tensor
 from torch.distributions import transforms
 
 from . import tails
+from .countable import outcomes
 from .cdfs import cdf
 from .families.inverse_gaussian import InverseGaussian
+from .lattices import Lattice, lattice_of, log_masses
 from .tails import Tail
 
 __all__ = ["Comparison", "Line", "compare", "line_of"]
 
+INF = math.inf
+OUTSIDE = "p has mass outside q's support"
+HEAVY = "p's tail is too heavy for q's: E_p[−log q] is infinite"
 _ULPS = 8.0  # ends found by arithmetic (transforms) within so many ulps of one another are one
 _LARGEST = 1 << 25  # comparisons of ends, components and batch that are made at most
 
@@ -50,6 +55,7 @@ class Comparison:
     infinite: bool, KL(p‖q) = +inf; `why` says it in words, "" where it is nowhere.
     ratio_mean: `E_p[q/p] = Q(support of p)`, float64; None where it cannot be computed.
     heavy_ratio: bool, `E_p[(q/p)²]` is infinite. heavy_log: bool, `E_p[log²(q/p)]` is.
+    decided: tails were compared, so that KL is finite where `infinite` is False.
     """
 
     infinite: Tensor
@@ -57,10 +63,11 @@ class Comparison:
     ratio_mean: Tensor | None
     heavy_ratio: Tensor
     heavy_log: Tensor
+    decided: bool = True
 
 
 def compare(p: Any, q: Any) -> Comparison | None:
-    """Compare the supports and tails of two continuous distributions; None where not known.
+    """Compare the supports and tails of two distributions; None where not known.
 
     p, q: torch distributions of one event shape; batch shapes broadcast. Exact up to the rounding
     of the cdf (about 1e-13).
@@ -73,16 +80,18 @@ def compare(p: Any, q: Any) -> Comparison | None:
     """
     batch = (torch.empty(p.batch_shape) + torch.empty(q.batch_shape)).shape
     p, q = (one if one.batch_shape == batch else one.expand(batch) for one in (p, q))
-    axes = [one.reinterpreted_batch_ndims for one in (p, q) if isinstance(one, d.Independent)]
-    if len(axes) == 2 and axes[0] == axes[1]:
-        inner = compare(p.base_dist, q.base_dist)
-        return inner if inner is None or not axes[0] else _product(inner, axes[0])
-    if p.event_shape:
-        return _same_space(p, q, batch)
-    lines = line_of(p), line_of(q)
-    if lines[0] is None or lines[1] is None:
-        return None
-    return _compared(p, q, *lines)  # type: ignore[arg-type]
+    if isinstance(p, d.Independent) and isinstance(q, d.Independent):
+        axes = p.reinterpreted_batch_ndims
+        inner = compare(p.base_dist, q.base_dist) if axes == q.reinterpreted_batch_ndims else None
+        return inner if inner is None or not axes else _product(inner, axes)
+    lines, lattices = (line_of(p), line_of(q)), (lattice_of(p), lattice_of(q))
+    if lattices[0] is not None and lattices[1] is not None:
+        return _on_integers(p, q, *lattices)  # type: ignore[arg-type]
+    if lines[0] is not None and lines[1] is not None:
+        return _compared(p, q, *lines)  # type: ignore[arg-type]
+    if _shares_transforms(p, q):
+        return compare(p.base_dist, q.base_dist)
+    return _same_space(p, q, batch)
 
 
 def line_of(p: Any) -> Line | None:
@@ -91,6 +100,8 @@ def line_of(p: Any) -> Line | None:
     >>> line_of(d.Pareto(2.0, 3.0)).low
     tensor([2.], dtype=torch.float64)
     """
+    if p.event_shape:
+        return None
     if isinstance(p, d.MixtureSameFamily):
         parts = _ends(p.component_distribution)
         alive = p.mixture_distribution.probs > 0
@@ -121,34 +132,77 @@ def _product(inner: Comparison, axes: int) -> Comparison:
 
     mean = inner.ratio_mean
     mean = None if mean is None else mean.flatten(-axes).prod(-1)
-    infinite = some(inner.infinite)
-    return Comparison(infinite, inner.why, mean, some(inner.heavy_ratio), some(inner.heavy_log))
+    heavy = some(inner.heavy_ratio), some(inner.heavy_log)
+    return Comparison(some(inner.infinite), inner.why, mean, *heavy, inner.decided)
+
+
+def _shares_transforms(p: Any, q: Any) -> bool:
+    """Say whether p and q are images under one invertible map, which changes neither KL nor q/p."""
+    both = isinstance(p, d.TransformedDistribution) and isinstance(q, d.TransformedDistribution)
+    return both and p.transforms == q.transforms and all(t.bijective for t in p.transforms)
+
+
+def _on_integers(p: Any, q: Any, own: Lattice, other: Lattice) -> Comparison | None:
+    """Compare ranges of integers, outcome by outcome where p's range is short.
+
+    No family on the integers here has a tail that makes KL infinite.
+    """
+    (low_p, high_p), (low_q, high_q) = own.ends(), other.ends()
+    beyond = (low_p < low_q) | (high_p > high_q)
+    covers = ((low_p <= low_q) & (high_p >= high_q)).all() and own.whole and other.whole
+    mean: Tensor | None = torch.ones(beyond.shape, dtype=torch.float64)
+    x = None if bool(covers) else outcomes(low_p, high_p, [own, other])
+    if x is not None:
+        logs = [log_masses(one, x) for one in (p, q)]
+        has = (logs[0] > -math.inf) & (x <= high_p[..., None])
+        beyond = beyond | (has & (logs[1] == -math.inf)).any(-1)
+        within = torch.where(has, logs[1].exp(), 0.0).sum(-1)
+        lost = (~has & (logs[1] > -math.inf)).any(-1) | (low_q < low_p) | (high_q > high_p)
+        mean = torch.where(lost, within.clamp(max=1.0), 1.0)
+    elif not bool(covers):
+        mean = None
+    no = torch.zeros_like(beyond)
+    why = OUTSIDE if bool(beyond.any()) else ""
+    return Comparison(beyond, why, mean, no, no)
 
 
 def _same_space(p: Any, q: Any, batch: Any) -> Comparison | None:
-    """Compare distributions of several dimensions that both fill one space, and have light tails.
+    """Compare distributions of several dimensions that both fill one space.
 
-    Gaussian tails do not make KL infinite; where `E_p[(q/p)²]` is, draws have to show.
+    Tails are not compared: infinite is False where it is not known to be, and whether
+    `E_p[(q/p)²]` is infinite the draws have to show.
     """
-    spaces = {_space(p), _space(q)}
-    if None in spaces or len(spaces) != 1:
+    spaces = [_space(p), _space(q)]
+    if spaces[0] is None or spaces[0] != spaces[1]:
         return None
     no = torch.zeros(batch, dtype=torch.bool)
-    return Comparison(no, "", torch.ones(batch, dtype=torch.float64), no, no)
+    return Comparison(no, "", torch.ones(batch, dtype=torch.float64), no, no, decided=False)
 
 
-def _space(p: Any) -> str | None:
-    """Name the space that a family of several dimensions fills with mass."""
+def _space(p: Any) -> Any:
+    """Name the space that a family fills with mass, so that equal names are equal supports."""
     if isinstance(p, d.MixtureSameFamily):
         return _space(p.component_distribution)
-    if isinstance(p, d.Independent) and len(p.event_shape) == 1:
-        return "real vectors" if isinstance(p.base_dist, d.Normal) else None
     names = {
-        d.MultivariateNormal: "real vectors",
-        d.LowRankMultivariateNormal: "real vectors",
+        d.MultivariateNormal: (-INF, INF),
+        d.LowRankMultivariateNormal: (-INF, INF),
         d.Dirichlet: "simplex",
+        d.LogisticNormal: "simplex",
+        d.VonMises: "circle",
+        d.Wishart: "positive definite",
     }
-    return names.get(type(p))
+    if not isinstance(p, d.Independent) or len(p.event_shape) != 1 or p.base_dist.event_shape:
+        return names.get(type(p))
+    line, lattice = line_of(p.base_dist), lattice_of(p.base_dist)
+    if line is not None:
+        ends = line.low, line.high
+    elif lattice is not None and lattice.whole:
+        ends = lattice.low, lattice.high
+    else:
+        return None
+    firsts = tuple(float(end.flatten()[0]) for end in ends)
+    alike = all(bool((end == first).all()) for end, first in zip(ends, firsts, strict=True))
+    return (*firsts, *(() if line else ("integers",))) if alike else None
 
 
 def _compared(p: Any, q: Any, p_line: Line, q_line: Line) -> Comparison | None:
@@ -164,9 +218,9 @@ def _compared(p: Any, q: Any, p_line: Line, q_line: Line) -> Comparison | None:
     outside, infinite, ratio, log = (
         reduce(torch.logical_or, found) for found in zip(*sides, strict=True)
     )
-    why = "p has mass outside q's support" if bool(outside.any()) else ""
+    why = OUTSIDE if bool(outside.any()) else ""
     if not why and bool(infinite.any()):
-        why = "p's tail is too heavy for q's, so that E_p[−log q] is infinite"
+        why = HEAVY
     infinite = infinite | outside
     back = [_at_points(q_line, p_line, points, above=above)[0] for above in (True, False)]
     mean = torch.ones(batch, dtype=torch.float64)
@@ -270,9 +324,6 @@ def _on(p: Any, low: Any, high: Any, lower: Tail, upper: Tail, slack: Any = 0.0)
     )
     both = [tail.map(lambda t: t.expand(shape)) for tail in (lower, upper)]
     return low, high, both[0], both[1], slack
-
-
-INF = math.inf
 
 
 @singledispatch

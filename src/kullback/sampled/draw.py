@@ -7,6 +7,7 @@ Which to use: `kl` here when no closed form exists; `log_ratio` when the draws a
 import math
 from functools import reduce
 from operator import add
+from typing import Any
 
 import torch
 from torch import Generator
@@ -17,7 +18,8 @@ from kullback.core import Estimate, require, require_type
 from .densities import log_density
 from .draw_from import draw_from
 from .log_ratio import LogRatios
-from .terms import Estimator
+from .support import Support
+from .terms import Estimator, coefficients
 
 __all__ = ["kl"]
 
@@ -40,10 +42,13 @@ def kl(
     piece at a time, so memory does not grow with `draws`.
     generator: where randomness comes from (torch's own generator when None, as in `p.sample`).
 
-    An estimate, unbiased with the defaults, even where a closed form exists. A draw outside the
-    support of q gives +inf, which is the truth. No gradient flows.
-    Errors: `TypeError` for what is no distribution; `ValueError` for event shapes that differ and
-    fewer than 4 draws. Reference: MATH 5.
+    Supports and tails decide first (`exact.supports.compare`): where they make KL infinite the value
+    is +inf whatever is drawn. Where q has mass outside p's support the mean of r = q/p is
+    M = Q(support of p), not 1: the control is centred there, `−log r + λ (r/M − 1)`. Where M is
+    not known, or the variance of r infinite, "best" is k1.
+    An estimate, unbiased with the defaults, even where a closed form exists. No gradient flows.
+    Errors: `TypeError` for what is no distribution; `ValueError` for event shapes that differ,
+    fewer than 4 draws, and k3 or a fixed λ where M is not known. Reference: MATH 5.
 
     >>> from torch.distributions import Laplace, StudentT
     >>> seed = torch.Generator().manual_seed(0)
@@ -56,14 +61,31 @@ def kl(
     require(same, "q", f"the event shape of p, {list(p.event_shape)}", list(q.event_shape))
     require_type(draws, int, "draws")
     require(draws >= 4, "draws", "at least 4", draws)
+    if estimator != "best":
+        coefficients(estimator)
     batch = (torch.empty(p.batch_shape) + torch.empty(q.batch_shape)).shape
     p = p if p.batch_shape == batch else p.expand(batch)
+    support = Support.of(p, q)
+    if bool(support.infinite.all()):
+        return support.settled(Estimate(support.infinite.double() * math.inf, math.inf, draws))
+    support.check(estimator)
     step = max(4, _NUMBERS // max(1, math.prod(batch) * math.prod(p.event_shape)) // 2 * 2)
-    pieces = (_scored(p, q, min(step, draws - start), generator) for start in range(0, draws, step))
-    return reduce(add, pieces).estimate(estimator, cross_fit=cross_fit)
+    log_mean = 0.0 if estimator == "k2" else support.log_mean
+    pieces = (
+        _scored(p, q, min(step, draws - start), generator, log_mean)
+        for start in range(0, draws, step)
+    )
+    state = reduce(add, pieces)
+    found = support.chosen(state, estimator, cross_fit=cross_fit)
+    shift = float(log_mean) if not batch else log_mean
+    return support.settled(found - shift)
 
 
-def _scored(p: Distribution, q: Distribution, draws: int, generator: Generator | None) -> LogRatios:
+def _scored(
+    p: Distribution, q: Distribution, draws: int, generator: Generator | None, log_mean: Any
+) -> LogRatios:
+    """Look at draws with q divided by its mass on p's support: the mean of r is 1 again."""
     x = draw_from(p, draws, generator=generator)
-    log_p, log_q = (log_density(of, x).movedim(0, -1) for of in (p, q))
+    log_p, log_q = (log_density(of, x) for of in (p, q))
+    log_p, log_q = log_p.movedim(0, -1), (log_q - log_mean).movedim(0, -1)
     return LogRatios.of(log_p, log_q.expand_as(log_p))

@@ -7,19 +7,29 @@ Which to use: `kl(p, q)`, which is also `kullback.kl`, for tables and for distri
 
 import math
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.distributions import Bernoulli, Categorical, Distribution
+from torch.distributions import (
+    Bernoulli,
+    Binomial,
+    Categorical,
+    Distribution,
+    Independent,
+    TransformedDistribution,
+)
 
-from kullback.core import ArgumentTypeError, Estimate, require, require_type
-from kullback.exact import closed_forms, tables
+from kullback.core import Estimate, require, require_type
+from kullback.exact import closed_forms, countable, tables
+from kullback.exact.supports import OUTSIDE, compare
 
 from . import trust
 from .densities import log_density
 from .draw import kl as kl_sampled
 from .draw_from import draw_from
+from .support import Support
 from .terms import Estimator
 
 __all__ = ["Measured", "cross_entropy", "entropy", "how_sampled", "js", "kl"]
@@ -90,10 +100,10 @@ def kl(
     """
     if _tables(p, q):
         return Measured(tables.kl(p, q), _TABLE)
-    try:
-        return Measured(closed_forms.kl(p, q), _closed(p, q))
-    except ArgumentTypeError:
-        found = kl_sampled(p, q, draws=draws, estimator=estimator, generator=generator)
+    known = _without_draws(p, q)
+    if known is not None:
+        return known
+    found = kl_sampled(p, q, draws=draws, estimator=estimator, generator=generator)
     return Measured(found.value, how_sampled(found), found)
 
 
@@ -114,6 +124,9 @@ def js(p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = Non
     both = _as_tables(p, q)
     if both is not None:
         return Measured(tables.js(*both), _TABLE)
+    total = countable.js(p, q)
+    if total is not None:
+        return _of_sum(total, p, q)
     half = _checked(draws) // 2
     points = torch.cat([draw_from(d, half, generator=generator) for d in _batched(p, q)])
     log_p, log_q = log_density(p, points).double(), log_density(q, points).double()
@@ -134,10 +147,13 @@ def entropy(p: Any, *, draws: int = 10_000, generator: Generator | None = None) 
     if isinstance(p, Tensor):
         return Measured(tables.entropy(p), _TABLE)
     require_type(p, Distribution, "p", "a table [*batch, outcomes] or a torch.distributions object")
-    try:
-        return Measured(closed_forms.entropy(p), _closed(p))
-    except ArgumentTypeError:
-        points = draw_from(p, _checked(draws), generator=generator)
+    closed = closed_forms.find_entropy(p)
+    if closed is not None and not isinstance(p, Binomial):  # torch refuses counts that differ
+        return Measured(closed.function(p), _closed(p))
+    total = countable.entropy(p)
+    if total is not None:
+        return _of_sum(total, p)
+    points = draw_from(p, _checked(draws), generator=generator)
     return _mean(-log_density(p, points), draws)
 
 
@@ -154,13 +170,21 @@ def cross_entropy(
     """
     if _tables(p, q):
         return Measured(tables.cross_entropy(p, q), _TABLE)
+    known = _without_draws(p, q)
+    if known is not None and bool(torch.as_tensor(known.value).eq(math.inf).all()):
+        return known
+    total = countable.cross_entropy(p, q)
+    if total is not None:
+        return _of_sum(total, p, q)
     own = entropy(p, draws=4, generator=generator)
     if not own.exact:
         points = draw_from(_batched(p, q)[0], _checked(draws), generator=generator)
-        return _mean(-log_density(q, points), draws)
-    extra = kl(p, q, draws=draws, generator=generator)
+        found = _mean(-log_density(q, points), draws).estimate
+        settled = Support.of(p, q).settled(found)  # type: ignore[arg-type]
+        return Measured(settled.value, how_sampled(settled), settled)
+    extra = known or kl(p, q, draws=draws, generator=generator)
     if extra.estimate is None:
-        return Measured(own.value + extra.value, extra.method)
+        return Measured(own.value + extra.value, _sum_of(own.method, extra.method))
     found = extra.estimate + (own.value if own.value.ndim else float(own.value))
     return Measured(found.value, f"entropy in closed form + KL {extra.method}", found)
 
@@ -172,6 +196,61 @@ def how_sampled(found: Estimate) -> str:
     'sampled: best λ = 0.58, 10,000 draws'
     """
     return ": ".join(["sampled", ", ".join(filter(None, [found.how, f"{found.draws:,} draws"]))])
+
+
+def _without_draws(p: Any, q: Any) -> Measured | None:
+    """Return KL(p‖q) by a closed form, by supports and tails, or by a sum over the integers."""
+    closed = closed_forms.find(p, q)
+    if closed is not None:
+        return Measured(closed.function(p, q), _closed(p, q))
+    found = compare(p, q)
+    if found is not None and bool(found.infinite.all()):
+        value = torch.full(found.infinite.shape, math.inf, dtype=_dtype(p, q))
+        return Measured(value, f"infinite: {found.why}")
+    total = countable.kl(p, q)
+    if total is not None:
+        return _of_sum(total, p, q)
+    return _by_parts(p, q)
+
+
+def _by_parts(p: Any, q: Any) -> Measured | None:
+    """Return KL as that of what p and q are made of: independent axes, or one map of both."""
+    kinds = type(p), type(q)
+    if kinds == (Independent, Independent):
+        axes = p.reinterpreted_batch_ndims
+        alike = axes == q.reinterpreted_batch_ndims
+        inner = _without_draws(p.base_dist, q.base_dist) if alike else None
+        if inner is None or not axes:
+            return inner
+        return Measured(inner.value.flatten(-axes).sum(-1), f"{inner.method}, over {axes} axes")
+    both = isinstance(p, TransformedDistribution) and isinstance(q, TransformedDistribution)
+    if both and p.transforms == q.transforms and all(t.bijective for t in p.transforms):
+        return _without_draws(p.base_dist, q.base_dist)
+    return None
+
+
+def _of_sum(total: countable.Sum, *given: Any) -> Measured:
+    infinite = total.value == math.inf
+    method = f"infinite: {OUTSIDE}" if bool(infinite.all()) else str(total)
+    return Measured(total.value.to(_dtype(*given)), method)
+
+
+def _dtype(*given: Any) -> torch.dtype:
+    """Return the dtype of the distributions' parameters, the wider where they differ."""
+    return reduce(torch.promote_types, (_parameter(one).dtype for one in given))
+
+
+def _parameter(p: Any) -> Tensor:
+    inner = getattr(p, "component_distribution", getattr(p, "base_dist", None))
+    if inner is not None:
+        return _parameter(inner)
+    held = (getattr(p, name, None) for name in ("_param", *p.arg_constraints))
+    floats = [one for one in held if isinstance(one, Tensor) and one.is_floating_point()]
+    return floats[0] if floats else torch.empty(())
+
+
+def _sum_of(first: str, second: str) -> str:
+    return second if first.startswith("closed") == second.startswith("closed") else f"{first} + KL: {second}"
 
 
 def _tables(p: Any, q: Any) -> bool:

@@ -1,0 +1,145 @@
+"""What is known of p and q before anything is drawn: +inf, the mean of q/p, infinite variances.
+
+Which to use: `Support.of(p, q)` around an estimate of KL(p‖q): `chosen` for the estimator, and
+`settled` for the value and its error bar.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from kullback.core import Estimate, require
+from kullback.exact.supports import compare
+
+from .log_ratio import LogRatios
+from .terms import Estimator
+
+__all__ = ["Support"]
+
+LEAST_MASS = 1e-6  # of q on p's support: below it the cdf's rounding is felt in a centred control
+HEAVY_RATIO = "as q/p has a heavy tail"
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """What supports and tails say about an estimate; tensors `[*batch]`.
+
+    infinite: KL is +inf. centred: the mean M of q/p is known, `log_mean` its log (0 elsewhere).
+    heavy_ratio, heavy_log: the variance of q/p, or of its log, is infinite. finite: everywhere
+    else KL is known to be finite.
+    """
+
+    infinite: Tensor
+    centred: Tensor
+    log_mean: Tensor
+    heavy_ratio: Tensor
+    heavy_log: Tensor
+    finite: bool
+
+    @classmethod
+    def of(cls, p: Distribution, q: Distribution) -> "Support":
+        """Ask `exact.supports.compare`; nothing is known of a pair that it does not know.
+
+        >>> from torch.distributions import Normal, Uniform
+        >>> Support.of(Uniform(0.0, 1.0), Normal(0.0, 1.0)).log_mean.exp()
+        tensor(0.3413, dtype=torch.float64)
+        """
+        batch = (torch.empty(p.batch_shape) + torch.empty(q.batch_shape)).shape
+        no = torch.zeros(batch, dtype=torch.bool)
+        found = compare(p, q)
+        if found is None:
+            return cls(no, no, no.double(), no, no, finite=False)
+        mean = torch.zeros_like(no, dtype=torch.float64)
+        mean = mean if found.ratio_mean is None else found.ratio_mean
+        centred = (mean > LEAST_MASS) | found.infinite
+        log_mean = torch.where(centred & ~found.infinite, mean, 1.0).log()
+        heavy = found.heavy_ratio, found.heavy_log
+        return cls(found.infinite, centred, log_mean, *heavy, finite=found.decided)
+
+    def check(self, estimator: Estimator) -> None:
+        """Refuse k3 and a fixed λ where the mean of q/p is not known."""
+        free = estimator in ("k1", "k2", "best") or bool(self.centred.all())
+        hint = "estimator='k1', which needs no mean of q/p"
+        require(free, "estimator", "k1 where q may have mass outside p's support", estimator, hint)
+
+    def chosen(self, state: LogRatios, estimator: Estimator, *, cross_fit: bool) -> Estimate:
+        """Estimate, by k1 in place of "best" where q/p is not fit to be a control."""
+        if estimator != "best":
+            found = state.estimate(estimator, cross_fit=cross_fit)
+            with_r = estimator not in ("k1", "k2")
+            found = self._without_error(found) if with_r else found
+            return replace(found, how=_both(found.how, self._centre() if with_r else ""))
+        plain = self.heavy_ratio | ~self.centred
+        if bool(plain.all()):
+            why = HEAVY_RATIO if bool(self.heavy_ratio.any()) else "as q may reach beyond p"
+            return replace(state.estimate("k1"), how=f"k1, {why}")
+        found = state.estimate("best", cross_fit=cross_fit)
+        if bool(plain.any()):
+            found = _mixed(plain, state.estimate("k1"), found)
+        centre = "" if found.how.startswith("k1,") else self._centre()
+        return replace(found, how=_both(found.how, centre))
+
+    def settled(self, found: Estimate) -> Estimate:
+        """Put +inf where KL is infinite, and take away error bars that have no variance."""
+        heavy = self.heavy_log & ~self.infinite
+        if bool(heavy.any()):
+            words = "the variance of log q/p is infinite, by the tails of p and q"
+            found = found.without_error(words, where=_part(heavy))
+        found = self._at_ends(found) if self.finite else found
+        if not bool(self.infinite.any()):
+            return found
+        if not self.infinite.dim():
+            return Estimate(math.inf, math.inf, found.draws)
+        value = torch.where(self.infinite, math.inf, found.value)
+        error = torch.where(self.infinite, math.inf, found.standard_error)
+        return replace(found, value=value, standard_error=error)
+
+    def _at_ends(self, found: Estimate) -> Estimate:
+        """Give no value where draws that were rounded to an end made a finite KL infinite."""
+        bad = ~torch.as_tensor(found.value).isfinite() & ~self.infinite
+        if not bool(bad.any()):
+            return found
+        words = "draws of p were rounded to an end of its support, where a density is infinite or 0"
+        value = math.nan if not bad.dim() else found.value.masked_fill(bad, math.nan)
+        return replace(found, value=value).without_error(words, where=_part(bad))
+
+    def _without_error(self, found: Estimate) -> Estimate:
+        heavy = self.heavy_ratio & ~self.infinite
+        if not bool(heavy.any()):
+            return found
+        words = "the variance of q/p is infinite, by the tails of p and q; use k1"
+        return found.without_error(words, where=_part(heavy))
+
+    def _centre(self) -> str:
+        """Say at which Q(support of p) the control is centred, where that is not 1."""
+        masses = self.log_mean[self.log_mean != 0].exp()
+        if not masses.numel():
+            return ""
+        ends = dict.fromkeys(f"{float(end):.3g}" for end in (masses.amin(), masses.amax()))
+        return f"λ centred at Q(supp p) = {' to '.join(ends)}"
+
+
+def _part(where: Tensor) -> Tensor | None:
+    return where if where.dim() else None
+
+
+def _both(first: str, second: str) -> str:
+    return ", ".join(filter(None, [first, second]))
+
+
+def _mixed(mask: Tensor, one: Estimate, other: Estimate) -> Estimate:
+    """Return one estimate where the mask holds, elsewhere the other; `[*batch]`, not a scalar."""
+    both = {
+        name: torch.where(mask, getattr(one, name), getattr(other, name))
+        for name in ("value", "standard_error", "k_hat")
+    }
+    how = f"{other.how}, k1 in {int(mask.sum())} of {mask.numel()} pairs, {HEAVY_RATIO}"
+    merged = replace(other, **both, how=how, warnings=(), where=None)
+    for part, said in ((mask, one), (~mask, other)):
+        where = part & torch.as_tensor(said.warned)
+        if said.warnings and bool(where.any()):
+            merged = merged.warn(*said.warnings, where=where)
+    return merged
