@@ -3,7 +3,6 @@
 Which to use: `cdf`, for any x: 0 below the support and 1 above it; None where q has none.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -61,9 +60,7 @@ def beta_cdf(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
     """
     a, b, x = torch.broadcast_tensors(a, b, x.clamp(0.0, 1.0))  # type: ignore[no-untyped-call]
     turned = x > (a + 1) / (a + b + 2)
-    one, two, at = (
-        torch.where(turned, *both) for both in ((b, a), (a, b), (1 - x, x))
-    )
+    one, two, at = (torch.where(turned, *both) for both in ((b, a), (a, b), (1 - x, x)))
     front = torch.xlogy(one, at) + torch.special.xlog1py(two, -at)
     front = front + (one + two).lgamma() - one.lgamma() - two.lgamma()
     found = front.exp() / one * _fraction(one, two, at)

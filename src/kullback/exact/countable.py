@@ -9,6 +9,7 @@ where a distribution is not known here or the sum would be too long.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ __all__ = ["MOST_TERMS", "Sum", "cross_entropy", "entropy", "js", "kl", "outcome
 MOST_TERMS = 1 << 21  # numbers held for one sum: about a tenth of a second
 _REMAINDER = 1e-13  # of the sum, at most
 _WIDTHS = tuple(8.0 * 1.4**step for step in range(36))  # standard deviations on either side
+
+_MORE = 8  # outcomes beyond the range
 
 Rows = Callable[[list[Tensor]], Tensor]
 
@@ -73,7 +76,7 @@ def js(p: Any, q: Any) -> Sum | None:
     >>> js(torch.distributions.Poisson(3.0), torch.distributions.Poisson(3.0)).value
     tensor(0., dtype=torch.float64)
     """
-    return _summed([p, q], lambda logs: js_sum(*_tables(logs), 0.5))
+    return _summed([p, q], lambda logs: js_sum(_table(logs[0]), _table(logs[1]), 0.5))
 
 
 def entropy(p: Any) -> Sum | None:
@@ -82,7 +85,7 @@ def entropy(p: Any) -> Sum | None:
     >>> entropy(torch.distributions.Poisson(3.0)).value
     tensor(1.9313, dtype=torch.float64)
     """
-    return _summed([p], lambda logs: cross_sum(*_tables(logs * 2)))
+    return _summed([p], lambda logs: cross_sum(_table(logs[0]), _table(logs[0])))
 
 
 def cross_entropy(p: Any, q: Any) -> Sum | None:
@@ -91,12 +94,12 @@ def cross_entropy(p: Any, q: Any) -> Sum | None:
     own = None if first is None else entropy(p)
     if first is None or own is None:
         return None
-    ends = min(first.first, own.first), max(first.last, own.last)
-    return Sum(first.value + own.value, *ends, first.remainder + own.remainder)
+    value, left = first.value + own.value, first.remainder + own.remainder
+    return Sum(value, min(first.first, own.first), max(first.last, own.last), left)
 
 
 def _kl_rows(logs: list[Tensor]) -> Tensor:
-    return alpha_sum(*_tables(logs), 1.0)
+    return alpha_sum(_table(logs[0]), _table(logs[1]), 1.0)
 
 
 def _kl_and_rest(logs: list[Tensor]) -> Tensor:
@@ -109,8 +112,8 @@ def _absolute(logs: list[Tensor]) -> Tensor:
     return (logs[0].exp() * (1 + gap.abs())).sum(-1)
 
 
-def _tables(logs: list[Tensor]) -> list[Table]:
-    return [Table(log, by_mass=False) for log in logs]
+def _table(log: Tensor) -> Table:
+    return Table(log, by_mass=False)
 
 
 def _lacking(p: Lattice, q: Lattice) -> Tensor:
@@ -148,32 +151,27 @@ def _summed(
     return None
 
 
-@torch.no_grad()  # type: ignore[untyped-decorator]
+@torch.no_grad()
 def _range(known: list[Lattice], width: float) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Return the first and the last outcome, `[*batch]`, and whether all mass is within each end."""
-    lows, highs, firsts, lasts = [], [], [], []
+    """Return first and last outcome, `[*batch]`, and whether they are the ends of the joint range."""
+    starts, stops = [], []
     for one in known:
         reach = width * (one.spread + 1)
-        first = torch.maximum((one.mean - reach).floor(), one.low)
-        last = torch.minimum((one.mean + reach).ceil(), one.high)
-        for into, ends, least in (
-            (lows, one.low, True),
-            (firsts, first, True),
-            (highs, one.high, False),
-            (lasts, last, False),
-        ):
-            dead = math.inf if least else -math.inf
-            ends = torch.where(one.alive, ends, dead)
-            into.append(ends.amin(-1) if least else ends.amax(-1))
-    low, first = (_across(ends, torch.minimum) for ends in (lows, firsts))
-    high, last = (_across(ends, torch.maximum) for ends in (highs, lasts))
+        start = torch.maximum((one.mean - reach).floor(), one.low)
+        stop = torch.minimum((one.mean + reach).ceil(), one.high)
+        starts.append(torch.where(one.alive, start, math.inf).amin(-1))
+        stops.append(torch.where(one.alive, stop, -math.inf).amax(-1))
+    ends = [one.ends() for one in known]
+    low = _across([end[0] for end in ends], torch.minimum)
+    high = _across([end[1] for end in ends], torch.maximum)
     # a few more where one goes on, so that what has ended is not at the edge
-    first, last = torch.maximum(first - 8, low), torch.minimum(last + 8, high)
+    first = torch.maximum(_across(starts, torch.minimum) - _MORE, low)
+    last = torch.minimum(_across(stops, torch.maximum) + _MORE, high)
     return first, last, (first <= low, last >= high)
 
 
 def _across(ends: list[Tensor], choose: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    return ends[0] if len(ends) == 1 else choose(*ends)
+    return reduce(choose, ends)
 
 
 def outcomes(first: Tensor, last: Tensor, known: list[Lattice]) -> Tensor | None:

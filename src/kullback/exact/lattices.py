@@ -18,6 +18,8 @@ import torch.distributions as d
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from kullback.core import require
+
 __all__ = ["Lattice", "lattice_of", "log_masses"]
 
 _NEAR = 0.1  # |x − m|/(x + m) below which the deviance is a series; ten terms give 1e-21
@@ -59,14 +61,17 @@ def lattice_of(p: Any) -> Lattice | None:
     if found is None:
         return None
     parts = [part.double().expand(family.batch_shape) for part in found]
-    if not mixture:
-        parts = [part[..., None] for part in parts]
-    alive = torch.ones_like(parts[0], dtype=torch.bool)
+    low, high, mean, spread = parts if mixture else [part[..., None] for part in parts]
+    alive = torch.ones_like(low, dtype=torch.bool)
     if mixture:
-        alive = (p.mixture_distribution.probs > 0).expand(parts[0].shape)
-    found = Lattice(*parts, alive, whole=False)
+        alive = (p.mixture_distribution.probs > 0).expand(low.shape)
+    return _whole(Lattice(low, high, mean, spread, alive, whole=False), family)
+
+
+def _whole(found: Lattice, family: Any) -> Lattice:
+    """Say whether one component spans all between the ends, and leaves no gap."""
     spans = (found.low == found.ends()[0][..., None]) & (found.high == found.ends()[1][..., None])
-    whole = bool((spans & alive).any(-1).all())
+    whole = bool((spans & found.alive).any(-1).all())
     if isinstance(family, d.Categorical):
         whole = whole and bool((log_masses(family, _all_of(family)) > -math.inf).all())
     return replace(found, whole=whole)
@@ -77,7 +82,7 @@ def _all_of(p: Any) -> Tensor:
 
 
 def log_masses(p: Any, x: Tensor) -> Tensor:
-    """Return `log p(x)`, `[*batch, n]` float64, −inf where p has no mass; x: integers, `[*batch, n]`.
+    """Return `log p(x)`, float64, −inf where p has no mass; x: integers `[*batch, n]`.
 
     p: a distribution for which `lattice_of` is not None. Differentiable in its parameters.
 
@@ -90,10 +95,12 @@ def log_masses(p: Any, x: Tensor) -> Tensor:
         weights = p.mixture_distribution
         logs = weights.probs.double().log() if _by_probs(weights) else weights.logits.double()
         return torch.logsumexp(parts + logs[..., None], -2)
-    low, high, *_ = _lattice(p)  # type: ignore[misc]
-    inside = (x >= low[..., None]) & (x <= high[..., None])
-    safe = torch.where(inside, x, low.double()[..., None])
-    return _log_masses(p, safe).masked_fill(~inside, -math.inf)
+    found = _lattice(p)
+    require(found is not None, "p", "a distribution on the integers", type(p).__name__)
+    low, high = (end.double()[..., None] for end in found[:2])  # type: ignore[index]
+    inside = (x >= low) & (x <= high)
+    logs = _log_masses(p, torch.where(inside, x, low))
+    return logs.masked_fill(~inside, -math.inf)
 
 
 def _scores_alike(p: Any) -> bool:
@@ -175,8 +182,9 @@ def _(p: Any, x: Tensor) -> Tensor:
 @_log_masses.register(d.Categorical)
 def _(p: Any, x: Tensor) -> Tensor:
     logs = p.probs.double().log() if _by_probs(p) else p.logits.double()
-    wide = torch.broadcast_shapes(logs.shape[:-1], x.shape[:-1])  # type: ignore[no-untyped-call]
-    return logs.expand(*wide, -1).gather(-1, x.long().expand(*wide, -1))
+    index = x.long() + torch.zeros_like(logs[..., :1], dtype=torch.long)
+    wide: Tensor = logs.expand(*index.shape[:-1], logs.shape[-1]).gather(-1, index)
+    return wide
 
 
 @_log_masses.register(d.Poisson)
@@ -211,7 +219,9 @@ def _binomial(x: Tensor, count: Tensor, no: Tensor, yes: Tensor) -> Tensor:
     n, a, b = (torch.where(mixed, part, other) for part, other in ((count, 2), (x, 1), (rest, 1)))
     root = 0.5 * (n / (2 * math.pi * a * b)).log()
     body = root + _stirling(n) - _stirling(a) - _stirling(b)
-    body = body - _deviance(a, n * yes.exp(), n.log() + yes) - _deviance(b, n * no.exp(), n.log() + no)
+    body = (
+        body - _deviance(a, n * yes.exp(), n.log() + yes) - _deviance(b, n * no.exp(), n.log() + no)
+    )
     sure = count * torch.where(count == 0, 0.0, torch.where(x > 0, yes, no))
     return torch.where(mixed, body, sure)
 

@@ -8,7 +8,7 @@ transforms and independent products; the cdf is `cdfs.cdf`.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce, singledispatch
 from typing import Any
 
@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.distributions import transforms
 
 from . import tails
-from .countable import outcomes
 from .cdfs import cdf
+from .countable import outcomes
 from .families.inverse_gaussian import InverseGaussian
 from .lattices import Lattice, lattice_of, log_masses
 from .tails import Tail
@@ -115,9 +115,9 @@ def line_of(p: Any) -> Line | None:
     shape = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
         low.shape, high.shape, lower.order.shape, upper.order.shape, alive.shape
     )
-    sized = [part.expand(shape) for part in (low, high, alive, slack)]
-    ends = [tail.map(lambda t: t.expand(shape)) for tail in (lower, upper)]
-    return Line(sized[0], sized[1], *ends, *sized[2:])
+    lower, upper = (tail.map(lambda t: t.expand(shape)) for tail in (lower, upper))
+    low, high, alive, slack = (part.expand(shape) for part in (low, high, alive, slack))
+    return Line(low, high, lower, upper, alive, slack)
 
 
 def _last(part: Any) -> Any:
@@ -132,8 +132,8 @@ def _product(inner: Comparison, axes: int) -> Comparison:
 
     mean = inner.ratio_mean
     mean = None if mean is None else mean.flatten(-axes).prod(-1)
-    heavy = some(inner.heavy_ratio), some(inner.heavy_log)
-    return Comparison(some(inner.infinite), inner.why, mean, *heavy, inner.decided)
+    infinite, ratio, log = map(some, (inner.infinite, inner.heavy_ratio, inner.heavy_log))
+    return Comparison(infinite, inner.why, mean, ratio, log, inner.decided)
 
 
 def _shares_transforms(p: Any, q: Any) -> bool:
@@ -276,7 +276,7 @@ def _snapped(line: Line, onto: Line) -> Line:
             moved = torch.where(near, target[..., None, :], -math.inf).amax(-1)
             end = torch.where(near.any(-1) & end.isfinite(), moved, end)
         ends.append(end)
-    return Line(*ends, line.lower, line.upper, line.alive, line.slack)
+    return replace(line, low=ends[0], high=ends[1])
 
 
 def _mass_within(q: Any, own: Line, line: Line) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""How fast a density falls off at an end of its support, and which expectations that makes infinite.
+"""How fast a density falls off at an end of its support, and which expectations are infinite then.
 
 Which to use: `Tail` and its constructors (`power`, `log_normal`, `stretched`, `double_exponential`)
 to describe an end; `finite_kl` and `finite_square` to compare two of them; `supports.compare` for
@@ -24,8 +24,8 @@ __all__ = [
     "finite_kl",
     "finite_square",
     "log_normal",
-    "powered",
     "power",
+    "powered",
     "scaled",
     "stretched",
 ]

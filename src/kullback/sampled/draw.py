@@ -42,8 +42,8 @@ def kl(
     piece at a time, so memory does not grow with `draws`.
     generator: where randomness comes from (torch's own generator when None, as in `p.sample`).
 
-    Supports and tails decide first (`exact.supports.compare`): where they make KL infinite the value
-    is +inf whatever is drawn. Where q has mass outside p's support the mean of r = q/p is
+    Supports and tails decide first (`exact.supports.compare`): where they make KL infinite the
+    value is +inf whatever is drawn. Where q has mass outside p's support the mean of r = q/p is
     M = Q(support of p), not 1: the control is centred there, `−log r + λ (r/M − 1)`. Where M is
     not known, or the variance of r infinite, "best" is k1.
     An estimate, unbiased with the defaults, even where a closed form exists. No gradient flows.
@@ -77,7 +77,7 @@ def kl(
     )
     state = reduce(add, pieces)
     found = support.chosen(state, estimator, cross_fit=cross_fit)
-    shift = float(log_mean) if not batch else log_mean
+    shift: Any = log_mean if batch else float(log_mean)
     return support.settled(found - shift)
 
 

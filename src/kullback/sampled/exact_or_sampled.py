@@ -184,7 +184,7 @@ def cross_entropy(
         return Measured(settled.value, how_sampled(settled), settled)
     extra = known or kl(p, q, draws=draws, generator=generator)
     if extra.estimate is None:
-        return Measured(own.value + extra.value, _sum_of(own.method, extra.method))
+        return Measured(own.value + extra.value, extra.method)
     found = extra.estimate + (own.value if own.value.ndim else float(own.value))
     return Measured(found.value, f"entropy in closed form + KL {extra.method}", found)
 
@@ -247,10 +247,6 @@ def _parameter(p: Any) -> Tensor:
     held = (getattr(p, name, None) for name in ("_param", *p.arg_constraints))
     floats = [one for one in held if isinstance(one, Tensor) and one.is_floating_point()]
     return floats[0] if floats else torch.empty(())
-
-
-def _sum_of(first: str, second: str) -> str:
-    return second if first.startswith("closed") == second.startswith("closed") else f"{first} + KL: {second}"
 
 
 def _tables(p: Any, q: Any) -> bool:

@@ -6,6 +6,7 @@ Which to use: `Support.of(p, q)` around an estimate of KL(p‖q): `chosen` for t
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,8 +57,14 @@ class Support:
         mean = mean if found.ratio_mean is None else found.ratio_mean
         centred = (mean > LEAST_MASS) | found.infinite
         log_mean = torch.where(centred & ~found.infinite, mean, 1.0).log()
-        heavy = found.heavy_ratio, found.heavy_log
-        return cls(found.infinite, centred, log_mean, *heavy, finite=found.decided)
+        return cls(
+            infinite=found.infinite,
+            centred=centred,
+            log_mean=log_mean,
+            heavy_ratio=found.heavy_ratio,
+            heavy_log=found.heavy_log,
+            finite=found.decided,
+        )
 
     def check(self, estimator: Estimator) -> None:
         """Refuse k3 and a fixed λ where the mean of q/p is not known."""
@@ -132,7 +139,7 @@ def _both(first: str, second: str) -> str:
 
 def _mixed(mask: Tensor, one: Estimate, other: Estimate) -> Estimate:
     """Return one estimate where the mask holds, elsewhere the other; `[*batch]`, not a scalar."""
-    both = {
+    both: dict[str, Any] = {
         name: torch.where(mask, getattr(one, name), getattr(other, name))
         for name in ("value", "standard_error", "k_hat")
     }
