@@ -175,7 +175,7 @@ def _piece(p, q, a, b, nodes=2001, reach=6.3):
     du = np.pi / 2 * np.cosh(t) * (t[1] - t[0])
     if math.isfinite(a) and math.isfinite(b):
         half, middle = (b - a) / 2, (a + b) / 2
-        x, dx = middle + half * np.tanh(u), half / np.cosh(u) ** 2 * du
+        x, dx = middle + half * np.tanh(u), half / np.cosh(np.clip(u, -350, 350)) ** 2 * du
         inside = (x > a) & (x < b)
     else:
         y = np.exp(np.clip(u, -340, 340))  # squares of which do not overflow

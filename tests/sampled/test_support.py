@@ -33,7 +33,7 @@ def named(*both):
     ("p", "q", "truth", "mass"),
     [
         (("uniform", 0, 1), ("student_t", 5, 0, 1), 1.15764, "0.318"),
-        (("uniform", 0, 1), ("normal", 0, 1), 0.5 * math.log(2 * math.pi) + 1 / 6, "0.341"),
+        (("uniform", 0, 1), ("laplace", 0, 1), 0.5 + math.log(2), "0.316"),
         (("pareto", 1, 3), ("halfcauchy", 1), None, "0.5"),
         (("exponential", 1), ("cauchy", 0, 1), None, "0.5"),
     ],
@@ -120,10 +120,10 @@ def test_an_infinite_variance_is_known():
 
 def test_supports_that_are_not_known_use_k1():
     folded = d.TransformedDistribution(d.Normal(*t64(0, 1)), [tf.AbsTransform()])
-    found = sampled.kl(d.HalfNormal(*t64(1)), d.HalfNormal(*t64(2)), generator=seeded())
+    found = sampled.kl(d.HalfNormal(*t64(1)), d.HalfNormal(*t64(1.2)), generator=seeded())
     assert found.how.startswith("best")
-    found = sampled.kl(d.HalfNormal(*t64(1)), d.Cauchy(*t64(0, 1)), generator=seeded())
-    assert "centred" in found.how
+    found = sampled.kl(folded, d.HalfNormal(*t64(1.2)), generator=seeded())
+    assert found.how == "k1, as q may reach beyond p" and math.isfinite(found.standard_error)
     with pytest.raises(ArgumentValueError, match="estimator: expected k1 where q may have mass"):
         sampled.kl(d.Normal(*t64(0, 1)), folded, estimator="k3")
 
@@ -132,7 +132,7 @@ def test_bounded_gaussian_mixtures_keep_the_best():
     eye = torch.eye(2, dtype=torch.float64)
     parts = d.MultivariateNormal(eye, eye)
     p = d.MixtureSameFamily(d.Categorical(torch.ones(2, dtype=torch.float64)), parts)
-    found = sampled.kl(p, d.MultivariateNormal(eye[0], 2 * eye), generator=seeded())
+    found = sampled.kl(p, d.MultivariateNormal(eye[0], 1.5 * eye), generator=seeded())
     assert found.how.startswith("best λ")
 
 

@@ -7,7 +7,6 @@ Which to use: `kl` here when no closed form exists; `log_ratio` when the draws a
 import math
 from functools import reduce
 from operator import add
-from typing import Any
 
 import torch
 from torch import Generator
@@ -44,7 +43,7 @@ def kl(
 
     Supports and tails decide first (`exact.supports.compare`): where they make KL infinite the
     value is +inf whatever is drawn. Where q has mass outside p's support the mean of r = q/p is
-    M = Q(support of p), not 1: the control is centred there, `−log r + λ (r/M − 1)`. Where M is
+    M = Q(support of p), not 1: the control is centred there, `−log r + λ (r − M)`. Where M is
     not known, or the variance of r infinite, "best" is k1.
     An estimate, unbiased with the defaults, even where a closed form exists. No gradient flows.
     Errors: `TypeError` for what is no distribution; `ValueError` for event shapes that differ,
@@ -70,22 +69,12 @@ def kl(
         return support.settled(Estimate(support.infinite.double() * math.inf, math.inf, draws))
     support.check(estimator)
     step = max(4, _NUMBERS // max(1, math.prod(batch) * math.prod(p.event_shape)) // 2 * 2)
-    log_mean = 0.0 if estimator == "k2" else support.log_mean
-    pieces = (
-        _scored(p, q, min(step, draws - start), generator, log_mean)
-        for start in range(0, draws, step)
-    )
+    pieces = (_scored(p, q, min(step, draws - start), generator) for start in range(0, draws, step))
     state = reduce(add, pieces)
-    found = support.chosen(state, estimator, cross_fit=cross_fit)
-    shift: Any = log_mean if batch else float(log_mean)
-    return support.settled(found - shift)
+    return support.settled(support.chosen(state, estimator, cross_fit=cross_fit))
 
 
-def _scored(
-    p: Distribution, q: Distribution, draws: int, generator: Generator | None, log_mean: Any
-) -> LogRatios:
-    """Look at draws with q divided by its mass on p's support: the mean of r is 1 again."""
+def _scored(p: Distribution, q: Distribution, draws: int, generator: Generator | None) -> LogRatios:
     x = draw_from(p, draws, generator=generator)
-    log_p, log_q = (log_density(of, x) for of in (p, q))
-    log_p, log_q = log_p.movedim(0, -1), (log_q - log_mean).movedim(0, -1)
+    log_p, log_q = (log_density(of, x).movedim(0, -1) for of in (p, q))
     return LogRatios.of(log_p, log_q.expand_as(log_p))

@@ -20,7 +20,6 @@ from .terms import Estimator
 
 __all__ = ["Support"]
 
-LEAST_MASS = 1e-6  # of q on p's support: below it the cdf's rounding is felt in a centred control
 HEAVY_RATIO = "as q/p has a heavy tail"
 
 
@@ -28,14 +27,14 @@ HEAVY_RATIO = "as q/p has a heavy tail"
 class Support:
     """What supports and tails say about an estimate; tensors `[*batch]`.
 
-    infinite: KL is +inf. centred: the mean M of q/p is known, `log_mean` its log (0 elsewhere).
+    infinite: KL is +inf. centred: the mean M of q/p is known; gap: `M − 1`, 0 where it is not.
     heavy_ratio, heavy_log: the variance of q/p, or of its log, is infinite. finite: everywhere
     else KL is known to be finite.
     """
 
     infinite: Tensor
     centred: Tensor
-    log_mean: Tensor
+    gap: Tensor
     heavy_ratio: Tensor
     heavy_log: Tensor
     finite: bool
@@ -45,8 +44,8 @@ class Support:
         """Ask `exact.supports.compare`; nothing is known of a pair that it does not know.
 
         >>> from torch.distributions import Normal, Uniform
-        >>> Support.of(Uniform(0.0, 1.0), Normal(0.0, 1.0)).log_mean.exp()
-        tensor(0.3413, dtype=torch.float64)
+        >>> Support.of(Uniform(0.0, 1.0), Normal(0.0, 1.0)).gap
+        tensor(-0.6587, dtype=torch.float64)
         """
         batch = (torch.empty(p.batch_shape) + torch.empty(q.batch_shape)).shape
         no = torch.zeros(batch, dtype=torch.bool)
@@ -55,12 +54,12 @@ class Support:
             return cls(no, no, no.double(), no, no, finite=False)
         mean = torch.zeros_like(no, dtype=torch.float64)
         mean = mean if found.ratio_mean is None else found.ratio_mean
-        centred = (mean > LEAST_MASS) | found.infinite
-        log_mean = torch.where(centred & ~found.infinite, mean, 1.0).log()
+        centred = (mean > 0) | found.infinite
+        gap = torch.where(centred & ~found.infinite, mean - 1, 0.0)
         return cls(
             infinite=found.infinite,
             centred=centred,
-            log_mean=log_mean,
+            gap=gap,
             heavy_ratio=found.heavy_ratio,
             heavy_log=found.heavy_log,
             finite=found.decided,
@@ -75,19 +74,27 @@ class Support:
     def chosen(self, state: LogRatios, estimator: Estimator, *, cross_fit: bool) -> Estimate:
         """Estimate, by k1 in place of "best" where q/p is not fit to be a control."""
         if estimator != "best":
-            found = state.estimate(estimator, cross_fit=cross_fit)
+            found = self._averaged(state, estimator, cross_fit=cross_fit)
             with_r = estimator not in ("k1", "k2")
             found = self._without_error(found) if with_r else found
             return replace(found, how=_both(found.how, self._centre() if with_r else ""))
         plain = self.heavy_ratio | ~self.centred
         if bool(plain.all()):
             why = HEAVY_RATIO if bool(self.heavy_ratio.any()) else "as q may reach beyond p"
-            return replace(state.estimate("k1"), how=f"k1, {why}")
-        found = state.estimate("best", cross_fit=cross_fit)
+            return replace(self._averaged(state, "k1"), how=f"k1, {why}")
+        found = self._averaged(state, "best", cross_fit=cross_fit)
         if bool(plain.any()):
-            found = _mixed(plain, state.estimate("k1"), found)
+            found = _mixed(plain, self._averaged(state, "k1"), found)
         centre = "" if found.how.startswith("k1,") else self._centre()
         return replace(found, how=_both(found.how, centre))
+
+    def _averaged(
+        self, state: LogRatios, estimator: Estimator, *, cross_fit: bool = True
+    ) -> Estimate:
+        """Average with q/p about its known mean; k1, with its warnings, where that is not known."""
+        if bool(self.centred.all()) or estimator not in ("k1", "k2"):
+            return state.averaged(estimator, cross_fit=cross_fit, gap=self.gap)
+        return state.estimate(estimator)
 
     def settled(self, found: Estimate) -> Estimate:
         """Put +inf where KL is infinite, and take away error bars that have no variance."""
@@ -114,15 +121,18 @@ class Support:
         return replace(found, value=value).without_error(words, where=_part(bad))
 
     def _without_error(self, found: Estimate) -> Estimate:
-        heavy = self.heavy_ratio & ~self.infinite
-        if not bool(heavy.any()):
-            return found
-        words = "the variance of q/p is infinite, by the tails of p and q; use k1"
-        return found.without_error(words, where=_part(heavy))
+        heavy, unknown = self.heavy_ratio & ~self.infinite, ~self.centred
+        if bool(heavy.any()):
+            words = "the variance of q/p is infinite, by the tails of p and q; use k1"
+            found = found.without_error(words, where=_part(heavy))
+        if bool(unknown.any()):
+            words = "the mean of q/p is not known where q may have mass outside p's support; use k1"
+            found = found.without_error(words, where=_part(unknown))
+        return found
 
     def _centre(self) -> str:
         """Say at which Q(support of p) the control is centred, where that is not 1."""
-        masses = self.log_mean[self.log_mean != 0].exp()
+        masses = 1 + self.gap[self.gap != 0]
         if not masses.numel():
             return ""
         ends = dict.fromkeys(f"{float(end):.3g}" for end in (masses.amin(), masses.amax()))
@@ -139,10 +149,10 @@ def _both(first: str, second: str) -> str:
 
 def _mixed(mask: Tensor, one: Estimate, other: Estimate) -> Estimate:
     """Return one estimate where the mask holds, elsewhere the other; `[*batch]`, not a scalar."""
-    both: dict[str, Any] = {
-        name: torch.where(mask, getattr(one, name), getattr(other, name))
-        for name in ("value", "standard_error", "k_hat")
-    }
+    both: dict[str, Any] = {}
+    for name in ("value", "standard_error", "k_hat", "rounding", "skewness"):
+        parts = [torch.as_tensor(getattr(each, name), dtype=torch.float64) for each in (one, other)]
+        both[name] = torch.where(mask, parts[0], parts[1])
     how = f"{other.how}, k1 in {int(mask.sum())} of {mask.numel()} pairs, {HEAVY_RATIO}"
     merged = replace(other, **both, how=how, warnings=(), where=None)
     for part, said in ((mask, one), (~mask, other)):
