@@ -56,7 +56,10 @@ class Answer:
         said = list(estimate.warnings) if estimate is not None else []
         if estimate is not None and estimate.why:
             said.append(estimate.why)
-        if math.isinf(float(self.measured)) and len(self.given) == 2:
+        told = self.measured.method.startswith(
+            "infinite: "
+        )  # by supports and tails, with the reason
+        if math.isinf(float(self.measured)) and len(self.given) == 2 and not told:
             said.append("infinite: P has mass where Q has none")
         elif self.exact == math.inf:
             said.append(

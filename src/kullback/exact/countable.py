@@ -153,7 +153,7 @@ def _summed(
 
 @torch.no_grad()
 def _range(known: list[Lattice], width: float) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Return first and last outcome, `[*batch]`, and whether they are the ends of the joint range."""
+    """Return first and last outcome, `[*batch]`, and whether they are the joint ends."""
     starts, stops = [], []
     for one in known:
         reach = width * (one.spread + 1)

@@ -24,7 +24,7 @@ from .families.inverse_gaussian import InverseGaussian
 from .lattices import Lattice, lattice_of, log_masses
 from .tails import Tail
 
-__all__ = ["Comparison", "Line", "compare", "line_of"]
+__all__ = ["Comparison", "Line", "compare", "line_of", "unresolved"]
 
 INF = math.inf
 OUTSIDE = "p has mass outside q's support"
@@ -118,6 +118,29 @@ def line_of(p: Any) -> Line | None:
     lower, upper = (tail.map(lambda t: t.expand(shape)) for tail in (lower, upper))
     low, high, alive, slack = (part.expand(shape) for part in (low, high, alive, slack))
     return Line(low, high, lower, upper, alive, slack)
+
+
+def unresolved(line: Line, dtype: torch.dtype) -> Tensor:
+    """Return by how much a mean of log p under p may be off, `[*batch]`, as draws have a dtype.
+
+    Within δ of an end numbers of the dtype are not told apart. Where p falls as `u^(b − 1)` they
+    hold the mass `δ^b`, and `∫ p |log u|` there is about `δ^b / b`. At an infinite end 1/δ is the
+    largest number.
+
+    >>> line = line_of(d.Beta(5.0, 0.001))
+    >>> float(unresolved(line, torch.float64)) > 900
+    True
+    """
+    info = torch.finfo(dtype)
+    width = torch.where((line.high - line.low).isfinite(), line.high - line.low, math.inf)
+    total = torch.zeros_like(line.low)
+    for end, tail in ((line.low, line.lower), (line.high, line.upper)):
+        near = info.eps * end.abs() / torch.minimum(width, end.abs())
+        gap = torch.where(end == 0, info.tiny, torch.where(end.isfinite(), near, 1 / info.max))
+        lost = gap.clamp(max=1.0) ** tail.rate / tail.rate
+        lost = torch.where((tail.level == 1) & (tail.order == 1), lost, 0.0)
+        total = torch.maximum(total, torch.where(tail.level > 1, 1.0, lost))
+    return torch.where(line.alive, total, 0.0).amax(-1)
 
 
 def _last(part: Any) -> Any:

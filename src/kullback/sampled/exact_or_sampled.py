@@ -29,7 +29,7 @@ from . import trust
 from .densities import log_density
 from .draw import kl as kl_sampled
 from .draw_from import draw_from
-from .support import Support
+from .support import Support, dtype_of
 from .terms import Estimator
 
 __all__ = ["Measured", "cross_entropy", "entropy", "how_sampled", "js", "kl"]
@@ -237,16 +237,7 @@ def _of_sum(total: countable.Sum, *given: Any) -> Measured:
 
 def _dtype(*given: Any) -> torch.dtype:
     """Return the dtype of the distributions' parameters, the wider where they differ."""
-    return reduce(torch.promote_types, (_parameter(one).dtype for one in given))
-
-
-def _parameter(p: Any) -> Tensor:
-    inner = getattr(p, "component_distribution", getattr(p, "base_dist", None))
-    if inner is not None:
-        return _parameter(inner)
-    held = (getattr(p, name, None) for name in ("_param", *p.arg_constraints))
-    floats = [one for one in held if isinstance(one, Tensor) and one.is_floating_point()]
-    return floats[0] if floats else torch.empty(())
+    return reduce(torch.promote_types, map(dtype_of, given))
 
 
 def _tables(p: Any, q: Any) -> bool:

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from kullback.core import Estimate, require
-from kullback.exact.supports import compare
+from kullback.exact.supports import compare, line_of, unresolved
 
+from .limits import BIASED
 from .log_ratio import LogRatios
 from .terms import Estimator
 
-__all__ = ["Support"]
+__all__ = ["Support", "dtype_of"]
 
 HEAVY_RATIO = "as q/p has a heavy tail"
 
@@ -28,7 +29,8 @@ class Support:
     """What supports and tails say about an estimate; tensors `[*batch]`.
 
     infinite: KL is +inf. centred: the mean M of q/p is known; gap: `M − 1`, 0 where it is not.
-    heavy_ratio, heavy_log: the variance of q/p, or of its log, is infinite. finite: everywhere
+    heavy_ratio, heavy_log: the variance of q/p, or of its log, is infinite. unresolved: how far a
+    mean of log p is off because draws are rounded at the ends of p's support. finite: everywhere
     else KL is known to be finite.
     """
 
@@ -37,6 +39,7 @@ class Support:
     gap: Tensor
     heavy_ratio: Tensor
     heavy_log: Tensor
+    unresolved: Tensor
     finite: bool
 
     @classmethod
@@ -51,10 +54,12 @@ class Support:
         no = torch.zeros(batch, dtype=torch.bool)
         found = compare(p, q)
         if found is None:
-            return cls(no, no, no.double(), no, no, finite=False)
+            return cls(no, no, no.double(), no, no, no.double(), finite=False)
         mean = torch.zeros_like(no, dtype=torch.float64)
         mean = mean if found.ratio_mean is None else found.ratio_mean
         centred = (mean > 0) | found.infinite
+        line = line_of(p)
+        lost = no.double() if line is None else unresolved(line, dtype_of(p)) + no.double()
         gap = torch.where(centred & ~found.infinite, mean - 1, 0.0)
         return cls(
             infinite=found.infinite,
@@ -62,6 +67,7 @@ class Support:
             gap=gap,
             heavy_ratio=found.heavy_ratio,
             heavy_log=found.heavy_log,
+            unresolved=lost,
             finite=found.decided,
         )
 
@@ -102,6 +108,10 @@ class Support:
         if bool(heavy.any()):
             words = "the variance of log q/p is infinite, by the tails of p and q"
             found = found.without_error(words, where=_part(heavy))
+        rounded = (self.unresolved > BIASED * found.standard_error) & ~self.infinite
+        if bool(rounded.any()):
+            words = "draws of p are rounded near an end of its support, where much of log p is"
+            found = found.without_error(words, where=_part(rounded))
         found = self._at_ends(found) if self.finite else found
         if not bool(self.infinite.any()):
             return found
@@ -137,6 +147,20 @@ class Support:
             return ""
         ends = dict.fromkeys(f"{float(end):.3g}" for end in (masses.amin(), masses.amax()))
         return f"λ centred at Q(supp p) = {' to '.join(ends)}"
+
+
+def dtype_of(p: Any) -> torch.dtype:
+    """Return the dtype of a distribution's parameters, and so of its draws.
+
+    >>> dtype_of(torch.distributions.Normal(0.0, 1.0))
+    torch.float32
+    """
+    inner = getattr(p, "component_distribution", getattr(p, "base_dist", None))
+    if inner is not None:
+        return dtype_of(inner)
+    held = (getattr(p, name, None) for name in ("_param", *p.arg_constraints))
+    floats = [one.dtype for one in held if isinstance(one, Tensor) and one.is_floating_point()]
+    return floats[0] if floats else torch.get_default_dtype()
 
 
 def _part(where: Tensor) -> Tensor | None:
