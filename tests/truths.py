@@ -103,7 +103,7 @@ MAKERS = {
     ),
     "pareto": (
         d.Pareto,
-        lambda s, a: st.pareto(a, scale=s),
+        lambda s, a: st.genpareto(1 / a, loc=s, scale=s / a),  # its log density is exact
         lambda x, s, a: mp.log(a) + a * mp.log(s) - (a + 1) * mp.log(x),
     ),
     "student_t": (

@@ -72,9 +72,11 @@ def test_whether_variances_are_infinite_for_every_pair(pairs):
         found = compare(p.torch, q.torch)
         heavy = grows(p, q, lambda log_p, log_q: log_p + 2 * mp.log(abs(log_q - log_p) + 1))
         assert bool(found.heavy_log) == heavy, (p, q)
-        heavy = grows(p, q, lambda log_p, log_q: 2 * log_q - log_p)
         equal = p.name.split("(")[0] == q.name.split("(")[0] == "gumbel"  # left undecided
+        heavy = grows(p, q, lambda log_p, log_q: 2 * log_q - log_p)
         assert bool(found.heavy_ratio) == heavy or equal, (p, q)
+        heavy = grows(p, q, lambda log_p, log_q: 4 * log_q - 3 * log_p)
+        assert bool(found.heavy_control) == heavy or equal, (p, q)
 
 
 @pytest.mark.parametrize("pairs", SOME)

@@ -101,7 +101,7 @@ def test_elementwise_in_a_batch():
     found = kl(d.Uniform(0 * high, high), d.Beta(*t64(2, 2)), generator=seeded())
     assert found.value[2] == INF and found.value[:2].isfinite().all()
     mixed = kl(
-        d.Beta(torch.tensor([0.8, 2.0]).double(), *t64(1.5)),
+        d.Beta(torch.tensor([0.8, 2.0]).double(), *t64(1.2)),
         d.StudentT(*t64(5)),
         generator=seeded(),
     )
@@ -120,6 +120,14 @@ def test_an_infinite_variance_is_known():
     assert sampled.kl(normal, t, generator=seeded()).how == "k1, as q/p has a heavy tail"
 
 
+def test_a_control_needs_four_moments():
+    """E_p[r⁴] is infinite here; "best" gave 2.29149 ± 0.00037 where KL is 2.29425 (z = −7.5)."""
+    p, q = case("beta", 1.00184, 1.41937), case("laplace", -1.23327, 1.22761)
+    found = sampled.kl(p.torch, q.torch, draws=2000, generator=seeded())
+    assert found.how == "k1, as q/p has a heavy tail"
+    assert within(found, kl_by_quadrature(p.scipy, q.scipy, [-1.23327]))
+
+
 def test_supports_that_are_not_known_use_k1():
     class Folded(d.HalfNormal):
         """A family with a rule of its own, of which nothing is known."""
@@ -128,9 +136,9 @@ def test_supports_that_are_not_known_use_k1():
             return super().log_prob(value) + 0.0
 
     folded = Folded(*t64(1))
-    found = sampled.kl(d.HalfNormal(*t64(1)), d.HalfNormal(*t64(1.2)), generator=seeded())
+    found = sampled.kl(d.HalfNormal(*t64(1)), d.HalfNormal(*t64(1.1)), generator=seeded())
     assert found.how.startswith("best")
-    found = sampled.kl(folded, d.HalfNormal(*t64(1.2)), generator=seeded())
+    found = sampled.kl(folded, d.HalfNormal(*t64(1.1)), generator=seeded())
     assert found.how == "k1, as q may reach beyond p" and math.isfinite(found.standard_error)
     with pytest.raises(ArgumentValueError, match="estimator: expected k1 where q may have mass"):
         sampled.kl(d.HalfNormal(*t64(1)), folded, estimator="k3")

@@ -56,12 +56,10 @@ class Answer:
         said = list(estimate.warnings) if estimate is not None else []
         if estimate is not None and estimate.why:
             said.append(estimate.why)
-        told = self.measured.method.startswith(
-            "infinite: "
-        )  # by supports and tails, with the reason
-        if math.isinf(float(self.measured)) and len(self.given) == 2 and not told:
+        infinite = math.isinf(float(self.measured)) and len(self.given) == 2
+        if infinite and not self.measured.method.startswith("infinite: "):  # with the reason there
             said.append("infinite: P has mass where Q has none")
-        elif self.exact == math.inf:
+        elif self.exact == math.inf and not infinite:
             said.append(
                 "the exact value is infinite, which these draws and their scores do not show"
             )

@@ -54,7 +54,8 @@ class Comparison:
 
     infinite: bool, KL(p‖q) = +inf; `why` says it in words, "" where it is nowhere.
     ratio_mean: `E_p[q/p] = Q(support of p)`, float64; None where it cannot be computed.
-    heavy_ratio: bool, `E_p[(q/p)²]` is infinite. heavy_log: bool, `E_p[log²(q/p)]` is.
+    heavy_ratio: bool, `E_p[(q/p)²]` is infinite; heavy_control: `E_p[(q/p)⁴]` is, so that no
+    covariance with q/p has an error; heavy_log: `E_p[log²(q/p)]` is.
     decided: tails were compared, so that KL is finite where `infinite` is False.
     """
 
@@ -62,6 +63,7 @@ class Comparison:
     why: str
     ratio_mean: Tensor | None
     heavy_ratio: Tensor
+    heavy_control: Tensor
     heavy_log: Tensor
     decided: bool = True
 
@@ -155,8 +157,15 @@ def _product(inner: Comparison, axes: int) -> Comparison:
 
     mean = inner.ratio_mean
     mean = None if mean is None else mean.flatten(-axes).prod(-1)
-    infinite, ratio, log = map(some, (inner.infinite, inner.heavy_ratio, inner.heavy_log))
-    return Comparison(infinite, inner.why, mean, ratio, log, inner.decided)
+    return Comparison(
+        some(inner.infinite),
+        inner.why,
+        mean,
+        some(inner.heavy_ratio),
+        some(inner.heavy_control),
+        some(inner.heavy_log),
+        inner.decided,
+    )
 
 
 def _shares_transforms(p: Any, q: Any) -> bool:
@@ -186,7 +195,7 @@ def _on_integers(p: Any, q: Any, own: Lattice, other: Lattice) -> Comparison | N
         mean = None
     no = torch.zeros_like(beyond)
     why = OUTSIDE if bool(beyond.any()) else ""
-    return Comparison(beyond, why, mean, no, no)
+    return Comparison(beyond, why, mean, no, no, no)
 
 
 def _same_space(p: Any, q: Any, batch: Any) -> Comparison | None:
@@ -199,7 +208,7 @@ def _same_space(p: Any, q: Any, batch: Any) -> Comparison | None:
     if spaces[0] is None or spaces[0] != spaces[1]:
         return None
     no = torch.zeros(batch, dtype=torch.bool)
-    return Comparison(no, "", torch.ones(batch, dtype=torch.float64), no, no, decided=False)
+    return Comparison(no, "", torch.ones(batch, dtype=torch.float64), no, no, no, decided=False)
 
 
 def _space(p: Any) -> Any:
@@ -238,7 +247,7 @@ def _compared(p: Any, q: Any, p_line: Line, q_line: Line) -> Comparison | None:
         [t.expand(*batch, -1) for one in (p_line, q_line) for t in (one.low, one.high)], -1
     )
     sides = [_at_points(p_line, q_line, points, above=above) for above in (True, False)]
-    outside, infinite, ratio, log = (
+    outside, infinite, ratio, control, log = (
         reduce(torch.logical_or, found) for found in zip(*sides, strict=True)
     )
     why = OUTSIDE if bool(outside.any()) else ""
@@ -250,15 +259,14 @@ def _compared(p: Any, q: Any, p_line: Line, q_line: Line) -> Comparison | None:
     if bool((back[0] | back[1]).any()):
         inside = _mass_within(q, q_line, p_line)
         mean = None if inside is None else torch.where(back[0] | back[1], inside, mean)  # type: ignore[assignment]
-    return Comparison(infinite, why, mean, ratio, log)
+    return Comparison(infinite, why, mean, ratio, control, log)
 
 
-def _at_points(
-    p: Line, q: Line, points: Tensor, *, above: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compare just above (or below) every end of either: the four answers `[*batch]`, bool.
+def _at_points(p: Line, q: Line, points: Tensor, *, above: bool) -> tuple[Tensor, ...]:
+    """Compare just above (or below) every end of either: the five answers `[*batch]`, bool.
 
-    They are: p has mass there and q none; `E_p[−log q]`, `E_p[(q/p)²]`, `E_p[log²(q/p)]` infinite.
+    They are: p has mass there and q none; then what is infinite: `E_p[−log q]`, `E_p[(q/p)²]`,
+    `E_p[(q/p)⁴]`, `E_p[log²(q/p)]`.
     Between ends nothing changes, so that these points decide for all.
     """
     (here_p, tail_p), (here_q, tail_q) = (_beside(one, points, above=above) for one in (p, q))
@@ -271,10 +279,14 @@ def _at_points(
     outside = (here_p & ~here_q.any(-1, keepdim=True)).any(-1).any(-1)
     infinite = none_of(tails.finite_kl(tail_p, tail_q))
     log = none_of(tails.finite_kl(tail_p, tail_q, moment=2.0))
-    # r² is heavy where q's heaviest component is too heavy for p's heaviest
-    square = tails.finite_square(tail_p, tail_q) | ~other
-    good = (here_p[..., None] & square).any(-2) | ~here_q | ~here_p.any(-1, keepdim=True)
-    return outside, infinite, (~good).any(-1).any(-1), log
+
+    def heavy(moment: float) -> Tensor:
+        """Say where q's heaviest component is too heavy for p's heaviest."""
+        good = tails.finite_ratio(tail_p, tail_q, moment=moment) | ~other
+        held = (here_p[..., None] & good).any(-2) | ~here_q | ~here_p.any(-1, keepdim=True)
+        return (~held).any(-1).any(-1)
+
+    return outside, infinite, heavy(2.0), heavy(4.0), log
 
 
 def _beside(line: Line, points: Tensor, *, above: bool) -> tuple[Tensor, Tail]:

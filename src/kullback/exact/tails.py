@@ -1,7 +1,7 @@
 """How fast a density falls off at an end of its support, and which expectations are infinite then.
 
 Which to use: `Tail` and its constructors (`power`, `log_normal`, `stretched`, `double_exponential`)
-to describe an end; `finite_kl` and `finite_square` to compare two of them; `supports.compare` for
+to describe an end; `finite_kl` and `finite_ratio` to compare two of them; `supports.compare` for
 whole distributions.
 
 Every end is brought to y → ∞: y is the distance from the origin at an infinite end and one over the
@@ -22,7 +22,7 @@ __all__ = [
     "double_exponential",
     "exponentiated",
     "finite_kl",
-    "finite_square",
+    "finite_ratio",
     "log_normal",
     "power",
     "powered",
@@ -115,15 +115,17 @@ def finite_kl(p: Tail, q: Tail, *, moment: float = 1.0) -> Tensor:
     return (gap <= 0) | ((gap == 1) & ((p.order > 1) | edge))
 
 
-def finite_square(p: Tail, q: Tail) -> Tensor:
-    """Say whether `E_p[(q/p)²] = ∫ q²/p` is finite at the end: `2 G_q − G_p → ∞`, bool.
+def finite_ratio(p: Tail, q: Tail, *, moment: float = 2.0) -> Tensor:
+    """Say whether `E_p[(q/p)^m] = ∫ q^m p^(1 − m)` is finite at the end, bool.
+
+    It is where `m G_q − (m − 1) G_p → ∞`, m the moment.
 
     At equal double-exponential ends it is not decided: True.
 
-    >>> finite_square(power(5.0), power(2.0))
+    >>> finite_ratio(power(5.0), power(2.0))
     tensor(False)
     """
     level, order = p.level == q.level, p.order == q.order
     lighter = (q.level < p.level) | (level & (q.order > p.order))
-    same = level & order & ((2 * q.rate > p.rate) | (p.level < 0))
+    same = level & order & ((moment * q.rate > (moment - 1) * p.rate) | (p.level < 0))
     return lighter | same

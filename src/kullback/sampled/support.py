@@ -29,7 +29,8 @@ class Support:
     """What supports and tails say about an estimate; tensors `[*batch]`.
 
     infinite: KL is +inf. centred: the mean M of q/p is known; gap: `M − 1`, 0 where it is not.
-    heavy_ratio, heavy_log: the variance of q/p, or of its log, is infinite. unresolved: how far a
+    heavy_ratio, heavy_log: the variance of q/p, or of its log, is infinite; heavy_control: the
+    fourth moment of q/p is, and λ* is then not known from draws. unresolved: how far a
     mean of log p is off because draws are rounded at the ends of p's support. finite: everywhere
     else KL is known to be finite.
     """
@@ -38,6 +39,7 @@ class Support:
     centred: Tensor
     gap: Tensor
     heavy_ratio: Tensor
+    heavy_control: Tensor
     heavy_log: Tensor
     unresolved: Tensor
     finite: bool
@@ -54,7 +56,7 @@ class Support:
         no = torch.zeros(batch, dtype=torch.bool)
         found = compare(p, q)
         if found is None:
-            return cls(no, no, no.double(), no, no, no.double(), finite=False)
+            return cls(no, no, no.double(), no, no, no, no.double(), finite=False)
         mean = torch.zeros_like(no, dtype=torch.float64)
         mean = mean if found.ratio_mean is None else found.ratio_mean
         centred = (mean > 0) | found.infinite
@@ -66,6 +68,7 @@ class Support:
             centred=centred,
             gap=gap,
             heavy_ratio=found.heavy_ratio,
+            heavy_control=found.heavy_control,
             heavy_log=found.heavy_log,
             unresolved=lost,
             finite=found.decided,
@@ -84,9 +87,9 @@ class Support:
             with_r = estimator not in ("k1", "k2")
             found = self._without_error(found) if with_r else found
             return replace(found, how=_both(found.how, self._centre() if with_r else ""))
-        plain = self.heavy_ratio | ~self.centred
+        plain = self.heavy_control | ~self.centred
         if bool(plain.all()):
-            why = HEAVY_RATIO if bool(self.heavy_ratio.any()) else "as q may reach beyond p"
+            why = HEAVY_RATIO if bool(self.heavy_control.any()) else "as q may reach beyond p"
             return replace(self._averaged(state, "k1"), how=f"k1, {why}")
         found = self._averaged(state, "best", cross_fit=cross_fit)
         if bool(plain.any()):
