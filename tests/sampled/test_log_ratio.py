@@ -431,7 +431,7 @@ def test_the_broken_identity_is_refused():
     """A q of half the mass, or one with mass where p has none: the mean of r is not 1."""
     log_p, log_q = draws_of(0.1, 5000)
     for estimator in ("k3", 0.5, "best"):
-        with pytest.raises(ValueError, match="full_support: expected mean of q/p = 1; got .*top-p"):
+        with pytest.raises(ValueError, match=r"full_support: expected mean of q/p = 1; got .*top"):
             log_ratio(log_p, log_q - math.log(2.0), estimator=estimator)
     found = log_ratio(log_p, log_q - math.log(2.0), estimator="k1")
     assert (found.warnings, found.bias) == ((), "unknown")
@@ -457,7 +457,7 @@ def test_what_a_server_with_top_p_logs():
     assert math.isnan(constant.standard_error)
     for log_q in (log_p + TOP_P, torch.full((1000,), -1.0962)):
         for estimator in ("k3", "best", 0.5):
-            with pytest.raises(ValueError, match="the supports are not known.*top-p"):
+            with pytest.raises(ValueError, match=r"the supports are not known.*top-p"):
                 sampled.log_ratio(log_p, log_q, estimator=estimator)
             with pytest.raises(ValueError, match="full_support: expected mean of q/p = 1"):
                 sampled.log_ratio(log_p, log_q, estimator=estimator, full_support=True)
@@ -504,7 +504,7 @@ def test_a_temperature_is_seen_by_the_entropies_alone():
     entropy = torch.special.entr(log_p.exp()).sum().expand(4000)
     cold = (log_p / 0.7).softmax(-1)
     ids = torch.multinomial(cold, 4000, replacement=True, generator=generator)
-    with pytest.raises(ValueError, match="entropies: expected .*temperature"):
+    with pytest.raises(ValueError, match=r"entropies: expected .*temperature"):
         sampled.log_ratio(log_p[ids], log_q[ids], entropies=entropy)
     weights = (log_p - cold.log())[ids]  # which mend it
     found = sampled.log_ratio(log_p[ids], log_q[ids], entropies=entropy, log_weights=weights)

@@ -77,7 +77,7 @@ def fixed_form(head: tuple[float, ...], like: Tensor, gap: Tensor) -> Form:
 
 
 def control_form(column: int, like: Tensor, *, weighted: bool, gap: Tensor) -> Form:
-    """Return the form of expectation zero under p: `r − 1 − gap`, the weight − 1, the user's own."""
+    """Return the form of mean 0 under p: `r − 1 − gap`, the weight − 1, or the user's own."""
     zero = torch.zeros_like(like[..., 0])
     if column == RATIO:
         return Form(widened(CONTROL, like), zero + gap)

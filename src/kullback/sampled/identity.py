@@ -240,7 +240,6 @@ def known_mean(
     refuted = (z.abs() > limit) & (known.draws >= FEW)
     refuted |= (target > 0) & (known.mean > target * REFUTED * max(gap.numel(), 1))
     words = _words(known, what, target.expand(gap.shape), refuted, causes)
-    fields = [known.mean, target.expand(gap.shape), known.error, z, refuted]
     name = f"mean of {what} = {float(target):g}" if not target.dim() else f"mean of {what}"
     found = (known.mean, target.expand(gap.shape), known.error, z)
     if gap.dim():
@@ -294,14 +293,17 @@ def half_ulps(values: Tensor) -> Tensor:
 
     Half a unit in the last place, `|value| eps / 2`, of the coarsest of bfloat16, float16,
     float32 and the values' own type whose grid holds all finite values: log-probabilities are often
-    computed in bfloat16 and logged in float32. float64. Round numbers, of 5 significant bits or fewer, lie on
-    every grid and say nothing: where all values are round they count as those of their own type.
+    computed in bfloat16 and logged in float32. float64. Round numbers, of 5 significant bits or
+    fewer, lie on every grid and say nothing: all round, they count as those of their own type.
+    float64 counts as exact.
 
     >>> half_ulps(torch.tensor([-1.5, -2.71875, -0.001]).bfloat16().float())[0].item() == 1.5 / 256
     True
     """
     finite = torch.where(values.detach().isfinite(), values.detach(), 0.0)
-    return finite.double().abs() * (torch.finfo(coarsest_type(values)).eps / 2)
+    coarsest = coarsest_type(values)
+    eps = 0.0 if coarsest == torch.float64 else torch.finfo(coarsest).eps
+    return finite.double().abs() * (eps / 2)
 
 
 def coarsest_type(values: Tensor) -> torch.dtype:

@@ -4,9 +4,9 @@ Which to use: `log_ratio` when all draws are at hand; `LogRatios` when they come
 many processes, or are too many to keep: `LogRatios.of` each piece, add them up, `estimate`. The
 first is the second with one piece. k1 is right whatever the supports. With full supports
 `estimator="best"` (cross-fitted, unbiased) has less variance, and is k1 where r = q/p has a heavy
-tail: over the families of benchmarks/coverage.py its true error was 0.98 times that of the better of
-k1 and k3 in the median, at worst 1.8 times (Var(r) infinite, 1,000 draws). k3 is the choice when
-single terms must not be negative.
+tail: over the families of benchmarks/coverage.py its true error was 0.98 times that of the better
+of k1 and k3 in the median, at worst 1.8 times (Var(r) infinite, 1,000 draws). k3 is the choice
+when single terms must not be negative.
 
 Reference: MATH 5; Schulman (2020); Chan, Golub and LeVeque (1979) for the merging.
 """
@@ -197,7 +197,7 @@ class LogRatios:
         full_support: bool = False,
         ratio_mean: Tensor | float | None = None,
     ) -> Estimate:
-        """Return the `Estimate` of KL(p‖q) by one estimator; arguments and errors as in `log_ratio`.
+        """Return the `Estimate` of KL(p‖q) by one estimator; arguments, errors as in `log_ratio`.
 
         >>> LogRatios.of(torch.zeros(8), torch.full((8,), -1.0)).estimate("k1").value
         1.0

@@ -233,7 +233,8 @@ def known_means(
 ) -> list[Identity]:
     """Test what must hold on these draws: the mean of q/p, `1 + gap`, and that of plain weights.
 
-    off: as in `judge`. log_scale: `[*batch]`, the log of what weights were divided by. Rounding of r: `E|r d| ≤ √(E r² E d²)`.
+    off: as in `judge`. log_scale: `[*batch]`, the log of what weights were divided by. Rounding of
+    r: `E|r d| ≤ √(E r² E d²)`.
     """
     moments, ones = whole.moments, torch.ones_like(gap)
     control = widened(CONTROL, moments.mean)
@@ -259,7 +260,7 @@ def known_means(
 
 
 def told_of(found: Estimate, identity: Identity) -> Estimate:
-    """Say with k1 or k2, which do not lean on it, that the mean of q/p is not that of full supports.
+    """Say with k1 or k2, which need no mean of q/p, that it is not that of full supports.
 
     Below 1 the value is right if p was truncated, and wrong if a density is not normalised; above 1
     no supports explain it, and there is no error bar.

@@ -11,11 +11,11 @@ Which to use: `estimate_of` for the mean of terms; `mean_of` and `judged` for a 
 interval is symmetric.
 
 Reference: Hall (1992), "The Bootstrap and Edgeworth Expansion", section 2.6, for the skewness;
-Vehtari et al. (2024) for k̂. The limits stand in limits.py and are checked by benchmarks/coverage.py.
+Vehtari et al. (2024) for k̂. The limits stand in limits.py; benchmarks/coverage.py checks them.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ __all__ = [
     "estimate_of",
     "judged",
     "mean_of",
+    "standard_error",
 ]
 
 
@@ -79,7 +80,8 @@ def about_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
 def about_skewed_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
     """Doubt an interval that allows for the skewness: only where the mean may be infinite.
 
-    Where k̂ less its own standard error is 1 or more the draws cannot show that there is a mean:
+    Where the variance is (k̂ less its own standard error is ½ or more), say that `±` is not the
+    interval. Where k̂ less its own standard error is 1 or more the draws cannot show that there is a mean:
     no error bar is given.
     """
     scatter = _scatter(k_hat, draws)
@@ -94,6 +96,12 @@ def about_skewed_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doub
             heavy,
             "a few draws carry the sum (skewness of the mean {:.2f}), and its tail may be too "
             "heavy for any error bar (Pareto k-hat): draw more",
+        ),
+        Doubt(
+            k_hat,
+            felt & (k_hat - scatter >= HEAVY) & ~none & ~heavy,
+            "the variance seems infinite (Pareto k-hat {:.2f}, above 0.5 by more than its own error): "
+            "the standard error is too small; the interval, longer on the tail's side, allows for it",
         ),
         Doubt(
             k_hat,
@@ -185,11 +193,11 @@ def judged(
     """
     error = torch.where(value.isinf(), math.inf, error)
     more = [("k_hat", k_hat), ("skewness", skewness), ("rounding", rounding)]
-    fields = {name: part for name, part in more if part is not None}
+    fields: dict[str, Any] = {name: part for name, part in more if part is not None}
     if value.dim():
         found = Estimate(value, error, draws, bias=bias, why=why, **fields)
     else:
-        plain = {name: float(part) for name, part in fields.items()}
+        plain: dict[str, Any] = {name: float(part) for name, part in fields.items()}
         found = Estimate(float(value), float(error), draws, bias=bias, why=why, **plain)
     for doubt in doubts:
         where = (doubt.where & value.isfinite()).expand(value.shape)
@@ -227,6 +235,15 @@ def estimate_of(
     return judged(
         value, error, draws, k_hat, doubts, bias, why, skewness=allowed, rounding=rounding
     )
+
+
+def standard_error(influence: Tensor, size: Tensor) -> Tensor:
+    """Return the standard error of the mean of centred terms `[*batch, draws]`; size as above.
+
+    >>> standard_error(torch.tensor([-1.0, 1.0, -1.0, 1.0]), torch.tensor(0.0)).item().__round__(3)
+    0.577
+    """
+    return _moments(influence, size)[0]
 
 
 def mean_of(influence: Tensor, size: Tensor) -> tuple[Tensor, list[Doubt], Tensor]:

@@ -119,7 +119,8 @@ def kl_estimate(
 
     p, q: as in `kl_bounds`. ids: integers `[*batch, draws]`, tokens drawn from p, with repetition;
     log_p, log_q: their log-probabilities. estimator, full_support (for k3, λ ≠ 0 and "best"),
-    log_weights (for tokens drawn from another distribution): as in `kullback.sampled.log_ratio`. The result is `[*batch]`, in nats.
+    log_weights (for tokens drawn from another distribution): as in `kullback.sampled.log_ratio`.
+    The result is `[*batch]`, in nats.
 
     With C the tokens on both lists, KL(p‖q) = p(C) KL(p(·|C)‖q(·|C)) + KL of the view in which C is
     one token. The first is summed; the second is a mean over the draws, in which every draw of C
