@@ -21,9 +21,9 @@ def cdf(q: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor | None:
     Within about 1e-13 (1e-10 at parameters of 1e5). None where torch has none and this file has
     none either.
 
-    >>> ends = torch.tensor(-math.inf), torch.tensor(math.inf)
-    >>> cdf(d.StudentT(5.0), torch.tensor([0.0, 1.0], dtype=torch.float64), *ends)
-    tensor([0.5000, 0.8184], dtype=torch.float64)
+    >>> x = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
+    >>> cdf(d.Beta(2.0, 3.0), x, low=torch.tensor(0.0), high=torch.tensor(1.0))
+    tensor([0.0000, 0.6875, 1.0000], dtype=torch.float64)
     """
     inside = (low < x) & (x < high)
     middle = torch.where(low.isfinite(), low + 1, torch.where(high.isfinite(), high - 1, 0.0))

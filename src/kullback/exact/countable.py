@@ -53,7 +53,7 @@ def kl(p: Any, q: Any) -> Sum | None:
     that q lacks, however improbable. Relative error about 1e-13. Differentiable.
 
     >>> print(kl(torch.distributions.Bernoulli(0.3), torch.distributions.Geometric(0.3)))
-    sum over 0 … 116, remainder < 1e-16
+    sum over 0 … 94, remainder < 1e-14
     """
     lattices = lattice_of(p), lattice_of(q)
     if lattices[0] is None or lattices[1] is None:
@@ -83,7 +83,7 @@ def entropy(p: Any) -> Sum | None:
     """Return `H(p) = −Σ p log p`.
 
     >>> entropy(torch.distributions.Poisson(3.0)).value
-    tensor(1.9313, dtype=torch.float64)
+    tensor(1.9315, dtype=torch.float64)
     """
     return _summed([p], lambda logs: cross_sum(_table(logs[0]), _table(logs[0])))
 
