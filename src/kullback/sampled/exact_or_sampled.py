@@ -83,9 +83,10 @@ def kl(
 
     p, q: probability tables `[*batch, outcomes]`, or torch distributions over one event shape; the
     value is `[*batch]`, in nats. Tables: `exact.kl`. Distributions: the closed form of
-    `exact.closed_forms` where there is one, with gradients; else `sampled.kl` with `draws`,
-    `estimator` and `generator`, an `Estimate`, without. `method` says which it was.
-    +inf where p has mass that q lacks (from draws: where a draw shows it).
+    `exact.closed_forms` where there is one; +inf where supports or tails make it so
+    (`exact.supports`); the sum over the integers (`exact.countable`); these with gradients. Else
+    `sampled.kl` with `draws`, `estimator` and `generator`, an `Estimate`, without. `method` says
+    which it was.
     Errors: `TypeError` for anything else, or one of each; `ValueError` for shapes that differ,
     tables that do not sum to 1, a discrete distribution against a continuous one.
 
@@ -111,7 +112,7 @@ def js(p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = Non
     """Return the Jensen-Shannon divergence `½ KL(p‖m) + ½ KL(q‖m)`, `m = ½(p + q)`, in nats.
 
     p, q and the errors: as in `kl`. Between tables (Bernoulli and categorical distributions are
-    tables) the sum itself; otherwise from draws, half of them from p and half from q: the mean of
+    tables) and on the integers the sum itself; otherwise from draws, half of them from p and half from q: the mean of
     `½ (a log a + b log b)` with `a = p/m`, `b = q/m`, every term of it between 0 and log 2.
     Unbiased whatever the supports; at p ≈ q the terms are exact to about 1e-16.
     Reference: Lin (1991), "Divergence measures based on the Shannon entropy".
@@ -138,8 +139,8 @@ def js(p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = Non
 def entropy(p: Any, *, draws: int = 10_000, generator: Generator | None = None) -> Measured:
     """Return `H(p) = −E_p[log p]` in nats, differential where p has a density.
 
-    p: a table `[*batch, outcomes]` or a torch distribution. From draws only where no closed form
-    is known (Poisson, mixtures): the mean of `−log p(x)`.
+    p: a table `[*batch, outcomes]` or a torch distribution. On the integers a sum where no closed
+    form is known (Poisson, mixtures); else from draws, the mean of `−log p(x)`.
 
     >>> print(entropy(torch.tensor([0.5, 0.25, 0.25])))
     1.03972 nats (sum over the table)
