@@ -18,10 +18,6 @@ def _never(*distributions: Any) -> Exception | None:
     return None
 
 
-def _never(*distributions: Any) -> Exception | None:
-    return None
-
-
 class Pair(NamedTuple):
     """A closed form `function(p, q) → [*batch]` in nats, and the reference it was taken from.
 
