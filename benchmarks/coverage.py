@@ -696,7 +696,6 @@ def columns(estimate: Estimate) -> list[Tensor]:
 
 GROUPS = {
     "laws": law_settings,
-    "support": support_settings,
     "infinite": infinite_settings,
     "ratio": ratio_settings,
     "stream": stream_settings,

@@ -77,8 +77,8 @@ def explain_estimators(
             f"The estimators, on the same {count:,} draws x from P, r = q(x)/p(x), E_P[r] = {mean}",
             *(f"  {line}" for line in aligned(rows, left=(0, 1, 2, 3))),
             "  ± is one standard error, and knows nothing of k2's bias.",
-            "  k3 and λ rest on the mean of r, which is Q's mass on the support of P; and where Q has",
-            "  the heavier tails, draws miss part of r: k1 is then the one to trust.",
+            "  k3 and λ rest on the mean of r, which is Q's mass on the support of P; and where",
+            "  Q has the heavier tails, draws miss part of r: k1 is then the one to trust.",
         ]
     )
 

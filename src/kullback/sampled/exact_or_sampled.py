@@ -112,8 +112,9 @@ def js(p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = Non
     """Return the Jensen-Shannon divergence `½ KL(p‖m) + ½ KL(q‖m)`, `m = ½(p + q)`, in nats.
 
     p, q and the errors: as in `kl`. Between tables (Bernoulli and categorical distributions are
-    tables) and on the integers the sum itself; otherwise from draws, half of them from p and half from q: the mean of
-    `½ (a log a + b log b)` with `a = p/m`, `b = q/m`, every term of it between 0 and log 2.
+    tables) and on the integers the sum itself; otherwise from draws, half of them from p and half
+    from q: the mean of `½ (a log a + b log b)` with `a = p/m`, `b = q/m`, every term of it between
+    0 and log 2.
     Unbiased whatever the supports; at p ≈ q the terms are exact to about 1e-16.
     Reference: Lin (1991), "Divergence measures based on the Shannon entropy".
 
@@ -202,10 +203,14 @@ def how_sampled(found: Estimate) -> str:
 def _without_draws(p: Any, q: Any) -> Measured | None:
     """Return KL(p‖q) by a closed form, by supports and tails, or by a sum over the integers."""
     closed = closed_forms.find(p, q)
-    if closed is not None:
-        return Measured(closed.function(p, q), _closed(p, q))
+    value = None if closed is None else closed.function(p, q)
+    if value is not None and not bool((value == math.inf).all()):
+        return Measured(value, _closed(p, q))
     found = compare(p, q)
-    if found is not None and bool(found.infinite.all()):
+    told = found is not None and bool(found.infinite.all())
+    if value is not None:  # +inf, or beyond the largest number of its dtype
+        return Measured(value, f"infinite: {found.why}" if found and told else _closed(p, q))
+    if found is not None and told:
         value = torch.full(found.infinite.shape, math.inf, dtype=_dtype(p, q))
         return Measured(value, f"infinite: {found.why}")
     total = countable.kl(p, q)
