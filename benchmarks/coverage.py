@@ -461,7 +461,7 @@ def drawn_settings(repeats):
             yield "kl", f"{name}, n={draws}", truth, found
 
 
-def support_settings(repeats):
+def unequal_settings(repeats):
     """Pairs with unequal supports, and infinite KL, which must be +inf in every repeat."""
     from torch.distributions import (
         Beta,
@@ -702,6 +702,7 @@ GROUPS = {
     "weighted": weighted_settings,
     "drawn": drawn_settings,
     "support": support_settings,
+    "unequal": unequal_settings,
     "evidence": evidence_settings,
     "bound": bound_settings,
     "neighbours": neighbour_settings,
