@@ -9,6 +9,7 @@ from kullback.core import DataError, __version__
 from kullback.core.files import read_json, write_json
 
 from .session import bar, print_json, say
+from .streams import write
 
 if TYPE_CHECKING:
     from kullback.data import Dataset
@@ -26,10 +27,7 @@ def data_of(run: Path, source: str | None = None) -> "Dataset":
     config = read_json(run / "config.json")
     if not isinstance(config, dict) or "data" not in config:
         raise DataError(f"{run / 'config.json'}: says nothing about data. Try: --data")
-    protocol = dict(config["data"])
-    if source is not None:
-        protocol |= {"source": source, "size": protocol["event_shape"][1:] or None}
-    return reload(protocol)
+    return reload(config["data"], source=source)
 
 
 def measure(model: "VAE", data: "Dataset", draws: int | None, seed: int) -> "Evaluation":
@@ -88,4 +86,4 @@ def show(
     from kullback.report.terminal import evaluation_table
 
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    sys.stdout.write(evaluation_table(evaluation, data.protocol, color=color) + "\n")
+    write(evaluation_table(evaluation, data.protocol, color=color) + "\n")

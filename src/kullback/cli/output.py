@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kullback.core import ArgumentValueError, require
+from kullback.core import ArgumentValueError
 from kullback.core.files import write_atomic
-from kullback.data import binarize, load_images
+from kullback.data import Grid, binarize, load_images
 from kullback.report import pictures
 from kullback.vae import VAE
 
@@ -33,6 +33,8 @@ def images_for(
             event_shape=model.spec.event_shape,
             progress=update,
             say=lambda t: say(f"note: {t}"),
+            kind=model.spec.kind,
+            grid=None if model.spec.grid is None else Grid.from_dict(model.spec.grid),
         )
     x, names = x[:most], names[:most]
     if model.spec.kind == "binary" and x.dtype == torch.uint8 and int(x.max()) > 1:
@@ -59,26 +61,26 @@ def reconstructions(model: VAE, x: Tensor) -> Tensor:
 
 def save_images(x: Tensor, out: Path, *, model: VAE, force: bool) -> None:
     """Write images as one PNG grid, or as numbers when the file is called .npy."""
-    if out.suffix == ".npy":
-        _refuse(out, force=force)
+    if out.suffix.lower() == ".npy":
         buffer = io.BytesIO()
-        np.save(buffer, x.numpy())
+        np.save(buffer, in_units(x, model))
         write_atomic(out, buffer.getvalue())
         return
-    require(out.suffix.lower() == ".png", "--out", "a .png or .npy file", str(out))
     kind = model.spec.kind if model.spec else ""
-    pictures.save(pictures.grid(x, kind=kind), out, overwrite=force)
+    levels = model.spec.levels if model.spec else 256
+    pictures.save(pictures.grid(x, kind=kind, levels=levels), out, overwrite=force)
 
 
-def save_arrays(out: Path, arrays: dict[str, Any], *, force: bool) -> None:
+def in_units(x: Tensor, model: VAE) -> Any:
+    """Return x in the caller's units: values where the model has levels of a grid, else x."""
+    if model.spec is None or model.spec.grid is None:
+        return x.numpy()
+    return Grid.from_dict(model.spec.grid).values_of(x.numpy()).astype(np.float32)
+
+
+def save_arrays(out: Path, arrays: dict[str, Any]) -> None:
     """Write arrays as one .npz, whole or not at all; no pickles in it."""
-    require(out.suffix == ".npz", "--out", "a .npz file", str(out))
-    _refuse(out, force=force)
     buffer = io.BytesIO()
     plain: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
     np.savez(buffer, **plain)
     write_atomic(out, buffer.getvalue())
-
-
-def _refuse(out: Path, *, force: bool) -> None:
-    require(force or not out.exists(), "--out", "a file that does not exist", str(out), "--force")

@@ -190,8 +190,8 @@ def _form(drawn: Drawn, estimator: Estimator) -> tuple[Tensor | float, ...]:
     rows = torch.stack([_sums(drawn, column) for column in range(3)])
     fewest = "at least 4 sequences for 'best'"
     require(rows.shape[-1] >= 4, "log_current", fewest, rows.shape[-1], "'k3'")
-    how = {"weighted": False, "ratio": False, "cross_fit": True}
-    parts = choose_parts(ratios_of_rows(rows).halves, "best", **how)
+    halves = ratios_of_rows(rows).halves
+    parts = choose_parts(halves, "best", weighted=False, ratio=False, cross_fit=True)
     form = rows.new_empty(rows.shape[-1], 1, 3)
     form[::2], form[1::2] = (part.form.coefficients for part in parts)
     return form.to(drawn.log_ratio.dtype).unbind(-1)

@@ -111,14 +111,16 @@ def kl_estimate(
     log_p: Tensor,
     log_q: Tensor,
     *,
-    estimator: str | float = "best",
+    estimator: str | float = "k1",
+    full_support: bool = False,
     log_weights: Tensor | None = None,
 ) -> Estimate:
     """Estimate KL(p‖q) from sampled tokens, summing exactly the tokens that both lists know.
 
     p, q: as in `kl_bounds`. ids: integers `[*batch, draws]`, tokens drawn from p, with repetition;
-    log_p, log_q: their log-probabilities. estimator, log_weights (for tokens drawn from another
-    distribution): as in `kullback.sampled.log_ratio`. The result is `[*batch]`, in nats.
+    log_p, log_q: their log-probabilities. estimator, full_support (for k3, λ ≠ 0 and "best"),
+    log_weights (for tokens drawn from another distribution): as in `kullback.sampled.log_ratio`.
+    The result is `[*batch]`, in nats.
 
     With C the tokens on both lists, KL(p‖q) = p(C) KL(p(·|C)‖q(·|C)) + KL of the view in which C is
     one token. The first is summed; the second is a mean over the draws, in which every draw of C
@@ -131,7 +133,8 @@ def kl_estimate(
     >>> ids = torch.tensor([0, 0, 1, 0, 0, 2, 0, 0])
     >>> log_p = torch.tensor([0.9, 0.9, 0.05, 0.9, 0.9, 0.05, 0.9, 0.9]).log()
     >>> log_q = torch.tensor([0.8, 0.8, 0.1, 0.8, 0.8, 0.1, 0.8, 0.8]).log()
-    >>> round(kl_estimate(p, q, ids, log_p, log_q).value, 4)
+    >>> options = {"estimator": "best", "full_support": True}
+    >>> round(kl_estimate(p, q, ids, log_p, log_q, **options).value, 4)
     0.0367
     """
     a, b = _known(p, "p"), _known(q, "q")
@@ -150,6 +153,7 @@ def kl_estimate(
         torch.where(inside, p_all[..., None], log_p.double()),
         torch.where(inside, q_all[..., None], log_q.double()),
         estimator=estimator,
+        full_support=full_support,
         log_weights=log_weights,
     )
     return replace(found, value=found.value + (within if within.ndim else float(within)))
