@@ -209,7 +209,8 @@ def test_distributions_that_check_their_scale_are_followed_as_far_as_they_go():
     """Normal(0, exp(v)) raises where exp(v) is 0; the other directions are still followed."""
 
     def proper(v, x):
-        return Normal(0.0, 3.0).log_prob(v) + Normal(0.0, torch.exp(v / 2)).log_prob(x).sum()
+        checked = Normal(0.0, torch.exp(v / 2), validate_args=True)
+        return Normal(0.0, 3.0).log_prob(v) + checked.log_prob(x).sum()
 
     def flat(v, x, c):
         return proper(v, x) + 0 * c
