@@ -4,20 +4,32 @@ Each stands here with its source, or with the settings of benchmarks/coverage.py
 """
 
 __all__ = [
+    "ABOVE_ZERO",
+    "APART",
     "BIASED",
+    "FAR_BELOW",
     "FELT",
     "FELT_FEW",
     "FELT_SKEWED",
     "FEW",
+    "FEWEST_PAIRS",
     "FEW_FOR_K",
+    "FILL",
+    "FLAT",
     "HEAVY",
     "JUDGED",
+    "LAG_ERRORS",
+    "LOWEST_CORRELATED",
     "MOST_SKEWED",
+    "NEAREST_ZERO",
     "NO_MEAN",
+    "ODD",
+    "RARE",
     "REFUTED",
     "ROUNDING",
     "ROUND_BITS",
     "SCATTERS",
+    "SENTINEL",
     "SKEWED",
     "TEST_LEVEL",
     "UNSEEN",
@@ -27,6 +39,7 @@ __all__ = [
     "WIDER_BY_K",
     "WIDER_FROM",
     "WIDEST",
+    "ZERO_LEVEL",
 ]
 
 FEW = 20  # draws below which no standard error is taken at its word
@@ -62,3 +75,19 @@ REFUTED = 1.0 / TEST_LEVEL  # Markov: a mean of q/p above it has a chance below 
 
 # Rounding of the inputs
 ROUND_BITS = 5  # a value of a bfloat16 grid (8 bits) has so few bits with a chance of 1/8
+
+# Logged log-probabilities (log_probs.py; counted in tests/sampled/test_log_probs.py)
+
+ABOVE_ZERO = 1e-4  # a log-probability this far above 0 is rounding
+SENTINEL = -700.0  # e^x below it is no normal float64: not a probability
+FILL = -100.0  # the fill value of some servers, and of losses for labels that do not count
+NEAREST_ZERO = 300  # tokens of which a column is surest, but for its zeros: what zeros are held to
+FAR_BELOW = -0.5  # where another model was not sure of them
+RARE = 100  # so many tokens are added, one of them such: where few tell, a share of 0.01
+ZERO_LEVEL = 1e-3  # of the test of zeros
+ODD = -80.0  # a log-probability this low is looked at again
+APART = 1.0  # of a column's variance, the mean square between two: less, and neither is late
+FLAT = 1e-3  # a column of less variance does not tell
+LOWEST_CORRELATED = -20.0  # single outliers must not decide a correlation
+FEWEST_PAIRS = 50  # different pairs of neighbouring tokens that a test of lag needs
+LAG_ERRORS = 4.5  # standard errors between the correlations at two lags
