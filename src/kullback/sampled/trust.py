@@ -95,10 +95,10 @@ def about_skewed_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doub
     return [
         _few(draws, skewness),
         Doubt(
-            skewness.abs(),
+            k_hat,
             heavy,
-            "a few draws carry the sum (skewness of the mean {:.2f}), and its tail may be too "
-            "heavy for any error bar (Pareto k-hat): draw more",
+            "a few draws carry the sum, and its tail may be too heavy for any error bar (Pareto "
+            "k-hat {:.2f}): draw more",
         ),
         Doubt(
             k_hat,
