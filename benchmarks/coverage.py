@@ -668,9 +668,9 @@ def summed_up(function, setting, truth, found):
 
 def passes(row):
     """Whether a setting's error bars are honest, by the rule in the module's docstring."""
-    if math.isinf(row["truth"]):
-        return row["coverage"] == 1.0
     told = row["warned"] >= TOLD
+    if math.isinf(row["truth"]):
+        return told or row["coverage"] == 1.0
     silent = row["repeats"] * (1 - row["warned"])
     return told or covers(row) or within(row["silent"], silent)
 

@@ -163,7 +163,8 @@ def judge(
     found = _averaged(parts, whole, **kind)
     draws = whole.moments.count
     doubts = trust.about_skewed_terms(draws, found.skewness, found.k_hat)
-    doubts.append(_all_the_same(found, whole.moments))
+    own = found.slant.shape[-1] - WEIGHT - weighted
+    doubts.append(_all_the_same(found, whole.moments, controls=own))
     rounding = _floor(found.slant, whole.moments, off, weighted=weighted)
     with_r = (found.slant[..., RATIO] != 0) & ~found.flat
     doubts += [doubt.only(with_r) for doubt in _about_r(whole, found.error, rounding, **kind)]
@@ -189,14 +190,15 @@ def judge(
     return replace(estimate, how=_how(parts, estimator))
 
 
-def _all_the_same(found: _Found, moments: Moments) -> trust.Doubt:
-    """Refuse an error bar of 0 where log r is one number: no scatter, nothing to infer from.
+def _all_the_same(found: _Found, moments: Moments, *, controls: int) -> trust.Doubt:
+    """Refuse an error bar of 0 where the terms are one number: no scatter, nothing to infer from.
 
-    A form that controls leave without scatter, of log r that scatters, is exact.
+    A form that a user's controls leave without scatter, of log r that scatters, is exact.
     """
     column = _column(0, moments)
     least = moments.count * (limits.ROUNDING * moments.at(column)) ** 2
-    same = found.flat & (found.value != 0) & (moments.squares(column) <= least)
+    constant = moments.squares(column) <= least
+    same = found.flat & (found.value != 0) & (constant if controls else found.flat)
     words = (
         "every draw gave the same term, {:.4g}: no error can be seen. A ratio q/p that is the same "
         "everywhere and not 1 means that p was truncated (top-p, top-k) or that the draws miss "

@@ -89,14 +89,16 @@ def about_skewed_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doub
     unknown = k_hat.isnan()
     sure = -1.0 if draws < limits.FEW_FOR_K else 1.0  # of few draws k̂ is too noisy to refuse by
     none = felt & (k_hat + sure * scatter >= limits.NO_MEAN)
-    heavy = felt & (unknown | (k_hat + limits.SCATTERS * scatter >= limits.NO_MEAN)) & ~none
+    may_lack = unknown | (k_hat + limits.SCATTERS * scatter >= limits.NO_MEAN)
+    unmet = (k_hat >= HEAVY) & (draws >= JUDGED)  # a body that is skewed the other way hides a tail
+    heavy = may_lack & (felt | unmet) & ~none
     return [
         _few(draws, skewness),
         Doubt(
-            skewness.abs(),
+            k_hat,
             heavy,
-            "a few draws carry the sum (skewness of the mean {:.2f}), and its tail may be too "
-            "heavy for any error bar (Pareto k-hat): draw more",
+            "a few draws carry the sum, and its tail may be too heavy for any error bar (Pareto "
+            "k-hat {:.2f}): draw more",
         ),
         Doubt(
             k_hat,
@@ -107,8 +109,8 @@ def about_skewed_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doub
         Doubt(
             k_hat,
             none,
-            "the largest terms have so heavy a tail (Pareto k-hat {:.2f}, within its own error of 1 "
-            "or above) that no mean can be inferred from these draws; it may be infinite",
+            "the largest terms have so heavy a tail (Pareto k-hat {:.2f}, within its own error of "
+            "1 or above) that no mean can be inferred from these draws; it may be infinite",
             refused=True,
         ),
     ]
@@ -136,11 +138,16 @@ def may_be_heavy(k_hat: Tensor, draws: int) -> Tensor:
 
 
 def about_control(name: str, skewness: Tensor, k_hat: Tensor, draws: int) -> Doubt:
-    """Doubt terms in which `name`, a part of known mean, is carried by a few draws."""
+    """Doubt terms in which `name` is carried by a few draws, which may not show in their sum.
+
+    As strictly as a symmetric interval: `r − 1` cancels what `log r` has of the tail, and the
+    skewness of the terms with it.
+    """
+    size = skewness.abs()
     return Doubt(
-        skewness.abs(),
-        about_skewed_terms(draws, skewness, k_hat)[1].where | (k_hat - 1 >= 0) & (skewness > FELT),
-        f"a few draws carry the mean of {name} (skewness {{:.2f}}, heavy tail): "
+        size,
+        (size > SKEWED) | (may_be_heavy(k_hat, draws) & (size > FELT)),
+        f"a few draws carry the mean of {name} (skewness {{:.2f}}, or a heavy tail): "
         "what has not been drawn yet may matter",
     )
 
