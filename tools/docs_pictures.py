@@ -2,21 +2,19 @@
 
 `python tools/docs_pictures.py` runs the pages and writes their pictures into `docs/img`; a test
 runs them too, compares what they print with what they say, and the pictures with those committed.
-The pages' code imports `card`, `save` and the colours from here (`PYTHONPATH=tools`).
 """
 
 import contextlib
 import io
 import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = (
+    "math",
     "surprise",
     "estimating_kl",
     "forward_and_reverse",
@@ -26,30 +24,7 @@ PAGES = (
     "audit",
 )
 
-# Okabe and Ito's colours, told apart by every kind of eye
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#767676"
-SKY, SAND, MIST = "#b3d5e8", "#f3cfb2", "#d9d9d9"  # pale, to fill areas
-
-_STYLE = {"svg.hashsalt": "kullback", "svg.fonttype": "none"}
 _FENCED = re.compile(r"^```python\n(.*?)^```\n(?:\n*^```text\n(.*?)^```\n)?", re.M | re.S)
-
-
-def card(*titles: str, height: float = 2.9, share_y: bool = False) -> tuple[Figure, list[Axes]]:
-    """Return a figure on a white card, 7.2 inches wide, with one panel a title, side by side."""
-    figure = Figure(figsize=(7.2, height), layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, wspace=0.04)
-    panels = figure.subplots(1, len(titles), squeeze=False, sharey=share_y)[0]
-    for panel, title in zip(panels, titles, strict=True):
-        panel.set_title(title, loc="left", fontsize=10)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.tick_params(labelsize=9)
-    return figure, list(panels)
-
-
-def save(figure: Figure, name: str) -> None:
-    """Write the figure as SVG: text as text, no date, and the same names inside every time."""
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(name, format="svg", metadata={"Date": None, "Creator": None})
 
 
 class Block(NamedTuple):
@@ -70,7 +45,10 @@ def blocks(page: str) -> list[Block]:
 
 
 def run(page: str) -> list[tuple[Block, str]]:
-    """Run a page from top to bottom in the current folder; return what each block printed."""
+    """Run a page from top to bottom in the current folder; return what each block printed.
+
+    Pictures go into the current folder, which needs `benchmarks/results` beside them.
+    """
     names: dict[str, Any] = {"__name__": page}
     printed = []
     for block in blocks(page):
@@ -81,9 +59,17 @@ def run(page: str) -> list[tuple[Block, str]]:
     return printed
 
 
-if __name__ == "__main__":
-    with contextlib.chdir(DOCS / "img"):
+def main() -> None:
+    """Run all pages in a folder of their own and take their pictures over into `docs/img`."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        Path("benchmarks").symlink_to(DOCS.parent / "benchmarks")
         for name in PAGES:
             for block, printed in run(name):
                 if printed != block.said:
                     print(f"{name}.md:{block.line} prints\n{printed}")
+        for picture in Path().glob("*.svg"):
+            shutil.copy(picture, DOCS / "img" / picture.name)
+
+
+if __name__ == "__main__":
+    main()

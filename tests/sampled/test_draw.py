@@ -19,6 +19,7 @@ from torch.distributions import (
 from torch.distributions.transforms import ExpTransform
 
 from kullback.sampled import kl
+from kullback.sampled.draw_from import draw_from, sampler_fault
 
 
 def seeded(seed=0):
@@ -120,3 +121,20 @@ def test_randomness_comes_from_the_generator_alone():
 def test_refusals(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+def test_nothing_is_drawn_where_torchs_sampler_is_wrong():
+    """LKJCholesky of 3 dimensions and more, alone and inside; its squared rows are off already."""
+    p = torch.distributions.LKJCholesky(3, torch.tensor(1.0))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        rows = p.sample((20_000,))[:, 2, :2].square().sum(-1)
+    assert abs(rows.mean().item() - 0.5) > 0.05  # Beta(1, 1) is right, Beta(3/2, 1) is drawn
+    inside = torch.distributions.Independent(p.expand((2,)), 1)
+    for wrong in (p, inside):
+        assert sampler_fault(wrong) is not None
+        with pytest.raises(ValueError, match="sampler is right"):
+            draw_from(wrong, 10)
+    with pytest.raises(ValueError, match="closed_forms"):
+        kl(p, torch.distributions.LKJCholesky(3, torch.tensor(2.0)))
+    assert draw_from(torch.distributions.LKJCholesky(2, torch.tensor(1.0)), 10).shape[0] == 10

@@ -10,7 +10,7 @@ from torch.distributions import MultivariateNormal
 
 from kullback.core import KullbackError
 from kullback.variational.corrections import by_scores, by_weights
-from kullback.variational.diagnosis import diagnose
+from kullback.variational.diagnosis import _log_mean_over_mean_log, diagnose
 from kullback.variational.probe import Probed, probe
 
 Z = 4.5
@@ -276,3 +276,18 @@ def test_what_is_worse_than_the_rest_is_taken_apart():
     assert ", but c only to " in found.verdict
     alike = diagnose(z[:, 2:], log_p, log_q, names=("c",))
     assert " only to " not in alike.verdict
+
+
+def test_the_gap_of_weights_that_agree_is_never_negative():
+    """log of the mean weight less the mean log weight: rounding made it −4e-16 as a difference."""
+    for offset in (-7.3, 0.1, 123.456):
+        for spread in (0.0, 1e-12, 1e-5, 0.3, 30.0):
+            z = torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            logs = offset + spread * z
+            value = _log_mean_over_mean_log(logs)
+            assert value >= 0
+            if spread >= 1e-5:
+                truth = torch.logsumexp(logs, 0) - math.log(1000) - logs.mean()
+                assert value == pytest.approx(truth.item(), rel=1e-4)
+            if spread == 0.0:
+                assert value < 1e-25

@@ -1,6 +1,5 @@
 """`kullback audit`: which divergence a policy loss descends."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +8,9 @@ from cyclopts import Parameter
 
 from kullback.core import require
 
-from .session import prepare, print_json, say
+from .numerals import Whole
+from .session import check_new, prepare, print_json, say
+from .streams import write
 
 __all__ = ["audit"]
 
@@ -32,7 +33,7 @@ class AuditOptions:
     importance: Annotated[
         str, _help("A penalty is weighted off-policy by: none, token or sequence.")
     ] = "none"
-    batch: Annotated[int, _help("Sequences a call, for losses that mix them: 1, 2 or 3.")] = 1
+    batch: Annotated[Whole, _help("Sequences a call, for losses that mix them: 1, 2 or 3.")] = 1
     name: Annotated[
         list[str] | None, _help("What a parameter stands for, as in --name x=logp; repeatable.")
     ] = None
@@ -43,9 +44,7 @@ class AuditOptions:
     def check(self) -> None:
         """Raise a ValueError that says which option is wrong, if one is."""
         if self.html is not None:
-            require(self.html.suffix == ".html", "--html", "a .html file", str(self.html))
-            new = self.force or not self.html.exists()
-            require(new, "--html", "a file that does not exist", str(self.html), "--force")
+            check_new("--html", self.html, ".html", force=self.force)
         for one in self.name or []:
             good = all(one.partition("="))
             require(good, "--name", "PARAMETER=MEANING", one, "--name x=logp")
@@ -79,13 +78,16 @@ def audit(
     from kullback.report import audit_page, audit_text
 
     from .loading import function_at
+    from .user_code import user_code
 
     torch.set_num_threads(1)  # the tables are tiny
-    found = tokens.audit(function_at(loss), **options.arguments())
+    function = function_at(loss)
+    with user_code(None, traceback=True):
+        found = tokens.audit(function, **options.arguments())
     if options.html is not None:
         audit_page.write(found, options.html)
         say(f"report: {options.html}")
     if options.json:
         print_json(found.to_json())
     else:
-        sys.stdout.write(audit_text.audit_table(found) + "\n")
+        write(audit_text.audit_table(found) + "\n")

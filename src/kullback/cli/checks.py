@@ -3,7 +3,6 @@
 import importlib.metadata
 import importlib.util
 import platform
-import sys
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -11,6 +10,7 @@ from cyclopts import Parameter
 from kullback.core import __version__
 
 from .session import prepare, print_json
+from .streams import write
 
 __all__ = ["checks"]
 
@@ -36,7 +36,7 @@ def checks(
     lines.append(f"compiled C: {fields['compiled']}")
     for name, state in fields["extras"].items():
         lines.append(f"extra {name}: {state}")
-    sys.stdout.write("\n".join(lines) + "\n")
+    write("\n".join(lines) + "\n")
 
 
 def _gather() -> dict[str, Any]:

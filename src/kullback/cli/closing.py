@@ -9,6 +9,7 @@ from kullback.core import DataError, __version__
 from kullback.core.files import read_json, write_json
 
 from .session import bar, print_json, say
+from .streams import write
 
 if TYPE_CHECKING:
     from kullback.data import Dataset
@@ -88,4 +89,4 @@ def show(
     from kullback.report.terminal import evaluation_table
 
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    sys.stdout.write(evaluation_table(evaluation, data.protocol, color=color) + "\n")
+    write(evaluation_table(evaluation, data.protocol, color=color) + "\n")

@@ -1,4 +1,4 @@
-"""`kullback cross-entropy`: what the code made for Q costs when the truth is P."""
+"""`kullback cross-entropy`: mean code length of Q for data from P."""
 
 from .measure import answer
 from .measure_options import Options, P, Q
@@ -7,8 +7,9 @@ __all__ = ["cross_entropy"]
 
 
 def cross_entropy(p: P, q: Q, /, *, options: Options = None) -> None:
-    """Average surprise H(P, Q) = Σ p log 1/q of one who believes Q when P is true.
+    """Cross-entropy H(P, Q) = Σ p log 1/q: mean code length when data from P are coded for Q.
 
-    Exact where there is a closed form or a table to sum over; else from draws, with an error bar.
+    Exact where there is a closed form or a table to sum over; else estimated from samples, with a
+    standard error.
     """
     answer("cross-entropy", p, q, options)

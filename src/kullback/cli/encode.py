@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from .session import prepare, say
+from .session import check_new, prepare, say
 
 __all__ = ["encode"]
 
@@ -23,6 +23,7 @@ def encode(
     The file holds `mean` and `sd`, float32 [images, latent], and `name`, one a row.
     """
     prepare()
+    check_new("--out", out, ".npz", force=force)
     from kullback.vae import VAE
 
     from .output import encoded, images_for, save_arrays
@@ -30,5 +31,5 @@ def encode(
     model = VAE.load(run)
     x, names = images_for(model, data)
     mean, sd = encoded(model, x)
-    save_arrays(out, {"mean": mean, "sd": sd, "name": names}, force=force)
+    save_arrays(out, {"mean": mean, "sd": sd, "name": names})
     say(f"{len(x)} images: {out}")

@@ -1,4 +1,4 @@
-"""`kullback entropy`: the average surprise of a distribution."""
+"""`kullback entropy`: mean code length of data from P."""
 
 from .measure import answer
 from .measure_options import Options, P
@@ -7,8 +7,9 @@ __all__ = ["entropy"]
 
 
 def entropy(p: P, /, *, options: Options = None) -> None:
-    """Average surprise H(P) = Σ p log 1/p: the length of the best code for P.
+    """Entropy H(P) = Σ p log 1/p: mean code length of data from P in the best code for P.
 
-    Exact where there is a closed form or a table to sum over; else from draws, with an error bar.
+    Differential entropy −∫ p log p where P has a density. Exact where there is a closed form or a
+    table to sum over; else estimated from samples, with a standard error.
     """
     answer("entropy", p, None, options)

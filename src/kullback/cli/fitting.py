@@ -1,11 +1,10 @@
 """What `kullback fit` does once its arguments are read: fit, judge, print, draw, keep."""
 
-import sys
 from typing import Any
 
 import torch
 
-from kullback.core import KullbackError, RunError, write_atomic
+from kullback.core import RunError, write_atomic
 from kullback.exact import quadrature
 from kullback.report.directions_plot import plot_directions
 from kullback.report.fit_plot import plot_fit
@@ -20,7 +19,9 @@ from kullback.variational.target import Target
 from .fit_options import FitOptions
 from .reference_file import read_reference
 from .session import print_json, say
-from .target_file import TargetFile, failed
+from .streams import write
+from .target_file import TargetFile
+from .user_code import user_code
 
 __all__ = ["fit_both", "fit_one"]
 
@@ -32,27 +33,28 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
 
     Errors: `RunError` for an improper target, of which there is nothing to print.
     """
-    target = _target(file)
-    reference = None if options.reference is None else read_reference(options.reference, target)
-    generator = torch.Generator().manual_seed(options.seed)
-    found = fit_density(
-        target,
-        family=options.family,
-        direction="forward" if options.direction == "forward" else "reverse",
-        evaluation_draws=options.draws,
-        generator=generator,
-    )
-    if found.improper:
-        raise RunError(f"{file.name}: {found.reason}")
-    bad = target.explain(found.draws)
-    if bad:
-        say(f"warning: {bad}")
-    judged = assess(found, generator=generator)
-    table = summarise(found, judged)
-    draws = target.constrain(found.draws)
-    if options.resample:
-        draws = resample(found, options.draws, judged, generator=generator)
-    against = None if reference is None else compare(target, draws, reference)
+    with user_code(file.path):
+        target = _target(file)
+        reference = None if options.reference is None else read_reference(options.reference, target)
+        generator = torch.Generator().manual_seed(options.seed)
+        found = fit_density(
+            target,
+            family=options.family,
+            direction="forward" if options.direction == "forward" else "reverse",
+            evaluation_draws=options.draws,
+            generator=generator,
+        )
+        if found.improper:
+            raise RunError(f"{file.name}: {found.reason}")
+        bad = target.explain(found.draws)
+        if bad:
+            say(f"warning: {bad}")
+        judged = assess(found, generator=generator)
+        table = summarise(found, judged)
+        draws = target.constrain(found.draws)
+        if options.resample:
+            draws = resample(found, options.draws, judged, generator=generator)
+        against = None if reference is None else compare(target, draws, reference)
     if options.plot is not None:
         svg = plot_fit(draws, reference=reference, trace=found.trace, title=judged.verdict)
         write_atomic(options.plot, svg)
@@ -64,7 +66,7 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
         print_json(fields)
     else:
         held_to = "" if against is None else f"\n{against}\n"
-        sys.stdout.write(f"{table}\n{held_to}\n{_numbers(found, judged)}\n")
+        write(f"{table}\n{held_to}\n{_numbers(found, judged)}\n")
     _said(options)
 
 
@@ -83,24 +85,25 @@ def _facts(file: TargetFile, found: Fit, options: FitOptions) -> dict[str, Any]:
 
 def fit_both(file: TargetFile, options: FitOptions) -> None:
     """Find the nearest Gaussian and mixture in both directions, exactly, by quadrature."""
-    target = _target(file)
-    lower, upper = find_box(target.log_density, target.dim)
-    with torch.no_grad():
-        p = quadrature.posterior(
-            target.log_density, lower=lower, upper=upper, nodes=NODES[target.dim]
-        )
-    names = ["one Gaussian"]
-    counts = [1]
-    if options.components > 1:
-        names.append(f"{options.components} Gaussians")
-        counts.append(options.components)
-    found = [
-        [
-            project(p, "forward", components=count),
-            project(p, "reverse", components=count),
+    with user_code(file.path):
+        target = _target(file)
+        lower, upper = find_box(target.log_density, target.dim)
+        with torch.no_grad():
+            p = quadrature.posterior(
+                target.log_density, lower=lower, upper=upper, nodes=NODES[target.dim]
+            )
+        names = ["one Gaussian"]
+        counts = [1]
+        if options.components > 1:
+            names.append(f"{options.components} Gaussians")
+            counts.append(options.components)
+        found = [
+            [
+                project(p, "forward", components=count),
+                project(p, "reverse", components=count),
+            ]
+            for count in counts
         ]
-        for count in counts
-    ]
     if options.plot is not None:
         write_atomic(options.plot, plot_directions(p, found, names))
     pairs = [(name, one) for name, row in zip(names, found, strict=True) for one in row]
@@ -118,18 +121,13 @@ def fit_both(file: TargetFile, options: FitOptions) -> None:
         for name, one in pairs:
             what = "KL(p‖q)" if one.direction == "forward" else "KL(q‖p)"
             lines.append(f"{name:<14}{what:<12}{one.forward:>z10.4f}{one.reverse:>z10.4f}")
-        sys.stdout.write("\n".join(lines) + "\n")
+        write("\n".join(lines) + "\n")
     _said(options)
 
 
 def _target(file: TargetFile) -> Target:
     extra = {} if file.data is None else {"data": file.data, "log_prior": file.log_prior}
-    try:
-        return Target.of(file.log_density, file.parameters, **extra)
-    except KullbackError:
-        raise
-    except Exception as error:  # the user's own function failed on its first point
-        raise failed(file.path, error) from error
+    return Target.of(file.log_density, file.parameters, **extra)
 
 
 def _numbers(found: Fit, judged: Any) -> str:

@@ -1,4 +1,4 @@
-"""`kullback js`: the divergence that is symmetric and always finite."""
+"""`kullback js`: Jensen-Shannon divergence."""
 
 from .measure import answer
 from .measure_options import Options, P, Q
@@ -7,8 +7,9 @@ __all__ = ["js"]
 
 
 def js(p: P, q: Q, /, *, options: Options = None) -> None:
-    """Jensen-Shannon JS(P, Q) = ½ KL(P‖M) + ½ KL(Q‖M), M = ½P + ½Q: symmetric, finite.
+    """Jensen-Shannon divergence JS(P, Q) = ½ KL(P‖M) + ½ KL(Q‖M), M = ½P + ½Q.
 
-    Exact where there is a closed form or a table to sum over; else from draws, with an error bar.
+    Symmetric, between 0 and ln 2 nats (1 bit). Exact for tables; else estimated from samples, with
+    a standard error.
     """
     answer("js", p, q, options)

@@ -1,4 +1,4 @@
-"""`kullback kl`: the extra cost of the wrong belief, exact or from draws."""
+"""`kullback kl`: mean extra code length of Q for data from P."""
 
 from typing import Annotated
 
@@ -16,13 +16,16 @@ def kl(
     /,
     *,
     estimator: Annotated[
-        str | None, Parameter(help="Draw, and use k1, k2, k3, best or a number λ (MATH 5).")
+        str | None,
+        Parameter(
+            help="Estimate from samples: k1, k2, k3, best or a number λ (docs/estimating_kl.md)."
+        ),
     ] = None,
     options: Options = None,
 ) -> None:
-    """Divergence KL(P‖Q) = Σ p log p/q: the extra surprise of believing Q when P is true.
+    """Divergence KL(P‖Q) = Σ p log p/q: mean extra code length of Q's code for data from P.
 
-    Exact where there is a closed form or a table to sum over; else from draws by the best λ, with
-    an error bar. With --estimator always from draws.
+    Exact where there is a closed form or a table to sum over; else estimated from samples, with a
+    standard error, or without one and with the reason. In nats, or with --unit bits in bits.
     """
     answer("kl", p, q, options, estimator=estimator)

@@ -10,6 +10,8 @@ from typing import Any
 
 from kullback.core import DataError, require
 
+from .user_code import user_code
+
 __all__ = ["function_at"]
 
 
@@ -17,8 +19,7 @@ def function_at(place: str) -> Callable[..., Any]:
     """Import the file or module of `place` and return its function.
 
     Errors: `ValueError` for a place that is not FILE.py:name; `DataError` for a file or module that
-    is not there, or has no such function, with those that it has. What the file itself raises when
-    it is run comes through with its traceback.
+    is not there, or has no such function, with those that it has, or that fails when it is run.
 
     >>> function_at("math:sqrt")(9.0)
     3.0
@@ -44,7 +45,8 @@ def _file(path: Path) -> ModuleType:
     sys.modules[path.stem], before = module, sys.modules.get(path.stem)
     sys.path.insert(0, str(path.parent.resolve()))  # as when Python runs a script
     try:
-        spec.loader.exec_module(module)
+        with user_code(path):
+            spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(path.parent.resolve()))
         if before is not None:
@@ -55,7 +57,8 @@ def _file(path: Path) -> ModuleType:
 def _module(name: str) -> ModuleType:
     sys.path.insert(0, str(Path.cwd()))
     try:
-        return importlib.import_module(name)
+        with user_code(None, traceback=True):
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise DataError(f"{name}: no such module. Try: FILE.py:function") from error

@@ -3,18 +3,24 @@
 No torch is imported here nor by any command's module: only by the command's function, when it runs.
 """
 
+import os
 import re
 import sys
+from typing import Any
 
 from cyclopts import App
 
-from kullback.core import KullbackError, __version__
+from kullback.core import KullbackError, RunError, __version__
+
+from .flags import in_flags
+from .streams import FULL, abandon, plain_letters
 
 __all__ = ["app", "main"]
 
-HELP = """The Kullback-Leibler divergence, measured, minimised and paid.
+HELP = """Kullback-Leibler divergence: measure it, minimise it, code with it.
 
-Compare two distributions; train a latent-variable model on your images and know how good it is.
+Compare two distributions; fit q(z) to a log density; train a latent-variable model on your images
+and measure it.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed,
 2 wrong usage, 3 unusable data, 130 interrupted (after saving)."""
@@ -33,10 +39,18 @@ EPILOGUE = """Examples:
 
   kullback evaluate runs/photos-20260101-120000 --draws 5000"""
 
-app = App(name="kullback", help=HELP, help_epilogue=EPILOGUE, version=__version__)
+app = App(
+    name="kullback",
+    help=HELP,
+    help_epilogue=EPILOGUE,
+    version=__version__,
+    suppress_keyboard_interrupt=False,
+)
 app.command("kullback.cli.train:train", name="train", help="Train a VAE and report its evidence.")
 app.command(
-    "kullback.cli.evaluate:evaluate", name="evaluate", help="Measure a run, with error bars."
+    "kullback.cli.evaluate:evaluate",
+    name="evaluate",
+    help="Measure a run: ELBO, log-likelihood bound, rate, distortion.",
 )
 app.command("kullback.cli.sample:sample", name="sample", help="Draw images from a run.")
 app.command(
@@ -45,23 +59,33 @@ app.command(
     help="Images and their reconstructions.",
 )
 app.command(
-    "kullback.cli.encode:encode", name="encode", help="Latent means and deviations of your data."
+    "kullback.cli.encode:encode",
+    name="encode",
+    help="Means and standard deviations of q(z|x) for your data.",
 )
 app.command(
-    "kullback.cli.entropy:entropy", name="entropy", help="Average surprise of a distribution."
+    "kullback.cli.entropy:entropy",
+    name="entropy",
+    help="Entropy H(P): mean code length of data from P.",
 )
 app.command(
     "kullback.cli.cross_entropy:cross_entropy",
     name="cross-entropy",
-    help="Average surprise of one who believes another.",
+    help="Cross-entropy H(P, Q): mean code length when data from P are coded for Q.",
 )
-app.command("kullback.cli.kl:kl", name="kl", help="How far one distribution is from another.")
 app.command(
-    "kullback.cli.fit:fit", name="fit", help="Fit q(z) to a log density; say how far to trust it."
+    "kullback.cli.kl:kl", name="kl", help="KL divergence KL(P‖Q), exact or with a standard error."
 )
-app.command("kullback.cli.js:js", name="js", help="The same, symmetric and always finite.")
 app.command(
-    "kullback.cli.audit:audit", name="audit", help="Which divergence a policy loss descends."
+    "kullback.cli.fit:fit",
+    name="fit",
+    help="Fit q(z) to a log density and bound the errors of the fit.",
+)
+app.command("kullback.cli.js:js", name="js", help="Jensen-Shannon divergence JS(P, Q).")
+app.command(
+    "kullback.cli.audit:audit",
+    name="audit",
+    help="Find the divergence that a policy loss minimises.",
 )
 app.command("kullback.cli.report:report", name="report", help="Rebuild a run's report.html.")
 app.command(
@@ -72,17 +96,65 @@ app.command(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code; only this package's errors become messages."""
     given = sys.argv[1:] if arguments is None else arguments
-    # a number is never an option: with a space before it, its sign does not make it one
-    given = [f" {text}" if re.match(r"-\.?\d", text) else text for text in given]
-    try:
-        code = app(given, result_action="return_value")
-    except KullbackError as error:
-        sys.stderr.write(f"kullback: {error}\n")
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("kullback: interrupted\n")
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of our output went away; that is its right
-        sys.stderr.close()
+    # neither a number nor - (standard input) is an option: with a space before them they are none
+    given = [f" {text}" if re.match(r"-(\.?\d|inf|nan|$)", text) else text for text in given]
+    if sys.stderr is None:  # closed by the caller
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
+    if sys.stdout is None:
+        sys.stderr.write("kullback: standard output is closed\n")
         sys.exit(1)
-    sys.exit(code if isinstance(code, int) else 0)
+    with plain_letters():
+        sys.exit(_code(given))
+
+
+def _code(given: list[str]) -> int:
+    """Run the command; return its exit code, and say on standard error what went wrong."""
+    try:
+        try:
+            code = app(given, result_action="return_value")
+        finally:
+            sys.stdout.flush()
+    except KullbackError as error:
+        return _failed(in_flags(str(error), _flags(given)), error.exit_code)
+    except KeyboardInterrupt:
+        return _failed("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output went away; that is its right
+        abandon(sys.stdout)
+        return 1
+    except OSError as error:
+        if "temporary directory" in str(error):  # of tempfile, which torch asks when imported
+            return _failed(f"{error.strerror}: is the disk full?", RunError.exit_code)
+        if error.errno not in FULL or error.filename is not None:
+            raise
+        abandon(sys.stdout)
+        return _failed(f"output: cannot be written: {error.strerror}", RunError.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_memory(error):
+            raise
+        return _failed(f"not enough memory{_fewer(_flags(given))}", RunError.exit_code)
+    return code if isinstance(code, int) else 0
+
+
+def _failed(text: str, code: int) -> int:
+    sys.stderr.write(f"kullback: {text}\n")
+    return code
+
+
+def _flags(given: list[str]) -> list[str]:
+    """Return the options and arguments of the command that was asked for."""
+    name = next((text for text in given if not text.startswith("-")), None)
+    if name not in set(app):
+        return []
+    command: Any = app[name]
+    return [flag for one in command.assemble_argument_collection() for flag in one.names]
+
+
+def _is_memory(error: BaseException) -> bool:
+    """Say whether an error is one of memory: torch raises a `RuntimeError` for it."""
+    words = str(error)
+    return isinstance(error, MemoryError) or "allocate" in words or "out of memory" in words
+
+
+def _fewer(flags: list[str]) -> str:
+    flag = next((flag for flag in ("--draws", "-n", "--batch-size") if flag in flags), None)
+    return "" if flag is None else f". Try: a smaller {flag}"

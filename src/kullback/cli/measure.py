@@ -1,17 +1,24 @@
 """What `entropy`, `cross-entropy`, `kl` and `js` share: the way from the arguments to an answer."""
 
+import functools
+import time
+import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kullback.core import ArgumentValueError, require
 from kullback.core.checks import message
 
 from .measure_options import MeasureOptions
-from .session import prepare, say
+from .session import expected_bar, prepare, say
 
 if TYPE_CHECKING:
     from .showing import Answer
 
 __all__ = ["answer"]
+
+PILOT = 50_000  # draws that are timed first
+PATIENCE = 2.0  # seconds without a word
 
 
 def answer(
@@ -28,12 +35,13 @@ def answer(
     options.check()
     chosen = _estimator(estimator)
     from . import showing
-    from .reading import read, read_pair
+    from .reading import Tables, read, read_pair
 
+    how = Tables(options.normalise, options.weights, options.log)
     if q is None:
-        given: tuple[Any, ...] = (read(p, normalise=options.normalise),)
+        given: tuple[Any, ...] = (read(p, how=how),)
     else:
-        given = read_pair(p, q, normalise=options.normalise)
+        given = read_pair(p, q, how=how)
     found = _measured(quantity, given, options, chosen)
     text = showing.explanation(found, options) if options.explain else None
     if options.plot is not None:
@@ -69,10 +77,9 @@ def _measured(
 
     from .showing import Answer, drawable
 
-    how: dict[str, Any] = {
-        "draws": options.draws,
-        "generator": torch.Generator().manual_seed(options.seed),
-    }
+    def seeded(draws: int) -> dict[str, Any]:
+        return {"draws": draws, "generator": torch.Generator().manual_seed(options.seed)}
+
     functions: dict[str, Any] = {
         "entropy": ways.entropy,
         "cross-entropy": ways.cross_entropy,
@@ -81,9 +88,28 @@ def _measured(
     }
     values = [one.value for one in given]
     if estimator is None:
-        best = functions[quantity](*values, **how)
+        function = functools.partial(functions[quantity], *values)
+        best: Any = _timed(lambda draws: function(**seeded(draws)), options.draws)
         return Answer(quantity, given, best, None, float(best) if best.exact else None)
     known = ways.kl(*values, draws=4)
-    found = sampled.kl(*drawable(values), estimator=estimator, **how)
+    pair = drawable(values)
+    estimate = functools.partial(sampled.kl, *pair, estimator=estimator)
+    found = _timed(lambda draws: estimate(**seeded(draws)), options.draws)
     measured = ways.Measured(found.value, ways.how_sampled(found), found)
     return Answer(quantity, given, measured, estimator, float(known) if known.exact else None)
+
+
+def _timed(measure: Callable[[int], Any], draws: int) -> Any:
+    """Measure with so many draws; with a bar where fewer of them say that it takes its time."""
+    if draws <= 2 * PILOT:
+        return measure(draws)
+    start = time.perf_counter()
+    with warnings.catch_warnings(action="ignore"):
+        first = measure(PILOT)
+    seconds = (time.perf_counter() - start) * draws / PILOT
+    if getattr(first, "exact", False):
+        return first
+    if seconds < PATIENCE:
+        return measure(draws)
+    with expected_bar("sampling", seconds):
+        return measure(draws)

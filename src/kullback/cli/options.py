@@ -12,6 +12,8 @@ from kullback.core import require
 from kullback.vae.architecture import Architecture
 from kullback.vae.training import Training
 
+from .numerals import Real, Whole
+
 __all__ = ["DataOptions", "ModelOptions", "TrainingOptions"]
 
 ARCHITECTURE, TRAINING = Architecture(), Training()
@@ -33,9 +35,9 @@ class DataOptions:
     ] = "crop"
     channels: Annotated[str, _help("auto, grey or rgb.")] = "auto"
     binarize: Annotated[str, _help("none, static (once) or dynamic (afresh every epoch).")] = "none"
-    test_fraction: Annotated[
-        float, _help("Share kept for testing when the data have no split.")
-    ] = 0.1
+    test_fraction: Annotated[Real, _help("Share kept for testing when the data have no split.")] = (
+        0.1
+    )
 
     def parsed_size(self) -> int | tuple[int, int] | None:
         """Return --size as the library takes it."""
@@ -56,12 +58,12 @@ class ModelOptions:
     hidden: Annotated[
         str, _help("Widths such as 200,200 (conv: 32,32,32,256); default: usual.")
     ] = ""
-    latent: Annotated[int, _help("Dimensions of z.")] = ARCHITECTURE.latent
+    latent: Annotated[Whole, _help("Dimensions of z.")] = ARCHITECTURE.latent
     activation: Annotated[str, _help("silu, tanh or relu (mlp only).")] = ARCHITECTURE.activation
     likelihood: Annotated[str, _help("auto, bernoulli, logistics, categorical or gaussian.")] = (
         "auto"
     )
-    components: Annotated[int, _help("Components of the mixture of logistics.")] = (
+    components: Annotated[Whole, _help("Components of the mixture of logistics.")] = (
         ARCHITECTURE.components
     )
 
@@ -84,27 +86,27 @@ class ModelOptions:
 class TrainingOptions:
     """How to train it."""
 
-    minutes: Annotated[float | None, _help("Train for so long (default: 2).")] = None
-    epochs: Annotated[float | None, _help("Or for so many passes over the data.")] = None
-    steps: Annotated[int | None, _help("Or for so many steps.")] = None
+    minutes: Annotated[Real | None, _help("Train for so long (default: 2).")] = None
+    epochs: Annotated[Real | None, _help("Or for so many passes over the data.")] = None
+    steps: Annotated[Whole | None, _help("Or for so many steps.")] = None
     objective: Annotated[str, _help("elbo or iwae.")] = TRAINING.objective
-    draws: Annotated[int, _help("Draws of q(z|x) per image and step.")] = TRAINING.draws
-    tighten: Annotated[float, _help("Last share of the run on the tighter bound.")] = 0.0
-    beta: Annotated[float, _help("Weight of the KL; only 1 is the ELBO.")] = TRAINING.beta
-    warmup: Annotated[float, _help("First share of the run over which beta rises from 0.")] = (
+    draws: Annotated[Whole, _help("Draws of q(z|x) per image and step.")] = TRAINING.draws
+    tighten: Annotated[Real, _help("Last share of the run on the tighter bound.")] = 0.0
+    beta: Annotated[Real, _help("Weight of the KL; only 1 is the ELBO.")] = TRAINING.beta
+    warmup: Annotated[Real, _help("First share of the run over which beta rises from 0.")] = (
         TRAINING.warmup
     )
-    free_bits: Annotated[float, _help("Nats per latent dimension left uncharged.")] = (
+    free_bits: Annotated[Real, _help("Nats per latent dimension left uncharged.")] = (
         TRAINING.free_bits
     )
-    batch_size: Annotated[int, _help("Images per step.")] = TRAINING.batch_size
-    learning_rate: Annotated[float, _help("The peak of its schedule.")] = TRAINING.learning_rate
-    weight_decay: Annotated[float, _help("AdamW's.")] = TRAINING.weight_decay
-    clip: Annotated[float, _help("Largest gradient norm.")] = TRAINING.clip
+    batch_size: Annotated[Whole, _help("Images per step.")] = TRAINING.batch_size
+    learning_rate: Annotated[Real, _help("The peak of its schedule.")] = TRAINING.learning_rate
+    weight_decay: Annotated[Real, _help("AdamW's.")] = TRAINING.weight_decay
+    clip: Annotated[Real, _help("Largest gradient norm.")] = TRAINING.clip
     precision: Annotated[str, _help("auto, float32 or bfloat16 (of the matrix products).")] = (
         TRAINING.precision
     )
-    seed: Annotated[int, _help("Of everything random: weights, order, bits, noise.")] = (
+    seed: Annotated[Whole, _help("Of everything random: weights, order, bits, noise.")] = (
         TRAINING.seed
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kullback.core import ArgumentValueError, require
+from kullback.core import ArgumentValueError
 from kullback.core.files import write_atomic
 from kullback.data import binarize, load_images
 from kullback.report import pictures
@@ -59,26 +59,18 @@ def reconstructions(model: VAE, x: Tensor) -> Tensor:
 
 def save_images(x: Tensor, out: Path, *, model: VAE, force: bool) -> None:
     """Write images as one PNG grid, or as numbers when the file is called .npy."""
-    if out.suffix == ".npy":
-        _refuse(out, force=force)
+    if out.suffix.lower() == ".npy":
         buffer = io.BytesIO()
         np.save(buffer, x.numpy())
         write_atomic(out, buffer.getvalue())
         return
-    require(out.suffix.lower() == ".png", "--out", "a .png or .npy file", str(out))
     kind = model.spec.kind if model.spec else ""
     pictures.save(pictures.grid(x, kind=kind), out, overwrite=force)
 
 
-def save_arrays(out: Path, arrays: dict[str, Any], *, force: bool) -> None:
+def save_arrays(out: Path, arrays: dict[str, Any]) -> None:
     """Write arrays as one .npz, whole or not at all; no pickles in it."""
-    require(out.suffix == ".npz", "--out", "a .npz file", str(out))
-    _refuse(out, force=force)
     buffer = io.BytesIO()
     plain: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
     np.savez(buffer, **plain)
     write_atomic(out, buffer.getvalue())
-
-
-def _refuse(out: Path, *, force: bool) -> None:
-    require(force or not out.exists(), "--out", "a file that does not exist", str(out), "--force")

@@ -1,12 +1,15 @@
-"""What P and Q can be: numbers, a file of numbers, or a named distribution."""
+"""What P and Q can be: numbers, a file of numbers, standard input, or a named distribution."""
 
 import csv
-import io
 import math
+import os
+import re
+import stat
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -14,23 +17,43 @@ from torch import Tensor
 
 from kullback.core import ArgumentValueError, DataError, RunError, require
 from kullback.core.checks import message
-from kullback.core.files import read_json
+from kullback.core.files import parse_json
+from kullback.core.numpy_files import read_npy
 
-from .families import FAMILIES, parse
+from .families import FAMILIES, describe, family_of, parse
+from .numerals import number, short, split_list
+from .session import say
+from .table_kinds import MANY, looks_like
 
-__all__ = ["Given", "read", "read_pair"]
+__all__ = ["Given", "Tables", "decoded", "read", "read_bytes", "read_pair"]
 
-SUFFIXES = (".csv", ".json", ".npy")
+SUFFIXES = (".csv", ".tsv", ".txt", ".dat", ".json", ".npy", ".npz")
 FORMS = "numbers (0.5,0.25,0.25), a .csv, .json or .npy file, or a name such as normal(0,1)"
+STDIN = "standard input"
+MOST_BYTES = 1 << 30  # of a file of numbers: a table of 40 million outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """How numbers become a table: divided by their sum, whatever they look like, exponentiated."""
+
+    normalise: bool = False
+    weights: bool = False
+    log: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """P or Q as read: the text, what it stands for (table or distribution), names of outcomes."""
+    """P or Q as read: the text, what it stands for (table or distribution), names of outcomes.
+
+    read_as: the family and its parameters in full, where the text abbreviates them.
+    """
 
     text: str
     value: Any
     labels: tuple[str, ...] = ()
+    read_as: str | None = None
+    data: bool = False
 
     @property
     def table(self) -> bool:
@@ -38,7 +61,7 @@ class Given:
         return isinstance(self.value, Tensor)
 
 
-def read(text: str, *, name: str = "P", normalise: bool = False) -> Given:
+def read(text: str, *, name: str = "P", how: Tables | None = None) -> Given:
     """Read one distribution.
 
     Errors: `ArgumentValueError` for text that stands for none; `DataError` for a file that cannot
@@ -46,34 +69,42 @@ def read(text: str, *, name: str = "P", normalise: bool = False) -> Given:
 
     >>> read("0.5, 0.5").value
     tensor([0.5000, 0.5000], dtype=torch.float64)
+    >>> read("[1/2, 25%, 25%]").value
+    tensor([0.5000, 0.2500, 0.2500], dtype=torch.float64)
     """
-    if Path(text).suffix.lower() in SUFFIXES:
-        try:
-            labels, masses = _from_file(Path(text))
-            return Given(text, _table(masses, name, normalise=normalise), labels)
-        except ArgumentValueError as error:
-            raise DataError(f"{text}: {error}") from error
+    how = how or Tables()
+    known = Path(text).suffix.lower() in SUFFIXES
+    if text.strip() == "-":
+        return _data(STDIN, _stdin(), ".any", name, how)
+    typed = None if known else _typed(text)
+    if typed is not None:
+        return Given(text, _table(typed[1], name, how, named=bool(typed[0])), typed[0])
+    if known or _exists(text):
+        path = Path(text)
+        return _data(text, read_bytes(path), path.suffix.lower(), name, how)
     if "(" in text:
-        value = parse(text, name=name, normalise=normalise)
+        value = parse(text, name=name, normalise=how.normalise or how.weights)
         if isinstance(value, Tensor):
-            value = _table(value.tolist(), name, normalise=normalise)
-        return Given(text, value)
-    numbers = [_number(part) for part in text.split(",")]
-    if None in numbers:
-        hint = f"{text}(...)" if text.strip().lower() in FAMILIES else ""
-        raise ArgumentValueError(message(name, FORMS, repr(text), hint))
-    return Given(text, _table([n for n in numbers if n is not None], name, normalise=normalise))
+            value = _table(value.tolist(), name, how)
+        return Given(text, value, read_as=describe(text))
+    family = family_of(text)
+    hint = f"{family}(...), written {FAMILIES[family].usage}" if family else ""
+    if re.search(r"\d,\d", text) and ";" in text:
+        hint = "decimal points: 0.5,0.5"
+    raise ArgumentValueError(message(name, FORMS, short(text), hint))
 
 
-def read_pair(p: str, q: str, *, normalise: bool = False) -> tuple[Given, Given]:
+def read_pair(p: str, q: str, *, how: Tables | None = None) -> tuple[Given, Given]:
     """Read two distributions that fit each other; outcomes with names are matched by name.
 
     >>> p, q = read_pair("normal(0,1)", "laplace(0,1)")
     >>> p.table, q.table
     (False, False)
     """
-    first = read(p, name="P", normalise=normalise)
-    second = read(q, name="Q", normalise=normalise)
+    once = p.strip() != "-" or q.strip() != "-"
+    require(once, "P and Q", "one of them from standard input", "- twice")
+    first = read(p, name="P", how=how)
+    second = read(q, name="Q", how=how)
     kinds = {True: "a table", False: "a named distribution"}
     got = f"{kinds[first.table]} and {kinds[second.table]}"
     hint = "categorical(...) is a table" if first.table != second.table else ""
@@ -89,99 +120,263 @@ def read_pair(p: str, q: str, *, normalise: bool = False) -> tuple[Given, Given]
     strangers = sorted(set(first.labels) ^ set(second.labels))
     shown = ", ".join(strangers[:5])
     _require(not strangers, first, second, "the same outcomes", f"{shown} in only one of them")
-    order = [second.labels.index(label) for label in first.labels]
+    places = {label: place for place, label in enumerate(second.labels)}
+    order = [places[label] for label in first.labels]
     return first, Given(second.text, second.value[order], first.labels)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return what a file (or a pipe with a name) holds.
+
+    Errors: `DataError` for a folder, a device, a file that cannot be read or is beyond reason.
+    """
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise DataError(f"{path}: a folder, not a file")
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise DataError(f"{path}: a device, not a file")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        words = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read: {words}") from error
+    if len(content) > MOST_BYTES:
+        raise DataError(f"{path}: more than {MOST_BYTES >> 20} MiB of numbers")
+    return content
+
+
+def decoded(content: bytes, name: str) -> str:
+    """Return text from UTF-8, with or without a byte order mark, or UTF-16 with one."""
+    marked = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+    try:
+        text = content.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: not text: byte {error.start} is not {error.encoding}") from error
+    if "\0" in text:
+        raise DataError(f"{name}: not text in UTF-8: it holds zero bytes. Try: save as UTF-8")
+    return text
+
+
+def _exists(text: str) -> bool:
+    try:
+        return os.path.exists(text)  # noqa: PTH110 (Path.exists raises on a name that is too long)
+    except ValueError:
+        return False
+
+
+def _stdin() -> bytes:
+    if sys.stdin is None:
+        raise DataError(f"{STDIN}: closed")
+    if sys.stdin.isatty():
+        say("reading numbers from standard input; end with Ctrl-D")
+    raw = getattr(sys.stdin, "buffer", None)
+    try:
+        content = sys.stdin.read().encode() if raw is None else raw.read(MOST_BYTES)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{STDIN}: cannot be read: {error}") from error
+    return bytes(content)
 
 
 def _require(ok: bool, first: Given, second: Given, expected: str, got: str) -> None:
     """Require that two tables fit; it is the data's fault when one comes from a file."""
     if ok:
         return
-    files = [g.text for g in (first, second) if Path(g.text).suffix.lower() in SUFFIXES]
+    files = [given.text for given in (first, second) if given.data]
     text = message("P and Q", expected, got)
     if files:
         raise DataError(f"{', '.join(files)}: {text}")
     raise ArgumentValueError(text)
 
 
-def _table(masses: Sequence[float], name: str, *, normalise: bool) -> Tensor:
+def _data(text: str, content: bytes, suffix: str, name: str, how: Tables) -> Given:
+    """Read a table from the bytes of a file or of standard input."""
+    npy = suffix in (".npy", ".npz") or content.startswith(b"\x93NUMPY")
+    try:
+        labels, masses = _from_npy(content, text) if npy else _from_text(content, text, suffix)
+        named = bool(labels) and not _fractional(labels)
+        table = _table(masses, name, how, named=named)
+    except ArgumentValueError as error:
+        raise DataError(f"{text}: {error}") from error
+    return Given(text, table, labels, data=True)
+
+
+def _fractional(labels: Sequence[str]) -> bool:
+    """Say whether the names of outcomes are numbers that are not whole: then they are data."""
+    values = [number(label) for label in labels]
+    return all(value is not None for value in values) and any(
+        value is not None and math.isfinite(value) and value != int(value) for value in values
+    )
+
+
+def _table(masses: Sequence[float], name: str, how: Tables, *, named: bool = False) -> Tensor:
     """Check masses and return them as a table that sums to 1."""
     require(len(masses) >= 1, name, "at least one probability", "none")
+    if how.log:
+        masses = _exponentials(masses, name, shift=how.normalise or how.weights)
     for place, mass in enumerate(masses, 1):
-        good = math.isfinite(mass) and mass >= 0
-        require(good, name, "finite probabilities of at least 0", f"{mass:g} (number {place})")
-    total = math.fsum(masses)
+        if not (math.isfinite(mass) and mass >= 0):
+            _refuse_mass(masses, place, name, named=named, log=how.log)
+    total = sum(masses)
     require(0 < total < math.inf, name, "probabilities with a positive sum", f"a sum of {total:g}")
+    near = abs(math.fsum(masses) - 1) <= 1e-6
     table = torch.tensor(masses, dtype=torch.float64)
-    if normalise:
-        return table / total
-    good = abs(total - 1) <= 1e-6
-    require(good, name, "probabilities that sum to 1", f"a sum of {total:.9g}", "--normalise")
-    return table
+    if near and not (how.normalise or how.weights):
+        return table
+    if not near and not how.log:
+        kind = looks_like(masses, named=named)
+        allowed = how.weights or (how.normalise and kind.weights)
+        got = f"a sum of {total:.9g} (these look like {kind.words})"
+        require(allowed, name, "probabilities that sum to 1", got, kind.remedy)
+        if len(masses) >= MANY and kind.words == "counts" and not (named or how.weights):
+            say(
+                f"note: {name}: {len(masses)} numbers taken as the counts of {len(masses)} outcomes"
+            )
+    elif not near:
+        allowed = how.normalise or how.weights
+        got = f"exponentials with a sum of {total:.9g}"
+        require(allowed, name, "log-probabilities", got, "--log --normalise, if they are logits")
+    return table / table.sum()
 
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+def _exponentials(values: Sequence[float], name: str, *, shift: bool) -> list[float]:
+    """Return e to the power of each; less the largest one first where a sum divides them."""
+    most = max(values)
+    good = all(value < math.inf for value in values) and most > -math.inf  # NaN fails
+    require(good, name, "logarithms below infinity, not all -inf", "others")
+    if not shift:
+        expected = "natural logarithms of probabilities, at most 0"
+        require(most <= 1e-6, name, expected, f"{most:g}", "--log --normalise, if they are logits")
+    return [math.exp(value - most if shift else value) for value in values]
 
 
-def _from_file(path: Path) -> tuple[tuple[str, ...], list[float]]:
-    """Return the names (or none) and the masses in a file."""
-    if path.suffix.lower() == ".json":
-        return _from_json(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return _from_npy(path, content) if path.suffix.lower() == ".npy" else _from_csv(path, content)
+def _refuse_mass(
+    masses: Sequence[float], place: int, name: str, *, named: bool, log: bool
+) -> NoReturn:
+    """Say which mass is none, and what the numbers look like."""
+    finite = [mass for mass in masses if math.isfinite(mass)]
+    odd = log or not finite or len(finite) < len([m for m in masses if m > -math.inf])
+    kind = None if odd or min(masses) >= 0 else looks_like(finite, named=named)
+    got = f"{masses[place - 1]:g} (number {place})"
+    got += "" if kind is None else f"; these look like {kind.words}"
+    expected = "finite probabilities of at least 0"
+    raise ArgumentValueError(message(name, expected, got, "" if kind is None else kind.remedy))
 
 
-def _from_json(path: Path) -> tuple[tuple[str, ...], list[float]]:
+def _typed(text: str) -> tuple[tuple[str, ...], list[float]] | None:
+    """Read names (or none) and numbers as typed: with or without brackets; None for other text."""
+    text = text.strip()
+    if text[:1] == "{" and text[-1:] == "}":
+        pairs = [part.rpartition(":") for part in split_list(text[1:-1]) or []]
+        numbers = [number(value) for _, _, value in pairs]
+        labels = tuple(key.strip().strip("\"'") for key, _, _ in pairs)
+        good = None not in numbers and all(labels) and len(set(labels)) == len(labels)
+        return (labels, [n for n in numbers if n is not None]) if good else None
+    if (text[:1], text[-1:]) in (("[", "]"), ("(", ")")):
+        text = text[1:-1]
+    cut = re.split(r"[,;]", text) if set(text) & set(",;") else _cells(text)
+    if ";" in text and "," in text:
+        return None  # decimal commas, or two kinds of separators
+    found = [number(part) for part in cut]
+    return None if None in found or not found else ((), [n for n in found if n is not None])
+
+
+def _cells(line: str) -> list[str]:
+    """Cut a line at white space; a fraction or percentage with spaces in it stays whole."""
+    return re.sub(r"\s*/\s*", "/", re.sub(r"\s+%", "%", line)).split()
+
+
+def _from_text(content: bytes, name: str, suffix: str) -> tuple[tuple[str, ...], list[float]]:
+    text = decoded(content, name)
+    start = text.lstrip()[:1]
+    typed = _typed(text) if suffix != ".json" and start in ("[", "(") else None
+    if typed is not None:
+        return typed
+    return _from_json(text, name) if suffix == ".json" or start == "{" else _from_csv(text, name)
+
+
+def _from_json(text: str, name: str) -> tuple[tuple[str, ...], list[float]]:
+    """Read a list of numbers, or an object of names and numbers."""
     expected = "a list of numbers, or an object of names and numbers"
     try:
-        held = read_json(path)
+        held = parse_json(text, name, pairs=_Pairs)
     except RunError as error:
         raise DataError(str(error)) from error
-    labels = tuple(held) if isinstance(held, dict) else ()
-    numbers = list(held.values()) if isinstance(held, dict) else held
+    pairs = held if isinstance(held, _Pairs) else None
+    numbers = held if pairs is None else [value for _, value in pairs]
     if not isinstance(numbers, list) or any(type(n) not in (int, float) for n in numbers):
-        raise DataError(message(str(path), expected, type(held).__name__ + " of other things"))
-    return labels, [float(n) for n in numbers]
-
-
-def _from_npy(path: Path, content: bytes) -> tuple[tuple[str, ...], list[float]]:
+        kind = "object" if pairs is not None else type(held).__name__
+        raise DataError(message(name, expected, f"{kind} of other things"))
+    labels = () if pairs is None else tuple(key for key, _ in pairs)
+    _require_once(labels, name)
     try:
-        array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path}: not an array of numbers: {error}") from error
-    good = isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind in "fiu"
-    if not good:
-        got = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "others"
-        raise DataError(message(str(path), "numbers [outcomes]", got))
+        return labels, [float(n) for n in numbers]
+    except OverflowError as error:
+        raise DataError(message(name, expected, "an integer beyond float64")) from error
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """An object of JSON as it is written, names that stand twice included."""
+
+
+def _require_once(labels: Sequence[str], name: str) -> None:
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        hint = "two columns are names and numbers; one column is numbers"
+        raise DataError(message(name, "each name once", f"{twice!r}, one of them twice", hint))
+
+
+def _from_npy(content: bytes, name: str) -> tuple[tuple[str, ...], list[float]]:
+    array = read_npy(content, name)
+    if array.ndim != 1 or array.dtype.kind not in "fiu":
+        got = f"{array.dtype} {list(array.shape)}"
+        raise DataError(message(name, "numbers [outcomes]", got))
     return (), array.astype(np.float64).tolist()
 
 
-def _from_csv(path: Path, content: bytes) -> tuple[tuple[str, ...], list[float]]:
-    """Read one row, one column, or two columns: names and numbers; a heading is left out."""
+def _rows(text: str, name: str) -> list[list[str]]:
+    """Cut text into rows of cells at commas, semicolons, tabs or white space."""
+    lines = [line for line in text.splitlines() if line.strip() and line.lstrip()[0] != "#"]
+    mark = next((mark for mark in ";,\t" if any(mark in line for line in lines)), None)
+    cells = [_cells(line) for line in lines]
+    plain = [None not in map(number, row) for row in cells]
+    if mark is None or (mark == "\t" and all(plain)):
+        return [
+            row if good else [part.strip() for part in line.rsplit(maxsplit=1)]
+            for row, good, line in zip(cells, plain, lines, strict=True)
+        ]
     try:
-        text = content.decode("utf-8-sig")
-        rows = [row for row in csv.reader(io.StringIO(text)) if any(cell.strip() for cell in row)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a table of text: {error}") from error
-    rows = [[cell.strip() for cell in row] for row in rows]
-    if len(rows) > 1 and _number(rows[0][-1]) is None:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark)]
+    except csv.Error as error:
+        raise DataError(f"{name}: not a table of text: {error}") from error
+    if mark == ";" and any(re.fullmatch(r"[+-]?\d*,\d+", row[-1]) for row in rows if row):
+        raise DataError(f"{name}: decimal commas, which are not read. Try: 0.5 for 0,5")
+    return rows
+
+
+def _from_csv(text: str, name: str) -> tuple[tuple[str, ...], list[float]]:
+    """Read one row, one column, or two columns: names and numbers; a heading is left out."""
+    rows = _rows(text, name)
+    if len(rows) > 1 and number(rows[0][-1]) is None:
         rows = rows[1:]
-    if len(rows) == 1 and not (len(rows[0]) == 2 and _number(rows[0][0]) is None):
+    if len(rows) == 1 and not (len(rows[0]) == 2 and number(rows[0][0]) is None):
         rows = [[cell] for cell in rows[0]]
     widths = {len(row) for row in rows}
-    numbers = [_number(row[-1]) for row in rows]
+    numbers = [number(row[-1]) for row in rows]
     if widths not in ({1}, {2}) or None in numbers:
-        wrong = next((row for row in rows if _number(row[-1]) is None), rows[0] if rows else [])
+        wrong = next((row for row in rows if number(row[-1]) is None), rows[0] if rows else [])
         expected = "one row or one column of numbers, or two columns: names and numbers"
-        raise DataError(message(str(path), expected, repr(",".join(wrong)[:60])))
+        raise DataError(message(name, expected, repr(",".join(wrong)[:60])))
     labels = tuple(row[0] for row in rows) if widths == {2} else ()
-    if len(set(labels)) < len(labels):
-        raise DataError(message(str(path), "each name once", "one of them twice"))
+    _require_one_table(labels, name)
+    _require_once(labels, name)
     return labels, [n for n in numbers if n is not None]
+
+
+def _require_one_table(labels: Sequence[str], name: str) -> None:
+    """Refuse two columns that are both tables: the first would be taken for names."""
+    sums = [number(label) for label in labels]
+    values = [value for value in sums if value is not None]
+    if len(values) == len(labels) > 1 and abs(sum(values) - 1) <= 1e-6 and max(values) < 1:
+        hint = "one column a file"
+        raise DataError(message(name, "names, then numbers", "two columns that are tables", hint))

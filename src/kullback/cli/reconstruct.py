@@ -7,7 +7,8 @@ from cyclopts import Parameter
 
 from kullback.core import require
 
-from .session import prepare, say
+from .numerals import Whole
+from .session import check_new, prepare, say
 
 __all__ = ["reconstruct"]
 
@@ -17,7 +18,7 @@ def reconstruct(
     data: Annotated[str, Parameter(help="Images: fashion, a folder, a file, .npy or .npz.")],
     /,
     *,
-    n: Annotated[int, Parameter(name=("-n", "--n"), help="How many, from the first on.")] = 32,
+    n: Annotated[Whole, Parameter(name=("-n", "--n"), help="How many, from the first on.")] = 32,
     out: Annotated[Path, Parameter(help="A .png.")] = Path("reconstructions.png"),
     force: Annotated[bool, Parameter(help="Replace an existing file.", negative="")] = False,
 ) -> None:
@@ -27,6 +28,7 @@ def reconstruct(
     """
     prepare()
     require(n >= 1, "-n", "at least 1", n)
+    check_new("--out", out, ".png", force=force)
     from kullback.report import pictures
     from kullback.vae import VAE
 

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from kullback.core import DataError
 from kullback.core.checks import message
+from kullback.core.numpy_files import read_npy
 from kullback.variational.target import Target
+
+from .reading import decoded, read_bytes
 
 __all__ = ["read_reference"]
 
@@ -30,10 +33,7 @@ def read_reference(path: Path, target: Target) -> dict[str, Tensor]:
     >>> read_reference(Path("draws.csv"), target)["mu"]
     tensor([2., 5.], dtype=torch.float64)
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    content = read_bytes(path)
     names = target.layout.value_names
     reader = {".csv": _from_csv, ".npy": _from_npy}.get(path.suffix.lower())
     if reader is None:
@@ -51,13 +51,10 @@ def read_reference(path: Path, target: Target) -> dict[str, Tensor]:
 
 
 def _from_npy(path: Path, content: bytes, names: tuple[str, ...]) -> NDArray[np.float64]:
-    try:
-        array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path}: not an array of numbers: {error}") from error
-    good = isinstance(array, np.ndarray) and array.ndim in (2, 3) and array.dtype.kind in "fiu"
+    array = read_npy(content, str(path))
+    good = array.ndim in (2, 3) and array.dtype.kind in "fiu"
     if not good or array.shape[-1] != len(names):
-        got = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "others"
+        got = f"{array.dtype} {list(array.shape)}"
         raise DataError(message(str(path), f"numbers [n, {len(names)}]: {_some(names)}", got))
     flat: NDArray[np.float64] = array.reshape(-1, len(names)).astype(np.float64)
     return flat
@@ -65,8 +62,8 @@ def _from_npy(path: Path, content: bytes, names: tuple[str, ...]) -> NDArray[np.
 
 def _from_csv(path: Path, content: bytes, names: tuple[str, ...]) -> NDArray[np.float64]:
     try:
-        rows = [row for row in csv.reader(io.StringIO(content.decode("utf-8-sig"))) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
+        rows = [row for row in csv.reader(io.StringIO(decoded(content, str(path)))) if row]
+    except csv.Error as error:
         raise DataError(f"{path}: not a table of text: {error}") from error
     rows = [row for row in rows if not row[0].startswith("#")]  # as Stan comments
     heads = [_plain(cell) for cell in rows[0]] if rows else []

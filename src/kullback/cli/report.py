@@ -1,12 +1,12 @@
 """`kullback report`: rebuild a run's page."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from .session import prepare
+from .streams import write
 
 __all__ = ["report"]
 
@@ -16,4 +16,4 @@ def report(run: Annotated[Path, Parameter(help="A run directory.")], /) -> None:
     prepare()
     from kullback import report as pages
 
-    sys.stdout.write(f"{pages.write(run)}\n")
+    write(f"{pages.write(run)}\n")

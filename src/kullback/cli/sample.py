@@ -7,18 +7,21 @@ from cyclopts import Parameter
 
 from kullback.core import require
 
-from .session import prepare, say
+from .numerals import Whole
+from .session import check_new, prepare, say
 
 __all__ = ["sample"]
+
+MOST = 100_000  # images
 
 
 def sample(
     run: Annotated[Path, Parameter(help="A run directory.")],
     /,
     *,
-    n: Annotated[int, Parameter(name=("-n", "--n"), help="How many.")] = 64,
+    n: Annotated[Whole, Parameter(name=("-n", "--n"), help="How many.")] = 64,
     out: Annotated[Path, Parameter(help="A .png, or .npy for the numbers.")] = Path("samples.png"),
-    seed: Annotated[int, Parameter(help="Of the draws.")] = 0,
+    seed: Annotated[Whole, Parameter(help="Of the draws.")] = 0,
     noise: Annotated[bool, Parameter(help="Draw x ~ p(x|z); without, show its mean.")] = False,
     force: Annotated[bool, Parameter(help="Replace an existing file.", negative="")] = False,
 ) -> None:
@@ -28,7 +31,8 @@ def sample(
     the model's evidence speaks of.
     """
     prepare()
-    require(n >= 1, "-n", "at least 1", n)
+    require(1 <= n <= MOST, "-n", f"from 1 to {MOST:,}", n)
+    check_new("--out", out, ".png", ".npy", force=force)
     import torch
 
     from kullback.vae import VAE

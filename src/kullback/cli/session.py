@@ -2,18 +2,23 @@
 
 import json
 import signal
-import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-__all__ = ["Stop", "bar", "console", "prepare", "print_json", "say"]
+from kullback.core import RunError, require
+
+from .streams import write
+
+__all__ = ["Stop", "bar", "check_new", "console", "expected_bar", "prepare", "print_json", "say"]
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -35,7 +40,17 @@ def say(text: str) -> None:
 
 def print_json(fields: dict[str, Any]) -> None:
     """Print one JSON object on standard output."""
-    sys.stdout.write(json.dumps(fields, indent=2, allow_nan=False) + "\n")
+    write(json.dumps(fields, indent=2, allow_nan=False) + "\n")
+
+
+def check_new(flag: str, path: Path, *suffixes: str, force: bool) -> None:
+    """Check before the work that a file can be written after it: its kind, its name, its folder."""
+    kinds = " or ".join(suffixes)
+    require(path.suffix.lower() in suffixes, flag, f"a {kinds} file", str(path))
+    new = not path.is_dir() and (force or not path.exists())
+    require(new, flag, "a file that does not exist", str(path), "--force")
+    if not path.parent.is_dir():
+        raise RunError(f"{path}: cannot be written: there is no folder {path.parent}")
 
 
 @contextmanager
@@ -71,6 +86,27 @@ def bar(what: str, unit: str = "") -> Iterator[Callable[..., None]]:
             say(f"{what}: {done / total:.0%} {text}".rstrip())
 
     yield line
+
+
+@contextmanager
+def expected_bar(what: str, seconds: float) -> Iterator[None]:
+    """Show the time that a block without steps still takes, from what it is expected to take."""
+    over = threading.Event()
+
+    def tick(update: Callable[..., None]) -> None:
+        start = time.monotonic()
+        while not over.wait(0.2):
+            passed = time.monotonic() - start
+            update(min(passed, 0.99 * seconds), seconds)
+
+    with bar(what) as update:
+        thread = threading.Thread(target=tick, args=(update,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 class Stop:

@@ -1,7 +1,6 @@
 """How what was measured is shown: a line, an explanation, JSON, a picture."""
 
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from kullback.sampled.exact_or_sampled import Measured
 from .measure_options import MeasureOptions
 from .reading import Given
 from .session import print_json
+from .streams import write
 
 __all__ = ["Answer", "draw", "drawable", "explanation", "show"]
 
@@ -49,6 +49,12 @@ class Answer:
     def drawn(self) -> bool:
         """Whether a KL was estimated from draws."""
         return self.quantity == "kl" and not self.measured.exact
+
+    @property
+    def no_error(self) -> str:
+        """Why an estimate has no standard error; empty where it has one or needs none."""
+        estimate = self.measured.estimate
+        return "" if estimate is None else estimate.no_error
 
     def warnings(self) -> list[str]:
         """Return what a reader must know before using the number."""
@@ -109,7 +115,17 @@ def show(found: Answer, options: MeasureOptions, text: str | None) -> None:
     line = f"{SYMBOLS[found.quantity]} = {how}"
     if found.exact is not None and not found.measured.exact:
         line = f"{line[:-1]}; exact: {number(found.exact / UNITS[options.unit])})"
-    _write(f"{line}\n" if text is None else f"{line}\n\n{text}\n")
+    read_as = _read_as(found.given)
+    line = f"{line[:-1]}; {read_as})" if read_as else line
+    if found.no_error:
+        line = f"{line}\n  no error bar: {found.no_error}"
+    write(f"{line}\n" if text is None else f"{line}\n\n{text}\n")
+
+
+def _read_as(given: tuple[Given, ...]) -> str:
+    """Say what abbreviated names stand for: `P: normal(loc 0, scale 1)`."""
+    parts = (f"{n}: {one.read_as}" for n, one in zip("PQ", given, strict=False) if one.read_as)
+    return ", ".join(parts)
 
 
 def _fields(found: Answer, options: MeasureOptions) -> dict[str, Any]:
@@ -124,8 +140,15 @@ def _fields(found: Answer, options: MeasureOptions) -> dict[str, Any]:
         "quantity": found.quantity,
         "direction": SYMBOLS[found.quantity],
         **{name: one.text for name, one in zip("pq", found.given, strict=False)},
+        **{
+            f"{name}_read_as": one.read_as
+            for name, one in zip("pq", found.given, strict=False)
+            if one.read_as
+        },
         "value": figures["value"],
-        "standard_error": figures["standard_error"] if sampled else None,
+        "standard_error": figures["standard_error"] if sampled and not found.no_error else None,
+        "no_error": found.no_error,
+        "rounding": figures["rounding"],
         "unit": options.unit,
         "exact": not sampled,
         "exact_value": known if known is None or math.isfinite(known) else repr(known),
@@ -139,14 +162,3 @@ def _fields(found: Answer, options: MeasureOptions) -> dict[str, Any]:
         "k_hat": figures["k_hat"],
         "warnings": found.warnings(),
     }
-
-
-def _write(text: str) -> None:
-    """Write on standard output, in plain letters where it lacks those of mathematics."""
-    try:
-        sys.stdout.write(text)
-    except UnicodeEncodeError:
-        encoding = sys.stdout.encoding or "ascii"
-        for letter, plain in (("‖", "||"), ("±", "+-"), ("−", "-"), ("≤", "<="), ("λ", "lambda")):
-            text = text.replace(letter, plain)
-        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))

@@ -11,7 +11,9 @@ from typing import Any
 
 from kullback.core import DataError, require
 
-__all__ = ["TargetFile", "failed", "read_target"]
+from .user_code import user_code
+
+__all__ = ["TargetFile", "read_target"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ def read_target(text: str, *, dim: int | None = None) -> TargetFile:
     path = Path(place)
     if not path.is_file():
         raise DataError(f"{path}: no such file. Try: file.py:log_density")
-    found = _run(path)
+    with user_code(path):
+        found = runpy.run_path(str(path), run_name="kullback_target")
     if not callable(found.get(function)):
         names = [name for name, value in found.items() if callable(value) and name[0] != "_"]
         listed = f" (it has {', '.join(sorted(names)[:8])})" if names else ""
@@ -59,22 +62,3 @@ def read_target(text: str, *, dim: int | None = None) -> TargetFile:
         )
     both = (found.get("data"), found.get("log_prior"))
     return TargetFile(path, f"{path.name}:{function}", found[function], parameters, *both)
-
-
-def failed(path: Path, error: Exception) -> DataError:
-    """Return the one line that says where in the user's file an error arose."""
-    trace, line = error.__traceback__, getattr(error, "lineno", None) or 0
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    where = f", line {line}" if line else ""
-    return DataError(f"{path}{where}: {type(error).__name__}: {error}")
-
-
-def _run(path: Path) -> dict[str, Any]:
-    """Execute the file as `runpy` does; its own failure becomes one line that says where."""
-    try:
-        return runpy.run_path(str(path), run_name="kullback_target")
-    except Exception as error:
-        raise failed(path, error) from error

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from kullback.core import require
 
 from .closing import close
+from .numerals import Real
 from .options import DataOptions, ModelOptions, TrainingOptions
 from .session import Stop, bar, prepare, say
 
@@ -32,7 +33,7 @@ def train(
     out: Annotated[Path | None, Parameter(help="The run's new folder (default: runs/…).")] = None,
     resume: Annotated[Path | None, Parameter(help="Go on with this run instead.")] = None,
     device: Annotated[str, Parameter(help="auto, cpu, cuda or mps.")] = "auto",
-    checkpoint_seconds: Annotated[float, Parameter(help="How much work a crash may cost.")] = 15.0,
+    checkpoint_seconds: Annotated[Real, Parameter(help="How much work a crash may cost.")] = 15.0,
     json: Annotated[
         bool, Parameter(help="Print the figures as one JSON object.", negative="")
     ] = False,
@@ -48,6 +49,8 @@ def train(
     given = (out, reading, model, training)
     lone = resume is None or (data == "fashion" and all(option is None for option in given))
     require(lone, "--resume", "no other settings: they are those of the run", "others too")
+    new = out is None or not out.exists()
+    require(new, "--out", "a folder that does not exist", str(out), "another name")
     if resume is None:
         options = (reading or DataOptions(), model or ModelOptions(), training or TrainingOptions())
         work = _new_run(data, *options, out=out, device=device)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from .errors import RunError
 
-__all__ = ["read_json", "write_atomic", "write_json"]
+__all__ = ["parse_json", "read_json", "write_atomic", "write_json"]
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:
@@ -75,16 +75,28 @@ def read_json(path: str | Path) -> Any:
     """
     try:
         text = Path(path).read_bytes().decode()
-        return json.loads(text, parse_constant=_refuse)
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise RunError(f"{path}: not valid JSON: byte {error.start} is not UTF-8") from error
+    return parse_json(text, path)
+
+
+def parse_json(text: str, name: str | Path, *, pairs: type | None = None) -> Any:
+    """Read JSON text; the same `RunError` as `read_json`, which begins with `name`.
+
+    pairs: a class made from the (name, value) pairs of each object, where a dictionary will not do.
+
+    >>> parse_json("[1, 2]", "standard input")
+    [1, 2]
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
         where = f"{error.msg} at line {error.lineno} column {error.colno}"
-        raise RunError(f"{path}: not valid JSON: {where}") from error
+        raise RunError(f"{name}: not valid JSON: {where}") from error
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{path}: not valid JSON: {error}") from error
+        raise RunError(f"{name}: not valid JSON: {error}") from error
 
 
 def _refuse(constant: str) -> NoReturn:

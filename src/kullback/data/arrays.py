@@ -3,10 +3,6 @@
 Which to use: `read_arrays`. Nothing is ever unpickled.
 """
 
-import struct
-import tokenize
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +11,12 @@ from numpy.typing import NDArray
 
 from kullback.core import DataError
 from kullback.core.checks import describe
+from kullback.core.numpy_files import DAMAGE, why
 
 from .examples import Examples, digests_of, plural
 
 __all__ = ["read_arrays"]
 
-_DAMAGE = (
-    *(OSError, EOFError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError),
-    *(RuntimeError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile, tokenize.TokenError),
-)  # what NumPy's reader has been seen to raise on bad bytes
 _CHUNK = 1 << 20
 Named = dict[str, NDArray[Any]]
 
@@ -60,9 +53,9 @@ def _load(path: Path) -> tuple[Named, list[str]]:
             return {name: np.asarray(loaded[name]) for name in names}, notes
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         hint = "arrays of plain numbers saved by numpy.save or numpy.savez are read"
-        raise DataError(f"{path}: damaged or not a NumPy file ({error}); {hint}") from error
+        raise DataError(f"{path}: damaged or not a NumPy file ({why(error)}); {hint}") from error
 
 
 def _choose(names: list[str], path: Path) -> tuple[list[str], list[str]]:

@@ -1,41 +1,45 @@
 """Closed forms between named families, given as torch distributions: exact, in nats.
 
-Which to use: `kl(p, q)` first; `cross_entropy` and `entropy` for codes and likelihoods; `renyi` for
-the family around KL; `mixture_kl_bounds` between Gaussian mixtures, where only bounds exist;
-`pairs` to see what is known. `docs/closed_forms.md` lists every pair with its source. For a pair
-that is not there: `quadrature.kl` in one or two dimensions, or an estimate from draws.
+Which to use: `kl(p, q)` first; `find(p, q)` to ask whether it has an answer; `cross_entropy` and
+`entropy` for codes and likelihoods (`find_entropy` asks); `renyi` for the family around KL;
+`mixture_kl_bounds` between Gaussian mixtures, where only bounds exist; `pairs` to see what is
+known. `docs/closed_forms.md` lists every pair with its source. For a pair that is not there:
+`quadrature.kl` in one or two dimensions, or an estimate from draws.
 
-torch's own registry is used where it is right, and mended where it is not: scales so small that it
-answers NaN for +inf, masked logits (an all-NaN gradient), probabilities of 0 and 1, float32
-differences of log-gamma values, batches of Wisharts, transforms that cannot be inverted.
+All are computed in float64 and returned in the parameters' dtype, in terms that do not cancel: ≥ 0,
+0 for equal parameters, +inf where support, tails or overflow say so, never NaN, and within 1e-6 of
+the value for parameters from 1e-6 to 1e6 and relative differences down to 1e-12. Of torch's own
+registry nothing is used; pairs that users registered are.
 """
 
 from typing import Any, NamedTuple
 
 import torch.distributions as families
 from torch import Tensor
+from torch.distributions import kl as registered
 
-from kullback.core import ArgumentTypeError, require, require_type
+from kullback.core import ArgumentTypeError, ArgumentValueError, require, require_type
 from kullback.core.checks import message
 
 from .families.continuous import PAIRS as CONTINUOUS
-from .families.continuous import von_mises_entropy
+from .families.crossed import CROSSED
 from .families.discrete import PAIRS as DISCRETE
-from .families.discrete import table_of
+from .families.entropies import ENTROPIES
 from .families.gaussian import PAIRS as GAUSSIAN
 from .families.inverse_gaussian import InverseGaussian
 from .families.mixture import Bounds, mixture_kl_bounds
 from .families.orders import RENYI
 from .families.pair import Pair
-from .families.trusted import TRUSTED
-from .row_sums import cross_sum
 
 __all__ = [
     "Bounds",
     "InverseGaussian",
+    "Pair",
     "Row",
     "cross_entropy",
     "entropy",
+    "find",
+    "find_entropy",
     "kl",
     "mixture_kl_bounds",
     "pairs",
@@ -56,9 +60,9 @@ def kl(p: Any, q: Any) -> Tensor:
     """Return `KL(p‖q) = E_p[log p/q]` (MATH 3.5), p first, in nats, ≥ 0.
 
     p, q: torch distributions of the same event shape; batch shapes broadcast → `[*batch]`.
-    Exact up to rounding. +inf where p has mass that q lacks, and where the true value overflows.
-    Gradients flow to the parameters; for masked logits and probabilities of 0 they are as in
-    `tables.kl`; where the value overflows they may be infinite, as the true ones are.
+    Exact up to rounding, as said above. +inf where p has mass that q lacks, and where the true
+    value overflows. Gradients flow to the parameters; for masked logits and probabilities of 0 they
+    are as in `tables.kl`; where the value overflows they may be infinite, as the true ones are.
     Raises `ArgumentTypeError` for anything but distributions and for a pair without a closed form;
     `ArgumentValueError` for event shapes that differ.
 
@@ -66,13 +70,36 @@ def kl(p: Any, q: Any) -> Tensor:
     >>> kl(families.Normal(tensor(0.0), tensor(1.0)), families.Normal(tensor(1.0), tensor(1.0)))
     tensor(0.5000)
     """
-    return _find(PAIRS, p, q, "kl").function(p, q)
+    pair = find(p, q)
+    if pair is None:
+        raise _unknown(_candidates(_with_registered(), p, q), p, q, "kl")
+    return pair.function(p, q)
+
+
+def find(p: Any, q: Any) -> Pair | None:
+    """Return the closed form of `KL(p‖q)`, or None where none is known: the question before `kl`.
+
+    p, q: torch distributions. The pair of nearest ancestors decides, out of the table of `pairs`
+    and of what was registered by `torch.distributions.register_kl` for other classes; of two that
+    are equally near, the table. None as well where a pair's condition does not hold (transforms
+    that differ, unequal counts, inner distributions without a closed form). No value is computed.
+    Raises `ArgumentTypeError` for anything but distributions; `ArgumentValueError` for event shapes
+    that differ.
+
+    >>> from torch import tensor
+    >>> normal = families.Normal(tensor(0.0), tensor(1.0))
+    >>> find(normal, normal).source
+    'Gil, Alajaji and Linder 2013, table 2'
+    >>> find(normal, families.StudentT(tensor(3.0))) is None
+    True
+    """
+    return _first(_candidates(_with_registered(), p, q), p, q)
 
 
 def entropy(p: Any) -> Tensor:
     """Return `H(p) = −E_p[log p]` (MATH 3.2, 3.6), in nats; differential where p has a density.
 
-    p: a torch distribution → `[*batch]`. torch's own, and the von Mises'.
+    p: a torch distribution → `[*batch]`, within 1e-6 of the value or of 1.
     Raises `ArgumentTypeError` where there is no closed form (Poisson, negative binomial, inverse
     Gaussian, mixtures, most transformed distributions).
 
@@ -80,19 +107,34 @@ def entropy(p: Any) -> Tensor:
     >>> entropy(families.Uniform(tensor(0.0), tensor(2.0)))
     tensor(0.6931)
     """
-    require_type(p, families.Distribution, "p")
-    if isinstance(p, families.VonMises):
-        return von_mises_entropy(p.loc, p.concentration)
-    if isinstance(p, families.Bernoulli | families.Categorical | families.OneHotCategorical):
-        return cross_sum(table_of(p), table_of(p))
-    if isinstance(p, families.Independent):
-        return _sum_last(entropy(p.base_dist), p.reinterpreted_batch_ndims)
-    try:
-        value: Tensor = p.entropy()
-    except NotImplementedError as error:
+    known = find_entropy(p)
+    if known is None:
         expected = "a distribution whose entropy has a closed form"
-        raise ArgumentTypeError(message("p", expected, type(p).__name__, _TRY)) from error
-    return value
+        raise ArgumentTypeError(message("p", expected, type(p).__name__, _TRY))
+    return known.function(p)
+
+
+def find_entropy(p: Any) -> Pair | None:
+    """Return the closed form of `H(p)`, or None where none is known: the question before `entropy`.
+
+    p: a torch distribution. `function` takes p alone. A class that defines `entropy` itself is
+    taken at its word.
+    Raises `ArgumentTypeError` for anything but a distribution.
+
+    >>> from torch import tensor
+    >>> find_entropy(families.Poisson(tensor(1.0))) is None
+    True
+    """
+    require_type(p, families.Distribution, "p")
+    if isinstance(p, families.Independent):
+        return _independent_entropy(p) if find_entropy(p.base_dist) else None
+    generic = (families.Distribution, families.ExponentialFamily)
+    for ancestor in type(p).__mro__:
+        if ancestor in ENTROPIES:
+            return ENTROPIES[ancestor]
+        if "entropy" in vars(ancestor):
+            return None if ancestor in generic else _OWN_ENTROPY
+    return None
 
 
 def cross_entropy(p: Any, q: Any) -> Tensor:
@@ -112,7 +154,7 @@ def renyi(p: Any, q: Any, *, alpha: float) -> Tensor:
     """Return the Rényi divergence `D_α(p‖q) = log E_p[(p/q)^(α−1)] / (α − 1)`, in nats, ≥ 0.
 
     p, q: as in `kl` → `[*batch]`. alpha: 0 < α < inf; 1 is `kl`. +inf where the integral diverges
-    (α > 1 only). Computed in float64; the error grows like eps/|α − 1|.
+    (α > 1 only). Computed in float64 as two KLs to a third member of the family.
 
     >>> from torch import tensor
     >>> p, q = (families.Normal(tensor(m), tensor(1.0)) for m in (0.0, 1.0))
@@ -123,7 +165,11 @@ def renyi(p: Any, q: Any, *, alpha: float) -> Tensor:
     require(0 < alpha < float("inf"), "alpha", "a finite order above 0", alpha)
     if alpha == 1:
         return kl(p, q)
-    return _find(ORDERS, p, q, "renyi").function(p, q, float(alpha))
+    candidates = _candidates(ORDERS, p, q)
+    pair = _first(candidates, p, q)
+    if pair is None:
+        raise _unknown(candidates, p, q, "renyi")
+    return pair.function(p, q, float(alpha))
 
 
 def pairs() -> list[Row]:
@@ -140,78 +186,116 @@ def pairs() -> list[Row]:
     return sorted(rows)
 
 
-def _find(known: dict[tuple[type, type], Pair], p: Any, q: Any, quantity: str) -> Pair:
-    """Find the closed form of the nearest ancestors, and check the event shapes."""
+def _candidates(known: dict[tuple[type, type], Pair], p: Any, q: Any) -> list[Pair]:
+    """Return the pairs of p's and q's ancestors, nearest first, after checking the event shapes."""
     require_type(p, families.Distribution, "p")
     require_type(q, families.Distribution, "q")
-    ancestors = [(a, b) for a in type(p).__mro__ for b in type(q).__mro__]
-    near = {
-        pair: type(p).__mro__.index(pair[0]) + type(q).__mro__.index(pair[1])
-        for pair in ancestors
-        if pair in known
-    }
-    if not near:
-        got = f"({type(p).__name__}, {type(q).__name__})"
-        expected = f"a pair whose {quantity} has a closed form"
-        raise ArgumentTypeError(message("p and q", expected, got, _TRY))
     shapes = tuple(p.event_shape), tuple(q.event_shape)
-    require(
-        shapes[0] == shapes[1], "p and q", "the same event shape", f"{shapes[0]} and {shapes[1]}"
-    )
-    return known[min(near, key=near.__getitem__)]
+    got = f"{shapes[0]} and {shapes[1]}"
+    steps_p, steps_q = list(enumerate(type(p).__mro__)), list(enumerate(type(q).__mro__))
+    near = [(i + j, (a, b)) for i, a in steps_p for j, b in steps_q if (a, b) in known]
+    if near:
+        require(shapes[0] == shapes[1], "p and q", "the same event shape", got)
+    return [known[pair] for _, pair in sorted(near, key=lambda row: row[0])]
+
+
+def _first(candidates: list[Pair], p: Any, q: Any) -> Pair | None:
+    return next((pair for pair in candidates if pair.refuses(p, q) is None), None)
+
+
+def _unknown(candidates: list[Pair], p: Any, q: Any, quantity: str) -> Exception:
+    """Return the error of the nearest pair, or that there is none."""
+    reasons = [reason for pair in candidates if (reason := pair.refuses(p, q)) is not None]
+    got = f"({type(p).__name__}, {type(q).__name__})"
+    expected = f"a pair whose {quantity} has a closed form"
+    return (reasons or [ArgumentTypeError(message("p and q", expected, got, _TRY))])[0]
+
+
+def _with_registered() -> dict[tuple[type, type], Pair]:
+    """Return the table of closed forms and, for pairs not in it, what users registered."""
+    users = {
+        pair: Pair(function, f"registered by {function.__module__}.{function.__qualname__}")
+        for pair, function in registered._KL_REGISTRY.items()
+        if not function.__module__.startswith("torch.distributions")
+    }
+    return {**users, **PAIRS}
 
 
 def _independent_kl(p: Any, q: Any) -> Tensor:
-    return _sum_last(kl(*_bases(p, q)), p.reinterpreted_batch_ndims)
+    return _sum_last(kl(p.base_dist, q.base_dist), p.reinterpreted_batch_ndims)
 
 
 def _independent_renyi(p: Any, q: Any, alpha: float) -> Tensor:
-    return _sum_last(renyi(*_bases(p, q), alpha=alpha), p.reinterpreted_batch_ndims)
+    value = renyi(p.base_dist, q.base_dist, alpha=alpha)
+    return _sum_last(value, p.reinterpreted_batch_ndims)
 
 
 def _shared_kl(p: Any, q: Any) -> Tensor:
-    return kl(*_before_transforms(p, q))
+    return kl(p.base_dist, q.base_dist)
 
 
 def _shared_renyi(p: Any, q: Any, alpha: float) -> Tensor:
-    return renyi(*_before_transforms(p, q), alpha=alpha)
+    return renyi(p.base_dist, q.base_dist, alpha=alpha)
 
 
-def _bases(p: Any, q: Any) -> tuple[Any, Any]:
+def _other_axes(p: Any, q: Any, known: Any, quantity: str) -> Exception | None:
     axes = (p.reinterpreted_batch_ndims, q.reinterpreted_batch_ndims)
-    require(axes[0] == axes[1], "p and q", "as many independent axes in both", axes)
-    return p.base_dist, q.base_dist
+    if axes[0] != axes[1]:
+        return ArgumentValueError(message("p and q", "as many independent axes in both", axes))
+    return _unknown_inside(p, q, known, quantity)
 
 
-def _before_transforms(p: Any, q: Any) -> tuple[Any, Any]:
-    """Return the distributions under one shared invertible transform, which KL does not see."""
-    same = p.transforms == q.transforms and all(t.bijective for t in p.transforms)
-    if not same:
+def _other_transforms(p: Any, q: Any, known: Any, quantity: str) -> Exception | None:
+    """Return the error unless both have one shared invertible transform, which KL does not see."""
+    if p.transforms != q.transforms or not all(t.bijective for t in p.transforms):
         expected = "the same invertible transforms in both"
         got = f"{p.transforms} and {q.transforms}"
-        raise ArgumentTypeError(message("p and q", expected, got, _TRY))
-    return p.base_dist, q.base_dist
+        return ArgumentTypeError(message("p and q", expected, got, _TRY))
+    return _unknown_inside(p, q, known, quantity)
+
+
+def _unknown_inside(p: Any, q: Any, known: Any, quantity: str) -> Exception | None:
+    inner = (p.base_dist, q.base_dist)
+    candidates = _candidates(known(), *inner)
+    return None if _first(candidates, *inner) else _unknown(candidates, *inner, quantity)
 
 
 def _sum_last(value: Tensor, axes: int) -> Tensor:
     return value.flatten(value.ndim - axes).sum(-1) if axes else value
 
 
+def _independent_entropy(p: Any) -> Pair:
+    inner = find_entropy(p.base_dist)
+    source = inner.source if inner else ""
+    return Pair(lambda p: _sum_last(entropy(p.base_dist), p.reinterpreted_batch_ndims), source)
+
+
+_OWN_ENTROPY = Pair(lambda p: p.entropy(), "the distribution's own `entropy`")
+
 _TRY = "quadrature.kl in one or two dimensions, an estimate from draws, or mixture_kl_bounds"
 _INDEPENDENT = (families.Independent, families.Independent)
 _SHARED = (families.TransformedDistribution, families.TransformedDistribution)
 _NO_CHANGE = "invertible maps change no divergence; the same transforms in both"
+_AXES = "sum over independent axes"
 
 PAIRS: dict[tuple[type, type], Pair] = {
-    **TRUSTED,
+    **CROSSED,
     **DISCRETE,
     **CONTINUOUS,
     **GAUSSIAN,
-    _INDEPENDENT: Pair(_independent_kl, "sum over independent axes"),
-    _SHARED: Pair(_shared_kl, _NO_CHANGE),
+    _INDEPENDENT: Pair(
+        _independent_kl, _AXES, lambda p, q: _other_axes(p, q, _with_registered, "kl")
+    ),
+    _SHARED: Pair(
+        _shared_kl, _NO_CHANGE, lambda p, q: _other_transforms(p, q, _with_registered, "kl")
+    ),
 }
 ORDERS: dict[tuple[type, type], Pair] = {
     **RENYI,
-    _INDEPENDENT: Pair(_independent_renyi, "sum over independent axes"),
-    _SHARED: Pair(_shared_renyi, _NO_CHANGE),
+    _INDEPENDENT: Pair(
+        _independent_renyi, _AXES, lambda p, q: _other_axes(p, q, lambda: ORDERS, "renyi")
+    ),
+    _SHARED: Pair(
+        _shared_renyi, _NO_CHANGE, lambda p, q: _other_transforms(p, q, lambda: ORDERS, "renyi")
+    ),
 }

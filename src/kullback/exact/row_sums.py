@@ -17,6 +17,8 @@ from .log_tables import Table
 
 __all__ = ["alpha_sum", "cross_sum", "jeffreys_sum", "js_sum", "renyi_sum"]
 
+SMALL = {torch.float32: 0.05, torch.float64: 2e-3}  # where a series of 4 terms is the more exact
+
 
 def cross_sum(p: Table, q: Table) -> Tensor:
     """Return `−Σ p log q`, with 0·log 0 = 0 and +inf where q lacks mass that p has."""
@@ -29,16 +31,27 @@ def cross_sum(p: Table, q: Table) -> Tensor:
 def alpha_sum(p: Table, q: Table, alpha: float) -> Tensor:
     """Return `Σ (p^α q^(1−α) − α p − (1−α) q) / (α − 1)`, or KL at α = 1; every term is ≥ 0.
 
-    With `β = 1 − α` a term is `(q − p) − p·(e^(β·log q/p) − 1)/β`, and the fraction tends to
-    `log q/p` as α → 1.
+    With `l = log q/p` and `β = 1 − α` a term is `(q − p) − p·(e^(β l) − 1)/β`, and the fraction
+    tends to l as α → 1. For small l it is `p·[(e^l − 1 − l) − (e^(β l) − 1 − β l)/β]`, where the
+    two parts that cancel are gone.
     """
     beta = 1.0 - alpha
     live, a, b = _both(p, q)
     log_ratio = _log_ratio(a, b)
     powers = _powers(a, log_ratio, beta) if beta else a.prob * log_ratio
     terms = (_difference(a, b) - powers).clamp(min=0)
+    terms = _near_terms(terms, a.prob, log_ratio, beta)
     only_p = math.inf if alpha >= 1 else alpha / beta
     return _with_the_rest(terms, live, p, q, only_p, 1.0).sum(-1)
+
+
+def _near_terms(terms: Tensor, mass: Tensor, log_ratio: Tensor, beta: float) -> Tensor:
+    """Put `p·[(e^l − 1 − l) − (e^(β l) − 1 − β l)/β]` for the terms of small l, by its series."""
+    largest = SMALL[log_ratio.dtype] / max(1.0, abs(beta))
+    near = log_ratio.clamp(-largest, largest)
+    factors = [(1 - beta ** (n - 1)) / math.factorial(n) for n in (2, 3, 4, 5)]
+    series = factors[0] + near * (factors[1] + near * (factors[2] + near * factors[3]))
+    return torch.where(near == log_ratio, mass * near * near * series, terms)
 
 
 def jeffreys_sum(p: Table, q: Table) -> Tensor:

@@ -13,8 +13,7 @@ import torch
 from kullback.exact.quadrature import Posterior
 from kullback.variational.by_quadrature import Projection
 
-from .divergence_plot import BLUE, FAINT, GREEN, INK, ORANGE
-from .svg import figure_of, svg_of
+from .figures import BLUE, FAINT, GREEN, INK, ORANGE, figure_of, svg_of
 
 __all__ = ["plot_directions", "plot_identity"]
 

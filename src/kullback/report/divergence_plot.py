@@ -4,7 +4,6 @@ Which to use: `plot`, which returns SVG text, the same for the same arguments. B
 what adds is green, what takes away is purple: told apart also by colour-blind eyes.
 """
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,35 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .figures import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, figure_of, svg_of
 from .layout import UNITS, number
 from .profile import Profile, profile
 from .repeats import ESTIMATORS, NAMES, NUMBERS, estimators
 
 __all__ = ["plot"]
 
-BLUE, ORANGE, GREEN, PURPLE, INK, FAINT = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#8a4f9e",
-    "#222222",
-    "#888888",
-)
-STYLE: Any = {
-    "svg.hashsalt": "kullback",
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": FAINT,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-}
 FORMULAS = {
     "entropy": ("H(P)", "p·{log} 1/p"),
     "cross-entropy": ("H(P, Q)", "p·{log} 1/q"),
@@ -74,16 +51,10 @@ def plot(
     >>> plot("entropy", torch.tensor([0.1, 0.9]), unit="bits").startswith("<?xml")
     True
     """
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
     shown = profile(quantity, p, q, unit=unit)
     known = shown.total if exact is None else exact / UNITS[unit]
     rows = 2 if drawable is None else 3
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8, 2.75 * rows), layout="constrained")
-        FigureCanvasSVG(figure)
+    with figure_of(8, 2.75 * rows) as figure:
         axes = figure.subplots(rows, 1)
         axes[1].sharex(axes[0])
         _masses(axes[0], shown, names)
@@ -93,9 +64,7 @@ def plot(
         figure.align_ylabels(axes[:2])
         if drawable is not None:
             _scatter(axes[2], drawable, unit, draws, seed, known, exact is not None)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": "kullback"})
-    return out.getvalue()
+        return svg_of(figure)
 
 
 def _masses(axis: Any, shown: Profile, names: Sequence[str]) -> None:

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from kullback.core import require
 
-from .divergence_plot import BLUE, FAINT, ORANGE
-from .svg import figure_of, svg_of
+from .figures import BLUE, FAINT, ORANGE, figure_of, svg_of
 
 __all__ = ["plot_fit", "plot_trace"]
 

@@ -15,6 +15,7 @@ from torch.distributions import (
     Binomial,
     Categorical,
     Distribution,
+    GeneralizedPareto,
     Independent,
     MixtureSameFamily,
     Multinomial,
@@ -106,6 +107,14 @@ def _one_hot(q: OneHotCategorical, x: Tensor) -> Tensor:
 def _multinomial(q: Multinomial, x: Tensor) -> Tensor:
     ways = torch.lgamma(x.sum(-1) + 1) - torch.lgamma(x + 1).sum(-1)
     return ways + _times(x, _log_masses(q._categorical)).sum(-1)
+
+
+@_scored.register
+def _generalized_pareto(q: GeneralizedPareto, x: Tensor) -> Tensor:
+    """`−log σ − (1 + ξ) log(1 + ξ z)/ξ`, z = (x − μ)/σ; torch's own fails in float64."""
+    z, shape = (x - q.loc) / q.scale, q.concentration
+    tail = torch.log1p(shape * z) / torch.where(shape == 0, 1.0, shape)
+    return -q.scale.log() - (1 + shape) * torch.where(shape == 0, z, tail)
 
 
 def _powers(q: Any, successes: Tensor, failures: Tensor) -> Tensor:

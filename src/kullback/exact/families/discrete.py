@@ -1,43 +1,64 @@
-"""Closed forms between discrete families, all read from the α-family of `row_sums`.
+"""Closed forms between discrete families: sums of `relative_entropy` terms, in float64.
 
 Which to use: `PAIRS` through `closed_forms.kl`; `table_of` for the finite table behind a Bernoulli
 or a categorical distribution.
 """
 
 import math
+from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import torch
 import torch.distributions as families
 from torch import Tensor
 
-from kullback.core import require
+from kullback.core import ArgumentValueError, require
+from kullback.core.checks import message
+from kullback.exact.bregman import of_softplus
+from kullback.exact.excess import log_excess, log_ratio, relative_entropy
 from kullback.exact.log_tables import Table
 from kullback.exact.row_sums import alpha_sum
 
-from .pair import Pair
+from .pair import Pair, in_float64
 
-__all__ = ["PAIRS", "bernoulli_kl", "table_of", "tables_of"]
+__all__ = ["PAIRS", "bernoulli_kl", "result_dtype", "table_of", "tables_of"]
 
 
 def table_of(distribution: Any) -> Table:
     """Return the table `[*batch, outcomes]` of a Bernoulli-like or categorical distribution.
 
-    It is read from what the user gave, probabilities or logits: the other one has been clamped by
-    torch, so that a probability of 0 has a finite logit there.
+    It is read in float64 from what the user gave, probabilities or logits: the other one has been
+    clamped by torch, so that a probability of 0 has a finite logit there.
 
     >>> table_of(families.Bernoulli(torch.tensor(0.25))).prob
-    tensor([0.7500, 0.2500])
+    tensor([0.7500, 0.2500], dtype=torch.float64)
     """
     inner = getattr(distribution, "_categorical", distribution)
-    held = vars(inner)
-    by_logits = held.get("logits") is held.get("_param", held.get("probs", held.get("logits")))
+    by_logits = _by_logits(inner)
+    given = _wide(inner.logits if by_logits else inner.probs)
     if isinstance(inner, families.Categorical):
-        return Table(inner.logits if by_logits else inner.probs, by_mass=not by_logits)
+        return Table(_normalised(given, inner, by_logits=by_logits), by_mass=not by_logits)
     if by_logits:
         logs = torch.nn.functional.logsigmoid
-        return Table(torch.stack([logs(-inner.logits), logs(inner.logits)], -1), by_mass=False)
-    return Table(torch.stack([1 - inner.probs, inner.probs], -1), by_mass=True)
+        return Table(torch.stack([logs(-given), logs(given)], -1), by_mass=False)
+    return Table(torch.stack([1 - given, given], -1), by_mass=True)
+
+
+def _by_logits(inner: Any) -> bool:
+    held = vars(inner)
+    return held.get("logits") is held.get("_param", held.get("probs", held.get("logits")))
+
+
+def _wide(given: Tensor) -> Tensor:
+    return given if given.device.type == "mps" else given.double()
+
+
+def _normalised(given: Tensor, inner: Any, *, by_logits: bool) -> Tensor:
+    """Normalise again what torch normalised in less than float64, whose sum is off by its eps."""
+    if inner._param.dtype == given.dtype:
+        return given
+    return given.log_softmax(-1) if by_logits else given / given.sum(-1, keepdim=True)
 
 
 def tables_of(p: Any, q: Any) -> tuple[Table, Table]:
@@ -51,19 +72,80 @@ def tables_of(p: Any, q: Any) -> tuple[Table, Table]:
     return Table(wide[0], by_mass=by_mass), Table(wide[1], by_mass=by_mass)
 
 
+def result_dtype(*distributions: Any) -> torch.dtype:
+    """Return the dtype that the parameters of Bernoulli-like or categorical distributions share."""
+    given = [getattr(d, "_categorical", d) for d in distributions]
+    dtypes = ((d.logits if _by_logits(d) else d.probs).dtype for d in given)
+    shared: torch.dtype = reduce(torch.promote_types, dtypes)
+    return shared
+
+
+def _table_kl(p: Any, q: Any) -> Tensor:
+    """`Σ p log(p/q)` over the finite table; masked logits and zeros as in `tables.kl`.
+
+    Where all log ratios are small, `log Σ p e^(l − m)`, m their mean under p: it does not see that
+    the sums of both tables are off from 1 by rounding.
+    """
+    first, second = tables_of(p, q)
+    value = alpha_sum(first, second, 1.0)
+    gaps = _log_steps(first, second)
+    near = ((gaps.abs() <= 1) & (first.has == second.has)).all(-1)
+    if not bool(near.any()):
+        return value
+    shares = first.prob / first.prob.sum(-1, keepdim=True)
+    gaps = torch.where(near[..., None], gaps, 0)
+    centred = gaps - (shares * gaps).sum(-1, keepdim=True)
+    return torch.where(near, torch.log1p((shares * log_excess(centred)).sum(-1)), value)
+
+
+def _log_steps(p: Table, q: Table) -> Tensor:
+    """Return `log q/p` where both have mass, 0 elsewhere."""
+    live = p.has & q.has
+    a, b = p.where(live), q.where(live)
+    return log_ratio(b.prob, a.prob) if p.by_mass else b.log - a.log
+
+
 def bernoulli_kl(p: Any, q: Any) -> Tensor:
-    """Return `Σ p log(p/q)` over the finite table; masked logits and zeros as in `tables.kl`."""
-    return alpha_sum(*tables_of(p, q), 1.0)
+    """Return `Σ p log(p/q)` of one trial, in float64, for families with `probs` and `logits`.
+
+    From the difference of what was given: of the probabilities, which a table of p and 1 − p
+    would round; of the logits, as the Bregman divergence of `log(1 + e^η)`, where they are near.
+    """
+    if isinstance(p, families.Multinomial):
+        return _table_kl(p, q)
+    kinds = _by_logits(p), _by_logits(q)
+    if kinds == (False, False):
+        first, second = _wide(p.probs), _wide(q.probs)
+        first, second = torch.broadcast_tensors(first, second)  # type: ignore[no-untyped-call]
+        step = second - first
+        hits = relative_entropy(first, second, step=step)
+        return hits + relative_entropy(1 - first, 1 - second, step=-step)
+    value = _table_kl(p, q)
+    if kinds != (True, True):
+        return value
+    base, step = _wide(p.logits), _wide(q.logits) - _wide(p.logits)
+    near = (step.abs() <= 1) & base.isfinite()
+    safe = torch.where(near, base, 0), torch.where(near, step, 0)
+    return torch.where(near, of_softplus(*safe), value)
+
+
+def _in_their_dtype(function: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+    return lambda p, q: function(p, q).to(result_dtype(p, q))
 
 
 def _binomial(p: Any, q: Any) -> Tensor:
     """n·KL(Bernoulli), +inf where p has more trials than q; fewer trials have no closed form."""
     counts_p, counts_q = p.total_count, q.total_count
     sure = p.probs == 0  # a point mass at 0 counts no trials
-    fewer = bool(((counts_p < counts_q) & ~sure).any())
-    require(not fewer, "total_count", "p's to be at least q's", "fewer", "sum over the support")
     value = _times(torch.where(sure, counts_q, counts_p), bernoulli_kl(p, q))
     return value.masked_fill((counts_p > counts_q) & ~sure, math.inf)
+
+
+def _fewer_trials(p: Any, q: Any) -> Exception | None:
+    if not bool(((p.total_count < q.total_count) & (p.probs != 0)).any()):
+        return None
+    text = message("total_count", "p's to be at least q's", "fewer", "sum over the support")
+    return ArgumentValueError(text)
 
 
 def _multinomial(p: Any, q: Any) -> Tensor:
@@ -76,21 +158,45 @@ def _multinomial(p: Any, q: Any) -> Tensor:
 
 def _geometric(p: Any, q: Any) -> Tensor:
     """KL(Bernoulli)/p: one Bernoulli divergence for each of the 1/p trials."""
-    return bernoulli_kl(p, q).div(p.probs)
+    return bernoulli_kl(p, q) / _hit_and_miss(p)[0]
+
+
+def _hit_and_miss(p: Any) -> tuple[Tensor, Tensor]:
+    """Return p and 1 − p, from what was given."""
+    if _by_logits(p):
+        return torch.sigmoid(_wide(p.logits)), torch.sigmoid(-_wide(p.logits))
+    return _wide(p.probs), 1 - _wide(p.probs)
 
 
 def _negative_binomial(p: Any, q: Any) -> Tensor:
     """r·KL(Bernoulli)/(1 − p): one Bernoulli divergence for each of the r/(1 − p) trials."""
-    same = bool((p.total_count == q.total_count).all())
-    require(same, "total_count", "the same in p and q", f"{p.total_count} and {q.total_count}")
-    return _times(p.total_count, bernoulli_kl(p, q)).div(1 - p.probs)
+    return _times(p.total_count, bernoulli_kl(p, q)) / _hit_and_miss(p)[1]
+
+
+def _other_counts(p: Any, q: Any) -> Exception | None:
+    if bool((p.total_count == q.total_count).all()):
+        return None
+    got = f"{p.total_count} and {q.total_count}"
+    return ArgumentValueError(message("total_count", "the same in p and q", got))
 
 
 def _poisson(p: Any, q: Any) -> Tensor:
     """`λ log(λ/μ) − λ + μ`, the same term as in a table; rates may be 0."""
-    rates = torch.broadcast_tensors(p.rate, q.rate)  # type: ignore[no-untyped-call]
-    first, second = (Table(rate[..., None], by_mass=True) for rate in rates)
-    return alpha_sum(first, second, 1.0)
+    return relative_entropy(*torch.broadcast_tensors(p.rate, q.rate))  # type: ignore[no-untyped-call]
+
+
+def _bernoulli_poisson(p: Any, q: Any) -> Tensor:
+    """`KL(p‖Bernoulli(μ/(1 + μ))) + μ − log(1 + μ)`: q given x ≤ 1, and −log of that chance."""
+    rate = _wide(q.rate)
+    table, given = table_of(p), torch.stack([torch.ones_like(rate), rate], -1)
+    given = given / (1 + rate)[..., None]
+    given = given if table.by_mass else given.log()
+    wide = torch.broadcast_tensors(table.given, given)  # type: ignore[no-untyped-call]
+    first, second = (Table(t, by_mass=table.by_mass) for t in wide)
+    inside = alpha_sum(first, second, 1.0)
+    return (inside + log_excess(rate.log1p())).to(
+        torch.promote_types(result_dtype(p), q.rate.dtype)
+    )
 
 
 def _times(count: Tensor, value: Tensor) -> Tensor:
@@ -101,14 +207,21 @@ _TABLE = "the sum itself, `tables.kl`"
 _TRIALS = "trials are independent: the Bernoulli KL times their expected number"
 
 PAIRS: dict[tuple[type, type], Pair] = {
-    (families.Bernoulli, families.Bernoulli): Pair(bernoulli_kl, _TABLE),
-    (families.Categorical, families.Categorical): Pair(bernoulli_kl, _TABLE),
-    (families.OneHotCategorical, families.OneHotCategorical): Pair(bernoulli_kl, _TABLE),
-    (families.Binomial, families.Binomial): Pair(_binomial, _TRIALS + "; p's count ≥ q's"),
-    (families.Multinomial, families.Multinomial): Pair(_multinomial, _TRIALS),
-    (families.Geometric, families.Geometric): Pair(_geometric, _TRIALS),
-    (families.NegativeBinomial, families.NegativeBinomial): Pair(
-        _negative_binomial, _TRIALS + "; equal counts"
+    (families.Bernoulli, families.Bernoulli): Pair(_in_their_dtype(bernoulli_kl), _TABLE),
+    (families.Categorical, families.Categorical): Pair(_in_their_dtype(_table_kl), _TABLE),
+    (families.OneHotCategorical, families.OneHotCategorical): Pair(
+        _in_their_dtype(_table_kl), _TABLE
     ),
-    (families.Poisson, families.Poisson): Pair(_poisson, "E[x] = λ in log p(x)/q(x)"),
+    (families.Binomial, families.Binomial): Pair(
+        _in_their_dtype(_binomial), _TRIALS + "; p's count ≥ q's", _fewer_trials
+    ),
+    (families.Multinomial, families.Multinomial): Pair(_in_their_dtype(_multinomial), _TRIALS),
+    (families.Geometric, families.Geometric): Pair(_in_their_dtype(_geometric), _TRIALS),
+    (families.NegativeBinomial, families.NegativeBinomial): Pair(
+        _in_their_dtype(_negative_binomial), _TRIALS + "; equal counts", _other_counts
+    ),
+    (families.Bernoulli, families.Poisson): Pair(
+        _bernoulli_poisson, "q given that x ≤ 1 is a Bernoulli, and −log of that chance"
+    ),
+    (families.Poisson, families.Poisson): Pair(in_float64(_poisson), "E[x] = λ in log p(x)/q(x)"),
 }

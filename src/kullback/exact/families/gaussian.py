@@ -1,26 +1,30 @@
 """Closed forms between Gaussians on vectors: diagonal, full, low rank, in any combination.
 
 Which to use: `PAIRS` through `closed_forms.kl`; `Gaussian` and its functions for mixtures.
-A low-rank covariance `diag(d) + W Wᵀ` is never formed: its inverse and determinant go through the
-small matrix `I + Wᵀ D⁻¹ W` (Woodbury).
+A low-rank covariance `diag(d) + W Wᵀ` is formed against a full partner only: its inverse and
+determinant go through the QR of I over `D^−½ W` (Woodbury, without its differences of squares).
 """
 
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributions as families
 from torch import Tensor
 
 from kullback.core import ArgumentTypeError
 from kullback.core.checks import message
-from kullback.exact.excess import log_excess
+from kullback.exact.excess import log_excess, log_ratio
 
 from .continuous import normal_kl
 from .pair import Pair
-from .triangular import log_diagonal, solve_lower
+from .triangular import solve_lower
 
 __all__ = ["PAIRS", "Gaussian", "entropy", "gaussian_kl", "gaussian_of", "log_overlap"]
+
+NEAR = 0.01  # a KL below it has all eigenvalues of Σ_q⁻¹Σ_p within 0.25 of 1
+PATH_NODES = 8  # Gauss-Legendre nodes: with such eigenvalues below 1e-16 of the value
 
 
 class Gaussian(NamedTuple):
@@ -37,6 +41,12 @@ class Gaussian(NamedTuple):
     def dense(self) -> Tensor:
         """Return the Cholesky factor, `[*batch, n, n]`."""
         return self.scale if self.full else torch.diag_embed(self.scale)
+
+    def double(self) -> "Gaussian":
+        """Return the same in float64, where the device has it."""
+        if self.loc.device.type == "mps":
+            return self
+        return Gaussian(self.loc.double(), self.scale.double(), self.full)
 
     def at(self, axis: int) -> "Gaussian":
         """Insert a batch axis of length 1, counted from the end of the batch shape."""
@@ -61,18 +71,29 @@ def gaussian_of(distribution: Any) -> Gaussian | None:
     return None
 
 
+def not_gaussian(p: Any, q: Any) -> Exception | None:
+    """Return the error for a pair of which one is no Gaussian over one vector axis, else None."""
+    low_rank = families.LowRankMultivariateNormal
+    for distribution in (p, q):
+        if not isinstance(distribution, low_rank) and gaussian_of(distribution) is None:
+            text = message("p and q", "Gaussians over one vector axis", f"{p}, {q}")
+            return ArgumentTypeError(text)
+    return None
+
+
 def gaussian_kl(p: Gaussian, q: Gaussian) -> Tensor:
     """`½ Σ(m² − 1 − log m²) + ½|M below its diagonal|² + ½|L_q⁻¹(μ_p − μ_q)|²`, M = L_q⁻¹ L_p.
 
-    m is M's diagonal; every part is ≥ 0.
+    m is M's diagonal; every part is ≥ 0. Below the diagonal M is `L_q⁻¹ (L_p − L_q)`, which does
+    not cancel for nearly equal p and q.
     """
     if not (p.full or q.full):
         return normal_kl(p.loc, p.scale, q.loc, q.scale).sum(-1)
-    log_ratio = p.diagonal().log() - q.diagonal().log()
-    below = _whiten(q, p.dense()).tril(-1)
+    log_steps = log_ratio(p.diagonal(), q.diagonal())
+    below = _whiten(q, p.dense() - q.dense()).tril(-1)
     gap = _whiten(q, (p.loc - q.loc)[..., None])
     squares = below.square().sum((-1, -2)) + gap.square().sum((-1, -2))
-    return 0.5 * (log_excess(2 * log_ratio).sum(-1) + squares)
+    return 0.5 * (log_excess(2 * log_steps).sum(-1) + squares)
 
 
 def entropy(p: Gaussian) -> Tensor:
@@ -104,84 +125,166 @@ def _dense_pair(p: Any, q: Any) -> Tensor:
     first, second = gaussian_of(p), gaussian_of(q)
     if first is None or second is None:
         raise ArgumentTypeError(message("p and q", "Gaussians over one vector axis", f"{p}, {q}"))
-    return gaussian_kl(first, second)
+    dtype = torch.promote_types(first.loc.dtype, second.loc.dtype)
+    return gaussian_kl(first.double(), second.double()).to(dtype)
 
 
 class _Sum(NamedTuple):
-    """A Gaussian in float64 with covariance `diag(d) + F Fᵀ`.
+    """A Gaussian in float64 with covariance `Σ = diag(d) + F Fᵀ`.
 
-    corner: the Cholesky factor of `I + Fᵀ D⁻¹ F`; None when d = 0 and F is triangular.
+    top, rest, corner: `QR` of I over `G = d^−½ F`, whose residuals `Σ⁻¹ = d^−½ (I − Q₂Q₂ᵀ) d^−½`
+    gives as sums of squares (least squares), where Woodbury's identity subtracts squares.
     """
 
     loc: Tensor
     diagonal: Tensor
     factor: Tensor
-    corner: Tensor | None
+    top: Tensor
+    rest: Tensor
+    corner: Tensor
 
     def log_det(self) -> Tensor:
         """Return the log determinant of the covariance."""
-        if self.corner is None:
-            return 2 * log_diagonal(self.factor)
-        return self.diagonal.log().sum(-1) + 2 * log_diagonal(self.corner)
+        corner = self.corner.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+        return self.diagonal.log().sum(-1) + 2 * corner
 
-    def squares(self, columns: Tensor) -> Tensor:
-        """Return the trace of `Xᵀ Σ⁻¹ X` for columns X `[*batch, n, k]`."""
-        if self.corner is None:
-            whitened = solve_lower(self.factor, columns)
-            return whitened.square().sum((-1, -2))
-        shared = self.factor.mT @ (columns / self.diagonal[..., None])
-        shared = solve_lower(self.corner, shared)
-        own = columns.square() / self.diagonal[..., None]
-        return own.sum((-1, -2)) - shared.square().sum((-1, -2))
+    def half_inverse(self) -> tuple[Tensor, Tensor]:
+        """Return `d⁻¹` and C with `Σ⁻¹ = diag(d⁻¹) − C Cᵀ`."""
+        return self.diagonal.reciprocal(), self.rest / self.diagonal.sqrt()[..., None]
 
     def precision_diagonal(self) -> Tensor:
         """Return the diagonal of `Σ⁻¹`, `[*batch, n]`."""
-        if self.corner is None:
-            identity = torch.eye(self.loc.shape[-1], dtype=self.loc.dtype, device=self.loc.device)
-            inverse = solve_lower(self.factor, identity)
-            return inverse.square().sum(-2)
-        scaled = (self.factor / self.diagonal[..., None]).mT
-        shared = solve_lower(self.corner, scaled)
-        return self.diagonal.reciprocal() - shared.square().sum(-2)
+        return (1 - self.rest.square().sum(-1)) / self.diagonal
+
+    def squares(self, columns: Tensor) -> Tensor:
+        """Return the trace of `Xᵀ Σ⁻¹ X` for columns X `[*batch, n, k]`."""
+        scaled = columns / self.diagonal.sqrt()[..., None]
+        shared = self.rest.mT @ scaled
+        residual = (scaled - self.rest @ shared).square().sum((-1, -2))
+        return residual + (self.top @ shared).square().sum((-1, -2))
+
+
+def _sum(loc: Tensor, diagonal: Tensor, factor: Tensor) -> _Sum:
+    scaled = factor / diagonal.sqrt()[..., None]
+    rank = scaled.shape[-1]
+    identity = torch.eye(rank, dtype=scaled.dtype, device=scaled.device)
+    both = torch.cat([identity.expand(*scaled.shape[:-2], rank, rank), scaled], -2)
+    turned, corner = torch.linalg.qr(both)
+    return _Sum(loc, diagonal, factor, turned[..., :rank, :], turned[..., rank:, :], corner)
 
 
 def _sum_of(distribution: Any) -> _Sum:
     if isinstance(distribution, families.LowRankMultivariateNormal):
         diagonal = distribution._unbroadcasted_cov_diag.double()
         factor = distribution._unbroadcasted_cov_factor.double()
-        small = factor.mT @ (factor / diagonal[..., None])
-        small = small + torch.eye(factor.shape[-1], dtype=small.dtype, device=small.device)
-        return _Sum(distribution.loc.double(), diagonal, factor, torch.linalg.cholesky(small))
+        return _sum(distribution.loc.double(), diagonal, factor)
     dense = gaussian_of(distribution)
-    if dense is None:
-        raise ArgumentTypeError(message("p and q", "Gaussians over one axis", str(distribution)))
-    loc, scale = dense.loc.double(), dense.scale.double()
-    if dense.full:
-        return _Sum(loc, torch.zeros_like(loc), scale, None)
-    return _Sum(loc, scale**2, scale.new_zeros(*scale.shape, 0), scale.new_zeros(0, 0))
+    if dense is None or dense.full:
+        raise ArgumentTypeError(message("p and q", "diagonal and low rank", str(distribution)))
+    scale = dense.scale.double()
+    return _sum(dense.loc.double(), scale**2, scale.new_zeros(*scale.shape, 0))
+
+
+def _full_of(distribution: Any) -> Gaussian:
+    """Return the Gaussian with the Cholesky factor of its covariance, in float64."""
+    if not isinstance(distribution, families.LowRankMultivariateNormal):
+        dense = gaussian_of(distribution)
+        if dense is None:
+            raise ArgumentTypeError(message("p and q", "Gaussians", str(distribution)))
+        return dense.double()
+    part = _sum_of(distribution)
+    covariance = part.factor @ part.factor.mT + torch.diag_embed(part.diagonal)
+    return Gaussian(part.loc, torch.linalg.cholesky(covariance), full=True)
 
 
 def _low_rank_pair(p: Any, q: Any) -> Tensor:
-    """`½[log det Σ_q/Σ_p − n + tr Σ_q⁻¹Σ_p + (μ_p − μ_q)ᵀ Σ_q⁻¹ (μ_p − μ_q)]`, in float64."""
+    """`½ |Σ_q^−½ (μ_p − μ_q)|²` and the covariances' share; no n × n matrix unless one is full."""
+    dtype = torch.promote_types(p.mean.dtype, q.mean.dtype)
+    if any(isinstance(d, families.MultivariateNormal) for d in (p, q)):
+        return gaussian_kl(_full_of(p), _full_of(q)).to(dtype)
     first, second = _sum_of(p), _sum_of(q)
     gap = second.squares((first.loc - second.loc)[..., None])
-    trace = (first.diagonal * second.precision_diagonal()).sum(-1) + second.squares(first.factor)
-    rest = second.log_det() - first.log_det() - first.loc.shape[-1]
-    return 0.5 * (rest + trace + gap).to(torch.promote_types(p.mean.dtype, q.mean.dtype))
+    return (0.5 * gap + _covariance_kl(first, second)).to(dtype)
+
+
+def _covariance_kl(p: _Sum, q: _Sum) -> Tensor:
+    """`½[tr Σ_q⁻¹Σ_p − n − log det Σ_q⁻¹Σ_p]`, by the path below where little is left of it."""
+    trace = (p.diagonal * q.precision_diagonal()).sum(-1) + q.squares(p.factor)
+    direct = 0.5 * (trace - p.diagonal.shape[-1] + q.log_det() - p.log_det())
+    near = direct.abs() < NEAR
+    return torch.where(near, _along_the_path(p, q), direct) if bool(near.any()) else direct
+
+
+def _along_the_path(p: _Sum, q: _Sum) -> Tensor:
+    """`½ ∫₀¹ t tr(Σ_t⁻¹ Δ Σ_q⁻¹ Δ) dt`, `Σ_t = Σ_q + t Δ`, Δ = Σ_p − Σ_q: every value ≥ 0.
+
+    Δ is `diag(δ) + X Yᵀ + Y Xᵀ` with `X = ½(F_p − F_q)`, `Y = F_p + F_q`.
+    """
+    ranks = [d.factor.shape[-1] for d in (p, q)]
+    pads = [torch.nn.functional.pad(d.factor, (0, max(ranks) - d.factor.shape[-1])) for d in (p, q)]
+    change = _Change(p.diagonal - q.diagonal, (pads[0] - pads[1]) / 2, pads[0] + pads[1])
+    nodes, weights = np.polynomial.legendre.leggauss(PATH_NODES)
+    value = torch.zeros((), dtype=torch.float64, device=p.loc.device)
+    last = change.after(q)
+    for t, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
+        wide = torch.broadcast_tensors(pads[0], pads[1])  # type: ignore[no-untyped-call]
+        factor = torch.cat([math.sqrt(t) * wide[0], math.sqrt(1 - t) * wide[1]], -1)
+        middle = _sum(q.loc, q.diagonal + t * change.diagonal, factor)
+        value = value + weight * t * change.after(middle).trace_with(last)
+    return 0.5 * value
+
+
+class _Change(NamedTuple):
+    """The symmetric matrix `diag(δ) + X Yᵀ + Y Xᵀ`."""
+
+    diagonal: Tensor
+    left: Tensor
+    right: Tensor
+
+    def after(self, gaussian: _Sum) -> "_Product":
+        """Return `Σ⁻¹ Δ` as a diagonal and a product of thin matrices."""
+        inverse, shared = gaussian.half_inverse()
+        turned = self.diagonal[..., None] * shared
+        turned = turned + self.left @ (self.right.mT @ shared)
+        turned = turned + self.right @ (self.left.mT @ shared)
+        columns = inverse[..., None]
+        thin = [columns * self.left, columns * self.right, -shared], [self.right, self.left, turned]
+        return _Product(inverse * self.diagonal, *(_joined(parts) for parts in thin))
+
+
+class _Product(NamedTuple):
+    """The matrix `diag(a) + U Vᵀ`."""
+
+    diagonal: Tensor
+    left: Tensor
+    right: Tensor
+
+    def trace_with(self, other: "_Product") -> Tensor:
+        """Return the trace of the product with another."""
+        own = (self.diagonal * other.diagonal).sum(-1)
+        crossed = (self.diagonal * (other.left * other.right).sum(-1)).sum(-1)
+        crossed = crossed + (other.diagonal * (self.left * self.right).sum(-1)).sum(-1)
+        thin = (self.right.mT @ other.left) * (other.right.mT @ self.left).mT
+        return own + crossed + thin.sum((-1, -2))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))  # type: ignore[no-untyped-call]
+    return torch.cat([part.expand(*shape, part.shape[-1]) for part in parts], -1)
 
 
 _DENSE = (families.Independent, families.MultivariateNormal)
 _LOW = families.LowRankMultivariateNormal
 _TRIANGLES = "Gaussian KL, through Cholesky factors"
-_WOODBURY = "Gaussian KL, through Woodbury's identity; no n × n matrix but a full partner's own"
+_WOODBURY = "Gaussian KL, through Woodbury's identity; no n × n matrix without a full partner"
 
 PAIRS: dict[tuple[type, type], Pair] = {
     **{
-        (p, q): Pair(_dense_pair, _TRIANGLES)
+        (p, q): Pair(_dense_pair, _TRIANGLES, not_gaussian)
         for p in _DENSE
         for q in _DENSE
         if (p, q) != (families.Independent, families.Independent)
     },
-    **{(p, _LOW): Pair(_low_rank_pair, _WOODBURY) for p in (*_DENSE, _LOW)},
-    **{(_LOW, q): Pair(_low_rank_pair, _WOODBURY) for q in _DENSE},
+    **{(p, _LOW): Pair(_low_rank_pair, _WOODBURY, not_gaussian) for p in (*_DENSE, _LOW)},
+    **{(_LOW, q): Pair(_low_rank_pair, _WOODBURY, not_gaussian) for q in _DENSE},
 }

@@ -1,9 +1,11 @@
-"""Rényi divergences between named families, from exponential-family log-normalisers.
+"""Rényi divergences between named families, as sums of KLs to the mixed parameter.
 
-Which to use: `RENYI` through `closed_forms.renyi`. With natural parameters θ and log-normaliser A,
-`D_α(p‖q) = [A(α θ_p + (1 − α) θ_q) − α A(θ_p) − (1 − α) A(θ_q)] / (α − 1)` while the mixed
-parameter is one the family has, and +inf when it is not (α > 1 only). Computed in float64; the
-rounding error grows like eps/|α − 1|.
+Which to use: `RENYI` through `closed_forms.renyi`. With natural parameters θ and the member m of
+the family at `α θ_p + (1 − α) θ_q`,
+`D_α(p‖q) = [α KL(m‖p) + (1 − α) KL(m‖q)]/(1 − α)` for α < 1, and
+`D_α(p‖q) = KL(p‖m)/(α − 1) + KL(p‖q)` for α > 1: terms ≥ 0, so that nothing cancels. +inf where the
+family has no such m (α > 1 only). Computed in float64.
+Reference: van Erven and Harremoës 2014, theorem 30 (α < 1); for α > 1 the log-normalisers put in.
 """
 
 import math
@@ -16,143 +18,150 @@ from torch import Tensor
 
 from kullback.core import ArgumentTypeError
 from kullback.core.checks import message
-from kullback.exact.row_sums import renyi_sum
+from kullback.exact.excess import log_excess, log_ratio
+from kullback.exact.log_tables import Table
+from kullback.exact.row_sums import alpha_sum, renyi_sum
 
-from .discrete import tables_of
-from .gaussian import gaussian_of
-from .pair import Pair, on
-from .triangular import log_diagonal, solve_lower
+from .continuous import dirichlet_kl_of_steps, gamma_kl_of_steps
+from .discrete import result_dtype, tables_of
+from .gaussian import gaussian_of, not_gaussian
+from .pair import Pair, Parameters, in_float64
+from .triangular import solve_lower
 
 __all__ = ["RENYI"]
 
 
-def _exponential_family(
-    normaliser: Callable[..., Tensor], inside: Callable[..., Tensor], *names: str
-) -> Callable[[Any, Any, float], Tensor]:
-    """Build `D_α` from A(θ) and from the test whether θ is inside; names are the parameters."""
+def _from_kls(alpha: float, kl: Callable[[float, float], Tensor], good: Tensor) -> Tensor:
+    """Return `D_α` from `kl(s, t)`, the KL of the member at `θ_p + s (θ_q − θ_p)` from that at t.
 
-    def divergence(p: Any, q: Any, alpha: float) -> Tensor:
-        def formula(*both: Tensor) -> Tensor:
-            half = len(both) // 2
-            first, second = both[:half], both[half:]
-            pairs = zip(first, second, strict=True)
-            mixed = tuple(alpha * a + (1 - alpha) * b for a, b in pairs)
-            good = inside(*mixed)
-            safe = (torch.where(good, m, a) for m, a in zip(mixed, first, strict=True))
-            jensen = normaliser(*safe) - alpha * normaliser(*first)
-            value = (jensen - (1 - alpha) * normaliser(*second)) / (alpha - 1)
-            return value.masked_fill(~good, math.inf)
-
-        return on(*names, double=True)(formula)(p, q)
-
-    return divergence
+    good: where the mixed parameter is one that the family has; +inf elsewhere.
+    """
+    mixed = 1 - alpha
+    if alpha < 1:
+        return (alpha * kl(mixed, 0.0) + mixed * kl(mixed, 1.0)) / mixed
+    return (kl(0.0, mixed) / (alpha - 1) + kl(0.0, 1.0)).masked_fill(~good, math.inf)
 
 
-def _positive(*parameters: Tensor) -> Tensor:
-    good = parameters[0] > 0
-    for parameter in parameters[1:]:
-        good = good & (parameter > 0)
-    return good
+def _gamma(p: Parameters, q: Parameters, alpha: float) -> Tensor:
+    shape, rate = p.concentration, p.rate
+    return _gamma_order(shape, q.concentration - shape, (q.rate - rate) / rate, alpha)
 
 
-def _gamma_normaliser(shape: Tensor, rate: Tensor) -> Tensor:
-    return shape.lgamma() - shape * rate.log()
+def _exponential(p: Parameters, q: Parameters, alpha: float) -> Tensor:
+    one = torch.ones_like(p.rate)
+    return _gamma_order(one, torch.zeros_like(q.rate), (q.rate - p.rate) / p.rate, alpha)
 
 
-def _beta_normaliser(one: Tensor, zero: Tensor) -> Tensor:
-    return one.lgamma() + zero.lgamma() - (one + zero).lgamma()
+def _gamma_order(shape: Tensor, step: Tensor, rate_step: Tensor, alpha: float) -> Tensor:
+    """As for two Gammas: step is a_q − a_p, rate_step is relative, b_q/b_p − 1."""
+    good = (shape + (1 - alpha) * step > 0) & ((1 - alpha) * rate_step > -1)
+    safe_step, safe_rate = (torch.where(good, s, 0) for s in (step, rate_step))
+
+    def kl(first: float, second: float) -> Tensor:
+        log_rate = torch.log1p(second * safe_rate) - torch.log1p(first * safe_rate)
+        near = (second - first) * safe_rate / (1 + first * safe_rate)
+        log_rate = torch.where(near.abs() < 0.5, near.clamp(min=-0.9).log1p(), log_rate)
+        return gamma_kl_of_steps(shape + first * safe_step, (second - first) * safe_step, log_rate)
+
+    return _from_kls(alpha, kl, good)
 
 
-_gamma = _exponential_family(_gamma_normaliser, _positive, "concentration", "rate")
+def _beta(p: Parameters, q: Parameters, alpha: float) -> Tensor:
+    first, second = (torch.stack([d.concentration1, d.concentration0], -1) for d in (p, q))
+    return _dirichlet_order(first, second - first, alpha)
 
 
-def _inverse_gamma(p: Any, q: Any, alpha: float) -> Tensor:
-    return _gamma(p.base_dist, q.base_dist, alpha)
+def _dirichlet(p: Parameters, q: Parameters, alpha: float) -> Tensor:
+    return _dirichlet_order(p.concentration, q.concentration - p.concentration, alpha)
 
 
-def _dirichlet(p: Any, q: Any, alpha: float) -> Tensor:
-    def formula(first: Tensor, second: Tensor) -> Tensor:
-        mixed = alpha * first + (1 - alpha) * second
-        good = (mixed > 0).all(-1)
-        mixed = torch.where(good[..., None], mixed, first)
-        parts = [c.lgamma().sum(-1) - c.sum(-1).lgamma() for c in (mixed, first, second)]
-        value = (parts[0] - alpha * parts[1] - (1 - alpha) * parts[2]) / (alpha - 1)
-        return value.masked_fill(~good, math.inf)
+def _dirichlet_order(p: Tensor, steps: Tensor, alpha: float) -> Tensor:
+    good = (p + (1 - alpha) * steps > 0).all(-1)
+    safe = torch.where(good[..., None], steps, 0)
 
-    return on("concentration", double=True)(formula)(p, q)
+    def kl(first: float, second: float) -> Tensor:
+        return dirichlet_kl_of_steps(p + first * safe, (second - first) * safe)
+
+    return _from_kls(alpha, kl, good)
 
 
-def _poisson(p: Any, q: Any, alpha: float) -> Tensor:
-    """`[λ^α μ^(1−α) − α λ − (1 − α) μ] / (α − 1)`; a rate of 0 is a point mass at 0."""
-
-    def formula(first: Tensor, second: Tensor) -> Tensor:
-        power = torch.xlogy(alpha, first) + (1 - alpha) * second.log()
-        mixed = torch.where(first > 0, power.exp(), 0)
-        return (mixed - alpha * first - (1 - alpha) * second) / (alpha - 1)
-
-    return on("rate", double=True)(formula)(p, q)
+def _poisson(p: Parameters, q: Parameters, alpha: float) -> Tensor:
+    """`[λ^α μ^(1−α) − α λ − (1 − α) μ] / (α − 1)`, a table's term; a rate of 0 is a point mass."""
+    rates = torch.broadcast_tensors(p.rate, q.rate)  # type: ignore[no-untyped-call]
+    first, second = (Table(rate[..., None], by_mass=True) for rate in rates)
+    return alpha_sum(first, second, alpha)
 
 
 def _table(p: Any, q: Any, alpha: float) -> Tensor:
-    return renyi_sum(*tables_of(p, q), alpha)
+    return renyi_sum(*tables_of(p, q), alpha).to(result_dtype(p, q))
 
 
 def _gaussian(p: Any, q: Any, alpha: float) -> Tensor:
-    """`α/2 δᵀS⁻¹δ − [log|S| − (1 − α) log|Σ_p| − α log|Σ_q|]/(2(α − 1))`, S = (1−α)Σ_p + αΣ_q."""
+    """`α/2 δᵀS⁻¹δ`, S = (1 − α)Σ_p + αΣ_q, and `_normals` over the eigenvalues of `Σ_q⁻¹Σ_p`."""
     first, second = gaussian_of(p), gaussian_of(q)
     if first is None or second is None:
         raise ArgumentTypeError(message("p and q", "Gaussians over one vector axis", f"{p}, {q}"))
+    dtype = torch.promote_types(first.loc.dtype, second.loc.dtype)
+    first, second = first.double(), second.double()
+    gap = first.loc - second.loc
     if not (first.full or second.full):
-        return _normal(first.loc, first.scale, second.loc, second.scale, alpha).sum(-1)
-    dense_p, dense_q = first.dense().double(), second.dense().double()
-    total = (1 - alpha) * dense_p @ dense_p.mT + alpha * dense_q @ dense_q.mT
-    tril, info = torch.linalg.cholesky_ex(total)
-    good = info == 0
-    tril = torch.where(good[..., None, None], tril, dense_p)
-    gap = (first.loc - second.loc).double()[..., None]
-    squares = solve_lower(tril, gap).square().sum((-1, -2))
-    dets = [log_diagonal(t) for t in (tril, dense_p, dense_q)]
-    rest = (dets[0] - (1 - alpha) * dets[1] - alpha * dets[2]) / (alpha - 1)
-    value = (alpha / 2 * squares - rest).masked_fill(~good, math.inf)
-    return value.to(torch.promote_types(first.loc.dtype, second.loc.dtype))
+        log_steps = 2 * log_ratio(first.scale, second.scale)
+        return _normals(gap / second.scale, log_steps, alpha).sum(-1).to(dtype)
+    dense = second.dense()
+    step = solve_lower(dense, first.dense() - dense)
+    eigenvalues = torch.linalg.eigvalsh(step + step.mT + step @ step.mT)
+    good = ((1 - alpha) * eigenvalues > -1).all(-1)
+    log_steps = torch.where(good[..., None], eigenvalues, 0).clamp(min=-1 + 1e-16).log1p()
+    rest = _normals(torch.zeros_like(log_steps), log_steps, alpha).sum(-1)
+    total = (1 - alpha) * first.dense() @ first.dense().mT + alpha * dense @ dense.mT
+    tril = torch.linalg.cholesky_ex(torch.where(good[..., None, None], total, dense @ dense.mT))[0]
+    squares = solve_lower(tril, gap[..., None]).square().sum((-1, -2))
+    return (alpha / 2 * squares + rest).masked_fill(~good, math.inf).to(dtype)
 
 
-def _normal(loc_p: Tensor, scale_p: Tensor, loc_q: Tensor, scale_q: Tensor, alpha: float) -> Tensor:
-    ratio = (scale_p / scale_q).double()
-    mixed = (1 - alpha) * ratio**2 + alpha  # the mixed variance, in units of q's
-    good = mixed > 0
-    mixed = torch.where(good, mixed, 1)
-    squares = ((loc_p - loc_q).double() / scale_q.double()) ** 2 / mixed
-    rest = (mixed.log() / 2 - (1 - alpha) * ratio.log()) / (alpha - 1)
-    return (alpha / 2 * squares - rest).masked_fill(~good, math.inf).to(loc_p.dtype)
+def _normals(gap: Tensor, log_step: Tensor, alpha: float) -> Tensor:
+    """Return `D_α` of Normals: gap = (μ_p − μ_q)/σ_q, log_step = log σ_p²/σ_q²."""
+    surplus = (1 - alpha) * torch.expm1(log_step)
+    good = surplus > -1  # 1 + surplus is the mixed variance, in units of q's
+    mixed = torch.log1p(torch.where(good, surplus, 0))
+    if alpha < 1:
+        shares = alpha * log_excess(-mixed) + (1 - alpha) * log_excess(log_step - mixed)
+        rest = shares / (1 - alpha)
+    else:
+        rest = log_excess(mixed) / (alpha - 1) + log_excess(log_step)
+    value = 0.5 * (alpha * gap**2 * torch.exp(-mixed) + rest)
+    return value.masked_fill(~good, math.inf)
 
 
-def _scalar_normal(p: Any, q: Any, alpha: float) -> Tensor:
-    return _normal(p.loc, p.scale, q.loc, q.scale, alpha)
+def _normal(p: Parameters, q: Parameters, alpha: float) -> Tensor:
+    return _normals((p.loc - q.loc) / q.scale, 2 * log_ratio(p.scale, q.scale), alpha)
 
 
-_EXPONENTIAL = "exponential family: its log-normaliser at the mixed parameter"
+def _with_order(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda p, q, alpha: in_float64(lambda a, b: formula(a, b, alpha))(p, q)
+
+
+_EXPONENTIAL = "exponential family: KLs to the mixed parameter"
 _GIL = "Gil, Alajaji and Linder 2013"
+_TABLE = "the sum itself, `tables.renyi`"
+_DENSE = (families.MultivariateNormal, families.Independent)
 
 RENYI: dict[tuple[type, type], Pair] = {
-    (families.Normal, families.Normal): Pair(_scalar_normal, _GIL),
-    (families.MultivariateNormal, families.MultivariateNormal): Pair(_gaussian, _GIL),
-    (families.Independent, families.MultivariateNormal): Pair(_gaussian, _GIL),
-    (families.MultivariateNormal, families.Independent): Pair(_gaussian, _GIL),
-    (families.Exponential, families.Exponential): Pair(
-        _exponential_family(lambda rate: -rate.log(), _positive, "rate"), _EXPONENTIAL
-    ),
-    (families.Gamma, families.Gamma): Pair(_gamma, _EXPONENTIAL),
-    (families.InverseGamma, families.InverseGamma): Pair(_inverse_gamma, "Gamma, of 1/x"),
-    (families.Beta, families.Beta): Pair(
-        _exponential_family(_beta_normaliser, _positive, "concentration1", "concentration0"),
-        _EXPONENTIAL,
-    ),
-    (families.Dirichlet, families.Dirichlet): Pair(_dirichlet, _EXPONENTIAL),
-    (families.Poisson, families.Poisson): Pair(_poisson, _EXPONENTIAL),
-    (families.Bernoulli, families.Bernoulli): Pair(_table, "the sum itself, `tables.renyi`"),
-    (families.Categorical, families.Categorical): Pair(_table, "the sum itself, `tables.renyi`"),
-    (families.OneHotCategorical, families.OneHotCategorical): Pair(
-        _table, "the sum itself, `tables.renyi`"
-    ),
+    (families.Normal, families.Normal): Pair(_with_order(_normal), _GIL),
+    **{
+        (p, q): Pair(_gaussian, _GIL, not_gaussian)
+        for p in _DENSE
+        for q in _DENSE
+        if (p, q) != (families.Independent, families.Independent)
+    },
+    (families.Exponential, families.Exponential): Pair(_with_order(_exponential), _EXPONENTIAL),
+    (families.Gamma, families.Gamma): Pair(_with_order(_gamma), _EXPONENTIAL),
+    (families.InverseGamma, families.InverseGamma): Pair(_with_order(_gamma), "Gamma, of 1/x"),
+    (families.Beta, families.Beta): Pair(_with_order(_beta), _EXPONENTIAL),
+    (families.Dirichlet, families.Dirichlet): Pair(_with_order(_dirichlet), _EXPONENTIAL),
+    (families.Poisson, families.Poisson): Pair(_with_order(_poisson), _EXPONENTIAL),
+    **{
+        (family, family): Pair(_table, _TABLE)
+        for family in (families.Bernoulli, families.Categorical, families.OneHotCategorical)
+    },
 }

@@ -1,6 +1,7 @@
 """What a closed form between two families is: a function of two distributions, and its source.
 
-Which to use: `Pair` to hold one; `on` to write one as a function of parameters.
+Which to use: `Pair` to hold one; `in_float64` around a formula of the two distributions'
+parameters.
 """
 
 from collections.abc import Callable
@@ -10,37 +11,57 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Pair", "on"]
+__all__ = ["Pair", "Parameters", "in_float64"]
+
+
+def _never(*distributions: Any) -> Exception | None:
+    return None
 
 
 class Pair(NamedTuple):
-    """A closed form `function(p, q) → [*batch]` in nats, and the reference it was taken from."""
+    """A closed form `function(p, q) → [*batch]` in nats, and the reference it was taken from.
+
+    refuses: `refuses(p, q)` returns None where the formula holds for these two distributions, else
+    the error that says why not (unequal counts, transforms that differ).
+    """
 
     function: Callable[..., Tensor]
     source: str
+    refuses: Callable[..., Exception | None] = _never
 
 
-def on(*names: str, double: bool = False) -> Callable[..., Callable[[Any, Any], Tensor]]:
-    """Turn `f(p's parameters, q's parameters)` into a function of two distributions.
+class Parameters:
+    """A distribution whose float parameters read as float64 (where the device has it).
 
-    double: compute in float64 where the device has it, and return the parameters' own dtype. The
-    formulas that subtract log-gamma values lose all float32 digits otherwise.
+    `given` is the distribution itself.
+
+    >>> Parameters(torch.distributions.Exponential(torch.tensor(4.0))).rate
+    tensor(4., dtype=torch.float64)
+    """
+
+    def __init__(self, distribution: Any) -> None:
+        self.given, self.dtypes = distribution, set[torch.dtype]()
+
+    def __getattr__(self, name: str) -> Tensor:
+        value: Tensor = getattr(self.given, name)
+        self.dtypes.add(value.dtype)
+        return value if value.device.type == "mps" else value.double()
+
+
+def in_float64(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return `formula` with every parameter it reads in float64, its value in their own dtype.
 
     >>> from torch.distributions import Exponential
     >>> slow, fast = Exponential(torch.tensor(1.0)), Exponential(torch.tensor(4.0))
-    >>> on("rate")(lambda p, q: p / q)(slow, fast)
+    >>> in_float64(lambda p, q: p.rate / q.rate)(slow, fast)
     tensor(0.2500)
     """
 
-    def wrap(function: Callable[..., Tensor]) -> Callable[[Any, Any], Tensor]:
-        def pair(p: Any, q: Any) -> Tensor:
-            parameters = [getattr(d, name) for d in (p, q) for name in names]
-            if not double or parameters[0].device.type == "mps":
-                return function(*parameters)
-            dtype = reduce(torch.promote_types, (t.dtype for t in parameters))
-            return function(*(t.double() for t in parameters)).to(dtype)
+    def widened(*distributions: Any) -> Tensor:
+        both = [Parameters(d) for d in distributions]
+        value = formula(*both)
+        dtypes = set[torch.dtype]().union(*(d.dtypes for d in both))
+        return value.to(reduce(torch.promote_types, dtypes)) if dtypes else value
 
-        pair.__doc__ = function.__doc__
-        return pair
-
-    return wrap
+    widened.__doc__ = formula.__doc__
+    return widened

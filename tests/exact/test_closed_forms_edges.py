@@ -1,0 +1,276 @@
+"""Closed forms: the values of bug reports, logits, supports' ends, LKJ, entropies, Renyi orders."""
+
+import math
+import random
+
+import mpmath as mp
+import pytest
+import torch
+import torch.distributions as D
+
+from kullback.exact import closed_forms, quadrature, tables
+from kullback.exact.families.crossed import beta_negentropy, gamma_negentropy
+from textbook import P, bernoulli, kl, low_rank, table
+
+INF = math.inf
+
+
+def f(*values):
+    return torch.tensor(values if len(values) > 1 else values[0])
+
+
+def t(*values):
+    return torch.tensor(values if len(values) > 1 else values[0], dtype=torch.float64)
+
+
+UNIFORM, FAR = D.Uniform(f(0.2), f(0.8)), D.Gumbel(f(218.0), f(0.49))
+REPORTED = [  # p, q, the value of quadrature in the precision of the parameters
+    (D.Gamma(f(1e5), f(1.0)), D.Normal(f(1e5), f(316.0)), 3.85e-6, 5e-3),
+    (D.Beta(f(500.0), f(500.0)), D.Normal(f(0.5), f(0.0158)), 8.0e-7, 2e-2),
+    (
+        D.Gamma(t(94708.8), t(0.0929)),
+        D.Gumbel(t(9625.05), t(1.0007)),
+        1009129.43,
+        1e-3,
+    ),
+    (UNIFORM, FAR, INF, 0),
+    (D.Uniform(t(0.2), t(0.8)), D.Gumbel(t(218.0), t(0.49)), 6.3e192, 0.3),
+]
+
+
+@pytest.mark.parametrize(("p", "q", "truth", "relative"), REPORTED)
+def test_values_of_bug_reports(p, q, truth, relative):
+    value = closed_forms.kl(p, q).item()
+    assert value == truth or abs(value - truth) <= relative * truth
+
+
+def test_negentropies_tend_to_their_leading_terms():
+    """J of Gamma(a) is 1/(3a) and of Beta(a, a) 3/(4n²), n = 2a, up to the next order."""
+    assert gamma_negentropy(t(1e6)).item() == pytest.approx(1 / 3e6, rel=1e-6)
+    assert beta_negentropy(t(1e6), t(1e6)).item() == pytest.approx(0.75 / 4e12, rel=3e-6)
+
+
+LOGITS = [
+    (lambda x: D.Bernoulli(logits=x), 1.0),
+    (lambda x: D.Binomial(7, logits=x), 7.0),
+    (lambda x: D.Geometric(logits=x), None),
+    (lambda x: D.NegativeBinomial(t(2.5), logits=x), None),
+]
+
+
+@pytest.mark.parametrize(("build", "trials"), LOGITS)
+def test_odds_given_as_logits_from_near_and_far(build, trials):
+    rng = random.Random(0)
+    for _ in range(24):
+        first = rng.uniform(-30, 30)
+        second = rng.choice((first * (1 + 10 ** rng.uniform(-12, -1)), rng.uniform(-30, 30)))
+        p, q = build(t(first)), build(t(second))
+        chances = [1 / (1 + mp.exp(-mp.mpf(v))) for v in (first, second)]
+        truth = bernoulli(chances[:1], chances[1:])
+        if trials is None:
+            missed = 1 - chances[0]
+            truth *= 2.5 / missed if isinstance(p, D.NegativeBinomial) else 1 / chances[0]
+        else:
+            truth *= trials
+        assert closed_forms.kl(p, q).item() == pytest.approx(float(truth), rel=1e-9)
+
+
+@pytest.mark.parametrize("delta", [1e-2, 1e-5, 1e-9, 1e-12])
+def test_tables_and_categoricals_that_nearly_agree(delta):
+    """Logits, probabilities and plain tables; a KL of 1e-25 keeps six digits."""
+    step = delta * torch.tensor([1.0, -0.4, 0.3, 0.9]).double()
+    logits = torch.tensor([0.3, -1.0, 2.0, 0.0]).double().log_softmax(-1)
+    p, q = D.Categorical(logits=logits), D.Categorical(logits=logits + step)
+    rows = [[mp.exp(mp.mpf(v)) for v in d.logits.tolist()] for d in (p, q)]
+    truth = float(table(*rows))
+    noise = 1e-15 / delta  # of the difference of the rounded logits, which rows are normalised by
+    assert closed_forms.kl(p, q).item() == pytest.approx(truth, rel=1e-6)
+    assert tables.kl(p.logits, q.logits, form="logits").item() == pytest.approx(
+        truth, rel=noise + 1e-6
+    )
+    assert tables.renyi(p.logits, q.logits, alpha=2.0, form="logits").item() == pytest.approx(
+        2 * truth, rel=noise + 3 * delta
+    )
+    masses = [torch.softmax(v, -1) for v in (logits, logits + step)]
+    truth = float(table(*[[mp.mpf(v) for v in row.tolist()] for row in masses]))
+    floor = 1e-32  # what a sum that is off by one eps adds
+    assert tables.kl(*masses).item() == pytest.approx(truth, rel=1e-6, abs=floor)
+    assert tables.kl(masses[0], masses[0]).item() == 0
+
+
+ENDS = [
+    (D.Uniform(t(0.0), t(1.0)), D.Uniform(t(0.0), t(0.5)), INF),
+    (D.Uniform(t(-0.1), t(1.0)), D.Beta(t(2.0), t(2.0)), INF),
+    (D.Uniform(t(0.0), t(1.0)), D.Beta(t(1.0), t(1.0)), 0.0),
+    (D.Beta(t(1.0), t(1.0)), D.Uniform(t(0.0), t(1.0)), 0.0),
+    (D.ContinuousBernoulli(t(0.5)), D.Uniform(t(0.0), t(1.0)), 0.0),
+    (D.Pareto(t(1.0), t(2.0)), D.Pareto(t(2.0), t(2.0)), INF),
+    (D.Pareto(t(1.0), t(1.0)), D.Exponential(t(1.0)), INF),
+    (D.Pareto(t(1.0), t(2.0)), D.Normal(t(1.0), t(1.0)), INF),
+    (D.Uniform(t(-1.0), t(1.0)), D.Gamma(t(1.0), t(1.0)), INF),
+    (D.Bernoulli(t(0.5)), D.Poisson(t(0.0)), INF),
+    (D.Bernoulli(t(0.0)), D.Poisson(t(1.0)), 1.0),
+    (D.Exponential(t(3.0)), D.Gamma(t(1.0), t(3.0)), 0.0),
+    (D.Categorical(t(1.0, 0.0)), D.Categorical(t(0.0, 1.0)), INF),
+    (D.NegativeBinomial(t(0.0), t(0.5)), D.NegativeBinomial(t(0.0), t(0.1)), 0.0),
+]
+
+
+@pytest.mark.parametrize(("p", "q", "truth"), ENDS)
+def test_supports_ends(p, q, truth):
+    assert closed_forms.kl(p, q).item() == truth
+
+
+def test_lkj_in_two_dimensions_against_quadrature():
+    for eta_p, eta_q in ((1.5, 3.0), (2.0, 1.0), (5.0, 5.5)):
+        p, q = D.LKJCholesky(2, t(eta_p)), D.LKJCholesky(2, t(eta_q))
+
+        truth = quadrature.kl(
+            lambda z, d=p: d.log_prob(factors(angle(z))) + jacobian(z),
+            lambda z, d=q: d.log_prob(factors(angle(z))) + jacobian(z),
+            lower=0.0,
+            upper=1.0,
+            nodes=300,
+        )
+        assert closed_forms.kl(p, q).item() == pytest.approx(truth.item(), rel=1e-9)
+
+
+def angle(z):
+    return torch.cos(math.pi * z[:, 0])
+
+
+def jacobian(z):
+    return torch.log(math.pi * torch.sin(math.pi * z[:, 0]))
+
+
+def factors(correlation):
+    zero, one = torch.zeros_like(correlation), torch.ones_like(correlation)
+    rows = [
+        torch.stack(row, -1) for row in ((one, zero), (correlation, (1 - correlation**2).sqrt()))
+    ]
+    return torch.stack(rows, -2)
+
+
+def test_lkj_in_three_dimensions_against_quadrature():
+    """Over w₂₁ = sin a and the disc of (w₃₁, w₃₂), where only the radius changes the density."""
+    p, q = D.LKJCholesky(3, t(1.5)), D.LKJCholesky(3, t(4.0))
+    points, log_weights = quadrature.grid((-math.pi / 2, 0.0), (math.pi / 2, math.pi / 2), nodes=60)
+    first, radius = points.sin().unbind(-1)
+    zero, one = torch.zeros_like(first), torch.ones_like(first)
+    rows = (
+        (one, zero, zero),
+        (first, points[:, 0].cos(), zero),
+        (radius, zero, points[:, 1].cos()),
+    )
+    z = torch.stack([torch.stack(row, -1) for row in rows], -2)
+    slopes = points.cos().log().sum(-1) + torch.log(2 * math.pi * radius)
+    log_p = p.log_prob(z) + slopes + log_weights
+    assert log_p.exp().sum().item() == pytest.approx(1.0, rel=1e-9)
+    truth = (log_p.exp() * (p.log_prob(z) - q.log_prob(z))).sum()
+    assert closed_forms.kl(p, q).item() == pytest.approx(truth.item(), rel=1e-9)
+
+
+def test_lkj_in_batches_and_one_dimension():
+    wide = closed_forms.kl(D.LKJCholesky(4, t(1.0, 2.0)), D.LKJCholesky(4, t(3.0)))
+    each = [closed_forms.kl(D.LKJCholesky(4, t(v)), D.LKJCholesky(4, t(3.0))) for v in (1.0, 2.0)]
+    torch.testing.assert_close(wide, torch.stack(each))
+    with pytest.raises(ValueError, match="the same event shape"):
+        closed_forms.kl(D.LKJCholesky(4, t(1.0)), D.LKJCholesky(3, t(1.0)))
+
+
+SHAPES = {"Gamma": (D.Gamma, 2), "Beta": (D.Beta, 2), "Gumbel": (D.Gumbel, 2)}
+SHAPES |= {"Exponential": (D.Exponential, 1), "Pareto": (D.Pareto, 2), "Laplace": (D.Laplace, 2)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", SHAPES)
+def test_entropies_against_their_textbooks(name, dtype):
+    """Within 1e-6 of the value, or of 1 where the value is near 0."""
+    build, count = SHAPES[name]
+    rng = random.Random(name)
+    for _ in range(20):
+        given = [torch.tensor(10 ** rng.uniform(-6, 6), dtype=dtype) for _ in range(count)]
+        truth = float(P[name](*(mp.mpf(v.item()) for v in given)).entropy)
+        value = closed_forms.entropy(build(*given))
+        assert value.dtype == dtype
+        assert abs(value.item() - truth) <= 1e-6 * max(1.0, abs(truth))
+
+
+ENTROPIES = [
+    D.HalfNormal(t(2.0)),
+    D.HalfCauchy(t(2.0)),
+    D.Cauchy(t(1.0), t(2.0)),
+    D.Weibull(t(2.0), t(3.0)),
+    D.LogNormal(t(1.0), t(2.0)),
+    D.InverseGamma(t(3.0), t(2.0)),
+    D.Dirichlet(t(2.0, 0.5, 3.0)),
+    D.ContinuousBernoulli(t(0.3)),
+    D.Geometric(t(0.3)),
+    D.MultivariateNormal(t(0.0, 1.0), scale_tril=t(1.0, 0.0, 0.5, 2.0).reshape(2, 2)),
+    D.StudentT(t(3.0), t(0.0), t(2.0)),
+]
+
+
+@pytest.mark.parametrize("p", ENTROPIES)
+def test_entropies_agree_with_torch_where_torch_is_right(p):
+    found = closed_forms.find_entropy(p)
+    torch.testing.assert_close(found.function(p), p.entropy(), rtol=1e-12, atol=1e-12)
+
+
+def log_normaliser(name, theta):
+    if name == "Gamma":
+        return mp.loggamma(theta[0]) - theta[0] * mp.log(theta[1])
+    if name == "Exponential":
+        return -mp.log(theta[0])
+    return sum(mp.loggamma(v) for v in theta) - mp.loggamma(sum(theta))
+
+
+@pytest.mark.parametrize("order", [0.3, 0.999, 1.5, 2.0, 7.0])
+@pytest.mark.parametrize("name", ["Gamma", "Exponential", "Beta"])
+def test_renyi_against_the_log_normalisers(name, order):
+    build, count = SHAPES[name]
+    rng, alpha = random.Random(f"{name}{order}"), mp.mpf(order)
+    for k in range(16):
+        p = [10 ** rng.uniform(-3, 5) for _ in range(count)]
+        spread = 10 ** rng.uniform(-10, -1) if k % 2 else 1.0
+        q = [v * (1 + spread * rng.uniform(-0.9, 0.9)) for v in p]
+        thetas = [[mp.mpf(v) for v in values] for values in (p, q)]
+        mixed = [alpha * a + (1 - alpha) * b for a, b in zip(*thetas, strict=True)]
+        value = closed_forms.renyi(*(build(*map(t, v)) for v in (p, q)), alpha=order).item()
+        if min(mixed) <= 0:
+            assert value == INF
+            continue
+        parts = [log_normaliser(name, v) for v in (mixed, *thetas)]
+        truth = float((parts[0] - alpha * parts[1] - (1 - alpha) * parts[2]) / (alpha - 1))
+        assert value == pytest.approx(truth, rel=1e-6)
+
+
+@pytest.mark.parametrize("order", [0.3, 0.999, 1.5, 2.0])
+def test_renyi_of_gaussians_that_nearly_agree(order):
+    """`α δ²/(2 v) + [log v_m − (1 − α) log v_p − α log v_q]/(2(1 − α))`, in mpmath."""
+    for delta in (1e-1, 1e-4, 1e-8, 1e-12):
+        p, q = (0.3, 1.7), (0.3 * (1 + delta), 1.7 * (1 - delta))
+        (m1, s1), (m2, s2) = ([mp.mpf(v) for v in values] for values in (p, q))
+        alpha = mp.mpf(order)
+        mixed = (1 - alpha) * s1**2 + alpha * s2**2
+        logs = mp.log(mixed) - 2 * (1 - alpha) * mp.log(s1) - 2 * alpha * mp.log(s2)
+        truth = float(alpha * (m1 - m2) ** 2 / (2 * mixed) + logs / (2 * (1 - alpha)))
+        normals = [D.Normal(t(m), t(s)) for m, s in (p, q)]
+        assert closed_forms.renyi(*normals, alpha=order).item() == pytest.approx(truth, rel=1e-6)
+        full = [D.MultivariateNormal(t(m)[None], scale_tril=t(s)[None, None]) for m, s in (p, q)]
+        found = closed_forms.renyi(*full, alpha=order).item()
+        assert found == pytest.approx(truth, rel=max(1e-6, 1e-15 / delta))
+
+
+@pytest.mark.parametrize("large", [1.0, 1e2, 1e3])
+@pytest.mark.parametrize("delta", [0.5, 1e-2, 1e-6, 1e-10])
+def test_low_rank_where_the_factor_is_far_above_the_diagonal(large, delta):
+    """Condition numbers of `large³`, to 1e9: within 1e-6, or twenty times that times eps."""
+    rng = random.Random(f"{large}{delta}")
+    p = [rng.gauss(0, 1) * size for size in (1, 1, 1, large, large, large)]
+    p += [rng.uniform(0.5, 2) / large for _ in range(3)]
+    q = [v * (1 + delta * rng.uniform(-1, 1)) for v in p]
+    name = "LowRankMultivariateNormal"
+    truth = kl(name, name, *([mp.mpf(v) for v in values] for values in (p, q)))
+    value = closed_forms.kl(*(low_rank(*map(t, values)) for values in (p, q))).item()
+    assert value == pytest.approx(float(truth), rel=max(1e-6, 20 * large**3 * 2.3e-16))
