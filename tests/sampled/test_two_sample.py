@@ -463,6 +463,8 @@ def test_refusals(call, error, text):
 
 def test_the_estimate_is_of_the_right_size_far_out():
     """Disjoint samples: large and finite, never an infinity that draws alone cannot show."""
+    js = js_from_draws(*pair(0, shift=1000.0))
+    assert 0 < abs(js.value - math.log(2.0)) < js.standard_error < 0.01
     found = kl_from_draws(*pair(0, shift=1000.0))
     assert 5 < found.value < 100
 

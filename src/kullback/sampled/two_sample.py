@@ -102,7 +102,8 @@ def kl_from_draws(
     if method == "classifier":
         return _told(_bounded(*held_out_log_ratio(*_shuffled(dealer, x, y)), kind="kl"), draws)
     fewer = min(x.shape[-2], y.shape[-2])
-    most = min(limits.MOST_NEIGHBOURS, fewer // limits.NEIGHBOURS_SHARE)
+    most = max(limits.LEAST_NEIGHBOURS, fewer // limits.NEIGHBOURS_SHARE)
+    most = min(most, limits.MOST_NEIGHBOURS)
 
     def extrapolated(a: Tensor, b: Tensor) -> Tensor:
         return extrapolated_kl(a, b, most=most)
@@ -153,6 +154,8 @@ def js_from_draws(
     if x.shape[-2] != y.shape[-2]:
         x, y = (_dealt([z], 1, dealer)[0].squeeze(-3) for z in (x, y))
     found = _subsampled(lambda a, b: js_neighbours(a, b, k=neighbours), [[x], [y]], dealer)
+    # where no x is near a y the terms are one number; an overlap that one draw in n meets is unseen
+    found = found._replace(error=torch.hypot(found.error, torch.tensor(1.0 / found.draws)))
     doubts = [_high_dimension(found, x.shape[-1], limits.MOST_DIMENSIONS_JS)]
     return _told(_estimate(found, doubts, _BALANCED, most=math.log(2.0)), draws)
 
