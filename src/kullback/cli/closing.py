@@ -27,10 +27,7 @@ def data_of(run: Path, source: str | None = None) -> "Dataset":
     config = read_json(run / "config.json")
     if not isinstance(config, dict) or "data" not in config:
         raise DataError(f"{run / 'config.json'}: says nothing about data. Try: --data")
-    protocol = dict(config["data"])
-    if source is not None:
-        protocol |= {"source": source, "size": protocol["event_shape"][1:] or None}
-    return reload(protocol)
+    return reload(config["data"], source=source)
 
 
 def measure(model: "VAE", data: "Dataset", draws: int | None, seed: int) -> "Evaluation":

@@ -35,9 +35,16 @@ class DataOptions:
     ] = "crop"
     channels: Annotated[str, _help("auto, grey or rgb.")] = "auto"
     binarize: Annotated[str, _help("none, static (once) or dynamic (afresh every epoch).")] = "none"
+    levels: Annotated[
+        str, _help("auto (found in the values), none (a density), or quantise to so many: 256.")
+    ] = "auto"
     test_fraction: Annotated[Real, _help("Share kept for testing when the data have no split.")] = (
         0.1
     )
+
+    def parsed_levels(self) -> int | str:
+        """Return --levels as the library takes it."""
+        return int(self.levels) if self.levels.isdigit() else self.levels
 
     def parsed_size(self) -> int | tuple[int, int] | None:
         """Return --size as the library takes it."""

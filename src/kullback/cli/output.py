@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kullback.core import ArgumentValueError
 from kullback.core.files import write_atomic
-from kullback.data import binarize, load_images
+from kullback.data import Grid, binarize, load_images
 from kullback.report import pictures
 from kullback.vae import VAE
 
@@ -33,6 +33,8 @@ def images_for(
             event_shape=model.spec.event_shape,
             progress=update,
             say=lambda t: say(f"note: {t}"),
+            kind=model.spec.kind,
+            grid=None if model.spec.grid is None else Grid.from_dict(model.spec.grid),
         )
     x, names = x[:most], names[:most]
     if model.spec.kind == "binary" and x.dtype == torch.uint8 and int(x.max()) > 1:
@@ -61,11 +63,19 @@ def save_images(x: Tensor, out: Path, *, model: VAE, force: bool) -> None:
     """Write images as one PNG grid, or as numbers when the file is called .npy."""
     if out.suffix.lower() == ".npy":
         buffer = io.BytesIO()
-        np.save(buffer, x.numpy())
+        np.save(buffer, in_units(x, model))
         write_atomic(out, buffer.getvalue())
         return
     kind = model.spec.kind if model.spec else ""
-    pictures.save(pictures.grid(x, kind=kind), out, overwrite=force)
+    levels = model.spec.levels if model.spec else 256
+    pictures.save(pictures.grid(x, kind=kind, levels=levels), out, overwrite=force)
+
+
+def in_units(x: Tensor, model: VAE) -> Any:
+    """Return x in the caller's units: values where the model has levels of a grid, else x."""
+    if model.spec is None or model.spec.grid is None:
+        return x.numpy()
+    return Grid.from_dict(model.spec.grid).values_of(x.numpy()).astype(np.float32)
 
 
 def save_arrays(out: Path, arrays: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ def reconstruct(
 
     model = VAE.load(run)
     x, _ = images_for(model, data, most=n)
-    pair = pictures.pairs(x, reconstructions(model, x), kind=model.spec.kind if model.spec else "")
+    kind, levels = (model.spec.kind, model.spec.levels) if model.spec else ("", 256)
+    pair = pictures.pairs(x, reconstructions(model, x), kind=kind, levels=levels)
     pictures.save(pair, out, overwrite=force)
     say(f"{len(x)} images above their reconstructions: {out}")

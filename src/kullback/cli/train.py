@@ -111,6 +111,7 @@ def _read(source: str, reading: DataOptions, seed: int) -> "Dataset":
         "channels": reading.channels,
         "binarize": reading.binarize,
         "test_fraction": reading.test_fraction,
+        "levels": reading.parsed_levels(),
     }
     with bar("reading") as update:
         dataset = load(source, size=reading.parsed_size(), seed=seed, progress=update, **settings)

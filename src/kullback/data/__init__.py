@@ -7,6 +7,7 @@ bits; `describe_protocol` for the one line that belongs beside every figure.
 
 from .binary import binarize
 from .dataset import Dataset, describe_protocol
+from .grid import Grid
 from .loading import load, load_images, reload
 
-__all__ = ["Dataset", "binarize", "describe_protocol", "load", "load_images", "reload"]
+__all__ = ["Dataset", "Grid", "binarize", "describe_protocol", "load", "load_images", "reload"]

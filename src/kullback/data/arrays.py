@@ -3,6 +3,7 @@
 Which to use: `read_arrays`. Nothing is ever unpickled.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from kullback.core import DataError
 from kullback.core.checks import describe
 from kullback.core.numpy_files import DAMAGE, why
 
-from .examples import Examples, digests_of, plural
+from .examples import Examples, Reading, digests_of, plural
+from .grid import Grid, grid_of, is_shifted_grid, named, quantised
+from .limits import BIT_DEPTH_FROM, FEW_VALUES, MOST_LEVELS
 
 __all__ = ["read_arrays"]
 
@@ -21,21 +24,25 @@ _CHUNK = 1 << 20
 Named = dict[str, NDArray[Any]]
 
 
-def read_arrays(path: Path) -> Examples:
+def read_arrays(path: Path, how: Reading | None = None) -> Examples:
     """Read `.npy`, or `.npz` with x_train and x_test, or x_train alone, or exactly one array.
 
     `[N, H, W]`, `[N, H, W, C]` and `[N, C, H, W]` (C = 1 or 3; the second reading wins only when
-    the third is impossible) become `[N, C, H, W]`; `[N, D]` stays. bool and integers in 0..255
-    become uint8. Floats become uint8 when all are whole numbers 0..255 or all k/255 to rounding,
-    said in a note, and float32 otherwise. Raises `DataError`: damage, pickled objects, other
-    names, dtypes, shapes or ranges, NaN or infinity (naming the row).
+    the third is impossible) become `[N, C, H, W]`; `[N, D]` stays. Values on a grid of at most
+    65,536 equally spaced levels become those levels (uint8 for at most 256, else int32): bool,
+    integers, and floats such as k/255, (k/255 − ½)/½ or channels less a mean over a deviation,
+    to the rounding of their dtype. Other floats become float32. What was found is said in a note;
+    `how` may ask for another reading. Raises `DataError`: damage, pickled objects, other names,
+    dtypes, shapes or ranges, NaN or infinity (naming the row).
     """
+    how = how or Reading()
     arrays, notes = _load(path)
     laid_out = {name: _layout(array, f"{path}: {name}") for name, array in arrays.items()}
     _require_same_events(laid_out, path)
-    values = _to_levels(laid_out, path, notes)
+    values, grid = _to_levels(laid_out, path, notes, how)
     names = [f"{name}[{row}]" for name, array in arrays.items() for row in range(len(array))]
     examples = Examples(values, names, digests_of(values), notes=notes, split="rows by SHA-256")
+    examples.grid = grid
     if len(arrays) == 2:
         examples.split = "x_train and x_test"
         examples.is_test = np.arange(len(values)) >= len(arrays["x_train"])
@@ -93,10 +100,48 @@ def _require_same_events(arrays: Named, path: Path) -> None:
         raise DataError(f"{path}: expected x_train and x_test alike in shape and kind; got {found}")
 
 
-def _to_levels(arrays: Named, path: Path, notes: list[str]) -> NDArray[Any]:
-    """Join the arrays and bring them to uint8, or to float32 when they are continuous."""
+def _to_levels(
+    arrays: Named, path: Path, notes: list[str], how: Reading
+) -> tuple[NDArray[Any], Grid | None]:
+    """Join the arrays and bring them to levels with their grid, or to float32 without one."""
     parts = list(arrays.values())
+    if parts[0].dtype.kind == "f":
+        for name, array in arrays.items():
+            _require_finite(array, f"{path}: {name}")
+    if how.grid is not None:
+        return _on_known_grid(arrays, path, how.grid)
+    if how.levels == "none":
+        return _as_floats(parts, notes, how), None
+    if how.levels != "auto":
+        return quantised(np.concatenate(parts), int(how.levels), notes)
     if parts[0].dtype.kind != "f":
+        return _of_integers(arrays, path, notes, how)
+    whole = all(_is_whole(part) for part in _pieces(parts))
+    if whole and (how.rules == 1 or max(float(part.max()) for part in parts) >= BIT_DEPTH_FROM):
+        notes.append("floats that are whole numbers 0..255 read as 8-bit")
+        return np.concatenate([part.astype(np.uint8) for part in parts]), None
+    if all(_is_fraction(part) for part in _pieces(parts)) and (how.rules == 1 or not whole):
+        notes.append("floats that are k/255 read as 8-bit")
+        grid = None if how.rules == 1 else Grid(256, (0.0,), (1 / 255,))
+        return np.concatenate([_times_255(part) for part in parts]), grid
+    if how.rules == 1:
+        return _as_floats(parts, [], how), None
+    return _of_floats(arrays, path, notes, how)
+
+
+def _of_integers(
+    arrays: Named, path: Path, notes: list[str], how: Reading
+) -> tuple[NDArray[Any], Grid | None]:
+    """Bring integers to their levels: 0..255 as they are, others by the grid they lie on."""
+    parts = list(arrays.values())
+    low, high = min(int(part.min()) for part in parts), max(int(part.max()) for part in parts)
+    small = all(part.dtype in (np.uint8, np.bool_) for part in parts)
+    if low >= 0 and high <= 255 and (how.rules == 1 or small or high >= BIT_DEPTH_FROM):
+        return np.concatenate([part.astype(np.uint8) for part in parts]), None
+    _refuse_marks(arrays, path, low, high)
+    found = {int(value) for part in parts for value in np.unique(part)}
+    step = math.gcd(*(value - low for value in found)) or 1
+    if how.rules == 1 or (high - low) // step >= MOST_LEVELS:
         for name, array in arrays.items():
             low, high = int(array.min()), int(array.max())
             if low < 0 or high > 255:
@@ -104,15 +149,73 @@ def _to_levels(arrays: Named, path: Path, notes: list[str]) -> NDArray[Any]:
                 raise DataError(
                     f"{path}: {name}: expected integers in 0..255; got {low} to {high}. Try: {hint}"
                 )
-        return np.concatenate([part.astype(np.uint8) for part in parts])
-    for name, array in arrays.items():
-        _require_finite(array, f"{path}: {name}")
-    if all(_is_whole(part) for part in _pieces(parts)):
-        notes.append("floats that are whole numbers 0..255 read as 8-bit")
-        return np.concatenate([part.astype(np.uint8) for part in parts])
-    if all(_is_fraction(part) for part in _pieces(parts)):
-        notes.append("floats that are k/255 read as 8-bit")
-        return np.concatenate([_times_255(part) for part in parts])
+    grid = named(float(low), float(step), (high - low) // step)
+    notes.append(_said(grid))
+    return _levels_of(parts, grid, path), grid
+
+
+def _of_floats(
+    arrays: Named, path: Path, notes: list[str], how: Reading
+) -> tuple[NDArray[Any], Grid | None]:
+    """Bring floats to the levels of the grid they lie on, or to float32 when there is none."""
+    joined = np.concatenate(list(arrays.values()))
+    grid = grid_of(joined)
+    if (grid is None or grid.count > FEW_VALUES) and joined.ndim == 4:
+        finer = 0.0 if grid is None else 1.5 * min(grid.step)
+        if is_shifted_grid(joined, step=finer):
+            raise DataError(
+                f"{path}: expected levels or continuous values; got pixels whose levels are "
+                "equally spaced but begin elsewhere in every pixel, as after subtracting a mean "
+                "picture. Try: the pictures before that; or --levels none for a density anyway"
+            )
+    if grid is None:
+        return _as_floats([joined], notes, how), None
+    if joined.min() == -1 and all((piece == np.rint(piece)).all() for piece in _pieces([joined])):
+        _refuse_marks(arrays, path, -1, int(joined.max()))
+    notes.append(_said(grid))
+    return _levels_of([joined], grid, path), grid
+
+
+def _levels_of(parts: list[NDArray[Any]], grid: Grid, path: Path) -> NDArray[Any]:
+    try:
+        return np.concatenate([grid.levels_of(part) for part in parts])
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _on_known_grid(arrays: Named, path: Path, grid: Grid) -> tuple[NDArray[Any], Grid | None]:
+    """Bring values to the levels that a model knows; integers that fit may be levels already."""
+    parts = list(arrays.values())
+    try:
+        return np.concatenate([grid.levels_of(part) for part in parts]), grid
+    except DataError:
+        whole = all(part.dtype.kind in "bui" for part in parts)
+        if whole and all(part.min() >= 0 and part.max() < grid.count for part in parts):
+            return np.concatenate([part.astype(grid.dtype) for part in parts]), grid
+        return _levels_of(parts, grid, path), grid
+
+
+def _refuse_marks(arrays: Named, path: Path, low: int, high: int) -> None:
+    """Refuse −1 below counts or levels: the usual mark of a missing value."""
+    if low == -1 and high > 3:
+        marked = sum(int((array == -1).sum()) for array in arrays.values())
+        raise DataError(
+            f"{path}: {next(iter(arrays))}: expected integers in 0..255; got -1 to {high}; -1 "
+            f"stands in {plural(marked, 'place')}, which looks like a mark for missing values. "
+            f"Try: fill them in or leave those rows out; or --levels {high + 2} if -1 is a level"
+        )
+
+
+def _said(grid: Grid) -> str:
+    bits = (grid.count - 1).bit_length()
+    depth = f"{bits}-bit" if grid.count == 1 << bits and bits >= 8 else f"{grid.count:,} levels"
+    depth = "bits" if grid.count == 2 else depth
+    return f"values are {grid.describe()}: modelled as {depth}"
+
+
+def _as_floats(parts: list[NDArray[Any]], notes: list[str], how: Reading) -> NDArray[Any]:
+    if parts[0].dtype.kind != "f" and how.rules > 1:
+        notes.append("integers read as continuous values, as asked: figures are densities")
     return np.concatenate([part.astype(np.float32) for part in parts])
 
 

@@ -14,19 +14,22 @@ from torch import Tensor
 from kullback.core import DataError
 
 from .binary import binarize
+from .grid import Grid
 
 __all__ = ["Dataset", "Kind", "describe_protocol", "sha256_of"]
 
-Kind = Literal["binary", "8-bit", "continuous"]
+Kind = Literal["binary", "8-bit", "levels", "continuous"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
     """Training and test examples, whole, as a model sees them.
 
-    train, test: `[N, *event]` and `[M, *event]`, uint8, or float32 when kind is "continuous".
+    train, test: `[N, *event]` and `[M, *event]`: levels as uint8 (int32 when they are more than
+    256), or float32 when kind is "continuous".
     Images are `[N, C, H, W]`, vectors `[N, D]`.
-    kind: "binary" (values 0 and 1, or drawn so by `batch`), "8-bit" (0..255) or "continuous".
+    kind: "binary" (values 0 and 1, or drawn so by `batch`), "8-bit" (0..255), "levels"
+    (0..`levels` − 1, see `grid` for what they stand for) or "continuous".
     dynamic: `train` holds grey levels and every `batch` draws its bits afresh; `test` is
     binarised already, once, whenever kind is "binary".
     protocol: JSON-ready; see `describe_protocol`. train_names, test_names: one a row.
@@ -52,6 +55,18 @@ class Dataset:
     def event_shape(self) -> tuple[int, ...]:
         """The shape of one example: `(C, H, W)` or `(D,)`."""
         return tuple(self.train.shape[1:])
+
+    @property
+    def levels(self) -> int:
+        """How many levels the values have: 2, 256 or `protocol["levels"]`; 0 when continuous."""
+        fixed = {"binary": 2, "8-bit": 256, "continuous": 0}
+        return fixed[self.kind] if self.kind in fixed else int(self.protocol["levels"])
+
+    @property
+    def grid(self) -> Grid | None:
+        """What the levels stand for in the caller's units; None where they are those units."""
+        stored = self.protocol.get("grid")
+        return None if stored is None else Grid.from_dict(stored)
 
     def batch(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         """Gather training rows `[B, *event]` by `indices` `[B]`, with fresh bits when dynamic.
@@ -91,7 +106,9 @@ def describe_protocol(protocol: dict[str, Any]) -> str:
         parts = [f"{counts['train']:,} train / {counts['test']:,} test"]
         parts.append(_shape_in_words(protocol["event_shape"]))
         seeded = f"{binarised} binarisation (seed {protocol['seed']})"
-        parts.append(protocol["kind"] if binarised == "none" else seeded)
+        kind = protocol["kind"]
+        kind = f"{int(protocol['levels']):,} levels" if kind == "levels" else kind
+        parts.append(kind if binarised == "none" else seeded)
         if skipped := protocol["skipped"]["count"]:
             parts.append(f"{skipped:,} skipped")
         parts.append(f"test sha256 {protocol['sha256']['test'][:8]}…")

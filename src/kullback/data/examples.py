@@ -10,18 +10,35 @@ from numpy.typing import NDArray
 
 from kullback.core import require
 
-__all__ = ["Channels", "Examples", "Fit", "Progress", "as_size", "digests_of", "plural"]
+from .grid import Grid
+
+__all__ = ["Channels", "Examples", "Fit", "Progress", "Reading", "as_size", "digests_of", "plural"]
 
 Fit = Literal["crop", "pad"]
 Channels = Literal["auto", "grey", "rgb"]
 Progress = Callable[[int, int], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How values are to be read.
+
+    levels: "auto" finds the grid they lie on; "none" takes them as continuous; a number quantises
+    them to so many levels. grid: the levels of a trained model, for data that go into it. rules: 1
+    for runs made before grids were looked for (k/255 and whole numbers only), else 2.
+    """
+
+    levels: str = "auto"
+    grid: Grid | None = None
+    rules: int = 2
+
+
 @dataclass(slots=True)
 class Examples:
     """All examples of a source, before the split is applied.
 
-    values: `[N, *event]`, uint8 or float32; images are `[N, C, H, W]` with C = 1 or 3.
+    values: `[N, *event]`, levels (uint8, or int32 when more than 256) or float32; images are
+    `[N, C, H, W]` with C = 1 or 3. grid: what the levels stand for; None for 0..255 as they are.
     names: one a row. digests: SHA-256 of the file or of the row, one a row, or empty.
     is_test: one flag a row where the source has a split of its own, else None.
     split: that split in words. skipped: (name, reason) of what could not be read.
@@ -37,6 +54,12 @@ class Examples:
     split: str = ""
     notes: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    grid: Grid | None = None
+
+    @property
+    def levels(self) -> int:
+        """How many levels the values have, where they are levels."""
+        return 256 if self.grid is None else self.grid.count
 
 
 def digests_of(values: NDArray[Any]) -> list[bytes]:

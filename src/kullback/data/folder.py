@@ -4,19 +4,22 @@ Which to use: `read_folder` for a data set, `read_file` for a single picture.
 """
 
 import hashlib
+import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kullback.core import DataError
+from kullback.core import DataError, require
 
-from .examples import Channels, Examples, Fit, Progress, plural
+from .examples import Channels, Examples, Fit, Progress, Reading, plural
+from .grid import Grid, named
 from .picture import Picture, header_size, read_picture
 
-__all__ = ["SUFFIXES", "picture_files", "read_file", "read_folder"]
+__all__ = ["SUFFIXES", "as_asked", "picture_files", "read_file", "read_folder"]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib"})
 _SHORTER_SIDE = 64
@@ -30,8 +33,13 @@ def read_folder(
     fit: Fit = "crop",
     channels: Channels = "auto",
     progress: Progress | None = None,
+    how: Reading | None = None,
 ) -> Examples:
-    """Read every picture under `folder` as uint8 `[N, C, H, W]`, in the order of their paths.
+    """Read every picture under `folder` as levels `[N, C, H, W]`, in the order of their paths.
+
+    Levels are uint8, or int32 with a grid where all pictures are grey with 16 bits and use more
+    than 256 levels of them: a depth of 12 bits is found whether the values end at 4,095 or are
+    multiples of 16.
 
     C is 1 when every picture is grey, else 3 ("auto"). Without `size` all must have one size,
     which is kept while its shorter side is at most 64 and shrunk to that beyond. `train/` and
@@ -49,7 +57,7 @@ def read_folder(
     if not paths:
         raise DataError(_nothing_in(folder, others))
     size = size or _common_size(folder, paths, notes)
-    examples = _read(folder, paths, size, fit, channels, progress)
+    examples = _read(folder, paths, size, fit, channels, progress, how or Reading())
     examples.notes[:0] = notes
     if divided:
         examples.split = "train/ and test/ folders"
@@ -58,10 +66,15 @@ def read_folder(
 
 
 def read_file(
-    path: Path, *, size: tuple[int, int], fit: Fit = "crop", channels: Channels = "auto"
+    path: Path,
+    *,
+    size: tuple[int, int],
+    fit: Fit = "crop",
+    channels: Channels = "auto",
+    how: Reading | None = None,
 ) -> Examples:
-    """Read a single picture as uint8 `[1, C, H, W]`. Raises `DataError` when it cannot be read."""
-    return _read(path.parent, [path], size, fit, channels, None)
+    """Read a single picture as levels `[1, C, H, W]`. Raises `DataError` when it cannot be read."""
+    return _read(path.parent, [path], size, fit, channels, None, how or Reading())
 
 
 def picture_files(folder: Path) -> tuple[list[Path], Counter[str]]:
@@ -102,6 +115,7 @@ def _read(
     fit: Fit,
     channels: Channels,
     progress: Progress | None,
+    how: Reading,
 ) -> Examples:
     """Decode every file, name what cannot be read, and stack the rest."""
     names, digests, pictures, skipped = [], [], [], []
@@ -109,7 +123,8 @@ def _read(
         name = path.relative_to(folder).as_posix()
         try:
             data = _bytes_of(path)
-            picture = read_picture(data, size=size, fit=fit, channels=channels)
+            deep = how.rules > 1
+            picture = read_picture(data, size=size, fit=fit, channels=channels, deep=deep)
         except DataError as error:
             skipped.append((name, str(error)))
         else:
@@ -121,9 +136,12 @@ def _read(
     if not pictures:
         reasons = "; ".join(f"{name}: {why}" for name, why in skipped[:3])
         raise DataError(f"{folder}: no image of {len(paths):,} can be read. {reasons}")
+    notes: list[str] = []
+    pictures, grid = _depth_of(pictures, channels, notes, how)
     values = _stack(pictures, channels)
-    notes = _what_was_done(pictures, values)
-    return Examples(values, names, digests, None, "files by SHA-256", notes, skipped)
+    notes = _what_was_done(pictures, values, how) + notes
+    examples = Examples(values, names, digests, None, "files by SHA-256", notes, skipped, grid)
+    return as_asked(examples, how)
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -162,18 +180,85 @@ def _common_size(folder: Path, paths: list[Path], notes: list[str]) -> tuple[int
     return small
 
 
-def _stack(pictures: list[Picture], channels: Channels) -> NDArray[np.uint8]:
+def _depth_of(
+    pictures: list[Picture], channels: Channels, notes: list[str], how: Reading
+) -> tuple[list[Picture], Grid | None]:
+    """Find the levels that 16-bit pictures use; where others have 8 bits, cut them to 8 bits."""
+    deep = [picture.pixels for picture in pictures if picture.pixels.dtype == np.uint16]
+    if not deep:
+        return pictures, None
+    largest = max(int(pixels.max()) for pixels in deep)
+    step = math.gcd(*(int(v) for pixels in deep for v in np.unique(pixels))) or 1
+    grid = how.grid or named(0.0, float(step), max(1, largest // step))
+    bits = (grid.count - 1).bit_length()
+    if len(deep) == len(pictures) and channels != "rgb":
+        levels = [
+            replace(p, pixels=_known(grid, p.pixels) if how.grid else p.pixels // step)
+            for p in pictures
+        ]
+        if how.grid is None:
+            said = "8-bit" if grid.count == 256 else f"{bits}-bit ({grid.count:,} levels)"
+            every = "" if step == 1 else f", all multiples of {step},"
+            notes.append(
+                f"{plural(len(deep), 'image')} of 16 bits with values up to {largest:,}{every} "
+                f"modelled as {said}"
+            )
+        return levels, grid
+    top = grid.count - 1
+    notes.append(
+        f"{plural(len(deep), 'image')} of 16 bits, with {bits} bits in use, cut to 8 bits "
+        "like the others"
+    )
+
+    def cut(picture: Picture) -> Picture:
+        if picture.pixels.dtype != np.uint16:
+            return picture
+        level = (picture.pixels // step).astype(np.int64)
+        return replace(picture, pixels=((level * 510 + top) // (2 * top)).astype(np.uint8))
+
+    return [cut(picture) for picture in pictures], None
+
+
+def _known(grid: Grid, pixels: NDArray[Any]) -> NDArray[Any]:
+    levels: NDArray[Any] = grid.levels_of(pixels[None, None].astype(np.float64))[0, 0]
+    return levels
+
+
+def as_asked(examples: Examples, how: Reading) -> Examples:
+    """Bring pictures to a model's levels, or to as many as were asked for, in place."""
+    if how.grid is not None and examples.levels != how.grid.count:
+        raise DataError(
+            f"expected pictures of {how.grid.count:,} levels, as the model was trained on; "
+            f"got {examples.levels:,}"
+        )
+    require(how.levels != "none", "levels", "auto or a number for pictures", "none")
+    if how.levels == "auto":
+        return examples
+    before, count = examples.levels, int(how.levels)
+    require(count <= before, "levels", f"at most the pictures' own {before:,}", count)
+    grid = Grid(count, (0.0,), ((before - 1) / max(1, count - 1),))
+    levels = examples.values.astype(np.int64) * count // before
+    examples.values, examples.grid = levels.astype(grid.dtype), grid
+    examples.notes.append(
+        f"{before:,} levels cut to {count:,}, as asked: floor(k·{count}/{before})"
+    )
+    return examples
+
+
+def _stack(pictures: list[Picture], channels: Channels) -> NDArray[Any]:
     """Stack to `[N, C, H, W]`, with three channels if asked for or if any picture has colour."""
     coloured = channels == "rgb" or any(picture.pixels.ndim == 3 for picture in pictures)
     height, width = pictures[0].pixels.shape[:2]
-    values = np.empty((len(pictures), 3 if coloured else 1, height, width), np.uint8)
+    wide = any(picture.pixels.max() > 255 for picture in pictures)
+    shape = (len(pictures), 3 if coloured else 1, height, width)
+    values = np.empty(shape, np.int32 if wide else np.uint8)
     for row, picture in zip(values, pictures, strict=True):
         pixels = picture.pixels
         row[...] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
     return values
 
 
-def _what_was_done(pictures: list[Picture], values: NDArray[Any]) -> list[str]:
+def _what_was_done(pictures: list[Picture], values: NDArray[Any], how: Reading) -> list[str]:
     height, width = values.shape[2:]
     fitted = Counter(picture.fitted for picture in pictures if picture.fitted)
     notes = [f"{plural(n, 'image')} {words} to {height}x{width}" for words, n in fitted.items()]
@@ -183,7 +268,17 @@ def _what_was_done(pictures: list[Picture], values: NDArray[Any]) -> list[str]:
     }
     if values.shape[1] == 3:
         counts["grey, repeated in three channels"] = sum(p.pixels.ndim == 2 for p in pictures)
-    return notes + [f"{plural(n, 'image')} {words}" for words, n in counts.items() if n]
+    if how.rules > 1:
+        counts |= {
+            "with an alpha channel that was left out": sum(p.alpha for p in pictures),
+            "turned or mirrored as their EXIF orientation says": sum(p.turned for p in pictures),
+            "of 16 bits a colour cut to 8 bits": sum(p.cut for p in pictures),
+        }
+    notes += [f"{plural(n, 'image')} {words}" for words, n in counts.items() if n]
+    moving, left = sum(p.frames > 0 for p in pictures), sum(p.frames for p in pictures)
+    if moving and how.rules > 1:
+        notes.append(f"{plural(moving, 'animation')}: first frames taken, {left:,} others left out")
+    return notes
 
 
 def _nothing_in(folder: Path, others: Counter[str]) -> str:

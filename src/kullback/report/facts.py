@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from kullback.vae.limits import ACTIVE_KL
+
 from .charts import Series, bars, lines, ticks
 from .markup import esc, figure, prose
 from .record import Record
@@ -107,22 +109,24 @@ def kl_bars(record: Record) -> str:
     if record.evaluation is not None:
         values = [float(kl) for kl in record.evaluation.kl_per_dimension]
         active, total = record.evaluation.active_units, record.evaluation.rate.value
+        varying = record.evaluation.varying_units
         protocol = record.evaluated
     elif readings:
         values = [float(kl) for kl in readings[-1]["kl_per_dimension"]]
         active, total = int(readings[-1].get("active_units", 0)), sum(values)
+        varying = readings[-1].get("varying_units")
         protocol = record.protocol
     else:
         return ""
     values = sorted(values, reverse=True)
     label = "KL of each latent dimension"
     chart = bars(values[:BARS], active=active, label=label, of=len(values))
+    also = "" if varying is None else f" and this KL is {ACTIVE_KL:g} nats or more"
     cut = f" The {BARS} largest of {len(values):,} are shown." if len(values) > BARS else ""
     caption = (
         f"Mean KL(q(z|x) ‖ p(z)) of each latent dimension; together they are the rate, "
         f"{total:.4g} nats. A dimension is active when its mean code varies from example to "
-        "example with a variance above 0.01, which costs 0.005 nats or more: "
-        f"{active} of {len(values):,} are.{cut}"
+        f"example with a variance above 0.01{also}: {active} of {len(values):,} are.{cut}"
     )
     return figure(chart, "KL per dimension", esc(caption)) + beside(protocol)
 

@@ -121,7 +121,8 @@ def _cells(model: VAE, side: int, directions: int) -> tuple[int, int]:
 
 def _levels(model: VAE, images: Tensor, *, limit: int = SIDE) -> tuple[Tensor, str]:
     kind = "continuous" if model.spec is None else model.spec.kind
-    levels, note = to_levels(images, kind=kind)
+    count = 256 if model.spec is None else model.spec.levels
+    levels, note = to_levels(images, kind=kind, levels=count)
     return shrunk(levels, limit=limit), note
 
 

@@ -51,14 +51,16 @@ TERMS = (
     ),
     (
         "Active units",
-        "A latent dimension is active when the mean of q(z|x) differs from one x to another. One "
-        "that is not says nothing about x and costs next to nothing.",
+        "A latent dimension is active when the mean of q(z|x) differs from one x to another "
+        "(variance above 0.01, Burda et al. 2016) and its KL is 0.1 nats or more. The first alone "
+        "is met by a dimension that says 0.005 nats; the KL bounds what one can say about x.",
     ),
     (
         "Bits per dimension",
-        "For 8-bit data: −L_K in bits, divided by the number of values in an x. It is the length "
-        "of a code made from this model. Only figures on the same data, prepared the same way, "
-        "compare; figures on binarised data compare with none on 8-bit data.",
+        "For data that are levels: −L_K in bits, divided by the number of values in an x. It is "
+        "the length of a code made from this model. Only figures on the same data, prepared the "
+        "same way, compare; figures on binarised data compare with none on 8-bit data, those on "
+        "8 bits with none on 12. A density has no such figure: it depends on the units.",
     ),
     (
         "±",

@@ -16,7 +16,13 @@ from .record import Record
 __all__ = ["command", "duration", "protocol", "settings", "title"]
 
 LISTED = 20  # notes and skipped files shown, at most
-USUAL_DATA: dict[str, Any] = {"size": None, "fit": "crop", "channels": "auto", "binarize": "none"}
+USUAL_DATA: dict[str, Any] = {
+    "size": None,
+    "fit": "crop",
+    "channels": "auto",
+    "binarize": "none",
+    "reading": "auto",
+}
 USUAL_DATA |= {"test_fraction": 0.1, "seed": None}
 
 
@@ -55,6 +61,7 @@ def protocol(record: Record) -> str:
         *((f"{side} examples", f"{int(n):,}") for side, n in counts.items()),
         ("example", "×".join(str(size) for size in stored.get("event_shape") or ())),
         ("kind", stored.get("kind", "")),
+        *((("levels", f"{int(stored['levels']):,}"),) if "levels" in stored else ()),
         ("binarisation", stored.get("binarize", "")),
         ("seed of the data", stored.get("seed", "")),
         *((f"sha256 {side}", digest) for side, digest in hashes.items()),
@@ -97,6 +104,8 @@ def command(config: Mapping[str, Any]) -> str:
     given |= {key: data[key] for key in USUAL_DATA if key in data} | {"seed": given.get("seed")}
     if given.get("size"):
         given["size"] = "x".join(str(side) for side in given["size"])
+    given["levels"] = given.pop("reading", "auto")
+    usual["levels"] = "auto"
     words = ["kullback", "train", str(data.get("source", "DATA"))]
     for key, value in given.items():
         if value is not None and _plain(value) != _plain(usual.get(key)):

@@ -21,16 +21,23 @@ if TYPE_CHECKING:
 __all__ = ["compose", "grid", "pairs", "save", "to_levels"]
 
 _SPANS = {"binary": (0.0, 1.0), "8-bit": (0.0, 255.0)}
-_KINDS = ("binary", "8-bit", "continuous")
+_KINDS = ("binary", "8-bit", "continuous", "levels")
 
 
 def grid(
-    images: Tensor, *, kind: str, columns: int | None = None, gap: int = 2, scale: int = 1
+    images: Tensor,
+    *,
+    kind: str,
+    columns: int | None = None,
+    gap: int = 2,
+    scale: int = 1,
+    levels: int = 256,
 ) -> "Image":
     """Lay images out in rows, left to right and top to bottom, on white.
 
     images: `[N, C, H, W]`, N ≥ 1, C = 1 (a grey picture) or 3 (RGB), in the data's units. kind:
-    "binary" (0 … 1, probabilities included), "8-bit" (0 … 255) or "continuous", which is shown
+    "binary" (0 … 1, probabilities included), "8-bit" (0 … 255), "levels" (0 … `levels` − 1) or
+    "continuous", which is shown
     from its least value (black) to its greatest (white); the range is then in
     `picture.info["range"]`, and `save` keeps it. columns: default ⌈√N⌉. gap: white pixels between
     images. scale: whole times every pixel is repeated. Levels are rounded, so 8-bit data are exact.
@@ -39,9 +46,9 @@ def grid(
     >>> grid(torch.zeros(5, 1, 28, 28), kind="binary", columns=3).size
     (88, 58)
     """
-    levels, note = to_levels(images, kind=kind)
-    columns = math.ceil(math.sqrt(len(levels))) if columns is None else columns
-    return _on_white(compose(levels, columns=columns, gap=gap), scale, note)
+    shown, note = to_levels(images, kind=kind, levels=levels)
+    columns = math.ceil(math.sqrt(len(shown))) if columns is None else columns
+    return _on_white(compose(shown, columns=columns, gap=gap), scale, note)
 
 
 def pairs(
@@ -52,6 +59,7 @@ def pairs(
     columns: int = 8,
     gap: int = 2,
     scale: int = 1,
+    levels: int = 256,
 ) -> "Image":
     """Lay originals out in rows, each row of them above the row of their reconstructions.
 
@@ -68,8 +76,8 @@ def pairs(
     shape = list(originals.shape)
     require(same, "reconstructions", f"the originals' shape {shape}", describe(reconstructions))
     both = torch.cat([originals.float(), reconstructions.float()])
-    levels, note = to_levels(both, kind=kind)
-    return _on_white(interleave(levels, columns=min(columns, len(originals)), gap=gap), scale, note)
+    shown, note = to_levels(both, kind=kind, levels=levels)
+    return _on_white(interleave(shown, columns=min(columns, len(originals)), gap=gap), scale, note)
 
 
 def save(image: "Image", path: str | Path, *, overwrite: bool = False) -> Path:
@@ -90,10 +98,10 @@ def save(image: "Image", path: str | Path, *, overwrite: bool = False) -> Path:
     return path
 
 
-def to_levels(images: Tensor, *, kind: str) -> tuple[Tensor, str]:
+def to_levels(images: Tensor, *, kind: str, levels: int = 256) -> tuple[Tensor, str]:
     """Turn images in the data's units into uint8 `[N, H, W, C]`, and say which range was shown.
 
-    The note is empty for "binary" and "8-bit", whose range is known. Errors: as `grid`.
+    The note is empty for bits and levels, whose range is known. Errors: as `grid`.
 
     >>> levels, note = to_levels(torch.tensor([-1.0, 3.0]).reshape(1, 1, 1, 2), kind="continuous")
     >>> levels.flatten().tolist(), note
@@ -107,16 +115,16 @@ def to_levels(images: Tensor, *, kind: str) -> tuple[Tensor, str]:
     values = images.detach().cpu().double()
     require(bool(torch.isfinite(values).all()), "images", "finite values", "NaN or infinity")
     found = float(values.min()), float(values.max())
-    low, high = _SPANS.get(kind, found)
+    low, high = (0.0, max(1.0, levels - 1)) if kind == "levels" else _SPANS.get(kind, found)
     slack = 1e-4 * (high - low)  # rounding in a sum of 256 levels
     within = low - slack <= found[0] and found[1] <= high + slack
     require(
         within, "images", f"{kind} values in [{low:g}, {high:g}]", f"[{found[0]:g}, {found[1]:g}]"
     )
     span = high - low if high > low else 1.0
-    levels = ((values - low) * (255.0 / span)).round().clamp(0, 255).to(torch.uint8)
+    shown = ((values - low) * (255.0 / span)).round().clamp(0, 255).to(torch.uint8)
     note = f"black is {low:.4g}, white is {high:.4g}" if kind == "continuous" else ""
-    return levels.permute(0, 2, 3, 1), note
+    return shown.permute(0, 2, 3, 1), note
 
 
 def compose(

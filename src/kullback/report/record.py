@@ -124,4 +124,15 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError) as error:
             raise RunError(f"{path}: line {number} is not a row of a log") from error
         rows.append(row)
-    return rows
+    return _without_repeats(rows)
+
+
+def _without_repeats(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join rows of one step: runs once ended with a second row whose training figures were 0."""
+    joined: list[dict[str, Any]] = []
+    for row in rows:
+        if joined and joined[-1]["step"] == row["step"]:
+            joined[-1] = row | joined[-1]
+        else:
+            joined.append(row)
+    return joined

@@ -4,6 +4,7 @@ Which to use: `figures` for every figure, `remarks` for what a reader must know 
 `protocol_line` for the line that belongs beside them. The terminal and the report share these.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from kullback.core import DataError, Estimate
 from kullback.data import describe_protocol
 from kullback.vae import Evaluation
-from kullback.vae.evaluation import LOOSE
+from kullback.vae.limits import ACTIVE_KL, ACTIVE_VARIANCE, DRAWS_FOR_LOOSE, LOOSE
 
 __all__ = ["Figure", "figures", "noun_of", "plain", "protocol_line", "remarks", "scope"]
 
@@ -91,7 +92,8 @@ def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]
             plain(e.bits_per_dim),
             e.bits_per_dim.unit,
             f"-{k} in bits, a dimension",
-            f"{k} as a code length: bits for each 8-bit value. Raw data take 8; lower is better.",
+            f"{k} as a code length: bits for each {_value_of(e.levels)}. "
+            f"Raw data take {math.log2(max(e.levels, 2)):.3g}; lower is better.",
         )
     return found | _rate_and_distortion(e, unit, noun) | _health(e, noun)
 
@@ -118,7 +120,6 @@ def _rate_and_distortion(e: Evaluation, unit: str, noun: str) -> dict[str, Figur
 
 def _health(e: Evaluation, noun: str) -> dict[str, Figure]:
     median, least = e.effective_draws_median, e.effective_draws_minimum
-    limit = min(LOOSE, e.draws / 2)
     return {
         "effective_draws": Figure(
             "effective draws",
@@ -130,20 +131,34 @@ def _health(e: Evaluation, noun: str) -> dict[str, Figure]:
         ),
         "loose": Figure(
             "loose bounds",
-            _percent(e.loose),
+            "not known" if e.loose is None else _percent(e.loose),
             f"of {noun}s",
-            f"fewer than {limit:g} effective draws",
-            f"{noun.capitalize()}s whose bound rests on fewer than {limit:g} effective draws.",
+            f"fewer than {LOOSE:g} effective draws",
+            f"{noun.capitalize()}s whose bound rests on fewer than {LOOSE:g} effective draws.",
         ),
-        "active_units": Figure(
-            "active units",
-            f"{e.active_units}/{e.latent}",
-            "dimensions",
-            "whose mean code varies by more than 0.01",
-            f"Latent dimensions that are used: their mean code varies from {noun} to {noun} "
-            "(variance above 0.01).",
-        ),
+        "active_units": _active(e, noun),
     }
+
+
+def _active(e: Evaluation, noun: str) -> Figure:
+    value, varies = f"{e.active_units}/{e.latent}", f"varies by more than {ACTIVE_VARIANCE:g}"
+    if e.varying_units is None:  # an evaluation from before the KL was asked for as well
+        note = f"whose mean code {varies}"
+        meaning = f"their mean code varies from {noun} to {noun} (variance above 0.01)."
+    else:
+        note = f"of {ACTIVE_KL:g} nats or more ({e.varying_units} whose mean code {varies})"
+        meaning = (
+            f"each has a KL of {ACTIVE_KL:g} nats or more and a mean code that varies from {noun} "
+            f"to {noun}. {e.varying_units} vary by more than {ACTIVE_VARIANCE:g} (variance), which "
+            "is all that papers after Burda et al. (2016) ask and may cost 0.005 nats."
+        )
+    meaning = f"Latent dimensions that are used: {meaning}"
+    return Figure("active units", value, "dimensions", note, meaning)
+
+
+def _value_of(levels: int) -> str:
+    bits = (levels - 1).bit_length()
+    return f"{bits}-bit value" if bits >= 8 and levels == 1 << bits else f"value of {levels} levels"
 
 
 def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
@@ -156,14 +171,22 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
     """
     e = evaluation
     said = [f"ELBO and L_{e.draws} are lower bounds on log p(x): higher is better."]
-    if e.loose > 0:
-        limit = min(LOOSE, e.draws / 2)
+    if e.loose is None:
         said.append(
-            f"{_percent(e.loose)} of {noun}s rest on fewer than {limit:g} effective draws: "
+            f"How many bounds are loose is not known with {e.draws} draws; "
+            f"use --draws {DRAWS_FOR_LOOSE} or more."
+        )
+    elif e.loose > 0:
+        said.append(
+            f"{_percent(e.loose)} of {noun}s rest on fewer than {LOOSE:g} effective draws: "
             "their bound is loose; try more --draws."
         )
     if e.active_units == 0:
-        said.append("No latent dimension is active: the posterior has collapsed to the prior.")
+        said.append(
+            "No latent dimension is active: the posterior has collapsed to the prior, or nearly."
+        )
+    if e.images == 1:
+        said.append(f"There is one test {noun}, so no figure has an error bar.")
     named = (e.elbo, e.log_likelihood, e.gap, e.rate, e.distortion, e.bits_per_dim)
     doubts = [warning for figure in named if figure is not None for warning in figure.warnings]
     return said + list(dict.fromkeys(doubts))

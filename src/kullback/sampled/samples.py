@@ -252,7 +252,7 @@ def whitened(
     else:
         covariance = covariance / torch.outer(scale, scale)
     size, directions = torch.linalg.eigh(covariance)
-    kept = size > limits.FLAT * size[-1]
+    kept = size > limits.NO_SPREAD * size[-1]
     rotated: Tensor = points @ directions[:, kept] / size[kept].sqrt()
     return rotated
 

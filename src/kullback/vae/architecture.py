@@ -5,7 +5,7 @@ from typing import Any
 
 from kullback.core import RunError, require
 
-from .kinds import LIKELIHOODS, choose
+from .kinds import KINDS, LIKELIHOODS, choose
 
 __all__ = ["Architecture", "Spec"]
 
@@ -62,8 +62,11 @@ class Architecture:
 class Spec:
     """An architecture met with data: enough to build the same model again.
 
-    event_shape: `(C, H, W)` or `(D,)`. kind: "binary", "8-bit" or "continuous". The architecture's
-    choices are resolved, never "auto".
+    event_shape: `(C, H, W)` or `(D,)`. kind: "binary", "8-bit", "levels" or "continuous". The
+    architecture's choices are resolved, never "auto". levels: how many the data have, when they
+    are levels. grid: what those stand for in the caller's units, as `Grid.to_dict` writes it; None
+    where they are the caller's numbers. standardised: continuous data are brought to mean 0 and
+    deviation 1 inside the model; models made before that are not, and keep their figures.
 
     >>> Spec((4,), "binary", Architecture(likelihood="bernoulli")).to_dict()["event_shape"]
     [4]
@@ -72,12 +75,18 @@ class Spec:
     event_shape: tuple[int, ...]
     kind: str
     architecture: Architecture
+    levels: int = 256
+    grid: dict[str, Any] | None = None
+    standardised: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
         fields = asdict(self)
         fields["event_shape"] = list(self.event_shape)
         fields["architecture"]["hidden"] = list(self.architecture.hidden)
+        usual = {"levels": 256, "grid": None, "standardised": False}
+        for name in (n for n, value in usual.items() if fields[n] == value):
+            del fields[name]
         return fields
 
     @classmethod
@@ -92,10 +101,13 @@ class Spec:
             shape = tuple(fields["event_shape"])
             architecture = dict(fields["architecture"])
             architecture["hidden"] = tuple(architecture["hidden"])
-            spec = cls(shape, str(fields["kind"]), Architecture(**architecture))
+            more = {n: fields[n] for n in ("levels", "grid", "standardised") if n in fields}
+            spec = cls(shape, str(fields["kind"]), Architecture(**architecture), **more)
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{source}: the model's description is not usable: {error}") from error
-        fits = spec.kind in ("binary", "8-bit", "continuous") and len(shape) in (1, 3)
+        fits = spec.kind in KINDS and len(shape) in (1, 3)
+        fits = fits and _positive(spec.levels) and type(spec.standardised) is bool
+        fits = fits and isinstance(spec.grid, dict | None)
         if not fits or not all(_positive(size) for size in shape):
             raise RunError(f"{source}: no model has shape {list(shape)} and kind {spec.kind!r}")
         return spec

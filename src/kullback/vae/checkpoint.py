@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from kullback.core import RunError
+from kullback.core.files import write_atomic
 
 from . import store
 from .loop import State
 
-__all__ = ["LOGS", "append_row", "load", "save"]
+__all__ = ["LOGS", "append_row", "extend_last_row", "load", "save"]
 
 LOGS = ("metrics.jsonl", "timing.jsonl")
 NAME = "checkpoints/last.safetensors"
@@ -30,6 +31,14 @@ def append_row(folder: Path, log: str, row: dict[str, Any]) -> None:
             file.write(json.dumps(row, allow_nan=False) + "\n")
     except OSError as error:
         raise RunError(f"{folder / log}: cannot be written: {error.strerror or error}") from error
+
+
+def extend_last_row(folder: Path, log: str, more: dict[str, Any]) -> None:
+    """Add fields to the last row of a log: figures that came after the row was written."""
+    path = folder / log
+    before, _, last = path.read_text("utf-8").rstrip("\n").rpartition("\n")
+    row = json.dumps(json.loads(last) | more, allow_nan=False)
+    write_atomic(path, f"{before}\n{row}\n".lstrip("\n").encode())
 
 
 def save(folder: Path, state: State) -> None:

@@ -16,12 +16,12 @@ from torch import Tensor
 from kullback.core import Estimate, require
 
 from .bounds import Bounds, bounds
+from .limits import DRAWS_FOR_LOOSE, LOOSE
 from .model import VAE
-from .monitor import active_units
+from .monitor import active_units, over_images, varying_units
 
-__all__ = ["LOOSE", "Evaluation", "evaluate"]
+__all__ = ["Evaluation", "evaluate"]
 
-LOOSE = 10.0  # effective draws below which an image's bound rests on a handful of draws
 IMAGES = 100  # images a block of the loop covers
 
 
@@ -31,8 +31,11 @@ class Evaluation:
 
     elbo and log_likelihood (the importance-weighted bound L_K) are lower bounds on log p(x) in
     expectation, in nats an image; rate + distortion = −elbo. bits_per_dim is −L_K over the number
-    of dimensions, for 8-bit data only. effective_draws: median and least of Kong's effective
-    sample size over images, of `draws`; loose: the share of images with fewer than ten.
+    of dimensions, for data that are levels. effective_draws: median and least of Kong's effective
+    sample size over images, of `draws`; loose: the share of images with fewer than ten, None where
+    `draws` are fewer than 20, which cannot tell. active_units: latent dimensions whose mean varies
+    and that carry 0.1 nats; varying_units: those whose mean varies (None in evaluations made when
+    that alone was called active). levels: of the data, 0 where they are none.
     """
 
     elbo: Estimate
@@ -45,11 +48,13 @@ class Evaluation:
     images: int
     effective_draws_median: float
     effective_draws_minimum: float
-    loose: float
+    loose: float | None
     active_units: int
     latent: int
     kl_per_dimension: tuple[float, ...]
     seed: int
+    varying_units: int | None = None
+    levels: int = 256
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; estimates become dictionaries of their fields."""
@@ -60,7 +65,10 @@ class Evaluation:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Evaluation":
         """Rebuild from `to_dict`."""
-        known = {name: fields[name] for name in cls.__slots__}
+        later = {"varying_units": None, "levels": 256}
+        known = later | {n: fields[n] for n in cls.__slots__ if n in fields or n not in later}
+        if known["draws"] < DRAWS_FOR_LOOSE:
+            known["loose"] = None  # judged by fewer effective draws than ten, once
         for name, value in known.items():
             if isinstance(value, dict):
                 known[name] = Estimate.from_dict(value)
@@ -78,21 +86,21 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on x: ELBO, L_K, rate, distortion, each `Estimate` over images (MATH 2.5).
 
-    x: `[n, *event]`, n ≥ 2, in the data's units, checked. draws K ≥ 1 of q(z|x) per image; the
-    same seed gives the same figures. progress: called with (images done, n). precision: of the
-    decoder; bfloat16 is faster where the hardware has it and moves figures by some thousandths of
-    a nat (sums stay in float32; the encoder's q is the same).
+    x: `[n, *event]` in the data's units, checked; a single image has figures without errors.
+    draws K ≥ 1 of q(z|x) per image; the same seed gives the same figures. progress: called with
+    (images done, n). precision: of the decoder; bfloat16 is faster where the hardware has it and
+    moves figures by some thousandths of a nat (sums stay in float32; the encoder's q is the same).
     The KL inside the ELBO is exact, its reconstruction an average of K draws. The error bars are
     those of the mean over images (as a sample of images), draws included; L_K itself is biased low
     as an estimate of log p(x), and `loose` says for how many images it rests on few draws.
-    Errors: ValueError for fewer than two images or x that does not fit the model.
+    Errors: ValueError for no images or x that does not fit the model.
 
     >>> from kullback.vae import build
     >>> figures = evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16)
     >>> abs(figures.elbo.value + figures.rate.value + figures.distortion.value) < 1e-5
     True
     """
-    require(len(x) >= 2, "x", "at least 2 images, for an error bar", len(x))
+    require(len(x) >= 1, "x", "at least 1 image", len(x))
     x = model.check(x)
     generator = torch.Generator(x.device).manual_seed(seed)
     parts: list[Bounds] = []
@@ -123,25 +131,31 @@ def _summarise(model: VAE, parts: list[Bounds], x: Tensor, draws: int, seed: int
 
     elbo, weighted = joined("elbo"), joined("importance_weighted")
     effective, means = joined("effective_draws"), joined("mean")
+    loose = float((effective < LOOSE).double().mean())
     kl = model.prior.kl(means, joined("log_sd")).mean(0)
     below = "a lower bound on log p(x), in expectation"
     tight = f"the importance-weighted bound of {draws} draws is below log p(x) in expectation"
-    log_likelihood = Estimate.from_terms(weighted, bias="low", why=tight)
-    eight_bit = model.spec is not None and model.spec.kind == "8-bit"
+    log_likelihood = over_images(weighted, bias="low", why=tight)
+    spec = model.spec
+    levels = 0 if spec is None or spec.kind == "continuous" else spec.levels
+    levels = 2 if spec is not None and spec.kind == "binary" else levels
+    discrete = spec is not None and spec.kind in ("8-bit", "levels")
     return Evaluation(
-        elbo=Estimate.from_terms(elbo, bias="low", why=below),
+        elbo=over_images(elbo, bias="low", why=below),
         log_likelihood=log_likelihood,
-        gap=Estimate.from_terms(weighted - elbo),
-        rate=Estimate.from_terms(joined("rate")),
-        distortion=Estimate.from_terms(joined("distortion")),
-        bits_per_dim=(-log_likelihood.bits()).per(x[0].numel(), "dim") if eight_bit else None,
+        gap=over_images(weighted - elbo),
+        rate=over_images(joined("rate")),
+        distortion=over_images(joined("distortion")),
+        bits_per_dim=(-log_likelihood.bits()).per(x[0].numel(), "dim") if discrete else None,
         draws=draws,
         images=len(x),
         effective_draws_median=float(effective.median()),
         effective_draws_minimum=float(effective.min()),
-        loose=float((effective < min(LOOSE, draws / 2)).double().mean()),
-        active_units=active_units(means),
+        loose=loose if draws >= DRAWS_FOR_LOOSE else None,
+        active_units=active_units(means, kl),
         latent=means.shape[1],
         kl_per_dimension=tuple(kl.tolist()),
         seed=seed,
+        varying_units=varying_units(means),
+        levels=levels,
     )

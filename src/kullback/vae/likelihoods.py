@@ -124,40 +124,78 @@ class Categorical:
 
 
 class Gaussian(nn.Module):
-    """Independent normals around the decoder's output with one standard deviation for all.
+    """Independent normals: `x_d ~ N(location_d + spread_d·m_d, (spread_d·sd_d)²)`.
 
+    m is the decoder's output. location, spread: the units in which it speaks, `[*event]`, fixed
+    numbers (the training data's mean and deviation), so that the model sees standardised data
+    while x, its mean, draws and density are in the caller's units: log p(x) is that of the
+    standardised x less Σ log spread_d. sd is then one number a column or channel. Without them
+    they are 0 and 1, and sd is one number for all.
     event_shape: `[C, *spatial]` or `[D]`; x is continuous. `log_sd` is a parameter, learned unless
     `learned=False`, and never below −7. For continuous data only: on 8-bit data its likelihood
     grows without bound as sd → 0.
 
+    >>> wide = Gaussian((1,), learned=False, location=torch.zeros(1), spread=torch.full((1,), 2.0))
+    >>> wide.log_prob(torch.zeros(1, 1, 1), torch.zeros(1, 1))  # −½ log 2π − log 2
+    tensor([-1.6121])
     >>> Gaussian((1,)).log_prob(torch.zeros(1, 1, 1), torch.zeros(1, 1))  # −½ log 2π
     tensor([-0.9189], grad_fn=<SumBackward1>)
     """
 
+    location: Tensor | None
+    spread: Tensor | None
+
     def __init__(
-        self, event_shape: tuple[int, ...], *, log_sd: float = 0.0, learned: bool = True
+        self,
+        event_shape: tuple[int, ...],
+        *,
+        log_sd: float = 0.0,
+        learned: bool = True,
+        location: Tensor | None = None,
+        spread: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.event = Event(event_shape)
         self.channels = self.event.colours
-        self.log_sd = nn.Parameter(torch.tensor(float(log_sd)), requires_grad=learned)
+        sizes = () if spread is None else (event_shape[0], *[1] * (len(event_shape) - 1))
+        start = torch.full(sizes[:1], float(log_sd))
+        self.sizes = sizes
+        self.log_sd = nn.Parameter(start, requires_grad=learned)
+        self.register_buffer("location", None if location is None else location.clone())
+        self.register_buffer("spread", None if spread is None else spread.clone())
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Return log p(x|z), a log density, `[*draws, batch]`, in nats."""
-        log_sd = self.log_sd.clamp(min=-7.0)
+        log_sd = self._log_sd()
+        volume: Tensor | None = None
+        if self.spread is not None and self.location is not None:
+            x = (x - self.location) / self.spread
+            volume = self.spread.double().log().sum().to(log_sd.dtype)
+            log_sd = log_sd.expand(self.spread.shape).flatten()
         error = (x.flatten(1) - parameters.flatten(-2)) * torch.exp(-log_sd)
-        return (-0.5 * error**2 - log_sd - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+        density = (-0.5 * error**2 - log_sd - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+        return density if volume is None else density - volume
 
     def mean(self, parameters: Tensor) -> Tensor:
-        """Return the decoder's output, `[*lead, *event]`."""
-        return self.event.join(parameters)
+        """Return the decoder's output in the caller's units, `[*lead, *event]`."""
+        return self._outside(self.event.join(parameters))
+
+    def _log_sd(self) -> Tensor:
+        return self.log_sd.clamp(min=-7.0).reshape(self.sizes)
+
+    def _outside(self, standard: Tensor) -> Tensor:
+        if self.spread is None or self.location is None:
+            return standard
+        return self.location + self.spread * standard
 
     def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
         """Draw x, `[*lead, *event]`."""
-        mean = self.mean(parameters)
+        mean = self.event.join(parameters)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        return mean + self.log_sd.clamp(min=-7.0).exp() * noise
+        return self._outside(mean + self._log_sd().exp() * noise)
 
     def initial_bias(self, mean: Tensor) -> Tensor:
-        """Return the data's mean."""
+        """Return the data's mean, in the units in which the decoder speaks."""
+        if self.spread is not None and self.location is not None:
+            mean = (mean - self.location) / self.spread
         return self.event.split(mean)[0]

@@ -1,9 +1,10 @@
-"""The mixture of discretised logistics: the likelihood for 8-bit data."""
+"""The mixture of discretised logistics: the likelihood for 8-bit data and other levels."""
 
+import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
@@ -12,8 +13,8 @@ from .events import Event, real
 __all__ = ["DiscretisedLogistics"]
 
 
-class DiscretisedLogistics:
-    """A mixture of K logistics, each integrated over the width of one level of 8-bit data.
+class DiscretisedLogistics(nn.Module):
+    """A mixture of K logistics, each integrated over the width of one of `levels` levels.
 
     `log p(x|z) = Σ_places log Σ_k π_k Π_c [σ(b_c) − σ(a_c)]`, where a and b are the standardised
     lower and upper edge of level x_c; the lowest level reaches to −∞, the highest to +∞, so the
@@ -21,9 +22,12 @@ class DiscretisedLogistics:
     mean of a later colour moves linearly with the earlier ones.
 
     event_shape: `[C, *spatial]` or `[D]`; x holds integers 0 … levels − 1. Per place: K mixture
-    logits, K·C means, K·C log-scales (held within ±7, on a scale where all levels span 2), and
-    K·C(C−1)/2 colour weights. Exact: `log(σ(b) − σ(a)) = log σ(b) + log σ(−a) + log(1 − e^{a−b})`
-    needs no floor and no approximation in the tails.
+    logits, K·C means, K·C log-scales (held within ±7, on a scale where all levels span 2; lower
+    by log(levels/256) where there are more), and K·C(C−1)/2 colour weights. centre, spread:
+    `[C, places]` in levels; means and scales are then in these units, which a decoder needs where
+    data fill a small part of many levels.
+    Exact: `log(σ(b) − σ(a)) = log σ(b) + log σ(−a) + log(1 − e^{a−b})` needs no floor
+    and no approximation in the tails.
     Reference: Salimans et al. (2017), "PixelCNN++", section 2.1.
 
     >>> logistics = DiscretisedLogistics((1,), components=1, levels=2)
@@ -31,14 +35,28 @@ class DiscretisedLogistics:
     tensor([0.5000])
     """
 
+    centre: Tensor | None
+    spread: Tensor | None
+
     def __init__(
-        self, event_shape: tuple[int, ...], *, components: int = 5, levels: int = 256
+        self,
+        event_shape: tuple[int, ...],
+        *,
+        components: int = 5,
+        levels: int = 256,
+        centre: Tensor | None = None,
+        spread: Tensor | None = None,
     ) -> None:
+        super().__init__()
         self.event = Event(event_shape)
         self.components, self.levels = components, levels
         colours = self.event.colours
         self.pairs = colours * (colours - 1) // 2
         self.channels = components * (1 + 2 * colours + self.pairs)
+        self.least = -7.0 - max(0.0, math.log((levels - 1) / 255))
+        unit = None if spread is None else spread * (2.0 / (levels - 1))
+        self.register_buffer("centre", None if centre is None else self._to_unit(centre))
+        self.register_buffer("spread", unit)
 
     def _unpack(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         k, colours = self.components, self.event.colours
@@ -46,7 +64,12 @@ class DiscretisedLogistics:
         parts = torch.split(real(parameters), [k, k * colours, k * colours, k * self.pairs], -2)
         log_pi = torch.log_softmax(parts[0], -2)  # [*lead, K, places]
         means = parts[1].reshape(*lead, colours, k, self.event.places)
-        log_scales = parts[2].reshape(*lead, colours, k, self.event.places).clamp(-7.0, 7.0)
+        log_scales = parts[2].reshape(*lead, colours, k, self.event.places)
+        if self.spread is not None and self.centre is not None:
+            spread = self.spread.unsqueeze(-2)
+            means = self.centre.unsqueeze(-2) + spread * means
+            log_scales = log_scales + spread.log()
+        log_scales = log_scales.clamp(self.least, 7.0)
         weights = torch.tanh(parts[3]).reshape(*lead, self.pairs, k, self.event.places)
         return log_pi, means, log_scales, weights
 
@@ -101,9 +124,19 @@ class DiscretisedLogistics:
         return self.event.join(((values + 1.0) * (0.5 * (self.levels - 1))).round())
 
     def initial_bias(self, mean: Tensor) -> Tensor:
-        """Return means spread around the data's mean, with wide scales."""
+        """Return means spread around the data's mean, with wide scales.
+
+        Where the units are the data's own, the means are within one of them and the scale is that
+        of a logistic with their deviation.
+        """
         k, colours = self.components, self.event.colours
         bias = mean.new_zeros(self.channels, self.event.places)
+        if self.spread is not None:
+            around = torch.linspace(-1.0, 1.0, k) if k > 1 else torch.zeros(1)
+            around = around.to(mean.device).repeat(colours)
+            bias[k : k + k * colours] = around[:, None]
+            bias[k + k * colours : k + 2 * k * colours] = math.log(math.sqrt(3.0) / math.pi)
+            return bias
         spread = torch.linspace(-0.6, 0.6, k, device=mean.device) if k > 1 else mean.new_zeros(1)
         centre = self._to_unit(self.event.split(mean)[0])  # [colours, places]
         around = (centre.unsqueeze(1) + spread[:, None]).clamp(-1.0, 1.0)

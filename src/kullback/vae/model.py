@@ -20,7 +20,9 @@ from kullback.variational import gaussian, objectives
 from . import store
 from .architecture import Architecture, Spec
 from .bounds import bounds
+from .events import Event
 from .likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from .limits import CATEGORICAL
 from .logistics import DiscretisedLogistics
 from .networks import ConvDecoder, ConvEncoder, MlpDecoder, MlpEncoder
 from .priors import StandardNormal
@@ -33,8 +35,8 @@ class VAE(nn.Module):
 
     encoder: `[batch, *event]` floats to (mean, log_sd), `[batch, latent]` each. decoder:
     `[rows, latent]` to `[rows, channels, places]`. likelihood, prior: see their modules.
-    shift, scale: x enters the encoder (and only it) as (x − shift) / scale.
-    Everywhere x is `[batch, *event]` in the data's own units: 0/1, levels 0 … 255, or continuous.
+    shift, scale: x enters the encoder (and only it) as (x − shift) / scale, numbers or `[*event]`.
+    Everywhere x is `[batch, *event]` in the data's own units: 0/1, levels 0 … K − 1, or continuous.
 
     >>> model = build((1, 4, 4), "binary", Architecture(hidden=(8,), latent=2))
     >>> model.encode(torch.zeros(3, 1, 4, 4))[0].shape
@@ -52,14 +54,15 @@ class VAE(nn.Module):
         prior: StandardNormal,
         *,
         shift: Tensor | None = None,
-        scale: float = 1.0,
+        scale: float | Tensor = 1.0,
         spec: Spec | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self.likelihood, self.prior = likelihood, prior
         self.register_buffer("shift", torch.zeros(()) if shift is None else shift.clone())
-        self.register_buffer("scale", torch.tensor(float(scale)))
+        scale = scale.clone() if isinstance(scale, Tensor) else torch.tensor(float(scale))
+        self.register_buffer("scale", scale)
         self.spec = spec
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +116,8 @@ class VAE(nn.Module):
         """Return x as floats ready for the model, or refuse it.
 
         Errors: ValueError when the shape is not `[batch, *event]`, a binary model meets anything
-        but 0 and 1, an 8-bit model anything but integers 0 … 255, or x is not finite.
+        but 0 and 1, an 8-bit model anything but integers 0 … 255, a model
+        of K levels anything but 0 … K − 1, or x is not finite.
 
         >>> build((2,), "binary").check(torch.tensor([[0, 1]], dtype=torch.uint8))
         tensor([[0., 1.]])
@@ -129,9 +133,11 @@ class VAE(nn.Module):
         if kind == "binary":
             ok = bool(((x == 0) | (x == 1)).all())
             require(ok, "x", "0 and 1 only", span, "binarise the data first")
-        if kind == "8-bit":
-            ok = bool(((x == x.round()) & (x >= 0) & (x <= 255)).all())
-            require(ok, "x", "integers 0 to 255", span, "pass uint8 images")
+        if self.spec is not None and kind in ("8-bit", "levels"):
+            top = self.spec.levels - 1
+            ok = bool(((x == x.round()) & (x >= 0) & (x <= top)).all())
+            hint = "pass uint8 images" if kind == "8-bit" else "pass levels, see kullback.data.Grid"
+            require(ok, "x", f"integers 0 to {top}", span, hint)
         return x
 
     def elbo(
@@ -195,7 +201,15 @@ class VAE(nn.Module):
             raise RunError(f"{folder / 'config.json'}: not a model of format 1 of this library")
         spec = Spec.from_dict(config["model"], source=str(folder / "config.json"))
         with torch.device("meta"):
-            model = build(spec.event_shape, spec.kind, spec.architecture)
+            units = torch.ones(spec.event_shape) if _has_units(spec) else None
+            model = build(
+                spec.event_shape,
+                spec.kind,
+                spec.architecture,
+                levels=spec.levels,
+                grid=spec.grid,
+                spread=units,
+            )
         expected = model.state_dict()
         tensors = store.load_tensors(folder / "model.safetensors", like=expected)
         model.load_state_dict(tensors, assign=True)
@@ -209,22 +223,33 @@ def build(
     *,
     mean: Tensor | None = None,
     scale: float | None = None,
+    levels: int = 256,
+    grid: dict[str, Any] | None = None,
+    spread: Tensor | None = None,
 ) -> VAE:
     """Build a VAE for events of a shape and kind; weights come from torch's global generator.
 
-    event_shape: `(C, H, W)` or `(D,)`. kind: "binary", "8-bit" or "continuous". mean: the training
-    data's mean `[*event]` in its own units: it centres the encoder's input and is the decoder's
-    first output. scale: what the centred input is divided by. Errors: ValueError as `Architecture`
-    and `choose` say, and for conv networks on vectors.
+    event_shape: `(C, H, W)` or `(D,)`. kind: "binary", "8-bit", "levels" or "continuous". mean: the
+    training data's mean `[*event]` in its own units: it centres the encoder's input and is the
+    decoder's first output. scale: what the centred input is divided by. levels, grid: of data that
+    are levels, see `Spec`. spread: the training data's deviation `[*event]`, all positive, instead
+    of a scale: continuous data are then standardised inside the model, and more than 256 levels
+    have it for their unit, while x and every figure stay in the data's units.
+    Errors: ValueError as `Architecture` and `choose` say, and for conv networks on vectors.
 
     >>> build((1, 28, 28), "8-bit").spec.architecture.likelihood
     'logistics'
     """
     architecture = (architecture or Architecture()).resolved(tuple(event_shape), kind)
-    spec = Spec(tuple(event_shape), kind, architecture)
-    usual = {"binary": (0.5, 1.0), "8-bit": (127.5, 64.0), "continuous": (0.0, 1.0)}[kind]
-    mean = torch.full(spec.event_shape, usual[0]) if mean is None else mean.float()
-    likelihood = _likelihood(spec)
+    inside = spread is not None and kind == "continuous"
+    spec = Spec(tuple(event_shape), kind, architecture, levels, grid, standardised=inside)
+    top = levels - 1
+    usual = {"binary": (0.5, 1.0), "8-bit": (127.5, 64.0), "continuous": (0.0, 1.0)}
+    usual["levels"] = (top / 2, max(1.0, top / 4))
+    shift, width = usual[kind]
+    mean = torch.full(spec.event_shape, shift) if mean is None else mean.float()
+    spread = None if spread is None else spread.float()
+    likelihood = _likelihood(spec, mean, spread)
     bias = likelihood.initial_bias(mean)
     hidden, latent = architecture.hidden, architecture.latent
     if architecture.network == "mlp":
@@ -234,15 +259,31 @@ def build(
     else:
         encoder = ConvEncoder(event_shape, hidden, latent)
         decoder = ConvDecoder(event_shape, latent, hidden, bias)
-    scale = usual[1] if scale is None else scale
+    scale = width if scale is None else scale
     require(math.isfinite(scale) and scale > 0, "scale", "a positive number", scale)
+    divide_by = scale if spread is None else spread
     prior = StandardNormal(latent)
-    return VAE(encoder, decoder, likelihood, prior, shift=mean, scale=scale, spec=spec)
+    return VAE(encoder, decoder, likelihood, prior, shift=mean, scale=divide_by, spec=spec)
 
 
-def _likelihood(spec: Spec) -> Any:
-    architecture = spec.architecture
+def _has_units(spec: Spec) -> bool:
+    """Say whether a model of this description holds the data's spread."""
+    return spec.standardised or (spec.kind == "levels" and spec.levels > 256)
+
+
+def _likelihood(spec: Spec, mean: Tensor, spread: Tensor | None) -> Any:
+    architecture, shape = spec.architecture, spec.event_shape
     if architecture.likelihood == "logistics":
-        return DiscretisedLogistics(spec.event_shape, components=architecture.components)
-    named = {"bernoulli": Bernoulli, "categorical": Categorical, "gaussian": Gaussian}
-    return named[architecture.likelihood](spec.event_shape)
+        event = Event(shape)
+        units = {} if spread is None else {"centre": mean, "spread": spread}
+        split = {name: event.split(value)[0] for name, value in units.items()}
+        components = architecture.components
+        return DiscretisedLogistics(shape, components=components, levels=spec.levels, **split)
+    if architecture.likelihood == "gaussian":
+        location = None if spread is None else mean
+        return Gaussian(shape, location=location, spread=spread)
+    if architecture.likelihood == "categorical":
+        few = spec.levels <= CATEGORICAL
+        require(few, "likelihood", f"logistics for more than {CATEGORICAL} levels", "categorical")
+        return Categorical(shape, levels=spec.levels)
+    return Bernoulli(shape)

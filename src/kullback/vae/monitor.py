@@ -14,13 +14,13 @@ from kullback.data import Dataset
 
 from . import checkpoint
 from .bounds import bounds
+from .limits import ACTIVE_KL, ACTIVE_VARIANCE, COLLAPSED
 from .loop import State
 from .model import VAE
 from .training import Training
 
-__all__ = ["ACTIVE", "Monitor", "Progress", "active_units", "collapse_warning"]
+__all__ = ["Monitor", "Progress", "active_units", "collapse_warning", "varying_units"]
 
-ACTIVE = 0.01  # a unit is active when Var_x(E_q[z|x]) is above this: Burda et al. 2016, section 5.1
 TEST_IMAGES = 1000
 
 
@@ -43,13 +43,30 @@ class Progress:
     warning: str
 
 
-def active_units(means: torch.Tensor) -> int:
-    """Count the latent dimensions whose posterior mean varies over images, `means [n, latent]`.
+def varying_units(means: torch.Tensor) -> int:
+    """Count the dimensions with `Var_x(E_q[z_d|x]) > 0.01` (Burda et al. 2016, section 5.2).
 
-    >>> active_units(torch.tensor([[0.0, 1.0], [0.0, -1.0]]))
+    means: `[n, latent]`. That criterion counts dimensions that cost 0.005 nats, so it is no
+    measure of use where β is large: there all dimensions can vary and none say much.
+
+    >>> varying_units(torch.tensor([[0.0, 1.0], [0.0, -1.0]]))
     1
     """
-    return int((means.var(0) > ACTIVE).sum())
+    return int((means.var(0, correction=min(1, len(means) - 1)) > ACTIVE_VARIANCE).sum())
+
+
+def active_units(means: torch.Tensor, kl: torch.Tensor) -> int:
+    """Count the dimensions that vary as in `varying_units` and carry 0.1 nats or more.
+
+    means: `[n, latent]`; kl: `[latent]`, the mean KL(q(z_d|x) ‖ p(z_d)) over x, an upper bound on
+    the information I(x; z_d).
+
+    >>> means = torch.tensor([[0.0, 1.0, 0.2], [0.0, -1.0, -0.2]])
+    >>> active_units(means, torch.tensor([0.0, 1.3, 0.02]))
+    1
+    """
+    varies = means.var(0, correction=min(1, len(means) - 1)) > ACTIVE_VARIANCE
+    return int((varies & (kl.to(means) >= ACTIVE_KL)).sum())
 
 
 def collapse_warning(kl: list[float], active: int, beta: float) -> str:
@@ -63,14 +80,23 @@ def collapse_warning(kl: list[float], active: int, beta: float) -> str:
     ''
     """
     total = sum(kl)
-    if active > 0 and total > 0.5:
+    if active > 0 and total > COLLAPSED:
         return ""
+    says = "nothing" if total <= COLLAPSED else "little"
     remedy = "--warmup 0.3, --free-bits 0.1 or a lower --learning-rate"
     remedy = f"a smaller --beta (now {beta:g}), {remedy}" if beta > 1 else remedy
     return (
         f"posterior collapse: {active} of {len(kl)} latent dimensions are active and the KL is "
-        f"{total:.2g} nats, so z says nothing about x. Try: {remedy}"
+        f"{total:.2g} nats, so z says {says} about x. Try: {remedy}"
     )
+
+
+def over_images(terms: torch.Tensor, **more: Any) -> Estimate:
+    """Return `Estimate.from_terms`, or for a single image its value without an error."""
+    if len(terms) > 1:
+        return Estimate.from_terms(terms, **more)
+    alone = Estimate(float(terms[0]), 0.0, 1, **more)
+    return alone.without_error("there is one image only, and errors are over images")
 
 
 class Monitor:
@@ -108,8 +134,11 @@ class Monitor:
 
     def finish(self) -> None:
         """Log what the last, shorter stretch brought, with a last look at the test images."""
-        if self.state.step % self.test_every:
+        if self.state.step % self.log_every:
             self._log(last=True)
+        elif self.state.step % self.test_every:  # the training row is written already
+            spent = self.settings.progress(self.state.step, self.state.seconds, self.per_epoch)
+            checkpoint.extend_last_row(self.folder, "metrics.jsonl", self._test(spent))
 
     def _log(self, *, last: bool = False) -> None:
         state = self.state
@@ -133,16 +162,18 @@ class Monitor:
         generator = torch.Generator(self.test.device).manual_seed(self.settings.seed)
         with self.state.flat.averaged():
             figures = bounds(self.model, self.test, draws=1, generator=generator)
-        kl = self.model.prior.kl(figures.mean, figures.log_sd).mean(0).tolist()
-        active = active_units(figures.mean)
-        self.test_elbo = Estimate.from_terms(figures.elbo.double().cpu(), bias="low", why="a bound")
+        each = self.model.prior.kl(figures.mean, figures.log_sd).mean(0)
+        active, kl = active_units(figures.mean, each), each.tolist()
+        self.test_elbo = over_images(figures.elbo.double().cpu(), bias="low", why="a bound")
+        error = float(self.test_elbo.standard_error)
         if spent > max(0.1, self.settings.warmup):
             self._warn(collapse_warning(kl, active, self.settings.beta))
         return {
             "test_elbo": self.test_elbo.value,
-            "test_elbo_error": self.test_elbo.standard_error,
+            **({"test_elbo_error": error} if math.isfinite(error) else {}),
             "test_images": len(self.test),
             "active_units": active,
+            "varying_units": varying_units(figures.mean),
             "kl_per_dimension": kl,
         }
 

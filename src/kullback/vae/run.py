@@ -24,6 +24,7 @@ from .device import pick_device, pick_precision, pick_threads
 from .loop import NonFiniteError, State, fit
 from .model import VAE, build
 from .monitor import Monitor, Progress
+from .standardise import location_and_spread
 from .training import Training
 
 __all__ = ["Outcome", "resume", "train"]
@@ -74,7 +75,7 @@ def train(
     dataset = data if isinstance(data, Dataset) else load(data)
     where = pick_device(device)
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
-    model = _fresh_model(dataset, architecture or Architecture(), training.seed)
+    model = _fresh_model(dataset, architecture or Architecture(), training.seed, None)
     config = _describe(model, dataset, training, where, threads)
     path = _new_folder(folder, dataset)
     store.write_json(path / "config.json", config)
@@ -107,7 +108,8 @@ def resume(
     dataset = data or reload(config["data"])
     if dataset.protocol["sha256"] != config["data"]["sha256"]:
         raise DataError(f"{path}: these are not the data the run was trained on: the hashes differ")
-    model = _fresh_model(dataset, spec.architecture, int(config["training"]["seed"]))
+    seed = int(config["training"]["seed"])
+    model = _fresh_model(dataset, spec.architecture, seed, spec)
     watch = Watch(progress, stop, checkpoint_seconds)
     return _drive(path, model, dataset, config, watch)
 
@@ -208,16 +210,34 @@ def _spec(model: VAE) -> Spec:
     return model.spec
 
 
-def _fresh_model(data: Dataset, architecture: Architecture, seed: int) -> VAE:
-    """Build the model for the data, its weights a function of the seed alone."""
-    train = data.train.float()
-    mean = train.mean(0)
-    if data.dynamic:
-        mean = mean / 255.0
-    scale = float((train - train.mean(0)).std()) if data.kind != "binary" else 1.0
+def _fresh_model(data: Dataset, architecture: Architecture, seed: int, spec: Spec | None) -> VAE:
+    """Build the model for the data, its weights a function of the seed alone.
+
+    spec: of a run to go on with, which may have been made before data were standardised.
+    """
+    inside = data.kind == "continuous" and (spec is None or spec.standardised)
+    units = inside or (data.kind == "levels" and data.levels > 256)
+    mean, spread = location_and_spread(data.train) if units else (None, None)
+    scale = 1.0
+    if mean is None:
+        train = data.train.float()
+        mean = train.mean(0)
+        if data.kind != "binary":
+            scale = float((train - mean).std()) if len(train) > 1 else 1.0
+        if data.dynamic:
+            mean = mean / 255.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build(data.event_shape, data.kind, architecture, mean=mean, scale=scale or 1.0)
+        return build(
+            data.event_shape,
+            data.kind,
+            architecture,
+            mean=mean,
+            scale=scale or 1.0,
+            levels=data.levels if data.kind == "levels" else 256,
+            grid=data.protocol.get("grid"),
+            spread=None if spread is None else (spread if inside else spread.clamp(min=1.0)),
+        )
 
 
 def _new_folder(folder: str | Path | None, data: Dataset) -> Path:

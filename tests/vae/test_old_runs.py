@@ -1,0 +1,71 @@
+"""Run folders written before levels were looked for and data standardised: same figures, same data.
+
+`old_runs/` holds three, as they were written then: pictures k/255, pictures (k/255 − ½)/½ read as
+continuous values, and a table of numbers.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from kullback import report
+from kullback.data import reload
+from kullback.report.record import read
+from kullback.vae import VAE, Evaluation, evaluate, resume
+
+OLD = Path(__file__).parent / "old_runs"
+
+
+@pytest.fixture(params=["grey", "normalised", "table"])
+def run(request, tmp_path, monkeypatch):
+    """A copy of an old run in the folder in which its data lie."""
+    folder = shutil.copytree(OLD / request.param, tmp_path / request.param)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_an_old_run_keeps_its_data_and_figures(run):
+    config = json.loads((run / "config.json").read_text())
+    stored = json.loads((run / "evaluation.json").read_text())
+    data = reload(config["data"])
+    assert data.protocol == config["data"]
+    before = Evaluation.from_dict(stored["evaluation"])
+    after = evaluate(VAE.load(run), data.test, draws=30)
+    for name in ("elbo", "log_likelihood", "gap", "rate", "distortion", "bits_per_dim", "loose"):
+        # one rounding of float32 in a sum, where another machine adds in another order
+        old, new = getattr(before, name), getattr(after, name)
+        if old is None:
+            assert new is None
+        else:
+            value = lambda e: float(getattr(e, "value", e))  # noqa: E731
+            assert value(new) == pytest.approx(value(old), rel=1e-5)
+    assert after.varying_units == before.active_units
+    assert before.varying_units is None
+
+
+def test_an_old_run_renders_without_its_false_row(run):
+    """The second row of the last step held an ELBO of 0; the test figures of it are kept."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == rows[-2]["step"] == 21
+    assert rows[-1]["elbo"] == 0
+    shown = read(run).metrics
+    assert [row["step"] for row in shown] == sorted({row["step"] for row in rows})
+    assert shown[-1]["elbo"] == rows[-2]["elbo"]
+    assert shown[-1]["test_elbo"] == rows[-1]["test_elbo"]
+    assert report.write(run).exists()
+
+
+def test_an_old_run_goes_on_as_it_was(run):
+    """From its description alone: the model is built in the units of then."""
+    (run / "model.safetensors").unlink()
+    config = json.loads((run / "config.json").read_text())
+    config["training"]["steps"] = 2
+    (run / "config.json").write_text(json.dumps(config))
+    outcome = resume(run)
+    assert outcome.finished
+    assert not outcome.model.spec.standardised
+    assert outcome.model.scale.ndim == 0
+    torch.testing.assert_close(VAE.load(run).state_dict(), outcome.model.state_dict())
