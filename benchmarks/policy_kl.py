@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from measuring import finish, interleaved, machine, paired_ratio, summary
 
+from kullback.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, card, save
 from kullback.tokens.policy import policy_kl_loss, rao_blackwell_kl_loss
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "tokens"), str(ROOT / "tools")]
-from docs_pictures import BLUE, GREEN, GREY, ORANGE, PURPLE, card, save  # noqa: E402
 from worlds import World  # noqa: E402
 
 DISTANCES, STALENESS = (0.03, 0.1, 0.3, 1.0, 2.0), (0.0, 0.1, 0.5, 1.0)
@@ -232,7 +232,11 @@ def contenders(batch, length, spread):
     generator = torch.Generator().manual_seed(0)
     current = (-torch.rand(batch, length, generator=generator) * 5).requires_grad_()
     noise = spread * torch.randn(2, batch, length, generator=generator)
-    reference, behaviour = current.detach() + noise[0], current.detach() + 0.3 * noise[1]
+    # shifted so that ratios have mean 1; none is above 0, as log-probabilities are
+    reference, behaviour = (
+        (current.detach() + scale * noise[which] + shift).clamp_max(-1e-3)
+        for which, scale, shift in ((0, 1.0, -(spread**2) / 2), (1, 0.3, (0.3 * spread) ** 2 / 2))
+    )
     lengths = torch.randint(length // 2, length + 1, (batch,), generator=generator)
     mask = torch.arange(length) < lengths[:, None]
     logs = {"log_current": current, "log_reference": reference, "mask": mask}

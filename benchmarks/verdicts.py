@@ -1,186 +1,275 @@
 """How often is a verdict right? Fits to targets whose moments are known, judged and counted.
 
-`python benchmarks/verdicts.py` makes 630 fits (mean field and full rank at the optimum of the
-ELBO, and spoilt on purpose: shifted, shrunk, inflated) to 105 targets of ten kinds in 1 to 25
-dimensions, and fits of `kullback.variational.fit` by its defaults: "auto", a mixture and a
-Student-t to all of them, a flow to every fifth. It lets `diagnose_beyond` judge each from 4,000
-draws of q, and counts:
-"trust" is right when every bound on every mean and standard deviation held; "do not trust" is right
-when some mean is off by more than 0.2 sd, or some sd by more than 20 %. Truths are closed forms.
-The limits of the verdict were chosen on Gaussian q and seeds 1 and 2; the default seed is another.
+    python benchmarks/verdicts.py gather choosing counting   # fit; keep the evidence of every fit
+    python benchmarks/verdicts.py                            # judge what was kept, and count
+    python benchmarks/verdicts.py --ablation                 # the same with each limit dropped
+
+`gather` makes fits to the targets of two lists (verdict_targets.py; limits were chosen on the
+first): what `kullback.variational.fit` returns for "auto", a full-rank and a mean-field Gaussian
+and a Student-t, and the full-rank Gaussian spoilt on purpose, in one of four ways. It keeps the
+`Evidence` that `diagnose_beyond` has from 4,000 draws of q, beside the true errors. Judging is a
+function of that record alone, so limits are compared without a new fit.
+A level is right when every bound on every mean and standard deviation holds; "good" counts fits
+whose means are all within 0.2 sd and whose sds are within 20 %.
 """
 
 import argparse
+import dataclasses
+import functools
+import gzip
+import json
 import math
 import sys
 
 import torch
-from measuring import finish, machine
+from measuring import RESULTS, finish, machine, shortened
 from torch import distributions as law
-from verdict_targets import targets
+from verdict_targets import LISTS, targets
 
 import kullback.variational
-from kullback.variational.beyond import diagnose_beyond
+from kullback.variational import diagnosis
+from kullback.variational.evidence import Evidence, Sample
+from kullback.variational.limits import LIMITS, Limits
+from kullback.variational.verdict import judge
 
-FITS = ("mean field", "full rank", "shifted", "shrunk", "inflated", "nearly")
-FAMILIES = {"auto": 1, "mixture": 1, "student_t": 1, "flow": 5}  # to every how many-th target
+FITS = ("auto", "full_rank", "mean_field", "student_t")
+SPOILT = ("shifted", "shrunk", "inflated", "nearly")  # one of them for each target, in turn
 DRAWS = 4000
 LIMIT = 0.2  # what a fit that deserved trust would keep
+LEVELS = ("trust", "partly", "do not trust")
 
 
-def best(target, generator, full):
-    """The Gaussian of least KL(q‖p), on fixed draws by L-BFGS; mean and scale."""
-    dims = target.dims
-    count = max(256, 8 * dims) // 2
-    noise = torch.randn(count, dims, generator=generator, dtype=torch.float64)
-    noise = torch.cat([noise, -noise])
-    noise = noise @ torch.linalg.inv(torch.linalg.cholesky(noise.T @ noise / len(noise))).T
-    mean = torch.zeros(dims).double().requires_grad_()
-    log_sd = torch.zeros(dims).double().requires_grad_()
-    lower = torch.zeros(dims, dims).double().requires_grad_(full)
-
-    def factor():
-        return torch.diag(log_sd.exp()) + (lower.tril(-1) if full else 0.0)
-
-    def loss():
-        optimiser.zero_grad()
-        value = -target.log_density(mean + noise @ factor().T).mean() - log_sd.sum()
-        value.backward()
-        return value
-
-    parameters = [mean, log_sd, lower] if full else [mean, log_sd]
-    optimiser = torch.optim.LBFGS(
-        parameters,
-        max_iter=600,
-        history_size=30,
-        tolerance_grad=1e-9,
-        line_search_fn="strong_wolfe",
-    )
-    optimiser.step(loss)
-    return mean.detach(), factor().detach()
-
-
-def spoilt(fit, mean, scale, generator):
-    """Move or resize a fit on purpose."""
-    way = torch.randn(len(mean), generator=generator, dtype=torch.float64)
-    way = scale @ (way / way.norm())
-    if fit == "shifted":
-        return mean + 0.4 * way, scale
-    if fit == "nearly":
-        return mean + 0.02 * way, 0.99 * scale
-    return mean, scale * {"shrunk": 0.7, "inflated": 1.4}.get(fit, 1.0)
-
-
-def by_hand(target, fit, generator):
-    """A Gaussian q: its draws, and its log density."""
-    mean, scale = best(target, generator, fit != "mean field")
-    mean, scale = spoilt(fit, mean, scale, generator)
-    noise = torch.randn(DRAWS, target.dims, generator=generator, dtype=torch.float64)
-    q = law.MultivariateNormal(mean, scale_tril=torch.linalg.cholesky(scale @ scale.T))
-    return mean + noise @ scale.T, q.log_prob, True
-
-
-def by_fit(target, family, generator):
+@functools.lru_cache(maxsize=2)
+def fitted(target, family, seed=0):
     """What `fit` returns for a family, by its defaults."""
-    found = kullback.variational.fit(
+    return kullback.variational.fit(
         lambda z: target.log_density(z[None])[0],
         target.dims,
         family=family,
         evaluation_draws=DRAWS,
-        generator=generator,
+        generator=torch.Generator().manual_seed(seed),
+        progress=False,
     )
+
+
+def spoilt(target, fit, generator):
+    """The full-rank Gaussian, moved or resized on purpose: draws, log density."""
+    frame = fitted(target, "full_rank").family.absorb()
+    mean, scale = frame.shift, frame.factor
+    way = torch.randn(len(mean), generator=generator, dtype=torch.float64)
+    way = scale @ (way / way.norm())
+    mean = mean + {"shifted": 0.4, "nearly": 0.02}.get(fit, 0.0) * way
+    scale = scale * {"shrunk": 0.7, "inflated": 1.4, "nearly": 0.99}.get(fit, 1.0)
+    noise = torch.randn(DRAWS, target.dims, generator=generator, dtype=torch.float64)
+    q = law.MultivariateNormal(mean, scale_tril=scale)
+    return mean + noise @ scale.T, q.log_prob, True
+
+
+def made(target, fit, generator):
+    """Draws, log density, and whether the fit converged."""
+    if fit in SPOILT:
+        return spoilt(target, fit, generator)
+    found = fitted(target, fit)
     return found.draws, found.family.log_prob, found.converged
 
 
-def judged(target, fit, generator):
-    """Fit, diagnose, and hold the verdict to the truth."""
-    make = by_fit if fit in FAMILIES else by_hand
-    draws, log_prob, converged = make(target, fit, generator)
-    draws = draws.requires_grad_()
+def gathered(target, fit, generator):
+    """Fit, diagnose, and return the evidence beside the true errors, in sd of q's draws."""
+    draws, log_prob, converged = made(target, fit, generator)
+    draws = draws.clone().requires_grad_()
     log_p, log_q = target.log_density(draws), log_prob(draws)
-    scores = [torch.autograd.grad(log.sum(), draws)[0] for log in (log_p, log_q)]
-    draws, log_p, log_q = draws.detach(), log_p.detach(), log_q.detach()
-    found = diagnose_beyond(
-        target.log_density,
-        log_prob,
-        draws,
-        log_p,
-        log_q,
-        scores=tuple(scores),
+    scores = tuple(torch.autograd.grad(log.sum(), draws)[0] for log in (log_p, log_q))
+    sample = Sample(
+        draws=draws.detach(),
+        log_p=log_p.detach(),
+        log_q=log_q.detach(),
+        scores=scores,
         of=target.values,
         converged=converged,
-        generator=generator,
     )
-    values = target.values(draws)
-    mean_off = ((values.mean(0) - target.mean) / values.std(0)).abs()
-    sd_off = (target.sd / values.std(0)).log().abs()
-    return {
+    values = target.values(sample.draws)
+    row = {
         "kind": target.kind,
         "dims": target.dims,
         "fit": fit,
-        "level": found.level,
-        "verdict": found.verdict,
-        "k_hat": found.k_hat,
-        "ess_fraction": found.ess_fraction,
-        "sd_log_weights": found.sd_log_weights,
-        "residual": found.residual,
-        "mean_off": float(mean_off.max()),
-        "sd_off": float(sd_off.max()),
-        "mean_bound": float(found.mean_bound.max()),
-        "sd_bound": float(found.log_sd_bound.max()),
-        "held": bool((mean_off <= found.mean_bound).all() and (sd_off <= found.log_sd_bound).all()),
-        "good": bool(mean_off.max() <= LIMIT and sd_off.max() <= math.log1p(LIMIT)),
+        "mean_off": ((values.mean(0) - target.mean) / values.std(0)).abs().tolist(),
+        "sd_off": (target.sd / values.std(0)).log().abs().tolist(),
     }
+    look = functools.partial(diagnosis.diagnose_beyond, target.log_density, log_prob, sample)
+    row["evidence"] = look(generator=torch.Generator().manual_seed(1)).evidence.to_dict()
+    for name, change in SEARCHES.items() if fit in ("auto", "full_rank") else ():
+        kept = {key: getattr(diagnosis, key) for key in change}
+        for key, value in change.items():
+            setattr(diagnosis, key, value)
+        other = look(generator=torch.Generator().manual_seed(1)).evidence.to_dict()
+        for key, value in kept.items():
+            setattr(diagnosis, key, value)
+        if json.dumps(other) != json.dumps(row["evidence"]):
+            row[name] = other
+    return row
 
 
-def count(rows):
-    """Say how often each level was right: trust held its bounds, distrust was deserved."""
+SEARCHES = {"without ridges": {"FOLLOWED": 0}, "without a second look": {"WIDER": diagnosis.WIDE}}
+
+
+def kept_in(name):
+    """The file that holds the evidence of a list's fits."""
+    return RESULTS / f"verdict_evidence_{name}.json.gz"
+
+
+def gather(name, options):
+    """Make the fits of one list, and keep their evidence."""
+    generator = torch.Generator().manual_seed(options.seed)
+    rows = []
+    chosen = list(enumerate(targets(name, options.seed)))[options.first :: options.step]
+    for place, target in chosen:
+        for fit in (*FITS, SPOILT[place // options.step % len(SPOILT)]):
+            try:
+                rows.append(gathered(target, fit, generator))
+            except kullback.core.KullbackError as error:
+                sys.stderr.write(f"{target.kind}, {fit}: {error}\n")
+        sys.stderr.write(f"{name} {place + 1}: {target.kind}, {target.dims}\n")
+        write(name, options.seed, rows)
+
+
+def write(name, seed, rows):
+    held = {"machine": machine(1), "seed": seed, "draws": DRAWS, "rows": shortened(rows, 4)}
+    RESULTS.mkdir(exist_ok=True)
+    kept_in(name).write_bytes(gzip.compress(json.dumps(held).encode(), mtime=0))
+
+
+def read(name):
+    """The rows of a list, with evidence as records."""
+    rows = json.loads(gzip.decompress(kept_in(name).read_bytes()))["rows"]
+    for row in rows:
+        for key in ("evidence", *SEARCHES):
+            if key in row:
+                row[key] = Evidence.from_dict(row[key])
+    return rows
+
+
+def judged(row, limits=LIMITS):
+    """The level of a row, whether its bounds hold, and whether the fit was good."""
+    verdict = judge(row["evidence"], limits)
+    mean_off, sd_off = (torch.tensor(row[name]).double() for name in ("mean_off", "sd_off"))
+    held = (mean_off <= verdict.bounds.mean).all() and (sd_off <= verdict.bounds.log_sd).all()
+    good = mean_off.max() <= LIMIT and sd_off.max() <= math.log1p(LIMIT)
+    return {"level": verdict.level, "held": bool(held), "good": bool(good)}
+
+
+def count(rows, limits=LIMITS):
+    """Say for each level how many fits have it, how often bounds held and fits were good."""
+    every = [judged(row, limits) for row in rows]
     counted = {}
-    for level in ("trust", "partly", "do not trust"):
-        these = [row for row in rows if row["level"] == level]
+    for level in LEVELS:
+        these = [one for one in every if one["level"] == level]
         counted[level] = {
             "fits": len(these),
-            "bounds_held": sum(row["held"] for row in these) / max(1, len(these)),
-            "fit_was_good": sum(row["good"] for row in these) / max(1, len(these)),
+            "bounds_held": sum(one["held"] for one in these) / max(1, len(these)),
+            "fit_was_good": sum(one["good"] for one in these) / max(1, len(these)),
         }
-    false_alarms = [r for r in rows if r["k_hat"] >= 0.7 and r["good"]]
-    counted["k_hat_alone"] = {
-        "above_0.7": sum(row["k_hat"] >= 0.7 for row in rows),
-        "of_these_good": len(false_alarms),
-        "of_these_trusted": sum(row["level"] == "trust" for row in false_alarms),
-    }
     return counted
+
+
+def changed(rows, **fields):
+    """Rows whose evidence has some of it taken away."""
+    return [row | {"evidence": dataclasses.replace(row["evidence"], **fields)} for row in rows]
+
+
+def swapped(rows, name):
+    """Rows with the evidence that was gathered without one of the searches."""
+    return [row | {"evidence": row.get(name, row["evidence"])} for row in rows]
+
+
+WIDER = {"pooled": None, "tails": None, "unreached": 0.0, "endless": False}
+MODES = {"elsewhere": 0.0, "away": None}
+EVIDENCE = {
+    "no draws of wider laws": lambda rows: changed(rows, **WIDER),
+    "no scores": lambda rows: changed(rows, scored=False, residual=None, pushed=None),
+    "no search for modes": lambda rows: changed(rows, **MODES),
+    "no test of convergence": lambda rows: changed(rows, converged=True),
+    "no ridges": lambda rows: swapped(rows, "without ridges"),
+    "no second look": lambda rows: swapped(rows, "without a second look"),
+}
+HUGE = 1e300
+NEVER = {  # values at which a limit does nothing; limits that act together go together
+    "light, heavy": {"light": HUGE, "heavy": 2 * HUGE},
+    "misled": {"misled": -HUGE},
+    "unreached": {"unreached": math.inf},
+    "shape, near": {"shape": math.inf},
+}
+
+
+def dropped(name):
+    """Limits with one of them out of use; `heavy` and `large` go with `light` and `small`."""
+    fields = {f.name: getattr(LIMITS, f.name) for f in dataclasses.fields(Limits)}
+    return Limits(**(fields | NEVER[name]))
+
+
+def ablation(rows):
+    """Count with each limit dropped, and with each kind of evidence taken away.
+
+    "own draws only" is what there is with mini-batches of rows and above 100 dimensions.
+    """
+    own = changed(rows, **WIDER, **MODES)
+    table = {"all limits": count(rows)}
+    table |= {f"no limit {name}": count(rows, dropped(name)) for name in NEVER}
+    table |= {name: count(change(rows)) for name, change in EVIDENCE.items()}
+    table |= {"own draws only": count(own)}
+    table |= {f"own draws only, no limit {name}": count(own, dropped(name)) for name in NEVER}
+    return table | {"own draws only, no scores": count(EVIDENCE["no scores"](own))}
+
+
+def printed(table):
+    """The ablation as lines: fits, share whose bounds held, share that was good, for each level."""
+    cells = "  ".join(f"{level:>20}" for level in LEVELS)
+    lines = [f"{'':<40}{cells}"]
+    for name, counted in table.items():
+        shown = (
+            f"{c['fits']:>5} {c['bounds_held']:>7.1%} {c['fit_was_good']:>6.1%}"
+            for c in counted.values()
+        )
+        lines.append(f"{name:<40}{'  '.join(shown)}")
+    return "\n".join(lines)
+
+
+def by(rows, name):
+    """Counts for every value of a column."""
+    values = dict.fromkeys(row[name] for row in rows)
+    return {value: count([row for row in rows if row[name] == value]) for value in values}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="*", help="gather, and lists: choosing, counting")
     parser.add_argument("--seed", type=int, default=2026)
-    seed = parser.parse_args().seed
+    parser.add_argument("--step", type=int, default=1, help="only every so many-th target")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--ablation", action="store_true")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(seed)
-    every = targets(seed)
-    rows = [judged(target, fit, generator) for target in every for fit in FITS]
-    fitted = []
-    for place, target in enumerate(every):
-        some = [family for family, step in FAMILIES.items() if place % step == 0]
-        fitted += [judged(target, family, generator) for family in some]
-        sys.stderr.write(f"{place + 1} of {len(every)}: {target.kind}, {target.dims}\n")
-    result = {
-        "machine": machine(1),
-        "seed": seed,
-        "draws": DRAWS,
-        "targets": len(every),
-        "fits": len(rows),
-        "counts": count(rows),
-        "by_fit": {fit: count([row for row in rows if row["fit"] == fit]) for fit in FITS},
-        "fitted": count(fitted),
-        "by_family": {fit: count([row for row in fitted if row["fit"] == fit]) for fit in FAMILIES},
-        "rows": [
-            {k: v if not isinstance(v, float) else float(f"{v:.4g}") for k, v in row.items()}
-            for row in rows + fitted
-        ],
-    }
-    finish("verdicts", result)
+    names = [name for name in options.what if name in LISTS] or list(LISTS)
+    if "gather" in options.what:
+        for name in names:
+            gather(name, options)
+    kept = {name: read(name) for name in names if kept_in(name).exists()}
+    if options.ablation:
+        tables = {name: ablation(rows) for name, rows in kept.items()}
+        finish("verdicts_ablation", tables, digits=4)
+        for name, table in tables.items():
+            sys.stdout.write(f"\n{name}: fits, bounds held, good\n{printed(table)}\n")
+        return
+    result = {"machine": machine(1), "draws": DRAWS}
+    for name, rows in kept.items():
+        defaults = [row for row in rows if row["fit"] not in SPOILT]
+        result[name] = {
+            "fits": len(rows),
+            "counts": count(rows),
+            "of_the_defaults": count(defaults),
+            "by_fit": by(rows, "fit"),
+            "by_kind": by(rows, "kind"),
+        }
+    finish("verdicts", result, digits=4)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def test_evidence_edges():
     assert (equal.standard_error, equal.warnings) == (0.0, ())
     heavy = log_evidence(5 * torch.randn(1000, generator=torch.Generator().manual_seed(0)))
     assert heavy.k_hat > 0.7
-    assert any("k-hat" in words for words in heavy.warnings)
+    assert "k-hat" in " ".join([*heavy.warnings, heavy.no_error])
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
@@ -159,3 +159,36 @@ def test_a_jackknife_that_cannot_hold_says_so():
 def test_refusals(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+TOP_P = torch.tensor([0.95, 0.95, 0.85, 0.85], dtype=torch.float64).log().repeat(250)
+
+
+def test_an_asserted_mean_of_one_is_tested():
+    """Weights of mean 0.9, as truncated sampling logs them: the effective sample size sees nothing.
+
+    The log evidence of weights that lack a constant is any number, and is not tested.
+    """
+    assert effective_sample_size(TOP_P) > 995
+    assert log_evidence(TOP_P).value == pytest.approx(math.log(0.9))
+    for call in (log_evidence, lambda w, **names: importance_bound(w.reshape(100, 10), **names)):
+        with pytest.raises(ValueError, match=r"log_weights: expected mean of the weights = 1; got"):
+            call(TOP_P, normalised=True)
+        call(TOP_P)
+        call(TOP_P - math.log(0.9), normalised=True)
+
+
+def test_no_error_bar_where_no_mean_can_be_inferred():
+    """Pareto weights of index 1.5: the truth is +inf, whatever is drawn."""
+    u = torch.rand(5, 3000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = log_evidence(-1.5 * u.log())
+    assert found.standard_error.isnan().all()
+    assert "no mean can be inferred" in found.no_error
+
+
+def test_the_rounding_of_the_weights_is_in_the_interval():
+    logs = 0.3 * torch.randn(2000, generator=torch.Generator().manual_seed(0)) - 300.0
+    exact = log_evidence(logs.double() + 0.111).value
+    coarse = log_evidence((logs.double() + 0.111).bfloat16())
+    assert abs(coarse.value - exact) <= coarse.rounding
+    assert log_evidence(logs.double().sin()).rounding == 0

@@ -114,6 +114,80 @@ def test_masses_that_round_to_one_leave_no_nan():
         assert 0 <= bounds.lower < 1e-5 and bounds.upper == math.inf
 
 
+def test_a_list_that_is_whole_has_no_tail():
+    p = TopK(torch.tensor([0, 1, 2]), torch.tensor([0.9, 0.1, 0.0]).log())
+    q = TopK(torch.tensor([0, 1, 5]), torch.tensor([0.8, 0.1, 0.04]).log())
+    bounds = kl_bounds(p, q)
+    truth = 0.9 * math.log(0.9 / 0.8)  # 0.1060
+    assert float(bounds.lower) == pytest.approx(truth, abs=1e-5)  # float32 lists: 4 ulps a log
+    assert float(bounds.upper) == pytest.approx(truth, abs=1e-5)
+
+
+@pytest.mark.parametrize("sentinel", [-9999.0, -1e30, -100.0])
+def test_a_sentinel_is_a_token_that_is_not_listed(sentinel):
+    given = TopK(torch.tensor([0, 1]), torch.tensor([math.log(0.9), sentinel], dtype=FLOAT))
+    meant = TopK(torch.tensor([0]), torch.tensor([0.9], dtype=FLOAT).log())
+    q = torch.tensor([0.5, 0.3, 0.2], dtype=FLOAT).log()
+    for one, other in ((given, q), (q, given), (given, given)):
+        a, b = (meant if x is given else x for x in (one, other))
+        assert kl_bounds(one, other) == kl_bounds(a, b)
+    twice = TopK(torch.tensor([0, 0]), torch.tensor([math.log(0.9), sentinel], dtype=FLOAT))
+    assert kl_bounds(twice, q) == kl_bounds(meant, q)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocab", [1, 2, 5, 8])
+@pytest.mark.parametrize("zeros", [0, 1, 3])
+def test_bounds_of_every_kind_of_list_hold_and_are_no_nan(dtype, vocab, zeros):
+    """Lists with −inf and sentinels, whole on p, on q, on both, on neither, disjoint, k of 1."""
+    draw = torch.Generator().manual_seed(vocab)
+    for _ in range(2):
+        p, q = (2 * torch.randn(2, vocab, generator=draw, dtype=FLOAT)).unbind()
+        banned = [torch.randperm(vocab, generator=draw)[: min(zeros, vocab - 1)] for _ in "pq"]
+        p, q = (x.index_fill(0, at, -math.inf) for x, at in zip((p, q), banned, strict=True))
+        p, q = (x.log_softmax(-1).to(dtype) for x in (p, q))
+        wide = [x.double() for x in (p, q)]
+        # bfloat16: the truth is of log-probabilities that are off by an ulp
+        off = (
+            4
+            * torch.finfo(dtype).eps
+            * (1 + sum(float(x[x > -math.inf].abs().sum()) for x in wide))
+        )
+        kl = float(exact.kl(*[x.log_softmax(-1) for x in wide], form="log_probs"))
+        for k in {1, (vocab + 1) // 2, vocab}:
+            for j in {1, (vocab + 1) // 2, vocab}:
+                for top in (True, False):
+                    known = {"top": top, "vocab": vocab if k % 2 else None}
+                    a, b = listed(p, k, **known), listed(q, j, top=top)
+                    for bounds in (kl_bounds(a, b), kl_bounds(a, q), kl_bounds(p, b)):
+                        lower, upper = map(float, bounds)
+                        assert not math.isnan(lower) and not math.isnan(upper)
+                        assert 0 <= lower <= kl + off and upper >= kl - off
+        both = kl_bounds(listed(p, vocab, vocab=vocab), listed(q, vocab, vocab=vocab))
+        if math.isfinite(kl):
+            assert max(abs(float(x) - kl) for x in both) <= 8 * off  # bounds allow 4 ulps a log
+        else:
+            assert float(both.lower) == float(both.upper) == math.inf
+
+
+def test_probabilities_for_log_probabilities_are_named():
+    p = torch.tensor([0.5, 0.3, 0.2])
+    with pytest.raises(ValueError, match=r"masses of at most 1.*Try: log_probs.log\(\)"):
+        TopK(torch.arange(3), p)
+    with pytest.raises(ValueError, match=r"Try: log_probs\.log"):
+        kl_bounds(p, p)
+    with pytest.raises(ValueError, match="NaN at 1 of 2 places"):
+        TopK(torch.arange(2), torch.tensor([-0.5, math.nan]))
+
+
+def test_an_estimate_refuses_sentinels_at_its_draws():
+    p = TopK(torch.tensor([0]), torch.tensor([0.9]).log())
+    log_p, log_q = torch.full((50,), -0.1), torch.full((50,), -0.2)
+    log_q[7] = log_q[9] = -9999.0
+    with pytest.raises(ValueError, match=r"log_q: .* 2 of 50 values that mean 'not scored'"):
+        kl_estimate(p, p, torch.zeros(50, dtype=torch.int64), log_p, log_q)
+
+
 def test_padding_and_no_list_at_all():
     p = TopK(torch.tensor([[3, 5, -1]]), torch.tensor([[0.6, 0.3, 0.0]]).log())
     short = TopK(torch.tensor([[3, 5]]), torch.tensor([[0.6, 0.3]]).log())
@@ -135,7 +209,9 @@ def test_the_estimate_is_unbiased_by_enumeration(estimator):
             TopK(x.ids.expand(25, -1), x.log_probs.expand(25, -1))
             for x in (listed(p, k), listed(q, j))
         ]
-        found = kl_estimate(*lists, ids, p[ids], q[ids], estimator=estimator)
+        found = kl_estimate(
+            *lists, ids, p[ids], q[ids], estimator=estimator, full_support=estimator != "k1"
+        )
         assert found.bias == "none"
         torch.testing.assert_close((weights * found.value).sum(), kl, rtol=1e-10, atol=1e-12)
 

@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal
 from kullback.core import KullbackError
 from kullback.variational.corrections import by_scores, by_weights
 from kullback.variational.diagnosis import _log_mean_over_mean_log, diagnose
-from kullback.variational.probe import Probed, probe
+from kullback.variational.missed_modes import Probed, probe
 
 Z = 4.5
 

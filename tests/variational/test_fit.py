@@ -180,6 +180,18 @@ def test_forward_covers_and_reverse_seeks():
     assert both.elbo.value == pytest.approx(float(law.log_evidence), abs=1e-3)
 
 
+def test_what_was_chosen_is_what_is_there():
+    both, one = (
+        fit(p, 1, generator=seeded()) for p in (two_peaks, lambda z: -0.5 * z.square().sum())
+    )
+    for found in (both, one):
+        name = found.family.name
+        assert found.chosen == f"family {name} (1 dimensions); method deterministic ({name})"
+    assert (both.family.name, one.family.name) == ("mixture", "full_rank")
+    forward = fit(two_peaks, 1, direction="forward", generator=seeded())
+    assert forward.chosen == f"family {forward.family.name}"
+
+
 def test_samples_of_p_give_maximum_likelihood():
     model, x = linear_gaussian()
     z = model.posterior(x).sample((500,))

@@ -114,7 +114,9 @@ def test_q_itself_comes_back_from_disk(name, tmp_path):
     seed = torch.Generator().manual_seed
     for other in (again, twice):
         assert other.sample(50, seed(1)).equal(one.family.sample(50, seed(1)))
-        assert other.log_prob(one.draws).equal(q.log_prob(one.draws).detach())
+        # the same arithmetic; how a matrix product rounds may depend on where memory begins
+        here, there = other.log_prob(one.draws), q.log_prob(one.draws).detach()
+        torch.testing.assert_close(here, there, rtol=1e-14, atol=1e-14)
     assert again.family.options == q.options
 
 

@@ -62,8 +62,11 @@ class Answer:
         said = list(estimate.warnings) if estimate is not None else []
         if estimate is not None and estimate.why:
             said.append(estimate.why)
-        if math.isinf(float(self.measured)) and len(self.given) == 2:
-            said.append("infinite: P has mass where Q has none")
+        infinite = math.isinf(float(self.measured)) and len(self.given) == 2
+        if infinite:
+            tail = "p's tail" in self.measured.method
+            why = "P's tail is too heavy for Q's" if tail else "P has mass where Q has none"
+            said.append(f"infinite: {why}")
         elif self.exact == math.inf:
             said.append(
                 "the exact value is infinite, which these draws and their scores do not show"

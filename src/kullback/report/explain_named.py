@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from kullback.core import ArgumentTypeError, Estimate
 from kullback.exact import mixture_kl_bounds
 from kullback.sampled.exact_or_sampled import cross_entropy, entropy, js, kl
+from kullback.sampled.support import Support
 
 from .explain_tables import DIRECTIONS, log_sign
 from .layout import UNITS, aligned, measured_text, number, value_text
@@ -53,25 +54,30 @@ def explain_estimators(
     >>> p, q = (torch.distributions.Normal(torch.tensor(m), 1.0) for m in (0.0, 1.0))
     >>> text = explain_estimators(p, q, unit="nats", draws=100, seed=0, exact=0.5)
     >>> text.splitlines()[0]
-    'The estimators, on the same 100 draws x from P, with r = q(x)/p(x), E_P[r] = 1'
+    'The estimators, on the same 100 draws x from P, r = q(x)/p(x), E_P[r] = 1'
     """
     count = min(draws, NUMBERS)
     seeded = torch.Generator().manual_seed(seed)
     each = estimators(p, q, draws=count, generator=seeded)
+    known = Support.of(p, q)
+    mean = f"{1 + float(known.gap):.3g}" if bool(known.centred) else "M, not known"
+    mean = mean if mean in ("1", "M, not known") else f"M = {mean}"
     rows = [["", "mean of", f"value, {unit}", ""]]
     for name, estimate in each.items():
         value = float(estimate.value) / UNITS[unit]
         error = float(estimate.standard_error) / UNITS[unit]
         term, words = TERMS[name]
-        rows.append([NAMES[name], term, str(Estimate(value, error, count, unit="")), words])
+        shown = Estimate(value, error, count, unit="", no_error=estimate.no_error).brief
+        term = term.replace("− 1)", "− M)") if mean != "1" else term  # M: the mean of r, above
+        rows.append([NAMES[name], term, shown, words])
     if exact is not None:
         rows.append(["exact", "", number(exact / UNITS[unit]), "no draws needed"])
     return "\n".join(
         [
-            f"The estimators, on the same {count:,} draws x from P, with r = q(x)/p(x), E_P[r] = 1",
+            f"The estimators, on the same {count:,} draws x from P, r = q(x)/p(x), E_P[r] = {mean}",
             *(f"  {line}" for line in aligned(rows, left=(0, 1, 2, 3))),
             "  ± is one standard error, and knows nothing of k2's bias.",
-            "  k3 and λ rest on E_P[r] = 1, so Q must have no mass where P has none; and where",
+            "  k3 and λ rest on the mean of r, which is Q's mass on the support of P; and where",
             "  Q has the heavier tails, draws miss part of r: k1 is then the one to trust.",
         ]
     )

@@ -10,6 +10,7 @@ from kullback.core import Estimate
 from kullback.sampled import LogRatios
 from kullback.sampled.densities import log_density
 from kullback.sampled.draw_from import draw_from
+from kullback.sampled.support import Support
 
 __all__ = ["ESTIMATORS", "NAMES", "estimators"]
 
@@ -39,5 +40,7 @@ def estimators(
     points = draw_from(p.expand((repeats,)), draws, generator=generator)
     log_p = log_density(p, points).double().movedim(0, -1)
     log_q = log_density(q, points).double().movedim(0, -1)
-    pieces = LogRatios.of(log_p, log_q)
-    return {name: pieces.estimate(name) for name in ESTIMATORS}
+    pieces, support = LogRatios.of(log_p, log_q), Support.of(p.expand((repeats,)), q)
+    return {
+        name: support.settled(support.chosen(pieces, name, cross_fit=True)) for name in ESTIMATORS
+    }

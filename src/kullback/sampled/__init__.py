@@ -1,6 +1,7 @@
 """Floor 2, sampled: numbers that came from draws and carry an error bar."""
 
 from .draw import kl
+from .identity import Identity, entropy_identity, ratio_identity, weight_identity
 from .log_ratio import LogRatios, log_ratio
 from .log_weights import effective_sample_size, importance_bound, log_evidence, log_mean_exp
 from .pareto import pareto_k, pareto_smooth
@@ -8,8 +9,10 @@ from .terms import log_ratio_terms
 from .two_sample import js_from_draws, kl_from_draws, mutual_information_from_draws
 
 __all__ = [
+    "Identity",
     "LogRatios",
     "effective_sample_size",
+    "entropy_identity",
     "importance_bound",
     "js_from_draws",
     "kl",
@@ -21,4 +24,6 @@ __all__ = [
     "mutual_information_from_draws",
     "pareto_k",
     "pareto_smooth",
+    "ratio_identity",
+    "weight_identity",
 ]

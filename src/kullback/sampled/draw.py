@@ -17,7 +17,8 @@ from kullback.core import Estimate, require, require_type
 from .densities import log_density
 from .draw_from import draw_from
 from .log_ratio import LogRatios
-from .terms import Estimator
+from .support import Support
+from .terms import Estimator, coefficients
 
 __all__ = ["kl"]
 
@@ -40,10 +41,13 @@ def kl(
     piece at a time, so memory does not grow with `draws`.
     generator: where randomness comes from (torch's own generator when None, as in `p.sample`).
 
-    An estimate, unbiased with the defaults, even where a closed form exists. A draw outside the
-    support of q gives +inf, which is the truth. No gradient flows.
-    Errors: `TypeError` for what is no distribution; `ValueError` for event shapes that differ and
-    fewer than 4 draws. Reference: MATH 5.
+    Supports and tails decide first (`exact.supports.compare`): where they make KL infinite the
+    value is +inf whatever is drawn. Where q has mass outside p's support the mean of r = q/p is
+    M = Q(support of p), not 1: the control is centred there, `−log r + λ (r − M)`. Where M is
+    not known, or the variance of r infinite, "best" is k1.
+    An estimate, unbiased with the defaults, even where a closed form exists. No gradient flows.
+    Errors: `TypeError` for what is no distribution; `ValueError` for event shapes that differ,
+    fewer than 4 draws, and k3 or a fixed λ where M is not known. Reference: MATH 5.
 
     >>> from torch.distributions import Laplace, StudentT
     >>> seed = torch.Generator().manual_seed(0)
@@ -56,11 +60,18 @@ def kl(
     require(same, "q", f"the event shape of p, {list(p.event_shape)}", list(q.event_shape))
     require_type(draws, int, "draws")
     require(draws >= 4, "draws", "at least 4", draws)
+    if estimator != "best":
+        coefficients(estimator)
     batch = (torch.empty(p.batch_shape) + torch.empty(q.batch_shape)).shape
     p = p if p.batch_shape == batch else p.expand(batch)
+    support = Support.of(p, q)
+    if bool(support.infinite.all()):
+        return support.settled(Estimate(support.infinite.double() * math.inf, math.inf, draws))
+    support.check(estimator)
     step = max(4, _NUMBERS // max(1, math.prod(batch) * math.prod(p.event_shape)) // 2 * 2)
     pieces = (_scored(p, q, min(step, draws - start), generator) for start in range(0, draws, step))
-    return reduce(add, pieces).estimate(estimator, cross_fit=cross_fit)
+    state = reduce(add, pieces)
+    return support.settled(support.chosen(state, estimator, cross_fit=cross_fit))
 
 
 def _scored(p: Distribution, q: Distribution, draws: int, generator: Generator | None) -> LogRatios:

@@ -7,19 +7,29 @@ Which to use: `kl(p, q)`, which is also `kullback.kl`, for tables and for distri
 
 import math
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.distributions import Bernoulli, Categorical, Distribution
+from torch.distributions import (
+    Bernoulli,
+    Binomial,
+    Categorical,
+    Distribution,
+    Independent,
+    TransformedDistribution,
+)
 
-from kullback.core import ArgumentTypeError, Estimate, require, require_type
-from kullback.exact import closed_forms, tables
+from kullback.core import Estimate, require, require_type
+from kullback.exact import closed_forms, countable, tables
+from kullback.exact.supports import OUTSIDE, compare
 
 from . import trust
 from .densities import log_density
 from .draw import kl as kl_sampled
 from .draw_from import draw_from
+from .support import Support, dtype_of
 from .terms import Estimator
 
 __all__ = ["Measured", "cross_entropy", "entropy", "how_sampled", "js", "kl"]
@@ -73,9 +83,10 @@ def kl(
 
     p, q: probability tables `[*batch, outcomes]`, or torch distributions over one event shape; the
     value is `[*batch]`, in nats. Tables: `exact.kl`. Distributions: the closed form of
-    `exact.closed_forms` where there is one, with gradients; else `sampled.kl` with `draws`,
-    `estimator` and `generator`, an `Estimate`, without. `method` says which it was.
-    +inf where p has mass that q lacks (from draws: where a draw shows it).
+    `exact.closed_forms` where there is one; +inf where supports or tails make it so
+    (`exact.supports`); the sum over the integers (`exact.countable`); these with gradients. Else
+    `sampled.kl` with `draws`, `estimator` and `generator`, an `Estimate`, without. `method` says
+    which it was.
     Errors: `TypeError` for anything else, or one of each; `ValueError` for shapes that differ,
     tables that do not sum to 1, a discrete distribution against a continuous one.
 
@@ -90,10 +101,10 @@ def kl(
     """
     if _tables(p, q):
         return Measured(tables.kl(p, q), _TABLE)
-    try:
-        return Measured(closed_forms.kl(p, q), _closed(p, q))
-    except ArgumentTypeError:
-        found = kl_sampled(p, q, draws=draws, estimator=estimator, generator=generator)
+    known = _without_draws(p, q)
+    if known is not None:
+        return known
+    found = kl_sampled(p, q, draws=draws, estimator=estimator, generator=generator)
     return Measured(found.value, how_sampled(found), found)
 
 
@@ -101,8 +112,9 @@ def js(p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = Non
     """Return the Jensen-Shannon divergence `½ KL(p‖m) + ½ KL(q‖m)`, `m = ½(p + q)`, in nats.
 
     p, q and the errors: as in `kl`. Between tables (Bernoulli and categorical distributions are
-    tables) the sum itself; otherwise from draws, half of them from p and half from q: the mean of
-    `½ (a log a + b log b)` with `a = p/m`, `b = q/m`, every term of it between 0 and log 2.
+    tables) and on the integers the sum itself; otherwise from draws, half of them from p and half
+    from q: the mean of `½ (a log a + b log b)` with `a = p/m`, `b = q/m`, every term of it between
+    0 and log 2.
     Unbiased whatever the supports; at p ≈ q the terms are exact to about 1e-16.
     Reference: Lin (1991), "Divergence measures based on the Shannon entropy".
 
@@ -114,6 +126,9 @@ def js(p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = Non
     both = _as_tables(p, q)
     if both is not None:
         return Measured(tables.js(*both), _TABLE)
+    total = countable.js(p, q)
+    if total is not None:
+        return _of_sum(total, p, q)
     half = _checked(draws) // 2
     points = torch.cat([draw_from(d, half, generator=generator) for d in _batched(p, q)])
     log_p, log_q = log_density(p, points).double(), log_density(q, points).double()
@@ -125,8 +140,8 @@ def js(p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = Non
 def entropy(p: Any, *, draws: int = 10_000, generator: Generator | None = None) -> Measured:
     """Return `H(p) = −E_p[log p]` in nats, differential where p has a density.
 
-    p: a table `[*batch, outcomes]` or a torch distribution. From draws only where no closed form
-    is known (Poisson, mixtures): the mean of `−log p(x)`.
+    p: a table `[*batch, outcomes]` or a torch distribution. On the integers a sum where no closed
+    form is known (Poisson, mixtures); else from draws, the mean of `−log p(x)`.
 
     >>> print(entropy(torch.tensor([0.5, 0.25, 0.25])))
     1.03972 nats (sum over the table)
@@ -134,10 +149,13 @@ def entropy(p: Any, *, draws: int = 10_000, generator: Generator | None = None) 
     if isinstance(p, Tensor):
         return Measured(tables.entropy(p), _TABLE)
     require_type(p, Distribution, "p", "a table [*batch, outcomes] or a torch.distributions object")
-    try:
-        return Measured(closed_forms.entropy(p), _closed(p))
-    except ArgumentTypeError:
-        points = draw_from(p, _checked(draws), generator=generator)
+    closed = closed_forms.find_entropy(p)
+    if closed is not None and not isinstance(p, Binomial):  # torch refuses counts that differ
+        return Measured(closed.function(p), _closed(p))
+    total = countable.entropy(p)
+    if total is not None:
+        return _of_sum(total, p)
+    points = draw_from(p, _checked(draws), generator=generator)
     return _mean(-log_density(p, points), draws)
 
 
@@ -154,11 +172,19 @@ def cross_entropy(
     """
     if _tables(p, q):
         return Measured(tables.cross_entropy(p, q), _TABLE)
+    known = _without_draws(p, q)
+    if known is not None and bool(torch.as_tensor(known.value).eq(math.inf).all()):
+        return known
+    total = countable.cross_entropy(p, q)
+    if total is not None:
+        return _of_sum(total, p, q)
     own = entropy(p, draws=4, generator=generator)
     if not own.exact:
         points = draw_from(_batched(p, q)[0], _checked(draws), generator=generator)
-        return _mean(-log_density(q, points), draws)
-    extra = kl(p, q, draws=draws, generator=generator)
+        found = _mean(-log_density(q, points), draws).estimate
+        settled = Support.of(p, q).settled(found)  # type: ignore[arg-type]
+        return Measured(settled.value, how_sampled(settled), settled)
+    extra = known or kl(p, q, draws=draws, generator=generator)
     if extra.estimate is None:
         return Measured(own.value + extra.value, extra.method)
     found = extra.estimate + (own.value if own.value.ndim else float(own.value))
@@ -172,6 +198,52 @@ def how_sampled(found: Estimate) -> str:
     'sampled: best λ = 0.58, 10,000 draws'
     """
     return ": ".join(["sampled", ", ".join(filter(None, [found.how, f"{found.draws:,} draws"]))])
+
+
+def _without_draws(p: Any, q: Any) -> Measured | None:
+    """Return KL(p‖q) by a closed form, by supports and tails, or by a sum over the integers."""
+    closed = closed_forms.find(p, q)
+    value = None if closed is None else closed.function(p, q)
+    if value is not None and not bool((value == math.inf).all()):
+        return Measured(value, _closed(p, q))
+    found = compare(p, q)
+    told = found is not None and bool(found.infinite.all())
+    if value is not None:  # +inf, or beyond the largest number of its dtype
+        return Measured(value, f"infinite: {found.why}" if found and told else _closed(p, q))
+    if found is not None and told:
+        value = torch.full(found.infinite.shape, math.inf, dtype=_dtype(p, q))
+        return Measured(value, f"infinite: {found.why}")
+    total = countable.kl(p, q)
+    if total is not None:
+        return _of_sum(total, p, q)
+    return _by_parts(p, q)
+
+
+def _by_parts(p: Any, q: Any) -> Measured | None:
+    """Return KL as that of what p and q are made of: independent axes, or one map of both."""
+    kinds = type(p), type(q)
+    if kinds == (Independent, Independent):
+        axes = p.reinterpreted_batch_ndims
+        alike = axes == q.reinterpreted_batch_ndims
+        inner = _without_draws(p.base_dist, q.base_dist) if alike else None
+        if inner is None or not axes:
+            return inner
+        return Measured(inner.value.flatten(-axes).sum(-1), f"{inner.method}, over {axes} axes")
+    both = isinstance(p, TransformedDistribution) and isinstance(q, TransformedDistribution)
+    if both and p.transforms == q.transforms and all(t.bijective for t in p.transforms):
+        return _without_draws(p.base_dist, q.base_dist)
+    return None
+
+
+def _of_sum(total: countable.Sum, *given: Any) -> Measured:
+    infinite = total.value == math.inf
+    method = f"infinite: {OUTSIDE}" if bool(infinite.all()) else str(total)
+    return Measured(total.value.to(_dtype(*given)), method)
+
+
+def _dtype(*given: Any) -> torch.dtype:
+    """Return the dtype of the distributions' parameters, the wider where they differ."""
+    return reduce(torch.promote_types, map(dtype_of, given))
 
 
 def _tables(p: Any, q: Any) -> bool:

@@ -19,6 +19,7 @@ __all__ = [
     "best_form",
     "control_columns",
     "control_form",
+    "fixed_form",
     "influence",
     "level",
     "widened",
@@ -67,31 +68,45 @@ def control_columns(features: int, *, weighted: bool, ratio: bool) -> list[int]:
     return [RATIO, WEIGHT, *own] if weighted and not ratio else [RATIO, *own]
 
 
-def control_form(column: int, like: Tensor, *, weighted: bool) -> Form:
-    """Return the form of expectation zero under p: `r − 1`, the weight − 1, or the user's own."""
+def fixed_form(head: tuple[float, ...], like: Tensor, gap: Tensor) -> Form:
+    """Return an estimator's form: its λ (r − 1) has the mean `λ gap`, which is taken off.
+
+    gap: `[*batch]`, the known mean of r − 1, 0 for full supports.
+    """
+    return Form(widened(head, like), head[RATIO] * gap)
+
+
+def control_form(column: int, like: Tensor, *, weighted: bool, gap: Tensor) -> Form:
+    """Return the form of mean 0 under p: `r − 1 − gap`, the weight − 1, or the user's own."""
     zero = torch.zeros_like(like[..., 0])
     if column == RATIO:
-        return Form(widened(CONTROL, like), zero)
+        return Form(widened(CONTROL, like), zero + gap)
     known = 1.0 if weighted and column == WEIGHT else 0.0
     return Form(widened((0.0,) * column + (1.0,), like), zero + known)
 
 
 def best_form(
-    moments: Moments, *, weighted: bool, ratio: bool, dropped: Tensor | None = None
+    moments: Moments,
+    *,
+    weighted: bool,
+    ratio: bool,
+    dropped: Tensor | None = None,
+    gap: Tensor | None = None,
 ) -> Form:
     """Return the form of least variance among k1 plus multiples of the controls (MATH 5.5).
 
     The multiples are `λ* = Cov(controls)⁻¹ Cov(controls, log r)` from these moments. Worked from
     k3 where that has the smaller variance, so that no digits are lost as q tends to p.
     dropped: `[*batch, controls]`, those that get 0, as does one that is constant; all of them do
-    where the moments are not finite.
+    where the moments are not finite. gap: `[*batch]`, the known mean of r − 1, 0 if None.
     """
     like = moments.mean
+    gap = torch.zeros_like(like[..., 0]) if gap is None else gap
     columns = control_columns(like.shape[-1], weighted=weighted, ratio=ratio)
-    controls = [control_form(column, like, weighted=weighted) for column in columns]
+    controls = [control_form(column, like, weighted=weighted, gap=gap) for column in columns]
     if dropped is None:
         dropped = torch.zeros(*like.shape[:-1], len(columns), dtype=torch.bool, device=like.device)
-    start = _nearest(moments, dropped[..., 0], ratio=ratio)
+    start = _nearest(moments, dropped[..., 0], gap, ratio=ratio)
     forms = [start, *controls]
     stacked = torch.stack([influence(moments, f, ratio=ratio) for f in forms], -2)
     covariance = stacked @ moments.second @ stacked.mT
@@ -101,7 +116,7 @@ def best_form(
     usable = multiples.isfinite().all(-1, keepdim=True)
     k1 = widened(ESTIMATORS["k1"], like)
     coefficients = torch.where(usable, start.coefficients, k1)
-    offset = torch.zeros_like(like[..., 0])
+    offset = torch.where(usable[..., 0], start.offset, 0.0)
     multiples = torch.where(usable, multiples, 0.0)
     for control, multiple in zip(controls, multiples.unbind(-1), strict=True):
         coefficients = coefficients - multiple[..., None] * control.coefficients
@@ -109,13 +124,13 @@ def best_form(
     return Form(coefficients, offset)
 
 
-def _nearest(moments: Moments, without_r: Tensor, *, ratio: bool) -> Form:
-    like, zero = moments.mean, torch.zeros_like(moments.mean[..., 0])
-    k1, k3 = (Form(widened(ESTIMATORS[name], like), zero) for name in ("k1", "k3"))
+def _nearest(moments: Moments, without_r: Tensor, gap: Tensor, *, ratio: bool) -> Form:
+    k1, k3 = (fixed_form(ESTIMATORS[name], moments.mean, gap) for name in ("k1", "k3"))
     spread = [moments.squares(influence(moments, form, ratio=ratio)) for form in (k1, k3)]
     seen = spread[0] > _FLAT * moments.count * moments.at(k1.coefficients) ** 2
-    closer = ((spread[1] < spread[0]) & seen & ~without_r)[..., None]
-    return Form(torch.where(closer, k3.coefficients, k1.coefficients), zero)
+    closer = (spread[1] < spread[0]) & seen & ~without_r
+    coefficients = torch.where(closer[..., None], k3.coefficients, k1.coefficients)
+    return Form(coefficients, torch.where(closer, k3.offset, k1.offset))
 
 
 def _regress(covariance: Tensor, target: Tensor, flat: Tensor) -> Tensor:

@@ -2,10 +2,11 @@
 
 Which to use: `log_ratio` when all draws are at hand; `LogRatios` when they come in pieces, from
 many processes, or are too many to keep: `LogRatios.of` each piece, add them up, `estimate`. The
-first is the second with one piece. `estimator="best"` (cross-fitted, the default) is unbiased, and
-k1 where r = q/p has a heavy tail: over the families of benchmarks/coverage.py its true error was
-0.98 times that of the better of k1 and k3 in the median, at worst 1.8 times (Var(r) infinite, 1,000
-draws). k3 is the choice when single terms must not be negative.
+first is the second with one piece. k1 is right whatever the supports. With full supports
+`estimator="best"` (cross-fitted, unbiased) has less variance, and is k1 where r = q/p has a heavy
+tail: over the families of benchmarks/coverage.py its true error was 0.98 times that of the better
+of k1 and k3 in the median, at worst 1.8 times (Var(r) infinite, 1,000 draws). k3 is the choice
+when single terms must not be negative.
 
 Reference: MATH 5; Schulman (2020); Chan, Golub and LeVeque (1979) for the merging.
 """
@@ -21,13 +22,16 @@ from kullback.core import Estimate, require, require_type
 
 from .draws import Draws
 from .entrants import Entrants
-from .forms import WEIGHT
+from .forms import RATIO, WEIGHT
+from .identity import Identity, coarsest_type, entropy_identity, half_ulps
 from .moments import Moments
-from .parts import choose_parts, judge
+from .parts import choose_parts, judge, known_means, told_of
 from .seen import Seen
-from .terms import Estimator
+from .terms import Estimator, coefficients
 
 __all__ = ["LogRatios", "log_ratio"]
+
+_K1 = 'estimator="k1" without full_support and ratio_mean, if the draws do come from p'
 
 _PIECE, _BATCH_PIECE = 1 << 16, 1 << 19  # draws (times batch) looked at together: stay in cache
 
@@ -36,7 +40,10 @@ def log_ratio(
     log_p: Tensor,
     log_q: Tensor,
     *,
-    estimator: Estimator = "best",
+    estimator: Estimator = "k1",
+    full_support: bool = False,
+    ratio_mean: Tensor | float | None = None,
+    entropies: Tensor | None = None,
     cross_fit: bool = True,
     log_weights: Tensor | None = None,
     self_normalise: bool = False,
@@ -44,33 +51,64 @@ def log_ratio(
 ) -> Estimate:
     """Estimate KL(p‖q) = E_p[log p(x) − log q(x)] from log densities at draws x ~ p.
 
-    log_p, log_q: `[*batch, draws]`, one shape, in nats, normalised. The result is `[*batch]`.
-    estimator: "k1", "k2", "k3", a number λ (MATH 5.3), or "best": λ and the multiples of all
-    `controls` of least variance (MATH 5.5), each half of the draws taking them from the other
-    half (`cross_fit=True`: unbiased) or all from all (a bias of order 1/draws). A multiple is 0
-    where the variance of r, or of that control, is infinite as far as draws can tell (Pareto k̂ > ½
-    and a few draws carry its mean); `how` of the result says which λ it was.
-    log_weights: `[*batch, draws]`, log p(x) − log m(x) when x ~ m instead of p; then also
-    `log w` up to a constant with `self_normalise=True`, which divides by the mean weight.
-    controls: `[*batch, draws, K]`, further functions of x whose mean under p is 0; used by "best".
+    k1 (the default) is right whatever the supports. k3, λ ≠ 0 and "best" add `λ (r − 1)`, r = q/p,
+    whose mean under p is 0 only where q has no mass outside p's support: with truncated sampling
+    (top-p, top-k) they are biased by `λ (Q(supp p) − 1)`. They need `full_support` or `ratio_mean`.
 
-    Exact in expectation for k1, k3 and λ; k2's expectation is ½E[log² r], another number. The
-    standard error of k1, k2, k3 and λ is the textbook one; self-normalised, the delta method's.
-    `k_hat` is that of the heaviest thing in the terms (log r, r, weight, control); what makes the
-    error bar doubtful is in `warnings`.
+    Args:
+        log_p: `[*batch, draws]`, in nats, normalised.
+        log_q: The same shape.
+        estimator: "k1", "k2", "k3", a number λ (MATH 5.3), or "best": λ and the multiples of all
+            `controls` of least variance (MATH 5.5), each half of the draws taking them from the
+            other half (`cross_fit=True`: unbiased) or all from all (a bias of order 1/draws). A
+            multiple is 0 where the variance of r, or of that control, is infinite as far as draws
+            can tell; `how` of the result says which λ it was.
+        full_support: Assert that q has no mass outside p's support: two full softmaxes, draws from
+            p itself. `E_p[r] = 1` is tested all the same.
+        ratio_mean: The known mean of r, `Q(supp p)`, a number or `[*batch]`; the control is then
+            `r − ratio_mean`.
+        entropies: `[*batch, draws]`, the entropy of p at each draw's position, in nats. The mean of
+            `−log p` is tested against theirs, which sees draws made at another temperature and raw
+            log-probabilities under top-p. Nothing else sees those.
+        cross_fit: As above.
+        log_weights: `[*batch, draws]`, log p(x) − log m(x) when x ~ m instead of p; then also
+            `log w` up to a constant with `self_normalise=True`, which divides by the mean weight.
+            The mean of plain weights is tested against 1.
+        self_normalise: As above.
+        controls: `[*batch, draws, K]`, further functions of x whose mean under p is 0; for "best".
 
-    log q = −inf at a draw: +inf, the truth. NaN stays NaN. k3, λ and "best" need q to have no
-    mass where p has none. No gradient flows; float64 inside.
-    Errors: `ValueError` for shapes, fewer than 2 draws (4 when cross-fitted), unknown names.
+    Returns:
+        An `Estimate` `[*batch]`. Exact in expectation for k1, and for k3 and λ where the identity
+        holds; k2's expectation is ½E[log² r], another number. `k_hat` is that of the heaviest thing
+        in the terms; `rounding` what the rounding of log_p and log_q may add. No error bar where
+        every term is the same, or where the largest have so heavy a tail that no mean can be
+        inferred. Where the draws refute `E_p[r] = 1`: k1 has `bias="unknown"` and says why, and no
+        error bar if the mean is above 1, which no supports explain.
+        log q = −inf at a draw: +inf, the truth. NaN stays NaN. No gradient flows; float64 inside.
+
+    Raises:
+        ValueError: For shapes, fewer than 2 draws (4 when cross-fitted), unknown names; k3, λ ≠ 0
+            or "best" without a known support; an identity that the draws refute.
+
     Reference: MATH 5.1 to 5.6.
 
     >>> x = torch.randn(4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     >>> log_p, log_q = -0.5 * x**2, -0.5 * (x - 0.1) ** 2
-    >>> print(log_ratio(log_p, log_q, estimator="k1"), "|", log_ratio(log_p, log_q))
-    0.0065 ± 0.0016 nats | 0.00496 ± 0.00011 nats
+    >>> print(log_ratio(log_p, log_q))
+    0.0065 ± 0.0016 nats
+    >>> print(log_ratio(log_p, log_q, estimator="best", full_support=True))
+    0.00496 ± 0.00011 nats
     """
     pieces = LogRatios.of(log_p, log_q, log_weights=log_weights, controls=controls)
-    return pieces.estimate(estimator, cross_fit=cross_fit, self_normalise=self_normalise)
+    if entropies is not None:
+        entropy_identity(log_p, entropies, log_weights=log_weights).require("entropies")
+    return pieces.estimate(
+        estimator,
+        cross_fit=cross_fit,
+        self_normalise=self_normalise,
+        full_support=full_support,
+        ratio_mean=ratio_mean,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +131,7 @@ class LogRatios:
 
     halves: tuple[Seen, Seen]
     log_scale: Tensor
-    rounding: Tensor
+    rounding: Tensor  # [*batch, 2]: sums over draws of how far log r may be off, and its square
     weighted: bool
 
     @classmethod
@@ -152,12 +190,14 @@ class LogRatios:
 
     def estimate(
         self,
-        estimator: Estimator = "best",
+        estimator: Estimator = "k1",
         *,
         cross_fit: bool = True,
         self_normalise: bool = False,
+        full_support: bool = False,
+        ratio_mean: Tensor | float | None = None,
     ) -> Estimate:
-        """Return the `Estimate` of KL(p‖q) by one estimator; arguments as in `log_ratio`.
+        """Return the `Estimate` of KL(p‖q) by one estimator; arguments, errors as in `log_ratio`.
 
         >>> LogRatios.of(torch.zeros(8), torch.full((8,), -1.0)).estimate("k1").value
         1.0
@@ -169,12 +209,53 @@ class LogRatios:
             self_normalise,
             "pass log_weights, or leave it out",
         )
+        known = full_support or ratio_mean is not None
+        _require_support(estimator, known=known)
+        gap = _gap(1.0 if ratio_mean is None else ratio_mean, self.log_scale)
+        found = self.averaged(
+            estimator, cross_fit=cross_fit, self_normalise=self_normalise, gap=gap
+        )
+        first, *others = self.identities(self_normalise=self_normalise, gap=gap)
+        if known:
+            first.require("full_support" if ratio_mean is None else "ratio_mean", _K1)
+        for test in others:
+            test.require("log_weights", "self_normalise=True, if they lack a constant only")
+        return found if known else told_of(found, first)
+
+    def averaged(
+        self,
+        estimator: Estimator,
+        *,
+        cross_fit: bool = True,
+        self_normalise: bool = False,
+        gap: Tensor | None = None,
+    ) -> Estimate:
+        """Return what `estimate` does, without any test of the mean of q/p or of the weights.
+
+        gap: `[*batch]`, the known mean of r − 1; 0 if None.
+
+        >>> LogRatios.of(torch.zeros(8), torch.full((8,), -1.0)).averaged("k3").value.__round__(4)
+        0.3679
+        """
         fewest = 4 if estimator == "best" and cross_fit else 2
         require(self.draws >= fewest, "log_p", f"at least {fewest} draws", self.draws)
         here = self if self_normalise else self._at(torch.zeros_like(self.log_scale))
-        how = {"weighted": self.weighted, "ratio": self_normalise, "cross_fit": cross_fit}
-        parts = choose_parts(here.halves, estimator, **how)
-        return judge(parts, here.halves[0] + here.halves[1], self.rounding, estimator, **how)
+        kind = {"weighted": self.weighted, "ratio": self_normalise, "cross_fit": cross_fit}
+        gap = torch.zeros_like(self.log_scale) if gap is None else gap
+        parts = choose_parts(here.halves, estimator, gap=gap, **kind)
+        off = here.rounding / self.draws
+        return judge(parts, here.halves[0] + here.halves[1], off, estimator, **kind)
+
+    def identities(self, *, self_normalise: bool = False, gap: Tensor) -> list[Identity]:
+        """Test the mean of q/p, known to be `1 + gap`, and the mean of plain weights, 1.
+
+        >>> LogRatios.of(torch.zeros(8), torch.zeros(8)).identities(gap=torch.tensor(0.0))[0].mean
+        1.0
+        """
+        here = self if self_normalise else self._at(torch.zeros_like(self.log_scale))
+        kind = {"weighted": self.weighted, "ratio": self_normalise}
+        whole, off = here.halves[0] + here.halves[1], here.rounding / self.draws
+        return known_means(whole, off, gap, log_scale=here.log_scale, **kind)
 
     def _at(self, log_scale: Tensor) -> "LogRatios":
         if not self.weighted or torch.equal(log_scale, self.log_scale):
@@ -184,7 +265,7 @@ class LogRatios:
         return replace(self, halves=halves, log_scale=log_scale)
 
     def _with(self, other: "LogRatios", halves: tuple[Seen, Seen]) -> "LogRatios":
-        rounding = torch.maximum(self.rounding, other.rounding)
+        rounding = self.rounding + other.rounding
         return LogRatios(halves, self.log_scale, rounding, self.weighted)
 
     def _require_kind(self, shape: list[int], *, weighted: bool) -> None:
@@ -274,11 +355,39 @@ def _span(log_r: Tensor) -> tuple[float, float] | None:
 
 
 def _rounding(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Return half an ulp of the largest finite log density, `[*batch]`: what l may be wrong by."""
-    zero = torch.zeros(log_p.shape[:-1], dtype=torch.float64, device=log_p.device)
-    for value in (log_p, log_q):
-        if value.dtype != torch.float64:
-            finite = torch.where(value.isfinite(), value.detach().abs(), 0.0)
-            ulp = torch.finfo(value.dtype).eps / 2
-            zero = torch.maximum(zero, finite.amax(-1).double() * ulp)
-    return zero
+    """Return the sums over draws of how far log r may be off, and of its square, `[*batch, 2]`.
+
+    Half a unit in the last place of both log densities (`half_ulps`); float64 counts as exact,
+    unless its values lie on a coarser grid.
+    """
+    off = [half_ulps(value) for value in (log_p, log_q) if _rounded(value)]
+    if not off:
+        return torch.zeros(*log_p.shape[:-1], 2, dtype=torch.float64, device=log_p.device)
+    total = sum(off[1:], off[0])
+    return torch.stack([total.sum(-1), (total**2).sum(-1)], -1)
+
+
+def _rounded(values: Tensor) -> bool:
+    return values.dtype != torch.float64 or coarsest_type(values) != torch.float64
+
+
+def _require_support(estimator: Estimator, *, known: bool) -> None:
+    """Refuse what leans on `E_p[q/p] = 1` unless the supports are known."""
+    leans = estimator == "best" or coefficients(estimator)[RATIO] != 0
+    require(
+        known or not leans,
+        "estimator",
+        "'k1' or 'k2' where the supports are not known",
+        f"{estimator!r}, which is biased by λ (Q(support of p) − 1) where q has mass outside the "
+        "support of p, as under top-p or top-k sampling",
+        "k1; or full_support=True for two full softmaxes whose draws come from p itself; or "
+        "ratio_mean=Q(support of p)",
+    )
+
+
+def _gap(ratio_mean: Tensor | float, like: Tensor) -> Tensor:
+    """Return the known mean of r − 1, `[*batch]`, float64."""
+    mean = torch.as_tensor(ratio_mean, dtype=torch.float64, device=like.device)
+    inside = bool(((mean >= 0) & (mean <= 1 + 1e-6)).all())
+    require(inside, "ratio_mean", "the mass of q on the support of p, from 0 to 1", ratio_mean)
+    return (mean - 1.0).expand(like.shape)

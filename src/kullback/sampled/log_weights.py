@@ -9,9 +9,14 @@ weights can be trusted at all is `pareto_k`'s question (beside this file).
 Reference: Burda, Grosse and Salakhutdinov (2016), "Importance Weighted Autoencoders", eq. 8;
 Nowozin (2018), "Debiasing evidence approximations" for the jackknife; Kong (1992) for the
 effective sample size.
+
+Weights whose expectation is known (both densities normalised, `E[w] = 1`) can be tested: pass
+`normalised=True`, or call `weight_identity`. Where a constant is missing nothing can be: the
+effective sample size of weights that are all 0.9 is as high as of weights that are all 1.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,9 +24,13 @@ from torch import Tensor
 from kullback.core import Estimate, require, require_type
 
 from . import trust
+from .identity import half_ulps, weight_identity
+from .limits import HEAVY
 from .pareto import pareto_k
 
 __all__ = ["effective_sample_size", "importance_bound", "log_evidence", "log_mean_exp"]
+
+_UNKNOWN = "normalised=False where a constant is missing, as in p(x, z)/q(z|x)"
 
 
 def log_mean_exp(log_weights: Tensor, *, dim: int = -1) -> Tensor:
@@ -43,7 +52,8 @@ def effective_sample_size(log_weights: Tensor, *, dim: int = -1) -> Tensor:
     """Return Kong's effective sample size `(Σ w)² / Σ w²` over `dim`, between 1 and K.
 
     log_weights: unnormalised, any shape with K ≥ 1 along `dim`; the result lacks `dim`.
-    All weights zero (−inf) gives NaN: no draw says anything.
+    All weights zero (−inf) gives NaN: no draw says anything. It sees how unequal weights are, not
+    whether they are right: `weight_identity` tests their mean.
 
     >>> effective_sample_size(torch.zeros(8))
     tensor(8.)
@@ -53,15 +63,18 @@ def effective_sample_size(log_weights: Tensor, *, dim: int = -1) -> Tensor:
     return (2 * torch.logsumexp(log_weights, dim) - torch.logsumexp(2 * log_weights, dim)).exp()
 
 
-def log_evidence(log_weights: Tensor) -> Estimate:
+def log_evidence(log_weights: Tensor, *, normalised: bool = False) -> Estimate:
     """Estimate `log E[w]` by `log (1/n) Σ w`, with the error bar `sd(w) / (√n · mean w)`.
 
     log_weights: `[*batch, draws]`, draws ≥ 2, in nats; the result is `[*batch]`.
     Biased low by about half the squared error (Jensen); the error is the delta method's. `k_hat`
-    is that of the weights; `warnings` say when tail or bias make the error bar doubtful.
+    is that of the weights; `warnings` say when tail or bias make the error bar doubtful, and there
+    is no error bar where the tail is so heavy that no mean can be inferred.
+    normalised: assert that `E[w] = 1`, so that the evidence is 0: the draws are tested for it.
     All weights zero gives −inf ± inf; NaN stays NaN. No gradient flows (use `log_mean_exp`).
 
-    Errors: `ValueError` for fewer than 2 draws. Reference: Burda et al. (2016), eq. 8.
+    Errors: `ValueError` for fewer than 2 draws, or an asserted mean that the draws refute.
+    Reference: Burda et al. (2016), eq. 8.
 
     >>> z = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     >>> print(log_evidence(0.3 * z - 0.045))
@@ -69,16 +82,22 @@ def log_evidence(log_weights: Tensor) -> Estimate:
     """
     logs = _checked(log_weights, "[*batch, draws]", 1)
     require(logs.shape[-1] >= 2, "log_weights", "at least 2 draws", logs.shape[-1])
+    if normalised:
+        weight_identity(log_weights).require("log_weights", _UNKNOWN)
     value = log_mean_exp(logs)
     relative = (logs - value[..., None]).exp() - 1.0
-    error, doubts, k_hat = trust.mean_of(relative, value.abs().clamp_min(1.0))
+    size = value.abs().clamp_min(1.0)
+    error = trust.standard_error(relative, size)
     words = "biased low by about {:.1f} standard errors (half the squared error bar): draw more"
-    doubts.append(trust.about_bias(0.5 * error**2, error, words))
+    more = [trust.about_bias(0.5 * error**2, error, words)]
     why = "the log of a mean (Jensen): low by about half the squared error"
-    return trust.judged(value, error, logs.shape[-1], k_hat, doubts, "low", why)
+    rounding = half_ulps(log_weights).amax(-1)
+    return trust.estimate_of(relative, value, "low", why, size=size, more=more, rounding=rounding)
 
 
-def importance_bound(log_weights: Tensor, *, jackknife: bool = False) -> Estimate:
+def importance_bound(
+    log_weights: Tensor, *, jackknife: bool = False, normalised: bool = False
+) -> Estimate:
     """Estimate the bound `L_K = E[log (1/K) Σ_k w_k] ≤ log E[w]`, or its jackknifed correction.
 
     log_weights: `[*batch, draws, K]`: K weights for each of `draws` ≥ 2 independent repeats or data
@@ -88,9 +107,11 @@ def importance_bound(log_weights: Tensor, *, jackknife: bool = False) -> Estimat
     instead: the first order is gone, what is left is of order 1/K² and of either sign, and the
     number is no bound any more; `warnings` say when the drift from K/2 to K draws shows that more
     than the error bar is left, or when k̂ of the weights shows that the expansion does not hold.
+    normalised: assert that `E[w] = 1` (both densities normalised): the draws are tested for it.
     All weights of a repeat zero gives −inf; NaN stays NaN. No gradient flows.
 
-    Errors: `ValueError` for fewer than 2 repeats, or K < 2 with the jackknife.
+    Errors: `ValueError` for fewer than 2 repeats, K < 2 with the jackknife, or an asserted mean
+    that the draws refute.
     Reference: Burda et al. (2016), eq. 8; Nowozin (2018), section 4.
 
     >>> z = torch.randn(500, 10, generator=torch.Generator().manual_seed(0))
@@ -104,19 +125,26 @@ def importance_bound(log_weights: Tensor, *, jackknife: bool = False) -> Estimat
     require(repeats >= 2, "log_weights", "at least 2 repeats on the axis before the last", repeats)
     fewest = 2 if jackknife else 1
     require(size >= fewest, "log_weights", f"K ≥ {fewest} weights on the last axis", size)
+    if normalised:
+        weight_identity(log_weights.flatten(-2)).require("log_weights", _UNKNOWN)
     terms = _jackknifed(logs) if jackknife else log_mean_exp(logs)
     value = terms.mean(-1)
-    error, doubts, k_hat = trust.mean_of(terms - value[..., None], value)
+    centred = terms - value[..., None]
+    rounding = half_ulps(log_weights).amax((-2, -1))
     if not jackknife:
         why = "a lower bound on log E[w] (Jensen)"
-        return trust.judged(value, error, repeats, k_hat, doubts, "low", why)
-    doubts.append(_bias_left(logs, terms, error))
-    if size >= 25:
-        k_hat = pareto_k(logs).mean(-1)
-        words = "heavy-tailed weights (mean Pareto k-hat {:.2f}, above 0.5): the jackknife fails"
-        doubts.append(trust.Doubt(k_hat, k_hat > trust.HEAVY, words))
+        return trust.estimate_of(centred, value, "low", why, rounding=rounding)
+    rounding = (2 * size - 1) * rounding  # K L_K − (K − 1) L_{K−1}, each off by as much
+    doubts = [_bias_left(logs, terms, trust.standard_error(centred, value))]
     why = "the jackknife leaves a bias of order 1/K²"
-    return trust.judged(value, error, repeats, k_hat, doubts, "unknown", why)
+    k_hat = pareto_k(logs).mean(-1) if size >= 25 else None
+    if k_hat is not None:
+        words = "heavy-tailed weights (mean Pareto k-hat {:.2f}, above 0.5): the jackknife fails"
+        doubts.append(trust.Doubt(k_hat, k_hat > HEAVY, words))
+    found = trust.estimate_of(centred, value, "unknown", why, more=doubts, rounding=rounding)
+    if k_hat is None:
+        return found
+    return replace(found, k_hat=k_hat if k_hat.ndim else float(k_hat))
 
 
 def _bias_left(logs: Tensor, terms: Tensor, error: Tensor) -> trust.Doubt:
@@ -129,7 +157,7 @@ def _bias_left(logs: Tensor, terms: Tensor, error: Tensor) -> trust.Doubt:
     halves = [_jackknifed(part) for part in logs.tensor_split(2, -1)]
     left = (0.5 * (halves[0] + halves[1]) - terms) / 2  # of order 1/K² to 1/K: drifts by 3 to 1
     bias = left.mean(-1)
-    own, _, _ = trust.mean_of(left - bias[..., None], terms.mean(-1))
+    own = trust.standard_error(left - bias[..., None], terms.mean(-1))
     words = "the drift from K/2 to K weights tells of up to {:.1f} standard errors of bias"
     return trust.about_bias(bias.abs() + own, error, words)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from kullback.core import Estimate
 from kullback.core.estimate import Bias
 
-from . import trust
+from . import limits, trust
 from .forms import (
     RATIO,
     WEIGHT,
@@ -21,15 +21,25 @@ from .forms import (
     best_form,
     control_columns,
     control_form,
+    fixed_form,
     influence,
     level,
     widened,
 )
+from .identity import (
+    RATIO_CAUSES,
+    WEIGHT_CAUSES,
+    Identity,
+    Known,
+    known_mean,
+    unseen_ratio,
+)
+from .moments import Moments
 from .seen import Seen
 from .tails import Tails
 from .terms import CONTROL, Estimator, coefficients
 
-__all__ = ["Part", "choose_parts", "judge"]
+__all__ = ["Part", "choose_parts", "judge", "known_means"]
 
 
 class Part(NamedTuple):
@@ -58,30 +68,32 @@ def choose_parts(
     weighted: bool,
     ratio: bool,
     cross_fit: bool,
+    gap: Tensor | None = None,
 ) -> list[Part]:
     """Choose the form: the best for each half from the other, or for all from all; or a fixed one.
 
     Choosing is: which controls to drop (`_unsafe`), then the best multiples of the others.
+    gap: `[*batch]`, the known mean of r − 1, 0 if None.
     """
-    kind = {"weighted": weighted, "ratio": ratio}
+    gap = torch.zeros_like(halves[0].moments.mean[..., 0]) if gap is None else gap
+    kind: dict[str, Any] = {"weighted": weighted, "ratio": ratio, "gap": gap}
     if estimator == "best" and cross_fit:
         first, second = (_best(half, **kind) for half in halves)
         return [Part(halves[0], second, 0), Part(halves[1], first, 0)]
     whole = halves[0] + halves[1]
     like = whole.moments.mean
     if estimator == "best":
-        fitted = len(control_columns(like.shape[-1], **kind))
+        fitted = len(control_columns(like.shape[-1], weighted=weighted, ratio=ratio))
         return [Part(whole, _best(whole, **kind), fitted)]
-    form = Form(widened(coefficients(estimator), like), torch.zeros_like(like[..., 0]))
-    return [Part(whole, form, 0)]
+    return [Part(whole, fixed_form(coefficients(estimator), like, gap), 0)]
 
 
-def _best(seen: Seen, *, weighted: bool, ratio: bool) -> Form:
-    dropped = _unsafe(seen, weighted=weighted, ratio=ratio)
-    return best_form(seen.moments, weighted=weighted, ratio=ratio, dropped=dropped)
+def _best(seen: Seen, *, weighted: bool, ratio: bool, gap: Tensor) -> Form:
+    kind: dict[str, Any] = {"weighted": weighted, "ratio": ratio, "gap": gap}
+    return best_form(seen.moments, dropped=_unsafe(seen, **kind), **kind)
 
 
-def _unsafe(seen: Seen, *, weighted: bool, ratio: bool) -> Tensor:
+def _unsafe(seen: Seen, *, weighted: bool, ratio: bool, gap: Tensor) -> Tensor:
     """Say of which controls `[*batch, controls]` the variance is infinite as far as draws can tell.
 
     λ* = 0 then, while a λ fitted to the draws seen would bend the value of all but a few samples.
@@ -89,10 +101,11 @@ def _unsafe(seen: Seen, *, weighted: bool, ratio: bool) -> Tensor:
     """
     like, unsafe = seen.moments.mean, []
     for column in control_columns(like.shape[-1], weighted=weighted, ratio=ratio):
-        tilt = influence(seen.moments, control_form(column, like, weighted=weighted), ratio=ratio)
-        heavy = seen.tails.shape(max(column - 1, RATIO)) > trust.HEAVY
-        unsafe.append(heavy & (seen.skewness(tilt).abs() > trust.SKEWED))
-    return torch.stack(unsafe, -1) & (seen.moments.count >= trust.JUDGED)
+        form = control_form(column, like, weighted=weighted, gap=gap)
+        tilt = influence(seen.moments, form, ratio=ratio)
+        heavy = seen.tails.shape(max(column - 1, RATIO)) > limits.HEAVY
+        unsafe.append(heavy & (seen.skewness(tilt).abs() > limits.SKEWED))
+    return torch.stack(unsafe, -1) & (seen.moments.count >= limits.JUDGED)
 
 
 def _averaged(parts: list[Part], whole: Seen, *, weighted: bool, ratio: bool) -> _Found:
@@ -108,7 +121,7 @@ def _averaged(parts: list[Part], whole: Seen, *, weighted: bool, ratio: bool) ->
         error = error + share**2 * spread / (moments.count * free if free else math.nan)
         squares, slant = squares + spread, slant + share * tilt
         centre = centre + share * moments.at(tilt)
-    flat = squares <= draws * (trust.ROUNDING * value) ** 2
+    flat = squares <= draws * (limits.ROUNDING * value) ** 2
     skewness = torch.where(flat, 0.0, whole.tails.skewness(slant, centre, squares))
     error = torch.where(value.isinf(), math.inf, error.clamp_min(0.0).sqrt())
     shape = _shape(whole.tails, slant, weighted=weighted)
@@ -134,7 +147,7 @@ def _shape(tails: Tails, slant: Tensor, *, weighted: bool) -> Tensor:
 def judge(
     parts: list[Part],
     whole: Seen,
-    rounding: Tensor,
+    off: Tensor,
     estimator: Estimator,
     *,
     weighted: bool,
@@ -143,27 +156,127 @@ def judge(
 ) -> Estimate:
     """Write the `Estimate`: what was averaged, its bias and why, and what makes its error doubtful.
 
-    rounding: `[*batch]`, what the log densities may be wrong by.
+    off: `[*batch, 2]`, how far log r may be off for the rounding of its inputs: the mean over the
+    draws, and the mean square.
     """
     kind = {"weighted": weighted, "ratio": ratio}
     found = _averaged(parts, whole, **kind)
     draws = whole.moments.count
-    doubts = trust.about_terms(draws, found.skewness, found.k_hat)
-    same = "every draw gave the same term: no error can be seen"
-    doubts.append(trust.Doubt(found.value, found.flat & (found.value != 0), same))
+    doubts = trust.about_skewed_terms(draws, found.skewness, found.k_hat)
+    own = found.slant.shape[-1] - WEIGHT - weighted
+    doubts.append(_all_the_same(found, whole.moments, controls=own))
+    rounding = _floor(found.slant, whole.moments, off, weighted=weighted)
     with_r = (found.slant[..., RATIO] != 0) & ~found.flat
     doubts += [doubt.only(with_r) for doubt in _about_r(whole, found.error, rounding, **kind)]
     if estimator == "best":
-        doubts += _about_known(whole, "log r", _column(0, whole), None, **kind)
+        doubts.append(_about_column(whole, "log r", _column(0, whole.moments), **kind))
     if weighted:
-        known = None if ratio else 1.0
         plain = {"weighted": weighted, "ratio": False}
-        doubts += _about_known(whole, "the weights", _column(WEIGHT, whole), known, **plain)
+        doubts.append(_about_column(whole, "the weights", _column(WEIGHT, whole.moments), **plain))
     if estimator == "k2":
         doubts.append(_bias_of_k2(whole, found.error, ratio=ratio))
     bias, why = _bias(estimator, ratio=ratio, cross_fit=cross_fit)
-    estimate = trust.judged(found.value, found.error, draws, found.k_hat, doubts, bias, why)
+    estimate = trust.judged(
+        found.value,
+        found.error,
+        draws,
+        found.k_hat,
+        doubts,
+        bias,
+        why,
+        skewness=trust.allowance(found.skewness, found.k_hat),
+        rounding=rounding,
+    )
     return replace(estimate, how=_how(parts, estimator))
+
+
+def _all_the_same(found: _Found, moments: Moments, *, controls: int) -> trust.Doubt:
+    """Refuse an error bar of 0 where the terms are one number: no scatter, nothing to infer from.
+
+    A form that a user's controls leave without scatter, of log r that scatters, is exact.
+    """
+    column = _column(0, moments)
+    least = moments.count * (limits.ROUNDING * moments.at(column)) ** 2
+    constant = moments.squares(column) <= least
+    same = found.flat & (found.value != 0) & (constant if controls else found.flat)
+    words = (
+        "every draw gave the same term, {:.4g}: no error can be seen. A ratio q/p that is the same "
+        "everywhere and not 1 means that p was truncated (top-p, top-k) or that the draws miss "
+        "part of q"
+    )
+    return trust.Doubt(found.value, same, words, refused=True)
+
+
+def _floor(slant: Tensor, moments: Moments, off: Tensor, *, weighted: bool) -> Tensor:
+    """Return the rounding floor of a form `[*batch]`: how far errors `d` in log r can move it.
+
+    A term moves by `f' d + f'' d²/2`, with `f' = c₀ + c₁ (r − 1) + c₂ log r` and `f'' = c₁ r + c₂`;
+    means of products are bounded by Cauchy and Schwarz. All errors may have one sign, as where a
+    normalising constant was rounded, so that more draws do not lower it.
+    """
+    (mean, square), root = off.unbind(-1), off[..., 1].sqrt()
+    on_log_r, on_r, on_square = (slant[..., column].abs() for column in range(3))
+    control = widened(CONTROL, slant)
+    weights = _mean_square(moments, _column(WEIGHT, moments)) if weighted else torch.ones_like(root)
+    r = moments.at(control) + weights.sqrt()
+    first = on_log_r * (weights.sqrt() * root if weighted else mean)
+    first = first + on_r * _mean_square(moments, control).sqrt() * root
+    first = first + on_square * _mean_square(moments, _column(0, moments)).sqrt() * root
+    second = 0.5 * (on_r * r.clamp_min(0.0) + on_square * weights.sqrt()) * square
+    return torch.where(square > 0, first + second, 0.0).nan_to_num(0.0, 0.0)
+
+
+def _mean_square(moments: Moments, form: Tensor) -> Tensor:
+    return (moments.squares(form) / max(moments.count, 1)).clamp_min(0.0) + moments.at(form) ** 2
+
+
+def known_means(
+    whole: Seen, off: Tensor, gap: Tensor, *, log_scale: Tensor, weighted: bool, ratio: bool
+) -> list[Identity]:
+    """Test what must hold on these draws: the mean of q/p, `1 + gap`, and that of plain weights.
+
+    off: as in `judge`. log_scale: `[*batch]`, the log of what weights were divided by. Rounding of
+    r: `E|r d| ≤ √(E r² E d²)`.
+    """
+    moments, ones = whole.moments, torch.ones_like(gap)
+    control = widened(CONTROL, moments.mean)
+    weight = _column(WEIGHT, moments) if weighted else control
+    own = moments.at(weight) if weighted else ones  # the mean weight, of which r − 1 is counted
+    tests = [("q/p", control, 0.0 if ratio else own, RATIO, 1.0 + gap, RATIO_CAUSES)]
+    if weighted and not ratio:
+        tests.append(("the weights", weight, 0.0, WEIGHT - 1, ones, WEIGHT_CAUSES))
+    found = []
+    for name, form, start, end, target, causes in tests:
+        tilt = influence(moments, Form(form, torch.zeros_like(gap)), ratio=ratio)
+        mean = level(moments, Form(form, torch.zeros_like(gap)), ratio=ratio) + start
+        mean = mean + 1.0 if ratio else mean
+        error = (moments.squares(tilt) / (moments.count * max(moments.count - 1, 1))).sqrt()
+        largest = (whole.tails.keys[..., end, 0] - log_scale).exp() / (own if ratio else 1.0)
+        unseen = unseen_ratio(largest, whole.tails.shape(end), moments.count)
+        size = (_mean_square(moments, form) + mean**2).sqrt()
+        known = Known(
+            mean, error, whole.skewness(tilt), moments.count, unseen, size * off[..., 1].sqrt()
+        )
+        found.append(known_mean(known, name, expected=target, causes=causes))
+    return found
+
+
+def told_of(found: Estimate, identity: Identity) -> Estimate:
+    """Say with k1 or k2, which need no mean of q/p, that it is not that of full supports.
+
+    Below 1 the value is right if p was truncated, and wrong if a density is not normalised; above 1
+    no supports explain it, and there is no error bar.
+    """
+    refuted = torch.as_tensor(identity.refuted)
+    if not bool(refuted.any()):
+        return found
+    above = refuted & (torch.as_tensor(identity.mean) > torch.as_tensor(identity.expected))
+    why = "right for p as it was sampled if p was truncated, else wrong"
+    if bool(above.any()):
+        found = found.without_error(identity.reason, where=above if above.dim() else None)
+        why = "no truncation explains a mean of q/p above 1" if bool(above.all()) else why
+    why = f"{why}: {identity.reason}"
+    return replace(found, bias="unknown", why="; ".join(filter(None, [found.why, why])))
 
 
 def _how(parts: list[Part], estimator: Estimator) -> str:
@@ -192,40 +305,28 @@ def _bias(estimator: Estimator, *, ratio: bool, cross_fit: bool) -> tuple[Bias, 
     return ("unknown" if reasons else "none"), "; ".join(reasons)
 
 
-def _column(column: int, whole: Seen) -> Tensor:
-    return widened((0.0,) * column + (1.0,), whole.moments.mean)
+def _column(column: int, moments: Moments) -> Tensor:
+    return widened((0.0,) * column + (1.0,), moments.mean)
 
 
 def _about_r(whole: Seen, error: Tensor, rounding: Tensor, **kind: bool) -> list[trust.Doubt]:
     """Doubt what leans on r: it may miss part of q, hide rare draws, or be a rounding error."""
     control = widened(CONTROL, whole.moments.mean)
-    words = "rounding of the log densities adds {:.1f} standard errors: pass float64"
+    words = "rounding of the log densities adds up to {:.1f} standard errors: pass float64"
     return [
-        *_about_known(whole, "q/p", control, 0.0, **kind),
+        _about_column(whole, "q/p", control, **kind),
         trust.about_unseen(whole.moments.count, error),
-        trust.about_bias(0.5 * rounding**2, error, words),
+        trust.about_bias(rounding, error, words),
     ]
 
 
-def _about_known(
-    whole: Seen,
-    name: str,
-    coefficients: Tensor,
-    known: float | None,
-    *,
-    weighted: bool,
-    ratio: bool,
-) -> list[trust.Doubt]:
-    """Doubt by a form whose mean is known; None when only its skewness says something."""
-    moments = whole.moments
-    form = Form(coefficients, torch.zeros_like(moments.mean[..., 0]) + (known or 0.0))
-    tilt = influence(moments, form, ratio=ratio)
-    error = (moments.squares(tilt) / (moments.count * (moments.count - 1))).sqrt()
-    gap = level(moments, form, ratio=ratio)
-    gap = torch.zeros_like(gap) if known is None else gap
-    k_hat = _shape(whole.tails, coefficients, weighted=weighted)
-    heavy = trust.may_be_heavy(k_hat, moments.count)
-    return trust.about_identity(name, gap, error, whole.skewness(tilt), heavy)
+def _about_column(
+    whole: Seen, name: str, form: Tensor, *, weighted: bool, ratio: bool
+) -> trust.Doubt:
+    """Doubt by a part of the terms whose mean a few draws carry, which may not show in the sum."""
+    tilt = influence(whole.moments, Form(form, torch.zeros_like(form[..., 0])), ratio=ratio)
+    k_hat = _shape(whole.tails, form, weighted=weighted)
+    return trust.about_control(name, whole.skewness(tilt), k_hat, whole.moments.count)
 
 
 def _bias_of_k2(whole: Seen, error: Tensor, *, ratio: bool) -> trust.Doubt:

@@ -2,8 +2,12 @@
 
 Which to use: `kl_from_draws(x, y)`, `js_from_draws(x, y)` for draws from two distributions,
 `mutual_information_from_draws(x, y)` for pairs. `method="neighbours"` (the default) fits any
-smooth densities in few dimensions; `method="classifier"` copes with more dimensions and is, in
-expectation, a lower bound. Where densities are known, `log_ratio` is better than either.
+smooth densities in few dimensions; `method="classifier"` copes with more dimensions and any laws,
+and gives a lower bound. Where densities are known, `log_ratio` is better than either.
+
+The draws are checked first (`samples`): rows that the samples share, copies of rows, atoms and
+columns without spread are refused, rounded columns are dequantised. The neighbours' bias cannot be
+computed from draws; where it may rival the error bar the estimate has none (`no_error`).
 
 The error bar of the neighbours comes from subsampling (Politis, Romano and Wolf 1999): the same
 statistic on halves (or more blocks) of the draws, dealt many times over; the variance between
@@ -12,31 +16,38 @@ blocks is that of the whole times their number. It is widened as Student's law a
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
 from kullback.core import Estimate, require, require_type
-from kullback.core.estimate import Bias
 from kullback.core.student import two_sided
 
-from . import trust
+from . import limits
 from .classifier import FOLDS, held_out_log_ratio
-from .neighbours import js_neighbours, kl_neighbours, lonely, mutual_information_neighbours
+from .neighbours import (
+    extrapolated_kl,
+    js_neighbours,
+    kl_neighbours,
+    lonely,
+    mutual_information_neighbours,
+)
+from .samples import Samples, paired_samples, two_samples
+from .trust import Doubt
 
 __all__ = ["js_from_draws", "kl_from_draws", "mutual_information_from_draws"]
 
 Method = Literal["neighbours", "classifier"]
 
-_FEWEST, _BLOCK, _MOST_BLOCKS, _FREEDOM = 80, 500, 10, 32
-_WIDE, _THIN, _THIN_KL = 0.2, 200, 300  # KL lives in the tails, where x meet no y: 300
-_SMOOTH = "neighbourhoods smooth both densities, which draws them together; none at p = q"
+_SMOOTH = "neighbourhoods smooth both densities; low where an x has no y near"
 _BALANCED = "neighbourhoods smooth the densities; the sign depends on them"
 _DEPENDENT = "low under strong dependence, little either way otherwise"
 _BOUND = "a lower bound on held-out draws, low by whatever the classifier misses"
-_MISSED = "the error bar leaves out what the classifier misses: compare method='neighbours'"
+_UNSURE = "the bias of nearest neighbours may exceed it: "
+_VACUOUS = "on held-out draws the classifier is worse than none; 0 is the bound that always holds"
 
 
 def kl_from_draws(
@@ -44,45 +55,71 @@ def kl_from_draws(
     y: Tensor,
     *,
     method: Method = "neighbours",
-    neighbours: int = 3,
+    neighbours: int | None = None,
     generator: Generator | None = None,
 ) -> Estimate:
     """Estimate KL(p‖q) = E_p[log p/q], in nats, from draws alone: x ~ p and y ~ q.
 
-    x: `[n, d]`, y: `[m, d]`, at least 80 draws each, independent and continuous; columns are
-    brought to one scale first. Never clipped: near p = q it scatters around 0. "neighbours" takes
-    a batch as well, `[*batch, n, d]`.
-    method: "neighbours" compares distances to the k-th (`neighbours`) neighbour among x and among
-    y; its bias is usually low and vanishes slowly in many dimensions. "classifier" fits a logistic
-    regression on linear and quadratic terms and averages on held-out draws; low, never high, in
-    expectation, whatever p and q are.
-    generator: how the draws are dealt into blocks (neighbours) and shuffled (classifier); a fixed
-    one when None, so that the same draws give the same answer.
+    Args:
+        x: `[n, d]`, independent draws from p, at least 80. "neighbours" takes a batch as well,
+            `[*batch, n, d]`. No unit and no linear map of the columns matters.
+        y: `[m, d]`, independent draws from q.
+        method: "neighbours" compares the distances to the k-th neighbour among x and among y, for
+            k = 1, 2, …, extrapolated to k = 0, which removes most of the bias of smoothing.
+            "classifier" fits a logistic regression on linear and quadratic terms and averages on
+            held-out draws: a lower bound in expectation, whatever p and q are.
+        neighbours: one k instead, without extrapolation and without an error bar.
+        generator: how the draws are dealt into blocks (neighbours) and shuffled (classifier), and
+            the noise that undoes rounding; a fixed one when None, so that the same draws give the
+            same answer.
 
-    Approximate: both error bars are asymptotic; `warnings` say when bias rivals them. Disjoint
-    supports give a large finite number, not +inf. NaN stays NaN. No gradient flows.
-    Errors: `ValueError` for shapes, too few draws, a point repeated more than k times.
-    Reference: Wang, Kulkarni and Verdú (2009); Nguyen, Wainwright and Jordan (2010).
+    Returns:
+        The value, never clipped; near p = q the neighbours' scatters around 0. No error bar
+        (`no_error`) in more than 3 dimensions, where many x have hardly any y near, or where the
+        extrapolation moves the value by more than 2.5 errors. `how` names the columns whose
+        rounding was undone (KL is then of the rounded laws, exactly) or that were left out.
+        Disjoint supports give a finite number, not +inf. No gradient flows.
+
+    Raises:
+        ValueError: for shapes, too few draws, NaN, rows that x and y share or that are copies of
+            others, with noise or without, atoms beside a density (neighbours), samples on different
+            subspaces, and a value that no KL can have.
+
+    Source: Wang, Kulkarni and Verdú (2009), eq. 14; Moon et al. (2018); for the classifier Nguyen,
+    Wainwright and Jordan (2010).
 
     >>> seed = torch.Generator().manual_seed(0)
-    >>> x, y = torch.randn(1000, 1, generator=seed), 1 + torch.randn(1000, 1, generator=seed)
+    >>> x, y = torch.randn(1000, 1, generator=seed), 0.5 + torch.randn(1000, 1, generator=seed)
     >>> print(kl_from_draws(x, y))
-    0.494 ± 0.059 nats, biased low
-      warning: 23.0% of the x have hardly any y in reach: the density ratio is cut off there
-    >>> print(kl_from_draws(x, y, method="classifier").brief)
-    0.466 ± 0.091 nats, biased low
+    0.098 ± 0.046 nats, bias unknown
+    >>> print(kl_from_draws(x, y, method="classifier"))
+    0.122 ± 0.032 nats, biased low
     """
-    x, y, k = _checked(x, y, method, neighbours)
+    _arguments(x, y, method, neighbours)
+    dealer = _seeded(generator)
+    draws = two_samples(x, y, dealer, continuous=method == "neighbours")
+    x, y = draws.x, draws.y
     if method == "classifier":
-        return _bounded(*held_out_log_ratio(*_shuffled(generator, x, y)), kind="kl")
-    found = _subsampled(lambda a, b: kl_neighbours(a, b, k=k), [[x], [y]], generator)
-    alone = lonely(x, y, k=k)
-    words = "{:.1%} of the x have hardly any y in reach: the density ratio is cut off there"
-    doubts = [
-        trust.Doubt(alone, alone > 0, words),
-        *_wide(_fewer(x, y), x.shape[-1], k, thin=_THIN_KL),
-    ]
-    return _estimate(found, doubts, "low", _SMOOTH)
+        return _told(_bounded(*held_out_log_ratio(*_shuffled(dealer, x, y)), kind="kl"), draws)
+    fewer = min(x.shape[-2], y.shape[-2])
+    most = max(limits.LEAST_NEIGHBOURS, fewer // limits.NEIGHBOURS_SHARE)
+    most = min(most, limits.MOST_NEIGHBOURS)
+
+    def extrapolated(a: Tensor, b: Tensor) -> Tensor:
+        return extrapolated_kl(a, b, most=most)
+
+    def fixed(a: Tensor, b: Tensor) -> Tensor:
+        return kl_neighbours(a, b, k=neighbours or most)
+
+    found = _subsampled(fixed if neighbours else extrapolated, [[x], [y]], dealer)
+    doubts = [_high_dimension(found, x.shape[-1], limits.MOST_DIMENSIONS), _few(found)]
+    if neighbours:
+        doubts.append(_fixed_k(found, neighbours))
+    else:
+        moved = (found.value - fixed(x, y).mean(-1)).abs() / found.error
+        words = "the value moves by {:.1f} standard errors as the neighbourhoods shrink"
+        doubts += [_out_of_reach(found, x, y), Doubt(moved, moved > limits.UNSTABLE, words)]
+    return _told(_estimate(found, doubts, _SMOOTH, most=math.inf), draws)
 
 
 def js_from_draws(
@@ -96,26 +133,31 @@ def js_from_draws(
     """Estimate the Jensen-Shannon divergence `½ KL(p‖m) + ½ KL(q‖m)`, `m = ½(p + q)`, from draws.
 
     x: `[n, d]` from p, y: `[m, d]` from q, each counting one half whatever n and m; "neighbours"
-    compares as many of each at a time. In nats, at most log 2 but never clipped there. Everything
-    else as in `kl_from_draws`.
-    Reference: Ross (2014) for the neighbours; MATH 4.3.
+    compares as many of each at a time, by their k-th (`neighbours`) neighbours, and has an error
+    bar in one or two dimensions. In nats, from 0 to log 2; a value within chance of that range is
+    not clipped, one beyond is refused. Everything else as in `kl_from_draws`.
+    Source: Ross (2014) for the neighbours; MATH 4.3.
 
     >>> seed = torch.Generator().manual_seed(0)
     >>> x, y = torch.randn(1000, 1, generator=seed), 1 + torch.randn(1000, 1, generator=seed)
     >>> print(js_from_draws(x, y))
     0.119 ± 0.010 nats, bias unknown
     >>> print(js_from_draws(x, y, method="classifier"))
-    0.1118 ± 0.0098 nats, biased low
-      warning: the error bar leaves out what the classifier misses: compare method='neighbours'
+    0.1120 ± 0.0099 nats, biased low
     """
-    x, y, k = _checked(x, y, method, neighbours)
-    if method == "classifier":
-        return _bounded(*held_out_log_ratio(*_shuffled(generator, x, y)), kind="js")
+    _arguments(x, y, method, neighbours)
     dealer = _seeded(generator)
+    draws = two_samples(x, y, dealer, continuous=method == "neighbours")
+    x, y = draws.x, draws.y
+    if method == "classifier":
+        return _told(_bounded(*held_out_log_ratio(*_shuffled(dealer, x, y)), kind="js"), draws)
     if x.shape[-2] != y.shape[-2]:
         x, y = (_dealt([z], 1, dealer)[0].squeeze(-3) for z in (x, y))
-    found = _subsampled(lambda a, b: js_neighbours(a, b, k=k), [[x], [y]], dealer)
-    return _estimate(found, _wide(_fewer(x, y), x.shape[-1], k), "unknown", _BALANCED)
+    found = _subsampled(lambda a, b: js_neighbours(a, b, k=neighbours), [[x], [y]], dealer)
+    # where no x is near a y the terms are one number; an overlap that one draw in n meets is unseen
+    found = found._replace(error=torch.hypot(found.error, torch.tensor(1.0 / found.draws)))
+    doubts = [_high_dimension(found, x.shape[-1], limits.MOST_DIMENSIONS_JS)]
+    return _told(_estimate(found, doubts, _BALANCED, most=math.log(2.0)), draws)
 
 
 def mutual_information_from_draws(
@@ -128,101 +170,98 @@ def mutual_information_from_draws(
 ) -> Estimate:
     """Estimate `I(X; Y) = KL(p(x, y) ‖ p(x) p(y))`, in nats, from pairs of draws.
 
-    x: `[n, d]`, y: `[n, e]`: row i of both is one pair; at least 80 pairs, independent, continuous.
-    "neighbours" is KSG's first estimator, low under strong dependence; "classifier" tells pairs
-    from re-dealt pairs. Everything else as in `kl_from_draws`.
-    Reference: Kraskov, Stögbauer and Grassberger (2004).
+    x: `[n, d]`, y: `[n, e]`: row i of both is one pair; at least 80 independent pairs.
+    "neighbours" is KSG's first estimator, low under strong dependence; it has an error bar for one
+    column with one, as long as the neighbours are near on the scale of the dependence.
+    "classifier" tells pairs from re-dealt pairs. Everything else as in `kl_from_draws`.
+    Source: Kraskov, Stögbauer and Grassberger (2004).
 
     >>> seed = torch.Generator().manual_seed(0)
     >>> x, noise = torch.randn(1000, 1, generator=seed), torch.randn(1000, 1, generator=seed)
     >>> print(mutual_information_from_draws(x, x + noise))
     0.321 ± 0.035 nats, bias unknown
     """
-    x, y, k = _checked(x, y, method, neighbours, pairs=True)
+    _arguments(x, y, method, neighbours, pairs=True)
+    dealer = _seeded(generator)
+    draws = paired_samples(x, y, dealer, continuous=method == "neighbours")
+    x, y = draws.x, draws.y
     if method == "classifier":
-        dealer = _seeded(generator)
         order = torch.randperm(len(x), generator=dealer, device=dealer.device).to(x.device)
         x, y = (z[order[: len(x) // FOLDS * FOLDS]] for z in (x, y))
         joint, split = torch.cat([x, y], 1), torch.cat([x, y.roll(FOLDS, 0)], 1)
-        return _bounded(*held_out_log_ratio(joint, split), kind="pairs")
-    found = _subsampled(lambda a, b: mutual_information_neighbours(a, b, k=k), [[x, y]], generator)
-    crowded = k * found.terms.mean(-1).clamp_min(0.0).exp()  # on a ridge of width exp(−I)
-    doubts = _wide(x.shape[-2], x.shape[-1] + y.shape[-1], crowded)
-    return _estimate(found, doubts, "unknown", _DEPENDENT)
+        return _told(_bounded(*held_out_log_ratio(joint, split), kind="pairs"), draws)
+    found = _subsampled(
+        lambda a, b: mutual_information_neighbours(a, b, k=neighbours), [[x, y]], dealer
+    )
+    dimensions = x.shape[-1] + y.shape[-1]
+    crowded = neighbours * found.value.clamp_min(0.0).exp()  # on a ridge of width exp(−I)
+    width = (crowded / x.shape[-2]) ** (1.0 / dimensions)
+    words = "the nearest neighbours are not near ({:.2f} of the width of the dependence, above 0.2)"
+    doubts = [
+        _high_dimension(found, dimensions, limits.MOST_DIMENSIONS_PAIRS),
+        Doubt(width, width > limits.WIDE, words),
+    ]
+    return _told(_estimate(found, doubts, _DEPENDENT, most=math.inf), draws)
 
 
-def _checked(
-    x: Tensor, y: Tensor, method: Method, neighbours: int, *, pairs: bool = False
-) -> tuple[Tensor, Tensor, int]:
+def _arguments(
+    x: Tensor, y: Tensor, method: Method, neighbours: int | None, *, pairs: bool = False
+) -> None:
     require(method in ("neighbours", "classifier"), "method", "neighbours or classifier", method)
+    fewest = limits.FEWEST_DRAWS
     for name, points in (("x", x), ("y", y)):
         require_type(points, Tensor, name, "pass a torch tensor [draws, dimensions]")
         single = method == "classifier"
         shape = "[draws, dimensions]" if single else "[*batch, draws, dimensions]"
         fits = points.is_floating_point() and (points.dim() == 2 if single else points.dim() >= 2)
         hint = f"{name}[:, None] for numbers" if points.dim() == 1 else ""
-        require(fits, name, f"floating-point {shape}", list(points.shape), hint)
-        require(points.shape[-2] >= _FEWEST, name, f"at least {_FEWEST} draws", points.shape[-2])
+        hint = hint or (f"{name}.double()" if not points.is_floating_point() else "")
+        got = f"{str(points.dtype).removeprefix('torch.')} {list(points.shape)}"
+        require(fits, name, f"floating-point {shape}", got, hint)
+        require(points.shape[-2] >= fewest, name, f"at least {fewest} draws", points.shape[-2])
+        require(points.shape[-1] >= 1, name, "at least one column", points.shape[-1])
     same = x.shape[:-1] == y.shape[:-1] if pairs else x.shape[:-2] == y.shape[:-2]
     same = same and (pairs or x.shape[-1] == y.shape[-1])
     require(same, "y", f"a shape that goes with x, {list(x.shape)}", list(y.shape))
-    require_type(neighbours, int, "neighbours")
-    most = _FEWEST // 4
-    require(1 <= neighbours <= most, "neighbours", f"an integer from 1 to {most}", neighbours)
-    x, y = x.detach().double(), y.detach().double()
-    if pairs:
-        return x / _scale(x), y / _scale(y), neighbours
-    scale = _scale(torch.cat([x, y], -2))
-    return x / scale, y / scale, neighbours
-
-
-def _scale(points: Tensor) -> Tensor:
-    """Return each column's standard deviation, so that no unit of measurement matters."""
-    spread = points.std(-2, keepdim=True)
-    return torch.where(spread > 0, spread, 1.0)
+    if neighbours is not None:
+        require_type(neighbours, int, "neighbours")
+        most = fewest // 4
+        require(1 <= neighbours <= most, "neighbours", f"an integer from 1 to {most}", neighbours)
 
 
 def _seeded(generator: Generator | None) -> Generator:
     return torch.Generator().manual_seed(0) if generator is None else generator
 
 
-def _shuffled(generator: Generator | None, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    dealer = _seeded(generator)
+def _shuffled(dealer: Generator, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     orders = (torch.randperm(len(z), generator=dealer, device=dealer.device) for z in (x, y))
     return x[next(orders).to(x.device)], y[next(orders).to(y.device)]
 
 
 class _Found(NamedTuple):
-    """Terms of the whole `[*batch, points]`, the error of their mean, and the draws."""
+    """Mean of the terms of the whole and its error, `[*batch]`, and the draws."""
 
-    terms: Tensor
+    value: Tensor
     error: Tensor
     draws: int
 
 
 def _subsampled(
-    statistic: Callable[..., Tensor], groups: list[list[Tensor]], generator: Generator | None
+    statistic: Callable[..., Tensor], groups: list[list[Tensor]], dealer: Generator
 ) -> _Found:
     """Give a statistic of samples the error bar of its blocks; a group's samples stay paired."""
     samples = [z for group in groups for z in group]
-    terms = statistic(*samples)
-    for z in samples:
-        terms = terms + 0.0 * z.sum((-2, -1))[..., None]  # NaN among the draws is NaN in the result
-    finite = all(bool(z.isfinite().all()) for z in samples)
-    hint = "kullback.exact for tables of counts, or method='classifier'"
-    regular = not finite or bool(terms.isfinite().all())
-    require(regular, "x", "distinct points", "one repeated many times", hint)
+    value = statistic(*samples).mean(-1)
     draws = min(group[0].shape[-2] for group in groups)
-    blocks = min(_MOST_BLOCKS, max(2, draws // _BLOCK))
-    rounds = -(-_FREEDOM // (blocks - 1))
-    squares = torch.zeros_like(terms[..., 0])
-    dealer = _seeded(generator)
+    blocks = min(limits.MOST_BLOCKS, max(2, draws // limits.BLOCK_DRAWS))
+    rounds = -(-limits.DEALS // (blocks - 1))
+    squares = torch.zeros_like(value)
     for _ in range(rounds):
         dealt = [z for group in groups for z in _dealt(group, blocks, dealer)]
         squares = squares + statistic(*dealt).mean(-1).var(-1) / (blocks * rounds)
     freedom = rounds * (blocks - 1)  # the error is itself known no better than that: Student's law
     wider = two_sided(0.95, freedom) / two_sided(0.95, draws - 1)
-    return _Found(terms, wider * squares.sqrt(), draws)
+    return _Found(value, wider * squares.sqrt(), draws)
 
 
 def _dealt(group: list[Tensor], blocks: int, dealer: Generator) -> list[Tensor]:
@@ -233,47 +272,80 @@ def _dealt(group: list[Tensor], blocks: int, dealer: Generator) -> list[Tensor]:
     return [z[..., order, :] for z in group]
 
 
-def _fewer(x: Tensor, y: Tensor) -> int:
-    return min(x.shape[-2], y.shape[-2])
+def _high_dimension(found: _Found, dimensions: int, most: int) -> Doubt:
+    words = f"{{:.0f}} dimensions, above {most}; method='classifier' gives a lower bound"
+    size = torch.full_like(found.value, dimensions)
+    return Doubt(size, size > most, words)
 
 
-def _wide(
-    draws: int, dimensions: int, k: float | Tensor, *, thin: int = _THIN
-) -> list[trust.Doubt]:
-    """Doubt few draws, and neighbourhoods whose width, `(k/n)^(1/d)` of the spread, is large."""
-    width = (torch.as_tensor(k, dtype=torch.float64) / draws) ** (1.0 / dimensions)
-    words = (
-        f"in {dimensions} dimensions the nearest neighbours are not near "
-        "({:.2f} of the spread, above 0.2): a bias beyond the error bar is likely"
-    )
-    few = torch.tensor(float(draws), dtype=torch.float64)
-    too_few = "{:.0f} draws are too few for their halves to show the error of the whole"
-    return [trust.Doubt(width, width > _WIDE, words), trust.Doubt(few, few < thin, too_few)]
+def _few(found: _Found) -> Doubt:
+    few = torch.full_like(found.value, found.draws)
+    words = f"{{:.0f}} draws, below {limits.FEW_DRAWS}"
+    return Doubt(few, few < limits.FEW_DRAWS, words)
 
 
-def _estimate(found: _Found, doubts: list[trust.Doubt], bias: Bias, why: str) -> Estimate:
-    value = found.terms.mean(-1)
-    _, more, k_hat = trust.mean_of(found.terms - value[..., None], value)
-    return trust.judged(value, found.error, found.draws, k_hat, [*doubts, *more], bias, why)
+def _fixed_k(found: _Found, k: int) -> Doubt:
+    size = torch.full_like(found.value, k)
+    return Doubt(size, size > 0, "one k, {:.0f}, does not show it; leave out `neighbours`")
+
+
+def _out_of_reach(found: _Found, x: Tensor, y: Tensor) -> Doubt:
+    alone = lonely(x, y, k=3)
+    words = "{:.1%} of the x have hardly any y near, and p/q is unknown there"
+    return Doubt(alone, alone > limits.OUT_OF_REACH, words)
+
+
+def _estimate(found: _Found, doubts: list[Doubt], why: str, *, most: float) -> Estimate:
+    """Write the `Estimate`, without an error bar where a doubt applies.
+
+    Raises: `ValueError` where the value is beyond chance outside 0 … most.
+    """
+    slack = limits.IMPOSSIBLE * found.error
+    excess = torch.maximum(-found.value, found.value - most) - slack
+    worst = float(found.value.flatten()[excess.argmax()])
+    got = f"{worst:.3g} nats, from neighbours that are not near"
+    possible = not bool((excess > 0).any())
+    require(possible, "x, y", f"draws that give 0 to {most:.3g} nats", got, "method='classifier'")
+    single = found.value.dim() == 0
+    value, error = (float(z) if single else z for z in (found.value, found.error))
+    estimate = Estimate(value, error, found.draws, bias="unknown", why=why)
+    for doubt in doubts:
+        if bool(doubt.where.any()):
+            size = doubt.size[doubt.where].max().item()
+            where = None if single else doubt.where
+            words = doubt.words.format(size)
+            words = words if estimate.no_error else _UNSURE + words
+            estimate = estimate.without_error(words, where=where)
+    return estimate
+
+
+def _told(estimate: Estimate, draws: Samples) -> Estimate:
+    return replace(estimate, how="; ".join(filter(None, (estimate.how, *draws.notes))))
 
 
 def _bounded(at_x: Tensor, at_y: Tensor, kind: Literal["kl", "js", "pairs"]) -> Estimate:
-    """Average the bound that held-out log ratios prove, with its error and its doubts."""
+    """Average the bound that held-out log ratios prove, with its error.
+
+    The error has a part for events that no draw met, of a probability of 1/n or so: of the largest
+    change that a draw seen makes.
+    """
     if kind == "js":
         gains, losses = 0.5 * logsigmoid(at_x) + 0.5 * math.log(2.0), -0.5 * logsigmoid(-at_y)
         losses = losses - 0.5 * math.log(2.0)
     else:
         gains, losses = at_x, at_y.expm1()
     value = gains.mean() - losses.mean()
-    error_x, doubts, k_x = trust.mean_of(gains - gains.mean(), gains.mean())
-    error_y, more, k_y = trust.mean_of(losses - losses.mean(), losses.mean())
-    error = (error_x**2 + error_y**2).sqrt()
-    if kind == "pairs":  # draw i is in gain i, loss i and loss i + _FOLDS
+    error = (gains.var() / len(gains) + losses.var() / len(losses)).sqrt()
+    if kind == "pairs":  # draw i is in gain i, loss i and loss i + FOLDS
         terms = gains - losses - value
-        error = (
-            (terms**2 + 2 * terms * terms.roll(-FOLDS)).mean().clamp_min(0) / len(terms)
-        ).sqrt()
-    missed = torch.ones_like(value, dtype=torch.bool)
-    doubts = [trust.Doubt(value, missed, _MISSED), *doubts, *more]
+        error = (terms**2 + 2 * terms * terms.roll(-FOLDS)).mean().clamp_min(0) / len(terms)
+        error = error.sqrt()
+    largest = torch.cat([at_x, at_y]).max()
+    worst = 0.5 * softplus(largest) if kind == "js" else largest.expm1()
+    unseen = torch.hypot((gains.max() - gains.min()) / len(gains), worst / len(losses))
+    error = torch.hypot(error, unseen)
     draws = min(len(at_x), len(at_y))
-    return trust.judged(value, error, draws, torch.maximum(k_x, k_y), doubts, "low", _BOUND)
+    found = Estimate(float(value), float(error), draws, bias="low", why=_BOUND)
+    if found.interval()[1] < 0:
+        return replace(found, value=0.0).without_error(_VACUOUS)
+    return found

@@ -8,6 +8,7 @@ logits cut over processes; `kl_bounds` and `kl_estimate` take what a service ret
 `distill` those of distillation, and `audit` says which divergence any loss descends.
 """
 
+from .arguments import InputWarning
 from .auditing.findings import Audit
 from .auditing.run import audit
 from .backends import usable
@@ -34,6 +35,7 @@ __all__ = [
     "Audit",
     "Bounds",
     "Comparison",
+    "InputWarning",
     "PolicyKL",
     "PrecisionWarning",
     "TopK",

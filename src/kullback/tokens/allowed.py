@@ -17,8 +17,9 @@ class Known(NamedTuple):
     """What is known of one side, float64: log is −inf for padding.
 
     rest: the mass of all other tokens; most: what one of them may have at most; floor: the least
-    log-probability of one; whole: whether there are none. rounding `[*batch, k]`: how far logs may
-    be off.
+    log-probability of one. bool `[*batch]`: full, whether every token of the vocabulary is listed;
+    empty, whether others are known to have no mass; whole, that, or the listed masses sum to 1 to
+    rounding. rounding `[*batch, k]`: how far logs may be off.
     """
 
     ids: Tensor
@@ -26,7 +27,9 @@ class Known(NamedTuple):
     rest: Tensor
     most: Tensor
     floor: float
-    whole: bool
+    full: Tensor
+    empty: Tensor
+    whole: Tensor
     rounding: Tensor
 
     @property
@@ -59,21 +62,21 @@ def lower(known: Known, other: Known, seen: Tensor, *, known_is_p: bool) -> Tens
     """
     weights, unlisted = known.log.exp(), seen.isnan()
     shared = seen.masked_fill(unlisted, -math.inf).exp().sum(-1)
-    free = 0.0 if other.whole else other.slack
+    free = other.slack.masked_fill(other.empty, 0.0)
     least = (other.log.exp().sum(-1) - shared).clamp(min=0.0)
     total = torch.maximum(1 - shared, least) + free
     found = _filled(weights * unlisted, other.most, known.rest, least, total)
     shares, bucket = torch.where(unlisted, found[..., :-1], seen.exp()), found[..., -1]
-    rest, off = _nearer(known.rest, bucket, known.slack), known.slack + other.slack
-    bucket = _nearer(bucket, rest, other.slack)
+    off = known.slack + other.slack
+    rest = _nearer(known.rest, bucket, off.masked_fill(known.empty, 0.0))
+    bucket = _nearer(bucket, rest, off)
     p = torch.cat([weights, rest[..., None]], -1)
     q = torch.cat([shares, bucket[..., None]], -1)
     p, q = (p, q) if known_is_p else (q, p)
     by_log = other.coarsest[..., None]
     by_mass = off[..., None] / shares.clamp(min=1e-300)
     rounding = known.rounding + torch.where(unlisted & (shares > 0), by_mass, by_log)
-    of_bucket = off / torch.minimum(bucket, rest).clamp(min=1e-300)
-    rounding = torch.cat([rounding, of_bucket[..., None]], -1)
+    rounding = torch.nn.functional.pad(rounding, (0, 1))  # the bucket's masses were moved already
     log_ratio = torch.where(p > 0, p.log() - q.log(), 0.0)
     size = torch.where(p > 0, p * log_ratio, 0.0)
     lost = 2 * rounding * (size.abs() + (q - p).abs()) + 4e-16 * (p + q)
@@ -116,21 +119,23 @@ def _proportional(weights: Tensor, most: Tensor, bucket: Tensor, total: Tensor) 
 
 
 def upper(p: Known, q: Known, q_at_p: Tensor, p_at_q: Tensor) -> Tensor:
-    """Return the largest KL that is possible: +inf unless q is known to have mass everywhere."""
+    """Return the largest KL that is possible: +inf unless q is known where p may have mass."""
     mass, unlisted = p.log.exp(), q_at_p.isnan()
-    floor = -math.inf if q.whole else q.floor
-    at = torch.where(unlisted, floor, q_at_p)
+    floor = torch.where(q.empty, -math.inf, q.floor)
+    at = torch.where(unlisted, floor[..., None], q_at_p)
     log_ratio = torch.where(mass > 0, p.log - at, 0.0)
     rounding = p.rounding + q.coarsest[..., None]
     known = torch.where(mass > 0, mass * log_ratio, 0.0)
     off = 2 * rounding * (known.abs() + mass)
     known = torch.where(known == math.inf, known, known + off).sum(-1)
-    rest = torch.zeros_like(p.rest) if p.whole else p.rest + p.slack
-    if q.whole:
-        known = known + 2 * rest * q.coarsest
-        return known + _on_the_least(rest, p.most, q.log.masked_fill(~p_at_q.isnan(), math.inf))
+    rest = torch.where(p.whole, 0.0, p.rest + p.slack)
     steep = torch.minimum(p.most, rest).log() - floor
-    return known + torch.where(rest > 0, rest * steep, 0.0).clamp(min=0.0)
+    tail = torch.where(rest > 0, rest * steep, 0.0).clamp(min=0.0)
+    if bool(q.full.any()):
+        log_q = q.log.masked_fill(~p_at_q.isnan(), math.inf)
+        placed = 2 * rest * q.coarsest + _on_the_least(rest, p.most, log_q)
+        tail = torch.where(q.full, placed, tail)
+    return known + tail
 
 
 def _on_the_least(rest: Tensor, most: Tensor, log_q: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Which to use: none of this directly; `measure` calls it.
 """
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
@@ -11,9 +12,29 @@ from torch import Tensor
 from kullback.core import ArgumentTypeError, ArgumentValueError, require, require_type
 from kullback.core.checks import describe, message
 
+from . import limits
 from .task import Task
 
-__all__ = ["check_logits", "check_options", "common", "refuse_nan", "spread_ids", "spread_mask"]
+__all__ = [
+    "InputWarning",
+    "check_logits",
+    "check_options",
+    "common",
+    "refuse_nan",
+    "spread_ids",
+    "spread_mask",
+    "warn_of_probabilities",
+]
+
+_LOOKED_AT = 8  # numbers of the first row, most often enough to tell logits
+
+
+class InputWarning(UserWarning):
+    """The inputs look like another quantity than the one that the argument is.
+
+    >>> issubclass(InputWarning, UserWarning)
+    True
+    """
 
 
 def check_logits(logits: Tensor, name: str) -> None:
@@ -106,3 +127,52 @@ def refuse_nan(found: Tensor, name: str) -> None:
     expected = "at every position some finite logit, none NaN or +inf"
     hint = "mask= to leave them out, or nan='pass' to get NaN there"
     raise ArgumentValueError(message(name, expected, got, hint))
+
+
+def warn_of_probabilities(
+    logits: dict[str, Tensor], keep: Tensor | None, *, stacklevel: int = 4
+) -> None:
+    """Warn of logits `[*batch, vocab]` of which all rows that count are probabilities.
+
+    Rows of a single 1 and 0s say so only where both sides are of that kind. Looks at some numbers
+    of the first row, and further only where these leave it open.
+    """
+    found = {name: x for name, x in logits.items() if _are_probabilities(x.detach(), keep)}
+    if len(found) < len(logits):
+        found = {name: x for name, x in found.items() if not _are_one_hot(x.detach(), keep)}
+    if found:
+        names, remedies = " and ".join(found), ", ".join(f"{name}.log()" for name in found)
+        text = (
+            f"{names}: every row is non-negative and sums to 1, as probabilities do, and softmax "
+            f"is taken of it as of logits. Try: {remedies}, if probabilities are meant"
+        )
+        warnings.warn(text, InputWarning, stacklevel=stacklevel)
+
+
+def _are_probabilities(x: Tensor, keep: Tensor | None) -> bool:
+    """Say whether all rows `[*batch, vocab]` that count are non-negative and sum to 1."""
+    vocab = x.shape[-1]
+    if vocab < 2 or not x.numel():
+        return False
+    first = x[(0,) * (x.ndim - 1)]
+    if keep is not None and keep.ndim:
+        place = keep.reshape(-1).to(torch.uint8).argmax()
+        first = x[torch.unravel_index(place, keep.shape)]
+    slack = max(limits.PROBABILITY_SLACK, 2 * torch.finfo(x.dtype).eps)
+    slack += vocab * torch.finfo(x.dtype).smallest_normal  # what was too small to be held
+    if not all(0 <= number <= 1 + slack for number in first[:_LOOKED_AT].tolist()):
+        return False
+    if not _sum_to_one(first[None], slack):
+        return False
+    rows = x.reshape(-1, vocab) if keep is None else x[keep].reshape(-1, vocab)
+    return len(rows) > 0 and _sum_to_one(rows, slack)
+
+
+def _sum_to_one(rows: Tensor, slack: float) -> bool:
+    off = (rows.sum(-1, dtype=torch.float64) - 1).abs() <= slack
+    return bool((off & (rows.amin(-1) >= 0)).all())
+
+
+def _are_one_hot(x: Tensor, keep: Tensor | None) -> bool:
+    rows = x if keep is None else x[keep]
+    return bool(((rows == 0) | (rows == 1)).all())

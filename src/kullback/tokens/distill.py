@@ -22,15 +22,19 @@ from torch import Tensor
 from kullback.core import require, require_type
 from kullback.core.checks import describe
 from kullback.exact import tables
+from kullback.sampled.log_probs import is_sentinel
 
-from . import divergences
+from .arguments import warn_of_probabilities
 from .drawn import check
+from .measure import measure
 from .normalising import row_scale
 from .policy import attach
 from .slopes import ahead
+from .task import Task, Value
 
 __all__ = ["DIVERGENCES", "check_options", "distill_loss", "distill_terms", "distill_terms_top_k"]
 
+_NAMES = ("student_logits", "teacher_logits")
 DIVERGENCES = ("forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tv")
 
 
@@ -72,19 +76,24 @@ def distill_terms(
     """
     check_options(divergence, weight, temperature)
     student, teacher = _hidden(student_logits, mask), _hidden(teacher_logits, mask).detach()
-    how = {"temperature": temperature, "mask": mask}
-    if divergence == "forward":
-        terms = divergences.kl(teacher, student, **how)  # type: ignore[arg-type]
-    elif divergence == "reverse":
-        terms = divergences.kl(student, teacher, **how)  # type: ignore[arg-type]
-    elif divergence == "jsd":
-        terms = divergences.js(teacher, student, beta=weight, **how)  # type: ignore[arg-type]
-    elif divergence == "tv":
-        pair = student / temperature, teacher / temperature
-        terms = tables.total_variation(*pair, form="logits")
+    student_is_p = divergence in ("reverse", "skew_reverse")
+    first, second = (student, teacher) if student_is_p else (teacher, student)
+    names = _NAMES if student_is_p else _NAMES[::-1]
+    if divergence in ("forward", "reverse", "jsd"):
+        value: Value = "js" if divergence == "jsd" else "kl"
+        beta = weight if divergence == "jsd" else 0.5
+        terms = measure(first, second, Task((value,), temperature, beta), mask=mask, names=names)[0]
     else:
-        first, second = (student, teacher) if divergence == "skew_reverse" else (teacher, student)
-        terms = _skewed(first / temperature, second / temperature, weight)
+        if all(isinstance(x, Tensor) and x.is_floating_point() for x in (first, second)):
+            keep = mask if mask is None or mask.shape == first.shape[:-1] else None
+            warn_of_probabilities(
+                dict(zip(names, (first, second), strict=True)), keep, stacklevel=3
+            )
+        if divergence == "tv":
+            pair = student / temperature, teacher / temperature
+            terms = tables.total_variation(*pair, form="logits")
+        else:
+            terms = _skewed(first / temperature, second / temperature, weight)
     terms = terms * temperature**2 if temperature_squared else terms
     return terms if mask is None else terms.masked_fill(~mask, 0.0)
 
@@ -104,8 +113,9 @@ def distill_terms_top_k(
 
     student_logits: `[*batch, vocab]`. teacher_log_probs, teacher_ids: `[*batch, k]`, the stored
     log-probabilities in nats (of the full vocabulary, not renormalised over the k) and their
-    tokens, each once. The mass that is missing is the teacher's tail; the student's tail is summed
-    over its own other tokens. All else as in `distill_terms`.
+    tokens, each once; a log-probability that means "not among the top k" (−9999 and the like, see
+    `TopK`) puts its token into the tail. The mass that is missing is the teacher's tail; the
+    student's tail is summed over its own other tokens. All else as in `distill_terms`.
 
     Exact for the k + 1 outcomes, and so a lower bound, ≥ 0, of the divergence over the vocabulary:
     a sum cut off after k tokens is neither, and can be lowered by moving mass into the tail.
@@ -124,12 +134,14 @@ def distill_terms_top_k(
     ids = teacher_ids if mask is None else teacher_ids.masked_fill(~mask[..., None], 0)
     log_q = logits.to(_wide(logits)).log_softmax(-1)
     log_p = _hidden(teacher_log_probs, mask).detach().to(log_q.dtype)
-    rest = torch.ones_like(log_q, dtype=torch.bool).scatter(-1, ids, value=False)
+    unlisted = is_sentinel(log_p)  # such tokens belong to the tail
+    log_p = log_p.masked_fill(unlisted, -math.inf)
+    rest = torch.ones_like(log_q, dtype=torch.bool).scatter(-1, ids, unlisted)
     q_tail = _log_sum(log_q, rest)
     p_tail = torch.log1p(-log_p.exp().sum(-1).clamp_max(1.0))
     p_tail = torch.where(rest.any(-1), p_tail, -math.inf)
     pair = (
-        torch.cat([log_q.gather(-1, ids), q_tail[..., None]], -1),
+        torch.cat([log_q.gather(-1, ids).masked_fill(unlisted, -math.inf), q_tail[..., None]], -1),
         torch.cat([log_p, p_tail[..., None]], -1),
     )
     if mask is not None:
@@ -198,6 +210,13 @@ def distill_loss(
     return (1.0 - label_weight) * loss + label_weight * entropy
 
 
+def _warn(logits: dict[str, Tensor], mask: Tensor | None) -> None:
+    """Warn of probabilities; what is wrong with the arguments is said where they are used."""
+    if all(isinstance(x, Tensor) and x.is_floating_point() and x.ndim for x in logits.values()):
+        fits = mask is not None and all(mask.shape == x.shape[:-1] for x in logits.values())
+        warn_of_probabilities(logits, mask if fits else None, stacklevel=4)
+
+
 def _skewed(first: Tensor, second: Tensor, weight: float) -> Tensor:
     """Return KL(first‖w·first + (1−w)·second) of logits, as logits of a mixture."""
     wide = _wide(first)
@@ -205,7 +224,7 @@ def _skewed(first: Tensor, second: Tensor, weight: float) -> Tensor:
     banned = (logs[0] == -math.inf) & (logs[1] == -math.inf)
     a, b = (x.masked_fill(banned, 0.0) for x in logs)
     mixture = torch.logaddexp(a + math.log(weight), b + math.log1p(-weight))
-    return divergences.kl(logs[0], mixture.masked_fill(banned, -math.inf))
+    return measure(logs[0], mixture.masked_fill(banned, -math.inf), Task(("kl",)))[0]
 
 
 def _log_sum(logs: Tensor, kept: Tensor) -> Tensor:
@@ -259,4 +278,7 @@ def _check_stored(logits: Tensor, log_probs: Tensor, ids: Tensor, mask: Tensor |
     most = float(mass.max()) if mass.numel() else 0.0
     slack = 1e-6 + log_probs.shape[-1] * torch.finfo(log_probs.dtype).eps
     expected = "log-probabilities whose sum of probabilities is at most 1"
-    require(most <= 1 + slack, "teacher_log_probs", expected, most, "log_softmax over all tokens")
+    probabilities = bool((log_probs >= 0).all()) and bool((log_probs <= 1).all())
+    hint = "teacher_log_probs.log(): these look like probabilities" if probabilities else ""
+    hint = hint or "log_softmax over all tokens"
+    require(most <= 1 + slack, "teacher_log_probs", expected, most, hint)

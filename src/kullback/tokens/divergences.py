@@ -22,8 +22,12 @@ These rules hold for all of them:
 - **No distribution** (no finite logit, or NaN or +inf among them): `ArgumentValueError`; with
   nan="pass" values and gradients are NaN at that position, and nowhere else. "refuse" looks at the
   values, and so waits for a GPU; "pass" does not.
-- **Half precision**: where rounding the logits to bfloat16 or float16 alone makes a divergence
-  larger than the one found, `PrecisionWarning` says so, once (not with nan="pass").
+- **Half precision**: where rounding the logits to bfloat16 or float16 may have moved a divergence
+  by a tenth or more, `PrecisionWarning` says so, once (not with nan="pass"). `rounding_floor`
+  gives by how much, for every position.
+- **Probabilities** given for logits: where all rows are non-negative and sum to 1, `InputWarning`
+  says that logits or log-probabilities are meant (on a GPU not with nan="pass"). Log-probabilities
+  are logits.
 - **align**: two vocabulary sizes are an error unless align="crop" says that the larger one is only
   padded: the tokens beyond the smaller are then left out, and the rest normalised without them.
 - **backend**: "auto", or the name of one (`kullback.tokens.usable` says which can work here).

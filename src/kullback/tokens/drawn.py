@@ -16,6 +16,12 @@ from torch import Tensor
 
 from kullback.core import ArgumentValueError, require, require_type
 from kullback.core.checks import describe, message
+from kullback.sampled.log_probs import (
+    LogProbs,
+    check_log_probs,
+    looks_odd,
+    why_shapes_differ,
+)
 from kullback.sampled.terms import bregman_together
 
 __all__ = [
@@ -25,14 +31,16 @@ __all__ = [
     "check",
     "check_all",
     "draw_up",
+    "looked_at",
     "masked",
     "shifted",
 ]
 
 DIRECTIONS = {"reverse": "KL(policy ‖ reference)", "forward": "KL(reference ‖ policy)"}
 LEVELS = ("token", "sequence")
+NAMES = ("log_current", "log_reference", "log_behaviour")
 _HINTS = dict.fromkeys(
-    ("log_current", "log_reference", "log_behaviour"),
+    NAMES,
     "log_softmax of the logits, and of it what the tokens drawn have (gather)",
 ) | {"exact_kl": "kullback.tokens.kl of both models' logits", "rewards": "rewards.float()"}
 
@@ -63,6 +71,15 @@ class Drawn:
     def weight(self) -> Tensor | None:
         """The weights, so cut; None where they are 1 everywhere."""
         return None if self.log_weight is None else self.cut(self.log_weight.exp())
+
+    @property
+    def log_own_weight(self) -> Tensor | None:
+        """The log of p/μ of each token alone, whose exponential has mean 1; None where p = μ."""
+        if self.log_weight is None or self.level == "token":
+            return self.log_weight
+        if self.direction == "reverse":
+            return self.log_step
+        return self.log_weight - shifted(self.log_weight)
 
     def uncut(self) -> "Drawn":
         """Return the same without truncation."""
@@ -116,6 +133,7 @@ def check_all(
     direction: str,
     level: str,
     truncate: float | None = None,
+    missing: str = "refuse",
 ) -> list[Tensor]:
     """Check what a policy divergence is given; return the log-probabilities that are.
 
@@ -127,6 +145,8 @@ def check_all(
     known = isinstance(direction, str) and direction in DIRECTIONS
     require(known, "direction", "'reverse' or 'forward'", repr(direction))
     require(level in LEVELS, "level", "'token' or 'sequence'", repr(level))
+    known = missing in ("refuse", "skip", "keep")
+    require(known, "missing", "'refuse', 'skip' or 'keep'", repr(missing))
     if truncate is not None:
         require_type(truncate, (int, float), "truncate", "one number, the largest weight")
         require(truncate > 0, "truncate", "a positive number, the largest weight", truncate)
@@ -136,6 +156,19 @@ def check_all(
             weighted, "truncate", "None where draws come from the policy itself", truncate, hint
         )
     return list(logs.values())
+
+
+def looked_at(logs: list[Tensor], mask: Tensor | None, missing: str) -> LogProbs:
+    """Check log-probabilities as `check_log_probs`, after a quick look says that it is needed.
+
+    logs: as `check_all` returns them. A probability of 0 (−inf) is taken as it is, but for
+    missing="skip"; where it makes the loss infinite, that is refused.
+    """
+    columns = dict(zip(NAMES, logs, strict=False))
+    if missing == "keep" or not looks_odd(logs, mask):
+        return LogProbs(columns, mask, ())
+    allow = () if missing == "skip" else ("-inf",)
+    return check_log_probs(columns, mask=mask, missing=missing, allow=allow)
 
 
 def draw_up(
@@ -186,12 +219,13 @@ def check(tensors: dict[str, Tensor], mask: Tensor | None) -> None:
             _refuse(name, "a floating-point tensor [batch, length]", value, _HINTS.get(name, ""))
         if value.shape != first.shape:
             expected = f"the shape {list(first.shape)} of the others"
-            _refuse(name, expected, value)
+            _refuse(name, expected, value, why_shapes_differ(value.shape, first.shape))
     if mask is not None:
         require_type(mask, Tensor, "mask", "pass a bool tensor [batch, length]")
         if mask.dtype != torch.bool or mask.shape != first.shape:
             expected = f"a bool tensor {list(first.shape)}"
-            _refuse("mask", expected, mask, "mask.bool()")
+            words = why_shapes_differ(mask.shape, first.shape)
+            _refuse("mask", expected, mask, words or "mask.bool()")
 
 
 def _refuse(name: str, expected: str, got: Tensor, hint: str = "") -> None:

@@ -16,7 +16,15 @@ from kullback.core import ArgumentValueError
 from kullback.core.checks import message
 
 from . import algebra
-from .arguments import check_logits, check_options, common, refuse_nan, spread_ids, spread_mask
+from .arguments import (
+    check_logits,
+    check_options,
+    common,
+    refuse_nan,
+    spread_ids,
+    spread_mask,
+    warn_of_probabilities,
+)
 from .backends import choose
 from .precision import warn_of_rounding
 from .task import Task
@@ -34,23 +42,28 @@ def measure(
     align: str | None = None,
     nan: str = "refuse",
     backend: str = "auto",
+    names: tuple[str, str] = ("p_logits", "q_logits"),
 ) -> Tensor:
     """Return the values of `task` for logits of any shape, `[len(wants), *batch]`.
 
     p, q: `[*batch, vocab]`, broadcast over their batches; ids, mask: `[*batch]`, broadcast to the
-    same. The arguments are those of the public functions (`divergences`), which name them to the
-    user `p_logits` and `q_logits`.
+    same. The arguments are those of the public functions (`divergences`). names: what p and q are
+    called in messages; p alone is "logits".
 
     >>> measure(torch.zeros(3, 2), torch.zeros(2), Task(("kl",)))
     tensor([[0., 0., 0.]])
     """
-    name = "logits" if q is None else "p_logits"
+    name = "logits" if q is None else names[0]
     check_logits(p, name)
     check_options(task, nan, align)
+    given = {name: p}
     if q is not None:
-        check_logits(q, "q_logits")
+        check_logits(q, names[1])
         p, q = common(p, q, align)
+        given = {name: p, names[1]: q}
     keep = spread_mask(mask, p)
+    if nan == "refuse" or p.device.type == "cpu":
+        warn_of_probabilities(given, keep)
     ids = spread_ids(ids, keep, p)
     module = choose(backend, p, q, task)
     found: Tensor
@@ -61,7 +74,7 @@ def measure(
         found = _Rows.apply(*rows, ids, keep, task, module)  # type: ignore[no-untyped-call]
     found = found.masked_fill(found.detach().isnan().any(0), math.nan)
     if nan == "refuse":
-        refuse_nan(found.detach(), f"{name} and q_logits" if q is not None else name)
+        refuse_nan(found.detach(), f"{name} and {names[1]}" if q is not None else name)
         if q is not None:
             warn_of_rounding(p, q, found.detach(), task)
     return found

@@ -30,12 +30,15 @@ FEWEST = 4096  # tokens; for fewer nobody should wait for a compiler
 _NUMBERS = {name: number for number, name in enumerate(NORMALISATIONS)}
 _PLAIN = (Tensor, torch.nn.Parameter)  # a subclass may keep its numbers elsewhere
 _CALL = struct.Struct("@ 4P 6q 4P 6f i")  # `Call` in policy.c; packed, as ctypes' own costs 5 µs
+_GIVEN_UP, _ODD_WEIGHT, _ODD_RATIO = 1, 2, 4  # what `policy_terms` returns, a set of bits
 
 
 class Swept(NamedTuple):
     """What a sweep leaves: the tokens as drawn, value terms, and value and slopes normalised.
 
     terms, slope: `[batch, length]`, 0 where masked. martingale: as `PolicyKL` has it.
+    odd_weight, odd_ratio: whether the mean of π/μ or of π_ref/π is far from 1 (`UnitSums.odd`).
+    swept: whether the sweep in C made it, and looked at them.
     """
 
     drawn: Drawn
@@ -43,6 +46,9 @@ class Swept(NamedTuple):
     slope: Tensor
     value: Tensor | float
     martingale: Tensor | None = None
+    odd_weight: bool = False
+    odd_ratio: bool = False
+    swept: bool = False
 
 
 def sweep(
@@ -58,8 +64,8 @@ def sweep(
 
     logs: log π, log π_ref and, off-policy, log μ, checked, `[batch, length]`; mask, normalise and
     truncate as in `policy_kl_loss`; form: coefficients of the estimator; log_limits: of the trust
-    region, in logs. None: not the ordinary case (see above), or a log-ratio that is NaN, infinite
-    or beyond ±80.
+    region, in logs. None: not the ordinary case (see above), a log-ratio that is NaN, infinite or
+    beyond ±80, or columns that `looks_odd` wants to have checked.
 
     >>> sweep([torch.zeros(2, 3)] * 2, None, (0.0, 1.0, 0.0), "token") is None  # too few tokens
     True
@@ -81,10 +87,12 @@ def sweep(
     rest = (*form, most, *limits, _NUMBERS[normalise])
     value = ctypes.c_double()
     call = _CALL.pack(*starts, *strides, *first.shape, *written, *rest)
-    if function(call, ctypes.byref(value)):
+    told = function(call, ctypes.byref(value))
+    if told & _GIVEN_UP:
         return None
     drawn = Drawn("reverse", "token", mask, log_ratio, log_step, log_step, truncate=truncate)
-    return Swept(drawn, terms, slope, value.value)
+    odd = bool(told & _ODD_WEIGHT), bool(told & _ODD_RATIO)
+    return Swept(drawn, terms, slope, value.value, None, *odd, swept=True)
 
 
 @cache

@@ -31,7 +31,7 @@ def ratios_of_rows(rows: Tensor, lengths: Tensor | None = None) -> LogRatios:
     """
     rows = rows if lengths is None else torch.cat([rows[:WEIGHT], lengths[None], rows[WEIGHT:]])
     halves, zero = (_seen(rows[:, ::2]), _seen(rows[:, 1::2])), rows.new_zeros(())
-    return LogRatios(halves, zero, zero, lengths is not None)
+    return LogRatios(halves, zero, rows.new_zeros(2), lengths is not None)
 
 
 def _seen(rows: Tensor) -> Seen:
@@ -52,8 +52,8 @@ def estimate_over(rows: Tensor, lengths: Tensor, estimator: Estimator, normalise
     """
     if _a_ratio(lengths, normalise):
         state = ratios_of_rows(rows, lengths / lengths.mean())
-        return state.estimate(estimator, self_normalise=True) / float(lengths.mean())
-    return ratios_of_rows(_each(rows, lengths, normalise)).estimate(estimator)
+        return state.averaged(estimator, self_normalise=True) / float(lengths.mean())
+    return ratios_of_rows(_each(rows, lengths, normalise)).averaged(estimator)
 
 
 def mean_over(rows: Tensor, lengths: Tensor, normalise: str) -> Estimate:

@@ -1,14 +1,24 @@
 /* Value terms and slopes of a policy's KL loss from sampled tokens, in one sweep over memory.
 
    `native_policy.py` calls it and says what each argument is; the plain PyTorch form is `drawn.py`
-   and `slopes.py`, which the tests hold this to. It does the ordinary case only: where a log-ratio
-   is NaN, infinite or beyond FAR, it gives up and leaves the batch to the plain form. Plain C for
-   one thread; the loop is written so that compilers turn it into vector instructions. */
+   and `slopes.py`, which the tests hold this to. It does the ordinary case only: where columns look
+   odd (`looks_odd` in sampled/log_probs.py) it gives up and leaves the batch to the plain form; and
+   it says where a mean that must be 1 looks odd (`UnitSums.odd` in importance_weights.py). Plain C
+   for one thread; the loop is written so that compilers turn it into vector instructions. */
 
 #include <math.h>
 #include <stdint.h>
 
-#define FAR 80.0f  /* e^x and its sums with log-ratios stay well inside float32 */
+/* as in sampled/limits.py */
+#define ABOVE_ZERO 1e-4f
+#define ODD -80.0f  /* e^x of log-ratios up to it, and sums of them, stay well inside float32 */
+#define FAR_BELOW -0.5f
+#define APART 1.0
+#define FLAT 1e-3
+/* as in tokens/limits.py */
+#define MEAN_GAP 1e-3
+#define MEAN_ERRORS 4.5
+#define HEAVY_LOGS 1.0
 enum { SEQUENCE, BATCH, TOKEN, SEQUENCE_MEAN };  /* in the order of NORMALISATIONS */
 
 typedef struct {  /* the same in native_policy.py */
@@ -21,6 +31,19 @@ typedef struct {  /* the same in native_policy.py */
     float most, low, high;  /* of a weight; of the log of one that keeps its gradient */
     int32_t normalise;
 } Call;
+
+/* What is known to have mean 1: sums of x - 1 and (x - 1)^2 over tokens, of the squares of a
+   sequence's sums of x - 1, and of log^2 x */
+typedef struct { double gap, square, by_sequence, log_square; } Unit;
+
+/* Of the tokens looked at, one block of BLOCK in LOOK. sequences: rows that have any; sum and square:
+   of the current column */
+typedef struct { double tokens, sequences, sum, square; Unit weight, ratio; } Found;
+
+/* what `policy_terms` returns, a set of bits; NATIVE_* in native_policy.py */
+enum { GIVEN_UP = 1, ODD_WEIGHT = 2, ODD_RATIO = 4 };
+
+enum { BLOCK = 256, LOOK = 16 };
 
 typedef struct { float power, bregman; } Powers;
 
@@ -45,10 +68,30 @@ static inline float kept(float x, int32_t bits) {
     return word.value;
 }
 
-/* One row; the sum of its terms is added to `sum`. Returns whether something is out of order. */
-static inline __attribute__((always_inline)) int row(
-        const Call *call, int64_t i, float scale, double *sum, const int masked, const int off) {
-    const int64_t length = call->length;
+/* Whether a log-probability is NaN, above 0 or below ODD. */
+static inline int outside(float x) {
+    return !(fabsf(x - 0.5f * ODD) <= -0.5f * ODD + ABOVE_ZERO);
+}
+
+/* Whether one is 0 and the other below FAR_BELOW. */
+static inline int zero_beside(float x, float y) {
+    return (x * y == 0.0f) & (fabsf(x - y) > -FAR_BELOW);
+}
+
+/* Add a row's sums. */
+static inline void add(Unit *unit, const Unit *row) {
+    unit->gap += row->gap;
+    unit->square += row->square;
+    unit->by_sequence += row->gap * row->gap;
+    unit->log_square += row->log_square;
+}
+
+/* A block of a row, from `start` on; its terms are added to `sum`, and if it is looked at its sums to
+   `found`. Returns whether something is out of order. */
+static inline __attribute__((always_inline)) int block(
+        const Call *call, int64_t i, int64_t start, float scale, double *sum, Found *found,
+        const int masked, const int off, const int look) {
+    const int64_t length = call->length, end = start + BLOCK < length ? start + BLOCK : length;
     const float *restrict current = call->current + i * call->current_stride;
     const float *restrict reference = call->reference + i * call->reference_stride;
     const float *restrict behaviour = off ? call->behaviour + i * call->behaviour_stride : current;
@@ -59,33 +102,70 @@ static inline __attribute__((always_inline)) int row(
     const float on_log = call->on_log, on_bregman = call->on_bregman;
     const float on_square = 0.5f * call->on_square;
     const float most = call->most, low = call->low, high = call->high;
-    int odd = 0;
-    for (int64_t start = 0; start < length; start += 256) {
-        const int64_t end = start + 256 < length ? start + 256 : length;
-        float part = 0.0f;
-        #pragma omp simd reduction(+ : part) reduction(| : odd)
-        for (int64_t j = start; j < end; j++) {
-            const int32_t bits = masked ? -(int32_t)mask[j] : -1;
-            float log_r = kept(reference[j] - current[j], bits);
-            odd |= !(fabsf(log_r) <= FAR);
-            float weight = 1.0f, reach = scale;
-            if (off) {
-                float step = kept(current[j] - behaviour[j], bits);
-                odd |= !(fabsf(step) <= FAR);
-                float whole = powers_of(step).power;
-                weight = whole > most ? most : whole;
-                reach = step < low || step > high ? 0.0f : scale;
-                log_step[j] = step;
+    int odd = 0, tokens = 0;
+    float part = 0.0f, w1 = 0.0f, w2 = 0.0f, w3 = 0.0f, r1 = 0.0f, r2 = 0.0f, r3 = 0.0f;
+    float c1 = 0.0f, c2 = 0.0f;
+    #pragma omp simd reduction(+ : part, w1, w2, w3, r1, r2, r3, c1, c2, tokens) reduction(| : odd)
+    for (int64_t j = start; j < end; j++) {
+        const int32_t bits = masked ? -(int32_t)mask[j] : -1;
+        const float here = current[j], there = reference[j];
+        const float log_r = kept(there - here, bits);
+        odd |= outside(here) & bits;
+        odd |= outside(there) & bits;
+        float weight = 1.0f, reach = scale;
+        if (off) {
+            const float from = behaviour[j], step = kept(here - from, bits);
+            odd |= outside(from) & bits;
+            const float whole = powers_of(step).power;
+            weight = whole > most ? most : whole;
+            reach = step < low || step > high ? 0.0f : scale;
+            log_step[j] = step;
+            if (look) {
+                odd |= zero_beside(here, from) & bits;
+                w1 += whole - 1.0f;
+                w2 += (whole - 1.0f) * (whole - 1.0f);
+                w3 += step * step;
             }
-            float term = on_bregman * powers_of(log_r).bregman;
-            term = weight * (term + log_r * (on_log + on_square * log_r));
-            log_ratio[j] = log_r;
-            terms[j] = term;
-            slope[j] = -log_r * weight * reach;
-            part += term;
         }
-        *sum += part;
+        const float bregman = powers_of(log_r).bregman, less_one = bregman + log_r;
+        float term = on_bregman * bregman;
+        term = weight * (term + log_r * (on_log + on_square * log_r));
+        log_ratio[j] = log_r;
+        terms[j] = term;
+        slope[j] = -log_r * weight * reach;
+        part += term;
+        if (look) {
+            odd |= zero_beside(here, there) & bits;
+            tokens -= bits;
+            c1 += kept(here, bits);
+            c2 += kept(here * here, bits);
+            r1 += less_one;
+            r2 += less_one * less_one;
+            r3 += log_r * log_r;
+        }
     }
+    *sum += part;
+    if (look && tokens) {
+        const Unit weight = { w1, w2, 0.0, w3 }, ratio = { r1, r2, 0.0, r3 };
+        add(&found->weight, &weight);
+        add(&found->ratio, &ratio);
+        found->sum += c1;
+        found->square += c2;
+        found->tokens += tokens;
+        found->sequences += 1;
+    }
+    return odd;
+}
+
+/* One row; the sum of its terms is added to `sum`. Returns whether something is out of order. */
+static inline __attribute__((always_inline)) int row(
+        const Call *call, int64_t i, float scale, double *sum, Found *found, const int masked,
+        const int off) {
+    int odd = 0;
+    for (int64_t start = 0; start < call->length; start += BLOCK)
+        odd |= (start / BLOCK + i) % LOOK
+            ? block(call, i, start, scale, sum, found, masked, off, 0)
+            : block(call, i, start, scale, sum, found, masked, off, 1);
     return odd;
 }
 
@@ -95,9 +175,19 @@ static int64_t count(const uint8_t *mask, int64_t length) {
     return total;
 }
 
-/* Write log-ratios, terms and slopes, the latter normalised, and the normalised value. Returns
-   whether something was out of order: then nothing that was written means anything. */
+/* Whether the mean of x is far from 1, as `UnitSums.odd` says. */
+static int odd_mean(const Unit *unit, double tokens, double sequences) {
+    const double between = unit->by_sequence - unit->gap * unit->gap / fmax(sequences, 1.0);
+    const double gap = fabs(unit->gap), error = sqrt(fmax(unit->square, between));
+    const int heavy = unit->log_square > HEAVY_LOGS * HEAVY_LOGS * tokens;
+    return gap > MEAN_GAP * tokens && gap > MEAN_ERRORS * error && (unit->gap > 0.0 || !heavy);
+}
+
+/* Write log-ratios, terms and slopes, the latter normalised, and the normalised value. Returns bits:
+   GIVEN_UP where something was out of order (then nothing that was written means anything), and
+   which mean is odd. */
 int policy_terms(const Call *call, double *value) {
+    Found sums = { 0.0 }, *found = &sums;
     const int64_t batch = call->batch, length = call->length;
     const int masked = call->mask != 0, off = call->behaviour != 0, how = call->normalise;
     int64_t tokens = 0, sequences = 0;
@@ -114,9 +204,16 @@ int policy_terms(const Call *call, double *value) {
         if (how == SEQUENCE_MEAN)
             own = masked ? count(call->mask + i * call->mask_stride, length) : length;
         double scale = 1.0 / ((divisor > 0 ? divisor : 1) * (own > 0 ? own : 1));
-        odd = masked ? off ? row(call, i, scale, &sum, 1, 1) : row(call, i, scale, &sum, 1, 0)
-                     : off ? row(call, i, scale, &sum, 0, 1) : row(call, i, scale, &sum, 0, 0);
+        odd = masked ? off ? row(call, i, scale, &sum, found, 1, 1)
+                           : row(call, i, scale, &sum, found, 1, 0)
+                     : off ? row(call, i, scale, &sum, found, 0, 1)
+                           : row(call, i, scale, &sum, found, 0, 0);
         *value += scale * sum;
     }
-    return odd;
+    const double all = found->tokens > 0 ? found->tokens : 1.0, mean = found->sum / all;
+    const double variance = found->square / all - mean * mean;
+    const double apart = fmax(found->ratio.log_square, found->weight.log_square) / all;
+    if (odd || (variance > FLAT && apart > APART * variance)) return GIVEN_UP;
+    return odd_mean(&found->weight, found->tokens, found->sequences) * ODD_WEIGHT
+        | odd_mean(&found->ratio, found->tokens, found->sequences) * ODD_RATIO;
 }

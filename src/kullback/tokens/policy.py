@@ -20,7 +20,9 @@ from kullback.core import require
 from kullback.sampled.parts import choose_parts
 from kullback.sampled.terms import Estimator, coefficients
 
-from .drawn import Drawn, check, check_all, draw_up, masked
+from .drawn import Drawn, check, check_all, draw_up, looked_at, masked
+from .importance_weights import check_on_mismatch, report
+from .infinite import refuse_infinite
 from .native_policy import SWEPT, Swept, sweep
 from .normalising import check_normalise, row_scale
 from .over_sequences import ratios_of_rows
@@ -43,6 +45,8 @@ def policy_kl_loss(
     exact_kl: Tensor | None = None,
     truncate: float | None = None,
     trust_region: tuple[float, float] | None = None,
+    missing: str = "refuse",
+    on_mismatch: str = "warn",
 ) -> PolicyKL:
     """Return a loss that estimates, and descends, KL(π‖π_ref) or KL(π_ref‖π) from sampled tokens.
 
@@ -64,12 +68,20 @@ def policy_kl_loss(
     gradient has it as baseline, scattering less.
     truncate: cut importance weights at this number. trust_region: (low, high); tokens whose π/μ is
     outside keep their value but get no gradient.
+    missing: what to do about values that are no log-probabilities (positive, NaN, −9999 and other
+    numbers for "not scored", a column one position late; `sampled.check_log_probs`) and about a
+    loss that is not finite: "refuse" raises and says where; "skip" leaves such tokens out and
+    counts them in the result; "keep" takes everything as given.
+    on_mismatch: what to do where draws show that they do not come from what was scored, since the
+    mean of π/μ (on-policy, for estimators with r, of π_ref/π) is not 1: "warn" (`InputWarning`),
+    "raise" or "ignore". `estimate()` then has no standard error.
 
     Exact: the expected gradient, over draws from μ, is that of the divergence to rounding, with
     neither `truncate` nor `trust_region`; the expected value too, but for k2. How often those two
     act, and what truncation adds to the value, is in the result; nothing else is clamped.
-    π_ref = 0 at a drawn token (reverse): loss and gradient +inf, the truth. π = 0 at one
-    (off-policy): weight 0. Nothing counts: loss 0, gradient 0.
+    π_ref = 0 at a drawn token (reverse): the loss is +inf, the truth, and refused unless
+    missing="keep". π = 0 at one (off-policy): weight 0. Nothing counts: loss 0, gradient 0.
+    It looks at the loss, and so waits for a GPU; with missing="keep" and on_mismatch="ignore" not.
     Errors: `TypeError`, `ValueError` that name the argument.
     Reference: MATH 5.7, 5.8; Schulman (2020); Tang and Munos (2025) on sequences.
 
@@ -84,22 +96,35 @@ def policy_kl_loss(
             [ 0.1000,  0.0500]])
     """
     names = {"direction": direction, "level": level}
-    logs = check_all(log_current, log_reference, log_behaviour, mask, **names, truncate=truncate)
+    logs = check_all(
+        log_current, log_reference, log_behaviour, mask, **names, truncate=truncate, missing=missing
+    )
     check_normalise(normalise)
+    check_on_mismatch(on_mismatch)
     _check_level(level, normalise)
     limits = _log_limits(trust_region, log_behaviour)
     biased = level == "sequence" and estimator == "k2"
     require(not biased, "estimator", "an unbiased one at level 'sequence'", "'k2'", "'k3'")
-    found = None
+    found, skipped = None, 0
     if exact_kl is None and names == SWEPT and estimator != "best":
         form = coefficients(estimator)
         found = sweep(logs, mask, form, normalise, truncate=truncate, log_limits=limits)
     if found is None:
-        drawn = draw_up(logs, mask, **names, truncate=truncate)
+        seen = looked_at(logs, mask, missing)
+        skipped = seen.skipped
+        drawn = draw_up(logs, seen.mask, **names, truncate=truncate)
         found = _in_sweeps(drawn, estimator, exact_kl, normalise, limits)
     loss = attach(found.value, log_current, found.slope)
     used = estimator if exact_kl is None else "exact"
-    return PolicyKL(loss, found.drawn, found.terms, normalise, used, found.martingale, limits)
+    kl = PolicyKL(loss, found.drawn, found.terms, normalise, used, found.martingale, limits,
+                  tuple(logs), skipped)  # fmt: skip
+    swept_well = found.swept and math.isfinite(found.value)  # then slopes are finite too
+    if missing != "keep" and not swept_well:
+        refuse_infinite(found.drawn, found.terms, found.slope, logs, exact_kl, loss)
+    looked = found.swept and not (found.odd_weight or found.odd_ratio)
+    if on_mismatch != "ignore" and not looked:
+        report(kl.mismatch(), "log_current", on_mismatch)
+    return kl
 
 
 def rao_blackwell_kl_loss(
@@ -113,6 +138,8 @@ def rao_blackwell_kl_loss(
     level: str = "sequence",
     normalise: str = "sequence",
     truncate: float | None = None,
+    missing: str = "refuse",
+    on_mismatch: str = "warn",
 ) -> PolicyKL:
     """Return the KL from exact next-token KLs at drawn prefixes, with its complete gradient.
 
@@ -147,13 +174,18 @@ def rao_blackwell_kl_loss(
     0.1133
     """
     names = {"direction": direction, "level": level}
-    logs = check_all(log_current, log_reference, log_behaviour, mask, **names, truncate=truncate)
+    logs = check_all(
+        log_current, log_reference, log_behaviour, mask, **names, truncate=truncate, missing=missing
+    )
+    check_on_mismatch(on_mismatch)
     check({"log_current": log_current, "exact_kl": exact_kl}, mask)
     trained = torch.is_grad_enabled() and log_current.requires_grad
     lost = trained and direction == "reverse" and not exact_kl.requires_grad
     hint = "compute it from logits outside of no_grad, or policy_kl_loss(exact_kl=…), without one"
     require(not lost, "exact_kl", "a tensor with its graph", "one without", hint)
     _check_level(level, normalise)
+    seen = looked_at(logs, mask, missing)
+    mask = seen.mask
     drawn = draw_up(logs, mask, **names, truncate=truncate)
     scale = row_scale(mask, drawn.log_ratio, normalise)
     wide = exact_kl if mask is None else torch.where(mask, exact_kl, 0.0)
@@ -163,7 +195,13 @@ def rao_blackwell_kl_loss(
     if level == "sequence" and direction == "reverse":
         slope = masked(ahead(terms), mask) * scale
         value = attach(value, log_current, slope)
-    return PolicyKL(value, drawn, terms, normalise, "exact", martingale)
+    kl = PolicyKL(value, drawn, terms, normalise, "exact", martingale, None,
+                  tuple(logs), seen.skipped)  # fmt: skip
+    if missing != "keep":
+        refuse_infinite(drawn, terms, terms, logs, exact_kl, value)
+    if on_mismatch != "ignore":
+        report(kl.mismatch("exact"), "log_current", on_mismatch)
+    return kl
 
 
 def attach(value: Tensor | float, log_current: Tensor, slope: Tensor) -> Tensor:
@@ -190,8 +228,8 @@ def _form(drawn: Drawn, estimator: Estimator) -> tuple[Tensor | float, ...]:
     rows = torch.stack([_sums(drawn, column) for column in range(3)])
     fewest = "at least 4 sequences for 'best'"
     require(rows.shape[-1] >= 4, "log_current", fewest, rows.shape[-1], "'k3'")
-    how = {"weighted": False, "ratio": False, "cross_fit": True}
-    parts = choose_parts(ratios_of_rows(rows).halves, "best", **how)
+    halves = ratios_of_rows(rows).halves
+    parts = choose_parts(halves, "best", weighted=False, ratio=False, cross_fit=True)
     form = rows.new_empty(rows.shape[-1], 1, 3)
     form[::2], form[1::2] = (part.form.coefficients for part in parts)
     return form.to(drawn.log_ratio.dtype).unbind(-1)

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from kullback.core import Estimate, require
-from kullback.sampled import effective_sample_size
+from kullback.sampled import Identity, effective_sample_size
 from kullback.sampled.forms import WEIGHT
+from kullback.sampled.identity import half_ulps
 from kullback.sampled.terms import Estimator, coefficients
 
+from . import limits
 from .drawn import DIRECTIONS, Drawn
-from .normalising import NORMALISATIONS
+from .importance_weights import mismatch, tested
+from .normalising import NORMALISATIONS, row_scale
 from .over_sequences import estimate_over, mean_over
 
 __all__ = ["PolicyKL", "TrustRegion"]
@@ -48,8 +51,10 @@ class PolicyKL:
     terms: detached per-token terms of the value `[batch, length]`, 0 where masked, not normalised.
     effective_sample_size, share_truncated, truncation_bias(): what importance weights did.
     trust_region: how often one acted; None without one.
+    weight_identity, ratio_identity: tests that the draws come from what was scored as their policy.
+    skipped: how many tokens missing="skip" left out.
 
-    It keeps the log-ratios, so let it go after logging.
+    It keeps the log-probabilities and log-ratios, so let it go after logging.
     """
 
     loss: Tensor
@@ -58,7 +63,9 @@ class PolicyKL:
     normalise: str
     estimator: Estimator
     martingale: Tensor | None = None
-    limits: tuple[float, float] | None = None  # of a trust region, in logs
+    log_limits: tuple[float, float] | None = None  # of a trust region, in logs
+    logs: tuple[Tensor, ...] = ()  # log π, log π_ref and, off-policy, log μ, as they were given
+    skipped: int = 0
 
     @property
     def divergence(self) -> str:
@@ -80,9 +87,9 @@ class PolicyKL:
     @property
     def trust_region(self) -> TrustRegion | None:
         """How often the trust region acted; None without one."""
-        if self.limits is None or self.drawn.log_step is None:
+        if self.log_limits is None or self.drawn.log_step is None:
             return None
-        step, (low, high) = self.drawn.log_step, self.limits  # 0 where masked: inside
+        step, (low, high) = self.drawn.log_step, self.log_limits  # 0 where masked: inside
         return TrustRegion(int((step < low).sum()), int((step > high).sum()), self.tokens)
 
     @property
@@ -111,24 +118,59 @@ class PolicyKL:
             logs = logs[mask]
         return float(effective_sample_size(logs.flatten())) if logs.numel() else 0.0
 
+    @property
+    def weight_identity(self) -> Identity | None:
+        """Test that the mean of the weights p/μ is 1, over tokens; None where all are 1.
+
+        At level "sequence" that of whole sequences, if the tokens do not refute it already.
+        """
+        return next(iter(sorted(tested(self.drawn, list(self.logs)), key=bool)), None)
+
+    @property
+    def ratio_identity(self) -> Identity | None:
+        """Test that the mean of q/μ is 1 over tokens, which k3 and every λ but 0 need."""
+        return next(iter(tested(self.drawn, list(self.logs), ratio=True)), None)
+
+    def mismatch(self, estimator: Estimator | None = None) -> str:
+        """Say why the draws do not fit what was scored, as far as an estimator needs it, or "".
+
+        estimator: None for the loss's own.
+        """
+        estimator = self.estimator if estimator is None else estimator
+        reason = mismatch(self.drawn, list(self.logs))
+        if reason or estimator in ("k1", "k2", "exact"):
+            return reason
+        return mismatch(self.drawn, list(self.logs), ratio=True)
+
     def estimate(self, estimator: Estimator | None = None) -> Estimate:
         """Estimate the divergence with an error bar over sequences, which are the draws.
 
         estimator: "k1", "k2", "k3", a number λ, "best" (the λ of least variance, cross-fitted over
         sequences; with an exact KL also the best multiple of `Σ (k1 − exact)`, MATH 5.5, 5.7), or
-        "exact" (the exact KL at the drawn prefixes); None for the loss's own. Errors: `ValueError`
-        below 2 sequences (4 for "best"), for an unknown name, for "exact" where none was given.
+        "exact" (the exact KL at the drawn prefixes); None for the loss's own.
+        Where the draws refute the mean of weights, or of r if the estimator has it, there is no
+        standard error (`no_error` says why); "best" then does without r. `rounding` is the floor
+        that the dtype of the log-probabilities makes.
+        Errors: `ValueError` below 2 sequences (4 for "best"), for an unknown name, for "exact"
+        where none was given.
         """
         estimator = self.estimator if estimator is None else estimator
         fewest = 4 if estimator == "best" else 2
         words = f"at least {fewest} sequences with a token that counts"
         require(self.sequences >= fewest, "log_current", words, self.sequences)
-        if estimator != "exact":
+        reason, how = self.mismatch(estimator), ""
+        if estimator == "exact":
+            given, words = self.martingale is not None, "'k1', 'k2', 'k3', 'best' or a λ"
+            require(given, "estimator", words, "'exact' without exact_kl")
+            found = self._named(mean_over(self._sums(self.terms), self._kept, self.normalise))
+        else:
             rows = torch.stack([self._sums(column) for column in self._columns()])
-            return self._named(estimate_over(rows, self._kept, estimator, self.normalise))
-        given = self.martingale is not None
-        require(given, "estimator", "'k1', 'k2', 'k3', 'best' or a λ", "'exact' without exact_kl")
-        return self._named(mean_over(self._sums(self.terms), self._kept, self.normalise))
+            if estimator == "best" and reason:  # without r − 1, as k1 is
+                reason, how = self.mismatch("k1"), "λ = 0: the mean of q/μ is not 1 on these draws"
+                rows[1] = -rows[0]
+            found = self._named(estimate_over(rows, self._kept, estimator, self.normalise))
+            found = replace(found, rounding=self._rounding(estimator), how=how or found.how)
+        return found.without_error(reason) if reason else found
 
     def truncation_bias(self) -> Estimate:
         """Estimate what truncation added to the value: the mean of `(cut weight − weight) · term`.
@@ -141,6 +183,26 @@ class PolicyKL:
         change = self.drawn.value_terms(form) - self.drawn.uncut().value_terms(form)
         found = mean_over(self._sums(change), self._kept, self.normalise)
         return replace(self._named(found), bias="none", why="")
+
+    def _rounding(self, estimator: Estimator) -> float:
+        """Return how far rounding of the log-probabilities may have moved the value.
+
+        A log-ratio is off by δ, of variance s²: its terms by (∂term/∂log r) δ, which averages out,
+        and by the mean of ½ λ r s² (½ s² for k2), which does not (MATH 5.3).
+        """
+        form = coefficients("k3" if estimator == "best" else estimator)
+        drawn, mask = self.drawn, self.drawn.mask
+        pair = [x if mask is None else torch.where(mask, x, 0.0) for x in self.logs[:2]]
+        variance = sum(half_ulps(x).square() / 3 for x in pair)
+        r = drawn.log_ratio.double().clamp_max(limits.LARGEST_LOG).exp()
+        weight = 1.0 if drawn.weight is None else drawn.weight.double()
+        # of on_log log r + on_bregman (r − 1 − log r) + on_square ½ log² r
+        slope = form[0] + form[1] * (r - 1) + form[2] * drawn.log_ratio
+        scale = row_scale(mask, drawn.log_ratio.double(), self.normalise)
+        lasting = 0.5 * variance * weight * (form[1] * r + form[2])
+        passing = variance * (weight * slope * scale).square()
+        errors = float((lasting.abs() * scale).sum()), float(passing.sum().sqrt())
+        return errors[0] + limits.ROUNDING_ERRORS * errors[1]
 
     @property
     def _lengths(self) -> Tensor:

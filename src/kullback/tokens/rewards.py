@@ -19,14 +19,20 @@ from torch import Tensor
 from kullback.core import require, require_type
 from kullback.sampled.terms import Estimator, coefficients
 
-from .drawn import check, check_all, draw_up, masked
+from .drawn import check, check_all, draw_up, looked_at, masked
+from .importance_weights import check_on_mismatch, mismatch, report
+from .infinite import refuse_infinite
 from .slopes import at_prefixes, slope_of
 
 __all__ = ["kl_penalties", "kl_penalty_to_go", "reward_to_go"]
 
 
 def kl_penalties(
-    *, log_current: Tensor, log_reference: Tensor, mask: Tensor | None = None
+    *,
+    log_current: Tensor,
+    log_reference: Tensor,
+    mask: Tensor | None = None,
+    missing: str = "refuse",
 ) -> Tensor:
     """Return `log π − log π_ref` of each token: nats to subtract from its reward.
 
@@ -34,7 +40,9 @@ def kl_penalties(
     `[batch, length]`, 0 where masked, without a graph. Their sum over a sequence has mean
     KL(π‖π_ref) for tokens drawn from π. Single ones are negative; clipped, they would be biased.
     A policy gradient needs their sum over the token *and all after it* (`reward_to_go`).
-    π_ref = 0 at a drawn token: +inf. Errors: `TypeError`, `ValueError` that name the argument.
+    missing: as in `policy_kl_loss`; "skip" gives 0 where a value is no log-probability.
+    π_ref = 0 at a drawn token: +inf, with missing="keep"; else refused.
+    Errors: `TypeError`, `ValueError` that name the argument.
     Reference: MATH 5.1, 5.8.
 
     >>> kl_penalties(
@@ -42,8 +50,20 @@ def kl_penalties(
     ... )
     tensor([[ 0.5000, -1.0000]])
     """
-    logs = check_all(log_current, log_reference, None, mask, direction="reverse", level="token")
-    return -draw_up(logs, mask, direction="reverse", level="token").log_ratio
+    logs = check_all(
+        log_current,
+        log_reference,
+        None,
+        mask,
+        direction="reverse",
+        level="token",
+        missing=missing,
+    )
+    mask = looked_at(logs, mask, missing).mask
+    drawn = draw_up(logs, mask, direction="reverse", level="token")
+    if missing != "keep":
+        refuse_infinite(drawn, -drawn.log_ratio, -drawn.log_ratio, logs)
+    return -drawn.log_ratio
 
 
 def kl_penalty_to_go(
@@ -55,6 +75,8 @@ def kl_penalty_to_go(
     estimator: Estimator = "k3",
     exact_kl: Tensor | None = None,
     truncate: float | None = None,
+    missing: str = "refuse",
+    on_mismatch: str = "warn",
 ) -> Tensor:
     """Return the penalties `g_t` for which `E[Σ_t g_t · ∇ log π_t]` is the gradient of KL(π‖π_ref).
 
@@ -65,6 +87,7 @@ def kl_penalty_to_go(
     less where the policies are close.
     exact_kl: the exact KL of each next-token distribution; it then is b_t and what lies ahead.
     log_behaviour: where given, all importance weights are in the penalties already.
+    missing, on_mismatch: as in `policy_kl_loss`.
     Reference: MATH 5.7, 5.8; Tang and Munos (2025).
 
     >>> logs = {"log_current": torch.tensor([[-1.0, -2.0]])}
@@ -73,7 +96,11 @@ def kl_penalty_to_go(
     tensor([[-0.5000, -1.0000]])
     """
     names = {"direction": "reverse", "level": "sequence"}
-    logs = check_all(log_current, log_reference, log_behaviour, mask, **names, truncate=truncate)
+    logs = check_all(
+        log_current, log_reference, log_behaviour, mask, **names, truncate=truncate, missing=missing
+    )
+    check_on_mismatch(on_mismatch)
+    mask = looked_at(logs, mask, missing).mask
     drawn = draw_up(logs, mask, **names, truncate=truncate)
     known = estimator not in ("k2", "best")
     require(known, "estimator", "'k1', 'k3' or a number λ", repr(estimator), "'k3'")
@@ -82,7 +109,14 @@ def kl_penalty_to_go(
         check({"log_current": log_current, "exact_kl": exact_kl}, mask)
         baseline = masked(exact_kl.detach().to(drawn.log_ratio.dtype), mask)
         terms = at_prefixes(drawn, baseline)
-    return masked(slope_of(drawn, terms, baseline), mask)
+    penalties = masked(slope_of(drawn, terms, baseline), mask)
+    if missing != "keep":
+        refuse_infinite(drawn, terms, penalties, logs, exact_kl)
+    if on_mismatch != "ignore":
+        has_ratio = exact_kl is None and estimator != "k1"
+        reason = mismatch(drawn, logs) or (mismatch(drawn, logs, ratio=True) if has_ratio else "")
+        report(reason, "log_current", on_mismatch)
+    return penalties
 
 
 def reward_to_go(rewards: Tensor, *, mask: Tensor | None = None, discount: float = 1.0) -> Tensor:

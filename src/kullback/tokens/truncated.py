@@ -18,12 +18,12 @@ from kullback.core import ArgumentTypeError, Estimate, require, require_type
 from kullback.core.checks import describe, message
 from kullback.exact import Bounds
 from kullback.sampled import log_ratio
+from kullback.sampled.log_probs import check_log_probs, is_sentinel, looks_odd
 
+from . import limits
 from .allowed import Known, at, lower, upper
 
 __all__ = ["Bounds", "TopK", "kl_bounds", "kl_estimate"]
-
-_SLACK = 1e-3  # by how much the masses of a list may exceed 1: services round
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,8 @@ class TopK:
     bound from above.
     rounding: how far a log-probability may be off, in nats: half a unit of the last digit that a
     service sends. The rounding of float types is known without it.
+    A log-probability of −9999 or below, or of exactly −100, is what services send for "not among
+    the top k": that token counts as not listed. −inf is a probability of 0.
     Errors: `ValueError` for shapes that differ, a token twice, masses that sum to more than 1.
 
     >>> TopK(torch.tensor([[7, 2]]), torch.tensor([[0.5, 0.3]]).log()).log_probs.exp()
@@ -62,13 +64,33 @@ class TopK:
         got = f"{list(self.ids.shape)} and {list(self.log_probs.shape)}"
         require(same, "ids and log_probs", "one shape [*batch, k]", got)
         require(self.rounding >= 0, "rounding", "at least 0 nats", self.rounding)
-        total = self.log_probs.double().masked_fill(self.ids < 0, -math.inf).exp().sum(-1)
+        listed = self.listed
+        logs = self.log_probs.double().masked_fill(listed < 0, -math.inf)
+        nan = logs.isnan()
+        hint = "id −1 for padding, or leave the token out of the list"
+        got = f"NaN at {int(nan.sum())} of {nan.numel()} places"
+        require(not bool(nan.any()), "log_probs", "log-probabilities", got, hint)
+        total = logs.exp().sum(-1)
         most = float(total.max()) if total.numel() else 0.0
         hint = "natural logarithms, normalised over the whole vocabulary"
-        require(most <= 1 + _SLACK + self.rounding, "log_probs", "masses of at most 1", most, hint)
-        order = self.ids.sort(-1).values
+        if bool((logs > 0).any()) and bool((logs[listed >= 0] >= 0).all()):
+            hint = "log_probs.log(): these look like probabilities"
+        own = torch.where(logs > -math.inf, logs.exp() * (1 + logs.abs()), 0.0).sum(-1)
+        rounding = torch.finfo(self.log_probs.dtype).eps * (float(own.max()) if own.numel() else 0)
+        slack = limits.MASS_SLACK + self.rounding + rounding
+        require(most <= 1 + slack, "log_probs", "masses of at most 1", most, hint)
+        order = listed.sort(-1).values
         twice = (order[..., 1:] == order[..., :-1]) & (order[..., 1:] >= 0)
         require(not bool(twice.any()), "ids", "every token once in a row", "one twice")
+
+    @property
+    def listed(self) -> Tensor:
+        """The ids, int64, with −1 where a log-probability says "not among the top k".
+
+        >>> TopK(torch.tensor([4, 7]), torch.tensor([-0.1, -9999.0])).listed
+        tensor([ 4, -1])
+        """
+        return self.ids.long().masked_fill(is_sentinel(self.log_probs.detach()), -1)
 
 
 def kl_bounds(p: TopK | Tensor, q: TopK | Tensor) -> Bounds:
@@ -83,7 +105,11 @@ def kl_bounds(p: TopK | Tensor, q: TopK | Tensor) -> Bounds:
     used too: the smallest KL that the masses allow. Rounding is taken off, so that it still holds.
     upper: +inf unless q's missing tokens are known to have mass: because q is known everywhere, or
     because it has a `floor`. Then all of p's unknown mass is put where q has least.
-    With everything known on both sides the bounds meet. No gradient flows.
+    A list is whole, with no tail, if it holds the `vocab` tokens, if it is a `top` list with a
+    token of probability 0 in it, or if its masses sum to 1 to the rounding of float32 or better;
+    of the last, the lower bound still allows a tail as large as that rounding.
+    With everything known on both sides, or p's list whole and on q's, the bounds meet. No gradient
+    flows.
     Errors: `ValueError` for batches that differ, `TypeError` for other types.
     Reference: Cover and Thomas (2006), theorem 2.7.1 and section 2.8.
 
@@ -111,14 +137,16 @@ def kl_estimate(
     log_p: Tensor,
     log_q: Tensor,
     *,
-    estimator: str | float = "best",
+    estimator: str | float = "k1",
+    full_support: bool = False,
     log_weights: Tensor | None = None,
 ) -> Estimate:
     """Estimate KL(p‖q) from sampled tokens, summing exactly the tokens that both lists know.
 
     p, q: as in `kl_bounds`. ids: integers `[*batch, draws]`, tokens drawn from p, with repetition;
-    log_p, log_q: their log-probabilities. estimator, log_weights (for tokens drawn from another
-    distribution): as in `kullback.sampled.log_ratio`. The result is `[*batch]`, in nats.
+    log_p, log_q: their log-probabilities. estimator, full_support (for k3, λ ≠ 0 and "best"),
+    log_weights (for tokens drawn from another distribution): as in `kullback.sampled.log_ratio`.
+    The result is `[*batch]`, in nats.
 
     With C the tokens on both lists, KL(p‖q) = p(C) KL(p(·|C)‖q(·|C)) + KL of the view in which C is
     one token. The first is summed; the second is a mean over the draws, in which every draw of C
@@ -131,13 +159,18 @@ def kl_estimate(
     >>> ids = torch.tensor([0, 0, 1, 0, 0, 2, 0, 0])
     >>> log_p = torch.tensor([0.9, 0.9, 0.05, 0.9, 0.9, 0.05, 0.9, 0.9]).log()
     >>> log_q = torch.tensor([0.8, 0.8, 0.1, 0.8, 0.8, 0.1, 0.8, 0.8]).log()
-    >>> round(kl_estimate(p, q, ids, log_p, log_q).value, 4)
+    >>> options = {"estimator": "best", "full_support": True}
+    >>> round(kl_estimate(p, q, ids, log_p, log_q, **options).value, 4)
     0.0367
     """
     a, b = _known(p, "p"), _known(q, "q")
     same = ids.shape == log_p.shape and ids.shape[:-1] == a.ids.shape[:-1] == b.ids.shape[:-1]
     got = f"{list(ids.shape)}, {list(log_p.shape)} and {list(a.ids.shape)}, {list(b.ids.shape)}"
     require(same, "ids and log_p", "one shape [*batch, draws], the lists' batch", got)
+    rows = {"log_p": log_p, "log_q": log_q}
+    rows = {name: x.reshape(-1, x.shape[-1] if x.ndim else 1) for name, x in rows.items()}
+    if looks_odd(list(rows.values()), None):
+        check_log_probs(rows, allow=("-inf", "late"))  # draws may stand in any order
     q_log = at(b, a)
     both = ~q_log.isnan() & (a.log > -math.inf) & (q_log > -math.inf)
     p_part, q_part = (x.masked_fill(~both, -math.inf) for x in (a.log, q_log))
@@ -150,6 +183,7 @@ def kl_estimate(
         torch.where(inside, p_all[..., None], log_p.double()),
         torch.where(inside, q_all[..., None], log_q.double()),
         estimator=estimator,
+        full_support=full_support,
         log_weights=log_weights,
     )
     return replace(found, value=found.value + (within if within.ndim else float(within)))
@@ -161,17 +195,23 @@ def _known(side: TopK | Tensor, name: str) -> Known:
         require(side.ndim >= 1, name, "log-probabilities [*batch, vocab]", describe(side))
         ids = torch.arange(side.shape[-1], device=side.device).expand(side.shape)
         side = TopK(ids, side, vocab=side.shape[-1])
-    log = side.log_probs.detach().double().masked_fill(side.ids < 0, -math.inf)
+    ids = side.listed
+    log = side.log_probs.detach().double().masked_fill(ids < 0, -math.inf)
     # a softmax taken in a float type is off by an ulp of 1 near log 1 = 0, and of the log elsewhere
     ulp = torch.finfo(side.log_probs.dtype).eps
     rounding = 2 * ulp * (1 + log.masked_fill(log == -math.inf, 0).abs())
     rounding += side.rounding
-    full = side.vocab is not None and side.ids.shape[-1] >= side.vocab
-    whole = full and bool((side.ids >= 0).all())
-    rest = (1 - log.exp().sum(-1)).clamp(min=0.0) * (not whole)
-    most = rest if whole else rest + (log.exp() * rounding).sum(-1) + 2e-16
-    if side.top and side.ids.shape[-1]:
-        least = log.masked_fill(side.ids < 0, math.inf) + 2 * rounding
+    mass = log.exp()
+    slack = (mass * rounding).sum(-1) + 2e-16
+    rest = (1 - mass.sum(-1)).clamp(min=0.0)
+    to_rounding = ((1 - mass.sum(-1)).abs() <= slack) & (slack <= limits.WHOLE_SLACK)
+    full = (ids >= 0).sum(-1) >= (math.inf if side.vocab is None else side.vocab)
+    none_left = ((ids >= 0) & (mass == 0)).any(-1) & (rest <= slack) & side.top
+    empty = full | none_left
+    rest = rest.masked_fill(empty, 0.0)
+    most = (rest + slack).masked_fill(empty, 0.0)
+    if side.top and ids.shape[-1]:  # a token without mass in such a list: see `none_left`
+        least = log.masked_fill((ids < 0) | (mass == 0), math.inf) + 2 * rounding
         most = torch.minimum(most, least.amin(-1).exp())
     floor = -math.inf if side.floor is None else side.floor
-    return Known(side.ids.long(), log, rest, most, floor, whole, rounding)
+    return Known(ids, log, rest, most, floor, full, empty, empty | to_rounding, rounding)

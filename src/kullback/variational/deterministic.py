@@ -27,7 +27,8 @@ __all__ = ["deterministic"]
 
 TOLERANCE = 1e-3  # of a posterior standard deviation
 ROUND = 20  # iterations before a Gaussian is looked at anew
-FAR = math.log(1e6)  # growth or shrinkage that no proper posterior should need
+FAR = math.log(1e6)  # growth or drift that no proper posterior should need
+SHRUNK = math.log(1e16)  # and shrinkage: at a kink the start sees no curvature, and is too wide
 ENDLESS = 1e15  # nats: differences of one drown in rounding
 AGREEMENT = 0.03  # standard deviations by which fresh draws may move an optimum that needs no more
 OVERFITTED = 0.3  # and one that is called converged
@@ -116,7 +117,7 @@ def improper(first: Frame, now: Frame, names: Sequence[str] = ()) -> str:
     drift = (now.shift - first.shift).abs() / torch.maximum(before, after)
     words = {
         "spreads without end: is the prior proper?": ~(growth < FAR),
-        "shrinks without end: the density is unbounded": growth < -FAR,
+        "shrinks without end: the density is unbounded": growth < -SHRUNK,
         "runs away: the density keeps rising": ~(drift < math.exp(FAR)),
     }
     for text, bad in words.items():

@@ -1,8 +1,9 @@
-"""Is a fit to be believed? Everything that draws of q can say, weighed together.
+"""Is a fit to be trusted? Everything that draws of q can say, weighed together.
 
 Which to use: `diagnose`, on plain arrays. It needs log p and log q at draws of q; with the scores
 (gradients of both) it can also judge where the weights fail, and with what `probe` found it knows
-of peaks that q has missed. The words come from `verdict`; the moments from `corrections`.
+of peaks that q has missed. `diagnose_beyond`, through `assess`, where log p can be evaluated
+anywhere. `gather` computes the evidence, `judge` finds level and words.
 
 Reference: Vehtari et al. (2024) for k̂; Yao, Vehtari, Simpson and Gelman (2018), "Yes, but did it
 work?"; Huggins et al. (2020), "Validated variational inference via practical posterior error
@@ -10,8 +11,9 @@ bounds".
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,19 +22,19 @@ from torch import Tensor
 from kullback.core import Estimate, require, require_type
 from kullback.core.checks import describe
 from kullback.exact.excess import log_excess
-from kullback.sampled import effective_sample_size, importance_bound, log_mean_exp, pareto_k
+from kullback.sampled import importance_bound, log_mean_exp
 
-from .bounds import bounds_on, spread, widened
-from .corrections import tail_ratio
-from .probe import Probed
-from .verdict import Level, judge, unsound
-from .wide import Wide, pooled
+from .defensive_sampling import Wide, pooled, unreached, widely
+from .evidence import Evidence, Pool, Sample, gather
+from .limits import FEWEST, FOLLOWED, MANY, REPEATS, TIMES, WIDE, WIDER
+from .missed_modes import Probed, probe
+from .nested_laplace import Ridge, Standard, follow, funnels
+from .pieces import score_in_pieces
+from .verdict import Level, Verdict, judge, unsound
 
-__all__ = ["Diagnosis", "diagnose"]
+__all__ = ["Diagnosis", "diagnose", "diagnose_beyond", "diagnose_sample"]
 
-_FEWEST = 100  # draws of q
-_REPEATS = 50  # of the importance-weighted bound
-_TAIL = 0.01  # of q, at either end
+LogDensity = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +57,74 @@ class Diagnosis:
     resampling: "" when importance-resampled draws are sound, else why not.
     """
 
-    level: Level
-    verdict: str
-    reasons: tuple[str, ...]
-    resampling: str
+    evidence: Evidence
+    judged: Verdict
     elbo: Estimate
     evidence_bound: Estimate
     kl: Estimate
-    mean_shift: Tensor
+    resampling: str
+    pool: Pool | None
     probed: Probed | None
-    pool: tuple[Tensor, Tensor] | None
-    _: KW_ONLY
-    k_hat: float
-    ess_fraction: float
-    sd_log_weights: float
-    residual: float | None
-    mean_bound: Tensor
-    log_sd_bound: Tensor
-    log_sd_shift: Tensor
-    tails: Tensor | None
+
+    @property
+    def level(self) -> Level:
+        """The level."""
+        return self.judged.level
+
+    @property
+    def verdict(self) -> str:
+        """The level in words."""
+        return self.judged.sentence
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What stands behind the verdict, most important first."""
+        return self.judged.reasons
+
+    @property
+    def k_hat(self) -> float:
+        """Pareto k-hat of q's own weights."""
+        return self.evidence.k_hat
+
+    @property
+    def ess_fraction(self) -> float:
+        """ESS/n of q's own weights."""
+        return self.evidence.ess_fraction
+
+    @property
+    def sd_log_weights(self) -> float:
+        """Standard deviation of q's own log weights, nats."""
+        return self.evidence.sd_log_weights
+
+    @property
+    def residual(self) -> float | None:
+        """Size of the part of the score difference that is not linear."""
+        return self.evidence.residual
+
+    @property
+    def mean_bound(self) -> Tensor:
+        """Bound on the error of each mean, `[m]`, in sd of the draws."""
+        return self.judged.bounds.mean
+
+    @property
+    def log_sd_bound(self) -> Tensor:
+        """Bound on the error of each log sd, `[m]`."""
+        return self.judged.bounds.log_sd
+
+    @property
+    def mean_shift(self) -> Tensor:
+        """How far each mean seems to be off, `[m]`, in sd of the draws."""
+        return self.judged.bounds.shift.mean
+
+    @property
+    def log_sd_shift(self) -> Tensor:
+        """How far each log sd seems to be off, `[m]`."""
+        return self.judged.bounds.shift.log_sd
+
+    @property
+    def tails(self) -> Tensor | None:
+        """How many times q's mass p has in the tails, `[m]`."""
+        return self.evidence.tails
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary: infinities and NaN as strings, tensors as lists."""
@@ -136,62 +187,124 @@ def diagnose(
     >>> print(diagnose(z, log_q + 3.0, log_q).verdict)
     Trust: means to about 0.05 sd, standard deviations to about 4 %.
     """
-    _check(draws, log_p, log_q, scores)
-    draws, log_p, log_q = (x.detach().double() for x in (draws, log_p, log_q))
-    functions = _Functions(of)
-    values, logs = functions(draws), log_p - log_q
-    broken = int((logs.isnan() | (logs == math.inf)).sum())
-    if broken or bool((logs == -math.inf).all()):
-        return _unusable(logs, values.shape[1], broken)
-    pool = _pool(draws, log_p, log_q, wide)
-    shift, bounds, residual = bounds_on(draws, values, logs, scores, functions, pool=pool)
-    tails = pool and tail_ratio(functions(pool[0]), pool[1], values, share=_TAIL)
-    if probed is not None and probed.draws is not None:
-        bounds = widened(bounds, values, functions(probed.draws), probed)
-    numbers: dict[str, Any] = {
-        "k_hat": float(pareto_k(logs)),
-        "ess_fraction": float(effective_sample_size(logs)) / len(logs),
-        "sd_log_weights": spread(logs),
-        "residual": residual,
-        "mean_bound": bounds[0],
-        "log_sd_bound": bounds[1],
-        "log_sd_shift": shift.log_sd,
-        "tails": tails,
-    }
-    elsewhere, empty = probed.share if probed else 0.0, int((logs == -math.inf).sum())
-    others = (len(draws), elsewhere, empty)
-    words = judge(*others, **numbers, names=names, converged=converged)
+    sample = Sample(
+        draws=draws,
+        log_p=log_p,
+        log_q=log_q,
+        scores=scores,
+        of=of,
+        names=tuple(names),
+        converged=converged,
+    )
+    return diagnose_sample(sample, probed=probed, wide=wide)
+
+
+def diagnose_sample(
+    sample: Sample, *, probed: Probed | None = None, wide: Wide | None = None
+) -> Diagnosis:
+    """Return `diagnose` of a `Sample`."""
+    _check(sample)
+    return _diagnosed(_in_double(sample), probed, wide)
+
+
+def _in_double(sample: Sample) -> Sample:
+    held = (sample.draws, sample.log_p, sample.log_q)
+    draws, log_p, log_q = (x.detach().double() for x in held)
+    return replace(sample, draws=draws, log_p=log_p, log_q=log_q)
+
+
+def diagnose_beyond(
+    log_density: LogDensity,
+    log_prob: LogDensity | None,
+    sample: Sample,
+    *,
+    generator: torch.Generator | None = None,
+) -> Diagnosis:
+    """Diagnose q by its draws, by climbs of log p from far away, and by draws of wider laws.
+
+    log_density, log_prob: log p (unnormalised) and log q, `[n, d]` to `[n]`; without log q there is
+    no wider law. The search costs 120 gradients of 32 points, the wider law twice as many draws as
+    q has. In more than eight dimensions these are few: a verdict that is not "trust" is given by
+    four times as many instead. Where the scores say that a coordinate is the scale of others, p is
+    followed along it (see `follow`), up to 64 dimensions. Where log p raises far out, the
+    diagnosis is that of q's own draws, with a warning.
+
+    >>> def normal(z):
+    ...     return -0.5 * z.square().sum(-1) - 0.919
+    >>> z = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    >>> diagnose_beyond(normal, normal, Sample(draws=z, log_p=normal(z), log_q=normal(z))).level
+    'trust'
+    """
+    _check(sample)
+    sample = _in_double(sample)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    draws = sample.draws
+    probed = None
+    try:
+        probed = probe(log_density, draws, sample.log_p, sample.log_q, generator=generator)
+        if log_prob is None:
+            return _diagnosed(sample, probed, None)
+        ridges = _ridges(log_density, sample)
+        for times in (WIDE, WIDER):
+            options = {"number": times * len(draws), "ridges": ridges, "generator": generator}
+            wide = widely(log_density, log_prob, draws, **options)  # type: ignore[arg-type]
+            found = _diagnosed(sample, probed, wide, endless=any(r.endless for r in ridges))
+            if found.level == "trust" or draws.shape[1] <= MANY:
+                break
+        return found
+    except (RuntimeError, ValueError) as error:  # a user's function may refuse far points
+        reason = str(error).strip().splitlines()[0]
+        warnings.warn(f"other peaks and tails were not looked for: {reason}", stacklevel=3)
+        return _diagnosed(sample, probed, None)
+
+
+def _ridges(log_density: LogDensity, sample: Sample) -> list[Ridge]:
+    """Follow p along the coordinates that are the scale of others, if any is."""
+    usable = sample.scores is not None and bool(sample.scores[0].isfinite().all())
+    if sample.scores is None or not usable or sample.draws.shape[1] > FOLLOWED:
+        return []
+    standard = Standard.of(sample.draws)
+    axes = standard.axes
+
+    def score(z: Tensor) -> tuple[Tensor, Tensor]:
+        return score_in_pieces(log_density, z, len(z))
+
+    places = funnels(standard, sample.draws, sample.scores[0])
+    found = (follow(score, standard, axes[j]) for j in places)
+    return [ridge for ridge in found if ridge is not None]
+
+
+def _diagnosed(
+    sample: Sample, probed: Probed | None, wide: Wide | None, *, endless: bool = False
+) -> Diagnosis:
+    logs = sample.log_weights
+    pool, missing = None, 0.0
+    if wide is not None and sample.broken == 0 and sample.empty < len(logs):
+        pool = _pool(sample, wide)
+        if pool is not None:
+            missing = unreached(sample.log_p, sample.log_q, wide, times=TIMES)
+    evidence = gather(sample, pool=pool, probed=probed, missing=missing, endless=endless)
+    judged = judge(evidence)
+    if math.isnan(evidence.k_hat):
+        nothing = Estimate(math.nan, math.nan, len(logs))
+        why = judged.reasons[0]
+        return Diagnosis(evidence, judged, nothing, nothing, nothing, why, None, None)
     sound = unsound(logs if pool is None else pool[1], pooled=pool is not None)
     elbo, bound, kl = Estimate.from_terms(logs), _evidence_bound(logs), _gap(logs)
-    return Diagnosis(*words, sound, elbo, bound, kl, shift.mean, probed, pool, **numbers)
+    return Diagnosis(evidence, judged, elbo, bound, kl, sound, pool, probed)
 
 
-def _pool(
-    draws: Tensor, log_p: Tensor, log_q: Tensor, wide: Wide | None
-) -> tuple[Tensor, Tensor] | None:
+def _pool(sample: Sample, wide: Wide) -> Pool | None:
     """Put the draws of q and of the wide law together, where both are numbers."""
-    if wide is None or bool((wide.log_p.isnan() | (wide.log_p == math.inf)).any()):
+    if bool((wide.log_p.isnan() | (wide.log_p == math.inf)).any()):
         return None
-    pool = pooled(draws, log_p, log_q, wide)
+    pool = pooled(sample.draws, sample.log_p, sample.log_q, wide)
     return pool if bool(pool[1].isfinite().all()) else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Functions:
-    """The functions whose moments are judged, `[n, d]` to `[n, m]`; z itself by default."""
-
-    of: Callable[[Tensor], Tensor] | None
-
-    def __call__(self, draws: Tensor) -> Tensor:
-        values = draws if self.of is None else self.of(draws).detach().double()
-        good = values.ndim == 2 and len(values) == len(draws)
-        require(good, "of", f"to return [{len(draws)}, m]", describe(values))
-        return values
-
-
 def _evidence_bound(logs: Tensor) -> Estimate:
-    size = len(logs) // _REPEATS
-    return importance_bound(logs[: size * _REPEATS].reshape(_REPEATS, size))
+    size = len(logs) // REPEATS
+    return importance_bound(logs[: size * REPEATS].reshape(REPEATS, size))
 
 
 def _gap(logs: Tensor) -> Estimate:
@@ -216,28 +329,13 @@ def _log_mean_over_mean_log(logs: Tensor) -> float:
     return math.log1p(float(log_excess(centred).mean()))
 
 
-def _unusable(logs: Tensor, functions: int, broken: int) -> Diagnosis:
-    """Write the diagnosis of weights that are NaN or infinite, or all zero."""
-    lost = torch.full((functions,), math.inf, dtype=torch.float64)
-    nothing = Estimate(math.nan, math.nan, len(logs))
-    what = f"log p is NaN or +inf at {broken} of {len(logs):,} draws"
-    what = what if broken else "log p is -inf at every draw: q lies where p has no mass"
-    words: tuple[Level, str, tuple[str, ...], str]
-    words = ("do not trust", f"Do not trust: {what}.", (what,), what)
-    numbers = dict.fromkeys(("k_hat", "ess_fraction", "sd_log_weights"), math.nan)
-    tensors = {"mean_bound": lost, "log_sd_bound": lost, "log_sd_shift": lost * math.nan}
-    figures: dict[str, Any] = {**numbers, **tensors, "residual": None, "tails": None}
-    return Diagnosis(*words, nothing, nothing, nothing, lost * math.nan, None, None, **figures)
-
-
-def _check(
-    draws: Tensor, log_p: Tensor, log_q: Tensor, scores: tuple[Tensor, Tensor] | None
-) -> None:
+def _check(sample: Sample) -> None:
+    draws, log_p, log_q, scores = sample.draws, sample.log_p, sample.log_q, sample.scores
     for name, value in (("draws", draws), ("log_p", log_p), ("log_q", log_q)):
         require_type(value, Tensor, name)
     shaped = draws.ndim == 2 and draws.shape[1] >= 1
     require(shaped, "draws", "[n, d]", describe(draws))
-    require(len(draws) >= _FEWEST, "draws", f"at least {_FEWEST}", len(draws))
+    require(len(draws) >= FEWEST, "draws", f"at least {FEWEST}", len(draws))
     for name, value in (("log_p", log_p), ("log_q", log_q)):
         require(value.shape == draws.shape[:1], name, f"[{len(draws)}]", describe(value))
     finite = bool(log_q.isfinite().all()) and bool(draws.isfinite().all())

@@ -5,6 +5,7 @@ Which to use: none of this directly; `fit` does. `Work` is what there is to do, 
 """
 
 import functools
+import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 
@@ -15,13 +16,16 @@ from kullback.core import Estimate, RunError, require
 
 from . import forward
 from .anchored import anchor, anchored
+from .annealing import cooled, widened
 from .batch_and_match import batch_and_match
-from .cooled import cooled, widened
 from .deterministic import AGREEMENT, deterministic
 from .families import Family, Flow, FullRank, LowRank, MeanField, Mixture
+from .limits import LOOKED, SEARCHED
 from .losses import Gradient, Objective, loss_of
+from .noise import fixed_normals
 from .plan import Make, Plan, distinct, maker, mixture_of, plan
 from .progress import Progress
+from .propriety import improper
 from .start import Start, find_start
 from .stochastic import stochastic
 from .target import Target
@@ -53,10 +57,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A method's name, what was chosen, and the stream of `Progress` that does it."""
+    """A method's name, what to say was chosen, and the stream of `Progress` that does it."""
 
     method: str
-    chosen: str
+    chosen: Callable[[Family], str]
     steps: Callable[[], Iterator[Progress]]
 
 
@@ -70,6 +74,10 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
         rows = target.rows.draw(generator) if target.rows is not None and noisy else None
         starts = settings.starts if rows is None else 1  # with many rows one peak is left
         found = find_start(target, generator, starts=starts, rows=rows)
+        lost = _improper(target, found[0])
+        if lost:
+            yield Progress(_begin(how, found), -found[0].elbo, math.nan, done=True, reason=lost)
+            return
         if how.method == "batch_and_match":
             frame = found[0].frame
             yield from batch_and_match(FullRank(frame), target, generator, draws=how.draws)
@@ -82,9 +90,21 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
     return Work(how.method, how.chosen, steps)
 
 
+def _improper(target: Target, start: Start) -> str:
+    """Say where log p does not decay around the start, before time is spent on a fit."""
+    if target.dim > SEARCHED:
+        return ""
+    noise = fixed_normals(LOOKED, target.dim, torch.Generator().manual_seed(0))
+    return improper(target, start.frame.outwards(noise))
+
+
 def forwards(target: Target, settings: Settings, generator: torch.Generator) -> Work:
     """Plan the minimisation of KL(p‖q), from samples of p or from weighted draws."""
-    chosen = "family full_rank" if settings.family == "auto" else ""
+    automatic = settings.family == "auto"
+
+    def chosen(family: Family) -> str:
+        return f"family {family.name}" if automatic else ""
+
     make = maker("full_rank" if settings.family == "auto" else settings.family)
     samples = settings.samples
     if samples is not None:

@@ -21,17 +21,17 @@ from kullback.core import Estimate, RunError, require
 from .diagnosis import Diagnosis
 from .engine import Settings, Work, forwards, reverse
 from .families import Family
+from .limits import RAN_AWAY
 from .losses import Gradient, Objective
 from .parameters import Parameters
 from .pieces import score_in_pieces
 from .plan import Make
-from .progress import IMPROPER, shown
+from .progress import IMPROPER, Progress, shown
+from .propriety import improper
 from .summary import Summary, assess, summarise
 from .target import LogDensity, Target
 
 __all__ = ["Fit", "fit"]
-
-FAR = 1e9  # on the unconstrained space: where a fit that has not converged has run away
 
 Direction = Literal["reverse", "forward"]
 
@@ -174,9 +174,9 @@ def _carry_out(
     family = last.family.requires_grad_(requires_grad=False)
     evaluation = _evaluate(target, family, draws, generator)
     why = "" if bool(evaluation[1].isfinite().all()) else target.explain(evaluation[0])
-    away = "" if last.converged else _away(target, evaluation[0])
-    if away and not last.reason.startswith(IMPROPER):
-        last = replace(last, reason=f"{away}; {last.reason}")
+    if not last.reason.startswith(IMPROPER):
+        lost = _improper(target, last, evaluation[0])
+        last = replace(last, converged=False, reason=f"{lost}; {last.reason}") if lost else last
     return Fit(
         target,
         family,
@@ -189,16 +189,23 @@ def _carry_out(
         last.gradient_norm,
         time.perf_counter() - begin,
         *evaluation,
-        chosen=plan.chosen,
+        chosen=plan.chosen(family),
     )
 
 
+def _improper(target: Target, last: Progress, z: Tensor) -> str:
+    """Say that q has run away, or where log p does not decay; nothing if neither."""
+    if not last.converged and (away := _away(target, z)):
+        return f"{IMPROPER}: {away}"
+    return improper(target, z)
+
+
 def _away(target: Target, z: Tensor) -> str:
-    """Say which coordinates of q's draws lie where no proper posterior is; nothing if none does."""
+    """Say which coordinates of q's draws have run away; nothing if none has."""
     reach = z.nan_to_num(math.inf).abs().amax(0)
-    places = (reach > FAR).nonzero().flatten().tolist()[:5]
+    places = (reach > RAN_AWAY).nonzero().flatten().tolist()[:5]
     which = ", ".join(target.names[i] for i in places)
-    return f"{IMPROPER}: q({which}) runs to {float(reach.max()):.0e} and on" if places else ""
+    return f"q({which}) runs to {float(reach.max()):.0e} and on" if places else ""
 
 
 def _target(

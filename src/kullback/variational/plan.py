@@ -27,36 +27,47 @@ METHODS = ("auto", "deterministic", "batch_and_match", "stochastic")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A family to make in a frame, a method, numbers of draws, and whether to refine by itself."""
+    """A family to make in a frame, a method, numbers of draws, and whether to refine by itself.
+
+    automatic: whether the family was left open. why: what decided the method, "" where the user
+    did; "family" stands for the family's name.
+    """
 
     make: Make
     method: str
     draws: int
     max_draws: int
     refine: bool
-    chosen: str
+    automatic: bool
+    why: str
+
+    def chosen(self, family: Family) -> str:
+        """Say what was left open and how it was decided, given the family that was returned."""
+        words = [f"family {family.name} ({family.dim} dimensions)"] if self.automatic else []
+        if isinstance(family, Mixture) and family.covariance == "diagonal":
+            words.append(f"diagonal covariances ({family.dim} dimensions)")
+        if self.why:
+            why = family.name if self.why == "family" else self.why
+            words.append(f"method {self.method} ({why})")
+        return "; ".join(words)
 
 
 def plan(target: Target, family: str | Make, method: str, draws: int | None, gradient: str) -> Plan:
     """Choose what is "auto" and check the names of what is not."""
     require(method in METHODS, "method", ", ".join(METHODS), repr(method))
-    dim, words = target.dim, []
+    dim, why = target.dim, ""
     automatic = family == "auto"
     if automatic:
         family = FullRank.name if dim <= DENSE else LowRank.name
-        words.append(f"family {family} ({dim} dimensions)")
     make = maker(family)
     some = make(Frame.identity(dim))
     kind = type(some)
-    if isinstance(some, Mixture) and some.covariance == "diagonal":
-        words.append(f"diagonal covariances ({dim} dimensions)")
     if method == "auto":
         noisy = target.rows is not None and target.rows.count > target.rows.batch_size
         wide = kind is LowRank and dim > WIDE  # more noise than fixed draws could hold
         sampled = noisy or wide or kind is Flow or gradient in ("stl", "dreg", "score")
         method = "stochastic" if sampled else "deterministic"
-        why = "mini-batches" if noisy else kind.name
-        words.append(f"method {method} ({why})")
+        why = "mini-batches" if noisy else "family"
     if method == "batch_and_match":
         full = kind is FullRank
         require(full, "family", "full_rank for batch_and_match", kind.name, "another method")
@@ -65,7 +76,15 @@ def plan(target: Target, family: str | Make, method: str, draws: int | None, gra
     refine = automatic and method == "deterministic" and dim <= REFINED and target.rows is None
     many = few if draws is not None else many
     most = max(few, min(many, 1024) if refine else many)  # 1,024 will do, or a Gaussian will not
-    return Plan(make, method, few, most, refine, "; ".join(words))
+    return Plan(
+        make=make,
+        method=method,
+        draws=few,
+        max_draws=most,
+        refine=refine,
+        automatic=automatic,
+        why=why,
+    )
 
 
 def _draws(family: Family, dim: int, method: str) -> tuple[int, int]:

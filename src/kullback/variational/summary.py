@@ -15,13 +15,12 @@ from kullback.core import RunError, require
 from kullback.core.checks import import_extra
 from kullback.sampled import pareto_smooth
 
-from .beyond import diagnose_beyond
-from .diagnosis import Diagnosis, diagnose
+from .diagnosis import Diagnosis, diagnose_beyond, diagnose_sample
+from .evidence import Sample
+from .limits import SEARCHED
 from .target import Target
 
 __all__ = ["Fitted", "Row", "Summary", "assess", "resample", "summarise", "to_arviz"]
-
-_SEARCHED = 100  # dimensions up to which other peaks are looked for
 
 
 class Fitted(Protocol):
@@ -110,17 +109,19 @@ def assess(
     trust
     """
     target = fit.target
-    at = (fit.draws, fit.log_p, fit.log_q)
-    options: dict[str, Any] = {
-        "scores": fit.scores,
-        "of": lambda z: _flat(target, z),
-        "names": target.layout.value_names,
-        "converged": fit.converged,
-    }
-    if not search or target.dim > _SEARCHED or target.rows is not None:
-        return diagnose(*at, **options)
+    sample = Sample(
+        draws=fit.draws,
+        log_p=fit.log_p,
+        log_q=fit.log_q,
+        scores=fit.scores,
+        of=lambda z: _flat(target, z),
+        names=target.layout.value_names,
+        converged=fit.converged,
+    )
+    if not search or target.dim > SEARCHED or target.rows is not None:
+        return diagnose_sample(sample)
     log_prob = getattr(fit, "log_prob", None)  # a fit read back from disk may have no q
-    return diagnose_beyond(target.log_density, log_prob, *at, generator=generator, **options)
+    return diagnose_beyond(target.log_density, log_prob, sample, generator=generator)
 
 
 def summarise(fit: Fitted, diagnosis: Diagnosis) -> Summary:

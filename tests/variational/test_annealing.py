@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kullback.variational import Target, fit
-from kullback.variational import cooled as fitter
-from kullback.variational.cooled import BENDS, cooled, widened
+from kullback.variational import annealing as fitter
+from kullback.variational.annealing import BENDS, cooled, widened
 from kullback.variational.families import Flow, FullRank
 from kullback.variational.families.flow import bent, straight
 from kullback.variational.frame import Frame

@@ -15,16 +15,9 @@ from kullback.core import require
 from kullback.sampled import log_mean_exp
 
 from .adam import Adam
+from .limits import BEYOND, CURVED, LOCAL, PACE, PEAKS, SCALES, STEPS, STILL
 
 __all__ = ["Probed", "probe"]
-
-_SCALES = (2.0, 4.0, 8.0, 16.0)  # of the starts, in standard deviations of the draws
-_STEPS, _PACE = 120, 0.4  # of the ascent, in the same unit
-_BEYOND = 3.0  # a peak further out than √d + 3 is not among the draws
-_LOCAL = 512  # draws that weigh a peak
-_PEAKS = 4  # that are weighed, the highest
-_STILL = 1.0  # standard deviations from a peak that a climb may end
-_CURVED = 64  # dimensions up to which the curvature of a peak is computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +71,12 @@ def probe(
         return log_density(centre + u @ factor.mT)
 
     noise = torch.randn(starts, dims, generator=generator, dtype=draws.dtype)
-    scales = torch.tensor(_SCALES, dtype=draws.dtype).repeat(starts)[:starts]
+    scales = torch.tensor(SCALES, dtype=draws.dtype).repeat(starts)[:starts]
     ends, heights = _climb(whitened, noise * scales[:, None])
     here = float(log_mean_exp(log_p - log_q)) - float(torch.linalg.slogdet(factor)[1])
     found = Probed(0.0, starts)
-    for end in _distinct(ends, heights, math.sqrt(dims) + _BEYOND):
-        local, weights = _weighed(whitened, end, math.sqrt(dims) + _BEYOND, generator)
+    for end in _distinct(ends, heights, math.sqrt(dims) + BEYOND):
+        local, weights = _weighed(whitened, end, math.sqrt(dims) + BEYOND, generator)
         share = float(torch.sigmoid(log_mean_exp(weights) - here))
         if share > found.share:
             there = centre + local @ factor.mT
@@ -94,11 +87,11 @@ def probe(
 def _climb(log_density: Callable[[Tensor], Tensor], starts: Tensor) -> tuple[Tensor, Tensor]:
     """Climb by Adam with a falling pace, each start on its own; where that ends, how high."""
     places, adam = starts, Adam()
-    for step in range(_STEPS):
+    for step in range(STEPS):
         leaf = places.detach().requires_grad_()
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(-log_density(leaf).sum(), leaf)
-        pace = _PACE * 0.5 * (1 + math.cos(math.pi * step / _STEPS))
+        pace = PACE * 0.5 * (1 + math.cos(math.pi * step / STEPS))
         places = places + adam.step(slope.nan_to_num(0.0, 0.0, 0.0), pace)
     return places, log_density(places).detach()
 
@@ -109,7 +102,7 @@ def _distinct(ends: Tensor, heights: Tensor, body: float) -> list[Tensor]:
     outside = (ends.norm(dim=1) > body) & heights.isfinite()
     for place in heights[outside].argsort(descending=True).tolist():
         end = ends[outside][place]
-        if len(kept) < _PEAKS and all(float((end - other).norm()) > 1.0 for other in kept):
+        if len(kept) < PEAKS and all(float((end - other).norm()) > 1.0 for other in kept):
             kept.append(end)
     return kept
 
@@ -123,8 +116,8 @@ def _weighed(
     """Draw from a t with 5 degrees of freedom shaped by the peak's curvature; log weights."""
     dims = len(peak)
     scale, still = _width(log_density, peak)
-    noise = torch.randn(_LOCAL, dims, generator=generator, dtype=peak.dtype)
-    squares = torch.randn(_LOCAL, 5, generator=generator, dtype=peak.dtype).square().sum(1)
+    noise = torch.randn(LOCAL, dims, generator=generator, dtype=peak.dtype)
+    squares = torch.randn(LOCAL, 5, generator=generator, dtype=peak.dtype).square().sum(1)
     noise = noise * (5 / squares).sqrt()[:, None]
     local = peak + noise @ scale.mT
     constant = math.lgamma((5 + dims) / 2) - math.lgamma(2.5) - 0.5 * dims * math.log(5 * math.pi)
@@ -141,8 +134,8 @@ def _width(log_density: Callable[[Tensor], Tensor], peak: Tensor) -> tuple[Tenso
     with torch.enable_grad():
         (slope,) = torch.autograd.grad(log_density(place[None]).sum(), place)
     dims = len(peak)
-    if dims > _CURVED:
-        return torch.eye(dims, dtype=peak.dtype), bool(slope.norm() < _STILL)
+    if dims > CURVED:
+        return torch.eye(dims, dtype=peak.dtype), bool(slope.norm() < STILL)
     curve = torch.autograd.functional.hessian(  # type: ignore[no-untyped-call]
         lambda u: log_density(u[None])[0], peak
     )
@@ -152,4 +145,4 @@ def _width(log_density: Callable[[Tensor], Tensor], peak: Tensor) -> tuple[Tenso
     values = values.clamp(1e-4, 1e8)
     decrement = (vectors.mT @ slope).square() / values
     root = vectors @ torch.diag(values**-0.5) @ vectors.mT
-    return root, bool(decrement.sum() < _STILL**2)
+    return root, bool(decrement.sum() < STILL**2)

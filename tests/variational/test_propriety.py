@@ -1,0 +1,233 @@
+"""Improper targets are said to be, by name; proper ones with heavy tails are not."""
+
+import math
+import re
+
+import pytest
+import torch
+from torch.distributions import Normal, constraints
+
+from kullback.variational import Parameter, Target, fit
+from kullback.variational.propriety import improper, undecaying
+from kullback.variational.start import find_start
+
+F64 = torch.float64
+softplus = torch.nn.functional.softplus
+positive = constraints.positive
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def vector(*values):
+    return torch.tensor(values, dtype=F64)
+
+
+def normal(x, mean, sd):
+    return Normal(mean, sd, validate_args=False).log_prob(x).sum()
+
+
+x = torch.randn(30, 2, generator=seeded(3), dtype=F64)
+rows = torch.cat([torch.ones(30, 1, dtype=F64), x], 1)
+separated = (x[:, 0] - 0.3 * x[:, 1] > 0.05).double()
+mixed = (torch.rand(30, generator=seeded(4), dtype=F64) < torch.sigmoid(x[:, 0])).double()
+dose, died = vector(-2.0, -1, 1, 2), vector(0.0, 0, 1, 1)
+effect, error = vector(28.0, 8, -3, 7, -1, 1, 18, 12), vector(15.0, 10, 16, 11, 9, 11, 10, 18)
+counts, group = vector(3.0, 5, 2, 0, 0), vector(0.0, 0, 0, 1, 1)
+
+
+def logistic(eta, y):
+    return (y * eta - softplus(eta)).sum()
+
+
+def not_centred(mu, tau, u):
+    return normal(u, 0.0, 1.0) + normal(effect, mu + tau * u, error)
+
+
+def centred(mu, tau, theta, n=8):
+    return normal(theta, mu, tau) + normal(effect[:n], theta, error[:n])
+
+
+SCHOOLS = {"mu": (), "tau": positive, "u": (8,)}
+IMPROPER = {
+    "separable logistic": (
+        lambda a, b: logistic(a + b * dose, died),
+        {"a": (), "b": ()},
+        "b goes to infinity",
+    ),
+    "separable in a combination": (lambda w: logistic(rows @ w, separated), {"w": (3,)}, r"w\[2\]"),
+    "separable probit": (
+        lambda w: torch.log(0.5 * torch.erfc((1 - 2 * separated) * (rows @ w) / 1.5)).sum(),
+        {"w": (3,)},
+        r"w\[2\]",
+    ),
+    "quasi-separable: a group all ones": (
+        lambda a, b: logistic(
+            a + b * group, torch.maximum(died.new_tensor([1, 0, 1, 0, 0]), group)
+        ),
+        {"a": (), "b": ()},
+        "b goes to infinity",
+    ),
+    "poisson: a group all zeros": (
+        lambda a, b: (counts * (a + b * group) - (a + b * group).exp()).sum(),
+        {"a": (), "b": ()},
+        "b goes to -infinity",
+    ),
+    "partial likelihood, separated": (
+        lambda b: sum(b * dose[i] - torch.logsumexp(b * dose[: i + 1], 0) for i in range(4)),
+        {"b": ()},
+        "b goes to infinity",
+    ),
+    "only a sum is identified": (
+        lambda a, b: -0.5 * (x[:, 0] - a - b).square().sum(),
+        {"a": (), "b": ()},
+        "a .*b ",
+    ),
+    "softmax without a reference": (
+        lambda w: torch.log_softmax(w, 0) @ vector(3.0, 5, 2),
+        {"w": (3,)},
+        r"w\[1\], w\[2\], w\[3\]",
+    ),
+    "1/tau at zero": (
+        lambda mu, tau, u: normal(mu, 0.0, 5.0) - tau.log() + not_centred(mu, tau, u),
+        SCHOOLS,
+        "unconstrained tau goes to -infinity",
+    ),
+    "a lapse rate keeps the likelihood up": (
+        lambda b: (0.9 * torch.sigmoid((2 * mixed - 1) * (x @ b)) + 0.05).log().sum(),
+        {"b": (2,)},
+        "b",
+    ),
+    "tail 1/sqrt(t)": (lambda z: -0.25 * torch.log1p(z.square()).sum(), 1, "z"),
+}
+PROPER = {
+    "cauchy": (lambda z: -torch.log1p(z.square()).sum(), 3),
+    "spherical cauchy": (lambda z: -3 * torch.log1p(z.square().sum()), 5),
+    "t, half a degree of freedom": (lambda z: -0.75 * torch.log1p(2 * z.square()).sum(), 1),
+    "cauchy in other units": (lambda z: -torch.log1p(((z - 1e4) / 1e3).square()).sum(), 2),
+    "laplace": (lambda z: -z.abs().sum(), 4),
+    "separable, cauchy prior": (
+        lambda w: logistic(rows @ w, separated) - torch.log1p((w / 2.5).square()).sum(),
+        3,
+    ),
+    "separable, wide normal prior": (
+        lambda w: logistic(rows @ w, separated) - 0.5 * (w / 100).square().sum(),
+        3,
+    ),
+    "not separable, flat prior": (lambda w: logistic(rows @ w, mixed), 3),
+    "half-cauchy scale": (lambda tau: -torch.log1p(tau.square()), {"tau": positive}),
+    "log-normal scale, sd 10": (lambda s: -s.log() - 0.5 * (s.log() / 10) ** 2, {"s": positive}),
+    "1/sigma with eight data": (
+        lambda mu, s: -s.log() + normal(effect, mu, s),
+        {"mu": (), "s": positive},
+    ),
+    "schools, half-cauchy": (
+        lambda mu, tau, u: (
+            normal(mu, 0.0, 5.0) - torch.log1p((tau / 5) ** 2) + not_centred(mu, tau, u)
+        ),
+        SCHOOLS,
+    ),
+    "schools, flat mu and tau": (not_centred, SCHOOLS),
+    "schools, centred": (
+        lambda mu, tau, theta: (
+            normal(mu, 0.0, 5.0) - torch.log1p((tau / 5) ** 2) + centred(mu, tau, theta, 3)
+        ),
+        {"mu": (), "tau": positive, "theta": (3,)},
+    ),
+    "horseshoe": (
+        lambda b, lam, tau: (
+            normal(b, 0.0, lam * tau)
+            - torch.log1p(lam**2).sum()
+            - torch.log1p(tau**2)
+            + normal(b, vector(0.1, 4.0, -0.2), 1.0)
+        ),
+        {"b": (3,), "lam": Parameter((3,), positive), "tau": positive},
+    ),
+    "funnel": (
+        lambda v, z: normal(v, 0.0, 3.0) + normal(z, 0.0, (v / 2).exp()),
+        {"v": (), "z": (4,)},
+    ),
+    "beta(0.1, 0.1)": (
+        lambda p: -0.9 * (p.log() + torch.log1p(-p)),
+        {"p": constraints.unit_interval},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IMPROPER)
+def test_improper_targets_are_said_to_be(name):
+    log_density, parameters, words = IMPROPER[name]
+    found = fit(log_density, parameters, generator=seeded(), progress=False)
+    assert found.improper and not found.converged, found.reason
+    assert re.search(words, found.reason), found.reason
+
+
+@pytest.mark.parametrize("name", PROPER)
+def test_proper_targets_with_heavy_tails_are_not(name):
+    """From the start of a fit, and from a law ten times as wide."""
+    target = Target.of(*PROPER[name])
+    frame = find_start(target, seeded())[0].frame
+    noise = torch.randn(200, target.dim, generator=seeded(), dtype=F64)
+    assert improper(target, frame.outwards(noise)) == ""
+    assert improper(target, frame.outwards(10 * noise)) == ""
+
+
+def test_a_kink_is_no_unbounded_density():
+    """At a kink no curvature is seen and the start is far too wide; the fit shrinks, and ends."""
+    found = fit(*PROPER["laplace"], family="full_rank", generator=seeded(), progress=False)
+    assert not found.improper, found.reason
+    assert float(found.draws.std(0).max()) < 10.0
+
+
+@pytest.mark.parametrize("degrees", [0.1, 0.5, 1.0, 3.0, 30.0])
+@pytest.mark.parametrize("dims", [1, 2, 7])
+def test_tails_of_a_t_decay_and_flatter_ones_do_not(degrees, dims):
+    """Along a line a t falls by (1 + degrees) log t: proper above 1, improper from 1 down."""
+    z = torch.randn(200, dims, generator=seeded(), dtype=F64)
+
+    def tail(power):
+        return lambda z: -0.5 * power * torch.log1p(z.square()).sum(1)
+
+    assert undecaying(tail(1 + degrees), z) == ""
+    assert undecaying(tail(1 - degrees / 31), z) != ""
+
+
+def test_a_density_that_underflows_on_the_way_is_no_plateau():
+    """Regression with a scale: after a fall of 1e17 nats log p rises along a ray that widens it."""
+    z = torch.randn(200, 2, generator=seeded(), dtype=F64) * vector(1e-3, 0.1) + vector(1.0, 0.0)
+
+    def log_density(z):
+        scale = (1e-6 * z[:, 1]).exp()
+        return -50 * scale.log() - 0.5 * 1e6 * ((z[:, 0] - 1.0) / scale).square()
+
+    slanted = torch.stack([z[:, 0], 1e3 * (z[:, 0] - 1.0)], 1)  # both move together
+    assert undecaying(log_density, slanted + 1e-6 * z) == ""
+
+
+def test_distributions_that_check_their_scale_are_followed_as_far_as_they_go():
+    """Normal(0, exp(v)) raises where exp(v) is 0; the other directions are still followed."""
+
+    def proper(v, x):
+        checked = Normal(0.0, torch.exp(v / 2), validate_args=True)
+        return Normal(0.0, 3.0).log_prob(v) + checked.log_prob(x).sum()
+
+    def flat(v, x, c):
+        return proper(v, x) + 0 * c
+
+    z = torch.randn(200, 6, generator=seeded(), dtype=F64)
+    target = Target.of(proper, {"v": (), "x": (4,)})
+    with pytest.raises(RuntimeError, match="item"):
+        target.log_density(z[:, :5] - 1e4)
+    assert improper(target, z[:, :5]) == ""
+    assert "as c goes to infinity" in improper(Target.of(flat, {"v": (), "x": (4,), "c": ()}), z)
+
+
+def test_a_bounded_support_is_no_flat_direction():
+    z = torch.rand(200, 2, generator=seeded(), dtype=F64)
+
+    def box(z):
+        return torch.where((z.abs() < 1e4).all(1), 0.0, -math.inf)
+
+    assert undecaying(box, z) == ""
+    assert undecaying(lambda z: torch.where(z[:, 0].abs() < 1e4, 0.0, -math.inf), z) != ""
