@@ -342,3 +342,32 @@ def test_generalized_pareto_in_float64():
 
     exponential = kl(parse("gpd(0,1,0)"), parse("gpd(0,2,0)"), generator=torch.Generator())
     assert abs(float(exponential) - (LN2 - 0.5)) <= 4.5 * exponential.estimate.standard_error
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("0.4,0.6\n0.3,0.7\n", "rows that are tables"),
+        ("0.3,0.2\n0.2,0.3\n", "one joint table of two columns"),
+        ("0.4,0.3\n0.6,0.7\n", "two columns that are tables"),
+    ],
+)
+def test_the_first_of_two_columns_of_probabilities_is_not_taken_for_names(
+    content, what, tmp_path, capsys
+):
+    (tmp_path / "p.csv").write_text(content)
+    for options in ([], ["--normalise"]):
+        assert run("entropy", tmp_path / "p.csv", *options) == 3
+        assert what in capsys.readouterr().err
+
+
+def test_what_float64_cannot_hold_is_no_number(capsys):
+    assert run("kl", "gamma(1e20,1)", "gamma(1,1)") == 2
+    assert "parameters for which float64 holds the value" in capsys.readouterr().err
+    found = fields(capsys, "kl", "normal(1e300,1e-300)", "normal(0,1)")
+    assert found["value"] == "inf" and "beyond float64" in found["warnings"][0]
+
+
+def test_a_binomial_of_fewer_trials_has_a_value(capsys):
+    found = fields(capsys, "kl", "binomial(3,.3)", "binomial(5,.4)")
+    assert found["exact"] and found["value"] == pytest.approx(0.5714590523533778, rel=1e-9)

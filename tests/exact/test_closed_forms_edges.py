@@ -358,3 +358,35 @@ def test_integer_gaussians_and_infinite_pairs():
     assert value.is_floating_point() and value > 0
     normal = D.Normal(torch.tensor(0), torch.tensor(1))
     assert closed_forms.kl(normal, D.Exponential(torch.tensor(1))) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("n", "p", "m", "q"),
+    [
+        (3, 0.3, 5, 0.4),
+        (1000, 0.5, 1001, 0.4995),
+        (10, 1e-6, 12, 1e-6),
+        (5, 1.0, 7, 0.3),
+        (100, 0.9, 5000, 1e-4),
+        (0, 0.5, 4, 0.5),
+        (20, 0.999999, 2000, 0.01),
+    ],
+)
+def test_a_binomial_of_fewer_trials_is_summed(n, p, m, q):
+    value = closed_forms.kl(D.Binomial(n, t(p)), D.Binomial(m, t(q)))
+    with mp.workdps(40):
+        masses = [
+            [mp.binomial(c, k) * mp.mpf(x) ** k * (1 - mp.mpf(x)) ** (c - k) for k in range(n + 1)]
+            for c, x in ((n, p), (m, q))
+        ]
+        truth = float(sum(a * mp.log(a / b) for a, b in zip(*masses, strict=True) if a > 0))
+    assert value.item() == pytest.approx(truth, rel=1e-9)
+
+
+def test_binomials_of_fewer_trials_row_by_row_and_outside_the_support():
+    p = D.Binomial(t(3.0, 5.0, 7.0), t(0.3))
+    value = closed_forms.kl(p, D.Binomial(5, t(0.4)))
+    assert value[0].item() == pytest.approx(0.5714590523533778, rel=1e-9)
+    assert value[1].item() == pytest.approx(5 * 0.021601, rel=1e-4) and value[2] == INF
+    for sure in (0.0, 1.0):
+        assert closed_forms.kl(D.Binomial(3, t(0.3)), D.Binomial(5, t(sure))) == INF

@@ -1,6 +1,7 @@
 """What `entropy`, `cross-entropy`, `kl` and `js` share: the way from the arguments to an answer."""
 
 import functools
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -43,6 +44,9 @@ def answer(
     else:
         given = read_pair(p, q, how=how)
     found = _measured(quantity, given, options, chosen)
+    if math.isnan(float(found.measured)):
+        expected = "parameters for which float64 holds the value"
+        raise ArgumentValueError(message("P and Q", expected, "not a number", "smaller ratios"))
     text = showing.explanation(found, options) if options.explain else None
     if options.plot is not None:
         showing.draw(found, options, options.plot)

@@ -368,15 +368,28 @@ def _from_csv(text: str, name: str) -> tuple[tuple[str, ...], list[float]]:
         expected = "one row or one column of numbers, or two columns: names and numbers"
         raise DataError(message(name, expected, repr(",".join(wrong)[:60])))
     labels = tuple(row[0] for row in rows) if widths == {2} else ()
-    _require_one_table(labels, name)
+    _require_one_table(labels, numbers, name)
     _require_once(labels, name)
     return labels, [n for n in numbers if n is not None]
 
 
-def _require_one_table(labels: Sequence[str], name: str) -> None:
-    """Refuse two columns that are both tables: the first would be taken for names."""
+def _require_one_table(labels: Sequence[str], numbers: Sequence[float | None], name: str) -> None:
+    """Refuse two columns of tables, or one of both: the first would be taken for names."""
     sums = [number(label) for label in labels]
     values = [value for value in sums if value is not None]
-    if len(values) == len(labels) > 1 and abs(sum(values) - 1) <= 1e-6 and max(values) < 1:
-        hint = "one column a file"
-        raise DataError(message(name, "names, then numbers", "two columns that are tables", hint))
+    if len(values) < len(labels) or len(values) < 2 or not (0 <= min(values) <= max(values) < 1):
+        return
+    found = [n for n in numbers if n is not None]
+
+    def whole(masses: Sequence[float]) -> bool:
+        return abs(sum(masses) - 1) <= 1e-6
+
+    tables = {
+        "two columns that are tables": whole(values),
+        "rows that are tables": all(map(whole, zip(values, found, strict=True))),
+        "one joint table of two columns": whole([*values, *found]),
+    }
+    got = next((words for words, yes in tables.items() if yes), None)
+    if got is not None:
+        hint = "one table a file, in one column"
+        raise DataError(message(name, "names, then numbers", got, hint))

@@ -66,6 +66,8 @@ class Answer:
         if infinite:
             tail = "p's tail" in self.measured.method
             why = "P's tail is too heavy for Q's" if tail else "P has mass where Q has none"
+            if self.measured.exact and not tail and not self.given[0].table:
+                why += " or too little, or the value is beyond float64"
             said.append(f"infinite: {why}")
         elif self.exact == math.inf:
             said.append(

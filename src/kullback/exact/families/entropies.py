@@ -16,7 +16,7 @@ from kullback.exact.row_sums import cross_sum
 
 from .continuous import EULER, tilt
 from .crossed import beta_negentropy, gamma_negentropy
-from .discrete import result_dtype, table_of
+from .discrete import log_binomial, result_dtype, table_of
 from .pair import Pair, Parameters, in_float64
 from .triangular import log_diagonal
 
@@ -112,29 +112,20 @@ def _wishart(p: Parameters) -> Tensor:
 def _binomial(p: Any) -> Tensor:
     """`−Σ_k m log m` over the support, in float64."""
     table = table_of(p)
-    logs = _log_binomial(p.total_count, table.prob[..., 1], table.prob[..., 0])
+    logs = log_binomial(
+        p.total_count, table.prob[..., 0], table.prob[..., 1], most=int(p.total_count.max())
+    )
     return -(logs.exp() * logs).sum(0).to(result_dtype(p))
 
 
 def _multinomial(p: Any) -> Tensor:
     """`n H(Categorical) − log n! + Σ_i E log x_i!`, x_i binomial, in float64."""
     n, table = p.total_count, table_of(p)
-    logs = _log_binomial(torch.tensor(n), table.prob, 1 - table.prob)
+    logs = log_binomial(torch.tensor(n), 1 - table.prob, table.prob, most=n)
     factorials = torch.arange(1.0, n + 2, dtype=logs.dtype, device=logs.device).lgamma()
     mean = (logs.exp() * factorials.reshape(-1, *[1] * (logs.ndim - 1))).sum((0, -1))
-    return (n * cross_sum(table, table) - factorials[-1] + mean).to(result_dtype(p))
-
-
-def _log_binomial(count: Tensor, hit: Tensor, miss: Tensor) -> Tensor:
-    """Return `log m(k)`, k = 0 … the largest count along a new first axis; −1e4 beyond a count."""
-    n = count.to(hit)
-    k = torch.arange(int(count.max()) + 1, dtype=hit.dtype, device=hit.device)
-    k = k.reshape(-1, *[1] * torch.broadcast_tensors(n, hit)[0].ndim)  # type: ignore[no-untyped-call]
-    tiny = torch.finfo(hit.dtype).tiny
-    rest = (n - k).clamp(min=0)
-    chances = k * hit.clamp(min=tiny).log() + rest * miss.clamp(min=tiny).log()
-    ways = (n + 1).lgamma() - (k + 1).lgamma() - (rest + 1).lgamma()
-    return (ways + chances).masked_fill(k > n, -1e4)
+    value: Tensor = n * cross_sum(table, table) - factorials[-1] + mean
+    return value.to(result_dtype(p))
 
 
 def _multivariate_normal(p: Parameters) -> Tensor:
