@@ -8,8 +8,17 @@ import pytest
 
 import kullback
 
+SLOW = (  # half a second or more: they train, fit, or audit
+    "data.loading",
+    "report.audit_text",
+    "report.page",
+    "sampled.two_sample",
+    "tokens.auditing.run",
+    "variational.by_quadrature",
+    "variational.summary",
+)
 MODULES = [
-    name
+    pytest.param(name, marks=pytest.mark.slow) if name.endswith(SLOW) else name
     for _, name, _ in pkgutil.walk_packages(kullback.__path__, "kullback.")
     if not name.endswith("__main__")
 ]

@@ -43,6 +43,7 @@ def shell(script, **environment):
     )
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_help_is_printed_in_any_encoding(verb, encoding, monkeypatch):

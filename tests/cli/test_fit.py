@@ -126,6 +126,7 @@ def reference(folder, kind):
     return path
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("kind", ["csv", "npy", "chains npy"])
 def test_a_reference_is_held_against_q(kind, tmp_path, capsys):
     target, plot = write(tmp_path, NORMAL), tmp_path / "fit.svg"

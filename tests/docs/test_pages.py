@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 POINT = 0.01  # other processors round the last digits of a coordinate differently
 PAGES = (
-    "math",
-    "surprise",
+    pytest.param("math", marks=pytest.mark.slow),
+    pytest.param("surprise", marks=pytest.mark.slow),
     pytest.param("estimating_kl", marks=pytest.mark.slow),
     "forward_and_reverse",
     pytest.param("fitting", marks=pytest.mark.slow),

@@ -225,6 +225,7 @@ def log_normaliser(name, theta):
     return sum(mp.loggamma(v) for v in theta) - mp.loggamma(sum(theta))
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("order", [0.3, 0.999, 1.5, 2.0, 7.0])
 @pytest.mark.parametrize("name", ["Gamma", "Exponential", "Beta"])
 def test_renyi_against_the_log_normalisers(name, order):

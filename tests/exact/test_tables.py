@@ -86,6 +86,7 @@ def test_the_textbook_formula_and_its_gradient(name, form):
         torch.testing.assert_close(mine, printed, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", PAIRED)
 def test_gradients_by_finite_differences(name):
     p, q = (t.exp().requires_grad_() for t in two_tables(4))
@@ -95,6 +96,7 @@ def test_gradients_by_finite_differences(name):
         assert torch.autograd.gradgradcheck(call, (p, q))
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, on first jvp
 @pytest.mark.parametrize("name", [n for n in PAIRED if n not in ("renyi_inf", "total_variation")])
 def test_forward_mode_agrees_with_reverse_mode_also_where_entries_tie(name):

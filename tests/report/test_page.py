@@ -22,6 +22,8 @@ from kullback.vae import VAE, Architecture, Evaluation, Training, train
 
 from .conftest import TINY, in_memory, noise
 
+pytestmark = pytest.mark.usefixtures("fashion_once")
+
 VOID = {"meta", "link", "img", "br", "rect", "path"}
 
 

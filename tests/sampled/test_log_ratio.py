@@ -202,6 +202,7 @@ def close(a, b, rel=1e-11):
     assert (a.bias, a.why) == (b.bias, b.why)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("shift", [1e-6, 0.1, 2.0])
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", 0.3, "best"])
 def test_pieces_add_up_to_the_whole(shift, estimator):
@@ -464,6 +465,7 @@ def test_what_a_server_with_top_p_logs():
                 sampled.log_ratio(log_p, log_q, estimator=estimator, full_support=True)
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("cross_fit", [True, False])
 @pytest.mark.parametrize("estimator", ["k1", "k3", 0.4, "best"])
 @pytest.mark.parametrize("unseen", [0.0, 0.01, 0.3])
@@ -564,9 +566,10 @@ def same_policy(dtype, draws=20_000, seed=0):
     return log_p, log_p.to(dtype)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("logged", [None, torch.float32, torch.float64])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", 0.5, "best"])
+@pytest.mark.parametrize("estimator", ["k3", "k1", "k2", 0.5, "best"])
 def test_the_rounding_floor_covers_the_same_policy_in_a_coarse_type(estimator, dtype, logged):
     """KL is 0; k3 in bfloat16 read 3.39e-5 ± 3.5e-7. Also where the values were logged upcast."""
     exact, coarse = same_policy(dtype)

@@ -103,6 +103,7 @@ def test_the_classifier_against_scikit_learn():
     np.testing.assert_allclose(ours, theirs.clip(-most, most), rtol=0, atol=1e-4)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("method", ["neighbours", "classifier"])
 def test_known_truths(method, seed):
@@ -281,6 +282,7 @@ def lawful():
     )
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("x", "y", "kl"), [c[1:] for c in lawful()], ids=[c[0] for c in lawful()])
 def test_rounded_and_discrete_draws(x, y, kl):
     """The noise that undoes rounding leaves KL as it is: against a sum over values, z ≤ 4.5."""
@@ -392,6 +394,7 @@ def classifier_grid():
             yield n, d, shift
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("n", "d", "shift"), list(classifier_grid()))
 def test_the_classifier_gives_a_lower_bound(n, d, shift):
     """Its interval reaches below the truth, and no value is outside what is possible."""

@@ -258,6 +258,7 @@ def test_bfloat16_logits_that_hide_a_third_of_the_value_warn():
     assert ((found - truth).abs() <= floor).all()
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("vocab", [50, 2000])
 def test_the_rounding_floor_holds_and_is_not_ten_times_too_large(dtype, vocab):
@@ -275,6 +276,7 @@ def test_the_rounding_floor_holds_and_is_not_ten_times_too_large(dtype, vocab):
     assert held >= 0.99 * count
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", 0.5])
 def test_the_floor_of_log_probabilities_holds_for_every_estimator(estimator):
     for seed in range(5):

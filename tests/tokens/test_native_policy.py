@@ -68,6 +68,7 @@ def slope(kl, logs):
     return torch.autograd.grad(kl.loss, logs["log_current"])[0]
 
 
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("off_policy", [False, True])
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", 0.4])
@@ -134,6 +135,7 @@ def test_log_ratios_of_any_size_it_takes(counted):
     assert counted == [True] and ((kl.terms - truth).abs() <= 2e-6 * truth).all()
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 90.0])
 @pytest.mark.parametrize("name", ["log_current", "log_reference", "log_behaviour"])
 def test_what_is_out_of_the_ordinary_is_left_to_the_plain_form(bad, name, plain, counted):

@@ -33,6 +33,7 @@ def gradients(activation, dtype, *, size, hidden, latent, batch, gain, beta):
     return loss, figures, flat.gradient
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("activation", ["relu", "silu", "tanh"])
 @pytest.mark.parametrize(
     "shape",

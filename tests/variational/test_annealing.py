@@ -59,6 +59,7 @@ def test_a_heavy_target_widens_the_base():
     torch.testing.assert_close(flow.log_prob(z), target.log_density(z), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_flow_in_one_dimension(monkeypatch):
     pytest.importorskip("zuko")
     monkeypatch.setattr(fitter, "FIRST", 100)

@@ -36,6 +36,7 @@ def bent(name, dim, seed=0, size=0.3):
 every = pytest.mark.parametrize("name", [*sorted(NAMED), "flow, widened", "mixture, diagonal"])
 
 
+@pytest.mark.sweep(2)
 @every
 def test_log_prob_is_normalised(name):
     family, _ = bent(name, 2)
@@ -76,6 +77,7 @@ def test_samples_follow_the_density(name):
         assert abs(float(terms.mean()) - truth) < 4.5 * error + slack
 
 
+@pytest.mark.sweep(2)
 @every
 def test_pushed_means_have_the_gradient_of_the_expectation(name):
     """∂/∂φ of a pushed mean over a fine normal grid against ∂/∂φ of the integral of q f."""

@@ -79,8 +79,8 @@ def test_the_identity_in_one_dimension_by_quadrature():
 METHODS = [
     {},
     {"method": "batch_and_match", "family": "full_rank"},
-    {"method": "stochastic"},
-    {"gradient": "score"},
+    pytest.param({"method": "stochastic"}, marks=pytest.mark.slow),
+    pytest.param({"gradient": "score"}, marks=pytest.mark.slow),
     {"objective": "iwae"},
     pytest.param({"objective": "iwae", "gradient": "dreg"}, marks=pytest.mark.slow),
     {"objective": "renyi", "alpha": 0.3},
@@ -135,6 +135,7 @@ def independent(dim):
     return lambda z: -0.5 * ((z - mean) / sd).square().sum(), mean, sd, evidence
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("dim", [3, 60, 301])
 def test_a_student_t_takes_the_variance_of_a_gaussian(dim):
     """KL(q‖p) against a Gaussian sees q's moments alone: at its optimum they are p's."""

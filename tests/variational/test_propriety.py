@@ -163,6 +163,7 @@ def test_improper_targets_are_said_to_be(name):
     assert re.search(words, found.reason), found.reason
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", PROPER)
 def test_proper_targets_with_heavy_tails_are_not(name):
     """From the start of a fit, and from a law ten times as wide."""
