@@ -17,7 +17,7 @@ from kullback.core.lazy import lazy
 if TYPE_CHECKING:
     from . import core, data, exact, report, sampled, tokens, vae, variational
     from .core import Estimate, KullbackError
-    from .sampled.exact_or_sampled import kl
+    from .sampled.divergences import kl
     from .variational import Fit, fit
 
 __all__ = [
@@ -44,7 +44,7 @@ __getattr__, __dir__ = lazy(
     {
         "Estimate": "kullback.core",
         "KullbackError": "kullback.core",
-        "kl": "kullback.sampled.exact_or_sampled",
+        "kl": "kullback.sampled.divergences",
         "Fit": "kullback.variational",
         "fit": "kullback.variational",
     }

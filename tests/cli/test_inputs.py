@@ -12,10 +12,9 @@ import pytest
 import torch
 from scipy import stats
 
-from kullback.cli.families import FAMILIES, SPELLINGS, parse
 from kullback.cli.main import main
-from kullback.cli.reading import read
-from kullback.cli.table_kinds import looks_like
+from kullback.cli.named_distributions import FAMILIES, SPELLINGS, parse
+from kullback.cli.reading import looks_like, read
 
 LN2 = math.log(2)
 MVN = "mvn([0,0],[[1,.5],[.5,1]])"
@@ -77,7 +76,7 @@ def test_spellings_are_the_laws_they_name(text, law):
     discrete = hasattr(law, "pmf") and isinstance(law.dist, stats.rv_discrete)
     x = np.arange(1.0, 4.0) if discrete else law.ppf([0.1, 0.5, 0.9])
     truth = law.logpmf(x) if discrete else law.logpdf(x)
-    from kullback.sampled.densities import log_density
+    from kullback.sampled.distributions import log_density
 
     bessel = 4e-7 if "von" in text else 0.0  # torch's I0: Abramowitz and Stegun 9.8.1, |e| < 1.6e-7
     found = log_density(p, torch.tensor(x)).numpy()
@@ -338,7 +337,7 @@ def test_arrays_that_are_no_table(tmp_path, capsys):
 
 
 def test_generalized_pareto_in_float64():
-    from kullback.sampled.exact_or_sampled import kl
+    from kullback.sampled.divergences import kl
 
     exponential = kl(parse("gpd(0,1,0)"), parse("gpd(0,2,0)"), generator=torch.Generator())
     assert abs(float(exponential) - (LN2 - 0.5)) <= 4.5 * exponential.estimate.standard_error

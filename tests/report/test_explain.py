@@ -9,12 +9,9 @@ from torch import distributions as d
 
 from kullback import exact
 from kullback.core import ArgumentValueError
-from kullback.report.code_words import huffman_words
-from kullback.report.divergence_plot import plot
-from kullback.report.explain_tables import explain_table
-from kullback.report.layout import number
-from kullback.report.profile import profile
-from kullback.report.repeats import estimators
+from kullback.report.divergence_plot import estimators, plot, profile
+from kullback.report.explain_tables import explain_table, huffman_words
+from kullback.report.text_layout import number
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50])

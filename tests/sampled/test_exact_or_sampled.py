@@ -9,7 +9,7 @@ from torch import distributions as d
 import kullback
 from kullback import exact
 from kullback.core import ArgumentTypeError, ArgumentValueError, Estimate
-from kullback.sampled.exact_or_sampled import cross_entropy, entropy, js, kl
+from kullback.sampled.divergences import cross_entropy, entropy, js, kl
 
 
 def seeded():

@@ -11,10 +11,9 @@ from torch.distributions import Cauchy, Exponential, Normal, StudentT
 
 from kullback import sampled
 from kullback.sampled import LogRatios, log_ratio_terms
-from kullback.sampled.draw_from import draw_from
-from kullback.sampled.forms import best_form
-from kullback.sampled.moments import Moments
-from kullback.sampled.pareto import tail_length
+from kullback.sampled.distributions import draw_from
+from kullback.sampled.estimators import Moments, best_form
+from kullback.sampled.tails import tail_length
 
 
 def log_ratio(log_p, log_q, estimator="best", **options):

@@ -10,14 +10,9 @@ from scipy.special import digamma
 from sklearn.feature_selection._mutual_info import _compute_mi_cc, _compute_mi_cd
 from sklearn.linear_model import LogisticRegression
 
-from kullback.sampled import (
-    classifier,
-    js_from_draws,
-    kl_from_draws,
-    mutual_information_from_draws,
-)
-from kullback.sampled.classifier import held_out_log_ratio
-from kullback.sampled.neighbours import lonely
+from kullback.sampled import js_from_draws, kl_from_draws, mutual_information_from_draws, two_sample
+from kullback.sampled.nearest_neighbours import lonely
+from kullback.sampled.two_sample import held_out_log_ratio
 
 
 def normals(seed, *shape):
@@ -82,9 +77,9 @@ def test_the_classifier_against_scikit_learn():
     """The fold's own choice of terms and penalty, fitted and evaluated by scikit-learn."""
     x, y = pair(6, n=200, d=2)
     at_x, at_y = held_out_log_ratio(x, y)
-    data = classifier._Labelled.of(x, y)
+    data = two_sample._Labelled.of(x, y)
     held, validation = data.place % 5 == 2, data.place % 5 == 3
-    choice = classifier._best(data, ~(held | validation), validation)
+    choice = two_sample._best(data, ~(held | validation), validation)
     a, b = x.numpy(), y.numpy()
     kept = np.arange(200) % 5 != 2
     within = 0.5 * (np.cov(a[kept].T) + np.cov(b[kept].T))

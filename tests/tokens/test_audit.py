@@ -8,7 +8,7 @@ import torch
 
 from kullback.core import ArgumentTypeError, ArgumentValueError
 from kullback.tokens import audit
-from kullback.tokens.auditing.targets import TARGETS, best_estimator, gradient
+from kullback.tokens.auditing.matching import TARGETS, best_estimator, gradient
 from kullback.tokens.auditing.worlds import worlds
 from tokens import peer_losses as peers
 

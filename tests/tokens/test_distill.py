@@ -9,8 +9,8 @@ from kullback import tokens
 from kullback.core import ArgumentTypeError, ArgumentValueError
 from kullback.exact import tables
 from kullback.tokens import distill_loss, distill_terms, distill_terms_top_k
-from kullback.tokens.distill import DIVERGENCES
-from kullback.tokens.hidden import kl_from_hidden
+from kullback.tokens.divergences.hidden_states import kl_from_hidden
+from kullback.tokens.losses.distillation import DIVERGENCES
 from tokens.worlds import World
 
 F64 = torch.float64

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kullback import exact, tokens
-from kullback.tokens.task import Task
+from kullback.tokens.backends.interface import Task
 
 INF = math.inf
 EPS = torch.finfo(torch.float32).eps
@@ -540,7 +540,7 @@ def test_many_threads_give_what_one_gives(backend):
 
 
 def test_auto_takes_the_native_loop_where_it_pays():
-    from kullback.tokens.backends import choose
+    from kullback.tokens.backends.choose import choose
 
     big, small = torch.zeros(4, 1 << 16), torch.zeros(4, 16)
     task = Task(("kl",))

@@ -14,11 +14,11 @@ from kullback.tokens import (
     distill_terms_from_hidden,
     js_from_hidden,
     kl_from_hidden,
-    reference,
     usable,
 )
-from kullback.tokens.distill import DIVERGENCES
-from kullback.tokens.task import Task
+from kullback.tokens.backends import reference
+from kullback.tokens.backends.interface import Task
+from kullback.tokens.losses.distillation import DIVERGENCES
 
 EPS = torch.finfo(torch.float32).eps
 

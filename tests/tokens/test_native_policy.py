@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from kullback.tokens import native_policy
-from kullback.tokens.policy import policy_kl_loss
-from kullback.tokens.policy_kl import TrustRegion
+from kullback.tokens.losses import native_policy
+from kullback.tokens.losses.policy import policy_kl_loss
+from kullback.tokens.losses.policy_kl import TrustRegion
 
 SHAPE = (16, 700)  # not a multiple of the loop's blocks
 MASKS = {
@@ -45,7 +45,7 @@ def counted(monkeypatch):
         found.append(result is not None)
         return result
 
-    monkeypatch.setattr("kullback.tokens.policy.sweep", counting)
+    monkeypatch.setattr("kullback.tokens.losses.policy.sweep", counting)
     return found
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kullback.sampled import effective_sample_size, log_ratio, log_ratio_terms
-from kullback.tokens.policy import policy_kl_loss, rao_blackwell_kl_loss
-from kullback.tokens.policy_kl import TrustRegion
+from kullback.tokens.losses.policy import policy_kl_loss, rao_blackwell_kl_loss
+from kullback.tokens.losses.policy_kl import TrustRegion
 from tokens.worlds import World
 
 F64, F32 = torch.float64, torch.float32

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kullback import exact
-from kullback.tokens.truncated import Bounds, TopK, kl_bounds, kl_estimate
+from kullback.tokens.divergences.top_k import Bounds, TopK, kl_bounds, kl_estimate
 
 FLOAT = torch.float64
 

@@ -10,9 +10,8 @@ import torch
 from kullback.core import DataError
 from kullback.data import Dataset, Grid, load
 from kullback.vae import VAE, Architecture, Training, build, evaluate, train
-from kullback.vae.bounds import bounds
-from kullback.vae.likelihoods import Gaussian
-from kullback.vae.logistics import DiscretisedLogistics
+from kullback.vae.evidence import bounds
+from kullback.vae.likelihoods import DiscretisedLogistics, Gaussian
 from kullback.vae.monitor import active_units, collapse_warning, varying_units
 from kullback.vae.standardise import location_and_spread
 from oracles import LinearGaussian

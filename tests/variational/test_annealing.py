@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from kullback.variational import Target, fit
-from kullback.variational import annealing as fitter
-from kullback.variational.annealing import BENDS, cooled, widened
 from kullback.variational.families import Flow, FullRank
+from kullback.variational.families.family import Frame
 from kullback.variational.families.flow import bent, straight
-from kullback.variational.frame import Frame
-from kullback.variational.losses import loss_of
+from kullback.variational.optimise import annealing as fitter
+from kullback.variational.optimise.annealing import BENDS, cooled, widened
+from kullback.variational.optimise.losses import loss_of
 
 F64 = torch.float64
 

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import MultivariateNormal, Normal
 
 from kullback.exact import quadrature
-from kullback.variational.by_quadrature import find_box, project
+from kullback.variational.optimise.grid import find_box, project
 
 
 def two_peaks(z):

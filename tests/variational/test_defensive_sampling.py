@@ -8,9 +8,9 @@ from torch.distributions import MultivariateNormal, StudentT
 
 from kullback.sampled import pareto_k
 from kullback.variational import fit
-from kullback.variational.corrections import by_weights, tail_ratio
-from kullback.variational.defensive_sampling import pooled, widely
-from kullback.variational.diagnosis import diagnose
+from kullback.variational.diagnostics.defensive_sampling import pooled, widely
+from kullback.variational.diagnostics.diagnose import diagnose
+from kullback.variational.diagnostics.moment_corrections import by_weights, tail_ratio
 
 F64 = torch.float64
 Z = 4.5

@@ -7,10 +7,10 @@ import torch
 
 from kullback.exact import quadrature
 from kullback.variational.families import NAMED, FullRank, MeanField, Mixture, StudentT
+from kullback.variational.families.family import Frame
 from kullback.variational.families.flow import bent as widened
 from kullback.variational.families.flow import hubs_first, straight
-from kullback.variational.frame import Frame
-from kullback.variational.noise import fixed_normals
+from kullback.variational.optimise.starts import fixed_normals
 
 F64 = torch.float64
 

@@ -8,8 +8,8 @@ import torch
 from torch.distributions import Normal, constraints
 
 from kullback.variational import Parameter, Target, fit
-from kullback.variational.propriety import improper, undecaying
-from kullback.variational.start import find_start
+from kullback.variational.diagnostics.propriety import improper, undecaying
+from kullback.variational.optimise.starts import find_start
 
 F64 = torch.float64
 softplus = torch.nn.functional.softplus

@@ -11,9 +11,9 @@ from torch.distributions import constraints
 from kullback.core import RunError
 from kullback.variational import Target, fit
 from kullback.variational.archive import load, save
+from kullback.variational.diagnostics.summary import assess, resample, summarise, to_arviz
 from kullback.variational.families import NAMED, FullRank
-from kullback.variational.frame import Frame
-from kullback.variational.summary import assess, resample, summarise, to_arviz
+from kullback.variational.families.family import Frame
 
 Z = 4.5
 

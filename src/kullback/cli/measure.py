@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kullback.core import ArgumentValueError, require
 from kullback.core.checks import message
 
-from .measure_options import MeasureOptions
+from .options import MeasureOptions
 from .session import expected_bar, prepare, say
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _measured(
     import torch
 
     from kullback import sampled
-    from kullback.sampled import exact_or_sampled as ways
+    from kullback.sampled import divergences as ways
 
     from .showing import Answer, drawable
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from kullback.exact.bregman import (
     inverse_sinh_mean,
     log1mexp,
+    log_excess,
+    log_ratio,
     log_sinhc,
     of_log_sinhc,
     of_stirling,
@@ -25,7 +27,6 @@ from kullback.exact.bregman import (
     stirling_slope,
     stirling_slope_step,
 )
-from kullback.exact.excess import log_excess, log_ratio
 
 from .continuous import EULER, beta_kl, gamma_kl, tilt
 from .pair import Pair, Parameters, float_dtype, in_float64

@@ -14,10 +14,14 @@ from torch import Tensor
 
 from kullback.core import ArgumentValueError, require
 from kullback.core.checks import message
-from kullback.exact.bregman import of_log_gamma, of_softplus
-from kullback.exact.excess import log_excess, log_ratio, relative_entropy
-from kullback.exact.log_tables import Table
-from kullback.exact.row_sums import alpha_sum
+from kullback.exact.bregman import (
+    log_excess,
+    log_ratio,
+    of_log_gamma,
+    of_softplus,
+    relative_entropy,
+)
+from kullback.exact.table_sums import Table, alpha_sum
 
 from .pair import Pair, float_dtype, in_float64
 

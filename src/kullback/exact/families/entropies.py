@@ -12,13 +12,12 @@ import torch.distributions as families
 from torch import Tensor
 
 from kullback.exact.bregman import of_log_sinhc, stirling, stirling_slope, stirling_slope_step
-from kullback.exact.row_sums import cross_sum
+from kullback.exact.table_sums import cross_sum
 
 from .continuous import EULER, tilt
 from .crossed import beta_negentropy, gamma_negentropy
 from .discrete import log_binomial, result_dtype, table_of
-from .pair import Pair, Parameters, in_float64
-from .triangular import log_diagonal
+from .pair import Pair, Parameters, in_float64, log_diagonal
 
 __all__ = ["ENTROPIES"]
 

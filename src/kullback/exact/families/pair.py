@@ -2,6 +2,8 @@
 
 Which to use: `Pair` to hold one; `in_float64` around a formula of the two distributions'
 parameters.
+
+Two operations on Cholesky factors `[*batch, n, n]`, shared by the families that have one.
 """
 
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Pair", "Parameters", "float_dtype", "in_float64"]
+__all__ = ["Pair", "Parameters", "float_dtype", "in_float64", "log_diagonal", "solve_lower"]
 
 
 def _never(*distributions: Any) -> Exception | None:
@@ -75,3 +77,14 @@ def in_float64(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     widened.__doc__ = formula.__doc__
     return widened
+
+
+def solve_lower(tril: Tensor, columns: Tensor) -> Tensor:
+    """Return `L⁻¹ X` for lower triangular L `[*batch, n, n]` and X `[*batch, n, k]`."""
+    solution: Tensor = torch.linalg.solve_triangular(tril, columns, upper=False)
+    return solution
+
+
+def log_diagonal(tril: Tensor) -> Tensor:
+    """Return `log det L`, `[*batch]`."""
+    return tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)

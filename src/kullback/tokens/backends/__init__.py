@@ -1,0 +1,1 @@
+"""TODO: which file answers which question."""
