@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from kullback.core import __version__
 from kullback.core.lazy import lazy
+from kullback.core.moved import install
 
 if TYPE_CHECKING:
     from . import core, data, exact, report, sampled, tokens, vae, variational
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 _FOLDERS = ("core", "data", "exact", "report", "sampled", "tokens", "vae", "variational")
+
+install()
 
 __getattr__, __dir__ = lazy(
     "kullback",

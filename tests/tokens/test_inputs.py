@@ -179,7 +179,7 @@ def test_false_alarms_of_the_quick_look_are_below_one_percent():
 
 
 def test_the_sweep_in_c_has_the_limits_of_python():
-    source = Path(tokens.__file__).with_name("policy.c").read_text()
+    source = (Path(tokens.__file__).parent / "losses/policy.c").read_text()
     defined = dict(re.findall(r"#define (\w+) (-?[\d.e-]+)", source))
     for name in ("ABOVE_ZERO", "ODD", "FAR_BELOW", "APART", "FLAT"):
         assert float(defined[name]) == getattr(sampled_limits, name), name
