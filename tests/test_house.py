@@ -12,6 +12,7 @@ FLOORS = {
     "core": 0,
     "exact": 1,
     "sampled": 2,
+    "measure": 3,
     "tokens": 3,
     "variational": 3,
     "codec": 3,

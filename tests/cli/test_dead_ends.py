@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from kullback.cli import measure
 from kullback.cli.main import app, in_flags, main
-from kullback.cli.named_distributions import FAMILIES
 from kullback.cli.reading import Tables, read_pair
 from kullback.core import Estimate, KullbackError
+from kullback.measure.named_distributions import FAMILIES
 from kullback.sampled.divergences import Measured
 
 VERBS = sorted(name for name in app if not name.startswith("-"))

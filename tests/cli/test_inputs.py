@@ -13,8 +13,8 @@ import torch
 from scipy import stats
 
 from kullback.cli.main import main
-from kullback.cli.named_distributions import FAMILIES, SPELLINGS, parse
 from kullback.cli.reading import looks_like, read
+from kullback.measure.named_distributions import FAMILIES, SPELLINGS, parse
 
 LN2 = math.log(2)
 MVN = "mvn([0,0],[[1,.5],[.5,1]])"

@@ -1,7 +1,4 @@
-"""Numbers as people type them: `0.5`, `1e-3`, `1_000`, `1/3`, `50%`; nothing is ever evaluated.
-
-Which to use: `number` for one number, `split_list` for the parts of a list, and the types `Whole`
-and `Real` for options (`--draws 1e6`).
+"""The types `Whole` and `Real` of options that are numbers (`--draws 1e6`, `--beta 1/2`).
 
 The options that commands share, as dataclasses that cyclopts lays out; no torch here.
 
@@ -21,6 +18,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from kullback.core import require
+from kullback.measure import number
 from kullback.vae.architecture import Architecture
 from kullback.vae.training import Training
 
@@ -37,60 +35,7 @@ __all__ = [
     "Real",
     "TrainingOptions",
     "Whole",
-    "number",
-    "short",
-    "split_list",
 ]
-
-PLAIN = r"[+-]?(?:\d+(?:_\d+)*\.?(?:\d+(?:_\d+)*)?|\.\d+(?:_\d+)*)(?:[eE][+-]?\d+)?"
-NUMBER = re.compile(rf"({PLAIN})(?:\s*/\s*({PLAIN}))?\s*(%?)")
-OPEN, CLOSE = "([{", ")]}"
-
-
-def number(text: str) -> float | None:
-    """Read one number: a decimal, a fraction of two or a percentage; None for anything else.
-
-    `inf` and `nan` are read too: that they are no probability is said where they stand.
-
-    >>> number("1/4"), number("25 %"), number("2.5e-1"), number("1_000"), number("2**2")
-    (0.25, 0.25, 0.25, 1000.0, None)
-    """
-    text = text.strip().replace("\N{MINUS SIGN}", "-")
-    if text.lower().lstrip("+-") in ("inf", "infinity", "nan"):
-        return float(text)
-    found = NUMBER.fullmatch(text)
-    if found is None or not text.isascii():
-        return None
-    above, below, percent = float(found[1]), float(found[2] or 1.0), found[3]
-    return None if below == 0 else above / below / (100.0 if percent else 1.0)
-
-
-def short(text: str) -> str:
-    """Quote a text for a message, cut where it is long.
-
-    >>> short("normal"), len(short("x" * 1000))
-    ("'normal'", 63)
-    """
-    return repr(text if len(text) <= 60 else f"{text[:60]}…")
-
-
-def split_list(text: str) -> list[str] | None:
-    """Cut at the commas outside of brackets; None where brackets do not match.
-
-    >>> split_list("[0, 0], [[1, 0], [0, 1]]")
-    ['[0, 0]', '[[1, 0], [0, 1]]']
-    """
-    parts, waiting, start = [], [], 0
-    for place, letter in enumerate(text):
-        if letter in OPEN:
-            waiting.append(CLOSE[OPEN.index(letter)])
-        elif letter in CLOSE:
-            if not waiting or waiting.pop() != letter:
-                return None
-        elif letter == "," and not waiting:
-            parts.append(text[start:place].strip())
-            start = place + 1
-    return None if waiting else [*parts, text[start:].strip()]
 
 
 def _real(_type: Any, tokens: Sequence[Any]) -> float:

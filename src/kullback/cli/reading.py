@@ -24,9 +24,17 @@ from torch import Tensor
 from kullback.core import ArgumentValueError, DataError, RunError, require
 from kullback.core.checks import message
 from kullback.core.files import parse_json, read_npy
+from kullback.measure import (
+    FAMILIES,
+    cells_of,
+    describe,
+    family_of,
+    number,
+    parse,
+    read_typed,
+    short,
+)
 
-from .named_distributions import FAMILIES, describe, family_of, parse
-from .options import number, short, split_list
 from .session import say
 
 __all__ = [
@@ -184,7 +192,7 @@ def read(text: str, *, name: str = "P", how: Tables | None = None) -> Given:
     known = Path(text).suffix.lower() in SUFFIXES
     if text.strip() == "-":
         return _data(STDIN, _stdin(), ".any", name, how)
-    typed = None if known else _typed(text)
+    typed = None if known else read_typed(text)
     if typed is not None:
         return Given(text, _table(typed[1], name, how, named=bool(typed[0])), typed[0])
     if known or _exists(text):
@@ -371,33 +379,10 @@ def _refuse_mass(
     raise ArgumentValueError(message(name, expected, got, "" if kind is None else kind.remedy))
 
 
-def _typed(text: str) -> tuple[tuple[str, ...], list[float]] | None:
-    """Read names (or none) and numbers as typed: with or without brackets; None for other text."""
-    text = text.strip()
-    if text[:1] == "{" and text[-1:] == "}":
-        pairs = [part.rpartition(":") for part in split_list(text[1:-1]) or []]
-        numbers = [number(value) for _, _, value in pairs]
-        labels = tuple(key.strip().strip("\"'") for key, _, _ in pairs)
-        good = None not in numbers and all(labels) and len(set(labels)) == len(labels)
-        return (labels, [n for n in numbers if n is not None]) if good else None
-    if (text[:1], text[-1:]) in (("[", "]"), ("(", ")")):
-        text = text[1:-1]
-    cut = re.split(r"[,;]", text) if set(text) & set(",;") else _cells(text)
-    if ";" in text and "," in text:
-        return None  # decimal commas, or two kinds of separators
-    found = [number(part) for part in cut]
-    return None if None in found or not found else ((), [n for n in found if n is not None])
-
-
-def _cells(line: str) -> list[str]:
-    """Cut a line at white space; a fraction or percentage with spaces in it stays whole."""
-    return re.sub(r"\s*/\s*", "/", re.sub(r"\s+%", "%", line)).split()
-
-
 def _from_text(content: bytes, name: str, suffix: str) -> tuple[tuple[str, ...], list[float]]:
     text = decoded(content, name)
     start = text.lstrip()[:1]
-    typed = _typed(text) if suffix != ".json" and start in ("[", "(") else None
+    typed = read_typed(text) if suffix != ".json" and start in ("[", "(") else None
     if typed is not None:
         return typed
     return _from_json(text, name) if suffix == ".json" or start == "{" else _from_csv(text, name)
@@ -446,7 +431,7 @@ def _rows(text: str, name: str) -> list[list[str]]:
     """Cut text into rows of cells at commas, semicolons, tabs or white space."""
     lines = [line for line in text.splitlines() if line.strip() and line.lstrip()[0] != "#"]
     mark = next((mark for mark in ";,\t" if any(mark in line for line in lines)), None)
-    cells = [_cells(line) for line in lines]
+    cells = [cells_of(line) for line in lines]
     plain = [None not in map(number, row) for row in cells]
     if mark is None or (mark == "\t" and all(plain)):
         return [

@@ -18,6 +18,7 @@ from types import ModuleType
 __all__ = ["MOVED", "install"]
 
 _NEW = {
+    "cli.named_distributions": "measure.named_distributions",
     "core.student": "core.estimate",
     "data.assemble": "data.loading",
     "data.folder": "data.pictures",

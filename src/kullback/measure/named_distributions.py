@@ -17,9 +17,9 @@ from torch import Tensor
 
 from kullback.core import ArgumentValueError, require
 from kullback.core.checks import message
-from kullback.exact.families import InverseGaussian
+from kullback.exact import InverseGaussian
 
-from .options import number, short, split_list
+from .typed_numbers import number, short, split_list
 
 __all__ = ["FAMILIES", "Family", "describe", "family_of", "parse"]
 
