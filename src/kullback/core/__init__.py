@@ -9,7 +9,7 @@ from .errors import (
     MissingExtraError,
     RunError,
 )
-from .estimate import Estimate
+from .estimate import Estimate, short_values
 from .files import read_json, write_atomic, write_json
 from .version import __version__
 
@@ -25,6 +25,7 @@ __all__ = [
     "read_json",
     "require",
     "require_type",
+    "short_values",
     "write_atomic",
     "write_json",
 ]

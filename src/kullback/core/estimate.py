@@ -17,7 +17,9 @@ from typing import Any, Literal
 
 from .checks import require, require_type
 
-__all__ = ["Bias", "Estimate", "two_sided"]
+__all__ = ["Bias", "Estimate", "short_values", "two_sided"]
+
+_LISTED = 6  # values of a batch that are printed one by one
 
 
 def two_sided(level: float, freedom: int) -> float:
@@ -368,8 +370,10 @@ def _rounded(value: Any, error: Any, no_error: str) -> str:
     """Round a pair so that the error keeps two significant digits; no `±` without an error."""
     if no_error and isinstance(value, int | float):
         return f"{value:.6g}"
+    if getattr(value, "ndim", 0):
+        return _rounded_batch(value, error, no_error)
     if not isinstance(value, int | float):
-        return f"{value} ± {error}"
+        return _rounded(float(value), float(error), no_error)
     if not (math.isfinite(value) and math.isfinite(error)) or error == 0:
         return f"{value:.6g} ± {error:.2g}"
     error = float(f"{error:.1e}")  # two significant digits, also where rounding carries over
@@ -378,6 +382,44 @@ def _rounded(value: Any, error: Any, no_error: str) -> str:
         return f"{value:.6g} ± {error:.2g}"
     places = max(0, min(12, places))
     return f"{value:.{places}f} ± {error:.{places}f}"
+
+
+def _rounded_batch(value: Any, error: Any, no_error: str) -> str:
+    """Write `[value ± error, …]`; of a larger batch the range of the values and of the errors."""
+    if value.ndim == 1 and len(value) <= _LISTED:
+        errors = error.tolist() if getattr(error, "ndim", 0) else [float(error)] * len(value)
+        pairs = zip(value.tolist(), errors, strict=True)
+        return f"[{', '.join(_rounded(*pair, no_error if _none(pair) else '') for pair in pairs)}]"
+    return f"{short_values(value)}, ± {short_values(error, '.2g')}"
+
+
+def _none(pair: tuple[float, float]) -> bool:
+    return math.isnan(pair[1])
+
+
+def short_values(values: Any, form: str = ".6g") -> str:
+    """Write numbers in a few characters, however many there are.
+
+    Args:
+        values: A number, or a tensor or NumPy array of any shape.
+        form: How one number is formatted.
+
+    Returns:
+        The number; up to six of them in brackets; the shape, the least and the most of more.
+
+    Example:
+        >>> import numpy as np
+        >>> short_values(np.array([0.5, 0.25])), short_values(np.arange(100.0))
+        ('[0.5, 0.25]', '[100] values from 0 to 99')
+    """
+    if not getattr(values, "ndim", 0):
+        return f"{float(values):{form}}"
+    shape = list(values.shape)
+    if len(shape) == 1 and shape[0] <= _LISTED:
+        return f"[{', '.join(f'{value:{form}}' for value in values.tolist())}]"
+    if 0 in shape:
+        return f"{shape} values"
+    return f"{shape} values from {float(values.min()):{form}} to {float(values.max()):{form}}"
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from . import closed_forms, codes, joint, quadrature, tables
 from .families import Bounds, InverseGaussian, mixture_kl_bounds
 from .joint import KLChain, conditional_entropy, kl_chain, mutual_information, total_correlation
 from .linear_gaussian import LinearGaussian
+from .table_sums import Form
 from .tables import (
     chi2,
     cross_entropy,
@@ -27,6 +28,7 @@ from .tables import (
 
 __all__ = [
     "Bounds",
+    "Form",
     "InverseGaussian",
     "KLChain",
     "LinearGaussian",

@@ -1,12 +1,12 @@
 """A number by the best way there is: exact where that is known, else from draws, and it says which.
 
-Which to use: `kl(p, q)`, which is also `kullback.kl`, for tables and for distributions; `js`,
+Which to use: `kl(p, q)` for tensors and torch distributions (`kullback.kl` takes more); `js`,
 `entropy` and `cross_entropy` likewise. To insist on one way: `kullback.exact` and
 `kullback.sampled.kl`.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
-from kullback.core import Estimate, require, require_type
+from kullback.core import Estimate, require, require_type, short_values
 from kullback.exact import closed_forms, countable, tables
 from kullback.exact.supports import OUTSIDE, compare
 
@@ -37,37 +37,89 @@ _TABLE = "sum over the table"
 _HINT = "two tables [*batch, outcomes], or two torch.distributions"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Measured:
-    """A number in nats, how it was come by in words, and its `Estimate` when it was sampled.
+    """A number, how it was computed, and its `Estimate` if sampled: what `kullback.kl` returns.
 
-    value: a tensor `[*batch]` with gradients when exact, a float or tensor without when sampled.
-    method: "closed form: Normal‖Normal", "sum over the table", "sampled: k1, 10,000 draws", ….
-    estimate: error bar, bias and warnings of a sampled value; None says that the value is exact.
+    Attributes:
+        value: `[*batch]`, in `unit`: a tensor with gradients when exact, a float or a tensor
+            without when sampled.
+        method: "closed form: Normal‖Normal", "sum over the table", "sampled: k1, 10,000 draws", ….
+        estimate: Error bar, bias and warnings of a sampled value; None where it is exact.
+        unit: "nats" or "bits".
 
-    >>> print(Measured(torch.tensor(0.5), "closed form: Normal‖Normal"))
-    0.5 nats (closed form: Normal‖Normal)
+    `float()` gives a value without a batch; `print` gives one line whatever the batch.
+
+    Example:
+        >>> found = Measured(torch.tensor(0.5), "closed form: Normal‖Normal")
+        >>> print(found)
+        0.5 nats (closed form: Normal‖Normal)
+        >>> print(found.bits())
+        0.721348 bits (closed form: Normal‖Normal)
+        >>> found.exact, found.standard_error, float(found)
+        (True, 0.0, 0.5)
     """
 
     value: Any
     method: str
     estimate: Estimate | None = None
+    unit: str = "nats"
 
     @property
     def exact(self) -> bool:
         """Whether the value has no error bar."""
         return self.estimate is None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The batch shape; `()` for a single number."""
+        return tuple(getattr(self.value, "shape", ()))
+
+    @property
+    def standard_error(self) -> Any:
+        """The standard error, `[*batch]`: 0.0 when exact; NaN where `no_error` says why."""
+        return 0.0 if self.estimate is None else self.estimate.standard_error
+
+    @property
+    def no_error(self) -> str:
+        """Why there is no honest standard error, in words; empty when there is one."""
+        return "" if self.estimate is None else self.estimate.no_error
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What makes the standard error doubtful, in words; empty when nothing does."""
+        return () if self.estimate is None else self.estimate.warnings
+
+    def bits(self) -> "Measured":
+        """Return the same in bits: nats / ln 2, with gradients."""
+        return self._in("bits")
+
+    def nats(self) -> "Measured":
+        """Return the same in nats: bits · ln 2, with gradients."""
+        return self._in("nats")
+
+    def _in(self, unit: str) -> "Measured":
+        if unit == self.unit:
+            return self
+        if self.estimate is not None:
+            found = self.estimate._in(unit)
+            return replace(self, value=found.value, estimate=found, unit=unit)
+        factor = math.log(2.0) if unit == "nats" else 1 / math.log(2.0)
+        return replace(self, value=self.value * factor, unit=unit)
+
     def __float__(self) -> float:
+        single = math.prod(self.shape) == 1
+        require(single, "value", "a single number", f"a batch {list(self.shape)}", ".value")
         return float(self.value)
 
     def __str__(self) -> str:
         if self.estimate is not None:
             first, *warnings = str(self.estimate).split("\n")
             return "\n".join([f"{first} ({self.method})", *warnings])
-        single = not isinstance(self.value, Tensor) or self.value.ndim == 0
-        value = f"{float(self.value):.6g}" if single else f"{self.value}"
-        return f"{value} nats ({self.method})"
+        return f"{short_values(self.value)} {self.unit} ({self.method})"
+
+    def __repr__(self) -> str:
+        return f"Measured({str(self).splitlines()[0]})"
 
 
 def kl(
