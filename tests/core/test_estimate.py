@@ -220,3 +220,28 @@ def test_the_rounding_floor_widens_the_interval_and_is_shown():
     assert (2 * found).rounding == pytest.approx(0.1)
     assert (found + found).rounding == pytest.approx(0.1)
     assert Estimate.from_dict(found.to_dict()).rounding == 0.05
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        ([0.5, 0.25], [0.01, 0.1], "[0.500 ± 0.010, 0.25 ± 0.10] nats"),
+        ([1.0] * 7, [0.125] * 7, "[7] values from 1 to 1, ± 0.12 to 0.12 nats"),
+        (
+            [[1.0, 2.0]],
+            [[0.5, 0.5]],
+            "[1, 2] values from 1 to 2, ± 0.5 to 0.5 nats",
+        ),
+    ],
+)
+def test_a_batch_prints_in_a_line(value, error, text):
+    assert str(Estimate(torch.tensor(value), torch.tensor(error), draws=9)) == text
+    assert str(Estimate(np.array(value), np.array(error), draws=9)) == text
+
+
+def test_a_batch_shows_where_there_is_no_error():
+    found = Estimate(torch.tensor([0.5, 0.25]), torch.tensor([0.25, 0.25]), draws=9)
+    found = found.without_error("heavy", where=torch.tensor([True, False]))
+    assert str(found).split("\n")[0] == "[0.5, 0.25 ± 0.25] nats"
+    many = Estimate(torch.zeros(3, 3), torch.full((3, 3), math.nan), draws=9, no_error="heavy")
+    assert str(many).split("\n")[0] == "[3, 3] values from 0 to 0 nats"

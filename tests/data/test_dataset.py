@@ -37,6 +37,15 @@ def test_the_embedded_set_is_what_it_says(grey):
     assert len(torch.unique(both, dim=0)) >= 11_990  # copies are few
 
 
+def test_it_prints_in_a_line(grey):
+    text = "Dataset(fashion: train uint8 [10000, 1, 28, 28], test uint8 [2000, 1, 28, 28], 8-bit)"
+    assert str(grey) == repr(grey) == text
+    bits = load(binarize="dynamic")
+    assert repr(bits).endswith("binary (drawn afresh))")
+    rows = Dataset(torch.zeros(9, 2), torch.zeros(1, 2), "continuous", False, {}, (), ())
+    assert repr(rows) == "Dataset(unnamed: train float32 [9, 2], test float32 [1, 2], continuous)"
+
+
 def test_it_is_small_and_its_licence_is_beside_it():
     assert (FASHION / "fashion.png").stat().st_size <= 6_000_000
     licence = (FASHION / "LICENSE").read_text()

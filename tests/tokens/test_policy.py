@@ -651,3 +651,15 @@ def test_estimates_ask_for_what_they_need():
         kl.estimate("exact")
     with pytest.raises(ValueError, match="estimator: expected a number"):
         kl.estimate("k9")
+
+
+def test_a_policy_kl_prints_in_a_line():
+    current, reference, _ = random_logs(500, 40)
+    found = policy_kl_loss(log_current=current.requires_grad_(), log_reference=reference)
+    text = str(found)
+    assert text == repr(found)
+    assert text.startswith(f"PolicyKL(loss {found.loss.item():.6g}: {found.divergence}; 20,000 tok")
+    assert "of 500 sequences" in text
+    assert "tensor" not in text
+    assert len(text) < 250
+    assert "\n" not in text

@@ -390,7 +390,10 @@ def _rounded_batch(value: Any, error: Any, no_error: str) -> str:
         errors = error.tolist() if getattr(error, "ndim", 0) else [float(error)] * len(value)
         pairs = zip(value.tolist(), errors, strict=True)
         return f"[{', '.join(_rounded(*pair, no_error if _none(pair) else '') for pair in pairs)}]"
-    return f"{short_values(value)}, ± {short_values(error, '.2g')}"
+    known = error[error == error] if getattr(error, "ndim", 0) else value[:0]
+    if not math.prod(known.shape):
+        return short_values(value)
+    return f"{short_values(value)}, ± {float(known.min()):.2g} to {float(known.max()):.2g}"
 
 
 def _none(pair: tuple[float, float]) -> bool:
@@ -412,6 +415,7 @@ def short_values(values: Any, form: str = ".6g") -> str:
         >>> short_values(np.array([0.5, 0.25])), short_values(np.arange(100.0))
         ('[0.5, 0.25]', '[100] values from 0 to 99')
     """
+    values = values.detach() if hasattr(values, "detach") else values
     if not getattr(values, "ndim", 0):
         return f"{float(values):{form}}"
     shape = list(values.shape)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kullback.core import DataError
+from kullback.core.checks import describe
 
 from .binary import binarize
 from .grid import Grid
@@ -21,7 +22,7 @@ __all__ = ["Dataset", "Kind", "describe_protocol", "sha256_of"]
 Kind = Literal["binary", "8-bit", "levels", "continuous"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Dataset:
     """Training and test examples, whole, as a model sees them.
 
@@ -75,6 +76,19 @@ class Dataset:
         """
         rows = self.train.index_select(0, indices)
         return binarize(rows, generator) if self.dynamic else rows
+
+    def __repr__(self) -> str:
+        """Say what the set holds in one line: source, shapes and kind, no values.
+
+        >>> from kullback.data import load
+        >>> load()
+        Dataset(fashion: train uint8 [10000, 1, 28, 28], test uint8 [2000, 1, 28, 28], 8-bit)
+        """
+        kind = f"{self.levels} levels" if self.kind == "levels" else self.kind
+        kind += " (drawn afresh)" if self.dynamic else ""
+        source = self.protocol.get("source", "unnamed")
+        shapes = f"train {describe(self.train)}, test {describe(self.test)}"
+        return f"Dataset({source}: {shapes}, {kind})"
 
     def to(self, device: torch.device | str) -> "Dataset":
         """Return the same data set with both tensors on `device`."""

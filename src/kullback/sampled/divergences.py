@@ -110,7 +110,7 @@ class Measured:
     def __float__(self) -> float:
         single = math.prod(self.shape) == 1
         require(single, "value", "a single number", f"a batch {list(self.shape)}", ".value")
-        return float(self.value)
+        return float(torch.as_tensor(self.value, dtype=torch.float64).detach())
 
     def __str__(self) -> str:
         if self.estimate is not None:

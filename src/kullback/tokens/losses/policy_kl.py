@@ -39,7 +39,7 @@ class TrustRegion(NamedTuple):
         return (self.below + self.above) / self.tokens if self.tokens else 0.0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PolicyKL:
     """The loss `[]` to call `backward` on, and reports about the draws it came from.
 
@@ -64,6 +64,12 @@ class PolicyKL:
     log_limits: tuple[float, float] | None = None  # of a trust region, in logs
     logs: tuple[Tensor, ...] = ()  # log π, log π_ref and, off-policy, log μ, as they were given
     skipped: int = 0
+
+    def __repr__(self) -> str:
+        """Say in one line what the loss is, its value, and how many tokens and sequences count."""
+        counts = f"{self.tokens:,} tokens of {self.sequences:,} sequences"
+        estimator = f"estimator {self.estimator!r}"
+        return f"PolicyKL(loss {self.loss.item():.6g}: {self.divergence}; {counts}, {estimator})"
 
     @property
     def divergence(self) -> str:
