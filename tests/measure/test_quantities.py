@@ -233,6 +233,17 @@ def test_vectors_of_scipy():
     assert kb.entropy(stats.dirichlet([1.0, 1.0, 1.0])).exact
 
 
+def test_counts_and_matrices_of_scipy():
+    coins = kb.entropy(stats.multinomial(3, [0.5, 0.5]), generator=torch.Generator().manual_seed(0))
+    truth = 0.25 * math.log(8) + 0.75 * math.log(8 / 3)
+    assert coins.shape == ()
+    assert abs(float(coins) - truth) <= 4.5 * coins.standard_error
+    law, seed = stats.wishart(4, np.eye(2)), torch.Generator().manual_seed(0)
+    found = kb.entropy(law, draws=400, generator=seed)
+    assert found.shape == ()
+    assert abs(float(found) - law.entropy()) <= 4.5 * found.standard_error
+
+
 def test_atoms_off_the_integers():
     p = stats.rv_discrete(values=([0.5, 1.5], [0.25, 0.75]))()
     q = stats.rv_discrete(values=([0.5, 1.5], [0.75, 0.25]))()

@@ -45,7 +45,7 @@ class ScipyDistribution(families.Distribution):
         self.frozen = frozen
         self._log_density = getattr(frozen, "logpmf", None) or frozen.logpdf
         self._between = _support_of(frozen, discrete=hasattr(frozen, "logpmf"))
-        event = () if self._between else np.shape(frozen.rvs(random_state=0))
+        event = () if self._between else np.shape(frozen.rvs(size=2, random_state=0))[1:]
         own = np.shape(self._log_density(0.0)) if self._between else ()
         super().__init__(
             torch.Size(own) if batch_shape is None else batch_shape,
@@ -73,8 +73,16 @@ class ScipyDistribution(families.Distribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return SciPy's log density or log probability `[*sample, *batch]`, float64."""
-        scored = self._log_density(value.detach().cpu().double().numpy())
-        return torch.tensor(np.asarray(scored, dtype=np.float64))
+        points = value.detach().cpu().double().numpy()
+        if self._between is not None:
+            return torch.tensor(np.asarray(self._log_density(points), dtype=np.float64))
+        shape = points.shape[: points.ndim - len(self.event_shape)]
+        if len(self.event_shape) < 2:
+            scored = self._log_density(points)
+        else:  # SciPy's families over matrices disagree on which axes hold the samples
+            rows = points.reshape(-1, *self.event_shape)
+            scored = [float(np.squeeze(self._log_density(row))) for row in rows]
+        return torch.tensor(np.asarray(scored, dtype=np.float64)).reshape(shape)
 
 
 def is_scipy(value: Any) -> bool:

@@ -102,7 +102,7 @@ class Measured:
         if unit == self.unit:
             return self
         if self.estimate is not None:
-            found = self.estimate._in(unit)
+            found = self.estimate.bits() if unit == "bits" else self.estimate.nats()
             return replace(self, value=found.value, estimate=found, unit=unit)
         factor = math.log(2.0) if unit == "nats" else 1 / math.log(2.0)
         return replace(self, value=self.value * factor, unit=unit)
