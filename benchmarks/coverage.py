@@ -875,20 +875,19 @@ def draw_picture(rows, path):
     import matplotlib.pyplot as plt
 
     matplotlib.rcParams.update({"svg.hashsalt": "kullback", "font.size": 9})
+    rows = [row for row in rows if row["coverage"] is not None]
     names = list(dict.fromkeys(row["function"] for row in rows))
     figure, axes = plt.subplots(figsize=(8, 0.45 * len(names) + 1.2))
     axes.axvspan(LOW, HIGH, color="#dff0d8", lw=0)
     axes.axvline(0.95, color="#5a8f4a", lw=1)
     for row in rows:
-        if row["coverage"] is None:
-            continue
         height = (
             names.index(row["function"]) + 0.5 * (zlib.crc32(row["setting"].encode()) % 97) / 97
         )
         told = row["warned"] >= TOLD
         colour = "#c0392b" if not passes(row) else "#999999" if told else "#2c5f8a"
-        coverage = row["coverage"] if told else row["silent"]
-        coverage = 0.0 if coverage is None else coverage  # all refused
+        whole = told or row["silent"] is None  # the classifier's bounds have no silent ones
+        coverage = row["coverage"] if whole else row["silent"]
         axes.plot(coverage, height - 0.25, "x" if told else "o", ms=4, color=colour)
     axes.set_yticks(range(len(names)), names)
     axes.set_xlim(0.0, 1.005)
@@ -916,20 +915,35 @@ def printed(row):
 
 
 def summary(rows):
-    """The table of the docs, in Markdown: a line a function."""
+    """The table of the docs, in Markdown: a line a kind of settings."""
     lines = [
-        "| function | settings | all cover | told of, or silent cover | neither | false alarms |",
+        "| settings | number | all cover | told of, or the rest covers | neither | false alarms |",
         "|---|---|---|---|---|---|",
     ]
-    for name in dict.fromkeys(row["function"] for row in rows):
-        mine = [row for row in rows if row["function"] == name]
-        cover = sum(covers(row) for row in mine)
+    for name in dict.fromkeys(kind(row) for row in rows):
+        mine = [row for row in rows if kind(row) == name]
         failed = sum(not passes(row) for row in mine)
+        cover = sum(covers(row) and passes(row) for row in mine)
         rest = len(mine) - cover - failed
         lines.append(
-            f"| `{name}` | {len(mine)} | {cover} | {rest} | {failed} | {false_alarms(mine)} |"
+            f"| {name} | {len(mine)} | {cover} | {rest} | {failed} | {false_alarms(mine)} |"
         )
     return "\n".join(lines)
+
+
+def kind(row):
+    """The line of the summary that a setting belongs to."""
+    function, setting = row["function"], row["setting"]
+    if function == "log_ratio":
+        which = "counted on" if "counted " in setting else "chosen on"
+        return f"`log_ratio`, {setting.split(':')[0]}, families {which}"
+    if function.startswith("mean of terms"):
+        many = int(setting.rsplit("n=", 1)[1]) >= 300
+        return f"{function}, {'300 draws or more' if many else '30 or 100 draws'}"
+    if function == "log_ratio, supports":
+        as_scored = "full softmaxes" in setting
+        return f"`{function}`, {'as scored' if as_scored else 'not as scored or asserted'}"
+    return f"`{function}`"
 
 
 def failures(rows):
