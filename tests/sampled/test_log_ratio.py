@@ -687,9 +687,7 @@ def test_few_log_ratios_above_zero_are_no_tail(shift):
     generator = torch.Generator().manual_seed(12)
     log_r = -torch.rand(50, 1000, generator=generator, dtype=torch.float64).log()
     p = torch.zeros_like(log_r)
-    k_hat, there = (
-        LogRatios.of(p, log_r - by).averaged("k1").k_hat for by in (shift, shift - 0.5)
-    )
+    k_hat, there = (LogRatios.of(p, log_r - by).averaged("k1").k_hat for by in (shift, shift - 0.5))
     scatter = 1 / math.sqrt(94)  # of k̂ from the 94 largest of 1,000
     assert k_hat.abs().max() < 4.5 * scatter + 0.05  # shrunk towards 1/2 by ten draws of weight
     assert there.sub(k_hat).abs().max() < 1e-9
