@@ -19,7 +19,7 @@ import torch
 from posterior_targets import posterior
 
 from kullback.variational.engine import Settings, reverse
-from kullback.variational.target import Target
+from kullback.variational.target.density import Target
 
 STEPS, MOST, DECAYED = 500, 40_000, 20_000
 ROUNDS = 3

@@ -27,10 +27,10 @@ from torch import distributions as law
 from verdict_targets import LISTS, targets
 
 import kullback.variational
-from kullback.variational import diagnosis
-from kullback.variational.evidence import Evidence, Sample
+from kullback.variational.diagnostics import diagnose
+from kullback.variational.diagnostics.evidence import Evidence, Sample
+from kullback.variational.diagnostics.verdict import judge
 from kullback.variational.limits import LIMITS, Limits
-from kullback.variational.verdict import judge
 
 FITS = ("auto", "full_rank", "mean_field", "student_t")
 SPOILT = ("shifted", "shrunk", "inflated", "nearly")  # one of them for each target, in turn
@@ -95,21 +95,21 @@ def gathered(target, fit, generator):
         "mean_off": ((values.mean(0) - target.mean) / values.std(0)).abs().tolist(),
         "sd_off": (target.sd / values.std(0)).log().abs().tolist(),
     }
-    look = functools.partial(diagnosis.diagnose_beyond, target.log_density, log_prob, sample)
+    look = functools.partial(diagnose.diagnose_beyond, target.log_density, log_prob, sample)
     row["evidence"] = look(generator=torch.Generator().manual_seed(1)).evidence.to_dict()
     for name, change in SEARCHES.items() if fit in ("auto", "full_rank") else ():
-        kept = {key: getattr(diagnosis, key) for key in change}
+        kept = {key: getattr(diagnose, key) for key in change}
         for key, value in change.items():
-            setattr(diagnosis, key, value)
+            setattr(diagnose, key, value)
         other = look(generator=torch.Generator().manual_seed(1)).evidence.to_dict()
         for key, value in kept.items():
-            setattr(diagnosis, key, value)
+            setattr(diagnose, key, value)
         if json.dumps(other) != json.dumps(row["evidence"]):
             row[name] = other
     return row
 
 
-SEARCHES = {"without ridges": {"FOLLOWED": 0}, "without a second look": {"WIDER": diagnosis.WIDE}}
+SEARCHES = {"without ridges": {"FOLLOWED": 0}, "without a second look": {"WIDER": diagnose.WIDE}}
 
 
 def kept_in(name):

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import torch
 
-from kullback.tokens.policy import policy_kl_loss
-from kullback.tokens.rewards import reward_to_go
+from kullback.tokens.losses.policy import policy_kl_loss
+from kullback.tokens.losses.rewards import reward_to_go
 
 try:
     from transformers import GPT2Config, GPT2LMHeadModel

@@ -1,7 +1,7 @@
 """Our policy KL in TRL's GRPO trainer: a subclass of a few lines, and two steps of it.
 
 TRL keeps its sampling, rewards and advantages; its own KL term is switched off and
-`kullback.tokens.policy.policy_kl_loss` takes its place: the right gradient, on-policy or off, of
+`policy_kl_loss` takes its place: the right gradient, on-policy or off, of
 the divergence that is named. Run: python examples/trl_policy_kl.py   (needs: pip install trl)
 """
 
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from kullback.tokens.policy import policy_kl_loss
+from kullback.tokens.losses.policy import policy_kl_loss
 
 
 class PolicyKLTrainer(GRPOTrainer):

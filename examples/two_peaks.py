@@ -19,7 +19,7 @@ def log_density(z):
 
 if __name__ == "__main__":
     from kullback.exact import quadrature
-    from kullback.variational.by_quadrature import find_box, project
+    from kullback.variational.optimise.grid import find_box, project
 
     def many(z):
         return torch.vmap(log_density)(z)

@@ -1,5 +1,10 @@
 """Fixtures and the two tiers: the fast one by default, the slow one with --slow."""
 
+import copy
+import gc
+import sys
+from collections import Counter
+
 import pytest
 
 
@@ -7,10 +12,49 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the slow tier as well")
 
 
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "sweep(every): the fast tier runs one case in `every`, the slow tier the others"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(config, items):
+    seen = Counter()
+    for item in items:
+        sweep = item.get_closest_marker("sweep")
+        if sweep is None or "slow" in item.keywords:
+            continue
+        of = item.nodeid.partition("[")[0]
+        if seen[of] % sweep.args[0]:
+            item.add_marker(pytest.mark.slow)
+        seen[of] += 1
     if config.getoption("--slow"):
         return
     skip = pytest.mark.skip(reason="slow tier: run with --slow")
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # thousands of items and the modules stay to the end: not to be walked again
+
+
+@pytest.fixture(scope="session")
+def fashion():
+    """The embedded images, decoded and checked once."""
+    from kullback.data import load
+
+    return sys.modules[load.__module__].read_fashion()
+
+
+@pytest.fixture
+def fashion_once(fashion, monkeypatch):
+    """`load("fashion")` takes a copy of the images, where decoding them is not what is tested."""
+    from kullback.data import load
+
+    def again():
+        return copy.deepcopy(fashion)
+
+    monkeypatch.setattr(sys.modules[load.__module__], "read_fashion", again)

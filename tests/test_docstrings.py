@@ -8,13 +8,23 @@ import pytest
 
 import kullback
 
+SLOW = (  # half a second or more: they train, fit, or audit
+    "data.loading",
+    "report.audit_report",
+    "report.run_page",
+    "sampled.two_sample",
+    "tokens.auditing.run",
+    "variational.optimise.grid",
+    "variational.diagnostics.summary",
+)
 MODULES = [
-    name
+    pytest.param(name, marks=pytest.mark.slow) if name.endswith(SLOW) else name
     for _, name, _ in pkgutil.walk_packages(kullback.__path__, "kullback.")
     if not name.endswith("__main__")
 ]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -22,6 +22,7 @@ FLOORS = {
     "cli": 6,
 }
 FILES = sorted(ROOT.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
 
 def name_of(path: Path) -> str:
@@ -38,7 +39,7 @@ def imports_of(path: Path) -> set[str]:
     """Every kullback module that a file imports anywhere, also inside its functions."""
     package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -91,8 +92,7 @@ def test_no_import_cycles():
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_no_assert_and_no_print(path):
-    source = path.read_text()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(TREES[path]):
         assert not isinstance(node, ast.Assert), f"{path.name}:{node.lineno} assert"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id != "print", f"{path.name}:{node.lineno} print"

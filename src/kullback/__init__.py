@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 from kullback.core import __version__
 from kullback.core.lazy import lazy
+from kullback.core.moved import install
 
 if TYPE_CHECKING:
     from . import core, data, exact, report, sampled, tokens, vae, variational
     from .core import Estimate, KullbackError
-    from .sampled.exact_or_sampled import kl
+    from .sampled.divergences import kl
     from .variational import Fit, fit
 
 __all__ = [
@@ -39,12 +40,14 @@ __all__ = [
 
 _FOLDERS = ("core", "data", "exact", "report", "sampled", "tokens", "vae", "variational")
 
+install()
+
 __getattr__, __dir__ = lazy(
     "kullback",
     {
         "Estimate": "kullback.core",
         "KullbackError": "kullback.core",
-        "kl": "kullback.sampled.exact_or_sampled",
+        "kl": "kullback.sampled.divergences",
         "Fit": "kullback.variational",
         "fit": "kullback.variational",
     }

@@ -10,6 +10,8 @@ from PIL import Image
 
 from kullback.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("fashion_once")
+
 TINY = ["--steps", "30", "--network", "mlp", "--hidden", "16", "--latent", "3"]
 
 
@@ -100,6 +102,7 @@ def test_sample_reconstruct_and_encode(trained, tmp_path):
         assert encoded["name"][0] == "train[0]"
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("verb", ["sample", "encode", "reconstruct"])
 def test_existing_files_are_kept_unless_forced(verb, trained, tmp_path, capsys):
     out = tmp_path / ("o.npz" if verb == "encode" else "o.png")
@@ -183,6 +186,7 @@ def test_a_run_of_vectors_and_one_of_continuous_numbers(tmp_path, capsys):
     assert run("sample", out, "-n", "2", "--out", tmp_path / "x.png") == 2
 
 
+@pytest.mark.slow
 def test_resume_finishes_what_is_left(trained, tmp_path, capsys):
     folder = tmp_path / "copy"
     shutil.copytree(trained, folder)

@@ -17,12 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kullback.cli import measure
-from kullback.cli.families import FAMILIES
-from kullback.cli.flags import in_flags
-from kullback.cli.main import app, main
+from kullback.cli.main import app, in_flags, main
+from kullback.cli.named_distributions import FAMILIES
 from kullback.cli.reading import Tables, read_pair
 from kullback.core import Estimate, KullbackError
-from kullback.sampled.exact_or_sampled import Measured
+from kullback.sampled.divergences import Measured
 
 VERBS = sorted(name for name in app if not name.startswith("-"))
 
@@ -43,6 +42,7 @@ def shell(script, **environment):
     )
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_help_is_printed_in_any_encoding(verb, encoding, monkeypatch):
@@ -162,7 +162,7 @@ def test_a_loss_that_exits(tmp_path, capsys):
 
 
 def test_fixed_normals_beyond_the_dimensions_of_sobol():
-    from kullback.variational.noise import fixed_normals
+    from kullback.variational.optimise.starts import fixed_normals
 
     points = fixed_normals(8, 30_000, torch.Generator().manual_seed(0))
     assert points.shape == (8, 30_000)
@@ -389,6 +389,7 @@ FLAGS = st.lists(
 VERB = st.sampled_from(["kl", "js", "entropy", "cross-entropy"])
 
 
+@pytest.mark.slow
 @_fuzz(12)
 @given(verb=VERB, texts=st.lists(TEXTS, min_size=2, max_size=2), flags=FLAGS)
 def test_no_text_ends_in_a_traceback(verb, texts, flags, capsys, monkeypatch):

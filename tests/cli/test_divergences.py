@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import distributions as d
 
-from kullback.cli.families import parse
 from kullback.cli.main import main
+from kullback.cli.named_distributions import parse
 
 FOUNDING = ["0.5,0.25,0.25", "0.25,0.5,0.25"]  # MATH 3.2 to 3.5
 LN2 = math.log(2)

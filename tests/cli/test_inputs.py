@@ -12,10 +12,9 @@ import pytest
 import torch
 from scipy import stats
 
-from kullback.cli.families import FAMILIES, SPELLINGS, parse
 from kullback.cli.main import main
-from kullback.cli.reading import read
-from kullback.cli.table_kinds import looks_like
+from kullback.cli.named_distributions import FAMILIES, SPELLINGS, parse
+from kullback.cli.reading import looks_like, read
 
 LN2 = math.log(2)
 MVN = "mvn([0,0],[[1,.5],[.5,1]])"
@@ -77,7 +76,7 @@ def test_spellings_are_the_laws_they_name(text, law):
     discrete = hasattr(law, "pmf") and isinstance(law.dist, stats.rv_discrete)
     x = np.arange(1.0, 4.0) if discrete else law.ppf([0.1, 0.5, 0.9])
     truth = law.logpmf(x) if discrete else law.logpdf(x)
-    from kullback.sampled.densities import log_density
+    from kullback.sampled.distributions import log_density
 
     bessel = 4e-7 if "von" in text else 0.0  # torch's I0: Abramowitz and Stegun 9.8.1, |e| < 1.6e-7
     found = log_density(p, torch.tensor(x)).numpy()
@@ -338,7 +337,36 @@ def test_arrays_that_are_no_table(tmp_path, capsys):
 
 
 def test_generalized_pareto_in_float64():
-    from kullback.sampled.exact_or_sampled import kl
+    from kullback.sampled.divergences import kl
 
     exponential = kl(parse("gpd(0,1,0)"), parse("gpd(0,2,0)"), generator=torch.Generator())
     assert abs(float(exponential) - (LN2 - 0.5)) <= 4.5 * exponential.estimate.standard_error
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("0.4,0.6\n0.3,0.7\n", "rows that are tables"),
+        ("0.3,0.2\n0.2,0.3\n", "one joint table of two columns"),
+        ("0.4,0.3\n0.6,0.7\n", "two columns that are tables"),
+    ],
+)
+def test_the_first_of_two_columns_of_probabilities_is_not_taken_for_names(
+    content, what, tmp_path, capsys
+):
+    (tmp_path / "p.csv").write_text(content)
+    for options in ([], ["--normalise"]):
+        assert run("entropy", tmp_path / "p.csv", *options) == 3
+        assert what in capsys.readouterr().err
+
+
+def test_what_float64_cannot_hold_is_no_number(capsys):
+    assert run("kl", "gamma(1e20,1)", "gamma(1,1)") == 2
+    assert "parameters for which float64 holds the value" in capsys.readouterr().err
+    found = fields(capsys, "kl", "normal(1e300,1e-300)", "normal(0,1)")
+    assert found["value"] == "inf" and "beyond float64" in found["warnings"][0]
+
+
+def test_a_binomial_of_fewer_trials_has_a_value(capsys):
+    found = fields(capsys, "kl", "binomial(3,.3)", "binomial(5,.4)")
+    assert found["exact"] and found["value"] == pytest.approx(0.5714590523533778, rel=1e-9)

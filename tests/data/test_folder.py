@@ -9,7 +9,7 @@ from PIL import Image
 
 from kullback.core import DataError
 from kullback.data import describe_protocol, load, load_images
-from kullback.data.folder import picture_files
+from kullback.data.pictures import picture_files
 
 
 def save(path, seed, shape=(8, 8)):

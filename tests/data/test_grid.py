@@ -79,6 +79,28 @@ def test_continuous_values_lie_on_no_grid(rows, columns, power, dtype, law, seed
     assert grid_of((draw(size=(rows, columns)) * 10.0**power).astype(dtype)) is None
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("most", range(3, 24))
+@pytest.mark.parametrize("law", [np.log1p, np.sqrt, np.cbrt, lambda k: np.pi**k])
+def test_few_unequal_values_are_levels_by_rank(law, most, dtype):
+    """Logs of counts have few independent values, so chance puts them on a grid of 65,536."""
+    counts = np.random.default_rng(most).integers(0, most + 1, (600, 8))
+    values = law(counts.astype(np.float64)).astype(dtype)
+    grid = grid_of(values)
+    assert grid.values and np.array_equal(grid.levels_of(values), counts)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("last", [3, 5, 15, 17, 51, 85])
+def test_thirds_fifths_and_four_bits_are_not_eight_bits(last, dtype, tmp_path):
+    """k/m with m a divisor of 255 is j/255 too: its levels are m + 1, not 256."""
+    k = np.random.default_rng(last).integers(0, last + 1, (600, 8))
+    k[0, 0], k[0, 1], k[0, 2] = 0, 1, last
+    np.save(tmp_path / "x.npy", (k.astype(dtype) / dtype(last)).astype(dtype))
+    data = load(tmp_path / "x.npy")
+    assert data.kind == "levels" and data.protocol["grid"]["count"] == last + 1
+
+
 def test_the_rounding_of_a_format_is_no_grid():
     assert grid_of(RNG.normal(size=(2000, 3)).astype(np.float16)) is None
     assert grid_of((1e5 + RNG.normal(size=(2000, 3))).astype(np.float32)) is None

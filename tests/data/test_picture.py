@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from kullback.core import DataError
-from kullback.data.picture import fit_to, header_size, read_picture
+from kullback.data.pictures import fit_to, header_size, read_picture
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 

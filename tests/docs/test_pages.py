@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 POINT = 0.01  # other processors round the last digits of a coordinate differently
 PAGES = (
-    "math",
-    "surprise",
+    pytest.param("math", marks=pytest.mark.slow),
+    pytest.param("surprise", marks=pytest.mark.slow),
     pytest.param("estimating_kl", marks=pytest.mark.slow),
     "forward_and_reverse",
     pytest.param("fitting", marks=pytest.mark.slow),
-    "token_kl",
-    "policy_kl",
+    pytest.param("token_kl", marks=pytest.mark.slow),
+    pytest.param("policy_kl", marks=pytest.mark.slow),
     pytest.param("audit", marks=pytest.mark.slow),
 )
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")

@@ -225,6 +225,7 @@ def log_normaliser(name, theta):
     return sum(mp.loggamma(v) for v in theta) - mp.loggamma(sum(theta))
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("order", [0.3, 0.999, 1.5, 2.0, 7.0])
 @pytest.mark.parametrize("name", ["Gamma", "Exponential", "Beta"])
 def test_renyi_against_the_log_normalisers(name, order):
@@ -274,3 +275,119 @@ def test_low_rank_where_the_factor_is_far_above_the_diagonal(large, delta):
     truth = kl(name, name, *([mp.mpf(v) for v in values] for values in (p, q)))
     value = closed_forms.kl(*(low_rank(*map(t, values)) for values in (p, q))).item()
     assert value == pytest.approx(float(truth), rel=max(1e-6, 20 * large**3 * 2.3e-16))
+
+
+def student_t_entropy(df, scale):
+    x = mp.mpf(df) / 2
+    slopes = (x + 0.5) * (mp.digamma(x + 0.5) - mp.digamma(x))
+    return slopes + mp.log(mp.sqrt(2 * x) * mp.beta(x, 0.5)) + mp.log(scale)
+
+
+def wishart_entropy(df, scale):
+    """Of the scale matrix s² I₃."""
+    n, gammas = mp.mpf(df), 1.5 * mp.log(mp.pi) + sum(mp.loggamma((df - j) / 2) for j in range(3))
+    slopes = sum(mp.digamma((df - j) / 2) for j in range(3))
+    scales = 12 * mp.log(scale) + 6 * mp.log(2)
+    return scales + gammas - (n - 4) / 2 * slopes + 1.5 * n
+
+
+def binomial_entropy(n, p):
+    masses = [mp.binomial(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1)]
+    return -sum(m * mp.log(m) for m in masses if m > 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_entropies_that_torch_rounds_hold_in_float32(dtype):
+    def at(*values):
+        given = torch.tensor(values, dtype=dtype)
+        return given, [mp.mpf(v) for v in given.tolist()]
+
+    cases = []
+    for df in (1e-6, 1e-3, 3.0, 1e6, 1e10):
+        given, (n, s) = at(df, 2.0)
+        cases.append((D.StudentT(given[0], 0.0, given[1]), student_t_entropy(n, s)))
+    for df in (3.0, 5.0, 1e6, 1e9):
+        given, (n, s) = at(df, 0.5)
+        wishart = D.Wishart(given[0], scale_tril=given[1] * torch.eye(3, dtype=dtype))
+        cases.append((wishart, wishart_entropy(n, s)))
+    for n, chance in ((4, 0.3), (1000, 0.5), (50, 1.0), (50, 0.0), (200, 1e-6)):
+        given, (p,) = at(chance)
+        truth = binomial_entropy(n, p)
+        cases.append((D.Binomial(n, given[0]), truth))
+        cases.append((D.Multinomial(n, torch.stack([given[0], 1 - given[0]])), truth))
+    for distribution, truth in cases:
+        value = closed_forms.entropy(distribution)
+        assert value.dtype == dtype
+        assert abs(float(value) - float(truth)) <= 1e-6 * max(1, abs(float(truth))), distribution
+
+
+def test_binomials_of_several_counts_have_an_entropy_each():
+    value = closed_forms.entropy(D.Binomial(t(3.0, 5.0, 0.0), t(0.3)))
+    truth = [binomial_entropy(n, mp.mpf(0.3)) for n in (3, 5, 0)]
+    torch.testing.assert_close(value, t(*map(float, truth)), rtol=1e-12, atol=1e-12)
+
+
+INTEGERS = [
+    (D.Normal, (0, 1), (1, 2)),
+    (D.Gamma, (3, 4), (2, 5)),
+    (D.Exponential, (2,), (3,)),
+    (D.Uniform, (0, 3), (0, 5)),
+    (D.Laplace, (0, 1), (1, 2)),
+    (D.Poisson, (3,), (4,)),
+    (D.Bernoulli, (1,), (1,)),
+]
+
+
+@pytest.mark.parametrize(("family", "p", "q"), INTEGERS)
+def test_integer_parameters_have_values_that_are_not_cut_to_integers(family, p, q):
+    whole = [family(*(torch.tensor(v) for v in given)) for given in (p, q)]
+    floats = [family(*(torch.tensor(float(v)) for v in given)) for given in (p, q)]
+    quantities = [closed_forms.kl]
+    if closed_forms.find_entropy(floats[0]):
+        quantities += [lambda a, b: closed_forms.entropy(a), closed_forms.cross_entropy]
+    if (family, family) in closed_forms.ORDERS:
+        quantities.append(lambda a, b: closed_forms.renyi(a, b, alpha=0.5))
+    for quantity in quantities:
+        torch.testing.assert_close(quantity(*whole), quantity(*floats), rtol=0, atol=0)
+
+
+def test_integer_gaussians_and_infinite_pairs():
+    zero, one = torch.tensor([0, 0]), torch.tensor([1, 1])
+    p, q = D.Independent(D.Normal(zero, one), 1), D.Independent(D.Normal(one, 2 * one), 1)
+    assert closed_forms.kl(p, q).item() == pytest.approx(2 * (math.log(2) - 0.25), rel=1e-6)
+    value = closed_forms.renyi(p, q, alpha=2)
+    assert value.is_floating_point() and value > 0
+    normal = D.Normal(torch.tensor(0), torch.tensor(1))
+    assert closed_forms.kl(normal, D.Exponential(torch.tensor(1))) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("n", "p", "m", "q"),
+    [
+        (3, 0.3, 5, 0.4),
+        (1000, 0.5, 1001, 0.4995),
+        (10, 1e-6, 12, 1e-6),
+        (5, 1.0, 7, 0.3),
+        (100, 0.9, 5000, 1e-4),
+        (0, 0.5, 4, 0.5),
+        (20, 0.999999, 2000, 0.01),
+    ],
+)
+def test_a_binomial_of_fewer_trials_is_summed(n, p, m, q):
+    value = closed_forms.kl(D.Binomial(n, t(p)), D.Binomial(m, t(q)))
+    with mp.workdps(40):
+        masses = [
+            [mp.binomial(c, k) * mp.mpf(x) ** k * (1 - mp.mpf(x)) ** (c - k) for k in range(n + 1)]
+            for c, x in ((n, p), (m, q))
+        ]
+        truth = float(sum(a * mp.log(a / b) for a, b in zip(*masses, strict=True) if a > 0))
+    assert value.item() == pytest.approx(truth, rel=1e-9)
+
+
+def test_binomials_of_fewer_trials_row_by_row_and_outside_the_support():
+    p = D.Binomial(t(3.0, 5.0, 7.0), t(0.3))
+    value = closed_forms.kl(p, D.Binomial(5, t(0.4)))
+    assert value[0].item() == pytest.approx(0.5714590523533778, rel=1e-9)
+    assert value[1].item() == pytest.approx(5 * 0.021601, rel=1e-4) and value[2] == INF
+    for sure in (0.0, 1.0):
+        assert closed_forms.kl(D.Binomial(3, t(0.3)), D.Binomial(5, t(sure))) == INF

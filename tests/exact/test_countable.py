@@ -10,7 +10,7 @@ import torch
 import torch.distributions as d
 
 from kullback.exact import closed_forms, countable
-from kullback.exact.lattices import lattice_of, log_masses
+from kullback.exact.countable import lattice_of, log_masses
 from truths import t64
 
 INF = math.inf

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kullback.exact import log_tables, tables
+from kullback.exact import table_sums, tables
 
 INF = math.inf
 PAIRED = {
@@ -86,6 +86,7 @@ def test_the_textbook_formula_and_its_gradient(name, form):
         torch.testing.assert_close(mine, printed, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", PAIRED)
 def test_gradients_by_finite_differences(name):
     p, q = (t.exp().requires_grad_() for t in two_tables(4))
@@ -95,6 +96,7 @@ def test_gradients_by_finite_differences(name):
         assert torch.autograd.gradgradcheck(call, (p, q))
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, on first jvp
 @pytest.mark.parametrize("name", [n for n in PAIRED if n not in ("renyi_inf", "total_variation")])
 def test_forward_mode_agrees_with_reverse_mode_also_where_entries_tie(name):
@@ -313,6 +315,7 @@ def test_high_orders_do_not_overflow_in_logs():
 masses = st.lists(st.floats(0, 1), min_size=4, max_size=4).filter(lambda m: sum(m) > 1e-3)
 
 
+@pytest.mark.slow
 @given(masses, masses)
 def test_laws(first, second):
     """Non-negative; zero for equal tables; Pinsker; Rényi rises with its order; JS is bounded."""
@@ -335,7 +338,7 @@ def test_batches_broadcast_and_blocks_change_nothing(monkeypatch):
     truth = TEXTBOOK["kl"](log_p.exp()[:, :1], log_q.exp()[0])
     assert truth.shape == (5, 3)
     for block in (1, 8, 16, 24, 1000):
-        monkeypatch.setattr(log_tables, "BLOCK", block)
+        monkeypatch.setattr(table_sums, "BLOCK", block)
         value = tables.kl(log_p[:, :1], log_q[0], form="log_probs")
         torch.testing.assert_close(value, truth)
         assert tables.surprisal(log_p, form="log_probs").equal(-log_p)

@@ -16,11 +16,13 @@ from PIL import Image
 from kullback.core import DataError, RunError
 from kullback.data import describe_protocol, load
 from kullback.report import write
-from kullback.report.markup import picture
-from kullback.report.origin import command
+from kullback.report.charts import picture
+from kullback.report.run_page import command
 from kullback.vae import VAE, Architecture, Evaluation, Training, train
 
 from .conftest import TINY, in_memory, noise
+
+pytestmark = pytest.mark.usefixtures("fashion_once")
 
 VOID = {"meta", "link", "img", "br", "rect", "path"}
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from kullback.data import describe_protocol
-from kullback.report.terminal import evaluation_table
-from kullback.report.words import plain, remarks
+from kullback.report.evaluation_text import evaluation_table, plain, remarks
 from kullback.vae import Evaluation, build, evaluate
 
 from .conftest import in_memory, noise

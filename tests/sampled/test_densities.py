@@ -21,7 +21,7 @@ from torch.distributions import (
 )
 
 from kullback.sampled import kl
-from kullback.sampled.densities import log_density
+from kullback.sampled.distributions import log_density
 
 INF = math.inf
 ZERO, HALF, ONE = (torch.tensor(v, dtype=torch.float64) for v in (0.0, 0.5, 1.0))

@@ -19,7 +19,7 @@ from torch.distributions import (
 from torch.distributions.transforms import ExpTransform
 
 from kullback.sampled import kl
-from kullback.sampled.draw_from import draw_from, sampler_fault
+from kullback.sampled.distributions import draw_from, sampler_fault
 
 
 def seeded(seed=0):

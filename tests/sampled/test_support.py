@@ -11,7 +11,7 @@ from torch.distributions import transforms as tf
 
 from kullback import sampled
 from kullback.core import ArgumentValueError
-from kullback.sampled.exact_or_sampled import cross_entropy, entropy, js, kl
+from kullback.sampled.divergences import cross_entropy, entropy, js, kl
 from truths import MAKERS, case, cases, kl_by_quadrature, t64
 
 INF = math.inf

@@ -10,14 +10,9 @@ from scipy.special import digamma
 from sklearn.feature_selection._mutual_info import _compute_mi_cc, _compute_mi_cd
 from sklearn.linear_model import LogisticRegression
 
-from kullback.sampled import (
-    classifier,
-    js_from_draws,
-    kl_from_draws,
-    mutual_information_from_draws,
-)
-from kullback.sampled.classifier import held_out_log_ratio
-from kullback.sampled.neighbours import lonely
+from kullback.sampled import js_from_draws, kl_from_draws, mutual_information_from_draws, two_sample
+from kullback.sampled.nearest_neighbours import lonely
+from kullback.sampled.two_sample import held_out_log_ratio
 
 
 def normals(seed, *shape):
@@ -82,9 +77,9 @@ def test_the_classifier_against_scikit_learn():
     """The fold's own choice of terms and penalty, fitted and evaluated by scikit-learn."""
     x, y = pair(6, n=200, d=2)
     at_x, at_y = held_out_log_ratio(x, y)
-    data = classifier._Labelled.of(x, y)
+    data = two_sample._Labelled.of(x, y)
     held, validation = data.place % 5 == 2, data.place % 5 == 3
-    choice = classifier._best(data, ~(held | validation), validation)
+    choice = two_sample._best(data, ~(held | validation), validation)
     a, b = x.numpy(), y.numpy()
     kept = np.arange(200) % 5 != 2
     within = 0.5 * (np.cov(a[kept].T) + np.cov(b[kept].T))
@@ -103,6 +98,7 @@ def test_the_classifier_against_scikit_learn():
     np.testing.assert_allclose(ours, theirs.clip(-most, most), rtol=0, atol=1e-4)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("method", ["neighbours", "classifier"])
 def test_known_truths(method, seed):
@@ -180,6 +176,7 @@ def test_which_x_are_out_of_reach():
     assert lonely(x, y + 50.0, k=3).item() == 1.0
 
 
+@pytest.mark.slow
 def test_units_and_order_of_draws_do_not_matter():
     x, y = pair(7, d=2)
     units = torch.tensor([1e-6, 1e4], dtype=torch.float64)
@@ -281,6 +278,7 @@ def lawful():
     )
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("x", "y", "kl"), [c[1:] for c in lawful()], ids=[c[0] for c in lawful()])
 def test_rounded_and_discrete_draws(x, y, kl):
     """The noise that undoes rounding leaves KL as it is: against a sum over values, z ≤ 4.5."""
@@ -392,6 +390,7 @@ def classifier_grid():
             yield n, d, shift
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("n", "d", "shift"), list(classifier_grid()))
 def test_the_classifier_gives_a_lower_bound(n, d, shift):
     """Its interval reaches below the truth, and no value is outside what is possible."""

@@ -8,7 +8,7 @@ import torch
 
 from kullback.core import ArgumentTypeError, ArgumentValueError
 from kullback.tokens import audit
-from kullback.tokens.auditing.targets import TARGETS, best_estimator, gradient
+from kullback.tokens.auditing.matching import TARGETS, best_estimator, gradient
 from kullback.tokens.auditing.worlds import worlds
 from tokens import peer_losses as peers
 
@@ -79,6 +79,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("name", with_slow(LOSSES))
 def test_losses_are_named(name):
     loss, on_policy, off_policy = LOSSES[name]
@@ -105,6 +106,7 @@ PENALTIES = {
 }
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", with_slow(PENALTIES))
 def test_penalties_are_named(name):
     penalty, credit, importance, on_policy, off_policy = PENALTIES[name]
@@ -113,6 +115,7 @@ def test_penalties_are_named(name):
         assert finding.kind == "none" if expected is None else found(finding) == expected
 
 
+@pytest.mark.slow
 def test_best_estimators_are_unbiased_and_rarely_noisier():
     """The Rao-Blackwell estimators that noise is compared with have the right expectation."""
     for world in worlds():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kullback import exact, tokens
-from kullback.tokens.task import Task
+from kullback.tokens.backends.interface import Task
 
 INF = math.inf
 EPS = torch.finfo(torch.float32).eps
@@ -119,6 +119,7 @@ def test_the_reference_has_the_rules_of_the_tables(name):
         torch.testing.assert_close(mine, true, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.sweep(3)
 @every_function
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 def test_gradients_are_those_of_finite_differences(name, backend):
@@ -155,6 +156,7 @@ def test_chunked_in_float64_is_the_reference(name, vocab):
     held_to_reference(name, p, q, torch.arange(5) % vocab, "chunked", 1e-13, temperature=1.3)
 
 
+@pytest.mark.sweep(3)
 @every_function
 @every_backend
 @pytest.mark.parametrize("vocab", [1, 2, 3, 15, 16, 17, 1000, 2048, 2049, 5003])
@@ -181,6 +183,7 @@ def test_dtypes_can_differ(backend):
     torch.testing.assert_close(found.double(), truth, rtol=64 * EPS, atol=0)
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("name", ["kl", "js", "compare"])
 @every_backend
 def test_the_largest_vocabulary(name, backend):
@@ -242,6 +245,7 @@ def cases(draw):
     return *pair, mask, ids, draw(st.sampled_from([0.5, 1.0, 2.0]))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("backend", FAST)
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(case=cases())
@@ -260,6 +264,7 @@ def test_any_small_case(backend, case):
 # --- never negative, and accurate where the two are close ----------------------------------------
 
 
+@pytest.mark.sweep(3)
 @every_backend
 @pytest.mark.parametrize("shift", [0.0, 40.0])
 @pytest.mark.parametrize("distance", [1e-3, 1.4e-3, 1e-2, 0.3, 3.0])
@@ -535,7 +540,7 @@ def test_many_threads_give_what_one_gives(backend):
 
 
 def test_auto_takes_the_native_loop_where_it_pays():
-    from kullback.tokens.backends import choose
+    from kullback.tokens.backends.choose import choose
 
     big, small = torch.zeros(4, 1 << 16), torch.zeros(4, 16)
     task = Task(("kl",))

@@ -14,11 +14,11 @@ from kullback.tokens import (
     distill_terms_from_hidden,
     js_from_hidden,
     kl_from_hidden,
-    reference,
     usable,
 )
-from kullback.tokens.distill import DIVERGENCES
-from kullback.tokens.task import Task
+from kullback.tokens.backends import reference
+from kullback.tokens.backends.interface import Task
+from kullback.tokens.losses.distillation import DIVERGENCES
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -74,6 +74,7 @@ def gradients(value, p, q):
     return torch.autograd.grad((value * weights).sum(), [x for x in (*p, *q) if x is not None])
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("bias", [None, "none bans", "both ban", "p bans", "q bans"])
 @pytest.mark.parametrize("caps", [(None, None), (3.0, 5.0), (None, 3.0)])
 @pytest.mark.parametrize("memory", [3000, 1 << 26])
@@ -87,6 +88,7 @@ def test_equals_the_reference(bias, caps, memory):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     positions=st.integers(0, 5),
@@ -102,6 +104,7 @@ def test_any_size_and_blocking(positions, vocab, widths, memory, seed):
     torch.testing.assert_close(found, truth(p, q), rtol=1e-11, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_finite_differences():
     p, q = sides(3, 11, (2, 3), bias="both ban")
     banned = p[2] == -math.inf
@@ -181,6 +184,7 @@ def test_everything_in_one_pass(bias, memory):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("bias", [None, "both ban", "p bans", "q bans"])
 @pytest.mark.parametrize("beta", [0.1, 0.5])
 def test_jensen_shannon(bias, beta):

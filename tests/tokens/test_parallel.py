@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 
 from kullback import tokens
-from kullback.tokens import parallel, usable
+from kullback.tokens import usable
+from kullback.tokens.divergences import sharded
 
 CASES = ("plain", "both ban", "p bans", "q bans", "a slice is banned", "close", "float32")
 CUTS = {2: (5, 12), 4: (1, 6, 6, 4)}
@@ -48,29 +49,29 @@ def work(folder, world, rank):
     for case in CASES:
         p, q, ids = make(case)
         pair = [x[:, own].clone().requires_grad_() for x in (p, q)]
-        found = parallel.compare(*pair, ids=ids, temperature=1.3, backend="chunked")
+        found = sharded.compare(*pair, ids=ids, temperature=1.3, backend="chunked")
         grads = torch.autograd.grad(weighted(found), pair)
-        one = [parallel.kl(*pair), parallel.entropy(pair[0]), parallel.log_prob(pair[0], ids)]
+        one = [sharded.kl(*pair), sharded.entropy(pair[0]), sharded.log_prob(pair[0], ids)]
         results[case] = (*(x.detach() for x in found), *grads, *(x.detach() for x in one))
-        mixed = parallel.js(*pair, beta=0.3, temperature=1.3)
+        mixed = sharded.js(*pair, beta=0.3, temperature=1.3)
         results["js " + case] = (mixed.detach(), *torch.autograd.grad(weighted([mixed]), pair))
-        sums = parallel.jeffreys(*pair), parallel.cross_entropy(*pair)
+        sums = sharded.jeffreys(*pair), sharded.cross_entropy(*pair)
         results["sums " + case] = tuple(x.detach() for x in sums)
         if case == "float32" and not usable(pair[0])["native"]:
-            found = parallel.compare(*pair, ids=ids, temperature=1.3, backend="native")
+            found = sharded.compare(*pair, ids=ids, temperature=1.3, backend="native")
             grads = torch.autograd.grad(weighted(found), pair)
             results["native"] = (*(x.detach() for x in found), *grads, *results[case][9:])
     mask = torch.tensor([True, False, True])
     broken, q, _ = make("plain")
     broken[1, 3] = math.nan
     pair = [x[:, own].clone().requires_grad_() for x in (broken, q)]
-    masked = parallel.kl(*pair, mask=mask)
-    passed = parallel.kl(*pair, nan="pass")
+    masked = sharded.kl(*pair, mask=mask)
+    passed = sharded.kl(*pair, nan="pass")
     results["mask"] = (masked.detach(), *torch.autograd.grad(masked.sum(), pair), passed.detach())
-    mixed, passed = parallel.js(*pair, mask=mask), parallel.js(*pair, nan="pass")
+    mixed, passed = sharded.js(*pair, mask=mask), sharded.js(*pair, nan="pass")
     results["js mask"] = (mixed.detach(), *torch.autograd.grad(mixed.sum(), pair), passed.detach())
     try:
-        parallel.kl(*pair)
+        sharded.kl(*pair)
     except ValueError as error:
         results["refused"] = str(error)
     torch.save(results, f"{folder}/{rank}.pt")
@@ -144,9 +145,9 @@ def test_masks_and_rows_without_distribution(shards):
 
 def test_without_a_group_it_says_so():
     with pytest.raises(ValueError, match="backend: expected one that sums rows"):
-        parallel.kl(torch.zeros(2), torch.zeros(2), backend="reference")
+        sharded.kl(torch.zeros(2), torch.zeros(2), backend="reference")
     with pytest.raises(ValueError, match="group: expected a process group"):
-        parallel.kl(torch.zeros(2), torch.zeros(2))
+        sharded.kl(torch.zeros(2), torch.zeros(2))
 
 
 if __name__ == "__main__":

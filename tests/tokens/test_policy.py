@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kullback.sampled import effective_sample_size, log_ratio, log_ratio_terms
-from kullback.tokens.policy import policy_kl_loss, rao_blackwell_kl_loss
-from kullback.tokens.policy_kl import TrustRegion
+from kullback.tokens.losses.policy import policy_kl_loss, rao_blackwell_kl_loss
+from kullback.tokens.losses.policy_kl import TrustRegion
 from tokens.worlds import World
 
 F64, F32 = torch.float64, torch.float32
@@ -47,6 +47,7 @@ def random_logs(*shape, seed=0, dtype=F64, spread=0.3):
 # What every loss promises: its value and its gradient are, on average, those of the divergence.
 
 
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("level", LEVELS)
@@ -88,6 +89,7 @@ def test_the_value_of_k2_and_the_gradient_of_the_divergence(direction, on_policy
     assert relative(gradient, here.gradient(truth)) < EXACT
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("on_policy", [True, False], ids=["on", "off"])
@@ -377,7 +379,7 @@ def test_on_policy_a_sequence_of_one_token_is_a_draw_of_log_ratio():
         assert found.standard_error == pytest.approx(truth.standard_error, rel=1e-9)
         assert (found.bias, found.why, found.warnings) == (truth.bias, truth.why, truth.warnings)
     best = policy_kl_loss(log_current=current, log_reference=reference, estimator="best")
-    assert best.loss.item() == pytest.approx(best.estimate().value, rel=1e-12)
+    assert best.loss.item() == pytest.approx(best.estimate("best").value, rel=1e-12)
 
 
 def test_per_token_over_unequal_lengths_is_a_ratio_with_its_error():
@@ -390,7 +392,7 @@ def test_per_token_over_unequal_lengths_is_a_ratio_with_its_error():
     value = rows.sum() / lengths.sum()
     influence = (rows - value * lengths) / lengths.double().mean()
     error = (influence.square().sum() / (30 * 29)).sqrt().item()
-    found = kl.estimate()
+    found = kl.estimate("k3")
     assert found.value == pytest.approx(value.item(), rel=1e-12)
     assert found.standard_error == pytest.approx(error, rel=1e-9) and found.bias == "unknown"
     exact = policy_kl_loss(
@@ -533,6 +535,7 @@ def covariance(chance, x, y):
 LAWFUL = [World(3, 3, seed=seed, far=0.2 + 0.3 * seed) for seed in range(6)] + [conditioned()]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("here", LAWFUL)
 def test_at_every_position_the_exact_kl_never_scatters_more(here):
     for place in range(here.length):

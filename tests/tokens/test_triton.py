@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from kullback.tokens import kl_from_hidden, usable
-from kullback.tokens.measure import measure
-from kullback.tokens.task import Task
+from kullback.tokens.backends.interface import Task
+from kullback.tokens.divergences.logits import measure
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"

@@ -10,7 +10,7 @@ import torch
 
 from kullback.tokens import audit
 
-pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "trl_policy_kl.py"
 REVERSE, FORWARD = "KL(policy‖ref)", "KL(ref‖policy)"
 

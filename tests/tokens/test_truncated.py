@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kullback import exact
-from kullback.tokens.truncated import Bounds, TopK, kl_bounds, kl_estimate
+from kullback.tokens.divergences.top_k import Bounds, TopK, kl_bounds, kl_estimate
 
 FLOAT = torch.float64
 
@@ -32,6 +32,7 @@ def assert_holds(bounds, kl):
     assert (bounds.upper >= kl - off).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(
     vocab=st.integers(2, 9),
@@ -135,6 +136,7 @@ def test_a_sentinel_is_a_token_that_is_not_listed(sentinel):
     assert kl_bounds(twice, q) == kl_bounds(meant, q)
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("vocab", [1, 2, 5, 8])
 @pytest.mark.parametrize("zeros", [0, 1, 3])

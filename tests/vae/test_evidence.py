@@ -5,7 +5,7 @@ import torch
 
 from kullback.core import Estimate
 from kullback.vae import Architecture, build, evaluate
-from kullback.vae.bounds import bounds
+from kullback.vae.evidence import bounds
 from oracles import LinearGaussian
 
 SD = torch.tensor([-0.7, -0.4, -0.9], dtype=torch.float64)

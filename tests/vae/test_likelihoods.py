@@ -6,9 +6,14 @@ import mpmath
 import pytest
 import torch
 
-from kullback.vae.kinds import LIKELIHOODS, choose
-from kullback.vae.likelihoods import Bernoulli, Categorical, Gaussian
-from kullback.vae.logistics import DiscretisedLogistics, _log_mass
+from kullback.vae.architecture import LIKELIHOODS, choose
+from kullback.vae.likelihoods import (
+    Bernoulli,
+    Categorical,
+    DiscretisedLogistics,
+    Gaussian,
+    _log_mass,
+)
 
 
 def outcomes(shape, levels):

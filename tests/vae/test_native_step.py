@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from kullback.vae import Architecture, Training, build
-from kullback.vae.by_hand import step_for
-from kullback.vae.flat import FlatParameters
-from kullback.vae.native_step import library
+from kullback.vae.fast.elbo_step import step_for
+from kullback.vae.fast.flat import FlatParameters
+from kullback.vae.fast.native_step import library
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler here")
 SETTINGS = Training(steps=1)
@@ -33,6 +33,7 @@ def gradients(activation, dtype, *, size, hidden, latent, batch, gain, beta):
     return loss, figures, flat.gradient
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("activation", ["relu", "silu", "tanh"])
 @pytest.mark.parametrize(
     "shape",

@@ -13,8 +13,8 @@ from kullback.core import DataError, Estimate, RunError
 from kullback.data import Dataset
 from kullback.data.dataset import sha256_of
 from kullback.vae import VAE, Architecture, Training, build, resume, train
-from kullback.vae.bounds import bounds
-from kullback.vae.flat import FlatParameters
+from kullback.vae.evidence import bounds
+from kullback.vae.fast.flat import FlatParameters
 from kullback.vae.loop import State, batches, fit, loss_terms
 from kullback.vae.monitor import collapse_warning
 from kullback.vae.store import load_tensors
@@ -321,6 +321,7 @@ def test_collapse_is_reported_while_training(tmp_path):
     assert readings[0].step >= 1
 
 
+@pytest.mark.slow
 def test_minutes_end_the_run(tmp_path):
     outcome = train(
         toy(), architecture=SMALL, training=Training(minutes=0.02), folder=tmp_path / "r"

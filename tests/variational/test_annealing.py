@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from kullback.variational import Target, fit
-from kullback.variational import annealing as fitter
-from kullback.variational.annealing import BENDS, cooled, widened
 from kullback.variational.families import Flow, FullRank
+from kullback.variational.families.family import Frame
 from kullback.variational.families.flow import bent, straight
-from kullback.variational.frame import Frame
-from kullback.variational.losses import loss_of
+from kullback.variational.optimise import annealing as fitter
+from kullback.variational.optimise.annealing import BENDS, cooled, widened
+from kullback.variational.optimise.losses import loss_of
 
 F64 = torch.float64
 
@@ -49,6 +49,7 @@ def test_what_is_never_finite_ends_the_fit():
     assert "not finite" in steps[-1].reason
 
 
+@pytest.mark.slow
 def test_a_heavy_target_widens_the_base():
     """The base at h = 0.4 as the target of a flow that is N(0, I): it is found, exactly."""
     pytest.importorskip("zuko")
@@ -59,6 +60,7 @@ def test_a_heavy_target_widens_the_base():
     torch.testing.assert_close(flow.log_prob(z), target.log_density(z), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_flow_in_one_dimension(monkeypatch):
     pytest.importorskip("zuko")
     monkeypatch.setattr(fitter, "FIRST", 100)

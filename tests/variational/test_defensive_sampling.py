@@ -8,9 +8,9 @@ from torch.distributions import MultivariateNormal, StudentT
 
 from kullback.sampled import pareto_k
 from kullback.variational import fit
-from kullback.variational.corrections import by_weights, tail_ratio
-from kullback.variational.defensive_sampling import pooled, widely
-from kullback.variational.diagnosis import diagnose
+from kullback.variational.diagnostics.defensive_sampling import pooled, widely
+from kullback.variational.diagnostics.diagnose import diagnose
+from kullback.variational.diagnostics.moment_corrections import by_weights, tail_ratio
 
 F64 = torch.float64
 Z = 4.5
@@ -77,6 +77,7 @@ def test_nan_far_out_is_not_used():
     assert diagnose(z, log_q(z), log_q(z), wide=wide).tails is None
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("seed", [6, 18])
 def test_a_funnel_is_not_trusted_whatever_few_weights_say(seed):
     """Neal's funnel in 10 dimensions, to a Gaussian: the narrow end is all that it reaches."""

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch.distributions import MultivariateNormal
 
 from kullback.core import KullbackError
-from kullback.variational.corrections import by_scores, by_weights
-from kullback.variational.diagnosis import _log_mean_over_mean_log, diagnose
-from kullback.variational.missed_modes import Probed, probe
+from kullback.variational.diagnostics.diagnose import _log_mean_over_mean_log, diagnose
+from kullback.variational.diagnostics.missed_modes import Probed, probe
+from kullback.variational.diagnostics.moment_corrections import by_scores, by_weights
 
 Z = 4.5
 

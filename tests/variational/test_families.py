@@ -7,10 +7,10 @@ import torch
 
 from kullback.exact import quadrature
 from kullback.variational.families import NAMED, FullRank, MeanField, Mixture, StudentT
+from kullback.variational.families.family import Frame
 from kullback.variational.families.flow import bent as widened
 from kullback.variational.families.flow import hubs_first, straight
-from kullback.variational.frame import Frame
-from kullback.variational.noise import fixed_normals
+from kullback.variational.optimise.starts import fixed_normals
 
 F64 = torch.float64
 
@@ -36,6 +36,7 @@ def bent(name, dim, seed=0, size=0.3):
 every = pytest.mark.parametrize("name", [*sorted(NAMED), "flow, widened", "mixture, diagonal"])
 
 
+@pytest.mark.sweep(4)
 @every
 def test_log_prob_is_normalised(name):
     family, _ = bent(name, 2)
@@ -76,6 +77,7 @@ def test_samples_follow_the_density(name):
         assert abs(float(terms.mean()) - truth) < 4.5 * error + slack
 
 
+@pytest.mark.sweep(2)
 @every
 def test_pushed_means_have_the_gradient_of_the_expectation(name):
     """∂/∂φ of a pushed mean over a fine normal grid against ∂/∂φ of the integral of q f."""

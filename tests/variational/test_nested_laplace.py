@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from kullback.variational import Target, fit
-from kullback.variational.defensive_sampling import pooled, widely
-from kullback.variational.diagnosis import diagnose_beyond
-from kullback.variational.evidence import Evidence, Sample
-from kullback.variational.nested_laplace import Standard, follow, funnels
-from kullback.variational.verdict import judge
+from kullback.variational.diagnostics.defensive_sampling import pooled, widely
+from kullback.variational.diagnostics.diagnose import diagnose_beyond
+from kullback.variational.diagnostics.evidence import Evidence, Sample
+from kullback.variational.diagnostics.nested_laplace import Standard, follow, funnels
+from kullback.variational.diagnostics.verdict import judge
 
 F64 = torch.float64
 Z = 4.5

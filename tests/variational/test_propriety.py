@@ -8,8 +8,8 @@ import torch
 from torch.distributions import Normal, constraints
 
 from kullback.variational import Parameter, Target, fit
-from kullback.variational.propriety import improper, undecaying
-from kullback.variational.start import find_start
+from kullback.variational.diagnostics.propriety import improper, undecaying
+from kullback.variational.optimise.starts import find_start
 
 F64 = torch.float64
 softplus = torch.nn.functional.softplus
@@ -163,6 +163,7 @@ def test_improper_targets_are_said_to_be(name):
     assert re.search(words, found.reason), found.reason
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", PROPER)
 def test_proper_targets_with_heavy_tails_are_not(name):
     """From the start of a fit, and from a law ten times as wide."""

@@ -11,9 +11,9 @@ from torch.distributions import constraints
 from kullback.core import RunError
 from kullback.variational import Target, fit
 from kullback.variational.archive import load, save
+from kullback.variational.diagnostics.summary import assess, resample, summarise, to_arviz
 from kullback.variational.families import NAMED, FullRank
-from kullback.variational.frame import Frame
-from kullback.variational.summary import assess, resample, summarise, to_arviz
+from kullback.variational.families.family import Frame
 
 Z = 4.5
 
@@ -90,6 +90,7 @@ def correlated(z):
     return -0.5 * (z.square().sum() + (z[0] - z[1]) ** 2 + (z[2] - z[0]).abs().pow(1.5))
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", sorted(NAMED))
 def test_q_itself_comes_back_from_disk(name, tmp_path):
     """Of every family, away from its start: the same draws from the same seed, the same density."""

@@ -19,9 +19,9 @@ from torch.distributions import (
 
 from kullback.exact import quadrature
 from kullback.variational import Parameter, Target
-from kullback.variational.anchored import anchored
-from kullback.variational.constraints import bijection, ordered
-from kullback.variational.pieces import in_pieces, score_in_pieces
+from kullback.variational.optimise.control_variate import anchored
+from kullback.variational.target.batched_eval import in_pieces, score_in_pieces
+from kullback.variational.target.parameters import bijection, ordered
 
 F64 = torch.float64
 T = lambda *values: torch.tensor(values, dtype=F64)  # noqa: E731

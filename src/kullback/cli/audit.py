@@ -8,9 +8,8 @@ from cyclopts import Parameter
 
 from kullback.core import require
 
-from .numerals import Whole
-from .session import check_new, prepare, print_json, say
-from .streams import write
+from .options import Whole
+from .session import check_new, prepare, print_json, say, write
 
 __all__ = ["audit"]
 
@@ -75,19 +74,18 @@ def audit(
     import torch
 
     from kullback import tokens
-    from kullback.report import audit_page, audit_text
+    from kullback.report import audit_report
 
-    from .loading import function_at
-    from .user_code import user_code
+    from .user_files import function_at, user_code
 
     torch.set_num_threads(1)  # the tables are tiny
     function = function_at(loss)
     with user_code(None, traceback=True):
         found = tokens.audit(function, **options.arguments())
     if options.html is not None:
-        audit_page.write(found, options.html)
+        audit_report.write(found, options.html)
         say(f"report: {options.html}")
     if options.json:
         print_json(found.to_json())
     else:
-        write(audit_text.audit_table(found) + "\n")
+        write(audit_report.audit_table(found) + "\n")

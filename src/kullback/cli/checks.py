@@ -9,8 +9,7 @@ from cyclopts import Parameter
 
 from kullback.core import __version__
 
-from .session import prepare, print_json
-from .streams import write
+from .session import prepare, print_json, write
 
 __all__ = ["checks"]
 
@@ -46,7 +45,7 @@ def _gather() -> dict[str, Any]:
 
     from kullback.core.compiling import load
     from kullback.vae.device import matmul_gflops, pick_device, pick_precision, pick_threads
-    from kullback.vae.native_step import SOURCE
+    from kullback.vae.fast.native_step import SOURCE
 
     device, threads = pick_device(), pick_threads()
     rates = {

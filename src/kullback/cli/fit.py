@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from .fit_options import FitOptions
+from .options import FitOptions
 from .session import prepare
 
 __all__ = ["fit"]
@@ -26,7 +26,7 @@ def fit(
     options = options or FitOptions()
     options.check()
     from .fitting import fit_both, fit_one
-    from .target_file import read_target
+    from .user_files import read_target
 
     found = read_target(target, dim=options.dim)
     (fit_both if options.direction == "both" else fit_one)(found, options)

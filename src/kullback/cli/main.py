@@ -1,4 +1,8 @@
-"""The `kullback` command: finds the subcommand, and turns this package's errors into exit codes.
+"""Errors of the library in the words of the command: `--draws` where Python has `draws=`.
+
+Which to use: `in_flags`, at the one place where errors are printed.
+
+The `kullback` command: finds the subcommand, and turns this package's errors into exit codes.
 
 No torch is imported here nor by any command's module: only by the command's function, when it runs.
 """
@@ -6,16 +10,66 @@ No torch is imported here nor by any command's module: only by the command's fun
 import os
 import re
 import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cyclopts import App
 
 from kullback.core import KullbackError, RunError, __version__
 
-from .flags import in_flags
-from .streams import FULL, abandon, plain_letters
+from .session import FULL, abandon, plain_letters
 
-__all__ = ["app", "main"]
+__all__ = ["app", "in_flags", "main"]
+
+# arguments whose option has another name
+OTHER = {
+    "generator": "seed",
+    "evaluation_draws": "draws",
+    "overwrite": "force",
+    "names": "name",
+}
+NAMED = re.compile(r"names?=\{'(\w+)': '(\w+)'\}")
+
+
+def in_flags(text: str, flags: Iterable[str]) -> str:
+    """Write an error's argument names as options: those before its colon and those in its hint.
+
+    flags: the options of the command, such as `--draws`. Other text stays as it is.
+
+    >>> in_flags("free_bits: expected nats; got -1. Try: free_bits=0", ["--free-bits"])
+    '--free-bits: expected nats; got -1. Try: --free-bits 0'
+    >>> in_flags("fit.json exists. Try: another folder, or force=True", ["--force"])
+    'fit.json exists. Try: another folder, or --force'
+    """
+    known = set(flags)
+    if "--name" in known:
+        text = re.sub(r"^names\['(\w+)'\]", r"--name \1=…", text)
+    head, mark, hint = text.partition("Try: ")
+    first, colon, rest = head.partition(":")
+    names = first.split(" and ")
+    if colon and all(name.isidentifier() for name in names):
+        head = " and ".join(_flag(name, known) or name for name in names) + colon + rest
+    hint = NAMED.sub(lambda m: f"--name {m[1]}={m[2]}" if "--name" in known else m[0], hint)
+    return head + mark + re.sub(r"(?<![\w/.-])([a-z]\w*)=('[^']*'|[\w.…]*)", _option(known), hint)
+
+
+def _flag(name: str, known: set[str]) -> str | None:
+    """Return the option, or the argument in capitals, that stands for an argument in Python."""
+    name = OTHER.get(name, name)
+    flags = (f"--{name.replace('_', '-')}", f"-{name}", name.upper())
+    return next((flag for flag in flags if flag in known), None)
+
+
+def _option(known: set[str]) -> Callable[[re.Match[str]], str]:
+    def written(found: re.Match[str]) -> str:
+        flag = _flag(found[1], known)
+        value = found[2].strip("'")
+        if flag is None or not flag.startswith("-") or flag == "--name":
+            return found[0]
+        return flag if value in ("True", "") else f"{flag} {value}"
+
+    return written
+
 
 HELP = """Kullback-Leibler divergence: measure it, minimise it, code with it.
 
@@ -52,42 +106,46 @@ app.command(
     name="evaluate",
     help="Measure a run: ELBO, log-likelihood bound, rate, distortion.",
 )
-app.command("kullback.cli.sample:sample", name="sample", help="Draw images from a run.")
+app.command("kullback.cli.model_commands:sample", name="sample", help="Draw images from a run.")
 app.command(
-    "kullback.cli.reconstruct:reconstruct",
+    "kullback.cli.model_commands:reconstruct",
     name="reconstruct",
     help="Images and their reconstructions.",
 )
 app.command(
-    "kullback.cli.encode:encode",
+    "kullback.cli.model_commands:encode",
     name="encode",
     help="Means and standard deviations of q(z|x) for your data.",
 )
 app.command(
-    "kullback.cli.entropy:entropy",
+    "kullback.cli.divergences:entropy",
     name="entropy",
     help="Entropy H(P): mean code length of data from P.",
 )
 app.command(
-    "kullback.cli.cross_entropy:cross_entropy",
+    "kullback.cli.divergences:cross_entropy",
     name="cross-entropy",
     help="Cross-entropy H(P, Q): mean code length when data from P are coded for Q.",
 )
 app.command(
-    "kullback.cli.kl:kl", name="kl", help="KL divergence KL(P‖Q), exact or with a standard error."
+    "kullback.cli.divergences:kl",
+    name="kl",
+    help="KL divergence KL(P‖Q), exact or with a standard error.",
 )
 app.command(
     "kullback.cli.fit:fit",
     name="fit",
     help="Fit q(z) to a log density and bound the errors of the fit.",
 )
-app.command("kullback.cli.js:js", name="js", help="Jensen-Shannon divergence JS(P, Q).")
+app.command("kullback.cli.divergences:js", name="js", help="Jensen-Shannon divergence JS(P, Q).")
 app.command(
     "kullback.cli.audit:audit",
     name="audit",
     help="Find the divergence that a policy loss minimises.",
 )
-app.command("kullback.cli.report:report", name="report", help="Rebuild a run's report.html.")
+app.command(
+    "kullback.cli.model_commands:report", name="report", help="Rebuild a run's report.html."
+)
 app.command(
     "kullback.cli.checks:checks", name="checks", help="What this machine and install can do."
 )

@@ -1,6 +1,7 @@
 """What `entropy`, `cross-entropy`, `kl` and `js` share: the way from the arguments to an answer."""
 
 import functools
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kullback.core import ArgumentValueError, require
 from kullback.core.checks import message
 
-from .measure_options import MeasureOptions
+from .options import MeasureOptions
 from .session import expected_bar, prepare, say
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def answer(
     else:
         given = read_pair(p, q, how=how)
     found = _measured(quantity, given, options, chosen)
+    if math.isnan(float(found.measured)):
+        expected = "parameters for which float64 holds the value"
+        raise ArgumentValueError(message("P and Q", expected, "not a number", "smaller ratios"))
     text = showing.explanation(found, options) if options.explain else None
     if options.plot is not None:
         showing.draw(found, options, options.plot)
@@ -73,7 +77,7 @@ def _measured(
     import torch
 
     from kullback import sampled
-    from kullback.sampled import exact_or_sampled as ways
+    from kullback.sampled import divergences as ways
 
     from .showing import Answer, drawable
 

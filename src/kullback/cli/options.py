@@ -1,10 +1,22 @@
-"""The options that commands share, as dataclasses that cyclopts lays out; no torch here.
+"""Numbers as people type them: `0.5`, `1e-3`, `1_000`, `1/3`, `50%`; nothing is ever evaluated.
+
+Which to use: `number` for one number, `split_list` for the parts of a list, and the types `Whole`
+and `Real` for options (`--draws 1e6`).
+
+The options that commands share, as dataclasses that cyclopts lays out; no torch here.
 
 Defaults come from the library's own settings, so they are written once.
+
+The arguments and options of `entropy`, `cross-entropy`, `kl` and `js`; no torch here.
+
+The options of `kullback fit`; no torch here.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -12,9 +24,98 @@ from kullback.core import require
 from kullback.vae.architecture import Architecture
 from kullback.vae.training import Training
 
-from .numerals import Real, Whole
+from .session import check_new
 
-__all__ = ["DataOptions", "ModelOptions", "TrainingOptions"]
+__all__ = [
+    "DataOptions",
+    "FitOptions",
+    "MeasureOptions",
+    "ModelOptions",
+    "Options",
+    "P",
+    "Q",
+    "Real",
+    "TrainingOptions",
+    "Whole",
+    "number",
+    "short",
+    "split_list",
+]
+
+PLAIN = r"[+-]?(?:\d+(?:_\d+)*\.?(?:\d+(?:_\d+)*)?|\.\d+(?:_\d+)*)(?:[eE][+-]?\d+)?"
+NUMBER = re.compile(rf"({PLAIN})(?:\s*/\s*({PLAIN}))?\s*(%?)")
+OPEN, CLOSE = "([{", ")]}"
+
+
+def number(text: str) -> float | None:
+    """Read one number: a decimal, a fraction of two or a percentage; None for anything else.
+
+    `inf` and `nan` are read too: that they are no probability is said where they stand.
+
+    >>> number("1/4"), number("25 %"), number("2.5e-1"), number("1_000"), number("2**2")
+    (0.25, 0.25, 0.25, 1000.0, None)
+    """
+    text = text.strip().replace("\N{MINUS SIGN}", "-")
+    if text.lower().lstrip("+-") in ("inf", "infinity", "nan"):
+        return float(text)
+    found = NUMBER.fullmatch(text)
+    if found is None or not text.isascii():
+        return None
+    above, below, percent = float(found[1]), float(found[2] or 1.0), found[3]
+    return None if below == 0 else above / below / (100.0 if percent else 1.0)
+
+
+def short(text: str) -> str:
+    """Quote a text for a message, cut where it is long.
+
+    >>> short("normal"), len(short("x" * 1000))
+    ("'normal'", 63)
+    """
+    return repr(text if len(text) <= 60 else f"{text[:60]}…")
+
+
+def split_list(text: str) -> list[str] | None:
+    """Cut at the commas outside of brackets; None where brackets do not match.
+
+    >>> split_list("[0, 0], [[1, 0], [0, 1]]")
+    ['[0, 0]', '[[1, 0], [0, 1]]']
+    """
+    parts, waiting, start = [], [], 0
+    for place, letter in enumerate(text):
+        if letter in OPEN:
+            waiting.append(CLOSE[OPEN.index(letter)])
+        elif letter in CLOSE:
+            if not waiting or waiting.pop() != letter:
+                return None
+        elif letter == "," and not waiting:
+            parts.append(text[start:place].strip())
+            start = place + 1
+    return None if waiting else [*parts, text[start:].strip()]
+
+
+def _real(_type: Any, tokens: Sequence[Any]) -> float:
+    """Read an option's number."""
+    text = tokens[0].value
+    value = number(text)
+    if value is None:
+        raise ValueError(f"expected a number such as 0.5 or 1e-3; got {text.strip()!r}")
+    return value
+
+
+def _whole(_type: Any, tokens: Sequence[Any]) -> int:
+    """Read an option's whole number, also as 1e6 and 1_000_000."""
+    text = tokens[0].value.strip()
+    if re.fullmatch(r"[+-]?\d+", text) and len(text) < 20:
+        return int(text)
+    value = number(text)
+    if value is None or value != value or abs(value) >= 2**63 or value != int(value):
+        raise ValueError(f"expected a whole number such as 10000 or 1e4; got {text!r}")
+    return int(value)
+
+
+Real = Annotated[float, Parameter(converter=_real)]
+Whole = Annotated[int, Parameter(converter=_whole)]
+
 
 ARCHITECTURE, TRAINING = Architecture(), Training()
 
@@ -120,3 +221,118 @@ class TrainingOptions:
     def training(self) -> Training:
         """Return the library's settings; a ValueError says which option is wrong."""
         return Training(**vars(self))
+
+
+FORMS = (
+    "0.5,0.25,0.25 (also 1/2,1/4,1/4 and 50%,25%,25%), a .csv, .json or .npy file, - for standard "
+    "input, or a name: normal(0,1), N(0,1), t(5), mvn([0,0],[[1,.5],[.5,1]])."
+)
+MOST_DRAWS = 10_000_000  # 2 to 10 s and 1 GB at most; the error is then 1/3000 of one sample's
+
+P = Annotated[str, Parameter(help=f"The distribution P: {FORMS}")]
+Q = Annotated[str, Parameter(help="The distribution Q, in the same form.")]
+
+
+@dataclass(kw_only=True)
+class MeasureOptions:
+    """How to measure and how to show it."""
+
+    unit: Annotated[Literal["nats", "bits"], Parameter(help="nats or bits.")] = "nats"
+    normalise: Annotated[
+        bool, Parameter(help="Counts, percentages: divide by their sum.", negative="")
+    ] = False
+    weights: Annotated[
+        bool,
+        Parameter(
+            help="Divide by the sum also where the numbers look like raw observations.", negative=""
+        ),
+    ] = False
+    log: Annotated[
+        bool,
+        Parameter(
+            help="Tables hold natural logarithms; logits with --normalise as well.", negative=""
+        ),
+    ] = False
+    draws: Annotated[Whole, Parameter(help="Samples, where there is no exact way.")] = 10_000
+    seed: Annotated[Whole, Parameter(help="Of the random samples.")] = 0
+    explain: Annotated[
+        bool, Parameter(help="Write out formula, numbers and what they mean.", negative="")
+    ] = False
+    plot: Annotated[Path | None, Parameter(help="Draw it to this .svg file.")] = None
+    force: Annotated[bool, Parameter(help="Replace an existing file.", negative="")] = False
+    json: Annotated[bool, Parameter(help="Print one JSON object.", negative="")] = False
+
+    def check(self) -> None:
+        """Raise a ValueError that says which option is wrong, if one is."""
+        require(self.draws >= 4, "--draws", "at least 4", self.draws)
+        most = f"at most {MOST_DRAWS:,}"
+        require(self.draws <= MOST_DRAWS, "--draws", most, f"{self.draws:,}", "--draws 1e6")
+        require(0 <= self.seed < 2**63, "--seed", "an integer from 0 to 2^63 - 1", self.seed)
+        if self.plot is not None:
+            check_new("--plot", self.plot, ".svg", force=self.force)
+
+
+Options = Annotated[MeasureOptions | None, Parameter(name="*")]
+
+
+MOST_HELD = 200_000_000  # 1.6 GB an array
+MOST_FIT_DRAWS = 1_000_000  # the verdict's own limits do not improve beyond
+
+
+@dataclass(kw_only=True)
+class FitOptions:
+    """How to fit and how to show it."""
+
+    family: Annotated[
+        str,
+        Parameter(help="auto, mean_field, full_rank, low_rank, student_t, mixture or flow."),
+    ] = "auto"
+    direction: Annotated[
+        Literal["reverse", "forward", "both"],
+        Parameter(help="reverse KL(q‖p), forward KL(p‖q), or both exactly (1 or 2 dimensions)."),
+    ] = "reverse"
+    components: Annotated[
+        Whole, Parameter(help="Gaussians in the mixture that --direction both shows.")
+    ] = 2
+    dim: Annotated[
+        Whole | None, Parameter(help="Dimension of z, where the file has no `parameters`.")
+    ] = None
+    draws: Annotated[Whole, Parameter(help="Samples of q, on which the verdict rests.")] = 4000
+    seed: Annotated[Whole, Parameter(help="Of everything random.")] = 0
+    resample: Annotated[
+        bool, Parameter(help="Correct the table by importance weights.", negative="")
+    ] = False
+    reference: Annotated[
+        Path | None,
+        Parameter(help="Draws of the truth (.csv or .npy) to hold q to, in table and plot."),
+    ] = None
+    plot: Annotated[Path | None, Parameter(help="Draw it to this .svg file.")] = None
+    out: Annotated[Path | None, Parameter(help="Keep draws, summary and verdict here.")] = None
+    force: Annotated[bool, Parameter(help="Replace existing files.", negative="")] = False
+    json: Annotated[bool, Parameter(help="Print one JSON object.", negative="")] = False
+
+    def check(self) -> None:
+        """Raise a ValueError that says which option is wrong, if one is."""
+        require(self.draws >= 100, "--draws", "at least 100", self.draws)
+        most = f"at most {MOST_FIT_DRAWS:,}"
+        require(self.draws <= MOST_FIT_DRAWS, "--draws", most, f"{self.draws:,}", "--draws 1e5")
+        require(0 <= self.seed < 2**63, "--seed", "an integer from 0 to 2^63 - 1", self.seed)
+        require(self.dim is None or self.dim >= 1, "--dim", "at least 1", self.dim)
+        wide = MOST_HELD // 100
+        require((self.dim or 1) <= wide, "--dim", f"at most {wide:,}", f"{self.dim or 1:,}")
+        held = (self.dim or 1) * self.draws  # numbers in memory, several times over
+        few = f"{MOST_HELD:,} numbers in memory at most"
+        got = f"{held:,} (--dim times --draws)"
+        require(held <= MOST_HELD, "--draws", few, got, f"--draws {MOST_HELD // (self.dim or 1)}")
+        require(self.components >= 1, "--components", "at least 1", self.components)
+        both = self.direction == "both"
+        require(not (both and self.out), "--out", "one direction", "both")
+        require(not (both and self.family != "auto"), "--family", "one direction", "both")
+        require(not (both and self.reference), "--reference", "one direction", "both")
+        if self.plot is not None:
+            check_new("--plot", self.plot, ".svg", force=self.force)
+        if self.out is not None:
+            folder = not self.out.exists() or self.out.is_dir()
+            require(folder, "--out", "a folder", str(self.out))
+            new = self.force or not (self.out / "fit.json").exists()
+            require(new, "--out", "a folder without a fit", str(self.out), "--force")

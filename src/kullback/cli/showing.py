@@ -12,13 +12,12 @@ from kullback.core import Estimate, write_atomic
 from kullback.report.divergence_plot import plot
 from kullback.report.explain_named import explain_estimators, explain_named
 from kullback.report.explain_tables import explain_table
-from kullback.report.layout import UNITS, measured_text, number
-from kullback.sampled.exact_or_sampled import Measured
+from kullback.report.text_layout import UNITS, measured_text, number
+from kullback.sampled.divergences import Measured
 
-from .measure_options import MeasureOptions
+from .options import MeasureOptions
 from .reading import Given
-from .session import print_json
-from .streams import write
+from .session import print_json, write
 
 __all__ = ["Answer", "draw", "drawable", "explanation", "show"]
 
@@ -66,6 +65,8 @@ class Answer:
         if infinite:
             tail = "p's tail" in self.measured.method
             why = "P's tail is too heavy for Q's" if tail else "P has mass where Q has none"
+            if self.measured.exact and not tail and not self.given[0].table:
+                why += " or too little, or the value is beyond float64"
             said.append(f"infinite: {why}")
         elif self.exact == math.inf:
             said.append(

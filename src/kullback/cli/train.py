@@ -9,9 +9,8 @@ from cyclopts import Parameter
 
 from kullback.core import require
 
-from .closing import close
-from .numerals import Real
-from .options import DataOptions, ModelOptions, TrainingOptions
+from .evaluate import close
+from .options import DataOptions, ModelOptions, Real, TrainingOptions
 from .session import Stop, bar, prepare, say
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def _old_run(run: Path) -> "Callable[..., Outcome]":
 
 
 def _say_likelihood(kind: str, asked: str) -> None:
-    from kullback.vae.kinds import choose
+    from kullback.vae.architecture import choose
 
     name, reason = choose(kind, asked)
     say(f"likelihood: {name} ({reason})")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kullback.core import DataError
 from kullback.core.checks import describe
-from kullback.core.numpy_files import DAMAGE, why
+from kullback.core.files import DAMAGE, why
 
 from .examples import Examples, Reading, digests_of, plural
 from .grid import Grid, grid_of, is_shifted_grid, named, quantised
@@ -120,7 +120,8 @@ def _to_levels(
     if whole and (how.rules == 1 or max(float(part.max()) for part in parts) >= BIT_DEPTH_FROM):
         notes.append("floats that are whole numbers 0..255 read as 8-bit")
         return np.concatenate([part.astype(np.uint8) for part in parts]), None
-    if all(_is_fraction(part) for part in _pieces(parts)) and (how.rules == 1 or not whole):
+    fractions = all(_is_fraction(part) for part in _pieces(parts))
+    if fractions and (how.rules == 1 or not (whole or _is_coarse(parts))):
         notes.append("floats that are k/255 read as 8-bit")
         grid = None if how.rules == 1 else Grid(256, (0.0,), (1 / 255,))
         return np.concatenate([_times_255(part) for part in parts]), grid
@@ -249,6 +250,13 @@ def _is_fraction(piece: NDArray[Any]) -> bool:
     levels = np.rint(piece.astype(np.float64) * 255)
     near = abs(piece - levels / 255) <= 2 * np.finfo(piece.dtype).eps * piece
     return bool((near & (levels <= 255)).all())
+
+
+def _is_coarse(parts: list[NDArray[Any]]) -> bool:
+    """Whether all k of k/255 are multiples of a divisor of 255: thirds, fifths, 4 bits (k/15)."""
+    found = {int(k) for part in _pieces(parts) for k in np.unique(_times_255(part))}
+    step = math.gcd(*found)
+    return step > 1 and 255 % step == 0
 
 
 def _times_255(part: NDArray[Any]) -> NDArray[np.uint8]:

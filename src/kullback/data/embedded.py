@@ -12,7 +12,7 @@ import numpy as np
 from kullback.core import DataError
 
 from .examples import Examples
-from .picture import read_picture
+from .pictures import read_picture
 
 __all__ = ["TEST_COUNT", "TRAIN_COUNT", "read_fashion"]
 

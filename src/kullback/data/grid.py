@@ -215,7 +215,7 @@ def find_grid(found: Floats, count: int, dtype: Any) -> Grid | None:
         line = None if levels is None else _line(levels, allowed)
         if levels is not None and line is not None:
             offset, step, last = line
-            if _is_meant(levels, step, allowed, count, dtype):
+            if _is_meant(levels, step, last, allowed, count, dtype):
                 return named(offset, step, last, slack=4 * allowed)
     return None
 
@@ -254,15 +254,27 @@ def _line(levels: Floats, allowed: float) -> tuple[float, float, int] | None:
     return None
 
 
-def _is_meant(levels: Floats, step: float, allowed: float, count: int, dtype: Any) -> bool:
-    """Say whether the grid is the data's own: not chance, and not the rounding of the format."""
+def _is_meant(
+    levels: Floats, step: float, last: int, allowed: float, count: int, dtype: Any
+) -> bool:
+    """Say whether the grid is the data's own: not chance, and not the rounding of the format.
+
+    Values that repeat are levels, but not of a grid: logs of counts lie on one of 65,536 levels by
+    chance, as they are sums of the logs of few primes. Where levels are missing, half of the values
+    must speak for the grid among the grids tried before it.
+    """
     largest = float(abs(levels).max())
     if step <= 2 * float(np.spacing(np.asarray(largest, dtype))):
         return False
     window = min(0.9, 6 * allowed / step)
-    return count >= limits.REPEATS * len(levels) or (
-        (len(levels) - 2) * -math.log(window) > limits.CHANCE
-    )
+    surprise = (len(levels) - 2) * -math.log(window)
+    missing = last + 1 - len(levels)
+    repeated = count >= limits.REPEATS * len(levels)
+    if repeated and (
+        missing == 0 or surprise / 2 > math.log(1 + missing) + limits.CHANCE_OF_REPEATED
+    ):
+        return True
+    return not repeated and surprise > limits.CHANCE
 
 
 def named(low: float, step: float, last: int, *, slack: float = 0.0) -> Grid:

@@ -3,6 +3,7 @@
 __all__ = [
     "BIT_DEPTH_FROM",
     "CHANCE",
+    "CHANCE_OF_REPEATED",
     "DISTINCT",
     "FEW_VALUES",
     "HEAVY_TAIL",
@@ -21,6 +22,7 @@ ROUNDINGS = (0.5, 1.0, 2.0, 4.0)  # eps of the largest value: stored once … th
 ROUNDINGS_IN_FLOAT64 = 16.0  # where the search itself rounds as much as the data do
 WINDOW = 0.4  # rounding of two values may take up this share of a step; at ½ neighbours touch
 CHANCE = 25.0  # −log of the chance that other values lie on a grid: 65,536 grids tried, odds 1e-6
+CHANCE_OF_REPEATED = 7.0  # the same at odds 1e-3, besides the log of the grids tried
 REPEATS = 4  # few values, each seen so often on average, are levels: a density never repeats one
 BIT_DEPTH_FROM = 128  # more levels than this are a whole bit depth (8, 9, … 16 bits) with gaps
 FEW_VALUES = 256  # unequally spaced values so few are levels by rank (a gamma curve of 8 bits)

@@ -22,14 +22,14 @@ from kullback.core import ArgumentTypeError, ArgumentValueError, require, requir
 from kullback.core.checks import message
 
 from .families.continuous import PAIRS as CONTINUOUS
+from .families.continuous import InverseGaussian
 from .families.crossed import CROSSED
 from .families.discrete import PAIRS as DISCRETE
 from .families.entropies import ENTROPIES
 from .families.gaussian import PAIRS as GAUSSIAN
-from .families.inverse_gaussian import InverseGaussian
-from .families.mixture import Bounds, mixture_kl_bounds
-from .families.orders import RENYI
+from .families.gaussian import Bounds, mixture_kl_bounds
 from .families.pair import Pair
+from .families.renyi import RENYI
 
 __all__ = [
     "Bounds",

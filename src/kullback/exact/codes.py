@@ -22,7 +22,7 @@ from kullback.core import DataError, require, require_type
 from kullback.core.checks import describe, import_extra
 
 from . import tables
-from .log_tables import read
+from .table_sums import read
 
 __all__ = [
     "Coder",

@@ -17,8 +17,7 @@ from torch import Tensor
 from kullback.core import require, require_type
 from kullback.core.checks import describe
 
-from .log_tables import Form, Table, read
-from .row_sums import alpha_sum, cross_sum
+from .table_sums import Form, Table, alpha_sum, cross_sum, read
 
 __all__ = ["KLChain", "conditional_entropy", "kl_chain", "mutual_information", "total_correlation"]
 

@@ -15,7 +15,7 @@ from kullback.core import require
 from kullback.core.checks import describe
 
 from .closed_forms import kl
-from .families.triangular import solve_lower
+from .families.pair import solve_lower
 
 __all__ = ["LinearGaussian"]
 

@@ -20,8 +20,7 @@ from torch import Tensor
 from kullback.core import require, require_type
 from kullback.core.checks import describe
 
-from .log_tables import Table
-from .row_sums import alpha_sum
+from .table_sums import Table, alpha_sum
 
 __all__ = ["Posterior", "grid", "kl", "posterior"]
 

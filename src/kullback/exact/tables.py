@@ -28,8 +28,7 @@ from torch import Tensor
 
 from kullback.core import require, require_type
 
-from .log_tables import Form, by_rows
-from .row_sums import alpha_sum, cross_sum, jeffreys_sum, js_sum, renyi_sum
+from .table_sums import Form, alpha_sum, by_rows, cross_sum, jeffreys_sum, js_sum, renyi_sum
 
 __all__ = [
     "chi2",

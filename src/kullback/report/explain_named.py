@@ -11,12 +11,12 @@ from torch.distributions import Distribution
 
 from kullback.core import ArgumentTypeError, Estimate
 from kullback.exact import mixture_kl_bounds
-from kullback.sampled.exact_or_sampled import cross_entropy, entropy, js, kl
-from kullback.sampled.support import Support
+from kullback.sampled.divergences import cross_entropy, entropy, js, kl
+from kullback.sampled.kl_from_distributions import Support
 
+from .divergence_plot import NAMES, NUMBERS, estimators
 from .explain_tables import DIRECTIONS, log_sign
-from .layout import UNITS, aligned, measured_text, number, value_text
-from .repeats import NAMES, NUMBERS, estimators
+from .text_layout import UNITS, aligned, measured_text, number, value_text
 
 __all__ = ["explain_estimators", "explain_named"]
 

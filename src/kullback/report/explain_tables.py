@@ -1,9 +1,14 @@
-"""Explanations of entropies and divergences of tables, written for someone who is learning them.
+"""Code words to look at: a Huffman code of a table, in its canonical form, with no extra needed.
+
+Which to use: `huffman_words` to show a code to a reader; `kullback.exact.codes` to write bytes.
+
+Explanations of entropies and divergences of tables, written for someone who is learning them.
 
 Which to use: `explain_table`. It writes out the formula, the numbers symbol by symbol, the code
 words, and both directions (MATH 3 and 4).
 """
 
+import heapq
 import math
 from collections.abc import Sequence
 
@@ -12,10 +17,47 @@ from torch import Tensor
 
 from kullback.exact import tables
 
-from .code_words import huffman_words
-from .layout import UNITS, aligned, number, signed
+from .text_layout import UNITS, aligned, number, signed
 
-__all__ = ["DIRECTIONS", "explain_table"]
+__all__ = ["DIRECTIONS", "explain_table", "huffman_words"]
+
+
+def huffman_words(masses: Sequence[float]) -> list[str | None]:
+    """Return a prefix code of the smallest expected length, None for an outcome without mass.
+
+    masses: ≥ 0, one or more above 0. Words of one length are counted upwards in the outcomes'
+    order, shorter words first (the canonical form). A single outcome with mass needs no bits: "".
+    Reference: Huffman (1952), "A method for the construction of minimum-redundancy codes".
+
+    >>> huffman_words([0.25, 0.5, 0.25])
+    ['10', '0', '11']
+    """
+    live = [place for place, mass in enumerate(masses) if mass > 0]
+    parents = _tree([masses[place] for place in live])
+    depths = [0] * len(parents)
+    for node in range(len(parents) - 2, -1, -1):  # a parent is always later than its children
+        depths[node] = depths[parents[node]] + 1
+    words: list[str | None] = [None] * len(masses)
+    code, before = -1, 0
+    for depth, place in sorted(zip(depths, live, strict=False)):
+        code = (code + 1) << (depth - before)
+        before = depth
+        words[place] = f"{code:0{depth}b}" if depth else ""
+    return words
+
+
+def _tree(masses: Sequence[float]) -> list[int]:
+    """Join the two lightest until one is left; return every node's parent, leaves first."""
+    heap = [(mass, node) for node, mass in enumerate(masses)]
+    heapq.heapify(heap)
+    parents = [0] * len(masses)
+    while len(heap) > 1:
+        (first, a), (second, b) = heapq.heappop(heap), heapq.heappop(heap)
+        parents[a] = parents[b] = len(parents)
+        heapq.heappush(heap, (first + second, len(parents)))
+        parents.append(0)
+    return parents
+
 
 ROWS, LONGEST = 16, 14
 DIRECTIONS = (

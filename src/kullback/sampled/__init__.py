@@ -1,11 +1,11 @@
 """Floor 2, sampled: numbers that came from draws and carry an error bar."""
 
-from .draw import kl
+from .estimators import log_ratio_terms
 from .identity import Identity, entropy_identity, ratio_identity, weight_identity
-from .log_ratio import LogRatios, log_ratio
-from .log_weights import effective_sample_size, importance_bound, log_evidence, log_mean_exp
-from .pareto import pareto_k, pareto_smooth
-from .terms import log_ratio_terms
+from .importance_weights import effective_sample_size, importance_bound, log_evidence, log_mean_exp
+from .kl_from_distributions import kl
+from .log_ratios import LogRatios, log_ratio
+from .tails import pareto_k, pareto_smooth
 from .two_sample import js_from_draws, kl_from_draws, mutual_information_from_draws
 
 __all__ = [

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from kullback.core import require, require_type
-from kullback.core.student import two_sided
+from kullback.core.estimate import two_sided
 
 from .limits import FEW, REFUTED, ROUND_BITS, TEST_LEVEL, UNSEEN_CHANCE, UNSEEN_RATIO
-from .pareto import fit_tail, tail_length
+from .tails import fit_tail, tail_length
 
 __all__ = [
     "RATIO_CAUSES",

@@ -8,14 +8,13 @@ logits cut over processes; `kl_bounds` and `kl_estimate` take what a service ret
 `distill` those of distillation, and `audit` says which divergence any loss descends.
 """
 
-from .arguments import InputWarning
 from .auditing.findings import Audit
 from .auditing.run import audit
-from .backends import usable
-from .distill import distill_loss, distill_terms, distill_terms_top_k
-from .distill_hidden import distill_terms_from_hidden
-from .divergences import (
+from .backends.choose import usable
+from .divergences.hidden_states import compare_from_hidden, js_from_hidden, kl_from_hidden
+from .divergences.logits import (
     Comparison,
+    InputWarning,
     compare,
     cross_entropy,
     entropy,
@@ -24,12 +23,17 @@ from .divergences import (
     kl,
     log_prob,
 )
-from .hidden import compare_from_hidden, js_from_hidden, kl_from_hidden
-from .policy import policy_kl_loss, rao_blackwell_kl_loss
-from .policy_kl import PolicyKL, TrustRegion
-from .precision import PrecisionWarning, rounding_floor
-from .rewards import kl_penalties, kl_penalty_to_go, reward_to_go
-from .truncated import Bounds, TopK, kl_bounds, kl_estimate
+from .divergences.rounding import PrecisionWarning, rounding_floor
+from .divergences.top_k import Bounds, TopK, kl_bounds, kl_estimate
+from .losses.distillation import (
+    distill_loss,
+    distill_terms,
+    distill_terms_from_hidden,
+    distill_terms_top_k,
+)
+from .losses.policy import policy_kl_loss, rao_blackwell_kl_loss
+from .losses.policy_kl import PolicyKL, TrustRegion
+from .losses.rewards import kl_penalties, kl_penalty_to_go, reward_to_go
 
 __all__ = [
     "Audit",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kullback.core import Estimate, require
 
-from .bounds import Bounds, bounds
+from .evidence import Bounds, bounds
 from .limits import DRAWS_FOR_LOOSE, LOOSE
 from .model import VAE
 from .monitor import active_units, over_images, varying_units

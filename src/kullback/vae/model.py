@@ -15,15 +15,14 @@ from torch import Tensor, nn
 
 from kullback.core import RunError, require
 from kullback.core.checks import describe
-from kullback.variational import gaussian, objectives
+from kullback.variational import objectives
 
-from . import store
+from . import diagonal_gaussian, store
 from .architecture import Architecture, Spec
-from .bounds import bounds
 from .events import Event
-from .likelihoods import Bernoulli, Categorical, Gaussian, Likelihood
+from .evidence import bounds
+from .likelihoods import Bernoulli, Categorical, DiscretisedLogistics, Gaussian, Likelihood
 from .limits import CATEGORICAL
-from .logistics import DiscretisedLogistics
 from .networks import ConvDecoder, ConvEncoder, MlpDecoder, MlpEncoder
 from .priors import StandardNormal
 
@@ -87,7 +86,7 @@ class VAE(nn.Module):
         noise: `[draws, batch, latent]`. See `variational.doubly_reparameterised`.
         """
         mean, log_sd = self.encode(x)
-        z = gaussian.draw(mean, log_sd, noise)
+        z = diagonal_gaussian.draw(mean, log_sd, noise)
         likelihood = self.likelihood.log_prob(self.parameters_of(z), x)
         held = (mean.detach(), log_sd.detach())
         ratio = self.prior.log_ratio(z, held[1], (z - held[0]) / held[1].exp())

@@ -13,7 +13,7 @@ from kullback.core import Estimate
 from kullback.data import Dataset
 
 from . import checkpoint
-from .bounds import bounds
+from .evidence import bounds
 from .limits import ACTIVE_KL, ACTIVE_VARIANCE, COLLAPSED
 from .loop import State
 from .model import VAE

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from kullback.core import require
 
 from .events import real
-from .fused import mlp
+from .fast.fused import mlp
 
 __all__ = ["ConvDecoder", "ConvEncoder", "Mlp", "MlpDecoder", "MlpEncoder"]
 

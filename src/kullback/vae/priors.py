@@ -7,9 +7,8 @@ draw, and how to draw.
 import torch
 from torch import Tensor
 
-from kullback.variational import gaussian
-
-from .fused import draw_and_kl
+from . import diagonal_gaussian
+from .fast.fused import draw_and_kl
 
 __all__ = ["StandardNormal"]
 
@@ -26,7 +25,7 @@ class StandardNormal:
 
     def kl(self, mean: Tensor, log_sd: Tensor) -> Tensor:
         """Return the exact KL(q ‖ p) per latent dimension, `[*batch, latent]`, in nats."""
-        return gaussian.kl_to_standard_normal(mean, log_sd)
+        return diagonal_gaussian.kl_to_standard_normal(mean, log_sd)
 
     def draw_and_kl(self, mean: Tensor, log_sd: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return z = mean + sd·noise `[draws, batch, latent]` and `kl`, as one operation."""
@@ -34,7 +33,7 @@ class StandardNormal:
 
     def log_ratio(self, z: Tensor, log_sd: Tensor, noise: Tensor) -> Tensor:
         """Return log p(z) − log q(z) at `z = mean + sd·noise`, `[*draws, *batch]`, in nats."""
-        return gaussian.log_ratio_to_standard_normal(z, log_sd, noise)
+        return diagonal_gaussian.log_ratio_to_standard_normal(z, log_sd, noise)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw `[n, latent]` on the generator's device."""

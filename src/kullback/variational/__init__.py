@@ -1,13 +1,13 @@
 """Floor 3, variational: q(z) for any log density, and the objectives it shares with the VAE."""
 
 from .archive import load, save
-from .diagnosis import Diagnosis, diagnose
+from .diagnostics.diagnose import Diagnosis, diagnose
+from .diagnostics.summary import assess, resample, summarise, to_arviz
 from .families import Family, Flow, FullRank, LowRank, MeanField, Mixture, StudentT
 from .fit import Fit, fit
 from .objectives import beta_elbo, doubly_reparameterised, elbo, iwae, renyi, score_function
-from .parameters import Parameter
-from .summary import assess, resample, summarise, to_arviz
-from .target import Target
+from .target.density import Target
+from .target.parameters import Parameter
 
 __all__ = [
     "Diagnosis",

@@ -17,11 +17,11 @@ from torch import Tensor
 from kullback.core import MissingExtraError, RunError, __version__
 from kullback.core.files import read_json, write_atomic, write_json
 
-from .diagnosis import Diagnosis
+from .diagnostics.diagnose import Diagnosis
+from .diagnostics.summary import Fitted, summarise
 from .families import NAMED, Family
-from .frame import Frame
-from .summary import Fitted, summarise
-from .target import Target
+from .families.family import Frame
+from .target.density import Target
 
 __all__ = ["Saved", "load", "save"]
 
@@ -75,7 +75,7 @@ def save(fit: Fitted, folder: str | Path, diagnosis: Diagnosis, *, force: bool =
     Errors: `RunError` when the folder has a fit and `force` is not set, or the disk refuses.
 
     >>> from kullback.variational import fit
-    >>> from kullback.variational.summary import assess
+    >>> from kullback.variational.diagnostics.summary import assess
     >>> found = fit(lambda z: -0.5 * (z * z).sum(), 2)
     >>> kept = save(found, "normal", assess(found))
     >>> again = load("normal", found.target)

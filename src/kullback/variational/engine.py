@@ -14,21 +14,20 @@ from torch import Tensor
 
 from kullback.core import Estimate, RunError, require
 
-from . import forward
-from .anchored import anchor, anchored
-from .annealing import cooled, widened
-from .batch_and_match import batch_and_match
-from .deterministic import AGREEMENT, deterministic
+from .diagnostics.propriety import improper
 from .families import Family, Flow, FullRank, LowRank, MeanField, Mixture
 from .limits import LOOKED, SEARCHED
-from .losses import Gradient, Objective, loss_of
-from .noise import fixed_normals
+from .optimise import forward_kl
+from .optimise.annealing import cooled, widened
+from .optimise.batch_and_match import batch_and_match
+from .optimise.control_variate import anchor, anchored
+from .optimise.deterministic import AGREEMENT, deterministic
+from .optimise.losses import Gradient, Objective, loss_of
+from .optimise.progress import Progress
+from .optimise.starts import Start, find_start, fixed_normals
+from .optimise.stochastic import stochastic
 from .plan import Make, Plan, distinct, maker, mixture_of, plan
-from .progress import Progress
-from .propriety import improper
-from .start import Start, find_start
-from .stochastic import stochastic
-from .target import Target
+from .target.density import Target
 
 __all__ = ["Settings", "Work", "forwards", "reverse"]
 
@@ -114,13 +113,13 @@ def forwards(target: Target, settings: Settings, generator: torch.Generator) -> 
         return Work(
             "maximum_likelihood",
             chosen,
-            lambda: forward.maximum_likelihood(given, make, generator),
+            lambda: forward_kl.maximum_likelihood(given, make, generator),
         )
     draws = 8000 if settings.draws is None else settings.draws
 
     def steps() -> Iterator[Progress]:
         found = find_start(target, generator, starts=max(settings.starts, 8))
-        yield from forward.adaptive(target, distinct(found), make, generator, draws=draws)
+        yield from forward_kl.adaptive(target, distinct(found), make, generator, draws=draws)
 
     return Work("importance_sampling", chosen, steps)
 

@@ -18,18 +18,18 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from kullback.core import Estimate, RunError, require
 
-from .diagnosis import Diagnosis
+from .diagnostics.diagnose import Diagnosis
+from .diagnostics.propriety import improper
+from .diagnostics.summary import Summary, assess, summarise
 from .engine import Settings, Work, forwards, reverse
 from .families import Family
 from .limits import RAN_AWAY
-from .losses import Gradient, Objective
-from .parameters import Parameters
-from .pieces import score_in_pieces
+from .optimise.losses import Gradient, Objective
+from .optimise.progress import IMPROPER, Progress, shown
 from .plan import Make
-from .progress import IMPROPER, Progress, shown
-from .propriety import improper
-from .summary import Summary, assess, summarise
-from .target import LogDensity, Target
+from .target.batched_eval import score_in_pieces
+from .target.density import LogDensity, Target
+from .target.parameters import Parameters
 
 __all__ = ["Fit", "fit"]
 

@@ -11,9 +11,9 @@ import torch
 from kullback.core import require
 
 from .families import NAMED, Family, Flow, FullRank, LowRank, Mixture
-from .frame import Frame
-from .start import Start
-from .target import Target
+from .families.family import Frame
+from .optimise.starts import Start
+from .target.density import Target
 
 __all__ = ["Make", "Plan", "distinct", "maker", "plan"]
 

@@ -1,7 +1,7 @@
 """Closed forms between named families, by kind of family; `closed_forms` is their face."""
 
-from .inverse_gaussian import InverseGaussian
-from .mixture import Bounds, mixture_kl_bounds
+from .continuous import InverseGaussian
+from .gaussian import Bounds, mixture_kl_bounds
 from .pair import Pair
 
 __all__ = ["Bounds", "InverseGaussian", "Pair", "mixture_kl_bounds"]

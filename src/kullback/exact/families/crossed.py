@@ -17,6 +17,8 @@ from torch import Tensor
 from kullback.exact.bregman import (
     inverse_sinh_mean,
     log1mexp,
+    log_excess,
+    log_ratio,
     log_sinhc,
     of_log_sinhc,
     of_stirling,
@@ -25,10 +27,9 @@ from kullback.exact.bregman import (
     stirling_slope,
     stirling_slope_step,
 )
-from kullback.exact.excess import log_excess, log_ratio
 
 from .continuous import EULER, beta_kl, gamma_kl, tilt
-from .pair import Pair, Parameters, in_float64
+from .pair import Pair, Parameters, float_dtype, in_float64
 
 __all__ = ["CROSSED", "INFINITE", "beta_negentropy", "gamma_negentropy"]
 
@@ -351,7 +352,7 @@ def _pareto_to_gamma(p: Parameters, shape: Tensor, rate: Tensor) -> Tensor:
 
 def _infinite(p: Any, q: Any) -> Tensor:
     shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)  # type: ignore[no-untyped-call]
-    return torch.full(shape, torch.inf, dtype=p.mean.dtype, device=p.mean.device)
+    return torch.full(shape, torch.inf, dtype=float_dtype(p.mean.dtype), device=p.mean.device)
 
 
 _UNIT = (families.Beta, families.ContinuousBernoulli)

@@ -6,7 +6,6 @@ or a categorical distribution.
 
 import math
 from collections.abc import Callable
-from functools import reduce
 from typing import Any
 
 import torch
@@ -15,14 +14,18 @@ from torch import Tensor
 
 from kullback.core import ArgumentValueError, require
 from kullback.core.checks import message
-from kullback.exact.bregman import of_softplus
-from kullback.exact.excess import log_excess, log_ratio, relative_entropy
-from kullback.exact.log_tables import Table
-from kullback.exact.row_sums import alpha_sum
+from kullback.exact.bregman import (
+    log_excess,
+    log_ratio,
+    of_log_gamma,
+    of_softplus,
+    relative_entropy,
+)
+from kullback.exact.table_sums import Table, alpha_sum
 
-from .pair import Pair, in_float64
+from .pair import Pair, float_dtype, in_float64
 
-__all__ = ["PAIRS", "bernoulli_kl", "result_dtype", "table_of", "tables_of"]
+__all__ = ["PAIRS", "bernoulli_kl", "log_binomial", "result_dtype", "table_of", "tables_of"]
 
 
 def table_of(distribution: Any) -> Table:
@@ -75,9 +78,7 @@ def tables_of(p: Any, q: Any) -> tuple[Table, Table]:
 def result_dtype(*distributions: Any) -> torch.dtype:
     """Return the dtype that the parameters of Bernoulli-like or categorical distributions share."""
     given = [getattr(d, "_categorical", d) for d in distributions]
-    dtypes = ((d.logits if _by_logits(d) else d.probs).dtype for d in given)
-    shared: torch.dtype = reduce(torch.promote_types, dtypes)
-    return shared
+    return float_dtype(*((d.logits if _by_logits(d) else d.probs).dtype for d in given))
 
 
 def _table_kl(p: Any, q: Any) -> Tensor:
@@ -134,18 +135,71 @@ def _in_their_dtype(function: Callable[[Any, Any], Tensor]) -> Callable[[Any, An
 
 
 def _binomial(p: Any, q: Any) -> Tensor:
-    """n·KL(Bernoulli), +inf where p has more trials than q; fewer trials have no closed form."""
+    """n·KL(Bernoulli), +inf where p has more trials than q; where it has fewer, the sum itself."""
     counts_p, counts_q = p.total_count, q.total_count
     sure = p.probs == 0  # a point mass at 0 counts no trials
-    value = _times(torch.where(sure, counts_q, counts_p), bernoulli_kl(p, q))
-    return value.masked_fill((counts_p > counts_q) & ~sure, math.inf)
+    trial = bernoulli_kl(p, q)
+    value = _times(torch.where(sure, counts_q, counts_p), trial)
+    value = value.masked_fill((counts_p > counts_q) & ~sure, math.inf)
+    fewer = (counts_p < counts_q) & ~sure
+    if not bool(fewer.any()):
+        return value
+    summed = _summed_binomials(p, q)
+    summed = summed.masked_fill(_outside(p, q), math.inf)
+    return torch.where(fewer, summed, value)
 
 
-def _fewer_trials(p: Any, q: Any) -> Exception | None:
-    if not bool(((p.total_count < q.total_count) & (p.probs != 0)).any()):
+def _too_many(p: Any, q: Any) -> Exception | None:
+    """Return the error where p has fewer trials than q, and q too many for a sum."""
+    if int(q.total_count.max()) <= _MOST_SUMMED or not bool((p.total_count < q.total_count).any()):
         return None
-    text = message("total_count", "p's to be at least q's", "fewer", "sum over the support")
-    return ArgumentValueError(text)
+    expected = f"p's to be at least q's, or at most {_MOST_SUMMED:,} to sum over"
+    return ArgumentValueError(message("total_count", expected, int(q.total_count.max())))
+
+
+def _outside(p: Any, q: Any) -> Tensor:
+    """Say where q, of more trials than p, is a point mass on a count that p leaves."""
+    none: Tensor = table_of(q).prob == 0
+    outside: Tensor = (none[..., 1] & (p.total_count > 0)) | none[..., 0]
+    return outside
+
+
+def _summed_binomials(p: Any, q: Any) -> Tensor:
+    """`Σ_k p (q/p − 1 − log q/p) + Q(k > n)`, n of p: terms ≥ 0, over the support of q."""
+    first, second = tables_of(p, q)
+    (miss_p, hit_p), (miss_q, hit_q) = (t.prob.clamp(min=_TINY).unbind(-1) for t in (first, second))
+    n, extra = p.total_count.to(hit_p), (q.total_count - p.total_count).to(hit_p).clamp(min=0)
+    most = int(q.total_count.max())
+    log_p, log_q = (
+        log_binomial(d.total_count, t.prob[..., 0], t.prob[..., 1], most=most)
+        for d, t in ((p, first), (q, second))
+    )
+    k = torch.arange(most + 1, dtype=hit_p.dtype, device=hit_p.device)
+    k = k.reshape(-1, *[1] * (log_p.ndim - 1))
+    rest = (n - k).clamp(min=0)
+    bend = of_log_gamma(n + 1, extra) - of_log_gamma(rest + 1, extra)
+    ways = bend + extra * ((n + 1).digamma() - (rest + 1).digamma())
+    gap = ways + k * log_ratio(hit_q, hit_p) + rest * log_ratio(miss_q, miss_p)
+    gap, mass = gap + extra * miss_q.log(), log_p.exp()
+    near = mass * log_excess(gap.clamp(-1, 1))
+    far = log_q.exp() - mass - mass * gap
+    inside = torch.where(gap.abs() <= 1, near, far)
+    return torch.where(k <= n, inside, log_q.exp()).sum(0)
+
+
+def log_binomial(count: Tensor, miss: Tensor, hit: Tensor, *, most: int) -> Tensor:
+    """Return `log m(k)`, k = 0 … most, along a new first axis; −1e9 beyond a count.
+
+    >>> log_binomial(torch.tensor(1), torch.tensor(0.5), torch.tensor(0.5), most=1).exp()
+    tensor([0.5000, 0.5000])
+    """
+    n = count.to(hit)
+    k = torch.arange(most + 1, dtype=hit.dtype, device=hit.device)
+    k = k.reshape(-1, *[1] * torch.broadcast_tensors(n, hit)[0].ndim)  # type: ignore[no-untyped-call]
+    rest = (n - k).clamp(min=0)
+    chances = k * hit.clamp(min=_TINY).log() + rest * miss.clamp(min=_TINY).log()
+    ways = (n + 1).lgamma() - (k + 1).lgamma() - (rest + 1).lgamma()
+    return (ways + chances).masked_fill(k > n, _BEYOND)
 
 
 def _multinomial(p: Any, q: Any) -> Tensor:
@@ -194,15 +248,16 @@ def _bernoulli_poisson(p: Any, q: Any) -> Tensor:
     wide = torch.broadcast_tensors(table.given, given)  # type: ignore[no-untyped-call]
     first, second = (Table(t, by_mass=table.by_mass) for t in wide)
     inside = alpha_sum(first, second, 1.0)
-    return (inside + log_excess(rate.log1p())).to(
-        torch.promote_types(result_dtype(p), q.rate.dtype)
-    )
+    return (inside + log_excess(rate.log1p())).to(float_dtype(result_dtype(p), q.rate.dtype))
 
 
 def _times(count: Tensor, value: Tensor) -> Tensor:
     return torch.where(count == 0, 0, count * value.masked_fill(count == 0, 0))
 
 
+_BEYOND = -1e9  # for the log of no mass
+_TINY = 1e-300  # a probability of 0, whose log is finite
+_MOST_SUMMED = 1_000_000  # trials
 _TABLE = "the sum itself, `tables.kl`"
 _TRIALS = "trials are independent: the Bernoulli KL times their expected number"
 
@@ -213,7 +268,7 @@ PAIRS: dict[tuple[type, type], Pair] = {
         _in_their_dtype(_table_kl), _TABLE
     ),
     (families.Binomial, families.Binomial): Pair(
-        _in_their_dtype(_binomial), _TRIALS + "; p's count ≥ q's", _fewer_trials
+        _in_their_dtype(_binomial), _TRIALS + "; the sum itself for p's count < q's", _too_many
     ),
     (families.Multinomial, families.Multinomial): Pair(_in_their_dtype(_multinomial), _TRIALS),
     (families.Geometric, families.Geometric): Pair(_in_their_dtype(_geometric), _TRIALS),

@@ -11,14 +11,13 @@ import torch
 import torch.distributions as families
 from torch import Tensor
 
-from kullback.exact.bregman import of_log_sinhc
-from kullback.exact.row_sums import cross_sum
+from kullback.exact.bregman import of_log_sinhc, stirling, stirling_slope, stirling_slope_step
+from kullback.exact.table_sums import cross_sum
 
 from .continuous import EULER, tilt
 from .crossed import beta_negentropy, gamma_negentropy
-from .discrete import result_dtype, table_of
-from .pair import Pair, Parameters, in_float64
-from .triangular import log_diagonal
+from .discrete import log_binomial, result_dtype, table_of
+from .pair import Pair, Parameters, in_float64, log_diagonal
 
 __all__ = ["ENTROPIES"]
 
@@ -83,6 +82,51 @@ def _continuous_bernoulli(p: Parameters) -> Tensor:
     return -of_log_sinhc(eta, -eta)
 
 
+def _student_t(p: Parameters) -> Tensor:
+    """`(x + ½)(ψ(x + ½) − ψ(x)) + log Γ(x) − log Γ(x + ½) + ½ log 2πx s²`, x = ν/2.
+
+    ψ and log Γ by Stirling's formula, whose large parts cancel on paper.
+    """
+    x = p.df / 2
+    more, half = torch.log1p(0.5 / x), torch.full_like(x, 0.5)
+    slopes = (x + 0.5) * (more + 0.25 / (x * (x + 0.5)) + stirling_slope_step(x, half))
+    gammas = x * more - 0.5 + stirling(x + 0.5) - stirling(x)
+    return slopes - gammas + 0.5 * math.log(2 * math.pi) + p.scale.log() + 0 * p.loc
+
+
+def _wishart(p: Parameters) -> Tensor:
+    """`(d + 1) log det L + ½ d(d + 1) log 2 + ¼ d(d − 1) log π + Σ_j h(a_j)`, a_j = (ν − j)/2.
+
+    `h = ½ log 2πe/a + s − a s′ + ½ j + ½ (d + 1 − j) ψ`, s as in Stirling's formula.
+    """
+    tril = p.scale_tril
+    d = tril.shape[-1]
+    j = torch.arange(d, dtype=p.df.dtype, device=p.df.device)
+    a = (p.df[..., None] - j) / 2
+    rest = stirling(a) - a * stirling_slope(a) + 0.5 * (j + (d + 1 - j) * a.digamma())
+    const = 0.5 * d * (d + 1) * math.log(2) + 0.25 * d * (d - 1) * math.log(math.pi)
+    return (d + 1) * log_diagonal(tril) + const + (_NORMAL - 0.5 * a.log() + rest).sum(-1)
+
+
+def _binomial(p: Any) -> Tensor:
+    """`−Σ_k m log m` over the support, in float64."""
+    table = table_of(p)
+    logs = log_binomial(
+        p.total_count, table.prob[..., 0], table.prob[..., 1], most=int(p.total_count.max())
+    )
+    return -(logs.exp() * logs).sum(0).to(result_dtype(p))
+
+
+def _multinomial(p: Any) -> Tensor:
+    """`n H(Categorical) − log n! + Σ_i E log x_i!`, x_i binomial, in float64."""
+    n, table = p.total_count, table_of(p)
+    logs = log_binomial(torch.tensor(n), 1 - table.prob, table.prob, most=n)
+    factorials = torch.arange(1.0, n + 2, dtype=logs.dtype, device=logs.device).lgamma()
+    mean = (logs.exp() * factorials.reshape(-1, *[1] * (logs.ndim - 1))).sum((0, -1))
+    value: Tensor = n * cross_sum(table, table) - factorials[-1] + mean
+    return value.to(result_dtype(p))
+
+
 def _multivariate_normal(p: Parameters) -> Tensor:
     tril = p.scale_tril
     return tril.shape[-1] * _NORMAL + log_diagonal(tril) + 0 * p.loc.sum(-1)
@@ -104,6 +148,7 @@ _ONE_DIMENSION: tuple[tuple[type, Callable[[Parameters], Tensor], str], ...] = (
     (families.MultivariateNormal, _multivariate_normal, "n/2 log 2πe + log det L"),
     (families.Normal, lambda p: _NORMAL + p.scale.log() + 0 * p.loc, "½ log 2πe σ²"),
     (families.Pareto, lambda p: 1 + 1 / p.alpha + (p.scale / p.alpha).log(), "log(s/α) + 1 + 1/α"),
+    (families.StudentT, _student_t, "ψ and log Γ, in Stirling's form"),
     (families.Uniform, lambda p: (p.high - p.low).log(), "log(b − a)"),
     (families.VonMises, _von_mises, "log 2π I₀(κ) − κ I₁(κ)/I₀(κ)"),
     (
@@ -111,6 +156,7 @@ _ONE_DIMENSION: tuple[tuple[type, Callable[[Parameters], Tensor], str], ...] = (
         lambda p: 1 + EULER * (1 - 1 / p.concentration) + (p.scale / p.concentration).log(),
         "γ(1 − 1/k) + log(λ/k) + 1",
     ),
+    (families.Wishart, _wishart, "ψ and log Γ, in Stirling's form"),
 )
 
 ENTROPIES: dict[type, Pair] = {
@@ -119,5 +165,7 @@ ENTROPIES: dict[type, Pair] = {
         family: Pair(_table, "the sum itself, `tables.entropy`")
         for family in (families.Bernoulli, families.Categorical, families.OneHotCategorical)
     },
+    families.Binomial: Pair(_binomial, "the sum over the support"),
+    families.Multinomial: Pair(_multinomial, "binomial margins"),
     families.Geometric: Pair(_geometric, "the Bernoulli's, for each of the 1/p trials"),
 }

@@ -2,6 +2,8 @@
 
 Which to use: `Pair` to hold one; `in_float64` around a formula of the two distributions'
 parameters.
+
+Two operations on Cholesky factors `[*batch, n, n]`, shared by the families that have one.
 """
 
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Pair", "Parameters", "in_float64"]
+__all__ = ["Pair", "Parameters", "float_dtype", "in_float64", "log_diagonal", "solve_lower"]
 
 
 def _never(*distributions: Any) -> Exception | None:
@@ -48,6 +50,16 @@ class Parameters:
         return value if value.device.type == "mps" else value.double()
 
 
+def float_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """Return the float dtype of a value whose parameters have these dtypes, integers included.
+
+    >>> float_dtype(torch.int64, torch.int64), float_dtype(torch.int64, torch.float64)
+    (torch.float32, torch.float64)
+    """
+    shared: torch.dtype = reduce(torch.promote_types, dtypes)
+    return shared if shared.is_floating_point else torch.get_default_dtype()
+
+
 def in_float64(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return `formula` with every parameter it reads in float64, its value in their own dtype.
 
@@ -61,7 +73,18 @@ def in_float64(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
         both = [Parameters(d) for d in distributions]
         value = formula(*both)
         dtypes = set[torch.dtype]().union(*(d.dtypes for d in both))
-        return value.to(reduce(torch.promote_types, dtypes)) if dtypes else value
+        return value.to(float_dtype(*dtypes)) if dtypes else value
 
     widened.__doc__ = formula.__doc__
     return widened
+
+
+def solve_lower(tril: Tensor, columns: Tensor) -> Tensor:
+    """Return `L⁻¹ X` for lower triangular L `[*batch, n, n]` and X `[*batch, n, k]`."""
+    solution: Tensor = torch.linalg.solve_triangular(tril, columns, upper=False)
+    return solution
+
+
+def log_diagonal(tril: Tensor) -> Tensor:
+    """Return `log det L`, `[*batch]`."""
+    return tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)

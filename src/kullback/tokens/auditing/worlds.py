@@ -5,15 +5,53 @@ row for every prefix (nothing shared between rows), so that any model's gradient
 of the gradient in these tables: two losses whose tables agree agree for every model.
 
 Which to use: `worlds` for the set that the audit goes through, `build` for one.
+
+Calls a loss on every sequence of a world and takes its gradient, one batch at a time.
+
+What is passed is decided by the names of the loss's parameters. Which to use: `Caller(loss, …)`,
+then `caller.enumerate(world)` for the gradient of every batch with its probability.
+
+Whether a field of gradients is the gradient of anything at all.
+
+The gradient of a function has a symmetric matrix of second derivatives; a field that has not is
+the gradient of no function of the policy, in no coordinates. With the behaviour policy moving
+along on-policy, and held where it is off-policy.
+
+Which to use: `gradient_of`; `asymmetry` for the number behind it.
+
+How hard one token is pushed, by how far apart policy and reference are at it.
+
+Which to use: `response`; a share of zeros in it is a clamp that switches the divergence off.
 """
 
 import functools
-from dataclasses import dataclass, replace
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["SIZES", "World", "build", "worlds"]
+from kullback.core import ArgumentTypeError, ArgumentValueError, require
+from kullback.core.checks import describe, message
+
+__all__ = [
+    "NAMES",
+    "SIZES",
+    "Caller",
+    "Enumeration",
+    "Form",
+    "World",
+    "asymmetry",
+    "build",
+    "gradient_of",
+    "names_table",
+    "response",
+    "worlds",
+]
 
 SIZES = ((12, 1), (5, 2), (3, 3), (2, 4))  # V, T: 12 to 27 sequences each
 NEAR, FAR, STALE = 0.3, 2.5, 0.8  # standard deviations of the differences between logits
@@ -133,3 +171,353 @@ def _enumerate(vocabulary: int, length: int, *, ends: bool) -> tuple[Tensor, Ten
     tokens = [[*one, *[0] * (length - len(one))] for one in finished]
     mask = [[t < len(one) for t in range(length)] for one in finished]
     return torch.tensor(tokens), torch.tensor(rows), torch.tensor(mask), padding
+
+
+Form = Literal["loss", "penalty", "reward"]
+
+_LOGPS = (
+    *("{}_logp", "{}_logps", "{}_log_prob", "{}_log_probs", "{}_logprob", "{}_logprobs"),
+    *("{}_per_token_logps", "logp_{}", "log_{}", "logprobs_{}", "log_probs_{}"),
+)
+
+
+def _spelled(*words: str) -> tuple[str, ...]:
+    return tuple(pattern.format(word) for word in words for pattern in _LOGPS)
+
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "logp": (
+        *("logp", "logps", "log_p", "log_prob", "log_probs", "logprob", "logprobs", "logpi"),
+        *("per_token_logps", *_spelled("policy", "new", "current", "student", "pi")),
+    ),
+    "ref_logp": (*_spelled("ref", "reference", "teacher", "base"),),
+    "behaviour_logp": (
+        *_spelled("behaviour", "behavior", "old", "rollout", "sampling", "sampler"),
+    ),
+    "logits": ("logits", "policy_logits", "student_logits", "new_logits"),
+    "ref_logits": ("ref_logits", "reference_logits", "teacher_logits", "base_logits"),
+    "behaviour_logits": ("behaviour_logits", "behavior_logits", "old_logits", "rollout_logits"),
+    "tokens": ("tokens", "token_ids", "ids", "actions", "input_ids", "completion_ids"),
+    "labels": ("labels", "targets"),
+    "mask": (
+        *("mask", "loss_mask", "completion_mask", "response_mask", "action_mask"),
+        *("attention_mask", "eos_mask"),
+    ),
+    "bool_mask": ("bool_mask", "keep", "valid"),
+    "advantages": ("advantages", "advantage", "adv", "rewards", "returns"),
+}
+MEANING = {
+    "logp": "log-probabilities of the sampled tokens under the policy, [batch, T]",
+    "ref_logp": "the same under the reference or teacher",
+    "behaviour_logp": "the same under the policy that drew the samples",
+    "logits": "the policy's logits, [batch, T, V]",
+    "ref_logits": "the reference's or teacher's",
+    "behaviour_logits": "those of the policy that drew the samples",
+    "tokens": "the sampled tokens, [batch, T]",
+    "labels": "the same with -100 at padding",
+    "mask": "1.0 at tokens, 0.0 at padding, [batch, T]",
+    "bool_mask": "the same as bool",
+    "advantages": "zeros, [batch, T]: only the divergence is audited",
+}
+_ROLE = {name: role for role, names in NAMES.items() for name in names}
+
+
+def names_table() -> str:
+    """Return the parameter names that are understood, one meaning a line.
+
+    >>> print(names_table().splitlines()[3])
+    logits: the policy's logits, [batch, T, V] (also policy_logits, student_logits, new_logits)
+    """
+    lines = []
+    for role, names in NAMES.items():
+        others = [name for name in names if name != role][:6]
+        lines.append(f"{role}: {MEANING[role]} (also {', '.join(others)})")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Enumeration:
+    """What a loss did on every batch of a world.
+
+    probability: `[M]`, of each batch being drawn. value: `[M]`. gradient: `[M, rows + 1, V]`, with
+    respect to the policy's logits. pushes: `[M, batch, T, V]`, the same a sampled token.
+    members: `[M, batch]`, which sequences a batch is made of.
+    """
+
+    probability: Tensor
+    value: Tensor
+    gradient: Tensor
+    pushes: Tensor
+    members: Tensor
+
+    @property
+    def expected(self) -> Tensor:
+        """The expected gradient, `[rows + 1, V]`."""
+        return torch.einsum("m,mrv->rv", self.probability, self.gradient)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Knows how to call a user's loss: which arguments, in which form, how many sequences at once.
+
+    credit: for penalties and rewards, which tokens' scores a token's penalty multiplies: its own
+    ("token"), its own and all earlier ones ("to-go") or all ("sequence"). importance: what that is
+    weighted by off-policy: "none", each token's own ratio ("token") or the product of the ratios
+    of the whole sequence ("sequence").
+    """
+
+    loss: Callable[..., Any]
+    form: Form = "loss"
+    credit: str = "to-go"
+    importance: str = "none"
+    batch: int = 1
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def roles(self) -> dict[str, str]:
+        """Return parameter name to role for every parameter that will be passed.
+
+        Errors: `ValueError` for a parameter that is required and not understood, or when nothing
+        of the policy would be passed.
+        """
+        for name, wanted in self.names.items():
+            require(wanted in NAMES, f"names[{name!r}]", " or ".join(NAMES), repr(wanted))
+        found = {}
+        for one in _parameters(self.loss):
+            if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
+                continue
+            role = self.names.get(one.name) or _ROLE.get(one.name)
+            if role is not None:
+                by_name = one.kind is not one.POSITIONAL_ONLY
+                require(by_name, "loss", "parameters that can be given by name", f"{one.name}, /")
+                found[one.name] = role
+            elif one.default is one.empty:
+                expected = f"parameters with names that say what to pass:\n{names_table()}\n"
+                hint = f"rename it, give it a default, or pass names={{'{one.name}': 'logp'}}"
+                raise ArgumentValueError(message("loss", expected, f"{one.name!r}", hint))
+        told = {"logp", "logits"} & set(found.values())
+        expected = f"a parameter for the policy, logp or logits, among:\n{names_table()}\n"
+        require(bool(told), "loss", expected, ", ".join(found) or "no parameters")
+        return found
+
+    def enumerate(self, world: World) -> Enumeration:
+        """Call the loss on every batch of the world, and take the gradient of each."""
+        roles = self.roles()
+        everyone = range(len(world.tokens))
+        members = torch.tensor(list(itertools.product(everyone, repeat=self.batch)))
+        behaviour = world.probabilities(world.behaviour)
+        called = [self._one(world, roles, batch) for batch in members]
+        pushes = torch.stack([push for _, push in called])
+        rows = world.rows[members]
+        gradient = world.policy.new_zeros(len(members), *world.policy.shape)
+        which = torch.arange(len(members))[:, None, None].expand_as(rows)
+        gradient.index_put_((which, rows), pushes, accumulate=True)
+        value = torch.stack([value for value, _ in called])
+        return Enumeration(behaviour[members].prod(-1), value, gradient, pushes, members)
+
+    def push(self, logits: Tensor, ref: Tensor, behaviour: Tensor, tokens: Tensor) -> Tensor:
+        """Return the gradient with respect to logits `[batch, T, V]` of a batch made up by hand."""
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        return self._differentiated(self.roles(), logits, ref, behaviour, tokens, mask)[1]
+
+    def _one(self, world: World, roles: Mapping[str, str], batch: Tensor) -> tuple[Tensor, Tensor]:
+        rows = world.rows[batch]
+        tables = (table[rows] for table in (world.policy, world.ref, world.behaviour))
+        return self._differentiated(roles, *tables, world.tokens[batch], world.mask[batch])
+
+    def _differentiated(
+        self, roles: Mapping[str, str], logits: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return value and gradient with respect to the logits of one batch."""
+        ref, behaviour, tokens, mask = rest
+        leaf = logits.detach().clone().requires_grad_()
+        needed = {*roles.values(), "mask"}
+        needed |= set() if self.form == "loss" else {"logp", "behaviour_logp"}
+        given = _given(needed, leaf, ref, behaviour, tokens, mask)
+        result = self._call({name: given[role].clone() for name, role in roles.items()})
+        value = self._reduced(result, given)
+        (push,) = torch.autograd.grad(value, leaf, allow_unused=True)
+        found = _total(result, mask) if self.form != "loss" else value
+        return found.detach().double(), torch.zeros_like(leaf) if push is None else push
+
+    def _call(self, arguments: dict[str, Tensor]) -> Tensor:
+        try:
+            result = self.loss(**arguments)
+        except Exception as error:
+            said = ", ".join(f"{name} {describe(one)}" for name, one in arguments.items())
+            error.add_note(f"kullback audit: raised by the loss, which was called with {said}")
+            raise
+        result = result[0] if isinstance(result, tuple | list) and result else result
+        result = getattr(result, "loss", result)
+        if not isinstance(result, Tensor):
+            raise ArgumentTypeError(message("loss", "a tensor as result", type(result).__name__))
+        return result
+
+    def _reduced(self, result: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """Turn a result into the scalar that a trainer would differentiate."""
+        mask = given["mask"]
+        if self.form == "loss":
+            hint = "take out .detach() or no_grad, or pass form='penalty' if it is one"
+            expected = "a result that depends on logp or logits"
+            require(result.requires_grad, "loss", expected, "a constant", hint)
+            return _total(result, mask)
+        logp = given["logp"]
+        credit = _credit(result.detach(), mask, self.credit)
+        sign = -1.0 if self.form == "reward" else 1.0
+        ratio = (logp.detach() - given["behaviour_logp"]) * mask
+        log_weight = {
+            "none": torch.zeros_like(ratio),
+            "token": ratio,
+            "sequence": ratio.sum(-1, keepdim=True),
+        }[self.importance]
+        return sign * (log_weight.exp() * credit * logp * mask).sum() / len(mask)
+
+
+def _parameters(loss: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    try:
+        return tuple(inspect.signature(loss).parameters.values())
+    except (TypeError, ValueError) as error:
+        text = message("loss", "a callable whose parameters have names", repr(loss))
+        raise ArgumentTypeError(text) from error
+
+
+def _given(
+    needed: set[str],
+    leaf: Tensor,
+    ref: Tensor,
+    behaviour: Tensor,
+    tokens: Tensor,
+    mask: Tensor,
+) -> dict[str, Tensor]:
+    """Return what the roles that are needed stand for."""
+
+    def taken(logits: Tensor) -> Tensor:
+        return logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
+
+    every: dict[str, Callable[[], Tensor]] = {
+        "logp": lambda: taken(leaf),
+        "ref_logp": lambda: taken(ref),
+        "behaviour_logp": lambda: taken(behaviour),
+        "logits": lambda: leaf,
+        "ref_logits": lambda: ref,
+        "behaviour_logits": lambda: behaviour,
+        "tokens": lambda: tokens,
+        "labels": lambda: tokens.masked_fill(~mask, -100),
+        "mask": lambda: mask.to(leaf.dtype),
+        "bool_mask": lambda: mask,
+        "advantages": lambda: torch.zeros_like(ref[..., 0]),
+    }
+    return {role: every[role]() for role in needed}
+
+
+def _total(result: Tensor, mask: Tensor) -> Tensor:
+    """Add up a result a token or a sequence: over tokens that count, a mean over sequences."""
+    if result.dim() == 0:
+        return result
+    if result.shape[:2] == mask.shape:
+        flags = mask.to(result.dtype).reshape(*mask.shape, *[1] * (result.dim() - 2))
+        return (result * flags).sum() / len(mask)
+    fits = result.shape[0] == len(mask) or result.numel() == 1
+    expected = f"a scalar, or one value a sequence {[len(mask)]} or a token {list(mask.shape)}"
+    require(fits, "loss", f"{expected} as result", list(result.shape))
+    return result.sum() / len(mask)
+
+
+def _credit(penalty: Tensor, mask: Tensor, credit: str) -> Tensor:
+    """Return what each token's score is multiplied by, `[batch, T]`."""
+    if penalty.shape != mask.shape:  # one number a sequence: every token is to blame
+        whole = penalty.reshape(-1, 1) if penalty.numel() == len(mask) else penalty.sum()
+        return whole.expand(mask.shape)
+    counted = penalty * mask
+    if credit == "token":
+        return counted
+    if credit == "sequence":
+        return counted.sum(-1, keepdim=True).expand(mask.shape)
+    return counted.flip(-1).cumsum(-1).flip(-1)
+
+
+_STEP = 1e-3
+OPEN = 1e-4  # asymmetry above which a field is the gradient of nothing
+
+
+def gradient_of(caller: Caller, *, on_policy: bool) -> str:
+    """Say of what the expected gradient is the gradient of some function.
+
+    "sequences", of the policy over whole sequences; "tokens", of a single next-token table but not
+    of sequences; or "nothing".
+    """
+    if asymmetry(caller, length=1, on_policy=on_policy) > OPEN:
+        return "nothing"
+    if caller.batch == 1 and asymmetry(caller, length=2, on_policy=on_policy) > OPEN:
+        return "tokens"
+    return "sequences"
+
+
+def asymmetry(caller: Caller, *, length: int, on_policy: bool) -> float:
+    """Return ‖J − Jᵀ‖/‖J + Jᵀ‖ of the expected gradient with few tokens: 0 for gradients.
+
+    J has central differences of step 1e-3: what comes out below 1e-4 is 0.
+
+    >>> k2 = Caller(lambda logp, ref_logp: 0.5 * (logp - ref_logp) ** 2)
+    >>> asymmetry(k2, length=1, on_policy=True) < 1e-6
+    True
+    >>> asymmetry(k2, length=2, on_policy=True) > 0.01  # the prefixes move, uncounted
+    True
+    """
+    world = build(4 - length, length, distance="near", on_policy=on_policy)
+    centre = world.policy.flatten()
+    columns = []
+    for i in range(len(centre) - world.vocabulary):  # the last row is padding
+        step = torch.zeros_like(centre)
+        step[i] = _STEP
+        up, down = (
+            caller.enumerate(world.moved((centre + sign * step).view_as(world.policy))).expected
+            for sign in (1, -1)
+        )
+        columns.append(((up - down) / (2 * _STEP)).flatten()[: -world.vocabulary])
+    jacobian = torch.stack(columns, -1)
+    size = float((jacobian + jacobian.T).norm())
+    return float((jacobian - jacobian.T).norm()) / size if size > 0 else 0.0
+
+
+FINE = [round(-8 + 0.2 * i, 1) for i in range(81)]
+GRID = [*range(-24, -8), *FINE, *range(9, 25)]  # nats
+
+
+def response(caller: Caller) -> list[tuple[float, float]]:
+    """Return pairs (log policy/ref of the sampled token, ∂loss/∂ log policy of it), on-policy.
+
+    One token from a vocabulary of two: the derivative of the loss with respect to the sampled
+    token's logit, divided by that of its log-probability. Positive pushes the probability down.
+    From −24 to 24 nats; the likelier of the two probabilities is one half.
+
+    >>> pairs = dict(response(Caller(lambda logp, ref_logp: 0.5 * (logp - ref_logp) ** 2)))
+    >>> round(pairs[2.0], 9), round(pairs[-3.0], 9)
+    (2.0, -3.0)
+    """
+    found = {float(x): _push(caller, float(x)) for x in GRID}
+    for low, high in itertools.pairwise(list(found)):
+        if (found[low] == 0.0) != (found[high] == 0.0) and 0.0 not in (low, high):
+            found |= _edge(caller, low, high, still=found[low] == 0.0)
+    return sorted(found.items())
+
+
+def _edge(caller: Caller, low: float, high: float, *, still: bool) -> dict[float, float]:
+    """Return the push on both sides of where it begins or ends, to within 0.01 nats."""
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        low, high = (middle, high) if (_push(caller, middle) == 0.0) == still else (low, middle)
+    return {low: _push(caller, low), high: _push(caller, high)}
+
+
+def _push(caller: Caller, log_ratio: float) -> float:
+    policy, ref = (_logits(min(0.0, sign * log_ratio)) for sign in (1.0, -1.0))
+    tokens = torch.zeros(caller.batch, 1, dtype=torch.long)
+    policies, refs = (table.expand(caller.batch, 1, 2) for table in (policy, ref))
+    push = caller.push(policies, refs, policies, tokens)[:, 0, 0].sum()
+    return float(push) / (1 - float(policy.softmax(-1)[0, 0, 0]))
+
+
+def _logits(log_half: float) -> torch.Tensor:
+    """Return `[1, 1, 2]` logits whose first token has probability e^log_half / 2."""
+    probability = torch.tensor(0.5 * math.exp(log_half), dtype=torch.float64)
+    return torch.stack([probability.log(), torch.log1p(-probability)])[None, None]

@@ -7,9 +7,7 @@ five methods that `Family` asks for; `fit(family=YourFamily)` takes it as it is.
 
 from .family import Draws, Family
 from .flow import Flow
-from .full_rank import FullRank
-from .low_rank import LowRank
-from .mean_field import MeanField
+from .gaussians import FullRank, LowRank, MeanField
 from .mixture import Mixture
 from .student_t import StudentT
 

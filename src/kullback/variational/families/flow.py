@@ -8,9 +8,8 @@ from torch import Tensor
 
 from kullback.core import require
 from kullback.core.checks import import_extra
-from kullback.variational.frame import Frame
 
-from .family import Draws, Family, normal_log_prob
+from .family import Draws, Family, Frame, normal_log_prob
 
 __all__ = ["Flow"]
 

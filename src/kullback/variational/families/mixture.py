@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from kullback.core import require
-from kullback.variational.frame import Frame
 
-from .factors import Diagonal, Lower
-from .family import Draws, Family
+from .family import Draws, Family, Frame
+from .gaussians import Diagonal, Lower
 
 __all__ = ["Mixture"]
 

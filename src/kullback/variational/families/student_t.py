@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from kullback.core import require
-from kullback.variational.frame import Frame
 
-from .factors import Lower
-from .family import Draws, Family
+from .family import Draws, Family, Frame
+from .gaussians import Lower
 
 __all__ = ["StudentT"]
 

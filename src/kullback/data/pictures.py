@@ -1,0 +1,556 @@
+"""One picture file to its pixels, 8-bit or deep grey: orientation, alpha, depth, size, channels.
+
+Which to use: `header_size` looks without decoding; `read_picture` decodes and fits; `fit_to`
+brings a decoded picture to a size. Only Pillow's PNG, JPEG, WebP and BMP readers are used.
+
+Image arrays brought to another size or number of channels, with a note of what was done.
+
+A folder of pictures, nested as it likes, to one array; what cannot be read is named, not fatal.
+
+Which to use: `read_folder` for a data set, `read_file` for a single picture.
+"""
+
+import hashlib
+import io
+import math
+import struct
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from kullback.core import DataError, require
+
+from .examples import Channels, Examples, Fit, Progress, Reading, plural
+from .grid import Grid, named
+
+__all__ = [
+    "SUFFIXES",
+    "Picture",
+    "as_asked",
+    "fit_images",
+    "fit_to",
+    "header_size",
+    "picture_files",
+    "read_file",
+    "read_folder",
+    "read_picture",
+]
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_ORIENTATION = 0x0112
+_NEARLY_EMPTY = 32  # of 256: the upper byte of values of at most 13 bits
+_DAMAGE = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError),
+    *(RuntimeError, MemoryError, struct.error, zlib.error, AttributeError),
+)  # what Pillow's readers have been seen to raise on bad bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Decoded pixels, uint8 `[H, W]` when grey and `[H, W, 3]` when not, and what was done.
+
+    Grey pictures of 16 bits have uint16 pixels where that was asked for.
+    fitted: "", or the words "shrunk and centre-cropped" and the like.
+    transparent: some pixel was not opaque and was laid over black.
+    recoloured: colour was turned to grey because grey was asked for.
+    alpha: an alpha channel or transparent colour was left out that changed no pixel, or could not
+    be applied (16-bit grey). turned: by its EXIF orientation. frames: left out after the first.
+    cut: 16 bits a colour, of which the upper 8 were kept.
+    """
+
+    pixels: NDArray[Any]
+    fitted: str = ""
+    transparent: bool = False
+    recoloured: bool = False
+    alpha: bool = False
+    turned: bool = False
+    frames: int = 0
+    cut: bool = False
+
+
+def header_size(data: bytes) -> tuple[int, int]:
+    """Return (height, width) as a viewer shows it, orientation included, without decoding.
+
+    Raises `DataError` with the reason when the bytes are not a picture.
+    """
+    with _open(data) as image:
+        return _shown_size(image)
+
+
+def read_picture(
+    data: bytes,
+    *,
+    size: tuple[int, int] | None,
+    fit: Fit = "crop",
+    channels: Channels = "auto",
+    deep: bool = False,
+) -> Picture:
+    """Decode one picture and bring it to `size` (height, width), or leave its size when None.
+
+    EXIF orientation is obeyed, transparency laid over black, 16 bits of grey scaled to 8 (kept as
+    uint16 when `deep`), and of a moving picture the first frame is taken; the result says what was
+    done. With "auto" a picture whose red, green and blue agree everywhere is grey. A JPEG much
+    larger than `size` is decoded at a reduced scale.
+    Raises `DataError` with the reason (damaged, not a picture, too many pixels, 16 bits a colour
+    with nothing in the upper 8).
+    """
+    with _open(data) as opened:
+        frames = int(getattr(opened, "n_frames", 1)) - 1
+        if size is not None:
+            opened.draft(None, (2 * max(size), 2 * max(size)))
+        opened.load()
+        turned = opened.getexif().get(_ORIENTATION, 1) in range(2, 9)
+        ImageOps.exif_transpose(opened, in_place=True)
+        image, transparent, alpha = _plain(opened, deep=deep)
+    cut = _is_deep_colour(data)
+    if cut and max(high for _, high in _extrema(image)) < _NEARLY_EMPTY:
+        raise DataError(
+            "16 bits a colour, of which the upper 8 are read, and those are nearly empty "
+            "(values of 12 bits?). Try: scale the values to 16 bits, or save them as .npy"
+        )
+    recoloured = False
+    if channels == "grey" and image.mode == "RGB":
+        recoloured = not _is_grey(np.asarray(image))
+        image = image.convert("L")
+    fitted = ""
+    if size is not None:
+        image, fitted = fit_to(image, size, fit=fit)
+    pixels = np.asarray(image)
+    if image.mode == "I":
+        pixels = pixels.clip(0, 65535).astype(np.uint16)
+    if pixels.ndim == 3 and _is_grey(pixels):
+        pixels = pixels[..., 0]
+    return Picture(
+        pixels.copy(),
+        fitted,
+        transparent,
+        recoloured,
+        alpha=alpha,
+        turned=turned,
+        frames=frames,
+        cut=cut,
+    )
+
+
+def fit_to(image: Image.Image, size: tuple[int, int], *, fit: Fit) -> tuple[Image.Image, str]:
+    """Bring a picture to (height, width) and say in words what that took ("" for nothing).
+
+    "crop" scales it until it covers the size and cuts the middle out; "pad" shrinks it (never
+    enlarges) until it fits inside and puts black around. Lanczos resampling.
+
+    >>> fit_to(Image.new("L", (28, 20)), (32, 32), fit="pad")[1]
+    'padded with black'
+    """
+    height, width = size
+    across, down = width / image.width, height / image.height
+    scale = max(across, down) if fit == "crop" else min(across, down, 1.0)
+    words = "" if scale == 1 else "shrunk" if scale < 1 else "enlarged"
+    if fit == "crop" and scale != 1:
+        kept = (min(width / scale, image.width), min(height / scale, image.height))
+        left, top = (image.width - kept[0]) / 2, (image.height - kept[1]) / 2
+        cut = (image.width - kept[0]) * scale >= 1 or (image.height - kept[1]) * scale >= 1
+        box = (left, top, left + kept[0], top + kept[1])
+        image = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+        return image, f"{words} and centre-cropped" if cut else words
+    if scale != 1:
+        shape = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = image.resize(shape, Image.Resampling.LANCZOS)
+    if (image.height, image.width) != size:
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))  # black where it is outside
+        framed = "centre-cropped" if fit == "crop" else "padded with black"
+        words = f"{words} and {framed}" if words else framed
+    return image, words
+
+
+@contextmanager
+def _open(data: bytes) -> Iterator[Image.Image]:
+    """Open bytes as a picture; whatever its damage makes Pillow raise becomes a `DataError`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            if not data:
+                raise DataError("the file is empty")
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                yield image
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise DataError("more pixels than the safety limit for one picture") from error
+        except UnidentifiedImageError as error:
+            raise DataError("not a PNG, JPEG, WebP or BMP picture") from error
+        except _DAMAGE as error:
+            raise DataError(f"damaged: {error or type(error).__name__}") from error
+
+
+def _shown_size(image: Image.Image) -> tuple[int, int]:
+    told = "exif" in image.info or "xmp" in image.info  # else asking would decode a PNG
+    turned = told and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _plain(image: Image.Image, *, deep: bool) -> tuple[Image.Image, bool, bool]:
+    """Return the picture as "L", "RGB" or "I" (deep), and what became of its transparency.
+
+    That is whether it was laid over black, and whether an alpha that does nothing was left out.
+    """
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips it
+        wide, alpha = np.asarray(image).astype(np.int32), "transparency" in image.info
+        if deep:
+            return Image.fromarray(wide), False, alpha
+        levels = (wide.astype(np.int64) * 255 + 32767) // 65535
+        return Image.fromarray(levels.astype(np.uint8)), False, alpha
+    if not image.has_transparency_data:
+        return image.convert("L" if image.mode in ("1", "L") else "RGB"), False, False
+    layered = image.convert("RGBA")
+    if layered.getchannel("A").getextrema() == (255, 255):
+        return layered.convert("RGB"), False, True
+    black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+    return Image.alpha_composite(black, layered).convert("RGB"), True, False
+
+
+def _is_deep_colour(data: bytes) -> bool:
+    """Say whether a PNG stores 16 bits a sample of colour or of grey with alpha (its IHDR)."""
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and data[24] == 16 and data[25] in (2, 4, 6)
+
+
+def _extrema(image: Image.Image) -> list[tuple[int, int]]:
+    found: Any = image.getextrema()
+    return list(found) if isinstance(found[0], tuple) else [found]
+
+
+def _is_grey(pixels: NDArray[Any]) -> bool:
+    red = pixels[..., :1]
+    return bool((pixels[..., 1:] == red).all())
+
+
+def fit_images(
+    examples: Examples, size: tuple[int, int] | None, *, fit: Fit, channels: Channels
+) -> None:
+    """Bring `examples.values` `[N, C, H, W]` to `size` and `channels`, in place, noting it.
+
+    Raises `DataError` for vectors, for continuous images, and for values 0 and 1 that would have
+    to be resampled.
+    """
+    if size is None and channels == "auto":
+        return
+    if examples.values.ndim != 4:
+        length = examples.values.shape[1]
+        raise DataError(f"expected images [N, C, H, W]; got vectors of {length:,} values")
+    count, depth, height, width = examples.values.shape
+    target = size or (height, width)
+    wanted = {"auto": depth, "grey": 1, "rgb": 3}[channels]
+    if target == (height, width) and wanted == depth:
+        return
+    if examples.values.dtype == np.float32:
+        found = f"continuous images [{depth}, {height}, {width}]"
+        raise DataError(f"expected 8-bit images to resize or recolour; got {found}")
+    grid = examples.grid
+    if grid is not None and (grid.values or (wanted < depth and len(grid.offset) > 1)):
+        raise DataError(f"expected levels of one grid to resize or recolour; got {grid.describe()}")
+    top = int(examples.values.max())
+    plain = examples.values.dtype == np.uint8 and examples.levels == 256
+    fitted = np.empty((count, wanted, *target), examples.values.dtype)
+    words = ""
+    for row, image in zip(fitted, examples.values, strict=True):
+        picture, words = _fitted(image, wanted, target, fit=fit, plain=plain)
+        if top <= 1 and words.startswith(("shrunk", "enlarged")):
+            raise DataError("images of values 0 and 1 cannot be resampled. Try: multiply by 255")
+        row[...] = picture if plain else picture.clip(0, examples.levels - 1)
+    examples.values = fitted
+    if words:
+        examples.notes.append(f"{plural(count, 'image')} {words} to {target[0]}x{target[1]}")
+    if wanted != depth:
+        done = "turned from colour to grey" if wanted == 1 else "grey, repeated in three channels"
+        examples.notes.append(f"{plural(count, 'image')} {done}")
+
+
+def _fitted(
+    image: NDArray[Any], wanted: int, target: tuple[int, int], *, fit: Fit, plain: bool
+) -> tuple[NDArray[Any], str]:
+    """Bring one image `[C, H, W]` to a size and number of channels, and say what that took."""
+    if plain:
+        picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+        picture, words = fit_to(picture.convert("L") if wanted == 1 else picture, target, fit=fit)
+        pixels = np.asarray(picture)
+        return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None], words
+    deep = image.astype(np.int32)
+    if wanted < len(image):  # ITU-R 601, as Pillow's
+        weights = np.asarray([0.299, 0.587, 0.114])
+        deep = np.rint(np.tensordot(weights, deep, 1))[None].astype(np.int32)
+    parts = [fit_to(Image.fromarray(channel), target, fit=fit) for channel in deep]
+    return np.stack([np.asarray(part) for part, _ in parts]), parts[0][1]
+
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib"})
+_SHORTER_SIDE = 64
+_MAX_BYTES = 2**28
+
+
+def read_folder(
+    folder: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    fit: Fit = "crop",
+    channels: Channels = "auto",
+    progress: Progress | None = None,
+    how: Reading | None = None,
+) -> Examples:
+    """Read every picture under `folder` as levels `[N, C, H, W]`, in the order of their paths.
+
+    Levels are uint8, or int32 with a grid where all pictures are grey with 16 bits and use more
+    than 256 levels of them: a depth of 12 bits is found whether the values end at 4,095 or are
+    multiples of 16.
+
+    C is 1 when every picture is grey, else 3 ("auto"). Without `size` all must have one size,
+    which is kept while its shorter side is at most 64 and shrunk to that beyond. `train/` and
+    `test/` sub-folders, where both exist, are the split; pictures beside them are left out.
+    Raises `DataError`: no pictures, none readable, several sizes.
+    """
+    notes: list[str] = []
+    paths, others = picture_files(folder)
+    divided = (folder / "train").is_dir() and (folder / "test").is_dir()
+    if divided:
+        inside = [p for p in paths if p.relative_to(folder).parts[0] in ("train", "test")]
+        if beside := len(paths) - len(inside):
+            notes.append(f"{plural(beside, 'image')} outside train/ and test/ left out")
+        paths = inside
+    if not paths:
+        raise DataError(_nothing_in(folder, others))
+    size = size or _common_size(folder, paths, notes)
+    examples = _read(folder, paths, size, fit, channels, progress, how or Reading())
+    examples.notes[:0] = notes
+    if divided:
+        examples.split = "train/ and test/ folders"
+        examples.is_test = np.array([name.startswith("test/") for name in examples.names])
+    return examples
+
+
+def read_file(
+    path: Path,
+    *,
+    size: tuple[int, int],
+    fit: Fit = "crop",
+    channels: Channels = "auto",
+    how: Reading | None = None,
+) -> Examples:
+    """Read a single picture as levels `[1, C, H, W]`. Raises `DataError` when it cannot be read."""
+    return _read(path.parent, [path], size, fit, channels, None, how or Reading())
+
+
+def picture_files(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """Return the picture files under `folder`, sorted, and a count of the other file types.
+
+    Hidden files and folders are passed over. Linked folders are followed, each real folder once,
+    so circles of links end. Raises `DataError` when a folder cannot be listed.
+    """
+    pictures: list[Path] = []
+    others: Counter[str] = Counter()
+    seen: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        try:
+            status = here.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            for entry in here.iterdir():
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    waiting.append(entry)
+                elif entry.suffix.lower() in SUFFIXES:
+                    pictures.append(entry)
+                else:
+                    others[entry.suffix.lower() or "no suffix"] += 1
+        except OSError as error:
+            raise DataError(f"{here}: cannot be listed: {error.strerror or error}") from error
+    return sorted(pictures, key=lambda path: path.as_posix()), others
+
+
+def _read(
+    folder: Path,
+    paths: list[Path],
+    size: tuple[int, int] | None,
+    fit: Fit,
+    channels: Channels,
+    progress: Progress | None,
+    how: Reading,
+) -> Examples:
+    """Decode every file, name what cannot be read, and stack the rest."""
+    names, digests, pictures, skipped = [], [], [], []
+    for done, path in enumerate(paths, start=1):
+        name = path.relative_to(folder).as_posix()
+        try:
+            data = _bytes_of(path)
+            deep = how.rules > 1
+            picture = read_picture(data, size=size, fit=fit, channels=channels, deep=deep)
+        except DataError as error:
+            skipped.append((name, str(error)))
+        else:
+            names.append(name)
+            digests.append(hashlib.sha256(data).digest())
+            pictures.append(picture)
+        if progress is not None:
+            progress(done, len(paths))
+    if not pictures:
+        reasons = "; ".join(f"{name}: {why}" for name, why in skipped[:3])
+        raise DataError(f"{folder}: no image of {len(paths):,} can be read. {reasons}")
+    notes: list[str] = []
+    pictures, grid = _depth_of(pictures, channels, notes, how)
+    values = _stack(pictures, channels)
+    notes = _what_was_done(pictures, values, how) + notes
+    examples = Examples(values, names, digests, None, "files by SHA-256", notes, skipped, grid)
+    return as_asked(examples, how)
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise DataError("not a regular file, or a link to nothing")
+        if path.stat().st_size > _MAX_BYTES:
+            raise DataError(f"larger than {_MAX_BYTES // 2**20} MB")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}") from error
+
+
+def _common_size(folder: Path, paths: list[Path], notes: list[str]) -> tuple[int, int] | None:
+    """Find the one size of all pictures from their headers, at most 64 on the shorter side."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    for path in paths:
+        try:
+            sizes[header_size(_bytes_of(path))] += 1
+        except DataError:
+            continue  # named when it is read
+    if len(sizes) > 1:
+        common = sizes.most_common(5)
+        found = ", ".join(f"{h}x{w} ({plural(n, 'image')})" for (h, w), n in common)
+        more = f" and {len(sizes) - 5} more" if len(sizes) > 5 else ""
+        advice = "Try: a size, for instance --size 64 (fit='crop' or 'pad')"
+        raise DataError(
+            f"{folder}: images of different sizes (height x width): {found}{more}. {advice}"
+        )
+    if not sizes or min(next(iter(sizes))) <= _SHORTER_SIDE:
+        return next(iter(sizes), None)
+    height, width = next(iter(sizes))
+    scale = _SHORTER_SIDE / min(height, width)
+    small = (round(height * scale), round(width * scale))
+    notes.append(f"no size was given: {height}x{width} became {small[0]}x{small[1]}")
+    return small
+
+
+def _depth_of(
+    pictures: list[Picture], channels: Channels, notes: list[str], how: Reading
+) -> tuple[list[Picture], Grid | None]:
+    """Find the levels that 16-bit pictures use; where others have 8 bits, cut them to 8 bits."""
+    deep = [picture.pixels for picture in pictures if picture.pixels.dtype == np.uint16]
+    if not deep:
+        return pictures, None
+    largest = max(int(pixels.max()) for pixels in deep)
+    step = math.gcd(*(int(v) for pixels in deep for v in np.unique(pixels))) or 1
+    grid = how.grid or named(0.0, float(step), max(1, largest // step))
+    bits = (grid.count - 1).bit_length()
+    if len(deep) == len(pictures) and channels != "rgb":
+        levels = [
+            replace(p, pixels=_known(grid, p.pixels) if how.grid else p.pixels // step)
+            for p in pictures
+        ]
+        if how.grid is None:
+            said = "8-bit" if grid.count == 256 else f"{bits}-bit ({grid.count:,} levels)"
+            every = "" if step == 1 else f", all multiples of {step},"
+            notes.append(
+                f"{plural(len(deep), 'image')} of 16 bits with values up to {largest:,}{every} "
+                f"modelled as {said}"
+            )
+        return levels, grid
+    top = grid.count - 1
+    notes.append(
+        f"{plural(len(deep), 'image')} of 16 bits, with {bits} bits in use, cut to 8 bits "
+        "like the others"
+    )
+
+    def cut(picture: Picture) -> Picture:
+        if picture.pixels.dtype != np.uint16:
+            return picture
+        level = (picture.pixels // step).astype(np.int64)
+        return replace(picture, pixels=((level * 510 + top) // (2 * top)).astype(np.uint8))
+
+    return [cut(picture) for picture in pictures], None
+
+
+def _known(grid: Grid, pixels: NDArray[Any]) -> NDArray[Any]:
+    levels: NDArray[Any] = grid.levels_of(pixels[None, None].astype(np.float64))[0, 0]
+    return levels
+
+
+def as_asked(examples: Examples, how: Reading) -> Examples:
+    """Bring pictures to a model's levels, or to as many as were asked for, in place."""
+    if how.grid is not None and examples.levels != how.grid.count:
+        raise DataError(
+            f"expected pictures of {how.grid.count:,} levels, as the model was trained on; "
+            f"got {examples.levels:,}"
+        )
+    require(how.levels != "none", "levels", "auto or a number for pictures", "none")
+    if how.levels == "auto":
+        return examples
+    before, count = examples.levels, int(how.levels)
+    require(count <= before, "levels", f"at most the pictures' own {before:,}", count)
+    grid = Grid(count, (0.0,), ((before - 1) / max(1, count - 1),))
+    levels = examples.values.astype(np.int64) * count // before
+    examples.values, examples.grid = levels.astype(grid.dtype), grid
+    examples.notes.append(
+        f"{before:,} levels cut to {count:,}, as asked: floor(k·{count}/{before})"
+    )
+    return examples
+
+
+def _stack(pictures: list[Picture], channels: Channels) -> NDArray[Any]:
+    """Stack to `[N, C, H, W]`, with three channels if asked for or if any picture has colour."""
+    coloured = channels == "rgb" or any(picture.pixels.ndim == 3 for picture in pictures)
+    height, width = pictures[0].pixels.shape[:2]
+    wide = any(picture.pixels.max() > 255 for picture in pictures)
+    shape = (len(pictures), 3 if coloured else 1, height, width)
+    values = np.empty(shape, np.int32 if wide else np.uint8)
+    for row, picture in zip(values, pictures, strict=True):
+        pixels = picture.pixels
+        row[...] = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels
+    return values
+
+
+def _what_was_done(pictures: list[Picture], values: NDArray[Any], how: Reading) -> list[str]:
+    height, width = values.shape[2:]
+    fitted = Counter(picture.fitted for picture in pictures if picture.fitted)
+    notes = [f"{plural(n, 'image')} {words} to {height}x{width}" for words, n in fitted.items()]
+    counts = {
+        "with transparency laid over black": sum(p.transparent for p in pictures),
+        "turned from colour to grey": sum(p.recoloured for p in pictures),
+    }
+    if values.shape[1] == 3:
+        counts["grey, repeated in three channels"] = sum(p.pixels.ndim == 2 for p in pictures)
+    if how.rules > 1:
+        counts |= {
+            "with an alpha channel that was left out": sum(p.alpha for p in pictures),
+            "turned or mirrored as their EXIF orientation says": sum(p.turned for p in pictures),
+            "of 16 bits a colour cut to 8 bits": sum(p.cut for p in pictures),
+        }
+    notes += [f"{plural(n, 'image')} {words}" for words, n in counts.items() if n]
+    moving, left = sum(p.frames > 0 for p in pictures), sum(p.frames for p in pictures)
+    if moving and how.rules > 1:
+        notes.append(f"{plural(moving, 'animation')}: first frames taken, {left:,} others left out")
+    return notes
+
+
+def _nothing_in(folder: Path, others: Counter[str]) -> str:
+    kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in others.most_common(5))
+    instead = f"; it holds other files: {kinds}" if others else ""
+    return f"{folder}: no PNG, JPEG, WebP or BMP images found{instead}"

@@ -1,0 +1,273 @@
+"""What the figures of an evaluation are called, how they print, and what they mean in words.
+
+Which to use: `figures` for every figure, `remarks` for what a reader must know before using them,
+`protocol_line` for the line that belongs beside them. The terminal and the report share these.
+
+The table of an evaluation for a terminal: one figure a line, then what the figures mean.
+
+Which to use: `evaluation_table`. It is plain text, so it can be piped, kept and compared.
+"""
+
+import math
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kullback.core import DataError, Estimate
+from kullback.data import describe_protocol
+from kullback.vae import Evaluation
+from kullback.vae.limits import ACTIVE_KL, ACTIVE_VARIANCE, DRAWS_FOR_LOOSE, LOOSE
+
+__all__ = [
+    "Figure",
+    "evaluation_table",
+    "figures",
+    "noun_of",
+    "plain",
+    "protocol_line",
+    "remarks",
+    "scope",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure: its name, its value with error as printed, its unit, a short note, a sentence.
+
+    >>> Figure("ELBO", "-89.42 ± 0.11", "nats/image", "lower bound", "Higher is better.").name
+    'ELBO'
+    """
+
+    name: str
+    value: str
+    unit: str
+    note: str
+    meaning: str
+
+
+def plain(estimate: Estimate) -> str:
+    """Print `value ± error` exactly as the estimate prints itself, without unit and bias.
+
+    >>> plain(Estimate(-89.423, 0.1134, draws=9, bias="low"))
+    '-89.42 ± 0.11'
+    """
+    return replace(estimate, unit="", bias="none").brief
+
+
+def noun_of(protocol: Mapping[str, Any]) -> str:
+    """Say what one example is: "image", or "vector".
+
+    >>> noun_of({"event_shape": [1, 28, 28]})
+    'image'
+    """
+    return "vector" if len(protocol.get("event_shape") or ()) == 1 else "image"
+
+
+def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]:
+    """Return the figures by key, in the order in which they are read.
+
+    >>> import torch
+    >>> from kullback.vae import build, evaluate
+    >>> found = figures(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))
+    >>> [*found]
+    ['elbo', 'log_likelihood', 'gap', 'rate', 'distortion', 'effective_draws', 'loose', \
+'active_units']
+    """
+    e = evaluation
+    unit, k = f"nats/{noun}", f"L_{e.draws}"
+    found = {
+        "elbo": Figure(
+            "ELBO",
+            plain(e.elbo),
+            unit,
+            "lower bound on log p(x)",
+            f"A floor under log p(x), the log probability of an unseen {noun}. Higher is better.",
+        ),
+        "log_likelihood": Figure(
+            k,
+            plain(e.log_likelihood),
+            unit,
+            f"tighter lower bound, {e.draws:,} draws",
+            f"A higher floor under log p(x), from {e.draws:,} weighted draws of the code. "
+            "Higher is better.",
+        ),
+        "gap": Figure(
+            "gap",
+            plain(e.gap),
+            unit,
+            f"{k} - ELBO",
+            f"How far {k} lies above the ELBO: at least this much is lost by an inexact posterior.",
+        ),
+    }
+    if e.bits_per_dim is not None:
+        found["bits_per_dim"] = Figure(
+            "bits/dim",
+            plain(e.bits_per_dim),
+            e.bits_per_dim.unit,
+            f"-{k} in bits, a dimension",
+            f"{k} as a code length: bits for each {_value_of(e.levels)}. "
+            f"Raw data take {math.log2(max(e.levels, 2)):.3g}; lower is better.",
+        )
+    return found | _rate_and_distortion(e, unit, noun) | _health(e, noun)
+
+
+def _rate_and_distortion(e: Evaluation, unit: str, noun: str) -> dict[str, Figure]:
+    return {
+        "rate": Figure(
+            "rate",
+            plain(e.rate),
+            unit,
+            "KL(q(z|x) || p(z)), what the code costs",
+            f"What the code z says about each {noun}, in nats: KL(q(z|x) ‖ p(z)).",
+        ),
+        "distortion": Figure(
+            "distortion",
+            plain(e.distortion),
+            unit,
+            "-log p(x|z), what the code leaves open",
+            "What the code leaves open: the surprise of x once z is known. "
+            "Rate + distortion = −ELBO.",
+        ),
+    }
+
+
+def _health(e: Evaluation, noun: str) -> dict[str, Figure]:
+    median, least = e.effective_draws_median, e.effective_draws_minimum
+    return {
+        "effective_draws": Figure(
+            "effective draws",
+            f"{median:.3g}",
+            f"of {e.draws:,}",
+            f"median over {noun}s; least {least:.3g}",
+            f"How many of the {e.draws:,} draws truly count, at the median {noun}; "
+            f"{least:.3g} at the worst.",
+        ),
+        "loose": Figure(
+            "loose bounds",
+            "not known" if e.loose is None else _percent(e.loose),
+            f"of {noun}s",
+            f"fewer than {LOOSE:g} effective draws",
+            f"{noun.capitalize()}s whose bound rests on fewer than {LOOSE:g} effective draws.",
+        ),
+        "active_units": _active(e, noun),
+    }
+
+
+def _active(e: Evaluation, noun: str) -> Figure:
+    value, varies = f"{e.active_units}/{e.latent}", f"varies by more than {ACTIVE_VARIANCE:g}"
+    if e.varying_units is None:  # an evaluation from before the KL was asked for as well
+        note = f"whose mean code {varies}"
+        meaning = f"their mean code varies from {noun} to {noun} (variance above 0.01)."
+    else:
+        note = f"of {ACTIVE_KL:g} nats or more ({e.varying_units} whose mean code {varies})"
+        meaning = (
+            f"each has a KL of {ACTIVE_KL:g} nats or more and a mean code that varies from {noun} "
+            f"to {noun}. {e.varying_units} vary by more than {ACTIVE_VARIANCE:g} (variance), which "
+            "is all that papers after Burda et al. (2016) ask and may cost 0.005 nats."
+        )
+    meaning = f"Latent dimensions that are used: {meaning}"
+    return Figure("active units", value, "dimensions", note, meaning)
+
+
+def _value_of(levels: int) -> str:
+    bits = (levels - 1).bit_length()
+    return f"{bits}-bit value" if bits >= 8 and levels == 1 << bits else f"value of {levels} levels"
+
+
+def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
+    """Say in one sentence each what the figures mean and where they must not be trusted.
+
+    >>> import torch
+    >>> from kullback.vae import build, evaluate
+    >>> remarks(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))[0]
+    'ELBO and L_16 are lower bounds on log p(x): higher is better.'
+    """
+    e = evaluation
+    said = [f"ELBO and L_{e.draws} are lower bounds on log p(x): higher is better."]
+    if e.loose is None:
+        said.append(
+            f"How many bounds are loose is not known with {e.draws} draws; "
+            f"use --draws {DRAWS_FOR_LOOSE} or more."
+        )
+    elif e.loose > 0:
+        said.append(
+            f"{_percent(e.loose)} of {noun}s rest on fewer than {LOOSE:g} effective draws: "
+            "their bound is loose; try more --draws."
+        )
+    if e.active_units == 0:
+        said.append(
+            "No latent dimension is active: the posterior has collapsed to the prior, or nearly."
+        )
+    if e.images == 1:
+        said.append(f"There is one test {noun}, so no figure has an error bar.")
+    named = (e.elbo, e.log_likelihood, e.gap, e.rate, e.distortion, e.bits_per_dim)
+    doubts = [warning for figure in named if figure is not None for warning in figure.warnings]
+    return said + list(dict.fromkeys(doubts))
+
+
+def scope(evaluation: Evaluation, *, noun: str = "image") -> str:
+    """Say what the error bars cover: how many examples and draws, and the seed.
+
+    >>> import torch
+    >>> from kullback.vae import build, evaluate
+    >>> scope(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))
+    '8 test images, 16 draws each, seed 0; ± is one standard error'
+    """
+    e = evaluation
+    draws = "1 draw" if e.draws == 1 else f"{e.draws:,} draws"
+    return f"{e.images:,} test {noun}s, {draws} each, seed {e.seed}; ± is one standard error"
+
+
+def protocol_line(protocol: Mapping[str, Any]) -> str:
+    """Describe a protocol in one line, or say that there is none to describe.
+
+    >>> protocol_line({})
+    'no protocol was stored with these data'
+    """
+    try:
+        return describe_protocol(dict(protocol))
+    except DataError:
+        return "no protocol was stored with these data"
+
+
+def _percent(share: float) -> str:
+    """Print a share as a percentage that is 0 or 100 only when it is so exactly."""
+    percent = 100 * share
+    if 0 < percent < 1:
+        return "under 1 %"
+    return "over 99 %" if 99 < percent < 100 else f"{percent:.0f} %"
+
+
+_BOLD, _DIM, _RESET = "\x1b[1m", "\x1b[2m", "\x1b[0m"
+
+
+def evaluation_table(
+    evaluation: Evaluation, protocol: dict[str, Any], *, color: bool, width: int = 100
+) -> str:
+    """Write an evaluation as lines of text: metric, value ± error, unit, note; no final newline.
+
+    protocol: of the data that were evaluated; its line stands below the figures. color: with ANSI
+    codes for bold and dim, and nothing else differs. width: at which the sentences are wrapped;
+    the table itself is never wrapped.
+
+    >>> import torch
+    >>> from kullback.vae import build, evaluate
+    >>> figures = evaluate(build((4,), "binary"), torch.ones(8, 4))
+    >>> evaluation_table(figures, {"event_shape": [4]}, color=False).splitlines()[1].split()[0]
+    'ELBO'
+    """
+    noun = noun_of(protocol)
+    rows = list(figures(evaluation, noun=noun).values())
+    values = max(len("value ± error"), *(len(row.value) for row in rows))
+    units = max(len(row.unit) for row in rows)
+    bold, dim, reset = (_BOLD, _DIM, _RESET) if color else ("", "", "")
+    lines = [f"{dim}{'metric':<15}  {'value ± error':>{values}}    {'unit':<{units}}  note{reset}"]
+    for row in rows:
+        value = f"{bold}{row.value:>{values}}{reset}"
+        lines.append(f"{row.name:<15}  {value}    {row.unit:<{units}}  {dim}{row.note}{reset}")
+    below = [scope(evaluation, noun=noun), protocol_line(protocol)]
+    lines += ["", *(f"{dim}{line}{reset}" for line in below)]
+    for sentence in remarks(evaluation, noun=noun):
+        lines += textwrap.wrap(sentence, width=max(20, width), subsequent_indent="  ")
+    return "\n".join(lines)

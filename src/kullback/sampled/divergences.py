@@ -1,0 +1,303 @@
+"""A number by the best way there is: exact where that is known, else from draws, and it says which.
+
+Which to use: `kl(p, q)`, which is also `kullback.kl`, for tables and for distributions; `js`,
+`entropy` and `cross_entropy` likewise. To insist on one way: `kullback.exact` and
+`kullback.sampled.kl`.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.distributions import (
+    Bernoulli,
+    Binomial,
+    Categorical,
+    Distribution,
+    Independent,
+    TransformedDistribution,
+)
+
+from kullback.core import Estimate, require, require_type
+from kullback.exact import closed_forms, countable, tables
+from kullback.exact.supports import OUTSIDE, compare
+
+from . import error_bars
+from .distributions import draw_from, log_density
+from .estimators import Estimator
+from .kl_from_distributions import Support, dtype_of
+from .kl_from_distributions import kl as kl_sampled
+
+__all__ = ["Measured", "cross_entropy", "entropy", "how_sampled", "js", "kl"]
+
+_TABLE = "sum over the table"
+_HINT = "two tables [*batch, outcomes], or two torch.distributions"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A number in nats, how it was come by in words, and its `Estimate` when it was sampled.
+
+    value: a tensor `[*batch]` with gradients when exact, a float or tensor without when sampled.
+    method: "closed form: Normal‖Normal", "sum over the table", "sampled: k1, 10,000 draws", ….
+    estimate: error bar, bias and warnings of a sampled value; None says that the value is exact.
+
+    >>> print(Measured(torch.tensor(0.5), "closed form: Normal‖Normal"))
+    0.5 nats (closed form: Normal‖Normal)
+    """
+
+    value: Any
+    method: str
+    estimate: Estimate | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the value has no error bar."""
+        return self.estimate is None
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __str__(self) -> str:
+        if self.estimate is not None:
+            first, *warnings = str(self.estimate).split("\n")
+            return "\n".join([f"{first} ({self.method})", *warnings])
+        single = not isinstance(self.value, Tensor) or self.value.ndim == 0
+        value = f"{float(self.value):.6g}" if single else f"{self.value}"
+        return f"{value} nats ({self.method})"
+
+
+def kl(
+    p: Any,
+    q: Any,
+    *,
+    draws: int = 10_000,
+    estimator: Estimator = "best",
+    generator: Generator | None = None,
+) -> Measured:
+    """Return `KL(p‖q) = E_p[log p/q]`, p first, exactly where that is known, else from draws.
+
+    p, q: probability tables `[*batch, outcomes]`, or torch distributions over one event shape; the
+    value is `[*batch]`, in nats. Tables: `exact.kl`. Distributions: the closed form of
+    `exact.closed_forms` where there is one; +inf where supports or tails make it so
+    (`exact.supports`); the sum over the integers (`exact.countable`); these with gradients. Else
+    `sampled.kl` with `draws`, `estimator` and `generator`, an `Estimate`, without. `method` says
+    which it was.
+    Errors: `TypeError` for anything else, or one of each; `ValueError` for shapes that differ,
+    tables that do not sum to 1, a discrete distribution against a continuous one.
+
+    >>> from torch.distributions import Laplace, Normal, StudentT
+    >>> print(kl(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])))
+    0.143841 nats (sum over the table)
+    >>> print(kl(Normal(0.0, 1.0), Normal(1.0, 1.0)))
+    0.5 nats (closed form: Normal‖Normal)
+    >>> seed = torch.Generator().manual_seed(0)
+    >>> print(kl(StudentT(5.0), Laplace(0.0, 1.0), generator=seed))
+    0.01459 ± 0.00021 nats (sampled: best λ = 0.88 to 0.884, 10,000 draws)
+    """
+    if _tables(p, q):
+        return Measured(tables.kl(p, q), _TABLE)
+    known = _without_draws(p, q)
+    if known is not None:
+        return known
+    found = kl_sampled(p, q, draws=draws, estimator=estimator, generator=generator)
+    return Measured(found.value, how_sampled(found), found)
+
+
+def js(p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = None) -> Measured:
+    """Return the Jensen-Shannon divergence `½ KL(p‖m) + ½ KL(q‖m)`, `m = ½(p + q)`, in nats.
+
+    p, q and the errors: as in `kl`. Between tables (Bernoulli and categorical distributions are
+    tables) and on the integers the sum itself; otherwise from draws, half of them from p and half
+    from q: the mean of `½ (a log a + b log b)` with `a = p/m`, `b = q/m`, every term of it between
+    0 and log 2.
+    Unbiased whatever the supports; at p ≈ q the terms are exact to about 1e-16.
+    Reference: Lin (1991), "Divergence measures based on the Shannon entropy".
+
+    >>> print(js(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])))
+    0.693147 nats (sum over the table)
+    """
+    if _tables(p, q):
+        return Measured(tables.js(p, q), _TABLE)
+    both = _as_tables(p, q)
+    if both is not None:
+        return Measured(tables.js(*both), _TABLE)
+    total = countable.js(p, q)
+    if total is not None:
+        return _of_sum(total, p, q)
+    half = _checked(draws) // 2
+    points = torch.cat([draw_from(d, half, generator=generator) for d in _batched(p, q)])
+    log_p, log_q = log_density(p, points).double(), log_density(q, points).double()
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2.0)
+    a, b = torch.exp(log_p - log_m), torch.exp(log_q - log_m)
+    return _mean((torch.xlogy(a, a) + torch.xlogy(b, b)) / 2, 2 * half)
+
+
+def entropy(p: Any, *, draws: int = 10_000, generator: Generator | None = None) -> Measured:
+    """Return `H(p) = −E_p[log p]` in nats, differential where p has a density.
+
+    p: a table `[*batch, outcomes]` or a torch distribution. On the integers a sum where no closed
+    form is known (Poisson, mixtures); else from draws, the mean of `−log p(x)`.
+
+    >>> print(entropy(torch.tensor([0.5, 0.25, 0.25])))
+    1.03972 nats (sum over the table)
+    """
+    if isinstance(p, Tensor):
+        return Measured(tables.entropy(p), _TABLE)
+    require_type(p, Distribution, "p", "a table [*batch, outcomes] or a torch.distributions object")
+    closed = closed_forms.find_entropy(p)
+    if closed is not None and not isinstance(p, Binomial):  # torch refuses counts that differ
+        return Measured(closed.function(p), _closed(p))
+    total = countable.entropy(p)
+    if total is not None:
+        return _of_sum(total, p)
+    points = draw_from(p, _checked(draws), generator=generator)
+    return _mean(-log_density(p, points), draws)
+
+
+def cross_entropy(
+    p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = None
+) -> Measured:
+    """Return `H(p, q) = −E_p[log q] = H(p) + KL(p‖q)` in nats: p is the truth, q the belief.
+
+    p, q and the errors: as in `kl`. Where only KL has no closed form it alone is sampled, by the
+    best λ, and the entropy added; where the entropy has none, the mean of `−log q(x)` over x ~ p.
+
+    >>> print(cross_entropy(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])))
+    0.836988 nats (sum over the table)
+    """
+    if _tables(p, q):
+        return Measured(tables.cross_entropy(p, q), _TABLE)
+    known = _without_draws(p, q)
+    if known is not None and bool(torch.as_tensor(known.value).eq(math.inf).all()):
+        return known
+    total = countable.cross_entropy(p, q)
+    if total is not None:
+        return _of_sum(total, p, q)
+    own = entropy(p, draws=4, generator=generator)
+    if not own.exact:
+        points = draw_from(_batched(p, q)[0], _checked(draws), generator=generator)
+        found = _mean(-log_density(q, points), draws).estimate
+        settled = Support.of(p, q).settled(found)  # type: ignore[arg-type]
+        return Measured(settled.value, how_sampled(settled), settled)
+    extra = known or kl(p, q, draws=draws, generator=generator)
+    if extra.estimate is None:
+        return Measured(own.value + extra.value, extra.method)
+    found = extra.estimate + (own.value if own.value.ndim else float(own.value))
+    return Measured(found.value, f"entropy in closed form + KL {extra.method}", found)
+
+
+def how_sampled(found: Estimate) -> str:
+    """Say in words how a number was sampled.
+
+    >>> how_sampled(Estimate(0.5, 0.1, draws=10_000, how="best λ = 0.58"))
+    'sampled: best λ = 0.58, 10,000 draws'
+    """
+    return ": ".join(["sampled", ", ".join(filter(None, [found.how, f"{found.draws:,} draws"]))])
+
+
+def _without_draws(p: Any, q: Any) -> Measured | None:
+    """Return KL(p‖q) by a closed form, by supports and tails, or by a sum over the integers."""
+    closed = closed_forms.find(p, q)
+    value = None if closed is None else closed.function(p, q)
+    if value is not None and not bool((value == math.inf).all()):
+        return Measured(value, _closed(p, q))
+    found = compare(p, q)
+    told = found is not None and bool(found.infinite.all())
+    if value is not None:  # +inf, or beyond the largest number of its dtype
+        return Measured(value, f"infinite: {found.why}" if found and told else _closed(p, q))
+    if found is not None and told:
+        value = torch.full(found.infinite.shape, math.inf, dtype=_dtype(p, q))
+        return Measured(value, f"infinite: {found.why}")
+    total = countable.kl(p, q)
+    if total is not None:
+        return _of_sum(total, p, q)
+    return _by_parts(p, q)
+
+
+def _by_parts(p: Any, q: Any) -> Measured | None:
+    """Return KL as that of what p and q are made of: independent axes, or one map of both."""
+    kinds = type(p), type(q)
+    if kinds == (Independent, Independent):
+        axes = p.reinterpreted_batch_ndims
+        alike = axes == q.reinterpreted_batch_ndims
+        inner = _without_draws(p.base_dist, q.base_dist) if alike else None
+        if inner is None or not axes:
+            return inner
+        return Measured(inner.value.flatten(-axes).sum(-1), f"{inner.method}, over {axes} axes")
+    both = isinstance(p, TransformedDistribution) and isinstance(q, TransformedDistribution)
+    if both and p.transforms == q.transforms and all(t.bijective for t in p.transforms):
+        return _without_draws(p.base_dist, q.base_dist)
+    return None
+
+
+def _of_sum(total: countable.Sum, *given: Any) -> Measured:
+    infinite = total.value == math.inf
+    method = f"infinite: {OUTSIDE}" if bool(infinite.all()) else str(total)
+    return Measured(total.value.to(_dtype(*given)), method)
+
+
+def _dtype(*given: Any) -> torch.dtype:
+    """Return the dtype of the distributions' parameters, the wider where they differ."""
+    return reduce(torch.promote_types, map(dtype_of, given))
+
+
+def _tables(p: Any, q: Any) -> bool:
+    """Say whether both are tables; refuse one of each, and what are neither."""
+    if isinstance(p, Tensor) and isinstance(q, Tensor):
+        return True
+    for name, given in (("p", p), ("q", q)):
+        require_type(given, (Tensor, Distribution), name, _HINT)
+        require_type(given, Distribution, name, _HINT)
+    shapes = tuple(p.event_shape), tuple(q.event_shape)
+    same = shapes[0] == shapes[1]
+    require(same, "p and q", "the same event shape", f"{shapes[0]} and {shapes[1]}")
+    kinds = _discrete(p), _discrete(q)
+    words = {True: "discrete", False: "continuous"}
+    fit = None in kinds or kinds[0] == kinds[1]
+    got = " and ".join(words.get(bool(kind), "") for kind in kinds)
+    require(fit, "p and q", "both discrete or both continuous", got)
+    return False
+
+
+def _discrete(p: Distribution) -> bool | None:
+    try:
+        return bool(p.support.is_discrete)  # type: ignore[union-attr]
+    except NotImplementedError:
+        return None
+
+
+def _as_tables(p: Distribution, q: Distribution) -> tuple[Tensor, Tensor] | None:
+    if isinstance(p, Categorical) and isinstance(q, Categorical):
+        return p.probs, q.probs
+    if isinstance(p, Bernoulli) and isinstance(q, Bernoulli):
+        return torch.stack([1 - p.probs, p.probs], -1), torch.stack([1 - q.probs, q.probs], -1)
+    return None
+
+
+def _batched(p: Distribution, q: Distribution) -> tuple[Distribution, Distribution]:
+    batch = (torch.empty(p.batch_shape) + torch.empty(q.batch_shape)).shape
+    return p.expand(batch), q.expand(batch)
+
+
+def _checked(draws: int) -> int:
+    require_type(draws, int, "draws")
+    require(draws >= 4, "draws", "at least 4", draws)
+    return draws
+
+
+def _mean(terms: Tensor, draws: int) -> Measured:
+    """Average terms `[draws, *batch]`, with the doubts that such a mean can raise."""
+    terms = terms.detach().double().movedim(0, -1)
+    value = terms.mean(-1)
+    centred = torch.where(value.isinf()[..., None], 0.0, terms - value[..., None])
+    error, doubts, k_hat = error_bars.mean_of(centred, value)
+    found = error_bars.judged(value, error, draws, k_hat, doubts, "none", "")
+    return Measured(found.value, how_sampled(found), found)
+
+
+def _closed(*families: Distribution) -> str:
+    return "closed form: " + "‖".join(type(family).__name__ for family in families)

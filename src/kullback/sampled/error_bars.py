@@ -1,0 +1,278 @@
+"""When does `± standard error` lie? The tests behind every warning on a sampled number.
+
+A mean's error bar is the normal law's, and that law needs three things which the draws themselves
+can deny: enough draws; none of them carrying the sum (the skewness of the *mean*, `γ / √n`, costs
+a symmetric 95 % interval about `γ²/(4n)` of its coverage by Edgeworth's expansion); and a finite
+variance (Pareto `k̂ < 1/2`). The skewness can be allowed for, in the interval (`allowance`): what is
+left to doubt then are tails so heavy that the mean itself may be infinite. Where an identity is
+known, such as `E_p[q/p] = 1`, draws that break it have missed something (identity.py).
+
+Which to use: `estimate_of` for the mean of terms; `mean_of` and `judged` for a number whose
+interval is symmetric.
+
+Reference: Hall (1992), "The Bootstrap and Edgeworth Expansion", section 2.6, for the skewness;
+Vehtari et al. (2024) for k̂. The limits stand in limits.py; benchmarks/coverage.py checks them.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kullback.core import Estimate
+from kullback.core.estimate import Bias
+
+from . import limits
+from .limits import BIASED, FELT, FEW, HEAVY, JUDGED, ROUNDING, SKEWED, UNSEEN
+from .tails import fit_tail, tail_length
+
+__all__ = [
+    "Doubt",
+    "about_bias",
+    "about_control",
+    "about_skewed_terms",
+    "about_terms",
+    "about_unseen",
+    "allowance",
+    "estimate_of",
+    "judged",
+    "mean_of",
+    "standard_error",
+]
+
+
+class Doubt(NamedTuple):
+    """One reason to doubt an error bar: how large (`[*batch]`), where (bool), in which words.
+
+    refused: whether there must be no error bar where it applies, rather than a warning beside it.
+    """
+
+    size: Tensor
+    where: Tensor
+    words: str
+    refused: bool = False
+
+    def only(self, part: Tensor) -> "Doubt":
+        """Return the same doubt about this part of the batch only."""
+        return self._replace(where=self.where & part)
+
+
+def about_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
+    """Doubt a symmetric interval by its draws, the skewness `Σδ³/(Σδ²)^{3/2}` and the tail's k̂."""
+    return [
+        _few(draws, skewness),
+        Doubt(
+            skewness.abs(),
+            skewness.abs() > SKEWED,
+            "a few draws carry the sum (skewness of the mean {:.2f}, above 0.08): "
+            "the error bar is too short on the tail's side; draw more",
+        ),
+        Doubt(
+            k_hat,
+            may_be_heavy(k_hat, draws) & (skewness.abs() > FELT),
+            "heavy tail (Pareto k-hat {:.2f}, which does not exclude 0.5): the variance may be "
+            "infinite and the error bar means little",
+        ),
+    ]
+
+
+def about_skewed_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
+    """Doubt an interval that allows for the skewness: only where the mean may be infinite.
+
+    Where k̂ less its own standard error is ½ or more, the words say that the variance seems
+    infinite; where k̂ is within its own standard error of 1, or above, no interval holds and the
+    draws cannot show that there is a mean: no error bar.
+    """
+    scatter = _scatter(k_hat, draws)
+    felt = skewness.abs() > (limits.FELT_FEW if draws < limits.FEW_FOR_K else limits.FELT_SKEWED)
+    unknown = k_hat.isnan()
+    sure = -1.0 if draws < limits.FEW_FOR_K else 1.0  # of few draws k̂ is too noisy to refuse by
+    none = felt & (k_hat + sure * scatter >= limits.NO_MEAN)
+    may_lack = unknown | (k_hat + limits.SCATTERS * scatter >= limits.NO_MEAN)
+    unmet = (k_hat >= HEAVY) & (draws >= JUDGED)  # a body that is skewed the other way hides a tail
+    heavy = may_lack & (felt | unmet) & ~none
+    return [
+        _few(draws, skewness),
+        Doubt(
+            k_hat,
+            heavy,
+            "a few draws carry the sum, and its tail may be too heavy for any error bar (Pareto "
+            "k-hat {:.2f}): draw more",
+        ),
+        Doubt(
+            k_hat,
+            felt & (k_hat - scatter >= HEAVY) & ~none & ~heavy,
+            "the variance seems infinite (Pareto k-hat {:.2f}, above 0.5 by more than its error): "
+            "the standard error is too small; the interval, longer at the tail, allows for it",
+        ),
+        Doubt(
+            k_hat,
+            none,
+            "the largest terms have so heavy a tail (Pareto k-hat {:.2f}, within its own error of "
+            "1 or above) that no mean can be inferred from these draws; it may be infinite",
+            refused=True,
+        ),
+    ]
+
+
+def allowance(skewness: Tensor, k_hat: Tensor) -> Tensor:
+    """Return the skewness that an interval should allow for: the draws', widened by their tail.
+
+    Draws that have not met the tail show too little of it. The factor is `1.2 + 8 (k̂ − 0.35)`
+    where k̂ is above 0.35, the whole at most 0.8, beyond which Hall's interval shortens again.
+    """
+    heavier = (limits.WIDER_BY_K * (k_hat.nan_to_num(0.0) - limits.WIDER_FROM)).clamp(
+        0.0, limits.WIDEST
+    )
+    most = limits.MOST_SKEWED
+    return (skewness * (limits.WIDER + heavier)).clamp(-most, most)
+
+
+def may_be_heavy(k_hat: Tensor, draws: int) -> Tensor:
+    """Say where the variance may be infinite: k̂ and its own standard error reach ½.
+
+    Below 200 draws k̂ says too little: nowhere.
+    """
+    return (k_hat + _scatter(k_hat, draws) > HEAVY) & (draws >= JUDGED)
+
+
+def about_control(name: str, skewness: Tensor, k_hat: Tensor, draws: int) -> Doubt:
+    """Doubt terms in which `name` is carried by a few draws, which may not show in their sum.
+
+    As strictly as a symmetric interval: `r − 1` cancels what `log r` has of the tail, and the
+    skewness of the terms with it.
+    """
+    size = skewness.abs()
+    return Doubt(
+        size,
+        (size > SKEWED) | (may_be_heavy(k_hat, draws) & (size > FELT)),
+        f"a few draws carry the mean of {name} (skewness {{:.2f}}, or a heavy tail): "
+        "what has not been drawn yet may matter",
+    )
+
+
+def _scatter(k_hat: Tensor, draws: int) -> Tensor:
+    """Return the standard error of k̂ of M tail values, `(1 + k) / √M`."""
+    return (1 + k_hat) / math.sqrt(max(tail_length(draws), 1))
+
+
+def _few(draws: int, like: Tensor) -> Doubt:
+    everywhere = torch.full_like(like, draws)
+    return Doubt(everywhere, everywhere < FEW, "only {:.0f} draws: too few for an error bar")
+
+
+def about_unseen(draws: int, like: Tensor) -> Doubt:
+    """Doubt a mean with so few draws that an event of a chance up to 3/draws may not be among them.
+
+    For terms in which `r − 1` cancels `log r`: what is left at the draws seen says nothing then
+    about the others.
+    """
+    words = (
+        "only {:.0f} draws: what happens once in {:.0f} may not have been drawn yet, "
+        "and r − 1 hides how much that is; draw 500, or use k1"
+    )
+    few = torch.full_like(like, draws)
+    return Doubt(few, few < UNSEEN, words.replace("{:.0f} may", f"{draws / 3:.0f} may"))
+
+
+def about_bias(bias: Tensor, error: Tensor, words: str) -> Doubt:
+    """Doubt an error bar that a bias, known to about this size, rivals."""
+    size = torch.where(bias == 0, 0.0, bias.abs() / error)
+    return Doubt(size, size > BIASED, words)
+
+
+def judged(
+    value: Tensor,
+    error: Tensor,
+    draws: int,
+    k_hat: Tensor | None,
+    doubts: list[Doubt],
+    bias: Bias,
+    why: str,
+    *,
+    skewness: Tensor | None = None,
+    rounding: Tensor | None = None,
+) -> Estimate:
+    """Write the `Estimate` in nats, floats for an empty batch, with the doubts that apply.
+
+    An infinite value has an infinite error and no doubts; the words give the worst size.
+    skewness, rounding: `[*batch]`, as in `Estimate`; None for 0.
+    """
+    error = torch.where(value.isinf(), math.inf, error)
+    more = [("k_hat", k_hat), ("skewness", skewness), ("rounding", rounding)]
+    fields: dict[str, Any] = {name: part for name, part in more if part is not None}
+    if value.dim():
+        found = Estimate(value, error, draws, bias=bias, why=why, **fields)
+    else:
+        plain: dict[str, Any] = {name: float(part) for name, part in fields.items()}
+        found = Estimate(float(value), float(error), draws, bias=bias, why=why, **plain)
+    for doubt in doubts:
+        where = (doubt.where & value.isfinite()).expand(value.shape)
+        if bool(where.any()):
+            text = doubt.words.format(doubt.size.expand(value.shape)[where].max().item())
+            text = (f"in {int(where.sum())} of {where.numel()}: " if where.dim() else "") + text
+            part = where if where.dim() else None
+            say = found.without_error if doubt.refused else found.warn
+            found = say(text, where=part)
+    return found
+
+
+def estimate_of(
+    influence: Tensor,
+    value: Tensor,
+    bias: Bias = "none",
+    why: str = "",
+    *,
+    size: Tensor | None = None,
+    more: list[Doubt] | None = None,
+    rounding: Tensor | None = None,
+) -> Estimate:
+    """Write the `Estimate` of `value` whose error is the mean of centred terms `[*batch, draws]`.
+
+    Its interval allows for their skewness. size: as in `mean_of`, |value| if None; more: further
+    doubts.
+
+    >>> estimate_of(torch.tensor([-1.0, 1.0] * 20), torch.tensor(0.5)).brief
+    '0.50 ± 0.16 nats'
+    """
+    error, skewness, k_hat = _moments(influence, value if size is None else size)
+    draws = influence.shape[-1]
+    doubts = [*about_skewed_terms(draws, skewness, k_hat), *(more or [])]
+    allowed = allowance(skewness, k_hat)
+    return judged(
+        value, error, draws, k_hat, doubts, bias, why, skewness=allowed, rounding=rounding
+    )
+
+
+def standard_error(influence: Tensor, size: Tensor) -> Tensor:
+    """Return the standard error of the mean of centred terms `[*batch, draws]`; size as above.
+
+    >>> standard_error(torch.tensor([-1.0, 1.0, -1.0, 1.0]), torch.tensor(0.0)).item().__round__(3)
+    0.577
+    """
+    return _moments(influence, size)[0]
+
+
+def mean_of(influence: Tensor, size: Tensor) -> tuple[Tensor, list[Doubt], Tensor]:
+    """Judge the mean of centred terms `[*batch, draws]`, symmetric: its error, doubts and k̂.
+
+    size: `[*batch]`, of what the terms are differences; below its rounding they are all one.
+    """
+    error, skewness, k_hat = _moments(influence, size)
+    return error, about_terms(influence.shape[-1], skewness, k_hat), k_hat
+
+
+def _moments(influence: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the error of the mean of centred terms, its skewness and the terms' k̂."""
+    draws = influence.shape[-1]
+    second, third = (influence**2).sum(-1), (influence**3).sum(-1)
+    flat = second <= draws * (ROUNDING * size) ** 2
+    second = torch.where(flat, 0.0, second)
+    skewness = torch.where(flat, 0.0, third / second**1.5)
+    k_hat = torch.full_like(second, math.nan)
+    if tail_length(draws) >= 5:
+        top = torch.stack([influence, -influence]).topk(tail_length(draws) + 1, -1).values.flip(-1)
+        k_hat = fit_tail(top[..., 1:] - top[..., :1])[0].amax(0)
+    error = (second / (draws * (draws - 1))).sqrt()
+    return error, skewness, k_hat

@@ -1,0 +1,270 @@
+"""Pure PyTorch, a few rows at a time: any device, any dtype, gradients written by hand.
+
+Which to use: what `backend="auto"` falls back to where nothing faster can run. A block of rows (at
+least one) is worked off in scratch memory that is allocated once and reused, in float32, or in
+float64 if a side is float64. Above the inputs it needs at most ten blocks, and the gradients.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .interface import Slope, Sum, Task
+
+__all__ = ["refusal", "slopes", "sums"]
+
+BLOCK = 1 << 16  # elements of a block: what is worked on together stays in the cache
+FAR = 20.0  # log ratio up to which e^l − 1 − l needs no care
+LARGE = 1e30  # log ratios end here, lest those of finite masks overflow
+WIDE_BLOCK = 1 << 24  # on an accelerator, where it is launching kernels that costs
+
+
+def refusal(p: Tensor, q: Tensor | None, task: Task) -> str:
+    """Say "": it does everything.
+
+    >>> refusal(torch.zeros(1, 2), None, Task(("entropy",)))
+    ''
+    """
+    return ""
+
+
+def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor:
+    """Return the sums `[len(Sum), n]` of rows p, q `[n, vocab]` (see `task`).
+
+    >>> sums(torch.zeros(1, 4), None, None, Task(("entropy",)))[Sum.P_ENTROPY].exp()
+    tensor([4.0000], dtype=torch.float64)
+    """
+    out = torch.zeros(len(Sum), len(p), dtype=torch.float64, device=p.device)
+    for rows, block in _blocks(p, q, task):
+        part = out[:, rows]
+        _side_sums(block.p, part, Sum.P_MAX, Sum.P_LOG, Sum.P_TOP, task)
+        if task.asks("entropy"):
+            part[Sum.P_ENTROPY] = -torch.linalg.vecdot(block.p.prob, block.p.log(block.room("a")))
+        if q is None:
+            continue
+        _side_sums(block.q, part, Sum.Q_MAX, Sum.Q_LOG, Sum.Q_TOP, task)
+        if task.asks("q_entropy"):
+            part[Sum.Q_ENTROPY] = -torch.linalg.vecdot(block.q.prob, block.q.log(block.room("a")))
+        _pair_sums(block, part, task)
+    return out
+
+
+def slopes(
+    p: Tensor,
+    q: Tensor | None,
+    ids: Tensor | None,
+    keep: Tensor | None,
+    task: Task,
+    sums: Tensor,
+    coefficients: Tensor,
+    grad_p: Tensor | None,
+    grad_q: Tensor | None,
+) -> None:
+    """Fill `grad_p` and `grad_q`, `[n, vocab]` or None, with the gradients (see `task`).
+
+    >>> p, grad, task = torch.zeros(1, 2), torch.empty(1, 2), Task(("log_prob",))
+    >>> c = torch.zeros(len(Slope), 1, dtype=torch.float64)
+    >>> c[Slope.P_ONE] = 1.0
+    >>> slopes(p, None, None, None, task, sums(p, None, None, task), c, grad, None)
+    >>> grad
+    tensor([[0.5000, 0.5000]])
+    """
+    for rows, block in _blocks(p, q, task, sums):
+        c = coefficients[:, rows, None].to(block.dtype)
+        at = None if ids is None else ids[rows, None]
+        for side, grad, first in ((block.p, grad_p, Slope.P_ONE), (block.q, grad_q, Slope.Q_ONE)):
+            if grad is None:
+                continue
+            room = grad[rows] if grad.dtype == block.dtype else block.room("c")
+            found = _slope(block, side, c[first : first + 6], task, room)
+            if at is not None:
+                found.scatter_add_(-1, at, c[first + Slope.P_AT])
+            if side.has is not None:
+                found.masked_fill_(~side.has, 0)
+            if keep is not None:
+                found.masked_fill_(~keep[rows, None], 0)
+            if room.dtype != grad.dtype:
+                grad[rows] = found
+
+
+class _Side:
+    """One side of a block: its probabilities, in scratch memory, and what they were made from.
+
+    `has` says which tokens have mass, None for all. known: the side's maxima and log-normalisers,
+    the first two of its `Sum`s, where they have been computed before.
+    """
+
+    def __init__(self, logits: Tensor, room: Tensor, task: Task, known: Tensor | None) -> None:
+        self.logits, self.temperature = logits, task.temperature
+        self.top = logits.amax(-1, keepdim=True).double() if known is None else known[0, :, None]
+        self.prob = _exp_(self.centred(room))
+        if known is None:
+            self.norm = self.prob.sum(-1, keepdim=True).double().log()
+        else:
+            self.norm = known[1, :, None]
+        self.prob.div_(self.norm.exp().to(room.dtype))
+        holes = logits.amin(-1) == -math.inf
+        # a row without a distribution stays NaN throughout
+        self.has = (logits > -math.inf) | self.norm.isnan() if bool(holes.any()) else None
+
+    def centred(self, room: Tensor) -> Tensor:
+        """Return (logits − max) / temperature, in `room`."""
+        centred = torch.sub(self.logits, self.top.to(room.dtype), out=room)
+        return centred if self.temperature == 1 else centred.div_(self.temperature)
+
+    def log(self, room: Tensor) -> Tensor:
+        """Return the log-probabilities in `room`; 0 where there is no mass."""
+        log = self.centred(room).clamp_(min=-LARGE).sub_(self.norm.to(room.dtype))
+        return log if self.has is None else log.masked_fill_(~self.has, 0)
+
+
+class _Block:
+    """A block of rows, both sides, and l = log q/p, 0 where a side lacks the token."""
+
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.size, self.dtype, self.device = size, dtype, device
+        self.scratch: dict[str, Tensor] = {}
+
+    def room(self, name: str) -> Tensor:
+        """Return the scratch memory of that name in the block's shape, whatever it holds."""
+        if name not in self.scratch:
+            self.scratch[name] = torch.empty(self.size, dtype=self.dtype, device=self.device)
+        return self.scratch[name][: self.shape.numel()].view(self.shape)
+
+    def load(self, p: Tensor, q: Tensor | None, task: Task, known: Tensor | None) -> None:
+        """Read rows p, q `[rows, vocab]`, whose sums may be known already."""
+        self.shape, self.both = p.shape, None
+        self.p = self.q = _Side(p, self.room("p"), task, known)
+        if q is None:
+            return
+        q_known = None if known is None else known[Sum.Q_MAX :]
+        self.q = _Side(q, self.room("q"), task, q_known)
+        self.ratio = torch.sub(q.to(self.dtype), p, out=self.room("ratio"))
+        shift = (self.q.top - self.p.top) / task.temperature + (self.q.norm - self.p.norm)
+        if task.temperature != 1:
+            self.ratio.div_(task.temperature)
+        self.ratio.sub_(shift.to(self.dtype))
+        has = [side.has for side in (self.p, self.q) if side.has is not None]
+        if has:
+            self.both = has[0] & has[-1]
+            self.ratio.masked_fill_(~self.both, 0)
+        top, low = float(self.ratio.amax()), float(self.ratio.amin())
+        self.far = max(top, -low) > FAR
+        if self.far:
+            self.ratio.clamp_(-LARGE, LARGE)
+
+    def step(self) -> Tensor:
+        """Return q − p, as p (e^l − 1) where that cancels less."""
+        step = torch.clamp(self.ratio, max=FAR, out=self.room("a")).expm1_().mul_(self.p.prob)
+        if not self.far and self.both is None:
+            return step
+        coarse = self.ratio.abs() > FAR
+        coarse = coarse if self.both is None else coarse | ~self.both
+        return torch.where(coarse, self.q.prob - self.p.prob, step, out=step)
+
+    def mix(self, beta: float) -> tuple[Tensor, Tensor]:
+        """Return log m/p and log m/q, m = β p + (1−β) q, for the tokens that the side has."""
+        down = torch.clamp(self.ratio, max=0, out=self.room("x")).expm1_().mul_(1 - beta).log1p_()
+        up = torch.clamp(self.ratio, min=0, out=self.room("y")).neg_().expm1_().mul_(beta).log1p_()
+        # one of them is 0: where l ≤ 0 their sum is x, and y = x − l; elsewhere y, and x = y + l
+        x = down.add_(up)
+        y = torch.sub(x, torch.clamp(self.ratio, max=0, out=self.room("a")), out=up)
+        x.add_(torch.clamp(self.ratio, min=0, out=self.room("a")))
+        if self.both is not None:
+            x.masked_fill_(~self.both, math.log(beta))
+            y.masked_fill_(~self.both, math.log1p(-beta))
+        return x, y
+
+
+def _blocks(
+    p: Tensor, q: Tensor | None, task: Task, known: Tensor | None = None
+) -> Iterator[tuple[slice, _Block]]:
+    dtypes = {p.dtype} if q is None else {p.dtype, q.dtype}
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    vocab = p.shape[-1]
+    step = max(1, (BLOCK if p.device.type == "cpu" else WIDE_BLOCK) // vocab)
+    block = _Block(min(step, len(p)) * vocab, dtype, p.device)
+    for start in range(0, len(p), step):
+        rows = slice(start, start + step)
+        of_rows = None if known is None else known[:, rows]
+        block.load(p[rows], None if q is None else q[rows], task, of_rows)
+        yield rows, block
+
+
+def _side_sums(side: _Side, out: Tensor, top: Sum, log: Sum, where: Sum, task: Task) -> None:
+    out[top], out[log] = side.top[:, 0], side.norm[:, 0]
+    if task.asks("same_top"):
+        out[where] = side.logits.argmax(-1)
+
+
+def _pair_sums(block: _Block, out: Tensor, task: Task) -> None:
+    p, q, ratio = block.p, block.q, block.ratio
+    if block.both is not None:
+        for side, alone, lost in ((p, Sum.P_ALONE, Sum.P_LOST), (q, Sum.Q_ALONE, Sum.Q_LOST)):
+            only = ~block.both if side.has is None else side.has & ~block.both
+            out[alone], out[lost] = only.sum(-1), (side.prob * only).sum(-1)
+    if task.asks("kl"):
+        out[Sum.KL], off = _excess(block, p.prob, ratio, q.prob)
+        out[Sum.KL] += out[Sum.Q_LOST]
+        _correct(out, off + out[Sum.Q_LOST] - out[Sum.P_LOST])
+    if task.asks("reverse_kl"):
+        back = torch.neg(ratio, out=block.room("x"))
+        out[Sum.REVERSE_KL] = _excess(block, q.prob, back, p.prob)[0] + out[Sum.P_LOST]
+    if task.asks("js"):
+        x, y = block.mix(task.beta)
+        m = torch.lerp(q.prob, p.prob, task.beta, out=block.room("m"))
+        out[Sum.JS_P] = _excess(block, p.prob, x, m)[0] + (1 - task.beta) * out[Sum.Q_LOST]
+        out[Sum.JS_Q] = _excess(block, q.prob, y, m)[0] + task.beta * out[Sum.P_LOST]
+
+
+def _correct(out: Tensor, off: Tensor) -> None:
+    """Correct the normalisers, sums of rounded exponentials, by `off` = Σ q − p, which should be 0.
+
+    It is a part in 10⁷, but so is the whole log-ratio of two sides that are nearly the same.
+    """
+    out[Sum.Q_LOG] += off.log1p()
+    out[Sum.KL] = (out[Sum.KL] + off.log1p() - off).clamp_(min=0)
+
+
+def _excess(block: _Block, prob: Tensor, ratio: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Σ prob (e^r − 1 − r), ≥ 0, and Σ prob (e^r − 1), over tokens that both sides have.
+
+    other is prob e^r, and used where e^r might overflow.
+    """
+    near = torch.clamp(ratio, max=FAR, out=block.room("a"))
+    terms = torch.expm1(near, out=block.room("b"))
+    off: Tensor = torch.linalg.vecdot(terms, prob)
+    if not block.far:
+        total: Tensor = torch.linalg.vecdot(terms.sub_(near), prob)
+        return total.clamp_(min=0).double(), off.double()
+    far = ratio > FAR
+    off = (terms.mul_(prob)).where(~far, other - prob).sum(-1)
+    total = (terms - prob * near).where(~far, other - prob - prob * ratio).sum(-1)
+    return total.clamp_(min=0).double(), off.double()
+
+
+def _exp_(x: Tensor) -> Tensor:
+    """Return e^x in place; in float32 as 2^(x/log 2), which torch computes three times as fast.
+
+    That is within |x| roundings of e^x, of which the sums over e^x · x see less than one.
+    """
+    return x.exp_() if x.dtype == torch.float64 else x.mul_(1 / math.log(2)).exp2_()
+
+
+def _slope(block: _Block, side: _Side, c: Tensor, task: Task, room: Tensor) -> Tensor:
+    """Return one side's gradient, in `room`; c: its six coefficients, in p's order."""
+    first = side is block.p
+    inner = room.copy_(c[Slope.P_ONE].expand(block.shape))
+    if task.asks("entropy" if first else "q_entropy"):
+        inner.addcmul_(side.log(block.room("a")), c[Slope.P_LOG])
+    if task.asks("kl" if first else "reverse_kl"):
+        inner.addcmul_(block.ratio, c[Slope.P_RATIO])
+    if task.asks("js"):
+        x, y = block.mix(task.beta)
+        inner.addcmul_(x if first else y, c[Slope.P_MIX])
+    inner.mul_(side.prob)
+    if task.asks("reverse_kl" if first else "kl"):
+        inner.addcmul_(block.step(), c[Slope.P_STEP])
+    return inner

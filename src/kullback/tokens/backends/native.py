@@ -1,0 +1,141 @@
+"""A loop in C++, compiled at first use: one pass of memory forward, one back, on all cores.
+
+Which to use: `backend="auto"` takes it for float32 and bfloat16 on the CPU from 2^16 logits up, if
+there is a C++ compiler; without one, `chunked` does the same some five times slower. The first use
+on a machine compiles for about four seconds (`core.compiling`), the first in a process loads for
+some tens of milliseconds. It runs on `torch.get_num_threads()` threads and needs no memory but the
+gradients.
+"""
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kullback.core.compiling import load
+
+from .interface import Sum, Task
+
+__all__ = ["refusal", "slopes", "sums"]
+
+SOURCE = Path(__file__).with_name("native.cpp")
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+ASK_KL, ASK_MORE, ASK_JS, ASK_TOP = 1, 2, 4, 8  # the same in native.cpp
+
+
+class _Call(ctypes.Structure):
+    """The arguments of both passes, as native.cpp has them; strides in elements."""
+
+    _fields_ = (
+        ("p", ctypes.c_void_p),
+        ("q", ctypes.c_void_p),
+        ("p_stride", ctypes.c_int64),
+        ("q_stride", ctypes.c_int64),
+        ("ids", ctypes.c_void_p),
+        ("keep", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("vocab", ctypes.c_int64),
+        ("temperature", ctypes.c_double),
+        ("beta", ctypes.c_double),
+        ("asks", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    )
+
+
+class _Slopes(ctypes.Structure):
+    """What the backward pass reads and writes besides, as native.cpp has it."""
+
+    _fields_ = (
+        ("sums", ctypes.c_void_p),
+        ("coefficients", ctypes.c_void_p),
+        ("grad_p", ctypes.c_void_p),
+        ("grad_q", ctypes.c_void_p),
+        ("p_stride", ctypes.c_int64),
+        ("q_stride", ctypes.c_int64),
+    )
+
+
+def refusal(p: Tensor, q: Tensor | None, task: Task) -> str:
+    """Say why it cannot do this: device, dtype, or no compiler; "" when it can.
+
+    >>> refusal(torch.zeros(1, 2, dtype=torch.float64), None, Task(("entropy",)))
+    'it takes float32 or bfloat16 on the CPU, both sides the same'
+    """
+    alike = q is None or (q.dtype == p.dtype and q.device == p.device)
+    if not alike or p.dtype not in DTYPES or p.device.type != "cpu":
+        return "it takes float32 or bfloat16 on the CPU, both sides the same"
+    return load(SOURCE)[1]
+
+
+def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor:
+    """Return the sums `[len(Sum), n]` of rows p, q `[n, vocab]` (see `task`).
+
+    >>> from kullback.tokens import usable
+    >>> p = torch.zeros(1, 4)
+    >>> usable(p)["native"] != "" or bool(sums(p, None, None, Task(("log_prob",)))[0] == 0)
+    True
+    """
+    out = torch.zeros(len(Sum), len(p), dtype=torch.float64)
+    asks = ASK_KL * task.asks("kl") | ASK_JS * task.asks("js") | ASK_TOP * task.asks("same_top")
+    asks |= ASK_MORE * task.asks("reverse_kl", "entropy", "q_entropy")
+    call = _call(p, q, None, keep, task, asks)
+    out_pointer = ctypes.c_void_p(out.data_ptr())
+    _library().kullback_sums(DTYPES[p.dtype], ctypes.byref(call), out_pointer)
+    return out
+
+
+def slopes(
+    p: Tensor,
+    q: Tensor | None,
+    ids: Tensor | None,
+    keep: Tensor | None,
+    task: Task,
+    sums: Tensor,
+    coefficients: Tensor,
+    grad_p: Tensor | None,
+    grad_q: Tensor | None,
+) -> None:
+    """Fill `grad_p` and `grad_q`, `[n, vocab]` or None, with the gradients (see `task`).
+
+    >>> from kullback.tokens import kl, usable
+    >>> p = torch.zeros(4, requires_grad=True)
+    >>> kl(torch.zeros(4), p, backend="auto" if usable(p)["native"] else "native").backward()
+    >>> p.grad
+    tensor([0., 0., 0., 0.])
+    """
+    call = _call(p, q, ids, keep, task, ASK_JS * task.asks("js", "entropy", "q_entropy"))
+    sums, coefficients = sums.contiguous(), coefficients.contiguous()
+    gradients = [grad_p, grad_q]
+    strides = [0 if x is None else x.stride(0) for x in gradients]
+    out = _Slopes(_pointer(sums), _pointer(coefficients), *map(_pointer, gradients), *strides)
+    _library().kullback_slopes(DTYPES[p.dtype], ctypes.byref(call), ctypes.byref(out))
+
+
+def _library() -> ctypes.CDLL:
+    library, reason = load(SOURCE)
+    if library is None:
+        raise OSError(reason)
+    return library
+
+
+def _call(
+    p: Tensor, q: Tensor | None, ids: Tensor | None, keep: Tensor | None, task: Task, asks: int
+) -> _Call:
+    return _Call(
+        _pointer(p),
+        _pointer(q),
+        p.stride(0),
+        0 if q is None else q.stride(0),
+        _pointer(ids),
+        _pointer(keep),
+        *p.shape,
+        task.temperature,
+        task.beta,
+        asks,
+        torch.get_num_threads(),
+    )
+
+
+def _pointer(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()

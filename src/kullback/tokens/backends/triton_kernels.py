@@ -1,0 +1,365 @@
+# ruff: noqa: ANN001, ANN202, ANN201, FBT003, E741
+# mypy: ignore-errors
+"""Triton kernels that read both logits once and sum what the values are made of.
+
+Which to use: none of these directly; `triton_backend` launches them, and importing this file
+imports the compiler. Each row of logits is read in tiles, each tile summed as if it were the whole
+vocabulary, and the tiles joined by the chain rule (as in `parts`): an online softmax that keeps the
+small differences between p and q. Few rows are cut between programs; `finish` joins the cuts.
+
+Tokens are of three kinds: both sides have them, or only p, or only q. The divergences are summed
+over the first; of the others, of which there are usually none, only the mass is kept. Of a set of
+logits x are kept: the maximum, Σ w, Σ w log w with w = e^((x − max)/temperature), and the place of
+the maximum; that is m, s, e, i for p and n, t, f, j for q. All sums are in float32.
+
+Triton kernels that read both logits once more: gradients, and the Jensen-Shannon sums.
+
+Which to use: none of these directly; `triton_backend` launches them, and importing this file
+imports the compiler. They need every row's maxima and log-normalisers (`triton_kernels`).
+"""
+
+import triton
+import triton.language as tl
+
+__all__ = ["finish", "forward", "js", "slopes"]
+
+LOW: tl.constexpr = tl.constexpr(float("-inf"))
+NONE: tl.constexpr = tl.constexpr(1 << 30)  # the place of no token
+STATE: tl.constexpr = tl.constexpr(20)  # how many numbers are kept of a cut, in `_keep`'s order
+
+
+@triton.jit
+def excess(u, v, m):
+    """Return u (e^m − 1 − m) ≥ 0 where v = u e^m, by a series where m is small."""
+    series = 1 / 2 + m * (1 / 6 + m * (1 / 24 + m * (1 / 120 + m * (1 / 720))))
+    return tl.where(tl.abs(m) < 0.25, u * (m * m) * series, v - u - u * m)
+
+
+@triton.jit
+def _shrink(top, new, scale):
+    """Return e^((top − new)/temperature), 0 for the maximum of nothing."""
+    return tl.where(
+        top == float("-inf"), 0.0, tl.exp((top - tl.where(new == LOW, 0.0, new)) * scale)
+    )
+
+
+@triton.jit
+def _tile(x, has, at, scale, ALL: tl.constexpr, ENTROPY: tl.constexpr, TOP: tl.constexpr):
+    """Return what is kept of one tile's logits, and w; ALL: as if every place had a token."""
+    if ALL:
+        top = tl.max(x, 0)
+        z = (x - top) * scale
+        w = tl.exp(z)
+    else:
+        top = tl.max(tl.where(has, x, LOW), 0)
+        z = tl.where(has, (x - tl.where(top == LOW, 0.0, top)) * scale, 0.0)
+        w = tl.where(has, tl.exp(z), 0.0)
+    e = tl.sum(w * z, 0) if ENTROPY else 0 * top
+    i = tl.min(tl.where(has & (x == top), at, NONE), 0) if TOP else NONE
+    return top, tl.sum(w, 0), e, i, w
+
+
+@triton.jit
+def _online(m, s, e, i, m2, s2, e2, i2, scale):
+    """Join what is kept of two sets of logits of one side."""
+    new = tl.maximum(m, m2)
+    f, f2 = _shrink(m, new, scale), _shrink(m2, new, scale)
+    e = tl.where(m == float("-inf"), 0.0, f * (e + s * (m - new) * scale))
+    e2 = tl.where(m2 == float("-inf"), 0.0, f2 * (e2 + s2 * (m2 - new) * scale))
+    first = (m > m2) | ((m == m2) & (i < i2))
+    return new, f * s + f2 * s2, e + e2, tl.where(first, i, i2)
+
+
+@triton.jit
+def _within(a, b, both, w, v, m, s, n, t, scale, ALL: tl.constexpr, BACK: tl.constexpr):
+    """Return KL(p‖q) and KL(q‖p) within one tile, the second 0 unless BACK."""
+    s, t = tl.where(s == 0, 1.0, s), tl.where(t == 0, 1.0, t)
+    step = ((b - a) - (n - m)) * scale + tl.log(s / t)
+    if not ALL:
+        step = tl.where(both, step, 0.0)
+    p, q = w * (1 / s), v * (1 / t)
+    there = tl.sum(excess(p, q, step), 0)
+    return there, tl.sum(excess(q, p, -step), 0) if BACK else 0 * there
+
+
+@triton.jit
+def _share(m, s, new, total, n, t, n_new, n_total, scale):
+    """Return one of two sets' masses in p and q, and its term of KL(p‖q) and of KL(q‖p)."""
+    has = (s > 0) & (t > 0)
+    total, n_total = tl.where(has, total, 1.0), tl.where(has, n_total, 1.0)
+    ratio = tl.where(has, t, 1.0) / tl.where(has, s, 1.0)
+    ratio = tl.log(ratio) + tl.log(total / n_total)
+    step = tl.where(has, ratio + ((n - n_new) - (m - new)) * scale, 0.0)
+    u = tl.where(has, s / total * _shrink(m, new, scale), 0 * s)  # 0 · NaN stays NaN
+    v = tl.where(has, t / n_total * _shrink(n, n_new, scale), 0 * t)
+    return u, v, excess(u, v, step), excess(v, u, -step)
+
+
+@triton.jit
+def _chain(kl, rk, m, s, n, t, kl2, rk2, m2, s2, n2, t2, scale):
+    """Join KL(p‖q) and KL(q‖p) within two sets by the chain rule."""
+    new, n_new = tl.maximum(m, m2), tl.maximum(n, n2)
+    total = s * _shrink(m, new, scale) + s2 * _shrink(m2, new, scale)
+    n_total = t * _shrink(n, n_new, scale) + t2 * _shrink(n2, n_new, scale)
+    u, v, a, b = _share(m, s, new, total, n, t, n_new, n_total, scale)
+    u2, v2, a2, b2 = _share(m2, s2, new, total, n2, t2, n_new, n_total, scale)
+    return u * kl + u2 * kl2 + a + a2, v * rk + v2 * rk2 + b + b2
+
+
+@triton.jit
+def _keep(to, kl, rk, m, s, e, i, n, t, f, j, am, as_, ae, ai, ac, bm, bs, be, bi, bc
+):  # fmt: skip
+    tl.store(to, kl)
+    tl.store(to + 1, rk)
+    tl.store(to + 2, m)
+    tl.store(to + 3, s)
+    tl.store(to + 4, e)
+    tl.store(to + 5, i)
+    tl.store(to + 6, n)
+    tl.store(to + 7, t)
+    tl.store(to + 8, f)
+    tl.store(to + 9, j)
+    tl.store(to + 10, am)
+    tl.store(to + 11, as_)
+    tl.store(to + 12, ae)
+    tl.store(to + 13, ai)
+    tl.store(to + 14, ac)
+    tl.store(to + 15, bm)
+    tl.store(to + 16, bs)
+    tl.store(to + 17, be)
+    tl.store(to + 18, bi)
+    tl.store(to + 19, bc)
+
+
+@triton.jit
+def read(p, q, row, p_stride, q_stride, at, vocab):
+    """Return a tile of both logits in float32, and which tokens both sides, only p, only q has."""
+    a = tl.load(p + row.to(tl.int64) * p_stride + at, mask=at < vocab, other=float("-inf")).to(
+        tl.float32
+    )
+    b = tl.load(q + row.to(tl.int64) * q_stride + at, mask=at < vocab, other=float("-inf")).to(
+        tl.float32
+    )
+    p_has, q_has = a != LOW, b != LOW
+    return a, b, p_has & q_has, p_has & (b == LOW), q_has & (a == LOW)
+
+
+@triton.jit
+def forward(
+    p, q, state, p_stride, q_stride, vocab, cut, scale,
+    BACK: tl.constexpr, ENTROPY: tl.constexpr, TOP: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Sum one cut of one row; programs: rows × cuts.
+
+    A tile is summed as if both sides had every token. Where one lacks some, that gives ±inf or NaN,
+    which is cheaper to see than the tokens; then the tile is summed again, with care.
+    """
+    row, part = tl.program_id(0), tl.program_id(1)
+    zero, low = scale * 0.0, scale * 0.0 - float("inf")  # scalars on the device, as sums are
+    kl, rk, ac, bc = zero, zero, zero, zero
+    m, s, e, i = low, zero, zero, NONE
+    n, t, f, j = low, zero, zero, NONE
+    am, as_, ae, ai = low, zero, zero, NONE
+    bm, bs, be, bi = low, zero, zero, NONE
+    for start in range(part * cut, tl.minimum(part * cut + cut, vocab), TILE):
+        at = start + tl.arange(0, TILE)
+        a, b, both, p_only, q_only = read(p, q, row, p_stride, q_stride, at, vocab)
+        m2, s2, e2, i2, w = _tile(a, both, at, scale, True, ENTROPY, TOP)
+        n2, t2, f2, j2, v = _tile(b, both, at, scale, True, ENTROPY, TOP)
+        kl2, rk2 = _within(a, b, both, w, v, m2, s2, n2, t2, scale, True, BACK)
+        if kl2 - kl2 != 0:
+            m2, s2, e2, i2, w = _tile(a, p_only, at, scale, False, ENTROPY, TOP)
+            am, as_, ae, ai = _online(am, as_, ae, ai, m2, s2, e2, i2, scale)
+            n2, t2, f2, j2, v = _tile(b, q_only, at, scale, False, ENTROPY, TOP)
+            bm, bs, be, bi = _online(bm, bs, be, bi, n2, t2, f2, j2, scale)
+            ac += tl.sum(p_only.to(tl.float32), 0)
+            bc += tl.sum(q_only.to(tl.float32), 0)
+            m2, s2, e2, i2, w = _tile(a, both, at, scale, False, ENTROPY, TOP)
+            n2, t2, f2, j2, v = _tile(b, both, at, scale, False, ENTROPY, TOP)
+            kl2, rk2 = _within(a, b, both, w, v, m2, s2, n2, t2, scale, False, BACK)
+        kl, rk = _chain(kl, rk, m, s, n, t, kl2, rk2, m2, s2, n2, t2, scale)
+        m, s, e, i = _online(m, s, e, i, m2, s2, e2, i2, scale)
+        n, t, f, j = _online(n, t, f, j, n2, t2, f2, j2, scale)
+    to = state + (row * tl.num_programs(1) + part) * STATE
+    _keep(to, kl, rk, m, s, e, i, n, t, f, j, am, as_, ae, ai, ac, bm, bs, be, bi, bc)
+
+
+@triton.jit
+def _restore(at, kl, rk, m, s, e, i, n, t, f, j, scale):
+    """Join what was kept of a cut to what is known of a row, but for tokens of one side alone."""
+    m2, s2, n2, t2 = tl.load(at + 2), tl.load(at + 3), tl.load(at + 6), tl.load(at + 7)
+    kl, rk = _chain(kl, rk, m, s, n, t, tl.load(at), tl.load(at + 1), m2, s2, n2, t2, scale)
+    m, s, e, i = _online(m, s, e, i, m2, s2, tl.load(at + 4), tl.load(at + 5), scale)
+    n, t, f, j = _online(n, t, f, j, n2, t2, tl.load(at + 8), tl.load(at + 9), scale)
+    return kl, rk, m, s, e, i, n, t, f, j
+
+
+@triton.jit
+def _alone(at, m, s, e, i, count, scale):
+    """Join what was kept of the tokens that one side has alone."""
+    m2, s2, e2, i2 = tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
+    m, s, e, i = _online(m, s, e, i, m2, s2, e2, i2, scale)
+    return m, s, e, i, count + tl.load(at + 4)
+
+
+@triton.jit
+def _write(out, rows, first, m, s, e, i, am, as_, ae, ai, count, scale):
+    """Write the sums of one side, `first` being 0 for p and 1 for q.
+
+    Return its mass alone, and the log of its mass that both sides have, also where that underflows.
+    """
+    top, total, e, i = _online(m, s, e, i, am, as_, ae, ai, scale)
+    none = (total == 0) | (total != total) | (total == float("inf"))
+    log = tl.where(none, float("nan"), tl.log(total))
+    lost = tl.where(count == 0, 0.0, as_ * _shrink(am, top, scale) / total)
+    tl.store(out + 2 * first * rows, top)
+    tl.store(out + (2 * first + 1) * rows, log)
+    tl.store(out + (4 + first) * rows, log - e / total)
+    tl.store(out + (8 + first) * rows, tl.where(none, 0.0, count))
+    tl.store(out + (10 + first) * rows, lost)
+    tl.store(out + (14 + first) * rows, i)
+    direct = tl.log(tl.where(s == 0, 1.0, s)) + (m - top) * scale - log
+    log_kept = tl.where(lost < 0.5, tl.log(1 - lost), tl.where(s == 0, -1e30, direct))
+    return lost + 0 * log, log_kept + 0 * log
+
+
+@triton.jit
+def finish(state, out, rows, cuts, scale):
+    """Join the cuts of one row into its `Sum`s, out float64 `[len(Sum), rows]`; programs: rows."""
+    row = tl.program_id(0)
+    zero, low = scale * 0.0, scale * 0.0 - float("inf")  # scalars on the device, as sums are
+    kl, rk, ac, bc = zero, zero, zero, zero
+    m, s, e, i = low, zero, zero, 1e9
+    n, t, f, j = low, zero, zero, 1e9
+    am, as_, ae, ai = low, zero, zero, 1e9
+    bm, bs, be, bi = low, zero, zero, 1e9
+    for part in range(cuts):
+        at = state + (row * cuts + part) * STATE
+        kl, rk, m, s, e, i, n, t, f, j = _restore(at, kl, rk, m, s, e, i, n, t, f, j, scale)
+        am, as_, ae, ai, ac = _alone(at + 10, am, as_, ae, ai, ac, scale)
+        bm, bs, be, bi, bc = _alone(at + 15, bm, bs, be, bi, bc, scale)
+    p_lost, p_kept = _write(out + row, rows, 0, m, s, e, i, am, as_, ae, ai, ac, scale)
+    q_lost, q_kept = _write(out + row, rows, 1, n, t, f, j, bm, bs, be, bi, bc, scale)
+    # with the masses s that both sides have: 1 − s_p + s_p (KL within + log s_p / s_q)
+    some = (s > 0) & (t > 0)
+    apart = tl.where(some, p_kept - q_kept, 0 * (p_kept + q_kept))
+    tl.store(out + row + 6 * rows, p_lost + tl.exp(p_kept) * (kl + apart))
+    tl.store(out + row + 7 * rows, q_lost + tl.exp(q_kept) * (rk - apart))
+
+
+@triton.jit
+def _expm1(m):
+    """Return e^m − 1, by a series where m is small."""
+    series = 1 / 24 + m * (1 / 120 + m * (1 / 720))
+    series = m * (1 + m * (1 / 2 + m * (1 / 6 + m * series)))
+    return tl.where(tl.abs(m) < 0.25, series, tl.exp(m) - 1)
+
+
+@triton.jit
+def _log1p(z):
+    """Return log(1 + z), −1 < z ≤ 0, with the rounding of 1 + z undone."""
+    u = 1 + z
+    return tl.where(u == 1, z, tl.log(u) * (z / tl.where(u == 1, 1.0, u - 1)))
+
+
+@triton.jit
+def _mixed(l, both, p_only, beta):
+    """Return log m/p and log m/q, m = β p + (1−β) q, from l = log q/p."""
+    down = _log1p((1 - beta) * _expm1(tl.minimum(l, 0.0)))
+    up = _log1p(beta * _expm1(-tl.maximum(l, 0.0)))
+    x = tl.where(l > 0, up + l, down)
+    y = tl.where(l > 0, up, down - l)
+    return tl.where(both, x, tl.log(beta)), tl.where(both, y, tl.log(1 - beta))
+
+
+@triton.jit
+def _probs(p, q, row, p_stride, q_stride, at, vocab, sums, rows, scale):
+    """Return log p, log q, p, q and l = log q/p of a tile, and which tokens who has."""
+    a, b, both, p_only, q_only = read(p, q, row, p_stride, q_stride, at, vocab)
+    top, log = tl.load(sums + row).to(tl.float32), tl.load(sums + row + rows).to(tl.float32)
+    p_log = (a - tl.where(top == LOW, 0.0, top)) * scale - log
+    n, q_norm = tl.load(sums + row + 2 * rows), tl.load(sums + row + 3 * rows).to(tl.float32)
+    n = n.to(tl.float32)
+    q_log = (b - tl.where(n == LOW, 0.0, n)) * scale - q_norm
+    l = tl.where(both, ((b - a) - (n - top)) * scale + (log - q_norm), 0.0)
+    nan = 0 * (log + q_norm)
+    p_log = tl.where(a == LOW, nan, p_log)
+    q_log = tl.where(b == LOW, nan, q_log)
+    u = tl.where(both | p_only, tl.exp(p_log), nan)
+    v = tl.where(both | q_only, tl.exp(q_log), nan)
+    return p_log, q_log, u, v, l + nan, both, p_only, q_only
+
+
+@triton.jit
+def js(
+    p, q, sums, partial, p_stride, q_stride, vocab, rows, cut, scale, beta, TILE: tl.constexpr
+):  # fmt: skip
+    """Sum KL(p‖m) and KL(q‖m) over one cut of one row, `[2, rows, cuts]`; programs: rows × cuts."""
+    row, part = tl.program_id(0), tl.program_id(1)
+    over_p, over_q = scale * 0.0, scale * 0.0
+    for start in range(part * cut, tl.minimum(part * cut + cut, vocab), TILE):
+        at = start + tl.arange(0, TILE)
+        _, _, u, v, l, both, p_only, q_only = _probs(
+            p, q, row, p_stride, q_stride, at, vocab, sums, rows, scale
+        )
+        x, y = _mixed(l, both, p_only, beta)
+        mix = beta * u + (1 - beta) * v
+        over_p += tl.sum(tl.where(q_only, (1 - beta) * v, excess(u, mix, x)), 0)
+        over_q += tl.sum(tl.where(p_only, beta * u, excess(v, mix, y)), 0)
+    at = partial + row * tl.num_programs(1) + part
+    tl.store(at, over_p)
+    tl.store(at + rows * tl.num_programs(1), over_q)
+
+
+@triton.jit
+def _slope(
+    c, row, rows, mass, log, l, mix, step, hit,
+    RATIO: tl.constexpr, LOG: tl.constexpr, STEP: tl.constexpr, MIX: tl.constexpr, AT: tl.constexpr,
+):  # fmt: skip
+    """Return one side's gradient: its six coefficients (see `Slope`) applied to a tile."""
+    inner = tl.load(c + row).to(tl.float32)
+    if RATIO:
+        inner += tl.load(c + row + rows).to(tl.float32) * l
+    if LOG:
+        inner += tl.load(c + row + 2 * rows).to(tl.float32) * log
+    if MIX:
+        inner += tl.load(c + row + 3 * rows).to(tl.float32) * mix
+    found = mass * inner
+    if STEP:
+        found += tl.load(c + row + 4 * rows).to(tl.float32) * step
+    if AT:
+        found += tl.where(hit, tl.load(c + row + 5 * rows).to(tl.float32), 0.0)
+    return found
+
+
+@triton.jit
+def slopes(
+    p, q, sums, c, ids, keep, grad_p, grad_q, p_stride, q_stride, gp_stride, gq_stride, vocab, rows,
+    scale, beta, TO_P: tl.constexpr, TO_Q: tl.constexpr, KL: tl.constexpr, BACK: tl.constexpr,
+    P_LOG: tl.constexpr, Q_LOG: tl.constexpr, MIX: tl.constexpr, AT: tl.constexpr,
+    KEEP: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Write a tile of both gradients (see `Slope`); programs: tiles × rows."""
+    row = tl.program_id(1)
+    at = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    p_log, q_log, u, v, l, both, p_only, q_only = _probs(
+        p, q, row, p_stride, q_stride, at, vocab, sums, rows, scale
+    )
+    x, y = l, l
+    if MIX:
+        x, y = _mixed(l, both, p_only, beta)
+    step = tl.where(both & (tl.abs(l) < 0.25), u * _expm1(l), v - u)
+    hit = at < 0
+    if AT:
+        hit = at == tl.load(ids + row)
+    p_has, q_has, nan = both | p_only, both | q_only, 0 * (u + v)
+    inside = at < vocab
+    live = tl.load(keep + row) if KEEP else at >= 0
+    if TO_P:
+        found = _slope(c, row, rows, u, p_log, l, x, step, hit, KL, P_LOG, BACK, MIX, AT)
+        found = tl.where(live, tl.where(p_has, found, nan), 0.0)
+        tl.store(grad_p + row.to(tl.int64) * gp_stride + at, found, mask=inside)
+    if TO_Q:
+        found = _slope(c + 6 * rows, row, rows, v, q_log, l, y, step, hit, BACK, Q_LOG, KL, MIX, AT)
+        found = tl.where(live, tl.where(q_has, found, nan), 0.0)
+        tl.store(grad_q + row.to(tl.int64) * gq_stride + at, found, mask=inside)

@@ -1,0 +1,575 @@
+"""The arguments that every function of this folder takes, checked and brought to one shape.
+
+Which to use: none of this directly; `measure` calls it.
+
+From logits of any shape to rows, through a backend, and back.
+
+Which to use: nothing here directly; `divergences` is the face. `measure` checks, broadcasts,
+chooses the backend, and refuses or lets through rows without a distribution.
+
+Exact divergences between next-token distributions, from logits: one value a position.
+
+Which to use: `kl` for one direction, `compare` for both directions, agreement, entropies and the
+log-probabilities of given tokens in the same pass over the logits; `js` where either side may ban
+tokens the other uses, or a bounded number is wanted; `jeffreys` for both directions as one number;
+`entropy`, `cross_entropy` and `log_prob` for the usual losses and reports.
+
+Everything here is a sum over the vocabulary that is really done (MATH 5.7): no draws, no error bar,
+in nats. Logits are `[*batch, vocab]`, values `[*batch]`, float64 for float64 logits and float32
+for float32, bfloat16 and float16, in which all sums are computed. Gradients flow to either side or
+both; they are written down, not recorded, and no backend but "reference" can differentiate twice.
+
+These rules hold for all of them:
+
+- **temperature**: both sides are softmax(logits / temperature). The gradient is that of the value;
+  no temperature² is multiplied in.
+- **mask**: bool `[*batch]`, True where a position counts. Elsewhere the value is 0 (False for
+  agreement), the gradient is 0, and the logits may be anything. For a mean divide by `mask.sum()`.
+- **Tokens without mass** (logit −inf): neither side has it: nothing. Only q: its mass counts. Only
+  p: KL(p‖q) is +inf. An infinite term is a constant to the gradient, an infinite log-probability
+  too; other terms keep theirs.
+- **No distribution** (no finite logit, or NaN or +inf among them): `ArgumentValueError`; with
+  nan="pass" values and gradients are NaN at that position, and nowhere else. "refuse" looks at the
+  values, and so waits for a GPU; "pass" does not.
+- **Half precision**: where rounding the logits to bfloat16 or float16 may have moved a divergence
+  by a tenth or more, `PrecisionWarning` says so, once (not with nan="pass"). `rounding_floor`
+  gives by how much, for every position.
+- **Probabilities** given for logits: where all rows are non-negative and sum to 1, `InputWarning`
+  says that logits or log-probabilities are meant (on a GPU not with nan="pass"). Log-probabilities
+  are logits.
+- **align**: two vocabulary sizes are an error unless align="crop" says that the larger one is only
+  padded: the tokens beyond the smaller are then left out, and the rest normalised without them.
+- **backend**: "auto", or the name of one (`kullback.tokens.usable` says which can work here).
+"""
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kullback.core import ArgumentTypeError, ArgumentValueError, require, require_type
+from kullback.core.checks import describe, message
+from kullback.tokens import limits
+from kullback.tokens.backends import interface
+from kullback.tokens.backends.choose import choose
+from kullback.tokens.backends.interface import Task, Value
+
+from .rounding import warn_of_rounding
+
+__all__ = [
+    "Comparison",
+    "InputWarning",
+    "check_logits",
+    "check_options",
+    "common",
+    "compare",
+    "cross_entropy",
+    "entropy",
+    "jeffreys",
+    "js",
+    "kl",
+    "log_prob",
+    "measure",
+    "refuse_nan",
+    "spread_ids",
+    "spread_mask",
+    "warn_of_probabilities",
+]
+
+_LOOKED_AT = 8  # numbers of the first row, most often enough to tell logits
+
+
+class InputWarning(UserWarning):
+    """The inputs look like another quantity than the one that the argument is.
+
+    >>> issubclass(InputWarning, UserWarning)
+    True
+    """
+
+
+def check_logits(logits: Tensor, name: str) -> None:
+    """Require a float tensor `[*batch, vocab]` with a token."""
+    require_type(logits, Tensor, name, "torch.as_tensor(...)")
+    if not logits.is_floating_point():
+        got = describe(logits)
+        raise ArgumentTypeError(message(name, "a float tensor", got, f"{name}.float()"))
+    full = logits.ndim >= 1 and logits.shape[-1] >= 1
+    require(full, name, "a tensor [*batch, vocab] with at least one token", describe(logits))
+
+
+def check_options(task: Task, nan: str, align: str | None) -> None:
+    """Require sensible numbers in the task, and known words for the options."""
+    for name, value in (("temperature", task.temperature), ("beta", task.beta)):
+        require_type(value, (int, float), name)
+    good = 0.0 < task.temperature < math.inf
+    require(good, "temperature", "a positive, finite number", task.temperature)
+    hint = "kl(p, q) or kl(q, p), which are the limits of js / beta and js / (1 - beta)"
+    between = 0.0 < task.beta < 1.0
+    require(between, "beta", "a number strictly between 0 and 1", task.beta, hint)
+    require(nan in ("refuse", "pass"), "nan", "'refuse' or 'pass'", repr(nan))
+    require(align in (None, "crop"), "align", "None or 'crop'", repr(align))
+
+
+def common(p: Tensor, q: Tensor, align: str | None) -> tuple[Tensor, Tensor]:
+    """Return both logits over the same tokens and the same batch, as views."""
+    sizes = p.shape[-1], q.shape[-1]
+    if align == "crop":
+        p, q = p[..., : min(sizes)], q[..., : min(sizes)]
+    else:
+        got = f"{sizes[0]} and {sizes[1]}"
+        hint = "align='crop', if the larger one is only padded: it drops the tokens beyond"
+        require(sizes[0] == sizes[1], "p_logits and q_logits", "one vocabulary size", got, hint)
+    same = p.device == q.device
+    require(same, "p_logits and q_logits", "one device", f"{p.device} and {q.device}")
+    try:
+        a, b = torch.broadcast_tensors(p[..., 0], q[..., 0])  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        got = f"{list(p.shape[:-1])} and {list(q.shape[:-1])}"
+        text = message("p_logits and q_logits", "batches that broadcast", got)
+        raise ArgumentValueError(text) from None
+    return p.expand(*a.shape, -1), q.expand(*b.shape, -1)
+
+
+def spread_mask(mask: Tensor | None, logits: Tensor) -> Tensor | None:
+    """Return the mask, bool, over the logits' batch."""
+    if mask is None:
+        return None
+    require_type(mask, Tensor, "mask", "torch.as_tensor(...)")
+    if mask.dtype != torch.bool:
+        raise ArgumentTypeError(message("mask", "a bool tensor", describe(mask), "mask.bool()"))
+    return _spread(mask, logits, "mask")
+
+
+def spread_ids(ids: Tensor | None, keep: Tensor | None, logits: Tensor) -> Tensor | None:
+    """Return the ids, int64, over the logits' batch; 0 where they do not count."""
+    if ids is None:
+        return None
+    require_type(ids, Tensor, "ids", "torch.as_tensor(...)")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ArgumentTypeError(message("ids", "an integer tensor", describe(ids), "ids.long()"))
+    ids = _spread(ids.long(), logits, "ids")
+    ids = ids if keep is None else ids.where(keep, 0)
+    wrong = (ids < 0) | (ids >= logits.shape[-1])
+    if bool(wrong.any()):
+        hint = "mask= for positions that have no token (-100, padding)"
+        expected = f"token ids from 0 to {logits.shape[-1] - 1}"
+        raise ArgumentValueError(message("ids", expected, int(ids[wrong][0]), hint))
+    return ids
+
+
+def _spread(x: Tensor, logits: Tensor, name: str) -> Tensor:
+    batch, device = logits.shape[:-1], logits.device
+    require(x.device == device, name, f"a tensor on {device}, with the logits", x.device)
+    try:
+        return x.expand(batch).contiguous()
+    except RuntimeError:
+        expected = f"a tensor that broadcasts to the batch {list(batch)}"
+        raise ArgumentValueError(message(name, expected, describe(x))) from None
+
+
+def refuse_nan(found: Tensor, name: str) -> None:
+    """Require values `[wants, *batch]` without NaN: every row had a distribution."""
+    bad = found.isnan().any(0)
+    if not bool(bad.any()):
+        return
+    first = tuple(bad.nonzero()[0].tolist())
+    got = f"{int(bad.sum())} positions of {bad.numel()} that are not, the first at {first}"
+    expected = "at every position some finite logit, none NaN or +inf"
+    hint = "mask= to leave them out, or nan='pass' to get NaN there"
+    raise ArgumentValueError(message(name, expected, got, hint))
+
+
+def warn_of_probabilities(
+    logits: dict[str, Tensor], keep: Tensor | None, *, stacklevel: int = 4
+) -> None:
+    """Warn of logits `[*batch, vocab]` of which all rows that count are probabilities.
+
+    Rows of a single 1 and 0s say so only where both sides are of that kind. Looks at some numbers
+    of the first row, and further only where these leave it open.
+    """
+    found = {name: x for name, x in logits.items() if _are_probabilities(x.detach(), keep)}
+    if len(found) < len(logits):
+        found = {name: x for name, x in found.items() if not _are_one_hot(x.detach(), keep)}
+    if found:
+        names, remedies = " and ".join(found), ", ".join(f"{name}.log()" for name in found)
+        text = (
+            f"{names}: every row is non-negative and sums to 1, as probabilities do, and softmax "
+            f"is taken of it as of logits. Try: {remedies}, if probabilities are meant"
+        )
+        warnings.warn(text, InputWarning, stacklevel=stacklevel)
+
+
+def _are_probabilities(x: Tensor, keep: Tensor | None) -> bool:
+    """Say whether all rows `[*batch, vocab]` that count are non-negative and sum to 1."""
+    vocab = x.shape[-1]
+    if vocab < 2 or not x.numel():
+        return False
+    first = x[(0,) * (x.ndim - 1)]
+    if keep is not None and keep.ndim:
+        place = keep.reshape(-1).to(torch.uint8).argmax()
+        first = x[torch.unravel_index(place, keep.shape)]
+    slack = max(limits.PROBABILITY_SLACK, 2 * torch.finfo(x.dtype).eps)
+    slack += vocab * torch.finfo(x.dtype).smallest_normal  # what was too small to be held
+    if not all(0 <= number <= 1 + slack for number in first[:_LOOKED_AT].tolist()):
+        return False
+    if not _sum_to_one(first[None], slack):
+        return False
+    rows = x.reshape(-1, vocab) if keep is None else x[keep].reshape(-1, vocab)
+    return len(rows) > 0 and _sum_to_one(rows, slack)
+
+
+def _sum_to_one(rows: Tensor, slack: float) -> bool:
+    off = (rows.sum(-1, dtype=torch.float64) - 1).abs() <= slack
+    return bool((off & (rows.amin(-1) >= 0)).all())
+
+
+def _are_one_hot(x: Tensor, keep: Tensor | None) -> bool:
+    rows = x if keep is None else x[keep]
+    return bool(((rows == 0) | (rows == 1)).all())
+
+
+def measure(
+    p: Tensor,
+    q: Tensor | None,
+    task: Task,
+    *,
+    ids: Tensor | None = None,
+    mask: Tensor | None = None,
+    align: str | None = None,
+    nan: str = "refuse",
+    backend: str = "auto",
+    names: tuple[str, str] = ("p_logits", "q_logits"),
+) -> Tensor:
+    """Return the values of `task` for logits of any shape, `[len(wants), *batch]`.
+
+    p, q: `[*batch, vocab]`, broadcast over their batches; ids, mask: `[*batch]`, broadcast to the
+    same. The arguments are those of the public functions (`divergences`). names: what p and q are
+    called in messages; p alone is "logits".
+
+    >>> measure(torch.zeros(3, 2), torch.zeros(2), Task(("kl",)))
+    tensor([[0., 0., 0.]])
+    """
+    name = "logits" if q is None else names[0]
+    check_logits(p, name)
+    check_options(task, nan, align)
+    given = {name: p}
+    if q is not None:
+        check_logits(q, names[1])
+        p, q = common(p, q, align)
+        given = {name: p, names[1]: q}
+    keep = spread_mask(mask, p)
+    if nan == "refuse" or p.device.type == "cpu":
+        warn_of_probabilities(given, keep)
+    ids = spread_ids(ids, keep, p)
+    module = choose(backend, p, q, task)
+    found: Tensor
+    if hasattr(module, "values"):
+        found = module.values(p, q, ids, keep, task)
+    else:
+        rows = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (p, q))
+        found = _Rows.apply(*rows, ids, keep, task, module)  # type: ignore[no-untyped-call]
+    found = found.masked_fill(found.detach().isnan().any(0), math.nan)
+    if nan == "refuse":
+        refuse_nan(found.detach(), f"{name} and {names[1]}" if q is not None else name)
+        if q is not None:
+            warn_of_rounding(p, q, found.detach(), task)
+    return found
+
+
+class _Rows(torch.autograd.Function):
+    """A backend's forward and backward passes, over every piece of the batch that is a matrix."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        p: Tensor,
+        q: Tensor | None,
+        ids: Tensor | None,
+        keep: Tensor | None,
+        task: Task,
+        module: Any,
+    ) -> Tensor:
+        wide = torch.float64 in (p.dtype, None if q is None else q.dtype)
+        dtype = torch.float64 if wide else torch.float32
+        found = torch.empty(len(task.wants), *p.shape[:-1], dtype=dtype, device=p.device)
+        ctx.pieces, saved = list(_pieces(p, q)), []
+        for piece in ctx.pieces:
+            a, b, at, live = _part(piece, p, q, ids, keep)
+            sums = module.sums(a, b, live, task)
+            interface.fill_log_probs(sums, a, b, at, task)
+            values = interface.values(sums, task)
+            values = values if live is None else values.masked_fill(~live, 0)
+            found[:, *piece] = values.view(found[:, *piece].shape)
+            saved.append(sums)
+        ctx.save_for_backward(p, q, ids, keep, *saved)
+        ctx.task, ctx.module = task, module
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, grads: Tensor) -> Any:
+        with torch.no_grad():
+            both = _Rows.slopes(ctx, grads)
+        if torch.is_grad_enabled():  # somebody asked for create_graph=True
+            inputs = ctx.saved_tensors[:2]
+            both = [
+                x if x is None else _Once.apply(x, logits)  # type: ignore[no-untyped-call]
+                for x, logits in zip(both, inputs, strict=True)
+            ]
+        return *both, None, None, None, None
+
+    @staticmethod
+    def slopes(ctx: Any, grads: Tensor) -> list[Tensor | None]:
+        """Return the gradients by p and by q, None for a side that wants none."""
+        p, q, ids, keep, *saved = ctx.saved_tensors
+        both = [
+            torch.empty(x.shape, dtype=x.dtype, device=x.device) if wanted else None
+            for x, wanted in zip((p, q), ctx.needs_input_grad[:2], strict=True)
+        ]
+        for piece, sums in zip(ctx.pieces, saved, strict=True):
+            a, b, at, live = _part(piece, p, q, ids, keep)
+            slopes = grads[:, *piece].reshape(len(ctx.task.wants), -1)
+            c = interface.coefficients(sums, slopes, ctx.task)
+            c = c if live is None else c.masked_fill(~live, 0)
+            out = (_matrix(x, piece) for x in both)
+            ctx.module.slopes(a, b, at, live, ctx.task, sums, c, *out)
+        return both
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that says so, instead of being a constant, when it is differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, logits: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        text = message("backend", "'reference', the one that differentiates twice", "another")
+        raise ArgumentValueError(text)
+
+
+def _pieces(p: Tensor, q: Tensor | None) -> Iterator[tuple[int, ...]]:
+    """Yield the indices of leading axes that leave parts which can be seen as `[n, vocab]`."""
+    if not p[..., 0].numel():
+        return
+    depth = 0
+    while not all(x is None or _is_matrix(x[(0,) * depth]) for x in (p, q)):
+        depth += 1
+    yield from itertools.product(*map(range, p.shape[:depth]))
+
+
+def _is_matrix(x: Tensor) -> bool:
+    try:
+        x.view(-1, x.shape[-1])
+    except RuntimeError:  # view's way of saying that the axes do not merge
+        return False
+    return True
+
+
+def _matrix(x: Any, piece: tuple[int, ...]) -> Any:
+    return None if x is None else x[piece].view(-1, x.shape[-1])
+
+
+def _part(piece: tuple[int, ...], p: Any, q: Any, ids: Any, keep: Any) -> tuple[Any, ...]:
+    small = (None if x is None else x[piece].reshape(-1) for x in (ids, keep))
+    return _matrix(p, piece), _matrix(q, piece), *small
+
+
+def kl(
+    p_logits: Tensor,
+    q_logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    align: str | None = None,
+    nan: str = "refuse",
+    backend: str = "auto",
+) -> Tensor:
+    """Return `KL(p‖q) = Σ p log p/q` at every position (MATH 3.5, 5.7), in nats, ≥ 0.
+
+    p_logits, q_logits: `[*batch, vocab]`, broadcast over batches → `[*batch]`. The options are
+    explained at the head of this module. Exact up to rounding, also where p ≈ q: the sum is of
+    `p (e^l − 1 − l)`, `l = log q/p`, whose terms cannot be negative.
+
+    >>> import torch
+    >>> p, q = torch.tensor([0.5, 0.25, 0.25]).log(), torch.tensor([0.25, 0.5, 0.25]).log()
+    >>> kl(p, q)
+    tensor(0.1733)
+    >>> kl(torch.zeros(3), torch.tensor([0.0, 0.0, -torch.inf]))
+    tensor(inf)
+    """
+    task = Task(("kl",), temperature)
+    return measure(p_logits, q_logits, task, mask=mask, align=align, nan=nan, backend=backend)[0]
+
+
+def js(
+    p_logits: Tensor,
+    q_logits: Tensor,
+    *,
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    align: str | None = None,
+    nan: str = "refuse",
+    backend: str = "auto",
+) -> Tensor:
+    """Return `β KL(p‖m) + (1−β) KL(q‖m)`, `m = β p + (1−β) q`: Jensen-Shannon, in nats.
+
+    p_logits, q_logits: `[*batch, vocab]` → `[*batch]`. beta: strictly between 0 and 1. Always
+    finite: at most the entropy of (β, 1−β), which disjoint sides reach. As β → 0, js/β tends to
+    KL(p‖q); as β → 1, js/(1−β) tends to KL(q‖p).
+    Reference: Lin (1991), section IV; Agarwal et al. (2024), "On-policy distillation", eq. 1.
+
+    >>> import torch
+    >>> js(torch.tensor([0.0, -torch.inf]), torch.tensor([-torch.inf, 0.0]))  # log 2
+    tensor(0.6931)
+    """
+    task = Task(("js",), temperature, beta)
+    return measure(p_logits, q_logits, task, mask=mask, align=align, nan=nan, backend=backend)[0]
+
+
+def jeffreys(
+    p_logits: Tensor,
+    q_logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    align: str | None = None,
+    nan: str = "refuse",
+    backend: str = "auto",
+) -> Tensor:
+    """Return `KL(p‖q) + KL(q‖p)` at every position, in nats, ≥ 0, symmetric.
+
+    p_logits, q_logits: `[*batch, vocab]` → `[*batch]`. +inf as soon as one side lacks a token that
+    the other has.
+
+    >>> import torch
+    >>> jeffreys(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log())
+    tensor(0.2747)
+    """
+    task = Task(("kl", "reverse_kl"), temperature)
+    return measure(p_logits, q_logits, task, mask=mask, align=align, nan=nan, backend=backend).sum(
+        0
+    )
+
+
+def entropy(
+    logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    nan: str = "refuse",
+    backend: str = "auto",
+) -> Tensor:
+    """Return `H(p) = Σ p log 1/p` at every position (MATH 3.2), in nats.
+
+    logits: `[*batch, vocab]` → `[*batch]`. Tokens without mass add nothing.
+
+    >>> import torch
+    >>> entropy(torch.tensor([0.0, 0.0, -torch.inf]))
+    tensor(0.6931)
+    """
+    task = Task(("entropy",), temperature)
+    return measure(logits, None, task, mask=mask, nan=nan, backend=backend)[0]
+
+
+def cross_entropy(
+    p_logits: Tensor,
+    q_logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    align: str | None = None,
+    nan: str = "refuse",
+    backend: str = "auto",
+) -> Tensor:
+    """Return `H(p, q) = Σ p log 1/q = H(p) + KL(p‖q)` at every position (MATH 3.4), in nats.
+
+    p_logits, q_logits: `[*batch, vocab]` → `[*batch]`. p is the truth, q the belief: a soft label's
+    loss. For hard labels use `-log_prob(logits, ids)`. +inf where q lacks a token that p has.
+
+    >>> import torch
+    >>> cross_entropy(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log())
+    tensor(0.8370)
+    """
+    task = Task(("entropy", "kl"), temperature)
+    return measure(p_logits, q_logits, task, mask=mask, align=align, nan=nan, backend=backend).sum(
+        0
+    )
+
+
+def log_prob(
+    logits: Tensor,
+    ids: Tensor,
+    *,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    nan: str = "refuse",
+    backend: str = "auto",
+) -> Tensor:
+    """Return `log p(id)` at every position, in nats, ≤ 0.
+
+    logits: `[*batch, vocab]`; ids: integers `[*batch]` from 0 to vocab − 1, anything where the mask
+    is False. A token without mass gives −inf.
+
+    >>> import torch
+    >>> log_prob(torch.tensor([[0.5, 0.5], [0.25, 0.75]]).log(), torch.tensor([0, 1]))
+    tensor([-0.6931, -0.2877])
+    """
+    task = Task(("log_prob",), temperature)
+    return measure(logits, None, task, ids=ids, mask=mask, nan=nan, backend=backend)[0]
+
+
+class Comparison(NamedTuple):
+    """What `compare` finds: values `[*batch]` in nats, `same_top` bool.
+
+    >>> Comparison._fields[:3]
+    ('kl', 'reverse_kl', 'same_top')
+    """
+
+    kl: Tensor  # KL(p‖q)
+    reverse_kl: Tensor  # KL(q‖p)
+    same_top: Tensor  # whether p and q have the same most probable token (the first, of equals)
+    p_entropy: Tensor  # H(p)
+    q_entropy: Tensor  # H(q)
+    p_log_prob: Tensor | None  # log p(id), None without ids
+    q_log_prob: Tensor | None  # log q(id)
+
+
+def compare(
+    p_logits: Tensor,
+    q_logits: Tensor,
+    *,
+    ids: Tensor | None = None,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    align: str | None = None,
+    nan: str = "refuse",
+    backend: str = "auto",
+) -> Comparison:
+    """Return KL both ways, agreement, entropies and log-probabilities of `ids` in one pass.
+
+    p_logits, q_logits: `[*batch, vocab]`; ids: integers `[*batch]`, the tokens that came, or None
+    → a `Comparison` of `[*batch]`. Every value has its gradient but `same_top`. With align="crop"
+    ids must lie in the smaller vocabulary.
+
+    >>> import torch
+    >>> p, q = torch.tensor([0.5, 0.25, 0.25]).log(), torch.tensor([0.25, 0.5, 0.25]).log()
+    >>> found = compare(p, q, ids=torch.tensor(1))
+    >>> found.kl, found.same_top, found.q_log_prob
+    (tensor(0.1733), tensor(False), tensor(-0.6931))
+    """
+    wants: tuple[Value, ...] = ("kl", "reverse_kl", "same_top", "entropy", "q_entropy")
+    if ids is not None:
+        wants = (*wants, "log_prob", "q_log_prob")
+    task = Task(wants, temperature)
+    found = measure(
+        p_logits, q_logits, task, ids=ids, mask=mask, align=align, nan=nan, backend=backend
+    )
+    kl, reverse, same, h_p, h_q, *log_probs = found
+    at_p, at_q = log_probs if log_probs else (None, None)
+    return Comparison(kl, reverse, same.detach() == 1, h_p, h_q, at_p, at_q)

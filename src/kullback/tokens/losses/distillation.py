@@ -1,0 +1,358 @@
+"""Distillation: a student brought to a teacher by a divergence that is summed over the vocabulary.
+
+Two steps, so that every source of terms meets every way of adding them up:
+
+1. terms, one a position: `distill_terms` from both models' logits, `distill_terms_top_k` from the
+   teacher's stored top-k, `distill_terms_from_hidden` from hidden states without any logits;
+2. `distill_loss` adds them up: masks, normalisation by name, labels, and whose samples they are.
+
+Which divergence to pick: "forward", KL(teacher‖student), covers every mode the teacher has;
+"reverse", KL(student‖teacher), seeks the modes it can hold and writes nothing the teacher would not
+(MATH 4.1, 4.2); "jsd" lies between and is bounded; "skew_forward" and "skew_reverse" have bounded
+gradients where the other has no mass; "tv" counts misplaced probability. Nothing here is sampled:
+the terms have no error bar. All are in nats (total variation: a pure number) and differentiable in
+the student; the teacher is a constant.
+
+Distillation terms from hidden states: the divergences of `distill`, and no logits held.
+
+Which to use: `distill_terms_from_hidden` where student's and teacher's logits would not fit;
+`distill_loss` adds its terms up like any others.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from kullback.core import require, require_type
+from kullback.core.checks import describe
+from kullback.exact import tables
+from kullback.sampled.log_probs import is_sentinel
+from kullback.tokens.backends.interface import Task, Value
+from kullback.tokens.divergences.hidden_states import MEMORY, Given, Options, from_hidden
+from kullback.tokens.divergences.logits import measure, warn_of_probabilities
+from kullback.tokens.divergences.pointwise import Pointwise
+
+from .policy import attach
+from .sampled_tokens import ahead, check
+from .sequence_sums import row_scale
+
+__all__ = [
+    "DIVERGENCES",
+    "check_options",
+    "distill_loss",
+    "distill_terms",
+    "distill_terms_from_hidden",
+    "distill_terms_top_k",
+]
+
+_NAMES = ("student_logits", "teacher_logits")
+DIVERGENCES = ("forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tv")
+
+
+def distill_terms(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    divergence: str = "forward",
+    weight: float = 0.5,
+    temperature: float = 1.0,
+    temperature_squared: bool = False,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Return D(teacher, student) = Σ over the vocabulary, one value a position, `[*batch]`.
+
+    student_logits, teacher_logits: `[*batch, vocab]`; p the teacher, q the student, both
+    softmax(logits / temperature):
+
+    - "forward": KL(p‖q); "reverse": KL(q‖p);
+    - "jsd": β KL(p‖m) + (1−β) KL(q‖m), m = β p + (1−β) q, β = `weight`, the teacher's;
+    - "skew_forward": KL(p‖w p + (1−w) q); "skew_reverse": KL(q‖w q + (1−w) p), w = `weight`;
+    - "tv": ½ Σ |p − q|.
+
+    temperature_squared: multiply by temperature², which keeps the gradient with respect to logits
+    of one size as the temperature rises (Hinton et al. 2015); False: the divergence itself. Never
+    done silently, here or elsewhere in kullback.
+    mask: bool `[*batch]`, where False the value and gradient are 0 and logits may be anything.
+
+    Exact up to rounding; float32 for half precision. A token banned (−inf) by both has no part in
+    it; by one alone: +inf for the KL that cannot have it, finite for the others. No gradient flows
+    to the teacher.
+    Errors: `ValueError`, `TypeError` that name the argument.
+    Reference: MATH 4; Agarwal et al. (2024), "On-policy distillation of language models", eq. 1;
+    Ko et al. (2024), "DistiLLM".
+
+    >>> student, teacher = torch.tensor([0.25, 0.75]).log(), torch.tensor([0.5, 0.5]).log()
+    >>> distill_terms(student, teacher), distill_terms(student, teacher, divergence="tv")
+    (tensor(0.1438), tensor(0.2500))
+    """
+    check_options(divergence, weight, temperature)
+    student, teacher = _hidden(student_logits, mask), _hidden(teacher_logits, mask).detach()
+    student_is_p = divergence in ("reverse", "skew_reverse")
+    first, second = (student, teacher) if student_is_p else (teacher, student)
+    names = _NAMES if student_is_p else _NAMES[::-1]
+    if divergence in ("forward", "reverse", "jsd"):
+        value: Value = "js" if divergence == "jsd" else "kl"
+        beta = weight if divergence == "jsd" else 0.5
+        terms = measure(first, second, Task((value,), temperature, beta), mask=mask, names=names)[0]
+    else:
+        if all(isinstance(x, Tensor) and x.is_floating_point() for x in (first, second)):
+            keep = mask if mask is None or mask.shape == first.shape[:-1] else None
+            warn_of_probabilities(
+                dict(zip(names, (first, second), strict=True)), keep, stacklevel=3
+            )
+        if divergence == "tv":
+            pair = student / temperature, teacher / temperature
+            terms = tables.total_variation(*pair, form="logits")
+        else:
+            terms = _skewed(first / temperature, second / temperature, weight)
+    terms = terms * temperature**2 if temperature_squared else terms
+    return terms if mask is None else terms.masked_fill(~mask, 0.0)
+
+
+def distill_terms_top_k(
+    student_logits: Tensor,
+    teacher_log_probs: Tensor,
+    teacher_ids: Tensor,
+    *,
+    divergence: str = "forward",
+    weight: float = 0.5,
+    temperature: float = 1.0,
+    temperature_squared: bool = False,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Return D between teacher and student as they see k tokens and one bucket of all others.
+
+    student_logits: `[*batch, vocab]`. teacher_log_probs, teacher_ids: `[*batch, k]`, the stored
+    log-probabilities in nats (of the full vocabulary, not renormalised over the k) and their
+    tokens, each once; a log-probability that means "not among the top k" (−9999 and the like, see
+    `TopK`) puts its token into the tail. The mass that is missing is the teacher's tail; the
+    student's tail is summed over its own other tokens. All else as in `distill_terms`.
+
+    Exact for the k + 1 outcomes, and so a lower bound, ≥ 0, of the divergence over the vocabulary:
+    a sum cut off after k tokens is neither, and can be lowered by moving mass into the tail.
+    temperature: that at which the teacher's log-probabilities were taken; only the student's
+    logits are divided by it, since a stored tail cannot be brought to another one.
+    Errors: `ValueError` for shapes, ids outside the vocabulary, mass above 1 by more than rounding.
+    Reference: the data processing inequality (Cover and Thomas 2006, section 2.8).
+
+    >>> student = torch.tensor([0.25, 0.25, 0.5]).log()
+    >>> distill_terms_top_k(student, torch.tensor([0.5]).log(), torch.tensor([0]))  # ½, ½ and ¼, ¾
+    tensor(0.1438)
+    """
+    check_options(divergence, weight, temperature)
+    _check_stored(student_logits, teacher_log_probs, teacher_ids, mask)
+    logits = _hidden(student_logits, mask) / temperature
+    ids = teacher_ids if mask is None else teacher_ids.masked_fill(~mask[..., None], 0)
+    log_q = logits.to(_wide(logits)).log_softmax(-1)
+    log_p = _hidden(teacher_log_probs, mask).detach().to(log_q.dtype)
+    unlisted = is_sentinel(log_p)  # such tokens belong to the tail
+    log_p = log_p.masked_fill(unlisted, -math.inf)
+    rest = torch.ones_like(log_q, dtype=torch.bool).scatter(-1, ids, unlisted)
+    q_tail = _log_sum(log_q, rest)
+    p_tail = torch.log1p(-log_p.exp().sum(-1).clamp_max(1.0))
+    p_tail = torch.where(rest.any(-1), p_tail, -math.inf)
+    pair = (
+        torch.cat([log_q.gather(-1, ids).masked_fill(unlisted, -math.inf), q_tail[..., None]], -1),
+        torch.cat([log_p, p_tail[..., None]], -1),
+    )
+    if mask is not None:
+        pair = (
+            pair[0].masked_fill(~mask[..., None], 0.0),
+            pair[1].masked_fill(~mask[..., None], 0.0),
+        )
+    terms = distill_terms(*pair, divergence=divergence, weight=weight, mask=mask)
+    return terms * temperature**2 if temperature_squared else terms
+
+
+def distill_loss(
+    terms: Tensor,
+    *,
+    mask: Tensor | None = None,
+    normalise: str = "token",
+    samples: str = "fixed",
+    log_current: Tensor | None = None,
+    log_labels: Tensor | None = None,
+    label_weight: float = 0.5,
+) -> Tensor:
+    """Return the loss: Σ of the terms, normalised, with the gradient that their samples call for.
+
+    terms: `[batch, length]` with its graph, one divergence a position.
+    mask: bool `[batch, length]`. normalise: "token", "sequence", "batch" or "sequence_mean", as in
+    `kullback.tokens.losses.sequence_sums`.
+    samples: whose tokens the prefixes are made of.
+    "fixed", anyone's (a corpus, the teacher's, or the student's own taken as given): the gradient
+    is that of the terms, the prefixes being data. It is complete whenever the student did not
+    write them.
+    "student", drawn from the student as it is now (on-policy): the loss also descends by writing
+    prefixes whose terms are smaller, by the scores of the tokens `log_current` `[batch, length]`
+    times the terms they lead to. For "reverse" terms and "sequence" or "batch" normalisation that
+    is the complete gradient of KL(student‖teacher) of whole sequences; the value is not changed.
+    log_labels: `[batch, length]`, the student's log-probabilities of labels, in nats: the loss is
+    (1 − label_weight)·divergence + label_weight·cross-entropy; None for the divergence alone.
+
+    Exact: an expected gradient without bias for the sum named; no clamps. Nothing counts: 0.
+    Errors: `ValueError` for shapes, names, or samples="student" without log_current.
+    Reference: MATH 5.7, 5.8; Agarwal et al. (2024) for "fixed" with the student's samples; Gu et
+    al. (2024), "MiniLLM", for "student".
+
+    >>> terms = torch.tensor([[0.2, 0.4], [0.6, 0.0]])
+    >>> distill_loss(terms), distill_loss(terms, normalise="sequence")
+    (tensor(0.3000), tensor(0.6000))
+    """
+    given = {"terms": terms}
+    given |= {} if log_labels is None else {"log_labels": log_labels}
+    check(given if log_current is None else given | {"log_current": log_current}, mask)
+    require(samples in ("fixed", "student"), "samples", "'fixed' or 'student'", repr(samples))
+    needed = samples == "fixed" or log_current is not None
+    hint = "log_current=, the student's log-probabilities of the tokens it drew, with their graph"
+    require(needed, "log_current", "given where samples='student'", None, hint)
+    scale = row_scale(mask, terms.detach(), normalise)
+    own = terms if mask is None else torch.where(mask, terms, 0.0)
+    loss = (own.sum(-1, keepdim=True) * scale).sum()
+    if samples == "student" and log_current is not None:
+        slope = ahead(own.detach()) * scale
+        slope = slope if mask is None else slope.masked_fill(~mask, 0.0)
+        loss = attach(loss, log_current, slope.to(log_current.dtype))
+    if log_labels is None:
+        return loss
+    require(0.0 <= label_weight <= 1.0, "label_weight", "a number from 0 to 1", label_weight)
+    labels = log_labels if mask is None else torch.where(mask, log_labels, 0.0)
+    entropy = -(labels.sum(-1, keepdim=True) * scale).sum()
+    return (1.0 - label_weight) * loss + label_weight * entropy
+
+
+def _warn(logits: dict[str, Tensor], mask: Tensor | None) -> None:
+    """Warn of probabilities; what is wrong with the arguments is said where they are used."""
+    if all(isinstance(x, Tensor) and x.is_floating_point() and x.ndim for x in logits.values()):
+        fits = mask is not None and all(mask.shape == x.shape[:-1] for x in logits.values())
+        warn_of_probabilities(logits, mask if fits else None, stacklevel=4)
+
+
+def _skewed(first: Tensor, second: Tensor, weight: float) -> Tensor:
+    """Return KL(first‖w·first + (1−w)·second) of logits, as logits of a mixture."""
+    wide = _wide(first)
+    logs = [x.to(wide).log_softmax(-1) for x in (first, second)]
+    banned = (logs[0] == -math.inf) & (logs[1] == -math.inf)
+    a, b = (x.masked_fill(banned, 0.0) for x in logs)
+    mixture = torch.logaddexp(a + math.log(weight), b + math.log1p(-weight))
+    return measure(logs[0], mixture.masked_fill(banned, -math.inf), Task(("kl",)))[0]
+
+
+def _log_sum(logs: Tensor, kept: Tensor) -> Tensor:
+    """Return log Σ exp over what is kept, −inf without gradient where nothing is left."""
+    left = logs.masked_fill(~kept, -math.inf)
+    empty = (left == -math.inf).all(-1)
+    return left.masked_fill(empty[..., None], 0.0).logsumexp(-1).masked_fill(empty, -math.inf)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _hidden(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return `[*batch, n]` with zeros where the mask is False, so that nothing there can spread."""
+    if mask is None or not isinstance(x, Tensor) or mask.dtype != torch.bool:
+        return x  # what is wrong with them is said where they are used
+    return x if mask.shape != x.shape[:-1] else x.masked_fill(~mask[..., None], 0.0)
+
+
+def check_options(divergence: str, weight: float, temperature: float) -> None:
+    """Require a divergence of the table, a weight inside (0, 1), a positive temperature."""
+    require(divergence in DIVERGENCES, "divergence", " or ".join(DIVERGENCES), repr(divergence))
+    hint = "divergence='forward' or 'reverse' for the ends"
+    between = isinstance(weight, int | float) and 0.0 < weight < 1.0
+    require(between, "weight", "a number strictly between 0 and 1", weight, hint)
+    good = isinstance(temperature, int | float) and 0.0 < temperature < math.inf
+    require(good, "temperature", "a positive, finite number", temperature)
+
+
+def _check_stored(logits: Tensor, log_probs: Tensor, ids: Tensor, mask: Tensor | None) -> None:
+    for name, value in (
+        ("student_logits", logits),
+        ("teacher_log_probs", log_probs),
+        ("teacher_ids", ids),
+    ):
+        require_type(value, Tensor, name, "torch.as_tensor(...)")
+    batch = list(logits.shape[:-1])
+    wanted = f"a tensor {[*batch, 'k']}, k ≤ {logits.shape[-1]}"
+    for name, value in (("teacher_log_probs", log_probs), ("teacher_ids", ids)):
+        fits = list(value.shape[:-1]) == batch and 1 <= value.shape[-1] <= logits.shape[-1]
+        require(fits, name, wanted, describe(value))
+    require(log_probs.shape == ids.shape, "teacher_ids", describe(log_probs), describe(ids))
+    require(ids.dtype == torch.int64, "teacher_ids", "int64 token ids", describe(ids), "ids.long()")
+    kept = ids if mask is None else ids.masked_fill(~mask[..., None], 0)
+    inside = bool(((kept >= 0) & (kept < logits.shape[-1])).all())
+    expected = f"ids from 0 to {logits.shape[-1] - 1} where the mask is True"
+    require(inside, "teacher_ids", expected, "one outside")
+    mass = log_probs.detach().double().exp().sum(-1)
+    mass = mass if mask is None else mass.masked_fill(~mask, 0.0)
+    most = float(mass.max()) if mass.numel() else 0.0
+    slack = 1e-6 + log_probs.shape[-1] * torch.finfo(log_probs.dtype).eps
+    expected = "log-probabilities whose sum of probabilities is at most 1"
+    probabilities = bool((log_probs >= 0).all()) and bool((log_probs <= 1).all())
+    hint = "teacher_log_probs.log(): these look like probabilities" if probabilities else ""
+    hint = hint or "log_softmax over all tokens"
+    require(most <= 1 + slack, "teacher_log_probs", expected, most, hint)
+
+
+def distill_terms_from_hidden(
+    student_hidden: Tensor,
+    student_head: Tensor,
+    teacher_hidden: Tensor,
+    teacher_head: Tensor,
+    *,
+    divergence: str = "forward",
+    weight: float = 0.5,
+    temperature: float = 1.0,
+    temperature_squared: bool = False,
+    mask: Tensor | None = None,
+    student_bias: Tensor | None = None,
+    teacher_bias: Tensor | None = None,
+    soft_cap: float | tuple[float | None, float | None] | None = None,
+    align: str | None = None,
+    memory: int = MEMORY,
+    backend: str = "auto",
+) -> Tensor:
+    """Return D(teacher, student) of logits `hidden @ head.T`, one value a position, `[*batch]`.
+
+    student_hidden `[*batch, H_s]`, student_head `[vocab, H_s]`, teacher_hidden `[*batch, H_t]`,
+    teacher_head `[vocab, H_t]`, biases `[vocab]`; soft_cap: a pair is the student's, the teacher's.
+    divergence, weight, temperature, temperature_squared, mask: as in `distill_terms`; align,
+    memory, backend: as in `kl_from_hidden`, whose cost "forward" and "reverse" have. The others
+    need both normalisers first, and do the products of the forward pass twice.
+
+    Exact up to rounding; tokens without mass as in `distill_terms`. Gradients flow to the student's
+    hidden states, head and bias; the teacher is a constant.
+    Errors: those of `distill_terms` and of `kl_from_hidden`, which calls the two sides p and q.
+    Reference: MATH 4, 5.7.
+
+    >>> import torch
+    >>> hidden = torch.tensor([[1.0, 0.0]])
+    >>> student, teacher = torch.eye(2), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    >>> distill_terms_from_hidden(hidden, student, hidden, teacher, divergence="tv")
+    tensor([0.4621])
+    """
+    check_options(divergence, weight, temperature)
+    bias = None if teacher_bias is None else _constant(teacher_bias)
+    ours = student_hidden, student_head, student_bias
+    theirs = _constant(teacher_hidden), _constant(teacher_head), bias
+    caps = soft_cap if isinstance(soft_cap, tuple) else (soft_cap, soft_cap)
+    first = divergence in ("reverse", "skew_reverse")  # whether the student is p
+    given = Given(*ours, *theirs) if first else Given(*theirs, *ours)
+    how = Options(
+        caps if first else (caps[1], caps[0]),
+        temperature,
+        mask,
+        align,
+        memory=memory,
+        backend=backend,
+    )
+    kind = {"skew_reverse": "skew_forward"}.get(divergence, divergence)
+    what = None if divergence in ("forward", "reverse") else Pointwise(kind, weight)
+    terms = from_hidden(given, Task(("kl",)), what, None, how)[0]
+    return terms * temperature**2 if temperature_squared else terms
+
+
+def _constant(x: Tensor) -> Tensor:
+    return x.detach() if isinstance(x, Tensor) else x  # what is wrong with it is said where used

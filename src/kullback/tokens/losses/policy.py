@@ -1,0 +1,306 @@
+"""KL between a policy and its reference from sampled tokens, as a loss with the right gradient.
+
+An estimator's value and its gradient are different things (MATH 5.8): k3, the best cheap value of
+KL(π‖π_ref), differentiated as it stands descends KL(π_ref‖π); k2, biased as a value, has the right
+gradient on-policy only. Here the loss *is* the value, and its gradient is put on separately: always
+that of the divergence named, on-policy or off, whatever estimator the value takes.
+
+Which to use: `policy_kl_loss` from log-probabilities of the tokens alone, or with the exact KL of
+every next-token distribution as a baseline; `rao_blackwell_kl_loss` where that exact KL carries a
+graph, which takes the sampled token out of value and gradient. The same as a penalty on rewards
+is in `rewards`, what losses are divided by in `normalising`, what they report in `PolicyKL`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from kullback.core import require
+from kullback.sampled.control_variates import choose_parts
+from kullback.sampled.estimators import Estimator, coefficients
+
+from .input_checks import check_on_mismatch, refuse_infinite, report
+from .native_policy import SWEPT, Swept, sweep
+from .policy_kl import PolicyKL
+from .sampled_tokens import (
+    Drawn,
+    ahead,
+    at_prefixes,
+    check,
+    check_all,
+    draw_up,
+    looked_at,
+    masked,
+    slope_of,
+)
+from .sequence_sums import check_normalise, ratios_of_rows, row_scale
+
+__all__ = ["policy_kl_loss", "rao_blackwell_kl_loss"]
+
+
+def policy_kl_loss(
+    *,
+    log_current: Tensor,
+    log_reference: Tensor,
+    log_behaviour: Tensor | None = None,
+    mask: Tensor | None = None,
+    direction: str = "reverse",
+    level: str = "token",
+    normalise: str = "sequence",
+    estimator: Estimator = "k3",
+    exact_kl: Tensor | None = None,
+    truncate: float | None = None,
+    trust_region: tuple[float, float] | None = None,
+    missing: str = "refuse",
+    on_mismatch: str = "warn",
+) -> PolicyKL:
+    """Return a loss that estimates, and descends, KL(π‖π_ref) or KL(π_ref‖π) from sampled tokens.
+
+    log_current, log_reference, log_behaviour: `[batch, length]`, log-probabilities in nats of the
+    tokens drawn, under the policy π that is trained, the reference, and the policy μ that drew them
+    (with its temperature; top-p and top-k must not cut what π gives mass). log_behaviour None:
+    on-policy, μ = π.
+    mask: bool `[batch, length]`, the tokens that count; others may hold anything, NaN too.
+    direction: "reverse", KL(π‖π_ref), or "forward", KL(π_ref‖π) (MATH 4.1, 4.2).
+    level: "token": the sum over positions of the KL of next-token distributions, with the prefixes
+    taken as they were drawn; or "sequence": the KL of whole sequences, of which the former is only
+    a part of the gradient, since a token also decides what comes after.
+    normalise: "sequence" (nats/sequence), "batch", "token" or "sequence_mean" (see `normalising`);
+    at level "sequence" one of the first two.
+    estimator: of the value, and of what lies ahead at level "sequence": "k1", "k2" (biased; level
+    "token" only), "k3", a number λ, "best" (cross-fitted over sequences).
+    exact_kl: `[batch, length]`, the exact KL in this direction of each next-token distribution at
+    the drawn prefixes, used without its graph: the value then is its weighted sum, and the reverse
+    gradient has it as baseline, scattering less.
+    truncate: cut importance weights at this number. trust_region: (low, high); tokens whose π/μ is
+    outside keep their value but get no gradient.
+    missing: what to do about values that are no log-probabilities (positive, NaN, −9999 and other
+    numbers for "not scored", a column one position late; `sampled.check_log_probs`) and about a
+    loss that is not finite: "refuse" raises and says where; "skip" leaves such tokens out and
+    counts them in the result; "keep" takes everything as given.
+    on_mismatch: what to do where draws show that they do not come from what was scored, since the
+    mean of π/μ (on-policy, for estimators with r, of π_ref/π) is not 1: "warn" (`InputWarning`),
+    "raise" or "ignore". `estimate()` then has no standard error.
+
+    Exact: the expected gradient, over draws from μ, is that of the divergence to rounding, with
+    neither `truncate` nor `trust_region`; the expected value too, but for k2. How often those two
+    act, and what truncation adds to the value, is in the result; nothing else is clamped.
+    π_ref = 0 at a drawn token (reverse): the loss is +inf, the truth, and refused unless
+    missing="keep". π = 0 at one (off-policy): weight 0. Nothing counts: loss 0, gradient 0.
+    It looks at the loss, and so waits for a GPU; with missing="keep" and on_mismatch="ignore" not.
+    Errors: `TypeError`, `ValueError` that name the argument.
+    Reference: MATH 5.7, 5.8; Schulman (2020); Tang and Munos (2025) on sequences.
+
+    >>> current = torch.tensor([[-1.0, -2.0], [-0.5, -1.5]], requires_grad=True)
+    >>> reference = torch.tensor([[-1.1, -1.8], [-0.7, -1.6]])
+    >>> kl = policy_kl_loss(log_current=current, log_reference=reference)
+    >>> kl.loss.backward()
+    >>> round(kl.loss.item(), 4), kl.divergence
+    (0.0249, 'KL(policy ‖ reference) of each token, at the prefixes drawn, nats/sequence')
+    >>> current.grad  # (log π − log π_ref) / sequences: each token's own
+    tensor([[ 0.0500, -0.1000],
+            [ 0.1000,  0.0500]])
+    """
+    names = {"direction": direction, "level": level}
+    logs = check_all(
+        log_current, log_reference, log_behaviour, mask, **names, truncate=truncate, missing=missing
+    )
+    check_normalise(normalise)
+    check_on_mismatch(on_mismatch)
+    _check_level(level, normalise)
+    limits = _log_limits(trust_region, log_behaviour)
+    biased = level == "sequence" and estimator == "k2"
+    require(not biased, "estimator", "an unbiased one at level 'sequence'", "'k2'", "'k3'")
+    found, skipped = None, 0
+    if exact_kl is None and names == SWEPT and estimator != "best":
+        form = coefficients(estimator)
+        found = sweep(logs, mask, form, normalise, truncate=truncate, log_limits=limits)
+    if found is None:
+        seen = looked_at(logs, mask, missing)
+        skipped = seen.skipped
+        drawn = draw_up(logs, seen.mask, **names, truncate=truncate)
+        found = _in_sweeps(drawn, estimator, exact_kl, normalise, limits)
+    loss = attach(found.value, log_current, found.slope)
+    used = estimator if exact_kl is None else "exact"
+    kl = PolicyKL(loss, found.drawn, found.terms, normalise, used, found.martingale, limits,
+                  tuple(logs), skipped)  # fmt: skip
+    swept_well = found.swept and math.isfinite(found.value)  # then slopes are finite too
+    if missing != "keep" and not swept_well:
+        refuse_infinite(found.drawn, found.terms, found.slope, logs, exact_kl, loss)
+    looked = found.swept and not (found.odd_weight or found.odd_ratio)
+    if on_mismatch != "ignore" and not looked:
+        report(kl.mismatch(), "log_current", on_mismatch)
+    return kl
+
+
+def rao_blackwell_kl_loss(
+    exact_kl: Tensor,
+    *,
+    log_current: Tensor,
+    log_reference: Tensor,
+    log_behaviour: Tensor | None = None,
+    mask: Tensor | None = None,
+    direction: str = "reverse",
+    level: str = "sequence",
+    normalise: str = "sequence",
+    truncate: float | None = None,
+    missing: str = "refuse",
+    on_mismatch: str = "warn",
+) -> PolicyKL:
+    """Return the KL from exact next-token KLs at drawn prefixes, with its complete gradient.
+
+    exact_kl: `[batch, length]`, KL(π‖π_ref) (or of the other `direction`) of the next-token
+    distribution at each drawn prefix, in nats, with its graph: `kullback.tokens` computes it from
+    logits. All else as in `policy_kl_loss`.
+
+    The value is `Σ_t W_<t · KL_t` with W_<t the weight of the prefix (1 on-policy, and at level
+    "token"); its gradient is that of the KL_t, and at level "sequence" in the reverse direction
+    also the part that autograd of such a sum misses: `Σ_t ∇ log π_t · Σ_{u>t} W_<u · KL_u`, for the
+    tokens lead to the prefixes. The token drawn at a position plays no part in that position's own
+    term (Rao-Blackwell, MATH 5.7), and that term, in value and gradient, never scatters more than
+    any unbiased one by the token drawn; about the KL at the prefixes as they were drawn nothing is
+    left to scatter at all. Of a *sum* over several positions it is no law: a token's term may
+    cancel what the token leads to. It nearly always scatters less; `estimate("best")` weighs it
+    against k1, and with the best weight that never scatters more than either.
+
+    Exact in expectation, as `policy_kl_loss`. Edge cases and errors are as there; besides, an exact
+    KL without a graph where log_current has one is refused: half the gradient would be missing.
+    Reference: MATH 5.7; Amini et al. (2025), "Better estimation of the KL divergence between
+    language models".
+
+    >>> logits = torch.zeros(1, 2, 3, requires_grad=True)
+    >>> log_p = logits.log_softmax(-1)
+    >>> log_q = torch.tensor([0.5, 0.25, 0.25]).log()
+    >>> kl = rao_blackwell_kl_loss(
+    ...     (log_p.exp() * (log_p - log_q)).sum(-1),
+    ...     log_current=log_p[..., 0],
+    ...     log_reference=log_q[0].expand(1, 2),
+    ... )
+    >>> round(kl.loss.item(), 4)
+    0.1133
+    """
+    names = {"direction": direction, "level": level}
+    logs = check_all(
+        log_current, log_reference, log_behaviour, mask, **names, truncate=truncate, missing=missing
+    )
+    check_on_mismatch(on_mismatch)
+    check({"log_current": log_current, "exact_kl": exact_kl}, mask)
+    trained = torch.is_grad_enabled() and log_current.requires_grad
+    lost = trained and direction == "reverse" and not exact_kl.requires_grad
+    hint = "compute it from logits outside of no_grad, or policy_kl_loss(exact_kl=…), without one"
+    require(not lost, "exact_kl", "a tensor with its graph", "one without", hint)
+    _check_level(level, normalise)
+    seen = looked_at(logs, mask, missing)
+    mask = seen.mask
+    drawn = draw_up(logs, mask, **names, truncate=truncate)
+    scale = row_scale(mask, drawn.log_ratio, normalise)
+    wide = exact_kl if mask is None else torch.where(mask, exact_kl, 0.0)
+    wide = wide.to(drawn.log_ratio.dtype)
+    terms, martingale = _exact(drawn, wide.detach())
+    value = (at_prefixes(drawn, wide) * scale).sum()
+    if level == "sequence" and direction == "reverse":
+        slope = masked(ahead(terms), mask) * scale
+        value = attach(value, log_current, slope)
+    kl = PolicyKL(value, drawn, terms, normalise, "exact", martingale, None,
+                  tuple(logs), seen.skipped)  # fmt: skip
+    if missing != "keep":
+        refuse_infinite(drawn, terms, terms, logs, exact_kl, value)
+    if on_mismatch != "ignore":
+        report(kl.mismatch("exact"), "log_current", on_mismatch)
+    return kl
+
+
+def attach(value: Tensor | float, log_current: Tensor, slope: Tensor) -> Tensor:
+    """Return a scalar worth `value`, whose gradient with respect to `log_current` is `slope`.
+
+    What `value` has of a graph is kept. Where `slope` is 0, log_current may hold anything.
+    """
+    line = torch.dot(slope.reshape(-1), log_current.to(slope.dtype).reshape(-1))
+    loss = line.detach()  # the same memory: the number is replaced, its graph stays
+    if isinstance(value, float):
+        loss.fill_(value)
+        return line
+    if not value.requires_grad:
+        loss.copy_(value)
+        return line
+    loss.zero_()
+    return value + line
+
+
+def _form(drawn: Drawn, estimator: Estimator) -> tuple[Tensor | float, ...]:
+    """Return the estimator's coefficients: numbers, or `[batch, 1]`, each half's from the other."""
+    if estimator != "best":
+        return coefficients(estimator)
+    rows = torch.stack([_sums(drawn, column) for column in range(3)])
+    fewest = "at least 4 sequences for 'best'"
+    require(rows.shape[-1] >= 4, "log_current", fewest, rows.shape[-1], "'k3'")
+    halves = ratios_of_rows(rows).halves
+    parts = choose_parts(halves, "best", weighted=False, ratio=False, cross_fit=True)
+    form = rows.new_empty(rows.shape[-1], 1, 3)
+    form[::2], form[1::2] = (part.form.coefficients for part in parts)
+    return form.to(drawn.log_ratio.dtype).unbind(-1)
+
+
+def _sums(drawn: Drawn, column: int) -> Tensor:
+    return drawn.feature(column).double().sum(-1)
+
+
+def _in_sweeps(
+    drawn: Drawn,
+    estimator: Estimator,
+    exact_kl: Tensor | None,
+    normalise: str,
+    limits: tuple[float, float] | None,
+) -> Swept:
+    """Return what `native_policy.sweep` returns, by one PyTorch operation after the other."""
+    mask, martingale, baseline = drawn.mask, None, None
+    if exact_kl is None:
+        terms = drawn.value_terms(_form(drawn, estimator))
+    else:
+        check({"log_current": drawn.log_ratio, "exact_kl": exact_kl}, mask)
+        baseline = masked(exact_kl.detach().to(drawn.log_ratio.dtype), mask)
+        terms, martingale = _exact(drawn, baseline)
+    scale = row_scale(mask, drawn.log_ratio, normalise)
+    value = (terms * scale).sum() if scale.dim() else terms.sum() * scale
+    slope = _inside(slope_of(drawn, terms, baseline), drawn, limits)
+    if drawn.level == "sequence":  # at level "token" a slope is the token's own: 0 where masked
+        slope = masked(slope, mask)
+    return Swept(drawn, terms, slope.mul_(scale), value, martingale)
+
+
+def _exact(drawn: Drawn, exact: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weighted exact KLs, and k1's terms less them: a martingale, of mean zero."""
+    terms = at_prefixes(drawn, exact)
+    return terms, drawn.value_terms(coefficients("k1")) - terms
+
+
+def _inside(slope: Tensor, drawn: Drawn, limits: tuple[float, float] | None) -> Tensor:
+    if limits is None or drawn.log_step is None:
+        return slope
+    outside = (drawn.log_step < limits[0]) | (drawn.log_step > limits[1])
+    return slope.masked_fill_(outside, 0.0)
+
+
+def _check_level(level: str, normalise: str) -> None:
+    fits = level == "token" or normalise in ("sequence", "batch")
+    hint = "'sequence': a length that the policy itself decides must not divide"
+    require(fits, "normalise", "'sequence' or 'batch' at level 'sequence'", repr(normalise), hint)
+
+
+def _log_limits(
+    limits: tuple[float, float] | None, log_behaviour: Tensor | None
+) -> tuple[float, float] | None:
+    """Check a trust region and return the logs of its ends."""
+    if limits is None:
+        return None
+    known = log_behaviour is not None
+    hint = "pass log_behaviour, or leave it out: on-policy every ratio is 1"
+    require(known, "trust_region", "None where draws come from the policy itself", limits, hint)
+    pair = isinstance(limits, tuple | list) and len(limits) == 2
+    ordered = pair and all(isinstance(end, int | float) for end in limits)
+    ordered = ordered and 0 <= limits[0] <= 1 <= limits[1]
+    hint = "(0.8, 1.2)"
+    require(ordered, "trust_region", "(low, high) with 0 ≤ low ≤ 1 ≤ high", repr(limits), hint)
+    low, high = limits
+    return (math.log(low) if low else -math.inf, math.log(high))

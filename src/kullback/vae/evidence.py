@@ -1,0 +1,129 @@
+"""Bounds on log p(x), image by image, in memory that does not grow with the number of draws.
+
+The encoder runs once per image; the decoder runs in blocks of rows small enough for the cache.
+Nothing here keeps a graph.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kullback.core import require
+from kullback.sampled import effective_sample_size, log_mean_exp
+
+from . import diagonal_gaussian
+from .likelihoods import Likelihood
+from .priors import StandardNormal
+
+__all__ = ["Bounds", "bounds"]
+
+OUTPUTS = 800_000  # decoder outputs at once: what a core's cache holds
+
+
+class LatentVariableModel(Protocol):
+    """The four things a bound needs of a model."""
+
+    likelihood: Likelihood
+    prior: StandardNormal
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log sd of q(z|x)."""
+        ...
+
+    def parameters_of(self, z: Tensor) -> Tensor:
+        """Return the likelihood's parameters at z."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Per-image figures, `[n]` each, in nats; `draws` draws of q(z|x) an image.
+
+    elbo: mean log-likelihood less the exact KL, a lower bound on log p(x) in expectation.
+    importance_weighted: `L_K = log mean w`, the tighter one. rate: the exact KL(q(z|x) ‖ p(z)).
+    distortion: minus the mean log-likelihood. effective_draws: Kong's, of the K draws.
+    mean, log_sd: of q(z|x), `[n, latent]`.
+    """
+
+    elbo: Tensor
+    importance_weighted: Tensor
+    rate: Tensor
+    distortion: Tensor
+    effective_draws: Tensor
+    mean: Tensor
+    log_sd: Tensor
+    draws: int
+
+
+@torch.no_grad()
+def bounds(
+    model: LatentVariableModel, x: Tensor, *, draws: int, generator: torch.Generator
+) -> Bounds:
+    """Return `L_K(x) = log (1/K) Σ_k p(x, z_k)/q(z_k|x)` and its parts for every x (MATH 2.5).
+
+    x: `[n, *event]` in the data's units; draws K ≥ 1. Memory: one block of decoder rows and the
+    K log-weights of a few images. The draws are those of the generator, in order of the images.
+
+    >>> from .model import build
+    >>> model = build((4,), "binary")
+    >>> figures = bounds(model, torch.ones(3, 4), draws=8, generator=torch.Generator())
+    >>> figures.importance_weighted.shape
+    torch.Size([3])
+    """
+    require(draws >= 1, "draws", "at least 1", draws)
+    mean, log_sd = model.encode(x)
+    rate = model.prior.kl(mean, log_sd).sum(-1)
+    rows = _rows(model, mean)
+    images = max(1, rows // draws)  # images a block of log-weights covers
+    elbo, weighted, effective = [], [], []
+    for start in range(0, len(x), images):
+        part = slice(start, start + images)
+        likelihood, ratio = _log_terms(
+            model, x[part], mean[part], log_sd[part], draws, rows, generator
+        )
+        log_weights = likelihood + ratio
+        elbo.append(likelihood.mean(0))
+        weighted.append(log_mean_exp(log_weights, dim=0))
+        effective.append(effective_sample_size(log_weights, dim=0))
+    log_likelihood = torch.cat(elbo)
+    return Bounds(
+        elbo=log_likelihood - rate,
+        importance_weighted=torch.cat(weighted),
+        rate=rate,
+        distortion=-log_likelihood,
+        effective_draws=torch.cat(effective),
+        mean=mean,
+        log_sd=log_sd,
+        draws=draws,
+    )
+
+
+def _rows(model: LatentVariableModel, mean: Tensor) -> int:
+    """Return how many rows the decoder should take at once, at least one."""
+    return max(1, OUTPUTS // max(1, model.parameters_of(mean[:1]).numel()))
+
+
+def _log_terms(
+    model: LatentVariableModel,
+    x: Tensor,
+    mean: Tensor,
+    log_sd: Tensor,
+    draws: int,
+    rows: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Return log p(x|z) and log p(z) − log q(z|x), `[draws, batch]` each, by blocks of draws."""
+    likelihood = mean.new_empty(draws, len(x))
+    ratio = mean.new_empty(draws, len(x))
+    block = max(1, rows // len(x))
+    for start in range(0, draws, block):
+        count = min(block, draws - start)
+        shape = (count, *mean.shape)
+        noise = torch.randn(shape, generator=generator, device=mean.device)
+        z = diagonal_gaussian.draw(mean, log_sd, noise.to(mean.dtype))
+        part = slice(start, start + count)
+        likelihood[part] = model.likelihood.log_prob(model.parameters_of(z), x)
+        ratio[part] = model.prior.log_ratio(z, log_sd, noise)
+    return likelihood, ratio

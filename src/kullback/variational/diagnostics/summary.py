@@ -1,0 +1,210 @@
+"""What a fit says: its diagnosis, a table by parameter, better draws, and the way to ArviZ.
+
+Which to use: `assess` for the verdict, `summarise` for the table, `resample` for draws that are
+corrected by their importance weights, `to_arviz` for everything ArviZ can do. All take what
+`kullback.variational.fit` returns.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from kullback.core import RunError, require
+from kullback.core.checks import import_extra
+from kullback.sampled import pareto_smooth
+from kullback.variational.limits import SEARCHED
+from kullback.variational.target.density import Target
+
+from .diagnose import Diagnosis, diagnose_beyond, diagnose_sample
+from .evidence import Sample
+
+__all__ = ["Fitted", "Row", "Summary", "assess", "resample", "summarise", "to_arviz"]
+
+
+class Fitted(Protocol):
+    """What is judged: a `Fit`, or anything with these parts."""
+
+    @property
+    def target(self) -> Target:
+        """The density p."""
+
+    @property
+    def draws(self) -> Tensor:
+        """Draws of q, `[n, d]`, unconstrained."""
+
+    @property
+    def log_p(self) -> Tensor:
+        """Log p at the draws, `[n]`, nats."""
+
+    @property
+    def log_q(self) -> Tensor:
+        """Log q at the draws, `[n]`, nats."""
+
+    @property
+    def scores(self) -> tuple[Tensor, Tensor]:
+        """Gradients of both at the draws, `[n, d]`."""
+
+    @property
+    def converged(self) -> bool:
+        """Whether the fitter thought it was done."""
+
+
+class Row(NamedTuple):
+    """One entry of one parameter: moments and quantiles of q, and how far off they may be.
+
+    mean_error: a bound on the error of the mean, in the parameter's own unit. sd_error: a bound on
+    the ratio of the true sd to this one or its inverse, less 1. Both may be inf.
+    """
+
+    name: str
+    mean: float
+    sd: float
+    quantiles: tuple[float, float, float]
+    mean_error: float
+    sd_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The table of a fit, one `Row` an entry in the constrained space, under its verdict."""
+
+    verdict: str
+    rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        wide = max(len("parameter"), *(len(row.name) for row in self.rows))
+        head = ("mean", "sd", "5 %", "50 %", "95 %", "mean off", "sd off")
+        lines = [self.verdict, "", f"{'parameter':<{wide}}" + "".join(f"{h:>11}" for h in head)]
+        for row in self.rows:
+            numbers = (row.mean, row.sd, *row.quantiles, row.mean_error)
+            cells = "".join(f"{_short(value):>11}" for value in numbers)
+            ratio = "unknown" if row.sd_error > 10 else f"{row.sd_error:.0%}"
+            lines.append(f"{row.name:<{wide}}{cells}{ratio:>11}")
+        return "\n".join([*lines, "", "mean off, sd off: at most so far from the truth"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary; infinite bounds become None (nothing can be said)."""
+        rows = [
+            row._asdict()
+            | {"mean_error": _finite(row.mean_error), "sd_error": _finite(row.sd_error)}
+            for row in self.rows
+        ]
+        return {"verdict": self.verdict, "parameters": rows}
+
+
+def assess(
+    fit: Fitted, *, search: bool = True, generator: torch.Generator | None = None
+) -> Diagnosis:
+    """Diagnose a fit by its own draws: the moments judged are those of the constrained parameters.
+
+    search: also look beyond q (see `diagnose_beyond`), for peaks that it has missed and, where the
+    fit has a `log_prob`, by draws of a wider law. Above 100 dimensions, and where the target has
+    mini-batches of rows, that is left out. generator: for that search; seed 0 by default. Errors:
+    those of `diagnose`.
+
+    >>> from kullback.variational import fit
+    >>> print(assess(fit(lambda z: -0.5 * (z * z).sum(), 2)).level)
+    trust
+    """
+    target = fit.target
+    sample = Sample(
+        draws=fit.draws,
+        log_p=fit.log_p,
+        log_q=fit.log_q,
+        scores=fit.scores,
+        of=lambda z: _flat(target, z),
+        names=target.layout.value_names,
+        converged=fit.converged,
+    )
+    if not search or target.dim > SEARCHED or target.rows is not None:
+        return diagnose_sample(sample)
+    log_prob = getattr(fit, "log_prob", None)  # a fit read back from disk may have no q
+    return diagnose_beyond(target.log_density, log_prob, sample, generator=generator)
+
+
+def summarise(fit: Fitted, diagnosis: Diagnosis) -> Summary:
+    """Return the table by parameter, in the constrained space, from the fit's own draws.
+
+    Quantiles are q's; so are mean and sd, not corrected by the bounds beside them.
+
+    >>> from kullback.variational import fit
+    >>> found = fit(lambda z: -0.5 * (z * z).sum(), 1)
+    >>> print(str(summarise(found, assess(found))).splitlines()[2].split()[:3])
+    ['parameter', 'mean', 'sd']
+    """
+    values = _flat(fit.target, fit.draws)
+    levels = torch.tensor([0.05, 0.5, 0.95], dtype=values.dtype)
+    quantiles = torch.quantile(values, levels, dim=0)
+    sds, means = values.std(0), values.mean(0)
+    far, wide = diagnosis.mean_bound * sds, diagnosis.log_sd_bound.expm1()
+    rows = []
+    for i, name in enumerate(fit.target.layout.value_names):
+        low, middle, high = quantiles[:, i].tolist()
+        ends = (float(far[i]), float(wide[i]))
+        rows.append(Row(name, float(means[i]), float(sds[i]), (low, middle, high), *ends))
+    return Summary(diagnosis.verdict, tuple(rows))
+
+
+def resample(
+    fit: Fitted, n: int, diagnosis: Diagnosis, *, generator: torch.Generator | None = None
+) -> dict[str, Tensor]:
+    """Return n draws `{name: [n, *shape]}` picked by Pareto-smoothed importance weights p/q.
+
+    They follow p more closely than q does where that is sound, and repeat themselves: n should not
+    exceed the number of effective draws. They come from q and, where the diagnosis looked beyond
+    it, from the wider law as well. Approximate: right as the number of draws grows.
+    Errors: `RunError` with the reason when the weights cannot carry it (fewer than 100 effective
+    draws; one of them 2 % of all, or of q alone k̂ of 0.7 or more with unequal weights);
+    `ArgumentValueError` for n < 1.
+    Reference: Vehtari et al. (2024), section 2; Kitagawa (1996) for systematic resampling.
+
+    >>> from kullback.variational import fit
+    >>> found = fit(lambda z: -0.5 * (z * z).sum(), 2)
+    >>> resample(found, 500, assess(found))["z"].shape
+    torch.Size([500, 2])
+    """
+    require(n >= 1, "n", "at least 1 draw", n)
+    if diagnosis.resampling:
+        raise RunError(f"importance-resampled draws would be unsound: {diagnosis.resampling}")
+    own = (fit.draws, fit.log_p - fit.log_q)
+    draws, logs = own if diagnosis.pool is None else diagnosis.pool
+    share = torch.softmax(pareto_smooth(logs)[0], 0)
+    first = torch.rand((), generator=generator, dtype=share.dtype)
+    places = (torch.arange(n, dtype=share.dtype) + first) / n
+    picked = torch.searchsorted(share.cumsum(0), places).clamp_max(len(share) - 1)
+    picked = picked[torch.randperm(n, generator=generator)]
+    return fit.target.constrain(draws[picked])
+
+
+def to_arviz(fit: Fitted, draws: dict[str, Tensor] | None = None) -> Any:
+    """Return an ArviZ data tree with the group `posterior`: one chain of the fit's draws.
+
+    draws: `{name: [n, *shape]}`, such as `resample` returns; by default those of q. log p and log q
+    at q's own draws go to the group `sample_stats`, so that weights can be computed there.
+    Errors: `MissingExtraError` where arviz-base is not installed.
+    """
+    arviz: Any = import_extra("arviz_base", "arviz")
+    own = draws is None
+    values = fit.target.constrain(fit.draws) if draws is None else draws
+    groups = {"posterior": {name: value.detach()[None].numpy() for name, value in values.items()}}
+    if own:
+        logs = {"lp": fit.log_p, "log_q": fit.log_q}
+        groups["sample_stats"] = {name: value[None].numpy() for name, value in logs.items()}
+    return arviz.from_dict(groups)
+
+
+def _flat(target: Target, z: Tensor) -> Tensor:
+    """Return the constrained values side by side, `[n, d]` → `[n, m]`."""
+    with torch.no_grad():
+        values = target.constrain(z)
+    return torch.cat([value.reshape(len(z), -1) for value in values.values()], 1)
+
+
+def _short(value: float) -> str:
+    return "unknown" if value == float("inf") else f"{value:.4g}"
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None

@@ -1,0 +1,207 @@
+"""The verdict: from the evidence about a fit to a level and a sentence.
+
+Which to use: `diagnose`, which calls `judge` and `unsound`. The limits are in `limits.py`;
+benchmarks/verdicts.py counts how often what they say is right.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from kullback.sampled import effective_sample_size, pareto_k
+from kullback.variational.limits import (
+    ELSEWHERE,
+    EQUAL,
+    FATTER,
+    HEAVY,
+    LARGEST,
+    LIMITS,
+    NAMED,
+    RESAMPLED,
+    SAME,
+    SMALLER,
+    Limits,
+)
+
+from .error_bounds import Bounds, bounds_on
+from .evidence import Evidence
+
+__all__ = ["Level", "Verdict", "judge", "unsound"]
+
+Level = Literal["trust", "partly", "do not trust"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A level, the sentence that goes with it, the reasons behind it, and the bounds."""
+
+    level: Level
+    sentence: str
+    reasons: tuple[str, ...]
+    bounds: Bounds
+
+
+def judge(evidence: Evidence, limits: Limits = LIMITS) -> Verdict:
+    """Return the level, the sentence, the reasons, most important first, and the bounds.
+
+    "trust": every bound is at most 0.2, in sd of the draws and in log sd. "partly": at most 0.6,
+    or the shape of q is not p's, or the fit has not converged. Else "do not trust", as well as
+    where more than 2 % of p's mass is where q has less than a hundredth of p's density, and where p
+    does not decay along a scale parameter.
+    """
+    if evidence.broken or evidence.empty == evidence.draws:
+        return _unusable(evidence)
+    bounds = bounds_on(evidence, limits)
+    worst = max(_largest(bounds.mean), _largest(bounds.log_sd))
+    level: Level = "do not trust"
+    if worst <= limits.fair and not _missed(evidence, limits):
+        level = "trust" if worst <= limits.good else "partly"
+    if level == "trust" and (_other_shape(evidence, limits) or not evidence.converged):
+        level = "partly"
+    reasons = _reasons(evidence, limits)
+    words = _sentence(level, bounds, evidence.names, limits)
+    if reasons and (level == "do not trust" or not evidence.converged):
+        words = f"{words} ({reasons[0]})"
+    if level != "do not trust":
+        words += "; the shape is not p's" if _other_shape(evidence, limits) else _tails(evidence)
+    return Verdict(level, f"{words}.", tuple(reasons), bounds)
+
+
+def _unusable(evidence: Evidence) -> Verdict:
+    """Return the verdict on weights that are NaN or infinite, or all zero."""
+    what = "log p is -inf at every draw: q lies where p has no mass"
+    if evidence.broken:
+        what = f"log p is NaN or +inf at {evidence.broken} of {evidence.draws:,} draws"
+    lost = evidence.own.mean.nan_to_num(math.inf)
+    return Verdict(
+        "do not trust", f"Do not trust: {what}.", (what,), Bounds(evidence.own, lost, lost)
+    )
+
+
+def _missed(evidence: Evidence, limits: Limits) -> bool:
+    """Say whether p has mass where q has none, or has no finite mass."""
+    return evidence.unreached > limits.unreached or evidence.endless
+
+
+def _other_shape(evidence: Evidence, limits: Limits) -> bool:
+    """Say whether p/q varies so much, and not quadratically, that moments alone may be right."""
+    if evidence.residual is None or evidence.ess_fraction >= limits.near:
+        return False
+    return min(evidence.residual, evidence.sd_log_weights) > limits.shape
+
+
+def unsound(log_weights: Tensor, *, pooled: bool) -> str:
+    """Say why draws picked by these weights `[n]` would be unsound, or nothing.
+
+    pooled: whether a law wider than q is among the draws, so that k̂ is no longer the question.
+
+    >>> import torch
+    >>> unsound(torch.arange(1000.0) / 1000, pooled=False)
+    ''
+    """
+    effective = float(effective_sample_size(log_weights))
+    if effective < RESAMPLED:
+        return f"only {effective:,.0f} effective draws, {RESAMPLED:.0f} are needed"
+    if pooled:
+        largest = float(log_weights.softmax(0).max())
+        return f"one draw would be {largest:.0%} of all" if largest > LARGEST else ""
+    tail = float(pareto_k(log_weights))
+    if tail >= HEAVY and effective < LIMITS.near * len(log_weights):
+        return f"the weights are heavy-tailed (k-hat {tail:.2f}, 0.7 or more)"
+    return ""
+
+
+def _reasons(evidence: Evidence, limits: Limits) -> list[str]:
+    """List what speaks against the fit, most important first."""
+    e, size = evidence, evidence.residual or 0.0
+    said = {
+        "p does not seem to decay along a scale parameter: is its prior proper?": e.endless,
+        f"another peak, which q does not have, holds about {e.elsewhere:.0%} of p": e.elsewhere
+        > ELSEWHERE,
+        f"q has next to no draws where {e.unreached:.0%} of p's mass is": e.unreached
+        > limits.unreached,
+        "the fit has not converged": not e.converged,
+        f"heavy-tailed weights: k-hat {e.k_hat:.2f}, from 0.7 on they mislead": e.k_hat >= HEAVY
+        and e.sd_log_weights > EQUAL,
+        f"log p/q is not quadratic: residual of the scores {size:.2g}": size > limits.good,
+        f"{e.ess_fraction * e.draws:,.0f} effective draws of {e.draws:,}": e.ess_fraction < 0.5,
+        f"p has no mass at {e.empty} of {e.draws:,} draws of q": e.empty > 0,
+    }
+    return [text for text, applies in said.items() if applies]
+
+
+def _sentence(level: Level, bounds: Bounds, names: Sequence[str], limits: Limits) -> str:
+    """Say how good means and standard deviations are, those of a few functions apart."""
+    means, sds = _largest(bounds.mean), _largest(bounds.log_sd)
+    larger = bounds.mean.maximum(bounds.log_sd)
+    poor = larger.nan_to_num(math.inf, math.inf) > limits.good
+    few = len(names) > 0 and 0 < int(poor.sum()) <= NAMED and not bool(poor.all())
+    apart = ", ".join(name for name, bad in zip(names, poor.tolist(), strict=False) if bad)
+    others = _known(_largest(bounds.mean[~poor]), _largest(bounds.log_sd[~poor])) if few else ""
+    if level != "do not trust":
+        but = f"{others}, but {apart} only to {_round(means)} sd and {_percent(sds)}"
+        return f"{level.capitalize()}: {but if few else _known(means, sds)}"
+    found = {"means": means, "standard deviations": sds}
+    lost = [name for name, bound in found.items() if bound > limits.fair]
+    what = " or ".join(lost) if lost else "the fit as a whole"
+    smaller = lost == ["standard deviations"] and _too_small(bounds)
+    way = " (they seem too small)" if smaller else ""
+    if lost and few:
+        return f"Do not trust {what} of {apart}{way}; all else: {others}"
+    kept = _known(means, sds, most=limits.fair)
+    seem = "" if lost else "where q has draws, "
+    return f"Do not trust {what}{way}" + (f"; {seem}{kept}" if kept else "")
+
+
+def _known(means: float, sds: float, *, most: float = math.inf) -> str:
+    """Say what is known to no worse than `most`."""
+    said = {
+        f"means to about {_round(means)} sd": means,
+        f"standard deviations to about {_percent(sds)}": sds,
+    }
+    return ", ".join(text for text, bound in said.items() if bound <= most)
+
+
+def _tails(evidence: Evidence) -> str:
+    k_hat, spread = evidence.k_hat, evidence.sd_log_weights
+    if k_hat < 0.5 or spread <= SAME or math.isnan(k_hat):
+        return ""
+    if k_hat < HEAVY:
+        return "; less in the tails"
+    fat = _fat(evidence.tails, evidence.names)
+    return f"; do not trust the tails{fat}" if spread > EQUAL else "; the far tails are not checked"
+
+
+def _fat(tails: Tensor | None, names: Sequence[str]) -> str:
+    """Name the functions whose tails are wrong, where they are few."""
+    if tails is None or not names:
+        return ""
+    wrong = (tails.log().abs() > math.log(FATTER)).tolist()
+    which = [name for name, bad in zip(names, wrong, strict=True) if bad]
+    return f" of {', '.join(which)}" if 0 < len(which) <= NAMED else ""
+
+
+def _too_small(bounds: Bounds) -> bool:
+    worst = int(bounds.log_sd.nan_to_num(math.inf, math.inf).argmax())
+    return bool(bounds.shift.log_sd[worst] > SMALLER)
+
+
+def _largest(bound: Tensor) -> float:
+    return float(bound.nan_to_num(math.inf, math.inf).max())
+
+
+def _round(value: float) -> str:
+    """Round up to hundredths below 0.1 and to tenths above: a bound is never understated."""
+    if math.isinf(value):
+        return "inf"
+    step = 100 if value <= 0.1 else 10
+    return f"{math.ceil(value * step - 1e-9) / step:g}"
+
+
+def _percent(log_factor: float) -> str:
+    if log_factor > 2:
+        return "more than 600 %"
+    return f"{math.ceil(100 * math.expm1(log_factor) - 1e-9)} %"

@@ -1,0 +1,11 @@
+"""The target p(z): a user's log density, vectorised, on an unconstrained space.
+
+- `density`: `Target`, from what a user writes for one point;
+- `parameters`: names, shapes and constraints, with the Jacobian of each;
+- `minibatch`: rows of data; `batched_eval`: many points, a piece at a time.
+"""
+
+from .density import Target
+from .parameters import Parameter
+
+__all__ = ["Parameter", "Target"]

@@ -1,0 +1,270 @@
+"""The target p(z): a log density on unconstrained z, from what a user writes for one point.
+
+Which to use: `Target.of(log_density, parameters)` for a function of one point; with `data=` for a
+likelihood over rows, evaluated a batch of rows at a time, so that memory does not grow with them.
+Everything else in this folder sees a `Target`: `log_density(z)` and `score(z)` over many points at
+once, the Jacobians of constraints included.
+"""
+
+import contextlib
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kullback.core import ArgumentTypeError, ArgumentValueError, require
+from kullback.core.checks import message
+
+from .batched_eval import in_pieces, score_in_pieces
+from .minibatch import Rows
+from .parameters import Layout, Parameters
+
+__all__ = ["Target"]
+
+LogDensity = Callable[..., Tensor]
+UNFACTORED: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+FEWEST, MOST = 128, 4096  # points differentiated together,
+KEPT = 1 << 21  # so many that this many numbers are kept for the gradient and stay in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An unnormalised log density `log p(z)` on `dim` reals, z of shape `[n, dim]`, in nats.
+
+    function: maps a dictionary of constrained values with a leading `[n]` to log p, `[n]`, without
+    Jacobians; for a target with rows it is the prior. rows: the data and their likelihood, or None.
+    dtype: of z. looped: whether points are evaluated one by one. piece: how many points are
+    differentiated together.
+
+    >>> target = Target.of(lambda z: -0.5 * (z * z).sum(), 2)
+    >>> target.log_density(torch.ones(1, 2, dtype=torch.float64))
+    tensor([-1.], dtype=torch.float64)
+    """
+
+    function: Callable[[dict[str, Tensor]], Tensor]
+    layout: Layout
+    dtype: torch.dtype = torch.float64
+    rows: Rows | None = None
+    looped: bool = False
+    piece: int = FEWEST
+
+    @classmethod
+    def of(
+        cls,
+        log_density: LogDensity,
+        parameters: Parameters,
+        *,
+        data: Sequence[Tensor] | Tensor | None = None,
+        log_prior: LogDensity | None = None,
+        batch_size: int | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> "Target":
+        """Build a target from a log density of ONE point, vectorised over points with `vmap`.
+
+        log_density: `log_density(z)` with z `[dim]`, or `log_density(**values)` with one keyword a
+        parameter, each of its own shape; it returns a scalar tensor, in nats, up to a constant.
+        With `data` it is the likelihood of rows, `log_density(z, *batch)`, or `log_density(*batch,
+        **values)`, → `[rows]`, one term a row, where `batch` are the same rows of each data tensor;
+        `log_prior`, of the parameters alone, is added once.
+        parameters: the dimension of z, or names with shapes and constraints (see `Layout.of`).
+        data: tensors with one leading axis of equal length. batch_size: rows at a time.
+        Where `vmap` cannot follow the function (data-dependent control flow, `.item()`), points are
+        evaluated one by one, and a warning says so. Where a matrix cannot be factored
+        (`torch.linalg.LinAlgError`), log p is −inf.
+        Errors: what the function itself raises; `ArgumentTypeError` or `ArgumentValueError` where
+        its result is no scalar (or no vector of rows).
+        """
+        layout = Layout.of(parameters)
+        given = (data,) if isinstance(data, Tensor) else data
+        if given is None:
+            alone = log_prior is None and batch_size is None
+            require(alone, "data", "tensors, with log_prior or batch_size", "none")
+        maker = cls(lambda _: torch.zeros(()), layout, dtype)
+        if given is None:
+            function, looped, piece = maker._vectorised(log_density, "log_density", ())
+            return cls(function, layout, dtype, None, looped, piece)
+        rows = Rows.of(given, batch_size=batch_size)
+        terms, looped, _ = maker._vectorised(log_density, "log_density", rows.first())
+        prior, prior_looped, _ = maker._vectorised(log_prior or _flat, "log_prior", ())
+        rows = rows.with_terms(lambda values, batch: terms(values, *batch))
+        return cls(prior, layout, dtype, rows, looped or prior_looped)
+
+    @property
+    def dim(self) -> int:
+        """How many reals z has."""
+        return self.layout.dim
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the entries of z: `theta[3]`."""
+        return self.layout.names
+
+    def constrain(self, z: Tensor) -> dict[str, Tensor]:
+        """Map z `[*batch, dim]` to the parameters the user named, `{name: [*batch, *shape]}`."""
+        return self.layout.constrain(z)[0]
+
+    def log_density(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return log p on the unconstrained space, `[n, dim]` → `[n]`, differentiable in z.
+
+        rows: indices of a mini-batch, whose likelihood is scaled by N/B (unbiased over uniformly
+        drawn rows); None takes all rows, a batch at a time with memory that does not grow.
+        """
+        if self.rows is None:
+            return self.prior(z)
+        if rows is None:
+            return self.prior(z) + self.rows.everything(z, self.constrain)
+        return self.prior(z) + self.rows.scaled(self.constrain(z), rows)
+
+    def prior(self, z: Tensor) -> Tensor:
+        """Return the part of log p that no row enters, with Jacobians, `[n]`; all, without data."""
+        return in_pieces(self._prior, z, self.piece)
+
+    def _prior(self, z: Tensor) -> Tensor:
+        values, log_jacobian = self.layout.constrain(z)
+        return self.function(values) + log_jacobian
+
+    def score(self, z: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return log p `[n]` and its gradient `∂ log p/∂z` `[n, dim]`, both without a graph."""
+        return score_in_pieces(lambda part: self.log_density(part, rows), z, self.piece)
+
+    def explain(self, z: Tensor) -> str:
+        """Say in words where log p `[n]` of z `[n, dim]` is not finite: which value, which row.
+
+        The empty string when it is finite everywhere.
+        """
+        with torch.no_grad():
+            log_p = self.log_density(z)
+        bad = (~log_p.isfinite()).nonzero().flatten()
+        if len(bad) == 0:
+            return ""
+        point = z[int(bad[0])]
+        shown = ", ".join(_shown(n, v) for n, v in self.constrain(point).items())
+        text = f"log_density is {float(log_p[bad[0]])} at {shown} ({len(bad)} of {len(z)} points)"
+        broken = [n for n, v in self.constrain(point).items() if not bool(v.isfinite().all())]
+        if broken:
+            text += f"; {', '.join(broken)} itself is not finite there"
+        if self.rows is not None:
+            text += self.rows.explain(self.constrain(point[None]))
+        return text
+
+    def _vectorised(
+        self, function: LogDensity, name: str, batch: tuple[Tensor, ...]
+    ) -> tuple[Callable[..., Tensor], bool, int]:
+        """Wrap a function of one point for many; say if it had to be looped, and the best piece."""
+
+        def one(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
+            if batch and batch[0].is_floating_point():  # z has float64, data often less
+                values = {key: value.to(batch[0].dtype) for key, value in values.items()}
+            if self.layout.named:
+                return function(*batch, **values)
+            return function(values["z"], *batch)
+
+        _check_signature(function, name, self.layout, batch)
+        probe = torch.linspace(-0.5, 0.5, self.dim, dtype=self.dtype)
+        kept = KEPT
+        with contextlib.suppress(UNFACTORED):  # not here, but perhaps elsewhere
+            result, kept = _counted(lambda z: one(self.constrain(z), *batch), probe.clone())
+            _check_result(result, name, len(batch[0]) if batch else None)
+        piece = min(MOST, max(FEWEST, KEPT // max(1, kept)))
+        axes = (0, *(None for _ in batch))
+        mapped = _surviving(torch.func.vmap(one, in_dims=axes))
+        two = torch.stack([probe, -probe])
+        try:
+            mapped(self.constrain(two), *batch)
+        except RuntimeError as error:
+            if "randomness" in str(error):
+                words = message(name, "a function of z alone", "one that draws at random")
+                raise ArgumentValueError(words) from error
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(f"{name}: evaluated one point at a time, slowly: {reason}", stacklevel=4)
+            return _surviving(_looped(one)), True, piece
+        return mapped, False, piece
+
+
+def _flat(*_: Any, **__: Any) -> Tensor:
+    return torch.zeros(())
+
+
+def _looped(one: LogDensity) -> LogDensity:
+    def many(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
+        count = len(next(iter(values.values())))
+        return torch.stack(
+            [one({k: v[i] for k, v in values.items()}, *batch) for i in range(count)]
+        )
+
+    return many
+
+
+def _surviving(many: LogDensity) -> LogDensity:
+    """Give −inf to points where a matrix cannot be factored, found by halving."""
+
+    def survived(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
+        try:
+            return many(values, *batch)
+        except UNFACTORED:
+            first = next(iter(values.values()))
+            half = len(first) // 2
+            if half == 0:
+                return first.new_full((1, len(batch[0])) if batch else (1,), -math.inf)
+            parts = (
+                {k: v[:half] for k, v in values.items()},
+                {k: v[half:] for k, v in values.items()},
+            )
+            return torch.cat([survived(part, *batch) for part in parts])
+
+    return survived
+
+
+def _counted(function: Callable[[Tensor], Any], z: Tensor) -> tuple[Any, int]:
+    """Return function(z) and how many numbers are kept for its gradient."""
+    kept = 0
+
+    def count(saved: Tensor) -> Tensor:
+        nonlocal kept
+        kept += saved.numel()
+        return saved
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved)
+    with torch.enable_grad(), hooks:
+        return function(z.requires_grad_()), kept
+
+
+def _check_signature(
+    function: LogDensity, name: str, layout: Layout, batch: tuple[Tensor, ...]
+) -> None:
+    """Refuse a function that cannot be called with these parameters and this data."""
+    rows = [f"data {i}" for i in range(1, len(batch) + 1)]
+    words = [*rows, *(f"{n}=" for n in layout.parts)] if layout.named else ["z", *rows]
+    try:
+        shape = inspect.signature(function)
+    except (TypeError, ValueError):  # a built-in function has none to look at
+        return
+    try:
+        shape.bind(*batch, **layout.parts) if layout.named else shape.bind(None, *batch)
+    except TypeError as error:
+        got = f"{name}{shape}"
+        raise ArgumentTypeError(
+            message(name, f"a function of ({', '.join(words)})", got)
+        ) from error
+
+
+def _check_result(result: Any, name: str, rows: int | None) -> None:
+    wanted = "a scalar tensor" if rows is None else "a tensor [rows], one term a row"
+    if not isinstance(result, Tensor):
+        hint = "compute with torch, and return the sum of the log densities"
+        raise ArgumentTypeError(message(f"{name}(z)", wanted, type(result).__name__, hint))
+    shape = () if rows is None else (rows,)
+    hint = "sum over the last axis" if rows is None else "do not sum over rows"
+    require(tuple(result.shape) == shape, f"{name}(z)", wanted, list(result.shape), hint)
+
+
+def _shown(name: str, value: Tensor) -> str:
+    flat = value.flatten()
+    numbers = ", ".join(f"{float(v):.6g}" for v in flat[:6])
+    tail = ", …" if len(flat) > 6 else ""
+    return f"{name} = {numbers}" if value.ndim == 0 else f"{name} = [{numbers}{tail}]"
