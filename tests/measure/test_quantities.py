@@ -361,6 +361,7 @@ WRONG = {
     "a family alone": ("N(0,1)", "normal", ValueError, r"q: .*normal\(loc, scale > 0\)"),
     "an unknown family": ("nromal(0,1)", "N(0,1)", ValueError, "did you mean normal"),
     "a parameter out of range": ("N(0,1)", "N(0,-1)", ValueError, "q: expected normal"),
+    "weights": ("2*N(0,1)+N(3,1)", "N(0,1)", ValueError, "a sum of 3. Try: normalise=True"),
     "a file": ("p.csv", P, ValueError, "numpy.loadtxt"),
     "nothing": (None, P, TypeError, TABLE),
     "a set": ({0.5}, P, TypeError, "got set"),

@@ -255,7 +255,7 @@ def _read_text(text: str, name: str, *, normalise: bool) -> Given:
         labels, numbers = typed
         return Given(torch.tensor(numbers, dtype=torch.float64), labels)
     if "(" in text:
-        return Given(parse(text, name=name, normalise=normalise))
+        return Given(parse(text, name=name, normalise=normalise, remedy="normalise=True"))
     family = family_of(text)
     hint = f"{family}(...), written {FAMILIES[family].usage}" if family else ""
     if text.strip().lower().endswith(_FILES):

@@ -188,19 +188,32 @@ NAME = re.compile(r"\s*([^\W\d][\w-]*)\s*\(")
 ARGUMENT = re.compile(r"(?:([^\W\d]\w*)\s*[=:]\s*)?(.+)", re.DOTALL)
 
 
-def parse(text: str, *, name: str = "P", normalise: bool = False) -> Any:
+def parse(
+    text: str, *, name: str = "P", normalise: bool = False, remedy: str = "--normalise"
+) -> Any:
     """Turn a name with numbers into a torch distribution, or a table for `categorical`; float64.
 
-    text: `family(number, key=number)`, or a mixture of one family, `w*family(…) + w*family(…)`,
-    whose weights sum to 1 unless `normalise`. Families and parameters have their usual other
-    names (`SPELLINGS`, `KEYS`); the second number of a normal is its standard deviation.
-    Errors: `ArgumentValueError` that lists the known families, shows how one is written, or says
-    which part cannot be read.
+    Args:
+        text: `family(number, key=number)`, or a mixture of one family, `w*family(…) +
+            w*family(…)`, whose weights sum to 1 unless `normalise`. Families and parameters have
+            their usual other names (`SPELLINGS`, `KEYS`); the second number of a normal is its
+            standard deviation.
+        name: The argument's name in messages.
+        normalise: Whether to divide the weights of a mixture by their sum.
+        remedy: How the caller asks for that, for the message.
 
-    >>> parse("normal(0, scale=2)").scale
-    tensor(2., dtype=torch.float64)
-    >>> parse("N(0, var=4)").scale
-    tensor(2., dtype=torch.float64)
+    Returns:
+        A torch distribution, or a table `[outcomes]`.
+
+    Raises:
+        ValueError: Listing the known families, showing how one is written, or saying which part
+            cannot be read.
+
+    Example:
+        >>> parse("normal(0, scale=2)").scale
+        tensor(2., dtype=torch.float64)
+        >>> parse("N(0, var=4)").scale
+        tensor(2., dtype=torch.float64)
     """
     terms = _terms(text, name)
     if terms[0].name == "categorical":
@@ -220,15 +233,22 @@ def parse(text: str, *, name: str = "P", normalise: bool = False) -> Any:
     weights = torch.tensor([term.weight for term in terms], dtype=torch.float64)
     total = float(weights.sum())
     good = bool((weights > 0).all()) and (normalise or abs(total - 1) <= 1e-6)
-    require(good, name, "weights above 0 that sum to 1", f"a sum of {total:g}", "--normalise")
+    require(good, name, "weights above 0 that sum to 1", f"a sum of {total:g}", remedy)
     return families.MixtureSameFamily(families.Categorical(weights), distribution)
 
 
 def family_of(text: str) -> str | None:
     """Return the family that a name stands for, or None.
 
-    >>> family_of("Gaussian"), family_of("Student-t"), family_of("weird")
-    ('normal', 'student_t', None)
+    Args:
+        text: A name as typed; case, hyphens and underscores do not matter.
+
+    Returns:
+        The key in `FAMILIES`, or None.
+
+    Example:
+        >>> family_of("Gaussian"), family_of("Student-t"), family_of("weird")
+        ('normal', 'student_t', None)
     """
     key = text.strip().lower().replace("_", "").replace("-", "")
     return SPELLINGS.get(key)
@@ -237,10 +257,17 @@ def family_of(text: str) -> str | None:
 def describe(text: str) -> str | None:
     """Say as what a text was read where it is not written in full: family and parameters.
 
-    >>> describe("N(0, 4)")
-    'normal(loc 0, scale 4)'
-    >>> describe("normal(0, 4)") is None
-    True
+    Args:
+        text: What `parse` reads.
+
+    Returns:
+        The family and its parameters by name, or None where the text says as much.
+
+    Example:
+        >>> describe("N(0, 4)")
+        'normal(loc 0, scale 4)'
+        >>> describe("normal(0, 4)") is None
+        True
     """
     terms = _terms(text, "P")
     written = re.findall(r"([^\W\d][\w-]*)\s*\(", text)

@@ -18,8 +18,15 @@ def number(text: str) -> float | None:
 
     `inf` and `nan` are read too: that they are no probability is said where they stand.
 
-    >>> number("1/4"), number("25 %"), number("2.5e-1"), number("1_000"), number("2**2")
-    (0.25, 0.25, 0.25, 1000.0, None)
+    Args:
+        text: What was typed.
+
+    Returns:
+        The number, or None.
+
+    Example:
+        >>> number("1/4"), number("25 %"), number("2.5e-1"), number("1_000"), number("2**2")
+        (0.25, 0.25, 0.25, 1000.0, None)
     """
     text = text.strip().replace("\N{MINUS SIGN}", "-")
     if text.lower().lstrip("+-") in ("inf", "infinity", "nan"):
@@ -34,8 +41,15 @@ def number(text: str) -> float | None:
 def short(text: str) -> str:
     """Quote a text for a message, cut where it is long.
 
-    >>> short("normal"), len(short("x" * 1000))
-    ("'normal'", 63)
+    Args:
+        text: Any text.
+
+    Returns:
+        The text in quotes, at most 60 characters of it.
+
+    Example:
+        >>> short("normal"), len(short("x" * 1000))
+        ("'normal'", 63)
     """
     return repr(text if len(text) <= 60 else f"{text[:60]}…")
 
@@ -43,8 +57,15 @@ def short(text: str) -> str:
 def split_list(text: str) -> list[str] | None:
     """Cut at the commas outside of brackets; None where brackets do not match.
 
-    >>> split_list("[0, 0], [[1, 0], [0, 1]]")
-    ['[0, 0]', '[[1, 0], [0, 1]]']
+    Args:
+        text: What was typed.
+
+    Returns:
+        The parts, or None.
+
+    Example:
+        >>> split_list("[0, 0], [[1, 0], [0, 1]]")
+        ['[0, 0]', '[[1, 0], [0, 1]]']
     """
     parts, waiting, start = [], [], 0
     for place, letter in enumerate(text):
