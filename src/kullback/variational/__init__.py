@@ -3,7 +3,16 @@
 from .archive import load, save
 from .diagnostics.diagnose import Diagnosis, diagnose
 from .diagnostics.summary import assess, resample, summarise, to_arviz
-from .families import Family, Flow, FullRank, LowRank, MeanField, Mixture, StudentT
+from .families import (
+    Family,
+    FamilyDistribution,
+    Flow,
+    FullRank,
+    LowRank,
+    MeanField,
+    Mixture,
+    StudentT,
+)
 from .fit import Fit, fit
 from .objectives import beta_elbo, doubly_reparameterised, elbo, iwae, renyi, score_function
 from .target.density import Target
@@ -12,6 +21,7 @@ from .target.parameters import Parameter
 __all__ = [
     "Diagnosis",
     "Family",
+    "FamilyDistribution",
     "Fit",
     "Flow",
     "FullRank",

@@ -21,6 +21,7 @@ from .diagnostics.diagnose import Diagnosis
 from .diagnostics.summary import Fitted, summarise
 from .families import NAMED, Family
 from .families.family import Frame
+from .posterior import FittedPosterior
 from .target.density import Target
 
 __all__ = ["Saved", "load", "save"]
@@ -33,10 +34,12 @@ CHECKED = 8  # stored draws at which a target given to `load` must agree
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class Saved(FittedPosterior):
     """A fit read back: draws `[n, d]` of q with log p, log q `[n]` and scores, and its record.
 
-    It can be assessed, summarised, resampled, exported, saved and drawn from like the fit it was.
+    The draws are on the unconstrained space; `posterior` has them in the user's own parameters, by
+    name. It can be assessed, summarised, resampled, exported, saved and drawn from like the fit it
+    was.
     family: q, or None where it was of a class that this package does not have. record: the content
     of `fit.json`.
     """
@@ -49,22 +52,6 @@ class Saved:
     scores: tuple[Tensor, Tensor]
     converged: bool
     record: dict[str, Any]
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n points of q on the unconstrained space, `[n, d]`."""
-        return self._q().sample(n, generator)
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Return log q(z) on the unconstrained space, `[n, d]` → `[n]`, in nats."""
-        with torch.no_grad():
-            return self._q().log_prob(z)
-
-    def _q(self) -> Family:
-        if self.family is None:
-            raise RunError(
-                "q is of a class of your own, which was not saved. Try: the stored draws"
-            )
-        return self.family
 
 
 def save(fit: Fitted, folder: str | Path, diagnosis: Diagnosis, *, force: bool = False) -> Path:

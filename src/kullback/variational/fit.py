@@ -27,6 +27,7 @@ from .limits import RAN_AWAY
 from .optimise.losses import Gradient, Objective
 from .optimise.progress import IMPROPER, Progress, shown
 from .plan import Make
+from .posterior import FittedPosterior
 from .target.batched_eval import score_in_pieces
 from .target.density import LogDensity, Target
 from .target.parameters import Parameters
@@ -37,7 +38,7 @@ Direction = Literal["reverse", "forward"]
 
 
 @dataclass(frozen=True)
-class Fit:
+class Fit(FittedPosterior):
     """A fitted q(z), how it was fitted, and draws to judge it by.
 
     target, family: p and q. objective, direction, method: what was optimised ("elbo"; "reverse",
@@ -45,7 +46,8 @@ class Fit:
     higher is better. converged, reason: whether the method's own test was met, and why it stopped,
     in words. gradient_norm: the largest entry of the objective's gradient at the end, in about
     posterior standard deviations. seconds: of wall time. chosen: what was left to choose, and was.
-    draws: `[n, d]` independent draws of q on the unconstrained space, made at the end; log_p,
+    draws: `[n, d]` independent draws of q on the unconstrained space, made at the end (`posterior`
+    has them in the user's own parameters, by name); log_p,
     log_q: `[n]` at them, in nats; scores: `∂ log p/∂z` and `∂ log q/∂z` at them, `[n, d]` each.
     """
 
@@ -85,15 +87,6 @@ class Fit:
     def summary(self) -> Summary:
         """A table by parameter, with the verdict; prints as text (see `summarise`)."""
         return summarise(self, self.diagnosis)
-
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n points of q on the unconstrained space, `[n, d]`."""
-        return self.family.sample(n, generator)
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Return log q(z) on the unconstrained space, `[n, d]` → `[n]`, in nats."""
-        with torch.no_grad():
-            return self.family.log_prob(z)
 
 
 def fit(

@@ -5,6 +5,7 @@ for several peaks, `StudentT` for heavy tails, `Flow` for funnels and bananas. T
 five methods that `Family` asks for; `fit(family=YourFamily)` takes it as it is.
 """
 
+from .distribution import FamilyDistribution
 from .family import Draws, Family
 from .flow import Flow
 from .gaussians import FullRank, LowRank, MeanField
@@ -15,6 +16,7 @@ __all__ = [
     "NAMED",
     "Draws",
     "Family",
+    "FamilyDistribution",
     "Flow",
     "FullRank",
     "LowRank",
