@@ -64,6 +64,7 @@ def test_the_explanation_adds_up_and_draws_the_truth(tmp_path, capsys):
     assert run("fit", EXAMPLE, "--explain", "--direction", "both") == 2
 
 
+@pytest.mark.slow
 def test_both_directions_exactly(tmp_path, capsys):
     plot = tmp_path / "both.svg"
     assert run("fit", EXAMPLE, "--direction", "both", "--plot", plot, "--json") == 0
@@ -139,7 +140,7 @@ def reference(folder, kind):
     return path
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("kind", ["csv", "npy", "chains npy"])
 def test_a_reference_is_held_against_q(kind, tmp_path, capsys):
     target, plot = write(tmp_path, NORMAL), tmp_path / "fit.svg"

@@ -681,3 +681,16 @@ X = torch.zeros(8)
 def test_refusals(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+@pytest.mark.parametrize("draws", [8, 80, 1000])
+def test_one_ratio_everywhere_has_no_error_however_its_terms_were_rounded(draws):
+    """log q = log p − 0.0962 at scattered log p: terms differ by their rounding alone."""
+    log_p = -3 * torch.rand(draws, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pieces = zip(log_p.split(4), (log_p - 0.0962).split(4), strict=True)
+    streamed = sum(LogRatios.of(*piece) for piece in pieces)
+    for found in (sampled.log_ratio(log_p, log_p - 0.0962), streamed.estimate()):
+        assert found.value == pytest.approx(0.0962, rel=1e-14)
+        assert "every draw gave the same term" in found.no_error
+    noise = 1e-16 * torch.randn(draws, generator=torch.Generator().manual_seed(1)).double()
+    assert not sampled.log_ratio(log_p, log_p + noise).no_error  # 0 within rounding
