@@ -123,9 +123,16 @@ def load(folder: str | Path, target: Target) -> Saved:
             raise RunError(
                 f"{folder}: log q of the stored q differs from what was stored beside it"
             )
-    scores = (tensors["score_p"], tensors["score_q"])
-    parts = (tensors["draws"], tensors["log_p"], tensors["log_q"])
-    return Saved(target, family, *parts, scores, bool(record["converged"]), record)
+    return Saved(
+        target=target,
+        family=family,
+        draws=tensors["draws"],
+        log_p=tensors["log_p"],
+        log_q=tensors["log_q"],
+        scores=(tensors["score_p"], tensors["score_q"]),
+        converged=bool(record["converged"]),
+        record=record,
+    )
 
 
 def _close(again: Tensor, stored: Tensor) -> bool:

@@ -21,20 +21,18 @@ from kullback.core import Estimate, RunError, require
 from .diagnostics.diagnose import Diagnosis
 from .diagnostics.propriety import improper
 from .diagnostics.summary import Summary, assess, summarise
-from .engine import Settings, Work, forwards, reverse
+from .engine import forwards, reverse
 from .families import Family
 from .limits import RAN_AWAY
 from .optimise.losses import Gradient, Objective
 from .optimise.progress import IMPROPER, Progress, shown
-from .plan import Make
+from .plan import Direction, Make, Settings
 from .posterior import FittedPosterior
 from .target.batched_eval import score_in_pieces
 from .target.density import LogDensity, Target
 from .target.parameters import Parameters
 
 __all__ = ["Fit", "fit"]
-
-Direction = Literal["reverse", "forward"]
 
 
 @dataclass(frozen=True)
@@ -139,25 +137,29 @@ def fit(
     require(samples is None or direction == "forward", "samples", "direction forward", direction)
     require(evaluation_draws >= 2, "evaluation_draws", "at least 2", evaluation_draws)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    settings = Settings(family, method, objective, gradient, alpha, group, samples, starts, draws)
-    plan = (forwards if direction == "forward" else reverse)(target, settings, generator)
-    named = objective if direction == "reverse" else "log likelihood"
-    return _carry_out(plan, target, named, direction, evaluation_draws, generator, show=progress)
+    settings = Settings(
+        family=family,
+        direction=direction,
+        method=method,
+        objective=objective,
+        gradient=gradient,
+        alpha=alpha,
+        group=group,
+        samples=samples,
+        starts=starts,
+        draws=draws,
+        evaluation_draws=evaluation_draws,
+    )
+    return _carry_out(target, settings, generator, show=progress)
 
 
 def _carry_out(
-    plan: Work,
-    target: Target,
-    objective: str,
-    direction: str,
-    draws: int,
-    generator: torch.Generator,
-    *,
-    show: bool,
+    target: Target, settings: Settings, generator: torch.Generator, *, show: bool
 ) -> Fit:
+    work = (forwards if settings.direction == "forward" else reverse)(target, settings, generator)
     begin, trace = time.perf_counter(), []
     try:
-        for last in shown(plan.steps(), plan.method, progress=show):
+        for last in shown(work.steps(), work.method, progress=show):
             trace.append(-last.loss)
     except LinAlgError as error:
         hint = "a proper prior for every parameter"
@@ -165,24 +167,29 @@ def _carry_out(
             f"q became a matrix of no rank: is the target proper? Try: {hint}"
         ) from error
     family = last.family.requires_grad_(requires_grad=False)
-    evaluation = _evaluate(target, family, draws, generator)
-    why = "" if bool(evaluation[1].isfinite().all()) else target.explain(evaluation[0])
+    z = family.sample(settings.evaluation_draws, generator)
+    log_p, by_p = target.score(z)
+    log_q, by_q = score_in_pieces(family.log_prob, z, len(z))
+    why = "" if bool(log_p.isfinite().all()) else target.explain(z)
     if not last.reason.startswith(IMPROPER):
-        lost = _improper(target, last, evaluation[0])
+        lost = _improper(target, last, z)
         last = replace(last, converged=False, reason=f"{lost}; {last.reason}") if lost else last
     return Fit(
-        target,
-        family,
-        objective,
-        direction,
-        plan.method,
-        tuple(trace),
-        last.converged and not why,
-        f"{last.reason}; {why}" if why else last.reason,
-        last.gradient_norm,
-        time.perf_counter() - begin,
-        *evaluation,
-        chosen=plan.chosen(family),
+        target=target,
+        family=family,
+        objective=settings.maximised,
+        direction=settings.direction,
+        method=work.method,
+        trace=tuple(trace),
+        converged=last.converged and not why,
+        reason=f"{last.reason}; {why}" if why else last.reason,
+        gradient_norm=last.gradient_norm,
+        seconds=time.perf_counter() - begin,
+        draws=z,
+        log_p=log_p,
+        log_q=log_q,
+        scores=(by_p, by_q),
+        chosen=work.chosen(family),
     )
 
 
@@ -217,13 +224,3 @@ def _target(
     require(parameters is not None, "parameters", "what log_density takes", "none", hint)
     extra = {"data": data, "log_prior": log_prior, "batch_size": batch_size}
     return Target.of(log_density, parameters, **extra)  # type: ignore[arg-type]
-
-
-def _evaluate(
-    target: Target, family: Family, draws: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Draw from q and return the draws, log p, log q, and the gradients of both."""
-    z = family.sample(draws, generator)
-    log_p, by_p = target.score(z)
-    log_q, by_q = score_in_pieces(family.log_prob, z, len(z))
-    return z, log_p, log_q, (by_p, by_q)
