@@ -110,26 +110,49 @@ def fit(
 ) -> Fit:
     """Fit q to p: minimise KL(q‖p) (maximise the ELBO, MATH 2.4), or KL(p‖q) when asked to.
 
-    log_density, parameters, data, log_prior, batch_size: the target, as in `Target.of`; or a
-    `Target`. family: a name ("full_rank", "mean_field", "low_rank", "mixture", "student_t",
-    "flow"), or a function of a frame such as `functools.partial(Mixture, components=3)`; "auto"
-    takes a full-rank Gaussian up to 300 dimensions, low rank above, and a mixture of Gaussians
-    where fresh draws show that one falls short and the mixture's ELBO is higher.
-    direction: "forward" fits by maximum likelihood to `samples` `[n, d]` of p on the unconstrained
-    space, or, without them, to importance-weighted draws.
-    objective, gradient, alpha, group: see `loss_of`. method: "deterministic" (fixed draws, L-BFGS),
-    "batch_and_match", "stochastic"; "auto" by data and family. starts: random places to begin from,
-    the best of which is kept. draws: of q in each step. evaluation_draws: made at the end.
-    generator: all randomness; without one, seed 0, so that a fit can be repeated. progress: a line
-    on stderr, where that is a terminal.
+    Approximate: q is the nearest of its family that was found. The result says whether it converged
+    and why it stopped; a fit that did not converge is returned too.
 
-    The result says whether it converged and why it stopped; a fit that did not is returned too.
-    Errors: what `Target.of` raises; `RunError` when no finite start is found, with the parameter
-    values (and the data row) that are to blame; `ArgumentValueError` for names that do not exist.
+    Args:
+        log_density: log p up to a constant, in nats, for one point, as `Target.of` takes it; or a
+            `Target`, and then without the four arguments that follow.
+        parameters: the dimension of z, or names with shapes and constraints.
+        data: tensors of rows, of which `log_density` is then the likelihood.
+        log_prior: with `data`, the log density of the parameters.
+        batch_size: rows that are evaluated together.
+        family: a name ("full_rank", "mean_field", "low_rank", "mixture", "student_t", "flow"), or a
+            function of a frame such as `functools.partial(Mixture, components=3)`; "auto" takes a
+            full-rank Gaussian up to 300 dimensions, low rank above, and a mixture of Gaussians
+            where fresh draws show that one falls short and the mixture's ELBO is higher.
+        direction: "reverse" for KL(q‖p); "forward" for KL(p‖q), by maximum likelihood.
+        objective: what is maximised; see `loss_of`.
+        gradient: its estimator; see `loss_of`.
+        method: "deterministic" (fixed draws, L-BFGS), "batch_and_match" or "stochastic"; "auto" by
+            data and family.
+        alpha: the order of a Rényi objective; see `loss_of`.
+        group: draws in each importance-weighted term; see `loss_of`.
+        samples: `[n, d]` of p on the unconstrained space, for "forward"; without them
+            importance-weighted draws are used.
+        starts: random places to begin from, the best of which is kept.
+        draws: of q in each step.
+        evaluation_draws: of q, made at the end: the ones in `Fit.draws`.
+        generator: all randomness; without one, seed 0, so that a fit can be repeated.
+        progress: a line on stderr, where that is a terminal.
 
-    >>> result = fit(lambda z: -0.5 * ((z - 3.0) / 2.0).square().sum(), 2)
-    >>> result.converged, [round(v, 6) for v in result.family.absorb().shift.tolist()]
-    (True, [3.0, 3.0])
+    Returns:
+        The fit: q, its draws (`posterior` has them by name), and how far to trust them
+        (`diagnosis`).
+
+    Raises:
+        RunError: when no finite start is found, with the parameter values (and the data row) that
+            are to blame.
+        ArgumentValueError: for names that do not exist, and as `Target.of` raises.
+        ArgumentTypeError: as `Target.of` raises.
+
+    Example:
+        >>> result = fit(lambda z: -0.5 * ((z - 3.0) / 2.0).square().sum(), 2)
+        >>> result.converged, [round(v, 6) for v in result.family.absorb().shift.tolist()]
+        (True, [3.0, 3.0])
     """
     target = _target(log_density, parameters, data, log_prior, batch_size)
     known = direction in ("reverse", "forward")
