@@ -59,15 +59,27 @@ def save(fit: Fitted, folder: str | Path, diagnosis: Diagnosis, *, force: bool =
 
     Two files, each whole or not at all. q is kept where it is one of `kullback.variational`'s own
     families; of another class only the draws are.
-    Errors: `RunError` when the folder has a fit and `force` is not set, or the disk refuses.
 
-    >>> from kullback.variational import fit
-    >>> from kullback.variational.diagnostics.summary import assess
-    >>> found = fit(lambda z: -0.5 * (z * z).sum(), 2)
-    >>> kept = save(found, "normal", assess(found))
-    >>> again = load("normal", found.target)
-    >>> again.draws.equal(found.draws), again.sample(1000).shape
-    (True, torch.Size([1000, 2]))
+    Args:
+        fit: what `fit` or `load` returned.
+        folder: is made where it does not exist.
+        diagnosis: what `assess` says of the fit.
+        force: replace a fit that is in the folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RunError: when the folder has a fit and `force` is not set, or the disk refuses.
+
+    Example:
+        >>> from kullback.variational import fit
+        >>> from kullback.variational.diagnostics.summary import assess
+        >>> found = fit(lambda z: -0.5 * (z * z).sum(), 2)
+        >>> kept = save(found, "normal", assess(found))
+        >>> again = load("normal", found.target)
+        >>> again.draws.equal(found.draws), again.sample_posterior(1000)["z"].shape
+        (True, torch.Size([1000, 2]))
     """
     folder = Path(folder)
     if (folder / "fit.json").exists() and not force:
@@ -99,12 +111,21 @@ def save(fit: Fitted, folder: str | Path, diagnosis: Diagnosis, *, force: bool =
 
 
 def load(folder: str | Path, target: Target) -> Saved:
-    """Read a fit back for the target it was fitted to.
+    """Read a fit back for the target it was fitted to; the example is at `save`.
 
-    Errors: `RunError`, naming the file, when one is missing, damaged or of another format, when
-    names, shapes or numbers do not fit together, or when log p of this target or log q of this q at
-    the stored draws is not what was stored (by more than 1e-6 relative to the largest): then it is
-    another target, or the file was changed. `MissingExtraError` for a flow without zuko.
+    Args:
+        folder: what `save` wrote.
+        target: the one that was fitted.
+
+    Returns:
+        The fit.
+
+    Raises:
+        RunError: naming the file, when one is missing, damaged or of another format, when names,
+            shapes or numbers do not fit together, or when log p of this target or log q of this q
+            at the stored draws is not what was stored (by more than 1e-6 relative to the largest):
+            then it is another target, or the file was changed.
+        MissingExtraError: for a flow without zuko.
     """
     folder = Path(folder)
     record = _record(folder / "fit.json")
