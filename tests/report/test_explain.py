@@ -172,6 +172,15 @@ def test_a_density_without_a_box_is_explained_by_draws():
     assert "estimated from" in explain_fit(found, found.diagnosis, None)
 
 
+def test_a_density_that_is_nan_far_out_is_explained_by_draws():
+    """inf − inf beyond |z| = 6, where a Gaussian fit of N(0, 1) hardly goes."""
+
+    def torn(z):
+        return torch.where(z[0].abs() < 6, -0.5 * z[0] ** 2, math.nan)
+
+    assert exact_posterior(Target.of(torn, 1)) is None
+
+
 def test_the_draws_of_the_truth_are_its_quantiles():
     target = Target.of(lambda rate: 8 * rate.log() - 3 * rate, {"rate": constraints.positive})
     draws = truth_draws(target, exact_posterior(target))["rate"].numpy()

@@ -198,9 +198,9 @@ def register_with_torch() -> None:
     afterwards, stays. Only for `Independent` and `TransformedDistribution` whose inner pair is not
     known here does torch answer as before.
 
-    Raises (later, from `torch.distributions.kl_divergence`):
-        NotImplementedError: where a pair's condition does not hold, as torch raises where it knows
-            no formula. `ArgumentValueError` for event shapes that differ.
+    From then on `torch.distributions.kl_divergence` raises `NotImplementedError` where a pair's
+    condition does not hold, as it does for unknown pairs, and `ArgumentValueError` for event shapes
+    that differ.
 
     Example:
         >>> before = dict(registered._KL_REGISTRY)

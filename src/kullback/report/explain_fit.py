@@ -28,7 +28,7 @@ DRAWN = 1e-2  # of the highest density: where the drawing begins and ends
 def exact_posterior(target: Target) -> quadrature.Posterior | None:
     """Return p(z|x) by quadrature on the unconstrained space; None above two dimensions.
 
-    None as well where no finite box holds the density (very heavy tails).
+    None as well where no finite box holds the density (very heavy tails), or it is NaN in the box.
 
     Example:
         >>> target = Target.of(lambda z: -0.5 * z.square().sum(), 1)
@@ -40,10 +40,10 @@ def exact_posterior(target: Target) -> quadrature.Posterior | None:
     with torch.no_grad():
         try:
             lower, upper = find_box(target.log_density, target.dim)
+            nodes = NODES[target.dim]
+            return quadrature.posterior(target.log_density, lower=lower, upper=upper, nodes=nodes)
         except ArgumentValueError:
             return None
-        nodes = NODES[target.dim]
-        return quadrature.posterior(target.log_density, lower=lower, upper=upper, nodes=nodes)
 
 
 def explain_fit(found: Fit, diagnosis: Diagnosis, truth: quadrature.Posterior | None) -> str:

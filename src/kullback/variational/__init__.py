@@ -1,4 +1,10 @@
-"""Floor 3, variational: q(z) for any log density, and the objectives it shares with the VAE."""
+"""Floor 3, variational: q(z) for any log density, and the objectives it shares with the VAE.
+
+- `fit`: the function and what it returns; `posterior`: its draws by name, q as a distribution;
+- `archive`: a fit on disk; `plan`: what is chosen where it was left open; `engine`: the stages;
+- `target/`: the log density; `families/`: of q; `optimise/`: how q is found; `diagnostics/`: how
+  far to trust it; `objectives`: ELBO and its relatives; `limits`: every threshold of the verdict.
+"""
 
 from .archive import load, save
 from .diagnostics.diagnose import Diagnosis, diagnose

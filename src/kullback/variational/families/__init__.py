@@ -3,6 +3,7 @@
 Which to use: `FullRank` up to a few hundred dimensions, `LowRank` or `MeanField` above; `Mixture`
 for several peaks, `StudentT` for heavy tails, `Flow` for funnels and bananas. To add one, write the
 five methods that `Family` asks for; `fit(family=YourFamily)` takes it as it is.
+`FamilyDistribution` wraps any of them as a `torch.distributions.Distribution`.
 """
 
 from .distribution import FamilyDistribution
