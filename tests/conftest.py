@@ -1,6 +1,7 @@
 """Fixtures and the two tiers: the fast one by default, the slow one with --slow."""
 
 import copy
+import gc
 import sys
 from collections import Counter
 
@@ -34,6 +35,10 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # thousands of items and the modules stay to the end: not to be walked again
 
 
 @pytest.fixture(scope="session")

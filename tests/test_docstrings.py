@@ -10,12 +10,12 @@ import kullback
 
 SLOW = (  # half a second or more: they train, fit, or audit
     "data.loading",
-    "report.audit_text",
-    "report.page",
+    "report.audit_report",
+    "report.run_page",
     "sampled.two_sample",
     "tokens.auditing.run",
-    "variational.by_quadrature",
-    "variational.summary",
+    "variational.optimise.grid",
+    "variational.diagnostics.summary",
 )
 MODULES = [
     pytest.param(name, marks=pytest.mark.slow) if name.endswith(SLOW) else name
@@ -24,6 +24,7 @@ MODULES = [
 ]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

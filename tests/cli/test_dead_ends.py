@@ -389,6 +389,7 @@ FLAGS = st.lists(
 VERB = st.sampled_from(["kl", "js", "entropy", "cross-entropy"])
 
 
+@pytest.mark.slow
 @_fuzz(12)
 @given(verb=VERB, texts=st.lists(TEXTS, min_size=2, max_size=2), flags=FLAGS)
 def test_no_text_ends_in_a_traceback(verb, texts, flags, capsys, monkeypatch):

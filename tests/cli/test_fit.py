@@ -51,6 +51,7 @@ def test_the_table_json_plot_and_folder(tmp_path, capsys):
     assert abs(tau["mean"] - 3.0) <= tau["mean_error"]  # Gamma(30, 10)
 
 
+@pytest.mark.slow
 def test_both_directions_exactly(tmp_path, capsys):
     plot = tmp_path / "both.svg"
     assert run("fit", EXAMPLE, "--direction", "both", "--plot", plot, "--json") == 0
@@ -126,7 +127,7 @@ def reference(folder, kind):
     return path
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("kind", ["csv", "npy", "chains npy"])
 def test_a_reference_is_held_against_q(kind, tmp_path, capsys):
     target, plot = write(tmp_path, NORMAL), tmp_path / "fit.svg"

@@ -203,6 +203,7 @@ def test_a_header_that_claims_too_much(tmp_path):
             load(tmp_path / "a.npz")
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("kind", ["npy", "npz"])
 def test_random_damage_raises_nothing_else(tmp_path, kind):
     buffer = io.BytesIO()

@@ -61,6 +61,7 @@ def test_a_damaged_installation_says_reinstall(tmp_path, monkeypatch, damage):
         load()
 
 
+@pytest.mark.usefixtures("fashion_once")
 def test_static_and_dynamic_share_the_test_bits(grey):
     static, dynamic = load(binarize="static"), load(binarize="dynamic")
     assert torch.equal(static.test, dynamic.test)

@@ -19,8 +19,8 @@ PAGES = (
     pytest.param("estimating_kl", marks=pytest.mark.slow),
     "forward_and_reverse",
     pytest.param("fitting", marks=pytest.mark.slow),
-    "token_kl",
-    "policy_kl",
+    pytest.param("token_kl", marks=pytest.mark.slow),
+    pytest.param("policy_kl", marks=pytest.mark.slow),
     pytest.param("audit", marks=pytest.mark.slow),
 )
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")

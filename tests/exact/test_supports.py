@@ -1,13 +1,16 @@
 """supports.compare: infinite KL, Q(support of p) and infinite variances, against asymptotics."""
 
 import itertools
+import math
 
 import mpmath as mp
 import pytest
 import torch
 import torch.distributions as d
+from scipy import stats
 from torch.distributions import transforms as tf
 
+from kullback.exact.families.continuous import InverseGaussian
 from kullback.exact.supports import compare, line_of
 from truths import case, cases, t64
 
@@ -274,3 +277,56 @@ def test_what_fills_one_space():
     assert compare(both, sure) is None
     flat = d.Dirichlet(torch.ones(3))
     assert compare(flat, flat).ratio_mean == 1.0
+
+
+PI = math.pi
+
+
+def f64(value):
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def turns(*low_high):
+    low, high = (f64(ends) for ends in zip(*low_high, strict=True))
+    return d.Uniform(low, high)
+
+
+def test_a_circle_holds_an_interval_of_one_turn_wherever_it_begins():
+    """torch scores von Mises angles of any turn, and has no mass beyond one."""
+    circle = d.VonMises(f64(0.3), f64(2.0))
+    ends = [(-PI, PI), (0.0, 2 * PI), (1.0, 4.0), (7.0, 9.0), (0.0, 6.3), (-4.0, 4.0)]
+    found = compare(turns(*ends), circle)
+    assert found.infinite.tolist() == [False, False, False, False, True, True]
+    assert not compare(d.Uniform(-PI, PI), circle).infinite  # in float32, whose π is above π
+    both = mixture([0.5, 0.5], d.VonMises(f64([0.0, 2.0]), f64([1.0, 3.0])))
+    for line in (d.Normal(f64(0.0), f64(0.1)), d.Cauchy(f64(0.0), f64(1.0))):
+        for one in (circle, both):
+            assert compare(line, one).infinite
+            inside = float(line.cdf(f64(PI)) - line.cdf(f64(-PI)))
+            assert float(compare(one, line).ratio_mean) == pytest.approx(inside, rel=1e-14)
+    assert float(compare(circle, both).ratio_mean) == 1.0
+
+
+@pytest.mark.parametrize("shape", [-1.5, -0.5, 0.0, 0.3, 0.49, 0.51, 0.99, 1.01, 3.0])
+def test_a_generalized_pareto_tail(shape):
+    """Survival (1 + ξ z)^(−1/ξ): E x is finite below ξ = 1, E x² below ½; below 0 it ends."""
+    p, q = (d.GeneralizedPareto(f64(0.0), f64(1.0), f64(x)) for x in (shape, 0.3))
+    found = compare(p, d.Exponential(f64(1.0)))
+    assert bool(found.infinite) == (shape >= 1)
+    assert bool(found.heavy_log) == (shape >= 0.5)
+    assert float(compare(d.Exponential(f64(1.0)), p).infinite) == (shape < 0)
+    assert bool(compare(d.Exponential(f64(1.0)), q).heavy_ratio) and not compare(p, q).infinite
+    end = -1 / shape if shape < 0 else math.inf
+    mass = stats.genpareto(0.3).cdf(end)
+    assert float(compare(p, q).ratio_mean) == pytest.approx(mass, rel=1e-13)
+    half = compare(d.Uniform(f64(0.0), f64(0.5)), p)
+    assert float(half.ratio_mean) == pytest.approx(stats.genpareto(shape).cdf(0.5), rel=1e-13)
+
+
+@pytest.mark.parametrize(("loc", "shape"), [(1.0, 1.0), (0.2, 30.0), (50.0, 0.1), (1e-3, 1e3)])
+def test_the_mass_of_an_inverse_gaussian(loc, shape):
+    q = InverseGaussian(f64(loc), f64(shape))
+    for low, high in ((0.5 * loc, 2 * loc), (1e-3 * loc, 0.9 * loc)):
+        truth = stats.invgauss(loc / shape, scale=shape)
+        found = compare(d.Uniform(f64(low), f64(high)), q).ratio_mean
+        assert float(found) == pytest.approx(truth.cdf(high) - truth.cdf(low), rel=1e-9, abs=1e-300)

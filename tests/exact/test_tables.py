@@ -315,6 +315,7 @@ def test_high_orders_do_not_overflow_in_logs():
 masses = st.lists(st.floats(0, 1), min_size=4, max_size=4).filter(lambda m: sum(m) > 1e-3)
 
 
+@pytest.mark.slow
 @given(masses, masses)
 def test_laws(first, second):
     """Non-negative; zero for equal tables; Pinsker; Rényi rises with its order; JS is bounded."""

@@ -63,6 +63,7 @@ def test_the_area_under_the_curve_is_the_number(quantity, p, q, truth):
     assert profile(quantity, p, q, unit="nats").total == pytest.approx(float(truth), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_pictures_hold_the_numbers_and_are_the_same_twice():
     p, q = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.5, 0.25])
     drawable = [d.Categorical(p), d.Categorical(q)]
@@ -85,6 +86,7 @@ def test_pictures_of_infinite_and_of_large_tables():
         plot("entropy", d.Dirichlet(torch.ones(3)))
 
 
+@pytest.mark.slow
 def test_estimators_share_their_draws_and_are_unbiased_but_for_k2():
     p, q = d.Normal(torch.tensor(0.0), 1.0), d.Normal(torch.tensor(1.0), 1.0)
     seed = torch.Generator().manual_seed(0)

@@ -126,3 +126,15 @@ def test_what_does_not_fit_is_refused(quantity, p, q, error):
 def test_too_few_draws_are_refused():
     with pytest.raises(ArgumentValueError, match="draws: expected at least 4"):
         js(normal(0.0), normal(1.0), draws=3)
+
+
+def test_k1_is_not_doubted_where_q_is_known_to_reach_beyond_p():
+    """Uniform inside a von Mises distribution of unknown cdf: KL by quadrature."""
+    low, high, one = torch.tensor([1.0, 4.0, 1.0], dtype=torch.float64)
+    p, q = d.Uniform(low, high), d.VonMises(0 * one, one)
+    x = torch.linspace(1, 4, 20001, dtype=torch.float64)
+    truth = float(torch.trapezoid(-math.log(3) - q.log_prob(x), x) / 3)
+    found = kl(p, q, generator=seeded()).estimate
+    assert abs(found.value - truth) < 4.5 * found.standard_error
+    assert found.bias == "none" and not found.warnings
+    assert math.isinf(float(kl(d.Normal(0.0, 1.0), q)))

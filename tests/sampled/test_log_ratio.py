@@ -681,3 +681,28 @@ X = torch.zeros(8)
 def test_refusals(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0, 3.0])
+def test_few_log_ratios_above_zero_are_no_tail(shift):
+    """An exponential log r has k = 0 wherever 0 lies in it: k̂ is the same for every constant."""
+    generator = torch.Generator().manual_seed(12)
+    log_r = -torch.rand(50, 1000, generator=generator, dtype=torch.float64).log()
+    p = torch.zeros_like(log_r)
+    k_hat, there = (LogRatios.of(p, log_r - by).averaged("k1").k_hat for by in (shift, shift - 0.5))
+    scatter = 1 / math.sqrt(94)  # of k̂ from the 94 largest of 1,000
+    assert k_hat.abs().max() < 4.5 * scatter + 0.05  # shrunk towards 1/2 by ten draws of weight
+    assert there.sub(k_hat).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("draws", [8, 80, 1000])
+def test_one_ratio_everywhere_has_no_error_however_its_terms_were_rounded(draws):
+    """log q = log p − 0.0962 at scattered log p: terms differ by their rounding alone."""
+    log_p = -3 * torch.rand(draws, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pieces = zip(log_p.split(4), (log_p - 0.0962).split(4), strict=True)
+    streamed = sum(LogRatios.of(*piece) for piece in pieces)
+    for found in (sampled.log_ratio(log_p, log_p - 0.0962), streamed.estimate()):
+        assert found.value == pytest.approx(0.0962, rel=1e-14)
+        assert "every draw gave the same term" in found.no_error
+    noise = 1e-16 * torch.randn(draws, generator=torch.Generator().manual_seed(1)).double()
+    assert not sampled.log_ratio(log_p, log_p + noise).no_error  # 0 within rounding

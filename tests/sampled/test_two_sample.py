@@ -176,6 +176,7 @@ def test_which_x_are_out_of_reach():
     assert lonely(x, y + 50.0, k=3).item() == 1.0
 
 
+@pytest.mark.slow
 def test_units_and_order_of_draws_do_not_matter():
     x, y = pair(7, d=2)
     units = torch.tensor([1e-6, 1e4], dtype=torch.float64)

@@ -79,7 +79,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("name", with_slow(LOSSES))
 def test_losses_are_named(name):
     loss, on_policy, off_policy = LOSSES[name]
@@ -106,7 +106,7 @@ PENALTIES = {
 }
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", with_slow(PENALTIES))
 def test_penalties_are_named(name):
     penalty, credit, importance, on_policy, off_policy = PENALTIES[name]

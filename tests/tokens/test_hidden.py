@@ -89,6 +89,7 @@ def test_equals_the_reference(bias, caps, memory):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     positions=st.integers(0, 5),

@@ -167,13 +167,36 @@ def test_draws_of_a_truncated_sampler_are_seen_by_their_weights_and_on_policy_by
         assert "λ = 0" in best.how and best.value == pytest.approx(kl.estimate("k1").value)
 
 
+def test_a_mean_ratio_off_by_less_than_a_thousandth_counts_beside_a_small_divergence():
+    """top_p 0.999: k3 is off by the gap, which is several times what it gives."""
+    nucleus_of = {"batch": 2000, "length": 50, "vocab": 16, "noise": 0.005}
+    current, full, nucleus = drawn(top_p=0.999, **nucleus_of)
+    with pytest.warns(tokens.InputWarning, match="mean of q/p"):
+        kl = policy_kl_loss(log_current=nucleus, log_reference=current, estimator="k3")
+    assert kl.estimate("k3").no_error and not kl.estimate().no_error
+    assert kl.estimate().value == kl.estimate("k1").value  # from log-probabilities alone
+    assert kl.estimate("best").value == pytest.approx(kl.estimate("k1").value)
+    current, full, _ = drawn(seed=1, **nucleus_of)
+    clean = policy_kl_loss(log_current=full.float(), log_reference=current.float())
+    assert not clean.estimate("k3").no_error
+
+
+def test_only_a_mask_that_is_not_bool_is_told_to_become_one():
+    logs = {"log_current": torch.full((2, 4), -0.1), "log_reference": torch.full((2, 4), -0.1)}
+    for mask, said in ((torch.ones(2, 4), True), (torch.ones(4, 2, dtype=torch.bool), False)):
+        with pytest.raises(ValueError, match=r"mask: expected a bool tensor \[2, 4\]") as error:
+            policy_kl_loss(**logs, mask=mask)
+        assert ("mask.bool()" in str(error.value)) == said
+
+
 def test_false_alarms_of_the_quick_look_are_below_one_percent():
     alarms, calls = 0, 0
     draw = torch.Generator().manual_seed(0)
-    for sd in (0.05, 0.3, 0.7, 0.9):
+    for sd in (0.001, 0.01, 0.05, 0.3, 0.7, 0.9):
         for count in (25, 100, 1000):
             log_w = sd * torch.randn(500, count, generator=draw, dtype=F64) - sd**2 / 2
-            alarms += sum(UnitSums.of(row[None], None).odd for row in log_w[:100])
+            sums = [UnitSums.of(row[None], None) for row in log_w[:100]]
+            alarms += sum(one.odd or one.odd_ratio for one in sums)
             calls += 100
     assert alarms <= 0.01 * calls
 
@@ -183,7 +206,7 @@ def test_the_sweep_in_c_has_the_limits_of_python():
     defined = dict(re.findall(r"#define (\w+) (-?[\d.e-]+)", source))
     for name in ("ABOVE_ZERO", "ODD", "FAR_BELOW", "APART", "FLAT"):
         assert float(defined[name]) == getattr(sampled_limits, name), name
-    for name in ("MEAN_GAP", "MEAN_ERRORS", "HEAVY_LOGS"):
+    for name in ("MEAN_GAP", "RATIO_GAP", "MEAN_ERRORS", "HEAVY_LOGS"):
         assert float(defined[name]) == getattr(limits, name), name
 
 

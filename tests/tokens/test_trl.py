@@ -10,7 +10,7 @@ import torch
 
 from kullback.tokens import audit
 
-pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "trl_policy_kl.py"
 REVERSE, FORWARD = "KL(policy‖ref)", "KL(ref‖policy)"
 
@@ -27,7 +27,6 @@ def alone(monkeypatch):
     torch.set_num_threads(threads)
 
 
-@pytest.mark.sweep(4)
 @pytest.mark.parametrize(
     ("beta", "name"), [(0, FORWARD), (0.25, "JSD(0.25)"), (0.5, "JSD(½)"), (1, REVERSE)]
 )
@@ -124,7 +123,6 @@ def test_grpo_with_its_correction_is_right(monkeypatch):
         assert (finding.kind, finding.descends, finding.level) == ("exact", REVERSE, "token")
 
 
-@pytest.mark.slow
 def test_grpo_with_sequence_weights_is_not(monkeypatch):
     from trl import GRPOTrainer
 
@@ -139,7 +137,6 @@ def example():
     return module
 
 
-@pytest.mark.slow
 def test_our_loss_in_its_trainer_is_right(monkeypatch):
     report = audited(example().PolicyKLTrainer, monkeypatch)
     for finding in report.findings:
@@ -147,7 +144,6 @@ def test_our_loss_in_its_trainer_is_right(monkeypatch):
     assert not report.padding
 
 
-@pytest.mark.slow
 def test_our_loss_trains_in_its_trainer(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trainer = example().main(steps=2)

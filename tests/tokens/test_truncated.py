@@ -32,6 +32,7 @@ def assert_holds(bounds, kl):
     assert (bounds.upper >= kl - off).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(
     vocab=st.integers(2, 9),

@@ -321,6 +321,7 @@ def test_collapse_is_reported_while_training(tmp_path):
     assert readings[0].step >= 1
 
 
+@pytest.mark.slow
 def test_minutes_end_the_run(tmp_path):
     outcome = train(
         toy(), architecture=SMALL, training=Training(minutes=0.02), folder=tmp_path / "r"

@@ -49,6 +49,7 @@ def test_what_is_never_finite_ends_the_fit():
     assert "not finite" in steps[-1].reason
 
 
+@pytest.mark.slow
 def test_a_heavy_target_widens_the_base():
     """The base at h = 0.4 as the target of a flow that is N(0, I): it is found, exactly."""
     pytest.importorskip("zuko")

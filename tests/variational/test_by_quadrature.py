@@ -56,6 +56,7 @@ def test_a_mixture_that_can_be_p_becomes_p():
         assert max(found.forward, found.reverse) < 1e-12
 
 
+@pytest.mark.slow
 def test_a_gaussian_in_the_plane_is_found_exactly():
     law = MultivariateNormal(
         torch.tensor([1.0, -2.0]).double(), torch.tensor([[2.0, 0.9], [0.9, 0.7]]).double()

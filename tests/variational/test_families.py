@@ -36,7 +36,7 @@ def bent(name, dim, seed=0, size=0.3):
 every = pytest.mark.parametrize("name", [*sorted(NAMED), "flow, widened", "mixture, diagonal"])
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(4)
 @every
 def test_log_prob_is_normalised(name):
     family, _ = bent(name, 2)

@@ -59,6 +59,15 @@ def _inside(q: Any, x: Tensor) -> Tensor | None:
     if isinstance(q, d.FisherSnedecor):
         one, two = q.df1.double(), q.df2.double()
         return beta_cdf(one / 2, two / 2, one * x / (one * x + two))
+    if isinstance(q, InverseGaussian):
+        loc, shape = q.loc.double(), q.concentration.double()
+        steep, far = (shape / x).sqrt(), torch.special.log_ndtr(-(shape / x).sqrt() * (x / loc + 1))
+        both: Tensor = torch.special.ndtr(steep * (x / loc - 1)) + (2 * shape / loc + far).exp()
+        return both
+    if isinstance(q, d.GeneralizedPareto):  # torch's own fails in float64
+        z, shape = (x - q.loc.double()) / q.scale.double(), q.concentration.double()
+        slope = torch.where(shape == 0, 1.0, shape)
+        return -torch.expm1(-torch.where(shape == 0, z, torch.log1p(slope * z) / slope))
     try:
         found: Tensor = q.cdf(x)
     except NotImplementedError:  # the only way to ask torch whether there is one
@@ -167,7 +176,8 @@ def compare(p: Any, q: Any) -> Comparison | None:
     if lattices[0] is not None and lattices[1] is not None:
         return _on_integers(p, q, *lattices)  # type: ignore[arg-type]
     if lines[0] is not None and lines[1] is not None:
-        return _compared(p, q, *lines)  # type: ignore[arg-type]
+        second = _cut_open(lines[1], lines[0]) if _circular(q) else lines[1]
+        return _compared(p, q, lines[0], second)
     if _shares_transforms(p, q):
         return compare(p.base_dist, q.base_dist)
     return _same_space(p, q, batch)
@@ -297,7 +307,6 @@ def _space(p: Any) -> Any:
         d.LowRankMultivariateNormal: (-INF, INF),
         d.Dirichlet: "simplex",
         d.LogisticNormal: "simplex",
-        d.VonMises: "circle",
         d.Wishart: "positive definite",
     }
     if not isinstance(p, d.Independent) or len(p.event_shape) != 1 or p.base_dist.event_shape:
@@ -376,6 +385,28 @@ def _beside(line: Line, points: Tensor, *, above: bool) -> tuple[Tensor, Tail]:
     here = here & line.alive[..., None, :]
     own = (line.lower if above else line.upper).map(lambda t: t[..., None, :])
     return here, own.where(at == (low if above else high), tails.power(1.0))
+
+
+def _circular(q: Any) -> bool:
+    return isinstance(getattr(q, "component_distribution", q), d.VonMises)
+
+
+def _cut_open(circle: Line, line: Line) -> Line:
+    """Return the turn of a circle that holds a line's intervals, if one turn holds them.
+
+    torch scores angles of any turn. `[−π, π]` is where it draws them, and what an interval, or
+    intervals together, of more than 2π are compared with.
+    """
+    first = torch.where(line.alive, line.low, INF).amin(-1, keepdim=True)
+    last = torch.where(line.alive, line.high, -INF).amax(-1, keepdim=True)
+    slack = circle.slack.amax(-1, keepdim=True)
+    other = (first < -math.pi - slack) | (last > math.pi + slack)
+    other = other & (last - first <= 2 * math.pi + slack)
+    low = torch.where(other, first, circle.low)
+    high = torch.where(other, first + 2 * math.pi, circle.high)
+    shape = low.shape
+    lower, upper = (tail.map(lambda t: t.expand(shape)) for tail in (circle.lower, circle.upper))
+    return Line(low, high, lower, upper, circle.alive.expand(shape), circle.slack.expand(shape))
 
 
 def _snapped(line: Line, onto: Line) -> Line:
@@ -536,6 +567,23 @@ def _gumbel(p: Any) -> Ends:
 @_family.register(d.Pareto)
 def _pareto(p: Any) -> Ends:
     return _on(p, p.scale, INF, tails.power(1.0), tails.power(p.alpha.double()))
+
+
+@_family.register(d.GeneralizedPareto)
+def _generalized_pareto(p: Any) -> Ends:
+    low, scale, shape = p.loc.double(), p.scale.double(), p.concentration.double()
+    index = 1 / torch.where(shape == 0, 1.0, shape).abs()
+    upper = tails.stretched(1.0, 1 / scale).where(shape == 0, tails.power(index))
+    high = torch.where(shape < 0, low + scale * index, INF)
+    size = torch.maximum(low.abs(), scale * index)
+    slack = torch.where(shape < 0, _ULPS * torch.finfo(p.scale.dtype).eps * size, 0.0)
+    return _on(p, low, high, tails.power(1.0), upper, slack)
+
+
+@_family.register(d.VonMises)
+def _von_mises(p: Any) -> Ends:
+    slack = _ULPS * torch.finfo(torch.float32).eps * math.pi
+    return _on(p, -math.pi, math.pi, tails.power(1.0), tails.power(1.0), slack)
 
 
 @_family.register(d.FisherSnedecor)

@@ -116,7 +116,7 @@ def _averaged(parts: list[Part], whole: Seen, *, weighted: bool, ratio: bool) ->
         error = error + share**2 * spread / (moments.count * free if free else math.nan)
         squares, slant = squares + spread, slant + share * tilt
         centre = centre + share * moments.at(tilt)
-    flat = squares <= draws * (limits.ROUNDING * value) ** 2
+    flat = squares <= draws * (limits.ROUNDING * value.abs().clamp_min(1.0)) ** 2
     skewness = torch.where(flat, 0.0, whole.tails.skewness(slant, centre, squares))
     error = torch.where(value.isinf(), math.inf, error.clamp_min(0.0).sqrt())
     shape = _shape(whole.tails, slant, weighted=weighted)
@@ -191,9 +191,11 @@ def _all_the_same(found: _Found, moments: Moments, *, controls: int) -> error_ba
     A form that a user's controls leave without scatter, of log r that scatters, is exact.
     """
     column = _column(0, moments)
-    least = moments.count * (limits.ROUNDING * moments.at(column)) ** 2
+    least = moments.count * (limits.ROUNDING * moments.at(column).abs().clamp_min(1.0)) ** 2
     constant = moments.squares(column) <= least
-    same = found.flat & (found.value != 0) & (constant if controls else found.flat)
+    same = (
+        found.flat & (found.value.abs() > limits.ROUNDING) & (constant if controls else found.flat)
+    )
     words = (
         "every draw gave the same term, {:.4g}: no error can be seen. A ratio q/p that is the same "
         "everywhere and not 1 means that p was truncated (top-p, top-k) or that the draws miss "

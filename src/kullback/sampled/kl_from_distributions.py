@@ -108,8 +108,9 @@ class Support:
     def _averaged(
         self, state: LogRatios, estimator: Estimator, *, cross_fit: bool = True
     ) -> Estimate:
-        """Average with q/p about its known mean; k1, with its warnings, where that is not known."""
-        if bool(self.centred.all()) or estimator not in ("k1", "k2"):
+        """Average with q/p about its known mean; k1 is tested where the supports are not known."""
+        known = self.finite or bool(self.centred.all())  # then k1 is right, whatever the mean is
+        if known or estimator not in ("k1", "k2"):
             return state.averaged(estimator, cross_fit=cross_fit, gap=self.gap)
         return state.estimate(estimator)
 

@@ -199,15 +199,18 @@ class Tails:
         return torch.where(squares > 0, cubes / squares**1.5, 0.0)
 
     def shape(self, end: int, *, power: float = 1.0, log: bool = False) -> Tensor:
-        """Return k̂ `[*batch]` at one end of exp(key), or of the key where it is above 0 (`log`).
+        """Return k̂ `[*batch]` at one end of exp(key), or of the key itself (`log`).
 
-        Of that to a power; NaN below 25 draws.
+        Of that to a power, of a key where it is above 0; NaN below 25 draws.
         """
         size = min(tail_length(self.draws), KEPT - 1)
         if size < 5:
             nan = torch.nan
             return torch.full(self.keys.shape[:-2], nan, dtype=torch.float64).to(self.keys.device)
         top = self.keys[..., end, : size + 1].flip(-1)
+        if log and power == 1:  # no cut at 0: with few above it the zeros would pass for a tail
+            cutoff = torch.where(top[..., :1] > -math.inf, top[..., :1], 0.0)
+            return fit_tail((top[..., 1:] - cutoff).clamp_min(0.0))[0]
         top = power * (top.clamp_min(0.0).log() if log else top)
         cutoff, above, largest = top[..., :1], top[..., 1:], top[..., -1:]
         excess = -torch.expm1(cutoff - above) * torch.exp(above - largest)

@@ -10,6 +10,7 @@ __all__ = [
     "MEAN_ERRORS",
     "MEAN_GAP",
     "PROBABILITY_SLACK",
+    "RATIO_GAP",
     "ROUNDING_ERRORS",
     "ROUNDING_SHARE",
     "WHOLE_SLACK",
@@ -28,6 +29,9 @@ PROBABILITY_SLACK = 1e-3
 
 # a mean weight nearer to 1 biases a divergence by less than this share of it
 MEAN_GAP = 1e-3
+# a mean of q/p off 1 biases k3 by the gap itself, however small the divergence is: as far as
+# float32 log-softmaxes of logits up to 100 are rounded, it is none
+RATIO_GAP = 1e-5
 # self-normalised standard errors; of clean softmaxes none of 20,000 calls is beyond
 MEAN_ERRORS = 4.5
 # standard deviation of log weights from which a mean below 1 is no news

@@ -65,7 +65,7 @@ class UnitSums(NamedTuple):
 
     @property
     def odd(self) -> bool:
-        """Say whether the mean is far from 1, for these many tokens and this scatter.
+        """Say whether the mean weight is far from 1, for these many tokens and this scatter.
 
         The statistic is the self-normalised Σ(x−1)/√Σ(x−1)², with the scatter between sequences if
         that is larger. A mean below 1 counts only where the logs scatter little: from a standard
@@ -74,11 +74,25 @@ class UnitSums(NamedTuple):
         >>> UnitSums(1000, 250, -100.0, 12.5, 40.0, 12.5).odd
         True
         """
+        return self._beyond(limits.MEAN_GAP)
+
+    @property
+    def odd_ratio(self) -> bool:
+        """Say the same of the mean of r = q/p, where a smaller gap matters.
+
+        k3 is off by the gap itself, in nats a token, and a divergence may be less than that.
+
+        >>> UnitSums(1e5, 2e3, -50.0, 10.0, 10.0, 10.0).odd_ratio
+        True
+        """
+        return self._beyond(limits.RATIO_GAP)
+
+    def _beyond(self, least: float) -> bool:
         if not self.tokens or not math.isfinite(self.square):
             return False
         between = self.by_sequence - self.gap**2 / max(self.sequences, 1)
         error = math.sqrt(max(self.square, between))
-        off = abs(self.gap) > limits.MEAN_GAP * self.tokens
+        off = abs(self.gap) > least * self.tokens
         off = off and abs(self.gap) > limits.MEAN_ERRORS * error
         heavy = self.log_square > limits.HEAVY_LOGS**2 * self.tokens
         return off and (self.gap > 0 or not heavy)
@@ -118,12 +132,13 @@ def tested(drawn: Drawn, logs: list[Tensor], *, ratio: bool = False) -> list[Ide
 def mismatch(drawn: Drawn, logs: list[Tensor], *, ratio: bool = False) -> str:
     """Return why a mean that must be 1 is not, in words; "" where draws leave it standing.
 
-    The quick look comes first: a mean nearer to 1 than `MEAN_GAP` does not matter.
+    The quick look comes first: a mean nearer to 1 than `MEAN_GAP`, or `RATIO_GAP`, does not matter.
     """
     log_x = _log_unit(drawn, ratio=ratio)
     if log_x is None or log_x.numel() <= limits.MEAN_ERRORS**2:  # no gap can be that many errors
         return ""
-    odd = UnitSums.of(log_x, drawn.mask).odd
+    sums = UnitSums.of(log_x, drawn.mask)
+    odd = sums.odd_ratio if ratio else sums.odd
     if not odd and not ratio and drawn.level == "sequence" and drawn.log_weight is not None:
         there = None if drawn.mask is None else drawn.mask.any(-1, keepdim=True)
         odd = UnitSums.of(drawn.log_weight[:, -1:], there).odd

@@ -17,6 +17,7 @@
 #define FLAT 1e-3
 /* as in tokens/limits.py */
 #define MEAN_GAP 1e-3
+#define RATIO_GAP 1e-5
 #define MEAN_ERRORS 4.5
 #define HEAVY_LOGS 1.0
 enum { SEQUENCE, BATCH, TOKEN, SEQUENCE_MEAN };  /* in the order of NORMALISATIONS */
@@ -175,12 +176,12 @@ static int64_t count(const uint8_t *mask, int64_t length) {
     return total;
 }
 
-/* Whether the mean of x is far from 1, as `UnitSums.odd` says. */
-static int odd_mean(const Unit *unit, double tokens, double sequences) {
+/* Whether the mean of x is far from 1, by more than least, as `UnitSums.odd` and `odd_ratio` say. */
+static int odd_mean(const Unit *unit, double tokens, double sequences, double least) {
     const double between = unit->by_sequence - unit->gap * unit->gap / fmax(sequences, 1.0);
     const double gap = fabs(unit->gap), error = sqrt(fmax(unit->square, between));
     const int heavy = unit->log_square > HEAVY_LOGS * HEAVY_LOGS * tokens;
-    return gap > MEAN_GAP * tokens && gap > MEAN_ERRORS * error && (unit->gap > 0.0 || !heavy);
+    return gap > least * tokens && gap > MEAN_ERRORS * error && (unit->gap > 0.0 || !heavy);
 }
 
 /* Write log-ratios, terms and slopes, the latter normalised, and the normalised value. Returns bits:
@@ -214,6 +215,6 @@ int policy_terms(const Call *call, double *value) {
     const double variance = found->square / all - mean * mean;
     const double apart = fmax(found->ratio.log_square, found->weight.log_square) / all;
     if (odd || (variance > FLAT && apart > APART * variance)) return GIVEN_UP;
-    return odd_mean(&found->weight, found->tokens, found->sequences) * ODD_WEIGHT
-        | odd_mean(&found->ratio, found->tokens, found->sequences) * ODD_RATIO;
+    return odd_mean(&found->weight, found->tokens, found->sequences, MEAN_GAP) * ODD_WEIGHT
+        | odd_mean(&found->ratio, found->tokens, found->sequences, RATIO_GAP) * ODD_RATIO;
 }

@@ -145,14 +145,18 @@ class PolicyKL:
 
         estimator: "k1", "k2", "k3", a number λ, "best" (the λ of least variance, cross-fitted over
         sequences; with an exact KL also the best multiple of `Σ (k1 − exact)`, MATH 5.5, 5.7), or
-        "exact" (the exact KL at the drawn prefixes); None for the loss's own.
+        "exact" (the exact KL at the drawn prefixes). None: the loss's own if that is k1, k2 or
+        "exact", else k1, which needs nothing of the sampler. To name k3, λ or "best" is to assert
+        that q has no mass where the sampler had none (full softmaxes, no top-p, no top-k): a gap
+        below what the draws resolve, about 4.5 standard errors of k1, is not seen.
         Where the draws refute the mean of weights, or of r if the estimator has it, there is no
         standard error (`no_error` says why); "best" then does without r. `rounding` is the floor
         that the dtype of the log-probabilities makes.
         Errors: `ValueError` below 2 sequences (4 for "best"), for an unknown name, for "exact"
         where none was given.
         """
-        estimator = self.estimator if estimator is None else estimator
+        if estimator is None:
+            estimator = self.estimator if self.estimator in ("k1", "k2", "exact") else "k1"
         fewest = 4 if estimator == "best" else 2
         words = f"at least {fewest} sequences with a token that counts"
         require(self.sequences >= fewest, "log_current", words, self.sequences)

@@ -238,7 +238,8 @@ def check(tensors: dict[str, Tensor], mask: Tensor | None) -> None:
         if mask.dtype != torch.bool or mask.shape != first.shape:
             expected = f"a bool tensor {list(first.shape)}"
             words = why_shapes_differ(mask.shape, first.shape)
-            _refuse("mask", expected, mask, words or "mask.bool()")
+            cast = "" if mask.dtype == torch.bool else "mask.bool()"
+            _refuse("mask", expected, mask, words or cast)
 
 
 def _refuse(name: str, expected: str, got: Tensor, hint: str = "") -> None:
