@@ -140,6 +140,9 @@ CUT = Sharded(torch.zeros(1, 3))
         (lambda: tokens.distill_terms(HIDDEN, LIST), r"expected .* got a TopK list"),
         (lambda: tokens.kl(HIDDEN, [1.0, 2.0]), r"q_logits: expected"),
         (lambda: tokens.kl(LIST, [1.0, 2.0]), r"logits: expected"),
+        (lambda: tokens.kl(HIDDEN, None), r"q_logits: expected .* got None"),
+        (lambda: tokens.js(torch.zeros(3), None), r"q_logits: expected .* got None"),
+        (lambda: tokens.compare(None, HIDDEN), r"p_logits: expected"),
         (lambda: tokens.kl([1.0], [2.0]), r"p_logits: expected"),
     ],
 )

@@ -179,6 +179,8 @@ def measure(
     names: what logits are called in messages. what: of two sources, not logits, this divergence
     instead of the values of `task`.
     """
+    if q is None and not _OF_ONE.issuperset(task.wants):
+        raise ArgumentTypeError(message(names[1], "logits or another source", "None"))
     if isinstance(p, _OTHERS) or isinstance(q, _OTHERS):
         p, q = matched(p, q)
         if isinstance(p, Source):
@@ -192,6 +194,7 @@ def measure(
 
 
 _OTHERS = (Source, TopK)
+_OF_ONE = frozenset({"entropy", "log_prob"})  # the values that need no q
 
 
 def matched(p: Any, q: Any) -> tuple[Any, Any]:
