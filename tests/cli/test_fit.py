@@ -51,6 +51,19 @@ def test_the_table_json_plot_and_folder(tmp_path, capsys):
     assert abs(tau["mean"] - 3.0) <= tau["mean_error"]  # Gamma(30, 10)
 
 
+def test_the_explanation_adds_up_and_draws_the_truth(tmp_path, capsys):
+    plot = tmp_path / "fit.svg"
+    options = ("--family", "full_rank", "--explain")
+    assert run("fit", EXAMPLE, *options, "--plot", plot) == 0
+    text = capsys.readouterr().out
+    assert "They add up" in text and "true p(z|x)" in text
+    assert f"{0.5 * math.log(2 * math.pi):.4f}" in text.split("log ∫ p(x, z) dz")[1]
+    assert "reference" in plot.read_text()  # the true posterior, beside q
+    assert run("fit", EXAMPLE, *options, "--json") == 0
+    assert "They add up" in json.loads(capsys.readouterr().out)["explanation"]
+    assert run("fit", EXAMPLE, "--explain", "--direction", "both") == 2
+
+
 @pytest.mark.slow
 def test_both_directions_exactly(tmp_path, capsys):
     plot = tmp_path / "both.svg"

@@ -1,17 +1,25 @@
 """Code words, explanations and pictures of divergences, against the numbers they must show."""
 
+import math
+import warnings
 import xml.etree.ElementTree as ET
 from itertools import pairwise
 
+import numpy as np
 import pytest
+import scipy.integrate
+import scipy.stats
 import torch
 from torch import distributions as d
+from torch.distributions import constraints
 
 from kullback import exact
 from kullback.core import ArgumentValueError
 from kullback.report.divergence_plot import estimators, plot, profile
+from kullback.report.explain_fit import exact_posterior, explain_fit, truth_draws
 from kullback.report.explain_tables import explain_table, huffman_words
 from kullback.report.text_layout import number
+from kullback.variational import Target, fit
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
@@ -99,3 +107,84 @@ def test_estimators_share_their_draws_and_are_unbiased_but_for_k2():
 def test_small_and_large_numbers_keep_their_digits():
     shown = [number(v) for v in (0.25, -1.5, 1e-9, 123456.0, float("inf"))]
     assert shown == ["0.2500", "-1.5000", "1e-09", "123456.0000", "inf"]
+
+
+def numbers_after(text, *heads):
+    """The number at the end of the line that begins with each head."""
+    lines = [line.strip() for line in text.splitlines()]
+    found = (next(line for line in lines if line.startswith(head)) for head in heads)
+    return [float(line.split()[-1].replace("−", "-")) for line in found]
+
+
+@pytest.mark.parametrize("family", ["full_rank", "mixture"])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_a_fit_is_explained_by_three_integrals_that_add_up(family, dim):
+    """p factorises: its evidence is log 7 and d times the log of an integral that scipy does."""
+
+    def log_density(z):
+        return math.log(7.0) - 0.125 * z.square().sum() - 0.01 * z.pow(4).sum()
+
+    found = fit(log_density, dim, family=family, progress=False)
+    truth = exact_posterior(found.target)
+    text = explain_fit(found, found.diagnosis, truth)
+    elbo, kl, total, evidence = numbers_after(text, "ELBO(q)", "KL(q‖p)", "sum", "log p(x)  log")
+    half = 4e-4  # figures are printed with four digits
+    one = scipy.integrate.quad(lambda z: math.exp(-0.125 * z**2 - 0.01 * z**4), -20, 20)[0]
+    assert evidence == pytest.approx(math.log(7.0) + dim * math.log(one), abs=half)
+    assert total == pytest.approx(evidence, abs=half)
+    assert elbo + kl == pytest.approx(total, abs=half)
+    error = 4.5 * float(found.elbo.standard_error)
+    assert elbo == pytest.approx(float(found.elbo.value), abs=error + half)
+    assert ("true p(z|x)" in text) == (dim == 1)
+
+
+def test_a_fit_in_more_dimensions_is_explained_by_its_draws():
+    found = fit(lambda z: -0.5 * z.square().sum(), 3, progress=False)
+    assert exact_posterior(found.target) is None
+    text = explain_fit(found, found.diagnosis, None)
+    assert "estimated from the same draws" in text and "quadrature on" not in text
+    assert f"{1.5 * math.log(2 * math.pi):.4f}"[:4] in text
+
+
+def test_where_q_has_mass_and_p_none_no_sum_is_claimed():
+    """Half a normal: the ELBO of any Gaussian is −inf."""
+
+    def half(z):
+        return torch.where(z[0] > 0, -0.5 * z[0] ** 2, -math.inf)
+
+    with warnings.catch_warnings(action="ignore"):
+        found = fit(half, 1, family="full_rank", progress=False)
+        text = explain_fit(found, found.diagnosis, exact_posterior(found.target))
+    assert "They add up: sum" not in text
+
+
+def test_a_q_with_mass_outside_the_box_is_explained_by_its_draws():
+    """A Student's t has more than a millionth of its mass beyond where a Gaussian p ends."""
+    found = fit(lambda z: -0.5 * z[0] ** 2, 1, family="student_t", progress=False)
+    text = explain_fit(found, found.diagnosis, exact_posterior(found.target))
+    assert "estimated from" in text and "true p(z|x)" in text
+
+
+def test_a_density_without_a_box_is_explained_by_draws():
+    """A Cauchy's tails do not fit into one."""
+    found = fit(lambda z: -torch.log1p(z[0] ** 2), 1, family="student_t", progress=False)
+    assert exact_posterior(found.target) is None
+    assert "estimated from" in explain_fit(found, found.diagnosis, None)
+
+
+def test_a_density_that_is_nan_far_out_is_explained_by_draws():
+    """inf − inf beyond |z| = 6, where a Gaussian fit of N(0, 1) hardly goes."""
+
+    def torn(z):
+        return torch.where(z[0].abs() < 6, -0.5 * z[0] ** 2, math.nan)
+
+    assert exact_posterior(Target.of(torn, 1)) is None
+
+
+def test_the_draws_of_the_truth_are_its_quantiles():
+    target = Target.of(lambda rate: 8 * rate.log() - 3 * rate, {"rate": constraints.positive})
+    draws = truth_draws(target, exact_posterior(target))["rate"].numpy()
+    levels = np.array([0.01, 0.5, 0.99])
+    exact = scipy.stats.gamma(9, scale=1 / 3).ppf(levels)
+    # half a cell and linear interpolation err by h²/8 |∂ log p/∂z| each, h = 0.0424, 8.4 at 99 %
+    assert np.quantile(draws, levels) == pytest.approx(exact, rel=0.0424**2 / 4 * 8.4)

@@ -18,6 +18,7 @@ from kullback.core import DataError, RunError, write_atomic
 from kullback.core.checks import message
 from kullback.core.files import read_npy
 from kullback.exact import quadrature
+from kullback.report.explain_fit import exact_posterior, explain_fit, truth_draws
 from kullback.report.fit_plot import plot_directions, plot_fit
 from kullback.variational.archive import save
 from kullback.variational.diagnostics.reference_comparison import compare
@@ -129,11 +130,15 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
             say(f"warning: {bad}")
         judged = assess(found, generator=generator)
         table = summarise(found, judged)
-        draws = target.constrain(found.draws)
+        draws = found.posterior
         if options.resample:
             draws = resample(found, options.draws, judged, generator=generator)
         against = None if reference is None else compare(target, draws, reference)
+        truth = exact_posterior(target) if options.explain else None
+        explained = explain_fit(found, judged, truth) if options.explain else None
     if options.plot is not None:
+        if reference is None and truth is not None and target.dim == 1:
+            reference = truth_draws(target, truth)
         svg = plot_fit(draws, reference=reference, trace=found.trace, title=judged.verdict)
         write_atomic(options.plot, svg)
     if options.out is not None:
@@ -141,10 +146,12 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
     if options.json:
         held = {} if against is None else {"reference": against.to_dict()}
         fields = _facts(file, found, options) | judged.to_dict() | table.to_dict() | held
+        fields |= {} if explained is None else {"explanation": explained}
         print_json(fields)
     else:
+        words = "" if explained is None else f"\n{explained}\n"
         held_to = "" if against is None else f"\n{against}\n"
-        write(f"{table}\n{held_to}\n{_numbers(found, judged)}\n")
+        write(f"{table}\n{held_to}\n{_numbers(found, judged)}\n{words}")
     _said(options)
 
 

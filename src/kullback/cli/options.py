@@ -306,6 +306,10 @@ class FitOptions:
         Path | None,
         Parameter(help="Draws of the truth (.csv or .npy) to hold q to, in table and plot."),
     ] = None
+    explain: Annotated[
+        bool,
+        Parameter(help="Write out log p(x) = ELBO + KL with the fit's numbers.", negative=""),
+    ] = False
     plot: Annotated[Path | None, Parameter(help="Draw it to this .svg file.")] = None
     out: Annotated[Path | None, Parameter(help="Keep draws, summary and verdict here.")] = None
     force: Annotated[bool, Parameter(help="Replace existing files.", negative="")] = False
@@ -329,6 +333,7 @@ class FitOptions:
         require(not (both and self.out), "--out", "one direction", "both")
         require(not (both and self.family != "auto"), "--family", "one direction", "both")
         require(not (both and self.reference), "--reference", "one direction", "both")
+        require(not (both and self.explain), "--explain", "one direction", "both")
         if self.plot is not None:
             check_new("--plot", self.plot, ".svg", force=self.force)
         if self.out is not None:

@@ -7,6 +7,7 @@ the oracles that every estimate is tested against (MATH 1.4).
 """
 
 from . import closed_forms, codes, joint, quadrature, tables
+from .closed_forms import register_with_torch
 from .families import Bounds, InverseGaussian, mixture_kl_bounds
 from .joint import KLChain, conditional_entropy, kl_chain, mutual_information, total_correlation
 from .linear_gaussian import LinearGaussian
@@ -46,6 +47,7 @@ __all__ = [
     "mutual_information",
     "perplexity",
     "quadrature",
+    "register_with_torch",
     "renyi",
     "surprisal",
     "tables",

@@ -3,7 +3,8 @@
 Which to use: `kl(p, q)` first; `find(p, q)` to ask whether it has an answer; `cross_entropy` and
 `entropy` for codes and likelihoods (`find_entropy` asks); `renyi` for the family around KL;
 `mixture_kl_bounds` between Gaussian mixtures, where only bounds exist; `pairs` to see what is
-known. `docs/closed_forms.md` lists every pair with its source. For a pair that is not there:
+known; `register_with_torch` to have `torch.distributions.kl_divergence` use them.
+`docs/closed_forms.md` lists every pair with its source. For a pair that is not there:
 `quadrature.kl` in one or two dimensions, or an estimate from draws.
 
 All are computed in float64 and returned in the parameters' dtype, in terms that do not cancel: ≥ 0,
@@ -12,6 +13,7 @@ the value for parameters from 1e-6 to 1e6 and relative differences down to 1e-12
 registry nothing is used; pairs that users registered are.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch.distributions as families
@@ -43,6 +45,7 @@ __all__ = [
     "kl",
     "mixture_kl_bounds",
     "pairs",
+    "register_with_torch",
     "renyi",
 ]
 
@@ -186,6 +189,51 @@ def pairs() -> list[Row]:
     return sorted(rows)
 
 
+def register_with_torch() -> None:
+    """Make `torch.distributions.kl_divergence` use the closed forms of this module.
+
+    Registers `kl` for every pair of `pairs()` with `torch.distributions.register_kl`. It is never
+    done on import; calling it again changes nothing. What torch or you had registered for the same
+    two classes is replaced, for the whole process; what you register for other classes, or
+    afterwards, stays. Only for `Independent` and `TransformedDistribution` whose inner pair is not
+    known here does torch answer as before.
+
+    From then on `torch.distributions.kl_divergence` raises `NotImplementedError` where a pair's
+    condition does not hold, as it does for unknown pairs, and `ArgumentValueError` for event shapes
+    that differ.
+
+    Example:
+        >>> before = dict(registered._KL_REGISTRY)
+        >>> p, q = (families.VonMises(0.0, k) for k in (1.0, 2.0))
+        >>> register_with_torch()
+        >>> families.kl_divergence(p, q) == kl(p, q)
+        tensor(True)
+        >>> registered._KL_REGISTRY.clear()  # undone, for the examples that follow
+        >>> registered._KL_REGISTRY.update(before)
+        >>> registered._KL_MEMOIZE.clear()
+    """
+    for classes in PAIRS:
+        present = registered._KL_REGISTRY.get(classes)
+        if getattr(present, "__module__", None) != __name__:
+            inner = classes in (_INDEPENDENT, _SHARED)
+            register: Any = families.register_kl
+            register(*classes)(_for_torch(present if inner else None))
+
+
+def _for_torch(before: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
+    """Return `kl` with torch's error where no formula is known, or what torch had before."""
+
+    def kl_or_before(p: Any, q: Any) -> Tensor:
+        pair = find(p, q)
+        if pair is not None:
+            return pair.function(p, q)
+        if before is not None:
+            return before(p, q)
+        raise NotImplementedError(str(_unknown(_candidates(PAIRS, p, q), p, q, "kl")))
+
+    return kl_or_before
+
+
 def _candidates(known: dict[tuple[type, type], Pair], p: Any, q: Any) -> list[Pair]:
     """Return the pairs of p's and q's ancestors, nearest first, after checking the event shapes."""
     require_type(p, families.Distribution, "p")
@@ -216,7 +264,7 @@ def _with_registered() -> dict[tuple[type, type], Pair]:
     users = {
         pair: Pair(function, f"registered by {function.__module__}.{function.__qualname__}")
         for pair, function in registered._KL_REGISTRY.items()
-        if not function.__module__.startswith("torch.distributions")
+        if not function.__module__.startswith(("torch.distributions", __name__))
     }
     return {**users, **PAIRS}
 

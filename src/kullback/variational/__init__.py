@@ -1,9 +1,24 @@
-"""Floor 3, variational: q(z) for any log density, and the objectives it shares with the VAE."""
+"""Floor 3, variational: q(z) for any log density, and the objectives it shares with the VAE.
+
+- `fit`: the function and what it returns; `posterior`: its draws by name, q as a distribution;
+- `archive`: a fit on disk; `plan`: what is chosen where it was left open; `engine`: the stages;
+- `target/`: the log density; `families/`: of q; `optimise/`: how q is found; `diagnostics/`: how
+  far to trust it; `objectives`: ELBO and its relatives; `limits`: every threshold of the verdict.
+"""
 
 from .archive import load, save
 from .diagnostics.diagnose import Diagnosis, diagnose
 from .diagnostics.summary import assess, resample, summarise, to_arviz
-from .families import Family, Flow, FullRank, LowRank, MeanField, Mixture, StudentT
+from .families import (
+    Family,
+    FamilyDistribution,
+    Flow,
+    FullRank,
+    LowRank,
+    MeanField,
+    Mixture,
+    StudentT,
+)
 from .fit import Fit, fit
 from .objectives import beta_elbo, doubly_reparameterised, elbo, iwae, renyi, score_function
 from .target.density import Target
@@ -12,6 +27,7 @@ from .target.parameters import Parameter
 __all__ = [
     "Diagnosis",
     "Family",
+    "FamilyDistribution",
     "Fit",
     "Flow",
     "FullRank",

@@ -21,6 +21,7 @@ from .diagnostics.diagnose import Diagnosis
 from .diagnostics.summary import Fitted, summarise
 from .families import NAMED, Family
 from .families.family import Frame
+from .posterior import FittedPosterior
 from .target.density import Target
 
 __all__ = ["Saved", "load", "save"]
@@ -33,10 +34,12 @@ CHECKED = 8  # stored draws at which a target given to `load` must agree
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class Saved(FittedPosterior):
     """A fit read back: draws `[n, d]` of q with log p, log q `[n]` and scores, and its record.
 
-    It can be assessed, summarised, resampled, exported, saved and drawn from like the fit it was.
+    The draws are on the unconstrained space; `posterior` has them in the user's own parameters, by
+    name. It can be assessed, summarised, resampled, exported, saved and drawn from like the fit it
+    was.
     family: q, or None where it was of a class that this package does not have. record: the content
     of `fit.json`.
     """
@@ -50,37 +53,33 @@ class Saved:
     converged: bool
     record: dict[str, Any]
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n points of q on the unconstrained space, `[n, d]`."""
-        return self._q().sample(n, generator)
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Return log q(z) on the unconstrained space, `[n, d]` → `[n]`, in nats."""
-        with torch.no_grad():
-            return self._q().log_prob(z)
-
-    def _q(self) -> Family:
-        if self.family is None:
-            raise RunError(
-                "q is of a class of your own, which was not saved. Try: the stored draws"
-            )
-        return self.family
-
 
 def save(fit: Fitted, folder: str | Path, diagnosis: Diagnosis, *, force: bool = False) -> Path:
     """Write q, its draws, log densities, scores, summary and diagnosis to a folder; return it.
 
     Two files, each whole or not at all. q is kept where it is one of `kullback.variational`'s own
     families; of another class only the draws are.
-    Errors: `RunError` when the folder has a fit and `force` is not set, or the disk refuses.
 
-    >>> from kullback.variational import fit
-    >>> from kullback.variational.diagnostics.summary import assess
-    >>> found = fit(lambda z: -0.5 * (z * z).sum(), 2)
-    >>> kept = save(found, "normal", assess(found))
-    >>> again = load("normal", found.target)
-    >>> again.draws.equal(found.draws), again.sample(1000).shape
-    (True, torch.Size([1000, 2]))
+    Args:
+        fit: what `fit` or `load` returned.
+        folder: is made where it does not exist.
+        diagnosis: what `assess` says of the fit.
+        force: replace a fit that is in the folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RunError: when the folder has a fit and `force` is not set, or the disk refuses.
+
+    Example:
+        >>> from kullback.variational import fit
+        >>> from kullback.variational.diagnostics.summary import assess
+        >>> found = fit(lambda z: -0.5 * (z * z).sum(), 2)
+        >>> kept = save(found, "normal", assess(found))
+        >>> again = load("normal", found.target)
+        >>> again.draws.equal(found.draws), again.sample_posterior(1000)["z"].shape
+        (True, torch.Size([1000, 2]))
     """
     folder = Path(folder)
     if (folder / "fit.json").exists() and not force:
@@ -112,12 +111,21 @@ def save(fit: Fitted, folder: str | Path, diagnosis: Diagnosis, *, force: bool =
 
 
 def load(folder: str | Path, target: Target) -> Saved:
-    """Read a fit back for the target it was fitted to.
+    """Read a fit back for the target it was fitted to; the example is at `save`.
 
-    Errors: `RunError`, naming the file, when one is missing, damaged or of another format, when
-    names, shapes or numbers do not fit together, or when log p of this target or log q of this q at
-    the stored draws is not what was stored (by more than 1e-6 relative to the largest): then it is
-    another target, or the file was changed. `MissingExtraError` for a flow without zuko.
+    Args:
+        folder: what `save` wrote.
+        target: the one that was fitted.
+
+    Returns:
+        The fit.
+
+    Raises:
+        RunError: naming the file, when one is missing, damaged or of another format, when names,
+            shapes or numbers do not fit together, or when log p of this target or log q of this q
+            at the stored draws is not what was stored (by more than 1e-6 relative to the largest):
+            then it is another target, or the file was changed.
+        MissingExtraError: for a flow without zuko.
     """
     folder = Path(folder)
     record = _record(folder / "fit.json")
@@ -136,9 +144,16 @@ def load(folder: str | Path, target: Target) -> Saved:
             raise RunError(
                 f"{folder}: log q of the stored q differs from what was stored beside it"
             )
-    scores = (tensors["score_p"], tensors["score_q"])
-    parts = (tensors["draws"], tensors["log_p"], tensors["log_q"])
-    return Saved(target, family, *parts, scores, bool(record["converged"]), record)
+    return Saved(
+        target=target,
+        family=family,
+        draws=tensors["draws"],
+        log_p=tensors["log_p"],
+        log_q=tensors["log_q"],
+        scores=(tensors["score_p"], tensors["score_q"]),
+        converged=bool(record["converged"]),
+        record=record,
+    )
 
 
 def _close(again: Tensor, stored: Tensor) -> bool:

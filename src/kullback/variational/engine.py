@@ -22,14 +22,14 @@ from .optimise.annealing import cooled, widened
 from .optimise.batch_and_match import batch_and_match
 from .optimise.control_variate import anchor, anchored
 from .optimise.deterministic import AGREEMENT, deterministic
-from .optimise.losses import Gradient, Objective, loss_of
+from .optimise.losses import loss_of
 from .optimise.progress import Progress
 from .optimise.starts import Start, find_start, fixed_normals
 from .optimise.stochastic import stochastic
-from .plan import Make, Plan, distinct, maker, mixture_of, plan
+from .plan import Plan, Settings, distinct, maker, mixture_of, plan
 from .target.density import Target
 
-__all__ = ["Settings", "Work", "forwards", "reverse"]
+__all__ = ["Work", "forwards", "reverse"]
 
 ROUGH = 0.4  # nats: the spread of log weights above which a Gaussian is refined
 STILL = 0.1  # a gradient that is worth refining at
@@ -40,18 +40,34 @@ CHECKED = 1000  # draws that show whether one Gaussian will do
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What a user may say about a fit; see `fit`."""
+class _Problem:
+    """What every stage of one minimisation of KL(q‖p) needs: p, what was asked, how, randomness."""
 
-    family: str | Make = "auto"
-    method: str = "auto"
-    objective: Objective = "elbo"
-    gradient: Gradient | str = "auto"
-    alpha: float = 0.5
-    group: int = 8
-    samples: Tensor | None = None
-    starts: int = 4
-    draws: int | None = None
+    target: Target
+    settings: Settings
+    how: Plan
+    generator: torch.Generator
+
+    def loss(self, **density: object) -> Callable[..., Tensor]:
+        """Return the loss; raises for names of objective or gradient that do not exist."""
+        settings, gradient = self.settings, self.settings.gradient
+        if gradient == "auto":
+            landing = self.how.method == "stochastic" and settings.objective == "elbo"
+            gradient = "stl" if landing else "reparameterised"
+        return loss_of(
+            self.target,
+            objective=settings.objective,
+            gradient=gradient,
+            alpha=settings.alpha,
+            group=settings.group,
+            **density,  # type: ignore[arg-type]
+        )
+
+    def log_weights(self, family: Family, draws: int = CHECKED) -> Tensor:
+        """Return log weights at independent draws of a family."""
+        z = family.sample(draws, self.generator)
+        with torch.no_grad():
+            return self.target.log_density(z) - family.log_prob(z)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +81,9 @@ class Work:
 
 def reverse(target: Target, settings: Settings, generator: torch.Generator) -> Work:
     """Plan the minimisation of KL(q‖p), or of what the objective says, from draws of q."""
-    how = plan(target, settings.family, settings.method, settings.draws, settings.gradient)
-    _loss(target, settings, how.method)  # names are checked before any work is done
+    how = plan(target, settings)
+    problem = _Problem(target, settings, how, generator)
+    problem.loss()  # names are checked before any work is done
 
     def steps() -> Iterator[Progress]:
         noisy = target.rows is not None and target.rows.count > target.rows.batch_size
@@ -81,10 +98,10 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
             frame = found[0].frame
             yield from batch_and_match(FullRank(frame), target, generator, draws=how.draws)
         elif how.method == "stochastic":
-            for now in _by_steps(target, settings, how, found, generator):
+            for now in _by_steps(problem, found):
                 yield _finished(now, target, generator)
         else:
-            yield from _by_fixed_draws(target, settings, how, found, generator)
+            yield from _by_fixed_draws(problem, found)
 
     return Work(how.method, how.chosen, steps)
 
@@ -124,40 +141,19 @@ def forwards(target: Target, settings: Settings, generator: torch.Generator) -> 
     return Work("importance_sampling", chosen, steps)
 
 
-def _loss(
-    target: Target, settings: Settings, method: str, **density: object
-) -> Callable[..., Tensor]:
-    gradient = settings.gradient
-    if gradient == "auto":
-        landing = method == "stochastic" and settings.objective == "elbo"
-        gradient = "stl" if landing else "reparameterised"
-    return loss_of(
-        target,
-        objective=settings.objective,
-        gradient=gradient,  # type: ignore[arg-type]
-        alpha=settings.alpha,
-        group=settings.group,
-        **density,  # type: ignore[arg-type]
-    )
-
-
-def _by_fixed_draws(
-    target: Target,
-    settings: Settings,
-    how: Plan,
-    found: list[Start],
-    generator: torch.Generator,
-) -> Iterator[Progress]:
-    loss = _loss(target, settings, how.method)
+def _by_fixed_draws(problem: _Problem, found: list[Start]) -> Iterator[Progress]:
+    target, how = problem.target, problem.how
     family = _begin(how, found)
-    refine = how.refine and settings.objective == "elbo"
+    refine = how.refine and problem.settings.objective == "elbo"
     # where they are plenty, the first draws already show whether one Gaussian will do
     early = refine and how.draws >= PLENTY * target.dim
     most = how.draws if early else how.max_draws
-    fit = functools.partial(deterministic, loss=loss, generator=generator, names=target.names)
+    fit = functools.partial(
+        deterministic, loss=problem.loss(), generator=problem.generator, names=target.names
+    )
     last = yield from _until_done(fit(family, draws=how.draws, max_draws=most))
     if refine and last.gradient_norm < STILL:  # also where few draws are all that is wrong
-        better = yield from _until_done(_refined(target, loss, last, found, generator))
+        better = yield from _until_done(_refined(problem, last, found))
         if better is not last:
             yield better
             return
@@ -175,15 +171,10 @@ def _until_done(steps: Iterator[Progress]) -> Generator[Progress, None, Progress
     return now
 
 
-def _refined(
-    target: Target,
-    loss: Callable[..., Tensor],
-    simple: Progress,
-    found: list[Start],
-    generator: torch.Generator,
-) -> Iterator[Progress]:
+def _refined(problem: _Problem, simple: Progress, found: list[Start]) -> Iterator[Progress]:
     """Try a mixture where fresh draws or other peaks show that one Gaussian falls short."""
-    before = _log_weights(target, simple.family, generator)
+    target = problem.target
+    before = problem.log_weights(simple.family)
     frame = simple.family.absorb()
     peaks = distinct(found)
     if frame is None or (float(before.std()) < ROUGH and len(peaks) == 1):
@@ -194,10 +185,19 @@ def _refined(
     few = max(1024, 1 << (4 * target.dim - 1).bit_length())
     options = {"draws": few, "max_draws": max(2048, few), "tolerance": LOOSE, "iterations": 120}
     now = yield from _until_done(
-        deterministic(mixture, loss, generator, names=target.names, **options)  # type: ignore[arg-type]
+        deterministic(
+            mixture,
+            problem.loss(),
+            problem.generator,
+            names=target.names,
+            **options,  # type: ignore[arg-type]
+        )
     )
-    ends = (_log_weights(target, q, generator, 4 * CHECKED) for q in (now.family, simple.family))
-    gain = Estimate.from_terms(next(ends)) - Estimate.from_terms(next(ends))
+    mixed, single = (
+        Estimate.from_terms(problem.log_weights(q, 4 * CHECKED))
+        for q in (now.family, simple.family)
+    )
+    gain = mixed - single
     if gain.value > 2 * gain.standard_error:
         text = f"{now.reason}; a mixture, since one Gaussian's ELBO is {gain} lower"
         yield replace(now, reason=text)
@@ -215,14 +215,9 @@ def _finished(now: Progress, target: Target, generator: torch.Generator) -> Prog
     )
 
 
-def _by_steps(
-    target: Target,
-    settings: Settings,
-    how: Plan,
-    found: list[Start],
-    generator: torch.Generator,
-) -> Iterator[Progress]:
+def _by_steps(problem: _Problem, found: list[Start]) -> Iterator[Progress]:
     """Fit by Adam: from a Gaussian fitted with fixed draws, or with data from an anchor."""
+    target, how, generator = problem.target, problem.how, problem.generator
     data = target.rows
     if data is not None and data.count > data.batch_size:
         frame = anchor(target, found[0].frame)
@@ -231,12 +226,12 @@ def _by_steps(
             raise RunError(why)
         family = how.make(frame)
         quiet = anchored(target, frame.shift)
-        loss = _loss(target, settings, how.method, log_density=quiet)
+        loss = problem.loss(log_density=quiet)
         yield from _adam(
             family, lambda q, noise: loss(q, noise, data.draw(generator)), how, generator
         )
         return
-    loss = _loss(target, settings, how.method)
+    loss = problem.loss()
     family = how.make(found[0].frame)
     if not isinstance(family, FullRank | MeanField | LowRank):
         plain = loss_of(target)
@@ -272,12 +267,3 @@ def _begin(how: Plan, found: list[Start]) -> Family:
     if partial.func is Mixture and "starts" not in partial.keywords:
         return mixture_of(found, **partial.keywords)
     return how.make(found[0].frame)
-
-
-def _log_weights(
-    target: Target, family: Family, generator: torch.Generator, draws: int = CHECKED
-) -> Tensor:
-    """Return log weights at independent draws."""
-    z = family.sample(draws, generator)
-    with torch.no_grad():
-        return target.log_density(z) - family.log_prob(z)

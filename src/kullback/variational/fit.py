@@ -21,23 +21,22 @@ from kullback.core import Estimate, RunError, require
 from .diagnostics.diagnose import Diagnosis
 from .diagnostics.propriety import improper
 from .diagnostics.summary import Summary, assess, summarise
-from .engine import Settings, Work, forwards, reverse
+from .engine import forwards, reverse
 from .families import Family
 from .limits import RAN_AWAY
 from .optimise.losses import Gradient, Objective
 from .optimise.progress import IMPROPER, Progress, shown
-from .plan import Make
+from .plan import Direction, Make, Settings
+from .posterior import FittedPosterior
 from .target.batched_eval import score_in_pieces
 from .target.density import LogDensity, Target
 from .target.parameters import Parameters
 
 __all__ = ["Fit", "fit"]
 
-Direction = Literal["reverse", "forward"]
-
 
 @dataclass(frozen=True)
-class Fit:
+class Fit(FittedPosterior):
     """A fitted q(z), how it was fitted, and draws to judge it by.
 
     target, family: p and q. objective, direction, method: what was optimised ("elbo"; "reverse",
@@ -45,7 +44,8 @@ class Fit:
     higher is better. converged, reason: whether the method's own test was met, and why it stopped,
     in words. gradient_norm: the largest entry of the objective's gradient at the end, in about
     posterior standard deviations. seconds: of wall time. chosen: what was left to choose, and was.
-    draws: `[n, d]` independent draws of q on the unconstrained space, made at the end; log_p,
+    draws: `[n, d]` independent draws of q on the unconstrained space, made at the end (`posterior`
+    has them in the user's own parameters, by name); log_p,
     log_q: `[n]` at them, in nats; scores: `∂ log p/∂z` and `∂ log q/∂z` at them, `[n, d]` each.
     """
 
@@ -86,15 +86,6 @@ class Fit:
         """A table by parameter, with the verdict; prints as text (see `summarise`)."""
         return summarise(self, self.diagnosis)
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n points of q on the unconstrained space, `[n, d]`."""
-        return self.family.sample(n, generator)
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Return log q(z) on the unconstrained space, `[n, d]` → `[n]`, in nats."""
-        with torch.no_grad():
-            return self.family.log_prob(z)
-
 
 def fit(
     log_density: LogDensity | Target,
@@ -119,26 +110,49 @@ def fit(
 ) -> Fit:
     """Fit q to p: minimise KL(q‖p) (maximise the ELBO, MATH 2.4), or KL(p‖q) when asked to.
 
-    log_density, parameters, data, log_prior, batch_size: the target, as in `Target.of`; or a
-    `Target`. family: a name ("full_rank", "mean_field", "low_rank", "mixture", "student_t",
-    "flow"), or a function of a frame such as `functools.partial(Mixture, components=3)`; "auto"
-    takes a full-rank Gaussian up to 300 dimensions, low rank above, and a mixture of Gaussians
-    where fresh draws show that one falls short and the mixture's ELBO is higher.
-    direction: "forward" fits by maximum likelihood to `samples` `[n, d]` of p on the unconstrained
-    space, or, without them, to importance-weighted draws.
-    objective, gradient, alpha, group: see `loss_of`. method: "deterministic" (fixed draws, L-BFGS),
-    "batch_and_match", "stochastic"; "auto" by data and family. starts: random places to begin from,
-    the best of which is kept. draws: of q in each step. evaluation_draws: made at the end.
-    generator: all randomness; without one, seed 0, so that a fit can be repeated. progress: a line
-    on stderr, where that is a terminal.
+    Approximate: q is the nearest of its family that was found. The result says whether it converged
+    and why it stopped; a fit that did not converge is returned too.
 
-    The result says whether it converged and why it stopped; a fit that did not is returned too.
-    Errors: what `Target.of` raises; `RunError` when no finite start is found, with the parameter
-    values (and the data row) that are to blame; `ArgumentValueError` for names that do not exist.
+    Args:
+        log_density: log p up to a constant, in nats, for one point, as `Target.of` takes it; or a
+            `Target`, and then without the four arguments that follow.
+        parameters: the dimension of z, or names with shapes and constraints.
+        data: tensors of rows, of which `log_density` is then the likelihood.
+        log_prior: with `data`, the log density of the parameters.
+        batch_size: rows that are evaluated together.
+        family: a name ("full_rank", "mean_field", "low_rank", "mixture", "student_t", "flow"), or a
+            function of a frame such as `functools.partial(Mixture, components=3)`; "auto" takes a
+            full-rank Gaussian up to 300 dimensions, low rank above, and a mixture of Gaussians
+            where fresh draws show that one falls short and the mixture's ELBO is higher.
+        direction: "reverse" for KL(q‖p); "forward" for KL(p‖q), by maximum likelihood.
+        objective: what is maximised; see `loss_of`.
+        gradient: its estimator; see `loss_of`.
+        method: "deterministic" (fixed draws, L-BFGS), "batch_and_match" or "stochastic"; "auto" by
+            data and family.
+        alpha: the order of a Rényi objective; see `loss_of`.
+        group: draws in each importance-weighted term; see `loss_of`.
+        samples: `[n, d]` of p on the unconstrained space, for "forward"; without them
+            importance-weighted draws are used.
+        starts: random places to begin from, the best of which is kept.
+        draws: of q in each step.
+        evaluation_draws: of q, made at the end: the ones in `Fit.draws`.
+        generator: all randomness; without one, seed 0, so that a fit can be repeated.
+        progress: a line on stderr, where that is a terminal.
 
-    >>> result = fit(lambda z: -0.5 * ((z - 3.0) / 2.0).square().sum(), 2)
-    >>> result.converged, [round(v, 6) for v in result.family.absorb().shift.tolist()]
-    (True, [3.0, 3.0])
+    Returns:
+        The fit: q, its draws (`posterior` has them by name), and how far to trust them
+        (`diagnosis`).
+
+    Raises:
+        RunError: when no finite start is found, with the parameter values (and the data row) that
+            are to blame.
+        ArgumentValueError: for names that do not exist, and as `Target.of` raises.
+        ArgumentTypeError: as `Target.of` raises.
+
+    Example:
+        >>> result = fit(lambda z: -0.5 * ((z - 3.0) / 2.0).square().sum(), 2)
+        >>> result.converged, [round(v, 6) for v in result.family.absorb().shift.tolist()]
+        (True, [3.0, 3.0])
     """
     target = _target(log_density, parameters, data, log_prior, batch_size)
     known = direction in ("reverse", "forward")
@@ -146,25 +160,29 @@ def fit(
     require(samples is None or direction == "forward", "samples", "direction forward", direction)
     require(evaluation_draws >= 2, "evaluation_draws", "at least 2", evaluation_draws)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    settings = Settings(family, method, objective, gradient, alpha, group, samples, starts, draws)
-    plan = (forwards if direction == "forward" else reverse)(target, settings, generator)
-    named = objective if direction == "reverse" else "log likelihood"
-    return _carry_out(plan, target, named, direction, evaluation_draws, generator, show=progress)
+    settings = Settings(
+        family=family,
+        direction=direction,
+        method=method,
+        objective=objective,
+        gradient=gradient,
+        alpha=alpha,
+        group=group,
+        samples=samples,
+        starts=starts,
+        draws=draws,
+        evaluation_draws=evaluation_draws,
+    )
+    return _carry_out(target, settings, generator, show=progress)
 
 
 def _carry_out(
-    plan: Work,
-    target: Target,
-    objective: str,
-    direction: str,
-    draws: int,
-    generator: torch.Generator,
-    *,
-    show: bool,
+    target: Target, settings: Settings, generator: torch.Generator, *, show: bool
 ) -> Fit:
+    work = (forwards if settings.direction == "forward" else reverse)(target, settings, generator)
     begin, trace = time.perf_counter(), []
     try:
-        for last in shown(plan.steps(), plan.method, progress=show):
+        for last in shown(work.steps(), work.method, progress=show):
             trace.append(-last.loss)
     except LinAlgError as error:
         hint = "a proper prior for every parameter"
@@ -172,24 +190,29 @@ def _carry_out(
             f"q became a matrix of no rank: is the target proper? Try: {hint}"
         ) from error
     family = last.family.requires_grad_(requires_grad=False)
-    evaluation = _evaluate(target, family, draws, generator)
-    why = "" if bool(evaluation[1].isfinite().all()) else target.explain(evaluation[0])
+    z = family.sample(settings.evaluation_draws, generator)
+    log_p, by_p = target.score(z)
+    log_q, by_q = score_in_pieces(family.log_prob, z, len(z))
+    why = "" if bool(log_p.isfinite().all()) else target.explain(z)
     if not last.reason.startswith(IMPROPER):
-        lost = _improper(target, last, evaluation[0])
+        lost = _improper(target, last, z)
         last = replace(last, converged=False, reason=f"{lost}; {last.reason}") if lost else last
     return Fit(
-        target,
-        family,
-        objective,
-        direction,
-        plan.method,
-        tuple(trace),
-        last.converged and not why,
-        f"{last.reason}; {why}" if why else last.reason,
-        last.gradient_norm,
-        time.perf_counter() - begin,
-        *evaluation,
-        chosen=plan.chosen(family),
+        target=target,
+        family=family,
+        objective=settings.maximised,
+        direction=settings.direction,
+        method=work.method,
+        trace=tuple(trace),
+        converged=last.converged and not why,
+        reason=f"{last.reason}; {why}" if why else last.reason,
+        gradient_norm=last.gradient_norm,
+        seconds=time.perf_counter() - begin,
+        draws=z,
+        log_p=log_p,
+        log_q=log_q,
+        scores=(by_p, by_q),
+        chosen=work.chosen(family),
     )
 
 
@@ -224,13 +247,3 @@ def _target(
     require(parameters is not None, "parameters", "what log_density takes", "none", hint)
     extra = {"data": data, "log_prior": log_prior, "batch_size": batch_size}
     return Target.of(log_density, parameters, **extra)  # type: ignore[arg-type]
-
-
-def _evaluate(
-    target: Target, family: Family, draws: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Draw from q and return the draws, log p, log q, and the gradients of both."""
-    z = family.sample(draws, generator)
-    log_p, by_p = target.score(z)
-    log_q, by_q = score_in_pieces(family.log_prob, z, len(z))
-    return z, log_p, log_q, (by_p, by_q)

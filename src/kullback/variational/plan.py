@@ -5,24 +5,50 @@ Which to use: none of this directly; `fit` asks here and repeats the answer in `
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from kullback.core import require
 
 from .families import NAMED, Family, Flow, FullRank, LowRank, Mixture
 from .families.family import Frame
+from .optimise.losses import Gradient, Objective
 from .optimise.starts import Start
 from .target.density import Target
 
-__all__ = ["Make", "Plan", "distinct", "maker", "plan"]
+__all__ = ["Direction", "Make", "Plan", "Settings", "distinct", "maker", "mixture_of", "plan"]
 
+Direction = Literal["reverse", "forward"]
 Make = Callable[[Frame], Family]
 
 DENSE = 300  # dimensions up to which a full covariance is the default
 WIDE = 64  # dimensions from which a low-rank Gaussian is fitted by fresh draws
 REFINED = 50  # dimensions up to which a mixture is tried where a Gaussian falls short
 METHODS = ("auto", "deterministic", "batch_and_match", "stochastic")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a user may say about a fit; see `fit`."""
+
+    family: str | Make = "auto"
+    direction: Direction = "reverse"
+    method: str = "auto"
+    objective: Objective = "elbo"
+    gradient: Gradient | Literal["auto"] = "auto"
+    alpha: float = 0.5
+    group: int = 8
+    samples: Tensor | None = None
+    starts: int = 4
+    draws: int | None = None
+    evaluation_draws: int = 4000
+
+    @property
+    def maximised(self) -> str:
+        """The name of what is maximised."""
+        return self.objective if self.direction == "reverse" else "log likelihood"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +78,9 @@ class Plan:
         return "; ".join(words)
 
 
-def plan(target: Target, family: str | Make, method: str, draws: int | None, gradient: str) -> Plan:
+def plan(target: Target, settings: Settings) -> Plan:
     """Choose what is "auto" and check the names of what is not."""
+    family, method = settings.family, settings.method
     require(method in METHODS, "method", ", ".join(METHODS), repr(method))
     dim, why = target.dim, ""
     automatic = family == "auto"
@@ -65,16 +92,16 @@ def plan(target: Target, family: str | Make, method: str, draws: int | None, gra
     if method == "auto":
         noisy = target.rows is not None and target.rows.count > target.rows.batch_size
         wide = kind is LowRank and dim > WIDE  # more noise than fixed draws could hold
-        sampled = noisy or wide or kind is Flow or gradient in ("stl", "dreg", "score")
+        sampled = noisy or wide or kind is Flow or settings.gradient in ("stl", "dreg", "score")
         method = "stochastic" if sampled else "deterministic"
         why = "mini-batches" if noisy else "family"
     if method == "batch_and_match":
         full = kind is FullRank
         require(full, "family", "full_rank for batch_and_match", kind.name, "another method")
     few, many = _draws(some, dim, method)
-    few = few if draws is None else draws
+    few = few if settings.draws is None else settings.draws
     refine = automatic and method == "deterministic" and dim <= REFINED and target.rows is None
-    many = few if draws is not None else many
+    many = few if settings.draws is not None else many
     most = max(few, min(many, 1024) if refine else many)  # 1,024 will do, or a Gaussian will not
     return Plan(
         make=make,

@@ -63,8 +63,8 @@ class Diagnosis:
     evidence_bound: Estimate
     kl: Estimate
     resampling: str
-    pool: Pool | None
-    probed: Probed | None
+    pool: Pool | None = None
+    probed: Probed | None = None
 
     @property
     def level(self) -> Level:
@@ -287,11 +287,24 @@ def _diagnosed(
     judged = judge(evidence)
     if math.isnan(evidence.k_hat):
         nothing = Estimate(math.nan, math.nan, len(logs))
-        why = judged.reasons[0]
-        return Diagnosis(evidence, judged, nothing, nothing, nothing, why, None, None)
-    sound = unsound(logs if pool is None else pool[1], pooled=pool is not None)
-    elbo, bound, kl = Estimate.from_terms(logs), _evidence_bound(logs), _gap(logs)
-    return Diagnosis(evidence, judged, elbo, bound, kl, sound, pool, probed)
+        return Diagnosis(
+            evidence=evidence,
+            judged=judged,
+            elbo=nothing,
+            evidence_bound=nothing,
+            kl=nothing,
+            resampling=judged.reasons[0],
+        )
+    return Diagnosis(
+        evidence=evidence,
+        judged=judged,
+        elbo=Estimate.from_terms(logs),
+        evidence_bound=_evidence_bound(logs),
+        kl=_gap(logs),
+        resampling=unsound(logs if pool is None else pool[1], pooled=pool is not None),
+        pool=pool,
+        probed=probed,
+    )
 
 
 def _pool(sample: Sample, wide: Wide) -> Pool | None:

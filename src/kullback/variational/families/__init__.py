@@ -3,8 +3,10 @@
 Which to use: `FullRank` up to a few hundred dimensions, `LowRank` or `MeanField` above; `Mixture`
 for several peaks, `StudentT` for heavy tails, `Flow` for funnels and bananas. To add one, write the
 five methods that `Family` asks for; `fit(family=YourFamily)` takes it as it is.
+`FamilyDistribution` wraps any of them as a `torch.distributions.Distribution`.
 """
 
+from .distribution import FamilyDistribution
 from .family import Draws, Family
 from .flow import Flow
 from .gaussians import FullRank, LowRank, MeanField
@@ -15,6 +17,7 @@ __all__ = [
     "NAMED",
     "Draws",
     "Family",
+    "FamilyDistribution",
     "Flow",
     "FullRank",
     "LowRank",

@@ -1,0 +1,164 @@
+"""Explanation of a fit: log p(x) = ELBO + KL(q‖p) with the fit's numbers, and q beside the truth.
+
+Which to use: `exact_posterior(target)` for the truth in one or two dimensions, `explain_fit` for
+the text, `truth_draws` for the reference that `fit_plot.plot_fit` draws.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kullback.core import ArgumentValueError
+from kullback.exact import quadrature
+from kullback.variational import Diagnosis, Fit, Target
+from kullback.variational.optimise.grid import find_box
+
+from .text_layout import aligned, number, signed
+
+__all__ = ["exact_posterior", "explain_fit", "truth_draws"]
+
+NODES = {1: 600, 2: 150}  # a dimension: at most 22,500 points
+INSIDE = 1e-6  # q's mass outside the box up to which its ELBO is taken from the grid
+ROWS, BAR = 15, 26  # lines and widest bar of the drawing
+DRAWN = 1e-2  # of the highest density: where the drawing begins and ends
+
+
+def exact_posterior(target: Target) -> quadrature.Posterior | None:
+    """Return p(z|x) by quadrature on the unconstrained space; None above two dimensions.
+
+    None as well where no finite box holds the density (very heavy tails), or it is NaN in the box.
+
+    Example:
+        >>> target = Target.of(lambda z: -0.5 * z.square().sum(), 1)
+        >>> round(float(exact_posterior(target).log_evidence), 6)
+        0.918939
+    """
+    if target.dim not in NODES:
+        return None
+    with torch.no_grad():
+        try:
+            lower, upper = find_box(target.log_density, target.dim)
+            nodes = NODES[target.dim]
+            return quadrature.posterior(target.log_density, lower=lower, upper=upper, nodes=nodes)
+        except ArgumentValueError:
+            return None
+
+
+def explain_fit(found: Fit, diagnosis: Diagnosis, truth: quadrature.Posterior | None) -> str:
+    """Explain a fit: ELBO and KL(q‖p) under each other, their sum, and what it is (MATH 2.1).
+
+    Args:
+        found: the fit.
+        diagnosis: its `assess`, whose estimates are shown where there is no `truth`.
+        truth: `exact_posterior(found.target)`. With it ELBO, KL and log p(x) are three separate
+            integrals; in one dimension p(z|x) is drawn beside q(z), too.
+
+    Returns:
+        The text, in nats.
+
+    Example:
+        >>> from kullback.variational import fit
+        >>> found = fit(lambda z: -0.5 * z.square().sum(), 1)
+        >>> truth = exact_posterior(found.target)
+        >>> print(explain_fit(found, found.diagnosis, truth).splitlines()[0])
+        log p(x) = ELBO(q) + KL(q‖p), for every q (MATH 2.1)
+    """
+    text = None if truth is None else _exact(found, truth)
+    lines = _sampled(diagnosis) if text is None else text
+    head = "log p(x) = ELBO(q) + KL(q‖p), for every q (MATH 2.1)"
+    drawing = [] if truth is None or found.target.dim != 1 else ["", *_drawing(found, truth)]
+    return "\n".join([head, "", *lines, *_MEANING, *drawing])
+
+
+def truth_draws(target: Target, truth: quadrature.Posterior, n: int = 20_000) -> dict[str, Tensor]:
+    """Return n evenly spaced quantiles of a one-dimensional p(z|x) in the user's parameters.
+
+    Example:
+        >>> target = Target.of(lambda z: -0.5 * z.square().sum(), 1)
+        >>> z = truth_draws(target, exact_posterior(target))["z"]
+        >>> z.shape, round(float(z.std()), 2)
+        (torch.Size([20000, 1]), 1.0)
+    """
+    mass = (truth.log_density + truth.log_weights).exp()
+    below = ((mass.cumsum(0) - mass / 2) / mass.sum()).numpy()  # of a node: half of its own mass
+    levels = (np.arange(n) + 0.5) / n
+    z = np.interp(levels, below, truth.nodes[:, 0].numpy())
+    with torch.no_grad():
+        return target.constrain(torch.from_numpy(z)[:, None])
+
+
+def _exact(found: Fit, truth: quadrature.Posterior) -> list[str] | None:
+    """Lay out the three integrals; None where the grid does not hold q or a value is infinite."""
+    log_q = found.log_prob(truth.nodes)
+    mass = (log_q + truth.log_weights).exp()
+    evidence = float(truth.log_evidence)
+    terms = truth.log_density + truth.log_evidence - log_q
+    elbo = float((mass * terms.where(mass > 0, 0.0)).sum())
+    kl = float(truth.kl_from(found.log_prob))
+    if abs(float(mass.sum()) - 1) > INSIDE or not math.isfinite(elbo + kl):
+        return None
+    rows = [
+        ["ELBO(q)", "E_q[log p(x, z) − log q(z)]", signed(elbo)],
+        ["KL(q‖p)", "E_q[log q(z) − log p(z|x)]", signed(max(kl, 0.0))],
+        ["", "", "─" * 9],
+        ["sum", "", signed(elbo + kl)],
+        ["log p(x)", "log ∫ p(x, z) dz", signed(evidence)],
+    ]
+    gap = abs(elbo + kl - evidence)
+    return [
+        *(f"  {line}" for line in aligned(rows, left=(0, 1))),
+        "",
+        f"They add up: sum and log p(x) differ by {number(gap)} nats. Each of the three is an",
+        f"integral of its own, by quadrature on {len(truth.nodes):,} nodes.",
+    ]
+
+
+def _sampled(diagnosis: Diagnosis) -> list[str]:
+    """Lay out what draws of q estimate."""
+    total = float(diagnosis.elbo.value) + float(diagnosis.kl.value)
+    rows = [
+        ["ELBO(q)", "E_q[log p(x, z) − log q(z)]", diagnosis.elbo.brief],
+        ["KL(q‖p)", "E_q[log q(z) − log p(z|x)]", diagnosis.kl.brief],
+    ]
+    if not math.isfinite(total):
+        why = "No finite sum: the ELBO is −inf and the KL +inf where q has mass and p has none."
+        return [*(f"  {line}" for line in aligned(rows, left=(0, 1, 2))), "", why]
+    rows.append(["sum", "log of the mean of p(x, z)/q(z)", f"{number(total)} nats"])
+    return [
+        *(f"  {line}" for line in aligned(rows, left=(0, 1, 2))),
+        "",
+        "They add up: both are estimated from the same draws of q, and the sum is the usual",
+        "estimate of log p(x) by importance sampling, which is too low where q misses mass of p.",
+        "In one or two dimensions, where a box holds p and q, each is a quadrature of its own.",
+    ]
+
+
+_MEANING = (
+    "log p(x) is the log of the integral of the given density. It does not depend on q: the larger",
+    "the ELBO, the smaller the KL. KL ≥ 0, so the ELBO is a lower bound on log p(x).",
+)
+
+
+def _drawing(found: Fit, truth: quadrature.Posterior) -> list[str]:
+    """Draw p(z|x) and q(z) side by side, a line for each of `ROWS` values of z."""
+    nodes, p = truth.nodes[:, 0].numpy(), truth.log_density.exp().numpy()
+    q = found.log_prob(truth.nodes).exp().numpy()
+    seen = nodes[np.maximum(p / p.max(), q / q.max()) > DRAWN]
+    places = np.linspace(seen[0], seen[-1], ROWS)
+    top = max(p.max(), q.max())
+    rows = [[f"{found.target.names[0]}, unconstrained", "true p(z|x)", "q(z)"]]
+    for z in places:
+        bars = (
+            mark * round(BAR * float(np.interp(z, nodes, density)) / top)
+            for mark, density in (("█", p), ("▒", q))
+        )
+        rows.append([f"{z:.3g}".replace("-", "−"), *bars])
+    named = "the densities of unconstrained z, to one scale"
+    return [f"The true posterior and q: {named}", *(f"  {line}" for line in _columns(rows))]
+
+
+def _columns(rows: list[list[str]]) -> list[str]:
+    wide = max(len(row[0]) for row in rows)
+    return [f"{z:>{wide}}  {p:<{BAR}}  {q}".rstrip() for z, p, q in rows]
