@@ -12,8 +12,8 @@ wait for each other spin. `extra_mib` is how far the process's peak memory rose 
 gradients (Linux only). --growth measures how time and memory grow with positions and vocabulary.
 
 --gpu (an H200 or its like) puts the Triton kernels beside the copy bandwidth of the same run,
-Liger-Kernel's LigerKLDIVLoss and torch.compile, and `kl_from_hidden` beside Liger's fused linear
-JSD, in bfloat16 and float32; what is missing is said.
+Liger-Kernel's LigerKLDIVLoss and torch.compile, and `kl` of `HiddenStates` beside Liger's fused
+linear JSD, in bfloat16 and float32; what is missing is said.
 """
 
 import argparse
@@ -88,6 +88,11 @@ def _memory(field):
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
+def from_states(p_hidden, p_head, q_hidden, q_head, *, memory=None, **options):
+    p, q = ((p_hidden, p_head), (q_hidden, q_head))
+    return tokens.kl(*(tokens.HiddenStates(*x, memory=memory) for x in (p, q)), **options)
+
+
 def cases(positions, vocab, width):
     """Name → (ours, the bare products), sharing inputs and the memory for gradients."""
     p_hidden, p_head, q_hidden, q_head = make(positions, vocab, width)
@@ -99,14 +104,14 @@ def cases(positions, vocab, width):
         for x, wanted in zip((q_hidden, q_head), asks, strict=True):
             x.requires_grad_(wanted)
         leaves = [x for x in (q_hidden, q_head) if x.requires_grad]
-        found = torch.autograd.grad(tokens.kl_from_hidden(*inputs).sum(), leaves)
+        found = torch.autograd.grad(from_states(*inputs).sum(), leaves)
         for x in (q_hidden, q_head):
             x.requires_grad_(False)
         return found
 
     return {
         "forward": (
-            lambda: tokens.kl_from_hidden(*inputs),
+            lambda: from_states(*inputs),
             lambda: bare(*inputs, room),
             0,
         ),
@@ -149,7 +154,7 @@ def growth(options):
         inputs[2].requires_grad_()
 
         def step(inputs=inputs):
-            torch.autograd.grad(tokens.kl_from_hidden(*inputs).sum(), inputs[2])
+            torch.autograd.grad(from_states(*inputs).sum(), inputs[2])
 
         rise, spent = peak(step), []
         for _ in range(3):
@@ -229,7 +234,7 @@ def from_hidden(positions, vocab, width, dtype):
     q_head.requires_grad_()
 
     def ours(memory):
-        value = tokens.kl_from_hidden(p_hidden, p_head, q_hidden, q_head, nan="pass", memory=memory)
+        value = from_states(p_hidden, p_head, q_hidden, q_head, memory=memory, nan="pass")
         return torch.autograd.grad(value.sum(), (q_hidden, q_head))
 
     found = {f"kullback, {m} MiB": timed(lambda m=m: ours(m * MIB), 5) for m in (48, 256, 1024)}

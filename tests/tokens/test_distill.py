@@ -8,8 +8,7 @@ import torch
 from kullback import tokens
 from kullback.core import ArgumentTypeError, ArgumentValueError
 from kullback.exact import tables
-from kullback.tokens import distill_loss, distill_terms, distill_terms_top_k
-from kullback.tokens.divergences.hidden_states import kl_from_hidden
+from kullback.tokens import HiddenStates, distill_loss, distill_terms, distill_terms_top_k, kl
 from kullback.tokens.losses.distillation import DIVERGENCES
 from tokens.worlds import World
 
@@ -152,9 +151,10 @@ def test_from_hidden_states_is_from_logits():
     hidden = [torch.randn(2, 3, 4, generator=generator, dtype=F64) for _ in range(2)]
     heads = [torch.randn(7, 4, generator=generator, dtype=F64) for _ in range(2)]
     student, teacher = (h @ w.T for h, w in zip(hidden, heads, strict=True))
-    found = kl_from_hidden(hidden[1], heads[1], hidden[0], heads[0])
+    pair = [HiddenStates(*each) for each in zip(hidden, heads, strict=True)]
+    found = kl(pair[1], pair[0])
     torch.testing.assert_close(found, distill_terms(student, teacher))
-    found = kl_from_hidden(hidden[0], heads[0], hidden[1], heads[1])
+    found = kl(*pair)
     torch.testing.assert_close(found, distill_terms(student, teacher, divergence="reverse"))
 
 

@@ -8,14 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kullback.tokens import (
-    compare_from_hidden,
-    distill_terms,
-    distill_terms_from_hidden,
-    js_from_hidden,
-    kl_from_hidden,
-    usable,
-)
+from kullback.tokens import HiddenStates, compare, distill_terms, js, kl, usable
 from kullback.tokens.backends import reference
 from kullback.tokens.backends.interface import Task
 from kullback.tokens.losses.distillation import DIVERGENCES
@@ -65,8 +58,16 @@ def sides(positions, vocab, widths, *, dtype=torch.float64, seed=0, bias=None):
     return found
 
 
-def both(p, q, **options):
-    return kl_from_hidden(*p[:2], *q[:2], p_bias=p[2], q_bias=q[2], **options)
+def states(*given, softcap=(None, None), memory=None):
+    """Sources of sides [hidden, head, bias]; softcap: one for each."""
+    return [
+        HiddenStates(hidden, head, bias=bias, softcap=cap, memory=memory)
+        for (hidden, head, bias), cap in zip(given, softcap, strict=False)
+    ]
+
+
+def both(p, q, *, softcap=(None, None), memory=None, **options):
+    return kl(*states(p, q, softcap=softcap, memory=memory), **options)
 
 
 def gradients(value, p, q):
@@ -81,7 +82,7 @@ def gradients(value, p, q):
 def test_equals_the_reference(bias, caps, memory):
     p, q = sides(7, 101, (5, 3), bias=bias)
     expected = truth(p, q, caps=caps, temperature=1.3)
-    found = both(p, q, soft_cap=caps, temperature=1.3, memory=memory)
+    found = both(p, q, softcap=caps, temperature=1.3, memory=memory)
     assert torch.isinf(found).all() == (bias == "q bans")
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
     for ours, theirs in zip(gradients(found, p, q), gradients(expected, p, q), strict=True):
@@ -112,7 +113,7 @@ def test_finite_differences():
     def value(*tensors):
         pair = tensors[:3], tensors[3:]
         banning = ((*side[:2], side[2].masked_fill(banned, -math.inf)) for side in pair)
-        return both(*banning, soft_cap=4.0, temperature=0.7, memory=500)
+        return both(*banning, softcap=(4.0, 4.0), temperature=0.7, memory=500)
 
     finite = [x.detach().nan_to_num(neginf=0.0).requires_grad_() for x in (*p, *q)]
     assert torch.autograd.gradcheck(value, finite)
@@ -151,7 +152,7 @@ def test_backends_of_the_blocks(backend, bias):
     if why_not := usable(torch.zeros(1, 2))[backend]:
         pytest.skip(why_not)
     p, q = sides(6, 301, (5, 3), dtype=torch.float32, bias=bias)
-    found = both(p, q, soft_cap=(None, 9.0), memory=20_000, backend=backend)
+    found = both(p, q, softcap=(None, 9.0), memory=20_000, backend=backend)
     expected = truth(p, q, caps=(None, 9.0))
     bound = (
         8
@@ -173,8 +174,8 @@ def test_everything_in_one_pass(bias, memory):
     p, q = sides(7, 101, (5, 3), bias=bias)
     ids = torch.tensor([0, 100, 50, 99, 51, 33, 7])
     expected = of_the_logits(p, q, Task(WANTS, 1.3), ids=ids, caps=(None, 3.0))
-    how = {"ids": ids, "soft_cap": (None, 3.0), "temperature": 1.3, "memory": memory}
-    found = compare_from_hidden(*p[:2], *q[:2], p_bias=p[2], q_bias=q[2], **how)
+    pair = states(p, q, softcap=(None, 3.0), memory=memory)
+    found = compare(*pair, ids=ids, temperature=1.3)
     values = torch.stack([x.to(expected) for x in found])
     torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-13)
     pairs = (
@@ -190,8 +191,7 @@ def test_everything_in_one_pass(bias, memory):
 def test_jensen_shannon(bias, beta):
     p, q = sides(7, 101, (5, 3), bias=bias)
     expected = of_the_logits(p, q, Task(("js",), 1.3, beta))[0]
-    how = {"beta": beta, "temperature": 1.3, "memory": 3000}
-    found = js_from_hidden(*p[:2], *q[:2], p_bias=p[2], q_bias=q[2], **how)
+    found = js(*states(p, q, memory=3000), beta=beta, temperature=1.3)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
     for ours, theirs in zip(gradients(found, p, q), gradients(expected, p, q), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
@@ -224,18 +224,13 @@ def test_distillation(divergence, dtype):
         for side, cap in ((teacher, None), (student, 4.0))
     ]
     expected = by_the_formula(divergence, *logs, 0.3).masked_fill(~mask, 0.0) * 1.5**2
-    found = distill_terms_from_hidden(
-        *student[:2],
-        *teacher[:2],
-        student_bias=student[2],
-        teacher_bias=teacher[2],
+    found = distill_terms(
+        *states(student, teacher, softcap=caps, memory=4000),
         divergence=divergence,
         weight=0.3,
         temperature=1.5,
         temperature_squared=True,
-        soft_cap=caps,
         mask=mask,
-        memory=4000,
     )
     bound = 300 * torch.finfo(dtype).eps
     torch.testing.assert_close(found.double(), expected, rtol=bound, atol=bound)
@@ -258,15 +253,8 @@ def test_mixtures_where_a_side_bans(divergence):
         student[2][45:50] = -math.inf
     bound = [full_logits(*side).detach() for side in (student, teacher)]
     expected = distill_terms(*bound, divergence=divergence, weight=0.4)
-    found = distill_terms_from_hidden(
-        *student[:2],
-        *teacher[:2],
-        student_bias=student[2],
-        teacher_bias=teacher[2],
-        divergence=divergence,
-        weight=0.4,
-        memory=2000,
-    )
+    pair = states(student, teacher, memory=2000)
+    found = distill_terms(*pair, divergence=divergence, weight=0.4)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(found.sum(), student))
 
@@ -276,7 +264,7 @@ def test_close_sides_keep_the_digits_of_a_jensen_shannon():
     hidden, head = (x.detach() for x in sides(16, 5000, (32,), dtype=torch.float32)[0][:2])
     moved = hidden + 1e-3 * torch.randn(16, 32, generator=torch.Generator().manual_seed(5))
     expected = of_the_logits((hidden, head), (moved, head), Task(("js",)))[0]
-    found = js_from_hidden(hidden, head, moved, head)
+    found = js(HiddenStates(hidden, head), HiddenStates(moved, head))
     assert ((found - expected).abs() <= 1e-3 * expected).all()
 
 
@@ -295,10 +283,10 @@ def test_small_divergences_keep_their_digits(scale):
     hidden, head = (x.detach() for x in sides(16, 5000, (32,), dtype=torch.float32)[0][:2])
     moved = hidden + scale * torch.randn(16, 32, generator=torch.Generator().manual_seed(5))
     expected = truth((hidden, head), (moved, head))
-    found = kl_from_hidden(hidden, head, moved, head)
+    found = kl(HiddenStates(hidden, head), HiddenStates(moved, head))
     assert (found >= 0).all()
     assert ((found - expected).abs() <= 1e-3 * expected).all(), expected
-    assert kl_from_hidden(hidden, head, hidden, head).abs().max() == 0
+    assert kl(HiddenStates(hidden, head), HiddenStates(hidden, head)).abs().max() == 0
 
 
 def test_mask_leaves_positions_out():
@@ -307,7 +295,8 @@ def test_mask_leaves_positions_out():
     hidden = [x[0].detach().clone() for x in (p, q)]
     hidden[0][1] = math.nan
     hidden = [x.reshape(2, 3, 3).requires_grad_() for x in hidden]
-    found = kl_from_hidden(hidden[0], p[1], hidden[1], q[1], mask=mask, memory=500)
+    pair = states((hidden[0], p[1], None), (hidden[1], q[1], None), memory=500)
+    found = kl(*pair, mask=mask)
     torch.testing.assert_close(found, torch.where(mask, truth(p, q).reshape(2, 3), 0.0))
     grads = torch.autograd.grad(found.sum(), (*hidden, q[1]))
     assert (grads[0][~mask] == 0).all() and (grads[1][~mask] == 0).all()
@@ -333,12 +322,12 @@ def test_no_distribution_is_refused_or_passed():
     broken = p[0].detach().clone()
     broken[1, 0] = math.nan
     with pytest.raises(ValueError, match=r"1 positions of 3.*first at \(1,\)"):
-        kl_from_hidden(broken, p[1], *q[:2])
-    found = kl_from_hidden(broken, p[1], *q[:2], nan="pass")
+        both((broken, p[1], None), q)
+    found = both((broken, p[1], None), q, nan="pass")
     assert found.isnan().tolist() == [False, True, False]
     nothing = torch.full((8,), -math.inf, dtype=torch.float64)
-    for name in ("p_bias", "q_bias"):
-        found = kl_from_hidden(*p[:2], *q[:2], nan="pass", **{name: nothing})
+    for biases in ((nothing, None), (None, nothing)):
+        found = both((*p[:2], biases[0]), (*q[:2], biases[1]), nan="pass")
         assert found.isnan().all()
 
 
@@ -359,6 +348,12 @@ def test_no_tensor_of_positions_by_vocabulary_exists():
     assert max(sizes) <= 1 << 18
 
 
+def from_parts(*, p_bias=None, q_bias=None, softcap=None, memory=None, **given):
+    p = given.pop("p_hidden"), given.pop("p_head"), p_bias
+    q = given.pop("q_hidden"), given.pop("q_head"), q_bias
+    return both(p, q, softcap=(softcap, softcap), memory=memory, **given)
+
+
 GOOD = {"p_hidden": torch.zeros(2, 3), "p_head": torch.zeros(5, 3)}
 GOOD |= {"q_hidden": torch.zeros(2, 4), "q_head": torch.zeros(5, 4)}
 
@@ -370,7 +365,7 @@ GOOD |= {"q_hidden": torch.zeros(2, 4), "q_head": torch.zeros(5, 4)}
         ({"q_hidden": torch.zeros(3, 4)}, "the same positions; got .2. and .3."),
         ({"q_bias": torch.zeros(3)}, "q_bias: expected a tensor .5."),
         ({"temperature": 0.0}, "temperature: expected a positive"),
-        ({"soft_cap": -1.0}, "soft_cap: expected a positive"),
+        ({"softcap": -1.0}, "softcap: expected a positive"),
         ({"mask": torch.ones(3, dtype=torch.bool)}, "mask: expected a tensor that broadcasts"),
         ({"nan": "drop"}, "nan: expected 'refuse' or 'pass'"),
         ({"align": "pad"}, "align: expected None or 'crop'"),
@@ -380,7 +375,7 @@ GOOD |= {"q_hidden": torch.zeros(2, 4), "q_head": torch.zeros(5, 4)}
 )
 def test_wrong_values(change, message):
     with pytest.raises(ValueError, match=message):
-        kl_from_hidden(**(GOOD | change))
+        from_parts(**(GOOD | change))
 
 
 @pytest.mark.parametrize(
@@ -388,4 +383,4 @@ def test_wrong_values(change, message):
 )
 def test_wrong_types(change):
     with pytest.raises(TypeError, match=next(iter(change))):
-        kl_from_hidden(**(GOOD | change))
+        from_parts(**(GOOD | change))

@@ -10,8 +10,7 @@ import torch
 import torch.distributed as dist
 
 from kullback import tokens
-from kullback.tokens import usable
-from kullback.tokens.divergences import sharded
+from kullback.tokens import Sharded, usable
 
 CASES = ("plain", "both ban", "p bans", "q bans", "a slice is banned", "close", "float32")
 CUTS = {2: (5, 12), 4: (1, 6, 6, 4)}
@@ -49,29 +48,31 @@ def work(folder, world, rank):
     for case in CASES:
         p, q, ids = make(case)
         pair = [x[:, own].clone().requires_grad_() for x in (p, q)]
-        found = sharded.compare(*pair, ids=ids, temperature=1.3, backend="chunked")
+        cut = [Sharded(x) for x in pair]
+        found = tokens.compare(*cut, ids=ids, temperature=1.3, backend="chunked")
         grads = torch.autograd.grad(weighted(found), pair)
-        one = [sharded.kl(*pair), sharded.entropy(pair[0]), sharded.log_prob(pair[0], ids)]
+        one = [tokens.kl(*cut), tokens.entropy(cut[0]), tokens.log_prob(cut[0], ids)]
         results[case] = (*(x.detach() for x in found), *grads, *(x.detach() for x in one))
-        mixed = sharded.js(*pair, beta=0.3, temperature=1.3)
+        mixed = tokens.js(*cut, beta=0.3, temperature=1.3)
         results["js " + case] = (mixed.detach(), *torch.autograd.grad(weighted([mixed]), pair))
-        sums = sharded.jeffreys(*pair), sharded.cross_entropy(*pair)
+        sums = tokens.jeffreys(*cut), tokens.cross_entropy(*cut)
         results["sums " + case] = tuple(x.detach() for x in sums)
         if case == "float32" and not usable(pair[0])["native"]:
-            found = sharded.compare(*pair, ids=ids, temperature=1.3, backend="native")
+            found = tokens.compare(*cut, ids=ids, temperature=1.3, backend="native")
             grads = torch.autograd.grad(weighted(found), pair)
             results["native"] = (*(x.detach() for x in found), *grads, *results[case][9:])
     mask = torch.tensor([True, False, True])
     broken, q, _ = make("plain")
     broken[1, 3] = math.nan
     pair = [x[:, own].clone().requires_grad_() for x in (broken, q)]
-    masked = sharded.kl(*pair, mask=mask)
-    passed = sharded.kl(*pair, nan="pass")
+    cut = [Sharded(x) for x in pair]
+    masked = tokens.kl(*cut, mask=mask)
+    passed = tokens.kl(*cut, nan="pass")
     results["mask"] = (masked.detach(), *torch.autograd.grad(masked.sum(), pair), passed.detach())
-    mixed, passed = sharded.js(*pair, mask=mask), sharded.js(*pair, nan="pass")
+    mixed, passed = tokens.js(*cut, mask=mask), tokens.js(*cut, nan="pass")
     results["js mask"] = (mixed.detach(), *torch.autograd.grad(mixed.sum(), pair), passed.detach())
     try:
-        sharded.kl(*pair)
+        tokens.kl(*cut)
     except ValueError as error:
         results["refused"] = str(error)
     torch.save(results, f"{folder}/{rank}.pt")
@@ -145,9 +146,9 @@ def test_masks_and_rows_without_distribution(shards):
 
 def test_without_a_group_it_says_so():
     with pytest.raises(ValueError, match="backend: expected one that sums rows"):
-        sharded.kl(torch.zeros(2), torch.zeros(2), backend="reference")
+        tokens.kl(Sharded(torch.zeros(2)), Sharded(torch.zeros(2)), backend="reference")
     with pytest.raises(ValueError, match="group: expected a process group"):
-        sharded.kl(torch.zeros(2), torch.zeros(2))
+        tokens.kl(Sharded(torch.zeros(2)), Sharded(torch.zeros(2)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import sys
 import pytest
 import torch
 
-from kullback.tokens import kl_from_hidden, usable
+from kullback.tokens import HiddenStates, kl, usable
 from kullback.tokens.backends.interface import Task
 from kullback.tokens.divergences.logits import measure
 
@@ -138,9 +138,8 @@ def from_hidden(backend, dtype):
     tensors[2][::3], tensors[5][::6] = -math.inf, -math.inf
     tensors = [x.to(dtype).requires_grad_() for x in tensors]
     p, q = tensors[:3], tensors[3:]
-    value = kl_from_hidden(
-        *p[:2], *q[:2], p_bias=p[2], q_bias=q[2], soft_cap=9.0, memory=8000, backend=backend
-    )
+    pair = (HiddenStates(*x[:2], bias=x[2], softcap=9.0, memory=8000) for x in (p, q))
+    value = kl(*pair, backend=backend)
     weights = torch.linspace(0.5, 2.0, 5).to(value)
     return [x.detach().double() for x in (value, *torch.autograd.grad(value @ weights, tensors))]
 

@@ -1,20 +1,25 @@
 """Floor 3, tokens: exact divergences between next-token distributions, position by position.
 
-Which to use: the functions re-exported here take logits `[*batch, vocab]` and return one value a
-position; `divergences` explains their options, `reference` their meaning at every edge.
-`kl_from_hidden` and its like take hidden states and heads, and hold no logits; `parallel` takes
-logits cut over processes; `kl_bounds` and `kl_estimate` take what a service returns, its top k.
+Which to use: `kl` and the other functions here take logits `[*batch, vocab]` and return one value a
+position; `divergences.functions` explains their options, `backends.reference` their meaning at
+every edge. Where logits stand there may be another source: `HiddenStates(hidden, head)`, whose
+logits are not held; `Sharded(logits, group)`, a slice of a vocabulary cut over processes; for `kl`
+a `TopK` list, what a service returns, of which it gives bounds. `kl_estimate` adds drawn tokens.
 `policy` has the losses of policy optimisation, `rewards` the same as a penalty on rewards,
-`distill` those of distillation, and `audit` says which divergence any loss descends.
+`distillation` those of distillation, and `audit` says which divergence any loss descends.
 """
 
 from .auditing.findings import Audit
 from .auditing.run import audit
 from .backends.choose import usable
-from .divergences.hidden_states import compare_from_hidden, js_from_hidden, kl_from_hidden
-from .divergences.logits import (
+from .deprecated import (
+    compare_from_hidden,
+    distill_terms_from_hidden,
+    js_from_hidden,
+    kl_from_hidden,
+)
+from .divergences.functions import (
     Comparison,
-    InputWarning,
     compare,
     cross_entropy,
     entropy,
@@ -23,12 +28,13 @@ from .divergences.logits import (
     kl,
     log_prob,
 )
+from .divergences.logits import InputWarning
 from .divergences.rounding import PrecisionWarning, rounding_floor
+from .divergences.sources import HiddenStates, Sharded
 from .divergences.top_k import Bounds, TopK, kl_bounds, kl_estimate
 from .losses.distillation import (
     distill_loss,
     distill_terms,
-    distill_terms_from_hidden,
     distill_terms_top_k,
 )
 from .losses.policy import policy_kl_loss, rao_blackwell_kl_loss
@@ -39,9 +45,11 @@ __all__ = [
     "Audit",
     "Bounds",
     "Comparison",
+    "HiddenStates",
     "InputWarning",
     "PolicyKL",
     "PrecisionWarning",
+    "Sharded",
     "TopK",
     "TrustRegion",
     "audit",

@@ -4,28 +4,43 @@
 
 Which to use: none of these directly; `triton_backend` launches them, and importing this file
 imports the compiler. Each row of logits is read in tiles, each tile summed as if it were the whole
-vocabulary, and the tiles joined by the chain rule (as in `parts`): an online softmax that keeps the
-small differences between p and q. Few rows are cut between programs; `finish` joins the cuts.
+vocabulary, and the tiles joined by the chain rule (as in `slices`): an online softmax that keeps
+the small differences between p and q. Few rows are cut between programs; `finish` joins the cuts.
 
 Tokens are of three kinds: both sides have them, or only p, or only q. The divergences are summed
 over the first; of the others, of which there are usually none, only the mass is kept. Of a set of
 logits x are kept: the maximum, Σ w, Σ w log w with w = e^((x − max)/temperature), and the place of
 the maximum; that is m, s, e, i for p and n, t, f, j for q. All sums are in float32.
 
-Triton kernels that read both logits once more: gradients, and the Jensen-Shannon sums.
-
-Which to use: none of these directly; `triton_backend` launches them, and importing this file
-imports the compiler. They need every row's maxima and log-normalisers (`triton_kernels`).
+`js` and `slopes` read both logits once more, for the Jensen-Shannon sums and the gradients. They
+need every row's maxima and log-normalisers.
 """
 
 import triton
 import triton.language as tl
 
+from .interface import Slope, Sum
+
 __all__ = ["finish", "forward", "js", "slopes"]
 
 LOW: tl.constexpr = tl.constexpr(float("-inf"))
 NONE: tl.constexpr = tl.constexpr(1 << 30)  # the place of no token
-STATE: tl.constexpr = tl.constexpr(20)  # how many numbers are kept of a cut, in `_keep`'s order
+# Where the numbers that are kept of a cut stand, and how many there are (STATE). A set of tokens
+# has m, s, e, i and, where one side has them alone, a count.
+KEPT_KL, KEPT_BACK = tl.constexpr(0), tl.constexpr(1)
+KEPT_P, KEPT_Q = tl.constexpr(2), tl.constexpr(6)  # the tokens that both have
+KEPT_P_ALONE, KEPT_Q_ALONE = tl.constexpr(10), tl.constexpr(15)
+STATE = tl.constexpr(20)
+# Rows of the sums; of q each stands `first` = 1 below p's, maximum and log-normaliser 2 below.
+P_MAX, P_LOG_SUM = tl.constexpr(int(Sum.P_MAX)), tl.constexpr(int(Sum.P_LOG))
+Q_MAX, Q_LOG_SUM = tl.constexpr(int(Sum.Q_MAX)), tl.constexpr(int(Sum.Q_LOG))
+ENTROPIES, ALONE = tl.constexpr(int(Sum.P_ENTROPY)), tl.constexpr(int(Sum.P_ALONE))
+LOST, TOPS = tl.constexpr(int(Sum.P_LOST)), tl.constexpr(int(Sum.P_TOP))
+KL_SUM, BACK_SUM = tl.constexpr(int(Sum.KL)), tl.constexpr(int(Sum.REVERSE_KL))
+# Rows of the coefficients of p; those of q begin at ON_Q.
+ON_RATIO, ON_LOG = tl.constexpr(int(Slope.P_RATIO)), tl.constexpr(int(Slope.P_LOG))
+ON_MIX, ON_STEP = tl.constexpr(int(Slope.P_MIX)), tl.constexpr(int(Slope.P_STEP))
+ON_ID, ON_Q = tl.constexpr(int(Slope.P_AT)), tl.constexpr(int(Slope.Q_ONE))
 
 
 @triton.jit
@@ -107,28 +122,25 @@ def _chain(kl, rk, m, s, n, t, kl2, rk2, m2, s2, n2, t2, scale):
 
 
 @triton.jit
-def _keep(to, kl, rk, m, s, e, i, n, t, f, j, am, as_, ae, ai, ac, bm, bs, be, bi, bc
-):  # fmt: skip
-    tl.store(to, kl)
-    tl.store(to + 1, rk)
-    tl.store(to + 2, m)
-    tl.store(to + 3, s)
-    tl.store(to + 4, e)
-    tl.store(to + 5, i)
-    tl.store(to + 6, n)
-    tl.store(to + 7, t)
-    tl.store(to + 8, f)
-    tl.store(to + 9, j)
-    tl.store(to + 10, am)
-    tl.store(to + 11, as_)
-    tl.store(to + 12, ae)
-    tl.store(to + 13, ai)
-    tl.store(to + 14, ac)
-    tl.store(to + 15, bm)
-    tl.store(to + 16, bs)
-    tl.store(to + 17, be)
-    tl.store(to + 18, bi)
-    tl.store(to + 19, bc)
+def _keep(to, m, s, e, i):
+    """Keep what is known of one set of tokens."""
+    tl.store(to, m)
+    tl.store(to + 1, s)
+    tl.store(to + 2, e)
+    tl.store(to + 3, i)
+
+
+@triton.jit
+def _kept(at):
+    """Return what `_keep` kept."""
+    return tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
+
+
+@triton.jit
+def _keep_alone(to, m, s, e, i, count):
+    """Keep what is known of the tokens that one side has alone."""
+    _keep(to, m, s, e, i)
+    tl.store(to + 4, count)
 
 
 @triton.jit
@@ -181,23 +193,30 @@ def forward(
         m, s, e, i = _online(m, s, e, i, m2, s2, e2, i2, scale)
         n, t, f, j = _online(n, t, f, j, n2, t2, f2, j2, scale)
     to = state + (row * tl.num_programs(1) + part) * STATE
-    _keep(to, kl, rk, m, s, e, i, n, t, f, j, am, as_, ae, ai, ac, bm, bs, be, bi, bc)
+    tl.store(to + KEPT_KL, kl)
+    tl.store(to + KEPT_BACK, rk)
+    _keep(to + KEPT_P, m, s, e, i)
+    _keep(to + KEPT_Q, n, t, f, j)
+    _keep_alone(to + KEPT_P_ALONE, am, as_, ae, ai, ac)
+    _keep_alone(to + KEPT_Q_ALONE, bm, bs, be, bi, bc)
 
 
 @triton.jit
 def _restore(at, kl, rk, m, s, e, i, n, t, f, j, scale):
     """Join what was kept of a cut to what is known of a row, but for tokens of one side alone."""
-    m2, s2, n2, t2 = tl.load(at + 2), tl.load(at + 3), tl.load(at + 6), tl.load(at + 7)
-    kl, rk = _chain(kl, rk, m, s, n, t, tl.load(at), tl.load(at + 1), m2, s2, n2, t2, scale)
-    m, s, e, i = _online(m, s, e, i, m2, s2, tl.load(at + 4), tl.load(at + 5), scale)
-    n, t, f, j = _online(n, t, f, j, n2, t2, tl.load(at + 8), tl.load(at + 9), scale)
+    m2, s2, e2, i2 = _kept(at + KEPT_P)
+    n2, t2, f2, j2 = _kept(at + KEPT_Q)
+    kl2, rk2 = tl.load(at + KEPT_KL), tl.load(at + KEPT_BACK)
+    kl, rk = _chain(kl, rk, m, s, n, t, kl2, rk2, m2, s2, n2, t2, scale)
+    m, s, e, i = _online(m, s, e, i, m2, s2, e2, i2, scale)
+    n, t, f, j = _online(n, t, f, j, n2, t2, f2, j2, scale)
     return kl, rk, m, s, e, i, n, t, f, j
 
 
 @triton.jit
 def _alone(at, m, s, e, i, count, scale):
     """Join what was kept of the tokens that one side has alone."""
-    m2, s2, e2, i2 = tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
+    m2, s2, e2, i2 = _kept(at)
     m, s, e, i = _online(m, s, e, i, m2, s2, e2, i2, scale)
     return m, s, e, i, count + tl.load(at + 4)
 
@@ -212,12 +231,12 @@ def _write(out, rows, first, m, s, e, i, am, as_, ae, ai, count, scale):
     none = (total == 0) | (total != total) | (total == float("inf"))
     log = tl.where(none, float("nan"), tl.log(total))
     lost = tl.where(count == 0, 0.0, as_ * _shrink(am, top, scale) / total)
-    tl.store(out + 2 * first * rows, top)
-    tl.store(out + (2 * first + 1) * rows, log)
-    tl.store(out + (4 + first) * rows, log - e / total)
-    tl.store(out + (8 + first) * rows, tl.where(none, 0.0, count))
-    tl.store(out + (10 + first) * rows, lost)
-    tl.store(out + (14 + first) * rows, i)
+    tl.store(out + (P_MAX + 2 * first) * rows, top)
+    tl.store(out + (P_LOG_SUM + 2 * first) * rows, log)
+    tl.store(out + (ENTROPIES + first) * rows, log - e / total)
+    tl.store(out + (ALONE + first) * rows, tl.where(none, 0.0, count))
+    tl.store(out + (LOST + first) * rows, lost)
+    tl.store(out + (TOPS + first) * rows, i)
     direct = tl.log(tl.where(s == 0, 1.0, s)) + (m - top) * scale - log
     log_kept = tl.where(lost < 0.5, tl.log(1 - lost), tl.where(s == 0, -1e30, direct))
     return lost + 0 * log, log_kept + 0 * log
@@ -236,15 +255,15 @@ def finish(state, out, rows, cuts, scale):
     for part in range(cuts):
         at = state + (row * cuts + part) * STATE
         kl, rk, m, s, e, i, n, t, f, j = _restore(at, kl, rk, m, s, e, i, n, t, f, j, scale)
-        am, as_, ae, ai, ac = _alone(at + 10, am, as_, ae, ai, ac, scale)
-        bm, bs, be, bi, bc = _alone(at + 15, bm, bs, be, bi, bc, scale)
+        am, as_, ae, ai, ac = _alone(at + KEPT_P_ALONE, am, as_, ae, ai, ac, scale)
+        bm, bs, be, bi, bc = _alone(at + KEPT_Q_ALONE, bm, bs, be, bi, bc, scale)
     p_lost, p_kept = _write(out + row, rows, 0, m, s, e, i, am, as_, ae, ai, ac, scale)
     q_lost, q_kept = _write(out + row, rows, 1, n, t, f, j, bm, bs, be, bi, bc, scale)
     # with the masses s that both sides have: 1 − s_p + s_p (KL within + log s_p / s_q)
     some = (s > 0) & (t > 0)
     apart = tl.where(some, p_kept - q_kept, 0 * (p_kept + q_kept))
-    tl.store(out + row + 6 * rows, p_lost + tl.exp(p_kept) * (kl + apart))
-    tl.store(out + row + 7 * rows, q_lost + tl.exp(q_kept) * (rk - apart))
+    tl.store(out + row + KL_SUM * rows, p_lost + tl.exp(p_kept) * (kl + apart))
+    tl.store(out + row + BACK_SUM * rows, q_lost + tl.exp(q_kept) * (rk - apart))
 
 
 @triton.jit
@@ -276,10 +295,12 @@ def _mixed(l, both, p_only, beta):
 def _probs(p, q, row, p_stride, q_stride, at, vocab, sums, rows, scale):
     """Return log p, log q, p, q and l = log q/p of a tile, and which tokens who has."""
     a, b, both, p_only, q_only = read(p, q, row, p_stride, q_stride, at, vocab)
-    top, log = tl.load(sums + row).to(tl.float32), tl.load(sums + row + rows).to(tl.float32)
+    at_row = sums + row
+    top = tl.load(at_row + P_MAX * rows).to(tl.float32)
+    log = tl.load(at_row + P_LOG_SUM * rows).to(tl.float32)
     p_log = (a - tl.where(top == LOW, 0.0, top)) * scale - log
-    n, q_norm = tl.load(sums + row + 2 * rows), tl.load(sums + row + 3 * rows).to(tl.float32)
-    n = n.to(tl.float32)
+    n = tl.load(at_row + Q_MAX * rows).to(tl.float32)
+    q_norm = tl.load(at_row + Q_LOG_SUM * rows).to(tl.float32)
     q_log = (b - tl.where(n == LOW, 0.0, n)) * scale - q_norm
     l = tl.where(both, ((b - a) - (n - top)) * scale + (log - q_norm), 0.0)
     nan = 0 * (log + q_norm)
@@ -319,16 +340,16 @@ def _slope(
     """Return one side's gradient: its six coefficients (see `Slope`) applied to a tile."""
     inner = tl.load(c + row).to(tl.float32)
     if RATIO:
-        inner += tl.load(c + row + rows).to(tl.float32) * l
+        inner += tl.load(c + row + ON_RATIO * rows).to(tl.float32) * l
     if LOG:
-        inner += tl.load(c + row + 2 * rows).to(tl.float32) * log
+        inner += tl.load(c + row + ON_LOG * rows).to(tl.float32) * log
     if MIX:
-        inner += tl.load(c + row + 3 * rows).to(tl.float32) * mix
+        inner += tl.load(c + row + ON_MIX * rows).to(tl.float32) * mix
     found = mass * inner
     if STEP:
-        found += tl.load(c + row + 4 * rows).to(tl.float32) * step
+        found += tl.load(c + row + ON_STEP * rows).to(tl.float32) * step
     if AT:
-        found += tl.where(hit, tl.load(c + row + 5 * rows).to(tl.float32), 0.0)
+        found += tl.where(hit, tl.load(c + row + ON_ID * rows).to(tl.float32), 0.0)
     return found
 
 
@@ -360,6 +381,8 @@ def slopes(
         found = tl.where(live, tl.where(p_has, found, nan), 0.0)
         tl.store(grad_p + row.to(tl.int64) * gp_stride + at, found, mask=inside)
     if TO_Q:
-        found = _slope(c + 6 * rows, row, rows, v, q_log, l, y, step, hit, BACK, Q_LOG, KL, MIX, AT)
+        found = _slope(
+            c + ON_Q * rows, row, rows, v, q_log, l, y, step, hit, BACK, Q_LOG, KL, MIX, AT
+        )
         found = tl.where(live, tl.where(q_has, found, nan), 0.0)
         tl.store(grad_q + row.to(tl.int64) * gq_stride + at, found, mask=inside)

@@ -1,52 +1,16 @@
-"""The arguments that every function of this folder takes, checked and brought to one shape.
+"""Values from logits: the arguments checked and brought to one shape, through a backend and back.
 
-Which to use: none of this directly; `measure` calls it.
-
-From logits of any shape to rows, through a backend, and back.
-
-Which to use: nothing here directly; `divergences` is the face. `measure` checks, broadcasts,
-chooses the backend, and refuses or lets through rows without a distribution.
-
-Exact divergences between next-token distributions, from logits: one value a position.
-
-Which to use: `kl` for one direction, `compare` for both directions, agreement, entropies and the
-log-probabilities of given tokens in the same pass over the logits; `js` where either side may ban
-tokens the other uses, or a bounded number is wanted; `jeffreys` for both directions as one number;
-`entropy`, `cross_entropy` and `log_prob` for the usual losses and reports.
-
-Everything here is a sum over the vocabulary that is really done (MATH 5.7): no draws, no error bar,
-in nats. Logits are `[*batch, vocab]`, values `[*batch]`, float64 for float64 logits and float32
-for float32, bfloat16 and float16, in which all sums are computed. Gradients flow to either side or
-both; they are written down, not recorded, and no backend but "reference" can differentiate twice.
-
-These rules hold for all of them:
-
-- **temperature**: both sides are softmax(logits / temperature). The gradient is that of the value;
-  no temperature² is multiplied in.
-- **mask**: bool `[*batch]`, True where a position counts. Elsewhere the value is 0 (False for
-  agreement), the gradient is 0, and the logits may be anything. For a mean divide by `mask.sum()`.
-- **Tokens without mass** (logit −inf): neither side has it: nothing. Only q: its mass counts. Only
-  p: KL(p‖q) is +inf. An infinite term is a constant to the gradient, an infinite log-probability
-  too; other terms keep theirs.
-- **No distribution** (no finite logit, or NaN or +inf among them): `ArgumentValueError`; with
-  nan="pass" values and gradients are NaN at that position, and nowhere else. "refuse" looks at the
-  values, and so waits for a GPU; "pass" does not.
-- **Half precision**: where rounding the logits to bfloat16 or float16 may have moved a divergence
-  by a tenth or more, `PrecisionWarning` says so, once (not with nan="pass"). `rounding_floor`
-  gives by how much, for every position.
-- **Probabilities** given for logits: where all rows are non-negative and sum to 1, `InputWarning`
-  says that logits or log-probabilities are meant (on a GPU not with nan="pass"). Log-probabilities
-  are logits.
-- **align**: two vocabulary sizes are an error unless align="crop" says that the larger one is only
-  padded: the tokens beyond the smaller are then left out, and the rest normalised without them.
-- **backend**: "auto", or the name of one (`kullback.tokens.usable` says which can work here).
+`measure` is what the functions of `functions` call for logits. It checks, broadcasts, chooses the
+backend, and refuses or lets through rows without a distribution. `Ask` holds what is asked of the
+other sources, which share the checks.
 """
 
 import itertools
 import math
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,23 +20,17 @@ from kullback.core.checks import describe, message
 from kullback.tokens import limits
 from kullback.tokens.backends import interface
 from kullback.tokens.backends.choose import choose
-from kullback.tokens.backends.interface import Task, Value
+from kullback.tokens.backends.interface import Task
 
+from .pointwise import Pointwise
 from .rounding import warn_of_rounding
 
 __all__ = [
-    "Comparison",
+    "Ask",
     "InputWarning",
     "check_logits",
     "check_options",
     "common",
-    "compare",
-    "cross_entropy",
-    "entropy",
-    "jeffreys",
-    "js",
-    "kl",
-    "log_prob",
     "measure",
     "refuse_nan",
     "spread_ids",
@@ -89,6 +47,22 @@ class InputWarning(UserWarning):
     >>> issubclass(InputWarning, UserWarning)
     True
     """
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is asked of a source: the task's values, or `what` instead, and the options.
+
+    The options are those of the public functions (`functions`).
+    """
+
+    task: Task
+    what: Pointwise | None = None
+    ids: Tensor | None = None
+    mask: Tensor | None = None
+    align: str | None = None
+    nan: str = "refuse"
+    backend: str = "auto"
 
 
 def check_logits(logits: Tensor, name: str) -> None:
@@ -184,7 +158,7 @@ def refuse_nan(found: Tensor, name: str) -> None:
 
 
 def warn_of_probabilities(
-    logits: dict[str, Tensor], keep: Tensor | None, *, stacklevel: int = 4
+    logits: dict[str, Tensor], keep: Tensor | None, *, stacklevel: int = 5
 ) -> None:
     """Warn of logits `[*batch, vocab]` of which all rows that count are probabilities.
 
@@ -247,7 +221,7 @@ def measure(
     """Return the values of `task` for logits of any shape, `[len(wants), *batch]`.
 
     p, q: `[*batch, vocab]`, broadcast over their batches; ids, mask: `[*batch]`, broadcast to the
-    same. The arguments are those of the public functions (`divergences`). names: what p and q are
+    same. The arguments are those of the public functions (`functions`). names: what p and q are
     called in messages; p alone is "logits".
 
     >>> measure(torch.zeros(3, 2), torch.zeros(2), Task(("kl",)))
@@ -377,199 +351,3 @@ def _matrix(x: Any, piece: tuple[int, ...]) -> Any:
 def _part(piece: tuple[int, ...], p: Any, q: Any, ids: Any, keep: Any) -> tuple[Any, ...]:
     small = (None if x is None else x[piece].reshape(-1) for x in (ids, keep))
     return _matrix(p, piece), _matrix(q, piece), *small
-
-
-def kl(
-    p_logits: Tensor,
-    q_logits: Tensor,
-    *,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-    align: str | None = None,
-    nan: str = "refuse",
-    backend: str = "auto",
-) -> Tensor:
-    """Return `KL(p‖q) = Σ p log p/q` at every position (MATH 3.5, 5.7), in nats, ≥ 0.
-
-    p_logits, q_logits: `[*batch, vocab]`, broadcast over batches → `[*batch]`. The options are
-    explained at the head of this module. Exact up to rounding, also where p ≈ q: the sum is of
-    `p (e^l − 1 − l)`, `l = log q/p`, whose terms cannot be negative.
-
-    >>> import torch
-    >>> p, q = torch.tensor([0.5, 0.25, 0.25]).log(), torch.tensor([0.25, 0.5, 0.25]).log()
-    >>> kl(p, q)
-    tensor(0.1733)
-    >>> kl(torch.zeros(3), torch.tensor([0.0, 0.0, -torch.inf]))
-    tensor(inf)
-    """
-    task = Task(("kl",), temperature)
-    return measure(p_logits, q_logits, task, mask=mask, align=align, nan=nan, backend=backend)[0]
-
-
-def js(
-    p_logits: Tensor,
-    q_logits: Tensor,
-    *,
-    beta: float = 0.5,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-    align: str | None = None,
-    nan: str = "refuse",
-    backend: str = "auto",
-) -> Tensor:
-    """Return `β KL(p‖m) + (1−β) KL(q‖m)`, `m = β p + (1−β) q`: Jensen-Shannon, in nats.
-
-    p_logits, q_logits: `[*batch, vocab]` → `[*batch]`. beta: strictly between 0 and 1. Always
-    finite: at most the entropy of (β, 1−β), which disjoint sides reach. As β → 0, js/β tends to
-    KL(p‖q); as β → 1, js/(1−β) tends to KL(q‖p).
-    Reference: Lin (1991), section IV; Agarwal et al. (2024), "On-policy distillation", eq. 1.
-
-    >>> import torch
-    >>> js(torch.tensor([0.0, -torch.inf]), torch.tensor([-torch.inf, 0.0]))  # log 2
-    tensor(0.6931)
-    """
-    task = Task(("js",), temperature, beta)
-    return measure(p_logits, q_logits, task, mask=mask, align=align, nan=nan, backend=backend)[0]
-
-
-def jeffreys(
-    p_logits: Tensor,
-    q_logits: Tensor,
-    *,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-    align: str | None = None,
-    nan: str = "refuse",
-    backend: str = "auto",
-) -> Tensor:
-    """Return `KL(p‖q) + KL(q‖p)` at every position, in nats, ≥ 0, symmetric.
-
-    p_logits, q_logits: `[*batch, vocab]` → `[*batch]`. +inf as soon as one side lacks a token that
-    the other has.
-
-    >>> import torch
-    >>> jeffreys(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log())
-    tensor(0.2747)
-    """
-    task = Task(("kl", "reverse_kl"), temperature)
-    return measure(p_logits, q_logits, task, mask=mask, align=align, nan=nan, backend=backend).sum(
-        0
-    )
-
-
-def entropy(
-    logits: Tensor,
-    *,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-    nan: str = "refuse",
-    backend: str = "auto",
-) -> Tensor:
-    """Return `H(p) = Σ p log 1/p` at every position (MATH 3.2), in nats.
-
-    logits: `[*batch, vocab]` → `[*batch]`. Tokens without mass add nothing.
-
-    >>> import torch
-    >>> entropy(torch.tensor([0.0, 0.0, -torch.inf]))
-    tensor(0.6931)
-    """
-    task = Task(("entropy",), temperature)
-    return measure(logits, None, task, mask=mask, nan=nan, backend=backend)[0]
-
-
-def cross_entropy(
-    p_logits: Tensor,
-    q_logits: Tensor,
-    *,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-    align: str | None = None,
-    nan: str = "refuse",
-    backend: str = "auto",
-) -> Tensor:
-    """Return `H(p, q) = Σ p log 1/q = H(p) + KL(p‖q)` at every position (MATH 3.4), in nats.
-
-    p_logits, q_logits: `[*batch, vocab]` → `[*batch]`. p is the truth, q the belief: a soft label's
-    loss. For hard labels use `-log_prob(logits, ids)`. +inf where q lacks a token that p has.
-
-    >>> import torch
-    >>> cross_entropy(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log())
-    tensor(0.8370)
-    """
-    task = Task(("entropy", "kl"), temperature)
-    return measure(p_logits, q_logits, task, mask=mask, align=align, nan=nan, backend=backend).sum(
-        0
-    )
-
-
-def log_prob(
-    logits: Tensor,
-    ids: Tensor,
-    *,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-    nan: str = "refuse",
-    backend: str = "auto",
-) -> Tensor:
-    """Return `log p(id)` at every position, in nats, ≤ 0.
-
-    logits: `[*batch, vocab]`; ids: integers `[*batch]` from 0 to vocab − 1, anything where the mask
-    is False. A token without mass gives −inf.
-
-    >>> import torch
-    >>> log_prob(torch.tensor([[0.5, 0.5], [0.25, 0.75]]).log(), torch.tensor([0, 1]))
-    tensor([-0.6931, -0.2877])
-    """
-    task = Task(("log_prob",), temperature)
-    return measure(logits, None, task, ids=ids, mask=mask, nan=nan, backend=backend)[0]
-
-
-class Comparison(NamedTuple):
-    """What `compare` finds: values `[*batch]` in nats, `same_top` bool.
-
-    >>> Comparison._fields[:3]
-    ('kl', 'reverse_kl', 'same_top')
-    """
-
-    kl: Tensor  # KL(p‖q)
-    reverse_kl: Tensor  # KL(q‖p)
-    same_top: Tensor  # whether p and q have the same most probable token (the first, of equals)
-    p_entropy: Tensor  # H(p)
-    q_entropy: Tensor  # H(q)
-    p_log_prob: Tensor | None  # log p(id), None without ids
-    q_log_prob: Tensor | None  # log q(id)
-
-
-def compare(
-    p_logits: Tensor,
-    q_logits: Tensor,
-    *,
-    ids: Tensor | None = None,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-    align: str | None = None,
-    nan: str = "refuse",
-    backend: str = "auto",
-) -> Comparison:
-    """Return KL both ways, agreement, entropies and log-probabilities of `ids` in one pass.
-
-    p_logits, q_logits: `[*batch, vocab]`; ids: integers `[*batch]`, the tokens that came, or None
-    → a `Comparison` of `[*batch]`. Every value has its gradient but `same_top`. With align="crop"
-    ids must lie in the smaller vocabulary.
-
-    >>> import torch
-    >>> p, q = torch.tensor([0.5, 0.25, 0.25]).log(), torch.tensor([0.25, 0.5, 0.25]).log()
-    >>> found = compare(p, q, ids=torch.tensor(1))
-    >>> found.kl, found.same_top, found.q_log_prob
-    (tensor(0.1733), tensor(False), tensor(-0.6931))
-    """
-    wants: tuple[Value, ...] = ("kl", "reverse_kl", "same_top", "entropy", "q_entropy")
-    if ids is not None:
-        wants = (*wants, "log_prob", "q_log_prob")
-    task = Task(wants, temperature)
-    found = measure(
-        p_logits, q_logits, task, ids=ids, mask=mask, align=align, nan=nan, backend=backend
-    )
-    kl, reverse, same, h_p, h_q, *log_probs = found
-    at_p, at_q = log_probs if log_probs else (None, None)
-    return Comparison(kl, reverse, same.detach() == 1, h_p, h_q, at_p, at_q)

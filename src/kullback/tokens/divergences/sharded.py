@@ -1,13 +1,8 @@
-"""Rows of logits cut over processes: slices joined by two all-reduces, gradients without any.
+"""The same values when the vocabulary is cut over the processes of a `torch.distributed` group.
 
-Which to use: nothing here directly; `parallel` is the face, `slices` has the arithmetic.
-
-The same values when the vocabulary is cut over the processes of a `torch.distributed` group.
-
-Which to use: `kl` and its like here where tensor-parallel training leaves every process with the
-logits of its own slice of the vocabulary, `[*batch, slice]`. Nothing of the size of a vocabulary is
-sent: forward, two all-reduces of a few float64 numbers a position (the maxima, then sums; one
-more for `same_top` and for `js`); backward, none.
+`measure_shards` is what `sources.Sharded` calls. Nothing of the size of a vocabulary is sent:
+forward, two all-reduces of a few float64 numbers a position (the maxima, then sums; one more for
+`same_top` and for `js`); backward, none.
 
 Each process sums its slice as if it were the whole vocabulary, by any backend, and the slices are
 joined by the chain rule: with P, Q the masses of the slices,
@@ -16,8 +11,8 @@ joined by the chain rule: with P, Q the masses of the slices,
 
 Every process of the group gets the same values, so every one should go on to compute the same loss;
 the gradient each gets is that of its own slice, whole: it must be neither averaged nor summed over
-the group. The rules on masks, temperature and tokens without mass are those of `divergences`.
-Jensen-Shannon, which no chain rule cuts, sums once the normalisers are known: one all-reduce more.
+the group. Jensen-Shannon, the skewed KLs and total variation, which no chain rule cuts, are summed
+once the normalisers are known: one all-reduce more.
 """
 
 import math
@@ -31,26 +26,16 @@ from torch.autograd.function import once_differentiable
 from kullback.core import require
 from kullback.tokens.backends import interface
 from kullback.tokens.backends.choose import choose
-from kullback.tokens.backends.interface import Sum, Task, Value
+from kullback.tokens.backends.interface import Sum, Task
 
 from . import pointwise, slices
-from .logits import Comparison, check_logits, check_options, common, refuse_nan, spread_mask
+from .logits import Ask, check_logits, check_options, common, refuse_nan, spread_mask
 from .pointwise import Pointwise
 
-__all__ = [
-    "Sharded",
-    "ShardedPointwise",
-    "compare",
-    "cross_entropy",
-    "entropy",
-    "jeffreys",
-    "js",
-    "kl",
-    "log_prob",
-]
+__all__ = ["measure_shards"]
 
 
-class Sharded(torch.autograd.Function):
+class _Sums(torch.autograd.Function):
     """The values of `task` `[wants, n]`, from a slice of both logits, `[n, slice]`."""
 
     @staticmethod
@@ -88,7 +73,7 @@ class Sharded(torch.autograd.Function):
         return *pair, None, None, None, None, None
 
 
-class ShardedPointwise(torch.autograd.Function):
+class _Pointwise(torch.autograd.Function):
     """A pointwise divergence `[n]` from a slice of both logits: one all-reduce more."""
 
     @staticmethod
@@ -175,177 +160,34 @@ def _joined(own: Tensor, task: Task, group: Any) -> Tensor:
     return sums
 
 
-Group = Any  # a torch.distributed process group, None for the default one
+def measure_shards(p: Tensor, q: Tensor | None, ask: Ask, group: Any) -> Tensor:
+    """Return the values that are asked for, `[wants, *batch]`, of this process's slices.
 
-
-def kl(
-    p_logits: Tensor,
-    q_logits: Tensor,
-    *,
-    group: Group = None,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-    nan: str = "refuse",
-    backend: str = "auto",
-) -> Tensor:
-    """Return KL(p‖q) `[*batch]`, in nats, ≥ 0, of logits cut over `group` (MATH 5.7).
-
-    p_logits, q_logits: this process's slice, `[*batch, slice]`, the same tokens for both; slices
-    may differ in size from process to process, the batch may not. mask: bool `[*batch]`, the same
-    everywhere. Exact up to rounding; gradients of the slice to either side.
-    Errors: `ValueError` without a process group, and as in `kullback.tokens.kl`.
-
-    >>> import torch
-    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    >>> kl(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.25, 0.75]).log())
-    tensor(0.1438)
-    >>> dist.destroy_process_group()
+    Errors: `ValueError` without a process group, and those of `logits.measure`.
     """
-    task = Task(("kl",), temperature)
-    return _measure(p_logits, q_logits, task, None, mask, nan, backend, group)[0]
-
-
-def js(
-    p_logits: Tensor,
-    q_logits: Tensor,
-    *,
-    beta: float = 0.5,
-    group: Group = None,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-    nan: str = "refuse",
-    backend: str = "auto",
-) -> Tensor:
-    """Return `β KL(p‖m) + (1−β) KL(q‖m)` `[*batch]`, m = β p + (1−β) q, in nats; see `kl`.
-
-    beta: strictly between 0 and 1. A third all-reduce adds up the slices, when all know the
-    normalisers; the backend finds those, the sums over the mixture are PyTorch's own operations.
-    """
-    task = Task(("js",), temperature, beta)
-    return _measure(p_logits, q_logits, task, None, mask, nan, backend, group)[0]
-
-
-def jeffreys(
-    p_logits: Tensor,
-    q_logits: Tensor,
-    *,
-    group: Group = None,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-    nan: str = "refuse",
-    backend: str = "auto",
-) -> Tensor:
-    """Return `KL(p‖q) + KL(q‖p)` `[*batch]`, in nats, of logits cut over `group`; see `kl`."""
-    task = Task(("kl", "reverse_kl"), temperature)
-    return _measure(p_logits, q_logits, task, None, mask, nan, backend, group).sum(0)
-
-
-def cross_entropy(
-    p_logits: Tensor,
-    q_logits: Tensor,
-    *,
-    group: Group = None,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-    nan: str = "refuse",
-    backend: str = "auto",
-) -> Tensor:
-    """Return `H(p, q) = H(p) + KL(p‖q)` `[*batch]`, in nats, of logits cut over `group`; see `kl`.
-
-    p is the truth, q the belief.
-    """
-    task = Task(("entropy", "kl"), temperature)
-    return _measure(p_logits, q_logits, task, None, mask, nan, backend, group).sum(0)
-
-
-def entropy(
-    logits: Tensor,
-    *,
-    group: Group = None,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-    nan: str = "refuse",
-    backend: str = "auto",
-) -> Tensor:
-    """Return H(p) `[*batch]`, in nats, of logits `[*batch, slice]` cut over `group`; see `kl`."""
-    task = Task(("entropy",), temperature)
-    return _measure(logits, None, task, None, mask, nan, backend, group)[0]
-
-
-def log_prob(
-    logits: Tensor,
-    ids: Tensor,
-    *,
-    group: Group = None,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-    nan: str = "refuse",
-    backend: str = "auto",
-) -> Tensor:
-    """Return log p(id) `[*batch]`, in nats, of logits `[*batch, slice]` cut over `group`; see `kl`.
-
-    ids: integers `[*batch]`, counted over the whole vocabulary: slices lie in the order of ranks.
-    """
-    task = Task(("log_prob",), temperature)
-    return _measure(logits, None, task, ids, mask, nan, backend, group)[0]
-
-
-def compare(
-    p_logits: Tensor,
-    q_logits: Tensor,
-    *,
-    ids: Tensor | None = None,
-    group: Group = None,
-    temperature: float = 1.0,
-    mask: Tensor | None = None,
-    nan: str = "refuse",
-    backend: str = "auto",
-) -> Comparison:
-    """Return KL both ways, agreement, entropies and log-probabilities of `ids`; see `kl`.
-
-    ids: as in `log_prob`, or None. The result is as in `kullback.tokens.compare`.
-    """
-    wants: tuple[Value, ...] = ("kl", "reverse_kl", "same_top", "entropy", "q_entropy")
-    wants = wants if ids is None else (*wants, "log_prob", "q_log_prob")
-    task = Task(wants, temperature)
-    found = _measure(p_logits, q_logits, task, ids, mask, nan, backend, group)
-    there, back, same, p_entropy, q_entropy, *at = found
-    p_at, q_at = at if at else (None, None)
-    return Comparison(there, back, same.detach() == 1, p_entropy, q_entropy, p_at, q_at)
-
-
-def _measure(
-    p: Tensor,
-    q: Tensor | None,
-    task: Task,
-    ids: Tensor | None,
-    mask: Tensor | None,
-    nan: str,
-    backend: str,
-    group: Group,
-) -> Tensor:
-    name = "logits" if q is None else "p_logits"
+    name, task = "logits" if q is None else "p_logits", ask.task
     check_logits(p, name)
-    check_options(task, nan, None)
+    check_options(task, ask.nan, None)
+    hint = "drop the padding from the last slices"
+    require(ask.align is None, "align", "None for a vocabulary cut over processes", ask.align, hint)
     if q is not None:
         check_logits(q, "q_logits")
         p, q = common(p, q, None)
-    sums = backend != "reference"
-    require(sums, "backend", "one that sums rows", repr(backend), "'auto' or 'chunked'")
+    sums = ask.backend != "reference"
+    require(sums, "backend", "one that sums rows", repr(ask.backend), "'auto' or 'chunked'")
     hint = "torch.distributed.init_process_group(...)"
     require(dist.is_initialized(), "group", "a process group", "none", hint)
-    keep = spread_mask(mask, p)
+    keep = spread_mask(ask.mask, p)
     batch, vocab = p.shape[:-1], p.shape[-1]
     flat = [x if x is None else x.reshape(-1, vocab) for x in (p, q)]
     flat = [x if x is None or x.stride(-1) == 1 else x.contiguous() for x in flat]
-    rest = [x if x is None else x.reshape(-1) for x in (ids, keep)]
+    ids, keep = (x if x is None else x.reshape(-1) for x in (ask.ids, keep))
     found: Tensor
-    if task.asks("js"):
-        what = Pointwise("jsd", task.beta, task.temperature)
-        found = ShardedPointwise.apply(*flat, rest[1], what, backend, group)  # type: ignore[no-untyped-call]
+    if ask.what is not None:
+        found = _Pointwise.apply(*flat, keep, ask.what, ask.backend, group)  # type: ignore[no-untyped-call]
     else:
-        found = Sharded.apply(*flat, *rest, task, backend, group)  # type: ignore[no-untyped-call]
+        found = _Sums.apply(*flat, ids, keep, task, ask.backend, group)  # type: ignore[no-untyped-call]
     found = found.reshape(-1, *batch)
-    if nan == "refuse":
+    if ask.nan == "refuse":
         refuse_nan(found.detach(), name if q is None else f"{name} and q_logits")
     return found

@@ -1,8 +1,8 @@
 """A vocabulary in slices: the sums of each, joined to those of the whole, and gradients from them.
 
-Which to use: nothing here directly; `hidden` walks over slices (blocks of logits that are made and
-dropped), `shards` has one a process. A slice is summed by any backend as if it were the whole
-vocabulary; with P, Q the masses of the slices, the whole is
+Which to use: nothing here directly; `hidden_states` walks over slices (blocks of logits that are
+made and dropped), `sharded` has one a process. A slice is summed by any backend as if it were the
+whole vocabulary; with P, Q the masses of the slices, the whole is
 
     KL(p‖q) = KL(P‖Q) + Σ_r P_r KL(p(·|r) ‖ q(·|r)),   H(p) = H(P) + Σ_r P_r H(p(·|r)),
 
@@ -13,7 +13,7 @@ until `finished` makes log-probabilities of them.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -26,6 +26,29 @@ BLOCK = 1 << 17  # logits looked at together where PyTorch's own operations do i
 
 _TOPS, _LOGS = [Sum.P_MAX, Sum.Q_MAX], [Sum.P_LOG, Sum.Q_LOG]
 _FIRSTS, _IDS = [Sum.P_TOP, Sum.Q_TOP], [Sum.P_AT, Sum.Q_AT]
+_ENTROPIES, _DIVERGENCES = [Sum.P_ENTROPY, Sum.Q_ENTROPY], [Sum.KL, Sum.REVERSE_KL]
+_ALONE, _LOST = [Sum.P_ALONE, Sum.Q_ALONE], [Sum.P_LOST, Sum.Q_LOST]
+
+
+class Additive(NamedTuple):
+    """What is added up over the slices, each `[2, n]`: p's, then q's; or KL(p‖q), then KL(q‖p)."""
+
+    masses: Tensor
+    entropies: Tensor  # times the mass
+    divergences: Tensor  # times the mass
+    shared: Tensor  # mass on tokens that both have
+    alone: Tensor  # how many tokens the other side lacks
+    lost: Tensor  # mass on those
+    at_ids: Tensor  # the logits at the ids
+
+    @classmethod
+    def of(cls, rows: Tensor) -> Self:
+        """Name the rows of a tensor `[14, n]`, in the order of the fields."""
+        return cls(*rows.reshape(-1, 2, rows.shape[-1]))
+
+    def rows(self) -> Tensor:
+        """Return one tensor `[14, n]`, which is added or sent at once."""
+        return torch.cat(self)
 
 
 def sums_of(
@@ -59,15 +82,18 @@ def sums_of(
 
 def _fill_alone(own: Tensor, p: Tensor, q: Tensor, task: Task, module: Any) -> None:
     none = (p.amax(-1) == -math.inf, q.amax(-1) == -math.inf)
-    for x, lacks, other, first in ((p, none[1], none[0], 0), (q, none[0], none[1], 1)):
+    mine = (Sum.P_MAX, Sum.P_LOG, Sum.P_ENTROPY, Sum.P_TOP, Sum.Q_MAX)
+    theirs = (Sum.Q_MAX, Sum.Q_LOG, Sum.Q_ENTROPY, Sum.Q_TOP, Sum.P_MAX)
+    for x, lacks, other, at in ((p, none[1], none[0], mine), (q, none[0], none[1], theirs)):
         rows = (lacks & ~other).nonzero()[:, 0]
         if len(rows):
             alone = module.sums(x[rows], None, None, Task(("entropy",), task.temperature))
             own[:, rows] = 0.0
-            own[2 - 2 * first, rows] = -math.inf  # the other side's largest logit
-            own[2 * first, rows], own[2 * first + 1, rows] = alone[Sum.P_MAX], alone[Sum.P_LOG]
-            own[Sum.P_ENTROPY + first, rows] = alone[Sum.P_ENTROPY]
-            own[Sum.P_TOP + first, rows] = x[rows].argmax(-1).double()
+            top, log, entropy, first, other_top = at
+            own[other_top, rows] = -math.inf
+            own[top, rows], own[log, rows] = alone[Sum.P_MAX], alone[Sum.P_LOG]
+            own[entropy, rows] = alone[Sum.P_ENTROPY]
+            own[first, rows] = x[rows].argmax(-1).double()
 
 
 def nothing(n: int, device: torch.device) -> Tensor:
@@ -105,42 +131,35 @@ def packed(own: Tensor, tops: Tensor, task: Task) -> Tensor:
     a, b = logs.masked_fill(none, 0)
     w, v = logs.exp().masked_fill(none, 0)
     no_p, no_q = none
-    alone = own[[Sum.P_LOST, Sum.Q_LOST]].masked_fill(none.flip(0), 1)
+    alone = own[_LOST].masked_fill(none.flip(0), 1)
     p_lost, q_lost = alone.masked_fill(none, 0)
     kl = own[Sum.KL].masked_fill(no_q, 1).masked_fill(no_p, 0)
     back = own[Sum.REVERSE_KL].masked_fill(no_p, 1).masked_fill(no_q, 0)
-    entropies = own[[Sum.P_ENTROPY, Sum.Q_ENTROPY]].masked_fill(none, 0)
+    entropies = own[_ENTROPIES].masked_fill(none, 0)
     p_shared, q_shared = w * (1 - p_lost), v * (1 - q_lost)
-    return torch.stack(
-        [
-            w,
-            v,
-            w * (entropies[0] - a),
-            v * (entropies[1] - b),
-            w * kl + p_shared * (a - b),
-            v * back + q_shared * (b - a),
-            p_shared,
-            q_shared,
-            *own[[Sum.P_ALONE, Sum.Q_ALONE]].masked_fill(none.flip(0), 1).masked_fill(none, 0),
-            w * p_lost,
-            v * q_lost,
-            *own[_IDS],
-        ]
-    )
+    return Additive(
+        masses=torch.stack([w, v]),
+        entropies=torch.stack([w * (entropies[0] - a), v * (entropies[1] - b)]),
+        divergences=torch.stack([w * kl + p_shared * (a - b), v * back + q_shared * (b - a)]),
+        shared=torch.stack([p_shared, q_shared]),
+        alone=own[_ALONE].masked_fill(none.flip(0), 1).masked_fill(none, 0),
+        lost=torch.stack([w * p_lost, v * q_lost]),
+        at_ids=own[_IDS],
+    ).rows()
 
 
 def unpacked(total: Tensor, tops: Tensor) -> Tensor:
     """Return the `Sum`s of the whole from what was added up; its rows may lack tokens."""
-    sums = total.new_zeros(len(Sum), total.shape[1])
-    masses, over = total[:2], 1 / total[:2]
+    sums, added = total.new_zeros(len(Sum), total.shape[1]), Additive.of(total)
+    masses, over = added.masses, 1 / added.masses
     logs = masses.log().masked_fill(masses == 0, math.nan)
-    sums[_TOPS], sums[_LOGS], sums[_IDS] = tops, logs, total[12:14]
-    sums[[Sum.P_ENTROPY, Sum.Q_ENTROPY]] = total[2:4] * over + logs
+    sums[_TOPS], sums[_LOGS], sums[_IDS] = tops, logs, added.at_ids
+    sums[_ENTROPIES] = added.entropies * over + logs
     apart = torch.stack([logs[0] - logs[1], logs[1] - logs[0]])
-    divergences = (total[4:6] - total[6:8] * apart) * over
-    sums[[Sum.KL, Sum.REVERSE_KL]] = divergences.clamp(min=0)  # −1e-16 where slices weigh the same
-    sums[[Sum.P_ALONE, Sum.Q_ALONE]] = total[8:10].masked_fill(logs.isnan().any(0), 0)
-    sums[[Sum.P_LOST, Sum.Q_LOST]] = total[10:12] * over
+    divergences = (added.divergences - added.shared * apart) * over
+    sums[_DIVERGENCES] = divergences.clamp(min=0)  # −1e-16 where slices weigh the same
+    sums[_ALONE] = added.alone.masked_fill(logs.isnan().any(0), 0)
+    sums[_LOST] = added.lost * over
     sums[Sum.NOTE] = 1.0
     return sums
 

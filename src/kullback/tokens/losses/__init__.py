@@ -9,7 +9,6 @@
 from .distillation import (
     distill_loss,
     distill_terms,
-    distill_terms_from_hidden,
     distill_terms_top_k,
 )
 from .policy import policy_kl_loss, rao_blackwell_kl_loss
@@ -21,7 +20,6 @@ __all__ = [
     "TrustRegion",
     "distill_loss",
     "distill_terms",
-    "distill_terms_from_hidden",
     "distill_terms_top_k",
     "kl_penalties",
     "kl_penalty_to_go",

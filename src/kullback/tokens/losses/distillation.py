@@ -2,8 +2,8 @@
 
 Two steps, so that every source of terms meets every way of adding them up:
 
-1. terms, one a position: `distill_terms` from both models' logits, `distill_terms_top_k` from the
-   teacher's stored top-k, `distill_terms_from_hidden` from hidden states without any logits;
+1. terms, one a position: `distill_terms` from both models' logits, or from `HiddenStates` without
+   any logits, or from `Sharded` logits; `distill_terms_top_k` from the teacher's stored top-k;
 2. `distill_loss` adds them up: masks, normalisation by name, labels, and whose samples they are.
 
 Which divergence to pick: "forward", KL(teacher‖student), covers every mode the teacher has;
@@ -12,14 +12,10 @@ Which divergence to pick: "forward", KL(teacher‖student), covers every mode th
 gradients where the other has no mass; "tv" counts misplaced probability. Nothing here is sampled:
 the terms have no error bar. All are in nats (total variation: a pure number) and differentiable in
 the student; the teacher is a constant.
-
-Distillation terms from hidden states: the divergences of `distill`, and no logits held.
-
-Which to use: `distill_terms_from_hidden` where student's and teacher's logits would not fit;
-`distill_loss` adds its terms up like any others.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,9 +25,9 @@ from kullback.core.checks import describe
 from kullback.exact import tables
 from kullback.sampled.log_probs import is_sentinel
 from kullback.tokens.backends.interface import Task, Value
-from kullback.tokens.divergences.hidden_states import MEMORY, Given, Options, from_hidden
-from kullback.tokens.divergences.logits import measure, warn_of_probabilities
+from kullback.tokens.divergences.logits import common, warn_of_probabilities
 from kullback.tokens.divergences.pointwise import Pointwise
+from kullback.tokens.divergences.sources import Source, matched, measure
 
 from .policy import attach
 from .sampled_tokens import ahead, check
@@ -42,7 +38,6 @@ __all__ = [
     "check_options",
     "distill_loss",
     "distill_terms",
-    "distill_terms_from_hidden",
     "distill_terms_top_k",
 ]
 
@@ -51,19 +46,22 @@ DIVERGENCES = ("forward", "reverse", "jsd", "skew_forward", "skew_reverse", "tv"
 
 
 def distill_terms(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Tensor | Source,
+    teacher_logits: Tensor | Source,
     *,
     divergence: str = "forward",
     weight: float = 0.5,
     temperature: float = 1.0,
     temperature_squared: bool = False,
     mask: Tensor | None = None,
+    align: str | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """Return D(teacher, student) = Σ over the vocabulary, one value a position, `[*batch]`.
 
-    student_logits, teacher_logits: `[*batch, vocab]`; p the teacher, q the student, both
-    softmax(logits / temperature):
+    student_logits, teacher_logits: `[*batch, vocab]`, or another source: `HiddenStates` where the
+    logits would not fit, `Sharded`. p the teacher, q the student, both softmax(logits /
+    temperature):
 
     - "forward": KL(p‖q); "reverse": KL(q‖p);
     - "jsd": β KL(p‖m) + (1−β) KL(q‖m), m = β p + (1−β) q, β = `weight`, the teacher's;
@@ -74,6 +72,8 @@ def distill_terms(
     of one size as the temperature rises (Hinton et al. 2015); False: the divergence itself. Never
     done silently, here or elsewhere in kullback.
     mask: bool `[*batch]`, where False the value and gradient are 0 and logits may be anything.
+    align, backend: as in `kl`; skewed KLs and total variation of logits are PyTorch's operations.
+    Of hidden states all but "forward" and "reverse" do the products of the forward pass twice.
 
     Exact up to rounding; float32 for half precision. A token banned (−inf) by both has no part in
     it; by one alone: +inf for the KL that cannot have it, finite for the others. No gradient flows
@@ -87,15 +87,26 @@ def distill_terms(
     (tensor(0.1438), tensor(0.2500))
     """
     check_options(divergence, weight, temperature)
-    student, teacher = _hidden(student_logits, mask), _hidden(teacher_logits, mask).detach()
+    student, teacher = _hidden(student_logits, mask), _constant(_hidden(teacher_logits, mask))
     student_is_p = divergence in ("reverse", "skew_reverse")
     first, second = (student, teacher) if student_is_p else (teacher, student)
     names = _NAMES if student_is_p else _NAMES[::-1]
+    if isinstance(first, Source) or isinstance(second, Source):
+        first, second = matched(first, second)
+        student, teacher = (first, second) if student_is_p else (second, first)
+    options: dict[str, Any] = {"mask": mask, "align": align, "backend": backend, "names": names}
     if divergence in ("forward", "reverse", "jsd"):
         value: Value = "js" if divergence == "jsd" else "kl"
         beta = weight if divergence == "jsd" else 0.5
-        terms = measure(first, second, Task((value,), temperature, beta), mask=mask, names=names)[0]
+        terms = measure(first, second, Task((value,), temperature, beta), **options)[0]
+    elif isinstance(first, Source):
+        kind = "tv" if divergence == "tv" else "skew_forward"
+        what = Pointwise(kind, weight, temperature)
+        terms = measure(first, second, Task(("kl",), temperature), **options, what=what)[0]
     else:
+        if align is not None:
+            student, teacher = common(student, teacher, align)
+            first, second = (student, teacher) if student_is_p else (teacher, student)
         if all(isinstance(x, Tensor) and x.is_floating_point() for x in (first, second)):
             keep = mask if mask is None or mask.shape == first.shape[:-1] else None
             warn_of_probabilities(
@@ -250,7 +261,7 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _hidden(x: Tensor, mask: Tensor | None) -> Tensor:
+def _hidden(x: Any, mask: Tensor | None) -> Any:
     """Return `[*batch, n]` with zeros where the mask is False, so that nothing there can spread."""
     if mask is None or not isinstance(x, Tensor) or mask.dtype != torch.bool:
         return x  # what is wrong with them is said where they are used
@@ -296,63 +307,8 @@ def _check_stored(logits: Tensor, log_probs: Tensor, ids: Tensor, mask: Tensor |
     require(most <= 1 + slack, "teacher_log_probs", expected, most, hint)
 
 
-def distill_terms_from_hidden(
-    student_hidden: Tensor,
-    student_head: Tensor,
-    teacher_hidden: Tensor,
-    teacher_head: Tensor,
-    *,
-    divergence: str = "forward",
-    weight: float = 0.5,
-    temperature: float = 1.0,
-    temperature_squared: bool = False,
-    mask: Tensor | None = None,
-    student_bias: Tensor | None = None,
-    teacher_bias: Tensor | None = None,
-    soft_cap: float | tuple[float | None, float | None] | None = None,
-    align: str | None = None,
-    memory: int = MEMORY,
-    backend: str = "auto",
-) -> Tensor:
-    """Return D(teacher, student) of logits `hidden @ head.T`, one value a position, `[*batch]`.
-
-    student_hidden `[*batch, H_s]`, student_head `[vocab, H_s]`, teacher_hidden `[*batch, H_t]`,
-    teacher_head `[vocab, H_t]`, biases `[vocab]`; soft_cap: a pair is the student's, the teacher's.
-    divergence, weight, temperature, temperature_squared, mask: as in `distill_terms`; align,
-    memory, backend: as in `kl_from_hidden`, whose cost "forward" and "reverse" have. The others
-    need both normalisers first, and do the products of the forward pass twice.
-
-    Exact up to rounding; tokens without mass as in `distill_terms`. Gradients flow to the student's
-    hidden states, head and bias; the teacher is a constant.
-    Errors: those of `distill_terms` and of `kl_from_hidden`, which calls the two sides p and q.
-    Reference: MATH 4, 5.7.
-
-    >>> import torch
-    >>> hidden = torch.tensor([[1.0, 0.0]])
-    >>> student, teacher = torch.eye(2), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    >>> distill_terms_from_hidden(hidden, student, hidden, teacher, divergence="tv")
-    tensor([0.4621])
-    """
-    check_options(divergence, weight, temperature)
-    bias = None if teacher_bias is None else _constant(teacher_bias)
-    ours = student_hidden, student_head, student_bias
-    theirs = _constant(teacher_hidden), _constant(teacher_head), bias
-    caps = soft_cap if isinstance(soft_cap, tuple) else (soft_cap, soft_cap)
-    first = divergence in ("reverse", "skew_reverse")  # whether the student is p
-    given = Given(*ours, *theirs) if first else Given(*theirs, *ours)
-    how = Options(
-        caps if first else (caps[1], caps[0]),
-        temperature,
-        mask,
-        align,
-        memory=memory,
-        backend=backend,
-    )
-    kind = {"skew_reverse": "skew_forward"}.get(divergence, divergence)
-    what = None if divergence in ("forward", "reverse") else Pointwise(kind, weight)
-    terms = from_hidden(given, Task(("kl",)), what, None, how)[0]
-    return terms * temperature**2 if temperature_squared else terms
-
-
-def _constant(x: Tensor) -> Tensor:
+def _constant(x: Any) -> Any:
+    """Return logits or another source without gradient."""
+    if isinstance(x, Source):
+        return x.constant()
     return x.detach() if isinstance(x, Tensor) else x  # what is wrong with it is said where used
