@@ -445,7 +445,7 @@ TOP_P = torch.tensor([0.95, 0.95, 0.85, 0.85]).log().repeat(250)
 
 
 def test_what_a_server_with_top_p_logs():
-    """The values of issue 12: k3 gave −0.00432 ± 0 and 0.00448 ± 0."""
+    """Logs of a truncated sampler: k3 gave −0.00432 ± 0 and 0.00448 ± 0."""
     log_p = torch.full((1000,), -1.0)
     found = sampled.log_ratio(log_p, log_p + TOP_P)
     truth = -float(TOP_P.double().mean())
@@ -499,7 +499,7 @@ def test_a_known_mean_of_r_with_importance_weights():
 
 
 def test_a_temperature_is_seen_by_the_entropies_alone():
-    """Draws at temperature 0.7, scored at 1: k1 is 0.08 where the KL is 0.04 (issue 12)."""
+    """Draws at temperature 0.7, scored at 1: k1 is 0.08 where the KL is 0.04."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 50, generator=generator, dtype=torch.float64)
     log_p, log_q = logits[0].log_softmax(-1), (logits[0] + 0.3 * logits[1]).log_softmax(-1)
