@@ -397,7 +397,7 @@ def test_no_text_ends_in_a_traceback(verb, texts, flags, capsys, monkeypatch):
     _never_a_traceback(verb, texts, flags)
 
 
-@_fuzz(300)
+@_fuzz(150)
 @given(texts=st.tuples(TEXTS, TEXTS), how=st.tuples(st.booleans(), st.booleans(), st.booleans()))
 def test_any_text_is_read_or_refused(texts, how, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("0.5,0.5"))

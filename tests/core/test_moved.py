@@ -8,6 +8,7 @@ import pytest
 from kullback.core.moved import MOVED
 
 
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("old", sorted(MOVED))
 def test_an_old_name_gives_the_new_module_and_a_warning(old):
     new = MOVED[old]

@@ -308,6 +308,7 @@ def test_collapse_is_noticed():
     assert collapse_warning([0.0, 3.0], 1, 1.0) == ""
 
 
+@pytest.mark.slow
 def test_collapse_is_reported_while_training(tmp_path):
     readings = []
     outcome = train(

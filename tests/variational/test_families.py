@@ -33,7 +33,11 @@ def bent(name, dim, seed=0, size=0.3):
     return family, generator
 
 
-every = pytest.mark.parametrize("name", [*sorted(NAMED), "flow, widened", "mixture, diagonal"])
+EVERY = [*sorted(NAMED), "flow, widened", "mixture, diagonal"]
+every = pytest.mark.parametrize("name", EVERY)
+every_flow_slow = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if "flow" in n else n for n in EVERY]
+)
 
 
 @pytest.mark.sweep(4)
@@ -61,7 +65,7 @@ def test_push_agrees_with_log_prob(name):
         assert float(draws.share.detach().sum()) == pytest.approx(1.0, abs=1e-14)
 
 
-@every
+@every_flow_slow
 def test_samples_follow_the_density(name):
     """Means of bounded functions from samples against quadrature of the density."""
     family, generator = bent(name, 1)
