@@ -161,6 +161,8 @@ def test_improper_targets_are_said_to_be(name):
     found = fit(log_density, parameters, generator=seeded(), progress=False)
     assert found.improper and not found.converged, found.reason
     assert re.search(words, found.reason), found.reason
+    assert found.summary.verdict == f"Do not trust: {found.reason}."
+    assert all(math.isinf(row.mean_error) for row in found.summary.rows)
 
 
 @pytest.mark.sweep(3)

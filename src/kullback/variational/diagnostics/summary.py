@@ -5,7 +5,7 @@ corrected by their importance weights, `to_arviz` for everything ArviZ can do. A
 `kullback.variational.fit` returns.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from kullback.variational.target.density import Target
 
 from .diagnose import Diagnosis, diagnose_beyond, diagnose_sample
 from .evidence import Sample
+from .verdict import of_improper
 
 __all__ = ["Fitted", "Row", "Summary", "assess", "resample", "summarise", "to_arviz"]
 
@@ -118,6 +119,9 @@ def assess(
         names=target.layout.value_names,
         converged=fit.converged,
     )
+    if getattr(fit, "improper", False):  # there are no moments to bound
+        found = diagnose_sample(sample)
+        return replace(found, judged=of_improper(getattr(fit, "reason", ""), found.evidence))
     if not search or target.dim > SEARCHED or target.rows is not None:
         return diagnose_sample(sample)
     log_prob = getattr(fit, "log_prob", None)  # a fit read back from disk may have no q

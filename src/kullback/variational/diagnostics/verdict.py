@@ -29,7 +29,7 @@ from kullback.variational.limits import (
 from .error_bounds import Bounds, bounds_on
 from .evidence import Evidence
 
-__all__ = ["Level", "Verdict", "judge", "unsound"]
+__all__ = ["Level", "Verdict", "judge", "of_improper", "unsound"]
 
 Level = Literal["trust", "partly", "do not trust"]
 
@@ -75,7 +75,17 @@ def _unusable(evidence: Evidence) -> Verdict:
     what = "log p is -inf at every draw: q lies where p has no mass"
     if evidence.broken:
         what = f"log p is NaN or +inf at {evidence.broken} of {evidence.draws:,} draws"
-    lost = evidence.own.mean.nan_to_num(math.inf)
+    return _untrusted(what, evidence, evidence.own.mean.nan_to_num(math.inf))
+
+
+def of_improper(reason: str, evidence: Evidence) -> Verdict:
+    """Return the verdict on a fit to an improper target: no moments, so no finite bound."""
+    return _untrusted(reason, evidence, evidence.own.mean.new_full((), math.inf))
+
+
+def _untrusted(what: str, evidence: Evidence, lost: Tensor) -> Verdict:
+    """Return "do not trust" for one reason; lost: the bounds, `[m]` or one for all."""
+    lost = lost.expand_as(evidence.own.mean)
     return Verdict(
         "do not trust", f"Do not trust: {what}.", (what,), Bounds(evidence.own, lost, lost)
     )
