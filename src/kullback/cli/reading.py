@@ -23,7 +23,8 @@ from torch import Tensor
 
 from kullback.core import ArgumentValueError, DataError, RunError, require
 from kullback.core.checks import message
-from kullback.core.files import parse_json, read_npy
+from kullback.core.files import parse_json
+from kullback.core.numpy_files import read_npy
 from kullback.measure import (
     FAMILIES,
     cells_of,
