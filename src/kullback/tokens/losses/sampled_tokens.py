@@ -31,8 +31,8 @@ from torch import Tensor
 
 from kullback.core import ArgumentValueError, require, require_type
 from kullback.core.checks import describe, message
-from kullback.sampled.estimators import bregman_together
-from kullback.sampled.log_probs import LogProbs, check_log_probs, looks_odd, why_shapes_differ
+from kullback.exact import write_log_excess
+from kullback.sampled import LogProbs, check_log_probs, looks_odd, why_shapes_differ
 
 __all__ = [
     "DIRECTIONS",
@@ -110,7 +110,7 @@ class Drawn:
         plain = self.log_ratio
         if column == 1:
             plain = torch.empty_like(self.log_ratio, memory_format=torch.contiguous_format)
-            bregman_together(self.log_ratio.reshape(-1), plain.view(-1))
+            write_log_excess(self.log_ratio.reshape(-1), plain.view(-1))
         elif column == 2:
             plain = (0.5 * self.log_ratio).mul_(self.log_ratio)
         if self.weight is None:
