@@ -19,22 +19,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import Estimate, require, require_type
-from kullback.core.checks import describe
-from kullback.exact.bregman import log_excess
+from kullback.core import Estimate, describe, require, require_type
+from kullback.exact import log_excess
 from kullback.sampled import importance_bound, log_mean_exp
-from kullback.variational.limits import FEWEST, FOLLOWED, MANY, REPEATS, TIMES, WIDE, WIDER
-from kullback.variational.target.batched_eval import score_in_pieces
+from kullback.variational import limits
+from kullback.variational.families.family import Frame
+from kullback.variational.target.batches import LogDensity, score_in_pieces
 
-from .defensive_sampling import Wide, pooled, unreached, widely
+from .defensive_sampling import (
+    Ridge,
+    WiderDraws,
+    draw_wider,
+    follow,
+    funnels,
+    pooled,
+    unreached,
+)
 from .evidence import Evidence, Pool, Sample, gather
 from .missed_modes import Probed, probe
-from .nested_laplace import Ridge, Standard, follow, funnels
 from .verdict import Level, Verdict, judge, unsound
 
 __all__ = ["Diagnosis", "diagnose", "diagnose_beyond", "diagnose_sample"]
-
-LogDensity = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +162,7 @@ def diagnose(
     scores: tuple[Tensor, Tensor] | None = None,
     of: Callable[[Tensor], Tensor] | None = None,
     probed: Probed | None = None,
-    wide: Wide | None = None,
+    wide: WiderDraws | None = None,
     names: Sequence[str] = (),
     converged: bool = True,
 ) -> Diagnosis:
@@ -166,10 +171,9 @@ def diagnose(
     draws: `[n, d]`, n ≥ 100, independent draws of q. log_p: `[n]`, unnormalised; log_q: `[n]`,
     normalised; nats. scores: `∇log p` and `∇log q` at the draws, `[n, d]` each; without them bounds
     are wider. of: maps `[n, d]` to the functions whose moments are judged, `[n, m]`; by default z
-    itself. probed: what `probe` found elsewhere. wide: draws of a wider law (`widely`), which show
-    what p does where q's tails are too thin. names: of the functions, for the sentence. converged:
-    whether the fitter thought it was done;
-    if not the level is never "trust".
+    itself. probed: what `probe` found elsewhere. wide: draws of a wider law (`draw_wider`), which
+    show what p does where q's tails are too thin. names: of the functions, for the sentence.
+    converged: whether the fitter thought it was done; if not the level is never "trust".
 
     The evidence is weighed together: k̂ alone gives false alarms where the weights are all but
     equal, and a bound is the largest of what weights and scores say, widened by their errors and,
@@ -200,7 +204,7 @@ def diagnose(
 
 
 def diagnose_sample(
-    sample: Sample, *, probed: Probed | None = None, wide: Wide | None = None
+    sample: Sample, *, probed: Probed | None = None, wide: WiderDraws | None = None
 ) -> Diagnosis:
     """Return `diagnose` of a `Sample`."""
     _check(sample)
@@ -245,11 +249,11 @@ def diagnose_beyond(
         if log_prob is None:
             return _diagnosed(sample, probed, None)
         ridges = _ridges(log_density, sample)
-        for times in (WIDE, WIDER):
+        for times in (limits.WIDE_DRAWS, limits.MORE_WIDE_DRAWS):
             options = {"number": times * len(draws), "ridges": ridges, "generator": generator}
-            wide = widely(log_density, log_prob, draws, **options)  # type: ignore[arg-type]
+            wide = draw_wider(log_density, log_prob, draws, **options)  # type: ignore[arg-type]
             found = _diagnosed(sample, probed, wide, endless=any(r.endless for r in ridges))
-            if found.level == "trust" or draws.shape[1] <= MANY:
+            if found.level == "trust" or draws.shape[1] <= limits.MAX_FIRST_LOOK_DIMENSIONS:
                 break
         return found
     except (RuntimeError, ValueError) as error:  # a user's function may refuse far points
@@ -261,28 +265,32 @@ def diagnose_beyond(
 def _ridges(log_density: LogDensity, sample: Sample) -> list[Ridge]:
     """Follow p along the coordinates that are the scale of others, if any is."""
     usable = sample.scores is not None and bool(sample.scores[0].isfinite().all())
-    if sample.scores is None or not usable or sample.draws.shape[1] > FOLLOWED:
+    if (
+        sample.scores is None
+        or not usable
+        or sample.draws.shape[1] > limits.MAX_FOLLOWED_DIMENSIONS
+    ):
         return []
-    standard = Standard.of(sample.draws)
-    axes = standard.axes
+    frame = Frame.of_draws(sample.draws)
+    axes = frame.axes
 
     def score(z: Tensor) -> tuple[Tensor, Tensor]:
         return score_in_pieces(log_density, z, len(z))
 
-    places = funnels(standard, sample.draws, sample.scores[0])
-    found = (follow(score, standard, axes[j]) for j in places)
+    places = funnels(frame, sample.draws, sample.scores[0])
+    found = (follow(score, frame, axes[j]) for j in places)
     return [ridge for ridge in found if ridge is not None]
 
 
 def _diagnosed(
-    sample: Sample, probed: Probed | None, wide: Wide | None, *, endless: bool = False
+    sample: Sample, probed: Probed | None, wide: WiderDraws | None, *, endless: bool = False
 ) -> Diagnosis:
     logs = sample.log_weights
     pool, missing = None, 0.0
     if wide is not None and sample.broken == 0 and sample.empty < len(logs):
         pool = _pool(sample, wide)
         if pool is not None:
-            missing = unreached(sample.log_p, sample.log_q, wide, times=TIMES)
+            missing = unreached(sample.log_p, sample.log_q, wide, times=limits.UNREACHED_RATIO)
     evidence = gather(sample, pool=pool, probed=probed, missing=missing, endless=endless)
     judged = judge(evidence)
     if math.isnan(evidence.k_hat):
@@ -301,23 +309,23 @@ def _diagnosed(
         elbo=Estimate.from_terms(logs),
         evidence_bound=_evidence_bound(logs),
         kl=_gap(logs),
-        resampling=unsound(logs if pool is None else pool[1], pooled=pool is not None),
+        resampling=unsound(logs if pool is None else pool.log_weights, pooled=pool is not None),
         pool=pool,
         probed=probed,
     )
 
 
-def _pool(sample: Sample, wide: Wide) -> Pool | None:
+def _pool(sample: Sample, wide: WiderDraws) -> Pool | None:
     """Put the draws of q and of the wide law together, where both are numbers."""
     if bool((wide.log_p.isnan() | (wide.log_p == math.inf)).any()):
         return None
     pool = pooled(sample.draws, sample.log_p, sample.log_q, wide)
-    return pool if bool(pool[1].isfinite().all()) else None
+    return pool if bool(pool.log_weights.isfinite().all()) else None
 
 
 def _evidence_bound(logs: Tensor) -> Estimate:
-    size = len(logs) // REPEATS
-    return importance_bound(logs[: size * REPEATS].reshape(REPEATS, size))
+    size = len(logs) // limits.BOUND_REPEATS
+    return importance_bound(logs[: size * limits.BOUND_REPEATS].reshape(limits.BOUND_REPEATS, size))
 
 
 def _gap(logs: Tensor) -> Estimate:
@@ -348,7 +356,7 @@ def _check(sample: Sample) -> None:
         require_type(value, Tensor, name)
     shaped = draws.ndim == 2 and draws.shape[1] >= 1
     require(shaped, "draws", "[n, d]", describe(draws))
-    require(len(draws) >= FEWEST, "draws", f"at least {FEWEST}", len(draws))
+    require(len(draws) >= limits.MIN_DRAWS, "draws", f"at least {limits.MIN_DRAWS}", len(draws))
     for name, value in (("log_p", log_p), ("log_q", log_q)):
         require(value.shape == draws.shape[:1], name, f"[{len(draws)}]", describe(value))
     finite = bool(log_q.isfinite().all()) and bool(draws.isfinite().all())

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import require
-from kullback.core.checks import import_extra
+from kullback.core import import_extra, require
+from kullback.variational import limits
 
 from .family import Draws, Family, Frame, normal_log_prob
 
@@ -138,14 +138,16 @@ def hubs_first(factor: Tensor) -> Tensor:
     sd = covariance.diagonal().sqrt()
     left = covariance / (sd[:, None] * sd)
     waiting, order = list(range(len(sd))), []
-    if len(sd) > 300:
+    if len(sd) > limits.MAX_DENSE_DIMENSIONS:
         waiting, order = [], waiting
     while waiting:
         block = left[waiting][:, waiting]
-        explained = (block.square() / block.diagonal().clamp_min(1e-12)[:, None]).sum(1)
+        explained = (
+            block.square() / block.diagonal().clamp_min(limits.MIN_VARIANCE_LEFT)[:, None]
+        ).sum(1)
         hub = waiting.pop(int(explained.argmax()))
         order.append(hub)
-        if float(left[hub, hub]) > 1e-12:
+        if float(left[hub, hub]) > limits.MIN_VARIANCE_LEFT:
             left = left - torch.outer(left[:, hub], left[hub]) / left[hub, hub]
     # QR of the permuted factor's transpose: factor[order] = R' Q' with R' lower triangular
     turn, upper = torch.linalg.qr(factor[order].mT)

@@ -7,7 +7,6 @@ ELBO + KL(q‖p) = log evidence (MATH 2.1).
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,19 +16,16 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from kullback.core import require
 from kullback.exact import quadrature
+from kullback.variational import limits
 from kullback.variational.families import Family, FullRank, Mixture
 from kullback.variational.families.family import Frame
+from kullback.variational.target.batches import LogDensity
 
-from .lbfgs import minimise
+from .deterministic import minimise
 
 __all__ = ["Projection", "Step", "find_box", "project"]
 
 Direction = Literal["forward", "reverse"]
-LogDensity = Callable[[Tensor], Tensor]
-
-_DEEP = 45.0  # nats below the peak at which mass no longer counts
-_STEPS = 300
-_ROUNDING = 1e-13  # nats: what sums over a grid cannot tell apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +83,9 @@ def find_box(log_density: LogDensity, dim: int) -> tuple[list[float], list[float
             left, right = first <= low[axis], last >= high[axis]
             low[axis] = low[axis] - wide / 2 if left else first - step
             high[axis] = high[axis] + wide / 2 if right else last + step
-        require(max(high) - min(low) < 2e6, "log_density", "a density that falls off", "none")
+        require(
+            max(high) - min(low) < limits.MAX_BOX, "log_density", "a density that falls off", "none"
+        )
         wide = max(b - a for a, b in zip(low, high, strict=True))
         if all(abs(a - b) <= 0.02 * wide for a, b in zip((*low, *high), before, strict=True)):
             break
@@ -109,7 +107,7 @@ def _seen(
         logs = log_density(points).nan_to_num(-math.inf, math.inf, -math.inf)
     some = bool((logs > -math.inf).any())
     require(some, "log_density", "some mass within 16 of the origin", "none")
-    counts = points[logs >= logs.max() - _DEEP]
+    counts = points[logs >= logs.max() - limits.NEGLIGIBLE_DENSITY]
     return [
         (float(column.min()), float(column.max()), float(axis[1] - axis[0]))
         for column, axis in zip(counts.unbind(1), axes, strict=True)
@@ -157,8 +155,11 @@ def _descend(p: quadrature.Posterior, direction: Direction, family: Family) -> P
         x = step.x
         vector_to_parameters(x, family.parameters())
         steps.append(_step(p, family))
-        flat = before - step.loss <= _ROUNDING or float(step.gradient.abs().max()) < _ROUNDING
-        if flat or step.stuck or len(steps) > _STEPS:
+        flat = (
+            before - step.loss <= limits.GRID_ROUNDING
+            or float(step.gradient.abs().max()) < limits.GRID_ROUNDING
+        )
+        if flat or step.stuck or len(steps) > limits.MAX_GRID_STEPS:
             break
         before = step.loss
     vector_to_parameters(x, family.parameters())
@@ -196,8 +197,8 @@ def _peaks(p: quadrature.Posterior, whole: Frame, most: int) -> Tensor:
     kept: list[int] = []
     inwards = whole.inwards(p.nodes)
     logs = p.log_density.detach().clone()
-    while len(kept) < most and float(logs.max()) > float(p.log_density.max()) - 12.0:
+    while len(kept) < most and float(logs.max()) > float(p.log_density.max()) - limits.PEAK_DEPTH:
         kept.append(int(logs.argmax()))
-        near = (inwards - inwards[kept[-1]]).norm(dim=1) < 0.75
+        near = (inwards - inwards[kept[-1]]).norm(dim=1) < limits.PEAKS_APART
         logs = torch.where(near, -math.inf, logs)
     return p.nodes[kept]

@@ -17,19 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import ArgumentTypeError, ArgumentValueError, require
-from kullback.core.checks import message
+from kullback.core import ArgumentTypeError, ArgumentValueError, message, require
+from kullback.variational import limits
 
-from .batched_eval import in_pieces, score_in_pieces
-from .minibatch import Rows
+from .batches import Rows, in_pieces, score_in_pieces
 from .parameters import Layout, Parameters
 
-__all__ = ["Target"]
+__all__ = ["PointDensity", "RowsDensity", "Target"]
 
-LogDensity = Callable[..., Tensor]
+PointDensity = Callable[..., Tensor]  # a user's function of one point: a scalar, in nats
+RowsDensity = Callable[[Tensor, Tensor | None], Tensor]  # z `[n, d]`, rows or None: `[n]`
 UNFACTORED: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
-FEWEST, MOST = 128, 4096  # points differentiated together,
-KEPT = 1 << 21  # so many that this many numbers are kept for the gradient and stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +49,16 @@ class Target:
     dtype: torch.dtype = torch.float64
     rows: Rows | None = None
     looped: bool = False
-    piece: int = FEWEST
+    piece: int = limits.MIN_PIECE
 
     @classmethod
     def of(
         cls,
-        log_density: LogDensity,
+        log_density: PointDensity,
         parameters: Parameters,
         *,
         data: Sequence[Tensor] | Tensor | None = None,
-        log_prior: LogDensity | None = None,
+        log_prior: PointDensity | None = None,
         batch_size: int | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> "Target":
@@ -89,9 +87,9 @@ class Target:
             function, looped, piece = maker._vectorised(log_density, "log_density", ())
             return cls(function, layout, dtype, None, looped, piece)
         rows = Rows.of(given, batch_size=batch_size)
-        terms, looped, _ = maker._vectorised(log_density, "log_density", rows.first())
+        row_terms, looped, _ = maker._vectorised(log_density, "log_density", rows.first())
         prior, prior_looped, _ = maker._vectorised(log_prior or _flat, "log_prior", ())
-        rows = rows.with_terms(lambda values, batch: terms(values, *batch))
+        rows = rows.with_terms(lambda values, batch: row_terms(values, *batch))
         return cls(prior, layout, dtype, rows, looped or prior_looped)
 
     @property
@@ -153,7 +151,7 @@ class Target:
         return text
 
     def _vectorised(
-        self, function: LogDensity, name: str, batch: tuple[Tensor, ...]
+        self, function: PointDensity, name: str, batch: tuple[Tensor, ...]
     ) -> tuple[Callable[..., Tensor], bool, int]:
         """Wrap a function of one point for many; say if it had to be looped, and the best piece."""
 
@@ -166,11 +164,11 @@ class Target:
 
         _check_signature(function, name, self.layout, batch)
         probe = torch.linspace(-0.5, 0.5, self.dim, dtype=self.dtype)
-        kept = KEPT
+        kept = limits.CACHED_NUMBERS
         with contextlib.suppress(UNFACTORED):  # not here, but perhaps elsewhere
             result, kept = _counted(lambda z: one(self.constrain(z), *batch), probe.clone())
             _check_result(result, name, len(batch[0]) if batch else None)
-        piece = min(MOST, max(FEWEST, KEPT // max(1, kept)))
+        piece = min(limits.MAX_PIECE, max(limits.MIN_PIECE, limits.CACHED_NUMBERS // max(1, kept)))
         axes = (0, *(None for _ in batch))
         mapped = _surviving(torch.func.vmap(one, in_dims=axes))
         two = torch.stack([probe, -probe])
@@ -190,7 +188,7 @@ def _flat(*_: Any, **__: Any) -> Tensor:
     return torch.zeros(())
 
 
-def _looped(one: LogDensity) -> LogDensity:
+def _looped(one: PointDensity) -> PointDensity:
     def many(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
         count = len(next(iter(values.values())))
         return torch.stack(
@@ -200,7 +198,7 @@ def _looped(one: LogDensity) -> LogDensity:
     return many
 
 
-def _surviving(many: LogDensity) -> LogDensity:
+def _surviving(many: PointDensity) -> PointDensity:
     """Give −inf to points where a matrix cannot be factored, found by halving."""
 
     def survived(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
@@ -235,7 +233,7 @@ def _counted(function: Callable[[Tensor], Any], z: Tensor) -> tuple[Any, int]:
 
 
 def _check_signature(
-    function: LogDensity, name: str, layout: Layout, batch: tuple[Tensor, ...]
+    function: PointDensity, name: str, layout: Layout, batch: tuple[Tensor, ...]
 ) -> None:
     """Refuse a function that cannot be called with these parameters and this data."""
     rows = [f"data {i}" for i in range(1, len(batch) + 1)]
@@ -265,6 +263,6 @@ def _check_result(result: Any, name: str, rows: int | None) -> None:
 
 def _shown(name: str, value: Tensor) -> str:
     flat = value.flatten()
-    numbers = ", ".join(f"{float(v):.6g}" for v in flat[:6])
-    tail = ", …" if len(flat) > 6 else ""
+    numbers = ", ".join(f"{float(v):.6g}" for v in flat[: limits.SHOWN_ENTRIES])
+    tail = ", …" if len(flat) > limits.SHOWN_ENTRIES else ""
     return f"{name} = {numbers}" if value.ndim == 0 else f"{name} = [{numbers}{tail}]"

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from kullback.core import ArgumentValueError, require, require_type
-from kullback.core.checks import message
+from kullback.core import ArgumentValueError, message, require, require_type
 
 __all__ = ["Bijection", "Layout", "Parameter", "Parameters", "bijection", "ordered"]
 
