@@ -52,7 +52,7 @@ def test_the_heights_of_a_funnel_are_its_marginal():
     Newton's method ends where at most 0.02 / 2 nats are left to gain.
     """
     ridge = ridge_of(5)
-    v = ridge.frame.centre[0] + ridge.at * ridge.frame.factor[0].norm()
+    v = ridge.frame.shift[0] + ridge.at * ridge.frame.factor[0].norm()
     truth = -0.5 * v**2
     torch.testing.assert_close(ridge.heights, truth - truth.max(), rtol=0, atol=0.011)
 

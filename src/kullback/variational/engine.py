@@ -1,11 +1,8 @@
-"""What to fit and how, where the user left it open: by dimension, by data, by the starts.
+"""The fit put together: what is chosen, the start, the optimiser, and a mixture where it is needed.
 
-Which to use: none of this directly; `fit` asks here and repeats the answer in `Fit.chosen`.
-
-The fit put together: start, family, fitter, and the refinement where a Gaussian falls short.
-
-Which to use: none of this directly; `fit` does. `Work` is what there is to do, as a stream of
-`Progress`.
+Which to use: none of this directly; `fit` does. `plan` chooses family, method and numbers of draws
+where the user left them open, and its answer is repeated in `Fit.chosen`. `Work` is what there is
+to do, as a stream of `Progress`.
 """
 
 import functools

@@ -1,15 +1,13 @@
-"""Draws and densities of a fitted q: in the user's own parameters, and on the unconstrained space.
-
-Which to use: `posterior` and `sample_posterior` for named draws in the parameters as the user
-declared them; `draws`, `sample`, `log_prob` and `distribution` for z, the vector of unconstrained
-reals on which q lives (the log of a positive parameter, for example). `Fit` has both, and so has
-`Saved`, a fit read from disk.
-
-Fit q(z) to a log density: `fit`, and the `Fit` that it returns.
+"""Fit q(z) to a log density: `fit`, the `Fit` that it returns, and its draws and densities.
 
 Which to use: `fit(log_density, parameters)` and nothing else, for a start: it finds where to begin,
 chooses family and method, says what it chose, and stops when it has converged.
 `direction="forward"` for KL(p‖q) instead of KL(q‖p) (MATH 4).
+
+`FittedPosterior` is what `Fit` shares with `Saved`, a fit read from disk: `posterior` and
+`sample_posterior` give named draws in the parameters as the user declared them; `draws`, `sample`,
+`log_prob` and `distribution` are about z, the vector of unconstrained reals on which q lives (the
+log of a positive parameter, for example).
 """
 
 import math

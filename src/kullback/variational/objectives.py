@@ -6,10 +6,8 @@ prior has a closed form (less variance; β and free bits act on it); `iwae` for 
 `renyi` for what lies between and beyond. `score_function` is the ELBO for draws that cannot be
 differentiated. What is minimised is the *loss*, minus the batch mean of one of these.
 
-Losses of a fit: an objective, a gradient estimator, a target and a family put together.
-
-Which to use: `loss_of`, which returns a function of the family and its noise. The formulas live in
-`objectives`, as functions of log-weights; here they meet the draws.
+`loss_of` puts an objective, a gradient estimator, a target and a family together: a function of the
+family and its noise, for `fit`.
 """
 
 import math

@@ -1,13 +1,9 @@
-"""A fit held to draws of the truth, where there are any: from long chains, or from simulation.
-
-Which to use: `compare`. It takes both as dictionaries of constrained values; its errors are those
-of the reference's and q's own finitely many draws as well as of q.
-
-What a fit says: its diagnosis, a table by parameter, better draws, and the way to ArviZ.
+"""What a fit says: its diagnosis, a table by parameter, better draws, and the way to ArviZ.
 
 Which to use: `assess` for the verdict, `summarise` for the table, `resample` for draws that are
-corrected by their importance weights, `to_arviz` for everything ArviZ can do. All take what
-`kullback.variational.fit` returns.
+corrected by their importance weights, `to_arviz` for everything ArviZ can do; all take what
+`kullback.variational.fit` returns. `compare` holds draws of q to reference draws of p, from long
+chains or from simulation; its errors are those of finitely many draws of both as well as of q.
 """
 
 from collections.abc import Mapping

@@ -1,18 +1,18 @@
-"""L-BFGS with a line search, for smooth functions of a flat vector.
+"""The deterministic fit: fixed draws make the objective a function, L-BFGS finds its optimum.
 
-Which to use: `minimise` yields a `Step` after every iteration, so that the caller watches, stops
-and shows progress. torch's own optimiser hides the line search and the reason why it stopped.
-Reference: Nocedal and Wright (2006), "Numerical Optimization", algorithms 7.4 and 3.5.
+Which to use: `deterministic`, through `fit`. With fixed draws (`fixed_normals`, more of them than
+dimensions) the average over draws is a smooth function of q's parameters, so that "converged" has a
+meaning: in the frame's coordinates, where one unit is about one posterior standard deviation, no
+entry of the gradient exceeds a tolerance. Then fresh draws are asked whether they agree; if not,
+the number of draws is doubled.
 
-The deterministic fit: fixed draws make the objective a function, L-BFGS finds its optimum.
+`minimise` is L-BFGS for any smooth function of a flat vector; it yields a `Step` after every
+iteration, so that the caller watches, stops and shows progress. torch's own optimiser hides the
+line search and the reason why it stopped.
 
-Which to use: `deterministic`, through `fit`. With fixed draws (more of them than dimensions) the
-average over draws is a smooth function of q's parameters, so that "converged" has a meaning: in the
-frame's coordinates, where one unit is about one posterior standard deviation, no entry of the
-gradient exceeds a tolerance. Then fresh draws are asked whether they agree; if not, the number of
-draws is doubled.
 Reference: Giordano, Ingram and Broderick (2024), "Black box variational inference with a
-deterministic objective"; Burroni, Domke and Sheldon (2024), "Sample average approximation".
+deterministic objective"; Burroni, Domke and Sheldon (2024), "Sample average approximation";
+Nocedal and Wright (2006), "Numerical Optimization", algorithms 7.4 and 3.5.
 """
 
 import math

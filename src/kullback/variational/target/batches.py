@@ -1,9 +1,9 @@
-"""A function of many points, evaluated a piece at a time: what it works on stays in the cache.
+"""Rows of data in mini-batches, and many points a piece at a time.
 
-Which to use: `in_pieces` for values that may have to be differentiated, `score_in_pieces` for the
-gradient itself. Either way no piece's graph outlives it: memory does not grow with the points.
-
-Data rows behind a target: mini-batches scaled without bias, full passes in constant memory.
+Which to use: `Rows` holds data behind a target: mini-batches scaled without bias, full passes in
+constant memory. `in_pieces` evaluates a function of many points so that what it works on stays in
+the cache, for values that may have to be differentiated; `score_in_pieces` gives the gradient
+itself. Either way no piece's graph outlives it: memory does not grow with the points.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,14 +1,11 @@
-"""From the real line to constrained values: one `Bijection` a constraint, with its Jacobian.
-
-Which to use: `bijection(constraint, shape)`; `ordered` is the constraint that PyTorch lacks (a
-vector that strictly increases). Every constraint of `torch.distributions.constraints` that has a
-bijection from unconstrained reals is taken; matrices are packed, so that no unconstrained number
-is without effect.
-
-Named parameters with shapes and constraints, laid out on one unconstrained vector z.
+"""Named parameters with shapes and constraints, laid out on one unconstrained vector z.
 
 Which to use: `Parameter(shape, constraint)` for one parameter, where a bare constraint, an integer
 or a shape do as well; `Layout.of` for all of them, which `Target` makes for you.
+`bijection(constraint, shape)` is the map from the real line onto one, with its Jacobian; `ordered`
+is the constraint that PyTorch lacks (a vector that strictly increases). Every constraint of
+`torch.distributions.constraints` that has a bijection from unconstrained reals is taken; matrices
+are packed, so that no unconstrained number is without effect.
 """
 
 import math
