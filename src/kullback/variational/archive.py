@@ -40,13 +40,20 @@ PART = "q."  # before the names of q's own tensors
 
 @dataclass(frozen=True, slots=True)
 class Saved(FittedPosterior):
-    """A fit read back: draws `[n, d]` of q with log p, log q `[n]` and scores, and its record.
+    """A fit read back: assessed, summarised, resampled, saved and drawn from like a `Fit`.
 
     The draws are on the unconstrained space; `posterior` has them in the user's own parameters, by
-    name. It can be assessed, summarised, resampled, exported, saved and drawn from like the fit it
-    was.
-    family: q, or None where it was of a class that this package does not have. record: the content
-    of `fit.json`.
+    name.
+
+    Attributes:
+        target: p.
+        family: q, or None where it was of a class that this package does not have.
+        draws: `[n, d]`, of q.
+        log_p: `[n]` at the draws, in nats.
+        log_q: `[n]` at the draws, in nats.
+        scores: the gradients of both, `[n, d]` each.
+        converged: whether the method's own test was met.
+        record: the content of `fit.json`.
     """
 
     target: Target
@@ -116,7 +123,7 @@ def save(fit: Fitted, folder: str | Path, diagnosis: Diagnosis, *, force: bool =
 
 
 def load(folder: str | Path, target: Target) -> Saved:
-    """Read a fit back for the target it was fitted to; the example is at `save`.
+    """Read a fit back for the target it was fitted to.
 
     Args:
         folder: what `save` wrote.
@@ -131,6 +138,13 @@ def load(folder: str | Path, target: Target) -> Saved:
             at the stored draws is not what was stored (by more than 1e-6 relative to the largest):
             then it is another target, or the file was changed.
         MissingExtraError: for a flow without zuko.
+
+    Example:
+        >>> from kullback.variational import fit
+        >>> found = fit(lambda z: -0.5 * (z * z).sum(), 2)
+        >>> folder = save(found, "one_normal", found.diagnosis)
+        >>> load(folder, found.target).family.name
+        'full_rank'
     """
     folder = Path(folder)
     record = _record(folder / "fit.json")

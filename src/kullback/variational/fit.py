@@ -101,6 +101,17 @@ class FittedPosterior:
         """Draw n points of q on the unconstrained space, `[n, d]`.
 
         For draws of the parameters as they were declared: `sample_posterior`.
+
+        Args:
+            n: how many, at least 1.
+            generator: the source of randomness; torch's global one by default.
+
+        Returns:
+            The points.
+
+        Raises:
+            ArgumentValueError: for n < 1.
+            RunError: for a loaded fit whose q is of a class of the user's own.
         """
         return self._known_family().sample(n, generator)
 
@@ -109,6 +120,16 @@ class FittedPosterior:
 
         It is a density over z, not over the constrained parameters, from which it differs by the
         log Jacobian of their map.
+
+        Args:
+            z: unconstrained reals, `[n, d]`.
+
+        Returns:
+            The normalised log density, without a graph.
+
+        Raises:
+            ArgumentValueError: for another shape.
+            RunError: for a loaded fit whose q is of a class of the user's own.
         """
         with torch.no_grad():
             return self._known_family().log_prob(z)
@@ -139,14 +160,29 @@ class FittedPosterior:
 class Fit(FittedPosterior):
     """A fitted q(z), how it was fitted, and draws to judge it by.
 
-    target, family: p and q. objective, direction, method: what was optimised ("elbo"; "reverse",
-    KL(q‖p), or "forward", KL(p‖q)) and how. trace: the objective after every iteration, in nats,
-    higher is better. converged, reason: whether the method's own test was met, and why it stopped,
-    in words. gradient_norm: the largest entry of the objective's gradient at the end, in about
-    posterior standard deviations. seconds: of wall time. chosen: what was left to choose, and was.
-    draws: `[n, d]` independent draws of q on the unconstrained space, made at the end (`posterior`
-    has them in the user's own parameters, by name); log_p,
-    log_q: `[n]` at them, in nats; scores: `∂ log p/∂z` and `∂ log q/∂z` at them, `[n, d]` each.
+    Attributes:
+        target: p.
+        family: q.
+        objective: what was maximised, such as "elbo".
+        direction: "reverse", KL(q‖p), or "forward", KL(p‖q).
+        method: how.
+        trace: the objective after every iteration, in nats, higher is better.
+        converged: whether the method's own test was met.
+        reason: why it stopped, in words.
+        gradient_norm: the largest entry of the objective's gradient at the end, in about posterior
+            standard deviations.
+        seconds: of wall time.
+        draws: `[n, d]` independent draws of q on the unconstrained space, made at the end
+            (`posterior` has them in the user's own parameters, by name).
+        log_p: `[n]` at the draws, in nats, up to p's constant.
+        log_q: `[n]` at the draws, in nats.
+        scores: `∂ log p/∂z` and `∂ log q/∂z` at the draws, `[n, d]` each.
+        chosen: what was left to choose, and was.
+
+    Example:
+        >>> found = fit(lambda z: -0.5 * z.square().sum(), 1)
+        >>> found.converged, found.method, found.draws.shape
+        (True, 'deterministic', torch.Size([4000, 1]))
     """
 
     target: Target

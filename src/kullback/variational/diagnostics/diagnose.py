@@ -46,20 +46,26 @@ __all__ = ["Diagnosis", "diagnose", "diagnose_beyond", "diagnose_sample"]
 class Diagnosis:
     """What the draws say about a fit: a level, a sentence, and the numbers behind it.
 
-    level: "trust" (every bound below is at most 0.2), "partly" (at most 0.6) or "do not trust".
-    verdict: the level in words. reasons: what stands behind it, most important first.
-    elbo: `E_q[log p − log q]`. evidence_bound: its importance-weighted form, n/50 draws each.
-    kl: KL(q‖p) against the normalised p, from the same draws (log of the mean weight less the mean
-    log weight). All in nats. k_hat, ess_fraction (ESS/n) and sd_log_weights (nats) are about the
-    weights. residual: root mean square of the part of `∇log p − ∇log q` that is not linear in z, in
-    the worst direction, whitened by q; None without scores.
-    mean_bound, log_sd_bound: `[m]`, how far at most the mean of p lies from the draws' (in their
-    sd), and the log of p's sd from the log of theirs; mean_shift, log_sd_shift: `[m]`, how far they
-    seem to be. A bound may be inf. They are no proofs: calibrated by benchmarks/verdicts.py.
-    tails: `[m]`, how many times q's mass p has beyond q's 1 % or 99 % quantile, the worse of both;
-    None without draws of a wider law.
-    pool: draws of q and of the wider law `[k, d]`, and their log weights `[k]`, or None.
-    resampling: "" when importance-resampled draws are sound, else why not.
+    A bound may be inf. Bounds are no proofs: they are calibrated by benchmarks/verdicts.py.
+
+    Attributes:
+        evidence: all that is known, one record; `k_hat`, `ess_fraction` (ESS/n), `sd_log_weights`
+            (nats), `residual` (root mean square of the part of `∇log p − ∇log q` that is not linear
+            in z, in the worst direction, whitened by q; None without scores) and `tails` (how many
+            times q's mass p has beyond q's 1 % or 99 % quantile, the worse of both, `[m]`; None
+            without draws of a wider distribution) are read from it.
+        judged: the level, "trust" (every bound is at most 0.2), "partly" (at most 0.6) or "do not
+            trust", the sentence, the reasons, most important first, and the bounds: `level`,
+            `verdict`, `reasons`, `mean_bound` and `log_sd_bound` (`[m]`, how far at most the mean
+            of p lies from the draws', in their sd, and the log of p's sd from the log of theirs),
+            `mean_shift` and `log_sd_shift` (how far they seem to be) are read from it.
+        elbo: `E_q[log p − log q]`, in nats.
+        evidence_bound: its importance-weighted form, n/50 draws each, in nats.
+        kl: KL(q‖p) against the normalised p, from the same draws (log of the mean weight less the
+            mean log weight), in nats.
+        resampling: "" when importance-resampled draws are sound, else why not.
+        pool: draws of q and of the wider distribution with their log weights, or None.
+        probed: what `probe` found elsewhere, or None.
     """
 
     evidence: Evidence
@@ -168,28 +174,38 @@ def diagnose(
 ) -> Diagnosis:
     """Judge q by `log w = log p − log q` and by scores at draws z ~ q, and say it in words.
 
-    draws: `[n, d]`, n ≥ 100, independent draws of q. log_p: `[n]`, unnormalised; log_q: `[n]`,
-    normalised; nats. scores: `∇log p` and `∇log q` at the draws, `[n, d]` each; without them bounds
-    are wider. of: maps `[n, d]` to the functions whose moments are judged, `[n, m]`; by default z
-    itself. probed: what `probe` found elsewhere. wide: draws of a wider law (`draw_wider`), which
-    show what p does where q's tails are too thin. names: of the functions, for the sentence.
-    converged: whether the fitter thought it was done; if not the level is never "trust".
-
     The evidence is weighed together: k̂ alone gives false alarms where the weights are all but
     equal, and a bound is the largest of what weights and scores say, widened by their errors and,
     where the weights' tail is heavy, by the square of the scores' residual. Approximate: nothing
     computed at draws of q can see mass that q does not reach.
     log p = −inf (no mass there) is a weight of 0, and the ELBO is −inf; NaN or +inf is never
     trusted. No gradient flows.
-
-    Errors: `ArgumentValueError` for shapes that do not fit or fewer than 100 draws.
     Reference: as for this module; Owen (2013) for the errors of reweighted moments.
 
-    >>> seed = torch.Generator().manual_seed(0)
-    >>> z = torch.randn(4000, 2, generator=seed, dtype=torch.float64)
-    >>> log_q = -0.5 * z.square().sum(-1) - math.log(2 * math.pi)
-    >>> print(diagnose(z, log_q + 3.0, log_q).verdict)
-    Trust: means to about 0.05 sd, standard deviations to about 4 %.
+    Args:
+        draws: `[n, d]`, n ≥ 100, independent draws of q.
+        log_p: `[n]`, unnormalised, in nats.
+        log_q: `[n]`, normalised, in nats.
+        scores: `∇log p` and `∇log q` at the draws, `[n, d]` each; without them bounds are wider.
+        of: maps `[n, d]` to the functions whose moments are judged, `[n, m]`; by default z itself.
+        probed: what `probe` found elsewhere.
+        wide: draws of a wider distribution (`draw_wider`), which show what p does where q's tails
+            are too thin.
+        names: of the functions, for the sentence.
+        converged: whether the optimiser met its own test; if not the level is never "trust".
+
+    Returns:
+        The level, the sentence, and the numbers behind them.
+
+    Raises:
+        ArgumentValueError: for shapes that do not fit or fewer than 100 draws.
+
+    Example:
+        >>> seed = torch.Generator().manual_seed(0)
+        >>> z = torch.randn(4000, 2, generator=seed, dtype=torch.float64)
+        >>> log_q = -0.5 * z.square().sum(-1) - math.log(2 * math.pi)
+        >>> print(diagnose(z, log_q + 3.0, log_q).verdict)
+        Trust: means to about 0.05 sd, standard deviations to about 4 %.
     """
     sample = Sample(
         draws=draws,

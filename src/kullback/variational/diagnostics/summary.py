@@ -75,15 +75,25 @@ def compare(
 ) -> Comparison:
     """Return by how much the means and sds of q's draws differ from those of reference draws.
 
-    draws: of q, `{name: [n, *shape]}`, as `Target.constrain` gives them; reference: draws of p
-    under the same names, any number of them. An entry that does not vary in the reference (a corner
-    of a Cholesky factor) is left out.
-    Errors: `ArgumentValueError` for a name that is missing, another shape, or fewer than 2 draws.
+    An entry that does not vary in the reference (a corner of a Cholesky factor) is left out.
 
-    >>> target = Target.of(lambda z: -0.5 * (z * z).sum(), 1)
-    >>> truth = {"z": torch.tensor([[-1.0], [1.0]])}
-    >>> compare(target, {"z": torch.tensor([[0.0], [2.0]])}, truth).rows[0].mean_off.__round__(3)
-    0.707
+    Args:
+        target: p, for the names.
+        draws: of q, `{name: [n, *shape]}`, as `Fit.posterior` has them.
+        reference: draws of p under the same names, any number of them.
+
+    Returns:
+        The differences, entry by entry; `str` of them is a table.
+
+    Raises:
+        ArgumentValueError: for a name that is missing, another shape, or fewer than 2 draws.
+
+    Example:
+        >>> target = Target.of(lambda z: -0.5 * (z * z).sum(), 1)
+        >>> reference = {"z": torch.tensor([[-1.0], [1.0]])}
+        >>> rows = compare(target, {"z": torch.tensor([[0.0], [2.0]])}, reference).rows
+        >>> rows[0].mean_off.__round__(3)
+        0.707
     """
     for name, one in draws.items():
         other = reference.get(name)
@@ -182,14 +192,23 @@ def assess(
 ) -> Diagnosis:
     """Diagnose a fit by its own draws: the moments judged are those of the constrained parameters.
 
-    search: also look beyond q (see `diagnose_beyond`), for peaks that it has missed and, where the
-    fit has a `log_prob`, by draws of a wider law. Above 100 dimensions, and where the target has
-    mini-batches of rows, that is left out. generator: for that search; seed 0 by default. Errors:
-    those of `diagnose`.
+    Args:
+        fit: what `fit` or `load` returned.
+        search: also look beyond q (see `diagnose_beyond`), for peaks that it has missed and, where
+            the fit has a `log_prob`, by draws of a wider distribution. Above 100 dimensions, and
+            where the target has mini-batches of rows, that is left out.
+        generator: for that search; seed 0 by default.
 
-    >>> from kullback.variational import fit
-    >>> print(assess(fit(lambda z: -0.5 * (z * z).sum(), 2)).level)
-    trust
+    Returns:
+        The level, the sentence, and the numbers behind them.
+
+    Raises:
+        ArgumentValueError: for fewer than 100 draws.
+
+    Example:
+        >>> from kullback.variational import fit
+        >>> print(assess(fit(lambda z: -0.5 * (z * z).sum(), 2)).level)
+        trust
     """
     target = fit.target
     sample = Sample(
@@ -215,10 +234,18 @@ def summarise(fit: Fitted, diagnosis: Diagnosis) -> Summary:
 
     Quantiles are q's; so are mean and sd, not corrected by the bounds beside them.
 
-    >>> from kullback.variational import fit
-    >>> found = fit(lambda z: -0.5 * (z * z).sum(), 1)
-    >>> print(str(summarise(found, assess(found))).splitlines()[2].split()[:3])
-    ['parameter', 'mean', 'sd']
+    Args:
+        fit: what `fit` or `load` returned.
+        diagnosis: what `assess` says of it.
+
+    Returns:
+        The table; `str` of it is text.
+
+    Example:
+        >>> from kullback.variational import fit
+        >>> found = fit(lambda z: -0.5 * (z * z).sum(), 1)
+        >>> print(str(summarise(found, assess(found))).splitlines()[2].split()[:3])
+        ['parameter', 'mean', 'sd']
     """
     values = _flat(fit.target, fit.draws)
     levels = torch.tensor([0.05, 0.5, 0.95], dtype=values.dtype)
@@ -247,16 +274,28 @@ def resample(
 
     They follow p more closely than q does where that is sound, and repeat themselves: n should not
     exceed the number of effective draws. They come from q and, where the diagnosis looked beyond
-    it, from the wider law as well. Approximate: right as the number of draws grows.
-    Errors: `RunError` with the reason when the weights cannot carry it (fewer than 100 effective
-    draws; one of them 2 % of all, or of q alone k̂ of 0.7 or more with unequal weights);
-    `ArgumentValueError` for n < 1.
+    it, from the wider distribution as well. Approximate: right as the number of draws grows.
     Reference: Vehtari et al. (2024), section 2; Kitagawa (1996) for systematic resampling.
 
-    >>> from kullback.variational import fit
-    >>> found = fit(lambda z: -0.5 * (z * z).sum(), 2)
-    >>> resample(found, 500, assess(found))["z"].shape
-    torch.Size([500, 2])
+    Args:
+        fit: what `fit` or `load` returned.
+        n: how many draws, at least 1.
+        diagnosis: what `assess` says of the fit.
+        generator: the source of randomness; torch's global one by default.
+
+    Returns:
+        Names and shapes as in `Fit.posterior`.
+
+    Raises:
+        RunError: with the reason when the weights cannot carry it (fewer than 100 effective draws;
+            one of them 2 % of all, or of q alone k̂ of 0.7 or more with unequal weights).
+        ArgumentValueError: for n < 1.
+
+    Example:
+        >>> from kullback.variational import fit
+        >>> found = fit(lambda z: -0.5 * (z * z).sum(), 2)
+        >>> resample(found, 500, assess(found))["z"].shape
+        torch.Size([500, 2])
     """
     require(n >= 1, "n", "at least 1 draw", n)
     if diagnosis.resampling:
@@ -273,9 +312,22 @@ def resample(
 def to_arviz(fit: Fitted, draws: dict[str, Tensor] | None = None) -> Any:
     """Return an ArviZ data tree with the group `posterior`: one chain of the fit's draws.
 
-    draws: `{name: [n, *shape]}`, such as `resample` returns; by default those of q. log p and log q
-    at q's own draws go to the group `sample_stats`, so that weights can be computed there.
-    Errors: `MissingExtraError` where arviz-base is not installed.
+    Args:
+        fit: what `fit` or `load` returned.
+        draws: `{name: [n, *shape]}`, such as `resample` returns; by default those of q. Then log p
+            and log q at them go to the group `sample_stats`, so that weights can be computed there.
+
+    Returns:
+        What `arviz_base.from_dict` makes: arrays `[1, n, *shape]`, by name.
+
+    Raises:
+        MissingExtraError: where arviz-base is not installed.
+
+    Example:
+        >>> from kullback.variational import fit
+        >>> tree = to_arviz(fit(lambda z: -0.5 * (z * z).sum(), 2))
+        >>> tree["posterior"]["z"].shape
+        (1, 4000, 2)
     """
     arviz: Any = import_extra("arviz_base", "arviz")
     own = draws is None

@@ -171,11 +171,23 @@ class Draws(NamedTuple):
 class Family(nn.Module, ABC):
     """A distribution q(z) on `[n, d]` with float64 parameters to fit, in a frame.
 
-    name: what a user calls it. dense: whether it stays itself in every affine frame (a full-rank
-    Gaussian, a flow) or only under scalings of single axes (mean field). chosen: names of the
-    arguments beside the frame that give it its shape, kept as attributes, so that a saved q can be
-    made again. noise_dim: how many standard normals make one draw. A new family starts near N(0, I)
-    in its frame.
+    A new family starts near N(0, I) in its frame.
+
+    Attributes:
+        name: what a user calls it.
+        dense: whether it stays itself in every affine frame (a full-rank Gaussian, a flow) or only
+            under scalings of single axes (mean field).
+        chosen: names of the arguments beside the frame that give it its shape, kept as attributes,
+            so that a saved q can be made again.
+        noise_dim: how many standard normals make one draw.
+
+    Args:
+        frame: the coordinates it lives in.
+
+    Example:
+        >>> from kullback.variational import FullRank
+        >>> issubclass(FullRank, Family), FullRank.dense
+        (True, True)
     """
 
     name: ClassVar[str]
@@ -212,17 +224,45 @@ class Family(nn.Module, ABC):
         return noise
 
     def noise(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n rows of standard normals for `push`, `[n, noise_dim]`."""
+        """Draw n rows of standard normals for `push`, `[n, noise_dim]`.
+
+        Args:
+            n: how many draws, at least 1.
+            generator: the source of randomness; torch's global one by default.
+
+        Returns:
+            The noise.
+
+        Raises:
+            ArgumentValueError: for n < 1.
+        """
         require(n >= 1, "n", "at least 1 draw", n)
         return torch.randn(n, self.noise_dim, generator=generator, dtype=self.shift.dtype)
 
     def push(self, noise: Tensor) -> Draws:
-        """Turn noise `[n, noise_dim]` into reparameterised draws with their log density."""
+        """Turn noise `[n, noise_dim]` into reparameterised draws with their log density.
+
+        Args:
+            noise: of `Family.noise`.
+
+        Returns:
+            The draws, differentiable in the parameters.
+        """
         inner, frame = self._push(noise), self.frame
         return Draws(frame.outwards(inner.z), inner.log_q - frame.log_det, inner.share)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Return log q(z), `[n, d]` → `[n]`, in nats, differentiable in z and the parameters."""
+        """Return log q(z), `[n, d]` → `[n]`, in nats, differentiable in z and the parameters.
+
+        Args:
+            z: unconstrained reals, `[n, d]`.
+
+        Returns:
+            The normalised log density, exact.
+
+        Raises:
+            ArgumentValueError: for another shape.
+        """
         require(z.ndim == 2 and z.shape[1] == self.dim, "z", f"[n, {self.dim}]", describe(z))
         frame = self.frame
         return self._log_prob(frame.inwards(z)) - frame.log_det
@@ -238,7 +278,18 @@ class Family(nn.Module, ABC):
         return result
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n independent points `[n, d]`, without a graph."""
+        """Draw n independent points `[n, d]`, without a graph.
+
+        Args:
+            n: how many, at least 1.
+            generator: the source of randomness; torch's global one by default.
+
+        Returns:
+            The points.
+
+        Raises:
+            ArgumentValueError: for n < 1.
+        """
         require(n >= 1, "n", "at least 1 draw", n)
         with torch.no_grad():
             return self.frame.outwards(self._sample(n, generator))
@@ -284,7 +335,8 @@ def ridged_cholesky(covariance: Tensor, ridge: float) -> Tensor:
     tensor([[2.]])
     """
     variances = covariance.diagonal().clamp_min(1e-300)
-    return torch.linalg.cholesky(covariance + torch.diag(ridge * variances))
+    factor: Tensor = torch.linalg.cholesky(covariance + torch.diag(ridge * variances))
+    return factor
 
 
 def normal_log_prob(u: Tensor) -> Tensor:

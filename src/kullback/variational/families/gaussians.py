@@ -98,8 +98,12 @@ class MeanField(Family):
     Its log density and entropy are exact. Of a posterior's marginal variances, precisions and
     entropy it can match only one when coordinates depend on each other.
 
-    >>> MeanField(Frame.identity(2)).sample(3).shape
-    torch.Size([3, 2])
+    Args:
+        frame: the coordinates, in which it begins as N(0, I).
+
+    Example:
+        >>> MeanField(Frame.identity(2)).sample(3).shape
+        torch.Size([3, 2])
     """
 
     name, dense = "mean_field", False
@@ -133,10 +137,16 @@ class LowRank(Family):
     density and entropy are exact, at cost d · rank² (Woodbury). F starts with small fixed entries:
     F = 0 is a stationary point of every objective.
 
-    Errors: `ArgumentValueError` for a rank outside 1 to d.
+    Args:
+        frame: the coordinates, in which it begins near N(0, I).
+        rank: columns of F, 1 to d; at most 10 by default.
 
-    >>> LowRank(Frame.identity(5), rank=2).noise_dim
-    7
+    Raises:
+        ArgumentValueError: for a rank outside 1 to d.
+
+    Example:
+        >>> LowRank(Frame.identity(5), rank=2).noise_dim
+        7
     """
 
     name, dense = "low_rank", False
@@ -190,8 +200,12 @@ class FullRank(Family):
 
     Its log density and entropy are exact. The first choice up to a few hundred dimensions.
 
-    >>> FullRank(Frame.identity(2)).entropy()
-    tensor(2.8379, dtype=torch.float64, grad_fn=<AddBackward0>)
+    Args:
+        frame: the coordinates, in which it begins as N(0, I).
+
+    Example:
+        >>> FullRank(Frame.identity(2)).entropy()
+        tensor(2.8379, dtype=torch.float64, grad_fn=<AddBackward0>)
     """
 
     name, dense = "full_rank", True
@@ -223,11 +237,18 @@ class StudentT(Family):
     """`z = mean + L e √(ν/χ²_ν)`, e ~ N(0, I): a full-rank Student-t with ν degrees of freedom.
 
     For importance weights that stay bounded where a Gaussian's tails are too light. Its log density
-    and entropy are exact. degrees: ν, a whole number of at least 1 that is chosen, not fitted; χ²
-    is a sum of ν squared normals, so that draws are smooth in the noise.
+    and entropy are exact. χ² is a sum of ν squared normals, so that draws are smooth in the noise.
 
-    >>> StudentT(Frame.identity(2), degrees=5).noise_dim
-    7
+    Args:
+        frame: the coordinates, in which its scale matrix begins as I.
+        degrees: ν, a whole number of at least 1 that is chosen, not fitted.
+
+    Raises:
+        ArgumentValueError: for any other ν.
+
+    Example:
+        >>> StudentT(Frame.identity(2), degrees=5).noise_dim
+        7
     """
 
     name, dense = "student_t", True
@@ -288,18 +309,25 @@ class StudentT(Family):
 class Mixture(Family):
     """`q(z) = Σ_k π_k N(mean_k, L_k L_kᵀ)`, with exact log density and no closed-form entropy.
 
-    components: K. covariance: "full" (L_k lower triangular) or "diagonal" in the frame's
-    coordinates, a factor that all share; "auto" is full up to 100 dimensions, as a draw costs K d²
-    with it. starts: a frame for each of the K, in which it begins as N(0, I); by default they lie
-    about the frame's centre. A reparameterised draw is stratified: the same noise goes through
-    every component, and the draws of component k share π_k between them, so that gradients reach π.
+    A reparameterised draw is stratified: the same noise goes through every component, and the draws
+    of component k share π_k between them, so that gradients reach π.
 
-    Errors: `ArgumentValueError` for fewer than one component, an unknown covariance, or
-    starts that are no frames of these dimensions.
+    Args:
+        frame: the coordinates.
+        components: K.
+        covariance: "full" (L_k lower triangular) or "diagonal" in the frame's coordinates, a factor
+            that all share; "auto" is full up to 100 dimensions, as a draw costs K d² with it.
+        starts: a frame for each of the K, in which it begins as N(0, I); by default they lie about
+            the frame's centre.
 
-    >>> noise = torch.zeros(4, 1, dtype=torch.float64)
-    >>> Mixture(Frame.identity(1), components=3).push(noise).z.shape
-    torch.Size([12, 1])
+    Raises:
+        ArgumentValueError: for fewer than one component, an unknown covariance, or starts that are
+            no frames of these dimensions.
+
+    Example:
+        >>> noise = torch.zeros(4, 1, dtype=torch.float64)
+        >>> Mixture(Frame.identity(1), components=3).push(noise).z.shape
+        torch.Size([12, 1])
     """
 
     name, dense = "mixture", True

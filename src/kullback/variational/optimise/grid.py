@@ -41,8 +41,11 @@ class Step:
 class Projection:
     """The q of a family that is nearest to p in one direction, and how it was reached.
 
-    direction: "forward", KL(p‖q), covers every peak; "reverse", KL(q‖p), picks one. family: q.
-    steps: from the start to the optimum; the last one is q's. log_evidence: of p on the grid.
+    Attributes:
+        direction: "forward", KL(p‖q), covers every peak; "reverse", KL(q‖p), picks one.
+        family: q.
+        steps: from the start to the optimum; the last one is q's.
+        log_evidence: of p on the grid, in nats.
     """
 
     direction: Direction
@@ -64,15 +67,25 @@ class Projection:
 def find_box(log_density: LogDensity, dim: int) -> tuple[list[float], list[float]]:
     """Return lower and upper ends of a box with room for p and for a q that covers it.
 
-    log_density: `[n, dim]` → `[n]`, dim 1 or 2. The search begins on (−16, 16), doubles while the
-    density at the edge is within 45 nats of the peak, closes in on what is, and adds half the
-    width at each end. Approximate: what a grid of 301 points an axis does not meet is not seen.
-    Errors: `ArgumentValueError` for other dimensions, or when the density does not fall off within
-    10⁶ (p is improper, or its tails are too heavy for a box).
+    The search begins on (−16, 16), doubles while the density at the edge is within 45 nats of the
+    peak, closes in on what is, and adds half the width at each end. Approximate: what a grid of 301
+    points an axis does not meet is not found.
 
-    >>> low, high = find_box(lambda z: -0.5 * (z[:, 0] - 3.0) ** 2, 1)
-    >>> round(low[0]), round(high[0])
-    (-16, 22)
+    Args:
+        log_density: `[n, dim]` → `[n]`, in nats.
+        dim: 1 or 2.
+
+    Returns:
+        The lower and the upper ends, `dim` numbers each.
+
+    Raises:
+        ArgumentValueError: for other dimensions, or when the density does not fall off within 10⁶
+            (p is improper, or its tails are too heavy for a box).
+
+    Example:
+        >>> low, high = find_box(lambda z: -0.5 * (z[:, 0] - 3.0) ** 2, 1)
+        >>> round(low[0]), round(high[0])
+        (-16, 22)
     """
     require(dim in (1, 2), "dim", "1 or 2 for quadrature", dim)
     low, high = [-16.0] * dim, [16.0] * dim
@@ -119,19 +132,29 @@ def project(
 ) -> Projection:
     """Minimise KL(p‖q) ("forward") or KL(q‖p) ("reverse") over Gaussians, or mixtures of them.
 
-    posterior: p on its grid, of `exact.quadrature.posterior`, d ≤ 2. components: Gaussians in q.
     Exact up to the quadrature: sums over the grid, minimised by L-BFGS from p's moments and from
     p's peaks; the best optimum is kept. The reverse KL of a mixture of far peaks has several
     optima, one a peak. No gradient flows.
-    Errors: `ArgumentValueError` for another direction or fewer than one component.
     Reference: MATH 4.1 and 4.2.
 
-    >>> def two_peaks(z):
-    ...     return torch.logaddexp(-2 * (z[:, 0] + 2) ** 2, -2 * (z[:, 0] - 2) ** 2)
-    >>> p = quadrature.posterior(two_peaks, lower=-9, upper=9)
-    >>> both = [project(p, way).family.frame for way in ("forward", "reverse")]
-    >>> [round(float(q.scale.abs()), 1) for q in both]
-    [2.1, 0.5]
+    Args:
+        posterior: p on its grid, of `exact.quadrature.posterior`, d ≤ 2.
+        direction: "forward" or "reverse".
+        components: Gaussians in q.
+
+    Returns:
+        The nearest q, and every step to it.
+
+    Raises:
+        ArgumentValueError: for another direction or fewer than one component.
+
+    Example:
+        >>> def two_peaks(z):
+        ...     return torch.logaddexp(-2 * (z[:, 0] + 2) ** 2, -2 * (z[:, 0] - 2) ** 2)
+        >>> p = quadrature.posterior(two_peaks, lower=-9, upper=9)
+        >>> both = [project(p, way).family.frame for way in ("forward", "reverse")]
+        >>> [round(float(q.scale.abs()), 1) for q in both]
+        [2.1, 0.5]
     """
     known = direction in ("forward", "reverse")
     require(known, "direction", "forward or reverse", repr(direction))

@@ -34,14 +34,21 @@ UNFACTORED: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defi
 class Target:
     """An unnormalised log density `log p(z)` on `dim` reals, z of shape `[n, dim]`, in nats.
 
-    function: maps a dictionary of constrained values with a leading `[n]` to log p, `[n]`, without
-    Jacobians; for a target with rows it is the prior. rows: the data and their likelihood, or None.
-    dtype: of z. looped: whether points are evaluated one by one. piece: how many points are
-    differentiated together.
+    Made by `Target.of`, from what a user writes for one point.
 
-    >>> target = Target.of(lambda z: -0.5 * (z * z).sum(), 2)
-    >>> target.log_density(torch.ones(1, 2, dtype=torch.float64))
-    tensor([-1.], dtype=torch.float64)
+    Attributes:
+        function: maps a dictionary of constrained values with a leading `[n]` to log p, `[n]`,
+            without Jacobians; for a target with rows it is the prior.
+        layout: names, shapes and constraints of the parameters.
+        dtype: of z.
+        rows: the data and their likelihood, or None.
+        looped: whether points are evaluated one by one.
+        piece: how many points are differentiated together.
+
+    Example:
+        >>> target = Target.of(lambda z: -0.5 * (z * z).sum(), 2)
+        >>> target.log_density(torch.ones(1, 2, dtype=torch.float64))
+        tensor([-1.], dtype=torch.float64)
     """
 
     function: Callable[[dict[str, Tensor]], Tensor]
@@ -64,18 +71,36 @@ class Target:
     ) -> "Target":
         """Build a target from a log density of ONE point, vectorised over points with `vmap`.
 
-        log_density: `log_density(z)` with z `[dim]`, or `log_density(**values)` with one keyword a
-        parameter, each of its own shape; it returns a scalar tensor, in nats, up to a constant.
-        With `data` it is the likelihood of rows, `log_density(z, *batch)`, or `log_density(*batch,
-        **values)`, → `[rows]`, one term a row, where `batch` are the same rows of each data tensor;
-        `log_prior`, of the parameters alone, is added once.
-        parameters: the dimension of z, or names with shapes and constraints (see `Layout.of`).
-        data: tensors with one leading axis of equal length. batch_size: rows at a time.
         Where `vmap` cannot follow the function (data-dependent control flow, `.item()`), points are
         evaluated one by one, and a warning says so. Where a matrix cannot be factored
         (`torch.linalg.LinAlgError`), log p is −inf.
-        Errors: what the function itself raises; `ArgumentTypeError` or `ArgumentValueError` where
-        its result is no scalar (or no vector of rows).
+
+        Args:
+            log_density: `log_density(z)` with z `[dim]`, or `log_density(**values)` with one
+                keyword a parameter, each of its own shape; it returns a scalar tensor, in nats, up
+                to a constant.
+                With `data` it is the likelihood of rows, `log_density(z, *batch)`, or
+                `log_density(*batch, **values)`, → `[rows]`, one term a row, where `batch` are the
+                same rows of each data tensor.
+            parameters: the dimension of z, or names with shapes and constraints (see `Layout.of`).
+            data: tensors with one leading axis of equal length.
+            log_prior: with `data`, the log density of the parameters alone, which is added once.
+            batch_size: rows at a time.
+            dtype: of z.
+
+        Returns:
+            The target.
+
+        Raises:
+            ArgumentTypeError: where its result is no tensor, or its arguments are not the
+                parameters; what the function itself raises passes.
+            ArgumentValueError: where its result is no scalar (or no vector of rows).
+
+        Example:
+            >>> x = torch.tensor([1.0, 3.0])
+            >>> target = Target.of(lambda z, x: -0.5 * (x - z[0]) ** 2, 1, data=x)
+            >>> target.log_density(torch.tensor([[2.0]], dtype=torch.float64))
+            tensor([-1.], dtype=torch.float64)
         """
         layout = Layout.of(parameters)
         given = (data,) if isinstance(data, Tensor) else data
@@ -103,14 +128,27 @@ class Target:
         return self.layout.names
 
     def constrain(self, z: Tensor) -> dict[str, Tensor]:
-        """Map z `[*batch, dim]` to the parameters the user named, `{name: [*batch, *shape]}`."""
+        """Map z `[*batch, dim]` to the parameters the user named, `{name: [*batch, *shape]}`.
+
+        Args:
+            z: unconstrained reals.
+
+        Returns:
+            The constrained values, by name.
+        """
         return self.layout.constrain(z)[0]
 
     def log_density(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return log p on the unconstrained space, `[n, dim]` → `[n]`, differentiable in z.
 
-        rows: indices of a mini-batch, whose likelihood is scaled by N/B (unbiased over uniformly
-        drawn rows); None takes all rows, a batch at a time with memory that does not grow.
+        Args:
+            z: unconstrained reals, `[n, dim]`.
+            rows: indices of a mini-batch, whose likelihood is scaled by N/B (unbiased over
+                uniformly drawn rows); None takes all rows, a batch at a time with memory that does
+                not grow.
+
+        Returns:
+            Log p with the Jacobians of the constraints, in nats.
         """
         if self.rows is None:
             return self.prior(z)
@@ -127,13 +165,25 @@ class Target:
         return self.function(values) + log_jacobian
 
     def score(self, z: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return log p `[n]` and its gradient `∂ log p/∂z` `[n, dim]`, both without a graph."""
+        """Return log p `[n]` and its gradient `∂ log p/∂z` `[n, dim]`, both without a graph.
+
+        Args:
+            z: unconstrained reals, `[n, dim]`.
+            rows: as in `log_density`.
+
+        Returns:
+            The values and their gradients.
+        """
         return score_in_pieces(lambda part: self.log_density(part, rows), z, self.piece)
 
     def explain(self, z: Tensor) -> str:
         """Say in words where log p `[n]` of z `[n, dim]` is not finite: which value, which row.
 
-        The empty string when it is finite everywhere.
+        Args:
+            z: unconstrained reals, `[n, dim]`.
+
+        Returns:
+            A sentence, or the empty string when it is finite everywhere.
         """
         with torch.no_grad():
             log_p = self.log_density(z)

@@ -148,8 +148,13 @@ def _definite(side: int) -> Forward:
 class Parameter:
     """A parameter: the shape of its constrained value, and its constraint (by default none).
 
-    >>> Parameter((3,), constraints.simplex).shape
-    (3,)
+    Attributes:
+        shape: of the constrained value; () for a scalar.
+        constraint: one of `torch.distributions.constraints`, or `parameters.ordered`.
+
+    Example:
+        >>> Parameter((3,), constraints.simplex).shape
+        (3,)
     """
 
     shape: tuple[int, ...] = ()
