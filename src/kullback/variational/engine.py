@@ -302,21 +302,17 @@ def _refined(problem: _Problem, simple: Progress, found: list[Start]) -> Iterato
     best = [Start(frame, -simple.loss), *(p for p in peaks[1:])]
     mixture = mixture_of(best, components=COMPONENTS)
     few = max(1024, 1 << (4 * target.dim - 1).bit_length())
-    options = {
-        "draws": few,
-        "max_draws": max(2048, few),
-        "tolerance": limits.MIXTURE_TOLERANCE,
-        "iterations": 120,
-    }
-    now = yield from _until_done(
-        deterministic(
-            mixture,
-            problem.loss(),
-            problem.generator,
-            names=target.names,
-            **options,  # type: ignore[arg-type]
-        )
+    refined = deterministic(
+        mixture,
+        problem.loss(),
+        problem.generator,
+        draws=few,
+        max_draws=max(2048, few),
+        tolerance=limits.MIXTURE_TOLERANCE,
+        iterations=120,
+        names=target.names,
     )
+    now = yield from _until_done(refined)
     mixed, single = (
         Estimate.from_terms(problem.log_weights(q, 4 * limits.CHECK_DRAWS))
         for q in (now.family, simple.family)
@@ -381,8 +377,9 @@ def _adam(
     # STL's noise grows with the distance and with d/draws: larger plain steps would feed on it
     share = min(0.5, how.draws / (2 * family.dim))
     rate = share if plain else (0.05 if family.absorb() is not None else 0.005)
-    options = {"draws": how.draws, "rate": rate, "iterations": 20_000, "plain": plain}
-    return stochastic(family, loss, generator, **options)  # type: ignore[arg-type]
+    return stochastic(
+        family, loss, generator, draws=how.draws, rate=rate, iterations=20_000, plain=plain
+    )
 
 
 def _begin(how: Plan, found: list[Start]) -> Family:

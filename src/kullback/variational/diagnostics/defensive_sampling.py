@@ -118,9 +118,8 @@ class Ridge:
         """Return the log density `[n]` at z `[n, d]`."""
         w = self.frame.inwards(z) @ self.basis
         parts = [self._node(k, w) for k in range(len(self.at))]
-        scale = self.frame.factor.diagonal().log().sum()
         mixed: Tensor = torch.logsumexp(torch.stack(parts) + self.shares.log()[:, None], 0)
-        return mixed - scale
+        return mixed - self.frame.log_det
 
     def _node(self, k: int, w: Tensor) -> Tensor:
         step = w[:, 0] - self.at[k]
@@ -299,12 +298,18 @@ class _Student(NamedTuple):
         along = (u * axes[which]).sum(1)
         single = u + ((stretch - 1) * along)[:, None] * axes[which]
         u = torch.where(torch.arange(n)[:, None] % 2 == 0, stretch[:, None] * u, single)
-        return self.frame.shift + u @ factor.mT
+        return self.frame.outwards(u)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return the log density `[n]` at z `[n, d]`."""
-        log_det = self.frame.factor.diagonal().log().sum()
-        return _log_wide(self.frame.inwards(z), self.frame.axes) - log_det
+        u, axes, degrees = self.frame.inwards(z), self.frame.axes, limits.WIDE_DEGREES
+        dims = u.shape[1]
+        all_at_once = student_t_log_prob(u.square().sum(1), dims, degrees)
+        squares = (u @ axes.mT).square()
+        gain = student_t_log_prob(squares, 1, degrees) + 0.5 * squares + HALF_LOG_2PI
+        one_at_a_time = normal_log_prob(u)[:, None] + gain - math.log(dims)
+        both = torch.logaddexp(all_at_once, one_at_a_time.logsumexp(1)) - math.log(2)
+        return both - self.frame.log_det
 
 
 def pooled(draws: Tensor, log_p: Tensor, log_q: Tensor, wide: WiderDraws) -> Pool:
@@ -344,18 +349,3 @@ def _log_weights(log_p: Tensor, log_q: Tensor, wide: WiderDraws) -> Tensor:
     shares = (math.log(n / (n + m)), math.log(m / (n + m)))
     mixed = torch.logaddexp(*(a + b for a, b in zip(laws, shares, strict=True)))
     return torch.cat([log_p, wide.log_p]) - mixed
-
-
-def _log_wide(u: Tensor, axes: Tensor) -> Tensor:
-    dims = u.shape[1]
-    squares = u.square().sum(1)
-    all_at_once = student_t_log_prob(squares, dims, limits.WIDE_DEGREES)
-    along = u @ axes.mT
-    normal = normal_log_prob(u)
-    gain = (
-        student_t_log_prob(along.square(), 1, limits.WIDE_DEGREES)
-        + 0.5 * along.square()
-        + HALF_LOG_2PI
-    )
-    one_at_a_time = normal[:, None] + gain - math.log(dims)
-    return torch.logaddexp(all_at_once, one_at_a_time.logsumexp(1)) - math.log(2)

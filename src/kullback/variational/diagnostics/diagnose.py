@@ -311,14 +311,7 @@ def _diagnosed(
     judged = judge(evidence)
     if math.isnan(evidence.k_hat):
         nothing = Estimate(math.nan, math.nan, len(logs))
-        return Diagnosis(
-            evidence=evidence,
-            judged=judged,
-            elbo=nothing,
-            evidence_bound=nothing,
-            kl=nothing,
-            resampling=judged.reasons[0],
-        )
+        return Diagnosis(evidence, judged, nothing, nothing, nothing, judged.reasons[0])
     return Diagnosis(
         evidence=evidence,
         judged=judged,

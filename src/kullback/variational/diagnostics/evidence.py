@@ -240,15 +240,15 @@ class Evidence:
     ess_fraction: float
     sd_log_weights: float
     own: Shift
-    pooled: Shift | None
-    scored: bool
-    residual: float | None
-    pushed: Shift | None
-    tails: Tensor | None
-    elsewhere: float
-    away: Tensor | None
-    unreached: float
-    endless: bool
+    pooled: Shift | None = None
+    scored: bool = False
+    residual: float | None = None
+    pushed: Shift | None = None
+    tails: Tensor | None = None
+    elsewhere: float = 0.0
+    away: Tensor | None = None
+    unreached: float = 0.0
+    endless: bool = False
     names: tuple[str, ...]
     converged: bool
 
@@ -338,15 +338,6 @@ def _nothing(sample: Sample, functions: int) -> Evidence:
         ess_fraction=math.nan,
         sd_log_weights=math.nan,
         own=Shift(lost, lost, lost, lost),
-        pooled=None,
-        scored=False,
-        residual=None,
-        pushed=None,
-        tails=None,
-        elsewhere=0.0,
-        away=None,
-        unreached=0.0,
-        endless=False,
         names=sample.names,
         converged=sample.converged,
     )
@@ -378,9 +369,7 @@ def _plain(value: Any) -> Any:
 
 def _read(name: str, value: Any) -> Any:
     if name in _SHIFTS and value is not None:
-        return Shift(
-            **{key: torch.tensor(each, dtype=torch.float64) for key, each in value.items()}
-        )
+        return Shift(**{key: _read("tails", each) for key, each in value.items()})
     if name in _TENSORS and value is not None:
         return torch.tensor(value, dtype=torch.float64)
     return tuple(value) if name == "names" else value

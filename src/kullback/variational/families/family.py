@@ -35,18 +35,7 @@ from kullback.core import describe, require, require_type
 from kullback.exact import HALF_LOG_2PI
 from kullback.variational import limits
 
-__all__ = [
-    "Draws",
-    "Family",
-    "FamilyDistribution",
-    "Frame",
-    "Make",
-    "as_distribution",
-    "normal_log_prob",
-    "ridged_cholesky",
-    "student_t_constant",
-    "student_t_log_prob",
-]
+__all__ = ["Draws", "Family", "FamilyDistribution", "Frame", "Make", "as_distribution"]
 
 
 @dataclass(frozen=True, slots=True)

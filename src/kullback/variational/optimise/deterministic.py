@@ -31,15 +31,7 @@ from kullback.variational.families.family import Frame
 
 from . import IMPROPER, Progress
 
-__all__ = [
-    "Loss",
-    "Step",
-    "deterministic",
-    "fixed_normals",
-    "improper",
-    "minimise",
-    "value_and_gradient",
-]
+__all__ = ["Loss", "Step", "deterministic", "fixed_normals", "improper", "minimise"]
 
 Objective = Callable[[Tensor], tuple[float, Tensor]]  # a point to loss and gradient
 Loss = Callable[[Family, Tensor], Tensor]  # family and noise to a scalar, nats
@@ -196,7 +188,7 @@ def deterministic(
             yield now
             return
         fresh = family.balanced(fixed_normals(size, family.noise_dim, generator))
-        off = float(value_and_gradient(family, loss, fresh)[1].abs().max())
+        off = float(value_and_gradient(family, loss(family, fresh))[1].abs().max())
         if off <= agreement or 2 * size > max_draws:
             fits = off <= limits.FRESH_DRAWS_CONVERGED
             reason = now.reason if fits else "stopped: q is fitted to too few draws"
@@ -219,7 +211,8 @@ def _rounds(
     gaussian = family.absorb() is not None
     while True:
         start = parameters_to_vector(family.parameters()).detach()
-        for count, step in enumerate(minimise(_objective(family, loss, noise), start)):
+        objective = objective_of(family, lambda q: loss(q, noise))
+        for count, step in enumerate(minimise(objective, start)):
             used += 1
             norm, moved = (float(v.abs().max()) for v in (step.gradient, step.x - start))
             vector_to_parameters(step.x, family.parameters())
@@ -278,18 +271,17 @@ def _verdict(step: Step, norm: float, used: int, iterations: int, *, settled: bo
     return ""
 
 
-def _objective(
-    family: Family, loss: Loss, noise: Tensor
-) -> Callable[[Tensor], tuple[float, Tensor]]:
+def objective_of(family: Family, value: Callable[[Family], Tensor]) -> Objective:
+    """Return a function of the family's flat parameters: a value, and its gradient in them."""
+
     def objective(x: Tensor) -> tuple[float, Tensor]:
         vector_to_parameters(x, family.parameters())
-        return value_and_gradient(family, loss, noise)
+        return value_and_gradient(family, value(family))
 
     return objective
 
 
-def value_and_gradient(family: Family, loss: Loss, noise: Tensor) -> tuple[float, Tensor]:
-    """Return a loss and its gradient in all parameters of the family, flat."""
-    value = loss(family, noise)
+def value_and_gradient(family: Family, value: Tensor) -> tuple[float, Tensor]:
+    """Return a scalar and its gradient in all parameters of the family, flat."""
     gradients = torch.autograd.grad(value, list(family.parameters()))
     return float(value.detach()), torch.cat([g.reshape(-1) for g in gradients])

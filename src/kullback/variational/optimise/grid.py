@@ -21,7 +21,7 @@ from kullback.variational.families import Family, FullRank, Mixture
 from kullback.variational.families.family import Frame
 from kullback.variational.target.batches import LogDensity
 
-from .deterministic import minimise
+from .deterministic import minimise, objective_of
 
 __all__ = ["Projection", "Step", "find_box", "project"]
 
@@ -165,13 +165,8 @@ def project(
 
 def _descend(p: quadrature.Posterior, direction: Direction, family: Family) -> Projection:
     """Follow L-BFGS from where the family is to its optimum."""
-
-    def objective(x: Tensor) -> tuple[float, Tensor]:
-        vector_to_parameters(x, family.parameters())
-        value = (p.kl_to if direction == "forward" else p.kl_from)(family.log_prob)
-        gradients = torch.autograd.grad(value, list(family.parameters()))
-        return float(value.detach()), torch.cat([g.reshape(-1) for g in gradients])
-
+    kl = p.kl_to if direction == "forward" else p.kl_from
+    objective = objective_of(family, lambda q: kl(q.log_prob))
     start = parameters_to_vector(family.parameters()).detach()
     x, steps, before = start, [_step(p, family)], math.inf
     for step in minimise(objective, start):

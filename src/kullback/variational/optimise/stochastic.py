@@ -214,7 +214,9 @@ def _level(
         seen, mean = Window.of(walk.x if watch else walk.x[:1], size), torch.zeros_like(walk.x)
         for count in range(size):
             half = walk.family.noise((draws + 1) // 2, generator)
-            value, gradient = value_and_gradient(walk.family, loss, torch.cat([half, -half]))
+            value, gradient = value_and_gradient(
+                walk.family, loss(walk.family, torch.cat([half, -half]))
+            )
             norm = walk.step(value, gradient)
             if norm == math.inf:
                 walk.go_to(walk.home)
@@ -295,7 +297,7 @@ def _round(
     x, adam, lost = parameters_to_vector(family.parameters()).detach(), Adam(epsilon=1e-8), 0
     for step in range(1, steps + 1):
         half = family.noise((draws + 1) // 2, generator)
-        value, gradient = value_and_gradient(family, loss, torch.cat([half, -half]))
+        value, gradient = value_and_gradient(family, loss(family, torch.cat([half, -half])))
         norm = float(gradient.abs().max())
         good = math.isfinite(norm) and math.isfinite(value)
         lost = 0 if good else lost + 1
