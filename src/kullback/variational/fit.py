@@ -214,7 +214,7 @@ class Fit(FittedPosterior):
 
     @cached_property
     def diagnosis(self) -> Diagnosis:
-        """Whether to believe it: bounds on errors and a verdict in words (see `assess`)."""
+        """How far it may be trusted: bounds on errors and a verdict in words (see `assess`)."""
         return assess(self)
 
     @cached_property

@@ -69,7 +69,7 @@ def funnels(frame: Frame, draws: Tensor, score: Tensor) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Ridge:
-    """A mixture of laws along a path: K nodes, in w = basisᵀ u, whose first entry is the path's.
+    """A mixture along a path: K nodes, in w = basisᵀ u, whose first entry is the path's.
 
     at: `[K]`, places on the path; modes, tangents: `[K, d − 1]`, the others' conditional mode and
     its derivative; roots: `[K, d − 1, d − 1]`, with covariance root rootᵀ; heights: `[K]`, log of
@@ -230,9 +230,9 @@ def _curvature(local: Score, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class WiderDraws(NamedTuple):
-    """Draws of the wide law `[m, d]`, and what is known there: log p and log q, `[m]` each, nats.
+    """Draws of the wide proposal `[m, d]`, with log p and log q there, `[m]` each, nats.
 
-    here, there: the wide law's own log density at q's draws `[n]` and at its own `[m]`.
+    here, there: the wide proposal's own log density at q's draws `[n]` and at its own `[m]`.
     """
 
     draws: Tensor
@@ -251,13 +251,13 @@ def draw_wider(
     ridges: Sequence[Ridge] = (),
     generator: torch.Generator | None = None,
 ) -> WiderDraws:
-    """Draw from a law with the mean and covariance of q's draws and heavier tails, and from ridges.
+    """Draw from a t with the mean and covariance of q's draws, and from ridges.
 
     log_density, log_prob: log p (unnormalised) and log q, `[n, d]` to `[n]`. draws: `[n, d]` of q.
-    number: draws of a law that is half a multivariate t with 5 degrees of freedom, wide in all
+    number: draws of a proposal that is half a multivariate t with 5 degrees of freedom, wide in all
     directions at once, and half normal but for one coordinate each time, which is t: in many
     dimensions a single heavy tail is out of the reach of the first. Each ridge adds half as many as
-    q has. All are pooled, and the wide law's density is that of the mixture.
+    q has. All are pooled, and the wide proposal's density is that of the mixture.
     Errors: `ArgumentValueError` for no more draws than twice the dimensions.
 
     >>> z = torch.randn(400, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -270,12 +270,14 @@ def draw_wider(
     require(count > 2 * dims, "draws", f"more than {2 * dims}", count)
     student = _Student(Frame.of_draws(draws))
     numbers = [number] + len(ridges) * [count // 2]
-    laws: list[_Student | Ridge] = [student, *ridges]
-    far = torch.cat([law.sample(n, generator) for law, n in zip(laws, numbers, strict=True)])
+    proposals: list[_Student | Ridge] = [student, *ridges]
+    far = torch.cat(
+        [proposal.sample(n, generator) for proposal, n in zip(proposals, numbers, strict=True)]
+    )
     logs = (torch.tensor(numbers, dtype=draws.dtype) / sum(numbers)).log()
 
     def density(z: Tensor) -> Tensor:
-        parts = [law.log_prob(z) + log for law, log in zip(laws, logs, strict=True)]
+        parts = [proposal.log_prob(z) + log for proposal, log in zip(proposals, logs, strict=True)]
         return torch.logsumexp(torch.stack(parts), 0)
 
     with torch.no_grad():
@@ -343,9 +345,9 @@ def unreached(log_p: Tensor, log_q: Tensor, wide: WiderDraws, *, times: float) -
 
 
 def _log_weights(log_p: Tensor, log_q: Tensor, wide: WiderDraws) -> Tensor:
-    """Return log p/(mixture) at q's draws and then at the wide law's."""
+    """Return log p/(mixture) at q's draws and then at the wide proposal's."""
     n, m = len(log_p), len(wide.draws)
-    laws = (torch.cat([log_q, wide.log_q]), torch.cat([wide.here, wide.there]))
+    both = (torch.cat([log_q, wide.log_q]), torch.cat([wide.here, wide.there]))
     shares = (math.log(n / (n + m)), math.log(m / (n + m)))
-    mixed = torch.logaddexp(*(a + b for a, b in zip(laws, shares, strict=True)))
+    mixed = torch.logaddexp(*(a + b for a, b in zip(both, shares, strict=True)))
     return torch.cat([log_p, wide.log_p]) - mixed

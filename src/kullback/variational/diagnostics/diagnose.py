@@ -240,14 +240,14 @@ def diagnose_beyond(
     *,
     generator: torch.Generator | None = None,
 ) -> Diagnosis:
-    """Diagnose q by its draws, by climbs of log p from far away, and by draws of wider laws.
+    """Diagnose q by its draws, by climbs of log p from far away, and by wider distributions.
 
     log_density, log_prob: log p (unnormalised) and log q, `[n, d]` to `[n]`; without log q there is
-    no wider law. The search costs 120 gradients of 32 points, the wider law twice as many draws as
-    q has. In more than eight dimensions these are few: a verdict that is not "trust" is given by
-    four times as many instead. Where the scores say that a coordinate is the scale of others, p is
-    followed along it (see `follow`), up to 64 dimensions. Where log p raises far out, the
-    diagnosis is that of q's own draws, with a warning.
+    no wider distribution. The search costs 120 gradients of 32 points, the wider distribution twice
+    as many draws as q has. In more than eight dimensions these are few: a verdict that is not
+    "trust" is given by four times as many instead. Where the scores say that a coordinate is the
+    scale of others, p is followed along it (see `follow`), up to 64 dimensions. Where log p raises
+    far out, the diagnosis is that of q's own draws, with a warning.
 
     >>> def normal(z):
     ...     return -0.5 * z.square().sum(-1) - 0.919
@@ -325,7 +325,7 @@ def _diagnosed(
 
 
 def _pool(sample: Sample, wide: WiderDraws) -> Pool | None:
-    """Put the draws of q and of the wide law together, where both are numbers."""
+    """Put the draws of q and of the wide distribution together, where both are numbers."""
     if bool((wide.log_p.isnan() | (wide.log_p == math.inf)).any()):
         return None
     pool = pooled(sample.draws, sample.log_p, sample.log_q, wide)

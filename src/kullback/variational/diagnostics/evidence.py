@@ -172,7 +172,7 @@ def _standardised(values: Tensor, against: Tensor) -> Tensor:
 
 
 class Pool(NamedTuple):
-    """Draws of q and of wider laws `[k, d]`, and their log weights `[k]` towards p, nats."""
+    """Draws of q and of wider proposals `[k, d]`, and their log weights `[k]` towards p, nats."""
 
     draws: Tensor
     log_weights: Tensor
@@ -225,12 +225,13 @@ class Evidence:
 
     draws: n, of q; broken, empty: draws with log p NaN or +inf, and −inf. k_hat, ess_fraction,
     sd_log_weights: of q's own weights. own: the shift of the moments by q's weights. pooled: the
-    same by pooled draws of q and of wider laws; None without. residual, pushed: of the scores, None
-    without them or, for `pushed`, where their tilt has no mass. scored: whether there are scores.
+    same by pooled draws of q and of wider proposals; None without. residual, pushed: of the scores,
+    None without them or, for `pushed`, where their tilt has no mass. scored: whether there are
+    scores.
     tails: see `tail_ratio`. elsewhere, away: share of p's mass on a missed peak and `[m]` its
     distance from q's mean, in sd of q. unreached: p's mass where q has less than a hundredth of its
-    density, 0 without wider laws. endless: whether p's marginal does not decay along a coordinate
-    that was followed. names, converged: see `Sample`.
+    density, 0 without wider proposals. endless: whether p's marginal does not decay along a
+    coordinate that was followed. names, converged: see `Sample`.
     """
 
     draws: int
@@ -276,7 +277,7 @@ def gather(
 ) -> Evidence:
     """Compute the evidence from draws of q, from pooled draws, and from what was found elsewhere.
 
-    pool: draws of q and of wider laws `[k, d]`, and their log weights `[k]` (see `pooled`).
+    pool: draws of q and of wider proposals `[k, d]`, and their log weights `[k]` (see `pooled`).
     missing: what `unreached` found. endless: what `Ridge.endless` says of any.
 
     >>> z = torch.linspace(-2, 2, 401, dtype=torch.float64)[:, None]

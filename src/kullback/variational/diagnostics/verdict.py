@@ -34,14 +34,14 @@ class MomentBounds:
 def moment_bounds(evidence: Evidence, limits: Limits = LIMITS) -> MomentBounds:
     """Return the likely shift of the moments and bounds on it.
 
-    With pooled draws of q and wider laws a bound is |shift| plus its error bar. With draws of q
-    alone it is the larger of weights' and scores' where the weights may mislead, from none of it at
-    k̂ = 0.2 to all of it at 1/2, plus the residual squared: what a tilt of that size that is not
+    With pooled draws of q and wider proposals a bound is |shift| plus its error bar. With draws of
+    q alone it is the larger of weights' and scores' where the weights may mislead, from none of it
+    at k̂ = 0.2 to all of it at 1/2, plus the residual squared: what a tilt of that size that is not
     quadratic moves, to second order, while to first order it moves nothing. The residual counts as
     at most twice the sd of the log weights, which it is for a smooth tilt along one axis, and by
-    less than its square where k̂ is below 0.7 and the weights have seen most of that themselves; nor
-    is it more than Cauchy and Schwarz allow, `|E_p f − E_q f| ≤ sd_q(f) √χ²`, χ² = n/ESS − 1. Mass
-    found elsewhere is added.
+    less than its square where k̂ is below 0.7 and the weights have seen most of that themselves;
+    nor is it more than Cauchy and Schwarz allow, `|E_p f − E_q f| ≤ sd_q(f) √χ²`, χ² = n/ESS − 1.
+    Mass found elsewhere is added.
     Errors: Owen (2013), "Monte Carlo theory, methods and examples", eq. 9.9, for reweighted
     moments.
     """
@@ -55,7 +55,7 @@ def moment_bounds(evidence: Evidence, limits: Limits = LIMITS) -> MomentBounds:
 
 
 def _within_reach(evidence: Evidence, limits: Limits) -> MomentBounds:
-    """Return the bounds for the part of p that q or the wider laws reach."""
+    """Return the bounds for the part of p that q or the wider proposals reach."""
     if evidence.pooled is not None:
         mean, log_sd = _reach(evidence.pooled, limits)
         return MomentBounds(evidence.pooled, mean, log_sd)
@@ -171,7 +171,8 @@ def _other_shape(evidence: Evidence, limits: Limits) -> bool:
 def unsound(log_weights: Tensor, *, pooled: bool) -> str:
     """Say why draws picked by these weights `[n]` would be unsound, or nothing.
 
-    pooled: whether a law wider than q is among the draws, so that k̂ is no longer the question.
+    pooled: whether a distribution wider than q is among the draws, so that k̂ is no longer the
+    question.
 
     >>> import torch
     >>> unsound(torch.arange(1000.0) / 1000, pooled=False)

@@ -136,7 +136,7 @@ class Frame:
 
 
 class Draws(NamedTuple):
-    """Reparameterised draws: z `[n, d]`, log q(z) `[n]`, and each draw's share of the law, `[n]`.
+    """Reparameterised draws: z `[n, d]`, log q(z) `[n]`, and each draw's share of q, `[n]`.
 
     share: None when all draws count alike; else weights that sum to one (stratified draws of a
     mixture, whose shares are differentiable in the mixture's weights).
@@ -441,7 +441,7 @@ class FamilyDistribution(Distribution):
 def as_distribution(family: Family) -> Distribution:
     """Return q as a torch distribution over unconstrained z, event shape `[d]`, parameters held.
 
-    Exact: the same law as the family's `sample` and `log_prob`, up to rounding.
+    Exact: the same distribution as the family's `sample` and `log_prob`, up to rounding.
 
     Args:
         family: q.

@@ -75,8 +75,8 @@ def adaptive(
     """Fit q by importance sampling from what was fitted before, until its moments settle.
 
     The first proposal is a mixture of heavy-tailed versions of every start, so that each peak that
-    a start found is covered; later ones share their draws between q and a heavy-tailed law with q's
-    moments. Weights are Pareto-smoothed. Each round fits by `maximum_likelihood`.
+    a start found is covered; later ones share their draws between q and a heavy-tailed distribution
+    with q's moments. Weights are Pareto-smoothed. Each round fits by `maximum_likelihood`.
     """
     proposals: list[Family] = [StudentT(_inflated(start.frame)) for start in starts]
     before, used = None, 0
