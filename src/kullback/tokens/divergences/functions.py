@@ -42,6 +42,7 @@ from typing import NamedTuple, overload
 
 from torch import Tensor
 
+from kullback.core import renamed
 from kullback.exact import Bounds
 from kullback.tokens.backends.interface import Task, Value
 
@@ -99,6 +100,7 @@ def kl(
 ) -> Bounds: ...
 
 
+@renamed(p="p_logits", q="q_logits")
 def kl(
     p: Tensor | Source | TopK,
     q: Tensor | Source | TopK,
@@ -146,6 +148,7 @@ def kl(
     return measure(p, q, task, mask=mask, align=align, nan=nan, backend=backend)[0]
 
 
+@renamed(p="p_logits", q="q_logits")
 def js(
     p: Tensor | Source,
     q: Tensor | Source,
@@ -189,6 +192,7 @@ def js(
     return measure(p, q, task, mask=mask, align=align, nan=nan, backend=backend)[0]
 
 
+@renamed(p="p_logits", q="q_logits")
 def jeffreys(
     p: Tensor | Source,
     q: Tensor | Source,
@@ -226,6 +230,7 @@ def jeffreys(
     return measure(p, q, task, mask=mask, align=align, nan=nan, backend=backend).sum(0)
 
 
+@renamed(p="logits")
 def entropy(
     p: Tensor | Source,
     *,
@@ -259,6 +264,7 @@ def entropy(
     return measure(p, None, task, mask=mask, nan=nan, backend=backend)[0]
 
 
+@renamed(p="p_logits", q="q_logits")
 def cross_entropy(
     p: Tensor | Source,
     q: Tensor | Source,
@@ -298,6 +304,7 @@ def cross_entropy(
     return measure(p, q, task, mask=mask, align=align, nan=nan, backend=backend).sum(0)
 
 
+@renamed(p="logits")
 def log_prob(
     p: Tensor | Source,
     ids: Tensor,
@@ -349,6 +356,7 @@ class Comparison(NamedTuple):
     q_log_prob: Tensor | None  # log q(id)
 
 
+@renamed(p="p_logits", q="q_logits")
 def compare(
     p: Tensor | Source,
     q: Tensor | Source,
