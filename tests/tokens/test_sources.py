@@ -203,7 +203,7 @@ def test_old_names_of_sharded_logits_warn_and_give_the_same(group, name):
     assert all(a is b or torch.equal(a, b) for a, b in pairs)
 
 
-OLD_NAMES = {name: ("p_logits", "q_logits") for name in parallel.SHARDED}
+OLD_NAMES = dict.fromkeys(parallel.SHARDED, ("p_logits", "q_logits"))
 OLD_NAMES |= {"entropy": ("logits",), "log_prob": ("logits",)}
 
 

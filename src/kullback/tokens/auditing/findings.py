@@ -1,18 +1,16 @@
-"""What an audit found: dataclasses that print, and go to JSON and back to nothing.
+"""What an audit found, as records that print and become JSON, and in words.
 
 Which to use: `Audit` is what `kullback.tokens.audit` returns; `Finding` is what the loss descends
-on- or off-policy, `Row` the figures of one world.
-
-The verdict of an audit in words, and the notes that belong to it.
-
-Which to use: `verdict`, `notes`.
+on- or off-policy, `Row` the figures of one world; `verdict` and `notes` put them into words.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .matching import EXACT, REVERSE
+from kullback.tokens import limits
+
+from .matching import REVERSE
 
 __all__ = ["Audit", "Finding", "Likeness", "Row", "descent", "notes", "percent", "verdict"]
 
@@ -79,15 +77,15 @@ class Finding:
 
     on_policy: bool
     kind: str
-    descends: str
-    level: str
-    error: float
-    cosine: float
-    near_error: float
-    scale: dict[int, float]
-    ascends: bool
-    gradient_of: str
-    value: str
+    descends: str = ""
+    level: str = ""
+    error: float = 1.0
+    cosine: float = 0.0
+    near_error: float = 1.0
+    scale: dict[int, float] = field(default_factory=dict)
+    ascends: bool = False
+    gradient_of: str = ""
+    value: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +138,7 @@ class Audit:
             elif push == 0.0:
                 zones.append([x, x])
             still = push == 0.0
-        return tuple((low, high) for low, high in zones if high - low >= 0.5)
+        return tuple((low, high) for low, high in zones if high - low >= limits.DEAD_ZONE)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; figures that are not finite become strings."""
@@ -172,9 +170,9 @@ def percent(share: float) -> str:
     >>> percent(0.527), percent(0.0004), percent(0.0)
     ('53 %', '0.04 %', '0 %')
     """
-    if share != share or share > 9.995:
+    if share != share or share > limits.MOST_PERCENT:
         return f"{share:.3g} times"
-    if share == 0 or share >= 0.01:
+    if share == 0 or share >= limits.TWO_DIGITS:
         return f"{100 * share:.0f} %"
     return f"{100 * share:.2g} %"
 
@@ -182,8 +180,7 @@ def percent(share: float) -> str:
 def descent(finding: Finding) -> str:
     """Say what a loss descends in one regime, as the end of a sentence that begins with 'it'.
 
-    >>> one = Finding(True, "zero", "", "", 1.0, 0.0, 1.0, {}, False, "", "")
-    >>> descent(one)
+    >>> descent(Finding(on_policy=True, kind="zero"))
     'descends nothing: its expected gradient is zero'
     """
     way = "ASCENDS" if finding.ascends else "descends"
@@ -202,7 +199,7 @@ def descent(finding: Finding) -> str:
     start = {
         "sequences": "descends no divergence in the list",
         "tokens": "descends, token by token, no divergence in the list",
-    }.get(finding.gradient_of, "follows a field that is the gradient of nothing")
+    }.get(finding.gradient_of, "follows a field that is the gradient of no function")
     return f"{start}; closest is {'minus ' if finding.ascends else ''}{named} ({off})"
 
 
@@ -229,7 +226,7 @@ def notes(found: Audit) -> tuple[str, ...]:
             "k1 as a penalty with reward-to-go counts it"
         )
     if found.dead_zones:
-        where = ", or ".join(_range(*zone) for zone in found.dead_zones)
+        where = ", or ".join(_range(low, high) for low, high in found.dead_zones)
         said.append(f"a token gets no gradient at all where log policy/ref is {where}")
     dead = max(row.dead_tokens for row in found.rows)
     dead_ref = max(row.dead_where_ref for row in found.rows)
@@ -240,7 +237,7 @@ def notes(found: Audit) -> tuple[str, ...]:
         )
     if found.padding:
         said.append("padding is pushed too: the mask does not reach everything")
-    if found.lengths is not None and found.lengths > EXACT:
+    if found.lengths is not None and found.lengths > limits.EXACT_MATCH:
         said.append(
             f"with sequences of different lengths, one at a time, it is {percent(found.lengths)} "
             "off: a mean over each sequence's own tokens weighs those of short sequences more"
@@ -256,6 +253,7 @@ def _partial(one: Finding) -> bool:
 
 
 def _range(low: float, high: float) -> str:
-    if low <= -23.9:
+    end = limits.FURTHEST_PUSH
+    if low <= -end:
         return f"below {high:.1f}"
-    return f"above {low:.1f}" if high >= 23.9 else f"between {low:.1f} and {high:.1f}"
+    return f"above {low:.1f}" if high >= end else f"between {low:.1f} and {high:.1f}"

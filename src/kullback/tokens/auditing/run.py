@@ -1,22 +1,20 @@
-"""From the enumerated gradients of a regime to what the loss descends there, and the rows.
+"""The audit itself: `audit`, as `kullback.tokens.audit`.
 
-Which to use: `look`.
-
-The audit itself. Which to use: `audit`, as `kullback.tokens.audit`.
+`look` goes from the enumerated gradients of one regime to what the loss descends there.
 """
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 
 from kullback.core import require
+from kullback.tokens import limits
 
 from .findings import Audit, Finding, Likeness, Row, notes, verdict
 from .matching import (
-    EXACT,
     FORWARD,
     REVERSE,
     TARGETS,
@@ -35,7 +33,6 @@ from .worlds import Caller, Enumeration, Form, World, build, gradient_of, respon
 
 __all__ = ["audit", "look"]
 
-ZERO = 1e-6  # of the size of single gradients: a mean below it is zero
 SHOWN = (REVERSE, FORWARD, "JSD(½)")
 VALUES = (REVERSE, FORWARD, "JSD(½)", "TV(policy, ref)", "½E[log²(policy/ref)]")
 
@@ -57,8 +54,7 @@ def look(
     else:
         kind, match = _matched(group, on_policy=on_policy)
     if match is None:
-        none: dict[str, Any] = {"ascends": False, "gradient_of": "", "value": value_name}
-        finding = Finding(on_policy, kind, "", "", 1.0, 0.0, 1.0, {}, **none)
+        finding = Finding(on_policy=on_policy, kind=kind, value=value_name)
     else:
         of = gradient_of(caller, on_policy=on_policy) if kind == "none" else ""
         finding = _finding(kind, match, group, on_policy=on_policy, value_name=value_name, of=of)
@@ -96,17 +92,17 @@ def _finding(
     near = [e for e, w in zip(match.errors, group.worlds, strict=True) if w.distance == "near"]
     ascends = len(match.terms) == 1 and match.terms[0][0] < 0
     return Finding(
-        on_policy,
-        kind,
-        _sum_text(match.terms),
-        match.target.level,
-        match.error,
-        match.cosine,
-        max(near),
-        dict(match.scale),
-        ascends,
-        of,
-        value_name,
+        on_policy=on_policy,
+        kind=kind,
+        value=value_name,
+        descends=_sum_text(match.terms),
+        level=match.target.level,
+        error=match.error,
+        cosine=match.cosine,
+        near_error=max(near),
+        scale=dict(match.scale),
+        ascends=ascends,
+        gradient_of=of,
     )
 
 
@@ -116,7 +112,7 @@ def _sum_text(terms: tuple[tuple[float, Target], ...]) -> str:
         return terms[0][1].name
     parts = []
     for coefficient, target in terms:
-        size = "" if abs(abs(coefficient) - 1) < 1e-5 else f"{abs(coefficient):.4g}·"
+        size = "" if abs(abs(coefficient) - 1) < limits.EXACT_MATCH else f"{abs(coefficient):.4g}·"
         parts.append(f"{'−' if coefficient < 0 else '+'} {size}{target.name}")
     return " ".join(parts).removeprefix("+ ")
 
@@ -124,7 +120,7 @@ def _sum_text(terms: tuple[tuple[float, Target], ...]) -> str:
 def _is_zero(seen: Enumeration) -> bool:
     square = (seen.gradient**2).sum((-1, -2))
     size = float((seen.probability * square).sum()) ** 0.5
-    return bool(seen.expected.norm() <= ZERO * size)
+    return bool(seen.expected.norm() <= limits.ZERO_GRADIENT * size)
 
 
 def _errors(match: Match | None, at: int) -> float:
@@ -150,21 +146,24 @@ def _row(
     world: World, seen: Enumeration, bias: float, compared: list[Likeness], match: Match | None
 ) -> Row:
     noise, best = _noise(world, seen, match)
+    dead = _dead(world, seen)
     bad = (~seen.gradient.isfinite()).any(-1).any(-1)
     reverse = next(t for t in TARGETS if t.name == REVERSE and t.level == "sequence")
     return Row(
-        world.vocabulary,
-        world.length,
-        world.distance,
-        world.on_policy,
-        float(value(reverse, world)),
-        float((seen.probability * seen.value).sum()),
-        bias,
-        noise,
-        best,
-        *_dead(world, seen),
-        float((seen.probability * bad).sum()),
-        tuple(compared),
+        vocabulary=world.vocabulary,
+        length=world.length,
+        distance=world.distance,
+        on_policy=world.on_policy,
+        kl=float(value(reverse, world)),
+        value=float((seen.probability * seen.value).sum()),
+        bias=bias,
+        noise=noise,
+        best_noise=best,
+        dead_tokens=dead.tokens,
+        dead_sequences=dead.sequences,
+        dead_where_ref=dead.where_ref,
+        not_finite=float((seen.probability * bad).sum()),
+        comparisons=tuple(compared),
     )
 
 
@@ -190,11 +189,19 @@ def _noise(
     return noise / max(1e-300, scale * size), best
 
 
-def _dead(world: World, seen: Enumeration) -> tuple[float, float, float]:
-    """Return the shares of tokens and sequences without gradient, and of the reference's tokens."""
+class _Dead(NamedTuple):
+    """The shares of tokens, of sequences and of the reference's tokens without gradient."""
+
+    tokens: float
+    sequences: float
+    where_ref: float
+
+
+def _dead(world: World, seen: Enumeration) -> _Dead:
     counted = world.mask[seen.members]
     taken = (world.rows, world.tokens)
-    differ = (world.policy.log_softmax(-1) - world.ref.log_softmax(-1))[taken].abs() > 1e-9
+    apart = (world.policy.log_softmax(-1) - world.ref.log_softmax(-1))[taken].abs()
+    differ = apart > limits.DIFFERENT
     still = (seen.pushes == 0).all(-1) & counted & differ[seen.members]
     quiet = (seen.gradient == 0).all(-1).all(-1)
     chance = seen.probability
@@ -203,7 +210,7 @@ def _dead(world: World, seen: Enumeration) -> tuple[float, float, float]:
     def share(weight: torch.Tensor) -> float:
         return float((weight * still.sum((-1, -2))).sum() / (weight * counted.sum((-1, -2))).sum())
 
-    return share(chance), float((chance * quiet).sum()), share(written)
+    return _Dead(share(chance), float((chance * quiet).sum()), share(written))
 
 
 def _value_of(worlds: Sequence[World], seen: Sequence[Enumeration]) -> str:
@@ -215,9 +222,14 @@ def _value_of(worlds: Sequence[World], seen: Sequence[Enumeration]) -> str:
         ratios: dict[int, list[float]] = {}
         for world, mean in zip(worlds, means, strict=True):
             ratios.setdefault(world.length, []).append(mean / float(value(target, world)))
-        if all(abs(r - many[0]) <= EXACT * abs(many[0]) for many in ratios.values() for r in many):
+        if all(_alike(many) for many in ratios.values()):
             return target.name if all(many[0] > 0 for many in ratios.values()) else ""
     return ""
+
+
+def _alike(ratios: list[float]) -> bool:
+    """Whether all are the first, to rounding."""
+    return all(abs(r - ratios[0]) <= limits.EXACT_MATCH * abs(ratios[0]) for r in ratios)
 
 
 def audit(
@@ -272,22 +284,21 @@ def audit(
     off, off_rows, _ = look(caller, every, on_policy=False)
     has_mask = bool({"mask", "bool_mask", "labels"} & set(roles.values()))
     lengths, padding = _different_lengths(caller, match) if has_mask else (None, False)
-    rows = (*on_rows, *off_rows)
     found = Audit(
-        _name(loss),
-        caller.form,
-        credit,
-        importance,
-        batch,
-        roles,
-        on,
-        off,
-        rows,
-        tuple(response(caller)),
-        lengths,
-        padding,
-        verdict(on, off),
-        (),
+        name=_name(loss),
+        form=caller.form,
+        credit=credit,
+        importance=importance,
+        batch=batch,
+        arguments=roles,
+        on_policy=on,
+        off_policy=off,
+        rows=(*on_rows, *off_rows),
+        response=tuple(response(caller)),
+        lengths=lengths,
+        padding=padding,
+        verdict=verdict(on, off),
+        notes=(),
     )
     return replace(found, notes=notes(found))
 

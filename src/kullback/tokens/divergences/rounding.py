@@ -4,18 +4,14 @@ Which to use: `rounding_floor`, to know how large a KL rounding alone makes, or 
 have moved a KL. The divergences warn where it is a large part of what they return.
 """
 
-import warnings
-
 import torch
 from torch import Tensor
 
+from kullback.core import warn_caller
 from kullback.tokens import limits
 from kullback.tokens.backends.interface import Task
 
 __all__ = ["PrecisionWarning", "rounding_floor", "warn_of_rounding"]
-
-ROWS = 4  # how many positions the warning looks at
-_BLOCK = 1 << 20  # elements worked on together
 
 
 class PrecisionWarning(UserWarning):
@@ -62,11 +58,11 @@ def rounding_floor(
         p = torch.softmax(scaled, -1)
         return (p * (1 - p) * variance).sum(-1) / 2
     p, q = torch.broadcast_tensors(logits.detach(), q_logits.detach())  # type: ignore[no-untyped-call]
-    rows = max(1, _BLOCK // max(p.shape[-1], 1))
+    rows = max(1, limits.CELLS // max(p.shape[-1], 1))
     pairs = zip(
         p.reshape(-1, p.shape[-1]).split(rows), q.reshape(-1, q.shape[-1]).split(rows), strict=True
     )
-    return torch.cat([_floor(*pair, temperature) for pair in pairs]).view(p.shape[:-1])
+    return torch.cat([_floor(a, b, temperature) for a, b in pairs]).view(p.shape[:-1])
 
 
 def _scaled(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -115,7 +111,7 @@ def warn_of_rounding(p: Tensor, q: Tensor, found: Tensor, task: Task) -> None:
 
     >>> warn_of_rounding(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 1), Task(("kl",)))
     """
-    coarse = [x for x in (p, q) if torch.finfo(x.dtype).bits < 32]
+    coarse = [x for x in (p, q) if x.dtype.itemsize < torch.float32.itemsize]
     scale = {"kl": 1.0, "reverse_kl": 1.0, "js": task.beta * (1 - task.beta)}
     number = next((i for i, want in enumerate(task.wants) if want in scale), None)
     if not coarse or number is None:
@@ -123,7 +119,8 @@ def warn_of_rounding(p: Tensor, q: Tensor, found: Tensor, task: Task) -> None:
     good = ((found[number] > 0) & found[number].isfinite()).nonzero()
     if not len(good):
         return
-    at = good[:: max(1, len(good) // ROWS)][:ROWS].unbind(-1)
+    rows = limits.ROUNDING_ROWS
+    at = good[:: max(1, len(good) // rows)][:rows].unbind(-1)
     floors = [rounding_floor(x.detach()[at], temperature=task.temperature).mean() for x in coarse]
     floor = torch.stack(floors).sum() * scale[task.wants[number]]
     value = found[number][at].mean()
@@ -134,4 +131,4 @@ def warn_of_rounding(p: Tensor, q: Tensor, found: Tensor, task: Task) -> None:
             f"on average, beside values of {float(value):.2g} (tokens.rounding_floor(p_logits, "
             "q_logits) bounds the error of every position). Try: logits in float32"
         )
-        warnings.warn(text, PrecisionWarning, stacklevel=5)  # the caller of kl, js, …
+        warn_caller(text, PrecisionWarning)

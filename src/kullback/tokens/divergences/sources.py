@@ -17,16 +17,15 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from kullback.core import ArgumentTypeError, ArgumentValueError
-from kullback.core.checks import describe, message
+from kullback.core import ArgumentTypeError, ArgumentValueError, describe, message
 from kullback.exact import Bounds
 from kullback.tokens.backends.interface import Task
 
 from . import logits
 from .hidden_states import Given, from_hidden, whole_logits
 from .logits import Ask
-from .pointwise import Pointwise
 from .sharded import measure_shards
+from .slices import Pointwise
 from .top_k import TopK, kl_bounds
 
 __all__ = ["HiddenStates", "Sharded", "Source", "bounds", "matched", "measure"]

@@ -20,11 +20,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kullback.core import ArgumentTypeError, Estimate, require, require_type
-from kullback.core.checks import describe, message
+from kullback.core import (
+    ArgumentTypeError,
+    Estimate,
+    describe,
+    message,
+    require,
+    require_type,
+)
 from kullback.exact import Bounds
-from kullback.sampled import log_ratio
-from kullback.sampled.log_probs import check_log_probs, is_sentinel, looks_odd
+from kullback.sampled import check_log_probs, is_sentinel, log_ratio, looks_odd
 from kullback.tokens import limits
 
 __all__ = ["Bounds", "Known", "TopK", "at", "kl_bounds", "kl_estimate", "lower", "upper"]
@@ -317,8 +322,8 @@ def kl_estimate(
     p_all, q_all = p_part.logsumexp(-1), q_part.logsumexp(-1)
     within = (p_part.exp() * (p_part - q_part).masked_fill(~both, 0)).sum(-1)
     within -= torch.where(p_all > -math.inf, p_all.exp() * (p_all - q_all), 0)
-    listed = Known(a.ids.masked_fill(~both, -1), p_part, *a[2:])
-    inside = ~at(listed, Known(ids.long(), *a[1:])).isnan()
+    listed = a._replace(ids=a.ids.masked_fill(~both, -1), log=p_part)
+    inside = ~at(listed, a._replace(ids=ids.long())).isnan()
     found = log_ratio(
         torch.where(inside, p_all[..., None], log_p.double()),
         torch.where(inside, q_all[..., None], log_q.double()),

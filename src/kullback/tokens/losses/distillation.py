@@ -20,13 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import require, require_type
-from kullback.core.checks import describe
+from kullback.core import describe, require, require_type
 from kullback.exact import tables
-from kullback.sampled.log_probs import is_sentinel
+from kullback.sampled import is_sentinel
 from kullback.tokens.backends.interface import Task, Value
 from kullback.tokens.divergences.logits import common, warn_of_probabilities
-from kullback.tokens.divergences.pointwise import Pointwise
+from kullback.tokens.divergences.slices import Pointwise
 from kullback.tokens.divergences.sources import Source, matched, measure
 
 from .policy import attach
@@ -109,12 +108,11 @@ def distill_terms(
             first, second = (student, teacher) if student_is_p else (teacher, student)
         if all(isinstance(x, Tensor) and x.is_floating_point() for x in (first, second)):
             keep = mask if mask is None or mask.shape == first.shape[:-1] else None
-            warn_of_probabilities(
-                dict(zip(names, (first, second), strict=True)), keep, stacklevel=3
-            )
+            warn_of_probabilities(dict(zip(names, (first, second), strict=True)), keep)
         if divergence == "tv":
-            pair = student / temperature, teacher / temperature
-            terms = tables.total_variation(*pair, form="logits")
+            terms = tables.total_variation(
+                student / temperature, teacher / temperature, form="logits"
+            )
         else:
             terms = _skewed(first / temperature, second / temperature, weight)
     terms = terms * temperature**2 if temperature_squared else terms
@@ -163,16 +161,10 @@ def distill_terms_top_k(
     q_tail = _log_sum(log_q, rest)
     p_tail = torch.log1p(-log_p.exp().sum(-1).clamp_max(1.0))
     p_tail = torch.where(rest.any(-1), p_tail, -math.inf)
-    pair = (
-        torch.cat([log_q.gather(-1, ids).masked_fill(unlisted, -math.inf), q_tail[..., None]], -1),
-        torch.cat([log_p, p_tail[..., None]], -1),
-    )
-    if mask is not None:
-        pair = (
-            pair[0].masked_fill(~mask[..., None], 0.0),
-            pair[1].masked_fill(~mask[..., None], 0.0),
-        )
-    terms = distill_terms(*pair, divergence=divergence, weight=weight, mask=mask)
+    listed = log_q.gather(-1, ids).masked_fill(unlisted, -math.inf)
+    student = _hidden(torch.cat([listed, q_tail[..., None]], -1), mask)
+    teacher = _hidden(torch.cat([log_p, p_tail[..., None]], -1), mask)
+    terms = distill_terms(student, teacher, divergence=divergence, weight=weight, mask=mask)
     return terms * temperature**2 if temperature_squared else terms
 
 
@@ -231,13 +223,6 @@ def distill_loss(
     labels = log_labels if mask is None else torch.where(mask, log_labels, 0.0)
     entropy = -(labels.sum(-1, keepdim=True) * scale).sum()
     return (1.0 - label_weight) * loss + label_weight * entropy
-
-
-def _warn(logits: dict[str, Tensor], mask: Tensor | None) -> None:
-    """Warn of probabilities; what is wrong with the arguments is said where they are used."""
-    if all(isinstance(x, Tensor) and x.is_floating_point() and x.ndim for x in logits.values()):
-        fits = mask is not None and all(mask.shape == x.shape[:-1] for x in logits.values())
-        warn_of_probabilities(logits, mask if fits else None, stacklevel=4)
 
 
 def _skewed(first: Tensor, second: Tensor, weight: float) -> Tensor:

@@ -5,38 +5,59 @@ KL(π‖π_ref), differentiated as it stands descends KL(π_ref‖π); k2, biase
 gradient on-policy only. Here the loss *is* the value, and its gradient is put on separately: always
 that of the divergence named, on-policy or off, whatever estimator the value takes.
 
-Which to use: `policy_kl_loss` from log-probabilities of the tokens alone, or with the exact KL of
-every next-token distribution as a baseline; `rao_blackwell_kl_loss` where that exact KL carries a
-graph, which takes the sampled token out of value and gradient. The same as a penalty on rewards
-is in `rewards`, what losses are divided by in `normalising`, what they report in `PolicyKL`.
+Which to use:
+
+- `policy_kl_loss` from log-probabilities of the tokens alone, or with the exact KL of every
+  next-token distribution as a baseline;
+- `rao_blackwell_kl_loss` where that exact KL carries a graph, which takes the sampled token out of
+  value and gradient;
+- `kl_penalty_to_go` to subtract from an advantage: complete, and with the least variance;
+  `kl_penalties` where a library wants one number a token and sums them itself, and `reward_to_go`
+  for that sum. All three are without a graph.
+
+A penalty works through the score: `Σ_t penalty_t · ∇ log π_t` has to have the gradient of the
+divergence as its mean. With `log π/π_ref` (k1) summed over the token and all after it, it has; with
+k2 or k3 of the token itself it has not (MATH 5.8). What lies *ahead* of a token may come from any
+unbiased estimator, so there k3 or the exact KL has less variance.
+
+    advantage = reward_to_go(rewards) - coefficient * kl_penalty_to_go(...)
+    loss = -(advantage * log_current).sum() / sequences
+
+What losses are divided by is in `sequence_sums`, what they report in `policy_kl`.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kullback.core import require
-from kullback.sampled.control_variates import choose_parts
-from kullback.sampled.estimators import Estimator, coefficients
+from kullback.core import require, require_type
+from kullback.sampled import Estimator, choose_parts, coefficients
 
-from .input_checks import check_on_mismatch, refuse_infinite, report
-from .native_policy import SWEPT, Swept, sweep
+from .input_checks import mismatch, refuse_infinite, report
+from .native_policy import Swept, sweep
 from .policy_kl import PolicyKL
 from .sampled_tokens import (
     Drawn,
+    Request,
+    Sampled,
     ahead,
     at_prefixes,
     check,
-    check_all,
-    draw_up,
-    looked_at,
+    drawn_from,
     masked,
     slope_of,
 )
-from .sequence_sums import check_normalise, ratios_of_rows, row_scale
+from .sequence_sums import ratios_of_rows, row_scale
 
-__all__ = ["policy_kl_loss", "rao_blackwell_kl_loss"]
+__all__ = [
+    "kl_penalties",
+    "kl_penalty_to_go",
+    "policy_kl_loss",
+    "rao_blackwell_kl_loss",
+    "reward_to_go",
+]
 
 
 def policy_kl_loss(
@@ -102,32 +123,30 @@ def policy_kl_loss(
     tensor([[ 0.0500, -0.1000],
             [ 0.1000,  0.0500]])
     """
-    names = {"direction": direction, "level": level}
-    logs = check_all(
-        log_current, log_reference, log_behaviour, mask, **names, truncate=truncate, missing=missing
-    )
-    check_normalise(normalise)
-    check_on_mismatch(on_mismatch)
-    _check_level(level, normalise)
+    sampled = Sampled(log_current, log_reference, log_behaviour, mask)
+    request = Request(direction, level, normalise, truncate, missing, on_mismatch)
+    request.check(sampled)
     limits = _log_limits(trust_region, log_behaviour)
     biased = level == "sequence" and estimator == "k2"
     require(not biased, "estimator", "an unbiased one at level 'sequence'", "'k2'", "'k3'")
-    found, skipped = None, 0
-    if exact_kl is None and names == SWEPT and estimator != "best":
-        form = coefficients(estimator)
-        found = sweep(logs, mask, form, normalise, truncate=truncate, log_limits=limits)
+    found = None
+    if exact_kl is None and estimator != "best":
+        found = sweep(sampled, request, coefficients(estimator), log_limits=limits)
     if found is None:
-        seen = looked_at(logs, mask, missing)
-        skipped = seen.skipped
-        drawn = draw_up(logs, seen.mask, **names, truncate=truncate)
-        found = _in_sweeps(drawn, estimator, exact_kl, normalise, limits)
-    loss = attach(found.value, log_current, found.slope)
-    used = estimator if exact_kl is None else "exact"
-    kl = PolicyKL(loss, found.drawn, found.terms, normalise, used, found.martingale, limits,
-                  tuple(logs), skipped)  # fmt: skip
+        value = _Value(estimator, exact_kl, normalise)
+        found = _in_sweeps(drawn_from(sampled, request), value, limits)
+    kl = PolicyKL(
+        loss=attach(found.value, log_current, found.slope),
+        drawn=found.drawn,
+        terms=found.terms,
+        normalise=normalise,
+        estimator=estimator if exact_kl is None else "exact",
+        martingale=found.martingale,
+        log_limits=limits,
+    )
     swept_well = found.swept and math.isfinite(found.value)  # then slopes are finite too
     if missing != "keep" and not swept_well:
-        refuse_infinite(found.drawn, found.terms, found.slope, logs, exact_kl, loss)
+        refuse_infinite(found.drawn, found.terms, found.slope, exact_kl=exact_kl, loss=kl.loss)
     looked = found.swept and not (found.odd_weight or found.odd_ratio)
     if on_mismatch != "ignore" and not looked:
         report(kl.mismatch(), "log_current", on_mismatch)
@@ -180,20 +199,16 @@ def rao_blackwell_kl_loss(
     >>> round(kl.loss.item(), 4)
     0.1133
     """
-    names = {"direction": direction, "level": level}
-    logs = check_all(
-        log_current, log_reference, log_behaviour, mask, **names, truncate=truncate, missing=missing
-    )
-    check_on_mismatch(on_mismatch)
+    sampled = Sampled(log_current, log_reference, log_behaviour, mask)
+    request = Request(direction, level, normalise, truncate, missing, on_mismatch)
+    request.check(sampled)
     check({"log_current": log_current, "exact_kl": exact_kl}, mask)
     trained = torch.is_grad_enabled() and log_current.requires_grad
     lost = trained and direction == "reverse" and not exact_kl.requires_grad
     hint = "compute it from logits outside of no_grad, or policy_kl_loss(exact_kl=…), without one"
     require(not lost, "exact_kl", "a tensor with its graph", "one without", hint)
-    _check_level(level, normalise)
-    seen = looked_at(logs, mask, missing)
-    mask = seen.mask
-    drawn = draw_up(logs, mask, **names, truncate=truncate)
+    drawn = drawn_from(sampled, request)
+    mask = drawn.mask
     scale = row_scale(mask, drawn.log_ratio, normalise)
     wide = exact_kl if mask is None else torch.where(mask, exact_kl, 0.0)
     wide = wide.to(drawn.log_ratio.dtype)
@@ -202,13 +217,140 @@ def rao_blackwell_kl_loss(
     if level == "sequence" and direction == "reverse":
         slope = masked(ahead(terms), mask) * scale
         value = attach(value, log_current, slope)
-    kl = PolicyKL(value, drawn, terms, normalise, "exact", martingale, None,
-                  tuple(logs), seen.skipped)  # fmt: skip
+    kl = PolicyKL(
+        loss=value,
+        drawn=drawn,
+        terms=terms,
+        normalise=normalise,
+        estimator="exact",
+        martingale=martingale,
+    )
     if missing != "keep":
-        refuse_infinite(drawn, terms, terms, logs, exact_kl, value)
+        refuse_infinite(drawn, terms, terms, exact_kl=exact_kl, loss=value)
     if on_mismatch != "ignore":
         report(kl.mismatch("exact"), "log_current", on_mismatch)
     return kl
+
+
+def kl_penalties(
+    *,
+    log_current: Tensor,
+    log_reference: Tensor,
+    mask: Tensor | None = None,
+    missing: str = "refuse",
+) -> Tensor:
+    """Return `log π − log π_ref` of each token: nats to subtract from its reward.
+
+    log_current, log_reference: `[batch, length]`; mask: bool, the tokens that count; the result is
+    `[batch, length]`, 0 where masked, without a graph. Their sum over a sequence has mean
+    KL(π‖π_ref) for tokens drawn from π. Single ones are negative; clipped, they would be biased.
+    A policy gradient needs their sum over the token *and all after it* (`reward_to_go`).
+    missing: as in `policy_kl_loss`; "skip" gives 0 where a value is no log-probability.
+    π_ref = 0 at a drawn token: +inf, with missing="keep"; else refused.
+    Errors: `TypeError`, `ValueError` that name the argument.
+    Reference: MATH 5.1, 5.8.
+
+    >>> kl_penalties(
+    ...     log_current=torch.tensor([[-1.0, -2.0]]), log_reference=torch.tensor([[-1.5, -1.0]])
+    ... )
+    tensor([[ 0.5000, -1.0000]])
+    """
+    sampled, request = Sampled(log_current, log_reference, mask=mask), Request(missing=missing)
+    request.check(sampled)
+    drawn = drawn_from(sampled, request)
+    if missing != "keep":
+        refuse_infinite(drawn, -drawn.log_ratio, -drawn.log_ratio)
+    return -drawn.log_ratio
+
+
+def kl_penalty_to_go(
+    *,
+    log_current: Tensor,
+    log_reference: Tensor,
+    log_behaviour: Tensor | None = None,
+    mask: Tensor | None = None,
+    estimator: Estimator = "k3",
+    exact_kl: Tensor | None = None,
+    truncate: float | None = None,
+    missing: str = "refuse",
+    on_mismatch: str = "warn",
+) -> Tensor:
+    """Return the penalties `g_t` for which `E[Σ_t g_t · ∇ log π_t]` is the gradient of KL(π‖π_ref).
+
+    `g_t = W_t (log π_t − log π_ref,t − b_t) + Σ_{u>t} k_u`: the token's own log-ratio, and unbiased
+    terms of what it leads to. Arguments and errors as in `policy_kl_loss`; the result is
+    `[batch, length]`, in nats, 0 where masked, without a graph.
+    estimator: of the terms ahead, any unbiased one: "k1" is the usual reward-to-go; "k3" scatters
+    less where the policies are close.
+    exact_kl: the exact KL of each next-token distribution; it then is b_t and what lies ahead.
+    log_behaviour: where given, all importance weights are in the penalties already.
+    missing, on_mismatch: as in `policy_kl_loss`.
+    Reference: MATH 5.7, 5.8; Tang and Munos (2025).
+
+    >>> logs = {"log_current": torch.tensor([[-1.0, -2.0]])}
+    >>> logs["log_reference"] = torch.tensor([[-1.5, -1.0]])
+    >>> kl_penalty_to_go(**logs, estimator="k1")
+    tensor([[-0.5000, -1.0000]])
+    """
+    sampled = Sampled(log_current, log_reference, log_behaviour, mask)
+    request = Request(level="sequence", truncate=truncate, missing=missing, on_mismatch=on_mismatch)
+    request.check(sampled)
+    drawn = drawn_from(sampled, request)
+    known = estimator not in ("k2", "best")
+    require(known, "estimator", "'k1', 'k3' or a number λ", repr(estimator), "'k3'")
+    baseline, terms = exact_kl, drawn.value_terms(coefficients(estimator))
+    if exact_kl is not None:
+        baseline = _detached(exact_kl, drawn)
+        terms = at_prefixes(drawn, baseline)
+    penalties = masked(slope_of(drawn, terms, baseline), drawn.mask)
+    if missing != "keep":
+        refuse_infinite(drawn, terms, penalties, exact_kl=exact_kl)
+    if on_mismatch != "ignore":
+        has_ratio = exact_kl is None and estimator != "k1"
+        reason = mismatch(drawn) or (mismatch(drawn, ratio=True) if has_ratio else "")
+        report(reason, "log_current", on_mismatch)
+    return penalties
+
+
+def reward_to_go(rewards: Tensor, *, mask: Tensor | None = None, discount: float = 1.0) -> Tensor:
+    """Return `Σ_{u≥t} discount^{u−t} · reward_u`: what a token and all after it brought.
+
+    rewards: `[batch, length]`; mask: bool, positions that count, others bring 0 and get 0 but take
+    their step of the discount. discount: in (0, 1]. The result is `[batch, length]`, with a graph
+    where the rewards have one.
+    Errors: `TypeError`, `ValueError` that name the argument.
+
+    >>> reward_to_go(torch.tensor([[1.0, 2.0, 4.0]]), discount=0.5)
+    tensor([[3., 4., 4.]])
+    """
+    check({"rewards": rewards}, mask)
+    require_type(discount, (int, float), "discount")
+    require(0 < discount <= 1, "discount", "a number above 0, at most 1", discount)
+    total, step = rewards if mask is None else torch.where(mask, rewards, 0.0), 1
+    while step < rewards.shape[-1]:  # sums over 1, 2, 4, … places
+        later = torch.nn.functional.pad(total[:, step:], (0, step))
+        total, step = total + discount**step * later, 2 * step
+    return total if mask is None else torch.where(mask, total, 0.0)
+
+
+class _Attached(torch.autograd.Function):
+    """A scalar worth `value`, with its gradient, and `slope` as that of `log_current`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, log_current: Tensor, slope: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+        ctx.dtype = inputs[1].dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return grad, (grad.to(slope.dtype) * slope).to(ctx.dtype), None
 
 
 def attach(value: Tensor | float, log_current: Tensor, slope: Tensor) -> Tensor:
@@ -216,16 +358,9 @@ def attach(value: Tensor | float, log_current: Tensor, slope: Tensor) -> Tensor:
 
     What `value` has of a graph is kept. Where `slope` is 0, log_current may hold anything.
     """
-    line = torch.dot(slope.reshape(-1), log_current.to(slope.dtype).reshape(-1))
-    loss = line.detach()  # the same memory: the number is replaced, its graph stays
-    if isinstance(value, float):
-        loss.fill_(value)
-        return line
-    if not value.requires_grad:
-        loss.copy_(value)
-        return line
-    loss.zero_()
-    return value + line
+    value = slope.new_full((), value) if isinstance(value, float) else value
+    found: Tensor = _Attached.apply(value, log_current, slope)  # type: ignore[no-untyped-call]
+    return found
 
 
 def _form(drawn: Drawn, estimator: Estimator) -> tuple[Tensor | float, ...]:
@@ -246,27 +381,34 @@ def _sums(drawn: Drawn, column: int) -> Tensor:
     return drawn.feature(column).double().sum(-1)
 
 
-def _in_sweeps(
-    drawn: Drawn,
-    estimator: Estimator,
-    exact_kl: Tensor | None,
-    normalise: str,
-    limits: tuple[float, float] | None,
-) -> Swept:
+class _Value(NamedTuple):
+    """What a loss's value is made of: an estimator's terms or exact KLs, and a normalisation."""
+
+    estimator: Estimator
+    exact_kl: Tensor | None
+    normalise: str
+
+
+def _in_sweeps(drawn: Drawn, asked: _Value, limits: tuple[float, float] | None) -> Swept:
     """Return what `native_policy.sweep` returns, by one PyTorch operation after the other."""
     mask, martingale, baseline = drawn.mask, None, None
-    if exact_kl is None:
-        terms = drawn.value_terms(_form(drawn, estimator))
+    if asked.exact_kl is None:
+        terms = drawn.value_terms(_form(drawn, asked.estimator))
     else:
-        check({"log_current": drawn.log_ratio, "exact_kl": exact_kl}, mask)
-        baseline = masked(exact_kl.detach().to(drawn.log_ratio.dtype), mask)
+        baseline = _detached(asked.exact_kl, drawn)
         terms, martingale = _exact(drawn, baseline)
-    scale = row_scale(mask, drawn.log_ratio, normalise)
+    scale = row_scale(mask, drawn.log_ratio, asked.normalise)
     value = (terms * scale).sum() if scale.dim() else terms.sum() * scale
     slope = _inside(slope_of(drawn, terms, baseline), drawn, limits)
     if drawn.level == "sequence":  # at level "token" a slope is the token's own: 0 where masked
         slope = masked(slope, mask)
     return Swept(drawn, terms, slope.mul_(scale), value, martingale)
+
+
+def _detached(exact_kl: Tensor, drawn: Drawn) -> Tensor:
+    """Return exact KLs checked, without graph, in the dtype of the draws, 0 where masked."""
+    check({"log_current": drawn.log_ratio, "exact_kl": exact_kl}, drawn.mask)
+    return masked(exact_kl.detach().to(drawn.log_ratio.dtype), drawn.mask)
 
 
 def _exact(drawn: Drawn, exact: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,12 +422,6 @@ def _inside(slope: Tensor, drawn: Drawn, limits: tuple[float, float] | None) -> 
         return slope
     outside = (drawn.log_step < limits[0]) | (drawn.log_step > limits[1])
     return slope.masked_fill_(outside, 0.0)
-
-
-def _check_level(level: str, normalise: str) -> None:
-    fits = level == "token" or normalise in ("sequence", "batch")
-    hint = "'sequence': a length that the policy itself decides must not divide"
-    require(fits, "normalise", "'sequence' or 'batch' at level 'sequence'", repr(normalise), hint)
 
 
 def _log_limits(

@@ -10,9 +10,14 @@ import torch
 from torch import Tensor
 
 from kullback.core import Estimate, require
-from kullback.sampled import Identity, effective_sample_size
-from kullback.sampled.estimators import WEIGHT, Estimator, coefficients
-from kullback.sampled.identity import half_ulps
+from kullback.sampled import (
+    WEIGHT,
+    Estimator,
+    Identity,
+    coefficients,
+    effective_sample_size,
+    half_ulps,
+)
 from kullback.tokens import limits
 
 from .input_checks import mismatch, tested
@@ -50,7 +55,6 @@ class PolicyKL:
     effective_sample_size, share_truncated, truncation_bias(): what importance weights did.
     trust_region: how often one acted; None without one.
     weight_identity, ratio_identity: tests that the draws come from what was scored as their policy.
-    skipped: how many tokens missing="skip" left out.
 
     It keeps the log-probabilities and log-ratios, so let it go after logging.
     """
@@ -62,8 +66,6 @@ class PolicyKL:
     estimator: Estimator
     martingale: Tensor | None = None
     log_limits: tuple[float, float] | None = None  # of a trust region, in logs
-    logs: tuple[Tensor, ...] = ()  # log π, log π_ref and, off-policy, log μ, as they were given
-    skipped: int = 0
 
     def __repr__(self) -> str:
         """Say in one line what the loss is, its value, and how many tokens and sequences count."""
@@ -77,6 +79,11 @@ class PolicyKL:
         whole = self.drawn.level == "sequence"
         where = "of whole sequences" if whole else "of each token, at the prefixes drawn"
         return f"{DIRECTIONS[self.drawn.direction]} {where}, {NORMALISATIONS[self.normalise]}"
+
+    @property
+    def skipped(self) -> int:
+        """How many tokens missing="skip" left out."""
+        return self.drawn.skipped
 
     @property
     def tokens(self) -> int:
@@ -128,12 +135,12 @@ class PolicyKL:
 
         At level "sequence" that of whole sequences, if the tokens do not refute it already.
         """
-        return next(iter(sorted(tested(self.drawn, list(self.logs)), key=bool)), None)
+        return next(iter(sorted(tested(self.drawn), key=bool)), None)
 
     @property
     def ratio_identity(self) -> Identity | None:
         """Test that the mean of q/μ is 1 over tokens, which k3 and every λ but 0 need."""
-        return next(iter(tested(self.drawn, list(self.logs), ratio=True)), None)
+        return next(iter(tested(self.drawn, ratio=True)), None)
 
     def mismatch(self, estimator: Estimator | None = None) -> str:
         """Say why the draws do not fit what was scored, as far as an estimator needs it, or "".
@@ -141,10 +148,10 @@ class PolicyKL:
         estimator: None for the loss's own.
         """
         estimator = self.estimator if estimator is None else estimator
-        reason = mismatch(self.drawn, list(self.logs))
+        reason = mismatch(self.drawn)
         if reason or estimator in ("k1", "k2", "exact"):
             return reason
-        return mismatch(self.drawn, list(self.logs), ratio=True)
+        return mismatch(self.drawn, ratio=True)
 
     def estimate(self, estimator: Estimator | None = None) -> Estimate:
         """Estimate the divergence with an error bar over sequences, which are the draws.
@@ -200,7 +207,7 @@ class PolicyKL:
         """
         form = coefficients("k3" if estimator == "best" else estimator)
         drawn, mask = self.drawn, self.drawn.mask
-        pair = [x if mask is None else torch.where(mask, x, 0.0) for x in self.logs[:2]]
+        pair = [x if mask is None else torch.where(mask, x, 0.0) for x in drawn.logs[:2]]
         variance = sum(half_ulps(x).square() / 3 for x in pair)
         r = drawn.log_ratio.double().clamp_max(limits.LARGEST_LOG).exp()
         weight = 1.0 if drawn.weight is None else drawn.weight.double()
