@@ -263,7 +263,7 @@ class Pointwise(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """Sums over all slices: `[len(Sum), n]`; of a `Pointwise` value, Σ p g_p and Σ q g_q `[3, n]`."""
+    """Over all slices: `[len(Sum), n]`; value, Σ p g_p and Σ q g_q of a `Pointwise`, `[3, n]`."""
 
     sums: Tensor
     pointwise: Tensor

@@ -182,10 +182,10 @@ class Request:
             self._check_truncate(weighted=sampled.behaviour is not None)
         check_normalise(self.normalise)
         _one_of(self.on_mismatch, "on_mismatch", "warn", "raise", "ignore")
-        fits = self.level == "token" or self.normalise in ("sequence", "batch")
-        words, got = "'sequence' or 'batch' at level 'sequence'", repr(self.normalise)
-        hint = "'sequence': a length that the policy itself decides must not divide"
-        require(fits, "normalise", words, got, hint)
+        if self.level == "sequence" and self.normalise not in ("sequence", "batch"):
+            words, got = "'sequence' or 'batch' at level 'sequence'", repr(self.normalise)
+            hint = "'sequence': a length that the policy itself decides must not divide"
+            raise ArgumentValueError(message("normalise", words, got, hint))
 
     def _check_truncate(self, *, weighted: bool) -> None:
         number = self.truncate
@@ -199,8 +199,9 @@ class Request:
 
 
 def _one_of(value: object, name: str, *words: str) -> None:
-    expected = ", ".join(map(repr, words[:-1])) + f" or {words[-1]!r}"
-    require(isinstance(value, str) and value in words, name, expected, repr(value))
+    if not (isinstance(value, str) and value in words):
+        expected = ", ".join(map(repr, words[:-1])) + f" or {words[-1]!r}"
+        raise ArgumentValueError(message(name, expected, repr(value)))
 
 
 def drawn_from(sampled: Sampled, request: Request) -> Drawn:
