@@ -17,10 +17,11 @@ __all__ = ["Audit", "Finding", "Likeness", "Row", "descent", "notes", "percent",
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """How a field of gradients lies to a divergence's: ‖field − s·∇D‖/‖s·∇D‖ and the cosine.
+    """How near a field of gradients is to a divergence's: ‖field − s·∇D‖/‖s·∇D‖ and the cosine.
 
-    >>> Likeness("KL(policy‖ref)", "token", 0.5, 0.9).level
-    'token'
+    Example:
+        >>> Likeness("KL(policy‖ref)", "token", 0.5, 0.9).level
+        'token'
     """
 
     divergence: str
@@ -33,14 +34,23 @@ class Likeness:
 class Row:
     """One world: how near the expected gradient is to each divergence's, and how noisy one draw is.
 
-    kl: KL(policy‖ref) of whole sequences there, in nats. value: the loss's expected value.
-    bias: ‖E[g]/s − ∇D‖/‖∇D‖ for the divergence D that the finding names, s its factor. noise:
-    √E‖g/s − E[g]/s‖²/‖∇D‖ of one batch, None where no divergence is named; best_noise: that of
-    the least noisy unbiased estimator that we know, from one sequence, None where we know none.
-    dead_tokens: the share of sampled tokens with a gradient of exactly zero though policy and
-    reference differ at them; dead_sequences: of sequences with no gradient at all;
-    dead_where_ref: of the tokens that the reference would have written. not_finite: the share of
-    sequences with inf or NaN.
+    Attributes:
+        vocabulary: How many tokens there are.
+        length: How many tokens a sequence has.
+        distance: "near" or "far", of policy and reference.
+        on_policy: Whether the policy draws the sequences.
+        kl: KL(policy‖ref) of whole sequences, in nats.
+        value: The loss's expected value.
+        bias: ‖E[g]/s − ∇D‖/‖∇D‖ for the divergence D that the finding names, s its factor.
+        noise: √E‖g/s − E[g]/s‖²/‖∇D‖ of one batch, None where no divergence is named.
+        best_noise: That of the least noisy unbiased estimator that we know, from one sequence, None
+            where we know none.
+        dead_tokens: The share of sampled tokens with a gradient of exactly zero though policy and
+            reference differ at them.
+        dead_sequences: The share of sequences with no gradient at all.
+        dead_where_ref: The share of such tokens among those the reference would have written.
+        not_finite: The share of sequences with inf or NaN.
+        comparisons: How near the expected gradient is to KL either way and to JSD(½).
     """
 
     vocabulary: int
@@ -63,16 +73,22 @@ class Row:
 class Finding:
     """What a loss descends in one regime.
 
-    kind: "exact" (a multiple of one divergence's gradient in every world), "sum" (of several),
-    "near" (exact only where policy and reference are near), "zero" (nothing on average), "near
-    zero" (that where they are near), "none" (of the list; then `descends` is the closest) or "not
-    finite". descends: the divergence or sum;
-    level: "token" or "sequence". error, cosine: the worst over all worlds; near_error over those
-    where policy and reference are near. scale: by length T, the loss's gradient as a multiple.
-    ascends: the sign is the wrong way round. gradient_of: for kind "none", of
-    what the field is a gradient at all: of some function of "sequences", of "tokens" only, or of
-    "nothing". value: the divergence that the
-    *value* of the loss is, on average, or "".
+    Attributes:
+        on_policy: Whether the policy draws the sequences.
+        kind: "exact" (a multiple of one divergence's gradient in every world), "sum" (of several),
+            "near" (exact only where policy and reference are near), "zero" (nothing on average),
+            "near zero" (that where they are near), "none" (of the list; then `descends` is the
+            closest) or "not finite".
+        descends: The divergence or sum.
+        level: "token" or "sequence".
+        error: The largest relative error over all worlds.
+        cosine: The smallest cosine over all worlds.
+        near_error: The largest error over worlds where policy and reference are near.
+        scale: By length T, the loss's gradient as a multiple.
+        ascends: Whether the sign is the wrong way round.
+        gradient_of: For kind "none", of what the field is a gradient at all: of some function of
+            "sequences", of "tokens" only, or of "nothing".
+        value: The divergence that the *value* of the loss is, on average, or "".
     """
 
     on_policy: bool
@@ -92,13 +108,25 @@ class Finding:
 class Audit:
     """The report of an audit: a verdict in words, what is behind it, and figures of every world.
 
-    name: of the loss. form, credit, importance, batch: as audited. arguments: parameter name to
-    what was passed. on_policy, off_policy: the findings. rows: one a world. response: pairs of
-    log policy/ref of a token and how hard the loss pushes its log-probability there. lengths:
-    relative error in a world whose sequences have different lengths, None where not looked at.
-    padding: whether padding is pushed too. notes: what a user should know, a sentence each.
-
     `print(audit)` is the verdict; `to_json()` everything, ready for `json.dumps`.
+
+    Attributes:
+        name: The loss's name.
+        form: As audited; so are credit, importance and batch.
+        credit: Whose score a token's penalty multiplies.
+        importance: How penalties are weighted off-policy.
+        batch: Sequences at a time.
+        arguments: Parameter name to what was passed.
+        on_policy: What the loss descends on-policy.
+        off_policy: What it descends off-policy.
+        rows: The figures, one record a world.
+        response: Pairs of log policy/ref of a token and how hard the loss pushes its
+            log-probability there.
+        lengths: Relative error in a world whose sequences have different lengths, None where not
+            looked at.
+        padding: Whether padding is pushed too.
+        verdict: What is descended, in words.
+        notes: What a user should know, a sentence each.
     """
 
     name: str

@@ -243,20 +243,6 @@ def audit(
 ) -> Audit:
     """Say which divergence a policy loss descends: E_behaviour[∇ loss], exactly, beside each ∇D.
 
-    loss: any callable on sampled sequences. What it is given is decided by the names of its
-    parameters: `logp`, `ref_logp`, `behaviour_logp` `[batch, T]` (log-probabilities of the sampled
-    tokens, in nats), `logits`, `ref_logits` `[batch, T, V]`, `tokens`, `labels`, `mask`,
-    `advantages` (zeros) and the usual other spellings of these; `names={"x": "logp"}` adds more.
-    `bool_mask` (or names={"mask": "bool_mask"}) is a mask of bools. It returns a scalar, or one
-    value a token or a sequence, which are added up; of a tuple the first, of an object its `loss`.
-    form: "loss" is differentiated; "penalty" is what is subtracted from the reward, and "reward"
-    what is added to it, in a policy-gradient term; "auto" goes by the callable's name, where
-    `reward` or `penalty` in it decides. credit: for those two, whose score a token's penalty
-    multiplies: its own ("token"), also all earlier tokens' ("to-go"), or everyone's ("sequence").
-    importance: by what that is weighted off-policy: "none", each token's ratio policy/behaviour
-    ("token"), or the whole sequence's ("sequence"). batch: sequences at a time, for losses that
-    mix them (leave-one-out baselines); larger ones are audited in the smallest worlds only.
-
     The worlds are 16: vocabularies of 2 to 12 tokens, sequences of 1 to 4, policy and reference
     near and far, samples on- and off-policy (behaviour 0.8 nats in standard deviation from the
     policy's logits). Every expectation is a sum over all sequences in float64: exact up to
@@ -265,17 +251,42 @@ def audit(
     over worlds is below 1e-5, one factor for each length being free. Advantages are zero, so that
     only the divergence is seen. Gradients of inf or NaN are reported, never left out.
 
-    Errors: `ValueError` for a parameter that is not understood, a result of another shape or one
-    that does not depend on the policy; `TypeError` for a result that is no tensor. What the loss
-    itself raises comes through, with a note of what it was called with.
+    Args:
+        loss: Any callable on sampled sequences. What it is given is decided by the names of its
+            parameters: `logp`, `ref_logp`, `behaviour_logp` `[batch, T]` (log-probabilities of the
+            sampled tokens, in nats), `logits`, `ref_logits` `[batch, T, V]`, `tokens`, `labels`,
+            `mask`, `bool_mask`, `advantages` (zeros) and the usual other spellings of these. It
+            returns a scalar, or one value a token or a sequence, which are added up; of a tuple the
+            first, of an object its `loss`.
+        form: "loss" is differentiated; "penalty" is what is subtracted from the reward, and
+            "reward" what is added to it, in a policy-gradient term; "auto" goes by the callable's
+            name, where `reward` or `penalty` in it decides.
+        credit: For those two, whose score a token's penalty multiplies: its own ("token"), also all
+            earlier tokens' ("to-go"), or everyone's ("sequence").
+        importance: By what that is weighted off-policy: "none", each token's ratio policy/behaviour
+            ("token"), or the whole sequence's ("sequence").
+        batch: Sequences at a time, 1 to 3, for losses that mix them (leave-one-out baselines);
+            larger ones are audited in the smallest worlds only.
+        names: Further names of parameters: `{"x": "logp"}` passes `logp` as x.
+
+    Returns:
+        An `Audit`; printed, it is the verdict in words.
+
+    Raises:
+        ValueError: A parameter that is not understood, a result of another shape or one that does
+            not depend on the policy.
+        TypeError: A result that is no tensor. What the loss itself raises comes through, with a
+            note of what it was called with.
+
     Reference: MATH 5.4, 5.7, 5.8; Tang and Munos (2025), "On a few pitfalls in KL divergence
     gradient estimation for RL".
 
-    >>> def k3(logp, ref_logp):
-    ...     return (ref_logp - logp).exp() - 1 - (ref_logp - logp)
-    >>> found = audit(k3)
-    >>> found.on_policy.descends, found.on_policy.value
-    ('KL(ref‖policy)', 'KL(policy‖ref)')
+    Example:
+        >>> def k3(logp, ref_logp):
+        ...     return (ref_logp - logp).exp() - 1 - (ref_logp - logp)
+        >>> found = audit(k3)
+        >>> found.on_policy.descends, found.on_policy.value
+        ('KL(ref‖policy)', 'KL(policy‖ref)')
     """
     caller = _caller(loss, form, credit, importance, batch, dict(names or {}))
     roles = caller.roles()

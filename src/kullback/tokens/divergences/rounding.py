@@ -27,6 +27,12 @@ def rounding_floor(
 ) -> Tensor:
     """Return how large a KL rounding makes, or how far it may have moved KL(p‖q).
 
+    u is the distance of the numbers of a dtype around a logit, over the temperature; rounding moves
+    a logit by an independent, uniform error of variance u²/12. Logits that a model *computes* in
+    half precision are off by more than their rounding. Where q is p but for less than u their
+    errors are nearly equal and cancel, and the bound is pessimistic. It takes some thirty passes
+    over the logits in float64.
+
     Args:
         logits: `[*batch, vocab]`, of any float dtype. Alone: the KL between these logits and the
             same before they were rounded to their dtype, `½ Σ p (1 − p) u²/12`.
@@ -37,21 +43,18 @@ def rounding_floor(
         temperature: As in `kl`.
 
     Returns:
-        `[*batch]`, in nats. u is the distance of the numbers of a dtype around a logit, over the
-        temperature; rounding moves a logit by an independent, uniform error of variance u²/12.
-        Logits that a model *computes* in half precision are off by more than their rounding. Where
-        q is p but for less than u their errors are nearly equal and cancel, and the bound is
-        pessimistic. It takes some thirty passes over the logits in float64.
+        `[*batch]`, in nats.
 
-    >>> logits = torch.tensor([16.0, 16.0])
-    >>> for coarse in (logits.bfloat16(), logits.half(), logits):
-    ...     print(f"{rounding_floor(coarse):.1e}")
-    3.3e-04
-    5.1e-06
-    7.6e-14
-    >>> p, q = torch.tensor([16.0, 16.0]).bfloat16(), torch.tensor([16.0, 15.0]).bfloat16()
-    >>> print(f"{rounding_floor(p, q):.1e}")
-    5.7e-02
+    Example:
+        >>> logits = torch.tensor([16.0, 16.0])
+        >>> for coarse in (logits.bfloat16(), logits.half(), logits):
+        ...     print(f"{rounding_floor(coarse):.1e}")
+        3.3e-04
+        5.1e-06
+        7.6e-14
+        >>> p, q = torch.tensor([16.0, 16.0]).bfloat16(), torch.tensor([16.0, 15.0]).bfloat16()
+        >>> print(f"{rounding_floor(p, q):.1e}")
+        5.7e-02
     """
     if q_logits is None:
         scaled, variance = _scaled(logits, temperature)

@@ -79,50 +79,60 @@ def policy_kl_loss(
 ) -> PolicyKL:
     """Return a loss that estimates, and descends, KL(π‖π_ref) or KL(π_ref‖π) from sampled tokens.
 
-    log_current, log_reference, log_behaviour: `[batch, length]`, log-probabilities in nats of the
-    tokens drawn, under the policy π that is trained, the reference, and the policy μ that drew them
-    (with its temperature; top-p and top-k must not cut what π gives mass). log_behaviour None:
-    on-policy, μ = π.
-    mask: bool `[batch, length]`, the tokens that count; others may hold anything, NaN too.
-    direction: "reverse", KL(π‖π_ref), or "forward", KL(π_ref‖π) (MATH 4.1, 4.2).
-    level: "token": the sum over positions of the KL of next-token distributions, with the prefixes
-    taken as they were drawn; or "sequence": the KL of whole sequences, of which the former is only
-    a part of the gradient, since a token also decides what comes after.
-    normalise: "sequence" (nats/sequence), "batch", "token" or "sequence_mean" (see `normalising`);
-    at level "sequence" one of the first two.
-    estimator: of the value, and of what lies ahead at level "sequence": "k1", "k2" (biased; level
-    "token" only), "k3", a number λ, "best" (cross-fitted over sequences).
-    exact_kl: `[batch, length]`, the exact KL in this direction of each next-token distribution at
-    the drawn prefixes, used without its graph: the value then is its weighted sum, and the reverse
-    gradient has it as baseline, scattering less.
-    truncate: cut importance weights at this number. trust_region: (low, high); tokens whose π/μ is
-    outside keep their value but get no gradient.
-    missing: what to do about values that are no log-probabilities (positive, NaN, −9999 and other
-    numbers for "not scored", a column one position late; `sampled.check_log_probs`) and about a
-    loss that is not finite: "refuse" raises and says where; "skip" leaves such tokens out and
-    counts them in the result; "keep" takes everything as given.
-    on_mismatch: what to do where draws show that they do not come from what was scored, since the
-    mean of π/μ (on-policy, for estimators with r, of π_ref/π) is not 1: "warn" (`InputWarning`),
-    "raise" or "ignore". `estimate()` then has no standard error.
-
     Exact: the expected gradient, over draws from μ, is that of the divergence to rounding, with
     neither `truncate` nor `trust_region`; the expected value too, but for k2. How often those two
     act, and what truncation adds to the value, is in the result; nothing else is clamped.
-    π_ref = 0 at a drawn token (reverse): the loss is +inf, the truth, and refused unless
+    π_ref = 0 at a drawn token (reverse): the loss is +inf, as the divergence is, and refused unless
     missing="keep". π = 0 at one (off-policy): weight 0. Nothing counts: loss 0, gradient 0.
     It looks at the loss, and so waits for a GPU; with missing="keep" and on_mismatch="ignore" not.
-    Errors: `TypeError`, `ValueError` that name the argument.
+
+    Args:
+        log_current: `[batch, length]`, log-probabilities in nats of the tokens drawn, under the
+            policy π that is trained.
+        log_reference: The same under the reference.
+        log_behaviour: The same under the policy μ that drew them (with its temperature; top-p and
+            top-k must not cut what π gives mass). None: on-policy, μ = π.
+        mask: Bool `[batch, length]`, the tokens that count; others may hold anything, NaN too.
+        direction: "reverse", KL(π‖π_ref), or "forward", KL(π_ref‖π) (MATH 4.1, 4.2).
+        level: "token": the sum over positions of the KL of next-token distributions, with the
+            prefixes taken as they were drawn; or "sequence": the KL of whole sequences, of which
+            the former is only a part of the gradient, since a token also decides what comes after.
+        normalise: "sequence" (nats/sequence), "batch", "token" or "sequence_mean" (see
+            `sequence_sums`); at level "sequence" one of the first two.
+        estimator: Of the value, and of what lies ahead at level "sequence": "k1", "k2" (biased;
+            level "token" only), "k3", a number λ, "best" (cross-fitted over sequences).
+        exact_kl: `[batch, length]`, the exact KL in this direction of each next-token distribution
+            at the drawn prefixes, used without its graph: the value then is its weighted sum, and
+            the reverse gradient has it as baseline, with less variance.
+        truncate: Cut importance weights at this number.
+        trust_region: (low, high); tokens whose π/μ is outside keep their value but get no gradient.
+        missing: What to do about values that are no log-probabilities (positive, NaN, −9999 and
+            other numbers for "not scored", a column one position late; `sampled.check_log_probs`)
+            and about a loss that is not finite: "refuse" raises and says where; "skip" leaves such
+            tokens out and counts them in the result; "keep" takes everything as given.
+        on_mismatch: What to do where draws show that they do not come from what was scored, since
+            the mean of π/μ (on-policy, for estimators with r, of π_ref/π) is not 1: "warn"
+            (`InputWarning`), "raise" or "ignore". `estimate()` then has no standard error.
+
+    Returns:
+        A `PolicyKL`; its `loss` is the scalar to call `backward` on.
+
+    Raises:
+        ValueError: An option, a shape, or values that cannot be; the message names the argument.
+        TypeError: Anything but tensors of floats.
+
     Reference: MATH 5.7, 5.8; Schulman (2020); Tang and Munos (2025) on sequences.
 
-    >>> current = torch.tensor([[-1.0, -2.0], [-0.5, -1.5]], requires_grad=True)
-    >>> reference = torch.tensor([[-1.1, -1.8], [-0.7, -1.6]])
-    >>> kl = policy_kl_loss(log_current=current, log_reference=reference)
-    >>> kl.loss.backward()
-    >>> round(kl.loss.item(), 4), kl.divergence
-    (0.0249, 'KL(policy ‖ reference) of each token, at the prefixes drawn, nats/sequence')
-    >>> current.grad  # (log π − log π_ref) / sequences: each token's own
-    tensor([[ 0.0500, -0.1000],
-            [ 0.1000,  0.0500]])
+    Example:
+        >>> current = torch.tensor([[-1.0, -2.0], [-0.5, -1.5]], requires_grad=True)
+        >>> reference = torch.tensor([[-1.1, -1.8], [-0.7, -1.6]])
+        >>> kl = policy_kl_loss(log_current=current, log_reference=reference)
+        >>> kl.loss.backward()
+        >>> round(kl.loss.item(), 4), kl.divergence
+        (0.0249, 'KL(policy ‖ reference) of each token, at the prefixes drawn, nats/sequence')
+        >>> current.grad  # (log π − log π_ref) / sequences: each token's own
+        tensor([[ 0.0500, -0.1000],
+                [ 0.1000,  0.0500]])
     """
     sampled = Sampled(log_current, log_reference, log_behaviour, mask)
     request = Request(direction, level, normalise, truncate, missing, on_mismatch)
@@ -170,35 +180,53 @@ def rao_blackwell_kl_loss(
 ) -> PolicyKL:
     """Return the KL from exact next-token KLs at drawn prefixes, with its complete gradient.
 
-    exact_kl: `[batch, length]`, KL(π‖π_ref) (or of the other `direction`) of the next-token
-    distribution at each drawn prefix, in nats, with its graph: `kullback.tokens` computes it from
-    logits. All else as in `policy_kl_loss`.
-
     The value is `Σ_t W_<t · KL_t` with W_<t the weight of the prefix (1 on-policy, and at level
     "token"); its gradient is that of the KL_t, and at level "sequence" in the reverse direction
     also the part that autograd of such a sum misses: `Σ_t ∇ log π_t · Σ_{u>t} W_<u · KL_u`, for the
     tokens lead to the prefixes. The token drawn at a position plays no part in that position's own
-    term (Rao-Blackwell, MATH 5.7), and that term, in value and gradient, never scatters more than
-    any unbiased one by the token drawn; about the KL at the prefixes as they were drawn nothing is
-    left to scatter at all. Of a *sum* over several positions it is no law: a token's term may
-    cancel what the token leads to. It nearly always scatters less; `estimate("best")` weighs it
-    against k1, and with the best weight that never scatters more than either.
+    term (Rao-Blackwell, MATH 5.7), and that term, in value and gradient, never has more variance
+    than any unbiased one by the token drawn. For a *sum* over several positions this is no law: a
+    token's term may cancel what the token leads to. It nearly always has less variance;
+    `estimate("best")` weighs it against k1, and with the best weight that never has more variance
+    than either. Exact in expectation, as `policy_kl_loss`; edge cases are as there.
 
-    Exact in expectation, as `policy_kl_loss`. Edge cases and errors are as there; besides, an exact
-    KL without a graph where log_current has one is refused: half the gradient would be missing.
+    Args:
+        exact_kl: `[batch, length]`, KL(π‖π_ref) (or of the other `direction`) of the next-token
+            distribution at each drawn prefix, in nats, with its graph: `kullback.tokens.kl`
+            computes it from logits.
+        log_current: As in `policy_kl_loss`.
+        log_reference: As in `policy_kl_loss`.
+        log_behaviour: As in `policy_kl_loss`.
+        mask: As in `policy_kl_loss`.
+        direction: As in `policy_kl_loss`.
+        level: As in `policy_kl_loss`.
+        normalise: As in `policy_kl_loss`.
+        truncate: As in `policy_kl_loss`.
+        missing: As in `policy_kl_loss`.
+        on_mismatch: As in `policy_kl_loss`.
+
+    Returns:
+        A `PolicyKL`; its `loss` is the scalar to call `backward` on.
+
+    Raises:
+        ValueError: As in `policy_kl_loss`; besides, an exact KL without a graph where log_current
+            has one: half the gradient would be missing.
+        TypeError: Anything but tensors of floats.
+
     Reference: MATH 5.7; Amini et al. (2025), "Better estimation of the KL divergence between
     language models".
 
-    >>> logits = torch.zeros(1, 2, 3, requires_grad=True)
-    >>> log_p = logits.log_softmax(-1)
-    >>> log_q = torch.tensor([0.5, 0.25, 0.25]).log()
-    >>> kl = rao_blackwell_kl_loss(
-    ...     (log_p.exp() * (log_p - log_q)).sum(-1),
-    ...     log_current=log_p[..., 0],
-    ...     log_reference=log_q[0].expand(1, 2),
-    ... )
-    >>> round(kl.loss.item(), 4)
-    0.1133
+    Example:
+        >>> logits = torch.zeros(1, 2, 3, requires_grad=True)
+        >>> log_p = logits.log_softmax(-1)
+        >>> log_q = torch.tensor([0.5, 0.25, 0.25]).log()
+        >>> kl = rao_blackwell_kl_loss(
+        ...     (log_p.exp() * (log_p - log_q)).sum(-1),
+        ...     log_current=log_p[..., 0],
+        ...     log_reference=log_q[0].expand(1, 2),
+        ... )
+        >>> round(kl.loss.item(), 4)
+        0.1133
     """
     sampled = Sampled(log_current, log_reference, log_behaviour, mask)
     request = Request(direction, level, normalise, truncate, missing, on_mismatch)
@@ -242,19 +270,31 @@ def kl_penalties(
 ) -> Tensor:
     """Return `log π − log π_ref` of each token: nats to subtract from its reward.
 
-    log_current, log_reference: `[batch, length]`; mask: bool, the tokens that count; the result is
-    `[batch, length]`, 0 where masked, without a graph. Their sum over a sequence has mean
-    KL(π‖π_ref) for tokens drawn from π. Single ones are negative; clipped, they would be biased.
-    A policy gradient needs their sum over the token *and all after it* (`reward_to_go`).
-    missing: as in `policy_kl_loss`; "skip" gives 0 where a value is no log-probability.
-    π_ref = 0 at a drawn token: +inf, with missing="keep"; else refused.
-    Errors: `TypeError`, `ValueError` that name the argument.
+    Their sum over a sequence has mean KL(π‖π_ref) for tokens drawn from π. Single ones are
+    negative; clipped, they would be biased. A policy gradient needs their sum over the token *and
+    all after it* (`reward_to_go`). π_ref = 0 at a drawn token: +inf with missing="keep", else
+    refused.
+
+    Args:
+        log_current: `[batch, length]`, log-probabilities of the tokens drawn, under the policy.
+        log_reference: The same under the reference.
+        mask: Bool `[batch, length]`, the tokens that count.
+        missing: As in `policy_kl_loss`; "skip" gives 0 where a value is no log-probability.
+
+    Returns:
+        `[batch, length]`, 0 where masked, without a graph.
+
+    Raises:
+        ValueError: An option, a shape, or values that cannot be; the message names the argument.
+        TypeError: Anything but tensors of floats.
+
     Reference: MATH 5.1, 5.8.
 
-    >>> kl_penalties(
-    ...     log_current=torch.tensor([[-1.0, -2.0]]), log_reference=torch.tensor([[-1.5, -1.0]])
-    ... )
-    tensor([[ 0.5000, -1.0000]])
+    Example:
+        >>> kl_penalties(
+        ...     log_current=torch.tensor([[-1.0, -2.0]]), log_reference=torch.tensor([[-1.5, -1.0]])
+        ... )
+        tensor([[ 0.5000, -1.0000]])
     """
     sampled, request = Sampled(log_current, log_reference, mask=mask), Request(missing=missing)
     request.check(sampled)
@@ -279,19 +319,36 @@ def kl_penalty_to_go(
     """Return the penalties `g_t` for which `E[Σ_t g_t · ∇ log π_t]` is the gradient of KL(π‖π_ref).
 
     `g_t = W_t (log π_t − log π_ref,t − b_t) + Σ_{u>t} k_u`: the token's own log-ratio, and unbiased
-    terms of what it leads to. Arguments and errors as in `policy_kl_loss`; the result is
-    `[batch, length]`, in nats, 0 where masked, without a graph.
-    estimator: of the terms ahead, any unbiased one: "k1" is the usual reward-to-go; "k3" scatters
-    less where the policies are close.
-    exact_kl: the exact KL of each next-token distribution; it then is b_t and what lies ahead.
-    log_behaviour: where given, all importance weights are in the penalties already.
-    missing, on_mismatch: as in `policy_kl_loss`.
+    terms of what it leads to.
+
+    Args:
+        log_current: `[batch, length]`, log-probabilities of the tokens drawn, under the policy.
+        log_reference: The same under the reference.
+        log_behaviour: The same under the policy that drew them, None for the current one. All
+            importance weights are in the penalties already.
+        mask: Bool `[batch, length]`, the tokens that count.
+        estimator: Of the terms ahead, any unbiased one: "k1" is the usual reward-to-go; "k3" has
+            less variance where the policies are close.
+        exact_kl: `[batch, length]`, the exact KL of each next-token distribution; it then is b_t
+            and what lies ahead.
+        truncate: Cut importance weights at this number.
+        missing: As in `policy_kl_loss`.
+        on_mismatch: As in `policy_kl_loss`.
+
+    Returns:
+        `[batch, length]`, in nats, 0 where masked, without a graph.
+
+    Raises:
+        ValueError: An option, a shape, or values that cannot be; the message names the argument.
+        TypeError: Anything but tensors of floats.
+
     Reference: MATH 5.7, 5.8; Tang and Munos (2025).
 
-    >>> logs = {"log_current": torch.tensor([[-1.0, -2.0]])}
-    >>> logs["log_reference"] = torch.tensor([[-1.5, -1.0]])
-    >>> kl_penalty_to_go(**logs, estimator="k1")
-    tensor([[-0.5000, -1.0000]])
+    Example:
+        >>> logs = {"log_current": torch.tensor([[-1.0, -2.0]])}
+        >>> logs["log_reference"] = torch.tensor([[-1.5, -1.0]])
+        >>> kl_penalty_to_go(**logs, estimator="k1")
+        tensor([[-0.5000, -1.0000]])
     """
     sampled = Sampled(log_current, log_reference, log_behaviour, mask)
     request = Request(level="sequence", truncate=truncate, missing=missing, on_mismatch=on_mismatch)
@@ -316,13 +373,22 @@ def kl_penalty_to_go(
 def reward_to_go(rewards: Tensor, *, mask: Tensor | None = None, discount: float = 1.0) -> Tensor:
     """Return `Σ_{u≥t} discount^{u−t} · reward_u`: what a token and all after it brought.
 
-    rewards: `[batch, length]`; mask: bool, positions that count, others bring 0 and get 0 but take
-    their step of the discount. discount: in (0, 1]. The result is `[batch, length]`, with a graph
-    where the rewards have one.
-    Errors: `TypeError`, `ValueError` that name the argument.
+    Args:
+        rewards: `[batch, length]`.
+        mask: Bool `[batch, length]`, positions that count; others bring 0 and get 0 but take their
+            step of the discount.
+        discount: In (0, 1].
 
-    >>> reward_to_go(torch.tensor([[1.0, 2.0, 4.0]]), discount=0.5)
-    tensor([[3., 4., 4.]])
+    Returns:
+        `[batch, length]`, with a graph where the rewards have one.
+
+    Raises:
+        ValueError: A shape or discount that cannot be; the message names the argument.
+        TypeError: Anything but tensors of floats, and a number.
+
+    Example:
+        >>> reward_to_go(torch.tensor([[1.0, 2.0, 4.0]]), discount=0.5)
+        tensor([[3., 4., 4.]])
     """
     check({"rewards": rewards}, mask)
     require_type(discount, (int, float), "discount")
