@@ -57,7 +57,7 @@ MEAN_GAP = 1e-3
 RATIO_GAP = 1e-5
 # self-normalised standard errors; of clean softmaxes none of 20,000 calls is beyond
 MEAN_ERRORS = 4.5
-# standard deviation of log weights from which a mean below 1 is no news
+# standard deviation of log weights from which a mean below 1 is normal for heavy tails
 HEAVY_LOGS = 1.0
 
 # Rounding floors (tests/tokens/test_precision.py)
@@ -67,7 +67,7 @@ ROUNDING_ERRORS = 3.0
 # share of a value that rounding may be before a warning: more, and it has no second digit
 ROUNDING_SHARE = 0.1
 
-# log-ratios from which e^x is cut where only its rounding is asked for
+# log-ratios at which e^x is cut where only its rounding is computed
 LARGEST_LOG = 300.0
 
 # Auditing (tests/tokens/test_audit.py: no loss is misnamed)
@@ -104,5 +104,5 @@ BLOCK = 1 << 17
 MEMORY, POSITIONS, CELLS, FEWEST_TOKENS = 48 << 20, 1024, 1 << 20, 256
 # positions that the warning about rounding looks at
 ROUNDING_ROWS = 4
-# tokens from which a policy loss is swept in C: for fewer nobody should wait for a compiler
+# tokens from which a policy loss is swept in C: fewer are not worth compiling for
 FEWEST_SWEPT = 4096

@@ -208,8 +208,15 @@ def percent(share: float) -> str:
 def descent(finding: Finding) -> str:
     """Say what a loss descends in one regime, as the end of a sentence that begins with 'it'.
 
-    >>> descent(Finding(on_policy=True, kind="zero"))
-    'descends nothing: its expected gradient is zero'
+    Args:
+        finding: What was found in the regime.
+
+    Returns:
+        Words without a full stop.
+
+    Example:
+        >>> descent(Finding(on_policy=True, kind="zero"))
+        'descends nothing: its expected gradient is zero'
     """
     way = "ASCENDS" if finding.ascends else "descends"
     named = f"{finding.descends}{LEVELS.get(finding.level, '')}"
@@ -247,32 +254,32 @@ def verdict(on_policy: Finding, off_policy: Finding) -> str:
 
 def notes(found: Audit) -> tuple[str, ...]:
     """Say what else a user should know, a sentence each."""
-    said = []
+    sentences = []
     if any(_partial(one) for one in found.findings):
-        said.append(
+        sentences.append(
             "token by token, what a token does to the prefixes that follow it is not counted; "
             "k1 as a penalty with reward-to-go counts it"
         )
     if found.dead_zones:
         where = ", or ".join(_range(low, high) for low, high in found.dead_zones)
-        said.append(f"a token gets no gradient at all where log policy/ref is {where}")
+        sentences.append(f"a token gets no gradient at all where log policy/ref is {where}")
     dead = max(row.dead_tokens for row in found.rows)
     dead_ref = max(row.dead_where_ref for row in found.rows)
     if dead > 0:
-        said.append(
+        sentences.append(
             f"in the worst world {percent(dead)} of the sampled tokens, and {percent(dead_ref)} of "
             "those the reference would write, get no gradient though the policies differ there"
         )
     if found.padding:
-        said.append("padding is pushed too: the mask does not reach everything")
+        sentences.append("padding is pushed too: the mask does not reach everything")
     if found.lengths is not None and found.lengths > limits.EXACT_MATCH:
-        said.append(
+        sentences.append(
             f"with sequences of different lengths, one at a time, it is {percent(found.lengths)} "
             "off: a mean over each sequence's own tokens weighs those of short sequences more"
         )
     if not {"mask", "bool_mask", "labels"} & set(found.arguments.values()):
-        said.append("it takes no mask: looked at in sequences of one length only")
-    return tuple(said)
+        sentences.append("it takes no mask: looked at in sequences of one length only")
+    return tuple(sentences)
 
 
 def _partial(one: Finding) -> bool:

@@ -296,13 +296,13 @@ def fit(group: Group, target: Target, scale: Mapping[int, float] | None = None) 
 def single(group: Group) -> Match | None:
     """Return the first target of the list whose gradient the field is, exactly; or None."""
     shortest = group.only(lambda world: world.length == group.lengths[0])
-    hopeless: set[str] = set()  # with one token a sequence all levels are the same
+    ruled_out: set[str] = set()  # with one token a sequence all levels are the same
     for target in TARGETS:
-        if target.name in hopeless:
+        if target.name in ruled_out:
             continue
         match = fit(shortest, target)
         if match is None or not match.exact:
-            hopeless.add(target.name)
+            ruled_out.add(target.name)
             continue
         match = fit(group, target)
         if match is not None and match.exact:

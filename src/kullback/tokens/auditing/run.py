@@ -42,14 +42,14 @@ def look(
 ) -> tuple[Finding, list[Row], Match | None]:
     """Return the finding of one regime, its rows, and the match behind it."""
     mine = [world for world in worlds if world.on_policy == on_policy]
-    seen = [caller.enumerate(world) for world in mine]
-    group = Group(mine, [one.expected for one in seen])
-    value_name = _value_of(mine, seen)
+    outcomes = [caller.enumerate(world) for world in mine]
+    group = Group(mine, [one.expected for one in outcomes])
+    value_name = _value_of(mine, outcomes)
     if not all(bool(field.isfinite().all()) for field in group.fields):
         kind, match = "not finite", None
-    elif all(_is_zero(one) for one in seen):
+    elif all(_is_zero(one) for one in outcomes):
         kind, match = "zero", None
-    elif all(_is_zero(one) for w, one in zip(mine, seen, strict=True) if w.distance == "near"):
+    elif all(_is_zero(one) for w, one in zip(mine, outcomes, strict=True) if w.distance == "near"):
         kind, match = "near zero", None
     else:
         kind, match = _matched(group, on_policy=on_policy)
@@ -60,7 +60,7 @@ def look(
         finding = _finding(kind, match, group, on_policy=on_policy, value_name=value_name, of=of)
     rows = [
         _row(world, one, _errors(match, i), _compared(group, i), match)
-        for i, (world, one) in enumerate(zip(mine, seen, strict=True))
+        for i, (world, one) in enumerate(zip(mine, outcomes, strict=True))
     ]
     return finding, rows, match
 
@@ -117,10 +117,10 @@ def _sum_text(terms: tuple[tuple[float, Target], ...]) -> str:
     return " ".join(parts).removeprefix("+ ")
 
 
-def _is_zero(seen: Enumeration) -> bool:
-    square = (seen.gradient**2).sum((-1, -2))
-    size = float((seen.probability * square).sum()) ** 0.5
-    return bool(seen.expected.norm() <= limits.ZERO_GRADIENT * size)
+def _is_zero(outcome: Enumeration) -> bool:
+    square = (outcome.gradient**2).sum((-1, -2))
+    size = float((outcome.probability * square).sum()) ** 0.5
+    return bool(outcome.expected.norm() <= limits.ZERO_GRADIENT * size)
 
 
 def _errors(match: Match | None, at: int) -> float:
@@ -143,11 +143,11 @@ def _compared(group: Group, at: int) -> list[Likeness]:
 
 
 def _row(
-    world: World, seen: Enumeration, bias: float, compared: list[Likeness], match: Match | None
+    world: World, outcome: Enumeration, bias: float, compared: list[Likeness], match: Match | None
 ) -> Row:
-    noise, best = _noise(world, seen, match)
-    dead = _dead(world, seen)
-    bad = (~seen.gradient.isfinite()).any(-1).any(-1)
+    noise, best = _noise(world, outcome, match)
+    dead = _dead(world, outcome)
+    bad = (~outcome.gradient.isfinite()).any(-1).any(-1)
     reverse = next(t for t in TARGETS if t.name == REVERSE and t.level == "sequence")
     return Row(
         vocabulary=world.vocabulary,
@@ -155,31 +155,31 @@ def _row(
         distance=world.distance,
         on_policy=world.on_policy,
         kl=float(value(reverse, world)),
-        value=float((seen.probability * seen.value).sum()),
+        value=float((outcome.probability * outcome.value).sum()),
         bias=bias,
         noise=noise,
         best_noise=best,
         dead_tokens=dead.tokens,
         dead_sequences=dead.sequences,
         dead_where_ref=dead.where_ref,
-        not_finite=float((seen.probability * bad).sum()),
+        not_finite=float((outcome.probability * bad).sum()),
         comparisons=tuple(compared),
     )
 
 
 def _noise(
-    world: World, seen: Enumeration, match: Match | None
+    world: World, outcome: Enumeration, match: Match | None
 ) -> tuple[float | None, float | None]:
     """Return the noise and the best known noise, in lengths of the divergence's gradient."""
-    spread = ((seen.gradient - seen.expected) ** 2).sum((-1, -2))
-    noise = float((seen.probability * spread).sum()) ** 0.5
+    spread = ((outcome.gradient - outcome.expected) ** 2).sum((-1, -2))
+    noise = float((outcome.probability * spread).sum()) ** 0.5
     if match is None:
         return None, None
     scale = abs(match.scale[world.length])
-    size = float(seen.expected.norm()) / max(1e-300, scale)
+    size = float(outcome.expected.norm()) / max(1e-300, scale)
     best = None
     if len(match.terms) == 1:
-        slope = Group([world], [seen.expected]).slopes(match.target)[0]
+        slope = Group([world], [outcome.expected]).slopes(match.target)[0]
         size = float(slope.norm())
         optimal = best_estimator(match.target, world)
         if optimal is not None and size > 0:
@@ -197,15 +197,15 @@ class _Dead(NamedTuple):
     where_ref: float
 
 
-def _dead(world: World, seen: Enumeration) -> _Dead:
-    counted = world.mask[seen.members]
+def _dead(world: World, outcome: Enumeration) -> _Dead:
+    counted = world.mask[outcome.members]
     taken = (world.rows, world.tokens)
     apart = (world.policy.log_softmax(-1) - world.ref.log_softmax(-1))[taken].abs()
     differ = apart > limits.DIFFERENT
-    still = (seen.pushes == 0).all(-1) & counted & differ[seen.members]
-    quiet = (seen.gradient == 0).all(-1).all(-1)
-    chance = seen.probability
-    written = world.probabilities(world.ref)[seen.members].prod(-1)
+    still = (outcome.pushes == 0).all(-1) & counted & differ[outcome.members]
+    quiet = (outcome.gradient == 0).all(-1).all(-1)
+    chance = outcome.probability
+    written = world.probabilities(world.ref)[outcome.members].prod(-1)
 
     def share(weight: torch.Tensor) -> float:
         return float((weight * still.sum((-1, -2))).sum() / (weight * counted.sum((-1, -2))).sum())
@@ -213,9 +213,9 @@ def _dead(world: World, seen: Enumeration) -> _Dead:
     return _Dead(share(chance), float((chance * quiet).sum()), share(written))
 
 
-def _value_of(worlds: Sequence[World], seen: Sequence[Enumeration]) -> str:
+def _value_of(worlds: Sequence[World], outcomes: Sequence[Enumeration]) -> str:
     """Name the divergence that the loss's expected value is a multiple of, or nothing."""
-    means = [float((one.probability * one.value).sum()) for one in seen]
+    means = [float((one.probability * one.value).sum()) for one in outcomes]
     for target in TARGETS:
         if target.name not in VALUES or target.level not in ("token", "sequence"):
             continue
@@ -249,7 +249,7 @@ def audit(
     rounding. Named are: KL either way, JSD(β), skewed KLs, total variation, ½E[log²], χ², entropy,
     KLs to the behaviour policy, and sums of these; a name is given when the largest relative error
     over worlds is below 1e-5, one factor for each length being free. Advantages are zero, so that
-    only the divergence is seen. Gradients of inf or NaN are reported, never left out.
+    only the divergence is outcome. Gradients of inf or NaN are reported, never left out.
 
     Args:
         loss: Any callable on sampled sequences. What it is given is decided by the names of its
@@ -345,12 +345,12 @@ def _name(loss: Callable[..., Any]) -> str:
 def _different_lengths(caller: Caller, match: Match | None) -> tuple[float | None, bool]:
     """Return the error in a world where sequences end early, and whether padding is pushed."""
     world: World = build(3, 3, distance="near", on_policy=True, ends=True)
-    seen = caller.enumerate(world)
-    padded = seen.pushes[~world.mask[seen.members]]
+    outcome = caller.enumerate(world)
+    padded = outcome.pushes[~world.mask[outcome.members]]
     pushed = bool((padded != 0).any())
     if match is None or not match.exact:
         return None, pushed
-    group = Group([world], [seen.expected])
+    group = Group([world], [outcome.expected])
     slopes = torch.stack([c * group.slopes(target)[0] for c, target in match.terms]).sum(0)
     field = group.fields[0]
     factor = float((field * slopes).sum() / (slopes * slopes).sum())

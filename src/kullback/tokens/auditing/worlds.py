@@ -380,8 +380,8 @@ class Caller:
         try:
             result = self.loss(**arguments)
         except Exception as error:
-            said = ", ".join(f"{name} {describe(one)}" for name, one in arguments.items())
-            error.add_note(f"kullback audit: raised by the loss, which was called with {said}")
+            given = ", ".join(f"{name} {describe(one)}" for name, one in arguments.items())
+            error.add_note(f"kullback audit: raised by the loss, which was called with {given}")
             raise
         result = result[0] if isinstance(result, tuple | list) and result else result
         result = getattr(result, "loss", result)
@@ -432,7 +432,7 @@ def _total(result: Tensor, mask: Tensor) -> Tensor:
 
 def _credit(penalty: Tensor, mask: Tensor, credit: str) -> Tensor:
     """Return what each token's score is multiplied by, `[batch, T]`."""
-    if penalty.shape != mask.shape:  # one number a sequence: every token is to blame
+    if penalty.shape != mask.shape:  # one number a sequence: all its tokens have it
         whole = penalty.reshape(-1, 1) if penalty.numel() == len(mask) else penalty.sum()
         return whole.expand(mask.shape)
     counted = penalty * mask

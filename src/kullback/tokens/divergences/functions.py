@@ -280,8 +280,8 @@ def cross_entropy(
     A soft label's loss. For hard labels use `-log_prob(logits, ids)`.
 
     Args:
-        p: The truth: logits `[*batch, vocab]`, or another source (`HiddenStates`, `Sharded`).
-        q: The belief, likewise; batches of logits are broadcast.
+        p: What the data follow: logits `[*batch, vocab]`, or `HiddenStates`, or `Sharded`.
+        q: What they are coded with, likewise; batches of logits are broadcast.
         temperature: Both sides are softmax(logits / temperature).
         mask: Bool `[*batch]`, True where a position counts; elsewhere value and gradient are 0.
         align: "crop" where the larger vocabulary is only padded.
@@ -343,8 +343,9 @@ def log_prob(
 class Comparison(NamedTuple):
     """What `compare` finds: values `[*batch]` in nats, `same_top` bool.
 
-    >>> Comparison._fields[:3]
-    ('kl', 'reverse_kl', 'same_top')
+    Example:
+        >>> Comparison._fields[:3]
+        ('kl', 'reverse_kl', 'same_top')
     """
 
     kl: Tensor  # KL(p‖q)

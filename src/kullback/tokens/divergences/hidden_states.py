@@ -304,7 +304,7 @@ def _local(ids: Tensor | None, columns: slice) -> Tensor | None:
 
 
 def _pull(blocks: "Blocks", rows: Rows, pulled: _Pulled, found: Sequence[Gradients]) -> None:
-    """Add what some positions have to say to every gradient that is wanted."""
+    """Add the part of some positions to every gradient that is wanted."""
     count = pulled.sums.shape[1]
     summed = [blocks.scratch.new_zeros(count, g.side.hidden.shape[1]) for g in found]
     for block in blocks.over(rows):

@@ -50,8 +50,9 @@ _LOOKED_AT = 8  # numbers of the first row, most often enough to tell logits
 class InputWarning(UserWarning):
     """The inputs look like another quantity than the one that the argument is.
 
-    >>> issubclass(InputWarning, UserWarning)
-    True
+    Example:
+        >>> issubclass(InputWarning, UserWarning)
+        True
     """
 
 

@@ -17,8 +17,9 @@ __all__ = ["PrecisionWarning", "rounding_floor", "warn_of_rounding"]
 class PrecisionWarning(UserWarning):
     """The inputs are too coarse for the number computed from them.
 
-    >>> issubclass(PrecisionWarning, UserWarning)
-    True
+    Example:
+        >>> issubclass(PrecisionWarning, UserWarning)
+        True
     """
 
 

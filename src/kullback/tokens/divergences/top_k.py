@@ -1,9 +1,4 @@
-"""The least and the largest KL(p‖q) that lists of known masses allow; `truncated` is the face.
-
-Which to use: `lower` and `upper` of two `Known` sides. All in float64, and made smaller or larger
-by what rounding may have done to the lists, so that a bound is one.
-
-What top-k log-probabilities say about KL(p‖q): bounds that hold, and an unbiased estimate.
+"""KL(p‖q) from top-k log-probabilities: guaranteed bounds, and an unbiased estimate.
 
 Which to use: `kl_bounds` when all that is known is some tokens' log-probabilities, as serving
 interfaces return them; `kl_estimate` when there are also sampled tokens with both log-probabilities
@@ -11,6 +6,9 @@ known. Neither returns a KL: one returns `Bounds`, the other an `Estimate`.
 
 What a side is known by is a `TopK`, or a tensor of all its log-probabilities, `[*batch, vocab]`.
 Renormalising the top k, which is often done instead, gives a number on neither side of the KL.
+
+Inside, a side becomes a `Known`; `lower` and `upper` are the least and the largest KL that the
+masses of two of them allow, in float64, moved outwards by what rounding may have done to the lists.
 """
 
 import math
@@ -76,19 +74,20 @@ def at(side: Known, other: Known) -> Tensor:
     return side.log.gather(-1, order.indices.gather(-1, place)).masked_fill(~hit, math.nan)
 
 
-def lower(known: Known, other: Known, seen: Tensor, *, known_is_p: bool) -> Tensor:
+def lower(known: Known, other: Known, other_log: Tensor, *, known_is_p: bool) -> Tensor:
     """Return the least KL that the other side's masses allow, of the view with `known`'s tokens.
 
     One by one: `known`'s tokens; the other side's mass on those it does not list is chosen to make
-    the KL least. One bucket: all other tokens. seen: the other's logs at known's tokens, or NaN.
+    the KL least. One bucket: all other tokens. other_log: the other's logs at known's tokens, or
+    NaN.
     """
-    weights, unlisted = known.log.exp(), seen.isnan()
-    shared = seen.masked_fill(unlisted, -math.inf).exp().sum(-1)
+    weights, unlisted = known.log.exp(), other_log.isnan()
+    shared = other_log.masked_fill(unlisted, -math.inf).exp().sum(-1)
     free = other.slack.masked_fill(other.empty, 0.0)
     least = (other.log.exp().sum(-1) - shared).clamp(min=0.0)
     total = torch.maximum(1 - shared, least) + free
     found = _filled(weights * unlisted, other.most, known.rest, least, total)
-    shares, bucket = torch.where(unlisted, found[..., :-1], seen.exp()), found[..., -1]
+    shares, bucket = torch.where(unlisted, found[..., :-1], other_log.exp()), found[..., -1]
     off = known.slack + other.slack
     rest = _nearer(known.rest, bucket, off.masked_fill(known.empty, 0.0))
     bucket = _nearer(bucket, rest, off)

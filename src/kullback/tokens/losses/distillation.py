@@ -26,7 +26,7 @@ from kullback.sampled import is_sentinel
 from kullback.tokens.backends.interface import Task, Value
 from kullback.tokens.divergences.logits import common, warn_of_probabilities
 from kullback.tokens.divergences.slices import Pointwise
-from kullback.tokens.divergences.sources import Source, matched, measure
+from kullback.tokens.divergences.sources import Source, constant, matched, measure
 
 from .policy import attach
 from .sampled_tokens import ahead, check
@@ -100,7 +100,7 @@ def distill_terms(
         (tensor(0.1438), tensor(0.2500))
     """
     check_options(divergence, weight, temperature)
-    student, teacher = _hidden(student_logits, mask), _constant(_hidden(teacher_logits, mask))
+    student, teacher = _hidden(student_logits, mask), constant(_hidden(teacher_logits, mask))
     student_is_p = divergence in ("reverse", "skew_reverse")
     first, second = (student, teacher) if student_is_p else (teacher, student)
     names = _NAMES if student_is_p else _NAMES[::-1]
@@ -294,7 +294,7 @@ def _wide(x: Tensor) -> torch.dtype:
 def _hidden(x: Any, mask: Tensor | None) -> Any:
     """Return `[*batch, n]` with zeros where the mask is False, so that nothing there can spread."""
     if mask is None or not isinstance(x, Tensor) or mask.dtype != torch.bool:
-        return x  # what is wrong with them is said where they are used
+        return x  # refused where they are used
     return x if mask.shape != x.shape[:-1] else x.masked_fill(~mask[..., None], 0.0)
 
 
@@ -335,10 +335,3 @@ def _check_stored(logits: Tensor, log_probs: Tensor, ids: Tensor, mask: Tensor |
     hint = "teacher_log_probs.log(): these look like probabilities" if probabilities else ""
     hint = hint or "log_softmax over all tokens"
     require(most <= 1 + slack, "teacher_log_probs", expected, most, hint)
-
-
-def _constant(x: Any) -> Any:
-    """Return logits or another source without gradient."""
-    if isinstance(x, Source):
-        return x.constant()
-    return x.detach() if isinstance(x, Tensor) else x  # what is wrong with it is said where used

@@ -88,8 +88,8 @@ def sweep(
     rest = (*form, most, *(log_limits or (-math.inf, math.inf)), _NUMBERS[request.normalise])
     value = ctypes.c_double()
     call = _CALL.pack(*starts, *strides, *first.shape, *written, *rest)
-    told = function(call, ctypes.byref(value))
-    if told & _GIVEN_UP:
+    flags = function(call, ctypes.byref(value))
+    if flags & _GIVEN_UP:
         return None
     drawn = Drawn(
         direction=request.direction,
@@ -106,8 +106,8 @@ def sweep(
         terms=terms,
         slope=slope,
         value=value.value,
-        odd_weight=bool(told & _ODD_WEIGHT),
-        odd_ratio=bool(told & _ODD_RATIO),
+        odd_weight=bool(flags & _ODD_WEIGHT),
+        odd_ratio=bool(flags & _ODD_RATIO),
         swept=True,
     )
 

@@ -30,8 +30,9 @@ __all__ = ["PolicyKL", "TrustRegion"]
 class TrustRegion(NamedTuple):
     """How often a trust region took a token's gradient away: its ratio π/μ was below or above.
 
-    >>> TrustRegion(below=1, above=2, tokens=12).share
-    0.25
+    Example:
+        >>> TrustRegion(below=1, above=2, tokens=12).share
+        0.25
     """
 
     below: int
