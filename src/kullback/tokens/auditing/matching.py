@@ -140,12 +140,14 @@ def value(target: Target, world: World, policy: Tensor | None = None) -> Tensor:
     other = target.other(world)
     if target.level == "sequence":
         return target.divergence(world.log_probabilities(logits), world.log_probabilities(other))
-    prefixes = {
-        "token": world.behaviour,
-        "token, policy's prefixes": world.policy,
-        "token, ref's prefixes": world.ref,
-    }[target.level]
-    return (world.reach(prefixes) * target.divergence(logits, other)).sum()
+    prefixes = world.reach(_drawing(world)[target.level])
+    return (prefixes * target.divergence(logits, other)).sum()
+
+
+def _drawing(world: World) -> dict[str, Tensor]:
+    """Return the policy that draws the prefixes at each token level."""
+    tables = (world.behaviour, world.policy, world.ref)
+    return dict(zip([level for level in LEVELS if level != "sequence"], tables, strict=True))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -164,13 +166,8 @@ def best_estimator(target: Target, world: World) -> Tensor | None:
     should; for KL(policy‖ref) of sequences also the scores of the tokens that led there.
     Known for the token levels, and for both KLs of sequences.
     """
-    source = {
-        "token": world.behaviour,
-        "token, policy's prefixes": world.policy,
-        "token, ref's prefixes": world.ref,
-    }.get(target.level)
-    if source is None:
-        source = {REVERSE: world.policy, FORWARD: world.ref}.get(target.name)
+    of_sequences = {REVERSE: world.policy, FORWARD: world.ref}
+    source = _drawing(world).get(target.level, of_sequences.get(target.name))
     if source is None:
         return None
     leaf = world.policy.clone().requires_grad_()

@@ -249,44 +249,27 @@ class Enumeration:
 
 
 class Batch(NamedTuple):
-    """Sequences that a loss sees at once: logits `[batch, T, V]` of three policies, tokens, mask.
-
-    A parameter of the loss gets `value_of` its role.
-    """
+    """Sequences passed at once: logits `[batch, T, V]` of three policies, tokens and mask."""
 
     logits: Tensor
-    ref: Tensor
-    behaviour: Tensor
+    ref_logits: Tensor
+    behaviour_logits: Tensor
     tokens: Tensor
     mask: Tensor
 
     def value_of(self, role: str) -> Tensor:
         """Return what a parameter of that role is passed."""
-        match role:
-            case "logp":
-                return self._taken(self.logits)
-            case "ref_logp":
-                return self._taken(self.ref)
-            case "behaviour_logp":
-                return self._taken(self.behaviour)
-            case "ref_logits":
-                return self.ref
-            case "behaviour_logits":
-                return self.behaviour
-            case "labels":
-                return self.tokens.masked_fill(~self.mask, -100)
-            case "mask":
-                return self.mask.to(self.logits.dtype)
-            case "bool_mask":
-                return self.mask
-            case "advantages":
-                return torch.zeros_like(self.ref[..., 0])
-            case _:
-                found: Tensor = getattr(self, role)  # "logits", "tokens"
-                return found
-
-    def _taken(self, logits: Tensor) -> Tensor:
-        return logits.log_softmax(-1).gather(-1, self.tokens[..., None]).squeeze(-1)
+        if role.endswith("logp"):
+            logits: Tensor = getattr(self, role.removesuffix("logp") + "logits")
+            return logits.log_softmax(-1).gather(-1, self.tokens[..., None]).squeeze(-1)
+        made = {
+            "labels": lambda: self.tokens.masked_fill(~self.mask, -100),
+            "mask": lambda: self.mask.to(self.logits.dtype),
+            "bool_mask": lambda: self.mask,
+            "advantages": lambda: torch.zeros_like(self.ref_logits[..., 0]),
+        }
+        found: Tensor = made[role]() if role in made else getattr(self, role)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,8 +339,8 @@ class Caller:
         rows = world.rows[batch]
         given = Batch(
             logits=world.policy[rows],
-            ref=world.ref[rows],
-            behaviour=world.behaviour[rows],
+            ref_logits=world.ref[rows],
+            behaviour_logits=world.behaviour[rows],
             tokens=world.tokens[batch],
             mask=world.mask[batch],
         )

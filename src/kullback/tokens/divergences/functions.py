@@ -38,7 +38,7 @@ These rules hold for all of them:
 - **backend**: "auto", or the name of one (`kullback.tokens.usable` says which can work here).
 """
 
-from typing import NamedTuple, overload
+from typing import NamedTuple, TypedDict, Unpack, overload
 
 from torch import Tensor
 
@@ -61,43 +61,27 @@ __all__ = [
 ]
 
 
-@overload
-def kl(
-    p: Tensor | Source,
-    q: Tensor | Source,
-    *,
-    temperature: float = ...,
-    mask: Tensor | None = ...,
-    align: str | None = ...,
-    nan: str = ...,
-    backend: str = ...,
-) -> Tensor: ...
+class _Options(TypedDict, total=False):
+    temperature: float
+    mask: Tensor | None
+    align: str | None
+    nan: str
+    backend: str
+
+
+_Side = Tensor | Source
 
 
 @overload
-def kl(
-    p: TopK,
-    q: Tensor | Source | TopK,
-    *,
-    temperature: float = ...,
-    mask: Tensor | None = ...,
-    align: str | None = ...,
-    nan: str = ...,
-    backend: str = ...,
-) -> Bounds: ...
+def kl(p: _Side, q: _Side, **options: Unpack[_Options]) -> Tensor: ...
 
 
 @overload
-def kl(
-    p: Tensor | Source,
-    q: TopK,
-    *,
-    temperature: float = ...,
-    mask: Tensor | None = ...,
-    align: str | None = ...,
-    nan: str = ...,
-    backend: str = ...,
-) -> Bounds: ...
+def kl(p: TopK, q: _Side | TopK, **options: Unpack[_Options]) -> Bounds: ...
+
+
+@overload
+def kl(p: _Side, q: TopK, **options: Unpack[_Options]) -> Bounds: ...
 
 
 @renamed(p="p_logits", q="q_logits")

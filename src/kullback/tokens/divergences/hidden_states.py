@@ -269,8 +269,10 @@ class _Pulled(NamedTuple):
             slices.pointwise_gradient(p, q, whole, self.scale[0], self.work.what, out)
             return
         c = interface.coefficients(self.sums, self.scale, task)
-        given = p, q, _local(self.ids, block.columns), None
-        slices.slopes(given, task, self.sums, c, out, choose(self.work.backend, p, q, task))
+        ids = slices.local(self.ids, block.columns.start, block.columns.stop)
+        slices.slopes(
+            (p, q, ids, None), task, self.sums, c, out, choose(self.work.backend, p, q, task)
+        )
 
 
 def _summed(blocks: "Blocks", rows: Rows, ids: Tensor | None, work: Work) -> Tensor:
@@ -279,28 +281,14 @@ def _summed(blocks: "Blocks", rows: Rows, ids: Tensor | None, work: Work) -> Ten
     count = len(rows) if isinstance(rows, Tensor) else len(range(count)[rows])
     whole, at = slices.nothing(count, blocks.scratch.device), None if ids is None else ids[rows]
     for b in blocks.over(rows):
-        p, q = b.pair
+        (p, q), start = b.pair, b.columns.start
         module = choose(work.backend, p, q, work.task)
         own = slices.sums_of(
-            p,
-            q,
-            _local(at, b.columns),
-            None,
-            work.task,
-            module,
-            start=b.columns.start,
-            banned=blocks.banned,
-        )
+            p, q, slices.local(at, start, b.columns.stop), None, work.task, module,
+            start=start, banned=blocks.banned,
+        )  # fmt: skip
         whole = slices.joined(whole, own, work.task)
     return slices.finished(whole, work.task)
-
-
-def _local(ids: Tensor | None, columns: slice) -> Tensor | None:
-    """Return ids counted from the start of a block, −1 where they lie in another."""
-    if ids is None:
-        return None
-    inside = (ids >= columns.start) & (ids < columns.stop)
-    return torch.where(inside, ids - columns.start, -1)
 
 
 def _pull(blocks: "Blocks", rows: Rows, pulled: _Pulled, found: Sequence[Gradients]) -> None:

@@ -141,7 +141,7 @@ def _local(
     got = ids[wrong][0].item() if bool(wrong.any()) else None
     hint = "mask= for positions that have no token (-100, padding)"
     require(got is None, "ids", f"token ids from 0 to {vocab - 1}", got, hint)
-    return (ids - start).where((ids >= start) & (ids < start + own), -1)
+    return slices.local(ids, start, start + own)
 
 
 def _joined(own: Tensor, task: Task, group: Any) -> Tensor:

@@ -35,6 +35,7 @@ __all__ = [
     "Whole",
     "finished",
     "joined",
+    "local",
     "log_probs",
     "nothing",
     "packed",
@@ -115,6 +116,13 @@ def _fill_alone(own: Tensor, p: Tensor, q: Tensor, task: Task, module: Any) -> N
             own[top, rows], own[log, rows] = alone[Sum.P_MAX], alone[Sum.P_LOG]
             own[entropy, rows] = alone[Sum.P_ENTROPY]
             own[first, rows] = x[rows].argmax(-1).double()
+
+
+def local(ids: Tensor | None, start: int, stop: int) -> Tensor | None:
+    """Return ids counted from the start of a slice, −1 where they lie in another."""
+    if ids is None:
+        return None
+    return torch.where((ids >= start) & (ids < stop), ids - start, -1)
 
 
 def nothing(n: int, device: torch.device) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 from kullback.core import describe, require, require_type
 from kullback.exact import tables
 from kullback.sampled import is_sentinel
+from kullback.tokens import limits
 from kullback.tokens.backends.interface import Task, Value
 from kullback.tokens.divergences.logits import common, warn_of_probabilities
 from kullback.tokens.divergences.slices import Pointwise
@@ -329,7 +330,7 @@ def _check_stored(logits: Tensor, log_probs: Tensor, ids: Tensor, mask: Tensor |
     mass = log_probs.detach().double().exp().sum(-1)
     mass = mass if mask is None else mass.masked_fill(~mask, 0.0)
     most = float(mass.max()) if mass.numel() else 0.0
-    slack = 1e-6 + log_probs.shape[-1] * torch.finfo(log_probs.dtype).eps
+    slack = limits.STORED_SLACK + log_probs.shape[-1] * torch.finfo(log_probs.dtype).eps
     expected = "log-probabilities whose sum of probabilities is at most 1"
     probabilities = bool((log_probs >= 0).all()) and bool((log_probs <= 1).all())
     hint = "teacher_log_probs.log(): these look like probabilities" if probabilities else ""

@@ -36,8 +36,8 @@ class Swept(NamedTuple):
     """What a sweep leaves: the tokens as drawn, value terms, and value and slopes normalised.
 
     terms, slope: `[batch, length]`, 0 where masked. martingale: as `PolicyKL` has it.
-    odd_weight, odd_ratio: whether the mean of π/μ or of π_ref/π is far from 1 (`UnitSums.odd`).
-    swept: whether the sweep in C made it, and looked at them.
+    odd: whether the mean of π/μ or of π_ref/π is far from 1 (`UnitSums.odd`); None where it was not
+        the sweep in C that made it, and looked at them.
     """
 
     drawn: Drawn
@@ -45,9 +45,7 @@ class Swept(NamedTuple):
     slope: Tensor
     value: Tensor | float
     martingale: Tensor | None = None
-    odd_weight: bool = False
-    odd_ratio: bool = False
-    swept: bool = False
+    odd: bool | None = None
 
 
 def sweep(
@@ -101,15 +99,8 @@ def sweep(
         truncate=request.truncate,
         logs=sampled.logs,
     )
-    return Swept(
-        drawn=drawn,
-        terms=terms,
-        slope=slope,
-        value=value.value,
-        odd_weight=bool(flags & _ODD_WEIGHT),
-        odd_ratio=bool(flags & _ODD_RATIO),
-        swept=True,
-    )
+    odd = bool(flags & (_ODD_WEIGHT | _ODD_RATIO))
+    return Swept(drawn, terms, slope, value.value, odd=odd)
 
 
 @cache

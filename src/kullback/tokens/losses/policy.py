@@ -28,7 +28,7 @@ What losses are divided by is in `sequence_sums`, what they report in `policy_kl
 
 import inspect
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,8 +144,7 @@ def policy_kl_loss(
     if exact_kl is None and estimator != "best":
         found = sweep(sampled, request, coefficients(estimator), log_limits=limits)
     if found is None:
-        value = _Value(estimator, exact_kl, normalise)
-        found = _in_sweeps(drawn_from(sampled, request), value, limits)
+        found = _in_sweeps(drawn_from(sampled, request), estimator, exact_kl, normalise, limits)
     kl = PolicyKL(
         loss=attach(found.value, log_current, found.slope),
         drawn=found.drawn,
@@ -155,11 +154,10 @@ def policy_kl_loss(
         martingale=found.martingale,
         log_limits=limits,
     )
-    swept_well = found.swept and math.isfinite(found.value)  # then slopes are finite too
+    swept_well = found.odd is not None and math.isfinite(found.value)  # then slopes are finite too
     if missing != "keep" and not swept_well:
         refuse_infinite(found.drawn, found.terms, found.slope, exact_kl=exact_kl, loss=kl.loss)
-    looked = found.swept and not (found.odd_weight or found.odd_ratio)
-    if on_mismatch != "ignore" and not looked:
+    if on_mismatch != "ignore" and found.odd is not False:
         report(kl.mismatch(), "log_current", on_mismatch)
     return kl
 
@@ -452,23 +450,21 @@ def _sums(drawn: Drawn, column: int) -> Tensor:
     return drawn.feature(column).double().sum(-1)
 
 
-class _Value(NamedTuple):
-    """What a loss's value is made of: an estimator's terms or exact KLs, and a normalisation."""
-
-    estimator: Estimator
-    exact_kl: Tensor | None
-    normalise: str
-
-
-def _in_sweeps(drawn: Drawn, asked: _Value, limits: tuple[float, float] | None) -> Swept:
+def _in_sweeps(
+    drawn: Drawn,
+    estimator: Estimator,
+    exact_kl: Tensor | None,
+    normalise: str,
+    limits: tuple[float, float] | None,
+) -> Swept:
     """Return what `native_policy.sweep` returns, by one PyTorch operation after the other."""
     mask, martingale, baseline = drawn.mask, None, None
-    if asked.exact_kl is None:
-        terms = drawn.value_terms(_form(drawn, asked.estimator))
+    if exact_kl is None:
+        terms = drawn.value_terms(_form(drawn, estimator))
     else:
-        baseline = _detached(asked.exact_kl, drawn)
+        baseline = _detached(exact_kl, drawn)
         terms, martingale = _exact(drawn, baseline)
-    scale = row_scale(mask, drawn.log_ratio, asked.normalise)
+    scale = row_scale(mask, drawn.log_ratio, normalise)
     value = (terms * scale).sum() if scale.dim() else terms.sum() * scale
     slope = _inside(slope_of(drawn, terms, baseline), drawn, limits)
     if drawn.level == "sequence":  # at level "token" a slope is the token's own: 0 where masked
