@@ -26,7 +26,7 @@ MEAN_ERRORS = 4.5
 # standard deviation of log weights from which a mean below 1 is normal for heavy tails
 HEAVY_LOGS = 1.0
 
-# Rounding floors (tests/tokens/test_divergences.py)
+# Rounding floors (tests/tokens/test_inputs.py)
 
 # standard deviations of an error in a floor: at most 1 % is beyond in every setting of the test
 ROUNDING_ERRORS = 3.0
