@@ -97,9 +97,8 @@ def plan(target: Target, settings: Settings) -> Plan:
     kind = type(some)
     if method == "auto":
         noisy = target.rows is not None and target.rows.count > target.rows.batch_size
-        wide = (
-            kind is LowRank and dim > limits.MAX_LOW_RANK_FIXED_DIMENSIONS
-        )  # more noise than fixed draws could hold
+        # more noise than fixed draws could hold
+        wide = kind is LowRank and dim > limits.MAX_LOW_RANK_FIXED_DIMENSIONS
         sampled = noisy or wide or kind is Flow or settings.gradient in ("stl", "dreg", "score")
         method = "stochastic" if sampled else "deterministic"
         why = "mini-batches" if noisy else "family"
@@ -269,9 +268,8 @@ def _by_fixed_draws(problem: _Problem, found: list[Start]) -> Iterator[Progress]
         deterministic, loss=problem.loss(), generator=problem.generator, names=target.names
     )
     last = yield from _until_done(minimised(family, draws=how.draws, max_draws=most))
-    if (
-        refine and last.gradient_norm < limits.MAX_REFINED_GRADIENT
-    ):  # also where few draws are all that is wrong
+    # also where few draws are all that is wrong
+    if refine and last.gradient_norm < limits.MAX_REFINED_GRADIENT:
         better = yield from _until_done(_refined(problem, last, found))
         if better is not last:
             yield better

@@ -142,9 +142,8 @@ def _search(objective: Objective, step: Step, direction: Tensor, length: float) 
         x = step.x + length * direction
         loss, gradient = objective(x)
         evaluations += 1
-        if (
-            not loss <= step.loss + limits.SUFFICIENT_DECREASE * length * slope
-        ):  # also where it is NaN
+        allowed = step.loss + limits.SUFFICIENT_DECREASE * length * slope
+        if not loss <= allowed:  # also where it is NaN
             high = length
         else:
             best = Step(x, loss, gradient, evaluations)

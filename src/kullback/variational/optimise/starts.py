@@ -166,9 +166,7 @@ class _Paths:
         along = (vectors.mT @ slope[:, :, None])[..., 0] / values
         move = (vectors @ along[:, :, None])[..., 0]
         gain = (move * slope).sum(-1)  # twice the rise in log p that a quadratic promises
-        near = (
-            gain < limits.NEAR_SDS**2
-        )  # it is the squared length of the move, in standard deviations, too
+        near = gain < limits.NEAR_SDS**2  # the gain is also the squared length of the move, in sd
         self._keep_best(which[near], (vectors * values.rsqrt()[:, None, :])[near])
         self._line_search(which, move, gain)
         self.active[which] &= (gain > limits.MIN_NEWTON_GAIN) & (
