@@ -21,10 +21,11 @@ from .diagnostics.propriety import improper
 from .families import NAMED, Family, Flow, FullRank, LowRank, MeanField, Mixture
 from .families.family import Frame, Make
 from .objectives import Gradient, Objective, loss_of
-from .optimise import Progress, forward_kl
+from .optimise import IMPROPER, Progress, forward_kl
 from .optimise.batch_and_match import batch_and_match
 from .optimise.deterministic import deterministic, fixed_normals
-from .optimise.starts import Start, distinct, find_start, mixture_of
+from .optimise.natural_gradient import natural_gradient
+from .optimise.starts import Start, distinct, find_start, is_near, mixture_of
 from .optimise.stochastic import anchor, anchored, cosine_annealing, stochastic, widen_tails
 from .target.density import Target
 
@@ -32,7 +33,7 @@ __all__ = ["Direction", "Make", "Plan", "Settings", "Work", "forwards", "maker",
 
 Direction = Literal["reverse", "forward"]
 
-METHODS = ("auto", "deterministic", "batch_and_match", "stochastic")
+METHODS = ("auto", "deterministic", "batch_and_match", "natural_gradient", "stochastic")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +91,10 @@ def plan(target: Target, settings: Settings) -> Plan:
     require(method in METHODS, "method", ", ".join(METHODS), repr(method))
     dim, why = target.dim, ""
     automatic = family == "auto"
+    whole = target.rows is None and settings.objective == "elbo"
     if automatic:
-        family = FullRank.name if dim <= limits.MAX_DENSE_DIMENSIONS else LowRank.name
+        most = limits.MAX_NATURAL_DIMENSIONS if whole else limits.MAX_DENSE_DIMENSIONS
+        family = FullRank.name if dim <= most else LowRank.name
     make = maker(family)
     some = make(Frame.identity(dim))
     kind = type(some)
@@ -102,9 +105,12 @@ def plan(target: Target, settings: Settings) -> Plan:
         sampled = noisy or wide or kind is Flow or settings.gradient in ("stl", "dreg", "score")
         method = "stochastic" if sampled else "deterministic"
         why = "mini-batches" if noisy else "family"
-    if method == "batch_and_match":
+        large = kind is FullRank and dim > limits.MAX_DENSE_DIMENSIONS
+        if large and whole and not sampled and settings.draws is None:
+            method, why = "natural_gradient", f"{dim} dimensions"
+    if method in ("batch_and_match", "natural_gradient"):
         full = kind is FullRank
-        require(full, "family", "full_rank for batch_and_match", kind.name, "another method")
+        require(full, "family", f"full_rank for {method}", kind.name, "another method")
     few, many = _draws(some, dim, method)
     few = few if settings.draws is None else settings.draws
     refine = (
@@ -206,11 +212,15 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
         rows = target.rows.draw(generator) if target.rows is not None and noisy else None
         starts = settings.starts if rows is None else 1  # with many rows one peak is left
         found = find_start(target, generator, starts=starts, rows=rows)
+        if target.dim <= limits.MAX_DENSE_DIMENSIONS:
+            found = _mended(target, found, generator)
         lost = _improper(target, found[0])
         if lost:
             yield Progress(_begin(how, found), -found[0].elbo, math.nan, done=True, reason=lost)
             return
-        if how.method == "batch_and_match":
+        if how.method == "natural_gradient":
+            yield from _by_natural_gradient(problem, found)
+        elif how.method == "batch_and_match":
             frame = found[0].frame
             yield from batch_and_match(FullRank(frame), target, generator, draws=how.draws)
         elif how.method == "stochastic":
@@ -255,6 +265,33 @@ def forwards(target: Target, settings: Settings, generator: torch.Generator) -> 
         yield from forward_kl.adaptive(target, distinct(found), make, generator, draws=draws)
 
     return Work("importance_sampling", chosen, steps)
+
+
+def _by_natural_gradient(problem: _Problem, found: list[Start]) -> Iterator[Progress]:
+    """Fit by natural gradients; where they stop short, and it was left open, low rank by Adam."""
+    target, generator = problem.target, problem.generator
+    steps = natural_gradient(found[0].frame, target, generator)
+    last = yield from _until_done(steps)
+    if last.converged or last.reason.startswith(IMPROPER) or not problem.how.automatic:
+        yield last
+        return
+    settings = replace(problem.settings, family=LowRank.name)
+    other = _Problem(target, settings, plan(target, settings), generator)
+    for now in _by_steps(other, found):
+        why = f"{now.reason}; low rank, since full rank {last.reason}"
+        yield replace(now, reason=why) if now.done else now
+
+
+def _mended(target: Target, found: list[Start], generator: torch.Generator) -> list[Start]:
+    """Move the best start to where its draws' scores ask, if they ask for much; see `is_near`."""
+    best = found[0]
+    if target.rows is not None or is_near(target, best, generator):
+        return found
+    for now in natural_gradient(best.frame, target, generator, points=1024, iterations=40):
+        pass
+    frame = now.family.absorb()
+    better = frame is not None and -now.loss > best.elbo + limits.MIN_ELBO_GAIN
+    return [Start(frame, -now.loss), *found[1:]] if frame is not None and better else found
 
 
 def _by_fixed_draws(problem: _Problem, found: list[Start]) -> Iterator[Progress]:

@@ -341,7 +341,7 @@ def _carry_out(
         method=work.method,
         trace=tuple(trace),
         converged=last.converged and not why,
-        reason=f"{last.reason}; {why}" if why else last.reason,
+        reason="; ".join(text for text in (last.reason, why or str(target.refusals)) if text),
         gradient_norm=last.gradient_norm,
         seconds=time.perf_counter() - begin,
         draws=z,

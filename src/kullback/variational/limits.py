@@ -74,6 +74,9 @@ MIXTURE_TOLERANCE = 5e-3  # sd: fresh draws move a mixture's optimum by ten time
 PROGRESS_SECONDS = 0.1  # between two updates of the line on a terminal
 
 # optimise/starts
+PLAIN_WIDTHS = (1.0, 0.3, 0.1, 0.03, 0.01)  # sd of the Gaussians tried where the climb leads away
+MAX_WIDTH_RATIO = 10.0  # of a start's variance to the one that its draws' scores ask for
+MAX_START_SLOPE = 3.0  # sd that they ask for it to be moved
 MAX_LBFGS_STEPS, MAX_NEWTON_STEPS = 300, 100
 JUDGED_EVERY = 10  # L-BFGS steps between two evaluations of the ELBO
 MIN_START_GRADIENT = 1e-4  # norm at which the climb by L-BFGS ends
@@ -118,6 +121,21 @@ K_HAT_SETS, K_HAT_DRAWS = 4, 4000  # for each width
 
 # optimise/batch_and_match
 MAX_STILL_ITERATIONS = 3  # in a row below the tolerance
+
+# optimise/natural_gradient (chosen on the rows hierarchy, ar1, laplace of benchmarks/shapes.py)
+SMOOTHING_STEP = 0.1  # conditional sd over which the gradient is differenced: 0.2 % of an sd too wide
+PATTERN_STEP, PATTERN_SPREAD = 0.3, 0.5  # sd: of a difference, and of the draws at which it is made
+PATTERN_ROUNDING = 1e-11  # relative change of a gradient that is rounding
+MAX_SPARSE_ENTRIES = 8  # and sqrt(d): others that depend on a coordinate that is not dense
+NATURAL_POINTS = 4096  # gradients an iteration
+FIRST_NATURAL_DRAWS, MAX_NATURAL_DRAWS = 32, 512  # of q an iteration: far from the optimum; near
+MAX_NATURAL_DIMENSIONS = 1200  # up to which q is full rank by default: d^3 operations an iteration
+MAX_NATURAL_STEPS = 60
+MAX_NATURAL_MOVE = 3.0  # sd that a mean may move in a step
+MIN_NATURAL_SHARE = 1e-3  # of a step, below which it is given up
+NATURAL_SLACK = 3.0  # standard errors by which the ELBO may fall in a step
+NATURAL_AVERAGED = 0.5  # sd a step, from which noise may be all that moves q
+NATURAL_TOLERANCE = 0.02  # sd that fresh draws may move q at the end
 
 # optimise/forward_kl
 MOMENTS_AGREE = 0.05  # sd that moments may move between rounds
