@@ -25,7 +25,7 @@ from .optimise import IMPROPER, Progress, forward_kl
 from .optimise.batch_and_match import batch_and_match
 from .optimise.deterministic import deterministic, fixed_normals
 from .optimise.natural_gradient import natural_gradient
-from .optimise.starts import Start, distinct, find_start, is_near, mixture_of
+from .optimise.starts import Start, distinct, find_start, is_near, mixture_of, near_zero
 from .optimise.stochastic import anchor, anchored, cosine_annealing, stochastic, widen_tails
 from .target.density import Target
 
@@ -208,6 +208,9 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
     problem.loss()  # names are checked before any work is done
 
     def steps() -> Iterator[Progress]:
+        if how.method == "natural_gradient":
+            yield from _by_natural_gradient(problem)
+            return
         noisy = target.rows is not None and target.rows.count > target.rows.batch_size
         rows = target.rows.draw(generator) if target.rows is not None and noisy else None
         starts = settings.starts if rows is None else 1  # with many rows one peak is left
@@ -218,9 +221,7 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
         if lost:
             yield Progress(_begin(how, found), -found[0].elbo, math.nan, done=True, reason=lost)
             return
-        if how.method == "natural_gradient":
-            yield from _by_natural_gradient(problem, found)
-        elif how.method == "batch_and_match":
+        if how.method == "batch_and_match":
             frame = found[0].frame
             yield from batch_and_match(FullRank(frame), target, generator, draws=how.draws)
         elif how.method == "stochastic":
@@ -267,18 +268,32 @@ def forwards(target: Target, settings: Settings, generator: torch.Generator) -> 
     return Work("importance_sampling", chosen, steps)
 
 
-def _by_natural_gradient(problem: _Problem, found: list[Start]) -> Iterator[Progress]:
-    """Fit by natural gradients; where they stop short, and it was left open, low rank by Adam."""
-    target, generator = problem.target, problem.generator
-    steps = natural_gradient(found[0].frame, target, generator)
-    last = yield from _until_done(steps)
-    if last.converged or last.reason.startswith(IMPROPER) or not problem.how.automatic:
-        yield last
+def _by_natural_gradient(problem: _Problem) -> Iterator[Progress]:
+    """Fit by natural gradients from near 0, else from a climb; else by what needs no precision.
+
+    They begin where q is wide: a climb leads into the neck of a funnel, where the ELBO has an
+    optimum of its own. What is left where they do not converge is low rank by Adam, or fixed draws
+    where the user asked for full rank.
+    """
+    target, generator, how = problem.target, problem.generator, problem.how
+    start = near_zero(target, generator)
+    if start is not None:
+        last = yield from _until_done(natural_gradient(start.frame, target, generator))
+        if last.converged:
+            yield last
+            return
+    found = find_start(target, generator)
+    again = yield from _until_done(natural_gradient(found[0].frame, target, generator))
+    if again.converged:
+        yield again
         return
-    settings = replace(problem.settings, family=LowRank.name)
+    name = LowRank.name if how.automatic else FullRank.name
+    method = "auto" if how.automatic else "deterministic"
+    settings = replace(problem.settings, family=name, method=method)
     other = _Problem(target, settings, plan(target, settings), generator)
-    for now in _by_steps(other, found):
-        why = f"{now.reason}; low rank, since full rank {last.reason}"
+    fitted = _by_steps if other.how.method == "stochastic" else _by_fixed_draws
+    for now in fitted(other, found):
+        why = f"{now.reason}; {name} by {other.how.method}, since full rank {again.reason}"
         yield replace(now, reason=why) if now.done else now
 
 

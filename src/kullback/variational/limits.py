@@ -93,6 +93,7 @@ REFRAME_MOVE = 1.0  # sd by which its parameters may move before that
 MAX_LOG_GROWTH = math.log(1e6)  # of an sd, or drift in sd, that no proper posterior should need
 MAX_LOG_SHRINKAGE = math.log(1e16)  # at a kink the start sees no curvature, and is too wide
 MAX_OBJECTIVE = 1e15  # nats: differences of one drown in the rounding of float64
+KINK_GRADIENT = 10.0  # by which a kink at one of n draws changes the gradient is this over n
 FRESH_DRAWS_AGREE = 0.03  # sd by which fresh draws may move an optimum that needs no more draws
 FRESH_DRAWS_CONVERGED = 0.3  # sd by which they may move one that is called converged
 
@@ -133,6 +134,8 @@ MAX_NATURAL_DIMENSIONS = 1200  # up to which q is full rank by default: d^3 oper
 MAX_NATURAL_STEPS = 60
 MAX_NATURAL_MOVE = 3.0  # sd that a mean may move in a step
 MIN_NATURAL_SHARE = 1e-3  # of a step, below which it is given up
+NATURAL_PROGRESS = 0.7  # of the last move, from which a move turns back: steps are halved
+MIN_NATURAL_PACE = 0.1  # share of a step, below which they are not
 NATURAL_SLACK = 3.0  # standard errors by which the ELBO may fall in a step
 NATURAL_AVERAGED = 0.5  # sd a step, from which noise may be all that moves q
 NATURAL_TOLERANCE = 0.02  # sd that fresh draws may move q at the end

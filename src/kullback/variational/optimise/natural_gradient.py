@@ -193,9 +193,9 @@ def natural_gradient(
         return
     few = min(draws, limits.FIRST_NATURAL_DRAWS)
     look = _look(target, q, fixed_normals(few, target.dim, generator), columns)
-    averaged, moved, before = 0, math.inf, math.inf
+    averaged, moved, before, pace = 0, math.inf, math.inf, 1.0
     for _ in range(iterations):
-        share = 1.0 / max(1, averaged)
+        share = pace / max(1, averaged)
         number = draws if moved < limits.NATURAL_AVERAGED else few
         noise, tried = fixed_normals(number, target.dim, generator), None
         while share > limits.MIN_NATURAL_SHARE:
@@ -210,6 +210,9 @@ def natural_gradient(
             yield _ended(FullRank(q.frame), -look.elbo, moved, words)
             return
         before, moved = moved, _moved(q.frame, new.frame) / share
+        turning = limits.NATURAL_AVERAGED < moved < limits.MAX_NATURAL_MOVE
+        turning = turning and moved > limits.NATURAL_PROGRESS * before
+        pace = max(limits.MIN_NATURAL_PACE, pace / 2) if turning else min(1.0, pace * 1.2)
         q, look = new, tried
         still = moved < limits.NATURAL_AVERAGED and (averaged or moved > before / 2)
         averaged = averaged + 1 if still or moved < limits.NATURAL_TOLERANCE else 0

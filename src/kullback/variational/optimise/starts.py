@@ -26,7 +26,7 @@ from kullback.variational.target.density import Target
 
 from .deterministic import fixed_normals, minimise
 
-__all__ = ["Start", "distinct", "find_large_start", "find_start", "is_near", "mixture_of"]
+__all__ = ["Start", "distinct", "find_large_start", "find_start", "is_near", "mixture_of", "near_zero"]
 
 
 def find_large_start(
@@ -127,7 +127,7 @@ def find_start(
     reach[0] = 0.1
     uniform = torch.rand(starts, target.dim, generator=generator, dtype=torch.float64)
     first = reach * (2 * uniform - 1)
-    paths = _Paths.begin(target, first, noise, rows)
+    paths = _Paths.begin(target, first.clone(), noise, rows)
     for _ in range(limits.MAX_NEWTON_STEPS):
         if not paths.climb():
             break
@@ -267,6 +267,14 @@ class _Paths:
             )
             waiting[left[found]] = False
         self.active[which[waiting]] = False
+
+
+def near_zero(target: Target, generator: torch.Generator) -> Start | None:
+    """Return the best of N(z, s²) at a few points near 0, or None where no ELBO is finite."""
+    noise = fixed_normals(32, target.dim, generator)
+    first = 0.2 * torch.rand(1, target.dim, generator=generator, dtype=torch.float64) - 0.1
+    frame, elbo = _plain(target, first, noise, None)
+    return None if frame is None else Start(frame, elbo)
 
 
 def is_near(target: Target, start: Start, generator: torch.Generator) -> bool:
