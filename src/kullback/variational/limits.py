@@ -134,9 +134,9 @@ MAX_NATURAL_DIMENSIONS = 1200  # up to which q is full rank by default: d^3 oper
 MAX_NATURAL_STEPS = 60
 MAX_NATURAL_MOVE = 3.0  # sd that a mean may move in a step
 MIN_NATURAL_SHARE = 1e-3  # of a step, below which it is given up
-NATURAL_PROGRESS = 0.7  # of the last move, from which a move turns back: steps are halved
 MIN_NATURAL_PACE = 0.1  # share of a step, below which they are not
 NATURAL_SLACK = 3.0  # standard errors by which the ELBO may fall in a step
+NATURAL_ROUNDING = 1e-9  # of the ELBO, by which it may fall as well
 NATURAL_AVERAGED = 0.5  # sd a step, from which noise may be all that moves q
 NATURAL_TOLERANCE = 0.02  # sd that fresh draws may move q at the end
 

@@ -162,10 +162,10 @@ def _next(q: _Gaussian, look: _Look, share: float) -> _Gaussian | None:
     return _Gaussian.of(q.frame.shift + move, precision)
 
 
-def _moved(old: Frame, new: Frame) -> float:
-    """Return by how much means, in sd, and log sds have changed, the largest."""
-    shift = ((new.shift - old.shift) / torch.minimum(old.sd, new.sd)).abs().max()
-    return float(torch.maximum(shift, (new.sd / old.sd).log().abs().max()))
+def _move(old: Frame, new: Frame) -> Tensor:
+    """Return how means, in sd, and log sds have changed, `[2 d]`."""
+    shift = (new.shift - old.shift) / torch.minimum(old.sd, new.sd)
+    return torch.cat([shift, (new.sd / old.sd).log()])
 
 
 def natural_gradient(
@@ -193,7 +193,8 @@ def natural_gradient(
         return
     few = min(draws, limits.FIRST_NATURAL_DRAWS)
     look = _look(target, q, fixed_normals(few, target.dim, generator), columns)
-    averaged, moved, before, pace = 0, math.inf, math.inf, 1.0
+    averaged, moved, pace = 0, math.inf, 1.0
+    last = torch.zeros(2 * target.dim, dtype=torch.float64)
     for _ in range(iterations):
         share = pace / max(1, averaged)
         number = draws if moved < limits.NATURAL_AVERAGED else few
@@ -201,21 +202,22 @@ def natural_gradient(
         while share > limits.MIN_NATURAL_SHARE:
             new = _next(q, look, share)
             tried = None if new is None else _look(target, new, noise, columns)
-            slack = limits.NATURAL_SLACK * (look.error + (0.0 if tried is None else tried.error))
-            if tried is not None and tried.elbo > look.elbo - slack - 1e-9 * abs(look.elbo):
+            slack = limits.NATURAL_SLACK * look.error + limits.NATURAL_ROUNDING * abs(look.elbo)
+            if tried is not None and tried.elbo > look.elbo - slack:
                 break
             share, tried = share / 2, None
         if new is None or tried is None:
             words = "stopped: no step of the natural gradient raises the ELBO"
             yield _ended(FullRank(q.frame), -look.elbo, moved, words)
             return
-        before, moved = moved, _moved(q.frame, new.frame) / share
-        turning = limits.NATURAL_AVERAGED < moved < limits.MAX_NATURAL_MOVE
-        turning = turning and moved > limits.NATURAL_PROGRESS * before
-        pace = max(limits.MIN_NATURAL_PACE, pace / 2) if turning else min(1.0, pace * 1.2)
-        q, look = new, tried
-        still = moved < limits.NATURAL_AVERAGED and (averaged or moved > before / 2)
+        move = _move(q.frame, new.frame) / share
+        moved = float(move.abs().max())
+        turned = bool(move @ last < 0)  # noise, or too long a step
+        pace = max(limits.MIN_NATURAL_PACE, pace / 2) if turned else min(1.0, 1.5 * pace)
+        q, look, last = new, tried, move
+        still = moved < limits.NATURAL_AVERAGED and (turned or averaged > 0)
         averaged = averaged + 1 if still or moved < limits.NATURAL_TOLERANCE else 0
+        pace = 1.0 if averaged else pace
         left = moved / math.sqrt(max(1, averaged))
         lost = improper(first.frame, q.frame, target.names)
         if lost:
