@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from kullback.core import Estimate, RunError, require
 
 from . import limits
+from .diagnostics.missed_modes import probe
 from .diagnostics.propriety import improper
 from .families import NAMED, Family, Flow, FullRank, LowRank, MeanField, Mixture
 from .families.family import Frame, Make
@@ -25,7 +26,15 @@ from .optimise import IMPROPER, Progress, forward_kl
 from .optimise.batch_and_match import batch_and_match
 from .optimise.deterministic import deterministic, fixed_normals
 from .optimise.natural_gradient import natural_gradient
-from .optimise.starts import Start, distinct, find_start, is_near, mixture_of, near_zero
+from .optimise.starts import (
+    Start,
+    distinct,
+    find_start,
+    is_near,
+    judged,
+    mixture_of,
+    near_zero,
+)
 from .optimise.stochastic import anchor, anchored, cosine_annealing, stochastic, widen_tails
 from .target.density import Target
 
@@ -310,6 +319,44 @@ def _mended(target: Target, found: list[Start], generator: torch.Generator) -> l
 
 
 def _by_fixed_draws(problem: _Problem, found: list[Start]) -> Iterator[Progress]:
+    """Fit by fixed draws; while a search finds mass elsewhere, fit again with that peak."""
+    last = yield from _until_done(_fitted(problem, found))
+    searched = problem.how.refine and not problem.target.looped
+    for _ in range(limits.MAX_SEARCHES if searched else 0):
+        if not last.converged:
+            break
+        more = _elsewhere(problem, last, found)
+        if more is None:
+            break
+        found, share = more
+        last = yield from _until_done(_fitted(problem, found))
+        text = f"{last.reason}; fitted again with a peak of {share:.0%} of p that a search found"
+        last = replace(last, reason=text)
+    yield last
+
+
+def _elsewhere(
+    problem: _Problem, last: Progress, found: list[Start]
+) -> tuple[list[Start], float] | None:
+    """Return all starts and one on a peak that q has not, with its share of p; None without."""
+    target, generator = problem.target, problem.generator
+    z = last.family.sample(limits.CHECK_DRAWS, generator)
+    with torch.no_grad():
+        log_p, log_q = target.log_density(z), last.family.log_prob(z)
+    if not bool(log_p.isfinite().all()):
+        return None
+    found_there = probe(target.log_density, z, log_p, log_q, generator=generator)
+    if found_there.draws is None or found_there.share < limits.MIN_SHARE_ELSEWHERE:
+        return None
+    weights = cast(Tensor, found_there.log_weights).softmax(0)
+    there = judged(target, forward_kl.moments(found_there.draws, weights), generator)
+    here = last.family.absorb()
+    known = [Start(here, -last.loss)] if here is not None else found
+    every = sorted([*known, there], key=lambda start: -start.elbo)
+    return every, found_there.share
+
+
+def _fitted(problem: _Problem, found: list[Start]) -> Iterator[Progress]:
     target, how = problem.target, problem.how
     family = _begin(how, found)
     refine = how.refine and problem.settings.objective == "elbo"

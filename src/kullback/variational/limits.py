@@ -63,6 +63,10 @@ MAX_REFINED_DRAWS = 1024  # fixed draws, where a mixture will be tried if they a
 SAME_PEAK_SDS = 4.0  # sd (and sqrt(d) more) within which two starts lie on one peak
 NEGLIGIBLE_PEAK = 15.0  # nats of the ELBO below the best start: a share of 3e-7 of the mass
 
+# engine: what the search elsewhere finds is fitted too
+MIN_SHARE_ELSEWHERE = 0.005  # of p's mass on a peak that q has not, from which q is fitted again
+MAX_SEARCHES = 3
+
 # engine: refinement of a Gaussian by a mixture
 MIN_SD_LOG_WEIGHTS = 0.4  # nats: spread of log weights above which a Gaussian is refined
 MAX_REFINED_GRADIENT = 0.1  # gradient of the Gaussian below which refining is worth it
@@ -179,6 +183,8 @@ HESSIAN_STEP = 1e-4  # of differences of the gradient, in sd of the draws
 
 # diagnostics/missed_modes
 START_SCALES = (2.0, 4.0, 8.0, 16.0)  # of the starts, in sd of the draws
+SCANNED_POINTS, SCANNED_SHELLS = 8192, 16  # at which log p is looked at; two climbs from each shell
+SCAN_REACH = 100.0  # sd from the mean of q's draws, the furthest of them
 CLIMB_STEPS, CLIMB_RATE = 120, 0.4  # of the ascent, in the same unit
 OUTSIDE_SDS = 3.0  # and sqrt(d): a peak further out is not among the draws
 PEAK_DRAWS = 512  # that weigh a peak

@@ -93,6 +93,11 @@ class Diagnosis:
         return self.judged.reasons
 
     @property
+    def searched(self) -> str:
+        """How far p was searched for other peaks, within which no other was missed, in words."""
+        return "no other peaks were searched for" if self.probed is None else self.probed.words
+
+    @property
     def k_hat(self) -> float:
         """Pareto k-hat of q's own weights."""
         return self.evidence.k_hat

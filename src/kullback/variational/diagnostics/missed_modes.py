@@ -26,7 +26,8 @@ class Probed:
 
     share: of all mass seen, in [0, 1]; 0 when nothing was found. draws: of the
     heaviest peak `[k, d]` with their log weights `[k]`, None when there is none. distance: from
-    the mean of q's draws to that peak, in their standard deviations (Mahalanobis).
+    the mean of q's draws to that peak, in their standard deviations (Mahalanobis). starts: climbs.
+    scanned, reach: points at which log p was looked at, and how far out the furthest are, in sd.
     """
 
     share: float
@@ -34,6 +35,14 @@ class Probed:
     draws: Tensor | None = None
     log_weights: Tensor | None = None
     distance: float = 0.0
+    scanned: int = 0
+    reach: float = 0.0
+
+    @property
+    def words(self) -> str:
+        """How far was searched."""
+        looked = f"{self.scanned:,} points to {self.reach:,.0f} sd from q's mean and "
+        return f"searched for other peaks at {looked if self.scanned else ''}{self.starts} climbs"
 
 
 def probe(
@@ -43,9 +52,13 @@ def probe(
     log_q: Tensor,
     *,
     starts: int = 32,
+    scanned: int = limits.SCANNED_POINTS,
     generator: torch.Generator | None = None,
 ) -> Probed:
     """Climb log p from starts far outside the draws and weigh the peaks found there.
+
+    scanned: points out to 100 sd at which log p alone is evaluated; climbs also begin at those of
+    the highest p in each of 16 shells.
 
     log_density: `[n, d]` to `[n]`, differentiable. draws `[n, d]` from q, log_p, log_q `[n]`, in
     nats. Costs 120 gradients of `starts` points each. The mass of a peak comes from draws of a
@@ -70,16 +83,38 @@ def probe(
 
     noise = torch.randn(starts, dims, generator=generator, dtype=draws.dtype)
     scales = torch.tensor(limits.START_SCALES, dtype=draws.dtype).repeat(starts)[:starts]
-    ends, heights = _climb(whitened, noise * scales[:, None])
+    first = noise * scales[:, None]
+    if scanned:
+        first = torch.cat([first, _scan(whitened, dims, scanned, generator).to(first)])
+    ends, heights = _climb(whitened, first)
     here = float(log_mean_exp(log_p - log_q)) - float(frame.log_det)
-    found = Probed(0.0, starts)
+    reach = limits.SCAN_REACH if scanned else max(limits.START_SCALES) * math.sqrt(dims)
+    sought = {"scanned": scanned, "reach": reach}
+    found = Probed(0.0, len(first), **sought)
     for end in _distinct(ends, heights, body):
         local, weights = _weighed(whitened, end, body, generator)
         share = float(torch.sigmoid(log_mean_exp(weights) - here))
         if share > found.share:
             there = frame.outwards(local)
-            found = Probed(share, starts, there, weights, float(end.norm()))
+            found = Probed(share, len(first), there, weights, float(end.norm()), **sought)
     return found
+
+
+def _scan(
+    log_density: LogDensity, dims: int, number: int, generator: torch.Generator | None
+) -> Tensor:
+    """Return the two highest points of every shell, of points of log-uniform radius."""
+    way = torch.randn(number, dims, generator=generator, dtype=torch.float64)
+    way = way / way.norm(dim=1, keepdim=True)
+    low, high = math.log(limits.OUTSIDE_SDS), math.log(limits.SCAN_REACH)
+    log_r = torch.linspace(low, high, number, dtype=torch.float64)
+    points = way * log_r.exp()[:, None]
+    with torch.no_grad():
+        logs = log_density(points).nan_to_num(-math.inf, -math.inf, -math.inf)
+    shells = logs.split(-(-number // limits.SCANNED_SHELLS))
+    starts = torch.tensor([0, *(len(shell) for shell in shells[:-1])]).cumsum(0)
+    best = [k + shell.topk(min(2, len(shell))).indices for k, shell in zip(starts, shells, strict=True)]
+    return points[torch.cat(best)]
 
 
 def _climb(log_density: LogDensity, starts: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from kullback.variational.target.density import Target
 
 from .deterministic import fixed_normals, minimise
 
-__all__ = ["Start", "distinct", "find_large_start", "find_start", "is_near", "mixture_of", "near_zero"]
+__all__ = ["Start", "distinct", "find_large_start", "find_start", "is_near", "judged", "mixture_of", "near_zero"]
 
 
 def find_large_start(
@@ -267,6 +267,11 @@ class _Paths:
             )
             waiting[left[found]] = False
         self.active[which[waiting]] = False
+
+
+def judged(target: Target, frame: Frame, generator: torch.Generator) -> Start:
+    """Return a frame as a start, with its ELBO by a few fixed draws."""
+    return Start(frame, _elbo(target, frame, fixed_normals(32, target.dim, generator), None))
 
 
 def near_zero(target: Target, generator: torch.Generator) -> Start | None:
