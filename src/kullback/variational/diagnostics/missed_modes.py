@@ -15,7 +15,7 @@ from kullback.sampled import log_mean_exp
 from kullback.variational import limits
 from kullback.variational.families.family import Frame, student_t_log_prob
 from kullback.variational.optimise.stochastic import Adam
-from kullback.variational.target.batches import LogDensity
+from kullback.variational.target.batches import LogDensity, score_in_pieces
 
 __all__ = ["Probed", "probe"]
 
@@ -165,15 +165,16 @@ def _weighed(
 
 def _width(log_density: LogDensity, peak: Tensor) -> tuple[Tensor, bool]:
     """Return the symmetric root of the inverse curvature, and whether this is a peak at all."""
-    place = peak.clone().requires_grad_()
-    with torch.enable_grad():
-        (slope,) = torch.autograd.grad(log_density(place[None]).sum(), place)
     dims = len(peak)
-    if dims > limits.MAX_CURVED_DIMENSIONS:
+    few = dims <= limits.MAX_CURVED_DIMENSIONS
+    steps = limits.HESSIAN_STEP * torch.eye(dims, dtype=peak.dtype)[: dims if few else 0]
+    slopes = score_in_pieces(log_density, torch.cat([peak[None], peak + steps, peak - steps]), limits.MAX_PIECE)
+    slope = slopes[1][0]
+    if not few:
         return torch.eye(dims, dtype=peak.dtype), bool(slope.norm() < limits.MAX_PEAK_DISTANCE)
-    curve = torch.autograd.functional.hessian(  # type: ignore[no-untyped-call]
-        lambda u: log_density(u[None])[0], peak
-    )
+    high, low = slopes[1][1:].chunk(2)
+    curve = (high - low) / (2 * limits.HESSIAN_STEP)  # autograd's own fails where p underflows
+    curve = 0.5 * (curve + curve.mT)
     values, vectors = torch.linalg.eigh(-curve.nan_to_num(0.0, 0.0, 0.0))
     if float(values.min()) <= 0:
         return vectors, False
