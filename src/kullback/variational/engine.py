@@ -7,6 +7,7 @@ to do, as a stream of `Progress`.
 
 import functools
 import math
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, cast
@@ -17,6 +18,7 @@ from torch import Tensor
 from kullback.core import Estimate, RunError, require
 
 from . import limits
+from .diagnostics.defensive_sampling import draw_wider, pooled
 from .diagnostics.missed_modes import probe
 from .diagnostics.propriety import improper
 from .families import NAMED, Family, Flow, FullRank, LowRank, MeanField, Mixture
@@ -25,6 +27,7 @@ from .objectives import Gradient, Objective, loss_of
 from .optimise import IMPROPER, Progress, forward_kl
 from .optimise.batch_and_match import batch_and_match
 from .optimise.deterministic import deterministic, fixed_normals
+from .optimise.edges import edges, interior, proposals
 from .optimise.natural_gradient import natural_gradient
 from .optimise.starts import (
     Start,
@@ -223,7 +226,14 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
         noisy = target.rows is not None and target.rows.count > target.rows.batch_size
         rows = target.rows.draw(generator) if target.rows is not None and noisy else None
         starts = settings.starts if rows is None else 1  # with many rows one peak is left
-        found = find_start(target, generator, starts=starts, rows=rows)
+        try:
+            found = find_start(target, generator, starts=starts, rows=rows)
+        except RunError:
+            bounded = _within_edges(problem)
+            if bounded is None:
+                raise
+            yield from bounded
+            return
         if target.dim <= limits.MAX_DENSE_DIMENSIONS:
             found = _mended(target, found, generator)
         lost = _improper(target, found[0])
@@ -332,7 +342,115 @@ def _by_fixed_draws(problem: _Problem, found: list[Start]) -> Iterator[Progress]
         last = yield from _until_done(_fitted(problem, found))
         text = f"{last.reason}; fitted again with a peak of {share:.0%} of p that a search found"
         last = replace(last, reason=text)
+    if searched and problem.settings.objective == "elbo":
+        bounded = _within_edges(problem) if _meets_edges(problem, last.family) else None
+        if bounded is not None:
+            yield from bounded
+            return
+        if not last.reason.startswith(IMPROPER):
+            last = yield from _until_done(_matched(problem, last))
     yield last
+
+
+def _meets_edges(problem: _Problem, family: Family) -> bool:
+    """Say whether log p is −inf at draws of q."""
+    z = family.sample(limits.CHECK_DRAWS, problem.generator)
+    with torch.no_grad():
+        log_p = problem.target.log_density(z)
+    return int((log_p == -math.inf).sum()) > 1
+
+
+def _within_edges(problem: _Problem) -> Iterator[Progress] | None:
+    """Fit by importance sampling where log p is −inf beyond an edge; None where that cannot be.
+
+    KL(q‖p) is infinite there for every Gaussian, KL(p‖q) is not.
+    """
+    target, generator, how = problem.target, problem.generator, problem.how
+    small = target.rows is None and target.dim <= limits.MAX_REFINED_DIMENSIONS
+    if not (how.automatic and small) or target.looped:
+        return None
+    points = interior(target, generator)
+    words = edges(target, points) if len(points) >= limits.MIN_INTERIOR else ""
+    if not words:
+        return None
+    with torch.no_grad():
+        first = proposals(points, target.log_density(points))
+    fitted = forward_kl.adaptive(target, first, FullRank, generator, draws=limits.MATCHED_DRAWS)
+
+    def steps() -> Iterator[Progress]:
+        for now in fitted:
+            text = f"{now.reason}; KL(p||q) by importance sampling: {words}"
+            yield replace(now, reason=text, bounded=True) if now.done else now
+
+    return steps()
+
+
+def _shift(problem: _Problem, family: Family) -> tuple[float, float, float]:
+    """Return by how much weighted draws of q and a wider law move its moments, and what they know.
+
+    The largest move of a mean (sd) or log sd, its standard error, and the effective draws. The
+    moments are those of the constrained parameters too.
+    """
+    target, generator = problem.target, problem.generator
+    z = family.sample(limits.MATCHED_DRAWS // 2, generator)
+    with torch.no_grad():
+        wide = draw_wider(
+            target.log_density,
+            family.log_prob,
+            z,
+            number=limits.MATCHED_DRAWS,
+            generator=generator,
+        )
+        log_p, log_q = target.log_density(z), family.log_prob(z)
+        pool = pooled(z, log_p, log_q, wide)
+        values = target.constrain(torch.cat([z, pool.draws]))
+    flat = torch.cat([v.reshape(len(v), -1) for v in values.values()], 1)
+    own, all_of = flat[: len(z)], flat[len(z) :]
+    w = pool.log_weights.softmax(0)
+    if not bool(w.isfinite().all()):
+        return 0.0, math.inf, 0.0
+    mean = w @ all_of
+    off = all_of - mean
+    variance = w @ off.square()
+    sd = own.std(0).clamp_min(1e-300)
+    spread = ((w.square() @ off.square()).sqrt() / sd, ((w**2) @ (off.square() - variance) ** 2))
+    moves = torch.cat([(mean - own.mean(0)).abs() / sd, (0.5 * (variance / sd**2).log()).abs()])
+    errors = torch.cat([spread[0], spread[1].sqrt() / (2 * variance.clamp_min(1e-300))])
+    errors = (errors.square() + 1 / len(z)).sqrt()
+    worst = int((moves - limits.MOMENT_SHIFT_ERRORS * errors).argmax())
+    return float(moves[worst]), float(errors[worst]), float(1 / w.square().sum())
+
+
+def _matched(problem: _Problem, last: Progress) -> Iterator[Progress]:
+    """Fit a mixture to p's own moments, KL(p‖q), where weighted draws show that q's are off."""
+    before, error, size = _shift(problem, last.family)
+    known = size >= limits.MIN_MATCHED_DRAWS
+    far = before > limits.MIN_MOMENT_SHIFT + limits.MOMENT_SHIFT_ERRORS * error
+    if not (known and far):
+        yield last
+        return
+    begin, target = time.perf_counter(), problem.target
+    frame = Frame.of_draws(last.family.sample(limits.MATCHED_DRAWS, problem.generator))
+    for now in forward_kl.adaptive(
+        target,
+        [Start(frame, -last.loss)],
+        functools.partial(Mixture, components=COMPONENTS),
+        problem.generator,
+        draws=limits.MATCHED_DRAWS,
+        rounds=limits.MATCHED_ROUNDS,
+        iterations=limits.MATCHED_ITERATIONS,
+    ):
+        if not now.done:
+            yield now
+    after, _, _ = _shift(problem, now.family)
+    cost = f"{time.perf_counter() - begin:.1f} s"
+    if after < limits.MIN_MATCHED_GAIN * before:
+        text = f"{last.reason}; moments {before:.2f} off, so KL(p||q) by importance sampling"
+        text += f" ({cost}): {now.reason}"
+        yield replace(now, converged=True, reason=text)
+    else:
+        text = f"{last.reason}; KL(p||q) by importance sampling was tried and kept out ({cost})"
+        yield replace(last, reason=text)
 
 
 def _elsewhere(

@@ -330,7 +330,7 @@ def _carry_out(
     log_p, by_p = target.score(z)
     log_q, by_q = score_in_pieces(family.log_prob, z, len(z))
     why = "" if bool(log_p.isfinite().all()) else target.explain(z)
-    if not last.reason.startswith(IMPROPER):
+    if not last.reason.startswith(IMPROPER) and not last.bounded:
         lost = _improper(target, last, z)
         last = replace(last, converged=False, reason=f"{lost}; {last.reason}") if lost else last
     return Fit(
@@ -340,7 +340,7 @@ def _carry_out(
         direction=settings.direction,
         method=work.method,
         trace=tuple(trace),
-        converged=last.converged and not why,
+        converged=last.converged and (not why or last.bounded),
         reason="; ".join(text for text in (last.reason, why or str(target.refusals)) if text),
         gradient_norm=last.gradient_norm,
         seconds=time.perf_counter() - begin,

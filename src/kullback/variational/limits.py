@@ -67,6 +67,14 @@ NEGLIGIBLE_PEAK = 15.0  # nats of the ELBO below the best start: a share of 3e-7
 MIN_SHARE_ELSEWHERE = 0.005  # of p's mass on a peak that q has not, from which q is fitted again
 MAX_SEARCHES = 3
 
+# engine: moments matched by importance sampling (KL(p||q)) where those of KL(q||p) are off
+MIN_MOMENT_SHIFT = 0.05  # sd, or log sd, by which weighted draws must move a moment
+MOMENT_SHIFT_ERRORS = 4.0  # and standard errors
+MIN_MATCHED_DRAWS = 400.0  # effective, of the weighted draws
+MATCHED_DRAWS, MATCHED_ROUNDS = 8000, 4  # draws a round of adaptive importance sampling
+MIN_MATCHED_GAIN = 0.7  # times the old shift that the new one may be
+MATCHED_ITERATIONS = 60  # of L-BFGS a round
+
 # engine: refinement of a Gaussian by a mixture
 MIN_SD_LOG_WEIGHTS = 0.4  # nats: spread of log weights above which a Gaussian is refined
 MAX_REFINED_GRADIENT = 0.1  # gradient of the Gaussian below which refining is worth it
@@ -143,6 +151,12 @@ NATURAL_SLACK = 3.0  # standard errors by which the ELBO may fall in a step
 NATURAL_ROUNDING = 1e-9  # of the ELBO, by which it may fall as well
 NATURAL_AVERAGED = 0.5  # sd a step, from which noise may be all that moves q
 NATURAL_TOLERANCE = 0.02  # sd that fresh draws may move q at the end
+
+# optimise/edges
+INTERIOR_POINTS, INTERIOR_WIDTHS = 8192, (0.1, 1.0, 4.0, 16.0, 100.0)  # half widths of the cubes
+MIN_INTERIOR = 16  # points of finite log p with which a fit begins
+EDGE_LINES, EDGE_REACH, BISECTIONS = 16, 1e4, 60  # in each coordinate; how far, in sizes of a point
+EDGE_AGREES = 1e-7  # of that reach, within which lines meet one edge
 
 # optimise/forward_kl
 MOMENTS_AGREE = 0.05  # sd that moments may move between rounds
