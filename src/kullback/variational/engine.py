@@ -19,6 +19,8 @@ from kullback.core import Estimate, RunError, require
 
 from . import limits
 from .diagnostics.defensive_sampling import draw_wider, pooled
+from .diagnostics.diagnose import ridges_of
+from .diagnostics.evidence import Pool, Sample
 from .diagnostics.missed_modes import probe
 from .diagnostics.propriety import improper
 from .families import NAMED, Family, Flow, FullRank, LowRank, MeanField, Mixture
@@ -375,7 +377,7 @@ def _within_edges(problem: _Problem) -> Iterator[Progress] | None:
         return None
     with torch.no_grad():
         first = proposals(points, target.log_density(points))
-    fitted = forward_kl.adaptive(target, first, FullRank, generator, draws=limits.MATCHED_DRAWS)
+    fitted = forward_kl.adaptive(target, first, FullRank, generator, draws=2 * limits.MATCHED_DRAWS)
 
     def steps() -> Iterator[Progress]:
         for now in fitted:
@@ -385,72 +387,88 @@ def _within_edges(problem: _Problem) -> Iterator[Progress] | None:
     return steps()
 
 
-def _shift(problem: _Problem, family: Family) -> tuple[float, float, float]:
-    """Return by how much weighted draws of q and a wider law move its moments, and what they know.
-
-    The largest move of a mean (sd) or log sd, its standard error, and the effective draws. The
-    moments are those of the constrained parameters too.
-    """
+def _pool_of(problem: _Problem, family: Family) -> tuple[Tensor, Pool]:
+    """Return draws of q, and draws of q, a wider law and funnels with weights p/(their mixture)."""
     target, generator = problem.target, problem.generator
-    z = family.sample(limits.MATCHED_DRAWS // 2, generator)
+    z = family.sample(limits.MATCHED_DRAWS, generator)
+    log_p, slope = target.score(z)
     with torch.no_grad():
-        wide = draw_wider(
-            target.log_density,
-            family.log_prob,
-            z,
-            number=limits.MATCHED_DRAWS,
-            generator=generator,
-        )
-        log_p, log_q = target.log_density(z), family.log_prob(z)
-        pool = pooled(z, log_p, log_q, wide)
-        values = target.constrain(torch.cat([z, pool.draws]))
-    flat = torch.cat([v.reshape(len(v), -1) for v in values.values()], 1)
-    own, all_of = flat[: len(z)], flat[len(z) :]
-    w = pool.log_weights.softmax(0)
-    if not bool(w.isfinite().all()):
+        log_q = family.log_prob(z)
+    sample = Sample(draws=z, log_p=log_p, log_q=log_q, scores=(slope, slope))
+    ridges = ridges_of(target.log_density, sample)
+    wide = draw_wider(
+        target.log_density,
+        lambda x: family.log_prob(x).detach(),
+        z,
+        number=limits.WIDE_DRAWS * limits.MATCHED_DRAWS,
+        ridges=ridges,
+        generator=generator,
+    )
+    return z, pooled(z, log_p, log_q, wide)
+
+
+def _shift(target: Target, z: Tensor, pool: Pool) -> tuple[float, float, float]:
+    """Return how far weighted draws move q's moments, by the parameters as they were declared.
+
+    The largest move of a mean (sd) or log sd beyond its standard error, that error, and the
+    effective draws.
+    """
+    if len(pool.draws) == 0 or not bool(pool.log_weights.isfinite().all()):
         return 0.0, math.inf, 0.0
-    mean = w @ all_of
-    off = all_of - mean
-    variance = w @ off.square()
+    values = target.constrain(torch.cat([z, pool.draws]))
+    flat = torch.cat([v.reshape(len(v), -1) for v in values.values()], 1)
+    own, every = flat[: len(z)], flat[len(z) :]
+    w = pool.log_weights.softmax(0)
+    mean = w @ every
+    squares = (every - mean).square()
+    variance = (w @ squares).clamp_min(1e-300)
     sd = own.std(0).clamp_min(1e-300)
-    spread = ((w.square() @ off.square()).sqrt() / sd, ((w**2) @ (off.square() - variance) ** 2))
-    moves = torch.cat([(mean - own.mean(0)).abs() / sd, (0.5 * (variance / sd**2).log()).abs()])
-    errors = torch.cat([spread[0], spread[1].sqrt() / (2 * variance.clamp_min(1e-300))])
-    errors = (errors.square() + 1 / len(z)).sqrt()
+    moves = torch.cat([(mean - own.mean(0)) / sd, 0.5 * (variance / sd**2).log()]).abs()
+    of_mean = (w.square() @ squares).sqrt() / sd
+    of_log_sd = (w.square() @ (squares - variance).square()).sqrt() / (2 * variance)
+    errors = (torch.cat([of_mean, of_log_sd]).square() + 1 / len(z)).sqrt()
     worst = int((moves - limits.MOMENT_SHIFT_ERRORS * errors).argmax())
     return float(moves[worst]), float(errors[worst]), float(1 / w.square().sum())
 
 
 def _matched(problem: _Problem, last: Progress) -> Iterator[Progress]:
     """Fit a mixture to p's own moments, KL(p‖q), where weighted draws show that q's are off."""
-    before, error, size = _shift(problem, last.family)
+    target, begin = problem.target, time.perf_counter()
+    draws, pool = _pool_of(problem, last.family)
+    before, error, size = _shift(target, draws, pool)
     known = size >= limits.MIN_MATCHED_DRAWS
-    far = before > limits.MIN_MOMENT_SHIFT + limits.MOMENT_SHIFT_ERRORS * error
-    if not (known and far):
+    if not known or before < limits.MIN_MOMENT_SHIFT + limits.MOMENT_SHIFT_ERRORS * error:
         yield last
         return
-    begin, target = time.perf_counter(), problem.target
-    frame = Frame.of_draws(last.family.sample(limits.MATCHED_DRAWS, problem.generator))
-    for now in forward_kl.adaptive(
-        target,
-        [Start(frame, -last.loss)],
-        functools.partial(Mixture, components=COMPONENTS),
-        problem.generator,
-        draws=limits.MATCHED_DRAWS,
-        rounds=limits.MATCHED_ROUNDS,
-        iterations=limits.MATCHED_ITERATIONS,
-    ):
-        if not now.done:
-            yield now
-    after, _, _ = _shift(problem, now.family)
-    cost = f"{time.perf_counter() - begin:.1f} s"
-    if after < limits.MIN_MATCHED_GAIN * before:
-        text = f"{last.reason}; moments {before:.2f} off, so KL(p||q) by importance sampling"
-        text += f" ({cost}): {now.reason}"
-        yield replace(now, converged=True, reason=text)
-    else:
-        text = f"{last.reason}; KL(p||q) by importance sampling was tried and kept out ({cost})"
-        yield replace(last, reason=text)
+    make = functools.partial(Mixture, components=COMPONENTS)
+    best, least = last, limits.MIN_MATCHED_GAIN * before
+    for _ in range(limits.MATCHED_ROUNDS):
+        chosen = torch.multinomial(
+            pool.log_weights.softmax(0),
+            limits.RESAMPLED_DRAWS,
+            replacement=True,
+            generator=problem.generator,
+        )
+        now = yield from _until_done(
+            forward_kl.maximum_likelihood(
+                pool.draws[chosen],
+                make,
+                problem.generator,
+                iterations=limits.MATCHED_ITERATIONS,
+            )
+        )
+        draws, pool = _pool_of(problem, now.family)
+        after, _, size = _shift(target, draws, pool)
+        if size < limits.MIN_MATCHED_DRAWS:
+            break
+        if after < least:
+            best, least = now, after
+    cost = f"importance sampling of KL(p||q), {time.perf_counter() - begin:.1f} s"
+    if best is last:
+        yield replace(last, reason=f"{last.reason}; {cost}, was tried and not kept")
+        return
+    text = f"converged: moments were {before:.2f} off, now {least:.2f}, by {cost}; {last.reason}"
+    yield replace(best, loss=last.loss, converged=True, reason=text)
 
 
 def _elsewhere(

@@ -68,10 +68,11 @@ MIN_SHARE_ELSEWHERE = 0.005  # of p's mass on a peak that q has not, from which 
 MAX_SEARCHES = 3
 
 # engine: moments matched by importance sampling (KL(p||q)) where those of KL(q||p) are off
-MIN_MOMENT_SHIFT = 0.05  # sd, or log sd, by which weighted draws must move a moment
-MOMENT_SHIFT_ERRORS = 4.0  # and standard errors
+MIN_MOMENT_SHIFT = 0.04  # sd, or log sd, by which weighted draws must move a moment
+MOMENT_SHIFT_ERRORS = 2.5  # and standard errors
 MIN_MATCHED_DRAWS = 400.0  # effective, of the weighted draws
-MATCHED_DRAWS, MATCHED_ROUNDS = 8000, 4  # draws a round of adaptive importance sampling
+MATCHED_DRAWS, MATCHED_ROUNDS = 8000, 2  # draws of q a round, twice as many of a wider law
+RESAMPLED_DRAWS = 6000  # of them, in proportion to their weights, to which the mixture is fitted
 MIN_MATCHED_GAIN = 0.7  # times the old shift that the new one may be
 MATCHED_ITERATIONS = 60  # of L-BFGS a round
 

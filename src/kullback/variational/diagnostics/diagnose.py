@@ -39,7 +39,7 @@ from .evidence import Evidence, Pool, Sample, gather
 from .missed_modes import Probed, probe
 from .verdict import Level, Verdict, judge, unsound
 
-__all__ = ["Diagnosis", "diagnose", "diagnose_beyond", "diagnose_sample"]
+__all__ = ["Diagnosis", "diagnose", "diagnose_beyond", "diagnose_sample", "ridges_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +269,7 @@ def diagnose_beyond(
         probed = probe(log_density, draws, sample.log_p, sample.log_q, generator=generator)
         if log_prob is None:
             return _diagnosed(sample, probed, None)
-        ridges = _ridges(log_density, sample)
+        ridges = ridges_of(log_density, sample)
         for times in (limits.WIDE_DRAWS, limits.MORE_WIDE_DRAWS):
             options = {"number": times * len(draws), "ridges": ridges, "generator": generator}
             wide = draw_wider(log_density, log_prob, draws, **options)  # type: ignore[arg-type]
@@ -283,7 +283,7 @@ def diagnose_beyond(
         return _diagnosed(sample, probed, None)
 
 
-def _ridges(log_density: LogDensity, sample: Sample) -> list[Ridge]:
+def ridges_of(log_density: LogDensity, sample: Sample) -> list[Ridge]:
     """Follow p along the coordinates that are the scale of others, if any is."""
     usable = sample.scores is not None and bool(sample.scores[0].isfinite().all())
     if (
