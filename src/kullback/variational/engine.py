@@ -127,8 +127,11 @@ def plan(target: Target, settings: Settings) -> Plan:
         require(full, "family", f"full_rank for {method}", kind.name, "another method")
     few, many = _draws(some, dim, method)
     few = few if settings.draws is None else settings.draws
+    if target.looped and settings.draws is None and method == "deterministic":
+        few = many = max(limits.LOOPED_DRAWS, 1 << (4 * dim - 1).bit_length())
     refine = (
         automatic
+        and not target.looped
         and method == "deterministic"
         and dim <= limits.MAX_REFINED_DIMENSIONS
         and target.rows is None
@@ -227,7 +230,8 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
             return
         noisy = target.rows is not None and target.rows.count > target.rows.batch_size
         rows = target.rows.draw(generator) if target.rows is not None and noisy else None
-        starts = settings.starts if rows is None else 1  # with many rows one peak is left
+        one = rows is not None or target.looped  # with many rows one peak is left; calls are few
+        starts = 1 if one else settings.starts
         try:
             found = find_start(target, generator, starts=starts, rows=rows)
         except RunError:
@@ -333,7 +337,7 @@ def _mended(target: Target, found: list[Start], generator: torch.Generator) -> l
 def _by_fixed_draws(problem: _Problem, found: list[Start]) -> Iterator[Progress]:
     """Fit by fixed draws; while a search finds mass elsewhere, fit again with that peak."""
     last = yield from _until_done(_fitted(problem, found))
-    searched = problem.how.refine and not problem.target.looped
+    searched = problem.how.refine
     for _ in range(limits.MAX_SEARCHES if searched else 0):
         if not last.converged:
             break

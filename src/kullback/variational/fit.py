@@ -240,7 +240,7 @@ def fit(
     samples: Tensor | None = None,
     starts: int = 4,
     draws: int | None = None,
-    evaluation_draws: int = 4000,
+    evaluation_draws: int | None = None,
     generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> Fit:
@@ -271,7 +271,8 @@ def fit(
             importance-weighted draws are used.
         starts: random places to begin from, the best of which is kept.
         draws: of q in each step.
-        evaluation_draws: of q, made at the end: the ones in `Fit.draws`.
+        evaluation_draws: of q, made at the end: the ones in `Fit.draws`; 4,000 by default, 1,000
+            where the density is evaluated one point at a time.
         generator: all randomness; without one, seed 0, so that a fit can be repeated.
         progress: a line on stderr, where that is a terminal.
 
@@ -294,6 +295,8 @@ def fit(
     known = direction in ("reverse", "forward")
     require(known, "direction", "reverse or forward", repr(direction))
     require(samples is None or direction == "forward", "samples", "direction forward", direction)
+    if evaluation_draws is None:
+        evaluation_draws = limits.LOOPED_EVALUATION_DRAWS if target.looped else 4000
     require(evaluation_draws >= 2, "evaluation_draws", "at least 2", evaluation_draws)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     settings = Settings(

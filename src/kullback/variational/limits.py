@@ -63,6 +63,11 @@ MAX_REFINED_DRAWS = 1024  # fixed draws, where a mixture will be tried if they a
 SAME_PEAK_SDS = 4.0  # sd (and sqrt(d) more) within which two starts lie on one peak
 NEGLIGIBLE_PEAK = 15.0  # nats of the ELBO below the best start: a share of 3e-7 of the mass
 
+# engine, fit, diagnostics: a density that is evaluated one point at a time
+LOOPED_DRAWS = 128  # fixed draws of q
+LOOPED_EVALUATION_DRAWS = 1000  # at the end, where their number is left open
+LOOPED_CLIMBS = 8  # of the search for other peaks
+
 # engine: what the search elsewhere finds is fitted too
 MIN_SHARE_ELSEWHERE = 0.005  # of p's mass on a peak that q has not, from which q is fitted again
 MAX_SEARCHES = 3

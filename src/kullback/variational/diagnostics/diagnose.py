@@ -243,6 +243,7 @@ def diagnose_beyond(
     log_prob: LogDensity | None,
     sample: Sample,
     *,
+    few: bool = False,
     generator: torch.Generator | None = None,
 ) -> Diagnosis:
     """Diagnose q by its draws, by climbs of log p from far away, and by wider distributions.
@@ -252,7 +253,8 @@ def diagnose_beyond(
     as many draws as q has. In more than eight dimensions these are few: a verdict that is not
     "trust" is given by four times as many instead. Where the scores say that a coordinate is the
     scale of others, p is followed along it (see `follow`), up to 64 dimensions. Where log p raises
-    far out, the diagnosis is that of q's own draws, with a warning.
+    far out, the diagnosis is that of q's own draws, with a warning. few: whether each evaluation
+    is dear, so that climbs are few and there is no second look.
 
     >>> def normal(z):
     ...     return -0.5 * z.square().sum(-1) - 0.919
@@ -266,7 +268,9 @@ def diagnose_beyond(
     draws = sample.draws
     probed = None
     try:
-        probed = probe(log_density, draws, sample.log_p, sample.log_q, generator=generator)
+        less = {"starts": limits.LOOPED_CLIMBS, "scanned": 0} if few else {}
+        logs = (sample.log_p, sample.log_q)
+        probed = probe(log_density, draws, *logs, generator=generator, **less)
         if log_prob is None:
             return _diagnosed(sample, probed, None)
         ridges = ridges_of(log_density, sample)
@@ -274,7 +278,7 @@ def diagnose_beyond(
             options = {"number": times * len(draws), "ridges": ridges, "generator": generator}
             wide = draw_wider(log_density, log_prob, draws, **options)  # type: ignore[arg-type]
             found = _diagnosed(sample, probed, wide, endless=any(r.endless for r in ridges))
-            if found.level == "trust" or draws.shape[1] <= limits.MAX_FIRST_LOOK_DIMENSIONS:
+            if few or found.level == "trust" or draws.shape[1] <= limits.MAX_FIRST_LOOK_DIMENSIONS:
                 break
         return found
     except (RuntimeError, ValueError) as error:  # a user's function may refuse far points
