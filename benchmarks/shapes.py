@@ -23,6 +23,8 @@ from kullback.variational import assess, fit
 from kullback.variational.target.parameters import Parameter
 
 F64 = torch.float64
+HITS = [18, 17, 16, 15, 14, 14, 13, 12, 11, 11, 10, 10, 10, 10, 10, 9, 8, 7, 0]
+TRIALS = 18 * [45] + [4]
 
 
 def seeded(seed):
@@ -213,11 +215,10 @@ def spike():
 
 
 def beta_binomial():
-    """Ten groups of ten trials, rates Beta(m k, (1 - m) k): a flat m, k with a prior 1/(1 + k)²."""
+    """18 groups of 45 trials and one of 4: sd(kappa) is 0.888."""
     from verdict_targets import beta_binomial_of
 
-    hits = torch.tensor([2, 4, 1, 0, 7, 3, 2, 5, 1, 3]).double()
-    target = beta_binomial_of(hits, torch.full((10,), 10.0).double())
+    target = beta_binomial_of(HITS, TRIALS)
     return (
         lambda z: target.log_density(z[None])[0],
         target.dims,

@@ -267,7 +267,7 @@ def summarise(fit: Fitted, diagnosis: Diagnosis) -> Summary:
             sd_error=float(wide[i]),
         )
         rows.append(row)
-    return Summary(diagnosis.verdict, tuple(rows))
+    return Summary(diagnosis.verdict, tuple(rows), diagnosis.searched)
 
 
 def resample(
