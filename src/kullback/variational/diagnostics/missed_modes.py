@@ -113,7 +113,9 @@ def _scan(
         logs = log_density(points).nan_to_num(-math.inf, -math.inf, -math.inf)
     shells = logs.split(-(-number // limits.SCANNED_SHELLS))
     starts = torch.tensor([0, *(len(shell) for shell in shells[:-1])]).cumsum(0)
-    best = [k + shell.topk(min(2, len(shell))).indices for k, shell in zip(starts, shells, strict=True)]
+    best = [
+        k + shell.topk(min(2, len(shell))).indices for k, shell in zip(starts, shells, strict=True)
+    ]
     return points[torch.cat(best)]
 
 
@@ -168,7 +170,9 @@ def _width(log_density: LogDensity, peak: Tensor) -> tuple[Tensor, bool]:
     dims = len(peak)
     few = dims <= limits.MAX_CURVED_DIMENSIONS
     steps = limits.HESSIAN_STEP * torch.eye(dims, dtype=peak.dtype)[: dims if few else 0]
-    slopes = score_in_pieces(log_density, torch.cat([peak[None], peak + steps, peak - steps]), limits.MAX_PIECE)
+    slopes = score_in_pieces(
+        log_density, torch.cat([peak[None], peak + steps, peak - steps]), limits.MAX_PIECE
+    )
     slope = slopes[1][0]
     if not few:
         return torch.eye(dims, dtype=peak.dtype), bool(slope.norm() < limits.MAX_PEAK_DISTANCE)

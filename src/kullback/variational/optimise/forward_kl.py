@@ -28,7 +28,12 @@ __all__ = ["adaptive", "maximum_likelihood"]
 
 
 def maximum_likelihood(
-    samples: Tensor, make: Make, generator: torch.Generator, *, log_weights: Tensor | None = None, iterations: int = 300
+    samples: Tensor,
+    make: Make,
+    generator: torch.Generator,
+    *,
+    log_weights: Tensor | None = None,
+    iterations: int = 300,
 ) -> Iterator[Progress]:
     """Fit q by maximising `Σ w log q(z)` over samples of p, yielding `Progress` each iteration.
 
@@ -87,9 +92,7 @@ def adaptive(
             log_p = target.log_density(z)
         logs, k_hat = pareto_smooth(log_p - log_proposal)
         frame = moments(z, logs.softmax(0))
-        for now in maximum_likelihood(
-            z, make, generator, log_weights=logs, iterations=iterations
-        ):
+        for now in maximum_likelihood(z, make, generator, log_weights=logs, iterations=iterations):
             used += 1
             if not now.done:
                 yield now

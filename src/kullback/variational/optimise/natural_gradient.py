@@ -214,11 +214,13 @@ def natural_gradient(
         moved = float(move.abs().max())
         turned = bool(move @ last < 0)  # noise, or too long a step
         pace = max(limits.MIN_NATURAL_PACE, pace / 2) if turned else min(1.0, 1.5 * pace)
-        q, look, last = new, tried, move
+        q, look = new, tried
         still = moved < limits.NATURAL_AVERAGED and (turned or averaged > 0)
         averaged = averaged + 1 if still or moved < limits.NATURAL_TOLERANCE else 0
         pace = 1.0 if averaged else pace
-        left = moved / math.sqrt(max(1, averaged))
+        largest = max(moved, float(last.abs().max()))  # one small move may be chance
+        left = largest / math.sqrt(max(1, averaged))
+        last = move
         lost = improper(first.frame, q.frame, target.names)
         if lost:
             yield _ended(FullRank(q.frame), -look.elbo, moved, lost)

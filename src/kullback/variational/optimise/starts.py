@@ -26,7 +26,16 @@ from kullback.variational.target.density import Target
 
 from .deterministic import fixed_normals, minimise
 
-__all__ = ["Start", "distinct", "find_large_start", "find_start", "is_near", "judged", "mixture_of", "near_zero"]
+__all__ = [
+    "Start",
+    "distinct",
+    "find_large_start",
+    "find_start",
+    "is_near",
+    "judged",
+    "mixture_of",
+    "near_zero",
+]
 
 
 def find_large_start(
@@ -64,9 +73,7 @@ def _plain(
 ) -> tuple[Frame | None, float]:
     """Return the best of N(z, s²) at the first points `[k, d]`, for a few widths s, and its ELBO."""
     tried = [
-        Frame.diagonal(z, torch.full_like(z, width))
-        for z in first
-        for width in limits.PLAIN_WIDTHS
+        Frame.diagonal(z, torch.full_like(z, width)) for z in first for width in limits.PLAIN_WIDTHS
     ]
     values = [_elbo(target, frame, noise, rows) for frame in tried]
     best = max(values)

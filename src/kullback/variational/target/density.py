@@ -148,9 +148,7 @@ class Target:
         row_terms, looped, _ = maker._vectorised(log_density, "log_density", rows.first())
         prior, prior_looped, _ = maker._vectorised(log_prior or _flat, "log_prior", ())
         rows = rows.with_terms(lambda values, batch: row_terms(values, *batch))
-        return replace(
-            maker, function=prior, rows=rows, looped=looped or prior_looped
-        )
+        return replace(maker, function=prior, rows=rows, looped=looped or prior_looped)
 
     @property
     def dim(self) -> int:
