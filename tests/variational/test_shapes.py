@@ -222,9 +222,11 @@ def test_the_search_says_how_far_it_looked():
 
 
 def test_refused_points_have_no_mass_and_are_counted():
-    target = Target.of(
-        lambda z: Exponential(1.0).log_prob(z[0]) + Normal(0, z[0]).log_prob(z[1]), 2
-    )
+    def log_density(z):
+        positive = Exponential(1.0, validate_args=True).log_prob(z[0])
+        return positive + Normal(0, z[0], validate_args=True).log_prob(z[1])
+
+    target = Target.of(log_density, 2)
     assert not target.looped
     points = torch.tensor([[1.0, 2.0], [-1.0, 2.0], [2.0, 0.0]]).double()
     log_p = target.log_density(points)

@@ -241,12 +241,12 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
                 raise
             yield from bounded
             return
-        if target.dim <= limits.MAX_DENSE_DIMENSIONS:
-            found = _mended(target, found, generator)
         lost = _improper(target, found[0])
         if lost:
             yield Progress(_begin(how, found), -found[0].elbo, math.nan, done=True, reason=lost)
             return
+        if target.dim <= limits.MAX_DENSE_DIMENSIONS:
+            found = _mended(target, found, generator)
         if how.method == "batch_and_match":
             frame = found[0].frame
             yield from batch_and_match(FullRank(frame), target, generator, draws=how.draws)
@@ -328,8 +328,10 @@ def _mended(target: Target, found: list[Start], generator: torch.Generator) -> l
     best = found[0]
     if target.rows is not None or is_near(target, best, generator):
         return found
-    for now in natural_gradient(best.frame, target, generator, points=1024, iterations=40):
-        pass
+    steps = natural_gradient(
+        best.frame, target, generator, points=limits.MENDED_POINTS, iterations=limits.MENDED_STEPS
+    )
+    *_, now = steps
     frame = now.family.absorb()
     better = frame is not None and -now.loss > best.elbo + limits.MIN_ELBO_GAIN
     return [Start(frame, -now.loss), *found[1:]] if frame is not None and better else found

@@ -94,6 +94,7 @@ PROGRESS_SECONDS = 0.1  # between two updates of the line on a terminal
 # optimise/starts
 PLAIN_WIDTHS = (1.0, 0.3, 0.1, 0.03, 0.01)  # sd of the Gaussians tried where the climb leads away
 MAX_WIDTH_RATIO = 10.0  # of a start's variance to the one that its draws' scores ask for
+MENDED_POINTS, MENDED_STEPS = 1024, 40  # gradients a step, and steps, that mend such a start
 MAX_START_SLOPE = 3.0  # sd that they ask for it to be moved
 MAX_LBFGS_STEPS, MAX_NEWTON_STEPS = 300, 100
 JUDGED_EVERY = 10  # L-BFGS steps between two evaluations of the ELBO
@@ -211,6 +212,7 @@ MAX_NODE_STEPS, NODE_TOLERANCE = 6, 0.02  # Newton steps at a node; nats still t
 HESSIAN_STEP = 1e-4  # of differences of the gradient, in sd of the draws
 
 # diagnostics/missed_modes
+CLIMBS = 32  # from far outside the draws
 START_SCALES = (2.0, 4.0, 8.0, 16.0)  # of the starts, in sd of the draws
 SCANNED_POINTS, SCANNED_SHELLS = 8192, 16  # at which log p is looked at; two climbs from each shell
 SCAN_REACH = 100.0  # sd from the mean of q's draws, the furthest of them

@@ -268,9 +268,15 @@ def diagnose_beyond(
     draws = sample.draws
     probed = None
     try:
-        less = {"starts": limits.LOOPED_CLIMBS, "scanned": 0} if few else {}
-        logs = (sample.log_p, sample.log_q)
-        probed = probe(log_density, draws, *logs, generator=generator, **less)
+        probed = probe(
+            log_density,
+            draws,
+            sample.log_p,
+            sample.log_q,
+            starts=limits.LOOPED_CLIMBS if few else limits.CLIMBS,
+            scanned=0 if few else limits.SCANNED_POINTS,
+            generator=generator,
+        )
         if log_prob is None:
             return _diagnosed(sample, probed, None)
         ridges = ridges_of(log_density, sample)

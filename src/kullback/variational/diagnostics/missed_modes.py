@@ -5,7 +5,7 @@ climbs log p, and weighs the peaks it ends on. Finding none proves nothing; find
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -83,26 +83,33 @@ def probe(
 
     noise = torch.randn(starts, dims, generator=generator, dtype=draws.dtype)
     scales = torch.tensor(limits.START_SCALES, dtype=draws.dtype).repeat(starts)[:starts]
-    first = noise * scales[:, None]
+    sets = [(noise * scales[:, None], generator)]
+    reach = max(limits.START_SCALES) * math.sqrt(dims)
     if scanned:
-        first = torch.cat([first, _scan(whitened, dims, scanned, generator).to(first)])
-    ends, heights = _climb(whitened, first)
+        own = torch.Generator().manual_seed(0)
+        sets.append((_scan(whitened, dims, scanned, own).to(draws), own))
+        reach = limits.SCAN_REACH
     here = float(log_mean_exp(log_p - log_q)) - float(frame.log_det)
-    reach = limits.SCAN_REACH if scanned else max(limits.START_SCALES) * math.sqrt(dims)
-    sought = {"scanned": scanned, "reach": reach}
-    found = Probed(0.0, len(first), **sought)
-    for end in _distinct(ends, heights, body):
-        local, weights = _weighed(whitened, end, body, generator)
-        share = float(torch.sigmoid(log_mean_exp(weights) - here))
-        if share > found.share:
-            there = frame.outwards(local)
-            found = Probed(share, len(first), there, weights, float(end.norm()), **sought)
+    climbs = sum(len(first) for first, _ in sets)
+    found = Probed(0.0, climbs, scanned=scanned, reach=reach)
+    for first, source in sets:
+        ends, heights = _climb(whitened, first)
+        for end in _distinct(ends, heights, body):
+            local, weights = _weighed(whitened, end, body, source)
+            share = float(torch.sigmoid(log_mean_exp(weights) - here))
+            if share > found.share:
+                there = frame.outwards(local)
+                found = replace(
+                    found,
+                    share=share,
+                    draws=there,
+                    log_weights=weights,
+                    distance=float(end.norm()),
+                )
     return found
 
 
-def _scan(
-    log_density: LogDensity, dims: int, number: int, generator: torch.Generator | None
-) -> Tensor:
+def _scan(log_density: LogDensity, dims: int, number: int, generator: torch.Generator) -> Tensor:
     """Return the two highest points of every shell, of points of log-uniform radius."""
     way = torch.randn(number, dims, generator=generator, dtype=torch.float64)
     way = way / way.norm(dim=1, keepdim=True)
@@ -111,12 +118,13 @@ def _scan(
     points = way * log_r.exp()[:, None]
     with torch.no_grad():
         logs = log_density(points).nan_to_num(-math.inf, -math.inf, -math.inf)
-    shells = logs.split(-(-number // limits.SCANNED_SHELLS))
+    shells = torch.split(logs, -(-number // limits.SCANNED_SHELLS))
     starts = torch.tensor([0, *(len(shell) for shell in shells[:-1])]).cumsum(0)
     best = [
         k + shell.topk(min(2, len(shell))).indices for k, shell in zip(starts, shells, strict=True)
     ]
-    return points[torch.cat(best)]
+    kept: Tensor = points[torch.cat(best)]
+    return kept
 
 
 def _climb(log_density: LogDensity, starts: Tensor) -> tuple[Tensor, Tensor]:

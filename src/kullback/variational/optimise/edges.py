@@ -63,13 +63,15 @@ def _bound(target: Target, points: Tensor, j: int, way: float) -> float:
     """Return where log p becomes −inf along a coordinate; ±inf without, NaN if lines differ."""
     axis = torch.zeros(target.dim, dtype=points.dtype)
     axis[j] = way
-    far = limits.EDGE_REACH * (1.0 + points.abs().max())
+    far = limits.EDGE_REACH * (1.0 + float(points.abs().max()))
     with torch.no_grad():
         ends = target.log_density(points + far * axis) == -math.inf
         if not bool(ends.all()):
             return math.nan if bool(ends.any()) else way * math.inf
-        inside, outside = torch.zeros(len(points)).double(), torch.full((len(points),), far)
-        outside = outside.double()
+        inside, outside = (
+            torch.zeros(len(points)).double(),
+            torch.full((len(points),), far).double(),
+        )
         for _ in range(limits.BISECTIONS):
             middle = 0.5 * (inside + outside)
             gone = target.log_density(points + middle[:, None] * axis) == -math.inf
@@ -77,7 +79,7 @@ def _bound(target: Target, points: Tensor, j: int, way: float) -> float:
             outside = torch.where(gone, middle, outside)
     places = points[:, j] + way * inside
     spread = float(places.max() - places.min())
-    if spread > limits.EDGE_AGREES * float(far):
+    if spread > limits.EDGE_AGREES * far:
         return math.nan
     middle_place = float(places.mean())
     return 0.0 if abs(middle_place) < limits.EDGE_AGREES else round(middle_place, 6)

@@ -71,7 +71,7 @@ def find_large_start(
 def _plain(
     target: Target, first: Tensor, noise: Tensor, rows: Tensor | None
 ) -> tuple[Frame | None, float]:
-    """Return the best of N(z, s²) at the first points `[k, d]`, for a few widths s, and its ELBO."""
+    """Return the best of N(z, s²) at the first points `[k, d]`, for a few s, and its ELBO."""
     tried = [
         Frame.diagonal(z, torch.full_like(z, width)) for z in first for width in limits.PLAIN_WIDTHS
     ]
