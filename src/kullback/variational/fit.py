@@ -258,13 +258,15 @@ def fit(
         batch_size: rows that are evaluated together.
         family: a name ("full_rank", "mean_field", "low_rank", "mixture", "student_t", "flow"), or a
             function of a frame such as `functools.partial(Mixture, components=3)`; "auto" takes a
-            full-rank Gaussian up to 300 dimensions, low rank above, and a mixture of Gaussians
-            where fresh draws show that one falls short and the mixture's ELBO is higher.
+            full-rank Gaussian up to 1,200 dimensions, low rank above, and a mixture of Gaussians
+            where fresh draws show that one falls short and the mixture's ELBO is higher, where a
+            search finds another peak, or where weighted draws show that moments are off (a mixture
+            then fitted to those draws, or to a short Hamiltonian run, by KL(p‖q)).
         direction: "reverse" for KL(q‖p); "forward" for KL(p‖q), by maximum likelihood.
         objective: what is maximised; see `loss_of`.
         gradient: its estimator; see `loss_of`.
-        method: "deterministic" (fixed draws, L-BFGS), "batch_and_match" or "stochastic"; "auto" by
-            data and family.
+        method: "deterministic" (fixed draws, L-BFGS), "natural_gradient" (full rank, from 300
+            dimensions), "batch_and_match" or "stochastic"; "auto" by data and family.
         alpha: the order of a Rényi objective; see `loss_of`.
         group: draws in each importance-weighted term; see `loss_of`.
         samples: `[n, d]` of p on the unconstrained space, for "forward"; without them
