@@ -1,6 +1,6 @@
 """Floor 2, sampled: numbers that came from draws and carry an error bar."""
 
-from . import divergences
+from . import divergences, error_bars
 from .divergences import Measured, how_sampled
 from .estimators import Estimator, log_ratio_terms
 from .identity import Identity, entropy_identity, ratio_identity, weight_identity
@@ -17,6 +17,7 @@ __all__ = [
     "Measured",
     "Method",
     "divergences",
+    "error_bars",
     "effective_sample_size",
     "entropy_identity",
     "how_sampled",
