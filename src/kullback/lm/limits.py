@@ -46,3 +46,8 @@ SAMPLE_SEQUENCES = 2_000
 # --- Readers (logprob_tables.py)
 
 SNIFFED_BYTES = 1 << 24  # of the first record of a file of JSON lines, to tell its format
+
+# --- Models (models.py, drift.py)
+
+PROBE_TOKENS = 8  # on which a checkpoint's own logits are compared with hidden states and head
+PROBE_ERROR = 1e-4  # of the largest logit, in float32: matrix products agree to 1e-6 there
