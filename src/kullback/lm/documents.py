@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kullback.core import DataError, require
 
-__all__ = ["Document", "Window", "read_documents", "windows"]
+__all__ = ["Batch", "Document", "Window", "batches", "read_documents", "windows"]
 
 TEXT_FILES = (".txt", ".md", ".rst", ".text", "")
 LINES_FILES = (".jsonl", ".ndjson")
@@ -43,17 +43,84 @@ class Document:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Window:
-    """Tokens `start` to `stop` of a document, of which those from `scored` on are scored."""
+    """Tokens `start` to `stop` of a document, of which those from `scored` on are scored.
+
+    row: how many tokens the windows before it score.
+    """
 
     document: int
     ids: Tensor
     start: int
     scored: int
+    row: int = 0
 
     @property
     def stop(self) -> int:
         """One past the last token."""
         return self.start + len(self.ids)
+
+    @property
+    def count(self) -> int:
+        """How many of its tokens are scored."""
+        return self.stop - self.scored
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Windows that a model reads at once: ids `[windows, longest]`, and which of them are scored.
+
+    Padding comes last, so that no scored token sees it.
+    """
+
+    windows: tuple[Window, ...]
+    ids: Tensor
+    scored: Tensor
+
+    @classmethod
+    def of(cls, held: Sequence[Window]) -> "Batch":
+        """Pad windows to the longest."""
+        longest = max(len(window.ids) for window in held)
+        ids = torch.zeros(len(held), longest, dtype=torch.long)
+        scored = torch.zeros(len(held), longest, dtype=torch.bool)
+        for row, window in enumerate(held):
+            ids[row, : len(window.ids)] = window.ids
+            scored[row, window.scored - window.start : len(window.ids)] = True
+        return cls(tuple(held), ids, scored)
+
+    @property
+    def next_ids(self) -> Tensor:
+        """The scored tokens, `[n]`."""
+        return self.ids[self.scored]
+
+    @property
+    def rows(self) -> range:
+        """The numbers of the scored tokens among those of all windows."""
+        first = self.windows[0].row
+        return range(first, first + sum(window.count for window in self.windows))
+
+    def places(self) -> dict[str, Tensor]:
+        """Return document, position and id of every scored token, `[n]`, int32."""
+        document = torch.tensor([window.document for window in self.windows])
+        start = torch.tensor([window.start for window in self.windows])
+        position = start[:, None] + torch.arange(self.ids.shape[1])
+        return {
+            "document": document[:, None].expand_as(self.ids)[self.scored].int(),
+            "position": position[self.scored].int(),
+            "id": self.next_ids.int(),
+        }
+
+
+def batches(cut: Sequence[Window], batch_tokens: int) -> list[list[Window]]:
+    """Group neighbouring windows that fit together into a batch, padded to the longest."""
+    found: list[list[Window]] = []
+    longest = 0
+    for window in cut:
+        longest = max(longest, len(window.ids)) if found else len(window.ids)
+        if not found or longest * (len(found[-1]) + 1) > batch_tokens:
+            found.append([])
+            longest = len(window.ids)
+        found[-1].append(window)
+    return found
 
 
 def windows(documents: Sequence[Document], context: int, stride: int | None = None) -> list[Window]:
@@ -81,12 +148,13 @@ def windows(documents: Sequence[Document], context: int, stride: int | None = No
     stride = max(1, context // 2) if stride is None else stride
     require(1 <= stride < context, "stride", f"1 to {context - 1} tokens", stride)
     found = []
+    row = 0
     for index, document in enumerate(documents):
         size, done, start = len(document.ids), 1, 0
         while done < size:
             stop = min(start + context, size)
-            found.append(Window(index, document.ids[start:stop], start, done))
-            done, start = stop, start + stride
+            found.append(Window(index, document.ids[start:stop], start, done, row))
+            row, done, start = row + stop - done, stop, start + stride
     return found
 
 

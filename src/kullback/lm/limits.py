@@ -1,14 +1,20 @@
 """Every threshold of this folder, with its source or the benchmark that set it."""
 
 __all__ = [
+    "BATCH_TOKENS",
     "BLOCKS",
     "CLIP",
     "CONFIDENCE",
+    "CONTEXT",
     "DOMINANT_CLUSTER",
+    "FLOOR_TOKENS",
+    "LOGITS_BYTES",
     "MAX_EXACT_QUANTILES",
     "MAX_GROUPS",
     "MIN_CLUSTERS",
     "MIN_CROSS_FIT",
+    "PROBE_ERROR",
+    "PROBE_TOKENS",
     "ROUNDING",
     "SAMPLE_SEQUENCES",
     "SAMPLE_TOKENS",
@@ -52,3 +58,9 @@ SNIFFED_BYTES = 1 << 24  # of the first record of a file of JSON lines, to tell 
 PROBE_TOKENS = 8  # on which a checkpoint's own logits are compared with hidden states and head
 PROBE_ERROR = 1e-4  # of the largest logit, in float32: matrix products agree to 1e-6 there
 FLOOR_TOKENS = 32  # on which the KL of one rounding is measured: its mean is then within a tenth
+
+# --- Drift (token_table.py, stored.py)
+
+LOGITS_BYTES = 256 << 20  # of logits held at a time, both sides and what is worked in
+BATCH_TOKENS = 4096  # given to a model at a time
+CONTEXT = 2048  # tokens of context by default, where the models could read more

@@ -11,18 +11,20 @@ measured wrongly.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kullback.core import DataError, MissingExtraError
+from kullback.core import DataError, MissingExtraError, read_json
 
 from . import limits
+from .documents import Batch
 
 __all__ = ["LanguageModel", "check_same_tokens", "load_models", "vocabulary_hash"]
 
@@ -38,7 +40,7 @@ class LanguageModel:
         head: `[vocab, width]`.
         bias: `[vocab]`, or None.
         softcap: c of `c tanh(logits / c)`, or None.
-        scale: The logits are multiplied by it, before bias and cap.
+        scale: The logits are multiplied by it, the bias included, before the cap.
         tokenizer: A Hugging Face tokenizer, or None where token ids are given.
         context: The most tokens it reads at a time, or None if it does not say.
         facts: What a manifest records: path, dtype, hashes.
@@ -64,14 +66,27 @@ class LanguageModel:
         """How many tokens the head knows."""
         return len(self.head)
 
+    def cut(self, vocab: int) -> "LanguageModel":
+        """Return the model over its first `vocab` tokens, its distributions renormalised there.
+
+        For a head that is padded beyond the tokenizer's tokens.
+        """
+        bias = None if self.bias is None else self.bias[:vocab]
+        return replace(self, head=self.head[:vocab], bias=bias)
+
+    def scored_hidden(self, batch: Batch) -> Tensor:
+        """Return the hidden states `[n, width]` from which a batch's scored tokens are predicted."""
+        device = self.head.device
+        return self.hidden(batch.ids.to(device))[:, :-1][batch.scored[:, 1:].to(device)]
+
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the logits `[n, vocab]` of hidden states `[n, width]`, in float32 at least."""
         wide = torch.promote_types(torch.float32, hidden.dtype)
         found = torch.mm(hidden.to(wide), self.head.to(wide).t(), out=out)
-        if self.scale != 1.0:
-            found *= self.scale
         if self.bias is not None:
             found += self.bias
+        if self.scale != 1.0:
+            found *= self.scale
         if self.softcap is not None:
             found.div_(self.softcap).tanh_().mul_(self.softcap)
         return found
@@ -97,21 +112,49 @@ def load_models(
             more than a head's. The message names the path.
         MissingExtraError: transformers, gguf or peft are needed and not installed.
     """
-    bases: dict[str, Any] = {}
+    bases = _Bases()
     for path in (p, *qs):
         yield _load(Path(path), dtype, device, bases)
 
 
-def _load(path: Path, dtype: str, device: str, bases: dict[str, Any]) -> LanguageModel:
+@dataclass(frozen=True, slots=True)
+class _Bases:
+    """Modules by their resolved path, and those among them that adapters have been put on."""
+
+    modules: dict[str, Any] = field(default_factory=dict)
+    adapted: dict[str, Any] = field(default_factory=dict)
+
+    def get(self, path: Path, dtype: str, device: str) -> Any:
+        key = str(path.resolve())
+        if key not in self.modules:
+            self.modules[key] = _load_module(path, dtype, device)
+        return self.modules[key]
+
+
+def _load(path: Path, dtype: str, device: str, bases: _Bases) -> LanguageModel:
     if (path / "adapter_config.json").exists():
         return _load_adapter(path, dtype, device, bases)
-    module = bases.setdefault(str(path.resolve()), None) or _load_module(path, dtype, device)
-    bases[str(path.resolve())] = module
-    return _of_module(module, path, _tokenizer(path))
+    return _of_module(bases.get(path, dtype, device), path, _tokenizer(path))
 
 
 def _extra(name: str, package: str) -> MissingExtraError:
     return MissingExtraError(f"{name} needs {package}. Try: pip install 'kullback[lm]'")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' own bars and notes off standard error: what matters is raised here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _load_module(path: Path, dtype: str, device: str) -> Any:
@@ -121,14 +164,27 @@ def _load_module(path: Path, dtype: str, device: str) -> Any:
         raise _extra("a checkpoint", "transformers") from None
     where = _where(path)
     chosen = "auto" if dtype == "auto" else getattr(torch, dtype)
+    options = {"dtype": chosen, "local_files_only": True, "trust_remote_code": False}
     try:
-        module = AutoModelForCausalLM.from_pretrained(**where, dtype=chosen, local_files_only=True)
+        with _quiet():
+            module, info = AutoModelForCausalLM.from_pretrained(
+                **where, **options, output_loading_info=True
+            )
     except ImportError as error:
-        raise _extra(str(path), str(error).partition("\n")[0]) from None
+        raise _extra(str(path), str(error).strip().partition("\n")[0]) from None
     except Exception as error:  # noqa: BLE001 - whatever a damaged or foreign file makes it raise
-        reason = str(error).strip().partition("\n")[0]
-        raise DataError(f"{path}: transformers cannot load it: {reason}") from error
+        raise DataError(f"{path}: transformers cannot load it: {_reason(error)}") from error
+    missing = sorted({*map(str, info["missing_keys"]), *map(str, info["mismatched_keys"])})
+    if missing:  # transformers fills them with random numbers
+        raise DataError(
+            f"{path}: expected all weights of {type(module).__name__}; {len(missing)} are missing "
+            f"or of another shape, {missing[0]} first. Try: copy or download the checkpoint again"
+        )
     return module.to(device).eval()
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _where(path: Path) -> dict[str, str]:
@@ -147,32 +203,48 @@ def _where(path: Path) -> dict[str, str]:
 def _tokenizer(path: Path) -> Any:
     from transformers import AutoTokenizer
 
+    files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    if path.suffix != ".gguf" and not any((path / name).exists() for name in files):
+        return None  # P's is used, or token ids
+    where = {"pretrained_model_name_or_path": str(path)} if path.is_dir() else _where(path)
     try:
-        return AutoTokenizer.from_pretrained(**_where(path), local_files_only=True)
-    except Exception:  # noqa: BLE001 - a checkpoint without one is used with P's, or token ids
-        return None
+        with _quiet():
+            return AutoTokenizer.from_pretrained(**where, local_files_only=True)
+    except ImportError as error:
+        raise _extra(str(path), _reason(error)) from None
+    except Exception as error:  # noqa: BLE001 - as above
+        raise DataError(f"{path}: its tokenizer cannot be loaded: {_reason(error)}") from error
 
 
-def _load_adapter(path: Path, dtype: str, device: str, bases: dict[str, Any]) -> LanguageModel:
+def _load_adapter(path: Path, dtype: str, device: str, bases: _Bases) -> LanguageModel:
     """Put an adapter on its base; the base computes without it wherever it is asked itself."""
     try:
         import peft
     except ImportError:
         raise _extra(f"the adapter {path}", "peft") from None
-    config = json.loads((path / "adapter_config.json").read_text())
+    config = read_json(path / "adapter_config.json")
     named = Path(str(config.get("base_model_name_or_path", "")))
-    key = next((one for one in bases if one == str(named.resolve())), None)
-    if key is None and len(bases) == 1:
-        key = next(iter(bases))  # the base was moved, or trained under another name
-    base = bases[key] if key else _load_module(named, dtype, device)
-    bases.setdefault(key or str(named.resolve()), base)
-    adapter = f"{path.name}-{len(getattr(base, 'peft_config', {}))}"
+    if str(named.resolve()) not in bases.modules and len(bases.modules) == 1:
+        named = Path(next(iter(bases.modules)))  # the base was moved since
+    base = bases.get(named, dtype, device)
+    key = str(named.resolve())
+    name = f"{path.name}-{len(getattr(base, 'peft_config', {}))}".replace(".", "-")
     try:
-        model = peft.PeftModel.from_pretrained(base, str(path), adapter_name=adapter)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys")
+            if key in bases.adapted:
+                bases.adapted[key].load_adapter(str(path), adapter_name=name)
+            else:
+                bases.adapted[key] = peft.PeftModel.from_pretrained(
+                    base, str(path), adapter_name=name
+                )
     except Exception as error:  # noqa: BLE001 - as above
-        reason = str(error).strip().partition("\n")[0]
-        raise DataError(f"{path}: peft cannot put it on {key or named}: {reason}") from error
-    return _of_module(model.get_base_model(), path, _tokenizer(path), adapter=(model, adapter))
+        raise DataError(f"{path}: peft cannot put it on {named}: {_reason(error)}") from error
+    model = bases.adapted[key]
+    if model.peft_config[name].is_prompt_learning:  # it acts on inputs, not on weights
+        kind = model.peft_config[name].peft_type.value
+        raise DataError(f"{path}: expected an adapter of weights, such as LoRA; got {kind}")
+    return _of_module(base, path, _tokenizer(path), adapter=(model, name))
 
 
 def _of_module(
@@ -228,7 +300,7 @@ def _switch(module: Any, adapter: tuple[Any, str] | None) -> Callable[[], Any]:
             for layer in layers:
                 layer.enable_adapters(True)
 
-    return context if adapter is not None or hasattr(module, "modules") else nullcontext
+    return context
 
 
 def _head_of(module: Any, path: Path) -> tuple[Tensor, Tensor | None]:
