@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kullback.core import DataError, require
 
-__all__ = ["Batch", "Document", "Window", "batches", "read_documents", "windows"]
+__all__ = ["Batch", "Document", "Plan", "Window", "batches", "read_documents", "windows"]
 
 TEXT_FILES = (".txt", ".md", ".rst", ".text", "")
 LINES_FILES = (".jsonl", ".ndjson")
@@ -108,6 +108,21 @@ class Batch:
             "position": position[self.scored].int(),
             "id": self.next_ids.int(),
         }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Which windows are measured, in which batches: a function of the text and the settings alone.
+
+    batches: neighbouring windows that are read at once. context, stride: of the windows. documents:
+    where the windows come from. scored: how many tokens are scored.
+    """
+
+    documents: Sequence[Document]
+    batches: list[list[Window]]
+    context: int
+    stride: int
+    scored: int
 
 
 def batches(cut: Sequence[Window], batch_tokens: int) -> list[list[Window]]:

@@ -8,27 +8,35 @@ Every mean is over tokens; its error treats documents as the independent units (
 tokens of one document are correlated. The error of independent tokens is given beside it.
 """
 
+import hashlib
+import importlib.metadata
+import importlib.util
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kullback.core import require
+from kullback import tokens
+from kullback.core import __version__, require
 
 from . import clusters, limits
 from .clusters import Clustered, Clusters
-from .documents import Document
-from .models import LanguageModel
-from .token_table import TokenTable, measure_tokens
+from .documents import Batch, Document, Plan
+from .models import LanguageModel, vocabulary_hash
+from .stored import ListedModel, Parts, write_store
+from .token_table import TokenTable, measure_batch, plan_windows
 
-__all__ = ["Drift", "Figures", "Worst", "drift"]
+__all__ = ["Drift", "Figures", "Worst", "drift", "settings_of", "store"]
 
 QUANTITIES = {
     "kl": "nats/token",
+    "kl_upper": "nats/token",
     "reverse_kl": "nats/token",
     "js": "nats/token",
     "p_entropy": "nats/token",
@@ -77,6 +85,9 @@ class Drift:
     """What was measured: the documents, the models' names, a row a token, and rounding floors.
 
     floors: for every candidate the mean KL that rounding in the models' dtype makes by itself.
+    bound: what is known of the divergences, in words, where P is a stored list; empty: exact.
+    manifest: hashes of text, tokenizer and weights, settings and versions. tokenizer: P's, to show
+    text.
     """
 
     documents: Sequence[Document]
@@ -84,13 +95,14 @@ class Drift:
     q_names: tuple[str, ...]
     table: TokenTable
     floors: tuple[float, ...] = ()
-    facts: dict[str, Any] = field(default_factory=dict)
+    bound: str = ""
+    manifest: dict[str, Any] = field(default_factory=dict)
+    tokenizer: Any = None
 
     def __repr__(self) -> str:
         """Return the names and counts, with the mean KL of every candidate."""
         means = "; ".join(
-            f"{name}: KL {self.mean('kl', q).estimate.brief}"
-            for q, name in enumerate(self.q_names)
+            f"{name}: KL {self.mean('kl', q).estimate.brief}" for q, name in enumerate(self.q_names)
         )
         return f"Drift(from {self.p_name}, {len(self.table):,} tokens; {means})"
 
@@ -156,13 +168,18 @@ class Drift:
         )
         return labels.reshape(-1), Clusters(sizes.astype(np.float64), "blocks", block)
 
+    def quantities(self, q: int = 0) -> list[str]:
+        """Return the names of what was measured of a candidate."""
+        upper = "kl_upper" in self.table.candidates[q]
+        return [name for name in QUANTITIES if name != "kl_upper" or upper]
+
     def figures(self, q: int = 0) -> Figures:
         """Return everything that the report says of a candidate."""
         log_p, log_q = (-float(np.mean(one, dtype=np.float64)) for one in self._log_probs(q))
         delta = self.column("delta_prob", q)
         return Figures(
             self.q_names[q],
-            {name: self.mean(name, q) for name in QUANTITIES},
+            {name: self.mean(name, q) for name in self.quantities(q)},
             {"kl": _percentiles(self.column("kl", q)), "delta_prob": _percentiles(delta)},
             (_exp(log_p), _exp(log_q)),
             _exp(log_q - log_p),
@@ -207,7 +224,7 @@ class Drift:
             return {f"{2**k:,} to {2 ** (k + 1) - 1:,}": power == k for k in range(power.max() + 1)}
         if what == "confidence":
             top = place["p_top_prob"]
-            edges = zip(CONFIDENCES[:-1], CONFIDENCES[1:], strict=True)
+            edges = itertools.pairwise(CONFIDENCES)
             return {
                 f"{low:g} to {high:g}": (top >= low) & ((top < high) | (high == 1.0))
                 for low, high in edges
@@ -252,39 +269,75 @@ class Drift:
         require_below: float | None = None,
         confidence: float = limits.CONFIDENCE,
     ) -> clusters.Gate:
-        """Decide about the mean KL(p‖q) of every candidate; see `clusters.gate`."""
-        means = {name: self.mean("kl", q).estimate for q, name in enumerate(self.q_names)}
-        return clusters.gate(
-            means, fail_above=fail_above, require_below=require_below, confidence=confidence
-        )
+        """Decide about the mean KL(p‖q) of every candidate; see `clusters.gate`.
+
+        Where KL is known by bounds, `fail_above` judges the lower one and `require_below` the upper
+        one; without an upper one `require_below` fails.
+        """
+        lower, upper = self._means("kl"), self._means("kl_upper" if self.bound else "kl")
+        decided = []
+        if fail_above is not None:
+            decided.append(clusters.gate(lower, fail_above=fail_above, confidence=confidence))
+        if require_below is not None and upper:
+            decided.append(clusters.gate(upper, require_below=require_below, confidence=confidence))
+        elif require_below is not None:
+            words = f"{self.bound}: no upper bound to be below {require_below:g}: failed"
+            decided.append(clusters.Gate(failed=True, words=words))
+        require(len(decided) > 0, "fail_above and require_below", "at least one limit", "none")
+        words = "; ".join(dict.fromkeys(one.words for one in decided if one.words != "passed"))
+        return clusters.Gate(any(one.failed for one in decided), words or "passed")
+
+    def _means(self, quantity: str) -> dict[str, Any]:
+        return {
+            name: self.mean(quantity, q).estimate
+            for q, name in enumerate(self.q_names)
+            if quantity in self.table.candidates[q]
+        }
+
+    def text(self, document: int, start: int, stop: int) -> str:
+        """Return the text of some tokens; their ids where no tokenizer is known."""
+        ids = self.documents[document].ids[max(0, start) : stop].tolist()
+        if self.tokenizer is None:
+            return " ".join(map(str, ids))
+        found: str = self.tokenizer.decode(ids)
+        return found
 
 
 def drift(
-    p: LanguageModel,
+    p: LanguageModel | ListedModel,
     qs: LanguageModel | Sequence[LanguageModel],
-    documents: Sequence[Document],
+    text: Sequence[Document] | Plan,
     *,
     context: int | None = None,
     stride: int | None = None,
     limit: int | None = None,
     on_batch: Callable[[TokenTable], None] | None = None,
+    out: str | Path | None = None,
+    tops: bool = False,
 ) -> Drift:
     """Measure how far every Q has moved from P on a corpus (MATH 5.7).
 
     Args:
-        p: The reference (the model before quantising, fine-tuning, distilling).
+        p: The reference (the model before quantising, fine-tuning, distilling), or its stored
+            results.
         qs: One or more candidates of the same tokenizer; they read the same windows.
-        documents: Token ids (`documents.read_documents`); they are the independent units of errors.
+        text: Token ids (`documents.read_documents`); documents are the independent units of errors.
+            Or a `Plan`, whose windows are measured as they are.
         context: The most tokens a model sees; None: what all can read, at most 2,048.
         stride: Tokens by which windows move on; None: half the context.
         limit: Stop after so many scored tokens (whole windows).
         on_batch: Called with every batch's `TokenTable`.
+        out: A folder that keeps what was measured. A second call with the same settings goes on
+            where the first was interrupted.
+        tops: Keep the five most probable tokens of every model, for the page.
 
     Returns:
-        A `Drift`.
+        A `Drift`. Under `torch.distributed` every process measures its own batches, and each
+        returns the figures of all.
 
     Raises:
-        DataError: Tokenizers that differ, ids beyond the vocabulary, nothing to score.
+        DataError: Tokenizers that differ, ids beyond the vocabulary, nothing to score, a folder
+            with other settings.
         ValueError: Vocabularies of different size, a context or stride out of range.
 
     Example:
@@ -298,39 +351,189 @@ def drift(
     """
     candidates = [qs] if isinstance(qs, LanguageModel) else list(qs)
     require(len(candidates) > 0, "qs", "at least one candidate", "none")
-    table = measure_tokens(
-        p, candidates, documents, context=context, stride=stride, limit=limit, on_batch=on_batch
-    )
+    if not isinstance(text, Plan):
+        given = [p, *candidates]
+        text = plan_windows(given, text, context=context, stride=stride, limit=limit)
+    settings = settings_of(p, candidates, text) | {"kind": "drift", "tops": tops}
+    rank, size = _share()
+    parts = None if out is None else _parts(Path(out), settings)
+    tables: dict[int, TokenTable] = {}
+    for number in range(rank, len(text.batches), size):
+        kept = None if parts is None else parts.find(number)
+        if kept is None:
+            tables[number] = measure_batch(p, candidates, text.batches[number], tops=tops)
+            if parts is not None:
+                parts.save(number, tables[number].arrays())
+        else:
+            tables[number] = TokenTable.from_arrays(kept)
+        if on_batch is not None:
+            on_batch(tables[number])
+    tables = _gathered(tables, size)
+    floors = _floors(p, candidates, text)
+    bound = p.bound if isinstance(p, ListedModel) else ""
+    manifest = _manifest(p, candidates, settings) | {"floors": list(floors), "bound": bound}
+    if parts is not None and rank == 0:
+        parts.finish(manifest)
     names = tuple(q.name for q in candidates)
-    floors = tuple(_floor(p, q) for q in candidates)
-    return Drift(documents, p.name, names, table, floors)
+    table = TokenTable.joined([tables[number] for number in sorted(tables)])
+    tokenizer = next((m.tokenizer for m in (p, *candidates) if m.tokenizer is not None), None)
+    return Drift(text.documents, p.name, names, table, floors, bound, manifest, tokenizer)
 
 
-def _floor(p: LanguageModel, q: LanguageModel) -> float:
-    """Return the KL that one rounding of either side's hidden states makes, on a few tokens.
+def store(
+    p: LanguageModel,
+    documents: Sequence[Document],
+    folder: str | Path,
+    *,
+    top_k: int | None = None,
+    context: int | None = None,
+    stride: int | None = None,
+    limit: int | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Plan:
+    """Keep P's distributions over a corpus in a folder, for candidates to come.
 
-    Hidden states that a model computes in half precision are off by more than one rounding.
+    Args:
+        p: The reference model.
+        documents: Its text.
+        folder: New, or of an interrupted call, which then goes on.
+        top_k: None keeps hidden states and head, from which everything is exact; a number keeps so
+            many most probable tokens and the tail's mass, from which KL has bounds.
+        context: As for `drift`; the candidates read the same windows.
+        stride: Likewise.
+        limit: Likewise.
+        on_batch: Called with the number of tokens of every batch.
+
+    Returns:
+        The plan of the windows.
+
+    Raises:
+        DataError: A folder of other settings.
     """
-    ids = torch.arange(limits.FLOOR_TOKENS).remainder(p.vocab)[None].to(p.head.device)
-    return sum(_rounding_of(model, ids) for model in (p, q))
+    plan = plan_windows([p], documents, context=context, stride=stride, limit=limit)
+    require(top_k is None or 1 <= top_k <= p.vocab, "top_k", f"1 to {p.vocab:,}", top_k)
+    settings = settings_of(p, [], plan) | {"kind": "store", "top_k": top_k}
+    parts = _parts(Path(folder), settings)
+    write_store(parts, p, plan, top_k=top_k, share=_share(), on_batch=on_batch)
+    _wait()
+    return plan
 
 
-def _rounding_of(model: LanguageModel, ids: torch.Tensor) -> float:
-    from kullback import tokens
+def settings_of(
+    p: LanguageModel | ListedModel, qs: Sequence[LanguageModel], plan: Plan
+) -> dict[str, Any]:
+    """Return what two runs must have in common for one to go on with the other's parts."""
+    digest = hashlib.sha256()
+    for document in plan.documents:
+        digest.update(len(document.ids).to_bytes(8, "little"))
+        digest.update(document.ids.numpy().astype("<i8").tobytes())
+    models = {"p": p, **{f"q{number}": q for number, q in enumerate(qs)}}
+    return {
+        "context": plan.context,
+        "stride": plan.stride,
+        "scored": plan.scored,
+        "batches": len(plan.batches),
+        "documents": len(plan.documents),
+        "token_ids_sha256": digest.hexdigest(),
+        "vocab": p.vocab,
+        **{
+            f"{label}_{name}": one.facts.get(name, "")
+            for label, one in models.items()
+            for name in HELD
+        },
+    }
 
-    hidden = model.hidden(ids)[0]
+
+HELD = ("weights_sha256", "dtype")  # of a model's facts
+
+
+def _manifest(
+    p: LanguageModel | ListedModel, qs: Sequence[LanguageModel], settings: dict[str, Any]
+) -> dict[str, Any]:
+    tokenizer = p.tokenizer or next((q.tokenizer for q in qs if q.tokenizer is not None), None)
+    packages = ("torch", "transformers", "peft", "tokenizers", "numpy")
+    found = {name: importlib.util.find_spec(name) for name in packages}
+    return {
+        "settings": settings,
+        "p": {"name": p.name, **p.facts},
+        "q": [{"name": q.name, **q.facts} for q in qs],
+        "tokenizer_sha256": "" if tokenizer is None else vocabulary_hash(tokenizer),
+        "versions": {"kullback": __version__}
+        | {name: importlib.metadata.version(name) for name in packages if found[name]},
+    }
+
+
+def _share() -> tuple[int, int]:
+    """Return this process's number and how many there are."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def _wait() -> None:
+    """Wait for the other processes, where there are any."""
+    if _share()[1] > 1:
+        torch.distributed.barrier()
+
+
+def _parts(folder: Path, settings: dict[str, Any]) -> Parts:
+    """Open the folder of all processes, which the first makes."""
+    if _share()[0] > 0:
+        _wait()
+        return Parts(folder, settings)
+    try:
+        return Parts(folder, settings)
+    finally:
+        _wait()
+
+
+def _gathered(tables: dict[int, TokenTable], size: int) -> dict[int, TokenTable]:
+    """Return the tables of all processes."""
+    if size == 1:
+        return tables
+    from torch import distributed
+
+    found: list[Any] = [None] * size
+    distributed.all_gather_object(found, {n: table.arrays() for n, table in tables.items()})
+    return {n: TokenTable.from_arrays(one) for part in found for n, one in part.items()}
+
+
+def _floors(
+    p: LanguageModel | ListedModel, qs: Sequence[LanguageModel], plan: Plan
+) -> tuple[float, ...]:
+    """Return for every Q the KL that one rounding of either side's hidden states makes.
+
+    On the first scored tokens. States that a model computes in half precision are off by more than
+    one rounding.
+    """
+    with torch.inference_mode():
+        batch = Batch.of(plan.batches[0][:1])
+        mine = p.floor if isinstance(p, ListedModel) else _rounding_of(p, batch)
+        return tuple(mine + _rounding_of(q, batch) for q in qs)
+
+
+def _rounding_of(model: LanguageModel, batch: Batch) -> float:
+    hidden = model.scored_hidden(batch)[: limits.FLOOR_TOKENS]
     generator = torch.Generator(hidden.device).manual_seed(0)
     noise = torch.rand(hidden.shape, generator=generator, device=hidden.device).double() - 0.5
     moved = hidden.double() * (1 + torch.finfo(hidden.dtype).eps * noise)
-    head = LanguageModel(
-        model.name,
-        model.hidden,
-        model.head.double(),
-        bias=model.bias,
-        softcap=model.softcap,
-        scale=model.scale,
+    return float(
+        tokens.kl(_exact_logits(model, hidden.double()), _exact_logits(model, moved)).mean()
     )
-    return float(tokens.kl(head.logits(hidden.double()), head.logits(moved)).mean())
+
+
+def _exact_logits(model: LanguageModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Return logits in float64, some rows of the head at a time."""
+    size = limits.FLOOR_ROWS
+    parts = []
+    for start in range(0, model.vocab, size):
+        rows = slice(start, start + size)
+        bias = None if model.bias is None else model.bias[rows]
+        block = replace(model, head=model.head[rows].double(), bias=bias)
+        parts.append(block.logits(hidden))
+    return torch.cat(parts, -1)
 
 
 def _percentiles(values: Column) -> dict[float, float]:

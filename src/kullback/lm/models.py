@@ -26,7 +26,7 @@ from kullback.core import DataError, MissingExtraError, read_json
 from . import limits
 from .documents import Batch
 
-__all__ = ["LanguageModel", "check_same_tokens", "load_models", "vocabulary_hash"]
+__all__ = ["LanguageModel", "check_same_tokens", "load_models", "load_tokenizer", "vocabulary_hash"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +75,7 @@ class LanguageModel:
         return replace(self, head=self.head[:vocab], bias=bias)
 
     def scored_hidden(self, batch: Batch) -> Tensor:
-        """Return the hidden states `[n, width]` from which a batch's scored tokens are predicted."""
+        """Return the hidden states `[n, width]` that predict a batch's scored tokens."""
         device = self.head.device
         return self.hidden(batch.ids.to(device))[:, :-1][batch.scored[:, 1:].to(device)]
 
@@ -134,7 +134,7 @@ class _Bases:
 def _load(path: Path, dtype: str, device: str, bases: _Bases) -> LanguageModel:
     if (path / "adapter_config.json").exists():
         return _load_adapter(path, dtype, device, bases)
-    return _of_module(bases.get(path, dtype, device), path, _tokenizer(path))
+    return _of_module(bases.get(path, dtype, device), path, load_tokenizer(path))
 
 
 def _extra(name: str, package: str) -> MissingExtraError:
@@ -172,7 +172,7 @@ def _load_module(path: Path, dtype: str, device: str) -> Any:
             )
     except ImportError as error:
         raise _extra(str(path), str(error).strip().partition("\n")[0]) from None
-    except Exception as error:  # noqa: BLE001 - whatever a damaged or foreign file makes it raise
+    except Exception as error:  # whatever a damaged or foreign file makes it raise
         raise DataError(f"{path}: transformers cannot load it: {_reason(error)}") from error
     missing = sorted({*map(str, info["missing_keys"]), *map(str, info["mismatched_keys"])})
     if missing:  # transformers fills them with random numbers
@@ -200,7 +200,8 @@ def _where(path: Path) -> dict[str, str]:
     return {"pretrained_model_name_or_path": str(path)}
 
 
-def _tokenizer(path: Path) -> Any:
+def load_tokenizer(path: Path) -> Any:
+    """Return a checkpoint's tokenizer, or None where it has none."""
     from transformers import AutoTokenizer
 
     files = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -212,7 +213,7 @@ def _tokenizer(path: Path) -> Any:
             return AutoTokenizer.from_pretrained(**where, local_files_only=True)
     except ImportError as error:
         raise _extra(str(path), _reason(error)) from None
-    except Exception as error:  # noqa: BLE001 - as above
+    except Exception as error:
         raise DataError(f"{path}: its tokenizer cannot be loaded: {_reason(error)}") from error
 
 
@@ -238,13 +239,13 @@ def _load_adapter(path: Path, dtype: str, device: str, bases: _Bases) -> Languag
                 bases.adapted[key] = peft.PeftModel.from_pretrained(
                     base, str(path), adapter_name=name
                 )
-    except Exception as error:  # noqa: BLE001 - as above
+    except Exception as error:
         raise DataError(f"{path}: peft cannot put it on {named}: {_reason(error)}") from error
     model = bases.adapted[key]
     if model.peft_config[name].is_prompt_learning:  # it acts on inputs, not on weights
         kind = model.peft_config[name].peft_type.value
         raise DataError(f"{path}: expected an adapter of weights, such as LoRA; got {kind}")
-    return _of_module(base, path, _tokenizer(path), adapter=(model, name))
+    return _of_module(base, path, load_tokenizer(path), adapter=(model, name))
 
 
 def _of_module(
@@ -291,14 +292,18 @@ def _switch(module: Any, adapter: tuple[Any, str] | None) -> Callable[[], Any]:
             adapter[0].set_adapter(adapter[1])
             yield
             return
-        layers = [one for one in module.modules() if hasattr(one, "enable_adapters")]
+        layers = [  # of peft: transformers' own models have methods of these names
+            one
+            for one in module.modules()
+            if isinstance(getattr(one, "disable_adapters", None), bool)
+        ]
         for layer in layers:
-            layer.enable_adapters(False)
+            layer.enable_adapters(enabled=False)
         try:
             yield
         finally:
             for layer in layers:
-                layer.enable_adapters(True)
+                layer.enable_adapters(enabled=True)
 
     return context
 

@@ -7,8 +7,8 @@ probabilities are known.
 At every scored token the whole vocabulary is summed (MATH 5.7): KL both ways, Jensen-Shannon,
 entropies, the log-probability of the token that came, agreement of the top tokens, and the rank
 under Q of P's first. Logits are made for a block of positions at a time, as many as fit into
-`limits.LOGITS_BYTES`, so memory grows with neither vocabulary nor context; a scored token keeps its row of
-`COLUMNS`, about 50 bytes a candidate.
+`limits.LOGITS_BYTES`, so memory grows with neither vocabulary nor context; a scored token keeps its
+row of `COLUMNS`, about 50 bytes a candidate.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,15 +24,14 @@ from kullback import tokens
 from kullback.core import DataError, require
 
 from . import limits
-from .documents import Batch, Document, Window, batches, windows
+from .documents import Batch, Document, Plan, Window, batches, windows
 from .models import LanguageModel, check_same_tokens
-from .stored import ListedModel, Listed
+from .stored import Listed, ListedModel
 
 __all__ = [
     "COLUMNS",
     "PLACE",
     "TOP",
-    "Plan",
     "TokenTable",
     "check_vocabularies",
     "measure_batch",
@@ -85,7 +84,7 @@ class TokenTable:
         """Return the rows of several tables, one after the other."""
         return cls(
             _joined([one.place for one in tables]),
-            tuple(_joined(columns) for columns in zip(*(t.candidates for t in tables), strict=True)),
+            tuple(map(_joined, zip(*(one.candidates for one in tables), strict=True))),
         )
 
     def arrays(self) -> dict[str, Column]:
@@ -159,7 +158,9 @@ def measure_positions(
             columns = {"kl": both.kl, "reverse_kl": both.reverse_kl}
             columns["js"] = tokens.js(logits, other, nan="pass")
             columns |= {"q_entropy": both.q_entropy, "q_log_prob": both.q_log_prob}
-            found.append(columns | _agreement(other, top.indices, both.q_log_prob, ids[rows], tops))
+            found.append(
+                columns | _agreement(other, top.indices, both.q_log_prob, ids[rows], tops=tops)
+            )
         if not qs:
             first["p_entropy"] = tokens.entropy(logits, nan="pass")
             first["p_log_prob"] = tokens.log_prob(logits, ids[rows], nan="pass")
@@ -174,7 +175,7 @@ def measure_positions(
     return first, rest
 
 
-def check_vocabularies(p: LanguageModel, qs: Sequence[LanguageModel]) -> None:
+def check_vocabularies(p: "LanguageModel | ListedModel", qs: Sequence[LanguageModel]) -> None:
     """Require that all heads have one size."""
     for q in qs:
         sizes = f"{p.vocab:,} ({p.name}) and {q.vocab:,} ({q.name})"
@@ -209,7 +210,7 @@ class _Rooms(dict[int, Tensor]):
 
 
 def _agreement(
-    other: Tensor, top: Tensor, log_prob: Tensor, ids: Tensor, tops: bool
+    other: Tensor, top: Tensor, log_prob: Tensor, ids: Tensor, *, tops: bool
 ) -> dict[str, Tensor]:
     """Compare Q's most probable tokens with P's, `top` `[n, 5]`."""
     theirs = other.topk(top.shape[1], -1)
@@ -261,7 +262,7 @@ def measure_lists(
         known = p.dense(vocab)
         mine = torch.cat([known, p.log_tail[:, None]], -1)
         top = known.topk(min(TOP, vocab), -1)
-        found = [_first(p, top, tops)]
+        found = [_first(p, top, tops=tops)]
         for number, q in enumerate(qs):
             other = rooms.logits(q, q_hidden[number][rows], number)
             log_q = other.double().log_softmax(-1)
@@ -277,14 +278,14 @@ def measure_lists(
             columns = {name: column.float() for name, column in columns.items()}
             if p.ids is not None:
                 columns["kl_upper"] = tokens.kl_bounds(p.top_k(vocab), log_q).upper.float()
-            found.append(columns | _agreement(other, top.indices, log_prob, ids[rows], tops))
+            found.append(columns | _agreement(other, top.indices, log_prob, ids[rows], tops=tops))
         return found
 
     first, *rest = _blocks(block, len(ids), 2 * vocab, memory)  # float64 is twice as large
     return first, rest
 
 
-def _first(p: Listed, top: Any, tops: bool) -> dict[str, Tensor]:
+def _first(p: Listed, top: Any, *, tops: bool) -> dict[str, Tensor]:
     first = {"p_entropy": p.entropy.float(), "p_log_prob": p.log_prob.float()}
     first["p_top_prob"] = top.values[:, 0].exp().float()
     if tops:
@@ -292,23 +293,8 @@ def _first(p: Listed, top: Any, tops: bool) -> dict[str, Tensor]:
     return first
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Plan:
-    """Which windows are measured, in which batches: a function of the text and the settings alone.
-
-    batches: neighbouring windows that are read at once. context, stride: of the windows. documents:
-    where the windows come from. scored: how many tokens are scored.
-    """
-
-    documents: Sequence[Document]
-    batches: list[list[Window]]
-    context: int
-    stride: int
-    scored: int
-
-
 def plan_windows(
-    models: Sequence[LanguageModel],
+    models: Sequence[LanguageModel | ListedModel],
     documents: Sequence[Document],
     *,
     context: int | None = None,
