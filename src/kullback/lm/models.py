@@ -232,6 +232,7 @@ def _load_adapter(path: Path, dtype: str, device: str, bases: _Bases) -> Languag
     name = f"{path.name}-{len(getattr(base, 'peft_config', {}))}".replace(".", "-")
     try:
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)  # of peft about transformers
             warnings.filterwarnings("error", message=".*missing adapter keys")
             if key in bases.adapted:
                 bases.adapted[key].load_adapter(str(path), adapter_name=name)
