@@ -13,9 +13,10 @@ from torch import Tensor
 from kullback.core import require
 from kullback.vae import VAE
 
-__all__ = ["REACH", "Plane", "codes", "lattice", "nearest", "plane", "traversal"]
+from .limits import LATENT_REACH, NO_VARIANCE
 
-REACH = 2.5  # how far the map goes, in standard deviations of the mean codes
+__all__ = ["Plane", "codes", "lattice", "nearest", "plane", "traversal"]
+
 _VALUES = 1_000_000  # of images through a network at once
 
 
@@ -63,7 +64,7 @@ def plane(means: Tensor) -> Plane | None:
     variance, vectors = torch.linalg.eigh(centred.T @ centred / (len(values) - 1))
     kept = min(2, values.shape[1])
     variance, directions = variance.flip(0).clamp(min=0.0), vectors.flip(1).T[:kept]
-    if not float(variance[0]) > 1e-12:
+    if not float(variance[0]) > NO_VARIANCE:
         return None
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     directions = directions * largest.sign()
@@ -80,8 +81,8 @@ def lattice(columns: int, rows: int) -> Tensor:
     >>> lattice(2, 1).tolist()
     [[-1.25, 0.0], [1.25, 0.0]]
     """
-    across = (torch.arange(columns, dtype=torch.float64) + 0.5) * (2 * REACH / columns) - REACH
-    up = REACH - (torch.arange(rows, dtype=torch.float64) + 0.5) * (2 * REACH / rows)
+    across = (torch.arange(columns, dtype=torch.float64) + 0.5) * (2 * LATENT_REACH / columns) - LATENT_REACH
+    up = LATENT_REACH - (torch.arange(rows, dtype=torch.float64) + 0.5) * (2 * LATENT_REACH / rows)
     return torch.stack([across.repeat(rows), up.repeat_interleave(columns)], 1)
 
 
@@ -96,8 +97,8 @@ def nearest(places: Tensor, *, columns: int, rows: int) -> Tensor:
     """
     across = places[:, 0].double()
     up = places[:, 1].double() if places.shape[1] > 1 else torch.zeros_like(across)
-    column = torch.floor((across + REACH) * (columns / (2 * REACH))).long()
-    row = torch.floor((REACH - up) * (rows / (2 * REACH))).long()
+    column = torch.floor((across + LATENT_REACH) * (columns / (2 * LATENT_REACH))).long()
+    row = torch.floor((LATENT_REACH - up) * (rows / (2 * LATENT_REACH))).long()
     inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
     centres = lattice(columns, rows)
     picked = torch.full((rows * columns,), -1)
