@@ -16,7 +16,7 @@ from torch.distributions import constraints
 from kullback import exact
 from kullback.core import ArgumentValueError
 from kullback.report.divergence_plot import estimators, plot, profile
-from kullback.report.explain_fit import exact_posterior, explain_fit, truth_draws
+from kullback.report.explain_fit import exact_posterior, exact_posterior_draws, explain_fit
 from kullback.report.explain_tables import explain_table, huffman_words
 from kullback.report.text_layout import number
 from kullback.variational import Target, fit
@@ -183,7 +183,7 @@ def test_a_density_that_is_nan_far_out_is_explained_by_draws():
 
 def test_the_draws_of_the_truth_are_its_quantiles():
     target = Target.of(lambda rate: 8 * rate.log() - 3 * rate, {"rate": constraints.positive})
-    draws = truth_draws(target, exact_posterior(target))["rate"].numpy()
+    draws = exact_posterior_draws(target, exact_posterior(target))["rate"].numpy()
     levels = np.array([0.01, 0.5, 0.99])
     exact = scipy.stats.gamma(9, scale=1 / 3).ppf(levels)
     # half a cell and linear interpolation err by h²/8 |∂ log p/∂z| each, h = 0.0424, 8.4 at 99 %

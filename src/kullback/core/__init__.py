@@ -1,6 +1,6 @@
 """Floor 0: the estimate, the errors, the argument checks, and files written whole or not at all."""
 
-from .checks import require, require_type
+from .checks import describe, require, require_type
 from .errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -22,6 +22,7 @@ __all__ = [
     "MissingExtraError",
     "RunError",
     "__version__",
+    "describe",
     "read_json",
     "require",
     "require_type",

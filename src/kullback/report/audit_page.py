@@ -11,18 +11,17 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from markupsafe import Markup
+from typing import Any, TypeAlias
 
 from kullback.core import write_atomic
-from kullback.tokens import Audit
-from kullback.tokens.auditing import Finding, Row, descent
+from kullback.tokens import Audit, auditing
 
-from . import page
+from . import html
 from .figures import PAGE_COLORS, inline_svg, page_figure, round_ticks
 from .limits import PUSH_REACH, SMALL, WHOLE_ERROR
 from .text_layout import aligned
+
+Row: TypeAlias = auditing.findings.Row
 
 __all__ = [
     "GROUPS",
@@ -171,23 +170,18 @@ def render(found: Audit) -> str:
     )
     errors = {"low": 1e-17, "high": 10.0, "label": "relative errors", "unit": "relative error"}
     noise = {"low": 0.03, "high": 100.0, "label": "noise", "unit": "noise of one draw"}
-    return page.render(
+    return html.render(
         "audit.html",
         found=found,
         facts=[how(found), f"given {given}", f"{len(found.rows)} worlds, enumerated in float64"],
         cards=[_card(one) for one in found.findings],
         notes=[f"{note[0].upper()}{note[1:]}." for note in found.notes],
-        pushes=_markup(pushes(found.response)),
-        errors=_markup(strips(_error_strips(found), **errors)),
-        noise=_markup(strips(_noise_strips(found.rows), **noise)),
+        pushes=html.markup(pushes(found.response)),
+        errors=html.markup(strips(_error_strips(found), **errors)),
+        noise=html.markup(strips(_noise_strips(found.rows), **noise)),
         heads=_HEADS,
         worlds=[_cells(row) for row in found.rows],
     )
-
-
-def _markup(svg: str) -> Markup:
-    """Mark what `figures.inline_svg` wrote, which has escaped every text, as markup."""
-    return Markup(svg)  # noqa: S704
 
 
 _UNNAMED = {
@@ -198,8 +192,8 @@ _UNNAMED = {
 }
 
 
-def _card(one: Finding) -> dict[str, str]:
-    way = f"it {descent(one)}."
+def _card(one: auditing.findings.Finding) -> dict[str, str]:
+    way = f"it {auditing.findings.descent(one)}."
     scale = ", ".join(f"{scale:.3g} (T = {length})" for length, scale in one.scale.items())
     return {
         "regime": "On-policy" if one.on_policy else "Off-policy",

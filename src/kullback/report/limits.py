@@ -21,7 +21,9 @@ __all__ = [
     "OUTCOMES",
     "PAGE_BYTES",
     "PUSH_REACH",
+    "RATIO_ROUNDING",
     "SMALL",
+    "TABLE_ROWS",
     "TAIL_REACH",
     "WHOLE_EPOCHS",
     "WHOLE_ERROR",
@@ -41,9 +43,11 @@ WHOLE_EPOCHS = 10  # from here epochs are printed as whole numbers
 # Numbers and labels in text
 SMALL, LARGE = 0.01, 1e6  # outside, a figure is printed in scientific notation
 WHOLE_ERROR = 10  # a relative error from here on has three digits, not two decimals
+TABLE_ROWS = 16  # outcomes listed one by one: what fits a terminal with the rest of the text
 NAME_LETTERS = 20  # of an outcome's name in a table
 LABEL_LETTERS = 40  # a longer name of P or Q is left out of a legend
 WORD_BITS = 14  # a longer code word is cut in a table
+RATIO_ROUNDING = 1e-15  # standard deviation of q/p: four ulps of float64, P and Q are equal
 EQUAL_BITS = 1e-9  # code lengths this close are the same number: far above float64's rounding
 
 # Pictures of divergences and fits

@@ -40,9 +40,7 @@ class Record:
         return protocol
 
 
-def read(
-    folder: str | Path, *, model: VAE | None = None, data: Dataset | None = None
-) -> Record:
+def read(folder: str | Path, *, model: VAE | None = None, data: Dataset | None = None) -> Record:
     """Read a run directory; see the module for what may be missing.
 
     Args:

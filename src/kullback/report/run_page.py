@@ -19,15 +19,24 @@ from torch import Tensor
 
 from kullback.core import RunError, write_atomic
 from kullback.data import Dataset
-from kullback.vae import VAE, Architecture, Training, limits as vae_limits
+from kullback.vae import VAE, Architecture, Training
+from kullback.vae import limits as vae_limits
 
-from . import page
+from . import html
 from .evaluation_text import figures, noun_of, protocol_line, remarks, scope
-from .latent import codes, nearest, plane, traversal
 from .limits import KL_BARS, LATENT_REACH, PAGE_BYTES, WHOLE_EPOCHS
 from .pictures import compose, interleave, to_levels
 from .record import Record, read
-from .run_charts import Series, kl_bars, latent_scatter, learning_curve
+from .run_charts import (
+    Series,
+    codes,
+    kl_bars,
+    latent_scatter,
+    learning_curve,
+    nearest,
+    plane,
+    traversal,
+)
 
 __all__ = ["command", "duration", "is_pictures", "render", "write"]
 
@@ -74,7 +83,7 @@ def write(run: str | Path, *, model: VAE | None = None, data: Dataset | None = N
 def render(record: Record) -> str:
     """Return the whole page of a record as HTML."""
     test_rows = [row for row in record.metrics if "test_elbo" in row]
-    return page.render(
+    return html.render(
         "run.html",
         name=record.folder.resolve().name,
         lead=_lead(record),
@@ -151,7 +160,7 @@ def _curves(record: Record, test: list[dict[str, Any]]) -> list[dict[str, Any]]:
         (titles[name], learning_curve(each, label=f"{titles[name]} against steps", above=marks))
         for name, each in series.items()
     )
-    return [{"title": name, "chart": _markup(chart)} for name, chart in drawn if chart]
+    return [{"title": name, "chart": html.markup(chart)} for name, chart in drawn if chart]
 
 
 def _series(name: str, rows: list[dict[str, Any]]) -> Series:
@@ -160,13 +169,6 @@ def _series(name: str, rows: list[dict[str, Any]]) -> Series:
 
 def _column(rows: list[dict[str, Any]], name: str) -> list[float]:
     return [float(row.get(name, "nan")) for row in rows]
-
-
-def _markup(svg: str) -> Any:
-    """Mark what `figures.inline_svg` wrote, which has escaped every text, as markup."""
-    from markupsafe import Markup
-
-    return Markup(svg)  # noqa: S704
 
 
 _CLOCK = (("s", 1, 120), ("min", 60, 7200), ("h", 3600, math.inf))  # unit, seconds, used below
@@ -208,7 +210,7 @@ def _kl(record: Record) -> dict[str, Any] | None:
     shown = sorted(values, reverse=True)[:KL_BARS]
     chart = kl_bars(shown, active=active, label="KL of each latent dimension", of=len(values))
     return {
-        "chart": _markup(chart),
+        "chart": html.markup(chart),
         "total": f"{total:.4g}",
         "active": active,
         "count": len(values),
@@ -256,9 +258,9 @@ def _samples(model: VAE) -> dict[str, Any]:
     lower = interleave(torch.cat([means[:DRAWS], drawn]), columns=8, gap=2)
     return {
         "count": MEANS,
-        "means": page.picture(upper, "samples: expected images", budget=100_000),
+        "means": html.picture(upper, "samples: expected images", budget=100_000),
         "means_note": note,
-        "draws": page.picture(lower, "expected images above draws", budget=120_000),
+        "draws": html.picture(lower, "expected images above draws", budget=120_000),
         "draws_note": drawn_note,
     }
 
@@ -270,7 +272,7 @@ def _reconstructions(model: VAE, test: Tensor) -> dict[str, Any]:
     rebuilt = model.decode(codes(model, x)[0])
     levels, note = _levels(model, torch.cat([x, rebuilt]))
     image = interleave(levels, columns=8, gap=2)
-    shown = page.picture(image, "originals above their reconstructions", budget=110_000)
+    shown = html.picture(image, "originals above their reconstructions", budget=110_000)
     return {"count": len(x), "picture": shown, "note": note}
 
 
@@ -290,7 +292,7 @@ def _latent_map(model: VAE, test: Tensor) -> dict[str, Any]:
             label="test vectors on the plane of their codes",
             names=("first direction, standard deviations", "second direction"),
         )
-        return shown | {"scatter": _markup(chart)}
+        return shown | {"scatter": html.markup(chart)}
     columns, rows = _cells(model, MAP, len(shares))
     picked = nearest(found.places, columns=columns, rows=rows)
     levels, note = _levels(model, x[picked.clamp(min=0)].float(), limit=SMALL)
@@ -299,9 +301,9 @@ def _latent_map(model: VAE, test: Tensor) -> dict[str, Any]:
     levels, decoded_note = _levels(model, traversal(model, found, columns=columns, rows=rows))
     right = compose(levels, columns=columns, gap=1)
     return shown | {
-        "codes": page.picture(left, "test images on the plane of their codes", budget=190_000),
+        "codes": html.picture(left, "test images on the plane of their codes", budget=190_000),
         "codes_note": note,
-        "decoded": page.picture(right, "images decoded from the same plane", budget=110_000),
+        "decoded": html.picture(right, "images decoded from the same plane", budget=110_000),
         "decoded_note": decoded_note,
     }
 
@@ -317,7 +319,7 @@ def _levels(model: VAE, images: Tensor, *, limit: int = SIDE) -> tuple[Tensor, s
     kind = "continuous" if model.spec is None else model.spec.kind
     count = 256 if model.spec is None else model.spec.levels
     levels, note = to_levels(images, kind=kind, levels=count)
-    return page.shrunk(levels, limit=limit), note
+    return html.shrunk(levels, limit=limit), note
 
 
 LISTED = 20  # notes and skipped files shown, at most

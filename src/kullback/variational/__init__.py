@@ -21,6 +21,7 @@ from .families import (
 )
 from .fit import Fit, fit
 from .objectives import beta_elbo, doubly_reparameterised, elbo, iwae, renyi, score_function
+from .optimise.grid import Projection, find_box, project
 from .target.density import Target
 from .target.parameters import Parameter
 
@@ -35,6 +36,7 @@ __all__ = [
     "MeanField",
     "Mixture",
     "Parameter",
+    "Projection",
     "StudentT",
     "Target",
     "assess",
@@ -42,9 +44,11 @@ __all__ = [
     "diagnose",
     "doubly_reparameterised",
     "elbo",
+    "find_box",
     "fit",
     "iwae",
     "load",
+    "project",
     "renyi",
     "resample",
     "save",

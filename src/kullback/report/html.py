@@ -18,9 +18,10 @@ from .limits import CRISP
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
     from PIL.Image import Image
 
-__all__ = ["Picture", "picture", "render", "shrunk"]
+__all__ = ["Picture", "markup", "picture", "render", "shrunk"]
 
 _QUALITIES = (90, 75, 60, 40)  # of WebP, tried in this order
 
@@ -40,14 +41,21 @@ def render(template: str, **values: Any) -> str:
     return page.encode("utf-8", "backslashreplace").decode()
 
 
+def markup(svg: str) -> "Markup":
+    """Mark what `figures.inline_svg` wrote, which has escaped every text, as markup."""
+    from markupsafe import Markup
+
+    return Markup(svg)
+
+
 @functools.cache
 def _environment() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup, escape
+    from markupsafe import escape
 
-    def prose(text: object) -> Markup:
+    def prose(text: object) -> "Markup":
         """Escape a text and set the K of every L_K as a subscript."""
-        return Markup(re.sub(r"\bL_(\w+)", r"L<sub>\1</sub>", str(escape(text))))  # noqa: S704
+        return markup(re.sub(r"\bL_(\w+)", r"L<sub>\1</sub>", str(escape(text))))
 
     environment = Environment(
         loader=PackageLoader("kullback.report"),
