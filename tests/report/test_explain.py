@@ -57,6 +57,63 @@ def test_explanations_say_what_is_infinite_and_what_is_left_out():
 
 
 @pytest.mark.parametrize(
+    ("p", "q"),
+    [
+        ([0.5, 0.25, 0.25], [0.25, 0.5, 0.25]),
+        ([0.7, 0.2, 0.1], [0.1, 0.2, 0.7]),
+        ([0.5, 0.3, 0.2, 0.0], [0.4, 0.1, 0.2, 0.3]),  # Q has mass that P lacks: E_P[r] = 0.7
+        ([0.9, 0.1 - 1e-6, 1e-6], [0.5, 0.4, 0.1]),  # a heavy ratio
+    ],
+)
+@pytest.mark.parametrize("unit", ["nats", "bits"])
+def test_the_estimators_of_a_table_have_the_means_and_variances_of_enumeration(p, q, unit):
+    text = explain_table("kl", torch.tensor(p).double(), torch.tensor(q).double(), unit=unit)
+    rows = [(a, math.log(b / a), b / a) for a, b in zip(p, q, strict=True) if a > 0]
+    mean = lambda f: math.fsum(w * f(l, r) for w, l, r in rows)  # noqa: E731, E741
+    m, level = mean(lambda _, r: r), mean(lambda l, _: l)  # noqa: E741
+    spread = mean(lambda _, r: (r - m) ** 2)
+    best = mean(lambda l, r: (l - level) * (r - m)) / spread  # noqa: E741
+    one = 1.0 if unit == "nats" else math.log(2)
+    terms = {
+        "k1": lambda l, _: -l / one,  # noqa: E741
+        "k2": lambda l, _: l * l / 2 / one,  # noqa: E741
+        "k3": lambda l, r: (r - m - l) / one,  # noqa: E741
+        "λ*": lambda l, r: (best * (r - m) - l) / one,  # noqa: E741
+    }
+    table = text.split("variance, ")[1].splitlines()[1:]
+    said = {line.split()[0]: line.split()[-2:] for line in table[:4]}
+    for name, term in terms.items():
+        level = mean(term)
+        variance = mean(lambda l, r: (term(l, r) - level) ** 2)  # noqa: B023, E741
+        shown = [float(figure) for figure in said[name]]
+        assert shown == pytest.approx([level, variance], abs=6e-5, rel=6e-4)  # four digits
+    assert f"λ* = Cov(ln r, r) / Var(r) = {number(best)}," in text
+    h, cross, kl = (
+        float(v) / one
+        for v in (
+            exact.entropy(torch.tensor(p).double()),
+            exact.cross_entropy(torch.tensor(p).double(), torch.tensor(q).double()),
+            exact.kl(torch.tensor(p).double(), torch.tensor(q).double()),
+        )
+    )
+    assert f"H(P, Q) = H(P) + KL(P‖Q):  {number(cross)} = {number(h)} + {number(kl)} {unit}" in text
+    assert cross == pytest.approx(h + kl, rel=1e-14)
+
+
+def test_without_a_best_coefficient_none_is_given():
+    table = torch.tensor([0.5, 0.5]).double()
+    assert "for every λ" in explain_table("kl", table, table, unit="nats")
+    outside = explain_table("kl", table, torch.tensor([1.0, 0.0]).double(), unit="nats")
+    assert "There is no λ*" in outside
+    flat = explain_table(
+        "kl", torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.4, 0.5, 0.1]), unit="nats"
+    )
+    assert (
+        flat.split("λ*  ")[1].splitlines()[0].split()[-1] == "0"
+    )  # two outcomes: a line fits both
+
+
+@pytest.mark.parametrize(
     ("quantity", "p", "q", "truth"),
     [
         ("kl", d.Normal(0.0, 1.0), d.Normal(1.0, 1.0), 0.5),

@@ -318,7 +318,7 @@ def strips(rows: Sequence[Strip], *, low: float, high: float, label: str, unit: 
                 axis.plot(values, [up] * len(values), "o", **dots, **shown)
         axis.set_xscale("log")
         axis.set_xlim(low, high)
-        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.set_ylim(max(len(rows), 1) - 0.5, -0.5)
         axis.grid(visible=False, axis="y")
         axis.grid(visible=True, axis="x")
         powers = range(first, last + 1, max(1, round((last - first) / _TICKS)))

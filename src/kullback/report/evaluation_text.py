@@ -81,7 +81,8 @@ def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]
             plain(e.elbo),
             unit,
             "lower bound on log p(x)",
-            f"A lower bound on log p(x), the log probability of an unseen {noun}. Higher is better.",
+            f"A lower bound on log p(x), the log probability of an unseen {noun}. "
+            "Higher is better.",
         ),
         "log_likelihood": Figure(
             k,
@@ -96,7 +97,8 @@ def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]
             plain(e.gap),
             unit,
             f"{k} - ELBO",
-            f"How far {k} lies above the ELBO: a lower bound on the loss from an inexact posterior.",
+            f"How far {k} lies above the ELBO: a lower bound on the loss from an inexact "
+            "posterior.",
         ),
     }
     if e.bits_per_dim is not None:
@@ -147,7 +149,8 @@ def _health(e: Evaluation, noun: str) -> dict[str, Figure]:
             "not known" if e.loose is None else _percent(e.loose),
             f"of {noun}s",
             f"fewer than {limits.LOOSE:g} effective draws",
-            f"{noun.capitalize()}s whose bound rests on fewer than {limits.LOOSE:g} effective draws.",
+            f"{noun.capitalize()}s whose bound rests on fewer than {limits.LOOSE:g} effective "
+            "draws.",
         ),
         "active_units": _active(e, noun),
     }
@@ -164,9 +167,10 @@ def _active(e: Evaluation, noun: str) -> Figure:
     else:
         note = f"of {limits.ACTIVE_KL:g} nats or more ({e.varying_units} whose mean code {varies})"
         meaning = (
-            f"each has a KL of {limits.ACTIVE_KL:g} nats or more and a mean code that varies from {noun} "
-            f"to {noun}. {e.varying_units} vary by more than {limits.ACTIVE_VARIANCE:g} (variance), which "
-            "is all that papers after Burda et al. (2016) ask and a dimension of 0.005 nats can satisfy."
+            f"each has a KL of {limits.ACTIVE_KL:g} nats or more and a mean code that varies "
+            f"from {noun} to {noun}. {e.varying_units} vary by more than "
+            f"{limits.ACTIVE_VARIANCE:g} (variance), which is all that papers after Burda et al. "
+            "(2016) ask and which a dimension of 0.005 nats can satisfy."
         )
     meaning = f"Latent dimensions that are used: {meaning}"
     return Figure("active units", value, "dimensions", note, meaning)

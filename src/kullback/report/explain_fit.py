@@ -1,7 +1,7 @@
-"""Explanation of a fit: log p(x) = ELBO + KL(q‖p) with the fit's numbers, and q beside the exact.
+"""Explanation of a fit: log p(x) = ELBO + KL(q‖p) with the fit's numbers, and q beside p(z|x).
 
-Which to use: `exact_posterior(target)` for the exact posterior in one or two dimensions, `explain_fit` for
-the text, `exact_posterior_draws` for the reference that `fit_plot.plot_fit` draws.
+Which to use: `exact_posterior(target)` for p(z|x) in one or two dimensions, `explain_fit` for the
+text, `exact_posterior_draws` for the reference that `fit_plot.plot_fit` draws.
 """
 
 import math

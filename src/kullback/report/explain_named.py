@@ -177,8 +177,8 @@ def _js(p: Distribution, q: Distribution, unit: str, how: dict[str, Any]) -> lis
     return [
         "What it is: the mean of two KL divergences, each to the average M = ½P + ½Q",
         f"  JS(P, Q) = ½ KL(P‖M) + ½ KL(Q‖M) = {value}",
-        f"  It is symmetric and at most {top} {unit}: the mutual information between one sample and",
-        "  the fair coin that chose between P and Q.",
+        f"  It is symmetric and at most {top} {unit}: the mutual information between one",
+        "  sample and the fair coin that chose between P and Q.",
         f"  KL(P‖Q) = {back[0]}",
         f"  KL(Q‖P) = {back[1]}",
     ]

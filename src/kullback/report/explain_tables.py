@@ -135,8 +135,8 @@ def _entropy(p: Tensor, names: list[str], unit: str) -> list[str]:
         "What it means",
         f"  A certain outcome has entropy 0; {len(p)} equally likely outcomes have {number(most)} "
         f"{unit}.",
-        f"  Perplexity: a choice between {number(math.exp(h * UNITS[unit]))} equally likely outcomes "
-        "has this entropy.",
+        f"  Perplexity: a choice between {number(math.exp(h * UNITS[unit]))} equally likely "
+        "outcomes has this entropy.",
         f"  {_code_cost(p, words)}",
     ]
 
@@ -281,11 +281,13 @@ def _estimators(p: Tensor, q: Tensor, unit: str) -> list[str]:
         ("λ*", f"−ln r + {number(best)} (r − {center})", best),
     )
     rows = [["", "one term", f"mean, {unit}", f"variance, {unit}²"]]
+    floor = covariance(log_r, log_r) * RATIO_ROUNDING**2  # a variance below it is rounding
     for name, formula, estimator in terms:
         values = log_ratio_terms(log_p, log_q, estimator=estimator) / UNITS[unit]
         slope = {"k1": 0.0, "k2": 0.0, "k3": 1.0}.get(name, best)
+        variance = covariance(values, values)
         mean = float((p * values).sum()) - slope * (mass - 1) / UNITS[unit]
-        rows.append([name, formula, number(mean), number(max(covariance(values, values), 0.0))])
+        rows.append([name, formula, number(mean), number(variance if variance > floor else 0.0)])
     return [
         head,
         *_indented(aligned(rows, left=(0, 1))),
@@ -295,7 +297,7 @@ def _estimators(p: Tensor, q: Tensor, unit: str) -> list[str]:
             if center == "1"
             else [f"  M = {number(mass)} is the mean of r: Q's mass where P has some."]
         ),
-        "  These are exact, by sums over the table. The mean of n terms has the variance divided by n.",
+        "  These are exact sums over the table. The mean of n terms has 1/n of the variance.",
         "  k2 is biased: its mean is not KL. The others are unbiased.",
     ]
 
@@ -328,8 +330,8 @@ def _js(p: Tensor, q: Tensor, names: list[str], unit: str) -> list[str]:
         *_left_out(len(p) - len(shown), "the last column"),
         "",
         "What it means",
-        "  A fair coin chooses P or Q, and x is drawn from it: x and the coin have mutual information",
-        f"  {number(js)} {unit}, at most {number(top)}, which is reached where P and Q share no outcome.",
+        "  A fair coin chooses P or Q, and x is drawn from it. The mutual information of x and the",
+        f"  coin is {number(js)} {unit}; at most {number(top)}, where P and Q share no outcome.",
         f"  It is symmetric: JS(P, Q) = JS(Q, P) = {number(js)} {unit}, always finite;",
         f"  here KL(P‖Q) = {number(float(tables.kl(p, q)) / one)} {unit} and "
         f"KL(Q‖P) = {number(float(tables.kl(q, p)) / one)} {unit}.",

@@ -1,10 +1,10 @@
 """Figures as SVG: one style for pictures of the command, of reports and of the documentation.
 
-Which to use: `card` and `save` for a picture in a script or a page of the documentation; `figure_of`
-and `svg_of` where the SVG text itself is wanted; `page_figure` and `inline_svg` for a chart inside
-an HTML page, which follows the page's light or dark colours. Text stays text, no date is written,
-and the same figure gives the same bytes. The colours are Okabe and Ito's, told apart by colour-blind
-readers too. matplotlib is imported only when a figure is made.
+Which to use: `card` and `save` for a picture in a script or a page of the documentation;
+`figure_of` and `svg_of` where the SVG text itself is wanted; `page_figure` and `inline_svg` for a
+chart inside an HTML page, which follows the page's light or dark colours. Text stays text, no date
+is written, and the same figure gives the same bytes. The colours are Okabe and Ito's, told apart by
+colour-blind readers too. matplotlib is imported only when a figure is made.
 """
 
 import io
@@ -41,9 +41,10 @@ BLUE, ORANGE, GREEN, PURPLE, PINK = "#0072b2", "#d55e00", "#009e73", "#8a4f9e", 
 INK, FAINT, GREY = "#222222", "#888888", "#767676"
 SKY, SAND, MIST = "#b3d5e8", "#f3cfb2", "#d9d9d9"  # pale, to fill areas
 
-_SVG: Any = {"svg.hashsalt": "kullback", "svg.fonttype": "none", "text.parse_math": False}
+_SVG: Any = {"svg.hashsalt": "kullback", "svg.fonttype": "none"}
 _STYLE: Any = {
     **_SVG,
+    "text.parse_math": False,  # a "$" in a name is a dollar
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.spines.top": False,
@@ -159,6 +160,7 @@ PAGE_COLORS = {
 }
 _ON_PAGE: Any = {
     **_SVG,
+    "text.parse_math": False,  # a "$" in a name is a dollar
     "font.family": "sans-serif",
     "font.size": 11,
     "axes.facecolor": "none",

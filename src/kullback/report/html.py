@@ -31,8 +31,8 @@ def render(template: str, **values: Any) -> str:
 
     Args:
         template: The name of a file in `templates/`.
-        **values: What the template shows. Text is escaped; what UTF-8 cannot hold is written as
-            escapes (`\\udce9`).
+        **values: What the template shows. Text is escaped; a character that UTF-8 cannot hold is
+            written as a backslash escape.
 
     Returns:
         The page as text that UTF-8 can hold.

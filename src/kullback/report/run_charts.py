@@ -1,10 +1,10 @@
 """The charts of a run's page: learning curve, KL of every latent dimension, codes on a plane.
 
 Which to use: `learning_curve` for curves against steps, `kl_bars` for sorted figures,
-`latent_scatter` for points on a plane; each returns an `<svg>` element for a page. The plane is that
-of the two directions in which the codes of the data vary most: `codes` for q(z|x) of many images,
-`plane` for the directions, `nearest` for the map of images on it, `traversal` for what the decoder
-makes of its points.
+`latent_scatter` for points on a plane; each returns an `<svg>` element for a page. The plane is
+that of the two directions in which the codes of the data vary most: `codes` for q(z|x) of many
+images, `plane` for the directions, `nearest` for the map of images on it, `traversal` for what the
+decoder makes of its points.
 """
 
 import math
@@ -178,7 +178,7 @@ def latent_scatter(
 
 
 def _axes(axis: Any, below: str, above: str) -> None:
-    """Number both axes with round numbers; name the horizontal one, and the unit above."""
+    """Put round numbers on both axes; name the horizontal one, and the unit above."""
     round_ticks(axis.xaxis)
     round_ticks(axis.yaxis)
     axis.set_xlabel(below)
