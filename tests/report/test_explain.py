@@ -67,7 +67,8 @@ def test_explanations_say_what_is_infinite_and_what_is_left_out():
 )
 @pytest.mark.parametrize("unit", ["nats", "bits"])
 def test_the_estimators_of_a_table_have_the_means_and_variances_of_enumeration(p, q, unit):
-    text = explain_table("kl", torch.tensor(p).double(), torch.tensor(q).double(), unit=unit)
+    tables = [torch.tensor(one, dtype=torch.float64) for one in (p, q)]
+    text = explain_table("kl", *tables, unit=unit)
     rows = [(a, math.log(b / a), b / a) for a, b in zip(p, q, strict=True) if a > 0]
     mean = lambda f: math.fsum(w * f(l, r) for w, l, r in rows)  # noqa: E731, E741
     m, level = mean(lambda _, r: r), mean(lambda l, _: l)  # noqa: E741
@@ -91,9 +92,9 @@ def test_the_estimators_of_a_table_have_the_means_and_variances_of_enumeration(p
     h, cross, kl = (
         float(v) / one
         for v in (
-            exact.entropy(torch.tensor(p).double()),
-            exact.cross_entropy(torch.tensor(p).double(), torch.tensor(q).double()),
-            exact.kl(torch.tensor(p).double(), torch.tensor(q).double()),
+            exact.entropy(tables[0]),
+            exact.cross_entropy(*tables),
+            exact.kl(*tables),
         )
     )
     assert f"H(P, Q) = H(P) + KL(P‖Q):  {number(cross)} = {number(h)} + {number(kl)} {unit}" in text

@@ -168,8 +168,12 @@ def render(found: Audit) -> str:
     given = ", ".join(
         name if name == role else f"{name} ({role})" for name, role in found.arguments.items()
     )
-    errors = {"low": 1e-17, "high": 10.0, "label": "relative errors", "unit": "relative error"}
-    noise = {"low": 0.03, "high": 100.0, "label": "noise", "unit": "noise of one draw"}
+    errors = strips(
+        _error_strips(found), low=1e-17, high=10.0, label="relative errors", unit="relative error"
+    )
+    noise = strips(
+        _noise_strips(found.rows), low=0.03, high=100.0, label="noise", unit="noise of one draw"
+    )
     return html.render(
         "audit.html",
         found=found,
@@ -177,8 +181,8 @@ def render(found: Audit) -> str:
         cards=[_card(one) for one in found.findings],
         notes=[f"{note[0].upper()}{note[1:]}." for note in found.notes],
         pushes=html.markup(pushes(found.response)),
-        errors=html.markup(strips(_error_strips(found), **errors)),
-        noise=html.markup(strips(_noise_strips(found.rows), **noise)),
+        errors=html.markup(errors),
+        noise=html.markup(noise),
         heads=_HEADS,
         worlds=[_cells(row) for row in found.rows],
     )
@@ -314,8 +318,8 @@ def strips(rows: Sequence[Strip], *, low: float, high: float, label: str, unit: 
                 values = [min(max(v, low), high) for v, used in row.dots if used == color]
                 up = at + _LANE * (lane - (len(colors) - 1) / 2)
                 dots: dict[str, Any] = {"markersize": 6, "markeredgewidth": 0, "alpha": 0.75}
-                shown = {"color": PAGE_COLORS[color], "clip_on": False, "gid": row.name}
-                axis.plot(values, [up] * len(values), "o", **dots, **shown)
+                dots |= {"color": PAGE_COLORS[color], "clip_on": False, "gid": row.name}
+                axis.plot(values, [up] * len(values), "o", **dots)
         axis.set_xscale("log")
         axis.set_xlim(low, high)
         axis.set_ylim(max(len(rows), 1) - 0.5, -0.5)

@@ -237,14 +237,14 @@ def is_pictures(model: VAE) -> bool:
 def _shown(record: Record) -> dict[str, Any]:
     """Return what needs the model, and the data where they are there."""
     model, data = record.model, record.data
-    pictures = model is not None and is_pictures(model)
-    both = model is not None and data is not None
-    test = data.test.cpu() if data is not None else None
-    return {
-        "samples": _samples(model) if pictures else None,
-        "rebuilt": _reconstructions(model, test) if pictures and both else None,
-        "plane": _latent_map(model, test) if both else None,
-    }
+    shown: dict[str, Any] = {"samples": None, "rebuilt": None, "plane": None}
+    if model is not None and is_pictures(model):
+        shown["samples"] = _samples(model)
+    if model is not None and data is not None:
+        test = data.test.cpu()
+        shown["rebuilt"] = _reconstructions(model, test) if is_pictures(model) else None
+        shown["plane"] = _latent_map(model, test)
+    return shown
 
 
 @torch.no_grad()
