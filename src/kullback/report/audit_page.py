@@ -21,7 +21,7 @@ from .figures import PAGE_COLORS, inline_svg, page_figure, round_ticks
 from .limits import PUSH_REACH, SMALL, WHOLE_ERROR
 from .text_layout import aligned
 
-Row: TypeAlias = auditing.findings.Row
+Row: TypeAlias = auditing.Row
 
 __all__ = [
     "GROUPS",
@@ -196,8 +196,8 @@ _UNNAMED = {
 }
 
 
-def _card(one: auditing.findings.Finding) -> dict[str, str]:
-    way = f"it {auditing.findings.descent(one)}."
+def _card(one: auditing.Finding) -> dict[str, str]:
+    way = f"it {auditing.descent(one)}."
     scale = ", ".join(f"{scale:.3g} (T = {length})" for length, scale in one.scale.items())
     return {
         "regime": "On-policy" if one.on_policy else "Off-policy",

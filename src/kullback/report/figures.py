@@ -292,7 +292,7 @@ def round_ticks(axis: Any, *, about: int = 5) -> None:
     Example:
         >>> with page_figure() as figure:
         ...     panel = figure.subplots()
-        ...     _ = panel.set_xlim(0, 520)
+        ...     _ = panel.set_xlim(0, 500)
         ...     round_ticks(panel.xaxis)
         ...     panel.get_xticks().tolist()
         [0.0, 100.0, 200.0, 300.0, 400.0, 500.0]
