@@ -17,6 +17,7 @@ from kullback import exact
 from kullback.core import ArgumentValueError
 from kullback.report.divergence_plot import estimators, plot, profile
 from kullback.report.explain_fit import exact_posterior, exact_posterior_draws, explain_fit
+from kullback.report.explain_named import explain_estimators
 from kullback.report.explain_tables import explain_table, huffman_words
 from kullback.report.text_layout import number
 from kullback.variational import Target, fit
@@ -99,6 +100,20 @@ def test_the_estimators_of_a_table_have_the_means_and_variances_of_enumeration(p
     )
     assert f"H(P, Q) = H(P) + KL(P‖Q):  {number(cross)} = {number(h)} + {number(kl)} {unit}" in text
     assert cross == pytest.approx(h + kl, rel=1e-14)
+
+
+def test_named_distributions_show_the_coefficient_of_their_samples():
+    """λ* of N(0, 1) and N(1/2, 1): log r = x/2 − 1/8, Cov = 1/4, Var(r) = e^(1/4) − 1."""
+    p, q = d.Normal(torch.tensor(0.0), 1.0), d.Normal(torch.tensor(0.5), 1.0)
+    text = explain_estimators(p, q, unit="nats", draws=100_000, seed=0, exact=0.125)
+    low, high = (float(x) for x in text.split("λ* = ")[2].rstrip(".").split(".\n")[0].split(" to "))
+    best = 0.25 / (math.exp(0.25) - 1)
+    assert low == pytest.approx(best, rel=0.05)
+    assert high == pytest.approx(best, rel=0.05)
+    inside = d.Uniform(torch.tensor(0.0), 1.0), d.Uniform(torch.tensor(0.0), 2.0)
+    text = explain_estimators(*inside, unit="nats", draws=100, seed=0, exact=math.log(2))
+    assert "every λ gives the same value" in text
+    assert "heavy tail)" not in text
 
 
 def test_without_a_best_coefficient_none_is_given():

@@ -4,6 +4,7 @@ Which to use: `explain_named` for the formula and the numbers in both directions
 `explain_estimators` for k1, k2, k3 and the best λ with their biases (MATH 5).
 """
 
+import math
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from kullback.sampled import Support, divergences
 
 from .divergence_plot import NAMES, NUMBERS, estimators
 from .explain_tables import DIRECTIONS, SUM, log_sign
+from .limits import EQUAL_BITS
 from .text_layout import UNITS, aligned, measured_text, number, value_text
 
 __all__ = ["explain_estimators", "explain_named"]
@@ -94,7 +96,7 @@ def explain_estimators(
         [
             f"The estimators, on the same {count:,} draws x from P, r = q(x)/p(x), E_P[r] = {mean}",
             *(f"  {line}" for line in aligned(rows, left=(0, 1, 2, 3))),
-            f"  {_best(each['best'])}",
+            f"  {_best(each)}",
             "  ± is one standard error; k2's bias is not part of it.",
             "  k3 and λ use E_P[r], which is Q's mass on the support of P. Where Q has the heavier",
             "  tails, few samples show the large r: use k1 then.",
@@ -102,12 +104,16 @@ def explain_estimators(
     )
 
 
-def _best(found: Estimate) -> str:
+def _best(each: dict[str, Estimate]) -> str:
     """Say which λ* the samples gave: with cross-fitting one for each half of them."""
     formula = "λ* = Cov(log r, r) / Var(r) (MATH 5.5)"
-    if found.how.startswith("k1"):
-        return f"{formula}: λ = 0 is used ({found.how})."
-    return f"{formula}, estimated from the samples: {found.how.replace('best λ', 'λ*')}."
+    k1, k2 = float(each["k1"].value), float(each["k2"].value)
+    if math.isclose(k2, 0.5 * k1**2, rel_tol=EQUAL_BITS):  # the mean of squares is the squared mean
+        return f"{formula}: r is constant, so every λ gives the same value."
+    how = each["best"].how
+    if how.startswith("k1"):
+        return f"{formula}: λ = 0 is used ({how})."
+    return f"{formula}, estimated from the samples: {how.replace('best λ', 'λ*')}."
 
 
 def _seeded(how: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ __all__ = [
     "LARGE",
     "LATENT_REACH",
     "LIKELY_DEPTH",
+    "MARK_GAP",
     "MASS_OUTSIDE",
     "NAME_LETTERS",
     "NO_VARIANCE",
@@ -36,6 +37,7 @@ CRISP = 320  # pixels: narrower pictures are shown enlarged, with their pixels a
 CURVE_POINTS = 400  # of a learning curve: about one a pixel of its width
 DOTTED_POINTS = 30  # a curve of fewer readings shows each of them as a dot
 KL_BARS = 256  # latent dimensions drawn: with more a bar is narrower than a pixel
+MARK_GAP = 0.15  # of the axis between marks of the clock: the width of "1.5 min" and a space
 LATENT_REACH = 2.5  # standard deviations of the codes: 98.8 % of a normal distribution's mass
 NO_VARIANCE = 1e-12  # of the codes: the square of float32's rounding, 1e-7, with room
 WHOLE_EPOCHS = 10  # from here epochs are printed as whole numbers
@@ -48,7 +50,7 @@ NAME_LETTERS = 20  # of an outcome's name in a table
 LABEL_LETTERS = 40  # a longer name of P or Q is left out of a legend
 WORD_BITS = 14  # a longer code word is cut in a table
 RATIO_ROUNDING = 1e-15  # standard deviation of q/p: four ulps of float64, P and Q are equal
-EQUAL_BITS = 1e-9  # code lengths this close are the same number: far above float64's rounding
+EQUAL_BITS = 1e-9  # code lengths, or means of log r, this close are the same number: far above float64's rounding
 
 # Pictures of divergences and fits
 OUTCOMES = 4000  # of a discrete distribution drawn one by one: several a pixel

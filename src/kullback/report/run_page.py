@@ -24,7 +24,7 @@ from kullback.vae import limits as vae_limits
 
 from . import html
 from .evaluation_text import figures, noun_of, protocol_line, remarks, scope
-from .limits import KL_BARS, LATENT_REACH, PAGE_BYTES, WHOLE_EPOCHS
+from .limits import KL_BARS, LATENT_REACH, MARK_GAP, PAGE_BYTES, WHOLE_EPOCHS
 from .pictures import compose, interleave, to_levels
 from .record import Record, read
 from .run_charts import (
@@ -183,12 +183,15 @@ def _minutes(timing: list[dict[str, Any]]) -> list[tuple[float, str]]:
     if total <= 0:
         return []
     name, size = next((name, size) for name, size, below in _CLOCK if total < below)
-    marks = []
+    marks: list[tuple[float, str]] = []
+    gap = MARK_GAP * clock[-1][1]
     for mark in MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(0.0, total / size)[1:]:
         for (before, low), (after, high) in itertools.pairwise(clock):
             if before < mark * size <= after:
                 part = (mark * size - before) / (after - before)
-                marks.append((low + part * (high - low), f"{mark:.10g} {name}"))
+                step = low + part * (high - low)
+                if not marks or step - marks[-1][0] >= gap:
+                    marks.append((step, f"{mark:.10g} {name}"))
     return marks
 
 
