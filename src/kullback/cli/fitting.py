@@ -20,8 +20,7 @@ from kullback.core.numpy_files import read_npy
 from kullback.exact import quadrature
 from kullback.report import explain_fit, plot_directions, plot_fit
 from kullback.variational.archive import save
-from kullback.variational.diagnostics.reference_comparison import compare
-from kullback.variational.diagnostics.summary import assess, resample, summarise
+from kullback.variational.diagnostics.summary import assess, compare, resample, summarise
 from kullback.variational.fit import Fit
 from kullback.variational.fit import fit as fit_density
 from kullback.variational.optimise.grid import Projection, find_box, project
