@@ -50,7 +50,7 @@ NAME_LETTERS = 20  # of an outcome's name in a table
 LABEL_LETTERS = 40  # a longer name of P or Q is left out of a legend
 WORD_BITS = 14  # a longer code word is cut in a table
 RATIO_ROUNDING = 1e-15  # standard deviation of q/p: four ulps of float64, P and Q are equal
-EQUAL_BITS = 1e-9  # code lengths, or means of log r, this close are the same number: far above float64's rounding
+EQUAL_BITS = 1e-9  # relative: code lengths and means this close are equal, far above rounding
 
 # Pictures of divergences and fits
 OUTCOMES = 4000  # of a discrete distribution drawn one by one: several a pixel
