@@ -9,7 +9,7 @@ import torch
 
 from kullback.core import ArgumentValueError, DataError
 from kullback.lm.documents import Document, read_documents, windows
-from kullback.lm.drift import drift
+from kullback.lm.model_drift import drift
 from kullback.lm.models import LanguageModel, load_models
 from lm import tiny_models
 
@@ -81,11 +81,33 @@ def test_figures_percentiles_and_perplexities(measured):
     assert figures.percentiles["kl"][50.0] == pytest.approx(np.median(kl))
     assert figures.percentiles["kl"][100.0] == kl.max()
     log_p, log_q = found.column("p_log_prob"), found.column("q_log_prob")
-    assert figures.perplexity == pytest.approx((math.exp(-log_p.mean()), math.exp(-log_q.mean())))
-    assert figures.ratio == pytest.approx(math.exp(log_p.mean() - log_q.mean()))
-    assert figures.rms_delta_prob == pytest.approx(
-        math.sqrt(np.square(np.exp(log_q) - np.exp(log_p)).mean())
-    )
+    p, q = math.exp(-log_p.mean()), math.exp(-log_q.mean())
+    assert [one.value for one in figures.perplexity] == pytest.approx([p, q])
+    assert figures.ratio.value == pytest.approx(q / p)
+    assert figures.difference.value == pytest.approx(q - p)
+    assert figures.correlation == pytest.approx(np.corrcoef(log_p, log_q)[0, 1])
+    delta = np.exp(log_q) - np.exp(log_p)
+    assert figures.rms_delta_prob.value == pytest.approx(math.sqrt(np.square(delta).mean()))
+    ratio = found.mean("log_ratio").estimate
+    assert figures.ratio.standard_error == pytest.approx(q / p * ratio.standard_error)
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_errors_of_perplexities_are_paired_by_documents(measured):
+    """Against the jackknife over documents, which knows nothing of derivatives."""
+    found, documents = measured
+    place = found.table.place["document"]
+    values = {"difference": [], "rms_delta_prob": []}
+    for left in range(len(documents)):
+        keep = place != left
+        log_p, log_q = (found.column(name)[keep] for name in ("p_log_prob", "q_log_prob"))
+        values["difference"].append(math.exp(-log_q.mean()) - math.exp(-log_p.mean()))
+        values["rms_delta_prob"].append(math.sqrt(np.square(np.exp(log_q) - np.exp(log_p)).mean()))
+    count = len(documents)
+    for name, left_out in values.items():
+        jackknife = math.sqrt((count - 1) / count * np.square(left_out - np.mean(left_out)).sum())
+        error = getattr(found.figures(), name).standard_error
+        assert error == pytest.approx(jackknife, rel=0.1)  # both to first order in 1/12
 
 
 def test_the_error_is_that_of_documents_and_pairs_cancel_what_is_common(measured):

@@ -9,7 +9,7 @@ import torch
 
 from kullback.core import ArgumentValueError, DataError
 from kullback.lm.documents import Document
-from kullback.lm.drift import drift
+from kullback.lm.model_drift import drift
 from kullback.lm.models import load_models
 from lm import tiny_models
 
@@ -51,8 +51,10 @@ def test_adapters_share_the_weights_of_their_base_and_leave_it_as_it_was(tiny, t
     body = adapter(tiny / "p", tmp_path, "body", ["q_proj", "down_proj"], 1)
     head = adapter(tiny / "p", tmp_path, "head", ["q_proj", "lm_head"], 2)
     whole = adapter(tiny / "p", tmp_path, "whole", ["q_proj"], 3, modules_to_save=["lm_head"])
-    paths = [tmp_path / name for name in ("body", "head", "whole")]
-    p, *qs = load_models(tiny / "p", paths)
+    p, *qs = load_models(tiny / "p", [tmp_path / "body", tmp_path / "head"])
+    with pytest.raises(DataError, match="Try: this adapter in a call of its own"):
+        list(load_models(tiny / "p", [tmp_path / "head", tmp_path / "whole"]))
+    qs += list(load_models(tiny / "p", [tmp_path / "whole"]))[1:]
     assert qs[0].head.data_ptr() == p.head.data_ptr()
     found = drift(p, qs, TEXT)
     for number, alone in enumerate((body, head, whole)):

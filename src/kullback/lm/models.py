@@ -241,7 +241,9 @@ def _load_adapter(path: Path, dtype: str, device: str, bases: _Bases) -> Languag
                     base, str(path), adapter_name=name
                 )
     except Exception as error:
-        raise DataError(f"{path}: peft cannot put it on {named}: {_reason(error)}") from error
+        reason = f"{path}: peft cannot put it on {named}: {_reason(error)}"
+        alone = ". Try: this adapter in a call of its own" if key in bases.adapted else ""
+        raise DataError(reason + alone) from error
     model = bases.adapted[key]
     if model.peft_config[name].is_prompt_learning:  # it acts on inputs, not on weights
         kind = model.peft_config[name].peft_type.value
@@ -363,7 +365,11 @@ def vocabulary_hash(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
-def check_same_tokens(p: LanguageModel, q: LanguageModel, probe: str) -> None:
+# text in which two tokenizers differ
+PROBE = "The quick brown fox, 1 + 1 = 2; naïve café: Ελλάδα 中文\n\tdef f(x):"
+
+
+def check_same_tokens(p: Any, q: LanguageModel, probe: str = PROBE) -> None:
     """Require that P and Q cut text into the same tokens with the same ids.
 
     Args:
@@ -389,7 +395,7 @@ def check_same_tokens(p: LanguageModel, q: LanguageModel, probe: str) -> None:
         raise DataError(f"{names}: expected one tokenizer; got ids {got} for token {at} of a text")
 
 
-def _first_difference(p: LanguageModel, q: LanguageModel) -> str:
+def _first_difference(p: Any, q: LanguageModel) -> str:
     first, second = ({i: t for t, i in m.tokenizer.get_vocab().items()} for m in (p, q))
     for number in sorted(first.keys() | second.keys()):
         if first.get(number) != second.get(number):

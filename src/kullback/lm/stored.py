@@ -29,10 +29,21 @@ from kullback import tokens
 from kullback.core import DataError, read_json, require, write_atomic, write_json
 
 from . import limits
-from .documents import Batch, Document, Plan, Window, batches
-from .models import LanguageModel, load_tokenizer
+from .documents import Batch, Document, Plan, Window, batches, windows
+from .models import LanguageModel, check_same_tokens, load_tokenizer
 
-__all__ = ["Listed", "ListedModel", "Parts", "StoredModel", "read_kld", "read_store", "write_store"]
+__all__ = [
+    "Listed",
+    "ListedModel",
+    "Parts",
+    "StoredModel",
+    "check_pair",
+    "read_kept",
+    "read_kld",
+    "read_store",
+    "stored_kind",
+    "write_store",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -380,7 +391,71 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from None
 
 
+def stored_kind(path: str | Path) -> str:
+    """Return what a path holds of P: "store", "kld" (llama.cpp's logits), or "" for a checkpoint.
+
+    Args:
+        path: A file or a folder.
+    """
+    path = Path(path)
+    if path.is_file():
+        with path.open("rb") as file:
+            return "kld" if file.read(len(KLD_MARK)) == KLD_MARK else ""
+    manifest = path / "manifest.json"
+    kind = read_json(manifest).get("settings", {}).get("kind") if manifest.exists() else None
+    return "store" if kind == "store" else ""
+
+
+def read_kept(
+    path: str | Path, qs: Sequence[LanguageModel], device: str = "cpu"
+) -> tuple[StoredModel | ListedModel, Plan]:
+    """Read a stored P and the windows that candidates are to read.
+
+    Args:
+        path: A folder of `write_store`, or llama.cpp's file of logits.
+        qs: The candidates; their tokenizer says how llama.cpp's chunks began.
+        device: Where P's states go.
+
+    Returns:
+        P and the plan.
+
+    Raises:
+        DataError: Another tokenizer or vocabulary; a damaged or unfinished file.
+    """
+    if stored_kind(path) == "kld":
+        tokenizer = next((q.tokenizer for q in qs if q.tokenizer is not None), None)
+        found, plan = read_kld(path, _bos(tokenizer))
+        model: StoredModel | ListedModel = found
+        check_pair(model, qs)
+        return model, plan
+    model, documents, settings = read_store(path, device)
+    check_pair(model, qs)
+    cut = windows(documents, settings["context"], settings["stride"])
+    cut = [window for window in cut if window.row < settings["scored"]]
+    held = batches(cut, limits.BATCH_TOKENS)
+    return model, Plan(documents, held, settings["context"], settings["stride"], settings["scored"])
+
+
+def check_pair(p: Any, qs: Sequence[LanguageModel]) -> None:
+    """Require one tokenizer and one vocabulary size of P and all candidates."""
+    for q in qs:
+        check_same_tokens(p, q)
+        sizes = f"{p.vocab:,} ({p.name}) and {q.vocab:,} ({q.name})"
+        hint = f"where one is padded, vocab={min(p.vocab, q.vocab)} leaves the padding out"
+        require(q.vocab == p.vocab, "p and q", "one vocabulary size", sizes, hint)
+
+
+def _bos(tokenizer: Any) -> int | None:
+    """Return the token that a tokenizer begins text with, if it does."""
+    if tokenizer is None or tokenizer.bos_token_id is None:
+        return None
+    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return int(tokenizer.bos_token_id) if begins else None
+
+
 # --- llama.cpp
+
+KLD_MARK = b"_logits_"
 
 
 def read_kld(path: str | Path, bos: int | None = None) -> tuple[ListedModel, Plan]:
@@ -429,7 +504,7 @@ def _kld_head(path: Path) -> tuple[int, int, int, Tensor]:
         with path.open("rb") as file:
             mark = file.read(8)
             head = np.frombuffer(file.read(12), np.int32)
-            good = mark == b"_logits_" and len(head) == 3 and (head > 0).all() and head[0] > 3
+            good = mark == KLD_MARK and len(head) == 3 and (head > 0).all() and head[0] > 3
             if not good:
                 raise DataError(f"{path}: expected llama.cpp's file of logits; got another file")
             context, vocab, chunks = (int(one) for one in head)

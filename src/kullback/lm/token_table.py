@@ -25,15 +25,14 @@ from kullback.core import DataError, require
 
 from . import limits
 from .documents import Batch, Document, Plan, Window, batches, windows
-from .models import LanguageModel, check_same_tokens
-from .stored import Listed, ListedModel
+from .models import LanguageModel
+from .stored import Listed, ListedModel, check_pair
 
 __all__ = [
     "COLUMNS",
     "PLACE",
     "TOP",
     "TokenTable",
-    "check_vocabularies",
     "measure_batch",
     "measure_lists",
     "measure_positions",
@@ -143,7 +142,7 @@ def measure_positions(
         >>> found["kl"][0] == tokens.kl(torch.eye(3)[0], 2 * torch.eye(3)[0])
         tensor(True)
     """
-    check_vocabularies(p, qs)
+    check_pair(p, qs)
     rooms = _Rooms({})
 
     def block(rows: slice) -> list[dict[str, Tensor]]:
@@ -173,14 +172,6 @@ def measure_positions(
 
     first, *rest = _blocks(block, len(ids), p.vocab, memory)
     return first, rest
-
-
-def check_vocabularies(p: "LanguageModel | ListedModel", qs: Sequence[LanguageModel]) -> None:
-    """Require that all heads have one size."""
-    for q in qs:
-        sizes = f"{p.vocab:,} ({p.name}) and {q.vocab:,} ({q.name})"
-        hint = f"where one is padded, vocab={min(p.vocab, q.vocab)} leaves the padding out"
-        require(q.vocab == p.vocab, "p and q", "one vocabulary size", sizes, hint)
 
 
 def _blocks(
@@ -320,9 +311,7 @@ def plan_windows(
         ValueError: Vocabularies of different size; a context beyond what a model reads.
     """
     p, *qs = models
-    for q in qs:
-        check_same_tokens(p, q, PROBE)
-    check_vocabularies(p, qs)
+    check_pair(p, qs)
     readable = min((model.context for model in models if model.context), default=None)
     if context is not None and readable is not None:
         require(context <= readable, "context", f"at most {readable:,} (the models')", context)
@@ -339,9 +328,6 @@ def plan_windows(
         raise DataError("text: expected a document of at least two tokens; got none")
     scored = cut[-1].row + cut[-1].count
     return Plan(documents, batches(cut, batch_tokens), context, stride, scored)
-
-
-PROBE = "The quick brown fox, 1 + 1 = 2; naïve café: Ελλάδα 中文\n\tdef f(x):"
 
 
 def measure_batch(

@@ -3,6 +3,7 @@
 - `run_page`: `write`, the page of a training run; `run_charts`: its learning curve, KL bars and map
   of the latent space; `record`: what a run directory holds.
 - `audit_page`: the audit of a loss as text and as a page.
+- `drift_page`: drift of language models as text and as a page.
 - `html`: pages from `templates/`; `figures`: the one style of all charts, drawn by matplotlib.
 - `pictures`: images as PNG; `divergence_plot`, `fit_plot`: SVG of a divergence, of a fit.
 - `explain_tables`, `explain_named`, `explain_fit`: what `--explain` prints.
@@ -19,6 +20,7 @@ from kullback.core.lazy import lazy
 if TYPE_CHECKING:
     from . import (
         audit_page,
+        drift_page,
         evaluation_text,
         explain_fit,
         explain_named,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "UNITS",
     "audit_page",
+    "drift_page",
     "evaluation_text",
     "explain_fit",
     "explain_named",
@@ -49,6 +52,7 @@ __all__ = [
 _MODULES = {
     "UNITS": "text_layout",
     "audit_page": "audit_page",
+    "drift_page": "drift_page",
     "evaluation_text": "evaluation_text",
     "explain_fit": "explain_fit",
     "explain_named": "explain_named",

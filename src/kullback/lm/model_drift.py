@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import itertools
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,16 +24,16 @@ import torch
 from numpy.typing import NDArray
 
 from kullback import tokens
-from kullback.core import __version__, require
+from kullback.core import Estimate, MissingExtraError, __version__, require
 
 from . import clusters, limits
 from .clusters import Clustered, Clusters
 from .documents import Batch, Document, Plan
 from .models import LanguageModel, vocabulary_hash
 from .stored import ListedModel, Parts, write_store
-from .token_table import TokenTable, measure_batch, plan_windows
+from .token_table import PLACE, TOPS, TokenTable, measure_batch, plan_windows
 
-__all__ = ["Drift", "Figures", "Worst", "drift", "settings_of", "store"]
+__all__ = ["Drift", "DriftFigures", "Worst", "drift", "settings_of", "store"]
 
 QUANTITIES = {
     "kl": "nats/token",
@@ -47,26 +48,51 @@ QUANTITIES = {
     "top_overlap": "share",
     "top_stays": "share",
 }
+DIVERGENCES = ("kl", "kl_upper", "reverse_kl", "js")  # that rounding makes larger than 0
 PERCENTILES = (100.0, 99.9, 99.0, 95.0, 90.0, 75.0, 50.0, 25.0, 10.0, 5.0, 1.0, 0.1, 0.0)
+CONTEXT_SHOWN = 12  # tokens before one of the worst
 CONFIDENCES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 Column = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class DriftFigures:
     """What a candidate's report says: the superset of llama.cpp's table.
 
     means: by quantity (`QUANTITIES`), each a `Clustered`. percentiles: of KL(p‖q) and of
-    Δp = q(id) − p(id), by percent. perplexity: of P and of Q. ratio: perplexity of Q over P's, its
-    logarithm with a paired error is the mean of −`log_ratio`. rms_delta_prob: root mean square Δp.
+    Δp = q(id) − p(id), by percent. perplexity: of P and of Q. ratio: perplexity of Q over P's.
+    difference: perplexity of Q less P's. Their errors are paired. correlation: of −log p and
+    −log q over tokens. rms_delta_prob: root mean square Δp.
     """
 
     name: str
     means: dict[str, Clustered]
     percentiles: dict[str, dict[float, float]]
-    perplexity: tuple[float, float]
-    ratio: float
-    rms_delta_prob: float
+    perplexity: tuple[Estimate, Estimate]
+    ratio: Estimate
+    difference: Estimate
+    correlation: float
+    rms_delta_prob: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        single = {
+            "perplexity_p": self.perplexity[0],
+            "perplexity_q": self.perplexity[1],
+            "perplexity_ratio": self.ratio,
+            "perplexity_difference": self.difference,
+            "rms_delta_prob": self.rms_delta_prob,
+        }
+        return {
+            "name": self.name,
+            "means": {name: one.to_dict() for name, one in self.means.items()},
+            "percentiles": {
+                name: {f"{percent:g}": plain(x) for percent, x in one.items()}
+                for name, one in self.percentiles.items()
+            },
+            **{name: one.to_dict() for name, one in single.items()},
+            "log_likelihood_correlation": plain(self.correlation),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,18 +166,18 @@ class Drift:
             q: The candidate's number.
             keep: Bool `[n]`, the tokens that count; None: all.
         """
-        values = self.column(quantity, q)
+        floor = self.floors[q] if self.floors and quantity in DIVERGENCES else 0.0
+        unit = QUANTITIES.get(quantity, "nats/token")
+        return self._mean_of(self.column(quantity, q), keep, floor, unit)
+
+    def _mean_of(
+        self, values: Column, keep: Column | None = None, floor: float = 0.0, unit: str = ""
+    ) -> Clustered:
         labels, kind = self._clusters(keep)
         values = values if keep is None else values[keep]
         sums = np.bincount(labels, values, minlength=len(kind.sizes))
-        floor = self.floors[q] if self.floors and quantity in ("kl", "reverse_kl", "js") else 0.0
-        return clusters.ratio_mean(
-            sums,
-            kind,
-            squares=float(np.square(values).sum()),
-            rounding=floor,
-            unit=QUANTITIES.get(quantity, "nats/token"),
-        )
+        squares = float(np.square(values).sum())
+        return clusters.ratio_mean(sums, kind, squares=squares, rounding=floor, unit=unit)
 
     def _clusters(self, keep: Column | None) -> tuple[Column, Clusters]:
         """Return the cluster of every token that counts, and what the clusters are."""
@@ -173,18 +199,32 @@ class Drift:
         upper = "kl_upper" in self.table.candidates[q]
         return [name for name in QUANTITIES if name != "kl_upper" or upper]
 
-    def figures(self, q: int = 0) -> Figures:
+    def figures(self, q: int = 0) -> DriftFigures:
         """Return everything that the report says of a candidate."""
-        log_p, log_q = (-float(np.mean(one, dtype=np.float64)) for one in self._log_probs(q))
+        loss_p, loss_q = (-one.astype(np.float64) for one in self._log_probs(q))
+        p, q_, ratio = (_exp(x) for x in (loss_p.mean(), loss_q.mean(), (loss_q - loss_p).mean()))
         delta = self.column("delta_prob", q)
-        return Figures(
-            self.q_names[q],
-            {name: self.mean(name, q) for name in self.quantities(q)},
-            {"kl": _percentiles(self.column("kl", q)), "delta_prob": _percentiles(delta)},
-            (_exp(log_p), _exp(log_q)),
-            _exp(log_q - log_p),
-            float(np.sqrt(np.square(delta).mean())),
+        rms = float(np.sqrt(np.square(delta).mean()))
+        # to first order an error is that of the mean of the derivative times the token's value
+        return DriftFigures(
+            name=self.q_names[q],
+            means={name: self.mean(name, q) for name in self.quantities(q)},
+            percentiles={
+                "kl": _percentiles(self.column("kl", q)),
+                "delta_prob": _percentiles(delta),
+            },
+            perplexity=(self._linear(p, p * loss_p), self._linear(q_, q_ * loss_q)),
+            ratio=self._linear(ratio, ratio * (loss_q - loss_p)),
+            difference=self._linear(q_ - p, q_ * loss_q - p * loss_p),
+            correlation=_correlation(loss_p, loss_q),
+            rms_delta_prob=self._linear(rms, np.square(delta) / (2 * rms) if rms else delta),
         )
+
+    def _linear(self, value: float, values: Column) -> Estimate:
+        """Return a value with the clustered error of a mean of tokens' values."""
+        if not (math.isfinite(value) and np.isfinite(values).all()):
+            return Estimate(value, math.nan, len(values)).without_error("not finite")
+        return replace(self._mean_of(values, unit="").estimate, value=value)
 
     def paired(self, first: int, second: int, quantity: str = "kl") -> Clustered:
         """Return the mean of `first` less that of `second`, its error that of the paired documents.
@@ -293,6 +333,77 @@ class Drift:
             for q, name in enumerate(self.q_names)
             if quantity in self.table.candidates[q]
         }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary: every candidate's figures, breakdowns, worst tokens."""
+        numbers = range(len(self.q_names))
+        pairs = itertools.combinations(numbers, 2)
+        return {
+            "p": self.p_name,
+            "tokens": len(self.table),
+            "documents": len(self.documents),
+            "kl_is": self.bound or "exact",
+            "candidates": [self._candidate(q) for q in numbers],
+            "paired": [
+                {"first": self.q_names[a], "second": self.q_names[b], **self.paired(a, b).to_dict()}
+                for a, b in pairs
+            ],
+            "manifest": self.manifest,
+        }
+
+    def _candidate(self, q: int) -> dict[str, Any]:
+        parts = {
+            f"by_{what}": {label: one.to_dict() for label, one in self.by(what, q).items()}
+            for what in ("position", "confidence", "role")
+        }
+        worst = [
+            {
+                "document": self.documents[one.document].name,
+                "position": one.position,
+                "kl": plain(one.kl),
+                "text": self.text(one.document, one.position, one.position + 1),
+                "before": self.text(one.document, one.position - CONTEXT_SHOWN, one.position),
+            }
+            for one in self.worst(q=q)
+        ]
+        floor = {"rounding_floor": self.floors[q]} if self.floors else {}
+        return self.figures(q).to_dict() | parts | floor | {"worst": worst}
+
+    def to_arrow(self) -> Any:
+        """Return a `pyarrow.Table`: a row a scored token and candidate, all columns and its text.
+
+        Raises:
+            MissingExtraError: pyarrow is not installed.
+        """
+        try:
+            import pyarrow
+        except ImportError:
+            raise MissingExtraError(
+                "a Parquet file needs pyarrow. Try: pip install 'kullback[tables]'"
+            ) from None
+        place = self.table.place
+        names = [one.name for one in self.documents]
+        ids, codes = np.unique(place["id"], return_inverse=True)
+        roles, role_codes = np.unique(self.roles().astype(str), return_inverse=True)
+        shared = {
+            "document": _named(place["document"], names),
+            "position": pyarrow.array(place["position"]),
+            "id": pyarrow.array(place["id"]),
+            "token": _named(codes, [self.token(int(one)) for one in ids]),
+            "role": _named(role_codes, roles.tolist()),
+            **{name: pyarrow.array(place[name]) for name in PLACE if name.startswith("p_")},
+        }
+        parts = []
+        for q, theirs in enumerate(self.table.candidates):
+            label = _named(np.full(len(self.table), q), list(self.q_names))
+            columns = {n: pyarrow.array(c) for n, c in theirs.items() if n not in TOPS}
+            parts.append(pyarrow.table({"candidate": label} | shared | columns))
+        manifest = json.dumps(self.manifest).encode()
+        return pyarrow.concat_tables(parts).replace_schema_metadata({"kullback": manifest})
+
+    def token(self, number: int) -> str:
+        """Return a token's text; its id where no tokenizer is known."""
+        return str(number) if self.tokenizer is None else str(self.tokenizer.decode([number]))
 
     def text(self, document: int, start: int, stop: int) -> str:
         """Return the text of some tokens; their ids where no tokenizer is known."""
@@ -540,6 +651,24 @@ def _percentiles(values: Column) -> dict[float, float]:
     return dict(
         zip(PERCENTILES, np.percentile(values, PERCENTILES).astype(float).tolist(), strict=True)
     )
+
+
+def _named(codes: Column, names: list[str]) -> Any:
+    """Return a column of names, each stored once."""
+    import pyarrow
+
+    return pyarrow.DictionaryArray.from_arrays(pyarrow.array(codes.astype(np.int32)), names)
+
+
+def plain(number: float) -> float | str:
+    """Return a number that JSON can hold: "inf" and "nan" as text."""
+    return float(number) if math.isfinite(number) else repr(float(number))
+
+
+def _correlation(x: Column, y: Column) -> float:
+    if np.ptp(x) == 0 or np.ptp(y) == 0 or not np.isfinite(x + y).all():
+        return math.nan
+    return float(np.corrcoef(x, y)[0, 1])
 
 
 def _exp(number: float) -> float:
