@@ -503,12 +503,13 @@ def _kld_head(path: Path) -> tuple[int, int, int, Tensor]:
     try:
         with path.open("rb") as file:
             mark = file.read(8)
-            head = np.frombuffer(file.read(12), np.int32)
-            good = mark == KLD_MARK and len(head) == 3 and (head > 0).all() and head[0] > 3
+            head = np.frombuffer(file.read(12).ljust(12, b"\0"), np.int32)
+            good = mark == KLD_MARK and (head > 0).all() and head[0] > 3
             if not good:
                 raise DataError(f"{path}: expected llama.cpp's file of logits; got another file")
             context, vocab, chunks = (int(one) for one in head)
-            read = np.frombuffer(file.read(4 * context * chunks), np.int32)
+            held = file.read(4 * context * chunks)
+            read = np.frombuffer(held[: len(held) // 4 * 4], np.int32)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if len(read) < context * chunks:

@@ -241,12 +241,7 @@ def _chart(found: Drift, what: str, title: str) -> "Markup":
             parts = found.by(what, q)
             labels = list(parts)
             values = [one.estimate.value for one in parts.values()]
-            errors = [
-                1.96 * one.estimate.standard_error
-                if math.isfinite(one.estimate.standard_error)
-                else 0.0
-                for one in parts.values()
-            ]
+            errors = np.array([_reach(one) for one in parts.values()]).T
             places = np.arange(len(labels)) + 0.12 * (q - (len(found.q_names) - 1) / 2)
             color = PAGE_COLORS[("a", "b", "soft")[q % 3]]
             axis.errorbar(places, values, errors, fmt="o", color=color, markersize=5, gid=name)
@@ -254,6 +249,14 @@ def _chart(found: Drift, what: str, title: str) -> "Markup":
         axis.set_ylim(bottom=0.0)
         axis.set_ylabel("KL(P‖Q), nats a token")
         return markup(inline_svg(figure, label=f"KL {title}"))
+
+
+def _reach(one: Clustered) -> tuple[float, float]:
+    """Return how far the 95 % interval reaches below and above the mean; 0 without one."""
+    value = one.estimate.value
+    low, high = one.estimate.interval()
+    good = math.isfinite(low) and math.isfinite(high) and not one.estimate.no_error
+    return (value - low, high - value) if good else (0.0, 0.0)
 
 
 def _embedded(data: dict[str, Any]) -> "Markup":
