@@ -208,8 +208,9 @@ def test_text_of_the_corpus_cannot_become_markup(tmp_path):
         def decode(self, ids):
             return "".join(["</script><b>", "<!--", "\u2028"][i] for i in ids)
 
-    p = LanguageModel("<i>p", lambda ids: torch.eye(3)[ids], torch.eye(3), tokenizer=Tokenizer())
-    q = LanguageModel("q&", p.hidden, 2 * torch.eye(3), tokenizer=p.tokenizer)
+    made = Tokenizer()
+    p = LanguageModel("<i>p", lambda ids: torch.eye(3)[ids], -2 * torch.eye(3), tokenizer=made)
+    q = LanguageModel("q&", p.hidden, -torch.eye(3), tokenizer=made)
     text = [Document("</script>" + str(n), torch.arange(20) % 3) for n in range(12)]
     content = drift_page.page(drift(p, q, text, tops=True))
     assert content.count("<script") == content.count("</script>") == 2
@@ -217,7 +218,8 @@ def test_text_of_the_corpus_cannot_become_markup(tmp_path):
     assert "<i>p" not in content
 
 
-def test_a_large_corpus_stays_below_two_megabytes(monkeypatch):
+@pytest.mark.slow
+def test_a_large_corpus_stays_below_two_megabytes():
     from kullback.lm import Document, LanguageModel, drift
     from kullback.report import drift_page
 

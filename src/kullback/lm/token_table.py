@@ -209,12 +209,24 @@ def _agreement(
     found = {
         "same_top": theirs.indices[:, 0] == top[:, 0],
         "top_overlap": shared,
-        "rank": ((other > other.gather(-1, top[:, :1])).sum(-1) + 1).int(),
+        "rank": _rank(other, theirs.values, top[:, :1]).int(),
     }
     if tops:
         at = other.gather(-1, ids[:, None]).double()
         probs = (theirs.values.double() - at + log_prob.double()[:, None]).exp()
         found |= {"top_ids": theirs.indices.int(), "top_probs": probs.float()}
+    return found
+
+
+def _rank(other: Tensor, largest: Tensor, first: Tensor) -> Tensor:
+    """Return the rank of tokens `first` `[n, 1]`, 1 the largest.
+
+    All tokens are counted only where it is not among the `largest`.
+    """
+    at = other.gather(-1, first)
+    found = (largest > at).sum(-1) + 1
+    below = found > largest.shape[1]
+    found[below] = (other[below] > at[below]).sum(-1) + 1
     return found
 
 
