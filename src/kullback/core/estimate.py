@@ -1,6 +1,6 @@
-"""Student's law: how many standard errors hold the truth when the error is itself estimated.
+"""`Estimate`: a number that came from draws, with its error bar, unit and bias.
 
-`Estimate`: a number that came from draws, with its error bar, unit and bias.
+`two_sided`: the quantile of Student's t that an interval needs when the error is itself estimated.
 
 Every sampled number in kullback is one of these. It is never clipped and NaN is never filtered
 away. Nothing here imports torch: values may be floats or tensors of shape `[*batch]`.
@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any, Literal
 
-from .checks import require, require_type
+from .errors import require, require_type
+from .limits import LISTED_VALUES, NEGLIGIBLE_SKEWNESS, PRINTED_DECIMALS, PRINTED_MAGNITUDE
 
 __all__ = ["Bias", "Estimate", "short_values", "two_sided"]
-
-_LISTED = 6  # values of a batch that are printed one by one
 
 
 def two_sided(level: float, freedom: int) -> float:
@@ -319,7 +318,7 @@ def _beyond(t: float, skewness: Any) -> Any:
 
     Hall's is `3/g · (1 − (1 − g (t + g/6))^(1/3))`, the transformation of t solved for t.
     """
-    skewed = abs(skewness) > 1e-6  # below, the difference is far below t's own rounding
+    skewed = abs(skewness) > NEGLIGIBLE_SKEWNESS
     g = skewness * skewed + 1.0 * (1 - skewed * 1)
     inside = 1.0 - g * (t + g / 6)
     root = ((inside > 0) * 1 - (inside < 0) * 1) * abs(inside) ** (1 / 3)
@@ -378,26 +377,25 @@ def _rounded(value: Any, error: Any, no_error: str) -> str:
         return f"{value:.6g} ± {error:.2g}"
     error = float(f"{error:.1e}")  # two significant digits, also where rounding carries over
     places = 1 - math.floor(math.log10(error))
-    if places > 12 or abs(value) >= 1e12:
+    if places > PRINTED_DECIMALS or abs(value) >= PRINTED_MAGNITUDE:
         return f"{value:.6g} ± {error:.2g}"
-    places = max(0, min(12, places))
+    places = max(0, places)
     return f"{value:.{places}f} ± {error:.{places}f}"
 
 
 def _rounded_batch(value: Any, error: Any, no_error: str) -> str:
     """Write `[value ± error, …]`; of a larger batch the range of the values and of the errors."""
-    if value.ndim == 1 and len(value) <= _LISTED:
+    if value.ndim == 1 and len(value) <= LISTED_VALUES:
         errors = error.tolist() if getattr(error, "ndim", 0) else [float(error)] * len(value)
-        pairs = zip(value.tolist(), errors, strict=True)
-        return f"[{', '.join(_rounded(*pair, no_error if _none(pair) else '') for pair in pairs)}]"
+        each = [
+            _rounded(number, bar, no_error if math.isnan(bar) else "")
+            for number, bar in zip(value.tolist(), errors, strict=True)
+        ]
+        return f"[{', '.join(each)}]"
     known = error[error == error] if getattr(error, "ndim", 0) else value[:0]
     if not math.prod(known.shape):
         return short_values(value)
     return f"{short_values(value)}, ± {float(known.min()):.2g} to {float(known.max()):.2g}"
-
-
-def _none(pair: tuple[float, float]) -> bool:
-    return math.isnan(pair[1])
 
 
 def short_values(values: Any, form: str = ".6g") -> str:
@@ -419,7 +417,7 @@ def short_values(values: Any, form: str = ".6g") -> str:
     if not getattr(values, "ndim", 0):
         return f"{float(values):{form}}"
     shape = list(values.shape)
-    if len(shape) == 1 and shape[0] <= _LISTED:
+    if len(shape) == 1 and shape[0] <= LISTED_VALUES:
         return f"[{', '.join(f'{value:{form}}' for value in values.tolist())}]"
     if 0 in shape:
         return f"{shape} values"

@@ -1,5 +1,6 @@
-"""Old names of moved modules: `import kullback.tokens.policy` still works, with a warning.
+"""Names that are imported on first use (`lazy`), and old names of modules that moved (`MOVED`).
 
+`lazy` keeps `import kullback` cheap. `import kullback.tokens.policy` still works, with a warning:
 `install` puts one finder behind Python's own. It knows the names in `MOVED` and nothing else, so no
 other import is touched. An old name gives a module with the names of the new one and a
 `DeprecationWarning` that says where they are now. What a package offers (`kullback.tokens.kl`) has
@@ -7,20 +8,25 @@ not moved.
 """
 
 import importlib
-import importlib.util
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_loader
 from types import ModuleType
+from typing import Any
 
-__all__ = ["MOVED", "install"]
+__all__ = ["MOVED", "install", "lazy"]
 
 _NEW = {
     "cli.named_distributions": "measure.named_distributions",
+    "core.checks": "core.errors",
+    "core.numpy_files": "core.files",
     "core.student": "core.estimate",
     "data.assemble": "data.loading",
+    "data.binary": "data.dataset",
+    "data.embedded": "data.loading",
     "data.folder": "data.pictures",
     "data.picture": "data.pictures",
     "data.resize": "data.pictures",
@@ -99,13 +105,24 @@ _NEW = {
     "tokens.triton_slopes": "tokens.backends.triton_kernels",
     "tokens.truncated": "tokens.divergences.top_k",
     "vae.bounds": "vae.evidence",
-    "vae.by_hand": "vae.fast.elbo_step",
-    "vae.flat": "vae.fast.flat",
-    "vae.fused": "vae.fast.fused",
+    "vae.by_hand": "vae.elbo_step",
+    "vae.device": "vae.run",
+    "vae.diagonal_gaussian": "vae.priors",
+    "vae.events": "vae.likelihoods",
+    "vae.fast": "vae.elbo_step",
+    "vae.fast.elbo_step": "vae.elbo_step",
+    "vae.fast.flat": "vae.checkpoint",
+    "vae.fast.fused": "vae.networks",
+    "vae.fast.native_step": "vae.elbo_step",
+    "vae.flat": "vae.checkpoint",
+    "vae.fused": "vae.networks",
     "vae.kinds": "vae.architecture",
     "vae.logistics": "vae.likelihoods",
-    "vae.native_step": "vae.fast.native_step",
+    "vae.monitor": "vae.loop",
+    "vae.native_step": "vae.elbo_step",
     "vae.nonfinite": "vae.loop",
+    "vae.standardise": "vae.model",
+    "vae.store": "vae.checkpoint",
     "variational.adam": "variational.optimise.stochastic",
     "variational.anchored": "variational.optimise.control_variate",
     "variational.batch_and_match": "variational.optimise.batch_and_match",
@@ -123,7 +140,7 @@ _NEW = {
     "variational.families.mean_field": "variational.families.gaussians",
     "variational.forward": "variational.optimise.forward_kl",
     "variational.frame": "variational.families.family",
-    "variational.gaussian": "vae.diagonal_gaussian",
+    "variational.gaussian": "vae.priors",
     "variational.lbfgs": "variational.optimise.lbfgs",
     "variational.losses": "variational.optimise.losses",
     "variational.noise": "variational.optimise.starts",
@@ -150,7 +167,9 @@ class _Finder(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return importlib.util.spec_from_loader(fullname, self) if fullname in MOVED else None
+        package = any(old.startswith(f"{fullname}.") for old in MOVED)
+        moved = fullname in MOVED
+        return spec_from_loader(fullname, self, is_package=package) if moved else None
 
     def exec_module(self, module: ModuleType) -> None:
         new = MOVED[module.__name__]
@@ -170,3 +189,31 @@ def install() -> None:
     """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())
+
+
+def lazy(
+    package: str, names: dict[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return `__getattr__` and `__dir__` for a package whose `names` live in other modules.
+
+    Args:
+        package: The dotted name of the package, for the message.
+        names: Public name to the module that holds it; a module that is itself the public name
+            maps to itself.
+
+    Returns:
+        The two functions; `__getattr__` raises AttributeError for any other name.
+
+    Example:
+        >>> get, _ = lazy("demo", {"sqrt": "math"})
+        >>> get("sqrt")(9.0)
+        3.0
+    """
+
+    def get(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module = importlib.import_module(names[name])
+        return module if names[name] == f"{package}.{name}" else getattr(module, name)
+
+    return get, lambda: sorted(names)

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kullback.core import DataError
-from kullback.core.checks import describe
-from kullback.core.numpy_files import DAMAGE, why
+from kullback.core import DAMAGE, DataError, describe, why
 
 from .examples import Examples, Reading, digests_of, plural
 from .grid import Grid, grid_of, is_shifted_grid, named, quantised

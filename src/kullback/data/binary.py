@@ -16,9 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import require, require_type
-from kullback.core.checks import describe
-from kullback.core.compiling import load
+from kullback.core import compiling, describe, require, require_type
 
 __all__ = ["binarize", "binarize_all"]
 

@@ -11,8 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kullback.core import DataError
-from kullback.core.checks import describe
+from kullback.core import DataError, describe
 
 from .binary import binarize
 from .grid import Grid

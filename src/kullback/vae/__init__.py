@@ -6,7 +6,7 @@ your own; `evaluate` for figures with error bars. Loads on first use.
 
 from typing import TYPE_CHECKING
 
-from kullback.core.lazy import lazy
+from kullback.core import lazy
 
 if TYPE_CHECKING:
     from .architecture import Architecture

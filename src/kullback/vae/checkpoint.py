@@ -12,8 +12,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from kullback.core import RunError
-from kullback.core.files import write_atomic
+from kullback.core import RunError, write_atomic
 
 from . import store
 from .loop import State

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kullback.core import RunError, require
-from kullback.core.checks import describe
+from kullback.core import RunError, describe, require
 from kullback.variational import objectives
 
 from . import diagonal_gaussian, store

@@ -8,8 +8,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from kullback.core import RunError
-from kullback.core.files import read_json, write_atomic, write_json
+from kullback.core import RunError, read_json, write_atomic, write_json
 
 __all__ = ["load_tensors", "read_json", "refuse_to_overwrite", "save_tensors", "write_json"]
 

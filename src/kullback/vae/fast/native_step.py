@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core.compiling import load
+from kullback.core import compiling
 from kullback.vae.networks import LOG_SD_LIMIT
 
 __all__ = ["Layers", "NativeStep", "library"]
