@@ -18,6 +18,7 @@ from .errors import (
     message,
     require,
     require_type,
+    warn_caller,
 )
 from .estimate import Bias, Estimate, short_values, two_sided
 from .files import (
@@ -29,7 +30,7 @@ from .files import (
     write_atomic,
     write_json,
 )
-from .moved import install, lazy
+from .moved import install, lazy, renamed
 
 __all__ = [
     "ArgumentTypeError",
@@ -52,10 +53,12 @@ __all__ = [
     "parse_json",
     "read_json",
     "read_npy",
+    "renamed",
     "require",
     "require_type",
     "short_values",
     "two_sided",
+    "warn_caller",
     "write_atomic",
     "write_json",
 ]
