@@ -4,9 +4,6 @@ import itertools
 
 import pytest
 import torch
-from torch.nn.functional import linear, relu, silu
-
-from kullback.vae import diagonal_gaussian
 from kullback.vae.fast.fused import (
     ACTIVATIONS,
     bernoulli_log_likelihood,
@@ -14,6 +11,9 @@ from kullback.vae.fast.fused import (
     draw_and_kl,
     mlp,
 )
+from torch.nn.functional import linear, relu, silu
+
+from kullback.vae import priors as diagonal_gaussian
 from kullback.vae.networks import Mlp
 
 PLAIN = {"tanh": torch.tanh, "silu": silu, "relu": relu}

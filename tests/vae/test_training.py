@@ -13,11 +13,10 @@ from kullback.core import DataError, Estimate, RunError
 from kullback.data import Dataset
 from kullback.data.dataset import sha256_of
 from kullback.vae import VAE, Architecture, Training, build, resume, train
+from kullback.vae.checkpoint import FlatParameters, load_tensors
+from kullback.vae.evaluation import collapse_warning
 from kullback.vae.evidence import bounds
-from kullback.vae.fast.flat import FlatParameters
 from kullback.vae.loop import State, batches, fit, loss_terms
-from kullback.vae.monitor import collapse_warning
-from kullback.vae.store import load_tensors
 
 SMALL = Architecture(hidden=(16,), latent=3)
 

@@ -43,9 +43,8 @@ def _gather() -> dict[str, Any]:
 
     import torch
 
-    from kullback.core.compiling import load
-    from kullback.vae.device import matmul_gflops, pick_device, pick_precision, pick_threads
-    from kullback.vae.fast.native_step import SOURCE
+    from kullback.core import compiling
+    from kullback.vae import SOURCE, matmul_gflops, pick_device, pick_precision, pick_threads
 
     device, threads = pick_device(), pick_threads()
     rates = {
@@ -65,7 +64,7 @@ def _gather() -> dict[str, Any]:
         "threads": threads,
         "cores": os.cpu_count(),
         "matmul_gflops": rates,
-        "compiled": load(SOURCE)[1] or "in use",
+        "compiled": compiling.load(SOURCE)[1] or "in use",
         "extras": {name: _state(name, modules) for name, modules in EXTRAS.items()},
     }
 

@@ -1,7 +1,7 @@
 """Floor 0, no torch: what every other folder stands on.
 
-`estimate`: a sampled number with its error bar; `errors`: the errors of the package and the argument
-checks that raise them; `files`: files written whole or not at all, JSON and NumPy's files;
+`estimate`: a sampled number with its error bar; `errors`: the errors of the package and the
+argument checks that raise them; `files`: files written whole or not at all, JSON and NumPy's files;
 `compiling`: C compiled at first use; `moved`: names imported on first use, and old names of
 modules; `limits`: the thresholds of this folder.
 """

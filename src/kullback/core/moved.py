@@ -1,10 +1,10 @@
 """Names that are imported on first use (`lazy`); old names of modules and arguments.
 
 `lazy` keeps `import kullback` cheap. `import kullback.tokens.policy` still works, with a warning
-(`MOVED`), and so do old names of arguments (`renamed`). `install` puts one finder behind Python's own. It knows the names in `MOVED` and nothing else, so no
-other import is touched. An old name gives a module with the names of the new one and a
-`DeprecationWarning` that says where they are now. What a package offers (`kullback.tokens.kl`) has
-not moved.
+(`MOVED`), and so do old names of arguments (`renamed`). `install` puts one finder behind Python's
+own. It knows the names in `MOVED` and nothing else, so no other import is touched. An old name
+gives a module with the names of the new one and a `DeprecationWarning` that says where they are
+now. What a package offers (`kullback.tokens.kl`) has not moved.
 """
 
 import functools

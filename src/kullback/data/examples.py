@@ -11,8 +11,19 @@ from numpy.typing import NDArray
 from kullback.core import require
 
 from .grid import Grid
+from .limits import BYTE_LEVELS, MAX_SIDE
 
-__all__ = ["Channels", "Examples", "Fit", "Progress", "Reading", "as_size", "digests_of", "plural"]
+__all__ = [
+    "Channels",
+    "Examples",
+    "Fit",
+    "Fitting",
+    "Progress",
+    "Reading",
+    "as_size",
+    "digests_of",
+    "plural",
+]
 
 Fit = Literal["crop", "pad"]
 Channels = Literal["auto", "grey", "rgb"]
@@ -31,6 +42,15 @@ class Reading:
     levels: str = "auto"
     grid: Grid | None = None
     rules: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """The size (height, width) and the channels that pictures are brought to, and how."""
+
+    size: tuple[int, int] | None
+    fit: Fit
+    channels: Channels
 
 
 @dataclass(slots=True)
@@ -59,7 +79,7 @@ class Examples:
     @property
     def levels(self) -> int:
         """How many levels the values have, where they are levels."""
-        return 256 if self.grid is None else self.grid.count
+        return BYTE_LEVELS if self.grid is None else self.grid.count
 
 
 def digests_of(values: NDArray[Any]) -> list[bytes]:
@@ -81,7 +101,7 @@ def as_size(size: Any) -> tuple[int, int] | None:
     if size is None:
         return None
     pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
-    good = len(pair) == 2 and all(type(side) is int and 1 <= side <= 4096 for side in pair)
+    good = len(pair) == 2 and all(type(side) is int and 1 <= side <= MAX_SIDE for side in pair)
     require(good, "size", "a side from 1 to 4096, or (height, width)", repr(size), "size=64")
     return pair[0], pair[1]
 

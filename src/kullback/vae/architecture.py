@@ -8,6 +8,8 @@ from typing import Any
 
 from kullback.core import RunError, require
 
+from .limits import CONV_MIN_SIDE, MAX_LAYERS, MAX_WIDTH
+
 __all__ = ["KINDS", "LIKELIHOODS", "Architecture", "Spec", "choose"]
 
 KINDS = ("binary", "8-bit", "levels", "continuous")
@@ -89,7 +91,7 @@ class Architecture:
         require(known, "network", "auto, mlp or conv", repr(self.network))
         known = self.activation in ACTIVATIONS
         require(known, "activation", f"one of {', '.join(ACTIVATIONS)}", repr(self.activation))
-        widths = len(self.hidden) <= 32 and all(_positive(h) for h in self.hidden)
+        widths = len(self.hidden) <= MAX_LAYERS and all(_positive(h) for h in self.hidden)
         require(widths, "hidden", "1 to 32 positive widths, such as 200,200", self.hidden)
         require(_positive(self.latent), "latent", "at least 1 dimension", self.latent)
         require(_positive(self.components), "components", "at least 1", self.components)
@@ -102,7 +104,7 @@ class Architecture:
 
         Errors: ValueError where the likelihood does not fit the kind of data.
         """
-        image = len(event_shape) == 3 and min(event_shape[1:]) >= 8
+        image = len(event_shape) == 3 and min(event_shape[1:]) >= CONV_MIN_SIDE
         network = self.network if self.network != "auto" else ("conv" if image else "mlp")
         hidden = self.hidden or USUAL[network]
         likelihood, _ = choose(kind, self.likelihood)
@@ -165,4 +167,4 @@ class Spec:
 
 
 def _positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1_000_000
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_WIDTH

@@ -16,13 +16,24 @@ from torch import Tensor
 from kullback.core import Estimate, require
 
 from .evidence import Bounds, bounds
-from .limits import DRAWS_FOR_LOOSE, LOOSE
+from .limits import (
+    ACTIVE_KL,
+    ACTIVE_VARIANCE,
+    COLLAPSED_KL,
+    DRAWS_FOR_LOOSE,
+    FEW_EFFECTIVE_DRAWS,
+    IMAGES_PER_BLOCK,
+)
 from .model import VAE
-from .monitor import active_units, over_images, varying_units
 
-__all__ = ["Evaluation", "evaluate"]
-
-IMAGES = 100  # images a block of the loop covers
+__all__ = [
+    "Evaluation",
+    "active_units",
+    "collapse_warning",
+    "evaluate",
+    "over_images",
+    "varying_units",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +116,11 @@ def evaluate(
     generator = torch.Generator(x.device).manual_seed(seed)
     parts: list[Bounds] = []
     with _decoder_in(model, precision):
-        for start in range(0, len(x), IMAGES):
-            part = x[start : start + IMAGES]
+        for start in range(0, len(x), IMAGES_PER_BLOCK):
+            part = x[start : start + IMAGES_PER_BLOCK]
             parts.append(bounds(model, part, draws=draws, generator=generator))
             if progress is not None:
-                progress(min(start + IMAGES, len(x)), len(x))
+                progress(min(start + IMAGES_PER_BLOCK, len(x)), len(x))
     return _summarise(model, parts, x, draws, seed)
 
 
@@ -131,7 +142,7 @@ def _summarise(model: VAE, parts: list[Bounds], x: Tensor, draws: int, seed: int
 
     elbo, weighted = joined("elbo"), joined("importance_weighted")
     effective, means = joined("effective_draws"), joined("mean")
-    loose = float((effective < LOOSE).double().mean())
+    loose = float((effective < FEW_EFFECTIVE_DRAWS).double().mean())
     kl = model.prior.kl(means, joined("log_sd")).mean(0)
     below = "a lower bound on log p(x), in expectation"
     tight = f"the importance-weighted bound of {draws} draws is below log p(x) in expectation"
@@ -159,3 +170,59 @@ def _summarise(model: VAE, parts: list[Bounds], x: Tensor, draws: int, seed: int
         varying_units=varying_units(means),
         levels=levels,
     )
+
+
+def varying_units(means: torch.Tensor) -> int:
+    """Count the dimensions with `Var_x(E_q[z_d|x]) > 0.01` (Burda et al. 2016, section 5.2).
+
+    means: `[n, latent]`. That criterion counts dimensions that cost 0.005 nats, so it is no
+    measure of use where β is large: there all dimensions can vary and none say much.
+
+    >>> varying_units(torch.tensor([[0.0, 1.0], [0.0, -1.0]]))
+    1
+    """
+    return int((means.var(0, correction=min(1, len(means) - 1)) > ACTIVE_VARIANCE).sum())
+
+
+def active_units(means: torch.Tensor, kl: torch.Tensor) -> int:
+    """Count the dimensions that vary as in `varying_units` and carry 0.1 nats or more.
+
+    means: `[n, latent]`; kl: `[latent]`, the mean KL(q(z_d|x) ‖ p(z_d)) over x, an upper bound on
+    the information I(x; z_d).
+
+    >>> means = torch.tensor([[0.0, 1.0, 0.2], [0.0, -1.0, -0.2]])
+    >>> active_units(means, torch.tensor([0.0, 1.3, 0.02]))
+    1
+    """
+    varies = means.var(0, correction=min(1, len(means) - 1)) > ACTIVE_VARIANCE
+    return int((varies & (kl.to(means) >= ACTIVE_KL)).sum())
+
+
+def collapse_warning(kl: list[float], active: int, beta: float) -> str:
+    """Say that the posterior has collapsed, and what to do; empty when it has not.
+
+    kl: the mean KL of every latent dimension, in nats.
+
+    >>> collapse_warning([0.001, 0.002], 0, 1.0)[:18]
+    'posterior collapse'
+    >>> collapse_warning([2.0, 1.0], 2, 1.0)
+    ''
+    """
+    total = sum(kl)
+    if active > 0 and total > COLLAPSED_KL:
+        return ""
+    says = "nothing" if total <= COLLAPSED_KL else "little"
+    remedy = "--warmup 0.3, --free-bits 0.1 or a lower --learning-rate"
+    remedy = f"a smaller --beta (now {beta:g}), {remedy}" if beta > 1 else remedy
+    return (
+        f"posterior collapse: {active} of {len(kl)} latent dimensions are active and the KL is "
+        f"{total:.2g} nats, so z says {says} about x. Try: {remedy}"
+    )
+
+
+def over_images(terms: torch.Tensor, **more: Any) -> Estimate:
+    """Return `Estimate.from_terms`, or for a single image its value without an error."""
+    if len(terms) > 1:
+        return Estimate.from_terms(terms, **more)
+    alone = Estimate(float(terms[0]), 0.0, 1, **more)
+    return alone.without_error("there is one image only, and errors are over images")

@@ -13,13 +13,11 @@ from torch import Tensor
 from kullback.core import require
 from kullback.sampled import effective_sample_size, log_mean_exp
 
-from . import diagonal_gaussian
 from .likelihoods import Likelihood
-from .priors import StandardNormal
+from .limits import DECODER_OUTPUTS
+from .priors import StandardNormal, draw
 
 __all__ = ["Bounds", "bounds"]
-
-OUTPUTS = 800_000  # decoder outputs at once: what a core's cache holds
 
 
 class LatentVariableModel(Protocol):
@@ -57,6 +55,15 @@ class Bounds:
     draws: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """Draws of q(z|x) for each x, rows the decoder takes at once, and the source of noise."""
+
+    draws: int
+    rows: int
+    generator: torch.Generator
+
+
 @torch.no_grad()
 def bounds(
     model: LatentVariableModel, x: Tensor, *, draws: int, generator: torch.Generator
@@ -77,12 +84,11 @@ def bounds(
     rate = model.prior.kl(mean, log_sd).sum(-1)
     rows = _rows(model, mean)
     images = max(1, rows // draws)  # images a block of log-weights covers
+    blocks = _Blocks(draws, rows, generator)
     elbo, weighted, effective = [], [], []
     for start in range(0, len(x), images):
         part = slice(start, start + images)
-        likelihood, ratio = _log_terms(
-            model, x[part], mean[part], log_sd[part], draws, rows, generator
-        )
+        likelihood, ratio = _log_terms(model, x[part], mean[part], log_sd[part], blocks)
         log_weights = likelihood + ratio
         elbo.append(likelihood.mean(0))
         weighted.append(log_mean_exp(log_weights, dim=0))
@@ -102,7 +108,7 @@ def bounds(
 
 def _rows(model: LatentVariableModel, mean: Tensor) -> int:
     """Return how many rows the decoder should take at once, at least one."""
-    return max(1, OUTPUTS // max(1, model.parameters_of(mean[:1]).numel()))
+    return max(1, DECODER_OUTPUTS // max(1, model.parameters_of(mean[:1]).numel()))
 
 
 def _log_terms(
@@ -110,19 +116,18 @@ def _log_terms(
     x: Tensor,
     mean: Tensor,
     log_sd: Tensor,
-    draws: int,
-    rows: int,
-    generator: torch.Generator,
+    blocks: _Blocks,
 ) -> tuple[Tensor, Tensor]:
     """Return log p(x|z) and log p(z) − log q(z|x), `[draws, batch]` each, by blocks of draws."""
+    draws, generator = blocks.draws, blocks.generator
     likelihood = mean.new_empty(draws, len(x))
     ratio = mean.new_empty(draws, len(x))
-    block = max(1, rows // len(x))
+    block = max(1, blocks.rows // len(x))
     for start in range(0, draws, block):
         count = min(block, draws - start)
         shape = (count, *mean.shape)
         noise = torch.randn(shape, generator=generator, device=mean.device)
-        z = diagonal_gaussian.draw(mean, log_sd, noise.to(mean.dtype))
+        z = draw(mean, log_sd, noise.to(mean.dtype))
         part = slice(start, start + count)
         likelihood[part] = model.likelihood.log_prob(model.parameters_of(z), x)
         ratio[part] = model.prior.log_ratio(z, log_sd, noise)

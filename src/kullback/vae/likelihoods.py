@@ -10,7 +10,8 @@ Shapes: an event is `[C, *spatial]`, or a vector `[D]` which counts as one chann
 decoder gives `parameters`, `[*lead, channels, places]`, where `channels` is what the likelihood
 asks for and `places` the product of the spatial sizes. Log-likelihoods are summed over the event.
 
-The mixture of discretised logistics: the likelihood for 8-bit data and other levels.
+Two sums have a hand-written gradient, equal to their plain PyTorch form in fewer passes over
+memory: `bernoulli_log_likelihood`, and the log mass of a logistic between two edges.
 """
 
 import math
@@ -21,10 +22,40 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
-from .events import Event, real
-from .fast.fused import bernoulli_log_likelihood
+from .networks import real
 
-__all__ = ["Bernoulli", "Categorical", "DiscretisedLogistics", "Gaussian", "Likelihood"]
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "DiscretisedLogistics",
+    "Event",
+    "Gaussian",
+    "Likelihood",
+    "bernoulli_log_likelihood",
+    "bernoulli_total",
+    "bernoulli_value",
+]
+
+
+class Event:
+    """An event `[C, *spatial]` as C colours at some places; a vector `[D]` is one colour, D places.
+
+    >>> Event((3, 8, 8)).places
+    64
+    """
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        self.shape = tuple(event_shape)
+        self.colours = event_shape[0] if len(event_shape) > 1 else 1
+        self.places = math.prod(event_shape) // self.colours
+
+    def split(self, x: Tensor) -> Tensor:
+        """Reshape `[batch, *event]` to `[batch, colours, places]`; one event becomes a batch."""
+        return x.reshape(-1, self.colours, self.places)
+
+    def join(self, x: Tensor) -> Tensor:
+        """Reshape `[*lead, colours, places]` to `[*lead, *event]`."""
+        return x.reshape(*x.shape[:-2], *self.shape)
 
 
 class Likelihood(Protocol):
@@ -80,6 +111,73 @@ class Bernoulli:
         return torch.logit(self.event.split(mean)[0].clamp(0.0067, 0.9933))
 
 
+def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
+    """Return `Σ_d x_d l_d − log(1 + e^{l_d})`, the Bernoulli log-probability, in nats.
+
+    logits: `[*draws, batch, D]`; x in {0, 1}: `[batch, D]`; the result `[*draws, batch]`.
+    Exact up to rounding, also for large |l|; the gradient to the logits is `x − sigmoid(l)`, none
+    flows to x.
+
+    >>> bernoulli_log_likelihood(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]])).exp()
+    tensor([0.2500])
+    """
+    out: Tensor = _Bernoulli.apply(logits, x)  # type: ignore[no-untyped-call]
+    return out
+
+
+def bernoulli_value(logits: Tensor, x: Tensor) -> Tensor:
+    """Return the value of `bernoulli_log_likelihood`, for x of the same dtype."""
+    out: Tensor = torch.linalg.vecdot(x, logits) - _sum_of_softplus(logits)
+    return out
+
+
+def _sum_of_softplus(logits: Tensor) -> Tensor:
+    """Return `Σ log(1 + e^l)` over the last axis.
+
+    As `Σ max(l, 0) − Σ log σ(|l|)`, where σ(|l|) ≥ ½ lets up to a hundred factors be multiplied
+    before one logarithm is taken: half the time of softplus, which takes one each.
+    """
+    group = _group(logits.shape[-1])
+    if not group:
+        return torch.nn.functional.softplus(logits, threshold=40.0).sum(-1)  # exact in float64 too
+    factors = logits.abs().sigmoid_().reshape(*logits.shape[:-1], -1, group)
+    out: Tensor = torch.clamp(logits, min=0.0).sum(-1) - factors.prod(-1).log_().sum(-1)
+    return out
+
+
+def bernoulli_total(logits: Tensor, x: Tensor, probability: Tensor) -> Tensor:
+    """Return the sum of `bernoulli_value` over the batch, given σ(logits) as well.
+
+    σ(|l|) is the larger of σ(l) and 1 − σ(l), so nothing is exponentiated again.
+    """
+    group = _group(logits.shape[-1])
+    if not group:
+        return bernoulli_value(logits, x).sum()
+    factors = (probability - 0.5).abs_().add_(0.5).reshape(-1, group)
+    linear = torch.dot(logits.reshape(-1), x.reshape(-1)) - torch.clamp(logits, min=0.0).sum()
+    return linear + factors.prod(-1).log_().sum()
+
+
+def _group(length: int) -> int:
+    """Return how many factors of at least ½ to multiply at a time, a divisor of length, or 0."""
+    return next((n for n in range(100, 15, -1) if length % n == 0), 0)
+
+
+class _Bernoulli(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
+        logits = real(logits)
+        x = x.to(logits.dtype)
+        ctx.save_for_backward(logits, x)
+        return bernoulli_value(logits, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        logits, x = ctx.saved_tensors
+        return torch.sigmoid(logits).sub_(x).mul_(-grad.unsqueeze(-1)), None
+
+
 class Categorical:
     """A free probability for each of `levels` values: `log p(x|z) = Σ_d log softmax(l_d)[x_d]`.
 
@@ -103,7 +201,7 @@ class Categorical:
         """Return log p(x|z), `[*draws, batch]`, in nats."""
         table = self._log_softmax(parameters)
         index = self.event.split(x).long().unsqueeze(-2)
-        index = index.expand(*table.shape[:-2], 1, table.shape[-1])
+        index = index.expand((*table.shape[:-2], 1, table.shape[-1]))
         return table.gather(-2, index).flatten(-3).sum(-1)
 
     def mean(self, parameters: Tensor) -> Tensor:

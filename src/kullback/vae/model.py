@@ -3,7 +3,7 @@
 `build` makes one from an `Architecture` and the data's shape and kind; `VAE(...)` takes any parts
 you have written yourself. `VAE.load` reads a run directory. Figures come back per image: `elbo`
 and `log_likelihood` are lower bounds, higher is better; `kullback.vae.evaluate` puts error bars
-on their averages.
+on their averages. `location_and_spread` finds the units in which a model of continuous data works.
 """
 
 import math
@@ -13,19 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kullback.core import RunError, describe, require
+from kullback.core import DataError, RunError, describe, read_json, require, write_json
 from kullback.variational import objectives
 
-from . import diagonal_gaussian, store
 from .architecture import Architecture, Spec
-from .events import Event
+from .checkpoint import load_tensors, refuse_to_overwrite, save_tensors
 from .evidence import bounds
-from .likelihoods import Bernoulli, Categorical, DiscretisedLogistics, Gaussian, Likelihood
-from .limits import CATEGORICAL
+from .likelihoods import (
+    Bernoulli,
+    Categorical,
+    DiscretisedLogistics,
+    Event,
+    Gaussian,
+    Likelihood,
+)
+from .limits import CATEGORICAL_LEVELS, FLOAT32_RESOLUTION, NAMED_COLUMNS, UNIT_SCALE_LEVELS
 from .networks import ConvDecoder, ConvEncoder, MlpDecoder, MlpEncoder
-from .priors import StandardNormal
+from .priors import StandardNormal, draw
 
-__all__ = ["VAE", "build"]
+__all__ = ["VAE", "build", "location_and_spread"]
 
 
 class VAE(nn.Module):
@@ -85,7 +91,7 @@ class VAE(nn.Module):
         noise: `[draws, batch, latent]`. See `variational.doubly_reparameterised`.
         """
         mean, log_sd = self.encode(x)
-        z = diagonal_gaussian.draw(mean, log_sd, noise)
+        z = draw(mean, log_sd, noise)
         likelihood = self.likelihood.log_prob(self.parameters_of(z), x)
         held = (mean.detach(), log_sd.detach())
         ratio = self.prior.log_ratio(z, held[1], (z - held[0]) / held[1].exp())
@@ -182,10 +188,10 @@ class VAE(nn.Module):
         if self.spec is None:
             raise RunError("this VAE was composed by hand: only models from `build` can be saved")
         folder = Path(folder)
-        store.refuse_to_overwrite(folder / "config.json")
+        refuse_to_overwrite(folder / "config.json")
         folder.mkdir(parents=True, exist_ok=True)
-        store.save_tensors(folder / "model.safetensors", self.state_dict())
-        store.write_json(folder / "config.json", {"format": 1, "model": self.spec.to_dict()})
+        save_tensors(folder / "model.safetensors", self.state_dict())
+        write_json(folder / "config.json", {"format": 1, "model": self.spec.to_dict()})
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> "VAE":
@@ -194,7 +200,7 @@ class VAE(nn.Module):
         Errors: RunError when a file is missing, damaged, or does not match its description.
         """
         folder = Path(folder)
-        config = store.read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
         if not isinstance(config, dict) or config.get("format") != 1 or "model" not in config:
             raise RunError(f"{folder / 'config.json'}: not a model of format 1 of this library")
         spec = Spec.from_dict(config["model"], source=str(folder / "config.json"))
@@ -209,7 +215,7 @@ class VAE(nn.Module):
                 spread=units,
             )
         expected = model.state_dict()
-        tensors = store.load_tensors(folder / "model.safetensors", like=expected)
+        tensors = load_tensors(folder / "model.safetensors", like=expected)
         model.load_state_dict(tensors, assign=True)
         return model.to(device).eval()
 
@@ -266,7 +272,7 @@ def build(
 
 def _has_units(spec: Spec) -> bool:
     """Say whether a model of this description holds the data's spread."""
-    return spec.standardised or (spec.kind == "levels" and spec.levels > 256)
+    return spec.standardised or (spec.kind == "levels" and spec.levels > UNIT_SCALE_LEVELS)
 
 
 def _likelihood(spec: Spec, mean: Tensor, spread: Tensor | None) -> Any:
@@ -281,7 +287,63 @@ def _likelihood(spec: Spec, mean: Tensor, spread: Tensor | None) -> Any:
         location = None if spread is None else mean
         return Gaussian(shape, location=location, spread=spread)
     if architecture.likelihood == "categorical":
-        few = spec.levels <= CATEGORICAL
-        require(few, "likelihood", f"logistics for more than {CATEGORICAL} levels", "categorical")
+        few = spec.levels <= CATEGORICAL_LEVELS
+        require(
+            few, "likelihood", f"logistics for more than {CATEGORICAL_LEVELS} levels", "categorical"
+        )
         return Categorical(shape, levels=spec.levels)
     return Bernoulli(shape)
+
+
+def location_and_spread(train: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean `[*event]` and standard deviation `[*event]` of `[N, *event]`, in float32.
+
+    Vectors have a deviation for each column; images one for each channel, at every pixel, around
+    each pixel's own mean. The deviation has N below. Nothing overflows within float32's range.
+    Errors, for floats: DataError for columns or channels that are constant (a density on a constant
+    has no finite maximum) or that float32 cannot resolve (values of one apart around 1e8).
+
+    >>> location_and_spread(torch.tensor([[1.0, 0.0], [3.0, 1e-6]]))
+    (tensor([2.0000e+00, 5.0000e-07]), tensor([1.0000e+00, 5.0000e-07]))
+    """
+    largest = train.abs().amax(0).double()
+    mean = train.mean(0, dtype=torch.float64).clamp(-largest, largest).float()
+    centred = train - mean
+    over = (0, *range(2, train.ndim))
+    reach = centred.abs().amax(over, keepdim=True).double().clamp(min=1e-300)
+    squares = (centred / reach).square().mean(over, keepdim=True, dtype=torch.float64)
+    spread = (reach * squares.sqrt())[0]
+    if train.is_floating_point():
+        _require_resolved(spread.flatten(), train.abs().amax(over), train)
+    return mean, spread.expand(mean.shape).float().contiguous()
+
+
+def _require_resolved(spread: Tensor, extreme: Tensor, train: Tensor) -> None:
+    """Refuse what is constant or below float32's resolution, by name."""
+    what = "column" if train.ndim == 2 else "channel"
+    infinite = torch.full_like(extreme, torch.inf)
+    ulp = torch.nextafter(extreme.float(), infinite.float()).double() - extreme.double()
+    tiny = ~(spread >= torch.finfo(torch.float32).tiny) | spread.isinf()
+    same = (train.amin(0) == train.amax(0)).reshape(len(spread), -1)
+    constant = (spread == 0) | same.all(1)
+    if bool(constant.any()):
+        raise DataError(
+            f"{_named(constant, what)} constant in the {len(train):,} training examples: a density "
+            f"on a constant has no finite maximum. Try: leave {what}s like that out"
+        )
+    coarse = (ulp > FLOAT32_RESOLUTION * spread) | tiny
+    if bool(coarse.any()):
+        worst = int(coarse.nonzero()[0])
+        raise DataError(
+            f"{_named(coarse, what)} too fine for float32: {what} {worst} varies by "
+            f"{float(spread[worst]):.2g} around {float(extreme[worst]):.6g}. "
+            "Try: subtract its mean, or scale it, before saving"
+        )
+
+
+def _named(flags: Tensor, what: str) -> str:
+    found = flags.nonzero().flatten().tolist()
+    more = f" and {len(found) - NAMED_COLUMNS:,} more" if len(found) > NAMED_COLUMNS else ""
+    verb = "is" if len(found) == 1 else "are"
+    plural = what if len(found) == 1 else f"{what}s"
+    return f"{plural} {', '.join(map(str, found[:NAMED_COLUMNS]))}{more} {verb}"

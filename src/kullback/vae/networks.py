@@ -4,24 +4,165 @@ Which to use: `Mlp` for small images, vectors and the classic models (784-200-20
 Burda et al. 2016); the convolutional pair for images: better figures in the same time. An encoder
 returns `(mean, log_sd)`, each `[batch, latent]`; a decoder returns `[rows, channels, places]`, the
 parameters of the likelihood. Any module that does so can take their place.
+
+`mlp` is the perceptron as one operation with a hand-written gradient: equal to its plain PyTorch
+form (the tests compare them) in fewer passes over memory, since activations are overwritten in
+place, no temporaries are kept, and it costs one node in the graph. Matrix products run in the dtype
+of the weights. First derivatives only.
 """
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from kullback.core import require
 
-from .events import real
-from .fast.fused import mlp
+from .limits import LOG_SD_LIMIT
 
-__all__ = ["ConvDecoder", "ConvEncoder", "Mlp", "MlpDecoder", "MlpEncoder"]
+__all__ = [
+    "ACTIVATIONS",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Mlp",
+    "MlpDecoder",
+    "MlpEncoder",
+    "mlp",
+    "mlp_backward",
+    "mlp_forward",
+    "real",
+]
 
-LOG_SD_LIMIT = 10.0  # e^±10 is far outside any useful posterior; beyond it exp() would overflow
+
+def real(x: Tensor) -> Tensor:
+    """Return x as float32, or as it is when it is float64: sums of logs need that much.
+
+    >>> real(torch.ones(1, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _tanh(bias: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    if x.dtype == torch.float32 and x.device.type == "cpu":
+        # 2σ(2l) − 1 is within four roundings of tanh l and, in torch, four times as fast
+        out = torch.addmm(bias, x, weight.t(), beta=2.0, alpha=2.0).sigmoid_()
+        out = torch.add(_MINUS_ONE, out, alpha=2.0, out=out)
+    else:
+        out = torch.addmm(bias, x, weight.t()).tanh_()
+    return out, out
+
+
+def _silu(bias: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    pre = torch.addmm(bias, x, weight.t())
+    return torch.nn.functional.silu(pre), pre
+
+
+def _relu(bias: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    out = torch.addmm(bias, x, weight.t()).relu_()
+    return out, out
+
+
+_MINUS_ONE = torch.tensor(-1.0)
+
+# name -> ((bias, x, weight) to (a(Wx + b), what the backward pass needs),
+#          (gradient, that) to the gradient of Wx + b)
+ACTIVATIONS: dict[str, tuple[Callable[..., Any], Callable[..., Tensor]]] = {
+    "tanh": (_tanh, torch.ops.aten.tanh_backward),
+    "silu": (_silu, torch.ops.aten.silu_backward),
+    "relu": (_relu, lambda grad, out: torch.ops.aten.threshold_backward(grad, out, 0)),
+}
+
+
+def mlp(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    activation: str,
+    *,
+    buffers: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """Return `W_n a(… a(W_1 x + b_1) …) + b_n`: linear layers with an activation between them.
+
+    x: `[rows, in]`; weights `[out_i, in_i]`; biases `[out_i]`; the result `[rows, out_n]`.
+    Gradients flow to x, weights and biases. Equal to the eager form up to rounding. x is brought
+    to the dtype of the weights. buffers: where the gradients of weights, then biases, are written
+    (and returned), so that a training step need not copy them; overwritten by every backward pass.
+    Errors: ValueError for an unknown activation.
+
+    >>> one = torch.ones(1, 1)
+    >>> mlp(one, [one, one], [torch.zeros(1)] * 2, "relu")
+    tensor([[1.]])
+    """
+    require(activation in ACTIVATIONS, "activation", f"one of {sorted(ACTIVATIONS)}", activation)
+    flat = (*weights, *biases)
+    out: Tensor = _Mlp.apply(x, activation, buffers, *flat)  # type: ignore[no-untyped-call]
+    return out
+
+
+def mlp_forward(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Return the output of `mlp`, every layer's input, and what the activations keep."""
+    forward, _ = ACTIVATIONS[activation]
+    inputs, kept = [x], []
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        x, saved = forward(bias, x, weight)
+        inputs.append(x)
+        kept.append(saved)
+    return torch.addmm(biases[-1], x, weights[-1].t()), inputs, kept
+
+
+def mlp_backward(
+    grad: Tensor,
+    inputs: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    activation: str,
+    out: Sequence[Tensor | None],
+) -> tuple[list[Tensor], Tensor]:
+    """Return the gradients of weights, then biases, and that of the first layer's output.
+
+    out: where to write each gradient, or None; the arguments are those of `mlp_forward`.
+    """
+    _, backward = ACTIVATIONS[activation]
+    n = len(weights)
+    gradients: list[Tensor] = [grad] * (2 * n)
+    for i in reversed(range(n)):
+        gradients[i] = torch.mm(grad.t(), inputs[i], out=out[i])
+        gradients[n + i] = torch.sum(grad, 0, out=out[n + i])
+        if i > 0:
+            grad = backward(grad @ weights[i], kept[i - 1])
+    return gradients, grad
+
+
+class _Mlp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, activation: str, buffers: Sequence[Tensor] | None, *parameters: Tensor
+    ) -> Tensor:
+        n = len(parameters) // 2
+        weights, biases = parameters[:n], parameters[n:]
+        ctx.dtype, ctx.layers, ctx.activation, ctx.buffers = x.dtype, n, activation, buffers
+        out, inputs, kept = mlp_forward(x.to(weights[0].dtype), weights, biases, activation)
+        ctx.save_for_backward(*inputs, *kept, *weights)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        n, saved = ctx.layers, ctx.saved_tensors
+        inputs, kept, weights = saved[:n], saved[n : 2 * n - 1], saved[2 * n - 1 :]
+        out = ctx.buffers or [None] * (2 * n)
+        grad = grad.to(weights[0].dtype)
+        gradients, grad = mlp_backward(grad, inputs, kept, weights, ctx.activation, out)
+        first = (grad @ weights[0]).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        return first, None, None, *gradients
 
 
 class Mlp(nn.Module):
