@@ -46,8 +46,7 @@ def measure(model: "VAE", data: "Dataset", draws: int | None, seed: int) -> "Eva
 
     import torch
 
-    from kullback.vae import evaluate
-    from kullback.vae import pick_threads
+    from kullback.vae import evaluate, pick_threads
 
     torch.set_num_threads(pick_threads())
     if draws is None:

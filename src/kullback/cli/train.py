@@ -15,8 +15,7 @@ from .session import Stop, bar, prepare, say
 
 if TYPE_CHECKING:
     from kullback.data import Dataset
-    from kullback.vae import Outcome
-    from kullback.vae import Progress
+    from kullback.vae import Outcome, Progress
 
 __all__ = ["train"]
 

@@ -16,7 +16,7 @@ from kullback.core import lazy
 
 if TYPE_CHECKING:
     from .architecture import Architecture, choose
-    from .elbo_step import SOURCE
+    from .elbo_step import compiled_state
     from .evaluation import Evaluation, evaluate
     from .loop import Progress
     from .model import VAE, build
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from .training import Training
 
 __all__ = [
-    "SOURCE",
     "VAE",
     "Architecture",
     "Evaluation",
@@ -41,6 +40,7 @@ __all__ = [
     "Training",
     "build",
     "choose",
+    "compiled_state",
     "evaluate",
     "limits",
     "matmul_gflops",
@@ -57,10 +57,10 @@ _HOME = {
     "Evaluation": "evaluation",
     "Outcome": "run",
     "Progress": "loop",
-    "SOURCE": "elbo_step",
     "Training": "training",
     "build": "model",
     "choose": "architecture",
+    "compiled_state": "elbo_step",
     "evaluate": "evaluation",
     "limits": "limits",
     "matmul_gflops": "run",

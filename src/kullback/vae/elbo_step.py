@@ -26,7 +26,7 @@ from .networks import Mlp, MlpDecoder, MlpEncoder, mlp_backward, mlp_forward, re
 from .priors import StandardNormal
 from .training import Training
 
-__all__ = ["ElboStep", "Layers", "NativeStep", "library", "step_for"]
+__all__ = ["ElboStep", "Layers", "NativeStep", "compiled_state", "library", "step_for"]
 
 hardtanh_backward = torch.ops.aten.hardtanh_backward
 SOURCE = Path(__file__).with_name("step.c")
@@ -49,6 +49,16 @@ def library() -> ctypes.CDLL | None:
             function = getattr(loaded, name)
             function.argtypes, function.restype = arguments, result
     return loaded
+
+
+def compiled_state() -> str:
+    """Return "in use", or why `step.c` is not.
+
+    Example:
+        >>> isinstance(compiled_state(), str)
+        True
+    """
+    return compiling.load(SOURCE)[1] or "in use"
 
 
 @dataclass(frozen=True, slots=True)

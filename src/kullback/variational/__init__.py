@@ -45,6 +45,7 @@ __all__ = [
     "fit",
     "iwae",
     "load",
+    "objectives",
     "renyi",
     "resample",
     "save",
