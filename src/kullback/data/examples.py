@@ -63,8 +63,9 @@ class Examples:
     is_test: one flag a row where the source has a split of its own, else None.
     split: that split in words. skipped: (name, reason) of what could not be read.
 
-    >>> Examples(np.zeros((2, 3), np.uint8), ["a[0]", "a[1]"]).skipped
-    []
+    Example:
+        >>> Examples(np.zeros((2, 3), np.uint8), ["a[0]", "a[1]"]).skipped
+        []
     """
 
     values: NDArray[Any]
@@ -85,8 +86,9 @@ class Examples:
 def digests_of(values: NDArray[Any]) -> list[bytes]:
     """Return the SHA-256 of every row's bytes, `[N, *event]` → N digests.
 
-    >>> len(digests_of(np.zeros((2, 3), np.uint8))[0])
-    32
+    Example:
+        >>> len(digests_of(np.zeros((2, 3), np.uint8))[0])
+        32
     """
     rows = np.ascontiguousarray(values).reshape(len(values), -1)
     return [hashlib.sha256(row.data).digest() for row in rows]
@@ -95,8 +97,9 @@ def digests_of(values: NDArray[Any]) -> list[bytes]:
 def as_size(size: Any) -> tuple[int, int] | None:
     """Read a size: None, one side for squares, or a pair (height, width); sides from 1 to 4096.
 
-    >>> as_size(64), as_size((28, 32)), as_size(None)
-    ((64, 64), (28, 32), None)
+    Example:
+        >>> as_size(64), as_size((28, 32)), as_size(None)
+        ((64, 64), (28, 32), None)
     """
     if size is None:
         return None
@@ -109,7 +112,8 @@ def as_size(size: Any) -> tuple[int, int] | None:
 def plural(count: int, word: str) -> str:
     """Write a count with its noun: 1 image, 1,200 images.
 
-    >>> plural(1, "image"), plural(1200, "image")
-    ('1 image', '1,200 images')
+    Example:
+        >>> plural(1, "image"), plural(1200, "image")
+        ('1 image', '1,200 images')
     """
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"

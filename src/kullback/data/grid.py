@@ -26,14 +26,19 @@ Floats = NDArray[Any]
 class Grid:
     """Values and their levels: `x = offset + step·k` for k = 0 … count − 1, or `x = values[k]`.
 
-    offset, step: one number for all, or one a channel (images) or column (vectors).
-    values: the values themselves, ascending, where they are not equally spaced; else empty.
+    Args:
+        count: How many levels there are.
+        offset: The value of level 0: one number for all, or one a channel (images) or column
+            (vectors).
+        step: Between neighbouring levels, positive; as many numbers as `offset`.
+        values: The values themselves, ascending, where they are not equally spaced; else empty.
 
-    >>> eight_bit = Grid(256, (-1.0,), (2 / 255,))
-    >>> eight_bit.levels_of(np.array([[-1.0, 1.0]])).tolist()
-    [[0, 255]]
-    >>> eight_bit.describe()
-    '256 equally spaced levels from -1 to 1'
+    Example:
+        >>> eight_bit = Grid(256, (-1.0,), (2 / 255,))
+        >>> eight_bit.levels_of(np.array([[-1.0, 1.0]])).tolist()
+        [[0, 255]]
+        >>> eight_bit.describe()
+        '256 equally spaced levels from -1 to 1'
     """
 
     count: int
@@ -47,7 +52,17 @@ class Grid:
         return np.uint8 if self.count <= limits.BYTE_LEVELS else np.int32
 
     def levels_of(self, x: Floats) -> NDArray[Any]:
-        """Return the levels k of values `[N, *event]`; DataError where one is not on the grid."""
+        """Return the level k of every value.
+
+        Args:
+            x: Values `[N, *event]`.
+
+        Returns:
+            Levels `[N, *event]`, uint8 or int32.
+
+        Raises:
+            DataError: A value is not on the grid, to 0.4 of a step.
+        """
         levels = np.empty(x.shape, self.dtype)
         for start, piece in _rows(x):
             nearest, error = self._nearest(piece)
@@ -104,8 +119,9 @@ class Grid:
     def from_dict(cls, fields: Mapping[str, Any]) -> "Grid":
         """Rebuild from `to_dict`; DataError when it is damaged.
 
-        >>> Grid.from_dict(Grid(17, (0.0,), (1 / 16,)).to_dict()).count
-        17
+        Example:
+            >>> Grid.from_dict(Grid(17, (0.0,), (1 / 16,)).to_dict()).count
+            17
         """
         try:
             names = ("offset", "step", "values")
@@ -201,8 +217,9 @@ def find_grid(found: Floats, count: int, dtype: Any) -> Grid | None:
     Rounding is that of dtype or, for float64, of float32 as well (values that were float32 once).
     None when they lie on no grid of at most 65,536 levels, or might do so by chance.
 
-    >>> find_grid(np.arange(0, 17) / 16, 1000, np.float32).count
-    17
+    Example:
+        >>> find_grid(np.arange(0, 17) / 16, 1000, np.float32).count
+        17
     """
     if len(found) == 1:
         return Grid(1, (float(found[0]),), (abs(float(found[0])) or 1.0,))

@@ -238,8 +238,9 @@ def read_fashion() -> Examples:
     Reference: Xiao, Rasul and Vollgraf (2017), "Fashion-MNIST"; MIT licence, beside the file.
     Raises `DataError` when the file is missing or its pixels are not the ones that were shipped.
 
-    >>> read_fashion().values.shape
-    (12000, 1, 28, 28)
+    Example:
+        >>> read_fashion().values.shape
+        (12000, 1, 28, 28)
     """
     file = resources.files("kullback.data") / "fashion" / "fashion.png"
     try:
@@ -278,27 +279,42 @@ def load(
 ) -> Dataset:
     """Read a data set whole: `Dataset(train [N, *event], test [M, *event], kind, protocol, …)`.
 
-    source: "fashion" (embedded, 10,000 + 2,000 images of 28x28), a folder of PNG, JPEG, WebP or
-    BMP images at any depth, or a `.npy` or `.npz` file (names x_train and x_test, or one array).
-    A folder that is itself called fashion is written "./fashion".
-    size: height and width in pixels; `fit` "crop" covers it and cuts, "pad" fits inside and pads.
-    channels: "auto" is grey when every image is. progress: called with (done, total) files.
-    binarize: "static" draws train and test once from `seed`; "dynamic" draws test once, the same
-    bits as static, and leaves train grey for `Dataset.batch`. Values that are 0 and 1 stay so.
-    levels: "auto" finds out whether the values lie on a grid of levels (k/255, (k/255 − ½)/½, 12
-    bits in a 16-bit file) and keeps those levels; "none" takes floats as continuous all the same;
-    a number from 2 to 65,536 quantises them to so many. grid: a trained model's, instead. rules:
-    of the reading; `reload` passes those that a run was made with.
     Split: `train/` and `test/` folders or x_train and x_test where given; else an example is a
     test example when the SHA-256 of its file or row falls in the lowest `test_fraction`, which
     depends on nothing else and keeps copies on one side. Where that would leave a side without
     examples, the lowest hashes are held out, so two different examples are enough.
-    What was done (skipped, resized, left out) is in `protocol["notes"]` and
-    `protocol["skipped"]`. Raises `DataError` when the data cannot be used.
 
-    >>> data = load("fashion", size=16, binarize="static")
-    >>> data.event_shape, data.kind, data.protocol["notes"]
-    ((1, 16, 16), 'binary', ['12,000 images shrunk to 16x16'])
+    Args:
+        source: "fashion" (embedded, 10,000 + 2,000 images of 28x28), a folder of PNG, JPEG, WebP or
+            BMP images at any depth, or a `.npy` or `.npz` file (names x_train and x_test, or one
+            array). A folder that is itself called fashion is written "./fashion".
+        size: Height and width in pixels, or one number for squares; None keeps the images' own.
+        fit: "crop" covers the size and cuts, "pad" fits inside and pads.
+        channels: "auto" (grey when every image is), "grey" or "rgb".
+        binarize: "static" draws train and test once from `seed`; "dynamic" draws test once, the
+            same bits as static, and leaves train grey for `Dataset.batch`; "none" draws nothing.
+            Values that are 0 and 1 stay so.
+        seed: Of the binarisation.
+        test_fraction: Share of examples to test on, where the source has no split of its own.
+        levels: "auto" finds out whether the values lie on a grid of levels (k/255, (k/255 − ½)/½,
+            12 bits in a 16-bit file) and keeps those levels; "none" takes floats as continuous all
+            the same; a number from 2 to 65,536 quantises them to so many.
+        progress: Called with (done, total) files.
+        rules: Of reading values; `reload` passes those that a run was made with.
+        grid: A trained model's levels, instead of those found.
+
+    Returns:
+        The data set. What was done (skipped, resized, left out) is in `protocol["notes"]` and
+        `protocol["skipped"]`.
+
+    Raises:
+        DataError: The data cannot be used.
+        ArgumentValueError: An option has another value than those above.
+
+    Example:
+        >>> data = load("fashion", size=16, binarize="static")
+        >>> data.event_shape, data.kind, data.protocol["notes"]
+        ((1, 16, 16), 'binary', ['12,000 images shrunk to 16x16'])
     """
     _check_choices(fit, channels)
     known = binarize in get_args(Binarize)
@@ -339,16 +355,28 @@ def load_images(
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Read everything in a source, unsplit, as `[N, *event_shape]` with one name a row.
 
-    source: as in `load`, or one image file. Images are brought to the height, width and channels
-    of `event_shape` `(C, H, W)`; vectors must have its length already. The result is uint8, or
-    float32 for continuous arrays; nothing is binarised. kind, grid: of a trained model, whose
-    levels (or continuous values) arrays are then read as, whatever grid these few lie on.
-    `say` is called with one sentence for each thing done or left out (by default a Python
-    warning). Raises `DataError`.
+    Nothing is binarised.
 
-    >>> images, names = load_images("fashion", event_shape=(1, 28, 28))
-    >>> images.shape, names[0], names[-1]
-    (torch.Size([12000, 1, 28, 28]), 'train[0]', 'test[1999]')
+    Args:
+        source: As in `load`, or one image file.
+        event_shape: `(C, H, W)`, to which images are brought, or `(D,)`, which vectors must have.
+        fit: As in `load`.
+        progress: Called with (done, total) files.
+        say: Called with one sentence for each thing done or left out; by default a Python warning.
+        kind: Of a trained model, whose levels (or continuous values) arrays are read as, whatever
+            grid these few lie on; "auto" finds it.
+        grid: Of a trained model, as `kind`.
+
+    Returns:
+        uint8 `[N, *event_shape]`, or float32 for continuous arrays; and the names.
+
+    Raises:
+        DataError: The data cannot be used, or have another shape.
+
+    Example:
+        >>> images, names = load_images("fashion", event_shape=(1, 28, 28))
+        >>> images.shape, names[0], names[-1]
+        (torch.Size([12000, 1, 28, 28]), 'train[0]', 'test[1999]')
     """
     shape = tuple(event_shape)
     good = len(shape) == 1 or (len(shape) == 3 and shape[0] in (1, 3))
@@ -442,14 +470,23 @@ def _skips_in_words(skipped: list[tuple[str, str]]) -> str:
 def reload(protocol: dict[str, Any], *, source: str | None = None) -> Dataset:
     """Read again the data set that a protocol describes, with the same settings.
 
-    protocol: as in `Dataset.protocol`. source: other data, read as those were: on the same grid of
-    levels, or as continuous values where those were, whatever grid the others lie on.
-    Whether the data are still the same is for the caller to see: compare the hashes. Raises
-    `DataError` when the protocol is damaged or the source is gone.
+    Whether the data are still the same is for the caller to see: compare the hashes.
 
-    >>> data = load("fashion", binarize="static", seed=3)
-    >>> reload(data.protocol).protocol["sha256"] == data.protocol["sha256"]
-    True
+    Args:
+        protocol: As in `Dataset.protocol`.
+        source: Other data, read as those were: on the same grid of levels, or as continuous values
+            where those were, whatever grid the others lie on.
+
+    Returns:
+        The data set.
+
+    Raises:
+        DataError: The protocol is damaged or the source is gone.
+
+    Example:
+        >>> data = load("fashion", binarize="static", seed=3)
+        >>> reload(data.protocol).protocol["sha256"] == data.protocol["sha256"]
+        True
     """
     names = ("size", "fit", "channels", "binarize", "seed", "test_fraction")
     try:

@@ -147,8 +147,9 @@ def fit_to(image: Image.Image, size: tuple[int, int], *, fit: Fit) -> tuple[Imag
     "crop" scales it until it covers the size and cuts the middle out; "pad" shrinks it (never
     enlarges) until it fits inside and puts black around. Lanczos resampling.
 
-    >>> fit_to(Image.new("L", (28, 20)), (32, 32), fit="pad")[1]
-    'padded with black'
+    Example:
+        >>> fit_to(Image.new("L", (28, 20)), (32, 32), fit="pad")[1]
+        'padded with black'
     """
     height, width = size
     across, down = width / image.width, height / image.height

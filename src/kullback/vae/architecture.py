@@ -31,11 +31,19 @@ _REASONS = {
 def choose(kind: str, name: str = "auto") -> tuple[str, str]:
     """Pick a likelihood for data of a kind and say why, or refuse one that does not fit.
 
-    kind: "binary", "8-bit", "levels" or "continuous". name: one of `LIKELIHOODS` or "auto".
-    Returns (name, reason). Errors: ValueError where the pair is not a likelihood, with the reason.
+    Args:
+        kind: "binary", "8-bit", "levels" or "continuous".
+        name: One of `LIKELIHOODS`, or "auto".
 
-    >>> choose("8-bit")
-    ('logistics', 'the data are 8-bit levels')
+    Returns:
+        The likelihood's name and the reason, in words.
+
+    Raises:
+        ArgumentValueError: The likelihood does not fit the kind of data; the text says why.
+
+    Example:
+        >>> choose("8-bit")
+        ('logistics', 'the data are 8-bit levels')
     """
     require(
         name == "auto" or name in LIKELIHOODS,
@@ -70,13 +78,21 @@ USUAL = {"mlp": (500, 500), "conv": (32, 32, 32, 256)}
 class Architecture:
     """What to build: everything that, with the data's shape and kind, determines a model.
 
-    network: "mlp", "conv", or "auto": conv for images of 8 pixels and more, else mlp. hidden:
-    widths of the encoder's hidden layers, which the decoder mirrors (for conv see `ConvEncoder`);
-    empty for the network's usual ones. latent: dimensions of z. activation: of "mlp" only.
-    likelihood: "auto" or one of `kinds.LIKELIHOODS`. components: of the logistics mixture.
+    Args:
+        network: "mlp", "conv", or "auto": conv for images of 8 pixels and more, else mlp.
+        hidden: Widths of the encoder's hidden layers, which the decoder mirrors (for conv see
+            `ConvEncoder`); empty for the network's usual ones.
+        latent: Dimensions of z.
+        activation: "relu", "silu" or "tanh"; of "mlp" only.
+        likelihood: "auto" or one of `LIKELIHOODS`.
+        components: Of the logistics mixture.
 
-    >>> Architecture().resolved((1, 28, 28), "binary").hidden
-    (32, 32, 32, 256)
+    Raises:
+        ArgumentValueError: A value outside these.
+
+    Example:
+        >>> Architecture().resolved((1, 28, 28), "binary").hidden
+        (32, 32, 32, 256)
     """
 
     network: str = "auto"
@@ -102,7 +118,15 @@ class Architecture:
     def resolved(self, event_shape: tuple[int, ...], kind: str) -> "Architecture":
         """Return this architecture with every "auto" decided for data of a shape and kind.
 
-        Errors: ValueError where the likelihood does not fit the kind of data.
+        Args:
+            event_shape: `(C, H, W)` or `(D,)`.
+            kind: As in `choose`.
+
+        Returns:
+            The architecture, nothing in it "auto".
+
+        Raises:
+            ArgumentValueError: The likelihood does not fit the kind of data.
         """
         image = len(event_shape) == 3 and min(event_shape[1:]) >= CONV_MIN_SIDE
         network = self.network if self.network != "auto" else ("conv" if image else "mlp")
@@ -121,8 +145,9 @@ class Spec:
     where they are the caller's numbers. standardised: continuous data are brought to mean 0 and
     deviation 1 inside the model; models made before that are not, and keep their figures.
 
-    >>> Spec((4,), "binary", Architecture(likelihood="bernoulli")).to_dict()["event_shape"]
-    [4]
+    Example:
+        >>> Spec((4,), "binary", Architecture(likelihood="bernoulli")).to_dict()["event_shape"]
+        [4]
     """
 
     event_shape: tuple[int, ...]
@@ -146,9 +171,10 @@ class Spec:
     def from_dict(cls, fields: Any, *, source: str = "config.json") -> "Spec":
         """Rebuild from `to_dict`; a RunError names the source when the fields do not fit.
 
-        >>> spec = Spec((4,), "binary", Architecture(likelihood="bernoulli"))
-        >>> Spec.from_dict(spec.to_dict()) == spec
-        True
+        Example:
+            >>> spec = Spec((4,), "binary", Architecture(likelihood="bernoulli"))
+            >>> Spec.from_dict(spec.to_dict()) == spec
+            True
         """
         try:
             shape = tuple(fields["event_shape"])

@@ -49,13 +49,14 @@ class FlatParameters:
     average, the weights to evaluate with. With `precision` bfloat16 the model itself works on a
     rounded copy of the vector, renewed by `refresh`.
 
-    >>> model = nn.Linear(2, 1)
-    >>> flat = FlatParameters(model)
-    >>> _ = flat.vector.fill_(1.0)
-    >>> flat.refresh()
-    >>> model.bias
-    Parameter containing:
-    tensor([1.], requires_grad=True)
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> flat = FlatParameters(model)
+        >>> _ = flat.vector.fill_(1.0)
+        >>> flat.refresh()
+        >>> model.bias
+        Parameter containing:
+        tensor([1.], requires_grad=True)
     """
 
     def __init__(self, model: nn.Module, *, precision: torch.dtype = torch.float32) -> None:

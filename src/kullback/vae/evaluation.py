@@ -40,13 +40,26 @@ __all__ = [
 class Evaluation:
     """Figures of one model on one data set; every error is over images.
 
-    elbo and log_likelihood (the importance-weighted bound L_K) are lower bounds on log p(x) in
-    expectation, in nats an image; rate + distortion = −elbo. bits_per_dim is −L_K over the number
-    of dimensions, for data that are levels. effective_draws: median and least of Kong's effective
-    sample size over images, of `draws`; loose: the share of images with fewer than ten, None where
-    `draws` are fewer than 20, which cannot tell. active_units: latent dimensions whose mean varies
-    and that carry 0.1 nats; varying_units: those whose mean varies (None in evaluations made when
-    that alone was called active). levels: of the data, 0 where they are none.
+    Args:
+        elbo: A lower bound on log p(x) in expectation, in nats an image.
+        log_likelihood: The importance-weighted bound L_K, another one.
+        gap: log_likelihood − elbo, paired by image.
+        rate: KL(q(z|x) ‖ p(z)); rate + distortion = −elbo.
+        distortion: The reconstruction loss, −E log p(x|z).
+        bits_per_dim: −L_K in bits over the number of dimensions, for data that are levels.
+        draws: K, of q(z|x) per image.
+        images: How many there are.
+        effective_draws_median: Median over images of Kong's effective sample size, of `draws`.
+        effective_draws_minimum: The least.
+        loose: Share of images with fewer than ten effective draws; None where `draws` are fewer
+            than 20, which cannot tell.
+        active_units: Latent dimensions whose mean varies and that carry 0.1 nats.
+        latent: Dimensions of z.
+        kl_per_dimension: Mean KL of each, in nats.
+        seed: Of the draws.
+        varying_units: Latent dimensions whose mean varies (None in evaluations made when that alone
+            was called active).
+        levels: Of the data, 0 where they are continuous.
     """
 
     elbo: Estimate
@@ -97,19 +110,30 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on x: ELBO, L_K, rate, distortion, each `Estimate` over images (MATH 2.5).
 
-    x: `[n, *event]` in the data's units, checked; a single image has figures without errors.
-    draws K ≥ 1 of q(z|x) per image; the same seed gives the same figures. progress: called with
-    (images done, n). precision: of the decoder; bfloat16 is faster where the hardware has it and
-    moves figures by some thousandths of a nat (sums stay in float32; the encoder's q is the same).
     The KL inside the ELBO is exact, its reconstruction an average of K draws. The error bars are
     those of the mean over images (as a sample of images), draws included; L_K itself is biased low
     as an estimate of log p(x), and `loose` says for how many images it rests on few draws.
-    Errors: ValueError for no images or x that does not fit the model.
 
-    >>> from kullback.vae import build
-    >>> figures = evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16)
-    >>> abs(figures.elbo.value + figures.rate.value + figures.distortion.value) < 1e-5
-    True
+    Args:
+        model: The model.
+        x: `[n, *event]` in the data's units, checked; a single image has figures without errors.
+        draws: K ≥ 1, of q(z|x) per image.
+        seed: Of the draws; the same seed gives the same figures.
+        precision: Of the decoder; bfloat16 is faster where the hardware has it and moves figures by
+            some thousandths of a nat (sums stay in float32; the encoder's q is the same).
+        progress: Called with (images done, n).
+
+    Returns:
+        The figures.
+
+    Raises:
+        ArgumentValueError: No images, or x does not fit the model.
+
+    Example:
+        >>> from kullback.vae import build
+        >>> figures = evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16)
+        >>> abs(figures.elbo.value + figures.rate.value + figures.distortion.value) < 1e-5
+        True
     """
     require(len(x) >= 1, "x", "at least 1 image", len(x))
     x = model.check(x)
@@ -175,11 +199,18 @@ def _summarise(model: VAE, parts: list[Bounds], x: Tensor, draws: int, seed: int
 def varying_units(means: torch.Tensor) -> int:
     """Count the dimensions with `Var_x(E_q[z_d|x]) > 0.01` (Burda et al. 2016, section 5.2).
 
-    means: `[n, latent]`. That criterion counts dimensions that cost 0.005 nats, so it is no
-    measure of use where β is large: there all dimensions can vary and none say much.
+    That criterion counts dimensions with a KL of 0.005 nats, so it does not measure use where β is
+    large: there all dimensions can vary and none carries much information.
 
-    >>> varying_units(torch.tensor([[0.0, 1.0], [0.0, -1.0]]))
-    1
+    Args:
+        means: Of q(z|x), `[n, latent]`.
+
+    Returns:
+        The count.
+
+    Example:
+        >>> varying_units(torch.tensor([[0.0, 1.0], [0.0, -1.0]]))
+        1
     """
     return int((means.var(0, correction=min(1, len(means) - 1)) > ACTIVE_VARIANCE).sum())
 
@@ -187,12 +218,18 @@ def varying_units(means: torch.Tensor) -> int:
 def active_units(means: torch.Tensor, kl: torch.Tensor) -> int:
     """Count the dimensions that vary as in `varying_units` and carry 0.1 nats or more.
 
-    means: `[n, latent]`; kl: `[latent]`, the mean KL(q(z_d|x) ‖ p(z_d)) over x, an upper bound on
-    the information I(x; z_d).
+    Args:
+        means: Of q(z|x), `[n, latent]`.
+        kl: `[latent]`, the mean KL(q(z_d|x) ‖ p(z_d)) over x in nats, an upper bound on the
+            information I(x; z_d).
 
-    >>> means = torch.tensor([[0.0, 1.0, 0.2], [0.0, -1.0, -0.2]])
-    >>> active_units(means, torch.tensor([0.0, 1.3, 0.02]))
-    1
+    Returns:
+        The count.
+
+    Example:
+        >>> means = torch.tensor([[0.0, 1.0, 0.2], [0.0, -1.0, -0.2]])
+        >>> active_units(means, torch.tensor([0.0, 1.3, 0.02]))
+        1
     """
     varies = means.var(0, correction=min(1, len(means) - 1)) > ACTIVE_VARIANCE
     return int((varies & (kl.to(means) >= ACTIVE_KL)).sum())
@@ -201,12 +238,19 @@ def active_units(means: torch.Tensor, kl: torch.Tensor) -> int:
 def collapse_warning(kl: list[float], active: int, beta: float) -> str:
     """Say that the posterior has collapsed, and what to do; empty when it has not.
 
-    kl: the mean KL of every latent dimension, in nats.
+    Args:
+        kl: The mean KL of every latent dimension, in nats.
+        active: How many are active.
+        beta: The weight of the KL.
 
-    >>> collapse_warning([0.001, 0.002], 0, 1.0)[:18]
-    'posterior collapse'
-    >>> collapse_warning([2.0, 1.0], 2, 1.0)
-    ''
+    Returns:
+        The warning, or "".
+
+    Example:
+        >>> collapse_warning([0.001, 0.002], 0, 1.0)[:18]
+        'posterior collapse'
+        >>> collapse_warning([2.0, 1.0], 2, 1.0)
+        ''
     """
     total = sum(kl)
     if active > 0 and total > COLLAPSED_KL:

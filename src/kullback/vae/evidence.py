@@ -39,10 +39,15 @@ class LatentVariableModel(Protocol):
 class Bounds:
     """Per-image figures, `[n]` each, in nats; `draws` draws of q(z|x) an image.
 
-    elbo: mean log-likelihood less the exact KL, a lower bound on log p(x) in expectation.
-    importance_weighted: `L_K = log mean w`, the tighter one. rate: the exact KL(q(z|x) ‖ p(z)).
-    distortion: minus the mean log-likelihood. effective_draws: Kong's, of the K draws.
-    mean, log_sd: of q(z|x), `[n, latent]`.
+    Args:
+        elbo: Mean log-likelihood less the exact KL, a lower bound on log p(x) in expectation.
+        importance_weighted: `L_K = log mean w`, the tighter one.
+        rate: The exact KL(q(z|x) ‖ p(z)).
+        distortion: Minus the mean log-likelihood.
+        effective_draws: Kong's effective sample size, of the K draws.
+        mean: Of q(z|x), `[n, latent]`.
+        log_sd: As `mean`.
+        draws: K.
     """
 
     elbo: Tensor
@@ -70,14 +75,27 @@ def bounds(
 ) -> Bounds:
     """Return `L_K(x) = log (1/K) Σ_k p(x, z_k)/q(z_k|x)` and its parts for every x (MATH 2.5).
 
-    x: `[n, *event]` in the data's units; draws K ≥ 1. Memory: one block of decoder rows and the
-    K log-weights of a few images. The draws are those of the generator, in order of the images.
+    Memory: one block of decoder rows and the K log-weights of a few images.
+    Reference: Burda, Grosse and Salakhutdinov (2016), "Importance weighted autoencoders", eq. 8.
 
-    >>> from .model import build
-    >>> model = build((4,), "binary")
-    >>> figures = bounds(model, torch.ones(3, 4), draws=8, generator=torch.Generator())
-    >>> figures.importance_weighted.shape
-    torch.Size([3])
+    Args:
+        model: Any with an encoder, a decoder, a likelihood and a prior.
+        x: `[n, *event]` in the data's units.
+        draws: K ≥ 1.
+        generator: Source of the draws, taken in order of the images.
+
+    Returns:
+        Figures per image.
+
+    Raises:
+        ArgumentValueError: No draws.
+
+    Example:
+        >>> from .model import build
+        >>> model = build((4,), "binary")
+        >>> figures = bounds(model, torch.ones(3, 4), draws=8, generator=torch.Generator())
+        >>> figures.importance_weighted.shape
+        torch.Size([3])
     """
     require(draws >= 1, "draws", "at least 1", draws)
     mean, log_sd = model.encode(x)

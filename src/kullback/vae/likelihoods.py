@@ -40,8 +40,9 @@ __all__ = [
 class Event:
     """An event `[C, *spatial]` as C colours at some places; a vector `[D]` is one colour, D places.
 
-    >>> Event((3, 8, 8)).places
-    64
+    Example:
+        >>> Event((3, 8, 8)).places
+        64
     """
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
@@ -83,11 +84,15 @@ class Likelihood(Protocol):
 class Bernoulli:
     """Independent bits: `log p(x|z) = Σ_d x_d l_d − log(1 + e^{l_d})` from logits l.
 
-    event_shape: `[C, *spatial]` or `[D]`; x is 0 or 1 everywhere (grey targets are not a
-    likelihood: `VAE.check` refuses them). One channel of logits per colour.
+    x is 0 or 1 everywhere (with grey targets this is no likelihood: `VAE.check` refuses them). One
+    channel of logits per colour.
 
-    >>> Bernoulli((1, 1, 2)).log_prob(torch.zeros(1, 1, 2), torch.ones(1, 1, 1, 2)).exp()
-    tensor([0.2500])
+    Args:
+        event_shape: `[C, *spatial]` or `[D]`.
+
+    Example:
+        >>> Bernoulli((1, 1, 2)).log_prob(torch.zeros(1, 1, 2), torch.ones(1, 1, 1, 2)).exp()
+        tensor([0.2500])
     """
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
@@ -114,12 +119,19 @@ class Bernoulli:
 def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
     """Return `Σ_d x_d l_d − log(1 + e^{l_d})`, the Bernoulli log-probability, in nats.
 
-    logits: `[*draws, batch, D]`; x in {0, 1}: `[batch, D]`; the result `[*draws, batch]`.
     Exact up to rounding, also for large |l|; the gradient to the logits is `x − sigmoid(l)`, none
     flows to x.
 
-    >>> bernoulli_log_likelihood(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]])).exp()
-    tensor([0.2500])
+    Args:
+        logits: `[*draws, batch, D]`.
+        x: 0 and 1, `[batch, D]`.
+
+    Returns:
+        `[*draws, batch]`.
+
+    Example:
+        >>> bernoulli_log_likelihood(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]])).exp()
+        tensor([0.2500])
     """
     out: Tensor = _Bernoulli.apply(logits, x)  # type: ignore[no-untyped-call]
     return out
@@ -181,11 +193,15 @@ class _Bernoulli(torch.autograd.Function):
 class Categorical:
     """A free probability for each of `levels` values: `log p(x|z) = Σ_d log softmax(l_d)[x_d]`.
 
-    event_shape: `[C, *spatial]` or `[D]`; x holds integers 0 … levels − 1. Exact. `levels` outputs
-    per colour and place.
+    Exact. x holds integers 0 … levels − 1; `levels` outputs per colour and place.
 
-    >>> Categorical((1,), levels=4).log_prob(torch.zeros(1, 4, 1), torch.tensor([[3]])).exp()
-    tensor([0.2500])
+    Args:
+        event_shape: `[C, *spatial]` or `[D]`.
+        levels: How many values there are.
+
+    Example:
+        >>> Categorical((1,), levels=4).log_prob(torch.zeros(1, 4, 1), torch.tensor([[3]])).exp()
+        tensor([0.2500])
     """
 
     def __init__(self, event_shape: tuple[int, ...], levels: int = 256) -> None:
@@ -223,20 +239,26 @@ class Categorical:
 class Gaussian(nn.Module):
     """Independent normals: `x_d ~ N(location_d + spread_d·m_d, (spread_d·sd_d)²)`.
 
-    m is the decoder's output. location, spread: the units in which it speaks, `[*event]`, fixed
-    numbers (the training data's mean and deviation), so that the model sees standardised data
-    while x, its mean, draws and density are in the caller's units: log p(x) is that of the
-    standardised x less Σ log spread_d. sd is then one number a column or channel. Without them
-    they are 0 and 1, and sd is one number for all.
-    event_shape: `[C, *spatial]` or `[D]`; x is continuous. `log_sd` is a parameter, learned unless
-    `learned=False`, and never below −7. For continuous data only: on 8-bit data its likelihood
-    grows without bound as sd → 0.
+    m is the decoder's output, in units of location and spread, so that the model works on
+    standardised data while x, its mean, draws and density are in the caller's units: log p(x) is
+    that of the standardised x less Σ log spread_d. For continuous data only: on 8-bit data its
+    likelihood grows without bound as sd → 0.
 
-    >>> wide = Gaussian((1,), learned=False, location=torch.zeros(1), spread=torch.full((1,), 2.0))
-    >>> wide.log_prob(torch.zeros(1, 1, 1), torch.zeros(1, 1))  # −½ log 2π − log 2
-    tensor([-1.6121])
-    >>> Gaussian((1,)).log_prob(torch.zeros(1, 1, 1), torch.zeros(1, 1))  # −½ log 2π
-    tensor([-0.9189], grad_fn=<SumBackward1>)
+    Args:
+        event_shape: `[C, *spatial]` or `[D]`.
+        log_sd: Where log sd starts; it is held at −7 or more.
+        learned: Whether it is a parameter that is trained.
+        location: Fixed numbers `[*event]`, the training data's mean; 0 without it.
+        spread: Fixed numbers `[*event]`, the training data's deviation; 1 without it. With it sd is
+            one number a column or channel, else one for all.
+
+    Example:
+        >>> units = {"location": torch.zeros(1), "spread": torch.full((1,), 2.0)}
+        >>> wide = Gaussian((1,), learned=False, **units)
+        >>> wide.log_prob(torch.zeros(1, 1, 1), torch.zeros(1, 1))  # −½ log 2π − log 2
+        tensor([-1.6121])
+        >>> Gaussian((1,)).log_prob(torch.zeros(1, 1, 1), torch.zeros(1, 1))  # −½ log 2π
+        tensor([-0.9189], grad_fn=<SumBackward1>)
     """
 
     location: Tensor | None
@@ -306,18 +328,25 @@ class DiscretisedLogistics(nn.Module):
     levels' probabilities sum to one exactly. Colours of one place share the component, and the
     mean of a later colour moves linearly with the earlier ones.
 
-    event_shape: `[C, *spatial]` or `[D]`; x holds integers 0 … levels − 1. Per place: K mixture
-    logits, K·C means, K·C log-scales (held within ±7, on a scale where all levels span 2; lower
-    by log(levels/256) where there are more), and K·C(C−1)/2 colour weights. centre, spread:
-    `[C, places]` in levels; means and scales are then in these units, which a decoder needs where
-    data fill a small part of many levels.
+    x holds integers 0 … levels − 1. Parameters per place: K mixture logits, K·C means, K·C
+    log-scales (held within ±7, on a scale where all levels span 2; lower by log(levels/256) where
+    there are more), and K·C(C−1)/2 colour weights.
     Exact: `log(σ(b) − σ(a)) = log σ(b) + log σ(−a) + log(1 − e^{a−b})` needs no floor
     and no approximation in the tails.
     Reference: Salimans et al. (2017), "PixelCNN++", section 2.1.
 
-    >>> logistics = DiscretisedLogistics((1,), components=1, levels=2)
-    >>> logistics.log_prob(torch.zeros(1, 3, 1), torch.tensor([[1]])).exp()
-    tensor([0.5000])
+    Args:
+        event_shape: `[C, *spatial]` or `[D]`.
+        components: K.
+        levels: How many values there are.
+        centre: `[C, places]` in levels; means and scales are then in units of centre and spread,
+            which a decoder needs where data fill a small part of many levels.
+        spread: As `centre`.
+
+    Example:
+        >>> logistics = DiscretisedLogistics((1,), components=1, levels=2)
+        >>> logistics.log_prob(torch.zeros(1, 3, 1), torch.tensor([[1]])).exp()
+        tensor([0.5000])
     """
 
     centre: Tensor | None

@@ -91,8 +91,20 @@ def fit(
 ) -> Iterator[State]:
     """Train in place, yielding the state after every step until the budget is spent.
 
-    Errors: RunError at the first non-finite loss or gradient, before it touches the weights, with
-    the step, the batch items and the tensor; a repro file is left in `folder`.
+    Args:
+        model: The model, whose weights `state` shares.
+        data: On the model's device.
+        settings: How to train.
+        state: From `State.start`, or restored by `checkpoint.load`.
+        folder: Where a batch is kept that makes the loss non-finite; None keeps none.
+        clock: Seconds from any start.
+
+    Yields:
+        The same state, after every step.
+
+    Raises:
+        NonFiniteError: At the first non-finite loss or gradient, before it touches the weights,
+            with the step, the batch items and the tensor.
     """
     flat, optimiser = state.flat, state.optimiser
     per_epoch = max(1, len(data.train) // settings.batch_size)
@@ -213,7 +225,17 @@ def diagnose(model: VAE, state: State, batch: Batch, folder: Path | None) -> str
 class Progress:
     """One reading of a running training; figures are training averages in nats, `nan` at first.
 
-    fraction of the budget spent; seconds so far and left; images per second; the newest warning.
+    Args:
+        fraction: Of the budget that is spent.
+        step: Steps so far.
+        seconds: So far.
+        seconds_left: Expected.
+        images_per_second: Since the start of this process.
+        elbo: In nats.
+        rate: In nats.
+        distortion: In nats.
+        test_elbo: Of the averaged weights on test images; None before the first look.
+        warning: The newest; "" without one.
     """
 
     fraction: float

@@ -42,8 +42,9 @@ __all__ = [
 def real(x: Tensor) -> Tensor:
     """Return x as float32, or as it is when it is float64: sums of logs need that much.
 
-    >>> real(torch.ones(1, dtype=torch.bfloat16)).dtype
-    torch.float32
+    Example:
+        >>> real(torch.ones(1, dtype=torch.bfloat16)).dtype
+        torch.float32
     """
     return x if x.dtype == torch.float64 else x.float()
 
@@ -89,15 +90,26 @@ def mlp(
 ) -> Tensor:
     """Return `W_n a(… a(W_1 x + b_1) …) + b_n`: linear layers with an activation between them.
 
-    x: `[rows, in]`; weights `[out_i, in_i]`; biases `[out_i]`; the result `[rows, out_n]`.
-    Gradients flow to x, weights and biases. Equal to the eager form up to rounding. x is brought
-    to the dtype of the weights. buffers: where the gradients of weights, then biases, are written
-    (and returned), so that a training step need not copy them; overwritten by every backward pass.
-    Errors: ValueError for an unknown activation.
+    Gradients flow to x, weights and biases. Equal to the eager form up to rounding.
 
-    >>> one = torch.ones(1, 1)
-    >>> mlp(one, [one, one], [torch.zeros(1)] * 2, "relu")
-    tensor([[1.]])
+    Args:
+        x: `[rows, in]`; it is brought to the dtype of the weights.
+        weights: `[out_i, in_i]` each.
+        biases: `[out_i]` each.
+        activation: One of `ACTIVATIONS`.
+        buffers: Where the gradients of weights, then biases, are written (and returned), so that a
+            training step need not copy them; overwritten by every backward pass.
+
+    Returns:
+        `[rows, out_n]`.
+
+    Raises:
+        ArgumentValueError: An unknown activation.
+
+    Example:
+        >>> one = torch.ones(1, 1)
+        >>> mlp(one, [one, one], [torch.zeros(1)] * 2, "relu")
+        tensor([[1.]])
     """
     require(activation in ACTIVATIONS, "activation", f"one of {sorted(ACTIVATIONS)}", activation)
     flat = (*weights, *biases)
@@ -168,10 +180,15 @@ class _Mlp(torch.autograd.Function):
 class Mlp(nn.Module):
     """Linear layers of the given sizes with an activation between them, as one fused operation.
 
-    sizes: `(in, hidden, …, out)`. Weights start as in Glorot and Bengio (2010), biases at 0.
+    Weights start as in Glorot and Bengio (2010), biases at 0.
 
-    >>> Mlp((4, 8, 2))(torch.zeros(3, 4)).shape
-    torch.Size([3, 2])
+    Args:
+        sizes: `(in, hidden, …, out)`.
+        activation: "tanh", "silu" or "relu".
+
+    Example:
+        >>> Mlp((4, 8, 2))(torch.zeros(3, 4)).shape
+        torch.Size([3, 2])
     """
 
     def __init__(self, sizes: Sequence[int], activation: str = "tanh") -> None:
@@ -198,8 +215,15 @@ def _gaussian(output: Tensor) -> tuple[Tensor, Tensor]:
 class MlpEncoder(nn.Module):
     """q(z|x) from a flat x: `[batch, *event]` to mean and log sd, `[batch, latent]` each.
 
-    >>> MlpEncoder((1, 2, 2), (8,), 3)(torch.zeros(5, 1, 2, 2))[0].shape
-    torch.Size([5, 3])
+    Args:
+        event_shape: Of x.
+        hidden: Widths of the hidden layers.
+        latent: Dimensions of z.
+        activation: As in `Mlp`.
+
+    Example:
+        >>> MlpEncoder((1, 2, 2), (8,), 3)(torch.zeros(5, 1, 2, 2))[0].shape
+        torch.Size([5, 3])
     """
 
     def __init__(
@@ -221,10 +245,15 @@ class MlpEncoder(nn.Module):
 class MlpDecoder(nn.Module):
     """Parameters of p(x|z): `[rows, latent]` to `[rows, channels, places]`.
 
-    bias: `[channels, places]`, the output to start from (`Likelihood.initial_bias`).
+    Args:
+        latent: Dimensions of z.
+        hidden: Widths of the hidden layers.
+        bias: `[channels, places]`, the output to start from (`Likelihood.initial_bias`).
+        activation: As in `Mlp`.
 
-    >>> MlpDecoder(3, (8,), torch.zeros(1, 4))(torch.zeros(5, 3)).shape
-    torch.Size([5, 1, 4])
+    Example:
+        >>> MlpDecoder(3, (8,), torch.zeros(1, 4))(torch.zeros(5, 3)).shape
+        torch.Size([5, 1, 4])
     """
 
     def __init__(
@@ -297,12 +326,18 @@ class _Patches:
 class ConvEncoder(nn.Module):
     """q(z|x) from patches: residual convolutions on a small grid, then a hidden layer.
 
-    hidden: (width of the grid, …, width of the hidden layer); each width but the last stands for
-    one residual convolution, so (32, 32, 32, 256) is three of 32 channels. Working on patches of
-    4x4 or so costs a sixteenth of convolving pixels, which is what makes it affordable on a CPU.
+    Working on patches of 4x4 or so costs a sixteenth of convolving pixels, which is what makes it
+    affordable on a CPU.
 
-    >>> ConvEncoder((1, 28, 28), (8, 8, 16), 3)(torch.zeros(2, 1, 28, 28))[1].shape
-    torch.Size([2, 3])
+    Args:
+        event_shape: `(C, H, W)`.
+        hidden: (width of the grid, …, width of the hidden layer); each width but the last stands
+            for one residual convolution, so (32, 32, 32, 256) is three of 32 channels.
+        latent: Dimensions of z.
+
+    Example:
+        >>> ConvEncoder((1, 28, 28), (8, 8, 16), 3)(torch.zeros(2, 1, 28, 28))[1].shape
+        torch.Size([2, 3])
     """
 
     def __init__(self, event_shape: Sequence[int], hidden: Sequence[int], latent: int) -> None:
@@ -327,10 +362,15 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """Parameters of p(x|z): a hidden layer, residual convolutions on a small grid, then patches.
 
-    hidden: as given to the encoder. bias: `[channels, places]`, the output to start from.
+    Args:
+        event_shape: `(C, H, W)`.
+        latent: Dimensions of z.
+        hidden: As given to the encoder.
+        bias: `[channels, places]`, the output to start from.
 
-    >>> ConvDecoder((1, 28, 28), 3, (8, 8, 16), torch.zeros(1, 784))(torch.zeros(2, 3)).shape
-    torch.Size([2, 1, 784])
+    Example:
+        >>> ConvDecoder((1, 28, 28), 3, (8, 8, 16), torch.zeros(1, 784))(torch.zeros(2, 3)).shape
+        torch.Size([2, 1, 784])
     """
 
     def __init__(

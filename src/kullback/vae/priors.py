@@ -25,11 +25,19 @@ __all__ = [
 def draw(mean: Tensor, log_sd: Tensor, noise: Tensor) -> Tensor:
     """Return z = mean + sd · noise, differentiable in mean and log_sd.
 
-    mean, log_sd: `[*batch, latent]`; noise ~ N(0, 1): `[*draws, *batch, latent]`.
     Reference: Kingma and Welling (2014), section 2.4.
 
-    >>> draw(torch.ones(2), torch.zeros(2), torch.tensor([0.5, -1.0]))
-    tensor([1.5000, 0.0000])
+    Args:
+        mean: `[*batch, latent]`.
+        log_sd: `[*batch, latent]`.
+        noise: Standard normal, `[*draws, *batch, latent]`.
+
+    Returns:
+        `[*draws, *batch, latent]`.
+
+    Example:
+        >>> draw(torch.ones(2), torch.zeros(2), torch.tensor([0.5, -1.0]))
+        tensor([1.5000, 0.0000])
     """
     return torch.addcmul(mean, log_sd.exp(), noise)
 
@@ -37,12 +45,20 @@ def draw(mean: Tensor, log_sd: Tensor, noise: Tensor) -> Tensor:
 def kl_to_standard_normal(mean: Tensor, log_sd: Tensor) -> Tensor:
     """Return `KL(N(mean, sd²) ‖ N(0, 1)) = ½(mean² + sd² − 1) − log sd` per dimension, in nats.
 
-    mean, log_sd: any one shape; the result has it too. Exact, never negative: the part in sd is
-    written `½(expm1(2 log sd) − 2 log sd)`, which keeps float32 accuracy near sd = 1.
+    Exact, never negative: the part in sd is written `½(expm1(2 log sd) − 2 log sd)`, which keeps
+    float32 accuracy near sd = 1.
     Reference: Kingma and Welling (2014), appendix B.
 
-    >>> kl_to_standard_normal(torch.tensor([0.0, 2.0]), torch.zeros(2))
-    tensor([0., 2.])
+    Args:
+        mean: Any shape.
+        log_sd: The same shape.
+
+    Returns:
+        The same shape, in nats.
+
+    Example:
+        >>> kl_to_standard_normal(torch.tensor([0.0, 2.0]), torch.zeros(2))
+        tensor([0., 2.])
     """
     twice = 2.0 * log_sd
     return 0.5 * (mean * mean + (torch.expm1(twice) - twice))
@@ -51,11 +67,19 @@ def kl_to_standard_normal(mean: Tensor, log_sd: Tensor) -> Tensor:
 def log_ratio_to_standard_normal(z: Tensor, log_sd: Tensor, noise: Tensor) -> Tensor:
     """Return `log N(z; 0, I) − log q(z)` for `z = draw(mean, log_sd, noise)`, summed over latent.
 
-    z, noise: `[*draws, *batch, latent]`; log_sd: `[*batch, latent]`; the result `[*draws, *batch]`,
-    in nats. Its mean over draws is −KL(q ‖ N(0, I)).
+    Its mean over draws is −KL(q ‖ N(0, I)).
 
-    >>> log_ratio_to_standard_normal(torch.tensor([3.0]), torch.zeros(1), torch.tensor([1.0]))
-    tensor(-4.)
+    Args:
+        z: `[*draws, *batch, latent]`.
+        log_sd: `[*batch, latent]`.
+        noise: `[*draws, *batch, latent]`, that z was drawn with.
+
+    Returns:
+        `[*draws, *batch]`, in nats.
+
+    Example:
+        >>> log_ratio_to_standard_normal(torch.tensor([3.0]), torch.zeros(1), torch.tensor([1.0]))
+        tensor(-4.)
     """
     return (0.5 * (noise * noise - z * z) + log_sd).sum(-1)
 
@@ -63,10 +87,17 @@ def log_ratio_to_standard_normal(z: Tensor, log_sd: Tensor, noise: Tensor) -> Te
 def draw_and_kl(mean: Tensor, log_sd: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Return `draw` and `kl_to_standard_normal` of the same arguments, as one operation.
 
-    mean, log_sd: `[batch, latent]`; noise: `[draws, batch, latent]`, no gradient flows to it.
+    Args:
+        mean: `[batch, latent]`.
+        log_sd: `[batch, latent]`.
+        noise: `[draws, batch, latent]`; no gradient flows to it.
 
-    >>> draw_and_kl(torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(1, 1, 1))
-    (tensor([[[1.]]]), tensor([[0.5000]]))
+    Returns:
+        z `[draws, batch, latent]` and the KL `[batch, latent]`, in nats.
+
+    Example:
+        >>> draw_and_kl(torch.ones(1, 1), torch.zeros(1, 1), torch.zeros(1, 1, 1))
+        (tensor([[[1.]]]), tensor([[0.5000]]))
     """
     z, kl = _DrawAndKl.apply(mean, log_sd, noise)  # type: ignore[no-untyped-call]
     return z, kl
@@ -91,8 +122,12 @@ class _DrawAndKl(torch.autograd.Function):
 class StandardNormal:
     """The prior p(z) = N(0, I) in `latent` dimensions (MATH 1.1).
 
-    >>> StandardNormal(2).kl(torch.zeros(1, 2), torch.zeros(1, 2))
-    tensor([[0., 0.]])
+    Args:
+        latent: How many dimensions z has.
+
+    Example:
+        >>> StandardNormal(2).kl(torch.zeros(1, 2), torch.zeros(1, 2))
+        tensor([[0., 0.]])
     """
 
     def __init__(self, latent: int) -> None:

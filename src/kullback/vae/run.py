@@ -43,12 +43,21 @@ CHECKPOINT_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a training left: its folder, the model with averaged weights, whether it finished."""
+    """What a training left.
+
+    Args:
+        folder: The run's.
+        model: With averaged weights, in evaluation mode.
+        finished: Whether the budget was spent.
+        warnings: Sentences, such as that the posterior collapsed.
+        data: What it was trained on; None where a finished run was only read.
+    """
 
     folder: Path
     model: VAE
     finished: bool
     warnings: tuple[str, ...] = ()
+    data: Dataset | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +82,30 @@ def train(
 ) -> Outcome:
     """Train a VAE from scratch in a new run directory and return it.
 
-    data: a `Dataset`, or anything `kullback.data.load` takes. folder: default
-    `runs/<data>-<UTC time>`; it must not exist. progress: called a few times a second. stop: asked
-    after every step; True saves a checkpoint and ends early with `finished=False`.
-    checkpoint_seconds: how much work a crash may cost.
-    Errors: DataError for data that cannot be used, ValueError for settings that do not fit them,
-    RunError for a folder that exists or a loss that is no longer finite.
+    Args:
+        data: A `Dataset`, or anything `kullback.data.load` takes.
+        architecture: What to build; by default `Architecture()`.
+        training: How to train; by default `Training()`, two minutes.
+        folder: By default `runs/<data>-<UTC time>`; it must not exist.
+        device: "auto", "cpu", "cuda" or "mps".
+        progress: Called a few times a second.
+        stop: Asked after every step; True saves a checkpoint and ends early.
+        checkpoint_seconds: How much work a crash may cost.
+
+    Returns:
+        The folder, the model with averaged weights, the data, and whether the run finished.
+
+    Raises:
+        DataError: The data cannot be used.
+        ArgumentValueError: The settings do not fit the data.
+        RunError: The folder exists, or the loss is no longer finite.
+
+    Example:
+        >>> from kullback.vae import Architecture, Training
+        >>> small = Architecture(network="mlp", hidden=(8,), latent=2, components=1)
+        >>> found = train("fashion", architecture=small, training=Training(steps=2), folder="run")
+        >>> found.finished, found.model.sample(3).shape
+        (True, torch.Size([3, 1, 28, 28]))
     """
     training = training or Training()
     dataset = data if isinstance(data, Dataset) else load(data)
@@ -102,9 +129,21 @@ def resume(
 ) -> Outcome:
     """Go on with a run from its last checkpoint; on a CPU the result is bit for bit the same.
 
-    (With `epochs` or `steps`; a budget in minutes follows the clock.) data: needed only when the
-    run was trained on a `Dataset` made in memory. Errors: RunError for a folder that holds no run
-    or a damaged one; DataError when the data are not those of the run (their hashes differ).
+    (With `epochs` or `steps`; a budget in minutes follows the clock.)
+
+    Args:
+        folder: The run's.
+        data: Needed only when the run was trained on a `Dataset` made in memory.
+        progress: As in `train`.
+        stop: As in `train`.
+        checkpoint_seconds: As in `train`.
+
+    Returns:
+        As `train`; of a finished run what it left, without its data.
+
+    Raises:
+        RunError: The folder holds no run, or a damaged one.
+        DataError: The data are not those of the run (their hashes differ).
     """
     path = Path(folder)
     config = read_json(path / "config.json")
@@ -153,7 +192,7 @@ def _drive(
     state.flat.release(model)
     if finished:  # from here on the run counts as finished; until here it can be resumed
         checkpoint.save_tensors(folder / "model.safetensors", model.state_dict())
-    return Outcome(folder, model.eval(), finished, tuple(monitor.warnings))
+    return Outcome(folder, model.eval(), finished, tuple(monitor.warnings), data)
 
 
 def _loop(model: VAE, data: Dataset, state: State, monitor: Monitor, watch: Watch) -> bool:
@@ -262,8 +301,18 @@ def _new_folder(folder: str | Path | None, data: Dataset) -> Path:
 def pick_device(name: str = "auto") -> torch.device:
     """Return the named device, or the best one present: CUDA, then Apple's MPS, then the CPU.
 
-    >>> pick_device("cpu")
-    device(type='cpu')
+    Args:
+        name: "auto", "cpu", "cuda", "cuda:1", … or "mps".
+
+    Returns:
+        The device.
+
+    Raises:
+        ArgumentValueError: Another name, or a device that this machine lacks.
+
+    Example:
+        >>> pick_device("cpu")
+        device(type='cpu')
     """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
@@ -280,8 +329,16 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
     That is CUDA with bfloat16 units, and CPUs with AVX512-BF16 or AMX.
 
-    >>> pick_precision("float32", torch.device("cpu"))
-    torch.float32
+    Args:
+        name: "auto", "float32" or "bfloat16".
+        device: Where the products are computed.
+
+    Returns:
+        `torch.float32` or `torch.bfloat16`.
+
+    Example:
+        >>> pick_precision("float32", torch.device("cpu"))
+        torch.float32
     """
     if name == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -300,10 +357,20 @@ def matmul_gflops(
 ) -> float:
     """Measure the matrix-multiply rate with a number of threads: the median of short products.
 
-    The thread count is restored. Returns 1e9 operations per second, 2·size³ a product.
+    The thread count is restored.
 
-    >>> matmul_gflops(1, seconds=0.001) > 0
-    True
+    Args:
+        threads: How many.
+        size: Of the square matrices.
+        seconds: How long to measure.
+        dtype: Of the matrices.
+
+    Returns:
+        1e9 operations per second, 2·size³ a product.
+
+    Example:
+        >>> matmul_gflops(1, seconds=0.001) > 0
+        True
     """
     before = torch.get_num_threads()
     a, out = torch.ones(size, size, dtype=dtype), torch.empty(size, size, dtype=dtype)
@@ -328,8 +395,9 @@ def pick_threads() -> int:
     busy, threads wait for each other and training can run tens of times slower than on one thread.
     At most the cores this process may run on, and what OMP_NUM_THREADS allows.
 
-    >>> pick_threads() >= 1
-    True
+    Example:
+        >>> pick_threads() >= 1
+        True
     """
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
