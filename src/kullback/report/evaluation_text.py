@@ -17,7 +17,7 @@ from typing import Any
 from kullback.core import DataError, Estimate
 from kullback.data import describe_protocol
 from kullback.vae import Evaluation
-from kullback.vae.limits import ACTIVE_KL, ACTIVE_VARIANCE, DRAWS_FOR_LOOSE, FEW_EFFECTIVE_DRAWS
+from kullback.vae.limits import ACTIVE_KL, ACTIVE_VARIANCE, DRAWS_FOR_LOOSE, LOOSE_DRAWS
 
 __all__ = [
     "Figure",
@@ -147,8 +147,8 @@ def _health(e: Evaluation, noun: str) -> dict[str, Figure]:
             "loose bounds",
             "not known" if e.loose is None else _percent(e.loose),
             f"of {noun}s",
-            f"fewer than {FEW_EFFECTIVE_DRAWS:g} effective draws",
-            f"{noun.capitalize()}s whose bound rests on fewer than {FEW_EFFECTIVE_DRAWS:g} effective draws.",
+            f"fewer than {LOOSE_DRAWS:g} effective draws",
+            f"{noun.capitalize()}s whose bound rests on fewer than {LOOSE_DRAWS:g} effective draws.",
         ),
         "active_units": _active(e, noun),
     }
@@ -192,7 +192,7 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
         )
     elif e.loose > 0:
         said.append(
-            f"{_percent(e.loose)} of {noun}s rest on fewer than {FEW_EFFECTIVE_DRAWS:g} effective draws: "
+            f"{_percent(e.loose)} of {noun}s rest on fewer than {LOOSE_DRAWS:g} effective draws: "
             "their bound is loose; try more --draws."
         )
     if e.active_units == 0:

@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kullback.core import ArgumentValueError
 from kullback.exact import quadrature
-from kullback.variational import Diagnosis, Fit, Target
-from kullback.variational.optimise.grid import find_box
+from kullback.variational import Diagnosis, Fit, Target, search_box
 
 from .text_layout import aligned, number, signed
 
@@ -35,15 +33,18 @@ def exact_posterior(target: Target) -> quadrature.Posterior | None:
         >>> round(float(exact_posterior(target).log_evidence), 6)
         0.918939
     """
-    if target.dim not in NODES:
-        return None
     with torch.no_grad():
-        try:
-            lower, upper = find_box(target.log_density, target.dim)
-            nodes = NODES[target.dim]
-            return quadrature.posterior(target.log_density, lower=lower, upper=upper, nodes=nodes)
-        except ArgumentValueError:
+        box = search_box(target.log_density, target.dim) if target.dim in NODES else None
+        if box is None:
             return None
+        ends = {"lower": box[0], "upper": box[1], "nodes": NODES[target.dim]}
+        nodes, _ = quadrature.grid(**ends)
+        logs = target.log_density(nodes)
+        coarse, _ = quadrature.grid(**ends | {"nodes": NODES[target.dim] // 2})
+        torn = bool(logs.isnan().any()) or bool(target.log_density(coarse).isnan().any())
+        if torn or not bool((logs > -torch.inf).any()):
+            return None
+        return quadrature.posterior(target.log_density, **ends)
 
 
 def explain_fit(found: Fit, diagnosis: Diagnosis, truth: quadrature.Posterior | None) -> str:

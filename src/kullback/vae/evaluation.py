@@ -21,8 +21,8 @@ from .limits import (
     ACTIVE_VARIANCE,
     COLLAPSED_KL,
     DRAWS_FOR_LOOSE,
-    FEW_EFFECTIVE_DRAWS,
     IMAGES_PER_BLOCK,
+    LOOSE_DRAWS,
 )
 from .model import VAE
 
@@ -166,7 +166,7 @@ def _summarise(model: VAE, parts: list[Bounds], x: Tensor, draws: int, seed: int
 
     elbo, weighted = joined("elbo"), joined("importance_weighted")
     effective, means = joined("effective_draws"), joined("mean")
-    loose = float((effective < FEW_EFFECTIVE_DRAWS).double().mean())
+    loose = float((effective < LOOSE_DRAWS).double().mean())
     kl = model.prior.kl(means, joined("log_sd")).mean(0)
     below = "a lower bound on log p(x), in expectation"
     tight = f"the importance-weighted bound of {draws} draws is below log p(x) in expectation"

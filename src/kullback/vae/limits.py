@@ -11,11 +11,11 @@ __all__ = [
     "CONV_MIN_SIDE",
     "DECODER_OUTPUTS",
     "DRAWS_FOR_LOOSE",
-    "FEW_EFFECTIVE_DRAWS",
     "FLOAT32_RESOLUTION",
     "IMAGES_PER_BLOCK",
     "LOG_SD_LIMIT",
     "LOG_STEPS",
+    "LOOSE_DRAWS",
     "MAX_LAYERS",
     "MAX_THREADS",
     "MAX_WIDTH",
@@ -30,7 +30,7 @@ __all__ = [
 ACTIVE_VARIANCE = 0.01  # of E_q[z_d|x] over x: Burda, Grosse and Salakhutdinov (2016), section 5.2
 ACTIVE_KL = 0.1  # nats of mean KL(q(z_d|x) ‖ p(z_d)): benchmarks/active_units.py, a sweep over β
 COLLAPSED_KL = 0.5  # nats in all dimensions together; below, z carries no useful information
-FEW_EFFECTIVE_DRAWS = 10.0  # below, an image's bound rests on a handful of draws
+LOOSE_DRAWS = 10.0  # below, an image's bound rests on a handful of draws
 DRAWS_FOR_LOOSE = 20  # with fewer, all draws could count and an image still be called loose
 
 # What a model can be
