@@ -24,7 +24,7 @@ START = time.perf_counter()
 import torch  # noqa: E402
 from measuring import RESULTS, finish, machine  # noqa: E402
 
-from kullback.core.files import read_json, write_json  # noqa: E402
+from kullback.core import read_json, write_json  # noqa: E402
 from kullback.data import describe_protocol, load  # noqa: E402
 from kullback.vae import Architecture, Training, build, evaluate  # noqa: E402
 from kullback.vae.checkpoint import load_tensors, save_tensors  # noqa: E402

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kullback.core import DataError, __version__
-from kullback.core.files import read_json, write_json
+from kullback.core import DataError, __version__, read_json, write_json
 
 from .session import bar, print_json, say, write
 

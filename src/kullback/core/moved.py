@@ -59,7 +59,6 @@ _NEW = {
     "sampled.classifier": "sampled.two_sample",
     "sampled.densities": "sampled.distributions",
     "sampled.draw": "sampled.kl_from_distributions",
-    "sampled.draw_from": "sampled.distributions",
     "sampled.draws": "sampled.summary_stats",
     "sampled.entrants": "sampled.summary_stats",
     "sampled.exact_or_sampled": "sampled.divergences",

@@ -23,8 +23,7 @@ import torch
 from torch import Generator, Tensor
 from torch.distributions import Distribution
 
-from kullback.core import ArgumentValueError, Estimate, require
-from kullback.core.checks import message
+from kullback.core import ArgumentValueError, Estimate, message, require
 from kullback.sampled import LogRatios
 from kullback.sampled.distributions import draw_from, log_density
 from kullback.sampled.kl_from_distributions import Support

@@ -148,7 +148,8 @@ def _health(e: Evaluation, noun: str) -> dict[str, Figure]:
             "not known" if e.loose is None else _percent(e.loose),
             f"of {noun}s",
             f"fewer than {LOOSE_DRAWS:g} effective draws",
-            f"{noun.capitalize()}s whose bound rests on fewer than {LOOSE_DRAWS:g} effective draws.",
+            f"{noun.capitalize()}s whose bound rests on fewer than {LOOSE_DRAWS:g} effective "
+            "draws.",
         ),
         "active_units": _active(e, noun),
     }

@@ -37,14 +37,13 @@ def exact_posterior(target: Target) -> quadrature.Posterior | None:
         box = search_box(target.log_density, target.dim) if target.dim in NODES else None
         if box is None:
             return None
-        ends = {"lower": box[0], "upper": box[1], "nodes": NODES[target.dim]}
-        nodes, _ = quadrature.grid(**ends)
-        logs = target.log_density(nodes)
-        coarse, _ = quadrature.grid(**ends | {"nodes": NODES[target.dim] // 2})
-        torn = bool(logs.isnan().any()) or bool(target.log_density(coarse).isnan().any())
-        if torn or not bool((logs > -torch.inf).any()):
+        (lower, upper), count = box, NODES[target.dim]
+        nodes, _ = quadrature.grid(lower, upper, nodes=count)
+        coarse, _ = quadrature.grid(lower, upper, nodes=count // 2)
+        logs = target.log_density(torch.cat([nodes, coarse]))
+        if bool(logs.isnan().any()) or not bool((logs[: len(nodes)] > -torch.inf).any()):
             return None
-        return quadrature.posterior(target.log_density, **ends)
+        return quadrature.posterior(target.log_density, lower=lower, upper=upper, nodes=count)
 
 
 def explain_fit(found: Fit, diagnosis: Diagnosis, truth: quadrature.Posterior | None) -> str:
