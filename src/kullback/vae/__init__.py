@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from kullback.core import lazy
 
 if TYPE_CHECKING:
+    from . import limits
     from .architecture import Architecture, choose
     from .elbo_step import compiled_state
     from .evaluation import Evaluation, evaluate
