@@ -116,7 +116,6 @@ _NEW = {
     "vae.device": "vae.run",
     "vae.diagonal_gaussian": "vae.priors",
     "vae.events": "vae.likelihoods",
-    "vae.fast": "vae.elbo_step",
     "vae.fast.elbo_step": "vae.elbo_step",
     "vae.fast.flat": "vae.checkpoint",
     "vae.fast.fused": "vae.networks",
@@ -185,16 +184,18 @@ MOVED: dict[str, str] = {f"kullback.{old}": f"kullback.{new}" for old, new in _N
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Finds the modules in `MOVED`, and loads each as a copy of the names of the new one."""
+    """Finds the modules in `MOVED` and their folders; loads a copy of the names of the new one."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        package = any(old.startswith(f"{fullname}.") for old in MOVED)
-        moved = fullname in MOVED
-        return spec_from_loader(fullname, self, is_package=package) if moved else None
+        folder = any(old.startswith(f"{fullname}.") for old in MOVED)  # that is gone
+        known = folder or fullname in MOVED
+        return spec_from_loader(fullname, self, is_package=folder) if known else None
 
     def exec_module(self, module: ModuleType) -> None:
+        if module.__name__ not in MOVED:
+            return
         new = MOVED[module.__name__]
         words = f"{module.__name__} has moved: import from {new}, or from the package above it"
         warnings.warn(words, DeprecationWarning, stacklevel=2)
