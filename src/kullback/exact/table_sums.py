@@ -22,8 +22,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kullback.core import ArgumentTypeError, ArgumentValueError, require, require_type
-from kullback.core.checks import describe, message
+from kullback.core import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    describe,
+    message,
+    require,
+    require_type,
+)
 
 __all__ = [
     "Form",

@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import require, require_type
-from kullback.core.estimate import two_sided
+from kullback.core import require, require_type, two_sided
 
 from .limits import FEW, REFUTED, ROUND_BITS, TEST_LEVEL, UNSEEN_CHANCE, UNSEEN_RATIO
 from .tails import fit_tail, tail_length
