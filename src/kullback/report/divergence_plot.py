@@ -25,9 +25,8 @@ from torch.distributions import Distribution
 
 from kullback.core import ArgumentValueError, Estimate, require
 from kullback.core.checks import message
-from kullback.sampled import LogRatios
+from kullback.sampled import LogRatios, Support
 from kullback.sampled.distributions import draw_from, log_density
-from kullback.sampled.kl_from_distributions import Support
 
 from .figures import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, figure_of, svg_of
 from .text_layout import UNITS, number

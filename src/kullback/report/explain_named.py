@@ -11,8 +11,8 @@ from torch.distributions import Distribution
 
 from kullback.core import ArgumentTypeError, Estimate
 from kullback.exact import mixture_kl_bounds
+from kullback.sampled import Support
 from kullback.sampled.divergences import cross_entropy, entropy, js, kl
-from kullback.sampled.kl_from_distributions import Support
 
 from .divergence_plot import NAMES, NUMBERS, estimators
 from .explain_tables import DIRECTIONS, log_sign

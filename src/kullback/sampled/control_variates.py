@@ -98,9 +98,9 @@ def _unsafe(seen: SummaryStats, *, weighted: bool, ratio: bool, gap: Tensor) -> 
     for column in control_columns(like.shape[-1], weighted=weighted, ratio=ratio):
         form = control_form(column, like, weighted=weighted, gap=gap)
         tilt = influence(seen.moments, form, ratio=ratio)
-        heavy = seen.tails.shape(max(column - 1, RATIO)) > limits.HEAVY
-        unsafe.append(heavy & (seen.skewness(tilt).abs() > limits.SKEWED))
-    return torch.stack(unsafe, -1) & (seen.moments.count >= limits.JUDGED)
+        heavy = seen.tails.shape(max(column - 1, RATIO)) > limits.FINITE_VARIANCE_PARETO_K
+        unsafe.append(heavy & (seen.skewness(tilt).abs() > limits.MAX_SKEWNESS_OF_MEAN))
+    return torch.stack(unsafe, -1) & (seen.moments.count >= limits.MIN_DRAWS_FOR_PARETO_K)
 
 
 def _averaged(parts: list[Part], whole: SummaryStats, *, weighted: bool, ratio: bool) -> _Found:
@@ -116,7 +116,7 @@ def _averaged(parts: list[Part], whole: SummaryStats, *, weighted: bool, ratio: 
         error = error + share**2 * spread / (moments.count * free if free else math.nan)
         squares, slant = squares + spread, slant + share * tilt
         centre = centre + share * moments.at(tilt)
-    flat = squares <= draws * (limits.ROUNDING * value.abs().clamp_min(1.0)) ** 2
+    flat = squares <= draws * (limits.RELATIVE_ROUNDING * value.abs().clamp_min(1.0)) ** 2
     skewness = torch.where(flat, 0.0, whole.tails.skewness(slant, centre, squares))
     error = torch.where(value.isinf(), math.inf, error.clamp_min(0.0).sqrt())
     shape = _shape(whole.tails, slant, weighted=weighted)
@@ -177,8 +177,8 @@ def judge(
         draws,
         found.k_hat,
         doubts,
-        bias,
-        why,
+        bias=bias,
+        why=why,
         skewness=error_bars.allowance(found.skewness, found.k_hat),
         rounding=rounding,
     )
@@ -191,11 +191,10 @@ def _all_the_same(found: _Found, moments: Moments, *, controls: int) -> error_ba
     A form that a user's controls leave without scatter, of log r that scatters, is exact.
     """
     column = _column(0, moments)
-    least = moments.count * (limits.ROUNDING * moments.at(column).abs().clamp_min(1.0)) ** 2
+    rounding = limits.RELATIVE_ROUNDING
+    least = moments.count * (rounding * moments.at(column).abs().clamp_min(1.0)) ** 2
     constant = moments.squares(column) <= least
-    same = (
-        found.flat & (found.value.abs() > limits.ROUNDING) & (constant if controls else found.flat)
-    )
+    same = found.flat & (found.value.abs() > rounding) & (constant if controls else found.flat)
     words = (
         "every draw gave the same term, {:.4g}: no error can be seen. A ratio q/p that is the same "
         "everywhere and not 1 means that p was truncated (top-p, top-k) or that the draws miss "

@@ -22,14 +22,12 @@ from torch.distributions import (
 )
 
 from kullback.core import Estimate, require, require_type, short_values
-from kullback.exact import closed_forms, countable, tables
-from kullback.exact.supports import OUTSIDE, compare
+from kullback.exact import closed_forms, countable, supports, tables
 
 from . import error_bars
-from .distributions import draw_from, log_density
+from .distributions import Support, draw_from, dtype_of, log_density
+from .distributions import kl as kl_sampled
 from .estimators import Estimator
-from .kl_from_distributions import Support, dtype_of
-from .kl_from_distributions import kl as kl_sampled
 
 __all__ = ["Measured", "cross_entropy", "entropy", "how_sampled", "js", "kl"]
 
@@ -176,7 +174,7 @@ def js(p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = Non
         return Measured(tables.js(p, q), _TABLE)
     both = _as_tables(p, q)
     if both is not None:
-        return Measured(tables.js(*both), _TABLE)
+        return Measured(tables.js(both[0], both[1]), _TABLE)
     total = countable.js(p, q)
     if total is not None:
         return _of_sum(total, p, q)
@@ -257,7 +255,7 @@ def _without_draws(p: Any, q: Any) -> Measured | None:
     value = None if closed is None else closed.function(p, q)
     if value is not None and not bool((value == math.inf).all()):
         return Measured(value, _closed(p, q))
-    found = compare(p, q)
+    found = supports.compare(p, q)
     told = found is not None and bool(found.infinite.all())
     if value is not None:  # +inf, or beyond the largest number of its dtype
         return Measured(value, f"infinite: {found.why}" if found and told else _closed(p, q))
@@ -288,7 +286,7 @@ def _by_parts(p: Any, q: Any) -> Measured | None:
 
 def _of_sum(total: countable.Sum, *given: Any) -> Measured:
     infinite = total.value == math.inf
-    method = f"infinite: {OUTSIDE}" if bool(infinite.all()) else str(total)
+    method = f"infinite: {supports.OUTSIDE}" if bool(infinite.all()) else str(total)
     return Measured(total.value.to(_dtype(*given)), method)
 
 
@@ -347,7 +345,7 @@ def _mean(terms: Tensor, draws: int) -> Measured:
     value = terms.mean(-1)
     centred = torch.where(value.isinf()[..., None], 0.0, terms - value[..., None])
     error, doubts, k_hat = error_bars.mean_of(centred, value)
-    found = error_bars.judged(value, error, draws, k_hat, doubts, "none", "")
+    found = error_bars.judged(value, error, draws, k_hat, doubts)
     return Measured(found.value, how_sampled(found), found)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from kullback.core import require, require_type
 from kullback.core.estimate import two_sided
 
-from .limits import FEW, REFUTED, ROUND_BITS, TEST_LEVEL, UNSEEN_CHANCE, UNSEEN_RATIO
+from . import limits
 from .tails import fit_tail, tail_length
 
 __all__ = [
@@ -206,7 +206,7 @@ def entropy_identity(
         terms = terms * weights / weights.mean(-1, keepdim=True)
     mean, error, skewness = moments_of(terms)
     draws = terms.shape[-1]
-    chance = min(1.0, -math.log(UNSEEN_CHANCE) / draws)  # of an event that no draw met
+    chance = min(1.0, -math.log(limits.MISSED_EVENT_CHANCE) / draws)  # of an event that no draw met
     unseen = torch.full_like(mean, -chance * math.log(chance))
     known = Known(mean, error, skewness, draws, unseen, off)
     return known_mean(known, "−log p less its entropy", expected=0.0, causes=_ENTROPY_CAUSES)
@@ -236,16 +236,18 @@ def known_mean(
     sure = (left == 0) | (known.error == 0)  # 0, or beyond any number of errors
     z = hall(torch.where(sure, 0.0, left / known.error), known.skewness)
     z = torch.where(sure, torch.where(left == 0, 0.0, left.sign() * math.inf), z)
-    limit = two_sided(1 - TEST_LEVEL / max(gap.numel(), 1), max(known.draws - 1, 1))
-    refuted = (z.abs() > limit) & (known.draws >= FEW)
-    refuted |= (target > 0) & (known.mean > target * REFUTED * max(gap.numel(), 1))
+    tests = max(gap.numel(), 1)
+    limit = two_sided(1 - limits.TEST_LEVEL / tests, max(known.draws - 1, 1))
+    refuted = (z.abs() > limit) & (known.draws >= limits.MIN_DRAWS_FOR_ERROR)
+    refuted |= (target > 0) & (known.mean > target * limits.MAX_MEAN_BY_MARKOV * tests)
     words = _words(known, what, target.expand(gap.shape), refuted, causes)
     name = f"mean of {what} = {float(target):g}" if not target.dim() else f"mean of {what}"
-    found = (known.mean, target.expand(gap.shape), known.error, z)
+    fields = {"mean": known.mean, "expected": target, "error": known.error, "z": z}
     if gap.dim():
-        return Identity(name, *found, refuted, words)
-    mean, aim, error, distance = (float(part) for part in found)
-    return Identity(name, mean, aim, error, distance, bool(refuted), words)
+        found: dict[str, Any] = {key: part.expand(gap.shape) for key, part in fields.items()}
+        return Identity(name, **found, refuted=refuted, reason=words)
+    found = {key: float(part) for key, part in fields.items()}
+    return Identity(name, **found, refuted=bool(refuted), reason=words)
 
 
 def hall(t: Tensor, skewness: Tensor) -> Tensor:
@@ -262,15 +264,15 @@ def hall(t: Tensor, skewness: Tensor) -> Tensor:
 def unseen_ratio(largest: Tensor, k_hat: Tensor, draws: int) -> Tensor:
     """Return how much of the mean of q/p may sit in events that no draw met, `[*batch]`.
 
-    They have a chance of up to `log(1/UNSEEN_CHANCE)/draws`. q/p there: up to `UNSEEN_RATIO`, or
-    what the fitted tail has beyond the largest draw, `largest/(1 − k)` with k̂ and twice its own
-    scatter;
-    +inf from k = 1 on, where the tail has no mean.
+    They have a chance of up to `log(1/MISSED_EVENT_CHANCE)/draws`. q/p there: up to
+    `MISSED_EVENT_RATIO`, or what the fitted tail has beyond the largest draw, `largest/(1 − k)`
+    with k̂ plus twice its standard error; +inf from k = 1 on, where the tail has no mean.
     """
     k = k_hat + 2 * (1 + k_hat) / math.sqrt(max(tail_length(draws), 1))
     k = torch.where(k.isfinite(), k, 0.0)  # no tail, or too few draws to see one
     beyond = torch.where(k < 1, largest / (1 - k.clamp(0.0, 0.999)), math.inf)
-    return -math.log(UNSEEN_CHANCE) / draws * beyond.clamp_min(UNSEEN_RATIO)
+    chance = -math.log(limits.MISSED_EVENT_CHANCE) / draws
+    return chance * beyond.clamp_min(limits.MISSED_EVENT_RATIO)
 
 
 def moments_of(terms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -282,7 +284,7 @@ def moments_of(terms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean = terms.mean(-1)
     delta = terms - mean[..., None]
     squares = (delta**2).sum(-1)
-    squares = torch.where(squares <= draws * (4e-16 * mean) ** 2, 0.0, squares)
+    squares = torch.where(squares <= draws * (limits.RELATIVE_ROUNDING * mean) ** 2, 0.0, squares)
     error = (squares / (draws * max(draws - 1, 1))).sqrt()
     skewness = torch.where(squares > 0, (delta**3).sum(-1) / squares**1.5, 0.0)
     return mean, error, skewness
@@ -324,7 +326,7 @@ def _on_grid(values: Tensor, dtype: torch.dtype) -> bool:
     """Say whether all values are exactly those of a coarser type, and not merely round numbers."""
     if not bool((values.to(dtype).to(values.dtype) == values).all()):
         return False
-    bits = torch.frexp(values).mantissa * 2**ROUND_BITS
+    bits = torch.frexp(values).mantissa * 2**limits.ROUND_NUMBER_BITS
     return not bool((bits == bits.round()).all())
 
 
@@ -335,7 +337,7 @@ def _known(logs: Tensor, rounding: Tensor) -> Known:
     mean, error, skewness = moments_of(r)
     draws, size = logs.shape[-1], tail_length(logs.shape[-1])
     k_hat = torch.full_like(mean, math.nan)
-    if size >= 5:
+    if size >= limits.MIN_TAIL_LENGTH:
         top = r.topk(size + 1, -1).values.flip(-1)
         k_hat = fit_tail(top[..., 1:] - top[..., :1])[0]
     unseen = unseen_ratio(r.amax(-1), k_hat, draws)
