@@ -1,6 +1,6 @@
 """Floor 0: the estimate, the errors, the argument checks, and files written whole or not at all."""
 
-from .checks import require, require_type
+from .checks import describe, import_extra, message, require, require_type
 from .errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -9,23 +9,28 @@ from .errors import (
     MissingExtraError,
     RunError,
 )
-from .estimate import Estimate, short_values
+from .estimate import Bias, Estimate, short_values, two_sided
 from .files import read_json, write_atomic, write_json
 from .version import __version__
 
 __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
+    "Bias",
     "DataError",
     "Estimate",
     "KullbackError",
     "MissingExtraError",
     "RunError",
     "__version__",
+    "describe",
+    "import_extra",
+    "message",
     "read_json",
     "require",
     "require_type",
     "short_values",
+    "two_sided",
     "write_atomic",
     "write_json",
 ]

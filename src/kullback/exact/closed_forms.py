@@ -20,8 +20,7 @@ import torch.distributions as families
 from torch import Tensor
 from torch.distributions import kl as registered
 
-from kullback.core import ArgumentTypeError, ArgumentValueError, require, require_type
-from kullback.core.checks import message
+from kullback.core import ArgumentTypeError, ArgumentValueError, message, require, require_type
 
 from .families.continuous import PAIRS as CONTINUOUS
 from .families.continuous import InverseGaussian

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kullback.core import DataError, require, require_type
-from kullback.core.checks import describe, import_extra
+from kullback.core import DataError, describe, import_extra, require, require_type
 
 from . import tables
 from .table_sums import read

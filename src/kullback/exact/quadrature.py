@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kullback.core import require, require_type
-from kullback.core.checks import describe
+from kullback.core import describe, require, require_type
 
 from .table_sums import Table, alpha_sum
 

@@ -22,8 +22,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kullback.core import ArgumentTypeError, ArgumentValueError, require, require_type
-from kullback.core.checks import describe, message
+from kullback.core import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    describe,
+    message,
+    require,
+    require_type,
+)
 
 __all__ = [
     "Form",
@@ -104,7 +110,9 @@ def read(table: Tensor, *, form: Form = "probs", normalise: bool = False, name: 
     forms = ("probs", "log_probs", "logits")
     require(form in forms, "form", " or ".join(map(repr, forms)), repr(form))
     tolerance = max(torch.finfo(table.dtype).eps ** 0.5, 1e-6)
-    table = table.float() if torch.finfo(table.dtype).bits < 32 else table
+    table = (
+        table.float() if torch.finfo(table.dtype).eps > torch.finfo(torch.float32).eps else table
+    )
     if form == "probs":
         prob = _checked_probs(table, tolerance, normalise=normalise, name=name)
         return Table(prob, by_mass=True)

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kullback.core import Estimate
-from kullback.core.estimate import Bias
+from kullback.core import Bias, Estimate
 
 from . import error_bars, limits
 from .estimators import (

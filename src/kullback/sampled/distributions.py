@@ -420,12 +420,16 @@ def kl(
         return support.settled(Estimate(support.infinite.double() * math.inf, math.inf, draws))
     support.check(estimator)
     step = max(4, _NUMBERS // max(1, math.prod(batch) * math.prod(p.event_shape)) // 2 * 2)
-    pieces = (_scored(p, q, min(step, draws - start), generator) for start in range(0, draws, step))
+    pieces = (
+        _scored_draws(p, q, min(step, draws - start), generator) for start in range(0, draws, step)
+    )
     state = reduce(add, pieces)
     return support.settled(support.chosen(state, estimator, cross_fit=cross_fit))
 
 
-def _scored(p: Distribution, q: Distribution, draws: int, generator: Generator | None) -> LogRatios:
+def _scored_draws(
+    p: Distribution, q: Distribution, draws: int, generator: Generator | None
+) -> LogRatios:
     x = draw_from(p, draws, generator=generator)
     log_p, log_q = (log_density(of, x).movedim(0, -1) for of in (p, q))
     return LogRatios.of(log_p, log_q.expand_as(log_p))

@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kullback.core import Estimate
-from kullback.core.estimate import Bias
+from kullback.core import Bias, Estimate
 
 from . import limits
 from .tails import fit_tail, tail_length

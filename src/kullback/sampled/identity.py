@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import require, require_type
-from kullback.core.estimate import two_sided
+from kullback.core import require, require_type, two_sided
 
 from . import limits
 from .tails import fit_tail, tail_length

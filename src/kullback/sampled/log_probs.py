@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import require, require_type
-from kullback.core.checks import describe
+from kullback.core import describe, require, require_type
 
 from . import limits
 from .identity import half_ulps

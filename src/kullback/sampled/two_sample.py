@@ -36,8 +36,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-from kullback.core import Estimate, require, require_type
-from kullback.core.estimate import two_sided
+from kullback.core import Estimate, require, require_type, two_sided
 
 from . import limits
 from .error_bars import Doubt

@@ -12,8 +12,7 @@ import torch
 import torch.distributions as families
 from torch import Tensor
 
-from kullback.core import ArgumentValueError, require
-from kullback.core.checks import message
+from kullback.core import ArgumentValueError, message, require
 from kullback.exact.bregman import (
     log_excess,
     log_ratio,

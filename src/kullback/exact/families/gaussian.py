@@ -17,8 +17,7 @@ import torch
 import torch.distributions as families
 from torch import Tensor
 
-from kullback.core import ArgumentTypeError, require, require_type
-from kullback.core.checks import message
+from kullback.core import ArgumentTypeError, message, require, require_type
 from kullback.exact.bregman import log_excess, log_ratio
 
 from .continuous import normal_kl

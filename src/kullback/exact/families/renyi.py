@@ -16,8 +16,7 @@ import torch
 import torch.distributions as families
 from torch import Tensor
 
-from kullback.core import ArgumentTypeError
-from kullback.core.checks import message
+from kullback.core import ArgumentTypeError, message
 from kullback.exact.bregman import log_excess, log_ratio
 from kullback.exact.table_sums import Table, alpha_sum, renyi_sum
 
