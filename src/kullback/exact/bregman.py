@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import limits
+
 __all__ = [
     "inverse_sinh_mean",
     "log1mexp",
@@ -141,8 +143,6 @@ def relative_entropy(x: Tensor, y: Tensor, *, step: Tensor | None = None) -> Ten
     return torch.where(live, terms, torch.where(x > 0, math.inf, y))
 
 
-NODES = 12  # Gauss-Legendre: 5.8^−24 while no pole is nearer than the interval is long
-SHIFT = 8  # Stirling's series is used from x + 8 on, where nine terms leave less than 1e-17
 _BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510, 43867 / 798)
 _STIRLING = [(2 * k - 1, b / (2 * k * (2 * k - 1))) for k, b in enumerate(_BERNOULLI, 1)]
 
@@ -158,7 +158,9 @@ def stirling(x: Tensor) -> Tensor:
     below, z = _shifted(x)
     direct = torch.log1p(1 / below) * (below + 0.5) - 1
     series = z**2 * _polynomial(z**2, [1 / (2 * n + 1) for n in range(1, 16)])
-    return torch.where(z < 0.3, series, direct).sum(-1) + _tail(x + SHIFT, _STIRLING)
+    return torch.where(z < limits.MAX_STIRLING_STEP_SERIES, series, direct).sum(-1) + _tail(
+        x + limits.STIRLING_SHIFT, _STIRLING
+    )
 
 
 def stirling_slope(x: Tensor) -> Tensor:
@@ -171,7 +173,9 @@ def stirling_slope(x: Tensor) -> Tensor:
     direct = 0.5 * (1 / below + 1 / (below + 1)) - torch.log1p(1 / below)
     series = 2 * z**3 * _polynomial(z**2, [2 * n / (2 * n + 1) for n in range(1, 16)])
     powers = [(power + 1, -power * factor) for power, factor in _STIRLING]
-    return _tail(x + SHIFT, powers) - torch.where(z < 0.3, series, direct).sum(-1)
+    return _tail(x + limits.STIRLING_SHIFT, powers) - torch.where(
+        z < limits.MAX_STIRLING_STEP_SERIES, series, direct
+    ).sum(-1)
 
 
 def stirling_bend(x: Tensor) -> Tensor:
@@ -182,12 +186,12 @@ def stirling_bend(x: Tensor) -> Tensor:
     """
     below, _ = _shifted(x)
     powers = [(power + 2, power * (power + 1) * factor) for power, factor in _STIRLING]
-    return 0.5 * ((below * (below + 1)) ** -2).sum(-1) + _tail(x + SHIFT, powers)
+    return 0.5 * ((below * (below + 1)) ** -2).sum(-1) + _tail(x + limits.STIRLING_SHIFT, powers)
 
 
 def _shifted(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `x + k` and `1/(2(x + k) + 1)` for k < SHIFT, `[*batch, SHIFT]`."""
-    below = x[..., None] + torch.arange(SHIFT, dtype=x.dtype, device=x.device)
+    """Return `x + k` and `1/(2(x + k) + 1)` for k < STIRLING_SHIFT, `[*batch, limits.STIRLING_SHIFT]`."""
+    below = x[..., None] + torch.arange(limits.STIRLING_SHIFT, dtype=x.dtype, device=x.device)
     return below, 1 / (2 * below + 1)
 
 
@@ -291,12 +295,12 @@ def of_log_bessel(x: Tensor, h: Tensor) -> Tensor:
 
 
 def _bessel_bend(x: Tensor) -> Tensor:
-    """`1 − A/x − A²` with A = I₁/I₀; above 30, where that cancels, the series of log I₀."""
-    large = x > 30
+    """`1 − A/x − A²` with A = I₁/I₀; from `MIN_BESSEL_SERIES` on, where that cancels, the series of log I₀."""
+    large = x > limits.MIN_BESSEL_SERIES
     small = torch.where(large, 1, x).clamp(min=1e-12)
     mean = torch.special.i1e(small) / torch.special.i0e(small)
     direct = 1 - mean / small - mean**2
-    inverse = 1 / torch.where(large, x, 30)
+    inverse = 1 / torch.where(large, x, limits.MIN_BESSEL_SERIES)
     series = sum(k * (k + 1) * c * inverse ** (k + 2) for k, c in enumerate(_log_bessel_terms(), 1))
     return torch.where(large, 0.5 * inverse**2 + series, direct)
 
@@ -347,5 +351,5 @@ def _integral(
 
 @lru_cache(maxsize=1)
 def _unit_nodes() -> tuple[list[float], list[float]]:
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    nodes, weights = np.polynomial.legendre.leggauss(limits.GAUSS_LEGENDRE_NODES)
     return list((nodes + 1) / 2), list(weights / 2)

@@ -121,8 +121,8 @@ def kl(
     tensor(0.5000, dtype=torch.float64)
     """
     points, log_weights = grid(lower, upper, nodes=nodes)
-    logs = (_values(log_p, points, "log_p"), _values(log_q, points, "log_q"))
-    return _kl_on_grid(*logs, log_weights)
+    at_p, at_q = _values(log_p, points, "log_p"), _values(log_q, points, "log_q")
+    return _kl_on_grid(at_p, at_q, log_weights)
 
 
 def grid(lower: Bound, upper: Bound, *, nodes: int = 200) -> tuple[Tensor, Tensor]:

@@ -420,14 +420,12 @@ def kl(
         return support.settled(Estimate(support.infinite.double() * math.inf, math.inf, draws))
     support.check(estimator)
     step = max(4, _NUMBERS // max(1, math.prod(batch) * math.prod(p.event_shape)) // 2 * 2)
-    pieces = (
-        _scored_draws(p, q, min(step, draws - start), generator) for start in range(0, draws, step)
-    )
-    state = reduce(add, pieces)
+    counts = (min(step, draws - start) for start in range(0, draws, step))
+    state = reduce(add, (_log_ratios(p, q, count, generator) for count in counts))
     return support.settled(support.chosen(state, estimator, cross_fit=cross_fit))
 
 
-def _scored_draws(
+def _log_ratios(
     p: Distribution, q: Distribution, draws: int, generator: Generator | None
 ) -> LogRatios:
     x = draw_from(p, draws, generator=generator)

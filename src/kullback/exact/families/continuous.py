@@ -300,8 +300,8 @@ def _wishart(p: Parameters, q: Parameters) -> Tensor:
     half_p, half_q = p.df / 2, q.df / 2
     log_df = log_ratio(half_p, half_q)
     below = solve_lower(q.scale_tril, p.scale_tril - q.scale_tril).tril(-1)
-    diagonals = [d.scale_tril.diagonal(dim1=-2, dim2=-1) for d in (p, q)]
-    log_steps = 2 * log_ratio(*diagonals) + log_df[..., None]
+    first, second = (d.scale_tril.diagonal(dim1=-2, dim2=-1) for d in (p, q))
+    log_steps = 2 * log_ratio(first, second) + log_df[..., None]
     matrices = log_excess(log_steps).sum(-1) + log_df.exp() * below.square().sum((-1, -2))
     steps = torch.arange(size, device=p.df.device) / 2
     step = (half_q - half_p)[..., None]

@@ -14,6 +14,7 @@ import torch
 import torch.distributions as families
 from torch import Tensor
 
+from kullback.exact import limits
 from kullback.exact.bregman import (
     inverse_sinh_mean,
     log1mexp,
@@ -223,7 +224,7 @@ def _beta_continuous_bernoulli(p: Parameters, q: Parameters) -> Tensor:
     """
     eta = tilt(q)
     a, b = torch.broadcast_tensors(p.concentration1, p.concentration0)  # type: ignore[no-untyped-call]
-    near = eta.abs() <= _TILTED
+    near = eta.abs() <= limits.MIN_EXPONENTIAL_TILT
     small, large = torch.where(near, eta, 0), torch.where(near, 1, eta.abs())
     flat = _beta_to_unit(p) + log_sinhc(small) - small * (a - b) / (2 * (a + b))
     one, zero = torch.where(eta > 0, b, a), torch.where(eta > 0, a, b)
@@ -285,7 +286,7 @@ def _uniform_gamma(p: Parameters, q: Parameters) -> Tensor:
 def _mean_log(low: Tensor, high: Tensor, middle: Tensor) -> Tensor:
     """Return `E log(x/mid)` of x uniform: for small ρ = w/(2 mid) `−Σ ρ^2k/(2k(2k + 1))`."""
     half = (high - low) / (2 * middle)
-    near = half < 0.3
+    near = half < limits.MAX_MEAN_LOG_SERIES
     small, large = torch.where(near, half, 0), torch.where(near, 0.5, half)
     series = sum(small ** (2 * k) / (2 * k * (2 * k + 1)) for k in range(1, 16))
     ends = torch.xlogy(high / middle, high / middle) - torch.xlogy(low / middle, low / middle)
@@ -371,7 +372,6 @@ INFINITE: dict[type, tuple[type, ...]] = {
 }
 _MOMENTS = "negentropy, and the Normal of p's mean and variance"
 _MEANS = "E x and E log x in Stirling's form"
-_TILTED = 4.0  # below, a continuous Bernoulli is not close to the Exponential that it cuts off
 _GAMMA = "Gamma; an Exponential has shape 1"
 _MGF = "the moment generating function of p at −1/β"
 

@@ -90,7 +90,8 @@ def _poisson(p: Parameters, q: Parameters, alpha: float) -> Tensor:
 
 
 def _table(p: Any, q: Any, alpha: float) -> Tensor:
-    return renyi_sum(*tables_of(p, q), alpha).to(result_dtype(p, q))
+    first, second = tables_of(p, q)
+    return renyi_sum(first, second, alpha).to(result_dtype(p, q))
 
 
 def _gaussian(p: Any, q: Any, alpha: float) -> Tensor:
