@@ -190,7 +190,7 @@ def stirling_bend(x: Tensor) -> Tensor:
 
 
 def _shifted(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `x + k` and `1/(2(x + k) + 1)` for k < STIRLING_SHIFT, `[*batch, limits.STIRLING_SHIFT]`."""
+    """Return `x + k` and `1/(2(x + k) + 1)` for k < STIRLING_SHIFT, along a new last axis."""
     below = x[..., None] + torch.arange(limits.STIRLING_SHIFT, dtype=x.dtype, device=x.device)
     return below, 1 / (2 * below + 1)
 
@@ -295,7 +295,7 @@ def of_log_bessel(x: Tensor, h: Tensor) -> Tensor:
 
 
 def _bessel_bend(x: Tensor) -> Tensor:
-    """`1 − A/x − A²` with A = I₁/I₀; from `MIN_BESSEL_SERIES` on, where that cancels, the series of log I₀."""
+    """`1 − A/x − A²` with A = I₁/I₀; the series of log I₀ where that cancels."""
     large = x > limits.MIN_BESSEL_SERIES
     small = torch.where(large, 1, x).clamp(min=1e-12)
     mean = torch.special.i1e(small) / torch.special.i0e(small)

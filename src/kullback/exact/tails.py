@@ -54,8 +54,8 @@ class Tail:
 
 def _tail(level: float, order: Tensor | float, rate: Tensor | float) -> Tail:
     given = [torch.as_tensor(part, dtype=torch.float64) for part in (order, rate)]
-    order, rate = torch.broadcast_tensors(*given)  # type: ignore[no-untyped-call]
-    return Tail(torch.full_like(order, level), order, rate)
+    both = torch.broadcast_tensors(given[0], given[1])  # type: ignore[no-untyped-call]
+    return Tail(torch.full_like(both[0], level), both[0], both[1])
 
 
 def power(index: Tensor | float) -> Tail:
