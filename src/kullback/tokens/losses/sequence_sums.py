@@ -96,11 +96,11 @@ def ratios_of_rows(rows: Tensor, lengths: Tensor | None = None) -> LogRatios:
     4
     """
     rows = rows if lengths is None else torch.cat([rows[:WEIGHT], lengths[None], rows[WEIGHT:]])
-    halves, zero = (_seen(rows[:, ::2]), _seen(rows[:, 1::2])), rows.new_zeros(())
+    halves, zero = (_summary(rows[:, ::2]), _summary(rows[:, 1::2])), rows.new_zeros(())
     return LogRatios(halves, zero, rows.new_zeros(2), lengths is not None)
 
 
-def _seen(rows: Tensor) -> SummaryStats:
+def _summary(rows: Tensor) -> SummaryStats:
     """Remember moments and extremes: by −log r, by r − 1 − log r and by every further feature."""
     keys = torch.stack([(-rows[0]).clamp_min(0.0), rows[1].abs(), *rows[WEIGHT:].abs()]).log()
     places = torch.arange(rows.shape[-1], device=rows.device)
