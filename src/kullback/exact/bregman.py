@@ -217,27 +217,32 @@ def stirling_slope_step(x: Tensor, h: Tensor) -> Tensor:
     return torch.where(near, integral, stirling_slope(x + h) - stirling_slope(x))
 
 
-def of_stirling(x: Tensor, h: Tensor) -> Tensor:
-    """Return `s(x + h) − s(x) − h s′(x) ≥ 0` for x > 0, x + h > 0."""
-    y = x + h
+def of_stirling(x: Tensor, h: Tensor, *, y: Tensor | None = None) -> Tensor:
+    """Return `s(x + h) − s(x) − h s′(x) ≥ 0` for x > 0, x + h > 0.
+
+    y: `x + h`, where it is known: the sum loses all its digits where y is far below x.
+    """
+    y = x + h if y is None else y
     near = h.abs() <= x / 2
     base, step = torch.where(near, x, 1), torch.where(near, h, 0)
-    integral = step**2 * _integral(stirling_bend, base, step)
+    largest = torch.finfo(x.dtype).max ** 0.49  # beyond it s is below rounding, and h² overflows
+    integral = step.clamp(-largest, largest) ** 2 * _integral(stirling_bend, base, step)
     far_x, far_y = torch.where(near, 1, x), torch.where(near, 2, y)
     far = stirling(far_y) - stirling(far_x) - (far_y - far_x) * stirling_slope(far_x)
     return torch.where(near, integral, far)
 
 
-def of_log_gamma(x: Tensor, h: Tensor) -> Tensor:
-    """Return `log Γ(x + h) − log Γ(x) − h ψ(x) ≥ 0` for x > 0, x + h > 0.
+def of_log_gamma(x: Tensor, h: Tensor, *, y: Tensor | None = None) -> Tensor:
+    """Return `log Γ(x + h) − log Γ(x) − h ψ(x) ≥ 0` for x > 0, x + h > 0; y as in `of_stirling`.
 
     >>> x, h = torch.tensor(2.0).double(), torch.tensor(1e-9).double()
     >>> round(float(of_log_gamma(x, h) / h**2 * 2), 9) == round(math.pi**2 / 6 - 1, 9)
     True
     """
-    y = x + h
+    y = x + h if y is None else y
     log_step = log_ratio(y, x, step=h)
-    return relative_entropy(y, x, step=-h) + 0.5 * log_excess(log_step) + of_stirling(x, h)
+    bend = of_stirling(x, h, y=y)
+    return relative_entropy(y, x, step=-h) + 0.5 * log_excess(log_step) + bend
 
 
 def of_softplus(x: Tensor, h: Tensor) -> Tensor:

@@ -147,16 +147,20 @@ def judge(
     weighted: bool,
     ratio: bool,
     cross_fit: bool,
+    finite_variance: Tensor | None = None,
 ) -> Estimate:
     """Write the `Estimate`: what was averaged, its bias and why, and what makes its error doubtful.
 
     off: `[*batch, 2]`, how far log r may be off for the rounding of its inputs: the mean over the
-    draws, and the mean square.
+    draws, and the mean square. finite_variance: bool `[*batch]`, where the terms are known to have
+    one.
     """
     kind = {"weighted": weighted, "ratio": ratio}
     found = _averaged(parts, whole, **kind)
     draws = whole.moments.count
-    doubts = error_bars.about_skewed_terms(draws, found.skewness, found.k_hat)
+    doubts = error_bars.about_skewed_terms(
+        draws, found.skewness, found.k_hat, finite_variance=finite_variance
+    )
     own = found.slant.shape[-1] - WEIGHT - weighted
     doubts.append(_all_the_same(found, whole.moments, controls=own))
     rounding = _floor(found.slant, whole.moments, off, weighted=weighted)

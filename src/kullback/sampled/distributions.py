@@ -33,14 +33,39 @@ from torch.distributions import (
 )
 from torch.nn.functional import logsigmoid
 
-from kullback.core import Estimate, require, require_type
+from kullback.core import ArgumentTypeError, Estimate, message, require, require_type
 from kullback.exact import supports
 
 from . import limits
 from .estimators import Estimator, coefficients
 from .log_ratios import LogRatios
 
-__all__ = ["Support", "draw_from", "dtype_of", "kl", "log_density", "sampler_fault"]
+__all__ = [
+    "Support",
+    "checked_draws",
+    "draw_from",
+    "dtype_of",
+    "kl",
+    "log_density",
+    "sampler_fault",
+]
+
+
+def checked_draws(draws: int, fewest: int = limits.MIN_DRAWS) -> int:
+    """Return a number of draws, an integer (`bool` is none) of at least `fewest`.
+
+    >>> checked_draws(1000)
+    1000
+    >>> checked_draws(2.5)
+    Traceback (most recent call last):
+        ...
+    kullback.core.errors.ArgumentTypeError: draws: expected int; got float. Try: draws=2
+    """
+    hint = f"draws={int(draws)}" if isinstance(draws, float) and math.isfinite(draws) else ""
+    if isinstance(draws, bool) or not isinstance(draws, int):
+        raise ArgumentTypeError(message("draws", "int", type(draws).__name__, hint))
+    require(draws >= fewest, "draws", f"at least {fewest}", draws)
+    return draws
 
 
 def draw_from(p: Distribution, draws: int, *, generator: Generator | None = None) -> Tensor:
@@ -56,6 +81,7 @@ def draw_from(p: Distribution, draws: int, *, generator: Generator | None = None
     >>> bool((first == second).all())
     True
     """
+    draws = checked_draws(draws, fewest=0)
     fault = sampler_fault(p)
     require(fault is None, "p", "a distribution whose sampler is right", fault, _INSTEAD)
     if generator is None:
@@ -285,8 +311,18 @@ class Support:
         """Average with q/p about its known mean; k1 is tested where the supports are not known."""
         known = self.finite or bool(self.centred.all())  # then k1 is right, whatever the mean is
         if known or estimator not in ("k1", "k2"):
-            return state.averaged(estimator, cross_fit=cross_fit, gap=self.gap)
+            variance = self._finite_variance(estimator)
+            return state.averaged(
+                estimator, cross_fit=cross_fit, gap=self.gap, finite_variance=variance
+            )
         return state.estimate(estimator)
+
+    def _finite_variance(self, estimator: Estimator) -> Tensor:
+        """Say where the terms are known to have a finite variance, `[*batch]`."""
+        if not self.finite or estimator == "k2":
+            return torch.zeros_like(self.infinite)
+        heavy = self.infinite | self.heavy_log
+        return ~(heavy if estimator == "k1" else heavy | self.heavy_ratio)
 
     def settled(self, found: Estimate) -> Estimate:
         """Put +inf where KL is infinite, and take away error bars that have no variance."""
@@ -409,8 +445,7 @@ def kl(
         require_type(given, Distribution, name, "a torch.distributions object")
     same = p.event_shape == q.event_shape
     require(same, "q", f"the event shape of p, {list(p.event_shape)}", list(q.event_shape))
-    require_type(draws, int, "draws")
-    require(draws >= 4, "draws", "at least 4", draws)
+    draws = checked_draws(draws)
     if estimator != "best":
         coefficients(estimator)
     batch = (torch.empty(p.batch_shape) + torch.empty(q.batch_shape)).shape

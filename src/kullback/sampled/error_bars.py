@@ -75,12 +75,15 @@ def about_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
     ]
 
 
-def about_skewed_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
+def about_skewed_terms(
+    draws: int, skewness: Tensor, k_hat: Tensor, *, finite_variance: Tensor | None = None
+) -> list[Doubt]:
     """Doubt an interval that allows for the skewness: only where the mean may be infinite.
 
     Where k̂ less its own standard error is ½ or more, the words say that the variance seems
     infinite; where k̂ is within its own standard error of 1, or above, no interval holds and the
-    draws cannot show that there is a mean: no error bar.
+    draws cannot show that there is a mean: no error bar. finite_variance: bool `[*batch]`, where
+    the variance is known to be finite; the words then say so.
     """
     scatter = _scatter(k_hat, draws)
     least, sure = limits.MIN_SKEWNESS_FOR_NO_MEAN, 1.0
@@ -94,25 +97,41 @@ def about_skewed_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doub
     enough = draws >= limits.MIN_DRAWS_FOR_PARETO_K
     hidden = heavy_tail & enough  # a body that is skewed the other way hides a tail
     heavy = may_lack & (skewed | hidden) & ~none
+    wide = skewed & (k_hat - scatter >= limits.FINITE_VARIANCE_PARETO_K) & ~none & ~heavy
+    finite = torch.zeros_like(none) if finite_variance is None else finite_variance
     return [
         _few(draws, skewness),
         Doubt(
             k_hat,
-            heavy,
+            heavy & ~finite,
             "a few draws carry the sum, and its tail may be too heavy for any error bar (Pareto "
             "k-hat {:.2f}): draw more",
         ),
         Doubt(
             k_hat,
-            skewed & (k_hat - scatter >= limits.FINITE_VARIANCE_PARETO_K) & ~none & ~heavy,
+            wide & ~finite,
             "the variance seems infinite (Pareto k-hat {:.2f}, above 0.5 by more than its error): "
             "the standard error is too small; the interval, longer at the tail, allows for it",
         ),
         Doubt(
             k_hat,
-            none,
+            (heavy | wide) & finite,
+            "a few draws carry the sum (Pareto k-hat {:.2f} of these draws; by the tails of p and "
+            "q the variance is finite): the standard error may be too small; draw more",
+        ),
+        Doubt(
+            k_hat,
+            none & ~finite,
             "the largest terms have so heavy a tail (Pareto k-hat {:.2f}, within its own error of "
             "1 or above) that no mean can be inferred from these draws; it may be infinite",
+            refused=True,
+        ),
+        Doubt(
+            k_hat,
+            none & finite,
+            "a few draws carry the sum (Pareto k-hat {:.2f}, within its own error of 1 or above): "
+            "mean and variance are finite by the tails of p and q, but cannot be inferred from "
+            "these draws; draw more",
             refused=True,
         ),
     ]

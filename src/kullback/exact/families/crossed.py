@@ -197,7 +197,7 @@ def _beta_to_gamma(a: Tensor, b: Tensor, shape: Tensor, rate: Tensor) -> Tensor:
     """
     n, step = a + b, shape - a
     log_shape = log_ratio(shape, a)
-    own = 0.5 * log_excess(log_shape) + of_stirling(a, step)
+    own = 0.5 * log_excess(log_shape) + of_stirling(a, step, y=shape)
     means = shape * log_excess(log_ratio(rate, n) - log_shape)
     slope_b = stirling_slope(b)
     rest = 0.5 * log_excess(-torch.log1p(a / b)) + a / (2 * b * n)
