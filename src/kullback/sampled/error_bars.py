@@ -140,7 +140,7 @@ def about_skewed_terms(
 def allowance(skewness: Tensor, k_hat: Tensor) -> Tensor:
     """Return the skewness that an interval should allow for: the draws', widened by their tail.
 
-    Draws that have not met the tail show too little of it. The factor is `1.2 + 8 (k̂ − 0.35)`
+    Draws without the extreme tail show too little of it. The factor is `1.2 + 8 (k̂ − 0.35)`
     where k̂ is above 0.35, the whole at most 0.8, beyond which Hall's interval shortens again.
     """
     beyond = k_hat.nan_to_num(0.0) - limits.SKEWNESS_FACTOR_FROM_K
@@ -187,7 +187,7 @@ def _few(draws: int, like: Tensor) -> Doubt:
 def about_unseen(draws: int, like: Tensor) -> Doubt:
     """Doubt a mean with so few draws that an event of a chance up to 3/draws may not be among them.
 
-    For terms in which `r − 1` cancels `log r`: what is left at the draws seen says nothing then
+    For terms in which `r − 1` cancels `log r`: what is left at these draws says nothing then
     about the others.
     """
     words = (

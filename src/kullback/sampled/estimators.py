@@ -1,7 +1,7 @@
 """Joint means and covariances of any number of features, that merge without loss.
 
 `Moments.of(features)` looks at one piece of draws; `a + b` is the state of both pieces together
-(Chan, Golub and LeVeque 1979), as if they had been seen at once. Everything is kept about the
+(Chan, Golub and LeVeque 1979), as if they had been one. Everything is kept about the
 mean, in float64, so a billion draws lose no more digits than a thousand.
 
 The table of log-ratio estimators: each is a per-draw term in `log r`, r = q(x)/p(x), x ~ p.
@@ -81,7 +81,7 @@ class Moments:
 
     @classmethod
     def using_up(cls, features: Tensor) -> "Moments":
-        """Do as `of` in the features' own memory, which is several times faster and spoils them."""
+        """Do as `of` in the features' own memory, which is several times faster and overwrites them."""
         mean = features.mean(-1) if features.shape[-1] else features.sum(-1)
         features.sub_(mean[..., None])
         return cls(features.shape[-1], mean, features @ features.mT)

@@ -80,7 +80,7 @@ def log_ratio(
         every term is the same, or where the largest have so heavy a tail that no mean can be
         inferred. Where the draws refute `E_p[r] = 1`: k1 has `bias="unknown"` and says why, and no
         error bar if the mean is above 1, which no supports explain.
-        log q = −inf at a draw: +inf, the truth. NaN stays NaN. No gradient flows; float64 inside.
+        log q = −inf at a draw: +inf, as KL is. NaN stays NaN. No gradient flows; float64 inside.
 
     Raises:
         ValueError: For shapes, fewer than 2 draws (4 when cross-fitted), unknown names; k3, λ ≠ 0
@@ -171,7 +171,7 @@ class LogRatios:
 
     @property
     def draws(self) -> int:
-        """How many draws have been seen."""
+        """The number of draws."""
         return self.halves[0].moments.count + self.halves[1].moments.count
 
     def __add__(self, other: "LogRatios") -> "LogRatios":

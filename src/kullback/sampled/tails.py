@@ -26,7 +26,7 @@ from . import limits
 
 __all__ = ["Tails", "fit_tail", "pareto_k", "pareto_smooth", "tail_length"]
 
-_PRIOR_DRAWS, _PRIOR_K = 10, 0.5  # the fit leans on k = 1/2 as if it had seen it ten times
+_PRIOR_DRAWS, _PRIOR_K = 10, 0.5  # prior: ten tail values of k = 1/2
 
 
 def tail_length(draws: int) -> int:
@@ -131,7 +131,7 @@ def _quantile(levels: Tensor, shape: Tensor, scale: Tensor) -> Tensor:
 class Tails:
     """Keys and places `[*batch, ends, kept]` and features `[*batch, ends, F, kept]` at the ends.
 
-    draws: how many have been seen; places number them, so that one kept at two ends counts once.
+    draws: how many were looked at; places number them, so that one kept at two ends counts once.
     """
 
     keys: Tensor

@@ -5,7 +5,7 @@ A classifier told apart draws of p and of q; its log odds T estimate log p/q. Fo
 fitted on other draws than those averaged, the estimates are biased low and never high, whatever
 the laws are: atoms, heavy tails, many dimensions.
 
-|T| is cut at `½ log n`. An event of q that none of n draws met has a probability of about 3/n at
+|T| is cut at `½ log n`. An event of q that is in none of n draws has a probability of about 3/n at
 most; it then changes `E_q[e^T]` by 3/√n at most. No bound from n draws that holds for every law is
 above about log n (McAllester and Stratos 2020, theorem 1.1).
 
