@@ -21,8 +21,7 @@ from kullback.exact import quadrature
 from kullback.report.explain_fit import exact_posterior, explain_fit, truth_draws
 from kullback.report.fit_plot import plot_directions, plot_fit
 from kullback.variational.archive import save
-from kullback.variational.diagnostics.reference_comparison import compare
-from kullback.variational.diagnostics.summary import assess, resample, summarise
+from kullback.variational.diagnostics.summary import assess, compare, resample, summarise
 from kullback.variational.fit import Fit
 from kullback.variational.fit import fit as fit_density
 from kullback.variational.optimise.grid import Projection, find_box, project

@@ -29,6 +29,7 @@ from torch.nn.functional import logsigmoid
 from kullback.core import require
 
 from . import limits
+from .bregman import HALF_LOG_2PI
 from .table_sums import Table, alpha_sum, cross_sum, js_sum
 
 __all__ = [
@@ -267,9 +268,8 @@ def _stirling(x: Tensor) -> Tensor:
         series = series / (large * large) + term
     small = x.clamp(max=limits.MIN_STIRLING_SERIES)
     plain = torch.lgamma(small + 1) - (small + 0.5) * small.log() + small
-    return torch.where(
-        x > limits.MIN_STIRLING_SERIES, series / large, plain - 0.5 * math.log(2 * math.pi)
-    )
+    large_x = x > limits.MIN_STIRLING_SERIES
+    return torch.where(large_x, series / large, plain - HALF_LOG_2PI)
 
 
 def _log_probs(p: Any) -> tuple[Tensor, Tensor]:

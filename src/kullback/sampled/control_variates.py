@@ -1,4 +1,4 @@
-"""From summary statistics of draws to an `Estimate`: value, error, bias in words, every doubt about it.
+"""From summary statistics of draws to an `Estimate`: value, error, bias in words, warnings.
 
 `choose_parts` says which linear form each of the draws is averaged with; `judge` averages.
 """
@@ -199,9 +199,9 @@ def _all_the_same(found: _Found, moments: Moments, *, controls: int) -> error_ba
     constant = moments.squares(column) <= least
     same = found.flat & (found.value.abs() > rounding) & (constant if controls else found.flat)
     words = (
-        "every draw gave the same term, {:.4g}: no error can be computed. A ratio q/p that is the same "
-        "everywhere and not 1 means that p was truncated (top-p, top-k) or that the draws miss "
-        "part of q"
+        "every draw gave the same term, {:.4g}: no error can be computed. A ratio q/p that is the "
+        "same everywhere and not 1 means that p was truncated (top-p, top-k) or that the draws "
+        "miss part of q"
     )
     return error_bars.Doubt(found.value, same, words, refused=True)
 
@@ -316,7 +316,7 @@ def _about_r(
     words = "rounding of the log densities adds up to {:.1f} standard errors: pass float64"
     return [
         _about_column(whole, "q/p", control, **kind),
-        error_bars.about_unseen(whole.moments.count, error),
+        error_bars.about_rare_events(whole.moments.count, error),
         error_bars.about_bias(rounding, error, words),
     ]
 

@@ -29,9 +29,9 @@ __all__ = [
     "Doubt",
     "about_bias",
     "about_control",
+    "about_rare_events",
     "about_skewed_terms",
     "about_terms",
-    "about_unseen",
     "allowance",
     "estimate_of",
     "judged",
@@ -184,7 +184,7 @@ def _few(draws: int, like: Tensor) -> Doubt:
     return Doubt(everywhere, everywhere < limits.MIN_DRAWS_FOR_ERROR, words)
 
 
-def about_unseen(draws: int, like: Tensor) -> Doubt:
+def about_rare_events(draws: int, like: Tensor) -> Doubt:
     """Doubt a mean with so few draws that an event of a chance up to 3/draws may not be among them.
 
     For terms in which `r − 1` cancels `log r`: what is left at these draws says nothing then

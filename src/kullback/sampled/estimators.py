@@ -81,7 +81,7 @@ class Moments:
 
     @classmethod
     def using_up(cls, features: Tensor) -> "Moments":
-        """Do as `of` in the features' own memory, which is several times faster and overwrites them."""
+        """Do as `of` in the features' own memory: several times faster, and overwrites them."""
         mean = features.mean(-1) if features.shape[-1] else features.sum(-1)
         features.sub_(mean[..., None])
         return cls(features.shape[-1], mean, features @ features.mT)

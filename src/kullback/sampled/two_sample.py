@@ -300,7 +300,7 @@ def js_from_draws(
     if x.shape[-2] != y.shape[-2]:
         x, y = (_dealt([z], 1, dealer)[0].squeeze(-3) for z in (x, y))
     found = _subsampled(lambda a, b: js_neighbours(a, b, k=neighbours), [[x], [y]], dealer)
-    # where no x is near a y the terms are one number; an overlap that one draw in n meets is unseen
+    # where no x is near a y the terms are one number; an overlap that has one draw in n is missed
     found = found._replace(error=torch.hypot(found.error, torch.tensor(1.0 / found.draws)))
     doubts = [_high_dimension(found, x.shape[-1], limits.MAX_DIMENSIONS_JS)]
     return _told(_estimate(found, doubts, _BALANCED, most=math.log(2.0)), draws)
@@ -488,8 +488,8 @@ def _bounded(x: Tensor, y: Tensor, *, kind: Literal["kl", "js", "pairs"]) -> Est
         error = error.sqrt()
     largest = torch.cat([at_x, at_y]).max()
     worst = 0.5 * softplus(largest) if kind == "js" else largest.expm1()
-    unseen = torch.hypot((gains.max() - gains.min()) / len(gains), worst / len(losses))
-    error = torch.hypot(error, unseen)
+    missed = torch.hypot((gains.max() - gains.min()) / len(gains), worst / len(losses))
+    error = torch.hypot(error, missed)
     draws = min(len(at_x), len(at_y))
     found = Estimate(float(value), float(error), draws, bias="low", why=_BOUND)
     if found.interval()[1] < 0:
