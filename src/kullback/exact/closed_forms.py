@@ -302,9 +302,9 @@ def _other_transforms(p: Any, q: Any, known: Any, quantity: str) -> Exception | 
 
 
 def _unknown_inside(p: Any, q: Any, known: Any, quantity: str) -> Exception | None:
-    inner = (p.base_dist, q.base_dist)
-    candidates = _candidates(known(), *inner)
-    return None if _first(candidates, *inner) else _unknown(candidates, *inner, quantity)
+    p, q = p.base_dist, q.base_dist
+    candidates = _candidates(known(), p, q)
+    return None if _first(candidates, p, q) else _unknown(candidates, p, q, quantity)
 
 
 def _sum_last(value: Tensor, axes: int) -> Tensor:
