@@ -1,6 +1,6 @@
 """Floor 0: the estimate, the errors, the argument checks, and files written whole or not at all."""
 
-from .checks import require, require_type
+from .checks import message, require, require_type
 from .errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -10,7 +10,8 @@ from .errors import (
     RunError,
 )
 from .estimate import Estimate, short_values
-from .files import read_json, write_atomic, write_json
+from .files import parse_json, read_json, write_atomic, write_json
+from .lazy import lazy
 from .version import __version__
 
 __all__ = [
@@ -22,6 +23,11 @@ __all__ = [
     "MissingExtraError",
     "RunError",
     "__version__",
+    "compiling",
+    "lazy",
+    "message",
+    "numpy_files",
+    "parse_json",
     "read_json",
     "require",
     "require_type",
@@ -29,3 +35,8 @@ __all__ = [
     "write_atomic",
     "write_json",
 ]
+
+# on first use: neither is needed to start the command
+__getattr__, __dir__ = lazy(
+    "kullback.core", {name: f"kullback.core.{name}" for name in ("compiling", "numpy_files")}
+)

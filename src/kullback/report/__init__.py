@@ -5,7 +5,28 @@ a PNG of samples or reconstructions; `evaluation_text.evaluation_table` for the 
 `audit_report` for the audit of a loss.
 """
 
-from . import audit_report, evaluation_text, pictures
+from . import (
+    audit_report,
+    divergence_plot,
+    evaluation_text,
+    explain_fit,
+    explain_named,
+    explain_tables,
+    fit_plot,
+    pictures,
+    text_layout,
+)
 from .run_page import write
 
-__all__ = ["audit_report", "evaluation_text", "pictures", "write"]
+__all__ = [
+    "audit_report",
+    "divergence_plot",
+    "evaluation_text",
+    "explain_fit",
+    "explain_named",
+    "explain_tables",
+    "fit_plot",
+    "pictures",
+    "text_layout",
+    "write",
+]

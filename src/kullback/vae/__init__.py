@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from kullback.core.lazy import lazy
 
 if TYPE_CHECKING:
+    from . import architecture, device, monitor
     from .architecture import Architecture
     from .evaluation import Evaluation, evaluate
+    from .fast.native_step import compiled_state
     from .model import VAE, build
     from .run import Outcome, resume, train
     from .training import Training
@@ -21,8 +23,12 @@ __all__ = [
     "Evaluation",
     "Outcome",
     "Training",
+    "architecture",
     "build",
+    "compiled_state",
+    "device",
     "evaluate",
+    "monitor",
     "resume",
     "train",
 ]
@@ -35,8 +41,12 @@ __getattr__, __dir__ = lazy(
         "Evaluation": "kullback.vae.evaluation",
         "Outcome": "kullback.vae.run",
         "Training": "kullback.vae.training",
+        "architecture": "kullback.vae.architecture",
         "build": "kullback.vae.model",
+        "compiled_state": "kullback.vae.fast.native_step",
+        "device": "kullback.vae.device",
         "evaluate": "kullback.vae.evaluation",
+        "monitor": "kullback.vae.monitor",
         "resume": "kullback.vae.run",
         "train": "kullback.vae.run",
     },

@@ -8,6 +8,7 @@
 
 from .archive import load, save
 from .diagnostics.diagnose import Diagnosis, diagnose
+from .diagnostics.reference_comparison import compare
 from .diagnostics.summary import assess, resample, summarise, to_arviz
 from .families import (
     Family,
@@ -21,6 +22,7 @@ from .families import (
 )
 from .fit import Fit, fit
 from .objectives import beta_elbo, doubly_reparameterised, elbo, iwae, renyi, score_function
+from .optimise.grid import Projection, find_box, project
 from .target.density import Target
 from .target.parameters import Parameter
 
@@ -35,16 +37,20 @@ __all__ = [
     "MeanField",
     "Mixture",
     "Parameter",
+    "Projection",
     "StudentT",
     "Target",
     "assess",
     "beta_elbo",
+    "compare",
     "diagnose",
     "doubly_reparameterised",
     "elbo",
+    "find_box",
     "fit",
     "iwae",
     "load",
+    "project",
     "renyi",
     "resample",
     "save",

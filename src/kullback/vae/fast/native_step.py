@@ -15,7 +15,7 @@ from torch import Tensor
 from kullback.core.compiling import load
 from kullback.vae.networks import LOG_SD_LIMIT
 
-__all__ = ["Layers", "NativeStep", "library"]
+__all__ = ["Layers", "NativeStep", "compiled_state", "library"]
 
 SOURCE = Path(__file__).with_name("step.c")
 KINDS = {"tanh": 0, "relu": 1, "silu": 2}
@@ -37,6 +37,11 @@ def library() -> ctypes.CDLL | None:
             function = getattr(loaded, name)
             function.argtypes, function.restype = arguments, result
     return loaded
+
+
+def compiled_state() -> str:
+    """Return "in use", or why `step.c` is not."""
+    return load(SOURCE)[1] or "in use"
 
 
 @dataclass(frozen=True, slots=True)
