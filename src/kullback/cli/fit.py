@@ -138,8 +138,7 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
     """
     import torch
 
-    from kullback.report.explain_fit import exact_posterior, explain_fit, truth_draws
-    from kullback.report.fit_plot import plot_fit
+    from kullback.report import explain_fit, fit_plot
     from kullback.variational import assess, compare, resample, save, summarise
     from kullback.variational import fit as fit_density
 
@@ -157,9 +156,8 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
             generator=generator,
             progress=not quiet(),
         )
-        log(
-            f"q: {type(found.family).__name__}, {found.method}, {found.seconds:.1f} s: {found.reason}"
-        )
+        name = type(found.family).__name__
+        log(f"q: {name}, {found.method}, {found.seconds:.1f} s: {found.reason}")
         now(f"{target.dim:,} parameters: diagnosing the fit")
         if found.improper:
             raise RunError(f"{file.name}: {found.reason}")
@@ -172,12 +170,12 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
         if options.resample:
             draws = resample(found, options.draws, judged, generator=generator)
         against = None if reference is None else compare(target, draws, reference)
-        truth = exact_posterior(target) if options.explain else None
-        explained = explain_fit(found, judged, truth) if options.explain else None
+        truth = explain_fit.exact_posterior(target) if options.explain else None
+        explained = explain_fit.explain_fit(found, judged, truth) if options.explain else None
     if options.plot is not None:
         if reference is None and truth is not None and target.dim == 1:
-            reference = truth_draws(target, truth)
-        svg = plot_fit(draws, reference=reference, trace=found.trace, title=judged.verdict)
+            reference = explain_fit.truth_draws(target, truth)
+        svg = fit_plot.plot_fit(draws, reference=reference, trace=found.trace, title=judged.verdict)
         write_atomic(options.plot, svg)
     if options.out is not None:
         save(found, options.out, judged, force=options.force)
@@ -211,7 +209,7 @@ def fit_both(file: TargetFile, options: FitOptions) -> None:
     import torch
 
     from kullback.exact import quadrature
-    from kullback.report.fit_plot import plot_directions
+    from kullback.report import fit_plot
     from kullback.variational import find_box, project
 
     with user_code(file.path), ticking(f"fitting {file.name} in both directions"):
@@ -234,7 +232,7 @@ def fit_both(file: TargetFile, options: FitOptions) -> None:
             for count in counts
         ]
     if options.plot is not None:
-        write_atomic(options.plot, plot_directions(p, found, names))
+        write_atomic(options.plot, fit_plot.plot_directions(p, found, names))
     pairs = [(name, one) for name, row in zip(names, found, strict=True) for one in row]
     if options.json:
         print_json(

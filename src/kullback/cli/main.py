@@ -59,7 +59,7 @@ def in_flags(text: str, flags: Iterable[str]) -> str:
 def _flag(name: str, known: set[str]) -> str | None:
     """Return the option, or the argument in capitals, that stands for an argument in Python."""
     name = OTHER.get(name, name)
-    flags = (f"--{name.replace('_', '-')}", f"-{name}", name.upper())
+    flags = (f"--{name.replace('_', '-')}", name.upper(), f"-{name}")
     return next((flag for flag in flags if flag in known), None)
 
 
@@ -171,12 +171,12 @@ VERBS = {
     "reconstruct": Verb(
         "models:reconstruct",
         "Your images above what the model makes of their codes.",
-        ("kullback reconstruct runs/garments fashion -n 8 --out pairs.png",),
+        ("kullback reconstruct runs/garments photos/ -n 8 --out pairs.png",),
     ),
     "encode": Verb(
         "models:encode",
         "Means and standard deviations of q(z|x) for your data.",
-        ("kullback encode runs/garments fashion --out latent.npz",),
+        ("kullback encode runs/garments photos/ --out latent.npz",),
     ),
     "report": Verb(
         "models:report",
@@ -306,7 +306,7 @@ def _texts(hint: Any, value: Any, where: str) -> list[str] | None:
         require(good, where, "a list of texts", repr(value))
         return list(value)
     if int in kinds:
-        require(plain and value == int(value), where, "a whole number", repr(value))
+        require(plain and float(value).is_integer(), where, "a whole number", repr(value))
         return [str(int(value))]
     if float in kinds:
         require(plain, where, "a number", repr(value))

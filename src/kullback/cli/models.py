@@ -17,7 +17,7 @@ from kullback.core import ArgumentValueError, __version__, require, write_atomic
 
 from .limits import IMAGES_PER_BLOCK, MAX_SAMPLED_IMAGES
 from .options import Shared, Whole
-from .session import bar, check_new, prepare, print_json, say, write
+from .session import bar, check_new, log, prepare, print_json, say, write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,7 @@ def encode(
     from kullback.vae import VAE
 
     model = VAE.load(run)
+    log(f"model: {run}")
     x, names = images_for(model, data)
     mean, sd = encoded(model, x)
     save_arrays(out, {"mean": mean, "sd": sd, "name": names})
@@ -75,6 +76,7 @@ def reconstruct(
     from kullback.vae import VAE
 
     model = VAE.load(run)
+    log(f"model: {run}")
     x, _ = images_for(model, data, most=n)
     kind, levels = (model.spec.kind, model.spec.levels) if model.spec else ("", 256)
     pair = pictures.pairs(x, reconstructions(model, x), kind=kind, levels=levels)
@@ -106,6 +108,7 @@ def sample(
     from kullback.vae import VAE
 
     model = VAE.load(run)
+    log(f"model: {run}")
     x = model.sample(n, generator=torch.Generator().manual_seed(seed), noise=noise)
     save_images(x, out, model=model, force=force)
     say(f"{n} samples: {out}")
@@ -212,7 +215,7 @@ def encoded(model: "VAE", x: "Tensor") -> tuple[Any, Any]:
     import torch
 
     with torch.no_grad():
-        parts = [model.encode(block) for block in x.split(IMAGES_PER_BLOCK)]
+        parts = [model.encode(block) for block in torch.split(x, IMAGES_PER_BLOCK)]
     mean = torch.cat([mean for mean, _ in parts])
     return mean.numpy(), torch.cat([log_sd for _, log_sd in parts]).exp().numpy()
 
@@ -222,7 +225,9 @@ def reconstructions(model: "VAE", x: "Tensor") -> "Tensor":
     import torch
 
     with torch.no_grad():
-        return torch.cat([model.decode(model.encode(b)[0]) for b in x.split(IMAGES_PER_BLOCK)])
+        return torch.cat(
+            [model.decode(model.encode(b)[0]) for b in torch.split(x, IMAGES_PER_BLOCK)]
+        )
 
 
 def save_images(x: "Tensor", out: Path, *, model: "VAE", force: bool) -> None:

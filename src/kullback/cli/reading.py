@@ -1,6 +1,6 @@
 """What P and Q can be: numbers, a file of numbers, standard input, or a named distribution.
 
-Which to use: `read_pair` and `read`; `looks_like` for numbers that are no probability table: counts,
+Which to use: `read_pair` and `read`; `looks_like` for numbers that are no table: counts,
 percentages, logarithms of probabilities, logits or raw observations, of which only some become a
 table when divided by their sum.
 """
@@ -380,13 +380,8 @@ def _exponentials(values: Sequence[float], name: str, *, shift: bool) -> list[fl
     require(good, name, "logarithms below infinity, not all -inf", "others")
     if not shift:
         expected = "natural logarithms of probabilities, at most 0"
-        require(
-            most <= MAX_LOG_PROBABILITY,
-            name,
-            expected,
-            f"{most:g}",
-            "--log --normalise, if they are logits",
-        )
+        hint = "--log --normalise, if they are logits"
+        require(most <= MAX_LOG_PROBABILITY, name, expected, f"{most:g}", hint)
     return [math.exp(value - most if shift else value) for value in values]
 
 

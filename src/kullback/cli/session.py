@@ -136,7 +136,7 @@ def quiet() -> bool:
 
 
 def log(text: str) -> None:
-    """Print one line on standard error with the seconds since the start, if `--verbose` is given."""
+    """Print one line with the seconds since the start on standard error, if `--verbose` is on."""
     if _voice.verbose:
         say(f"[{time.perf_counter() - _voice.start:7.2f} s] {text}")
 

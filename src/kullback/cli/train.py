@@ -22,8 +22,7 @@ from .session import INTERRUPTED, Stop, bar, log, prepare, print_json, say, writ
 
 if TYPE_CHECKING:
     from kullback.data import Dataset
-    from kullback.vae import VAE, Architecture, Evaluation, Outcome, Training
-    from kullback.vae.monitor import Progress
+    from kullback.vae import VAE, Architecture, Evaluation, Outcome, Training, monitor
 
 __all__ = ["close", "data_of", "evaluate", "measure", "show", "train"]
 
@@ -85,7 +84,7 @@ def _new_run(
     name, reason = vae.architecture.choose(dataset.kind, model.likelihood)
     say(f"likelihood: {name} ({reason})")
     log(f"{model}; {training}")
-    settings = {"architecture": model, "training": training, "folder": out, "device": device}
+    settings: Any = {"architecture": model, "training": training, "folder": out, "device": device}
     return partial(vae.train, dataset, **settings)
 
 
@@ -115,11 +114,11 @@ def _read(source: str, reading: DataOptions, seed: int) -> "Dataset":
     return dataset
 
 
-def _shown(update: Callable[..., None]) -> Callable[["Progress"], None]:
+def _shown(update: Callable[..., None]) -> Callable[["monitor.Progress"], None]:
     """Turn readings of the training into the bar's text, and say each warning once."""
     said: set[str] = set()
 
-    def show(reading: "Progress") -> None:
+    def show(reading: "monitor.Progress") -> None:
         text = f"step {reading.step:,}"
         if reading.elbo == reading.elbo:  # not NaN: there has been a reading
             text += f"  ELBO {reading.elbo:.2f}  rate {reading.rate:.2f}"
@@ -197,10 +196,10 @@ def show(
     if as_json:
         print_json(fields)
         return
-    from kullback.report.evaluation_text import evaluation_table
+    from kullback.report import evaluation_text
 
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    write(evaluation_table(evaluation, data.protocol, color=color) + "\n")
+    write(evaluation_text.evaluation_table(evaluation, data.protocol, color=color) + "\n")
 
 
 def evaluate(
@@ -219,12 +218,8 @@ def evaluate(
     kept in RUN/evaluation.json and appear in the report when it is rebuilt.
     """
     prepare(shared)
-    require(
-        1 <= draws <= MAX_DRAWS_PER_IMAGE,
-        "--draws",
-        f"from 1 to {MAX_DRAWS_PER_IMAGE:,}",
-        f"{draws:,}",
-    )
+    expected = f"from 1 to {MAX_DRAWS_PER_IMAGE:,}"
+    require(1 <= draws <= MAX_DRAWS_PER_IMAGE, "--draws", expected, f"{draws:,}")
     from kullback.vae import VAE
 
     model = VAE.load(run)

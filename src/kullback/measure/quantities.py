@@ -1,8 +1,8 @@
 """Entropies and divergences of whatever stands for P and Q: tables, distributions or text.
 
-Which to use: `kl` for KL(p‖q), the extra code length of q's code on data from p; `js` for a symmetric, bounded
-number; `jeffreys` for both directions of KL at once; `renyi` for the family around KL; `entropy`
-and `cross_entropy` for code lengths; `mutual_information` for what two variables share;
+Which to use: `kl` for the extra code length of q's code on data from p; `js` for a symmetric,
+bounded number; `jeffreys` for both directions of KL at once; `renyi` for the family around KL;
+`entropy` and `cross_entropy` for code lengths; `mutual_information` for what two variables share;
 `kl_from_log_probs` where log p and log q of samples are known; `kl_from_draws` for samples alone.
 
 P and Q are tables (lists, dictionaries, NumPy arrays, pandas Series, tensors `[*batch, outcomes]`),
@@ -53,9 +53,9 @@ def kl(
     """Return the Kullback-Leibler divergence `KL(p‖q) = E_p[log p/q]` in nats, p first.
 
     Args:
-        p: The distribution that the mean is taken over: a table `[*batch, outcomes]` (list, dictionary, NumPy array, pandas Series,
+        p: Of the data: a table `[*batch, outcomes]` (list, dictionary, NumPy array, pandas Series,
             tensor), a torch or frozen SciPy distribution, or text ("0.5,0.25,0.25", "N(0,1)").
-        q: The distribution it is compared with, of the same kind. Outcomes that both name are matched by name.
+        q: What p is compared with, of the same kind. Outcomes that both name are matched by name.
         form: What tables hold: "probs", "log_probs" or "logits".
         normalise: Divide tables by their sum instead of refusing one that does not sum to 1.
         draws: How many samples to take where nothing exact is known.
