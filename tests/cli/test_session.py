@@ -171,7 +171,7 @@ def test_a_config_file_gives_every_kind_of_option(folder, tmp_path, capsys, monk
     assert "ELBO" in captured.out  # results are printed
     held = json.loads(Path("run/config.json").read_text())
     assert held["training"] | {"steps": 20, "beta": 0.5, "learning_rate": 1e-3} == held["training"]
-    assert held["architecture"]["hidden"] == [8, 8]
+    assert held["model"]["architecture"]["hidden"] == [8, 8]
     Path("my_losses.py").write_text(LOSSES.replace("logp", "x").replace("ref_x", "ref_logp"))
     Path("audit.toml").write_text("name = ['x=logp']\njson = true\n")
     assert run("audit", "my_losses.py:k3", "--config", "audit.toml") == 0

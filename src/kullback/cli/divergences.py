@@ -293,7 +293,8 @@ def show(found: Answer, options: MeasureOptions, text: str | None) -> None:
     )
     line = f"{SYMBOLS[found.quantity]} = {how}"
     if found.exact is not None and not found.measured.exact:
-        line = f"{line[:-1]}; exact: {text_layout.number(found.exact / text_layout.UNITS[options.unit])})"
+        exact = text_layout.number(found.exact / text_layout.UNITS[options.unit])
+        line = f"{line[:-1]}; exact: {exact})"
     read_as = _read_as(found.given)
     line = f"{line[:-1]}; {read_as})" if read_as else line
     if found.no_error:

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from kullback.core import DataError, RunError, message, numpy_files, write_atomic
+from kullback.core import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    DataError,
+    RunError,
+    message,
+    numpy_files,
+    write_atomic,
+)
 
 from .options import FitOptions, Shared
 from .session import log, prepare, print_json, quiet, say, ticking, write
@@ -256,7 +264,10 @@ def _target(file: TargetFile) -> "Target":
     from kullback.variational import Target
 
     extra = {} if file.data is None else {"data": file.data, "log_prior": file.log_prior}
-    return Target.of(file.log_density, file.parameters, **extra)
+    try:
+        return Target.of(file.log_density, file.parameters, **extra)
+    except (ArgumentTypeError, ArgumentValueError) as error:  # the file's fault, not an option's
+        raise DataError(f"{file.path}: {error}") from error
 
 
 def _numbers(found: "Fit", judged: Any) -> str:
