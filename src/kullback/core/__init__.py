@@ -1,6 +1,6 @@
 """Floor 0: the estimate, the errors, the argument checks, and files written whole or not at all."""
 
-from .checks import message, require, require_type
+from .checks import describe, message, require, require_type, warn_caller
 from .errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -12,6 +12,7 @@ from .errors import (
 from .estimate import Estimate, short_values
 from .files import parse_json, read_json, write_atomic, write_json
 from .lazy import lazy
+from .moved import renamed
 from .version import __version__
 
 __all__ = [
@@ -24,14 +25,17 @@ __all__ = [
     "RunError",
     "__version__",
     "compiling",
+    "describe",
     "lazy",
     "message",
     "numpy_files",
     "parse_json",
     "read_json",
+    "renamed",
     "require",
     "require_type",
     "short_values",
+    "warn_caller",
     "write_atomic",
     "write_json",
 ]
