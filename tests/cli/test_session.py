@@ -28,7 +28,9 @@ def k3(logp, ref_logp):
 """
 EXAMPLES = [
     pytest.param(
-        example, marks=[pytest.mark.slow] if verb in LONG or "both" in example else [], id=example
+        example,
+        marks=[pytest.mark.slow] if verb in LONG or " both " in example or "|" in example else [],
+        id=example,
     )
     for verb, one in VERBS.items()
     for example in one.examples

@@ -17,8 +17,8 @@ from cyclopts import Parameter
 from kullback.core import ArgumentValueError, Estimate, message, require, write_atomic
 
 from .limits import FEWEST_DRAWS, PILOT_DRAWS, SECONDS_BEFORE_BAR
-from .options import MeasureOptions, Options, P, Q, Session, Shared
-from .session import expected_bar, log, prepare, print_json, say, write
+from .options import MeasureOptions, Options, P, Q, Shared
+from .session import Session, expected_bar, log, prepare, print_json, say, write
 
 if TYPE_CHECKING:
     from kullback.sampled import Measured

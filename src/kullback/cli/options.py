@@ -24,7 +24,7 @@ from .limits import (
     MAX_FIT_DRAWS,
     MAX_NUMBERS,
 )
-from .session import check_new
+from .session import Session, check_new
 
 __all__ = [
     "AuditOptions",
@@ -68,27 +68,6 @@ Whole = Annotated[int, Parameter(converter=_whole)]
 
 
 ARCHITECTURE, TRAINING = Architecture(), Training()
-
-
-@dataclass(kw_only=True)
-class Session:
-    """What every command takes: where options are read from, and how much is said."""
-
-    config: Annotated[
-        Path | None, Parameter(help="Read options from this TOML file; typed ones go first.")
-    ] = None
-    quiet: Annotated[
-        bool,
-        Parameter(
-            name=("--quiet", "-q"), help="No progress, notes or warnings; errors only.", negative=""
-        ),
-    ] = False
-    verbose: Annotated[
-        bool,
-        Parameter(
-            name=("--verbose", "-v"), help="Say what is chosen and how long it took.", negative=""
-        ),
-    ] = False
 
 
 Shared = Annotated[Session | None, Parameter(name="*", group="Session")]

@@ -21,8 +21,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -30,12 +31,10 @@ from kullback.core import RunError, require
 
 from .limits import SECONDS_BETWEEN_LINES, SECONDS_TO_FIRST_LINE
 
-if TYPE_CHECKING:
-    from .options import Session
-
 __all__ = [
     "FULL",
     "INTERRUPTED",
+    "Session",
     "Stop",
     "abandon",
     "bar",
@@ -110,6 +109,27 @@ def _spelt(letter: str) -> str:
 INTERRUPTED = 130  # the exit code: 128 + SIGINT
 
 
+@dataclass(kw_only=True)
+class Session:
+    """What every command takes: where options are read from, and how much is said."""
+
+    config: Annotated[
+        Path | None, Parameter(help="Read options from this TOML file; typed ones go first.")
+    ] = None
+    quiet: Annotated[
+        bool,
+        Parameter(
+            name=("--quiet", "-q"), help="No progress, notes or warnings; errors only.", negative=""
+        ),
+    ] = False
+    verbose: Annotated[
+        bool,
+        Parameter(
+            name=("--verbose", "-v"), help="Say what is chosen and how long it took.", negative=""
+        ),
+    ] = False
+
+
 @dataclass
 class _Voice:
     """How much this command says, and since when it runs."""
@@ -122,7 +142,7 @@ class _Voice:
 _voice = _Voice()
 
 
-def prepare(shared: "Session | None" = None) -> None:
+def prepare(shared: Session | None = None) -> None:
     """Set this process up: how much is said; Python warnings reach the user as one plain line."""
     quiet, verbose = (shared.quiet, shared.verbose) if shared else (False, False)
     require(not (quiet and verbose), "--quiet", "one of --quiet and --verbose", "both")
