@@ -1,6 +1,6 @@
 """Floor 0: the estimate, the errors, the argument checks, and files written whole or not at all."""
 
-from .checks import describe, message, require, require_type, warn_caller
+from .checks import describe, import_extra, message, require, require_type, warn_caller
 from .errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -26,6 +26,7 @@ __all__ = [
     "__version__",
     "compiling",
     "describe",
+    "import_extra",
     "lazy",
     "message",
     "numpy_files",
