@@ -242,7 +242,7 @@ def drawable(value: Any) -> Any:
 
 
 def explanation(found: Answer, options: MeasureOptions) -> str:
-    """Write out formulas, numbers and what they mean, with the estimators where there are draws."""
+    """Write out formulas, numbers and what they mean, for a KL with its estimators and λ*."""
     from kullback.report import explain_named, explain_tables
 
     how: dict[str, Any] = {"draws": options.draws, "seed": options.seed}
@@ -255,7 +255,7 @@ def explanation(found: Answer, options: MeasureOptions) -> str:
         text = explain_named.explain_named(
             found.quantity, found.p, found.q, unit=options.unit, **how
         )
-    if not found.drawn:
+    if found.quantity != "kl" or (found.given[0].table and not found.drawn):
         return text
     p, q = drawable(found.p), drawable(found.q)
     more = explain_named.explain_estimators(p, q, unit=options.unit, exact=found.exact, **how)
@@ -264,9 +264,9 @@ def explanation(found: Answer, options: MeasureOptions) -> str:
 
 def draw(found: Answer, options: MeasureOptions, path: Path) -> None:
     """Write the picture, whole or not at all."""
-    from kullback.report import divergence_plot
+    from kullback.report import plot
 
-    picture = divergence_plot.plot(
+    picture = plot(
         found.quantity,
         found.p,
         found.q,
@@ -283,17 +283,15 @@ def draw(found: Answer, options: MeasureOptions, path: Path) -> None:
 
 def show(found: Answer, options: MeasureOptions, text: str | None) -> None:
     """Print the answer on standard output: JSON, or a line and the explanation."""
-    from kullback.report import text_layout
+    from kullback.report import UNITS, measured_text, number
 
     if options.json:
         print_json(_fields(found, options) | ({} if text is None else {"explanation": text}))
         return
-    how = text_layout.measured_text(found.measured, options.unit, gap="  ").replace(
-        "(sum", "(exact: sum"
-    )
+    how = measured_text(found.measured, options.unit, gap="  ").replace("(sum", "(exact: sum")
     line = f"{SYMBOLS[found.quantity]} = {how}"
     if found.exact is not None and not found.measured.exact:
-        exact = text_layout.number(found.exact / text_layout.UNITS[options.unit])
+        exact = number(found.exact / UNITS[options.unit])
         line = f"{line[:-1]}; exact: {exact})"
     read_as = _read_as(found.given)
     line = f"{line[:-1]}; {read_as})" if read_as else line
@@ -310,14 +308,14 @@ def _read_as(given: "tuple[Given, ...]") -> str:
 
 def _fields(found: Answer, options: MeasureOptions) -> dict[str, Any]:
     """Return the answer for machines: full precision, infinities as strings."""
-    from kullback.report import text_layout
+    from kullback.report import UNITS
 
     sampled = found.measured.estimate is not None
     estimate = found.measured.estimate or Estimate(float(found.measured), 0.0, 0)
     figures = (estimate.bits() if options.unit == "bits" else estimate).to_dict()
     default = "best" if estimate.how else "mean"
     estimator = default if found.estimator is None else found.estimator
-    known = None if found.exact is None else found.exact / text_layout.UNITS[options.unit]
+    known = None if found.exact is None else found.exact / UNITS[options.unit]
     return {
         "quantity": found.quantity,
         "direction": SYMBOLS[found.quantity],

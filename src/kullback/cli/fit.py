@@ -146,7 +146,7 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
     """
     import torch
 
-    from kullback.report import explain_fit, fit_plot
+    from kullback.report import explain_fit, plot_fit
     from kullback.variational import assess, compare, resample, save, summarise
     from kullback.variational import fit as fit_density
 
@@ -182,8 +182,8 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
         explained = explain_fit.explain_fit(found, judged, truth) if options.explain else None
     if options.plot is not None:
         if reference is None and truth is not None and target.dim == 1:
-            reference = explain_fit.truth_draws(target, truth)
-        svg = fit_plot.plot_fit(draws, reference=reference, trace=found.trace, title=judged.verdict)
+            reference = explain_fit.exact_posterior_draws(target, truth)
+        svg = plot_fit(draws, reference=reference, trace=found.trace, title=judged.verdict)
         write_atomic(options.plot, svg)
     if options.out is not None:
         save(found, options.out, judged, force=options.force)
@@ -217,7 +217,7 @@ def fit_both(file: TargetFile, options: FitOptions) -> None:
     import torch
 
     from kullback.exact import quadrature
-    from kullback.report import fit_plot
+    from kullback.report import plot_directions
     from kullback.variational import find_box, project
 
     with user_code(file.path), ticking(f"fitting {file.name} in both directions"):
@@ -240,7 +240,7 @@ def fit_both(file: TargetFile, options: FitOptions) -> None:
             for count in counts
         ]
     if options.plot is not None:
-        write_atomic(options.plot, fit_plot.plot_directions(p, found, names))
+        write_atomic(options.plot, plot_directions(p, found, names))
     pairs = [(name, one) for name, row in zip(names, found, strict=True) for one in row]
     if options.json:
         print_json(

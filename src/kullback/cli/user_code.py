@@ -45,7 +45,7 @@ def audit(
     import torch
 
     from kullback import tokens
-    from kullback.report import audit_report
+    from kullback.report import audit_page
 
     torch.set_num_threads(1)  # the tables are tiny
     function = function_at(loss)
@@ -53,12 +53,12 @@ def audit(
         found = tokens.audit(function, **options.arguments())
     log(f"audited {loss} as a {found.form}")
     if options.html is not None:
-        audit_report.write(found, options.html)
+        audit_page.write(found, options.html)
         say(f"report: {options.html}")
     if options.json:
         print_json(found.to_json())
     else:
-        write(audit_report.audit_table(found) + "\n")
+        write(audit_page.audit_table(found) + "\n")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kullback.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from . import architecture, device, monitor
+    from . import architecture, device, limits, monitor
     from .architecture import Architecture
     from .evaluation import Evaluation, evaluate
     from .fast.native_step import compiled_state
@@ -28,6 +28,7 @@ __all__ = [
     "compiled_state",
     "device",
     "evaluate",
+    "limits",
     "monitor",
     "resume",
     "train",
@@ -46,6 +47,7 @@ __getattr__, __dir__ = lazy(
         "compiled_state": "kullback.vae.fast.native_step",
         "device": "kullback.vae.device",
         "evaluate": "kullback.vae.evaluation",
+        "limits": "kullback.vae.limits",
         "monitor": "kullback.vae.monitor",
         "resume": "kullback.vae.run",
         "train": "kullback.vae.run",
