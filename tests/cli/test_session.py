@@ -1,5 +1,7 @@
 """What every verb shares: examples in its help, --config, -q and -v, completion, exit codes."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -17,7 +19,7 @@ from kullback.cli.main import EXIT_CODES, VERBS, app, in_flags, main
 from kullback.core import KullbackError
 
 ROOT = Path(__file__).parents[2]
-LONG = {"train"}  # seconds each
+LONG = {"train", "completion"}  # seconds each, or tested below
 RUN_MADE_BY = (
     "kullback train photos/ --size 8 --steps 20 --network mlp --hidden 8 --out runs/garments"
 )
@@ -277,6 +279,14 @@ COMP_WORDS=({words}); COMP_CWORD={place}; _kullback; printf '%s\\n' "${{COMPREPL
 """
 
 
+@pytest.fixture(scope="module")
+def bash_script():
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert run("completion", "bash") == 0
+    return out.getvalue()
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 @pytest.mark.parametrize(
     ("words", "found"),
@@ -290,18 +300,17 @@ COMP_WORDS=({words}); COMP_CWORD={place}; _kullback; printf '%s\\n' "${{COMPREPL
         ("kullback completion z", {"zsh"}),
     ],
 )
-def test_bash_completes_verbs_options_and_choices(words, found, tmp_path, capsys):
-    assert run("completion", "bash") == 0
-    script = capsys.readouterr().out
-    (tmp_path / "k.bash").write_text(script)
+def test_bash_completes_verbs_options_and_choices(words, found, bash_script, tmp_path):
+    (tmp_path / "k.bash").write_text(bash_script)
     code = BASH.format(words=words, place=len(words.split()) - 1)
     done = subprocess.run(
         ["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert set(done.stdout.split()) == found, done.stderr
-    assert "complete -F _kullback kullback" in script
+    assert "complete -F _kullback kullback" in bash_script
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("shell", "part"), [("zsh", "#compdef kullback"), ("fish", "complete -c")])
 def test_other_shells_get_a_script(shell, part, capsys):
     assert run("completion", shell) == 0
