@@ -29,14 +29,14 @@ __all__ = [
 # sizes
 FEWEST_DRAWS = 4  # a variance of each half, which `best` needs
 MAX_DRAWS = 10_000_000  # 2 to 10 s and 1 GB; the error is then 1/3000 of one sample's
-FEWEST_FIT_DRAWS = 100  # the least from which the verdict estimates Pareto's k-hat
+FEWEST_FIT_DRAWS = 100  # fewer leave too small a tail for Pareto k-hat (not benchmarked)
 MAX_FIT_DRAWS = 1_000_000  # the verdict's own limits do not improve beyond
 MAX_NUMBERS = 200_000_000  # --dim times --draws: 1.6 GB an array
 MAX_DIMENSION = MAX_NUMBERS // FEWEST_FIT_DRAWS
 MAX_DRAWS_PER_IMAGE = 1_000_000
 MAX_SAMPLED_IMAGES = 100_000  # in one file
 MAX_BYTES = 1 << 30  # of a file of numbers: a table of 40 million outcomes
-IMAGES_PER_BLOCK = 500  # encoded at once; larger blocks are no faster on a CPU
+IMAGES_PER_BLOCK = 500  # encoded at once, so that memory does not grow with the data
 
 # what numbers that are no table look like
 MIN_OBSERVATIONS = 20  # unnamed numbers from which a list may well be of observations
