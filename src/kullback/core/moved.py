@@ -23,9 +23,18 @@ __all__ = ["MOVED", "install", "lazy", "renamed"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _NEW = {
+    "cli.audit": "cli.user_code",
+    "cli.checks": "cli.models",
+    "cli.evaluate": "cli.train",
+    "cli.fitting": "cli.fit",
+    "cli.measure": "cli.divergences",
+    "cli.model_commands": "cli.models",
     "cli.named_distributions": "measure.named_distributions",
     "core.checks": "core.errors",
     "core.numpy_files": "core.files",
+    "cli.output": "cli.models",
+    "cli.showing": "cli.divergences",
+    "cli.user_files": "cli.user_code",
     "core.student": "core.estimate",
     "data.assemble": "data.loading",
     "data.binary": "data.dataset",
@@ -40,6 +49,7 @@ _NEW = {
     "exact.families.triangular": "exact.families.pair",
     "exact.log_tables": "exact.table_sums",
     "exact.row_sums": "exact.table_sums",
+    "measure.from_samples": "measure.quantities",
     "report.audit_charts": "report.audit_page",
     "report.audit_report": "report.audit_page",
     "report.audit_text": "report.audit_page",
