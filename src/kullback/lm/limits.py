@@ -13,8 +13,10 @@ __all__ = [
     "SAMPLE_SEQUENCES",
     "SAMPLE_TOKENS",
     "SERIES_BELOW",
+    "SHOWN_VERSIONS",
     "SNIFFED_BYTES",
     "TAIL_KEPT",
+    "UNSEEN",
 ]
 
 # --- Errors by clusters (clusters.py; coverage counted in tests/lm/test_clusters.py)
@@ -42,6 +44,10 @@ MAX_EXACT_QUANTILES = 20_000_000  # rows of which exact quantiles are taken: 8 b
 # with them a lag is found where neighbours correlate by 0.02 less.
 SAMPLE_TOKENS = 50_000
 SAMPLE_SEQUENCES = 2_000
+SHOWN_VERSIONS = 6  # policy versions whose mean log-ratio is shown
+UNSEEN = (
+    6.907755278982137  # log(1000): an event of chance UNSEEN/n is missed by n tokens once in 1,000
+)
 
 # --- Readers (logprob_tables.py)
 

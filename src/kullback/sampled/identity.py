@@ -28,6 +28,7 @@ from .limits import FEW, REFUTED, ROUND_BITS, TEST_LEVEL, UNSEEN_CHANCE, UNSEEN_
 from .tails import fit_tail, tail_length
 
 __all__ = [
+    "ENTROPY_CAUSES",
     "RATIO_CAUSES",
     "WEIGHT_CAUSES",
     "Identity",
@@ -56,7 +57,7 @@ WEIGHT_CAUSES = (
     "a density is not normalised",
     "the draws do not come from the distribution that was scored as theirs",
 )
-_ENTROPY_CAUSES = (
+ENTROPY_CAUSES = (
     "the draws were made at another temperature than the one that was scored",
     "raw log-probabilities of draws made by truncated sampling (top-p, top-k)",
     "the column of log p is shifted against the draws",
@@ -209,7 +210,7 @@ def entropy_identity(
     chance = min(1.0, -math.log(UNSEEN_CHANCE) / draws)  # of an event that no draw met
     unseen = torch.full_like(mean, -chance * math.log(chance))
     known = Known(mean, error, skewness, draws, unseen, off)
-    return known_mean(known, "−log p less its entropy", expected=0.0, causes=_ENTROPY_CAUSES)
+    return known_mean(known, "−log p less its entropy", expected=0.0, causes=ENTROPY_CAUSES)
 
 
 def known_mean(
