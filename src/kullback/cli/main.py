@@ -77,7 +77,7 @@ Compare two distributions; fit q(z) to a log density; train a latent-variable mo
 and measure it.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed,
-2 wrong usage, 3 unusable data, 130 interrupted (after saving)."""
+2 wrong usage, 3 unusable data, 4 a gate failed, 130 interrupted (after saving)."""
 
 EPILOGUE = """Examples:
 
@@ -142,6 +142,11 @@ app.command(
     "kullback.cli.audit:audit",
     name="audit",
     help="Find the divergence that a policy loss minimises.",
+)
+app.command(
+    "kullback.cli.logprobs:logprobs",
+    name="logprobs",
+    help="KL from logged log-probabilities of tokens, checked first.",
 )
 app.command(
     "kullback.cli.model_commands:report", name="report", help="Rebuild a run's report.html."

@@ -289,9 +289,11 @@ def _estimate(
     if shares.max() > limits.DOMINANT_CLUSTER:
         found = found.warn(f"one of {count} {clusters.name} holds {shares.max():.0%} of the tokens")
     if clusters.block:
+        named = clusters.name != "blocks"
+        few = f"too few {clusters.name} for" if named else "nothing names the sequences, for"
         found = found.warn(
-            f"too few {clusters.name} for an error bar of their own: the error is that of "
-            f"contiguous blocks of {clusters.block:,} tokens, taken as independent"
+            f"{few} an error bar by them: the error is that of contiguous blocks of "
+            f"{clusters.block:,} tokens, taken as independent"
         )
     return found
 

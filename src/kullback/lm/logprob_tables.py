@@ -83,8 +83,8 @@ class Columns:
                 columns = replace(columns, **there)
                 notes.append(f"read as a {kind}")
         for role, usual in USUAL.items():
-            name = next((name for name in usual if name in names and name not in self.by), None)
-            if name is None or getattr(columns, role):
+            name = next((name for name in usual if name in names), None)
+            if name is None or getattr(columns, role) or (role == "version" and name in self.by):
                 continue
             several = role in ("mask", "sequence")
             columns = replace(columns, **{role: (name,) if several else name})
