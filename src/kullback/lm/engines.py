@@ -9,6 +9,7 @@ read them, a warehouse has tables by name.
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,9 @@ class Engine:
     def guarded(self, what: str) -> Iterator[None]:
         """Turn the engine's exceptions into this package's, with `what` could not be read."""
         try:
-            yield
+            with warnings.catch_warnings():  # of Ibis, about how it calls DuckDB
+                warnings.simplefilter("ignore", DeprecationWarning)
+                yield
         except self.errors as error:
             text = " ".join(str(error).split())
             if any(word in text for word in _DISK):

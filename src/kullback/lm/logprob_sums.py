@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kullback.core import require
+from kullback.core.checks import import_extra
 from kullback.sampled import ABOVE_ZERO, FILL, SENTINEL
 
 from . import limits
@@ -397,11 +398,14 @@ def _codes(
     table: Any, names: Sequence[str], *, labelled: bool = True
 ) -> tuple[Codes, tuple[tuple[Any, ...], ...]]:
     """Return a number for each different row of some columns, and these rows, in order."""
+    compute = import_extra("pyarrow.compute", "tables")
     codes = np.zeros(table.num_rows, dtype=np.int64)
     for name in names:
         own = table[name].combine_chunks().dictionary_encode(null_encoding="encode")
-        own = own.combine_chunks() if hasattr(own, "combine_chunks") else own
-        codes = codes * (len(own.dictionary) + 1) + own.indices.to_numpy(zero_copy_only=False)
+        order = compute.array_sort_indices(own.dictionary).to_numpy()  # groups come in no order of their own
+        rank = np.empty(len(order), dtype=np.int64)
+        rank[order] = np.arange(len(order))
+        codes = codes * len(order) + rank[own.indices.to_numpy(zero_copy_only=False)]
         codes = np.unique(codes, return_inverse=True)[1].reshape(-1)
     if not labelled:
         return codes, ()
@@ -409,15 +413,4 @@ def _codes(
     first = np.full(count, 0)
     first[codes[::-1]] = np.arange(len(codes))[::-1]
     picked = table.select(list(names)).take(first).to_pylist() if names else [{}] * count
-    labels = [tuple(row[name] for name in names) for row in picked]
-    order = sorted(range(count), key=lambda place: _sortable(labels[place]))
-    rank = np.empty(count, dtype=np.int64)
-    rank[order] = np.arange(count)
-    return rank[codes], tuple(labels[place] for place in order)
-
-
-def _sortable(label: tuple[Any, ...]) -> list[tuple[int, Any]]:
-    kinds = [(2 if one is None else 0 if isinstance(one, int | float) else 1) for one in label]
-    values = [0 if one is None else one if kind == 0 else str(one)
-              for kind, one in zip(kinds, label, strict=True)]  # fmt: skip
-    return list(zip(kinds, values, strict=True))
+    return codes, tuple(tuple(row[name] for name in names) for row in picked)

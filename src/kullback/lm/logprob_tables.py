@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kullback.core import ArgumentValueError, DataError, require
-from kullback.core.checks import message
+from kullback.core.checks import import_extra, message
 from kullback.sampled import why_shapes_differ
 
 from . import service_formats
@@ -308,11 +308,15 @@ def _opened(sources: Sequence[Any], engine: Engine) -> tuple[Any, str, tuple[str
 
 
 def _in_memory(given: Any) -> Any:
+    """Return a data frame, or whatever Arrow takes for a table, as an Ibis table."""
+    arrow = import_extra("pyarrow", "tables")
     try:
-        return ibis_module().memtable(given)
-    except (TypeError, ValueError, NotImplementedError) as error:
+        table = arrow.table(given)
+    except (TypeError, ValueError, arrow.ArrowException) as error:
         expected = "paths, or a pandas, Polars, Arrow or Ibis table"
-        raise ArgumentValueError(message("tables", expected, type(given).__name__)) from error
+        got = f"{type(given).__name__}: {error}"[:200]
+        raise ArgumentValueError(message("tables", expected, got)) from error
+    return ibis_module().memtable(table)
 
 
 def _files(texts: Sequence[str | Path]) -> tuple[list[Path], tuple[str, ...]]:
