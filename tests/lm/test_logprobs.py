@@ -9,15 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from lm.simulated_logs import CLEAN, FAULTS, logs, table
 
 from kullback.core import DataError
 from kullback.lm import check_logprobs, logprobs
 from kullback.lm.clusters import Clusters, ratio_mean
 from kullback.lm.engines import compiled, connect
-from kullback.lm.logprob_sums import Draws, sums_expression, summed
+from kullback.lm.logprob_sums import Draws, summed, sums_expression
 from kullback.lm.logprob_tables import Columns, read_tables
 from kullback.sampled import pareto_k, ratio_identity
+from lm.simulated_logs import CLEAN, FAULTS, logs, table
 
 PAIR = {"p": "log_p", "q": "log_q"}
 
@@ -200,7 +200,9 @@ def test_one_pass_is_one_query(simulated, monkeypatch):
     tokens = read_tables([table(columns)], Columns("log_p", ("log_q",)), engine=engine)
     asked = []
     run = type(engine).run
-    monkeypatch.setattr(type(engine), "run", lambda self, e: asked.append(e) or run(self, e))
+    monkeypatch.setattr(
+        type(engine), "run", lambda self, e, what: asked.append(e) or run(self, e, what)
+    )
     summed(tokens, Draws("p", ("q0",), "p"))
     assert len(asked) == 1
 

@@ -37,14 +37,14 @@ class Engine:
     reads_files: bool = False
     numbers_rows: bool = False
 
-    def run(self, expression: Any) -> Any:
-        """Return an expression's rows as a `pyarrow.Table`.
+    def run(self, expression: Any, what: str) -> Any:
+        """Return an expression's rows as a `pyarrow.Table`; `what` is read, for messages.
 
         Raises:
             DataError: The engine cannot read the data, or not compute with them.
             RunError: The disk is full.
         """
-        with self.guarded("the table"):
+        with self.guarded(what):
             return self.connection.to_pyarrow(expression)
 
     @contextlib.contextmanager

@@ -143,6 +143,7 @@ class Asked:
 
     name: of the other model. rounding: of the log-ratios. tail: of the token ratios, or weights.
     identity: of the group, for tokens. refused: a reason why no estimate may have an error bar.
+    unit: of the figures a row.
     """
 
     draws: Draws
@@ -153,6 +154,7 @@ class Asked:
     tail: Tail = Tail(math.nan, math.nan)
     identity: Identity | None = None
     refused: str = ""
+    unit: str = "nats/token"
 
 
 def figures_of(sums: Sums, asked: Asked, *, whole: Sums | None = None) -> Figures:
@@ -345,12 +347,14 @@ def _token_level(
         terms = by.sums(features.terms(*coefficients(name)))
         floor = _floor(features, coefficients(name), asked)
         squares = features.squares(name)
-        found[name] = ratio_mean(terms, by.clusters, squares=squares, rounding=floor)
+        found[name] = ratio_mean(
+            terms, by.clusters, squares=squares, rounding=floor, unit=asked.unit
+        )
     if "best" not in left_out:
         found["best"] = _best(features, by, asked)
     if "reverse" not in left_out and not asked.draws.weighted:
         terms = by.sums(features.f11 + features.f12 - features.f2)
-        found["reverse"] = ratio_mean(terms, by.clusters)
+        found["reverse"] = ratio_mean(terms, by.clusters, unit=asked.unit)
     found = {name: _doubted(name, one, features, asked) for name, one in found.items()}
     return found, left_out
 
@@ -373,7 +377,7 @@ def _best(features: _Features, by: _By, asked: Asked) -> Clustered:
     terms = by.sums(features.terms(own - 1.0, own, 0.0))
     floor = _floor(features, coefficients(float(lambdas.mean())), asked)
     squares = features.squares(float(lambdas.mean()))
-    found = ratio_mean(terms, by.clusters, squares=squares, rounding=floor)
+    found = ratio_mean(terms, by.clusters, squares=squares, rounding=floor, unit=asked.unit)
     return replace(found, estimate=replace(found.estimate, how=how))
 
 
@@ -514,7 +518,7 @@ def _data_figures(features: _Features, by: _By, asked: Asked, sums: Sums) -> Fig
     """Give the paired difference of the log-likelihoods, log p − log q a token."""
     tokens = features.tokens
     difference = ratio_mean(by.sums(-features.f1), by.clusters, squares=features.totals["f11"],
-                            rounding=asked.rounding.mean)  # fmt: skip
+                            rounding=asked.rounding.mean, unit=asked.unit)  # fmt: skip
     mean = float(features.d.sum()) / max(tokens, 1.0)
     return Figures(
         asked.label,

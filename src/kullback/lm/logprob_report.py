@@ -359,7 +359,8 @@ def _asked(study: _Study, sums: Sums, sample: Sample) -> list[Asked]:
     for place, name in enumerate(study.others):
         found = tails.get("lw" if study.draws.weighted else f"x{place}")
         rounding = sample.rounding(study.draws.drawn, study.draws.others[place])
-        one = Asked(study.draws, place, name, "all", rounding)
+        unit = f"nats/{study.table.unit}"
+        one = Asked(study.draws, place, name, "all", rounding, unit=unit)
         asked.append(replace(one, tail=_tail(found, sums, None)))
         for group, label in enumerate(sums.groups if study.by else ()):
             words = ", ".join(map(str, label))

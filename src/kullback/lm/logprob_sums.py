@@ -123,7 +123,7 @@ def summed(table: LogProbTable, draws: Draws, *, block: int = 0) -> Sums:
         DataError: The engine cannot read or compute.
         ValueError: Blocks of rows without an order.
     """
-    found = table.engine.run(sums_expression(table, draws, block=block))
+    found = table.run(sums_expression(table, draws, block=block))
     keys = _keys(table, block=block)
     columns = {name: _floats(found[name]) for name in found.column_names if name not in keys}
     group, groups = _codes(found, table.keys("by"))
@@ -189,9 +189,9 @@ def largest_ratios(table: LogProbTable, draws: Draws, groups: int) -> dict[str, 
         if by:
             place = ibis.row_number().over(group_by=by, order_by=order)
             tail = tail.mutate(place=place).filter(lambda t: t.place < kept)
-            found[name] = table.engine.run(tail.drop("place").order_by([*by, ibis.desc("value")]))
+            found[name] = table.run(tail.drop("place").order_by([*by, ibis.desc("value")]))
         else:
-            found[name] = table.engine.run(tail.order_by(order).limit(kept))
+            found[name] = table.run(tail.order_by(order).limit(kept))
     return found
 
 
@@ -203,7 +203,7 @@ def kinds_of_missing(table: LogProbTable, columns: Sequence[str]) -> dict[str, d
         value = rows[name]
         for kind, where in _kinds(value).items():
             asked[f"{name} {kind}"] = where.fill_null(ibis_false()).sum()
-    found = table.engine.run(rows.aggregate(**asked)).to_pylist()[0]
+    found = table.run(rows.aggregate(**asked)).to_pylist()[0]
     counts: dict[str, dict[str, int]] = {name: {} for name in columns}
     for key, count in found.items():
         name, _, kind = key.partition(" ")
@@ -221,13 +221,13 @@ def sampled_tokens(table: LogProbTable, sums: Sums | None, names: Sequence[str])
     keys, order = table.keys("sequence"), _order(table)
     columns = [*keys, *([order] if order else []), *names]
     if not keys or sums is None:
-        return table.engine.run(rows.select(*columns).limit(limits.SAMPLE_TOKENS))
+        return table.run(rows.select(*columns).limit(limits.SAMPLE_TOKENS))
     tokens = max(sums.tokens / max(len(np.unique(sums.sequence)), 1), 1.0)
     wanted = max(1, min(limits.SAMPLE_SEQUENCES, round(limits.SAMPLE_TOKENS / tokens)))
     chosen = rows.semi_join(_spread_sequences(sums, wanted), keys).select(*columns)
     if order:
         chosen = chosen.order_by([*keys, order])
-    return table.engine.run(chosen.limit(4 * limits.SAMPLE_TOKENS))
+    return table.run(chosen.limit(4 * limits.SAMPLE_TOKENS))
 
 
 def histogram(table: LogProbTable, draws: Draws) -> Any:
@@ -237,7 +237,7 @@ def histogram(table: LogProbTable, draws: Draws) -> Any:
     level = (scaled + (scaled * scaled + 1).sqrt()).ln() / BIN
     level = ibis_module().ifelse(rows.x0 < 0, -level, level).floor().cast("int64")
     rows = rows.mutate(bin=level).filter(lambda t: t.bin.notnull())
-    return table.engine.run(rows.group_by([*table.keys("by"), "bin"]).aggregate(count=rows.count()))
+    return table.run(rows.group_by([*table.keys("by"), "bin"]).aggregate(count=rows.count()))
 
 
 def bin_edges(place: int) -> tuple[float, float]:
@@ -254,7 +254,7 @@ def quantiles(
     exact = tokens <= limits.MAX_EXACT_QUANTILES
     of = rows.x0.quantile if exact else rows.x0.approx_quantile
     asked = {f"at{place}": of(level) for place, level in enumerate(levels)}
-    found = table.engine.run(rows.aggregate(**asked)).to_pylist()[0]
+    found = table.run(rows.aggregate(**asked)).to_pylist()[0]
     return [found[f"at{place}"] for place in range(len(levels))], exact
 
 
@@ -402,7 +402,9 @@ def _codes(
     codes = np.zeros(table.num_rows, dtype=np.int64)
     for name in names:
         own = table[name].combine_chunks().dictionary_encode(null_encoding="encode")
-        order = compute.array_sort_indices(own.dictionary).to_numpy()  # groups come in no order of their own
+        order = compute.array_sort_indices(
+            own.dictionary
+        ).to_numpy()  # groups come in no order of their own
         rank = np.empty(len(order), dtype=np.int64)
         rank[order] = np.arange(len(order))
         codes = codes * len(order) + rank[own.indices.to_numpy(zero_copy_only=False)]

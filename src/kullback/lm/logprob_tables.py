@@ -126,6 +126,10 @@ class LogProbTable:
         """Say whether there is a column in a role."""
         return role in self.roles
 
+    def run(self, expression: Any) -> Any:
+        """Return an expression's rows as a `pyarrow.Table`."""
+        return self.engine.run(expression, self.source)
+
     def keys(self, start: str) -> list[str]:
         """Return the canonical names that are `start` and a number: "q", "by", "sequence"."""
         return [role for role in self.roles if re.fullmatch(rf"{start}\d+", role)]
@@ -235,7 +239,7 @@ def _one_side(given: str | Path, columns: Columns, engine: Engine) -> Any:
                 f"{path}:COLUMN")  # fmt: skip
         rows = service_formats.rows_of(path, kind)
         return rows.replace_schema_metadata({"format": kind})
-    asked = Columns(p=column, sequence=columns.sequence, position=columns.position)
+    asked = Columns(column, (column,), sequence=columns.sequence, position=columns.position)
     table = read_tables([path], replace(asked, prompt=columns.prompt), engine=engine)
     for role in ("sequence0", "position"):
         expected = "columns that name a token's sequence and its position"
@@ -245,7 +249,7 @@ def _one_side(given: str | Path, columns: Columns, engine: Engine) -> Any:
     text = {"sequence": table.rows.sequence0, "prompt": prompt}
     chosen = {name: value.cast("string") for name, value in text.items()}
     rows = table.rows.select(**chosen, position=table.rows.position, log_prob=table.rows.p)
-    return engine.run(rows)
+    return table.run(rows)
 
 
 def _file_and_column(given: str) -> tuple[Path, str | None]:
@@ -493,7 +497,7 @@ def _misfits(source: _Source, roles: Mapping[str, str], lists: tuple[str, ...]) 
             f"{role}_own": own.max(where=differs),
             f"{role}_p": lengths.max(where=differs),
         }
-    found = source.engine.run(raw.aggregate(**asked)).to_pylist()[0]
+    found = source.engine.run(raw.aggregate(**asked), source.name).to_pylist()[0]
     if not found["rows"]:
         raise DataError(f"{source.name}: expected rows; got none")
     words = []
