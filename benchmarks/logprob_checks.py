@@ -19,7 +19,7 @@ import numpy as np
 from kullback.lm import check_logprobs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from lm.simulated_logs import CLEAN, FAULTS, table  # noqa: E402
+from lm.simulated_logs import CLEAN, FAULTS, table
 
 
 def count(make, check, files, first_seed):

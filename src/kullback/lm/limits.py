@@ -42,7 +42,7 @@ MAX_EXACT_QUANTILES = 20_000_000  # rows of which exact quantiles are taken: 8 b
 
 # Tokens, in whole sequences, that are read back to look for a lag, zeros and a half-precision grid:
 # with them a lag is found where neighbours correlate by 0.02 less.
-SAMPLE_TOKENS = 50_000
+SAMPLE_TOKENS = 20_000
 SAMPLE_SEQUENCES = 2_000
 SHOWN_VERSIONS = 6  # policy versions whose mean log-ratio is shown
 UNSEEN = (

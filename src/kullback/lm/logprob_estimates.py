@@ -465,9 +465,11 @@ class _Sequences:
         complete = (n == rows) & (n > 0)  # a sequence that lacks a token has no log-ratio
         if complete.sum() < 2:
             return None
-        log_r = np.bincount(codes, weights=sums.columns[f"x_{asked.place}"])[complete]
+        weighted = asked.draws.weighted
+        name = f"x_{asked.place}" if weighted else f"f1_{asked.place}"
+        log_r = np.bincount(codes, weights=sums.columns[name])[complete]
         log_w = None
-        if asked.draws.weighted:
+        if weighted:
             log_w = torch.as_tensor(np.bincount(codes, weights=sums.columns["lw"])[complete])
         cluster = np.zeros(len(n), dtype=np.int64)
         cluster[codes] = sums.cluster

@@ -182,17 +182,27 @@ def largest_ratios(table: LogProbTable, draws: Draws, groups: int) -> dict[str, 
     rows, by = _features(table, draws), table.keys("by")
     names = [f"x{number}" for number in range(len(draws.others))]
     names += ["lw"] if draws.weighted else []
-    found = {}
-    for name in names:
-        tail = rows.select(*by, value=rows[name]).filter(lambda t: t.value.notnull())
-        order = ibis.desc(tail.value)
-        if by:
-            place = ibis.row_number().over(group_by=by, order_by=order)
-            tail = tail.mutate(place=place).filter(lambda t: t.place < kept)
-            found[name] = table.run(tail.drop("place").order_by([*by, ibis.desc("value")]))
-        else:
-            found[name] = table.run(tail.order_by(order).limit(kept))
-    return found
+    tails = {name: rows.select(*by, value=rows[name]) for name in names}
+    return {name: table.run(_largest(table, tail, by, kept)) for name, tail in tails.items()}
+
+
+def _largest(table: LogProbTable, tail: Any, by: list[str], kept: int) -> Any:
+    """Return the `kept` largest values of each group; null is none."""
+    ibis = ibis_module()
+    tail = tail.filter(tail.value.notnull())
+    if not by:
+        return tail.order_by(ibis.desc(tail.value)).limit(kept)
+    if table.engine.name == "duckdb":  # its max(x, n) holds n values; a window sorts them all
+        largest = ibis.udf.agg.builtin(_max, name="max", signature=((float, int), list[float]))
+        found = tail.group_by(by).aggregate(value=largest(tail.value, kept))
+        return found.select(*by, value=found.value.unnest())
+    place = ibis.row_number().over(group_by=by, order_by=ibis.desc(tail.value))
+    tail = tail.mutate(place=place)
+    return tail.filter(tail.place < kept).drop("place")
+
+
+def _max(value: Any, count: Any) -> Any:
+    """DuckDB's own: the `count` largest values, as a list."""
 
 
 def kinds_of_missing(table: LogProbTable, columns: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -309,8 +319,7 @@ def _asked(rows: Any, j: int, draws: Draws) -> dict[str, Any]:
         f"ccc_{j}": (control * control * control).sum(),
         f"high_{j}": (x > high).sum(),
         f"low_{j}": (x < low).sum(),
-        f"x_{j}": x.sum(),
-    }
+    } | ({f"x_{j}": x.sum()} if draws.weighted else {})
 
 
 def _power(value: Any, power: int) -> Any:
