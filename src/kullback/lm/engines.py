@@ -14,8 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kullback.core import ArgumentValueError, DataError, MissingExtraError, RunError
-from kullback.core.checks import import_extra, message
+from kullback.core import (
+    ArgumentValueError,
+    DataError,
+    MissingExtraError,
+    RunError,
+    import_extra,
+    message,
+)
 
 __all__ = ["Engine", "compiled", "connect", "ibis_false", "ibis_module"]
 

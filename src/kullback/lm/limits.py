@@ -16,7 +16,6 @@ __all__ = [
     "SHOWN_VERSIONS",
     "SNIFFED_BYTES",
     "TAIL_KEPT",
-    "UNSEEN",
 ]
 
 # --- Errors by clusters (clusters.py; coverage counted in tests/lm/test_clusters.py)

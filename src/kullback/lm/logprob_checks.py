@@ -9,6 +9,7 @@ sentinel that is a common log-probability; a column late by one in few sequences
 model whose log-probabilities were then computed in float32.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from kullback.sampled import (
     ENTROPY_CAUSES,
+    MISSED_EVENT_CHANCE,
     Identity,
     Known,
     check_log_probs,
@@ -276,7 +278,7 @@ def _entropy(table: LogProbTable, sums: Sums, rounding: Rounding) -> Check:
     variance = max(two - one**2, 0.0)
     third = three - 3 * one * two + 2 * one**3
     skewness = third / variance**1.5 / tokens**0.5 if variance > 0 else 0.0
-    chance = min(1.0, limits.UNSEEN / tokens)  # of an event that no token met
+    chance = min(1.0, -math.log(MISSED_EVENT_CHANCE) / tokens)  # of an event that no token met
     values = (one, (variance / max(tokens - 1, 1)) ** 0.5, skewness, -chance * np.log(chance))
     mean, error, skew, unseen = (torch.tensor(float(each), dtype=torch.float64) for each in values)
     off = torch.tensor(rounding.mean, dtype=torch.float64)

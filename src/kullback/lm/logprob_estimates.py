@@ -23,10 +23,10 @@ from torch import Tensor
 
 from kullback.core import Estimate
 from kullback.sampled import (
-    HEAVY,
-    JUDGED,
+    FINITE_VARIANCE_PARETO_K,
+    MAX_SKEWNESS_OF_MEAN,
+    MIN_DRAWS_FOR_PARETO_K,
     RATIO_CAUSES,
-    SKEWED,
     WEIGHT_CAUSES,
     Identity,
     Known,
@@ -365,7 +365,11 @@ def _best(features: _Features, by: _By, asked: Asked) -> Clustered:
     λ is 0 where q/p has so heavy a tail that its variance is infinite as far as draws can tell.
     """
     skewness = abs(features.skewness())
-    heavy = asked.tail.k_hat > HEAVY and skewness > SKEWED and features.tokens >= JUDGED
+    heavy = (
+        asked.tail.k_hat > FINITE_VARIANCE_PARETO_K
+        and skewness > MAX_SKEWNESS_OF_MEAN
+        and features.tokens >= MIN_DRAWS_FOR_PARETO_K
+    )
     few = len(by.clusters.sizes) < limits.MIN_CROSS_FIT
     if heavy or few:
         lambdas, how = np.zeros(2), "k1, as q/p has a heavy tail" if heavy else "k1, few clusters"

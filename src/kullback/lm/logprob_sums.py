@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kullback.core import require
-from kullback.core.checks import import_extra
-from kullback.sampled import ABOVE_ZERO, FILL, SENTINEL
+from kullback.core import import_extra, require
+from kullback.sampled import FILL_VALUE, MAX_LOG_PROB, MIN_LOG_PROB
 
 from . import limits
 from .engines import ibis_false, ibis_module
@@ -340,8 +339,8 @@ def _bregman(x: Any) -> Any:
 
 def _is_log_prob(value: Any, *, fill: bool) -> Any:
     """Say where a value can be a log-probability; false for null and NaN."""
-    there = (value > SENTINEL) & (value <= ABOVE_ZERO)
-    there = there if fill else there & (value != FILL)
+    there = (value > MIN_LOG_PROB) & (value <= MAX_LOG_PROB)
+    there = there if fill else there & (value != FILL_VALUE)
     return there.fill_null(ibis_false())
 
 
@@ -351,9 +350,9 @@ def _kinds(value: Any) -> dict[str, Any]:
         "null": value.isnull(),
         "NaN": nan,
         "-inf": value == -math.inf,
-        "positive": (value > ABOVE_ZERO) & ~nan,
-        "sentinel": (value <= SENTINEL) & (value > -math.inf),
-        "fill": value == FILL,
+        "positive": (value > MAX_LOG_PROB) & ~nan,
+        "sentinel": (value <= MIN_LOG_PROB) & (value > -math.inf),
+        "fill": value == FILL_VALUE,
     }
 
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kullback.core import ArgumentValueError, DataError, require
-from kullback.core.checks import import_extra, message
+from kullback.core import ArgumentValueError, DataError, import_extra, message, require
 from kullback.sampled import why_shapes_differ
 
 from . import service_formats

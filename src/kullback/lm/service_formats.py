@@ -15,8 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kullback.core import DataError
-from kullback.core.checks import import_extra
+from kullback.core import DataError, import_extra
 
 from .limits import SNIFFED_BYTES
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kullback.core.compiling import load
+from kullback.core import compiling
 
 from .interface import Sum, Task
 
@@ -65,7 +65,7 @@ def refusal(p: Tensor, q: Tensor | None, task: Task) -> str:
     alike = q is None or (q.dtype == p.dtype and q.device == p.device)
     if not alike or p.dtype not in DTYPES or p.device.type != "cpu":
         return "it takes float32 or bfloat16 on the CPU, both sides the same"
-    return load(SOURCE)[1]
+    return compiling.load(SOURCE)[1]
 
 
 def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor:
@@ -113,7 +113,7 @@ def slopes(
 
 
 def _library() -> ctypes.CDLL:
-    library, reason = load(SOURCE)
+    library, reason = compiling.load(SOURCE)
     if library is None:
         raise OSError(reason)
     return library
