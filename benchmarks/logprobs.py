@@ -3,8 +3,8 @@
 Run: python benchmarks/logprobs.py [--rows 1e6 1e7] [--repeats 3] [--threads 2] [--folder DIR]
 
 A Parquet file of step, sequence, position, log_p and log_q (float32), 500 tokens a sequence and
-2,000 sequences a step. Every contender gives, by step: k1, k2, k3 and best λ with errors clustered by
-sequence, the naive errors, the mean of q/p, the effective sample size, clipped shares, and Pareto
+2,000 sequences a step. Every contender gives, by step: k1, k2, k3 and best λ with errors clustered
+by sequence, the naive errors, the mean of q/p, the effective sample size, clipped shares, Pareto
 k-hat's tail. kullback also makes its checks and reads a sample for them. Each run is a process of
 its own; `seconds` is the best of the repeats, inside the process, imports apart; `peak_mib` is what
 the process held at most, above what it held before the call.

@@ -30,6 +30,11 @@ def simulated():
     return columns, kl
 
 
+@pytest.fixture(scope="module")
+def report(simulated):
+    return logprobs(table(simulated[0], float32=False), **PAIR)
+
+
 def clustered(terms, cluster):
     sizes = np.bincount(cluster).astype(float)
     squares = float((terms**2).sum())
@@ -40,9 +45,9 @@ def close(found, truth, tolerance=1e-12):
     assert math.isclose(found, truth, rel_tol=tolerance), (found, truth)
 
 
-def test_figures_are_those_of_numpy(simulated):
+def test_figures_are_those_of_numpy(simulated, report):
     columns, kl = simulated
-    figures = logprobs(table(columns, float32=False), **PAIR).overall[0]
+    figures = report.overall[0]
     x = columns["log_q"] - columns["log_p"]
     terms = {"k1": -x, "k2": x**2 / 2, "k3": np.expm1(x) - x}
     for name, values in terms.items():
@@ -62,9 +67,9 @@ def test_figures_are_those_of_numpy(simulated):
     assert figures.main.estimate.standard_error < figures.token["k1"].estimate.standard_error / 5
 
 
-def test_identity_and_tail_are_those_of_all_ratios(simulated):
+def test_identity_and_tail_are_those_of_all_ratios(simulated, report):
     columns, _ = simulated
-    figures = logprobs(table(columns, float32=False), **PAIR).overall[0]
+    figures = report.overall[0]
     log_p, log_q = (torch.from_numpy(columns[name]) for name in ("log_p", "log_q"))
     truth = ratio_identity(log_p, log_q)
     close(figures.identity.mean, truth.mean)
@@ -73,9 +78,9 @@ def test_identity_and_tail_are_those_of_all_ratios(simulated):
     assert abs(figures.k_hat - float(pareto_k(log_q - log_p))) < 1e-9
 
 
-def test_best_is_cross_fitted_over_halves_of_the_clusters(simulated):
+def test_best_is_cross_fitted_over_halves_of_the_clusters(simulated, report):
     columns, _ = simulated
-    figures = logprobs(table(columns, float32=False), **PAIR).overall[0]
+    figures = report.overall[0]
     x, half = columns["log_q"] - columns["log_p"], columns["sequence"] % 2
     control = np.expm1(x)
     fitted = []
@@ -87,9 +92,9 @@ def test_best_is_cross_fitted_over_halves_of_the_clusters(simulated):
     close(figures.token["best"].estimate.value, terms.mean(), 1e-11)
 
 
-def test_sequence_level_is_of_whole_sequences(simulated):
+def test_sequence_level_is_of_whole_sequences(simulated, report):
     columns, _ = simulated
-    figures = logprobs(table(columns, float32=False), **PAIR).overall[0]
+    figures = report.overall[0]
     x = np.bincount(columns["sequence"], weights=columns["log_q"] - columns["log_p"])
     assert figures.sequences == 40
     for name, terms in {"k1": -x, "k2": x**2 / 2, "k3": np.expm1(x) - x}.items():
@@ -118,13 +123,12 @@ def test_weights_of_a_behaviour_policy(simulated):
     close(figures.ess * 20_000, w.sum() ** 2 / (w**2).sum(), 1e-11)
 
 
-def test_draws_from_q_give_the_other_direction(simulated):
+def test_draws_from_q_give_the_other_direction(simulated, report):
     columns, _ = simulated
     swapped = table(columns, float32=False)
     one = logprobs(swapped, p="log_q", q="log_p", drawn_from="q")
-    other = logprobs(swapped, **PAIR)
-    assert (one.direction, other.direction) == ("KL(q‖p)", "KL(p‖q)")
-    close(one.main.value, other.main.value)
+    assert (one.direction, report.direction) == ("KL(q‖p)", "KL(p‖q)")
+    close(one.main.value, report.main.value)
 
 
 def test_data_give_paired_log_likelihoods_only(simulated):
@@ -154,9 +158,9 @@ def test_groups_are_what_each_alone_would_be(simulated):
         alone = {name: values[columns["step"] == step] for name, values in columns.items()}
         truth = logprobs(table(alone, float32=False), **PAIR).overall[0]
         for name in ("k1", "k3", "best"):
-            close(figures.token[name].estimate.value, truth.token[name].estimate.value, 1e-10)
-            errors = (each.token[name].estimate.standard_error for each in (figures, truth))
-            close(*errors, 1e-9)
+            found, expected = (each.token[name].estimate for each in (figures, truth))
+            close(found.value, expected.value, 1e-10)
+            close(found.standard_error, expected.standard_error, 1e-9)
         assert abs(figures.k_hat - truth.k_hat) < 1e-9
 
 
@@ -212,18 +216,17 @@ def test_one_pass_is_one_query(simulated, monkeypatch):
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_are_found(name):
+    """Each in 100 of 100 files of benchmarks/logprob_checks.py."""
     make, check = FAULTS[name]
-    for seed in range(2):
-        columns, options = make(np.random.default_rng(seed))
-        found = check_logprobs(table(columns), **PAIR, **options).found
-        assert check in [one.name for one in found]
+    columns, options = make(np.random.default_rng(0))
+    found = check_logprobs(table(columns), **PAIR, **options).found
+    assert [one.name for one in found] == [check]
 
 
 @pytest.mark.parametrize("name", CLEAN)
 def test_clean_files_have_nothing(name):
-    for seed in range(2):
-        columns, options = CLEAN[name](np.random.default_rng(seed))
-        assert check_logprobs(table(columns), **PAIR, **options).found == ()
+    columns, options = CLEAN[name](np.random.default_rng(0))
+    assert check_logprobs(table(columns), **PAIR, **options).found == ()
 
 
 def test_a_refuted_identity_leaves_k1_and_says_why():

@@ -13,7 +13,12 @@ from .session import prepare, print_json, write
 
 __all__ = ["checks"]
 
-EXTRAS = {"codec": ["constriction"], "flows": ["zuko"], "lm": ["transformers"], "tables": ["ibis", "duckdb", "pyarrow"]}
+EXTRAS = {
+    "codec": ["constriction"],
+    "flows": ["zuko"],
+    "lm": ["transformers"],
+    "tables": ["ibis", "duckdb", "pyarrow"],
+}
 PACKAGES = ("torch", "numpy", "safetensors", "cyclopts", "rich", "pillow", "matplotlib")
 
 

@@ -58,7 +58,7 @@ class Clusters:
     @property
     def shares(self) -> Floats:
         """The share `h_c` of all tokens that each cluster holds."""
-        return self.sizes / self.sizes.sum()
+        return np.asarray(self.sizes / self.sizes.sum(), dtype=np.float64)
 
     @property
     def effective(self) -> float:
@@ -248,8 +248,8 @@ def gate(
     failed = [words for bad, words in said if bad]
     if failed:
         return Gate(failed=True, words="; ".join(f"{words}: failed" for words in failed))
-    undecided = [words for _, words in said if words.endswith("decided")]
-    return Gate(failed=False, words="; ".join(undecided) or "passed")
+    open_ones = [words for _, words in said if words.endswith("decided")]
+    return Gate(failed=False, words="; ".join(open_ones) or "passed")
 
 
 def _check(sums: Floats, clusters: Clusters) -> None:

@@ -9,6 +9,7 @@ __all__ = [
     "MAX_GROUPS",
     "MIN_CLUSTERS",
     "MIN_CROSS_FIT",
+    "MIN_PARETO_K",
     "ROUNDING",
     "SAMPLE_SEQUENCES",
     "SAMPLE_TOKENS",
@@ -31,6 +32,7 @@ CONFIDENCE = 0.95  # of the gate's one-sided limits
 # --- Estimates (logprob_estimates.py)
 
 MIN_CROSS_FIT = 4  # clusters: two in each half, or λ of one half is that of a single cluster
+MIN_PARETO_K = 25  # sequences: the fewest that sampled.pareto_k takes
 SERIES_BELOW = 0.01  # |log r| below which r − 1 − log r is summed as a series, as in sampled
 TAIL_KEPT = 513  # largest ratios read back a group: a tail of 512 gives k-hat to ±0.07
 CLIP = 0.2  # PPO's ratio is clipped outside 1 ± 0.2 (Schulman et al. 2017, section 6.1)

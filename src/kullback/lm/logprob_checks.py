@@ -253,7 +253,7 @@ def _versions(table: LogProbTable, sums: Sums, draws: Draws) -> Check:
         if not part.tokens:
             continue
         codes = np.unique(part.cluster, return_inverse=True)[1].reshape(-1)
-        sizes = np.bincount(codes, weights=part.columns["n"])
+        sizes = np.bincount(codes, weights=part.columns["n"]).astype(np.float64)
         totals = np.bincount(codes, weights=-part.columns["f1_0"])
         clusters = Clusters(sizes[sizes > 0], sums.cluster_name)
         mean = ratio_mean(totals[sizes > 0], clusters).estimate

@@ -250,9 +250,11 @@ class _Features:
     def tokens(self) -> float:
         return float(self.n.sum())
 
-    def terms(self, on_log_r: Any, on_bregman: Any, on_square: float) -> Floats:
-        """Return the rows' sums of the linear form."""
-        return on_log_r * self.f1 + on_bregman * self.f2 + on_square * self.f3
+    def terms(self, form: tuple[Any, Any, float]) -> Floats:
+        """Return the rows' sums of the linear form; its coefficients may differ by row."""
+        on_log_r, on_bregman, on_square = form
+        found = on_log_r * self.f1 + on_bregman * self.f2 + on_square * self.f3
+        return np.asarray(found, dtype=np.float64)
 
     def squares(self, estimator: str | float) -> float:
         """Return the sum over tokens of an estimator's squared terms."""
@@ -323,11 +325,11 @@ class _By:
     @classmethod
     def of(cls, cluster: Any, n: Floats, name: str, block: int = 0) -> "_By":
         codes = np.unique(cluster, return_inverse=True)[1].reshape(-1)
-        sizes = np.bincount(codes, weights=n)
+        sizes = np.bincount(codes, weights=n).astype(np.float64)
         return cls(codes, Clusters(sizes[sizes > 0], name, block), sizes > 0)
 
     def sums(self, rows: Floats) -> Floats:
-        return np.bincount(self.codes, weights=rows)[self.kept]
+        return np.asarray(np.bincount(self.codes, weights=rows)[self.kept], dtype=np.float64)
 
     @property
     def halves(self) -> Any:
@@ -344,7 +346,7 @@ def _token_level(
     for name in ("k1", "k2", "k3"):
         if name in left_out:
             continue
-        terms = by.sums(features.terms(*coefficients(name)))
+        terms = by.sums(features.terms(coefficients(name)))
         floor = _floor(features, coefficients(name), asked)
         squares = features.squares(name)
         found[name] = ratio_mean(
@@ -378,7 +380,7 @@ def _best(features: _Features, by: _By, asked: Asked) -> Clustered:
         ends = [f"{each:.3g}" for each in sorted(lambdas)]
         how = f"best λ = {' to '.join(dict.fromkeys(ends))}"
     own = lambdas[by.halves]
-    terms = by.sums(features.terms(own - 1.0, own, 0.0))
+    terms = by.sums(features.terms((own - 1.0, own, 0.0)))
     floor = _floor(features, coefficients(float(lambdas.mean())), asked)
     squares = features.squares(float(lambdas.mean()))
     found = ratio_mean(terms, by.clusters, squares=squares, rounding=floor, unit=asked.unit)
@@ -493,7 +495,7 @@ class _Sequences:
     @property
     def k_hat(self) -> float:
         logs = self.log_r if self.log_w is None else self.log_w
-        return float(pareto_k(logs)) if len(logs) >= 25 else math.nan
+        return float(pareto_k(logs)) if len(logs) >= limits.MIN_PARETO_K else math.nan
 
 
 def _sequence_level(found: _Sequences, asked: Asked) -> tuple[dict[str, Clustered], dict[str, str]]:
@@ -557,7 +559,7 @@ def _skewness(mean: float, second: float, cubes: float, tokens: float) -> float:
     if variance <= limits.ROUNDING * max(second, mean**2) or not tokens:
         return 0.0
     third = cubes / tokens - 3 * mean * second + 2 * mean**3
-    return third / variance**1.5 / math.sqrt(tokens)
+    return float(third / variance**1.5 / math.sqrt(tokens))
 
 
 def _tested(knowns: Sequence[Known], what: str, causes: tuple[str, ...]) -> list[Identity]:

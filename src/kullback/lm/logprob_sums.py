@@ -176,7 +176,6 @@ def largest_ratios(table: LogProbTable, draws: Draws, groups: int) -> dict[str, 
         By name ("x0", …, "lw"): a table of the `by` columns and `value`, of each group at most
         `TAIL_KEPT` rows, fewer where there are many groups.
     """
-    ibis = ibis_module()
     kept = max(50, min(limits.TAIL_KEPT, 500_000 // max(groups, 1)))
     rows, by = _features(table, draws), table.keys("by")
     names = [f"x{number}" for number in range(len(draws.others))]

@@ -85,8 +85,8 @@ class Columns:
             name = next((name for name in usual if name in names), None)
             if name is None or getattr(columns, role) or (role == "version" and name in self.by):
                 continue
-            several = role in ("mask", "sequence")
-            columns = replace(columns, **{role: (name,) if several else name})
+            chosen: Any = (name,) if role in ("mask", "sequence") else name
+            columns = replace(columns, **{role: chosen})
             notes.append(f"{role}: column {name!r}, found by its name")
         return columns, tuple(notes)
 
@@ -504,9 +504,9 @@ def _misfits(source: _Source, roles: Mapping[str, str], lists: tuple[str, ...]) 
         count = found[f"{role}_count"]
         if not count:
             continue
-        shapes = [(1, found[f"{role}_{end}"] or 0) for end in ("own", "p")]
-        why = why_shapes_differ(*shapes)
-        such = f"such as {shapes[0][1]:,} and {shapes[1][1]:,}"
+        own, expected = (found[f"{role}_{end}"] or 0 for end in ("own", "p"))
+        why = why_shapes_differ((1, own), (1, expected))
+        such = f"such as {own:,} and {expected:,}"
         words.append(
             f"{roles[role]}: in {count:,} of {found['rows']:,} rows of another length than "
             f"{roles['p']} ({such}){': ' if why else ''}{why}"
