@@ -190,7 +190,7 @@ def logprobs(
         >>> logs["sequence"] = np.arange(4000) // 100
         >>> report = logprobs(logs, p="old", q="new")
         >>> print(report.direction, report.main.brief)
-        KL(p‖q) 0.00487 ± 0.00013 nats/token
+        KL(p‖q) 0.00498 ± 0.00010 nats/token
     """
     columns = Columns(p, _many(q), behaviour, entropy, _many(mask), _many(sequence), prompt,
                       position, version, length, _many(by))  # fmt: skip
