@@ -42,6 +42,7 @@ class Engine:
     errors: tuple[type[Exception], ...]
     reads_files: bool = False
     numbers_rows: bool = False
+    session: Any = None  # Spark's own
 
     def run(self, expression: Any, what: str) -> Any:
         """Return an expression's rows as a `pyarrow.Table`; `what` is read, for messages.
@@ -124,6 +125,7 @@ def compiled(expression: Any, dialect: str) -> str:
 
 def _spark(ibis: Any) -> Engine:
     try:
+        from py4j.protocol import Py4JError
         from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
     except ImportError as error:
@@ -134,13 +136,15 @@ def _spark(ibis: Any) -> Engine:
     os.environ.setdefault("TZ", "UTC")
     try:
         session = SparkSession.builder.appName("kullback").getOrCreate()
-    except (PySparkException, OSError, RuntimeError) as error:
+    except (PySparkException, Py4JError, OSError, RuntimeError) as error:
         text = " ".join(str(error).split())[:200]
         raise RunError(
             f"engine: Spark does not start: {text}. Try: install Java (default-jre-headless), or "
             "set SPARK_REMOTE, or leave --engine out"
         ) from error
-    return Engine("pyspark", ibis.pyspark.connect(session), (PySparkException,), reads_files=True)
+    errors = (PySparkException, Py4JError)
+    connection = ibis.pyspark.connect(session)
+    return Engine("pyspark", connection, errors, reads_files=True, session=session)
 
 
 def _warehouse(ibis: Any, url: str) -> Engine:

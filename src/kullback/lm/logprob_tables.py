@@ -9,6 +9,7 @@ other than p and q are found where they are usual (`Columns.found`), and it is s
 """
 
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -375,17 +376,30 @@ def _kind(paths: list[Path]) -> str:
 
 def _read(engine: Engine, kind: str, paths: list[str]) -> Any:
     """Let the engine read files; DuckDB also says of each row which file and line it was."""
-    duckdb, connection = engine.name == "duckdb", engine.connection
-    options: dict[str, Any] = {"filename": True, "union_by_name": True} if duckdb else {}
+    if engine.session is not None:
+        return _read_by_spark(engine, kind, paths)
+    connection = engine.connection
+    options: dict[str, Any] = {"filename": True, "union_by_name": True}
     if kind == "Parquet":
-        options |= {"file_row_number": True} if duckdb else {}
-        raw = connection.read_parquet(paths, **options)
-        return raw.rename(kullback_row="file_row_number") if duckdb else raw
+        raw = connection.read_parquet(paths, file_row_number=True, **options)
+        return raw.rename(kullback_row="file_row_number")
     if kind == "CSV":
         return connection.read_csv(paths, **options)
-    if duckdb:
-        options |= {"format": "newline_delimited", "maximum_object_size": _LONGEST_LINE}
+    options |= {"format": "newline_delimited", "maximum_object_size": _LONGEST_LINE}
     return connection.read_json(paths, **options)
+
+
+def _read_by_spark(engine: Engine, kind: str, paths: list[str]) -> Any:
+    reader = engine.session.read
+    if kind == "Parquet":
+        frame = reader.parquet(*paths)
+    elif kind == "CSV":
+        frame = reader.csv(paths, header=True, inferSchema=True)
+    else:
+        frame = reader.json(paths)
+    name = f"kullback_{secrets.token_hex(4)}"
+    frame.createOrReplaceTempView(name)
+    return engine.connection.table(name)
 
 
 def _refuse_answers(path: Path) -> None:
