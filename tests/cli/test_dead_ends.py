@@ -162,7 +162,7 @@ def test_a_loss_that_exits(tmp_path, capsys):
 
 
 def test_fixed_normals_beyond_the_dimensions_of_sobol():
-    from kullback.variational.optimise.starts import fixed_normals
+    from kullback.variational.optimise.deterministic import fixed_normals
 
     points = fixed_normals(8, 30_000, torch.Generator().manual_seed(0))
     assert points.shape == (8, 30_000)

@@ -74,7 +74,7 @@ def audit(
     import torch
 
     from kullback import tokens
-    from kullback.report import audit_report
+    from kullback.report import audit_page
 
     from .user_files import function_at, user_code
 
@@ -83,9 +83,9 @@ def audit(
     with user_code(None, traceback=True):
         found = tokens.audit(function, **options.arguments())
     if options.html is not None:
-        audit_report.write(found, options.html)
+        audit_page.write(found, options.html)
         say(f"report: {options.html}")
     if options.json:
         print_json(found.to_json())
     else:
-        write(audit_report.audit_table(found) + "\n")
+        write(audit_page.audit_table(found) + "\n")

@@ -93,10 +93,10 @@ def show(
     if as_json:
         print_json(fields)
         return
-    from kullback.report.evaluation_text import evaluation_table
+    from kullback.report import evaluation_text
 
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    write(evaluation_table(evaluation, data.protocol, color=color) + "\n")
+    write(evaluation_text.evaluation_table(evaluation, data.protocol, color=color) + "\n")
 
 
 MOST_DRAWS = 1_000_000  # per image

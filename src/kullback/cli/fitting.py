@@ -18,11 +18,9 @@ from kullback.core import DataError, RunError, write_atomic
 from kullback.core.checks import message
 from kullback.core.numpy_files import read_npy
 from kullback.exact import quadrature
-from kullback.report.explain_fit import exact_posterior, explain_fit, truth_draws
-from kullback.report.fit_plot import plot_directions, plot_fit
+from kullback.report import explain_fit, plot_directions, plot_fit
 from kullback.variational.archive import save
-from kullback.variational.diagnostics.reference_comparison import compare
-from kullback.variational.diagnostics.summary import assess, resample, summarise
+from kullback.variational.diagnostics.summary import assess, compare, resample, summarise
 from kullback.variational.fit import Fit
 from kullback.variational.fit import fit as fit_density
 from kullback.variational.optimise.grid import Projection, find_box, project
@@ -134,11 +132,11 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
         if options.resample:
             draws = resample(found, options.draws, judged, generator=generator)
         against = None if reference is None else compare(target, draws, reference)
-        truth = exact_posterior(target) if options.explain else None
-        explained = explain_fit(found, judged, truth) if options.explain else None
+        truth = explain_fit.exact_posterior(target) if options.explain else None
+        explained = explain_fit.explain_fit(found, judged, truth) if options.explain else None
     if options.plot is not None:
         if reference is None and truth is not None and target.dim == 1:
-            reference = truth_draws(target, truth)
+            reference = explain_fit.exact_posterior_draws(target, truth)
         svg = plot_fit(draws, reference=reference, trace=found.trace, title=judged.verdict)
         write_atomic(options.plot, svg)
     if options.out is not None:

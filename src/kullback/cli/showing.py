@@ -9,10 +9,14 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from kullback.core import Estimate, write_atomic
-from kullback.report.divergence_plot import plot
-from kullback.report.explain_named import explain_estimators, explain_named
-from kullback.report.explain_tables import explain_table
-from kullback.report.text_layout import UNITS, measured_text, number
+from kullback.report import (
+    UNITS,
+    explain_named,
+    explain_tables,
+    measured_text,
+    number,
+    plot,
+)
 from kullback.sampled.divergences import Measured
 
 from .options import MeasureOptions
@@ -81,17 +85,18 @@ def drawable(values: list[Any]) -> list[Any]:
 
 
 def explanation(found: Answer, options: MeasureOptions) -> str:
-    """Write out formulas, numbers and what they mean, with the estimators where there are draws."""
+    """Write out formulas, numbers and what they mean, for a KL with its estimators and λ*."""
     how: dict[str, Any] = {"draws": options.draws, "seed": options.seed}
     if found.given[0].table:
         unit, labels = options.unit, found.labels
-        text = explain_table(found.quantity, *found.values, labels=labels, unit=unit)
+        text = explain_tables.explain_table(found.quantity, *found.values, labels=labels, unit=unit)
     else:
-        text = explain_named(found.quantity, *found.values, unit=options.unit, **how)
-    if not found.drawn:
+        text = explain_named.explain_named(found.quantity, *found.values, unit=options.unit, **how)
+    if found.quantity != "kl" or (found.given[0].table and not found.drawn):
         return text
     both = drawable(found.values)
-    return f"{text}\n\n{explain_estimators(*both, unit=options.unit, exact=found.exact, **how)}"
+    found_by = explain_named.explain_estimators(*both, unit=options.unit, exact=found.exact, **how)
+    return f"{text}\n\n{found_by}"
 
 
 def draw(found: Answer, options: MeasureOptions, path: Path) -> None:

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "HALF_LOG_2PI",
+    "NORMAL_ENTROPY",
     "inverse_sinh_mean",
     "log1mexp",
     "log_excess",
@@ -41,6 +43,9 @@ __all__ = [
     "stirling_slope_step",
     "write_log_excess",
 ]
+
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)  # nats: −log N(0; 0, 1)
+NORMAL_ENTROPY = HALF_LOG_2PI + 0.5  # nats: the entropy of N(0, 1), ½ log 2πe
 
 
 def log_excess(log_ratio: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from torch.nn.functional import logsigmoid
 
 from kullback.core import require
 
+from .bregman import HALF_LOG_2PI
 from .table_sums import Table, alpha_sum, cross_sum, js_sum
 
 __all__ = [
@@ -269,7 +270,7 @@ def _stirling(x: Tensor) -> Tensor:
         series = series / (large * large) + term
     small = x.clamp(max=_LARGE)
     plain = torch.lgamma(small + 1) - (small + 0.5) * small.log() + small
-    return torch.where(x > _LARGE, series / large, plain - 0.5 * math.log(2 * math.pi))
+    return torch.where(x > _LARGE, series / large, plain - HALF_LOG_2PI)
 
 
 def _log_probs(p: Any) -> tuple[Tensor, Tensor]:

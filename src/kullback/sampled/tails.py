@@ -24,6 +24,7 @@ from kullback.core import require
 __all__ = ["KEPT", "Tails", "fit_tail", "pareto_k", "pareto_smooth", "tail_length"]
 
 _FEWEST = 25  # a fifth of them is five, the shortest tail that is fitted
+_TOGETHER = 1 << 18  # numbers that fit a cache: all slopes in one call is then ten times faster
 _PRIOR_DRAWS, _PRIOR_K = 10, 0.5  # the fit leans on k = 1/2 as if it had seen it ten times
 
 
@@ -55,7 +56,10 @@ def fit_tail(excess: Tensor) -> tuple[Tensor, Tensor]:
     points = 30 + int(math.sqrt(size))
     grid = torch.arange(1, points + 1, dtype=excess.dtype, device=excess.device) - 0.5
     slopes = (1 - (points / grid).sqrt()) / (3 * quarter[..., None]) + 1 / largest[..., None]
-    shapes = torch.stack([_shape(excess, slope) for slope in slopes.unbind(-1)], -1)
+    if excess.numel() * points <= _TOGETHER:
+        shapes = torch.log1p(-slopes[..., None] * excess[..., None, :]).mean(-1)
+    else:
+        shapes = torch.stack([_shape(excess, slope) for slope in slopes.unbind(-1)], -1)
     likelihood = size * ((-slopes / shapes).log() - shapes - 1)
     slope = (torch.softmax(likelihood, -1) * slopes).sum(-1)
     shape = _shape(excess, slope)

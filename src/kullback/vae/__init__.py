@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kullback.core.lazy import lazy
 
 if TYPE_CHECKING:
+    from . import limits
     from .architecture import Architecture
     from .evaluation import Evaluation, evaluate
     from .model import VAE, build
@@ -23,6 +24,7 @@ __all__ = [
     "Training",
     "build",
     "evaluate",
+    "limits",
     "resume",
     "train",
 ]
@@ -37,6 +39,7 @@ __getattr__, __dir__ = lazy(
         "Training": "kullback.vae.training",
         "build": "kullback.vae.model",
         "evaluate": "kullback.vae.evaluation",
+        "limits": "kullback.vae.limits",
         "resume": "kullback.vae.run",
         "train": "kullback.vae.run",
     },

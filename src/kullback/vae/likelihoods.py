@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
+from kullback.exact import HALF_LOG_2PI
+
 from .events import Event, real
 from .fast.fused import bernoulli_log_likelihood
 
@@ -172,7 +174,7 @@ class Gaussian(nn.Module):
             volume = self.spread.double().log().sum().to(log_sd.dtype)
             log_sd = log_sd.expand(self.spread.shape).flatten()
         error = (x.flatten(1) - parameters.flatten(-2)) * torch.exp(-log_sd)
-        density = (-0.5 * error**2 - log_sd - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+        density = (-0.5 * error**2 - log_sd - HALF_LOG_2PI).sum(-1)
         return density if volume is None else density - volume
 
     def mean(self, parameters: Tensor) -> Tensor:

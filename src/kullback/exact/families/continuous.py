@@ -19,6 +19,7 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
 
 from kullback.exact.bregman import (
+    HALF_LOG_2PI,
     log_excess,
     log_ratio,
     of_log_bessel,
@@ -94,7 +95,7 @@ class InverseGaussian(Distribution):
         if self._validate_args:
             self._validate_sample(value)
         bend = self.concentration * ((value - self.loc) / self.loc) ** 2 / value
-        return 0.5 * (self.concentration.log() - math.log(2 * math.pi) - 3 * value.log() - bend)
+        return 0.5 * (self.concentration.log() - 2 * HALF_LOG_2PI - 3 * value.log() - bend)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw `[*sample_shape, *batch]` from a squared normal and a coin, without gradient."""

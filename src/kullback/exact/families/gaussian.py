@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kullback.core import ArgumentTypeError, require, require_type
 from kullback.core.checks import message
-from kullback.exact.bregman import log_excess, log_ratio
+from kullback.exact.bregman import HALF_LOG_2PI, NORMAL_ENTROPY, log_excess, log_ratio
 
 from .continuous import normal_kl
 from .pair import Pair, float_dtype, solve_lower
@@ -111,7 +111,7 @@ def gaussian_kl(p: Gaussian, q: Gaussian) -> Tensor:
 def entropy(p: Gaussian) -> Tensor:
     """`n/2 (1 + log 2π) + log det L`."""
     size = p.loc.shape[-1]
-    return 0.5 * size * (1 + math.log(2 * math.pi)) + p.diagonal().log().sum(-1)
+    return size * NORMAL_ENTROPY + p.diagonal().log().sum(-1)
 
 
 def log_overlap(p: Gaussian, q: Gaussian) -> Tensor:
@@ -123,7 +123,7 @@ def log_overlap(p: Gaussian, q: Gaussian) -> Tensor:
     else:
         both = Gaussian(q.loc, (p.scale**2 + q.scale**2).sqrt(), full=False)
     gap = _whiten(both, (p.loc - q.loc)[..., None])[..., 0]
-    size = p.loc.shape[-1] * math.log(2 * math.pi)
+    size = 2 * p.loc.shape[-1] * HALF_LOG_2PI
     return -0.5 * (size + gap.square().sum(-1)) - both.diagonal().log().sum(-1)
 
 

@@ -1,4 +1,10 @@
-"""Data rows behind a target: mini-batches scaled without bias, full passes in constant memory."""
+"""Rows of data in mini-batches, and many points a piece at a time.
+
+Which to use: `Rows` holds data behind a target: mini-batches scaled without bias, full passes in
+constant memory. `in_pieces` evaluates a function of many points so that what it works on stays in
+the cache, for values that may have to be differentiated; `score_in_pieces` gives the gradient
+itself. Either way no piece's graph outlives it: memory does not grow with the points.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -6,10 +12,68 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kullback.core import require, require_type
+from kullback.variational import limits
 
-__all__ = ["Rows"]
+__all__ = ["LogDensity", "Rows", "in_pieces", "score_in_pieces"]
+
+LogDensity = Callable[[Tensor], Tensor]
+
+
+def in_pieces(function: LogDensity, z: Tensor, size: int) -> Tensor:
+    """Return function(z) for a function `[n, d]` to `[n]` of each point alone, `size` at a time.
+
+    Where z wants a gradient, and there is more than one piece, the gradient is computed along with
+    the value; it has no derivative of its own then.
+
+    >>> z = torch.tensor([[1.0], [2.0], [3.0]], requires_grad=True)
+    >>> in_pieces(lambda z: z.square().sum(-1), z, 2).sum().backward()
+    >>> z.grad.flatten()
+    tensor([2., 4., 6.])
+    """
+    if len(z) <= size:
+        return function(z)
+    if torch.is_grad_enabled() and z.requires_grad:
+        return _InPieces.apply(z, function, size)  # type: ignore[no-untyped-call, no-any-return]
+    return torch.cat([function(part) for part in torch.split(z, size)])
+
+
+def score_in_pieces(function: LogDensity, z: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return function(z) `[n]` and its gradient `[n, d]`, both without a graph.
+
+    >>> score_in_pieces(lambda z: z.square().sum(-1), torch.tensor([[1.0], [3.0]]), 1)
+    (tensor([1., 9.]), tensor([[2.],
+            [6.]]))
+    """
+    parts = [_with_gradient(function, part) for part in torch.split(z.detach(), size)]
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _with_gradient(function: LogDensity, z: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        leaf = z.requires_grad_()
+        value = function(leaf)
+        if not value.requires_grad:  # a density that does not depend on z
+            return value.detach(), torch.zeros_like(z)
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach(), gradient
+
+
+class _InPieces(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, function: LogDensity, size: int) -> Tensor:
+        value, slope = score_in_pieces(function, z, size)
+        ctx.save_for_backward(slope)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return gradient[:, None] * slope, None, None
+
 
 Values = dict[str, Tensor]
 Terms = Callable[[Values, tuple[Tensor, ...]], Tensor]
@@ -43,7 +107,7 @@ class Rows:
         lengths = [len(tensor) if tensor.ndim else 0 for tensor in data]
         same = len(set(lengths)) == 1 and lengths[0] > 0
         require(same, "data", "tensors with the same number of rows", lengths)
-        size = min(lengths[0], 8192 if batch_size is None else batch_size)
+        size = min(lengths[0], limits.MAX_ROWS_TOGETHER if batch_size is None else batch_size)
         require(size >= 1, "batch_size", "at least 1 row", batch_size)
         return cls(tuple(data), size, _missing)
 
