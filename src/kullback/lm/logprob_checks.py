@@ -65,11 +65,16 @@ class Check:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """Some whole sequences, read back: columns `[sequences, length]`, and where tokens are."""
+    """Some whole sequences, read back: columns `[sequences, length]`, and where tokens are.
+
+    ordered: whether tokens are in order. repeated: sequences with two tokens at one position.
+    """
 
     columns: dict[str, Tensor] = field(default_factory=dict)
     mask: Tensor | None = None
     ordered: bool = False
+    sequences: int = 0
+    repeated: int = 0
 
     def rounding(self, one: str, other: str) -> Rounding:
         """Return how far the difference of two columns may be off for having been stored rounded.
@@ -86,7 +91,8 @@ class Sample:
 
 def sample_of(table: LogProbTable, sums: Sums, draws: Draws) -> Sample:
     """Read some whole sequences back, spread over the table, for the checks that need tokens."""
-    found = sampled_tokens(table, sums, draws.columns)
+    positions = ["position"] if table.has("position") else []
+    found = sampled_tokens(table, sums, [*draws.columns, *positions])
     ordered = table.has("position") or "row" in table.rows.columns or table.engine.numbers_rows
     code = row_codes(found, table.keys("sequence"))
     found, code = found.take(np.argsort(code, kind="stable")), np.sort(code, kind="stable")
@@ -100,7 +106,12 @@ def sample_of(table: LogProbTable, sums: Sums, draws: Draws) -> Sample:
         cells = found[name].to_numpy(zero_copy_only=False).astype(np.float64)
         values[code, place] = torch.from_numpy(np.array(cells))
         columns[name] = values
-    return Sample(columns, mask, ordered)
+    repeated = 0
+    if positions:
+        pairs = np.stack([code, found["position"].to_numpy(zero_copy_only=False)])
+        _, first = np.unique(pairs, axis=1, return_index=True)
+        repeated = len(np.unique(np.delete(code, first)))
+    return Sample(columns, mask, ordered, shape[0], repeated)
 
 
 def checks_of(
@@ -119,7 +130,7 @@ def checks_of(
         A `Check` for each, found or not.
     """
     checks = [_lengths(table, sums), _missing(table, sums, draws, skip=skip)]
-    checks += [_repeated(table, sums), *_of_sample(table, sample), _versions(table, sums, draws)]
+    checks += [_repeated(table, sample), *_of_sample(table, sample), _versions(table, sums, draws)]
     return checks
 
 
@@ -186,20 +197,15 @@ def _missing(table: LogProbTable, sums: Sums, draws: Draws, *, skip: bool) -> Ch
     return Check(name, words + "; ".join(parts), effect, remedy)
 
 
-def _repeated(table: LogProbTable, sums: Sums) -> Check:
-    """Find sequence names that stand for several sequences: more tokens than there are places."""
+def _repeated(table: LogProbTable, sample: Sample) -> Check:
+    """Find names that stand for several sequences: two tokens at one position."""
     name = "sequence names"
-    if not table.has("position") or not sums.sequences_known:
+    if not table.has("position") or not table.keys("sequence"):
         return Check(name, "not made: it needs sequences and positions", made=False)
-    codes = np.unique(sums.sequence, return_inverse=True)[1].reshape(-1)
-    rows = np.bincount(codes, weights=sums.columns["rows"])
-    first, last = np.full(len(rows), np.inf), np.full(len(rows), -np.inf)
-    np.minimum.at(first, codes, sums.columns["first"])
-    np.maximum.at(last, codes, sums.columns["last"])
-    wrong = rows > last - first + 1
-    if not wrong.any():
-        return Check(name, "no sequence has two tokens at one position")
-    words = f"{int(wrong.sum()):,} of {len(wrong):,} sequences have two tokens at one position"
+    of = f"of {sample.sequences:,} sequences in a sample"
+    if not sample.repeated:
+        return Check(name, f"none {of} has two tokens at one position")
+    words = f"{sample.repeated:,} {of} have two tokens at one position"
     remedy = "several columns that name a sequence together, such as --sequence step,sequence"
     return Check(name, words, "refuse", remedy)
 

@@ -11,8 +11,10 @@ linear in f (MATH 5.1 to 5.5), so that means, variances and the best λ come fro
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -161,8 +163,6 @@ def sums_expression(table: LogProbTable, draws: Draws, *, block: int = 0) -> Any
     if table.has("entropy"):
         asked |= {f"e{power}": _power(rows.e, power).sum() for power in (1, 2, 3)}
         asked |= {"e0": rows.e.count()}
-    if table.has("position"):
-        asked |= {"first": rows.position.min(), "last": rows.position.max()}
     if table.has("length"):
         asked |= {"shortest": rows.length.min(), "longest": rows.length.max()}
     keys = _keys(table, block=block)
@@ -227,7 +227,7 @@ def sampled_tokens(table: LogProbTable, sums: Sums | None, names: Sequence[str])
     """
     rows = _counted(table)
     keys, order = table.keys("sequence"), _order(table)
-    columns = [*keys, *([order] if order else []), *names]
+    columns = list(dict.fromkeys([*keys, *([order] if order else []), *names]))
     if not keys or sums is None:
         return table.run(rows.select(*columns).limit(limits.SAMPLE_TOKENS))
     tokens = max(sums.tokens / max(len(np.unique(sums.sequence)), 1), 1.0)
@@ -275,10 +275,9 @@ def _features(table: LogProbTable, draws: Draws, *, block: int = 0) -> Any:
     """Return the tokens with their features; null where a value is no log-probability."""
     ibis = ibis_module()
     rows = _counted(table)
-    live = ibis.literal(value=True)
-    for name in draws.columns:
-        live = live & _is_log_prob(rows[name], fill=draws.fill)
-    d, source = rows[draws.drawn], rows[draws.source]
+    whether = [_is_log_prob(rows[name], fill=draws.fill) for name in draws.columns]
+    rows = rows.mutate(live=reduce(operator.and_, whether))  # computed once, used by all
+    live, d, source = rows.live, rows[draws.drawn], rows[draws.source]
     new = {"d": ibis.ifelse(live, d, None)}
     new |= {f"x{j}": ibis.ifelse(live, rows[name] - d, None) for j, name in enumerate(draws.others)}
     if draws.weighted:
@@ -288,7 +287,7 @@ def _features(table: LogProbTable, draws: Draws, *, block: int = 0) -> Any:
     if block:
         new["block"] = (_place(table, rows) / float(block)).floor().cast("int64")
     kept = [name for name in _keys(table, block=0) if name in rows.columns]
-    kept += [name for name in ("position", "length") if table.has(name)]
+    kept += [name for name in ("length",) if table.has(name)]
     kept = list(dict.fromkeys(kept))
     rows = rows.select(*kept, **new)
     bregman = {f"b{j}": _bregman(rows[f"x{j}"]) for j in range(len(draws.others))}
@@ -337,10 +336,9 @@ def _bregman(x: Any) -> Any:
 
 
 def _is_log_prob(value: Any, *, fill: bool) -> Any:
-    """Say where a value can be a log-probability; false for null and NaN."""
+    """Say where a value can be a log-probability; false for NaN, null for null."""
     there = (value > MIN_LOG_PROB) & (value <= MAX_LOG_PROB)
-    there = there if fill else there & (value != FILL_VALUE)
-    return there.fill_null(ibis_false())
+    return there if fill else there & (value != FILL_VALUE)
 
 
 def _kinds(value: Any) -> dict[str, Any]:
