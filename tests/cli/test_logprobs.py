@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from lm.simulated_logs import FAULTS, logs, table
 
 from kullback.cli.main import main
+from lm.simulated_logs import FAULTS, logs, table
 
 NAMES = ("--p", "log_p", "--q", "log_q")
 
@@ -92,3 +92,16 @@ def test_a_fault_is_shown(capsys, folder):
     assert code == 0
     assert "FOUND  ratio identity: the mean of q/p is 0.9" in said.out
     assert "best left out" in said.out
+
+
+def test_page(capsys, folder):
+    code, said = run(capsys, "good.parquet", *NAMES, "--by", "step", "--html", "page.html")
+    assert code == 0
+    assert "page: page.html" in said.err
+    page = (folder / "page.html").read_text()
+    assert page.count("<svg") == 2
+    assert "KL(p‖q) of good.parquet" in page
+    assert "ratio identity" in page
+    assert "<script" not in page
+    assert "http" not in page
+    assert run(capsys, "good.parquet", *NAMES, "--html", "page.html")[0] == 2

@@ -1,6 +1,7 @@
 """`kullback logprobs`: KL from logged log-probabilities of tokens, checked first."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -8,7 +9,7 @@ from cyclopts import Parameter
 from kullback.core import require
 
 from .options import Real
-from .session import prepare, print_json, say, write
+from .session import check_new, prepare, print_json, say, write
 
 __all__ = ["logprobs"]
 
@@ -59,6 +60,15 @@ class LogProbOptions:
         str | None, _help("duckdb (in this process), spark, or a connection string.")
     ] = None
     json: Annotated[bool, _help("Print one JSON object.")] = False
+    html: Annotated[Path | None, _help("Write a page with pictures to this .html file.")] = None
+    force: Annotated[bool, _help("Replace an existing file.")] = False
+
+    def check(self) -> None:
+        """Raise a ValueError that says which option is wrong, if one is."""
+        fits = 0.5 < self.confidence < 1.0
+        require(fits, "--confidence", "a number between 0.5 and 1", self.confidence)
+        if self.html is not None:
+            check_new("--html", self.html, ".html", force=self.force)
 
     def arguments(self) -> dict[str, Any]:
         """Return what `kullback.lm.logprobs` is given."""
@@ -66,7 +76,7 @@ class LogProbOptions:
         lists = ("q", "by", "mask", "sequence")
         given = {name: getattr(self, name) for name in (*same, "missing", "clip", "engine")}
         given |= {name: getattr(self, name) or () for name in lists}
-        return given | {"version": self.policy_version}
+        return given | {"version": self.policy_version, "details": self.html is not None}
 
 
 def logprobs(
@@ -84,9 +94,9 @@ def logprobs(
     prepare()
     options = options or LogProbOptions()
     asked = options.fail_above is not None or options.require_below is not None
-    fits = 0.5 < options.confidence < 1.0
-    require(fits, "--confidence", "a number between 0.5 and 1", options.confidence)
+    options.check()
     from kullback import lm
+    from kullback import report as reports
 
     report = lm.logprobs(*tables, **options.arguments())
     verdict = None
@@ -100,9 +110,10 @@ def logprobs(
         gate = None if verdict is None else {"failed": verdict.failed, "words": verdict.words}
         print_json(report.to_dict() | {"gate": gate})
     else:
-        from kullback.report.logprobs_page import logprobs_text
-
-        write(logprobs_text(report))
+        write(reports.logprobs_text(report))
+    if options.html is not None:
+        reports.write_logprobs(report, options.html)
+        say(f"page: {options.html}")
     if verdict is not None:
         say(f"gate: {verdict.words}")
     return GATE_FAILED if verdict is not None and verdict.failed else 0

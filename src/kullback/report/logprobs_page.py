@@ -1,18 +1,25 @@
-"""A report on logged log-probabilities as text for the terminal.
+"""A report on logged log-probabilities: as text for a terminal, and as one HTML file.
 
-Which to use: `logprobs_text` for the checks and figures in lines.
+Which to use: `logprobs_text` for text; `write_logprobs` for the page, which needs no network, no
+script and no other file. `divergence_chart` draws a divergence against the groups with its band,
+`ratio_chart` a histogram of log ratios.
 """
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from kullback.core import write_atomic
 from kullback.lm import Check, Clustered, Figures, LogProbReport
 
+from . import html
+from .figures import PAGE_COLORS, inline_svg, page_figure, round_ticks
+from .limits import DRAWN_GROUPS, PAGE_GROUPS, TERMINAL_GROUPS
 from .text_layout import aligned
 
-__all__ = ["logprobs_text"]
+__all__ = ["divergence_chart", "logprobs_text", "ratio_chart", "write_logprobs"]
 
-SHOWN_GROUPS = 40  # lines of a table by groups; all are in the JSON and on the page
 NAMES = {
     "best": "best λ", "k1": "k1", "k2": "k2", "k3": "k3",
     "reverse": "other direction", "log_ratio": "log p − log q",
@@ -59,6 +66,174 @@ def logprobs_text(report: LogProbReport) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_logprobs(report: LogProbReport, path: str | Path) -> None:
+    """Write a report as one HTML file, whole or not at all.
+
+    Args:
+        report: Of `kullback.lm.logprobs`, with `details=True` for the histogram.
+        path: The file.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    write_atomic(path, _page(report))
+
+
+def divergence_chart(groups: Sequence[Figures], label: str) -> str:
+    """Draw the main estimate of each group, in order, with its 95 % interval as a band.
+
+    Args:
+        groups: Of one other model; numbers as labels are drawn at their place.
+        label: What the chart shows, for readers who cannot see it.
+
+    Returns:
+        Markup; the empty text for fewer than two groups.
+    """
+    shown = list(groups)[:: max(1, len(groups) // DRAWN_GROUPS)]
+    if len(shown) < 2:
+        return ""
+    values = [one.main.estimate.value for one in shown]
+    intervals = [one.main.estimate.interval() for one in shown]
+    numbers = [_number(one.label) for one in shown]
+    places = numbers if None not in numbers else list(range(len(shown)))
+    with page_figure() as figure:
+        axis = figure.subplots()
+        low, high = zip(*intervals, strict=True)
+        axis.fill_between(places, low, high, color=PAGE_COLORS["a"], alpha=0.25, linewidth=0)
+        axis.plot(places, values, color=PAGE_COLORS["a"], linewidth=1.6, marker=".", markersize=4)
+        axis.set_ylabel(groups[0].main.estimate.unit)
+        if None in numbers:
+            some = range(0, len(shown), max(1, len(shown) // 6))
+            axis.set_xticks(list(some), [shown[place].label[:12] for place in some])
+        else:
+            round_ticks(axis.xaxis)
+        return inline_svg(figure, label=label)
+
+
+def ratio_chart(bins: Sequence[tuple[float, float, int]], label: str) -> str:
+    """Draw a histogram of log r: the share of tokens a bin, on a logarithmic scale.
+
+    Args:
+        bins: Both ends of each bin, and its count.
+        label: What the chart shows, for readers who cannot see it.
+
+    Returns:
+        Markup; the empty text without bins.
+    """
+    total = sum(count for _, _, count in bins)
+    if not total:
+        return ""
+    with page_figure() as figure:
+        axis = figure.subplots()
+        for low, high, count in bins:
+            bar = axis.bar([low], [count / total], width=high - low, align="edge",
+                           color=PAGE_COLORS["a"])[0]  # fmt: skip
+            bar.set_gid(f"log r {low:.3g} to {high:.3g}: {count:,} tokens")
+        axis.set_xscale("symlog", linthresh=1e-2)
+        ends = [-10.0, -1.0, -0.1, 0.0, 0.1, 1.0, 10.0]
+        low, high = bins[0][0], bins[-1][1]
+        ticks = [end for end in ends if low <= end <= high]
+        axis.set_xticks(ticks, [f"{end:g}" for end in ticks])
+        axis.minorticks_off()
+        axis.set_yscale("log")
+        axis.set_xlabel("log r")
+        axis.set_ylabel("share of tokens")
+        return inline_svg(figure, label=label)
+
+
+def _page(report: LogProbReport) -> str:
+    tokens = report.overall[0].tokens
+    lead = f"{report.direction}: {report.main.brief}"
+    facts = [f"{tokens:,} tokens", DRAWN[report.drawn_from], f"by {report.engine}", *report.notes]
+    marks = {"": "ok", "warn": "note", "limit": "found", "refuse": "found"}
+    checks = [
+        {"name": one.name, "words": one.words, "remedy": one.remedy if one.effect else "",
+         "mark": marks[one.effect] if one.made else "not made"}
+        for one in report.checks
+    ]  # fmt: skip
+    heads, rows = _group_table(report, PAGE_GROUPS)
+    low, high = report.clip
+    return html.render(
+        "logprobs.html",
+        name=f"{report.direction} of {report.source}",
+        lead=lead,
+        facts=facts,
+        checks=checks,
+        charts=_charts(report),
+        models=[_model(report, figures) for figures in report.overall],
+        by=", ".join(report.by),
+        heads=heads,
+        groups=rows,
+        direction=report.direction,
+        meaning=_meaning(report),
+        clip=f"{low:.3g} to {high:.3g}",
+    )
+
+
+def _meaning(report: LogProbReport) -> str:
+    p, q = _pair(report, report.overall[0])
+    if report.drawn_from == "data":
+        return f"The mean of log p − log q, p of {p}, q of {q}: nobody drew the tokens, so no KL."
+    return (
+        f"The mean over tokens of the divergence between the next-token distributions of {p} and "
+        f"{q}, at the prefixes that were drawn."
+    )
+
+
+def _charts(report: LogProbReport) -> list[dict[str, Any]]:
+    charts = []
+    first = [one for one in report.groups if one.other == report.overall[0].other]
+    drawing = divergence_chart(first, f"{report.direction} by {', '.join(report.by)}")
+    if drawing:
+        caption = "The main estimate of each group, and its 95 % interval."
+        title = f"{report.direction} by {', '.join(report.by)}"
+        charts.append({"title": title, "drawing": html.markup(drawing), "caption": caption})
+    drawing = ratio_chart(report.bins, "log ratios of the tokens")
+    if drawing:
+        caption = "Log ratios of all tokens; the scale is linear up to 0.01."
+        charts.append({"title": "log ratios", "drawing": html.markup(drawing), "caption": caption})
+    return charts
+
+
+def _model(report: LogProbReport, figures: Figures) -> dict[str, Any]:
+    """Return one model's table and remarks."""
+    p, q = _pair(report, figures)
+    rows = [
+        {"name": NAMES[name], "token": _cell(figures.token.get(name)),
+         "sequence": _cell(figures.sequence.get(name))}
+        for name in NAMES if name in figures.token or name in figures.sequence
+    ]  # fmt: skip
+    remarks = [line.strip() for line in (*_doubts(figures.token), *_doubts(figures.sequence))]
+    remarks += [f"{name} left out: {why}" for name, why in figures.left_out.items()]
+    remarks += [*_errors(figures.main), *_ratio_lines(report, figures)]
+    for pair, found in report.pairs.items():
+        if pair.endswith(f"− {figures.other}"):
+            remarks += [f"{pair}, {name}, on the same draws: {one.estimate.brief}"
+                        for name, one in found.items()]  # fmt: skip
+    return {"title": f"p = {p}, q = {q}", "rows": rows, "remarks": remarks}
+
+
+def _cell(found: Clustered | None) -> str:
+    if found is None:
+        return ""
+    how = f" ({found.estimate.how})" if found.estimate.how else ""
+    return f"{found.estimate.brief}{how}"
+
+
+def _number(label: str) -> float | None:
+    try:
+        return float(label)
+    except ValueError:
+        return None
+
+
+def _pair(report: LogProbReport, figures: Figures) -> tuple[str, str]:
+    """Return the names of p and q."""
+    if report.drawn_from == "q":
+        return figures.other, report.names["q0"]
+    return report.names["p"], figures.other
+
+
 def _check_lines(checks: Sequence[Check]) -> list[str]:
     marks = {"": "ok", "warn": "note", "limit": "FOUND", "refuse": "FOUND"}
     lines = []
@@ -71,8 +246,7 @@ def _check_lines(checks: Sequence[Check]) -> list[str]:
 
 
 def _figure_lines(report: LogProbReport, figures: Figures) -> list[str]:
-    p, q = report.names["p"], figures.other
-    p, q = (figures.other, report.names["q0"]) if report.drawn_from == "q" else (p, q)
+    p, q = _pair(report, figures)
     lines = [f"p = {p}, q = {q}"]
     levels = (("a token", figures.token), ("a sequence", figures.sequence))
     for level, found in levels:
@@ -127,20 +301,27 @@ def _ratio_lines(report: LogProbReport, figures: Figures) -> list[str]:
 
 
 def _group_lines(report: LogProbReport) -> list[str]:
+    heads, rows = _group_table(report, TERMINAL_GROUPS)
+    left = (0, 1) if len(report.overall) > 1 else (0,)
+    lines = [f"  {line}" for line in aligned([heads, *rows], left=left)]
+    more = len(report.groups) - TERMINAL_GROUPS
+    return [*lines, f"  … and {more} more (--json has all)"] if more > 0 else lines
+
+
+def _group_table(report: LogProbReport, most: int) -> tuple[list[str], list[list[str]]]:
+    """Return the heads and the cells of the table of groups."""
     several = len(report.overall) > 1
-    head = [*report.by[:1], *(["q"] if several else []), "tokens", report.direction, "", "ESS",
-            "clipped", "mean q/p"]  # fmt: skip
-    rows = [[f"  {head[0]}", *head[1:]]]
-    for one in report.groups[:SHOWN_GROUPS]:
+    heads = [", ".join(report.by), *(["q"] if several else []), "tokens", report.direction, "",
+             "ESS", "k-hat", "clipped", "mean q/p"]  # fmt: skip
+    rows = []
+    for one in report.groups[:most]:
         ratio = "" if one.identity is None else f"{one.identity.mean:.4f}"
         ratio += " FOUND" if one.identity is not None and one.identity.refuted else ""
-        rows.append([f"  {one.label}", *([one.other] if several else []), f"{one.tokens:,}",
+        rows.append([one.label, *([one.other] if several else []), f"{one.tokens:,}",
                      one.main.estimate.brief, one.main_name if one.main_name != "log_ratio" else "",
-                     _share(one.ess), _share(one.high + one.low), ratio])  # fmt: skip
-    left = (0, 1) if several else (0,)
-    lines = aligned(rows, left=left)
-    more = len(report.groups) - SHOWN_GROUPS
-    return [*lines, f"  … and {more} more (--json has all)"] if more > 0 else lines
+                     _share(one.ess), f"{one.k_hat:.2f}" if math.isfinite(one.k_hat) else "",
+                     _share(one.high + one.low), ratio])  # fmt: skip
+    return heads, rows
 
 
 def _share(share: float) -> str:
