@@ -307,3 +307,51 @@ def test_other_tables(simulated, tmp_path):
         found = logprobs(*given, **PAIR).main
         close(found.value, truth.value, 1e-10)
         close(found.standard_error, truth.standard_error, 1e-9)
+
+
+# --- edges
+
+
+def small(**columns):
+    frame = pd.DataFrame({"log_p": np.full(3000, -1.0), "sequence": np.arange(3000) // 50})
+    return frame.assign(**columns)
+
+
+def test_a_constant_ratio_has_no_error_bar():
+    report = logprobs(small(log_q=-1.1), **PAIR)
+    assert report.main.value == pytest.approx(0.1)
+    assert "every token gave the same term" in report.main.no_error
+    assert report.gate(fail_above=0.01).failed is False
+    same = logprobs(small(log_q=-1.0), **PAIR).main
+    assert (same.value, same.standard_error) == (0.0, 0.0)
+
+
+def test_wrong_weights_leave_no_error_bar(simulated):
+    columns, _ = simulated
+    wrong = columns | {"off": columns["log_third"] - 0.2}
+    report = logprobs(table(wrong), p="off", q="log_q", drawn_from="behaviour", behaviour="log_p")
+    assert "mean of the weights is 0." in report.main.no_error
+
+
+def test_groups_without_tokens_are_left_out():
+    half = small(log_q=-1.0).assign(group=np.arange(3000) // 1500)
+    half.loc[half.group == 1, "log_q"] = np.nan
+    report = logprobs(half, **PAIR, by="group", missing="skip")
+    assert [one.label for one in report.groups] == ["0"]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_next_to_no_tokens(rows):
+    frame = pd.DataFrame({"log_p": [-1.0, -2.0, -0.5], "log_q": [-1.1, -1.9, -0.6]})[:rows]
+    estimate = logprobs(frame, **PAIR).main
+    assert estimate.value == pytest.approx((frame.log_p - frame.log_q).mean())
+    assert estimate.warnings or estimate.no_error
+
+
+def test_odd_groups_and_names():
+    frame = small(log_q=np.log(np.linspace(0.3, 0.4, 3000)))
+    frame["a b.c"] = np.where(np.arange(3000) < 1500, np.nan, 1.5)
+    renamed = frame.rename(columns={"log_q": "q-1 é"})
+    report = logprobs(renamed, p="log_p", q="q-1 é", by="a b.c", drawn_from="data")
+    assert [one.tokens for one in report.groups] == [1500, 1500]
+    json.dumps(report.to_dict(), allow_nan=False)

@@ -301,7 +301,9 @@ def _estimate(
 def _naive(value: float, squares: float | None, tokens: float) -> float:
     if squares is None or tokens < 2:
         return math.nan
-    variance = max(squares / tokens - value * value, 0.0)
+    mean_square = squares / tokens
+    variance = mean_square - value * value
+    variance = variance if variance > limits.CONSTANT * mean_square else 0.0
     return math.sqrt(variance / (tokens - 1))
 
 

@@ -4,6 +4,7 @@ __all__ = [
     "BLOCKS",
     "CLIP",
     "CONFIDENCE",
+    "CONSTANT",
     "DOMINANT_CLUSTER",
     "MAX_EXACT_QUANTILES",
     "MAX_GROUPS",
@@ -26,6 +27,7 @@ __all__ = [
 MIN_CLUSTERS = 10
 BLOCKS = 40  # blocks that a table of fewer clusters is cut into: t is then within 3 % of normal
 ROUNDING = 4e-16  # a residual smaller than this share of its sum is rounding (two ulps of float64)
+CONSTANT = 1e-12  # variance over mean square below which terms are one number: rounding of sums
 DOMINANT_CLUSTER = 0.5  # share of all tokens in one cluster from which the error bar is warned of
 CONFIDENCE = 0.95  # of the gate's one-sided limits
 

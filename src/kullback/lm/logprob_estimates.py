@@ -47,6 +47,10 @@ from .logprob_sums import Draws, Sums
 __all__ = ["Figures", "Rounding", "Tail", "figures_of", "identities", "paired"]
 
 NEED_IDENTITY = ("k3", "best", "reverse")
+SAME = (
+    "every token gave the same term: no error can be seen. A ratio q/p that is the same everywhere "
+    "and not 1 means that p was truncated (top-p, top-k), or that a column is not what it is said"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,7 @@ class Asked:
 
     name: of the other model. rounding: of the log-ratios. tail: of the token ratios, or weights.
     identity: of the group, for tokens. refused: a reason why no estimate may have an error bar.
-    unit: of the figures a row.
+    unit: of the figures a row. group: its code; None for all tokens.
     """
 
     draws: Draws
@@ -155,6 +159,7 @@ class Asked:
     identity: Identity | None = None
     refused: str = ""
     unit: str = "nats/token"
+    group: int | None = None
 
 
 def figures_of(sums: Sums, asked: Asked, *, whole: Sums | None = None) -> Figures:
@@ -216,9 +221,7 @@ def identities(sums: Sums, asked: Sequence[Asked]) -> list[Identity]:
     The terms r_t − 1 have mean 0 given the tokens before (they are martingale differences), so that
     tokens count as uncorrelated here whatever their sequence.
     """
-    parts = [
-        sums.at(sums.group == group) if len(asked) > 1 else sums for group in range(len(asked))
-    ]
+    parts = [sums if one.group is None else sums.at(sums.group == one.group) for one in asked]
     features = [_features(part, one) for part, one in zip(parts, asked, strict=True)]
     pairs = list(zip(features, asked, strict=True))
     found = _tested([f.known_ratio(one) for f, one in pairs], "q/p", RATIO_CAUSES)
@@ -428,8 +431,10 @@ def _doubted(name: str, found: Clustered, features: _Features, asked: Asked) -> 
     if asked.refused:
         return replace(found, estimate=estimate.without_error(asked.refused))
     identity = asked.identity
+    if not found.naive_error and abs(estimate.value) > limits.ROUNDING:
+        estimate = estimate.without_error(SAME)
     if identity is not None and identity.refuted:
-        estimate = _told(estimate, identity)
+        estimate = _told(estimate, identity, asked.draws)
     if name == "k2":
         why = "k2's expectation is half the mean of log² r, not KL (MATH 5.2)"
         estimate = replace(estimate, bias="unknown", why=why)
@@ -444,9 +449,12 @@ def _doubted(name: str, found: Clustered, features: _Features, asked: Asked) -> 
     return replace(found, estimate=estimate)
 
 
-def _told(estimate: Estimate, identity: Identity) -> Estimate:
-    """Say with k1 and k2 that the mean of q/p is not 1: of unknown bias, without error above 1."""
-    if identity.mean > identity.expected:
+def _told(estimate: Estimate, identity: Identity, draws: Draws) -> Estimate:
+    """Say with k1 and k2 that the mean of q/p is not 1: of unknown bias, without error above 1.
+
+    Weights that are wrong leave no estimate right.
+    """
+    if identity.mean > identity.expected or draws.weighted:
         return replace(estimate.without_error(identity.reason), bias="unknown")
     why = f"right for p as it was sampled if p was truncated, else wrong: {identity.reason}"
     return replace(estimate, bias="unknown", why=why)
@@ -517,7 +525,7 @@ def _sequence_level(found: _Sequences, asked: Asked) -> tuple[dict[str, Clustere
             why = "k2's expectation is half the mean of log² r, not KL (MATH 5.2)"
             estimate = replace(estimate, bias="unknown", why=why)
         elif asked.identity is not None and asked.identity.refuted:
-            estimate = _told(estimate, asked.identity)
+            estimate = _told(estimate, asked.identity, asked.draws)
         estimates[name] = replace(clustered, estimate=estimate)
     return estimates, left_out
 

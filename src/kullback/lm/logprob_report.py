@@ -361,28 +361,31 @@ def _asked(study: _Study, sums: Sums, sample: Sample) -> list[Asked]:
         rounding = sample.rounding(study.draws.drawn, study.draws.others[place])
         unit = f"nats/{study.table.unit}"
         one = Asked(study.draws, place, name, "all", rounding, unit=unit)
-        asked.append(replace(one, tail=_tail(found, sums, None)))
+        tails_of = _tails(found, sums)
+        asked.append(replace(one, tail=tails_of[None]))
         for group, label in enumerate(sums.groups if study.by else ()):
             words = ", ".join(map(str, label))
-            groups.append(replace(one, label=words, tail=_tail(found, sums, group)))
+            if sums.columns["n"][sums.group == group].any():
+                groups.append(replace(one, label=words, tail=tails_of[group], group=group))
     return asked + groups
 
 
-def _tail(found: Any, sums: Sums, group: int | None) -> Tail:
-    """Return the tail of one group's ratios, or of all."""
+def _tails(found: Any, sums: Sums) -> dict[int | None, Tail]:
+    """Return the tail of all ratios, by None, and of each group's, by its code."""
     if found is None:
-        return Tail(math.nan, math.nan)
+        return dict.fromkeys([None, *range(len(sums.groups))], Tail(math.nan, math.nan))
     values = found["value"].to_numpy(zero_copy_only=False)
     names = [name for name in found.column_names if name != "value"]
-    if group is None:
-        kept = np.sort(values)[::-1][: limits.TAIL_KEPT]
-        return Tail.of(kept, sums.tokens)
-    own = np.ones(len(values), dtype=bool)
-    for name, label in zip(names, sums.groups[group], strict=True):
-        column = found[name].to_pylist()
-        own &= np.array([cell == label for cell in column], dtype=bool)
-    tokens = int(sums.columns["n"][sums.group == group].sum())
-    return Tail.of(np.sort(values[own])[::-1], tokens)
+    columns = [found[name].to_pylist() for name in names]
+    labels = list(zip(*columns, strict=True)) if names else [()] * len(values)
+    codes = {repr(label): code for code, label in enumerate(sums.groups)}  # NaN is not itself
+    group = np.array([codes.get(repr(label), -1) for label in labels])
+    whole = np.sort(values)[::-1][: limits.TAIL_KEPT]
+    tails: dict[int | None, Tail] = {None: Tail.of(whole, sums.tokens)}
+    for code in range(len(sums.groups)):
+        tokens = int(sums.columns["n"][sums.group == code].sum())
+        tails[code] = Tail.of(np.sort(values[group == code])[::-1], tokens)
+    return tails
 
 
 def _identities(sums: Sums, asked: Sequence[Asked], study: _Study) -> list[Any]:
@@ -413,8 +416,8 @@ def _figures(study: _Study, sums: Sums, asked: Sequence[Asked]) -> list[Figures]
     if any(few):
         shortest = min(each for each in few if each)
         cut = summed(study.table, study.draws, block=shortest)
-    for number, one in enumerate(asked[models:]):
-        group = number % len(parts)
+    for one in asked[models:]:
+        group = one.group or 0
         part = cut.at(cut.group == group) if cut is not None and few[group] else parts[group]
         found.append(figures_of(part, one, whole=parts[group]))
     return found

@@ -111,7 +111,7 @@ def divergence_chart(groups: Sequence[Figures], label: str) -> str:
 
 
 def ratio_chart(bins: Sequence[tuple[float, float, int]], label: str) -> str:
-    """Draw a histogram of log r: the share of tokens a bin, on a logarithmic scale.
+    """Draw a histogram of log r: the density of tokens, on logarithmic scales.
 
     Args:
         bins: Both ends of each bin, and its count.
@@ -126,18 +126,22 @@ def ratio_chart(bins: Sequence[tuple[float, float, int]], label: str) -> str:
     with page_figure() as figure:
         axis = figure.subplots()
         for low, high, count in bins:
-            bar = axis.bar([low], [count / total], width=high - low, align="edge",
+            height = count / total / (high - low)
+            bar = axis.bar([low], [height], width=high - low, align="edge",
                            color=PAGE_COLORS["a"])[0]  # fmt: skip
             bar.set_gid(f"log r {low:.3g} to {high:.3g}: {count:,} tokens")
-        axis.set_xscale("symlog", linthresh=1e-2)
-        ends = [-10.0, -1.0, -0.1, 0.0, 0.1, 1.0, 10.0]
         low, high = bins[0][0], bins[-1][1]
-        ticks = [end for end in ends if low <= end <= high]
+        axis.set_xscale("symlog", linthresh=1e-2)
+        ends = [sign * 10.0**power for sign in (-1, 1) for power in range(-2, 3)]
+        ticks = [0.0, *(end for end in ends if low <= end <= high)]
         axis.set_xticks(ticks, [f"{end:g}" for end in ticks])
-        axis.minorticks_off()
         axis.set_yscale("log")
+        bottom, top = (math.log10(end) for end in axis.get_ylim())
+        powers = range(math.ceil(bottom), math.floor(top) + 1)
+        axis.set_yticks([10.0**power for power in powers], [f"1e{power}" for power in powers])
+        axis.minorticks_off()
         axis.set_xlabel("log r")
-        axis.set_ylabel("share of tokens")
+        axis.set_ylabel("share of tokens a nat")
         return inline_svg(figure, label=label)
 
 
@@ -190,7 +194,9 @@ def _charts(report: LogProbReport) -> list[dict[str, Any]]:
         charts.append({"title": title, "drawing": html.markup(drawing), "caption": caption})
     drawing = ratio_chart(report.bins, "log ratios of the tokens")
     if drawing:
-        caption = "Log ratios of all tokens; the scale is linear up to 0.01."
+        caption = (
+            "Log ratios of all tokens; the horizontal scale is linear up to 0.01, then logarithmic."
+        )
         charts.append({"title": "log ratios", "drawing": html.markup(drawing), "caption": caption})
     return charts
 
@@ -203,7 +209,7 @@ def _model(report: LogProbReport, figures: Figures) -> dict[str, Any]:
          "sequence": _cell(figures.sequence.get(name))}
         for name in NAMES if name in figures.token or name in figures.sequence
     ]  # fmt: skip
-    remarks = [line.strip() for line in (*_doubts(figures.token), *_doubts(figures.sequence))]
+    remarks = [*_doubts(figures.token, "a token"), *_doubts(figures.sequence, "a sequence")]
     remarks += [f"{name} left out: {why}" for name, why in figures.left_out.items()]
     remarks += [*_errors(figures.main), *_ratio_lines(report, figures)]
     for pair, found in report.pairs.items():
@@ -258,19 +264,19 @@ def _figure_lines(report: LogProbReport, figures: Figures) -> list[str]:
             how = one.estimate.how if name == "best" else ""
             rows.append([f"  {NAMES[name]}", one.estimate.brief, how])
         lines += aligned(rows, left=(0, 1, 2))
-        lines += _doubts(found)
+        lines += [f"  {text}" for text in _doubts(found, level)]
     for name, reason in figures.left_out.items():
         short = reason.partition(". Usual causes")[0]
         lines.append(f"  {name} left out: {short}")
     return [*lines, *_errors(figures.main), *_ratio_lines(report, figures)]
 
 
-def _doubts(found: dict[str, Clustered]) -> list[str]:
+def _doubts(found: dict[str, Clustered], level: str) -> list[str]:
     lines = []
     for name, one in found.items():
-        reasons = [one.estimate.no_error] if one.estimate.no_error else []
-        lines += [f"  {NAMES[name]}: no error bar: {reason}" for reason in reasons]
-        lines += [f"  {NAMES[name]}: warning: {text}" for text in one.estimate.warnings]
+        start = f"{NAMES[name]}, {level}:"
+        lines += [f"{start} no error bar: {one.estimate.no_error}"] * bool(one.estimate.no_error)
+        lines += [f"{start} warning: {text}" for text in one.estimate.warnings]
     return lines
 
 
