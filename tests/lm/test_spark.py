@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from lm.simulated_logs import logs, table
 
 from kullback.core import MissingExtraError
 from kullback.lm import logprobs
 from kullback.lm.engines import connect
+from lm.simulated_logs import logs, table
 
 PAIR = {"p": "log_p", "q": "log_q"}
 

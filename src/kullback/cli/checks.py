@@ -48,9 +48,13 @@ def _gather() -> dict[str, Any]:
 
     import torch
 
-    from kullback.core.compiling import load
-    from kullback.vae.device import matmul_gflops, pick_device, pick_precision, pick_threads
-    from kullback.vae.fast.native_step import SOURCE
+    from kullback.vae import (
+        compiled_state,
+        matmul_gflops,
+        pick_device,
+        pick_precision,
+        pick_threads,
+    )
 
     device, threads = pick_device(), pick_threads()
     rates = {
@@ -70,7 +74,7 @@ def _gather() -> dict[str, Any]:
         "threads": threads,
         "cores": os.cpu_count(),
         "matmul_gflops": rates,
-        "compiled": load(SOURCE)[1] or "in use",
+        "compiled": compiled_state(),
         "extras": {name: _state(name, modules) for name, modules in EXTRAS.items()},
     }
 

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kullback.core import DataError, __version__
-from kullback.core.files import read_json, write_json
+from kullback.core import DataError, __version__, read_json, write_json
 
 from .session import bar, print_json, say, write
 
@@ -46,8 +45,7 @@ def measure(model: "VAE", data: "Dataset", draws: int | None, seed: int) -> "Eva
 
     import torch
 
-    from kullback.vae import evaluate
-    from kullback.vae.device import pick_threads
+    from kullback.vae import evaluate, pick_threads
 
     torch.set_num_threads(pick_threads())
     if draws is None:

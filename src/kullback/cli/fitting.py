@@ -14,9 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kullback.core import DataError, RunError, write_atomic
-from kullback.core.checks import message
-from kullback.core.numpy_files import read_npy
+from kullback.core import DataError, RunError, message, read_npy, write_atomic
 from kullback.exact import quadrature
 from kullback.report import explain_fit, plot_directions, plot_fit
 from kullback.variational.archive import save

@@ -7,8 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from kullback.core import ArgumentValueError, require
-from kullback.core.checks import message
+from kullback.core import ArgumentValueError, message, require
 
 from .options import MeasureOptions
 from .session import expected_bar, prepare, say

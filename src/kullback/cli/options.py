@@ -19,8 +19,7 @@ from cyclopts import Parameter
 
 from kullback.core import require
 from kullback.measure import number
-from kullback.vae.architecture import Architecture
-from kullback.vae.training import Training
+from kullback.vae import Architecture, Training
 
 from .session import check_new
 

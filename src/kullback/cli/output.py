@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kullback.core import ArgumentValueError
-from kullback.core.files import write_atomic
+from kullback.core import ArgumentValueError, write_atomic
 from kullback.data import Grid, binarize, load_images
 from kullback.report import pictures
 from kullback.vae import VAE

@@ -21,10 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kullback.core import ArgumentValueError, DataError, RunError, require
-from kullback.core.checks import message
-from kullback.core.files import parse_json
-from kullback.core.numpy_files import read_npy
+from kullback.core import (
+    ArgumentValueError,
+    DataError,
+    RunError,
+    message,
+    parse_json,
+    read_npy,
+    require,
+)
 from kullback.measure import (
     FAMILIES,
     cells_of,

@@ -15,8 +15,7 @@ from .session import Stop, bar, prepare, say
 
 if TYPE_CHECKING:
     from kullback.data import Dataset
-    from kullback.vae import Outcome
-    from kullback.vae.monitor import Progress
+    from kullback.vae import Outcome, Progress
 
 __all__ = ["train"]
 
@@ -96,7 +95,7 @@ def _old_run(run: Path) -> "Callable[..., Outcome]":
 
 
 def _say_likelihood(kind: str, asked: str) -> None:
-    from kullback.vae.architecture import choose
+    from kullback.vae import choose
 
     name, reason = choose(kind, asked)
     say(f"likelihood: {name} ({reason})")

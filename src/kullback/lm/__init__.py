@@ -14,7 +14,7 @@ Everything loads on first use.
 
 from typing import TYPE_CHECKING
 
-from kullback.core.lazy import lazy
+from kullback.core import lazy
 
 if TYPE_CHECKING:
     from .clusters import (

@@ -286,9 +286,9 @@ def _entropy(table: LogProbTable, sums: Sums, rounding: Rounding) -> Check:
     skewness = third / variance**1.5 / tokens**0.5 if variance > 0 else 0.0
     chance = min(1.0, -math.log(MISSED_EVENT_CHANCE) / tokens)  # of an event that no token met
     values = (one, (variance / max(tokens - 1, 1)) ** 0.5, skewness, -chance * np.log(chance))
-    mean, error, skew, unseen = (torch.tensor(float(each), dtype=torch.float64) for each in values)
+    mean, error, skew, missed = (torch.tensor(float(each), dtype=torch.float64) for each in values)
     off = torch.tensor(rounding.mean, dtype=torch.float64)
-    known = Known(mean, error, skew, int(tokens), unseen, off)
+    known = Known(mean, error, skew, int(tokens), missed, off)
     found = known_mean(known, "−log p less its entropy", expected=0.0, causes=ENTROPY_CAUSES)
     if not found.refuted:
         return Check(name, f"−log p less the entropy is {float(one):.3g} ± {float(error):.2g}")

@@ -35,9 +35,9 @@ from kullback.sampled import (
     effective_sample_size,
     error_bars,
     known_mean,
+    missed_ratio,
     pareto_k,
     ratio_identity,
-    unseen_ratio,
 )
 
 from . import limits
@@ -442,7 +442,7 @@ def _doubted(name: str, found: Clustered, features: _Features, asked: Asked) -> 
         skewness, k_hat = torch.tensor(features.skewness()), torch.tensor(asked.tail.k_hat)
         tokens = int(features.tokens)
         doubts = [error_bars.about_control("q/p", skewness, k_hat, tokens)]
-        doubts.append(error_bars.about_unseen(tokens, skewness))
+        doubts.append(error_bars.about_rare_events(tokens, skewness))
         for doubt in doubts:
             if bool(doubt.where):
                 estimate = estimate.warn(doubt.words.format(float(doubt.size)))
@@ -555,9 +555,9 @@ def _known(moments: tuple[float, float, float, float, float], tokens: float, ask
     skewness = _skewness(mean, second, cubes, tokens)
     rounding = root * math.sqrt(asked.rounding.square) + 1e-15
     largest = torch.tensor(math.exp(min(asked.tail.largest, 700.0)), dtype=torch.float64)
-    unseen = unseen_ratio(largest, torch.tensor(asked.tail.k_hat), max(int(tokens), 1))
+    missed = missed_ratio(largest, torch.tensor(asked.tail.k_hat), max(int(tokens), 1))
     values = [torch.tensor(each, dtype=torch.float64) for each in (total, error, skewness)]
-    return Known(values[0], values[1], values[2], int(tokens), unseen.double(),
+    return Known(values[0], values[1], values[2], int(tokens), missed.double(),
                  torch.tensor(rounding, dtype=torch.float64))  # fmt: skip
 
 
@@ -575,7 +575,7 @@ def _tested(knowns: Sequence[Known], what: str, causes: tuple[str, ...]) -> list
     groups = len(knowns)
     if groups == 1:
         return [known_mean(knowns[0], what, causes=causes)]
-    names = ("mean", "error", "skewness", "unseen", "rounding")
+    names = ("mean", "error", "skewness", "missed", "rounding")
     found = []
     for known in knowns:  # a batch of equal groups, for its level
         batch = {name: getattr(known, name).expand(groups) for name in names}

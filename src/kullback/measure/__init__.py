@@ -12,7 +12,7 @@ Everything loads on first use: text is read without torch.
 
 from typing import TYPE_CHECKING
 
-from kullback.core.lazy import lazy
+from kullback.core import lazy
 
 if TYPE_CHECKING:
     from .from_samples import kl_from_draws, kl_from_log_probs

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from kullback.core import ArgumentTypeError, ArgumentValueError, require
-from kullback.core.checks import message
+from kullback.core import ArgumentTypeError, ArgumentValueError, message, require
 
 from .named_distributions import FAMILIES, family_of, parse
 from .scipy_distributions import from_scipy, is_scipy, shifted

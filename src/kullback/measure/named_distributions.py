@@ -15,8 +15,7 @@ import torch
 import torch.distributions as families
 from torch import Tensor
 
-from kullback.core import ArgumentValueError, require
-from kullback.core.checks import message
+from kullback.core import ArgumentValueError, message, require
 from kullback.exact import InverseGaussian
 
 from .typed_numbers import number, short, split_list

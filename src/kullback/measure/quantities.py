@@ -16,8 +16,7 @@ from typing import Any
 from torch import Generator, Tensor
 from torch.distributions import Distribution
 
-from kullback.core import ArgumentTypeError, require
-from kullback.core.checks import message
+from kullback.core import ArgumentTypeError, message, require
 from kullback.exact import Form, closed_forms, tables
 from kullback.exact import mutual_information as information_of
 from kullback.sampled import Estimator, Measured, divergences, how_sampled

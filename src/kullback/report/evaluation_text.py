@@ -148,9 +148,9 @@ def _health(e: Evaluation, noun: str) -> dict[str, Figure]:
             "loose bounds",
             "not known" if e.loose is None else _percent(e.loose),
             f"of {noun}s",
-            f"fewer than {limits.LOOSE:g} effective draws",
-            f"{noun.capitalize()}s whose bound rests on fewer than {limits.LOOSE:g} effective "
-            "draws.",
+            f"fewer than {limits.LOOSE_DRAWS:g} effective draws",
+            f"{noun.capitalize()}s whose bound rests on fewer than {limits.LOOSE_DRAWS:g} "
+            "effective draws.",
         ),
         "active_units": _active(e, noun),
     }
@@ -202,8 +202,8 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
         )
     elif e.loose > 0:
         said.append(
-            f"{_percent(e.loose)} of {noun}s rest on fewer than {limits.LOOSE:g} effective draws: "
-            "their bound is loose; try more --draws."
+            f"{_percent(e.loose)} of {noun}s rest on fewer than {limits.LOOSE_DRAWS:g} effective "
+            "draws: their bound is loose; try more --draws."
         )
     if e.active_units == 0:
         said.append(

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kullback.core import ArgumentValueError
 from kullback.exact import quadrature
-from kullback.variational import Diagnosis, Fit, Target, find_box
+from kullback.variational import Diagnosis, Fit, Target, search_box
 
 from .limits import DENSITY_DRAWN, MASS_OUTSIDE
 from .text_layout import aligned, number, signed
@@ -39,15 +38,17 @@ def exact_posterior(target: Target) -> quadrature.Posterior | None:
         >>> round(float(exact_posterior(target).log_evidence), 6)
         0.918939
     """
-    if target.dim not in NODES:
-        return None
     with torch.no_grad():
-        try:
-            lower, upper = find_box(target.log_density, target.dim)
-            nodes = NODES[target.dim]
-            return quadrature.posterior(target.log_density, lower=lower, upper=upper, nodes=nodes)
-        except ArgumentValueError:
+        box = search_box(target.log_density, target.dim) if target.dim in NODES else None
+        if box is None:
             return None
+        (lower, upper), count = box, NODES[target.dim]
+        nodes, _ = quadrature.grid(lower, upper, nodes=count)
+        coarse, _ = quadrature.grid(lower, upper, nodes=count // 2)
+        logs = target.log_density(torch.cat([nodes, coarse]))
+        if bool(logs.isnan().any()) or not bool((logs[: len(nodes)] > -torch.inf).any()):
+            return None
+        return quadrature.posterior(target.log_density, lower=lower, upper=upper, nodes=count)
 
 
 def explain_fit(found: Fit, diagnosis: Diagnosis, exact: quadrature.Posterior | None) -> str:

@@ -89,7 +89,7 @@ void deactivate(float *restrict grad, const float *restrict kept, float *restric
 
 /* code = [mean | raw] + bias, in place; z = mean + e^raw noise, raw held to [-limit, limit].
    Returns the sum of the KL to N(0, I). */
-double draw(float *restrict code, const float *restrict bias, const float *restrict noise,
+double sample_latent(float *restrict code, const float *restrict bias, const float *restrict noise,
             float *restrict z, int64_t rows, int64_t latent, float limit) {
     double total = 0.0;
     for (int64_t i = 0; i < rows; i++) {
@@ -108,7 +108,7 @@ double draw(float *restrict code, const float *restrict bias, const float *restr
 }
 
 /* by_z, of the likelihood alone, becomes the gradient by code with weight times the KL's added */
-void draw_back(const float *restrict by_z, const float *restrict code, const float *restrict noise,
+void sample_latent_back(const float *restrict by_z, const float *restrict code, const float *restrict noise,
                float *restrict by_code, float *restrict by_bias, int64_t rows, int64_t latent,
                float limit, float weight) {
     memset(by_bias, 0, 2 * latent * sizeof(float));
