@@ -8,8 +8,8 @@ from cyclopts import Parameter
 
 from kullback.core import require
 
-from .options import Real
-from .session import check_new, prepare, print_json, say, write
+from .options import Real, Shared
+from .session import check_new, log, prepare, print_json, say, write
 
 __all__ = ["logprobs"]
 
@@ -84,6 +84,7 @@ def logprobs(
         str, Parameter(help="Parquet, CSV or JSON lines: files, folders, patterns; or tables.")
     ],
     options: Annotated[LogProbOptions | None, Parameter(name="*")] = None,
+    shared: Shared = None,
 ) -> int:
     """KL(P‖Q) from logged log-probabilities of tokens, a trainer's against a sampler's for example.
 
@@ -91,7 +92,7 @@ def logprobs(
     another temperature, half precision, mixed versions. Then k1, k2, k3 and the best λ, a token and
     a sequence, with errors clustered by prompt or sequence.
     """
-    prepare()
+    prepare(shared)
     options = options or LogProbOptions()
     asked = options.fail_above is not None or options.require_below is not None
     options.check()
@@ -99,6 +100,7 @@ def logprobs(
     from kullback import report as reports
 
     report = lm.logprobs(*tables, **options.arguments())
+    log(f"read {report.source}")
     verdict = None
     if asked:
         verdict = report.gate(
@@ -115,5 +117,5 @@ def logprobs(
         reports.write_logprobs(report, options.html)
         say(f"page: {options.html}")
     if verdict is not None:
-        say(f"gate: {verdict.words}")
+        say(f"gate: {verdict.words}", always=verdict.failed)
     return GATE_FAILED if verdict is not None and verdict.failed else 0

@@ -27,7 +27,6 @@ from . import limits
 __all__ = ["Tails", "fit_tail", "pareto_k", "pareto_smooth", "tail_length"]
 
 _PRIOR_DRAWS, _PRIOR_K = 10, 0.5  # prior: ten tail values of k = 1/2
-_TOGETHER = 1 << 18  # numbers that fit a cache: all slopes in one call is then seven times faster
 
 
 def tail_length(draws: int) -> int:
@@ -58,7 +57,7 @@ def fit_tail(excess: Tensor) -> tuple[Tensor, Tensor]:
     points = 30 + int(math.sqrt(size))
     grid = torch.arange(1, points + 1, dtype=excess.dtype, device=excess.device) - 0.5
     slopes = (1 - (points / grid).sqrt()) / (3 * quarter[..., None]) + 1 / largest[..., None]
-    if excess.numel() * points <= _TOGETHER:
+    if excess.numel() * points <= limits.MAX_NUMBERS_TOGETHER:
         shapes = torch.log1p(-slopes[..., None] * excess[..., None, :]).mean(-1)
     else:
         shapes = torch.stack([_shape(excess, slope) for slope in slopes.unbind(-1)], -1)

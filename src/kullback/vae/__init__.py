@@ -39,6 +39,7 @@ __all__ = [
     "Outcome",
     "Progress",
     "Training",
+    "architecture",
     "build",
     "choose",
     "compiled_state",

@@ -1,12 +1,8 @@
-"""The user's own Python, run for a command: what it prints and how it fails.
+"""The user's own Python: `kullback audit`, and reading the file that `kullback fit` is given.
 
-Which to use: `user_code(path)` around everything that runs it.
-
-A function of the user's, found by FILE.py:name or package.module:name.
-
-Reading `target.py:log_density`: a user's own file, run as Python, and what it defines.
-
-Which to use: `read_target`. The file is the user's program: it is executed, with all that implies.
+Which to use: `read_target` for FILE.py:log_density, `function_at` for FILE.py:name or
+package.module:name, `user_code` around everything that runs it. The file is the user's program: it
+is executed, with all that implies.
 """
 
 import contextlib
@@ -18,11 +14,51 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from kullback.core import DataError, KullbackError, require
 
-__all__ = ["TargetFile", "function_at", "read_target", "user_code"]
+from .options import AuditOptions, Shared
+from .session import log, prepare, print_json, say, write
+
+__all__ = ["TargetFile", "audit", "function_at", "read_target", "user_code"]
+
+
+def audit(
+    loss: Annotated[str, Parameter(help="FILE.py:function, or package.module:function.")],
+    /,
+    *,
+    options: Annotated[AuditOptions | None, Parameter(name="*")] = None,
+    shared: Shared = None,
+) -> None:
+    """Find the divergence that a policy loss minimises, by enumeration of tiny worlds.
+
+    The function is given what its parameters are called: logp, ref_logp, behaviour_logp (or
+    old_logp), logits, ref_logits, tokens, mask, advantages and the usual other spellings. It runs:
+    audit only code that you trust. The verdict is a result, not a failure: the exit code is 0.
+    """
+    prepare(shared)
+    options = options or AuditOptions()
+    options.check()
+    import torch
+
+    from kullback import tokens
+    from kullback.report import audit_page
+
+    torch.set_num_threads(1)  # the tables are tiny
+    function = function_at(loss)
+    with user_code(None, traceback=True):
+        found = tokens.audit(function, **options.arguments())
+    log(f"audited {loss} as a {found.form}")
+    if options.html is not None:
+        audit_page.write(found, options.html)
+        say(f"report: {options.html}")
+    if options.json:
+        print_json(found.to_json())
+    else:
+        write(audit_page.audit_table(found) + "\n")
 
 
 @contextlib.contextmanager
@@ -165,5 +201,11 @@ def read_target(text: str, *, dim: int | None = None) -> TargetFile:
             f"{path}: says nothing about its parameters. Try: parameters = 2 in the file, "
             'parameters = {"mu": (), "tau": constraints.positive}, or --dim 2'
         )
-    both = (found.get("data"), found.get("log_prior"))
-    return TargetFile(path, f"{path.name}:{function}", found[function], parameters, *both)
+    return TargetFile(
+        path=path,
+        name=f"{path.name}:{function}",
+        log_density=found[function],
+        parameters=parameters,
+        data=found.get("data"),
+        log_prior=found.get("log_prior"),
+    )
