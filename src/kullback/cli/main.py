@@ -211,62 +211,6 @@ app = App(
     version=__version__,
     suppress_keyboard_interrupt=False,
 )
-<<<<<<< HEAD
-app.command("kullback.cli.train:train", name="train", help="Train a VAE and report its evidence.")
-app.command(
-    "kullback.cli.evaluate:evaluate",
-    name="evaluate",
-    help="Measure a run: ELBO, log-likelihood bound, rate, distortion.",
-)
-app.command("kullback.cli.model_commands:sample", name="sample", help="Draw images from a run.")
-app.command(
-    "kullback.cli.model_commands:reconstruct",
-    name="reconstruct",
-    help="Images and their reconstructions.",
-)
-app.command(
-    "kullback.cli.model_commands:encode",
-    name="encode",
-    help="Means and standard deviations of q(z|x) for your data.",
-)
-app.command(
-    "kullback.cli.divergences:entropy",
-    name="entropy",
-    help="Entropy H(P): mean code length of data from P.",
-)
-app.command(
-    "kullback.cli.divergences:cross_entropy",
-    name="cross-entropy",
-    help="Cross-entropy H(P, Q): mean code length when data from P are coded for Q.",
-)
-app.command(
-    "kullback.cli.divergences:kl",
-    name="kl",
-    help="KL divergence KL(P‖Q), exact or with a standard error.",
-)
-app.command(
-    "kullback.cli.fit:fit",
-    name="fit",
-    help="Fit q(z) to a log density and bound the errors of the fit.",
-)
-app.command("kullback.cli.divergences:js", name="js", help="Jensen-Shannon divergence JS(P, Q).")
-app.command(
-    "kullback.cli.audit:audit",
-    name="audit",
-    help="Find the divergence that a policy loss minimises.",
-)
-app.command(
-    "kullback.cli.logprobs:logprobs",
-    name="logprobs",
-    help="KL from logged log-probabilities of tokens, checked first.",
-)
-app.command(
-    "kullback.cli.model_commands:report", name="report", help="Rebuild a run's report.html."
-)
-app.command(
-    "kullback.cli.checks:checks", name="checks", help="What this machine and install can do."
-)
-=======
 for _name, _verb in VERBS.items():
     app.command(
         f"kullback.cli.{_verb.function}",
@@ -383,7 +327,6 @@ def _texts(hint: Any, value: Any, where: str) -> list[str] | None:
 
 config = ConfigFile()
 app.config = (config,)
->>>>>>> main
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """Layer 5, report: what was found, as HTML pages, pictures and text.
 
-- `run_page`: what a run directory holds, and `write`, its page; `run_charts`: the learning curve, KL
-  bars and map of the latent space.
+- `run_page`: what a run directory holds, and `write`, its page; `run_charts`: the learning curve,
+  KL bars and map of the latent space.
 - `audit_page`: the audit of a loss as text and as a page.
 - `logprobs_page`: logged log-probabilities as text and as a page.
 - `html`: pages from `templates/`; `figures`: the one style of all charts, drawn by matplotlib.

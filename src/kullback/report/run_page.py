@@ -1,9 +1,9 @@
 """The report of a run: one HTML file with everything in it, to look at and to send.
 
-Which to use: `write`; `read` for a run directory as a `Record`. The file needs no network, no script and no other file; it follows the
-reader's light or dark setting, fits a telephone and prints. Its words are in `templates/run.html`;
-here are the figures, charts and pictures that stand between them. Every draw comes from one fixed
-seed, so the same run gives the same report.
+Which to use: `write`; `read` for a run directory as a `Record`. The file needs no network, no
+script and no other file; it follows the reader's light or dark setting, fits a telephone and
+prints. Its words are in `templates/run.html`; here are the figures, charts and pictures that stand
+between them. Every draw comes from one fixed seed, so the same run gives the same report.
 """
 
 import copy
