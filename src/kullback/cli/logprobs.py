@@ -9,11 +9,9 @@ from cyclopts import Parameter
 from kullback.core import require
 
 from .options import Real, Shared
-from .session import check_new, log, prepare, print_json, say, write
+from .session import GATE_FAILED, check_new, log, prepare, print_json, say, write
 
 __all__ = ["logprobs"]
-
-GATE_FAILED = 4  # the exit code of a gate that failed
 
 
 def _help(text: str) -> Parameter:

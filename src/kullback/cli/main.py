@@ -20,7 +20,16 @@ from cyclopts import App, ArgumentCollection, Parameter, Token
 from kullback.core import ArgumentValueError, KullbackError, RunError, __version__, message, require
 
 from .options import Shared
-from .session import FULL, INTERRUPTED, abandon, log, plain_letters, prepare, write
+from .session import (
+    FULL,
+    GATE_FAILED,
+    INTERRUPTED,
+    abandon,
+    log,
+    plain_letters,
+    prepare,
+    write,
+)
 
 __all__ = ["EXIT_CODES", "VERBS", "app", "completion", "in_flags", "main"]
 
@@ -79,7 +88,7 @@ EXIT_CODES = {
     1: "a run failed: damaged or missing run, improper target, full disk, no memory",
     2: "an argument or option is wrong, typed or in a --config file",
     3: "the data, or your own Python file, cannot be used",
-    4: "a gate failed (logprobs --fail-above, --require-below)",
+    GATE_FAILED: "a gate failed: --fail-above or --require-below",
     INTERRUPTED: "interrupted; a training has been saved",
 }
 
