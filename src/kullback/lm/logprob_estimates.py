@@ -221,7 +221,7 @@ def identities(sums: Sums, asked: Sequence[Asked]) -> list[Identity]:
     The terms r_t − 1 have mean 0 given the tokens before (they are martingale differences), so that
     tokens count as uncorrelated here whatever their sequence.
     """
-    parts = [sums if one.group is None else sums.at(sums.group == one.group) for one in asked]
+    parts = [sums if one.group is None else sums.of_group(one.group) for one in asked]
     features = [_features(part, one) for part, one in zip(parts, asked, strict=True)]
     pairs = list(zip(features, asked, strict=True))
     found = _tested([f.known_ratio(one) for f, one in pairs], "q/p", RATIO_CAUSES)

@@ -365,7 +365,7 @@ def _asked(study: _Study, sums: Sums, sample: Sample) -> list[Asked]:
         asked.append(replace(one, tail=tails_of[None]))
         for group, label in enumerate(sums.groups if study.by else ()):
             words = ", ".join(map(str, label))
-            if sums.columns["n"][sums.group == group].any():
+            if sums.of_group(group).tokens:
                 groups.append(replace(one, label=words, tail=tails_of[group], group=group))
     return asked + groups
 
@@ -383,7 +383,7 @@ def _tails(found: Any, sums: Sums) -> dict[int | None, Tail]:
     whole = np.sort(values)[::-1][: limits.TAIL_KEPT]
     tails: dict[int | None, Tail] = {None: Tail.of(whole, sums.tokens)}
     for code in range(len(sums.groups)):
-        tokens = int(sums.columns["n"][sums.group == code].sum())
+        tokens = sums.of_group(code).tokens
         tails[code] = Tail.of(np.sort(values[group == code])[::-1], tokens)
     return tails
 
@@ -409,7 +409,7 @@ def _figures(study: _Study, sums: Sums, asked: Sequence[Asked]) -> list[Figures]
     found = [figures_of(blocks or sums, one, whole=sums) for one in asked[:models]]
     if len(asked) == models:
         return found
-    parts = [sums.at(sums.group == group) for group in range(len(sums.groups))]
+    parts = [sums.of_group(group) for group in range(len(sums.groups))]
     few = [block_length(part.tokens, len(np.unique(part.cluster[part.columns["n"] > 0])))
            for part in parts]  # fmt: skip
     cut = None
@@ -418,7 +418,7 @@ def _figures(study: _Study, sums: Sums, asked: Sequence[Asked]) -> list[Figures]
         cut = summed(study.table, study.draws, block=shortest)
     for one in asked[models:]:
         group = one.group or 0
-        part = cut.at(cut.group == group) if cut is not None and few[group] else parts[group]
+        part = cut.of_group(group) if cut is not None and few[group] else parts[group]
         found.append(figures_of(part, one, whole=parts[group]))
     return found
 

@@ -99,6 +99,11 @@ class Sums:
                  for name in ("group", "cluster", "sequence", "version")}  # fmt: skip
         return replace(self, columns=columns, **codes)
 
+    def of_group(self, code: int) -> "Sums":
+        """Return the rows of one group, which stand together."""
+        first, end = np.searchsorted(self.group, [code, code + 1])
+        return self.at(slice(first, end))
+
     def total(self, name: str) -> float:
         """Return a column's sum."""
         return float(self.columns[name].sum())
@@ -126,8 +131,10 @@ def summed(table: LogProbTable, draws: Draws, *, block: int = 0) -> Sums:
     """
     found = table.run(sums_expression(table, draws, block=block))
     keys = _keys(table, block=block)
-    columns = {name: _floats(found[name]) for name in found.column_names if name not in keys}
     group, groups = _codes(found, table.keys("by"))
+    if len(groups) > 1:  # so that the rows of a group are a slice
+        found, group = found.take(np.argsort(group, kind="stable")), np.sort(group)
+    columns = {name: _floats(found[name]) for name in found.column_names if name not in keys}
     version, versions = _codes(found, ["version"] if table.has("version") else [])
     prompt = ["prompt"] if table.has("prompt") else []
     own = [*prompt, *table.keys("sequence")]
