@@ -154,10 +154,13 @@ def test_edges():
     assert giant.estimate.draws == 2
     zero = ratio_mean(np.zeros(12), Clusters(np.ones(12)))
     assert (zero.estimate.value, zero.estimate.standard_error) == (0.0, 0.0)
-    for bad in (lambda: ratio_mean([], Clusters(np.empty(0))),
-                lambda: ratio_mean([1.0, 2.0], Clusters(np.array([1.0, 0.0]))),
-                lambda: gate({}, fail_above=1.0),
-                lambda: gate({"a": Estimate(1.0, 0.1, 9)}, fail_above=1.0, confidence=0.4)):  # fmt: skip
+    some = {"a": Estimate(1.0, 0.1, 9)}
+    for bad in (
+        lambda: ratio_mean([], Clusters(np.empty(0))),
+        lambda: ratio_mean([1.0, 2.0], Clusters(np.array([1.0, 0.0]))),
+        lambda: gate({}, fail_above=1.0),
+        lambda: gate(some, fail_above=1.0, confidence=0.4),
+    ):
         with pytest.raises(ValueError, match="expected"):
             bad()
 

@@ -12,12 +12,10 @@ from cyclopts import Parameter
 
 from kullback.core import ArgumentValueError, require, write_atomic
 
-from .options import Real, Whole
-from .session import bar, check_new, prepare, print_json, say, write
+from .options import Real, Shared, Whole
+from .session import GATE_FAILED, bar, check_new, prepare, print_json, say, write
 
 __all__ = ["drift"]
-
-GATE_FAILED = 4  # the exit code of a gate that failed
 
 
 def _help(text: str) -> Parameter:
@@ -100,6 +98,7 @@ def drift(
     /,
     *qs: Annotated[Path, Parameter(name="Q", help="The candidates, likewise.")],
     options: Annotated[DriftOptions | None, Parameter(name="*")] = None,
+    shared: Shared = None,
 ) -> int:
     """KL(P‖Q) of language models on a corpus, token by token, with errors clustered by document.
 
@@ -107,7 +106,7 @@ def drift(
     position, confidence and role; the tokens that moved most. Several candidates are compared in
     pairs. Every token's whole vocabulary is summed. With torchrun the processes share the work.
     """
-    prepare()
+    prepare(shared)
     options = options or DriftOptions()
     options.check(qs)
     with _processes(options) as first:

@@ -1,4 +1,4 @@
-"""Language models: how far one has moved from another, and errors clustered by document.
+"""Language models: how far one has moved from another, logged log-probabilities, clustered errors.
 
 Which file answers which question:
 
@@ -6,6 +6,10 @@ Which file answers which question:
   `documents`: text as token ids and windows; `models`: checkpoints, adapters, GGUF files as hidden
   states and a head; `token_table`: exact divergences token by token; `stored`: P kept in a folder,
   llama.cpp's file.
+- `logprob_report`: KL from tables of logged log-probabilities, checked first (`logprobs`).
+  `logprob_tables`: which files and columns; `service_formats`: answers of OpenAI, vLLM, SGLang,
+  lm-eval; `logprob_checks`: are they log-probabilities of these draws? `logprob_sums`: one pass
+  over the tokens, by `engines`; `logprob_estimates`: k1, k2, k3, best λ from its sums.
 - `clusters`: means over tokens with errors clustered by document, paired differences, a gate.
 - `limits`: the thresholds of this folder, with their sources.
 
@@ -14,7 +18,7 @@ Everything loads on first use.
 
 from typing import TYPE_CHECKING
 
-from kullback.core.lazy import lazy
+from kullback.core import lazy
 
 if TYPE_CHECKING:
     from .clusters import (
@@ -26,9 +30,35 @@ if TYPE_CHECKING:
         ratio_difference,
         ratio_mean,
     )
-    from .documents import Document, Plan, Window, read_documents, windows
-    from .model_drift import Drift, DriftFigures, Worst, drift, store
-    from .models import LanguageModel, load_models
+    from .documents import (
+        Document,
+        Plan,
+        Window,
+        read_documents,
+        windows,
+    )
+    from .logprob_checks import (
+        Check,
+    )
+    from .logprob_estimates import (
+        Figures,
+    )
+    from .logprob_report import (
+        LogProbReport,
+        check_logprobs,
+        logprobs,
+    )
+    from .model_drift import (
+        Drift,
+        DriftFigures,
+        Worst,
+        drift,
+        store,
+    )
+    from .models import (
+        LanguageModel,
+        load_models,
+    )
     from .stored import (
         ListedModel,
         StoredModel,
@@ -37,50 +67,35 @@ if TYPE_CHECKING:
         read_store,
         stored_kind,
     )
-    from .token_table import TokenTable, measure_positions, plan_windows
-
-_HOLDS = {
-    "clusters": (
-        "Clustered",
-        "Clusters",
-        "Gate",
-        "block_length",
-        "gate",
-        "ratio_difference",
-        "ratio_mean",
-    ),
-    "documents": ("Document", "Plan", "Window", "read_documents", "windows"),
-    "model_drift": ("Drift", "DriftFigures", "Worst", "drift", "store"),
-    "models": ("LanguageModel", "load_models"),
-    "stored": (
-        "ListedModel",
-        "StoredModel",
-        "read_kept",
-        "read_kld",
-        "read_store",
-        "stored_kind",
-    ),
-    "token_table": ("TokenTable", "measure_positions", "plan_windows"),
-}
+    from .token_table import (
+        TokenTable,
+        measure_positions,
+        plan_windows,
+    )
 
 __all__ = [
+    "Check",
     "Clustered",
     "Clusters",
     "Document",
     "Drift",
     "DriftFigures",
+    "Figures",
     "Gate",
     "LanguageModel",
     "ListedModel",
+    "LogProbReport",
     "Plan",
     "StoredModel",
     "TokenTable",
     "Window",
     "Worst",
     "block_length",
+    "check_logprobs",
     "drift",
     "gate",
     "load_models",
+    "logprobs",
     "measure_positions",
     "plan_windows",
     "ratio_difference",
@@ -93,6 +108,56 @@ __all__ = [
     "stored_kind",
     "windows",
 ]
+
+_HOLDS = {
+    "clusters": (
+        "Clustered",
+        "Clusters",
+        "Gate",
+        "block_length",
+        "gate",
+        "ratio_difference",
+        "ratio_mean",
+    ),
+    "documents": (
+        "Document",
+        "Plan",
+        "Window",
+        "read_documents",
+        "windows",
+    ),
+    "logprob_checks": ("Check",),
+    "logprob_estimates": ("Figures",),
+    "logprob_report": (
+        "LogProbReport",
+        "check_logprobs",
+        "logprobs",
+    ),
+    "model_drift": (
+        "Drift",
+        "DriftFigures",
+        "Worst",
+        "drift",
+        "store",
+    ),
+    "models": (
+        "LanguageModel",
+        "load_models",
+    ),
+    "stored": (
+        "ListedModel",
+        "StoredModel",
+        "read_kept",
+        "read_kld",
+        "read_store",
+        "stored_kind",
+    ),
+    "token_table": (
+        "TokenTable",
+        "measure_positions",
+        "plan_windows",
+    ),
+}
 
 __getattr__, __dir__ = lazy(
     "kullback.lm",

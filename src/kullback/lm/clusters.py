@@ -58,7 +58,7 @@ class Clusters:
     @property
     def shares(self) -> Floats:
         """The share `h_c` of all tokens that each cluster holds."""
-        return self.sizes / self.sizes.sum()
+        return np.asarray(self.sizes / self.sizes.sum(), dtype=np.float64)
 
     @property
     def effective(self) -> float:
@@ -248,8 +248,8 @@ def gate(
     failed = [words for bad, words in said if bad]
     if failed:
         return Gate(failed=True, words="; ".join(f"{words}: failed" for words in failed))
-    undecided = [words for _, words in said if words.endswith("decided")]
-    return Gate(failed=False, words="; ".join(undecided) or "passed")
+    open_ones = [words for _, words in said if words.endswith("decided")]
+    return Gate(failed=False, words="; ".join(open_ones) or "passed")
 
 
 def _check(sums: Floats, clusters: Clusters) -> None:
@@ -289,9 +289,11 @@ def _estimate(
     if shares.max() > limits.DOMINANT_CLUSTER:
         found = found.warn(f"one of {count} {clusters.name} holds {shares.max():.0%} of the tokens")
     if clusters.block:
+        named = clusters.name != "blocks"
+        few = f"too few {clusters.name} for" if named else "nothing names the sequences, for"
         found = found.warn(
-            f"too few {clusters.name} for an error bar of their own: the error is that of "
-            f"contiguous blocks of {clusters.block:,} tokens, taken as independent"
+            f"{few} an error bar by them: the error is that of contiguous blocks of "
+            f"{clusters.block:,} tokens, taken as independent"
         )
     return found
 
@@ -299,7 +301,9 @@ def _estimate(
 def _naive(value: float, squares: float | None, tokens: float) -> float:
     if squares is None or tokens < 2:
         return math.nan
-    variance = max(squares / tokens - value * value, 0.0)
+    mean_square = squares / tokens
+    variance = mean_square - value * value
+    variance = variance if variance > limits.CONSTANT * mean_square else 0.0
     return math.sqrt(variance / (tokens - 1))
 
 
