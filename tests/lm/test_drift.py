@@ -157,6 +157,10 @@ def test_equal_models_give_zero_and_no_negative(tiny):
     documents = read_documents([tiny / "texts"], p.tokenizer)
     found = drift(p, q, documents)
     assert found.mean("kl").estimate.value == 0.0
+    assert not found.gate(require_below=1e-9).failed
+    same = found.mean("same_top").estimate
+    assert same.value == 1.0
+    assert "every token has the same value" in same.no_error  # and not ± 0
     p, q = load_models(tiny / "p", [tiny / "q"], dtype="bfloat16")
     found = drift(p, q, documents)
     for quantity in ("kl", "reverse_kl", "js"):

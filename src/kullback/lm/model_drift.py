@@ -177,7 +177,12 @@ class Drift:
         values = values if keep is None else values[keep]
         sums = np.bincount(labels, values, minlength=len(kind.sizes))
         squares = float(np.square(values).sum())
-        return clusters.ratio_mean(sums, kind, squares=squares, rounding=floor, unit=unit)
+        found = clusters.ratio_mean(sums, kind, squares=squares, rounding=floor, unit=unit)
+        alike = len(values) > 1 and bool((values == values[0]).all())
+        if alike and (values[0] != 0 or unit == "share"):  # a KL of 0 everywhere: P is Q
+            words = "every token has the same value, and its error cannot be taken from that"
+            found = replace(found, estimate=found.estimate.without_error(words))
+        return found
 
     def _clusters(self, keep: Column | None) -> tuple[Column, Clusters]:
         """Return the cluster of every token that counts, and what the clusters are."""
