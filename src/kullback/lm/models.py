@@ -144,8 +144,9 @@ def _extra(name: str, package: str) -> MissingExtraError:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers' own bars and notes off standard error: what matters is raised here."""
-    from transformers.utils import logging
+    from transformers import utils
 
+    logging: Any = utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -164,12 +165,15 @@ def _load_module(path: Path, dtype: str, device: str) -> Any:
         raise _extra("a checkpoint", "transformers") from None
     where = _where(path)
     chosen = "auto" if dtype == "auto" else getattr(torch, dtype)
-    options = {"dtype": chosen, "local_files_only": True, "trust_remote_code": False}
+    options: dict[str, Any] = {
+        "dtype": chosen,
+        "local_files_only": True,
+        "trust_remote_code": False,
+    }
     try:
         with _quiet():
-            module, info = AutoModelForCausalLM.from_pretrained(
-                **where, **options, output_loading_info=True
-            )
+            load: Any = AutoModelForCausalLM.from_pretrained
+            module, info = load(**where, **options, output_loading_info=True)
     except ImportError as error:
         raise _extra(str(path), str(error).strip().partition("\n")[0]) from None
     except Exception as error:  # whatever a damaged or foreign file makes it raise
@@ -369,7 +373,7 @@ def vocabulary_hash(tokenizer: Any) -> str:
 PROBE = "The quick brown fox, 1 + 1 = 2; naïve café: Ελλάδα 中文\n\tdef f(x):"
 
 
-def check_same_tokens(p: Any, q: LanguageModel, probe: str = PROBE) -> None:
+def check_same_tokens(p: Any, q: Any, probe: str = PROBE) -> None:
     """Require that P and Q cut text into the same tokens with the same ids.
 
     Args:
@@ -395,7 +399,7 @@ def check_same_tokens(p: Any, q: LanguageModel, probe: str = PROBE) -> None:
         raise DataError(f"{names}: expected one tokenizer; got ids {got} for token {at} of a text")
 
 
-def _first_difference(p: Any, q: LanguageModel) -> str:
+def _first_difference(p: Any, q: Any) -> str:
     first, second = ({i: t for t, i in m.tokenizer.get_vocab().items()} for m in (p, q))
     for number in sorted(first.keys() | second.keys()):
         if first.get(number) != second.get(number):

@@ -330,7 +330,7 @@ def _no_other_text(_ids: Tensor) -> Tensor:
 def _read_documents(path: Path) -> list[Document]:
     content = _load_tensors(path / "documents.safetensors")
     named = read_json(path / "documents.json")
-    cut = content["ids"].split(content["sizes"].tolist())
+    cut = torch.split(content["ids"], content["sizes"].tolist())
     pairs = zip(named, cut, strict=True)
     return [Document(one["name"], ids, tuple(one["roles"])) for one, ids in pairs]
 
@@ -436,7 +436,7 @@ def read_kept(
     return model, Plan(documents, held, settings["context"], settings["stride"], settings["scored"])
 
 
-def check_pair(p: Any, qs: Sequence[LanguageModel]) -> None:
+def check_pair(p: Any, qs: Sequence[Any]) -> None:
     """Require one tokenizer and one vocabulary size of P and all candidates."""
     for q in qs:
         check_same_tokens(p, q)

@@ -152,7 +152,7 @@ def measure_positions(
         found = []
         for number, q in enumerate(qs, 1):
             other = rooms.logits(q, q_hidden[number - 1][rows], number)
-            both = tokens.compare(logits, other, ids=ids[rows], nan="pass")
+            both: Any = tokens.compare(logits, other, ids=ids[rows], nan="pass")
             first = {"p_entropy": both.p_entropy, "p_log_prob": both.p_log_prob}
             columns = {"kl": both.kl, "reverse_kl": both.reverse_kl}
             columns["js"] = tokens.js(logits, other, nan="pass")
@@ -364,7 +364,8 @@ def measure_batch(
     """
     with torch.inference_mode():
         batch = Batch.of(held)
-        ids = batch.next_ids.to(qs[0].head.device if qs else p.device)
+        device = p.device if isinstance(p, ListedModel) else p.head.device
+        ids = batch.next_ids.to(qs[0].head.device if qs else device)
         hidden = [q.scored_hidden(batch) for q in qs]
         options: dict[str, Any] = {"memory": memory, "tops": tops}
         if isinstance(p, ListedModel):

@@ -318,7 +318,7 @@ def _passage(
     ids = held.ids[: int(positions[-1]) + 1].tolist()
     pieces = _pieces(found.tokenizer, ids, begin)
     log_q = [one["q_log_prob"][rows].astype(float) for one in found.table.candidates]
-    out = {
+    out: dict[str, Any] = {
         "n": held.name,
         "b": begin,
         "t": pieces,
