@@ -400,7 +400,7 @@ def stored_kind(path: str | Path) -> str:
     path = Path(path)
     if path.is_file():
         with path.open("rb") as file:
-            return "kld" if file.read(len(KLD_MARK)) == KLD_MARK else ""
+            return "kld" if file.read(len(KLD_MARK)).startswith(KLD_MARK) else ""
     manifest = path / "manifest.json"
     kind = read_json(manifest).get("settings", {}).get("kind") if manifest.exists() else None
     return "store" if kind == "store" else ""
@@ -504,7 +504,7 @@ def _kld_head(path: Path) -> tuple[int, int, int, Tensor]:
         with path.open("rb") as file:
             mark = file.read(8)
             head = np.frombuffer(file.read(12).ljust(12, b"\0"), np.int32)
-            good = mark == KLD_MARK and (head > 0).all() and head[0] > 3
+            good = mark.startswith(KLD_MARK) and (head > 0).all() and head[0] > 3
             if not good:
                 raise DataError(f"{path}: expected llama.cpp's file of logits; got another file")
             context, vocab, chunks = (int(one) for one in head)

@@ -7,6 +7,7 @@ colour is its KL(P‖Q); under the pointer both models' most probable tokens are
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -280,7 +281,7 @@ def _data_within(found: Drift) -> tuple[dict[str, Any], int]:
 
 def _data(found: Drift, count: int) -> dict[str, Any]:
     words: dict[str, int] = {}
-    documents = [_passage(found, *where, words) for where in _passages(found, count)]
+    documents = [_passage(found, one, words) for one in _passages(found, count)]
     top = found.table.place["top_ids"].shape[1] if "top_ids" in found.table.place else 0
     return {
         "names": list(found.q_names),
@@ -290,8 +291,16 @@ def _data(found: Drift, count: int) -> dict[str, Any]:
     }
 
 
-def _passages(found: Drift, count: int) -> list[tuple[int, int, int]]:
-    """Choose the documents that moved most: their number, first and last row, `count` tokens."""
+@dataclass(frozen=True, slots=True)
+class _Passage:
+    """Scored tokens of a document: its number, and their rows in the table."""
+
+    document: int
+    rows: slice
+
+
+def _passages(found: Drift, count: int) -> list[_Passage]:
+    """Choose passages of the documents that moved most, `count` tokens in all."""
     place, kl = found.table.place["document"], found.column("kl")
     numbers, firsts, sizes = np.unique(place, return_index=True, return_counts=True)
     means = np.add.reduceat(kl, firsts) / sizes
@@ -303,16 +312,14 @@ def _passages(found: Drift, count: int) -> list[tuple[int, int, int]]:
         first = int(firsts[at])
         total = np.concatenate([[0.0], np.cumsum(kl[first : first + int(sizes[at])])])
         first += int(np.argmax(total[size:] - total[: len(total) - size]))  # the worst passage
-        chosen.append((int(numbers[at]), first, first + size))
+        chosen.append(_Passage(int(numbers[at]), slice(first, first + size)))
         count -= size
     return chosen
 
 
-def _passage(
-    found: Drift, document: int, first: int, stop: int, words: dict[str, int]
-) -> dict[str, Any]:
-    rows = slice(first, stop)
-    place, held = found.table.place, found.documents[document]
+def _passage(found: Drift, passage: _Passage, words: dict[str, int]) -> dict[str, Any]:
+    rows = passage.rows
+    place, held = found.table.place, found.documents[passage.document]
     positions = place["position"][rows]
     begin = int(positions[0])
     ids = held.ids[: int(positions[-1]) + 1].tolist()
