@@ -64,6 +64,7 @@ _NEW = {
     "report.markup": "report.html",
     "report.origin": "report.run_page",
     "report.page": "report.run_page",
+    "report.record": "report.run_page",
     "report.profile": "report.divergence_plot",
     "report.repeats": "report.divergence_plot",
     "report.terminal": "report.evaluation_text",

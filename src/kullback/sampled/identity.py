@@ -27,6 +27,7 @@ from . import limits
 from .tails import fit_tail, tail_length
 
 __all__ = [
+    "ENTROPY_CAUSES",
     "RATIO_CAUSES",
     "WEIGHT_CAUSES",
     "Identity",
@@ -55,7 +56,7 @@ WEIGHT_CAUSES = (
     "a density is not normalised",
     "the draws do not come from the distribution that was scored as theirs",
 )
-_ENTROPY_CAUSES = (
+ENTROPY_CAUSES = (
     "the draws were made at another temperature than the one that was scored",
     "raw log-probabilities of draws made by truncated sampling (top-p, top-k)",
     "the column of log p is shifted against the draws",
@@ -210,7 +211,7 @@ def entropy_identity(
     )  # of an event that is in no draw
     missed = torch.full_like(mean, -chance * math.log(chance))
     known = Known(mean, error, skewness, draws, missed, off)
-    return known_mean(known, "−log p less its entropy", expected=0.0, causes=_ENTROPY_CAUSES)
+    return known_mean(known, "−log p less its entropy", expected=0.0, causes=ENTROPY_CAUSES)
 
 
 def known_mean(

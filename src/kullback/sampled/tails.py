@@ -57,7 +57,10 @@ def fit_tail(excess: Tensor) -> tuple[Tensor, Tensor]:
     points = 30 + int(math.sqrt(size))
     grid = torch.arange(1, points + 1, dtype=excess.dtype, device=excess.device) - 0.5
     slopes = (1 - (points / grid).sqrt()) / (3 * quarter[..., None]) + 1 / largest[..., None]
-    shapes = torch.stack([_shape(excess, slope) for slope in slopes.unbind(-1)], -1)
+    if excess.numel() * points <= limits.MAX_NUMBERS_TOGETHER:
+        shapes = torch.log1p(-slopes[..., None] * excess[..., None, :]).mean(-1)
+    else:
+        shapes = torch.stack([_shape(excess, slope) for slope in slopes.unbind(-1)], -1)
     likelihood = size * ((-slopes / shapes).log() - shapes - 1)
     slope = (torch.softmax(likelihood, -1) * slopes).sum(-1)
     shape = _shape(excess, slope)
