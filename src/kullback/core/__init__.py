@@ -17,6 +17,7 @@ from .errors import (
     import_extra,
     message,
     require,
+    require_count,
     require_type,
     warn_caller,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "read_npy",
     "renamed",
     "require",
+    "require_count",
     "require_type",
     "short_values",
     "two_sided",

@@ -33,7 +33,7 @@ from torch.distributions import (
 )
 from torch.nn.functional import logsigmoid
 
-from kullback.core import ArgumentTypeError, Estimate, message, require, require_type
+from kullback.core import Estimate, require, require_count, require_type
 from kullback.exact import supports
 
 from . import limits
@@ -61,11 +61,7 @@ def checked_draws(draws: int, fewest: int = limits.MIN_DRAWS) -> int:
         ...
     kullback.core.errors.ArgumentTypeError: draws: expected int; got float. Try: draws=2
     """
-    hint = f"draws={int(draws)}" if isinstance(draws, float) and math.isfinite(draws) else ""
-    if isinstance(draws, bool) or not isinstance(draws, int):
-        raise ArgumentTypeError(message("draws", "int", type(draws).__name__, hint))
-    require(draws >= fewest, "draws", f"at least {fewest}", draws)
-    return draws
+    return require_count(draws, "draws", fewest)
 
 
 def draw_from(p: Distribution, draws: int, *, generator: Generator | None = None) -> Tensor:
