@@ -80,7 +80,7 @@ class Measured:
 
     @property
     def no_error(self) -> str:
-        """Why there is no honest standard error, in words; empty when there is one."""
+        """Why no standard error can be given, in words; empty when there is one."""
         return "" if self.estimate is None else self.estimate.no_error
 
     @property

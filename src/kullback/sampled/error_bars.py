@@ -1,7 +1,7 @@
-"""When does `± standard error` lie? The tests behind every warning on a sampled number.
+"""When is `± standard error` wrong? The tests behind every warning on a sampled number.
 
 A mean's error bar is the normal law's, and that law needs three things which the draws themselves
-can deny: enough draws; none of them carrying the sum (the skewness of the *mean*, `γ / √n`, costs
+can refute: enough draws; none of them carrying the sum (the skewness of the *mean*, `γ / √n`, costs
 a symmetric 95 % interval about `γ²/(4n)` of its coverage by Edgeworth's expansion); and a finite
 variance (Pareto `k̂ < 1/2`). The skewness can be allowed for, in the interval (`allowance`): what is
 left to doubt then are tails so heavy that the mean itself may be infinite. Where an identity is
