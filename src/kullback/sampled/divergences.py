@@ -174,9 +174,9 @@ def js(p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = Non
     """Return the Jensen-Shannon divergence `½ KL(p‖m) + ½ KL(q‖m)`, `m = ½(p + q)`, in nats.
 
     Between tables (Bernoulli and categorical distributions are tables) and on the integers the sum
-    itself; otherwise from draws, half of them from p and half from q: the mean of `½ (a log a + b
-    log b)` with `a = p/m`, `b = q/m`, every term of it between 0 and log 2. Unbiased whatever the
-    supports; at p ≈ q the terms are exact to about 1e-16.
+    itself; otherwise from draws, half of them from p and half from q: the mean of
+    `½ (a log a + b log b)` with `a = p/m`, `b = q/m`, every term of it between 0 and log 2.
+    Unbiased whatever the supports; at p ≈ q the terms are exact to about 1e-16.
     Reference: Lin (1991), "Divergence measures based on the Shannon entropy".
 
     Args:
