@@ -295,14 +295,22 @@ def moments_of(terms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def half_ulps(values: Tensor) -> Tensor:
     """Return how far each value may be off for having been rounded to its floating type.
 
-    Half a unit in the last place, `|value| eps / 2`, of the coarsest of bfloat16, float16,
-    float32 and the values' own type whose grid holds all finite values: log-probabilities are often
-    computed in bfloat16 and logged in float32. float64. Round numbers, of 5 significant bits or
-    fewer, lie on every grid and say nothing: all round, they count as those of their own type.
-    float64 counts as exact.
+    Half a unit in the last place, `|value| eps / 2`, of the coarsest of bfloat16, float16, float32
+    and the values' own type whose grid holds all finite values: log-probabilities are often
+    computed in bfloat16 and logged in float32. Round numbers, of 5 significant bits or fewer, lie
+    on every grid and say nothing: all round, they count as those of their own type. float64 counts
+    as exact.
 
-    >>> half_ulps(torch.tensor([-1.5, -2.71875, -0.001]).bfloat16().float())[0].item() == 1.5 / 256
-    True
+    Args:
+        values: Float values of any shape.
+
+    Returns:
+        The same shape, float64, in the unit of the values; 0 for values that are not finite.
+
+    Example:
+        >>> logged = torch.tensor([-1.5, -2.71875, -0.001]).bfloat16().float()
+        >>> half_ulps(logged)[0].item() == 1.5 / 256
+        True
     """
     finite = torch.where(values.detach().isfinite(), values.detach(), 0.0)
     coarsest = coarsest_type(values)
