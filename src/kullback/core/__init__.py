@@ -66,3 +66,6 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# on first use: it is not needed to start the command
+__getattr__, __dir__ = lazy("kullback.core", {"compiling": "kullback.core.compiling"})

@@ -261,6 +261,10 @@ def renamed(**names: str) -> Callable[[_Function], _Function]:
     Args:
         names: New name to old one, as in `renamed(p="p_logits")`.
 
+    Returns:
+        A decorator. The function it returns raises `TypeError` where one argument is given by both
+        names, and gives a `DeprecationWarning` where the old one is used.
+
     Example:
         >>> import pytest
         >>> @renamed(p="p_logits")
