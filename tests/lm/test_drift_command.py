@@ -121,13 +121,13 @@ def test_a_padded_vocabulary_is_cut_by_an_option(tiny, tmp_path, run):
 @pytest.fixture(scope="module")
 def page(tiny, tmp_path_factory):
     from kullback.lm import drift, load_models, read_documents
-    from kullback.report import drift_page
+    from kullback.report.language_models import drift_page
 
     p, q, r = load_models(tiny / "p", [tiny / "q", tiny / "r"])
     documents = read_documents([tiny / "texts"], p.tokenizer)
     found = drift(p, [q, r], documents, tops=True)
     path = tmp_path_factory.mktemp("page") / "page.html"
-    return found, drift_page.write(found, path)
+    return found, drift_page.write_drift(found, path)
 
 
 def seen_in_browser(path):
@@ -194,7 +194,7 @@ def test_pointing_at_a_token_shows_both_models_candidates(page, tmp_path):
 
 def test_text_of_the_corpus_cannot_become_markup(tmp_path):
     from kullback.lm import Document, LanguageModel, drift
-    from kullback.report import drift_page
+    from kullback.report.language_models import drift_page
 
     class Tokenizer:
         bos_token_id = None
@@ -221,7 +221,7 @@ def test_text_of_the_corpus_cannot_become_markup(tmp_path):
 @pytest.mark.slow
 def test_a_large_corpus_stays_below_two_megabytes():
     from kullback.lm import Document, LanguageModel, drift
-    from kullback.report import drift_page
+    from kullback.report.language_models import drift_page
 
     generator = torch.Generator().manual_seed(0)
     head = torch.randn(500, 8, generator=generator)
@@ -238,7 +238,7 @@ def test_characters_of_several_tokens_are_shown_whole():
     tokenizers = pytest.importorskip("tokenizers")
     from transformers import PreTrainedTokenizerFast
 
-    from kullback.report.drift_page import _pieces
+    from kullback.report.language_models.drift_page import _pieces
 
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     made = tokenizers.Tokenizer(

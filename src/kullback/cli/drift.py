@@ -216,7 +216,7 @@ def _progress(what: str, first: bool) -> Iterator[Callable[[int, int], None]]:
 
 
 def _show(found: Any, options: DriftOptions) -> int:
-    from kullback.report import drift_page
+    from kullback import report
 
     verdict = None
     if options.fail_above is not None or options.require_below is not None:
@@ -233,13 +233,13 @@ def _show(found: Any, options: DriftOptions) -> int:
         write_atomic(options.parquet, sink.getvalue().to_pybytes())
         say(f"tokens: {options.parquet}")
     if options.html is not None:
-        drift_page.write(found, options.html)
+        report.write_drift(found, options.html)
         say(f"report: {options.html}")
     if options.json:
         gate = None if verdict is None else {"failed": verdict.failed, "words": verdict.words}
         print_json(found.to_dict() | {"gate": gate})
     else:
-        write(drift_page.drift_text(found))
+        write(report.drift_text(found))
     if verdict is not None:
         say(f"gate: {verdict.words}")
     return GATE_FAILED if verdict is not None and verdict.failed else 0

@@ -1,7 +1,7 @@
 """A drift report as text for the terminal, and as a page on which the text is read with its drift.
 
-Which to use: `drift_text` for the tables in lines; `write` for the page. On the page every token's
-colour is its KL(P‖Q); under the pointer both models' most probable tokens are listed.
+Which to use: `drift_text` for the tables in lines; `write_drift` for the page. On the page every
+token's colour is its KL(P‖Q); under the pointer both models' most probable tokens are listed.
 """
 
 import json
@@ -16,15 +16,15 @@ import numpy as np
 from kullback.core import write_atomic
 from kullback.lm import Clustered, Drift, DriftFigures
 
-from . import limits
-from .figures import PAGE_COLORS, inline_svg, page_figure
-from .html import markup, render
-from .text_layout import aligned, number
+from .. import limits
+from ..figures import PAGE_COLORS, inline_svg, page_figure
+from ..html import markup, render
+from ..text_layout import aligned, number
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-__all__ = ["drift_text", "write"]
+__all__ = ["drift_text", "write_drift"]
 
 NAMES = {
     "kl": "KL(P‖Q)",
@@ -177,7 +177,7 @@ def _paired_lines(found: Drift) -> list[str]:
     )
 
 
-def write(found: Drift, path: str | Path) -> Path:
+def write_drift(found: Drift, path: str | Path) -> Path:
     """Write the page of a drift report: one HTML file of less than 2 MB, nothing else needed.
 
     Args:
