@@ -22,6 +22,10 @@ FLOORS = {
     "report": 5,
     "cli": 6,
 }
+MOST_PARAMETERS = 6  # positional ones; keyword-only options of a public face are apart
+MOST_ENTRIES = 16  # files and folders of one folder
+MOST_FILES_A_THOUSAND_LINES = 4.5
+COUNTS = {-1, 0, 1, 2, 3, 4, 0.5, 1.5}  # small numbers of things, and halves, are no thresholds
 FILES = sorted(ROOT.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
@@ -112,3 +116,170 @@ def test_public_names_are_listed_and_documented(name):
         if inspect.isclass(member) or inspect.isfunction(member):
             assert (member.__doc__ or "").strip(), f"{name}.{public} has no docstring"
             assert not member.__doc__.startswith(f"{public}("), f"{name}.{public}: no docstring"
+
+
+# What travels, what limits, what is offered
+
+
+def functions_of(tree: ast.Module) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
+def positional(function: ast.FunctionDef) -> int:
+    names = [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
+    return len([name for name in names if name not in ("self", "cls")])
+
+
+def is_kernel(function: ast.FunctionDef) -> bool:
+    """Whether Triton compiles it: a kernel takes pointers and strides one by one."""
+    return any("jit" in ast.unparse(one) for one in function.decorator_list)
+
+
+def test_at_most_six_positional_parameters():
+    """Values that travel together are one record."""
+    assert not [
+        f"{name_of(path)}:{function.lineno} {function.name}: {positional(function)} parameters"
+        for path in FILES
+        for function in functions_of(TREES[path])
+        if positional(function) > MOST_PARAMETERS and not is_kernel(function)
+    ]
+
+
+def fixed_parameters() -> set[str]:
+    """Functions and classes of the package that do not declare `*args`."""
+    fixed, open_ended = set(), set()
+    for tree in TREES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                fixed.add(node.name)
+            elif isinstance(node, ast.FunctionDef):
+                (open_ended if node.args.vararg else fixed).add(node.name)
+    return fixed - open_ended - TENSOR_METHODS
+
+
+TENSOR_METHODS = {name for name in dir(__import__("torch").Tensor) if not name.startswith("_")}
+FIXED = fixed_parameters()
+
+
+def unpacks(node: ast.AST) -> bool:
+    """Whether a tuple is unpacked into the parameters of a function or class of the package."""
+    if not isinstance(node, ast.Call) or not any(isinstance(a, ast.Starred) for a in node.args):
+        return False
+    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    return name == "cls" or name in FIXED
+
+
+def test_no_tuple_is_unpacked_into_parameters():
+    """Fields are passed by name, or as a record."""
+    assert not [
+        f"{name_of(path)}:{node.lineno} {ast.unparse(node)}"
+        for path in FILES
+        for node in ast.walk(TREES[path])
+        if unpacks(node)
+    ]
+
+
+def offered(folder: str) -> set[str]:
+    init = TREES[ROOT / folder / "__init__.py"]
+    return {
+        node.value
+        for node in ast.walk(init)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+OFFERED = {name: offered(name) for name in FLOORS if (ROOT / name).is_dir()}
+
+
+def source_of(path: Path, node: ast.ImportFrom) -> list[str]:
+    """The dotted parts of the module that a `from … import` names, its dots resolved."""
+    package = name_of(path).split(".")
+    package = package if path.name == "__init__.py" else package[:-1]
+    base = package[: len(package) - (node.level - 1)] if node.level else []
+    return [*base, *(node.module.split(".") if node.module else [])]
+
+
+def goes_deep(path: Path, node: ast.ImportFrom) -> bool:
+    """Whether another folder is imported past what its `__init__` offers."""
+    here, source = room_of(name_of(path)), source_of(path, node)
+    if here not in FLOORS or source[:1] != ["kullback"] or len(source) < 2:
+        return False
+    if source[1] in (here, "__main__"):
+        return False
+    return len(source) > 2 or not {one.name for one in node.names} <= OFFERED[source[1]]
+
+
+def test_other_folders_are_entered_by_their_init():
+    assert not [
+        f"{name_of(path)}:{node.lineno} {ast.unparse(node)}"
+        for path in FILES
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.ImportFrom) and goes_deep(path, node)
+    ]
+
+
+def literals(node: ast.Compare) -> list[float]:
+    sides = [
+        side.operand if isinstance(side, ast.UnaryOp) else side
+        for side in (node.left, *node.comparators)
+    ]
+    found = [side.value for side in sides if isinstance(side, ast.Constant)]
+    return [one for one in found if isinstance(one, (int, float)) and not isinstance(one, bool)]
+
+
+def names_compared() -> set[str]:
+    return {
+        name
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare)
+        for part in ast.walk(node)
+        if (name := getattr(part, "attr", getattr(part, "id", ""))).isupper()
+    }
+
+
+COMPARED = names_compared()
+
+
+NUMBER_PARTS = (ast.Constant, ast.UnaryOp, ast.BinOp, ast.operator, ast.unaryop)
+
+
+def is_limit(node: ast.stmt) -> bool:
+    """Whether a module gives a number to a name in capitals that something is compared with."""
+    if not isinstance(node, ast.Assign):
+        return False
+    parts = list(ast.walk(node.value))
+    text = any(isinstance(one, ast.Constant) and isinstance(one.value, str) for one in parts)
+    names = {one.id for one in node.targets if isinstance(one, ast.Name)} & COMPARED
+    return bool(names) and not text and all(isinstance(one, NUMBER_PARTS) for one in parts)
+
+
+def test_no_threshold_outside_the_limits():
+    """What is compared with a number finds it, with its source, in the folder's `limits.py`."""
+    rest = [path for path in FILES if path.stem != "limits"]
+    assert not [
+        f"{name_of(path)}:{node.lineno} {ast.unparse(node)}"
+        for path in rest
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.Compare) and set(literals(node)) - COUNTS
+    ]
+    assert not [
+        f"{name_of(path)}:{node.lineno} {ast.unparse(node)}"
+        for path in rest
+        for node in TREES[path].body
+        if is_limit(node)
+    ]
+
+
+def test_few_entries_a_folder():
+    apart = ("__init__.py", "__pycache__")
+    entries = {
+        folder.name: sum(one.name not in apart for one in folder.iterdir())
+        for folder in {path.parent for path in FILES}
+    }
+    assert not {name: count for name, count in entries.items() if count > MOST_ENTRIES}
+
+
+def test_few_files_for_what_they_hold():
+    lines = sum(len(path.read_text().splitlines()) for path in FILES)
+    assert 1000 * len(FILES) / lines <= MOST_FILES_A_THOUSAND_LINES

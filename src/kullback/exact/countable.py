@@ -28,11 +28,11 @@ from torch.nn.functional import logsigmoid
 
 from kullback.core import require
 
+from . import limits
 from .bregman import HALF_LOG_2PI
 from .table_sums import Table, alpha_sum, cross_sum, js_sum
 
 __all__ = [
-    "MOST_TERMS",
     "Lattice",
     "Sum",
     "cross_entropy",
@@ -44,9 +44,7 @@ __all__ = [
     "outcomes",
 ]
 
-_NEAR = 0.1  # |x − m|/(x + m) below which the deviance is a series; ten terms give 1e-21
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
-_LARGE = 16.0  # above it the six terms of Stirling's series are exact to 1e-17
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +70,16 @@ class Lattice:
 def lattice_of(p: Any) -> Lattice | None:
     """Return the range of p's outcomes, one a component of a mixture; None where not known.
 
-    >>> lattice_of(d.Binomial(5, torch.tensor(0.5))).high
-    tensor([5.], dtype=torch.float64)
+    Args:
+        p: A torch distribution.
+
+    Returns:
+        The `Lattice`, `[*batch, K]` with one entry a component, or None where p is no distribution
+        on the integers that is known here.
+
+    Example:
+        >>> lattice_of(d.Binomial(5, torch.tensor(0.5))).high
+        tensor([5.], dtype=torch.float64)
     """
     if p.event_shape:
         return None
@@ -104,12 +110,21 @@ def _all_of(p: Any) -> Tensor:
 
 
 def log_masses(p: Any, x: Tensor) -> Tensor:
-    """Return `log p(x)`, float64, −inf where p has no mass; x: integers `[*batch, n]`.
+    """Return `log p(x)` in nats, float64, −inf where p has no mass.
 
-    p: a distribution for which `lattice_of` is not None. Differentiable in its parameters.
+    Args:
+        p: A distribution for which `lattice_of` is not None.
+        x: Integers `[*batch, n]`, of any dtype.
 
-    >>> log_masses(d.Poisson(torch.tensor(2.0)), torch.tensor([0.0, 1.0, -1.0]))
-    tensor([-2.0000, -1.3069,    -inf], dtype=torch.float64)
+    Returns:
+        `[*batch, n]`, differentiable in p's parameters.
+
+    Raises:
+        ArgumentValueError: Where p is not a distribution on the integers.
+
+    Example:
+        >>> log_masses(d.Poisson(torch.tensor(2.0)), torch.tensor([0.0, 1.0, -1.0]))
+        tensor([-2.0000, -1.3069,    -inf], dtype=torch.float64)
     """
     x = x.double()
     if isinstance(p, d.MixtureSameFamily):
@@ -205,7 +220,7 @@ def _(p: Any, x: Tensor) -> Tensor:
 def _(p: Any, x: Tensor) -> Tensor:
     logs = p.probs.double().log() if _by_probs(p) else p.logits.double()
     index = x.long() + torch.zeros_like(logs[..., :1], dtype=torch.long)
-    wide: Tensor = logs.expand(*index.shape[:-1], logs.shape[-1]).gather(-1, index)
+    wide: Tensor = logs.expand((*index.shape[:-1], logs.shape[-1])).gather(-1, index)
     return wide
 
 
@@ -252,7 +267,7 @@ def _deviance(x: Tensor, mean: Tensor, log_mean: Tensor) -> Tensor:
     """Return `x log(x/m) + m − x ≥ 0` for x > 0, by its series where x is near m."""
     gap = x - mean
     v = gap / (x + mean)
-    near = v.abs() < _NEAR
+    near = v.abs() < limits.MAX_DEVIANCE_SERIES
     v = torch.where(near, v, 0.0)
     square = v * v
     total = torch.zeros_like(v)
@@ -264,13 +279,14 @@ def _deviance(x: Tensor, mean: Tensor, log_mean: Tensor) -> Tensor:
 
 def _stirling(x: Tensor) -> Tensor:
     """Return `log Γ(x + 1) − (x + ½) log x + x − ½ log 2π` for x > 0, the error of Stirling."""
-    large = x.clamp(min=_LARGE)
+    large = x.clamp(min=limits.MIN_STIRLING_SERIES)
     series = torch.zeros_like(large)
     for term in reversed(_STIRLING):
         series = series / (large * large) + term
-    small = x.clamp(max=_LARGE)
+    small = x.clamp(max=limits.MIN_STIRLING_SERIES)
     plain = torch.lgamma(small + 1) - (small + 0.5) * small.log() + small
-    return torch.where(x > _LARGE, series / large, plain - HALF_LOG_2PI)
+    large_x = x > limits.MIN_STIRLING_SERIES
+    return torch.where(large_x, series / large, plain - HALF_LOG_2PI)
 
 
 def _log_probs(p: Any) -> tuple[Tensor, Tensor]:
@@ -288,8 +304,6 @@ def _by_probs(p: Any) -> bool:
     return "probs" in held
 
 
-MOST_TERMS = 1 << 21  # numbers held for one sum: about a tenth of a second
-_REMAINDER = 1e-13  # of the sum, at most
 _WIDTHS = tuple(8.0 * 1.4**step for step in range(36))  # standard deviations on either side
 
 _MORE = 8  # outcomes beyond the range
@@ -309,18 +323,26 @@ class Sum:
     def __str__(self) -> str:
         if self.remainder == 0:
             return f"sum over {self.first} … {self.last}"
-        bound = 10.0 ** math.ceil(math.log10(max(self.remainder, 1e-300)))
+        bound = 10.0 ** math.ceil(math.log10(max(self.remainder, limits.MIN_POSITIVE)))
         return f"sum over {self.first} … {self.last}, remainder < {bound:.0e}"
 
 
 def kl(p: Any, q: Any) -> Sum | None:
     """Return `KL(p‖q) = Σ p log(p/q)` in terms `q − p + p log(p/q) ≥ 0`, which do not cancel.
 
-    p, q: torch distributions on the integers; batch shapes broadcast. +inf where p has an outcome
-    that q lacks, however improbable. Relative error about 1e-13. Differentiable.
+    Relative error about 1e-13.
 
-    >>> print(kl(torch.distributions.Bernoulli(0.3), torch.distributions.Geometric(0.3)))
-    sum over 0 … 94, remainder < 1e-14
+    Args:
+        p: A torch distribution on the integers.
+        q: A torch distribution on the integers; batch shapes broadcast.
+
+    Returns:
+        The `Sum`, in nats, differentiable; +inf where p has an outcome that q lacks, however
+        improbable. None where a distribution is not known here or the sum would be too long.
+
+    Example:
+        >>> print(kl(torch.distributions.Bernoulli(0.3), torch.distributions.Geometric(0.3)))
+        sum over 0 … 94, remainder < 1e-14
     """
     lattices = lattice_of(p), lattice_of(q)
     if lattices[0] is None or lattices[1] is None:
@@ -338,25 +360,56 @@ def kl(p: Any, q: Any) -> Sum | None:
 
 
 def js(p: Any, q: Any) -> Sum | None:
-    """Return `½ KL(p‖m) + ½ KL(q‖m)`, `m = ½(p + q)`; arguments as in `kl`.
+    """Return `½ KL(p‖m) + ½ KL(q‖m)`, `m = ½(p + q)`: the Jensen-Shannon divergence, in nats.
 
-    >>> js(torch.distributions.Poisson(3.0), torch.distributions.Poisson(3.0)).value
-    tensor(0., dtype=torch.float64)
+    Args:
+        p: A torch distribution on the integers.
+        q: A torch distribution on the integers; batch shapes broadcast.
+
+    Returns:
+        The `Sum`, in nats, differentiable; None where a distribution is not known here or the sum
+        would be too long.
+
+    Example:
+        >>> js(torch.distributions.Poisson(3.0), torch.distributions.Poisson(3.0)).value
+        tensor(0., dtype=torch.float64)
     """
     return _summed([p, q], lambda logs: js_sum(_table(logs[0]), _table(logs[1]), 0.5))
 
 
 def entropy(p: Any) -> Sum | None:
-    """Return `H(p) = −Σ p log p`.
+    """Return `H(p) = −Σ p log p`, in nats.
 
-    >>> entropy(torch.distributions.Poisson(3.0)).value
-    tensor(1.9315, dtype=torch.float64)
+    Args:
+        p: A torch distribution on the integers.
+
+    Returns:
+        The `Sum`, in nats, differentiable; None where p is not known here or the sum would be too
+        long.
+
+    Example:
+        >>> entropy(torch.distributions.Poisson(3.0)).value
+        tensor(1.9315, dtype=torch.float64)
     """
     return _summed([p], lambda logs: cross_sum(_table(logs[0]), _table(logs[0])))
 
 
 def cross_entropy(p: Any, q: Any) -> Sum | None:
-    """Return `H(p, q) = −Σ p log q`, +inf where p has an outcome that q lacks."""
+    """Return `H(p, q) = −Σ p log q = H(p) + KL(p‖q)`, in nats.
+
+    Args:
+        p: A torch distribution on the integers.
+        q: A torch distribution on the integers; batch shapes broadcast.
+
+    Returns:
+        The `Sum`, in nats, differentiable; +inf where p has an outcome that q lacks. None where a
+        distribution is not known here or a sum would be too long.
+
+    Example:
+        >>> p = torch.distributions.Poisson(3.0)
+        >>> cross_entropy(p, p).value
+        tensor(1.9315, dtype=torch.float64)
+    """
     first = kl(p, q)
     own = None if first is None else entropy(p)
     if first is None or own is None:
@@ -412,7 +465,7 @@ def _summed(
         fixed = [log.detach() for log in logs]
         beyond = _beyond(fixed, len(leading), edge or rows, last - first, whole)
         size = value.detach().abs()
-        if bool(((beyond <= _REMAINDER * size) | size.isinf()).all()):
+        if bool(((beyond <= limits.MAX_REMAINDER * size) | size.isinf()).all()):
             left = float(torch.where(size.isinf(), 0.0, beyond).amax()) if size.numel() else 0.0
             return Sum(value, int(first.amin()), int(last.amax()), left)
     return None
@@ -442,16 +495,26 @@ def _across(ends: list[Tensor], choose: Callable[[Tensor, Tensor], Tensor]) -> T
 
 
 def outcomes(first: Tensor, last: Tensor, known: list[Lattice]) -> Tensor | None:
-    """Return the outcomes `[*batch, n]` from first on, or None where they would be too many.
+    """Return the consecutive outcomes from first to last, or None where they would be too many.
 
-    >>> outcomes(torch.tensor(2.0), torch.tensor(4.0), [])
-    tensor([2., 3., 4.], dtype=torch.float64)
+    Args:
+        first: The first outcome, `[*batch]`.
+        last: The last outcome, `[*batch]`.
+        known: The lattices to be summed; the largest number of components counts as a factor.
+
+    Returns:
+        float64 `[*batch, n]`, n the largest `last − first + 1`: shorter ranges run on beyond their
+        last. None for an infinite range, or for more than `limits.MAX_TERMS` terms.
+
+    Example:
+        >>> outcomes(torch.tensor(2.0), torch.tensor(4.0), [])
+        tensor([2., 3., 4.], dtype=torch.float64)
     """
     if not bool((last - first).isfinite().all()):
         return None
     count = float((last - first).amax()) + 1 if last.numel() else 1.0
     components = max((one.low.shape[-1] for one in known), default=1)
-    if count * max(1, first.numel()) * components > MOST_TERMS:
+    if count * max(1, first.numel()) * components > limits.MAX_TERMS:
         return None
     return first[..., None] + torch.arange(int(count), dtype=torch.float64)
 

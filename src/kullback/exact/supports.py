@@ -21,26 +21,32 @@ import torch.distributions as d
 from torch import Tensor
 from torch.distributions import transforms
 
-from . import tails
+from . import limits, tails
 from .countable import Lattice, lattice_of, log_masses, outcomes
 from .families.continuous import InverseGaussian
 from .tails import Tail
 
 __all__ = ["Comparison", "Line", "beta_cdf", "cdf", "compare", "line_of", "unresolved"]
 
-_STEPS, _TINY = 400, 1e-300  # of the continued fraction: enough for parameters up to about 1e5
-
 
 def cdf(q: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor | None:
-    """Return `Q(X ≤ x)` in float64, x `[*sample, *batch]`, of a family on `[low, high]`.
+    """Return `Q(X ≤ x)` in float64 of a family on `[low, high]`: 0 below it, 1 above.
 
-    q: a distribution on the real line (no mixture); low, high: its support, `[*batch]` float64.
-    Within about 1e-13 (1e-10 at parameters of 1e5). None where torch has none and this file has
-    none either.
+    Within about 1e-13 (1e-10 at parameters of 1e5).
 
-    >>> x = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
-    >>> cdf(d.Beta(2.0, 3.0), x, low=torch.tensor(0.0), high=torch.tensor(1.0))
-    tensor([0.0000, 0.6875, 1.0000], dtype=torch.float64)
+    Args:
+        q: A torch distribution on the real line; no mixture.
+        x: `[*sample, *batch]`, float64.
+        low: Lower end of q's support, `[*batch]`.
+        high: Upper end of q's support, `[*batch]`.
+
+    Returns:
+        `[*sample, *batch]`, or None where neither torch nor this file has a cdf of q.
+
+    Example:
+        >>> x = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
+        >>> cdf(d.Beta(2.0, 3.0), x, low=torch.tensor(0.0), high=torch.tensor(1.0))
+        tensor([0.0000, 0.6875, 1.0000], dtype=torch.float64)
     """
     inside = (low < x) & (x < high)
     middle = torch.where(low.isfinite(), low + 1, torch.where(high.isfinite(), high - 1, 0.0))
@@ -76,17 +82,27 @@ def _inside(q: Any, x: Tensor) -> Tensor | None:
 
 
 def beta_cdf(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
-    """Return the regularised incomplete beta function `I_x(a, b)`, float64; x is clamped to [0, 1].
+    """Return the regularised incomplete beta function `I_x(a, b)`, float64.
 
     The continued fraction by Lentz's method, on the side of the mean where it converges fast.
     Reference: Abramowitz and Stegun (1964), "Handbook of Mathematical Functions", 26.5.8.
 
-    >>> beta_cdf(*(torch.tensor(v, dtype=torch.float64) for v in (2.0, 3.0, 0.5)))
-    tensor(0.6875, dtype=torch.float64)
+    Args:
+        a: First shape parameter, > 0, float64.
+        b: Second shape parameter, > 0, float64.
+        x: Where it is taken, float64; clamped to [0, 1].
+
+    Returns:
+        Probabilities of the shape that a, b and x broadcast to.
+
+    Example:
+        >>> beta_cdf(*(torch.tensor(v, dtype=torch.float64) for v in (2.0, 3.0, 0.5)))
+        tensor(0.6875, dtype=torch.float64)
     """
     a, b, x = torch.broadcast_tensors(a, b, x.clamp(0.0, 1.0))  # type: ignore[no-untyped-call]
     turned = x > (a + 1) / (a + b + 2)
-    one, two, at = (torch.where(turned, *both) for both in ((b, a), (a, b), (1 - x, x)))
+    one, two = torch.where(turned, b, a), torch.where(turned, a, b)
+    at = torch.where(turned, 1 - x, x)
     front = torch.xlogy(one, at) + torch.special.xlog1py(two, -at)
     front = front + (one + two).lgamma() - one.lgamma() - two.lgamma()
     found = front.exp() / one * _fraction(one, two, at)
@@ -95,19 +111,19 @@ def beta_cdf(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
 
 def _fraction(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
     def away(value: Tensor) -> Tensor:
-        return torch.where(value.abs() < _TINY, _TINY, value)
+        return torch.where(value.abs() < limits.MIN_POSITIVE, limits.MIN_POSITIVE, value)
 
     c = torch.ones_like(x)
     last = 1 / away(1 - (a + b) * x / (a + 1))
     value = last
-    for m in range(1, _STEPS):
+    for m in range(1, limits.FRACTION_STEPS):
         for term in (
             m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
             -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
         ):
             last, c = 1 / away(1 + term * last), away(1 + term / c)
             value = value * last * c
-        if bool(((last * c - 1).abs() < 1e-16).all()):
+        if bool(((last * c - 1).abs() < limits.FRACTION_TOLERANCE).all()):
             break
     return value
 
@@ -115,8 +131,6 @@ def _fraction(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
 INF = math.inf
 OUTSIDE = "p has mass outside q's support"
 HEAVY = "p's tail is too heavy for q's: E_p[−log q] is infinite"
-_ULPS = 8.0  # ends found by arithmetic (transforms) within so many ulps of one another are one
-_LARGEST = 1 << 25  # comparisons of ends, components and batch that are made at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +171,22 @@ class Comparison:
 def compare(p: Any, q: Any) -> Comparison | None:
     """Compare the supports and tails of two distributions; None where not known.
 
-    p, q: torch distributions of one event shape; batch shapes broadcast. Exact up to the rounding
-    of the cdf (about 1e-13).
+    Exact up to the rounding of the cdf (about 1e-13).
 
-    >>> compare(d.Cauchy(0.0, 1.0), d.Normal(0.0, 1.0)).infinite
-    tensor(True)
-    >>> found = compare(d.Uniform(0.0, 1.0), d.Exponential(1.0))
-    >>> found.infinite, found.ratio_mean
-    (tensor(False), tensor(0.6321, dtype=torch.float64))
+    Args:
+        p: A torch distribution.
+        q: A torch distribution of the same event shape; batch shapes broadcast.
+
+    Returns:
+        A `Comparison` of `[*batch]`: where KL(p‖q) is infinite, the mean of q/p, and which moments
+        are infinite. None where a family is not known here.
+
+    Example:
+        >>> compare(d.Cauchy(0.0, 1.0), d.Normal(0.0, 1.0)).infinite
+        tensor(True)
+        >>> found = compare(d.Uniform(0.0, 1.0), d.Exponential(1.0))
+        >>> found.infinite, found.ratio_mean
+        (tensor(False), tensor(0.6321, dtype=torch.float64))
     """
     batch = (torch.empty(p.batch_shape) + torch.empty(q.batch_shape)).shape
     p, q = (one if one.batch_shape == batch else one.expand(batch) for one in (p, q))
@@ -172,12 +194,13 @@ def compare(p: Any, q: Any) -> Comparison | None:
         axes = p.reinterpreted_batch_ndims
         inner = compare(p.base_dist, q.base_dist) if axes == q.reinterpreted_batch_ndims else None
         return inner if inner is None or not axes else _product(inner, axes)
-    lines, lattices = (line_of(p), line_of(q)), (lattice_of(p), lattice_of(q))
-    if lattices[0] is not None and lattices[1] is not None:
-        return _on_integers(p, q, *lattices)  # type: ignore[arg-type]
-    if lines[0] is not None and lines[1] is not None:
-        second = _cut_open(lines[1], lines[0]) if _circular(q) else lines[1]
-        return _compared(p, q, lines[0], second)
+    own, other = lattice_of(p), lattice_of(q)
+    if own is not None and other is not None:
+        return _on_integers(p, q, own, other)
+    p_line, q_line = line_of(p), line_of(q)
+    if p_line is not None and q_line is not None:
+        q_line = _cut_open(q_line, p_line) if _circular(q) else q_line
+        return _compared(p, q, p_line, q_line)
     if _shares_transforms(p, q):
         return compare(p.base_dist, q.base_dist)
     return _same_space(p, q, batch)
@@ -186,8 +209,15 @@ def compare(p: Any, q: Any) -> Comparison | None:
 def line_of(p: Any) -> Line | None:
     """Return the intervals and tails of a distribution on the real line; None where not known.
 
-    >>> line_of(d.Pareto(2.0, 3.0)).low
-    tensor([2.], dtype=torch.float64)
+    Args:
+        p: A torch distribution.
+
+    Returns:
+        A `Line` `[*batch, K]` with one entry a component, or None.
+
+    Example:
+        >>> line_of(d.Pareto(2.0, 3.0)).low
+        tensor([2.], dtype=torch.float64)
     """
     if p.event_shape:
         return None
@@ -210,15 +240,23 @@ def line_of(p: Any) -> Line | None:
 
 
 def unresolved(line: Line, dtype: torch.dtype) -> Tensor:
-    """Return by how much a mean of log p under p may be off, `[*batch]`, as draws have a dtype.
+    """Return by how much a mean of log p under p may be off because draws are rounded to a dtype.
 
-    Within δ of an end numbers of the dtype are not told apart. Where p falls as `u^(b − 1)` they
-    hold the mass `δ^b`, and `∫ p |log u|` there is about `δ^b / b`. At an infinite end 1/δ is the
-    largest number.
+    Within δ of an end, numbers of the dtype cannot be distinguished. Where p falls as `u^(b − 1)`
+    they hold the mass `δ^b`, and `∫ p |log u|` there is about `δ^b / b`. At an infinite end 1/δ is
+    the largest number.
 
-    >>> line = line_of(d.Beta(5.0, 0.001))
-    >>> float(unresolved(line, torch.float64)) > 900
-    True
+    Args:
+        line: Intervals and tails of p, as from `line_of`.
+        dtype: The floating type of the draws.
+
+    Returns:
+        `[*batch]`, float64, in nats: the largest over both ends of the components with mass.
+
+    Example:
+        >>> line = line_of(d.Beta(5.0, 0.001))
+        >>> float(unresolved(line, torch.float64)) > 900
+        True
     """
     info = torch.finfo(dtype)
     width = torch.where((line.high - line.low).isfinite(), line.high - line.low, math.inf)
@@ -244,14 +282,13 @@ def _product(inner: Comparison, axes: int) -> Comparison:
 
     mean = inner.ratio_mean
     mean = None if mean is None else mean.flatten(-axes).prod(-1)
-    return Comparison(
-        some(inner.infinite),
-        inner.why,
-        mean,
-        some(inner.heavy_ratio),
-        some(inner.heavy_control),
-        some(inner.heavy_log),
-        inner.decided,
+    return replace(
+        inner,
+        infinite=some(inner.infinite),
+        ratio_mean=mean,
+        heavy_ratio=some(inner.heavy_ratio),
+        heavy_control=some(inner.heavy_control),
+        heavy_log=some(inner.heavy_log),
     )
 
 
@@ -327,10 +364,10 @@ def _compared(p: Any, q: Any, p_line: Line, q_line: Line) -> Comparison | None:
     q_line = _snapped(q_line, p_line)
     batch = (p_line.low[..., 0] + q_line.low[..., 0]).shape
     size = math.prod(batch) * p_line.low.shape[-1] * q_line.low.shape[-1]
-    if size * (p_line.low.shape[-1] + q_line.low.shape[-1]) * 2 > _LARGEST:
+    if size * (p_line.low.shape[-1] + q_line.low.shape[-1]) * 2 > limits.MAX_COMPARISONS:
         return None
     points = torch.cat(
-        [t.expand(*batch, -1) for one in (p_line, q_line) for t in (one.low, one.high)], -1
+        [t.expand((*batch, -1)) for one in (p_line, q_line) for t in (one.low, one.high)], -1
     )
     sides = [_at_points(p_line, q_line, points, above=above) for above in (True, False)]
     outside, infinite, ratio, control, log = (
@@ -576,13 +613,13 @@ def _generalized_pareto(p: Any) -> Ends:
     upper = tails.stretched(1.0, 1 / scale).where(shape == 0, tails.power(index))
     high = torch.where(shape < 0, low + scale * index, INF)
     size = torch.maximum(low.abs(), scale * index)
-    slack = torch.where(shape < 0, _ULPS * torch.finfo(p.scale.dtype).eps * size, 0.0)
+    slack = torch.where(shape < 0, limits.ENDS_ULPS * torch.finfo(p.scale.dtype).eps * size, 0.0)
     return _on(p, low, high, tails.power(1.0), upper, slack)
 
 
 @_family.register(d.VonMises)
 def _von_mises(p: Any) -> Ends:
-    slack = _ULPS * torch.finfo(torch.float32).eps * math.pi
+    slack = limits.ENDS_ULPS * torch.finfo(torch.float32).eps * math.pi
     return _on(p, -math.pi, math.pi, tails.power(1.0), tails.power(1.0), slack)
 
 
@@ -601,7 +638,7 @@ def _transformed(p: Any) -> Ends | None:
     low, high, lower, upper, slack = ends
     bits = torch.finfo(p.base_dist.mean.dtype).eps if _floats(p.base_dist) else 0.0
     size = torch.stack([torch.where(end.isfinite(), end.abs(), 0.0) for end in (low, high)])
-    return _on(p, low, high, lower, upper, slack + _ULPS * bits * size.amax(0))
+    return _on(p, low, high, lower, upper, slack + limits.ENDS_ULPS * bits * size.amax(0))
 
 
 def _floats(p: Any) -> bool:

@@ -16,8 +16,7 @@ from typing import Any
 
 from kullback.core import DataError, Estimate
 from kullback.data import describe_protocol
-from kullback.vae import Evaluation
-from kullback.vae.limits import ACTIVE_KL, ACTIVE_VARIANCE, DRAWS_FOR_LOOSE, LOOSE
+from kullback.vae import Evaluation, limits
 
 __all__ = [
     "Figure",
@@ -47,19 +46,33 @@ class Figure:
 
 
 def plain(estimate: Estimate) -> str:
-    """Print `value ± error` exactly as the estimate prints itself, without unit and bias.
+    """Return `value ± error` exactly as the estimate prints itself, without unit and bias.
 
-    >>> plain(Estimate(-89.423, 0.1134, draws=9, bias="low"))
-    '-89.42 ± 0.11'
+    Args:
+        estimate: A scalar estimate.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> plain(Estimate(-89.423, 0.1134, draws=9, bias="low"))
+        '-89.42 ± 0.11'
     """
     return replace(estimate, unit="", bias="none").brief
 
 
 def noun_of(protocol: Mapping[str, Any]) -> str:
-    """Say what one example is: "image", or "vector".
+    """Return what one example is called: "image", or "vector".
 
-    >>> noun_of({"event_shape": [1, 28, 28]})
-    'image'
+    Args:
+        protocol: As in `Dataset.protocol`; only "event_shape" is used, which may be missing.
+
+    Returns:
+        "vector" for an event of one axis, else "image".
+
+    Example:
+        >>> noun_of({"event_shape": [1, 28, 28]})
+        'image'
     """
     return "vector" if len(protocol.get("event_shape") or ()) == 1 else "image"
 
@@ -67,12 +80,19 @@ def noun_of(protocol: Mapping[str, Any]) -> str:
 def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]:
     """Return the figures by key, in the order in which they are read.
 
-    >>> import torch
-    >>> from kullback.vae import build, evaluate
-    >>> found = figures(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))
-    >>> [*found]
-    ['elbo', 'log_likelihood', 'gap', 'rate', 'distortion', 'effective_draws', 'loose', \
-'active_units']
+    Args:
+        evaluation: An evaluation of a VAE.
+        noun: What one example is called, as from `noun_of`.
+
+    Returns:
+        A `Figure` for each key; "bits_per_dim" only where the evaluation has it.
+
+    Example:
+        >>> import torch
+        >>> from kullback.vae import build, evaluate
+        >>> found = figures(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))
+        >>> " ".join(found)
+        'elbo log_likelihood gap rate distortion effective_draws loose active_units'
     """
     e = evaluation
     unit, k = f"nats/{noun}", f"L_{e.draws}"
@@ -82,14 +102,15 @@ def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]
             plain(e.elbo),
             unit,
             "lower bound on log p(x)",
-            f"A floor under log p(x), the log probability of an unseen {noun}. Higher is better.",
+            f"A lower bound on log p(x), the log probability of an unseen {noun}. "
+            "Higher is better.",
         ),
         "log_likelihood": Figure(
             k,
             plain(e.log_likelihood),
             unit,
             f"tighter lower bound, {e.draws:,} draws",
-            f"A higher floor under log p(x), from {e.draws:,} weighted draws of the code. "
+            f"A higher lower bound on log p(x), from {e.draws:,} weighted draws of the code. "
             "Higher is better.",
         ),
         "gap": Figure(
@@ -97,7 +118,8 @@ def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]
             plain(e.gap),
             unit,
             f"{k} - ELBO",
-            f"How far {k} lies above the ELBO: at least this much is lost by an inexact posterior.",
+            f"How far {k} lies above the ELBO: a lower bound on the loss from an inexact "
+            "posterior.",
         ),
     }
     if e.bits_per_dim is not None:
@@ -118,15 +140,15 @@ def _rate_and_distortion(e: Evaluation, unit: str, noun: str) -> dict[str, Figur
             "rate",
             plain(e.rate),
             unit,
-            "KL(q(z|x) || p(z)), what the code costs",
-            f"What the code z says about each {noun}, in nats: KL(q(z|x) ‖ p(z)).",
+            "KL(q(z|x) || p(z))",
+            f"KL(q(z|x) ‖ p(z)): the cost of coding z, for each {noun}.",
         ),
         "distortion": Figure(
             "distortion",
             plain(e.distortion),
             unit,
-            "-log p(x|z), what the code leaves open",
-            "What the code leaves open: the surprise of x once z is known. "
+            "reconstruction loss, -E log p(x|z)",
+            "Reconstruction loss, −E log p(x|z): the cost of coding x once z is known. "
             "Rate + distortion = −ELBO.",
         ),
     }
@@ -140,31 +162,36 @@ def _health(e: Evaluation, noun: str) -> dict[str, Figure]:
             f"{median:.3g}",
             f"of {e.draws:,}",
             f"median over {noun}s; least {least:.3g}",
-            f"How many of the {e.draws:,} draws truly count, at the median {noun}; "
+            f"(Σw)²/Σw² of the {e.draws:,} weights, at the median {noun}; "
             f"{least:.3g} at the worst.",
         ),
         "loose": Figure(
             "loose bounds",
             "not known" if e.loose is None else _percent(e.loose),
             f"of {noun}s",
-            f"fewer than {LOOSE:g} effective draws",
-            f"{noun.capitalize()}s whose bound rests on fewer than {LOOSE:g} effective draws.",
+            f"fewer than {limits.LOOSE_DRAWS:g} effective draws",
+            f"{noun.capitalize()}s whose bound rests on fewer than {limits.LOOSE_DRAWS:g} "
+            "effective draws.",
         ),
         "active_units": _active(e, noun),
     }
 
 
 def _active(e: Evaluation, noun: str) -> Figure:
-    value, varies = f"{e.active_units}/{e.latent}", f"varies by more than {ACTIVE_VARIANCE:g}"
-    if e.varying_units is None:  # an evaluation from before the KL was asked for as well
+    value, varies = (
+        f"{e.active_units}/{e.latent}",
+        f"varies by more than {limits.ACTIVE_VARIANCE:g}",
+    )
+    if e.varying_units is None:  # an evaluation of a version that did not ask for the KL
         note = f"whose mean code {varies}"
         meaning = f"their mean code varies from {noun} to {noun} (variance above 0.01)."
     else:
-        note = f"of {ACTIVE_KL:g} nats or more ({e.varying_units} whose mean code {varies})"
+        note = f"of {limits.ACTIVE_KL:g} nats or more ({e.varying_units} whose mean code {varies})"
         meaning = (
-            f"each has a KL of {ACTIVE_KL:g} nats or more and a mean code that varies from {noun} "
-            f"to {noun}. {e.varying_units} vary by more than {ACTIVE_VARIANCE:g} (variance), which "
-            "is all that papers after Burda et al. (2016) ask and may cost 0.005 nats."
+            f"each has a KL of {limits.ACTIVE_KL:g} nats or more and a mean code that varies "
+            f"from {noun} to {noun}. {e.varying_units} vary by more than "
+            f"{limits.ACTIVE_VARIANCE:g} (variance), which is all that papers after Burda et al. "
+            "(2016) ask and which a dimension of 0.005 nats can satisfy."
         )
     meaning = f"Latent dimensions that are used: {meaning}"
     return Figure("active units", value, "dimensions", note, meaning)
@@ -172,28 +199,40 @@ def _active(e: Evaluation, noun: str) -> Figure:
 
 def _value_of(levels: int) -> str:
     bits = (levels - 1).bit_length()
-    return f"{bits}-bit value" if bits >= 8 and levels == 1 << bits else f"value of {levels} levels"
+    return (
+        f"{bits}-bit value"
+        if levels == 1 << bits and bits not in range(8)
+        else f"value of {levels} levels"
+    )
 
 
 def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
-    """Say in one sentence each what the figures mean and where they must not be trusted.
+    """Return in one sentence each what the figures mean and where they must not be trusted.
 
-    >>> import torch
-    >>> from kullback.vae import build, evaluate
-    >>> remarks(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))[0]
-    'ELBO and L_16 are lower bounds on log p(x): higher is better.'
+    Args:
+        evaluation: An evaluation of a VAE.
+        noun: What one example is called, as from `noun_of`.
+
+    Returns:
+        The sentences, with the warnings of every estimate, each once.
+
+    Example:
+        >>> import torch
+        >>> from kullback.vae import build, evaluate
+        >>> remarks(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))[0]
+        'ELBO and L_16 are lower bounds on log p(x): higher is better.'
     """
     e = evaluation
     said = [f"ELBO and L_{e.draws} are lower bounds on log p(x): higher is better."]
     if e.loose is None:
         said.append(
             f"How many bounds are loose is not known with {e.draws} draws; "
-            f"use --draws {DRAWS_FOR_LOOSE} or more."
+            f"use --draws {limits.DRAWS_FOR_LOOSE} or more."
         )
     elif e.loose > 0:
         said.append(
-            f"{_percent(e.loose)} of {noun}s rest on fewer than {LOOSE:g} effective draws: "
-            "their bound is loose; try more --draws."
+            f"{_percent(e.loose)} of {noun}s rest on fewer than {limits.LOOSE_DRAWS:g} effective "
+            "draws: their bound is loose; try more --draws."
         )
     if e.active_units == 0:
         said.append(
@@ -207,12 +246,20 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
 
 
 def scope(evaluation: Evaluation, *, noun: str = "image") -> str:
-    """Say what the error bars cover: how many examples and draws, and the seed.
+    """Return in words what the error bars cover: how many examples and draws, and the seed.
 
-    >>> import torch
-    >>> from kullback.vae import build, evaluate
-    >>> scope(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))
-    '8 test images, 16 draws each, seed 0; ± is one standard error'
+    Args:
+        evaluation: An evaluation of a VAE.
+        noun: What one example is called, as from `noun_of`.
+
+    Returns:
+        One line, without its end.
+
+    Example:
+        >>> import torch
+        >>> from kullback.vae import build, evaluate
+        >>> scope(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))
+        '8 test images, 16 draws each, seed 0; ± is one standard error'
     """
     e = evaluation
     draws = "1 draw" if e.draws == 1 else f"{e.draws:,} draws"
@@ -220,10 +267,17 @@ def scope(evaluation: Evaluation, *, noun: str = "image") -> str:
 
 
 def protocol_line(protocol: Mapping[str, Any]) -> str:
-    """Describe a protocol in one line, or say that there is none to describe.
+    """Return a protocol in one line, or a line that says that there is none.
 
-    >>> protocol_line({})
-    'no protocol was stored with these data'
+    Args:
+        protocol: As in `Dataset.protocol`, or an empty one.
+
+    Returns:
+        One line, without its end.
+
+    Example:
+        >>> protocol_line({})
+        'no protocol was stored with these data'
     """
     try:
         return describe_protocol(dict(protocol))
@@ -236,7 +290,7 @@ def _percent(share: float) -> str:
     percent = 100 * share
     if 0 < percent < 1:
         return "under 1 %"
-    return "over 99 %" if 99 < percent < 100 else f"{percent:.0f} %"
+    return "over 99 %" if 0 < 100 - percent < 1 else f"{percent:.0f} %"
 
 
 _BOLD, _DIM, _RESET = "\x1b[1m", "\x1b[2m", "\x1b[0m"
@@ -245,17 +299,23 @@ _BOLD, _DIM, _RESET = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 def evaluation_table(
     evaluation: Evaluation, protocol: dict[str, Any], *, color: bool, width: int = 100
 ) -> str:
-    """Write an evaluation as lines of text: metric, value ± error, unit, note; no final newline.
+    """Return an evaluation as lines of text: metric, value ± error, unit, note.
 
-    protocol: of the data that were evaluated; its line stands below the figures. color: with ANSI
-    codes for bold and dim, and nothing else differs. width: at which the sentences are wrapped;
-    the table itself is never wrapped.
+    Args:
+        evaluation: An evaluation of a VAE.
+        protocol: Of the data that were evaluated; its line stands below the figures.
+        color: With ANSI codes for bold and dim; nothing else differs.
+        width: Columns at which the sentences are wrapped, at least 20; the table is never wrapped.
 
-    >>> import torch
-    >>> from kullback.vae import build, evaluate
-    >>> figures = evaluate(build((4,), "binary"), torch.ones(8, 4))
-    >>> evaluation_table(figures, {"event_shape": [4]}, color=False).splitlines()[1].split()[0]
-    'ELBO'
+    Returns:
+        The text, without a final newline.
+
+    Example:
+        >>> import torch
+        >>> from kullback.vae import build, evaluate
+        >>> figures = evaluate(build((4,), "binary"), torch.ones(8, 4))
+        >>> evaluation_table(figures, {"event_shape": [4]}, color=False).splitlines()[1].split()[0]
+        'ELBO'
     """
     noun = noun_of(protocol)
     rows = list(figures(evaluation, noun=noun).values())

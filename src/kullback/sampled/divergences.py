@@ -22,14 +22,12 @@ from torch.distributions import (
 )
 
 from kullback.core import Estimate, require, require_type, short_values
-from kullback.exact import closed_forms, countable, tables
-from kullback.exact.supports import OUTSIDE, compare
+from kullback.exact import closed_forms, countable, supports, tables
 
-from . import error_bars
-from .distributions import draw_from, log_density
+from . import error_bars, limits
+from .distributions import Support, checked_draws, draw_from, dtype_of, log_density
+from .distributions import kl as kl_sampled
 from .estimators import Estimator
-from .kl_from_distributions import Support, dtype_of
-from .kl_from_distributions import kl as kl_sampled
 
 __all__ = ["Measured", "cross_entropy", "entropy", "how_sampled", "js", "kl"]
 
@@ -82,7 +80,7 @@ class Measured:
 
     @property
     def no_error(self) -> str:
-        """Why there is no honest standard error, in words; empty when there is one."""
+        """Why no standard error can be given, in words; empty when there is one."""
         return "" if self.estimate is None else self.estimate.no_error
 
     @property
@@ -132,24 +130,37 @@ def kl(
 ) -> Measured:
     """Return `KL(p‖q) = E_p[log p/q]`, p first, exactly where that is known, else from draws.
 
-    p, q: probability tables `[*batch, outcomes]`, or torch distributions over one event shape; the
-    value is `[*batch]`, in nats. Tables: `exact.kl`. Distributions: the closed form of
-    `exact.closed_forms` where there is one; +inf where supports or tails make it so
-    (`exact.supports`); the sum over the integers (`exact.countable`); these with gradients. Else
-    `sampled.kl` with `draws`, `estimator` and `generator`, an `Estimate`, without. `method` says
-    which it was.
-    Errors: `TypeError` for anything else, or one of each; `ValueError` for shapes that differ,
-    tables that do not sum to 1, a discrete distribution against a continuous one.
+    Tables: `exact.kl`. Distributions: the closed form of `exact.closed_forms` where there is one;
+    +inf where supports or tails make it so (`exact.supports`); the sum over the integers
+    (`exact.countable`); else `sampled.kl`.
 
-    >>> from torch.distributions import Laplace, Normal, StudentT
-    >>> print(kl(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])))
-    0.143841 nats (sum over the table)
-    >>> print(kl(Normal(0.0, 1.0), Normal(1.0, 1.0)))
-    0.5 nats (closed form: Normal‖Normal)
-    >>> seed = torch.Generator().manual_seed(0)
-    >>> print(kl(StudentT(5.0), Laplace(0.0, 1.0), generator=seed))
-    0.01459 ± 0.00021 nats (sampled: best λ = 0.88 to 0.884, 10,000 draws)
+    Args:
+        p: Probabilities `[*batch, outcomes]`, or a torch distribution.
+        q: A table of the same outcomes, or a torch distribution over the same event shape.
+        draws: How many draws to make where nothing exact is known, ≥ 4.
+        estimator: "best", "k1", "k2", "k3" or a number λ, for the draws.
+        generator: Where randomness comes from; torch's own when None.
+
+    Returns:
+        A `Measured` of `[*batch]`, in nats; `method` says how it was computed. With gradients where
+        exact; with an `Estimate` and without gradients where sampled.
+
+    Raises:
+        TypeError: For anything else, or a table with a distribution.
+        ValueError: For shapes that differ, tables that do not sum to 1, a discrete distribution
+            against a continuous one, or fewer than 4 draws.
+
+    Example:
+        >>> from torch.distributions import Laplace, Normal, StudentT
+        >>> print(kl(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])))
+        0.143841 nats (sum over the table)
+        >>> print(kl(Normal(0.0, 1.0), Normal(1.0, 1.0)))
+        0.5 nats (closed form: Normal‖Normal)
+        >>> seed = torch.Generator().manual_seed(0)
+        >>> print(kl(StudentT(5.0), Laplace(0.0, 1.0), generator=seed))
+        0.01459 ± 0.00021 nats (sampled: best λ = 0.88 to 0.884, 10,000 draws)
     """
+    draws = checked_draws(draws)
     if _tables(p, q):
         return Measured(tables.kl(p, q), _TABLE)
     known = _without_draws(p, q)
@@ -162,25 +173,39 @@ def kl(
 def js(p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = None) -> Measured:
     """Return the Jensen-Shannon divergence `½ KL(p‖m) + ½ KL(q‖m)`, `m = ½(p + q)`, in nats.
 
-    p, q and the errors: as in `kl`. Between tables (Bernoulli and categorical distributions are
-    tables) and on the integers the sum itself; otherwise from draws, half of them from p and half
-    from q: the mean of `½ (a log a + b log b)` with `a = p/m`, `b = q/m`, every term of it between
-    0 and log 2.
+    Between tables (Bernoulli and categorical distributions are tables) and on the integers the sum
+    itself; otherwise from draws, half of them from p and half from q: the mean of
+    `½ (a log a + b log b)` with `a = p/m`, `b = q/m`, every term of it between 0 and log 2.
     Unbiased whatever the supports; at p ≈ q the terms are exact to about 1e-16.
     Reference: Lin (1991), "Divergence measures based on the Shannon entropy".
 
-    >>> print(js(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])))
-    0.693147 nats (sum over the table)
+    Args:
+        p: Probabilities `[*batch, outcomes]`, or a torch distribution.
+        q: A table of the same outcomes, or a torch distribution over the same event shape.
+        draws: How many draws to make where nothing exact is known, ≥ 4.
+        generator: Where randomness comes from; torch's own when None.
+
+    Returns:
+        A `Measured` of `[*batch]`, in nats, from 0 to log 2.
+
+    Raises:
+        TypeError: For anything else, or a table with a distribution.
+        ValueError: For shapes that differ, tables that do not sum to 1, or fewer than 4 draws.
+
+    Example:
+        >>> print(js(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])))
+        0.693147 nats (sum over the table)
     """
+    draws = checked_draws(draws)
     if _tables(p, q):
         return Measured(tables.js(p, q), _TABLE)
     both = _as_tables(p, q)
     if both is not None:
-        return Measured(tables.js(*both), _TABLE)
+        return Measured(tables.js(both[0], both[1]), _TABLE)
     total = countable.js(p, q)
     if total is not None:
         return _of_sum(total, p, q)
-    half = _checked(draws) // 2
+    half = draws // 2
     points = torch.cat([draw_from(d, half, generator=generator) for d in _batched(p, q)])
     log_p, log_q = log_density(p, points).double(), log_density(q, points).double()
     log_m = torch.logaddexp(log_p, log_q) - math.log(2.0)
@@ -191,12 +216,26 @@ def js(p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = Non
 def entropy(p: Any, *, draws: int = 10_000, generator: Generator | None = None) -> Measured:
     """Return `H(p) = −E_p[log p]` in nats, differential where p has a density.
 
-    p: a table `[*batch, outcomes]` or a torch distribution. On the integers a sum where no closed
-    form is known (Poisson, mixtures); else from draws, the mean of `−log p(x)`.
+    On the integers a sum where no closed form is known (Poisson, mixtures); else from draws, the
+    mean of `−log p(x)`.
 
-    >>> print(entropy(torch.tensor([0.5, 0.25, 0.25])))
-    1.03972 nats (sum over the table)
+    Args:
+        p: Probabilities `[*batch, outcomes]`, or a torch distribution.
+        draws: How many draws to make where nothing exact is known, ≥ 4.
+        generator: Where randomness comes from; torch's own when None.
+
+    Returns:
+        A `Measured` of `[*batch]`, in nats; `method` says how it was computed.
+
+    Raises:
+        TypeError: For anything but a tensor or a distribution.
+        ValueError: For a table that does not sum to 1, or fewer than 4 draws.
+
+    Example:
+        >>> print(entropy(torch.tensor([0.5, 0.25, 0.25])))
+        1.03972 nats (sum over the table)
     """
+    draws = checked_draws(draws)
     if isinstance(p, Tensor):
         return Measured(tables.entropy(p), _TABLE)
     require_type(p, Distribution, "p", "a table [*batch, outcomes] or a torch.distributions object")
@@ -206,21 +245,36 @@ def entropy(p: Any, *, draws: int = 10_000, generator: Generator | None = None) 
     total = countable.entropy(p)
     if total is not None:
         return _of_sum(total, p)
-    points = draw_from(p, _checked(draws), generator=generator)
+    points = draw_from(p, draws, generator=generator)
     return _mean(-log_density(p, points), draws)
 
 
 def cross_entropy(
     p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = None
 ) -> Measured:
-    """Return `H(p, q) = −E_p[log q] = H(p) + KL(p‖q)` in nats: p is the truth, q the belief.
+    """Return `H(p, q) = −E_p[log q] = H(p) + KL(p‖q)` in nats: data from p, coded for q.
 
-    p, q and the errors: as in `kl`. Where only KL has no closed form it alone is sampled, by the
-    best λ, and the entropy added; where the entropy has none, the mean of `−log q(x)` over x ~ p.
+    Where only KL has no closed form it alone is sampled, by the best λ, and the entropy added;
+    where the entropy has none, the mean of `−log q(x)` over x ~ p.
 
-    >>> print(cross_entropy(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])))
-    0.836988 nats (sum over the table)
+    Args:
+        p: Probabilities `[*batch, outcomes]`, or a torch distribution.
+        q: A table of the same outcomes, or a torch distribution over the same event shape.
+        draws: How many draws to make where nothing exact is known, ≥ 4.
+        generator: Where randomness comes from; torch's own when None.
+
+    Returns:
+        A `Measured` of `[*batch]`, in nats; `method` says how it was computed.
+
+    Raises:
+        TypeError: For anything else, or a table with a distribution.
+        ValueError: For shapes that differ, tables that do not sum to 1, or fewer than 4 draws.
+
+    Example:
+        >>> print(cross_entropy(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])))
+        0.836988 nats (sum over the table)
     """
+    draws = checked_draws(draws)
     if _tables(p, q):
         return Measured(tables.cross_entropy(p, q), _TABLE)
     known = _without_draws(p, q)
@@ -229,9 +283,9 @@ def cross_entropy(
     total = countable.cross_entropy(p, q)
     if total is not None:
         return _of_sum(total, p, q)
-    own = entropy(p, draws=4, generator=generator)
+    own = entropy(p, draws=limits.MIN_DRAWS, generator=generator)
     if not own.exact:
-        points = draw_from(_batched(p, q)[0], _checked(draws), generator=generator)
+        points = draw_from(_batched(p, q)[0], draws, generator=generator)
         found = _mean(-log_density(q, points), draws).estimate
         settled = Support.of(p, q).settled(found)  # type: ignore[arg-type]
         return Measured(settled.value, how_sampled(settled), settled)
@@ -243,10 +297,17 @@ def cross_entropy(
 
 
 def how_sampled(found: Estimate) -> str:
-    """Say in words how a number was sampled.
+    """Return in words how a number was sampled.
 
-    >>> how_sampled(Estimate(0.5, 0.1, draws=10_000, how="best λ = 0.58"))
-    'sampled: best λ = 0.58, 10,000 draws'
+    Args:
+        found: The estimate.
+
+    Returns:
+        "sampled: ", then `found.how` where it is not empty, and the number of draws.
+
+    Example:
+        >>> how_sampled(Estimate(0.5, 0.1, draws=10_000, how="best λ = 0.58"))
+        'sampled: best λ = 0.58, 10,000 draws'
     """
     return ": ".join(["sampled", ", ".join(filter(None, [found.how, f"{found.draws:,} draws"]))])
 
@@ -257,7 +318,7 @@ def _without_draws(p: Any, q: Any) -> Measured | None:
     value = None if closed is None else closed.function(p, q)
     if value is not None and not bool((value == math.inf).all()):
         return Measured(value, _closed(p, q))
-    found = compare(p, q)
+    found = supports.compare(p, q)
     told = found is not None and bool(found.infinite.all())
     if value is not None:  # +inf, or beyond the largest number of its dtype
         return Measured(value, f"infinite: {found.why}" if found and told else _closed(p, q))
@@ -288,7 +349,7 @@ def _by_parts(p: Any, q: Any) -> Measured | None:
 
 def _of_sum(total: countable.Sum, *given: Any) -> Measured:
     infinite = total.value == math.inf
-    method = f"infinite: {OUTSIDE}" if bool(infinite.all()) else str(total)
+    method = f"infinite: {supports.OUTSIDE}" if bool(infinite.all()) else str(total)
     return Measured(total.value.to(_dtype(*given)), method)
 
 
@@ -335,19 +396,13 @@ def _batched(p: Distribution, q: Distribution) -> tuple[Distribution, Distributi
     return p.expand(batch), q.expand(batch)
 
 
-def _checked(draws: int) -> int:
-    require_type(draws, int, "draws")
-    require(draws >= 4, "draws", "at least 4", draws)
-    return draws
-
-
 def _mean(terms: Tensor, draws: int) -> Measured:
     """Average terms `[draws, *batch]`, with the doubts that such a mean can raise."""
     terms = terms.detach().double().movedim(0, -1)
     value = terms.mean(-1)
     centred = torch.where(value.isinf()[..., None], 0.0, terms - value[..., None])
     error, doubts, k_hat = error_bars.mean_of(centred, value)
-    found = error_bars.judged(value, error, draws, k_hat, doubts, "none", "")
+    found = error_bars.judged(value, error, draws, k_hat, doubts)
     return Measured(found.value, how_sampled(found), found)
 
 

@@ -1,7 +1,7 @@
 """Joint means and covariances of any number of features, that merge without loss.
 
 `Moments.of(features)` looks at one piece of draws; `a + b` is the state of both pieces together
-(Chan, Golub and LeVeque 1979), as if they had been seen at once. Everything is kept about the
+(Chan, Golub and LeVeque 1979), as if they had been one. Everything is kept about the
 mean, in float64, so a billion draws lose no more digits than a thousand.
 
 The table of log-ratio estimators: each is a per-draw term in `log r`, r = q(x)/p(x), x ~ p.
@@ -37,6 +37,8 @@ from torch import Tensor
 
 from kullback.core import require
 from kullback.exact import log_excess
+
+from . import limits
 
 __all__ = [
     "CONTROL",
@@ -79,7 +81,7 @@ class Moments:
 
     @classmethod
     def using_up(cls, features: Tensor) -> "Moments":
-        """Do as `of` in the features' own memory, which is several times faster and spoils them."""
+        """Do as `of` in the features' own memory: several times faster, and overwrites them."""
         mean = features.mean(-1) if features.shape[-1] else features.sum(-1)
         features.sub_(mean[..., None])
         return cls(features.shape[-1], mean, features @ features.mT)
@@ -130,15 +132,22 @@ CONTROL = (1.0, 1.0, 0.0)  # r − 1
 
 
 def coefficients(estimator: Estimator) -> tuple[float, float, float]:
-    """Return an estimator's coefficients on `(log r, r − 1 − log r, ½ log² r)`.
+    """Return an estimator's coefficients on `(log r, r − 1 − log r, ½ log² r)`, r = q/p.
 
-    estimator: a name in the table, or a number λ for `−log r + λ (r − 1)`.
-    Errors: `ValueError` for a name outside the table.
+    Args:
+        estimator: A name in the table `ESTIMATORS`, or a number λ for `−log r + λ (r − 1)`.
 
-    >>> coefficients("k3")
-    (0.0, 1.0, 0.0)
-    >>> coefficients(0.75)
-    (-0.25, 0.75, 0.0)
+    Returns:
+        Three numbers.
+
+    Raises:
+        ArgumentValueError: For a name outside the table, or a number that is not finite.
+
+    Example:
+        >>> coefficients("k3")
+        (0.0, 1.0, 0.0)
+        >>> coefficients(0.75)
+        (-0.25, 0.75, 0.0)
     """
     if isinstance(estimator, str) and estimator in ESTIMATORS:
         return ESTIMATORS[estimator]
@@ -152,18 +161,26 @@ def coefficients(estimator: Estimator) -> tuple[float, float, float]:
 def log_ratio_terms(log_p: Tensor, log_q: Tensor, *, estimator: Estimator = "k3") -> Tensor:
     """Return one term a draw, e.g. `r − 1 − log r` for k3, whose mean under p estimates KL(p‖q).
 
-    log_p, log_q: log densities at draws x ~ p, shapes that broadcast; the result has that shape,
-    in nats. estimator: "k1", "k2", "k3" or a number λ (MATH 5.3).
+    Exact per draw up to rounding; k3 and k2 are never negative. Differentiable in both arguments;
+    what the gradient of a mean of these terms is the gradient *of* differs from one estimator to
+    the next (MATH 5.8).
 
-    Exact per draw up to rounding; k3 and k2 are never negative. log q = −inf (q has no mass at a
-    draw) gives +inf. Differentiable in both arguments; what the gradient of a mean of these terms
-    is the gradient *of* differs from one estimator to the next (MATH 5.8).
+    Args:
+        log_p: Log densities of p at draws x ~ p, in nats.
+        log_q: Log densities of q at the same draws; shapes broadcast.
+        estimator: "k1", "k2", "k3" or a number λ (MATH 5.3).
 
-    Errors: `ValueError` for a name outside the table.
+    Returns:
+        Terms of the shape that both broadcast to, in nats; +inf at a draw where q has no mass (log
+        q = −inf).
 
-    >>> log_p = torch.tensor([0.5, 0.5]).log()
-    >>> log_ratio_terms(log_p, torch.tensor([0.25, 0.75]).log(), estimator="k3")
-    tensor([0.1931, 0.0945])
+    Raises:
+        ArgumentValueError: For a name outside the table.
+
+    Example:
+        >>> log_p = torch.tensor([0.5, 0.5]).log()
+        >>> log_ratio_terms(log_p, torch.tensor([0.25, 0.75]).log(), estimator="k3")
+        tensor([0.1931, 0.0945])
     """
     log_r, features = log_q - log_p, []
     on_log_r, on_bregman, on_square = coefficients(estimator)
@@ -176,7 +193,6 @@ def log_ratio_terms(log_p: Tensor, log_q: Tensor, *, estimator: Estimator = "k3"
     return torch.stack(features).sum(0)
 
 
-_FLAT = 1e-24  # a variance below this part of the squared mean is rounding
 RATIO, WEIGHT = 1, 3  # the columns in which r stands, and the weight, where there is one
 
 
@@ -262,7 +278,8 @@ def best_form(
     stacked = torch.stack([influence(moments, f, ratio=ratio) for f in forms], -2)
     covariance = stacked @ moments.second @ stacked.mT
     means = torch.stack([moments.at(control.coefficients) for control in controls], -1)
-    flat = covariance[..., 1:, 1:].diagonal(dim1=-2, dim2=-1) <= _FLAT * moments.count * means**2
+    least = limits.MIN_RELATIVE_VARIANCE * moments.count
+    flat = covariance[..., 1:, 1:].diagonal(dim1=-2, dim2=-1) <= least * means**2
     multiples = _regress(covariance[..., 1:, 1:], covariance[..., 1:, 0], flat | dropped)
     usable = multiples.isfinite().all(-1, keepdim=True)
     k1 = widened(ESTIMATORS["k1"], like)
@@ -278,8 +295,9 @@ def best_form(
 def _nearest(moments: Moments, without_r: Tensor, gap: Tensor, *, ratio: bool) -> Form:
     k1, k3 = (fixed_form(ESTIMATORS[name], moments.mean, gap) for name in ("k1", "k3"))
     spread = [moments.squares(influence(moments, form, ratio=ratio)) for form in (k1, k3)]
-    seen = spread[0] > _FLAT * moments.count * moments.at(k1.coefficients) ** 2
-    closer = (spread[1] < spread[0]) & seen & ~without_r
+    least = limits.MIN_RELATIVE_VARIANCE * moments.count
+    varies = spread[0] > least * moments.at(k1.coefficients) ** 2
+    closer = (spread[1] < spread[0]) & varies & ~without_r
     coefficients = torch.where(closer[..., None], k3.coefficients, k1.coefficients)
     return Form(coefficients, torch.where(closer, k3.offset, k1.offset))
 

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import require, require_type
-from kullback.core.checks import describe
+from kullback.core import describe, require, require_type
 
 from . import limits
 from .identity import half_ulps
@@ -44,6 +43,7 @@ _WORDS = {
     "sentinel": "that mean 'not scored' (−9999, −100, −1e30 and the like)",
     "zero": "that are exactly 0 where another column is far below 0: 0.0 for 'not scored'",
 }
+_FLOAT32_EPS = torch.finfo(torch.float32).eps
 _GRIDS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _SKIP = "missing='skip' leaves these tokens out and counts them, missing='keep' uses them as given"
 
@@ -90,23 +90,30 @@ class LogProbs:
         True
         """
         dtype = self.columns[column].dtype
-        if torch.finfo(dtype).bits < 32:
+        if torch.finfo(dtype).eps > _FLOAT32_EPS:
             return dtype
         found = [f.kind for f in self.findings if f.column == column and f.kind in _GRIDS]
         return _GRIDS[found[0]] if found else None
 
 
 def is_sentinel(log_probs: Tensor) -> Tensor:
-    """Say where a log-probability is a number that stands for "not scored", bool.
+    """Return where a log-probability is a number that stands for "not scored".
 
     That is a finite value of −700 or below, which no float64 probability has (vLLM and OpenAI send
     −9999.0, masks use −1e4 to −3e38), or exactly −100 (the fill value of some servers and losses).
 
-    >>> is_sentinel(torch.tensor([-9999.0, -100.0, -99.5, -torch.inf]))
-    tensor([ True,  True, False, False])
+    Args:
+        log_probs: Log-probabilities in nats, any shape.
+
+    Returns:
+        Bool of the same shape.
+
+    Example:
+        >>> is_sentinel(torch.tensor([-9999.0, -100.0, -99.5, -torch.inf]))
+        tensor([ True,  True, False, False])
     """
     finite = log_probs > -math.inf
-    return ((log_probs <= limits.SENTINEL) & finite) | (log_probs == limits.FILL)
+    return ((log_probs <= limits.MIN_LOG_PROB) & finite) | (log_probs == limits.FILL_VALUE)
 
 
 def check_log_probs(
@@ -173,35 +180,53 @@ def check_log_probs(
 
 
 def looks_odd(columns: Sequence[Tensor], mask: Tensor | None) -> bool:
-    """Say whether `check_log_probs` may find something: a quick look, which waits for a GPU once.
+    """Return whether `check_log_probs` may find something: a quick test.
 
     True for a value above 0, of −80 or below, or NaN; for a 0 beside another column below −0.5; and
     where two columns differ by so much that one may be late.
 
-    >>> log_p = torch.tensor([[-1.0, -2.0]])
-    >>> looks_odd([log_p, log_p], None), looks_odd([log_p, -log_p], None)
-    (False, True)
+    Args:
+        columns: Log-probabilities in nats, all of one shape.
+        mask: Bool of that shape, True where a position counts; all of them if None.
+
+    Returns:
+        False where `check_log_probs` need not be called. On a GPU the call waits for one result.
+
+    Example:
+        >>> log_p = torch.tensor([[-1.0, -2.0]])
+        >>> looks_odd([log_p, log_p], None), looks_odd([log_p, -log_p], None)
+        (False, True)
     """
     logs = [x.detach() if mask is None else torch.where(mask, x.detach(), -1.0) for x in columns]
     if not logs[0].numel():
         return False
-    first, odd = logs[0], []
+    first, found = logs[0], []
     for x in logs:
-        low, high = x.aminmax()
-        odd += [~(low > limits.ODD), ~(high <= limits.ABOVE_ZERO)]  # NaN is odd too
+        low, high = x.aminmax()  # NaN is found too
+        found += [~(low > limits.SUSPICIOUS_LOG_PROB), ~(high <= limits.MAX_LOG_PROB)]
     spread = first.float().var(correction=0)
+    varies, unsure = spread > limits.MIN_VARIANCE_FOR_LAG, limits.UNSURE_LOG_PROB
     for x in logs[1:]:
-        zeros = ((x == 0) & (first < limits.FAR_BELOW)) | ((first == 0) & (x < limits.FAR_BELOW))
+        zeros = ((x == 0) & (first < unsure)) | ((first == 0) & (x < unsure))
         apart = (x.float() - first.float()).square().mean()
-        odd += [zeros.any(), (spread > limits.FLAT) & (apart > limits.APART * spread)]
-    return bool(torch.stack(odd).any())
+        found += [zeros.any(), varies & (apart > limits.MAX_MEAN_SQUARE_GAP * spread)]
+    return bool(torch.stack(found).any())
 
 
 def why_shapes_differ(got: Sequence[int], expected: Sequence[int]) -> str:
-    """Say which off-by-one a mask or column has that is one position longer or shorter, else "".
+    """Return in words why a mask or column is one position longer or shorter, else "".
 
-    >>> why_shapes_differ((2, 4), (2, 3))[:47]
-    'one position too long. The log-probability at t'
+    Args:
+        got: The shape that was given.
+        expected: The shape of the log-probabilities, `[batch, positions]`.
+
+    Returns:
+        The usual cause and its cure; "" unless both shapes have two axes, the same batch, and
+        lengths that differ by one.
+
+    Example:
+        >>> why_shapes_differ((2, 4), (2, 3))[:47]
+        'one position too long. The log-probability at t'
     """
     if len(got) != 2 or len(expected) != 2 or got[0] != expected[0]:
         return ""
@@ -268,9 +293,9 @@ def _wrong(x: Tensor, null: Tensor | None, live: Tensor) -> dict[str, Tensor]:
     found = {} if null is None else {"null": null & live}
     found["NaN"] = nan if null is None else nan & ~null
     found["-inf"] = (x == -math.inf) & live
-    found["positive"] = (x > limits.ABOVE_ZERO) & live
+    found["positive"] = (x > limits.MAX_LOG_PROB) & live
     found["sentinel"] = is_sentinel(x) & live
-    fills = (x == limits.FILL) & live
+    fills = (x == limits.FILL_VALUE) & live
     if int(fills.sum()) == 1:  # once, it may be a log-probability
         found["sentinel"] = found["sentinel"] & ~fills
     return found
@@ -294,14 +319,14 @@ def _add_zeros(
 
 def _zeros(x: Tensor, other: Tensor, live: Tensor) -> Tensor:
     """Return where x is 0 for "not scored", judged by another column: all its zeros, or none."""
-    zero, far = live & (x == 0), other < limits.FAR_BELOW
+    zero, far = live & (x == 0), other < limits.UNSURE_LOG_PROB
     zeros, hits = int(zero.sum()), int((zero & far).sum())
     if not hits:
         return torch.zeros_like(zero)
     rest = live & (x < 0)
-    nearest = x[rest].topk(min(limits.NEAREST_ZERO, int(rest.sum()))).indices
-    share = (int(far[rest][nearest].sum()) + 1) / (len(nearest) + limits.RARE)
-    lawful = zeros * _binary_kl(hits / zeros, share) < math.log(1 / limits.ZERO_LEVEL)
+    nearest = x[rest].topk(min(limits.ZERO_TEST_TOKENS, int(rest.sum()))).indices
+    share = (int(far[rest][nearest].sum()) + 1) / (len(nearest) + limits.ZERO_TEST_PRIOR_TOKENS)
+    lawful = zeros * _binary_kl(hits / zeros, share) < math.log(1 / limits.ZERO_TEST_LEVEL)
     return torch.zeros_like(zero) if lawful or hits / zeros <= share else zero
 
 
@@ -328,16 +353,16 @@ def _late(tensors: Mapping[str, Tensor], live: Tensor) -> list[Finding]:
     found = []
     for one, other in combinations(tensors, 2):
         a, b = (
-            torch.where(live, x, 0.0).double().clamp_min(limits.LOWEST_CORRELATED)
+            torch.where(live, x, 0.0).double().clamp_min(limits.MIN_CORRELATED_LOG_PROB)
             for x in (tensors[one], tensors[other])
         )
         here = _correlation(a, b, live)
         pairs = live[:, 1:] & live[:, :-1]
         neighbours = torch.stack([a[:, :-1][pairs], b[:, 1:][pairs]], -1)
         count = len(torch.unique(neighbours, dim=0))  # repeated sequences say nothing new
-        if count < limits.FEWEST_PAIRS:
+        if count < limits.MIN_PAIRS_FOR_LAG:
             continue
-        gap = limits.LAG_ERRORS * math.sqrt(2 / count)
+        gap = limits.LAG_TEST_ERRORS * math.sqrt(2 / count)
         for early, late, there in (
             (one, other, _correlation(a[:, :-1], b[:, 1:], pairs)),
             (other, one, _correlation(a[:, 1:], b[:, :-1], pairs)),
@@ -367,7 +392,7 @@ def _grids(tensors: Mapping[str, Tensor], live: Tensor) -> list[Finding]:
     found = []
     for name, column in tensors.items():
         values = column[live & (column != 0)]
-        if torch.finfo(column.dtype).bits < 32 or not len(values):
+        if torch.finfo(column.dtype).eps > _FLOAT32_EPS or not len(values):
             continue
         eps = float(2 * (half_ulps(values) / values.double().abs()).max())
         for kind, dtype in _GRIDS.items():

@@ -10,7 +10,8 @@ JMLR 25; Zhang and Stephens (2009) for the fit.
 The draws at the ends: a bounded, mergeable memory of the tails, and what they tell.
 
 Each end has a key; the draws with the largest keys are kept with all their features, up to
-`KEPT`. The largest of two pieces are among the largest of each, so pieces merge without loss.
+`limits.MAX_TAIL_DRAWS`. The largest of two pieces are among the largest of each, so pieces merge
+without loss.
 """
 
 import math
@@ -21,10 +22,11 @@ from torch import Tensor
 
 from kullback.core import require
 
-__all__ = ["KEPT", "Tails", "fit_tail", "pareto_k", "pareto_smooth", "tail_length"]
+from . import limits
 
-_FEWEST = 25  # a fifth of them is five, the shortest tail that is fitted
-_PRIOR_DRAWS, _PRIOR_K = 10, 0.5  # the fit leans on k = 1/2 as if it had seen it ten times
+__all__ = ["Tails", "fit_tail", "pareto_k", "pareto_smooth", "tail_length"]
+
+_PRIOR_DRAWS, _PRIOR_K = 10, 0.5  # prior: ten tail values of k = 1/2
 
 
 def tail_length(draws: int) -> int:
@@ -33,7 +35,7 @@ def tail_length(draws: int) -> int:
     >>> tail_length(100), tail_length(10_000)
     (20, 300)
     """
-    return draws // 5 if draws <= 225 else int(3 * math.sqrt(draws))
+    return min(draws // 5, int(3 * math.sqrt(draws)))
 
 
 def fit_tail(excess: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +57,10 @@ def fit_tail(excess: Tensor) -> tuple[Tensor, Tensor]:
     points = 30 + int(math.sqrt(size))
     grid = torch.arange(1, points + 1, dtype=excess.dtype, device=excess.device) - 0.5
     slopes = (1 - (points / grid).sqrt()) / (3 * quarter[..., None]) + 1 / largest[..., None]
-    shapes = torch.stack([_shape(excess, slope) for slope in slopes.unbind(-1)], -1)
+    if excess.numel() * points <= limits.MAX_NUMBERS_TOGETHER:
+        shapes = torch.log1p(-slopes[..., None] * excess[..., None, :]).mean(-1)
+    else:
+        shapes = torch.stack([_shape(excess, slope) for slope in slopes.unbind(-1)], -1)
     likelihood = size * ((-slopes / shapes).log() - shapes - 1)
     slope = (torch.softmax(likelihood, -1) * slopes).sum(-1)
     shape = _shape(excess, slope)
@@ -67,17 +72,25 @@ def fit_tail(excess: Tensor) -> tuple[Tensor, Tensor]:
 def pareto_k(log_weights: Tensor, *, dim: int = -1) -> Tensor:
     """Return the Pareto shape k̂ of the largest weights over `dim`: how heavy their tail is.
 
-    log_weights: unnormalised, any shape with K ≥ 25 along `dim`; the result lacks `dim`, float64.
     A diagnostic, not an `Estimate`: its own standard error is about `(1 + k̂) / √(3 √K)`, and for
     weights that are all but equal a large k̂ is harmless (look at the effective sample size).
-    Equal weights have no tail: −inf. All weights zero, or NaN among them: NaN.
-
-    Errors: `ValueError` for fewer than 25 draws.
     Reference: Vehtari et al. (2024), section 3.
 
-    >>> draws = torch.arange(1, 4001, dtype=torch.float64) / 4001
-    >>> round(pareto_k(-0.3 * draws.log()).item(), 2)
-    0.28
+    Args:
+        log_weights: Unnormalised log weights in nats, any shape with K ≥ 25 along `dim`.
+        dim: The axis of the draws.
+
+    Returns:
+        The shape without `dim`, float64, a pure number. Equal weights have no tail: −inf. All
+        weights zero, or NaN among them: NaN.
+
+    Raises:
+        ArgumentValueError: For fewer than 25 draws.
+
+    Example:
+        >>> draws = torch.arange(1, 4001, dtype=torch.float64) / 4001
+        >>> round(pareto_k(-0.3 * draws.log()).item(), 2)
+        0.28
     """
     return pareto_smooth(log_weights, dim=dim)[1]
 
@@ -85,20 +98,29 @@ def pareto_k(log_weights: Tensor, *, dim: int = -1) -> Tensor:
 def pareto_smooth(log_weights: Tensor, *, dim: int = -1) -> tuple[Tensor, Tensor]:
     """Replace the largest weights by the quantiles of their fitted tail; return also its k̂.
 
-    log_weights: unnormalised, any shape with K ≥ 25 along `dim`. Returns the smoothed log weights
-    (same shape and order, float64, not normalised, none larger than the largest that came in) and
-    k̂ (lacks `dim`). What is averaged with them has less variance and a small bias of unknown sign.
-    Equal weights come back as they are; NaN weights give NaN. No gradient flows.
-
-    Errors: `ValueError` for fewer than 25 draws.
+    What is averaged with them has less variance and a small bias of unknown sign.
     Reference: Vehtari et al. (2024), algorithm 1.
 
-    >>> smooth, k_hat = pareto_smooth(torch.arange(100.0))
-    >>> bool((smooth <= 99.0).all()), bool(k_hat > 0.7)
-    (True, True)
+    Args:
+        log_weights: Unnormalised log weights in nats, any shape with K ≥ 25 along `dim`.
+        dim: The axis of the draws.
+
+    Returns:
+        The smoothed log weights (same shape and order, float64, not normalised, none larger than
+        the largest that came in) and k̂ (the shape without `dim`). Equal weights come back as they
+        are; NaN weights give NaN. No gradient flows.
+
+    Raises:
+        ArgumentValueError: For fewer than 25 draws.
+
+    Example:
+        >>> smooth, k_hat = pareto_smooth(torch.arange(100.0))
+        >>> bool((smooth <= 99.0).all()), bool(k_hat > 0.7)
+        (True, True)
     """
     draws = log_weights.shape[dim]
-    require(draws >= _FEWEST, "log_weights", f"at least {_FEWEST} draws along dim", draws)
+    fewest = limits.MIN_DRAWS_FOR_TAIL
+    require(draws >= fewest, "log_weights", f"at least {fewest} draws along dim", draws)
     logs = log_weights.detach().double().movedim(dim, -1)
     top = logs.amax(-1, keepdim=True)
     ordered, places = logs.sort(dim=-1)
@@ -124,14 +146,11 @@ def _quantile(levels: Tensor, shape: Tensor, scale: Tensor) -> Tensor:
     return scale * torch.where(shape == 0, exponent, torch.expm1(safe * exponent) / safe)
 
 
-KEPT = 513  # a tail of at most 512 above one cutoff: k̂ is then known to ±0.07
-
-
 @dataclass(frozen=True, slots=True)
 class Tails:
     """Keys and places `[*batch, ends, kept]` and features `[*batch, ends, F, kept]` at the ends.
 
-    draws: how many have been seen; places number them, so that one kept at two ends counts once.
+    draws: how many were looked at; places number them, so that one kept at two ends counts once.
     """
 
     keys: Tensor
@@ -151,13 +170,13 @@ class Tails:
 
         places: `[some]`, where they stand among the `draws` of their piece.
         """
-        rows = features[..., None, :, :].expand(*keys.shape[:-1], *features.shape[-2:])
+        rows = features[..., None, :, :].expand((*keys.shape[:-1], *features.shape[-2:]))
         return cls(keys, places.expand(keys.shape), rows, draws)._cut()
 
     @property
     def full(self) -> bool:
         """Whether something has to leave for every draw that enters."""
-        return self.draws > 0 and self.keys.shape[-1] == KEPT
+        return self.draws > 0 and self.keys.shape[-1] == limits.MAX_TAIL_DRAWS
 
     @property
     def least(self) -> list[float]:
@@ -203,8 +222,8 @@ class Tails:
 
         Of that to a power, of a key where it is above 0; NaN below 25 draws.
         """
-        size = min(tail_length(self.draws), KEPT - 1)
-        if size < 5:
+        size = min(tail_length(self.draws), limits.MAX_TAIL_DRAWS - 1)
+        if size < limits.MIN_TAIL_LENGTH:
             nan = torch.nan
             return torch.full(self.keys.shape[:-2], nan, dtype=torch.float64).to(self.keys.device)
         top = self.keys[..., end, : size + 1].flip(-1)
@@ -218,6 +237,6 @@ class Tails:
         return fit_tail(torch.where(level, 0.0, excess))[0]
 
     def _cut(self) -> "Tails":
-        keys, order = self.keys.topk(min(KEPT, self.keys.shape[-1]), -1)
-        rows = self.rows.gather(-1, order[..., None, :].expand(*self.rows.shape[:-1], -1))
+        keys, order = self.keys.topk(min(limits.MAX_TAIL_DRAWS, self.keys.shape[-1]), -1)
+        rows = self.rows.gather(-1, order[..., None, :].expand((*self.rows.shape[:-1], -1)))
         return Tails(keys, self.places.gather(-1, order), rows, self.draws)

@@ -26,7 +26,7 @@ from .families import (
 )
 from .fit import Fit, fit
 from .objectives import beta_elbo, doubly_reparameterised, elbo, iwae, renyi, score_function
-from .optimise.grid import Projection, find_box, project
+from .optimise.grid import Projection, find_box, project, search_box
 from .target.density import Target
 from .target.parameters import Parameter
 
@@ -54,11 +54,13 @@ __all__ = [
     "fit",
     "iwae",
     "load",
+    "objectives",
     "project",
     "renyi",
     "resample",
     "save",
     "score_function",
+    "search_box",
     "summarise",
     "to_arviz",
 ]

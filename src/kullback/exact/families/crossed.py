@@ -14,6 +14,7 @@ import torch
 import torch.distributions as families
 from torch import Tensor
 
+from kullback.exact import limits
 from kullback.exact.bregman import (
     HALF_LOG_2PI,
     NORMAL_ENTROPY,
@@ -195,7 +196,7 @@ def _beta_to_gamma(a: Tensor, b: Tensor, shape: Tensor, rate: Tensor) -> Tensor:
     """
     n, step = a + b, shape - a
     log_shape = log_ratio(shape, a)
-    own = 0.5 * log_excess(log_shape) + of_stirling(a, step)
+    own = 0.5 * log_excess(log_shape) + of_stirling(a, step, y=shape)
     means = shape * log_excess(log_ratio(rate, n) - log_shape)
     slope_b = stirling_slope(b)
     rest = 0.5 * log_excess(-torch.log1p(a / b)) + a / (2 * b * n)
@@ -222,7 +223,7 @@ def _beta_continuous_bernoulli(p: Parameters, q: Parameters) -> Tensor:
     """
     eta = tilt(q)
     a, b = torch.broadcast_tensors(p.concentration1, p.concentration0)  # type: ignore[no-untyped-call]
-    near = eta.abs() <= _TILTED
+    near = eta.abs() <= limits.MIN_EXPONENTIAL_TILT
     small, large = torch.where(near, eta, 0), torch.where(near, 1, eta.abs())
     flat = _beta_to_unit(p) + log_sinhc(small) - small * (a - b) / (2 * (a + b))
     one, zero = torch.where(eta > 0, b, a), torch.where(eta > 0, a, b)
@@ -284,7 +285,7 @@ def _uniform_gamma(p: Parameters, q: Parameters) -> Tensor:
 def _mean_log(low: Tensor, high: Tensor, middle: Tensor) -> Tensor:
     """Return `E log(x/mid)` of x uniform: for small ρ = w/(2 mid) `−Σ ρ^2k/(2k(2k + 1))`."""
     half = (high - low) / (2 * middle)
-    near = half < 0.3
+    near = half < limits.MAX_MEAN_LOG_SERIES
     small, large = torch.where(near, half, 0), torch.where(near, 0.5, half)
     series = sum(small ** (2 * k) / (2 * k * (2 * k + 1)) for k in range(1, 16))
     ends = torch.xlogy(high / middle, high / middle) - torch.xlogy(low / middle, low / middle)
@@ -370,7 +371,6 @@ INFINITE: dict[type, tuple[type, ...]] = {
 }
 _MOMENTS = "negentropy, and the Normal of p's mean and variance"
 _MEANS = "E x and E log x in Stirling's form"
-_TILTED = 4.0  # below, a continuous Bernoulli is not close to the Exponential that it cuts off
 _GAMMA = "Gamma; an Exponential has shape 1"
 _MGF = "the moment generating function of p at −1/β"
 

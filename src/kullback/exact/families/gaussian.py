@@ -17,8 +17,8 @@ import torch
 import torch.distributions as families
 from torch import Tensor
 
-from kullback.core import ArgumentTypeError, require, require_type
-from kullback.core.checks import message
+from kullback.core import ArgumentTypeError, message, require, require_type
+from kullback.exact import limits
 from kullback.exact.bregman import HALF_LOG_2PI, NORMAL_ENTROPY, log_excess, log_ratio
 
 from .continuous import normal_kl
@@ -34,9 +34,6 @@ __all__ = [
     "log_overlap",
     "mixture_kl_bounds",
 ]
-
-NEAR = 0.01  # a KL below it has all eigenvalues of Σ_q⁻¹Σ_p within 0.25 of 1
-PATH_NODES = 8  # Gauss-Legendre nodes: with such eigenvalues below 1e-16 of the value
 
 
 class Gaussian(NamedTuple):
@@ -180,7 +177,7 @@ def _sum(loc: Tensor, diagonal: Tensor, factor: Tensor) -> _Sum:
     scaled = factor / diagonal.sqrt()[..., None]
     rank = scaled.shape[-1]
     identity = torch.eye(rank, dtype=scaled.dtype, device=scaled.device)
-    both = torch.cat([identity.expand(*scaled.shape[:-2], rank, rank), scaled], -2)
+    both = torch.cat([identity.expand((*scaled.shape[:-2], rank, rank)), scaled], -2)
     turned, corner = torch.linalg.qr(both)
     return _Sum(loc, diagonal, factor, turned[..., :rank, :], turned[..., rank:, :], corner)
 
@@ -223,7 +220,7 @@ def _covariance_kl(p: _Sum, q: _Sum) -> Tensor:
     """`½[tr Σ_q⁻¹Σ_p − n − log det Σ_q⁻¹Σ_p]`, by the path below where little is left of it."""
     trace = (p.diagonal * q.precision_diagonal()).sum(-1) + q.squares(p.factor)
     direct = 0.5 * (trace - p.diagonal.shape[-1] + q.log_det() - p.log_det())
-    near = direct.abs() < NEAR
+    near = direct.abs() < limits.MAX_PATH_KL
     return torch.where(near, _along_the_path(p, q), direct) if bool(near.any()) else direct
 
 
@@ -235,7 +232,7 @@ def _along_the_path(p: _Sum, q: _Sum) -> Tensor:
     ranks = [d.factor.shape[-1] for d in (p, q)]
     pads = [torch.nn.functional.pad(d.factor, (0, max(ranks) - d.factor.shape[-1])) for d in (p, q)]
     change = _Change(p.diagonal - q.diagonal, (pads[0] - pads[1]) / 2, pads[0] + pads[1])
-    nodes, weights = np.polynomial.legendre.leggauss(PATH_NODES)
+    nodes, weights = np.polynomial.legendre.leggauss(limits.PATH_NODES)
     value = torch.zeros((), dtype=torch.float64, device=p.loc.device)
     last = change.after(q)
     for t, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
@@ -260,8 +257,8 @@ class _Change(NamedTuple):
         turned = turned + self.left @ (self.right.mT @ shared)
         turned = turned + self.right @ (self.left.mT @ shared)
         columns = inverse[..., None]
-        thin = [columns * self.left, columns * self.right, -shared], [self.right, self.left, turned]
-        return _Product(inverse * self.diagonal, *(_joined(parts) for parts in thin))
+        left = _joined([columns * self.left, columns * self.right, -shared])
+        return _Product(inverse * self.diagonal, left, _joined([self.right, self.left, turned]))
 
 
 class _Product(NamedTuple):
@@ -282,7 +279,7 @@ class _Product(NamedTuple):
 
 def _joined(parts: list[Tensor]) -> Tensor:
     shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))  # type: ignore[no-untyped-call]
-    return torch.cat([part.expand(*shape, part.shape[-1]) for part in parts], -1)
+    return torch.cat([part.expand((*shape, part.shape[-1])) for part in parts], -1)
 
 
 _DENSE = (families.Independent, families.MultivariateNormal)
@@ -312,24 +309,34 @@ class Bounds(NamedTuple):
 def mixture_kl_bounds(p: Any, q: Any, *, iterations: int = 20) -> Bounds:
     """Bound `KL(p‖q)` between Gaussian mixtures from both sides: `lower ≤ KL(p‖q) ≤ upper`.
 
-    p, q: `MixtureSameFamily` of `Normal`, `Independent(Normal, 1)` or `MultivariateNormal`
-    components over the same event; a single Gaussian counts as a mixture of one → `[*batch]`.
     `E_p[log p]` and `E_p[log q]` are each bounded below variationally and above by Jensen's
-    inequality (the product of Gaussians); together they bound the difference. The upper side is
-    the smaller of that and of the variational upper bound, a matching of the components improved
-    `iterations` ≥ 0 times, which is the KL itself for one component each; the lower side is at
-    least 0. Differentiable; a weight of 0 counts as the smallest positive float.
-    Raises `ArgumentTypeError` for anything but such mixtures.
+    inequality (the product of Gaussians); together they bound the difference. The upper side is the
+    smaller of that and of the variational upper bound, a matching of the components, which is the
+    KL itself for one component each; the lower side is at least 0.
     Reference: Hershey and Olsen (2007), "Approximating the Kullback Leibler divergence between
     Gaussian mixture models"; Durrieu, Thiran and Kelly (2012), "Lower and upper bounds for
     approximation of the Kullback-Leibler divergence between Gaussian mixture models".
 
-    >>> def mixture(loc):
-    ...     parts = families.Normal(torch.tensor([-loc, loc]), torch.ones(2))
-    ...     return families.MixtureSameFamily(families.Categorical(torch.ones(2)), parts)
-    >>> lower, upper = mixture_kl_bounds(mixture(3.0), mixture(2.0))
-    >>> bool(0 <= lower <= upper)
-    True
+    Args:
+        p: `MixtureSameFamily` of `Normal`, `Independent(Normal, 1)` or `MultivariateNormal`
+            components, or a single Gaussian. A weight of 0 counts as the smallest positive float.
+        q: Likewise, over the same event; batch shapes broadcast.
+        iterations: How often the matching of the components is improved, ≥ 0.
+
+    Returns:
+        `Bounds(lower, upper)`, each `[*batch]`, in nats, differentiable.
+
+    Raises:
+        ArgumentTypeError: For anything but such mixtures.
+        ArgumentValueError: For event sizes that differ, or negative iterations.
+
+    Example:
+        >>> def mixture(loc):
+        ...     parts = families.Normal(torch.tensor([-loc, loc]), torch.ones(2))
+        ...     return families.MixtureSameFamily(families.Categorical(torch.ones(2)), parts)
+        >>> lower, upper = mixture_kl_bounds(mixture(3.0), mixture(2.0))
+        >>> bool(0 <= lower <= upper)
+        True
     """
     require(iterations >= 0, "iterations", "at least 0", iterations)
     (log_p, parts_p), (log_q, parts_q) = _components(p, "p"), _components(q, "q")

@@ -23,7 +23,7 @@ from kullback.variational.target.batches import LogDensity
 
 from .deterministic import minimise, objective_of
 
-__all__ = ["Projection", "Step", "find_box", "project"]
+__all__ = ["Projection", "Step", "find_box", "project", "search_box"]
 
 Direction = Literal["forward", "reverse"]
 
@@ -88,17 +88,39 @@ def find_box(log_density: LogDensity, dim: int) -> tuple[list[float], list[float
         (-16, 22)
     """
     require(dim in (1, 2), "dim", "1 or 2 for quadrature", dim)
+    box = search_box(log_density, dim)
+    expected = "a density that falls off, with some mass within 16 of the origin"
+    require(box is not None, "log_density", expected, "none")
+    return box or ([], [])
+
+
+def search_box(log_density: LogDensity, dim: int) -> tuple[list[float], list[float]] | None:
+    """Return the box of `find_box`, or None where there is no mass or it does not fall off.
+
+    Args:
+        log_density: `[n, dim]` → `[n]`, in nats.
+        dim: 1 or 2.
+
+    Returns:
+        The lower and the upper ends, `dim` numbers each; or None.
+
+    Example:
+        >>> search_box(lambda z: -torch.log1p(z[:, 0].abs()), 1) is None
+        True
+    """
     low, high = [-16.0] * dim, [16.0] * dim
     for _ in range(60):
         before = (*low, *high)
-        for axis, (first, last, step) in enumerate(_seen(log_density, low, high)):
+        extents = _extents(log_density, low, high)
+        if not extents:
+            return None
+        for axis, (first, last, step) in enumerate(extents):
             wide = high[axis] - low[axis]
             left, right = first <= low[axis], last >= high[axis]
             low[axis] = low[axis] - wide / 2 if left else first - step
             high[axis] = high[axis] + wide / 2 if right else last + step
-        require(
-            max(high) - min(low) < limits.MAX_BOX, "log_density", "a density that falls off", "none"
-        )
+        if not max(high) - min(low) < limits.MAX_BOX:
+            return None
         wide = max(b - a for a, b in zip(low, high, strict=True))
         if all(abs(a - b) <= 0.02 * wide for a, b in zip((*low, *high), before, strict=True)):
             break
@@ -107,19 +129,19 @@ def find_box(log_density: LogDensity, dim: int) -> tuple[list[float], list[float
     return [a - h for a, _, h in ends], [b + h for _, b, h in ends]
 
 
-def _seen(
+def _extents(
     log_density: LogDensity, low: list[float], high: list[float]
 ) -> list[tuple[float, float, float]]:
     """Return for each axis the first and last place where the density counts, and the grid's step.
 
-    Places where it is NaN do not count; where it is +inf they are the peak.
+    Places where it is NaN do not count; where it is +inf they are the peak. Empty without mass.
     """
     axes = [torch.linspace(a, b, 301, dtype=torch.float64) for a, b in zip(low, high, strict=True)]
     points = torch.cartesian_prod(*axes).reshape(-1, len(low))
     with torch.no_grad():
         logs = log_density(points).nan_to_num(-math.inf, math.inf, -math.inf)
-    some = bool((logs > -math.inf).any())
-    require(some, "log_density", "some mass within 16 of the origin", "none")
+    if not bool((logs > -math.inf).any()):
+        return []
     counts = points[logs >= logs.max() - limits.NEGLIGIBLE_DENSITY]
     return [
         (float(column.min()), float(column.max()), float(axis[1] - axis[0]))
