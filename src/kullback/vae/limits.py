@@ -3,6 +3,7 @@
 __all__ = [
     "ACTIVE_KL",
     "ACTIVE_VARIANCE",
+    "ANNEALED_OUTPUTS",
     "AVERAGE_STEPS",
     "CALLBACK_SECONDS",
     "CATEGORICAL_LEVELS",
@@ -21,6 +22,7 @@ __all__ = [
     "MAX_WIDTH",
     "MONITORED_IMAGES",
     "NAMED_COLUMNS",
+    "SETTLED_LOG_VARIANCE",
     "TEST_STEPS",
     "THREADS_GAIN",
     "UNIT_SCALE_LEVELS",
@@ -32,6 +34,7 @@ ACTIVE_KL = 0.1  # nats of mean KL(q(z_d|x) ‖ p(z_d)): benchmarks/active_units
 COLLAPSED_KL = 0.5  # nats in all dimensions together; below, z carries no useful information
 LOOSE_DRAWS = 10.0  # below, an image's bound rests on a handful of draws
 DRAWS_FOR_LOOSE = 20  # with fewer, all draws could count and an image still be called loose
+SETTLED_LOG_VARIANCE = 1.0  # of log w over annealed chains: each is then about half a nat low
 
 # What a model can be
 CONV_MIN_SIDE = 8  # pixels: smaller images have too few 2x2 patches for convolutions to pay
@@ -52,6 +55,7 @@ CALLBACK_SECONDS = 0.1  # between calls of progress, at least
 
 # The machine
 DECODER_OUTPUTS = 800_000  # at once: what a core's cache holds
+ANNEALED_OUTPUTS = 2_000_000  # at once, kept for the gradient: some 50 MB
 IMAGES_PER_BLOCK = 100  # of one call of the progress callback of `evaluate`
 THREADS_GAIN = 1.2  # in speed of matrix products, below which more threads do not pay
 MAX_THREADS = 4096  # in a config.json: more is damage
