@@ -3,6 +3,7 @@
 __all__ = [
     "ACTIVE_KL",
     "ACTIVE_VARIANCE",
+    "AGGREGATE_ITEMS",
     "ANNEALED_OUTPUTS",
     "AVERAGE_STEPS",
     "CALLBACK_SECONDS",
@@ -23,6 +24,7 @@ __all__ = [
     "MONITORED_IMAGES",
     "NAMED_COLUMNS",
     "SETTLED_LOG_VARIANCE",
+    "SETTLED_WIDTH",
     "TEST_STEPS",
     "THREADS_GAIN",
     "UNIT_SCALE_LEVELS",
@@ -35,6 +37,7 @@ COLLAPSED_KL = 0.5  # nats in all dimensions together; below, z carries no usefu
 LOOSE_DRAWS = 10.0  # below, an image's bound rests on a handful of draws
 DRAWS_FOR_LOOSE = 20  # with fewer, all draws could count and an image still be called loose
 SETTLED_LOG_VARIANCE = 1.0  # of log w over annealed chains: each is then about half a nat low
+SETTLED_WIDTH = 0.5  # nats between the bounds on own data; differences between models are larger
 
 # What a model can be
 CONV_MIN_SIDE = 8  # pixels: smaller images have too few 2x2 patches for convolutions to pay
@@ -55,6 +58,7 @@ CALLBACK_SECONDS = 0.1  # between calls of progress, at least
 
 # The machine
 DECODER_OUTPUTS = 800_000  # at once: what a core's cache holds
+AGGREGATE_ITEMS = 2000  # of a mixture: N² densities a dimension, 2 s for 50 dimensions
 ANNEALED_OUTPUTS = 2_000_000  # at once, kept for the gradient: some 50 MB
 IMAGES_PER_BLOCK = 100  # of one call of the progress callback of `evaluate`
 THREADS_GAIN = 1.2  # in speed of matrix products, below which more threads do not pay

@@ -81,12 +81,12 @@ class Annealed:
 
     @property
     def lower(self) -> Tensor:
-        """log mean w, `[n]`: at most log p(x) in expectation, and log p(x) + c with chance e^−c."""
+        """Return log mean w, `[n]`: log p(x) or less in expectation."""
         return log_mean_exp(self.log_weights, dim=-1)
 
     @property
     def upper(self) -> Tensor | None:
-        """−log mean 1/w of the reverse chains, `[n]`: at least log p(x) in expectation, or None."""
+        """Return −log mean 1/w of the reverse chains, `[n]`: log p(x) or more in expectation."""
         reverse = self.reverse_log_weights
         return None if reverse is None else -log_mean_exp(-reverse, dim=-1)
 
@@ -122,8 +122,8 @@ def anneal(
     """Return annealed importance weights w of every x, `E[w] = p(x)`, and their reverse.
 
     The path is q(z|x)^(1−β) p(x, z)^β. In ε with z = mean + sd·ε, where q is standard normal, it is
-    N(ε; 0, I) w(ε)^β with w = p(x, z)/q(z|x): a trajectory rotates (ε, momentum), which is exact for
-    the first factor, and is kicked by β ∇ log w. A Metropolis step makes it exact.
+    N(ε; 0, I) w(ε)^β with w = p(x, z)/q(z|x): a trajectory rotates (ε, momentum), which is exact
+    for the first factor, and is kicked by β ∇ log w. A Metropolis step corrects what is left.
 
     Args:
         model: With an encoder, a decoder, a likelihood and a prior; its weights are not changed.
@@ -176,12 +176,12 @@ def _weights_fixed(model: LatentVariableModel) -> Iterator[None]:
     weights = list(model.parameters()) if isinstance(model, nn.Module) else []
     wanted = [one.requires_grad for one in weights]
     for one in weights:
-        one.requires_grad_(False)
+        one.requires_grad = False
     try:
         yield
     finally:
         for one, flag in zip(weights, wanted, strict=True):
-            one.requires_grad_(flag)
+            one.requires_grad = flag
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,7 @@ class _Path:
     def at(self, noise: Tensor) -> _Point:
         """Evaluate log w = log p(x|z) + log p(z) − log q(z|x) and its gradient by ε."""
         with torch.enable_grad():
-            noise = noise.detach().requires_grad_(True)
+            noise = noise.detach().requires_grad_()
             z = draw(self.mean, self.log_sd, noise)
             value = self.model.likelihood.log_prob(self.model.parameters_of(z), self.x)
             value = value + self.model.prior.log_ratio(z, self.log_sd, noise)
@@ -318,9 +318,7 @@ def _adapted(path: _Path, settings: Annealing) -> _Kernels:
     return kernels
 
 
-def _pilot(
-    path: _Path, kernels: _Kernels, chains: int, largest: float
-) -> tuple[_Kernels, Tensor]:
+def _pilot(path: _Path, kernels: _Kernels, chains: int, largest: float) -> tuple[_Kernels, Tensor]:
     """Run chains that adapt their step sizes; return those and sd(log w) at every β, `[T + 1]`."""
     point = path.at(path.normal(chains))
     spread, steps = [_spread(point)], [kernels.steps[0]]
