@@ -2,10 +2,10 @@
 
 - `annealing`: bounds on log p(x) from both sides, by annealed importance sampling.
 - `gap`: log p(x) = ELBO + KL(q(z|x) ‖ p(z|x)) in figures; approximation and amortisation.
-- `aggregate`: KL(q(z) ‖ p(z)) and I(x; z).
+- `aggregate_posterior`: KL(q(z) ‖ p(z)) and I(x; z).
 """
 
-from .aggregate import Aggregate, aggregate, aggregate_of, aggregate_remarks
+from .aggregate_posterior import Aggregate, aggregate, aggregate_of, aggregate_remarks
 from .annealing import Annealed, Annealing, anneal
 from .gap import Gap, PerImage, Refit, gap_remarks, made_by, measure_gap, refit
 

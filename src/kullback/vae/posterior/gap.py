@@ -4,7 +4,7 @@
 the model makes (`made_by`), and takes the ELBO from them. `refit` finds the best q of the family
 for each image by itself, which splits the KL into approximation (what the family costs) and
 amortisation (what the encoder costs on top): Cremer, Li and Duvenaud (2018), "Inference
-suboptimality in variational autoencoders". `gap_remarks` says what the figures mean and what to try.
+suboptimality in variational autoencoders". `gap_remarks` says in words what the figures mean.
 """
 
 import math
@@ -295,7 +295,7 @@ def gap_remarks(test: Gap, own: Gap) -> list[str]:
         "images that the model made come with. The same chains are tried on those, from both sides."
     ]
     if own.width is not None:
-        said.append(_width(own))
+        said.append(_width(own.width))
     if test.settled < test.images:
         said.append(
             f"{test.images - test.settled} of {test.images} test images are not settled (the "
@@ -305,16 +305,16 @@ def gap_remarks(test: Gap, own: Gap) -> list[str]:
     return [*said, *_collapse(test), *_split(test)]
 
 
-def _width(own: Gap) -> str:
-    width = own.width.value if own.width is not None else math.nan
-    if width <= SETTLED_WIDTH:
+def _width(width: Estimate) -> str:
+    if width.value <= SETTLED_WIDTH:
         return (
-            f"On the model's own images the two bounds are {width:.2g} nats apart, so the chains "
-            "find the whole posterior there."
+            f"On the model's own images the two bounds are {width.value:.2g} nats apart on "
+            "average: there the chains find the whole posterior."
         )
     return (
-        f"On the model's own images the two bounds are {width:.2g} nats apart: the chains are too "
-        "short, and the lower bounds may be low by as much. Try: twice the --temperatures"
+        f"On the model's own images the two bounds are {width.value:.2g} nats apart on average: "
+        "the chains are too short, and the lower bounds may be low by as much. "
+        "Try: twice the --temperatures"
     )
 
 

@@ -36,6 +36,8 @@ class Aggregate:
         rate_each: Rate per dimension, `[latent]`.
         kl_low_each: KL(q(z_d) ‖ p(z_d)) per dimension from below, `[latent]`.
         kl_high_each: From above, `[latent]`.
+        information_low_each: Rate less `kl_high_each`, I(x; z_d) from below, `[latent]`.
+        information_high_each: Rate less `kl_low_each`, from above, `[latent]`.
         items: N.
     """
 
@@ -47,6 +49,8 @@ class Aggregate:
     rate_each: Estimate
     kl_low_each: Estimate
     kl_high_each: Estimate
+    information_low_each: Estimate
+    information_high_each: Estimate
     items: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,6 +125,7 @@ def aggregate_of(mean: Tensor, log_sd: Tensor, *, generator: torch.Generator) ->
     total = rate.sum(-1)
     ceiling = f"the mixture is over {items:,} items, so it is at most log {items:,}"
     other = "the mixture leaves the item out and dimensions are taken one by one"
+    without, within = "the mixture leaves the item out", "the mixture has the item itself"
     return Aggregate(
         rate=_over(total),
         kl_low=_over(below.sum(-1), bias="low", why=other),
@@ -128,8 +133,10 @@ def aggregate_of(mean: Tensor, log_sd: Tensor, *, generator: torch.Generator) ->
         information_low=_over(information, bias="low", why=ceiling),
         information_high=_over(total - below.sum(-1), bias="high", why=other),
         rate_each=_over(rate.T),
-        kl_low_each=_over(below.T, bias="low", why="the mixture leaves the item out"),
-        kl_high_each=_over(above.T, bias="high", why="the mixture has the item itself"),
+        kl_low_each=_over(below.T, bias="low", why=without),
+        kl_high_each=_over(above.T, bias="high", why=within),
+        information_low_each=_over((rate - above).T, bias="low", why=within),
+        information_high_each=_over((rate - below).T, bias="high", why=without),
         items=items,
     )
 
