@@ -190,7 +190,7 @@ VERBS = {
     "decode": Verb(
         "models:decode",
         "The image of each z that you give: p(x|z), by its mean or drawn.",
-        ("kullback decode runs/garments latent.npz --out decoded.png",),
+        ("kullback decode runs/garments codes.npz --out decoded.png",),
     ),
     "report": Verb(
         "models:report",

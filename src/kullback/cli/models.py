@@ -1,4 +1,4 @@
-"""`kullback sample`, `reconstruct`, `encode`, `decode`, `report`, `checks`: uses of a trained model.
+"""`sample`, `reconstruct`, `encode`, `decode`, `report`, `checks`: what a trained model gives.
 
 No torch is imported before a command runs.
 """

@@ -62,8 +62,15 @@ def train(
         work = _new_run(dataset, architecture, settings, out=out, device=device)
     else:
         work = _old_run(resume)
+    said: set[str] = set()
     with Stop() as stop, bar("training") as update:
-        outcome = work(progress=_shown(update), stop=stop, checkpoint_seconds=checkpoint_seconds)
+        show = _shown(update, said)
+        outcome = work(progress=show, stop=stop, checkpoint_seconds=checkpoint_seconds)
+    for warning in dict.fromkeys(outcome.warnings):
+        if warning not in said:
+            say(f"warning: {warning}")
+    if outcome.selection:
+        say(outcome.selection)
     if not outcome.finished:
         say(f"saved; go on with: kullback train --resume {outcome.folder}", always=True)
         return INTERRUPTED
@@ -114,9 +121,8 @@ def _read(source: str, reading: DataOptions, seed: int) -> "Dataset":
     return dataset
 
 
-def _shown(update: Callable[..., None]) -> Callable[["Progress"], None]:
+def _shown(update: Callable[..., None], said: set[str]) -> Callable[["Progress"], None]:
     """Turn readings of the training into the bar's text, and say each warning once."""
-    said: set[str] = set()
 
     def show(reading: "Progress") -> None:
         text = f"step {reading.step:,}"
@@ -254,6 +260,8 @@ def evaluate(
     annealing = Annealing(chains=chains, temperatures=temperatures)
     model = VAE.load(run)
     dataset = data_of(run, data)
+    if (run / "selection.json").exists():
+        say(f"note: {read_json(run / 'selection.json')['weights']}")
     for note in dataset.protocol["notes"]:
         say(f"note: {note}")
     found = measure(model, dataset, draws, seed)

@@ -23,6 +23,8 @@ __all__ = [
     "MAX_WIDTH",
     "MONITORED_IMAGES",
     "NAMED_COLUMNS",
+    "OVERFIT_ERRORS",
+    "OVERFIT_LOOKS",
     "SETTLED_LOG_VARIANCE",
     "SETTLED_WIDTH",
     "TEST_STEPS",
@@ -53,6 +55,8 @@ AVERAGE_STEPS = 10  # between updates of the averaged weights: a tenth of their 
 LOG_STEPS = 100  # between rows of metrics.jsonl, at most
 TEST_STEPS = 500  # between looks at the test images, at least
 MONITORED_IMAGES = 1000  # test images of such a look: 0.3 nats of error at a deviation of 10
+OVERFIT_ERRORS = 4.5  # of a paired difference: by chance in less than one of 100,000 looks
+OVERFIT_LOOKS = 2  # in a row that are so much worse than the best
 COLLAPSE_AFTER = 0.1  # of the run, before which a small KL is no collapse yet
 CALLBACK_SECONDS = 0.1  # between calls of progress, at least
 
