@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["checks", "decode", "encode", "reconstruct", "report", "sample"]
 
-EXTRAS = {"codec": ["constriction"], "flows": ["zuko"], "lm": ["transformers"]}
+EXTRAS = {
+    "codec": ["constriction"],
+    "flows": ["zuko"],
+    "lm": ["transformers"],
+    "tables": ["ibis", "duckdb", "pyarrow"],
+}
 LATENT_FILES = (".npz", ".npy")
 PACKAGES = ("torch", "numpy", "safetensors", "cyclopts", "rich", "pillow", "matplotlib")
 
