@@ -235,7 +235,7 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
     elif e.loose > 0:
         said.append(
             f"{_percent(e.loose)} of {noun}s rest on fewer than {limits.LOOSE_DRAWS:g} effective "
-            "draws: their bound is loose; try more --draws."
+            "draws: their bound is loose; kullback evaluate --sandwich measures how much."
         )
     if e.active_units == 0:
         said.append(
