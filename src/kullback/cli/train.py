@@ -231,7 +231,7 @@ def evaluate(
     sandwich: Annotated[
         bool, Parameter(help="Measure log p(x) = ELBO + KL by annealing.", negative="")
     ] = False,
-    items: Annotated[Whole, Parameter(help="Images for --sandwich, from the first on.")] = 50,
+    items: Annotated[Whole, Parameter(help="Images for --sandwich, from the first on.")] = 20,
     chains: Annotated[Whole, Parameter(help="Annealed chains per image.")] = 16,
     temperatures: Annotated[Whole, Parameter(help="Steps of a chain from q to p(z|x).")] = 100,
     explain: Annotated[
