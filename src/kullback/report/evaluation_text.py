@@ -440,8 +440,9 @@ def _explained(test: Gap, noun: str) -> list[str]:
         "expectation. At most: the same chains run backwards from an exact draw of p(z|x).",
         "Approximation: what remains when q is refitted for each image by itself. Amortisation: "
         f"what the encoder costs on top. The two add up to KL, at least. ± is over {noun}s.",
-        f"Settled: {noun}s where the variance of log w over chains is at most "
-        f"{limits.SETTLED_LOG_VARIANCE:g}.",
+        f"Settled: test {noun}s where the variance of log w over chains is at most "
+        f"{limits.SETTLED_LOG_VARIANCE:g}, and the model's own whose two bounds are at most "
+        f"{limits.SETTLED_WIDTH:g} nats apart.",
         "I(x; z): how much z says about x, of the rate; the rest, KL(q(z) || p(z)), is paid "
         "because the codes of all images together are not distributed as the prior.",
     ]

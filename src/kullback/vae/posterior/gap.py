@@ -63,7 +63,8 @@ class PerImage:
         refitted_rate: Of the best q.
         lower: A bound on log p(x) from below, by annealing.
         upper: From above; None on data that the model did not make.
-        settled: Whether the annealed weights agree (`Annealed.settled`).
+        settled: Whether both bounds are within half a nat; without an upper one, whether the
+            annealed weights agree (`Annealed.settled`).
         effective_chains: Of the annealed weights.
     """
 
@@ -93,7 +94,7 @@ class Gap:
         amortisation: ELBO of the best q − ELBO of the encoder's; low by what the refit missed.
         rate: KL(q(z|x) ‖ p(z)).
         refitted_rate: The same of the best q.
-        settled: How many images have annealed weights that agree.
+        settled: How many images are settled, see `PerImage`.
         images: How many there are.
         per_image: The terms.
     """
@@ -170,15 +171,16 @@ def measure_gap(
     elbos = [_elbos(model, part, refitting, generator) for part in torch.split(x, images)]
     columns = [torch.cat(column).double().cpu() for column in zip(*elbos, strict=True)]
     elbo, refitted, rate, refitted_rate = columns
-    upper = None if annealed.upper is None else annealed.upper.cpu()
+    lower, upper = annealed.lower.cpu(), None if annealed.upper is None else annealed.upper.cpu()
+    settled = annealed.settled.cpu() if upper is None else (upper - lower).abs() <= SETTLED_WIDTH
     terms = PerImage(
         elbo=elbo,
         refitted_elbo=refitted,
         rate=rate,
         refitted_rate=refitted_rate,
-        lower=annealed.lower.cpu(),
+        lower=lower,
         upper=upper,
-        settled=annealed.settled.cpu(),
+        settled=settled,
         effective_chains=annealed.effective_chains.cpu(),
     )
     return _summarised(terms)
