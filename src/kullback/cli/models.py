@@ -8,19 +8,35 @@ import importlib.util
 import io
 import os
 import platform
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from kullback.core import ArgumentValueError, __version__, require, write_atomic
+from kullback.core import (
+    ArgumentValueError,
+    RunError,
+    __version__,
+    open_atomic,
+    require,
+    write_atomic,
+)
 
-from .limits import IMAGES_PER_BLOCK, MAX_SAMPLED_IMAGES
+from .limits import (
+    IMAGES_PER_BLOCK,
+    MAX_IMAGES_OF_A_PICTURE,
+    MAX_PIXELS_OF_A_PICTURE,
+    MAX_SAMPLED_IMAGES,
+    OUTPUTS_PER_BLOCK,
+    SAMPLES_PER_BLOCK,
+)
 from .options import Shared, Whole
 from .session import bar, check_new, log, prepare, print_json, say, write
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
     from kullback.vae import VAE
 
@@ -101,16 +117,23 @@ def sample(
     the model's evidence speaks of.
     """
     prepare(shared)
-    require(1 <= n <= MAX_SAMPLED_IMAGES, "-n", f"from 1 to {MAX_SAMPLED_IMAGES:,}", n)
     check_new("--out", out, ".png", ".npy", force=force)
+    most = MAX_SAMPLED_IMAGES if out.suffix.lower() == ".npy" else MAX_IMAGES_OF_A_PICTURE
+    hint = "a .npy file, which is written piece by piece" if most < n <= MAX_SAMPLED_IMAGES else ""
+    require(1 <= n <= most, "-n", f"from 1 to {most:,} in one {out.suffix}", f"{n:,}", hint)
     import torch
 
     from kullback.vae import VAE
 
     model = VAE.load(run)
     log(f"model: {run}")
-    x = model.sample(n, generator=torch.Generator().manual_seed(seed), noise=noise)
-    save_images(x, out, model=model, force=force)
+    generator = torch.Generator().manual_seed(seed)
+    blocks = sample_blocks(model, n, generator, noise=noise)
+    if out.suffix.lower() == ".npy":
+        save_blocks(blocks, n, out, model=model)
+    else:
+        _require_pixels(model, n)
+        save_images(torch.cat(list(blocks)), out, model=model, force=force)
     say(f"{n} samples: {out}")
 
 
@@ -244,6 +267,52 @@ def save_images(x: "Tensor", out: Path, *, model: "VAE", force: bool) -> None:
     kind = model.spec.kind if model.spec else ""
     levels = model.spec.levels if model.spec else 256
     pictures.save(pictures.grid(x, kind=kind, levels=levels), out, overwrite=force)
+
+
+def sample_blocks(
+    model: "VAE", n: int, generator: "Generator", *, noise: bool
+) -> "Iterator[Tensor]":
+    """Draw n samples in blocks, so that memory does not grow with n."""
+    from torch import Generator
+
+    outputs = model.parameters_of(model.prior.sample(1, Generator().manual_seed(0))).numel()
+    size = max(1, min(SAMPLES_PER_BLOCK, OUTPUTS_PER_BLOCK // outputs))
+    for start in range(0, n, size):
+        yield model.sample(min(size, n - start), generator=generator, noise=noise)
+
+
+def _require_pixels(model: "VAE", n: int) -> None:
+    """Refuse a picture too large to be made in memory."""
+    height, width = model.spec.event_shape[1:] if model.spec else (1, 1)
+    most = max(1, MAX_PIXELS_OF_A_PICTURE // (height * width))
+    got = f"{n:,} images of {height}x{width}"
+    require(n <= most, "-n", f"at most {most:,} in one picture", got, "--out samples.npy")
+
+
+def save_blocks(blocks: "Iterator[Tensor]", n: int, out: Path, *, model: "VAE") -> None:
+    """Write blocks of samples, n in all, as one `.npy`, each as it comes."""
+    import numpy as np
+
+    start = 0
+    with open_atomic(out) as file, bar("sampling") as update:
+        for x in blocks:
+            block = in_units(x, model)
+            if start == 0:
+                dtype = np.lib.format.dtype_to_descr(block.dtype)
+                header = {"descr": dtype, "fortran_order": False, "shape": (n, *block.shape[1:])}
+                _require_space(out, n * block[0].nbytes)
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(block).data)
+            start += len(block)
+            update(start, n)
+
+
+def _require_space(out: Path, size: int) -> None:
+    """Refuse before the work a file that does not fit the disk."""
+    free = shutil.disk_usage(out.parent).free
+    if size > free:
+        need = f"{size / 2**30:.1f} GB, and {free / 2**30:.1f} GB are free"
+        raise RunError(f"{out}: cannot be written: it takes {need}. Try: a smaller -n")
 
 
 def in_units(x: "Tensor", model: "VAE") -> Any:

@@ -135,13 +135,21 @@ def _shown(update: Callable[..., None]) -> Callable[["Progress"], None]:
 
 
 def data_of(run: Path, source: str | None = None) -> "Dataset":
-    """Read the data set of a run again, or another source with the run's settings."""
+    """Read the data set of a run again, unchanged, or another source with the run's settings."""
     from kullback.data import reload
 
     config = read_json(run / "config.json")
     if not isinstance(config, dict) or "data" not in config:
         raise DataError(f"{run / 'config.json'}: says nothing about data. Try: --data")
-    return reload(config["data"], source=source)
+    with bar("reading") as update:
+        dataset = reload(config["data"], source=source, progress=update)
+    if source is None and dataset.protocol["sha256"] != config["data"].get("sha256"):
+        changed = config["data"]["source"]
+        raise DataError(
+            f"{changed}: these are not the data {run} was trained on: the hashes differ. "
+            f"Try: --data {changed}, which measures on other data"
+        )
+    return dataset
 
 
 def measure(model: "VAE", data: "Dataset", draws: int | None, seed: int) -> "Evaluation":
@@ -209,7 +217,10 @@ def evaluate(
     run: Annotated[Path, Parameter(help="A run directory.")],
     /,
     *,
-    data: Annotated[str | None, Parameter(help="Other data than the run's own.")] = None,
+    data: Annotated[
+        str | None,
+        Parameter(help="Other data than the run's own: all of it, or its own test part."),
+    ] = None,
     draws: Annotated[Whole, Parameter(help="Draws of q(z|x) per image: the K of L_K.")] = 500,
     seed: Annotated[Whole, Parameter(help="Of the draws.")] = 0,
     json: Annotated[bool, Parameter(help="Print one JSON object.", negative="")] = False,
@@ -218,7 +229,8 @@ def evaluate(
     """Measure ELBO, the importance-weighted bound L_K, rate and distortion on test images.
 
     Every figure carries its standard error over images. On the run's own data, the figures are
-    kept in RUN/evaluation.json and appear in the report when it is rebuilt.
+    kept in RUN/evaluation.json and appear in the report when it is rebuilt. Of a training that is
+    not finished the weights of the last checkpoint are measured; that is said and not kept.
     """
     prepare(shared)
     expected = f"from 1 to {MAX_DRAWS_PER_IMAGE:,}"
@@ -231,6 +243,9 @@ def evaluate(
         say(f"note: {note}")
     evaluation = measure(model, dataset, draws, seed)
     fields = record(evaluation, dataset)
-    if data is None:
+    if data is None and not model.unfinished:
         write_json(run / "evaluation.json", fields)
-    show(evaluation, dataset, fields | {"run": str(run)}, as_json=json)
+    unfinished = {"unfinished": model.unfinished} if model.unfinished else {}
+    show(evaluation, dataset, fields | {"run": str(run)} | unfinished, as_json=json)
+    if model.unfinished and not json:
+        write(f"{model.unfinished}\n")

@@ -7,8 +7,11 @@ __all__ = [
     "DISTINCT_VALUES",
     "FEW_VALUES",
     "HEAVY_TAIL_RANGES",
+    "INFLATION_FROM",
     "MAX_FILE_BYTES",
+    "MAX_INFLATION",
     "MAX_SIDE",
+    "MEMORY_COPIES",
     "MOST_LEVELS",
     "NAMED_COLUMNS",
     "NAMED_SIZES",
@@ -47,6 +50,11 @@ POINT_MASS_SHARE = 0.05  # of rows at one value, from which a column has no dens
 HEAVY_TAIL_RANGES = 100.0  # interquartile ranges from the median: 1e-9999 for a normal distribution
 ROWS_FOR_DOUBTS = 100_000  # rows in which they are looked for: about a second
 NAMED_COLUMNS = 5  # in one note
+
+# Arrays
+MEMORY_COPIES = 3  # of an array while it is read: the file's, joined, in the model's dtype
+MAX_INFLATION = 200  # bytes from one of a .npz: sparse drawings reach 50, deflate at most 1,032
+INFLATION_FROM = 2**26  # bytes of an array, below which any inflation is harmless
 
 # Pictures
 MAX_SIDE = 4096  # pixels asked for: 64 MB an image in float32

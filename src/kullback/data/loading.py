@@ -92,19 +92,25 @@ def assemble(
     binarize: Binarize,
     seed: int,
     test_fraction: float,
+    whole: bool = False,
 ) -> Dataset:
     """Split, binarise, hash, and write the protocol down; `asked` goes into it as it is.
 
-    The training hash is taken before binarisation, the test hash after. Raises `DataError` when
-    a side is too small or continuous values cannot be binarised.
+    whole: without a split of its own, all of the source is for testing. The training hash is taken
+    before binarisation, the test hash after. Raises `DataError` when a side is too small or
+    continuous values cannot be binarised.
     """
     rules = asked.get("rules", 1)
     if binarize != "none":
         _to_eight_bits(examples, source)
-    is_test = _split(examples, test_fraction, source)
+    whole = whole and examples.is_test is None
+    if whole:
+        examples.split, is_test = "all examples", np.ones(len(examples.values), bool)
+    else:
+        is_test = _split(examples, test_fraction, source)
     train, test = (torch.from_numpy(examples.values[flags]) for flags in (~is_test, is_test))
     kind, binarize = _judge(examples, binarize)
-    if kind == "continuous" and rules > 1:
+    if kind == "continuous" and rules > 1 and not whole:
         examples.notes += doubts(examples.values[~is_test])
     levels, grid = examples.levels, examples.grid
     train_hash = sha256_of(train)
@@ -276,6 +282,7 @@ def load(
     progress: Progress | None = None,
     rules: int = RULES,
     grid: Grid | None = None,
+    whole: bool = False,
 ) -> Dataset:
     """Read a data set whole: `Dataset(train [N, *event], test [M, *event], kind, protocol, …)`.
 
@@ -302,6 +309,8 @@ def load(
         progress: Called with (done, total) files.
         rules: Of reading values; `reload` passes those that a run was made with.
         grid: A trained model's levels, instead of those found.
+        whole: All examples are for testing and none for training, unless the source has a split of
+            its own.
 
     Returns:
         The data set. What was done (skipped, resized, left out) is in `protocol["notes"]` and
@@ -336,6 +345,7 @@ def load(
         binarize=binarize,
         seed=seed,
         test_fraction=float(test_fraction),
+        whole=whole,
     )
 
 
@@ -467,7 +477,9 @@ def _skips_in_words(skipped: list[tuple[str, str]]) -> str:
     return f"{plural(len(skipped), 'image')} skipped: {shown}{more}"
 
 
-def reload(protocol: dict[str, Any], *, source: str | None = None) -> Dataset:
+def reload(
+    protocol: dict[str, Any], *, source: str | None = None, progress: Progress | None = None
+) -> Dataset:
     """Read again the data set that a protocol describes, with the same settings.
 
     Whether the data are still the same is for the caller to see: compare the hashes.
@@ -475,7 +487,9 @@ def reload(protocol: dict[str, Any], *, source: str | None = None) -> Dataset:
     Args:
         protocol: As in `Dataset.protocol`.
         source: Other data, read as those were: on the same grid of levels, or as continuous values
-            where those were, whatever grid the others lie on.
+            where those were, whatever grid the others lie on. All of it is for testing, or its test
+            part where it has a split of its own.
+        progress: As in `load`.
 
     Returns:
         The data set.
@@ -496,13 +510,13 @@ def reload(protocol: dict[str, Any], *, source: str | None = None) -> Dataset:
         settings["levels"] = protocol.get("reading", "auto")
         settings["rules"] = int(protocol.get("rules", 1))
         if source is not None:
-            settings |= _like(protocol)
+            settings |= _like(protocol) | {"whole": True}
         source = protocol["source"] if source is None else source
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"protocol: expected what load() stores; wrong or missing: {error}"
         ) from error
-    return load(source, **settings)
+    return load(source, progress=progress, **settings)
 
 
 def _like(protocol: dict[str, Any]) -> dict[str, Any]:
