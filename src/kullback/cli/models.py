@@ -20,6 +20,7 @@ from kullback.core import (
     RunError,
     __version__,
     open_atomic,
+    read_json,
     require,
     write_atomic,
 )
@@ -65,7 +66,7 @@ def encode(
 
     model = VAE.load(run)
     log(f"model: {run}")
-    x, names = images_for(model, data)
+    x, names = images_for(model, data, run=run)
     mean, sd = encoded(model, x)
     save_arrays(out, {"mean": mean, "sd": sd, "name": names})
     say(f"{len(x)} images: {out}")
@@ -93,7 +94,7 @@ def reconstruct(
 
     model = VAE.load(run)
     log(f"model: {run}")
-    x, _ = images_for(model, data, most=n)
+    x, _ = images_for(model, data, run=run, most=n)
     kind, levels = (model.spec.kind, model.spec.levels) if model.spec else ("", 256)
     pair = pictures.pairs(x, reconstructions(model, x), kind=kind, levels=levels)
     pictures.save(pair, out, overwrite=force)
@@ -208,7 +209,7 @@ def _state(extra: str, modules: list[str]) -> str:
 
 
 def images_for(
-    model: "VAE", source: str, *, most: int | None = None
+    model: "VAE", source: str, *, run: Path, most: int | None = None
 ) -> "tuple[Tensor, tuple[str, ...]]":
     """Read data in the shape and kind of a model, at most so many; say what was done to them."""
     import torch
@@ -217,6 +218,7 @@ def images_for(
 
     if model.spec is None:
         raise ArgumentValueError("this model does not know the shape of its data")
+    background, frames = _picture_options(run)
     with bar("reading") as update:
         x, names = load_images(
             source,
@@ -225,12 +227,20 @@ def images_for(
             say=lambda t: say(f"note: {t}"),
             kind=model.spec.kind,
             grid=None if model.spec.grid is None else Grid.from_dict(model.spec.grid),
+            background=background,
+            frames=frames,
         )
     x, names = x[:most], names[:most]
     if model.spec.kind == "binary" and x.dtype == torch.uint8 and int(x.max()) > 1:
         say("note: the model is one of bits: grey values binarised with seed 0")
         x = binarize(x, torch.Generator().manual_seed(0))
     return model.check(x), names
+
+
+def _picture_options(run: Path) -> tuple[str, str]:
+    """Return how the run's own pictures were read; a run made before has black backgrounds."""
+    data = read_json(run / "config.json").get("data", {})
+    return data.get("background", "black"), data.get("frames", "first")
 
 
 def encoded(model: "VAE", x: "Tensor") -> tuple[Any, Any]:

@@ -100,6 +100,8 @@ def _read(source: str, reading: DataOptions, seed: int) -> "Dataset":
     settings: dict[str, Any] = {
         "fit": reading.fit,
         "channels": reading.channels,
+        "background": reading.background,
+        "frames": reading.frames,
         "binarize": reading.binarize,
         "test_fraction": reading.test_fraction,
         "levels": reading.parsed_levels(),
@@ -142,7 +144,7 @@ def data_of(run: Path, source: str | None = None) -> "Dataset":
     if not isinstance(config, dict) or "data" not in config:
         raise DataError(f"{run / 'config.json'}: says nothing about data. Try: --data")
     with bar("reading") as update:
-        dataset = reload(config["data"], source=source, progress=update)
+        dataset = reload(config["data"], source=source, whole=source is not None, progress=update)
     if source is None and dataset.protocol["sha256"] != config["data"].get("sha256"):
         changed = config["data"]["source"]
         raise DataError(
