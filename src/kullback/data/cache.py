@@ -27,6 +27,7 @@ from .grid import Grid
 __all__ = ["fetch", "keep", "key_of"]
 
 HASH_BYTES = 32
+HEADER_BYTES = 128  # of `.npy`: what precedes an array of four dimensions
 
 
 def key_of(folder: Path, paths: list[Path], fitting: Fitting, how: Reading) -> str | None:
@@ -69,7 +70,6 @@ def fetch(key: str) -> Examples | None:
 
 def keep(key: str, examples: Examples) -> None:
     """Keep examples under a key, where there is room; a disk that refuses is no failure."""
-    size = examples.values.nbytes
     fields = {
         "names": examples.names,
         "digests": [digest.hex() for digest in examples.digests],
@@ -78,15 +78,17 @@ def keep(key: str, examples: Examples) -> None:
         "skipped": examples.skipped,
         "grid": None if examples.grid is None else examples.grid.to_dict(),
     }
+    words = json.dumps(fields).encode()
+    size = examples.values.nbytes + len(words) + HEADER_BYTES + HASH_BYTES
+    if size > limits.MAX_CACHE_BYTES:
+        return
     with contextlib.suppress(OSError, KullbackError):
         path = _path(key)
         _make_room(path.parent, size)
-        if size > limits.MAX_CACHE_BYTES:
-            return
         with open_atomic(path) as file:
             writer = _Hashing(file)
             np.lib.format.write_array(writer, np.ascontiguousarray(examples.values))
-            writer.write(json.dumps(fields).encode())
+            writer.write(words)
             file.write(writer.digest.digest())
 
 

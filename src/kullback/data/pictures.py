@@ -115,8 +115,8 @@ def read_picture(
 
     EXIF orientation is obeyed, transparency laid over a background, 16 bits of grey scaled to 8
     (kept as uint16 when `deep`), and of a moving picture the first frame is taken; the result says
-    what was done. With "auto" a picture whose red, green and blue agree everywhere is grey. A JPEG much
-    larger than `size` is decoded at a reduced scale.
+    what was done. With "auto" a picture whose red, green and blue agree everywhere is grey. A JPEG
+    much larger than `size` is decoded at a reduced scale.
     Raises `DataError` with the reason (damaged, not a picture, too many pixels, 16 bits a colour
     with nothing in the upper 8).
     """
