@@ -20,7 +20,6 @@ from .limits import BIT_DEPTH_FROM, BYTE_LEVELS, BYTE_MAX, FEW_VALUES, MOST_LEVE
 
 __all__ = ["read_arrays"]
 
-MAGIC = b"\x93NUMPY"
 _CHUNK = 1 << 20
 Named = dict[str, NDArray[Any]]
 
@@ -54,7 +53,7 @@ def _load(path: Path) -> tuple[Named, list[str]]:
     """Read the arrays that are wanted and no others: labels may be anything."""
     try:
         with path.open("rb") as file:
-            if file.read(len(MAGIC)) == MAGIC:
+            if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
                 file.seek(0)
                 declared = _declared_bytes(file)
                 _require_memory(path, declared, file.seek(0, 2))

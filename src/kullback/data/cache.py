@@ -26,8 +26,7 @@ from .grid import Grid
 
 __all__ = ["fetch", "keep", "key_of"]
 
-HASH_BYTES = 32
-HEADER_BYTES = 128  # of `.npy`: what precedes an array of four dimensions
+FRAME_BYTES = 128 + 32  # the header of a `.npy` before, the hash after
 
 
 def key_of(folder: Path, paths: list[Path], fitting: Fitting, how: Reading) -> str | None:
@@ -79,7 +78,7 @@ def keep(key: str, examples: Examples) -> None:
         "grid": None if examples.grid is None else examples.grid.to_dict(),
     }
     words = json.dumps(fields).encode()
-    size = examples.values.nbytes + len(words) + HEADER_BYTES + HASH_BYTES
+    size = examples.values.nbytes + len(words) + FRAME_BYTES
     if size > limits.MAX_CACHE_BYTES:
         return
     with contextlib.suppress(OSError, KullbackError):
@@ -111,14 +110,15 @@ def _path(key: str) -> Path:
 
 def _read(file: Any) -> Examples:
     """Read an entry whose hash is right; ValueError for any other."""
-    length = file.seek(0, os.SEEK_END) - HASH_BYTES
+    digest = hashlib.sha256()
+    length = file.seek(0, os.SEEK_END) - digest.digest_size
     file.seek(0)
-    digest, left = hashlib.sha256(), length
+    left = length
     while left > 0:
         block = file.read(min(left, 1 << 22))
         digest.update(block)
         left -= len(block) or left
-    if length < 0 or file.read(HASH_BYTES) != digest.digest():
+    if length < 0 or file.read() != digest.digest():
         raise ValueError("damaged")
     file.seek(0)
     values = np.lib.format.read_array(file)

@@ -30,6 +30,7 @@ from kullback.core import (
     write_json,
 )
 
+from .limits import RUN_FORMAT
 from .networks import Mlp
 from .training import Training
 
@@ -51,14 +52,13 @@ __all__ = [
 
 LOGS = ("metrics.jsonl", "timing.jsonl")
 NAME = "checkpoints/last.safetensors"
-FORMAT = 2  # of config.json; in 1 neither it nor the weights had hashes
 NO_HASH = "0" * 64
 BUFFER = "buffer."  # begins the names of a model's buffers in a checkpoint
 
 
 def write_config(folder: Path, fields: Mapping[str, Any]) -> None:
     """Write `config.json` with its hash."""
-    write_json(folder / "config.json", {"format": FORMAT, **fields}, hashed=True)
+    write_json(folder / "config.json", {"format": RUN_FORMAT, **fields}, hashed=True)
 
 
 def read_config(folder: Path, *required: str) -> dict[str, Any]:
@@ -68,9 +68,9 @@ def read_config(folder: Path, *required: str) -> dict[str, Any]:
     """
     path = folder / "config.json"
     config = read_json(path)
-    if not isinstance(config, dict) or config.get("format") not in (1, FORMAT):
-        raise RunError(f"{path}: not a model of format 1 or {FORMAT} of this library")
-    if config["format"] == FORMAT and "file_sha256" not in config:
+    if not isinstance(config, dict) or config.get("format") not in (1, RUN_FORMAT):
+        raise RunError(f"{path}: not a model of format 1 or {RUN_FORMAT} of this library")
+    if config["format"] == RUN_FORMAT and "file_sha256" not in config:
         raise RunError(f"{path}: damaged: it has lost its hash (file_sha256)")
     for key in required:
         if key not in config:
@@ -80,7 +80,7 @@ def read_config(folder: Path, *required: str) -> dict[str, Any]:
 
 def is_hashed(config: Mapping[str, Any]) -> bool:
     """Say whether the weights that belong to a `config.json` have hashes."""
-    return bool(config["format"] == FORMAT)
+    return bool(config["format"] == RUN_FORMAT)
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

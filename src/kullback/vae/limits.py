@@ -21,6 +21,7 @@ __all__ = [
     "MAX_WIDTH",
     "MONITORED_IMAGES",
     "NAMED_COLUMNS",
+    "RUN_FORMAT",
     "TEST_STEPS",
     "THREADS_GAIN",
     "UNIT_SCALE_LEVELS",
@@ -49,6 +50,9 @@ TEST_STEPS = 500  # between looks at the test images, at least
 MONITORED_IMAGES = 1000  # test images of such a look: 0.3 nats of error at a deviation of 10
 COLLAPSE_AFTER = 0.1  # of the run, before which a small KL is no collapse yet
 CALLBACK_SECONDS = 0.1  # between calls of progress, at least
+
+# The run folder
+RUN_FORMAT = 2  # of config.json; in 1 neither it nor the weights had hashes
 
 # The machine
 DECODER_OUTPUTS = 800_000  # at once: what a core's cache holds
