@@ -18,7 +18,6 @@ import json
 import os
 import re
 import secrets
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +125,12 @@ def remove_temporaries(folder: Path) -> int:
 
     Those of processes that still run stay.
 
+    Args:
+        folder: The folder; its sub-folders are left alone.
+
+    Returns:
+        The count of files removed.
+
     Example:
         >>> Path(".weights.0123abcd.tmp").write_bytes(b"half")
         4
@@ -166,6 +171,9 @@ def only_writer(folder: Path) -> Iterator[None]:
     Args:
         folder: The folder.
 
+    Yields:
+        Nothing.
+
     Raises:
         RunError: Another process holds the lock, or the folder cannot be written.
 
@@ -189,6 +197,8 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 def _take_lock(path: Path) -> int:
     """Open and lock a lock file and write the owner into it."""
+    import socket  # here, as it is not needed to start the command
+
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         if not _lock(handle):
@@ -226,6 +236,15 @@ def _lock(handle: int) -> bool:
 
 def with_file_hash(content: bytes) -> bytes:
     """Return bytes in which the 64 zeros of `"file_sha256": "000…"` are the SHA-256 of the bytes.
+
+    Args:
+        content: The bytes, with the zeros once.
+
+    Returns:
+        As many bytes, with the hash.
+
+    Raises:
+        RunError: There is no such place.
 
     Example:
         >>> with_file_hash(b'{"file_sha256": "' + b"0" * 64 + b'"}')[17:25]
