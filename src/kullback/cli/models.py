@@ -298,7 +298,9 @@ def sample_blocks(
 
 def _require_pixels(model: "VAE", n: int) -> None:
     """Refuse a picture too large to be made in memory."""
-    height, width = model.spec.event_shape[1:] if model.spec else (1, 1)
+    if model.spec is None or len(model.spec.event_shape) == 1:
+        return  # vectors are no picture, which is said when one is made of them
+    height, width = model.spec.event_shape[1:]
     most = max(1, MAX_PIXELS_OF_A_PICTURE // (height * width))
     got = f"{n:,} images of {height}x{width}"
     require(n <= most, "-n", f"at most {most:,} in one picture", got, "--out samples.npy")
