@@ -61,17 +61,17 @@ NAMED_COLUMNS = 5  # in one note
 
 # Arrays
 MEMORY_COPIES = 3  # of an array while it is read: the file's, joined, in the model's dtype
-MAX_INFLATION = 200  # bytes from one of a .npz: sparse drawings reach 50, deflate at most 1,032
+MAX_INFLATION = 200  # bytes from one of a .npz, chosen: deflate reaches 1,032; not measured on data
 INFLATION_FROM = 2**26  # bytes of an array, below which any inflation is harmless
 
 # Pictures
 MAX_FRAMES = 10_000  # of one file: seven minutes of an animation
 MAX_FRAME_PIXELS = 2**28  # of all frames of one file, where they keep their size
-READING_THREADS = 8  # the interpreter's own work on a file keeps more from helping
+READING_THREADS = 8  # chosen, not measured: the interpreter runs one thread at a time
 FILES_PER_TASK = 64  # of one thread: tens of milliseconds
 CACHED_FILES = 1_000  # from which a folder is cached: fewer are decoded in about a second
 MAX_CACHE_BYTES = 2**32  # of all cached folders: 350,000 colour pictures of 64x64
-SETTLED_SECONDS = 2.0  # since the last change of a file: the resolution of FAT, as git assumes
+SETTLED_SECONDS = 2.0  # since the last change of a file: the resolution of times on FAT
 MAX_SIDE = 4096  # pixels asked for: 64 MB an image in float32
 SHORTER_SIDE = 64  # pixels kept where no size is given: trains in minutes on a CPU
 MAX_FILE_BYTES = 2**28  # of one picture: above, it is no picture to train on
