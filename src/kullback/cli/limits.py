@@ -14,14 +14,18 @@ __all__ = [
     "MAX_DRAWS",
     "MAX_DRAWS_PER_IMAGE",
     "MAX_FIT_DRAWS",
+    "MAX_IMAGES_OF_A_PICTURE",
     "MAX_LOG_PROBABILITY",
     "MAX_NUMBERS",
+    "MAX_PIXELS_OF_A_PICTURE",
     "MAX_SAMPLED_IMAGES",
     "MIN_OBSERVATIONS",
     "NEAR_HUNDRED",
     "NEAR_ONE",
+    "OUTPUTS_PER_BLOCK",
     "PILOT_DRAWS",
     "REPEATS",
+    "SAMPLES_PER_BLOCK",
     "SECONDS_BEFORE_BAR",
     "SECONDS_BETWEEN_LINES",
     "SECONDS_TO_FIRST_LINE",
@@ -37,7 +41,11 @@ MAX_DIMENSION = MAX_NUMBERS // FEWEST_FIT_DRAWS
 MAX_DRAWS_PER_IMAGE = 1_000_000
 CLOSING_DRAWS = (20, 50, 100, 200, 500)  # K of the evaluation that closes a training
 CLOSING_NUMBERS = 80_000_000  # test images x dimensions x K: 20 s for small images on two cores
-MAX_SAMPLED_IMAGES = 100_000  # in one file
+MAX_SAMPLED_IMAGES = 10**9  # in one .npy, written in blocks; the free disk is the nearer limit
+MAX_IMAGES_OF_A_PICTURE = 100_000  # of one .png, which is made in memory
+MAX_PIXELS_OF_A_PICTURE = 2**26  # of one .png: 8,192 x 8,192, or 85,000 images of 28x28
+SAMPLES_PER_BLOCK = 1_000  # drawn at once; with fewer, samples are those of one call
+OUTPUTS_PER_BLOCK = 2**25  # of the decoder at once: 128 MB, and a few times that in use
 MAX_BYTES = 1 << 30  # of a file of numbers: a table of 40 million outcomes
 IMAGES_PER_BLOCK = 500  # encoded at once, so that memory does not grow with the data
 

@@ -107,6 +107,8 @@ def _read(source: str, reading: DataOptions, seed: int) -> "Dataset":
     settings: dict[str, Any] = {
         "fit": reading.fit,
         "channels": reading.channels,
+        "background": reading.background,
+        "frames": reading.frames,
         "binarize": reading.binarize,
         "test_fraction": reading.test_fraction,
         "levels": reading.parsed_levels(),
@@ -141,13 +143,21 @@ def _shown(update: Callable[..., None], said: set[str]) -> Callable[["Progress"]
 
 
 def data_of(run: Path, source: str | None = None) -> "Dataset":
-    """Read the data set of a run again, or another source with the run's settings."""
+    """Read the data set of a run again, unchanged, or another source with the run's settings."""
     from kullback.data import reload
 
     config = read_json(run / "config.json")
     if not isinstance(config, dict) or "data" not in config:
         raise DataError(f"{run / 'config.json'}: says nothing about data. Try: --data")
-    return reload(config["data"], source=source)
+    with bar("reading") as update:
+        dataset = reload(config["data"], source=source, whole=source is not None, progress=update)
+    if source is None and dataset.protocol["sha256"] != config["data"].get("sha256"):
+        changed = config["data"]["source"]
+        raise DataError(
+            f"{changed}: these are not the data {run} was trained on: the hashes differ. "
+            f"Try: --data {changed}, which measures on other data"
+        )
+    return dataset
 
 
 def measure(model: "VAE", data: "Dataset", draws: int | None, seed: int) -> "Bounds":
@@ -222,7 +232,10 @@ def evaluate(
     run: Annotated[Path, Parameter(help="A run directory.")],
     /,
     *,
-    data: Annotated[str | None, Parameter(help="Other data than the run's own.")] = None,
+    data: Annotated[
+        str | None,
+        Parameter(help="Other data than the run's own: all of it, or its own test part."),
+    ] = None,
     draws: Annotated[Whole, Parameter(help="Draws of q(z|x) per image: the K of L_K.")] = 500,
     seed: Annotated[Whole, Parameter(help="Of the draws.")] = 0,
     per_item: Annotated[
@@ -244,9 +257,10 @@ def evaluate(
     """Measure ELBO, the importance-weighted bound L_K, rate and distortion on test images.
 
     Every figure carries its standard error over images. On the run's own data, the figures are
-    kept in RUN/evaluation.json and appear in the report when it is rebuilt. With `--sandwich` also
-    log p(x) = ELBO + KL(q(z|x) || p(z|x)): from below on test images, from both sides on images
-    that the model makes.
+    kept in RUN/evaluation.json and appear in the report when it is rebuilt. Of a training that is
+    not finished the weights of the last checkpoint are measured; that is said and not kept. With
+    `--sandwich` also log p(x) = ELBO + KL(q(z|x) || p(z|x)): from below on test images, from both
+    sides on images that the model makes.
     """
     prepare(shared)
     expected = f"from 1 to {MAX_DRAWS_PER_IMAGE:,}"
@@ -273,8 +287,11 @@ def evaluate(
         fields["sandwich"] = result.fields
     if per_item is not None:
         write_items(per_item, dataset, found, None if result is None else result.test)
-    if data is None:
+    if data is None and not model.unfinished:
         write_json(run / "evaluation.json", fields)
-    show(evaluation, dataset, fields | {"run": str(run)}, as_json=json)
+    unfinished = {"unfinished": model.unfinished} if model.unfinished else {}
+    show(evaluation, dataset, fields | {"run": str(run)} | unfinished, as_json=json)
     if result is not None and not json:
         write(f"\n{result.text}\n")
+    if model.unfinished and not json:
+        write(f"{model.unfinished}\n")

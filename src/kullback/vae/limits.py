@@ -25,6 +25,7 @@ __all__ = [
     "NAMED_COLUMNS",
     "OVERFIT_ERRORS",
     "OVERFIT_LOOKS",
+    "RUN_FORMAT",
     "SETTLED_LOG_VARIANCE",
     "SETTLED_WIDTH",
     "TEST_STEPS",
@@ -59,6 +60,9 @@ OVERFIT_ERRORS = 4.5  # of a paired difference: by chance in less than one of 10
 OVERFIT_LOOKS = 2  # in a row that are so much worse than the best
 COLLAPSE_AFTER = 0.1  # of the run, before which a small KL is no collapse yet
 CALLBACK_SECONDS = 0.1  # between calls of progress, at least
+
+# The run folder
+RUN_FORMAT = 2  # of config.json; in 1 neither it nor the weights had hashes
 
 # The machine
 DECODER_OUTPUTS = 800_000  # at once: what a core's cache holds
