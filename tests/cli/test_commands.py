@@ -117,6 +117,7 @@ def test_existing_files_are_kept_unless_forced(verb, trained, tmp_path, capsys):
     assert out.read_bytes() != b"precious"
 
 
+@pytest.mark.slow
 def test_report_is_rebuilt(trained, capsys):
     (trained / "report.html").unlink()
     assert run("report", trained) == 0
@@ -145,6 +146,7 @@ def test_train_on_a_folder_says_what_it_did(tmp_path, capsys):
     assert "likelihood: logistics (the data are 8-bit levels)" in error
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [

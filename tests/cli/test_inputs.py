@@ -220,6 +220,7 @@ KINDS = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", KINDS)
 def test_numbers_of_another_kind_are_recognised(name, tmp_path, capsys):
     values, words, remedy, divided = KINDS[name]

@@ -72,6 +72,7 @@ def trained(folder):
     return folder / "runs"
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_runs(example, folder, tmp_path, monkeypatch, request):
     if "runs/" in example and " train " not in example:
@@ -91,6 +92,7 @@ def test_every_example_runs(example, folder, tmp_path, monkeypatch, request):
     assert run(*(word.strip('"') for word in words[1:])) == 0
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_a_verb_shows_its_examples(verb, capsys):
     assert run(verb, "--help") == 0
@@ -137,6 +139,7 @@ BAD = [
 ]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("text", "said"), BAD)
 def test_what_is_wrong_in_a_config_file_is_named_with_the_file(
     text, said, tmp_path, capsys, monkeypatch
@@ -201,6 +204,7 @@ def test_quiet_leaves_results_and_errors(flag, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr() == loud
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -291,6 +295,7 @@ def bash_script():
     return out.getvalue()
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 @pytest.mark.parametrize(
     ("words", "found"),

@@ -130,6 +130,7 @@ def sglang(values):
     return {"text": "…", "meta_info": {"output_token_logprobs": rows}}
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     "answer", [openai_chat, openai_completions, vllm_prompt, sglang], ids=lambda f: f.__name__
 )

@@ -39,6 +39,7 @@ def test_the_page_is_whole_and_the_same_every_time():
     assert page.count("<tr>") == 17
 
 
+@pytest.mark.slow
 def test_names_are_escaped():
     def loss(logp, ref_logp):
         return (logp - ref_logp) ** 2

@@ -119,6 +119,7 @@ def test_known_truths(method, seed):
     assert abs(found.value + 0.5 * math.log(0.75)) < 4.5 * found.standard_error
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("method", ["neighbours", "classifier"])
 def test_nothing_is_clipped_at_zero(method):
     values = []
@@ -230,6 +231,7 @@ def copies():
     yield "integers", x[:, :1].mul(9).round(), x[order, :1].mul(9).round()
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("method", ["neighbours", "classifier"])
 @pytest.mark.parametrize(("x", "y"), [c[1:] for c in copies()], ids=[c[0] for c in copies()])
 def test_rows_that_are_not_independent_draws_are_refused(x, y, method):
@@ -278,7 +280,7 @@ def lawful():
     )
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(("x", "y", "kl"), [c[1:] for c in lawful()], ids=[c[0] for c in lawful()])
 def test_rounded_and_discrete_draws(x, y, kl):
     """The noise that undoes rounding leaves KL as it is: against a sum over values, z ≤ 4.5."""
@@ -364,6 +366,7 @@ def test_information_of_discrete_pairs():
     assert abs(found.value - truth) < 4.5 * found.standard_error
 
 
+@pytest.mark.slow
 def test_issue_values():
     """Shared points were −0.49 ± 0.02; the classifier −14 to −4e15; ρ = 0.99 across 3.1 for 9."""
     x = normals(0, 1000, 1)
@@ -390,7 +393,7 @@ def classifier_grid():
             yield n, d, shift
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("n", "d", "shift"), list(classifier_grid()))
 def test_the_classifier_gives_a_lower_bound(n, d, shift):
     """Its interval reaches below the truth, and no value is outside what is possible."""

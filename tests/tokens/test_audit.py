@@ -79,7 +79,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(12)
 @pytest.mark.parametrize("name", with_slow(LOSSES))
 def test_losses_are_named(name):
     loss, on_policy, off_policy = LOSSES[name]

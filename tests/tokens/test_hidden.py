@@ -168,6 +168,7 @@ def test_backends_of_the_blocks(backend, bias):
 WANTS = ("kl", "reverse_kl", "same_top", "entropy", "q_entropy", "log_prob", "q_log_prob")
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("bias", [None, "both ban", "p bans", "q bans"])
 @pytest.mark.parametrize("memory", [3000, 1 << 26])
 def test_everything_in_one_pass(bias, memory):

@@ -249,6 +249,7 @@ def test_refusals(make, words):
         make(Frame.identity(2))
 
 
+@pytest.mark.slow
 def test_the_flow_leaves_torchs_checks_on():
     """Importing zuko switches the argument checks of all distributions off; they are put back."""
     pytest.importorskip("zuko")
