@@ -177,6 +177,7 @@ def test_errors_are_one_plain_message_and_a_code(
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_vectors_and_one_of_continuous_numbers(tmp_path, capsys):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "vectors.npy", rng.normal(size=(300, 5)).astype(np.float32))

@@ -71,6 +71,7 @@ def test_results_are_printed_in_ascii(arguments, monkeypatch):
     assert out.buffer.getvalue().isascii()
 
 
+@pytest.mark.slow
 def test_a_process_with_an_ascii_output():
     done = shell("$K kl --help", PYTHONIOENCODING="ascii")
     assert done.returncode == 0

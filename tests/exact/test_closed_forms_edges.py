@@ -413,7 +413,7 @@ def dirichlet_kl_by_mpmath(p, q):
         return float(log(sum(p)) - log(sum(q)) + sum(terms))
 
 
-@pytest.mark.sweep(8)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("ratio", [1e12, 1e16, 1e17, 1e20, 1e60, 1e200])
 @pytest.mark.parametrize("shape", [1e-6, 0.3, 50.0])
 def test_shapes_of_any_ratio(shape, ratio):

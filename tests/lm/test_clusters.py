@@ -115,6 +115,7 @@ def test_paired_differences_cover_and_are_shorter():
     assert shorter > 0.95 * tries
 
 
+@pytest.mark.slow
 def test_gate_fails_at_the_limit_at_most_at_its_level():
     rng = np.random.default_rng(6)
     tries = 100

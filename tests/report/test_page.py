@@ -150,6 +150,7 @@ def test_reconstructions_show_the_first_test_images_exactly(run, whole):
     assert (pixels[28:30, :, 1] == 0).all()  # the gap is transparent
 
 
+@pytest.mark.slow
 def test_without_an_evaluation(run):
     (run / "evaluation.json").unlink()
     page = written(run)

@@ -277,6 +277,7 @@ def test_far_from_zero_and_next_to_zero():
     assert found.value == pytest.approx((tiny**2).mean().item() / 2, rel=1e-10)
 
 
+@pytest.mark.slow
 def test_batches_are_separate_rows():
     log_p, log_q = draws_of(1.0, 2, 3, 200)
     for estimator in ("k1", "k2", "k3", 0.5, "best"):

@@ -98,7 +98,7 @@ def test_the_classifier_against_scikit_learn():
     np.testing.assert_allclose(ours, theirs.clip(-most, most), rtol=0, atol=1e-4)
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("method", ["neighbours", "classifier"])
 def test_known_truths(method, seed):

@@ -106,7 +106,7 @@ PENALTIES = {
 }
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("name", with_slow(PENALTIES))
 def test_penalties_are_named(name):
     penalty, credit, importance, on_policy, off_policy = PENALTIES[name]
