@@ -160,6 +160,16 @@ VERBS = {
         "The divergence that a policy loss minimises, found by enumeration.",
         ("kullback audit my_losses.py:k3 --html k3.html",),
     ),
+    "drift": Verb(
+        "drift:drift",
+        "KL divergence of language models on a corpus, token by token, with its error.",
+        (
+            "kullback drift models/base models/int4 --text corpus/ --html drift.html",
+            "kullback drift models/base adapters/new --text chats.jsonl --fail-above 5",
+            "kullback drift models/base --store kept --text corpus/",
+            "kullback drift kept models/int4 --require-below 5",
+        ),
+    ),
     "logprobs": Verb(
         "logprobs:logprobs",
         "KL from logged log-probabilities of tokens, checked first.",
