@@ -146,7 +146,7 @@ def test_train_on_a_folder_says_what_it_did(tmp_path, capsys):
     assert "likelihood: logistics (the data are 8-bit levels)" in error
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [

@@ -179,7 +179,7 @@ def test_numbers_of_draws_as_people_type_them(text, capsys):
     assert json.loads(capsys.readouterr().out)["draws"] == 10_000
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
@@ -327,7 +327,7 @@ def _any_pair(verb, p, q, capsys):
         assert captured.err.startswith("kullback: P and Q: expected")
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_meet_without_a_traceback(name, capsys):
     assert set(EXAMPLES) == set(FAMILIES)

@@ -231,7 +231,7 @@ FILES = {
 }
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(10)
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [

@@ -82,6 +82,7 @@ def test_both_directions_exactly(tmp_path, capsys):
     assert "KL(q‖p): seeks" in words
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("text", "arguments", "code", "message"),
     [
@@ -168,6 +169,7 @@ def test_a_reference_is_held_against_q(kind, tmp_path, capsys):
     assert "against 16 draws of the reference" in capsys.readouterr().out
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

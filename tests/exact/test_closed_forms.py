@@ -386,7 +386,7 @@ FAMILIES = [  # (build, parameters of p, parameters of q): differentiable in all
 ]
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("build", "first", "second"), FAMILIES)
 def test_gradients_by_finite_differences_and_laws(build, first, second):
     leaves = [t(v).requires_grad_() for v in (*first, *second)]

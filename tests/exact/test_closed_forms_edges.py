@@ -182,6 +182,7 @@ SHAPES = {"Gamma": (D.Gamma, 2), "Beta": (D.Beta, 2), "Gumbel": (D.Gumbel, 2)}
 SHAPES |= {"Exponential": (D.Exponential, 1), "Pareto": (D.Pareto, 2), "Laplace": (D.Laplace, 2)}
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", SHAPES)
 def test_entropies_against_their_textbooks(name, dtype):

@@ -116,6 +116,7 @@ def test_best_with_importance_weights_is_unbiased_by_enumeration():
     assert expectation(chance, found.value) == pytest.approx(KL, abs=1e-12)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("estimator", FIXED)
 @pytest.mark.parametrize("shift", [0.0, 700.0, -900.0])
 def test_self_normalised_against_the_direct_ratio(estimator, shift):
@@ -295,6 +296,7 @@ def test_batches_are_separate_rows():
 INF, NAN = math.inf, math.nan
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", 0.5, "best"])
 def test_edges(estimator):
     def at(log_p, log_q):
@@ -359,6 +361,7 @@ TAILS = [  # p, q, estimator, the true index of the heaviest tail of the terms
 ]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("p", "q", "estimator", "index"), TAILS)
 def test_the_shape_is_that_of_the_tail(p, q, estimator, index):
     """Within 4.5 of its own errors, (1 + k)/√M, of the truth; half that for the shrinkage."""

@@ -32,6 +32,7 @@ def whitened_within(x, y):
     return a @ root, b @ root
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("d", [1, 2])
 @pytest.mark.parametrize("k", [1, 3])
 def test_kl_neighbours_against_direct_distances(d, k):
@@ -231,7 +232,7 @@ def copies():
     yield "integers", x[:, :1].mul(9).round(), x[order, :1].mul(9).round()
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(9)
 @pytest.mark.parametrize("method", ["neighbours", "classifier"])
 @pytest.mark.parametrize(("x", "y"), [c[1:] for c in copies()], ids=[c[0] for c in copies()])
 def test_rows_that_are_not_independent_draws_are_refused(x, y, method):

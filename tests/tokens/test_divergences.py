@@ -166,6 +166,7 @@ def test_float32(name, backend, vocab):
     held_to_reference(name, p, q, torch.arange(5) % vocab, backend, 64 * EPS)
 
 
+@pytest.mark.sweep(4)
 @every_function
 @every_backend
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -196,6 +196,7 @@ def test_the_bias_of_normalising_by_tokens_falls_with_sequences_and_the_others_d
 # Masks, zeros and infinities.
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf])
@@ -251,6 +252,7 @@ def test_a_token_without_reference_mass_is_infinitely_far():
     assert forward.loss.item() == 1.0 and forward.estimate.__self__ is forward
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(
     ("lacking", "on_policy"),
@@ -549,7 +551,7 @@ def test_at_every_position_the_exact_kl_never_scatters_more(here):
                 assert covariance(chance, some, some) <= most * (1 + 1e-9) + 1e-12
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("here", LAWFUL)
 def test_over_sequences_the_best_multiple_never_scatters_more_than_either(here):
     exact, chance = draws_of(here, "rao-blackwell", "sequence")

@@ -84,7 +84,7 @@ def test_samples_follow_the_density(name):
         assert abs(float(terms.mean()) - truth) < 4.5 * error + slack
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(3)
 @every
 def test_pushed_means_have_the_gradient_of_the_expectation(name):
     """∂/∂φ of a pushed mean over a fine normal grid against ∂/∂φ of the integral of q f."""
