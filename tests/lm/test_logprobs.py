@@ -141,6 +141,7 @@ def test_data_give_paired_log_likelihoods_only(simulated):
     assert not any(check.name == "ratio identity" for check in report.checks)
 
 
+@pytest.mark.slow
 def test_two_policies_are_compared_in_pairs(simulated):
     columns, _ = simulated
     columns = columns | {"log_r": np.minimum(columns["log_q"] - 0.01, 0.0)}
@@ -173,6 +174,7 @@ def test_prompts_are_the_clusters(simulated):
     assert found.clusters.name == "prompts"
 
 
+@pytest.mark.slow
 def test_few_sequences_are_cut_into_blocks(simulated):
     columns, _ = simulated
     few = {name: values[:2000] for name, values in columns.items()}  # four sequences

@@ -158,6 +158,7 @@ def test_pictures_hold_the_numbers_and_are_the_same_twice():
     assert "200 repeats of 50 draws" in words
 
 
+@pytest.mark.slow
 def test_pictures_of_infinite_and_of_large_tables():
     text = plot("kl", torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
     assert "+∞: Q has no mass" in text

@@ -220,6 +220,7 @@ def test_pieces_add_up_to_the_whole(shift, estimator):
     close(backwards.estimate(estimator, full_support=True), whole)
 
 
+@pytest.mark.slow
 def test_pieces_of_a_batch_and_of_weighted_draws_add_up():
     log_p, log_q = draws_of(0.7, 3, 2000)
     drift = torch.linspace(-300, 300, 2000, dtype=torch.float64)

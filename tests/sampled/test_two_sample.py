@@ -191,6 +191,7 @@ def test_units_and_order_of_draws_do_not_matter():
     assert kl_from_draws(x.flip(0), y).value == pytest.approx(one.value, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_batches_and_randomness():
     x, y = normals(0, 2, 200, 1), normals(1, 2, 200, 1) + 0.3
     together = kl_from_draws(x, y)

@@ -492,6 +492,7 @@ def test_the_divergence_is_said_in_words():
 # Rao-Blackwell: how much it scatters.
 
 
+@pytest.mark.slow
 def test_at_one_token_the_exact_kl_never_scatters_more():
     for seed in range(20):
         here = World(4, 1, seed=seed, far=0.1 + 0.2 * seed)
