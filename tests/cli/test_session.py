@@ -52,6 +52,7 @@ def folder(tmp_path_factory):
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "counts.csv").write_text("a,2\nb,1\nc,1\n")
     (folder / "my_losses.py").write_text(LOSSES)
+    np.savez(folder / "codes.npz", z=np.zeros((2, 32)))
     (folder / "tokens.csv").write_text(
         "step,sequence,sampler,trainer\n"
         + "".join(f"{i % 2},{i // 20},{-1 - i % 7},{-1.02 - i % 7}\n" for i in range(400))
@@ -69,6 +70,8 @@ def trained(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert run(*RUN_MADE_BY.split()[1:]) == 0
+        narrow = RUN_MADE_BY.replace("garments", "narrow --latent 4")
+        assert run(*narrow.split()[1:]) == 0
     return folder / "runs"
 
 

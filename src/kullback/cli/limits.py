@@ -4,6 +4,8 @@ Sizes keep a mistyped number from taking all memory; the others decide when a me
 """
 
 __all__ = [
+    "CLOSING_DRAWS",
+    "CLOSING_NUMBERS",
     "FEWEST_DRAWS",
     "FEWEST_FIT_DRAWS",
     "IMAGES_PER_BLOCK",
@@ -22,7 +24,6 @@ __all__ = [
     "REPEATS",
     "SECONDS_BEFORE_BAR",
     "SECONDS_BETWEEN_LINES",
-    "SECONDS_OF_EVALUATION",
     "SECONDS_TO_FIRST_LINE",
 ]
 
@@ -34,6 +35,8 @@ MAX_FIT_DRAWS = 1_000_000  # the verdict's own limits do not improve beyond
 MAX_NUMBERS = 200_000_000  # --dim times --draws: 1.6 GB an array
 MAX_DIMENSION = MAX_NUMBERS // FEWEST_FIT_DRAWS
 MAX_DRAWS_PER_IMAGE = 1_000_000
+CLOSING_DRAWS = (20, 50, 100, 200, 500)  # K of the evaluation that closes a training
+CLOSING_NUMBERS = 80_000_000  # test images x dimensions x K: 20 s for small images on two cores
 MAX_SAMPLED_IMAGES = 100_000  # in one file
 MAX_BYTES = 1 << 30  # of a file of numbers: a table of 40 million outcomes
 IMAGES_PER_BLOCK = 500  # encoded at once, so that memory does not grow with the data
@@ -50,4 +53,3 @@ PILOT_DRAWS = 50_000  # are timed first, where more than twice as many are asked
 SECONDS_BEFORE_BAR = 2.0  # without a sign of work
 SECONDS_TO_FIRST_LINE = 4.0  # of a fit where there is no terminal
 SECONDS_BETWEEN_LINES = 10.0  # Nielsen (1993): beyond 10 s users want to know how far it is
-SECONDS_OF_EVALUATION = 20.0  # the evaluation that closes a training, about

@@ -1,4 +1,4 @@
-"""`kullback sample`, `reconstruct`, `encode`, `report` and `checks`: what a trained model gives.
+"""`sample`, `reconstruct`, `encode`, `decode`, `report`, `checks`: what a trained model gives.
 
 No torch is imported before a command runs.
 """
@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from kullback.core import ArgumentValueError, __version__, require, write_atomic
+from kullback.core import ArgumentValueError, DataError, __version__, require, write_atomic
+from kullback.measure import number
 
-from .limits import IMAGES_PER_BLOCK, MAX_SAMPLED_IMAGES
+from .limits import IMAGES_PER_BLOCK, MAX_BYTES, MAX_SAMPLED_IMAGES
 from .options import Shared, Whole
 from .session import bar, check_new, log, prepare, print_json, say, write
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from kullback.vae import VAE
 
-__all__ = ["checks", "encode", "reconstruct", "report", "sample"]
+__all__ = ["checks", "decode", "encode", "reconstruct", "report", "sample"]
 
 EXTRAS = {
     "codec": ["constriction"],
@@ -32,6 +34,7 @@ EXTRAS = {
     "lm": ["transformers"],
     "tables": ["ibis", "duckdb", "pyarrow"],
 }
+LATENT_FILES = (".npz", ".npy")
 PACKAGES = ("torch", "numpy", "safetensors", "cyclopts", "rich", "pillow", "matplotlib")
 
 
@@ -94,6 +97,9 @@ def sample(
     /,
     *,
     n: Annotated[Whole, Parameter(name=("-n", "--n"), help="How many.")] = 64,
+    z: Annotated[
+        str | None, Parameter(help="This z instead of draws from the prior: 0.5,-1,… or a .npz.")
+    ] = None,
     out: Annotated[Path, Parameter(help="A .png, or .npy for the numbers.")] = Path("samples.png"),
     seed: Annotated[Whole, Parameter(help="Of the draws.")] = 0,
     noise: Annotated[bool, Parameter(help="Draw x ~ p(x|z); without, show its mean.")] = False,
@@ -103,7 +109,8 @@ def sample(
     """Draw z from the prior and decode it: new images from a run.
 
     By default each image is the mean of p(x|z); `--noise` draws from p(x|z) as well, which is what
-    the model's evidence speaks of.
+    the model's evidence speaks of. With `--z` as numbers all n images are of that z, so that
+    `--noise` shows how much z leaves open; with a file they are of its first n rows.
     """
     prepare(shared)
     require(1 <= n <= MAX_SAMPLED_IMAGES, "-n", f"from 1 to {MAX_SAMPLED_IMAGES:,}", n)
@@ -114,9 +121,46 @@ def sample(
 
     model = VAE.load(run)
     log(f"model: {run}")
-    x = model.sample(n, generator=torch.Generator().manual_seed(seed), noise=noise)
+    generator = torch.Generator().manual_seed(seed)
+    if z is None:
+        x = model.sample(n, generator=generator, noise=noise)
+    else:
+        rows = latents_from("--z", z, model)
+        given = rows.expand(n, -1) if Path(z).suffix.lower() not in LATENT_FILES else rows[:n]
+        x = images_of(model, given, generator if noise else None)
     save_images(x, out, model=model, force=force)
-    say(f"{n} samples: {out}")
+    say(f"{len(x)} samples: {out}")
+
+
+def decode(
+    run: Annotated[Path, Parameter(help="A run directory.")],
+    latents: Annotated[
+        Path, Parameter(help="A .npz with z, or mean as encode writes it, or a .npy.")
+    ],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="A .png, or .npy for the numbers.")] = Path("decoded.png"),
+    seed: Annotated[Whole, Parameter(help="Of the draws.")] = 0,
+    noise: Annotated[bool, Parameter(help="Draw x ~ p(x|z); without, show its mean.")] = False,
+    force: Annotated[bool, Parameter(help="Replace an existing file.", negative="")] = False,
+    shared: Shared = None,
+) -> None:
+    """Write the image of every z in a file: the mean of p(x|z), or with `--noise` a draw from it.
+
+    The file holds an array [n, latent], such as `kullback encode` writes and you have changed.
+    """
+    prepare(shared)
+    check_new("--out", out, ".png", ".npy", force=force)
+    import torch
+
+    from kullback.vae import VAE
+
+    model = VAE.load(run)
+    log(f"model: {run}")
+    z = latents_from("LATENTS", str(latents), model)
+    generator = torch.Generator().manual_seed(seed) if noise else None
+    save_images(images_of(model, z, generator), out, model=model, force=force)
+    say(f"{len(z)} images: {out}")
 
 
 def report(
@@ -213,6 +257,72 @@ def images_for(
         say("note: the model is one of bits: grey values binarised with seed 0")
         x = binarize(x, torch.Generator().manual_seed(0))
     return model.check(x), names
+
+
+def latents_from(name: str, given: str, model: "VAE") -> "Tensor":
+    """Read z `[n, latent]` from a file, or from numbers as typed, and check them."""
+    import torch
+
+    latent = model.prior.latent
+    if Path(given).suffix.lower() in LATENT_FILES:
+        z = torch.from_numpy(_latent_array(Path(given)))
+    else:
+        numbers = [number(part) for part in given.split(",")]
+        good = all(one is not None for one in numbers)
+        require(good, name, f"{latent} numbers, or a .npz or .npy file", repr(given))
+        z = torch.tensor([[float(one) for one in numbers if one is not None]])
+    fits = z.ndim == 2 and z.shape[1] == latent and len(z) > 0
+    require(fits, name, f"z of shape [n, {latent}]", list(z.shape))
+    require(bool(torch.isfinite(z).all()), name, "finite numbers", "NaN or infinity")
+    few = len(z) <= MAX_SAMPLED_IMAGES
+    require(few, name, f"at most {MAX_SAMPLED_IMAGES:,} rows", f"{len(z):,}")
+    return z.float()
+
+
+def _latent_array(path: Path) -> Any:
+    """Return `z`, or else `mean`, of a .npz, or what a .npy holds."""
+    import zipfile
+
+    import numpy as np
+
+    try:
+        if path.suffix.lower() == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                size = sum(one.file_size for one in archive.infolist())
+        else:
+            size = path.stat().st_size
+        require(size <= MAX_BYTES, str(path), f"at most {MAX_BYTES:,} bytes", f"{size:,}")
+        held = np.load(path, allow_pickle=False)
+        if not isinstance(held, np.ndarray):
+            with held as arrays:
+                key = next((one for one in ("z", "mean") if one in arrays), None)
+                if key is None:
+                    raise DataError(f"{path}: expected an array z or mean; got {arrays.files}")
+                held = arrays[key]
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, ArgumentValueError):
+            raise
+        raise DataError(f"{path}: not a readable array: {error}") from error
+    if held.dtype.kind not in "fiu":
+        raise DataError(f"{path}: expected numbers; got {held.dtype}")
+    return held.astype(np.float32)
+
+
+def images_of(model: "VAE", z: "Tensor", generator: "torch.Generator | None") -> "Tensor":
+    """Return the mean of p(x|z), or with a generator a draw from it, `[n, *event]`."""
+    import torch
+
+    parts = []
+    with torch.no_grad():
+        for block in torch.split(z, IMAGES_PER_BLOCK):
+            parameters = model.parameters_of(block)
+            drawn = model.likelihood.mean(parameters)
+            if generator is not None:
+                drawn = model.likelihood.sample(parameters, generator)
+            parts.append(drawn)
+    return torch.cat(parts)
 
 
 def encoded(model: "VAE", x: "Tensor") -> tuple[Any, Any]:

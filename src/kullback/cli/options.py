@@ -170,6 +170,9 @@ class TrainingOptions:
     seed: Annotated[Whole, _help("Of everything random: weights, order, bits, noise.")] = (
         TRAINING.seed
     )
+    validation: Annotated[
+        Real, _help("Share of the training data held out to pick the best weights on.")
+    ] = TRAINING.validation
 
     def training(self) -> Training:
         """Return the library's settings; a ValueError says which option is wrong."""

@@ -24,7 +24,7 @@ from . import checkpoint
 from .architecture import Architecture, Spec
 from .checkpoint import State
 from .limits import MAX_THREADS, THREADS_GAIN, UNIT_SCALE_LEVELS
-from .loop import Monitor, NonFiniteError, Progress, fit
+from .loop import Monitor, NonFiniteError, Progress, fit, hold_out
 from .model import VAE, build, location_and_spread
 from .training import Training
 
@@ -50,6 +50,7 @@ class Outcome:
         model: With averaged weights, in evaluation mode.
         finished: Whether the budget was spent.
         warnings: Sentences, such as that the posterior collapsed.
+        selection: Which weights were picked and on what; "" where the last ones were kept.
         data: What it was trained on; None where a finished run was only read.
     """
 
@@ -58,6 +59,7 @@ class Outcome:
     finished: bool
     warnings: tuple[str, ...] = ()
     data: Dataset | None = None
+    selection: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,8 @@ def train(
     dataset = data if isinstance(data, Dataset) else load(data)
     where = pick_device(device)
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
-    model = _fresh_model(dataset, architecture or Architecture(), training.seed, None)
+    rest, _ = hold_out(dataset, training.validation, seed=training.seed)
+    model = _fresh_model(rest, architecture or Architecture(), training.seed, None)
     config = _describe(model, dataset, training, where, threads)
     path = _new_folder(folder, dataset)
     write_json(path / "config.json", config)
@@ -156,8 +159,9 @@ def resume(
     dataset = data or reload(config["data"])
     if dataset.protocol["sha256"] != config["data"]["sha256"]:
         raise DataError(f"{path}: these are not the data the run was trained on: the hashes differ")
-    seed = int(config["training"]["seed"])
-    model = _fresh_model(dataset, spec.architecture, seed, spec)
+    settings, _, _ = _read_settings(config, path)
+    rest, _ = hold_out(dataset, settings.validation, seed=settings.seed)
+    model = _fresh_model(rest, spec.architecture, settings.seed, spec)
     watch = Watch(progress, stop, checkpoint_seconds)
     return _drive(path, model, dataset, config, watch)
 
@@ -171,28 +175,35 @@ def _drive(
 ) -> Outcome:
     """Run the loop from the folder's last checkpoint and leave the folder consistent."""
     device = pick_device(config["device"])
-    model, data = model.to(device), data.to(device)
     settings, precision, threads = _read_settings(config, folder)
+    rest, held = hold_out(data, settings.validation, seed=settings.seed)
+    model, rest = model.to(device), rest.to(device)
+    held = None if held is None else held.to(device)
     state = State.start(model, settings, precision=precision)
     checkpoint.load(folder, state)
-    monitor = Monitor(folder, model, data, settings, state, watch.progress)
+    monitor = Monitor(folder, model, rest, settings, state, watch.progress, validation=held)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        finished = _loop(model, data, state, monitor, watch)
+        finished = _loop(model, rest, state, monitor, watch)
     except NonFiniteError:
         checkpoint.save(folder, state)  # the weights are those before the step that failed
         raise
     finally:
         torch.set_num_threads(before)
+    selection = ""
     if finished:
         monitor.finish()
+        selection = monitor.select()
+        if selection:
+            write_json(folder / "selection.json", {"format": 1, "weights": selection})
     else:
         checkpoint.save(folder, state)
     state.flat.release(model)
     if finished:  # from here on the run counts as finished; until here it can be resumed
         checkpoint.save_tensors(folder / "model.safetensors", model.state_dict())
-    return Outcome(folder, model.eval(), finished, tuple(monitor.warnings), data)
+    found = tuple(monitor.warnings)
+    return Outcome(folder, model.eval(), finished, found, data.to(device), selection)
 
 
 def _loop(model: VAE, data: Dataset, state: State, monitor: Monitor, watch: Watch) -> bool:
