@@ -184,6 +184,7 @@ def test_existing_files_are_kept_unless_forced(verb, trained, tmp_path, capsys):
     assert out.read_bytes() != b"precious"
 
 
+@pytest.mark.slow
 def test_report_is_rebuilt(trained, capsys):
     (trained / "report.html").unlink()
     assert run("report", trained) == 0
@@ -212,6 +213,7 @@ def test_train_on_a_folder_says_what_it_did(tmp_path, capsys):
     assert "likelihood: logistics (the data are 8-bit levels)" in error
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
@@ -242,6 +244,7 @@ def test_errors_are_one_plain_message_and_a_code(
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_vectors_and_one_of_continuous_numbers(tmp_path, capsys):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "vectors.npy", rng.normal(size=(300, 5)).astype(np.float32))

@@ -108,6 +108,7 @@ def language_models(tmp_path_factory):
     return link
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_runs(example, folder, tmp_path, monkeypatch, request):
     if "runs/" in example and " train " not in example:
@@ -129,6 +130,7 @@ def test_every_example_runs(example, folder, tmp_path, monkeypatch, request):
     assert run(*(word.strip('"') for word in words[1:])) == 0
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_a_verb_shows_its_examples(verb, capsys):
     assert run(verb, "--help") == 0
@@ -175,6 +177,7 @@ BAD = [
 ]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("text", "said"), BAD)
 def test_what_is_wrong_in_a_config_file_is_named_with_the_file(
     text, said, tmp_path, capsys, monkeypatch
@@ -239,6 +242,7 @@ def test_quiet_leaves_results_and_errors(flag, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr() == loud
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -329,6 +333,7 @@ def bash_script():
     return out.getvalue()
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 @pytest.mark.parametrize(
     ("words", "found"),

@@ -120,6 +120,7 @@ def test_nothing_readable_nothing_found_nothing_there(tmp_path):
         load(tmp_path / "a.png")
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5, 0.999999])
 @pytest.mark.parametrize("count", [2, 3, 4, 60])
 def test_a_split_always_has_both_parts(tmp_path, count, fraction):

@@ -188,6 +188,7 @@ def test_the_milder_bomb_limit_counts_too(monkeypatch):
         header_size(encode(Image.fromarray(NOISE)))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
 def test_random_damage_raises_nothing_else(kind):
     """Cut and scrambled bytes give pixels or a DataError, never another exception or a warning."""
