@@ -20,12 +20,12 @@ from .interface import Sum, Task
 __all__ = ["refusal", "slopes", "sums"]
 
 SOURCE = Path(__file__).with_name("native.cpp")
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-ASK_KL, ASK_MORE, ASK_JS, ASK_TOP = 1, 2, 4, 8  # the same in native.cpp
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+ASK_KL, ASK_MORE, ASK_JS, ASK_TOP, ASK_ENTROPY = 1, 2, 4, 8, 16  # the same in native.cpp
 
 
 class _Call(ctypes.Structure):
-    """The arguments of both passes, as native.cpp has them; strides in elements."""
+    """The arguments of both passes, as native.cpp has them; strides in bytes."""
 
     _fields_ = (
         ("p", ctypes.c_void_p),
@@ -38,6 +38,8 @@ class _Call(ctypes.Structure):
         ("vocab", ctypes.c_int64),
         ("temperature", ctypes.c_double),
         ("beta", ctypes.c_double),
+        ("p_dtype", ctypes.c_int32),
+        ("q_dtype", ctypes.c_int32),
         ("asks", ctypes.c_int32),
         ("threads", ctypes.c_int32),
     )
@@ -59,12 +61,11 @@ class _Slopes(ctypes.Structure):
 def refusal(p: Tensor, q: Tensor | None, task: Task) -> str:
     """Say why it cannot do this: device, dtype, or no compiler; "" when it can.
 
-    >>> refusal(torch.zeros(1, 2, dtype=torch.float64), None, Task(("entropy",)))
-    'it takes float32 or bfloat16 on the CPU, both sides the same'
+    >>> refusal(torch.zeros(1, 2, device="meta"), None, Task(("entropy",)))
+    'it takes float32, float64, bfloat16 or float16 on the CPU'
     """
-    alike = q is None or (q.dtype == p.dtype and q.device == p.device)
-    if not alike or p.dtype not in DTYPES or p.device.type != "cpu":
-        return "it takes float32 or bfloat16 on the CPU, both sides the same"
+    if any(x.dtype not in DTYPES or x.device.type != "cpu" for x in (p, q) if x is not None):
+        return "it takes float32, float64, bfloat16 or float16 on the CPU"
     return load(SOURCE)[1]
 
 
@@ -79,9 +80,9 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
     out = torch.zeros(len(Sum), len(p), dtype=torch.float64)
     asks = ASK_KL * task.asks("kl") | ASK_JS * task.asks("js") | ASK_TOP * task.asks("same_top")
     asks |= ASK_MORE * task.asks("reverse_kl", "entropy", "q_entropy")
+    asks |= ASK_ENTROPY * task.asks("entropy")
     call = _call(p, q, None, keep, task, asks)
-    out_pointer = ctypes.c_void_p(out.data_ptr())
-    _library().kullback_sums(DTYPES[p.dtype], ctypes.byref(call), out_pointer)
+    _library().kullback_sums(ctypes.byref(call), ctypes.c_void_p(out.data_ptr()))
     return out
 
 
@@ -104,12 +105,13 @@ def slopes(
     >>> p.grad
     tensor([0., 0., 0., 0.])
     """
-    call = _call(p, q, ids, keep, task, ASK_JS * task.asks("js", "entropy", "q_entropy"))
+    asks = ASK_JS * task.asks("js") | ASK_ENTROPY * task.asks("entropy", "q_entropy")
+    call = _call(p, q, ids, keep, task, asks)
     sums, coefficients = sums.contiguous(), coefficients.contiguous()
     gradients = [grad_p, grad_q]
-    strides = [0 if x is None else x.stride(0) for x in gradients]
+    strides = [0 if x is None else x.stride(0) * x.element_size() for x in gradients]
     out = _Slopes(_pointer(sums), _pointer(coefficients), *map(_pointer, gradients), *strides)
-    _library().kullback_slopes(DTYPES[p.dtype], ctypes.byref(call), ctypes.byref(out))
+    _library().kullback_slopes(ctypes.byref(call), ctypes.byref(out))
 
 
 def _library() -> ctypes.CDLL:
@@ -125,13 +127,15 @@ def _call(
     return _Call(
         _pointer(p),
         _pointer(q),
-        p.stride(0),
-        0 if q is None else q.stride(0),
+        p.stride(0) * p.element_size(),
+        0 if q is None else q.stride(0) * q.element_size(),
         _pointer(ids),
         _pointer(keep),
         *p.shape,
         task.temperature,
         task.beta,
+        DTYPES[p.dtype],
+        DTYPES[p.dtype if q is None else q.dtype],
         asks,
         torch.get_num_threads(),
     )
