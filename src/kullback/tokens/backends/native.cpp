@@ -94,7 +94,21 @@ INLINE VD fma(VD a, VD b, VD c) { return (VD)_mm256_fmadd_pd((__m256d)a, (__m256
 template <class V> INLINE V fma(V a, V b, V c) { return a * b + c; }
 #endif
 
-template <class R> R total(Vec<R> v) { R sum = 0; for (int i = 0; i < LANES<R>; i++) sum += v[i]; return sum; }
+// of all lanes, added up in double
+#if WIDTH == 64
+template <class R> INLINE double total(VD v) { return _mm512_reduce_add_pd((__m512d)v); }
+template <class R> INLINE double total(VF v) {
+    __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+    __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+    return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+}
+#else
+template <class R> INLINE double total(Vec<R> v) {
+    double sum[2] = {};
+    for (int i = 0; i < LANES<R>; i++) sum[i & 1] += double(v[i]);
+    return sum[0] + sum[1];
+}
+#endif
 template <class R> R largest(Vec<R> v) { R top = v[0]; for (int i = 1; i < LANES<R>; i++) top = v[i] > top ? v[i] : top; return top; }
 
 // Horner's rule, the highest power first
@@ -372,7 +386,10 @@ struct Shared {  // the arguments that all rows have in common
 template <class R> struct Anchor {
     R logit, scale, at;
     double from;
-    Anchor(double x, const Shared& s) : logit(R(x)), scale(R(s.per_nat())), at(R(logit * double(scale))) {
+    Anchor(double x, const Shared& s) : logit(R(x)), scale(R(s.per_nat())) {
+        at = R(logit * double(scale));
+        if (at > logit * double(scale))  // its own exponent is 0 or just above: 2^f is best there
+            at = std::nextafter(at, -std::numeric_limits<R>::infinity());
         from = WIDTH == 16 ? logit * double(scale) : double(at);
     }
     INLINE Vec<R> exponent(Vec<R> x) const {
@@ -456,46 +473,54 @@ Totals even_block(const char* p, const char* q, int64_t n, const Anchor<R>& a, R
     return sums;
 }
 
-// Everything about one token on both sides; a side that lacks it has 0
-template <class R> struct Pair {
-    Mask<R> p_has, q_has, both, near;
-    Vec<R> p_log, q_log, p, q, l;  // logs to base 2, l = 0 unless both have it
-    Power<R> e;  // of l where it is near, else of 0
+// Exponents of both sides: log2 p = p's exponent, log2 q = q's exponent + q_more, of sums or of norms;
+// c + c_more = what log2 q/p is less than the difference of the logits in powers of two
+template <class R> struct Norms {
+    Anchor<R> p, q;
+    R p_times, q_more, c, c_more;  // p_times: what probabilities are to be multiplied by
 };
-template <class R> INLINE Pair<R> pair(Vec<R> x, Vec<R> y, Vec<R> p_log, Vec<R> q_log, Vec<R> l) {
-    const R inf = std::numeric_limits<R>::infinity(), large = 1e30f;
-    Pair<R> t;
-    t.p_has = ~(x <= -inf), t.q_has = ~(y <= -inf), t.both = t.p_has & t.q_has;  // NaN counts
-    t.p_log = bigger(all<R>(R(-1100)), p_log), t.q_log = bigger(all<R>(R(-1100)), q_log);
-    t.p = exp2<0, R>(t.p_log), t.q = exp2<0, R>(t.q_log);
-    l = smaller(all<R>(large), bigger(all<R>(-large), l));
-    t.l = t.both ? l : Vec<R>{};
-    t.near = t.both & (t.l < R(0.5)) & (t.l > R(-0.5));
-    t.e = power<R>(t.near ? t.l : Vec<R>{});
+
+// One token as its larger probability W and the smaller, W 2^−d. Nothing can overflow, and a token
+// that one side lacks is the limit d = ∞ (here 1e30).
+template <class R> struct Token {
+    Mask<R> swapped, p_only, q_only;  // q is the larger; which side alone has it
+    Vec<R> log, W, d, less_one, excess;  // log2 W; 2^−d − 1; 2^−d − 1 + d log 2
+    Vec<R> large, small;  // W (…), of the larger's and of the smaller's divergence from the other
+    INLINE Vec<R> lesser() const { return fma(W, less_one, W); }
+    INLINE Vec<R> step() const { Vec<R> gap = W * less_one; return swapped ? -gap : gap; }  // q − p
+};
+template <bool SHORT, class R> INLINE Token<R> token(Vec<R> x, Vec<R> y, const Norms<R>& n) {
+    const R inf = std::numeric_limits<R>::infinity();
+    Token<R> t;
+    Vec<R> gap = x == y ? Vec<R>{} : y - x;
+    Vec<R> l = fma(gap, all<R>(n.p.scale), all<R>(-n.c)) - n.c_more;
+    t.swapped = l > R(0);
+    t.q_only = gap == inf, t.p_only = gap == -inf;
+    t.log = t.swapped ? n.q.exponent(y) + n.q_more : n.p.exponent(x);
+    t.log = bigger(all<R>(R(-1100)), t.log);
+    t.W = exp2<0, R, SHORT>(t.log);
+    t.d = smaller(all<R>(R(1e30f)), t.swapped ? l : -l);
+    Power<R> e = power<R>(-t.d);
+    t.less_one = e.less_one(), t.excess = e.excess();
+    t.large = t.W * t.excess;
+    t.small = t.W * fma(t.less_one, t.less_one, -fma(t.less_one, t.excess, t.excess));
     return t;
 }
 
-// q's logs to base 2 are q_a's exponents and q_more
-template <class R, bool MORE>
-Totals any_block(const R* p, const R* q, int64_t n, const Anchor<R>& a, const Anchor<R>& q_a, R c) {
-    Vec<R> U{}, A{}, B{}, back{}, p_log{}, q_log{}, p_lost{}, q_lost{}, p_alone{}, q_alone{};
-    const R q_more = R(q_a.from - a.from - double(c)), one = 1;
+template <class R, bool MORE> Totals any_block(const R* p, const R* q, int64_t n, const Norms<R>& norms) {
+    Vec<R> U{}, A{}, B{}, back{}, p_log{}, q_log{}, p_lost{}, q_lost{}, none{};
+    Mask<R> p_alone{}, q_alone{};
     for (int64_t i = 0; i < n; i += LANES<R>) {
-        Vec<R> x = load(p + i), y = load(q + i), none{};
-        Vec<R> l = fma(y - x, all<R>(a.scale), all<R>(-c));
-        Pair<R> t = pair<R>(x, y, a.exponent(x), q_a.exponent(y) + q_more, l);
-        Vec<R> line = t.l * R(LN2);
-        Vec<R> step = t.near ? t.p * t.e.less_one() : t.q - t.p;
-        Vec<R> far = step - t.p * line, curve = t.p * t.e.excess();
-        U += t.p, B += step;
-        A += t.near ? curve : t.both ? far : t.q;
-        p_lost += t.both ? none : t.p, q_lost += t.both ? none : t.q;
-        p_alone += t.p_has & ~t.q_has ? all<R>(one) : none;
-        q_alone += t.q_has & ~t.p_has ? all<R>(one) : none;
+        Token<R> t = token<!MORE, R>(load(p + i), load(q + i), norms);
+        Vec<R> lesser = t.lesser();
+        U += t.swapped ? lesser : t.W, B += t.step();
+        A += t.p_only ? none : t.swapped ? t.small : t.large;
+        p_lost += t.p_only ? t.W : none, q_lost += t.q_only ? t.W : none;
+        p_alone -= t.p_only, q_alone -= t.q_only;
         if (MORE) {
-            Vec<R> far_back = t.q * line - step;
-            back += t.near ? fma(line, step, -curve) : t.both ? far_back : t.p;
-            p_log = fma(t.p, t.p_log, p_log), q_log = fma(t.q, t.q_log, q_log);
+            back += t.q_only ? none : t.swapped ? t.large : t.small;
+            Vec<R> of_large = t.W * t.log, of_small = lesser * (t.log - t.d);
+            p_log += t.swapped ? of_small : of_large, q_log += t.swapped ? of_large : of_small;
         }
     }
     const double lift = double(int64_t(1) << LIFT);
@@ -504,7 +529,7 @@ Totals any_block(const R* p, const R* q, int64_t n, const Anchor<R>& a, const An
     sums.back = lift * total<R>(back);
     sums.p_log = lift * total<R>(p_log), sums.q_log = lift * total<R>(q_log);
     sums.p_lost = lift * total<R>(p_lost), sums.q_lost = lift * total<R>(q_lost);
-    sums.p_alone = total<R>(p_alone), sums.q_alone = total<R>(q_alone);
+    for (int64_t j = 0; j < LANES<R>; j++) sums.p_alone += double(p_alone[j]), sums.q_alone += double(q_alone[j]);
     return sums;
 }
 
@@ -526,51 +551,31 @@ Mass side_block(const char* x, int64_t n, const Anchor<R>& a, int64_t ahead) {
             if (LOGS) T[j] = fma(u, t, T[j]);
         }
     }
-    return {double(total<R>(U[0] + U[1])), double(total<R>(T[0] + T[1]))};
+    return {total<R>(U[0]) + total<R>(U[1]), total<R>(T[0]) + total<R>(T[1])};
 }
 
-// JS of normalised sides. At every token the larger probability W and the smaller W 2^−d are looked
-// at: with weights b of the larger and b' of the smaller, m = W (1 + z), z = b' (2^−d − 1), nothing
-// can overflow, and a token that one side lacks is the limit d = ∞.
-template <class R> struct Mixture {
-    Vec<R> less_one, excess, own, z_excess, z, gap;  // 2^−d − 1, its excess, b, z − log(1 + z), d log 2
-    Mask<R> swapped;  // q is the larger
-};
-template <class R> INLINE Mixture<R> mixture(Vec<R> l, R beta) {
-    Mixture<R> m;
-    m.swapped = l > R(0);
-    Vec<R> d = m.swapped ? l : -l;
-    d = smaller(d, all<R>(R(sizeof(R) == 4 ? 126 : 1000)));
-    Power<R> e = power<R>(-d);
-    m.less_one = e.less_one(), m.excess = e.excess(), m.gap = d * R(LN2);
-    Vec<R> other = m.swapped ? all<R>(beta) : all<R>(R(1) - beta);
-    m.own = R(1) - other, m.z = other * m.less_one;
-    m.z_excess = log_excess<R>(m.z);
+// JS of normalised sides: with weights b of the larger and b' of the smaller, the mixture is W (1 + z),
+// z = b' (2^−d − 1)
+template <class R> struct Mixture { Vec<R> own, z, excess; };  // b, z, z − log(1 + z)
+template <class R> INLINE Mixture<R> mixture(const Token<R>& t, R beta) {
+    Vec<R> other = t.swapped ? all<R>(beta) : all<R>(R(1) - beta);
+    Mixture<R> m{R(1) - other, other * t.less_one, Vec<R>{}};
+    m.excess = log_excess<R>(m.z);
     return m;
 }
-
-// both sides as log2 p = a's exponent, log2 q = q_a's exponent + q_more; c + c_more = log2 of norms
-template <class R> struct Norms {
-    Anchor<R> p, q;
-    R p_times, q_more, c, c_more;  // p_times: what 2^exponent of p is to be multiplied by
-};
 
 template <class R> void js_block(const R* p, const R* q, int64_t n, const Norms<R>& norms, R beta,
                                  double* out) {
     Vec<R> p_sum{}, q_sum{};
     for (int64_t i = 0; i < n; i += LANES<R>) {
-        Vec<R> x = load(p + i), y = load(q + i);
-        Vec<R> p_log = norms.p.exponent(x), q_log = norms.q.exponent(y) + norms.q_more;
-        Vec<R> W = exp2<0, R>(bigger(p_log, q_log));
-        Vec<R> d = x == y ? Vec<R>{} : y - x;
-        Vec<R> l = fma(d, all<R>(norms.p.scale), all<R>(-norms.c)) - norms.c_more;
-        Mixture<R> m = mixture<R>(l, beta);
-        Vec<R> large = W * m.z_excess, less = m.excess - m.z_excess;
-        Vec<R> small = W * (m.own * m.less_one * m.less_one - fma(m.less_one, less, less));
-        p_sum += m.swapped ? small : large;
-        q_sum += m.swapped ? large : small;
+        Token<R> t = token<true, R>(load(p + i), load(q + i), norms);
+        Mixture<R> m = mixture<R>(t, beta);
+        Vec<R> large = t.W * m.excess, less = t.excess - m.excess;
+        Vec<R> small = t.W * (m.own * t.less_one * t.less_one - fma(t.less_one, less, less));
+        p_sum += t.swapped ? small : large;
+        q_sum += t.swapped ? large : small;
     }
-    out[0] += norms.p_times * double(total<R>(p_sum)), out[1] += norms.p_times * double(total<R>(q_sum));
+    out[0] += norms.p_times * total<R>(p_sum), out[1] += norms.p_times * total<R>(q_sum);
 }
 
 // --- sums over a row ----------------------------------------------------------------------------
@@ -645,7 +650,8 @@ again:
             if (uneven || !found.finite()) {
                 int64_t n = r.size(start);
                 const R *x = (const R*)r.p.get(start, n), *y = (const R*)r.q.get(start, n);
-                found = any_block<R, MORE>(x, y, filled<R>(n), a, q_a, c);
+                Norms<R> norms{a, q_a, R(1), R(q_a.from - a.from - double(c)), c, R(0)};
+                found = any_block<R, MORE>(x, y, filled<R>(n), norms);
                 uneven = found.p_alone + found.q_alone > 0;
                 if (!found.finite()) {
                     if (r.whole) return false;
@@ -843,22 +849,22 @@ R even_slopes(const char* p, const char* q, int64_t n, const Norms<R>& norms, co
 template <bool MIXED, class R>
 void any_slopes(const R* p, const R* q, int64_t n, const Norms<R>& norms, R beta,
                 const Weights<R>& cp, const Weights<R>& cq, R* gp, R* gq) {
+    const R ln2 = R(LN2);
     for (int64_t i = 0; i < n; i += LANES<R>) {
-        Vec<R> x = load(p + i), y = load(q + i), none{};
-        Vec<R> q_log = norms.q.exponent(y) + norms.q_more, p_log = norms.p.exponent(x);
-        Vec<R> gap = fma(y - x, all<R>(norms.p.scale), all<R>(-norms.c)) - norms.c_more;
-        Pair<R> t = pair<R>(x, y, p_log, q_log, gap);
-        Vec<R> u = t.p * norms.p_times, v = t.q * norms.p_times, line = t.l * R(LN2);
-        Vec<R> step = t.near ? u * t.e.less_one() : v - u;
-        Vec<R> P = line * cp.ratio + cp.one + t.p_log * (R(LN2) * cp.log);
-        Vec<R> Q = line * cq.ratio + cq.one + t.q_log * (R(LN2) * cq.log);
+        Token<R> t = token<false, R>(load(p + i), load(q + i), norms);
+        Vec<R> none{}, W = t.W * norms.p_times, lesser = fma(W, t.less_one, W), gap = t.d * ln2;
+        Vec<R> u = t.swapped ? lesser : W, v = t.swapped ? W : lesser, step = t.step() * norms.p_times;
+        Vec<R> line = t.p_only | t.q_only ? none : t.swapped ? gap : -gap;
+        Vec<R> large = t.log * ln2, small = bigger(large - gap, all<R>(R(-1100)));
+        Vec<R> P = fma(line, all<R>(cp.ratio), all<R>(cp.one)) + cp.log * (t.swapped ? small : large);
+        Vec<R> Q = fma(line, all<R>(cq.ratio), all<R>(cq.one)) + cq.log * (t.swapped ? large : small);
         if (MIXED) {
-            Mixture<R> m = mixture<R>(t.both ? t.l : t.p_has ? all<R>(R(-1e30)) : all<R>(R(1e30)), beta);
-            Vec<R> large = m.z - m.z_excess, small = large + m.gap;  // log m/W, and of the smaller
-            P += cp.mix * (m.swapped ? small : large), Q += cq.mix * (m.swapped ? large : small);
+            Mixture<R> m = mixture<R>(t, beta);
+            Vec<R> mine = m.z - m.excess, others = mine + gap;  // log m/W, and of the smaller
+            P += cp.mix * (t.swapped ? others : mine), Q += cq.mix * (t.swapped ? mine : others);
         }
-        if (gp) store(gp + i, t.p_has ? u * P + step * cp.step : none);
-        if (gq) store(gq + i, t.q_has ? v * Q + step * cq.step : none);
+        if (gp) store(gp + i, t.q_only ? none : u * P + step * cp.step);
+        if (gq) store(gq + i, t.p_only ? none : v * Q + step * cq.step);
     }
 }
 
