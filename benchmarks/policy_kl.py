@@ -21,7 +21,7 @@ import torch
 from measuring import finish, interleaved, machine, paired_ratio, summary
 
 from kullback.report.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, card, save
-from kullback.tokens.losses.policy import policy_kl_loss, rao_blackwell_kl_loss
+from kullback.tokens.losses import policy_kl_loss, rao_blackwell_kl_loss
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "tokens"), str(ROOT / "tools")]

@@ -25,8 +25,7 @@ from pathlib import Path
 
 import torch
 
-from kullback.tokens.losses.policy import policy_kl_loss
-from kullback.tokens.losses.rewards import reward_to_go
+from kullback.tokens.losses import policy_kl_loss, reward_to_go
 
 try:
     from transformers import GPT2Config, GPT2LMHeadModel

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from kullback.tokens.losses.policy import policy_kl_loss
+from kullback.tokens.losses import policy_kl_loss
 
 
 class PolicyKLTrainer(GRPOTrainer):

@@ -11,9 +11,13 @@ import torch
 from kullback import tokens
 from kullback.sampled import limits as sampled_limits
 from kullback.tokens import limits
+from kullback.tokens.losses import (
+    kl_penalties,
+    kl_penalty_to_go,
+    policy_kl_loss,
+    rao_blackwell_kl_loss,
+)
 from kullback.tokens.losses.input_checks import UnitSums
-from kullback.tokens.losses.policy import policy_kl_loss, rao_blackwell_kl_loss
-from kullback.tokens.losses.rewards import kl_penalties, kl_penalty_to_go
 
 F64 = torch.float64
 

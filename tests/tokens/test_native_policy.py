@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from kullback.tokens.losses import native_policy
-from kullback.tokens.losses.policy import policy_kl_loss
+from kullback.tokens.losses import native_policy, policy_kl_loss
 from kullback.tokens.losses.policy_kl import TrustRegion
 
 SHAPE = (16, 700)  # not a multiple of the loop's blocks

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kullback.sampled import effective_sample_size, log_ratio, log_ratio_terms
-from kullback.tokens.losses.policy import policy_kl_loss, rao_blackwell_kl_loss
+from kullback.tokens.losses import policy_kl_loss, rao_blackwell_kl_loss
 from kullback.tokens.losses.policy_kl import TrustRegion
 from tokens.worlds import World
 

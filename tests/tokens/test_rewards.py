@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from kullback.tokens.losses.policy import policy_kl_loss
-from kullback.tokens.losses.rewards import kl_penalties, kl_penalty_to_go, reward_to_go
+from kullback.tokens.losses import kl_penalties, kl_penalty_to_go, policy_kl_loss, reward_to_go
 from tokens.worlds import World
 
 F64, EXACT = torch.float64, 1e-10

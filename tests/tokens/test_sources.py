@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 
 from kullback import tokens
-from kullback.tokens import HiddenStates, Sharded, TopK, parallel
+from kullback.tokens import HiddenStates, Sharded, TopK
+from kullback.tokens import deprecated as parallel
 from kullback.tokens.losses.distillation import DIVERGENCES
 
 PAIRS = (tokens.kl, tokens.js, tokens.jeffreys, tokens.cross_entropy)
@@ -190,7 +191,7 @@ def test_old_names_of_hidden_states_warn_and_give_the_same(name):
         assert all(torch.equal(a, b) for a, b in zip(*pairs, strict=True))
 
 
-@pytest.mark.parametrize("name", parallel.__all__)
+@pytest.mark.parametrize("name", parallel.SHARDED)
 def test_old_names_of_sharded_logits_warn_and_give_the_same(group, name):
     p, q = state(0, 4)[0].whole(), state(1, 4)[0].whole()
     given = {"entropy": (p,), "log_prob": (p,)}.get(name, (p, q))
@@ -200,3 +201,23 @@ def test_old_names_of_sharded_logits_warn_and_give_the_same(group, name):
     expected = getattr(tokens, name)(*(Sharded(x) for x in given), *rest, temperature=1.3)
     pairs = zip(found, expected, strict=True) if name == "compare" else [(found, expected)]
     assert all(a is b or torch.equal(a, b) for a, b in pairs)
+
+
+OLD_NAMES = dict.fromkeys(parallel.SHARDED, ("p_logits", "q_logits"))
+OLD_NAMES |= {"entropy": ("logits",), "log_prob": ("logits",)}
+
+
+@pytest.mark.parametrize("name", OLD_NAMES)
+def test_old_names_of_arguments_warn_and_give_the_same(name):
+    function, old = getattr(tokens, name), OLD_NAMES[name]
+    sides = [state(seed, 4)[0].whole() for seed in (0, 1)][: len(old)]
+    ids = {"ids": IDS} if name == "log_prob" else {}
+    new = dict(zip(("p", "q"), sides, strict=False))
+    expected = function(**new, **ids)
+    with pytest.warns(DeprecationWarning, match=f"^{name}: {old[0]} is now p") as seen:
+        found = function(**dict(zip(old, sides, strict=True)), **ids)
+    assert seen[-1].filename == __file__
+    pairs = zip(found, expected, strict=True) if name == "compare" else [(found, expected)]
+    assert all(a is b or torch.equal(a, b) for a, b in pairs)
+    with pytest.raises(TypeError, match=f"^{name}: p was given, and {old[0]} too"):
+        function(**new, **ids, **{old[0]: sides[0]})

@@ -1,12 +1,16 @@
 """Argument checks with one shape of message: `name: expected …; got …. Try …`."""
 
 import importlib
+import sys
+import warnings
 from types import ModuleType
 from typing import Any
 
 from .errors import ArgumentTypeError, ArgumentValueError, MissingExtraError
 
-__all__ = ["describe", "import_extra", "message", "require", "require_type"]
+__all__ = ["describe", "import_extra", "message", "require", "require_type", "warn_caller"]
+
+_PACKAGE = __name__.partition(".")[0] + "."
 
 
 def message(name: str, expected: str, got: object, hint: str = "") -> str:
@@ -44,6 +48,19 @@ def require_type(value: object, types: type | tuple[type, ...], name: str, hint:
         names = types if isinstance(types, tuple) else (types,)
         wanted = " or ".join(t.__name__ for t in names)
         raise ArgumentTypeError(message(name, wanted, type(value).__name__, hint))
+
+
+def warn_caller(text: str, category: type[Warning]) -> None:
+    """Warn at the line outside of this package that led here, however many calls lie between.
+
+    >>> import pytest
+    >>> with pytest.warns(UserWarning, match="coarse"):
+    ...     warn_caller("logits: too coarse", UserWarning)
+    """
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, category, stacklevel=level)
 
 
 def describe(array: Any) -> str:

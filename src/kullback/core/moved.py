@@ -1,4 +1,4 @@
-"""Old names of moved modules: `import kullback.tokens.policy` still works, with a warning.
+"""Old names that still work, with a warning: of moved modules, and of arguments (`renamed`).
 
 `install` puts one finder behind Python's own. It knows the names in `MOVED` and nothing else, so no
 other import is touched. An old name gives a module with the names of the new one and a
@@ -6,16 +6,20 @@ other import is touched. An old name gives a module with the names of the new on
 not moved.
 """
 
+import functools
 import importlib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any, TypeVar
 
-__all__ = ["MOVED", "install"]
+__all__ = ["MOVED", "install", "renamed"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _NEW = {
     "cli.named_distributions": "measure.named_distributions",
@@ -76,20 +80,23 @@ _NEW = {
     "tokens.chunked": "tokens.backends.chunked",
     "tokens.distill": "tokens.losses.distillation",
     "tokens.distill_hidden": "tokens.deprecated",
+    "tokens.divergences.pointwise": "tokens.divergences.slices",
     "tokens.drawn": "tokens.losses.sampled_tokens",
     "tokens.heads": "tokens.divergences.hidden_states",
     "tokens.hidden": "tokens.deprecated",
+    "tokens.losses.rewards": "tokens.losses.policy",
     "tokens.measure": "tokens.divergences.logits",
     "tokens.native": "tokens.backends.native",
     "tokens.native_policy": "tokens.losses.native_policy",
     "tokens.normalising": "tokens.losses.sequence_sums",
     "tokens.over_sequences": "tokens.losses.sequence_sums",
-    "tokens.pointwise": "tokens.divergences.pointwise",
+    "tokens.pointwise": "tokens.divergences.slices",
     "tokens.policy": "tokens.losses.policy",
     "tokens.policy_kl": "tokens.losses.policy_kl",
+    "tokens.parallel": "tokens.deprecated",
     "tokens.precision": "tokens.divergences.rounding",
     "tokens.reference": "tokens.backends.reference",
-    "tokens.rewards": "tokens.losses.rewards",
+    "tokens.rewards": "tokens.losses.policy",
     "tokens.shards": "tokens.divergences.sharded",
     "tokens.slices": "tokens.divergences.slices",
     "tokens.slopes": "tokens.losses.sampled_tokens",
@@ -170,3 +177,38 @@ def install() -> None:
     """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())
+
+
+def renamed(**names: str) -> Callable[[_Function], _Function]:
+    """Return a decorator by which a function still takes old names of its arguments, and warns.
+
+    Args:
+        names: New name to old one, as in `renamed(p="p_logits")`.
+
+    Example:
+        >>> import pytest
+        >>> @renamed(p="p_logits")
+        ... def first(p):
+        ...     return p[0]
+        >>> with pytest.warns(DeprecationWarning, match="first: p_logits is now p"):
+        ...     first(p_logits=[1.0, 2.0])
+        1.0
+    """
+
+    def decorate(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def called(*arguments: Any, **options: Any) -> Any:
+            found = {new: old for new, old in names.items() if old in options}
+            for new, old in found.items():
+                if new in options:
+                    raise TypeError(f"{function.__name__}: {new} was given, and {old} too")
+                options[new] = options.pop(old)
+            if found:
+                words = ", ".join(f"{old} is now {new}" for new, old in found.items())
+                text = f"{function.__name__}: {words}"
+                warnings.warn(text, DeprecationWarning, stacklevel=2)
+            return function(*arguments, **options)
+
+        return called  # type: ignore[return-value]
+
+    return decorate

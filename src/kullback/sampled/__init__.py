@@ -1,36 +1,74 @@
-"""Floor 2, sampled: numbers that came from draws and carry an error bar."""
+"""Numbers estimated from draws, with an error bar.
 
-from . import divergences
+Which file answers which question:
+
+- `divergences`: KL, Jensen-Shannon divergence, entropy of two distributions, exact where known and
+  else from draws, as a `Measured`. `kl_from_distributions`: KL from draws alone (`kl` here).
+- `log_ratios`: KL from log densities at draws (`log_ratio`, and `LogRatios` for pieces).
+  `estimators`: k1, k2, k3, λ; `control_variates`: which of them, and the `Estimate`;
+  `summary_stats`: what is kept of the draws.
+- `two_sample`: KL, Jensen-Shannon divergence and mutual information from samples alone, by
+  `nearest_neighbours` or a classifier.
+- `importance_weights`: evidence, bounds and effective sample size; `tails`: Pareto k-hat.
+- `error_bars`: when is a standard error right? `identity`: tests of known means, E_p[q/p] = 1.
+- `log_probs`: are logged log-probabilities what they are said to be?
+- `distributions`: draws with a generator, and log densities with −inf outside the support.
+- `limits`: the thresholds of this folder, with their sources.
+"""
+
+from . import divergences, error_bars
+from .control_variates import choose_parts
+from .distributions import draw_from, log_density
 from .divergences import Measured, how_sampled
-from .estimators import Estimator, log_ratio_terms
-from .identity import Identity, entropy_identity, ratio_identity, weight_identity
+from .estimators import WEIGHT, Estimator, Moments, coefficients, log_ratio_terms
+from .identity import Identity, entropy_identity, half_ulps, ratio_identity, weight_identity
 from .importance_weights import effective_sample_size, importance_bound, log_evidence, log_mean_exp
-from .kl_from_distributions import kl
+from .kl_from_distributions import Support, kl
+from .limits import MAX_PARETO_K
+from .log_probs import LogProbs, check_log_probs, is_sentinel, looks_odd, why_shapes_differ
 from .log_ratios import LogRatios, log_ratio
-from .tails import pareto_k, pareto_smooth
+from .summary_stats import SummaryStats
+from .tails import Tails, pareto_k, pareto_smooth
 from .two_sample import Method, js_from_draws, kl_from_draws, mutual_information_from_draws
 
 __all__ = [
+    "MAX_PARETO_K",
+    "WEIGHT",
     "Estimator",
     "Identity",
+    "LogProbs",
     "LogRatios",
     "Measured",
     "Method",
+    "Moments",
+    "SummaryStats",
+    "Support",
+    "Tails",
+    "check_log_probs",
+    "choose_parts",
+    "coefficients",
     "divergences",
+    "draw_from",
     "effective_sample_size",
     "entropy_identity",
+    "error_bars",
+    "half_ulps",
     "how_sampled",
     "importance_bound",
+    "is_sentinel",
     "js_from_draws",
     "kl",
     "kl_from_draws",
+    "log_density",
     "log_evidence",
     "log_mean_exp",
     "log_ratio",
     "log_ratio_terms",
+    "looks_odd",
     "mutual_information_from_draws",
     "pareto_k",
     "pareto_smooth",
     "ratio_identity",
     "weight_identity",
+    "why_shapes_differ",
 ]

@@ -31,7 +31,7 @@ from .estimators import (
     widened,
 )
 from .identity import RATIO_CAUSES, WEIGHT_CAUSES, Identity, Known, known_mean, unseen_ratio
-from .summary_stats import Seen
+from .summary_stats import SummaryStats
 from .tails import Tails
 
 __all__ = ["Part", "choose_parts", "judge", "known_means"]
@@ -40,7 +40,7 @@ __all__ = ["Part", "choose_parts", "judge", "known_means"]
 class Part(NamedTuple):
     """Some draws, the form they are averaged with, and how many numbers it took from them."""
 
-    seen: Seen
+    seen: SummaryStats
     form: Form
     fitted: int
 
@@ -57,7 +57,7 @@ class _Found(NamedTuple):
 
 
 def choose_parts(
-    halves: tuple[Seen, Seen],
+    halves: tuple[SummaryStats, SummaryStats],
     estimator: Estimator,
     *,
     weighted: bool,
@@ -83,12 +83,12 @@ def choose_parts(
     return [Part(whole, fixed_form(coefficients(estimator), like, gap), 0)]
 
 
-def _best(seen: Seen, *, weighted: bool, ratio: bool, gap: Tensor) -> Form:
+def _best(seen: SummaryStats, *, weighted: bool, ratio: bool, gap: Tensor) -> Form:
     kind: dict[str, Any] = {"weighted": weighted, "ratio": ratio, "gap": gap}
     return best_form(seen.moments, dropped=_unsafe(seen, **kind), **kind)
 
 
-def _unsafe(seen: Seen, *, weighted: bool, ratio: bool, gap: Tensor) -> Tensor:
+def _unsafe(seen: SummaryStats, *, weighted: bool, ratio: bool, gap: Tensor) -> Tensor:
     """Say of which controls `[*batch, controls]` the variance is infinite as far as draws can tell.
 
     λ* = 0 then, while a λ fitted to the draws seen would bend the value of all but a few samples.
@@ -103,7 +103,7 @@ def _unsafe(seen: Seen, *, weighted: bool, ratio: bool, gap: Tensor) -> Tensor:
     return torch.stack(unsafe, -1) & (seen.moments.count >= limits.JUDGED)
 
 
-def _averaged(parts: list[Part], whole: Seen, *, weighted: bool, ratio: bool) -> _Found:
+def _averaged(parts: list[Part], whole: SummaryStats, *, weighted: bool, ratio: bool) -> _Found:
     """Average the parts by their draws; errors add in quadrature."""
     draws = whole.moments.count
     value = error = squares = slant = centre = torch.zeros(())
@@ -141,7 +141,7 @@ def _shape(tails: Tails, slant: Tensor, *, weighted: bool) -> Tensor:
 
 def judge(
     parts: list[Part],
-    whole: Seen,
+    whole: SummaryStats,
     off: Tensor,
     estimator: Estimator,
     *,
@@ -228,7 +228,7 @@ def _mean_square(moments: Moments, form: Tensor) -> Tensor:
 
 
 def known_means(
-    whole: Seen, off: Tensor, gap: Tensor, *, log_scale: Tensor, weighted: bool, ratio: bool
+    whole: SummaryStats, off: Tensor, gap: Tensor, *, log_scale: Tensor, weighted: bool, ratio: bool
 ) -> list[Identity]:
     """Test what must hold on these draws: the mean of q/p, `1 + gap`, and that of plain weights.
 
@@ -306,7 +306,9 @@ def _column(column: int, moments: Moments) -> Tensor:
     return widened((0.0,) * column + (1.0,), moments.mean)
 
 
-def _about_r(whole: Seen, error: Tensor, rounding: Tensor, **kind: bool) -> list[error_bars.Doubt]:
+def _about_r(
+    whole: SummaryStats, error: Tensor, rounding: Tensor, **kind: bool
+) -> list[error_bars.Doubt]:
     """Doubt what leans on r: it may miss part of q, hide rare draws, or be a rounding error."""
     control = widened(CONTROL, whole.moments.mean)
     words = "rounding of the log densities adds up to {:.1f} standard errors: pass float64"
@@ -318,7 +320,7 @@ def _about_r(whole: Seen, error: Tensor, rounding: Tensor, **kind: bool) -> list
 
 
 def _about_column(
-    whole: Seen, name: str, form: Tensor, *, weighted: bool, ratio: bool
+    whole: SummaryStats, name: str, form: Tensor, *, weighted: bool, ratio: bool
 ) -> error_bars.Doubt:
     """Doubt by a part of the terms whose mean a few draws carry, which may not show in the sum."""
     tilt = influence(whole.moments, Form(form, torch.zeros_like(form[..., 0])), ratio=ratio)
@@ -326,7 +328,7 @@ def _about_column(
     return error_bars.about_control(name, whole.skewness(tilt), k_hat, whole.moments.count)
 
 
-def _bias_of_k2(whole: Seen, error: Tensor, *, ratio: bool) -> error_bars.Doubt:
+def _bias_of_k2(whole: SummaryStats, error: Tensor, *, ratio: bool) -> error_bars.Doubt:
     """Doubt k2 by its difference from the unbiased k3 on the same draws."""
     moments = whole.moments
     form = Form(widened((0.0, -1.0, 1.0), moments.mean), torch.zeros_like(error))

@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from kullback.core import require
+from kullback.exact import log_excess
 
 __all__ = [
     "CONTROL",
@@ -46,7 +47,6 @@ __all__ = [
     "Form",
     "Moments",
     "best_form",
-    "bregman",
     "coefficients",
     "control_columns",
     "control_form",
@@ -128,9 +128,6 @@ ESTIMATORS: dict[str, tuple[float, float, float]] = {
 }
 CONTROL = (1.0, 1.0, 0.0)  # r − 1
 
-_NEAR = 0.01  # below it the series is exact to rounding, above it the difference is to 2e-14
-_SERIES = 7  # the first term left out is below |log r|^6 / 20160 of the sum: 5e-17
-
 
 def coefficients(estimator: Estimator) -> tuple[float, float, float]:
     """Return an estimator's coefficients on `(log r, r − 1 − log r, ½ log² r)`.
@@ -150,22 +147,6 @@ def coefficients(estimator: Estimator) -> tuple[float, float, float]:
     expected = f"a number λ or one of {', '.join(ESTIMATORS)}"
     require(number, "estimator", expected, repr(estimator))
     return (float(estimator) - 1.0, float(estimator), 0.0)
-
-
-def bregman(log_r: Tensor) -> Tensor:
-    """Return `r − 1 − log r ≥ 0` elementwise, accurate also where r is close to 1.
-
-    log_r: any shape and floating type. Relative error at most a hundred ulps everywhere (about
-    2e-14 in float64), where the plain difference loses every digit below |log r| = 1e-16.
-    −inf and +inf give +inf; NaN stays NaN. The gradient with respect to log r is `r − 1`.
-
-    >>> bregman(torch.tensor([0.0, 1e-10], dtype=torch.float64))
-    tensor([0.0000e+00, 5.0000e-21], dtype=torch.float64)
-    """
-    terms = torch.expm1(log_r) - log_r
-    near = (log_r.abs() < _NEAR) | (log_r == torch.inf)
-    terms[near] = _series(log_r[near])
-    return terms
 
 
 def log_ratio_terms(log_p: Tensor, log_q: Tensor, *, estimator: Estimator = "k3") -> Tensor:
@@ -189,43 +170,10 @@ def log_ratio_terms(log_p: Tensor, log_q: Tensor, *, estimator: Estimator = "k3"
     if on_log_r:
         features.append(on_log_r * log_r)
     if on_bregman:
-        features.append(on_bregman * bregman(log_r))
+        features.append(on_bregman * log_excess(log_r))
     if on_square:
         features.append(on_square * 0.5 * log_r**2)
     return torch.stack(features).sum(0)
-
-
-def bregman_together(log_r: Tensor, out: Tensor, span: tuple[float, float] | None = None) -> None:
-    """Write `bregman(log_r)`, `[draws]`, that will be averaged into `out`: quicker, same mean.
-
-    span: two numbers that all log r lie between; found if not given. Where the largest |log r| is
-    not small, the digits lost on the small ones do not count in a sum.
-    """
-    if not log_r.numel():
-        return
-    least, most = span or (float(end) for end in log_r.aminmax())
-    if not math.isfinite(most - least):
-        out.copy_(bregman(log_r))
-    elif max(-least, most) >= _NEAR:
-        torch.expm1(log_r, out=out).sub_(log_r)
-    else:
-        _series_together(log_r, out)
-
-
-def _series_together(log_r: Tensor, out: Tensor) -> None:
-    """Write `_series` into `out`, without room of its own and as far as the type's digits go."""
-    last = _SERIES if log_r.dtype == torch.float64 else 4  # 0.01³/60 = 2e-8 of the sum
-    torch.mul(log_r, 1 / math.factorial(last), out=out)
-    for order in range(last - 1, 1, -1):
-        out.add_(1 / math.factorial(order)).mul_(log_r)
-    out.mul_(log_r)
-
-
-def _series(log_r: Tensor) -> Tensor:
-    total = log_r / _SERIES + 1.0
-    for order in range(_SERIES - 1, 2, -1):
-        total = total * log_r / order + 1.0
-    return 0.5 * log_r * log_r * total
 
 
 _FLAT = 1e-24  # a variance below this part of the squared mean is rounding

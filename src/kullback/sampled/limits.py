@@ -30,6 +30,7 @@ __all__ = [
     "LAG_ERRORS",
     "LEAST_NEIGHBOURS",
     "LOWEST_CORRELATED",
+    "MAX_PARETO_K",
     "MOST_ATOMS",
     "MOST_BLOCKS",
     "MOST_DIMENSIONS",
@@ -69,6 +70,9 @@ __all__ = [
     "WIDEST",
     "ZERO_LEVEL",
 ]
+
+# Pareto k-hat from which importance weights mislead, smoothed or not (Vehtari et al. 2024, sec. 3)
+MAX_PARETO_K = 0.7
 
 FEW = 20  # draws below which no standard error is taken at its word
 ROUNDING = 4e-16  # terms that differ by less than this, relatively, are one number

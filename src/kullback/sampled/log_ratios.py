@@ -23,7 +23,7 @@ from kullback.core import Estimate, require, require_type
 from .control_variates import choose_parts, judge, known_means, told_of
 from .estimators import RATIO, WEIGHT, Estimator, Moments, coefficients
 from .identity import Identity, coarsest_type, entropy_identity, half_ulps
-from .summary_stats import Draws, Entrants, Seen
+from .summary_stats import Draws, Entrants, SummaryStats
 
 __all__ = ["LogRatios", "log_ratio"]
 
@@ -125,7 +125,7 @@ class LogRatios:
     True
     """
 
-    halves: tuple[Seen, Seen]
+    halves: tuple[SummaryStats, SummaryStats]
     log_scale: Tensor
     rounding: Tensor  # [*batch, 2]: sums over draws of how far log r may be off, and its square
     weighted: bool
@@ -260,7 +260,7 @@ class LogRatios:
         halves = (self.halves[0].scaled(factor), self.halves[1].scaled(factor))
         return replace(self, halves=halves, log_scale=log_scale)
 
-    def _with(self, other: "LogRatios", halves: tuple[Seen, Seen]) -> "LogRatios":
+    def _with(self, other: "LogRatios", halves: tuple[SummaryStats, SummaryStats]) -> "LogRatios":
         rounding = self.rounding + other.rounding
         return LogRatios(halves, self.log_scale, rounding, self.weighted)
 
@@ -274,7 +274,7 @@ class LogRatios:
 
 
 def _seen(
-    earlier: tuple[Seen, Seen] | None,
+    earlier: tuple[SummaryStats, SummaryStats] | None,
     log_p: Tensor,
     log_q: Tensor,
     log_weights: Tensor | None,
@@ -292,7 +292,7 @@ def _seen(
             entrants[number].see(half)
             moments[number].append(Moments.using_up(features))
     first, second = (
-        Seen(Moments.merged(part), ends.joined())
+        SummaryStats(Moments.merged(part), ends.joined())
         for part, ends in zip(moments, entrants, strict=True)
     )
     rounding = _rounding(log_p, log_q)

@@ -14,10 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .estimators import WEIGHT, Moments, bregman, bregman_together
+from kullback.exact import log_excess, write_log_excess
+
+from .estimators import WEIGHT, Moments
 from .tails import Tails
 
-__all__ = ["Draws", "Entrants", "Seen"]
+__all__ = ["Draws", "Entrants", "SummaryStats"]
 
 
 class Draws(NamedTuple):
@@ -42,9 +44,9 @@ class Draws(NamedTuple):
         found = room
         log_r = found[..., 0, :].copy_(self.log_r)
         if self.span is None:
-            found[..., 1, :] = bregman(log_r)
+            found[..., 1, :] = log_excess(log_r)
         else:
-            bregman_together(log_r, found[..., 1, :], self.span)
+            write_log_excess(log_r, found[..., 1, :], self.span)
         torch.mul(log_r, log_r, out=found[..., 2, :]).mul_(0.5)
         for row, control in enumerate(self.controls, WEIGHT + weighted):
             found[..., row, :] = control
@@ -89,11 +91,11 @@ class Draws(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SummaryStats:
     """Moments and tails of the same draws; `a + b` is what both saw together.
 
     >>> import torch
-    >>> piece = Seen(Moments.of(torch.ones(1, 6, dtype=torch.float64)), Tails.none())
+    >>> piece = SummaryStats(Moments.of(torch.ones(1, 6, dtype=torch.float64)), Tails.none())
     >>> (piece + piece).moments.count
     12
     """
@@ -101,12 +103,12 @@ class Seen:
     moments: Moments
     tails: Tails
 
-    def __add__(self, other: "Seen") -> "Seen":
-        return Seen(self.moments + other.moments, self.tails + other.tails)
+    def __add__(self, other: "SummaryStats") -> "SummaryStats":
+        return SummaryStats(self.moments + other.moments, self.tails + other.tails)
 
-    def scaled(self, factor: Tensor) -> "Seen":
+    def scaled(self, factor: Tensor) -> "SummaryStats":
         """Return what would have been seen of `factor · features`, factor `[*batch]`."""
-        return Seen(self.moments.scaled(factor), self.tails.scaled(factor))
+        return SummaryStats(self.moments.scaled(factor), self.tails.scaled(factor))
 
     def skewness(self, form: Tensor) -> Tensor:
         """Return the skewness of the mean of a form, `Σ δ³ / (Σ δ²)^{3/2}`, `[*batch]`."""

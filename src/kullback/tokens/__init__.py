@@ -9,37 +9,45 @@ a `TopK` list, what a service returns, of which it gives bounds. `kl_estimate` a
 `distillation` those of distillation, and `audit` says which divergence any loss descends.
 """
 
-from .auditing.findings import Audit
-from .auditing.run import audit
-from .backends.choose import usable
+from .auditing import Audit, audit
+from .backends import usable
 from .deprecated import (
     compare_from_hidden,
     distill_terms_from_hidden,
     js_from_hidden,
     kl_from_hidden,
 )
-from .divergences.functions import (
+from .divergences import (
+    Bounds,
     Comparison,
+    HiddenStates,
+    InputWarning,
+    PrecisionWarning,
+    Sharded,
+    TopK,
     compare,
     cross_entropy,
     entropy,
     jeffreys,
     js,
     kl,
+    kl_bounds,
+    kl_estimate,
     log_prob,
+    rounding_floor,
 )
-from .divergences.logits import InputWarning
-from .divergences.rounding import PrecisionWarning, rounding_floor
-from .divergences.sources import HiddenStates, Sharded
-from .divergences.top_k import Bounds, TopK, kl_bounds, kl_estimate
-from .losses.distillation import (
+from .losses import (
+    PolicyKL,
+    TrustRegion,
     distill_loss,
     distill_terms,
     distill_terms_top_k,
+    kl_penalties,
+    kl_penalty_to_go,
+    policy_kl_loss,
+    rao_blackwell_kl_loss,
+    reward_to_go,
 )
-from .losses.policy import policy_kl_loss, rao_blackwell_kl_loss
-from .losses.policy_kl import PolicyKL, TrustRegion
-from .losses.rewards import kl_penalties, kl_penalty_to_go, reward_to_go
 
 __all__ = [
     "Audit",

@@ -1,4 +1,8 @@
-"""Old names of what functions of `kullback.tokens` do with `HiddenStates`: aliases that warn."""
+"""Old names of what the functions of `kullback.tokens` do with a source: aliases that warn.
+
+`kl_from_hidden` and its like made two `HiddenStates`; the functions of `kullback.tokens.parallel`,
+now here, made `Sharded` logits.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -6,78 +10,81 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from .divergences.functions import Comparison, compare, js, kl
-from .divergences.sources import HiddenStates
-from .losses.distillation import distill_terms
+from .divergences import functions
+from .divergences.functions import Comparison
+from .divergences.sources import HiddenStates, Sharded
+from .losses import distillation
 
 __all__ = ["compare_from_hidden", "distill_terms_from_hidden", "js_from_hidden", "kl_from_hidden"]
 
+SHARDED = ("compare", "cross_entropy", "entropy", "jeffreys", "js", "kl", "log_prob")
 T = TypeVar("T")
-_Caps = float | tuple[float | None, float | None] | None
 
 
-def _alias(new: Callable[..., T]) -> Callable[..., T]:
-    """Return the old `NAME_from_hidden` of a function of two sources."""
+def _from_hidden(new: Callable[..., T], first: str = "p", second: str = "q") -> Callable[..., T]:
+    """Return the old `NAME_from_hidden` of a function of two sources, called `first` and `second`.
+
+    It takes hidden states, head, hidden states, head, and one `soft_cap` for both sides or a pair.
+    """
+    places = [f"{side}_{part}" for side in (first, second) for part in ("hidden", "head")]
 
     def alias(
-        p_hidden: Tensor,
-        p_head: Tensor,
-        q_hidden: Tensor,
-        q_head: Tensor,
-        *,
-        p_bias: Tensor | None = None,
-        q_bias: Tensor | None = None,
-        soft_cap: _Caps = None,
+        *tensors: Tensor,
+        soft_cap: float | tuple[float | None, float | None] | None = None,
         memory: int | None = None,
         **options: Any,
     ) -> T:
-        _warn(alias.__name__, new.__name__)
-        caps = _both(soft_cap)
-        p = HiddenStates(p_hidden, p_head, bias=p_bias, softcap=caps[0], memory=memory)
-        q = HiddenStates(q_hidden, q_head, bias=q_bias, softcap=caps[1], memory=memory)
-        return new(p, q, **options)
+        sources = "HiddenStates(hidden, head, bias=, softcap=, memory=), HiddenStates(...)"
+        old, now = alias.__name__, new.__name__
+        text = f"{old} is now {now} of two sources: {now}({sources})"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        given = dict(zip(places, tensors, strict=False))
+        given |= {name: options.pop(name) for name in places[len(tensors) :]}
+        caps = soft_cap if isinstance(soft_cap, tuple) else (soft_cap, soft_cap)
+        sides = [
+            HiddenStates(
+                given[f"{side}_hidden"],
+                given[f"{side}_head"],
+                bias=options.pop(f"{side}_bias", None),
+                softcap=cap,
+                memory=memory,
+            )
+            for side, cap in zip((first, second), caps, strict=True)
+        ]
+        return new(*sides, **options)
 
     alias.__name__ = alias.__qualname__ = f"{new.__name__}_from_hidden"
     alias.__doc__ = f"Return `{new.__name__}` of two `HiddenStates`; deprecated."
     return alias
 
 
-kl_from_hidden: Callable[..., Tensor] = _alias(kl)
-js_from_hidden: Callable[..., Tensor] = _alias(js)
-compare_from_hidden: Callable[..., Comparison] = _alias(compare)
+def _of_slices(new: Callable[..., T], *sides: str) -> Callable[..., T]:
+    """Return the old function of slices of logits, which were called `sides`, in a group."""
+
+    def alias(*given: Tensor, group: Any = None, **options: Any) -> T:
+        name, sources = new.__name__, ", ".join(["Sharded(logits, group)"] * len(sides))
+        text = f"parallel.{name} is now kullback.tokens.{name}({sources}, ...)"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        logits = [*given[: len(sides)], *(options.pop(side) for side in sides[len(given) :])]
+        return new(*(Sharded(x, group) for x in logits), *given[len(sides) :], **options)
+
+    alias.__name__ = alias.__qualname__ = new.__name__
+    alias.__doc__ = f"Return `kullback.tokens.{new.__name__}` of `Sharded` logits; deprecated."
+    return alias
 
 
-def distill_terms_from_hidden(
-    student_hidden: Tensor,
-    student_head: Tensor,
-    teacher_hidden: Tensor,
-    teacher_head: Tensor,
-    *,
-    student_bias: Tensor | None = None,
-    teacher_bias: Tensor | None = None,
-    soft_cap: _Caps = None,
-    memory: int | None = None,
-    **options: Any,
-) -> Tensor:
-    """Return `distill_terms` of two `HiddenStates`; deprecated."""
-    _warn("distill_terms_from_hidden", "distill_terms")
-    caps = _both(soft_cap)
-    student = HiddenStates(
-        student_hidden, student_head, bias=student_bias, softcap=caps[0], memory=memory
-    )
-    teacher = HiddenStates(
-        teacher_hidden, teacher_head, bias=teacher_bias, softcap=caps[1], memory=memory
-    )
-    return distill_terms(student, teacher, **options)
+kl_from_hidden: Callable[..., Tensor] = _from_hidden(functions.kl)
+js_from_hidden: Callable[..., Tensor] = _from_hidden(functions.js)
+compare_from_hidden: Callable[..., Comparison] = _from_hidden(functions.compare)
+distill_terms_from_hidden: Callable[..., Tensor] = _from_hidden(
+    distillation.distill_terms, "student", "teacher"
+)
 
-
-def _both(soft_cap: _Caps) -> tuple[float | None, float | None]:
-    return soft_cap if isinstance(soft_cap, tuple) else (soft_cap, soft_cap)
-
-
-def _warn(old: str, new: str) -> None:
-    text = (
-        f"{old} is now {new} of two sources: "
-        f"{new}(HiddenStates(hidden, head, bias=, softcap=, memory=), HiddenStates(...))"
-    )
-    warnings.warn(text, DeprecationWarning, stacklevel=3)
+_PAIR = ("p_logits", "q_logits")
+kl: Callable[..., Tensor] = _of_slices(functions.kl, *_PAIR)
+js: Callable[..., Tensor] = _of_slices(functions.js, *_PAIR)
+jeffreys: Callable[..., Tensor] = _of_slices(functions.jeffreys, *_PAIR)
+cross_entropy: Callable[..., Tensor] = _of_slices(functions.cross_entropy, *_PAIR)
+compare: Callable[..., Comparison] = _of_slices(functions.compare, *_PAIR)
+entropy: Callable[..., Tensor] = _of_slices(functions.entropy, "logits")
+log_prob: Callable[..., Tensor] = _of_slices(functions.log_prob, "logits")

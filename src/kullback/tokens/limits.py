@@ -1,20 +1,7 @@
 """Every threshold of this folder that was chosen, with its source.
 
-Which to use: none directly; the checks of inputs read them.
+Thresholds of the backends that are part of a kernel's algorithm stand in `backends`.
 """
-
-__all__ = [
-    "HEAVY_LOGS",
-    "LARGEST_LOG",
-    "MASS_SLACK",
-    "MEAN_ERRORS",
-    "MEAN_GAP",
-    "PROBABILITY_SLACK",
-    "RATIO_GAP",
-    "ROUNDING_ERRORS",
-    "ROUNDING_SHARE",
-    "WHOLE_SLACK",
-]
 
 # Inputs of another kind
 
@@ -22,10 +9,12 @@ __all__ = [
 MASS_SLACK = 1e-3
 # a list whose masses sum to 1 is taken as whole where that is known to this: float32 and better
 WHOLE_SLACK = 1e-5
+# a stored list's masses may exceed 1 by this and k ulps: a float32 log-softmax over 200,000 tokens
+STORED_SLACK = 1e-6
 # rows of probabilities sum to 1 to this: tables are printed to 3 digits
 PROBABILITY_SLACK = 1e-3
 
-# Importance weights (tests/tokens/test_importance_weights.py counts false alarms and misses)
+# Importance weights (tests/tokens/test_inputs.py counts false alarms and misses)
 
 # a mean weight nearer to 1 biases a divergence by less than this share of it
 MEAN_GAP = 1e-3
@@ -34,15 +23,54 @@ MEAN_GAP = 1e-3
 RATIO_GAP = 1e-5
 # self-normalised standard errors; of clean softmaxes none of 20,000 calls is beyond
 MEAN_ERRORS = 4.5
-# standard deviation of log weights from which a mean below 1 is no news
+# standard deviation of log weights from which a mean below 1 is normal for heavy tails
 HEAVY_LOGS = 1.0
 
-# Rounding floors (tests/tokens/test_precision.py)
+# Rounding floors (tests/tokens/test_inputs.py)
 
 # standard deviations of an error in a floor: at most 1 % is beyond in every setting of the test
 ROUNDING_ERRORS = 3.0
 # share of a value that rounding may be before a warning: more, and it has no second digit
 ROUNDING_SHARE = 0.1
 
-# log-ratios from which e^x is cut where only its rounding is asked for
+# log-ratios at which e^x is cut where only its rounding is computed
 LARGEST_LOG = 300.0
+
+# Auditing (tests/tokens/test_audit.py: no loss is misnamed)
+
+# relative error below which a field is a divergence's gradient; float32 inside a loss costs 1e-6
+EXACT_MATCH = 1e-5
+# norm of an expected gradient, in sizes of single gradients, below which it is zero
+ZERO_GRADIENT = 1e-6
+# norm of a divergence's gradient below which it is constant in that world: rounding, 1e-16, over
+# tables of some 30 logits leaves less
+CONSTANT = 1e-12
+# ‖J − Jᵀ‖/‖J + Jᵀ‖ above which a field is no gradient; central differences leave 1e-6
+ASYMMETRY = 1e-4
+# |log policy/ref| above which policy and reference differ at a token: rounding leaves 1e-15
+DIFFERENT = 1e-9
+# batches of a world above which it is left out: one call of the loss a batch
+MOST_BATCHES = 1000
+# search for a family's parameter, which is reported to 7 digits: its first step and last width;
+# relative errors, summed over worlds, above which a first guess, or one known to 0.01, is no fit
+PARAMETER_STEP, PARAMETER_WIDTH = 0.12, 1e-9
+NO_GUESS, NO_FIT, FIT_WIDTH = 0.5, 0.1, 1e-2
+# log policy/ref, in nats, up to which a token's push is looked at (e^24 is beyond float32's
+# digits), how exactly its dead zones are found, and the narrowest that is reported
+FURTHEST_PUSH, PUSH_WIDTH, DEAD_ZONE = 24, 0.01, 0.5
+# shares printed in percent: above the first as a multiple, below the second with two digits
+MOST_PERCENT, TWO_DIGITS = 9.995, 0.01
+
+# Sizes of what is worked on together (benchmarks/tables.py)
+
+# logits where PyTorch's own operations do it
+BLOCK = 1 << 17
+# hidden states: bytes of scratch by default; positions, enough for a matrix product to run at full
+# speed; positions × tokens, whose scratch stays in a processor's cache; and tokens at least
+MEMORY, POSITIONS, CELLS, FEWEST_TOKENS = 48 << 20, 1024, 1 << 20, 256
+# positions that the warning about rounding looks at
+ROUNDING_ROWS = 4
+# tokens from which a policy loss is swept in C: fewer are not worth compiling for
+FEWEST_SWEPT = 4096
+
+__all__ = [name for name in dir() if name.isupper()]

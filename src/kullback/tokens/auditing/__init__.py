@@ -1,9 +1,12 @@
 """The gradient audit: what a policy loss descends, by enumeration of worlds small enough for it.
 
-Which to use: `kullback.tokens.audit`. Here: `worlds` are the tiny worlds, `calls` calls the loss
-and takes its gradient, `targets` are the divergences with their exact gradients, `matching` and
-`closed` say which of them a field of gradients is, `response` how hard one token is pushed,
-`findings` what was found, `words` says it, and `run` puts them together.
+- `run`: `audit` itself, and what one regime comes to;
+- `worlds`: the tiny worlds; how a loss is called there, and its expected gradient;
+- `matching`: divergences with their exact gradients, and which of them a field of gradients is;
+- `findings`: the records an audit returns, and their words.
 """
 
-__all__: list[str] = []
+from .findings import Audit, Finding, Likeness, Row, descent
+from .run import audit
+
+__all__ = ["Audit", "Finding", "Likeness", "Row", "audit", "descent"]

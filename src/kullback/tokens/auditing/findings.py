@@ -1,28 +1,27 @@
-"""What an audit found: dataclasses that print, and go to JSON and back to nothing.
+"""What an audit found, as records that print and become JSON, and in words.
 
 Which to use: `Audit` is what `kullback.tokens.audit` returns; `Finding` is what the loss descends
-on- or off-policy, `Row` the figures of one world.
-
-The verdict of an audit in words, and the notes that belong to it.
-
-Which to use: `verdict`, `notes`.
+on- or off-policy, `Row` the figures of one world; `verdict` and `notes` put them into words.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .matching import EXACT, REVERSE
+from kullback.tokens import limits
+
+from .matching import REVERSE
 
 __all__ = ["Audit", "Finding", "Likeness", "Row", "descent", "notes", "percent", "verdict"]
 
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """How a field of gradients lies to a divergence's: ‖field − s·∇D‖/‖s·∇D‖ and the cosine.
+    """How near a field of gradients is to a divergence's: ‖field − s·∇D‖/‖s·∇D‖ and the cosine.
 
-    >>> Likeness("KL(policy‖ref)", "token", 0.5, 0.9).level
-    'token'
+    Example:
+        >>> Likeness("KL(policy‖ref)", "token", 0.5, 0.9).level
+        'token'
     """
 
     divergence: str
@@ -35,14 +34,23 @@ class Likeness:
 class Row:
     """One world: how near the expected gradient is to each divergence's, and how noisy one draw is.
 
-    kl: KL(policy‖ref) of whole sequences there, in nats. value: the loss's expected value.
-    bias: ‖E[g]/s − ∇D‖/‖∇D‖ for the divergence D that the finding names, s its factor. noise:
-    √E‖g/s − E[g]/s‖²/‖∇D‖ of one batch, None where no divergence is named; best_noise: that of
-    the least noisy unbiased estimator that we know, from one sequence, None where we know none.
-    dead_tokens: the share of sampled tokens with a gradient of exactly zero though policy and
-    reference differ at them; dead_sequences: of sequences with no gradient at all;
-    dead_where_ref: of the tokens that the reference would have written. not_finite: the share of
-    sequences with inf or NaN.
+    Attributes:
+        vocabulary: How many tokens there are.
+        length: How many tokens a sequence has.
+        distance: "near" or "far", of policy and reference.
+        on_policy: Whether the policy draws the sequences.
+        kl: KL(policy‖ref) of whole sequences, in nats.
+        value: The loss's expected value.
+        bias: ‖E[g]/s − ∇D‖/‖∇D‖ for the divergence D that the finding names, s its factor.
+        noise: √E‖g/s − E[g]/s‖²/‖∇D‖ of one batch, None where no divergence is named.
+        best_noise: That of the least noisy unbiased estimator that we know, from one sequence, None
+            where we know none.
+        dead_tokens: The share of sampled tokens with a gradient of exactly zero though policy and
+            reference differ at them.
+        dead_sequences: The share of sequences with no gradient at all.
+        dead_where_ref: The share of such tokens among those the reference would have written.
+        not_finite: The share of sequences with inf or NaN.
+        comparisons: How near the expected gradient is to KL either way and to JSD(½).
     """
 
     vocabulary: int
@@ -65,42 +73,60 @@ class Row:
 class Finding:
     """What a loss descends in one regime.
 
-    kind: "exact" (a multiple of one divergence's gradient in every world), "sum" (of several),
-    "near" (exact only where policy and reference are near), "zero" (nothing on average), "near
-    zero" (that where they are near), "none" (of the list; then `descends` is the closest) or "not
-    finite". descends: the divergence or sum;
-    level: "token" or "sequence". error, cosine: the worst over all worlds; near_error over those
-    where policy and reference are near. scale: by length T, the loss's gradient as a multiple.
-    ascends: the sign is the wrong way round. gradient_of: for kind "none", of
-    what the field is a gradient at all: of some function of "sequences", of "tokens" only, or of
-    "nothing". value: the divergence that the
-    *value* of the loss is, on average, or "".
+    Attributes:
+        on_policy: Whether the policy draws the sequences.
+        kind: "exact" (a multiple of one divergence's gradient in every world), "sum" (of several),
+            "near" (exact only where policy and reference are near), "zero" (nothing on average),
+            "near zero" (that where they are near), "none" (of the list; then `descends` is the
+            closest) or "not finite".
+        descends: The divergence or sum.
+        level: "token" or "sequence".
+        error: The largest relative error over all worlds.
+        cosine: The smallest cosine over all worlds.
+        near_error: The largest error over worlds where policy and reference are near.
+        scale: By length T, the loss's gradient as a multiple.
+        ascends: Whether the sign is the wrong way round.
+        gradient_of: For kind "none", of what the field is a gradient at all: of some function of
+            "sequences", of "tokens" only, or of "nothing".
+        value: The divergence that the *value* of the loss is, on average, or "".
     """
 
     on_policy: bool
     kind: str
-    descends: str
-    level: str
-    error: float
-    cosine: float
-    near_error: float
-    scale: dict[int, float]
-    ascends: bool
-    gradient_of: str
-    value: str
+    descends: str = ""
+    level: str = ""
+    error: float = 1.0
+    cosine: float = 0.0
+    near_error: float = 1.0
+    scale: dict[int, float] = field(default_factory=dict)
+    ascends: bool = False
+    gradient_of: str = ""
+    value: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Audit:
     """The report of an audit: a verdict in words, what is behind it, and figures of every world.
 
-    name: of the loss. form, credit, importance, batch: as audited. arguments: parameter name to
-    what was passed. on_policy, off_policy: the findings. rows: one a world. response: pairs of
-    log policy/ref of a token and how hard the loss pushes its log-probability there. lengths:
-    relative error in a world whose sequences have different lengths, None where not looked at.
-    padding: whether padding is pushed too. notes: what a user should know, a sentence each.
-
     `print(audit)` is the verdict; `to_json()` everything, ready for `json.dumps`.
+
+    Attributes:
+        name: The loss's name.
+        form: As audited; so are credit, importance and batch.
+        credit: Whose score a token's penalty multiplies.
+        importance: How penalties are weighted off-policy.
+        batch: Sequences at a time.
+        arguments: Parameter name to what was passed.
+        on_policy: What the loss descends on-policy.
+        off_policy: What it descends off-policy.
+        rows: The figures, one record a world.
+        response: Pairs of log policy/ref of a token and how hard the loss pushes its
+            log-probability there.
+        lengths: Relative error in a world whose sequences have different lengths, None where not
+            looked at.
+        padding: Whether padding is pushed too.
+        verdict: What is descended, in words.
+        notes: What a user should know, a sentence each.
     """
 
     name: str
@@ -140,7 +166,7 @@ class Audit:
             elif push == 0.0:
                 zones.append([x, x])
             still = push == 0.0
-        return tuple((low, high) for low, high in zones if high - low >= 0.5)
+        return tuple((low, high) for low, high in zones if high - low >= limits.DEAD_ZONE)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; figures that are not finite become strings."""
@@ -172,9 +198,9 @@ def percent(share: float) -> str:
     >>> percent(0.527), percent(0.0004), percent(0.0)
     ('53 %', '0.04 %', '0 %')
     """
-    if share != share or share > 9.995:
+    if share != share or share > limits.MOST_PERCENT:
         return f"{share:.3g} times"
-    if share == 0 or share >= 0.01:
+    if share == 0 or share >= limits.TWO_DIGITS:
         return f"{100 * share:.0f} %"
     return f"{100 * share:.2g} %"
 
@@ -182,9 +208,15 @@ def percent(share: float) -> str:
 def descent(finding: Finding) -> str:
     """Say what a loss descends in one regime, as the end of a sentence that begins with 'it'.
 
-    >>> one = Finding(True, "zero", "", "", 1.0, 0.0, 1.0, {}, False, "", "")
-    >>> descent(one)
-    'descends nothing: its expected gradient is zero'
+    Args:
+        finding: What was found in the regime.
+
+    Returns:
+        Words without a full stop.
+
+    Example:
+        >>> descent(Finding(on_policy=True, kind="zero"))
+        'descends nothing: its expected gradient is zero'
     """
     way = "ASCENDS" if finding.ascends else "descends"
     named = f"{finding.descends}{LEVELS.get(finding.level, '')}"
@@ -202,7 +234,7 @@ def descent(finding: Finding) -> str:
     start = {
         "sequences": "descends no divergence in the list",
         "tokens": "descends, token by token, no divergence in the list",
-    }.get(finding.gradient_of, "follows a field that is the gradient of nothing")
+    }.get(finding.gradient_of, "follows a field that is the gradient of no function")
     return f"{start}; closest is {'minus ' if finding.ascends else ''}{named} ({off})"
 
 
@@ -222,32 +254,32 @@ def verdict(on_policy: Finding, off_policy: Finding) -> str:
 
 def notes(found: Audit) -> tuple[str, ...]:
     """Say what else a user should know, a sentence each."""
-    said = []
+    sentences = []
     if any(_partial(one) for one in found.findings):
-        said.append(
+        sentences.append(
             "token by token, what a token does to the prefixes that follow it is not counted; "
             "k1 as a penalty with reward-to-go counts it"
         )
     if found.dead_zones:
-        where = ", or ".join(_range(*zone) for zone in found.dead_zones)
-        said.append(f"a token gets no gradient at all where log policy/ref is {where}")
+        where = ", or ".join(_range(low, high) for low, high in found.dead_zones)
+        sentences.append(f"a token gets no gradient at all where log policy/ref is {where}")
     dead = max(row.dead_tokens for row in found.rows)
     dead_ref = max(row.dead_where_ref for row in found.rows)
     if dead > 0:
-        said.append(
+        sentences.append(
             f"in the worst world {percent(dead)} of the sampled tokens, and {percent(dead_ref)} of "
             "those the reference would write, get no gradient though the policies differ there"
         )
     if found.padding:
-        said.append("padding is pushed too: the mask does not reach everything")
-    if found.lengths is not None and found.lengths > EXACT:
-        said.append(
+        sentences.append("padding is pushed too: the mask does not reach everything")
+    if found.lengths is not None and found.lengths > limits.EXACT_MATCH:
+        sentences.append(
             f"with sequences of different lengths, one at a time, it is {percent(found.lengths)} "
             "off: a mean over each sequence's own tokens weighs those of short sequences more"
         )
     if not {"mask", "bool_mask", "labels"} & set(found.arguments.values()):
-        said.append("it takes no mask: looked at in sequences of one length only")
-    return tuple(said)
+        sentences.append("it takes no mask: looked at in sequences of one length only")
+    return tuple(sentences)
 
 
 def _partial(one: Finding) -> bool:
@@ -256,6 +288,7 @@ def _partial(one: Finding) -> bool:
 
 
 def _range(low: float, high: float) -> str:
-    if low <= -23.9:
+    end = limits.FURTHEST_PUSH
+    if low <= -end:
         return f"below {high:.1f}"
-    return f"above {low:.1f}" if high >= 23.9 else f"between {low:.1f} and {high:.1f}"
+    return f"above {low:.1f}" if high >= end else f"between {low:.1f} and {high:.1f}"

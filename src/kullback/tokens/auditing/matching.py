@@ -8,18 +8,16 @@ A target is a divergence between next-token tables or between whole sequences:
 - level "sequence": D between the two distributions over whole sequences, which also counts that
   the policy decides which prefixes come. With one token a sequence the levels agree.
 
-Which to use: `TARGETS` for the list, `gradient` for one, `best_estimator` for the least noisy
-unbiased estimator of one that we know: the sum over the vocabulary instead of the sampled token
-(Rao-Blackwell, MATH 5.7).
-
-Which divergence a field of gradients is the gradient of: one, a sum of some, or none.
-
+The second half asks which divergence a field of gradients is the gradient of: one, a sum, or none.
 A loss may be a multiple of a divergence, and the multiple may depend on the length (means over
 tokens), so one factor is fitted for each length, over all worlds together. What still differs is
 the relative error.
 
-Which to use: `Group` holds the fields of some worlds; `single`, `mixture` and `family` look for one
-target, a sum, or a member of a parametric family that fits exactly; `closest` for the nearest.
+Which to use: `TARGETS` for the list, `gradient` for one, `best_estimator` for the least noisy
+unbiased estimator of one that we know: the sum over the vocabulary instead of the sampled token
+(Rao-Blackwell, MATH 5.7). `Group` holds the fields of some worlds; `single`, `mixture` and `family`
+look for one target, a sum, or a member of a parametric family that fits exactly; `closest` for the
+nearest.
 """
 
 import functools
@@ -31,12 +29,12 @@ import torch
 from torch import Tensor
 
 from kullback.exact import tables
+from kullback.tokens import limits
 
 from .worlds import World
 
 __all__ = [
     "BASIS",
-    "EXACT",
     "FORWARD",
     "REVERSE",
     "TARGETS",
@@ -141,14 +139,15 @@ def value(target: Target, world: World, policy: Tensor | None = None) -> Tensor:
     logits = world.policy if policy is None else policy
     other = target.other(world)
     if target.level == "sequence":
-        pair = world.log_probabilities(logits), world.log_probabilities(other)
-        return target.divergence(*pair)
-    prefixes = {
-        "token": world.behaviour,
-        "token, policy's prefixes": world.policy,
-        "token, ref's prefixes": world.ref,
-    }[target.level]
-    return (world.reach(prefixes) * target.divergence(logits, other)).sum()
+        return target.divergence(world.log_probabilities(logits), world.log_probabilities(other))
+    prefixes = world.reach(_drawing(world)[target.level])
+    return (prefixes * target.divergence(logits, other)).sum()
+
+
+def _drawing(world: World) -> dict[str, Tensor]:
+    """Return the policy that draws the prefixes at each token level."""
+    tables = (world.behaviour, world.policy, world.ref)
+    return dict(zip([level for level in LEVELS if level != "sequence"], tables, strict=True))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -167,13 +166,8 @@ def best_estimator(target: Target, world: World) -> Tensor | None:
     should; for KL(policy‖ref) of sequences also the scores of the tokens that led there.
     Known for the token levels, and for both KLs of sequences.
     """
-    source = {
-        "token": world.behaviour,
-        "token, policy's prefixes": world.policy,
-        "token, ref's prefixes": world.ref,
-    }.get(target.level)
-    if source is None:
-        source = {REVERSE: world.policy, FORWARD: world.ref}.get(target.name)
+    of_sequences = {REVERSE: world.policy, FORWARD: world.ref}
+    source = _drawing(world).get(target.level, of_sequences.get(target.name))
     if source is None:
         return None
     leaf = world.policy.clone().requires_grad_()
@@ -210,7 +204,6 @@ def _at_rows(world: World, slopes: Tensor) -> Tensor:
     return found
 
 
-EXACT = 1e-5  # relative error below which a match is one; float32 inside a loss costs 1e-6
 MEANT = (REVERSE, FORWARD, "JSD(½)", "TV(policy, ref)")
 _GOLDEN = 0.6180339887498949
 
@@ -244,7 +237,7 @@ class Match:
     @property
     def exact(self) -> bool:
         """Whether it is the same field in every world."""
-        return self.error < EXACT
+        return self.error < limits.EXACT_MATCH
 
     @property
     def target(self) -> Target:
@@ -277,7 +270,7 @@ class Group:
 def fit(group: Group, target: Target, scale: Mapping[int, float] | None = None) -> Match | None:
     """Fit a multiple of one target, or take `scale`; None where the target is flat everywhere."""
     slopes = group.slopes(target)
-    if max(float(slope.norm()) for slope in slopes) < 1e-12:
+    if max(float(slope.norm()) for slope in slopes) < limits.CONSTANT:
         return None
     if scale is None:
         scale = {
@@ -300,13 +293,13 @@ def fit(group: Group, target: Target, scale: Mapping[int, float] | None = None) 
 def single(group: Group) -> Match | None:
     """Return the first target of the list whose gradient the field is, exactly; or None."""
     shortest = group.only(lambda world: world.length == group.lengths[0])
-    hopeless: set[str] = set()  # with one token a sequence all levels are the same
+    ruled_out: set[str] = set()  # with one token a sequence all levels are the same
     for target in TARGETS:
-        if target.name in hopeless:
+        if target.name in ruled_out:
             continue
         match = fit(shortest, target)
         if match is None or not match.exact:
-            hopeless.add(target.name)
+            ruled_out.add(target.name)
             continue
         match = fit(group, target)
         if match is not None and match.exact:
@@ -362,14 +355,15 @@ def _searched(group: Group, make: Callable[..., Target]) -> float | None:
         match = fit(few, make(parameter))
         return float("inf") if match is None else sum(match.errors)
 
-    start = min((0.02 + 0.12 * i for i in range(9)), key=badness)
-    if badness(start) > 0.5:
+    step = limits.PARAMETER_STEP
+    start = min((0.02 + step * i for i in range(9)), key=badness)
+    if badness(start) > limits.NO_GUESS:
         return None
-    low, high = max(1e-4, start - 0.12), min(1 - 1e-4, start + 0.12)
-    while high - low > 1e-9:
+    low, high = max(1e-4, start - step), min(1 - 1e-4, start + step)
+    while high - low > limits.PARAMETER_WIDTH:
         left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
         low, high = (low, right) if badness(left) < badness(right) else (left, high)
-        if high - low < 1e-2 and badness((low + high) / 2) > 0.1:
+        if high - low < limits.FIT_WIDTH and badness((low + high) / 2) > limits.NO_FIT:
             return None
     return round((low + high) / 2, 7)
 
@@ -387,9 +381,9 @@ def _sum_of(group: Group, basis: Sequence[Target]) -> Match | None:
     lead = int(shares.abs().mean(0).argmax())
     shares = shares / shares[:, lead : lead + 1]
     coefficients = shares.mean(0)
-    if not bool((shares - coefficients).abs().max() < 1e-5):
+    if not bool((shares - coefficients).abs().max() < limits.EXACT_MATCH):
         return None
-    kept = [i for i in range(len(basis)) if abs(float(coefficients[i])) > 1e-5]
+    kept = [i for i in range(len(basis)) if abs(float(coefficients[i])) > limits.EXACT_MATCH]
     kept.sort(key=lambda i: float(coefficients[i]) * float(by_length[group.lengths[0]][lead]) < 0)
     sign = -1.0 if all(float(c[lead]) < 0 for c in by_length.values()) else 1.0
     scale = {length: sign * float(c[lead]) for length, c in by_length.items()}

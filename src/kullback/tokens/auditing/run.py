@@ -1,22 +1,20 @@
-"""From the enumerated gradients of a regime to what the loss descends there, and the rows.
+"""The audit itself: `audit`, as `kullback.tokens.audit`.
 
-Which to use: `look`.
-
-The audit itself. Which to use: `audit`, as `kullback.tokens.audit`.
+`look` goes from the enumerated gradients of one regime to what the loss descends there.
 """
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 
 from kullback.core import require
+from kullback.tokens import limits
 
 from .findings import Audit, Finding, Likeness, Row, notes, verdict
 from .matching import (
-    EXACT,
     FORWARD,
     REVERSE,
     TARGETS,
@@ -35,7 +33,6 @@ from .worlds import Caller, Enumeration, Form, World, build, gradient_of, respon
 
 __all__ = ["audit", "look"]
 
-ZERO = 1e-6  # of the size of single gradients: a mean below it is zero
 SHOWN = (REVERSE, FORWARD, "JSD(½)")
 VALUES = (REVERSE, FORWARD, "JSD(½)", "TV(policy, ref)", "½E[log²(policy/ref)]")
 
@@ -45,26 +42,25 @@ def look(
 ) -> tuple[Finding, list[Row], Match | None]:
     """Return the finding of one regime, its rows, and the match behind it."""
     mine = [world for world in worlds if world.on_policy == on_policy]
-    seen = [caller.enumerate(world) for world in mine]
-    group = Group(mine, [one.expected for one in seen])
-    value_name = _value_of(mine, seen)
+    outcomes = [caller.enumerate(world) for world in mine]
+    group = Group(mine, [one.expected for one in outcomes])
+    value_name = _value_of(mine, outcomes)
     if not all(bool(field.isfinite().all()) for field in group.fields):
         kind, match = "not finite", None
-    elif all(_is_zero(one) for one in seen):
+    elif all(_is_zero(one) for one in outcomes):
         kind, match = "zero", None
-    elif all(_is_zero(one) for w, one in zip(mine, seen, strict=True) if w.distance == "near"):
+    elif all(_is_zero(one) for w, one in zip(mine, outcomes, strict=True) if w.distance == "near"):
         kind, match = "near zero", None
     else:
         kind, match = _matched(group, on_policy=on_policy)
     if match is None:
-        none: dict[str, Any] = {"ascends": False, "gradient_of": "", "value": value_name}
-        finding = Finding(on_policy, kind, "", "", 1.0, 0.0, 1.0, {}, **none)
+        finding = Finding(on_policy=on_policy, kind=kind, value=value_name)
     else:
         of = gradient_of(caller, on_policy=on_policy) if kind == "none" else ""
         finding = _finding(kind, match, group, on_policy=on_policy, value_name=value_name, of=of)
     rows = [
         _row(world, one, _errors(match, i), _compared(group, i), match)
-        for i, (world, one) in enumerate(zip(mine, seen, strict=True))
+        for i, (world, one) in enumerate(zip(mine, outcomes, strict=True))
     ]
     return finding, rows, match
 
@@ -96,17 +92,17 @@ def _finding(
     near = [e for e, w in zip(match.errors, group.worlds, strict=True) if w.distance == "near"]
     ascends = len(match.terms) == 1 and match.terms[0][0] < 0
     return Finding(
-        on_policy,
-        kind,
-        _sum_text(match.terms),
-        match.target.level,
-        match.error,
-        match.cosine,
-        max(near),
-        dict(match.scale),
-        ascends,
-        of,
-        value_name,
+        on_policy=on_policy,
+        kind=kind,
+        value=value_name,
+        descends=_sum_text(match.terms),
+        level=match.target.level,
+        error=match.error,
+        cosine=match.cosine,
+        near_error=max(near),
+        scale=dict(match.scale),
+        ascends=ascends,
+        gradient_of=of,
     )
 
 
@@ -116,15 +112,15 @@ def _sum_text(terms: tuple[tuple[float, Target], ...]) -> str:
         return terms[0][1].name
     parts = []
     for coefficient, target in terms:
-        size = "" if abs(abs(coefficient) - 1) < 1e-5 else f"{abs(coefficient):.4g}·"
+        size = "" if abs(abs(coefficient) - 1) < limits.EXACT_MATCH else f"{abs(coefficient):.4g}·"
         parts.append(f"{'−' if coefficient < 0 else '+'} {size}{target.name}")
     return " ".join(parts).removeprefix("+ ")
 
 
-def _is_zero(seen: Enumeration) -> bool:
-    square = (seen.gradient**2).sum((-1, -2))
-    size = float((seen.probability * square).sum()) ** 0.5
-    return bool(seen.expected.norm() <= ZERO * size)
+def _is_zero(outcome: Enumeration) -> bool:
+    square = (outcome.gradient**2).sum((-1, -2))
+    size = float((outcome.probability * square).sum()) ** 0.5
+    return bool(outcome.expected.norm() <= limits.ZERO_GRADIENT * size)
 
 
 def _errors(match: Match | None, at: int) -> float:
@@ -147,40 +143,43 @@ def _compared(group: Group, at: int) -> list[Likeness]:
 
 
 def _row(
-    world: World, seen: Enumeration, bias: float, compared: list[Likeness], match: Match | None
+    world: World, outcome: Enumeration, bias: float, compared: list[Likeness], match: Match | None
 ) -> Row:
-    noise, best = _noise(world, seen, match)
-    bad = (~seen.gradient.isfinite()).any(-1).any(-1)
+    noise, best = _noise(world, outcome, match)
+    dead = _dead(world, outcome)
+    bad = (~outcome.gradient.isfinite()).any(-1).any(-1)
     reverse = next(t for t in TARGETS if t.name == REVERSE and t.level == "sequence")
     return Row(
-        world.vocabulary,
-        world.length,
-        world.distance,
-        world.on_policy,
-        float(value(reverse, world)),
-        float((seen.probability * seen.value).sum()),
-        bias,
-        noise,
-        best,
-        *_dead(world, seen),
-        float((seen.probability * bad).sum()),
-        tuple(compared),
+        vocabulary=world.vocabulary,
+        length=world.length,
+        distance=world.distance,
+        on_policy=world.on_policy,
+        kl=float(value(reverse, world)),
+        value=float((outcome.probability * outcome.value).sum()),
+        bias=bias,
+        noise=noise,
+        best_noise=best,
+        dead_tokens=dead.tokens,
+        dead_sequences=dead.sequences,
+        dead_where_ref=dead.where_ref,
+        not_finite=float((outcome.probability * bad).sum()),
+        comparisons=tuple(compared),
     )
 
 
 def _noise(
-    world: World, seen: Enumeration, match: Match | None
+    world: World, outcome: Enumeration, match: Match | None
 ) -> tuple[float | None, float | None]:
     """Return the noise and the best known noise, in lengths of the divergence's gradient."""
-    spread = ((seen.gradient - seen.expected) ** 2).sum((-1, -2))
-    noise = float((seen.probability * spread).sum()) ** 0.5
+    spread = ((outcome.gradient - outcome.expected) ** 2).sum((-1, -2))
+    noise = float((outcome.probability * spread).sum()) ** 0.5
     if match is None:
         return None, None
     scale = abs(match.scale[world.length])
-    size = float(seen.expected.norm()) / max(1e-300, scale)
+    size = float(outcome.expected.norm()) / max(1e-300, scale)
     best = None
     if len(match.terms) == 1:
-        slope = Group([world], [seen.expected]).slopes(match.target)[0]
+        slope = Group([world], [outcome.expected]).slopes(match.target)[0]
         size = float(slope.norm())
         optimal = best_estimator(match.target, world)
         if optimal is not None and size > 0:
@@ -190,34 +189,47 @@ def _noise(
     return noise / max(1e-300, scale * size), best
 
 
-def _dead(world: World, seen: Enumeration) -> tuple[float, float, float]:
-    """Return the shares of tokens and sequences without gradient, and of the reference's tokens."""
-    counted = world.mask[seen.members]
+class _Dead(NamedTuple):
+    """The shares of tokens, of sequences and of the reference's tokens without gradient."""
+
+    tokens: float
+    sequences: float
+    where_ref: float
+
+
+def _dead(world: World, outcome: Enumeration) -> _Dead:
+    counted = world.mask[outcome.members]
     taken = (world.rows, world.tokens)
-    differ = (world.policy.log_softmax(-1) - world.ref.log_softmax(-1))[taken].abs() > 1e-9
-    still = (seen.pushes == 0).all(-1) & counted & differ[seen.members]
-    quiet = (seen.gradient == 0).all(-1).all(-1)
-    chance = seen.probability
-    written = world.probabilities(world.ref)[seen.members].prod(-1)
+    apart = (world.policy.log_softmax(-1) - world.ref.log_softmax(-1))[taken].abs()
+    differ = apart > limits.DIFFERENT
+    still = (outcome.pushes == 0).all(-1) & counted & differ[outcome.members]
+    quiet = (outcome.gradient == 0).all(-1).all(-1)
+    chance = outcome.probability
+    written = world.probabilities(world.ref)[outcome.members].prod(-1)
 
     def share(weight: torch.Tensor) -> float:
         return float((weight * still.sum((-1, -2))).sum() / (weight * counted.sum((-1, -2))).sum())
 
-    return share(chance), float((chance * quiet).sum()), share(written)
+    return _Dead(share(chance), float((chance * quiet).sum()), share(written))
 
 
-def _value_of(worlds: Sequence[World], seen: Sequence[Enumeration]) -> str:
+def _value_of(worlds: Sequence[World], outcomes: Sequence[Enumeration]) -> str:
     """Name the divergence that the loss's expected value is a multiple of, or nothing."""
-    means = [float((one.probability * one.value).sum()) for one in seen]
+    means = [float((one.probability * one.value).sum()) for one in outcomes]
     for target in TARGETS:
         if target.name not in VALUES or target.level not in ("token", "sequence"):
             continue
         ratios: dict[int, list[float]] = {}
         for world, mean in zip(worlds, means, strict=True):
             ratios.setdefault(world.length, []).append(mean / float(value(target, world)))
-        if all(abs(r - many[0]) <= EXACT * abs(many[0]) for many in ratios.values() for r in many):
+        if all(_alike(many) for many in ratios.values()):
             return target.name if all(many[0] > 0 for many in ratios.values()) else ""
     return ""
+
+
+def _alike(ratios: list[float]) -> bool:
+    """Whether all are the first, to rounding."""
+    return all(abs(r - ratios[0]) <= limits.EXACT_MATCH * abs(ratios[0]) for r in ratios)
 
 
 def audit(
@@ -231,39 +243,50 @@ def audit(
 ) -> Audit:
     """Say which divergence a policy loss descends: E_behaviour[∇ loss], exactly, beside each ∇D.
 
-    loss: any callable on sampled sequences. What it is given is decided by the names of its
-    parameters: `logp`, `ref_logp`, `behaviour_logp` `[batch, T]` (log-probabilities of the sampled
-    tokens, in nats), `logits`, `ref_logits` `[batch, T, V]`, `tokens`, `labels`, `mask`,
-    `advantages` (zeros) and the usual other spellings of these; `names={"x": "logp"}` adds more.
-    `bool_mask` (or names={"mask": "bool_mask"}) is a mask of bools. It returns a scalar, or one
-    value a token or a sequence, which are added up; of a tuple the first, of an object its `loss`.
-    form: "loss" is differentiated; "penalty" is what is subtracted from the reward, and "reward"
-    what is added to it, in a policy-gradient term; "auto" goes by the callable's name, where
-    `reward` or `penalty` in it decides. credit: for those two, whose score a token's penalty
-    multiplies: its own ("token"), also all earlier tokens' ("to-go"), or everyone's ("sequence").
-    importance: by what that is weighted off-policy: "none", each token's ratio policy/behaviour
-    ("token"), or the whole sequence's ("sequence"). batch: sequences at a time, for losses that
-    mix them (leave-one-out baselines); larger ones are audited in the smallest worlds only.
-
     The worlds are 16: vocabularies of 2 to 12 tokens, sequences of 1 to 4, policy and reference
     near and far, samples on- and off-policy (behaviour 0.8 nats in standard deviation from the
     policy's logits). Every expectation is a sum over all sequences in float64: exact up to
     rounding. Named are: KL either way, JSD(β), skewed KLs, total variation, ½E[log²], χ², entropy,
     KLs to the behaviour policy, and sums of these; a name is given when the largest relative error
     over worlds is below 1e-5, one factor for each length being free. Advantages are zero, so that
-    only the divergence is seen. Gradients of inf or NaN are reported, never left out.
+    only the divergence is outcome. Gradients of inf or NaN are reported, never left out.
 
-    Errors: `ValueError` for a parameter that is not understood, a result of another shape or one
-    that does not depend on the policy; `TypeError` for a result that is no tensor. What the loss
-    itself raises comes through, with a note of what it was called with.
+    Args:
+        loss: Any callable on sampled sequences. What it is given is decided by the names of its
+            parameters: `logp`, `ref_logp`, `behaviour_logp` `[batch, T]` (log-probabilities of the
+            sampled tokens, in nats), `logits`, `ref_logits` `[batch, T, V]`, `tokens`, `labels`,
+            `mask`, `bool_mask`, `advantages` (zeros) and the usual other spellings of these. It
+            returns a scalar, or one value a token or a sequence, which are added up; of a tuple the
+            first, of an object its `loss`.
+        form: "loss" is differentiated; "penalty" is what is subtracted from the reward, and
+            "reward" what is added to it, in a policy-gradient term; "auto" goes by the callable's
+            name, where `reward` or `penalty` in it decides.
+        credit: For those two, whose score a token's penalty multiplies: its own ("token"), also all
+            earlier tokens' ("to-go"), or everyone's ("sequence").
+        importance: By what that is weighted off-policy: "none", each token's ratio policy/behaviour
+            ("token"), or the whole sequence's ("sequence").
+        batch: Sequences at a time, 1 to 3, for losses that mix them (leave-one-out baselines);
+            larger ones are audited in the smallest worlds only.
+        names: Further names of parameters: `{"x": "logp"}` passes `logp` as x.
+
+    Returns:
+        An `Audit`; printed, it is the verdict in words.
+
+    Raises:
+        ValueError: A parameter that is not understood, a result of another shape or one that does
+            not depend on the policy.
+        TypeError: A result that is no tensor. What the loss itself raises comes through, with a
+            note of what it was called with.
+
     Reference: MATH 5.4, 5.7, 5.8; Tang and Munos (2025), "On a few pitfalls in KL divergence
     gradient estimation for RL".
 
-    >>> def k3(logp, ref_logp):
-    ...     return (ref_logp - logp).exp() - 1 - (ref_logp - logp)
-    >>> found = audit(k3)
-    >>> found.on_policy.descends, found.on_policy.value
-    ('KL(ref‖policy)', 'KL(policy‖ref)')
+    Example:
+        >>> def k3(logp, ref_logp):
+        ...     return (ref_logp - logp).exp() - 1 - (ref_logp - logp)
+        >>> found = audit(k3)
+        >>> found.on_policy.descends, found.on_policy.value
+        ('KL(ref‖policy)', 'KL(policy‖ref)')
     """
     caller = _caller(loss, form, credit, importance, batch, dict(names or {}))
     roles = caller.roles()
@@ -272,22 +295,21 @@ def audit(
     off, off_rows, _ = look(caller, every, on_policy=False)
     has_mask = bool({"mask", "bool_mask", "labels"} & set(roles.values()))
     lengths, padding = _different_lengths(caller, match) if has_mask else (None, False)
-    rows = (*on_rows, *off_rows)
     found = Audit(
-        _name(loss),
-        caller.form,
-        credit,
-        importance,
-        batch,
-        roles,
-        on,
-        off,
-        rows,
-        tuple(response(caller)),
-        lengths,
-        padding,
-        verdict(on, off),
-        (),
+        name=_name(loss),
+        form=caller.form,
+        credit=credit,
+        importance=importance,
+        batch=batch,
+        arguments=roles,
+        on_policy=on,
+        off_policy=off,
+        rows=(*on_rows, *off_rows),
+        response=tuple(response(caller)),
+        lengths=lengths,
+        padding=padding,
+        verdict=verdict(on, off),
+        notes=(),
     )
     return replace(found, notes=notes(found))
 
@@ -323,12 +345,12 @@ def _name(loss: Callable[..., Any]) -> str:
 def _different_lengths(caller: Caller, match: Match | None) -> tuple[float | None, bool]:
     """Return the error in a world where sequences end early, and whether padding is pushed."""
     world: World = build(3, 3, distance="near", on_policy=True, ends=True)
-    seen = caller.enumerate(world)
-    padded = seen.pushes[~world.mask[seen.members]]
+    outcome = caller.enumerate(world)
+    padded = outcome.pushes[~world.mask[outcome.members]]
     pushed = bool((padded != 0).any())
     if match is None or not match.exact:
         return None, pushed
-    group = Group([world], [seen.expected])
+    group = Group([world], [outcome.expected])
     slopes = torch.stack([c * group.slopes(target)[0] for c, target in match.terms]).sum(0)
     field = group.fields[0]
     factor = float((field * slopes).sum() / (slopes * slopes).sum())

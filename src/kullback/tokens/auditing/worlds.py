@@ -4,24 +4,16 @@ A world has a vocabulary of V tokens and sequences of T of them. A policy is a t
 row for every prefix (nothing shared between rows), so that any model's gradient is a linear image
 of the gradient in these tables: two losses whose tables agree agree for every model.
 
-Which to use: `worlds` for the set that the audit goes through, `build` for one.
+Which to use:
 
-Calls a loss on every sequence of a world and takes its gradient, one batch at a time.
-
-What is passed is decided by the names of the loss's parameters. Which to use: `Caller(loss, …)`,
-then `caller.enumerate(world)` for the gradient of every batch with its probability.
-
-Whether a field of gradients is the gradient of anything at all.
-
-The gradient of a function has a symmetric matrix of second derivatives; a field that has not is
-the gradient of no function of the policy, in no coordinates. With the behaviour policy moving
-along on-policy, and held where it is off-policy.
-
-Which to use: `gradient_of`; `asymmetry` for the number behind it.
-
-How hard one token is pushed, by how far apart policy and reference are at it.
-
-Which to use: `response`; a share of zeros in it is a clamp that switches the divergence off.
+- `worlds` for the set that the audit goes through, `build` for one;
+- `Caller(loss, …)` and its `enumerate(world)` for the gradient of every batch with its probability;
+  what the loss is passed is decided by the names of its parameters;
+- `gradient_of` for whether a field is a gradient at all: that of a function has a symmetric matrix
+  of second derivatives (`asymmetry`). On-policy the behaviour policy moves along, off-policy it is
+  held;
+- `response` for how hard one token is pushed, by how far apart policy and reference are at it: a
+  range of zeros is a clamp that switches the divergence off.
 """
 
 import functools
@@ -30,13 +22,13 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from kullback.core import ArgumentTypeError, ArgumentValueError, require
-from kullback.core.checks import describe, message
+from kullback.core import ArgumentTypeError, ArgumentValueError, describe, message, require
+from kullback.tokens import limits
 
 __all__ = [
     "NAMES",
@@ -121,16 +113,16 @@ def build(
 
     policy, away, stale = noise(), noise(), noise()
     return World(
-        vocabulary,
-        length,
-        distance,
-        on_policy,
-        policy,
-        policy + {"near": NEAR, "far": FAR}[distance] * away,
-        policy if on_policy else policy + STALE * stale,
-        tokens,
-        rows,
-        mask,
+        vocabulary=vocabulary,
+        length=length,
+        distance=distance,
+        on_policy=on_policy,
+        policy=policy,
+        ref=policy + {"near": NEAR, "far": FAR}[distance] * away,
+        behaviour=policy if on_policy else policy + STALE * stale,
+        tokens=tokens,
+        rows=rows,
+        mask=mask,
     )
 
 
@@ -143,7 +135,7 @@ def worlds(*, batch: int = 1) -> tuple[World, ...]:
     >>> len(worlds())
     16
     """
-    sizes = [(v, t) for v, t in SIZES if v ** (t * batch) <= 1000]
+    sizes = [(v, t) for v, t in SIZES if v ** (t * batch) <= limits.MOST_BATCHES]
     return tuple(
         build(v, t, distance=distance, on_policy=on_policy)
         for on_policy in (True, False)
@@ -256,6 +248,30 @@ class Enumeration:
         return torch.einsum("m,mrv->rv", self.probability, self.gradient)
 
 
+class Batch(NamedTuple):
+    """Sequences passed at once: logits `[batch, T, V]` of three policies, tokens and mask."""
+
+    logits: Tensor
+    ref_logits: Tensor
+    behaviour_logits: Tensor
+    tokens: Tensor
+    mask: Tensor
+
+    def value_of(self, role: str) -> Tensor:
+        """Return what a parameter of that role is passed."""
+        if role.endswith("logp"):
+            logits: Tensor = getattr(self, role.removesuffix("logp") + "logits")
+            return logits.log_softmax(-1).gather(-1, self.tokens[..., None]).squeeze(-1)
+        made = {
+            "labels": lambda: self.tokens.masked_fill(~self.mask, -100),
+            "mask": lambda: self.mask.to(self.logits.dtype),
+            "bool_mask": lambda: self.mask,
+            "advantages": lambda: torch.zeros_like(self.ref_logits[..., 0]),
+        }
+        found: Tensor = made[role]() if role in made else getattr(self, role)
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Knows how to call a user's loss: which arguments, in which form, how many sequences at once.
@@ -317,34 +333,38 @@ class Caller:
     def push(self, logits: Tensor, ref: Tensor, behaviour: Tensor, tokens: Tensor) -> Tensor:
         """Return the gradient with respect to logits `[batch, T, V]` of a batch made up by hand."""
         mask = torch.ones_like(tokens, dtype=torch.bool)
-        return self._differentiated(self.roles(), logits, ref, behaviour, tokens, mask)[1]
+        return self._differentiated(self.roles(), Batch(logits, ref, behaviour, tokens, mask))[1]
 
     def _one(self, world: World, roles: Mapping[str, str], batch: Tensor) -> tuple[Tensor, Tensor]:
         rows = world.rows[batch]
-        tables = (table[rows] for table in (world.policy, world.ref, world.behaviour))
-        return self._differentiated(roles, *tables, world.tokens[batch], world.mask[batch])
+        given = Batch(
+            logits=world.policy[rows],
+            ref_logits=world.ref[rows],
+            behaviour_logits=world.behaviour[rows],
+            tokens=world.tokens[batch],
+            mask=world.mask[batch],
+        )
+        return self._differentiated(roles, given)
 
-    def _differentiated(
-        self, roles: Mapping[str, str], logits: Tensor, *rest: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _differentiated(self, roles: Mapping[str, str], batch: Batch) -> tuple[Tensor, Tensor]:
         """Return value and gradient with respect to the logits of one batch."""
-        ref, behaviour, tokens, mask = rest
-        leaf = logits.detach().clone().requires_grad_()
+        leaf = batch.logits.detach().clone().requires_grad_()
         needed = {*roles.values(), "mask"}
         needed |= set() if self.form == "loss" else {"logp", "behaviour_logp"}
-        given = _given(needed, leaf, ref, behaviour, tokens, mask)
+        batch = batch._replace(logits=leaf)
+        given = {role: batch.value_of(role) for role in needed}
         result = self._call({name: given[role].clone() for name, role in roles.items()})
         value = self._reduced(result, given)
         (push,) = torch.autograd.grad(value, leaf, allow_unused=True)
-        found = _total(result, mask) if self.form != "loss" else value
+        found = _total(result, batch.mask) if self.form != "loss" else value
         return found.detach().double(), torch.zeros_like(leaf) if push is None else push
 
     def _call(self, arguments: dict[str, Tensor]) -> Tensor:
         try:
             result = self.loss(**arguments)
         except Exception as error:
-            said = ", ".join(f"{name} {describe(one)}" for name, one in arguments.items())
-            error.add_note(f"kullback audit: raised by the loss, which was called with {said}")
+            given = ", ".join(f"{name} {describe(one)}" for name, one in arguments.items())
+            error.add_note(f"kullback audit: raised by the loss, which was called with {given}")
             raise
         result = result[0] if isinstance(result, tuple | list) and result else result
         result = getattr(result, "loss", result)
@@ -380,35 +400,6 @@ def _parameters(loss: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
         raise ArgumentTypeError(text) from error
 
 
-def _given(
-    needed: set[str],
-    leaf: Tensor,
-    ref: Tensor,
-    behaviour: Tensor,
-    tokens: Tensor,
-    mask: Tensor,
-) -> dict[str, Tensor]:
-    """Return what the roles that are needed stand for."""
-
-    def taken(logits: Tensor) -> Tensor:
-        return logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
-
-    every: dict[str, Callable[[], Tensor]] = {
-        "logp": lambda: taken(leaf),
-        "ref_logp": lambda: taken(ref),
-        "behaviour_logp": lambda: taken(behaviour),
-        "logits": lambda: leaf,
-        "ref_logits": lambda: ref,
-        "behaviour_logits": lambda: behaviour,
-        "tokens": lambda: tokens,
-        "labels": lambda: tokens.masked_fill(~mask, -100),
-        "mask": lambda: mask.to(leaf.dtype),
-        "bool_mask": lambda: mask,
-        "advantages": lambda: torch.zeros_like(ref[..., 0]),
-    }
-    return {role: every[role]() for role in needed}
-
-
 def _total(result: Tensor, mask: Tensor) -> Tensor:
     """Add up a result a token or a sequence: over tokens that count, a mean over sequences."""
     if result.dim() == 0:
@@ -424,7 +415,7 @@ def _total(result: Tensor, mask: Tensor) -> Tensor:
 
 def _credit(penalty: Tensor, mask: Tensor, credit: str) -> Tensor:
     """Return what each token's score is multiplied by, `[batch, T]`."""
-    if penalty.shape != mask.shape:  # one number a sequence: every token is to blame
+    if penalty.shape != mask.shape:  # one number a sequence: all its tokens have it
         whole = penalty.reshape(-1, 1) if penalty.numel() == len(mask) else penalty.sum()
         return whole.expand(mask.shape)
     counted = penalty * mask
@@ -436,7 +427,6 @@ def _credit(penalty: Tensor, mask: Tensor, credit: str) -> Tensor:
 
 
 _STEP = 1e-3
-OPEN = 1e-4  # asymmetry above which a field is the gradient of nothing
 
 
 def gradient_of(caller: Caller, *, on_policy: bool) -> str:
@@ -445,9 +435,9 @@ def gradient_of(caller: Caller, *, on_policy: bool) -> str:
     "sequences", of the policy over whole sequences; "tokens", of a single next-token table but not
     of sequences; or "nothing".
     """
-    if asymmetry(caller, length=1, on_policy=on_policy) > OPEN:
+    if asymmetry(caller, length=1, on_policy=on_policy) > limits.ASYMMETRY:
         return "nothing"
-    if caller.batch == 1 and asymmetry(caller, length=2, on_policy=on_policy) > OPEN:
+    if caller.batch == 1 and asymmetry(caller, length=2, on_policy=on_policy) > limits.ASYMMETRY:
         return "tokens"
     return "sequences"
 
@@ -480,7 +470,7 @@ def asymmetry(caller: Caller, *, length: int, on_policy: bool) -> float:
 
 
 FINE = [round(-8 + 0.2 * i, 1) for i in range(81)]
-GRID = [*range(-24, -8), *FINE, *range(9, 25)]  # nats
+GRID = [*range(-limits.FURTHEST_PUSH, -8), *FINE, *range(9, limits.FURTHEST_PUSH + 1)]  # nats
 
 
 def response(caller: Caller) -> list[tuple[float, float]]:
@@ -503,7 +493,7 @@ def response(caller: Caller) -> list[tuple[float, float]]:
 
 def _edge(caller: Caller, low: float, high: float, *, still: bool) -> dict[float, float]:
     """Return the push on both sides of where it begins or ends, to within 0.01 nats."""
-    while high - low > 0.01:
+    while high - low > limits.PUSH_WIDTH:
         middle = (low + high) / 2
         low, high = (middle, high) if (_push(caller, middle) == 0.0) == still else (low, middle)
     return {low: _push(caller, low), high: _push(caller, high)}

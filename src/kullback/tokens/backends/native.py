@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kullback.core.compiling import load
+from kullback.core import compiling
 
 from .interface import Sum, Task
 
@@ -66,7 +66,7 @@ def refusal(p: Tensor, q: Tensor | None, task: Task) -> str:
     """
     if any(x.dtype not in DTYPES or x.device.type != "cpu" for x in (p, q) if x is not None):
         return "it takes float32, float64, bfloat16 or float16 on the CPU"
-    return load(SOURCE)[1]
+    return compiling.load(SOURCE)[1]
 
 
 def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor:
@@ -115,7 +115,7 @@ def slopes(
 
 
 def _library() -> ctypes.CDLL:
-    library, reason = load(SOURCE)
+    library, reason = compiling.load(SOURCE)
     if library is None:
         raise OSError(reason)
     return library

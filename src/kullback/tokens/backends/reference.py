@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kullback.exact.bregman import log_excess
+from kullback.exact import log_excess
 
 from .interface import Task
 

@@ -4,8 +4,10 @@
   logits do, and the one place where a source is asked;
 - `logits`: logits `[*batch, vocab]`; `hidden_states`: hidden states and a head, no logits held;
 - `sharded`: a vocabulary cut over processes; `top_k`: only the k most probable tokens;
-- `slices`, `pointwise`: how parts of a vocabulary are joined; `rounding`: the rounding floor.
+- `slices`: how parts of a vocabulary are joined; `rounding`: the rounding floor.
 """
+
+from kullback.exact import Bounds
 
 from .functions import Comparison, compare, cross_entropy, entropy, jeffreys, js, kl, log_prob
 from .logits import InputWarning
@@ -14,6 +16,7 @@ from .sources import HiddenStates, Sharded, Source
 from .top_k import TopK, kl_bounds, kl_estimate
 
 __all__ = [
+    "Bounds",
     "Comparison",
     "HiddenStates",
     "InputWarning",

@@ -38,10 +38,11 @@ These rules hold for all of them:
 - **backend**: "auto", or the name of one (`kullback.tokens.usable` says which can work here).
 """
 
-from typing import NamedTuple, overload
+from typing import NamedTuple, TypedDict, Unpack, overload
 
 from torch import Tensor
 
+from kullback.core import renamed
 from kullback.exact import Bounds
 from kullback.tokens.backends.interface import Task, Value
 
@@ -60,45 +61,30 @@ __all__ = [
 ]
 
 
-@overload
-def kl(
-    p: Tensor | Source,
-    q: Tensor | Source,
-    *,
-    temperature: float = ...,
-    mask: Tensor | None = ...,
-    align: str | None = ...,
-    nan: str = ...,
-    backend: str = ...,
-) -> Tensor: ...
+class _Options(TypedDict, total=False):
+    temperature: float
+    mask: Tensor | None
+    align: str | None
+    nan: str
+    backend: str
+
+
+_Side = Tensor | Source
 
 
 @overload
-def kl(
-    p: TopK,
-    q: Tensor | Source | TopK,
-    *,
-    temperature: float = ...,
-    mask: Tensor | None = ...,
-    align: str | None = ...,
-    nan: str = ...,
-    backend: str = ...,
-) -> Bounds: ...
+def kl(p: _Side, q: _Side, **options: Unpack[_Options]) -> Tensor: ...
 
 
 @overload
-def kl(
-    p: Tensor | Source,
-    q: TopK,
-    *,
-    temperature: float = ...,
-    mask: Tensor | None = ...,
-    align: str | None = ...,
-    nan: str = ...,
-    backend: str = ...,
-) -> Bounds: ...
+def kl(p: TopK, q: _Side | TopK, **options: Unpack[_Options]) -> Bounds: ...
 
 
+@overload
+def kl(p: _Side, q: TopK, **options: Unpack[_Options]) -> Bounds: ...
+
+
+@renamed(p="p_logits", q="q_logits")
 def kl(
     p: Tensor | Source | TopK,
     q: Tensor | Source | TopK,
@@ -146,6 +132,7 @@ def kl(
     return measure(p, q, task, mask=mask, align=align, nan=nan, backend=backend)[0]
 
 
+@renamed(p="p_logits", q="q_logits")
 def js(
     p: Tensor | Source,
     q: Tensor | Source,
@@ -189,6 +176,7 @@ def js(
     return measure(p, q, task, mask=mask, align=align, nan=nan, backend=backend)[0]
 
 
+@renamed(p="p_logits", q="q_logits")
 def jeffreys(
     p: Tensor | Source,
     q: Tensor | Source,
@@ -226,6 +214,7 @@ def jeffreys(
     return measure(p, q, task, mask=mask, align=align, nan=nan, backend=backend).sum(0)
 
 
+@renamed(p="logits")
 def entropy(
     p: Tensor | Source,
     *,
@@ -259,6 +248,7 @@ def entropy(
     return measure(p, None, task, mask=mask, nan=nan, backend=backend)[0]
 
 
+@renamed(p="p_logits", q="q_logits")
 def cross_entropy(
     p: Tensor | Source,
     q: Tensor | Source,
@@ -274,8 +264,8 @@ def cross_entropy(
     A soft label's loss. For hard labels use `-log_prob(logits, ids)`.
 
     Args:
-        p: The truth: logits `[*batch, vocab]`, or another source (`HiddenStates`, `Sharded`).
-        q: The belief, likewise; batches of logits are broadcast.
+        p: What the data follow: logits `[*batch, vocab]`, or `HiddenStates`, or `Sharded`.
+        q: What they are coded with, likewise; batches of logits are broadcast.
         temperature: Both sides are softmax(logits / temperature).
         mask: Bool `[*batch]`, True where a position counts; elsewhere value and gradient are 0.
         align: "crop" where the larger vocabulary is only padded.
@@ -298,6 +288,7 @@ def cross_entropy(
     return measure(p, q, task, mask=mask, align=align, nan=nan, backend=backend).sum(0)
 
 
+@renamed(p="logits")
 def log_prob(
     p: Tensor | Source,
     ids: Tensor,
@@ -336,8 +327,9 @@ def log_prob(
 class Comparison(NamedTuple):
     """What `compare` finds: values `[*batch]` in nats, `same_top` bool.
 
-    >>> Comparison._fields[:3]
-    ('kl', 'reverse_kl', 'same_top')
+    Example:
+        >>> Comparison._fields[:3]
+        ('kl', 'reverse_kl', 'same_top')
     """
 
     kl: Tensor  # KL(p‖q)
@@ -349,6 +341,7 @@ class Comparison(NamedTuple):
     q_log_prob: Tensor | None  # log q(id)
 
 
+@renamed(p="p_logits", q="q_logits")
 def compare(
     p: Tensor | Source,
     q: Tensor | Source,

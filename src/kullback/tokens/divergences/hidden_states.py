@@ -6,7 +6,7 @@
 - `Side` writes the logits of a block into a given room; `Gradients` takes their gradient back to
   hidden states, head and bias. Sums run in `dtype`, float32 or float64, whatever the inputs are.
 - `FromHidden` joins the sums of each block to those of the whole vocabulary (`slices`), once more
-  where a divergence needs the normalisers first (`pointwise`: the products of the forward pass are
+  where a divergence needs the normalisers first (`Pointwise`: the products of the forward pass are
   done twice). The backward pass multiplies again, which is cheaper than keeping.
 
 Memory above the inputs and their gradients does not grow with vocabulary, and with positions by
@@ -22,18 +22,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kullback.core import ArgumentTypeError, require, require_type
-from kullback.core.checks import describe, message
+from kullback.core import ArgumentTypeError, describe, message, require, require_type
+from kullback.tokens import limits
 from kullback.tokens.backends import interface
 from kullback.tokens.backends.choose import choose
 from kullback.tokens.backends.interface import Sum, Task
 
-from . import pointwise, slices
+from . import slices
 from .logits import Ask, check_options, refuse_nan, spread_ids, spread_mask
-from .pointwise import Pointwise
+from .slices import Pointwise, Whole
 
 __all__ = [
-    "MEMORY",
     "FromHidden",
     "Given",
     "Gradients",
@@ -166,10 +165,6 @@ def multiply(x: Tensor, y: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
     return out.add_(product) if add else out.copy_(product)
 
 
-MEMORY = 48 << 20  # bytes of scratch, by default
-_POSITIONS = 1024  # at most so many together: enough for a matrix product to run at full speed
-_CELLS = 1 << 20  # positions × tokens together: their scratch stays in a processor's cache
-_FEWEST = 256  # tokens together
 _ROOMS = 2  # a side: a block of logits, and one to work in
 
 
@@ -232,7 +227,7 @@ class FromHidden(torch.autograd.Function):
                 value[:, rows] = interface.values(whole, work.task).to(work.dtype)
             else:
                 each = (
-                    pointwise.sums_of(b.logits[0], b.logits[1], whole, work.what)
+                    slices.pointwise_sums(b.logits[0], b.logits[1], whole, work.what)
                     for b in blocks.over(rows)
                 )
                 found[:, rows] = total = sum(each, whole.new_zeros(()))
@@ -270,11 +265,14 @@ class _Pulled(NamedTuple):
         """Fill the gradients with respect to a block's logits."""
         task, (p, q) = self.work.task, block.pair
         if self.work.what is not None and q is not None:
-            pointwise.gradient(p, q, self.sums, self.found, self.scale[0], self.work.what, out)
+            whole = Whole(self.sums, self.found)
+            slices.pointwise_gradient(p, q, whole, self.scale[0], self.work.what, out)
             return
         c = interface.coefficients(self.sums, self.scale, task)
-        given = p, q, _local(self.ids, block.columns), None
-        slices.slopes(given, task, self.sums, c, out, choose(self.work.backend, p, q, task))
+        ids = slices.local(self.ids, block.columns.start, block.columns.stop)
+        slices.slopes(
+            (p, q, ids, None), task, self.sums, c, out, choose(self.work.backend, p, q, task)
+        )
 
 
 def _summed(blocks: "Blocks", rows: Rows, ids: Tensor | None, work: Work) -> Tensor:
@@ -283,30 +281,18 @@ def _summed(blocks: "Blocks", rows: Rows, ids: Tensor | None, work: Work) -> Ten
     count = len(rows) if isinstance(rows, Tensor) else len(range(count)[rows])
     whole, at = slices.nothing(count, blocks.scratch.device), None if ids is None else ids[rows]
     for b in blocks.over(rows):
-        module = choose(work.backend, *b.pair, work.task)
+        (p, q), start = b.pair, b.columns.start
+        module = choose(work.backend, p, q, work.task)
         own = slices.sums_of(
-            *b.pair,
-            _local(at, b.columns),
-            None,
-            work.task,
-            module,
-            start=b.columns.start,
-            banned=blocks.banned,
-        )
+            p, q, slices.local(at, start, b.columns.stop), None, work.task, module,
+            start=start, banned=blocks.banned,
+        )  # fmt: skip
         whole = slices.joined(whole, own, work.task)
     return slices.finished(whole, work.task)
 
 
-def _local(ids: Tensor | None, columns: slice) -> Tensor | None:
-    """Return ids counted from the start of a block, −1 where they lie in another."""
-    if ids is None:
-        return None
-    inside = (ids >= columns.start) & (ids < columns.stop)
-    return torch.where(inside, ids - columns.start, -1)
-
-
 def _pull(blocks: "Blocks", rows: Rows, pulled: _Pulled, found: Sequence[Gradients]) -> None:
-    """Add what some positions have to say to every gradient that is wanted."""
+    """Add the part of some positions to every gradient that is wanted."""
     count = pulled.sums.shape[1]
     summed = [blocks.scratch.new_zeros(count, g.side.hidden.shape[1]) for g in found]
     for block in blocks.over(rows):
@@ -364,11 +350,11 @@ class Blocks:
         a_position = 2 * width * item  # the states, their gradients
         a_token = 2 * width * item if converts else 0  # weights, their gradients
         a_cell = item * (rooms + sum(cap is not None for cap in work.caps)) + 4
-        positions = max(1, min(count, _POSITIONS, work.memory // (4 * a_position)))
+        positions = max(1, min(count, limits.POSITIONS, work.memory // (4 * a_position)))
         left = work.memory - positions * a_position
         tokens = min(work.vocab, left // (positions * a_cell + a_token))
         if not first.head.is_cuda:
-            tokens = min(tokens, max(_FEWEST, _CELLS // positions))
+            tokens = min(tokens, max(limits.FEWEST_TOKENS, limits.CELLS // positions))
         tokens = max(1, tokens)
         scratch = first.hidden.new_empty(rooms, positions * tokens, dtype=work.dtype)
         banned = any(side.bans for side in sides)
@@ -418,7 +404,7 @@ def from_hidden(p: Given, q: Given | None, ask: Ask, memory: int | None = None) 
     hidden = p.hidden
     vocab = _vocab([len(side.head) for side in given], ask.align)
     keep = spread_mask(ask.mask, hidden)
-    ids = spread_ids(ask.ids, keep, hidden[..., :1].expand(*hidden.shape[:-1], vocab))
+    ids = spread_ids(ask.ids, keep, hidden[..., :1].expand((*hidden.shape[:-1], vocab)))
     there = [x for side in given for x in side[:3] if x is not None]
     what = ask.what
     work = Work(
@@ -429,7 +415,7 @@ def from_hidden(p: Given, q: Given | None, ask: Ask, memory: int | None = None) 
         torch.float64 if any(x.dtype == torch.float64 for x in there) else torch.float32,
         vocab,
         None if keep is None else keep.reshape(-1).nonzero()[:, 0],
-        MEMORY if memory is None else memory,
+        limits.MEMORY if memory is None else memory,
         ask.backend,
     )
     work.check()

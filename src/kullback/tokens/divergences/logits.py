@@ -7,7 +7,6 @@ other sources, which share the checks.
 
 import itertools
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import ArgumentTypeError, ArgumentValueError, require, require_type
-from kullback.core.checks import describe, message
+from kullback.core import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    describe,
+    message,
+    require,
+    require_type,
+    warn_caller,
+)
 from kullback.tokens import limits
 from kullback.tokens.backends import interface
 from kullback.tokens.backends.choose import choose
 from kullback.tokens.backends.interface import Task
 
-from .pointwise import Pointwise
 from .rounding import warn_of_rounding
+from .slices import Pointwise
 
 __all__ = [
     "Ask",
@@ -44,8 +50,9 @@ _LOOKED_AT = 8  # numbers of the first row, most often enough to tell logits
 class InputWarning(UserWarning):
     """The inputs look like another quantity than the one that the argument is.
 
-    >>> issubclass(InputWarning, UserWarning)
-    True
+    Example:
+        >>> issubclass(InputWarning, UserWarning)
+        True
     """
 
 
@@ -105,7 +112,7 @@ def common(p: Tensor, q: Tensor, align: str | None) -> tuple[Tensor, Tensor]:
         got = f"{list(p.shape[:-1])} and {list(q.shape[:-1])}"
         text = message("p_logits and q_logits", "batches that broadcast", got)
         raise ArgumentValueError(text) from None
-    return p.expand(*a.shape, -1), q.expand(*b.shape, -1)
+    return p.expand((*a.shape, -1)), q.expand((*b.shape, -1))
 
 
 def spread_mask(mask: Tensor | None, logits: Tensor) -> Tensor | None:
@@ -157,9 +164,7 @@ def refuse_nan(found: Tensor, name: str) -> None:
     raise ArgumentValueError(message(name, expected, got, hint))
 
 
-def warn_of_probabilities(
-    logits: dict[str, Tensor], keep: Tensor | None, *, stacklevel: int = 5
-) -> None:
+def warn_of_probabilities(logits: dict[str, Tensor], keep: Tensor | None) -> None:
     """Warn of logits `[*batch, vocab]` of which all rows that count are probabilities.
 
     Rows of a single 1 and 0s say so only where both sides are of that kind. Looks at some numbers
@@ -174,7 +179,7 @@ def warn_of_probabilities(
             f"{names}: every row is non-negative and sums to 1, as probabilities do, and softmax "
             f"is taken of it as of logits. Try: {remedies}, if probabilities are meant"
         )
-        warnings.warn(text, InputWarning, stacklevel=stacklevel)
+        warn_caller(text, InputWarning)
 
 
 def _are_probabilities(x: Tensor, keep: Tensor | None) -> bool:
@@ -245,7 +250,7 @@ def measure(
         found = module.values(p, q, ids, keep, task)
     else:
         rows = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (p, q))
-        found = _Rows.apply(*rows, ids, keep, task, module)  # type: ignore[no-untyped-call]
+        found = _Rows.apply(*rows, Ask(task, ids=ids, mask=keep), module)  # type: ignore[no-untyped-call]
     found = found.masked_fill(found.detach().isnan().any(0), math.nan)
     if nan == "refuse":
         refuse_nan(found.detach(), f"{name} and {names[1]}" if q is not None else name)
@@ -262,14 +267,13 @@ class _Rows(torch.autograd.Function):
         ctx: Any,
         p: Tensor,
         q: Tensor | None,
-        ids: Tensor | None,
-        keep: Tensor | None,
-        task: Task,
+        ask: Ask,
         module: Any,
     ) -> Tensor:
+        task, ids, keep = ask.task, ask.ids, ask.mask
         wide = torch.float64 in (p.dtype, None if q is None else q.dtype)
         dtype = torch.float64 if wide else torch.float32
-        found = torch.empty(len(task.wants), *p.shape[:-1], dtype=dtype, device=p.device)
+        found = torch.empty((len(task.wants), *p.shape[:-1]), dtype=dtype, device=p.device)
         ctx.pieces, saved = list(_pieces(p, q)), []
         for piece in ctx.pieces:
             a, b, at, live = _part(piece, p, q, ids, keep)
@@ -293,7 +297,7 @@ class _Rows(torch.autograd.Function):
                 x if x is None else _Once.apply(x, logits)  # type: ignore[no-untyped-call]
                 for x, logits in zip(both, inputs, strict=True)
             ]
-        return *both, None, None, None, None
+        return *both, None, None
 
     @staticmethod
     def slopes(ctx: Any, grads: Tensor) -> list[Tensor | None]:
@@ -308,8 +312,8 @@ class _Rows(torch.autograd.Function):
             slopes = grads[:, *piece].reshape(len(ctx.task.wants), -1)
             c = interface.coefficients(sums, slopes, ctx.task)
             c = c if live is None else c.masked_fill(~live, 0)
-            out = (_matrix(x, piece) for x in both)
-            ctx.module.slopes(a, b, at, live, ctx.task, sums, c, *out)
+            to_p, to_q = (_matrix(x, piece) for x in both)
+            ctx.module.slopes(a, b, at, live, ctx.task, sums, c, to_p, to_q)
         return both
 
 

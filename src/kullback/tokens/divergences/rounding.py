@@ -4,25 +4,22 @@ Which to use: `rounding_floor`, to know how large a KL rounding alone makes, or 
 have moved a KL. The divergences warn where it is a large part of what they return.
 """
 
-import warnings
-
 import torch
 from torch import Tensor
 
+from kullback.core import warn_caller
 from kullback.tokens import limits
 from kullback.tokens.backends.interface import Task
 
 __all__ = ["PrecisionWarning", "rounding_floor", "warn_of_rounding"]
 
-ROWS = 4  # how many positions the warning looks at
-_BLOCK = 1 << 20  # elements worked on together
-
 
 class PrecisionWarning(UserWarning):
     """The inputs are too coarse for the number computed from them.
 
-    >>> issubclass(PrecisionWarning, UserWarning)
-    True
+    Example:
+        >>> issubclass(PrecisionWarning, UserWarning)
+        True
     """
 
 
@@ -30,6 +27,12 @@ def rounding_floor(
     logits: Tensor, q_logits: Tensor | None = None, *, temperature: float = 1.0
 ) -> Tensor:
     """Return how large a KL rounding makes, or how far it may have moved KL(p‖q).
+
+    u is the distance of the numbers of a dtype around a logit, over the temperature; rounding moves
+    a logit by an independent, uniform error of variance u²/12. Logits that a model *computes* in
+    half precision are off by more than their rounding. Where q is p but for less than u their
+    errors are nearly equal and cancel, and the bound is pessimistic. It takes some thirty passes
+    over the logits in float64.
 
     Args:
         logits: `[*batch, vocab]`, of any float dtype. Alone: the KL between these logits and the
@@ -41,32 +44,29 @@ def rounding_floor(
         temperature: As in `kl`.
 
     Returns:
-        `[*batch]`, in nats. u is the distance of the numbers of a dtype around a logit, over the
-        temperature; rounding moves a logit by an independent, uniform error of variance u²/12.
-        Logits that a model *computes* in half precision are off by more than their rounding. Where
-        q is p but for less than u their errors are nearly equal and cancel, and the bound is
-        pessimistic. It takes some thirty passes over the logits in float64.
+        `[*batch]`, in nats.
 
-    >>> logits = torch.tensor([16.0, 16.0])
-    >>> for coarse in (logits.bfloat16(), logits.half(), logits):
-    ...     print(f"{rounding_floor(coarse):.1e}")
-    3.3e-04
-    5.1e-06
-    7.6e-14
-    >>> p, q = torch.tensor([16.0, 16.0]).bfloat16(), torch.tensor([16.0, 15.0]).bfloat16()
-    >>> print(f"{rounding_floor(p, q):.1e}")
-    5.7e-02
+    Example:
+        >>> logits = torch.tensor([16.0, 16.0])
+        >>> for coarse in (logits.bfloat16(), logits.half(), logits):
+        ...     print(f"{rounding_floor(coarse):.1e}")
+        3.3e-04
+        5.1e-06
+        7.6e-14
+        >>> p, q = torch.tensor([16.0, 16.0]).bfloat16(), torch.tensor([16.0, 15.0]).bfloat16()
+        >>> print(f"{rounding_floor(p, q):.1e}")
+        5.7e-02
     """
     if q_logits is None:
         scaled, variance = _scaled(logits, temperature)
         p = torch.softmax(scaled, -1)
         return (p * (1 - p) * variance).sum(-1) / 2
     p, q = torch.broadcast_tensors(logits.detach(), q_logits.detach())  # type: ignore[no-untyped-call]
-    rows = max(1, _BLOCK // max(p.shape[-1], 1))
+    rows = max(1, limits.CELLS // max(p.shape[-1], 1))
     pairs = zip(
         p.reshape(-1, p.shape[-1]).split(rows), q.reshape(-1, q.shape[-1]).split(rows), strict=True
     )
-    return torch.cat([_floor(*pair, temperature) for pair in pairs]).view(p.shape[:-1])
+    return torch.cat([_floor(a, b, temperature) for a, b in pairs]).view(p.shape[:-1])
 
 
 def _scaled(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -115,7 +115,7 @@ def warn_of_rounding(p: Tensor, q: Tensor, found: Tensor, task: Task) -> None:
 
     >>> warn_of_rounding(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 1), Task(("kl",)))
     """
-    coarse = [x for x in (p, q) if torch.finfo(x.dtype).bits < 32]
+    coarse = [x for x in (p, q) if x.dtype.itemsize < torch.float32.itemsize]
     scale = {"kl": 1.0, "reverse_kl": 1.0, "js": task.beta * (1 - task.beta)}
     number = next((i for i, want in enumerate(task.wants) if want in scale), None)
     if not coarse or number is None:
@@ -123,7 +123,8 @@ def warn_of_rounding(p: Tensor, q: Tensor, found: Tensor, task: Task) -> None:
     good = ((found[number] > 0) & found[number].isfinite()).nonzero()
     if not len(good):
         return
-    at = good[:: max(1, len(good) // ROWS)][:ROWS].unbind(-1)
+    rows = limits.ROUNDING_ROWS
+    at = good[:: max(1, len(good) // rows)][:rows].unbind(-1)
     floors = [rounding_floor(x.detach()[at], temperature=task.temperature).mean() for x in coarse]
     floor = torch.stack(floors).sum() * scale[task.wants[number]]
     value = found[number][at].mean()
@@ -134,4 +135,4 @@ def warn_of_rounding(p: Tensor, q: Tensor, found: Tensor, task: Task) -> None:
             f"on average, beside values of {float(value):.2g} (tokens.rounding_floor(p_logits, "
             "q_logits) bounds the error of every position). Try: logits in float32"
         )
-        warnings.warn(text, PrecisionWarning, stacklevel=5)  # the caller of kl, js, …
+        warn_caller(text, PrecisionWarning)

@@ -16,6 +16,7 @@ once the normalisers are known: one all-reduce more.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,9 +29,9 @@ from kullback.tokens.backends import interface
 from kullback.tokens.backends.choose import choose
 from kullback.tokens.backends.interface import Sum, Task
 
-from . import pointwise, slices
+from . import slices
 from .logits import Ask, check_logits, check_options, common, refuse_nan, spread_mask
-from .pointwise import Pointwise
+from .slices import Pointwise, Whole
 
 __all__ = ["measure_shards"]
 
@@ -43,22 +44,20 @@ class _Sums(torch.autograd.Function):
         ctx: Any,
         p: Tensor,
         q: Tensor | None,
-        ids: Tensor | None,
-        keep: Tensor | None,
-        task: Task,
-        backend: str,
+        ask: Ask,
         group: Any,
     ) -> Tensor:
-        """Sum the slice, join the slices, and make the values."""
+        """Sum the slice, join the slices, and make the values; ids and mask of `ask`: `[n]`."""
+        task, ids, keep = ask.task, ask.ids, ask.mask
         at, start = None, 0
         if ids is not None or task.asks("same_top"):
             start, vocab = _place(p, group)
             at = _local(ids, keep, start, vocab, p.shape[-1])
-        module = choose(backend, p, q, task)
+        module = choose(ask.backend, p, q, task)
         own = slices.sums_of(p, q, at, keep, task, module, start=start)
         sums = _joined(own, task, group)
         ctx.save_for_backward(p, q, at, keep, sums)
-        ctx.task, ctx.backend = task, backend
+        ctx.task, ctx.backend = task, ask.backend
         return _rounded(interface.values(sums, task), p, q, keep)
 
     @staticmethod
@@ -70,7 +69,7 @@ class _Sums(torch.autograd.Function):
         c = interface.coefficients(sums, grads, ctx.task)
         module = choose(ctx.backend, p, q, ctx.task)
         slices.slopes((p, q, at, keep), ctx.task, sums, c, pair, module)
-        return *pair, None, None, None, None, None
+        return *pair, None, None
 
 
 class _Pointwise(torch.autograd.Function):
@@ -81,16 +80,15 @@ class _Pointwise(torch.autograd.Function):
         ctx: Any,
         p: Tensor,
         q: Tensor,
-        keep: Tensor | None,
+        ask: Ask,
         what: Pointwise,
-        backend: str,
         group: Any,
     ) -> Tensor:
         """Find the normalisers of the whole, then sum the slice."""
-        task = Task(("kl",), what.temperature)
-        own = slices.sums_of(p, q, None, keep, task, choose(backend, p, q, task))
+        task, keep = Task(("kl",), what.temperature), ask.mask
+        own = slices.sums_of(p, q, None, keep, task, choose(ask.backend, p, q, task))
         sums = _joined(own, task, group)
-        found = pointwise.sums_of(p, q, sums, what)
+        found = slices.pointwise_sums(p, q, sums, what)
         dist.all_reduce(found, group=group)
         ctx.save_for_backward(p, q, keep, sums, found)
         ctx.what = what
@@ -102,11 +100,11 @@ class _Pointwise(torch.autograd.Function):
         """Return the gradients of the slice; nothing is sent."""
         p, q, keep, sums, found = ctx.saved_tensors
         pair = _rooms(ctx, p, q)
-        pointwise.gradient(p, q, sums, found, grad, ctx.what, pair)
+        slices.pointwise_gradient(p, q, Whole(sums, found), grad, ctx.what, pair)
         for each in pair:
             if each is not None and keep is not None:
                 each.masked_fill_(~keep[:, None], 0)
-        return *pair, None, None, None, None
+        return *pair, None, None, None
 
 
 def _rooms(ctx: Any, p: Tensor, q: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -143,7 +141,7 @@ def _local(
     got = ids[wrong][0].item() if bool(wrong.any()) else None
     hint = "mask= for positions that have no token (-100, padding)"
     require(got is None, "ids", f"token ids from 0 to {vocab - 1}", got, hint)
-    return (ids - start).where((ids >= start) & (ids < start + own), -1)
+    return slices.local(ids, start, start + own)
 
 
 def _joined(own: Tensor, task: Task, group: Any) -> Tensor:
@@ -182,11 +180,12 @@ def measure_shards(p: Tensor, q: Tensor | None, ask: Ask, group: Any) -> Tensor:
     flat = [x if x is None else x.reshape(-1, vocab) for x in (p, q)]
     flat = [x if x is None or x.stride(-1) == 1 else x.contiguous() for x in flat]
     ids, keep = (x if x is None else x.reshape(-1) for x in (ask.ids, keep))
+    rows = replace(ask, ids=ids, mask=keep)
     found: Tensor
     if ask.what is not None:
-        found = _Pointwise.apply(*flat, keep, ask.what, ask.backend, group)  # type: ignore[no-untyped-call]
+        found = _Pointwise.apply(*flat, rows, ask.what, group)  # type: ignore[no-untyped-call]
     else:
-        found = _Sums.apply(*flat, ids, keep, task, ask.backend, group)  # type: ignore[no-untyped-call]
+        found = _Sums.apply(*flat, rows, group)  # type: ignore[no-untyped-call]
     found = found.reshape(-1, *batch)
     if ask.nan == "refuse":
         refuse_nan(found.detach(), name if q is None else f"{name} and q_logits")

@@ -9,20 +9,42 @@ whole vocabulary; with P, Q the masses of the slices, the whole is
 on the scale of the largest logit of all. In a slice's sums `P_TOP` and `Q_TOP` count from the start
 of the vocabulary, and `P_AT` and `Q_AT` are the logits at the id, 0 where another slice has it,
 until `finished` makes log-probabilities of them.
+
+Jensen-Shannon, the skewed KLs and total variation have no such chain rule: they are sums of
+f(p, q) once the normalisers are known (`Pointwise`). With `g_p = ∂f/∂p` and `g_q = ∂f/∂q`, the
+gradient with respect to logits is
+
+    p (g_p − Σ p g_p)   and   q (g_q − Σ q g_q),
+
+so that a slice needs of all others but three numbers: the value and those two sums.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from kullback.exact import log_excess
+from kullback.tokens import limits
 from kullback.tokens.backends.interface import Slope, Sum, Task
 
-__all__ = ["finished", "joined", "log_probs", "nothing", "packed", "slopes", "sums_of", "unpacked"]
-
-BLOCK = 1 << 17  # logits looked at together where PyTorch's own operations do it
+__all__ = [
+    "Pointwise",
+    "Whole",
+    "finished",
+    "joined",
+    "local",
+    "log_probs",
+    "nothing",
+    "packed",
+    "pointwise_gradient",
+    "pointwise_sums",
+    "slopes",
+    "sums_of",
+    "unpacked",
+]
 
 _TOPS, _LOGS = [Sum.P_MAX, Sum.Q_MAX], [Sum.P_LOG, Sum.Q_LOG]
 _FIRSTS, _IDS = [Sum.P_TOP, Sum.Q_TOP], [Sum.P_AT, Sum.Q_AT]
@@ -44,7 +66,7 @@ class Additive(NamedTuple):
     @classmethod
     def of(cls, rows: Tensor) -> Self:
         """Name the rows of a tensor `[14, n]`, in the order of the fields."""
-        return cls(*rows.reshape(-1, 2, rows.shape[-1]))
+        return cls._make(rows.reshape(-1, 2, rows.shape[-1]))
 
     def rows(self) -> Tensor:
         """Return one tensor `[14, n]`, which is added or sent at once."""
@@ -94,6 +116,13 @@ def _fill_alone(own: Tensor, p: Tensor, q: Tensor, task: Task, module: Any) -> N
             own[top, rows], own[log, rows] = alone[Sum.P_MAX], alone[Sum.P_LOG]
             own[entropy, rows] = alone[Sum.P_ENTROPY]
             own[first, rows] = x[rows].argmax(-1).double()
+
+
+def local(ids: Tensor | None, start: int, stop: int) -> Tensor | None:
+    """Return ids counted from the start of a slice, −1 where they lie in another."""
+    if ids is None:
+        return None
+    return torch.where((ids >= start) & (ids < stop), ids - start, -1)
 
 
 def nothing(n: int, device: torch.device) -> Tensor:
@@ -176,13 +205,11 @@ def slopes(
 
     given: p, q, ids and mask of the rows, all but the first or None; out: p's and q's gradient.
     """
-    p, *_ = given
+    p, q, ids, keep = given
     if not module.__name__.endswith("chunked"):  # which finds its own normalisers
-        module.slopes(*given, task, sums, c, *out)
+        module.slopes(p, q, ids, keep, task, sums, c, out[0], out[1])
         return
-    step = max(1, BLOCK // p.shape[-1])
-    for start in range(0, len(p), step):
-        rows = slice(start, start + step)
+    for rows in _some_rows(p):
         some = [x if x is None else x[rows] for x in given]
         part = [x if x is None else x[rows] for x in out]
         _slopes(some, task, sums[:, rows, None], c[:, rows, None], part)
@@ -230,3 +257,109 @@ def log_probs(
     ]
     gap = (sums[Sum.Q_MAX] - sums[Sum.P_MAX]) / temperature + sums[Sum.Q_LOG] - sums[Sum.P_LOG]
     return logs[0], logs[1], (q - p) / temperature - gap.to(dtype)
+
+
+class Pointwise(NamedTuple):
+    """Σ f(p, q): which f, and the weight β of p in the mixture m = β p + (1−β) q.
+
+    kind: "jsd", β KL(p‖m) + (1−β) KL(q‖m); "skew_forward", KL(p‖m); "tv", ½ Σ |p − q|.
+    """
+
+    kind: str
+    weight: float = 0.5
+    temperature: float = 1.0
+
+
+class Whole(NamedTuple):
+    """Over all slices: `[len(Sum), n]`; value, Σ p g_p and Σ q g_q of a `Pointwise`, `[3, n]`."""
+
+    sums: Tensor
+    pointwise: Tensor
+
+
+def pointwise_sums(p: Tensor, q: Tensor, sums: Tensor, what: Pointwise) -> Tensor:
+    """Return value, Σ p g_p and Σ q g_q of a slice, `[3, n]`, float64; p, q: logits `[n, slice]`.
+
+    sums: `[len(Sum), n]`, of which the maxima and log-normalisers of the whole are used.
+    """
+    found = sums.new_zeros(3, len(p))
+    for rows in _some_rows(p):
+        for row, each in enumerate(_densities(p[rows], q[rows], sums[:, rows, None], what)[:3]):
+            found[row, rows] = each.sum(-1, dtype=torch.float64)
+    return found
+
+
+def pointwise_gradient(
+    p: Tensor,
+    q: Tensor,
+    whole: Whole,
+    scale: Tensor,
+    what: Pointwise,
+    out: tuple[Tensor | None, Tensor | None],
+) -> None:
+    """Fill `scale` `[n]` times the gradients with respect to p's and q's logits of a slice.
+
+    whole: added up over all slices. out: `[n, slice]`, or None: not wanted.
+    """
+    for rows in _some_rows(p):
+        _, *pulls = _densities(p[rows], q[rows], whole.sums[:, rows, None], what)
+        totals = whole.pointwise[1:]
+        for grad, pull, prob, total in zip(out, pulls[:2], pulls[2:], totals, strict=True):
+            if grad is not None:
+                inner = pull - prob * total[rows, None].to(prob.dtype)
+                grad[rows] = inner * (scale[rows, None] / what.temperature).to(prob.dtype)
+
+
+def _some_rows(p: Tensor) -> Iterator[slice]:
+    """Yield some rows at a time: what is worked on together stays small."""
+    step = max(1, limits.BLOCK // p.shape[-1])
+    for start in range(0, len(p), step):
+        yield slice(start, start + step)
+
+
+def _densities(
+    p: Tensor, q: Tensor, sums: Tensor, what: Pointwise
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return f ≥ 0, p g_p, q g_q, p and q of every token; where p = 0, p g_p is 0."""
+    log_p, log_q, step = log_probs(p, q, sums, what.temperature)
+    p_has, q_has = p != -math.inf, q != -math.inf
+    step = step.masked_fill(~(p_has | q_has), 0.0)
+    p, q = log_p.exp(), log_q.exp()
+    if what.kind == "tv":
+        apart = torch.where(step.abs() < 1, p * step.clamp(-1, 1).expm1(), q - p)
+        side = 0.5 * apart.sign()
+        return 0.5 * apart.abs(), -side * p, side * q, p, q
+    if what.kind == "skew_forward":
+        return *_skewed(p, q, step, what.weight), p, q
+    beta = what.weight
+    x, y, mixture = _mixed(p, q, step, beta)
+    f = beta * _excess(p, x, mixture) + (1 - beta) * _excess(q, y, mixture)
+    return f, -beta * _product(p, x), (beta - 1) * _product(q, y), p, q
+
+
+def _skewed(p: Tensor, q: Tensor, step: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the terms of KL(p‖m), m = w p + (1−w) q, and p g_p, q g_q but for constants in g."""
+    x, _, mixture = _mixed(p, q, step, weight)
+    share = torch.expm1(-x)  # p/m − 1
+    there = -_product(p, x) - weight * p * share
+    over = torch.where(q == 0, 0.0, q * share)
+    return _excess(p, x, mixture), there, (weight - 1) * over
+
+
+def _mixed(p: Tensor, q: Tensor, step: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log m/p, log m/q and m, with the digits of step = log q/p where that is small."""
+    less = torch.log1p((1 - weight) * torch.expm1(step.clamp(max=0.0)))
+    more = torch.log1p(weight * torch.expm1(-step.clamp(min=0.0)))
+    x = torch.where(step <= 0, less, step + more)
+    y = torch.where(step <= 0, less - step, more)
+    return x, y, weight * p + (1 - weight) * q
+
+
+def _excess(p: Tensor, x: Tensor, mixture: Tensor) -> Tensor:
+    """Return p (e^x − 1 − x) where m = p e^x: m where p is 0."""
+    near = p * log_excess(x.clamp(max=1.0))
+    return torch.where(x < 1, near, mixture - p - _product(p, x))
+
+
+def _product(p: Tensor, x: Tensor) -> Tensor:
+    return torch.where(p == 0, 0.0, p * x)

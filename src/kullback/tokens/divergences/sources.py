@@ -17,19 +17,18 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from kullback.core import ArgumentTypeError, ArgumentValueError
-from kullback.core.checks import describe, message
+from kullback.core import ArgumentTypeError, ArgumentValueError, describe, message
 from kullback.exact import Bounds
 from kullback.tokens.backends.interface import Task
 
 from . import logits
 from .hidden_states import Given, from_hidden, whole_logits
 from .logits import Ask
-from .pointwise import Pointwise
 from .sharded import measure_shards
+from .slices import Pointwise
 from .top_k import TopK, kl_bounds
 
-__all__ = ["HiddenStates", "Sharded", "Source", "bounds", "matched", "measure"]
+__all__ = ["HiddenStates", "Sharded", "Source", "bounds", "constant", "matched", "measure"]
 
 
 class Source:
@@ -112,8 +111,8 @@ class HiddenStates(Source):
 
     def constant(self) -> Self:
         """Return the same without gradient."""
-        bias = None if self.bias is None else _constant(self.bias)
-        return replace(self, hidden=_constant(self.hidden), head=_constant(self.head), bias=bias)
+        bias = None if self.bias is None else constant(self.bias)
+        return replace(self, hidden=constant(self.hidden), head=constant(self.head), bias=bias)
 
     def _given(self) -> Given:
         return Given(self.hidden, self.head, self.bias, self.softcap)
@@ -158,7 +157,7 @@ class Sharded(Source):
 
     def constant(self) -> Self:
         """Return the same without gradient."""
-        return replace(self, logits=_constant(self.logits))
+        return replace(self, logits=constant(self.logits))
 
 
 def measure(
@@ -257,5 +256,8 @@ def _known(x: Any, other: Any) -> TopK | Tensor:
     return log_probs
 
 
-def _constant(x: Tensor) -> Tensor:
-    return x.detach() if isinstance(x, Tensor) else x  # what is wrong with it is said where used
+def constant(x: Any) -> Any:
+    """Return logits or another source without gradient; other things are refused where used."""
+    if isinstance(x, Source):
+        return x.constant()
+    return x.detach() if isinstance(x, Tensor) else x

@@ -1,9 +1,4 @@
-"""The least and the largest KL(p‖q) that lists of known masses allow; `truncated` is the face.
-
-Which to use: `lower` and `upper` of two `Known` sides. All in float64, and made smaller or larger
-by what rounding may have done to the lists, so that a bound is one.
-
-What top-k log-probabilities say about KL(p‖q): bounds that hold, and an unbiased estimate.
+"""KL(p‖q) from top-k log-probabilities: guaranteed bounds, and an unbiased estimate.
 
 Which to use: `kl_bounds` when all that is known is some tokens' log-probabilities, as serving
 interfaces return them; `kl_estimate` when there are also sampled tokens with both log-probabilities
@@ -11,6 +6,9 @@ known. Neither returns a KL: one returns `Bounds`, the other an `Estimate`.
 
 What a side is known by is a `TopK`, or a tensor of all its log-probabilities, `[*batch, vocab]`.
 Renormalising the top k, which is often done instead, gives a number on neither side of the KL.
+
+Inside, a side becomes a `Known`; `lower` and `upper` are the least and the largest KL that the
+masses of two of them allow, in float64, moved outwards by what rounding may have done to the lists.
 """
 
 import math
@@ -20,11 +18,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kullback.core import ArgumentTypeError, Estimate, require, require_type
-from kullback.core.checks import describe, message
+from kullback.core import (
+    ArgumentTypeError,
+    Estimate,
+    describe,
+    message,
+    require,
+    require_type,
+)
 from kullback.exact import Bounds
-from kullback.sampled import log_ratio
-from kullback.sampled.log_probs import check_log_probs, is_sentinel, looks_odd
+from kullback.sampled import check_log_probs, is_sentinel, log_ratio, looks_odd
 from kullback.tokens import limits
 
 __all__ = ["Bounds", "Known", "TopK", "at", "kl_bounds", "kl_estimate", "lower", "upper"]
@@ -71,19 +74,20 @@ def at(side: Known, other: Known) -> Tensor:
     return side.log.gather(-1, order.indices.gather(-1, place)).masked_fill(~hit, math.nan)
 
 
-def lower(known: Known, other: Known, seen: Tensor, *, known_is_p: bool) -> Tensor:
+def lower(known: Known, other: Known, other_log: Tensor, *, known_is_p: bool) -> Tensor:
     """Return the least KL that the other side's masses allow, of the view with `known`'s tokens.
 
     One by one: `known`'s tokens; the other side's mass on those it does not list is chosen to make
-    the KL least. One bucket: all other tokens. seen: the other's logs at known's tokens, or NaN.
+    the KL least. One bucket: all other tokens. other_log: the other's logs at known's tokens, or
+    NaN.
     """
-    weights, unlisted = known.log.exp(), seen.isnan()
-    shared = seen.masked_fill(unlisted, -math.inf).exp().sum(-1)
+    weights, unlisted = known.log.exp(), other_log.isnan()
+    shared = other_log.masked_fill(unlisted, -math.inf).exp().sum(-1)
     free = other.slack.masked_fill(other.empty, 0.0)
     least = (other.log.exp().sum(-1) - shared).clamp(min=0.0)
     total = torch.maximum(1 - shared, least) + free
     found = _filled(weights * unlisted, other.most, known.rest, least, total)
-    shares, bucket = torch.where(unlisted, found[..., :-1], seen.exp()), found[..., -1]
+    shares, bucket = torch.where(unlisted, found[..., :-1], other_log.exp()), found[..., -1]
     off = known.slack + other.slack
     rest = _nearer(known.rest, bucket, off.masked_fill(known.empty, 0.0))
     bucket = _nearer(bucket, rest, off)
@@ -170,21 +174,27 @@ def _on_the_least(rest: Tensor, most: Tensor, log_q: Tensor) -> Tensor:
 class TopK:
     """Some tokens' log-probabilities under one distribution; of the others only the mass is known.
 
-    ids: integers `[*batch, k]`, no token twice in a row; −1 is padding. log_probs: `[*batch, k]`,
-    in nats, normalised over the whole vocabulary, any floating type.
-    top: whether these are the most probable tokens, so that no other has more than the least of
-    them. Say False when a list also holds tokens for another reason (the sampled one, say).
-    vocab: how many tokens there are, None for unknown.
-    floor: a log-probability that no token is below, None for unknown; with it `kl_bounds` can
-    bound from above.
-    rounding: how far a log-probability may be off, in nats: half a unit of the last digit that a
-    service sends. The rounding of float types is known without it.
     A log-probability of −9999 or below, or of exactly −100, is what services send for "not among
     the top k": that token counts as not listed. −inf is a probability of 0.
-    Errors: `ValueError` for shapes that differ, a token twice, masses that sum to more than 1.
 
-    >>> TopK(torch.tensor([[7, 2]]), torch.tensor([[0.5, 0.3]]).log()).log_probs.exp()
-    tensor([[0.5000, 0.3000]])
+    Args:
+        ids: Integers `[*batch, k]`, no token twice in a row; −1 is padding.
+        log_probs: `[*batch, k]`, in nats, normalised over the whole vocabulary, any floating type.
+        top: Whether these are the most probable tokens, so that no other has more than the least of
+            them. Say False when a list also holds tokens for another reason (the sampled one, say).
+        vocab: How many tokens there are, None for unknown.
+        floor: A log-probability that no token is below, None for unknown; with it `kl_bounds` can
+            bound from above.
+        rounding: How far a log-probability may be off, in nats: half a unit of the last digit that
+            a service sends. The rounding of float types is known without it.
+
+    Raises:
+        ValueError: Shapes that differ, a token twice, masses that sum to more than 1.
+        TypeError: Anything but an integer and a float tensor.
+
+    Example:
+        >>> TopK(torch.tensor([[7, 2]]), torch.tensor([[0.5, 0.3]]).log()).log_probs.exp()
+        tensor([[0.5000, 0.3000]])
     """
 
     ids: Tensor
@@ -234,30 +244,41 @@ class TopK:
 
 
 def kl_bounds(p: TopK | Tensor, q: TopK | Tensor) -> Bounds:
-    """Bound KL(p‖q) from both sides by what is known of p and q: `lower ≤ KL(p‖q) ≤ upper`.
-
-    p, q: each a `TopK`, or all log-probabilities `[*batch, vocab]` → two tensors `[*batch]`, in
-    nats, float64. They are bounds on the KL, and guaranteed; they are not estimates of it.
+    """Bound KL(p‖q) by what is known of p and q: `lower ≤ KL(p‖q) ≤ upper`, guaranteed.
 
     lower: the KL of a coarser view of the same distributions, which is never larger (data
-    processing): the tokens known on both sides one by one, all others in one bucket. Where a list
-    holds the `top` tokens, one that is missing from it has at most its least mass, and that is
-    used too: the smallest KL that the masses allow. Rounding is taken off, so that it still holds.
+        processing):
+    the tokens known on both sides one by one, all others in one bucket. Where a list holds the
+    `top` tokens, one that is missing from it has at most its least mass, and that is used too: the
+    smallest KL that the masses allow. Rounding is taken off, so that it still holds.
+
     upper: +inf unless q's missing tokens are known to have mass: because q is known everywhere, or
     because it has a `floor`. Then all of p's unknown mass is put where q has least.
+
     A list is whole, with no tail, if it holds the `vocab` tokens, if it is a `top` list with a
-    token of probability 0 in it, or if its masses sum to 1 to the rounding of float32 or better;
-    of the last, the lower bound still allows a tail as large as that rounding.
-    With everything known on both sides, or p's list whole and on q's, the bounds meet. No gradient
-    flows.
-    Errors: `ValueError` for batches that differ, `TypeError` for other types.
+    token of probability 0 in it, or if its masses sum to 1 to the rounding of float32 or better; of
+    the last, the lower bound still allows a tail as large as that rounding. With everything known
+    on both sides, or p's list whole and on q's, the bounds meet. They are no estimates of the KL.
+
+    Args:
+        p: A `TopK`, or all log-probabilities `[*batch, vocab]`.
+        q: Likewise.
+
+    Returns:
+        `Bounds` of two tensors `[*batch]`, in nats, float64, without gradient.
+
+    Raises:
+        ValueError: Batches that differ.
+        TypeError: Other types.
+
     Reference: Cover and Thomas (2006), theorem 2.7.1 and section 2.8.
 
-    >>> p = TopK(torch.tensor([3, 5]), torch.tensor([0.6, 0.3]).log())
-    >>> q = TopK(torch.tensor([3, 8]), torch.tensor([0.2, 0.2]).log(), floor=-12.0)
-    >>> lower, upper = kl_bounds(p, q)
-    >>> round(float(lower), 3), round(float(upper), 3)
-    (0.602, 4.868)
+    Example:
+        >>> p = TopK(torch.tensor([3, 5]), torch.tensor([0.6, 0.3]).log())
+        >>> q = TopK(torch.tensor([3, 8]), torch.tensor([0.2, 0.2]).log(), floor=-12.0)
+        >>> lower, upper = kl_bounds(p, q)
+        >>> round(float(lower), 3), round(float(upper), 3)
+        (0.602, 4.868)
     """
     a, b = _known(p, "p"), _known(q, "q")
     batches = a.ids.shape[:-1], b.ids.shape[:-1]
@@ -283,25 +304,37 @@ def kl_estimate(
 ) -> Estimate:
     """Estimate KL(p‖q) from sampled tokens, summing exactly the tokens that both lists know.
 
-    p, q: as in `kl_bounds`. ids: integers `[*batch, draws]`, tokens drawn from p, with repetition;
-    log_p, log_q: their log-probabilities. estimator, full_support (for k3, λ ≠ 0 and "best"),
-    log_weights (for tokens drawn from another distribution): as in `kullback.sampled.log_ratio`.
-    The result is `[*batch]`, in nats.
-
     With C the tokens on both lists, KL(p‖q) = p(C) KL(p(·|C)‖q(·|C)) + KL of the view in which C is
     one token. The first is summed; the second is a mean over the draws, in which every draw of C
     counts the same. So it is unbiased, as `log_ratio` is, and which of the listed tokens came adds
     no variance; without lists in common it is `log_ratio` itself.
-    Errors: as in `log_ratio`, and `ValueError` for shapes that differ.
 
-    >>> p = TopK(torch.tensor([0]), torch.tensor([0.9]).log())
-    >>> q = TopK(torch.tensor([0]), torch.tensor([0.8]).log())
-    >>> ids = torch.tensor([0, 0, 1, 0, 0, 2, 0, 0])
-    >>> log_p = torch.tensor([0.9, 0.9, 0.05, 0.9, 0.9, 0.05, 0.9, 0.9]).log()
-    >>> log_q = torch.tensor([0.8, 0.8, 0.1, 0.8, 0.8, 0.1, 0.8, 0.8]).log()
-    >>> options = {"estimator": "best", "full_support": True}
-    >>> round(kl_estimate(p, q, ids, log_p, log_q, **options).value, 4)
-    0.0367
+    Args:
+        p: A `TopK`, or all log-probabilities `[*batch, vocab]`.
+        q: Likewise.
+        ids: Integers `[*batch, draws]`, tokens drawn from p, with repetition.
+        log_p: `[*batch, draws]`, their log-probabilities under p.
+        log_q: The same under q.
+        estimator: As in `kullback.sampled.log_ratio`.
+        full_support: As in `kullback.sampled.log_ratio`; for k3, λ ≠ 0 and "best".
+        log_weights: As in `kullback.sampled.log_ratio`; for tokens drawn from another distribution.
+
+    Returns:
+        An `Estimate` of `[*batch]`, in nats.
+
+    Raises:
+        ValueError: As in `log_ratio`, and for shapes that differ.
+        TypeError: Other types.
+
+    Example:
+        >>> p = TopK(torch.tensor([0]), torch.tensor([0.9]).log())
+        >>> q = TopK(torch.tensor([0]), torch.tensor([0.8]).log())
+        >>> ids = torch.tensor([0, 0, 1, 0, 0, 2, 0, 0])
+        >>> log_p = torch.tensor([0.9, 0.9, 0.05, 0.9, 0.9, 0.05, 0.9, 0.9]).log()
+        >>> log_q = torch.tensor([0.8, 0.8, 0.1, 0.8, 0.8, 0.1, 0.8, 0.8]).log()
+        >>> options = {"estimator": "best", "full_support": True}
+        >>> round(kl_estimate(p, q, ids, log_p, log_q, **options).value, 4)
+        0.0367
     """
     a, b = _known(p, "p"), _known(q, "q")
     same = ids.shape == log_p.shape and ids.shape[:-1] == a.ids.shape[:-1] == b.ids.shape[:-1]
@@ -317,8 +350,8 @@ def kl_estimate(
     p_all, q_all = p_part.logsumexp(-1), q_part.logsumexp(-1)
     within = (p_part.exp() * (p_part - q_part).masked_fill(~both, 0)).sum(-1)
     within -= torch.where(p_all > -math.inf, p_all.exp() * (p_all - q_all), 0)
-    listed = Known(a.ids.masked_fill(~both, -1), p_part, *a[2:])
-    inside = ~at(listed, Known(ids.long(), *a[1:])).isnan()
+    listed = a._replace(ids=a.ids.masked_fill(~both, -1), log=p_part)
+    inside = ~at(listed, a._replace(ids=ids.long())).isnan()
     found = log_ratio(
         torch.where(inside, p_all[..., None], log_p.double()),
         torch.where(inside, q_all[..., None], log_q.double()),

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import require, require_type
-from kullback.core.checks import describe
+from kullback.core import describe, require, require_type
 from kullback.exact import tables
-from kullback.sampled.log_probs import is_sentinel
+from kullback.sampled import is_sentinel
+from kullback.tokens import limits
 from kullback.tokens.backends.interface import Task, Value
 from kullback.tokens.divergences.logits import common, warn_of_probabilities
-from kullback.tokens.divergences.pointwise import Pointwise
-from kullback.tokens.divergences.sources import Source, matched, measure
+from kullback.tokens.divergences.slices import Pointwise
+from kullback.tokens.divergences.sources import Source, constant, matched, measure
 
 from .policy import attach
 from .sampled_tokens import ahead, check
@@ -59,35 +59,49 @@ def distill_terms(
 ) -> Tensor:
     """Return D(teacher, student) = Σ over the vocabulary, one value a position, `[*batch]`.
 
-    student_logits, teacher_logits: `[*batch, vocab]`, or another source: `HiddenStates` where the
-    logits would not fit, `Sharded`. p the teacher, q the student, both softmax(logits /
-    temperature):
+    With p the teacher and q the student, both softmax(logits / temperature):
 
     - "forward": KL(p‖q); "reverse": KL(q‖p);
     - "jsd": β KL(p‖m) + (1−β) KL(q‖m), m = β p + (1−β) q, β = `weight`, the teacher's;
     - "skew_forward": KL(p‖w p + (1−w) q); "skew_reverse": KL(q‖w q + (1−w) p), w = `weight`;
     - "tv": ½ Σ |p − q|.
 
-    temperature_squared: multiply by temperature², which keeps the gradient with respect to logits
-    of one size as the temperature rises (Hinton et al. 2015); False: the divergence itself. Never
-    done silently, here or elsewhere in kullback.
-    mask: bool `[*batch]`, where False the value and gradient are 0 and logits may be anything.
-    align, backend: as in `kl`; skewed KLs and total variation of logits are PyTorch's operations.
-    Of hidden states all but "forward" and "reverse" do the products of the forward pass twice.
-
     Exact up to rounding; float32 for half precision. A token banned (−inf) by both has no part in
     it; by one alone: +inf for the KL that cannot have it, finite for the others. No gradient flows
-    to the teacher.
-    Errors: `ValueError`, `TypeError` that name the argument.
+    to the teacher. Skewed KLs and total variation of logits are PyTorch's operations; of hidden
+    states all but "forward" and "reverse" do the products of the forward pass twice.
+
+    Args:
+        student_logits: `[*batch, vocab]`, or another source: `HiddenStates` where the logits would
+            not fit, `Sharded`.
+        teacher_logits: Likewise.
+        divergence: One of the names above.
+        weight: β or w, strictly between 0 and 1.
+        temperature: Both sides are softmax(logits / temperature).
+        temperature_squared: Multiply by temperature², which keeps the gradient with respect to
+            logits of one size as the temperature rises (Hinton et al. 2015); False: the divergence
+            itself. Never done silently, here or elsewhere in kullback.
+        mask: Bool `[*batch]`; where False value and gradient are 0 and logits may be anything.
+        align: "crop" where the larger vocabulary is only padded.
+        backend: "auto", or a name (`kullback.tokens.usable`).
+
+    Returns:
+        `[*batch]`, in nats (total variation: a pure number), differentiable in the student.
+
+    Raises:
+        ValueError: Shapes or options that cannot be; the message names the argument.
+        TypeError: Anything but float tensors and sources.
+
     Reference: MATH 4; Agarwal et al. (2024), "On-policy distillation of language models", eq. 1;
     Ko et al. (2024), "DistiLLM".
 
-    >>> student, teacher = torch.tensor([0.25, 0.75]).log(), torch.tensor([0.5, 0.5]).log()
-    >>> distill_terms(student, teacher), distill_terms(student, teacher, divergence="tv")
-    (tensor(0.1438), tensor(0.2500))
+    Example:
+        >>> student, teacher = torch.tensor([0.25, 0.75]).log(), torch.tensor([0.5, 0.5]).log()
+        >>> distill_terms(student, teacher), distill_terms(student, teacher, divergence="tv")
+        (tensor(0.1438), tensor(0.2500))
     """
     check_options(divergence, weight, temperature)
-    student, teacher = _hidden(student_logits, mask), _constant(_hidden(teacher_logits, mask))
+    student, teacher = _hidden(student_logits, mask), constant(_hidden(teacher_logits, mask))
     student_is_p = divergence in ("reverse", "skew_reverse")
     first, second = (student, teacher) if student_is_p else (teacher, student)
     names = _NAMES if student_is_p else _NAMES[::-1]
@@ -109,12 +123,11 @@ def distill_terms(
             first, second = (student, teacher) if student_is_p else (teacher, student)
         if all(isinstance(x, Tensor) and x.is_floating_point() for x in (first, second)):
             keep = mask if mask is None or mask.shape == first.shape[:-1] else None
-            warn_of_probabilities(
-                dict(zip(names, (first, second), strict=True)), keep, stacklevel=3
-            )
+            warn_of_probabilities(dict(zip(names, (first, second), strict=True)), keep)
         if divergence == "tv":
-            pair = student / temperature, teacher / temperature
-            terms = tables.total_variation(*pair, form="logits")
+            terms = tables.total_variation(
+                student / temperature, teacher / temperature, form="logits"
+            )
         else:
             terms = _skewed(first / temperature, second / temperature, weight)
     terms = terms * temperature**2 if temperature_squared else terms
@@ -132,24 +145,40 @@ def distill_terms_top_k(
     temperature_squared: bool = False,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Return D between teacher and student as they see k tokens and one bucket of all others.
-
-    student_logits: `[*batch, vocab]`. teacher_log_probs, teacher_ids: `[*batch, k]`, the stored
-    log-probabilities in nats (of the full vocabulary, not renormalised over the k) and their
-    tokens, each once; a log-probability that means "not among the top k" (−9999 and the like, see
-    `TopK`) puts its token into the tail. The mass that is missing is the teacher's tail; the
-    student's tail is summed over its own other tokens. All else as in `distill_terms`.
+    """Return D between teacher and student over k tokens and one bucket of all others.
 
     Exact for the k + 1 outcomes, and so a lower bound, ≥ 0, of the divergence over the vocabulary:
-    a sum cut off after k tokens is neither, and can be lowered by moving mass into the tail.
-    temperature: that at which the teacher's log-probabilities were taken; only the student's
-    logits are divided by it, since a stored tail cannot be brought to another one.
-    Errors: `ValueError` for shapes, ids outside the vocabulary, mass above 1 by more than rounding.
+    a sum cut off after k tokens is neither, and can be lowered by moving mass into the tail. The
+    mass that is missing from the list is the teacher's tail; the student's tail is summed over its
+    own other tokens.
+
+    Args:
+        student_logits: `[*batch, vocab]`.
+        teacher_log_probs: `[*batch, k]`, the stored log-probabilities in nats, of the full
+            vocabulary, not renormalised over the k. One that means "not among the top k" (−9999 and
+            the like, see `TopK`) puts its token into the tail.
+        teacher_ids: `[*batch, k]`, int64, their tokens, each once.
+        divergence: As in `distill_terms`.
+        weight: As in `distill_terms`.
+        temperature: That at which the teacher's log-probabilities were taken; only the student's
+            logits are divided by it, since a stored tail cannot be brought to another one.
+        temperature_squared: As in `distill_terms`.
+        mask: Bool `[*batch]`; where False value and gradient are 0.
+
+    Returns:
+        `[*batch]`, in nats (total variation: a pure number), differentiable in the student.
+
+    Raises:
+        ValueError: Shapes, ids outside the vocabulary, mass above 1 by more than rounding.
+        TypeError: Anything but tensors.
+
     Reference: the data processing inequality (Cover and Thomas 2006, section 2.8).
 
-    >>> student = torch.tensor([0.25, 0.25, 0.5]).log()
-    >>> distill_terms_top_k(student, torch.tensor([0.5]).log(), torch.tensor([0]))  # ½, ½ and ¼, ¾
-    tensor(0.1438)
+    Example:
+        >>> student = torch.tensor([0.25, 0.25, 0.5]).log()
+        >>> teacher, ids = torch.tensor([0.5]).log(), torch.tensor([0])
+        >>> distill_terms_top_k(student, teacher, ids)  # KL of (½, ½) and (¼, ¾)
+        tensor(0.1438)
     """
     check_options(divergence, weight, temperature)
     _check_stored(student_logits, teacher_log_probs, teacher_ids, mask)
@@ -163,16 +192,10 @@ def distill_terms_top_k(
     q_tail = _log_sum(log_q, rest)
     p_tail = torch.log1p(-log_p.exp().sum(-1).clamp_max(1.0))
     p_tail = torch.where(rest.any(-1), p_tail, -math.inf)
-    pair = (
-        torch.cat([log_q.gather(-1, ids).masked_fill(unlisted, -math.inf), q_tail[..., None]], -1),
-        torch.cat([log_p, p_tail[..., None]], -1),
-    )
-    if mask is not None:
-        pair = (
-            pair[0].masked_fill(~mask[..., None], 0.0),
-            pair[1].masked_fill(~mask[..., None], 0.0),
-        )
-    terms = distill_terms(*pair, divergence=divergence, weight=weight, mask=mask)
+    listed = log_q.gather(-1, ids).masked_fill(unlisted, -math.inf)
+    student = _hidden(torch.cat([listed, q_tail[..., None]], -1), mask)
+    teacher = _hidden(torch.cat([log_p, p_tail[..., None]], -1), mask)
+    terms = distill_terms(student, teacher, divergence=divergence, weight=weight, mask=mask)
     return terms * temperature**2 if temperature_squared else terms
 
 
@@ -188,28 +211,43 @@ def distill_loss(
 ) -> Tensor:
     """Return the loss: Σ of the terms, normalised, with the gradient that their samples call for.
 
-    terms: `[batch, length]` with its graph, one divergence a position.
-    mask: bool `[batch, length]`. normalise: "token", "sequence", "batch" or "sequence_mean", as in
-    `kullback.tokens.losses.sequence_sums`.
-    samples: whose tokens the prefixes are made of.
-    "fixed", anyone's (a corpus, the teacher's, or the student's own taken as given): the gradient
-    is that of the terms, the prefixes being data. It is complete whenever the student did not
-    write them.
-    "student", drawn from the student as it is now (on-policy): the loss also descends by writing
-    prefixes whose terms are smaller, by the scores of the tokens `log_current` `[batch, length]`
-    times the terms they lead to. For "reverse" terms and "sequence" or "batch" normalisation that
-    is the complete gradient of KL(student‖teacher) of whole sequences; the value is not changed.
-    log_labels: `[batch, length]`, the student's log-probabilities of labels, in nats: the loss is
-    (1 − label_weight)·divergence + label_weight·cross-entropy; None for the divergence alone.
-
     Exact: an expected gradient without bias for the sum named; no clamps. Nothing counts: 0.
-    Errors: `ValueError` for shapes, names, or samples="student" without log_current.
+
+    Args:
+        terms: `[batch, length]` with its graph, one divergence a position (`distill_terms`).
+        mask: Bool `[batch, length]`.
+        normalise: "token", "sequence", "batch" or "sequence_mean", as in
+            `kullback.tokens.losses.sequence_sums`.
+        samples: Whose tokens the prefixes are made of.
+            "fixed", anyone's (a corpus, the teacher's, or the student's own taken as given): the
+            gradient is that of the terms, the prefixes being data. It is complete whenever the
+            student did not write them.
+            "student", drawn from the student as it is now (on-policy): the loss also descends by
+            writing prefixes whose terms are smaller, by the scores of the tokens `log_current`
+            times the terms they lead to. For "reverse" terms and "sequence" or "batch"
+            normalisation that is the complete gradient of KL(student‖teacher) of whole sequences;
+            the value is not changed.
+        log_current: `[batch, length]`, log-probabilities of the tokens drawn, under the student,
+            with their graph; for samples="student".
+        log_labels: `[batch, length]`, the student's log-probabilities of labels, in nats: the loss
+            is (1 − label_weight)·divergence + label_weight·cross-entropy; None for the divergence
+            alone.
+        label_weight: From 0 to 1.
+
+    Returns:
+        A scalar, differentiable in the terms, log_current and log_labels.
+
+    Raises:
+        ValueError: Shapes, names, or samples="student" without log_current.
+        TypeError: Anything but tensors of floats.
+
     Reference: MATH 5.7, 5.8; Agarwal et al. (2024) for "fixed" with the student's samples; Gu et
     al. (2024), "MiniLLM", for "student".
 
-    >>> terms = torch.tensor([[0.2, 0.4], [0.6, 0.0]])
-    >>> distill_loss(terms), distill_loss(terms, normalise="sequence")
-    (tensor(0.3000), tensor(0.6000))
+    Example:
+        >>> terms = torch.tensor([[0.2, 0.4], [0.6, 0.0]])
+        >>> distill_loss(terms), distill_loss(terms, normalise="sequence")
+        (tensor(0.3000), tensor(0.6000))
     """
     given = {"terms": terms}
     given |= {} if log_labels is None else {"log_labels": log_labels}
@@ -231,13 +269,6 @@ def distill_loss(
     labels = log_labels if mask is None else torch.where(mask, log_labels, 0.0)
     entropy = -(labels.sum(-1, keepdim=True) * scale).sum()
     return (1.0 - label_weight) * loss + label_weight * entropy
-
-
-def _warn(logits: dict[str, Tensor], mask: Tensor | None) -> None:
-    """Warn of probabilities; what is wrong with the arguments is said where they are used."""
-    if all(isinstance(x, Tensor) and x.is_floating_point() and x.ndim for x in logits.values()):
-        fits = mask is not None and all(mask.shape == x.shape[:-1] for x in logits.values())
-        warn_of_probabilities(logits, mask if fits else None, stacklevel=4)
 
 
 def _skewed(first: Tensor, second: Tensor, weight: float) -> Tensor:
@@ -264,7 +295,7 @@ def _wide(x: Tensor) -> torch.dtype:
 def _hidden(x: Any, mask: Tensor | None) -> Any:
     """Return `[*batch, n]` with zeros where the mask is False, so that nothing there can spread."""
     if mask is None or not isinstance(x, Tensor) or mask.dtype != torch.bool:
-        return x  # what is wrong with them is said where they are used
+        return x  # refused where they are used
     return x if mask.shape != x.shape[:-1] else x.masked_fill(~mask[..., None], 0.0)
 
 
@@ -299,16 +330,9 @@ def _check_stored(logits: Tensor, log_probs: Tensor, ids: Tensor, mask: Tensor |
     mass = log_probs.detach().double().exp().sum(-1)
     mass = mass if mask is None else mass.masked_fill(~mask, 0.0)
     most = float(mass.max()) if mass.numel() else 0.0
-    slack = 1e-6 + log_probs.shape[-1] * torch.finfo(log_probs.dtype).eps
+    slack = limits.STORED_SLACK + log_probs.shape[-1] * torch.finfo(log_probs.dtype).eps
     expected = "log-probabilities whose sum of probabilities is at most 1"
     probabilities = bool((log_probs >= 0).all()) and bool((log_probs <= 1).all())
     hint = "teacher_log_probs.log(): these look like probabilities" if probabilities else ""
     hint = hint or "log_softmax over all tokens"
     require(most <= 1 + slack, "teacher_log_probs", expected, most, hint)
-
-
-def _constant(x: Any) -> Any:
-    """Return logits or another source without gradient."""
-    if isinstance(x, Source):
-        return x.constant()
-    return x.detach() if isinstance(x, Tensor) else x  # what is wrong with it is said where used

@@ -7,30 +7,24 @@ truncated sampler, another temperature, a shifted column), and then weights and 
 
 Which to use: nothing here directly. `PolicyKL.weight_identity` and `PolicyKL.ratio_identity` give
 the test itself (`kullback.sampled.Identity`), which `tested` makes; `UnitSums.odd` is the quick
-look that every loss takes first, and `report` warns or raises.
-
-A loss or penalty that is not finite: where, by which values, and what to do about it.
-
-Which to use: `refuse_infinite`, after a loss was worked out and unless missing="keep".
+look that every loss takes first, and `report` warns or raises. `refuse_infinite` says where a loss
+or penalty is not finite, by which values, and what to do about it.
 """
 
 import math
-import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kullback.core import ArgumentValueError, require
-from kullback.core.checks import message
-from kullback.sampled import Identity, ratio_identity, weight_identity
-from kullback.sampled.identity import half_ulps
+from kullback.core import ArgumentValueError, message, require, warn_caller
+from kullback.sampled import Identity, half_ulps, ratio_identity, weight_identity
 from kullback.tokens import limits
 from kullback.tokens.divergences.logits import InputWarning
 
 from .sampled_tokens import NAMES, Drawn
 
-__all__ = ["UnitSums", "check_on_mismatch", "mismatch", "refuse_infinite", "report", "tested"]
+__all__ = ["UnitSums", "mismatch", "refuse_infinite", "report", "tested"]
 
 
 class UnitSums(NamedTuple):
@@ -61,7 +55,7 @@ class UnitSums(NamedTuple):
         if mask is not None:
             sizes = [mask.sum(), mask.any(-1).sum()]
         found = [size.to(log_x.device, torch.float64) for size in sizes]
-        return cls(*torch.stack([*found, *(part.sum() for part in sums)]).tolist())
+        return cls._make(torch.stack([*found, *(part.sum() for part in sums)]).tolist())
 
     @property
     def odd(self) -> bool:
@@ -98,25 +92,17 @@ class UnitSums(NamedTuple):
         return off and (self.gap > 0 or not heavy)
 
 
-def check_on_mismatch(on_mismatch: str) -> None:
-    """Require one of the three words.
-
-    >>> check_on_mismatch("warn")
-    """
-    known = on_mismatch in ("warn", "raise", "ignore")
-    require(known, "on_mismatch", "'warn', 'raise' or 'ignore'", repr(on_mismatch))
-
-
-def tested(drawn: Drawn, logs: list[Tensor], *, ratio: bool = False) -> list[Identity]:
+def tested(drawn: Drawn, *, ratio: bool = False) -> list[Identity]:
     """Test that weights p/μ have mean 1, or with `ratio` that q/μ has: over tokens, then sequences.
 
-    logs: the log-probabilities that `drawn` was made of, for their rounding. Sequences are tested
-    at level "sequence", where their weights are used. Empty where p = μ and so every weight is 1.
+    Sequences are tested at level "sequence", where their weights are used. Empty where p = μ and so
+    every weight is 1.
     """
     log_x, mask = _log_unit(drawn, ratio=ratio), drawn.mask
     if log_x is None:
         return []
-    off = torch.stack([half_ulps(x if mask is None else x.where(mask, 0.0)) for x in logs]).sum(0)
+    given = [x if mask is None else x.where(mask, 0.0) for x in drawn.logs]
+    off = torch.stack([half_ulps(x) for x in given]).sum(0)
     live = torch.ones_like(log_x, dtype=torch.bool) if mask is None else mask
     if ratio:
         zeros = torch.zeros_like(log_x[live])
@@ -129,7 +115,7 @@ def tested(drawn: Drawn, logs: list[Tensor], *, ratio: bool = False) -> list[Ide
     return found
 
 
-def mismatch(drawn: Drawn, logs: list[Tensor], *, ratio: bool = False) -> str:
+def mismatch(drawn: Drawn, *, ratio: bool = False) -> str:
     """Return why a mean that must be 1 is not, in words; "" where draws leave it standing.
 
     The quick look comes first: a mean nearer to 1 than `MEAN_GAP`, or `RATIO_GAP`, does not matter.
@@ -142,7 +128,7 @@ def mismatch(drawn: Drawn, logs: list[Tensor], *, ratio: bool = False) -> str:
     if not odd and not ratio and drawn.level == "sequence" and drawn.log_weight is not None:
         there = None if drawn.mask is None else drawn.mask.any(-1, keepdim=True)
         odd = UnitSums.of(drawn.log_weight[:, -1:], there).odd
-    reasons = [test.reason for test in tested(drawn, logs, ratio=ratio)] if odd else []
+    reasons = [test.reason for test in tested(drawn, ratio=ratio)] if odd else []
     return next(filter(None, reasons), "")
 
 
@@ -153,7 +139,7 @@ def report(reason: str, name: str, on_mismatch: str) -> None:
     if on_mismatch == "raise":
         hint = "on_mismatch='warn' to go on; the estimate then has no standard error"
         raise ArgumentValueError(message(name, "draws whose mean ratio is 1", reason, hint))
-    warnings.warn(f"{name}: {reason}", InputWarning, stacklevel=3)  # the caller of the loss
+    warn_caller(f"{name}: {reason}", InputWarning)
 
 
 def _log_unit(drawn: Drawn, *, ratio: bool) -> Tensor | None:
@@ -169,14 +155,13 @@ def refuse_infinite(
     drawn: Drawn,
     terms: Tensor,
     slope: Tensor,
-    logs: list[Tensor],
+    *,
     exact_kl: Tensor | None = None,
     loss: Tensor | None = None,
 ) -> None:
     """Require finite terms, slopes and loss; say where, and with which values, one is not.
 
-    terms, slope: `[batch, length]`; logs: what `drawn` was made of; loss: their sum, if there is
-    one. It waits for a GPU.
+    terms, slope: `[batch, length]`; loss: the sum of terms, if there is one. It waits for a GPU.
     """
     total = terms.sum() if loss is None else loss.detach()
     if math.isfinite(float(total.detach() + 0 * slope.sum())):
@@ -187,24 +172,22 @@ def refuse_infinite(
         return  # only the sum that this check takes overflows
     place = int(torch.where(bad, math.inf, terms.abs()).argmax())
     at = [place // terms.shape[1], place % terms.shape[1]]
-    known = zip(NAMES, logs, strict=False)
+    known = zip(NAMES, drawn.logs, strict=False)
     words = ", ".join(f"{name} = {float(log[*at].detach()):g}" for name, log in known)
-    name, cause, hint = _why_infinite(drawn, at, logs, exact_kl)
+    name, cause, hint = _why_infinite(drawn, at, exact_kl)
     count = f"{max(int(bad.sum()), 1)} of {bad.numel()} positions"
     got = f"{float(total):g}: at {at} ({count}) {words}, {cause}"
     require(False, name, "a loss and gradient that are finite", got, hint)  # noqa: FBT003
 
 
-def _why_infinite(
-    drawn: Drawn, at: list[int], logs: list[Tensor], exact_kl: Tensor | None
-) -> tuple[str, str, str]:
+def _why_infinite(drawn: Drawn, at: list[int], exact_kl: Tensor | None) -> tuple[str, str, str]:
     """Return the argument, the cause and what to try, of a term that is not finite."""
     row, column = at
     keep = "missing='keep' returns it as it is"
     if exact_kl is not None and not bool(exact_kl[row, column].isfinite()):
         cause = f"exact_kl = {float(exact_kl[row, column].detach()):g}"
         return "exact_kl", cause, f"mask= to leave such positions out; {keep}"
-    for name, log in zip(NAMES, logs, strict=False):
+    for name, log in zip(NAMES, drawn.logs, strict=False):
         if not bool(log[row, column].isfinite()):
             cause = "a probability of 0 at a token that was drawn"
             hint = "mask= or missing='skip' to leave such tokens out; probabilities that ban none"
@@ -217,7 +200,7 @@ def _why_infinite(
         kind = "of the sequence up to there " if drawn.level == "sequence" else ""
         cause = f"and the importance weight {kind}e^{weight:.4g} overflows"
         hint = f"truncate=, which cuts weights, or level='token'; {aligned}; {keep}"
-        return "log_behaviour" if len(logs) > 2 else "log_reference", cause, hint
+        return "log_behaviour" if len(drawn.logs) > 2 else "log_reference", cause, hint
     cause = f"and the ratio e^{gap:.4g} overflows {str(drawn.log_ratio.dtype)[6:]}"
     hint = (
         "estimator='k1', which takes no exponential (the token's own gradient is the same), "

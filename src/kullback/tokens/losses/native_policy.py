@@ -1,9 +1,9 @@
 """A policy loss's terms and slopes in one sweep over memory in C: `policy.c`, where it compiles.
 
 Which to use: `policy_kl_loss` takes it by itself for the ordinary case, the token-level reverse KL
-by a fixed estimator, in float32 on the CPU from FEWEST tokens up. For everything else, and without
-a C compiler, the plain form in `drawn` and `slopes` does the same in a dozen sweeps. The first use
-on a machine compiles for about half a second (`core.compiling`).
+by a fixed estimator, in float32 on the CPU from `limits.FEWEST_SWEPT` tokens up. For everything
+else, and without a C compiler, the plain form in `policy` does the same in a dozen sweeps. The
+first use on a machine compiles for about half a second (`core.compiling`).
 """
 
 import ctypes
@@ -17,16 +17,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kullback.core.compiling import load
+from kullback.core import compiling
+from kullback.tokens import limits
 
-from .sampled_tokens import Drawn
+from .sampled_tokens import Drawn, Request, Sampled
 from .sequence_sums import NORMALISATIONS
 
-__all__ = ["FEWEST", "SWEPT", "Swept", "sweep"]
+__all__ = ["Swept", "sweep"]
 
-SWEPT = {"direction": "reverse", "level": "token"}
 SOURCE = Path(__file__).with_name("policy.c")
-FEWEST = 4096  # tokens; for fewer nobody should wait for a compiler
 _NUMBERS = {name: number for number, name in enumerate(NORMALISATIONS)}
 _PLAIN = (Tensor, torch.nn.Parameter)  # a subclass may keep its numbers elsewhere
 _CALL = struct.Struct("@ 4P 6q 4P 6f i")  # `Call` in policy.c; packed, as ctypes' own costs 5 µs
@@ -37,8 +36,8 @@ class Swept(NamedTuple):
     """What a sweep leaves: the tokens as drawn, value terms, and value and slopes normalised.
 
     terms, slope: `[batch, length]`, 0 where masked. martingale: as `PolicyKL` has it.
-    odd_weight, odd_ratio: whether the mean of π/μ or of π_ref/π is far from 1 (`UnitSums.odd`).
-    swept: whether the sweep in C made it, and looked at them.
+    odd: whether the mean of π/μ or of π_ref/π is far from 1 (`UnitSums.odd`); None where it was not
+        the sweep in C that made it, and looked at them.
     """
 
     drawn: Drawn
@@ -46,58 +45,67 @@ class Swept(NamedTuple):
     slope: Tensor
     value: Tensor | float
     martingale: Tensor | None = None
-    odd_weight: bool = False
-    odd_ratio: bool = False
-    swept: bool = False
+    odd: bool | None = None
 
 
 def sweep(
-    logs: list[Tensor],
-    mask: Tensor | None,
+    sampled: Sampled,
+    request: Request,
     form: tuple[float, float, float],
-    normalise: str,
     *,
-    truncate: float | None = None,
     log_limits: tuple[float, float] | None = None,
 ) -> Swept | None:
     """Return a loss's parts; None where the plain form has to work them out.
 
-    logs: log π, log π_ref and, off-policy, log μ, checked, `[batch, length]`; mask, normalise and
-    truncate as in `policy_kl_loss`; form: coefficients of the estimator; log_limits: of the trust
-    region, in logs. None: not the ordinary case (see above), a log-ratio that is NaN, infinite or
-    beyond ±80, or columns that `looks_odd` wants to have checked.
+    sampled, request: checked; form: coefficients of the estimator; log_limits: of the trust region,
+    in logs. None: not the ordinary case (see above), a log-ratio that is NaN, infinite or beyond
+    ±80, or columns that `looks_odd` wants to have checked.
 
-    >>> sweep([torch.zeros(2, 3)] * 2, None, (0.0, 1.0, 0.0), "token") is None  # too few tokens
+    >>> few = Sampled(torch.zeros(2, 3), torch.zeros(2, 3))
+    >>> sweep(few, Request(), (0.0, 1.0, 0.0)) is None
     True
     """
-    first, step_from = logs[0], logs[2] if len(logs) > 2 else None
-    function = _function() if first.numel() >= FEWEST else None
-    if function is None or not all(map(_ordinary, logs)):
+    if (request.direction, request.level) != ("reverse", "token"):
+        return None
+    first, step_from, mask = sampled.current, sampled.behaviour, sampled.mask
+    function = _function() if first.numel() >= limits.FEWEST_SWEPT else None
+    if function is None or not all(map(_ordinary, sampled.logs)):
         return None
     if mask is not None and not (mask.is_cpu and mask.stride(1) == 1):
         return None
     try:
-        starts, strides = zip(*map(_where, (first, logs[1], step_from, mask)), strict=True)
+        starts, strides = zip(
+            *map(_where, (first, sampled.reference, step_from, mask)), strict=True
+        )
     except RuntimeError:  # a tensor without memory of its own, as in torch.func
         return None
     log_ratio, terms, slope = (first.new_empty(first.shape) for _ in range(3))
     log_step = None if step_from is None else first.new_empty(first.shape)
     written = [0 if x is None else x.data_ptr() for x in (log_ratio, log_step, terms, slope)]
-    most, limits = math.inf if truncate is None else truncate, log_limits or (-math.inf, math.inf)
-    rest = (*form, most, *limits, _NUMBERS[normalise])
+    most = math.inf if request.truncate is None else request.truncate
+    rest = (*form, most, *(log_limits or (-math.inf, math.inf)), _NUMBERS[request.normalise])
     value = ctypes.c_double()
     call = _CALL.pack(*starts, *strides, *first.shape, *written, *rest)
-    told = function(call, ctypes.byref(value))
-    if told & _GIVEN_UP:
+    flags = function(call, ctypes.byref(value))
+    if flags & _GIVEN_UP:
         return None
-    drawn = Drawn("reverse", "token", mask, log_ratio, log_step, log_step, truncate=truncate)
-    odd = bool(told & _ODD_WEIGHT), bool(told & _ODD_RATIO)
-    return Swept(drawn, terms, slope, value.value, None, *odd, swept=True)
+    drawn = Drawn(
+        direction=request.direction,
+        level=request.level,
+        mask=mask,
+        log_ratio=log_ratio,
+        log_weight=log_step,
+        log_step=log_step,
+        truncate=request.truncate,
+        logs=sampled.logs,
+    )
+    odd = bool(flags & (_ODD_WEIGHT | _ODD_RATIO))
+    return Swept(drawn, terms, slope, value.value, odd=odd)
 
 
 @cache
 def _function() -> Callable[..., int] | None:
-    library = load(SOURCE)[0]
+    library = compiling.load(SOURCE)[0]
     return None if library is None else library.policy_terms
 
 

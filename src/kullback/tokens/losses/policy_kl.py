@@ -10,9 +10,14 @@ import torch
 from torch import Tensor
 
 from kullback.core import Estimate, require
-from kullback.sampled import Identity, effective_sample_size
-from kullback.sampled.estimators import WEIGHT, Estimator, coefficients
-from kullback.sampled.identity import half_ulps
+from kullback.sampled import (
+    WEIGHT,
+    Estimator,
+    Identity,
+    coefficients,
+    effective_sample_size,
+    half_ulps,
+)
 from kullback.tokens import limits
 
 from .input_checks import mismatch, tested
@@ -25,8 +30,9 @@ __all__ = ["PolicyKL", "TrustRegion"]
 class TrustRegion(NamedTuple):
     """How often a trust region took a token's gradient away: its ratio π/μ was below or above.
 
-    >>> TrustRegion(below=1, above=2, tokens=12).share
-    0.25
+    Example:
+        >>> TrustRegion(below=1, above=2, tokens=12).share
+        0.25
     """
 
     below: int
@@ -43,16 +49,29 @@ class TrustRegion(NamedTuple):
 class PolicyKL:
     """The loss `[]` to call `backward` on, and reports about the draws it came from.
 
-    loss: its value estimates, and its gradient descends, the divergence that `divergence` names;
-        the only thing here with a graph.
-    estimate(): the same divergence with an error bar over sequences, by any estimator.
-    terms: detached per-token terms of the value `[batch, length]`, 0 where masked, not normalised.
-    effective_sample_size, share_truncated, truncation_bias(): what importance weights did.
-    trust_region: how often one acted; None without one.
-    weight_identity, ratio_identity: tests that the draws come from what was scored as their policy.
-    skipped: how many tokens missing="skip" left out.
+    `policy_kl_loss` and `rao_blackwell_kl_loss` make it. `estimate()` is the same divergence with
+    an error bar over sequences, by any estimator; `effective_sample_size`, `share_truncated` and
+    `truncation_bias()` say what importance weights did; `weight_identity` and `ratio_identity` test
+    that the draws come from what was scored as their policy. It keeps the log-probabilities and
+    log-ratios, so let it go after logging.
 
-    It keeps the log-probabilities and log-ratios, so let it go after logging.
+    Attributes:
+        loss: Its value estimates, and its gradient descends, the divergence that `divergence`
+            names; the only thing here with a graph.
+        drawn: The tokens' log-ratios and weights, without a graph.
+        terms: The value's terms `[batch, length]`, 0 where masked, not normalised, no graph.
+        normalise: What the sum over tokens is divided by (`sequence_sums`).
+        estimator: The one the value is by, or "exact".
+        martingale: k1's terms less exact KLs, `[batch, length]`, of mean zero; None without them.
+        log_limits: The ends of a trust region, in logs.
+
+    Example:
+        >>> from kullback.tokens import policy_kl_loss
+        >>> logs = {"log_current": torch.tensor([[-1.0], [-2.0], [-1.5], [-0.5]])}
+        >>> logs["log_reference"] = torch.tensor([[-1.1], [-1.8], [-1.6], [-0.4]])
+        >>> found = policy_kl_loss(**logs)
+        >>> found.estimate("k1").unit, found.sequences
+        ('nats/sequence', 4)
     """
 
     loss: Tensor
@@ -62,8 +81,6 @@ class PolicyKL:
     estimator: Estimator
     martingale: Tensor | None = None
     log_limits: tuple[float, float] | None = None  # of a trust region, in logs
-    logs: tuple[Tensor, ...] = ()  # log π, log π_ref and, off-policy, log μ, as they were given
-    skipped: int = 0
 
     def __repr__(self) -> str:
         """Say in one line what the loss is, its value, and how many tokens and sequences count."""
@@ -77,6 +94,11 @@ class PolicyKL:
         whole = self.drawn.level == "sequence"
         where = "of whole sequences" if whole else "of each token, at the prefixes drawn"
         return f"{DIRECTIONS[self.drawn.direction]} {where}, {NORMALISATIONS[self.normalise]}"
+
+    @property
+    def skipped(self) -> int:
+        """How many tokens missing="skip" left out."""
+        return self.drawn.skipped
 
     @property
     def tokens(self) -> int:
@@ -128,38 +150,47 @@ class PolicyKL:
 
         At level "sequence" that of whole sequences, if the tokens do not refute it already.
         """
-        return next(iter(sorted(tested(self.drawn, list(self.logs)), key=bool)), None)
+        return next(iter(sorted(tested(self.drawn), key=bool)), None)
 
     @property
     def ratio_identity(self) -> Identity | None:
         """Test that the mean of q/μ is 1 over tokens, which k3 and every λ but 0 need."""
-        return next(iter(tested(self.drawn, list(self.logs), ratio=True)), None)
+        return next(iter(tested(self.drawn, ratio=True)), None)
 
     def mismatch(self, estimator: Estimator | None = None) -> str:
         """Say why the draws do not fit what was scored, as far as an estimator needs it, or "".
 
-        estimator: None for the loss's own.
+        Args:
+            estimator: As in `estimate`; None for the loss's own.
         """
         estimator = self.estimator if estimator is None else estimator
-        reason = mismatch(self.drawn, list(self.logs))
+        reason = mismatch(self.drawn)
         if reason or estimator in ("k1", "k2", "exact"):
             return reason
-        return mismatch(self.drawn, list(self.logs), ratio=True)
+        return mismatch(self.drawn, ratio=True)
 
     def estimate(self, estimator: Estimator | None = None) -> Estimate:
         """Estimate the divergence with an error bar over sequences, which are the draws.
 
-        estimator: "k1", "k2", "k3", a number λ, "best" (the λ of least variance, cross-fitted over
-        sequences; with an exact KL also the best multiple of `Σ (k1 − exact)`, MATH 5.5, 5.7), or
-        "exact" (the exact KL at the drawn prefixes). None: the loss's own if that is k1, k2 or
-        "exact", else k1, which needs nothing of the sampler. To name k3, λ or "best" is to assert
-        that q has no mass where the sampler had none (full softmaxes, no top-p, no top-k): a gap
-        below what the draws resolve, about 4.5 standard errors of k1, is not seen.
         Where the draws refute the mean of weights, or of r if the estimator has it, there is no
         standard error (`no_error` says why); "best" then does without r. `rounding` is the floor
         that the dtype of the log-probabilities makes.
-        Errors: `ValueError` below 2 sequences (4 for "best"), for an unknown name, for "exact"
-        where none was given.
+
+        Args:
+            estimator: "k1", "k2", "k3", a number λ, "best" (the λ of least variance, cross-fitted
+                over sequences; with an exact KL also the best multiple of `Σ (k1 − exact)`, MATH
+                5.5, 5.7), or "exact" (the exact KL at the drawn prefixes). None: the loss's own if
+                that is k1, k2 or "exact", else k1, which needs nothing of the sampler. To name k3,
+                λ or "best" is to assert that q has no mass where the sampler had none (full
+                softmaxes, no top-p, no top-k): a gap below what the draws resolve, about 4.5
+                standard errors of k1, cannot be detected.
+
+        Returns:
+            An `Estimate` in the unit of `normalise`.
+
+        Raises:
+            ValueError: Below 2 sequences (4 for "best"), for an unknown name, for "exact" where
+                none was given.
         """
         if estimator is None:
             estimator = self.estimator if self.estimator in ("k1", "k2", "exact") else "k1"
@@ -183,9 +214,14 @@ class PolicyKL:
     def truncation_bias(self) -> Estimate:
         """Estimate what truncation added to the value: the mean of `(cut weight − weight) · term`.
 
-        Paired on the same draws, by the loss's estimator ("k3" if it is "best"); per sequence, or
-        per token under "token" and "sequence_mean". 0 ± 0 without truncation. The gradient has the
-        same tokens' share of bias. Errors: `ValueError` below 2 sequences.
+        Paired on the same draws, by the loss's estimator ("k3" if it is "best"). 0 ± 0 without
+        truncation. The gradient has the same tokens' share of bias.
+
+        Returns:
+            An `Estimate` per sequence, or per token under "token" and "sequence_mean".
+
+        Raises:
+            ValueError: Below 2 sequences.
         """
         form = coefficients("k3" if self.estimator in ("best", "exact") else self.estimator)
         change = self.drawn.value_terms(form) - self.drawn.uncut().value_terms(form)
@@ -200,7 +236,7 @@ class PolicyKL:
         """
         form = coefficients("k3" if estimator == "best" else estimator)
         drawn, mask = self.drawn, self.drawn.mask
-        pair = [x if mask is None else torch.where(mask, x, 0.0) for x in self.logs[:2]]
+        pair = [x if mask is None else torch.where(mask, x, 0.0) for x in drawn.logs[:2]]
         variance = sum(half_ulps(x).square() / 3 for x in pair)
         r = drawn.log_ratio.double().clamp_max(limits.LARGEST_LOG).exp()
         weight = 1.0 if drawn.weight is None else drawn.weight.double()

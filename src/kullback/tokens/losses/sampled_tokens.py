@@ -29,21 +29,22 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kullback.core import ArgumentValueError, require, require_type
-from kullback.core.checks import describe, message
-from kullback.sampled.estimators import bregman_together
-from kullback.sampled.log_probs import LogProbs, check_log_probs, looks_odd, why_shapes_differ
+from kullback.core import ArgumentValueError, describe, message, require, require_type
+from kullback.exact import write_log_excess
+from kullback.sampled import LogProbs, check_log_probs, looks_odd, why_shapes_differ
+
+from .sequence_sums import check_normalise
 
 __all__ = [
     "DIRECTIONS",
     "LEVELS",
     "Drawn",
+    "Request",
+    "Sampled",
     "ahead",
     "at_prefixes",
     "check",
-    "check_all",
-    "draw_up",
-    "looked_at",
+    "drawn_from",
     "masked",
     "shifted",
     "slope_of",
@@ -68,6 +69,8 @@ class Drawn:
         limit where p is 0; None where nothing needs it.
     truncate: what weights are cut at, None for never.
     vanishing: whether p is 0 at any token.
+    logs: log π, log π_ref and, off-policy, log μ, as they were given.
+    skipped: how many tokens were left out because a value is no log-probability.
     """
 
     direction: str
@@ -79,6 +82,8 @@ class Drawn:
     log_arrival: Tensor | None = None
     truncate: float | None = None
     vanishing: bool = False
+    logs: tuple[Tensor, ...] = ()
+    skipped: int = 0
 
     @functools.cached_property
     def weight(self) -> Tensor | None:
@@ -110,7 +115,7 @@ class Drawn:
         plain = self.log_ratio
         if column == 1:
             plain = torch.empty_like(self.log_ratio, memory_format=torch.contiguous_format)
-            bregman_together(self.log_ratio.reshape(-1), plain.view(-1))
+            write_log_excess(self.log_ratio.reshape(-1), plain.view(-1))
         elif column == 2:
             plain = (0.5 * self.log_ratio).mul_(self.log_ratio)
         if self.weight is None:
@@ -137,90 +142,116 @@ def shifted(x: Tensor) -> Tensor:
     return torch.nn.functional.pad(x[:, :-1], (1, 0)) if x.shape[-1] else x
 
 
-def check_all(
-    log_current: Tensor,
-    log_reference: Tensor,
-    log_behaviour: Tensor | None,
-    mask: Tensor | None,
-    *,
-    direction: str,
-    level: str,
-    truncate: float | None = None,
-    missing: str = "refuse",
-) -> list[Tensor]:
-    """Check what a policy divergence is given; return the log-probabilities that are.
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampled:
+    """Log-probabilities `[batch, length]` of sampled tokens, in nats, and the mask, as given."""
 
-    Errors: `TypeError` and `ValueError` that name the argument.
-    """
-    logs = {"log_current": log_current, "log_reference": log_reference}
-    logs |= {} if log_behaviour is None else {"log_behaviour": log_behaviour}
-    check(logs, mask)
-    known = isinstance(direction, str) and direction in DIRECTIONS
-    require(known, "direction", "'reverse' or 'forward'", repr(direction))
-    require(level in LEVELS, "level", "'token' or 'sequence'", repr(level))
-    known = missing in ("refuse", "skip", "keep")
-    require(known, "missing", "'refuse', 'skip' or 'keep'", repr(missing))
-    if truncate is not None:
-        require_type(truncate, (int, float), "truncate", "one number, the largest weight")
-        require(truncate > 0, "truncate", "a positive number, the largest weight", truncate)
-        weighted = log_behaviour is not None or direction == "forward"
+    current: Tensor
+    reference: Tensor
+    behaviour: Tensor | None = None  # None: the current policy drew the tokens
+    mask: Tensor | None = None
+
+    @property
+    def logs(self) -> tuple[Tensor, ...]:
+        """The two or three log-probabilities, in the order of `NAMES`."""
+        pair = self.current, self.reference
+        return pair if self.behaviour is None else (*pair, self.behaviour)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a policy divergence is asked for: options of `policy_kl_loss`, under their names."""
+
+    direction: str = "reverse"
+    level: str = "token"
+    normalise: str = "sequence"
+    truncate: float | None = None
+    missing: str = "refuse"
+    on_mismatch: str = "warn"
+
+    def check(self, sampled: Sampled) -> None:
+        """Require options that are known and fit what is given.
+
+        Errors: `TypeError` and `ValueError` that name the argument.
+        """
+        check(dict(zip(NAMES, sampled.logs, strict=False)), sampled.mask)
+        _one_of(self.direction, "direction", *DIRECTIONS)
+        _one_of(self.level, "level", *LEVELS)
+        _one_of(self.missing, "missing", "refuse", "skip", "keep")
+        if self.truncate is not None:
+            self._check_truncate(weighted=sampled.behaviour is not None)
+        check_normalise(self.normalise)
+        _one_of(self.on_mismatch, "on_mismatch", "warn", "raise", "ignore")
+        if self.level == "sequence" and self.normalise not in ("sequence", "batch"):
+            words, got = "'sequence' or 'batch' at level 'sequence'", repr(self.normalise)
+            hint = "'sequence': a length that the policy itself decides must not divide"
+            raise ArgumentValueError(message("normalise", words, got, hint))
+
+    def _check_truncate(self, *, weighted: bool) -> None:
+        number = self.truncate
+        require_type(number, (int, float), "truncate", "one number, the largest weight")
+        good = number is not None and number > 0
+        require(good, "truncate", "a positive number, the largest weight", number)
+        weighted = weighted or self.direction == "forward"
         hint = "pass log_behaviour, or leave truncate out: on-policy every weight is 1"
-        require(
-            weighted, "truncate", "None where draws come from the policy itself", truncate, hint
-        )
-    return list(logs.values())
+        words = "None where draws come from the policy itself"
+        require(weighted, "truncate", words, number, hint)
 
 
-def looked_at(logs: list[Tensor], mask: Tensor | None, missing: str) -> LogProbs:
-    """Check log-probabilities as `check_log_probs`, after a quick look says that it is needed.
+def _one_of(value: object, name: str, *words: str) -> None:
+    if not (isinstance(value, str) and value in words):
+        expected = ", ".join(map(repr, words[:-1])) + f" or {words[-1]!r}"
+        raise ArgumentValueError(message(name, expected, repr(value)))
 
-    logs: as `check_all` returns them. A probability of 0 (−inf) is taken as it is, but for
-    missing="skip"; where it makes the loss infinite, that is refused.
+
+def drawn_from(sampled: Sampled, request: Request) -> Drawn:
+    """Check values, then detach and mask them; half precision becomes float32.
+
+    Unless missing="keep", log-probabilities are checked as by `check_log_probs`, after a quick look
+    says that it is needed. A probability of 0 (−inf) is taken as it is, but for missing="skip";
+    where it makes the loss infinite, that is refused. Where types differ, the widest is taken.
     """
-    columns = dict(zip(NAMES, logs, strict=False))
-    if missing == "keep" or not looks_odd(logs, mask):
-        return LogProbs(columns, mask, ())
-    allow = () if missing == "skip" else ("-inf",)
-    return check_log_probs(columns, mask=mask, missing=missing, allow=allow)
+    columns = dict(zip(NAMES, sampled.logs, strict=False))
+    if request.missing == "keep" or not looks_odd(sampled.logs, sampled.mask):
+        checked = LogProbs(columns, sampled.mask, ())
+    else:
+        allow = () if request.missing == "skip" else ("-inf",)
+        checked = check_log_probs(columns, mask=sampled.mask, missing=request.missing, allow=allow)
+    found = _drawn(replace(sampled, mask=checked.mask), request)
+    return replace(found, skipped=checked.skipped) if checked.skipped else found
 
 
-def draw_up(
-    logs: list[Tensor],
-    mask: Tensor | None,
-    *,
-    direction: str,
-    level: str,
-    truncate: float | None = None,
-) -> Drawn:
-    """Detach and mask checked log-probabilities `[batch, length]`; half precision becomes float32.
-
-    logs: of the current policy, the reference and, off-policy, the behaviour (`check_all`); where
-    their types differ, the widest.
-    """
-    wide = [log.detach() for log in logs]
-    if not all(log.dtype is torch.float32 for log in logs):
-        dtype = functools.reduce(torch.promote_types, [torch.float32, *(x.dtype for x in logs)])
+def _drawn(sampled: Sampled, request: Request) -> Drawn:
+    wide, mask = [log.detach() for log in sampled.logs], sampled.mask
+    if not all(log.dtype is torch.float32 for log in wide):
+        dtype = functools.reduce(torch.promote_types, [torch.float32, *(x.dtype for x in wide)])
         wide = [log.to(dtype) for log in wide]
     current, reference = wide[:2]
-    p, q = (current, reference) if direction == "reverse" else (reference, current)
+    reverse, off_policy = request.direction == "reverse", len(wide) > 2
+    p, q = (current, reference) if reverse else (reference, current)
     log_ratio = q - p
     bits = None if mask is None else _bits(mask, log_ratio.dtype)
     _and(log_ratio, bits)
-    off_policy = len(wide) > 2
-    if not off_policy and direction == "reverse":
-        return Drawn(direction, level, mask, log_ratio)
+    found = Drawn(request.direction, request.level, mask, log_ratio, logs=sampled.logs)
+    if not off_policy and reverse:
+        return found
     base = wide[-1] if off_policy else current
     log_step = _and(current - base, bits) if off_policy else None
-    log_weight = log_step if direction == "reverse" else None
+    log_weight = log_step if reverse else None
     log_weight = _and(p - base, bits) if log_weight is None else log_weight
     vanishing = log_weight.numel() > 0 and float(log_weight.amin()) == -math.inf
-    needed = vanishing or direction == "forward"
-    log_arrival = _and(q - base, bits) if needed else None
-    if level == "sequence":
+    log_arrival = _and(q - base, bits) if vanishing or not reverse else None
+    if request.level == "sequence":
         log_weight = log_weight.cumsum(-1)
         log_arrival = None if log_arrival is None else log_arrival + shifted(log_weight)
-    rest = (log_weight, log_step, log_arrival, truncate, vanishing)
-    return Drawn(direction, level, mask, log_ratio, *rest)
+    return replace(
+        found,
+        log_weight=log_weight,
+        log_step=log_step,
+        log_arrival=log_arrival,
+        truncate=request.truncate,
+        vanishing=vanishing,
+    )
 
 
 def check(tensors: dict[str, Tensor], mask: Tensor | None) -> None:

@@ -26,10 +26,15 @@ import torch
 from torch import Tensor
 
 from kullback.core import Estimate, require
-from kullback.sampled import LogRatios, error_bars
-from kullback.sampled.estimators import WEIGHT, Estimator, Moments
-from kullback.sampled.summary_stats import Seen
-from kullback.sampled.tails import Tails
+from kullback.sampled import (
+    WEIGHT,
+    Estimator,
+    LogRatios,
+    Moments,
+    SummaryStats,
+    Tails,
+    error_bars,
+)
 
 __all__ = [
     "NORMALISATIONS",
@@ -91,15 +96,15 @@ def ratios_of_rows(rows: Tensor, lengths: Tensor | None = None) -> LogRatios:
     4
     """
     rows = rows if lengths is None else torch.cat([rows[:WEIGHT], lengths[None], rows[WEIGHT:]])
-    halves, zero = (_seen(rows[:, ::2]), _seen(rows[:, 1::2])), rows.new_zeros(())
+    halves, zero = (_summary(rows[:, ::2]), _summary(rows[:, 1::2])), rows.new_zeros(())
     return LogRatios(halves, zero, rows.new_zeros(2), lengths is not None)
 
 
-def _seen(rows: Tensor) -> Seen:
+def _summary(rows: Tensor) -> SummaryStats:
     """Remember moments and extremes: by −log r, by r − 1 − log r and by every further feature."""
     keys = torch.stack([(-rows[0]).clamp_min(0.0), rows[1].abs(), *rows[WEIGHT:].abs()]).log()
     places = torch.arange(rows.shape[-1], device=rows.device)
-    return Seen(Moments.of(rows), Tails.of(keys, places, rows, rows.shape[-1]))
+    return SummaryStats(Moments.of(rows), Tails.of(keys, places, rows, rows.shape[-1]))
 
 
 def estimate_over(rows: Tensor, lengths: Tensor, estimator: Estimator, normalise: str) -> Estimate:
