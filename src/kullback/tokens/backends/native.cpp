@@ -961,6 +961,31 @@ void row_slopes(const Row& p, const Row& q, const Shared& s, const double* sums,
     for (int64_t start = 0; start < s.vocab; start += BLOCK) row.block(start);
 }
 
+// --- rounding -----------------------------------------------------------------------------------
+
+// Σ p (1 − p) 4^e over a row, 2^e the power of two at or below |logit| (½ for 0): 24 τ² / ε² times
+// the divergence that rounding to a dtype of precision ε makes
+double row_rounding(const Row& x, const Shared& s, const double* sums) {
+    double known[SUMS] = {};
+    known[P_MAX] = known[Q_MAX] = sums[0], known[P_LOG] = known[Q_LOG] = sums[1];
+    const Norms<float> n = norms<float>(known, s);
+    Sides<float> r(x, {nullptr, 0}, s);
+    double sum = 0.0;
+    for (int64_t start = 0; start < s.vocab; start += BLOCK) {
+        const int64_t size = r.size(start);
+        const float* at = (const float*)r.p.get(start, size);
+        VF part{};
+        for (int64_t i = 0; i < filled<float>(size); i += LANES<float>) {
+            VF v = load(at + i), p = exp2<0, float, true>(n.p.exponent(v)) * n.p_times;
+            VF e = (VF)((MF)v & 0x7f800000);
+            e = v == 0.0f ? all<float>(0.5f) : p > 0.0f ? e : VF{};
+            part = fma(p - p * p, e * e, part);
+        }
+        sum += total<float>(part);
+    }
+    return sum;
+}
+
 // --- rows on all cores --------------------------------------------------------------------------
 
 // Rows in turn to whoever is free, some at a time
@@ -1025,6 +1050,15 @@ extern "C" void kullback_sums(const Call* call, double* out) {
         if (call->wide()) row_sums<double>(call->p_row(i), call->q_row(i), s, found);
         else row_sums<float>(call->p_row(i), call->q_row(i), s, found);
         for (int each = 0; each < SUMS; each++) out[each * call->rows + i] = found[each];
+    });
+}
+
+// sums: the largest logit of each row, then the log-normaliser of each
+extern "C" void kullback_rounding(const Call* call, const double* sums, double* out) {
+    const Shared s = call->shared();
+    each_row(call->rows, call->vocab, call->threads, [&](int64_t i) {
+        const double known[] = {sums[i], sums[call->rows + i]};
+        out[i] = row_rounding(call->p_row(i), s, known);
     });
 }
 

@@ -86,6 +86,19 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
     return out
 
 
+def rounding(x: Tensor, log_norms: Tensor, temperature: float) -> Tensor:
+    """Return `rounding_floor` of rows of half precision `[n, vocab]`, in one pass, float64.
+
+    log_norms: `[2, n]`, the rows' `Sum.P_MAX` and `Sum.P_LOG`, float64.
+    """
+    out = torch.empty(len(x), dtype=torch.float64)
+    call = _call(x, None, None, None, Task((), temperature), 0)
+    known = log_norms.contiguous()
+    _library().kullback_rounding(ctypes.byref(call), _pointer(known), ctypes.c_void_p(out.data_ptr()))
+    step = torch.finfo(x.dtype).eps / temperature
+    return out * (step * step / 24)
+
+
 def slopes(
     p: Tensor,
     q: Tensor | None,

@@ -246,16 +246,18 @@ def measure(
     ids = spread_ids(ids, keep, p)
     module = choose(backend, p, q, task)
     found: Tensor
+    sums: list[Tensor] = []
     if hasattr(module, "values"):
         found = module.values(p, q, ids, keep, task)
     else:
         rows = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (p, q))
-        found = _Rows.apply(*rows, Ask(task, ids=ids, mask=keep), module)  # type: ignore[no-untyped-call]
+        ask = Ask(task, ids=ids, mask=keep)
+        found = _Rows.apply(*rows, ask, module, sums)  # type: ignore[no-untyped-call]
     found = found.masked_fill(found.detach().isnan().any(0), math.nan)
     if nan == "refuse":
         refuse_nan(found.detach(), f"{name} and {names[1]}" if q is not None else name)
         if q is not None:
-            warn_of_rounding(p, q, found.detach(), task)
+            warn_of_rounding(p, q, found.detach(), task, sums, module)
     return found
 
 
@@ -269,7 +271,9 @@ class _Rows(torch.autograd.Function):
         q: Tensor | None,
         ask: Ask,
         module: Any,
+        summed: list[Tensor],
     ) -> Tensor:
+        """Return the values; `summed` is given the sums of every piece."""
         task, ids, keep = ask.task, ask.ids, ask.mask
         wide = torch.float64 in (p.dtype, None if q is None else q.dtype)
         dtype = torch.float64 if wide else torch.float32
@@ -283,6 +287,7 @@ class _Rows(torch.autograd.Function):
             values = values if live is None else values.masked_fill(~live, 0)
             found[:, *piece] = values.view(found[:, *piece].shape)
             saved.append(sums)
+        summed.extend(saved)
         ctx.save_for_backward(p, q, ids, keep, *saved)
         ctx.task, ctx.module = task, module
         return found
@@ -297,7 +302,7 @@ class _Rows(torch.autograd.Function):
                 x if x is None else _Once.apply(x, logits)  # type: ignore[no-untyped-call]
                 for x, logits in zip(both, inputs, strict=True)
             ]
-        return *both, None, None
+        return *both, None, None, None
 
     @staticmethod
     def slopes(ctx: Any, grads: Tensor) -> list[Tensor | None]:
