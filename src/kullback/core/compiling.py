@@ -4,7 +4,8 @@
 which the tests hold the compiled one to. The result is kept in the user's cache folder
 (`$XDG_CACHE_HOME/kullback`, else `~/.cache/kullback`, on a Mac `~/Library/Caches/kullback`) under a
 hash of the source, the flags, the compiler and the processor, so that nothing stale or foreign is
-loaded. The environment variable `KULLBACK_NATIVE=off` keeps to the plain forms.
+loaded. The environment variable `KULLBACK_NATIVE=off` keeps to the plain forms; `portable`, `avx2`
+and `avx512` compile for such a processor instead of for this one.
 """
 
 import contextlib
@@ -26,6 +27,11 @@ _COMPILERS = {".c": ("CC", "cc", "gcc", "clang"), ".cpp": ("CXX", "c++", "g++", 
 _FLAGS = ("-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 _LINK = ("-fPIC", "-shared", "-pthread")
 _TUNED = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler accepts
+_LEVELS = {  # instead, where KULLBACK_NATIVE names one
+    "portable": (),
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mf16c"),
+}
 _SECONDS = 300  # a compiler that takes longer is given up
 
 
@@ -78,9 +84,15 @@ def _folder() -> Path:
     return folder
 
 
+def _tuned() -> tuple[tuple[str, ...], ...]:
+    """Return flags that choose instructions, to be tried in this order."""
+    level = os.environ.get("KULLBACK_NATIVE", "")
+    return (_LEVELS[level],) if level in _LEVELS else _TUNED
+
+
 def _key(source: Path, compiler: str) -> str:
     about = Path(compiler).stat()
-    parts = (compiler, about.st_size, about.st_mtime_ns, _FLAGS, _LINK, _TUNED, _processor())
+    parts = (compiler, about.st_size, about.st_mtime_ns, _FLAGS, _LINK, _tuned(), _processor())
     return hashlib.sha256(source.read_bytes() + repr(parts).encode()).hexdigest()[:20]
 
 
@@ -102,7 +114,7 @@ def _cached(compiler: str, source: Path, library: Path) -> ctypes.CDLL:
 def _compile(compiler: str, source: Path, library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made, said = Path(folder) / library.name, ""
-        for tuned in _TUNED:
+        for tuned in _tuned():
             flags = (_STANDARD[source.suffix], *_FLAGS, *tuned, *_LINK)
             command = [compiler, *flags, str(source), "-o", str(made), "-lm"]
             try:

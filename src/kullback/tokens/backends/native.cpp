@@ -371,9 +371,23 @@ template <class R> INLINE int64_t filled(int64_t n) {
     return (n + 2 * LANES<R> - 1) / (2 * LANES<R>) * (2 * LANES<R>);
 }
 
+// A sum in every lane, of partial sums of STRETCH vectors: a term that outweighs all others costs the
+// digits of its own stretch only
+template <class R> struct Sum {
+    Vec<R> all{}, part{};
+    INLINE void operator+=(Vec<R> x) { part += x; }
+    INLINE void add(Vec<R> x, Vec<R> y) { part = fma(x, y, part); }
+    INLINE void flush() { all += part, part = Vec<R>{}; }
+    double total() const { return ::total<R>(all); }
+};
+template <class R> constexpr int64_t STRETCH = 16 * LANES<R>;
+template <class R> INLINE bool ends(int64_t i, int64_t n) { return i % STRETCH<R> == 0 || i == n; }
+template <class... S> INLINE void flush(S&... sums) { (sums.flush(), ...); }
+
 // --- sums over a block --------------------------------------------------------------------------
 
 const int LIFT = 60;
+const double MUCH = 16.0 * double(int64_t(1) << LIFT);  // of a block: its largest may be above the anchor
 
 struct Shared {  // the arguments that all rows have in common
     int64_t vocab;
@@ -417,6 +431,11 @@ struct Totals {
         U += t.U, A += t.A, B += t.B, back += t.back, p_log += t.p_log, q_log += t.q_log;
         p_lost += t.p_lost, q_lost += t.q_lost, p_alone += t.p_alone, q_alone += t.q_alone;
     }
+    void raise(double powers) {  // to u 2^powers, v 2^powers
+        double by = std::exp2(powers);
+        p_log = by * (p_log + powers * U), q_log = by * (q_log + powers * (U + B));
+        U *= by, A *= by, B *= by, back *= by, p_lost *= by, q_lost *= by;
+    }
     void move(double shift) {  // to v e^−shift
         double less = std::exp(-shift), V = U + B, both = U - p_lost, v_both = V - q_lost;
         double moved = less * B + U * std::expm1(-shift);
@@ -444,7 +463,7 @@ template <class R> void block_tops(const R* x, int64_t n, double& top) {
 // is not finite, and `any_block` has to do it.
 template <class In, bool MORE, class R = typename In::Real>
 Totals even_block(const char* p, const char* q, int64_t n, const Anchor<R>& a, R c, int64_t ahead) {
-    Vec<R> U{}, A{}, L{}, back{}, p_log{}, q_log{};
+    Sum<R> U, A, L, back, p_log, q_log;
     const int64_t size = SIZES[In::dtype];
     for (int64_t i = 0; i < n; i += 2 * LANES<R>) {
         const char *at_p = p + i * size, *at_q = q + i * size;
@@ -459,17 +478,21 @@ Totals even_block(const char* p, const char* q, int64_t n, const Anchor<R>& a, R
             Vec<R> l = fma(d, all<R>(a.scale), all<R>(-c));
             Power<R> e = power<R>(l);
             Vec<R> excess = e.excess();
-            U += u, A = fma(u, excess, A), L = fma(u, l, L);
+            U += u, A.add(u, excess), L.add(u, l);
             if (MORE) {
                 Vec<R> line = l * R(LN2), less_one = line + excess, v = fma(u, less_one, u);
-                back = fma(u, fma(line, less_one, -excess), back);
-                p_log = fma(u, t, p_log), q_log = fma(v, t + l, q_log);
+                back.add(u, fma(line, less_one, -excess));
+                p_log.add(u, t), q_log.add(v, t + l);
             }
+        }
+        if (ends<R>(i + 2 * LANES<R>, n)) {
+            flush(U, A, L);
+            if (MORE) flush(back, p_log, q_log);
         }
     }
     Totals sums;
-    sums.U = total<R>(U), sums.A = total<R>(A), sums.B = sums.A + LN2 * total<R>(L);
-    if (MORE) sums.back = total<R>(back), sums.p_log = total<R>(p_log), sums.q_log = total<R>(q_log);
+    sums.U = U.total(), sums.A = A.total(), sums.B = sums.A + LN2 * L.total();
+    if (MORE) sums.back = back.total(), sums.p_log = p_log.total(), sums.q_log = q_log.total();
     return sums;
 }
 
@@ -508,7 +531,8 @@ template <bool SHORT, class R> INLINE Token<R> token(Vec<R> x, Vec<R> y, const N
 }
 
 template <class R, bool MORE> Totals any_block(const R* p, const R* q, int64_t n, const Norms<R>& norms) {
-    Vec<R> U{}, A{}, B{}, back{}, p_log{}, q_log{}, p_lost{}, q_lost{}, none{};
+    Sum<R> U, A, B, back, p_log, q_log, p_lost, q_lost;
+    const Vec<R> none{};
     Mask<R> p_alone{}, q_alone{};
     for (int64_t i = 0; i < n; i += LANES<R>) {
         Token<R> t = token<!MORE, R>(load(p + i), load(q + i), norms);
@@ -522,13 +546,17 @@ template <class R, bool MORE> Totals any_block(const R* p, const R* q, int64_t n
             Vec<R> of_large = t.W * t.log, of_small = lesser * (t.log - t.d);
             p_log += t.swapped ? of_small : of_large, q_log += t.swapped ? of_large : of_small;
         }
+        if (ends<R>(i + LANES<R>, n)) {
+            flush(U, A, B, p_lost, q_lost);
+            if (MORE) flush(back, p_log, q_log);
+        }
     }
     const double lift = double(int64_t(1) << LIFT);
     Totals sums;
-    sums.U = lift * total<R>(U), sums.A = lift * total<R>(A), sums.B = lift * total<R>(B);
-    sums.back = lift * total<R>(back);
-    sums.p_log = lift * total<R>(p_log), sums.q_log = lift * total<R>(q_log);
-    sums.p_lost = lift * total<R>(p_lost), sums.q_lost = lift * total<R>(q_lost);
+    sums.U = lift * U.total(), sums.A = lift * A.total(), sums.B = lift * B.total();
+    sums.back = lift * back.total();
+    sums.p_log = lift * p_log.total(), sums.q_log = lift * q_log.total();
+    sums.p_lost = lift * p_lost.total(), sums.q_lost = lift * q_lost.total();
     for (int64_t j = 0; j < LANES<R>; j++) sums.p_alone += double(p_alone[j]), sums.q_alone += double(q_alone[j]);
     return sums;
 }
@@ -537,7 +565,8 @@ struct Mass { double sum, log; };  // Σ u and Σ u log2 u of one side, as in `T
 
 template <class In, bool LOGS, class R = typename In::Real>
 Mass side_block(const char* x, int64_t n, const Anchor<R>& a, int64_t ahead) {
-    Vec<R> U[2] = {}, T[2] = {}, v[2];
+    Sum<R> U, T;
+    Vec<R> v[2];
     const int64_t size = SIZES[In::dtype];
     for (int64_t i = 0; i < n; i += 2 * LANES<R>) {
         const char* at = x + i * size;
@@ -547,11 +576,12 @@ Mass side_block(const char* x, int64_t n, const Anchor<R>& a, int64_t ahead) {
             Vec<R> t = a.exponent(v[j]);
             if (LOGS) t = bigger(all<R>(R(-1100)), t);
             Vec<R> u = exp2<LIFT, R>(t);
-            U[j] += u;
-            if (LOGS) T[j] = fma(u, t, T[j]);
+            U += u;
+            if (LOGS) T.add(u, t);
         }
+        if (ends<R>(i + 2 * LANES<R>, n)) flush(U, T);
     }
-    return {total<R>(U[0]) + total<R>(U[1]), total<R>(T[0]) + total<R>(T[1])};
+    return {U.total(), T.total()};
 }
 
 // JS of normalised sides: with weights b of the larger and b' of the smaller, the mixture is W (1 + z),
@@ -566,7 +596,7 @@ template <class R> INLINE Mixture<R> mixture(const Token<R>& t, R beta) {
 
 template <class R> void js_block(const R* p, const R* q, int64_t n, const Norms<R>& norms, R beta,
                                  double* out) {
-    Vec<R> p_sum{}, q_sum{};
+    Sum<R> p_sum, q_sum;
     for (int64_t i = 0; i < n; i += LANES<R>) {
         Token<R> t = token<true, R>(load(p + i), load(q + i), norms);
         Mixture<R> m = mixture<R>(t, beta);
@@ -574,8 +604,9 @@ template <class R> void js_block(const R* p, const R* q, int64_t n, const Norms<
         Vec<R> small = t.W * (m.own * t.less_one * t.less_one - fma(t.less_one, less, less));
         p_sum += t.swapped ? small : large;
         q_sum += t.swapped ? large : small;
+        if (ends<R>(i + LANES<R>, n)) flush(p_sum, q_sum);
     }
-    out[0] += norms.p_times * total<R>(p_sum), out[1] += norms.p_times * total<R>(q_sum);
+    out[0] += norms.p_times * p_sum.total(), out[1] += norms.p_times * q_sum.total();
 }
 
 // --- sums over a row ----------------------------------------------------------------------------
@@ -587,6 +618,7 @@ template <class R> struct Sides {
     const Shared& s;
     Blocks<R> p, q;
     double p_top = -INFINITY, q_top = -INFINITY;
+    int64_t p_block = 0;  // where p's largest first is
     bool whole = false;  // whether these are the largest of the whole row
     std::vector<uint8_t> empty;
 
@@ -598,6 +630,7 @@ template <class R> struct Sides {
         block_tops((const R*)p.get(start, n), filled<R>(n), a);
         if (q.x) block_tops((const R*)q.get(start, n), filled<R>(n), b);
         if (whole) empty[start / BLOCK] = a == -INFINITY && b == -INFINITY;
+        if (a > p_top) p_block = start;
         p_top = std::max(p_top, a), q_top = std::max(q_top, b);
     }
     void all_tops() {
@@ -611,6 +644,17 @@ template <class R> struct Sides {
         if (!whole) tops(0);
         if (!usable() && !whole) all_tops();
         return usable();
+    }
+    // Says whether p has a logit in this block that is more than half a power of two above the anchor,
+    // and takes the largest for it: the nearer to 0 an exponent is, the more digits it has
+    bool higher(int64_t start, Anchor<R>& a, double& powers) {
+        double top = -INFINITY;
+        const int64_t n = size(start);
+        block_tops((const R*)p.get(start, n), filled<R>(n), top);
+        if (!(top * double(a.scale) - a.from > 0.5) || !std::isfinite(top)) return false;
+        Anchor<R> better(top, s);
+        powers = a.from - better.from, a = better;
+        return true;
     }
     bool passed(int64_t start) const { return whole && empty[start / BLOCK]; }
 };
@@ -643,7 +687,7 @@ again:
     Totals all_of;
     for (int64_t start = 0; start < s.vocab; start += BLOCK) {
         if (r.passed(start)) continue;
-        for (int turn = 0;; turn++) {
+        for (bool moved = false;;) {
             R c = R(log_c);
             Totals found;
             if (!uneven) found = even_of<MORE>(r, start, a, c);
@@ -659,11 +703,17 @@ again:
                     goto again;
                 }
             }
+            double powers;
+            if (found.U > MUCH && r.higher(start, a, powers)) {
+                all_of.raise(powers);
+                continue;
+            }
             Totals sum = all_of;
             sum.add(found);
             double shift = sum.off(), better = double(R(double(c) + shift / LN2));
             shift = (better - double(c)) * LN2, log_c = better;
-            if (std::fabs(shift) > 1.0 && turn == 0) {  // so far that A would lose digits: once more
+            if (std::fabs(shift) > 1.0 && !moved) {  // so far that A would lose digits: once more
+                moved = true;
                 all_of.move(shift);
                 continue;
             }
@@ -714,11 +764,15 @@ again:
     top = r.p_top, log = NONE;
     if (!good) return false;
     Anchor<R> a(r.p_top, s);
-    top = double(a.logit);
     double U = 0.0, T = 0.0;
     for (int64_t start = 0; start < s.vocab; start += BLOCK) {
         if (r.passed(start)) continue;
         Mass found = side_of<LOGS>(r, start, a);
+        double powers;
+        if (found.sum > MUCH && std::isfinite(found.sum) && r.higher(start, a, powers)) {
+            T = std::exp2(powers) * (T + powers * U), U *= std::exp2(powers);
+            found = side_of<LOGS>(r, start, a);
+        }
         U += found.sum, T += found.log;
     }
     if (!std::isfinite(U)) {
@@ -727,7 +781,7 @@ again:
         goto again;
     }
     const double lift = 1.0 / double(int64_t(1) << LIFT);
-    log = a.log(U * lift);
+    top = double(a.logit), log = a.log(U * lift);
     if (LOGS) entropy = std::max(std::log(U * lift) - LN2 * T / U, 0.0);
     return true;
 }
@@ -762,16 +816,9 @@ template <class R> void js_sums(Sides<R>& r, double* out) {
 template <class R> void first_top(const Row& x, const Shared& s, double& top, double& log, double& id) {
     Sides<R> r(x, {nullptr, 0}, s);
     r.all_tops();
-    for (int64_t start = 0; start < s.vocab; start += BLOCK) {
-        const int64_t n = r.size(start);
-        if (r.passed(start)) continue;
-        const R* v = (const R*)r.p.get(start, n);
-        double here = -INFINITY;
-        block_tops(v, filled<R>(n), here);
-        if (here < r.p_top) continue;
-        id = double(start + (std::find(v, v + n, R(r.p_top)) - v));
-        break;
-    }
+    const int64_t n = r.size(r.p_block);
+    const R* v = (const R*)r.p.get(r.p_block, n);
+    id = double(r.p_block + (std::find(v, v + n, R(r.p_top)) - v));
     log += (top - r.p_top) / s.temperature, top = r.p_top;
 }
 

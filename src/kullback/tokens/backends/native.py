@@ -94,7 +94,8 @@ def rounding(x: Tensor, log_norms: Tensor, temperature: float) -> Tensor:
     out = torch.empty(len(x), dtype=torch.float64)
     call = _call(x, None, None, None, Task((), temperature), 0)
     known = log_norms.contiguous()
-    _library().kullback_rounding(ctypes.byref(call), _pointer(known), ctypes.c_void_p(out.data_ptr()))
+    pointers = (ctypes.c_void_p(each.data_ptr()) for each in (known, out))
+    _library().kullback_rounding(ctypes.byref(call), *pointers)
     step = torch.finfo(x.dtype).eps / temperature
     return out * (step * step / 24)
 
