@@ -130,7 +130,9 @@ template <> struct Poly<float> {
         0.240153617f, 0.6931530732f, 0.9999999251f};
     static constexpr float half_short[] = {0.00132764714f, 0.009675541296f, 0.05550713275f,
         0.2402211973f, 0.6931469671f, 1.000000072f};
-    static constexpr float excess[] = {0.0001541727929f, 0.001338125023f, 0.009618172197f,
+    static constexpr float excess[] = {0.000015265440983f, 0.00015453114778f, 0.0013333601957f,
+        0.0096180826776f, 0.055504108218f, 0.2402265076f};
+    static constexpr float excess_short[] = {0.0001541727929f, 0.001338125023f, 0.009618172197f,
         0.05550381112f, 0.2402265048f};
     static constexpr float log[] = {0.0480743799f, -0.1070444612f, 0.131425062f, -0.1443276554f,
         0.166453291f, -0.199936672f, 0.2500021417f, -0.3333339564f, 0.4999999956f};
@@ -148,7 +150,7 @@ template <> struct Poly<double> {
         1.01780994139352332e-7, 1.3215451686820291e-6, 0.0000152527337605575683,
         0.000154035304246928298, 0.00133335581464650099, 0.00961812910761870738,
         0.0555041086648215043, 0.240226506959100761};
-    static constexpr auto &unit_short = unit, &half_short = half;
+    static constexpr auto &unit_short = unit, &half_short = half, &excess_short = excess;
     static constexpr double log[] = {-0.00869534980901103437, 0.0307352404889788674,
         -0.0516782413516846989, 0.0597510433238523009, -0.0605873071884039232,
         0.0624099302248183405, -0.0664507697557016327, 0.0713992898876662467,
@@ -194,7 +196,7 @@ template <class R> struct Power {
         return fma(scale, curve, line);
     }
 };
-template <class R> INLINE Power<R> power(Vec<R> l) {
+template <class R, bool SHORT = false> INLINE Power<R> power(Vec<R> l) {
     Power<R> e;
     e.l = l;
 #if WIDTH == 64
@@ -209,7 +211,8 @@ template <class R> INLINE Power<R> power(Vec<R> l) {
     e.g = x - (shifted - Lanes<R>::ROUND);
     e.scale = (Vec<R>)(((Mask<R>)shifted << Lanes<R>::MANTISSA) + (bias << Lanes<R>::MANTISSA));
 #endif
-    e.curve = polynomial(e.g, Poly<R>::excess) * (e.g * e.g);
+    Vec<R> curve = SHORT ? polynomial(e.g, Poly<R>::excess_short) : polynomial(e.g, Poly<R>::excess);
+    e.curve = curve * (e.g * e.g);
     return e;
 }
 
@@ -476,7 +479,7 @@ Totals even_block(const char* p, const char* q, int64_t n, const Anchor<R>& a, R
             if (MORE) t = bigger(all<R>(R(-1100)), t);
             Vec<R> u = exp2<LIFT, R, !MORE>(t), d = x[j] == y[j] ? Vec<R>{} : y[j] - x[j];
             Vec<R> l = fma(d, all<R>(a.scale), all<R>(-c));
-            Power<R> e = power<R>(l);
+            Power<R> e = power<R, true>(l);
             Vec<R> excess = e.excess();
             U += u, A.add(u, excess), L.add(u, l);
             if (MORE) {
@@ -676,70 +679,6 @@ Totals even_of(Sides<R>& r, int64_t start, const Anchor<R>& a, R c) {
     return even_block<Plain<R>, MORE>(x, y, filled<R>(n), a, c, BLOCK * int64_t(sizeof(R)));
 }
 
-// False: no distribution on one side or the other, or none that can be told
-template <bool MORE, class R> bool pair_sums(Sides<R>& r, double* out) {
-    const Shared& s = r.s;
-    bool uneven = false;
-again:
-    if (!r.start()) return false;
-    Anchor<R> a(r.p_top, s), q_a(r.q_top, s);
-    double log_c = q_a.from - a.from;
-    Totals all_of;
-    for (int64_t start = 0; start < s.vocab; start += BLOCK) {
-        if (r.passed(start)) continue;
-        for (bool moved = false;;) {
-            R c = R(log_c);
-            Totals found;
-            if (!uneven) found = even_of<MORE>(r, start, a, c);
-            if (uneven || !found.finite()) {
-                int64_t n = r.size(start);
-                const R *x = (const R*)r.p.get(start, n), *y = (const R*)r.q.get(start, n);
-                Norms<R> norms{a, q_a, R(1), R(q_a.from - a.from - double(c)), c, R(0)};
-                found = any_block<R, MORE>(x, y, filled<R>(n), norms);
-                uneven = found.p_alone + found.q_alone > 0;
-                if (!found.finite()) {
-                    if (r.whole) return false;
-                    r.all_tops();
-                    goto again;
-                }
-            }
-            double powers;
-            if (found.U > MUCH && r.higher(start, a, powers)) {
-                all_of.raise(powers);
-                continue;
-            }
-            Totals sum = all_of;
-            sum.add(found);
-            double shift = sum.off(), better = double(R(double(c) + shift / LN2));
-            shift = (better - double(c)) * LN2, log_c = better;
-            if (std::fabs(shift) > 1.0 && !moved) {  // so far that A would lose digits: once more
-                moved = true;
-                all_of.move(shift);
-                continue;
-            }
-            sum.move(shift);
-            all_of = sum;
-            break;
-        }
-    }
-    double shift = all_of.off();
-    all_of.move(shift), log_c += shift / LN2;
-    const double U = all_of.U, V = U + all_of.B, lift = 1.0 / double(int64_t(1) << LIFT);
-    if (!(U > 0.0 && V > 0.0)) return false;
-    out[P_MAX] = double(a.logit), out[Q_MAX] = double(q_a.logit);
-    out[P_LOG] = a.log(U * lift);
-    out[Q_LOG] = q_a.log(V * lift) + LN2 * (log_c - (q_a.from - a.from));
-    out[KL] = std::max(all_of.A / U, 0.0), out[REVERSE_KL] = std::max(all_of.back / V, 0.0);
-    out[P_LOST] = all_of.p_lost / U, out[Q_LOST] = all_of.q_lost / V;
-    out[P_ALONE] = all_of.p_alone, out[Q_ALONE] = all_of.q_alone;
-    if (MORE) {
-        out[P_ENTROPY] = std::max(std::log(U * lift) - LN2 * all_of.p_log / U, 0.0);
-        out[Q_ENTROPY] = std::max(std::log(V * lift) - LN2 * all_of.q_log / V, 0.0);
-    }
-    out[NOTE] = uneven || all_of.p_alone + all_of.q_alone > 0;
-    return true;
-}
-
 template <bool LOGS, class R>
 Mass side_of(Sides<R>& r, int64_t start, const Anchor<R>& a) {
     const int64_t n = r.size(start);
@@ -786,6 +725,94 @@ again:
     return true;
 }
 
+// c from the normalisers of both sides
+template <class R> bool log_ratio(Sides<R>& r, double& log_c) {
+    double p_log, q_log, none;
+    if (!side_sums<false, R>(r.p.x, r.s, r.p_top, p_log, none)) return false;
+    if (!side_sums<false, R>(r.q.x, r.s, r.q_top, q_log, none)) return false;
+    log_c = (r.q_top - r.p_top) * double(R(r.s.per_nat())) + (q_log - p_log) / LN2;
+    return true;
+}
+
+const double NEAR = 1e-3;  // a V below it times U is not known well from B
+
+// False: no distribution on one side or the other, or none that can be told
+template <bool MORE, class R> bool pair_sums(Sides<R>& r, double* out) {
+    const Shared& s = r.s;
+    bool uneven = false, settled = false;
+    double log_c = 0.0;
+again:
+    if (!r.start()) return false;
+    Anchor<R> a(r.p_top, s), q_a(r.q_top, s);
+    if (!settled) log_c = q_a.from - a.from;
+    Totals all_of;
+    for (int64_t start = 0; start < s.vocab; start += BLOCK) {
+        if (r.passed(start)) continue;
+        for (bool moved = false;;) {
+            R c = R(log_c);
+            Totals found;
+            // where one side is far from the other its logs need exponents of their own
+            const bool even = !uneven && !(MORE && settled);
+            if (even) found = even_of<MORE>(r, start, a, c);
+            if (!even || !found.finite()) {
+                int64_t n = r.size(start);
+                const R *x = (const R*)r.p.get(start, n), *y = (const R*)r.q.get(start, n);
+                Norms<R> norms{a, q_a, R(1), R(q_a.from - a.from - double(c)), c, R(0)};
+                found = any_block<R, MORE>(x, y, filled<R>(n), norms);
+                uneven = found.p_alone + found.q_alone > 0;  // so will the next block be
+                if (!found.finite()) {
+                    if (r.whole) return false;
+                    r.all_tops();
+                    goto again;
+                }
+            }
+            double powers;
+            if (found.U > MUCH && r.higher(start, a, powers)) {
+                all_of.raise(powers);
+                continue;
+            }
+            Totals sum = all_of;
+            sum.add(found);
+            double shift = 0.0;
+            if (!settled) {
+                const double V = sum.U + sum.B, better = double(R(double(c) + sum.off() / LN2));
+                shift = (better - double(c)) * LN2, log_c = better;
+                Totals better_sum = sum;
+                better_sum.move(shift);
+                if (sum.A > 2.0 * better_sum.A && !moved && V > NEAR * sum.U) {
+                    moved = true;  // so far that A would lose digits: once more
+                    all_of.move(shift);
+                    continue;
+                }
+                if (std::fabs(shift) > 1.0 || !(V > NEAR * sum.U)) {  // no use: find c first
+                    if (!log_ratio(r, log_c)) return false;
+                    settled = true;
+                    goto again;
+                }
+            }
+            sum.move(shift);
+            all_of = sum;
+            break;
+        }
+    }
+    double shift = all_of.off();
+    all_of.move(shift), log_c += shift / LN2;
+    const double U = all_of.U, V = U + all_of.B, lift = 1.0 / double(int64_t(1) << LIFT);
+    if (!(U > 0.0 && V > 0.0)) return false;
+    out[P_MAX] = double(a.logit), out[Q_MAX] = double(q_a.logit);
+    out[P_LOG] = a.log(U * lift);
+    out[Q_LOG] = q_a.log(V * lift) + LN2 * (log_c - (q_a.from - a.from));
+    out[KL] = std::max(all_of.A / U, 0.0), out[REVERSE_KL] = std::max(all_of.back / V, 0.0);
+    out[P_LOST] = all_of.p_lost / U, out[Q_LOST] = all_of.q_lost / V;
+    out[P_ALONE] = all_of.p_alone, out[Q_ALONE] = all_of.q_alone;
+    if (MORE) {
+        out[P_ENTROPY] = std::max(std::log(U * lift) - LN2 * all_of.p_log / U, 0.0);
+        out[Q_ENTROPY] = std::max(std::log(V * lift) - LN2 * all_of.q_log / V, 0.0);
+    }
+    out[NOTE] = uneven || all_of.p_alone + all_of.q_alone > 0;
+    return true;
+}
+
 template <class R> Norms<R> norms(const double* sums, const Shared& s) {
     Norms<R> n{Anchor<R>(0, s), Anchor<R>(0, s), 1, 0, 0, 0};
     auto from = [&](Anchor<R>& a, int top, int log) {  // log2 of the norm, in powers and one remainder
@@ -802,13 +829,17 @@ template <class R> Norms<R> norms(const double* sums, const Shared& s) {
     return n;
 }
 
+// Near β, and so that 1 − β is exact: JS does not feel the difference, its derivative by the weights
+// of the mixture being 0, but would feel weights that do not sum to 1
+template <class R> R weight(double beta) { const R rest = R(1) - R(beta); return R(1) - rest; }
+
 template <class R> void js_sums(Sides<R>& r, double* out) {
     const Norms<R> n = norms<R>(out, r.s);
     out[JS_P] = out[JS_Q] = 0.0;
     for (int64_t start = 0; start < r.s.vocab; start += BLOCK) {
         const int64_t size = r.size(start);
         const R *x = (const R*)r.p.get(start, size), *y = (const R*)r.q.get(start, size);
-        js_block<R>(x, y, filled<R>(size), n, R(r.s.beta), out + JS_P);
+        js_block<R>(x, y, filled<R>(size), n, weight<R>(r.s.beta), out + JS_P);
     }
     out[JS_P] = std::max(out[JS_P], 0.0), out[JS_Q] = std::max(out[JS_Q], 0.0);
 }
@@ -878,7 +909,7 @@ R even_slopes(const char* p, const char* q, int64_t n, const Norms<R>& norms, co
             Vec<R> u = exp2<0, R>(p_log) * norms.p_times;
             Vec<R> l = fma(d, all<R>(norms.p.scale), all<R>(-norms.c)) - norms.c_more;
             most = bigger(most, l > R(0) ? l : -l);
-            Vec<R> step = u * power<R>(l).less_one(), line = l * R(LN2);
+            Vec<R> step = u * power<R, true>(l).less_one(), line = l * R(LN2);
             P[j] = u * fma(line, all<R>(cp.ratio), all<R>(cp.one));
             Q[j] = (u + step) * fma(line, all<R>(cq.ratio), all<R>(cq.one));
             if (LOGS) {
@@ -973,7 +1004,7 @@ template <class R> struct RowSlopes {
         if (!y) {
             side_slopes(x, full, n, cp, gp);
         } else if (r.s.asks & ASK_JS) {
-            any_slopes<true>(x, y, full, n, R(r.s.beta), cp, cq, gp, gq);
+            any_slopes<true>(x, y, full, n, weight<R>(r.s.beta), cp, cq, gp, gq);
         } else {
             R most = R(LIMIT);
             if (!uneven)
@@ -981,7 +1012,7 @@ template <class R> struct RowSlopes {
                                                    (char*)gp, (char*)gq, 0);
             if (!(double(most) < LIMIT)) {
                 uneven = true;
-                any_slopes<false>(x, y, full, n, R(r.s.beta), cp, cq, gp, gq);
+                any_slopes<false>(x, y, full, n, weight<R>(r.s.beta), cp, cq, gp, gq);
             }
         }
         if (has_id && gp && x[id - start] > -INFINITY) p_room[id - start] += cp.at;
