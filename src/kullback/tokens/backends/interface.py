@@ -62,7 +62,7 @@ Value = Literal[
 
 
 class Sum(IntEnum):
-    """The sums over one row of logits, float64; `x = (logit − max) / temperature`, `l = log q/p`.
+    """The sums over one row of logits, float64; `x = (logit − P_MAX) / temperature`, `l = log q/p`.
 
     A row without a distribution (no finite logit, or NaN or +inf) has a log-normaliser NaN.
     Sums over both sides run over the tokens that both have, where nothing else is said.
@@ -71,7 +71,7 @@ class Sum(IntEnum):
     6
     """
 
-    P_MAX = 0  # the largest logit of p, not divided by the temperature
+    P_MAX = 0  # the largest logit of p (or one near it, unless `same_top` is wanted)
     P_LOG = 1  # log Σ e^x over p, so that log p = x − P_LOG
     Q_MAX = 2
     Q_LOG = 3
