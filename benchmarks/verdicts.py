@@ -27,7 +27,8 @@ from torch import distributions as law
 from verdict_targets import LISTS, targets
 
 import kullback.variational
-from kullback.variational.diagnostics import diagnose
+from kullback.variational import limits
+from kullback.variational.diagnostics.diagnose import diagnose_beyond
 from kullback.variational.diagnostics.evidence import Evidence, Sample
 from kullback.variational.diagnostics.verdict import judge
 from kullback.variational.limits import LIMITS, Limits
@@ -95,21 +96,24 @@ def gathered(target, fit, generator):
         "mean_off": ((values.mean(0) - target.mean) / values.std(0)).abs().tolist(),
         "sd_off": (target.sd / values.std(0)).log().abs().tolist(),
     }
-    look = functools.partial(diagnose.diagnose_beyond, target.log_density, log_prob, sample)
+    look = functools.partial(diagnose_beyond, target.log_density, log_prob, sample)
     row["evidence"] = look(generator=torch.Generator().manual_seed(1)).evidence.to_dict()
     for name, change in SEARCHES.items() if fit in ("auto", "full_rank") else ():
-        kept = {key: getattr(diagnose, key) for key in change}
+        kept = {key: getattr(limits, key) for key in change}
         for key, value in change.items():
-            setattr(diagnose, key, value)
+            setattr(limits, key, value)
         other = look(generator=torch.Generator().manual_seed(1)).evidence.to_dict()
         for key, value in kept.items():
-            setattr(diagnose, key, value)
+            setattr(limits, key, value)
         if json.dumps(other) != json.dumps(row["evidence"]):
             row[name] = other
     return row
 
 
-SEARCHES = {"without ridges": {"FOLLOWED": 0}, "without a second look": {"WIDER": diagnose.WIDE}}
+SEARCHES = {
+    "without ridges": {"MAX_FOLLOWED_DIMENSIONS": 0},
+    "without a second look": {"MORE_WIDE_DRAWS": limits.WIDE_DRAWS},
+}
 
 
 def kept_in(name):

@@ -10,7 +10,7 @@ import kullback
 
 SLOW = (  # half a second or more: they train, fit, or audit
     "data.loading",
-    "report.audit_report",
+    "report.audit_page",
     "report.run_page",
     "sampled.two_sample",
     "tokens.auditing.run",

@@ -22,6 +22,11 @@ FLOORS = {
     "report": 5,
     "cli": 6,
 }
+MOST_PARAMETERS = 6  # positional ones; keyword-only options of a public face are apart
+MOST_ENTRIES = 16  # files and folders of one folder
+MOST_FILES_A_THOUSAND_LINES = 4.5
+COUNTS = {-1, 0, 1, 2, 3, 4, 0.5, 1.5}  # small numbers of things, and halves, are no thresholds
+TOP_FILES = ("__main__",)
 FILES = sorted(ROOT.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
@@ -112,3 +117,149 @@ def test_public_names_are_listed_and_documented(name):
         if inspect.isclass(member) or inspect.isfunction(member):
             assert (member.__doc__ or "").strip(), f"{name}.{public} has no docstring"
             assert not member.__doc__.startswith(f"{public}("), f"{name}.{public}: no docstring"
+
+
+# What travels, what limits, what is offered
+
+
+def functions_of(tree: ast.Module) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
+def positional(function: ast.FunctionDef) -> int:
+    names = [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
+    return len([name for name in names if name not in ("self", "cls")])
+
+
+def is_kernel(function: ast.FunctionDef) -> bool:
+    """Whether Triton compiles it: a kernel takes pointers and strides one by one."""
+    return any("jit" in ast.unparse(one) for one in function.decorator_list)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_at_most_six_positional_parameters(path):
+    for function in functions_of(TREES[path]):
+        if is_kernel(function):
+            continue
+        count = positional(function)
+        assert count <= MOST_PARAMETERS, (
+            f"{path.name}:{function.lineno} {function.name} takes {count} positional parameters: "
+            "values that travel together are one record"
+        )
+
+
+def fixed_parameters() -> set[str]:
+    """Functions and classes of the package that do not declare `*args`."""
+    fixed, open_ended = set(), set()
+    for tree in TREES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                fixed.add(node.name)
+            elif isinstance(node, ast.FunctionDef):
+                (open_ended if node.args.vararg else fixed).add(node.name)
+    return fixed - open_ended - TENSOR_METHODS
+
+
+TENSOR_METHODS = {name for name in dir(__import__("torch").Tensor) if not name.startswith("_")}
+FIXED = fixed_parameters()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_tuple_is_unpacked_into_parameters(path):
+    for node in ast.walk(TREES[path]):
+        if not isinstance(node, ast.Call) or not any(isinstance(a, ast.Starred) for a in node.args):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        assert name != "cls" and name not in FIXED, (
+            f"{path.name}:{node.lineno} {ast.unparse(node)}: pass fields by name, or a record"
+        )
+
+
+def offered(folder: str) -> set[str]:
+    init = TREES[ROOT / folder / "__init__.py"]
+    return {
+        node.value
+        for node in ast.walk(init)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+OFFERED = {name: offered(name) for name in FLOORS if (ROOT / name).is_dir()}
+
+
+def source_of(path: Path, node: ast.ImportFrom) -> list[str]:
+    """The dotted parts of the module that a `from … import` names, its dots resolved."""
+    package = name_of(path).split(".")
+    package = package if path.name == "__init__.py" else package[:-1]
+    base = package[: len(package) - (node.level - 1)] if node.level else []
+    return [*base, *(node.module.split(".") if node.module else [])]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_other_folders_are_entered_by_their_init(path):
+    here = room_of(name_of(path))
+    for node in ast.walk(TREES[path]):
+        if not isinstance(node, ast.ImportFrom) or here not in FLOORS:
+            continue
+        source = source_of(path, node)
+        if source[0] != "kullback" or len(source) < 2 or source[1] in (here, *TOP_FILES):
+            continue
+        names = {alias.name for alias in node.names}
+        assert len(source) == 2 and names <= OFFERED[source[1]], (
+            f"{path.name}:{node.lineno} imports {sorted(names)} from {'.'.join(source)}: "
+            f"only what kullback.{source[1]} offers in its __init__"
+        )
+
+
+def literals(node: ast.Compare) -> list[float]:
+    sides = [
+        side.operand if isinstance(side, ast.UnaryOp) else side
+        for side in (node.left, *node.comparators)
+    ]
+    found = [side.value for side in sides if isinstance(side, ast.Constant)]
+    return [one for one in found if isinstance(one, (int, float)) and not isinstance(one, bool)]
+
+
+def names_compared() -> set[str]:
+    return {
+        name
+        for tree in TREES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare)
+        for part in ast.walk(node)
+        if (name := getattr(part, "attr", getattr(part, "id", ""))).isupper()
+    }
+
+
+COMPARED = names_compared()
+
+
+@pytest.mark.parametrize("path", [one for one in FILES if one.stem != "limits"], ids=name_of)
+def test_no_threshold_outside_the_limits(path):
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.Compare):
+            bare = [one for one in literals(node) if one not in COUNTS]
+            assert not bare, f"{path.name}:{node.lineno} {ast.unparse(node)}: name it in limits.py"
+    for node in TREES[path].body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        names = {one.id for one in targets if isinstance(one, ast.Name)} & COMPARED
+        numbers = all(
+            isinstance(part, NUMBER_PARTS)
+            and not (isinstance(part, ast.Constant) and isinstance(part.value, str))
+            for part in ast.walk(getattr(node, "value", node))
+        )
+        assert not (names and numbers), f"{path.name}:{node.lineno} {sorted(names)}: to limits.py"
+
+
+NUMBER_PARTS = (ast.Constant, ast.UnaryOp, ast.BinOp, ast.operator, ast.unaryop)
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=str)
+def test_few_entries_a_folder(folder):
+    entries = [one for one in folder.iterdir() if one.name not in ("__init__.py", "__pycache__")]
+    assert len(entries) <= MOST_ENTRIES, f"{folder.name}: {len(entries)} entries"
+
+
+def test_few_files_for_what_they_hold():
+    lines = sum(len(path.read_text().splitlines()) for path in FILES)
+    assert 1000 * len(FILES) / lines <= MOST_FILES_A_THOUSAND_LINES

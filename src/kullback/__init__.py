@@ -12,9 +12,7 @@ sampled number is. Everything loads on first use: `import kullback` imports no t
 
 from typing import TYPE_CHECKING
 
-from kullback.core import __version__
-from kullback.core.lazy import lazy
-from kullback.core.moved import install
+from kullback.core import __version__, install, lazy
 
 if TYPE_CHECKING:
     from . import core, data, exact, measure, report, sampled, tokens, vae, variational

@@ -30,7 +30,9 @@ def size_of(path):
 def trained(tmp_path_factory):
     """A tiny finished run on bits of 8x8 garments."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    code = run("train", *TINY, "--size", "8", "--binarize", "static", "--out", folder)
+    with pytest.MonkeyPatch.context() as patch:  # ten draws an image, not twenty seconds of them
+        patch.setattr("kullback.cli.train.SECONDS_OF_EVALUATION", 0.0)
+        code = run("train", *TINY, "--size", "8", "--binarize", "static", "--out", folder)
     assert code == 0
     return folder
 

@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kullback.cli import measure
+from kullback.cli import divergences
 from kullback.cli.main import app, in_flags, main
 from kullback.cli.reading import Tables, read_pair
 from kullback.core import Estimate, KullbackError
@@ -162,7 +162,7 @@ def test_a_loss_that_exits(tmp_path, capsys):
 
 
 def test_fixed_normals_beyond_the_dimensions_of_sobol():
-    from kullback.variational.optimise.starts import fixed_normals
+    from kullback.variational.optimise.deterministic import fixed_normals
 
     points = fixed_normals(8, 30_000, torch.Generator().manual_seed(0))
     assert points.shape == (8, 30_000)
@@ -251,7 +251,7 @@ def test_arguments_are_said_as_options(text, flags, said):
 def test_a_value_without_an_error_bar(capsys, monkeypatch):
     found = Estimate(0.5, 0.1, draws=100).without_error("the variance is infinite")
     one = Measured(0.5, "sampled: k1, 100 draws", found)
-    monkeypatch.setattr(measure, "_measured", lambda q, g, o, e: _answer(g, one))
+    monkeypatch.setattr(divergences, "_measured", lambda q, g, o, e: _answer(g, one))
     assert run("kl", "t(1)", "t(2)") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("KL(P‖Q) = 0.5 nats  (sampled: k1")
@@ -265,14 +265,14 @@ def test_a_value_without_an_error_bar(capsys, monkeypatch):
 
 
 def _answer(given, one):
-    from kullback.cli.showing import Answer
+    from kullback.cli.divergences import Answer
 
     return Answer("kl", given, one, None, None)
 
 
 def test_a_long_sampling_says_how_long(capsys, monkeypatch):
-    monkeypatch.setattr(measure, "PATIENCE", 0.0)
-    monkeypatch.setattr(measure, "PILOT", 100)
+    monkeypatch.setattr(divergences, "SECONDS_BEFORE_BAR", 0.0)
+    monkeypatch.setattr(divergences, "PILOT_DRAWS", 100)
     monkeypatch.setattr("kullback.cli.session.SECONDS_BETWEEN_LINES", 0.0)
     assert run("kl", "laplace(0,1)", "cauchy(0,1)", "--draws", "3e6") == 0
     captured = capsys.readouterr()
@@ -397,12 +397,26 @@ def test_no_text_ends_in_a_traceback(verb, texts, flags, capsys, monkeypatch):
     _never_a_traceback(verb, texts, flags)
 
 
-@_fuzz(150)
-@given(texts=st.tuples(TEXTS, TEXTS), how=st.tuples(st.booleans(), st.booleans(), st.booleans()))
-def test_any_text_is_read_or_refused(texts, how, monkeypatch):
+HOW = st.tuples(st.booleans(), st.booleans(), st.booleans())
+
+
+def _read_or_refused(texts, how, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("0.5,0.5"))
     with warnings.catch_warnings(action="ignore"), contextlib.suppress(KullbackError):
         read_pair(*texts, how=Tables(*how))
+
+
+@_fuzz(25)
+@given(texts=st.tuples(TEXTS, TEXTS), how=HOW)
+def test_any_text_is_read_or_refused(texts, how, monkeypatch):
+    _read_or_refused(texts, how, monkeypatch)
+
+
+@pytest.mark.slow
+@_fuzz(150)
+@given(texts=st.tuples(TEXTS, TEXTS), how=HOW)
+def test_any_text_is_read_or_refused_many(texts, how, monkeypatch):
+    _read_or_refused(texts, how, monkeypatch)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import torch
 
 from kullback.core import KullbackError
 from kullback.data import binarize
-from kullback.data.binary import _compare, _compiled, binarize_all
+from kullback.data.dataset import _compare, _compiled, binarize_all
 
 LEVELS = torch.arange(256, dtype=torch.uint8)
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from kullback.core import DataError, KullbackError
-from kullback.data import Dataset, describe_protocol, embedded, load, load_images
-from kullback.data.binary import binarize_all
+from kullback.data import Dataset, describe_protocol, load, load_images, loading
+from kullback.data.dataset import binarize_all
 
-FASHION = Path(embedded.__file__).parent / "fashion"
+FASHION = Path(loading.__file__).parent / "fashion"
 
 
 @pytest.fixture(scope="module")

@@ -391,3 +391,43 @@ def test_binomials_of_fewer_trials_row_by_row_and_outside_the_support():
     assert value[1].item() == pytest.approx(5 * 0.021601, rel=1e-4) and value[2] == INF
     for sure in (0.0, 1.0):
         assert closed_forms.kl(D.Binomial(3, t(0.3)), D.Binomial(5, t(sure))) == INF
+
+
+def gamma_kl_by_mpmath(a, b, c, d):
+    """KL(Gamma(a, b)‖Gamma(c, d)) from its definition, in 700 digits."""
+    with mp.workdps(700):
+        a, b, c, d = map(mp.mpf, (a, b, c, d))
+        logs = mp.loggamma(c) - mp.loggamma(a) + c * mp.log(b / d)
+        return float((a - c) * mp.digamma(a) + logs + a * (d - b) / b)
+
+
+def dirichlet_kl_by_mpmath(p, q):
+    with mp.workdps(700):
+        p, q = [[mp.mpf(x) for x in one] for one in (p, q)]
+        total, log = mp.digamma(sum(p)), mp.loggamma
+        terms = (
+            log(y) - log(x) + (x - y) * (mp.digamma(x) - total) for x, y in zip(p, q, strict=True)
+        )
+        return float(log(sum(p)) - log(sum(q)) + sum(terms))
+
+
+@pytest.mark.parametrize("ratio", [1e12, 1e16, 1e17, 1e20, 1e60, 1e200])
+@pytest.mark.parametrize("shape", [1e-6, 0.3, 50.0])
+def test_shapes_of_any_ratio(shape, ratio):
+    """q's shape is not computed as p + (q − p), which is 0 for ratios above 1e16 and gave NaN."""
+
+    def wide(*numbers):
+        return torch.tensor(numbers, dtype=torch.float64)
+
+    for a, b in ((shape, shape * ratio), (shape * ratio, shape)):
+        p, q = D.Gamma(wide(a), wide(2.0)), D.Gamma(wide(b), wide(3.0))
+        assert closed_forms.kl(p, q).item() == pytest.approx(
+            gamma_kl_by_mpmath(a, 2, b, 3), rel=1e-9
+        )
+        for first, second in (((a, 1.0), (b, 1.0)), ((a, 2.0, 0.5), (b, 1.0, 3.0))):
+            p, q = D.Dirichlet(wide(*first)), D.Dirichlet(wide(*second))
+            value = dirichlet_kl_by_mpmath(first, second)
+            assert closed_forms.kl(p, q).item() == pytest.approx(value, rel=1e-9)
+        for alpha in (0.5, 0.99, 2.0):
+            p, q = D.Gamma(wide(a), wide(2.0)), D.Gamma(wide(b), wide(2.0))
+            assert not closed_forms.renyi(p, q, alpha=alpha).isnan().any()

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kullback.exact import table_sums, tables
+from kullback.exact import limits, tables
 
 INF = math.inf
 PAIRED = {
@@ -338,7 +338,7 @@ def test_batches_broadcast_and_blocks_change_nothing(monkeypatch):
     truth = TEXTBOOK["kl"](log_p.exp()[:, :1], log_q.exp()[0])
     assert truth.shape == (5, 3)
     for block in (1, 8, 16, 24, 1000):
-        monkeypatch.setattr(table_sums, "BLOCK", block)
+        monkeypatch.setattr(limits, "BLOCK_ELEMENTS", block)
         value = tables.kl(log_p[:, :1], log_q[0], form="log_probs")
         torch.testing.assert_close(value, truth)
         assert tables.surprisal(log_p, form="log_probs").equal(-log_p)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kullback.report import audit_report
-from kullback.report.audit_report import Strip, pushes, strips
+from kullback.report import audit_page
+from kullback.report.audit_page import Strip, pushes, strips
 from kullback.tokens import audit
 
 
@@ -22,17 +22,17 @@ def k1(logp, ref_logp):
 
 def test_text_has_the_verdict_and_every_group():
     found = audit(k1)
-    text = audit_report.audit_table(found)
+    text = audit_page.audit_table(found)
     assert text.startswith("k1, a loss: On-policy it descends nothing")
-    for title, _, _ in audit_report.GROUPS:
-        assert title in text
+    for group in audit_page.GROUPS:
+        assert group.title in text
     assert max(map(len, text.splitlines())) <= 110
 
 
 def test_the_page_is_whole_and_the_same_every_time():
     found = audit(k1)
-    page = audit_report.render(found)
-    assert page == audit_report.render(audit(k1))
+    page = audit_page.render(found)
+    assert page == audit_page.render(audit(k1))
     assert page.endswith("</html>\n")
     for name in ("verdict", "pictures", "worlds", "guide"):
         assert f'<section id="{name}">' in page
@@ -44,7 +44,7 @@ def test_names_are_escaped():
         return (logp - ref_logp) ** 2
 
     loss.__name__ = "<script>x</script>"
-    assert "<script" not in audit_report.render(audit(loss))
+    assert "<script" not in audit_page.render(audit(loss))
 
 
 def test_pictures_bear_what_is_not_finite():
@@ -53,4 +53,4 @@ def test_pictures_bear_what_is_not_finite():
     assert "nan" not in drawn
     assert "inf" not in drawn
     broken = audit(lambda logp, ref_logp: (logp - ref_logp).sqrt())
-    assert "inf or NaN" in audit_report.render(broken)
+    assert "inf or NaN" in audit_page.render(broken)

@@ -16,7 +16,8 @@ from torch.distributions import constraints
 from kullback import exact
 from kullback.core import ArgumentValueError
 from kullback.report.divergence_plot import estimators, plot, profile
-from kullback.report.explain_fit import exact_posterior, explain_fit, truth_draws
+from kullback.report.explain_fit import exact_posterior, exact_posterior_draws, explain_fit
+from kullback.report.explain_named import explain_estimators
 from kullback.report.explain_tables import explain_table, huffman_words
 from kullback.report.text_layout import number
 from kullback.variational import Target, fit
@@ -54,6 +55,78 @@ def test_explanations_say_what_is_infinite_and_what_is_left_out():
     assert "no length is enough" in text
     many = torch.ones(100) / 100
     assert "and 84 more" in explain_table("entropy", many, unit="nats")
+
+
+@pytest.mark.parametrize(
+    ("p", "q"),
+    [
+        ([0.5, 0.25, 0.25], [0.25, 0.5, 0.25]),
+        ([0.7, 0.2, 0.1], [0.1, 0.2, 0.7]),
+        ([0.5, 0.3, 0.2, 0.0], [0.4, 0.1, 0.2, 0.3]),  # Q has mass that P lacks: E_P[r] = 0.7
+        ([0.9, 0.1 - 1e-6, 1e-6], [0.5, 0.4, 0.1]),  # a heavy ratio
+    ],
+)
+@pytest.mark.parametrize("unit", ["nats", "bits"])
+def test_the_estimators_of_a_table_have_the_means_and_variances_of_enumeration(p, q, unit):
+    tables = [torch.tensor(one, dtype=torch.float64) for one in (p, q)]
+    text = explain_table("kl", *tables, unit=unit)
+    rows = [(a, math.log(b / a), b / a) for a, b in zip(p, q, strict=True) if a > 0]
+    mean = lambda f: math.fsum(w * f(l, r) for w, l, r in rows)  # noqa: E731, E741
+    m, level = mean(lambda _, r: r), mean(lambda l, _: l)  # noqa: E741
+    spread = mean(lambda _, r: (r - m) ** 2)
+    best = mean(lambda l, r: (l - level) * (r - m)) / spread  # noqa: E741
+    one = 1.0 if unit == "nats" else math.log(2)
+    terms = {
+        "k1": lambda l, _: -l / one,  # noqa: E741
+        "k2": lambda l, _: l * l / 2 / one,  # noqa: E741
+        "k3": lambda l, r: (r - m - l) / one,  # noqa: E741
+        "λ*": lambda l, r: (best * (r - m) - l) / one,  # noqa: E741
+    }
+    table = text.split("variance, ")[1].splitlines()[1:]
+    said = {line.split()[0]: line.split()[-2:] for line in table[:4]}
+    for name, term in terms.items():
+        level = mean(term)
+        variance = mean(lambda l, r: (term(l, r) - level) ** 2)  # noqa: B023, E741
+        shown = [float(figure) for figure in said[name]]
+        assert shown == pytest.approx([level, variance], abs=6e-5, rel=6e-4)  # four digits
+    assert f"λ* = Cov(ln r, r) / Var(r) = {number(best)}," in text
+    h, cross, kl = (
+        float(v) / one
+        for v in (
+            exact.entropy(tables[0]),
+            exact.cross_entropy(*tables),
+            exact.kl(*tables),
+        )
+    )
+    assert f"H(P, Q) = H(P) + KL(P‖Q):  {number(cross)} = {number(h)} + {number(kl)} {unit}" in text
+    assert cross == pytest.approx(h + kl, rel=1e-14)
+
+
+def test_named_distributions_show_the_coefficient_of_their_samples():
+    """λ* of N(0, 1) and N(1/2, 1): log r = x/2 − 1/8, Cov = 1/4, Var(r) = e^(1/4) − 1."""
+    p, q = d.Normal(torch.tensor(0.0), 1.0), d.Normal(torch.tensor(0.5), 1.0)
+    text = explain_estimators(p, q, unit="nats", draws=100_000, seed=0, exact=0.125)
+    low, high = (float(x) for x in text.split("λ* = ")[2].rstrip(".").split(".\n")[0].split(" to "))
+    best = 0.25 / (math.exp(0.25) - 1)
+    assert low == pytest.approx(best, rel=0.05)
+    assert high == pytest.approx(best, rel=0.05)
+    inside = d.Uniform(torch.tensor(0.0), 1.0), d.Uniform(torch.tensor(0.0), 2.0)
+    text = explain_estimators(*inside, unit="nats", draws=100, seed=0, exact=math.log(2))
+    assert "every λ gives the same value" in text
+    assert "heavy tail)" not in text
+
+
+def test_without_a_best_coefficient_none_is_given():
+    table = torch.tensor([0.5, 0.5]).double()
+    assert "for every λ" in explain_table("kl", table, table, unit="nats")
+    outside = explain_table("kl", table, torch.tensor([1.0, 0.0]).double(), unit="nats")
+    assert "There is no λ*" in outside
+    flat = explain_table(
+        "kl", torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.4, 0.5, 0.1]), unit="nats"
+    )
+    assert (
+        flat.split("λ*  ")[1].splitlines()[0].split()[-1] == "0"
+    )  # two outcomes: a line fits both
 
 
 @pytest.mark.parametrize(
@@ -183,7 +256,7 @@ def test_a_density_that_is_nan_far_out_is_explained_by_draws():
 
 def test_the_draws_of_the_truth_are_its_quantiles():
     target = Target.of(lambda rate: 8 * rate.log() - 3 * rate, {"rate": constraints.positive})
-    draws = truth_draws(target, exact_posterior(target))["rate"].numpy()
+    draws = exact_posterior_draws(target, exact_posterior(target))["rate"].numpy()
     levels = np.array([0.01, 0.5, 0.99])
     exact = scipy.stats.gamma(9, scale=1 / 3).ppf(levels)
     # half a cell and linear interpolation err by h²/8 |∂ log p/∂z| each, h = 0.0424, 8.4 at 99 %

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from kullback.report import latent
+from kullback.report import run_charts as latent
+from kullback.report.limits import LATENT_REACH
 from kullback.vae import Architecture, build
 
 
@@ -40,11 +41,11 @@ def test_nearest_picks_what_a_search_by_hand_picks():
     places = latent.plane(cloud()).places
     columns, rows = 7, 4
     picked = latent.nearest(places, columns=columns, rows=rows).tolist()
-    wide, high = 2 * latent.REACH / columns, 2 * latent.REACH / rows
+    wide, high = 2 * LATENT_REACH / columns, 2 * LATENT_REACH / rows
     for row in range(rows):
         for column in range(columns):
-            x = -latent.REACH + (column + 0.5) * wide
-            y = latent.REACH - (row + 0.5) * high
+            x = -LATENT_REACH + (column + 0.5) * wide
+            y = LATENT_REACH - (row + 0.5) * high
             inside = [
                 (np.hypot(a - x, b - y), index)
                 for index, (a, b) in enumerate(places.tolist())
@@ -63,7 +64,7 @@ def test_traversal_decodes_the_centres_of_the_cells():
     assert made.shape == (9, 4)
     middle = model.decode(found.origin.float()[None])[0]
     torch.testing.assert_close(made[4], middle, rtol=0, atol=1e-6)
-    corner = found.origin + (2 * latent.REACH / 3) * (
+    corner = found.origin + (2 * LATENT_REACH / 3) * (
         found.deviation[1] * found.directions[1] - found.deviation[0] * found.directions[0]
     )
     expected = model.decode(corner.float()[None])[0]

@@ -7,7 +7,7 @@ from PIL import Image
 
 from kullback.core import RunError
 from kullback.report import pictures
-from kullback.report.charts import shrunk
+from kullback.report.html import shrunk
 
 
 def levels(*values):

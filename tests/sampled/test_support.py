@@ -231,3 +231,29 @@ def test_random_pairs_against_quadrature():
     chance = random.Random(0)
     pairs = [(drawn_case(chance), drawn_case(chance)) for _ in range(1500)]
     assert [pair for seed, pair in enumerate(pairs) if not holds(*pair, seed)] == []
+
+
+@pytest.mark.parametrize(("sd", "scale"), [(1.0, 1.0), (0.9, 0.5), (1.2, 2.0)])
+def test_a_variance_known_to_be_finite_is_not_called_infinite(sd, scale):
+    """LogNormal‖HalfNormal: all moments of x² are finite, whatever k-hat the draws have."""
+    p, q = torch.distributions.LogNormal(0.0, sd), torch.distributions.HalfNormal(scale)
+    for seed in range(4):
+        found = sampled.kl(p, q, draws=2000, generator=torch.Generator().manual_seed(seed))
+        said = " ".join([*found.warnings, found.no_error])
+        assert "infinite" not in said
+        assert "heavy for any" not in said
+
+
+@pytest.mark.parametrize("draws", [2.5, 1000.0, "100", None, True, math.nan])
+def test_a_number_of_draws_is_an_integer(draws):
+    p, q = torch.distributions.Normal(0.0, 1.0), torch.distributions.Laplace(0.0, 1.0)
+    for call in (
+        lambda: sampled.kl(p, q, draws=draws),
+        lambda: kl(p, q, draws=draws),
+        lambda: js(p, q, draws=draws),
+        lambda: entropy(p, draws=draws),
+        lambda: cross_entropy(p, q, draws=draws),
+        lambda: sampled.draw_from(p, draws),
+    ):
+        with pytest.raises(TypeError, match="draws: expected int; got"):
+            call()

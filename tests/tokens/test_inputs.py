@@ -208,7 +208,13 @@ def test_false_alarms_of_the_quick_look_are_below_one_percent():
 def test_the_sweep_in_c_has_the_limits_of_python():
     source = (Path(tokens.__file__).parent / "losses/policy.c").read_text()
     defined = dict(re.findall(r"#define (\w+) (-?[\d.e-]+)", source))
-    for name in ("ABOVE_ZERO", "ODD", "FAR_BELOW", "APART", "FLAT"):
+    for name in (
+        "MAX_LOG_PROB",
+        "SUSPICIOUS_LOG_PROB",
+        "UNSURE_LOG_PROB",
+        "MAX_MEAN_SQUARE_GAP",
+        "MIN_VARIANCE_FOR_LAG",
+    ):
         assert float(defined[name]) == getattr(sampled_limits, name), name
     for name in ("MEAN_GAP", "RATIO_GAP", "MEAN_ERRORS", "HEAVY_LOGS"):
         assert float(defined[name]) == getattr(limits, name), name

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kullback.vae import Architecture, Training, build
-from kullback.vae.fast.elbo_step import step_for
-from kullback.vae.fast.flat import FlatParameters
+from kullback.vae.checkpoint import FlatParameters
+from kullback.vae.elbo_step import step_for
 from kullback.vae.loop import loss_terms
 
 SETTINGS = Training(steps=1, beta=0.7)

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from kullback.vae import Architecture, Training, build
-from kullback.vae.fast.elbo_step import step_for
-from kullback.vae.fast.flat import FlatParameters
-from kullback.vae.fast.native_step import library
+from kullback.vae.checkpoint import FlatParameters
+from kullback.vae.elbo_step import library, step_for
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler here")
 SETTINGS = Training(steps=1)

@@ -12,12 +12,11 @@ from torch import nn
 from kullback.core import DataError, Estimate, RunError
 from kullback.data import Dataset
 from kullback.data.dataset import sha256_of
-from kullback.vae import VAE, Architecture, Training, build, resume, train
+from kullback.vae import VAE, Architecture, Training, build, evaluate, resume, train
+from kullback.vae.checkpoint import FlatParameters, load_tensors
+from kullback.vae.evaluation import collapse_warning
 from kullback.vae.evidence import bounds
-from kullback.vae.fast.flat import FlatParameters
 from kullback.vae.loop import State, batches, fit, loss_terms
-from kullback.vae.monitor import collapse_warning
-from kullback.vae.store import load_tensors
 
 SMALL = Architecture(hidden=(16,), latent=3)
 
@@ -193,6 +192,17 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     before = files_of(tmp_path / "r")
     assert resume(tmp_path / "r").finished
     assert files_of(tmp_path / "r") == before
+
+
+def test_the_model_and_data_in_memory_are_those_on_disk(tmp_path):
+    """What a training returns gives the very figures that reading its folder again gives."""
+    quick = Training(steps=3, batch_size=16, precision="bfloat16")
+    data, small = toy(dynamic=True), Architecture(hidden=(4,), latent=1)
+    outcome = train(data, architecture=small, training=quick, folder=tmp_path / "run")
+    assert outcome.data.train.equal(data.train)
+    figures = evaluate(outcome.model, outcome.data.test, draws=4)
+    assert figures == evaluate(VAE.load(outcome.folder), data.test, draws=4)
+    assert resume(outcome.folder).data is None
 
 
 def test_resume_refuses_other_data(tmp_path):

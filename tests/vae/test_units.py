@@ -10,10 +10,10 @@ import torch
 from kullback.core import DataError
 from kullback.data import Dataset, Grid, load
 from kullback.vae import VAE, Architecture, Training, build, evaluate, train
+from kullback.vae.evaluation import active_units, collapse_warning, varying_units
 from kullback.vae.evidence import bounds
 from kullback.vae.likelihoods import DiscretisedLogistics, Gaussian
-from kullback.vae.monitor import active_units, collapse_warning, varying_units
-from kullback.vae.standardise import location_and_spread
+from kullback.vae.model import location_and_spread
 from oracles import LinearGaussian
 
 TINY = Architecture(network="mlp", hidden=(8,), latent=2, components=2)

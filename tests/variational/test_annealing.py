@@ -5,13 +5,12 @@ import math
 import pytest
 import torch
 
-from kullback.variational import Target, fit
+from kullback.variational import Target, fit, limits
 from kullback.variational.families import Flow, FullRank
 from kullback.variational.families.family import Frame
 from kullback.variational.families.flow import bent, straight
-from kullback.variational.optimise import annealing as fitter
-from kullback.variational.optimise.annealing import BENDS, cooled, widened
-from kullback.variational.optimise.losses import loss_of
+from kullback.variational.objectives import loss_of
+from kullback.variational.optimise.stochastic import cosine_annealing, widen_tails
 
 F64 = torch.float64
 
@@ -28,11 +27,11 @@ def normal(z):
 
 def test_a_gaussian_is_found_to_its_optimum(monkeypatch):
     """The last 0.02 nats are about 0.1 sd; path gradients, noiseless there, go well below that."""
-    monkeypatch.setattr(fitter, "FIRST", 100)
+    monkeypatch.setattr(limits, "FIRST_ROUND_STEPS", 100)
     target = Target.of(normal, 2)
     near = torch.tensor([0.8, -0.8], dtype=F64)
     q = FullRank(Frame.dense(near, torch.eye(2, dtype=F64)))
-    *_, last = cooled(q, loss_of(target, gradient="stl"), seed(0), draws=16)
+    *_, last = cosine_annealing(q, loss_of(target, gradient="stl"), seed(0), draws=16)
     assert last.converged
     assert last.reason.startswith("converged: twice the steps raised the objective by 0.0")
     frame = last.family.absorb()
@@ -43,7 +42,7 @@ def test_a_gaussian_is_found_to_its_optimum(monkeypatch):
 
 def test_what_is_never_finite_ends_the_fit():
     target = Target.of(lambda z: (-1 - z.square().sum()).log(), 2)
-    steps = list(cooled(FullRank(Frame.identity(2)), loss_of(target), seed(0), draws=8))
+    steps = list(cosine_annealing(FullRank(Frame.identity(2)), loss_of(target), seed(0), draws=8))
     assert len(steps) == 1
     assert not steps[-1].converged
     assert "not finite" in steps[-1].reason
@@ -55,7 +54,7 @@ def test_a_heavy_target_widens_the_base():
     pytest.importorskip("zuko")
     target = Target.of(lambda z: bent(straight(z[None], 0.4), 0.4)[1][0], 2)
     flow = Flow(Frame.identity(2))
-    assert widened(flow, target, seed(1)) == BENDS[-1] == float(flow.bend)
+    assert widen_tails(flow, target, seed(1)) == limits.TAIL_WIDTHS[-1] == float(flow.bend)
     z = flow.sample(1000, seed(3))
     torch.testing.assert_close(flow.log_prob(z), target.log_density(z), rtol=1e-12, atol=1e-12)
 
@@ -63,7 +62,7 @@ def test_a_heavy_target_widens_the_base():
 @pytest.mark.slow
 def test_a_flow_in_one_dimension(monkeypatch):
     pytest.importorskip("zuko")
-    monkeypatch.setattr(fitter, "FIRST", 100)
+    monkeypatch.setattr(limits, "FIRST_ROUND_STEPS", 100)
     found = fit(lambda z: -0.5 * ((z[0] - 2) / 3) ** 2, 1, family="flow", progress=False)
     assert found.converged
     z = found.sample(20_000, seed(2))

@@ -8,9 +8,9 @@ from torch.distributions import MultivariateNormal, StudentT
 
 from kullback.sampled import pareto_k
 from kullback.variational import fit
-from kullback.variational.diagnostics.defensive_sampling import pooled, widely
+from kullback.variational.diagnostics.defensive_sampling import draw_wider, pooled
 from kullback.variational.diagnostics.diagnose import diagnose
-from kullback.variational.diagnostics.moment_corrections import by_weights, tail_ratio
+from kullback.variational.diagnostics.evidence import by_weights, tail_ratio
 
 F64 = torch.float64
 Z = 4.5
@@ -27,7 +27,7 @@ def test_draws_and_density_are_of_one_law(dim):
     """E[f / wide] = 1 for any normalised f: normal ones, narrower, wider and off to a side."""
     scale = torch.eye(dim, dtype=F64) + 0.5 * torch.ones(dim, dim, dtype=F64).tril(-1)
     z, log_q = gaussian_draws(1000, scale)
-    wide = widely(log_q, log_q, z, generator=torch.Generator().manual_seed(1), number=20_000)
+    wide = draw_wider(log_q, log_q, z, generator=torch.Generator().manual_seed(1), number=20_000)
     for size, to in ((0.9, 0.0), (1.05, 0.0), (1.0, 0.3)):
         f = MultivariateNormal(to * scale[:, 0], scale_tril=size * scale)
         weights = (f.log_prob(wide.draws) - wide.there).exp()
@@ -40,7 +40,7 @@ def test_pooled_weights_find_what_a_wrong_width_hides(shrink):
     """P is N(0, I) in 5 dimensions and q's sd is `shrink`, so that the shift is known."""
     z, log_q = gaussian_draws(4000, shrink * torch.eye(5, dtype=F64))
     log_p = MultivariateNormal(torch.zeros(5, dtype=F64), torch.eye(5, dtype=F64)).log_prob
-    wide = widely(log_p, log_q, z, generator=torch.Generator().manual_seed(1))
+    wide = draw_wider(log_p, log_q, z, generator=torch.Generator().manual_seed(1))
     draws, logs = pooled(z, log_p(z), log_q(z), wide)
     shift = by_weights(draws, logs, against=z)
     truth = -(z.std(0)).log()
@@ -58,7 +58,7 @@ def test_the_tails_that_are_wrong_are_named():
 
     z, log_q = gaussian_draws(4000, torch.eye(2, dtype=F64))
     seed = torch.Generator().manual_seed(1)
-    wide = widely(log_p, log_q, z, generator=seed)
+    wide = draw_wider(log_p, log_q, z, generator=seed)
     draws, logs = pooled(z, log_p(z), log_q(z), wide)
     ratio = tail_ratio(draws, logs, z, share=0.01)
     t = 2.326
@@ -73,7 +73,7 @@ def test_the_tails_that_are_wrong_are_named():
 
 def test_nan_far_out_is_not_used():
     z, log_q = gaussian_draws(400, torch.eye(1, dtype=F64))
-    wide = widely(lambda z: torch.where(z[:, 0] > 3, math.nan, log_q(z)), log_q, z)
+    wide = draw_wider(lambda z: torch.where(z[:, 0] > 3, math.nan, log_q(z)), log_q, z)
     assert diagnose(z, log_q(z), log_q(z), wide=wide).tails is None
 
 

@@ -10,8 +10,8 @@ from torch.distributions import MultivariateNormal
 
 from kullback.core import KullbackError
 from kullback.variational.diagnostics.diagnose import _log_mean_over_mean_log, diagnose
+from kullback.variational.diagnostics.evidence import by_scores, by_weights
 from kullback.variational.diagnostics.missed_modes import Probed, probe
-from kullback.variational.diagnostics.moment_corrections import by_scores, by_weights
 
 Z = 4.5
 

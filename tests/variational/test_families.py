@@ -10,7 +10,7 @@ from kullback.variational.families import NAMED, FullRank, MeanField, Mixture, S
 from kullback.variational.families.family import Frame
 from kullback.variational.families.flow import bent as widened
 from kullback.variational.families.flow import hubs_first, straight
-from kullback.variational.optimise.starts import fixed_normals
+from kullback.variational.optimise.deterministic import fixed_normals
 
 F64 = torch.float64
 

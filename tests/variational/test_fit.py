@@ -12,10 +12,9 @@ from kullback.exact.closed_forms import kl
 from kullback.variational import FullRank, Target, fit, objectives
 from kullback.variational.families import NAMED
 from kullback.variational.families.family import Frame
+from kullback.variational.objectives import loss_of
 from kullback.variational.optimise.batch_and_match import match
-from kullback.variational.optimise.deterministic import deterministic
-from kullback.variational.optimise.losses import loss_of
-from kullback.variational.optimise.starts import fixed_normals
+from kullback.variational.optimise.deterministic import deterministic, fixed_normals
 
 F64 = torch.float64
 

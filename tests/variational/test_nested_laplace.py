@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from kullback.variational import Target, fit
-from kullback.variational.diagnostics.defensive_sampling import pooled, widely
+from kullback.variational.diagnostics.defensive_sampling import draw_wider, follow, funnels, pooled
 from kullback.variational.diagnostics.diagnose import diagnose_beyond
 from kullback.variational.diagnostics.evidence import Evidence, Sample
-from kullback.variational.diagnostics.nested_laplace import Standard, follow, funnels
 from kullback.variational.diagnostics.verdict import judge
+from kullback.variational.families.family import Frame
 
 F64 = torch.float64
 Z = 4.5
@@ -42,7 +42,7 @@ def with_score(z):
 
 def ridge_of(dim):
     z = torch.randn(2000, dim, generator=seeded(), dtype=F64)
-    standard = Standard.of(0.5 * z)
+    standard = Frame.of_draws(0.5 * z)
     return follow(with_score, standard, standard.axes[0])
 
 
@@ -52,7 +52,7 @@ def test_the_heights_of_a_funnel_are_its_marginal():
     Newton's method ends where at most 0.02 / 2 nats are left to gain.
     """
     ridge = ridge_of(5)
-    v = ridge.frame.centre[0] + ridge.at * ridge.frame.factor[0].norm()
+    v = ridge.frame.shift[0] + ridge.at * ridge.frame.factor[0].norm()
     truth = -0.5 * v**2
     torch.testing.assert_close(ridge.heights, truth - truth.max(), rtol=0, atol=0.011)
 
@@ -75,11 +75,11 @@ def test_pooled_weights_reach_the_narrow_end():
     )
     torch.manual_seed(0)
     z = q.sample((4000,))
-    standard = Standard.of(z)
+    standard = Frame.of_draws(z)
     log_p, score = with_score(z)
     assert funnels(standard, z, score)[0] == 0
     ridge = follow(with_score, standard, standard.axes[0])
-    wide = widely(funnel, q.log_prob, z, ridges=[ridge], generator=seeded(1))
+    wide = draw_wider(funnel, q.log_prob, z, ridges=[ridge], generator=seeded(1))
     draws, logs = pooled(z, log_p, q.log_prob(z), wide)
     share = torch.softmax(logs, 0)
     inside = (draws[:, 0] < -2.0).double()

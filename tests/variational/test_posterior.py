@@ -20,8 +20,7 @@ from kullback.variational import (
     to_arviz,
 )
 from kullback.variational.families import NAMED, FullRank
-from kullback.variational.families.distribution import as_distribution
-from kullback.variational.families.family import Frame
+from kullback.variational.families.family import Frame, as_distribution
 from kullback.variational.target.parameters import ordered
 
 Z = 4.5

@@ -19,8 +19,8 @@ from torch.distributions import (
 
 from kullback.exact import quadrature
 from kullback.variational import Parameter, Target
-from kullback.variational.optimise.control_variate import anchored
-from kullback.variational.target.batched_eval import in_pieces, score_in_pieces
+from kullback.variational.optimise.stochastic import anchored
+from kullback.variational.target.batches import in_pieces, score_in_pieces
 from kullback.variational.target.parameters import bijection, ordered
 
 F64 = torch.float64

@@ -1,25 +1,28 @@
-"""Errors of the library in the words of the command: `--draws` where Python has `draws=`.
+"""The `kullback` command: its verbs with examples, `--config` files, and errors as exit codes.
 
-Which to use: `in_flags`, at the one place where errors are printed.
-
-The `kullback` command: finds the subcommand, and turns this package's errors into exit codes.
-
-No torch is imported here nor by any command's module: only by the command's function, when it runs.
+Which to use: `main`. `in_flags` writes an error of the library in the words of the command:
+`--draws` where Python has `draws=`. No torch is imported here nor by any command's module: only by
+the command's function, when it runs.
 """
 
+import difflib
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from cyclopts import App
+from cyclopts import App, ArgumentCollection, Parameter, Token
 
-from kullback.core import KullbackError, RunError, __version__
+from kullback.core import ArgumentValueError, KullbackError, RunError, __version__, message, require
 
-from .session import FULL, abandon, plain_letters
+from .options import Shared
+from .session import FULL, INTERRUPTED, abandon, log, plain_letters, prepare, write
 
-__all__ = ["app", "in_flags", "main"]
+__all__ = ["EXIT_CODES", "VERBS", "app", "completion", "in_flags", "main"]
 
 # arguments whose option has another name
 OTHER = {
@@ -56,7 +59,7 @@ def in_flags(text: str, flags: Iterable[str]) -> str:
 def _flag(name: str, known: set[str]) -> str | None:
     """Return the option, or the argument in capitals, that stands for an argument in Python."""
     name = OTHER.get(name, name)
-    flags = (f"--{name.replace('_', '-')}", f"-{name}", name.upper())
+    flags = (f"--{name.replace('_', '-')}", name.upper(), f"-{name}")
     return next((flag for flag in flags if flag in known), None)
 
 
@@ -71,27 +74,129 @@ def _option(known: set[str]) -> Callable[[re.Match[str]], str]:
     return written
 
 
+EXIT_CODES = {
+    0: "done",
+    1: "a run failed: damaged or missing run, improper target, full disk, no memory",
+    2: "an argument or option is wrong, typed or in a --config file",
+    3: "the data, or your own Python file, cannot be used",
+    INTERRUPTED: "interrupted; a training has been saved",
+}
+
 HELP = """Kullback-Leibler divergence: measure it, minimise it, code with it.
 
 Compare two distributions; fit q(z) to a log density; train a latent-variable model on your images
-and measure it.
+and measure it. `kullback VERB --help` shows the options of a verb, with examples.
 
-Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed,
-2 wrong usage, 3 unusable data, 130 interrupted (after saving)."""
+Results go to standard output, everything else to standard error."""
 
-EPILOGUE = """Examples:
 
-  kullback kl 0.5,0.25,0.25 0.25,0.5,0.25 --unit bits --explain
+def _listed(examples: Iterable[str]) -> str:
+    return "\n\n".join(f"  {example}" for example in examples)
 
-  kullback kl "student_t(5)" "laplace(0,1)" --plot kl.svg
 
-  kullback fit examples/two_peaks.py --direction both --plot two_peaks.svg
+EPILOGUE = "Exit codes:\n\n" + _listed(f"{code:<5}{words}" for code, words in EXIT_CODES.items())
 
-  kullback train                                    the embedded garments, two minutes
 
-  kullback train photos/ --size 64 --minutes 30     your own folder
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """A verb: where its function is, what the user gets, and commands that work as they stand."""
 
-  kullback evaluate runs/photos-20260101-120000 --draws 5000"""
+    function: str
+    help: str
+    examples: tuple[str, ...]
+
+
+VERBS = {
+    "kl": Verb(
+        "divergences:kl",
+        "KL divergence KL(P‖Q): mean extra code length, exact or with a standard error.",
+        (
+            "kullback kl 0.5,0.25,0.25 0.25,0.5,0.25 --unit bits --explain",
+            'kullback kl "N(0,1)" "N(0, var=4)" --plot kl.svg',
+            'kullback kl "student_t(5)" "laplace(0,1)" --draws 1e6 --json',
+        ),
+    ),
+    "js": Verb(
+        "divergences:js",
+        "Jensen-Shannon divergence JS(P, Q): symmetric, from 0 to 1 bit.",
+        (
+            "kullback js 1/2,1/4,1/4 1/4,1/2,1/4 --unit bits",
+            'kullback js "N(0,1)" "N(3,1)"',
+        ),
+    ),
+    "entropy": Verb(
+        "divergences:entropy",
+        "Entropy H(P): mean code length of data from P.",
+        (
+            "kullback entropy counts.csv --normalise --unit bits",
+            "cut -d, -f2 counts.csv | kullback entropy - --normalise",
+        ),
+    ),
+    "cross-entropy": Verb(
+        "divergences:cross_entropy",
+        "Cross-entropy H(P, Q): mean code length when data from P are coded for Q.",
+        ('kullback cross-entropy "poisson(3)" "poisson(2)" --unit bits',),
+    ),
+    "fit": Verb(
+        "fit:fit",
+        "An approximate posterior q(z) for a log density, with bounds on its errors.",
+        (
+            "kullback fit examples/two_peaks.py --family full_rank --explain --plot fit.svg",
+            "kullback fit examples/two_peaks.py --direction both --plot two_peaks.svg",
+        ),
+    ),
+    "audit": Verb(
+        "user_code:audit",
+        "The divergence that a policy loss minimises, found by enumeration.",
+        ("kullback audit my_losses.py:k3 --html k3.html",),
+    ),
+    "train": Verb(
+        "train:train",
+        "A trained VAE with its evidence on held-out images and a report.",
+        (
+            "kullback train --size 14 --epochs 2 --out runs/garments",
+            "kullback train photos/ --size 16 --steps 200",
+        ),
+    ),
+    "evaluate": Verb(
+        "train:evaluate",
+        "ELBO, bound on the log-likelihood, rate and distortion of a trained run.",
+        ("kullback evaluate runs/garments --draws 20",),
+    ),
+    "sample": Verb(
+        "models:sample",
+        "New images drawn from a trained run.",
+        ("kullback sample runs/garments -n 16 --out new.png",),
+    ),
+    "reconstruct": Verb(
+        "models:reconstruct",
+        "Your images above what the model makes of their codes.",
+        ("kullback reconstruct runs/garments photos/ -n 8 --out pairs.png",),
+    ),
+    "encode": Verb(
+        "models:encode",
+        "Means and standard deviations of q(z|x) for your data.",
+        ("kullback encode runs/garments photos/ --out latent.npz",),
+    ),
+    "report": Verb(
+        "models:report",
+        "The page report.html of a trained run, written again.",
+        ("kullback report runs/garments",),
+    ),
+    "checks": Verb(
+        "models:checks",
+        "What this machine and installation can do.",
+        ("kullback checks --json",),
+    ),
+    "completion": Verb(
+        "main:completion",
+        "A script that completes verbs, options and files in your shell.",
+        (
+            "kullback completion bash > completion.bash && . ./completion.bash",
+            "kullback completion fish > kullback.fish",
+        ),
+    ),
+}
 
 app = App(
     name="kullback",
@@ -100,55 +205,122 @@ app = App(
     version=__version__,
     suppress_keyboard_interrupt=False,
 )
-app.command("kullback.cli.train:train", name="train", help="Train a VAE and report its evidence.")
-app.command(
-    "kullback.cli.evaluate:evaluate",
-    name="evaluate",
-    help="Measure a run: ELBO, log-likelihood bound, rate, distortion.",
-)
-app.command("kullback.cli.model_commands:sample", name="sample", help="Draw images from a run.")
-app.command(
-    "kullback.cli.model_commands:reconstruct",
-    name="reconstruct",
-    help="Images and their reconstructions.",
-)
-app.command(
-    "kullback.cli.model_commands:encode",
-    name="encode",
-    help="Means and standard deviations of q(z|x) for your data.",
-)
-app.command(
-    "kullback.cli.divergences:entropy",
-    name="entropy",
-    help="Entropy H(P): mean code length of data from P.",
-)
-app.command(
-    "kullback.cli.divergences:cross_entropy",
-    name="cross-entropy",
-    help="Cross-entropy H(P, Q): mean code length when data from P are coded for Q.",
-)
-app.command(
-    "kullback.cli.divergences:kl",
-    name="kl",
-    help="KL divergence KL(P‖Q), exact or with a standard error.",
-)
-app.command(
-    "kullback.cli.fit:fit",
-    name="fit",
-    help="Fit q(z) to a log density and bound the errors of the fit.",
-)
-app.command("kullback.cli.divergences:js", name="js", help="Jensen-Shannon divergence JS(P, Q).")
-app.command(
-    "kullback.cli.audit:audit",
-    name="audit",
-    help="Find the divergence that a policy loss minimises.",
-)
-app.command(
-    "kullback.cli.model_commands:report", name="report", help="Rebuild a run's report.html."
-)
-app.command(
-    "kullback.cli.checks:checks", name="checks", help="What this machine and install can do."
-)
+for _name, _verb in VERBS.items():
+    app.command(
+        f"kullback.cli.{_verb.function}",
+        name=_name,
+        help=_verb.help,
+        help_epilogue="Examples:\n\n" + _listed(_verb.examples),
+    )
+
+
+def completion(
+    shell: Annotated[
+        Literal["bash", "zsh", "fish", "powershell"], Parameter(help="The shell's name.")
+    ],
+    /,
+    *,
+    shared: Shared = None,
+) -> None:
+    """Print the script that completes verbs, options and files; each shell reads it its own way.
+
+    bash: `. <(kullback completion bash)` in ~/.bashrc. zsh: a file `_kullback` in a folder of
+    $fpath. fish: ~/.config/fish/completions/kullback.fish.
+    """
+    prepare(shared)
+    write(app.generate_completion(shell=shell))
+
+
+class ConfigFile:
+    """Options from a TOML file (`--config`), for those that were not typed.
+
+    Keys are the long names of options. Those above every table are the verb's; a table `[kl]` is
+    read by `kullback kl` alone. `given` says which file each option came from.
+    """
+
+    def __init__(self) -> None:
+        self.given: dict[str, str] = {}
+
+    def __call__(self, _app: App, verbs: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        """Add the file's values to a verb's arguments; what cyclopts calls after the typed ones."""
+        self.given.clear()
+        flag: Any = next((one for one in arguments if "--config" in one.names and one.tokens), None)
+        if flag is None:
+            return
+        name = str(flag.tokens[0].value)
+        for key, value in _options_in(name, verbs).items():
+            found = _argument(arguments, key, name)
+            texts = _texts(found.hint, value, f"{name}: {key}")
+            if found.tokens or texts is None:
+                continue
+            self.given |= dict.fromkeys(found.names, name)
+            for index, text in enumerate(texts):
+                implied = {"implicit_value": True} if found.hint is bool else {"value": text}
+                found.append(Token(keyword=f"--{key}", source=name, index=index, **implied))
+
+
+def _options_in(name: str, verbs: tuple[str, ...]) -> dict[str, Any]:
+    """Read the options of a verb from a file; those in its table go before those above it."""
+    import tomllib
+
+    try:
+        held = tomllib.loads(Path(name).read_bytes().decode())
+    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        why = getattr(error, "strerror", None) or str(error)
+        raise ArgumentValueError(message("--config", "a TOML file", f"{name}: {why}")) from error
+    tables = {key: value for key, value in held.items() if isinstance(value, dict)}
+    for table in tables:
+        require(table in VERBS, name, "tables named by verbs", f"[{table}]", _near(table, VERBS))
+    plain = {key: value for key, value in held.items() if key not in tables}
+    merged = plain | next((tables[verb] for verb in verbs if verb in tables), {})
+    return {key.replace("_", "-"): value for key, value in merged.items()}
+
+
+def _argument(arguments: ArgumentCollection, key: str, name: str) -> Any:
+    """Return the argument that a key stands for."""
+    flags = {flag[2:]: one for one in arguments for flag in one.names if flag.startswith("--")}
+    flags.pop("config")
+    hint = _near(key, flags)
+    require(key in flags, f"{name}: {key}", "an option of this verb", "another key", hint)
+    return flags[key]
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), "")
+
+
+def _texts(hint: Any, value: Any, where: str) -> list[str] | None:
+    """Write a TOML value as it would be typed, one text a token; None for a flag that is off."""
+    kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    choices = [c for kind in kinds if get_origin(kind) is Literal for c in get_args(kind)]
+    if bool in kinds:
+        require(isinstance(value, bool), where, "true or false", repr(value))
+        return [""] if value else None
+    if choices:
+        near = _near(value, choices) if isinstance(value, str) else ""
+        require(value in choices, where, " or ".join(map(repr, choices)), repr(value), near)
+        return [value]
+    if any(get_origin(kind) is list for kind in kinds):
+        good = isinstance(value, list) and all(isinstance(one, str) for one in value)
+        require(good, where, "a list of texts", repr(value))
+        return list(value)
+    if int in kinds:
+        require(plain and float(value).is_integer(), where, "a whole number", repr(value))
+        return [str(int(value))]
+    if float in kinds:
+        require(plain, where, "a number", repr(value))
+        return [repr(value)]
+    if isinstance(value, list) and Path not in kinds:  # hidden = [200, 200]
+        good = all(type(one) in (int, float) for one in value)
+        require(good, where, "a text, a number or a list of numbers", repr(value))
+        return [",".join(map(str, value))]
+    require(isinstance(value, str) or (plain and Path not in kinds), where, "a text", repr(value))
+    return [str(value)]
+
+
+config = ConfigFile()
+app.config = (config,)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -170,12 +342,13 @@ def _code(given: list[str]) -> int:
     try:
         try:
             code = app(given, result_action="return_value")
+            log("done")
         finally:
             sys.stdout.flush()
     except KullbackError as error:
-        return _failed(in_flags(str(error), _flags(given)), error.exit_code)
+        return _failed(_placed(in_flags(str(error), _flags(given))), error.exit_code)
     except KeyboardInterrupt:
-        return _failed("interrupted", 130)
+        return _failed("interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output went away; that is its right
         abandon(sys.stdout)
         return 1
@@ -191,6 +364,14 @@ def _code(given: list[str]) -> int:
             raise
         return _failed(f"not enough memory{_fewer(_flags(given))}", RunError.exit_code)
     return code if isinstance(code, int) else 0
+
+
+def _placed(text: str) -> str:
+    """Name the file that an option came from: `my.toml: draws: expected …`."""
+    flag, colon, rest = text.partition(":")
+    return (
+        f"{config.given[flag]}: {flag.lstrip('-')}{colon}{rest}" if flag in config.given else text
+    )
 
 
 def _failed(text: str, code: int) -> int:

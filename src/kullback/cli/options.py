@@ -1,12 +1,7 @@
-"""The types `Whole` and `Real` of options that are numbers (`--draws 1e6`, `--beta 1/2`).
+"""The options of every command, as dataclasses that cyclopts turns into flags; no torch here.
 
-The options that commands share, as dataclasses that cyclopts lays out; no torch here.
-
-Defaults come from the library's own settings, so they are written once.
-
-The arguments and options of `entropy`, `cross-entropy`, `kl` and `js`; no torch here.
-
-The options of `kullback fit`; no torch here.
+`Whole` and `Real` are numbers as people type them (`--draws 1e6`, `--beta 1/2`). `Session` is what
+every command takes. The defaults of a training are the library's own.
 """
 
 import re
@@ -19,12 +14,20 @@ from cyclopts import Parameter
 
 from kullback.core import require
 from kullback.measure import number
-from kullback.vae.architecture import Architecture
-from kullback.vae.training import Training
+from kullback.vae import Architecture, Training
 
-from .session import check_new
+from .limits import (
+    FEWEST_DRAWS,
+    FEWEST_FIT_DRAWS,
+    MAX_DIMENSION,
+    MAX_DRAWS,
+    MAX_FIT_DRAWS,
+    MAX_NUMBERS,
+)
+from .session import Session, check_new
 
 __all__ = [
+    "AuditOptions",
     "DataOptions",
     "FitOptions",
     "MeasureOptions",
@@ -33,6 +36,8 @@ __all__ = [
     "P",
     "Q",
     "Real",
+    "Session",
+    "Shared",
     "TrainingOptions",
     "Whole",
 ]
@@ -50,7 +55,7 @@ def _real(_type: Any, tokens: Sequence[Any]) -> float:
 def _whole(_type: Any, tokens: Sequence[Any]) -> int:
     """Read an option's whole number, also as 1e6 and 1_000_000."""
     text = tokens[0].value.strip()
-    if re.fullmatch(r"[+-]?\d+", text) and len(text) < 20:
+    if re.fullmatch(r"[+-]?\d{1,19}", text):
         return int(text)
     value = number(text)
     if value is None or value != value or abs(value) >= 2**63 or value != int(value):
@@ -63,6 +68,9 @@ Whole = Annotated[int, Parameter(converter=_whole)]
 
 
 ARCHITECTURE, TRAINING = Architecture(), Training()
+
+
+Shared = Annotated[Session | None, Parameter(name="*", group="Session")]
 
 
 def _help(text: str) -> Parameter:
@@ -168,11 +176,48 @@ class TrainingOptions:
         return Training(**vars(self))
 
 
+@dataclass(kw_only=True)
+class AuditOptions:
+    """What the loss is and where the report goes."""
+
+    form: Annotated[
+        str,
+        _help("loss, penalty (taken from the reward) or reward; auto goes by the function's name."),
+    ] = "auto"
+    credit: Annotated[
+        str, _help("A penalty multiplies the score of: token (its own), to-go or sequence.")
+    ] = "to-go"
+    importance: Annotated[
+        str, _help("A penalty is weighted off-policy by: none, token or sequence.")
+    ] = "none"
+    batch: Annotated[Whole, _help("Sequences a call, for losses that mix them: 1, 2 or 3.")] = 1
+    name: Annotated[
+        list[str] | None, _help("What a parameter stands for, as in --name x=logp; repeatable.")
+    ] = None
+    json: Annotated[bool, _help("Print one JSON object.")] = False
+    html: Annotated[Path | None, _help("Write a page with pictures to this .html file.")] = None
+    force: Annotated[bool, _help("Replace an existing file.")] = False
+
+    def check(self) -> None:
+        """Raise a ValueError that says which option is wrong, if one is."""
+        if self.html is not None:
+            check_new("--html", self.html, ".html", force=self.force)
+        for one in self.name or []:
+            good = all(one.partition("="))
+            require(good, "--name", "PARAMETER=MEANING", one, "--name x=logp")
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what the library's audit is given."""
+        parts = (one.partition("=") for one in self.name or [])
+        names = {parameter: role for parameter, _, role in parts}
+        same = ("form", "credit", "importance", "batch")
+        return {key: getattr(self, key) for key in same} | {"names": names}
+
+
 FORMS = (
     "0.5,0.25,0.25 (also 1/2,1/4,1/4 and 50%,25%,25%), a .csv, .json or .npy file, - for standard "
     "input, or a name: normal(0,1), N(0,1), t(5), mvn([0,0],[[1,.5],[.5,1]])."
 )
-MOST_DRAWS = 10_000_000  # 2 to 10 s and 1 GB at most; the error is then 1/3000 of one sample's
 
 P = Annotated[str, Parameter(help=f"The distribution P: {FORMS}")]
 Q = Annotated[str, Parameter(help="The distribution Q, in the same form.")]
@@ -209,19 +254,16 @@ class MeasureOptions:
 
     def check(self) -> None:
         """Raise a ValueError that says which option is wrong, if one is."""
-        require(self.draws >= 4, "--draws", "at least 4", self.draws)
-        most = f"at most {MOST_DRAWS:,}"
-        require(self.draws <= MOST_DRAWS, "--draws", most, f"{self.draws:,}", "--draws 1e6")
+        few = f"at least {FEWEST_DRAWS}"
+        require(self.draws >= FEWEST_DRAWS, "--draws", few, self.draws)
+        most = f"at most {MAX_DRAWS:,}"
+        require(self.draws <= MAX_DRAWS, "--draws", most, f"{self.draws:,}", "--draws 1e6")
         require(0 <= self.seed < 2**63, "--seed", "an integer from 0 to 2^63 - 1", self.seed)
         if self.plot is not None:
             check_new("--plot", self.plot, ".svg", force=self.force)
 
 
 Options = Annotated[MeasureOptions | None, Parameter(name="*")]
-
-
-MOST_HELD = 200_000_000  # 1.6 GB an array
-MOST_FIT_DRAWS = 1_000_000  # the verdict's own limits do not improve beyond
 
 
 @dataclass(kw_only=True)
@@ -262,17 +304,18 @@ class FitOptions:
 
     def check(self) -> None:
         """Raise a ValueError that says which option is wrong, if one is."""
-        require(self.draws >= 100, "--draws", "at least 100", self.draws)
-        most = f"at most {MOST_FIT_DRAWS:,}"
-        require(self.draws <= MOST_FIT_DRAWS, "--draws", most, f"{self.draws:,}", "--draws 1e5")
+        few = f"at least {FEWEST_FIT_DRAWS}"
+        require(self.draws >= FEWEST_FIT_DRAWS, "--draws", few, self.draws)
+        most = f"at most {MAX_FIT_DRAWS:,}"
+        require(self.draws <= MAX_FIT_DRAWS, "--draws", most, f"{self.draws:,}", "--draws 1e5")
         require(0 <= self.seed < 2**63, "--seed", "an integer from 0 to 2^63 - 1", self.seed)
         require(self.dim is None or self.dim >= 1, "--dim", "at least 1", self.dim)
-        wide = MOST_HELD // 100
-        require((self.dim or 1) <= wide, "--dim", f"at most {wide:,}", f"{self.dim or 1:,}")
-        held = (self.dim or 1) * self.draws  # numbers in memory, several times over
-        few = f"{MOST_HELD:,} numbers in memory at most"
+        dim = self.dim or 1
+        require(dim <= MAX_DIMENSION, "--dim", f"at most {MAX_DIMENSION:,}", f"{dim:,}")
+        held = dim * self.draws  # numbers in memory, several times over
+        few = f"{MAX_NUMBERS:,} numbers in memory at most"
         got = f"{held:,} (--dim times --draws)"
-        require(held <= MOST_HELD, "--draws", few, got, f"--draws {MOST_HELD // (self.dim or 1)}")
+        require(held <= MAX_NUMBERS, "--draws", few, got, f"--draws {MAX_NUMBERS // dim}")
         require(self.components >= 1, "--components", "at least 1", self.components)
         both = self.direction == "both"
         require(not (both and self.out), "--out", "one direction", "both")

@@ -1,9 +1,8 @@
-"""What numbers that are no probability table look like, and what to do with them.
+"""What P and Q can be: numbers, a file of numbers, standard input, or a named distribution.
 
-Which to use: `looks_like`. People give counts, percentages, logarithms of probabilities, logits, or
-the raw observations themselves; only some of these become a table when divided by their sum.
-
-What P and Q can be: numbers, a file of numbers, standard input, or a named distribution.
+Which to use: `read_pair` and `read`; `looks_like` for numbers that are no table: counts,
+percentages, logarithms of probabilities, logits or raw observations, of which only some become a
+table when divided by their sum.
 """
 
 import csv
@@ -21,10 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kullback.core import ArgumentValueError, DataError, RunError, require
-from kullback.core.checks import message
-from kullback.core.files import parse_json
-from kullback.core.numpy_files import read_npy
+from kullback.core import (
+    ArgumentValueError,
+    DataError,
+    RunError,
+    message,
+    parse_json,
+    read_npy,
+    require,
+)
 from kullback.measure import (
     FAMILIES,
     cells_of,
@@ -34,12 +38,20 @@ from kullback.measure import (
     parse,
     read_typed,
     short,
+    sums_to_one,
 )
 
+from .limits import (
+    MAX_BYTES,
+    MAX_LOG_PROBABILITY,
+    MIN_OBSERVATIONS,
+    NEAR_HUNDRED,
+    NEAR_ONE,
+    REPEATS,
+)
 from .session import say
 
 __all__ = [
-    "MANY",
     "Given",
     "Kind",
     "Tables",
@@ -49,11 +61,6 @@ __all__ = [
     "read_bytes",
     "read_pair",
 ]
-
-MANY = 20  # unnamed numbers from which a list may well be of observations
-REPEATS = 2  # whole numbers that occur so often each, on average, are observations
-NEAR_ONE = 0.02  # of the sum: probabilities printed with two or three decimals
-NEAR_HUNDRED = 1.0  # of the sum: percentages printed without decimals
 
 _DRAWS = (
     "for raw observations of a continuous quantity, in Python: x, y = "
@@ -117,7 +124,7 @@ def looks_like(values: Sequence[float], *, named: bool = False) -> Kind:
 def _with_negatives(values: Sequence[float], *, named: bool) -> Kind:
     most = max(values)
     total = most + math.log(math.fsum(math.exp(value - most) for value in values))
-    many = len(values) >= MANY and not named
+    many = len(values) >= MIN_OBSERVATIONS and not named
     if most <= 0 and abs(total) <= NEAR_ONE:
         return Kind("natural logarithms of probabilities", "--log", weights=False)
     if most <= 0:
@@ -136,18 +143,17 @@ def _observed(values: Sequence[float], *, whole: bool) -> bool:
     Numbers that are not whole are no counts. Whole ones that repeat (zeros apart, which a sparse
     histogram has many of) are throws of a die rather than counts of many outcomes.
     """
-    if len(values) < MANY:
+    if len(values) < MIN_OBSERVATIONS:
         return False
     if not whole:
         return True
     positive = [value for value in values if value > 0]
-    return len(positive) >= MANY and REPEATS * len(set(positive)) <= len(positive)
+    return len(positive) >= MIN_OBSERVATIONS and REPEATS * len(set(positive)) <= len(positive)
 
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".dat", ".json", ".npy", ".npz")
 FORMS = "numbers (0.5,0.25,0.25), a .csv, .json or .npy file, or a name such as normal(0,1)"
 STDIN = "standard input"
-MOST_BYTES = 1 << 30  # of a file of numbers: a table of 40 million outcomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +182,13 @@ class Given:
     def table(self) -> bool:
         """Whether it is a table `[outcomes]`, float64."""
         return isinstance(self.value, Tensor)
+
+    @property
+    def what(self) -> str:
+        """What it was read as, in a few words."""
+        if self.table:
+            return f"a table of {len(self.value)} outcomes, from {short(self.text)}"
+        return f"{type(self.value).__name__}, from {short(self.text)}"
 
 
 def read(text: str, *, name: str = "P", how: Tables | None = None) -> Given:
@@ -254,12 +267,12 @@ def read_bytes(path: Path) -> bytes:
         if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
             raise DataError(f"{path}: a device, not a file")
         with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
+            content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         words = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: cannot be read: {words}") from error
-    if len(content) > MOST_BYTES:
-        raise DataError(f"{path}: more than {MOST_BYTES >> 20} MiB of numbers")
+    if len(content) > MAX_BYTES:
+        raise DataError(f"{path}: more than {MAX_BYTES >> 20} MiB of numbers")
     return content
 
 
@@ -289,7 +302,7 @@ def _stdin() -> bytes:
         say("reading numbers from standard input; end with Ctrl-D")
     raw = getattr(sys.stdin, "buffer", None)
     try:
-        content = sys.stdin.read().encode() if raw is None else raw.read(MOST_BYTES)
+        content = sys.stdin.read().encode() if raw is None else raw.read(MAX_BYTES)
     except (OSError, ValueError) as error:
         raise DataError(f"{STDIN}: cannot be read: {error}") from error
     return bytes(content)
@@ -336,7 +349,7 @@ def _table(masses: Sequence[float], name: str, how: Tables, *, named: bool = Fal
             _refuse_mass(masses, place, name, named=named, log=how.log)
     total = sum(masses)
     require(0 < total < math.inf, name, "probabilities with a positive sum", f"a sum of {total:g}")
-    near = abs(math.fsum(masses) - 1) <= 1e-6
+    near = sums_to_one(masses)
     table = torch.tensor(masses, dtype=torch.float64)
     if near and not (how.normalise or how.weights):
         return table
@@ -345,7 +358,11 @@ def _table(masses: Sequence[float], name: str, how: Tables, *, named: bool = Fal
         allowed = how.weights or (how.normalise and kind.weights)
         got = f"a sum of {total:.9g} (these look like {kind.words})"
         require(allowed, name, "probabilities that sum to 1", got, kind.remedy)
-        if len(masses) >= MANY and kind.words == "counts" and not (named or how.weights):
+        if (
+            len(masses) >= MIN_OBSERVATIONS
+            and kind.words == "counts"
+            and not (named or how.weights)
+        ):
             say(
                 f"note: {name}: {len(masses)} numbers taken as the counts of {len(masses)} outcomes"
             )
@@ -363,7 +380,8 @@ def _exponentials(values: Sequence[float], name: str, *, shift: bool) -> list[fl
     require(good, name, "logarithms below infinity, not all -inf", "others")
     if not shift:
         expected = "natural logarithms of probabilities, at most 0"
-        require(most <= 1e-6, name, expected, f"{most:g}", "--log --normalise, if they are logits")
+        hint = "--log --normalise, if they are logits"
+        require(most <= MAX_LOG_PROBABILITY, name, expected, f"{most:g}", hint)
     return [math.exp(value - most if shift else value) for value in values]
 
 
@@ -475,13 +493,10 @@ def _require_one_table(labels: Sequence[str], numbers: Sequence[float | None], n
         return
     found = [n for n in numbers if n is not None]
 
-    def whole(masses: Sequence[float]) -> bool:
-        return abs(sum(masses) - 1) <= 1e-6
-
     tables = {
-        "two columns that are tables": whole(values),
-        "rows that are tables": all(map(whole, zip(values, found, strict=True))),
-        "one joint table of two columns": whole([*values, *found]),
+        "two columns that are tables": sums_to_one(values),
+        "rows that are tables": all(map(sums_to_one, zip(values, found, strict=True))),
+        "one joint table of two columns": sums_to_one([*values, *found]),
     }
     got = next((words for words, yes in tables.items() if yes), None)
     if got is not None:

@@ -1,9 +1,8 @@
-"""Standard output and error that take every letter, and say in one line when they take nothing.
+"""What every command shares: where to print, how to show progress, how to stop in good order.
 
-Which to use: `plain_letters` around a whole command, `write` for its results, `abandon` when the
-reader of the output has gone or the disk under it is full.
-
-What every command shares: where to print, how to show progress, how to stop in good order.
+Which to use: `prepare` first; `write` and `print_json` for results, on standard output; `say` for
+notes and warnings, `log` for what `--verbose` shows, `bar` and `ticking` for progress, all on
+standard error. `plain_letters` is around a whole command, `abandon` for an output that is gone.
 """
 
 import codecs
@@ -19,27 +18,36 @@ import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from kullback.core import RunError, require
 
+from .limits import SECONDS_BETWEEN_LINES, SECONDS_TO_FIRST_LINE
+
 __all__ = [
     "FULL",
+    "INTERRUPTED",
+    "Session",
     "Stop",
     "abandon",
     "bar",
     "check_new",
     "console",
     "expected_bar",
+    "log",
     "plain_letters",
     "prepare",
     "print_json",
+    "quiet",
     "say",
+    "ticking",
     "write",
 ]
 
@@ -98,12 +106,59 @@ def _spelt(letter: str) -> str:
     return bare or letter.encode("ascii", "backslashreplace").decode()
 
 
-SECONDS_BETWEEN_LINES = 10.0
+INTERRUPTED = 130  # the exit code: 128 + SIGINT
 
 
-def prepare() -> None:
-    """Set this process up: Python warnings reach the user as one plain line."""
+@dataclass(kw_only=True)
+class Session:
+    """What every command takes: where options are read from, and how much is said."""
+
+    config: Annotated[
+        Path | None, Parameter(help="Read options from this TOML file; typed ones go first.")
+    ] = None
+    quiet: Annotated[
+        bool,
+        Parameter(
+            name=("--quiet", "-q"), help="No progress, notes or warnings; errors only.", negative=""
+        ),
+    ] = False
+    verbose: Annotated[
+        bool,
+        Parameter(
+            name=("--verbose", "-v"), help="Say what is chosen and how long it took.", negative=""
+        ),
+    ] = False
+
+
+@dataclass
+class _Voice:
+    """How much this command says, and since when it runs."""
+
+    quiet: bool = False
+    verbose: bool = False
+    start: float = 0.0
+
+
+_voice = _Voice()
+
+
+def prepare(shared: Session | None = None) -> None:
+    """Set this process up: how much is said; Python warnings reach the user as one plain line."""
+    quiet, verbose = (shared.quiet, shared.verbose) if shared else (False, False)
+    require(not (quiet and verbose), "--quiet", "one of --quiet and --verbose", "both")
+    _voice.quiet, _voice.verbose, _voice.start = quiet, verbose, time.perf_counter()
     warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+
+
+def quiet() -> bool:
+    """Say whether `--quiet` was given."""
+    return _voice.quiet
+
+
+def log(text: str) -> None:
+    """Print one line with the seconds since the start on standard error, if `--verbose` is on."""
+    if _voice.verbose:
+        say(f"[{time.perf_counter() - _voice.start:7.2f} s] {text}")
 
 
 def console() -> Console:
@@ -111,9 +166,10 @@ def console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def say(text: str) -> None:
-    """Print one line on standard error."""
-    console().print(text, markup=False, soft_wrap=True)
+def say(text: str, *, always: bool = False) -> None:
+    """Print one line on standard error; with `--quiet` only what is said always."""
+    if always or not _voice.quiet:
+        console().print(text, markup=False, soft_wrap=True)
 
 
 def print_json(fields: dict[str, Any]) -> None:
@@ -139,15 +195,15 @@ def bar(what: str, unit: str = "") -> Iterator[Callable[..., None]]:
     seconds.
     """
     terminal = console()
-    if terminal.is_terminal:
-        columns = (
+    if terminal.is_terminal and not _voice.quiet:
+        with Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=terminal) as progress:
+            console=terminal,
+        ) as progress:
             task = progress.add_task(what, total=None, text="")
 
             def update(done: float, total: float, text: str = "") -> None:
@@ -187,6 +243,33 @@ def expected_bar(what: str, seconds: float) -> Iterator[None]:
             thread.join()
 
 
+@contextmanager
+def ticking(what: str) -> Iterator[Callable[[str], None]]:
+    """Say every few seconds what runs and for how long, where standard error is no terminal.
+
+    Yields `now(text)`, which says what is done at present.
+    """
+    if console().is_terminal or _voice.quiet:
+        yield lambda text: None
+        return
+    over, doing, start = threading.Event(), [""], time.monotonic()
+
+    def tick() -> None:
+        wait = SECONDS_TO_FIRST_LINE
+        while not over.wait(wait):
+            wait = SECONDS_BETWEEN_LINES
+            now = f" ({doing[0]})" if doing[0] else ""
+            say(f"{what}{now}: {time.monotonic() - start:.0f} s so far")
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield lambda text: doing.__setitem__(0, text)
+    finally:
+        over.set()
+        thread.join()
+
+
 class Stop:
     """Turns the first Ctrl-C (or SIGTERM) into a request to stop after the current step.
 
@@ -214,4 +297,4 @@ class Stop:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        say("stopping: saving a checkpoint (press again to stop at once)")
+        say("stopping: saving a checkpoint (press again to stop at once)", always=True)

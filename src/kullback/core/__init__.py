@@ -1,6 +1,11 @@
-"""Floor 0: the estimate, the errors, the argument checks, and files written whole or not at all."""
+"""Floor 0, no torch: what every other folder stands on.
 
-from .checks import describe, message, require, require_type, warn_caller
+`estimate`: a sampled number with its error bar; `errors`: the errors of the package and the
+argument checks that raise them; `files`: files written whole or not at all, JSON and NumPy's files;
+`compiling`: C compiled at first use; `moved`: names imported on first use, and old names of
+modules; `limits`: the thresholds of this folder.
+"""
+
 from .errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -8,15 +13,29 @@ from .errors import (
     KullbackError,
     MissingExtraError,
     RunError,
+    describe,
+    import_extra,
+    message,
+    require,
+    require_type,
+    warn_caller,
 )
-from .estimate import Estimate, short_values
-from .files import read_json, write_atomic, write_json
-from .moved import renamed
-from .version import __version__
+from .estimate import Bias, Estimate, short_values, two_sided
+from .files import (
+    numpy_error,
+    numpy_errors,
+    parse_json,
+    read_json,
+    read_npy,
+    write_atomic,
+    write_json,
+)
+from .moved import install, lazy, renamed
 
 __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
+    "Bias",
     "DataError",
     "Estimate",
     "KullbackError",
@@ -25,13 +44,23 @@ __all__ = [
     "__version__",
     "compiling",
     "describe",
+    "import_extra",
+    "install",
+    "lazy",
     "message",
+    "numpy_error",
+    "numpy_errors",
+    "parse_json",
     "read_json",
+    "read_npy",
     "renamed",
     "require",
     "require_type",
     "short_values",
+    "two_sided",
     "warn_caller",
     "write_atomic",
     "write_json",
 ]
+
+__version__ = "0.1.0"

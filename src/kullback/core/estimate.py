@@ -1,6 +1,6 @@
-"""Student's law: how many standard errors hold the truth when the error is itself estimated.
+"""`Estimate`: a number that came from draws, with its error bar, unit and bias.
 
-`Estimate`: a number that came from draws, with its error bar, unit and bias.
+`two_sided`: the quantile of Student's t that an interval needs when the error is itself estimated.
 
 Every sampled number in kullback is one of these. It is never clipped and NaN is never filtered
 away. Nothing here imports torch: values may be floats or tensors of shape `[*batch]`.
@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any, Literal
 
-from .checks import require, require_type
+from .errors import require, require_type
+from .limits import LISTED_VALUES, NEGLIGIBLE_SKEWNESS, PRINTED_DECIMALS, PRINTED_MAGNITUDE
 
 __all__ = ["Bias", "Estimate", "short_values", "two_sided"]
-
-_LISTED = 6  # values of a batch that are printed one by one
 
 
 def two_sided(level: float, freedom: int) -> float:
@@ -29,8 +28,16 @@ def two_sided(level: float, freedom: int) -> float:
     0.95, 1 % at 0.99, and rapidly better with more degrees.
     Reference: Abramowitz and Stegun (1964), "Handbook of Mathematical Functions", 26.7.5.
 
-    >>> round(two_sided(0.95, 9), 3), round(two_sided(0.95, 10_000), 3)
-    (2.262, 1.96)
+    Args:
+        level: The probability, 0 < level < 1.
+        freedom: Degrees of freedom, ≥ 1.
+
+    Returns:
+        t > 0.
+
+    Example:
+        >>> round(two_sided(0.95, 9), 3), round(two_sided(0.95, 10_000), 3)
+        (2.262, 1.96)
     """
     if freedom == 1:
         return math.tan(math.pi * level / 2)
@@ -55,31 +62,37 @@ _NATS_PER = {"nats": 1.0, "bits": math.log(2.0)}
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A sampled value ± its standard error: `value = truth + bias + error`, `error ~ (0, se²)`.
-
-    value, standard_error: floats, or tensors `[*batch]`, in `unit`.
-    draws: how many independent terms the value is a mean of.
-    unit: "nats", "bits", "nats/token", "" for a pure number, ….
-    bias: the direction in which the expectation differs from the quantity named, and `why`.
-    warnings: what makes the error bar itself doubtful, in words; empty when nothing does.
-    k_hat: the Pareto shape of the heaviest tail among the terms, where one was fitted: from 1/2
-        upwards their variance is infinite and the error bar means nothing. float or `[*batch]`.
-    how: what was averaged, in words, where there was a choice: "best λ = 0.582".
-    where: which of the batch the warnings are about, bool `[*batch]`; None when about all of it.
-    no_error: why no honest standard error can be given, in words; it is NaN then (`without_error`).
-    rounding: the rounding floor, in `unit`: how far the value may be off because the inputs were
-        rounded to their dtype. More samples do not lower it. float or `[*batch]`, 0 where unknown.
-    skewness: of the error, `E[error³]/se³`, as `interval` allows for it: the longer side of the
-        interval is then that of the tail. float or `[*batch]`, 0 where the law is symmetric.
+    """A sampled value ± its standard error: `value = quantity + bias + error`, `error ~ (0, se²)`.
 
     Sums and differences add errors in quadrature, which is right for independent estimates only.
     An infinite value has an infinite standard error; NaN stays NaN in both.
 
-    >>> elbo = Estimate(-89.423, 0.1134, draws=10_000)
-    >>> print(elbo)
-    -89.42 ± 0.11 nats
-    >>> print((elbo - Estimate(-90.0, 0.2, draws=10_000)).bits())
-    0.83 ± 0.33 bits
+    Args:
+        value: float, or tensor `[*batch]`, in `unit`.
+        standard_error: As `value`.
+        draws: How many independent terms the value is a mean of.
+        unit: "nats", "bits", "nats/token", "" for a pure number, ….
+        bias: The direction in which the expectation differs from the quantity named: "none",
+            "low", "high" or "unknown".
+        why: The reason for the bias, in words.
+        warnings: What makes the error bar itself doubtful, in words; empty when nothing does.
+        k_hat: The Pareto shape of the heaviest tail among the terms, where one was fitted: from 1/2
+            upwards their variance is infinite and the error bar means nothing. float or `[*batch]`.
+        where: Which of the batch the warnings are about, bool `[*batch]`; None for all of it.
+        how: What was averaged, in words, where there was a choice: "best λ = 0.582".
+        no_error: Why no standard error can be given, in words; it is NaN then (`without_error`).
+        rounding: The rounding floor, in `unit`: how far the value may be off because the inputs
+            were rounded to their dtype. More samples do not lower it. float or `[*batch]`, 0 where
+            unknown.
+        skewness: Of the error, `E[error³]/se³`, used by `interval`, whose longer side is then that
+            of the tail. float or `[*batch]`, 0 for a symmetric error.
+
+    Example:
+        >>> elbo = Estimate(-89.423, 0.1134, draws=10_000)
+        >>> print(elbo)
+        -89.42 ± 0.11 nats
+        >>> print((elbo - Estimate(-90.0, 0.2, draws=10_000)).bits())
+        0.83 ± 0.33 bits
     """
 
     value: Any
@@ -100,8 +113,9 @@ class Estimate:
     def warned(self) -> Any:
         """Say whether a warning applies: a bool, or for a batch always a bool array `[*batch]`.
 
-        >>> Estimate(1.0, 0.1, draws=9).warned, Estimate(1.0, 0.1, draws=9).warn("few").warned
-        (False, True)
+        Example:
+            >>> Estimate(1.0, 0.1, draws=9).warned, Estimate(1.0, 0.1, draws=9).warn("few").warned
+            (False, True)
         """
         if not getattr(self.value, "ndim", 0):
             return bool(self.warnings)
@@ -114,8 +128,9 @@ class Estimate:
     def brief(self) -> str:
         """Give value, error, unit and bias in one line, as `str` does, but not the warnings.
 
-        >>> Estimate(1.0, 0.125, draws=9, bias="low").warn("few").brief
-        '1.00 ± 0.12 nats, biased low'
+        Example:
+            >>> Estimate(1.0, 0.125, draws=9, bias="low").warn("few").brief
+            '1.00 ± 0.12 nats, biased low'
         """
         ending = f" {self.unit}" if self.unit else ""
         biased = "" if self.bias == "none" else f", biased {self.bias}"
@@ -129,12 +144,25 @@ class Estimate:
     ) -> "Estimate":
         """Estimate a mean from independent terms: `mean ± sd / √n` over the last axis.
 
-        terms: tensor or NumPy array `[*batch, draws]`, draws ≥ 2. The variance has `n - 1` below.
-        Infinite terms give an infinite value with an infinite error; NaN terms give NaN.
+        The variance has `n - 1` below. Infinite terms give an infinite value with an infinite
+        error; NaN terms give NaN.
 
-        >>> import torch
-        >>> print(Estimate.from_terms(torch.tensor([1.0, 2.0, 3.0])))
-        2.00 ± 0.58 nats
+        Args:
+            terms: Tensor or NumPy array `[*batch, draws]`, draws ≥ 2.
+            unit: Of the terms.
+            bias: As in `Estimate`.
+            why: The reason for the bias.
+
+        Returns:
+            The estimate, of shape `[*batch]`.
+
+        Raises:
+            ArgumentValueError: A single number, or fewer than two draws.
+
+        Example:
+            >>> import torch
+            >>> print(Estimate.from_terms(torch.tensor([1.0, 2.0, 3.0])))
+            2.00 ± 0.58 nats
         """
         require(terms.ndim >= 1, "terms", "an array [*batch, draws]", "a single number")
         draws = int(terms.shape[-1])
@@ -159,12 +187,22 @@ class Estimate:
         standard error (`no_error` says why).
         Reference: Hall (1992), "On the removal of skewness by transformation", JRSS B 54.
 
-        >>> low, high = Estimate(0.0, 1.0, draws=100).interval()
-        >>> round(high, 2)
-        1.98
-        >>> low, high = Estimate(0.0, 1.0, draws=100, skewness=0.3).interval()
-        >>> round(low, 2), round(high, 2)
-        (-1.98, 2.7)
+        Args:
+            level: The probability with which it covers the expectation, 0 < level < 1.
+
+        Returns:
+            The lower and the upper end, floats or `[*batch]`.
+
+        Raises:
+            ArgumentValueError: A level outside 0 to 1.
+
+        Example:
+            >>> low, high = Estimate(0.0, 1.0, draws=100).interval()
+            >>> round(high, 2)
+            1.98
+            >>> low, high = Estimate(0.0, 1.0, draws=100, skewness=0.3).interval()
+            >>> round(low, 2), round(high, 2)
+            (-1.98, 2.7)
         """
         require(0.0 < level < 1.0, "level", "a number strictly between 0 and 1", level)
         t = two_sided(level, max(self.draws - 1, 1))
@@ -183,8 +221,19 @@ class Estimate:
     def per(self, count: float, name: str) -> "Estimate":
         """Divide by a count of something and name it in the unit: `nats` → `nats/name`.
 
-        >>> print(Estimate(-64.0, 2.0, draws=9, unit="bits").per(16, "dim"))
-        -4.00 ± 0.12 bits/dim
+        Args:
+            count: How many, positive.
+            name: Of what: "dim", "token".
+
+        Returns:
+            The estimate of the ratio.
+
+        Raises:
+            ArgumentValueError: A count that is not positive.
+
+        Example:
+            >>> print(Estimate(-64.0, 2.0, draws=9, unit="bits").per(16, "dim"))
+            -4.00 ± 0.12 bits/dim
         """
         require(count > 0, "count", "a positive number", count)
         return replace(self / count, unit=f"{self.unit}/{name}")
@@ -192,7 +241,12 @@ class Estimate:
     def warn(self, *warnings: str, where: Any = None) -> "Estimate":
         """Return the same estimate with warnings added, each once, in order.
 
-        where: bool tensor `[*batch]`, the part of a batch they are about; None for all of it.
+        Args:
+            warnings: Sentences.
+            where: bool tensor `[*batch]`, the part of a batch they are about; None for all of it.
+
+        Returns:
+            The estimate with its earlier warnings and these.
         """
         both = tuple(dict.fromkeys((*self.warnings, *warnings)))
         if not warnings:
@@ -203,11 +257,21 @@ class Estimate:
         """Return the same value without a standard error (NaN), for a reason said in words.
 
         For a value whose error bar would be wrong: an assumption of the estimator does not hold.
-        where: bool tensor `[*batch]`, the part of a batch it is about; None for all of it.
 
-        >>> print(Estimate(0.52, 0.01, draws=9).without_error("the variance is infinite"))
-        0.52 nats
-          no error bar: the variance is infinite
+        Args:
+            reason: Why, in words.
+            where: bool tensor `[*batch]`, the part of a batch it is about; None for all of it.
+
+        Returns:
+            The estimate, whose standard error is NaN there.
+
+        Raises:
+            ArgumentValueError: An empty reason.
+
+        Example:
+            >>> print(Estimate(0.52, 0.01, draws=9).without_error("the variance is infinite"))
+            0.52 nats
+              no error bar: the variance is infinite
         """
         require(bool(reason), "reason", "why there is no standard error, in words", repr(reason))
         none = self.standard_error * math.nan
@@ -237,9 +301,10 @@ class Estimate:
     def from_dict(cls, fields: dict[str, Any]) -> "Estimate":
         """Rebuild a scalar estimate from `to_dict`.
 
-        >>> e = Estimate(1.0, 0.5, draws=4, bias="low", why="a bound")
-        >>> Estimate.from_dict(e.to_dict()) == e
-        True
+        Example:
+            >>> e = Estimate(1.0, 0.5, draws=4, bias="low", why="a bound")
+            >>> Estimate.from_dict(e.to_dict()) == e
+            True
         """
         value, error = float(fields["value"]), float(fields["standard_error"])
         rest = {k: fields[k] for k in ("draws", "unit", "bias", "why")}
@@ -319,7 +384,7 @@ def _beyond(t: float, skewness: Any) -> Any:
 
     Hall's is `3/g · (1 − (1 − g (t + g/6))^(1/3))`, the transformation of t solved for t.
     """
-    skewed = abs(skewness) > 1e-6  # below, the difference is far below t's own rounding
+    skewed = abs(skewness) > NEGLIGIBLE_SKEWNESS
     g = skewness * skewed + 1.0 * (1 - skewed * 1)
     inside = 1.0 - g * (t + g / 6)
     root = ((inside > 0) * 1 - (inside < 0) * 1) * abs(inside) ** (1 / 3)
@@ -378,26 +443,25 @@ def _rounded(value: Any, error: Any, no_error: str) -> str:
         return f"{value:.6g} ± {error:.2g}"
     error = float(f"{error:.1e}")  # two significant digits, also where rounding carries over
     places = 1 - math.floor(math.log10(error))
-    if places > 12 or abs(value) >= 1e12:
+    if places > PRINTED_DECIMALS or abs(value) >= PRINTED_MAGNITUDE:
         return f"{value:.6g} ± {error:.2g}"
-    places = max(0, min(12, places))
+    places = max(0, places)
     return f"{value:.{places}f} ± {error:.{places}f}"
 
 
 def _rounded_batch(value: Any, error: Any, no_error: str) -> str:
     """Write `[value ± error, …]`; of a larger batch the range of the values and of the errors."""
-    if value.ndim == 1 and len(value) <= _LISTED:
+    if value.ndim == 1 and len(value) <= LISTED_VALUES:
         errors = error.tolist() if getattr(error, "ndim", 0) else [float(error)] * len(value)
-        pairs = zip(value.tolist(), errors, strict=True)
-        return f"[{', '.join(_rounded(*pair, no_error if _none(pair) else '') for pair in pairs)}]"
+        each = [
+            _rounded(number, bar, no_error if math.isnan(bar) else "")
+            for number, bar in zip(value.tolist(), errors, strict=True)
+        ]
+        return f"[{', '.join(each)}]"
     known = error[error == error] if getattr(error, "ndim", 0) else value[:0]
     if not math.prod(known.shape):
         return short_values(value)
     return f"{short_values(value)}, ± {float(known.min()):.2g} to {float(known.max()):.2g}"
-
-
-def _none(pair: tuple[float, float]) -> bool:
-    return math.isnan(pair[1])
 
 
 def short_values(values: Any, form: str = ".6g") -> str:
@@ -419,7 +483,7 @@ def short_values(values: Any, form: str = ".6g") -> str:
     if not getattr(values, "ndim", 0):
         return f"{float(values):{form}}"
     shape = list(values.shape)
-    if len(shape) == 1 and shape[0] <= _LISTED:
+    if len(shape) == 1 and shape[0] <= LISTED_VALUES:
         return f"[{', '.join(f'{value:{form}}' for value in values.tolist())}]"
     if 0 in shape:
         return f"{shape} values"

@@ -1,31 +1,49 @@
-"""Files written whole or not at all, and JSON that is read with suspicion.
+"""Files written whole or not at all; JSON and NumPy's files, checked as they are read.
 
 Which to use: `write_atomic` for bytes or text, `write_json` and `read_json` for what a run
-remembers. A reader never sees half a file: either the old one is there, or the new one.
+remembers, `read_npy` for the bytes of one array, `numpy_error` for an error of `numpy.load`.
+A reader never sees half a file: either the old one is there, or the new one. Nothing is unpickled.
 """
 
 import contextlib
+import functools
+import io
 import json
 import os
 import secrets
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import RunError
+from .errors import DataError, RunError
 
-__all__ = ["parse_json", "read_json", "write_atomic", "write_json"]
+__all__ = [
+    "numpy_error",
+    "numpy_errors",
+    "parse_json",
+    "read_json",
+    "read_npy",
+    "write_atomic",
+    "write_json",
+]
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:
     """Write `data` to `path` so that a crash leaves the old file or the new one, never a half.
 
     The bytes go to a temporary file in the same folder, are forced to the disk (`fsync`) and take
-    the name in one step (`os.replace`); text is UTF-8. On failure the temporary file is removed
-    and `RunError` says why (no space, no permission, no such folder).
+    the name in one step (`os.replace`). On failure the temporary file is removed.
 
-    >>> write_atomic("note.txt", "12 nats")
-    >>> Path("note.txt").read_text()
-    '12 nats'
+    Args:
+        path: The file.
+        data: Its new content; text is written as UTF-8.
+
+    Raises:
+        RunError: The system refuses (no space, no permission, no such folder).
+
+    Example:
+        >>> write_atomic("note.txt", "12 nats")
+        >>> Path("note.txt").read_text()
+        '12 nats'
     """
     path = Path(path)
     content = data.encode() if isinstance(data, str) else data
@@ -47,12 +65,19 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
 def write_json(path: str | Path, obj: Any) -> None:
     """Write `obj` as JSON, indented by two, in the order it has, through `write_atomic`.
 
-    Strict JSON: NaN and infinities, which JSON lacks, raise `RunError`. File names that are not
-    valid UTF-8 survive as escapes.
+    File names that are not valid UTF-8 survive as escapes.
 
-    >>> write_json("metrics.json", {"elbo": -89.4})
-    >>> read_json("metrics.json")
-    {'elbo': -89.4}
+    Args:
+        path: The file.
+        obj: Dictionaries, lists, strings, finite numbers, booleans and None.
+
+    Raises:
+        RunError: `obj` holds NaN or an infinity, which JSON lacks, or the system refuses.
+
+    Example:
+        >>> write_json("metrics.json", {"elbo": -89.4})
+        >>> read_json("metrics.json")
+        {'elbo': -89.4}
     """
     try:
         text = json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False)
@@ -64,14 +89,22 @@ def write_json(path: str | Path, obj: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
-    A file that is missing, unreadable, not UTF-8, not JSON (NaN and Infinity are not) or nested
-    beyond reason raises `RunError` with the file's name and, where there is one, the position.
+    Args:
+        path: The file.
 
-    >>> write_atomic("broken.json", '{"elbo": }')
-    >>> read_json("broken.json")
-    Traceback (most recent call last):
-        ...
-    kullback.core.errors.RunError: broken.json: not valid JSON: Expecting value at line 1 column 10
+    Returns:
+        What it holds, as Python objects.
+
+    Raises:
+        RunError: The file is missing, unreadable, not UTF-8, not JSON (NaN and Infinity are not)
+            or nested too deeply; the text holds its name and, where there is one, the position.
+
+    Example:
+        >>> write_atomic("broken.json", '{"elbo": }')
+        >>> read_json("broken.json")
+        Traceback (most recent call last):
+            ...
+        kullback.core.errors.RunError: broken.json: not valid JSON: Expecting value at line 1 ...
     """
     try:
         text = Path(path).read_bytes().decode()
@@ -83,12 +116,22 @@ def read_json(path: str | Path) -> Any:
 
 
 def parse_json(text: str, name: str | Path, *, pairs: type | None = None) -> Any:
-    """Read JSON text; the same `RunError` as `read_json`, which begins with `name`.
+    """Read JSON text.
 
-    pairs: a class made from the (name, value) pairs of each object, where a dictionary will not do.
+    Args:
+        text: The JSON.
+        name: Its source, for messages.
+        pairs: A class made from the (name, value) pairs of each object, instead of a dictionary.
 
-    >>> parse_json("[1, 2]", "standard input")
-    [1, 2]
+    Returns:
+        What the text holds, as Python objects.
+
+    Raises:
+        RunError: As `read_json`.
+
+    Example:
+        >>> parse_json("[1, 2]", "standard input")
+        [1, 2]
     """
     try:
         return json.loads(text, parse_constant=_refuse, object_pairs_hook=pairs)
@@ -111,3 +154,65 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@functools.cache
+def numpy_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions that NumPy's reader raises on damaged bytes.
+
+    Their modules are imported here, since they are not needed to start the command.
+    """
+    import struct
+    import tokenize
+    import zipfile
+    import zlib
+
+    return (
+        *(OSError, EOFError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError),
+        *(RuntimeError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile),
+        tokenize.TokenError,
+    )
+
+
+def numpy_error(error: BaseException) -> str:
+    """Say in words why NumPy could not read a file; never with the advice to load pickles.
+
+    Example:
+        >>> numpy_error(ValueError("Object arrays cannot be loaded when allow_pickle=False"))
+        'it holds Python objects, which are never loaded'
+    """
+    text = str(error)
+    if "pickle" not in text:
+        return text or type(error).__name__
+    objects = "Object arrays" in text
+    return "it holds Python objects, which are never loaded" if objects else "not NumPy's format"
+
+
+def read_npy(content: bytes, name: str) -> Any:
+    """Return the array in the bytes of a `.npy` file.
+
+    Args:
+        content: The bytes.
+        name: The file, for messages.
+
+    Returns:
+        The NumPy array.
+
+    Raises:
+        DataError: Damage, an archive of several arrays, or Python objects.
+
+    Example:
+        >>> read_npy(b"nonsense", "p.npy")
+        Traceback (most recent call last):
+            ...
+        kullback.core.errors.DataError: p.npy: not an array of numbers: not NumPy's format
+    """
+    import numpy as np
+
+    try:
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+    except numpy_errors() as error:
+        raise DataError(f"{name}: not an array of numbers: {numpy_error(error)}") from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{name}: an archive (.npz), not an array. Try: numpy.save of one array")
+    return array

@@ -1,30 +1,44 @@
-"""Old names that still work, with a warning: of moved modules, and of arguments (`renamed`).
+"""Names that are imported on first use (`lazy`); old names of modules and arguments.
 
-`install` puts one finder behind Python's own. It knows the names in `MOVED` and nothing else, so no
-other import is touched. An old name gives a module with the names of the new one and a
-`DeprecationWarning` that says where they are now. What a package offers (`kullback.tokens.kl`) has
-not moved.
+`lazy` keeps `import kullback` cheap. `import kullback.tokens.policy` still works, with a warning
+(`MOVED`), and so do old names of arguments (`renamed`). `install` puts one finder behind Python's
+own. It knows the names in `MOVED` and nothing else, so no other import is touched. An old name
+gives a module with the names of the new one and a `DeprecationWarning` that says where they are
+now. What a package offers (`kullback.tokens.kl`) has not moved.
 """
 
 import functools
 import importlib
-import importlib.util
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_loader
 from types import ModuleType
 from typing import Any, TypeVar
 
-__all__ = ["MOVED", "install", "renamed"]
+__all__ = ["MOVED", "install", "lazy", "renamed"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _NEW = {
+    "cli.audit": "cli.user_code",
+    "cli.checks": "cli.models",
+    "cli.evaluate": "cli.train",
+    "cli.fitting": "cli.fit",
+    "cli.measure": "cli.divergences",
+    "cli.model_commands": "cli.models",
     "cli.named_distributions": "measure.named_distributions",
+    "core.checks": "core.errors",
+    "core.numpy_files": "core.files",
+    "cli.output": "cli.models",
+    "cli.showing": "cli.divergences",
+    "cli.user_files": "cli.user_code",
     "core.student": "core.estimate",
     "data.assemble": "data.loading",
+    "data.binary": "data.dataset",
+    "data.embedded": "data.loading",
     "data.folder": "data.pictures",
     "data.picture": "data.pictures",
     "data.resize": "data.pictures",
@@ -35,16 +49,19 @@ _NEW = {
     "exact.families.triangular": "exact.families.pair",
     "exact.log_tables": "exact.table_sums",
     "exact.row_sums": "exact.table_sums",
-    "report.audit_charts": "report.audit_report",
-    "report.audit_page": "report.audit_report",
-    "report.audit_text": "report.audit_report",
+    "measure.from_samples": "measure.quantities",
+    "report.audit_charts": "report.audit_page",
+    "report.audit_report": "report.audit_page",
+    "report.audit_text": "report.audit_page",
+    "report.charts": "report.run_charts",
     "report.code_words": "report.explain_tables",
     "report.directions_plot": "report.fit_plot",
     "report.facts": "report.run_page",
     "report.gallery": "report.run_page",
     "report.guide": "report.run_page",
+    "report.latent": "report.run_charts",
     "report.layout": "report.text_layout",
-    "report.markup": "report.charts",
+    "report.markup": "report.html",
     "report.origin": "report.run_page",
     "report.page": "report.run_page",
     "report.profile": "report.divergence_plot",
@@ -53,12 +70,12 @@ _NEW = {
     "report.words": "report.evaluation_text",
     "sampled.classifier": "sampled.two_sample",
     "sampled.densities": "sampled.distributions",
-    "sampled.draw": "sampled.kl_from_distributions",
-    "sampled.draw_from": "sampled.distributions",
+    "sampled.draw": "sampled.distributions",
     "sampled.draws": "sampled.summary_stats",
     "sampled.entrants": "sampled.summary_stats",
     "sampled.exact_or_sampled": "sampled.divergences",
     "sampled.forms": "sampled.estimators",
+    "sampled.kl_from_distributions": "sampled.distributions",
     "sampled.log_weights": "sampled.importance_weights",
     "sampled.moments": "sampled.estimators",
     "sampled.neighbours": "sampled.nearest_neighbours",
@@ -90,10 +107,10 @@ _NEW = {
     "tokens.native_policy": "tokens.losses.native_policy",
     "tokens.normalising": "tokens.losses.sequence_sums",
     "tokens.over_sequences": "tokens.losses.sequence_sums",
+    "tokens.parallel": "tokens.deprecated",
     "tokens.pointwise": "tokens.divergences.slices",
     "tokens.policy": "tokens.losses.policy",
     "tokens.policy_kl": "tokens.losses.policy_kl",
-    "tokens.parallel": "tokens.deprecated",
     "tokens.precision": "tokens.divergences.rounding",
     "tokens.reference": "tokens.backends.reference",
     "tokens.rewards": "tokens.losses.policy",
@@ -106,44 +123,70 @@ _NEW = {
     "tokens.triton_slopes": "tokens.backends.triton_kernels",
     "tokens.truncated": "tokens.divergences.top_k",
     "vae.bounds": "vae.evidence",
-    "vae.by_hand": "vae.fast.elbo_step",
-    "vae.flat": "vae.fast.flat",
-    "vae.fused": "vae.fast.fused",
+    "vae.by_hand": "vae.elbo_step",
+    "vae.device": "vae.run",
+    "vae.diagonal_gaussian": "vae.priors",
+    "vae.events": "vae.likelihoods",
+    "vae.fast.elbo_step": "vae.elbo_step",
+    "vae.fast.flat": "vae.checkpoint",
+    "vae.fast.fused": "vae.networks",
+    "vae.fast.native_step": "vae.elbo_step",
+    "vae.flat": "vae.checkpoint",
+    "vae.fused": "vae.networks",
     "vae.kinds": "vae.architecture",
     "vae.logistics": "vae.likelihoods",
-    "vae.native_step": "vae.fast.native_step",
+    "vae.monitor": "vae.loop",
+    "vae.native_step": "vae.elbo_step",
     "vae.nonfinite": "vae.loop",
+    "vae.standardise": "vae.model",
+    "vae.store": "vae.checkpoint",
     "variational.adam": "variational.optimise.stochastic",
-    "variational.anchored": "variational.optimise.control_variate",
+    "variational.anchored": "variational.optimise.stochastic",
     "variational.batch_and_match": "variational.optimise.batch_and_match",
     "variational.beyond": "variational.diagnostics.diagnose",
-    "variational.bounds": "variational.diagnostics.error_bounds",
+    "variational.bounds": "variational.diagnostics.verdict",
     "variational.by_quadrature": "variational.optimise.grid",
     "variational.constraints": "variational.target.parameters",
-    "variational.cooled": "variational.optimise.annealing",
-    "variational.corrections": "variational.diagnostics.moment_corrections",
+    "variational.cooled": "variational.optimise.stochastic",
+    "variational.corrections": "variational.diagnostics.evidence",
     "variational.deterministic": "variational.optimise.deterministic",
     "variational.diagnosis": "variational.diagnostics.diagnose",
+    "variational.diagnostics.error_bounds": "variational.diagnostics.verdict",
+    "variational.diagnostics.moment_corrections": "variational.diagnostics.evidence",
+    "variational.diagnostics.nested_laplace": "variational.diagnostics.defensive_sampling",
+    "variational.diagnostics.reference_comparison": "variational.diagnostics.summary",
+    "variational.families.distribution": "variational.families.family",
     "variational.families.factors": "variational.families.gaussians",
     "variational.families.full_rank": "variational.families.gaussians",
     "variational.families.low_rank": "variational.families.gaussians",
     "variational.families.mean_field": "variational.families.gaussians",
+    "variational.families.mixture": "variational.families.gaussians",
+    "variational.families.student_t": "variational.families.gaussians",
     "variational.forward": "variational.optimise.forward_kl",
     "variational.frame": "variational.families.family",
-    "variational.gaussian": "vae.diagonal_gaussian",
-    "variational.lbfgs": "variational.optimise.lbfgs",
-    "variational.losses": "variational.optimise.losses",
-    "variational.noise": "variational.optimise.starts",
+    "variational.gaussian": "vae.priors",
+    "variational.lbfgs": "variational.optimise.deterministic",
+    "variational.losses": "variational.objectives",
+    "variational.noise": "variational.optimise.deterministic",
+    "variational.optimise.annealing": "variational.optimise.stochastic",
+    "variational.optimise.control_variate": "variational.optimise.stochastic",
+    "variational.optimise.lbfgs": "variational.optimise.deterministic",
+    "variational.optimise.losses": "variational.objectives",
+    "variational.optimise.progress": "variational.optimise",
     "variational.parameters": "variational.target.parameters",
-    "variational.pieces": "variational.target.batched_eval",
+    "variational.pieces": "variational.target.batches",
+    "variational.plan": "variational.engine",
+    "variational.posterior": "variational.fit",
     "variational.probe": "variational.diagnostics.missed_modes",
-    "variational.progress": "variational.optimise.progress",
-    "variational.reference": "variational.diagnostics.reference_comparison",
-    "variational.rows": "variational.target.minibatch",
+    "variational.progress": "variational.optimise",
+    "variational.reference": "variational.diagnostics.summary",
+    "variational.rows": "variational.target.batches",
     "variational.start": "variational.optimise.starts",
     "variational.start_large": "variational.optimise.starts",
     "variational.stochastic": "variational.optimise.stochastic",
     "variational.summary": "variational.diagnostics.summary",
+    "variational.target.batched_eval": "variational.target.batches",
+    "variational.target.minibatch": "variational.target.batches",
     "variational.verdict": "variational.diagnostics.verdict",
     "variational.wide": "variational.diagnostics.defensive_sampling",
     "variational.window": "variational.optimise.stochastic",
@@ -152,14 +195,18 @@ MOVED: dict[str, str] = {f"kullback.{old}": f"kullback.{new}" for old, new in _N
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Finds the modules in `MOVED`, and loads each as a copy of the names of the new one."""
+    """Finds the modules in `MOVED` and their folders; loads a copy of the names of the new one."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return importlib.util.spec_from_loader(fullname, self) if fullname in MOVED else None
+        folder = any(old.startswith(f"{fullname}.") for old in MOVED)  # that is gone
+        known = folder or fullname in MOVED
+        return spec_from_loader(fullname, self, is_package=folder) if known else None
 
     def exec_module(self, module: ModuleType) -> None:
+        if module.__name__ not in MOVED:
+            return
         new = MOVED[module.__name__]
         words = f"{module.__name__} has moved: import from {new}, or from the package above it"
         warnings.warn(words, DeprecationWarning, stacklevel=2)
@@ -177,6 +224,34 @@ def install() -> None:
     """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())
+
+
+def lazy(
+    package: str, names: dict[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return `__getattr__` and `__dir__` for a package whose `names` live in other modules.
+
+    Args:
+        package: The dotted name of the package, for the message.
+        names: Public name to the module that holds it; a module that is itself the public name
+            maps to itself.
+
+    Returns:
+        The two functions; `__getattr__` raises AttributeError for any other name.
+
+    Example:
+        >>> get, _ = lazy("demo", {"sqrt": "math"})
+        >>> get("sqrt")(9.0)
+        3.0
+    """
+
+    def get(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module = importlib.import_module(names[name])
+        return module if names[name] == f"{package}.{name}" else getattr(module, name)
+
+    return get, lambda: sorted(names)
 
 
 def renamed(**names: str) -> Callable[[_Function], _Function]:

@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kullback.core import DataError
-from kullback.core.checks import describe
-from kullback.core.numpy_files import DAMAGE, why
+from kullback.core import DataError, describe, numpy_error, numpy_errors
 
 from .examples import Examples, Reading, digests_of, plural
 from .grid import Grid, grid_of, is_shifted_grid, named, quantised
-from .limits import BIT_DEPTH_FROM, FEW_VALUES, MOST_LEVELS
+from .limits import BIT_DEPTH_FROM, BYTE_LEVELS, BYTE_MAX, FEW_VALUES, MOST_LEVELS
 
 __all__ = ["read_arrays"]
 
@@ -60,9 +58,11 @@ def _load(path: Path) -> tuple[Named, list[str]]:
             return {name: np.asarray(loaded[name]) for name in names}, notes
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except DAMAGE as error:
+    except numpy_errors() as error:
         hint = "arrays of plain numbers saved by numpy.save or numpy.savez are read"
-        raise DataError(f"{path}: damaged or not a NumPy file ({why(error)}); {hint}") from error
+        raise DataError(
+            f"{path}: damaged or not a NumPy file ({numpy_error(error)}); {hint}"
+        ) from error
 
 
 def _choose(names: list[str], path: Path) -> tuple[list[str], list[str]]:
@@ -137,7 +137,7 @@ def _of_integers(
     parts = list(arrays.values())
     low, high = min(int(part.min()) for part in parts), max(int(part.max()) for part in parts)
     small = all(part.dtype in (np.uint8, np.bool_) for part in parts)
-    if low >= 0 and high <= 255 and (how.rules == 1 or small or high >= BIT_DEPTH_FROM):
+    if low >= 0 and high <= BYTE_MAX and (how.rules == 1 or small or high >= BIT_DEPTH_FROM):
         return np.concatenate([part.astype(np.uint8) for part in parts]), None
     _refuse_marks(arrays, path, low, high)
     found = {int(value) for part in parts for value in np.unique(part)}
@@ -145,7 +145,7 @@ def _of_integers(
     if how.rules == 1 or (high - low) // step >= MOST_LEVELS:
         for name, array in arrays.items():
             low, high = int(array.min()), int(array.max())
-            if low < 0 or high > 255:
+            if low < 0 or high > BYTE_MAX:
                 hint = "scale to 0..255, or save as float for continuous values"
                 raise DataError(
                     f"{path}: {name}: expected integers in 0..255; got {low} to {high}. Try: {hint}"
@@ -209,7 +209,7 @@ def _refuse_marks(arrays: Named, path: Path, low: int, high: int) -> None:
 
 def _said(grid: Grid) -> str:
     bits = (grid.count - 1).bit_length()
-    depth = f"{bits}-bit" if grid.count == 1 << bits and bits >= 8 else f"{grid.count:,} levels"
+    depth = f"{bits}-bit" if grid.count == 1 << bits >= BYTE_LEVELS else f"{grid.count:,} levels"
     depth = "bits" if grid.count == 2 else depth
     return f"values are {grid.describe()}: modelled as {depth}"
 
@@ -242,14 +242,14 @@ def _pieces(parts: list[NDArray[Any]]) -> list[NDArray[Any]]:
 
 
 def _is_whole(piece: NDArray[Any]) -> bool:
-    return bool(((piece >= 0) & (piece <= 255) & (piece == np.floor(piece))).all())
+    return bool(((piece >= 0) & (piece <= BYTE_MAX) & (piece == np.floor(piece))).all())
 
 
 def _is_fraction(piece: NDArray[Any]) -> bool:
     """Whether every value is k/255 for a whole k, to two roundings of its own dtype."""
     levels = np.rint(piece.astype(np.float64) * 255)
     near = abs(piece - levels / 255) <= 2 * np.finfo(piece.dtype).eps * piece
-    return bool((near & (levels <= 255)).all())
+    return bool((near & (levels <= BYTE_MAX)).all())
 
 
 def _is_coarse(parts: list[NDArray[Any]]) -> bool:

@@ -11,8 +11,19 @@ from numpy.typing import NDArray
 from kullback.core import require
 
 from .grid import Grid
+from .limits import BYTE_LEVELS, MAX_SIDE
 
-__all__ = ["Channels", "Examples", "Fit", "Progress", "Reading", "as_size", "digests_of", "plural"]
+__all__ = [
+    "Channels",
+    "Examples",
+    "Fit",
+    "Fitting",
+    "Progress",
+    "Reading",
+    "as_size",
+    "digests_of",
+    "plural",
+]
 
 Fit = Literal["crop", "pad"]
 Channels = Literal["auto", "grey", "rgb"]
@@ -33,6 +44,15 @@ class Reading:
     rules: int = 2
 
 
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """The size (height, width) and the channels that pictures are brought to, and how."""
+
+    size: tuple[int, int] | None
+    fit: Fit
+    channels: Channels
+
+
 @dataclass(slots=True)
 class Examples:
     """All examples of a source, before the split is applied.
@@ -43,8 +63,9 @@ class Examples:
     is_test: one flag a row where the source has a split of its own, else None.
     split: that split in words. skipped: (name, reason) of what could not be read.
 
-    >>> Examples(np.zeros((2, 3), np.uint8), ["a[0]", "a[1]"]).skipped
-    []
+    Example:
+        >>> Examples(np.zeros((2, 3), np.uint8), ["a[0]", "a[1]"]).skipped
+        []
     """
 
     values: NDArray[Any]
@@ -59,14 +80,15 @@ class Examples:
     @property
     def levels(self) -> int:
         """How many levels the values have, where they are levels."""
-        return 256 if self.grid is None else self.grid.count
+        return BYTE_LEVELS if self.grid is None else self.grid.count
 
 
 def digests_of(values: NDArray[Any]) -> list[bytes]:
     """Return the SHA-256 of every row's bytes, `[N, *event]` → N digests.
 
-    >>> len(digests_of(np.zeros((2, 3), np.uint8))[0])
-    32
+    Example:
+        >>> len(digests_of(np.zeros((2, 3), np.uint8))[0])
+        32
     """
     rows = np.ascontiguousarray(values).reshape(len(values), -1)
     return [hashlib.sha256(row.data).digest() for row in rows]
@@ -75,13 +97,14 @@ def digests_of(values: NDArray[Any]) -> list[bytes]:
 def as_size(size: Any) -> tuple[int, int] | None:
     """Read a size: None, one side for squares, or a pair (height, width); sides from 1 to 4096.
 
-    >>> as_size(64), as_size((28, 32)), as_size(None)
-    ((64, 64), (28, 32), None)
+    Example:
+        >>> as_size(64), as_size((28, 32)), as_size(None)
+        ((64, 64), (28, 32), None)
     """
     if size is None:
         return None
     pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
-    good = len(pair) == 2 and all(type(side) is int and 1 <= side <= 4096 for side in pair)
+    good = len(pair) == 2 and all(type(side) is int and 1 <= side <= MAX_SIDE for side in pair)
     require(good, "size", "a side from 1 to 4096, or (height, width)", repr(size), "size=64")
     return pair[0], pair[1]
 
@@ -89,7 +112,8 @@ def as_size(size: Any) -> tuple[int, int] | None:
 def plural(count: int, word: str) -> str:
     """Write a count with its noun: 1 image, 1,200 images.
 
-    >>> plural(1, "image"), plural(1200, "image")
-    ('1 image', '1,200 images')
+    Example:
+        >>> plural(1, "image"), plural(1200, "image")
+        ('1 image', '1,200 images')
     """
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"

@@ -26,14 +26,19 @@ Floats = NDArray[Any]
 class Grid:
     """Values and their levels: `x = offset + step·k` for k = 0 … count − 1, or `x = values[k]`.
 
-    offset, step: one number for all, or one a channel (images) or column (vectors).
-    values: the values themselves, ascending, where they are not equally spaced; else empty.
+    Args:
+        count: How many levels there are.
+        offset: The value of level 0: one number for all, or one a channel (images) or column
+            (vectors).
+        step: Between neighbouring levels, positive; as many numbers as `offset`.
+        values: The values themselves, ascending, where they are not equally spaced; else empty.
 
-    >>> eight_bit = Grid(256, (-1.0,), (2 / 255,))
-    >>> eight_bit.levels_of(np.array([[-1.0, 1.0]])).tolist()
-    [[0, 255]]
-    >>> eight_bit.describe()
-    '256 equally spaced levels from -1 to 1'
+    Example:
+        >>> eight_bit = Grid(256, (-1.0,), (2 / 255,))
+        >>> eight_bit.levels_of(np.array([[-1.0, 1.0]])).tolist()
+        [[0, 255]]
+        >>> eight_bit.describe()
+        '256 equally spaced levels from -1 to 1'
     """
 
     count: int
@@ -44,14 +49,24 @@ class Grid:
     @property
     def dtype(self) -> Any:
         """The dtype that holds the levels: uint8, or int32 where they are more than 256."""
-        return np.uint8 if self.count <= 256 else np.int32
+        return np.uint8 if self.count <= limits.BYTE_LEVELS else np.int32
 
     def levels_of(self, x: Floats) -> NDArray[Any]:
-        """Return the levels k of values `[N, *event]`; DataError where one is not on the grid."""
+        """Return the level k of every value.
+
+        Args:
+            x: Values `[N, *event]`.
+
+        Returns:
+            Levels `[N, *event]`, uint8 or int32.
+
+        Raises:
+            DataError: A value is not on the grid, to 0.4 of a step.
+        """
         levels = np.empty(x.shape, self.dtype)
         for start, piece in _rows(x):
             nearest, error = self._nearest(piece)
-            bad = (error > limits.WINDOW) | (nearest < 0) | (nearest >= self.count)
+            bad = (error > limits.ROUNDING_SHARE_OF_STEP) | (nearest < 0) | (nearest >= self.count)
             if bad.any():
                 first = float(piece[bad].flat[0])
                 row = start + int(np.argwhere(bad)[0][0])
@@ -104,12 +119,14 @@ class Grid:
     def from_dict(cls, fields: Mapping[str, Any]) -> "Grid":
         """Rebuild from `to_dict`; DataError when it is damaged.
 
-        >>> Grid.from_dict(Grid(17, (0.0,), (1 / 16,)).to_dict()).count
-        17
+        Example:
+            >>> Grid.from_dict(Grid(17, (0.0,), (1 / 16,)).to_dict()).count
+            17
         """
         try:
-            numbers = [tuple(float(v) for v in fields[n]) for n in ("offset", "step", "values")]
-            grid = cls(int(fields["count"]), *numbers)
+            names = ("offset", "step", "values")
+            offset, step, values = (tuple(float(v) for v in fields[name]) for name in names)
+            grid = cls(int(fields["count"]), offset, step, values)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"grid: expected what load() stores; got {error}") from error
         whole = grid.count >= 1 and len(grid.offset) == len(grid.step) >= 1
@@ -135,7 +152,7 @@ def grid_of(x: Floats) -> Grid | None:
     if grid is not None:
         return grid
     few = found is not None and 2 < len(found) <= limits.FEW_VALUES
-    if few and found is not None and x.size >= limits.REPEATS**2 * len(found):
+    if few and found is not None and x.size >= limits.REPEATS_PER_LEVEL**2 * len(found):
         return Grid(len(found), values=tuple(found.tolist()))
     return None
 
@@ -146,7 +163,7 @@ def is_shifted_grid(x: Floats, *, step: float) -> bool:
     The differences from the first example then lie on one grid, coarser than `step`: a mean
     picture was subtracted.
     """
-    x = x[: limits.ROWS_COMPARED]
+    x = x[: limits.ROWS_FOR_MEAN_PICTURE]
     found = distinct(x[1:].astype(np.float64) - x[:1].astype(np.float64))
     largest = float(abs(x).max())
     if found is None or largest == 0:
@@ -189,7 +206,7 @@ def distinct(x: Floats) -> Floats | None:
     found = np.empty(0, x.dtype)
     for _, piece in _rows(x):
         found = np.union1d(found, piece)
-        if len(found) > limits.DISTINCT:
+        if len(found) > limits.DISTINCT_VALUES:
             return None
     return found.astype(np.float64)
 
@@ -200,8 +217,9 @@ def find_grid(found: Floats, count: int, dtype: Any) -> Grid | None:
     Rounding is that of dtype or, for float64, of float32 as well (values that were float32 once).
     None when they lie on no grid of at most 65,536 levels, or might do so by chance.
 
-    >>> find_grid(np.arange(0, 17) / 16, 1000, np.float32).count
-    17
+    Example:
+        >>> find_grid(np.arange(0, 17) / 16, 1000, np.float32).count
+        17
     """
     if len(found) == 1:
         return Grid(1, (float(found[0]),), (abs(float(found[0])) or 1.0,))
@@ -237,7 +255,7 @@ def _line(levels: Floats, allowed: float) -> tuple[float, float, int] | None:
     """
     place = levels - levels[0]
     span = float(place[-1])
-    most = min(limits.MOST_LEVELS - 1, int(span * limits.WINDOW / (2 * allowed)))
+    most = min(limits.MOST_LEVELS - 1, int(span * limits.ROUNDING_SHARE_OF_STEP / (2 * allowed)))
     if len(levels) < 2 or most < len(levels) - 1:
         return None
     m = np.arange(len(levels) - 1, most + 1)
@@ -269,12 +287,12 @@ def _is_meant(
     window = min(0.9, 6 * allowed / step)
     surprise = (len(levels) - 2) * -math.log(window)
     missing = last + 1 - len(levels)
-    repeated = count >= limits.REPEATS * len(levels)
+    repeated = count >= limits.REPEATS_PER_LEVEL * len(levels)
     if repeated and (
-        missing == 0 or surprise / 2 > math.log(1 + missing) + limits.CHANCE_OF_REPEATED
+        missing == 0 or surprise / 2 > math.log(1 + missing) + limits.SURPRISE_OF_REPEATED_GRID
     ):
         return True
-    return not repeated and surprise > limits.CHANCE
+    return not repeated and surprise > limits.SURPRISE_OF_GRID
 
 
 def named(low: float, step: float, last: int, *, slack: float = 0.0) -> Grid:

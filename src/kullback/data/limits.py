@@ -2,32 +2,56 @@
 
 __all__ = [
     "BIT_DEPTH_FROM",
-    "CHANCE",
-    "CHANCE_OF_REPEATED",
-    "DISTINCT",
+    "BYTE_LEVELS",
+    "BYTE_MAX",
+    "DISTINCT_VALUES",
     "FEW_VALUES",
-    "HEAVY_TAIL",
+    "HEAVY_TAIL_RANGES",
+    "MAX_FILE_BYTES",
+    "MAX_SIDE",
     "MOST_LEVELS",
-    "POINT_MASS",
-    "REPEATS",
+    "NAMED_COLUMNS",
+    "NAMED_SIZES",
+    "NAMED_SKIPS",
+    "NEARLY_EMPTY_BYTE",
+    "POINT_MASS_SHARE",
+    "REPEATS_PER_LEVEL",
     "ROUNDINGS",
     "ROUNDINGS_IN_FLOAT64",
-    "ROWS_COMPARED",
-    "WINDOW",
+    "ROUNDING_SHARE_OF_STEP",
+    "ROWS_FOR_DOUBTS",
+    "ROWS_FOR_MEAN_PICTURE",
+    "SHORTER_SIDE",
+    "SURPRISE_OF_GRID",
+    "SURPRISE_OF_REPEATED_GRID",
 ]
 
+BYTE_LEVELS = 256  # of 8 bits
+BYTE_MAX = 255  # the greatest of them
+
+# Levels
 MOST_LEVELS = 65_536  # a file stores at most 16 bits a value; finer grids are as good as continuous
-DISTINCT = 4 * MOST_LEVELS  # each level in at most this many roundings: train and test, two roads
+DISTINCT_VALUES = 4 * MOST_LEVELS  # each level in at most this many roundings: train, test, 2 ways
 ROUNDINGS = (0.5, 1.0, 2.0, 4.0)  # eps of the largest value: stored once … three operations
 ROUNDINGS_IN_FLOAT64 = 16.0  # where the search itself rounds as much as the data do
-WINDOW = 0.4  # rounding of two values may take up this share of a step; at ½ neighbours touch
-CHANCE = 25.0  # −log of the chance that other values lie on a grid: 65,536 grids tried, odds 1e-6
-CHANCE_OF_REPEATED = 7.0  # the same at odds 1e-3, besides the log of the grids tried
-REPEATS = 4  # few values, each seen so often on average, are levels: a density never repeats one
+ROUNDING_SHARE_OF_STEP = 0.4  # of two values, at most; at ½ neighbouring levels touch
+SURPRISE_OF_GRID = 25.0  # −log chance that other values lie on a grid: 65,536 tried, odds 1e-6
+SURPRISE_OF_REPEATED_GRID = 7.0  # the same at odds 1e-3, besides the log of the grids tried
+REPEATS_PER_LEVEL = 4  # few values, so often each on average, are levels: a density repeats none
 BIT_DEPTH_FROM = 128  # more levels than this are a whole bit depth (8, 9, … 16 bits) with gaps
 FEW_VALUES = 256  # unequally spaced values so few are levels by rank (a gamma curve of 8 bits)
-POINT_MASS = 0.05  # a column with so large a share of rows at one value has no density there
-ROWS_COMPARED = 1000  # images in which a subtracted mean picture is looked for
-HEAVY_TAIL = (
-    100.0  # interquartile ranges from the median: 1e-9999 for a normal law, usual beyond it
-)
+ROWS_FOR_MEAN_PICTURE = 1000  # images in which a subtracted mean picture is looked for
+
+# Doubts about a density of continuous values
+POINT_MASS_SHARE = 0.05  # of rows at one value, from which a column has no density there
+HEAVY_TAIL_RANGES = 100.0  # interquartile ranges from the median: 1e-9999 for a normal distribution
+ROWS_FOR_DOUBTS = 100_000  # rows in which they are looked for: about a second
+NAMED_COLUMNS = 5  # in one note
+
+# Pictures
+MAX_SIDE = 4096  # pixels asked for: 64 MB an image in float32
+SHORTER_SIDE = 64  # pixels kept where no size is given: trains in minutes on a CPU
+MAX_FILE_BYTES = 2**28  # of one picture: above, it is no picture to train on
+NEARLY_EMPTY_BYTE = 32  # of 256: the upper byte of 16-bit colours that have at most 13 bits
+NAMED_SIZES = 5  # in one message
+NAMED_SKIPS = 20  # skipped files kept by name in a protocol

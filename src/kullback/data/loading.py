@@ -1,21 +1,17 @@
-"""What makes a density of continuous values doubtful, found in the training values and said.
-
-Which to use: `doubts`.
-
-Examples to a `Dataset`: the split, the binarisation, the hashes, the protocol.
-
-Which to use: `assemble`.
-
-From what a user has to tensors: the embedded set, a folder of pictures, a NumPy file.
+"""From what a user has to tensors: the embedded set, a folder of pictures, a NumPy file.
 
 Which to use: `load` for a data set with a split and a protocol, to train and evaluate on;
-`load_images` for everything in a source at once, brought to the shape a trained model takes.
+`reload` for the data set of a protocol; `load_images` for everything in a source at once, brought
+to the shape that a trained model takes. `assemble` turns examples into a `Dataset`: split,
+binarisation, hashes, and notes on what makes a density of continuous values doubtful.
 """
 
+import hashlib
 import stat
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,18 +24,14 @@ from kullback.core import DataError, require, require_type
 
 from . import limits
 from .arrays import read_arrays
-from .binary import binarize_all
-from .dataset import Dataset, Kind, sha256_of
-from .embedded import read_fashion
+from .dataset import Dataset, Kind, binarize_all, sha256_of
 from .examples import Channels, Examples, Fit, Progress, Reading, as_size, plural
 from .grid import Grid
-from .limits import MOST_LEVELS
-from .pictures import SUFFIXES, as_asked, fit_images, read_file, read_folder
+from .pictures import SUFFIXES, as_asked, fit_images, read_file, read_folder, read_picture
 
-__all__ = ["NAMED_SKIPS", "Binarize", "assemble", "doubts", "load", "load_images", "reload"]
+__all__ = ["Binarize", "assemble", "doubts", "load", "load_images", "reload"]
 
-NAMED = 5  # columns named in one note
-ROWS = 100_000  # looked at
+Binarize = Literal["none", "static", "dynamic"]
 
 
 def doubts(values: NDArray[Any]) -> list[str]:
@@ -49,9 +41,9 @@ def doubts(values: NDArray[Any]) -> list[str]:
     rows above 5 % repeats exactly: a bound, a zero, a mark for missing values), and heavy tails.
     Images are looked at channel by channel.
     """
-    rows = values[:ROWS]
+    rows = values[: limits.ROWS_FOR_DOUBTS]
     columns = rows if rows.ndim == 2 else np.moveaxis(rows, 1, -1).reshape(-1, rows.shape[1])
-    columns = columns[: 10 * ROWS]
+    columns = columns[: 10 * limits.ROWS_FOR_DOUBTS]
     notes: dict[str, list[str]] = {}
     what = "column" if values.ndim == 2 else "channel"
     for index, column in enumerate(columns.T):
@@ -63,7 +55,7 @@ def doubts(values: NDArray[Any]) -> list[str]:
 def _doubt(column: NDArray[Any]) -> tuple[str, str] | None:
     """Return what is doubtful about a column, and its figure in words."""
     found, counts = np.unique(column, return_counts=True)
-    few = len(found) * limits.REPEATS <= len(column) and len(found) <= limits.FEW_VALUES
+    few = len(found) * limits.REPEATS_PER_LEVEL <= len(column) and len(found) <= limits.FEW_VALUES
     if few and len(found) > 1:
         why = "so few values are levels, and a density on them has no finite maximum; "
         return why + "code them as a data set of their own", f" ({len(found)} values)"
@@ -71,25 +63,25 @@ def _doubt(column: NDArray[Any]) -> tuple[str, str] | None:
         why = "whole numbers taken as continuous, since they have too many levels together"
         return why, ""
     share = float(counts.max()) / len(column)
-    if len(found) > 1 and counts.max() > 2 and share > limits.POINT_MASS:
+    if len(found) > 1 and counts.max() > 2 and share > limits.POINT_MASS_SHARE:
         value = f" ({100 * share:.0f} % are exactly {found[counts.argmax()]:.6g})"
         why = "a value that repeats has no density (a bound, a zero, a mark for missing values?)"
         return why, value
     low, middle, high = np.quantile(column, [0.25, 0.5, 0.75])
     far = float(abs(column - middle).max())
-    if high > low and far > limits.HEAVY_TAIL * (high - low):
+    if high > low and far > limits.HEAVY_TAIL_RANGES * (high - low):
         why = "tails too heavy for a Gaussian density; a log, an asinh or ranks would suit it"
         return why, f" (as far as {far / (high - low):,.0f} interquartile ranges from the median)"
     return None
 
 
 def _listed(named: list[str]) -> str:
-    more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
-    return ", ".join(named[:NAMED]) + more
-
-
-Binarize = Literal["none", "static", "dynamic"]
-NAMED_SKIPS = 20
+    more = (
+        f" and {len(named) - limits.NAMED_COLUMNS} more"
+        if len(named) > limits.NAMED_COLUMNS
+        else ""
+    )
+    return ", ".join(named[: limits.NAMED_COLUMNS]) + more
 
 
 def assemble(
@@ -218,20 +210,54 @@ def _judge(examples: Examples, binarize: Binarize) -> tuple[Kind, Binarize]:
     values = examples.values
     if values.dtype == np.float32:
         return "continuous", binarize
-    if examples.levels != 256 and examples.levels != 2:
+    if examples.levels != limits.BYTE_LEVELS and examples.levels != 2:
         return "levels", binarize
     if int(values.max()) <= 1:
         if binarize != "none":
             examples.notes.append("values are 0 and 1 already: nothing to binarise")
         return "binary", "none"
-    if binarize == "none" and bool(((values == 0) | (values == 255)).all()):
+    if binarize == "none" and bool(((values == 0) | (values == limits.BYTE_MAX)).all()):
         examples.notes.append("values are only 0 and 255: binarize static makes them 0 and 1")
     return "8-bit", binarize
 
 
 def _skips(skipped: list[tuple[str, str]]) -> dict[str, Any]:
-    files = [{"name": name, "reason": reason} for name, reason in skipped[:NAMED_SKIPS]]
+    files = [{"name": name, "reason": reason} for name, reason in skipped[: limits.NAMED_SKIPS]]
     return {"count": len(skipped), "files": files}
+
+
+TRAIN_COUNT, TEST_COUNT = 10_000, 2_000
+_SHA256 = "67ac0de77cb2a9b5a6a638c2663b7e4f6cb555664a0cfd1063d3cb7b5eb6177f"
+_REPAIR = "reinstall the package: pip install --force-reinstall --no-deps kullback"
+
+
+def read_fashion() -> Examples:
+    """Read the embedded set: 10,000 training and 2,000 test images, uint8 `[12000, 1, 28, 28]`.
+
+    The first 1,000 images of each class for training and 200 for testing, kept as one grey PNG.
+    Reference: Xiao, Rasul and Vollgraf (2017), "Fashion-MNIST"; MIT licence, beside the file.
+    Raises `DataError` when the file is missing or its pixels are not the ones that were shipped.
+
+    Example:
+        >>> read_fashion().values.shape
+        (12000, 1, 28, 28)
+    """
+    file = resources.files("kullback.data") / "fashion" / "fashion.png"
+    try:
+        mosaic = read_picture(file.read_bytes(), size=None).pixels
+    except (OSError, DataError) as error:
+        raise DataError(f"the embedded data set cannot be read ({error}); {_REPAIR}") from error
+    count = TRAIN_COUNT + TEST_COUNT
+    if mosaic.shape != (count // 100 * 28, 2800):
+        raise DataError(f"the embedded data set is damaged; {_REPAIR}")
+    images = np.ascontiguousarray(mosaic.reshape(count // 100, 28, 100, 28).swapaxes(1, 2))
+    if hashlib.sha256(images.data).hexdigest() != _SHA256:
+        raise DataError(f"the embedded data set is damaged; {_REPAIR}")
+    names = [f"train[{row}]" for row in range(TRAIN_COUNT)]
+    names += [f"test[{row}]" for row in range(TEST_COUNT)]
+    is_test = np.arange(count) >= TRAIN_COUNT
+    values = images.reshape(count, 1, 28, 28)
+    return Examples(values, names, is_test=is_test, split="embedded")
 
 
 RULES = 2  # of reading values; 1: k/255 and whole numbers only, 16-bit pictures cut to 8 bits
@@ -253,27 +279,42 @@ def load(
 ) -> Dataset:
     """Read a data set whole: `Dataset(train [N, *event], test [M, *event], kind, protocol, …)`.
 
-    source: "fashion" (embedded, 10,000 + 2,000 images of 28x28), a folder of PNG, JPEG, WebP or
-    BMP images at any depth, or a `.npy` or `.npz` file (names x_train and x_test, or one array).
-    A folder that is itself called fashion is written "./fashion".
-    size: height and width in pixels; `fit` "crop" covers it and cuts, "pad" fits inside and pads.
-    channels: "auto" is grey when every image is. progress: called with (done, total) files.
-    binarize: "static" draws train and test once from `seed`; "dynamic" draws test once, the same
-    bits as static, and leaves train grey for `Dataset.batch`. Values that are 0 and 1 stay so.
-    levels: "auto" finds out whether the values lie on a grid of levels (k/255, (k/255 − ½)/½, 12
-    bits in a 16-bit file) and keeps those levels; "none" takes floats as continuous all the same;
-    a number from 2 to 65,536 quantises them to so many. grid: a trained model's, instead. rules:
-    of the reading; `reload` passes those that a run was made with.
     Split: `train/` and `test/` folders or x_train and x_test where given; else an example is a
     test example when the SHA-256 of its file or row falls in the lowest `test_fraction`, which
     depends on nothing else and keeps copies on one side. Where that would leave a side without
     examples, the lowest hashes are held out, so two different examples are enough.
-    What was done (skipped, resized, left out) is in `protocol["notes"]` and
-    `protocol["skipped"]`. Raises `DataError` when the data cannot be used.
 
-    >>> data = load("fashion", size=16, binarize="static")
-    >>> data.event_shape, data.kind, data.protocol["notes"]
-    ((1, 16, 16), 'binary', ['12,000 images shrunk to 16x16'])
+    Args:
+        source: "fashion" (embedded, 10,000 + 2,000 images of 28x28), a folder of PNG, JPEG, WebP or
+            BMP images at any depth, or a `.npy` or `.npz` file (names x_train and x_test, or one
+            array). A folder that is itself called fashion is written "./fashion".
+        size: Height and width in pixels, or one number for squares; None keeps the images' own.
+        fit: "crop" covers the size and cuts, "pad" fits inside and pads.
+        channels: "auto" (grey when every image is), "grey" or "rgb".
+        binarize: "static" draws train and test once from `seed`; "dynamic" draws test once, the
+            same bits as static, and leaves train grey for `Dataset.batch`; "none" draws nothing.
+            Values that are 0 and 1 stay so.
+        seed: Of the binarisation.
+        test_fraction: Share of examples to test on, where the source has no split of its own.
+        levels: "auto" finds out whether the values lie on a grid of levels (k/255, (k/255 − ½)/½,
+            12 bits in a 16-bit file) and keeps those levels; "none" takes floats as continuous all
+            the same; a number from 2 to 65,536 quantises them to so many.
+        progress: Called with (done, total) files.
+        rules: Of reading values; `reload` passes those that a run was made with.
+        grid: A trained model's levels, instead of those found.
+
+    Returns:
+        The data set. What was done (skipped, resized, left out) is in `protocol["notes"]` and
+        `protocol["skipped"]`.
+
+    Raises:
+        DataError: The data cannot be used.
+        ArgumentValueError: An option has another value than those above.
+
+    Example:
+        >>> data = load("fashion", size=16, binarize="static")
+        >>> data.event_shape, data.kind, data.protocol["notes"]
+        ((1, 16, 16), 'binary', ['12,000 images shrunk to 16x16'])
     """
     _check_choices(fit, channels)
     known = binarize in get_args(Binarize)
@@ -314,16 +355,28 @@ def load_images(
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Read everything in a source, unsplit, as `[N, *event_shape]` with one name a row.
 
-    source: as in `load`, or one image file. Images are brought to the height, width and channels
-    of `event_shape` `(C, H, W)`; vectors must have its length already. The result is uint8, or
-    float32 for continuous arrays; nothing is binarised. kind, grid: of a trained model, whose
-    levels (or continuous values) arrays are then read as, whatever grid these few lie on.
-    `say` is called with one sentence for each thing done or left out (by default a Python
-    warning). Raises `DataError`.
+    Nothing is binarised.
 
-    >>> images, names = load_images("fashion", event_shape=(1, 28, 28))
-    >>> images.shape, names[0], names[-1]
-    (torch.Size([12000, 1, 28, 28]), 'train[0]', 'test[1999]')
+    Args:
+        source: As in `load`, or one image file.
+        event_shape: `(C, H, W)`, to which images are brought, or `(D,)`, which vectors must have.
+        fit: As in `load`.
+        progress: Called with (done, total) files.
+        say: Called with one sentence for each thing done or left out; by default a Python warning.
+        kind: Of a trained model, whose levels (or continuous values) arrays are read as, whatever
+            grid these few lie on; "auto" finds it.
+        grid: Of a trained model, as `kind`.
+
+    Returns:
+        uint8 `[N, *event_shape]`, or float32 for continuous arrays; and the names.
+
+    Raises:
+        DataError: The data cannot be used, or have another shape.
+
+    Example:
+        >>> images, names = load_images("fashion", event_shape=(1, 28, 28))
+        >>> images.shape, names[0], names[-1]
+        (torch.Size([12000, 1, 28, 28]), 'train[0]', 'test[1999]')
     """
     shape = tuple(event_shape)
     good = len(shape) == 1 or (len(shape) == 3 and shape[0] in (1, 3))
@@ -357,8 +410,10 @@ def _check_choices(fit: str, channels: str) -> None:
 
 def _reading(levels: Any, rules: int) -> Reading:
     named = levels in ("auto", "none") and isinstance(levels, str)
-    good = named or (type(levels) is int and 2 <= levels <= MOST_LEVELS)
-    require(good, "levels", f"auto, none or a number from 2 to {MOST_LEVELS:,}", repr(levels))
+    good = named or (type(levels) is int and 2 <= levels <= limits.MOST_LEVELS)
+    require(
+        good, "levels", f"auto, none or a number from 2 to {limits.MOST_LEVELS:,}", repr(levels)
+    )
     return Reading(str(levels), rules=rules)
 
 
@@ -403,22 +458,35 @@ def _what_is(path: Path) -> Literal["folder", "image", "array", "other"]:
 
 
 def _skips_in_words(skipped: list[tuple[str, str]]) -> str:
-    shown = "; ".join(f"{name}: {reason}" for name, reason in skipped[:NAMED_SKIPS])
-    more = f"; and {len(skipped) - NAMED_SKIPS:,} more" if len(skipped) > NAMED_SKIPS else ""
+    shown = "; ".join(f"{name}: {reason}" for name, reason in skipped[: limits.NAMED_SKIPS])
+    more = (
+        f"; and {len(skipped) - limits.NAMED_SKIPS:,} more"
+        if len(skipped) > limits.NAMED_SKIPS
+        else ""
+    )
     return f"{plural(len(skipped), 'image')} skipped: {shown}{more}"
 
 
 def reload(protocol: dict[str, Any], *, source: str | None = None) -> Dataset:
     """Read again the data set that a protocol describes, with the same settings.
 
-    protocol: as in `Dataset.protocol`. source: other data, read as those were: on the same grid of
-    levels, or as continuous values where those were, whatever grid the others lie on.
-    Whether the data are still the same is for the caller to see: compare the hashes. Raises
-    `DataError` when the protocol is damaged or the source is gone.
+    Whether the data are still the same is for the caller to see: compare the hashes.
 
-    >>> data = load("fashion", binarize="static", seed=3)
-    >>> reload(data.protocol).protocol["sha256"] == data.protocol["sha256"]
-    True
+    Args:
+        protocol: As in `Dataset.protocol`.
+        source: Other data, read as those were: on the same grid of levels, or as continuous values
+            where those were, whatever grid the others lie on.
+
+    Returns:
+        The data set.
+
+    Raises:
+        DataError: The protocol is damaged or the source is gone.
+
+    Example:
+        >>> data = load("fashion", binarize="static", seed=3)
+        >>> reload(data.protocol).protocol["sha256"] == data.protocol["sha256"]
+        True
     """
     names = ("size", "fit", "channels", "binarize", "seed", "test_fraction")
     try:

@@ -25,11 +25,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from kullback.core import DataError, require
 
-from .examples import Channels, Examples, Fit, Progress, Reading, plural
+from . import limits
+from .examples import Channels, Examples, Fit, Fitting, Progress, Reading, plural
 from .grid import Grid, named
 
 __all__ = [
@@ -45,9 +46,8 @@ __all__ = [
     "read_picture",
 ]
 
+_DEEP_COLOUR = (b"\x10\x02", b"\x10\x04", b"\x10\x06")  # IHDR: depth 16, colour type
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-_ORIENTATION = 0x0112
-_NEARLY_EMPTY = 32  # of 256: the upper byte of values of at most 13 bits
 _DAMAGE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError),
     *(RuntimeError, MemoryError, struct.error, zlib.error, AttributeError),
@@ -108,11 +108,11 @@ def read_picture(
         if size is not None:
             opened.draft(None, (2 * max(size), 2 * max(size)))
         opened.load()
-        turned = opened.getexif().get(_ORIENTATION, 1) in range(2, 9)
+        turned = opened.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
         ImageOps.exif_transpose(opened, in_place=True)
         image, transparent, alpha = _plain(opened, deep=deep)
     cut = _is_deep_colour(data)
-    if cut and max(high for _, high in _extrema(image)) < _NEARLY_EMPTY:
+    if cut and max(high for _, high in _extrema(image)) < limits.NEARLY_EMPTY_BYTE:
         raise DataError(
             "16 bits a colour, of which the upper 8 are read, and those are nearly empty "
             "(values of 12 bits?). Try: scale the values to 16 bits, or save them as .npy"
@@ -147,8 +147,9 @@ def fit_to(image: Image.Image, size: tuple[int, int], *, fit: Fit) -> tuple[Imag
     "crop" scales it until it covers the size and cuts the middle out; "pad" shrinks it (never
     enlarges) until it fits inside and puts black around. Lanczos resampling.
 
-    >>> fit_to(Image.new("L", (28, 20)), (32, 32), fit="pad")[1]
-    'padded with black'
+    Example:
+        >>> fit_to(Image.new("L", (28, 20)), (32, 32), fit="pad")[1]
+        'padded with black'
     """
     height, width = size
     across, down = width / image.width, height / image.height
@@ -193,7 +194,7 @@ def _open(data: bytes) -> Iterator[Image.Image]:
 
 def _shown_size(image: Image.Image) -> tuple[int, int]:
     told = "exif" in image.info or "xmp" in image.info  # else asking would decode a PNG
-    turned = told and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+    turned = told and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -219,7 +220,7 @@ def _plain(image: Image.Image, *, deep: bool) -> tuple[Image.Image, bool, bool]:
 
 def _is_deep_colour(data: bytes) -> bool:
     """Say whether a PNG stores 16 bits a sample of colour or of grey with alpha (its IHDR)."""
-    return data[:8] == b"\x89PNG\r\n\x1a\n" and data[24] == 16 and data[25] in (2, 4, 6)
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:26] in _DEEP_COLOUR
 
 
 def _extrema(image: Image.Image) -> list[tuple[int, int]]:
@@ -257,7 +258,7 @@ def fit_images(
     if grid is not None and (grid.values or (wanted < depth and len(grid.offset) > 1)):
         raise DataError(f"expected levels of one grid to resize or recolour; got {grid.describe()}")
     top = int(examples.values.max())
-    plain = examples.values.dtype == np.uint8 and examples.levels == 256
+    plain = examples.values.dtype == np.uint8 and examples.levels == limits.BYTE_LEVELS
     fitted = np.empty((count, wanted, *target), examples.values.dtype)
     words = ""
     for row, image in zip(fitted, examples.values, strict=True):
@@ -291,8 +292,6 @@ def _fitted(
 
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib"})
-_SHORTER_SIDE = 64
-_MAX_BYTES = 2**28
 
 
 def read_folder(
@@ -326,7 +325,7 @@ def read_folder(
     if not paths:
         raise DataError(_nothing_in(folder, others))
     size = size or _common_size(folder, paths, notes)
-    examples = _read(folder, paths, size, fit, channels, progress, how or Reading())
+    examples = _read(folder, paths, Fitting(size, fit, channels), progress, how or Reading())
     examples.notes[:0] = notes
     if divided:
         examples.split = "train/ and test/ folders"
@@ -343,7 +342,7 @@ def read_file(
     how: Reading | None = None,
 ) -> Examples:
     """Read a single picture as levels `[1, C, H, W]`. Raises `DataError` when it cannot be read."""
-    return _read(path.parent, [path], size, fit, channels, None, how or Reading())
+    return _read(path.parent, [path], Fitting(size, fit, channels), None, how or Reading())
 
 
 def picture_files(folder: Path) -> tuple[list[Path], Counter[str]]:
@@ -380,9 +379,7 @@ def picture_files(folder: Path) -> tuple[list[Path], Counter[str]]:
 def _read(
     folder: Path,
     paths: list[Path],
-    size: tuple[int, int] | None,
-    fit: Fit,
-    channels: Channels,
+    fitting: Fitting,
     progress: Progress | None,
     how: Reading,
 ) -> Examples:
@@ -392,8 +389,13 @@ def _read(
         name = path.relative_to(folder).as_posix()
         try:
             data = _bytes_of(path)
-            deep = how.rules > 1
-            picture = read_picture(data, size=size, fit=fit, channels=channels, deep=deep)
+            picture = read_picture(
+                data,
+                size=fitting.size,
+                fit=fitting.fit,
+                channels=fitting.channels,
+                deep=how.rules > 1,
+            )
         except DataError as error:
             skipped.append((name, str(error)))
         else:
@@ -406,8 +408,8 @@ def _read(
         reasons = "; ".join(f"{name}: {why}" for name, why in skipped[:3])
         raise DataError(f"{folder}: no image of {len(paths):,} can be read. {reasons}")
     notes: list[str] = []
-    pictures, grid = _depth_of(pictures, channels, notes, how)
-    values = _stack(pictures, channels)
+    pictures, grid = _depth_of(pictures, fitting.channels, notes, how)
+    values = _stack(pictures, fitting.channels)
     notes = _what_was_done(pictures, values, how) + notes
     examples = Examples(values, names, digests, None, "files by SHA-256", notes, skipped, grid)
     return as_asked(examples, how)
@@ -417,8 +419,8 @@ def _bytes_of(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise DataError("not a regular file, or a link to nothing")
-        if path.stat().st_size > _MAX_BYTES:
-            raise DataError(f"larger than {_MAX_BYTES // 2**20} MB")
+        if path.stat().st_size > limits.MAX_FILE_BYTES:
+            raise DataError(f"larger than {limits.MAX_FILE_BYTES // 2**20} MB")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}") from error
@@ -433,17 +435,18 @@ def _common_size(folder: Path, paths: list[Path], notes: list[str]) -> tuple[int
         except DataError:
             continue  # named when it is read
     if len(sizes) > 1:
-        common = sizes.most_common(5)
+        common = sizes.most_common(limits.NAMED_SIZES)
+        left = len(sizes) - limits.NAMED_SIZES
         found = ", ".join(f"{h}x{w} ({plural(n, 'image')})" for (h, w), n in common)
-        more = f" and {len(sizes) - 5} more" if len(sizes) > 5 else ""
+        more = f" and {left} more" if left > 0 else ""
         advice = "Try: a size, for instance --size 64 (fit='crop' or 'pad')"
         raise DataError(
             f"{folder}: images of different sizes (height x width): {found}{more}. {advice}"
         )
-    if not sizes or min(next(iter(sizes))) <= _SHORTER_SIDE:
+    if not sizes or min(next(iter(sizes))) <= limits.SHORTER_SIDE:
         return next(iter(sizes), None)
     height, width = next(iter(sizes))
-    scale = _SHORTER_SIDE / min(height, width)
+    scale = limits.SHORTER_SIDE / min(height, width)
     small = (round(height * scale), round(width * scale))
     notes.append(f"no size was given: {height}x{width} became {small[0]}x{small[1]}")
     return small
@@ -466,7 +469,11 @@ def _depth_of(
             for p in pictures
         ]
         if how.grid is None:
-            said = "8-bit" if grid.count == 256 else f"{bits}-bit ({grid.count:,} levels)"
+            said = (
+                "8-bit"
+                if grid.count == limits.BYTE_LEVELS
+                else f"{bits}-bit ({grid.count:,} levels)"
+            )
             every = "" if step == 1 else f", all multiples of {step},"
             notes.append(
                 f"{plural(len(deep), 'image')} of 16 bits with values up to {largest:,}{every} "
@@ -518,7 +525,7 @@ def _stack(pictures: list[Picture], channels: Channels) -> NDArray[Any]:
     """Stack to `[N, C, H, W]`, with three channels if asked for or if any picture has colour."""
     coloured = channels == "rgb" or any(picture.pixels.ndim == 3 for picture in pictures)
     height, width = pictures[0].pixels.shape[:2]
-    wide = any(picture.pixels.max() > 255 for picture in pictures)
+    wide = any(picture.pixels.max() > limits.BYTE_MAX for picture in pictures)
     shape = (len(pictures), 3 if coloured else 1, height, width)
     values = np.empty(shape, np.int32 if wide else np.uint8)
     for row, picture in zip(values, pictures, strict=True):

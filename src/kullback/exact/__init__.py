@@ -15,7 +15,7 @@ Which file answers which question:
 """
 
 from . import closed_forms, codes, countable, joint, quadrature, supports, tables, tails
-from .bregman import log_excess, write_log_excess
+from .bregman import HALF_LOG_2PI, NORMAL_ENTROPY, log_excess, write_log_excess
 from .closed_forms import register_with_torch
 from .families import Bounds, InverseGaussian, mixture_kl_bounds
 from .joint import KLChain, conditional_entropy, kl_chain, mutual_information, total_correlation
@@ -38,6 +38,8 @@ from .tables import (
 )
 
 __all__ = [
+    "HALF_LOG_2PI",
+    "NORMAL_ENTROPY",
     "Bounds",
     "Form",
     "InverseGaussian",

@@ -23,7 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import limits
+
 __all__ = [
+    "HALF_LOG_2PI",
+    "NORMAL_ENTROPY",
     "inverse_sinh_mean",
     "log1mexp",
     "log_excess",
@@ -41,6 +45,9 @@ __all__ = [
     "stirling_slope_step",
     "write_log_excess",
 ]
+
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)  # nats: −log N(0; 0, 1)
+NORMAL_ENTROPY = HALF_LOG_2PI + 0.5  # nats: the entropy of N(0, 1), ½ log 2πe
 
 
 def log_excess(log_ratio: Tensor) -> Tensor:
@@ -141,8 +148,6 @@ def relative_entropy(x: Tensor, y: Tensor, *, step: Tensor | None = None) -> Ten
     return torch.where(live, terms, torch.where(x > 0, math.inf, y))
 
 
-NODES = 12  # Gauss-Legendre: 5.8^−24 while no pole is nearer than the interval is long
-SHIFT = 8  # Stirling's series is used from x + 8 on, where nine terms leave less than 1e-17
 _BERNOULLI = (1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6, -3617 / 510, 43867 / 798)
 _STIRLING = [(2 * k - 1, b / (2 * k * (2 * k - 1))) for k, b in enumerate(_BERNOULLI, 1)]
 
@@ -158,7 +163,9 @@ def stirling(x: Tensor) -> Tensor:
     below, z = _shifted(x)
     direct = torch.log1p(1 / below) * (below + 0.5) - 1
     series = z**2 * _polynomial(z**2, [1 / (2 * n + 1) for n in range(1, 16)])
-    return torch.where(z < 0.3, series, direct).sum(-1) + _tail(x + SHIFT, _STIRLING)
+    return torch.where(z < limits.MAX_STIRLING_STEP_SERIES, series, direct).sum(-1) + _tail(
+        x + limits.STIRLING_SHIFT, _STIRLING
+    )
 
 
 def stirling_slope(x: Tensor) -> Tensor:
@@ -171,7 +178,9 @@ def stirling_slope(x: Tensor) -> Tensor:
     direct = 0.5 * (1 / below + 1 / (below + 1)) - torch.log1p(1 / below)
     series = 2 * z**3 * _polynomial(z**2, [2 * n / (2 * n + 1) for n in range(1, 16)])
     powers = [(power + 1, -power * factor) for power, factor in _STIRLING]
-    return _tail(x + SHIFT, powers) - torch.where(z < 0.3, series, direct).sum(-1)
+    return _tail(x + limits.STIRLING_SHIFT, powers) - torch.where(
+        z < limits.MAX_STIRLING_STEP_SERIES, series, direct
+    ).sum(-1)
 
 
 def stirling_bend(x: Tensor) -> Tensor:
@@ -182,12 +191,12 @@ def stirling_bend(x: Tensor) -> Tensor:
     """
     below, _ = _shifted(x)
     powers = [(power + 2, power * (power + 1) * factor) for power, factor in _STIRLING]
-    return 0.5 * ((below * (below + 1)) ** -2).sum(-1) + _tail(x + SHIFT, powers)
+    return 0.5 * ((below * (below + 1)) ** -2).sum(-1) + _tail(x + limits.STIRLING_SHIFT, powers)
 
 
 def _shifted(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `x + k` and `1/(2(x + k) + 1)` for k < SHIFT, `[*batch, SHIFT]`."""
-    below = x[..., None] + torch.arange(SHIFT, dtype=x.dtype, device=x.device)
+    """Return `x + k` and `1/(2(x + k) + 1)` for k < STIRLING_SHIFT, along a new last axis."""
+    below = x[..., None] + torch.arange(limits.STIRLING_SHIFT, dtype=x.dtype, device=x.device)
     return below, 1 / (2 * below + 1)
 
 
@@ -213,27 +222,32 @@ def stirling_slope_step(x: Tensor, h: Tensor) -> Tensor:
     return torch.where(near, integral, stirling_slope(x + h) - stirling_slope(x))
 
 
-def of_stirling(x: Tensor, h: Tensor) -> Tensor:
-    """Return `s(x + h) − s(x) − h s′(x) ≥ 0` for x > 0, x + h > 0."""
-    y = x + h
+def of_stirling(x: Tensor, h: Tensor, *, y: Tensor | None = None) -> Tensor:
+    """Return `s(x + h) − s(x) − h s′(x) ≥ 0` for x > 0, x + h > 0.
+
+    y: `x + h`, where it is known: the sum loses all its digits where y is far below x.
+    """
+    y = x + h if y is None else y
     near = h.abs() <= x / 2
     base, step = torch.where(near, x, 1), torch.where(near, h, 0)
-    integral = step**2 * _integral(stirling_bend, base, step)
+    largest = torch.finfo(x.dtype).max ** 0.49  # beyond it s is below rounding, and h² overflows
+    integral = step.clamp(-largest, largest) ** 2 * _integral(stirling_bend, base, step)
     far_x, far_y = torch.where(near, 1, x), torch.where(near, 2, y)
     far = stirling(far_y) - stirling(far_x) - (far_y - far_x) * stirling_slope(far_x)
     return torch.where(near, integral, far)
 
 
-def of_log_gamma(x: Tensor, h: Tensor) -> Tensor:
-    """Return `log Γ(x + h) − log Γ(x) − h ψ(x) ≥ 0` for x > 0, x + h > 0.
+def of_log_gamma(x: Tensor, h: Tensor, *, y: Tensor | None = None) -> Tensor:
+    """Return `log Γ(x + h) − log Γ(x) − h ψ(x) ≥ 0` for x > 0, x + h > 0; y as in `of_stirling`.
 
     >>> x, h = torch.tensor(2.0).double(), torch.tensor(1e-9).double()
     >>> round(float(of_log_gamma(x, h) / h**2 * 2), 9) == round(math.pi**2 / 6 - 1, 9)
     True
     """
-    y = x + h
+    y = x + h if y is None else y
     log_step = log_ratio(y, x, step=h)
-    return relative_entropy(y, x, step=-h) + 0.5 * log_excess(log_step) + of_stirling(x, h)
+    bend = of_stirling(x, h, y=y)
+    return relative_entropy(y, x, step=-h) + 0.5 * log_excess(log_step) + bend
 
 
 def of_softplus(x: Tensor, h: Tensor) -> Tensor:
@@ -291,12 +305,12 @@ def of_log_bessel(x: Tensor, h: Tensor) -> Tensor:
 
 
 def _bessel_bend(x: Tensor) -> Tensor:
-    """`1 − A/x − A²` with A = I₁/I₀; above 30, where that cancels, the series of log I₀."""
-    large = x > 30
+    """`1 − A/x − A²` with A = I₁/I₀; the series of log I₀ where that cancels."""
+    large = x > limits.MIN_BESSEL_SERIES
     small = torch.where(large, 1, x).clamp(min=1e-12)
     mean = torch.special.i1e(small) / torch.special.i0e(small)
     direct = 1 - mean / small - mean**2
-    inverse = 1 / torch.where(large, x, 30)
+    inverse = 1 / torch.where(large, x, limits.MIN_BESSEL_SERIES)
     series = sum(k * (k + 1) * c * inverse ** (k + 2) for k, c in enumerate(_log_bessel_terms(), 1))
     return torch.where(large, 0.5 * inverse**2 + series, direct)
 
@@ -347,5 +361,5 @@ def _integral(
 
 @lru_cache(maxsize=1)
 def _unit_nodes() -> tuple[list[float], list[float]]:
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    nodes, weights = np.polynomial.legendre.leggauss(limits.GAUSS_LEGENDRE_NODES)
     return list((nodes + 1) / 2), list(weights / 2)

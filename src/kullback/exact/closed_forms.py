@@ -20,8 +20,7 @@ import torch.distributions as families
 from torch import Tensor
 from torch.distributions import kl as registered
 
-from kullback.core import ArgumentTypeError, ArgumentValueError, require, require_type
-from kullback.core.checks import message
+from kullback.core import ArgumentTypeError, ArgumentValueError, message, require, require_type
 
 from .families.continuous import PAIRS as CONTINUOUS
 from .families.continuous import InverseGaussian
@@ -303,9 +302,9 @@ def _other_transforms(p: Any, q: Any, known: Any, quantity: str) -> Exception | 
 
 
 def _unknown_inside(p: Any, q: Any, known: Any, quantity: str) -> Exception | None:
-    inner = (p.base_dist, q.base_dist)
-    candidates = _candidates(known(), *inner)
-    return None if _first(candidates, *inner) else _unknown(candidates, *inner, quantity)
+    p, q = p.base_dist, q.base_dist
+    candidates = _candidates(known(), p, q)
+    return None if _first(candidates, p, q) else _unknown(candidates, p, q, quantity)
 
 
 def _sum_last(value: Tensor, axes: int) -> Tensor:

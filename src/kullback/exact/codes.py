@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kullback.core import DataError, require, require_type
-from kullback.core.checks import describe, import_extra
+from kullback.core import DataError, describe, import_extra, require, require_type
 
 from . import tables
 from .table_sums import read
@@ -93,7 +92,7 @@ def kraft_sum(code: Tensor | Words) -> Tensor:
 
 
 def expected_length(code: Tensor | Words, p: Tensor) -> Tensor:
-    """Return `Σ p(x)·length(x)`, in bits: what a code costs a symbol when the truth is p.
+    """Return `Σ p(x)·length(x)`, in bits: the mean cost a symbol of data from p.
 
     code: lengths `[*batch, outcomes]`, or codewords such as `huffman_code` returns; p: `[*batch,
     outcomes]`, also another table than the code was made for → `[*batch]`. Mass without a codeword
@@ -113,7 +112,7 @@ def expected_length(code: Tensor | Words, p: Tensor) -> Tensor:
 
 
 def extra_bits(p: Tensor, q: Tensor) -> Tensor:
-    """Return `KL(p‖q) / ln 2`: the bits a symbol paid for coding with q when the truth is p.
+    """Return `KL(p‖q) / ln 2`: extra bits a symbol for data from p coded with q.
 
     p, q: probabilities `[*batch, outcomes]` → `[*batch]`, differentiable; `tables.kl` in bits.
 

@@ -28,10 +28,11 @@ from torch.nn.functional import logsigmoid
 
 from kullback.core import require
 
+from . import limits
+from .bregman import HALF_LOG_2PI
 from .table_sums import Table, alpha_sum, cross_sum, js_sum
 
 __all__ = [
-    "MOST_TERMS",
     "Lattice",
     "Sum",
     "cross_entropy",
@@ -43,9 +44,7 @@ __all__ = [
     "outcomes",
 ]
 
-_NEAR = 0.1  # |x − m|/(x + m) below which the deviance is a series; ten terms give 1e-21
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
-_LARGE = 16.0  # above it the six terms of Stirling's series are exact to 1e-17
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +203,7 @@ def _(p: Any, x: Tensor) -> Tensor:
 def _(p: Any, x: Tensor) -> Tensor:
     logs = p.probs.double().log() if _by_probs(p) else p.logits.double()
     index = x.long() + torch.zeros_like(logs[..., :1], dtype=torch.long)
-    wide: Tensor = logs.expand(*index.shape[:-1], logs.shape[-1]).gather(-1, index)
+    wide: Tensor = logs.expand((*index.shape[:-1], logs.shape[-1])).gather(-1, index)
     return wide
 
 
@@ -251,7 +250,7 @@ def _deviance(x: Tensor, mean: Tensor, log_mean: Tensor) -> Tensor:
     """Return `x log(x/m) + m − x ≥ 0` for x > 0, by its series where x is near m."""
     gap = x - mean
     v = gap / (x + mean)
-    near = v.abs() < _NEAR
+    near = v.abs() < limits.MAX_DEVIANCE_SERIES
     v = torch.where(near, v, 0.0)
     square = v * v
     total = torch.zeros_like(v)
@@ -263,13 +262,14 @@ def _deviance(x: Tensor, mean: Tensor, log_mean: Tensor) -> Tensor:
 
 def _stirling(x: Tensor) -> Tensor:
     """Return `log Γ(x + 1) − (x + ½) log x + x − ½ log 2π` for x > 0, the error of Stirling."""
-    large = x.clamp(min=_LARGE)
+    large = x.clamp(min=limits.MIN_STIRLING_SERIES)
     series = torch.zeros_like(large)
     for term in reversed(_STIRLING):
         series = series / (large * large) + term
-    small = x.clamp(max=_LARGE)
+    small = x.clamp(max=limits.MIN_STIRLING_SERIES)
     plain = torch.lgamma(small + 1) - (small + 0.5) * small.log() + small
-    return torch.where(x > _LARGE, series / large, plain - 0.5 * math.log(2 * math.pi))
+    large_x = x > limits.MIN_STIRLING_SERIES
+    return torch.where(large_x, series / large, plain - HALF_LOG_2PI)
 
 
 def _log_probs(p: Any) -> tuple[Tensor, Tensor]:
@@ -287,8 +287,6 @@ def _by_probs(p: Any) -> bool:
     return "probs" in held
 
 
-MOST_TERMS = 1 << 21  # numbers held for one sum: about a tenth of a second
-_REMAINDER = 1e-13  # of the sum, at most
 _WIDTHS = tuple(8.0 * 1.4**step for step in range(36))  # standard deviations on either side
 
 _MORE = 8  # outcomes beyond the range
@@ -308,7 +306,7 @@ class Sum:
     def __str__(self) -> str:
         if self.remainder == 0:
             return f"sum over {self.first} … {self.last}"
-        bound = 10.0 ** math.ceil(math.log10(max(self.remainder, 1e-300)))
+        bound = 10.0 ** math.ceil(math.log10(max(self.remainder, limits.MIN_POSITIVE)))
         return f"sum over {self.first} … {self.last}, remainder < {bound:.0e}"
 
 
@@ -411,7 +409,7 @@ def _summed(
         fixed = [log.detach() for log in logs]
         beyond = _beyond(fixed, len(leading), edge or rows, last - first, whole)
         size = value.detach().abs()
-        if bool(((beyond <= _REMAINDER * size) | size.isinf()).all()):
+        if bool(((beyond <= limits.MAX_REMAINDER * size) | size.isinf()).all()):
             left = float(torch.where(size.isinf(), 0.0, beyond).amax()) if size.numel() else 0.0
             return Sum(value, int(first.amin()), int(last.amax()), left)
     return None
@@ -450,7 +448,7 @@ def outcomes(first: Tensor, last: Tensor, known: list[Lattice]) -> Tensor | None
         return None
     count = float((last - first).amax()) + 1 if last.numel() else 1.0
     components = max((one.low.shape[-1] for one in known), default=1)
-    if count * max(1, first.numel()) * components > MOST_TERMS:
+    if count * max(1, first.numel()) * components > limits.MAX_TERMS:
         return None
     return first[..., None] + torch.arange(int(count), dtype=torch.float64)
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
-from kullback.core import require
-from kullback.core.checks import describe
+from kullback.core import describe, require
 
 from .closed_forms import kl
 from .families.pair import solve_lower

@@ -4,7 +4,7 @@ Which to use: `posterior` for a model `log p(x, z)` (its evidence, moments, and 
 from it in both directions); `kl` between two densities; `grid` for the nodes themselves. The nodes
 are Gauss-Legendre on a box: for a smooth density well inside the box the error falls geometrically,
 and `Posterior.error` shows what is left. The box is the caller's to choose: mass outside it is not
-seen.
+counted.
 """
 
 import math
@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kullback.core import require, require_type
-from kullback.core.checks import describe
+from kullback.core import describe, require, require_type
 
 from .table_sums import Table, alpha_sum
 
@@ -91,8 +90,8 @@ def posterior(log_joint: LogDensity, *, lower: Bound, upper: Bound, nodes: int =
     >>> def log_joint(z):
     ...     return (normal.log_prob(z) + normal.log_prob(1.0 - z))[:, 0]
     >>> found = posterior(log_joint, lower=-9, upper=9)
-    >>> truth = torch.distributions.Normal(0.0, 2**0.5).log_prob(torch.tensor(1.0))
-    >>> bool((found.log_evidence - truth).abs() < 1e-6)
+    >>> expected = torch.distributions.Normal(0.0, 2**0.5).log_prob(torch.tensor(1.0))
+    >>> bool((found.log_evidence - expected).abs() < 1e-6)
     True
     """
     require(nodes >= 4, "nodes", "at least 4 a dimension", nodes)
@@ -122,8 +121,8 @@ def kl(
     tensor(0.5000, dtype=torch.float64)
     """
     points, log_weights = grid(lower, upper, nodes=nodes)
-    logs = (_values(log_p, points, "log_p"), _values(log_q, points, "log_q"))
-    return _kl_on_grid(*logs, log_weights)
+    at_p, at_q = _values(log_p, points, "log_p"), _values(log_q, points, "log_q")
+    return _kl_on_grid(at_p, at_q, log_weights)
 
 
 def grid(lower: Bound, upper: Bound, *, nodes: int = 200) -> tuple[Tensor, Tensor]:

@@ -21,14 +21,12 @@ import torch.distributions as d
 from torch import Tensor
 from torch.distributions import transforms
 
-from . import tails
+from . import limits, tails
 from .countable import Lattice, lattice_of, log_masses, outcomes
 from .families.continuous import InverseGaussian
 from .tails import Tail
 
 __all__ = ["Comparison", "Line", "beta_cdf", "cdf", "compare", "line_of", "unresolved"]
-
-_STEPS, _TINY = 400, 1e-300  # of the continued fraction: enough for parameters up to about 1e5
 
 
 def cdf(q: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor | None:
@@ -86,7 +84,8 @@ def beta_cdf(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
     """
     a, b, x = torch.broadcast_tensors(a, b, x.clamp(0.0, 1.0))  # type: ignore[no-untyped-call]
     turned = x > (a + 1) / (a + b + 2)
-    one, two, at = (torch.where(turned, *both) for both in ((b, a), (a, b), (1 - x, x)))
+    one, two = torch.where(turned, b, a), torch.where(turned, a, b)
+    at = torch.where(turned, 1 - x, x)
     front = torch.xlogy(one, at) + torch.special.xlog1py(two, -at)
     front = front + (one + two).lgamma() - one.lgamma() - two.lgamma()
     found = front.exp() / one * _fraction(one, two, at)
@@ -95,19 +94,19 @@ def beta_cdf(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
 
 def _fraction(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
     def away(value: Tensor) -> Tensor:
-        return torch.where(value.abs() < _TINY, _TINY, value)
+        return torch.where(value.abs() < limits.MIN_POSITIVE, limits.MIN_POSITIVE, value)
 
     c = torch.ones_like(x)
     last = 1 / away(1 - (a + b) * x / (a + 1))
     value = last
-    for m in range(1, _STEPS):
+    for m in range(1, limits.FRACTION_STEPS):
         for term in (
             m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
             -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
         ):
             last, c = 1 / away(1 + term * last), away(1 + term / c)
             value = value * last * c
-        if bool(((last * c - 1).abs() < 1e-16).all()):
+        if bool(((last * c - 1).abs() < limits.FRACTION_TOLERANCE).all()):
             break
     return value
 
@@ -115,8 +114,6 @@ def _fraction(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
 INF = math.inf
 OUTSIDE = "p has mass outside q's support"
 HEAVY = "p's tail is too heavy for q's: E_p[−log q] is infinite"
-_ULPS = 8.0  # ends found by arithmetic (transforms) within so many ulps of one another are one
-_LARGEST = 1 << 25  # comparisons of ends, components and batch that are made at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +169,13 @@ def compare(p: Any, q: Any) -> Comparison | None:
         axes = p.reinterpreted_batch_ndims
         inner = compare(p.base_dist, q.base_dist) if axes == q.reinterpreted_batch_ndims else None
         return inner if inner is None or not axes else _product(inner, axes)
-    lines, lattices = (line_of(p), line_of(q)), (lattice_of(p), lattice_of(q))
-    if lattices[0] is not None and lattices[1] is not None:
-        return _on_integers(p, q, *lattices)  # type: ignore[arg-type]
-    if lines[0] is not None and lines[1] is not None:
-        second = _cut_open(lines[1], lines[0]) if _circular(q) else lines[1]
-        return _compared(p, q, lines[0], second)
+    own, other = lattice_of(p), lattice_of(q)
+    if own is not None and other is not None:
+        return _on_integers(p, q, own, other)
+    p_line, q_line = line_of(p), line_of(q)
+    if p_line is not None and q_line is not None:
+        q_line = _cut_open(q_line, p_line) if _circular(q) else q_line
+        return _compared(p, q, p_line, q_line)
     if _shares_transforms(p, q):
         return compare(p.base_dist, q.base_dist)
     return _same_space(p, q, batch)
@@ -244,14 +242,13 @@ def _product(inner: Comparison, axes: int) -> Comparison:
 
     mean = inner.ratio_mean
     mean = None if mean is None else mean.flatten(-axes).prod(-1)
-    return Comparison(
-        some(inner.infinite),
-        inner.why,
-        mean,
-        some(inner.heavy_ratio),
-        some(inner.heavy_control),
-        some(inner.heavy_log),
-        inner.decided,
+    return replace(
+        inner,
+        infinite=some(inner.infinite),
+        ratio_mean=mean,
+        heavy_ratio=some(inner.heavy_ratio),
+        heavy_control=some(inner.heavy_control),
+        heavy_log=some(inner.heavy_log),
     )
 
 
@@ -327,10 +324,10 @@ def _compared(p: Any, q: Any, p_line: Line, q_line: Line) -> Comparison | None:
     q_line = _snapped(q_line, p_line)
     batch = (p_line.low[..., 0] + q_line.low[..., 0]).shape
     size = math.prod(batch) * p_line.low.shape[-1] * q_line.low.shape[-1]
-    if size * (p_line.low.shape[-1] + q_line.low.shape[-1]) * 2 > _LARGEST:
+    if size * (p_line.low.shape[-1] + q_line.low.shape[-1]) * 2 > limits.MAX_COMPARISONS:
         return None
     points = torch.cat(
-        [t.expand(*batch, -1) for one in (p_line, q_line) for t in (one.low, one.high)], -1
+        [t.expand((*batch, -1)) for one in (p_line, q_line) for t in (one.low, one.high)], -1
     )
     sides = [_at_points(p_line, q_line, points, above=above) for above in (True, False)]
     outside, infinite, ratio, control, log = (
@@ -576,13 +573,13 @@ def _generalized_pareto(p: Any) -> Ends:
     upper = tails.stretched(1.0, 1 / scale).where(shape == 0, tails.power(index))
     high = torch.where(shape < 0, low + scale * index, INF)
     size = torch.maximum(low.abs(), scale * index)
-    slack = torch.where(shape < 0, _ULPS * torch.finfo(p.scale.dtype).eps * size, 0.0)
+    slack = torch.where(shape < 0, limits.ENDS_ULPS * torch.finfo(p.scale.dtype).eps * size, 0.0)
     return _on(p, low, high, tails.power(1.0), upper, slack)
 
 
 @_family.register(d.VonMises)
 def _von_mises(p: Any) -> Ends:
-    slack = _ULPS * torch.finfo(torch.float32).eps * math.pi
+    slack = limits.ENDS_ULPS * torch.finfo(torch.float32).eps * math.pi
     return _on(p, -math.pi, math.pi, tails.power(1.0), tails.power(1.0), slack)
 
 
@@ -601,7 +598,7 @@ def _transformed(p: Any) -> Ends | None:
     low, high, lower, upper, slack = ends
     bits = torch.finfo(p.base_dist.mean.dtype).eps if _floats(p.base_dist) else 0.0
     size = torch.stack([torch.where(end.isfinite(), end.abs(), 0.0) for end in (low, high)])
-    return _on(p, low, high, lower, upper, slack + _ULPS * bits * size.amax(0))
+    return _on(p, low, high, lower, upper, slack + limits.ENDS_ULPS * bits * size.amax(0))
 
 
 def _floats(p: Any) -> bool:

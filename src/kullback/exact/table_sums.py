@@ -22,8 +22,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kullback.core import ArgumentTypeError, ArgumentValueError, require, require_type
-from kullback.core.checks import describe, message
+from kullback.core import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    describe,
+    message,
+    require,
+    require_type,
+)
+
+from . import limits
 
 __all__ = [
     "Form",
@@ -38,7 +46,6 @@ __all__ = [
 ]
 
 Form = Literal["probs", "log_probs", "logits"]
-BLOCK = 1 << 18  # elements of one block: a float32 array of that size is one megabyte
 
 
 class Table:
@@ -104,7 +111,8 @@ def read(table: Tensor, *, form: Form = "probs", normalise: bool = False, name: 
     forms = ("probs", "log_probs", "logits")
     require(form in forms, "form", " or ".join(map(repr, forms)), repr(form))
     tolerance = max(torch.finfo(table.dtype).eps ** 0.5, 1e-6)
-    table = table.float() if torch.finfo(table.dtype).bits < 32 else table
+    half = torch.finfo(table.dtype).eps > torch.finfo(torch.float32).eps
+    table = table.float() if half else table
     if form == "probs":
         prob = _checked_probs(table, tolerance, normalise=normalise, name=name)
         return Table(prob, by_mass=True)
@@ -151,9 +159,9 @@ def _in_blocks(function: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> 
     heap would grow by a block each.
     """
     first = tensors[0]
-    if first.numel() <= BLOCK or first.ndim == 1:
+    if first.numel() <= limits.BLOCK_ELEMENTS or first.ndim == 1:
         return function(*tensors)
-    step = max(1, BLOCK // math.prod(first.shape[1:]))
+    step = max(1, limits.BLOCK_ELEMENTS // math.prod(first.shape[1:]))
     result = None
     for start in range(0, first.shape[0], step):
         rows = slice(start, start + step)
@@ -197,9 +205,6 @@ def _check(good: Tensor, shown: Tensor, name: str, expected: str, hint: str = ""
     raise ArgumentValueError(message(name, expected, f"{shown[~good][0].item():.9g}", hint))
 
 
-SMALL = {torch.float32: 0.05, torch.float64: 2e-3}  # where a series of 4 terms is the more exact
-
-
 def cross_sum(p: Table, q: Table) -> Tensor:
     """Return `−Σ p log q`, with 0·log 0 = 0 and +inf where q lacks mass that p has."""
     if q.full:
@@ -227,7 +232,7 @@ def alpha_sum(p: Table, q: Table, alpha: float) -> Tensor:
 
 def _near_terms(terms: Tensor, mass: Tensor, log_ratio: Tensor, beta: float) -> Tensor:
     """Put `p·[(e^l − 1 − l) − (e^(β l) − 1 − β l)/β]` for the terms of small l, by its series."""
-    largest = SMALL[log_ratio.dtype] / max(1.0, abs(beta))
+    largest = limits.MAX_LOG_RATIO_SERIES[log_ratio.dtype] / max(1.0, abs(beta))
     near = log_ratio.clamp(-largest, largest)
     factors = [(1 - beta ** (n - 1)) / math.factorial(n) for n in (2, 3, 4, 5)]
     series = factors[0] + near * (factors[1] + near * (factors[2] + near * factors[3]))

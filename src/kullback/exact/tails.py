@@ -41,7 +41,7 @@ class Tail:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Tail":
         """Return the tail with a function applied to its three tensors (a shape operation)."""
-        return Tail(*(function(part) for part in (self.level, self.order, self.rate)))
+        return Tail(function(self.level), function(self.order), function(self.rate))
 
     def where(self, mask: Tensor, other: "Tail") -> "Tail":
         """Return this tail where `mask` holds, elsewhere the other."""
@@ -53,8 +53,9 @@ class Tail:
 
 
 def _tail(level: float, order: Tensor | float, rate: Tensor | float) -> Tail:
-    parts = (torch.as_tensor(part, dtype=torch.float64) for part in (level, order, rate))
-    return Tail(*torch.broadcast_tensors(*parts))  # type: ignore[no-untyped-call]
+    given = [torch.as_tensor(part, dtype=torch.float64) for part in (order, rate)]
+    both = torch.broadcast_tensors(given[0], given[1])  # type: ignore[no-untyped-call]
+    return Tail(torch.full_like(both[0], level), both[0], both[1])
 
 
 def power(index: Tensor | float) -> Tail:

@@ -1,7 +1,7 @@
 """Layer 3, measure: one set of functions for every kind of P and Q.
 
-- `quantities`: `kl`, `js`, `jeffreys`, `renyi`, `entropy`, `cross_entropy`, `mutual_information`.
-- `from_samples`: KL from log-probabilities (`kl_from_log_probs`) or from samples alone.
+- `quantities`: `kl`, `js`, `jeffreys`, `renyi`, `entropy`, `cross_entropy`, `mutual_information`;
+  KL from log-probabilities (`kl_from_log_probs`) or from samples alone (`kl_from_draws`).
 - `inputs`: what may stand for P and Q, turned into tables or torch distributions.
 - `scipy_distributions`: SciPy's frozen distributions as torch's.
 - `named_distributions`: `N(0, 1)` and mixtures, read from text.
@@ -12,10 +12,9 @@ Everything loads on first use: text is read without torch.
 
 from typing import TYPE_CHECKING
 
-from kullback.core.lazy import lazy
+from kullback.core import lazy
 
 if TYPE_CHECKING:
-    from .from_samples import kl_from_draws, kl_from_log_probs
     from .inputs import read_one, read_pair
     from .named_distributions import FAMILIES, describe, family_of, parse
     from .quantities import (
@@ -24,10 +23,12 @@ if TYPE_CHECKING:
         jeffreys,
         js,
         kl,
+        kl_from_draws,
+        kl_from_log_probs,
         mutual_information,
         renyi,
     )
-    from .typed_numbers import cells_of, number, read_typed, short, split_list
+    from .typed_numbers import cells_of, number, read_typed, short, split_list, sums_to_one
 
 __all__ = [
     "FAMILIES",
@@ -50,10 +51,10 @@ __all__ = [
     "renyi",
     "short",
     "split_list",
+    "sums_to_one",
 ]
 
 _HOLDS = {
-    "from_samples": ("kl_from_draws", "kl_from_log_probs"),
     "inputs": ("read_one", "read_pair"),
     "quantities": (
         "cross_entropy",
@@ -61,11 +62,13 @@ _HOLDS = {
         "jeffreys",
         "js",
         "kl",
+        "kl_from_draws",
+        "kl_from_log_probs",
         "mutual_information",
         "renyi",
     ),
     "named_distributions": ("FAMILIES", "describe", "family_of", "parse"),
-    "typed_numbers": ("cells_of", "number", "read_typed", "short", "split_list"),
+    "typed_numbers": ("cells_of", "number", "read_typed", "short", "split_list", "sums_to_one"),
 }
 
 __getattr__, __dir__ = lazy(

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from kullback.core import ArgumentTypeError, ArgumentValueError, require
-from kullback.core.checks import message
+from kullback.core import ArgumentTypeError, ArgumentValueError, message, require
 
 from .named_distributions import FAMILIES, family_of, parse
 from .scipy_distributions import from_scipy, is_scipy, shifted
@@ -95,7 +94,8 @@ def read_one(value: Any, *, name: str = "p", normalise: bool = False) -> Given:
         given = Given(read_array(list(value.values()), name), tuple(map(_label, value)))
     else:
         table = read_array(value, name, expected=_KINDS)
-        given = Given(table, *_labels_of(value), made=not isinstance(value, Tensor))
+        labels, rows = _labels_of(value)
+        given = Given(table, labels, rows, made=not isinstance(value, Tensor))
     hint = "[x, 1 - x] for the chance x of one of two outcomes"
     require(given.value.ndim >= 1, name, "a table [*batch, outcomes]", "a single number", hint)
     return given
@@ -111,7 +111,7 @@ def read_pair(p: Any, q: Any, *, normalise: bool = False) -> tuple[Any, Any]:
 
     Returns:
         Two tensors or two torch distributions. A shift that both SciPy distributions share is left
-        out: no divergence sees it.
+        out: it changes no divergence.
 
     Raises:
         TypeError: For one table and one distribution, or what stands for neither.
@@ -170,7 +170,7 @@ def read_array(value: Any, name: str, *, expected: str = "numbers") -> Tensor:
     if array.dtype.kind not in "fiu":
         got = type(value).__name__ if array.dtype.kind == "O" else f"{array.dtype} values"
         raise ArgumentTypeError(message(name, expected, got))
-    keep = array.dtype.kind == "f" and array.dtype.itemsize <= 8
+    keep = array.dtype.kind == "f" and array.dtype.itemsize <= np.dtype(np.float64).itemsize
     dtype = array.dtype.newbyteorder("=") if keep else np.dtype(np.float64)
     return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
 

@@ -15,11 +15,10 @@ import torch
 import torch.distributions as families
 from torch import Tensor
 
-from kullback.core import ArgumentValueError, require
-from kullback.core.checks import message
+from kullback.core import ArgumentValueError, message, require
 from kullback.exact import InverseGaussian
 
-from .typed_numbers import number, short, split_list
+from .typed_numbers import number, short, split_list, sums_to_one
 
 __all__ = ["FAMILIES", "Family", "describe", "family_of", "parse"]
 
@@ -232,7 +231,7 @@ def parse(
         return distribution
     weights = torch.tensor([term.weight for term in terms], dtype=torch.float64)
     total = float(weights.sum())
-    good = bool((weights > 0).all()) and (normalise or abs(total - 1) <= 1e-6)
+    good = bool((weights > 0).all()) and (normalise or sums_to_one(weights.tolist()))
     require(good, name, "weights above 0 that sum to 1", f"a sum of {total:g}", remedy)
     return families.MixtureSameFamily(families.Categorical(weights), distribution)
 

@@ -1,8 +1,9 @@
 """Entropies and divergences of whatever stands for P and Q: tables, distributions or text.
 
-Which to use: `kl` for the cost of a wrong code or belief, p first; `js` for a symmetric, bounded
-number; `jeffreys` for both directions of KL at once; `renyi` for the family around KL; `entropy`
-and `cross_entropy` for code lengths; `mutual_information` for what two variables share.
+Which to use: `kl` for the extra code length of q's code on data from p; `js` for a symmetric,
+bounded number; `jeffreys` for both directions of KL at once; `renyi` for the family around KL;
+`entropy` and `cross_entropy` for code lengths; `mutual_information` for what two variables share;
+`kl_from_log_probs` where log p and log q of samples are known; `kl_from_draws` for samples alone.
 
 P and Q are tables (lists, dictionaries, NumPy arrays, pandas Series, tensors `[*batch, outcomes]`),
 torch or frozen SciPy distributions, or text as on the command line: "0.5,0.25,0.25", "N(0,1)".
@@ -16,15 +17,25 @@ from typing import Any
 from torch import Generator, Tensor
 from torch.distributions import Distribution
 
-from kullback.core import ArgumentTypeError, require
-from kullback.core.checks import message
+from kullback.core import ArgumentTypeError, Estimate, message, require
 from kullback.exact import Form, closed_forms, tables
 from kullback.exact import mutual_information as information_of
-from kullback.sampled import Estimator, Measured, divergences, how_sampled
+from kullback.sampled import Estimator, Measured, Method, divergences, how_sampled, log_ratio
+from kullback.sampled import kl_from_draws as two_samples
 
 from .inputs import read_array, read_one, read_pair
 
-__all__ = ["cross_entropy", "entropy", "jeffreys", "js", "kl", "mutual_information", "renyi"]
+__all__ = [
+    "cross_entropy",
+    "entropy",
+    "jeffreys",
+    "js",
+    "kl",
+    "kl_from_draws",
+    "kl_from_log_probs",
+    "mutual_information",
+    "renyi",
+]
 
 _TABLE = "sum over the table"
 
@@ -42,9 +53,9 @@ def kl(
     """Return the Kullback-Leibler divergence `KL(p‖q) = E_p[log p/q]` in nats, p first.
 
     Args:
-        p: The truth: a table `[*batch, outcomes]` (list, dictionary, NumPy array, pandas Series,
+        p: Of the data: a table `[*batch, outcomes]` (list, dictionary, NumPy array, pandas Series,
             tensor), a torch or frozen SciPy distribution, or text ("0.5,0.25,0.25", "N(0,1)").
-        q: The belief, of the same kind. Outcomes that both name are matched by name.
+        q: What p is compared with, of the same kind. Outcomes that both name are matched by name.
         form: What tables hold: "probs", "log_probs" or "logits".
         normalise: Divide tables by their sum instead of refusing one that does not sum to 1.
         draws: How many samples to take where nothing exact is known.
@@ -252,8 +263,8 @@ def cross_entropy(
     """Return the cross-entropy `H(p, q) = −E_p[log q] = H(p) + KL(p‖q)`, in nats.
 
     Args:
-        p: The truth, as in `kl`.
-        q: The belief, as in `kl`.
+        p: The distribution of the data, as in `kl`.
+        q: The distribution that the code is made for, as in `kl`.
         form: As in `kl`.
         normalise: As in `kl`.
         draws: As in `kl`.
@@ -309,6 +320,104 @@ def mutual_information(joint: Any, *, form: Form = "probs", normalise: bool = Fa
     return Measured(information_of(value, form=form, normalise=normalise), _TABLE)
 
 
+def kl_from_log_probs(
+    log_p: Any,
+    log_q: Any,
+    *,
+    estimator: Estimator = "k1",
+    full_support: bool = False,
+    ratio_mean: Any = None,
+    entropies: Any = None,
+    cross_fit: bool = True,
+    log_weights: Any = None,
+    self_normalise: bool = False,
+    controls: Any = None,
+) -> Measured:
+    """Estimate `KL(p‖q) = E_p[log p(x) − log q(x)]` from log-probabilities at samples x ~ p.
+
+    Args:
+        log_p: `[*batch, draws]`, natural logarithms, normalised.
+        log_q: The same shape.
+        estimator: "k1" (right whatever the supports), "k2", "k3", a number λ or "best".
+        full_support: Assert that q has no mass outside p's support, which k3, λ and "best" need.
+        ratio_mean: The known mean of q/p under p, a number or `[*batch]`, instead of it.
+        entropies: `[*batch, draws]`, p's entropy at each sample's position: a check.
+        cross_fit: Whether "best" takes λ from the other half of the samples.
+        log_weights: `[*batch, draws]`, log p − log m where the samples come from m.
+        self_normalise: Whether to divide by the mean weight.
+        controls: `[*batch, draws, K]`, further functions of mean 0 under p, for "best".
+
+    Returns:
+        A `Measured` `[*batch]`, sampled, without gradients. `sampled.log_ratio` says what each
+        option does and when there is no standard error.
+
+    Raises:
+        TypeError: For anything but numbers.
+        ValueError: As `sampled.log_ratio`.
+
+    Source: MATH 5.1 to 5.6.
+
+    Example:
+        >>> import numpy as np
+        >>> x = np.random.default_rng(0).normal(size=4000)
+        >>> print(kl_from_log_probs(-0.5 * x**2, -0.5 * (x - 0.1) ** 2))
+        0.0065 ± 0.0016 nats (sampled: k1, 4,000 draws)
+    """
+    many = {"ratio_mean": ratio_mean, "entropies": entropies, "log_weights": log_weights}
+    many |= {"controls": controls}
+    read = {name: _array(value, name) for name, value in many.items()}
+    found = log_ratio(
+        read_array(log_p, "log_p"),
+        read_array(log_q, "log_q"),
+        estimator=estimator,
+        full_support=full_support,
+        cross_fit=cross_fit,
+        self_normalise=self_normalise,
+        **read,
+    )
+    return _measured(found)
+
+
+def kl_from_draws(
+    x: Any,
+    y: Any,
+    *,
+    method: Method = "neighbours",
+    neighbours: int | None = None,
+    generator: Generator | None = None,
+) -> Measured:
+    """Estimate `KL(p‖q) = E_p[log p/q]`, in nats, from samples alone: x ~ p and y ~ q.
+
+    Args:
+        x: `[n, d]` or `[n]`, independent samples from p, at least 80.
+        y: `[m, d]` or `[m]`, independent samples from q.
+        method: "neighbours" for smooth densities in few dimensions; "classifier" for a lower bound
+            whatever the laws are.
+        neighbours: One number of neighbours instead of an extrapolation; no error bar then.
+        generator: Seeds what is shuffled; a fixed seed when None.
+
+    Returns:
+        A `Measured`, sampled, without gradients. `sampled.kl_from_draws` says when there is no
+        standard error.
+
+    Raises:
+        TypeError: For anything but numbers.
+        ValueError: As `sampled.kl_from_draws`.
+
+    Source: Wang, Kulkarni and Verdú (2009); Moon et al. (2018).
+
+    Example:
+        >>> import numpy as np
+        >>> seed = np.random.default_rng(0)
+        >>> found = kl_from_draws(seed.normal(size=200), 1 + seed.normal(size=200))
+        >>> found.exact, found.shape
+        (False, ())
+    """
+    first, second = _samples(x, "x"), _samples(y, "y")
+    found = two_samples(first, second, method=method, neighbours=neighbours, generator=generator)
+    return _measured(found)
+
+
 def _over_tables(
     function: Callable[..., Tensor], p: Tensor, q: Tensor, *, form: Form, normalise: bool
 ) -> Measured:
@@ -337,3 +446,18 @@ def _sum(first: Measured, second: Measured) -> Measured:
     estimate: Any = sampled.estimate
     total = estimate + (known if known.ndim else float(known))
     return Measured(total.value, f"{exact.method} + {sampled.method}", total)
+
+
+def _array(value: Any, name: str) -> Any:
+    plain = value is None or isinstance(value, int | float)
+    return value if plain else read_array(value, name)
+
+
+def _samples(value: Any, name: str) -> Tensor:
+    """Return `[n, d]`; plain numbers are samples of one dimension."""
+    array = read_array(value, name, expected="samples [n, d] or [n]")
+    return array[:, None] if array.ndim == 1 else array
+
+
+def _measured(found: Estimate) -> Measured:
+    return Measured(found.value, how_sampled(found), found)

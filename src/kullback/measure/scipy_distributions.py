@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform
 
-from kullback.core import ArgumentValueError, require
-from kullback.core.checks import message
+from kullback.core import ArgumentValueError, message, require
 from kullback.exact import InverseGaussian
 
 __all__ = ["ScipyDistribution", "from_scipy", "is_scipy", "shifted"]

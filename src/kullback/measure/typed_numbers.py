@@ -4,9 +4,13 @@ Which to use: `number` for one number, `split_list` for the parts of a list, `re
 table. Nothing is ever evaluated, and nothing here imports torch.
 """
 
+import math
 import re
+from collections.abc import Iterable
 
-__all__ = ["cells_of", "number", "read_typed", "short", "split_list"]
+__all__ = ["cells_of", "number", "read_typed", "short", "split_list", "sums_to_one"]
+
+_SUM_TOLERANCE = 1e-6  # as `exact` allows of float64 tables: many were float32 once
 
 PLAIN = r"[+-]?(?:\d+(?:_\d+)*\.?(?:\d+(?:_\d+)*)?|\.\d+(?:_\d+)*)(?:[eE][+-]?\d+)?"
 NUMBER = re.compile(rf"({PLAIN})(?:\s*/\s*({PLAIN}))?\s*(%?)")
@@ -51,7 +55,24 @@ def short(text: str) -> str:
         >>> short("normal"), len(short("x" * 1000))
         ("'normal'", 63)
     """
-    return repr(text if len(text) <= 60 else f"{text[:60]}…")
+    start = text[:60]
+    return repr(text if text == start else f"{start}…")
+
+
+def sums_to_one(masses: Iterable[float]) -> bool:
+    """Say whether masses sum to 1, within the 1e-6 that `exact` allows of float64 tables.
+
+    Args:
+        masses: Any numbers.
+
+    Returns:
+        Whether |Σ − 1| ≤ 1e-6; False for NaN.
+
+    Example:
+        >>> sums_to_one([0.1] * 10), sums_to_one([0.5, 0.4])
+        (True, False)
+    """
+    return math.isclose(math.fsum(masses), 1.0, rel_tol=0.0, abs_tol=_SUM_TOLERANCE)
 
 
 def split_list(text: str) -> list[str] | None:
@@ -113,6 +134,12 @@ def read_typed(text: str) -> tuple[tuple[str, ...], list[float]] | None:
 
 def cells_of(line: str) -> list[str]:
     """Cut a line at white space; a fraction or percentage with spaces in it stays whole.
+
+    Args:
+        line: One line of numbers, or of names and numbers.
+
+    Returns:
+        The cells.
 
     Example:
         >>> cells_of("1 / 2  50 %")

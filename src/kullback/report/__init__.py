@@ -1,11 +1,67 @@
-"""Floor 5, report: what a run is worth, as one HTML page, as pictures, and as a terminal table.
+"""Layer 5, report: what was found, as HTML pages, pictures and text.
 
-Which to use: `write` for `report.html`; `pictures.grid`, `pictures.pairs` and `pictures.save` for
-a PNG of samples or reconstructions; `evaluation_text.evaluation_table` for the figures as text;
-`audit_report` for the audit of a loss.
+- `run_page`: `write`, the page of a training run; `run_charts`: its learning curve, KL bars and map
+  of the latent space; `record`: what a run directory holds.
+- `audit_page`: the audit of a loss as text and as a page.
+- `html`: pages from `templates/`; `figures`: the one style of all charts, drawn by matplotlib.
+- `pictures`: images as PNG; `divergence_plot`, `fit_plot`: SVG of a divergence, of a fit.
+- `explain_tables`, `explain_named`, `explain_fit`: what `--explain` prints.
+- `evaluation_text`: what `kullback evaluate` prints; `text_layout`: numbers and columns of text.
+- `limits`: every threshold.
+
+Everything loads on first use.
 """
 
-from . import audit_report, evaluation_text, pictures
-from .run_page import write
+from typing import TYPE_CHECKING
 
-__all__ = ["audit_report", "evaluation_text", "pictures", "write"]
+from kullback.core import lazy
+
+if TYPE_CHECKING:
+    from . import (
+        audit_page,
+        evaluation_text,
+        explain_fit,
+        explain_named,
+        explain_tables,
+        pictures,
+    )
+    from .divergence_plot import plot
+    from .fit_plot import plot_directions, plot_fit
+    from .run_page import write
+    from .text_layout import UNITS, measured_text, number
+
+__all__ = [
+    "UNITS",
+    "audit_page",
+    "evaluation_text",
+    "explain_fit",
+    "explain_named",
+    "explain_tables",
+    "measured_text",
+    "number",
+    "pictures",
+    "plot",
+    "plot_directions",
+    "plot_fit",
+    "write",
+]
+
+_MODULES = {
+    "UNITS": "text_layout",
+    "audit_page": "audit_page",
+    "evaluation_text": "evaluation_text",
+    "explain_fit": "explain_fit",
+    "explain_named": "explain_named",
+    "explain_tables": "explain_tables",
+    "measured_text": "text_layout",
+    "number": "text_layout",
+    "pictures": "pictures",
+    "plot": "divergence_plot",
+    "plot_directions": "fit_plot",
+    "plot_fit": "fit_plot",
+    "write": "run_page",
+}
+
+__getattr__, __dir__ = lazy(
+    "kullback.report", {name: f"kullback.report.{module}" for name, module in _MODULES.items()}
+)

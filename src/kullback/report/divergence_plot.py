@@ -1,20 +1,13 @@
-"""P, Q and the pointwise integrand of a divergence as numbers to draw.
+"""A picture of a divergence: P and Q, its integrand, and how the estimators scatter.
 
-Which to use: `profile`. A table and a discrete distribution are read at their outcomes, a density
-on a grid that covers nearly all that draws from P and Q reach.
-
-The estimators of MATH 5 side by side, on the same draws: k1, k2, k3 and the best λ.
-
-Which to use: `estimators` for one lot of draws or for many lots at once.
-
-A picture of a divergence: P and Q, what each place adds, and how the estimators scatter.
-
-Which to use: `plot`, which returns SVG text, the same for the same arguments. Blue is P, orange Q;
-what adds is green, what takes away is purple: told apart also by colour-blind eyes.
+Which to use: `plot`, which returns SVG text. Blue is P, orange Q; where the integrand is positive
+it is green, where it is negative purple. Behind it: `profile` evaluates P, Q and the integrand, a
+table or a discrete distribution at its outcomes, a density on a grid; `estimators` gives k1, k2, k3
+and the best λ (MATH 5) on the same draws.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,19 +16,16 @@ import torch
 from torch import Generator, Tensor
 from torch.distributions import Distribution
 
-from kullback.core import ArgumentValueError, Estimate, require
-from kullback.core.checks import message
-from kullback.sampled import LogRatios
-from kullback.sampled.distributions import draw_from, log_density
-from kullback.sampled.kl_from_distributions import Support
+from kullback.core import Estimate, require
+from kullback.sampled import LogRatios, Support, draw_from, log_density
 
 from .figures import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, figure_of, svg_of
+from .limits import LABEL_LETTERS, OUTCOMES, TAIL_REACH
 from .text_layout import UNITS, number
 
 __all__ = ["ESTIMATORS", "NAMES", "Profile", "estimators", "plot", "profile"]
 
-POINTS, DRAWS, RARE, MOST = 300, 20_000, 1e-3, 4000
-FAR = 8.0  # quartile distances from the quartiles beyond which tails are not shown
+POINTS, DRAWS, RARE = 300, 20_000, 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +58,10 @@ def profile(quantity: str, p: Any, q: Any = None, *, unit: str) -> Profile:
     """
     given = [d for d in (p, q) if d is not None]
     if isinstance(p, Tensor):
-        require(len(p) <= MOST, "--plot", f"at most {MOST} outcomes", len(p))
+        require(len(p) <= OUTCOMES, "--plot", f"at most {OUTCOMES} outcomes", len(p))
         x = torch.arange(1, len(p) + 1, dtype=torch.float64)
         logs = [d.double().log() for d in given]
-        values = _integrand(quantity, *logs) / UNITS[unit]
+        values = _integrand(quantity, logs) / UNITS[unit]
         return _profile(x, logs, values, discrete=True, total=float(values.sum()))
     single = all(not d.event_shape and not d.batch_shape for d in given)
     require(single, "--plot", "distributions over single numbers", "over vectors")
@@ -82,7 +72,7 @@ def profile(quantity: str, p: Any, q: Any = None, *, unit: str) -> Profile:
     wide = _beyond(x) if discrete else _everywhere(draws)
     logs, far = ([log_density(d, points).double() for d in given] for points in (x, wide))
     weights = torch.ones_like(wide) if discrete else _widths(wide)
-    values, tails = (_integrand(quantity, *each) / UNITS[unit] for each in (logs, far))
+    values, tails = (_integrand(quantity, each) / UNITS[unit] for each in (logs, far))
     total = float((tails * weights).sum())
     return _profile(x, logs, values, discrete=discrete, total=total)
 
@@ -94,9 +84,10 @@ def _profile(
     return Profile(x.numpy(), p, q, integrand.numpy(), discrete, total)
 
 
-def _integrand(quantity: str, log_p: Tensor, log_q: Tensor | None = None) -> Tensor:
+def _integrand(quantity: str, logs: Sequence[Tensor]) -> Tensor:
     """Return p·log 1/p, p·log 1/q, p·log p/q, or ½p·log p/m + ½q·log q/m, 0 where p is 0."""
-    if log_q is None:
+    log_p, log_q = logs[0], logs[-1]
+    if len(logs) == 1:
         return _times(log_p, -log_p)
     if quantity == "cross-entropy":
         return _times(log_p, -log_q)
@@ -113,8 +104,8 @@ def _times(log_p: Tensor, factor: Tensor) -> Tensor:
 def _outcomes(draws: list[Tensor]) -> Tensor:
     """Return every whole number between the least and the greatest draw."""
     low, high = min(float(d[0]) for d in draws), max(float(d[-1]) for d in draws)
-    if high - low > MOST:
-        raise ArgumentValueError(message("--plot", f"at most {MOST} outcomes", f"{high - low:g}"))
+    many = f"at most {OUTCOMES} outcomes"
+    require(high - low <= OUTCOMES, "--plot", many, f"{high - low:g}")
     return torch.arange(low, high + 1, dtype=torch.float64)
 
 
@@ -130,7 +121,7 @@ def _places(draws: list[Tensor]) -> Tensor:
     for drawn in draws:
         levels = torch.tensor([RARE, 0.25, 0.75, 1 - RARE], dtype=torch.float64)
         low, first, third, high = torch.quantile(drawn, levels).tolist()
-        reach = FAR * (third - first)
+        reach = TAIL_REACH * (third - first)
         ends.append((max(low, first - reach), min(high, third + reach)))
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
     room = 0.04 * (high - low)
@@ -209,14 +200,29 @@ def plot(
 ) -> str:
     """Draw "entropy", "cross-entropy", "kl" or "js" of tables or distributions as SVG text.
 
-    labels: names of a table's outcomes. names: what P and Q are called. drawable: P and Q as
-    torch distributions, to show k1, k2, k3 and the best λ over 200 repeats of `draws` (fewer, where
-    that would be above two million). exact: the value in nats; where it is None the line the
-    estimators are compared with is the integral of the curve.
-    Errors: `ArgumentValueError` for distributions over vectors.
+    Args:
+        quantity: One of the four names.
+        p: A table `[outcomes]`, or a torch distribution over single numbers.
+        q: The same for Q; None for the entropy.
+        unit: "nats" or "bits".
+        labels: Names of a table's outcomes.
+        names: What P and Q are called.
+        drawable: P and Q as torch distributions, to show k1, k2, k3 and the best λ over 200 repeats
+            of `draws` (fewer, where that would be above two million).
+        draws: Samples for each estimate.
+        seed: Of the samples.
+        exact: The value in nats; without it the estimators are compared with the integral of the
+            curve.
 
-    >>> plot("entropy", torch.tensor([0.1, 0.9]), unit="bits").startswith("<?xml")
-    True
+    Returns:
+        The SVG document, the same for the same arguments.
+
+    Raises:
+        ArgumentValueError: The distributions are over vectors, or have too many outcomes to draw.
+
+    Example:
+        >>> plot("entropy", torch.tensor([0.1, 0.9]), unit="bits").startswith("<?xml")
+        True
     """
     shown = profile(quantity, p, q, unit=unit)
     known = shown.total if exact is None else exact / UNITS[unit]
@@ -230,7 +236,9 @@ def plot(
             _label_places(axis, shown, labels, last=axis is axes[1])
         figure.align_ylabels(axes[:2])
         if drawable is not None:
-            _scatter(axes[2], drawable, unit, draws, seed, known, exact is not None)
+            against = f"{'quadrature' if exact is None else 'exact'}, {number(known)}"
+            _scatter(axes[2], _repeats(drawable, draws, seed), unit=unit, known=known)
+            axes[2].set_title(f"{axes[2].get_title(loc='left')} each; dashed: {against}")
         return svg_of(figure)
 
 
@@ -240,7 +248,7 @@ def _masses(axis: Any, shown: Profile, names: Sequence[str]) -> None:
     both = [(values, color, letter) for values, color, letter in both if values is not None]
     for place, (values, color, letter) in enumerate(both):
         name = names[place] if place < len(names) else letter
-        words = letter if name == letter or len(name) > 40 else f"{letter}: {name}"
+        words = letter if name == letter or len(name) > LABEL_LETTERS else f"{letter}: {name}"
         if shown.discrete and len(shown.x) <= BARS:
             wide = 0.8 / len(both)
             left = shown.x + (place - (len(both) - 1) / 2) * wide
@@ -301,29 +309,26 @@ def _label_places(axis: Any, shown: Profile, labels: Sequence[str], *, last: boo
         axis.set_xlabel("x" if last else "")
 
 
-def _scatter(
-    axis: Any,
-    drawable: Sequence[Any],
-    unit: str,
-    draws: int,
-    seed: int,
-    known: float,
-    exact: bool,  # noqa: FBT001
-) -> None:
-    """Draw each estimator's values over repeats, their mean and their central 90 %."""
+def _repeats(drawable: Sequence[Any], draws: int, seed: int) -> dict[str, Estimate]:
+    """Return each estimator's values over repeats, as many as `NUMBERS` allows."""
+    p, q = drawable
     draws = min(draws, NUMBERS // 20)
-    repeats = min(REPEATS, NUMBERS // draws)
     seeded = torch.Generator().manual_seed(seed)
-    found = estimators(*drawable, draws=draws, repeats=repeats, generator=seeded)
-    spread = torch.linspace(-0.22, 0.22, repeats, dtype=torch.float64)
-    spread = spread[torch.randperm(repeats, generator=seeded)]
+    repeats = min(REPEATS, NUMBERS // draws)
+    return estimators(p, q, draws=draws, repeats=repeats, generator=seeded)
+
+
+def _scatter(axis: Any, found: Mapping[str, Estimate], *, unit: str, known: float) -> None:
+    """Draw each estimator's values over repeats, their mean and their central 90 %."""
     values = {name: found[name].value / UNITS[unit] for name in ESTIMATORS}
+    repeats = len(values["k1"])
+    spread = torch.linspace(-0.22, 0.22, repeats, dtype=torch.float64)
+    spread = spread[torch.randperm(repeats, generator=torch.Generator().manual_seed(0))]
     for row, each in enumerate(values.values()):
         _row(axis, row, each, spread)
     outside = _limit(axis, torch.cat([*values.values()]), list(values.values()), known)
-    against = f"{'exact' if exact else 'quadrature'}, {number(known)}"
     axis.axvline(known, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
-    axis.set_title(f"Estimators, {repeats} repeats of {draws:,} draws each; dashed: {against}")
+    axis.set_title(f"Estimators, {repeats} repeats of {found['k1'].draws:,} draws")
     axis.set_yticks(range(len(ESTIMATORS)), [NAMES[name] for name in ESTIMATORS])
     axis.set_ylim(len(ESTIMATORS) - 0.5, -0.5)
     axis.set_xlabel(f"{unit} (bar: central 90 %; white: mean{outside})")

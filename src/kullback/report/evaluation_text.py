@@ -16,8 +16,7 @@ from typing import Any
 
 from kullback.core import DataError, Estimate
 from kullback.data import describe_protocol
-from kullback.vae import Evaluation
-from kullback.vae.limits import ACTIVE_KL, ACTIVE_VARIANCE, DRAWS_FOR_LOOSE, LOOSE
+from kullback.vae import Evaluation, limits
 
 __all__ = [
     "Figure",
@@ -82,14 +81,15 @@ def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]
             plain(e.elbo),
             unit,
             "lower bound on log p(x)",
-            f"A floor under log p(x), the log probability of an unseen {noun}. Higher is better.",
+            f"A lower bound on log p(x), the log probability of an unseen {noun}. "
+            "Higher is better.",
         ),
         "log_likelihood": Figure(
             k,
             plain(e.log_likelihood),
             unit,
             f"tighter lower bound, {e.draws:,} draws",
-            f"A higher floor under log p(x), from {e.draws:,} weighted draws of the code. "
+            f"A higher lower bound on log p(x), from {e.draws:,} weighted draws of the code. "
             "Higher is better.",
         ),
         "gap": Figure(
@@ -97,7 +97,8 @@ def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]
             plain(e.gap),
             unit,
             f"{k} - ELBO",
-            f"How far {k} lies above the ELBO: at least this much is lost by an inexact posterior.",
+            f"How far {k} lies above the ELBO: a lower bound on the loss from an inexact "
+            "posterior.",
         ),
     }
     if e.bits_per_dim is not None:
@@ -118,15 +119,15 @@ def _rate_and_distortion(e: Evaluation, unit: str, noun: str) -> dict[str, Figur
             "rate",
             plain(e.rate),
             unit,
-            "KL(q(z|x) || p(z)), what the code costs",
-            f"What the code z says about each {noun}, in nats: KL(q(z|x) ‖ p(z)).",
+            "KL(q(z|x) || p(z))",
+            f"KL(q(z|x) ‖ p(z)): the cost of coding z, for each {noun}.",
         ),
         "distortion": Figure(
             "distortion",
             plain(e.distortion),
             unit,
-            "-log p(x|z), what the code leaves open",
-            "What the code leaves open: the surprise of x once z is known. "
+            "reconstruction loss, -E log p(x|z)",
+            "Reconstruction loss, −E log p(x|z): the cost of coding x once z is known. "
             "Rate + distortion = −ELBO.",
         ),
     }
@@ -140,31 +141,36 @@ def _health(e: Evaluation, noun: str) -> dict[str, Figure]:
             f"{median:.3g}",
             f"of {e.draws:,}",
             f"median over {noun}s; least {least:.3g}",
-            f"How many of the {e.draws:,} draws truly count, at the median {noun}; "
+            f"(Σw)²/Σw² of the {e.draws:,} weights, at the median {noun}; "
             f"{least:.3g} at the worst.",
         ),
         "loose": Figure(
             "loose bounds",
             "not known" if e.loose is None else _percent(e.loose),
             f"of {noun}s",
-            f"fewer than {LOOSE:g} effective draws",
-            f"{noun.capitalize()}s whose bound rests on fewer than {LOOSE:g} effective draws.",
+            f"fewer than {limits.LOOSE_DRAWS:g} effective draws",
+            f"{noun.capitalize()}s whose bound rests on fewer than {limits.LOOSE_DRAWS:g} "
+            "effective draws.",
         ),
         "active_units": _active(e, noun),
     }
 
 
 def _active(e: Evaluation, noun: str) -> Figure:
-    value, varies = f"{e.active_units}/{e.latent}", f"varies by more than {ACTIVE_VARIANCE:g}"
-    if e.varying_units is None:  # an evaluation from before the KL was asked for as well
+    value, varies = (
+        f"{e.active_units}/{e.latent}",
+        f"varies by more than {limits.ACTIVE_VARIANCE:g}",
+    )
+    if e.varying_units is None:  # an evaluation of a version that did not ask for the KL
         note = f"whose mean code {varies}"
         meaning = f"their mean code varies from {noun} to {noun} (variance above 0.01)."
     else:
-        note = f"of {ACTIVE_KL:g} nats or more ({e.varying_units} whose mean code {varies})"
+        note = f"of {limits.ACTIVE_KL:g} nats or more ({e.varying_units} whose mean code {varies})"
         meaning = (
-            f"each has a KL of {ACTIVE_KL:g} nats or more and a mean code that varies from {noun} "
-            f"to {noun}. {e.varying_units} vary by more than {ACTIVE_VARIANCE:g} (variance), which "
-            "is all that papers after Burda et al. (2016) ask and may cost 0.005 nats."
+            f"each has a KL of {limits.ACTIVE_KL:g} nats or more and a mean code that varies "
+            f"from {noun} to {noun}. {e.varying_units} vary by more than "
+            f"{limits.ACTIVE_VARIANCE:g} (variance), which is all that papers after Burda et al. "
+            "(2016) ask and which a dimension of 0.005 nats can satisfy."
         )
     meaning = f"Latent dimensions that are used: {meaning}"
     return Figure("active units", value, "dimensions", note, meaning)
@@ -172,7 +178,11 @@ def _active(e: Evaluation, noun: str) -> Figure:
 
 def _value_of(levels: int) -> str:
     bits = (levels - 1).bit_length()
-    return f"{bits}-bit value" if bits >= 8 and levels == 1 << bits else f"value of {levels} levels"
+    return (
+        f"{bits}-bit value"
+        if levels == 1 << bits and bits not in range(8)
+        else f"value of {levels} levels"
+    )
 
 
 def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
@@ -188,12 +198,12 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
     if e.loose is None:
         said.append(
             f"How many bounds are loose is not known with {e.draws} draws; "
-            f"use --draws {DRAWS_FOR_LOOSE} or more."
+            f"use --draws {limits.DRAWS_FOR_LOOSE} or more."
         )
     elif e.loose > 0:
         said.append(
-            f"{_percent(e.loose)} of {noun}s rest on fewer than {LOOSE:g} effective draws: "
-            "their bound is loose; try more --draws."
+            f"{_percent(e.loose)} of {noun}s rest on fewer than {limits.LOOSE_DRAWS:g} effective "
+            "draws: their bound is loose; try more --draws."
         )
     if e.active_units == 0:
         said.append(
@@ -236,7 +246,7 @@ def _percent(share: float) -> str:
     percent = 100 * share
     if 0 < percent < 1:
         return "under 1 %"
-    return "over 99 %" if 99 < percent < 100 else f"{percent:.0f} %"
+    return "over 99 %" if 0 < 100 - percent < 1 else f"{percent:.0f} %"
 
 
 _BOLD, _DIM, _RESET = "\x1b[1m", "\x1b[2m", "\x1b[0m"

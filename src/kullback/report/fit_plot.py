@@ -1,14 +1,11 @@
-"""Pictures of a fit: marginals and pairs of q, with draws of the truth beside them; its trace.
+"""Pictures of a fit: marginals and pairs of q, with draws of a reference beside them; its trace.
 
 Which to use: `plot_fit` for marginals on the diagonal and pairs below it, with the trace in the
-corner that this leaves free; `plot_trace` for the objective alone. Both return SVG text on a white
-card, right on light and dark pages. Orange is q, blue the reference.
+corner that this leaves free; `plot_trace` for the objective alone. All return SVG text on a white
+card. Orange is q, blue the reference.
 
-Mode covering and mode seeking, drawn: p, and the q nearest to it in either direction.
-
-Which to use: `plot_directions` for the two directions side by side, with one Gaussian and with a
-mixture; `plot_identity` for ELBO + KL = log evidence, step by step. Both return SVG text on a white
-card, right on light and dark pages.
+Mode covering and mode seeking: `plot_directions` for p and the q nearest to it in both directions,
+with one Gaussian and with a mixture; `plot_identity` for ELBO + KL = log evidence, step by step.
 """
 
 import math
@@ -20,14 +17,14 @@ import torch
 from torch import Tensor
 
 from kullback.core import require
-from kullback.exact.quadrature import Posterior
-from kullback.variational.optimise.grid import Projection
+from kullback.exact import quadrature
+from kullback.variational import Projection
 
 from .figures import BLUE, FAINT, GREEN, INK, ORANGE, figure_of, svg_of
+from .limits import FIT_ENTRIES, LIKELY_DEPTH
 
 __all__ = ["plot_directions", "plot_fit", "plot_identity", "plot_trace"]
 
-_MOST = 6  # entries that are drawn
 _DOTS, _BINS, _TAIL = 400, 40, 0.001
 
 
@@ -40,13 +37,22 @@ def plot_fit(
 ) -> str:
     """Draw the marginals of up to six parameter entries, and every pair of them, as SVG.
 
-    draws: constrained draws of q, `{name: [n, *shape]}`; reference: draws of the truth under the
-    same names, where there are any. trace: the objective by iteration, in nats. title: the verdict.
-    Errors: `ArgumentValueError` for no draws, or a reference without one of the names drawn.
+    Args:
+        draws: Constrained draws of q, `{name: [n, *shape]}`.
+        reference: Draws of the exact posterior, or of MCMC, under the same names.
+        trace: The objective by iteration, in nats.
+        title: The verdict.
 
-    >>> import torch
-    >>> plot_fit({"mu": torch.randn(100)}, trace=[-3.0, -1.0]).startswith("<?xml")
-    True
+    Returns:
+        The SVG document.
+
+    Raises:
+        ArgumentValueError: There are no draws, or the reference lacks one of the names drawn.
+
+    Example:
+        >>> import torch
+        >>> plot_fit({"mu": torch.randn(100)}, trace=[-3.0, -1.0]).startswith("<?xml")
+        True
     """
     q = _entries(draws)
     require(bool(q), "draws", "at least one parameter that varies", "none")
@@ -101,7 +107,7 @@ def _entries(
         for place, column in enumerate(columns.unbind(1)):
             index = np.unravel_index(place, tuple(value.shape[1:])) if value.ndim > 1 else ()
             label = f"{name}[{','.join(str(int(i) + 1) for i in index)}]" if index else name
-            wanted = len(found) < _MOST if only is None else label in only
+            wanted = len(found) < FIT_ENTRIES if only is None else label in only
             if wanted and (only is not None or float(column.max()) > float(column.min())):
                 found[label] = column.numpy()
     for label in only or ():
@@ -145,23 +151,28 @@ def _trace(axis: Any, trace: Sequence[float]) -> None:
     axis.set_xlabel("iteration", fontsize=8)
 
 
-SHOWN = 9.0  # nats below the peak that are drawn
 TITLES = {"forward": "forward, KL(p‖q): covers", "reverse": "reverse, KL(q‖p): seeks"}
 
 
 def plot_directions(
-    p: Posterior, found: Sequence[Sequence[Projection]], names: Sequence[str]
+    p: quadrature.Posterior, found: Sequence[Sequence[Projection]], names: Sequence[str]
 ) -> str:
     """Draw p and q for rows of projections (a family each) and columns (a direction each) as SVG.
 
-    p: on its grid, in one or two dimensions. found: `found[family][direction]`. names: of the
-    families. Under each panel stand both exact KLs in nats.
+    Args:
+        p: On its grid, in one or two dimensions.
+        found: `found[family][direction]`.
+        names: Of the families.
 
-    >>> from kullback.exact import quadrature
-    >>> from kullback.variational.optimise.grid import project
-    >>> p = quadrature.posterior(lambda z: -0.5 * z[:, 0] ** 2, lower=-9, upper=9, nodes=60)
-    >>> plot_directions(p, [[project(p, "reverse")]], ["Gaussian"]).startswith("<?xml")
-    True
+    Returns:
+        The SVG document. Under each panel stand both exact KLs in nats.
+
+    Example:
+        >>> from kullback.exact import quadrature
+        >>> from kullback.variational import project
+        >>> p = quadrature.posterior(lambda z: -0.5 * z[:, 0] ** 2, lower=-9, upper=9, nodes=60)
+        >>> plot_directions(p, [[project(p, "reverse")]], ["Gaussian"]).startswith("<?xml")
+        True
     """
     rows, columns = len(found), len(found[0])
     with figure_of(4.0 * columns, 2.9 * rows) as figure:
@@ -185,7 +196,7 @@ def plot_identity(found: Sequence[Projection], names: Sequence[str]) -> str:
     One panel for each of `found`, with a name each; their steps are from start to optimum.
 
     >>> from kullback.exact import quadrature
-    >>> from kullback.variational.optimise.grid import project
+    >>> from kullback.variational import project
     >>> p = quadrature.posterior(lambda z: -0.5 * z[:, 0] ** 2, lower=-9, upper=9, nodes=60)
     >>> plot_identity([project(p, "reverse")], ["Gaussian"]).startswith("<?xml")
     True
@@ -210,10 +221,12 @@ def plot_identity(found: Sequence[Projection], names: Sequence[str]) -> str:
         return svg_of(figure)
 
 
-def _line(axis: Any, p: Posterior, found: Projection) -> None:
+def _line(axis: Any, p: quadrature.Posterior, found: Projection) -> None:
     x, density = p.nodes[:, 0].numpy(), p.log_density.exp().numpy()
-    seen = p.nodes[p.log_density > p.log_density.max() - SHOWN]
-    fine = torch.linspace(float(seen.min()) - 1, float(seen.max()) + 1, 401, dtype=p.nodes.dtype)
+    likely = p.nodes[p.log_density > p.log_density.max() - LIKELY_DEPTH]
+    fine = torch.linspace(
+        float(likely.min()) - 1, float(likely.max()) + 1, 401, dtype=p.nodes.dtype
+    )
     with torch.no_grad():
         q = found.family.log_prob(fine[:, None]).exp()
     axis.fill_between(x, density, color=BLUE, alpha=0.25, linewidth=0, label="p")
@@ -223,7 +236,7 @@ def _line(axis: Any, p: Posterior, found: Projection) -> None:
     axis.set_yticks([])
 
 
-def _plane(axis: Any, p: Posterior, found: Projection) -> None:
+def _plane(axis: Any, p: quadrature.Posterior, found: Projection) -> None:
     side = round(len(p.nodes) ** 0.5)
     shaped = (side, side)
     x, y = (p.nodes[:, i].reshape(shaped).numpy() for i in range(2))
@@ -244,10 +257,10 @@ def _plane(axis: Any, p: Posterior, found: Projection) -> None:
     axis.tick_params(colors=FAINT)
 
 
-def _frame(axis: Any, p: Posterior) -> None:
+def _frame(axis: Any, p: quadrature.Posterior) -> None:
     """Show where p has mass, with room beside it."""
-    seen = p.nodes[p.log_density > p.log_density.max() - SHOWN]
-    for limit, column in zip((axis.set_xlim, axis.set_ylim), seen.unbind(1), strict=False):
+    likely = p.nodes[p.log_density > p.log_density.max() - LIKELY_DEPTH]
+    for limit, column in zip((axis.set_xlim, axis.set_ylim), likely.unbind(1), strict=False):
         low, high = float(column.min()), float(column.max())
         room = 0.15 * (high - low)
         limit(low - room, high + room)

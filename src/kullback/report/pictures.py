@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kullback.core import RunError, require, require_type, write_atomic
-from kullback.core.checks import describe
+from kullback.core import RunError, describe, require, require_type, write_atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image

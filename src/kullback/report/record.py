@@ -1,9 +1,10 @@
-"""Everything a run directory holds, read with suspicion, and what could not be had, with reasons.
+"""Everything a run directory holds, checked as it is read, and what could not be had, with reasons.
 
 Which to use: `read`. The description of the run must be there; the weights, the data and the
 evaluation may be missing, and then `missing` says why in a sentence for the reader of the report.
 """
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,11 +40,20 @@ class Record:
         return protocol
 
 
-def read(folder: str | Path, *, data: Dataset | None = None) -> Record:
+def read(folder: str | Path, *, model: VAE | None = None, data: Dataset | None = None) -> Record:
     """Read a run directory; see the module for what may be missing.
 
-    Errors: RunError for a folder without a run's `config.json`, or with a damaged file in it;
-    DataError when the data given are not those of the run (their hashes differ).
+    Args:
+        folder: The run directory.
+        model: The run's own, where it is in memory; else it is read.
+        data: The run's own, where they are in memory; else they are read.
+
+    Returns:
+        The run, with its model on the CPU.
+
+    Raises:
+        RunError: The folder has no run's `config.json`, or a damaged file.
+        DataError: The data given are not those of the run (their hashes differ).
     """
     require_type(folder, (str, Path), "run")
     folder = Path(folder)
@@ -60,13 +70,16 @@ def read(folder: str | Path, *, data: Dataset | None = None) -> Record:
         _rows(folder / "timing.jsonl"),
         evaluation,
         evaluated,
-        _model(folder, missing),
+        _model(folder, model, missing),
         _data(folder, config["data"], data, missing),
         missing,
     )
 
 
-def _model(folder: Path, missing: dict[str, str]) -> VAE | None:
+def _model(folder: Path, given: VAE | None, missing: dict[str, str]) -> VAE | None:
+    if given is not None:
+        ready = not given.training and all(one.is_cpu for one in given.parameters())
+        return given if ready else copy.deepcopy(given).cpu().eval()
     if (folder / "model.safetensors").exists():
         return VAE.load(folder)
     missing["model"] = "The training has not finished: kullback train --resume RUN"

@@ -8,7 +8,9 @@ import math
 import unicodedata
 from collections.abc import Sequence
 
-from kullback.sampled.divergences import Measured
+from kullback.sampled import Measured
+
+from .limits import LARGE, SMALL
 
 __all__ = ["UNITS", "aligned", "measured_text", "number", "signed", "value_text"]
 
@@ -23,7 +25,7 @@ def number(value: float) -> str:
     """
     if value == 0:
         return "0"
-    plain = 0.01 <= abs(value) < 1e6 or not math.isfinite(value)
+    plain = SMALL <= abs(value) < LARGE or not math.isfinite(value)
     return f"{value:.4f}" if plain else f"{value:.4g}"
 
 
@@ -48,7 +50,7 @@ def value_text(measured: Measured, unit: str) -> str:
 
 
 def measured_text(measured: Measured, unit: str, *, gap: str = " ") -> str:
-    """Print a measured scalar in a unit, ± its error if it has one, and how it was come by.
+    """Print a measured scalar in a unit, ± its error if it has one, and the method.
 
     >>> measured_text(Measured(0.5, "sum over the table"), "nats")
     '0.5000 nats (sum over the table)'

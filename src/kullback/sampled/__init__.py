@@ -3,7 +3,8 @@
 Which file answers which question:
 
 - `divergences`: KL, Jensen-Shannon divergence, entropy of two distributions, exact where known and
-  else from draws, as a `Measured`. `kl_from_distributions`: KL from draws alone (`kl` here).
+  else from draws, as a `Measured`. `distributions`: KL from draws alone (`kl` here), draws with a
+  generator, and log densities with −inf outside the support.
 - `log_ratios`: KL from log densities at draws (`log_ratio`, and `LogRatios` for pieces).
   `estimators`: k1, k2, k3, λ; `control_variates`: which of them, and the `Estimate`;
   `summary_stats`: what is kept of the draws.
@@ -12,18 +13,16 @@ Which file answers which question:
 - `importance_weights`: evidence, bounds and effective sample size; `tails`: Pareto k-hat.
 - `error_bars`: when is a standard error right? `identity`: tests of known means, E_p[q/p] = 1.
 - `log_probs`: are logged log-probabilities what they are said to be?
-- `distributions`: draws with a generator, and log densities with −inf outside the support.
 - `limits`: the thresholds of this folder, with their sources.
 """
 
 from . import divergences, error_bars
 from .control_variates import choose_parts
-from .distributions import draw_from, log_density
+from .distributions import Support, draw_from, kl, log_density
 from .divergences import Measured, how_sampled
 from .estimators import WEIGHT, Estimator, Moments, coefficients, log_ratio_terms
 from .identity import Identity, entropy_identity, half_ulps, ratio_identity, weight_identity
 from .importance_weights import effective_sample_size, importance_bound, log_evidence, log_mean_exp
-from .kl_from_distributions import Support, kl
 from .limits import MAX_PARETO_K
 from .log_probs import LogProbs, check_log_probs, is_sentinel, looks_odd, why_shapes_differ
 from .log_ratios import LogRatios, log_ratio

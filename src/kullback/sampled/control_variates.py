@@ -1,4 +1,4 @@
-"""From what was seen of draws to an `Estimate`: value, error, bias in words, every doubt about it.
+"""From summary statistics of draws to an `Estimate`: value, error, bias in words, warnings.
 
 `choose_parts` says which linear form each of the draws is averaged with; `judge` averages.
 """
@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kullback.core import Estimate
-from kullback.core.estimate import Bias
+from kullback.core import Bias, Estimate
 
 from . import error_bars, limits
 from .estimators import (
@@ -30,7 +29,7 @@ from .estimators import (
     level,
     widened,
 )
-from .identity import RATIO_CAUSES, WEIGHT_CAUSES, Identity, Known, known_mean, unseen_ratio
+from .identity import RATIO_CAUSES, WEIGHT_CAUSES, Identity, Known, known_mean, missed_ratio
 from .summary_stats import SummaryStats
 from .tails import Tails
 
@@ -40,7 +39,7 @@ __all__ = ["Part", "choose_parts", "judge", "known_means"]
 class Part(NamedTuple):
     """Some draws, the form they are averaged with, and how many numbers it took from them."""
 
-    seen: SummaryStats
+    stats: SummaryStats
     form: Form
     fitted: int
 
@@ -83,32 +82,32 @@ def choose_parts(
     return [Part(whole, fixed_form(coefficients(estimator), like, gap), 0)]
 
 
-def _best(seen: SummaryStats, *, weighted: bool, ratio: bool, gap: Tensor) -> Form:
+def _best(stats: SummaryStats, *, weighted: bool, ratio: bool, gap: Tensor) -> Form:
     kind: dict[str, Any] = {"weighted": weighted, "ratio": ratio, "gap": gap}
-    return best_form(seen.moments, dropped=_unsafe(seen, **kind), **kind)
+    return best_form(stats.moments, dropped=_unsafe(stats, **kind), **kind)
 
 
-def _unsafe(seen: SummaryStats, *, weighted: bool, ratio: bool, gap: Tensor) -> Tensor:
+def _unsafe(stats: SummaryStats, *, weighted: bool, ratio: bool, gap: Tensor) -> Tensor:
     """Say of which controls `[*batch, controls]` the variance is infinite as far as draws can tell.
 
-    λ* = 0 then, while a λ fitted to the draws seen would bend the value of all but a few samples.
-    Pareto k̂ is above ½, and the tail is felt: a few draws carry the control's mean.
+    λ* = 0 then, while a λ fitted to the draws X would bend the value of all but a few samples.
+    Pareto k̂ is above ½, and a few draws carry the control's mean.
     """
-    like, unsafe = seen.moments.mean, []
+    like, unsafe = stats.moments.mean, []
     for column in control_columns(like.shape[-1], weighted=weighted, ratio=ratio):
         form = control_form(column, like, weighted=weighted, gap=gap)
-        tilt = influence(seen.moments, form, ratio=ratio)
-        heavy = seen.tails.shape(max(column - 1, RATIO)) > limits.HEAVY
-        unsafe.append(heavy & (seen.skewness(tilt).abs() > limits.SKEWED))
-    return torch.stack(unsafe, -1) & (seen.moments.count >= limits.JUDGED)
+        tilt = influence(stats.moments, form, ratio=ratio)
+        heavy = stats.tails.shape(max(column - 1, RATIO)) > limits.FINITE_VARIANCE_PARETO_K
+        unsafe.append(heavy & (stats.skewness(tilt).abs() > limits.MAX_SKEWNESS_OF_MEAN))
+    return torch.stack(unsafe, -1) & (stats.moments.count >= limits.MIN_DRAWS_FOR_PARETO_K)
 
 
 def _averaged(parts: list[Part], whole: SummaryStats, *, weighted: bool, ratio: bool) -> _Found:
     """Average the parts by their draws; errors add in quadrature."""
     draws = whole.moments.count
     value = error = squares = slant = centre = torch.zeros(())
-    for seen, form, fitted in parts:
-        moments = seen.moments
+    for stats, form, fitted in parts:
+        moments = stats.moments
         share, free = moments.count / draws, max(moments.count - 1 - fitted, 0)
         tilt = influence(moments, form, ratio=ratio)
         spread = moments.squares(tilt)
@@ -116,7 +115,7 @@ def _averaged(parts: list[Part], whole: SummaryStats, *, weighted: bool, ratio: 
         error = error + share**2 * spread / (moments.count * free if free else math.nan)
         squares, slant = squares + spread, slant + share * tilt
         centre = centre + share * moments.at(tilt)
-    flat = squares <= draws * (limits.ROUNDING * value.abs().clamp_min(1.0)) ** 2
+    flat = squares <= draws * (limits.RELATIVE_ROUNDING * value.abs().clamp_min(1.0)) ** 2
     skewness = torch.where(flat, 0.0, whole.tails.skewness(slant, centre, squares))
     error = torch.where(value.isinf(), math.inf, error.clamp_min(0.0).sqrt())
     shape = _shape(whole.tails, slant, weighted=weighted)
@@ -148,16 +147,20 @@ def judge(
     weighted: bool,
     ratio: bool,
     cross_fit: bool,
+    finite_variance: Tensor | None = None,
 ) -> Estimate:
     """Write the `Estimate`: what was averaged, its bias and why, and what makes its error doubtful.
 
     off: `[*batch, 2]`, how far log r may be off for the rounding of its inputs: the mean over the
-    draws, and the mean square.
+    draws, and the mean square. finite_variance: bool `[*batch]`, where the terms are known to have
+    one.
     """
     kind = {"weighted": weighted, "ratio": ratio}
     found = _averaged(parts, whole, **kind)
     draws = whole.moments.count
-    doubts = error_bars.about_skewed_terms(draws, found.skewness, found.k_hat)
+    doubts = error_bars.about_skewed_terms(
+        draws, found.skewness, found.k_hat, finite_variance=finite_variance
+    )
     own = found.slant.shape[-1] - WEIGHT - weighted
     doubts.append(_all_the_same(found, whole.moments, controls=own))
     rounding = _floor(found.slant, whole.moments, off, weighted=weighted)
@@ -177,8 +180,8 @@ def judge(
         draws,
         found.k_hat,
         doubts,
-        bias,
-        why,
+        bias=bias,
+        why=why,
         skewness=error_bars.allowance(found.skewness, found.k_hat),
         rounding=rounding,
     )
@@ -191,15 +194,14 @@ def _all_the_same(found: _Found, moments: Moments, *, controls: int) -> error_ba
     A form that a user's controls leave without scatter, of log r that scatters, is exact.
     """
     column = _column(0, moments)
-    least = moments.count * (limits.ROUNDING * moments.at(column).abs().clamp_min(1.0)) ** 2
+    rounding = limits.RELATIVE_ROUNDING
+    least = moments.count * (rounding * moments.at(column).abs().clamp_min(1.0)) ** 2
     constant = moments.squares(column) <= least
-    same = (
-        found.flat & (found.value.abs() > limits.ROUNDING) & (constant if controls else found.flat)
-    )
+    same = found.flat & (found.value.abs() > rounding) & (constant if controls else found.flat)
     words = (
-        "every draw gave the same term, {:.4g}: no error can be seen. A ratio q/p that is the same "
-        "everywhere and not 1 means that p was truncated (top-p, top-k) or that the draws miss "
-        "part of q"
+        "every draw gave the same term, {:.4g}: no error can be computed. A ratio q/p that is the "
+        "same everywhere and not 1 means that p was truncated (top-p, top-k) or that the draws "
+        "miss part of q"
     )
     return error_bars.Doubt(found.value, same, words, refused=True)
 
@@ -249,10 +251,10 @@ def known_means(
         mean = mean + 1.0 if ratio else mean
         error = (moments.squares(tilt) / (moments.count * max(moments.count - 1, 1))).sqrt()
         largest = (whole.tails.keys[..., end, 0] - log_scale).exp() / (own if ratio else 1.0)
-        unseen = unseen_ratio(largest, whole.tails.shape(end), moments.count)
+        missed = missed_ratio(largest, whole.tails.shape(end), moments.count)
         size = (_mean_square(moments, form) + mean**2).sqrt()
         known = Known(
-            mean, error, whole.skewness(tilt), moments.count, unseen, size * off[..., 1].sqrt()
+            mean, error, whole.skewness(tilt), moments.count, missed, size * off[..., 1].sqrt()
         )
         found.append(known_mean(known, name, expected=target, causes=causes))
     return found
@@ -314,7 +316,7 @@ def _about_r(
     words = "rounding of the log densities adds up to {:.1f} standard errors: pass float64"
     return [
         _about_column(whole, "q/p", control, **kind),
-        error_bars.about_unseen(whole.moments.count, error),
+        error_bars.about_rare_events(whole.moments.count, error),
         error_bars.about_bias(rounding, error, words),
     ]
 

@@ -1,15 +1,19 @@
-"""Draws that come from a generator of one's own, which torch's distributions do not take.
+"""Two distributions that can be sampled and scored: draws, log densities, and KL(p‖q) from them.
 
-Which to use: `draw_from`; `sampler_fault` to ask whether a distribution's sampler is known wrong.
+Which to use: `kl` where no closed form exists (`log_ratio` when the draws are already made).
+`draw_from` draws with a generator, which torch's distributions do not take; `sampler_fault` says
+whether a distribution's sampler is known to be wrong. `log_density` is log q(x) for any x: −inf
+where q has no mass. torch refuses to score an x outside the support, and where a family was given
+probabilities it moves them away from 0 and 1 first: a Bernoulli(0) would score a 1 at −15.9 nats.
 
-log q(x) as it is: −inf wherever q has no mass, for any x.
-
-torch refuses to score an x outside the support, and where a family was given probabilities it
-moves them away from 0 and 1 first: a Bernoulli(0) would score a 1 at −15.9 nats, not −inf.
+`Support` holds what is known of p and q before anything is drawn: +inf, the mean of q/p, infinite
+variances. `chosen` selects the estimator, `settled` the value and its error bar.
 """
 
 import math
-from functools import singledispatch
+from dataclasses import dataclass, replace
+from functools import reduce, singledispatch
+from operator import add
 from typing import Any
 
 import torch
@@ -29,9 +33,39 @@ from torch.distributions import (
 )
 from torch.nn.functional import logsigmoid
 
-from kullback.core import require
+from kullback.core import ArgumentTypeError, Estimate, message, require, require_type
+from kullback.exact import supports
 
-__all__ = ["draw_from", "log_density", "sampler_fault"]
+from . import limits
+from .estimators import Estimator, coefficients
+from .log_ratios import LogRatios
+
+__all__ = [
+    "Support",
+    "checked_draws",
+    "draw_from",
+    "dtype_of",
+    "kl",
+    "log_density",
+    "sampler_fault",
+]
+
+
+def checked_draws(draws: int, fewest: int = limits.MIN_DRAWS) -> int:
+    """Return a number of draws, an integer (`bool` is none) of at least `fewest`.
+
+    >>> checked_draws(1000)
+    1000
+    >>> checked_draws(2.5)
+    Traceback (most recent call last):
+        ...
+    kullback.core.errors.ArgumentTypeError: draws: expected int; got float. Try: draws=2
+    """
+    hint = f"draws={int(draws)}" if isinstance(draws, float) and math.isfinite(draws) else ""
+    if isinstance(draws, bool) or not isinstance(draws, int):
+        raise ArgumentTypeError(message("draws", "int", type(draws).__name__, hint))
+    require(draws >= fewest, "draws", f"at least {fewest}", draws)
+    return draws
 
 
 def draw_from(p: Distribution, draws: int, *, generator: Generator | None = None) -> Tensor:
@@ -47,6 +81,7 @@ def draw_from(p: Distribution, draws: int, *, generator: Generator | None = None
     >>> bool((first == second).all())
     True
     """
+    draws = checked_draws(draws, fewest=0)
     fault = sampler_fault(p)
     require(fault is None, "p", "a distribution whose sampler is right", fault, _INSTEAD)
     if generator is None:
@@ -148,7 +183,7 @@ def _negative_binomial(q: NegativeBinomial, x: Tensor) -> Tensor:
 def _categorical(q: Categorical, x: Tensor) -> Tensor:
     masses = _log_masses(q)
     index = x.long()[..., None] + torch.zeros_like(masses[..., :1], dtype=torch.long)
-    return masses.expand(*index.shape[:-1], -1).gather(-1, index)[..., 0]
+    return masses.expand((*index.shape[:-1], -1)).gather(-1, index)[..., 0]
 
 
 @_scored.register
@@ -192,3 +227,242 @@ def _log_masses(q: Any) -> Tensor:
 def _by_probs(q: Any) -> bool:
     """Say whether the family was given probabilities, which hold exact zeros, or logits."""
     return q._param is q.__dict__.get("probs")
+
+
+HEAVY_RATIO = "as q/p has a heavy tail"
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """What supports and tails say about an estimate; tensors `[*batch]`.
+
+    infinite: KL is +inf. centred: the mean M of q/p is known; gap: `M − 1`, 0 where it is not.
+    heavy_ratio, heavy_log: the variance of q/p, or of its log, is infinite; heavy_control: the
+    fourth moment of q/p is, and λ* is then not known from draws. unresolved: how far a
+    mean of log p is off because draws are rounded at the ends of p's support. finite: everywhere
+    else KL is known to be finite.
+    """
+
+    infinite: Tensor
+    centred: Tensor
+    gap: Tensor
+    heavy_ratio: Tensor
+    heavy_control: Tensor
+    heavy_log: Tensor
+    unresolved: Tensor
+    finite: bool
+
+    @classmethod
+    def of(cls, p: Distribution, q: Distribution) -> "Support":
+        """Ask `exact.supports.compare`; nothing is known of a pair that it does not know.
+
+        >>> from torch.distributions import Normal, Uniform
+        >>> Support.of(Uniform(0.0, 1.0), Normal(0.0, 1.0)).gap
+        tensor(-0.6587, dtype=torch.float64)
+        """
+        batch = (torch.empty(p.batch_shape) + torch.empty(q.batch_shape)).shape
+        no = torch.zeros(batch, dtype=torch.bool)
+        found = supports.compare(p, q)
+        if found is None:
+            return cls(no, no, no.double(), no, no, no, no.double(), finite=False)
+        mean = torch.zeros_like(no, dtype=torch.float64)
+        mean = mean if found.ratio_mean is None else found.ratio_mean
+        centred = (mean > 0) | found.infinite
+        line = supports.line_of(p)
+        lost = no.double() if line is None else supports.unresolved(line, dtype_of(p)) + no.double()
+        gap = torch.where(centred & ~found.infinite, mean - 1, 0.0)
+        return cls(
+            infinite=found.infinite,
+            centred=centred,
+            gap=gap,
+            heavy_ratio=found.heavy_ratio,
+            heavy_control=found.heavy_control,
+            heavy_log=found.heavy_log,
+            unresolved=lost,
+            finite=found.decided,
+        )
+
+    def check(self, estimator: Estimator) -> None:
+        """Refuse k3 and a fixed λ where the mean of q/p is not known."""
+        free = estimator in ("k1", "k2", "best") or bool(self.centred.all())
+        hint = "estimator='k1', which needs no mean of q/p"
+        require(free, "estimator", "k1 where q may have mass outside p's support", estimator, hint)
+
+    def chosen(self, state: LogRatios, estimator: Estimator, *, cross_fit: bool) -> Estimate:
+        """Estimate, by k1 in place of "best" where q/p is not fit to be a control."""
+        if estimator != "best":
+            found = self._averaged(state, estimator, cross_fit=cross_fit)
+            with_r = estimator not in ("k1", "k2")
+            found = self._without_error(found) if with_r else found
+            return replace(found, how=_both(found.how, self._centre() if with_r else ""))
+        plain = self.heavy_control | ~self.centred
+        if bool(plain.all()):
+            why = HEAVY_RATIO if bool(self.heavy_control.any()) else "as q may reach beyond p"
+            return replace(self._averaged(state, "k1"), how=f"k1, {why}")
+        found = self._averaged(state, "best", cross_fit=cross_fit)
+        if bool(plain.any()):
+            found = _mixed(plain, self._averaged(state, "k1"), found)
+        centre = "" if found.how.startswith("k1,") else self._centre()
+        return replace(found, how=_both(found.how, centre))
+
+    def _averaged(
+        self, state: LogRatios, estimator: Estimator, *, cross_fit: bool = True
+    ) -> Estimate:
+        """Average with q/p about its known mean; k1 is tested where the supports are not known."""
+        known = self.finite or bool(self.centred.all())  # then k1 is right, whatever the mean is
+        if known or estimator not in ("k1", "k2"):
+            variance = self._finite_variance(estimator)
+            return state.averaged(
+                estimator, cross_fit=cross_fit, gap=self.gap, finite_variance=variance
+            )
+        return state.estimate(estimator)
+
+    def _finite_variance(self, estimator: Estimator) -> Tensor:
+        """Say where the terms are known to have a finite variance, `[*batch]`."""
+        if not self.finite or estimator == "k2":
+            return torch.zeros_like(self.infinite)
+        heavy = self.infinite | self.heavy_log
+        return ~(heavy if estimator == "k1" else heavy | self.heavy_ratio)
+
+    def settled(self, found: Estimate) -> Estimate:
+        """Put +inf where KL is infinite, and take away error bars that have no variance."""
+        heavy = self.heavy_log & ~self.infinite
+        if bool(heavy.any()):
+            words = "the variance of log q/p is infinite, by the tails of p and q"
+            found = found.without_error(words, where=_part(heavy))
+        rounded = self.unresolved > limits.MAX_BIAS_IN_ERRORS * found.standard_error
+        rounded = rounded & ~self.infinite
+        if bool(rounded.any()):
+            words = "draws of p are rounded near an end of its support, where much of log p is"
+            found = found.without_error(words, where=_part(rounded))
+        found = self._at_ends(found) if self.finite else found
+        if not bool(self.infinite.any()):
+            return found
+        if not self.infinite.dim():
+            return Estimate(math.inf, math.inf, found.draws)
+        value = torch.where(self.infinite, math.inf, found.value)
+        error = torch.where(self.infinite, math.inf, found.standard_error)
+        return replace(found, value=value, standard_error=error)
+
+    def _at_ends(self, found: Estimate) -> Estimate:
+        """Give no value where draws that were rounded to an end made a finite KL infinite."""
+        bad = ~torch.as_tensor(found.value).isfinite() & ~self.infinite
+        if not bool(bad.any()):
+            return found
+        words = "draws of p were rounded to an end of its support, where a density is infinite or 0"
+        value = math.nan if not bad.dim() else found.value.masked_fill(bad, math.nan)
+        return replace(found, value=value).without_error(words, where=_part(bad))
+
+    def _without_error(self, found: Estimate) -> Estimate:
+        heavy, unknown = self.heavy_ratio & ~self.infinite, ~self.centred
+        if bool(heavy.any()):
+            words = "the variance of q/p is infinite, by the tails of p and q; use k1"
+            found = found.without_error(words, where=_part(heavy))
+        if bool(unknown.any()):
+            words = "the mean of q/p is not known where q may have mass outside p's support; use k1"
+            found = found.without_error(words, where=_part(unknown))
+        return found
+
+    def _centre(self) -> str:
+        """Say at which Q(support of p) the control is centred, where that is not 1."""
+        masses = 1 + self.gap[self.gap != 0]
+        if not masses.numel():
+            return ""
+        ends = dict.fromkeys(f"{float(end):.3g}" for end in (masses.amin(), masses.amax()))
+        return f"λ centred at Q(supp p) = {' to '.join(ends)}"
+
+
+def dtype_of(p: Any) -> torch.dtype:
+    """Return the dtype of a distribution's parameters, and so of its draws.
+
+    >>> dtype_of(torch.distributions.Normal(0.0, 1.0))
+    torch.float32
+    """
+    inner = getattr(p, "component_distribution", getattr(p, "base_dist", None))
+    if inner is not None:
+        return dtype_of(inner)
+    held = (getattr(p, name, None) for name in ("_param", *p.arg_constraints))
+    floats = [one.dtype for one in held if isinstance(one, Tensor) and one.is_floating_point()]
+    return floats[0] if floats else torch.get_default_dtype()
+
+
+def _part(where: Tensor) -> Tensor | None:
+    return where if where.dim() else None
+
+
+def _both(first: str, second: str) -> str:
+    return ", ".join(filter(None, [first, second]))
+
+
+def _mixed(mask: Tensor, one: Estimate, other: Estimate) -> Estimate:
+    """Return one estimate where the mask holds, elsewhere the other; `[*batch]`, not a scalar."""
+    both: dict[str, Any] = {}
+    for name in ("value", "standard_error", "k_hat", "rounding", "skewness"):
+        parts = [torch.as_tensor(getattr(each, name), dtype=torch.float64) for each in (one, other)]
+        both[name] = torch.where(mask, parts[0], parts[1])
+    how = f"{other.how}, k1 in {int(mask.sum())} of {mask.numel()} pairs, {HEAVY_RATIO}"
+    merged = replace(other, **both, how=how, warnings=(), where=None)
+    for part, said in ((mask, one), (~mask, other)):
+        where = part & torch.as_tensor(said.warned)
+        if said.warnings and bool(where.any()):
+            merged = merged.warn(*said.warnings, where=where)
+    return merged
+
+
+_NUMBERS = 1 << 20  # held at a time: draws times batch times event
+
+
+def kl(
+    p: Distribution,
+    q: Distribution,
+    *,
+    draws: int = 10_000,
+    estimator: Estimator = "best",
+    cross_fit: bool = True,
+    generator: Generator | None = None,
+) -> Estimate:
+    """Estimate KL(p‖q) = E_p[log p(x) − log q(x)] from `draws` fresh draws x ~ p.
+
+    p, q: torch distributions over one event shape; their batch shapes broadcast to the result's
+    `[*batch]`, in nats. estimator, cross_fit: as in `log_ratio`. Draws are made and scored a
+    piece at a time, so memory does not grow with `draws`.
+    generator: where randomness comes from (torch's own generator when None, as in `p.sample`).
+
+    Supports and tails decide first (`exact.supports.compare`): where they make KL infinite the
+    value is +inf whatever is drawn. Where q has mass outside p's support the mean of r = q/p is
+    M = Q(support of p), not 1: the control is centred there, `−log r + λ (r − M)`. Where M is
+    not known, or the variance of r infinite, "best" is k1.
+    An estimate, unbiased with the defaults, even where a closed form exists. No gradient flows.
+    Errors: `TypeError` for what is no distribution; `ValueError` for event shapes that differ,
+    fewer than 4 draws, and k3 or a fixed λ where M is not known. Reference: MATH 5.
+
+    >>> from torch.distributions import Laplace, StudentT
+    >>> seed = torch.Generator().manual_seed(0)
+    >>> print(kl(StudentT(5.0), Laplace(0.0, 1.0), generator=seed))
+    0.01459 ± 0.00021 nats
+    """
+    for name, given in (("p", p), ("q", q)):
+        require_type(given, Distribution, name, "a torch.distributions object")
+    same = p.event_shape == q.event_shape
+    require(same, "q", f"the event shape of p, {list(p.event_shape)}", list(q.event_shape))
+    draws = checked_draws(draws)
+    if estimator != "best":
+        coefficients(estimator)
+    batch = (torch.empty(p.batch_shape) + torch.empty(q.batch_shape)).shape
+    p = p if p.batch_shape == batch else p.expand(batch)
+    support = Support.of(p, q)
+    if bool(support.infinite.all()):
+        return support.settled(Estimate(support.infinite.double() * math.inf, math.inf, draws))
+    support.check(estimator)
+    step = max(4, _NUMBERS // max(1, math.prod(batch) * math.prod(p.event_shape)) // 2 * 2)
+    counts = (min(step, draws - start) for start in range(0, draws, step))
+    state = reduce(add, (_log_ratios(p, q, count, generator) for count in counts))
+    return support.settled(support.chosen(state, estimator, cross_fit=cross_fit))
+
+
+def _log_ratios(
+    p: Distribution, q: Distribution, draws: int, generator: Generator | None
+) -> LogRatios:
+    x = draw_from(p, draws, generator=generator)
+    log_p, log_q = (log_density(of, x).movedim(0, -1) for of in (p, q))
+    return LogRatios.of(log_p, log_q.expand_as(log_p))

@@ -22,14 +22,12 @@ from torch.distributions import (
 )
 
 from kullback.core import Estimate, require, require_type, short_values
-from kullback.exact import closed_forms, countable, tables
-from kullback.exact.supports import OUTSIDE, compare
+from kullback.exact import closed_forms, countable, supports, tables
 
-from . import error_bars
-from .distributions import draw_from, log_density
+from . import error_bars, limits
+from .distributions import Support, checked_draws, draw_from, dtype_of, log_density
+from .distributions import kl as kl_sampled
 from .estimators import Estimator
-from .kl_from_distributions import Support, dtype_of
-from .kl_from_distributions import kl as kl_sampled
 
 __all__ = ["Measured", "cross_entropy", "entropy", "how_sampled", "js", "kl"]
 
@@ -150,6 +148,7 @@ def kl(
     >>> print(kl(StudentT(5.0), Laplace(0.0, 1.0), generator=seed))
     0.01459 ± 0.00021 nats (sampled: best λ = 0.88 to 0.884, 10,000 draws)
     """
+    draws = checked_draws(draws)
     if _tables(p, q):
         return Measured(tables.kl(p, q), _TABLE)
     known = _without_draws(p, q)
@@ -172,15 +171,16 @@ def js(p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = Non
     >>> print(js(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])))
     0.693147 nats (sum over the table)
     """
+    draws = checked_draws(draws)
     if _tables(p, q):
         return Measured(tables.js(p, q), _TABLE)
     both = _as_tables(p, q)
     if both is not None:
-        return Measured(tables.js(*both), _TABLE)
+        return Measured(tables.js(both[0], both[1]), _TABLE)
     total = countable.js(p, q)
     if total is not None:
         return _of_sum(total, p, q)
-    half = _checked(draws) // 2
+    half = draws // 2
     points = torch.cat([draw_from(d, half, generator=generator) for d in _batched(p, q)])
     log_p, log_q = log_density(p, points).double(), log_density(q, points).double()
     log_m = torch.logaddexp(log_p, log_q) - math.log(2.0)
@@ -197,6 +197,7 @@ def entropy(p: Any, *, draws: int = 10_000, generator: Generator | None = None) 
     >>> print(entropy(torch.tensor([0.5, 0.25, 0.25])))
     1.03972 nats (sum over the table)
     """
+    draws = checked_draws(draws)
     if isinstance(p, Tensor):
         return Measured(tables.entropy(p), _TABLE)
     require_type(p, Distribution, "p", "a table [*batch, outcomes] or a torch.distributions object")
@@ -206,14 +207,14 @@ def entropy(p: Any, *, draws: int = 10_000, generator: Generator | None = None) 
     total = countable.entropy(p)
     if total is not None:
         return _of_sum(total, p)
-    points = draw_from(p, _checked(draws), generator=generator)
+    points = draw_from(p, draws, generator=generator)
     return _mean(-log_density(p, points), draws)
 
 
 def cross_entropy(
     p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = None
 ) -> Measured:
-    """Return `H(p, q) = −E_p[log q] = H(p) + KL(p‖q)` in nats: p is the truth, q the belief.
+    """Return `H(p, q) = −E_p[log q] = H(p) + KL(p‖q)` in nats: data from p, coded for q.
 
     p, q and the errors: as in `kl`. Where only KL has no closed form it alone is sampled, by the
     best λ, and the entropy added; where the entropy has none, the mean of `−log q(x)` over x ~ p.
@@ -221,6 +222,7 @@ def cross_entropy(
     >>> print(cross_entropy(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])))
     0.836988 nats (sum over the table)
     """
+    draws = checked_draws(draws)
     if _tables(p, q):
         return Measured(tables.cross_entropy(p, q), _TABLE)
     known = _without_draws(p, q)
@@ -229,9 +231,9 @@ def cross_entropy(
     total = countable.cross_entropy(p, q)
     if total is not None:
         return _of_sum(total, p, q)
-    own = entropy(p, draws=4, generator=generator)
+    own = entropy(p, draws=limits.MIN_DRAWS, generator=generator)
     if not own.exact:
-        points = draw_from(_batched(p, q)[0], _checked(draws), generator=generator)
+        points = draw_from(_batched(p, q)[0], draws, generator=generator)
         found = _mean(-log_density(q, points), draws).estimate
         settled = Support.of(p, q).settled(found)  # type: ignore[arg-type]
         return Measured(settled.value, how_sampled(settled), settled)
@@ -257,7 +259,7 @@ def _without_draws(p: Any, q: Any) -> Measured | None:
     value = None if closed is None else closed.function(p, q)
     if value is not None and not bool((value == math.inf).all()):
         return Measured(value, _closed(p, q))
-    found = compare(p, q)
+    found = supports.compare(p, q)
     told = found is not None and bool(found.infinite.all())
     if value is not None:  # +inf, or beyond the largest number of its dtype
         return Measured(value, f"infinite: {found.why}" if found and told else _closed(p, q))
@@ -288,7 +290,7 @@ def _by_parts(p: Any, q: Any) -> Measured | None:
 
 def _of_sum(total: countable.Sum, *given: Any) -> Measured:
     infinite = total.value == math.inf
-    method = f"infinite: {OUTSIDE}" if bool(infinite.all()) else str(total)
+    method = f"infinite: {supports.OUTSIDE}" if bool(infinite.all()) else str(total)
     return Measured(total.value.to(_dtype(*given)), method)
 
 
@@ -335,19 +337,13 @@ def _batched(p: Distribution, q: Distribution) -> tuple[Distribution, Distributi
     return p.expand(batch), q.expand(batch)
 
 
-def _checked(draws: int) -> int:
-    require_type(draws, int, "draws")
-    require(draws >= 4, "draws", "at least 4", draws)
-    return draws
-
-
 def _mean(terms: Tensor, draws: int) -> Measured:
     """Average terms `[draws, *batch]`, with the doubts that such a mean can raise."""
     terms = terms.detach().double().movedim(0, -1)
     value = terms.mean(-1)
     centred = torch.where(value.isinf()[..., None], 0.0, terms - value[..., None])
     error, doubts, k_hat = error_bars.mean_of(centred, value)
-    found = error_bars.judged(value, error, draws, k_hat, doubts, "none", "")
+    found = error_bars.judged(value, error, draws, k_hat, doubts)
     return Measured(found.value, how_sampled(found), found)
 
 

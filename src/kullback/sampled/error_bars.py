@@ -20,20 +20,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kullback.core import Estimate
-from kullback.core.estimate import Bias
+from kullback.core import Bias, Estimate
 
 from . import limits
-from .limits import BIASED, FELT, FEW, HEAVY, JUDGED, ROUNDING, SKEWED, UNSEEN
 from .tails import fit_tail, tail_length
 
 __all__ = [
     "Doubt",
     "about_bias",
     "about_control",
+    "about_rare_events",
     "about_skewed_terms",
     "about_terms",
-    "about_unseen",
     "allowance",
     "estimate_of",
     "judged",
@@ -64,53 +62,76 @@ def about_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
         _few(draws, skewness),
         Doubt(
             skewness.abs(),
-            skewness.abs() > SKEWED,
+            skewness.abs() > limits.MAX_SKEWNESS_OF_MEAN,
             "a few draws carry the sum (skewness of the mean {:.2f}, above 0.08): "
             "the error bar is too short on the tail's side; draw more",
         ),
         Doubt(
             k_hat,
-            may_be_heavy(k_hat, draws) & (skewness.abs() > FELT),
+            may_be_heavy(k_hat, draws) & (skewness.abs() > limits.MIN_SKEWNESS_FOR_TAIL),
             "heavy tail (Pareto k-hat {:.2f}, which does not exclude 0.5): the variance may be "
             "infinite and the error bar means little",
         ),
     ]
 
 
-def about_skewed_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
+def about_skewed_terms(
+    draws: int, skewness: Tensor, k_hat: Tensor, *, finite_variance: Tensor | None = None
+) -> list[Doubt]:
     """Doubt an interval that allows for the skewness: only where the mean may be infinite.
 
     Where k̂ less its own standard error is ½ or more, the words say that the variance seems
     infinite; where k̂ is within its own standard error of 1, or above, no interval holds and the
-    draws cannot show that there is a mean: no error bar.
+    draws cannot show that there is a mean: no error bar. finite_variance: bool `[*batch]`, where
+    the variance is known to be finite; the words then say so.
     """
     scatter = _scatter(k_hat, draws)
-    felt = skewness.abs() > (limits.FELT_FEW if draws < limits.FEW_FOR_K else limits.FELT_SKEWED)
+    least, sure = limits.MIN_SKEWNESS_FOR_NO_MEAN, 1.0
+    if draws < limits.FEW_DRAWS_FOR_PARETO_K:  # k̂ is too noisy to refuse by
+        least, sure = limits.MIN_SKEWNESS_FOR_NO_MEAN_FEW_DRAWS, -1.0
+    skewed = skewness.abs() > least
     unknown = k_hat.isnan()
-    sure = -1.0 if draws < limits.FEW_FOR_K else 1.0  # of few draws k̂ is too noisy to refuse by
-    none = felt & (k_hat + sure * scatter >= limits.NO_MEAN)
-    may_lack = unknown | (k_hat + limits.SCATTERS * scatter >= limits.NO_MEAN)
-    unmet = (k_hat >= HEAVY) & (draws >= JUDGED)  # a body that is skewed the other way hides a tail
-    heavy = may_lack & (felt | unmet) & ~none
+    none = skewed & (k_hat + sure * scatter >= limits.FINITE_MEAN_PARETO_K)
+    may_lack = unknown | (k_hat + limits.PARETO_K_ERRORS * scatter >= limits.FINITE_MEAN_PARETO_K)
+    heavy_tail = k_hat >= limits.FINITE_VARIANCE_PARETO_K
+    enough = draws >= limits.MIN_DRAWS_FOR_PARETO_K
+    hidden = heavy_tail & enough  # a body that is skewed the other way hides a tail
+    heavy = may_lack & (skewed | hidden) & ~none
+    wide = skewed & (k_hat - scatter >= limits.FINITE_VARIANCE_PARETO_K) & ~none & ~heavy
+    finite = torch.zeros_like(none) if finite_variance is None else finite_variance
     return [
         _few(draws, skewness),
         Doubt(
             k_hat,
-            heavy,
+            heavy & ~finite,
             "a few draws carry the sum, and its tail may be too heavy for any error bar (Pareto "
             "k-hat {:.2f}): draw more",
         ),
         Doubt(
             k_hat,
-            felt & (k_hat - scatter >= HEAVY) & ~none & ~heavy,
+            wide & ~finite,
             "the variance seems infinite (Pareto k-hat {:.2f}, above 0.5 by more than its error): "
             "the standard error is too small; the interval, longer at the tail, allows for it",
         ),
         Doubt(
             k_hat,
-            none,
+            (heavy | wide) & finite,
+            "a few draws carry the sum (Pareto k-hat {:.2f} of these draws; by the tails of p and "
+            "q the variance is finite): the standard error may be too small; draw more",
+        ),
+        Doubt(
+            k_hat,
+            none & ~finite,
             "the largest terms have so heavy a tail (Pareto k-hat {:.2f}, within its own error of "
             "1 or above) that no mean can be inferred from these draws; it may be infinite",
+            refused=True,
+        ),
+        Doubt(
+            k_hat,
+            none & finite,
+            "a few draws carry the sum (Pareto k-hat {:.2f}, within its own error of 1 or above): "
+            "mean and variance are finite by the tails of p and q, but cannot be inferred from "
+            "these draws; draw more",
             refused=True,
         ),
     ]
@@ -119,14 +140,13 @@ def about_skewed_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doub
 def allowance(skewness: Tensor, k_hat: Tensor) -> Tensor:
     """Return the skewness that an interval should allow for: the draws', widened by their tail.
 
-    Draws that have not met the tail show too little of it. The factor is `1.2 + 8 (k̂ − 0.35)`
+    Draws without the extreme tail show too little of it. The factor is `1.2 + 8 (k̂ − 0.35)`
     where k̂ is above 0.35, the whole at most 0.8, beyond which Hall's interval shortens again.
     """
-    heavier = (limits.WIDER_BY_K * (k_hat.nan_to_num(0.0) - limits.WIDER_FROM)).clamp(
-        0.0, limits.WIDEST
-    )
-    most = limits.MOST_SKEWED
-    return (skewness * (limits.WIDER + heavier)).clamp(-most, most)
+    beyond = k_hat.nan_to_num(0.0) - limits.SKEWNESS_FACTOR_FROM_K
+    heavier = (limits.SKEWNESS_FACTOR_SLOPE * beyond).clamp(0.0, limits.MAX_SKEWNESS_FACTOR_RISE)
+    most = limits.MAX_SKEWNESS_OF_INTERVAL
+    return (skewness * (limits.SKEWNESS_FACTOR + heavier)).clamp(-most, most)
 
 
 def may_be_heavy(k_hat: Tensor, draws: int) -> Tensor:
@@ -134,7 +154,8 @@ def may_be_heavy(k_hat: Tensor, draws: int) -> Tensor:
 
     Below 200 draws k̂ says too little: nowhere.
     """
-    return (k_hat + _scatter(k_hat, draws) > HEAVY) & (draws >= JUDGED)
+    may = k_hat + _scatter(k_hat, draws) > limits.FINITE_VARIANCE_PARETO_K
+    return may & (draws >= limits.MIN_DRAWS_FOR_PARETO_K)
 
 
 def about_control(name: str, skewness: Tensor, k_hat: Tensor, draws: int) -> Doubt:
@@ -143,10 +164,10 @@ def about_control(name: str, skewness: Tensor, k_hat: Tensor, draws: int) -> Dou
     As strictly as a symmetric interval: `r − 1` cancels what `log r` has of the tail, and the
     skewness of the terms with it.
     """
-    size = skewness.abs()
+    size, heavy = skewness.abs(), may_be_heavy(k_hat, draws)
     return Doubt(
         size,
-        (size > SKEWED) | (may_be_heavy(k_hat, draws) & (size > FELT)),
+        (size > limits.MAX_SKEWNESS_OF_MEAN) | (heavy & (size > limits.MIN_SKEWNESS_FOR_TAIL)),
         f"a few draws carry the mean of {name} (skewness {{:.2f}}, or a heavy tail): "
         "what has not been drawn yet may matter",
     )
@@ -159,13 +180,14 @@ def _scatter(k_hat: Tensor, draws: int) -> Tensor:
 
 def _few(draws: int, like: Tensor) -> Doubt:
     everywhere = torch.full_like(like, draws)
-    return Doubt(everywhere, everywhere < FEW, "only {:.0f} draws: too few for an error bar")
+    words = "only {:.0f} draws: too few for an error bar"
+    return Doubt(everywhere, everywhere < limits.MIN_DRAWS_FOR_ERROR, words)
 
 
-def about_unseen(draws: int, like: Tensor) -> Doubt:
+def about_rare_events(draws: int, like: Tensor) -> Doubt:
     """Doubt a mean with so few draws that an event of a chance up to 3/draws may not be among them.
 
-    For terms in which `r − 1` cancels `log r`: what is left at the draws seen says nothing then
+    For terms in which `r − 1` cancels `log r`: what is left at these draws says nothing then
     about the others.
     """
     words = (
@@ -173,13 +195,14 @@ def about_unseen(draws: int, like: Tensor) -> Doubt:
         "and r − 1 hides how much that is; draw 500, or use k1"
     )
     few = torch.full_like(like, draws)
-    return Doubt(few, few < UNSEEN, words.replace("{:.0f} may", f"{draws / 3:.0f} may"))
+    words = words.replace("{:.0f} may", f"{draws / 3:.0f} may")
+    return Doubt(few, few < limits.MIN_DRAWS_FOR_RARE_EVENTS, words)
 
 
 def about_bias(bias: Tensor, error: Tensor, words: str) -> Doubt:
     """Doubt an error bar that a bias, known to about this size, rivals."""
     size = torch.where(bias == 0, 0.0, bias.abs() / error)
-    return Doubt(size, size > BIASED, words)
+    return Doubt(size, size > limits.MAX_BIAS_IN_ERRORS, words)
 
 
 def judged(
@@ -188,9 +211,9 @@ def judged(
     draws: int,
     k_hat: Tensor | None,
     doubts: list[Doubt],
-    bias: Bias,
-    why: str,
     *,
+    bias: Bias = "none",
+    why: str = "",
     skewness: Tensor | None = None,
     rounding: Tensor | None = None,
 ) -> Estimate:
@@ -241,7 +264,7 @@ def estimate_of(
     doubts = [*about_skewed_terms(draws, skewness, k_hat), *(more or [])]
     allowed = allowance(skewness, k_hat)
     return judged(
-        value, error, draws, k_hat, doubts, bias, why, skewness=allowed, rounding=rounding
+        value, error, draws, k_hat, doubts, bias=bias, why=why, skewness=allowed, rounding=rounding
     )
 
 
@@ -267,11 +290,11 @@ def _moments(influence: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the error of the mean of centred terms, its skewness and the terms' k̂."""
     draws = influence.shape[-1]
     second, third = (influence**2).sum(-1), (influence**3).sum(-1)
-    flat = second <= draws * (ROUNDING * size) ** 2
+    flat = second <= draws * (limits.RELATIVE_ROUNDING * size) ** 2
     second = torch.where(flat, 0.0, second)
     skewness = torch.where(flat, 0.0, third / second**1.5)
     k_hat = torch.full_like(second, math.nan)
-    if tail_length(draws) >= 5:
+    if tail_length(draws) >= limits.MIN_TAIL_LENGTH:
         top = torch.stack([influence, -influence]).topk(tail_length(draws) + 1, -1).values.flip(-1)
         k_hat = fit_tail(top[..., 1:] - top[..., :1])[0].amax(0)
     error = (second / (draws * (draws - 1))).sqrt()

@@ -1,7 +1,7 @@
 """Joint means and covariances of any number of features, that merge without loss.
 
 `Moments.of(features)` looks at one piece of draws; `a + b` is the state of both pieces together
-(Chan, Golub and LeVeque 1979), as if they had been seen at once. Everything is kept about the
+(Chan, Golub and LeVeque 1979), as if they had been one. Everything is kept about the
 mean, in float64, so a billion draws lose no more digits than a thousand.
 
 The table of log-ratio estimators: each is a per-draw term in `log r`, r = q(x)/p(x), x ~ p.
@@ -37,6 +37,8 @@ from torch import Tensor
 
 from kullback.core import require
 from kullback.exact import log_excess
+
+from . import limits
 
 __all__ = [
     "CONTROL",
@@ -79,7 +81,7 @@ class Moments:
 
     @classmethod
     def using_up(cls, features: Tensor) -> "Moments":
-        """Do as `of` in the features' own memory, which is several times faster and spoils them."""
+        """Do as `of` in the features' own memory: several times faster, and overwrites them."""
         mean = features.mean(-1) if features.shape[-1] else features.sum(-1)
         features.sub_(mean[..., None])
         return cls(features.shape[-1], mean, features @ features.mT)
@@ -176,7 +178,6 @@ def log_ratio_terms(log_p: Tensor, log_q: Tensor, *, estimator: Estimator = "k3"
     return torch.stack(features).sum(0)
 
 
-_FLAT = 1e-24  # a variance below this part of the squared mean is rounding
 RATIO, WEIGHT = 1, 3  # the columns in which r stands, and the weight, where there is one
 
 
@@ -262,7 +263,8 @@ def best_form(
     stacked = torch.stack([influence(moments, f, ratio=ratio) for f in forms], -2)
     covariance = stacked @ moments.second @ stacked.mT
     means = torch.stack([moments.at(control.coefficients) for control in controls], -1)
-    flat = covariance[..., 1:, 1:].diagonal(dim1=-2, dim2=-1) <= _FLAT * moments.count * means**2
+    least = limits.MIN_RELATIVE_VARIANCE * moments.count
+    flat = covariance[..., 1:, 1:].diagonal(dim1=-2, dim2=-1) <= least * means**2
     multiples = _regress(covariance[..., 1:, 1:], covariance[..., 1:, 0], flat | dropped)
     usable = multiples.isfinite().all(-1, keepdim=True)
     k1 = widened(ESTIMATORS["k1"], like)
@@ -278,8 +280,9 @@ def best_form(
 def _nearest(moments: Moments, without_r: Tensor, gap: Tensor, *, ratio: bool) -> Form:
     k1, k3 = (fixed_form(ESTIMATORS[name], moments.mean, gap) for name in ("k1", "k3"))
     spread = [moments.squares(influence(moments, form, ratio=ratio)) for form in (k1, k3)]
-    seen = spread[0] > _FLAT * moments.count * moments.at(k1.coefficients) ** 2
-    closer = (spread[1] < spread[0]) & seen & ~without_r
+    least = limits.MIN_RELATIVE_VARIANCE * moments.count
+    varies = spread[0] > least * moments.at(k1.coefficients) ** 2
+    closer = (spread[1] < spread[0]) & varies & ~without_r
     coefficients = torch.where(closer[..., None], k3.coefficients, k1.coefficients)
     return Form(coefficients, torch.where(closer, k3.offset, k1.offset))
 

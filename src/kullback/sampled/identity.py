@@ -9,7 +9,7 @@ test itself, from merged moments.
 A test is necessary, not sufficient. Draws at temperature T scored at temperature T give
 `E_p[q/p] = 1` exactly, whichever temperature was meant; raw log-probabilities under top-p sampling
 nearly so. And a mean below 1 may also hide in draws that did not come: an event of chance
-`log(1000)/draws` may not have been met, hence the allowance made for it.
+`log(1000)/draws` may be in no draw, hence the allowance made for it.
 
 Reference: MATH 5.3; Hall (1992), "On the removal of skewness by transformation", JRSS B 54.
 """
@@ -21,10 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import require, require_type
-from kullback.core.estimate import two_sided
+from kullback.core import require, require_type, two_sided
 
-from .limits import FEW, REFUTED, ROUND_BITS, TEST_LEVEL, UNSEEN_CHANCE, UNSEEN_RATIO
+from . import limits
 from .tails import fit_tail, tail_length
 
 __all__ = [
@@ -35,8 +34,8 @@ __all__ = [
     "entropy_identity",
     "half_ulps",
     "known_mean",
+    "missed_ratio",
     "ratio_identity",
-    "unseen_ratio",
     "weight_identity",
 ]
 
@@ -100,7 +99,7 @@ class Known:
     """A mean over draws whose expectation is known, each `[*batch]`, float64.
 
     mean, error: of the draws. skewness: of the mean, `Σδ³/(Σδ²)^{3/2}`. draws: how many.
-    unseen: how far the mean may lie below its expectation for events that no draw met.
+    missed: how far the mean may lie below its expectation for events that are in no draw.
     rounding: how far the rounding of the inputs may have moved the mean.
     """
 
@@ -108,7 +107,7 @@ class Known:
     error: Tensor
     skewness: Tensor
     draws: int
-    unseen: Tensor
+    missed: Tensor
     rounding: Tensor
 
 
@@ -206,9 +205,11 @@ def entropy_identity(
         terms = terms * weights / weights.mean(-1, keepdim=True)
     mean, error, skewness = moments_of(terms)
     draws = terms.shape[-1]
-    chance = min(1.0, -math.log(UNSEEN_CHANCE) / draws)  # of an event that no draw met
-    unseen = torch.full_like(mean, -chance * math.log(chance))
-    known = Known(mean, error, skewness, draws, unseen, off)
+    chance = min(
+        1.0, -math.log(limits.MISSED_EVENT_CHANCE) / draws
+    )  # of an event that is in no draw
+    missed = torch.full_like(mean, -chance * math.log(chance))
+    known = Known(mean, error, skewness, draws, missed, off)
     return known_mean(known, "−log p less its entropy", expected=0.0, causes=_ENTROPY_CAUSES)
 
 
@@ -221,7 +222,7 @@ def known_mean(
 ) -> Identity:
     """Test a mean that is known to be `expected`, from merged moments.
 
-    Refuted where the gap, less `rounding` and (from below) `unseen`, is beyond Student's quantile
+    Refuted where the gap, less `rounding` and (from below) `missed`, is beyond Student's quantile
     at `TEST_LEVEL`, with Hall's correction for the skewness; or, for means of what is never
     negative, where Markov's inequality is broken.
 
@@ -231,21 +232,23 @@ def known_mean(
     """
     target = torch.as_tensor(expected, dtype=torch.float64, device=known.mean.device)
     gap = known.mean - target
-    room = known.rounding + torch.where(gap < 0, known.unseen, 0.0)
+    room = known.rounding + torch.where(gap < 0, known.missed, 0.0)
     left = gap.sign() * (gap.abs() - room).clamp_min(0.0)
     sure = (left == 0) | (known.error == 0)  # 0, or beyond any number of errors
     z = hall(torch.where(sure, 0.0, left / known.error), known.skewness)
     z = torch.where(sure, torch.where(left == 0, 0.0, left.sign() * math.inf), z)
-    limit = two_sided(1 - TEST_LEVEL / max(gap.numel(), 1), max(known.draws - 1, 1))
-    refuted = (z.abs() > limit) & (known.draws >= FEW)
-    refuted |= (target > 0) & (known.mean > target * REFUTED * max(gap.numel(), 1))
+    tests = max(gap.numel(), 1)
+    limit = two_sided(1 - limits.TEST_LEVEL / tests, max(known.draws - 1, 1))
+    refuted = (z.abs() > limit) & (known.draws >= limits.MIN_DRAWS_FOR_ERROR)
+    refuted |= (target > 0) & (known.mean > target * limits.MAX_MEAN_BY_MARKOV * tests)
     words = _words(known, what, target.expand(gap.shape), refuted, causes)
     name = f"mean of {what} = {float(target):g}" if not target.dim() else f"mean of {what}"
-    found = (known.mean, target.expand(gap.shape), known.error, z)
+    fields = {"mean": known.mean, "expected": target, "error": known.error, "z": z}
     if gap.dim():
-        return Identity(name, *found, refuted, words)
-    mean, aim, error, distance = (float(part) for part in found)
-    return Identity(name, mean, aim, error, distance, bool(refuted), words)
+        found: dict[str, Any] = {key: part.expand(gap.shape) for key, part in fields.items()}
+        return Identity(name, **found, refuted=refuted, reason=words)
+    found = {key: float(part) for key, part in fields.items()}
+    return Identity(name, **found, refuted=bool(refuted), reason=words)
 
 
 def hall(t: Tensor, skewness: Tensor) -> Tensor:
@@ -259,18 +262,18 @@ def hall(t: Tensor, skewness: Tensor) -> Tensor:
     return t + skewness * t**2 / 3 + skewness**2 * t**3 / 27 + skewness / 6
 
 
-def unseen_ratio(largest: Tensor, k_hat: Tensor, draws: int) -> Tensor:
-    """Return how much of the mean of q/p may sit in events that no draw met, `[*batch]`.
+def missed_ratio(largest: Tensor, k_hat: Tensor, draws: int) -> Tensor:
+    """Return how much of the mean of q/p may sit in events that are in no draw, `[*batch]`.
 
-    They have a chance of up to `log(1/UNSEEN_CHANCE)/draws`. q/p there: up to `UNSEEN_RATIO`, or
-    what the fitted tail has beyond the largest draw, `largest/(1 − k)` with k̂ and twice its own
-    scatter;
-    +inf from k = 1 on, where the tail has no mean.
+    They have a chance of up to `log(1/MISSED_EVENT_CHANCE)/draws`. q/p there: up to
+    `MISSED_EVENT_RATIO`, or what the fitted tail has beyond the largest draw, `largest/(1 − k)`
+    with k̂ plus twice its standard error; +inf from k = 1 on, where the tail has no mean.
     """
     k = k_hat + 2 * (1 + k_hat) / math.sqrt(max(tail_length(draws), 1))
     k = torch.where(k.isfinite(), k, 0.0)  # no tail, or too few draws to see one
     beyond = torch.where(k < 1, largest / (1 - k.clamp(0.0, 0.999)), math.inf)
-    return -math.log(UNSEEN_CHANCE) / draws * beyond.clamp_min(UNSEEN_RATIO)
+    chance = -math.log(limits.MISSED_EVENT_CHANCE) / draws
+    return chance * beyond.clamp_min(limits.MISSED_EVENT_RATIO)
 
 
 def moments_of(terms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -282,7 +285,7 @@ def moments_of(terms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean = terms.mean(-1)
     delta = terms - mean[..., None]
     squares = (delta**2).sum(-1)
-    squares = torch.where(squares <= draws * (4e-16 * mean) ** 2, 0.0, squares)
+    squares = torch.where(squares <= draws * (limits.RELATIVE_ROUNDING * mean) ** 2, 0.0, squares)
     error = (squares / (draws * max(draws - 1, 1))).sqrt()
     skewness = torch.where(squares > 0, (delta**3).sum(-1) / squares**1.5, 0.0)
     return mean, error, skewness
@@ -324,7 +327,7 @@ def _on_grid(values: Tensor, dtype: torch.dtype) -> bool:
     """Say whether all values are exactly those of a coarser type, and not merely round numbers."""
     if not bool((values.to(dtype).to(values.dtype) == values).all()):
         return False
-    bits = torch.frexp(values).mantissa * 2**ROUND_BITS
+    bits = torch.frexp(values).mantissa * 2**limits.ROUND_NUMBER_BITS
     return not bool((bits == bits.round()).all())
 
 
@@ -335,13 +338,13 @@ def _known(logs: Tensor, rounding: Tensor) -> Known:
     mean, error, skewness = moments_of(r)
     draws, size = logs.shape[-1], tail_length(logs.shape[-1])
     k_hat = torch.full_like(mean, math.nan)
-    if size >= 5:
+    if size >= limits.MIN_TAIL_LENGTH:
         top = r.topk(size + 1, -1).values.flip(-1)
         k_hat = fit_tail(top[..., 1:] - top[..., :1])[0]
-    unseen = unseen_ratio(r.amax(-1), k_hat, draws)
+    missed = missed_ratio(r.amax(-1), k_hat, draws)
     off = torch.expm1(rounding.double()) + 1e-15  # and a few ulps of float64 for what follows
     off = (torch.where(r > 0, r, 0.0) * off).mean(-1)
-    return Known(mean, error, skewness, draws, unseen, off)
+    return Known(mean, error, skewness, draws, missed, off)
 
 
 def _words(

@@ -23,9 +23,8 @@ from torch import Tensor
 
 from kullback.core import Estimate, require, require_type
 
-from . import error_bars
+from . import error_bars, limits
 from .identity import half_ulps, weight_identity
-from .limits import HEAVY
 from .tails import pareto_k
 
 __all__ = ["effective_sample_size", "importance_bound", "log_evidence", "log_mean_exp"]
@@ -139,10 +138,10 @@ def importance_bound(
     rounding = (2 * size - 1) * rounding  # K L_K − (K − 1) L_{K−1}, each off by as much
     doubts = [_bias_left(logs, terms, error_bars.standard_error(centred, value))]
     why = "the jackknife leaves a bias of order 1/K²"
-    k_hat = pareto_k(logs).mean(-1) if size >= 25 else None
+    k_hat = pareto_k(logs).mean(-1) if size >= limits.MIN_DRAWS_FOR_TAIL else None
     if k_hat is not None:
         words = "heavy-tailed weights (mean Pareto k-hat {:.2f}, above 0.5): the jackknife fails"
-        doubts.append(error_bars.Doubt(k_hat, k_hat > HEAVY, words))
+        doubts.append(error_bars.Doubt(k_hat, k_hat > limits.FINITE_VARIANCE_PARETO_K, words))
     found = error_bars.estimate_of(centred, value, "unknown", why, more=doubts, rounding=rounding)
     if k_hat is None:
         return found

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import require, require_type
-from kullback.core.checks import describe
+from kullback.core import describe, require, require_type
 
 from . import limits
 from .identity import half_ulps
@@ -44,6 +43,7 @@ _WORDS = {
     "sentinel": "that mean 'not scored' (−9999, −100, −1e30 and the like)",
     "zero": "that are exactly 0 where another column is far below 0: 0.0 for 'not scored'",
 }
+_FLOAT32_EPS = torch.finfo(torch.float32).eps
 _GRIDS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _SKIP = "missing='skip' leaves these tokens out and counts them, missing='keep' uses them as given"
 
@@ -90,7 +90,7 @@ class LogProbs:
         True
         """
         dtype = self.columns[column].dtype
-        if torch.finfo(dtype).bits < 32:
+        if torch.finfo(dtype).eps > _FLOAT32_EPS:
             return dtype
         found = [f.kind for f in self.findings if f.column == column and f.kind in _GRIDS]
         return _GRIDS[found[0]] if found else None
@@ -106,7 +106,7 @@ def is_sentinel(log_probs: Tensor) -> Tensor:
     tensor([ True,  True, False, False])
     """
     finite = log_probs > -math.inf
-    return ((log_probs <= limits.SENTINEL) & finite) | (log_probs == limits.FILL)
+    return ((log_probs <= limits.MIN_LOG_PROB) & finite) | (log_probs == limits.FILL_VALUE)
 
 
 def check_log_probs(
@@ -185,16 +185,17 @@ def looks_odd(columns: Sequence[Tensor], mask: Tensor | None) -> bool:
     logs = [x.detach() if mask is None else torch.where(mask, x.detach(), -1.0) for x in columns]
     if not logs[0].numel():
         return False
-    first, odd = logs[0], []
+    first, found = logs[0], []
     for x in logs:
-        low, high = x.aminmax()
-        odd += [~(low > limits.ODD), ~(high <= limits.ABOVE_ZERO)]  # NaN is odd too
+        low, high = x.aminmax()  # NaN is found too
+        found += [~(low > limits.SUSPICIOUS_LOG_PROB), ~(high <= limits.MAX_LOG_PROB)]
     spread = first.float().var(correction=0)
+    varies, unsure = spread > limits.MIN_VARIANCE_FOR_LAG, limits.UNSURE_LOG_PROB
     for x in logs[1:]:
-        zeros = ((x == 0) & (first < limits.FAR_BELOW)) | ((first == 0) & (x < limits.FAR_BELOW))
+        zeros = ((x == 0) & (first < unsure)) | ((first == 0) & (x < unsure))
         apart = (x.float() - first.float()).square().mean()
-        odd += [zeros.any(), (spread > limits.FLAT) & (apart > limits.APART * spread)]
-    return bool(torch.stack(odd).any())
+        found += [zeros.any(), varies & (apart > limits.MAX_MEAN_SQUARE_GAP * spread)]
+    return bool(torch.stack(found).any())
 
 
 def why_shapes_differ(got: Sequence[int], expected: Sequence[int]) -> str:
@@ -268,9 +269,9 @@ def _wrong(x: Tensor, null: Tensor | None, live: Tensor) -> dict[str, Tensor]:
     found = {} if null is None else {"null": null & live}
     found["NaN"] = nan if null is None else nan & ~null
     found["-inf"] = (x == -math.inf) & live
-    found["positive"] = (x > limits.ABOVE_ZERO) & live
+    found["positive"] = (x > limits.MAX_LOG_PROB) & live
     found["sentinel"] = is_sentinel(x) & live
-    fills = (x == limits.FILL) & live
+    fills = (x == limits.FILL_VALUE) & live
     if int(fills.sum()) == 1:  # once, it may be a log-probability
         found["sentinel"] = found["sentinel"] & ~fills
     return found
@@ -294,14 +295,14 @@ def _add_zeros(
 
 def _zeros(x: Tensor, other: Tensor, live: Tensor) -> Tensor:
     """Return where x is 0 for "not scored", judged by another column: all its zeros, or none."""
-    zero, far = live & (x == 0), other < limits.FAR_BELOW
+    zero, far = live & (x == 0), other < limits.UNSURE_LOG_PROB
     zeros, hits = int(zero.sum()), int((zero & far).sum())
     if not hits:
         return torch.zeros_like(zero)
     rest = live & (x < 0)
-    nearest = x[rest].topk(min(limits.NEAREST_ZERO, int(rest.sum()))).indices
-    share = (int(far[rest][nearest].sum()) + 1) / (len(nearest) + limits.RARE)
-    lawful = zeros * _binary_kl(hits / zeros, share) < math.log(1 / limits.ZERO_LEVEL)
+    nearest = x[rest].topk(min(limits.ZERO_TEST_TOKENS, int(rest.sum()))).indices
+    share = (int(far[rest][nearest].sum()) + 1) / (len(nearest) + limits.ZERO_TEST_PRIOR_TOKENS)
+    lawful = zeros * _binary_kl(hits / zeros, share) < math.log(1 / limits.ZERO_TEST_LEVEL)
     return torch.zeros_like(zero) if lawful or hits / zeros <= share else zero
 
 
@@ -328,16 +329,16 @@ def _late(tensors: Mapping[str, Tensor], live: Tensor) -> list[Finding]:
     found = []
     for one, other in combinations(tensors, 2):
         a, b = (
-            torch.where(live, x, 0.0).double().clamp_min(limits.LOWEST_CORRELATED)
+            torch.where(live, x, 0.0).double().clamp_min(limits.MIN_CORRELATED_LOG_PROB)
             for x in (tensors[one], tensors[other])
         )
         here = _correlation(a, b, live)
         pairs = live[:, 1:] & live[:, :-1]
         neighbours = torch.stack([a[:, :-1][pairs], b[:, 1:][pairs]], -1)
         count = len(torch.unique(neighbours, dim=0))  # repeated sequences say nothing new
-        if count < limits.FEWEST_PAIRS:
+        if count < limits.MIN_PAIRS_FOR_LAG:
             continue
-        gap = limits.LAG_ERRORS * math.sqrt(2 / count)
+        gap = limits.LAG_TEST_ERRORS * math.sqrt(2 / count)
         for early, late, there in (
             (one, other, _correlation(a[:, :-1], b[:, 1:], pairs)),
             (other, one, _correlation(a[:, 1:], b[:, :-1], pairs)),
@@ -367,7 +368,7 @@ def _grids(tensors: Mapping[str, Tensor], live: Tensor) -> list[Finding]:
     found = []
     for name, column in tensors.items():
         values = column[live & (column != 0)]
-        if torch.finfo(column.dtype).bits < 32 or not len(values):
+        if torch.finfo(column.dtype).eps > _FLOAT32_EPS or not len(values):
             continue
         eps = float(2 * (half_ulps(values) / values.double().abs()).max())
         for kind, dtype in _GRIDS.items():

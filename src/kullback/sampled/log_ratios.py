@@ -80,7 +80,7 @@ def log_ratio(
         every term is the same, or where the largest have so heavy a tail that no mean can be
         inferred. Where the draws refute `E_p[r] = 1`: k1 has `bias="unknown"` and says why, and no
         error bar if the mean is above 1, which no supports explain.
-        log q = −inf at a draw: +inf, the truth. NaN stays NaN. No gradient flows; float64 inside.
+        log q = −inf at a draw: +inf, as KL is. NaN stays NaN. No gradient flows; float64 inside.
 
     Raises:
         ValueError: For shapes, fewer than 2 draws (4 when cross-fitted), unknown names; k3, λ ≠ 0
@@ -171,7 +171,7 @@ class LogRatios:
 
     @property
     def draws(self) -> int:
-        """How many draws have been seen."""
+        """The number of draws."""
         return self.halves[0].moments.count + self.halves[1].moments.count
 
     def __add__(self, other: "LogRatios") -> "LogRatios":
@@ -225,10 +225,12 @@ class LogRatios:
         cross_fit: bool = True,
         self_normalise: bool = False,
         gap: Tensor | None = None,
+        finite_variance: Tensor | None = None,
     ) -> Estimate:
         """Return what `estimate` does, without any test of the mean of q/p or of the weights.
 
-        gap: `[*batch]`, the known mean of r − 1; 0 if None.
+        gap: `[*batch]`, the known mean of r − 1; 0 if None. finite_variance: bool `[*batch]`, where
+        the terms are known to have one; nowhere if None.
 
         >>> LogRatios.of(torch.zeros(8), torch.full((8,), -1.0)).averaged("k3").value.__round__(4)
         0.3679
@@ -240,7 +242,8 @@ class LogRatios:
         gap = torch.zeros_like(self.log_scale) if gap is None else gap
         parts = choose_parts(here.halves, estimator, gap=gap, **kind)
         off = here.rounding / self.draws
-        return judge(parts, here.halves[0] + here.halves[1], off, estimator, **kind)
+        whole = here.halves[0] + here.halves[1]
+        return judge(parts, whole, off, estimator, finite_variance=finite_variance, **kind)
 
     def identities(self, *, self_normalise: bool = False, gap: Tensor) -> list[Identity]:
         """Test the mean of q/p, known to be `1 + gap`, and the mean of plain weights, 1.

@@ -107,7 +107,7 @@ class SummaryStats:
         return SummaryStats(self.moments + other.moments, self.tails + other.tails)
 
     def scaled(self, factor: Tensor) -> "SummaryStats":
-        """Return what would have been seen of `factor · features`, factor `[*batch]`."""
+        """Return those of `factor · features`, factor `[*batch]`."""
         return SummaryStats(self.moments.scaled(factor), self.tails.scaled(factor))
 
     def skewness(self, form: Tensor) -> Tensor:
@@ -115,11 +115,11 @@ class SummaryStats:
         return self.tails.skewness(form, self.moments.at(form), self.moments.squares(form))
 
 
-_LESS = 1 - 1e-12  # so that the rounding of a logarithm shuts nobody out
+_LESS = 1 - 1e-12  # so that the rounding of a logarithm leaves out no draw
 
 
 class Entrants:
-    """The tails of one piece's draws, seen lot by lot; `joined()` are those at its end.
+    """The tails of one piece's draws, collected lot by lot; `joined()` are those at its end.
 
     Full tails are added to once a piece: until then the draws that are beyond the least of those
     kept wait, which are few.
@@ -142,7 +142,7 @@ class Entrants:
         self._passed += count
 
     def joined(self) -> Tails:
-        """Return the tails with all draws seen among them."""
+        """Return the tails of all draws."""
         if not self._waiting:
             return replace(self._tails, draws=self._tails.draws + self._passed)
         places, lots = zip(*self._waiting, strict=True)

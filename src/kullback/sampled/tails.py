@@ -10,7 +10,8 @@ JMLR 25; Zhang and Stephens (2009) for the fit.
 The draws at the ends: a bounded, mergeable memory of the tails, and what they tell.
 
 Each end has a key; the draws with the largest keys are kept with all their features, up to
-`KEPT`. The largest of two pieces are among the largest of each, so pieces merge without loss.
+`limits.MAX_TAIL_DRAWS`. The largest of two pieces are among the largest of each, so pieces merge
+without loss.
 """
 
 import math
@@ -21,10 +22,11 @@ from torch import Tensor
 
 from kullback.core import require
 
-__all__ = ["KEPT", "Tails", "fit_tail", "pareto_k", "pareto_smooth", "tail_length"]
+from . import limits
 
-_FEWEST = 25  # a fifth of them is five, the shortest tail that is fitted
-_PRIOR_DRAWS, _PRIOR_K = 10, 0.5  # the fit leans on k = 1/2 as if it had seen it ten times
+__all__ = ["Tails", "fit_tail", "pareto_k", "pareto_smooth", "tail_length"]
+
+_PRIOR_DRAWS, _PRIOR_K = 10, 0.5  # prior: ten tail values of k = 1/2
 
 
 def tail_length(draws: int) -> int:
@@ -33,7 +35,7 @@ def tail_length(draws: int) -> int:
     >>> tail_length(100), tail_length(10_000)
     (20, 300)
     """
-    return draws // 5 if draws <= 225 else int(3 * math.sqrt(draws))
+    return min(draws // 5, int(3 * math.sqrt(draws)))
 
 
 def fit_tail(excess: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,7 +100,8 @@ def pareto_smooth(log_weights: Tensor, *, dim: int = -1) -> tuple[Tensor, Tensor
     (True, True)
     """
     draws = log_weights.shape[dim]
-    require(draws >= _FEWEST, "log_weights", f"at least {_FEWEST} draws along dim", draws)
+    fewest = limits.MIN_DRAWS_FOR_TAIL
+    require(draws >= fewest, "log_weights", f"at least {fewest} draws along dim", draws)
     logs = log_weights.detach().double().movedim(dim, -1)
     top = logs.amax(-1, keepdim=True)
     ordered, places = logs.sort(dim=-1)
@@ -124,14 +127,11 @@ def _quantile(levels: Tensor, shape: Tensor, scale: Tensor) -> Tensor:
     return scale * torch.where(shape == 0, exponent, torch.expm1(safe * exponent) / safe)
 
 
-KEPT = 513  # a tail of at most 512 above one cutoff: k̂ is then known to ±0.07
-
-
 @dataclass(frozen=True, slots=True)
 class Tails:
     """Keys and places `[*batch, ends, kept]` and features `[*batch, ends, F, kept]` at the ends.
 
-    draws: how many have been seen; places number them, so that one kept at two ends counts once.
+    draws: how many were looked at; places number them, so that one kept at two ends counts once.
     """
 
     keys: Tensor
@@ -151,13 +151,13 @@ class Tails:
 
         places: `[some]`, where they stand among the `draws` of their piece.
         """
-        rows = features[..., None, :, :].expand(*keys.shape[:-1], *features.shape[-2:])
+        rows = features[..., None, :, :].expand((*keys.shape[:-1], *features.shape[-2:]))
         return cls(keys, places.expand(keys.shape), rows, draws)._cut()
 
     @property
     def full(self) -> bool:
         """Whether something has to leave for every draw that enters."""
-        return self.draws > 0 and self.keys.shape[-1] == KEPT
+        return self.draws > 0 and self.keys.shape[-1] == limits.MAX_TAIL_DRAWS
 
     @property
     def least(self) -> list[float]:
@@ -203,8 +203,8 @@ class Tails:
 
         Of that to a power, of a key where it is above 0; NaN below 25 draws.
         """
-        size = min(tail_length(self.draws), KEPT - 1)
-        if size < 5:
+        size = min(tail_length(self.draws), limits.MAX_TAIL_DRAWS - 1)
+        if size < limits.MIN_TAIL_LENGTH:
             nan = torch.nan
             return torch.full(self.keys.shape[:-2], nan, dtype=torch.float64).to(self.keys.device)
         top = self.keys[..., end, : size + 1].flip(-1)
@@ -218,6 +218,6 @@ class Tails:
         return fit_tail(torch.where(level, 0.0, excess))[0]
 
     def _cut(self) -> "Tails":
-        keys, order = self.keys.topk(min(KEPT, self.keys.shape[-1]), -1)
-        rows = self.rows.gather(-1, order[..., None, :].expand(*self.rows.shape[:-1], -1))
+        keys, order = self.keys.topk(min(limits.MAX_TAIL_DRAWS, self.keys.shape[-1]), -1)
+        rows = self.rows.gather(-1, order[..., None, :].expand((*self.rows.shape[:-1], -1)))
         return Tails(keys, self.places.gather(-1, order), rows, self.draws)

@@ -5,7 +5,7 @@ A classifier told apart draws of p and of q; its log odds T estimate log p/q. Fo
 fitted on other draws than those averaged, the estimates are biased low and never high, whatever
 the laws are: atoms, heavy tails, many dimensions.
 
-|T| is cut at `½ log n`. An event of q that none of n draws met has a probability of about 3/n at
+|T| is cut at `½ log n`. An event of q that is in none of n draws has a probability of about 3/n at
 most; it then changes `E_q[e^T]` by 3/√n at most. No bound from n draws that holds for every law is
 above about log n (McAllester and Stratos 2020, theorem 1.1).
 
@@ -36,8 +36,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-from kullback.core import Estimate, require, require_type
-from kullback.core.estimate import two_sided
+from kullback.core import Estimate, require, require_type, two_sided
 
 from . import limits
 from .error_bars import Doubt
@@ -126,7 +125,7 @@ def _best(data: _Labelled, fit: Tensor, validation: Tensor) -> _Choice | None:
     for quadratic in (False, True):
         terms = _terms(data, fit, quadratic=quadratic)
         weights = torch.zeros_like(terms[0])
-        for penalty in limits.PENALTIES:  # from large to small: each starts where the last ended
+        for penalty in limits.RIDGE_PENALTIES:  # large to small: each starts where the last ended
             weights = _fit(terms[fit], data.labels[fit], data.balance[fit], penalty, weights)
             loss = data.loss(terms[validation] @ weights, validation)
             if loss < least:
@@ -142,10 +141,11 @@ def _terms(data: _Labelled, fit: Tensor, *, quadratic: bool) -> Tensor:
     labels, points = data.labels[fit], data.points[fit]
     first, second = (covariance_of(points[labels == label]) for label in (0.0, 1.0))
     within = 0.5 * (first + second)
-    z = whitened(data.points, within, like=points).clamp(-limits.FURTHEST, limits.FURTHEST)
+    furthest = limits.MAX_STANDARDISED_COORDINATE
+    z = whitened(data.points, within, like=points).clamp(-furthest, furthest)
     if quadratic:
         d = z.shape[1]
-        crossed = d * (d + 3) // 2 * limits.DRAWS_PER_TERM <= len(points)
+        crossed = d * (d + 3) // 2 * limits.DRAWS_PER_CROSS_TERM <= len(points)
         pairs = (
             torch.triu_indices(d, d, device=z.device) if crossed else torch.arange(d).repeat(2, 1)
         )
@@ -245,10 +245,10 @@ def kl_from_draws(
     draws = two_samples(x, y, dealer, continuous=method == "neighbours")
     x, y = draws.x, draws.y
     if method == "classifier":
-        return _told(_bounded(*held_out_log_ratio(*_shuffled(dealer, x, y)), kind="kl"), draws)
+        return _told(_bounded(_shuffled(x, dealer), _shuffled(y, dealer), kind="kl"), draws)
     fewer = min(x.shape[-2], y.shape[-2])
-    most = max(limits.LEAST_NEIGHBOURS, fewer // limits.NEIGHBOURS_SHARE)
-    most = min(most, limits.MOST_NEIGHBOURS)
+    most = max(limits.MIN_NEIGHBOURS, fewer // limits.DRAWS_PER_NEIGHBOUR)
+    most = min(most, limits.MAX_NEIGHBOURS)
 
     def extrapolated(a: Tensor, b: Tensor) -> Tensor:
         return extrapolated_kl(a, b, most=most)
@@ -257,13 +257,14 @@ def kl_from_draws(
         return kl_neighbours(a, b, k=neighbours or most)
 
     found = _subsampled(fixed if neighbours else extrapolated, [[x], [y]], dealer)
-    doubts = [_high_dimension(found, x.shape[-1], limits.MOST_DIMENSIONS), _few(found)]
+    doubts = [_high_dimension(found, x.shape[-1], limits.MAX_DIMENSIONS_KL), _few(found)]
     if neighbours:
         doubts.append(_fixed_k(found, neighbours))
     else:
         moved = (found.value - fixed(x, y).mean(-1)).abs() / found.error
         words = "the value moves by {:.1f} standard errors as the neighbourhoods shrink"
-        doubts += [_out_of_reach(found, x, y), Doubt(moved, moved > limits.UNSTABLE, words)]
+        unstable = Doubt(moved, moved > limits.MAX_EXTRAPOLATION_ERRORS, words)
+        doubts += [_isolated(found, x, y), unstable]
     return _told(_estimate(found, doubts, _SMOOTH, most=math.inf), draws)
 
 
@@ -295,13 +296,13 @@ def js_from_draws(
     draws = two_samples(x, y, dealer, continuous=method == "neighbours")
     x, y = draws.x, draws.y
     if method == "classifier":
-        return _told(_bounded(*held_out_log_ratio(*_shuffled(dealer, x, y)), kind="js"), draws)
+        return _told(_bounded(_shuffled(x, dealer), _shuffled(y, dealer), kind="js"), draws)
     if x.shape[-2] != y.shape[-2]:
         x, y = (_dealt([z], 1, dealer)[0].squeeze(-3) for z in (x, y))
     found = _subsampled(lambda a, b: js_neighbours(a, b, k=neighbours), [[x], [y]], dealer)
-    # where no x is near a y the terms are one number; an overlap that one draw in n meets is unseen
+    # where no x is near a y the terms are one number; an overlap that has one draw in n is missed
     found = found._replace(error=torch.hypot(found.error, torch.tensor(1.0 / found.draws)))
-    doubts = [_high_dimension(found, x.shape[-1], limits.MOST_DIMENSIONS_JS)]
+    doubts = [_high_dimension(found, x.shape[-1], limits.MAX_DIMENSIONS_JS)]
     return _told(_estimate(found, doubts, _BALANCED, most=math.log(2.0)), draws)
 
 
@@ -334,7 +335,7 @@ def mutual_information_from_draws(
         order = torch.randperm(len(x), generator=dealer, device=dealer.device).to(x.device)
         x, y = (z[order[: len(x) // FOLDS * FOLDS]] for z in (x, y))
         joint, split = torch.cat([x, y], 1), torch.cat([x, y.roll(FOLDS, 0)], 1)
-        return _told(_bounded(*held_out_log_ratio(joint, split), kind="pairs"), draws)
+        return _told(_bounded(joint, split, kind="pairs"), draws)
     found = _subsampled(
         lambda a, b: mutual_information_neighbours(a, b, k=neighbours), [[x, y]], dealer
     )
@@ -343,8 +344,8 @@ def mutual_information_from_draws(
     width = (crowded / x.shape[-2]) ** (1.0 / dimensions)
     words = "the nearest neighbours are not near ({:.2f} of the width of the dependence, above 0.2)"
     doubts = [
-        _high_dimension(found, dimensions, limits.MOST_DIMENSIONS_PAIRS),
-        Doubt(width, width > limits.WIDE, words),
+        _high_dimension(found, dimensions, limits.MAX_DIMENSIONS_MI),
+        Doubt(width, width > limits.MAX_NEIGHBOUR_WIDTH, words),
     ]
     return _told(_estimate(found, doubts, _DEPENDENT, most=math.inf), draws)
 
@@ -353,7 +354,7 @@ def _arguments(
     x: Tensor, y: Tensor, method: Method, neighbours: int | None, *, pairs: bool = False
 ) -> None:
     require(method in ("neighbours", "classifier"), "method", "neighbours or classifier", method)
-    fewest = limits.FEWEST_DRAWS
+    fewest = limits.MIN_DRAWS_TWO_SAMPLE
     for name, points in (("x", x), ("y", y)):
         require_type(points, Tensor, name, "pass a torch tensor [draws, dimensions]")
         single = method == "classifier"
@@ -378,9 +379,8 @@ def _seeded(generator: Generator | None) -> Generator:
     return torch.Generator().manual_seed(0) if generator is None else generator
 
 
-def _shuffled(dealer: Generator, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    orders = (torch.randperm(len(z), generator=dealer, device=dealer.device) for z in (x, y))
-    return x[next(orders).to(x.device)], y[next(orders).to(y.device)]
+def _shuffled(x: Tensor, dealer: Generator) -> Tensor:
+    return x[torch.randperm(len(x), generator=dealer, device=dealer.device).to(x.device)]
 
 
 class _Found(NamedTuple):
@@ -398,8 +398,8 @@ def _subsampled(
     samples = [z for group in groups for z in group]
     value = statistic(*samples).mean(-1)
     draws = min(group[0].shape[-2] for group in groups)
-    blocks = min(limits.MOST_BLOCKS, max(2, draws // limits.BLOCK_DRAWS))
-    rounds = -(-limits.DEALS // (blocks - 1))
+    blocks = min(limits.MAX_BLOCKS, max(2, draws // limits.DRAWS_PER_BLOCK))
+    rounds = -(-limits.MIN_SUBSAMPLES // (blocks - 1))
     squares = torch.zeros_like(value)
     for _ in range(rounds):
         dealt = [z for group in groups for z in _dealt(group, blocks, dealer)]
@@ -425,8 +425,8 @@ def _high_dimension(found: _Found, dimensions: int, most: int) -> Doubt:
 
 def _few(found: _Found) -> Doubt:
     few = torch.full_like(found.value, found.draws)
-    words = f"{{:.0f}} draws, below {limits.FEW_DRAWS}"
-    return Doubt(few, few < limits.FEW_DRAWS, words)
+    words = f"{{:.0f}} draws, below {limits.MIN_DRAWS_FOR_ISOLATED_SHARE}"
+    return Doubt(few, few < limits.MIN_DRAWS_FOR_ISOLATED_SHARE, words)
 
 
 def _fixed_k(found: _Found, k: int) -> Doubt:
@@ -434,10 +434,10 @@ def _fixed_k(found: _Found, k: int) -> Doubt:
     return Doubt(size, size > 0, "one k, {:.0f}, does not show it; leave out `neighbours`")
 
 
-def _out_of_reach(found: _Found, x: Tensor, y: Tensor) -> Doubt:
+def _isolated(found: _Found, x: Tensor, y: Tensor) -> Doubt:
     alone = lonely(x, y, k=3)
     words = "{:.1%} of the x have hardly any y near, and p/q is unknown there"
-    return Doubt(alone, alone > limits.OUT_OF_REACH, words)
+    return Doubt(alone, alone > limits.MAX_ISOLATED_SHARE, words)
 
 
 def _estimate(found: _Found, doubts: list[Doubt], why: str, *, most: float) -> Estimate:
@@ -445,7 +445,7 @@ def _estimate(found: _Found, doubts: list[Doubt], why: str, *, most: float) -> E
 
     Raises: `ValueError` where the value is beyond chance outside 0 … most.
     """
-    slack = limits.IMPOSSIBLE * found.error
+    slack = limits.MAX_ERRORS_OUT_OF_RANGE * found.error
     excess = torch.maximum(-found.value, found.value - most) - slack
     worst = float(found.value.flatten()[excess.argmax()])
     got = f"{worst:.3g} nats, from neighbours that are not near"
@@ -468,12 +468,13 @@ def _told(estimate: Estimate, draws: Samples) -> Estimate:
     return replace(estimate, how="; ".join(filter(None, (estimate.how, *draws.notes))))
 
 
-def _bounded(at_x: Tensor, at_y: Tensor, kind: Literal["kl", "js", "pairs"]) -> Estimate:
+def _bounded(x: Tensor, y: Tensor, *, kind: Literal["kl", "js", "pairs"]) -> Estimate:
     """Average the bound that held-out log ratios prove, with its error.
 
-    The error has a part for events that no draw met, of a probability of 1/n or so: of the largest
-    change that a draw seen makes.
+    The error has a part for events that were not drawn, of a probability of 1/n or so: the largest
+    change that one draw makes.
     """
+    at_x, at_y = held_out_log_ratio(x, y)
     if kind == "js":
         gains, losses = 0.5 * logsigmoid(at_x) + 0.5 * math.log(2.0), -0.5 * logsigmoid(-at_y)
         losses = losses - 0.5 * math.log(2.0)
@@ -487,8 +488,8 @@ def _bounded(at_x: Tensor, at_y: Tensor, kind: Literal["kl", "js", "pairs"]) -> 
         error = error.sqrt()
     largest = torch.cat([at_x, at_y]).max()
     worst = 0.5 * softplus(largest) if kind == "js" else largest.expm1()
-    unseen = torch.hypot((gains.max() - gains.min()) / len(gains), worst / len(losses))
-    error = torch.hypot(error, unseen)
+    missed = torch.hypot((gains.max() - gains.min()) / len(gains), worst / len(losses))
+    error = torch.hypot(error, missed)
     draws = min(len(at_x), len(at_y))
     found = Estimate(float(value), float(error), draws, bias="low", why=_BOUND)
     if found.interval()[1] < 0:

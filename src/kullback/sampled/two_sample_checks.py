@@ -66,8 +66,8 @@ class Grid:
     def explains(self, values: Tensor) -> bool:
         """Say whether rounding explains how many of the values, `[n]`, are equal to another."""
         counts = tally(values)[2].double()
-        rounding = limits.PEAKED * self.tie * len(values) ** 2
-        most = rounding + limits.TIE_SDS * math.sqrt(rounding)
+        rounding = limits.TIE_CHANCE_FACTOR * self.tie * len(values) ** 2
+        most = rounding + limits.TIE_STANDARD_DEVIATIONS * math.sqrt(rounding)
         return not self.rounded or float((counts * (counts - 1)).sum() / 2) <= most
 
     def dequantised(self, generator: Generator) -> Tensor:
@@ -106,9 +106,9 @@ def find_grid(values: Tensor, resolution: float) -> Grid | None:
         equal = Grid(
             values, width, min(1.0, step / spread), rounded=False, name=f"a grid of step {step:.6g}"
         )
-        if (distinct[-1] - distinct[0]) / step * limits.DENSE_GRID <= len(distinct):
+        if (distinct[-1] - distinct[0]) / step * limits.MIN_GRID_SHARE <= len(distinct):
             return equal
-    codes = len(distinct) * limits.DRAWS_PER_CODE <= len(values)
+    codes = len(distinct) * limits.MIN_DRAWS_PER_CODE <= len(values)
     rounded = None if codes else _format(values, spread)
     if rounded and (rounded.explains(values) or not equal):
         return rounded
@@ -144,7 +144,7 @@ def _step(distinct: Tensor, resolution: float) -> float:
         step = float(offsets[-1]) / sites  # the ends are known better than the smallest gap
         off = (offsets / step - (offsets / step).round()).abs().max()
         allowed = rounding / step + 1e-6
-        if allowed < 0.1 and float(off) <= allowed:
+        if allowed < limits.MAX_GRID_TOLERANCE and float(off) <= allowed:
             return step if math.isfinite(step) else 0.0
     return 0.0
 
@@ -298,13 +298,13 @@ def _independent(rows: Tensor, n: int, tie: float, what: str) -> None:
     """
     in_x, in_y = _counts(rows, n)
     across = float((in_x * in_y).sum())
-    allowed = 1.0
+    allowed, deviations = 1.0, limits.TIE_STANDARD_DEVIATIONS
     for counts in (in_x, in_y):
         pairs = float((counts * (counts - 1)).sum() / 2)
-        rounding = limits.PEAKED * tie * float(counts.sum()) ** 2
-        allowed *= pairs + limits.TIE_SDS * math.sqrt(pairs) + min(limits.TIE_SDS, rounding)
+        rounding = limits.TIE_CHANCE_FACTOR * tie * float(counts.sum()) ** 2
+        allowed *= pairs + deviations * math.sqrt(pairs) + min(deviations, rounding)
     most = 2 * math.sqrt(allowed)
-    lawful = across <= most + limits.TIE_SDS * math.sqrt(most)
+    lawful = across <= most + deviations * math.sqrt(most)
     got = f"samples that share {int(in_x[in_y > 0].sum())} of the {n} {what} of x"
     require(lawful, "x, y", "samples drawn independently", got, _DRAW)
 
@@ -323,10 +323,10 @@ def _distinct(rows: Tensor, name: str, tie: float) -> None:
     """
     counts = tally(rows)[2]
     repeated = counts[counts > 1]
-    if len(repeated) <= limits.MOST_ATOMS:
+    if len(repeated) <= limits.MAX_ATOMS:
         return
     multiple = math.gcd(*counts.tolist()) > 1
-    lawful = len(repeated) <= limits.PEAKED * tie * len(rows) ** 2
+    lawful = len(repeated) <= limits.TIE_CHANCE_FACTOR * tie * len(rows) ** 2
     copied = multiple or (not lawful and float(repeated.double().mean()) < 3)
     got = f"{_repeated(rows)} of {len(rows)} that repeat others"
     require(not copied, name, "rows drawn independently", got, _COPIES)
@@ -340,7 +340,7 @@ def _different(rows: Tensor, n: int) -> None:
     in_x, in_y = _counts(rows, n)
     both = (in_x + in_y)[1:]
     chance = -0.5 * float((2 * math.pi * both).log().sum())
-    same = torch.equal(in_x, in_y) and chance < math.log(limits.SAME_COUNTS)
+    same = torch.equal(in_x, in_y) and chance < math.log(limits.EQUAL_COUNTS_CHANCE)
     got = "the same values the same number of times"
     require(not same, "x, y", "samples drawn independently", got, _DRAW)
 
@@ -376,7 +376,7 @@ def whitened(
     else:
         covariance = covariance / torch.outer(scale, scale)
     size, directions = torch.linalg.eigh(covariance)
-    kept = size > limits.NO_SPREAD * size[-1]
+    kept = size > limits.MIN_RELATIVE_EIGENVALUE * size[-1]
     rotated: Tensor = points @ directions[:, kept] / size[kept].sqrt()
     return rotated
 
@@ -422,9 +422,10 @@ def _near_within(points: Tensor) -> Tensor:
 
 
 def _refuse_near(ratio: Tensor, dimensions: int, name: str, what: str) -> None:
-    for near in limits.NEAR:
+    for near in limits.NEAR_DUPLICATE_DISTANCES:
         lawful = len(ratio) * near**dimensions
-        most = lawful + limits.NEAR_SDS * math.sqrt(lawful) + limits.NEAR_DRAWS
+        most = lawful + limits.NEAR_DUPLICATE_DEVIATIONS * math.sqrt(lawful)
+        most += limits.NEAR_DUPLICATE_EXTRA
         found = int((ratio < near).sum())
         got = f"{found} of {len(ratio)} nearer to {what} than {dimensions}-dimensional draws"
         require(found <= most, name, "rows drawn independently", got, _NEAR)

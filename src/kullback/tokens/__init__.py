@@ -9,6 +9,7 @@ a `TopK` list, what a service returns, of which it gives bounds. `kl_estimate` a
 `distillation` those of distillation, and `audit` says which divergence any loss descends.
 """
 
+from . import auditing
 from .auditing import Audit, audit
 from .backends import usable
 from .deprecated import (
@@ -61,6 +62,7 @@ __all__ = [
     "TopK",
     "TrustRegion",
     "audit",
+    "auditing",
     "compare",
     "compare_from_hidden",
     "cross_entropy",

@@ -8,6 +8,8 @@ from typing import Any
 
 from kullback.core import RunError, require
 
+from .limits import CONV_MIN_SIDE, MAX_LAYERS, MAX_WIDTH
+
 __all__ = ["KINDS", "LIKELIHOODS", "Architecture", "Spec", "choose"]
 
 KINDS = ("binary", "8-bit", "levels", "continuous")
@@ -29,11 +31,19 @@ _REASONS = {
 def choose(kind: str, name: str = "auto") -> tuple[str, str]:
     """Pick a likelihood for data of a kind and say why, or refuse one that does not fit.
 
-    kind: "binary", "8-bit", "levels" or "continuous". name: one of `LIKELIHOODS` or "auto".
-    Returns (name, reason). Errors: ValueError where the pair is not a likelihood, with the reason.
+    Args:
+        kind: "binary", "8-bit", "levels" or "continuous".
+        name: One of `LIKELIHOODS`, or "auto".
 
-    >>> choose("8-bit")
-    ('logistics', 'the data are 8-bit levels')
+    Returns:
+        The likelihood's name and the reason, in words.
+
+    Raises:
+        ArgumentValueError: The likelihood does not fit the kind of data; the text says why.
+
+    Example:
+        >>> choose("8-bit")
+        ('logistics', 'the data are 8-bit levels')
     """
     require(
         name == "auto" or name in LIKELIHOODS,
@@ -68,13 +78,21 @@ USUAL = {"mlp": (500, 500), "conv": (32, 32, 32, 256)}
 class Architecture:
     """What to build: everything that, with the data's shape and kind, determines a model.
 
-    network: "mlp", "conv", or "auto": conv for images of 8 pixels and more, else mlp. hidden:
-    widths of the encoder's hidden layers, which the decoder mirrors (for conv see `ConvEncoder`);
-    empty for the network's usual ones. latent: dimensions of z. activation: of "mlp" only.
-    likelihood: "auto" or one of `kinds.LIKELIHOODS`. components: of the logistics mixture.
+    Args:
+        network: "mlp", "conv", or "auto": conv for images of 8 pixels and more, else mlp.
+        hidden: Widths of the encoder's hidden layers, which the decoder mirrors (for conv see
+            `ConvEncoder`); empty for the network's usual ones.
+        latent: Dimensions of z.
+        activation: "relu", "silu" or "tanh"; of "mlp" only.
+        likelihood: "auto" or one of `LIKELIHOODS`.
+        components: Of the logistics mixture.
 
-    >>> Architecture().resolved((1, 28, 28), "binary").hidden
-    (32, 32, 32, 256)
+    Raises:
+        ArgumentValueError: A value outside these.
+
+    Example:
+        >>> Architecture().resolved((1, 28, 28), "binary").hidden
+        (32, 32, 32, 256)
     """
 
     network: str = "auto"
@@ -89,7 +107,7 @@ class Architecture:
         require(known, "network", "auto, mlp or conv", repr(self.network))
         known = self.activation in ACTIVATIONS
         require(known, "activation", f"one of {', '.join(ACTIVATIONS)}", repr(self.activation))
-        widths = len(self.hidden) <= 32 and all(_positive(h) for h in self.hidden)
+        widths = len(self.hidden) <= MAX_LAYERS and all(_positive(h) for h in self.hidden)
         require(widths, "hidden", "1 to 32 positive widths, such as 200,200", self.hidden)
         require(_positive(self.latent), "latent", "at least 1 dimension", self.latent)
         require(_positive(self.components), "components", "at least 1", self.components)
@@ -100,9 +118,17 @@ class Architecture:
     def resolved(self, event_shape: tuple[int, ...], kind: str) -> "Architecture":
         """Return this architecture with every "auto" decided for data of a shape and kind.
 
-        Errors: ValueError where the likelihood does not fit the kind of data.
+        Args:
+            event_shape: `(C, H, W)` or `(D,)`.
+            kind: As in `choose`.
+
+        Returns:
+            The architecture, nothing in it "auto".
+
+        Raises:
+            ArgumentValueError: The likelihood does not fit the kind of data.
         """
-        image = len(event_shape) == 3 and min(event_shape[1:]) >= 8
+        image = len(event_shape) == 3 and min(event_shape[1:]) >= CONV_MIN_SIDE
         network = self.network if self.network != "auto" else ("conv" if image else "mlp")
         hidden = self.hidden or USUAL[network]
         likelihood, _ = choose(kind, self.likelihood)
@@ -119,8 +145,9 @@ class Spec:
     where they are the caller's numbers. standardised: continuous data are brought to mean 0 and
     deviation 1 inside the model; models made before that are not, and keep their figures.
 
-    >>> Spec((4,), "binary", Architecture(likelihood="bernoulli")).to_dict()["event_shape"]
-    [4]
+    Example:
+        >>> Spec((4,), "binary", Architecture(likelihood="bernoulli")).to_dict()["event_shape"]
+        [4]
     """
 
     event_shape: tuple[int, ...]
@@ -144,9 +171,10 @@ class Spec:
     def from_dict(cls, fields: Any, *, source: str = "config.json") -> "Spec":
         """Rebuild from `to_dict`; a RunError names the source when the fields do not fit.
 
-        >>> spec = Spec((4,), "binary", Architecture(likelihood="bernoulli"))
-        >>> Spec.from_dict(spec.to_dict()) == spec
-        True
+        Example:
+            >>> spec = Spec((4,), "binary", Architecture(likelihood="bernoulli"))
+            >>> Spec.from_dict(spec.to_dict()) == spec
+            True
         """
         try:
             shape = tuple(fields["event_shape"])
@@ -165,4 +193,4 @@ class Spec:
 
 
 def _positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1_000_000
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_WIDTH

@@ -16,26 +16,50 @@ from torch import Tensor
 from kullback.core import Estimate, require
 
 from .evidence import Bounds, bounds
-from .limits import DRAWS_FOR_LOOSE, LOOSE
+from .limits import (
+    ACTIVE_KL,
+    ACTIVE_VARIANCE,
+    COLLAPSED_KL,
+    DRAWS_FOR_LOOSE,
+    IMAGES_PER_BLOCK,
+    LOOSE_DRAWS,
+)
 from .model import VAE
-from .monitor import active_units, over_images, varying_units
 
-__all__ = ["Evaluation", "evaluate"]
-
-IMAGES = 100  # images a block of the loop covers
+__all__ = [
+    "Evaluation",
+    "active_units",
+    "collapse_warning",
+    "evaluate",
+    "over_images",
+    "varying_units",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """Figures of one model on one data set; every error is over images.
 
-    elbo and log_likelihood (the importance-weighted bound L_K) are lower bounds on log p(x) in
-    expectation, in nats an image; rate + distortion = −elbo. bits_per_dim is −L_K over the number
-    of dimensions, for data that are levels. effective_draws: median and least of Kong's effective
-    sample size over images, of `draws`; loose: the share of images with fewer than ten, None where
-    `draws` are fewer than 20, which cannot tell. active_units: latent dimensions whose mean varies
-    and that carry 0.1 nats; varying_units: those whose mean varies (None in evaluations made when
-    that alone was called active). levels: of the data, 0 where they are none.
+    Args:
+        elbo: A lower bound on log p(x) in expectation, in nats an image.
+        log_likelihood: The importance-weighted bound L_K, another one.
+        gap: log_likelihood − elbo, paired by image.
+        rate: KL(q(z|x) ‖ p(z)); rate + distortion = −elbo.
+        distortion: The reconstruction loss, −E log p(x|z).
+        bits_per_dim: −L_K in bits over the number of dimensions, for data that are levels.
+        draws: K, of q(z|x) per image.
+        images: How many there are.
+        effective_draws_median: Median over images of Kong's effective sample size, of `draws`.
+        effective_draws_minimum: The least.
+        loose: Share of images with fewer than ten effective draws; None where `draws` are fewer
+            than 20, which cannot tell.
+        active_units: Latent dimensions whose mean varies and that carry 0.1 nats.
+        latent: Dimensions of z.
+        kl_per_dimension: Mean KL of each, in nats.
+        seed: Of the draws.
+        varying_units: Latent dimensions whose mean varies (None in evaluations made when that alone
+            was called active).
+        levels: Of the data, 0 where they are continuous.
     """
 
     elbo: Estimate
@@ -86,30 +110,41 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on x: ELBO, L_K, rate, distortion, each `Estimate` over images (MATH 2.5).
 
-    x: `[n, *event]` in the data's units, checked; a single image has figures without errors.
-    draws K ≥ 1 of q(z|x) per image; the same seed gives the same figures. progress: called with
-    (images done, n). precision: of the decoder; bfloat16 is faster where the hardware has it and
-    moves figures by some thousandths of a nat (sums stay in float32; the encoder's q is the same).
     The KL inside the ELBO is exact, its reconstruction an average of K draws. The error bars are
     those of the mean over images (as a sample of images), draws included; L_K itself is biased low
     as an estimate of log p(x), and `loose` says for how many images it rests on few draws.
-    Errors: ValueError for no images or x that does not fit the model.
 
-    >>> from kullback.vae import build
-    >>> figures = evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16)
-    >>> abs(figures.elbo.value + figures.rate.value + figures.distortion.value) < 1e-5
-    True
+    Args:
+        model: The model.
+        x: `[n, *event]` in the data's units, checked; a single image has figures without errors.
+        draws: K ≥ 1, of q(z|x) per image.
+        seed: Of the draws; the same seed gives the same figures.
+        precision: Of the decoder; bfloat16 is faster where the hardware has it and moves figures by
+            some thousandths of a nat (sums stay in float32; the encoder's q is the same).
+        progress: Called with (images done, n).
+
+    Returns:
+        The figures.
+
+    Raises:
+        ArgumentValueError: No images, or x does not fit the model.
+
+    Example:
+        >>> from kullback.vae import build
+        >>> figures = evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16)
+        >>> abs(figures.elbo.value + figures.rate.value + figures.distortion.value) < 1e-5
+        True
     """
     require(len(x) >= 1, "x", "at least 1 image", len(x))
     x = model.check(x)
     generator = torch.Generator(x.device).manual_seed(seed)
     parts: list[Bounds] = []
     with _decoder_in(model, precision):
-        for start in range(0, len(x), IMAGES):
-            part = x[start : start + IMAGES]
+        for start in range(0, len(x), IMAGES_PER_BLOCK):
+            part = x[start : start + IMAGES_PER_BLOCK]
             parts.append(bounds(model, part, draws=draws, generator=generator))
             if progress is not None:
-                progress(min(start + IMAGES, len(x)), len(x))
+                progress(min(start + IMAGES_PER_BLOCK, len(x)), len(x))
     return _summarise(model, parts, x, draws, seed)
 
 
@@ -131,7 +166,7 @@ def _summarise(model: VAE, parts: list[Bounds], x: Tensor, draws: int, seed: int
 
     elbo, weighted = joined("elbo"), joined("importance_weighted")
     effective, means = joined("effective_draws"), joined("mean")
-    loose = float((effective < LOOSE).double().mean())
+    loose = float((effective < LOOSE_DRAWS).double().mean())
     kl = model.prior.kl(means, joined("log_sd")).mean(0)
     below = "a lower bound on log p(x), in expectation"
     tight = f"the importance-weighted bound of {draws} draws is below log p(x) in expectation"
@@ -159,3 +194,79 @@ def _summarise(model: VAE, parts: list[Bounds], x: Tensor, draws: int, seed: int
         varying_units=varying_units(means),
         levels=levels,
     )
+
+
+def varying_units(means: torch.Tensor) -> int:
+    """Count the dimensions with `Var_x(E_q[z_d|x]) > 0.01` (Burda et al. 2016, section 5.2).
+
+    That criterion counts dimensions with a KL of 0.005 nats, so it does not measure use where β is
+    large: there all dimensions can vary and none carries much information.
+
+    Args:
+        means: Of q(z|x), `[n, latent]`.
+
+    Returns:
+        The count.
+
+    Example:
+        >>> varying_units(torch.tensor([[0.0, 1.0], [0.0, -1.0]]))
+        1
+    """
+    return int((means.var(0, correction=min(1, len(means) - 1)) > ACTIVE_VARIANCE).sum())
+
+
+def active_units(means: torch.Tensor, kl: torch.Tensor) -> int:
+    """Count the dimensions that vary as in `varying_units` and carry 0.1 nats or more.
+
+    Args:
+        means: Of q(z|x), `[n, latent]`.
+        kl: `[latent]`, the mean KL(q(z_d|x) ‖ p(z_d)) over x in nats, an upper bound on the
+            information I(x; z_d).
+
+    Returns:
+        The count.
+
+    Example:
+        >>> means = torch.tensor([[0.0, 1.0, 0.2], [0.0, -1.0, -0.2]])
+        >>> active_units(means, torch.tensor([0.0, 1.3, 0.02]))
+        1
+    """
+    varies = means.var(0, correction=min(1, len(means) - 1)) > ACTIVE_VARIANCE
+    return int((varies & (kl.to(means) >= ACTIVE_KL)).sum())
+
+
+def collapse_warning(kl: list[float], active: int, beta: float) -> str:
+    """Say that the posterior has collapsed, and what to do; empty when it has not.
+
+    Args:
+        kl: The mean KL of every latent dimension, in nats.
+        active: How many are active.
+        beta: The weight of the KL.
+
+    Returns:
+        The warning, or "".
+
+    Example:
+        >>> collapse_warning([0.001, 0.002], 0, 1.0)[:18]
+        'posterior collapse'
+        >>> collapse_warning([2.0, 1.0], 2, 1.0)
+        ''
+    """
+    total = sum(kl)
+    if active > 0 and total > COLLAPSED_KL:
+        return ""
+    says = "nothing" if total <= COLLAPSED_KL else "little"
+    remedy = "--warmup 0.3, --free-bits 0.1 or a lower --learning-rate"
+    remedy = f"a smaller --beta (now {beta:g}), {remedy}" if beta > 1 else remedy
+    return (
+        f"posterior collapse: {active} of {len(kl)} latent dimensions are active and the KL is "
+        f"{total:.2g} nats, so z says {says} about x. Try: {remedy}"
+    )
+
+
+def over_images(terms: torch.Tensor, **more: Any) -> Estimate:
+    """Return `Estimate.from_terms`, or for a single image its value without an error."""
+    if len(terms) > 1:
+        return Estimate.from_terms(terms, **more)
+    alone = Estimate(float(terms[0]), 0.0, 1, **more)
+    return alone.without_error("there is one image only, and errors are over images")

@@ -13,13 +13,11 @@ from torch import Tensor
 from kullback.core import require
 from kullback.sampled import effective_sample_size, log_mean_exp
 
-from . import diagonal_gaussian
 from .likelihoods import Likelihood
-from .priors import StandardNormal
+from .limits import DECODER_OUTPUTS
+from .priors import StandardNormal, draw
 
 __all__ = ["Bounds", "bounds"]
-
-OUTPUTS = 800_000  # decoder outputs at once: what a core's cache holds
 
 
 class LatentVariableModel(Protocol):
@@ -41,10 +39,15 @@ class LatentVariableModel(Protocol):
 class Bounds:
     """Per-image figures, `[n]` each, in nats; `draws` draws of q(z|x) an image.
 
-    elbo: mean log-likelihood less the exact KL, a lower bound on log p(x) in expectation.
-    importance_weighted: `L_K = log mean w`, the tighter one. rate: the exact KL(q(z|x) ‖ p(z)).
-    distortion: minus the mean log-likelihood. effective_draws: Kong's, of the K draws.
-    mean, log_sd: of q(z|x), `[n, latent]`.
+    Args:
+        elbo: Mean log-likelihood less the exact KL, a lower bound on log p(x) in expectation.
+        importance_weighted: `L_K = log mean w`, the tighter one.
+        rate: The exact KL(q(z|x) ‖ p(z)).
+        distortion: Minus the mean log-likelihood.
+        effective_draws: Kong's effective sample size, of the K draws.
+        mean: Of q(z|x), `[n, latent]`.
+        log_sd: As `mean`.
+        draws: K.
     """
 
     elbo: Tensor
@@ -57,32 +60,53 @@ class Bounds:
     draws: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """Draws of q(z|x) for each x, rows the decoder takes at once, and the source of noise."""
+
+    draws: int
+    rows: int
+    generator: torch.Generator
+
+
 @torch.no_grad()
 def bounds(
     model: LatentVariableModel, x: Tensor, *, draws: int, generator: torch.Generator
 ) -> Bounds:
     """Return `L_K(x) = log (1/K) Σ_k p(x, z_k)/q(z_k|x)` and its parts for every x (MATH 2.5).
 
-    x: `[n, *event]` in the data's units; draws K ≥ 1. Memory: one block of decoder rows and the
-    K log-weights of a few images. The draws are those of the generator, in order of the images.
+    Memory: one block of decoder rows and the K log-weights of a few images.
+    Reference: Burda, Grosse and Salakhutdinov (2016), "Importance weighted autoencoders", eq. 8.
 
-    >>> from .model import build
-    >>> model = build((4,), "binary")
-    >>> figures = bounds(model, torch.ones(3, 4), draws=8, generator=torch.Generator())
-    >>> figures.importance_weighted.shape
-    torch.Size([3])
+    Args:
+        model: Any with an encoder, a decoder, a likelihood and a prior.
+        x: `[n, *event]` in the data's units.
+        draws: K ≥ 1.
+        generator: Source of the draws, taken in order of the images.
+
+    Returns:
+        Figures per image.
+
+    Raises:
+        ArgumentValueError: No draws.
+
+    Example:
+        >>> from .model import build
+        >>> model = build((4,), "binary")
+        >>> figures = bounds(model, torch.ones(3, 4), draws=8, generator=torch.Generator())
+        >>> figures.importance_weighted.shape
+        torch.Size([3])
     """
     require(draws >= 1, "draws", "at least 1", draws)
     mean, log_sd = model.encode(x)
     rate = model.prior.kl(mean, log_sd).sum(-1)
     rows = _rows(model, mean)
     images = max(1, rows // draws)  # images a block of log-weights covers
+    blocks = _Blocks(draws, rows, generator)
     elbo, weighted, effective = [], [], []
     for start in range(0, len(x), images):
         part = slice(start, start + images)
-        likelihood, ratio = _log_terms(
-            model, x[part], mean[part], log_sd[part], draws, rows, generator
-        )
+        likelihood, ratio = _log_terms(model, x[part], mean[part], log_sd[part], blocks)
         log_weights = likelihood + ratio
         elbo.append(likelihood.mean(0))
         weighted.append(log_mean_exp(log_weights, dim=0))
@@ -102,7 +126,7 @@ def bounds(
 
 def _rows(model: LatentVariableModel, mean: Tensor) -> int:
     """Return how many rows the decoder should take at once, at least one."""
-    return max(1, OUTPUTS // max(1, model.parameters_of(mean[:1]).numel()))
+    return max(1, DECODER_OUTPUTS // max(1, model.parameters_of(mean[:1]).numel()))
 
 
 def _log_terms(
@@ -110,19 +134,18 @@ def _log_terms(
     x: Tensor,
     mean: Tensor,
     log_sd: Tensor,
-    draws: int,
-    rows: int,
-    generator: torch.Generator,
+    blocks: _Blocks,
 ) -> tuple[Tensor, Tensor]:
     """Return log p(x|z) and log p(z) − log q(z|x), `[draws, batch]` each, by blocks of draws."""
+    draws, generator = blocks.draws, blocks.generator
     likelihood = mean.new_empty(draws, len(x))
     ratio = mean.new_empty(draws, len(x))
-    block = max(1, rows // len(x))
+    block = max(1, blocks.rows // len(x))
     for start in range(0, draws, block):
         count = min(block, draws - start)
         shape = (count, *mean.shape)
         noise = torch.randn(shape, generator=generator, device=mean.device)
-        z = diagonal_gaussian.draw(mean, log_sd, noise.to(mean.dtype))
+        z = draw(mean, log_sd, noise.to(mean.dtype))
         part = slice(start, start + count)
         likelihood[part] = model.likelihood.log_prob(model.parameters_of(z), x)
         ratio[part] = model.prior.log_ratio(z, log_sd, noise)

@@ -1,19 +1,57 @@
-"""Every threshold of judging a VAE, with its source."""
+"""Every threshold of training and judging a VAE, with its source."""
 
 __all__ = [
     "ACTIVE_KL",
     "ACTIVE_VARIANCE",
-    "CATEGORICAL",
-    "COLLAPSED",
+    "AVERAGE_STEPS",
+    "CALLBACK_SECONDS",
+    "CATEGORICAL_LEVELS",
+    "COLLAPSED_KL",
+    "COLLAPSE_AFTER",
+    "CONV_MIN_SIDE",
+    "DECODER_OUTPUTS",
     "DRAWS_FOR_LOOSE",
-    "LOOSE",
-    "UNRESOLVED",
+    "FLOAT32_RESOLUTION",
+    "IMAGES_PER_BLOCK",
+    "LOG_SD_LIMIT",
+    "LOG_STEPS",
+    "LOOSE_DRAWS",
+    "MAX_LAYERS",
+    "MAX_THREADS",
+    "MAX_WIDTH",
+    "MONITORED_IMAGES",
+    "NAMED_COLUMNS",
+    "TEST_STEPS",
+    "THREADS_GAIN",
+    "UNIT_SCALE_LEVELS",
 ]
 
+# Judging a model
 ACTIVE_VARIANCE = 0.01  # of E_q[z_d|x] over x: Burda, Grosse and Salakhutdinov (2016), section 5.2
 ACTIVE_KL = 0.1  # nats of mean KL(q(z_d|x) ‖ p(z_d)): benchmarks/active_units.py, a sweep over β
-COLLAPSED = 0.5  # nats of KL in all dimensions together, below which z says nothing worth having
-LOOSE = 10.0  # effective draws below which an image's bound rests on a handful of draws
+COLLAPSED_KL = 0.5  # nats in all dimensions together; below, z carries no useful information
+LOOSE_DRAWS = 10.0  # below, an image's bound rests on a handful of draws
 DRAWS_FOR_LOOSE = 20  # with fewer, all draws could count and an image still be called loose
-CATEGORICAL = 1024  # outputs a place: beyond it a free probability for each level is a waste
-UNRESOLVED = 1e-3  # of a deviation: float32 rounding coarser than this makes a column a staircase
+
+# What a model can be
+CONV_MIN_SIDE = 8  # pixels: smaller images have too few 2x2 patches for convolutions to pay
+MAX_LAYERS, MAX_WIDTH = 32, 1_000_000  # a larger number is a typing error
+CATEGORICAL_LEVELS = 1024  # outputs a place: beyond it a free probability for each level is a waste
+UNIT_SCALE_LEVELS = 256  # more levels than this work in units of the data's own spread
+LOG_SD_LIMIT = 10.0  # e^±10 is far outside any useful posterior; beyond it exp() would overflow
+FLOAT32_RESOLUTION = 1e-3  # of a deviation: coarser float32 rounding makes a column a staircase
+NAMED_COLUMNS = 5  # in one message
+
+# The loop and what it logs
+AVERAGE_STEPS = 10  # between updates of the averaged weights: a tenth of their cost, same figures
+LOG_STEPS = 100  # between rows of metrics.jsonl, at most
+TEST_STEPS = 500  # between looks at the test images, at least
+MONITORED_IMAGES = 1000  # test images of such a look: 0.3 nats of error at a deviation of 10
+COLLAPSE_AFTER = 0.1  # of the run, before which a small KL is no collapse yet
+CALLBACK_SECONDS = 0.1  # between calls of progress, at least
+
+# The machine
+DECODER_OUTPUTS = 800_000  # at once: what a core's cache holds
+IMAGES_PER_BLOCK = 100  # of one call of the progress callback of `evaluate`
+THREADS_GAIN = 1.2  # in speed of matrix products, below which more threads do not pay
+MAX_THREADS = 4096  # in a config.json: more is damage

@@ -1,122 +1,46 @@
-"""What to say and keep when a loss or a gradient stops being finite.
-
-Training a VAE: one loop, and the few things around it.
+"""Training a VAE: one loop, and what watches it.
 
 `fit` is the loop, a generator that yields after every step; `kullback.vae.run.train` wraps it in a
-run directory with checkpoints. A copy of `fit` is a fine start for a loop of your own.
+run directory with checkpoints. A copy of `fit` is a fine start for a loop of your own. `Monitor`
+writes the rows of the logs, the figures of the progress bar, and warnings; `diagnose` says where a
+loss or a gradient stopped being finite.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kullback.core import RunError
+from kullback.core import Estimate, RunError
 from kullback.data import Dataset
 from kullback.variational import objectives
 
-from . import store
-from .fast.elbo_step import step_for
-from .fast.flat import FlatParameters
+from . import checkpoint
+from .checkpoint import FlatParameters, State
+from .elbo_step import step_for
+from .evaluation import active_units, collapse_warning, over_images, varying_units
+from .evidence import bounds
+from .limits import (
+    AVERAGE_STEPS,
+    CALLBACK_SECONDS,
+    COLLAPSE_AFTER,
+    LOG_STEPS,
+    MONITORED_IMAGES,
+    TEST_STEPS,
+)
 from .model import VAE
 from .training import Training
 
-__all__ = ["NonFiniteError", "State", "diagnose", "fit", "loss_terms"]
-
-
-def _bad_items(tensor: Tensor) -> Tensor:
-    """Return which batch items (last-but-features axis first) hold NaN or infinity."""
-    return ~torch.isfinite(tensor.detach().flatten(1)).all(1)
-
-
-@torch.no_grad()
-def _first_bad_tensor(model: VAE, x: Tensor, noise: Tensor) -> tuple[str, Tensor]:
-    """Follow one batch through the model to the first tensor with a NaN or infinity."""
-    mean, log_sd = model.encode(x)
-    z = mean + log_sd.exp() * noise
-    parameters = model.parameters_of(z)
-    likelihood = model.likelihood.log_prob(parameters, x)
-    for name, tensor in (
-        ("the input x", x),
-        ("the encoder's mean", mean),
-        ("the encoder's log sd", log_sd),
-        ("the latent draw z", z.movedim(0, 1)),
-        ("the decoder's output", parameters.movedim(0, 1)),
-        ("log p(x|z)", likelihood.movedim(0, 1)),
-        ("KL(q(z|x) ‖ p(z))", model.prior.kl(mean, log_sd)),
-    ):
-        bad = _bad_items(tensor)
-        if bool(bad.any()):
-            return name, bad
-    return "", torch.zeros(len(x), dtype=torch.bool)
-
-
-def diagnose(
-    model: VAE,
-    flat: FlatParameters,
-    step: int,
-    x: Tensor,
-    noise: Tensor,
-    names: Sequence[str],
-    folder: Path | None,
-) -> str:
-    """Describe where the first NaN or infinity arose, and keep a repro file in `folder`.
-
-    names: of the batch items. The repro is `nonfinite-step-N.safetensors` with x, noise and the
-    weights that met them. Returns the message for the user.
-    """
-    tensor, bad = _first_bad_tensor(model, x, noise)
-    parameter = flat.first_bad()
-    place = tensor or (f"the gradient of {parameter}" if parameter else "the sum over the batch")
-    items = [names[i] for i in torch.nonzero(bad).flatten().tolist()] if tensor else []
-    which = f" for {len(items)} of {len(x)} batch items ({', '.join(items[:5])})" if items else ""
-    text = f"step {step}: the loss or its gradient is not finite; the first NaN or infinity is in "
-    text += f"{place}{which}. Try: a lower --learning-rate or a smaller --clip"
-    if folder is None:
-        return text
-    path = folder / f"nonfinite-step-{step}.safetensors"
-    tensors = {"x": x, "noise": noise, "weights": flat.vector}
-    store.save_tensors(path, tensors, note=text)
-    return f"{text}. The batch is kept in {path}"
-
-
-AVERAGE_EVERY = 10  # steps between updates of the averaged weights
+__all__ = ["Batch", "Monitor", "NonFiniteError", "Progress", "diagnose", "fit", "loss_terms"]
 
 
 class NonFiniteError(RunError):
     """A loss or a gradient stopped being finite; the weights are still those before the step."""
-
-
-@dataclass(slots=True)
-class State:
-    """All that the next step needs; what a checkpoint holds.
-
-    totals: sums over the steps since the last reading of (ELBO, rate).
-    """
-
-    flat: FlatParameters
-    optimiser: torch.optim.AdamW
-    generator: torch.Generator
-    step: int = 0
-    seconds: float = 0.0
-    totals: Tensor = field(default_factory=lambda: torch.zeros(2))
-
-    @classmethod
-    def start(
-        cls, model: VAE, settings: Training, *, precision: torch.dtype = torch.float32
-    ) -> "State":
-        """Make the state of a run that has not begun, on the model's device."""
-        flat = FlatParameters(model, precision=precision)
-        weights = nn.Parameter(flat.vector)
-        weights.grad = flat.gradient
-        optimiser = torch.optim.AdamW([weights], weight_decay=0.0, fused=True)
-        device = flat.vector.device
-        generator = torch.Generator(device).manual_seed(settings.seed)
-        return cls(flat, optimiser, generator, totals=torch.zeros(2, device=device))
 
 
 def loss_terms(
@@ -167,8 +91,20 @@ def fit(
 ) -> Iterator[State]:
     """Train in place, yielding the state after every step until the budget is spent.
 
-    Errors: RunError at the first non-finite loss or gradient, before it touches the weights, with
-    the step, the batch items and the tensor; a repro file is left in `folder`.
+    Args:
+        model: The model, whose weights `state` shares.
+        data: On the model's device.
+        settings: How to train.
+        state: From `State.start`, or restored by `checkpoint.load`.
+        folder: Where a batch is kept that makes the loss non-finite; None keeps none.
+        clock: Seconds from any start.
+
+    Yields:
+        The same state, after every step.
+
+    Raises:
+        NonFiniteError: At the first non-finite loss or gradient, before it touches the weights,
+            with the step, the batch items and the tensor.
     """
     flat, optimiser = state.flat, state.optimiser
     per_epoch = max(1, len(data.train) // settings.batch_size)
@@ -188,7 +124,7 @@ def fit(
         if not math.isfinite(norm + float(loss.detach())):
             names = [data.train_names[i] for i in indices.tolist()]
             state.generator.set_state(untouched)
-            raise NonFiniteError(diagnose(model, flat, state.step, x, noise, names, folder))
+            raise NonFiniteError(diagnose(model, state, Batch(x, noise, names), folder))
         _clip(flat, norm, settings.clip)
         rate = settings.learning_rate_at(progress, state.step)
         flat.decay(rate * settings.weight_decay)
@@ -196,8 +132,8 @@ def fit(
         optimiser.step()
         flat.refresh()
         state.step += 1
-        if state.step % AVERAGE_EVERY == 0:
-            flat.update_average(min(1.0, AVERAGE_EVERY / (settings.average * state.step)))
+        if state.step % AVERAGE_STEPS == 0:
+            flat.update_average(min(1.0, AVERAGE_STEPS / (settings.average * state.step)))
         state.totals += figures
         yield state
 
@@ -225,3 +161,192 @@ def _clip(flat: FlatParameters, norm: float, largest: float) -> None:
     """Scale the gradient down to the largest norm allowed, when it is above it."""
     if norm > largest:
         flat.gradient.mul_(largest / norm)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step saw: x `[batch, *event]`, noise `[draws, batch, latent]`, the items' names."""
+
+    x: Tensor
+    noise: Tensor
+    names: Sequence[str]
+
+
+def _bad_items(tensor: Tensor) -> Tensor:
+    """Return which batch items (last-but-features axis first) hold NaN or infinity."""
+    return ~torch.isfinite(tensor.detach().flatten(1)).all(1)
+
+
+@torch.no_grad()
+def _first_bad_tensor(model: VAE, x: Tensor, noise: Tensor) -> tuple[str, Tensor]:
+    """Follow one batch through the model to the first tensor with a NaN or infinity."""
+    mean, log_sd = model.encode(x)
+    z = mean + log_sd.exp() * noise
+    parameters = model.parameters_of(z)
+    likelihood = model.likelihood.log_prob(parameters, x)
+    for name, tensor in (
+        ("the input x", x),
+        ("the encoder's mean", mean),
+        ("the encoder's log sd", log_sd),
+        ("the latent draw z", z.movedim(0, 1)),
+        ("the decoder's output", parameters.movedim(0, 1)),
+        ("log p(x|z)", likelihood.movedim(0, 1)),
+        ("KL(q(z|x) ‖ p(z))", model.prior.kl(mean, log_sd)),
+    ):
+        bad = _bad_items(tensor)
+        if bool(bad.any()):
+            return name, bad
+    return "", torch.zeros(len(x), dtype=torch.bool)
+
+
+def diagnose(model: VAE, state: State, batch: Batch, folder: Path | None) -> str:
+    """Describe where the first NaN or infinity arose, and keep a repro file in `folder`.
+
+    The repro is `nonfinite-step-N.safetensors` with x, noise and the weights that met them.
+    Returns the message for the user.
+    """
+    step, x, names = state.step, batch.x, batch.names
+    tensor, bad = _first_bad_tensor(model, x, batch.noise)
+    parameter = state.flat.first_bad()
+    place = tensor or (f"the gradient of {parameter}" if parameter else "the sum over the batch")
+    items = [names[i] for i in torch.nonzero(bad).flatten().tolist()] if tensor else []
+    which = f" for {len(items)} of {len(x)} batch items ({', '.join(items[:5])})" if items else ""
+    text = f"step {step}: the loss or its gradient is not finite; the first NaN or infinity is in "
+    text += f"{place}{which}. Try: a lower --learning-rate or a smaller --clip"
+    if folder is None:
+        return text
+    path = folder / f"nonfinite-step-{step}.safetensors"
+    tensors = {"x": x, "noise": batch.noise, "weights": state.flat.vector}
+    checkpoint.save_tensors(path, tensors, note=text)
+    return f"{text}. The batch is kept in {path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One reading of a running training; figures are training averages in nats, `nan` at first.
+
+    Args:
+        fraction: Of the budget that is spent.
+        step: Steps so far.
+        seconds: So far.
+        seconds_left: Expected.
+        images_per_second: Since the start of this process.
+        elbo: In nats.
+        rate: In nats.
+        distortion: In nats.
+        test_elbo: Of the averaged weights on test images; None before the first look.
+        warning: The newest; "" without one.
+    """
+
+    fraction: float
+    step: int
+    seconds: float
+    seconds_left: float
+    images_per_second: float
+    elbo: float
+    rate: float
+    distortion: float
+    test_elbo: Estimate | None
+    warning: str
+
+
+class Monitor:
+    """Writes the logs of one run and calls its progress callback."""
+
+    def __init__(
+        self,
+        folder: Path,
+        model: VAE,
+        data: Dataset,
+        settings: Training,
+        state: State,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.folder, self.model, self.settings, self.state = folder, model, settings, state
+        self.progress = progress
+        size = min(settings.batch_size, len(data.train))
+        self.batch, self.per_epoch = size, len(data.train) // size
+        self.log_every = min(LOG_STEPS, self.per_epoch)
+        self.test_every = self.log_every * max(1, math.ceil(TEST_STEPS / self.log_every))
+        self.test = model.check(data.test[:MONITORED_IMAGES])
+        self.warnings: list[str] = []
+        self.latest: dict[str, float] = {}
+        self.test_elbo: Estimate | None = None
+        self.first = (state.step, state.seconds)
+        self.called = -math.inf
+
+    def after_step(self) -> None:
+        """Log when a reading is due; call back at most ten times a second."""
+        if self.state.step % self.log_every == 0:
+            self._log()
+        if self.progress is not None and time.monotonic() - self.called > CALLBACK_SECONDS:
+            self.called = time.monotonic()
+            self.progress(self._reading())
+
+    def finish(self) -> None:
+        """Log what the last, shorter stretch brought, with a last look at the test images."""
+        if self.state.step % self.log_every:
+            self._log(last=True)
+        elif self.state.step % self.test_every:  # the training row is written already
+            spent = self.settings.progress(self.state.step, self.state.seconds, self.per_epoch)
+            checkpoint.extend_last_row(self.folder, "metrics.jsonl", self._test(spent))
+
+    def _log(self, *, last: bool = False) -> None:
+        state = self.state
+        count = state.step % self.log_every or self.log_every
+        elbo, rate = (state.totals / count).tolist()
+        state.totals.zero_()
+        spent = self.settings.progress(state.step, state.seconds, self.per_epoch)
+        self.latest = {"elbo": elbo, "rate": rate}
+        self.latest["distortion"] = -self.latest["elbo"] - self.latest["rate"]
+        row: dict[str, Any] = {"step": state.step, "epoch": state.step / self.per_epoch}
+        row |= self.latest | {"beta": self.settings.beta_at(spent)}
+        row["learning_rate"] = state.optimiser.param_groups[0]["lr"]
+        if last or state.step % self.test_every == 0:
+            row |= self._test(spent)
+        checkpoint.append_row(self.folder, "metrics.jsonl", row)
+        timing = {"step": state.step, "seconds": state.seconds}
+        checkpoint.append_row(self.folder, "timing.jsonl", timing)
+
+    def _test(self, spent: float) -> dict[str, Any]:
+        """Measure the averaged weights on test images, with the same noise every time."""
+        generator = torch.Generator(self.test.device).manual_seed(self.settings.seed)
+        with self.state.flat.averaged():
+            figures = bounds(self.model, self.test, draws=1, generator=generator)
+        each = self.model.prior.kl(figures.mean, figures.log_sd).mean(0)
+        active, kl = active_units(figures.mean, each), each.tolist()
+        self.test_elbo = over_images(figures.elbo.double().cpu(), bias="low", why="a bound")
+        error = float(self.test_elbo.standard_error)
+        if spent > max(COLLAPSE_AFTER, self.settings.warmup):
+            self._warn(collapse_warning(kl, active, self.settings.beta))
+        return {
+            "test_elbo": self.test_elbo.value,
+            **({"test_elbo_error": error} if math.isfinite(error) else {}),
+            "test_images": len(self.test),
+            "active_units": active,
+            "varying_units": varying_units(figures.mean),
+            "kl_per_dimension": kl,
+        }
+
+    def _warn(self, text: str) -> None:
+        if text and not self.warnings:
+            self.warnings.append(text)
+
+    def _reading(self) -> Progress:
+        state = self.state
+        steps, seconds = state.step - self.first[0], state.seconds - self.first[1]
+        fraction = self.settings.progress(state.step, state.seconds, self.per_epoch)
+        left = state.seconds * (1 - fraction) / fraction if fraction > 0 else math.nan
+        nan = math.nan
+        return Progress(
+            fraction=fraction,
+            step=state.step,
+            seconds=state.seconds,
+            seconds_left=left,
+            images_per_second=steps * self.batch / seconds if seconds > 0 else nan,
+            elbo=self.latest.get("elbo", nan),
+            rate=self.latest.get("rate", nan),
+            distortion=self.latest.get("distortion", nan),
+            test_elbo=self.test_elbo,
+            warning=self.warnings[-1] if self.warnings else "",
+        )

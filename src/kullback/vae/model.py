@@ -3,7 +3,7 @@
 `build` makes one from an `Architecture` and the data's shape and kind; `VAE(...)` takes any parts
 you have written yourself. `VAE.load` reads a run directory. Figures come back per image: `elbo`
 and `log_likelihood` are lower bounds, higher is better; `kullback.vae.evaluate` puts error bars
-on their averages.
+on their averages. `location_and_spread` finds the units in which a model of continuous data works.
 """
 
 import math
@@ -13,33 +13,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kullback.core import RunError, require
-from kullback.core.checks import describe
+from kullback.core import DataError, RunError, describe, read_json, require, write_json
 from kullback.variational import objectives
 
-from . import diagonal_gaussian, store
 from .architecture import Architecture, Spec
-from .events import Event
+from .checkpoint import load_tensors, refuse_to_overwrite, save_tensors
 from .evidence import bounds
-from .likelihoods import Bernoulli, Categorical, DiscretisedLogistics, Gaussian, Likelihood
-from .limits import CATEGORICAL
+from .likelihoods import (
+    Bernoulli,
+    Categorical,
+    DiscretisedLogistics,
+    Event,
+    Gaussian,
+    Likelihood,
+)
+from .limits import CATEGORICAL_LEVELS, FLOAT32_RESOLUTION, NAMED_COLUMNS, UNIT_SCALE_LEVELS
 from .networks import ConvDecoder, ConvEncoder, MlpDecoder, MlpEncoder
-from .priors import StandardNormal
+from .priors import StandardNormal, draw
 
-__all__ = ["VAE", "build"]
+__all__ = ["VAE", "build", "location_and_spread"]
 
 
 class VAE(nn.Module):
     """A latent-variable model `p(x) = ∫ p(x|z) p(z) dz` with an approximate posterior q(z|x).
 
-    encoder: `[batch, *event]` floats to (mean, log_sd), `[batch, latent]` each. decoder:
-    `[rows, latent]` to `[rows, channels, places]`. likelihood, prior: see their modules.
-    shift, scale: x enters the encoder (and only it) as (x − shift) / scale, numbers or `[*event]`.
     Everywhere x is `[batch, *event]` in the data's own units: 0/1, levels 0 … K − 1, or continuous.
 
-    >>> model = build((1, 4, 4), "binary", Architecture(hidden=(8,), latent=2))
-    >>> model.encode(torch.zeros(3, 1, 4, 4))[0].shape
-    torch.Size([3, 2])
+    Args:
+        encoder: `[batch, *event]` floats to (mean, log_sd), `[batch, latent]` each.
+        decoder: `[rows, latent]` to `[rows, channels, places]`.
+        likelihood: See `kullback.vae.likelihoods`.
+        prior: See `kullback.vae.priors`.
+        shift: x enters the encoder (and only it) as (x − shift) / scale; a number or `[*event]`.
+        scale: As `shift`, positive.
+        spec: The description that `save` writes; None for parts of your own.
+
+    Example:
+        >>> model = build((1, 4, 4), "binary", Architecture(hidden=(8,), latent=2))
+        >>> model.encode(torch.zeros(3, 1, 4, 4))[0].shape
+        torch.Size([3, 2])
     """
 
     shift: Tensor
@@ -83,10 +95,17 @@ class VAE(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return `elbo_terms` and L_K with its doubly reparameterised gradient, `[batch]`, in nats.
 
-        noise: `[draws, batch, latent]`. See `variational.doubly_reparameterised`.
+        Args:
+            x: `[batch, *event]`.
+            noise: Standard normal, `[draws, batch, latent]`.
+            beta: Weight of log p(z) − log q(z|x).
+
+        Returns:
+            log p(x|z) `[draws, batch]`, the KL `[batch, latent]`, and L_K `[batch]`; see
+            `variational.doubly_reparameterised`.
         """
         mean, log_sd = self.encode(x)
-        z = diagonal_gaussian.draw(mean, log_sd, noise)
+        z = draw(mean, log_sd, noise)
         likelihood = self.likelihood.log_prob(self.parameters_of(z), x)
         held = (mean.detach(), log_sd.detach())
         ratio = self.prior.log_ratio(z, held[1], (z - held[0]) / held[1].exp())
@@ -114,12 +133,20 @@ class VAE(nn.Module):
     def check(self, x: Tensor) -> Tensor:
         """Return x as floats ready for the model, or refuse it.
 
-        Errors: ValueError when the shape is not `[batch, *event]`, a binary model meets anything
-        but 0 and 1, an 8-bit model anything but integers 0 … 255, a model
-        of K levels anything but 0 … K − 1, or x is not finite.
+        Args:
+            x: `[batch, *event]`, any dtype.
 
-        >>> build((2,), "binary").check(torch.tensor([[0, 1]], dtype=torch.uint8))
-        tensor([[0., 1.]])
+        Returns:
+            x as float32.
+
+        Raises:
+            ArgumentValueError: The shape is not `[batch, *event]`, a binary model gets anything but
+                0 and 1, an 8-bit model anything but integers 0 … 255, a model of K levels anything
+                but 0 … K − 1, or x is not finite.
+
+        Example:
+            >>> build((2,), "binary").check(torch.tensor([[0, 1]], dtype=torch.uint8))
+            tensor([[0., 1.]])
         """
         if self.spec is not None:
             wanted = ["batch", *self.spec.event_shape]
@@ -145,7 +172,18 @@ class VAE(nn.Module):
         """Return `E_q[log p(x|z)] − KL(q(z|x) ‖ p(z))`, `[batch]`, in nats; higher is better.
 
         The expectation is a mean of `draws` draws, the KL is exact (MATH 2.3). A lower bound on
-        log p(x) in expectation. x: `[batch, *event]`, checked.
+        log p(x) in expectation.
+
+        Args:
+            x: `[batch, *event]`, checked.
+            draws: Of q(z|x) per x.
+            generator: Source of the draws; by default one with seed 0.
+
+        Returns:
+            `[batch]`, without a graph.
+
+        Raises:
+            ArgumentValueError: x does not fit the model.
         """
         generator = generator or torch.Generator(self.scale.device).manual_seed(0)
         return bounds(self, self.check(x), draws=draws, generator=generator).elbo
@@ -155,7 +193,18 @@ class VAE(nn.Module):
     ) -> Tensor:
         """Return the importance-weighted bound L_K on log p(x), `[batch]`, in nats (MATH 2.5).
 
-        A lower bound in expectation that rises with `draws`. x: `[batch, *event]`, checked.
+        A lower bound in expectation that rises with `draws`.
+
+        Args:
+            x: `[batch, *event]`, checked.
+            draws: K, of q(z|x) per x.
+            generator: Source of the draws; by default one with seed 0.
+
+        Returns:
+            `[batch]`, without a graph.
+
+        Raises:
+            ArgumentValueError: x does not fit the model.
         """
         generator = generator or torch.Generator(self.scale.device).manual_seed(0)
         return bounds(self, self.check(x), draws=draws, generator=generator).importance_weighted
@@ -166,7 +215,13 @@ class VAE(nn.Module):
     ) -> Tensor:
         """Draw n x's: z ~ p(z), then x ~ p(x|z), or its mean when `noise=False`.
 
-        Returns `[n, *event]` in the data's units.
+        Args:
+            n: How many.
+            generator: Source of the draws; by default one with seed 0.
+            noise: Whether x is drawn, or its mean given z is returned.
+
+        Returns:
+            `[n, *event]` in the data's units.
         """
         generator = generator or torch.Generator(self.scale.device).manual_seed(0)
         parameters = self.parameters_of(self.prior.sample(n, generator))
@@ -177,25 +232,37 @@ class VAE(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write `config.json` (the description) and `model.safetensors` (the weights).
 
-        Errors: RunError where the parts are your own (save `state_dict()` yourself then), where
-        the folder already holds a model, or where the disk refuses.
+        Args:
+            folder: Where to; made if need be.
+
+        Raises:
+            RunError: The parts are your own (save `state_dict()` yourself then), the folder holds a
+                model already, or the system refuses.
         """
         if self.spec is None:
             raise RunError("this VAE was composed by hand: only models from `build` can be saved")
         folder = Path(folder)
-        store.refuse_to_overwrite(folder / "config.json")
+        refuse_to_overwrite(folder / "config.json")
         folder.mkdir(parents=True, exist_ok=True)
-        store.save_tensors(folder / "model.safetensors", self.state_dict())
-        store.write_json(folder / "config.json", {"format": 1, "model": self.spec.to_dict()})
+        save_tensors(folder / "model.safetensors", self.state_dict())
+        write_json(folder / "config.json", {"format": 1, "model": self.spec.to_dict()})
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> "VAE":
         """Read a model from a run directory; nothing is unpickled, no code in it is run.
 
-        Errors: RunError when a file is missing, damaged, or does not match its description.
+        Args:
+            folder: What `save` or `train` wrote.
+            device: Where the weights go.
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            RunError: A file is missing, damaged, or does not match its description.
         """
         folder = Path(folder)
-        config = store.read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
         if not isinstance(config, dict) or config.get("format") != 1 or "model" not in config:
             raise RunError(f"{folder / 'config.json'}: not a model of format 1 of this library")
         spec = Spec.from_dict(config["model"], source=str(folder / "config.json"))
@@ -210,7 +277,7 @@ class VAE(nn.Module):
                 spread=units,
             )
         expected = model.state_dict()
-        tensors = store.load_tensors(folder / "model.safetensors", like=expected)
+        tensors = load_tensors(folder / "model.safetensors", like=expected)
         model.load_state_dict(tensors, assign=True)
         return model.to(device).eval()
 
@@ -228,16 +295,28 @@ def build(
 ) -> VAE:
     """Build a VAE for events of a shape and kind; weights come from torch's global generator.
 
-    event_shape: `(C, H, W)` or `(D,)`. kind: "binary", "8-bit", "levels" or "continuous". mean: the
-    training data's mean `[*event]` in its own units: it centres the encoder's input and is the
-    decoder's first output. scale: what the centred input is divided by. levels, grid: of data that
-    are levels, see `Spec`. spread: the training data's deviation `[*event]`, all positive, instead
-    of a scale: continuous data are then standardised inside the model, and more than 256 levels
-    have it for their unit, while x and every figure stay in the data's units.
-    Errors: ValueError as `Architecture` and `choose` say, and for conv networks on vectors.
+    Args:
+        event_shape: `(C, H, W)` or `(D,)`.
+        kind: "binary", "8-bit", "levels" or "continuous".
+        architecture: By default `Architecture()`.
+        mean: The training data's mean `[*event]` in its own units: it centres the encoder's input
+            and is the decoder's first output.
+        scale: What the centred input is divided by.
+        levels: How many the data have, where they are levels.
+        grid: What those stand for, see `Spec`.
+        spread: The training data's deviation `[*event]`, all positive, instead of a scale:
+            continuous data are then standardised inside the model, and more than 256 levels have
+            it for their unit, while x and every figure stay in the data's units.
 
-    >>> build((1, 28, 28), "8-bit").spec.architecture.likelihood
-    'logistics'
+    Returns:
+        The model, with fresh weights.
+
+    Raises:
+        ArgumentValueError: As `Architecture` and `choose`, and for conv networks on vectors.
+
+    Example:
+        >>> build((1, 28, 28), "8-bit").spec.architecture.likelihood
+        'logistics'
     """
     architecture = (architecture or Architecture()).resolved(tuple(event_shape), kind)
     inside = spread is not None and kind == "continuous"
@@ -267,7 +346,7 @@ def build(
 
 def _has_units(spec: Spec) -> bool:
     """Say whether a model of this description holds the data's spread."""
-    return spec.standardised or (spec.kind == "levels" and spec.levels > 256)
+    return spec.standardised or (spec.kind == "levels" and spec.levels > UNIT_SCALE_LEVELS)
 
 
 def _likelihood(spec: Spec, mean: Tensor, spread: Tensor | None) -> Any:
@@ -282,7 +361,72 @@ def _likelihood(spec: Spec, mean: Tensor, spread: Tensor | None) -> Any:
         location = None if spread is None else mean
         return Gaussian(shape, location=location, spread=spread)
     if architecture.likelihood == "categorical":
-        few = spec.levels <= CATEGORICAL
-        require(few, "likelihood", f"logistics for more than {CATEGORICAL} levels", "categorical")
+        few = spec.levels <= CATEGORICAL_LEVELS
+        require(
+            few, "likelihood", f"logistics for more than {CATEGORICAL_LEVELS} levels", "categorical"
+        )
         return Categorical(shape, levels=spec.levels)
     return Bernoulli(shape)
+
+
+def location_and_spread(train: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean `[*event]` and standard deviation `[*event]` of `[N, *event]`, in float32.
+
+    Vectors have a deviation for each column; images one for each channel, at every pixel, around
+    each pixel's own mean. The deviation has N below. Nothing overflows within float32's range.
+
+    Args:
+        train: Training examples alone, `[N, *event]`.
+
+    Returns:
+        Mean and deviation.
+
+    Raises:
+        DataError: Floats have columns or channels that are constant (a density on a constant has
+            no finite maximum) or that float32 cannot resolve (values of one apart around 1e8).
+
+    Example:
+        >>> location_and_spread(torch.tensor([[1.0, 0.0], [3.0, 1e-6]]))
+        (tensor([2.0000e+00, 5.0000e-07]), tensor([1.0000e+00, 5.0000e-07]))
+    """
+    largest = train.abs().amax(0).double()
+    mean = train.mean(0, dtype=torch.float64).clamp(-largest, largest).float()
+    centred = train - mean
+    over = (0, *range(2, train.ndim))
+    reach = centred.abs().amax(over, keepdim=True).double().clamp(min=1e-300)
+    squares = (centred / reach).square().mean(over, keepdim=True, dtype=torch.float64)
+    spread = (reach * squares.sqrt())[0]
+    if train.is_floating_point():
+        _require_resolved(spread.flatten(), train.abs().amax(over), train)
+    return mean, spread.expand(mean.shape).float().contiguous()
+
+
+def _require_resolved(spread: Tensor, extreme: Tensor, train: Tensor) -> None:
+    """Refuse what is constant or below float32's resolution, by name."""
+    what = "column" if train.ndim == 2 else "channel"
+    infinite = torch.full_like(extreme, torch.inf)
+    ulp = torch.nextafter(extreme.float(), infinite.float()).double() - extreme.double()
+    tiny = ~(spread >= torch.finfo(torch.float32).tiny) | spread.isinf()
+    same = (train.amin(0) == train.amax(0)).reshape(len(spread), -1)
+    constant = (spread == 0) | same.all(1)
+    if bool(constant.any()):
+        raise DataError(
+            f"{_named(constant, what)} constant in the {len(train):,} training examples: a density "
+            f"on a constant has no finite maximum. Try: leave {what}s like that out"
+        )
+    coarse = (ulp > FLOAT32_RESOLUTION * spread) | tiny
+    if bool(coarse.any()):
+        worst = int(coarse.nonzero()[0])
+        raise DataError(
+            f"{_named(coarse, what)} too fine for float32: {what} {worst} varies by "
+            f"{float(spread[worst]):.2g} around {float(extreme[worst]):.6g}. "
+            "Try: subtract its mean, or scale it, before saving"
+        )
+
+
+def _named(flags: Tensor, what: str) -> str:
+    found = flags.nonzero().flatten().tolist()
+    more = f" and {len(found) - NAMED_COLUMNS:,} more" if len(found) > NAMED_COLUMNS else ""
+    verb = "is" if len(found) == 1 else "are"
+    plural = what if len(found) == 1 else f"{what}s"
+    return f"{plural} {', '.join(map(str, found[:NAMED_COLUMNS]))}{more} {verb}"

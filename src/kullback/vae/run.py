@@ -5,7 +5,9 @@ the data's protocol, versions), `metrics.jsonl` (a function of the settings alon
 (the clock), `checkpoints/`, and at the end `model.safetensors` with the averaged weights.
 """
 
+import os
 import platform
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,31 +17,47 @@ from typing import Any
 
 import torch
 
-from kullback.core import DataError, RunError, __version__
+from kullback.core import DataError, RunError, __version__, read_json, require, write_json
 from kullback.data import Dataset, load, reload
 
-from . import checkpoint, store
+from . import checkpoint
 from .architecture import Architecture, Spec
-from .device import pick_device, pick_precision, pick_threads
-from .loop import NonFiniteError, State, fit
-from .model import VAE, build
-from .monitor import Monitor, Progress
-from .standardise import location_and_spread
+from .checkpoint import State
+from .limits import MAX_THREADS, THREADS_GAIN, UNIT_SCALE_LEVELS
+from .loop import Monitor, NonFiniteError, Progress, fit
+from .model import VAE, build, location_and_spread
 from .training import Training
 
-__all__ = ["Outcome", "resume", "train"]
+__all__ = [
+    "Outcome",
+    "matmul_gflops",
+    "pick_device",
+    "pick_precision",
+    "pick_threads",
+    "resume",
+    "train",
+]
 
 CHECKPOINT_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a training left: its folder, the model with averaged weights, whether it finished."""
+    """What a training left.
+
+    Args:
+        folder: The run's.
+        model: With averaged weights, in evaluation mode.
+        finished: Whether the budget was spent.
+        warnings: Sentences, such as that the posterior collapsed.
+        data: What it was trained on; None where a finished run was only read.
+    """
 
     folder: Path
     model: VAE
     finished: bool
     warnings: tuple[str, ...] = ()
+    data: Dataset | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +82,30 @@ def train(
 ) -> Outcome:
     """Train a VAE from scratch in a new run directory and return it.
 
-    data: a `Dataset`, or anything `kullback.data.load` takes. folder: default
-    `runs/<data>-<UTC time>`; it must not exist. progress: called a few times a second. stop: asked
-    after every step; True saves a checkpoint and ends early with `finished=False`.
-    checkpoint_seconds: how much work a crash may cost.
-    Errors: DataError for data that cannot be used, ValueError for settings that do not fit them,
-    RunError for a folder that exists or a loss that is no longer finite.
+    Args:
+        data: A `Dataset`, or anything `kullback.data.load` takes.
+        architecture: What to build; by default `Architecture()`.
+        training: How to train; by default `Training()`, two minutes.
+        folder: By default `runs/<data>-<UTC time>`; it must not exist.
+        device: "auto", "cpu", "cuda" or "mps".
+        progress: Called a few times a second.
+        stop: Asked after every step; True saves a checkpoint and ends early.
+        checkpoint_seconds: How much work a crash may cost.
+
+    Returns:
+        The folder, the model with averaged weights, the data, and whether the run finished.
+
+    Raises:
+        DataError: The data cannot be used.
+        ArgumentValueError: The settings do not fit the data.
+        RunError: The folder exists, or the loss is no longer finite.
+
+    Example:
+        >>> from kullback.vae import Architecture, Training
+        >>> small = Architecture(network="mlp", hidden=(8,), latent=2, components=1)
+        >>> found = train("fashion", architecture=small, training=Training(steps=2), folder="run")
+        >>> found.finished, found.model.sample(3).shape
+        (True, torch.Size([3, 1, 28, 28]))
     """
     training = training or Training()
     dataset = data if isinstance(data, Dataset) else load(data)
@@ -78,7 +114,7 @@ def train(
     model = _fresh_model(dataset, architecture or Architecture(), training.seed, None)
     config = _describe(model, dataset, training, where, threads)
     path = _new_folder(folder, dataset)
-    store.write_json(path / "config.json", config)
+    write_json(path / "config.json", config)
     watch = Watch(progress, stop, checkpoint_seconds)
     return _drive(path, model, dataset, config, watch)
 
@@ -93,12 +129,24 @@ def resume(
 ) -> Outcome:
     """Go on with a run from its last checkpoint; on a CPU the result is bit for bit the same.
 
-    (With `epochs` or `steps`; a budget in minutes follows the clock.) data: needed only when the
-    run was trained on a `Dataset` made in memory. Errors: RunError for a folder that holds no run
-    or a damaged one; DataError when the data are not those of the run (their hashes differ).
+    (With `epochs` or `steps`; a budget in minutes follows the clock.)
+
+    Args:
+        folder: The run's.
+        data: Needed only when the run was trained on a `Dataset` made in memory.
+        progress: As in `train`.
+        stop: As in `train`.
+        checkpoint_seconds: As in `train`.
+
+    Returns:
+        As `train`; of a finished run what it left, without its data.
+
+    Raises:
+        RunError: The folder holds no run, or a damaged one.
+        DataError: The data are not those of the run (their hashes differ).
     """
     path = Path(folder)
-    config = store.read_json(path / "config.json")
+    config = read_json(path / "config.json")
     for key in ("format", "model", "training", "data", "device", "threads", "precision"):
         if not isinstance(config, dict) or key not in config:
             raise RunError(f"{path / 'config.json'}: not the description of a run: no {key!r}")
@@ -131,7 +179,7 @@ def _drive(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        finished = _loop(folder, model, data, settings, state, monitor, watch)
+        finished = _loop(model, data, state, monitor, watch)
     except NonFiniteError:
         checkpoint.save(folder, state)  # the weights are those before the step that failed
         raise
@@ -143,20 +191,13 @@ def _drive(
         checkpoint.save(folder, state)
     state.flat.release(model)
     if finished:  # from here on the run counts as finished; until here it can be resumed
-        store.save_tensors(folder / "model.safetensors", model.state_dict())
-    return Outcome(folder, model.eval(), finished, tuple(monitor.warnings))
+        checkpoint.save_tensors(folder / "model.safetensors", model.state_dict())
+    return Outcome(folder, model.eval(), finished, tuple(monitor.warnings), data)
 
 
-def _loop(
-    folder: Path,
-    model: VAE,
-    data: Dataset,
-    settings: Training,
-    state: State,
-    monitor: Monitor,
-    watch: Watch,
-) -> bool:
+def _loop(model: VAE, data: Dataset, state: State, monitor: Monitor, watch: Watch) -> bool:
     """Step, watch and save until the budget is spent (True) or the caller says stop (False)."""
+    folder, settings = monitor.folder, monitor.settings
     saved = time.monotonic()
     for _ in fit(model, data, settings, state, folder=folder):
         monitor.after_step()
@@ -178,7 +219,7 @@ def _read_settings(config: dict[str, Any], folder: Path) -> tuple[Training, torc
         threads = int(config["threads"])
     except (TypeError, ValueError, KeyError) as error:
         raise RunError(f"{folder / 'config.json'}: its settings are damaged: {error}") from error
-    if not 1 <= threads <= 4096:
+    if not 1 <= threads <= MAX_THREADS:
         raise RunError(f"{folder / 'config.json'}: threads: expected 1 or more; got {threads}")
     return training, precision, threads
 
@@ -216,7 +257,7 @@ def _fresh_model(data: Dataset, architecture: Architecture, seed: int, spec: Spe
     spec: of a run to go on with, which may have been made before data were standardised.
     """
     inside = data.kind == "continuous" and (spec is None or spec.standardised)
-    units = inside or (data.kind == "levels" and data.levels > 256)
+    units = inside or (data.kind == "levels" and data.levels > UNIT_SCALE_LEVELS)
     mean, spread = location_and_spread(data.train) if units else (None, None)
     scale = 1.0
     if mean is None:
@@ -255,3 +296,112 @@ def _new_folder(folder: str | Path | None, data: Dataset) -> Path:
     except OSError as error:
         raise RunError(f"{path}: cannot be made: {error.strerror or error}") from error
     return path
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the named device, or the best one present: CUDA, then Apple's MPS, then the CPU.
+
+    Args:
+        name: "auto", "cpu", "cuda", "cuda:1", … or "mps".
+
+    Returns:
+        The device.
+
+    Raises:
+        ArgumentValueError: Another name, or a device that this machine lacks.
+
+    Example:
+        >>> pick_device("cpu")
+        device(type='cpu')
+    """
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next((kind for kind, here in present.items() if here), "cpu"))
+    kind = name.partition(":")[0]
+    known = kind in ("cpu", "cuda", "mps")
+    require(known, "device", "auto, cpu, cuda or mps", repr(name))
+    require(present.get(kind, True), "device", "one that this machine has", repr(name), "auto")
+    return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of the matrix products: bfloat16 where "auto" finds hardware for it.
+
+    That is CUDA with bfloat16 units, and CPUs with AVX512-BF16 or AMX.
+
+    Args:
+        name: "auto", "float32" or "bfloat16".
+        device: Where the products are computed.
+
+    Returns:
+        `torch.float32` or `torch.bfloat16`.
+
+    Example:
+        >>> pick_precision("float32", torch.device("cpu"))
+        torch.float32
+    """
+    if name == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        fast = fast or (device.type == "cpu" and _cpu_has_bfloat16())
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(has.get("avx512_bf16", False) or has.get("amx_bf16", False))
+
+
+def matmul_gflops(
+    threads: int, *, size: int = 256, seconds: float = 0.05, dtype: torch.dtype = torch.float32
+) -> float:
+    """Measure the matrix-multiply rate with a number of threads: the median of short products.
+
+    The thread count is restored.
+
+    Args:
+        threads: How many.
+        size: Of the square matrices.
+        seconds: How long to measure.
+        dtype: Of the matrices.
+
+    Returns:
+        1e9 operations per second, 2·size³ a product.
+
+    Example:
+        >>> matmul_gflops(1, seconds=0.001) > 0
+        True
+    """
+    before = torch.get_num_threads()
+    a, out = torch.ones(size, size, dtype=dtype), torch.empty(size, size, dtype=dtype)
+    torch.set_num_threads(threads)
+    times: list[float] = []
+    try:
+        torch.mm(a, a, out=out)
+        end = time.perf_counter() + seconds
+        while not times or time.perf_counter() < end:
+            start = time.perf_counter()
+            torch.mm(a, a, out=out)
+            times.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
+    return 2.0 * size**3 / statistics.median(times) / 1e9
+
+
+def pick_threads() -> int:
+    """Return how many threads a training should use on this machine as loaded as it is now.
+
+    It is measured: small matrix products on all cores against one. On a machine whose cores are
+    busy, threads wait for each other and training can run tens of times slower than on one thread.
+    At most the cores this process may run on, and what OMP_NUM_THREADS allows.
+
+    Example:
+        >>> pick_threads() >= 1
+        True
+    """
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    most = min(cores, int(allowed)) if allowed.isdigit() and int(allowed) else cores
+    return most if most > 1 and matmul_gflops(most) > THREADS_GAIN * matmul_gflops(1) else 1

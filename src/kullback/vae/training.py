@@ -13,19 +13,34 @@ __all__ = ["Training"]
 class Training:
     """Settings of one training run; every figure it leads to depends on them.
 
-    objective: "elbo" (closed-form KL) or "iwae" (importance-weighted, with doubly reparameterised
-    gradients). draws: of q(z|x) per image and step. tighten: the last share of the run that trains
-    on the importance-weighted bound whatever the objective before; until then one draw.
-    beta: weight of the KL, in nats against nats, summed over dimensions; only β = 1 is the ELBO.
-    warmup: the first share of the run, over which β rises from 0. free_bits: nats per latent
-    dimension left uncharged ("elbo" only).
-    minutes, epochs, steps: give one; with none, two minutes. learning_rate: the peak, reached after
-    a short linear rise, then falling to 0 along a cosine. clip: largest gradient norm. average:
-    the weights used for evaluation average about this fraction of the steps so far.
-    precision: of the matrix products: "auto", "float32" or "bfloat16" (weights stay float32).
+    Args:
+        objective: "elbo" (closed-form KL) or "iwae" (importance-weighted, with doubly
+            reparameterised gradients).
+        draws: Of q(z|x) per image and step.
+        tighten: The last share of the run that trains on the importance-weighted bound whatever
+            the objective before; until then one draw.
+        beta: Weight of the KL, in nats against nats, summed over dimensions; only β = 1 is the
+            ELBO.
+        warmup: The first share of the run, over which β rises from 0.
+        free_bits: Nats per latent dimension left out of the loss ("elbo" only).
+        minutes: The budget. Give one of minutes, epochs and steps; with none, two minutes.
+        epochs: The budget, in passes over the training examples.
+        steps: The budget, in steps.
+        batch_size: Examples a step.
+        learning_rate: The peak, reached after a short linear rise, then falling to 0 along a
+            cosine.
+        weight_decay: Of matrices and filters, decoupled.
+        clip: Largest gradient norm.
+        average: The weights used for evaluation average about this fraction of the steps so far.
+        precision: Of the matrix products: "auto", "float32" or "bfloat16" (weights stay float32).
+        seed: Of the weights, the order of the examples and the noise.
 
-    >>> Training(steps=100).budget
-    ('steps', 100)
+    Raises:
+        ArgumentValueError: A value outside these, or more than one budget.
+
+    Example:
+        >>> Training(steps=100).budget
+        ('steps', 100)
     """
 
     objective: str = "elbo"

@@ -1,14 +1,19 @@
-"""Floor 3, variational: q(z) for any log density, and the objectives it shares with the VAE.
+"""Fit q(z) to any log density, and say how far the fit may be trusted (MATH 2 and 4).
 
-- `fit`: the function and what it returns; `posterior`: its draws by name, q as a distribution;
-- `archive`: a fit on disk; `plan`: what is chosen where it was left open; `engine`: the stages;
-- `target/`: the log density; `families/`: of q; `optimise/`: how q is found; `diagnostics/`: how
-  far to trust it; `objectives`: ELBO and its relatives; `limits`: every threshold of the verdict.
+Which file answers which question:
+
+- `fit`: how is q fitted, and what can be asked of the result? `archive`: how is it kept on disk?
+- `engine`: what is chosen where it was left open, and which stages does a fit have?
+- `objectives`: what is maximised? ELBO, importance-weighted and Rényi bounds, as the VAE uses them.
+- `target/`: the log density, its parameters, rows of data. `families/`: the families of q.
+- `optimise/`: where does a fit start, and how is q brought to p?
+- `diagnostics/`: how wrong may means and standard deviations be? Table, resampling, ArviZ.
+- `limits`: every threshold, with its source.
 """
 
 from .archive import load, save
 from .diagnostics.diagnose import Diagnosis, diagnose
-from .diagnostics.summary import assess, resample, summarise, to_arviz
+from .diagnostics.summary import assess, compare, resample, summarise, to_arviz
 from .families import (
     Family,
     FamilyDistribution,
@@ -21,6 +26,7 @@ from .families import (
 )
 from .fit import Fit, fit
 from .objectives import beta_elbo, doubly_reparameterised, elbo, iwae, renyi, score_function
+from .optimise.grid import Projection, find_box, project, search_box
 from .target.density import Target
 from .target.parameters import Parameter
 
@@ -35,20 +41,26 @@ __all__ = [
     "MeanField",
     "Mixture",
     "Parameter",
+    "Projection",
     "StudentT",
     "Target",
     "assess",
     "beta_elbo",
+    "compare",
     "diagnose",
     "doubly_reparameterised",
     "elbo",
+    "find_box",
     "fit",
     "iwae",
     "load",
+    "objectives",
+    "project",
     "renyi",
     "resample",
     "save",
     "score_function",
+    "search_box",
     "summarise",
     "to_arviz",
 ]

@@ -14,34 +14,46 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from kullback.core import MissingExtraError, RunError, __version__
-from kullback.core.files import read_json, write_atomic, write_json
+from kullback.core import (
+    MissingExtraError,
+    RunError,
+    __version__,
+    read_json,
+    write_atomic,
+    write_json,
+)
 
+from . import limits
 from .diagnostics.diagnose import Diagnosis
 from .diagnostics.summary import Fitted, summarise
 from .families import NAMED, Family
 from .families.family import Frame
-from .posterior import FittedPosterior
+from .fit import FittedPosterior
 from .target.density import Target
 
 __all__ = ["Saved", "load", "save"]
 
-FORMAT = 2
 SHAPES = {"draws": 2, "log_p": 1, "log_q": 1, "score_p": 2, "score_q": 2}
 WORDS = ("method", "direction", "objective", "reason", "chosen")
 PART = "q."  # before the names of q's own tensors
-CHECKED = 8  # stored draws at which a target given to `load` must agree
 
 
 @dataclass(frozen=True, slots=True)
 class Saved(FittedPosterior):
-    """A fit read back: draws `[n, d]` of q with log p, log q `[n]` and scores, and its record.
+    """A fit read back: assessed, summarised, resampled, saved and drawn from like a `Fit`.
 
     The draws are on the unconstrained space; `posterior` has them in the user's own parameters, by
-    name. It can be assessed, summarised, resampled, exported, saved and drawn from like the fit it
-    was.
-    family: q, or None where it was of a class that this package does not have. record: the content
-    of `fit.json`.
+    name.
+
+    Attributes:
+        target: p.
+        family: q, or None where it was of a class that this package does not have.
+        draws: `[n, d]`, of q.
+        log_p: `[n]` at the draws, in nats.
+        log_q: `[n]` at the draws, in nats.
+        scores: the gradients of both, `[n, d]` each.
+        converged: whether the method's own test was met.
+        record: the content of `fit.json`.
     """
 
     target: Target
@@ -97,7 +109,7 @@ def save(fit: Fitted, folder: str | Path, diagnosis: Diagnosis, *, force: bool =
     write_atomic(folder / "fit.safetensors", safetensors.torch.save(plain))
     words = {name: str(getattr(fit, name)) for name in WORDS if hasattr(fit, name)}
     record = {
-        "format": FORMAT,
+        "format": limits.FIT_FORMAT,
         "kullback": __version__,
         "names": list(fit.target.names),
         "converged": bool(fit.converged),
@@ -111,7 +123,7 @@ def save(fit: Fitted, folder: str | Path, diagnosis: Diagnosis, *, force: bool =
 
 
 def load(folder: str | Path, target: Target) -> Saved:
-    """Read a fit back for the target it was fitted to; the example is at `save`.
+    """Read a fit back for the target it was fitted to.
 
     Args:
         folder: what `save` wrote.
@@ -126,6 +138,13 @@ def load(folder: str | Path, target: Target) -> Saved:
             at the stored draws is not what was stored (by more than 1e-6 relative to the largest):
             then it is another target, or the file was changed.
         MissingExtraError: for a flow without zuko.
+
+    Example:
+        >>> from kullback.variational import fit
+        >>> found = fit(lambda z: -0.5 * (z * z).sum(), 2)
+        >>> folder = save(found, "one_normal", found.diagnosis)
+        >>> load(folder, found.target).family.name
+        'full_rank'
     """
     folder = Path(folder)
     record = _record(folder / "fit.json")
@@ -136,7 +155,7 @@ def load(folder: str | Path, target: Target) -> Saved:
     if tensors["draws"].shape[1] != target.dim:
         raise RunError(f"{path}: draws: expected [n, {target.dim}]; got another shape")
     family = _family(record, tensors, path)
-    some = tensors["draws"][:CHECKED]
+    some = tensors["draws"][: limits.CHECKED_DRAWS]
     with torch.no_grad():
         if not _close(target.log_density(some), tensors["log_p"]):
             raise RunError(f"{folder}: log p of this target differs: the fit is of another one")
@@ -157,8 +176,8 @@ def load(folder: str | Path, target: Target) -> Saved:
 
 
 def _close(again: Tensor, stored: Tensor) -> bool:
-    stored = stored[:CHECKED]
-    near = (again - stored).abs() <= 1e-6 * stored.abs().max().clamp_min(1.0)
+    stored = stored[: limits.CHECKED_DRAWS]
+    near = (again - stored).abs() <= limits.CHECK_TOLERANCE * stored.abs().max().clamp_min(1.0)
     return bool((near | (again == stored)).all())
 
 
@@ -186,11 +205,11 @@ def _family(record: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> F
 
 def _record(path: Path) -> dict[str, Any]:
     record = read_json(path)
-    known = isinstance(record, dict) and record.get("format") == FORMAT
+    known = isinstance(record, dict) and record.get("format") == limits.FIT_FORMAT
     names = record.get("names") if known else None
     whole = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not whole or not isinstance(record.get("converged"), bool):
-        raise RunError(f"{path}: not the record of a fit, of format {FORMAT}")
+        raise RunError(f"{path}: not the record of a fit, of format {limits.FIT_FORMAT}")
     return dict(record)
 
 

@@ -1,42 +1,158 @@
-"""The fit put together: start, family, fitter, and the refinement where a Gaussian falls short.
+"""The fit put together: what is chosen, the start, the optimiser, and a mixture where it is needed.
 
-Which to use: none of this directly; `fit` does. `Work` is what there is to do, as a stream of
-`Progress`.
+Which to use: none of this directly; `fit` does. `plan` chooses family, method and numbers of draws
+where the user left them open, and its answer is repeated in `Fit.chosen`. `Work` is what there is
+to do, as a stream of `Progress`.
 """
 
 import functools
 import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kullback.core import Estimate, RunError, require
 
+from . import limits
 from .diagnostics.propriety import improper
-from .families import Family, Flow, FullRank, LowRank, MeanField, Mixture
-from .limits import LOOKED, SEARCHED
-from .optimise import forward_kl
-from .optimise.annealing import cooled, widened
+from .families import NAMED, Family, Flow, FullRank, LowRank, MeanField, Mixture
+from .families.family import Frame, Make
+from .objectives import Gradient, Objective, loss_of
+from .optimise import Progress, forward_kl
 from .optimise.batch_and_match import batch_and_match
-from .optimise.control_variate import anchor, anchored
-from .optimise.deterministic import AGREEMENT, deterministic
-from .optimise.losses import loss_of
-from .optimise.progress import Progress
-from .optimise.starts import Start, find_start, fixed_normals
-from .optimise.stochastic import stochastic
-from .plan import Plan, Settings, distinct, maker, mixture_of, plan
+from .optimise.deterministic import deterministic, fixed_normals
+from .optimise.starts import Start, distinct, find_start, mixture_of
+from .optimise.stochastic import anchor, anchored, cosine_annealing, stochastic, widen_tails
 from .target.density import Target
 
-__all__ = ["Work", "forwards", "reverse"]
+__all__ = ["Direction", "Make", "Plan", "Settings", "Work", "forwards", "maker", "plan", "reverse"]
 
-ROUGH = 0.4  # nats: the spread of log weights above which a Gaussian is refined
-STILL = 0.1  # a gradient that is worth refining at
+Direction = Literal["reverse", "forward"]
+
+METHODS = ("auto", "deterministic", "batch_and_match", "stochastic")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a user may say about a fit; see `fit`."""
+
+    family: str | Make = "auto"
+    direction: Direction = "reverse"
+    method: str = "auto"
+    objective: Objective = "elbo"
+    gradient: Gradient | Literal["auto"] = "auto"
+    alpha: float = 0.5
+    group: int = 8
+    samples: Tensor | None = None
+    starts: int = 4
+    draws: int | None = None
+    evaluation_draws: int = 4000
+
+    @property
+    def maximised(self) -> str:
+        """The name of what is maximised."""
+        return self.objective if self.direction == "reverse" else "log likelihood"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A family to make in a frame, a method, numbers of draws, and whether to refine by itself.
+
+    automatic: whether the family was left open. why: what decided the method, "" where the user
+    did; "family" stands for the family's name.
+    """
+
+    make: Make
+    method: str
+    draws: int
+    max_draws: int
+    refine: bool
+    automatic: bool
+    why: str
+
+    def chosen(self, family: Family) -> str:
+        """Say what was left open and how it was decided, given the family that was returned."""
+        words = [f"family {family.name} ({family.dim} dimensions)"] if self.automatic else []
+        if isinstance(family, Mixture) and family.covariance == "diagonal":
+            words.append(f"diagonal covariances ({family.dim} dimensions)")
+        if self.why:
+            why = family.name if self.why == "family" else self.why
+            words.append(f"method {self.method} ({why})")
+        return "; ".join(words)
+
+
+def plan(target: Target, settings: Settings) -> Plan:
+    """Choose what is "auto" and check the names of what is not."""
+    family, method = settings.family, settings.method
+    require(method in METHODS, "method", ", ".join(METHODS), repr(method))
+    dim, why = target.dim, ""
+    automatic = family == "auto"
+    if automatic:
+        family = FullRank.name if dim <= limits.MAX_DENSE_DIMENSIONS else LowRank.name
+    make = maker(family)
+    some = make(Frame.identity(dim))
+    kind = type(some)
+    if method == "auto":
+        noisy = target.rows is not None and target.rows.count > target.rows.batch_size
+        # more noise than fixed draws could hold
+        wide = kind is LowRank and dim > limits.MAX_LOW_RANK_FIXED_DIMENSIONS
+        sampled = noisy or wide or kind is Flow or settings.gradient in ("stl", "dreg", "score")
+        method = "stochastic" if sampled else "deterministic"
+        why = "mini-batches" if noisy else "family"
+    if method == "batch_and_match":
+        full = kind is FullRank
+        require(full, "family", "full_rank for batch_and_match", kind.name, "another method")
+    few, many = _draws(some, dim, method)
+    few = few if settings.draws is None else settings.draws
+    refine = (
+        automatic
+        and method == "deterministic"
+        and dim <= limits.MAX_REFINED_DIMENSIONS
+        and target.rows is None
+    )
+    many = few if settings.draws is not None else many
+    most = max(few, min(many, limits.MAX_REFINED_DRAWS) if refine else many)
+    return Plan(
+        make=make,
+        method=method,
+        draws=few,
+        max_draws=most,
+        refine=refine,
+        automatic=automatic,
+        why=why,
+    )
+
+
+def _draws(family: Family, dim: int, method: str) -> tuple[int, int]:
+    """Return the draws to begin with and the most there may be."""
+    if method == "stochastic" and isinstance(family, Flow):
+        return max(64, min(256, 25_600 // dim)), 0
+    if method == "stochastic":
+        return min(128, max(16, dim // 2)), 0
+    if method == "batch_and_match":
+        return max(32, 4 * dim), 0
+    mixed = isinstance(family, Mixture)
+    if not family.dense or (mixed and family.covariance == "diagonal"):
+        return 256, 1024
+    power = 1 << (4 * dim - 1).bit_length()
+    return max(1024 if mixed else 256, power), max(4096, power)
+
+
+def maker(family: str | Make) -> Make:
+    """Turn a family's name, its class or a function of a frame into a function of a frame."""
+    if isinstance(family, str):
+        known = ", ".join(("auto", *NAMED))
+        require(family in NAMED, "family", f"one of {known}, a class or a function", repr(family))
+        return NAMED[family]
+    hint = "functools.partial(Mixture, components=3)"
+    require(callable(family), "family", "a name, or a function of a frame", repr(family), hint)
+    return family
+
+
 COMPONENTS = 3
-LOOSE = 5e-3  # sd: a mixture's tolerance; fresh draws move its optimum by ten times that
-PLENTY = 16  # draws a dimension
-CHECKED = 1000  # draws that show whether one Gaussian will do
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +179,7 @@ class _Problem:
             **density,  # type: ignore[arg-type]
         )
 
-    def log_weights(self, family: Family, draws: int = CHECKED) -> Tensor:
+    def log_weights(self, family: Family, draws: int = limits.CHECK_DRAWS) -> Tensor:
         """Return log weights at independent draws of a family."""
         z = family.sample(draws, self.generator)
         with torch.no_grad():
@@ -108,9 +224,9 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
 
 def _improper(target: Target, start: Start) -> str:
     """Say where log p does not decay around the start, before time is spent on a fit."""
-    if target.dim > SEARCHED:
+    if target.dim > limits.MAX_SEARCHED_DIMENSIONS:
         return ""
-    noise = fixed_normals(LOOKED, target.dim, torch.Generator().manual_seed(0))
+    noise = fixed_normals(limits.RAY_DRAWS, target.dim, torch.Generator().manual_seed(0))
     return improper(target, start.frame.outwards(noise))
 
 
@@ -146,19 +262,20 @@ def _by_fixed_draws(problem: _Problem, found: list[Start]) -> Iterator[Progress]
     family = _begin(how, found)
     refine = how.refine and problem.settings.objective == "elbo"
     # where they are plenty, the first draws already show whether one Gaussian will do
-    early = refine and how.draws >= PLENTY * target.dim
+    early = refine and how.draws >= limits.EARLY_DRAWS_PER_DIMENSION * target.dim
     most = how.draws if early else how.max_draws
-    fit = functools.partial(
+    minimised = functools.partial(
         deterministic, loss=problem.loss(), generator=problem.generator, names=target.names
     )
-    last = yield from _until_done(fit(family, draws=how.draws, max_draws=most))
-    if refine and last.gradient_norm < STILL:  # also where few draws are all that is wrong
+    last = yield from _until_done(minimised(family, draws=how.draws, max_draws=most))
+    # also where few draws are all that is wrong
+    if refine and last.gradient_norm < limits.MAX_REFINED_GRADIENT:
         better = yield from _until_done(_refined(problem, last, found))
         if better is not last:
             yield better
             return
-    if last.disagreement > AGREEMENT and most < how.max_draws:
-        more = fit(last.family, draws=2 * most, max_draws=how.max_draws)
+    if last.disagreement > limits.FRESH_DRAWS_AGREE and most < how.max_draws:
+        more = minimised(last.family, draws=2 * most, max_draws=how.max_draws)
         last = yield from _until_done(more)
     yield last
 
@@ -177,24 +294,25 @@ def _refined(problem: _Problem, simple: Progress, found: list[Start]) -> Iterato
     before = problem.log_weights(simple.family)
     frame = simple.family.absorb()
     peaks = distinct(found)
-    if frame is None or (float(before.std()) < ROUGH and len(peaks) == 1):
+    if frame is None or (float(before.std()) < limits.MIN_SD_LOG_WEIGHTS and len(peaks) == 1):
         yield simple
         return
     best = [Start(frame, -simple.loss), *(p for p in peaks[1:])]
     mixture = mixture_of(best, components=COMPONENTS)
     few = max(1024, 1 << (4 * target.dim - 1).bit_length())
-    options = {"draws": few, "max_draws": max(2048, few), "tolerance": LOOSE, "iterations": 120}
-    now = yield from _until_done(
-        deterministic(
-            mixture,
-            problem.loss(),
-            problem.generator,
-            names=target.names,
-            **options,  # type: ignore[arg-type]
-        )
+    refined = deterministic(
+        mixture,
+        problem.loss(),
+        problem.generator,
+        draws=few,
+        max_draws=max(2048, few),
+        tolerance=limits.MIXTURE_TOLERANCE,
+        iterations=120,
+        names=target.names,
     )
+    now = yield from _until_done(refined)
     mixed, single = (
-        Estimate.from_terms(problem.log_weights(q, 4 * CHECKED))
+        Estimate.from_terms(problem.log_weights(q, 4 * limits.CHECK_DRAWS))
         for q in (now.family, simple.family)
     )
     gain = mixed - single
@@ -209,7 +327,7 @@ def _finished(now: Progress, target: Target, generator: torch.Generator) -> Prog
     """Widen a flow that is done, and say so; not with rows, which every draw would have to meet."""
     if not now.done or not isinstance(now.family, Flow) or target.rows is not None:
         return now
-    h = widened(now.family, target, generator)
+    h = widen_tails(now.family, target, generator)
     return (
         replace(now, reason=f"{now.reason}; tails of the base widened by h = {h:g}") if h else now
     )
@@ -245,7 +363,7 @@ def _by_steps(problem: _Problem, found: list[Start]) -> Iterator[Progress]:
         best = found[0] if better is None else Start(better, -now.loss)
         family = _begin(how, [best, *found[1:]])
     if isinstance(family, Flow):
-        yield from cooled(family, loss, generator, draws=how.draws)
+        yield from cosine_annealing(family, loss, generator, draws=how.draws)
         return
     yield from _adam(family, loss, how, generator)
 
@@ -257,8 +375,9 @@ def _adam(
     # STL's noise grows with the distance and with d/draws: larger plain steps would feed on it
     share = min(0.5, how.draws / (2 * family.dim))
     rate = share if plain else (0.05 if family.absorb() is not None else 0.005)
-    options = {"draws": how.draws, "rate": rate, "iterations": 20_000, "plain": plain}
-    return stochastic(family, loss, generator, **options)  # type: ignore[arg-type]
+    return stochastic(
+        family, loss, generator, draws=how.draws, rate=rate, iterations=20_000, plain=plain
+    )
 
 
 def _begin(how: Plan, found: list[Start]) -> Family:

@@ -1,8 +1,13 @@
-"""Fit q(z) to a log density: `fit`, and the `Fit` that it returns.
+"""Fit q(z) to a log density: `fit`, the `Fit` that it returns, and its draws and densities.
 
 Which to use: `fit(log_density, parameters)` and nothing else, for a start: it finds where to begin,
 chooses family and method, says what it chose, and stops when it has converged.
 `direction="forward"` for KL(p‖q) instead of KL(q‖p) (MATH 4).
+
+`FittedPosterior` is what `Fit` shares with `Saved`, a fit read from disk: `posterior` and
+`sample_posterior` give named draws in the parameters as the user declared them; `draws`, `sample`,
+`log_prob` and `distribution` are about z, the vector of unconstrained reals on which q lives (the
+log of a positive parameter, for example).
 """
 
 import math
@@ -14,39 +19,170 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from kullback.core import Estimate, RunError, require
 
+from . import limits
 from .diagnostics.diagnose import Diagnosis
 from .diagnostics.propriety import improper
 from .diagnostics.summary import Summary, assess, summarise
-from .engine import forwards, reverse
+from .engine import Direction, Make, Settings, forwards, reverse
 from .families import Family
-from .limits import RAN_AWAY
-from .optimise.losses import Gradient, Objective
-from .optimise.progress import IMPROPER, Progress, shown
-from .plan import Direction, Make, Settings
-from .posterior import FittedPosterior
-from .target.batched_eval import score_in_pieces
-from .target.density import LogDensity, Target
+from .families.family import as_distribution
+from .objectives import Gradient, Objective
+from .optimise import IMPROPER, Progress, shown
+from .target.batches import score_in_pieces
+from .target.density import PointDensity, Target
 from .target.parameters import Parameters
 
-__all__ = ["Fit", "fit"]
+__all__ = ["Fit", "FittedPosterior", "fit"]
+
+
+class FittedPosterior:
+    """What can be asked of a fitted q, whether it was just fitted or read from disk."""
+
+    target: Target
+    family: Family | None
+    draws: Tensor
+
+    @cached_property
+    def posterior(self) -> dict[str, Tensor]:
+        """The draws of q in the user's own, constrained parameters: `{name: [n, *shape]}`.
+
+        They are `draws`, mapped by the parameters' constraints. Names, order and shapes are those
+        of `parameters`, as NumPyro's `get_samples()` gives them; `to_arviz` adds an axis of chains.
+        Where `parameters` was a number of dimensions, the one name is "z". They follow q, not p:
+        `diagnosis` bounds the difference and `resample` corrects for it.
+
+        Example:
+            >>> from torch.distributions import constraints
+            >>> from kullback.variational import fit
+            >>> parameters = {"rate": constraints.positive, "mu": (2,)}
+            >>> found = fit(
+            ...     lambda rate, mu: 8 * rate.log() - 3 * rate - mu.square().sum(), parameters
+            ... )
+            >>> {name: list(value.shape) for name, value in found.posterior.items()}
+            {'rate': [4000], 'mu': [4000, 2]}
+            >>> bool((found.posterior["rate"] > 0).all())
+            True
+        """
+        with torch.no_grad():
+            return self.target.constrain(self.draws)
+
+    def sample_posterior(
+        self, n: int, *, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Draw n new points of q in the user's own, constrained parameters: `{name: [n, *shape]}`.
+
+        Args:
+            n: how many draws, at least 1.
+            generator: the source of randomness; torch's global one by default.
+
+        Returns:
+            Names and shapes as in `posterior`; the same points as `sample(n, generator)`.
+
+        Raises:
+            ArgumentValueError: for n < 1.
+            RunError: for a loaded fit whose q is of a class of the user's own.
+
+        Example:
+            >>> from torch.distributions import constraints
+            >>> from kullback.variational import fit
+            >>> found = fit(lambda p: p.log().sum(), {"p": constraints.unit_interval})
+            >>> found.sample_posterior(10)["p"].shape
+            torch.Size([10])
+        """
+        with torch.no_grad():
+            return self.target.constrain(self.sample(n, generator))
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n points of q on the unconstrained space, `[n, d]`.
+
+        For draws of the parameters as they were declared: `sample_posterior`.
+
+        Args:
+            n: how many, at least 1.
+            generator: the source of randomness; torch's global one by default.
+
+        Returns:
+            The points.
+
+        Raises:
+            ArgumentValueError: for n < 1.
+            RunError: for a loaded fit whose q is of a class of the user's own.
+        """
+        return self._known_family().sample(n, generator)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log q(z) of unconstrained z, `[n, d]` → `[n]`, in nats.
+
+        It is a density over z, not over the constrained parameters, from which it differs by the
+        log Jacobian of their map.
+
+        Args:
+            z: unconstrained reals, `[n, d]`.
+
+        Returns:
+            The normalised log density, without a graph.
+
+        Raises:
+            ArgumentValueError: for another shape.
+            RunError: for a loaded fit whose q is of a class of the user's own.
+        """
+        with torch.no_grad():
+            return self._known_family().log_prob(z)
+
+    @property
+    def distribution(self) -> Distribution:
+        """Q as a `torch.distributions.Distribution` over unconstrained z, event shape `[d]`.
+
+        A Gaussian q is torch's own (`MultivariateNormal`, …); others are a `FamilyDistribution`.
+
+        Example:
+            >>> from kullback.variational import fit
+            >>> found = fit(lambda z: -0.5 * z.square().sum(), 3, family="student_t")
+            >>> found.distribution
+            FamilyDistribution(StudentT, event_shape: torch.Size([3]))
+        """
+        return as_distribution(self._known_family())
+
+    def _known_family(self) -> Family:
+        if self.family is None:
+            raise RunError(
+                "q is of a class of your own, which was not saved. Try: the stored draws"
+            )
+        return self.family
 
 
 @dataclass(frozen=True)
 class Fit(FittedPosterior):
     """A fitted q(z), how it was fitted, and draws to judge it by.
 
-    target, family: p and q. objective, direction, method: what was optimised ("elbo"; "reverse",
-    KL(q‖p), or "forward", KL(p‖q)) and how. trace: the objective after every iteration, in nats,
-    higher is better. converged, reason: whether the method's own test was met, and why it stopped,
-    in words. gradient_norm: the largest entry of the objective's gradient at the end, in about
-    posterior standard deviations. seconds: of wall time. chosen: what was left to choose, and was.
-    draws: `[n, d]` independent draws of q on the unconstrained space, made at the end (`posterior`
-    has them in the user's own parameters, by name); log_p,
-    log_q: `[n]` at them, in nats; scores: `∂ log p/∂z` and `∂ log q/∂z` at them, `[n, d]` each.
+    Attributes:
+        target: p.
+        family: q.
+        objective: what was maximised, such as "elbo".
+        direction: "reverse", KL(q‖p), or "forward", KL(p‖q).
+        method: how.
+        trace: the objective after every iteration, in nats, higher is better.
+        converged: whether the method's own test was met.
+        reason: why it stopped, in words.
+        gradient_norm: the largest entry of the objective's gradient at the end, in about posterior
+            standard deviations.
+        seconds: of wall time.
+        draws: `[n, d]` independent draws of q on the unconstrained space, made at the end
+            (`posterior` has them in the user's own parameters, by name).
+        log_p: `[n]` at the draws, in nats, up to p's constant.
+        log_q: `[n]` at the draws, in nats.
+        scores: `∂ log p/∂z` and `∂ log q/∂z` at the draws, `[n, d]` each.
+        chosen: what was left to choose, and was.
+
+    Example:
+        >>> found = fit(lambda z: -0.5 * z.square().sum(), 1)
+        >>> found.converged, found.method, found.draws.shape
+        (True, 'deterministic', torch.Size([4000, 1]))
     """
 
     target: Target
@@ -78,7 +214,7 @@ class Fit(FittedPosterior):
 
     @cached_property
     def diagnosis(self) -> Diagnosis:
-        """Whether to believe it: bounds on errors and a verdict in words (see `assess`)."""
+        """How far it may be trusted: bounds on errors and a verdict in words (see `assess`)."""
         return assess(self)
 
     @cached_property
@@ -88,11 +224,11 @@ class Fit(FittedPosterior):
 
 
 def fit(
-    log_density: LogDensity | Target,
+    log_density: PointDensity | Target,
     parameters: Parameters | None = None,
     *,
     data: Sequence[Tensor] | Tensor | None = None,
-    log_prior: LogDensity | None = None,
+    log_prior: PointDensity | None = None,
     batch_size: int | None = None,
     family: str | Make = "auto",
     direction: Direction = "reverse",
@@ -226,16 +362,18 @@ def _improper(target: Target, last: Progress, z: Tensor) -> str:
 def _away(target: Target, z: Tensor) -> str:
     """Say which coordinates of q's draws have run away; nothing if none has."""
     reach = z.nan_to_num(math.inf).abs().amax(0)
-    places = (reach > RAN_AWAY).nonzero().flatten().tolist()[:5]
+    places = (
+        (reach > limits.MAX_COORDINATE).nonzero().flatten().tolist()[: limits.SHOWN_COORDINATES]
+    )
     which = ", ".join(target.names[i] for i in places)
     return f"q({which}) runs to {float(reach.max()):.0e} and on" if places else ""
 
 
 def _target(
-    log_density: LogDensity | Target,
+    log_density: PointDensity | Target,
     parameters: Parameters | None,
     data: Sequence[Tensor] | Tensor | None,
-    log_prior: LogDensity | None,
+    log_prior: PointDensity | None,
     batch_size: int | None,
 ) -> Target:
     if isinstance(log_density, Target):

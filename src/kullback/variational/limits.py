@@ -1,12 +1,16 @@
-"""Every threshold of diagnoses and verdicts, with what it guards and where it comes from.
+"""Every threshold of this folder, grouped by the file that uses it, with its source.
 
 `Limits` holds those that turn evidence into bounds and a level: `judge` takes them as an argument,
-so that `benchmarks/verdicts.py --ablation` can drop each one and count again. The constants below
-it say how the evidence is gathered. Values without a source were chosen on the list CHOOSING of
-benchmarks/verdict_targets.py and are counted on the list COUNTING.
+so that `benchmarks/verdicts.py --ablation` can drop each one and count again. The others are
+constants, read as `limits.NAME`. Where a value names no source it was chosen on the targets of
+benchmarks/posteriors.py (fits) or on the list CHOOSING of benchmarks/verdict_targets.py
+(diagnostics, counted on the list COUNTING).
 """
 
+import math
 from dataclasses import dataclass
+
+from kullback.sampled import MAX_PARETO_K
 
 __all__ = ["LIMITS", "Limits"]
 
@@ -16,7 +20,7 @@ class Limits:
     """Thresholds between evidence and verdict.
 
     good, fair: largest bound of "trust" and of "partly", in sd of the draws and in log sd.
-    miss: chance that any normal error bar of one fit fails, two a function.
+    miss: probability that any normal error bar of one fit fails, two a function.
     light, heavy: where there are draws of q alone, Pareto k-hat of its weights from which the
     scores count, and count in full; at 1/2 the variance of the weights becomes infinite.
     misled: k-hat from which weights say nothing of what they have not met (Vehtari et al. 2024).
@@ -30,7 +34,7 @@ class Limits:
     miss: float = 0.01
     light: float = 0.2
     heavy: float = 0.5
-    misled: float = 0.7
+    misled: float = MAX_PARETO_K
     unreached: float = 0.02
     shape: float = 1.0
     near: float = 0.9
@@ -38,58 +42,158 @@ class Limits:
 
 LIMITS = Limits()
 
-# Words of the verdict, which change no level.
-ELSEWHERE = 0.02  # share of p on a missed peak from which the reasons name it
-HEAVY = 0.7  # k-hat from which reweighted draws and tails are wrong (Vehtari et al. 2024)
-EQUAL = 0.1  # sd of log weights (nats) below which their k-hat is of no importance
-SAME = 0.01  # and below which q is p
-SMALLER = 0.1  # log sd by which p must seem wider for the sentence to say so
-FATTER = 1.7  # times q's mass that p has in a tail (or the inverse) for the tail to be named
-NAMED = 3  # names that a sentence has room for
+# All files: dimensions up to which d x d matrices are made (a full covariance, a Hessian, an order
+# of coordinates); above, their d^3 operations would cost more than the log density.
+MAX_DENSE_DIMENSIONS = 300
 
-# Resampling by importance weights.
-RESAMPLED = 100.0  # effective draws that it needs
-LARGEST = 0.02  # share of all that one draw may have
+# families/flow
+MIN_VARIANCE_LEFT = 1e-12  # share of a coordinate's variance: below, the others explain it all
 
-# Evidence: draws of q.
-FEWEST = 100  # draws of q
-REPEATS = 50  # of the importance-weighted bound
-TAIL = 0.01  # probability of a tail of q, at either end
+# target/density, target/batches
+MIN_PIECE, MAX_PIECE = 128, 4096  # points differentiated together,
+CACHED_NUMBERS = 1 << 21  # so many that what is kept for the gradient, 16 MiB, stays in the cache
+MAX_ROWS_TOGETHER = 8192  # rows of data evaluated together, by default
+SHOWN_ENTRIES = 6  # of a vector, in an error message
 
-# Evidence: defensive sampling (Hesterberg 1995; Owen and Zhou 2000).
-FREEDOM = 5.0  # degrees of freedom of the t: any posterior with four moments has lighter tails
-WIDE, WIDER = 2, 8  # its draws for each draw of q, at first and at a second look
-MANY = 8  # dimensions above which the first may be too few
-SEARCHED = 100  # dimensions up to which p is evaluated away from q's draws
+# engine: choice of family and method
+MAX_MIXTURE_FULL_DIMENSIONS = 100  # up to which a mixture has full covariances: K d^2 a draw
+MAX_LOW_RANK_FIXED_DIMENSIONS = 64  # up to which fixed draws fit a low-rank Gaussian
+MAX_REFINED_DIMENSIONS = 50  # up to which a mixture is tried where a Gaussian falls short
+MAX_REFINED_DRAWS = 1024  # fixed draws, where a mixture will be tried if they are too few
+SAME_PEAK_SDS = 4.0  # sd (and sqrt(d) more) within which two starts lie on one peak
+NEGLIGIBLE_PEAK = 15.0  # nats of the ELBO below the best start: a share of 3e-7 of the mass
 
-TIMES = 100.0  # p/q from which q has no mass to speak of: of 4,000 draws, 0.8 meet 2 % of p there
+# engine: refinement of a Gaussian by a mixture
+MIN_SD_LOG_WEIGHTS = 0.4  # nats: spread of log weights above which a Gaussian is refined
+MAX_REFINED_GRADIENT = 0.1  # gradient of the Gaussian below which refining is worth it
+EARLY_DRAWS_PER_DIMENSION = 16  # first draws that already show whether one Gaussian will do
+CHECK_DRAWS = 1000  # draws that show it
+MIXTURE_TOLERANCE = 5e-3  # sd: fresh draws move a mixture's optimum by ten times that
 
-# Evidence: nested Laplace approximations (Tierney and Kadane 1986; Rue, Martino and Chopin 2009).
-FUNNEL = 0.15  # correlation of a coordinate with the log size of the other scores
-FUNNELS = 3  # coordinates that are followed, those of the largest correlation
-FOLLOWED = 64  # dimensions up to which a coordinate is followed: curvature costs 2 d gradients
-NODES = 16  # steps of one standard deviation in either direction
-FALL = 14.0  # nats below the highest node at which a path ends
-KERNEL = 0.7  # sd of the draws about a node along the path, in steps
-LIGHTER = 8  # degrees of freedom of the draws about a node
-NEWTON, LEFT = 6, 0.02  # steps at a node, at most; nats still to be gained at which they end
-DIFFERENCE = 1e-4  # width of differences of the gradient, in standard deviations of the draws
+# optimise
+PROGRESS_SECONDS = 0.1  # between two updates of the line on a terminal
 
-# Evidence: missed modes.
-SCALES = (2.0, 4.0, 8.0, 16.0)  # of the starts, in standard deviations of the draws
-STEPS, PACE = 120, 0.4  # of the ascent, in the same unit
-BEYOND = 3.0  # a peak further out than sqrt(d) + 3 is not among the draws
-LOCAL = 512  # draws that weigh a peak
-PEAKS = 4  # that are weighed, the highest
-STILL = 1.0  # standard deviations from a peak that a climb may end
-CURVED = 64  # dimensions up to which the curvature of a peak is computed
+# optimise/starts
+MAX_LBFGS_STEPS, MAX_NEWTON_STEPS = 300, 100
+JUDGED_EVERY = 10  # L-BFGS steps between two evaluations of the ELBO
+MIN_START_GRADIENT = 1e-4  # norm at which the climb by L-BFGS ends
+CURVATURE_PROBES = 32  # of Hutchinson's estimator
+MAX_STEPS_WITHOUT_GAIN = 8  # Newton steps without a higher ELBO after which a path ends
+MIN_NEWTON_GAIN = 1e-6  # nats that the quadratic promises, below which a path ends
+MIN_ELBO_GAIN = 1e-2  # nats by which a Gaussian must be better than the path's best
+NEAR_SDS = 10.0  # sd to the next stop, from which the Gaussian there is not evaluated
 
-# Is the target improper? (propriety.py)
-LINES = 5  # parallel lines on each direction, from draws of q
-RAYS = 128  # directions at most
-DECADES = 10  # of distance, in standard deviations of the draws
-SLOPES = 2  # last slopes of log p against log t that must be above -1
-RAN_AWAY = 1e9  # on the unconstrained space: where a fit that has not converged has run away
-LOOKED = 256  # draws of a start, whose spread directs the rays
-DEEP = 700.0  # nats: a fall in which p underflows, so that what comes after it is of no importance
-MARGIN = 0.01  # below -1: a tail of 1/t has no mass, one of t^-1.1 has
+# optimise/deterministic
+GRADIENT_TOLERANCE = 1e-3  # sd of the posterior
+REFRAME_ITERATIONS = 20  # iterations before a Gaussian's coordinates are made anew
+REFRAME_MOVE = 1.0  # sd by which its parameters may move before that
+MAX_LOG_GROWTH = math.log(1e6)  # of an sd, or drift in sd, that no proper posterior should need
+MAX_LOG_SHRINKAGE = math.log(1e16)  # at a kink the start sees no curvature, and is too wide
+MAX_OBJECTIVE = 1e15  # nats: differences of one drown in the rounding of float64
+FRESH_DRAWS_AGREE = 0.03  # sd by which fresh draws may move an optimum that needs no more draws
+FRESH_DRAWS_CONVERGED = 0.3  # sd by which they may move one that is called converged
+
+# optimise/deterministic: L-BFGS (Nocedal and Wright 2006, sections 3.1 and 7.2)
+SUFFICIENT_DECREASE, CURVATURE_CONDITION = 1e-4, 0.9  # c1 and c2 of the weak Wolfe conditions
+MIN_CURVATURE = 1e-10  # cosine of step and change of gradient, below which a pair is not kept
+MAX_LINE_SEARCH = 40  # evaluations
+ENOUGH_LINE_SEARCH = 8  # evaluations after which a decrease alone will do
+
+# optimise/stochastic: windows of iterates (Welandawe et al. 2022)
+PARAMETER_WINDOW, LOSS_WINDOW = 200, 50  # iterations: several times the memory of what is watched
+MAX_STEP_SIZES, MAX_WINDOWS = 8, 12  # halvings of the step size; windows at each
+MAX_R_HAT = 1.2
+AVERAGES_AGREE_SD, AVERAGES_AGREE_NATS = 0.05, 0.01  # between averages at two step sizes
+DIVERGED_GRADIENT = 100.0  # times the first gradient: the step size was too large
+
+# optimise/stochastic: cosine annealing, and the tails of a flow
+FIRST_ROUND_STEPS, MAX_ROUNDS = 500, 3
+FIRST_RATE = 0.01  # Adam's, at the start of the first round
+MIN_ROUND_GAIN = 0.02  # nats that a round twice as long must gain to go on
+ROUND_END = 0.2  # share of a round over which the objective is averaged
+MAX_STEPS_NOT_FINITE = 20  # in a row
+MAX_FLOW_K_HAT = 0.45  # of a flow's weights, below 1/2 by the error of the estimate
+TAIL_WIDTHS = (0.0, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)  # of the base, tried in this order
+K_HAT_SETS, K_HAT_DRAWS = 4, 4000  # for each width
+
+# optimise/batch_and_match
+MAX_STILL_ITERATIONS = 3  # in a row below the tolerance
+
+# optimise/forward_kl
+MOMENTS_AGREE = 0.05  # sd that moments may move between rounds
+MOMENTS_RIDGE = 1e-9  # of the variances of weighted draws, few of which may have any weight
+
+# optimise/grid
+NEGLIGIBLE_DENSITY = 45.0  # nats below the peak: 3e-20 of it
+MAX_GRID_STEPS = 300
+GRID_ROUNDING = 1e-13  # nats: what sums over a grid in float64 cannot tell apart
+MAX_BOX = 2e6  # width, beyond which p is improper or its tails too heavy for a grid
+PEAKS_APART = 0.75  # sd of p
+PEAK_DEPTH = 12.0  # nats below the highest node at which no peak is sought
+
+# diagnostics/evidence, diagnostics/diagnose: draws of q
+MIN_DRAWS = 100
+BOUND_REPEATS = 50  # of the importance-weighted bound
+TAIL_PROBABILITY = 0.01  # of a tail of q, at either end
+COVARIANCE_RIDGE = 1e-12  # of the variances, so that the Cholesky factor of a covariance exists
+
+# diagnostics/defensive_sampling (Hesterberg 1995; Owen and Zhou 2000)
+WIDE_DEGREES = 5  # of freedom of the t: any posterior with four moments has lighter tails
+WIDE_DRAWS, MORE_WIDE_DRAWS = 2, 8  # for each draw of q, at first and at a second look
+MAX_FIRST_LOOK_DIMENSIONS = 8  # above which the first look may be too little
+MAX_SEARCHED_DIMENSIONS = 100  # up to which p is evaluated away from q's draws
+UNREACHED_RATIO = 100.0  # p/q from which q has next to no draws: of 4,000, 0.8 meet 2 % of p there
+
+# diagnostics/defensive_sampling: nested Laplace approximations (Tierney and Kadane 1986; Rue et al.
+# 2009)
+MIN_FUNNEL_CORRELATION = 0.15  # of a coordinate with the log size of the other scores
+MAX_FUNNELS = 3  # coordinates that are followed, those of the largest correlation
+MAX_FOLLOWED_DIMENSIONS = 64  # up to which a coordinate is followed: 2 d gradients a curvature
+MAX_PATH_NODES = 16  # steps of one sd in either direction
+PATH_DEPTH = 14.0  # nats below the highest node at which a path ends
+PATH_KERNEL = 0.7  # sd of the draws about a node along the path, in steps
+RIDGE_DEGREES = 8  # of freedom of the draws about a node
+MAX_NODE_STEPS, NODE_TOLERANCE = 6, 0.02  # Newton steps at a node; nats still to be gained
+HESSIAN_STEP = 1e-4  # of differences of the gradient, in sd of the draws
+
+# diagnostics/missed_modes
+START_SCALES = (2.0, 4.0, 8.0, 16.0)  # of the starts, in sd of the draws
+CLIMB_STEPS, CLIMB_RATE = 120, 0.4  # of the ascent, in the same unit
+OUTSIDE_SDS = 3.0  # and sqrt(d): a peak further out is not among the draws
+PEAK_DRAWS = 512  # that weigh a peak
+MAX_PEAKS = 4  # that are weighed, the highest
+SAME_ENDS = 1.0  # sd within which two climbs have ended on one peak
+MAX_PEAK_DISTANCE = 1.0  # sd from a peak at which a climb may end
+MAX_CURVED_DIMENSIONS = 64  # up to which the curvature of a peak is computed
+
+# diagnostics/propriety
+RAY_LINES = 5  # parallel lines on each direction, from draws of q
+MAX_RAYS = 128  # directions
+RAY_DECADES = 10  # of distance, in sd of the draws
+RAY_SLOPES = 2  # last slopes of log p against log t that must be above -1
+SLOPE_MARGIN = 0.01  # below -1: a tail of 1/t has no mass, one of t^-1.1 has
+UNDERFLOW_DEPTH = 700.0  # nats: a fall in which p underflows, so that the rest does not matter
+MAX_COORDINATE = 1e9  # on the unconstrained space: a fit that has not converged has run away
+RAY_DRAWS = 256  # of a start, whose spread directs the rays
+SHOWN_COORDINATES = 5  # in a reason
+MOVED_SHARE = 0.2  # of the largest move, in sd, from which a coordinate is named
+
+# diagnostics/verdict: the sentence, which changes no level
+NAMED_ELSEWHERE = 0.02  # share of p on a missed peak from which the reasons name it
+EQUAL_WEIGHTS = 0.1  # sd of log weights (nats) below which their k-hat is of no importance
+IDENTICAL_WEIGHTS = 0.01  # and below which q is p
+NAMED_LOG_SD = 0.1  # log sd by which p must seem wider for the sentence to say so
+NAMED_TAIL_RATIO = 1.7  # times q's mass that p has in a tail (or the inverse) for it to be named
+MAX_NAMES = 3  # that a sentence has room for
+FINE_ROUNDING = 0.1  # sd below which a bound is rounded to hundredths
+MAX_LOG_SD_SHOWN = 2.0  # 640 %: above, "more than 600 %"
+MAX_SD_RATIO_SHOWN = 10.0  # in the table: above, "unknown"
+
+# diagnostics/verdict: resampling by importance weights
+MIN_EFFECTIVE_DRAWS = 100.0
+MAX_DRAW_SHARE = 0.02  # of all weight, on one draw
+
+# archive
+FIT_FORMAT = 2  # of fit.json
+CHECKED_DRAWS = 8  # stored draws at which a target given to `load` must agree
+CHECK_TOLERANCE = 1e-6  # relative to the largest

@@ -5,22 +5,32 @@ x and z. Which to use: `elbo` when all there is are log-weights; `beta_elbo` whe
 prior has a closed form (less variance; β and free bits act on it); `iwae` for the tighter bound;
 `renyi` for what lies between and beyond. `score_function` is the ELBO for draws that cannot be
 differentiated. What is minimised is the *loss*, minus the batch mean of one of these.
+
+`loss_of` puts an objective, a gradient estimator, a target and a family together: a function of the
+family and its noise, for `fit`.
 """
 
 import math
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from kullback.core import require
 from kullback.sampled import log_mean_exp
+from kullback.variational.families import Draws, Family
+from kullback.variational.target.density import RowsDensity, Target
 
 __all__ = [
+    "Gradient",
+    "Loss",
+    "Objective",
     "beta_elbo",
     "doubly_reparameterised",
     "elbo",
     "iwae",
     "log_weights",
+    "loss_of",
     "renyi",
     "score_function",
 ]
@@ -29,11 +39,20 @@ __all__ = [
 def log_weights(log_likelihood: Tensor, log_ratio: Tensor, *, beta: float = 1.0) -> Tensor:
     """Return `log p(x|z) + β (log p(z) − log q(z|x))`, `[draws, batch]`, in nats.
 
-    log_likelihood, log_ratio: `[draws, batch]`. With β = 1 these are true log-weights and their
-    `elbo` and `iwae` are bounds on log p(x); with any other β they are not.
+    With β = 1 these are true log-weights and their `elbo` and `iwae` are bounds on log p(x); with
+    any other β they are not.
 
-    >>> log_weights(torch.tensor([[-3.0]]), torch.tensor([[-1.0]]), beta=2.0)
-    tensor([[-5.]])
+    Args:
+        log_likelihood: `[draws, batch]`, log p(x|z).
+        log_ratio: `[draws, batch]`, log p(z) − log q(z|x).
+        beta: the weight of the second.
+
+    Returns:
+        `[draws, batch]`.
+
+    Example:
+        >>> log_weights(torch.tensor([[-3.0]]), torch.tensor([[-1.0]]), beta=2.0)
+        tensor([[-5.]])
     """
     return log_likelihood + beta * log_ratio
 
@@ -41,11 +60,21 @@ def log_weights(log_likelihood: Tensor, log_ratio: Tensor, *, beta: float = 1.0)
 def elbo(log_weights: Tensor) -> Tensor:
     """Return the evidence lower bound `(1/K) Σ_k log w_k`, `[batch]`, in nats (MATH 2.3).
 
-    log_weights: `[draws, batch]`, K ≥ 1 draws. An unbiased estimate of the ELBO, itself a lower
-    bound on log p(x). −inf stays −inf and NaN stays NaN.
+    An unbiased estimate of the ELBO, itself a lower bound on log p(x). −inf stays −inf and
+    NaN stays NaN.
 
-    >>> elbo(torch.tensor([[-1.0, -2.0], [-3.0, -2.0]]))
-    tensor([-2., -2.])
+    Args:
+        log_weights: `[draws, batch]`, K ≥ 1 draws, in nats.
+
+    Returns:
+        `[batch]`, differentiable in the weights.
+
+    Raises:
+        ArgumentValueError: for another shape.
+
+    Example:
+        >>> elbo(torch.tensor([[-1.0, -2.0], [-3.0, -2.0]]))
+        tensor([-2., -2.])
     """
     require(log_weights.ndim == 2, "log_weights", "[draws, batch]", list(log_weights.shape))
     return log_weights.mean(0)
@@ -54,12 +83,22 @@ def elbo(log_weights: Tensor) -> Tensor:
 def iwae(log_weights: Tensor) -> Tensor:
     """Return the importance-weighted bound `log (1/K) Σ_k w_k`, `[batch]`, in nats (MATH 2.5).
 
-    log_weights: `[draws, batch]`, K ≥ 1 draws; K = 1 is the ELBO. In expectation it rises with K
-    to log p(x) and never passes it. Its gradient weighs draws by their normalised weights.
+    In expectation it rises with K to log p(x) and never passes it; K = 1 is the ELBO. Its gradient
+    weighs draws by their normalised weights.
     Reference: Burda, Grosse and Salakhutdinov (2016), eq. 8.
 
-    >>> iwae(torch.log(torch.tensor([[0.1], [0.3]]))).exp()
-    tensor([0.2000])
+    Args:
+        log_weights: `[draws, batch]`, K ≥ 1 draws, in nats.
+
+    Returns:
+        `[batch]`, differentiable in the weights.
+
+    Raises:
+        ArgumentValueError: for another shape.
+
+    Example:
+        >>> iwae(torch.log(torch.tensor([[0.1], [0.3]]))).exp()
+        tensor([0.2000])
     """
     require(log_weights.ndim == 2, "log_weights", "[draws, batch]", list(log_weights.shape))
     return log_mean_exp(log_weights, dim=0)
@@ -68,14 +107,24 @@ def iwae(log_weights: Tensor) -> Tensor:
 def renyi(log_weights: Tensor, alpha: float) -> Tensor:
     """Return the variational Rényi bound `1/(1−α) · log (1/K) Σ_k w_k^(1−α)`, `[batch]`, in nats.
 
-    log_weights: `[draws, batch]`. With infinitely many draws it is `log p(x) − D_α(q‖posterior)`:
-    the ELBO as α → 1 (taken as its limit there), log p(x) at α = 0, where it is `iwae`; a lower
-    bound on log p(x) for α > 0 and an upper one for α < 0. From K draws it is biased towards the
-    ELBO (Jensen). Errors: `ArgumentValueError` for other shapes or an α that is not finite.
+    With infinitely many draws it is `log p(x) − D_α(q‖posterior)`: the ELBO as α → 1 (taken as its
+    limit there), log p(x) at α = 0, where it is `iwae`; a lower bound on log p(x) for α > 0 and an
+    upper one for α < 0. From K draws it is biased towards the ELBO (Jensen).
     Reference: Li and Turner (2016), "Rényi divergence variational inference", eq. 6.
 
-    >>> renyi(torch.log(torch.tensor([[0.1], [0.3]])), 0.0).exp()
-    tensor([0.2000])
+    Args:
+        log_weights: `[draws, batch]`, in nats.
+        alpha: the order, any finite number.
+
+    Returns:
+        `[batch]`, differentiable in the weights.
+
+    Raises:
+        ArgumentValueError: for another shape or an α that is not finite.
+
+    Example:
+        >>> renyi(torch.log(torch.tensor([[0.1], [0.3]])), 0.0).exp()
+        tensor([0.2000])
     """
     require(math.isfinite(alpha), "alpha", "a finite number", alpha)
     require(log_weights.ndim == 2, "log_weights", "[draws, batch]", list(log_weights.shape))
@@ -90,18 +139,26 @@ def score_function(log_weights: Tensor, log_q: Tensor) -> Tensor:
     The value is that of `elbo`, exactly. The gradient to q's parameters is `(1/K) Σ_k (log w_k −
     b_k) ∂ log q(z_k)`, where b_k is the mean of the other draws' log-weights (a control variate
     that leaves the expectation alone, and removes what all log-weights have in common): unbiased
-    for discrete z and for densities with jumps, of higher variance than reparameterisation.
-
-    log_weights, log_q: `[draws, batch]`, K ≥ 2, in nats; log_q differentiable in q's parameters at
-    fixed draws. The gradient to everything else, through log_weights with log q detached, is the
-    ELBO's. Errors: `ArgumentValueError` for one draw or other shapes.
+    for discrete z and for densities with jumps, of higher variance than reparameterisation. The
+    gradient to everything else, through log_weights with log q detached, is the ELBO's.
     Reference: Mnih and Rezende (2016), "Variational inference for Monte Carlo objectives";
     Kool, van Hoof and Welling (2019), "Buy 4 REINFORCE samples, get a baseline for free!".
 
-    >>> log_q = torch.tensor([[-1.0], [-2.0]], requires_grad=True)
-    >>> score_function(torch.tensor([[-3.0], [-5.0]]), log_q).backward()
-    >>> log_q.grad.flatten()
-    tensor([ 1., -1.])
+    Args:
+        log_weights: `[draws, batch]`, K ≥ 2, in nats.
+        log_q: `[draws, batch]`, in nats, differentiable in q's parameters at fixed draws.
+
+    Returns:
+        `[batch]`, in nats.
+
+    Raises:
+        ArgumentValueError: for one draw or other shapes.
+
+    Example:
+        >>> log_q = torch.tensor([[-1.0], [-2.0]], requires_grad=True)
+        >>> score_function(torch.tensor([[-3.0], [-5.0]]), log_q).backward()
+        >>> log_q.grad.flatten()
+        tensor([ 1., -1.])
     """
     require(log_weights.ndim == 2, "log_weights", "[draws, batch]", list(log_weights.shape))
     draws = len(log_weights)
@@ -121,15 +178,24 @@ def doubly_reparameterised(log_weights: Tensor, z: Tensor) -> Tensor:
     weights through z alone, has the same expectation as that of `iwae`, and a signal-to-noise
     ratio that does not sink as K grows: `Σ_k w̄_k² ∂log w_k/∂z_k · ∂z_k/∂φ` with normalised weights
     w̄. The gradient to everything else (the decoder) is that of `iwae`.
-
-    log_weights: `[draws, batch]`, in nats, computed with the parameters of q *detached* in
-    log q(z|x). z: the reparameterised draws they were computed from, `[draws, batch, latent]`; a
-    hook on z scales its gradient, so use z for nothing else.
     Reference: Tucker et al. (2019), "Doubly Reparameterized Gradient Estimators", eq. 8.
 
-    >>> z = torch.zeros(2, 1, 1, requires_grad=True) * 1.0
-    >>> doubly_reparameterised(z.sum(-1) + torch.tensor([[0.0], [0.0]]), z)
-    tensor([0.], grad_fn=<AddBackward0>)
+    Args:
+        log_weights: `[draws, batch]`, in nats, computed with the parameters of q *detached* in
+            log q(z|x).
+        z: `[draws, batch, latent]`, the reparameterised draws they were computed from; a hook on z
+            scales its gradient, so use z for nothing else.
+
+    Returns:
+        `[batch]`, in nats.
+
+    Raises:
+        ArgumentValueError: for log-weights of another shape.
+
+    Example:
+        >>> z = torch.zeros(2, 1, 1, requires_grad=True) * 1.0
+        >>> doubly_reparameterised(z.sum(-1) + torch.tensor([[0.0], [0.0]]), z)
+        tensor([0.], grad_fn=<AddBackward0>)
     """
     weights = torch.softmax(log_weights.detach(), 0)
     if z.requires_grad:
@@ -143,18 +209,28 @@ def beta_elbo(
 ) -> Tensor:
     """Return `(1/K) Σ_k log p(x|z_k) − β Σ_j KL_j`, `[batch]`, in nats, with a closed-form KL.
 
-    log_likelihood: `[draws, batch]`, summed over the dimensions of x. kl: `[batch, latent]`, the
-    exact KL(q(z_j|x) ‖ p(z_j)) of every latent dimension. β = 1 and free_bits = 0 give the ELBO;
-    any other setting gives an objective that is not a bound on log p(x).
-    free_bits: nats each latent dimension may spend before it is charged: the *batch mean* of KL_j
-    is replaced by free_bits where it is lower (its gradient is then zero).
-    Errors: ValueError for a negative β or free_bits or for other shapes.
+    β = 1 and free_bits = 0 give the ELBO; any other setting gives an objective that is not a bound
+    on log p(x).
     Reference: Higgins et al. (2017), eq. 4; Kingma et al. (2016), eq. 15.
 
-    >>> beta_elbo(torch.tensor([[-10.0]]), torch.tensor([[1.0, 0.1]]), beta=2.0)
-    tensor([-12.2000])
-    >>> beta_elbo(torch.tensor([[-10.0]]), torch.tensor([[1.0, 0.1]]), free_bits=0.5)
-    tensor([-11.5000])
+    Args:
+        log_likelihood: `[draws, batch]`, in nats, summed over the dimensions of x.
+        kl: `[batch, latent]`, in nats, the exact KL(q(z_j|x) ‖ p(z_j)) of every latent dimension.
+        beta: the weight of the KL, at least 0.
+        free_bits: nats each latent dimension may spend before it is charged: the *batch mean* of
+            KL_j is replaced by free_bits where it is lower (its gradient is then zero).
+
+    Returns:
+        `[batch]`, differentiable in both.
+
+    Raises:
+        ArgumentValueError: for a negative β or free_bits or for other shapes.
+
+    Example:
+        >>> beta_elbo(torch.tensor([[-10.0]]), torch.tensor([[1.0, 0.1]]), beta=2.0)
+        tensor([-12.2000])
+        >>> beta_elbo(torch.tensor([[-10.0]]), torch.tensor([[1.0, 0.1]]), free_bits=0.5)
+        tensor([-11.5000])
     """
     require(beta >= 0, "beta", "a number of at least 0", beta)
     require(free_bits >= 0, "free_bits", "nats, at least 0", free_bits)
@@ -164,3 +240,110 @@ def beta_elbo(
         kl = kl + torch.clamp(free_bits - means, min=0.0)
         kl = torch.where(means < free_bits, kl.detach(), kl)
     return elbo(log_likelihood) - beta * kl.sum(-1)
+
+
+Objective = Literal["elbo", "iwae", "renyi"]
+Gradient = Literal["reparameterised", "stl", "dreg", "score"]
+
+
+class Loss(Protocol):
+    """A function of the family and its noise `[n, noise_dim]`: a scalar to minimise, in nats."""
+
+    def __call__(self, family: Family, noise: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return the loss, for all data or for the rows of a mini-batch."""
+        ...
+
+
+def loss_of(
+    target: Target,
+    *,
+    objective: Objective = "elbo",
+    gradient: Gradient = "reparameterised",
+    group: int = 8,
+    alpha: float = 0.5,
+    log_density: RowsDensity | None = None,
+) -> Loss:
+    """Return the loss, minus the objective's estimate, as a function of the family and its noise.
+
+    Reference: Roeder, Wu and Duvenaud (2017), "Sticking the landing"; Tucker et al. (2019).
+
+    Args:
+        target: p.
+        objective: "elbo"; "iwae" and "renyi", averaged over groups of draws.
+        gradient: "reparameterised" (with the closed-form entropy where there is one); "stl",
+            sticking the landing: the path derivative alone, whose variance vanishes as q tends to
+            the posterior, for the ELBO; "dreg", its counterpart for "iwae"; "score", for the ELBO
+            of what cannot be reparameterised.
+        group: draws in each importance-weighted term.
+        alpha: the order of "renyi".
+        log_density: what stands in for the target's own (a control variate).
+
+    Returns:
+        The loss, in nats.
+
+    Raises:
+        ArgumentValueError: for an unknown name or a pair that does not belong together.
+    """
+    known = objective in get_args(Objective)
+    require(known, "objective", "elbo, iwae or renyi", repr(objective))
+    known = gradient in get_args(Gradient)
+    require(known, "gradient", "reparameterised, stl, dreg or score", repr(gradient))
+    partner = {"stl": "elbo", "dreg": "iwae", "score": "elbo"}.get(gradient, objective)
+    require(partner == objective, "gradient", f"one for {objective}", gradient, "reparameterised")
+    require(group >= 1, "group", "at least 1 draw", group)
+    require(math.isfinite(alpha), "alpha", "a finite number", alpha)
+    log_p = target.log_density if log_density is None else log_density
+    if objective == "elbo":
+        losses = {"reparameterised": _plain, "stl": _stl, "score": _score}
+        return lambda family, noise, rows=None: losses[gradient](family, noise, log_p, rows)
+    power = 0.0 if objective == "iwae" else alpha
+
+    def grouped(family: Family, noise: Tensor, rows: Tensor | None = None) -> Tensor:
+        draws, size = family.push(noise), math.gcd(group, len(noise))
+        if gradient == "dreg":
+            return -_doubly(family, draws, len(noise), size, log_p, rows)
+        logs = draws.spread(log_p(draws.z, rows) - draws.log_q)
+        logs = _grouped(logs, len(noise), size)
+        return -(iwae(logs) if power == 0.0 else renyi(logs, power)).mean()
+
+    return grouped
+
+
+def _plain(family: Family, noise: Tensor, log_p: RowsDensity, rows: Tensor | None) -> Tensor:
+    draws, entropy = family.push(noise), family.entropy()
+    if entropy is None:
+        return -draws.mean(log_p(draws.z, rows) - draws.log_q)
+    return -draws.mean(log_p(draws.z, rows)) - entropy
+
+
+def _stl(family: Family, noise: Tensor, log_p: RowsDensity, rows: Tensor | None) -> Tensor:
+    draws = family.push(noise)
+    return -draws.mean(log_p(draws.z, rows) - family.held_log_prob(draws.z))
+
+
+def _score(family: Family, noise: Tensor, log_p: RowsDensity, rows: Tensor | None) -> Tensor:
+    z = family.push(noise).z.detach()
+    log_q = family.log_prob(z)
+    weights = (log_p(z, rows) - log_q).detach()
+    return -score_function(weights[:, None], log_q[:, None]).sum()
+
+
+def _doubly(
+    family: Family, draws: Draws, n: int, size: int, log_p: RowsDensity, rows: Tensor | None
+) -> Tensor:
+    z = _grouped(draws.z, n, size)
+    flat = z.flatten(0, 1)
+    logs = log_p(flat, rows) - family.held_log_prob(flat)
+    spread = draws._replace(share=_shares_like(draws, n, size)).spread(logs)
+    return doubly_reparameterised(spread.reshape(z.shape[:2]), z).mean()
+
+
+def _shares_like(draws: Draws, n: int, size: int) -> Tensor | None:
+    return None if draws.share is None else _grouped(draws.share, n, size).flatten()
+
+
+def _grouped(values: Tensor, n: int, size: int) -> Tensor:
+    """Arrange `[strata · n, …]` as `[strata · size, n / size, …]`: a group has every stratum."""
+    strata = len(values) // n
+    shaped = values.reshape(strata, size, n // size, *values.shape[1:])
+    return shaped.flatten(0, 1)

@@ -19,6 +19,7 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
 
 from kullback.exact.bregman import (
+    HALF_LOG_2PI,
     log_excess,
     log_ratio,
     of_log_bessel,
@@ -94,7 +95,7 @@ class InverseGaussian(Distribution):
         if self._validate_args:
             self._validate_sample(value)
         bend = self.concentration * ((value - self.loc) / self.loc) ** 2 / value
-        return 0.5 * (self.concentration.log() - math.log(2 * math.pi) - 3 * value.log() - bend)
+        return 0.5 * (self.concentration.log() - 2 * HALF_LOG_2PI - 3 * value.log() - bend)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw `[*sample_shape, *batch]` from a squared normal and a coin, without gradient."""
@@ -154,18 +155,21 @@ def _cauchy_kl(gap: Tensor, scale_p: Tensor, scale_q: Tensor) -> Tensor:
 
 def gamma_kl(shape_p: Tensor, rate_p: Tensor, shape_q: Tensor, rate_q: Tensor) -> Tensor:
     """Return `KL(Gamma(a_p, b_p)‖Gamma(a_q, b_q))`, concentrations and rates."""
-    return gamma_kl_of_steps(shape_p, shape_q - shape_p, log_ratio(rate_q, rate_p))
+    log_rate = log_ratio(rate_q, rate_p)
+    return gamma_kl_of_steps(shape_p, shape_q - shape_p, log_rate, other=shape_q)
 
 
-def gamma_kl_of_steps(shape: Tensor, step: Tensor, log_rate: Tensor) -> Tensor:
+def gamma_kl_of_steps(
+    shape: Tensor, step: Tensor, log_rate: Tensor, *, other: Tensor | None = None
+) -> Tensor:
     """`D(a_q, a_p) + a_q (r − 1 − log r)`, r = m_p/m_q of the means a/b, D that of φ.
 
     `φ = log Γ(a) − a log a + a`, in Stirling's form `−½ log a + s(a)`, which has no large part.
-    shape: a_p. step: a_q − a_p. log_rate: log b_q/b_p.
+    shape: a_p. step: a_q − a_p. log_rate: log b_q/b_p. other: a_q, where it is known.
     """
-    other = shape + step
+    other = shape + step if other is None else other
     log_shape = log_ratio(other, shape, step=step)
-    shapes = 0.5 * log_excess(log_shape) + of_stirling(shape, step)
+    shapes = 0.5 * log_excess(log_shape) + of_stirling(shape, step, y=other)
     return shapes + other * log_excess(log_rate - log_shape)
 
 
@@ -174,25 +178,27 @@ def _gamma(p: Parameters, q: Parameters) -> Tensor:
 
 
 def _dirichlet(p: Parameters, q: Parameters) -> Tensor:
-    return dirichlet_kl_of_steps(p.concentration, q.concentration - p.concentration)
+    first, second = p.concentration, q.concentration
+    return dirichlet_kl_of_steps(first, second - first, q=second)
 
 
-def dirichlet_kl_of_steps(p: Tensor, steps: Tensor) -> Tensor:
+def dirichlet_kl_of_steps(p: Tensor, steps: Tensor, *, q: Tensor | None = None) -> Tensor:
     """`Σ D(q_k, p_k) − D(Q, P)`, D the Bregman divergence of log Γ, P and Q the sums.
 
-    steps: q − p. In Stirling's form the large parts of D add up to `Q·KL(q/Q‖p/P)`, the logarithms'
-    to `½ KL(p/P‖q/Q) + ½ Σ (1 − p_k/P)(r_k − 1 − log r_k)`, r = q/p.
+    steps: q − p. q: where it is known; `p + steps` if None. In Stirling's form the large parts of D
+    add up to `Q·KL(q/Q‖p/P)`, the logarithms' to
+    `½ KL(p/P‖q/Q) + ½ Σ (1 − p_k/P)(r_k − 1 − log r_k)`, r = q/p.
     """
     p, steps = torch.broadcast_tensors(p, steps)  # type: ignore[no-untyped-call]
-    q, total_p, total_step = p + steps, p.sum(-1), steps.sum(-1)
-    total_q = total_p + total_step
+    q = p + steps if q is None else q.expand(p.shape)
+    total_p, total_step, total_q = p.sum(-1), steps.sum(-1), q.sum(-1)
     share_p, share_q = p / total_p[..., None], q / total_q[..., None]
     log_steps = log_ratio(q, p, step=steps)
     turned = log_steps - log_ratio(total_q, total_p, step=total_step)[..., None]
     forward = _table_terms(share_p, share_q, turned).sum(-1)
     backward = _table_terms(share_q, share_p, -turned).sum(-1)
     logs = ((1 - share_p) * log_excess(log_steps)).sum(-1)
-    rest = of_stirling(p, steps).sum(-1) - of_stirling(total_p, total_step)
+    rest = of_stirling(p, steps, y=q).sum(-1) - of_stirling(total_p, total_step, y=total_q)
     return total_q * backward + 0.5 * (forward + logs) + rest
 
 
@@ -207,7 +213,7 @@ def beta_kl(one_p: Tensor, zero_p: Tensor, one_q: Tensor, zero_q: Tensor) -> Ten
     """Return `KL(Beta(a_p, b_p)‖Beta(a_q, b_q))`: the Dirichlet of two."""
     given = torch.broadcast_tensors(one_p, zero_p, one_q, zero_q)  # type: ignore[no-untyped-call]
     p, q = torch.stack(given[:2], -1), torch.stack(given[2:], -1)
-    return dirichlet_kl_of_steps(p, q - p)
+    return dirichlet_kl_of_steps(p, q - p, q=q)
 
 
 def _beta(p: Parameters, q: Parameters) -> Tensor:
@@ -217,7 +223,7 @@ def _beta(p: Parameters, q: Parameters) -> Tensor:
 def _gumbel_kl(shift: Tensor, ratio: Tensor, ratio_step: Tensor) -> Tensor:
     """`(e^y − 1 − y) + D(ρ, 1)`, ρ = β_p/β_q, y = (μ_q − μ_p)/β_q + log Γ(1 + ρ), D of log Γ."""
     one = torch.ones_like(ratio_step)
-    bend = of_log_gamma(one, ratio_step)
+    bend = of_log_gamma(one, ratio_step, y=ratio)
     log_gamma = bend + log_ratio(ratio, one, step=ratio_step) - EULER * ratio_step
     return log_excess(shift + log_gamma) + bend
 
@@ -300,14 +306,14 @@ def _wishart(p: Parameters, q: Parameters) -> Tensor:
     half_p, half_q = p.df / 2, q.df / 2
     log_df = log_ratio(half_p, half_q)
     below = solve_lower(q.scale_tril, p.scale_tril - q.scale_tril).tril(-1)
-    diagonals = [d.scale_tril.diagonal(dim1=-2, dim2=-1) for d in (p, q)]
-    log_steps = 2 * log_ratio(*diagonals) + log_df[..., None]
+    first, second = (d.scale_tril.diagonal(dim1=-2, dim2=-1) for d in (p, q))
+    log_steps = 2 * log_ratio(first, second) + log_df[..., None]
     matrices = log_excess(log_steps).sum(-1) + log_df.exp() * below.square().sum((-1, -2))
     steps = torch.arange(size, device=p.df.device) / 2
     step = (half_q - half_p)[..., None]
-    each = of_log_gamma(half_p[..., None] - steps, step) - relative_entropy(
-        half_q[..., None], half_p[..., None], step=-step
-    )
+    other = half_q[..., None]
+    each = of_log_gamma(half_p[..., None] - steps, step, y=other - steps)
+    each = each - relative_entropy(other, half_p[..., None], step=-step)
     return half_q * matrices + each.sum(-1)
 
 
@@ -322,9 +328,11 @@ def _lkj(p: Parameters, q: Parameters) -> Tensor:
     rows = torch.arange(2, size + 1, dtype=eta_p.dtype, device=eta_p.device)
     below, rest = (rows - 1) / 2, (size - rows) / 2
     step = eta_q - eta_p
-    wide = torch.broadcast_tensors(below, eta_p + rest, torch.zeros_like(below), step)  # type: ignore[no-untyped-call]
-    first, steps = torch.stack(wide[:2], -1), torch.stack(wide[2:], -1)
-    return dirichlet_kl_of_steps(first, steps).sum(-1)
+    none = torch.zeros_like(below)
+    wide = torch.broadcast_tensors(below, eta_p + rest, none, step, eta_q + rest)  # type: ignore[no-untyped-call]
+    first, steps = torch.stack(wide[:2], -1), torch.stack(wide[2:4], -1)
+    second = torch.stack([wide[0], wide[4]], -1)
+    return dirichlet_kl_of_steps(first, steps, q=second).sum(-1)
 
 
 _GIL = "Gil, Alajaji and Linder 2013, table 2"

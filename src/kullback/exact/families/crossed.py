@@ -14,7 +14,10 @@ import torch
 import torch.distributions as families
 from torch import Tensor
 
+from kullback.exact import limits
 from kullback.exact.bregman import (
+    HALF_LOG_2PI,
+    NORMAL_ENTROPY,
     inverse_sinh_mean,
     log1mexp,
     log_excess,
@@ -32,9 +35,6 @@ from .continuous import EULER, beta_kl, gamma_kl, tilt
 from .pair import Pair, Parameters, float_dtype, in_float64
 
 __all__ = ["CROSSED", "INFINITE", "beta_negentropy", "gamma_negentropy"]
-
-_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-_NORMAL_ENTROPY = _HALF_LOG_2PI + 0.5  # of scale 1
 
 
 def gamma_negentropy(shape: Tensor) -> Tensor:
@@ -88,18 +88,18 @@ def _beta_normal(p: Parameters, q: Parameters) -> Tensor:
 
 def _gumbel_normal(p: Parameters, q: Parameters) -> Tensor:
     scale = math.pi / math.sqrt(6) * p.scale
-    negentropy = _NORMAL_ENTROPY + math.log(math.pi / math.sqrt(6)) - 1 - EULER
+    negentropy = NORMAL_ENTROPY + math.log(math.pi / math.sqrt(6)) - 1 - EULER
     gap = (p.loc - q.loc) + EULER * p.scale
     return _to_normal(negentropy, log_ratio(scale, q.scale), gap, q)
 
 
 def _laplace_normal(p: Parameters, q: Parameters) -> Tensor:
-    negentropy = _NORMAL_ENTROPY - 0.5 * math.log(2) - 1
+    negentropy = NORMAL_ENTROPY - 0.5 * math.log(2) - 1
     return _to_normal(negentropy, log_ratio(math.sqrt(2) * p.scale, q.scale), p.loc - q.loc, q)
 
 
 def _uniform_normal(p: Parameters, q: Parameters) -> Tensor:
-    negentropy = _NORMAL_ENTROPY - 0.5 * math.log(12)
+    negentropy = NORMAL_ENTROPY - 0.5 * math.log(12)
     scale = (p.high - p.low) / math.sqrt(12)
     gap = ((p.low - q.loc) + (p.high - q.loc)) / 2
     return _to_normal(negentropy, log_ratio(scale, q.scale), gap, q)
@@ -110,7 +110,7 @@ def _pareto_normal(p: Parameters, q: Parameters) -> Tensor:
     heavy = p.alpha <= 2
     alpha = torch.where(heavy, 3, p.alpha)
     log_scale = 0.5 * alpha.log() - (alpha - 1).log() - 0.5 * (alpha - 2).log()
-    negentropy = _NORMAL_ENTROPY - 1 + log_scale + alpha.log() - 1 / alpha
+    negentropy = NORMAL_ENTROPY - 1 + log_scale + alpha.log() - 1 / alpha
     gap = (p.scale - q.loc) + p.scale / (alpha - 1)
     value = _to_normal(negentropy, log_scale + log_ratio(p.scale, q.scale), gap, q)
     return value.masked_fill(heavy, math.inf)
@@ -122,7 +122,7 @@ def _continuous_bernoulli_normal(p: Parameters, q: Parameters) -> Tensor:
     low = inverse_sinh_mean(eta)  # the mean's distance from the nearer end
     variance = sinhc_bend(eta)
     entropy = -of_log_sinhc(eta, -eta)
-    negentropy = _NORMAL_ENTROPY + 0.5 * variance.log() - entropy
+    negentropy = NORMAL_ENTROPY + 0.5 * variance.log() - entropy
     gap = torch.where(eta > 0, (1 - q.loc) - low, low - q.loc)
     return _to_normal(negentropy, 0.5 * variance.log() - q.scale.log(), gap, q)
 
@@ -132,7 +132,7 @@ def _normal_laplace(p: Parameters, q: Parameters) -> Tensor:
     gap, log_step = (p.loc - q.loc) / p.scale, log_ratio(p.scale, q.scale)
     folded = math.sqrt(2 / math.pi) * torch.exp(-0.5 * gap**2)
     folded = folded + gap * torch.erf(gap / math.sqrt(2))
-    return math.log(2) - _NORMAL_ENTROPY - log_step + p.scale / q.scale * folded
+    return math.log(2) - NORMAL_ENTROPY - log_step + p.scale / q.scale * folded
 
 
 def _normal_gumbel(p: Parameters, q: Parameters) -> Tensor:
@@ -140,7 +140,7 @@ def _normal_gumbel(p: Parameters, q: Parameters) -> Tensor:
     log_step = log_ratio(p.scale, q.scale)
     half = 0.5 * torch.exp(2 * log_step)
     tilted = half - (p.loc - q.loc) / q.scale
-    return 0.5 * log_excess(2 * log_step) + 1 - _HALF_LOG_2PI + log_excess(tilted)
+    return 0.5 * log_excess(2 * log_step) + 1 - HALF_LOG_2PI + log_excess(tilted)
 
 
 def _gamma_gumbel(p: Parameters, q: Parameters) -> Tensor:
@@ -158,7 +158,7 @@ def _gamma_to_gumbel(shape: Tensor, rate: Tensor, q: Parameters) -> Tensor:
     """
     scaled = rate * q.scale
     log_more = torch.log1p(1 / scaled)
-    entropy = 0.5 * shape.log() + _NORMAL_ENTROPY - gamma_negentropy(shape)
+    entropy = 0.5 * shape.log() + NORMAL_ENTROPY - gamma_negentropy(shape)
     tilted = q.loc / q.scale - shape * log_more
     return scaled.log() - entropy + shape * log_excess(log_more) + 1 + log_excess(tilted)
 
@@ -196,7 +196,7 @@ def _beta_to_gamma(a: Tensor, b: Tensor, shape: Tensor, rate: Tensor) -> Tensor:
     """
     n, step = a + b, shape - a
     log_shape = log_ratio(shape, a)
-    own = 0.5 * log_excess(log_shape) + of_stirling(a, step)
+    own = 0.5 * log_excess(log_shape) + of_stirling(a, step, y=shape)
     means = shape * log_excess(log_ratio(rate, n) - log_shape)
     slope_b = stirling_slope(b)
     rest = 0.5 * log_excess(-torch.log1p(a / b)) + a / (2 * b * n)
@@ -223,7 +223,7 @@ def _beta_continuous_bernoulli(p: Parameters, q: Parameters) -> Tensor:
     """
     eta = tilt(q)
     a, b = torch.broadcast_tensors(p.concentration1, p.concentration0)  # type: ignore[no-untyped-call]
-    near = eta.abs() <= _TILTED
+    near = eta.abs() <= limits.MIN_EXPONENTIAL_TILT
     small, large = torch.where(near, eta, 0), torch.where(near, 1, eta.abs())
     flat = _beta_to_unit(p) + log_sinhc(small) - small * (a - b) / (2 * (a + b))
     one, zero = torch.where(eta > 0, b, a), torch.where(eta > 0, a, b)
@@ -275,7 +275,7 @@ def _uniform_gamma(p: Parameters, q: Parameters) -> Tensor:
     outside = p.low < 0
     low = torch.where(outside, p.high / 2, p.low)
     middle, shape = low / 2 + p.high / 2, q.concentration
-    shapes = _HALF_LOG_2PI + stirling(shape) - 0.5 * shape.log()
+    shapes = HALF_LOG_2PI + stirling(shape) - 0.5 * shape.log()
     means = shape * log_excess(q.rate.log() + middle.log() - shape.log())
     spread = log_ratio(p.high - low, middle)
     value = shapes + means + (1 - shape) * _mean_log(low, p.high, middle) - spread
@@ -285,7 +285,7 @@ def _uniform_gamma(p: Parameters, q: Parameters) -> Tensor:
 def _mean_log(low: Tensor, high: Tensor, middle: Tensor) -> Tensor:
     """Return `E log(x/mid)` of x uniform: for small ρ = w/(2 mid) `−Σ ρ^2k/(2k(2k + 1))`."""
     half = (high - low) / (2 * middle)
-    near = half < 0.3
+    near = half < limits.MAX_MEAN_LOG_SERIES
     small, large = torch.where(near, half, 0), torch.where(near, 0.5, half)
     series = sum(small ** (2 * k) / (2 * k * (2 * k + 1)) for k in range(1, 16))
     ends = torch.xlogy(high / middle, high / middle) - torch.xlogy(low / middle, low / middle)
@@ -344,7 +344,7 @@ def _pareto_to_gamma(p: Parameters, shape: Tensor, rate: Tensor) -> Tensor:
     heavy = p.alpha <= 1
     alpha = torch.where(heavy, 2, p.alpha)
     less = torch.log1p(-1 / alpha)
-    shapes = _HALF_LOG_2PI + stirling(shape) - 0.5 * shape.log()
+    shapes = HALF_LOG_2PI + stirling(shape) - 0.5 * shape.log()
     means = log_excess(rate.log() + p.scale.log() - less - shape.log())
     value = alpha.log() - 1 + shapes + shape * (means + log_excess(less))
     return value.masked_fill(heavy, math.inf)
@@ -371,7 +371,6 @@ INFINITE: dict[type, tuple[type, ...]] = {
 }
 _MOMENTS = "negentropy, and the Normal of p's mean and variance"
 _MEANS = "E x and E log x in Stirling's form"
-_TILTED = 4.0  # below, a continuous Bernoulli is not close to the Exponential that it cuts off
 _GAMMA = "Gamma; an Exponential has shape 1"
 _MGF = "the moment generating function of p at −1/β"
 

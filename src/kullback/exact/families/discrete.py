@@ -12,8 +12,8 @@ import torch
 import torch.distributions as families
 from torch import Tensor
 
-from kullback.core import ArgumentValueError, require
-from kullback.core.checks import message
+from kullback.core import ArgumentValueError, message, require
+from kullback.exact import limits
 from kullback.exact.bregman import (
     log_excess,
     log_ratio,
@@ -126,8 +126,8 @@ def bernoulli_kl(p: Any, q: Any) -> Tensor:
         return value
     base, step = _wide(p.logits), _wide(q.logits) - _wide(p.logits)
     near = (step.abs() <= 1) & base.isfinite()
-    safe = torch.where(near, base, 0), torch.where(near, step, 0)
-    return torch.where(near, of_softplus(*safe), value)
+    bend = of_softplus(torch.where(near, base, 0), torch.where(near, step, 0))
+    return torch.where(near, bend, value)
 
 
 def _in_their_dtype(function: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
@@ -151,9 +151,11 @@ def _binomial(p: Any, q: Any) -> Tensor:
 
 def _too_many(p: Any, q: Any) -> Exception | None:
     """Return the error where p has fewer trials than q, and q too many for a sum."""
-    if int(q.total_count.max()) <= _MOST_SUMMED or not bool((p.total_count < q.total_count).any()):
+    if int(q.total_count.max()) <= limits.MAX_BINOMIAL_TRIALS or not bool(
+        (p.total_count < q.total_count).any()
+    ):
         return None
-    expected = f"p's to be at least q's, or at most {_MOST_SUMMED:,} to sum over"
+    expected = f"p's to be at least q's, or at most {limits.MAX_BINOMIAL_TRIALS:,} to sum over"
     return ArgumentValueError(message("total_count", expected, int(q.total_count.max())))
 
 
@@ -167,7 +169,9 @@ def _outside(p: Any, q: Any) -> Tensor:
 def _summed_binomials(p: Any, q: Any) -> Tensor:
     """`Σ_k p (q/p − 1 − log q/p) + Q(k > n)`, n of p: terms ≥ 0, over the support of q."""
     first, second = tables_of(p, q)
-    (miss_p, hit_p), (miss_q, hit_q) = (t.prob.clamp(min=_TINY).unbind(-1) for t in (first, second))
+    (miss_p, hit_p), (miss_q, hit_q) = (
+        t.prob.clamp(min=limits.MIN_POSITIVE).unbind(-1) for t in (first, second)
+    )
     n, extra = p.total_count.to(hit_p), (q.total_count - p.total_count).to(hit_p).clamp(min=0)
     most = int(q.total_count.max())
     log_p, log_q = (
@@ -197,7 +201,10 @@ def log_binomial(count: Tensor, miss: Tensor, hit: Tensor, *, most: int) -> Tens
     k = torch.arange(most + 1, dtype=hit.dtype, device=hit.device)
     k = k.reshape(-1, *[1] * torch.broadcast_tensors(n, hit)[0].ndim)  # type: ignore[no-untyped-call]
     rest = (n - k).clamp(min=0)
-    chances = k * hit.clamp(min=_TINY).log() + rest * miss.clamp(min=_TINY).log()
+    chances = (
+        k * hit.clamp(min=limits.MIN_POSITIVE).log()
+        + rest * miss.clamp(min=limits.MIN_POSITIVE).log()
+    )
     ways = (n + 1).lgamma() - (k + 1).lgamma() - (rest + 1).lgamma()
     return (ways + chances).masked_fill(k > n, _BEYOND)
 
@@ -236,7 +243,8 @@ def _other_counts(p: Any, q: Any) -> Exception | None:
 
 def _poisson(p: Any, q: Any) -> Tensor:
     """`λ log(λ/μ) − λ + μ`, the same term as in a table; rates may be 0."""
-    return relative_entropy(*torch.broadcast_tensors(p.rate, q.rate))  # type: ignore[no-untyped-call]
+    first, second = torch.broadcast_tensors(p.rate, q.rate)  # type: ignore[no-untyped-call]
+    return relative_entropy(first, second)
 
 
 def _bernoulli_poisson(p: Any, q: Any) -> Tensor:
@@ -256,8 +264,6 @@ def _times(count: Tensor, value: Tensor) -> Tensor:
 
 
 _BEYOND = -1e9  # for the log of no mass
-_TINY = 1e-300  # a probability of 0, whose log is finite
-_MOST_SUMMED = 1_000_000  # trials
 _TABLE = "the sum itself, `tables.kl`"
 _TRIALS = "trials are independent: the Bernoulli KL times their expected number"
 

@@ -11,7 +11,14 @@ import torch
 import torch.distributions as families
 from torch import Tensor
 
-from kullback.exact.bregman import of_log_sinhc, stirling, stirling_slope, stirling_slope_step
+from kullback.exact.bregman import (
+    HALF_LOG_2PI,
+    NORMAL_ENTROPY,
+    of_log_sinhc,
+    stirling,
+    stirling_slope,
+    stirling_slope_step,
+)
 from kullback.exact.table_sums import cross_sum
 
 from .continuous import EULER, tilt
@@ -20,8 +27,6 @@ from .discrete import log_binomial, result_dtype, table_of
 from .pair import Pair, Parameters, in_float64, log_diagonal
 
 __all__ = ["ENTROPIES"]
-
-_NORMAL = 0.5 * math.log(2 * math.pi * math.e)
 
 
 def _table(p: Any) -> Tensor:
@@ -38,7 +43,7 @@ def _geometric(p: Any) -> Tensor:
 def _gamma(p: Parameters) -> Tensor:
     """`½ log 2πe a − log b − J(a)`, J the negentropy."""
     a = p.concentration
-    return _NORMAL + 0.5 * a.log() - p.rate.log() - gamma_negentropy(a)
+    return NORMAL_ENTROPY + 0.5 * a.log() - p.rate.log() - gamma_negentropy(a)
 
 
 def _inverse_gamma(p: Parameters) -> Tensor:
@@ -54,7 +59,7 @@ def _beta_entropy(a: Tensor, b: Tensor) -> Tensor:
     """`½ log 2πe σ² − J(a, b)`, J the negentropy."""
     n = a + b
     spread = 0.5 * (a.log() + b.log() - torch.log1p(n)) - n.log()
-    return _NORMAL + spread - beta_negentropy(a, b)
+    return NORMAL_ENTROPY + spread - beta_negentropy(a, b)
 
 
 def _dirichlet(p: Parameters) -> Tensor:
@@ -73,7 +78,7 @@ def _von_mises(p: Parameters) -> Tensor:
     kappa = p.concentration
     i0e = torch.special.i0e(kappa)
     mean: Tensor = torch.special.i1e(kappa) / i0e
-    value: Tensor = math.log(2 * math.pi) + i0e.log() + kappa * (1 - mean) + 0 * p.loc
+    value: Tensor = 2 * HALF_LOG_2PI + i0e.log() + kappa * (1 - mean) + 0 * p.loc
     return value
 
 
@@ -91,7 +96,7 @@ def _student_t(p: Parameters) -> Tensor:
     more, half = torch.log1p(0.5 / x), torch.full_like(x, 0.5)
     slopes = (x + 0.5) * (more + 0.25 / (x * (x + 0.5)) + stirling_slope_step(x, half))
     gammas = x * more - 0.5 + stirling(x + 0.5) - stirling(x)
-    return slopes - gammas + 0.5 * math.log(2 * math.pi) + p.scale.log() + 0 * p.loc
+    return slopes - gammas + HALF_LOG_2PI + p.scale.log() + 0 * p.loc
 
 
 def _wishart(p: Parameters) -> Tensor:
@@ -105,7 +110,7 @@ def _wishart(p: Parameters) -> Tensor:
     a = (p.df[..., None] - j) / 2
     rest = stirling(a) - a * stirling_slope(a) + 0.5 * (j + (d + 1 - j) * a.digamma())
     const = 0.5 * d * (d + 1) * math.log(2) + 0.25 * d * (d - 1) * math.log(math.pi)
-    return (d + 1) * log_diagonal(tril) + const + (_NORMAL - 0.5 * a.log() + rest).sum(-1)
+    return (d + 1) * log_diagonal(tril) + const + (NORMAL_ENTROPY - 0.5 * a.log() + rest).sum(-1)
 
 
 def _binomial(p: Any) -> Tensor:
@@ -129,7 +134,7 @@ def _multinomial(p: Any) -> Tensor:
 
 def _multivariate_normal(p: Parameters) -> Tensor:
     tril = p.scale_tril
-    return tril.shape[-1] * _NORMAL + log_diagonal(tril) + 0 * p.loc.sum(-1)
+    return tril.shape[-1] * NORMAL_ENTROPY + log_diagonal(tril) + 0 * p.loc.sum(-1)
 
 
 _ONE_DIMENSION: tuple[tuple[type, Callable[[Parameters], Tensor], str], ...] = (
@@ -141,12 +146,12 @@ _ONE_DIMENSION: tuple[tuple[type, Callable[[Parameters], Tensor], str], ...] = (
     (families.Gamma, _gamma, "½ log 2πe a − log b − J, J the negentropy"),
     (families.Gumbel, lambda p: 1 + EULER + p.scale.log() + 0 * p.loc, "log β + γ + 1"),
     (families.HalfCauchy, lambda p: (2 * math.pi * p.scale).log(), "log 2πγ"),
-    (families.HalfNormal, lambda p: _NORMAL - math.log(2) + p.scale.log(), "½ log(πe σ²/2)"),
+    (families.HalfNormal, lambda p: NORMAL_ENTROPY - math.log(2) + p.scale.log(), "½ log(πe σ²/2)"),
     (families.InverseGamma, _inverse_gamma, "the Gamma's, and the slope of 1/x"),
     (families.Laplace, lambda p: 1 + math.log(2) + p.scale.log() + 0 * p.loc, "1 + log 2b"),
-    (families.LogNormal, lambda p: _NORMAL + p.scale.log() + p.loc, "½ log 2πe σ² + μ"),
+    (families.LogNormal, lambda p: NORMAL_ENTROPY + p.scale.log() + p.loc, "½ log 2πe σ² + μ"),
     (families.MultivariateNormal, _multivariate_normal, "n/2 log 2πe + log det L"),
-    (families.Normal, lambda p: _NORMAL + p.scale.log() + 0 * p.loc, "½ log 2πe σ²"),
+    (families.Normal, lambda p: NORMAL_ENTROPY + p.scale.log() + 0 * p.loc, "½ log 2πe σ²"),
     (families.Pareto, lambda p: 1 + 1 / p.alpha + (p.scale / p.alpha).log(), "log(s/α) + 1 + 1/α"),
     (families.StudentT, _student_t, "ψ and log Γ, in Stirling's form"),
     (families.Uniform, lambda p: (p.high - p.low).log(), "log(b − a)"),

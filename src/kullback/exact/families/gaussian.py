@@ -17,9 +17,9 @@ import torch
 import torch.distributions as families
 from torch import Tensor
 
-from kullback.core import ArgumentTypeError, require, require_type
-from kullback.core.checks import message
-from kullback.exact.bregman import log_excess, log_ratio
+from kullback.core import ArgumentTypeError, message, require, require_type
+from kullback.exact import limits
+from kullback.exact.bregman import HALF_LOG_2PI, NORMAL_ENTROPY, log_excess, log_ratio
 
 from .continuous import normal_kl
 from .pair import Pair, float_dtype, solve_lower
@@ -34,9 +34,6 @@ __all__ = [
     "log_overlap",
     "mixture_kl_bounds",
 ]
-
-NEAR = 0.01  # a KL below it has all eigenvalues of Σ_q⁻¹Σ_p within 0.25 of 1
-PATH_NODES = 8  # Gauss-Legendre nodes: with such eigenvalues below 1e-16 of the value
 
 
 class Gaussian(NamedTuple):
@@ -111,7 +108,7 @@ def gaussian_kl(p: Gaussian, q: Gaussian) -> Tensor:
 def entropy(p: Gaussian) -> Tensor:
     """`n/2 (1 + log 2π) + log det L`."""
     size = p.loc.shape[-1]
-    return 0.5 * size * (1 + math.log(2 * math.pi)) + p.diagonal().log().sum(-1)
+    return size * NORMAL_ENTROPY + p.diagonal().log().sum(-1)
 
 
 def log_overlap(p: Gaussian, q: Gaussian) -> Tensor:
@@ -123,7 +120,7 @@ def log_overlap(p: Gaussian, q: Gaussian) -> Tensor:
     else:
         both = Gaussian(q.loc, (p.scale**2 + q.scale**2).sqrt(), full=False)
     gap = _whiten(both, (p.loc - q.loc)[..., None])[..., 0]
-    size = p.loc.shape[-1] * math.log(2 * math.pi)
+    size = 2 * p.loc.shape[-1] * HALF_LOG_2PI
     return -0.5 * (size + gap.square().sum(-1)) - both.diagonal().log().sum(-1)
 
 
@@ -180,7 +177,7 @@ def _sum(loc: Tensor, diagonal: Tensor, factor: Tensor) -> _Sum:
     scaled = factor / diagonal.sqrt()[..., None]
     rank = scaled.shape[-1]
     identity = torch.eye(rank, dtype=scaled.dtype, device=scaled.device)
-    both = torch.cat([identity.expand(*scaled.shape[:-2], rank, rank), scaled], -2)
+    both = torch.cat([identity.expand((*scaled.shape[:-2], rank, rank)), scaled], -2)
     turned, corner = torch.linalg.qr(both)
     return _Sum(loc, diagonal, factor, turned[..., :rank, :], turned[..., rank:, :], corner)
 
@@ -223,7 +220,7 @@ def _covariance_kl(p: _Sum, q: _Sum) -> Tensor:
     """`½[tr Σ_q⁻¹Σ_p − n − log det Σ_q⁻¹Σ_p]`, by the path below where little is left of it."""
     trace = (p.diagonal * q.precision_diagonal()).sum(-1) + q.squares(p.factor)
     direct = 0.5 * (trace - p.diagonal.shape[-1] + q.log_det() - p.log_det())
-    near = direct.abs() < NEAR
+    near = direct.abs() < limits.MAX_PATH_KL
     return torch.where(near, _along_the_path(p, q), direct) if bool(near.any()) else direct
 
 
@@ -235,7 +232,7 @@ def _along_the_path(p: _Sum, q: _Sum) -> Tensor:
     ranks = [d.factor.shape[-1] for d in (p, q)]
     pads = [torch.nn.functional.pad(d.factor, (0, max(ranks) - d.factor.shape[-1])) for d in (p, q)]
     change = _Change(p.diagonal - q.diagonal, (pads[0] - pads[1]) / 2, pads[0] + pads[1])
-    nodes, weights = np.polynomial.legendre.leggauss(PATH_NODES)
+    nodes, weights = np.polynomial.legendre.leggauss(limits.PATH_NODES)
     value = torch.zeros((), dtype=torch.float64, device=p.loc.device)
     last = change.after(q)
     for t, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
@@ -260,8 +257,8 @@ class _Change(NamedTuple):
         turned = turned + self.left @ (self.right.mT @ shared)
         turned = turned + self.right @ (self.left.mT @ shared)
         columns = inverse[..., None]
-        thin = [columns * self.left, columns * self.right, -shared], [self.right, self.left, turned]
-        return _Product(inverse * self.diagonal, *(_joined(parts) for parts in thin))
+        left = _joined([columns * self.left, columns * self.right, -shared])
+        return _Product(inverse * self.diagonal, left, _joined([self.right, self.left, turned]))
 
 
 class _Product(NamedTuple):
@@ -282,7 +279,7 @@ class _Product(NamedTuple):
 
 def _joined(parts: list[Tensor]) -> Tensor:
     shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))  # type: ignore[no-untyped-call]
-    return torch.cat([part.expand(*shape, part.shape[-1]) for part in parts], -1)
+    return torch.cat([part.expand((*shape, part.shape[-1])) for part in parts], -1)
 
 
 _DENSE = (families.Independent, families.MultivariateNormal)

@@ -16,8 +16,7 @@ import torch
 import torch.distributions as families
 from torch import Tensor
 
-from kullback.core import ArgumentTypeError
-from kullback.core.checks import message
+from kullback.core import ArgumentTypeError, message
 from kullback.exact.bregman import log_excess, log_ratio
 from kullback.exact.table_sums import Table, alpha_sum, renyi_sum
 
@@ -42,43 +41,56 @@ def _from_kls(alpha: float, kl: Callable[[float, float], Tensor], good: Tensor) 
 
 def _gamma(p: Parameters, q: Parameters, alpha: float) -> Tensor:
     shape, rate = p.concentration, p.rate
-    return _gamma_order(shape, q.concentration - shape, (q.rate - rate) / rate, alpha)
+    return _gamma_order(shape, q.concentration, (q.rate - rate) / rate, alpha)
 
 
 def _exponential(p: Parameters, q: Parameters, alpha: float) -> Tensor:
     one = torch.ones_like(p.rate)
-    return _gamma_order(one, torch.zeros_like(q.rate), (q.rate - p.rate) / p.rate, alpha)
+    return _gamma_order(one, torch.ones_like(q.rate), (q.rate - p.rate) / p.rate, alpha)
 
 
-def _gamma_order(shape: Tensor, step: Tensor, rate_step: Tensor, alpha: float) -> Tensor:
-    """As for two Gammas: step is a_q − a_p, rate_step is relative, b_q/b_p − 1."""
+def _member(p: Tensor, q: Tensor, step: Tensor, at: float) -> Tensor:
+    """Return `p + at · step`, step = q − p, and the ends themselves, which the sum may lose."""
+    return {0.0: p, 1.0: q}.get(at, p + at * step)
+
+
+def _gamma_order(shape: Tensor, other: Tensor, rate_step: Tensor, alpha: float) -> Tensor:
+    """As for two Gammas of these shapes; rate_step is relative, b_q/b_p − 1."""
+    step = other - shape
     good = (shape + (1 - alpha) * step > 0) & ((1 - alpha) * rate_step > -1)
     safe_step, safe_rate = (torch.where(good, s, 0) for s in (step, rate_step))
+
+    safe = torch.where(good, other, shape)
 
     def kl(first: float, second: float) -> Tensor:
         log_rate = torch.log1p(second * safe_rate) - torch.log1p(first * safe_rate)
         near = (second - first) * safe_rate / (1 + first * safe_rate)
         log_rate = torch.where(near.abs() < 0.5, near.clamp(min=-0.9).log1p(), log_rate)
-        return gamma_kl_of_steps(shape + first * safe_step, (second - first) * safe_step, log_rate)
+        start, end = (_member(shape, safe, safe_step, at) for at in (first, second))
+        return gamma_kl_of_steps(start, (second - first) * safe_step, log_rate, other=end)
 
     return _from_kls(alpha, kl, good)
 
 
 def _beta(p: Parameters, q: Parameters, alpha: float) -> Tensor:
     first, second = (torch.stack([d.concentration1, d.concentration0], -1) for d in (p, q))
-    return _dirichlet_order(first, second - first, alpha)
+    return _dirichlet_order(first, second, alpha)
 
 
 def _dirichlet(p: Parameters, q: Parameters, alpha: float) -> Tensor:
-    return _dirichlet_order(p.concentration, q.concentration - p.concentration, alpha)
+    return _dirichlet_order(p.concentration, q.concentration, alpha)
 
 
-def _dirichlet_order(p: Tensor, steps: Tensor, alpha: float) -> Tensor:
+def _dirichlet_order(p: Tensor, q: Tensor, alpha: float) -> Tensor:
+    p, q = torch.broadcast_tensors(p, q)  # type: ignore[no-untyped-call]
+    steps = q - p
     good = (p + (1 - alpha) * steps > 0).all(-1)
     safe = torch.where(good[..., None], steps, 0)
+    end = torch.where(good[..., None], q, p)
 
     def kl(first: float, second: float) -> Tensor:
-        return dirichlet_kl_of_steps(p + first * safe, (second - first) * safe)
+        start, other = (_member(p, end, safe, at) for at in (first, second))
+        return dirichlet_kl_of_steps(start, (second - first) * safe, q=other)
 
     return _from_kls(alpha, kl, good)
 
@@ -91,7 +103,8 @@ def _poisson(p: Parameters, q: Parameters, alpha: float) -> Tensor:
 
 
 def _table(p: Any, q: Any, alpha: float) -> Tensor:
-    return renyi_sum(*tables_of(p, q), alpha).to(result_dtype(p, q))
+    first, second = tables_of(p, q)
+    return renyi_sum(first, second, alpha).to(result_dtype(p, q))
 
 
 def _gaussian(p: Any, q: Any, alpha: float) -> Tensor:

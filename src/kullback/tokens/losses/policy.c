@@ -10,11 +10,11 @@
 #include <stdint.h>
 
 /* as in sampled/limits.py */
-#define ABOVE_ZERO 1e-4f
-#define ODD -80.0f  /* e^x of log-ratios up to it, and sums of them, stay well inside float32 */
-#define FAR_BELOW -0.5f
-#define APART 1.0
-#define FLAT 1e-3
+#define MAX_LOG_PROB 1e-4f
+#define SUSPICIOUS_LOG_PROB -80.0f  /* e^x of log-ratios up to it, and sums of them, stay well inside float32 */
+#define UNSURE_LOG_PROB -0.5f
+#define MAX_MEAN_SQUARE_GAP 1.0
+#define MIN_VARIANCE_FOR_LAG 1e-3
 /* as in tokens/limits.py */
 #define MEAN_GAP 1e-3
 #define RATIO_GAP 1e-5
@@ -69,14 +69,14 @@ static inline float kept(float x, int32_t bits) {
     return word.value;
 }
 
-/* Whether a log-probability is NaN, above 0 or below ODD. */
+/* Whether a log-probability is NaN, above 0 or below SUSPICIOUS_LOG_PROB. */
 static inline int outside(float x) {
-    return !(fabsf(x - 0.5f * ODD) <= -0.5f * ODD + ABOVE_ZERO);
+    return !(fabsf(x - 0.5f * SUSPICIOUS_LOG_PROB) <= -0.5f * SUSPICIOUS_LOG_PROB + MAX_LOG_PROB);
 }
 
-/* Whether one is 0 and the other below FAR_BELOW. */
+/* Whether one is 0 and the other below UNSURE_LOG_PROB. */
 static inline int zero_beside(float x, float y) {
-    return (x * y == 0.0f) & (fabsf(x - y) > -FAR_BELOW);
+    return (x * y == 0.0f) & (fabsf(x - y) > -UNSURE_LOG_PROB);
 }
 
 /* Add a row's sums. */
@@ -214,7 +214,7 @@ int policy_terms(const Call *call, double *value) {
     const double all = found->tokens > 0 ? found->tokens : 1.0, mean = found->sum / all;
     const double variance = found->square / all - mean * mean;
     const double apart = fmax(found->ratio.log_square, found->weight.log_square) / all;
-    if (odd || (variance > FLAT && apart > APART * variance)) return GIVEN_UP;
+    if (odd || (variance > MIN_VARIANCE_FOR_LAG && apart > MAX_MEAN_SQUARE_GAP * variance)) return GIVEN_UP;
     return odd_mean(&found->weight, found->tokens, found->sequences, MEAN_GAP) * ODD_WEIGHT
         | odd_mean(&found->ratio, found->tokens, found->sequences, RATIO_GAP) * ODD_RATIO;
 }

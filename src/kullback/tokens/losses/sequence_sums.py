@@ -135,11 +135,11 @@ def mean_over(rows: Tensor, lengths: Tensor, normalise: str) -> Estimate:
         value = rows.sum() / lengths.sum()
         error, doubts, k_hat = error_bars.mean_of((rows - value * lengths) / lengths.mean(), value)
         why = "a ratio of two means: bias of order 1/sequences"
-        return error_bars.judged(value, error, len(rows), k_hat, doubts, "unknown", why)
+        return error_bars.judged(value, error, len(rows), k_hat, doubts, bias="unknown", why=why)
     rows = _each(rows, lengths, normalise)
     value = rows.mean()
     error, doubts, k_hat = error_bars.mean_of(rows - value, value)
-    return error_bars.judged(value, error, len(rows), k_hat, doubts, "none", "")
+    return error_bars.judged(value, error, len(rows), k_hat, doubts)
 
 
 def _each(rows: Tensor, lengths: Tensor, normalise: str) -> Tensor:

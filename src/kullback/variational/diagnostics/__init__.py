@@ -1,10 +1,13 @@
 """How far a fit may be trusted.
 
-- `evidence`: all that is known about a fit, one record; `diagnose`: how it is gathered;
-- `missed_modes`, `defensive_sampling`, `nested_laplace`: where samples of q do not reach;
-- `moment_corrections`, `error_bounds`: how far means and standard deviations may be off;
-- `propriety`: whether the target has a finite mass; `verdict`: the level and the sentence;
-- `summary`: the table for a person; `reference_comparison`: a fit beside samples of the truth.
+Which file answers which question:
+
+- `evidence`: what is known about a fit? One record, with two corrections of the moments.
+- `diagnose`: how is it gathered, and what does a `Diagnosis` hold?
+- `missed_modes`: does p have peaks that q has not? `defensive_sampling`: does p have mass where
+  samples of q do not reach, in its tails or along a funnel (nested Laplace approximations)?
+- `propriety`: is the target improper? `verdict`: bounds on errors, the level and the sentence.
+- `summary`: the table for a person, resampling, ArviZ, a comparison with reference draws.
 """
 
 __all__: list[str] = []

@@ -1,35 +1,238 @@
-"""Defensive importance sampling: draws of laws wider than q, where q's tails are too thin.
+"""Importance sampling where samples of q do not reach: wider distributions, and along funnels.
 
 A weight p/q is unbounded where p's tail is the heavier one, and then no number of draws of q tells
-what reweighing misses. Draws of q and of a wide law together have the weights p/(mixture of both),
-which are bounded wherever one of the two is wide enough. A Student's t about q is wide in every
-direction; a `Ridge` goes into the narrow end of a funnel, which no wider law of q's shape reaches.
-Which to use: `widely`, through `assess`.
+what reweighing misses. Draws of q and of a wide distribution together have the weights p/(mixture
+of both), which are bounded wherever one of the two is wide enough (defensive importance sampling).
+A Student's t about q is wide in every direction; a `Ridge` goes into the narrow end of a funnel,
+which no wider distribution of q's shape reaches. Which to use: `draw_wider`, through `assess`.
+
+In a hierarchical posterior a scale parameter decides how wide the others are. Where they are
+narrow, neither q nor a wider distribution of the same shape has any draws: the volume falls as the
+power of their number. So importance weights look good and miss that end. `follow` goes there by
+optimisation: at steps along the coordinate it finds the conditional mode and curvature of all
+others (nested Laplace approximations). Their Gaussians together are a proposal, a `Ridge`, that has
+draws in both ends. Which to use: `funnels` to find the coordinates, `follow` for one of them;
+`diagnose_beyond` does both.
+
 Reference: Hesterberg (1995), "Weighted average importance sampling and defensive mixture
-distributions"; Owen and Zhou (2000), "Safe and effective importance sampling".
+distributions"; Owen and Zhou (2000), "Safe and effective importance sampling"; Tierney and Kadane
+(1986), "Accurate approximations for posterior moments and marginal densities"; Rue, Martino and
+Chopin (2009), "Approximate Bayesian inference for latent Gaussian models by using integrated nested
+Laplace approximations".
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kullback.core import require
-from kullback.variational.limits import FREEDOM
+from kullback.exact import HALF_LOG_2PI
+from kullback.variational import limits
+from kullback.variational.families.family import Frame, normal_log_prob, student_t_log_prob
+from kullback.variational.target.batches import LogDensity
 
-from .nested_laplace import Ridge, Standard
+from .evidence import Pool
 
-__all__ = ["Wide", "pooled", "unreached", "widely"]
+__all__ = ["Ridge", "WiderDraws", "draw_wider", "follow", "funnels", "pooled", "unreached"]
 
-_LogDensity = Callable[[Tensor], Tensor]
+Score = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-class Wide(NamedTuple):
-    """Draws of the wide law `[m, d]`, and what is known there: log p and log q, `[m]` each, nats.
+def funnels(frame: Frame, draws: Tensor, score: Tensor) -> list[int]:
+    """Return the coordinates on which the size of the other scores depends, the strongest first.
 
-    here, there: the wide law's own log density at q's draws `[n]` and at its own `[m]`.
+    draws, score: `[n, d]`, draws of q and the gradient of log p there. For a Gaussian p the squared
+    length of the whitened score of the others does not depend on a coordinate; where that
+    coordinate is their scale, its log falls or rises along it. Costs no evaluation of p.
+
+    >>> z = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    >>> funnels(Frame.of_draws(z), z, -z)
+    []
+    >>> funnels(Frame.of_draws(z), z, torch.cat([-z[:, :1], -z[:, 1:] * z[:, :1].exp()], 1))
+    [0]
+    """
+    if draws.shape[1] == 1:
+        return []
+    axes, pushed = frame.axes, score @ frame.factor
+    along = frame.inwards(draws) @ axes.mT
+    others = pushed.square().sum(1, keepdim=True) - (pushed @ axes.mT).square()
+    size = others.clamp_min(1e-300).log()
+    size, along = size - size.mean(0), along - along.mean(0)
+    found = ((size * along).mean(0) / (size.std(0) * along.std(0)).clamp_min(1e-300)).abs()
+    order = found.nan_to_num(0.0).argsort(descending=True)[: limits.MAX_FUNNELS].tolist()
+    return [j for j in order if float(found[j]) > limits.MIN_FUNNEL_CORRELATION]
+
+
+@dataclass(frozen=True, slots=True)
+class Ridge:
+    """A mixture along a path: K nodes, in w = basisᵀ u, whose first entry is the path's.
+
+    at: `[K]`, places on the path; modes, tangents: `[K, d − 1]`, the others' conditional mode and
+    its derivative; roots: `[K, d − 1, d − 1]`, with covariance root rootᵀ; heights: `[K]`, log of
+    the Laplace approximation to p's marginal, nats, up to a constant.
+    """
+
+    frame: Frame
+    basis: Tensor
+    at: Tensor
+    modes: Tensor
+    tangents: Tensor
+    roots: Tensor
+    heights: Tensor
+
+    @property
+    def endless(self) -> bool:
+        """Whether the marginal decays by less than log t in the last half of a path: improper."""
+        for way in (1.0, -1.0):
+            far = self.heights[way * self.at >= limits.MAX_PATH_NODES - 0.5]
+            near = self.heights[(way * self.at - limits.MAX_PATH_NODES / 2).abs() < 0.5]
+            if len(far) and len(near) and float(far[0] - near[0]) > -math.log(2):
+                return True
+        return False
+
+    @property
+    def shares(self) -> Tensor:
+        """Weights of the nodes `[K]`: half uniform, half by the square root of the marginal."""
+        return 0.5 * torch.softmax(0.5 * self.heights, 0) + 0.5 / len(self.at)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n points `[n, d]` of z."""
+        dtype, others = self.at.dtype, self.modes.shape[1]
+        k = torch.multinomial(self.shares, n, replacement=True, generator=generator)
+        step = limits.PATH_KERNEL * torch.randn(n, generator=generator, dtype=dtype)
+        noise = torch.randn(n, others, generator=generator, dtype=dtype)
+        size = (
+            torch.randn(n, limits.RIDGE_DEGREES, generator=generator, dtype=dtype).square().sum(1)
+        )
+        noise = noise * (limits.RIDGE_DEGREES / size).sqrt()[:, None]
+        rest = self.modes[k] + self.tangents[k] * step[:, None]
+        rest = rest + (self.roots[k] @ noise[:, :, None])[..., 0]
+        w = torch.cat([(self.at[k] + step)[:, None], rest], 1)
+        return self.frame.shift + w @ (self.frame.factor @ self.basis).mT
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return the log density `[n]` at z `[n, d]`."""
+        w = self.frame.inwards(z) @ self.basis
+        parts = [self._node(k, w) for k in range(len(self.at))]
+        mixed: Tensor = torch.logsumexp(torch.stack(parts) + self.shares.log()[:, None], 0)
+        return mixed - self.frame.log_det
+
+    def _node(self, k: int, w: Tensor) -> Tensor:
+        step = w[:, 0] - self.at[k]
+        along = -0.5 * (step / limits.PATH_KERNEL).square()
+        along = along - math.log(limits.PATH_KERNEL) - HALF_LOG_2PI
+        rest = w[:, 1:] - self.modes[k] - step[:, None] * self.tangents[k]
+        squares = torch.linalg.solve(self.roots[k], rest.mT).square().sum(0)
+        size = torch.linalg.slogdet(self.roots[k])[1]
+        others = self.modes.shape[1]
+        return along + student_t_log_prob(squares, others, limits.RIDGE_DEGREES, size)
+
+
+class _Node(NamedTuple):
+    """A conditional mode: w `[d]`, log marginal, tangent and root, and whether it is one."""
+
+    w: Tensor
+    height: float
+    tangent: Tensor
+    root: Tensor
+    found: bool
+
+
+def follow(score: Score, frame: Frame, axis: Tensor) -> Ridge | None:
+    """Follow p along a direction from the centre of q's draws, to where its marginal is negligible.
+
+    score: log p `[n]` and its gradient `[n, d]` at z `[n, d]`. axis: `[d]`, a unit vector in the
+    frame. Steps of one standard deviation, at most 16 either way, until the marginal is 14 nats
+    below its highest node or no conditional mode is found. None where there is none to begin with.
+    Costs 2 d + 1 gradients for each step of Newton's method at each node.
+
+    >>> def score(z):
+    ...     return -0.5 * z.square().sum(1), -z
+    >>> frame = Frame(torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64))
+    >>> ridge = follow(score, frame, frame.axes[0])
+    >>> ridge.at.tolist()[:3], [round(h, 6) for h in ridge.heights.tolist()[:3]]
+    ([0.0, 1.0, 2.0], [0.0, -0.5, -2.0])
+    """
+    basis = _basis(axis)
+    begin = torch.zeros_like(axis)
+    first = _node(score, frame, basis, begin)
+    if not first.found:
+        return None
+    nodes, top = [first], first.height
+    for way in (1.0, -1.0):
+        node = first
+        for _ in range(limits.MAX_PATH_NODES):
+            ahead = torch.cat([torch.ones(1, dtype=axis.dtype), node.tangent])
+            node = _node(score, frame, basis, node.w + way * ahead)
+            if not node.found:
+                break
+            nodes.append(node)
+            top = max(top, node.height)
+            if node.height < top - limits.PATH_DEPTH:
+                break
+    at = torch.stack([n.w[0] for n in nodes])
+    heights = torch.tensor([n.height for n in nodes], dtype=axis.dtype)
+    modes, tangents = (
+        torch.stack(x) for x in zip(*((n.w[1:], n.tangent) for n in nodes), strict=True)
+    )
+    roots = torch.stack([n.root for n in nodes])
+    return Ridge(frame, basis, at, modes, tangents, roots, heights - heights.max())
+
+
+def _basis(axis: Tensor) -> Tensor:
+    """Return an orthogonal matrix `[d, d]` whose first column is the axis."""
+    whole = torch.cat([axis[:, None], torch.eye(len(axis), dtype=axis.dtype)], 1)
+    q = torch.linalg.qr(whole)[0][:, : len(axis)]
+    signed: Tensor = q * torch.sign(q[:, 0] @ axis)
+    return signed
+
+
+def _node(score: Score, frame: Frame, basis: Tensor, w: Tensor) -> _Node:
+    """Find the mode of all entries of w but the first, which stays, by damped Newton steps."""
+    outwards = frame.factor @ basis
+
+    def local(points: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = score(frame.shift + points @ outwards.mT)
+        return value, slope @ outwards
+
+    lengths = torch.tensor([1.0, 0.5, 0.25, 0.06, 0.01], dtype=w.dtype)
+    for _ in range(limits.MAX_NODE_STEPS):
+        value, slope, curve = _curvature(local, w)
+        size, vectors = torch.linalg.eigh(curve[1:, 1:])
+        positive = size.abs().clamp_min(1e-6)
+        push = vectors.mT @ slope[1:]
+        left = float((push.square() / positive).sum())
+        if left < limits.NODE_TOLERANCE or not math.isfinite(left):
+            break
+        tried = w.repeat(len(lengths), 1)
+        tried[:, 1:] += lengths[:, None] * (vectors @ (push / positive))
+        values = local(tried)[0].nan_to_num(-math.inf, -math.inf, -math.inf)
+        if not float(values.max()) > float(value):
+            break
+        w = tried[int(values.argmax())]
+    found = bool(size[0] > 0) and left < 1.0 and bool(value.isfinite())
+    tangent = -(vectors / positive) @ (vectors.mT @ curve[1:, 0])
+    height = float(value - 0.5 * positive.log().sum())
+    return _Node(w, height, tangent, vectors * positive.rsqrt(), found)
+
+
+def _curvature(local: Score, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log p, its gradient and minus its Hessian at w, by differences of the gradient."""
+    steps = limits.HESSIAN_STEP * torch.eye(len(w), dtype=w.dtype)
+    values, slopes = local(torch.cat([w[None], w + steps, w - steps]))
+    d = len(w)
+    curve = (slopes[1 + d :] - slopes[1 : 1 + d]) / (2 * limits.HESSIAN_STEP)
+    return values[0], slopes[0], (0.5 * (curve + curve.mT)).nan_to_num(0.0, 0.0, 0.0)
+
+
+class WiderDraws(NamedTuple):
+    """Draws of the wide proposal `[m, d]`, with log p and log q there, `[m]` each, nats.
+
+    here, there: the wide proposal's own log density at q's draws `[n]` and at its own `[m]`.
     """
 
     draws: Tensor
@@ -39,92 +242,100 @@ class Wide(NamedTuple):
     there: Tensor
 
 
-def widely(
-    log_density: _LogDensity,
-    log_prob: _LogDensity,
+def draw_wider(
+    log_density: LogDensity,
+    log_prob: LogDensity,
     draws: Tensor,
     *,
     number: int = 8000,
     ridges: Sequence[Ridge] = (),
     generator: torch.Generator | None = None,
-) -> Wide:
-    """Draw from a law with the mean and covariance of q's draws and heavier tails, and from ridges.
+) -> WiderDraws:
+    """Draw from a t with the mean and covariance of q's draws, and from ridges.
 
     log_density, log_prob: log p (unnormalised) and log q, `[n, d]` to `[n]`. draws: `[n, d]` of q.
-    number: draws of a law that is half a multivariate t with 5 degrees of freedom, wide in all
+    number: draws of a proposal that is half a multivariate t with 5 degrees of freedom, wide in all
     directions at once, and half normal but for one coordinate each time, which is t: in many
     dimensions a single heavy tail is out of the reach of the first. Each ridge adds half as many as
-    q has. All are pooled, and the wide law's density is that of the mixture.
+    q has. All are pooled, and the wide proposal's density is that of the mixture.
     Errors: `ArgumentValueError` for no more draws than twice the dimensions.
 
     >>> z = torch.randn(400, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     >>> log_q = lambda z: -0.5 * z.square().sum(-1) - 0.919
-    >>> far = widely(log_q, log_q, z, number=100, generator=torch.Generator().manual_seed(1))
+    >>> far = draw_wider(log_q, log_q, z, number=100, generator=torch.Generator().manual_seed(1))
     >>> far.draws.shape, bool(far.there.exp().min() < far.here.exp().min())
     (torch.Size([100, 1]), True)
     """
     count, dims = draws.shape
     require(count > 2 * dims, "draws", f"more than {2 * dims}", count)
-    student = _Student(Standard.of(draws))
+    student = _Student(Frame.of_draws(draws))
     numbers = [number] + len(ridges) * [count // 2]
-    laws: list[_Student | Ridge] = [student, *ridges]
-    far = torch.cat([law.sample(n, generator) for law, n in zip(laws, numbers, strict=True)])
+    proposals: list[_Student | Ridge] = [student, *ridges]
+    far = torch.cat(
+        [proposal.sample(n, generator) for proposal, n in zip(proposals, numbers, strict=True)]
+    )
     logs = (torch.tensor(numbers, dtype=draws.dtype) / sum(numbers)).log()
 
     def density(z: Tensor) -> Tensor:
-        parts = [law.log_prob(z) + log for law, log in zip(laws, logs, strict=True)]
+        parts = [proposal.log_prob(z) + log for proposal, log in zip(proposals, logs, strict=True)]
         return torch.logsumexp(torch.stack(parts), 0)
 
     with torch.no_grad():
-        return Wide(far, log_density(far), log_prob(far), density(draws), density(far))
+        return WiderDraws(far, log_density(far), log_prob(far), density(draws), density(far))
 
 
 class _Student(NamedTuple):
     """A t in all directions at once, or in one coordinate at a time, half each."""
 
-    standard: Standard
+    frame: Frame
 
     def sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         """Draw n points `[n, d]`."""
-        factor, axes = self.standard.factor, self.standard.axes
+        factor, axes = self.frame.factor, self.frame.axes
         dims = len(factor)
         u = torch.randn(n, dims, generator=generator, dtype=factor.dtype)
-        size = torch.randn(n, int(FREEDOM), generator=generator, dtype=factor.dtype)
-        stretch = (FREEDOM / size.square().sum(1)).sqrt()
+        size = torch.randn(n, limits.WIDE_DEGREES, generator=generator, dtype=factor.dtype)
+        stretch = (limits.WIDE_DEGREES / size.square().sum(1)).sqrt()
         which = torch.randint(dims, (n,), generator=generator)
         along = (u * axes[which]).sum(1)
         single = u + ((stretch - 1) * along)[:, None] * axes[which]
         u = torch.where(torch.arange(n)[:, None] % 2 == 0, stretch[:, None] * u, single)
-        return self.standard.centre + u @ factor.mT
+        return self.frame.outwards(u)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return the log density `[n]` at z `[n, d]`."""
-        log_det = self.standard.factor.diagonal().log().sum()
-        return _log_wide(self.standard.inwards(z), self.standard.axes) - log_det
+        u, axes, degrees = self.frame.inwards(z), self.frame.axes, limits.WIDE_DEGREES
+        dims = u.shape[1]
+        all_at_once = student_t_log_prob(u.square().sum(1), dims, degrees)
+        squares = (u @ axes.mT).square()
+        gain = student_t_log_prob(squares, 1, degrees) + 0.5 * squares + HALF_LOG_2PI
+        one_at_a_time = normal_log_prob(u)[:, None] + gain - math.log(dims)
+        both = torch.logaddexp(all_at_once, one_at_a_time.logsumexp(1)) - math.log(2)
+        return both - self.frame.log_det
 
 
-def pooled(draws: Tensor, log_p: Tensor, log_q: Tensor, wide: Wide) -> tuple[Tensor, Tensor]:
+def pooled(draws: Tensor, log_p: Tensor, log_q: Tensor, wide: WiderDraws) -> Pool:
     """Return all draws that have any weight, q's first, and their log weights p/(mixture of both).
 
     >>> z = torch.zeros(2, 1)
-    >>> far = Wide(z + 9, torch.full((2,), -math.inf), z[:, 0], z[:, 0], z[:, 0])
-    >>> pooled(z, z[:, 0], z[:, 0], far)
+    >>> far = WiderDraws(z + 9, torch.full((2,), -math.inf), z[:, 0], z[:, 0], z[:, 0])
+    >>> tuple(pooled(z, z[:, 0], z[:, 0], far))
     (tensor([[0.],
             [0.]]), tensor([0., 0.]))
     """
     logs = _log_weights(log_p, log_q, wide)
     kept = torch.softmax(logs, 0) > 0
-    return torch.cat([draws, wide.draws])[kept], logs[kept]
+    return Pool(torch.cat([draws, wide.draws])[kept], logs[kept])
 
 
-def unreached(log_p: Tensor, log_q: Tensor, wide: Wide, *, times: float) -> float:
+def unreached(log_p: Tensor, log_q: Tensor, wide: WiderDraws, *, times: float) -> float:
     """Return p's mass where p/q exceeds `times`, `P_p(p/q > times)`, from the pooled draws.
 
     log_p, log_q: `[n]` at q's own draws, log p without its constant. Under q that region has less
     than that mass divided by `times`.
 
     >>> z = torch.zeros(2)
-    >>> round(unreached(z, z, Wide(z[:, None], z, z - 9.0, z, z), times=100.0), 2)
+    >>> round(unreached(z, z, WiderDraws(z[:, None], z, z - 9.0, z, z), times=100.0), 2)
     0.67
     """
     logs = _log_weights(log_p, log_q, wide)
@@ -133,28 +344,10 @@ def unreached(log_p: Tensor, log_q: Tensor, wide: Wide, *, times: float) -> floa
     return float(torch.softmax(logs, 0)[ratio > math.log(times)].sum())
 
 
-def _log_weights(log_p: Tensor, log_q: Tensor, wide: Wide) -> Tensor:
-    """Return log p/(mixture) at q's draws and then at the wide law's."""
+def _log_weights(log_p: Tensor, log_q: Tensor, wide: WiderDraws) -> Tensor:
+    """Return log p/(mixture) at q's draws and then at the wide proposal's."""
     n, m = len(log_p), len(wide.draws)
-    laws = (torch.cat([log_q, wide.log_q]), torch.cat([wide.here, wide.there]))
+    both = (torch.cat([log_q, wide.log_q]), torch.cat([wide.here, wide.there]))
     shares = (math.log(n / (n + m)), math.log(m / (n + m)))
-    mixed = torch.logaddexp(*(a + b for a, b in zip(laws, shares, strict=True)))
+    mixed = torch.logaddexp(*(a + b for a, b in zip(both, shares, strict=True)))
     return torch.cat([log_p, wide.log_p]) - mixed
-
-
-def _log_wide(u: Tensor, axes: Tensor) -> Tensor:
-    dims = u.shape[1]
-    squares = u.square().sum(1)
-    all_at_once = _log_t(squares, dims)
-    along = u @ axes.mT
-    normal = -0.5 * (squares + dims * math.log(2 * math.pi))
-    gain = _log_t(along.square(), 1) + 0.5 * (along.square() + math.log(2 * math.pi))
-    one_at_a_time = normal[:, None] + gain - math.log(dims)
-    return torch.logaddexp(all_at_once, one_at_a_time.logsumexp(1)) - math.log(2)
-
-
-def _log_t(squares: Tensor, dims: int) -> Tensor:
-    """Return log of a spherical t's density at squared distances from its centre."""
-    v = FREEDOM
-    constant = math.lgamma((v + dims) / 2) - math.lgamma(v / 2) - 0.5 * dims * math.log(v * math.pi)
-    return constant - 0.5 * (v + dims) * torch.log1p(squares / v)

@@ -19,42 +19,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import Estimate, require, require_type
-from kullback.core.checks import describe
-from kullback.exact.bregman import log_excess
+from kullback.core import Estimate, describe, require, require_type
+from kullback.exact import log_excess
 from kullback.sampled import importance_bound, log_mean_exp
-from kullback.variational.limits import FEWEST, FOLLOWED, MANY, REPEATS, TIMES, WIDE, WIDER
-from kullback.variational.target.batched_eval import score_in_pieces
+from kullback.variational import limits
+from kullback.variational.families.family import Frame
+from kullback.variational.target.batches import LogDensity, score_in_pieces
 
-from .defensive_sampling import Wide, pooled, unreached, widely
+from .defensive_sampling import (
+    Ridge,
+    WiderDraws,
+    draw_wider,
+    follow,
+    funnels,
+    pooled,
+    unreached,
+)
 from .evidence import Evidence, Pool, Sample, gather
 from .missed_modes import Probed, probe
-from .nested_laplace import Ridge, Standard, follow, funnels
 from .verdict import Level, Verdict, judge, unsound
 
 __all__ = ["Diagnosis", "diagnose", "diagnose_beyond", "diagnose_sample"]
-
-LogDensity = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
     """What the draws say about a fit: a level, a sentence, and the numbers behind it.
 
-    level: "trust" (every bound below is at most 0.2), "partly" (at most 0.6) or "do not trust".
-    verdict: the level in words. reasons: what stands behind it, most important first.
-    elbo: `E_q[log p − log q]`. evidence_bound: its importance-weighted form, n/50 draws each.
-    kl: KL(q‖p) against the normalised p, from the same draws (log of the mean weight less the mean
-    log weight). All in nats. k_hat, ess_fraction (ESS/n) and sd_log_weights (nats) are about the
-    weights. residual: root mean square of the part of `∇log p − ∇log q` that is not linear in z, in
-    the worst direction, whitened by q; None without scores.
-    mean_bound, log_sd_bound: `[m]`, how far at most the mean of p lies from the draws' (in their
-    sd), and the log of p's sd from the log of theirs; mean_shift, log_sd_shift: `[m]`, how far they
-    seem to be. A bound may be inf. They are no proofs: calibrated by benchmarks/verdicts.py.
-    tails: `[m]`, how many times q's mass p has beyond q's 1 % or 99 % quantile, the worse of both;
-    None without draws of a wider law.
-    pool: draws of q and of the wider law `[k, d]`, and their log weights `[k]`, or None.
-    resampling: "" when importance-resampled draws are sound, else why not.
+    A bound may be inf. Bounds are no proofs: they are calibrated by benchmarks/verdicts.py.
+
+    Attributes:
+        evidence: all that is known, one record; `k_hat`, `ess_fraction` (ESS/n), `sd_log_weights`
+            (nats), `residual` (root mean square of the part of `∇log p − ∇log q` that is not linear
+            in z, in the worst direction, whitened by q; None without scores) and `tails` (how many
+            times q's mass p has beyond q's 1 % or 99 % quantile, the worse of both, `[m]`; None
+            without draws of a wider distribution) are read from it.
+        judged: the level, "trust" (every bound is at most 0.2), "partly" (at most 0.6) or "do not
+            trust", the sentence, the reasons, most important first, and the bounds: `level`,
+            `verdict`, `reasons`, `mean_bound` and `log_sd_bound` (`[m]`, how far at most the mean
+            of p lies from the draws', in their sd, and the log of p's sd from the log of theirs),
+            `mean_shift` and `log_sd_shift` (how far they seem to be) are read from it.
+        elbo: `E_q[log p − log q]`, in nats.
+        evidence_bound: its importance-weighted form, n/50 draws each, in nats.
+        kl: KL(q‖p) against the normalised p, from the same draws (log of the mean weight less the
+            mean log weight), in nats.
+        resampling: "" when importance-resampled draws are sound, else why not.
+        pool: draws of q and of the wider distribution with their log weights, or None.
+        probed: what `probe` found elsewhere, or None.
     """
 
     evidence: Evidence
@@ -157,19 +168,11 @@ def diagnose(
     scores: tuple[Tensor, Tensor] | None = None,
     of: Callable[[Tensor], Tensor] | None = None,
     probed: Probed | None = None,
-    wide: Wide | None = None,
+    wide: WiderDraws | None = None,
     names: Sequence[str] = (),
     converged: bool = True,
 ) -> Diagnosis:
     """Judge q by `log w = log p − log q` and by scores at draws z ~ q, and say it in words.
-
-    draws: `[n, d]`, n ≥ 100, independent draws of q. log_p: `[n]`, unnormalised; log_q: `[n]`,
-    normalised; nats. scores: `∇log p` and `∇log q` at the draws, `[n, d]` each; without them bounds
-    are wider. of: maps `[n, d]` to the functions whose moments are judged, `[n, m]`; by default z
-    itself. probed: what `probe` found elsewhere. wide: draws of a wider law (`widely`), which show
-    what p does where q's tails are too thin. names: of the functions, for the sentence. converged:
-    whether the fitter thought it was done;
-    if not the level is never "trust".
 
     The evidence is weighed together: k̂ alone gives false alarms where the weights are all but
     equal, and a bound is the largest of what weights and scores say, widened by their errors and,
@@ -177,15 +180,32 @@ def diagnose(
     computed at draws of q can see mass that q does not reach.
     log p = −inf (no mass there) is a weight of 0, and the ELBO is −inf; NaN or +inf is never
     trusted. No gradient flows.
-
-    Errors: `ArgumentValueError` for shapes that do not fit or fewer than 100 draws.
     Reference: as for this module; Owen (2013) for the errors of reweighted moments.
 
-    >>> seed = torch.Generator().manual_seed(0)
-    >>> z = torch.randn(4000, 2, generator=seed, dtype=torch.float64)
-    >>> log_q = -0.5 * z.square().sum(-1) - math.log(2 * math.pi)
-    >>> print(diagnose(z, log_q + 3.0, log_q).verdict)
-    Trust: means to about 0.05 sd, standard deviations to about 4 %.
+    Args:
+        draws: `[n, d]`, n ≥ 100, independent draws of q.
+        log_p: `[n]`, unnormalised, in nats.
+        log_q: `[n]`, normalised, in nats.
+        scores: `∇log p` and `∇log q` at the draws, `[n, d]` each; without them bounds are wider.
+        of: maps `[n, d]` to the functions whose moments are judged, `[n, m]`; by default z itself.
+        probed: what `probe` found elsewhere.
+        wide: draws of a wider distribution (`draw_wider`), which show what p does where q's tails
+            are too thin.
+        names: of the functions, for the sentence.
+        converged: whether the optimiser met its own test; if not the level is never "trust".
+
+    Returns:
+        The level, the sentence, and the numbers behind them.
+
+    Raises:
+        ArgumentValueError: for shapes that do not fit or fewer than 100 draws.
+
+    Example:
+        >>> seed = torch.Generator().manual_seed(0)
+        >>> z = torch.randn(4000, 2, generator=seed, dtype=torch.float64)
+        >>> log_q = -0.5 * z.square().sum(-1) - math.log(2 * math.pi)
+        >>> print(diagnose(z, log_q + 3.0, log_q).verdict)
+        Trust: means to about 0.05 sd, standard deviations to about 4 %.
     """
     sample = Sample(
         draws=draws,
@@ -200,7 +220,7 @@ def diagnose(
 
 
 def diagnose_sample(
-    sample: Sample, *, probed: Probed | None = None, wide: Wide | None = None
+    sample: Sample, *, probed: Probed | None = None, wide: WiderDraws | None = None
 ) -> Diagnosis:
     """Return `diagnose` of a `Sample`."""
     _check(sample)
@@ -220,14 +240,14 @@ def diagnose_beyond(
     *,
     generator: torch.Generator | None = None,
 ) -> Diagnosis:
-    """Diagnose q by its draws, by climbs of log p from far away, and by draws of wider laws.
+    """Diagnose q by its draws, by climbs of log p from far away, and by wider distributions.
 
     log_density, log_prob: log p (unnormalised) and log q, `[n, d]` to `[n]`; without log q there is
-    no wider law. The search costs 120 gradients of 32 points, the wider law twice as many draws as
-    q has. In more than eight dimensions these are few: a verdict that is not "trust" is given by
-    four times as many instead. Where the scores say that a coordinate is the scale of others, p is
-    followed along it (see `follow`), up to 64 dimensions. Where log p raises far out, the
-    diagnosis is that of q's own draws, with a warning.
+    no wider distribution. The search costs 120 gradients of 32 points, the wider distribution twice
+    as many draws as q has. In more than eight dimensions these are few: a verdict that is not
+    "trust" is given by four times as many instead. Where the scores say that a coordinate is the
+    scale of others, p is followed along it (see `follow`), up to 64 dimensions. Where log p raises
+    far out, the diagnosis is that of q's own draws, with a warning.
 
     >>> def normal(z):
     ...     return -0.5 * z.square().sum(-1) - 0.919
@@ -245,11 +265,11 @@ def diagnose_beyond(
         if log_prob is None:
             return _diagnosed(sample, probed, None)
         ridges = _ridges(log_density, sample)
-        for times in (WIDE, WIDER):
+        for times in (limits.WIDE_DRAWS, limits.MORE_WIDE_DRAWS):
             options = {"number": times * len(draws), "ridges": ridges, "generator": generator}
-            wide = widely(log_density, log_prob, draws, **options)  # type: ignore[arg-type]
+            wide = draw_wider(log_density, log_prob, draws, **options)  # type: ignore[arg-type]
             found = _diagnosed(sample, probed, wide, endless=any(r.endless for r in ridges))
-            if found.level == "trust" or draws.shape[1] <= MANY:
+            if found.level == "trust" or draws.shape[1] <= limits.MAX_FIRST_LOOK_DIMENSIONS:
                 break
         return found
     except (RuntimeError, ValueError) as error:  # a user's function may refuse far points
@@ -261,63 +281,60 @@ def diagnose_beyond(
 def _ridges(log_density: LogDensity, sample: Sample) -> list[Ridge]:
     """Follow p along the coordinates that are the scale of others, if any is."""
     usable = sample.scores is not None and bool(sample.scores[0].isfinite().all())
-    if sample.scores is None or not usable or sample.draws.shape[1] > FOLLOWED:
+    if (
+        sample.scores is None
+        or not usable
+        or sample.draws.shape[1] > limits.MAX_FOLLOWED_DIMENSIONS
+    ):
         return []
-    standard = Standard.of(sample.draws)
-    axes = standard.axes
+    frame = Frame.of_draws(sample.draws)
+    axes = frame.axes
 
     def score(z: Tensor) -> tuple[Tensor, Tensor]:
         return score_in_pieces(log_density, z, len(z))
 
-    places = funnels(standard, sample.draws, sample.scores[0])
-    found = (follow(score, standard, axes[j]) for j in places)
+    places = funnels(frame, sample.draws, sample.scores[0])
+    found = (follow(score, frame, axes[j]) for j in places)
     return [ridge for ridge in found if ridge is not None]
 
 
 def _diagnosed(
-    sample: Sample, probed: Probed | None, wide: Wide | None, *, endless: bool = False
+    sample: Sample, probed: Probed | None, wide: WiderDraws | None, *, endless: bool = False
 ) -> Diagnosis:
     logs = sample.log_weights
     pool, missing = None, 0.0
     if wide is not None and sample.broken == 0 and sample.empty < len(logs):
         pool = _pool(sample, wide)
         if pool is not None:
-            missing = unreached(sample.log_p, sample.log_q, wide, times=TIMES)
+            missing = unreached(sample.log_p, sample.log_q, wide, times=limits.UNREACHED_RATIO)
     evidence = gather(sample, pool=pool, probed=probed, missing=missing, endless=endless)
     judged = judge(evidence)
     if math.isnan(evidence.k_hat):
         nothing = Estimate(math.nan, math.nan, len(logs))
-        return Diagnosis(
-            evidence=evidence,
-            judged=judged,
-            elbo=nothing,
-            evidence_bound=nothing,
-            kl=nothing,
-            resampling=judged.reasons[0],
-        )
+        return Diagnosis(evidence, judged, nothing, nothing, nothing, judged.reasons[0])
     return Diagnosis(
         evidence=evidence,
         judged=judged,
         elbo=Estimate.from_terms(logs),
         evidence_bound=_evidence_bound(logs),
         kl=_gap(logs),
-        resampling=unsound(logs if pool is None else pool[1], pooled=pool is not None),
+        resampling=unsound(logs if pool is None else pool.log_weights, pooled=pool is not None),
         pool=pool,
         probed=probed,
     )
 
 
-def _pool(sample: Sample, wide: Wide) -> Pool | None:
-    """Put the draws of q and of the wide law together, where both are numbers."""
+def _pool(sample: Sample, wide: WiderDraws) -> Pool | None:
+    """Put the draws of q and of the wide distribution together, where both are numbers."""
     if bool((wide.log_p.isnan() | (wide.log_p == math.inf)).any()):
         return None
     pool = pooled(sample.draws, sample.log_p, sample.log_q, wide)
-    return pool if bool(pool[1].isfinite().all()) else None
+    return pool if bool(pool.log_weights.isfinite().all()) else None
 
 
 def _evidence_bound(logs: Tensor) -> Estimate:
-    size = len(logs) // REPEATS
-    return importance_bound(logs[: size * REPEATS].reshape(REPEATS, size))
+    size = len(logs) // limits.BOUND_REPEATS
+    return importance_bound(logs[: size * limits.BOUND_REPEATS].reshape(limits.BOUND_REPEATS, size))
 
 
 def _gap(logs: Tensor) -> Estimate:
@@ -348,7 +365,7 @@ def _check(sample: Sample) -> None:
         require_type(value, Tensor, name)
     shaped = draws.ndim == 2 and draws.shape[1] >= 1
     require(shaped, "draws", "[n, d]", describe(draws))
-    require(len(draws) >= FEWEST, "draws", f"at least {FEWEST}", len(draws))
+    require(len(draws) >= limits.MIN_DRAWS, "draws", f"at least {limits.MIN_DRAWS}", len(draws))
     for name, value in (("log_p", log_p), ("log_q", log_q)):
         require(value.shape == draws.shape[:1], name, f"[{len(draws)}]", describe(value))
     finite = bool(log_q.isfinite().all()) and bool(draws.isfinite().all())

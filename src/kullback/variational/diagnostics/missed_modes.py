@@ -5,7 +5,6 @@ climbs log p, and weighs the peaks it ends on. Finding none proves nothing; find
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +12,10 @@ from torch import Tensor
 
 from kullback.core import require
 from kullback.sampled import log_mean_exp
-from kullback.variational.limits import BEYOND, CURVED, LOCAL, PACE, PEAKS, SCALES, STEPS, STILL
+from kullback.variational import limits
+from kullback.variational.families.family import Frame, student_t_log_prob
 from kullback.variational.optimise.stochastic import Adam
+from kullback.variational.target.batches import LogDensity
 
 __all__ = ["Probed", "probe"]
 
@@ -36,7 +37,7 @@ class Probed:
 
 
 def probe(
-    log_density: Callable[[Tensor], Tensor],
+    log_density: LogDensity,
     draws: Tensor,
     log_p: Tensor,
     log_q: Tensor,
@@ -61,36 +62,34 @@ def probe(
     0.73
     """
     require(starts >= 1, "starts", "at least 1", starts)
-    centre, dims = draws.mean(0), draws.shape[1]
-    covariance = (draws - centre).mT @ (draws - centre) / (len(draws) - 1)
-    ridge = 1e-12 * torch.diag(covariance.diagonal().clamp_min(1e-300))
-    factor = torch.linalg.cholesky(covariance + ridge)
+    frame, dims = Frame.of_draws(draws), draws.shape[1]
+    body = math.sqrt(dims) + limits.OUTSIDE_SDS
 
     def whitened(u: Tensor) -> Tensor:
-        return log_density(centre + u @ factor.mT)
+        return log_density(frame.outwards(u))
 
     noise = torch.randn(starts, dims, generator=generator, dtype=draws.dtype)
-    scales = torch.tensor(SCALES, dtype=draws.dtype).repeat(starts)[:starts]
+    scales = torch.tensor(limits.START_SCALES, dtype=draws.dtype).repeat(starts)[:starts]
     ends, heights = _climb(whitened, noise * scales[:, None])
-    here = float(log_mean_exp(log_p - log_q)) - float(torch.linalg.slogdet(factor)[1])
+    here = float(log_mean_exp(log_p - log_q)) - float(frame.log_det)
     found = Probed(0.0, starts)
-    for end in _distinct(ends, heights, math.sqrt(dims) + BEYOND):
-        local, weights = _weighed(whitened, end, math.sqrt(dims) + BEYOND, generator)
+    for end in _distinct(ends, heights, body):
+        local, weights = _weighed(whitened, end, body, generator)
         share = float(torch.sigmoid(log_mean_exp(weights) - here))
         if share > found.share:
-            there = centre + local @ factor.mT
+            there = frame.outwards(local)
             found = Probed(share, starts, there, weights, float(end.norm()))
     return found
 
 
-def _climb(log_density: Callable[[Tensor], Tensor], starts: Tensor) -> tuple[Tensor, Tensor]:
+def _climb(log_density: LogDensity, starts: Tensor) -> tuple[Tensor, Tensor]:
     """Climb by Adam with a falling pace, each start on its own; where that ends, how high."""
     places, adam = starts, Adam()
-    for step in range(STEPS):
+    for step in range(limits.CLIMB_STEPS):
         leaf = places.detach().requires_grad_()
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(-log_density(leaf).sum(), leaf)
-        pace = PACE * 0.5 * (1 + math.cos(math.pi * step / STEPS))
+        pace = limits.CLIMB_RATE * 0.5 * (1 + math.cos(math.pi * step / limits.CLIMB_STEPS))
         places = places + adam.step(slope.nan_to_num(0.0, 0.0, 0.0), pace)
     return places, log_density(places).detach()
 
@@ -101,13 +100,15 @@ def _distinct(ends: Tensor, heights: Tensor, body: float) -> list[Tensor]:
     outside = (ends.norm(dim=1) > body) & heights.isfinite()
     for place in heights[outside].argsort(descending=True).tolist():
         end = ends[outside][place]
-        if len(kept) < PEAKS and all(float((end - other).norm()) > 1.0 for other in kept):
+        if len(kept) < limits.MAX_PEAKS and all(
+            float((end - other).norm()) > limits.SAME_ENDS for other in kept
+        ):
             kept.append(end)
     return kept
 
 
 def _weighed(
-    log_density: Callable[[Tensor], Tensor],
+    log_density: LogDensity,
     peak: Tensor,
     body: float,
     generator: torch.Generator | None,
@@ -115,26 +116,26 @@ def _weighed(
     """Draw from a t with 5 degrees of freedom shaped by the peak's curvature; log weights."""
     dims = len(peak)
     scale, still = _width(log_density, peak)
-    noise = torch.randn(LOCAL, dims, generator=generator, dtype=peak.dtype)
-    squares = torch.randn(LOCAL, 5, generator=generator, dtype=peak.dtype).square().sum(1)
-    noise = noise * (5 / squares).sqrt()[:, None]
+    noise = torch.randn(limits.PEAK_DRAWS, dims, generator=generator, dtype=peak.dtype)
+    degrees = limits.WIDE_DEGREES
+    size = torch.randn(limits.PEAK_DRAWS, degrees, generator=generator, dtype=peak.dtype)
+    noise = noise * (degrees / size.square().sum(1)).sqrt()[:, None]
     local = peak + noise @ scale.mT
-    constant = math.lgamma((5 + dims) / 2) - math.lgamma(2.5) - 0.5 * dims * math.log(5 * math.pi)
-    log_t = constant - 0.5 * (5 + dims) * torch.log1p(noise.square().sum(1) / 5)
-    log_t = log_t - torch.linalg.slogdet(scale)[1]
+    log_det = torch.linalg.slogdet(scale)[1]
+    log_t = student_t_log_prob(noise.square().sum(1), dims, degrees, log_det)
     weights = log_density(local).detach() - log_t
     covered = (local.norm(dim=1) <= body) | weights.isnan() | (not still)
     return local, torch.where(covered, -math.inf, weights)
 
 
-def _width(log_density: Callable[[Tensor], Tensor], peak: Tensor) -> tuple[Tensor, bool]:
+def _width(log_density: LogDensity, peak: Tensor) -> tuple[Tensor, bool]:
     """Return the symmetric root of the inverse curvature, and whether this is a peak at all."""
     place = peak.clone().requires_grad_()
     with torch.enable_grad():
         (slope,) = torch.autograd.grad(log_density(place[None]).sum(), place)
     dims = len(peak)
-    if dims > CURVED:
-        return torch.eye(dims, dtype=peak.dtype), bool(slope.norm() < STILL)
+    if dims > limits.MAX_CURVED_DIMENSIONS:
+        return torch.eye(dims, dtype=peak.dtype), bool(slope.norm() < limits.MAX_PEAK_DISTANCE)
     curve = torch.autograd.functional.hessian(  # type: ignore[no-untyped-call]
         lambda u: log_density(u[None])[0], peak
     )
@@ -144,4 +145,4 @@ def _width(log_density: Callable[[Tensor], Tensor], peak: Tensor) -> tuple[Tenso
     values = values.clamp(1e-4, 1e8)
     decrement = (vectors.mT @ slope).square() / values
     root = vectors @ torch.diag(values**-0.5) @ vectors.mT
-    return root, bool(decrement.sum() < STILL**2)
+    return root, bool(decrement.sum() < limits.MAX_PEAK_DISTANCE**2)

@@ -11,18 +11,17 @@ a bundle of lines that widens, and what lies beyond the point at which log p ove
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from kullback.variational.limits import DECADES, DEEP, LINES, MARGIN, RAYS, SEARCHED, SLOPES
-from kullback.variational.optimise.progress import IMPROPER
+from kullback.variational import limits
+from kullback.variational.optimise import IMPROPER
+from kullback.variational.target.batches import LogDensity
 from kullback.variational.target.density import Target
 
 __all__ = ["improper", "undecaying"]
-
-LogDensity = Callable[[Tensor], Tensor]
 
 
 def improper(target: Target, draws: Tensor) -> str:
@@ -31,7 +30,7 @@ def improper(target: Target, draws: Tensor) -> str:
     draws: `[n, d]`, n ≥ 2, of a q near p. Not with mini-batches of rows, where every point of a ray
     would meet all rows, nor above 100 dimensions.
     """
-    if target.rows is not None or len(draws) < 2 or target.dim > SEARCHED:
+    if target.rows is not None or len(draws) < 2 or target.dim > limits.MAX_SEARCHED_DIMENSIONS:
         return ""
     way = _endless_way(target.log_density, draws)
     if way is None:
@@ -77,12 +76,14 @@ def _endless_way(log_density: LogDensity, draws: Tensor) -> Tensor | None:
     if not bool(draws.isfinite().all()):
         return None
     ways = _directions(draws)
-    first = draws[torch.linspace(0, len(draws) - 1, LINES).long()]
-    far = 10.0 ** torch.linspace(1, DECADES, 2 * DECADES - 1, dtype=draws.dtype)
+    first = draws[torch.linspace(0, len(draws) - 1, limits.RAY_LINES).long()]
+    far = 10.0 ** torch.linspace(
+        1, limits.RAY_DECADES, 2 * limits.RAY_DECADES - 1, dtype=draws.dtype
+    )
     points = first[:, None, None] + far[:, None] * ways[:, None]  # [lines, ways, places, d]
     with torch.no_grad():
         logs = _evaluated(log_density, points)
-    flat = _flat(logs, far).sum(0) > LINES // 2
+    flat = _flat(logs, far).sum(0) > limits.RAY_LINES // 2
     return ways[int(flat.int().argmax())] if bool(flat.any()) else None
 
 
@@ -94,7 +95,7 @@ def _evaluated(log_density: LogDensity, points: Tensor) -> Tensor:
     """
     flat = points.reshape(-1, points.shape[-1])
     try:
-        logs = torch.cat([log_density(part) for part in torch.split(flat, 4096)])
+        logs = torch.cat([log_density(part) for part in torch.split(flat, limits.MAX_PIECE)])
         return logs.view(points.shape[:-1])
     except (RuntimeError, ValueError):
         axis = next((i for i in (1, 2) if points.shape[i] > 1), None)
@@ -108,7 +109,9 @@ def _directions(draws: Tensor) -> Tensor:
     """Return directions `[k, d]` of a length of one standard deviation of the draws, both ways."""
     centre, sd = draws.mean(0), draws.std(0).clamp_min(1e-300)
     vectors = torch.linalg.eigh(torch.corrcoef(draws.mT).reshape(len(sd), len(sd)))[1]
-    some = torch.cat([torch.eye(len(sd), dtype=sd.dtype), vectors.mT.flip(0)])[:RAYS] * sd
+    some = (
+        torch.cat([torch.eye(len(sd), dtype=sd.dtype), vectors.mT.flip(0)])[: limits.MAX_RAYS] * sd
+    )
     size = centre.abs().max().clamp_min(1e-300)
     out = centre * (sd.max() / size)
     one_way = torch.cat([some, out[None]])
@@ -120,21 +123,24 @@ def _flat(logs: Tensor, far: Tensor) -> Tensor:
     slopes = logs.diff(dim=-1) / far.log().diff()
     known = logs.isfinite().cummin(-1)[0]  # up to the first that is not a number
     count = known.sum(-1)
-    good = (slopes > -1.0 - MARGIN) & known[..., 1:]
+    good = (slopes > -1.0 - limits.SLOPE_MARGIN) & known[..., 1:]
     last = torch.stack(
-        [good.gather(-1, (count - 2 - k).clamp_min(0)[..., None])[..., 0] for k in range(SLOPES)]
+        [
+            good.gather(-1, (count - 2 - k).clamp_min(0)[..., None])[..., 0]
+            for k in range(limits.RAY_SLOPES)
+        ]
     )
     cut = logs.gather(-1, count.clamp_max(logs.shape[-1] - 1)[..., None])[..., 0] == -math.inf
     ended = (count < logs.shape[-1]) & cut  # p is 0 from there on
-    fallen = torch.where(known, logs, math.inf).amin(-1) < logs[..., 0] - DEEP
-    return last.all(0) & (count > SLOPES + 1) & ~ended & ~fallen
+    fallen = torch.where(known, logs, math.inf).amin(-1) < logs[..., 0] - limits.UNDERFLOW_DEPTH
+    return last.all(0) & (count > limits.RAY_SLOPES + 1) & ~ended & ~fallen
 
 
 def _movers(way: Tensor, draws: Tensor) -> list[int]:
     """Return the coordinates that a direction moves, at most five that move most in their sd."""
     moved = (way / draws.std(0).clamp_min(1e-300)).abs()
-    places = moved.argsort(descending=True)[:5].tolist()
-    return sorted(j for j in places if float(moved[j]) > 0.2 * float(moved.max()))
+    places = moved.argsort(descending=True)[: limits.SHOWN_COORDINATES].tolist()
+    return sorted(j for j in places if float(moved[j]) > limits.MOVED_SHARE * float(moved.max()))
 
 
 def _named(way: Tensor, draws: Tensor, names: Sequence[str]) -> str:

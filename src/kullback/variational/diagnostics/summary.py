@@ -1,27 +1,119 @@
 """What a fit says: its diagnosis, a table by parameter, better draws, and the way to ArviZ.
 
 Which to use: `assess` for the verdict, `summarise` for the table, `resample` for draws that are
-corrected by their importance weights, `to_arviz` for everything ArviZ can do. All take what
-`kullback.variational.fit` returns.
+corrected by their importance weights, `to_arviz` for everything ArviZ can do; all take what
+`kullback.variational.fit` returns. `compare` holds draws of q to reference draws of p, from long
+chains or from simulation; its errors are those of finitely many draws of both as well as of q.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from kullback.core import RunError, require
-from kullback.core.checks import import_extra
+from kullback.core import RunError, import_extra, require
 from kullback.sampled import pareto_smooth
-from kullback.variational.limits import SEARCHED
+from kullback.variational import limits
 from kullback.variational.target.density import Target
 
 from .diagnose import Diagnosis, diagnose_beyond, diagnose_sample
-from .evidence import Sample
+from .evidence import Pool, Sample
 from .verdict import of_improper
 
-__all__ = ["Fitted", "Row", "Summary", "assess", "resample", "summarise", "to_arviz"]
+__all__ = [
+    "Compared",
+    "Comparison",
+    "Fitted",
+    "Row",
+    "Summary",
+    "assess",
+    "compare",
+    "resample",
+    "summarise",
+    "to_arviz",
+]
+
+
+class Compared(NamedTuple):
+    """One entry of one parameter: the reference's mean and sd, and how far q's are from them.
+
+    mean_off: q's mean less the reference's, in the reference's sd. sd_ratio: q's sd over it.
+    """
+
+    name: str
+    mean: float
+    sd: float
+    mean_off: float
+    sd_ratio: float
+
+
+class Comparison(NamedTuple):
+    """All entries, and how many draws the reference has; prints as a table."""
+
+    draws: int
+    rows: tuple[Compared, ...]
+
+    def __str__(self) -> str:
+        wide = max(len("against"), *(len(row.name) for row in self.rows))
+        heads = ("mean", "sd", "q's mean off", "q's sd")
+        lines = [f"{'against':<{wide}}" + "".join(f"{head:>14}" for head in heads)]
+        for row in self.rows:
+            off = f"{row.mean_off:+.3f} sd"
+            numbers = (f"{row.mean:.4g}", f"{row.sd:.4g}", off, f"{row.sd_ratio:.3f} of it")
+            lines.append(f"{row.name:<{wide}}" + "".join(f"{text:>14}" for text in numbers))
+        return "\n".join([*lines, f"against {self.draws:,} draws of the reference"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return {"draws": self.draws, "parameters": [row._asdict() for row in self.rows]}
+
+
+def compare(
+    target: Target, draws: Mapping[str, Tensor], reference: Mapping[str, Tensor]
+) -> Comparison:
+    """Return by how much the means and sds of q's draws differ from those of reference draws.
+
+    An entry that does not vary in the reference (a corner of a Cholesky factor) is left out.
+
+    Args:
+        target: p, for the names.
+        draws: of q, `{name: [n, *shape]}`, as `Fit.posterior` has them.
+        reference: draws of p under the same names, any number of them.
+
+    Returns:
+        The differences, entry by entry; `str` of them is a table.
+
+    Raises:
+        ArgumentValueError: for a name that is missing, another shape, or fewer than 2 draws.
+
+    Example:
+        >>> target = Target.of(lambda z: -0.5 * (z * z).sum(), 1)
+        >>> reference = {"z": torch.tensor([[-1.0], [1.0]])}
+        >>> rows = compare(target, {"z": torch.tensor([[0.0], [2.0]])}, reference).rows
+        >>> rows[0].mean_off.__round__(3)
+        0.707
+    """
+    for name, one in draws.items():
+        other = reference.get(name)
+        has = other is not None and other.shape[1:] == one.shape[1:] and len(other) >= 2
+        shape = f"at least 2 draws of {name} {list(one.shape[1:])}"
+        require(has, "reference", shape, "none" if other is None else list(other.shape))
+    q, p = (_columns(held, draws) for held in (draws, reference))
+    sd = p.std(0)
+    rows = []
+    for i, name in enumerate(target.layout.value_names):
+        if float(sd[i]) > 0:
+            off = float((q[:, i].mean() - p[:, i].mean()) / sd[i])
+            ratio = float(q[:, i].std() / sd[i])
+            rows.append(Compared(name, float(p[:, i].mean()), float(sd[i]), off, ratio))
+    require(bool(rows), "reference", "an entry that varies", "constants")
+    return Comparison(len(p), tuple(rows))
+
+
+def _columns(values: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([values[n].detach().double().reshape(len(values[n]), -1) for n in names], 1)
 
 
 class Fitted(Protocol):
@@ -81,7 +173,7 @@ class Summary:
         for row in self.rows:
             numbers = (row.mean, row.sd, *row.quantiles, row.mean_error)
             cells = "".join(f"{_short(value):>11}" for value in numbers)
-            ratio = "unknown" if row.sd_error > 10 else f"{row.sd_error:.0%}"
+            ratio = "unknown" if row.sd_error > limits.MAX_SD_RATIO_SHOWN else f"{row.sd_error:.0%}"
             lines.append(f"{row.name:<{wide}}{cells}{ratio:>11}")
         return "\n".join([*lines, "", "mean off, sd off: at most so far from the truth"])
 
@@ -100,14 +192,23 @@ def assess(
 ) -> Diagnosis:
     """Diagnose a fit by its own draws: the moments judged are those of the constrained parameters.
 
-    search: also look beyond q (see `diagnose_beyond`), for peaks that it has missed and, where the
-    fit has a `log_prob`, by draws of a wider law. Above 100 dimensions, and where the target has
-    mini-batches of rows, that is left out. generator: for that search; seed 0 by default. Errors:
-    those of `diagnose`.
+    Args:
+        fit: what `fit` or `load` returned.
+        search: also look beyond q (see `diagnose_beyond`), for peaks that it has missed and, where
+            the fit has a `log_prob`, by draws of a wider distribution. Above 100 dimensions, and
+            where the target has mini-batches of rows, that is left out.
+        generator: for that search; seed 0 by default.
 
-    >>> from kullback.variational import fit
-    >>> print(assess(fit(lambda z: -0.5 * (z * z).sum(), 2)).level)
-    trust
+    Returns:
+        The level, the sentence, and the numbers behind them.
+
+    Raises:
+        ArgumentValueError: for fewer than 100 draws.
+
+    Example:
+        >>> from kullback.variational import fit
+        >>> print(assess(fit(lambda z: -0.5 * (z * z).sum(), 2)).level)
+        trust
     """
     target = fit.target
     sample = Sample(
@@ -122,7 +223,7 @@ def assess(
     if getattr(fit, "improper", False):  # there are no moments to bound
         found = diagnose_sample(sample)
         return replace(found, judged=of_improper(getattr(fit, "reason", ""), found.evidence))
-    if not search or target.dim > SEARCHED or target.rows is not None:
+    if not search or target.dim > limits.MAX_SEARCHED_DIMENSIONS or target.rows is not None:
         return diagnose_sample(sample)
     log_prob = getattr(fit, "log_prob", None)  # a fit read back from disk may have no q
     return diagnose_beyond(target.log_density, log_prob, sample, generator=generator)
@@ -133,10 +234,18 @@ def summarise(fit: Fitted, diagnosis: Diagnosis) -> Summary:
 
     Quantiles are q's; so are mean and sd, not corrected by the bounds beside them.
 
-    >>> from kullback.variational import fit
-    >>> found = fit(lambda z: -0.5 * (z * z).sum(), 1)
-    >>> print(str(summarise(found, assess(found))).splitlines()[2].split()[:3])
-    ['parameter', 'mean', 'sd']
+    Args:
+        fit: what `fit` or `load` returned.
+        diagnosis: what `assess` says of it.
+
+    Returns:
+        The table; `str` of it is text.
+
+    Example:
+        >>> from kullback.variational import fit
+        >>> found = fit(lambda z: -0.5 * (z * z).sum(), 1)
+        >>> print(str(summarise(found, assess(found))).splitlines()[2].split()[:3])
+        ['parameter', 'mean', 'sd']
     """
     values = _flat(fit.target, fit.draws)
     levels = torch.tensor([0.05, 0.5, 0.95], dtype=values.dtype)
@@ -146,8 +255,15 @@ def summarise(fit: Fitted, diagnosis: Diagnosis) -> Summary:
     rows = []
     for i, name in enumerate(fit.target.layout.value_names):
         low, middle, high = quantiles[:, i].tolist()
-        ends = (float(far[i]), float(wide[i]))
-        rows.append(Row(name, float(means[i]), float(sds[i]), (low, middle, high), *ends))
+        row = Row(
+            name=name,
+            mean=float(means[i]),
+            sd=float(sds[i]),
+            quantiles=(low, middle, high),
+            mean_error=float(far[i]),
+            sd_error=float(wide[i]),
+        )
+        rows.append(row)
     return Summary(diagnosis.verdict, tuple(rows))
 
 
@@ -158,36 +274,60 @@ def resample(
 
     They follow p more closely than q does where that is sound, and repeat themselves: n should not
     exceed the number of effective draws. They come from q and, where the diagnosis looked beyond
-    it, from the wider law as well. Approximate: right as the number of draws grows.
-    Errors: `RunError` with the reason when the weights cannot carry it (fewer than 100 effective
-    draws; one of them 2 % of all, or of q alone k̂ of 0.7 or more with unequal weights);
-    `ArgumentValueError` for n < 1.
+    it, from the wider distribution as well. Approximate: right as the number of draws grows.
     Reference: Vehtari et al. (2024), section 2; Kitagawa (1996) for systematic resampling.
 
-    >>> from kullback.variational import fit
-    >>> found = fit(lambda z: -0.5 * (z * z).sum(), 2)
-    >>> resample(found, 500, assess(found))["z"].shape
-    torch.Size([500, 2])
+    Args:
+        fit: what `fit` or `load` returned.
+        n: how many draws, at least 1.
+        diagnosis: what `assess` says of the fit.
+        generator: the source of randomness; torch's global one by default.
+
+    Returns:
+        Names and shapes as in `Fit.posterior`.
+
+    Raises:
+        RunError: with the reason when the weights cannot carry it (fewer than 100 effective draws;
+            one of them 2 % of all, or of q alone k̂ of 0.7 or more with unequal weights).
+        ArgumentValueError: for n < 1.
+
+    Example:
+        >>> from kullback.variational import fit
+        >>> found = fit(lambda z: -0.5 * (z * z).sum(), 2)
+        >>> resample(found, 500, assess(found))["z"].shape
+        torch.Size([500, 2])
     """
     require(n >= 1, "n", "at least 1 draw", n)
     if diagnosis.resampling:
         raise RunError(f"importance-resampled draws would be unsound: {diagnosis.resampling}")
-    own = (fit.draws, fit.log_p - fit.log_q)
-    draws, logs = own if diagnosis.pool is None else diagnosis.pool
-    share = torch.softmax(pareto_smooth(logs)[0], 0)
+    pool = diagnosis.pool or Pool(fit.draws, fit.log_p - fit.log_q)
+    share = torch.softmax(pareto_smooth(pool.log_weights)[0], 0)
     first = torch.rand((), generator=generator, dtype=share.dtype)
     places = (torch.arange(n, dtype=share.dtype) + first) / n
     picked = torch.searchsorted(share.cumsum(0), places).clamp_max(len(share) - 1)
     picked = picked[torch.randperm(n, generator=generator)]
-    return fit.target.constrain(draws[picked])
+    return fit.target.constrain(pool.draws[picked])
 
 
 def to_arviz(fit: Fitted, draws: dict[str, Tensor] | None = None) -> Any:
     """Return an ArviZ data tree with the group `posterior`: one chain of the fit's draws.
 
-    draws: `{name: [n, *shape]}`, such as `resample` returns; by default those of q. log p and log q
-    at q's own draws go to the group `sample_stats`, so that weights can be computed there.
-    Errors: `MissingExtraError` where arviz-base is not installed.
+    Args:
+        fit: what `fit` or `load` returned.
+        draws: `{name: [n, *shape]}`, such as `resample` returns; by default those of q. Then log p
+            and log q at them go to the group `sample_stats`, so that weights can be computed there.
+
+    Returns:
+        What `arviz_base.from_dict` makes: arrays `[1, n, *shape]`, by name.
+
+    Raises:
+        MissingExtraError: where arviz-base is not installed.
+
+    Example:
+        >>> from kullback.variational import fit
+        >>> tree = to_arviz(fit(lambda z: -0.5 * (z * z).sum(), 2))
+        >>> tree["posterior"]["z"].shape
+        (1, 4000, 2)
     """
     arviz: Any = import_extra("arviz_base", "arviz")
     own = draws is None

@@ -1,35 +1,100 @@
-"""The verdict: from the evidence about a fit to a level and a sentence.
+"""The verdict: from the evidence about a fit to bounds on its moments, a level and a sentence.
 
-Which to use: `diagnose`, which calls `judge` and `unsound`. The limits are in `limits.py`;
-benchmarks/verdicts.py counts how often what they say is right.
+Which to use: `diagnose`, which calls `judge` and `unsound`. `moment_bounds` is a function of
+`Evidence` and `Limits` alone. benchmarks/verdicts.py counts how often what they say is right.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from kullback.sampled import effective_sample_size, pareto_k
-from kullback.variational.limits import (
-    ELSEWHERE,
-    EQUAL,
-    FATTER,
-    HEAVY,
-    LARGEST,
-    LIMITS,
-    NAMED,
-    RESAMPLED,
-    SAME,
-    SMALLER,
-    Limits,
-)
+from kullback.sampled import MAX_PARETO_K, effective_sample_size, pareto_k
+from kullback.variational import limits as thresholds
+from kullback.variational.limits import LIMITS, Limits
 
-from .error_bounds import Bounds, bounds_on
-from .evidence import Evidence
+from .evidence import Evidence, Shift
 
-__all__ = ["Level", "Verdict", "judge", "of_improper", "unsound"]
+__all__ = ["Level", "MomentBounds", "Verdict", "judge", "moment_bounds", "of_improper", "unsound"]
+
+
+@dataclass(frozen=True, slots=True)
+class MomentBounds:
+    """How far p's moments seem to be from q's, and how far at most: mean and log sd, each `[m]`."""
+
+    shift: Shift
+    mean: Tensor
+    log_sd: Tensor
+
+
+def moment_bounds(evidence: Evidence, limits: Limits = LIMITS) -> MomentBounds:
+    """Return the likely shift of the moments and bounds on it.
+
+    With pooled draws of q and wider proposals a bound is |shift| plus its error bar. With draws of
+    q alone it is the larger of weights' and scores' where the weights may mislead, from none of it
+    at k̂ = 0.2 to all of it at 1/2, plus the residual squared: what a tilt of that size that is not
+    quadratic moves, to second order, while to first order it moves nothing. The residual counts as
+    at most twice the sd of the log weights, which it is for a smooth tilt along one axis, and by
+    less than its square where k̂ is below 0.7 and the weights have seen most of that themselves;
+    nor is it more than Cauchy and Schwarz allow, `|E_p f − E_q f| ≤ sd_q(f) √χ²`, χ² = n/ESS − 1.
+    Mass found elsewhere is added.
+    Errors: Owen (2013), "Monte Carlo theory, methods and examples", eq. 9.9, for reweighted
+    moments.
+    """
+    moved = _within_reach(evidence, limits)
+    if evidence.away is None:
+        return moved
+    share = evidence.elsewhere
+    wide = 0.5 * torch.log1p(share * (1 - share) * evidence.away**2)
+    mean = moved.mean + share * evidence.away.abs()
+    return MomentBounds(moved.shift, mean, moved.log_sd + wide)
+
+
+def _within_reach(evidence: Evidence, limits: Limits) -> MomentBounds:
+    """Return the bounds for the part of p that q or the wider proposals reach."""
+    if evidence.pooled is not None:
+        mean, log_sd = _reach(evidence.pooled, limits)
+        return MomentBounds(evidence.pooled, mean, log_sd)
+    mean, log_sd = _reach(evidence.own, limits)
+    heavy = _between(evidence.k_hat, limits.light, limits.heavy)
+    slack = heavy * min(_second_order(evidence, limits), _cauchy_schwarz(evidence))
+    if evidence.pushed is None:
+        slack = math.inf if evidence.scored and heavy > 0 else slack
+        return MomentBounds(evidence.own, mean + slack, log_sd + slack)
+    by_scores = _reach(evidence.pushed, limits)
+    mean = mean + heavy * (by_scores[0] - mean).clamp_min(0.0) + slack
+    log_sd = log_sd + heavy * (by_scores[1] - log_sd).clamp_min(0.0) + slack
+    return MomentBounds(evidence.own, mean, log_sd)
+
+
+def _between(value: float, low: float, high: float) -> float:
+    return min(1.0, max(0.0, (value - low) / (high - low)))
+
+
+def _cauchy_schwarz(evidence: Evidence) -> float:
+    return math.sqrt(max(0.0, 1.0 / evidence.ess_fraction - 1.0))
+
+
+def _second_order(evidence: Evidence, limits: Limits) -> float:
+    """Return the residual squared, held down to 1/3 where the weights are light-tailed."""
+    residual = math.inf if evidence.residual is None else evidence.residual
+    size = min(2 * evidence.sd_log_weights, residual) ** 2
+    seen = 1.0 - _between(evidence.k_hat, limits.heavy, limits.misled)
+    return size if seen == 0 else 1.0 / (1.0 / max(size, 1e-300) + 3.0 * seen)
+
+
+def _reach(shift: Shift, limits: Limits) -> tuple[Tensor, Tensor]:
+    """Return |shift| plus as many standard errors as leave few failures among all functions."""
+    many = NormalDist().inv_cdf(1 - limits.miss / (4 * len(shift.mean)))
+    return (
+        shift.mean.abs() + many * shift.mean_error,
+        shift.log_sd.abs() + many * shift.log_sd_error,
+    )
+
 
 Level = Literal["trust", "partly", "do not trust"]
 
@@ -41,7 +106,7 @@ class Verdict:
     level: Level
     sentence: str
     reasons: tuple[str, ...]
-    bounds: Bounds
+    bounds: MomentBounds
 
 
 def judge(evidence: Evidence, limits: Limits = LIMITS) -> Verdict:
@@ -54,7 +119,7 @@ def judge(evidence: Evidence, limits: Limits = LIMITS) -> Verdict:
     """
     if evidence.broken or evidence.empty == evidence.draws:
         return _unusable(evidence)
-    bounds = bounds_on(evidence, limits)
+    bounds = moment_bounds(evidence, limits)
     worst = max(_largest(bounds.mean), _largest(bounds.log_sd))
     level: Level = "do not trust"
     if worst <= limits.fair and not _missed(evidence, limits):
@@ -87,7 +152,7 @@ def _untrusted(what: str, evidence: Evidence, lost: Tensor) -> Verdict:
     """Return "do not trust" for one reason; lost: the bounds, `[m]` or one for all."""
     lost = lost.expand_as(evidence.own.mean)
     return Verdict(
-        "do not trust", f"Do not trust: {what}.", (what,), Bounds(evidence.own, lost, lost)
+        "do not trust", f"Do not trust: {what}.", (what,), MomentBounds(evidence.own, lost, lost)
     )
 
 
@@ -106,21 +171,25 @@ def _other_shape(evidence: Evidence, limits: Limits) -> bool:
 def unsound(log_weights: Tensor, *, pooled: bool) -> str:
     """Say why draws picked by these weights `[n]` would be unsound, or nothing.
 
-    pooled: whether a law wider than q is among the draws, so that k̂ is no longer the question.
+    pooled: whether a distribution wider than q is among the draws, so that k̂ is no longer the
+    question.
 
     >>> import torch
     >>> unsound(torch.arange(1000.0) / 1000, pooled=False)
     ''
     """
     effective = float(effective_sample_size(log_weights))
-    if effective < RESAMPLED:
-        return f"only {effective:,.0f} effective draws, {RESAMPLED:.0f} are needed"
+    if effective < thresholds.MIN_EFFECTIVE_DRAWS:
+        needed = thresholds.MIN_EFFECTIVE_DRAWS
+        return f"only {effective:,.0f} effective draws, {needed:.0f} are needed"
     if pooled:
         largest = float(log_weights.softmax(0).max())
-        return f"one draw would be {largest:.0%} of all" if largest > LARGEST else ""
+        return (
+            f"one draw would be {largest:.0%} of all" if largest > thresholds.MAX_DRAW_SHARE else ""
+        )
     tail = float(pareto_k(log_weights))
-    if tail >= HEAVY and effective < LIMITS.near * len(log_weights):
-        return f"the weights are heavy-tailed (k-hat {tail:.2f}, 0.7 or more)"
+    if tail >= MAX_PARETO_K and effective < LIMITS.near * len(log_weights):
+        return f"the weights are heavy-tailed (k-hat {tail:.2f}, {MAX_PARETO_K} or more)"
     return ""
 
 
@@ -130,12 +199,13 @@ def _reasons(evidence: Evidence, limits: Limits) -> list[str]:
     said = {
         "p does not seem to decay along a scale parameter: is its prior proper?": e.endless,
         f"another peak, which q does not have, holds about {e.elsewhere:.0%} of p": e.elsewhere
-        > ELSEWHERE,
+        > thresholds.NAMED_ELSEWHERE,
         f"q has next to no draws where {e.unreached:.0%} of p's mass is": e.unreached
         > limits.unreached,
         "the fit has not converged": not e.converged,
-        f"heavy-tailed weights: k-hat {e.k_hat:.2f}, from 0.7 on they mislead": e.k_hat >= HEAVY
-        and e.sd_log_weights > EQUAL,
+        f"heavy-tailed weights: k-hat {e.k_hat:.2f}, from {MAX_PARETO_K} on they mislead": e.k_hat
+        >= MAX_PARETO_K
+        and e.sd_log_weights > thresholds.EQUAL_WEIGHTS,
         f"log p/q is not quadratic: residual of the scores {size:.2g}": size > limits.good,
         f"{e.ess_fraction * e.draws:,.0f} effective draws of {e.draws:,}": e.ess_fraction < 0.5,
         f"p has no mass at {e.empty} of {e.draws:,} draws of q": e.empty > 0,
@@ -143,12 +213,12 @@ def _reasons(evidence: Evidence, limits: Limits) -> list[str]:
     return [text for text, applies in said.items() if applies]
 
 
-def _sentence(level: Level, bounds: Bounds, names: Sequence[str], limits: Limits) -> str:
+def _sentence(level: Level, bounds: MomentBounds, names: Sequence[str], limits: Limits) -> str:
     """Say how good means and standard deviations are, those of a few functions apart."""
     means, sds = _largest(bounds.mean), _largest(bounds.log_sd)
     larger = bounds.mean.maximum(bounds.log_sd)
     poor = larger.nan_to_num(math.inf, math.inf) > limits.good
-    few = len(names) > 0 and 0 < int(poor.sum()) <= NAMED and not bool(poor.all())
+    few = len(names) > 0 and 0 < int(poor.sum()) <= thresholds.MAX_NAMES and not bool(poor.all())
     apart = ", ".join(name for name, bad in zip(names, poor.tolist(), strict=False) if bad)
     others = _known(_largest(bounds.mean[~poor]), _largest(bounds.log_sd[~poor])) if few else ""
     if level != "do not trust":
@@ -177,26 +247,30 @@ def _known(means: float, sds: float, *, most: float = math.inf) -> str:
 
 def _tails(evidence: Evidence) -> str:
     k_hat, spread = evidence.k_hat, evidence.sd_log_weights
-    if k_hat < 0.5 or spread <= SAME or math.isnan(k_hat):
+    if k_hat < LIMITS.heavy or spread <= thresholds.IDENTICAL_WEIGHTS or math.isnan(k_hat):
         return ""
-    if k_hat < HEAVY:
+    if k_hat < MAX_PARETO_K:
         return "; less in the tails"
     fat = _fat(evidence.tails, evidence.names)
-    return f"; do not trust the tails{fat}" if spread > EQUAL else "; the far tails are not checked"
+    return (
+        f"; do not trust the tails{fat}"
+        if spread > thresholds.EQUAL_WEIGHTS
+        else "; the far tails are not checked"
+    )
 
 
 def _fat(tails: Tensor | None, names: Sequence[str]) -> str:
     """Name the functions whose tails are wrong, where they are few."""
     if tails is None or not names:
         return ""
-    wrong = (tails.log().abs() > math.log(FATTER)).tolist()
+    wrong = (tails.log().abs() > math.log(thresholds.NAMED_TAIL_RATIO)).tolist()
     which = [name for name, bad in zip(names, wrong, strict=True) if bad]
-    return f" of {', '.join(which)}" if 0 < len(which) <= NAMED else ""
+    return f" of {', '.join(which)}" if 0 < len(which) <= thresholds.MAX_NAMES else ""
 
 
-def _too_small(bounds: Bounds) -> bool:
+def _too_small(bounds: MomentBounds) -> bool:
     worst = int(bounds.log_sd.nan_to_num(math.inf, math.inf).argmax())
-    return bool(bounds.shift.log_sd[worst] > SMALLER)
+    return bool(bounds.shift.log_sd[worst] > thresholds.NAMED_LOG_SD)
 
 
 def _largest(bound: Tensor) -> float:
@@ -207,11 +281,11 @@ def _round(value: float) -> str:
     """Round up to hundredths below 0.1 and to tenths above: a bound is never understated."""
     if math.isinf(value):
         return "inf"
-    step = 100 if value <= 0.1 else 10
+    step = 100 if value <= thresholds.FINE_ROUNDING else 10
     return f"{math.ceil(value * step - 1e-9) / step:g}"
 
 
 def _percent(log_factor: float) -> str:
-    if log_factor > 2:
+    if log_factor > thresholds.MAX_LOG_SD_SHOWN:
         return "more than 600 %"
     return f"{math.ceil(100 * math.expm1(log_factor) - 1e-9)} %"

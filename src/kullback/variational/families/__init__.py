@@ -1,4 +1,9 @@
-"""Families of q(z), one file each: pass a name to `fit`, or a class with its options.
+"""Families of q(z): pass a name to `fit`, or a class with its options.
+
+Which file answers which question:
+
+- `family`: what is a family, in which coordinates does it live, what is it in torch's words?
+- `gaussians`: Gaussians, their mixtures, and the Student-t; `flow`: normalising flows.
 
 Which to use: `FullRank` up to a few hundred dimensions, `LowRank` or `MeanField` above; `Mixture`
 for several peaks, `StudentT` for heavy tails, `Flow` for funnels and bananas. To add one, write the
@@ -6,12 +11,9 @@ five methods that `Family` asks for; `fit(family=YourFamily)` takes it as it is.
 `FamilyDistribution` wraps any of them as a `torch.distributions.Distribution`.
 """
 
-from .distribution import FamilyDistribution
-from .family import Draws, Family
+from .family import Draws, Family, FamilyDistribution
 from .flow import Flow
-from .gaussians import FullRank, LowRank, MeanField
-from .mixture import Mixture
-from .student_t import StudentT
+from .gaussians import FullRank, LowRank, MeanField, Mixture, StudentT
 
 __all__ = [
     "NAMED",

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import require
-from kullback.core.checks import import_extra
+from kullback.core import import_extra, require
+from kullback.variational import limits
 
 from .family import Draws, Family, Frame, normal_log_prob
 
@@ -17,14 +17,26 @@ __all__ = ["Flow"]
 class Flow(Family):
     """`z = T(e)`, e ~ N(0, I), through coupling layers of neural networks that move half of z each.
 
-    Density and draws are exact, each in one pass. layers: coupling transforms, in alternation.
-    hidden: width of the two-layer networks, whose outputs grow linearly far out. The flow starts as
-    the identity in its frame; a dense one is turned so that coordinates on which most others depend
-    come first.
-    seed: of the networks' first weights; the global state of random numbers is left as it was.
-    Errors: `MissingExtraError` without zuko; `ArgumentValueError` for options out of range. In one
-    dimension there is nothing to condition on and the flow is affine.
+    Density and draws are exact, each in one pass. The networks have two layers, and their outputs
+    grow linearly far out. The flow starts as the identity in its frame; a dense one is turned so
+    that coordinates on which most others depend come first. In one dimension there is nothing to
+    condition on and the flow is affine.
     Reference: Dinh et al. (2017), "Density estimation using Real NVP".
+
+    Args:
+        frame: the coordinates, in which it begins as N(0, I).
+        layers: coupling transforms, in alternation.
+        hidden: width of the networks.
+        seed: of the networks' first weights; the global state of random numbers is left as it was.
+
+    Raises:
+        MissingExtraError: without zuko.
+        ArgumentValueError: for options out of range.
+
+    Example:
+        >>> from kullback.variational.families.family import Frame
+        >>> Flow(Frame.identity(2)).sample(3).shape
+        torch.Size([3, 2])
     """
 
     name, dense = "flow", True
@@ -67,7 +79,13 @@ class Flow(Family):
         A flow fitted by KL(q‖p) is nearly right where it has mass and too light far out, where a
         few draws then carry large weights p/q. With this base a nearly right flow has weights that
         *fall* with the distance. It costs about h⁴/3 nats a dimension, and at h = 0.3 some per cent
-        of standard deviations. Errors: `ArgumentValueError` for h outside 0 to 1.
+        of standard deviations.
+
+        Args:
+            h: 0 to 1.
+
+        Raises:
+            ArgumentValueError: for any other h.
         """
         require(0 <= h <= 1, "h", "0 to 1", h)
         self.bend.fill_(h)
@@ -138,14 +156,16 @@ def hubs_first(factor: Tensor) -> Tensor:
     sd = covariance.diagonal().sqrt()
     left = covariance / (sd[:, None] * sd)
     waiting, order = list(range(len(sd))), []
-    if len(sd) > 300:
+    if len(sd) > limits.MAX_DENSE_DIMENSIONS:
         waiting, order = [], waiting
     while waiting:
         block = left[waiting][:, waiting]
-        explained = (block.square() / block.diagonal().clamp_min(1e-12)[:, None]).sum(1)
+        explained = (
+            block.square() / block.diagonal().clamp_min(limits.MIN_VARIANCE_LEFT)[:, None]
+        ).sum(1)
         hub = waiting.pop(int(explained.argmax()))
         order.append(hub)
-        if float(left[hub, hub]) > 1e-12:
+        if float(left[hub, hub]) > limits.MIN_VARIANCE_LEFT:
             left = left - torch.outer(left[:, hub], left[hub]) / left[hub, hub]
     # QR of the permuted factor's transpose: factor[order] = R' Q' with R' lower triangular
     turn, upper = torch.linalg.qr(factor[order].mT)

@@ -1,11 +1,58 @@
 """How q is brought to p: where a fit starts, and the optimisers.
 
-- `starts`: where a fit begins; `deterministic`: L-BFGS on fixed samples (`lbfgs`);
-- `stochastic`: gradient steps; `annealing`: steps that shrink to nothing, in rounds;
-- `batch_and_match`: scores matched in closed form; `forward_kl`: KL(p‖q); `grid`: both directions
-  by quadrature in one or two dimensions;
-- `losses`: objective, target and family put together; `control_variate`: mini-batches with less
-  noise; `progress`: what is shown meanwhile.
+Which file answers which question:
+
+- `starts`: where does a fit begin, and on which peaks? `deterministic`: L-BFGS on fixed draws;
+- `stochastic`: Adam's steps, averaged, or in rounds of cosine annealing (flows); the control
+  variate for mini-batches;
+- `batch_and_match`: scores matched in closed form; `forward_kl`: KL(p‖q) from weighted draws;
+- `grid`: both directions by quadrature in one or two dimensions.
+
+All of them yield a `Progress` after each iteration; `shown` prints it.
 """
 
-__all__: list[str] = []
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kullback.variational import limits
+from kullback.variational.families import Family
+
+__all__ = ["IMPROPER", "Progress", "shown"]
+
+IMPROPER = "improper target"  # how the reason begins when it is
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """q so far, the loss in nats, the gradient, and whether and why the fit is over.
+
+    gradient_norm: the largest entry of the objective's gradient in the frame's coordinates, about
+    the distance to the optimum in posterior standard deviations. disagreement: how far fresh draws
+    would move an optimum on fixed ones, as that.
+    """
+
+    family: Family
+    loss: float
+    gradient_norm: float
+    done: bool = False
+    converged: bool = False
+    reason: str = ""
+    disagreement: float = 0.0
+
+
+def shown(steps: Iterator[Progress], title: str, *, progress: bool) -> Iterator[Progress]:
+    """Pass the steps on, with one line on stderr where that is a terminal and `progress` is set."""
+    if not progress or not sys.stderr.isatty():
+        yield from steps
+        return
+    last = 0.0
+    for count, step in enumerate(steps, 1):
+        now = time.monotonic()
+        if now - last > limits.PROGRESS_SECONDS:
+            text = f"{title}: step {count}, objective {-step.loss:.3f}, gradient"
+            sys.stderr.write(f"\r\x1b[K{text} {step.gradient_norm:.1e}")
+            last = now
+        yield step
+    sys.stderr.write("\r\x1b[K")

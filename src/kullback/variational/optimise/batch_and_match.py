@@ -7,23 +7,21 @@ Reference: Cai et al. (2024), "Batch and match: black-box variational inference 
 divergence", eqs. 7 to 11, here with one symmetric eigendecomposition between Cholesky factors.
 """
 
-import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from kullback.exact import NORMAL_ENTROPY
+from kullback.variational import limits
 from kullback.variational.families import Family, FullRank
 from kullback.variational.families.family import Frame
 from kullback.variational.target.density import Target
 
-from .deterministic import improper
-from .progress import Progress
-from .starts import fixed_normals
+from . import Progress
+from .deterministic import fixed_normals, improper
 
 __all__ = ["batch_and_match", "match"]
-
-STILL = 3  # iterations in a row below the tolerance
 
 
 def match(frame: Frame, z: Tensor, scores: Tensor, regularizer: float) -> tuple[Tensor, Tensor]:
@@ -63,7 +61,6 @@ def batch_and_match(
     the paper; draws are fresh every time, of low discrepancy.
     """
     frame, first, still = family.frame, family.frame, 0
-    constant = 0.5 * target.dim * (1 + math.log(2 * math.pi))  # of a Gaussian's entropy
     for count in range(1, iterations + 1):
         noise = fixed_normals(draws, target.dim, generator)
         z = frame.outwards(noise)
@@ -75,15 +72,24 @@ def batch_and_match(
         mean, covariance = match(frame, z, scores, draws * target.dim / count)
         new = Frame.dense(mean, torch.linalg.cholesky(covariance))
         moved = _distance(frame, new)
-        loss = -float(log_p.mean() + frame.log_det) - constant
+        loss = -float(log_p.mean() + frame.log_det) - target.dim * NORMAL_ENTROPY
         frame = new
         still = still + 1 if moved < tolerance else 0
         lost = improper(first, frame, target.names)
-        done = bool(lost) or still >= STILL or count == iterations
-        state = "converged" if still >= STILL else f"stopped after {count} iterations"
+        done = bool(lost) or still >= limits.MAX_STILL_ITERATIONS or count == iterations
+        state = (
+            "converged"
+            if still >= limits.MAX_STILL_ITERATIONS
+            else f"stopped after {count} iterations"
+        )
         reason = lost or f"{state}: q last moved by {moved:.1e} of its standard deviation"
         yield Progress(
-            FullRank(frame), loss, moved, done, still >= STILL and not lost, reason if done else ""
+            FullRank(frame),
+            loss,
+            moved,
+            done,
+            still >= limits.MAX_STILL_ITERATIONS and not lost,
+            reason if done else "",
         )
         if done:
             return

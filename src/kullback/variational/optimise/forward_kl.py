@@ -7,27 +7,24 @@ Reference: Cappé et al. (2008), "Adaptive importance sampling in general mixtur
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from kullback.core import require
-from kullback.core.checks import describe
-from kullback.sampled import effective_sample_size, pareto_smooth
+from kullback.core import describe, require
+from kullback.sampled import MAX_PARETO_K, effective_sample_size, pareto_smooth
+from kullback.variational import limits
 from kullback.variational.families import Family, StudentT
-from kullback.variational.families.family import Frame
+from kullback.variational.families.family import Frame, Make, ridged_cholesky
 from kullback.variational.target.density import Target
 
+from . import Progress
 from .deterministic import deterministic
-from .progress import Progress
 from .starts import Start
 
 __all__ = ["adaptive", "maximum_likelihood"]
-
-Make = Callable[[Frame], Family]
-SETTLED = 0.05  # standard deviations that moments may move between rounds
 
 
 def maximum_likelihood(
@@ -63,8 +60,7 @@ def moments(z: Tensor, weights: Tensor) -> Frame:
     mean = weights @ z
     off = (z - mean) * weights.sqrt()[:, None]
     covariance = off.mT @ off
-    ridge = 1e-9 * covariance.diagonal().clamp_min(1e-300)
-    return Frame.dense(mean, torch.linalg.cholesky(covariance + torch.diag(ridge)))
+    return Frame.dense(mean, ridged_cholesky(covariance, limits.MOMENTS_RIDGE))
 
 
 def adaptive(
@@ -79,10 +75,10 @@ def adaptive(
     """Fit q by importance sampling from what was fitted before, until its moments settle.
 
     The first proposal is a mixture of heavy-tailed versions of every start, so that each peak that
-    a start found is covered; later ones share their draws between q and a heavy-tailed law with q's
-    moments. Weights are Pareto-smoothed. Each round fits by `maximum_likelihood`.
+    a start found is covered; later ones share their draws between q and a heavy-tailed distribution
+    with q's moments. Weights are Pareto-smoothed. Each round fits by `maximum_likelihood`.
     """
-    proposals: list[Family] = [StudentT(_wider(start.frame)) for start in starts]
+    proposals: list[Family] = [StudentT(_inflated(start.frame)) for start in starts]
     before, used = None, 0
     for number in range(rounds):
         z, log_proposal = _propose(proposals, draws, generator)
@@ -96,8 +92,8 @@ def adaptive(
                 yield now
         moved = math.inf if before is None else _moved(before, frame)
         size = float(effective_sample_size(logs))
-        allowed = max(SETTLED, 4 / math.sqrt(size))
-        settled = moved < allowed and float(k_hat) < 0.7 and now.converged
+        allowed = max(limits.MOMENTS_AGREE, 4 / math.sqrt(size))
+        settled = moved < allowed and float(k_hat) < MAX_PARETO_K and now.converged
         if settled or number == rounds - 1 or not math.isfinite(size):
             state = "converged" if settled else f"stopped after {rounds} rounds"
             text = f"{state}: moments last moved by {moved:.3f} of a standard deviation; effective "
@@ -105,10 +101,10 @@ def adaptive(
             yield replace(now, done=True, converged=settled, reason=text, gradient_norm=moved)
             return
         before = frame
-        proposals = [now.family, StudentT(_wider(frame))]
+        proposals = [now.family, StudentT(_inflated(frame))]
 
 
-def _wider(frame: Frame) -> Frame:
+def _inflated(frame: Frame) -> Frame:
     return Frame(frame.shift, 1.2 * frame.scale)
 
 

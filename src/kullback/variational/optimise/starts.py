@@ -1,22 +1,16 @@
-"""Fixed standard-normal noise that is better than random: low discrepancy, exact first moments.
-
-Which to use: `fixed_normals` for an objective that is to be a function (deterministic fits).
-
-Where a fit begins in many dimensions: L-BFGS uphill, and the diagonal of the curvature there.
-
-Which to use: `find_large_start`, through `find_start`, above a few hundred dimensions, where a
-dense Hessian costs too much. Its frame has one scale an axis.
-
-Where a fit begins: damped Newton paths uphill, judged by the ELBO of a Gaussian at each stop.
+"""Where a fit begins: damped Newton paths uphill, judged by the ELBO of a Gaussian at each stop.
 
 Which to use: `find_start`, which climbs from several random points at once and returns the best
 Gaussian frames met on the way, not the modes: near a mode without mass (a funnel's neck, an
-unbounded peak) the ELBO falls, and what is kept lies before it.
+unbounded peak) the ELBO falls, and what is kept lies before it. Above 300 dimensions, where a dense
+Hessian costs too much, `find_large_start` climbs by L-BFGS, and its frame has one scale an axis.
+`distinct` and `mixture_of` turn the starts into peaks and a mixture that begins on them.
 Reference: Zhang et al. (2022), "Pathfinder", for the idea; curvature here comes from differences of
 the gradient, which cost one batched evaluation and care nothing for the scale of the axes.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -24,48 +18,15 @@ import torch
 from torch import Tensor
 
 from kullback.core import RunError, require
+from kullback.exact import NORMAL_ENTROPY
+from kullback.variational import limits
+from kullback.variational.families import Family, Mixture
 from kullback.variational.families.family import Frame
 from kullback.variational.target.density import Target
 
-from .lbfgs import minimise
+from .deterministic import fixed_normals, minimise
 
-__all__ = ["Start", "find_large_start", "find_start", "fixed_normals"]
-
-
-def fixed_normals(n: int, dim: int, generator: torch.Generator) -> Tensor:
-    """Return n points `[n, dim]` (float64) that stand for N(0, I): Sobol, antithetic, whitened.
-
-    Scrambled Sobol points through the normal quantile function (above 21,201 dimensions, where
-    there are none, pseudo-random normals), and their mirror images, so that the mean and every odd
-    moment are zero. Where n ≥ 4·dim they are then transformed so that their
-    covariance is the identity, which makes averages of quadratics *exact*: a Gaussian target is
-    fitted to rounding whatever n. With fewer points each axis alone is scaled to variance 1.
-    n: rounded up to an even number. Errors: `ArgumentValueError` for n < 2.
-
-    >>> points = fixed_normals(64, 2, torch.Generator().manual_seed(0))
-    >>> torch.allclose(points.mT @ points / 64, torch.eye(2, dtype=torch.float64))
-    True
-    """
-    require(n >= 2, "n", "at least 2 draws", n)
-    half = (n + 1) // 2
-    seed = int(torch.randint(2**31, (), generator=generator))
-    if dim > torch.quasirandom.SobolEngine.MAXDIM:  # Joe and Kuo's direction numbers end there
-        own = torch.Generator().manual_seed(seed)
-        points = torch.randn(half, dim, generator=own, dtype=torch.float64)
-    else:
-        engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
-        uniform = engine.draw(half, dtype=torch.float64)
-        uniform = uniform.clamp(2.0**-32, 1 - 2.0**-32)
-        points = torch.special.ndtri(uniform)
-    if 2 * half >= 4 * dim:
-        root = torch.linalg.cholesky(points.mT @ points / half)
-        points = torch.linalg.solve_triangular(root, points.mT, upper=False).mT
-    else:
-        points = points / points.square().mean(0).sqrt()
-    return torch.cat([points, -points])
-
-
-LBFGS_STEPS, PROBES = 300, 32
+__all__ = ["Start", "distinct", "find_large_start", "find_start", "mixture_of"]
 
 
 def find_large_start(
@@ -83,8 +44,12 @@ def find_large_start(
     best: tuple[Frame | None, float] = (None, -math.inf)
     noise = fixed_normals(32, target.dim, generator)
     for count, step in enumerate(minimise(downhill, z)):
-        last = step.stuck or count == LBFGS_STEPS or float(step.gradient.norm()) < 1e-4
-        if last or count % 10 == 0:
+        last = (
+            step.stuck
+            or count == limits.MAX_LBFGS_STEPS
+            or float(step.gradient.norm()) < limits.MIN_START_GRADIENT
+        )
+        if last or count % limits.JUDGED_EVERY == 0:
             frame = Frame.diagonal(step.x, _curvature(target, step.x, generator, rows).rsqrt())
             value = _elbo(target, frame, noise, rows)
             best = (frame, value) if value > best[1] else best
@@ -97,7 +62,9 @@ def _curvature(
     target: Target, z: Tensor, generator: torch.Generator, rows: Tensor | None
 ) -> Tensor:
     """Estimate the diagonal of −∂² log p by Hutchinson's probes, `E[v ∘ Hv]`, away from zero."""
-    signs = torch.randint(2, (PROBES, len(z)), generator=generator).double() * 2 - 1
+    signs = (
+        torch.randint(2, (limits.CURVATURE_PROBES, len(z)), generator=generator).double() * 2 - 1
+    )
     width = 1e-5 * (1 + z.abs())
     steps = signs * width
     slopes = target.score(torch.cat([z + steps, z - steps]), rows)[1]
@@ -109,14 +76,11 @@ def _curvature(
 def _elbo(target: Target, frame: Frame, noise: Tensor, rows: Tensor | None) -> float:
     with torch.no_grad():
         mean = float(target.log_density(frame.outwards(noise), rows).mean())
-    value = mean + float(frame.log_det) + 0.5 * len(frame.shift) * (1 + math.log(2 * math.pi))
+    value = mean + float(frame.log_det) + len(frame.shift) * NORMAL_ENTROPY
     return value if math.isfinite(value) else -math.inf
 
 
-NEWTON_STEPS, PATIENCE = 100, 8
-FAR = 10.0  # standard deviations to the next stop, from where there is nothing to judge yet
 HALVINGS = (range(1), range(1, 4), range(4, 10), range(10, 25))  # tried at once in a line search
-DENSE = 300  # dimensions up to which the curvature is a matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +103,7 @@ def find_start(
     were not finite.
     """
     require(starts >= 1, "starts", "at least 1", starts)
-    if target.dim > DENSE:
+    if target.dim > limits.MAX_DENSE_DIMENSIONS:
         z = 0.2 * torch.rand(target.dim, generator=generator, dtype=torch.float64) - 0.1
         frame, elbo = find_large_start(target, z, generator, rows)
         return [Start(frame, elbo)] if frame is not None else _refuse(target, z[None])
@@ -149,10 +113,10 @@ def find_start(
     uniform = torch.rand(starts, target.dim, generator=generator, dtype=torch.float64)
     first = reach * (2 * uniform - 1)
     paths = _Paths.begin(target, first, noise, rows)
-    for _ in range(NEWTON_STEPS):
+    for _ in range(limits.MAX_NEWTON_STEPS):
         if not paths.climb():
             break
-    paths.judge_the_rest()
+    paths.evaluate_rest()
     found = [Start(f, e) for f, e in zip(paths.frames, paths.elbos.tolist(), strict=True) if f]
     if not found:
         _refuse(target, torch.cat([first, paths.z]))
@@ -193,7 +157,7 @@ class _Paths:
         return cls(target, noise, rows, z, value, slope, elbos, none, worse, active)
 
     def climb(self) -> bool:
-        """Judge where the paths are and take a Newton step; say whether any goes on."""
+        """Evaluate where the paths are and take a Newton step; say whether any goes on."""
         (which,) = self.active.nonzero(as_tuple=True)
         if len(which) == 0:
             return False
@@ -202,20 +166,22 @@ class _Paths:
         along = (vectors.mT @ slope[:, :, None])[..., 0] / values
         move = (vectors @ along[:, :, None])[..., 0]
         gain = (move * slope).sum(-1)  # twice the rise in log p that a quadratic promises
-        near = gain < FAR**2  # it is the squared length of the move, in standard deviations, too
-        self._judge(which[near], (vectors * values.rsqrt()[:, None, :])[near])
+        near = gain < limits.NEAR_SDS**2  # the gain is also the squared length of the move, in sd
+        self._keep_best(which[near], (vectors * values.rsqrt()[:, None, :])[near])
         self._line_search(which, move, gain)
-        self.active[which] &= (gain > 1e-6) & (self.worse[which] <= PATIENCE)
+        self.active[which] &= (gain > limits.MIN_NEWTON_GAIN) & (
+            self.worse[which] <= limits.MAX_STEPS_WITHOUT_GAIN
+        )
         return bool(self.active.any())
 
-    def judge_the_rest(self) -> None:
-        """Judge where the paths ended that were never near enough to anything to be judged."""
+    def evaluate_rest(self) -> None:
+        """Evaluate the ends of paths that were never near enough to a mode to be evaluated."""
         (which,) = torch.tensor([frame is None for frame in self.frames]).nonzero(as_tuple=True)
         which = which[self.slope[which].isfinite().all(-1)]
         if len(which) == 0:
             return
         values, vectors = self._curvature(which)
-        self._judge(which, vectors * values.rsqrt()[:, None, :])
+        self._keep_best(which, vectors * values.rsqrt()[:, None, :])
 
     def _curvature(self, which: Tensor) -> tuple[Tensor, Tensor]:
         """Return floored eigenvalues `[k, d]` of `|−∂² log p|` and vectors W: H⁻¹ = W Λ⁻¹ Wᵀ."""
@@ -233,7 +199,7 @@ class _Paths:
         floor = 1e-7 * values.amax(-1, keepdim=True).clamp_min(1e-6)
         return torch.maximum(values, floor), balance[:, :, None] * vectors
 
-    def _judge(self, which: Tensor, whole: Tensor) -> None:
+    def _keep_best(self, which: Tensor, whole: Tensor) -> None:
         """Keep the Gaussians N(z, H⁻¹), or narrower ones, whose ELBO is the best of their path."""
         if len(which) == 0:
             return
@@ -246,10 +212,10 @@ class _Paths:
         size = points.shape[-1]
         entropy = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1) + size * shrink.log()[:, None]
         elbos = log_p.view(points.shape[:3]).mean(-1) + entropy
-        elbos = elbos + 0.5 * size * (1 + math.log(2 * math.pi))
+        elbos = elbos + size * NORMAL_ENTROPY
         elbos = torch.where(elbos.isfinite() & (bad == 0), elbos, -math.inf)
         best, at = elbos.max(0)
-        rose = best > self.elbos[which] + 1e-2
+        rose = best > self.elbos[which] + limits.MIN_ELBO_GAIN
         self.worse[which] = torch.where(rose, 0.0, self.worse[which] + 1)
         for k in rose.nonzero().flatten().tolist():
             path = int(which[k])
@@ -283,3 +249,37 @@ class _Paths:
             )
             waiting[left[found]] = False
         self.active[which[waiting]] = False
+
+
+def distinct(starts: Sequence[Start], *, within: float = limits.NEGLIGIBLE_PEAK) -> list[Start]:
+    """Keep the starts that lie on peaks of their own, the best first.
+
+    A start is another's double where it lies within 4 of its standard deviations, √d more in d
+    dimensions; one whose ELBO is more than `within` nats below the best carries no mass worth
+    having.
+    """
+    kept: list[Start] = []
+    for start in starts:
+        if start.elbo < starts[0].elbo - within:
+            continue
+        reach = limits.SAME_PEAK_SDS + len(start.frame.shift) ** 0.5
+        gaps = [float(k.frame.inwards(start.frame.shift).norm()) for k in kept]
+        if all(gap > reach for gap in gaps):
+            kept.append(start)
+    return kept
+
+
+def mixture_of(starts: Sequence[Start], *, components: int = 4, covariance: str = "auto") -> Family:
+    """Make a mixture that begins on every distinct start, at least `components` in all.
+
+    What is left over is placed about the best start, half a standard deviation out.
+    """
+    frames = [start.frame for start in distinct(starts)]
+    best = frames[0]
+    dim = len(best.shift)
+    peaks = frames if len(frames) > 1 else []
+    spare = max(0, components - len(peaks))
+    grid = torch.arange(1, spare * dim + 1, dtype=torch.float64)
+    around = best.outwards(0.5 * torch.sin(grid * grid).reshape(spare, dim))
+    every = [*peaks, *(Frame(shift, best.scale) for shift in around)]
+    return Mixture(best, covariance=covariance, starts=every)

@@ -2,7 +2,7 @@
 
 - `density`: `Target`, from what a user writes for one point;
 - `parameters`: names, shapes and constraints, with the Jacobian of each;
-- `minibatch`: rows of data; `batched_eval`: many points, a piece at a time.
+- `batches`: rows of data in mini-batches, and many points a piece at a time.
 """
 
 from .density import Target

@@ -17,33 +17,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import ArgumentTypeError, ArgumentValueError, require
-from kullback.core.checks import message
+from kullback.core import ArgumentTypeError, ArgumentValueError, message, require
+from kullback.variational import limits
 
-from .batched_eval import in_pieces, score_in_pieces
-from .minibatch import Rows
+from .batches import Rows, in_pieces, score_in_pieces
 from .parameters import Layout, Parameters
 
-__all__ = ["Target"]
+__all__ = ["PointDensity", "RowsDensity", "Target"]
 
-LogDensity = Callable[..., Tensor]
+PointDensity = Callable[..., Tensor]  # a user's function of one point: a scalar, in nats
+RowsDensity = Callable[[Tensor, Tensor | None], Tensor]  # z `[n, d]`, rows or None: `[n]`
 UNFACTORED: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
-FEWEST, MOST = 128, 4096  # points differentiated together,
-KEPT = 1 << 21  # so many that this many numbers are kept for the gradient and stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """An unnormalised log density `log p(z)` on `dim` reals, z of shape `[n, dim]`, in nats.
 
-    function: maps a dictionary of constrained values with a leading `[n]` to log p, `[n]`, without
-    Jacobians; for a target with rows it is the prior. rows: the data and their likelihood, or None.
-    dtype: of z. looped: whether points are evaluated one by one. piece: how many points are
-    differentiated together.
+    Made by `Target.of`, from what a user writes for one point.
 
-    >>> target = Target.of(lambda z: -0.5 * (z * z).sum(), 2)
-    >>> target.log_density(torch.ones(1, 2, dtype=torch.float64))
-    tensor([-1.], dtype=torch.float64)
+    Attributes:
+        function: maps a dictionary of constrained values with a leading `[n]` to log p, `[n]`,
+            without Jacobians; for a target with rows it is the prior.
+        layout: names, shapes and constraints of the parameters.
+        dtype: of z.
+        rows: the data and their likelihood, or None.
+        looped: whether points are evaluated one by one.
+        piece: how many points are differentiated together.
+
+    Example:
+        >>> target = Target.of(lambda z: -0.5 * (z * z).sum(), 2)
+        >>> target.log_density(torch.ones(1, 2, dtype=torch.float64))
+        tensor([-1.], dtype=torch.float64)
     """
 
     function: Callable[[dict[str, Tensor]], Tensor]
@@ -51,33 +56,51 @@ class Target:
     dtype: torch.dtype = torch.float64
     rows: Rows | None = None
     looped: bool = False
-    piece: int = FEWEST
+    piece: int = limits.MIN_PIECE
 
     @classmethod
     def of(
         cls,
-        log_density: LogDensity,
+        log_density: PointDensity,
         parameters: Parameters,
         *,
         data: Sequence[Tensor] | Tensor | None = None,
-        log_prior: LogDensity | None = None,
+        log_prior: PointDensity | None = None,
         batch_size: int | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> "Target":
         """Build a target from a log density of ONE point, vectorised over points with `vmap`.
 
-        log_density: `log_density(z)` with z `[dim]`, or `log_density(**values)` with one keyword a
-        parameter, each of its own shape; it returns a scalar tensor, in nats, up to a constant.
-        With `data` it is the likelihood of rows, `log_density(z, *batch)`, or `log_density(*batch,
-        **values)`, → `[rows]`, one term a row, where `batch` are the same rows of each data tensor;
-        `log_prior`, of the parameters alone, is added once.
-        parameters: the dimension of z, or names with shapes and constraints (see `Layout.of`).
-        data: tensors with one leading axis of equal length. batch_size: rows at a time.
         Where `vmap` cannot follow the function (data-dependent control flow, `.item()`), points are
         evaluated one by one, and a warning says so. Where a matrix cannot be factored
         (`torch.linalg.LinAlgError`), log p is −inf.
-        Errors: what the function itself raises; `ArgumentTypeError` or `ArgumentValueError` where
-        its result is no scalar (or no vector of rows).
+
+        Args:
+            log_density: `log_density(z)` with z `[dim]`, or `log_density(**values)` with one
+                keyword a parameter, each of its own shape; it returns a scalar tensor, in nats, up
+                to a constant.
+                With `data` it is the likelihood of rows, `log_density(z, *batch)`, or
+                `log_density(*batch, **values)`, → `[rows]`, one term a row, where `batch` are the
+                same rows of each data tensor.
+            parameters: the dimension of z, or names with shapes and constraints (see `Layout.of`).
+            data: tensors with one leading axis of equal length.
+            log_prior: with `data`, the log density of the parameters alone, which is added once.
+            batch_size: rows at a time.
+            dtype: of z.
+
+        Returns:
+            The target.
+
+        Raises:
+            ArgumentTypeError: where its result is no tensor, or its arguments are not the
+                parameters; what the function itself raises passes.
+            ArgumentValueError: where its result is no scalar (or no vector of rows).
+
+        Example:
+            >>> x = torch.tensor([1.0, 3.0])
+            >>> target = Target.of(lambda z, x: -0.5 * (x - z[0]) ** 2, 1, data=x)
+            >>> target.log_density(torch.tensor([[2.0]], dtype=torch.float64))
+            tensor([-1.], dtype=torch.float64)
         """
         layout = Layout.of(parameters)
         given = (data,) if isinstance(data, Tensor) else data
@@ -89,9 +112,9 @@ class Target:
             function, looped, piece = maker._vectorised(log_density, "log_density", ())
             return cls(function, layout, dtype, None, looped, piece)
         rows = Rows.of(given, batch_size=batch_size)
-        terms, looped, _ = maker._vectorised(log_density, "log_density", rows.first())
+        row_terms, looped, _ = maker._vectorised(log_density, "log_density", rows.first())
         prior, prior_looped, _ = maker._vectorised(log_prior or _flat, "log_prior", ())
-        rows = rows.with_terms(lambda values, batch: terms(values, *batch))
+        rows = rows.with_terms(lambda values, batch: row_terms(values, *batch))
         return cls(prior, layout, dtype, rows, looped or prior_looped)
 
     @property
@@ -105,14 +128,27 @@ class Target:
         return self.layout.names
 
     def constrain(self, z: Tensor) -> dict[str, Tensor]:
-        """Map z `[*batch, dim]` to the parameters the user named, `{name: [*batch, *shape]}`."""
+        """Map z `[*batch, dim]` to the parameters the user named, `{name: [*batch, *shape]}`.
+
+        Args:
+            z: unconstrained reals.
+
+        Returns:
+            The constrained values, by name.
+        """
         return self.layout.constrain(z)[0]
 
     def log_density(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return log p on the unconstrained space, `[n, dim]` → `[n]`, differentiable in z.
 
-        rows: indices of a mini-batch, whose likelihood is scaled by N/B (unbiased over uniformly
-        drawn rows); None takes all rows, a batch at a time with memory that does not grow.
+        Args:
+            z: unconstrained reals, `[n, dim]`.
+            rows: indices of a mini-batch, whose likelihood is scaled by N/B (unbiased over
+                uniformly drawn rows); None takes all rows, a batch at a time with memory that does
+                not grow.
+
+        Returns:
+            Log p with the Jacobians of the constraints, in nats.
         """
         if self.rows is None:
             return self.prior(z)
@@ -129,13 +165,25 @@ class Target:
         return self.function(values) + log_jacobian
 
     def score(self, z: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return log p `[n]` and its gradient `∂ log p/∂z` `[n, dim]`, both without a graph."""
+        """Return log p `[n]` and its gradient `∂ log p/∂z` `[n, dim]`, both without a graph.
+
+        Args:
+            z: unconstrained reals, `[n, dim]`.
+            rows: as in `log_density`.
+
+        Returns:
+            The values and their gradients.
+        """
         return score_in_pieces(lambda part: self.log_density(part, rows), z, self.piece)
 
     def explain(self, z: Tensor) -> str:
         """Say in words where log p `[n]` of z `[n, dim]` is not finite: which value, which row.
 
-        The empty string when it is finite everywhere.
+        Args:
+            z: unconstrained reals, `[n, dim]`.
+
+        Returns:
+            A sentence, or the empty string when it is finite everywhere.
         """
         with torch.no_grad():
             log_p = self.log_density(z)
@@ -153,7 +201,7 @@ class Target:
         return text
 
     def _vectorised(
-        self, function: LogDensity, name: str, batch: tuple[Tensor, ...]
+        self, function: PointDensity, name: str, batch: tuple[Tensor, ...]
     ) -> tuple[Callable[..., Tensor], bool, int]:
         """Wrap a function of one point for many; say if it had to be looped, and the best piece."""
 
@@ -166,11 +214,11 @@ class Target:
 
         _check_signature(function, name, self.layout, batch)
         probe = torch.linspace(-0.5, 0.5, self.dim, dtype=self.dtype)
-        kept = KEPT
+        kept = limits.CACHED_NUMBERS
         with contextlib.suppress(UNFACTORED):  # not here, but perhaps elsewhere
             result, kept = _counted(lambda z: one(self.constrain(z), *batch), probe.clone())
             _check_result(result, name, len(batch[0]) if batch else None)
-        piece = min(MOST, max(FEWEST, KEPT // max(1, kept)))
+        piece = min(limits.MAX_PIECE, max(limits.MIN_PIECE, limits.CACHED_NUMBERS // max(1, kept)))
         axes = (0, *(None for _ in batch))
         mapped = _surviving(torch.func.vmap(one, in_dims=axes))
         two = torch.stack([probe, -probe])
@@ -190,7 +238,7 @@ def _flat(*_: Any, **__: Any) -> Tensor:
     return torch.zeros(())
 
 
-def _looped(one: LogDensity) -> LogDensity:
+def _looped(one: PointDensity) -> PointDensity:
     def many(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
         count = len(next(iter(values.values())))
         return torch.stack(
@@ -200,7 +248,7 @@ def _looped(one: LogDensity) -> LogDensity:
     return many
 
 
-def _surviving(many: LogDensity) -> LogDensity:
+def _surviving(many: PointDensity) -> PointDensity:
     """Give −inf to points where a matrix cannot be factored, found by halving."""
 
     def survived(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
@@ -235,7 +283,7 @@ def _counted(function: Callable[[Tensor], Any], z: Tensor) -> tuple[Any, int]:
 
 
 def _check_signature(
-    function: LogDensity, name: str, layout: Layout, batch: tuple[Tensor, ...]
+    function: PointDensity, name: str, layout: Layout, batch: tuple[Tensor, ...]
 ) -> None:
     """Refuse a function that cannot be called with these parameters and this data."""
     rows = [f"data {i}" for i in range(1, len(batch) + 1)]
@@ -265,6 +313,6 @@ def _check_result(result: Any, name: str, rows: int | None) -> None:
 
 def _shown(name: str, value: Tensor) -> str:
     flat = value.flatten()
-    numbers = ", ".join(f"{float(v):.6g}" for v in flat[:6])
-    tail = ", …" if len(flat) > 6 else ""
+    numbers = ", ".join(f"{float(v):.6g}" for v in flat[: limits.SHOWN_ENTRIES])
+    tail = ", …" if len(flat) > limits.SHOWN_ENTRIES else ""
     return f"{name} = {numbers}" if value.ndim == 0 else f"{name} = [{numbers}{tail}]"

@@ -1,14 +1,11 @@
-"""From the real line to constrained values: one `Bijection` a constraint, with its Jacobian.
-
-Which to use: `bijection(constraint, shape)`; `ordered` is the constraint that PyTorch lacks (a
-vector that strictly increases). Every constraint of `torch.distributions.constraints` that has a
-bijection from unconstrained reals is taken; matrices are packed, so that no unconstrained number
-is without effect.
-
-Named parameters with shapes and constraints, laid out on one unconstrained vector z.
+"""Named parameters with shapes and constraints, laid out on one unconstrained vector z.
 
 Which to use: `Parameter(shape, constraint)` for one parameter, where a bare constraint, an integer
 or a shape do as well; `Layout.of` for all of them, which `Target` makes for you.
+`bijection(constraint, shape)` is the map from the real line onto one, with its Jacobian; `ordered`
+is the constraint that PyTorch lacks (a vector that strictly increases). Every constraint of
+`torch.distributions.constraints` that has a bijection from unconstrained reals is taken; matrices
+are packed, so that no unconstrained number is without effect.
 """
 
 import math
@@ -21,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from kullback.core import ArgumentValueError, require, require_type
-from kullback.core.checks import message
+from kullback.core import ArgumentValueError, message, require, require_type
 
 __all__ = ["Bijection", "Layout", "Parameter", "Parameters", "bijection", "ordered"]
 
@@ -152,8 +148,13 @@ def _definite(side: int) -> Forward:
 class Parameter:
     """A parameter: the shape of its constrained value, and its constraint (by default none).
 
-    >>> Parameter((3,), constraints.simplex).shape
-    (3,)
+    Attributes:
+        shape: of the constrained value; () for a scalar.
+        constraint: one of `torch.distributions.constraints`, or `parameters.ordered`.
+
+    Example:
+        >>> Parameter((3,), constraints.simplex).shape
+        (3,)
     """
 
     shape: tuple[int, ...] = ()

@@ -1,0 +1,8 @@
+"""Every threshold of printing an estimate and of its interval, with its source."""
+
+__all__ = ["LISTED_VALUES", "NEGLIGIBLE_SKEWNESS", "PRINTED_DECIMALS", "PRINTED_MAGNITUDE"]
+
+LISTED_VALUES = 6  # values of a batch that are printed one by one: they fit a line of 80 columns
+PRINTED_DECIMALS = 12  # more are left to %g: float64 has about 16 significant digits
+PRINTED_MAGNITUDE = 1e12  # values from here on are left to %g, for the same reason
+NEGLIGIBLE_SKEWNESS = 1e-6  # of t's Hall correction, g (1 + 2 t²)/6: below 1e-5, t's own error

@@ -1,0 +1,62 @@
+"""Every threshold of the reports, with what set it: sizes, what is drawn, how figures are printed.
+
+None of them changes a measured value; they choose what is shown and how.
+"""
+
+__all__ = [
+    "CRISP",
+    "CURVE_POINTS",
+    "DENSITY_DRAWN",
+    "DOTTED_POINTS",
+    "EQUAL_BITS",
+    "FIT_ENTRIES",
+    "KL_BARS",
+    "LABEL_LETTERS",
+    "LARGE",
+    "LATENT_REACH",
+    "LIKELY_DEPTH",
+    "MARK_GAP",
+    "MASS_OUTSIDE",
+    "NAME_LETTERS",
+    "NO_VARIANCE",
+    "OUTCOMES",
+    "PAGE_BYTES",
+    "PUSH_REACH",
+    "RATIO_ROUNDING",
+    "SMALL",
+    "TABLE_ROWS",
+    "TAIL_REACH",
+    "WHOLE_EPOCHS",
+    "WHOLE_ERROR",
+    "WORD_BITS",
+]
+
+# The page of a run
+PAGE_BYTES = 1_000_000  # below what one e-mail or chat message will carry
+CRISP = 320  # pixels: narrower pictures are shown enlarged, with their pixels as squares
+CURVE_POINTS = 400  # of a learning curve: about one a pixel of its width
+DOTTED_POINTS = 30  # a curve of fewer readings shows each of them as a dot
+KL_BARS = 256  # latent dimensions drawn: with more a bar is narrower than a pixel
+MARK_GAP = 0.15  # of the axis between marks of the clock: the width of "1.5 min" and a space
+LATENT_REACH = 2.5  # standard deviations of the codes: 98.8 % of a normal distribution's mass
+NO_VARIANCE = 1e-12  # of the codes: the square of float32's rounding, 1e-7, with room
+WHOLE_EPOCHS = 10  # from here epochs are printed as whole numbers
+
+# Numbers and labels in text
+SMALL, LARGE = 0.01, 1e6  # outside, a figure is printed in scientific notation
+WHOLE_ERROR = 10  # a relative error from here on has three digits, not two decimals
+TABLE_ROWS = 16  # outcomes listed one by one: what fits a terminal with the rest of the text
+NAME_LETTERS = 20  # of an outcome's name in a table
+LABEL_LETTERS = 40  # a longer name of P or Q is left out of a legend
+WORD_BITS = 14  # a longer code word is cut in a table
+RATIO_ROUNDING = 1e-15  # standard deviation of q/p: four ulps of float64, P and Q are equal
+EQUAL_BITS = 1e-9  # relative: code lengths and means this close are equal, far above rounding
+
+# Pictures of divergences and fits
+OUTCOMES = 4000  # of a discrete distribution drawn one by one: several a pixel
+TAIL_REACH = 8.0  # quartile distances from the quartiles beyond which tails are not drawn
+FIT_ENTRIES = 6  # parameters in a matrix of pairs: more are too small to read
+LIKELY_DEPTH = 9.0  # nats below a density's peak that are drawn: 1e-4 of its height
+DENSITY_DRAWN = 1e-2  # of the highest density: where a drawing in text begins and ends
+MASS_OUTSIDE = 1e-6  # of q outside the box: its ELBO is off by less than the four digits shown
+PUSH_REACH = 6.0  # nats of log policy/ref either way: a factor of 400

@@ -1,0 +1,231 @@
+"""The ELBO's gradient for perceptrons and bits, without an autograd graph.
+
+The hand-written gradients of `networks`, `priors` and `likelihoods`, chained by hand: for small
+layers, where building and walking a graph costs as much as the arithmetic. `step_for` says whether
+a model and its settings are such a case; everything else is differentiated by autograd, and the
+tests compare the two. On a CPU in float32 the passes between matrix products are in C (`step.c`,
+class `NativeStep`), where it compiles: one sweep over memory where torch makes several, nothing
+allocated, and a tenth of the calls.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kullback.core import compiling
+
+from .checkpoint import FlatParameters
+from .likelihoods import Bernoulli, bernoulli_total
+from .limits import LOG_SD_LIMIT
+from .model import VAE
+from .networks import Mlp, MlpDecoder, MlpEncoder, mlp_backward, mlp_forward, real
+from .priors import StandardNormal
+from .training import Training
+
+__all__ = ["ElboStep", "Layers", "NativeStep", "compiled_state", "library", "step_for"]
+
+hardtanh_backward = torch.ops.aten.hardtanh_backward
+SOURCE = Path(__file__).with_name("step.c")
+KINDS = {"tanh": 0, "relu": 1, "silu": 2}
+_POINTER, _WHOLE, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
+    "activate": ([_POINTER] * 3 + [_WHOLE] * 2 + [ctypes.c_int], None),
+    "deactivate": ([_POINTER] * 3 + [_WHOLE] * 2 + [ctypes.c_int], None),
+    "sample_latent": ([_POINTER] * 4 + [_WHOLE] * 2 + [_REAL], ctypes.c_double),
+    "sample_latent_back": ([_POINTER] * 5 + [_WHOLE] * 2 + [_REAL] * 2, None),
+    "bernoulli": ([_POINTER] * 4 + [_WHOLE] * 2 + [_REAL], ctypes.c_double),
+}
+
+
+def library() -> ctypes.CDLL | None:
+    """Return `step.c`, compiled, or None where that cannot be had."""
+    loaded, _ = compiling.load(SOURCE)
+    if loaded is not None:
+        for name, (arguments, result) in _SIGNATURES.items():
+            function = getattr(loaded, name)
+            function.argtypes, function.restype = arguments, result
+    return loaded
+
+
+def compiled_state() -> str:
+    """Return "in use", or why `step.c` is not.
+
+    Example:
+        >>> isinstance(compiled_state(), str)
+        True
+    """
+    return compiling.load(SOURCE)[1] or "in use"
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """A perceptron's weights `[out, in]` and biases, and where the gradient of each is written."""
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+    by_weights: list[Tensor]
+    by_biases: list[Tensor]
+    activation: str
+
+
+class NativeStep:
+    """Computes what `ElboStep` does, for batches of n images in float32 on the CPU.
+
+    Call with x and x centred, both `[n, D]`, noise `[n, latent]` and β; it writes the gradient
+    where the layers say and returns (log-likelihood, rate), batch means in nats.
+    """
+
+    def __init__(self, encoder: Layers, decoder: Layers, n: int, functions: ctypes.CDLL) -> None:
+        latent = decoder.weights[0].shape[1]
+        self.n, self.latent, self.functions = n, latent, functions
+        self.encoder, self.decoder = (_Pass(net, n, functions) for net in (encoder, decoder))
+        self.z, self.by_z = torch.empty(2, n, latent)
+        self.by_code = torch.empty(n, 2 * latent)
+
+    def __call__(
+        self, x: Tensor, centred: Tensor, noise: Tensor, beta: float
+    ) -> tuple[float, float]:
+        """Return the batch means (log-likelihood, rate) in nats; leave the gradient."""
+        n, encoder, decoder = self.n, self.encoder, self.decoder
+        code = encoder.forward(centred)
+        last, by_last = encoder.last_bias
+        pointers = _at(code, last, noise, self.z)
+        rate = self.functions.sample_latent(*pointers, n, self.latent, LOG_SD_LIMIT) / n
+        logits = decoder.forward(self.z)
+        last, by_last_out = decoder.last_bias
+        pointers = _at(logits, last, x, by_last_out)
+        likelihood = self.functions.bernoulli(*pointers, n, logits.shape[1], 1.0 / n) / n
+
+        torch.mm(decoder.backward(logits), decoder.layers.weights[0], out=self.by_z)
+        pointers = _at(self.by_z, code, noise, self.by_code, by_last)
+        self.functions.sample_latent_back(*pointers, n, self.latent, LOG_SD_LIMIT, beta / n)
+        encoder.backward(self.by_code)
+        return likelihood, rate
+
+
+class _Pass:
+    """One perceptron's buffers for n rows, and the way through it, forward and back."""
+
+    def __init__(self, layers: Layers, n: int, functions: ctypes.CDLL) -> None:
+        self.layers, self.n, self.functions = layers, n, functions
+        self.kind = KINDS[layers.activation]
+        self.last_bias = layers.biases[-1], layers.by_biases[-1]
+        widths = [len(bias) for bias in layers.biases]
+        self.before = [torch.empty(n, width) for width in widths]
+        apart = layers.activation == "silu"  # what its gradient needs is not its output
+        self.after = [torch.empty_like(t) if apart else t for t in self.before[:-1]]
+        self.by_before = [torch.empty_like(t) for t in self.before[:-1]]
+        self.inputs: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the last layer's product, its bias not yet added."""
+        self.inputs = [x, *self.after]
+        for i, weight in enumerate(self.layers.weights):
+            before = torch.mm(self.inputs[i], weight.t(), out=self.before[i])
+            if i < len(self.after):
+                pointers = _at(before, self.layers.biases[i], self.after[i])
+                self.functions.activate(*pointers, self.n, before.shape[1], self.kind)
+        return self.before[-1]
+
+    def backward(self, grad: Tensor) -> Tensor:
+        """Write the gradients of all but the last bias; return that by the first product."""
+        for i in reversed(range(len(self.layers.weights))):
+            torch.mm(grad.t(), self.inputs[i], out=self.layers.by_weights[i])
+            if i > 0:
+                grad = torch.mm(grad, self.layers.weights[i], out=self.by_before[i - 1])
+                pointers = _at(grad, self.before[i - 1], self.layers.by_biases[i - 1])
+                self.functions.deactivate(*pointers, self.n, grad.shape[1], self.kind)
+        return grad
+
+
+def _at(*tensors: Tensor) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def step_for(model: VAE, flat: FlatParameters, settings: Training) -> "ElboStep | None":
+    """Return the step by hand where there is one: perceptrons, bits, the plain ELBO, one draw."""
+    parts = isinstance(model.encoder, MlpEncoder) and isinstance(model.decoder, MlpDecoder)
+    parts = parts and isinstance(model.likelihood, Bernoulli)
+    parts = parts and isinstance(model.prior, StandardNormal)
+    plain = settings.objective == "elbo" and settings.draws_at(0.0) == 1 and not settings.free_bits
+    return ElboStep(model, flat) if parts and plain and not settings.tighten else None
+
+
+class ElboStep:
+    """Computes loss, ELBO and rate of a batch and writes the gradient into the flat vector.
+
+    Call with x `[batch, *event]` (0 and 1), noise `[1, batch, latent]` and β; it returns the loss
+    and (ELBO, rate) exactly as `loop.loss_terms` does.
+    """
+
+    def __init__(self, model: VAE, flat: FlatParameters) -> None:
+        self.flat = flat
+        self.shift, self.scale = model.shift.flatten(), float(model.scale)
+        weights = dict(zip(map(id, flat.parameters), flat.views_of(flat.working), strict=True))
+        gradients = dict(zip(map(id, flat.parameters), flat.rounded_views, strict=True))
+
+        def layers(net: Mlp) -> Layers:
+            every = list(map(id, (*net.weights, *net.biases)))
+            values, places = [weights[i] for i in every], [gradients[i] for i in every]
+            n = len(net.weights)
+            return Layers(values[:n], values[n:], places[:n], places[n:], net.activation)
+
+        nets = [net for net in (model.encoder.net, model.decoder.net) if isinstance(net, Mlp)]
+        self.encoder, self.decoder = (layers(net) for net in nets)
+        single = flat.working.dtype == torch.float32 and flat.working.device.type == "cpu"
+        self.functions = library() if single else None
+        self.native: NativeStep | None = None
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, noise: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+        """Return the loss and (ELBO, rate), batch means in nats; leave the gradient in `flat`."""
+        x, noise = x.flatten(1), noise[0]
+        centred = x - self.shift if self.scale == 1.0 else (x - self.shift) / self.scale
+        if self.functions is None:
+            likelihood, rate = self._in_torch(x, centred, noise, beta)
+            return beta * rate - likelihood, torch.stack([likelihood - rate, rate])
+        if self.native is None or self.native.n != len(x):
+            self.native = NativeStep(self.encoder, self.decoder, len(x), self.functions)
+        reward, cost = self.native(x, centred, noise, beta)
+        return torch.tensor(beta * cost - reward), torch.tensor([reward - cost, cost])
+
+    def _in_torch(
+        self, x: Tensor, centred: Tensor, noise: Tensor, beta: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return (log-likelihood, rate); leave the gradient in `flat`."""
+        n, dtype = len(x), self.flat.working.dtype
+        encoder, decoder = self.encoder, self.decoder
+        code, inputs_in, kept_in = _forward(encoder, centred.to(dtype))
+        mean, raw = real(code).chunk(2, -1)
+        log_sd = torch.nn.functional.hardtanh(raw, -LOG_SD_LIMIT, LOG_SD_LIMIT)
+        spread, excess = log_sd.exp().mul_(noise), torch.expm1(2.0 * log_sd)
+        z = (mean + spread).to(dtype)
+        rate = (0.5 * (torch.addcmul(excess, mean, mean).sum()) - log_sd.sum()) / n
+        logits, inputs_out, kept_out = _forward(decoder, z)
+        logits = real(logits)
+        probability = torch.sigmoid(logits)
+        likelihood = bernoulli_total(logits, x, probability) / n
+
+        by_logits = probability.sub_(x).mul_(1.0 / n).to(dtype)
+        grad = _backward(decoder, by_logits, inputs_out, kept_out)
+        by_z = real(grad @ decoder.weights[0])
+        by_mean = torch.add(by_z, mean, alpha=beta / n)
+        by_log_sd = by_z.mul_(spread).add_(excess, alpha=beta / n)
+        by_log_sd = hardtanh_backward(by_log_sd, raw, -LOG_SD_LIMIT, LOG_SD_LIMIT)
+        by_code = torch.cat([by_mean, by_log_sd], -1).to(dtype)
+        _backward(encoder, by_code, inputs_in, kept_in)
+        self.flat.unround_gradient()
+        return likelihood, rate
+
+
+def _forward(net: Layers, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    return mlp_forward(x, net.weights, net.biases, net.activation)
+
+
+def _backward(net: Layers, grad: Tensor, inputs: list[Tensor], kept: list[Tensor]) -> Tensor:
+    out = [*net.by_weights, *net.by_biases]
+    return mlp_backward(grad, inputs, kept, net.weights, net.activation, out)[1]
