@@ -28,7 +28,7 @@ import time
 from pathlib import Path
 
 import torch
-from measuring import RESULTS, finish, interleaved, machine, paired_ratio, summary
+from measuring import RESULTS, finish, interleaved, machine, paired_ratio
 from torch.nn import functional as F
 
 from kullback import tokens
@@ -78,6 +78,11 @@ def both_ways(method, p, q):
         method(p, q).sum().backward()
 
     return burst
+
+
+def copying(p):
+    target = torch.empty_like(p)
+    return lambda: target.copy_(p)
 
 
 def infinities(kind, p, q):

@@ -137,10 +137,10 @@ def warn_of_rounding(
         return
     rows = limits.ROUNDING_ROWS
     at = good[:: max(1, len(good) // rows)][:rows].unbind(-1)
-    summed = norms is not None and hasattr(module, "rounding")
+    summed = hasattr(module, "rounding")
     floors = [
-        module.rounding(x.detach()[at], norms[side][:, *at], task.temperature).mean()
-        if summed
+        module.rounding(x.detach()[at], norms[side][:, *at], task.temperature).mean()  # type: ignore[index]
+        if norms is not None and summed
         else rounding_floor(x.detach()[at], temperature=task.temperature).mean()
         for side, x in coarse.items()
     ]
