@@ -22,9 +22,9 @@ def docstring_lines(tree: ast.Module) -> set[int]:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         first = body[0] if isinstance(body, list) and body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-            if isinstance(first.value.value, str):
-                found |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+        text = first.value if isinstance(first, ast.Expr) else None
+        if first and isinstance(text, ast.Constant) and isinstance(text.value, str):
+            found |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
     return found
 
 
