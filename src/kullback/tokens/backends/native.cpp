@@ -118,8 +118,7 @@ template <class V, class R, int N> INLINE V polynomial(V x, const R (&c)[N]) {
     return sum;
 }
 
-// minimax: 2^x on [0, 1] and on |x| ≤ ½, (2^x − 1 − x log 2) / x² there, and (x − log(1 + x)) / x²
-// from −¼ to ½
+// minimax: 2^x on [0, 1] and on |x| ≤ ½, (2^x − 1 − x log 2) / x² and (x − log(1 + x)) / x² there
 template <class R> struct Poly;
 template <> struct Poly<float> {
     static constexpr float unit[] = {0.0002161291753f, 0.001246784563f, 0.009675451663f,
@@ -134,8 +133,9 @@ template <> struct Poly<float> {
         0.0096180826776f, 0.055504108218f, 0.2402265076f};
     static constexpr float excess_short[] = {0.0001541727929f, 0.001338125023f, 0.009618172197f,
         0.05550381112f, 0.2402265048f};
-    static constexpr float log[] = {0.0480743799f, -0.1070444612f, 0.131425062f, -0.1443276554f,
-        0.166453291f, -0.199936672f, 0.2500021417f, -0.3333339564f, 0.4999999956f};
+    static constexpr float log[] = {-0.1637029632f, 0.1698436614f, -0.06071902965f,
+        0.07199184269f, -0.1157414901f, 0.1288922456f, -0.1425272995f, 0.1664289891f,
+        -0.2000096654f, 0.2500052306f, -0.3333332567f, 0.4999999815f};
 };
 template <> struct Poly<double> {
     static constexpr double unit[] = {9.9522146640082496e-9, 9.46094540530215658e-8,
@@ -151,13 +151,14 @@ template <> struct Poly<double> {
         0.000154035304246928298, 0.00133335581464650099, 0.00961812910761870738,
         0.0555041086648215043, 0.240226506959100761};
     static constexpr auto &unit_short = unit, &half_short = half, &excess_short = excess;
-    static constexpr double log[] = {-0.00869534980901103437, 0.0307352404889788674,
-        -0.0516782413516846989, 0.0597510433238523009, -0.0605873071884039232,
-        0.0624099302248183405, -0.0664507697557016327, 0.0713992898876662467,
-        -0.0769340731735507014, 0.0833360882607187617, -0.0909088438374115735,
-        0.0999998924641571168, -0.111111112332455536, 0.125000002111614693,
-        -0.142857142893019625, 0.166666666646614201, -0.199999999999553198,
-        0.250000000000073505, -0.333333333333334378, 0.499999999999999955};
+    static constexpr double log[] = {0.200160077302904108, -0.198933147512608714,
+        -0.106699827782306677, 0.0974570509774805693, 0.114874735899471867, -0.111209762950296501,
+        0.0301152370139602216, -0.0351557107723824513, 0.0592952971154514786,
+        -0.0619537056826590004, 0.0620256514209620475, -0.0662923811841972268,
+        0.071469218117521313, -0.0769528821789795627, 0.0833310245551366349,
+        -0.0909075500445247492, 0.100000083339538429, -0.111111160134202728, 0.124999998227867703,
+        -0.14285714198665408, 0.166666666686023578, -0.200000000007150554, 0.24999999999991806,
+        -0.333333333333315975, 0.500000000000000056};
 };
 
 // x^0 … of a polynomial times 2^LIFT
@@ -191,6 +192,11 @@ template <int LIFT, class R, bool SHORT = false> INLINE Vec<R> exp2(Vec<R> x) {
 template <class R> struct Power {
     Vec<R> l, g, scale, curve;
     INLINE Vec<R> less_one() const { return fma(scale, fma(g, all<R>(R(LN2)), curve), scale - R(1)); }
+    INLINE Vec<R> whole() const { return fma(scale, fma(g, all<R>(R(LN2)), curve), scale); }  // 2^l
+    INLINE Vec<R> back() const {  // 2^l (2^−l − 1 + l log 2)
+        Vec<R> line = l * R(LN2), near = fma(line, less_one(), -excess());
+        return scale == R(1) ? near : fma(whole(), line, -less_one());
+    }
     INLINE Vec<R> excess() const {  // 2^l − 1 − l log 2
         Vec<R> line = fma(all<R>(R(LN2)), fma(scale, g, -l), scale - R(1));
         return fma(scale, curve, line);
@@ -216,16 +222,23 @@ template <class R, bool SHORT = false> INLINE Power<R> power(Vec<R> l) {
     return e;
 }
 
-// x − log(1 + x) for −1 < x ≤ 0, with its digits where x is small
-template <class R> INLINE Vec<R> log_excess(Vec<R> x) {
+// Of 1 + x = 2^k (1 + f), x > −1: k, f and f − log(1 + f). For −½ ≤ x < ½ k is 0 and f is x, so that
+// nothing cancels in what is made of them.
+template <class R> struct Log {
+    Vec<R> k, f, excess;
+    INLINE Vec<R> log1p() const { return fma(k, all<R>(R(LN2)), f - excess); }
+};
+template <class R> INLINE Log<R> log_of(Vec<R> x) {
     typedef typename Lanes<R>::I I;
     const I three_quarters = sizeof(R) == 4 ? I(0x3f400000) : I(0x3fe8000000000000);
     Vec<R> m = x + R(1);
     Mask<R> k = ((Mask<R>)m - three_quarters) >> Lanes<R>::MANTISSA;  // m / 2^k from ¾ to 1½
+    k = m >= R(0.5) ? bigger(k, Mask<R>{}) : k;
     Vec<R> over = (Vec<R>)((Lanes<R>::BIAS - k) << Lanes<R>::MANTISSA);  // 2^−k
-    Vec<R> f = fma(x, over, over - R(1));
-    Vec<R> rest = (x - f) - __builtin_convertvector(k, Vec<R>) * R(LN2);
-    return fma(f * f, polynomial(f, Poly<R>::log), rest);
+    Log<R> l;
+    l.k = __builtin_convertvector(k, Vec<R>), l.f = fma(x, over, over - R(1));
+    l.excess = l.f * l.f * polynomial(l.f, Poly<R>::log);
+    return l;
 }
 
 // --- reading and writing of dtypes --------------------------------------------------------------
@@ -426,18 +439,21 @@ template <class R> struct Anchor {
 struct Totals {
     double U = 0, A = 0, B = 0;  // Σ u, Σ v − u − u l log 2 (≥ 0; v where only q has it), Σ v − u
     double back = 0;  // Σ u − v + v l log 2 (≥ 0; u where only p has it)
-    double p_log = 0, q_log = 0;  // Σ u log2 u, Σ v log2 v, of u and v without 2^LIFT
+    // Σ u log2 u, Σ v log2 v, of u and v without 2^LIFT, and the Σ v of the same roundings: U + B is
+    // another by some 2^-24, which the size of log2 v would multiply
+    double p_log = 0, q_log = 0, v_sum = 0;
     double p_lost = 0, q_lost = 0, p_alone = 0, q_alone = 0;  // u, v, tokens that only one side has
     bool finite() const { return std::isfinite(U + A + B + back + p_log + q_log) && U >= 0; }
     double off() const { return U > 0 && U + B > 0 ? std::log1p(B / U) : 0.0; }
     void add(const Totals& t) {
         U += t.U, A += t.A, B += t.B, back += t.back, p_log += t.p_log, q_log += t.q_log;
+        v_sum += t.v_sum;
         p_lost += t.p_lost, q_lost += t.q_lost, p_alone += t.p_alone, q_alone += t.q_alone;
     }
     void raise(double powers) {  // to u 2^powers, v 2^powers
         double by = std::exp2(powers);
-        p_log = by * (p_log + powers * U), q_log = by * (q_log + powers * (U + B));
-        U *= by, A *= by, B *= by, back *= by, p_lost *= by, q_lost *= by;
+        p_log = by * (p_log + powers * U), q_log = by * (q_log + powers * v_sum);
+        U *= by, v_sum *= by, A *= by, B *= by, back *= by, p_lost *= by, q_lost *= by;
     }
     void move(double shift) {  // to v e^−shift
         double less = std::exp(-shift), V = U + B, both = U - p_lost, v_both = V - q_lost;
@@ -445,7 +461,7 @@ struct Totals {
         A += moved - B + shift * both;
         double old = back - p_lost;
         back = p_lost + less * (old + both * (std::expm1(shift) - shift) - shift * (v_both - both));
-        q_log = less * (q_log - shift / LN2 * V);
+        q_log = less * (q_log - shift / LN2 * v_sum), v_sum *= less;
         q_lost *= less;
         B = moved;
     }
@@ -466,7 +482,7 @@ template <class R> void block_tops(const R* x, int64_t n, double& top) {
 // is not finite, and `any_block` has to do it.
 template <class In, bool MORE, class R = typename In::Real>
 Totals even_block(const char* p, const char* q, int64_t n, const Anchor<R>& a, R c, int64_t ahead) {
-    Sum<R> U, A, L, back, p_log, q_log;
+    Sum<R> U, A, L, back, p_log, q_log, V;
     const int64_t size = SIZES[In::dtype];
     for (int64_t i = 0; i < n; i += 2 * LANES<R>) {
         const char *at_p = p + i * size, *at_q = q + i * size;
@@ -484,18 +500,19 @@ Totals even_block(const char* p, const char* q, int64_t n, const Anchor<R>& a, R
             U += u, A.add(u, excess), L.add(u, l);
             if (MORE) {
                 Vec<R> line = l * R(LN2), less_one = line + excess, v = fma(u, less_one, u);
-                back.add(u, fma(line, less_one, -excess));
-                p_log.add(u, t), q_log.add(v, t + l);
+                back.add(u, e.back());
+                p_log.add(u, t), q_log.add(v, t + l), V += v;
             }
         }
         if (ends<R>(i + 2 * LANES<R>, n)) {
             flush(U, A, L);
-            if (MORE) flush(back, p_log, q_log);
+            if (MORE) flush(back, p_log, q_log, V);
         }
     }
     Totals sums;
     sums.U = U.total(), sums.A = A.total(), sums.B = sums.A + LN2 * L.total();
     if (MORE) sums.back = back.total(), sums.p_log = p_log.total(), sums.q_log = q_log.total();
+    if (MORE) sums.v_sum = V.total();
     return sums;
 }
 
@@ -534,7 +551,7 @@ template <bool SHORT, class R> INLINE Token<R> token(Vec<R> x, Vec<R> y, const N
 }
 
 template <class R, bool MORE> Totals any_block(const R* p, const R* q, int64_t n, const Norms<R>& norms) {
-    Sum<R> U, A, B, back, p_log, q_log, p_lost, q_lost;
+    Sum<R> U, A, B, V, back, p_log, q_log, p_lost, q_lost;
     const Vec<R> none{};
     Mask<R> p_alone{}, q_alone{};
     for (int64_t i = 0; i < n; i += LANES<R>) {
@@ -548,17 +565,18 @@ template <class R, bool MORE> Totals any_block(const R* p, const R* q, int64_t n
             back += t.q_only ? none : t.swapped ? t.large : t.small;
             Vec<R> of_large = t.W * t.log, of_small = lesser * (t.log - t.d);
             p_log += t.swapped ? of_small : of_large, q_log += t.swapped ? of_large : of_small;
+            V += t.swapped ? t.W : lesser;
         }
         if (ends<R>(i + LANES<R>, n)) {
             flush(U, A, B, p_lost, q_lost);
-            if (MORE) flush(back, p_log, q_log);
+            if (MORE) flush(back, p_log, q_log, V);
         }
     }
     const double lift = double(int64_t(1) << LIFT);
     Totals sums;
     sums.U = lift * U.total(), sums.A = lift * A.total(), sums.B = lift * B.total();
     sums.back = lift * back.total();
-    sums.p_log = lift * p_log.total(), sums.q_log = lift * q_log.total();
+    sums.p_log = lift * p_log.total(), sums.q_log = lift * q_log.total(), sums.v_sum = lift * V.total();
     sums.p_lost = lift * p_lost.total(), sums.q_lost = lift * q_lost.total();
     for (int64_t j = 0; j < LANES<R>; j++) sums.p_alone += double(p_alone[j]), sums.q_alone += double(q_alone[j]);
     return sums;
@@ -587,29 +605,38 @@ Mass side_block(const char* x, int64_t n, const Anchor<R>& a, int64_t ahead) {
     return {U.total(), T.total()};
 }
 
-// JS of normalised sides: with weights b of the larger and b' of the smaller, the mixture is W (1 + z),
-// z = b' (2^−d − 1)
-template <class R> struct Mixture { Vec<R> own, z, excess; };  // b, z, z − log(1 + z)
-template <class R> INLINE Mixture<R> mixture(const Token<R>& t, R beta) {
-    Vec<R> other = t.swapped ? all<R>(beta) : all<R>(R(1) - beta);
-    Mixture<R> m{R(1) - other, other * t.less_one, Vec<R>{}};
-    m.excess = log_excess<R>(m.z);
-    return m;
-}
-
-template <class R> void js_block(const R* p, const R* q, int64_t n, const Norms<R>& norms, R beta,
-                                 double* out) {
-    Sum<R> p_sum, q_sum;
+// JS of normalised sides, H the one of the larger weight, L the other, of weight s ≤ ½: with E = L/H − 1
+// the mixture is H (1 + s E), and JS = Σ H (s g(E) − g(s E)), g(x) = (1 + x) log(1 + x) − x ≥ 0; near
+// E = 0 that is H s (1 − s) E² / 2, so at most half of s g(E) cancels. Beside it KL(H‖m) is summed.
+// Returns the largest log2 L/H; where it is beyond LIMIT, FAR has to do it: there L is the mixture.
+const double LIMIT = 60.0;
+template <class R> struct Halves { double js = 0.0, heavy = 0.0; R most = 0; };
+template <bool FAR, class R>
+Halves<R> js_block(const R* heavy, const R* light, int64_t n, const Norms<R>& norms, R s) {
+    Sum<R> js, of_heavy;
+    Vec<R> most{};
+    const Vec<R> slope = all<R>(R(-std::log(double(s))));
     for (int64_t i = 0; i < n; i += LANES<R>) {
-        Token<R> t = token<true, R>(load(p + i), load(q + i), norms);
-        Mixture<R> m = mixture<R>(t, beta);
-        Vec<R> large = t.W * m.excess, less = t.excess - m.excess;
-        Vec<R> small = t.W * (m.own * t.less_one * t.less_one - fma(t.less_one, less, less));
-        p_sum += t.swapped ? small : large;
-        q_sum += t.swapped ? large : small;
-        if (ends<R>(i + LANES<R>, n)) flush(p_sum, q_sum);
+        Vec<R> x = load(heavy + i), y = load(light + i), gap = x == y ? Vec<R>{} : y - x;
+        Vec<R> l = fma(gap, all<R>(norms.p.scale), all<R>(-norms.c)) - norms.c_more;
+        Vec<R> u = exp2<LIFT, R>(norms.p.exponent(x)), far = l;
+        most = bigger(most, l), l = bigger(all<R>(R(-1e30f)), l);
+        if (FAR) l = smaller(all<R>(R(LIMIT)), l);
+        Power<R> e = power<R>(l);
+        Vec<R> r = e.less_one() * s, m = r + R(1);
+        Log<R> log = log_of<R>(r);
+        Vec<R> log1p = log.log1p(), near = fma(r, r, -(m * log.excess));
+        Vec<R> term = fma(all<R>(s), e.back(), -(log.k == R(0) ? near : fma(m, log1p, -r)));
+        js.add(u, term), of_heavy.add(u, r - log1p);
+        if (FAR) {
+            Vec<R> v = exp2<LIFT, R>(norms.q.exponent(y) + norms.q_more);
+            v = far > R(LIMIT) ? v * s : Vec<R>{};
+            u = far > R(LIMIT) ? u : Vec<R>{};
+            js += v * slope - u * term, of_heavy += v - u * (r - log1p);
+        }
+        if (ends<R>(i + LANES<R>, n)) flush(js, of_heavy);
     }
-    out[0] += norms.p_times * p_sum.total(), out[1] += norms.p_times * q_sum.total();
+    return {js.total(), of_heavy.total(), largest<R>(most)};
 }
 
 // --- sums over a row ----------------------------------------------------------------------------
@@ -807,7 +834,7 @@ again:
     out[P_ALONE] = all_of.p_alone, out[Q_ALONE] = all_of.q_alone;
     if (MORE) {
         out[P_ENTROPY] = std::max(std::log(U * lift) - LN2 * all_of.p_log / U, 0.0);
-        out[Q_ENTROPY] = std::max(std::log(V * lift) - LN2 * all_of.q_log / V, 0.0);
+        out[Q_ENTROPY] = std::max(std::log(V * lift) - LN2 * all_of.q_log / all_of.v_sum, 0.0);
     }
     out[NOTE] = uneven || all_of.p_alone + all_of.q_alone > 0;
     return true;
@@ -829,19 +856,31 @@ template <class R> Norms<R> norms(const double* sums, const Shared& s) {
     return n;
 }
 
-// Near β, and so that 1 − β is exact: JS does not feel the difference, its derivative by the weights
-// of the mixture being 0, but would feel weights that do not sum to 1
-template <class R> R weight(double beta) { const R rest = R(1) - R(beta); return R(1) - rest; }
-
 template <class R> void js_sums(Sides<R>& r, double* out) {
-    const Norms<R> n = norms<R>(out, r.s);
-    out[JS_P] = out[JS_Q] = 0.0;
+    const bool flipped = r.s.beta < 0.5;  // q is the one of the larger weight
+    double sums[SUMS] = {};
+    std::copy(out, out + P_ENTROPY, sums);
+    if (flipped) std::swap(sums[P_MAX], sums[Q_MAX]), std::swap(sums[P_LOG], sums[Q_LOG]);
+    const Norms<R> n = norms<R>(sums, r.s);
+    const R light = R(flipped ? r.s.beta : 1.0 - r.s.beta);
+    double js = 0.0, heavy = 0.0;
+    bool far = false;
     for (int64_t start = 0; start < r.s.vocab; start += BLOCK) {
-        const int64_t size = r.size(start);
+        const int64_t size = r.size(start), full = filled<R>(size);
         const R *x = (const R*)r.p.get(start, size), *y = (const R*)r.q.get(start, size);
-        js_block<R>(x, y, filled<R>(size), n, weight<R>(r.s.beta), out + JS_P);
+        if (flipped) std::swap(x, y);
+        Halves<R> found;
+        if (!far) found = js_block<false, R>(x, y, full, n, light);
+        if (far || !(double(found.most) < LIMIT)) {
+            found = js_block<true, R>(x, y, full, n, light);
+            far = !(double(found.most) < LIMIT);
+        }
+        js += found.js, heavy += found.heavy;
     }
-    out[JS_P] = std::max(out[JS_P], 0.0), out[JS_Q] = std::max(out[JS_Q], 0.0);
+    const double times = double(n.p_times) / double(int64_t(1) << LIFT), s = double(light);
+    js = std::max(js * times, 0.0), heavy = std::max(heavy * times, 0.0);
+    out[flipped ? JS_Q : JS_P] = heavy;
+    out[flipped ? JS_P : JS_Q] = (js - (1.0 - s) * heavy) / s;  // their weighted sum is js
 }
 
 template <class R> void first_top(const Row& x, const Shared& s, double& top, double& log, double& id) {
@@ -892,7 +931,6 @@ template <class R> struct Weights {  // the coefficients of one row and side
 };
 
 // As `even_block`; returns the largest |l|, beyond LIMIT of which `any_slopes` has to do it.
-const double LIMIT = 60.0;
 template <class In, bool LOGS, class R = typename In::Real>
 R even_slopes(const char* p, const char* q, int64_t n, const Norms<R>& norms, const Weights<R>& cp,
               const Weights<R>& cq, char* gp, char* gq, int64_t ahead) {
@@ -937,8 +975,8 @@ void any_slopes(const R* p, const R* q, int64_t n, const Norms<R>& norms, R beta
         Vec<R> P = fma(line, all<R>(cp.ratio), all<R>(cp.one)) + cp.log * (t.swapped ? small : large);
         Vec<R> Q = fma(line, all<R>(cq.ratio), all<R>(cq.one)) + cq.log * (t.swapped ? large : small);
         if (MIXED) {
-            Mixture<R> m = mixture<R>(t, beta);
-            Vec<R> mine = m.z - m.excess, others = mine + gap;  // log m/W, and of the smaller
+            Vec<R> other = t.swapped ? all<R>(beta) : all<R>(R(1) - beta);
+            Vec<R> mine = log_of<R>(other * t.less_one).log1p(), others = mine + gap;  // log m/W, …
             P += cp.mix * (t.swapped ? others : mine), Q += cq.mix * (t.swapped ? mine : others);
         }
         if (gp) store(gp + i, t.q_only ? none : u * P + step * cp.step);
@@ -1004,7 +1042,7 @@ template <class R> struct RowSlopes {
         if (!y) {
             side_slopes(x, full, n, cp, gp);
         } else if (r.s.asks & ASK_JS) {
-            any_slopes<true>(x, y, full, n, weight<R>(r.s.beta), cp, cq, gp, gq);
+            any_slopes<true>(x, y, full, n, R(r.s.beta), cp, cq, gp, gq);
         } else {
             R most = R(LIMIT);
             if (!uneven)
@@ -1012,7 +1050,7 @@ template <class R> struct RowSlopes {
                                                    (char*)gp, (char*)gq, 0);
             if (!(double(most) < LIMIT)) {
                 uneven = true;
-                any_slopes<false>(x, y, full, n, weight<R>(r.s.beta), cp, cq, gp, gq);
+                any_slopes<false>(x, y, full, n, R(r.s.beta), cp, cq, gp, gq);
             }
         }
         if (has_id && gp && x[id - start] > -INFINITY) p_room[id - start] += cp.at;
