@@ -20,7 +20,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-__all__ = ["load"]
+__all__ = ["compiled", "load"]
 
 _STANDARD = {".c": "-std=gnu11", ".cpp": "-std=c++17"}
 _COMPILERS = {".c": ("CC", "cc", "gcc", "clang"), ".cpp": ("CXX", "c++", "g++", "clang++")}
@@ -32,6 +32,7 @@ _LEVELS = {  # instead, where KULLBACK_NATIVE names one
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "avx512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mf16c"),
 }
+_LOADED: set[Path] = set()  # sources whose library this process has loaded
 _SECONDS = 300  # a compiler that takes longer is given up
 
 
@@ -55,7 +56,7 @@ def load(source: Path) -> tuple[ctypes.CDLL | None, str]:
     compiler = _compiler(os.environ.get(variable, ""), *names)
     if compiler is None:
         return None, f"no compiler: none in ${variable}, and no {', '.join(names)} on the path"
-    file = f"{source.stem}-{_key(source, compiler)}.so"
+    file = _file(source, compiler)
     with contextlib.suppress(OSError):  # no home, a full or read-only disk, a damaged file
         return _cached(compiler, source, _folder() / file), ""
     try:
@@ -63,6 +64,31 @@ def load(source: Path) -> tuple[ctypes.CDLL | None, str]:
             return _cached(compiler, source, Path(folder) / file), ""
     except OSError as error:
         return None, f"cannot be compiled: {error}"
+
+
+def compiled(source: Path) -> bool:
+    """Say whether `load` need not compile: the library is loaded, or in the cache folder.
+
+    >>> compiled(Path("no such file.c"))
+    False
+    """
+    return source in _LOADED or _is_kept(source)
+
+
+@cache
+def _is_kept(source: Path) -> bool:
+    """Say whether the cache folder had the library when this was first asked."""
+    if os.environ.get("KULLBACK_NATIVE") == "off" or not source.exists():
+        return False
+    variable, *names = _COMPILERS[source.suffix]
+    compiler = _compiler(os.environ.get(variable, ""), *names)
+    with contextlib.suppress(OSError):
+        return compiler is not None and (_folder() / _file(source, compiler)).exists()
+    return False
+
+
+def _file(source: Path, compiler: str) -> str:
+    return f"{source.stem}-{_key(source, compiler)}.so"
 
 
 def _compiler(*names: str) -> str | None:
@@ -108,7 +134,9 @@ def _cached(compiler: str, source: Path, library: Path) -> ctypes.CDLL:
     """Load the library, compiling it first if it is not there; OSError if that cannot be done."""
     if not library.exists():
         _compile(compiler, source, library)
-    return ctypes.CDLL(str(library))
+    found = ctypes.CDLL(str(library))
+    _LOADED.add(source)
+    return found
 
 
 def _compile(compiler: str, source: Path, library: Path) -> None:

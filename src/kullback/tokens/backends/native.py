@@ -1,7 +1,7 @@
 """A loop in C++, compiled at first use: one pass of memory forward, one back, on all cores.
 
-Which to use: `backend="auto"` takes it on the CPU from 2^16 logits up, for float32, float64,
-bfloat16 and float16, also two of them, if there is a C++ compiler; without one, `chunked` does the
+Which to use: `backend="auto"` takes it on the CPU wherever it is compiled, and compiles it from 2^16
+logits up, for float32, float64, bfloat16 and float16, also two of them, if there is a C++ compiler; without one, `chunked` does the
 same some ten times slower. The first use on a machine compiles for about five seconds
 (`core.compiling`), for the widest vectors of its processor; the first in a process loads for some
 tens of milliseconds. It runs on up to `torch.get_num_threads()` threads, on one where there is
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from kullback.core import compiling
 
-from .interface import Sum, Task
+from .interface import Rows, Sum, Task
 
-__all__ = ["refusal", "slopes", "sums"]
+__all__ = ["ready", "refusal", "slopes", "sums"]
 
 SOURCE = Path(__file__).with_name("native.cpp")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -70,6 +70,11 @@ def refusal(p: Tensor, q: Tensor | None, task: Task) -> str:
     return compiling.load(SOURCE)[1]
 
 
+def ready() -> bool:
+    """Say whether it is compiled: whether calling it costs no more than loading."""
+    return compiling.compiled(SOURCE)
+
+
 def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor:
     """Return the sums `[len(Sum), n]` of rows p, q `[n, vocab]` (see `task`).
 
@@ -82,7 +87,7 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
     asks = ASK_KL * task.asks("kl") | ASK_JS * task.asks("js") | ASK_TOP * task.asks("same_top")
     asks |= ASK_MORE * task.asks("reverse_kl", "entropy", "q_entropy")
     asks |= ASK_ENTROPY * task.asks("entropy")
-    call = _call(p, q, None, keep, task, asks)
+    call = _call(Rows(p, q, keep=keep), task, asks)
     _library().kullback_sums(ctypes.byref(call), ctypes.c_void_p(out.data_ptr()))
     return out
 
@@ -93,19 +98,16 @@ def rounding(x: Tensor, log_norms: Tensor, temperature: float) -> Tensor:
     log_norms: `[2, n]`, the rows' `Sum.P_MAX` and `Sum.P_LOG`, float64.
     """
     out = torch.empty(len(x), dtype=torch.float64)
-    call = _call(x, None, None, None, Task((), temperature), 0)
+    call = _call(Rows(x), Task((), temperature), 0)
     known = log_norms.contiguous()
-    pointers = (ctypes.c_void_p(each.data_ptr()) for each in (known, out))
-    _library().kullback_rounding(ctypes.byref(call), *pointers)
+    pointer = ctypes.c_void_p(known.data_ptr())
+    _library().kullback_rounding(ctypes.byref(call), pointer, ctypes.c_void_p(out.data_ptr()))
     step = torch.finfo(x.dtype).eps / temperature
     return out * (step * step / 24)
 
 
 def slopes(
-    p: Tensor,
-    q: Tensor | None,
-    ids: Tensor | None,
-    keep: Tensor | None,
+    rows: Rows,
     task: Task,
     sums: Tensor,
     coefficients: Tensor,
@@ -121,11 +123,16 @@ def slopes(
     tensor([0., 0., 0., 0.])
     """
     asks = ASK_JS * task.asks("js") | ASK_ENTROPY * task.asks("entropy", "q_entropy")
-    call = _call(p, q, ids, keep, task, asks)
+    call = _call(rows, task, asks)
     sums, coefficients = sums.contiguous(), coefficients.contiguous()
-    gradients = [grad_p, grad_q]
-    strides = [0 if x is None else x.stride(0) * x.element_size() for x in gradients]
-    out = _Slopes(_pointer(sums), _pointer(coefficients), *map(_pointer, gradients), *strides)
+    out = _Slopes(
+        sums=sums.data_ptr(),
+        coefficients=coefficients.data_ptr(),
+        grad_p=_pointer(grad_p),
+        grad_q=_pointer(grad_q),
+        p_stride=_stride(grad_p),
+        q_stride=_stride(grad_q),
+    )
     _library().kullback_slopes(ctypes.byref(call), ctypes.byref(out))
 
 
@@ -136,25 +143,30 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _call(
-    p: Tensor, q: Tensor | None, ids: Tensor | None, keep: Tensor | None, task: Task, asks: int
-) -> _Call:
+def _call(rows: Rows, task: Task, asks: int) -> _Call:
+    p, q = rows.p, rows.q
     return _Call(
-        _pointer(p),
-        _pointer(q),
-        p.stride(0) * p.element_size(),
-        0 if q is None else q.stride(0) * q.element_size(),
-        _pointer(ids),
-        _pointer(keep),
-        *p.shape,
-        task.temperature,
-        task.beta,
-        DTYPES[p.dtype],
-        DTYPES[p.dtype if q is None else q.dtype],
-        asks,
-        torch.get_num_threads(),
+        p=p.data_ptr(),
+        q=_pointer(q),
+        p_stride=_stride(p),
+        q_stride=_stride(q),
+        ids=_pointer(rows.ids),
+        keep=_pointer(rows.keep),
+        rows=p.shape[0],
+        vocab=p.shape[1],
+        temperature=task.temperature,
+        beta=task.beta,
+        p_dtype=DTYPES[p.dtype],
+        q_dtype=DTYPES[p.dtype if q is None else q.dtype],
+        asks=asks,
+        threads=torch.get_num_threads(),
     )
 
 
 def _pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
+
+
+def _stride(x: Tensor | None) -> int:
+    """Return the bytes from one row to the next."""
+    return 0 if x is None else x.stride(0) * x.element_size()

@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .interface import Sum, Task
+from .interface import Rows, Sum, Task
 
 __all__ = ["refusal", "slopes", "sums"]
 
@@ -69,10 +69,7 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
 
 
 def slopes(
-    p: Tensor,
-    q: Tensor | None,
-    ids: Tensor | None,
-    keep: Tensor | None,
+    rows: Rows,
     task: Task,
     sums: Tensor,
     coefficients: Tensor,
@@ -82,20 +79,20 @@ def slopes(
     """Fill `grad_p` and `grad_q`, `[n, vocab]` or None, with the gradients (see `task`)."""
     from . import triton_kernels
 
-    rows, vocab = p.shape
-    if not rows:
+    p, q = rows.p, rows.p if rows.q is None else rows.q
+    count, vocab = p.shape
+    if not count:
         return
-    q = p if q is None else q
-    tile, _, _ = _cuts(rows, vocab)
+    tile, _, _ = _cuts(count, vocab)
     to_p, to_q = (p if grad is None else grad for grad in (grad_p, grad_q))
-    triton_kernels.slopes[(-(-vocab // tile), rows)](
-        p, q, sums, coefficients, ids, keep, to_p, to_q,
+    triton_kernels.slopes[(-(-vocab // tile), count)](
+        p, q, sums, coefficients, rows.ids, rows.keep, to_p, to_q,
         p.stride(0), q.stride(0), to_p.stride(0), to_q.stride(0),
-        vocab, rows, 1.0 / task.temperature, task.beta,
+        vocab, count, 1.0 / task.temperature, task.beta,
         TO_P=grad_p is not None, TO_Q=grad_q is not None,
         KL=task.asks("kl"), BACK=task.asks("reverse_kl"), P_LOG=task.asks("entropy"),
         Q_LOG=task.asks("q_entropy"), MIX=task.asks("js"),
-        AT=ids is not None, KEEP=keep is not None, TILE=tile,
+        AT=rows.ids is not None, KEEP=rows.keep is not None, TILE=tile,
         num_warps=max(1, min(8, tile // 256)),
     )  # fmt: skip
 

@@ -160,9 +160,9 @@ def _log_norms(sums: Sequence[Tensor], p: Tensor, q: Tensor) -> tuple[Tensor, Te
     """Return largest logit and log-normaliser of p and of q, `[2, *batch]` each, if known."""
     if not sums:
         return None
-    rows = torch.cat(list(sums), dim=-1)
+    rows = sums[0] if len(sums) == 1 else torch.cat(list(sums), dim=-1)
     shape = (2, *p.shape[:-1])
-    return rows[[Sum.P_MAX, Sum.P_LOG]].view(shape), rows[[Sum.Q_MAX, Sum.Q_LOG]].view(shape)
+    return rows[Sum.P_MAX : Sum.Q_MAX].view(shape), rows[Sum.Q_MAX : Sum.P_ENTROPY].view(shape)
 
 
 def _may_matter(
@@ -178,9 +178,10 @@ def _may_matter(
     numbers around it at most ε times it, and E log² p ≤ log²(V + e) by Jensen, as log²(e + x) is
     concave: so the floor is at most ε²/24 (|A| + log(V + e))².
     """
-    bound = torch.zeros((), dtype=torch.float64)
+    bound = 0.0
     for side, x in coarse.items():
-        log_sum = norms[side][0] / task.temperature + norms[side][1]
-        most = log_sum.abs() + math.log(x.shape[-1] + math.e)
-        bound = bound + (torch.finfo(x.dtype).eps * most).square() / 24
-    return bool((bound * weight > limits.ROUNDING_SHARE * values)[values > 0].any())
+        top, log = norms[side].cpu().numpy()
+        most = abs(top / task.temperature + log) + math.log(x.shape[-1] + math.e)
+        bound = bound + (torch.finfo(x.dtype).eps * most) ** 2 / 24
+    found = values.cpu().numpy()
+    return bool(((bound * weight > limits.ROUNDING_SHARE * found) & (found > 0)).any())
