@@ -5,6 +5,7 @@ backend is a module with the functions that `task` describes and a line in `MODU
 """
 
 import importlib
+import os
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from kullback.tokens import limits
 
 from .interface import Task
 
-__all__ = ["MODULES", "ORDER", "choose", "usable"]
+__all__ = ["MODULES", "ORDER", "choose", "direct", "usable"]
 
 MODULES = {
     "reference": "kullback.tokens.backends.reference",
@@ -57,6 +58,13 @@ def usable(p: Tensor, q: Tensor | None = None, *, task: Task | None = None) -> d
     """
     task = task or Task(("entropy",) if q is None else ("kl",))
     return {name: _module(name).refusal(p, q, task) for name in MODULES}
+
+
+def direct(p: Tensor, q: Tensor, task: Task) -> bool:
+    """Say whether "auto" takes `native` without compiling first: `choose` for small calls."""
+    native = _module("native")
+    ready = native.ready() and not native.refusal(p, q, task)
+    return ready and os.environ.get("TRITON_INTERPRET") != "1"
 
 
 @cache

@@ -1199,3 +1199,37 @@ extern "C" void kullback_slopes(const Call* call, const Slopes* out) {
         else row_slopes<float>(call->p_row(i), call->q_row(i), s, found, c, id, to);
     });
 }
+
+// KL(p‖q) of contiguous rows, as `values` in interface.py has it, in float64 where a side is, else in
+// float32. Returns a set of bits: 1 if a row has none or the first numbers of a side look like
+// probabilities, 2 if rounding may matter, by the bound of `_may_matter` in rounding.py: p_step and
+// q_step are ε² / 24 over the share that matters, 0 for sides that are not of half precision.
+extern "C" int kullback_kl(const void* p, const void* q, int64_t rows, int64_t vocab,
+                           double temperature, int p_dtype, int q_dtype, int threads,
+                           double p_step, double q_step, double* sums, void* values) {
+    Call call{};
+    call.p = p, call.q = q, call.rows = rows, call.vocab = vocab, call.temperature = temperature;
+    call.p_stride = vocab * SIZES[p_dtype], call.q_stride = vocab * SIZES[q_dtype];
+    call.p_dtype = p_dtype, call.q_dtype = q_dtype, call.asks = ASK_KL, call.threads = threads;
+    for (const Row& x : {call.p_row(0), call.q_row(0)}) {
+        double first[8];
+        const int64_t n = std::min<int64_t>(8, vocab);
+        read<double>(x, 0, n, first);
+        if (std::all_of(first, first + n, [](double v) { return v >= 0.0 && v <= 2.0; })) return 1;
+    }
+    kullback_sums(&call, sums);
+    int status = 0;
+    for (int64_t i = 0; i < rows; i++) {
+        auto size = [&](int top, int log) {
+            const double all = sums[top * rows + i] / temperature + sums[log * rows + i];
+            return std::fabs(all) + std::log(double(vocab) + std::exp(1.0));
+        };
+        double value = sums[KL * rows + i], by_p = size(P_MAX, P_LOG), by_q = size(Q_MAX, Q_LOG);
+        status |= std::isnan(value);
+        if (sums[P_ALONE * rows + i] > 0) value = INFINITY;
+        if (value > 0 && p_step * by_p * by_p + q_step * by_q * by_q > value) status |= 2;
+        if (call.wide()) ((double*)values)[i] = value;
+        else ((float*)values)[i] = float(value);
+    }
+    return status;
+}

@@ -1,27 +1,34 @@
 """A loop in C++, compiled at first use: one pass of memory forward, one back, on all cores.
 
-Which to use: `backend="auto"` takes it on the CPU wherever it is compiled, and compiles it from 2^16
-logits up, for float32, float64, bfloat16 and float16, also two of them, if there is a C++ compiler; without one, `chunked` does the
-same some ten times slower. The first use on a machine compiles for about five seconds
-(`core.compiling`), for the widest vectors of its processor; the first in a process loads for some
-tens of milliseconds. It runs on up to `torch.get_num_threads()` threads, on one where there is
-little to do, and needs no memory but the gradients.
+Which to use: `backend="auto"` takes it on the CPU wherever it is compiled, and compiles it from
+2^16 logits up, for float32, float64, bfloat16 and float16, also two of them, if there is a C++
+compiler; without one, `chunked` does the same some ten times slower. The first use on a machine
+compiles for about five seconds (`core.compiling`), for the widest vectors of its processor; the
+first in a process loads for some tens of milliseconds. It runs on up to `torch.get_num_threads()`
+threads, on one where there is little to do, and needs no memory but the gradients.
 """
 
 import ctypes
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kullback.core import compiling
+from kullback.tokens import limits
 
 from .interface import Rows, Sum, Task
 
-__all__ = ["ready", "refusal", "slopes", "sums"]
+__all__ = ["kl", "ready", "refusal", "slopes", "sums"]
 
 SOURCE = Path(__file__).with_name("native.cpp")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+STEPS = {  # ε² / 24 over the share of a value that rounding may be
+    dtype: torch.finfo(dtype).eps ** 2 / 24 / limits.ROUNDING_SHARE if dtype.itemsize < 4 else 0.0
+    for dtype in DTYPES
+}
 ASK_KL, ASK_MORE, ASK_JS, ASK_TOP, ASK_ENTROPY = 1, 2, 4, 8, 16  # the same in native.cpp
 
 
@@ -65,7 +72,8 @@ def refusal(p: Tensor, q: Tensor | None, task: Task) -> str:
     >>> refusal(torch.zeros(1, 2, device="meta"), None, Task(("entropy",)))
     'it takes float32, float64, bfloat16 or float16 on the CPU'
     """
-    if any(x.dtype not in DTYPES or x.device.type != "cpu" for x in (p, q) if x is not None):
+    fits = p.dtype in DTYPES and p.device.type == "cpu"
+    if not fits or not (q is None or (q.dtype in DTYPES and q.device.type == "cpu")):
         return "it takes float32, float64, bfloat16 or float16 on the CPU"
     return compiling.load(SOURCE)[1]
 
@@ -90,6 +98,38 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
     call = _call(Rows(p, q, keep=keep), task, asks)
     _library().kullback_sums(ctypes.byref(call), ctypes.c_void_p(out.data_ptr()))
     return out
+
+
+def kl(p: Tensor, q: Tensor, temperature: float) -> tuple[Tensor, Tensor, bool] | None:
+    """Return KL(p‖q) `[*batch]` of contiguous logits, the sums, and whether rounding may matter.
+
+    None where a row has no distribution, or the logits may be probabilities: then the general way
+    has something to say.
+
+    >>> kl(torch.ones(4), torch.ones(4), 1.0) is None
+    True
+    """
+    p_dtype, q_dtype = p.dtype, q.dtype
+    wide = torch.float64 in (p_dtype, q_dtype)
+    *batch, vocab = p.shape
+    rows = p.numel() // vocab
+    values = torch.empty(batch, dtype=torch.float64 if wide else torch.float32)
+    sums = torch.empty(len(Sum), rows, dtype=torch.float64)
+    status = _kl()(
+        p.data_ptr(), q.data_ptr(), rows, vocab, temperature, DTYPES[p_dtype], DTYPES[q_dtype],
+        torch.get_num_threads(), STEPS[p_dtype], STEPS[q_dtype], sums.data_ptr(), values.data_ptr(),
+    )  # fmt: skip
+    return None if status & 1 else (values, sums, status > 1)
+
+
+@cache
+def _kl() -> Any:
+    function = _library().kullback_kl
+    sizes: list[Any] = (
+        [ctypes.c_int64] * 2 + [ctypes.c_double] + [ctypes.c_int] * 3 + [ctypes.c_double] * 2
+    )
+    function.argtypes = [ctypes.c_void_p] * 2 + sizes + [ctypes.c_void_p] * 2
+    return function
 
 
 def rounding(x: Tensor, log_norms: Tensor, temperature: float) -> Tensor:

@@ -31,11 +31,9 @@ def refusal(p: Tensor, q: Tensor | None, task: Task) -> str:
     """
     if torch.float64 in (p.dtype, p.dtype if q is None else q.dtype):
         return "it sums in float32, and the logits are float64"
-    if not _installed():
-        return "Triton is not installed (pip install triton)"
     if not p.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return f"it needs a CUDA device, and the logits are on {p.device}"
-    return ""
+    return "" if _installed() else "Triton is not installed (pip install triton)"
 
 
 def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor:
