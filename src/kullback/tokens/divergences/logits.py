@@ -246,7 +246,8 @@ def measure(
     given = {name: p}
     if q is not None:
         check_logits(q, names[1])
-        if ids is None and mask is None and (plain := _direct(p, q, task, backend)) is not None:
+        ask = Ask(task, ids=ids, mask=mask, nan=nan, backend=backend)
+        if (plain := _direct(p, q, ask)) is not None:
             return plain
         p, q = common(p, q, align)
         given = {name: p, names[1]: q}
@@ -279,29 +280,31 @@ def measure(
     return found
 
 
-def _direct(p: Tensor, q: Tensor, task: Task, backend: str) -> Tensor | None:
+def _direct(p: Tensor, q: Tensor, ask: Ask) -> Tensor | None:
     """Return KL(p‖q) `[1, *batch]` where nothing but one call of the compiled loop is needed.
 
     None for all that is not plain: another value, a gradient, strides, a row without a
     distribution. What it saves is some sixty microseconds, most of a call of few logits.
     """
     plain = (
-        not torch.compiler.is_compiling()
-        and task.wants == ("kl",)
-        and backend in ("auto", "native")
+        ask.task.wants == ("kl",)
+        and not torch.compiler.is_compiling()
+        and ask.backend in ("auto", "native")
+        and ask.ids is None
+        and ask.mask is None
         and p.shape == q.shape
         and p.is_contiguous()
         and q.is_contiguous()
         and p.numel() > 0
         and not (torch.is_grad_enabled() and (p.requires_grad or q.requires_grad))
-        and direct(p, q, task)
+        and direct(p, q, ask.task)
     )
-    found = native.kl(p, q, task.temperature) if plain else None
+    found = native.kl(p, q, ask.task.temperature) if plain else None
     if found is None:
         return None
     values, sums, coarse = found
-    if coarse:
-        warn_of_rounding(p, q, values[None], task, [sums], native)
+    if coarse and ask.nan == "refuse":
+        warn_of_rounding(p, q, values[None], ask.task, [sums], native)
     return values[None]
 
 

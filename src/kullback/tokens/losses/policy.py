@@ -137,29 +137,48 @@ def policy_kl_loss(
     sampled = Sampled(log_current, log_reference, log_behaviour, mask)
     request = Request(direction, level, normalise, truncate, missing, on_mismatch)
     request.check(sampled)
-    limits = _log_limits(trust_region, log_behaviour)
-    biased = level == "sequence" and estimator == "k2"
+    region = _log_limits(trust_region, log_behaviour)
+    if torch.compiler.is_compiling():
+        from .compiled import policy_kl
+
+        return policy_kl(sampled, request, estimator, exact_kl, region)
+    return policy_kl_of(sampled, request, estimator, exact_kl, region)[0]
+
+
+def policy_kl_of(
+    sampled: Sampled,
+    request: Request,
+    estimator: Estimator,
+    exact_kl: Tensor | None,
+    log_limits: tuple[float, float] | None,
+) -> tuple[PolicyKL, Tensor]:
+    """Return what `policy_kl_loss` does, of checked arguments, and the slopes of the loss.
+
+    log_limits: of the trust region, in logs.
+    """
+    biased = request.level == "sequence" and estimator == "k2"
     require(not biased, "estimator", "an unbiased one at level 'sequence'", "'k2'", "'k3'")
     found = None
     if exact_kl is None and estimator != "best":
-        found = sweep(sampled, request, coefficients(estimator), log_limits=limits)
+        found = sweep(sampled, request, coefficients(estimator), log_limits=log_limits)
     if found is None:
-        found = _in_sweeps(drawn_from(sampled, request), estimator, exact_kl, normalise, limits)
+        drawn = drawn_from(sampled, request)
+        found = _in_sweeps(drawn, estimator, exact_kl, request.normalise, log_limits)
     kl = PolicyKL(
-        loss=attach(found.value, log_current, found.slope),
+        loss=attach(found.value, sampled.current, found.slope),
         drawn=found.drawn,
         terms=found.terms,
-        normalise=normalise,
+        normalise=request.normalise,
         estimator=estimator if exact_kl is None else "exact",
         martingale=found.martingale,
-        log_limits=limits,
+        log_limits=log_limits,
     )
     swept_well = found.odd is not None and math.isfinite(found.value)  # then slopes are finite too
-    if missing != "keep" and not swept_well:
+    if request.missing != "keep" and not swept_well:
         refuse_infinite(found.drawn, found.terms, found.slope, exact_kl=exact_kl, loss=kl.loss)
-    if on_mismatch != "ignore" and found.odd is not False:
-        report(kl.mismatch(), "log_current", on_mismatch)
-    return kl
+    if request.on_mismatch != "ignore" and found.odd is not False:
+        report(kl.mismatch(), "log_current", request.on_mismatch)
+    return kl, found.slope
 
 
 def rao_blackwell_kl_loss(
