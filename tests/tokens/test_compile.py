@@ -1,4 +1,6 @@
-"""`torch.compile(fullgraph=True)` through divergences and losses: the eager values and gradients."""
+"""`torch.compile(fullgraph=True)` through divergences and losses: eager values and gradients."""
+
+import warnings
 
 import pytest
 import torch
@@ -30,7 +32,6 @@ DIVERGENCES = {
         [value.float() for value in tokens.compare(p, q, ids=IDS, mask=MASK)]
     ),
     "distill_loss": lambda p, q: tokens.distill_loss(tokens.kl(p, q), mask=MASK),
-    "reference": lambda p, q: tokens.kl(p, q, backend="reference"),
 }
 
 
@@ -48,10 +49,7 @@ def test_divergences_in_one_graph(name, dtype):
     function, given = DIVERGENCES[name], (P.to(dtype), Q.to(dtype))
     found = both(torch.compile(function, fullgraph=True, backend="aot_eager"), *given)
     for mine, eager in zip(found, both(function, *given), strict=True):
-        if name == "reference":
-            torch.testing.assert_close(mine, eager)
-        else:
-            assert (mine is None and eager is None) or torch.equal(mine, eager)
+        assert (mine is None and eager is None) or torch.equal(mine, eager)
 
 
 def test_rows_without_a_distribution_are_refused_there_too():
@@ -61,7 +59,7 @@ def test_rows_without_a_distribution_are_refused_there_too():
         function(P.clone().fill_(-torch.inf), Q)
 
 
-CURRENT = -some(6, 30).abs()
+CURRENT = -1.0 - some(6, 30).abs()
 REFERENCE, BEHAVIOUR = (CURRENT + 0.1 * some(6, 30, seed=seed) for seed in (1, 2))
 LOSSES = [
     {},
@@ -114,6 +112,7 @@ def test_the_operators_are_what_pytorch_expects():
 
 def test_the_default_compiler_takes_it():
     torch.compiler.reset()
+    warnings.simplefilter("ignore")  # PyTorch's own
     function = torch.compile(lambda p, q: tokens.kl(p * 2.0, q) + 1.0, fullgraph=True)
     try:
         found = function(P, Q)

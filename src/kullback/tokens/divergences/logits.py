@@ -323,7 +323,7 @@ def values_of(
         interface.fill_log_probs(sums, a, b, at, task)
         values = interface.values(sums, task)
         values = values if live is None else values.masked_fill(~live, 0)
-        part = found if not piece else found[:, *piece]
+        part = found[_all_of(piece)] if piece else found
         part.view(values.shape).copy_(values)
         saved.append(sums)
     return found, saved, pieces
@@ -389,7 +389,7 @@ def slopes_of(
     ]
     for piece, sums in pieces:
         a, b, at, live = _part(piece, p, q, ask.ids, ask.mask)
-        slopes = grads[:, *piece].reshape(len(ask.task.wants), -1)
+        slopes = grads[_all_of(piece)].reshape(len(ask.task.wants), -1)
         c = interface.coefficients(sums, slopes, ask.task)
         c = c if live is None else c.masked_fill(~live, 0)
         to_p, to_q = (_matrix(x, piece) for x in both)
@@ -421,6 +421,11 @@ def _pieces(p: Tensor, q: Tensor | None) -> Iterator[tuple[int, ...]]:
     while not all(x is None or _is_matrix(x[(0,) * depth]) for x in (p, q)):
         depth += 1
     yield from itertools.product(*map(range, p.shape[:depth]))
+
+
+def _all_of(piece: tuple[int, ...]) -> Any:
+    """Return the index of a piece in values `[len(wants), *batch]`."""
+    return (slice(None), *piece)
 
 
 def _is_matrix(x: Tensor) -> bool:
