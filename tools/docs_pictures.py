@@ -22,6 +22,8 @@ PAGES = (
     "token_kl",
     "policy_kl",
     "audit",
+    "drift",
+    "logprobs",
 )
 
 _FENCED = re.compile(r"^```python\n(.*?)^```\n(?:\n*^```text\n(.*?)^```\n)?", re.M | re.S)

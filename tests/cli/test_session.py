@@ -52,6 +52,10 @@ def folder(tmp_path_factory):
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "counts.csv").write_text("a,2\nb,1\nc,1\n")
     (folder / "my_losses.py").write_text(LOSSES)
+    (folder / "tokens.csv").write_text(
+        "step,sequence,sampler,trainer\n"
+        + "".join(f"{i % 2},{i // 20},{-1 - i % 7},{-1.02 - i % 7}\n" for i in range(400))
+    )
     (folder / "photos").mkdir()
     for i in range(20):
         pixels = np.random.default_rng(i).integers(0, 256, (16, 16), dtype=np.uint8)
@@ -68,6 +72,39 @@ def trained(folder):
     return folder / "runs"
 
 
+@pytest.fixture(scope="module")
+def language_models(tmp_path_factory):
+    """Put the models and texts that the examples of `drift` name into a folder."""
+    pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
+    from lm import tiny_models
+
+    made = tmp_path_factory.mktemp("language_models")
+    (made / "models").mkdir()
+    tiny_models.pair(made / "models")
+    (made / "models" / "p").rename(made / "models" / "base")
+    (made / "models" / "q").rename(made / "models" / "int4")
+    (made / "corpus").mkdir()
+    for number, line in enumerate(tiny_models.text(12, 30)):
+        (made / "corpus" / f"{number:02}.txt").write_text(line)
+    chat = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "ran far"}]
+    (made / "chats.jsonl").write_text("\n".join([json.dumps({"messages": chat * 3})] * 12))
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(made / "models" / "base")
+    with pytest.warns(FutureWarning):  # of peft, about transformers
+        lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        peft.get_peft_model(base, lora).save_pretrained(made / "adapters" / "new")
+
+    def link(folder, *, kept):
+        for item in made.iterdir():
+            (folder / item.name).symlink_to(item)
+        if kept:
+            assert run("drift", "models/base", "--store", "kept", "--text", "corpus") == 0
+
+    return link
+
+
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_runs(example, folder, tmp_path, monkeypatch, request):
     if "runs/" in example and " train " not in example:
@@ -78,6 +115,8 @@ def test_every_example_runs(example, folder, tmp_path, monkeypatch, request):
             (tmp_path / item.name).symlink_to(item)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    if " drift " in example:
+        request.getfixturevalue("language_models")(tmp_path, kept=" drift kept " in example)
     if any(mark in example for mark in "|&"):
         code = f'kullback() {{ {sys.executable} -m kullback "$@"; }}\n{example}'
         done = subprocess.run(["bash", "-c", code], capture_output=True, check=False)

@@ -22,6 +22,8 @@ PAGES = (
     pytest.param("token_kl", marks=pytest.mark.slow),
     pytest.param("policy_kl", marks=pytest.mark.slow),
     pytest.param("audit", marks=pytest.mark.slow),
+    pytest.param("logprobs", marks=pytest.mark.slow),
+    "drift",
 )
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 

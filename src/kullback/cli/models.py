@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 __all__ = ["checks", "encode", "reconstruct", "report", "sample"]
 
-EXTRAS = {"codec": ["constriction"], "flows": ["zuko"], "lm": ["transformers"]}
+EXTRAS = {
+    "codec": ["constriction"],
+    "flows": ["zuko"],
+    "lm": ["transformers"],
+    "tables": ["ibis", "duckdb", "pyarrow"],
+}
 PACKAGES = ("torch", "numpy", "safetensors", "cyclopts", "rich", "pillow", "matplotlib")
 
 

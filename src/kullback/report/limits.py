@@ -6,8 +6,11 @@ None of them changes a measured value; they choose what is shown and how.
 __all__ = [
     "CRISP",
     "CURVE_POINTS",
+    "DECODED_BEFORE",
     "DENSITY_DRAWN",
     "DOTTED_POINTS",
+    "DRAWN_GROUPS",
+    "DRIFT_BYTES",
     "EQUAL_BITS",
     "FIT_ENTRIES",
     "KL_BARS",
@@ -21,14 +24,18 @@ __all__ = [
     "NO_VARIANCE",
     "OUTCOMES",
     "PAGE_BYTES",
+    "PAGE_GROUPS",
+    "PAGE_TOKENS",
     "PUSH_REACH",
     "RATIO_ROUNDING",
     "SMALL",
     "TABLE_ROWS",
     "TAIL_REACH",
+    "TERMINAL_GROUPS",
     "WHOLE_EPOCHS",
     "WHOLE_ERROR",
     "WORD_BITS",
+    "WORST_TOKENS",
 ]
 
 # The page of a run
@@ -41,6 +48,12 @@ MARK_GAP = 0.15  # of the axis between marks of the clock: the width of "1.5 min
 LATENT_REACH = 2.5  # standard deviations of the codes: 98.8 % of a normal distribution's mass
 NO_VARIANCE = 1e-12  # of the codes: the square of float32's rounding, 1e-7, with room
 WHOLE_EPOCHS = 10  # from here epochs are printed as whole numbers
+
+# The page of a drift report
+DRIFT_BYTES = 1_600_000  # of text with its drift: the page then stays below 2 MB
+PAGE_TOKENS = 20_000  # shown: some 40 pages of a book
+WORST_TOKENS = 15  # listed
+DECODED_BEFORE = 6  # tokens decoded before a new one: no character has more, spaces depend on one
 
 # Numbers and labels in text
 SMALL, LARGE = 0.01, 1e6  # outside, a figure is printed in scientific notation
@@ -60,3 +73,8 @@ LIKELY_DEPTH = 9.0  # nats below a density's peak that are drawn: 1e-4 of its he
 DENSITY_DRAWN = 1e-2  # of the highest density: where a drawing in text begins and ends
 MASS_OUTSIDE = 1e-6  # of q outside the box: its ELBO is off by less than the four digits shown
 PUSH_REACH = 6.0  # nats of log policy/ref either way: a factor of 400
+
+# Logged log-probabilities
+TERMINAL_GROUPS = 40  # lines of a table by groups: what fits a terminal; the JSON has all
+PAGE_GROUPS = 2000  # rows on the page: with more it is larger than an e-mail will carry
+DRAWN_GROUPS = 400  # of a divergence against its groups: about one a pixel

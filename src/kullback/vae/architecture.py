@@ -137,7 +137,7 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """An architecture met with data: enough to build the same model again.
+    """An architecture resolved for a data set: enough to build the same model again.
 
     event_shape: `(C, H, W)` or `(D,)`. kind: "binary", "8-bit", "levels" or "continuous". The
     architecture's choices are resolved, never "auto". levels: how many the data have, when they

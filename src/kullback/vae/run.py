@@ -393,7 +393,10 @@ def pick_threads() -> int:
 
     It is measured: small matrix products on all cores against one. On a machine whose cores are
     busy, threads wait for each other and training can run tens of times slower than on one thread.
-    At most the cores this process may run on, and what OMP_NUM_THREADS allows.
+
+    Returns:
+        The cores that this process may run on, at most what OMP_NUM_THREADS allows, or 1 where all
+        of them are not enough faster than one.
 
     Example:
         >>> pick_threads() >= 1
