@@ -1,6 +1,6 @@
 """The divergences of logits as operators that `torch.compile` keeps whole: values and gradients.
 
-Which to use: nothing here directly; `logits.measure` calls `measured` while a graph is compiled.
+Which to use: nothing here directly; `sources.measure` calls `measured` while a graph is compiled.
 Outside of one, operators cost more than the calculation of few logits.
 """
 
@@ -14,6 +14,9 @@ from kullback.tokens.backends.interface import Sum, Task
 
 from .logits import (
     Ask,
+    check_logits,
+    check_options,
+    common,
     refuse_nan,
     slopes_of,
     spread_ids,
@@ -28,6 +31,11 @@ __all__ = ["measured"]
 
 def measured(p: Tensor, q: Tensor | None, ask: Ask) -> Tensor:
     """Return the values of `ask.task`, `[len(wants), *batch]`, as a node of a compiled graph."""
+    check_logits(p, "logits" if q is None else "p_logits")
+    check_options(ask.task, ask.nan, ask.align)
+    if q is not None:
+        check_logits(q, "q_logits")
+        p, q = common(p, q, ask.align)
     options = {"nan": ask.nan, "backend": ask.backend}
     task = ask.task
     given = {"wants": ",".join(task.wants), "temperature": task.temperature, "beta": task.beta}

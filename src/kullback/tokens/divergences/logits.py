@@ -251,10 +251,6 @@ def measure(
             return plain
         p, q = common(p, q, align)
         given = {name: p, names[1]: q}
-    if torch.compiler.is_compiling() and backend != "reference":
-        from .compiled import measured
-
-        return measured(p, q, Ask(task, None, ids, mask, None, nan, backend))
     keep = spread_mask(mask, p)
     if nan == "refuse" or p.device.type == "cpu":
         warn_of_probabilities(given, keep)

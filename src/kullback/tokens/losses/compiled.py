@@ -15,6 +15,7 @@ from kullback.core import require
 from kullback.sampled import Estimator
 
 from .policy_kl import PolicyKL
+from .policy_terms import policy_kl_of
 from .sampled_tokens import Drawn, Request, Sampled
 
 __all__ = ["policy_kl"]
@@ -82,8 +83,6 @@ def _policy_kl(
     log_limits: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return loss, slopes, terms, the draws' four logs and the martingale; empty what is none."""
-    from .policy import policy_kl_of
-
     sampled = Sampled(current, reference, behaviour, mask)
     request = Request(direction, level, normalise, truncate, missing, on_mismatch)
     named = estimator if estimator in ("k1", "k2", "k3", "best") else float(estimator)
