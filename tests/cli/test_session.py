@@ -52,6 +52,7 @@ def folder(tmp_path_factory):
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "counts.csv").write_text("a,2\nb,1\nc,1\n")
     (folder / "my_losses.py").write_text(LOSSES)
+    np.savez(folder / "codes.npz", z=np.zeros((2, 32)))
     (folder / "tokens.csv").write_text(
         "step,sequence,sampler,trainer\n"
         + "".join(f"{i % 2},{i // 20},{-1 - i % 7},{-1.02 - i % 7}\n" for i in range(400))
@@ -69,6 +70,8 @@ def trained(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert run(*RUN_MADE_BY.split()[1:]) == 0
+        narrow = RUN_MADE_BY.replace("garments", "narrow --latent 4")
+        assert run(*narrow.split()[1:]) == 0
     return folder / "runs"
 
 
@@ -105,6 +108,7 @@ def language_models(tmp_path_factory):
     return link
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_runs(example, folder, tmp_path, monkeypatch, request):
     if "runs/" in example and " train " not in example:
@@ -126,6 +130,7 @@ def test_every_example_runs(example, folder, tmp_path, monkeypatch, request):
     assert run(*(word.strip('"') for word in words[1:])) == 0
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_a_verb_shows_its_examples(verb, capsys):
     assert run(verb, "--help") == 0
@@ -172,6 +177,7 @@ BAD = [
 ]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("text", "said"), BAD)
 def test_what_is_wrong_in_a_config_file_is_named_with_the_file(
     text, said, tmp_path, capsys, monkeypatch
@@ -236,6 +242,7 @@ def test_quiet_leaves_results_and_errors(flag, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr() == loud
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -326,6 +333,7 @@ def bash_script():
     return out.getvalue()
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 @pytest.mark.parametrize(
     ("words", "found"),

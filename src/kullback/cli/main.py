@@ -181,12 +181,21 @@ VERBS = {
         (
             "kullback train --size 14 --epochs 2 --out runs/garments",
             "kullback train photos/ --size 16 --steps 200",
+            "kullback train --size 14 --steps 30 --latent 8 --out runs/narrow",
         ),
     ),
     "evaluate": Verb(
         "train:evaluate",
         "ELBO, bound on the log-likelihood, rate and distortion of a trained run.",
-        ("kullback evaluate runs/garments --draws 20",),
+        (
+            "kullback evaluate runs/garments --draws 20",
+            "kullback evaluate runs/garments --sandwich --items 2 --explain",
+        ),
+    ),
+    "compare": Verb(
+        "compare:compare",
+        "Differences between runs on the same test images, with paired errors.",
+        ("kullback compare runs/garments runs/narrow --draws 20",),
     ),
     "sample": Verb(
         "models:sample",
@@ -202,6 +211,11 @@ VERBS = {
         "models:encode",
         "Means and standard deviations of q(z|x) for your data.",
         ("kullback encode runs/garments photos/ --out latent.npz",),
+    ),
+    "decode": Verb(
+        "models:decode",
+        "The image of each z that you give: p(x|z), by its mean or drawn.",
+        ("kullback decode runs/garments codes.npz --out decoded.png",),
     ),
     "report": Verb(
         "models:report",

@@ -58,7 +58,7 @@ def load(source: Path) -> tuple[ctypes.CDLL | None, str]:
         return None, f"no compiler: none in ${variable}, and no {', '.join(names)} on the path"
     file = _file(source, compiler)
     with contextlib.suppress(OSError):  # no home, a full or read-only disk, a damaged file
-        return _cached(compiler, source, _folder() / file), ""
+        return _cached(compiler, source, cache_folder() / file), ""
     try:
         with tempfile.TemporaryDirectory() as folder:
             return _cached(compiler, source, Path(folder) / file), ""
@@ -97,7 +97,7 @@ def _compiler(*names: str) -> str | None:
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
     """Return the cache folder, made if need be; OSError when it is not this user's own."""
     base = os.environ.get("XDG_CACHE_HOME")
     caches = "Library/Caches" if sys.platform == "darwin" else ".cache"
@@ -105,7 +105,7 @@ def _folder() -> Path:
     folder = (Path(base) if base else Path(home) / caches) / "kullback"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     about = folder.stat()
-    if about.st_uid != os.getuid() or about.st_mode & 0o022:
+    if os.name == "posix" and (about.st_uid != os.getuid() or about.st_mode & 0o022):
         raise PermissionError(f"{folder} can be written by others")
     return folder
 
