@@ -413,7 +413,9 @@ def test_batches_that_do_not_broadcast_are_refused_in_words():
     quantities += [lambda p, q: kb.renyi(p, q, alpha=2)]
     for pair in ((two, three), laws):
         for quantity in quantities:
-            with pytest.raises(ValueError, match=r"p and q: expected batch shapes .*\[2\] and \[3\]"):
+            with pytest.raises(
+                ValueError, match=r"p and q: expected batch shapes .*\[2\] and \[3\]"
+            ):
                 quantity(*pair)
     assert kb.kl(two[:, None], three).shape == (2, 3)
 

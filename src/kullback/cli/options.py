@@ -88,6 +88,10 @@ class DataOptions:
         str, _help("How: crop (cover, cut the rest) or pad (fit inside, add a border).")
     ] = "crop"
     channels: Annotated[str, _help("auto, grey or rgb.")] = "auto"
+    background: Annotated[
+        str, _help("Lay transparent pictures over auto (white or black), white, black or #rrggbb.")
+    ] = "auto"
+    frames: Annotated[str, _help("Of GIF, TIFF and animated files: first or all.")] = "first"
     binarize: Annotated[str, _help("none, static (once) or dynamic (afresh every epoch).")] = "none"
     levels: Annotated[
         str, _help("auto (found in the values), none (a density), or quantise to so many: 256.")
@@ -170,6 +174,9 @@ class TrainingOptions:
     seed: Annotated[Whole, _help("Of everything random: weights, order, bits, noise.")] = (
         TRAINING.seed
     )
+    validation: Annotated[
+        Real, _help("Share of the training data held out to pick the best weights on.")
+    ] = TRAINING.validation
 
     def training(self) -> Training:
         """Return the library's settings; a ValueError says which option is wrong."""

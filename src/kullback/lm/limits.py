@@ -1,13 +1,19 @@
 """Every threshold of this folder, with its source or the benchmark that set it."""
 
 __all__ = [
+    "BATCH_TOKENS",
     "BLOCKS",
     "CERTAIN",
     "CLIP",
     "CONFIDENCE",
     "CONSTANT",
+    "CONTEXT",
     "DOMINANT_CLUSTER",
     "FLOAT32_EPS",
+    "FLOOR_ROWS",
+    "FLOOR_TOKENS",
+    "KLD_FLOOR",
+    "LOGITS_BYTES",
     "MAX_COPIES",
     "MAX_EXACT_QUANTILES",
     "MAX_GROUPS",
@@ -20,6 +26,8 @@ __all__ = [
     "MIN_PARETO_K",
     "MIN_RUN",
     "MIN_TIES",
+    "PROBE_ERROR",
+    "PROBE_TOKENS",
     "REACH",
     "ROUNDING",
     "SAMPLE_SEQUENCES",
@@ -63,7 +71,7 @@ SAMPLE_SEQUENCES = 2_000
 SHOWN_VERSIONS = 6  # policy versions whose mean log-ratio is shown
 MIN_COPIED_TOKENS = 8  # shorter sequences have the same log-probabilities by chance
 MAX_COPIES = 0.05  # share of copies that makes an error bar too short by 2.5 %
-# A lowest value that repeats: tokens that share it, and the share of different ones among the others
+# A lowest value that repeats: how many share it, and the part of the others that differ
 MIN_TIES, MIN_DISTINCT = 5, 0.5
 CERTAIN = 1e-3  # log-probabilities above minus this repeat lawfully: few float32 numbers are there
 FLOAT32_EPS = 6e-8  # half a unit in the last place of float32, relatively
@@ -73,3 +81,19 @@ MIN_PADDED, MIN_RUN, MIN_PADDED_SHARE = 4, 8, 0.5
 # --- Readers (logprob_tables.py)
 
 SNIFFED_BYTES = 1 << 24  # of the first record of a file of JSON lines, to tell its format
+
+# --- Models (models.py, drift.py)
+
+PROBE_TOKENS = 8  # on which a checkpoint's own logits are compared with hidden states and head
+PROBE_ERROR = 1e-4  # of the largest logit, in float32: matrix products agree to 1e-6 there
+FLOOR_ROWS = 1 << 13  # of the head in float64 at a time: 256 MB at a width of 4,096
+FLOOR_TOKENS = 32  # on which the KL of one rounding is measured: its mean is then within a tenth
+
+# --- Drift (token_table.py, stored.py)
+
+LOGITS_BYTES = 256 << 20  # of logits held at a time, both sides and what is worked in
+BATCH_TOKENS = 4096  # given to a model at a time
+CONTEXT = 2048  # tokens of context by default, where the models could read more
+# KL that the 16-bit codes of llama.cpp's file make of equal models, in nats a token: 6e-7 to 6e-6
+# for logits of standard deviation 3 and 6 (tests/lm/test_stored.py)
+KLD_FLOOR = 6e-6

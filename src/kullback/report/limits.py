@@ -6,9 +6,11 @@ None of them changes a measured value; they choose what is shown and how.
 __all__ = [
     "CRISP",
     "CURVE_POINTS",
+    "DECODED_BEFORE",
     "DENSITY_DRAWN",
     "DOTTED_POINTS",
     "DRAWN_GROUPS",
+    "DRIFT_BYTES",
     "EQUAL_BITS",
     "FIT_ENTRIES",
     "KL_BARS",
@@ -23,6 +25,7 @@ __all__ = [
     "OUTCOMES",
     "PAGE_BYTES",
     "PAGE_GROUPS",
+    "PAGE_TOKENS",
     "PUSH_REACH",
     "RATIO_ROUNDING",
     "SMALL",
@@ -32,6 +35,7 @@ __all__ = [
     "WHOLE_EPOCHS",
     "WHOLE_ERROR",
     "WORD_BITS",
+    "WORST_TOKENS",
 ]
 
 # The page of a run
@@ -44,6 +48,12 @@ MARK_GAP = 0.15  # of the axis between marks of the clock: the width of "1.5 min
 LATENT_REACH = 2.5  # standard deviations of the codes: 98.8 % of a normal distribution's mass
 NO_VARIANCE = 1e-12  # of the codes: the square of float32's rounding, 1e-7, with room
 WHOLE_EPOCHS = 10  # from here epochs are printed as whole numbers
+
+# The page of a drift report
+DRIFT_BYTES = 1_600_000  # of text with its drift: the page then stays below 2 MB
+PAGE_TOKENS = 20_000  # shown: some 40 pages of a book
+WORST_TOKENS = 15  # listed
+DECODED_BEFORE = 6  # tokens decoded before a new one: no character has more, spaces depend on one
 
 # Numbers and labels in text
 SMALL, LARGE = 0.01, 1e6  # outside, a figure is printed in scientific notation
