@@ -159,6 +159,7 @@ BAD = [
     ("[klx]\nunit = 'bits'", "my.toml: expected tables named by verbs; got [klx]. Try: kl"),
     ("unit = 'bit'", "my.toml: unit: expected 'nats' or 'bits'; got 'bit'. Try: bits"),
     ("unit = 3", "my.toml: unit: expected 'nats' or 'bits'; got 3"),
+    ("x = " + "[" * 3000, "--config: expected a TOML file; got my.toml: "),
     ("draws = 'many'", "my.toml: draws: expected a whole number; got 'many'"),
     ("draws = 10.5", "my.toml: draws: expected a whole number; got 10.5"),
     ("draws = true", "my.toml: draws: expected a whole number; got True"),
