@@ -252,6 +252,11 @@ def _floors(table: LogProbTable, sample: Sample) -> Check:
     return Check(name, text, "limit", remedy)
 
 
+def _distinct(values: Tensor) -> int:
+    """Return how many different numbers there are."""
+    return len(torch.unique(values))
+
+
 def _floor_count(own: Tensor, others: Sequence[Tensor]) -> int:
     """Return how often the lowest value occurs where that shows a floor; else 0.
 
@@ -262,11 +267,11 @@ def _floor_count(own: Tensor, others: Sequence[Tensor]) -> int:
         return 0
     low = own == own.min()
     count, rest = int(low.sum()), own[~low & (own < -limits.CERTAIN)]
-    varied = len(rest.unique()) >= limits.MIN_DISTINCT * max(len(rest), 1)
+    varied = _distinct(rest) >= limits.MIN_DISTINCT * max(len(rest), 1)
     if count < limits.MIN_TIES or len(rest) < count or not varied:
         return 0
     at = [each[low] for each in others]
-    apart = any(len(each.unique()) >= limits.MIN_TIES for each in at)
+    apart = any(_distinct(each) >= limits.MIN_TIES for each in at)
     filled = bool(at) and all(bool((each == own.min()).all()) for each in at)
     return count if apart or filled else 0
 
