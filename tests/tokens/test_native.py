@@ -98,7 +98,9 @@ def rounded(p, q):
 def held_to_reference(name, p, q, ids, temperature=1.0, **more):
     """Values to what is rounded (in float64 to 1e-13); gradients, masses times logarithms, too.
 
-    Few tokens carry a row of these: over a vocabulary's worth the error is below 3e-7 (below).
+    Few tokens carry a row of these: over a vocabulary's worth the error is below 3e-7 (below). A
+    mass is the exponential of its logarithm, of which the scale, the difference from the anchor and
+    the product are rounded, by 2^-24 of it each.
     """
     more["temperature"] = temperature
     wide = torch.float64 in (p.dtype, q.dtype if name not in ("entropy", "log_prob") else p.dtype)
@@ -110,11 +112,12 @@ def held_to_reference(name, p, q, ids, temperature=1.0, **more):
     values = 1e-13 if wide else share
     logs = [(x.double() / temperature).log_softmax(-1) for x in (p, q)]
     sizes = [torch.where(log.isfinite(), log.abs(), 0) for log in logs]
+    masses = values if wide else values + 3 * 2.0**-24 * sum(sizes)
     pairs = zip(logs, sizes, strict=True)
     entropies = sum((log.exp() * size).sum(-1, keepdim=True) for log, size in pairs)
     sizes = 1 + sum(sizes) + entropies  # of the logarithms that a mass is multiplied by
     terms = sum(log.exp() for log in logs) * sizes / temperature
-    tolerance = values * (1 + found[0].numel() / 7) * (7 if name == "compare" else 2) * terms
+    tolerance = masses * (1 + found[0].numel() / 7) * (7 if name == "compare" else 2) * terms
     if name in ("kl", "js", "jeffreys"):
         scale = truth[0][finite]
     else:  # logarithms are as accurate as their largest terms

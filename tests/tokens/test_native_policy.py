@@ -44,7 +44,7 @@ def counted(monkeypatch):
         found.append(result is not None)
         return result
 
-    monkeypatch.setattr("kullback.tokens.losses.policy.sweep", counting)
+    monkeypatch.setattr("kullback.tokens.losses.policy_terms.sweep", counting)
     return found
 
 

@@ -83,7 +83,7 @@ def _is_kept(source: Path) -> bool:
     variable, *names = _COMPILERS[source.suffix]
     compiler = _compiler(os.environ.get(variable, ""), *names)
     with contextlib.suppress(OSError):
-        return compiler is not None and (_folder() / _file(source, compiler)).exists()
+        return compiler is not None and (cache_folder() / _file(source, compiler)).exists()
     return False
 
 
