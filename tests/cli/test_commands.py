@@ -109,7 +109,7 @@ def test_evaluate_refuses_data_that_changed(tmp_path, capsys):
     np.save(tmp_path / "x.npy", rng.integers(0, 256, (60, 8, 8), dtype=np.uint8))
     folder = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kullback.cli.train.SECONDS_OF_EVALUATION", 0.0)
+        patch.setattr("kullback.cli.train.CLOSING_NUMBERS", 0)
         assert run("train", tmp_path / "x.npy", *TINY, "--out", folder) == 0
     np.save(tmp_path / "x.npy", rng.integers(0, 256, (60, 8, 8), dtype=np.uint8))
     assert run("evaluate", folder, "--draws", "2") == 3

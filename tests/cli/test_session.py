@@ -159,6 +159,7 @@ BAD = [
     ("[klx]\nunit = 'bits'", "my.toml: expected tables named by verbs; got [klx]. Try: kl"),
     ("unit = 'bit'", "my.toml: unit: expected 'nats' or 'bits'; got 'bit'. Try: bits"),
     ("unit = 3", "my.toml: unit: expected 'nats' or 'bits'; got 3"),
+    ("x = " + "[" * 3000, "--config: expected a TOML file; got my.toml: "),
     ("draws = 'many'", "my.toml: draws: expected a whole number; got 'many'"),
     ("draws = 10.5", "my.toml: draws: expected a whole number; got 10.5"),
     ("draws = true", "my.toml: draws: expected a whole number; got True"),
@@ -282,7 +283,7 @@ def test_verbose_of_a_run(trained, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("verb", sorted(name for name in app if not name.startswith("-")))
 def test_quiet_and_verbose_together_are_refused(verb, capsys):
     words = {"kl": 2, "js": 2, "cross-entropy": 2, "reconstruct": 2, "encode": 2}
-    words |= {"checks": 0, "train": 0}
+    words |= {"checks": 0, "train": 0, "decode": 2}
     given = ["bash"] if verb == "completion" else ["0.5,0.5"] * words.get(verb, 1)
     assert run(verb, *given, "-q", "-v") == 2
     error = capsys.readouterr().err

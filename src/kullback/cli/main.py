@@ -303,8 +303,8 @@ def _options_in(name: str, verbs: tuple[str, ...]) -> dict[str, Any]:
     import tomllib
 
     try:
-        held = tomllib.loads(Path(name).read_bytes().decode())
-    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        held = tomllib.loads(Path(name).read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:  # errors of TOML and UTF-8 are values'
         why = getattr(error, "strerror", None) or str(error)
         raise ArgumentValueError(message("--config", "a TOML file", f"{name}: {why}")) from error
     tables = {key: value for key, value in held.items() if isinstance(value, dict)}

@@ -320,6 +320,11 @@ def _in_memory(given: Any) -> Any:
         expected = "paths, or a pandas, Polars, Arrow or Ibis table"
         got = f"{type(given).__name__}: {error}"[:200]
         raise ArgumentValueError(message("tables", expected, got)) from error
+    narrow = [arrow.types.is_float16(each.type) for each in table.schema]
+    if any(narrow):  # which DuckDB does not read
+        fields = [each.with_type(arrow.float32()) if half else each
+                  for each, half in zip(table.schema, narrow, strict=True)]  # fmt: skip
+        table = table.cast(arrow.schema(fields))
     return ibis_module().memtable(table)
 
 
