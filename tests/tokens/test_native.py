@@ -118,7 +118,7 @@ def held_to_reference(name, p, q, ids, temperature=1.0, **more):
     sizes = 1 + sum(sizes) + entropies  # of the logarithms that a mass is multiplied by
     terms = sum(log.exp() for log in logs) * sizes / temperature
     tolerance = masses * (1 + found[0].numel() / 7) * (7 if name == "compare" else 2) * terms
-    # 3e-6 at most (1e-13 in float64), times the largest of the weights that `compare`'s seven values are given
+    # 3e-6 at most (1e-13 in float64), times the largest weight that one of `compare`'s values has
     weight = 1 + (found[0].numel() - 1) / 7 if name == "compare" else 1
     tolerance = tolerance.clamp(max=(1e-13 if wide else 3e-6) * weight)
     if name in ("kl", "js", "jeffreys"):
