@@ -366,8 +366,10 @@ def kl_from_log_probs(
     many = {"ratio_mean": ratio_mean, "entropies": entropies, "log_weights": log_weights}
     many |= {"controls": controls}
     read = {name: _array(value, name) for name, value in many.items()}
+    first, second = read_aligned(log_p, log_q, ("log_p", "log_q"), paired=True)
     found = log_ratio(
-        *read_aligned(log_p, log_q, ("log_p", "log_q"), paired=True),
+        first,
+        second,
         estimator=estimator,
         full_support=full_support,
         cross_fit=cross_fit,
