@@ -53,8 +53,8 @@ CONFIDENCE = 0.95  # of the gate's one-sided limits
 
 MIN_CROSS_FIT = 4  # clusters: two in each half, or λ of one half is that of a single cluster
 MIN_PARETO_K = 25  # sequences: the fewest that sampled.pareto_k takes
-# Deviations of log q/p beyond its mean under q that draws from p must reach for E_p[q/p]: about
-# exp(D + 2σ) draws (Chatterjee and Diaconis 2018, theorem 1.1, with t = 2σ)
+# Deviations of log q/p beyond its mean under q that draws from p must reach for a mean of q/p:
+# about exp(D + 2σ) draws (Chatterjee and Diaconis 2018, theorem 1.1, with t = 2σ)
 REACH = 2.0
 SERIES_BELOW = 0.01  # |log r| below which r − 1 − log r is summed as a series, as in sampled
 TAIL_KEPT = 513  # largest ratios read back a group: a tail of 512 gives k-hat to ±0.07
