@@ -232,6 +232,7 @@ def test_two_policies_are_compared_in_pairs(simulated):
     assert found["k1"].estimate.standard_error < report.main.standard_error
 
 
+@pytest.mark.slow
 def test_groups_are_what_each_alone_would_be(simulated):
     columns, _ = simulated
     whole = logprobs(table(columns, float32=False), **PAIR, by="step")
@@ -297,7 +298,7 @@ def test_one_pass_is_one_query(simulated, monkeypatch):
 # --- checks
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_are_found(name):
     """Each in 100 of 100 files of benchmarks/logprob_checks.py."""
@@ -325,6 +326,7 @@ def test_a_refuted_identity_leaves_k1_and_says_why():
     assert abs(estimate.value - kl) < 4.5 * estimate.standard_error
 
 
+@pytest.mark.slow
 def test_another_temperature_leaves_no_error_bar():
     columns, options = FAULTS["temperature 0.7, entropies logged"][0](np.random.default_rng(5))
     report = logprobs(table(columns), **PAIR, **options)
@@ -343,6 +345,7 @@ def test_skipped_tokens_are_counted():
     assert [check.name for check in report.found] == ["values"]
 
 
+@pytest.mark.slow
 def test_one_hundred_may_be_a_log_probability_once(simulated):
     columns, _ = simulated
     once = columns | {"log_q": columns["log_q"].copy()}
@@ -427,7 +430,7 @@ def test_groups_without_tokens_are_left_out():
     assert [one.label for one in report.groups] == ["0"]
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_next_to_no_tokens(rows):
     frame = pd.DataFrame({"log_p": [-1.0, -2.0, -0.5], "log_q": [-1.1, -1.9, -0.6]})[:rows]

@@ -69,6 +69,7 @@ def test_prime_rl_exports(columns, truth, tmp_path):
     assert [one.label for one in report.groups] == ["0", "1"]
 
 
+@pytest.mark.slow
 def test_nemo_rl_train_data(columns, truth, tmp_path):
     for step in (3, 4):
         lines(tmp_path / f"train_data_step{step}.jsonl", [
@@ -132,7 +133,7 @@ def sglang(values):
     return {"text": "…", "meta_info": {"output_token_logprobs": rows}}
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(
     "answer", [openai_chat, openai_completions, vllm_prompt, sglang], ids=lambda f: f.__name__
 )
@@ -144,6 +145,7 @@ def test_answers_of_two_models(answer, columns, truth, tmp_path):
     same(report.overall[0], truth)
 
 
+@pytest.mark.slow
 def test_batch_output_is_joined_by_its_ids(columns, truth, tmp_path):
     pairs = rows(columns)
     records = [[openai_batch(pair[side]) | {"custom_id": f"r{place}"}
