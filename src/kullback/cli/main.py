@@ -17,7 +17,15 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import App, ArgumentCollection, Parameter, Token
 
-from kullback.core import ArgumentValueError, KullbackError, RunError, __version__, message, require
+from kullback.core import (
+    ArgumentValueError,
+    KullbackError,
+    RunError,
+    __version__,
+    message,
+    printable,
+    require,
+)
 
 from .options import Shared
 from .session import (
@@ -414,7 +422,7 @@ def _placed(text: str) -> str:
 
 
 def _failed(text: str, code: int) -> int:
-    sys.stderr.write(f"kullback: {text}\n")
+    sys.stderr.write(f"kullback: {printable(text)}\n")
     return code
 
 

@@ -25,6 +25,7 @@ from kullback.sampled import (
     Known,
     check_log_probs,
     half_ulps,
+    is_sentinel,
     known_mean,
 )
 
@@ -214,8 +215,11 @@ def _repeated(table: LogProbTable, sample: Sample) -> Check:
 def _copies(sums: Sums) -> Check:
     """Find sequences that are another one's copy under another name: the same sums of the terms."""
     name = "copies"
-    long = (sums.columns["n"] >= limits.MIN_COPIED_TOKENS) & (sums.columns["d"] != 0)
-    parts = [sums.columns[part][long] for part in ("n", "d", "f11_0")]
+    columns = sums.columns
+    scatter = columns["n"] * columns["f11_0"] - columns["f1_0"] ** 2  # of log r in a sequence
+    varies = scatter > limits.CONSTANT * columns["f1_0"] ** 2
+    long = (columns["n"] >= limits.MIN_COPIED_TOKENS) & varies
+    parts = [columns[part][long] for part in ("n", "d", "f11_0")]
     keys = [np.frexp(part) for part in parts]  # sums are equal to all but their last digits
     rounded = [np.round(mantissa, 9) + exponent for mantissa, exponent in keys]
     cluster = sums.cluster[long].astype(np.float64)
@@ -235,26 +239,26 @@ def _copies(sums: Sums) -> Check:
 def _floors(table: LogProbTable, sample: Sample) -> Check:
     """Find a lowest value that repeats though others do not: log(p + ε), a clamp, a fill value."""
     name = "lowest value"
+    if sample.mask is None:
+        return Check(name, "not made: no tokens", made=False)
+    scored = sample.mask.clone()
+    for values in sample.columns.values():
+        scored &= values.isfinite() & ~is_sentinel(values)
     words = []
     for column, values in sample.columns.items():
-        if sample.mask is None or column not in table.roles:
-            continue
-        own = values[sample.mask]
-        others = [each[sample.mask] for key, each in sample.columns.items() if key != column]
+        own = values[scored]
+        others = [each[scored] for key, each in sample.columns.items() if key != column]
         if count := _floor_count(own, others):
             share = f"{count:,} of {len(own):,} tokens"
-            words.append(f"{table.roles[column]}: exactly {float(own.min()):.6g} at {share}")
+            words.append(
+                f"{table.roles.get(column, column)}: exactly {float(own.min()):.6g} at {share}"
+            )
     if not words:
         return Check(name, "no column's lowest value repeats where others do not")
     listed = "; ".join(words)
     remedy = "log_softmax in place of log(p + ε) or a clamp; null for 'not scored'"
     text = f"the lowest value repeats though others hardly do ({listed}): a clamp, or a fill value"
     return Check(name, text, "limit", remedy)
-
-
-def _distinct(values: Tensor) -> int:
-    """Return how many different numbers there are."""
-    return len(torch.unique(values))
 
 
 def _floor_count(own: Tensor, others: Sequence[Tensor]) -> int:
@@ -274,6 +278,11 @@ def _floor_count(own: Tensor, others: Sequence[Tensor]) -> int:
     apart = any(_distinct(each) >= limits.MIN_TIES for each in at)
     filled = bool(at) and all(bool((each == own.min()).all()) for each in at)
     return count if apart or filled else 0
+
+
+def _distinct(values: Tensor) -> int:
+    """Return how many different values there are."""
+    return len(np.unique(values.numpy()))
 
 
 def _padding(sample: Sample) -> Check:
