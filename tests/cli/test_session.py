@@ -52,6 +52,7 @@ def folder(tmp_path_factory):
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "counts.csv").write_text("a,2\nb,1\nc,1\n")
     (folder / "my_losses.py").write_text(LOSSES)
+    np.savez(folder / "codes.npz", z=np.zeros((2, 32)))
     (folder / "tokens.csv").write_text(
         "step,sequence,sampler,trainer\n"
         + "".join(f"{i % 2},{i // 20},{-1 - i % 7},{-1.02 - i % 7}\n" for i in range(400))
@@ -69,6 +70,8 @@ def trained(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert run(*RUN_MADE_BY.split()[1:]) == 0
+        narrow = RUN_MADE_BY.replace("garments", "narrow --latent 4")
+        assert run(*narrow.split()[1:]) == 0
     return folder / "runs"
 
 
@@ -105,6 +108,7 @@ def language_models(tmp_path_factory):
     return link
 
 
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_runs(example, folder, tmp_path, monkeypatch, request):
     if "runs/" in example and " train " not in example:
@@ -126,6 +130,7 @@ def test_every_example_runs(example, folder, tmp_path, monkeypatch, request):
     assert run(*(word.strip('"') for word in words[1:])) == 0
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_a_verb_shows_its_examples(verb, capsys):
     assert run(verb, "--help") == 0
@@ -154,6 +159,7 @@ BAD = [
     ("[klx]\nunit = 'bits'", "my.toml: expected tables named by verbs; got [klx]. Try: kl"),
     ("unit = 'bit'", "my.toml: unit: expected 'nats' or 'bits'; got 'bit'. Try: bits"),
     ("unit = 3", "my.toml: unit: expected 'nats' or 'bits'; got 3"),
+    ("x = " + "[" * 3000, "--config: expected a TOML file; got my.toml: "),
     ("draws = 'many'", "my.toml: draws: expected a whole number; got 'many'"),
     ("draws = 10.5", "my.toml: draws: expected a whole number; got 10.5"),
     ("draws = true", "my.toml: draws: expected a whole number; got True"),
@@ -172,6 +178,7 @@ BAD = [
 ]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("text", "said"), BAD)
 def test_what_is_wrong_in_a_config_file_is_named_with_the_file(
     text, said, tmp_path, capsys, monkeypatch
@@ -236,6 +243,7 @@ def test_quiet_leaves_results_and_errors(flag, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr() == loud
 
 
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -274,8 +282,8 @@ def test_verbose_of_a_run(trained, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("verb", sorted(name for name in app if not name.startswith("-")))
 def test_quiet_and_verbose_together_are_refused(verb, capsys):
-    words = {"kl": 2, "js": 2, "cross-entropy": 2, "reconstruct": 2, "encode": 2}
-    words |= {"checks": 0, "train": 0}
+    words = {"kl": 2, "js": 2, "cross-entropy": 2, "reconstruct": 2, "encode": 2, "decode": 2}
+    words |= {"checks": 0, "train": 0, "decode": 2}
     given = ["bash"] if verb == "completion" else ["0.5,0.5"] * words.get(verb, 1)
     assert run(verb, *given, "-q", "-v") == 2
     error = capsys.readouterr().err
@@ -326,6 +334,7 @@ def bash_script():
     return out.getvalue()
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 @pytest.mark.parametrize(
     ("words", "found"),

@@ -17,7 +17,15 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import App, ArgumentCollection, Parameter, Token
 
-from kullback.core import ArgumentValueError, KullbackError, RunError, __version__, message, require
+from kullback.core import (
+    ArgumentValueError,
+    KullbackError,
+    RunError,
+    __version__,
+    message,
+    printable,
+    require,
+)
 
 from .options import Shared
 from .session import (
@@ -181,12 +189,21 @@ VERBS = {
         (
             "kullback train --size 14 --epochs 2 --out runs/garments",
             "kullback train photos/ --size 16 --steps 200",
+            "kullback train --size 14 --steps 30 --latent 8 --out runs/narrow",
         ),
     ),
     "evaluate": Verb(
         "train:evaluate",
         "ELBO, bound on the log-likelihood, rate and distortion of a trained run.",
-        ("kullback evaluate runs/garments --draws 20",),
+        (
+            "kullback evaluate runs/garments --draws 20",
+            "kullback evaluate runs/garments --sandwich --items 2 --explain",
+        ),
+    ),
+    "compare": Verb(
+        "compare:compare",
+        "Differences between runs on the same test images, with paired errors.",
+        ("kullback compare runs/garments runs/narrow --draws 20",),
     ),
     "sample": Verb(
         "models:sample",
@@ -202,6 +219,11 @@ VERBS = {
         "models:encode",
         "Means and standard deviations of q(z|x) for your data.",
         ("kullback encode runs/garments photos/ --out latent.npz",),
+    ),
+    "decode": Verb(
+        "models:decode",
+        "The image of each z that you give: p(x|z), by its mean or drawn.",
+        ("kullback decode runs/garments codes.npz --out decoded.png",),
     ),
     "report": Verb(
         "models:report",
@@ -289,8 +311,8 @@ def _options_in(name: str, verbs: tuple[str, ...]) -> dict[str, Any]:
     import tomllib
 
     try:
-        held = tomllib.loads(Path(name).read_bytes().decode())
-    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        held = tomllib.loads(Path(name).read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:  # errors of TOML and UTF-8 are values'
         why = getattr(error, "strerror", None) or str(error)
         raise ArgumentValueError(message("--config", "a TOML file", f"{name}: {why}")) from error
     tables = {key: value for key, value in held.items() if isinstance(value, dict)}
@@ -400,7 +422,7 @@ def _placed(text: str) -> str:
 
 
 def _failed(text: str, code: int) -> int:
-    sys.stderr.write(f"kullback: {text}\n")
+    sys.stderr.write(f"kullback: {printable(text)}\n")
     return code
 
 

@@ -9,7 +9,7 @@ bits; `describe_protocol` for the one line that belongs beside every figure.
 tensors, their binarisation and protocol; `limits`: the thresholds.
 """
 
-from .dataset import Dataset, binarize, describe_protocol, sha256_of
+from .dataset import Dataset, binarize, binarize_all, describe_protocol, sha256_of
 from .grid import Grid
 from .loading import load, load_images, reload
 
@@ -17,6 +17,7 @@ __all__ = [
     "Dataset",
     "Grid",
     "binarize",
+    "binarize_all",
     "describe_protocol",
     "load",
     "load_images",

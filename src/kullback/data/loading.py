@@ -27,7 +27,15 @@ from .arrays import read_arrays
 from .dataset import Dataset, Kind, binarize_all, sha256_of
 from .examples import Channels, Examples, Fit, Progress, Reading, as_size, plural
 from .grid import Grid
-from .pictures import SUFFIXES, as_asked, fit_images, read_file, read_folder, read_picture
+from .pictures import (
+    FRAME_SUFFIXES,
+    as_asked,
+    fit_images,
+    is_background,
+    read_file,
+    read_folder,
+    read_picture,
+)
 
 __all__ = ["Binarize", "assemble", "doubts", "load", "load_images", "reload"]
 
@@ -50,6 +58,22 @@ def doubts(values: NDArray[Any]) -> list[str]:
         if said := _doubt(column.astype(np.float64)):
             notes.setdefault(said[0], []).append(f"{what} {index}{said[1]}")
     return [f"{_listed(named)}: {why}" for why, named in notes.items()]
+
+
+def sameness(values: NDArray[Any]) -> list[str]:
+    """Return notes on images `[N, C, H, W]` of one colour, and on examples that are all alike."""
+    notes = []
+    if len(values) > 1 and all((row == values[0]).all() for row in values):
+        notes.append(
+            f"all {plural(len(values), 'example')} are identical: a model of them learns that one"
+        )
+    if values.ndim == 4:
+        step = limits.ROWS_FOR_MEAN_PICTURE
+        parts = (values[start : start + step] for start in range(0, len(values), step))
+        plain = sum(int((part == part[:, :, :1, :1]).all((1, 2, 3)).sum()) for part in parts)
+        if plain:
+            notes.append(f"{plural(plain, 'image')} of one colour everywhere")
+    return notes
 
 
 def _doubt(column: NDArray[Any]) -> tuple[str, str] | None:
@@ -92,20 +116,28 @@ def assemble(
     binarize: Binarize,
     seed: int,
     test_fraction: float,
+    whole: bool = False,
 ) -> Dataset:
     """Split, binarise, hash, and write the protocol down; `asked` goes into it as it is.
 
-    The training hash is taken before binarisation, the test hash after. Raises `DataError` when
-    a side is too small or continuous values cannot be binarised.
+    whole: without a split of its own, all of the source is for testing. The training hash is taken
+    before binarisation, the test hash after. Raises `DataError` when a side is too small or
+    continuous values cannot be binarised.
     """
     rules = asked.get("rules", 1)
     if binarize != "none":
         _to_eight_bits(examples, source)
-    is_test = _split(examples, test_fraction, source)
+    whole = whole and examples.is_test is None
+    if whole:
+        examples.split, is_test = "all examples", np.ones(len(examples.values), bool)
+    else:
+        is_test = _split(examples, test_fraction, source)
     train, test = (torch.from_numpy(examples.values[flags]) for flags in (~is_test, is_test))
     kind, binarize = _judge(examples, binarize)
-    if kind == "continuous" and rules > 1:
+    if kind == "continuous" and rules > 1 and not whole:
         examples.notes += doubts(examples.values[~is_test])
+    if rules > 2:
+        examples.notes += sameness(examples.values)
     levels, grid = examples.levels, examples.grid
     train_hash = sha256_of(train)
     if binarize != "none":
@@ -260,7 +292,8 @@ def read_fashion() -> Examples:
     return Examples(values, names, is_test=is_test, split="embedded")
 
 
-RULES = 2  # of reading values; 1: k/255 and whole numbers only, 16-bit pictures cut to 8 bits
+RULES = 3  # of reading values; 2: transparency over black, no GIF or TIFF; 1: k/255 and whole
+# numbers only, 16-bit pictures cut to 8 bits
 
 
 def load(
@@ -276,6 +309,9 @@ def load(
     progress: Progress | None = None,
     rules: int = RULES,
     grid: Grid | None = None,
+    whole: bool = False,
+    background: str = "auto",
+    frames: str = "first",
 ) -> Dataset:
     """Read a data set whole: `Dataset(train [N, *event], test [M, *event], kind, protocol, …)`.
 
@@ -285,9 +321,9 @@ def load(
     examples, the lowest hashes are held out, so two different examples are enough.
 
     Args:
-        source: "fashion" (embedded, 10,000 + 2,000 images of 28x28), a folder of PNG, JPEG, WebP or
-            BMP images at any depth, or a `.npy` or `.npz` file (names x_train and x_test, or one
-            array). A folder that is itself called fashion is written "./fashion".
+        source: "fashion" (embedded, 10,000 + 2,000 images of 28x28), a folder of PNG, JPEG, WebP,
+            BMP, GIF or TIFF images at any depth, or a `.npy` or `.npz` file (names x_train and
+            x_test, or one array). A folder that is itself called fashion is written "./fashion".
         size: Height and width in pixels, or one number for squares; None keeps the images' own.
         fit: "crop" covers the size and cuts, "pad" fits inside and pads.
         channels: "auto" (grey when every image is), "grey" or "rgb".
@@ -302,6 +338,12 @@ def load(
         progress: Called with (done, total) files.
         rules: Of reading values; `reload` passes those that a run was made with.
         grid: A trained model's levels, instead of those found.
+        background: What transparent pictures are laid over: "white", "black", "#rrggbb", or "auto",
+            for each picture that of white and black from which what is seen of it differs more.
+        frames: Of GIF, TIFF, animated PNG and WebP files: "first", or "all" as images of their own,
+            which stay on one side of the split.
+        whole: All examples are for testing and none for training, unless the source has a split of
+            its own.
 
     Returns:
         The data set. What was done (skipped, resized, left out) is in `protocol["notes"]` and
@@ -323,6 +365,9 @@ def load(
     require(fraction_ok, "test_fraction", "a number between 0 and 1", test_fraction)
     require_type(seed, int, "seed")
     wanted, how = as_size(size), replace(_reading(levels, rules), grid=grid)
+    if rules > 2:
+        how = replace(how, background=background, frames=frames)
+    _check_pictures(background, frames)
     examples = _read(source, wanted, fit, channels, progress, how)
     return assemble(
         examples,
@@ -332,10 +377,12 @@ def load(
             "fit": fit,
             "channels": channels,
             **({"reading": levels, "rules": rules} if rules > 1 else {}),
+            **({"background": background, "frames": frames} if rules > 2 else {}),
         },
         binarize=binarize,
         seed=seed,
         test_fraction=float(test_fraction),
+        whole=whole,
     )
 
 
@@ -352,6 +399,8 @@ def load_images(
     say: Callable[[str], Any] = _warn,
     kind: str = "auto",
     grid: Grid | None = None,
+    background: str = "auto",
+    frames: str = "first",
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Read everything in a source, unsplit, as `[N, *event_shape]` with one name a row.
 
@@ -366,6 +415,8 @@ def load_images(
         kind: Of a trained model, whose levels (or continuous values) arrays are read as, whatever
             grid these few lie on; "auto" finds it.
         grid: Of a trained model, as `kind`.
+        background: As in `load`; for a trained model that of its data.
+        frames: As in `load`.
 
     Returns:
         uint8 `[N, *event_shape]`, or float32 for continuous arrays; and the names.
@@ -387,6 +438,8 @@ def load_images(
     arrays = Path(source).suffix.lower() in (".npy", ".npz")
     how = Reading("none") if kind == "continuous" and arrays else Reading(grid=grid)
     how = Reading(rules=1) if kind in ("8-bit", "binary") and grid is None else how
+    _check_pictures(background, frames)
+    how = replace(how, background=background, frames=frames)
     if len(shape) == 3:
         examples = _read(source, (shape[1], shape[2]), fit, channels, progress, how)
     elif arrays:
@@ -401,6 +454,12 @@ def load_images(
     if examples.skipped:
         say(_skips_in_words(examples.skipped))
     return torch.from_numpy(np.ascontiguousarray(examples.values)), tuple(examples.names)
+
+
+def _check_pictures(background: str, frames: str) -> None:
+    known = is_background(background)
+    require(known, "background", "auto, white, black or #rrggbb", repr(background))
+    require(frames in ("first", "all"), "frames", "first or all", repr(frames))
 
 
 def _check_choices(fit: str, channels: str) -> None:
@@ -454,7 +513,9 @@ def _what_is(path: Path) -> Literal["folder", "image", "array", "other"]:
     if stat.S_ISDIR(mode):
         return "folder"
     suffix = path.suffix.lower() if stat.S_ISREG(mode) else ""
-    return "image" if suffix in SUFFIXES else "array" if suffix in (".npy", ".npz") else "other"
+    return (
+        "image" if suffix in FRAME_SUFFIXES else "array" if suffix in (".npy", ".npz") else "other"
+    )
 
 
 def _skips_in_words(skipped: list[tuple[str, str]]) -> str:
@@ -467,7 +528,13 @@ def _skips_in_words(skipped: list[tuple[str, str]]) -> str:
     return f"{plural(len(skipped), 'image')} skipped: {shown}{more}"
 
 
-def reload(protocol: dict[str, Any], *, source: str | None = None) -> Dataset:
+def reload(
+    protocol: dict[str, Any],
+    *,
+    source: str | None = None,
+    whole: bool = False,
+    progress: Progress | None = None,
+) -> Dataset:
     """Read again the data set that a protocol describes, with the same settings.
 
     Whether the data are still the same is for the caller to see: compare the hashes.
@@ -476,6 +543,8 @@ def reload(protocol: dict[str, Any], *, source: str | None = None) -> Dataset:
         protocol: As in `Dataset.protocol`.
         source: Other data, read as those were: on the same grid of levels, or as continuous values
             where those were, whatever grid the others lie on.
+        whole: As in `load`.
+        progress: As in `load`.
 
     Returns:
         The data set.
@@ -495,6 +564,8 @@ def reload(protocol: dict[str, Any], *, source: str | None = None) -> Dataset:
         settings["size"] = tuple(size) if size else None
         settings["levels"] = protocol.get("reading", "auto")
         settings["rules"] = int(protocol.get("rules", 1))
+        settings["background"] = protocol.get("background", "black")
+        settings["frames"] = protocol.get("frames", "first")
         if source is not None:
             settings |= _like(protocol)
         source = protocol["source"] if source is None else source
@@ -502,7 +573,7 @@ def reload(protocol: dict[str, Any], *, source: str | None = None) -> Dataset:
         raise DataError(
             f"protocol: expected what load() stores; wrong or missing: {error}"
         ) from error
-    return load(source, **settings)
+    return load(source, progress=progress, whole=whole, **settings)
 
 
 def _like(protocol: dict[str, Any]) -> dict[str, Any]:

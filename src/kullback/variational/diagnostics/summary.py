@@ -176,8 +176,10 @@ class Summary:
             cells = "".join(f"{_short(value):>11}" for value in numbers)
             ratio = "unknown" if row.sd_error > limits.MAX_SD_RATIO_SHOWN else f"{row.sd_error:.0%}"
             lines.append(f"{row.name:<{wide}}{cells}{ratio:>11}")
-        lines += ["", "mean off, sd off: at most so far from the truth"]
-        return "\n".join([*lines, self.searched] if self.searched else lines)
+        foot = "mean off: bound on the error of the mean; sd off: on the relative error of the sd"
+        lines += ["", foot]
+        return "
+".join([*lines, self.searched] if self.searched else lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; infinite bounds become None (nothing can be said)."""
