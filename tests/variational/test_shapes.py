@@ -10,7 +10,6 @@ from kullback.variational import Target, assess, fit
 from kullback.variational.diagnostics.missed_modes import probe
 from kullback.variational.families.family import Frame
 from kullback.variational.optimise.edges import edges, interior
-from kullback.variational.optimise.hamiltonian import polish
 from kullback.variational.optimise.natural_gradient import columns_of, natural_gradient
 
 F64 = torch.float64
@@ -261,13 +260,3 @@ def test_a_density_with_branches_is_fitted_in_few_calls():
     assert calls < 12_000
     wanted = float(torch.digamma(torch.tensor(2.0)))
     assert float((moments(found)[0] - wanted).abs().max()) < 0.2
-
-
-@slow
-def test_chains_from_a_narrow_q_reach_the_truth():
-    """HMC from draws of half the sd: a Gaussian of unit sd, R-hat near 1."""
-    target = Target.of(lambda z: -0.5 * z.square().sum(), 2)
-    first = 0.5 * torch.randn(64, 2, generator=seeded(), dtype=F64)
-    run = polish(target, Frame.of_draws(first), first, seeded(1))
-    assert run.r_hat < 1.1
-    assert float((run.draws.std(0) - 1).abs().max()) < 0.1

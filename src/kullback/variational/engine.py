@@ -30,7 +30,6 @@ from .optimise import IMPROPER, Progress, forward_kl
 from .optimise.batch_and_match import batch_and_match
 from .optimise.deterministic import deterministic, fixed_normals
 from .optimise.edges import edges, interior, proposals
-from .optimise.hamiltonian import polish
 from .optimise.natural_gradient import natural_gradient
 from .optimise.starts import (
     Start,
@@ -443,10 +442,10 @@ def _matched(problem: _Problem, last: Progress) -> Iterator[Progress]:
     target, begin = problem.target, time.perf_counter()
     draws, pool = _pool_of(problem, last.family)
     before, error, size = _shift(target, draws, pool)
-    if size < limits.MIN_MATCHED_DRAWS:
-        yield from _by_chains(problem, last, draws)
-        return
-    if before < limits.MIN_MOMENT_SHIFT + limits.MOMENT_SHIFT_ERRORS * error:
+    if (
+        size < limits.MIN_MATCHED_DRAWS
+        or before < limits.MIN_MOMENT_SHIFT + limits.MOMENT_SHIFT_ERRORS * error
+    ):
         yield last
         return
     make = functools.partial(Mixture, components=COMPONENTS)
@@ -478,27 +477,6 @@ def _matched(problem: _Problem, last: Progress) -> Iterator[Progress]:
         return
     text = f"converged: moments were {before:.2f} off, now {least:.2f}, by {cost}; {last.reason}"
     yield replace(best, loss=last.loss, converged=True, reason=text)
-
-
-def _by_chains(problem: _Problem, last: Progress, draws: Tensor) -> Iterator[Progress]:
-    """Fit a mixture to a short Hamiltonian run from q, where weighted draws are too few."""
-    begin, generator = time.perf_counter(), problem.generator
-    frame = Frame.of_draws(draws)
-    run = polish(problem.target, frame, draws[: limits.CHAINS], generator)
-    cost = f"{run.gradients:,} gradients of Hamiltonian Monte Carlo from q (R-hat {run.r_hat:.2f})"
-    if not run.r_hat < limits.MAX_CHAINS_R_HAT:
-        yield replace(last, reason=f"{last.reason}; {cost} did not mix and were not used")
-        return
-    chosen = torch.randint(len(run.draws), (limits.RESAMPLED_DRAWS,), generator=generator)
-    fitted = forward_kl.maximum_likelihood(
-        run.draws[chosen],
-        functools.partial(Mixture, components=COMPONENTS),
-        generator,
-        iterations=limits.MATCHED_ITERATIONS,
-    )
-    now = yield from _until_done(fitted)
-    text = f"converged: KL(p||q) on {cost}, {time.perf_counter() - begin:.1f} s; {last.reason}"
-    yield replace(now, loss=last.loss, converged=True, reason=text)
 
 
 def _elsewhere(

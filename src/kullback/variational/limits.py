@@ -161,13 +161,6 @@ NATURAL_ROUNDING = 1e-9  # of the ELBO, by which it may fall as well
 NATURAL_AVERAGED = 0.5  # sd a step, from which noise may be all that moves q
 NATURAL_TOLERANCE = 0.02  # sd that fresh draws may move q at the end
 
-# optimise/hamiltonian: a short run from draws of q
-CHAINS, CHAIN_STEPS, LEAPFROGS = 64, 200, 10
-CHAIN_FRAMES = 4  # times that the frame is made anew in the first half
-FIRST_LEAPFROG, LEAPFROG_GAIN = 0.2, 0.3  # in sd of q; of log step size for each unit of acceptance
-ACCEPTED_SHARE = 0.8  # Betancourt, Byrne and Girolami (2014)
-MAX_CHAINS_R_HAT = 1.2
-
 # optimise/edges
 INTERIOR_POINTS, INTERIOR_WIDTHS = 8192, (0.1, 1.0, 4.0, 16.0, 100.0)  # half widths of the cubes
 MIN_INTERIOR = 16  # points of finite log p with which a fit begins

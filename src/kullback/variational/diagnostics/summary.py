@@ -178,8 +178,7 @@ class Summary:
             lines.append(f"{row.name:<{wide}}{cells}{ratio:>11}")
         foot = "mean off: bound on the error of the mean; sd off: on the relative error of the sd"
         lines += ["", foot]
-        return "
-".join([*lines, self.searched] if self.searched else lines)
+        return "\n".join([*lines, self.searched] if self.searched else lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; infinite bounds become None (nothing can be said)."""
