@@ -90,11 +90,12 @@ def probe(
         sets.append((_scan(whitened, dims, scanned, own).to(draws), own))
         reach = limits.SCAN_REACH
     here = float(log_mean_exp(log_p - log_q)) - float(frame.log_det)
-    climbs = sum(len(first) for first, _ in sets)
-    found = Probed(0.0, climbs, scanned=scanned, reach=reach)
-    for first, source in sets:
-        ends, heights = _climb(whitened, first)
-        for end in _distinct(ends, heights, body):
+    counts = [len(first) for first, _ in sets]
+    found = Probed(0.0, sum(counts), scanned=scanned, reach=reach)
+    ends, heights = _climb(whitened, torch.cat([first for first, _ in sets]))
+    parts = zip(ends.split(counts), heights.split(counts), sets, strict=True)
+    for some, theirs, (_, source) in parts:
+        for end in _distinct(some, theirs, body):
             local, weights = _weighed(whitened, end, body, source)
             share = float(torch.sigmoid(log_mean_exp(weights) - here))
             if share > found.share:
