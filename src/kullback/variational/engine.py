@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kullback.core import Estimate, RunError, require
+from kullback.sampled import pareto_k
 
 from . import limits
 from .diagnostics.defensive_sampling import draw_wider, pooled
@@ -437,9 +438,22 @@ def _shift(target: Target, z: Tensor, pool: Pool) -> tuple[float, float, float]:
     return float(moves[worst]), float(errors[worst]), float(1 / w.square().sum())
 
 
+def _is_close(problem: _Problem, family: Family) -> bool:
+    """Say whether q's own weights have light tails and move no moment."""
+    z = family.sample(limits.CLOSE_DRAWS, problem.generator)
+    with torch.no_grad():
+        log_weights = problem.target.log_density(z) - family.log_prob(z)
+    if not float(pareto_k(log_weights)) < limits.LIMITS.light:
+        return False
+    return _shift(problem.target, z, Pool(z, log_weights))[0] < limits.MIN_MOMENT_SHIFT
+
+
 def _matched(problem: _Problem, last: Progress) -> Iterator[Progress]:
     """Fit a mixture to p's own moments, KL(p‖q), where weighted draws show that q's are off."""
     target, begin = problem.target, time.perf_counter()
+    if _is_close(problem, last.family):
+        yield last
+        return
     draws, pool = _pool_of(problem, last.family)
     before, error, size = _shift(target, draws, pool)
     if (

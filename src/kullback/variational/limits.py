@@ -73,7 +73,8 @@ MIN_SHARE_ELSEWHERE = 0.005  # of p's mass on a peak that q has not, from which 
 MAX_SEARCHES = 3
 
 # engine: moments matched by importance sampling (KL(p||q)) where those of KL(q||p) are off
-MIN_MOMENT_SHIFT = 0.04  # sd, or log sd, by which weighted draws must move a moment
+CLOSE_DRAWS = 2000  # of q, whose weights say whether a wider law is asked at all
+MIN_MOMENT_SHIFT = 0.1  # sd, or log sd, by which weighted draws must move a moment
 MOMENT_SHIFT_ERRORS = 2.5  # and standard errors
 MIN_MATCHED_DRAWS = 400.0  # effective, of the weighted draws
 MATCHED_DRAWS, MATCHED_ROUNDS = 8000, 2  # draws of q a round, twice as many of a wider law
@@ -210,6 +211,7 @@ START_SCALES = (2.0, 4.0, 8.0, 16.0)  # of the starts, in sd of the draws
 SCANNED_POINTS, SCANNED_SHELLS = 8192, 16  # at which log p is looked at; two climbs from each shell
 SCAN_REACH = 100.0  # sd from the mean of q's draws, the furthest of them
 CLIMB_STEPS, CLIMB_RATE = 120, 0.4  # of the ascent, in the same unit
+CLIMB_LOOK = 10  # steps, up to 4 sd, between two looks whether a climb is inside q's body
 OUTSIDE_SDS = 3.0  # and sqrt(d): a peak further out is not among the draws
 PEAK_DRAWS = 512  # that weigh a peak
 MAX_PEAKS = 4  # that are weighed, the highest

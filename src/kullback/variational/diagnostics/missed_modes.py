@@ -92,8 +92,8 @@ def probe(
     here = float(log_mean_exp(log_p - log_q)) - float(frame.log_det)
     counts = [len(first) for first, _ in sets]
     found = Probed(0.0, sum(counts), scanned=scanned, reach=reach)
-    ends, heights = _climb(whitened, torch.cat([first for first, _ in sets]))
-    parts = zip(ends.split(counts), heights.split(counts), sets, strict=True)
+    ends, heights = _climb(whitened, torch.cat([first for first, _ in sets]), body)
+    parts = zip(torch.split(ends, counts), torch.split(heights, counts), sets, strict=True)
     for some, theirs, (_, source) in parts:
         for end in _distinct(some, theirs, body):
             local, weights = _weighed(whitened, end, body, source)
@@ -128,16 +128,28 @@ def _scan(log_density: LogDensity, dims: int, number: int, generator: torch.Gene
     return kept
 
 
-def _climb(log_density: LogDensity, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """Climb by Adam with a falling pace, each start on its own; where that ends, how high."""
-    places, adam = starts, Adam()
+def _climb(log_density: LogDensity, starts: Tensor, body: float) -> tuple[Tensor, Tensor]:
+    """Climb by Adam with a falling pace, each start on its own; where that ends, how high.
+
+    A climb that two looks in a row find inside the body of q ends there.
+    """
+    ends, going, adam = starts.clone(), torch.arange(len(starts)), Adam()
+    places, inside = starts, torch.zeros(len(starts), dtype=torch.bool)
     for step in range(limits.CLIMB_STEPS):
         leaf = places.detach().requires_grad_()
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(-log_density(leaf).sum(), leaf)
         pace = limits.CLIMB_RATE * 0.5 * (1 + math.cos(math.pi * step / limits.CLIMB_STEPS))
         places = places + adam.step(slope.nan_to_num(0.0, 0.0, 0.0), pace)
-    return places, log_density(places).detach()
+        ends[going] = places
+        if (step + 1) % limits.CLIMB_LOOK == 0:
+            before, inside = inside, places.norm(dim=1) <= body
+            far = ~(before & inside)
+            going, places, inside = going[far], places[far], inside[far]
+            adam.keep(far)
+            if len(going) == 0:
+                break
+    return ends, log_density(ends).detach()
 
 
 def _distinct(ends: Tensor, heights: Tensor, body: float) -> list[Tensor]:
