@@ -177,7 +177,7 @@ def far_peak(nats):
     return lambda z: torch.logaddexp(-nats - 0.5 * z[0] ** 2, -0.5 * (z[0] - 20) ** 2)
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(s, marks=slow) for s in range(2, 20))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=slow) for s in range(1, 20))])
 def test_a_peak_that_the_search_finds_is_fitted(seed):
     found = fitted(far_peak(65.0), 1, seed)
     mean, sd = moments(found)
@@ -186,7 +186,7 @@ def test_a_peak_that_the_search_finds_is_fitted(seed):
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=slow) for s in range(1, 20))])
-@pytest.mark.parametrize("share", [0.02, 0.98])
+@pytest.mark.parametrize("share", [0.02, pytest.param(0.98, marks=slow)])
 def test_two_peaks_of_unequal_mass(seed, share):
     def log_density(z):
         other = math.log1p(-share) - 0.5 * (z[0] - 20) ** 2

@@ -74,7 +74,7 @@ MAX_SEARCHES = 3
 
 # engine: moments matched by importance sampling (KL(p||q)) where those of KL(q||p) are off
 CLOSE_DRAWS = 2000  # of q, whose weights say whether a wider law is asked at all
-MIN_MOMENT_SHIFT = 0.1  # sd, or log sd, by which weighted draws must move a moment
+MIN_MOMENT_SHIFT = 0.05  # sd, or log sd, by which weighted draws must move a moment
 MOMENT_SHIFT_ERRORS = 2.5  # and standard errors
 MIN_MATCHED_DRAWS = 400.0  # effective, of the weighted draws
 MATCHED_DRAWS, MATCHED_ROUNDS = 8000, 2  # draws of q a round, twice as many of a wider law
