@@ -4,15 +4,19 @@ __all__ = [
     "BIT_DEPTH_FROM",
     "BYTE_LEVELS",
     "BYTE_MAX",
+    "CLIPPED_PAIRS",
     "DISTINCT_VALUES",
     "FEW_VALUES",
     "HEAVY_TAIL_RANGES",
+    "LONGEST_CLIP",
     "MAX_FILE_BYTES",
+    "MAX_SAMPLES",
     "MAX_SIDE",
     "MOST_LEVELS",
     "NAMED_COLUMNS",
     "NAMED_SIZES",
     "NAMED_SKIPS",
+    "NAMED_SOUNDS",
     "NEARLY_EMPTY_BYTE",
     "POINT_MASS_SHARE",
     "REPEATS_PER_LEVEL",
@@ -21,9 +25,13 @@ __all__ = [
     "ROUNDING_SHARE_OF_STEP",
     "ROWS_FOR_DOUBTS",
     "ROWS_FOR_MEAN_PICTURE",
+    "SAMPLE_RATES",
     "SHORTER_SIDE",
+    "SOUND_LEVELS",
     "SURPRISE_OF_GRID",
     "SURPRISE_OF_REPEATED_GRID",
+    "USUAL_CLIP",
+    "USUAL_RATE",
 ]
 
 BYTE_LEVELS = 256  # of 8 bits
@@ -55,3 +63,13 @@ MAX_FILE_BYTES = 2**28  # of one picture: above, it is no picture to train on
 NEARLY_EMPTY_BYTE = 32  # of 256: the upper byte of 16-bit colours that have at most 13 bits
 NAMED_SIZES = 5  # in one message
 NAMED_SKIPS = 20  # skipped files kept by name in a protocol
+
+# Sounds
+SOUND_LEVELS = 65_536  # of a sample: 16 bits
+SAMPLE_RATES = 100, 768_000  # a second: what files can say and a clip can hold
+MAX_SAMPLES = 2**27  # of one file, and of all clips with their padding: 512 MB as 32-bit integers
+USUAL_CLIP = 1.0  # seconds: a word or two
+LONGEST_CLIP = 60  # seconds: longer, one z says little about each part
+USUAL_RATE = 8_000  # of an .npz without one: the telephone's
+CLIPPED_PAIRS = 3  # neighbours both at full scale from which a file is called clipped
+NAMED_SOUNDS = 5  # silent or clipped, in one note

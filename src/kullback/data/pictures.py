@@ -37,6 +37,8 @@ __all__ = [
     "SUFFIXES",
     "Picture",
     "as_asked",
+    "bytes_of",
+    "files_under",
     "fit_images",
     "fit_to",
     "header_size",
@@ -351,7 +353,12 @@ def picture_files(folder: Path) -> tuple[list[Path], Counter[str]]:
     Hidden files and folders are passed over. Linked folders are followed, each real folder once,
     so circles of links end. Raises `DataError` when a folder cannot be listed.
     """
-    pictures: list[Path] = []
+    return files_under(folder, SUFFIXES)
+
+
+def files_under(folder: Path, suffixes: frozenset[str]) -> tuple[list[Path], Counter[str]]:
+    """Return the files of some suffixes under `folder` as `picture_files` does for pictures."""
+    found: list[Path] = []
     others: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()
     waiting = [folder]
@@ -367,13 +374,13 @@ def picture_files(folder: Path) -> tuple[list[Path], Counter[str]]:
                     continue
                 if entry.is_dir():
                     waiting.append(entry)
-                elif entry.suffix.lower() in SUFFIXES:
-                    pictures.append(entry)
+                elif entry.suffix.lower() in suffixes:
+                    found.append(entry)
                 else:
                     others[entry.suffix.lower() or "no suffix"] += 1
         except OSError as error:
             raise DataError(f"{here}: cannot be listed: {error.strerror or error}") from error
-    return sorted(pictures, key=lambda path: path.as_posix()), others
+    return sorted(found, key=lambda path: path.as_posix()), others
 
 
 def _read(
@@ -388,7 +395,7 @@ def _read(
     for done, path in enumerate(paths, start=1):
         name = path.relative_to(folder).as_posix()
         try:
-            data = _bytes_of(path)
+            data = bytes_of(path)
             picture = read_picture(
                 data,
                 size=fitting.size,
@@ -415,7 +422,8 @@ def _read(
     return as_asked(examples, how)
 
 
-def _bytes_of(path: Path) -> bytes:
+def bytes_of(path: Path) -> bytes:
+    """Read a file whole; `DataError` with the reason when it cannot or should not be."""
     try:
         if not path.is_file():
             raise DataError("not a regular file, or a link to nothing")
@@ -431,7 +439,7 @@ def _common_size(folder: Path, paths: list[Path], notes: list[str]) -> tuple[int
     sizes: Counter[tuple[int, int]] = Counter()
     for path in paths:
         try:
-            sizes[header_size(_bytes_of(path))] += 1
+            sizes[header_size(bytes_of(path))] += 1
         except DataError:
             continue  # named when it is read
     if len(sizes) > 1:
