@@ -87,7 +87,13 @@ class DataOptions:
     fit: Annotated[
         str, _help("How: crop (cover, cut the rest) or pad (fit inside, add a border).")
     ] = "crop"
-    channels: Annotated[str, _help("auto, grey or rgb.")] = "auto"
+    channels: Annotated[str, _help("auto, grey or rgb; of sound: mix or each.")] = "auto"
+    rate: Annotated[
+        Whole | None, _help("Sound: samples a second (default: the commonest among the files).")
+    ] = None
+    clip_seconds: Annotated[
+        Real | None, _help("Sound: length of a clip (default: 1, or the longest sound if shorter).")
+    ] = None
     binarize: Annotated[str, _help("none, static (once) or dynamic (afresh every epoch).")] = "none"
     levels: Annotated[
         str, _help("auto (found in the values), none (a density), or quantise to so many: 256.")
@@ -115,13 +121,13 @@ class DataOptions:
 class ModelOptions:
     """What to train."""
 
-    network: Annotated[str, _help("auto, mlp or conv.")] = ARCHITECTURE.network
+    network: Annotated[str, _help("auto, mlp, conv or sound.")] = ARCHITECTURE.network
     hidden: Annotated[
         str, _help("Widths such as 200,200 (conv: 32,32,32,256); default: usual.")
     ] = ""
     latent: Annotated[Whole, _help("Dimensions of z.")] = ARCHITECTURE.latent
     activation: Annotated[str, _help("silu, tanh or relu (mlp only).")] = ARCHITECTURE.activation
-    likelihood: Annotated[str, _help("auto, bernoulli, logistics, categorical or gaussian.")] = (
+    likelihood: Annotated[str, _help("auto, bernoulli, logistics, categorical, gaussian or autoregressive.")] = (
         "auto"
     )
     components: Annotated[Whole, _help("Components of the mixture of logistics.")] = (
@@ -160,10 +166,14 @@ class TrainingOptions:
     free_bits: Annotated[Real, _help("Nats per latent dimension left uncharged.")] = (
         TRAINING.free_bits
     )
-    batch_size: Annotated[Whole, _help("Images per step.")] = TRAINING.batch_size
+    batch_size: Annotated[
+        Whole | None, _help("Images or clips per step (default: 128; 16 for sound).")
+    ] = None
     learning_rate: Annotated[Real, _help("The peak of its schedule.")] = TRAINING.learning_rate
     weight_decay: Annotated[Real, _help("AdamW's.")] = TRAINING.weight_decay
-    clip: Annotated[Real, _help("Largest gradient norm.")] = TRAINING.clip
+    clip: Annotated[
+        Real | None, _help("Largest gradient norm (default: 1000; 20,000 for sound).")
+    ] = None
     precision: Annotated[str, _help("auto, float32 or bfloat16 (of the matrix products).")] = (
         TRAINING.precision
     )
@@ -171,9 +181,10 @@ class TrainingOptions:
         TRAINING.seed
     )
 
-    def training(self) -> Training:
-        """Return the library's settings; a ValueError says which option is wrong."""
-        return Training(**vars(self))
+    def training(self, kind: str) -> Training:
+        """Return the library's settings for data; a ValueError says which option is wrong."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return Training.usual(kind, **given)
 
 
 @dataclass(kw_only=True)

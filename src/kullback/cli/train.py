@@ -29,7 +29,7 @@ __all__ = ["close", "data_of", "evaluate", "measure", "show", "train"]
 
 def train(
     data: Annotated[
-        str, Parameter(help="fashion (embedded), a folder of images, .npy or .npz.")
+        str, Parameter(help="fashion (embedded), a folder of images or sounds, .npy or .npz.")
     ] = "fashion",
     /,
     *,
@@ -57,8 +57,10 @@ def train(
     require(new, "--out", "a folder that does not exist", str(out), "another name")
     if resume is None:
         architecture = (model or ModelOptions()).architecture()
-        settings = (training or TrainingOptions()).training()
-        dataset = _read(data, reading or DataOptions(), settings.seed)
+        options = training or TrainingOptions()
+        options.training("8-bit")  # so that a wrong option is told before the data are read
+        dataset = _read(data, reading or DataOptions(), options.seed)
+        settings = options.training(dataset.kind)
         work = _new_run(dataset, architecture, settings, out=out, device=device)
     else:
         work = _old_run(resume)
@@ -103,6 +105,8 @@ def _read(source: str, reading: DataOptions, seed: int) -> "Dataset":
         "binarize": reading.binarize,
         "test_fraction": reading.test_fraction,
         "levels": reading.parsed_levels(),
+        "rate": reading.rate,
+        "clip": reading.clip_seconds,
     }
     with bar("reading") as update:
         dataset = load(source, size=reading.parsed_size(), seed=seed, progress=update, **settings)
@@ -154,8 +158,9 @@ def measure(model: "VAE", data: "Dataset", draws: int | None, seed: int) -> "Eva
     torch.set_num_threads(threads)
     if draws is None:
         start = time.perf_counter()
-        evaluate(model, data.test[:20], draws=10)
-        each = (time.perf_counter() - start) / 200
+        few = min(20, len(data.test))
+        evaluate(model, data.test[:few], draws=2 if data.kind == "sound" else 10)
+        each = (time.perf_counter() - start) / (few * (2 if data.kind == "sound" else 10))
         affordable = SECONDS_OF_EVALUATION / (each * len(data.test))
         draws = max((k for k in (10, 20, 50, 100, 200, 500) if k <= affordable), default=10)
     log(f"evaluation: {len(data.test):,} images, {draws} draws each, {threads} threads")

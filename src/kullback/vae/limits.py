@@ -6,6 +6,7 @@ __all__ = [
     "AVERAGE_STEPS",
     "CALLBACK_SECONDS",
     "CATEGORICAL_LEVELS",
+    "CLIPS_FOR_MOMENTS",
     "COLLAPSED_KL",
     "COLLAPSE_AFTER",
     "CONV_MIN_SIDE",
@@ -13,6 +14,7 @@ __all__ = [
     "DRAWS_FOR_LOOSE",
     "FLOAT32_RESOLUTION",
     "IMAGES_PER_BLOCK",
+    "LOGISTIC_LOG_SCALE",
     "LOG_SD_LIMIT",
     "LOG_STEPS",
     "LOOSE_DRAWS",
@@ -21,6 +23,11 @@ __all__ = [
     "MAX_WIDTH",
     "MONITORED_IMAGES",
     "NAMED_COLUMNS",
+    "SOUND_BATCH",
+    "SOUND_CLIP_NORM",
+    "SOUND_FRAMES",
+    "SOUND_ORDER",
+    "SOUND_WINDOWS",
     "TEST_STEPS",
     "THREADS_GAIN",
     "UNIT_SCALE_LEVELS",
@@ -41,6 +48,15 @@ UNIT_SCALE_LEVELS = 256  # more levels than this work in units of the data's own
 LOG_SD_LIMIT = 10.0  # e^±10 is far outside any useful posterior; beyond it exp() would overflow
 FLOAT32_RESOLUTION = 1e-3  # of a deviation: coarser float32 rounding makes a column a staircase
 NAMED_COLUMNS = 5  # in one message
+
+# Sound
+CLIPS_FOR_MOMENTS = 1000  # millions of samples for 561 numbers
+SOUND_BATCH = 16  # clips a step: 56,000 samples of short words, 0.2 CPU s
+SOUND_CLIP_NORM = 20_000.0  # of the gradient: nats a clip of thousands of samples
+SOUND_FRAMES = 64  # a clip: 16 ms each in a second, the time in which speech changes little
+SOUND_ORDER = 32  # samples before, from which the next is predicted; FLAC's best is 32
+SOUND_WINDOWS = (4, 16, 32, 128, 512)  # samples whose mean magnitudes say how loud it is
+LOGISTIC_LOG_SCALE = (-5.0, 11.0)  # of levels: all mass on one level (1 − 1e-32), and all levels
 
 # The loop and what it logs
 AVERAGE_STEPS = 10  # between updates of the averaged weights: a tenth of their cost, same figures

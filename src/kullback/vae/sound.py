@@ -1,0 +1,355 @@
+"""A VAE of sound: clips `[batch, 1, T]` of integer samples, and the likelihood of every sample.
+
+Which to use: `build("sound")` puts these together. `SoundEncoder` reads a spectrogram of 64 frames;
+`SoundDecoder` turns z into a condition for each frame; `AutoregressiveLogistics` is p(x|z): a
+mixture of logistics, integrated over each level, whose location is a linear prediction from the
+samples before. The predictor's weights and the scale depend on z and on those samples, so p(x|z) is
+the product of `p(x_t | x_<t, z)`: a normalised probability of the integers themselves, and −log p
+a code length.
+
+Samples are integers, `PADDING` where a clip has ended; padded places have no probability and are
+in no sum. How long a clip is counts as given.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kullback.core import ArgumentValueError
+from kullback.data import PADDING
+
+from .likelihoods import log_mass
+from .limits import (
+    CLIPS_FOR_MOMENTS,
+    LOG_SD_LIMIT,
+    LOGISTIC_LOG_SCALE,
+    SOUND_FRAMES,
+    SOUND_ORDER,
+    SOUND_WINDOWS,
+)
+from .networks import real
+
+__all__ = ["AutoregressiveLogistics", "SoundDecoder", "SoundEncoder", "frame_length", "second_moments"]
+
+_SCALE_WINDOW = 32  # samples whose mean magnitude is the unit of the prediction
+_PREDICTORS = 16  # linear predictors, of which every place takes its own combination
+_RIDGE = 1e-5  # of the mean square, added to each: keeps the inputs within float32's reach
+_LOUDEST = 8.0  # units: else onsets out of silence would be all that the moments see
+_EDGE = 2  # frames on either side that a spectrum covers
+
+
+def frame_length(samples: int) -> int:
+    """Return how many samples a frame has: a clip has 64 frames, whatever its length.
+
+    Example:
+        >>> frame_length(8000), frame_length(8001)
+        (125, 126)
+    """
+    return max(1, -(-samples // SOUND_FRAMES))
+
+
+class SoundEncoder(nn.Module):
+    """q(z|x) from the spectrogram of a clip: `[batch, 1, T]` to mean and log sd, `[batch, latent]`.
+
+    Log power of 64 overlapping frames, then two strided convolutions over time, then a layer.
+
+    Args:
+        samples: T.
+        width: Channels of the convolutions.
+        latent: Dimensions of z.
+
+    Example:
+        >>> SoundEncoder(640, 8, 3)(torch.zeros(2, 1, 640))[0].shape
+        torch.Size([2, 3])
+    """
+
+    window: Tensor
+
+    def __init__(self, samples: int, width: int, latent: int) -> None:
+        super().__init__()
+        self.frame = frame_length(samples)
+        self.register_buffer("window", torch.hann_window(_EDGE * self.frame))
+        bands = self.frame * _EDGE // 2 + 1
+        self.first = nn.Conv1d(bands, width, 3, padding=1)
+        self.second = nn.Conv1d(width, width, 4, stride=2, padding=1)
+        self.third = nn.Conv1d(width, width, 4, stride=2, padding=1)
+        self.last = nn.Linear(width * (SOUND_FRAMES // 4), 2 * latent)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log sd, `[batch, latent]` each; x in units of the data's deviation."""
+        h = F.silu(self.first(self._spectrogram(x[:, 0])))
+        h = F.silu(self.third(F.silu(self.second(h))))
+        mean, log_sd = real(self.last(h.flatten(1))).chunk(2, -1)
+        return mean, log_sd.clamp(-LOG_SD_LIMIT, LOG_SD_LIMIT)
+
+    def _spectrogram(self, x: Tensor) -> Tensor:
+        """Return log power `[batch, bands, frames]`, near 0 for noise of deviation 1."""
+        length = self.frame * (SOUND_FRAMES + _EDGE - 1)
+        frames = F.pad(x, (0, length - x.shape[-1])).unfold(-1, _EDGE * self.frame, self.frame)
+        power = torch.fft.rfft(frames * self.window).abs().square() / self.frame
+        return (torch.log(power + 1e-6) / 4).transpose(1, 2)
+
+
+class SoundDecoder(nn.Module):
+    """The condition of each frame: z `[rows, latent]` to `[rows, width, frames]`.
+
+    Args:
+        latent: Dimensions of z.
+        width: Channels, as many as `AutoregressiveLogistics` has.
+
+    Example:
+        >>> SoundDecoder(3, 8)(torch.zeros(5, 3)).shape
+        torch.Size([5, 8, 64])
+    """
+
+    def __init__(self, latent: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.first = nn.Linear(latent, width * (SOUND_FRAMES // 4))
+        self.second = nn.ConvTranspose1d(width, width, 4, stride=2, padding=1)
+        self.third = nn.ConvTranspose1d(width, width, 4, stride=2, padding=1)
+        self.last = nn.Conv1d(width, width, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return conditions, `[rows, width, frames]`."""
+        h = self.first(z).reshape(len(z), self.width, -1)
+        h = F.silu(self.third(F.silu(self.second(F.silu(h)))))
+        out: Tensor = self.last(h)
+        return out
+
+
+def _windows(levels: Tensor, clip: Tensor, place: Tensor) -> Tensor:
+    """Return the 32 samples before each place, the oldest first, zeros before the clip."""
+    before = F.pad(levels, (SOUND_ORDER, 0))[:, :-1]
+    return before.unfold(-1, SOUND_ORDER, 1)[clip, place]
+
+
+def _magnitudes(levels: Tensor, clip: Tensor, place: Tensor) -> Tensor:
+    """Return mean magnitudes of the samples before each place, `[places, windows]`."""
+    longest = max(SOUND_WINDOWS)
+    sums = F.pad(levels.abs().double().cumsum(-1), (longest + 1, 0))
+    at = place + longest  # the sum of all samples before the place
+    means = [(sums[clip, at] - sums[clip, at - w]) / w for w in SOUND_WINDOWS]
+    return torch.stack(means, -1).clamp(min=0.0).to(levels.dtype)
+
+
+def _unit(magnitudes: Tensor) -> Tensor:
+    return 1.0 + magnitudes[..., SOUND_WINDOWS.index(_SCALE_WINDOW), None]
+
+
+@torch.no_grad()
+def second_moments(clips: Tensor, *, step: int = 1) -> Tensor:
+    """Return E[v vᵀ] of 32 samples and the next one, in units of their mean magnitude.
+
+    Places where a sound begins are left out.
+
+    Args:
+        clips: `[N, 1, T]`, integers and `PADDING`; at most 1,000 of them are looked at.
+        step: Between levels.
+
+    Returns:
+        `[33, 33]`, float64; the oldest sample first, the next one last.
+
+    Example:
+        >>> second_moments(torch.ones(2, 1, 50)).shape
+        torch.Size([33, 33])
+    """
+    clips = clips[:: max(1, len(clips) // CLIPS_FOR_MOMENTS)].flatten(1).cpu()
+    total, count = torch.zeros(SOUND_ORDER + 1, SOUND_ORDER + 1, dtype=torch.float64), 0
+    for block in torch.split(clips, 16):
+        levels = torch.where(block == PADDING, 0.0, real(block) / step)
+        clip, place = (block != PADDING).nonzero(as_tuple=True)
+        every = torch.cat([_windows(levels, clip, place), levels[clip, place, None]], -1)
+        every = every / _unit(_magnitudes(levels, clip, place))
+        steady = (place >= SOUND_ORDER) & (every.abs().amax(-1) <= _LOUDEST)
+        total += (every[steady].t() @ every[steady]).double()
+        count += int(steady.sum())
+    return total / max(1, count)
+
+
+def _uncorrelated(moments: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return `[order, order]`, by which windows become uncorrelated, and the best predictor there.
+
+    By Gram and Schmidt from the newest sample on, as in a lattice filter: the k-th input is what
+    the k − 1 newer samples do not say about the k-th.
+    """
+    if moments is None:
+        moments = torch.eye(SOUND_ORDER + 1, dtype=torch.float64)
+        moments[-1, -2] = moments[-2, -1] = 1.0  # the sample before is the prediction
+    within, towards = moments[:-1, :-1].flip(0, 1), moments[:-1, -1].flip(0)
+    ridge = _RIDGE * within.diagonal().mean() + torch.finfo(torch.float64).tiny
+    root = torch.linalg.cholesky(within + ridge * torch.eye(len(within), dtype=within.dtype))
+    basis = torch.linalg.inv(root).t()
+    return basis.flip(0).float(), (basis.t() @ towards).float()
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """What the samples before each place say: `[places, …]`.
+
+    filtered: of the linear filters, in units of `unit`. loudness: logs of mean magnitudes over
+    several windows. unit: the mean magnitude of the last 32 samples, plus 1, `[places, 1]`.
+    """
+
+    filtered: Tensor
+    loudness: Tensor
+    unit: Tensor
+
+
+class AutoregressiveLogistics(nn.Module):
+    """Integer samples, one after the other: `log p(x|z) = Σ_t log Σ_k π_k [σ(b_tk) − σ(a_tk)]`.
+
+    a and b are the standardised edges of the level x_t (the outermost levels reach to infinity, so
+    the masses of all levels sum to 1). Location, scale and π of each place are functions of the
+    samples before it and of z: the location is a linear prediction of order 32 whose weights are a
+    combination, chosen at every place, of sixteen learned predictors; the unit is the mean magnitude
+    of the last 32 samples. Places with `PADDING` are left out of the sum.
+
+    Parameters are conditions `[*lead, width, 64]`, interpolated between the frames' centres.
+
+    Args:
+        samples: T.
+        width: Of the hidden layers.
+        components: K.
+        levels: How many a sample can take; they are step · (−levels/2 … levels/2 − 1).
+        step: Between levels: 1 for 16 bits, 256 for files of 8 bits.
+        moments: Of the training data, `second_moments`. The filters then work on uncorrelated
+            inputs and the first predictor starts as the best one (least squares) for all places.
+
+    Example:
+        >>> likelihood = AutoregressiveLogistics(4, width=8)
+        >>> clip = torch.tensor([[[5.0, -3.0, PADDING, PADDING]]])
+        >>> likelihood.log_prob(torch.zeros(1, 8, 64), clip).shape
+        torch.Size([1])
+    """
+
+    basis: Tensor
+
+    def __init__(
+        self,
+        samples: int,
+        *,
+        width: int = 64,
+        components: int = 3,
+        levels: int = 65_536,
+        step: int = 1,
+        moments: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.samples, self.channels, self.components = samples, width, components
+        self.levels, self.step = levels, step
+        self.frame = frame_length(samples)
+        basis, best = _uncorrelated(moments)
+        self.register_buffer("basis", basis)
+        filters = torch.randn(_PREDICTORS + width, SOUND_ORDER) / math.sqrt(SOUND_ORDER)
+        self.filters = nn.Parameter(torch.cat([best[None], filters[1:]]))
+        self.by_loudness = nn.Linear(len(SOUND_WINDOWS), width)
+        self.hidden = nn.Linear(width, width)
+        self.last = nn.Linear(width, 3 * components + _PREDICTORS)
+        with torch.no_grad():
+            self.last.weight.mul_(0.1)
+            self.last.bias.zero_()
+            self.last.bias[3 * components] = 1.0
+            self.last.bias[:components] = torch.linspace(-1.0, 0.0, components)
+            self.last.bias[2 * components : 3 * components] = torch.linspace(0.0, -2.0, components)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers one draw of one clip takes in a layer: what limits a block's rows."""
+        return self.samples * self.channels // 8
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """Return log p(x|z), `[*draws, batch]`, in nats."""
+        x = x.reshape(len(x), -1)
+        lead = parameters.shape[:-2]
+        parameters = real(parameters).reshape(-1, len(x), *parameters.shape[-2:])
+        levels = torch.where(x == PADDING, 0.0, real(x) / self.step)
+        clip, place = (x != PADDING).nonzero(as_tuple=True)
+        condition = self._condition(parameters, clip, place)
+        each = self._log_masses(self._past(levels, clip, place), condition, levels[clip, place])
+        return each.new_zeros(len(parameters), len(x)).index_add(1, clip, each).reshape(lead)
+
+    def _past(self, levels: Tensor, clip: Tensor, place: Tensor) -> _Past:
+        """Filter the samples before each place and measure how loud they are."""
+        return self._of_windows(_windows(levels, clip, place), _magnitudes(levels, clip, place))
+
+    def _of_windows(self, windows: Tensor, means: Tensor) -> _Past:
+        unit = _unit(means)
+        filtered = (windows @ (self.basis @ self.filters.t())) / unit
+        return _Past(filtered, torch.log1p(means), unit)
+
+    def _condition(self, parameters: Tensor, clip: Tensor, place: Tensor) -> Tensor:
+        """Interpolate `[draws, batch, width, frames]` linearly: `[draws, places, width]`."""
+        ends = torch.cat([parameters[..., :1], parameters, parameters[..., -1:]], -1)
+        ends = ends.transpose(-1, -2).unsqueeze(-2)  # [draws, batch, frames + 2, 1, width]
+        shift = (torch.arange(self.frame, device=place.device, dtype=ends.dtype) + 0.5) / self.frame
+        between = torch.lerp(ends[..., :-1, :, :], ends[..., 1:, :, :], shift[:, None])
+        flat = between.flatten(2, 3)  # from half a frame before the clip
+        return flat[:, clip, place + self.frame // 2]
+
+    def _shape(self, past: _Past, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log π, location and log scale of the mixture, `[places, K]`, in levels."""
+        k = self.components
+        h = past.filtered[..., _PREDICTORS:] + condition
+        h = F.silu(h + self.by_loudness(0.5 * past.loudness - 2.0))
+        out = self.last(F.silu(self.hidden(h) + h))
+        logits, offset, log_scale, mix = out.split([k, k, k, _PREDICTORS], -1)
+        predicted = (past.filtered[..., :_PREDICTORS] * mix).sum(-1, keepdim=True)
+        location = past.unit * (predicted + offset)
+        log_scale = (log_scale - 1.0 + past.unit.log()).clamp(*LOGISTIC_LOG_SCALE)
+        return torch.log_softmax(logits, -1), location, log_scale
+
+    def _log_masses(self, past: _Past, condition: Tensor, here: Tensor) -> Tensor:
+        log_pi, location, log_scale = self._shape(past, condition)
+        value = here[:, None] + 0.5  # levels symmetric about 0
+        bound = 0.5 * (self.levels - 1)
+        mass = log_mass(location + 0.5, log_scale, value, half=0.5, bound=bound)
+        return torch.logsumexp(log_pi + mass, -1)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """Refuse: the mean of p(x|z) over all sounds has no closed form and is no sound."""
+        del parameters
+        raise ArgumentValueError(
+            "noise: expected True for sound, whose mean given z has no closed form; got False. "
+            "Try: noise=True, or likelihood.sample"
+        )
+
+    @torch.no_grad()
+    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw x one sample after the other, `[*lead, 1, T]`, in the data's units."""
+        lead, device = parameters.shape[:-2], parameters.device
+        parameters = real(parameters).reshape(-1, *parameters.shape[-2:])
+        n, longest = len(parameters), max(SOUND_WINDOWS)
+        history = torch.zeros(n, longest + self.samples, device=device)
+        sums = torch.zeros(n, longest + 1 + self.samples, device=device, dtype=torch.float64)
+        clips, widths = torch.arange(n, device=device), torch.tensor(SOUND_WINDOWS, device=device)
+        low, high = -self.levels // 2, self.levels // 2 - 1
+        for t in range(self.samples):
+            at = t + longest
+            means = (sums[:, at : at + 1] - sums[:, at - widths]) / widths
+            past = self._of_windows(history[:, at - SOUND_ORDER : at], means.float())
+            condition = self._condition_at(parameters, t)
+            log_pi, location, log_scale = self._shape(past, condition)
+            pick = torch.multinomial(log_pi.exp(), 1, generator=generator)
+            u = torch.rand(n, 1, generator=generator, device=device)
+            noise = torch.logit(u, eps=1e-7)
+            drawn = location.gather(1, pick) + log_scale.gather(1, pick).exp() * noise
+            history[:, at] = drawn[:, 0].round().clamp(low, high)
+            sums[clips, at + 1] = sums[:, at] + history[:, at].abs()
+        return (history[:, longest:] * self.step).reshape(*lead, 1, self.samples)
+
+    def _condition_at(self, parameters: Tensor, t: int) -> Tensor:
+        """Return the condition of one place for every clip, `[batch, width]`."""
+        frame, inside = divmod(t + self.frame // 2, self.frame)
+        last = parameters.shape[-1] - 1
+        left = parameters[..., min(max(frame - 1, 0), last)]
+        right = parameters[..., min(frame, last)]
+        return torch.lerp(left, right, (inside + 0.5) / self.frame)
+
+    def initial_bias(self, mean: Tensor) -> Tensor:
+        """Return conditions of zero, `[width, 64]`."""
+        return mean.new_zeros(self.channels, SOUND_FRAMES)
