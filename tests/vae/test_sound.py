@@ -10,7 +10,13 @@ from kullback.data import PADDING
 from kullback.vae import Architecture, VAE, build, evaluate
 from kullback.vae.evaluation import bits_per_sample
 from kullback.vae.evidence import bounds
-from kullback.vae.sound import AutoregressiveLogistics, frame_length, second_moments
+from kullback.vae.sound import (
+    AutoregressiveLogistics,
+    _Drawn,
+    _Fitted,
+    frame_length,
+    second_moments,
+)
 
 WIDTH = 6
 
@@ -82,14 +88,33 @@ def test_drawing_and_measuring_see_the_same_past():
     clip, place = torch.ones_like(x).nonzero(as_tuple=True)
     past = likelihood._past(x, clip, place)
     condition = likelihood._condition(theta[None], clip, place)[0]
-    for t in (0, 1, 31, 32, 33, 130, 511, 512, 513, 699):
-        at = (place == t).nonzero()[:, 0]
-        before = torch.nn.functional.pad(x[:, :t], (max(0, 32 - t), 0))[:, -32:]
-        means = [x[:, max(0, t - w) : t].abs().sum(1) / w for w in (4, 16, 32, 128, 512)]
-        alone = likelihood._of_windows(before, torch.stack(means, -1))
-        torch.testing.assert_close(past.filtered[at], alone.filtered)
-        torch.testing.assert_close(past.loudness[at], alone.loudness)
-        torch.testing.assert_close(condition[at], likelihood._condition_at(theta, t))
+    grown = _Drawn(2, samples, x.device)
+    for t in range(samples):
+        windows, magnitudes, fitted = grown.before(t)
+        if t in (0, 1, 15, 16, 17, 31, 32, 33, 130, 511, 512, 513, 699):
+            at = (place == t).nonzero()[:, 0]
+            alone = likelihood._of_windows(windows.double(), magnitudes.double(), fitted.double())
+            for name in ("filtered", "loudness", "unit", "error", "fitted"):
+                here, there = getattr(past, name)[at], getattr(alone, name)
+                torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-2)  # fitted in float32
+            torch.testing.assert_close(condition[at], likelihood._condition_at(theta, t))
+        grown.add(t, x[:, t].float())
+
+
+def test_fitted_predictors_are_weighted_least_squares():
+    """After blocks of 16: the solution of the normal equations with the weights of the samples."""
+    one = _Fitted(3, 50.0)
+    x = 300 * torch.randn(1, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = one.predictions(x)
+    padded = torch.nn.functional.pad(x, (3, 0))[0]
+    rows = padded.unfold(0, 4, 1)[:48]
+    age = torch.exp(-16 / 50 * (2 - torch.arange(48) // 16).double())[:, None]
+    a, b = (rows[:, :3] * age).t() @ rows[:, :3], (rows[:, :3] * age).t() @ rows[:, 3]
+    a += torch.eye(3, dtype=a.dtype) * (100 + 1e-5 * a.diagonal().mean())
+    weights = torch.linalg.solve(a, b)
+    for t in (48, 55, 63):
+        assert found[0, t].item() == pytest.approx((padded[t : t + 3] @ weights).item(), rel=1e-9)
+    assert (found[0, :16] == 0).all()
 
 
 @pytest.mark.parametrize("samples", [1, 5, 64, 65, 700])

@@ -8,6 +8,7 @@ import importlib.util
 import io
 import os
 import platform
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,7 @@ from cyclopts import Parameter
 
 from kullback.core import ArgumentValueError, __version__, require, write_atomic
 
-from .limits import IMAGES_PER_BLOCK, MAX_SAMPLED_IMAGES
+from .limits import CLIPS_PER_BLOCK, IMAGES_PER_BLOCK, MAX_SAMPLED_IMAGES, SOUNDS
 from .options import Shared, Whole
 from .session import bar, check_new, log, prepare, print_json, say, write
 
@@ -26,20 +27,20 @@ if TYPE_CHECKING:
 
 __all__ = ["checks", "encode", "reconstruct", "report", "sample"]
 
-EXTRAS = {"codec": ["constriction"], "flows": ["zuko"], "lm": ["transformers"]}
+EXTRAS = {"audio": ["soundfile", "soxr"], "codec": ["constriction"], "flows": ["zuko"], "lm": ["transformers"]}
 PACKAGES = ("torch", "numpy", "safetensors", "cyclopts", "rich", "pillow", "matplotlib")
 
 
 def encode(
     run: Annotated[Path, Parameter(help="A run directory.")],
-    data: Annotated[str, Parameter(help="Images: fashion, a folder, a file, .npy or .npz.")],
+    data: Annotated[str, Parameter(help="Images or sound: fashion, a folder, a file, .npy, .npz.")],
     /,
     *,
     out: Annotated[Path, Parameter(help="A .npz: mean, sd, name.")] = Path("latent.npz"),
     force: Annotated[bool, Parameter(help="Replace an existing file.", negative="")] = False,
     shared: Shared = None,
 ) -> None:
-    """Write the mean and standard deviation of q(z|x) of every image, with file names.
+    """Write the mean and standard deviation of q(z|x) of every image or clip, with file names.
 
     The file holds `mean` and `sd`, float32 [images, latent], and `name`, one a row.
     """
@@ -52,31 +53,42 @@ def encode(
     x, names = images_for(model, data)
     mean, sd = encoded(model, x)
     save_arrays(out, {"mean": mean, "sd": sd, "name": names})
-    say(f"{len(x)} images: {out}")
+    say(f"{len(x)} {_nouns(model)}: {out}")
 
 
 def reconstruct(
     run: Annotated[Path, Parameter(help="A run directory.")],
-    data: Annotated[str, Parameter(help="Images: fashion, a folder, a file, .npy or .npz.")],
+    data: Annotated[str, Parameter(help="Images or sound: fashion, a folder, a file, .npy, .npz.")],
     /,
     *,
-    n: Annotated[Whole, Parameter(name=("-n", "--n"), help="How many, from the first on.")] = 32,
-    out: Annotated[Path, Parameter(help="A .png.")] = Path("reconstructions.png"),
+    n: Annotated[
+        Whole | None,
+        Parameter(name=("-n", "--n"), help="How many, from the first on (default: 32; 8 clips)."),
+    ] = None,
+    out: Annotated[
+        Path, Parameter(help="A .png; clips of sound go to .wav files beside it.")
+    ] = Path("reconstructions.png"),
+    seed: Annotated[Whole, Parameter(help="Of the draws of sound.")] = 0,
     force: Annotated[bool, Parameter(help="Replace an existing file.", negative="")] = False,
     shared: Shared = None,
 ) -> None:
     """Draw images above their reconstructions: decode(mean of q(z|x)).
 
-    A model of bits gets bits: grey images are binarised first, and that is said.
+    A model of bits gets bits: grey images are binarised first, and that is said. Of sound, x is
+    drawn from p(x|z) at the mean of q(z|x): NAME-01.wav and so on, each beside its original.
     """
     prepare(shared)
-    require(n >= 1, "-n", "at least 1", n)
+    require(n is None or n >= 1, "-n", "at least 1", n)
     check_new("--out", out, ".png", force=force)
     from kullback.report import pictures
     from kullback.vae import VAE
 
     model = VAE.load(run)
     log(f"model: {run}")
+    if model.spec is not None and model.spec.sound is not None:
+        _reconstruct_sound(model, data, SoundFiles(out, n or SOUNDS, seed, force))
+        return
+    n = 32 if n is None else n
     x, _ = images_for(model, data, most=n)
     kind, levels = (model.spec.kind, model.spec.levels) if model.spec else ("", 256)
     pair = pictures.pairs(x, reconstructions(model, x), kind=kind, levels=levels)
@@ -88,8 +100,13 @@ def sample(
     run: Annotated[Path, Parameter(help="A run directory.")],
     /,
     *,
-    n: Annotated[Whole, Parameter(name=("-n", "--n"), help="How many.")] = 64,
-    out: Annotated[Path, Parameter(help="A .png, or .npy for the numbers.")] = Path("samples.png"),
+    n: Annotated[
+        Whole | None, Parameter(name=("-n", "--n"), help="How many (default: 64; 8 clips).")
+    ] = None,
+    out: Annotated[
+        Path,
+        Parameter(help="A .png, or .npy for the numbers; sound goes to .wav files beside it."),
+    ] = Path("samples.png"),
     seed: Annotated[Whole, Parameter(help="Of the draws.")] = 0,
     noise: Annotated[bool, Parameter(help="Draw x ~ p(x|z); without, show its mean.")] = False,
     force: Annotated[bool, Parameter(help="Replace an existing file.", negative="")] = False,
@@ -98,10 +115,12 @@ def sample(
     """Draw z from the prior and decode it: new images from a run.
 
     By default each image is the mean of p(x|z); `--noise` draws from p(x|z) as well, which is what
-    the model's evidence speaks of.
+    the model's evidence speaks of. Sound is always drawn: NAME-01.wav and so on, with a picture of
+    their spectrograms.
     """
     prepare(shared)
-    require(1 <= n <= MAX_SAMPLED_IMAGES, "-n", f"from 1 to {MAX_SAMPLED_IMAGES:,}", n)
+    ok = n is None or 1 <= n <= MAX_SAMPLED_IMAGES
+    require(ok, "-n", f"from 1 to {MAX_SAMPLED_IMAGES:,}", n)
     check_new("--out", out, ".png", ".npy", force=force)
     import torch
 
@@ -109,7 +128,12 @@ def sample(
 
     model = VAE.load(run)
     log(f"model: {run}")
-    x = model.sample(n, generator=torch.Generator().manual_seed(seed), noise=noise)
+    generator = torch.Generator().manual_seed(seed)
+    if model.spec is not None and model.spec.sound is not None:
+        _sample_sound(model, SoundFiles(out, n or SOUNDS, seed, force))
+        return
+    n = 64 if n is None else n
+    x = model.sample(n, generator=generator, noise=noise)
     save_images(x, out, model=model, force=force)
     say(f"{n} samples: {out}")
 
@@ -185,15 +209,25 @@ def _state(extra: str, modules: list[str]) -> str:
 
 
 def images_for(
-    model: "VAE", source: str, *, most: int | None = None
+    model: "VAE", source: str, *, most: int | None = None, channels: str = "auto"
 ) -> "tuple[Tensor, tuple[str, ...]]":
     """Read data in the shape and kind of a model, at most so many; say what was done to them."""
     import torch
 
-    from kullback.data import Grid, binarize, load_images
+    from kullback.data import Grid, binarize, load_images, load_sounds
 
     if model.spec is None:
         raise ArgumentValueError("this model does not know the shape of its data")
+    if model.spec.sound is not None:
+        with bar("reading") as update:
+            x, names = load_sounds(
+                source,
+                sound=model.spec.sound,
+                channels=channels,
+                progress=update,
+                say=lambda t: say(f"note: {t}"),
+            )
+        return model.check(x[:most]), names[:most]
     with bar("reading") as update:
         x, names = load_images(
             source,
@@ -228,6 +262,77 @@ def reconstructions(model: "VAE", x: "Tensor") -> "Tensor":
         return torch.cat(
             [model.decode(model.encode(b)[0]) for b in torch.split(x, IMAGES_PER_BLOCK)]
         )
+
+
+@dataclass(frozen=True, slots=True)
+class SoundFiles:
+    """Where sounds go: `out` names the picture of spectrograms, NAME-01.wav and on the sounds."""
+
+    out: Path
+    count: int
+    seed: int
+    force: bool
+
+    def names(self, *endings: str) -> list[Path]:
+        """Return the names of every WAV file, and refuse those that exist already."""
+        width = max(2, len(str(self.count)))
+        numbers = [f"{k:0{width}d}" for k in range(1, self.count + 1)]
+        names = [
+            self.out.with_name(f"{self.out.stem}-{number}{ending}.wav")
+            for number in numbers
+            for ending in endings
+        ]
+        for name in names:
+            check_new("--out", name, ".wav", force=self.force)
+        return names
+
+
+def _sample_sound(model: "VAE", files: SoundFiles) -> None:
+    """Draw clips and write them as WAV files with their spectrograms, or as one .npy."""
+    import torch
+
+    from kullback.report import sounds
+
+    names = files.names("")
+    generator = torch.Generator().manual_seed(files.seed)
+    with bar("drawing") as update:
+        blocks = []
+        for start in range(0, files.count, CLIPS_PER_BLOCK):
+            count = min(CLIPS_PER_BLOCK, files.count - start)
+            blocks.append(model.sample(count, generator=generator))
+            update(start + count, files.count)
+    x = torch.cat(blocks)
+    if files.out.suffix.lower() == ".npy":
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.save(buffer, x[:, 0].short().numpy())
+        write_atomic(files.out, buffer.getvalue())
+        say(f"{files.count} samples: {files.out}")
+        return
+    sounds.save_wavs(model, x, names)
+    sounds.save_spectrograms(model, x, files.out, overwrite=files.force)
+    say(f"{files.count} samples: {names[0]} and so on; their spectrograms: {files.out}")
+
+
+def _reconstruct_sound(model: "VAE", data: str, files: SoundFiles) -> None:
+    """Write originals and what is drawn from p(x|z) at their mean codes, with spectrograms."""
+    import torch
+
+    from kullback.report import sounds
+
+    x, _ = images_for(model, data, most=files.count)
+    files = replace(files, count=len(x))
+    names = files.names("-original", "")
+    rebuilt = sounds.rebuilt(model, x, torch.Generator().manual_seed(files.seed))
+    sounds.save_wavs(model, x, names[::2])
+    sounds.save_wavs(model, rebuilt, names[1::2])
+    sounds.save_spectrograms(model, x, files.out, below=rebuilt, overwrite=files.force)
+    say(f"{len(x)} clips and their reconstructions: {names[0]} and so on; spectrograms: {files.out}")
+
+
+def _nouns(model: "VAE") -> str:
+    return "clips" if model.spec is not None and model.spec.sound is not None else "images"
 
 
 def save_images(x: "Tensor", out: Path, *, model: "VAE", force: bool) -> None:

@@ -55,12 +55,12 @@ def plain(estimate: Estimate) -> str:
 
 
 def noun_of(protocol: Mapping[str, Any]) -> str:
-    """Say what one example is: "image", or "vector".
+    """Say what one example is: "image", "vector", or "clip" of sound.
 
     >>> noun_of({"event_shape": [1, 28, 28]})
     'image'
     """
-    return "vector" if len(protocol.get("event_shape") or ()) == 1 else "image"
+    return {1: "vector", 2: "clip"}.get(len(protocol.get("event_shape") or ()), "image")
 
 
 def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]:
@@ -103,10 +103,10 @@ def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]
     }
     if e.bits_per_dim is not None:
         found["bits_per_dim"] = Figure(
-            "bits/dim",
+            e.bits_per_dim.unit,
             plain(e.bits_per_dim),
             e.bits_per_dim.unit,
-            f"-{k} in bits, a dimension",
+            f"-{k} in bits, a {'sample' if noun == 'clip' else 'dimension'}",
             f"{k} as a code length: bits for each {_value_of(e.levels)}. "
             f"Raw data take {math.log2(max(e.levels, 2)):.3g}; lower is better.",
         )

@@ -17,7 +17,7 @@ from kullback.core import RunError, describe, require, require_type, write_atomi
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["compose", "grid", "pairs", "save", "to_levels"]
+__all__ = ["compose", "grid", "interleave", "on_white", "pairs", "save", "to_levels"]
 
 _SPANS = {"binary": (0.0, 1.0), "8-bit": (0.0, 255.0)}
 _KINDS = ("binary", "8-bit", "continuous", "levels")
@@ -47,7 +47,7 @@ def grid(
     """
     shown, note = to_levels(images, kind=kind, levels=levels)
     columns = math.ceil(math.sqrt(len(shown))) if columns is None else columns
-    return _on_white(compose(shown, columns=columns, gap=gap), scale, note)
+    return on_white(compose(shown, columns=columns, gap=gap), scale, note)
 
 
 def pairs(
@@ -76,7 +76,7 @@ def pairs(
     require(same, "reconstructions", f"the originals' shape {shape}", describe(reconstructions))
     both = torch.cat([originals.float(), reconstructions.float()])
     shown, note = to_levels(both, kind=kind, levels=levels)
-    return _on_white(interleave(shown, columns=min(columns, len(originals)), gap=gap), scale, note)
+    return on_white(interleave(shown, columns=min(columns, len(originals)), gap=gap), scale, note)
 
 
 def save(image: "Image", path: str | Path, *, overwrite: bool = False) -> Path:
@@ -177,7 +177,7 @@ def interleave(levels: Tensor, *, columns: int, gap: int) -> "Image":
     return compose(levels[index], columns=columns, gap=gap, block=2, shown=index >= 0)
 
 
-def _on_white(picture: "Image", scale: int, note: str) -> "Image":
+def on_white(picture: "Image", scale: int, note: str) -> "Image":
     """Flatten a transparent picture onto white, `scale` times as large."""
     from PIL import Image
 

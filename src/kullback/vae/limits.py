@@ -23,6 +23,8 @@ __all__ = [
     "MAX_WIDTH",
     "MONITORED_IMAGES",
     "NAMED_COLUMNS",
+    "REFIT_RIDGE",
+    "REFIT_SAMPLES",
     "SOUND_BATCH",
     "SOUND_CLIP_NORM",
     "SOUND_FRAMES",
@@ -51,6 +53,8 @@ NAMED_COLUMNS = 5  # in one message
 
 # Sound
 CLIPS_FOR_MOMENTS = 1000  # millions of samples for 561 numbers
+REFIT_SAMPLES = 16  # after which predictors are fitted again: every 8 gained 0.01 bits a sample
+REFIT_RIDGE = 100.0  # levels²: the rounding of the last hundred samples, ten times
 SOUND_BATCH = 16  # clips a step: 56,000 samples of short words, 0.2 CPU s
 SOUND_CLIP_NORM = 20_000.0  # of the gradient: nats a clip of thousands of samples
 SOUND_FRAMES = 64  # a clip: 16 ms each in a second, the time in which speech changes little

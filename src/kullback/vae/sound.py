@@ -3,9 +3,10 @@
 Which to use: `build("sound")` puts these together. `SoundEncoder` reads a spectrogram of 64 frames;
 `SoundDecoder` turns z into a condition for each frame; `AutoregressiveLogistics` is p(x|z): a
 mixture of logistics, integrated over each level, whose location is a linear prediction from the
-samples before. The predictor's weights and the scale depend on z and on those samples, so p(x|z) is
+samples before. How it is predicted and the scale depend on z and on those samples, so p(x|z) is
 the product of `p(x_t | x_<t, z)`: a normalised probability of the integers themselves, and −log p
-a code length.
+a code length. Two of the predictors are fitted to the samples before by least squares, again every
+16 samples (backward adaptation, as in LD-CELP, ITU-T G.728); the others are learned.
 
 Samples are integers, `PADDING` where a clip has ended; padded places have no probability and are
 in no sum. How long a clip is counts as given.
@@ -25,6 +26,8 @@ from kullback.data import PADDING
 from .likelihoods import log_mass
 from .limits import (
     CLIPS_FOR_MOMENTS,
+    REFIT_RIDGE,
+    REFIT_SAMPLES,
     LOG_SD_LIMIT,
     LOGISTIC_LOG_SCALE,
     SOUND_FRAMES,
@@ -37,7 +40,7 @@ __all__ = ["AutoregressiveLogistics", "SoundDecoder", "SoundEncoder", "frame_len
 
 _SCALE_WINDOW = 32  # samples whose mean magnitude is the unit of the prediction
 _PREDICTORS = 16  # linear predictors, of which every place takes its own combination
-_RIDGE = 1e-5  # of the mean square, added to each: keeps the inputs within float32's reach
+_RIDGE = 1e-5  # of the mean square, added to each: keeps solutions within float32's reach
 _LOUDEST = 8.0  # units: else onsets out of silence would be all that the moments see
 _EDGE = 2  # frames on either side that a spectrum covers
 
@@ -177,7 +180,7 @@ def _uncorrelated(moments: Tensor | None) -> tuple[Tensor, Tensor]:
     By Gram and Schmidt from the newest sample on, as in a lattice filter: the k-th input is what
     the k − 1 newer samples do not say about the k-th.
     """
-    if moments is None:
+    if moments is None or float(moments.trace()) == 0:  # no data, or only silence
         moments = torch.eye(SOUND_ORDER + 1, dtype=torch.float64)
         moments[-1, -2] = moments[-2, -1] = 1.0  # the sample before is the prediction
     within, towards = moments[:-1, :-1].flip(0, 1), moments[:-1, -1].flip(0)
@@ -188,16 +191,113 @@ def _uncorrelated(moments: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, slots=True)
+class _Fitted:
+    """A linear predictor of some order, fitted to a decaying window of the samples before.
+
+    The weights solve `(R + ridge) a = r` with the sums R of v vᵀ and r of v·x over past samples, v
+    the `order` samples before x, each sample weighted by e^(−age/decay). They are renewed every 16
+    samples and depend on the past alone.
+    """
+
+    order: int
+    decay: float
+
+    def windows(self, levels: Tensor) -> Tensor:
+        """Return each sample with those before it, `[batch, blocks, 16, order + 1]`, oldest first."""
+        blocks = -(-levels.shape[-1] // REFIT_SAMPLES)
+        padded = F.pad(levels, (self.order, blocks * REFIT_SAMPLES - levels.shape[-1]))
+        return padded.unfold(-1, self.order + 1, 1).unflatten(1, (blocks, REFIT_SAMPLES))
+
+    def later(self, sums: Tensor, block: Tensor) -> Tensor:
+        """Return the sums `[batch, order + 1, order + 1]` with one more block of 16 in them."""
+        return math.exp(-REFIT_SAMPLES / self.decay) * sums + block.transpose(-1, -2) @ block
+
+    def weights(self, sums: Tensor) -> Tensor:
+        """Return the predictor's weights `[…, order, 1]`; zeros where the sums are singular."""
+        within, towards = sums[..., :-1, :-1], sums[..., :-1, -1:]
+        ridge = REFIT_RIDGE + _RIDGE * within.diagonal(dim1=-2, dim2=-1).mean(-1)
+        eye = torch.eye(self.order, dtype=sums.dtype, device=sums.device)
+        root, failed = torch.linalg.cholesky_ex(within + ridge[..., None, None] * eye)
+        solved = torch.cholesky_solve(towards, root)
+        return torch.where(failed[..., None, None] > 0, 0.0, solved)
+
+    def predictions(self, levels: Tensor) -> Tensor:
+        """Return the prediction of every sample of `[batch, T]` from those before it."""
+        windows = self.windows(levels)
+        sums = levels.new_zeros(len(levels), self.order + 1, self.order + 1)
+        every = []
+        for block in windows.unbind(1):
+            every.append(sums)
+            sums = self.later(sums, block)
+        weights = self.weights(torch.stack(every, 1))
+        found = (windows[..., :-1] @ weights).squeeze(-1)
+        return found.flatten(1)[:, : levels.shape[-1]]
+
+
+_FITTED = (_Fitted(12, 96.0), _Fitted(16, 256.0))
+
+
+@dataclass(frozen=True, slots=True)
 class _Past:
     """What the samples before each place say: `[places, …]`.
 
-    filtered: of the linear filters, in units of `unit`. loudness: logs of mean magnitudes over
-    several windows. unit: the mean magnitude of the last 32 samples, plus 1, `[places, 1]`.
+    filtered: of the learned filters, in units of `unit`. loudness: logs of mean magnitudes, of the
+    samples and of the errors of the fitted predictors, over several windows. unit, error: the mean
+    magnitude of the last 32 samples, and of the first predictor's last 32 errors, plus 1,
+    `[places, 1]`. fitted: the predictions, `[places, 2]`.
     """
 
     filtered: Tensor
     loudness: Tensor
     unit: Tensor
+    error: Tensor
+    fitted: Tensor
+
+
+class _Drawn:
+    """Clips that grow sample by sample, with what the next one is predicted from.
+
+    It gives, one place at a time, what `_past` computes for all places at once.
+    """
+
+    def __init__(self, clips: int, samples: int, device: torch.device) -> None:
+        self.longest = max(SOUND_WINDOWS)
+        self.history = torch.zeros(clips, self.longest + samples, device=device)
+        shape = (1 + len(_FITTED), clips, self.longest + 1 + samples)
+        self.totals = torch.zeros(shape, device=device, dtype=torch.float64)
+        self.spans = torch.tensor(SOUND_WINDOWS, device=device)
+        self.sums = [torch.zeros(clips, f.order + 1, f.order + 1, device=device) for f in _FITTED]
+        self.weights = [torch.zeros(clips, f.order, 1, device=device) for f in _FITTED]
+        self.fitted = torch.zeros(clips, len(_FITTED), device=device)
+
+    @property
+    def levels(self) -> Tensor:
+        """The samples, `[clips, samples]`."""
+        return self.history[:, self.longest :]
+
+    def before(self, t: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return windows, magnitudes and fitted predictions for place t."""
+        at = t + self.longest
+        if t and t % REFIT_SAMPLES == 0:
+            self._refit(at)
+        for i, (one, weights) in enumerate(zip(_FITTED, self.weights, strict=True)):
+            self.fitted[:, i] = (self.history[:, None, at - one.order : at] @ weights)[:, 0, 0]
+        means = (self.totals[..., at : at + 1] - self.totals[..., at - self.spans]) / self.spans
+        magnitudes = means.clamp(min=0.0).transpose(0, 1).flatten(1).float()
+        return self.history[:, at - SOUND_ORDER : at], magnitudes, self.fitted
+
+    def add(self, t: int, levels: Tensor) -> None:
+        """Put the sample of place t, in levels, behind the others."""
+        at = t + self.longest
+        self.history[:, at] = levels
+        size = torch.cat([levels[:, None], levels[:, None] - self.fitted], 1).abs()
+        self.totals[..., at + 1] = self.totals[..., at] + size.t()
+
+    def _refit(self, at: int) -> None:
+        for i, one in enumerate(_FITTED):
+            last = self.history[:, at - REFIT_SAMPLES - one.order : at]
+            self.sums[i] = one.later(self.sums[i], last.unfold(-1, one.order + 1, 1))
+            self.weights[i] = one.weights(self.sums[i])
 
 
 class AutoregressiveLogistics(nn.Module):
@@ -205,9 +305,9 @@ class AutoregressiveLogistics(nn.Module):
 
     a and b are the standardised edges of the level x_t (the outermost levels reach to infinity, so
     the masses of all levels sum to 1). Location, scale and π of each place are functions of the
-    samples before it and of z: the location is a linear prediction of order 32 whose weights are a
-    combination, chosen at every place, of sixteen learned predictors; the unit is the mean magnitude
-    of the last 32 samples. Places with `PADDING` are left out of the sum.
+    samples before it and of z: the location is a combination, chosen at every place, of two fitted
+    and sixteen learned linear predictions; the scale is in units of the last errors. Places with
+    `PADDING` are left out of the sum.
 
     Parameters are conditions `[*lead, width, 64]`, interpolated between the frames' centres.
 
@@ -247,13 +347,13 @@ class AutoregressiveLogistics(nn.Module):
         self.register_buffer("basis", basis)
         filters = torch.randn(_PREDICTORS + width, SOUND_ORDER) / math.sqrt(SOUND_ORDER)
         self.filters = nn.Parameter(torch.cat([best[None], filters[1:]]))
-        self.by_loudness = nn.Linear(len(SOUND_WINDOWS), width)
+        self.by_loudness = nn.Linear((1 + len(_FITTED)) * len(SOUND_WINDOWS), width)
         self.hidden = nn.Linear(width, width)
-        self.last = nn.Linear(width, 3 * components + _PREDICTORS)
+        self.last = nn.Linear(width, 3 * components + len(_FITTED) + _PREDICTORS)
         with torch.no_grad():
             self.last.weight.mul_(0.1)
             self.last.bias.zero_()
-            self.last.bias[3 * components] = 1.0
+            self.last.bias[3 * components] = 1.0  # the first fitted predictor
             self.last.bias[:components] = torch.linspace(-1.0, 0.0, components)
             self.last.bias[2 * components : 3 * components] = torch.linspace(0.0, -2.0, components)
 
@@ -274,13 +374,18 @@ class AutoregressiveLogistics(nn.Module):
         return each.new_zeros(len(parameters), len(x)).index_add(1, clip, each).reshape(lead)
 
     def _past(self, levels: Tensor, clip: Tensor, place: Tensor) -> _Past:
-        """Filter the samples before each place and measure how loud they are."""
-        return self._of_windows(_windows(levels, clip, place), _magnitudes(levels, clip, place))
+        """Filter the samples before each place, predict it, and measure how loud they are."""
+        with torch.no_grad():
+            fitted = torch.stack([one.predictions(levels) for one in _FITTED])
+            loud = [levels, *(levels - fitted)]
+            magnitudes = torch.cat([_magnitudes(one, clip, place) for one in loud], -1)
+        windows = _windows(levels, clip, place)
+        return self._of_windows(windows, magnitudes, fitted[:, clip, place].t())
 
-    def _of_windows(self, windows: Tensor, means: Tensor) -> _Past:
-        unit = _unit(means)
+    def _of_windows(self, windows: Tensor, magnitudes: Tensor, fitted: Tensor) -> _Past:
+        unit, error = _unit(magnitudes), _unit(magnitudes[..., len(SOUND_WINDOWS) :])
         filtered = (windows @ (self.basis @ self.filters.t())) / unit
-        return _Past(filtered, torch.log1p(means), unit)
+        return _Past(filtered, torch.log1p(magnitudes), unit, error, fitted)
 
     def _condition(self, parameters: Tensor, clip: Tensor, place: Tensor) -> Tensor:
         """Interpolate `[draws, batch, width, frames]` linearly: `[draws, places, width]`."""
@@ -297,10 +402,11 @@ class AutoregressiveLogistics(nn.Module):
         h = past.filtered[..., _PREDICTORS:] + condition
         h = F.silu(h + self.by_loudness(0.5 * past.loudness - 2.0))
         out = self.last(F.silu(self.hidden(h) + h))
-        logits, offset, log_scale, mix = out.split([k, k, k, _PREDICTORS], -1)
-        predicted = (past.filtered[..., :_PREDICTORS] * mix).sum(-1, keepdim=True)
-        location = past.unit * (predicted + offset)
-        log_scale = (log_scale - 1.0 + past.unit.log()).clamp(*LOGISTIC_LOG_SCALE)
+        logits, offset, log_scale, by_fit, mix = out.split([k, k, k, len(_FITTED), _PREDICTORS], -1)
+        learned = (past.filtered[..., :_PREDICTORS] * mix).sum(-1, keepdim=True)
+        fitted = (past.fitted * by_fit).sum(-1, keepdim=True)
+        location = fitted + past.unit * learned + past.error * offset
+        log_scale = (log_scale - 0.5 + past.error.log()).clamp(*LOGISTIC_LOG_SCALE)
         return torch.log_softmax(logits, -1), location, log_scale
 
     def _log_masses(self, past: _Past, condition: Tensor, here: Tensor) -> Tensor:
@@ -323,24 +429,18 @@ class AutoregressiveLogistics(nn.Module):
         """Draw x one sample after the other, `[*lead, 1, T]`, in the data's units."""
         lead, device = parameters.shape[:-2], parameters.device
         parameters = real(parameters).reshape(-1, *parameters.shape[-2:])
-        n, longest = len(parameters), max(SOUND_WINDOWS)
-        history = torch.zeros(n, longest + self.samples, device=device)
-        sums = torch.zeros(n, longest + 1 + self.samples, device=device, dtype=torch.float64)
-        clips, widths = torch.arange(n, device=device), torch.tensor(SOUND_WINDOWS, device=device)
+        past = _Drawn(len(parameters), self.samples, device)
         low, high = -self.levels // 2, self.levels // 2 - 1
         for t in range(self.samples):
-            at = t + longest
-            means = (sums[:, at : at + 1] - sums[:, at - widths]) / widths
-            past = self._of_windows(history[:, at - SOUND_ORDER : at], means.float())
-            condition = self._condition_at(parameters, t)
-            log_pi, location, log_scale = self._shape(past, condition)
+            windows, magnitudes, fitted = past.before(t)
+            seen = self._of_windows(windows, magnitudes, fitted)
+            log_pi, location, log_scale = self._shape(seen, self._condition_at(parameters, t))
             pick = torch.multinomial(log_pi.exp(), 1, generator=generator)
-            u = torch.rand(n, 1, generator=generator, device=device)
+            u = torch.rand(pick.shape, generator=generator, device=device)
             noise = torch.logit(u, eps=1e-7)
             drawn = location.gather(1, pick) + log_scale.gather(1, pick).exp() * noise
-            history[:, at] = drawn[:, 0].round().clamp(low, high)
-            sums[clips, at + 1] = sums[:, at] + history[:, at].abs()
-        return (history[:, longest:] * self.step).reshape(*lead, 1, self.samples)
+            past.add(t, drawn[:, 0].round().clamp(low, high))
+        return (past.levels * self.step).reshape(*lead, 1, self.samples)
 
     def _condition_at(self, parameters: Tensor, t: int) -> Tensor:
         """Return the condition of one place for every clip, `[batch, width]`."""
