@@ -291,7 +291,7 @@ def _sample_sound(model: "VAE", files: SoundFiles) -> None:
     """Draw clips and write them as WAV files with their spectrograms, or as one .npy."""
     import torch
 
-    from kullback.report import sounds
+    from kullback.report import pictures
 
     names = files.names("")
     generator = torch.Generator().manual_seed(files.seed)
@@ -310,8 +310,8 @@ def _sample_sound(model: "VAE", files: SoundFiles) -> None:
         write_atomic(files.out, buffer.getvalue())
         say(f"{files.count} samples: {files.out}")
         return
-    sounds.save_wavs(model, x, names)
-    sounds.save_spectrograms(model, x, files.out, overwrite=files.force)
+    pictures.save_wavs(model, x, names)
+    pictures.save_spectrograms(x, files.out, overwrite=files.force)
     say(f"{files.count} samples: {names[0]} and so on; their spectrograms: {files.out}")
 
 
@@ -319,15 +319,15 @@ def _reconstruct_sound(model: "VAE", data: str, files: SoundFiles) -> None:
     """Write originals and what is drawn from p(x|z) at their mean codes, with spectrograms."""
     import torch
 
-    from kullback.report import sounds
+    from kullback.report import pictures
 
     x, _ = images_for(model, data, most=files.count)
     files = replace(files, count=len(x))
     names = files.names("-original", "")
-    rebuilt = sounds.rebuilt(model, x, torch.Generator().manual_seed(files.seed))
-    sounds.save_wavs(model, x, names[::2])
-    sounds.save_wavs(model, rebuilt, names[1::2])
-    sounds.save_spectrograms(model, x, files.out, below=rebuilt, overwrite=files.force)
+    rebuilt = pictures.rebuilt(model, x, torch.Generator().manual_seed(files.seed))
+    pictures.save_wavs(model, x, names[::2])
+    pictures.save_wavs(model, rebuilt, names[1::2])
+    pictures.save_spectrograms(x, files.out, below=rebuilt, overwrite=files.force)
     say(f"{len(x)} clips and their reconstructions: {names[0]} and so on; spectrograms: {files.out}")
 
 

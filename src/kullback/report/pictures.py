@@ -1,11 +1,14 @@
-"""Images of a model or a data set as one picture: a grid, or originals above reconstructions.
+"""Images of a model or a data set as one picture, and clips of sound to look at and to hear.
 
 Which to use: `grid` for samples, `pairs` for reconstructions, `save` to write either to a PNG that
-does not exist yet. Pillow is imported only when a picture is made.
+does not exist yet. Of sound: `spectrograms` for pictures of clips, `save_spectrograms` and
+`save_wavs` to write them, `players` for what a page plays, `rebuilt` for reconstructions. Pillow is imported only when a picture is made.
 """
 
+import base64
 import io
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +16,29 @@ import torch
 from torch import Tensor
 
 from kullback.core import RunError, describe, require, require_type, write_atomic
+from kullback.data import PADDING, wav_of
+from kullback.vae import VAE
+
+from .limits import LOUDNESS_RANGE, SPECTROGRAM_BANDS, SPECTROGRAM_FRAMES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["compose", "grid", "interleave", "on_white", "pairs", "save", "to_levels"]
+__all__ = [
+    "Player",
+    "as_picture",
+    "compose",
+    "grid",
+    "interleave",
+    "pairs",
+    "players",
+    "rebuilt",
+    "save",
+    "save_spectrograms",
+    "save_wavs",
+    "spectrograms",
+    "to_levels",
+]
 
 _SPANS = {"binary": (0.0, 1.0), "8-bit": (0.0, 255.0)}
 _KINDS = ("binary", "8-bit", "continuous", "levels")
@@ -47,7 +68,7 @@ def grid(
     """
     shown, note = to_levels(images, kind=kind, levels=levels)
     columns = math.ceil(math.sqrt(len(shown))) if columns is None else columns
-    return on_white(compose(shown, columns=columns, gap=gap), scale, note)
+    return _on_white(compose(shown, columns=columns, gap=gap), scale, note)
 
 
 def pairs(
@@ -76,7 +97,7 @@ def pairs(
     require(same, "reconstructions", f"the originals' shape {shape}", describe(reconstructions))
     both = torch.cat([originals.float(), reconstructions.float()])
     shown, note = to_levels(both, kind=kind, levels=levels)
-    return on_white(interleave(shown, columns=min(columns, len(originals)), gap=gap), scale, note)
+    return _on_white(interleave(shown, columns=min(columns, len(originals)), gap=gap), scale, note)
 
 
 def save(image: "Image", path: str | Path, *, overwrite: bool = False) -> Path:
@@ -177,7 +198,7 @@ def interleave(levels: Tensor, *, columns: int, gap: int) -> "Image":
     return compose(levels[index], columns=columns, gap=gap, block=2, shown=index >= 0)
 
 
-def on_white(picture: "Image", scale: int, note: str) -> "Image":
+def _on_white(picture: "Image", scale: int, note: str) -> "Image":
     """Flatten a transparent picture onto white, `scale` times as large."""
     from PIL import Image
 
@@ -202,3 +223,88 @@ def _png(image: "Image") -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True, pnginfo=text)
     return buffer.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Player:
+    """A clip as an `<audio>` element holds it: the WAV file in base64, and its name."""
+
+    source: str
+    name: str
+
+
+def rate_of(model: VAE) -> int:
+    """Return a model's samples a second."""
+    return 1 if model.spec is None or model.spec.sound is None else model.spec.sound["rate"]
+
+
+@torch.no_grad()
+def rebuilt(model: VAE, x: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw x from p(x|z) at the mean code of each clip, as long as the clip."""
+    drawn = model.likelihood.sample(model.parameters_of(model.encode(x)[0]), generator)
+    return torch.where(x == PADDING, x, drawn)
+
+
+def spectrograms(clips: Tensor) -> Tensor:
+    """Return log power over time and frequency, white where loudest, 70 dB above black.
+
+    Low frequencies are at the bottom. All clips share one scale; padding is black.
+
+    Args:
+        clips: `[N, 1, T]`, samples and `PADDING`.
+
+    Returns:
+        `[N, bands, frames, 1]`, uint8, at most 128 frames.
+
+    Example:
+        >>> spectrograms(torch.zeros(2, 1, 8000)).shape
+        torch.Size([2, 129, 126, 1])
+    """
+    x = torch.where(clips == PADDING, 0.0, clips.float())[:, 0]
+    width = 2 * SPECTROGRAM_BANDS
+    hop = max(1, math.ceil(x.shape[-1] / SPECTROGRAM_FRAMES))
+    window = torch.hann_window(width)
+    x = torch.nn.functional.pad(x, (width // 2, width // 2))
+    power = torch.stft(x, width, hop, window=window, center=False, return_complex=True)
+    decibels = 20 * torch.log10(power.abs() + 1.0)  # of one level's amplitude
+    top = max(float(decibels.max()), LOUDNESS_RANGE)
+    shade = ((decibels - top) / LOUDNESS_RANGE + 1).clamp(0, 1)
+    return (255 * shade).round().to(torch.uint8).flip(1).unsqueeze(-1)
+
+
+def save_wavs(model: VAE, clips: Tensor, names: list[Path]) -> None:
+    """Write each clip, without its padding, as a mono 16-bit WAV file of the model's rate."""
+    for clip, name in zip(clips, names, strict=True):
+        write_atomic(name, _wav(model, clip))
+
+
+def as_picture(clips: Tensor, below: Tensor | None = None) -> "Image":
+    """Place the spectrograms of clips `[N, 1, T]` side by side, those of `below` under them."""
+    columns = min(4, len(clips))
+    if below is None:
+        return compose(spectrograms(clips), columns=columns, gap=4)
+    return interleave(spectrograms(torch.cat([clips, below])), columns=columns, gap=4)
+
+
+def save_spectrograms(
+    clips: Tensor, out: Path, *, below: Tensor | None = None, overwrite: bool
+) -> None:
+    """Write what `as_picture` places as one PNG on white."""
+    save(_on_white(as_picture(clips, below), 1, ""), out, overwrite=overwrite)
+
+
+def players(model: VAE, clips: Tensor, *, budget: int, first: int = 1) -> list[Player]:
+    """Return as many clips, from the first on, as fit into a budget of bytes in a page."""
+    found: list[Player] = []
+    for number, clip in enumerate(clips, start=first):
+        source = base64.b64encode(_wav(model, clip)).decode()
+        budget -= len(source)
+        if budget < 0:
+            break
+        found.append(Player(f"data:audio/wav;base64,{source}", str(number)))
+    return found
+
+
+def _wav(model: VAE, clip: Tensor) -> bytes:
+    real = clip[clip != PADDING]
+    return wav_of(real.round().clamp(-32768, 32767).to(torch.int16).numpy(), rate_of(model))

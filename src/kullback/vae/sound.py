@@ -208,9 +208,9 @@ class _Fitted:
         padded = F.pad(levels, (self.order, blocks * REFIT_SAMPLES - levels.shape[-1]))
         return padded.unfold(-1, self.order + 1, 1).unflatten(1, (blocks, REFIT_SAMPLES))
 
-    def later(self, sums: Tensor, block: Tensor) -> Tensor:
-        """Return the sums `[batch, order + 1, order + 1]` with one more block of 16 in them."""
-        return math.exp(-REFIT_SAMPLES / self.decay) * sums + block.transpose(-1, -2) @ block
+    def later(self, sums: Tensor, products: Tensor) -> Tensor:
+        """Return the sums `[batch, order + 1, order + 1]` with those of one more block in them."""
+        return torch.add(products, sums, alpha=math.exp(-REFIT_SAMPLES / self.decay))
 
     def weights(self, sums: Tensor) -> Tensor:
         """Return the predictor's weights `[…, order, 1]`; zeros where the sums are singular."""
@@ -223,14 +223,13 @@ class _Fitted:
 
     def predictions(self, levels: Tensor) -> Tensor:
         """Return the prediction of every sample of `[batch, T]` from those before it."""
-        windows = self.windows(levels)
-        sums = levels.new_zeros(len(levels), self.order + 1, self.order + 1)
-        every = []
-        for block in windows.unbind(1):
-            every.append(sums)
-            sums = self.later(sums, block)
-        weights = self.weights(torch.stack(every, 1))
-        found = (windows[..., :-1] @ weights).squeeze(-1)
+        windows = self.windows(levels).contiguous()
+        products = (windows.transpose(-1, -2) @ windows).transpose(0, 1).contiguous()
+        every = torch.zeros_like(products)
+        for block in range(len(every) - 1):
+            every[block + 1] = self.later(every[block], products[block])
+        weights = self.weights(every).transpose(0, 1)
+        found = (windows[..., :-1] * weights.transpose(-1, -2)).sum(-1)
         return found.flatten(1)[:, : levels.shape[-1]]
 
 
@@ -296,7 +295,8 @@ class _Drawn:
     def _refit(self, at: int) -> None:
         for i, one in enumerate(_FITTED):
             last = self.history[:, at - REFIT_SAMPLES - one.order : at]
-            self.sums[i] = one.later(self.sums[i], last.unfold(-1, one.order + 1, 1))
+            windows = last.unfold(-1, one.order + 1, 1)
+            self.sums[i] = one.later(self.sums[i], windows.transpose(-1, -2) @ windows)
             self.weights[i] = one.weights(self.sums[i])
 
 
@@ -369,6 +369,7 @@ class AutoregressiveLogistics(nn.Module):
         parameters = real(parameters).reshape(-1, len(x), *parameters.shape[-2:])
         levels = torch.where(x == PADDING, 0.0, real(x) / self.step)
         clip, place = (x != PADDING).nonzero(as_tuple=True)
+        levels = levels[:, : int(place.max()) + 1]
         condition = self._condition(parameters, clip, place)
         each = self._log_masses(self._past(levels, clip, place), condition, levels[clip, place])
         return each.new_zeros(len(parameters), len(x)).index_add(1, clip, each).reshape(lead)
