@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kullback.data import PADDING
-from kullback.vae import Architecture, VAE, build, evaluate
+from kullback.vae import VAE, Architecture, build, evaluate
 from kullback.vae.evaluation import bits_per_sample
 from kullback.vae.evidence import bounds
 from kullback.vae.sound import (
@@ -83,7 +83,9 @@ def test_drawing_and_measuring_see_the_same_past():
     """What a place is predicted from, one place at a time and all at once, far past the windows."""
     samples = 700
     likelihood = likelihood_of(samples)
-    x = torch.randint(-3000, 3000, (2, samples), generator=torch.Generator().manual_seed(0)).double()
+    x = torch.randint(
+        -3000, 3000, (2, samples), generator=torch.Generator().manual_seed(0)
+    ).double()
     theta = conditions(2)
     clip, place = torch.ones_like(x).nonzero(as_tuple=True)
     past = likelihood._past(x, clip, place)
@@ -132,7 +134,7 @@ def test_padding_counts_nothing_and_draws_share_the_axis():
         x[row, 0, :count] = torch.randint(-50, 50, (count,)).double()
     theta = conditions(6).reshape(2, 3, WIDTH, 64)
     together = likelihood.log_prob(theta, x)
-    for row, count in enumerate((8, 5, 1)):
+    for row in range(3):
         short = AutoregressiveLogistics(8, width=WIDTH).double()
         short.load_state_dict(likelihood.state_dict())
         alone = short.log_prob(theta[:, row : row + 1], x[row : row + 1])

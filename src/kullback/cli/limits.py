@@ -39,7 +39,9 @@ MAX_DRAWS_PER_IMAGE = 1_000_000
 MAX_SAMPLED_IMAGES = 100_000  # in one file
 MAX_BYTES = 1 << 30  # of a file of numbers: a table of 40 million outcomes
 CLIPS_PER_BLOCK = 64  # drawn at once, sample by sample
-SOUNDS = 8  # clips drawn or reconstructed where no number is given: seconds of work, and of patience
+SOUNDS = (
+    8  # clips drawn or reconstructed where no number is given: seconds of work, and of patience
+)
 IMAGES_PER_BLOCK = 500  # encoded at once, so that memory does not grow with the data
 
 # what numbers that are no table look like

@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = ["checks", "encode", "reconstruct", "report", "sample"]
 
-EXTRAS = {"audio": ["soundfile", "soxr"], "codec": ["constriction"], "flows": ["zuko"], "lm": ["transformers"]}
+EXTRAS = {
+    "audio": ["soundfile", "soxr"],
+    "codec": ["constriction"],
+    "flows": ["zuko"],
+    "lm": ["transformers"],
+}
 PACKAGES = ("torch", "numpy", "safetensors", "cyclopts", "rich", "pillow", "matplotlib")
 
 
@@ -328,7 +333,9 @@ def _reconstruct_sound(model: "VAE", data: str, files: SoundFiles) -> None:
     pictures.save_wavs(model, x, names[::2])
     pictures.save_wavs(model, rebuilt, names[1::2])
     pictures.save_spectrograms(x, files.out, below=rebuilt, overwrite=files.force)
-    say(f"{len(x)} clips and their reconstructions: {names[0]} and so on; spectrograms: {files.out}")
+    say(
+        f"{len(x)} clips and their reconstructions: {names[0]} and so on; spectrograms: {files.out}"
+    )
 
 
 def _nouns(model: "VAE") -> str:

@@ -127,9 +127,9 @@ class ModelOptions:
     ] = ""
     latent: Annotated[Whole, _help("Dimensions of z.")] = ARCHITECTURE.latent
     activation: Annotated[str, _help("silu, tanh or relu (mlp only).")] = ARCHITECTURE.activation
-    likelihood: Annotated[str, _help("auto, bernoulli, logistics, categorical, gaussian or autoregressive.")] = (
-        "auto"
-    )
+    likelihood: Annotated[
+        str, _help("auto, bernoulli, logistics, categorical, gaussian or autoregressive.")
+    ] = "auto"
     components: Annotated[Whole, _help("Components of the mixture of logistics.")] = (
         ARCHITECTURE.components
     )

@@ -5,8 +5,9 @@ Which to use: `load` to train and evaluate (a `Dataset`: split, binarisation, ha
 grey pixels to bits; `describe_protocol` for the one line that belongs beside every figure.
 
 `loading`: from a source to a `Dataset`; `arrays`: NumPy files; `pictures`: image files and folders;
-`sounds`: sound files, folders and clips; `grid`: which levels stored numbers lie on; `examples`: what every reader returns; `dataset`: the
-tensors, their binarisation and protocol; `limits`: the thresholds.
+`sounds`: sound files, folders and clips; `grid`: which levels stored numbers lie on; `examples`:
+what every reader returns; `dataset`: the tensors, their binarisation and protocol; `limits`: the
+thresholds.
 """
 
 from .dataset import Dataset, binarize, describe_protocol, sha256_of

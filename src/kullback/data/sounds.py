@@ -1,6 +1,7 @@
 """Sound files, folders of them and `.npz` of clips, to integer samples `[N, 1, T]`.
 
-Which to use: `read_sound_folder`, `read_sound_file` and `read_clips`. Samples are 16-bit integers; after the end of a short clip stands `PADDING`, which no
+Which to use: `read_sound_folder`, `read_sound_file` and `read_clips`. Samples are
+16-bit integers; after the end of a short clip stands `PADDING`, which no
 likelihood counts. Long files are cut into consecutive clips, so every sample of every file is in
 exactly one clip. Files are decoded by soundfile and resampled by soxr (extra `audio`).
 """
@@ -283,7 +284,11 @@ def _rate_of(arrays: dict[str, Samples], how: Listening, path: Path) -> tuple[in
         return rate, [f"no rate in the file: taken for {rate:,} samples a second"]
     low, high = limits.SAMPLE_RATES
     stored = arrays["rate"]
-    if stored.size != 1 or stored.dtype.kind not in "iuf" or not low <= float(stored.item()) <= high:
+    if (
+        stored.size != 1
+        or stored.dtype.kind not in "iuf"
+        or not low <= float(stored.item()) <= high
+    ):
         raise DataError(f"{path}: rate: expected one number from {low:,} to {high:,}")
     return round(float(stored.item())), []
 
@@ -392,7 +397,7 @@ def _common_step(parts: list[Samples]) -> int:
 def _require_step(values: Samples, step: int) -> None:
     if step > 1 and (values % step).any():
         raise DataError(
-            f"expected samples that are multiples of {step}, as the model was trained on; got others"
+            f"expected samples that are multiples of {step}, as the model's are; got others"
         )
 
 
@@ -411,7 +416,9 @@ def _doubts(sounds: list[Sound], names: list[str]) -> list[str]:
     silent = [n for s, n in zip(sounds, names, strict=True) if s.samples.min() == s.samples.max()]
     clipped = [n for s, n in zip(sounds, names, strict=True) if _is_clipped(s)]
     found = {"silent (one value throughout)": silent, "clipped (full scale several times)": clipped}
-    return [f"{plural(len(who), 'sound')} {what}: {_listed(who)}" for what, who in found.items() if who]
+    return [
+        f"{plural(len(who), 'sound')} {what}: {_listed(who)}" for what, who in found.items() if who
+    ]
 
 
 def _is_clipped(sound: Sound) -> bool:
@@ -437,7 +444,9 @@ def _what_was_done(sounds: list[Sound], rate: int, how: Listening) -> list[str]:
         done = "each channel a clip of its own" if how.channels == "each" else "mixed down to one"
         notes.append(f"{plural(many, 'sound')} of several channels, {done}")
     if rounded := sum(sound.rounded for sound in sounds):
-        notes.append(f"{plural(rounded, 'sound')} stored as other than 16-bit integers, rounded to 16")
+        notes.append(
+            f"{plural(rounded, 'sound')} stored as other than 16-bit integers, rounded to 16"
+        )
     return notes
 
 

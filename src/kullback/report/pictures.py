@@ -2,7 +2,8 @@
 
 Which to use: `grid` for samples, `pairs` for reconstructions, `save` to write either to a PNG that
 does not exist yet. Of sound: `spectrograms` for pictures of clips, `save_spectrograms` and
-`save_wavs` to write them, `players` for what a page plays, `rebuilt` for reconstructions. Pillow is imported only when a picture is made.
+`save_wavs` to write them, `players` for what a page plays, `rebuilt` for reconstructions.
+Pillow is imported only when a picture is made.
 """
 
 import base64

@@ -24,7 +24,15 @@ from kullback.vae import limits as vae_limits
 
 from . import html, pictures
 from .evaluation_text import figures, noun_of, protocol_line, remarks, scope
-from .limits import KL_BARS, LATENT_REACH, MARK_GAP, PAGE_BYTES, SOUND_BYTES, SOUND_PAGE_BYTES, WHOLE_EPOCHS
+from .limits import (
+    KL_BARS,
+    LATENT_REACH,
+    MARK_GAP,
+    PAGE_BYTES,
+    SOUND_BYTES,
+    SOUND_PAGE_BYTES,
+    WHOLE_EPOCHS,
+)
 from .pictures import compose, interleave, to_levels
 from .record import Record, read
 from .run_charts import (

@@ -150,11 +150,11 @@ class Spec:
     """An architecture met with data: enough to build the same model again.
 
     event_shape: `(C, H, W)`, `(D,)`, or `(1, T)`. kind: "binary", "8-bit", "levels", "continuous"
-    or "sound". The architecture's choices are resolved, never "auto". levels: how many the data have, when they
-    are levels. grid: what those stand for in the caller's units, as `Grid.to_dict` writes it; None
-    where they are the caller's numbers. standardised: continuous data are brought to mean 0 and
-    deviation 1 inside the model; models made before that are not, and keep their figures. sound:
-    rate, step and clip length of the data's sound, as in `Dataset.protocol`.
+    or "sound". The architecture's choices are resolved, never "auto". levels: how many the data
+    have, when they are levels. grid: what those stand for in the caller's units, as `Grid.to_dict`
+    writes it; None where they are the caller's numbers. standardised: continuous data are brought
+    to mean 0 and deviation 1 inside the model; models made before that are not, and keep their
+    figures. sound: rate, step and clip length of the data's sound, as in `Dataset.protocol`.
 
     Example:
         >>> Spec((4,), "binary", Architecture(likelihood="bernoulli")).to_dict()["event_shape"]

@@ -49,8 +49,8 @@ class Evaluation:
         gap: log_likelihood − elbo, paired by image.
         rate: KL(q(z|x) ‖ p(z)); rate + distortion = −elbo.
         distortion: The reconstruction loss, −E log p(x|z).
-        bits_per_dim: −L_K in bits over the number of dimensions, for data that are levels; of sound,
-            over the number of samples that are no padding.
+        bits_per_dim: −L_K in bits over the number of dimensions, for data that are levels; of
+            sound, over the number of samples that are no padding.
         draws: K, of q(z|x) per image.
         images: How many there are.
         effective_draws_median: Median over images of Kong's effective sample size, of `draws`.

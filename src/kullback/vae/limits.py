@@ -33,6 +33,7 @@ __all__ = [
     "TEST_STEPS",
     "THREADS_GAIN",
     "UNIT_SCALE_LEVELS",
+    "WIDE_SHARE",
 ]
 
 # Judging a model
@@ -60,6 +61,7 @@ SOUND_CLIP_NORM = 20_000.0  # of the gradient: nats a clip of thousands of sampl
 SOUND_FRAMES = 64  # a clip: 16 ms each in a second, the time in which speech changes little
 SOUND_ORDER = 32  # samples before, from which the next is predicted; FLAC's best is 32
 SOUND_WINDOWS = (4, 16, 32, 128, 512)  # samples whose mean magnitudes say how loud it is
+WIDE_SHARE = 64.0  # of all levels, the least scale of one component: an onset out of silence
 LOGISTIC_LOG_SCALE = (-5.0, 11.0)  # of levels: all mass on one level (1 − 1e-32), and all levels
 
 # The loop and what it logs

@@ -14,7 +14,6 @@ in no sum. How long a clip is counts as given.
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +25,24 @@ from kullback.data import PADDING
 from .likelihoods import log_mass
 from .limits import (
     CLIPS_FOR_MOMENTS,
-    REFIT_RIDGE,
-    REFIT_SAMPLES,
     LOG_SD_LIMIT,
     LOGISTIC_LOG_SCALE,
+    REFIT_RIDGE,
+    REFIT_SAMPLES,
     SOUND_FRAMES,
     SOUND_ORDER,
     SOUND_WINDOWS,
+    WIDE_SHARE,
 )
 from .networks import real
 
-__all__ = ["AutoregressiveLogistics", "SoundDecoder", "SoundEncoder", "frame_length", "second_moments"]
+__all__ = [
+    "AutoregressiveLogistics",
+    "SoundDecoder",
+    "SoundEncoder",
+    "frame_length",
+    "second_moments",
+]
 
 _SCALE_WINDOW = 32  # samples whose mean magnitude is the unit of the prediction
 _PREDICTORS = 16  # linear predictors, of which every place takes its own combination
@@ -203,7 +209,7 @@ class _Fitted:
     decay: float
 
     def windows(self, levels: Tensor) -> Tensor:
-        """Return each sample with those before it, `[batch, blocks, 16, order + 1]`, oldest first."""
+        """Return each sample after those before it, `[batch, blocks, 16, order + 1]`."""
         blocks = -(-levels.shape[-1] // REFIT_SAMPLES)
         padded = F.pad(levels, (self.order, blocks * REFIT_SAMPLES - levels.shape[-1]))
         return padded.unfold(-1, self.order + 1, 1).unflatten(1, (blocks, REFIT_SAMPLES))
@@ -328,6 +334,7 @@ class AutoregressiveLogistics(nn.Module):
     """
 
     basis: Tensor
+    wide: Tensor
 
     def __init__(
         self,
@@ -343,6 +350,9 @@ class AutoregressiveLogistics(nn.Module):
         self.samples, self.channels, self.components = samples, width, components
         self.levels, self.step = levels, step
         self.frame = frame_length(samples)
+        wide = torch.zeros(components)
+        wide[0] = levels / WIDE_SHARE if components > 1 else 0.0
+        self.register_buffer("wide", wide)
         basis, best = _uncorrelated(moments)
         self.register_buffer("basis", basis)
         filters = torch.randn(_PREDICTORS + width, SOUND_ORDER) / math.sqrt(SOUND_ORDER)
@@ -355,6 +365,7 @@ class AutoregressiveLogistics(nn.Module):
             self.last.bias.zero_()
             self.last.bias[3 * components] = 1.0  # the first fitted predictor
             self.last.bias[:components] = torch.linspace(-1.0, 0.0, components)
+            self.last.bias[0] = -5.0 if components > 1 else 0.0
             self.last.bias[2 * components : 3 * components] = torch.linspace(0.0, -2.0, components)
 
     @property
@@ -407,7 +418,8 @@ class AutoregressiveLogistics(nn.Module):
         learned = (past.filtered[..., :_PREDICTORS] * mix).sum(-1, keepdim=True)
         fitted = (past.fitted * by_fit).sum(-1, keepdim=True)
         location = fitted + past.unit * learned + past.error * offset
-        log_scale = (log_scale - 0.5 + past.error.log()).clamp(*LOGISTIC_LOG_SCALE)
+        units = past.error + self.wide  # the first component also covers what comes from silence
+        log_scale = (log_scale - 0.5 + units.log()).clamp(*LOGISTIC_LOG_SCALE)
         return torch.log_softmax(logits, -1), location, log_scale
 
     def _log_masses(self, past: _Past, condition: Tensor, here: Tensor) -> Tensor:
