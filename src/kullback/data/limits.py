@@ -7,7 +7,9 @@ __all__ = [
     "CLIPPED_PAIRS",
     "DISTINCT_VALUES",
     "FEW_VALUES",
+    "GREATEST_SAMPLE",
     "HEAVY_TAIL_RANGES",
+    "LEAST_SAMPLE",
     "LONGEST_CLIP",
     "MAX_FILE_BYTES",
     "MAX_SAMPLES",
@@ -18,6 +20,7 @@ __all__ = [
     "NAMED_SKIPS",
     "NAMED_SOUNDS",
     "NEARLY_EMPTY_BYTE",
+    "PADDING",
     "POINT_MASS_SHARE",
     "REPEATS_PER_LEVEL",
     "ROUNDINGS",
@@ -65,6 +68,8 @@ NAMED_SIZES = 5  # in one message
 NAMED_SKIPS = 20  # skipped files kept by name in a protocol
 
 # Sounds
+LEAST_SAMPLE, GREATEST_SAMPLE = -32_768, 32_767  # of 16 bits
+PADDING = -65_536  # after a clip's last sample; outside 16 bits, and exact in float32
 SOUND_LEVELS = 65_536  # of a sample: 16 bits
 SAMPLE_RATES = 100, 768_000  # a second: what files can say and a clip can hold
 MAX_SAMPLES = 2**27  # of one file, and of all clips with their padding: 512 MB as 32-bit integers

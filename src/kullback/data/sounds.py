@@ -21,6 +21,7 @@ from kullback.core import DataError, import_extra, numpy_error, numpy_errors, re
 
 from . import limits
 from .examples import Examples, Progress, plural
+from .limits import GREATEST_SAMPLE, LEAST_SAMPLE, PADDING
 from .pictures import bytes_of, files_under
 
 __all__ = [
@@ -36,9 +37,7 @@ __all__ = [
     "wav_of",
 ]
 
-PADDING = -65_536  # after a clip's last sample; outside 16 bits, and exact in float32
 SOUND_SUFFIXES = frozenset({".wav", ".wave", ".flac", ".ogg", ".oga", ".mp3"})
-_LOW, _HIGH = -32_768, 32_767
 Samples = NDArray[Any]
 
 
@@ -127,9 +126,11 @@ def _to_integers(samples: Samples) -> tuple[Samples, int]:
     """Round floats, 1.0 full scale, to 16 bits; count those outside, which become the ends."""
     if not np.isfinite(samples).all():
         raise DataError("NaN or infinity in its samples")
-    levels = np.rint(samples.astype(np.float64) * -_LOW)
-    beyond = int(((levels < _LOW) | (levels > -_LOW)).sum())  # +1.0 itself is the usual full scale
-    return levels.clip(_LOW, _HIGH).astype(np.int16), beyond
+    levels = np.rint(samples.astype(np.float64) * -LEAST_SAMPLE)
+    beyond = int(
+        ((levels < LEAST_SAMPLE) | (levels > -LEAST_SAMPLE)).sum()
+    )  # +1.0 itself is the usual full scale
+    return levels.clip(LEAST_SAMPLE, GREATEST_SAMPLE).astype(np.int16), beyond
 
 
 def read_sound_folder(
@@ -300,7 +301,7 @@ def _of_array(samples: Samples, rate: int) -> Sound:
         rounded, beyond = _to_integers(samples[None])
         return Sound(rounded, rate, rounded=True, beyond=beyond)
     low, high = int(samples.min()), int(samples.max())
-    if low < _LOW or high > _HIGH:
+    if low < LEAST_SAMPLE or high > GREATEST_SAMPLE:
         raise DataError(f"expected 16-bit integers; got {low} to {high}")
     return Sound(samples[None].astype(np.int16), rate)
 
@@ -382,7 +383,7 @@ def _resampled(samples: Samples, before: int, after: int) -> Samples:
     there = soxr.resample(samples.astype(np.float64), before, after, quality="HQ")
     if len(there) == 0:  # shorter than one sample at the new rate
         there = samples[:1].astype(np.float64)
-    levels: Samples = np.rint(there).clip(_LOW, _HIGH).astype(np.int16)
+    levels: Samples = np.rint(there).clip(LEAST_SAMPLE, GREATEST_SAMPLE).astype(np.int16)
     return levels
 
 
@@ -422,7 +423,7 @@ def _doubts(sounds: list[Sound], names: list[str]) -> list[str]:
 
 
 def _is_clipped(sound: Sound) -> bool:
-    at_ends = (sound.samples == _LOW) | (sound.samples == _HIGH)
+    at_ends = (sound.samples == LEAST_SAMPLE) | (sound.samples == GREATEST_SAMPLE)
     runs = at_ends[:, 1:] & at_ends[:, :-1]
     silent = sound.samples.min() == sound.samples.max()
     return not silent and (int(runs.sum()) >= limits.CLIPPED_PAIRS or sound.beyond > 0)

@@ -18,6 +18,7 @@ __all__ = [
     "LOG_SD_LIMIT",
     "LOG_STEPS",
     "LOOSE_DRAWS",
+    "LOUDEST_SAMPLE",
     "MAX_LAYERS",
     "MAX_THREADS",
     "MAX_WIDTH",
@@ -56,6 +57,7 @@ NAMED_COLUMNS = 5  # in one message
 CLIPS_FOR_MOMENTS = 1000  # millions of samples for 561 numbers
 REFIT_SAMPLES = 16  # after which predictors are fitted again: every 8 gained 0.01 bits a sample
 REFIT_RIDGE = 100.0  # levels²: the rounding of the last hundred samples, ten times
+LOUDEST_SAMPLE = 8.0  # mean magnitudes, in moments: else onsets would be all that they see
 SOUND_BATCH = 16  # clips a step: 56,000 samples of short words, 0.2 CPU s
 SOUND_CLIP_NORM = 20_000.0  # of the gradient: nats a clip of thousands of samples
 SOUND_FRAMES = 64  # a clip: 16 ms each in a second, the time in which speech changes little

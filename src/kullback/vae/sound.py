@@ -27,6 +27,7 @@ from .limits import (
     CLIPS_FOR_MOMENTS,
     LOG_SD_LIMIT,
     LOGISTIC_LOG_SCALE,
+    LOUDEST_SAMPLE,
     REFIT_RIDGE,
     REFIT_SAMPLES,
     SOUND_FRAMES,
@@ -47,7 +48,6 @@ __all__ = [
 _SCALE_WINDOW = 32  # samples whose mean magnitude is the unit of the prediction
 _PREDICTORS = 16  # linear predictors, of which every place takes its own combination
 _RIDGE = 1e-5  # of the mean square, added to each: keeps solutions within float32's reach
-_LOUDEST = 8.0  # units: else onsets out of silence would be all that the moments see
 _EDGE = 2  # frames on either side that a spectrum covers
 
 
@@ -174,7 +174,7 @@ def second_moments(clips: Tensor, *, step: int = 1) -> Tensor:
         clip, place = (block != PADDING).nonzero(as_tuple=True)
         every = torch.cat([_windows(levels, clip, place), levels[clip, place, None]], -1)
         every = every / _unit(_magnitudes(levels, clip, place))
-        steady = (place >= SOUND_ORDER) & (every.abs().amax(-1) <= _LOUDEST)
+        steady = (place >= SOUND_ORDER) & (every.abs().amax(-1) <= LOUDEST_SAMPLE)
         total += (every[steady].t() @ every[steady]).double()
         count += int(steady.sum())
     return total / max(1, count)
