@@ -26,7 +26,6 @@ MOST_PARAMETERS = 6  # positional ones; keyword-only options of a public face ar
 MOST_ENTRIES = 16  # files and folders of one folder
 MOST_FILES_A_THOUSAND_LINES = 4.5
 COUNTS = {-1, 0, 1, 2, 3, 4, 0.5, 1.5}  # small numbers of things, and halves, are no thresholds
-TOP_FILES = ("__main__",)
 FILES = sorted(ROOT.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
 
@@ -136,16 +135,14 @@ def is_kernel(function: ast.FunctionDef) -> bool:
     return any("jit" in ast.unparse(one) for one in function.decorator_list)
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_at_most_six_positional_parameters(path):
-    for function in functions_of(TREES[path]):
-        if is_kernel(function):
-            continue
-        count = positional(function)
-        assert count <= MOST_PARAMETERS, (
-            f"{path.name}:{function.lineno} {function.name} takes {count} positional parameters: "
-            "values that travel together are one record"
-        )
+def test_at_most_six_positional_parameters():
+    """Values that travel together are one record."""
+    assert not [
+        f"{name_of(path)}:{function.lineno} {function.name}: {positional(function)} parameters"
+        for path in FILES
+        for function in functions_of(TREES[path])
+        if positional(function) > MOST_PARAMETERS and not is_kernel(function)
+    ]
 
 
 def fixed_parameters() -> set[str]:
@@ -164,15 +161,22 @@ TENSOR_METHODS = {name for name in dir(__import__("torch").Tensor) if not name.s
 FIXED = fixed_parameters()
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_no_tuple_is_unpacked_into_parameters(path):
-    for node in ast.walk(TREES[path]):
-        if not isinstance(node, ast.Call) or not any(isinstance(a, ast.Starred) for a in node.args):
-            continue
-        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-        assert name != "cls" and name not in FIXED, (
-            f"{path.name}:{node.lineno} {ast.unparse(node)}: pass fields by name, or a record"
-        )
+def unpacks(node: ast.AST) -> bool:
+    """Whether a tuple is unpacked into the parameters of a function or class of the package."""
+    if not isinstance(node, ast.Call) or not any(isinstance(a, ast.Starred) for a in node.args):
+        return False
+    name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+    return name == "cls" or name in FIXED
+
+
+def test_no_tuple_is_unpacked_into_parameters():
+    """Fields are passed by name, or as a record."""
+    assert not [
+        f"{name_of(path)}:{node.lineno} {ast.unparse(node)}"
+        for path in FILES
+        for node in ast.walk(TREES[path])
+        if unpacks(node)
+    ]
 
 
 def offered(folder: str) -> set[str]:
@@ -195,20 +199,23 @@ def source_of(path: Path, node: ast.ImportFrom) -> list[str]:
     return [*base, *(node.module.split(".") if node.module else [])]
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_other_folders_are_entered_by_their_init(path):
-    here = room_of(name_of(path))
-    for node in ast.walk(TREES[path]):
-        if not isinstance(node, ast.ImportFrom) or here not in FLOORS:
-            continue
-        source = source_of(path, node)
-        if source[0] != "kullback" or len(source) < 2 or source[1] in (here, *TOP_FILES):
-            continue
-        names = {alias.name for alias in node.names}
-        assert len(source) == 2 and names <= OFFERED[source[1]], (
-            f"{path.name}:{node.lineno} imports {sorted(names)} from {'.'.join(source)}: "
-            f"only what kullback.{source[1]} offers in its __init__"
-        )
+def goes_deep(path: Path, node: ast.ImportFrom) -> bool:
+    """Whether another folder is imported past what its `__init__` offers."""
+    here, source = room_of(name_of(path)), source_of(path, node)
+    if here not in FLOORS or source[:1] != ["kullback"] or len(source) < 2:
+        return False
+    if source[1] in (here, "__main__"):
+        return False
+    return len(source) > 2 or not {one.name for one in node.names} <= OFFERED[source[1]]
+
+
+def test_other_folders_are_entered_by_their_init():
+    assert not [
+        f"{name_of(path)}:{node.lineno} {ast.unparse(node)}"
+        for path in FILES
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.ImportFrom) and goes_deep(path, node)
+    ]
 
 
 def literals(node: ast.Compare) -> list[float]:
@@ -234,30 +241,43 @@ def names_compared() -> set[str]:
 COMPARED = names_compared()
 
 
-@pytest.mark.parametrize("path", [one for one in FILES if one.stem != "limits"], ids=name_of)
-def test_no_threshold_outside_the_limits(path):
-    for node in ast.walk(TREES[path]):
-        if isinstance(node, ast.Compare):
-            bare = [one for one in literals(node) if one not in COUNTS]
-            assert not bare, f"{path.name}:{node.lineno} {ast.unparse(node)}: name it in limits.py"
-    for node in TREES[path].body:
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        names = {one.id for one in targets if isinstance(one, ast.Name)} & COMPARED
-        numbers = all(
-            isinstance(part, NUMBER_PARTS)
-            and not (isinstance(part, ast.Constant) and isinstance(part.value, str))
-            for part in ast.walk(getattr(node, "value", node))
-        )
-        assert not (names and numbers), f"{path.name}:{node.lineno} {sorted(names)}: to limits.py"
-
-
 NUMBER_PARTS = (ast.Constant, ast.UnaryOp, ast.BinOp, ast.operator, ast.unaryop)
 
 
-@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=str)
-def test_few_entries_a_folder(folder):
-    entries = [one for one in folder.iterdir() if one.name not in ("__init__.py", "__pycache__")]
-    assert len(entries) <= MOST_ENTRIES, f"{folder.name}: {len(entries)} entries"
+def is_limit(node: ast.stmt) -> bool:
+    """Whether a module gives a number to a name in capitals that something is compared with."""
+    if not isinstance(node, ast.Assign):
+        return False
+    parts = list(ast.walk(node.value))
+    text = any(isinstance(one, ast.Constant) and isinstance(one.value, str) for one in parts)
+    names = {one.id for one in node.targets if isinstance(one, ast.Name)} & COMPARED
+    return bool(names) and not text and all(isinstance(one, NUMBER_PARTS) for one in parts)
+
+
+def test_no_threshold_outside_the_limits():
+    """What is compared with a number finds it, with its source, in the folder's `limits.py`."""
+    rest = [path for path in FILES if path.stem != "limits"]
+    assert not [
+        f"{name_of(path)}:{node.lineno} {ast.unparse(node)}"
+        for path in rest
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.Compare) and set(literals(node)) - COUNTS
+    ]
+    assert not [
+        f"{name_of(path)}:{node.lineno} {ast.unparse(node)}"
+        for path in rest
+        for node in TREES[path].body
+        if is_limit(node)
+    ]
+
+
+def test_few_entries_a_folder():
+    apart = ("__init__.py", "__pycache__")
+    entries = {
+        folder.name: sum(one.name not in apart for one in folder.iterdir())
+        for folder in {path.parent for path in FILES}
+    }
+    assert not {name: count for name, count in entries.items() if count > MOST_ENTRIES}
 
 
 def test_few_files_for_what_they_hold():

@@ -66,8 +66,8 @@ FLOWS = {
     ],
     "Fit": [
         ("variational", "target:\nlog density"),
-        ("variational", "plan: family\nand optimiser"),
-        ("variational", "engine,\noptimise"),
+        ("variational", "engine: family\nand method"),
+        ("variational", "optimise,\nfamilies"),
         ("variational", "diagnostics:\nevidence, verdict"),
         ("report", "fit_plot,\nexplain_fit"),
     ],

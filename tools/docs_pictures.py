@@ -22,6 +22,7 @@ PAGES = (
     "token_kl",
     "policy_kl",
     "audit",
+    "logprobs",
 )
 
 _FENCED = re.compile(r"^```python\n(.*?)^```\n(?:\n*^```text\n(.*?)^```\n)?", re.M | re.S)

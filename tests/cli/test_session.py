@@ -52,6 +52,10 @@ def folder(tmp_path_factory):
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "counts.csv").write_text("a,2\nb,1\nc,1\n")
     (folder / "my_losses.py").write_text(LOSSES)
+    (folder / "tokens.csv").write_text(
+        "step,sequence,sampler,trainer\n"
+        + "".join(f"{i % 2},{i // 20},{-1 - i % 7},{-1.02 - i % 7}\n" for i in range(400))
+    )
     (folder / "photos").mkdir()
     for i in range(20):
         pixels = np.random.default_rng(i).integers(0, 256, (16, 16), dtype=np.uint8)

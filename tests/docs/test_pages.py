@@ -22,6 +22,7 @@ PAGES = (
     pytest.param("token_kl", marks=pytest.mark.slow),
     pytest.param("policy_kl", marks=pytest.mark.slow),
     pytest.param("audit", marks=pytest.mark.slow),
+    pytest.param("logprobs", marks=pytest.mark.slow),
 )
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 

@@ -1,11 +1,14 @@
 """Laws over the list of every family: normalised, draws agree with densities, exact gradients."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from kullback.exact import quadrature
+from kullback.variational import fit
 from kullback.variational.families import NAMED, FullRank, MeanField, Mixture, StudentT
 from kullback.variational.families.family import Frame
 from kullback.variational.families.flow import bent as widened
@@ -244,3 +247,23 @@ def test_fixed_noise_gives_a_student_t_its_exact_covariance(degrees):
 def test_refusals(make, words):
     with pytest.raises(ValueError, match=words):
         make(Frame.identity(2))
+
+
+def test_the_flow_leaves_torchs_checks_on():
+    """Importing zuko switches the argument checks of all distributions off; they are put back."""
+    pytest.importorskip("zuko")
+    script = (
+        "import torch; from torch.distributions import Distribution\n"
+        "from kullback.variational.families import Flow\n"
+        "from kullback.variational.families.family import Frame\n"
+        "Flow(Frame.dense(torch.zeros(2), torch.eye(2)))\n"
+        "assert Distribution._validate_args\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("n", [2.5, "10", True, None])
+def test_a_number_of_draws_is_an_integer(n):
+    found = fit(lambda z: -0.5 * (z * z).sum(), 1, progress=False)
+    with pytest.raises(TypeError, match="n: expected int"):
+        found.sample(n)

@@ -189,7 +189,7 @@ def _estimator(text: str | None) -> str | float | None:
 def _measured(
     quantity: str, given: tuple[Any, ...], options: MeasureOptions, estimator: str | float | None
 ) -> Answer:
-    """Measure in the best way there is, or by the estimator asked for, with the truth beside it."""
+    """Measure in the best way there is, or by the estimator asked for, beside the exact value."""
     import torch
 
     from kullback import sampled

@@ -20,7 +20,16 @@ from cyclopts import App, ArgumentCollection, Parameter, Token
 from kullback.core import ArgumentValueError, KullbackError, RunError, __version__, message, require
 
 from .options import Shared
-from .session import FULL, INTERRUPTED, abandon, log, plain_letters, prepare, write
+from .session import (
+    FULL,
+    GATE_FAILED,
+    INTERRUPTED,
+    abandon,
+    log,
+    plain_letters,
+    prepare,
+    write,
+)
 
 __all__ = ["EXIT_CODES", "VERBS", "app", "completion", "in_flags", "main"]
 
@@ -79,6 +88,7 @@ EXIT_CODES = {
     1: "a run failed: damaged or missing run, improper target, full disk, no memory",
     2: "an argument or option is wrong, typed or in a --config file",
     3: "the data, or your own Python file, cannot be used",
+    GATE_FAILED: "a gate failed: --fail-above or --require-below",
     INTERRUPTED: "interrupted; a training has been saved",
 }
 
@@ -149,6 +159,11 @@ VERBS = {
         "user_code:audit",
         "The divergence that a policy loss minimises, found by enumeration.",
         ("kullback audit my_losses.py:k3 --html k3.html",),
+    ),
+    "logprobs": Verb(
+        "logprobs:logprobs",
+        "KL from logged log-probabilities of tokens, checked first.",
+        ("kullback logprobs tokens.csv --p sampler --q trainer --by step --fail-above 0.1",),
     ),
     "train": Verb(
         "train:train",

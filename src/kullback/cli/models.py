@@ -32,6 +32,7 @@ EXTRAS = {
     "codec": ["constriction"],
     "flows": ["zuko"],
     "lm": ["transformers"],
+    "tables": ["ibis", "duckdb", "pyarrow"],
 }
 PACKAGES = ("torch", "numpy", "safetensors", "cyclopts", "rich", "pillow", "matplotlib")
 

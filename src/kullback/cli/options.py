@@ -302,7 +302,7 @@ class FitOptions:
     ] = False
     reference: Annotated[
         Path | None,
-        Parameter(help="Draws of the truth (.csv or .npy) to hold q to, in table and plot."),
+        Parameter(help="Reference draws (.csv or .npy) to compare q with, in table and plot."),
     ] = None
     explain: Annotated[
         bool,

@@ -33,6 +33,7 @@ from .limits import SECONDS_BETWEEN_LINES, SECONDS_TO_FIRST_LINE
 
 __all__ = [
     "FULL",
+    "GATE_FAILED",
     "INTERRUPTED",
     "Session",
     "Stop",
@@ -106,6 +107,7 @@ def _spelt(letter: str) -> str:
     return bare or letter.encode("ascii", "backslashreplace").decode()
 
 
+GATE_FAILED = 4  # the exit code of a gate that failed
 INTERRUPTED = 130  # the exit code: 128 + SIGINT
 
 

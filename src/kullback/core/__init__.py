@@ -17,6 +17,7 @@ from .errors import (
     import_extra,
     message,
     require,
+    require_count,
     require_type,
     warn_caller,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "read_npy",
     "renamed",
     "require",
+    "require_count",
     "require_type",
     "short_values",
     "two_sided",
@@ -64,3 +66,6 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# on first use: it is not needed to start the command
+__getattr__, __dir__ = lazy("kullback.core", {"compiling": "kullback.core.compiling"})

@@ -9,6 +9,8 @@ another error is raised: `name: expected …; got …. Try: …`.
 """
 
 import importlib
+import math
+import operator
 import sys
 import warnings
 from types import ModuleType
@@ -25,6 +27,7 @@ __all__ = [
     "import_extra",
     "message",
     "require",
+    "require_count",
     "require_type",
     "warn_caller",
 ]
@@ -166,6 +169,38 @@ def describe(array: Any) -> str:
     """
     dtype = str(array.dtype).removeprefix("torch.")
     return f"{dtype} {list(array.shape)}"
+
+
+def require_count(number: object, name: str, least: int = 1) -> int:
+    """Require an integer, of Python or NumPy but no `bool`, of at least `least`, and return it.
+
+    Args:
+        number: What was given.
+        name: The argument's, for the message.
+        least: The smallest that is good.
+
+    Returns:
+        The number as an `int`.
+
+    Raises:
+        ArgumentTypeError: No integer.
+        ArgumentValueError: A smaller one.
+
+    Example:
+        >>> require_count(1000, "draws")
+        1000
+        >>> require_count(2.5, "draws")
+        Traceback (most recent call last):
+            ...
+        kullback.core.errors.ArgumentTypeError: draws: expected int; got float. Try: draws=2
+    """
+    if isinstance(number, bool) or not hasattr(number, "__index__"):
+        finite = isinstance(number, float) and math.isfinite(number)
+        hint = f"{name}={number:.0f}" if finite else ""
+        raise ArgumentTypeError(message(name, "int", type(number).__name__, hint))
+    found = operator.index(number)
+    require(found >= least, name, f"at least {least}", found)
+    return found
 
 
 def import_extra(module: str, extra: str) -> ModuleType:

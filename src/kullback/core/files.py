@@ -175,7 +175,13 @@ def numpy_errors() -> tuple[type[Exception], ...]:
 
 
 def numpy_error(error: BaseException) -> str:
-    """Say in words why NumPy could not read a file; never with the advice to load pickles.
+    """Return in words why NumPy could not read a file; never with the advice to load pickles.
+
+    Args:
+        error: What `numpy.load` raised.
+
+    Returns:
+        The reason in a few words: NumPy's own text, unless it mentions pickles.
 
     Example:
         >>> numpy_error(ValueError("Object arrays cannot be loaded when allow_pickle=False"))

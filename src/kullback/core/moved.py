@@ -64,6 +64,7 @@ _NEW = {
     "report.markup": "report.html",
     "report.origin": "report.run_page",
     "report.page": "report.run_page",
+    "report.record": "report.run_page",
     "report.profile": "report.divergence_plot",
     "report.repeats": "report.divergence_plot",
     "report.terminal": "report.evaluation_text",
@@ -259,6 +260,10 @@ def renamed(**names: str) -> Callable[[_Function], _Function]:
 
     Args:
         names: New name to old one, as in `renamed(p="p_logits")`.
+
+    Returns:
+        A decorator. The function it returns raises `TypeError` where one argument is given by both
+        names, and gives a `DeprecationWarning` where the old one is used.
 
     Example:
         >>> import pytest

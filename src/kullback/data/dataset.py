@@ -119,6 +119,12 @@ class Dataset:
 def sha256_of(values: Tensor) -> str:
     """Return the SHA-256 of a tensor's values in row order, as 64 hexadecimal digits.
 
+    Args:
+        values: A tensor of any shape and dtype that NumPy has.
+
+    Returns:
+        64 hexadecimal digits; shape and dtype are not part of the hash, only the bytes.
+
     Example:
         >>> sha256_of(torch.zeros(2, dtype=torch.uint8)) == hashlib.sha256(bytes(2)).hexdigest()
         True

@@ -127,9 +127,8 @@ def _to_integers(samples: Samples) -> tuple[Samples, int]:
     if not np.isfinite(samples).all():
         raise DataError("NaN or infinity in its samples")
     levels = np.rint(samples.astype(np.float64) * -LEAST_SAMPLE)
-    beyond = int(
-        ((levels < LEAST_SAMPLE) | (levels > -LEAST_SAMPLE)).sum()
-    )  # +1.0 itself is the usual full scale
+    outside = (levels < LEAST_SAMPLE) | (levels > -LEAST_SAMPLE)  # +1.0 itself is full scale
+    beyond = int(outside.sum())
     return levels.clip(LEAST_SAMPLE, GREATEST_SAMPLE).astype(np.int16), beyond
 
 
@@ -262,7 +261,7 @@ def holds_clips(path: Path) -> bool:
     try:
         with np.load(path, allow_pickle=False) as loaded:
             return {"samples", "offset"} <= set(loaded.files)
-    except (OSError, *numpy_errors()):
+    except numpy_errors():
         return False
 
 

@@ -61,16 +61,25 @@ class Row(NamedTuple):
 def kl(p: Any, q: Any) -> Tensor:
     """Return `KL(p‖q) = E_p[log p/q]` (MATH 3.5), p first, in nats, ≥ 0.
 
-    p, q: torch distributions of the same event shape; batch shapes broadcast → `[*batch]`.
-    Exact up to rounding, as said above. +inf where p has mass that q lacks, and where the true
+    Exact up to rounding, as said above. +inf where p has mass that q lacks, and where the exact
     value overflows. Gradients flow to the parameters; for masked logits and probabilities of 0 they
-    are as in `tables.kl`; where the value overflows they may be infinite, as the true ones are.
-    Raises `ArgumentTypeError` for anything but distributions and for a pair without a closed form;
-    `ArgumentValueError` for event shapes that differ.
+    are as in `tables.kl`; where the value overflows they may be infinite, as the exact ones are.
 
-    >>> from torch import tensor
-    >>> kl(families.Normal(tensor(0.0), tensor(1.0)), families.Normal(tensor(1.0), tensor(1.0)))
-    tensor(0.5000)
+    Args:
+        p: A torch distribution.
+        q: A torch distribution of the same event shape; batch shapes broadcast.
+
+    Returns:
+        `[*batch]`, in nats.
+
+    Raises:
+        ArgumentTypeError: For anything but distributions, or a pair without a closed form.
+        ArgumentValueError: For event shapes that differ.
+
+    Example:
+        >>> from torch import tensor
+        >>> kl(families.Normal(tensor(0.0), tensor(1.0)), families.Normal(tensor(1.0), tensor(1.0)))
+        tensor(0.5000)
     """
     pair = find(p, q)
     if pair is None:
@@ -79,21 +88,30 @@ def kl(p: Any, q: Any) -> Tensor:
 
 
 def find(p: Any, q: Any) -> Pair | None:
-    """Return the closed form of `KL(p‖q)`, or None where none is known: the question before `kl`.
+    """Return the closed form of `KL(p‖q)`, or None where none is known; no value is computed.
 
-    p, q: torch distributions. The pair of nearest ancestors decides, out of the table of `pairs`
-    and of what was registered by `torch.distributions.register_kl` for other classes; of two that
-    are equally near, the table. None as well where a pair's condition does not hold (transforms
-    that differ, unequal counts, inner distributions without a closed form). No value is computed.
-    Raises `ArgumentTypeError` for anything but distributions; `ArgumentValueError` for event shapes
-    that differ.
+    The pair of nearest ancestors decides, out of the table of `pairs` and of what was registered by
+    `torch.distributions.register_kl` for other classes; of two that are equally near, the table.
 
-    >>> from torch import tensor
-    >>> normal = families.Normal(tensor(0.0), tensor(1.0))
-    >>> find(normal, normal).source
-    'Gil, Alajaji and Linder 2013, table 2'
-    >>> find(normal, families.StudentT(tensor(3.0))) is None
-    True
+    Args:
+        p: A torch distribution.
+        q: A torch distribution of the same event shape.
+
+    Returns:
+        The `Pair`, or None: no pair of these families is known, or the pair's condition does not
+        hold (transforms that differ, unequal counts, inner distributions without a closed form).
+
+    Raises:
+        ArgumentTypeError: For anything but distributions.
+        ArgumentValueError: For event shapes that differ.
+
+    Example:
+        >>> from torch import tensor
+        >>> normal = families.Normal(tensor(0.0), tensor(1.0))
+        >>> find(normal, normal).source
+        'Gil, Alajaji and Linder 2013, table 2'
+        >>> find(normal, families.StudentT(tensor(3.0))) is None
+        True
     """
     return _first(_candidates(_with_registered(), p, q), p, q)
 
@@ -101,13 +119,20 @@ def find(p: Any, q: Any) -> Pair | None:
 def entropy(p: Any) -> Tensor:
     """Return `H(p) = −E_p[log p]` (MATH 3.2, 3.6), in nats; differential where p has a density.
 
-    p: a torch distribution → `[*batch]`, within 1e-6 of the value or of 1.
-    Raises `ArgumentTypeError` where there is no closed form (Poisson, negative binomial, inverse
-    Gaussian, mixtures, most transformed distributions).
+    Args:
+        p: A torch distribution.
 
-    >>> from torch import tensor
-    >>> entropy(families.Uniform(tensor(0.0), tensor(2.0)))
-    tensor(0.6931)
+    Returns:
+        `[*batch]`, in nats, within 1e-6 of the exact value, relative or absolute.
+
+    Raises:
+        ArgumentTypeError: Where there is no closed form (Poisson, negative binomial, inverse
+            Gaussian, mixtures, most transformed distributions).
+
+    Example:
+        >>> from torch import tensor
+        >>> entropy(families.Uniform(tensor(0.0), tensor(2.0)))
+        tensor(0.6931)
     """
     known = find_entropy(p)
     if known is None:
@@ -117,15 +142,22 @@ def entropy(p: Any) -> Tensor:
 
 
 def find_entropy(p: Any) -> Pair | None:
-    """Return the closed form of `H(p)`, or None where none is known: the question before `entropy`.
+    """Return the closed form of `H(p)`, or None where none is known; no value is computed.
 
-    p: a torch distribution. `function` takes p alone. A class that defines `entropy` itself is
-    taken at its word.
-    Raises `ArgumentTypeError` for anything but a distribution.
+    Args:
+        p: A torch distribution.
 
-    >>> from torch import tensor
-    >>> find_entropy(families.Poisson(tensor(1.0))) is None
-    True
+    Returns:
+        A `Pair` whose `function` takes p alone, or None. The `entropy` method of a class that
+        defines one itself is used unchecked.
+
+    Raises:
+        ArgumentTypeError: For anything but a distribution.
+
+    Example:
+        >>> from torch import tensor
+        >>> find_entropy(families.Poisson(tensor(1.0))) is None
+        True
     """
     require_type(p, families.Distribution, "p")
     if isinstance(p, families.Independent):
@@ -142,12 +174,23 @@ def find_entropy(p: Any) -> Pair | None:
 def cross_entropy(p: Any, q: Any) -> Tensor:
     """Return `H(p, q) = −E_p[log q] = H(p) + KL(p‖q)` (MATH 3.4, 3.5), in nats.
 
-    p, q: as in `kl`, where p's entropy has a closed form too → `[*batch]`.
+    Args:
+        p: A torch distribution whose entropy has a closed form.
+        q: A torch distribution of the same event shape; batch shapes broadcast.
 
-    >>> from torch import tensor
-    >>> p = families.Bernoulli(tensor(0.5))
-    >>> cross_entropy(p, families.Bernoulli(tensor(0.25)))
-    tensor(0.8370)
+    Returns:
+        `[*batch]`, in nats.
+
+    Raises:
+        ArgumentTypeError: For anything but distributions, or where one of the two terms has no
+            closed form.
+        ArgumentValueError: For event shapes that differ.
+
+    Example:
+        >>> from torch import tensor
+        >>> p = families.Bernoulli(tensor(0.5))
+        >>> cross_entropy(p, families.Bernoulli(tensor(0.25)))
+        tensor(0.8370)
     """
     return entropy(p) + kl(p, q)
 
@@ -155,13 +198,25 @@ def cross_entropy(p: Any, q: Any) -> Tensor:
 def renyi(p: Any, q: Any, *, alpha: float) -> Tensor:
     """Return the Rényi divergence `D_α(p‖q) = log E_p[(p/q)^(α−1)] / (α − 1)`, in nats, ≥ 0.
 
-    p, q: as in `kl` → `[*batch]`. alpha: 0 < α < inf; 1 is `kl`. +inf where the integral diverges
-    (α > 1 only). Computed in float64 as two KLs to a third member of the family.
+    Computed in float64 as two KLs to a third member of the family.
 
-    >>> from torch import tensor
-    >>> p, q = (families.Normal(tensor(m), tensor(1.0)) for m in (0.0, 1.0))
-    >>> renyi(p, q, alpha=2)
-    tensor(1.)
+    Args:
+        p: A torch distribution.
+        q: A torch distribution of the same event shape; batch shapes broadcast.
+        alpha: The order, 0 < α < inf; 1 is `kl`.
+
+    Returns:
+        `[*batch]`, in nats; +inf where the integral diverges (α > 1 only).
+
+    Raises:
+        ArgumentTypeError: For anything but distributions, or a pair without a closed form.
+        ArgumentValueError: For an order outside the range, or event shapes that differ.
+
+    Example:
+        >>> from torch import tensor
+        >>> p, q = (families.Normal(tensor(m), tensor(1.0)) for m in (0.0, 1.0))
+        >>> renyi(p, q, alpha=2)
+        tensor(1.)
     """
     require_type(alpha, (int, float), "alpha")
     require(0 < alpha < float("inf"), "alpha", "a finite order above 0", alpha)
@@ -177,8 +232,12 @@ def renyi(p: Any, q: Any, *, alpha: float) -> Tensor:
 def pairs() -> list[Row]:
     """List every closed form known here: quantity, family of p, family of q, source.
 
-    >>> [row.source for row in pairs() if row.p == row.q == "Cauchy"]
-    ['Chyzak and Nielsen 2019, theorem 1']
+    Returns:
+        Rows in alphabetical order, first those of "kl", then those of "renyi".
+
+    Example:
+        >>> [row.source for row in pairs() if row.p == row.q == "Cauchy"]
+        ['Chyzak and Nielsen 2019, theorem 1']
     """
     rows = [
         Row(quantity, p.__name__, q.__name__, pair.source)

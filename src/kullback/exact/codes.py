@@ -42,12 +42,22 @@ _WORD = np.dtype("<u4")  # constriction works in 32-bit words; bytes are little-
 def shannon_lengths(p: Tensor) -> Tensor:
     """Return Shannon's codeword lengths `⌈log₂ 1/p⌉`, in bits.
 
-    p: `[*batch, outcomes]` → the same shape; +inf where there is no mass. Exact: read from the
-    exponent of the float, not from a rounded logarithm. Not differentiable.
+    Exact: read from the exponent of the float, not from a rounded logarithm. Not differentiable.
     Reference: Shannon (1948), "A mathematical theory of communication", section 9.
 
-    >>> shannon_lengths(torch.tensor([0.5, 0.3, 0.2, 0.0]))
-    tensor([1., 2., 3., inf])
+    Args:
+        p: Probabilities `[*batch, outcomes]`.
+
+    Returns:
+        The same shape, in bits; +inf where there is no mass.
+
+    Raises:
+        ArgumentTypeError: For anything but a float tensor.
+        ArgumentValueError: For rows that are no distributions.
+
+    Example:
+        >>> shannon_lengths(torch.tensor([0.5, 0.3, 0.2, 0.0]))
+        tensor([1., 2., 3., inf])
     """
     mass = read(p).prob.detach()
     exponent = torch.frexp(mass).exponent  # mass = m·2^e with ½ ≤ m < 1, so ⌈−log₂ mass⌉ = 1 − e
@@ -57,13 +67,24 @@ def shannon_lengths(p: Tensor) -> Tensor:
 def huffman_code(p: Tensor) -> list[str | None]:
     """Return a Huffman code: one string of 0s and 1s per outcome, None where there is no mass.
 
-    p: `[outcomes]`. Its expected length is the smallest of any prefix code, between H(p)
-    and H(p) + 1 bits. A single outcome with mass needs no bits: "".
-    Raises `MissingExtraError` without constriction.
+    Its expected length is the smallest of any prefix code, between H(p) and H(p) + 1 bits. A single
+    outcome with mass needs no bits: "".
     Reference: Huffman (1952), "A method for the construction of minimum-redundancy codes".
 
-    >>> huffman_code(torch.tensor([0.5, 0.25, 0.25]))
-    ['0', '10', '11']
+    Args:
+        p: Probabilities `[outcomes]`.
+
+    Returns:
+        A list with one codeword or None per outcome.
+
+    Raises:
+        ArgumentTypeError: For anything but a float tensor.
+        ArgumentValueError: Where p is not one row that is a distribution.
+        MissingExtraError: Without constriction.
+
+    Example:
+        >>> huffman_code(torch.tensor([0.5, 0.25, 0.25]))
+        ['0', '10', '11']
     """
     mass = _masses(p)
     words: list[str | None] = [None] * len(mass)
@@ -80,29 +101,47 @@ def huffman_code(p: Tensor) -> list[str | None]:
 def kraft_sum(code: Tensor | Words) -> Tensor:
     """Return Kraft's sum `Σ 2^−length`: a prefix code with these lengths exists iff it is ≤ 1.
 
-    code: lengths `[*batch, outcomes]` in bits, or codewords such as `huffman_code` returns; +inf or
-    None (no codeword) adds nothing → `[*batch]`.
     Reference: Cover and Thomas (2006), "Elements of Information Theory", theorem 5.2.1.
 
-    >>> kraft_sum(torch.tensor([1.0, 2.0, 2.0])), kraft_sum(["0", "10"])
-    (tensor(1.), tensor(0.7500))
+    Args:
+        code: Lengths `[*batch, outcomes]` in bits, or codewords such as `huffman_code` returns;
+            +inf or None (no codeword) adds nothing.
+
+    Returns:
+        `[*batch]`, a pure number.
+
+    Raises:
+        ArgumentTypeError: For anything but a tensor or a sequence.
+        ArgumentValueError: For a word that has other characters than 0 and 1.
+
+    Example:
+        >>> kraft_sum(torch.tensor([1.0, 2.0, 2.0])), kraft_sum(["0", "10"])
+        (tensor(1.), tensor(0.7500))
     """
     lengths = _lengths(code)
     return torch.exp2(-lengths.to(torch.promote_types(lengths.dtype, torch.float32))).sum(-1)
 
 
 def expected_length(code: Tensor | Words, p: Tensor) -> Tensor:
-    """Return `Σ p(x)·length(x)`, in bits: the mean cost a symbol of data from p.
+    """Return `Σ p(x)·length(x)`, in bits: the mean length of a symbol's codeword for data from p.
 
-    code: lengths `[*batch, outcomes]`, or codewords such as `huffman_code` returns; p: `[*batch,
-    outcomes]`, also another table than the code was made for → `[*batch]`. Mass without a codeword
-    (+inf or None) costs +inf.
-    Raises `ArgumentValueError` when code and p have different numbers of outcomes.
+    Args:
+        code: Lengths `[*batch, outcomes]` in bits, or codewords such as `huffman_code` returns.
+        p: Probabilities `[*batch, outcomes]`; they may differ from those the code was made for.
 
-    >>> expected_length(torch.tensor([2.0, 1.0, 2.0]), torch.tensor([0.5, 0.25, 0.25]))
-    tensor(1.7500)
-    >>> expected_length(["10", "0", "11"], torch.tensor([0.5, 0.25, 0.25]))
-    tensor(1.7500)
+    Returns:
+        `[*batch]`, in bits; +inf where an outcome with mass has no codeword (+inf or None).
+
+    Raises:
+        ArgumentTypeError: For a code or a p of another type.
+        ArgumentValueError: When code and p have different numbers of outcomes, or for rows of p
+            that are no distributions.
+
+    Example:
+        >>> expected_length(torch.tensor([2.0, 1.0, 2.0]), torch.tensor([0.5, 0.25, 0.25]))
+        tensor(1.7500)
+        >>> expected_length(["10", "0", "11"], torch.tensor([0.5, 0.25, 0.25]))
+        tensor(1.7500)
     """
     lengths, mass = _lengths(code), read(p).prob
     same = lengths.shape[-1] == mass.shape[-1]
@@ -114,10 +153,20 @@ def expected_length(code: Tensor | Words, p: Tensor) -> Tensor:
 def extra_bits(p: Tensor, q: Tensor) -> Tensor:
     """Return `KL(p‖q) / ln 2`: extra bits a symbol for data from p coded with q.
 
-    p, q: probabilities `[*batch, outcomes]` → `[*batch]`, differentiable; `tables.kl` in bits.
+    Args:
+        p: Probabilities `[*batch, outcomes]`, of the data.
+        q: Probabilities `[*batch, outcomes]`, that the code was made for.
 
-    >>> extra_bits(torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.5, 0.25]))
-    tensor(0.2500)
+    Returns:
+        `[*batch]`, in bits, differentiable: `tables.kl` in bits.
+
+    Raises:
+        ArgumentTypeError: For anything but float tensors.
+        ArgumentValueError: For rows that are no distributions, or other outcomes in q.
+
+    Example:
+        >>> extra_bits(torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0.25, 0.5, 0.25]))
+        tensor(0.2500)
     """
     return tables.kl(p, q) / math.log(2)
 
@@ -125,15 +174,26 @@ def extra_bits(p: Tensor, q: Tensor) -> Tensor:
 def encode(symbols: Tensor, p: Tensor, *, coder: Coder = "ans") -> bytes:
     """Encode a sequence of symbols with the code made for p; the cost is `H(data, p)` a symbol.
 
-    symbols: integers `[count]`. p: `[outcomes]`, the table the code is made for, right or wrong.
-    "huffman" spends whole bits on every symbol; "ans" spends `log₂ 1/p` and up to 8 bytes more.
-    Raises `ArgumentValueError` for a symbol outside the table or without mass in it, and
-    `MissingExtraError` without constriction.
+    Args:
+        symbols: Integers `[count]`, from 0 to outcomes − 1.
+        p: Probabilities `[outcomes]` that the code is made for; the data may follow others.
+        coder: "huffman" spends whole bits on every symbol; "ans" spends `log₂ 1/p` bits a symbol,
+            and up to 8 bytes more in all.
 
-    >>> symbols = torch.tensor([0, 1, 0, 2])
-    >>> data = encode(symbols, torch.tensor([0.5, 0.25, 0.25]), coder="huffman")
-    >>> len(data)  # 6 bits
-    1
+    Returns:
+        The code alone: no count, no table.
+
+    Raises:
+        ArgumentTypeError: For anything but tensors.
+        ArgumentValueError: For a symbol outside the table or without mass in it, a p that is no
+            distribution, or an unknown coder.
+        MissingExtraError: Without constriction.
+
+    Example:
+        >>> symbols = torch.tensor([0, 1, 0, 2])
+        >>> data = encode(symbols, torch.tensor([0.5, 0.25, 0.25]), coder="huffman")
+        >>> len(data)  # 6 bits
+        1
     """
     mass = _checked(p, coder)
     require_type(symbols, Tensor, "symbols", "torch.tensor([...])")
@@ -153,16 +213,29 @@ def encode(symbols: Tensor, p: Tensor, *, coder: Coder = "ans") -> bytes:
 
 
 def decode(data: bytes, p: Tensor, *, count: int, coder: Coder = "ans") -> Tensor:
-    """Decode `count` symbols: the inverse of `encode` with the same p and coder → int64 `[count]`.
+    """Decode `count` symbols: the inverse of `encode` with the same p and coder.
 
-    p must be the same bit for bit, since the code is rebuilt from it.
-    Raises `DataError` when the bytes are not a code of exactly `count` symbols, as far as that
-    shows: bits left over or missing. ANS reads most damage, and a count too large, into symbols
-    that were never there, without noticing.
+    Args:
+        data: What `encode` returned.
+        p: Probabilities `[outcomes]`, the same bit for bit, since the code is rebuilt from them.
+        count: How many symbols were encoded.
+        coder: "ans" or "huffman", as in `encode`.
 
-    >>> p, symbols = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0, 1, 0, 2])
-    >>> decode(encode(symbols, p), p, count=4)
-    tensor([0, 1, 0, 2])
+    Returns:
+        int64 `[count]`.
+
+    Raises:
+        ArgumentTypeError: For data that are no bytes.
+        ArgumentValueError: For a negative count, a p that is no distribution, or an unknown coder.
+        DataError: When the bytes are not a code of exactly `count` symbols, as far as that can be
+            detected: bits left over or missing. ANS decodes most damaged data, and a count too
+            large, to wrong symbols without an error.
+        MissingExtraError: Without constriction.
+
+    Example:
+        >>> p, symbols = torch.tensor([0.5, 0.25, 0.25]), torch.tensor([0, 1, 0, 2])
+        >>> decode(encode(symbols, p), p, count=4)
+        tensor([0, 1, 0, 2])
     """
     mass = _checked(p, coder)
     require_type(data, bytes, "data")

@@ -70,8 +70,16 @@ class Lattice:
 def lattice_of(p: Any) -> Lattice | None:
     """Return the range of p's outcomes, one a component of a mixture; None where not known.
 
-    >>> lattice_of(d.Binomial(5, torch.tensor(0.5))).high
-    tensor([5.], dtype=torch.float64)
+    Args:
+        p: A torch distribution.
+
+    Returns:
+        The `Lattice`, `[*batch, K]` with one entry a component, or None where p is no distribution
+        on the integers that is known here.
+
+    Example:
+        >>> lattice_of(d.Binomial(5, torch.tensor(0.5))).high
+        tensor([5.], dtype=torch.float64)
     """
     if p.event_shape:
         return None
@@ -102,12 +110,21 @@ def _all_of(p: Any) -> Tensor:
 
 
 def log_masses(p: Any, x: Tensor) -> Tensor:
-    """Return `log p(x)`, float64, −inf where p has no mass; x: integers `[*batch, n]`.
+    """Return `log p(x)` in nats, float64, −inf where p has no mass.
 
-    p: a distribution for which `lattice_of` is not None. Differentiable in its parameters.
+    Args:
+        p: A distribution for which `lattice_of` is not None.
+        x: Integers `[*batch, n]`, of any dtype.
 
-    >>> log_masses(d.Poisson(torch.tensor(2.0)), torch.tensor([0.0, 1.0, -1.0]))
-    tensor([-2.0000, -1.3069,    -inf], dtype=torch.float64)
+    Returns:
+        `[*batch, n]`, differentiable in p's parameters.
+
+    Raises:
+        ArgumentValueError: Where p is not a distribution on the integers.
+
+    Example:
+        >>> log_masses(d.Poisson(torch.tensor(2.0)), torch.tensor([0.0, 1.0, -1.0]))
+        tensor([-2.0000, -1.3069,    -inf], dtype=torch.float64)
     """
     x = x.double()
     if isinstance(p, d.MixtureSameFamily):
@@ -313,11 +330,19 @@ class Sum:
 def kl(p: Any, q: Any) -> Sum | None:
     """Return `KL(p‖q) = Σ p log(p/q)` in terms `q − p + p log(p/q) ≥ 0`, which do not cancel.
 
-    p, q: torch distributions on the integers; batch shapes broadcast. +inf where p has an outcome
-    that q lacks, however improbable. Relative error about 1e-13. Differentiable.
+    Relative error about 1e-13.
 
-    >>> print(kl(torch.distributions.Bernoulli(0.3), torch.distributions.Geometric(0.3)))
-    sum over 0 … 94, remainder < 1e-14
+    Args:
+        p: A torch distribution on the integers.
+        q: A torch distribution on the integers; batch shapes broadcast.
+
+    Returns:
+        The `Sum`, in nats, differentiable; +inf where p has an outcome that q lacks, however
+        improbable. None where a distribution is not known here or the sum would be too long.
+
+    Example:
+        >>> print(kl(torch.distributions.Bernoulli(0.3), torch.distributions.Geometric(0.3)))
+        sum over 0 … 94, remainder < 1e-14
     """
     lattices = lattice_of(p), lattice_of(q)
     if lattices[0] is None or lattices[1] is None:
@@ -335,25 +360,56 @@ def kl(p: Any, q: Any) -> Sum | None:
 
 
 def js(p: Any, q: Any) -> Sum | None:
-    """Return `½ KL(p‖m) + ½ KL(q‖m)`, `m = ½(p + q)`; arguments as in `kl`.
+    """Return `½ KL(p‖m) + ½ KL(q‖m)`, `m = ½(p + q)`: the Jensen-Shannon divergence, in nats.
 
-    >>> js(torch.distributions.Poisson(3.0), torch.distributions.Poisson(3.0)).value
-    tensor(0., dtype=torch.float64)
+    Args:
+        p: A torch distribution on the integers.
+        q: A torch distribution on the integers; batch shapes broadcast.
+
+    Returns:
+        The `Sum`, in nats, differentiable; None where a distribution is not known here or the sum
+        would be too long.
+
+    Example:
+        >>> js(torch.distributions.Poisson(3.0), torch.distributions.Poisson(3.0)).value
+        tensor(0., dtype=torch.float64)
     """
     return _summed([p, q], lambda logs: js_sum(_table(logs[0]), _table(logs[1]), 0.5))
 
 
 def entropy(p: Any) -> Sum | None:
-    """Return `H(p) = −Σ p log p`.
+    """Return `H(p) = −Σ p log p`, in nats.
 
-    >>> entropy(torch.distributions.Poisson(3.0)).value
-    tensor(1.9315, dtype=torch.float64)
+    Args:
+        p: A torch distribution on the integers.
+
+    Returns:
+        The `Sum`, in nats, differentiable; None where p is not known here or the sum would be too
+        long.
+
+    Example:
+        >>> entropy(torch.distributions.Poisson(3.0)).value
+        tensor(1.9315, dtype=torch.float64)
     """
     return _summed([p], lambda logs: cross_sum(_table(logs[0]), _table(logs[0])))
 
 
 def cross_entropy(p: Any, q: Any) -> Sum | None:
-    """Return `H(p, q) = −Σ p log q`, +inf where p has an outcome that q lacks."""
+    """Return `H(p, q) = −Σ p log q = H(p) + KL(p‖q)`, in nats.
+
+    Args:
+        p: A torch distribution on the integers.
+        q: A torch distribution on the integers; batch shapes broadcast.
+
+    Returns:
+        The `Sum`, in nats, differentiable; +inf where p has an outcome that q lacks. None where a
+        distribution is not known here or a sum would be too long.
+
+    Example:
+        >>> p = torch.distributions.Poisson(3.0)
+        >>> cross_entropy(p, p).value
+        tensor(1.9315, dtype=torch.float64)
+    """
     first = kl(p, q)
     own = None if first is None else entropy(p)
     if first is None or own is None:
@@ -439,10 +495,20 @@ def _across(ends: list[Tensor], choose: Callable[[Tensor, Tensor], Tensor]) -> T
 
 
 def outcomes(first: Tensor, last: Tensor, known: list[Lattice]) -> Tensor | None:
-    """Return the outcomes `[*batch, n]` from first on, or None where they would be too many.
+    """Return the consecutive outcomes from first to last, or None where they would be too many.
 
-    >>> outcomes(torch.tensor(2.0), torch.tensor(4.0), [])
-    tensor([2., 3., 4.], dtype=torch.float64)
+    Args:
+        first: The first outcome, `[*batch]`.
+        last: The last outcome, `[*batch]`.
+        known: The lattices to be summed; the largest number of components counts as a factor.
+
+    Returns:
+        float64 `[*batch, n]`, n the largest `last − first + 1`: shorter ranges run on beyond their
+        last. None for an infinite range, or for more than `limits.MAX_TERMS` terms.
+
+    Example:
+        >>> outcomes(torch.tensor(2.0), torch.tensor(4.0), [])
+        tensor([2., 3., 4.], dtype=torch.float64)
     """
     if not bool((last - first).isfinite().all()):
         return None

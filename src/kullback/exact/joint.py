@@ -33,13 +33,27 @@ def conditional_entropy(
 ) -> Tensor:
     """Return `H(X|Y) = H(X, Y) − H(Y)`, or `H(Y|X)` with `given=-2`, in nats, ≥ 0.
 
-    joint: `[*batch, X, Y]` → `[*batch]`. given: the axis of the variable that is known. The sum
-    done is `Σ p(x, y) log p(y)/p(x, y)`, of which no term is negative.
+    Computed as `Σ p(x, y) log p(y)/p(x, y)`, of which no term is negative.
 
-    >>> conditional_entropy(torch.tensor([[0.5, 0.0], [0.0, 0.5]]))
-    tensor(0.)
-    >>> conditional_entropy(torch.full((2, 2), 0.25)) / math.log(2)
-    tensor(1.)
+    Args:
+        joint: `[*batch, X, Y]`, a joint table.
+        given: The axis of the variable that is known: −1 (Y) or −2 (X).
+        form: What the table holds: "probs", "log_probs" or "logits".
+        normalise: Divide by the sum instead of refusing one that is off.
+
+    Returns:
+        `[*batch]`, in nats, with gradients as in `kullback.exact.tables`.
+
+    Raises:
+        ArgumentTypeError: For anything but a float tensor.
+        ArgumentValueError: For a table that is no distribution or has fewer than two axes, or
+            another `given`.
+
+    Example:
+        >>> conditional_entropy(torch.tensor([[0.5, 0.0], [0.0, 0.5]]))
+        tensor(0.)
+        >>> conditional_entropy(torch.full((2, 2), 0.25)) / math.log(2)
+        tensor(1.)
     """
     require(given in (-1, -2), "given", "-1 (Y, the last axis) or -2 (X)", given)
     logs = _read_joint(joint, 2, form=form, normalise=normalise, name="joint")
@@ -50,10 +64,23 @@ def conditional_entropy(
 def mutual_information(joint: Tensor, *, form: Form = "probs", normalise: bool = False) -> Tensor:
     """Return `I(X; Y) = KL(p(x, y) ‖ p(x) p(y))`, in nats, ≥ 0.
 
-    joint: `[*batch, X, Y]` → `[*batch]`. Independent variables give 0 up to rounding.
+    Independent variables give 0 up to rounding.
 
-    >>> mutual_information(torch.tensor([[0.5, 0.0], [0.0, 0.5]])) / math.log(2)
-    tensor(1.)
+    Args:
+        joint: `[*batch, X, Y]`, a joint table.
+        form: What the table holds: "probs", "log_probs" or "logits".
+        normalise: Divide by the sum instead of refusing one that is off.
+
+    Returns:
+        `[*batch]`, in nats, with gradients as in `kullback.exact.tables`.
+
+    Raises:
+        ArgumentTypeError: For anything but a float tensor.
+        ArgumentValueError: For a table that is no distribution or has fewer than two axes.
+
+    Example:
+        >>> mutual_information(torch.tensor([[0.5, 0.0], [0.0, 0.5]])) / math.log(2)
+        tensor(1.)
     """
     return total_correlation(joint, variables=2, form=form, normalise=normalise)
 
@@ -63,13 +90,26 @@ def total_correlation(
 ) -> Tensor:
     """Return `KL(p(x₁, …, x_k) ‖ Π p(x_i))`, in nats, ≥ 0.
 
-    joint: `[*batch, X₁, …, X_k]` → `[*batch]`. variables: k ≥ 1, the number of last axes.
     Reference: Watanabe (1960), "Information theoretical analysis of multivariate correlation".
 
-    >>> three_copies = torch.zeros(2, 2, 2)
-    >>> three_copies[0, 0, 0] = three_copies[1, 1, 1] = 0.5
-    >>> total_correlation(three_copies, variables=3) / math.log(2)
-    tensor(2.)
+    Args:
+        joint: `[*batch, X₁, …, X_k]`, a joint table.
+        variables: k ≥ 1, the number of last axes.
+        form: What the table holds: "probs", "log_probs" or "logits".
+        normalise: Divide by the sum instead of refusing one that is off.
+
+    Returns:
+        `[*batch]`, in nats, with gradients as in `kullback.exact.tables`.
+
+    Raises:
+        ArgumentTypeError: For anything but a float tensor.
+        ArgumentValueError: For a table that is no distribution or has fewer than k axes.
+
+    Example:
+        >>> three_copies = torch.zeros(2, 2, 2)
+        >>> three_copies[0, 0, 0] = three_copies[1, 1, 1] = 0.5
+        >>> total_correlation(three_copies, variables=3) / math.log(2)
+        tensor(2.)
     """
     logs = _read_joint(joint, variables, form=form, normalise=normalise, name="joint")
     axes = range(-variables, 0)
@@ -82,13 +122,26 @@ def total_correlation(
 def kl_chain(p: Tensor, q: Tensor, *, form: Form = "probs", normalise: bool = False) -> KLChain:
     """Split `KL(p(x, y)‖q(x, y)) = KL(p(x)‖q(x)) + Σ p(x) KL(p(y|x)‖q(y|x))`, in nats.
 
-    p, q: `[*batch, X, Y]` → two `[*batch]`. Where q lacks an x that p has, both shares are +inf
-    (q(y|x) does not exist there).
     Reference: Cover and Thomas (2006), "Elements of Information Theory", theorem 2.5.3.
 
-    >>> p = torch.tensor([[0.4, 0.1], [0.1, 0.4]])
-    >>> kl_chain(p, torch.full((2, 2), 0.25))
-    KLChain(marginal=tensor(0.), conditional=tensor(0.1927))
+    Args:
+        p: `[*batch, X, Y]`, a joint table.
+        q: `[*batch, X, Y]`, a joint table of the same outcomes; batches broadcast.
+        form: What the tables hold: "probs", "log_probs" or "logits".
+        normalise: Divide by the sum instead of refusing one that is off.
+
+    Returns:
+        `KLChain(marginal, conditional)`, each `[*batch]`, in nats, ≥ 0. Both are +inf where q lacks
+        an x that p has, since q(y|x) does not exist there.
+
+    Raises:
+        ArgumentTypeError: For anything but float tensors.
+        ArgumentValueError: For tables that are no distributions, or other outcomes in q.
+
+    Example:
+        >>> p = torch.tensor([[0.4, 0.1], [0.1, 0.4]])
+        >>> kl_chain(p, torch.full((2, 2), 0.25))
+        KLChain(marginal=tensor(0.), conditional=tensor(0.1927))
     """
     log_p = _read_joint(p, 2, form=form, normalise=normalise, name="p")
     log_q = _read_joint(q, 2, form=form, normalise=normalise, name="q")

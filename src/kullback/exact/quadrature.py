@@ -80,19 +80,29 @@ class Posterior:
 def posterior(log_joint: LogDensity, *, lower: Bound, upper: Bound, nodes: int = 200) -> Posterior:
     """Integrate `p(x, z) dz` over a box and return the evidence and the posterior on its grid.
 
-    log_joint: maps float64 nodes `[n, d]` to `log p(x, z)` `[n]`; −inf is allowed. lower, upper:
-    the box, a number each for d = 1 or one per dimension, d ≤ 2. nodes: per dimension, ≥ 4.
-    The result is differentiable with respect to whatever log_joint closes over.
-    Raises `ArgumentValueError` for a bad box, a log_joint of the wrong shape, NaN, or no mass.
     Reference: Davis and Rabinowitz (1984), "Methods of Numerical Integration", section 2.7.
 
-    >>> normal = torch.distributions.Normal(0.0, 1.0)
-    >>> def log_joint(z):
-    ...     return (normal.log_prob(z) + normal.log_prob(1.0 - z))[:, 0]
-    >>> found = posterior(log_joint, lower=-9, upper=9)
-    >>> expected = torch.distributions.Normal(0.0, 2**0.5).log_prob(torch.tensor(1.0))
-    >>> bool((found.log_evidence - expected).abs() < 1e-6)
-    True
+    Args:
+        log_joint: Maps float64 nodes `[n, d]` to `log p(x, z)` `[n]` in nats; −inf is allowed.
+        lower: Lower end of the box, finite: a number for d = 1, or one per dimension, d ≤ 2.
+        upper: Upper end of the box, likewise, above `lower`.
+        nodes: Nodes per dimension, ≥ 4.
+
+    Returns:
+        A `Posterior`, differentiable with respect to whatever log_joint closes over.
+
+    Raises:
+        ArgumentTypeError: For a log_joint that returns no tensor.
+        ArgumentValueError: For a bad box, a log_joint of the wrong shape, NaN, or no mass.
+
+    Example:
+        >>> normal = torch.distributions.Normal(0.0, 1.0)
+        >>> def log_joint(z):
+        ...     return (normal.log_prob(z) + normal.log_prob(1.0 - z))[:, 0]
+        >>> found = posterior(log_joint, lower=-9, upper=9)
+        >>> expected = torch.distributions.Normal(0.0, 2**0.5).log_prob(torch.tensor(1.0))
+        >>> bool((found.log_evidence - expected).abs() < 1e-6)
+        True
     """
     require(nodes >= 4, "nodes", "at least 4 a dimension", nodes)
     points, log_weights = grid(lower, upper, nodes=nodes)
@@ -112,13 +122,27 @@ def kl(
 ) -> Tensor:
     """Return `KL(p‖q) = ∫ p log(p/q)` over a box, in nats.
 
-    log_p, log_q: normalised log densities, nodes `[n, d]` → `[n]`; box and nodes as in
-    `posterior`. The integrand is `p log(p/q) − p + q ≥ 0`, so mass of either outside the box shows
-    as a loss, never as a negative value. +inf where q is −inf and p is not.
+    The integrand is `p log(p/q) − p + q ≥ 0`. Mass of either outside the box makes
+    the value too small, never negative.
 
-    >>> p, q = (torch.distributions.Normal(m, 1.0) for m in (0.0, 1.0))
-    >>> kl(lambda z: p.log_prob(z[:, 0]), lambda z: q.log_prob(z[:, 0]), lower=-9, upper=9)
-    tensor(0.5000, dtype=torch.float64)
+    Args:
+        log_p: Normalised log density of p: maps float64 nodes `[n, d]` to `[n]` in nats.
+        log_q: Likewise of q.
+        lower: Lower end of the box, finite: a number for d = 1, or one per dimension, d ≤ 2.
+        upper: Upper end of the box, likewise, above `lower`.
+        nodes: Nodes per dimension, ≥ 2.
+
+    Returns:
+        A scalar in float64; +inf where q is 0 and p is not.
+
+    Raises:
+        ArgumentTypeError: For a density that returns no tensor.
+        ArgumentValueError: For a bad box, a density of the wrong shape, or NaN.
+
+    Example:
+        >>> p, q = (torch.distributions.Normal(m, 1.0) for m in (0.0, 1.0))
+        >>> kl(lambda z: p.log_prob(z[:, 0]), lambda z: q.log_prob(z[:, 0]), lower=-9, upper=9)
+        tensor(0.5000, dtype=torch.float64)
     """
     points, log_weights = grid(lower, upper, nodes=nodes)
     at_p, at_q = _values(log_p, points, "log_p"), _values(log_q, points, "log_q")
@@ -126,13 +150,23 @@ def kl(
 
 
 def grid(lower: Bound, upper: Bound, *, nodes: int = 200) -> tuple[Tensor, Tensor]:
-    """Return Gauss-Legendre nodes `[n, d]` on a box and the logs of their weights `[n]`, float64.
+    """Return Gauss-Legendre nodes on a box and the logs of their weights, float64.
 
-    lower, upper: finite, a number each for d = 1 or one per dimension, d ≤ 2; n = nodes^d.
+    Args:
+        lower: Lower end of the box, finite: a number for d = 1, or one per dimension, d ≤ 2.
+        upper: Upper end of the box, likewise, above `lower`.
+        nodes: Nodes per dimension, ≥ 2.
 
-    >>> points, log_weights = grid(0.0, 3.0, nodes=8)
-    >>> bool((log_weights.exp().sum() - 3).abs() < 1e-14)
-    True
+    Returns:
+        Nodes `[n, d]` and log weights `[n]`, n = nodes^d.
+
+    Raises:
+        ArgumentValueError: For a bad box, or fewer than 2 nodes.
+
+    Example:
+        >>> points, log_weights = grid(0.0, 3.0, nodes=8)
+        >>> bool((log_weights.exp().sum() - 3).abs() < 1e-14)
+        True
     """
     low, high = (np.atleast_1d(np.asarray(b, dtype=np.float64)) for b in (lower, upper))
     sizes = f"{low.shape} and {high.shape}"

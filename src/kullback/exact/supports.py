@@ -30,15 +30,23 @@ __all__ = ["Comparison", "Line", "beta_cdf", "cdf", "compare", "line_of", "unres
 
 
 def cdf(q: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor | None:
-    """Return `Q(X ≤ x)` in float64, x `[*sample, *batch]`, of a family on `[low, high]`.
+    """Return `Q(X ≤ x)` in float64 of a family on `[low, high]`: 0 below it, 1 above.
 
-    q: a distribution on the real line (no mixture); low, high: its support, `[*batch]` float64.
-    Within about 1e-13 (1e-10 at parameters of 1e5). None where torch has none and this file has
-    none either.
+    Within about 1e-13 (1e-10 at parameters of 1e5).
 
-    >>> x = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
-    >>> cdf(d.Beta(2.0, 3.0), x, low=torch.tensor(0.0), high=torch.tensor(1.0))
-    tensor([0.0000, 0.6875, 1.0000], dtype=torch.float64)
+    Args:
+        q: A torch distribution on the real line; no mixture.
+        x: `[*sample, *batch]`, float64.
+        low: Lower end of q's support, `[*batch]`.
+        high: Upper end of q's support, `[*batch]`.
+
+    Returns:
+        `[*sample, *batch]`, or None where neither torch nor this file has a cdf of q.
+
+    Example:
+        >>> x = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
+        >>> cdf(d.Beta(2.0, 3.0), x, low=torch.tensor(0.0), high=torch.tensor(1.0))
+        tensor([0.0000, 0.6875, 1.0000], dtype=torch.float64)
     """
     inside = (low < x) & (x < high)
     middle = torch.where(low.isfinite(), low + 1, torch.where(high.isfinite(), high - 1, 0.0))
@@ -74,13 +82,22 @@ def _inside(q: Any, x: Tensor) -> Tensor | None:
 
 
 def beta_cdf(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
-    """Return the regularised incomplete beta function `I_x(a, b)`, float64; x is clamped to [0, 1].
+    """Return the regularised incomplete beta function `I_x(a, b)`, float64.
 
     The continued fraction by Lentz's method, on the side of the mean where it converges fast.
     Reference: Abramowitz and Stegun (1964), "Handbook of Mathematical Functions", 26.5.8.
 
-    >>> beta_cdf(*(torch.tensor(v, dtype=torch.float64) for v in (2.0, 3.0, 0.5)))
-    tensor(0.6875, dtype=torch.float64)
+    Args:
+        a: First shape parameter, > 0, float64.
+        b: Second shape parameter, > 0, float64.
+        x: Where it is taken, float64; clamped to [0, 1].
+
+    Returns:
+        Probabilities of the shape that a, b and x broadcast to.
+
+    Example:
+        >>> beta_cdf(*(torch.tensor(v, dtype=torch.float64) for v in (2.0, 3.0, 0.5)))
+        tensor(0.6875, dtype=torch.float64)
     """
     a, b, x = torch.broadcast_tensors(a, b, x.clamp(0.0, 1.0))  # type: ignore[no-untyped-call]
     turned = x > (a + 1) / (a + b + 2)
@@ -154,14 +171,22 @@ class Comparison:
 def compare(p: Any, q: Any) -> Comparison | None:
     """Compare the supports and tails of two distributions; None where not known.
 
-    p, q: torch distributions of one event shape; batch shapes broadcast. Exact up to the rounding
-    of the cdf (about 1e-13).
+    Exact up to the rounding of the cdf (about 1e-13).
 
-    >>> compare(d.Cauchy(0.0, 1.0), d.Normal(0.0, 1.0)).infinite
-    tensor(True)
-    >>> found = compare(d.Uniform(0.0, 1.0), d.Exponential(1.0))
-    >>> found.infinite, found.ratio_mean
-    (tensor(False), tensor(0.6321, dtype=torch.float64))
+    Args:
+        p: A torch distribution.
+        q: A torch distribution of the same event shape; batch shapes broadcast.
+
+    Returns:
+        A `Comparison` of `[*batch]`: where KL(p‖q) is infinite, the mean of q/p, and which moments
+        are infinite. None where a family is not known here.
+
+    Example:
+        >>> compare(d.Cauchy(0.0, 1.0), d.Normal(0.0, 1.0)).infinite
+        tensor(True)
+        >>> found = compare(d.Uniform(0.0, 1.0), d.Exponential(1.0))
+        >>> found.infinite, found.ratio_mean
+        (tensor(False), tensor(0.6321, dtype=torch.float64))
     """
     batch = (torch.empty(p.batch_shape) + torch.empty(q.batch_shape)).shape
     p, q = (one if one.batch_shape == batch else one.expand(batch) for one in (p, q))
@@ -184,8 +209,15 @@ def compare(p: Any, q: Any) -> Comparison | None:
 def line_of(p: Any) -> Line | None:
     """Return the intervals and tails of a distribution on the real line; None where not known.
 
-    >>> line_of(d.Pareto(2.0, 3.0)).low
-    tensor([2.], dtype=torch.float64)
+    Args:
+        p: A torch distribution.
+
+    Returns:
+        A `Line` `[*batch, K]` with one entry a component, or None.
+
+    Example:
+        >>> line_of(d.Pareto(2.0, 3.0)).low
+        tensor([2.], dtype=torch.float64)
     """
     if p.event_shape:
         return None
@@ -208,15 +240,23 @@ def line_of(p: Any) -> Line | None:
 
 
 def unresolved(line: Line, dtype: torch.dtype) -> Tensor:
-    """Return by how much a mean of log p under p may be off, `[*batch]`, as draws have a dtype.
+    """Return by how much a mean of log p under p may be off because draws are rounded to a dtype.
 
-    Within δ of an end numbers of the dtype are not told apart. Where p falls as `u^(b − 1)` they
-    hold the mass `δ^b`, and `∫ p |log u|` there is about `δ^b / b`. At an infinite end 1/δ is the
-    largest number.
+    Within δ of an end, numbers of the dtype cannot be distinguished. Where p falls as `u^(b − 1)`
+    they hold the mass `δ^b`, and `∫ p |log u|` there is about `δ^b / b`. At an infinite end 1/δ is
+    the largest number.
 
-    >>> line = line_of(d.Beta(5.0, 0.001))
-    >>> float(unresolved(line, torch.float64)) > 900
-    True
+    Args:
+        line: Intervals and tails of p, as from `line_of`.
+        dtype: The floating type of the draws.
+
+    Returns:
+        `[*batch]`, float64, in nats: the largest over both ends of the components with mass.
+
+    Example:
+        >>> line = line_of(d.Beta(5.0, 0.001))
+        >>> float(unresolved(line, torch.float64)) > 900
+        True
     """
     info = torch.finfo(dtype)
     width = torch.where((line.high - line.low).isfinite(), line.high - line.low, math.inf)

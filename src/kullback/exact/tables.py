@@ -47,9 +47,9 @@ __all__ = [
 
 
 def surprisal(p: Tensor, *, form: Form = "probs", normalise: bool = False) -> Tensor:
-    """Return the surprise of each outcome, `log 1/p(x)` (MATH 3.1), in nats.
+    """Return the surprisal of each outcome, `log 1/p(x)` (MATH 3.1), in nats.
 
-    The result has the same shape. An outcome without mass has surprise +inf and gradient 0.
+    The result has the same shape. An outcome without mass has surprisal +inf and gradient 0.
 
     Args:
         p: `[*batch, outcomes]`, a table.

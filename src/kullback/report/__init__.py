@@ -1,8 +1,9 @@
 """Layer 5, report: what was found, as HTML pages, pictures and text.
 
-- `run_page`: `write`, the page of a training run; `run_charts`: its learning curve, KL bars and map
-  of the latent space; `record`: what a run directory holds.
+- `run_page`: what a run directory holds, and `write`, its page; `run_charts`: the learning curve,
+  KL bars and map of the latent space.
 - `audit_page`: the audit of a loss as text and as a page.
+- `logprobs_page`: logged log-probabilities as text and as a page.
 - `html`: pages from `templates/`; `figures`: the one style of all charts, drawn by matplotlib.
 - `pictures`: images as PNG, clips of sound as WAV files, players and spectrograms;
   `divergence_plot`, `fit_plot`: SVG of a divergence, of a fit.
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     )
     from .divergence_plot import plot
     from .fit_plot import plot_directions, plot_fit
+    from .logprobs_page import logprobs_text, write_logprobs
     from .run_page import write
     from .text_layout import UNITS, measured_text, number
 
@@ -38,6 +40,7 @@ __all__ = [
     "explain_fit",
     "explain_named",
     "explain_tables",
+    "logprobs_text",
     "measured_text",
     "number",
     "pictures",
@@ -45,6 +48,7 @@ __all__ = [
     "plot_directions",
     "plot_fit",
     "write",
+    "write_logprobs",
 ]
 
 _MODULES = {
@@ -54,6 +58,7 @@ _MODULES = {
     "explain_fit": "explain_fit",
     "explain_named": "explain_named",
     "explain_tables": "explain_tables",
+    "logprobs_text": "logprobs_page",
     "measured_text": "text_layout",
     "number": "text_layout",
     "pictures": "pictures",
@@ -61,6 +66,7 @@ _MODULES = {
     "plot_directions": "fit_plot",
     "plot_fit": "fit_plot",
     "write": "run_page",
+    "write_logprobs": "logprobs_page",
 }
 
 __getattr__, __dir__ = lazy(

@@ -93,11 +93,18 @@ def audit_table(found: Audit, *, width: int = 100) -> str:
 
 
 def how(found: Audit) -> str:
-    """Say how a loss was taken: as a loss, or as a penalty with its credit and weights.
+    """Return in words how a loss was taken: as a loss, or as a penalty with its credit and weights.
 
-    >>> from kullback.tokens import audit
-    >>> how(audit(lambda logp, ref_logp: logp - ref_logp, form="penalty"))
-    'a penalty (to-go, weighted by none)'
+    Args:
+        found: An audit of a loss.
+
+    Returns:
+        A few words, for the page's first line.
+
+    Example:
+        >>> from kullback.tokens import audit
+        >>> how(audit(lambda logp, ref_logp: logp - ref_logp, form="penalty"))
+        'a penalty (to-go, weighted by none)'
     """
     if found.form == "loss":
         return "a loss"
@@ -105,7 +112,21 @@ def how(found: Audit) -> str:
 
 
 def grouped(found: Audit) -> dict[tuple[str, str], list[tuple[float, float] | None]]:
-    """Return for each divergence and level the worst error and cosine of each of `GROUPS`."""
+    """Return the largest error and smallest cosine of each of `GROUPS`, by divergence and level.
+
+    Args:
+        found: An audit of a loss.
+
+    Returns:
+        For each (divergence, level) a list with one entry a group: the largest relative error and
+        the smallest cosine with the gradient, or None where no world of the group was compared.
+
+    Example:
+        >>> from kullback.tokens import audit
+        >>> found = audit(lambda logp, ref_logp: logp - ref_logp, form="penalty")
+        >>> {len(cells) for cells in grouped(found).values()} == {len(GROUPS)}
+        True
+    """
     table: dict[tuple[str, str], list[tuple[float, float] | None]] = {}
     for at, group in enumerate(GROUPS):
         for one in itertools.chain.from_iterable(r.comparisons for r in group.of(found.rows)):
@@ -116,10 +137,18 @@ def grouped(found: Audit) -> dict[tuple[str, str], list[tuple[float, float] | No
 
 
 def small(value: float) -> str:
-    """Print a relative error in a few characters.
+    """Return a relative error in a few characters.
 
-    >>> small(3.2e-16), small(0.534), small(12.0)
-    ('3e-16', '0.53', '12')
+    Args:
+        value: ≥ 0, a pure number.
+
+    Returns:
+        One digit and an exponent below `limits.SMALL`, else two decimals, or three digits from
+        `limits.WHOLE_ERROR` on.
+
+    Example:
+        >>> small(3.2e-16), small(0.534), small(12.0)
+        ('3e-16', '0.53', '12')
     """
     if value < SMALL:
         return f"{value:.0e}" if value > 0 else "0"
@@ -164,7 +193,20 @@ def write(found: Audit, path: str | Path) -> Path:
 
 
 def render(found: Audit) -> str:
-    """Return the whole page of an audit as HTML."""
+    """Return the whole page of an audit as HTML.
+
+    Args:
+        found: An audit of a loss.
+
+    Returns:
+        One HTML document, which needs no other file.
+
+    Example:
+        >>> from kullback.tokens import audit
+        >>> page = render(audit(lambda logp, ref_logp: logp - ref_logp, form="penalty"))
+        >>> page.rstrip().endswith("</html>")
+        True
+    """
     given = ", ".join(
         name if name == role else f"{name} ({role})" for name, role in found.arguments.items()
     )

@@ -46,19 +46,33 @@ class Figure:
 
 
 def plain(estimate: Estimate) -> str:
-    """Print `value ± error` exactly as the estimate prints itself, without unit and bias.
+    """Return `value ± error` exactly as the estimate prints itself, without unit and bias.
 
-    >>> plain(Estimate(-89.423, 0.1134, draws=9, bias="low"))
-    '-89.42 ± 0.11'
+    Args:
+        estimate: A scalar estimate.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> plain(Estimate(-89.423, 0.1134, draws=9, bias="low"))
+        '-89.42 ± 0.11'
     """
     return replace(estimate, unit="", bias="none").brief
 
 
 def noun_of(protocol: Mapping[str, Any]) -> str:
-    """Say what one example is: "image", "vector", or "clip" of sound.
+    """Return what one example is called: "image", "vector", or "clip" of sound.
 
-    >>> noun_of({"event_shape": [1, 28, 28]})
-    'image'
+    Args:
+        protocol: As in `Dataset.protocol`; only "event_shape" is used, which may be missing.
+
+    Returns:
+        "vector" for an event of one axis, "clip" for one of two, else "image".
+
+    Example:
+        >>> noun_of({"event_shape": [1, 28, 28]})
+        'image'
     """
     return {1: "vector", 2: "clip"}.get(len(protocol.get("event_shape") or ()), "image")
 
@@ -66,12 +80,19 @@ def noun_of(protocol: Mapping[str, Any]) -> str:
 def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]:
     """Return the figures by key, in the order in which they are read.
 
-    >>> import torch
-    >>> from kullback.vae import build, evaluate
-    >>> found = figures(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))
-    >>> [*found]
-    ['elbo', 'log_likelihood', 'gap', 'rate', 'distortion', 'effective_draws', 'loose', \
-'active_units']
+    Args:
+        evaluation: An evaluation of a VAE.
+        noun: What one example is called, as from `noun_of`.
+
+    Returns:
+        A `Figure` for each key; "bits_per_dim" only where the evaluation has it.
+
+    Example:
+        >>> import torch
+        >>> from kullback.vae import build, evaluate
+        >>> found = figures(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))
+        >>> " ".join(found)
+        'elbo log_likelihood gap rate distortion effective_draws loose active_units'
     """
     e = evaluation
     unit, k = f"nats/{noun}", f"L_{e.draws}"
@@ -186,12 +207,20 @@ def _value_of(levels: int) -> str:
 
 
 def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
-    """Say in one sentence each what the figures mean and where they must not be trusted.
+    """Return in one sentence each what the figures mean and where they must not be trusted.
 
-    >>> import torch
-    >>> from kullback.vae import build, evaluate
-    >>> remarks(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))[0]
-    'ELBO and L_16 are lower bounds on log p(x): higher is better.'
+    Args:
+        evaluation: An evaluation of a VAE.
+        noun: What one example is called, as from `noun_of`.
+
+    Returns:
+        The sentences, with the warnings of every estimate, each once.
+
+    Example:
+        >>> import torch
+        >>> from kullback.vae import build, evaluate
+        >>> remarks(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))[0]
+        'ELBO and L_16 are lower bounds on log p(x): higher is better.'
     """
     e = evaluation
     said = [f"ELBO and L_{e.draws} are lower bounds on log p(x): higher is better."]
@@ -217,12 +246,20 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
 
 
 def scope(evaluation: Evaluation, *, noun: str = "image") -> str:
-    """Say what the error bars cover: how many examples and draws, and the seed.
+    """Return in words what the error bars cover: how many examples and draws, and the seed.
 
-    >>> import torch
-    >>> from kullback.vae import build, evaluate
-    >>> scope(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))
-    '8 test images, 16 draws each, seed 0; ± is one standard error'
+    Args:
+        evaluation: An evaluation of a VAE.
+        noun: What one example is called, as from `noun_of`.
+
+    Returns:
+        One line, without its end.
+
+    Example:
+        >>> import torch
+        >>> from kullback.vae import build, evaluate
+        >>> scope(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))
+        '8 test images, 16 draws each, seed 0; ± is one standard error'
     """
     e = evaluation
     draws = "1 draw" if e.draws == 1 else f"{e.draws:,} draws"
@@ -230,10 +267,17 @@ def scope(evaluation: Evaluation, *, noun: str = "image") -> str:
 
 
 def protocol_line(protocol: Mapping[str, Any]) -> str:
-    """Describe a protocol in one line, or say that there is none to describe.
+    """Return a protocol in one line, or a line that says that there is none.
 
-    >>> protocol_line({})
-    'no protocol was stored with these data'
+    Args:
+        protocol: As in `Dataset.protocol`, or an empty one.
+
+    Returns:
+        One line, without its end.
+
+    Example:
+        >>> protocol_line({})
+        'no protocol was stored with these data'
     """
     try:
         return describe_protocol(dict(protocol))
@@ -255,17 +299,23 @@ _BOLD, _DIM, _RESET = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 def evaluation_table(
     evaluation: Evaluation, protocol: dict[str, Any], *, color: bool, width: int = 100
 ) -> str:
-    """Write an evaluation as lines of text: metric, value ± error, unit, note; no final newline.
+    """Return an evaluation as lines of text: metric, value ± error, unit, note.
 
-    protocol: of the data that were evaluated; its line stands below the figures. color: with ANSI
-    codes for bold and dim, and nothing else differs. width: at which the sentences are wrapped;
-    the table itself is never wrapped.
+    Args:
+        evaluation: An evaluation of a VAE.
+        protocol: Of the data that were evaluated; its line stands below the figures.
+        color: With ANSI codes for bold and dim; nothing else differs.
+        width: Columns at which the sentences are wrapped, at least 20; the table is never wrapped.
 
-    >>> import torch
-    >>> from kullback.vae import build, evaluate
-    >>> figures = evaluate(build((4,), "binary"), torch.ones(8, 4))
-    >>> evaluation_table(figures, {"event_shape": [4]}, color=False).splitlines()[1].split()[0]
-    'ELBO'
+    Returns:
+        The text, without a final newline.
+
+    Example:
+        >>> import torch
+        >>> from kullback.vae import build, evaluate
+        >>> figures = evaluate(build((4,), "binary"), torch.ones(8, 4))
+        >>> evaluation_table(figures, {"event_shape": [4]}, color=False).splitlines()[1].split()[0]
+        'ELBO'
     """
     noun = noun_of(protocol)
     rows = list(figures(evaluation, noun=noun).values())

@@ -24,12 +24,19 @@ __all__ = ["DIRECTIONS", "SUM", "explain_table", "huffman_words"]
 def huffman_words(masses: Sequence[float]) -> list[str | None]:
     """Return a prefix code of the smallest expected length, None for an outcome without mass.
 
-    masses: ≥ 0, one or more above 0. Words of one length are counted upwards in the outcomes'
-    order, shorter words first (the canonical form). A single outcome with mass needs no bits: "".
+    Words of one length are counted upwards in the outcomes' order, shorter words first (the
+    canonical form). A single outcome with mass needs no bits: "".
     Reference: Huffman (1952), "A method for the construction of minimum-redundancy codes".
 
-    >>> huffman_words([0.25, 0.5, 0.25])
-    ['10', '0', '11']
+    Args:
+        masses: `[outcomes]`, ≥ 0, one or more above 0; they need not sum to 1.
+
+    Returns:
+        A list with one codeword or None per outcome.
+
+    Example:
+        >>> huffman_words([0.25, 0.5, 0.25])
+        ['10', '0', '11']
     """
     live = [place for place, mass in enumerate(masses) if mass > 0]
     parents = _tree([masses[place] for place in live])

@@ -8,6 +8,7 @@ __all__ = [
     "CURVE_POINTS",
     "DENSITY_DRAWN",
     "DOTTED_POINTS",
+    "DRAWN_GROUPS",
     "EQUAL_BITS",
     "FIT_ENTRIES",
     "KL_BARS",
@@ -22,6 +23,7 @@ __all__ = [
     "NO_VARIANCE",
     "OUTCOMES",
     "PAGE_BYTES",
+    "PAGE_GROUPS",
     "PUSH_REACH",
     "RATIO_ROUNDING",
     "SMALL",
@@ -31,6 +33,7 @@ __all__ = [
     "SPECTROGRAM_FRAMES",
     "TABLE_ROWS",
     "TAIL_REACH",
+    "TERMINAL_GROUPS",
     "WHOLE_EPOCHS",
     "WHOLE_ERROR",
     "WORD_BITS",
@@ -69,3 +72,8 @@ LIKELY_DEPTH = 9.0  # nats below a density's peak that are drawn: 1e-4 of its he
 DENSITY_DRAWN = 1e-2  # of the highest density: where a drawing in text begins and ends
 MASS_OUTSIDE = 1e-6  # of q outside the box: its ELBO is off by less than the four digits shown
 PUSH_REACH = 6.0  # nats of log policy/ref either way: a factor of 400
+
+# Logged log-probabilities
+TERMINAL_GROUPS = 40  # lines of a table by groups: what fits a terminal; the JSON has all
+PAGE_GROUPS = 2000  # rows on the page: with more it is larger than an e-mail will carry
+DRAWN_GROUPS = 400  # of a divergence against its groups: about one a pixel

@@ -56,16 +56,28 @@ def grid(
 ) -> "Image":
     """Lay images out in rows, left to right and top to bottom, on white.
 
-    images: `[N, C, H, W]`, N ≥ 1, C = 1 (a grey picture) or 3 (RGB), in the data's units. kind:
-    "binary" (0 … 1, probabilities included), "8-bit" (0 … 255), "levels" (0 … `levels` − 1) or
-    "continuous", which is shown
-    from its least value (black) to its greatest (white); the range is then in
-    `picture.info["range"]`, and `save` keeps it. columns: default ⌈√N⌉. gap: white pixels between
-    images. scale: whole times every pixel is repeated. Levels are rounded, so 8-bit data are exact.
-    Errors: ValueError for vectors, other channels, values outside the kind's range, or not finite.
+    Levels are rounded, so 8-bit data are exact.
 
-    >>> grid(torch.zeros(5, 1, 28, 28), kind="binary", columns=3).size
-    (88, 58)
+    Args:
+        images: `[N, C, H, W]`, N ≥ 1, C = 1 (a grey picture) or 3 (RGB), in the data's units.
+        kind: "binary" (0 … 1, probabilities included), "8-bit" (0 … 255), "levels" (0 … `levels` −
+            1) or "continuous", which is shown from its least value (black) to its greatest (white).
+        columns: Images a row; ⌈√N⌉ if None.
+        gap: White pixels between images.
+        scale: How often every pixel is repeated, a whole number.
+        levels: Number of levels, for kind "levels".
+
+    Returns:
+        The picture. Of "continuous" the range is in `picture.info["range"]`, and `save` keeps it.
+
+    Raises:
+        ArgumentTypeError: For anything but a tensor.
+        ArgumentValueError: For vectors, other channels, values outside the kind's range or not
+            finite, or a layout that is no whole number.
+
+    Example:
+        >>> grid(torch.zeros(5, 1, 28, 28), kind="binary", columns=3).size
+        (88, 58)
     """
     shown, note = to_levels(images, kind=kind, levels=levels)
     columns = math.ceil(math.sqrt(len(shown))) if columns is None else columns
@@ -84,12 +96,28 @@ def pairs(
 ) -> "Image":
     """Lay originals out in rows, each row of them above the row of their reconstructions.
 
-    Both `[N, C, H, W]` and as in `grid`; a continuous pair shares one range. A row of originals
-    stands `gap` above its reconstructions and 3·`gap` below those of the row before.
-    Errors: ValueError as `grid`, and when the two shapes differ.
+    A continuous pair shares one range. A row of originals stands `gap` above its reconstructions
+    and 3·`gap` below those of the row before.
 
-    >>> pairs(torch.zeros(3, 1, 4, 4), torch.ones(3, 1, 4, 4), kind="binary", gap=1).size
-    (14, 9)
+    Args:
+        originals: `[N, C, H, W]`, as in `grid`.
+        reconstructions: The same shape.
+        kind: As in `grid`.
+        columns: Originals a row.
+        gap: White pixels between images.
+        scale: How often every pixel is repeated, a whole number.
+        levels: Number of levels, for kind "levels".
+
+    Returns:
+        The picture, as in `grid`.
+
+    Raises:
+        ArgumentTypeError: For anything but tensors.
+        ArgumentValueError: As in `grid`, and when the two shapes differ.
+
+    Example:
+        >>> pairs(torch.zeros(3, 1, 4, 4), torch.ones(3, 1, 4, 4), kind="binary", gap=1).size
+        (14, 9)
     """
     require_type(originals, Tensor, "originals")
     require_type(reconstructions, Tensor, "reconstructions")
@@ -102,13 +130,24 @@ def pairs(
 
 
 def save(image: "Image", path: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a picture as PNG, whole or not at all, and return its path.
+    """Write a picture as PNG, whole or not at all.
 
-    Errors: ValueError for a name that does not end in .png; RunError when the file exists already
-    (unless `overwrite`) or the disk refuses.
+    Args:
+        image: A picture, as from `grid` or `pairs`.
+        path: Where to write it; it ends in .png.
+        overwrite: Replace a file that exists.
 
-    >>> save(grid(torch.zeros(4, 1, 8, 8), kind="8-bit"), "four.png").name
-    'four.png'
+    Returns:
+        The path.
+
+    Raises:
+        ArgumentTypeError: For a path that is none.
+        ArgumentValueError: For a name that does not end in .png.
+        RunError: When the file exists already (unless `overwrite`) or the disk refuses.
+
+    Example:
+        >>> save(grid(torch.zeros(4, 1, 8, 8), kind="8-bit"), "four.png").name
+        'four.png'
     """
     require_type(path, (str, Path), "path")
     path = Path(path)
@@ -122,11 +161,23 @@ def save(image: "Image", path: str | Path, *, overwrite: bool = False) -> Path:
 def to_levels(images: Tensor, *, kind: str, levels: int = 256) -> tuple[Tensor, str]:
     """Turn images in the data's units into uint8 `[N, H, W, C]`, and say which range was shown.
 
-    The note is empty for bits and levels, whose range is known. Errors: as `grid`.
+    Args:
+        images: `[N, C, H, W]`, as in `grid`.
+        kind: As in `grid`.
+        levels: Number of levels, for kind "levels".
 
-    >>> levels, note = to_levels(torch.tensor([-1.0, 3.0]).reshape(1, 1, 1, 2), kind="continuous")
-    >>> levels.flatten().tolist(), note
-    ([0, 255], 'black is -1, white is 3')
+    Returns:
+        The levels, uint8 `[N, H, W, C]`, and a note of the range, "" unless kind is "continuous".
+
+    Raises:
+        ArgumentTypeError: For anything but a tensor.
+        ArgumentValueError: As in `grid`.
+
+    Example:
+        >>> images = torch.tensor([-1.0, 3.0]).reshape(1, 1, 1, 2)
+        >>> levels, note = to_levels(images, kind="continuous")
+        >>> levels.flatten().tolist(), note
+        ([0, 255], 'black is -1, white is 3')
     """
     require_type(images, Tensor, "images")
     require(kind in _KINDS, "kind", f"one of {', '.join(_KINDS)}", repr(kind))
@@ -151,13 +202,26 @@ def to_levels(images: Tensor, *, kind: str, levels: int = 256) -> tuple[Tensor, 
 def compose(
     levels: Tensor, *, columns: int, gap: int, block: int = 1, shown: Tensor | None = None
 ) -> "Image":
-    """Place images `[N, H, W, C]` (uint8) on a transparent picture, mode LA or RGBA.
+    """Place images on a transparent picture, mode LA or RGBA.
 
-    After every `block` rows the gap is three times as wide, unless `block` is 1. shown: which of
-    the N places are filled, `[N]` bools; the others stay transparent.
+    After every `block` rows the gap is three times as wide, unless `block` is 1.
 
-    >>> compose(torch.zeros(2, 4, 4, 1, dtype=torch.uint8), columns=1, gap=1).getbbox()
-    (0, 0, 4, 9)
+    Args:
+        levels: `[N, H, W, C]`, uint8, C = 1 or 3.
+        columns: Images a row, ≥ 1.
+        gap: Transparent pixels between images, ≥ 0.
+        block: Rows that belong together.
+        shown: Bool `[N]`, which of the places are filled; the others stay transparent. All if None.
+
+    Returns:
+        The picture.
+
+    Raises:
+        ArgumentValueError: For columns or a gap that are no such whole numbers.
+
+    Example:
+        >>> compose(torch.zeros(2, 4, 4, 1, dtype=torch.uint8), columns=1, gap=1).getbbox()
+        (0, 0, 4, 9)
     """
     from PIL import Image
 

@@ -18,10 +18,18 @@ UNITS = {"nats": 1.0, "bits": math.log(2.0)}
 
 
 def number(value: float) -> str:
-    """Print a figure with four decimals, or four digits where those would say too little.
+    """Return a figure with four decimals, or four digits where those would say too little.
 
-    >>> number(0.25), number(3e-7), number(0.0), number(float("inf"))
-    ('0.2500', '3e-07', '0', 'inf')
+    Args:
+        value: Any number.
+
+    Returns:
+        Fixed-point text for sizes from `limits.SMALL` to `limits.LARGE`, else with four significant
+        digits; "0", "inf" and "nan" for those.
+
+    Example:
+        >>> number(0.25), number(3e-7), number(0.0), number(float("inf"))
+        ('0.2500', '3e-07', '0', 'inf')
     """
     if value == 0:
         return "0"
@@ -50,10 +58,19 @@ def value_text(measured: Measured, unit: str) -> str:
 
 
 def measured_text(measured: Measured, unit: str, *, gap: str = " ") -> str:
-    """Print a measured scalar in a unit, ± its error if it has one, and the method.
+    """Return a measured scalar in a unit, ± its error if it has one, and the method.
 
-    >>> measured_text(Measured(0.5, "sum over the table"), "nats")
-    '0.5000 nats (sum over the table)'
+    Args:
+        measured: A scalar, in nats.
+        unit: "nats" or "bits".
+        gap: What stands between the value and the method.
+
+    Returns:
+        The text, the method in parentheses.
+
+    Example:
+        >>> measured_text(Measured(0.5, "sum over the table"), "nats")
+        '0.5000 nats (sum over the table)'
     """
     return f"{value_text(measured, unit)}{gap}({measured.method})"
 

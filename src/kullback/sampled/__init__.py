@@ -21,9 +21,30 @@ from .control_variates import choose_parts
 from .distributions import Support, draw_from, kl, log_density
 from .divergences import Measured, how_sampled
 from .estimators import WEIGHT, Estimator, Moments, coefficients, log_ratio_terms
-from .identity import Identity, entropy_identity, half_ulps, ratio_identity, weight_identity
+from .identity import (
+    ENTROPY_CAUSES,
+    RATIO_CAUSES,
+    WEIGHT_CAUSES,
+    Identity,
+    Known,
+    entropy_identity,
+    half_ulps,
+    known_mean,
+    missed_ratio,
+    ratio_identity,
+    weight_identity,
+)
 from .importance_weights import effective_sample_size, importance_bound, log_evidence, log_mean_exp
-from .limits import MAX_PARETO_K
+from .limits import (
+    FILL_VALUE,
+    FINITE_VARIANCE_PARETO_K,
+    MAX_LOG_PROB,
+    MAX_PARETO_K,
+    MAX_SKEWNESS_OF_MEAN,
+    MIN_DRAWS_FOR_PARETO_K,
+    MIN_LOG_PROB,
+    MISSED_EVENT_CHANCE,
+)
 from .log_probs import LogProbs, check_log_probs, is_sentinel, looks_odd, why_shapes_differ
 from .log_ratios import LogRatios, log_ratio
 from .summary_stats import SummaryStats
@@ -31,10 +52,21 @@ from .tails import Tails, pareto_k, pareto_smooth
 from .two_sample import Method, js_from_draws, kl_from_draws, mutual_information_from_draws
 
 __all__ = [
+    "ENTROPY_CAUSES",
+    "FILL_VALUE",
+    "FINITE_VARIANCE_PARETO_K",
+    "MAX_LOG_PROB",
     "MAX_PARETO_K",
+    "MAX_SKEWNESS_OF_MEAN",
+    "MIN_DRAWS_FOR_PARETO_K",
+    "MIN_LOG_PROB",
+    "MISSED_EVENT_CHANCE",
+    "RATIO_CAUSES",
     "WEIGHT",
+    "WEIGHT_CAUSES",
     "Estimator",
     "Identity",
+    "Known",
     "LogProbs",
     "LogRatios",
     "Measured",
@@ -58,12 +90,14 @@ __all__ = [
     "js_from_draws",
     "kl",
     "kl_from_draws",
+    "known_mean",
     "log_density",
     "log_evidence",
     "log_mean_exp",
     "log_ratio",
     "log_ratio_terms",
     "looks_odd",
+    "missed_ratio",
     "mutual_information_from_draws",
     "pareto_k",
     "pareto_smooth",

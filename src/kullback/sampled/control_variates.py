@@ -64,10 +64,24 @@ def choose_parts(
     cross_fit: bool,
     gap: Tensor | None = None,
 ) -> list[Part]:
-    """Choose the form: the best for each half from the other, or for all from all; or a fixed one.
+    """Choose the form that each part of the draws is averaged with: fixed, or of least variance.
 
-    Choosing is: which controls to drop (`_unsafe`), then the best multiples of the others.
-    gap: `[*batch]`, the known mean of r − 1, 0 if None.
+    "best" first drops the controls of infinite variance (`_unsafe`), then takes the best multiples
+    of the others: for each half from the other half, or for all draws from all.
+
+    Args:
+        halves: Statistics of the two halves of the draws.
+        estimator: "k1", "k2", "k3", a number λ, or "best".
+        weighted: Whether the draws have importance weights.
+        ratio: Whether the weights are normalised by their own mean.
+        cross_fit: With "best", take each half's multiples from the other half.
+        gap: `[*batch]`, the known mean of r − 1, r = q/p; 0 if None.
+
+    Returns:
+        Two `Part`s with cross-fitting, else one of all draws.
+
+    Raises:
+        ArgumentValueError: For an unknown estimator.
     """
     gap = torch.zeros_like(halves[0].moments.mean[..., 0]) if gap is None else gap
     kind: dict[str, Any] = {"weighted": weighted, "ratio": ratio, "gap": gap}

@@ -33,7 +33,7 @@ from torch.distributions import (
 )
 from torch.nn.functional import logsigmoid
 
-from kullback.core import ArgumentTypeError, Estimate, message, require, require_type
+from kullback.core import Estimate, require, require_count, require_type
 from kullback.exact import supports
 
 from . import limits
@@ -61,25 +61,32 @@ def checked_draws(draws: int, fewest: int = limits.MIN_DRAWS) -> int:
         ...
     kullback.core.errors.ArgumentTypeError: draws: expected int; got float. Try: draws=2
     """
-    hint = f"draws={int(draws)}" if isinstance(draws, float) and math.isfinite(draws) else ""
-    if isinstance(draws, bool) or not isinstance(draws, int):
-        raise ArgumentTypeError(message("draws", "int", type(draws).__name__, hint))
-    require(draws >= fewest, "draws", f"at least {fewest}", draws)
-    return draws
+    return require_count(draws, "draws", fewest)
 
 
 def draw_from(p: Distribution, draws: int, *, generator: Generator | None = None) -> Tensor:
     """Draw `[draws, *batch, *event]` with a generator, which torch's distributions do not take.
 
-    generator: seeds the draws and advances; torch's own, as in `p.sample`, when None. No gradient.
-    Raises `ArgumentValueError` where `sampler_fault` knows that the draws would be wrong.
+    Args:
+        p: A torch distribution.
+        draws: How many, ≥ 0.
+        generator: Seeds the draws and advances; torch's own, as in `p.sample`, when None.
 
-    >>> seeds = (torch.Generator().manual_seed(0) for _ in range(2))
-    >>> first, second = (
-    ...     draw_from(torch.distributions.Laplace(0.0, 1.0), 3, generator=s) for s in seeds
-    ... )
-    >>> bool((first == second).all())
-    True
+    Returns:
+        `[draws, *batch, *event]`, without gradient.
+
+    Raises:
+        ArgumentTypeError: For draws that are no integer.
+        ArgumentValueError: For negative draws, or where `sampler_fault` knows that the draws would
+            be wrong.
+
+    Example:
+        >>> seeds = (torch.Generator().manual_seed(0) for _ in range(2))
+        >>> first, second = (
+        ...     draw_from(torch.distributions.Laplace(0.0, 1.0), 3, generator=s) for s in seeds
+        ... )
+        >>> bool((first == second).all())
+        True
     """
     draws = checked_draws(draws, fewest=0)
     fault = sampler_fault(p)
@@ -120,13 +127,20 @@ _INSTEAD = "exact.closed_forms.kl between two LKJCholesky, or draws of your own"
 def log_density(q: Distribution, x: Tensor) -> Tensor:
     """Return log q(x), −inf for x outside q's support or where its probability is exactly 0.
 
-    x: `[*sample, *batch, *event]` → `[*sample, *batch]`, in nats, differentiable where q's own
-    `log_prob` is. Mixtures and `Independent` are taken apart, so that this holds inside them.
+    Mixtures and `Independent` are taken apart, so that this holds inside them.
 
-    >>> log_density(torch.distributions.Exponential(2.0), torch.tensor([-1.0, 0.0]))
-    tensor([  -inf, 0.6931])
-    >>> log_density(Bernoulli(0.0), torch.tensor([0.0, 1.0]))
-    tensor([0., -inf])
+    Args:
+        q: A torch distribution.
+        x: `[*sample, *batch, *event]`.
+
+    Returns:
+        `[*sample, *batch]`, in nats, differentiable where q's own `log_prob` is.
+
+    Example:
+        >>> log_density(torch.distributions.Exponential(2.0), torch.tensor([-1.0, 0.0]))
+        tensor([  -inf, 0.6931])
+        >>> log_density(Bernoulli(0.0), torch.tensor([0.0, 1.0]))
+        tensor([0., -inf])
     """
     if isinstance(q, Independent | MixtureSameFamily):
         return _scored(q, x)
@@ -423,23 +437,34 @@ def kl(
 ) -> Estimate:
     """Estimate KL(p‖q) = E_p[log p(x) − log q(x)] from `draws` fresh draws x ~ p.
 
-    p, q: torch distributions over one event shape; their batch shapes broadcast to the result's
-    `[*batch]`, in nats. estimator, cross_fit: as in `log_ratio`. Draws are made and scored a
-    piece at a time, so memory does not grow with `draws`.
-    generator: where randomness comes from (torch's own generator when None, as in `p.sample`).
-
     Supports and tails decide first (`exact.supports.compare`): where they make KL infinite the
-    value is +inf whatever is drawn. Where q has mass outside p's support the mean of r = q/p is
-    M = Q(support of p), not 1: the control is centred there, `−log r + λ (r − M)`. Where M is
-    not known, or the variance of r infinite, "best" is k1.
-    An estimate, unbiased with the defaults, even where a closed form exists. No gradient flows.
-    Errors: `TypeError` for what is no distribution; `ValueError` for event shapes that differ,
-    fewer than 4 draws, and k3 or a fixed λ where M is not known. Reference: MATH 5.
+    value is +inf whatever is drawn. Where q has mass outside p's support the mean of r = q/p is M =
+    Q(support of p), not 1: the control is centred there, `−log r + λ (r − M)`. Where M is not
+    known, or the variance of r infinite, "best" is k1. Draws are made and scored a piece at a time,
+    so memory does not grow with `draws`. Reference: MATH 5.
 
-    >>> from torch.distributions import Laplace, StudentT
-    >>> seed = torch.Generator().manual_seed(0)
-    >>> print(kl(StudentT(5.0), Laplace(0.0, 1.0), generator=seed))
-    0.01459 ± 0.00021 nats
+    Args:
+        p: A torch distribution.
+        q: A torch distribution over the same event shape; batch shapes broadcast.
+        draws: How many, ≥ 4.
+        estimator: "k1", "k2", "k3", a number λ, or "best", as in `log_ratio`.
+        cross_fit: With "best", as in `log_ratio`.
+        generator: Where randomness comes from; torch's own, as in `p.sample`, when None.
+
+    Returns:
+        An `Estimate` of `[*batch]`, in nats, also where a closed form exists; unbiased with the
+        defaults. No gradient flows.
+
+    Raises:
+        TypeError: For what is no distribution, or draws that are no integer.
+        ValueError: For event shapes that differ, fewer than 4 draws, and k3 or a fixed λ where M is
+            not known.
+
+    Example:
+        >>> from torch.distributions import Laplace, StudentT
+        >>> seed = torch.Generator().manual_seed(0)
+        >>> print(kl(StudentT(5.0), Laplace(0.0, 1.0), generator=seed))
+        0.01459 ± 0.00021 nats
     """
     for name, given in (("p", p), ("q", q)):
         require_type(given, Distribution, name, "a torch.distributions object")

@@ -80,7 +80,7 @@ class Measured:
 
     @property
     def no_error(self) -> str:
-        """Why there is no honest standard error, in words; empty when there is one."""
+        """Why no standard error can be given, in words; empty when there is one."""
         return "" if self.estimate is None else self.estimate.no_error
 
     @property
@@ -130,23 +130,35 @@ def kl(
 ) -> Measured:
     """Return `KL(p‖q) = E_p[log p/q]`, p first, exactly where that is known, else from draws.
 
-    p, q: probability tables `[*batch, outcomes]`, or torch distributions over one event shape; the
-    value is `[*batch]`, in nats. Tables: `exact.kl`. Distributions: the closed form of
-    `exact.closed_forms` where there is one; +inf where supports or tails make it so
-    (`exact.supports`); the sum over the integers (`exact.countable`); these with gradients. Else
-    `sampled.kl` with `draws`, `estimator` and `generator`, an `Estimate`, without. `method` says
-    which it was.
-    Errors: `TypeError` for anything else, or one of each; `ValueError` for shapes that differ,
-    tables that do not sum to 1, a discrete distribution against a continuous one.
+    Tables: `exact.kl`. Distributions: the closed form of `exact.closed_forms` where there is one;
+    +inf where supports or tails make it so (`exact.supports`); the sum over the integers
+    (`exact.countable`); else `sampled.kl`.
 
-    >>> from torch.distributions import Laplace, Normal, StudentT
-    >>> print(kl(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])))
-    0.143841 nats (sum over the table)
-    >>> print(kl(Normal(0.0, 1.0), Normal(1.0, 1.0)))
-    0.5 nats (closed form: Normal‖Normal)
-    >>> seed = torch.Generator().manual_seed(0)
-    >>> print(kl(StudentT(5.0), Laplace(0.0, 1.0), generator=seed))
-    0.01459 ± 0.00021 nats (sampled: best λ = 0.88 to 0.884, 10,000 draws)
+    Args:
+        p: Probabilities `[*batch, outcomes]`, or a torch distribution.
+        q: A table of the same outcomes, or a torch distribution over the same event shape.
+        draws: How many draws to make where nothing exact is known, ≥ 4.
+        estimator: "best", "k1", "k2", "k3" or a number λ, for the draws.
+        generator: Where randomness comes from; torch's own when None.
+
+    Returns:
+        A `Measured` of `[*batch]`, in nats; `method` says how it was computed. With gradients where
+        exact; with an `Estimate` and without gradients where sampled.
+
+    Raises:
+        TypeError: For anything else, or a table with a distribution.
+        ValueError: For shapes that differ, tables that do not sum to 1, a discrete distribution
+            against a continuous one, or fewer than 4 draws.
+
+    Example:
+        >>> from torch.distributions import Laplace, Normal, StudentT
+        >>> print(kl(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])))
+        0.143841 nats (sum over the table)
+        >>> print(kl(Normal(0.0, 1.0), Normal(1.0, 1.0)))
+        0.5 nats (closed form: Normal‖Normal)
+        >>> seed = torch.Generator().manual_seed(0)
+        >>> print(kl(StudentT(5.0), Laplace(0.0, 1.0), generator=seed))
+        0.01459 ± 0.00021 nats (sampled: best λ = 0.88 to 0.884, 10,000 draws)
     """
     draws = checked_draws(draws)
     if _tables(p, q):
@@ -161,15 +173,28 @@ def kl(
 def js(p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = None) -> Measured:
     """Return the Jensen-Shannon divergence `½ KL(p‖m) + ½ KL(q‖m)`, `m = ½(p + q)`, in nats.
 
-    p, q and the errors: as in `kl`. Between tables (Bernoulli and categorical distributions are
-    tables) and on the integers the sum itself; otherwise from draws, half of them from p and half
-    from q: the mean of `½ (a log a + b log b)` with `a = p/m`, `b = q/m`, every term of it between
-    0 and log 2.
+    Between tables (Bernoulli and categorical distributions are tables) and on the integers the sum
+    itself; otherwise from draws, half of them from p and half from q: the mean of
+    `½ (a log a + b log b)` with `a = p/m`, `b = q/m`, every term of it between 0 and log 2.
     Unbiased whatever the supports; at p ≈ q the terms are exact to about 1e-16.
     Reference: Lin (1991), "Divergence measures based on the Shannon entropy".
 
-    >>> print(js(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])))
-    0.693147 nats (sum over the table)
+    Args:
+        p: Probabilities `[*batch, outcomes]`, or a torch distribution.
+        q: A table of the same outcomes, or a torch distribution over the same event shape.
+        draws: How many draws to make where nothing exact is known, ≥ 4.
+        generator: Where randomness comes from; torch's own when None.
+
+    Returns:
+        A `Measured` of `[*batch]`, in nats, from 0 to log 2.
+
+    Raises:
+        TypeError: For anything else, or a table with a distribution.
+        ValueError: For shapes that differ, tables that do not sum to 1, or fewer than 4 draws.
+
+    Example:
+        >>> print(js(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])))
+        0.693147 nats (sum over the table)
     """
     draws = checked_draws(draws)
     if _tables(p, q):
@@ -191,11 +216,24 @@ def js(p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = Non
 def entropy(p: Any, *, draws: int = 10_000, generator: Generator | None = None) -> Measured:
     """Return `H(p) = −E_p[log p]` in nats, differential where p has a density.
 
-    p: a table `[*batch, outcomes]` or a torch distribution. On the integers a sum where no closed
-    form is known (Poisson, mixtures); else from draws, the mean of `−log p(x)`.
+    On the integers a sum where no closed form is known (Poisson, mixtures); else from draws, the
+    mean of `−log p(x)`.
 
-    >>> print(entropy(torch.tensor([0.5, 0.25, 0.25])))
-    1.03972 nats (sum over the table)
+    Args:
+        p: Probabilities `[*batch, outcomes]`, or a torch distribution.
+        draws: How many draws to make where nothing exact is known, ≥ 4.
+        generator: Where randomness comes from; torch's own when None.
+
+    Returns:
+        A `Measured` of `[*batch]`, in nats; `method` says how it was computed.
+
+    Raises:
+        TypeError: For anything but a tensor or a distribution.
+        ValueError: For a table that does not sum to 1, or fewer than 4 draws.
+
+    Example:
+        >>> print(entropy(torch.tensor([0.5, 0.25, 0.25])))
+        1.03972 nats (sum over the table)
     """
     draws = checked_draws(draws)
     if isinstance(p, Tensor):
@@ -216,11 +254,25 @@ def cross_entropy(
 ) -> Measured:
     """Return `H(p, q) = −E_p[log q] = H(p) + KL(p‖q)` in nats: data from p, coded for q.
 
-    p, q and the errors: as in `kl`. Where only KL has no closed form it alone is sampled, by the
-    best λ, and the entropy added; where the entropy has none, the mean of `−log q(x)` over x ~ p.
+    Where only KL has no closed form it alone is sampled, by the best λ, and the entropy added;
+    where the entropy has none, the mean of `−log q(x)` over x ~ p.
 
-    >>> print(cross_entropy(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])))
-    0.836988 nats (sum over the table)
+    Args:
+        p: Probabilities `[*batch, outcomes]`, or a torch distribution.
+        q: A table of the same outcomes, or a torch distribution over the same event shape.
+        draws: How many draws to make where nothing exact is known, ≥ 4.
+        generator: Where randomness comes from; torch's own when None.
+
+    Returns:
+        A `Measured` of `[*batch]`, in nats; `method` says how it was computed.
+
+    Raises:
+        TypeError: For anything else, or a table with a distribution.
+        ValueError: For shapes that differ, tables that do not sum to 1, or fewer than 4 draws.
+
+    Example:
+        >>> print(cross_entropy(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.75])))
+        0.836988 nats (sum over the table)
     """
     draws = checked_draws(draws)
     if _tables(p, q):
@@ -245,10 +297,17 @@ def cross_entropy(
 
 
 def how_sampled(found: Estimate) -> str:
-    """Say in words how a number was sampled.
+    """Return in words how a number was sampled.
 
-    >>> how_sampled(Estimate(0.5, 0.1, draws=10_000, how="best λ = 0.58"))
-    'sampled: best λ = 0.58, 10,000 draws'
+    Args:
+        found: The estimate.
+
+    Returns:
+        "sampled: ", then `found.how` where it is not empty, and the number of draws.
+
+    Example:
+        >>> how_sampled(Estimate(0.5, 0.1, draws=10_000, how="best λ = 0.58"))
+        'sampled: best λ = 0.58, 10,000 draws'
     """
     return ": ".join(["sampled", ", ".join(filter(None, [found.how, f"{found.draws:,} draws"]))])
 

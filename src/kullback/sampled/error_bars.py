@@ -1,7 +1,7 @@
-"""When does `± standard error` lie? The tests behind every warning on a sampled number.
+"""When is `± standard error` wrong? The tests behind every warning on a sampled number.
 
 A mean's error bar is the normal law's, and that law needs three things which the draws themselves
-can deny: enough draws; none of them carrying the sum (the skewness of the *mean*, `γ / √n`, costs
+can refute: enough draws; none of them carrying the sum (the skewness of the *mean*, `γ / √n`, costs
 a symmetric 95 % interval about `γ²/(4n)` of its coverage by Edgeworth's expansion); and a finite
 variance (Pareto `k̂ < 1/2`). The skewness can be allowed for, in the interval (`allowance`): what is
 left to doubt then are tails so heavy that the mean itself may be infinite. Where an identity is
@@ -57,7 +57,21 @@ class Doubt(NamedTuple):
 
 
 def about_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
-    """Doubt a symmetric interval by its draws, the skewness `Σδ³/(Σδ²)^{3/2}` and the tail's k̂."""
+    """Return the doubts about a symmetric interval: few draws, skewness, a heavy tail.
+
+    Args:
+        draws: How many terms were averaged.
+        skewness: `[*batch]`, of the mean: `Σδ³/(Σδ²)^{3/2}`.
+        k_hat: `[*batch]`, the Pareto shape of the terms' tail.
+
+    Returns:
+        Three `Doubt`s, each with the part of the batch that it applies to.
+
+    Example:
+        >>> found = about_terms(1000, torch.tensor(0.2), torch.tensor(0.0))
+        >>> [bool(doubt.where) for doubt in found]
+        [False, True, False]
+    """
     return [
         _few(draws, skewness),
         Doubt(
@@ -78,12 +92,27 @@ def about_terms(draws: int, skewness: Tensor, k_hat: Tensor) -> list[Doubt]:
 def about_skewed_terms(
     draws: int, skewness: Tensor, k_hat: Tensor, *, finite_variance: Tensor | None = None
 ) -> list[Doubt]:
-    """Doubt an interval that allows for the skewness: only where the mean may be infinite.
+    """Return the doubts about an interval that allows for skewness: is the mean perhaps infinite?
 
     Where k̂ less its own standard error is ½ or more, the words say that the variance seems
     infinite; where k̂ is within its own standard error of 1, or above, no interval holds and the
-    draws cannot show that there is a mean: no error bar. finite_variance: bool `[*batch]`, where
-    the variance is known to be finite; the words then say so.
+    draws cannot show that there is a mean: no error bar.
+
+    Args:
+        draws: How many terms were averaged.
+        skewness: `[*batch]`, of the mean: `Σδ³/(Σδ²)^{3/2}`.
+        k_hat: `[*batch]`, the Pareto shape of the terms' tail.
+        finite_variance: Bool `[*batch]`, where the variance is known to be finite; the words then
+            say so. Nowhere if None.
+
+    Returns:
+        `Doubt`s, each with the part of the batch that it applies to; `refused` where there must be
+        no error bar.
+
+    Example:
+        >>> found = about_skewed_terms(10_000, torch.tensor(0.9), torch.tensor(1.2))
+        >>> [doubt.refused for doubt in found if doubt.where]
+        [True]
     """
     scatter = _scatter(k_hat, draws)
     least, sure = limits.MIN_SKEWNESS_FOR_NO_MEAN, 1.0
@@ -140,8 +169,20 @@ def about_skewed_terms(
 def allowance(skewness: Tensor, k_hat: Tensor) -> Tensor:
     """Return the skewness that an interval should allow for: the draws', widened by their tail.
 
-    Draws without the extreme tail show too little of it. The factor is `1.2 + 8 (k̂ − 0.35)`
-    where k̂ is above 0.35, the whole at most 0.8, beyond which Hall's interval shortens again.
+    Draws without the extreme tail show too little of it. The factor is `1.2 + 8 (k̂ − 0.35)` where
+    k̂ is above 0.35, at most 5.2; the result is at most 0.8, beyond which Hall's interval shortens
+    again.
+
+    Args:
+        skewness: `[*batch]`, of the mean of the draws.
+        k_hat: `[*batch]`, the Pareto shape of the terms' tail; NaN counts as 0.
+
+    Returns:
+        `[*batch]`, between −0.8 and 0.8.
+
+    Example:
+        >>> allowance(torch.tensor([0.1, 2.0]), torch.tensor([0.0, 0.0]))
+        tensor([0.1200, 0.8000])
     """
     beyond = k_hat.nan_to_num(0.0) - limits.SKEWNESS_FACTOR_FROM_K
     heavier = (limits.SKEWNESS_FACTOR_SLOPE * beyond).clamp(0.0, limits.MAX_SKEWNESS_FACTOR_RISE)
@@ -159,10 +200,23 @@ def may_be_heavy(k_hat: Tensor, draws: int) -> Tensor:
 
 
 def about_control(name: str, skewness: Tensor, k_hat: Tensor, draws: int) -> Doubt:
-    """Doubt terms in which `name` is carried by a few draws, which may not show in their sum.
+    """Return the doubt about terms in which a few draws carry the mean of the control `name`.
 
-    As strictly as a symmetric interval: `r − 1` cancels what `log r` has of the tail, and the
-    skewness of the terms with it.
+    The sum of the terms may not show it: `r − 1` cancels what `log r` has of the tail, and the
+    skewness of the terms with it. The limits are therefore those of a symmetric interval.
+
+    Args:
+        name: The control, as printed: "r − 1".
+        skewness: `[*batch]`, of the mean of the control.
+        k_hat: `[*batch]`, the Pareto shape of the control's tail.
+        draws: How many terms were averaged.
+
+    Returns:
+        The `Doubt`, with the part of the batch that it applies to.
+
+    Example:
+        >>> bool(about_control("r − 1", torch.tensor(0.2), torch.tensor(0.0), 1000).where)
+        True
     """
     size, heavy = skewness.abs(), may_be_heavy(k_hat, draws)
     return Doubt(
@@ -185,10 +239,21 @@ def _few(draws: int, like: Tensor) -> Doubt:
 
 
 def about_rare_events(draws: int, like: Tensor) -> Doubt:
-    """Doubt a mean with so few draws that an event of a chance up to 3/draws may not be among them.
+    """Return the doubt about so few draws that an event of a chance up to 3/draws may be in none.
 
-    For terms in which `r − 1` cancels `log r`: what is left at these draws says nothing then
-    about the others.
+    For terms in which `r − 1` cancels `log r`: what is left at these draws says nothing then about
+    the others.
+
+    Args:
+        draws: How many terms were averaged.
+        like: `[*batch]`; only its shape is used.
+
+    Returns:
+        The `Doubt`, for all of the batch or none of it.
+
+    Example:
+        >>> bool(about_rare_events(100, torch.tensor(0.0)).where)
+        True
     """
     words = (
         "only {:.0f} draws: what happens once in {:.0f} may not have been drawn yet, "
@@ -200,7 +265,22 @@ def about_rare_events(draws: int, like: Tensor) -> Doubt:
 
 
 def about_bias(bias: Tensor, error: Tensor, words: str) -> Doubt:
-    """Doubt an error bar that a bias, known to about this size, rivals."""
+    """Return the doubt about an error bar that a bias of about this size makes too short.
+
+    A bias above 0.3 standard errors counts: a 95 % interval then covers less than 94 %.
+
+    Args:
+        bias: `[*batch]`, in the unit of the value.
+        error: `[*batch]`, the standard error, in the same unit.
+        words: The warning, with `{}` for |bias| / error.
+
+    Returns:
+        The `Doubt`, with the part of the batch that it applies to.
+
+    Example:
+        >>> bool(about_bias(torch.tensor(0.5), torch.tensor(0.1), "biased by {:.0f} errors").where)
+        True
+    """
     size = torch.where(bias == 0, 0.0, bias.abs() / error)
     return Doubt(size, size > limits.MAX_BIAS_IN_ERRORS, words)
 
@@ -217,10 +297,27 @@ def judged(
     skewness: Tensor | None = None,
     rounding: Tensor | None = None,
 ) -> Estimate:
-    """Write the `Estimate` in nats, floats for an empty batch, with the doubts that apply.
+    """Return the `Estimate` in nats, floats for an empty batch, with the doubts that apply.
 
     An infinite value has an infinite error and no doubts; the words give the worst size.
-    skewness, rounding: `[*batch]`, as in `Estimate`; None for 0.
+
+    Args:
+        value: `[*batch]`, in nats.
+        error: `[*batch]`, the standard error, in nats.
+        draws: How many terms were averaged.
+        k_hat: `[*batch]`, the Pareto shape of the terms' tail, or None.
+        doubts: What may be wrong with the error: warnings, or reasons to give none.
+        bias: "none", "low", "high" or "unknown".
+        why: The reason for the bias, in words.
+        skewness: `[*batch]`, as in `Estimate`; 0 if None.
+        rounding: `[*batch]`, as in `Estimate`, in nats; 0 if None.
+
+    Returns:
+        The `Estimate`, with a warning, or no error bar, where a doubt applies.
+
+    Example:
+        >>> judged(torch.tensor(0.5), torch.tensor(0.1), 1000, None, []).brief
+        '0.50 ± 0.10 nats'
     """
     error = torch.where(value.isinf(), math.inf, error)
     more = [("k_hat", k_hat), ("skewness", skewness), ("rounding", rounding)]
@@ -251,13 +348,25 @@ def estimate_of(
     more: list[Doubt] | None = None,
     rounding: Tensor | None = None,
 ) -> Estimate:
-    """Write the `Estimate` of `value` whose error is the mean of centred terms `[*batch, draws]`.
+    """Return the `Estimate` of `value` whose error is the mean of centred terms `[*batch, draws]`.
 
-    Its interval allows for their skewness. size: as in `mean_of`, |value| if None; more: further
-    doubts.
+    Its interval allows for their skewness.
 
-    >>> estimate_of(torch.tensor([-1.0, 1.0] * 20), torch.tensor(0.5)).brief
-    '0.50 ± 0.16 nats'
+    Args:
+        influence: `[*batch, draws]`, centred terms, in nats.
+        value: `[*batch]`, in nats.
+        bias: "none", "low", "high" or "unknown".
+        why: The reason for the bias, in words.
+        size: `[*batch]`, as in `mean_of`; |value| if None.
+        more: Further doubts.
+        rounding: `[*batch]`, as in `Estimate`, in nats; 0 if None.
+
+    Returns:
+        The `Estimate`, with a warning, or no error bar, where a doubt applies.
+
+    Example:
+        >>> estimate_of(torch.tensor([-1.0, 1.0] * 20), torch.tensor(0.5)).brief
+        '0.50 ± 0.16 nats'
     """
     error, skewness, k_hat = _moments(influence, value if size is None else size)
     draws = influence.shape[-1]
@@ -269,18 +378,38 @@ def estimate_of(
 
 
 def standard_error(influence: Tensor, size: Tensor) -> Tensor:
-    """Return the standard error of the mean of centred terms `[*batch, draws]`; size as above.
+    """Return the standard error of the mean of centred terms, `√(Σδ² / (n (n − 1)))`.
 
-    >>> standard_error(torch.tensor([-1.0, 1.0, -1.0, 1.0]), torch.tensor(0.0)).item().__round__(3)
-    0.577
+    Args:
+        influence: `[*batch, draws]`, centred terms.
+        size: `[*batch]`, as in `mean_of`.
+
+    Returns:
+        `[*batch]`, in the unit of the terms; 0 where they are equal up to the rounding of `size`.
+
+    Example:
+        >>> terms = torch.tensor([-1.0, 1.0, -1.0, 1.0])
+        >>> round(standard_error(terms, torch.tensor(0.0)).item(), 3)
+        0.577
     """
     return _moments(influence, size)[0]
 
 
 def mean_of(influence: Tensor, size: Tensor) -> tuple[Tensor, list[Doubt], Tensor]:
-    """Judge the mean of centred terms `[*batch, draws]`, symmetric: its error, doubts and k̂.
+    """Return the error of the mean of centred terms, the doubts about a symmetric interval, and k̂.
 
-    size: `[*batch]`, of what the terms are differences; below its rounding they are all one.
+    Args:
+        influence: `[*batch, draws]`, centred terms.
+        size: `[*batch]`, of what the terms are differences; terms below its rounding count as
+            equal.
+
+    Returns:
+        The standard error `[*batch]`, the doubts of `about_terms`, and the terms' k̂ `[*batch]`.
+
+    Example:
+        >>> error, doubts, k_hat = mean_of(torch.tensor([-1.0, 1.0] * 20), torch.tensor(1.0))
+        >>> error
+        tensor(0.1601)
     """
     error, skewness, k_hat = _moments(influence, size)
     return error, about_terms(influence.shape[-1], skewness, k_hat), k_hat

@@ -132,15 +132,22 @@ CONTROL = (1.0, 1.0, 0.0)  # r − 1
 
 
 def coefficients(estimator: Estimator) -> tuple[float, float, float]:
-    """Return an estimator's coefficients on `(log r, r − 1 − log r, ½ log² r)`.
+    """Return an estimator's coefficients on `(log r, r − 1 − log r, ½ log² r)`, r = q/p.
 
-    estimator: a name in the table, or a number λ for `−log r + λ (r − 1)`.
-    Errors: `ValueError` for a name outside the table.
+    Args:
+        estimator: A name in the table `ESTIMATORS`, or a number λ for `−log r + λ (r − 1)`.
 
-    >>> coefficients("k3")
-    (0.0, 1.0, 0.0)
-    >>> coefficients(0.75)
-    (-0.25, 0.75, 0.0)
+    Returns:
+        Three numbers.
+
+    Raises:
+        ArgumentValueError: For a name outside the table, or a number that is not finite.
+
+    Example:
+        >>> coefficients("k3")
+        (0.0, 1.0, 0.0)
+        >>> coefficients(0.75)
+        (-0.25, 0.75, 0.0)
     """
     if isinstance(estimator, str) and estimator in ESTIMATORS:
         return ESTIMATORS[estimator]
@@ -154,18 +161,26 @@ def coefficients(estimator: Estimator) -> tuple[float, float, float]:
 def log_ratio_terms(log_p: Tensor, log_q: Tensor, *, estimator: Estimator = "k3") -> Tensor:
     """Return one term a draw, e.g. `r − 1 − log r` for k3, whose mean under p estimates KL(p‖q).
 
-    log_p, log_q: log densities at draws x ~ p, shapes that broadcast; the result has that shape,
-    in nats. estimator: "k1", "k2", "k3" or a number λ (MATH 5.3).
+    Exact per draw up to rounding; k3 and k2 are never negative. Differentiable in both arguments;
+    what the gradient of a mean of these terms is the gradient *of* differs from one estimator to
+    the next (MATH 5.8).
 
-    Exact per draw up to rounding; k3 and k2 are never negative. log q = −inf (q has no mass at a
-    draw) gives +inf. Differentiable in both arguments; what the gradient of a mean of these terms
-    is the gradient *of* differs from one estimator to the next (MATH 5.8).
+    Args:
+        log_p: Log densities of p at draws x ~ p, in nats.
+        log_q: Log densities of q at the same draws; shapes broadcast.
+        estimator: "k1", "k2", "k3" or a number λ (MATH 5.3).
 
-    Errors: `ValueError` for a name outside the table.
+    Returns:
+        Terms of the shape that both broadcast to, in nats; +inf at a draw where q has no mass (log
+        q = −inf).
 
-    >>> log_p = torch.tensor([0.5, 0.5]).log()
-    >>> log_ratio_terms(log_p, torch.tensor([0.25, 0.75]).log(), estimator="k3")
-    tensor([0.1931, 0.0945])
+    Raises:
+        ArgumentValueError: For a name outside the table.
+
+    Example:
+        >>> log_p = torch.tensor([0.5, 0.5]).log()
+        >>> log_ratio_terms(log_p, torch.tensor([0.25, 0.75]).log(), estimator="k3")
+        tensor([0.1931, 0.0945])
     """
     log_r, features = log_q - log_p, []
     on_log_r, on_bregman, on_square = coefficients(estimator)

@@ -27,6 +27,7 @@ from . import limits
 from .tails import fit_tail, tail_length
 
 __all__ = [
+    "ENTROPY_CAUSES",
     "RATIO_CAUSES",
     "WEIGHT_CAUSES",
     "Identity",
@@ -55,7 +56,7 @@ WEIGHT_CAUSES = (
     "a density is not normalised",
     "the draws do not come from the distribution that was scored as theirs",
 )
-_ENTROPY_CAUSES = (
+ENTROPY_CAUSES = (
     "the draws were made at another temperature than the one that was scored",
     "raw log-probabilities of draws made by truncated sampling (top-p, top-k)",
     "the column of log p is shifted against the draws",
@@ -210,7 +211,7 @@ def entropy_identity(
     )  # of an event that is in no draw
     missed = torch.full_like(mean, -chance * math.log(chance))
     known = Known(mean, error, skewness, draws, missed, off)
-    return known_mean(known, "−log p less its entropy", expected=0.0, causes=_ENTROPY_CAUSES)
+    return known_mean(known, "−log p less its entropy", expected=0.0, causes=ENTROPY_CAUSES)
 
 
 def known_mean(
@@ -226,9 +227,19 @@ def known_mean(
     at `TEST_LEVEL`, with Hall's correction for the skewness; or, for means of what is never
     negative, where Markov's inequality is broken.
 
-    >>> one, zero = torch.ones(()), torch.zeros(())
-    >>> known_mean(Known(0.9 * one, 0.01 * one, zero, 1000, zero, zero), "q/p").refuted
-    True
+    Args:
+        known: The mean `[*batch]` with its error, skewness, draws, `missed` and `rounding`.
+        what: What the mean is of, for messages.
+        expected: The value that the mean has if the assumption holds.
+        causes: What may be wrong where it is refuted, for messages.
+
+    Returns:
+        An `Identity`: mean, expected value, z, whether it is refuted, and the reason in words.
+
+    Example:
+        >>> one, zero = torch.ones(()), torch.zeros(())
+        >>> known_mean(Known(0.9 * one, 0.01 * one, zero, 1000, zero, zero), "q/p").refuted
+        True
     """
     target = torch.as_tensor(expected, dtype=torch.float64, device=known.mean.device)
     gap = known.mean - target
@@ -263,11 +274,19 @@ def hall(t: Tensor, skewness: Tensor) -> Tensor:
 
 
 def missed_ratio(largest: Tensor, k_hat: Tensor, draws: int) -> Tensor:
-    """Return how much of the mean of q/p may sit in events that are in no draw, `[*batch]`.
+    """Return how much of the mean of q/p may sit in events that are in no draw.
 
     They have a chance of up to `log(1/MISSED_EVENT_CHANCE)/draws`. q/p there: up to
     `MISSED_EVENT_RATIO`, or what the fitted tail has beyond the largest draw, `largest/(1 − k)`
     with k̂ plus twice its standard error; +inf from k = 1 on, where the tail has no mean.
+
+    Args:
+        largest: The largest q/p of the draws, `[*batch]`.
+        k_hat: The Pareto index of the upper tail of q/p, `[*batch]`; NaN where it is unknown.
+        draws: How many draws.
+
+    Returns:
+        `[*batch]`, an upper bound on the mean's missing part.
     """
     k = k_hat + 2 * (1 + k_hat) / math.sqrt(max(tail_length(draws), 1))
     k = torch.where(k.isfinite(), k, 0.0)  # no tail, or too few draws to see one
@@ -294,14 +313,22 @@ def moments_of(terms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def half_ulps(values: Tensor) -> Tensor:
     """Return how far each value may be off for having been rounded to its floating type.
 
-    Half a unit in the last place, `|value| eps / 2`, of the coarsest of bfloat16, float16,
-    float32 and the values' own type whose grid holds all finite values: log-probabilities are often
-    computed in bfloat16 and logged in float32. float64. Round numbers, of 5 significant bits or
-    fewer, lie on every grid and say nothing: all round, they count as those of their own type.
-    float64 counts as exact.
+    Half a unit in the last place, `|value| eps / 2`, of the coarsest of bfloat16, float16, float32
+    and the values' own type whose grid holds all finite values: log-probabilities are often
+    computed in bfloat16 and logged in float32. Round numbers, of 5 significant bits or fewer, lie
+    on every grid and say nothing: all round, they count as those of their own type. float64 counts
+    as exact.
 
-    >>> half_ulps(torch.tensor([-1.5, -2.71875, -0.001]).bfloat16().float())[0].item() == 1.5 / 256
-    True
+    Args:
+        values: Float values of any shape.
+
+    Returns:
+        The same shape, float64, in the unit of the values; 0 for values that are not finite.
+
+    Example:
+        >>> logged = torch.tensor([-1.5, -2.71875, -0.001]).bfloat16().float()
+        >>> half_ulps(logged)[0].item() == 1.5 / 256
+        True
     """
     finite = torch.where(values.detach().isfinite(), values.detach(), 0.0)
     coarsest = coarsest_type(values)

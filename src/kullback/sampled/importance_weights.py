@@ -35,12 +35,22 @@ _UNKNOWN = "normalised=False where a constant is missing, as in p(x, z)/q(z|x)"
 def log_mean_exp(log_weights: Tensor, *, dim: int = -1) -> Tensor:
     """Return `log (1/K) Σ_k exp(log w_k)` over `dim`, in nats.
 
-    log_weights: any shape with K ≥ 1 along `dim`; the result lacks `dim`.
-    All −inf gives −inf, any +inf gives +inf, NaN stays NaN. As an estimate of `log E[w]` it is
-    biased low (Jensen); as a value it is exact up to rounding.
+    As an estimate of `log E[w]` it is biased low (Jensen); as a value it is exact up to rounding.
 
-    >>> log_mean_exp(torch.tensor([0.0, math.log(3.0)])).exp()
-    tensor(2.)
+    Args:
+        log_weights: Log weights in nats, any shape with K ≥ 1 along `dim`.
+        dim: The axis of the draws.
+
+    Returns:
+        The shape without `dim`, in nats, differentiable. All −inf gives −inf, any +inf gives +inf,
+        NaN stays NaN.
+
+    Raises:
+        ArgumentValueError: For no draws.
+
+    Example:
+        >>> log_mean_exp(torch.tensor([0.0, math.log(3.0)])).exp()
+        tensor(2.)
     """
     draws = log_weights.shape[dim]
     require(draws >= 1, "log_weights", "at least one draw", draws)
@@ -50,14 +60,21 @@ def log_mean_exp(log_weights: Tensor, *, dim: int = -1) -> Tensor:
 def effective_sample_size(log_weights: Tensor, *, dim: int = -1) -> Tensor:
     """Return Kong's effective sample size `(Σ w)² / Σ w²` over `dim`, between 1 and K.
 
-    log_weights: unnormalised, any shape with K ≥ 1 along `dim`; the result lacks `dim`.
-    All weights zero (−inf) gives NaN: no draw says anything. It sees how unequal weights are, not
-    whether they are right: `weight_identity` tests their mean.
+    It measures how unequal weights are, not whether they are right: `weight_identity` tests their
+    mean.
 
-    >>> effective_sample_size(torch.zeros(8))
-    tensor(8.)
-    >>> effective_sample_size(torch.tensor([0.0, -100.0]))
-    tensor(1.)
+    Args:
+        log_weights: Unnormalised log weights in nats, any shape with K ≥ 1 along `dim`.
+        dim: The axis of the draws.
+
+    Returns:
+        The shape without `dim`, a number of draws; NaN where all weights are zero (−inf).
+
+    Example:
+        >>> effective_sample_size(torch.zeros(8))
+        tensor(8.)
+        >>> effective_sample_size(torch.tensor([0.0, -100.0]))
+        tensor(1.)
     """
     return (2 * torch.logsumexp(log_weights, dim) - torch.logsumexp(2 * log_weights, dim)).exp()
 
@@ -65,19 +82,27 @@ def effective_sample_size(log_weights: Tensor, *, dim: int = -1) -> Tensor:
 def log_evidence(log_weights: Tensor, *, normalised: bool = False) -> Estimate:
     """Estimate `log E[w]` by `log (1/n) Σ w`, with the error bar `sd(w) / (√n · mean w)`.
 
-    log_weights: `[*batch, draws]`, draws ≥ 2, in nats; the result is `[*batch]`.
-    Biased low by about half the squared error (Jensen); the error is the delta method's. `k_hat`
-    is that of the weights; `warnings` say when tail or bias make the error bar doubtful, and there
-    is no error bar where the tail is so heavy that no mean can be inferred.
-    normalised: assert that `E[w] = 1`, so that the evidence is 0: the draws are tested for it.
-    All weights zero gives −inf ± inf; NaN stays NaN. No gradient flows (use `log_mean_exp`).
-
-    Errors: `ValueError` for fewer than 2 draws, or an asserted mean that the draws refute.
+    Biased low by about half the squared error (Jensen); the error is the delta method's.
     Reference: Burda et al. (2016), eq. 8.
 
-    >>> z = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    >>> print(log_evidence(0.3 * z - 0.045))
-    0.012 ± 0.010 nats, biased low
+    Args:
+        log_weights: `[*batch, draws]`, draws ≥ 2, in nats.
+        normalised: Assert that `E[w] = 1`, so that the evidence is 0: the draws are tested for it.
+
+    Returns:
+        An `Estimate` of `[*batch]`, in nats. `k_hat` is that of the weights; `warnings` say when
+        tail or bias make the error bar doubtful, and there is no error bar where the tail is so
+        heavy that no mean can be inferred. All weights zero gives −inf ± inf; NaN stays NaN. No
+        gradient flows (use `log_mean_exp`).
+
+    Raises:
+        ArgumentTypeError: For anything but a tensor.
+        ArgumentValueError: For fewer than 2 draws, or an asserted mean that the draws refute.
+
+    Example:
+        >>> z = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+        >>> print(log_evidence(0.3 * z - 0.045))
+        0.012 ± 0.010 nats, biased low
     """
     logs = _checked(log_weights, "[*batch, draws]", 1)
     require(logs.shape[-1] >= 2, "log_weights", "at least 2 draws", logs.shape[-1])
@@ -101,25 +126,34 @@ def importance_bound(
 ) -> Estimate:
     """Estimate the bound `L_K = E[log (1/K) Σ_k w_k] ≤ log E[w]`, or its jackknifed correction.
 
-    log_weights: `[*batch, draws, K]`: K weights for each of `draws` ≥ 2 independent repeats or data
-    points, over which the bound is averaged; the result is `[*batch]`, in nats.
     As a bound it is unbiased, and low as an estimate of `log E[w]`, by Var(w) / (2K E[w]²) to first
-    order. With `jackknife=True` (K ≥ 2) a repeat's value is `K L_K − (K−1) mean_k L_{K−1}^{(−k)}`
-    instead: the first order is gone, what is left is of order 1/K² and of either sign, and the
-    number is no bound any more; `warnings` say when the drift from K/2 to K draws shows that more
-    than the error bar is left, or when k̂ of the weights shows that the expansion does not hold.
-    normalised: assert that `E[w] = 1` (both densities normalised): the draws are tested for it.
-    All weights of a repeat zero gives −inf; NaN stays NaN. No gradient flows.
-
-    Errors: `ValueError` for fewer than 2 repeats, K < 2 with the jackknife, or an asserted mean
-    that the draws refute.
+    order. With `jackknife=True` a repeat's value is `K L_K − (K−1) mean_k L_{K−1}^{(−k)}` instead:
+    the first order is gone, what is left is of order 1/K² and of either sign, and the number is no
+    bound any more; `warnings` say when the drift from K/2 to K draws shows that more than the error
+    bar is left, or when k̂ of the weights shows that the expansion does not hold.
     Reference: Burda et al. (2016), eq. 8; Nowozin (2018), section 4.
 
-    >>> z = torch.randn(500, 10, generator=torch.Generator().manual_seed(0))
-    >>> print(importance_bound(z - 0.5))
-    -0.076 ± 0.018 nats, biased low
-    >>> print(importance_bound(z - 0.5, jackknife=True).brief)
-    -0.003 ± 0.020 nats, bias unknown
+    Args:
+        log_weights: `[*batch, draws, K]`, in nats: K weights for each of `draws` ≥ 2 independent
+            repeats or data points, over which the bound is averaged.
+        jackknife: Remove the bias of first order; needs K ≥ 2.
+        normalised: Assert that `E[w] = 1` (both densities normalised): the draws are tested for it.
+
+    Returns:
+        An `Estimate` of `[*batch]`, in nats. All weights of a repeat zero gives −inf; NaN stays
+        NaN. No gradient flows.
+
+    Raises:
+        ArgumentTypeError: For anything but a tensor.
+        ArgumentValueError: For fewer than 2 repeats, K < 2 with the jackknife, or an asserted mean
+            that the draws refute.
+
+    Example:
+        >>> z = torch.randn(500, 10, generator=torch.Generator().manual_seed(0))
+        >>> print(importance_bound(z - 0.5))
+        -0.076 ± 0.018 nats, biased low
+        >>> print(importance_bound(z - 0.5, jackknife=True).brief)
+        -0.003 ± 0.020 nats, bias unknown
     """
     logs = _checked(log_weights, "[*batch, draws, K]", 2)
     repeats, size = logs.shape[-2:]

@@ -28,6 +28,7 @@ __all__ = [
     "MAX_MEAN_SQUARE_GAP",
     "MAX_NEIGHBOURS",
     "MAX_NEIGHBOUR_WIDTH",
+    "MAX_NUMBERS_TOGETHER",
     "MAX_PARETO_K",
     "MAX_SKEWNESS_FACTOR_RISE",
     "MAX_SKEWNESS_OF_INTERVAL",
@@ -85,6 +86,8 @@ MAX_PARETO_K = 0.7
 FINITE_VARIANCE_PARETO_K, FINITE_MEAN_PARETO_K = 0.5, 1.0
 # shortest tail that is fitted, and the draws that have it: a fifth of them is the tail
 MIN_TAIL_LENGTH, MIN_DRAWS_FOR_TAIL = 5, 25
+# numbers that fit a cache: a tail is then fitted in one call, seven times faster on one thread
+MAX_NUMBERS_TOGETHER = 1 << 18
 # draws kept at each end: a tail of 512 above one cutoff, whose k-hat is known to ±0.07
 MAX_TAIL_DRAWS = 513
 # draws below which k-hat is too noisy for a decision on the variance, and on the mean

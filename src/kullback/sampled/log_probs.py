@@ -97,13 +97,20 @@ class LogProbs:
 
 
 def is_sentinel(log_probs: Tensor) -> Tensor:
-    """Say where a log-probability is a number that stands for "not scored", bool.
+    """Return where a log-probability is a number that stands for "not scored".
 
     That is a finite value of −700 or below, which no float64 probability has (vLLM and OpenAI send
     −9999.0, masks use −1e4 to −3e38), or exactly −100 (the fill value of some servers and losses).
 
-    >>> is_sentinel(torch.tensor([-9999.0, -100.0, -99.5, -torch.inf]))
-    tensor([ True,  True, False, False])
+    Args:
+        log_probs: Log-probabilities in nats, any shape.
+
+    Returns:
+        Bool of the same shape.
+
+    Example:
+        >>> is_sentinel(torch.tensor([-9999.0, -100.0, -99.5, -torch.inf]))
+        tensor([ True,  True, False, False])
     """
     finite = log_probs > -math.inf
     return ((log_probs <= limits.MIN_LOG_PROB) & finite) | (log_probs == limits.FILL_VALUE)
@@ -173,14 +180,22 @@ def check_log_probs(
 
 
 def looks_odd(columns: Sequence[Tensor], mask: Tensor | None) -> bool:
-    """Say whether `check_log_probs` may find something: a quick look, which waits for a GPU once.
+    """Return whether `check_log_probs` may find something: a quick test.
 
     True for a value above 0, of −80 or below, or NaN; for a 0 beside another column below −0.5; and
     where two columns differ by so much that one may be late.
 
-    >>> log_p = torch.tensor([[-1.0, -2.0]])
-    >>> looks_odd([log_p, log_p], None), looks_odd([log_p, -log_p], None)
-    (False, True)
+    Args:
+        columns: Log-probabilities in nats, all of one shape.
+        mask: Bool of that shape, True where a position counts; all of them if None.
+
+    Returns:
+        False where `check_log_probs` need not be called. On a GPU the call waits for one result.
+
+    Example:
+        >>> log_p = torch.tensor([[-1.0, -2.0]])
+        >>> looks_odd([log_p, log_p], None), looks_odd([log_p, -log_p], None)
+        (False, True)
     """
     logs = [x.detach() if mask is None else torch.where(mask, x.detach(), -1.0) for x in columns]
     if not logs[0].numel():
@@ -199,10 +214,19 @@ def looks_odd(columns: Sequence[Tensor], mask: Tensor | None) -> bool:
 
 
 def why_shapes_differ(got: Sequence[int], expected: Sequence[int]) -> str:
-    """Say which off-by-one a mask or column has that is one position longer or shorter, else "".
+    """Return in words why a mask or column is one position longer or shorter, else "".
 
-    >>> why_shapes_differ((2, 4), (2, 3))[:47]
-    'one position too long. The log-probability at t'
+    Args:
+        got: The shape that was given.
+        expected: The shape of the log-probabilities, `[batch, positions]`.
+
+    Returns:
+        The usual cause and its cure; "" unless both shapes have two axes, the same batch, and
+        lengths that differ by one.
+
+    Example:
+        >>> why_shapes_differ((2, 4), (2, 3))[:47]
+        'one position too long. The log-probability at t'
     """
     if len(got) != 2 or len(expected) != 2 or got[0] != expected[0]:
         return ""

@@ -57,7 +57,10 @@ def fit_tail(excess: Tensor) -> tuple[Tensor, Tensor]:
     points = 30 + int(math.sqrt(size))
     grid = torch.arange(1, points + 1, dtype=excess.dtype, device=excess.device) - 0.5
     slopes = (1 - (points / grid).sqrt()) / (3 * quarter[..., None]) + 1 / largest[..., None]
-    shapes = torch.stack([_shape(excess, slope) for slope in slopes.unbind(-1)], -1)
+    if excess.numel() * points <= limits.MAX_NUMBERS_TOGETHER:
+        shapes = torch.log1p(-slopes[..., None] * excess[..., None, :]).mean(-1)
+    else:
+        shapes = torch.stack([_shape(excess, slope) for slope in slopes.unbind(-1)], -1)
     likelihood = size * ((-slopes / shapes).log() - shapes - 1)
     slope = (torch.softmax(likelihood, -1) * slopes).sum(-1)
     shape = _shape(excess, slope)
@@ -69,17 +72,25 @@ def fit_tail(excess: Tensor) -> tuple[Tensor, Tensor]:
 def pareto_k(log_weights: Tensor, *, dim: int = -1) -> Tensor:
     """Return the Pareto shape k̂ of the largest weights over `dim`: how heavy their tail is.
 
-    log_weights: unnormalised, any shape with K ≥ 25 along `dim`; the result lacks `dim`, float64.
     A diagnostic, not an `Estimate`: its own standard error is about `(1 + k̂) / √(3 √K)`, and for
     weights that are all but equal a large k̂ is harmless (look at the effective sample size).
-    Equal weights have no tail: −inf. All weights zero, or NaN among them: NaN.
-
-    Errors: `ValueError` for fewer than 25 draws.
     Reference: Vehtari et al. (2024), section 3.
 
-    >>> draws = torch.arange(1, 4001, dtype=torch.float64) / 4001
-    >>> round(pareto_k(-0.3 * draws.log()).item(), 2)
-    0.28
+    Args:
+        log_weights: Unnormalised log weights in nats, any shape with K ≥ 25 along `dim`.
+        dim: The axis of the draws.
+
+    Returns:
+        The shape without `dim`, float64, a pure number. Equal weights have no tail: −inf. All
+        weights zero, or NaN among them: NaN.
+
+    Raises:
+        ArgumentValueError: For fewer than 25 draws.
+
+    Example:
+        >>> draws = torch.arange(1, 4001, dtype=torch.float64) / 4001
+        >>> round(pareto_k(-0.3 * draws.log()).item(), 2)
+        0.28
     """
     return pareto_smooth(log_weights, dim=dim)[1]
 
@@ -87,17 +98,25 @@ def pareto_k(log_weights: Tensor, *, dim: int = -1) -> Tensor:
 def pareto_smooth(log_weights: Tensor, *, dim: int = -1) -> tuple[Tensor, Tensor]:
     """Replace the largest weights by the quantiles of their fitted tail; return also its k̂.
 
-    log_weights: unnormalised, any shape with K ≥ 25 along `dim`. Returns the smoothed log weights
-    (same shape and order, float64, not normalised, none larger than the largest that came in) and
-    k̂ (lacks `dim`). What is averaged with them has less variance and a small bias of unknown sign.
-    Equal weights come back as they are; NaN weights give NaN. No gradient flows.
-
-    Errors: `ValueError` for fewer than 25 draws.
+    What is averaged with them has less variance and a small bias of unknown sign.
     Reference: Vehtari et al. (2024), algorithm 1.
 
-    >>> smooth, k_hat = pareto_smooth(torch.arange(100.0))
-    >>> bool((smooth <= 99.0).all()), bool(k_hat > 0.7)
-    (True, True)
+    Args:
+        log_weights: Unnormalised log weights in nats, any shape with K ≥ 25 along `dim`.
+        dim: The axis of the draws.
+
+    Returns:
+        The smoothed log weights (same shape and order, float64, not normalised, none larger than
+        the largest that came in) and k̂ (the shape without `dim`). Equal weights come back as they
+        are; NaN weights give NaN. No gradient flows.
+
+    Raises:
+        ArgumentValueError: For fewer than 25 draws.
+
+    Example:
+        >>> smooth, k_hat = pareto_smooth(torch.arange(100.0))
+        >>> bool((smooth <= 99.0).all()), bool(k_hat > 0.7)
+        (True, True)
     """
     draws = log_weights.shape[dim]
     fewest = limits.MIN_DRAWS_FOR_TAIL

@@ -278,18 +278,30 @@ def js_from_draws(
 ) -> Estimate:
     """Estimate the Jensen-Shannon divergence `½ KL(p‖m) + ½ KL(q‖m)`, `m = ½(p + q)`, from draws.
 
-    x: `[n, d]` from p, y: `[m, d]` from q, each counting one half whatever n and m; "neighbours"
-    compares as many of each at a time, by their k-th (`neighbours`) neighbours, and has an error
-    bar in one or two dimensions. In nats, from 0 to log 2; a value within chance of that range is
-    not clipped, one beyond is refused. Everything else as in `kl_from_draws`.
     Source: Ross (2014) for the neighbours; MATH 4.3.
 
-    >>> seed = torch.Generator().manual_seed(0)
-    >>> x, y = torch.randn(1000, 1, generator=seed), 1 + torch.randn(1000, 1, generator=seed)
-    >>> print(js_from_draws(x, y))
-    0.119 ± 0.010 nats, bias unknown
-    >>> print(js_from_draws(x, y, method="classifier"))
-    0.1120 ± 0.0099 nats, biased low
+    Args:
+        x: `[n, d]`, at least 80 independent draws from p; with "neighbours" also `[*batch, n, d]`.
+        y: `[m, d]`, independent draws from q; each sample counts one half whatever n and m.
+        method: "neighbours" compares as many draws of each at a time, by their k-th neighbours;
+            "classifier" is as in `kl_from_draws`.
+        neighbours: k, for the neighbours.
+        generator: As in `kl_from_draws`.
+
+    Returns:
+        An `Estimate` in nats, from 0 to log 2; a value within chance of that range is not clipped.
+        The neighbours have an error bar in one or two dimensions. No gradient flows.
+
+    Raises:
+        ValueError: As in `kl_from_draws`; also for a value beyond the range by more than chance.
+
+    Example:
+        >>> seed = torch.Generator().manual_seed(0)
+        >>> x, y = torch.randn(1000, 1, generator=seed), 1 + torch.randn(1000, 1, generator=seed)
+        >>> print(js_from_draws(x, y))
+        0.119 ± 0.010 nats, bias unknown
+        >>> print(js_from_draws(x, y, method="classifier"))
+        0.1120 ± 0.0099 nats, biased low
     """
     _arguments(x, y, method, neighbours)
     dealer = _seeded(generator)
@@ -316,16 +328,28 @@ def mutual_information_from_draws(
 ) -> Estimate:
     """Estimate `I(X; Y) = KL(p(x, y) ‖ p(x) p(y))`, in nats, from pairs of draws.
 
-    x: `[n, d]`, y: `[n, e]`: row i of both is one pair; at least 80 independent pairs.
-    "neighbours" is KSG's first estimator, low under strong dependence; it has an error bar for one
-    column with one, as long as the neighbours are near on the scale of the dependence.
-    "classifier" tells pairs from re-dealt pairs. Everything else as in `kl_from_draws`.
     Source: Kraskov, Stögbauer and Grassberger (2004).
 
-    >>> seed = torch.Generator().manual_seed(0)
-    >>> x, noise = torch.randn(1000, 1, generator=seed), torch.randn(1000, 1, generator=seed)
-    >>> print(mutual_information_from_draws(x, x + noise))
-    0.321 ± 0.035 nats, bias unknown
+    Args:
+        x: `[n, d]`, at least 80 independent draws; with "neighbours" also `[*batch, n, d]`.
+        y: `[n, e]`; row i of both is one pair.
+        method: "neighbours" is KSG's first estimator, low under strong dependence; "classifier"
+            tells pairs from re-dealt pairs, and gives a lower bound in expectation.
+        neighbours: k, for the neighbours.
+        generator: As in `kl_from_draws`.
+
+    Returns:
+        An `Estimate` in nats. The neighbours have an error bar for one column with one, as long as
+        the neighbours are near on the scale of the dependence. No gradient flows.
+
+    Raises:
+        ValueError: As in `kl_from_draws`.
+
+    Example:
+        >>> seed = torch.Generator().manual_seed(0)
+        >>> x, noise = torch.randn(1000, 1, generator=seed), torch.randn(1000, 1, generator=seed)
+        >>> print(mutual_information_from_draws(x, x + noise))
+        0.321 ± 0.035 nats, bias unknown
     """
     _arguments(x, y, method, neighbours, pairs=True)
     dealer = _seeded(generator)

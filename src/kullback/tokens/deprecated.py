@@ -54,7 +54,18 @@ def _from_hidden(new: Callable[..., T], first: str = "p", second: str = "q") -> 
         return new(*sides, **options)
 
     alias.__name__ = alias.__qualname__ = f"{new.__name__}_from_hidden"
-    alias.__doc__ = f"Return `{new.__name__}` of two `HiddenStates`; deprecated."
+    alias.__doc__ = f"""Return `{new.__name__}` of two `HiddenStates`; deprecated.
+
+    Args:
+        tensors: {", ".join(f"`{place}`" for place in places)}: hidden states `[*batch, width]`
+            and head `[vocab, width]` of one side, then of the other.
+        soft_cap: `softcap` of both `HiddenStates`, or a pair of one for each; None for none.
+        memory: `memory` of both `HiddenStates`.
+        options: `{first}_bias` and `{second}_bias`, `[vocab]`, and the options of `{new.__name__}`.
+
+    Returns:
+        What `{new.__name__}` returns.
+    """
     return alias
 
 

@@ -147,7 +147,7 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """An architecture met with data: enough to build the same model again.
+    """An architecture resolved for a data set: enough to build the same model again.
 
     event_shape: `(C, H, W)`, `(D,)`, or `(1, T)`. kind: "binary", "8-bit", "levels", "continuous"
     or "sound". The architecture's choices are resolved, never "auto". levels: how many the data

@@ -52,7 +52,10 @@ def library() -> ctypes.CDLL | None:
 
 
 def compiled_state() -> str:
-    """Return "in use", or why `step.c` is not.
+    """Return "in use" where the compiled `step.c` is used, else the reason why it is not.
+
+    Returns:
+        "in use", or the reason in words.
 
     Example:
         >>> isinstance(compiled_state(), str)

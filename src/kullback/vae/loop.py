@@ -202,7 +202,7 @@ def _first_bad_tensor(model: VAE, x: Tensor, noise: Tensor) -> tuple[str, Tensor
 def diagnose(model: VAE, state: State, batch: Batch, folder: Path | None) -> str:
     """Describe where the first NaN or infinity arose, and keep a repro file in `folder`.
 
-    The repro is `nonfinite-step-N.safetensors` with x, noise and the weights that met them.
+    The repro is `nonfinite-step-N.safetensors` with x, noise and the weights of that step.
     Returns the message for the user.
     """
     step, x, names = state.step, batch.x, batch.names

@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kullback.core import DataError, RunError, describe, read_json, require, write_json
+from kullback.core import (
+    DataError,
+    RunError,
+    describe,
+    read_json,
+    require,
+    require_count,
+    write_json,
+)
 from kullback.data import PADDING
 from kullback.variational import objectives
 
@@ -229,9 +237,13 @@ class VAE(nn.Module):
 
         Returns:
             `[n, *event]` in the data's units.
+
+        Raises:
+            ArgumentTypeError: n is no integer.
+            ArgumentValueError: n is below 1.
         """
         generator = generator or torch.Generator(self.scale.device).manual_seed(0)
-        parameters = self.parameters_of(self.prior.sample(n, generator))
+        parameters = self.parameters_of(self.prior.sample(require_count(n, "n"), generator))
         if noise:
             return self.likelihood.sample(parameters, generator)
         return self.likelihood.mean(parameters)

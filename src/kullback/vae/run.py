@@ -5,6 +5,7 @@ the data's protocol, versions), `metrics.jsonl` (a function of the settings alon
 (the clock), `checkpoints/`, and at the end `model.safetensors` with the averaged weights.
 """
 
+import math
 import os
 import platform
 import statistics
@@ -302,7 +303,7 @@ def _deviation_of(clips: torch.Tensor) -> float:
     for block in torch.split(clips, 256):
         real = block[block != PADDING].double()
         squares, count = squares + float(real.square().sum()), count + len(real)
-    return (squares / max(1, count)) ** 0.5
+    return math.sqrt(squares / max(1, count))
 
 
 def _new_folder(folder: str | Path | None, data: Dataset) -> Path:
@@ -417,7 +418,10 @@ def pick_threads() -> int:
 
     It is measured: small matrix products on all cores against one. On a machine whose cores are
     busy, threads wait for each other and training can run tens of times slower than on one thread.
-    At most the cores this process may run on, and what OMP_NUM_THREADS allows.
+
+    Returns:
+        The cores that this process may run on, at most what OMP_NUM_THREADS allows, or 1 where all
+        of them are not enough faster than one.
 
     Example:
         >>> pick_threads() >= 1

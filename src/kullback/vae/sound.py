@@ -212,7 +212,8 @@ class _Fitted:
         """Return each sample after those before it, `[batch, blocks, 16, order + 1]`."""
         blocks = -(-levels.shape[-1] // REFIT_SAMPLES)
         padded = F.pad(levels, (self.order, blocks * REFIT_SAMPLES - levels.shape[-1]))
-        return padded.unfold(-1, self.order + 1, 1).unflatten(1, (blocks, REFIT_SAMPLES))
+        windows = padded.unfold(-1, self.order + 1, 1)
+        return windows.reshape(len(levels), blocks, REFIT_SAMPLES, self.order + 1)
 
     def later(self, sums: Tensor, products: Tensor) -> Tensor:
         """Return the sums `[batch, order + 1, order + 1]` with those of one more block in them."""

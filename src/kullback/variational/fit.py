@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from kullback.core import Estimate, RunError, require
+from kullback.core import Estimate, RunError, require, require_count
 
 from . import limits
 from .diagnostics.diagnose import Diagnosis
@@ -113,7 +113,7 @@ class FittedPosterior:
             ArgumentValueError: for n < 1.
             RunError: for a loaded fit whose q is of a class of the user's own.
         """
-        return self._known_family().sample(n, generator)
+        return self._known_family().sample(require_count(n, "n"), generator)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log q(z) of unconstrained z, `[n, d]` → `[n]`, in nats.

@@ -309,24 +309,34 @@ class Bounds(NamedTuple):
 def mixture_kl_bounds(p: Any, q: Any, *, iterations: int = 20) -> Bounds:
     """Bound `KL(p‖q)` between Gaussian mixtures from both sides: `lower ≤ KL(p‖q) ≤ upper`.
 
-    p, q: `MixtureSameFamily` of `Normal`, `Independent(Normal, 1)` or `MultivariateNormal`
-    components over the same event; a single Gaussian counts as a mixture of one → `[*batch]`.
     `E_p[log p]` and `E_p[log q]` are each bounded below variationally and above by Jensen's
-    inequality (the product of Gaussians); together they bound the difference. The upper side is
-    the smaller of that and of the variational upper bound, a matching of the components improved
-    `iterations` ≥ 0 times, which is the KL itself for one component each; the lower side is at
-    least 0. Differentiable; a weight of 0 counts as the smallest positive float.
-    Raises `ArgumentTypeError` for anything but such mixtures.
+    inequality (the product of Gaussians); together they bound the difference. The upper side is the
+    smaller of that and of the variational upper bound, a matching of the components, which is the
+    KL itself for one component each; the lower side is at least 0.
     Reference: Hershey and Olsen (2007), "Approximating the Kullback Leibler divergence between
     Gaussian mixture models"; Durrieu, Thiran and Kelly (2012), "Lower and upper bounds for
     approximation of the Kullback-Leibler divergence between Gaussian mixture models".
 
-    >>> def mixture(loc):
-    ...     parts = families.Normal(torch.tensor([-loc, loc]), torch.ones(2))
-    ...     return families.MixtureSameFamily(families.Categorical(torch.ones(2)), parts)
-    >>> lower, upper = mixture_kl_bounds(mixture(3.0), mixture(2.0))
-    >>> bool(0 <= lower <= upper)
-    True
+    Args:
+        p: `MixtureSameFamily` of `Normal`, `Independent(Normal, 1)` or `MultivariateNormal`
+            components, or a single Gaussian. A weight of 0 counts as the smallest positive float.
+        q: Likewise, over the same event; batch shapes broadcast.
+        iterations: How often the matching of the components is improved, ≥ 0.
+
+    Returns:
+        `Bounds(lower, upper)`, each `[*batch]`, in nats, differentiable.
+
+    Raises:
+        ArgumentTypeError: For anything but such mixtures.
+        ArgumentValueError: For event sizes that differ, or negative iterations.
+
+    Example:
+        >>> def mixture(loc):
+        ...     parts = families.Normal(torch.tensor([-loc, loc]), torch.ones(2))
+        ...     return families.MixtureSameFamily(families.Categorical(torch.ones(2)), parts)
+        >>> lower, upper = mixture_kl_bounds(mixture(3.0), mixture(2.0))
+        >>> bool(0 <= lower <= upper)
+        True
     """
     require(iterations >= 0, "iterations", "at least 0", iterations)
     (log_p, parts_p), (log_q, parts_q) = _components(p, "p"), _components(q, "q")

@@ -51,9 +51,18 @@ def choose(name: str, p: Tensor, q: Tensor | None, task: Task) -> Any:
 def usable(p: Tensor, q: Tensor | None = None, *, task: Task | None = None) -> dict[str, str]:
     """Return, for every backend, "" when it can work on these logits, else why it cannot.
 
-    >>> import torch
-    >>> usable(torch.zeros(1, 2))["reference"]
-    ''
+    Args:
+        p: Logits `[*batch, vocab]`.
+        q: Logits of the other side, or None where only p is measured.
+        task: What is to be computed; if None, the entropy of p, or KL(p‖q) with q.
+
+    Returns:
+        A dictionary of the backends' names: "", or the reason in words.
+
+    Example:
+        >>> import torch
+        >>> usable(torch.zeros(1, 2))["reference"]
+        ''
     """
     task = task or Task(("entropy",) if q is None else ("kl",))
     return {

@@ -1,4 +1,4 @@
-"""The truth: every value in float64, by autograd, in memory that grows with the vocabulary.
+"""The reference: every value in float64, by autograd, in memory that grows with the vocabulary.
 
 Which to use: `kl(…, backend="reference")`, to check another backend or to differentiate twice.
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from kullback.core import import_extra, require
 from kullback.variational import limits
@@ -55,7 +56,7 @@ class Flow(Family):
         super().__init__(frame)
         require(layers >= 1, "layers", "at least 1", layers)
         require(hidden >= 1, "hidden", "at least 1", hidden)
-        zuko: Any = import_extra("zuko", "flows")
+        zuko = _zuko()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.flow = zuko.flows.NICE(
@@ -171,3 +172,12 @@ def hubs_first(factor: Tensor) -> Tensor:
     turn, upper = torch.linalg.qr(factor[order].mT)
     first: Tensor = turn * upper.diagonal().sign()
     return first
+
+
+def _zuko() -> Any:
+    """Import zuko, which switches off the argument checks of all of torch's distributions."""
+    checks = Distribution._validate_args
+    try:
+        return import_extra("zuko", "flows")
+    finally:
+        Distribution.set_default_validate_args(checks)

@@ -1,0 +1,57 @@
+"""Every threshold of this folder, with its source or the benchmark that set it."""
+
+__all__ = [
+    "BLOCKS",
+    "CLIP",
+    "CONFIDENCE",
+    "CONSTANT",
+    "DOMINANT_CLUSTER",
+    "MAX_EXACT_QUANTILES",
+    "MAX_GROUPS",
+    "MIN_CLUSTERS",
+    "MIN_CROSS_FIT",
+    "MIN_PARETO_K",
+    "ROUNDING",
+    "SAMPLE_SEQUENCES",
+    "SAMPLE_TOKENS",
+    "SERIES_BELOW",
+    "SHOWN_VERSIONS",
+    "SNIFFED_BYTES",
+    "TAIL_KEPT",
+]
+
+# --- Errors by clusters (clusters.py; coverage counted in tests/lm/test_clusters.py)
+
+# Clusters below which their scatter says too little, and contiguous blocks of tokens are taken
+# instead: from ten on, 95 % intervals covered 94 to 96 % at lengths of log-sd up to 1.2.
+MIN_CLUSTERS = 10
+BLOCKS = 40  # blocks that a table of fewer clusters is cut into: t is then within 3 % of normal
+ROUNDING = 4e-16  # a residual smaller than this share of its sum is rounding (two ulps of float64)
+CONSTANT = 1e-12  # variance over mean square below which terms are one number: rounding of sums
+DOMINANT_CLUSTER = 0.5  # share of all tokens in one cluster from which the error bar is warned of
+CONFIDENCE = 0.95  # of the gate's one-sided limits
+
+# --- Estimates (logprob_estimates.py)
+
+MIN_CROSS_FIT = 4  # clusters: two in each half, or λ of one half is that of a single cluster
+MIN_PARETO_K = 25  # sequences: the fewest that sampled.pareto_k takes
+SERIES_BELOW = 0.01  # |log r| below which r − 1 − log r is summed as a series, as in sampled
+TAIL_KEPT = 513  # largest ratios read back a group: a tail of 512 gives k-hat to ±0.07
+CLIP = 0.2  # PPO's ratio is clipped outside 1 ± 0.2 (Schulman et al. 2017, section 6.1)
+MAX_GROUPS = 10_000  # groups of --by: more are identifiers, not groups
+MAX_EXACT_QUANTILES = 20_000_000  # rows of which exact quantiles are taken: 8 bytes of memory each
+
+# --- Checks (logprob_checks.py; counted by benchmarks/logprob_checks.py)
+
+# Tokens, in whole sequences, that are read back to look for a lag, zeros and a half-precision grid:
+# with them a lag is found where neighbours correlate by 0.02 less.
+SAMPLE_TOKENS = 20_000
+SAMPLE_SEQUENCES = 2_000
+SHOWN_VERSIONS = 6  # policy versions whose mean log-ratio is shown
+UNSEEN = (
+    6.907755278982137  # log(1000): an event of chance UNSEEN/n is missed by n tokens once in 1,000
+)
+
+# --- Readers (logprob_tables.py)
+
+SNIFFED_BYTES = 1 << 24  # of the first record of a file of JSON lines, to tell its format

@@ -1,0 +1,296 @@
+"""Are logged log-probabilities what they are said to be? Checks that come before any number.
+
+Which to use: `checks_of` for all of them. Each `Check` says in words what was found and what it
+rests on. What a check does: "refuse" (no number is given), "limit" (some numbers lose their error
+bar or are left out), "warn", or nothing where all is well.
+
+What they cannot see: a temperature, or raw log-probabilities under top-p, without entropies; a
+sentinel that is a common log-probability; a column late by one in few sequences; rounding inside a
+model whose log-probabilities were then computed in float32.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kullback.sampled import (
+    ENTROPY_CAUSES,
+    MISSED_EVENT_CHANCE,
+    Identity,
+    Known,
+    check_log_probs,
+    half_ulps,
+    known_mean,
+)
+
+from . import limits
+from .clusters import Clusters, ratio_mean
+from .logprob_estimates import Rounding
+from .logprob_sums import Draws, Sums, kinds_of_missing, row_codes, sampled_tokens
+from .logprob_tables import LogProbTable
+
+__all__ = ["Check", "Sample", "checks_of", "identity_checks", "sample_of"]
+
+Effect = Literal["", "refuse", "limit", "warn"]
+_MISSING = {
+    "null": "null", "NaN": "NaN", "-inf": "−inf", "positive": "above 0",
+    "sentinel": "of −700 or below, which stands for 'not scored'",
+    "fill": "exactly −100, which stands for 'not scored'",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check: its name, what follows from it, the evidence in words, and what to try.
+
+    effect: "" where nothing was found. made: whether it could be made at all; `words` say why not.
+    """
+
+    name: str
+    words: str
+    effect: Effect = ""
+    remedy: str = ""
+    made: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return {"name": self.name, "found": bool(self.effect), "made": self.made,
+                "effect": self.effect, "words": self.words, "remedy": self.remedy}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """Some whole sequences, read back: columns `[sequences, length]`, and where tokens are.
+
+    ordered: whether tokens are in order. repeated: sequences with two tokens at one position.
+    """
+
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    mask: Tensor | None = None
+    ordered: bool = False
+    sequences: int = 0
+    repeated: int = 0
+
+    def rounding(self, one: str, other: str) -> Rounding:
+        """Return how far the difference of two columns may be off for having been stored rounded.
+
+        Half a unit in the last place of each, of the coarsest floating type that holds them all.
+        """
+        if self.mask is None or not bool(self.mask.any()):
+            return Rounding()
+        off = sum(half_ulps(self.columns[name][self.mask]) for name in (one, other))
+        off = torch.as_tensor(off)
+        off = off[off.isfinite()]
+        return Rounding(float(off.mean()), float(off.square().mean())) if len(off) else Rounding()
+
+
+def sample_of(table: LogProbTable, sums: Sums, draws: Draws) -> Sample:
+    """Read some whole sequences back, spread over the table, for the checks that need tokens."""
+    positions = ["position"] if table.has("position") else []
+    found = sampled_tokens(table, sums, [*draws.columns, *positions])
+    ordered = table.has("position") or "row" in table.rows.columns or table.engine.numbers_rows
+    code = row_codes(found, table.keys("sequence"))
+    found, code = found.take(np.argsort(code, kind="stable")), np.sort(code, kind="stable")
+    place = np.arange(len(code)) - np.searchsorted(code, code)
+    shape = (int(code.max()) + 1, int(place.max()) + 1) if len(code) else (0, 0)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask[code, place] = True
+    columns = {}
+    for name in draws.columns:
+        values = torch.full(shape, -1.0, dtype=torch.float64)
+        cells = found[name].to_numpy(zero_copy_only=False).astype(np.float64)
+        values[code, place] = torch.from_numpy(np.array(cells))
+        columns[name] = values
+    repeated = 0
+    if positions:
+        pairs = np.stack([code, found["position"].to_numpy(zero_copy_only=False)])
+        _, first = np.unique(pairs, axis=1, return_index=True)
+        repeated = len(np.unique(np.delete(code, first)))
+    return Sample(columns, mask, ordered, shape[0], repeated)
+
+
+def checks_of(
+    table: LogProbTable, sums: Sums, draws: Draws, sample: Sample, *, skip: bool = False
+) -> list[Check]:
+    """Make the checks that need no identity: values, lengths, order, lag, rounding, versions.
+
+    Args:
+        table: The tokens.
+        sums: Of the tokens.
+        draws: Whose draws they are.
+        sample: Of `sample_of`.
+        skip: Whether tokens without a log-probability are left out rather than refused.
+
+    Returns:
+        A `Check` for each, found or not.
+    """
+    checks = [_lengths(table, sums), _missing(table, sums, draws, skip=skip)]
+    checks += [_repeated(table, sample), *_of_sample(table, sample), _versions(table, sums, draws)]
+    return checks
+
+
+def identity_checks(
+    table: LogProbTable, sums: Sums, identities: Sequence[tuple[str, Identity]], rounding: Rounding
+) -> list[Check]:
+    """Report the tests of E[q/p] = 1, by label, and make that of the mean of −log p."""
+    checks = []
+    for label, identity in identities:
+        where = "" if label == "all" else f"{label}: "
+        if identity.refuted:
+            remedy = "log-probabilities over the whole vocabulary of the policy that sampled"
+            words = f"{where}{identity.reason}"
+            checks.append(Check("ratio identity", words, "limit", remedy))
+    if identities and not checks:
+        worst = max((one for _, one in identities), key=lambda one: abs(one.z))
+        mean = f"{worst.mean:.6g} ± {worst.error:.2g}"
+        checks = [Check("ratio identity", f"the mean of q/p is {mean}, as it should be 1")]
+    return [*checks, _entropy(table, sums, rounding)]
+
+
+def _lengths(table: LogProbTable, sums: Sums) -> Check:
+    name = "mask and lengths"
+    if table.misfits:
+        remedy = "lists of one row of the same length: a value for each token"
+        return Check(name, "; ".join(table.misfits), "refuse", remedy)
+    if "mask" in table.rows.columns and not sums.total("rows"):
+        return Check(name, "the mask leaves no token", "refuse", "another mask, or none")
+    if not table.has("length") or not sums.sequences_known:
+        return Check(name, "every column has a value for each token")
+    codes = np.unique(sums.sequence, return_inverse=True)[1].reshape(-1)
+    counted = np.bincount(codes, weights=sums.columns["rows"])
+    said = np.zeros(len(counted))
+    said[codes] = sums.columns["longest"]
+    wrong = counted != said
+    if not wrong.any():
+        return Check(name, f"tokens that count agree with {table.roles['length']!r}")
+    gaps, times = np.unique((counted - said)[wrong], return_counts=True)
+    gap = int(gaps[times.argmax()])
+    much = f"{abs(gap)} {'more' if gap > 0 else 'fewer'}"
+    words = (
+        f"in {int(wrong.sum()):,} of {len(wrong):,} sequences more or fewer tokens count than "
+        f"{table.roles['length']!r} says, most often {much}"
+    )
+    remedy = "the mask of the tokens that were drawn: neither the prompt's, nor padding"
+    return Check(name, words, "warn", remedy)
+
+
+def _missing(table: LogProbTable, sums: Sums, draws: Draws, *, skip: bool) -> Check:
+    name, tokens, rows = "values", sums.total("n"), sums.total("rows")
+    if tokens == rows:
+        return Check(name, f"all {int(rows):,} values of each column are log-probabilities")
+    parts, positive = [], False
+    for column, counts in kinds_of_missing(table, draws.columns).items():
+        positive = positive or "positive" in counts
+        said = [f"{count:,} {_MISSING[kind]}" for kind, count in counts.items()]
+        if said:
+            parts.append(f"{table.roles.get(column, column)}: {', '.join(said)}")
+    words = f"{int(rows - tokens):,} of {int(rows):,} tokens lack a log-probability: "
+    remedy = "missing='skip' to leave these tokens out; what is left is then a selection"
+    if positive:
+        remedy = f"log-probabilities are at most 0: .log() of probabilities, minus an NLL; {remedy}"
+    effect: Effect = "warn" if skip and tokens else "refuse"
+    return Check(name, words + "; ".join(parts), effect, remedy)
+
+
+def _repeated(table: LogProbTable, sample: Sample) -> Check:
+    """Find names that stand for several sequences: two tokens at one position."""
+    name = "sequence names"
+    if not table.has("position") or not table.keys("sequence"):
+        return Check(name, "not made: it needs sequences and positions", made=False)
+    of = f"of {sample.sequences:,} sequences in a sample"
+    if not sample.repeated:
+        return Check(name, f"none {of} has two tokens at one position")
+    words = f"{sample.repeated:,} {of} have two tokens at one position"
+    remedy = "several columns that name a sequence together, such as --sequence step,sequence"
+    return Check(name, words, "refuse", remedy)
+
+
+def _of_sample(table: LogProbTable, sample: Sample) -> list[Check]:
+    """Look for a late column, zeros for 'not scored', and half-precision values, in the sample."""
+    if sample.mask is None or not bool(sample.mask.any()):
+        return []
+    found = check_log_probs(sample.columns, mask=sample.mask, missing="keep").findings
+    tokens = f"in a sample of {int(sample.mask.sum()):,} tokens"
+    names = {name: table.roles.get(name, name) for name in sample.columns}
+    late = [f for f in found if f.kind == "late" and sample.ordered]
+    zeros = [f for f in found if f.kind == "zero"]
+    grids = [f for f in found if f.kind in ("bfloat16", "float16")]
+    checks = []
+    if not sample.ordered:
+        checks.append(Check("lag", "not made: nothing orders the tokens", made=False))
+    elif late:
+        words = "; ".join(f"{names[f.column]}: {f.words}" for f in late)
+        checks.append(Check("lag", f"{words}, {tokens}", "refuse",
+                            "the log-probability of the token at its own position"))  # fmt: skip
+    else:
+        checks.append(Check("lag", f"no column is one position late, {tokens}"))
+    if zeros:
+        words = "; ".join(f"{names[f.column]}: {f.words}" for f in zeros)
+        checks.append(
+            Check("zeros", f"{words}, {tokens}", "refuse", "null, not 0, for such tokens")
+        )
+    if grids:
+        words = "; ".join(f"{names[f.column]}: {f.words}" for f in grids)
+        remedy = "log-probabilities computed and stored in float32"
+        checks.append(Check("half precision", f"{words}, {tokens}", "warn", remedy))
+    else:
+        checks.append(Check("half precision", f"no column holds half-precision values, {tokens}"))
+    return checks
+
+
+def _versions(table: LogProbTable, sums: Sums, draws: Draws) -> Check:
+    """Find policy versions mixed in one group, and show whether log p − log q differs by them."""
+    name = "policy versions"
+    if not table.has("version"):
+        return Check(name, "not made: no column of versions", made=False)
+    pairs = np.unique(np.stack([sums.group, sums.version]), axis=1)
+    mixed = int((np.bincount(pairs[0]) > 1).sum())
+    column = table.roles["version"]
+    if not mixed:
+        return Check(name, f"one value of {column!r} in each group")
+    parts = []
+    for code, label in enumerate(sums.versions[: limits.SHOWN_VERSIONS]):
+        part = sums.at(sums.version == code)
+        if not part.tokens:
+            continue
+        codes = np.unique(part.cluster, return_inverse=True)[1].reshape(-1)
+        sizes = np.bincount(codes, weights=part.columns["n"]).astype(np.float64)
+        totals = np.bincount(codes, weights=-part.columns["f1_0"])
+        clusters = Clusters(sizes[sizes > 0], sums.cluster_name)
+        mean = ratio_mean(totals[sizes > 0], clusters).estimate
+        parts.append(f"{label}: {part.tokens:,} tokens, mean log-ratio {mean.brief}")
+    count = len(sums.versions)
+    more = f", and {count - len(parts)} more" if count > len(parts) else ""
+    where = f"in {mixed} of {len(sums.groups)} groups" if len(sums.groups) > 1 else "together"
+    words = f"{count} values of {column!r} {where}: {'; '.join(parts)}{more}"
+    return Check(name, words, "warn", f"figures for each: by={column}")
+
+
+def _entropy(table: LogProbTable, sums: Sums, rounding: Rounding) -> Check:
+    """Test that −log p has the mean of the entropies, at the tokens that were drawn."""
+    name = "entropy"
+    if not table.has("entropy"):
+        why = "not made: no entropies were named; without them neither a temperature nor raw "
+        return Check(name, f"{why}log-probabilities under top-p can be seen", made=False)
+    tokens = sums.total("e0")
+    if tokens < 2:
+        return Check(name, "not made: no entropies at the tokens that count", made=False)
+    one, two, three = (sums.total(f"e{power}") / tokens for power in (1, 2, 3))
+    variance = max(two - one**2, 0.0)
+    third = three - 3 * one * two + 2 * one**3
+    skewness = third / variance**1.5 / tokens**0.5 if variance > 0 else 0.0
+    chance = min(1.0, -math.log(MISSED_EVENT_CHANCE) / tokens)  # of an event that no token met
+    values = (one, (variance / max(tokens - 1, 1)) ** 0.5, skewness, -chance * np.log(chance))
+    mean, error, skew, missed = (torch.tensor(float(each), dtype=torch.float64) for each in values)
+    off = torch.tensor(rounding.mean, dtype=torch.float64)
+    known = Known(mean, error, skew, int(tokens), missed, off)
+    found = known_mean(known, "−log p less its entropy", expected=0.0, causes=ENTROPY_CAUSES)
+    if not found.refuted:
+        return Check(name, f"−log p less the entropy is {float(one):.3g} ± {float(error):.2g}")
+    remedy = "the log-probabilities of the distribution that was sampled, temperature and top-p in"
+    return Check(name, found.reason, "limit", remedy)

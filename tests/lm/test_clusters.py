@@ -1,0 +1,175 @@
+"""Clustered errors: against enumeration, a jackknife, and their coverage on simulated documents."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from kullback.core import Estimate
+from kullback.lm.clusters import Clusters, block_length, gate, ratio_difference, ratio_mean
+
+
+def documents(rng, count, *, spread=0.7, correlation=0.1, skewed=False):
+    """Sizes, sums and sums of squares of tokens whose mean is 1, correlated within documents."""
+    sizes = np.maximum(2, np.round(200 * np.exp(spread * rng.standard_normal(count))))
+    level = rng.gamma(1.0, 1.0, count) - 1 if skewed else rng.standard_normal(count)
+    level = 1 + math.sqrt(correlation) * level
+    noise = 1 - correlation
+    sums = level * sizes + rng.standard_normal(count) * np.sqrt(noise * sizes)
+    return sizes, sums, float((level**2 * sizes).sum() + noise * sizes.sum())
+
+
+def test_equal_sizes_are_the_mean_of_cluster_means():
+    rng = np.random.default_rng(0)
+    sums = rng.standard_normal(30) * 8
+    found = ratio_mean(sums, Clusters(np.full(30, 8.0)))
+    plain = Estimate.from_terms(sums / 8)
+    assert math.isclose(found.estimate.value, plain.value, rel_tol=1e-12)
+    assert math.isclose(found.estimate.standard_error, plain.standard_error, rel_tol=1e-12)
+    assert found.estimate.draws == 30
+
+
+def test_unequal_sizes_are_the_cr2_of_a_regression():
+    """CR2 of y = R + e by its definition: (I − H)^(−1/2) of each cluster, in full matrices."""
+    rng = np.random.default_rng(1)
+    sizes = np.array([1, 2, 3, 5, 8, 2, 4, 1, 6, 3])
+    tokens = [rng.standard_normal(n) + rng.standard_normal() for n in sizes]
+    found = ratio_mean([t.sum() for t in tokens], Clusters(sizes.astype(float)))
+    total = sizes.sum()
+    mean = np.concatenate(tokens).mean()
+    meat = 0.0
+    for t in tokens:
+        n = len(t)
+        values, vectors = np.linalg.eigh(np.eye(n) - np.full((n, n), 1 / total))
+        root = vectors @ np.diag(values**-0.5) @ vectors.T
+        meat += (np.ones(n) @ root @ (t - mean)) ** 2
+    assert math.isclose(found.estimate.value, mean, rel_tol=1e-12)
+    assert math.isclose(found.estimate.standard_error, math.sqrt(meat) / total, rel_tol=1e-10)
+
+
+def test_naive_error_is_that_of_independent_tokens():
+    rng = np.random.default_rng(2)
+    terms = rng.standard_normal((25, 7)) + rng.standard_normal((25, 1))
+    found = ratio_mean(terms.sum(1), Clusters(np.full(25, 7.0)), squares=float((terms**2).sum()))
+    naive = Estimate.from_terms(terms.ravel()).standard_error
+    assert math.isclose(found.naive_error, naive, rel_tol=1e-12)
+    assert found.design_effect > 2
+
+
+def holds(found, truth):
+    low, high = found.estimate.interval()
+    return low < truth < high
+
+
+def binomial_z(hits, tries, chance):
+    return (hits / tries - chance) / math.sqrt(chance * (1 - chance) / tries)
+
+
+@pytest.mark.parametrize(("count", "spread", "skewed"), [(10, 0.0, False), (50, 0.7, True)])
+def test_coverage(count, spread, skewed):
+    """Between 93 and 97 %, up to 4.5 binomial errors at 400 corpora; the naive ones far below."""
+    rng = np.random.default_rng(3)
+    tries, hits, naive = 400, 0, 0
+    for _ in range(tries):
+        sizes, sums, squares = documents(rng, count, spread=spread, skewed=skewed)
+        found = ratio_mean(sums, Clusters(sizes), squares=squares)
+        hits += holds(found, 1.0)
+        naive += abs(found.estimate.value - 1) < 1.96 * found.naive_error
+    assert binomial_z(hits, tries, 0.93) > -4.5
+    assert binomial_z(hits, tries, 0.97) < 4.5
+    assert naive / tries < 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [10, 20, 50, 100])
+@pytest.mark.parametrize("spread", [0.0, 0.7, 1.2])
+def test_coverage_over_sizes(count, spread):
+    rng = np.random.default_rng(4)
+    tries, hits, above = 2000, 0, 0
+    for _ in range(tries):
+        sizes, sums, squares = documents(rng, count, spread=spread)
+        found = ratio_mean(sums, Clusters(sizes), squares=squares)
+        hits += holds(found, 1.0)
+        above += gate({"all": found.estimate}, fail_above=1.0).failed
+    assert binomial_z(hits, tries, 0.93) > -2.0
+    assert binomial_z(hits, tries, 0.97) < 4.5
+    assert binomial_z(above, tries, 0.05) < 4.5
+
+
+def test_paired_differences_cover_and_are_shorter():
+    """Two candidates on the same documents: what is common to both leaves no error."""
+    rng = np.random.default_rng(5)
+    tries, hits, shorter = 200, 0, 0
+    for _ in range(tries):
+        sizes, sums, _ = documents(rng, 40)
+        other = sums + 0.1 * sizes + rng.standard_normal(40) * 0.2 * sizes
+        both = [ratio_mean(each, Clusters(sizes)) for each in (other, sums)]
+        found = ratio_difference(*both)
+        hits += holds(found, 0.1)
+        independent = both[0].estimate - both[1].estimate
+        shorter += found.estimate.standard_error < independent.standard_error
+    assert binomial_z(hits, tries, 0.93) > -4.5
+    assert shorter > 0.95 * tries
+
+
+def test_gate_fails_at_the_limit_at_most_at_its_level():
+    rng = np.random.default_rng(6)
+    tries = 100
+    failed = passed = 0
+    for _ in range(tries):
+        groups = {}
+        for group in range(5):
+            sizes, sums, _ = documents(rng, 30)
+            groups[str(group)] = ratio_mean(sums, Clusters(sizes)).estimate
+        failed += gate(groups, fail_above=1.0).failed
+        passed += not gate(groups, require_below=1.0).failed
+    assert binomial_z(failed, tries, 0.05) < 4.5
+    assert passed / tries < 0.05
+
+
+def test_gate_without_an_error_bar():
+    none = {"all": Estimate(5.0, 1.0, draws=9).without_error("a heavy tail")}
+    assert not gate(none, fail_above=1.0).failed
+    assert "cannot be decided" in gate(none, fail_above=1.0).words
+    assert gate(none, require_below=9.0).failed
+    assert not gate({"all": Estimate(0.5, 0.1, draws=99)}, require_below=1.0).failed
+
+
+def test_few_clusters_are_blocks_and_say_so():
+    assert [block_length(n, g) for n, g in ((20_000, 9), (30, 1), (20_000, 10))] == [500, 1, 0]
+    rng = np.random.default_rng(7)
+    found = ratio_mean(rng.standard_normal(40), Clusters(np.full(40, 500.0), "documents", 500))
+    assert "contiguous blocks of 500 tokens" in found.estimate.warnings[-1]
+
+
+def test_edges():
+    alone = ratio_mean([3.0], Clusters(np.array([2.0])))
+    assert alone.estimate.value == 1.5
+    assert alone.estimate.no_error == "one document only"
+    assert math.isinf(ratio_mean([1.0, math.inf], Clusters(np.ones(2))).estimate.value)
+    assert math.isnan(ratio_mean([1.0, math.nan], Clusters(np.ones(2))).estimate.value)
+    giant = ratio_mean(np.arange(12.0), Clusters(np.array([900.0] + [9.0] * 11)))
+    assert any("holds 90% of the tokens" in text for text in giant.estimate.warnings)
+    assert giant.estimate.draws == 2
+    zero = ratio_mean(np.zeros(12), Clusters(np.ones(12)))
+    assert (zero.estimate.value, zero.estimate.standard_error) == (0.0, 0.0)
+    some = {"a": Estimate(1.0, 0.1, 9)}
+    for bad in (
+        lambda: ratio_mean([], Clusters(np.empty(0))),
+        lambda: ratio_mean([1.0, 2.0], Clusters(np.array([1.0, 0.0]))),
+        lambda: gate({}, fail_above=1.0),
+        lambda: gate(some, fail_above=1.0, confidence=0.4),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            bad()
+
+
+def test_t_of_unequal_clusters():
+    sizes = np.array([10.0] * 10 + [100.0] * 4)
+    found = ratio_mean(np.random.default_rng(8).standard_normal(14) * sizes, Clusters(sizes))
+    effective = int(sizes.sum() ** 2 / (sizes**2).sum())
+    assert found.estimate.draws == effective
+    low, high = found.estimate.interval()
+    least = 2 * stats.t.ppf(0.975, effective - 1) * found.estimate.standard_error
+    assert high - low >= 0.99 * least

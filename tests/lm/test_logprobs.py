@@ -1,0 +1,357 @@
+"""Figures and checks of logged log-probabilities against NumPy, exact KLs and simulated faults."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from kullback.core import DataError
+from kullback.lm import check_logprobs, logprobs
+from kullback.lm.clusters import Clusters, ratio_mean
+from kullback.lm.engines import compiled, connect
+from kullback.lm.logprob_sums import Draws, summed, sums_expression
+from kullback.lm.logprob_tables import Columns, read_tables
+from kullback.sampled import pareto_k, ratio_identity
+from lm.simulated_logs import CLEAN, FAULTS, logs, table
+
+PAIR = {"p": "log_p", "q": "log_q"}
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    """One log of 20,000 tokens in 40 sequences of two prompts each, with its exact KL."""
+    columns, kl = logs(np.random.default_rng(0))
+    columns["step"] = columns["sequence"] // 20
+    return columns, kl
+
+
+@pytest.fixture(scope="module")
+def report(simulated):
+    return logprobs(table(simulated[0], float32=False), **PAIR)
+
+
+def clustered(terms, cluster):
+    sizes = np.bincount(cluster).astype(float)
+    squares = float((terms**2).sum())
+    return ratio_mean(np.bincount(cluster, weights=terms), Clusters(sizes), squares=squares)
+
+
+def close(found, truth, tolerance=1e-12):
+    assert math.isclose(found, truth, rel_tol=tolerance), (found, truth)
+
+
+def test_figures_are_those_of_numpy(simulated, report):
+    columns, kl = simulated
+    figures = report.overall[0]
+    x = columns["log_q"] - columns["log_p"]
+    terms = {"k1": -x, "k2": x**2 / 2, "k3": np.expm1(x) - x}
+    for name, values in terms.items():
+        truth = clustered(values, columns["sequence"])
+        found = figures.token[name]
+        close(found.estimate.value, truth.estimate.value)
+        close(found.estimate.standard_error, truth.estimate.standard_error)
+        close(found.naive_error, truth.naive_error)
+    r = np.exp(x)
+    reverse = clustered(r * x - r + 1, columns["sequence"])
+    close(figures.token["reverse"].estimate.value, reverse.estimate.value, 1e-10)
+    close(figures.ess * 20_000, r.sum() ** 2 / (r**2).sum(), 1e-11)
+    close(figures.high, (r > 1.2).mean())
+    close(figures.low, (r < 0.8).mean())
+    low, high = figures.main.estimate.interval(0.9999)
+    assert low < kl < high
+    assert figures.main.estimate.standard_error < figures.token["k1"].estimate.standard_error / 5
+
+
+def test_identity_and_tail_are_those_of_all_ratios(simulated, report):
+    columns, _ = simulated
+    figures = report.overall[0]
+    log_p, log_q = (torch.from_numpy(columns[name]) for name in ("log_p", "log_q"))
+    truth = ratio_identity(log_p, log_q)
+    close(figures.identity.mean, truth.mean)
+    close(figures.identity.error, truth.error, 1e-9)
+    assert abs(figures.identity.z - truth.z) < 1e-6
+    assert abs(figures.k_hat - float(pareto_k(log_q - log_p))) < 1e-9
+
+
+def test_best_is_cross_fitted_over_halves_of_the_clusters(simulated, report):
+    columns, _ = simulated
+    figures = report.overall[0]
+    x, half = columns["log_q"] - columns["log_p"], columns["sequence"] % 2
+    control = np.expm1(x)
+    fitted = []
+    for number in (1, 0):
+        own = half == number
+        covariance = np.cov(x[own], control[own])
+        fitted.append(covariance[0, 1] / covariance[1, 1])
+    terms = -x + np.array(fitted)[half] * control
+    close(figures.token["best"].estimate.value, terms.mean(), 1e-11)
+
+
+def test_sequence_level_is_of_whole_sequences(simulated, report):
+    columns, _ = simulated
+    figures = report.overall[0]
+    x = np.bincount(columns["sequence"], weights=columns["log_q"] - columns["log_p"])
+    assert figures.sequences == 40
+    for name, terms in {"k1": -x, "k2": x**2 / 2, "k3": np.expm1(x) - x}.items():
+        close(figures.sequence[name].estimate.value, terms.mean(), 1e-11)
+    error = figures.sequence["k1"].estimate.standard_error
+    close(error, x.std(ddof=1) / math.sqrt(40), 1e-10)
+    r = np.exp(x)
+    close(figures.sequence_ess, r.sum() ** 2 / (r**2).sum() / 40, 1e-10)
+
+
+def test_weights_of_a_behaviour_policy(simulated):
+    columns, _ = simulated
+    figures = logprobs(
+        table(columns, float32=False),
+        p="log_third",
+        q="log_q",
+        drawn_from="behaviour",
+        behaviour="log_p",
+    ).overall[0]
+    x = columns["log_q"] - columns["log_third"]
+    w = np.exp(columns["log_third"] - columns["log_p"])
+    truth = clustered(-w * x, columns["sequence"])
+    close(figures.token["k1"].estimate.value, truth.estimate.value)
+    close(figures.token["k1"].naive_error, truth.naive_error)
+    close(figures.token["k3"].estimate.value, (w * (np.expm1(x) - x)).mean())
+    close(figures.ess * 20_000, w.sum() ** 2 / (w**2).sum(), 1e-11)
+
+
+def test_draws_from_q_give_the_other_direction(simulated, report):
+    columns, _ = simulated
+    swapped = table(columns, float32=False)
+    one = logprobs(swapped, p="log_q", q="log_p", drawn_from="q")
+    assert (one.direction, report.direction) == ("KL(q‖p)", "KL(p‖q)")
+    close(one.main.value, report.main.value)
+
+
+def test_data_give_paired_log_likelihoods_only(simulated):
+    columns, _ = simulated
+    report = logprobs(table(columns, float32=False), **PAIR, drawn_from="data")
+    figures = report.overall[0]
+    assert set(figures.token) == {"log_ratio"}
+    close(report.main.value, (columns["log_p"] - columns["log_q"]).mean())
+    close(figures.log_likelihoods[1], columns["log_q"].mean())
+    assert not any(check.name == "ratio identity" for check in report.checks)
+
+
+def test_two_policies_are_compared_in_pairs(simulated):
+    columns, _ = simulated
+    columns = columns | {"log_r": np.minimum(columns["log_q"] - 0.01, 0.0)}
+    report = logprobs(table(columns, float32=False), p="log_p", q=("log_q", "log_r"))
+    (found,) = report.pairs.values()
+    close(found["k1"].estimate.value, (columns["log_r"] - columns["log_q"]).mean(), 1e-9)
+    assert found["k1"].estimate.standard_error < report.main.standard_error
+
+
+def test_groups_are_what_each_alone_would_be(simulated):
+    columns, _ = simulated
+    whole = logprobs(table(columns, float32=False), **PAIR, by="step")
+    assert [one.label for one in whole.groups] == ["0", "1"]
+    for step, figures in enumerate(whole.groups):
+        alone = {name: values[columns["step"] == step] for name, values in columns.items()}
+        truth = logprobs(table(alone, float32=False), **PAIR).overall[0]
+        for name in ("k1", "k3", "best"):
+            found, expected = (each.token[name].estimate for each in (figures, truth))
+            close(found.value, expected.value, 1e-10)
+            close(found.standard_error, expected.standard_error, 1e-9)
+        assert abs(figures.k_hat - truth.k_hat) < 1e-9
+
+
+def test_prompts_are_the_clusters(simulated):
+    columns, _ = simulated
+    grouped = columns | {"prompt_id": columns["sequence"] // 2}
+    found = logprobs(table(grouped, float32=False), **PAIR).overall[0].token["k1"]
+    truth = clustered(columns["log_p"] - columns["log_q"], grouped["prompt_id"])
+    close(found.estimate.standard_error, truth.estimate.standard_error)
+    assert found.clusters.name == "prompts"
+
+
+def test_few_sequences_are_cut_into_blocks(simulated):
+    columns, _ = simulated
+    few = {name: values[:2000] for name, values in columns.items()}  # four sequences
+    report = logprobs(table(few, float32=False), **PAIR)
+    found = report.overall[0].token["k1"]
+    terms = few["log_p"] - few["log_q"]
+    block = few["sequence"] * 10 + few["position"] // 50
+    close(found.estimate.standard_error, clustered(terms, block).estimate.standard_error)
+    assert "contiguous blocks of 50 tokens" in found.estimate.warnings[-1]
+    unnamed = table({name: few[name] for name in ("log_p", "log_q")}, float32=False)
+    again = logprobs(unnamed, **PAIR).overall[0]
+    close(again.token["k1"].estimate.value, terms.mean())
+    assert again.sequence == {}
+
+
+def test_compiled_for_warehouses(simulated):
+    columns, _ = simulated
+    tokens = read_tables([table(columns)], Columns("log_p", ("log_q",), by=("step",)))
+    expression = sums_expression(tokens, Draws("p", ("q0",), "p"))
+    for dialect in ("bigquery", "snowflake", "duckdb"):
+        sql = compiled(expression, dialect).upper()
+        assert "GROUP BY" in sql
+        assert sql.count("SUM(") >= 9
+
+
+def test_one_pass_is_one_query(simulated, monkeypatch):
+    columns, _ = simulated
+    engine = connect()
+    tokens = read_tables([table(columns)], Columns("log_p", ("log_q",)), engine=engine)
+    asked = []
+    run = type(engine).run
+    monkeypatch.setattr(
+        type(engine), "run", lambda self, e, what: asked.append(e) or run(self, e, what)
+    )
+    summed(tokens, Draws("p", ("q0",), "p"))
+    assert len(asked) == 1
+
+
+# --- checks
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_are_found(name):
+    """Each in 100 of 100 files of benchmarks/logprob_checks.py."""
+    make, check = FAULTS[name]
+    columns, options = make(np.random.default_rng(0))
+    found = check_logprobs(table(columns), **PAIR, **options).found
+    assert [one.name for one in found] == [check]
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_clean_files_have_nothing(name):
+    columns, options = CLEAN[name](np.random.default_rng(0))
+    assert check_logprobs(table(columns), **PAIR, **options).found == ()
+
+
+def test_a_refuted_identity_leaves_k1_and_says_why():
+    columns, _ = FAULTS["renormalised top-p 0.9"][0](np.random.default_rng(5))
+    kl = logs(np.random.default_rng(5), top_p=0.9)[1]
+    figures = logprobs(table(columns), **PAIR).overall[0]
+    assert set(figures.token) == {"k1", "k2"}
+    assert "truncated p" in figures.left_out["best"]
+    estimate = figures.token["k1"].estimate
+    assert estimate.bias == "unknown"
+    assert abs(estimate.value - kl) < 4.5 * estimate.standard_error
+
+
+def test_another_temperature_leaves_no_error_bar():
+    columns, options = FAULTS["temperature 0.7, entropies logged"][0](np.random.default_rng(5))
+    report = logprobs(table(columns), **PAIR, **options)
+    assert "another temperature" in report.main.no_error
+    assert report.gate(fail_above=1e-6).failed is False
+    assert report.gate(require_below=100.0).failed is True
+
+
+def test_skipped_tokens_are_counted():
+    columns, _ = FAULTS["sentinels"][0](np.random.default_rng(5))
+    with pytest.raises(DataError, match="5 of 20,000 tokens lack a log-probability: log_p: 5 "):
+        logprobs(table(columns), **PAIR)
+    report = logprobs(table(columns), **PAIR, missing="skip")
+    figures = report.overall[0]
+    assert figures.tokens == 19_995
+    assert [check.name for check in report.found] == ["values"]
+
+
+def test_one_hundred_may_be_a_log_probability_once(simulated):
+    columns, _ = simulated
+    once = columns | {"log_q": columns["log_q"].copy()}
+    once["log_q"][7] = -100.0
+    assert logprobs(table(once), **PAIR).overall[0].tokens == 20_000
+
+
+def test_repeated_sequence_names():
+    columns, _ = logs(np.random.default_rng(0), sequences=20, length=50)
+    columns["sequence"] %= 10
+    with pytest.raises(DataError, match="two tokens at one position"):
+        logprobs(table(columns), **PAIR)
+
+
+def test_versions_by_column_are_no_mixture():
+    columns, _ = FAULTS["mixed versions"][0](np.random.default_rng(5))
+    by = logprobs(table(columns), **PAIR, by="policy_version")
+    assert by.found == ()
+    assert [one.label for one in by.groups] == ["7", "8"]
+
+
+def test_json_is_strict(simulated):
+    columns, _ = simulated
+    report = logprobs(table(columns), **PAIR, by="step", details=True)
+    again = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert again["overall"][0]["token"]["k1"]["value"] == report.overall[0].token[
+        "k1"
+    ].estimate.value  # fmt: skip
+    x = columns["log_q"].astype(np.float32).astype(float) - columns["log_p"].astype(np.float32)
+    for level, value in report.quantiles.items():
+        assert math.isclose(value, np.quantile(x, level), abs_tol=1e-12)
+    assert sum(count for _, _, count in report.bins) == 20_000
+    for low, high, count in report.bins[::5]:
+        assert count == ((x >= low) & (x < high)).sum()
+
+
+def test_other_tables(simulated, tmp_path):
+    """Parquet, CSV, data frames: the same figures."""
+    columns, _ = simulated
+    frame = pd.DataFrame(columns)
+    truth = logprobs(frame, **PAIR).main
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    pq.write_table(pa.Table.from_pandas(frame[:9000]), tmp_path / "b.parquet")
+    pq.write_table(pa.Table.from_pandas(frame[9000:]), tmp_path / "c.parquet")
+    for given in ([tmp_path / "a.csv"], [tmp_path / "b.parquet", tmp_path / "c.parquet"],
+                  [str(tmp_path / "*.parquet")]):  # fmt: skip
+        found = logprobs(*given, **PAIR).main
+        close(found.value, truth.value, 1e-10)
+        close(found.standard_error, truth.standard_error, 1e-9)
+
+
+# --- edges
+
+
+def small(**columns):
+    frame = pd.DataFrame({"log_p": np.full(3000, -1.0), "sequence": np.arange(3000) // 50})
+    return frame.assign(**columns)
+
+
+def test_a_constant_ratio_has_no_error_bar():
+    report = logprobs(small(log_q=-1.1), **PAIR)
+    assert report.main.value == pytest.approx(0.1)
+    assert "every token gave the same term" in report.main.no_error
+    assert report.gate(fail_above=0.01).failed is False
+    same = logprobs(small(log_q=-1.0), **PAIR).main
+    assert (same.value, same.standard_error) == (0.0, 0.0)
+
+
+def test_wrong_weights_leave_no_error_bar(simulated):
+    columns, _ = simulated
+    wrong = columns | {"off": columns["log_third"] - 0.2}
+    report = logprobs(table(wrong), p="off", q="log_q", drawn_from="behaviour", behaviour="log_p")
+    assert "mean of the weights is 0." in report.main.no_error
+
+
+def test_groups_without_tokens_are_left_out():
+    half = small(log_q=-1.0).assign(group=np.arange(3000) // 1500)
+    half.loc[half.group == 1, "log_q"] = np.nan
+    report = logprobs(half, **PAIR, by="group", missing="skip")
+    assert [one.label for one in report.groups] == ["0"]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_next_to_no_tokens(rows):
+    frame = pd.DataFrame({"log_p": [-1.0, -2.0, -0.5], "log_q": [-1.1, -1.9, -0.6]})[:rows]
+    estimate = logprobs(frame, **PAIR).main
+    assert estimate.value == pytest.approx((frame.log_p - frame.log_q).mean())
+    assert estimate.warnings or estimate.no_error
+
+
+def test_odd_groups_and_names():
+    frame = small(log_q=np.log(np.linspace(0.3, 0.4, 3000)))
+    frame["a b.c"] = np.where(np.arange(3000) < 1500, np.nan, 1.5)
+    renamed = frame.rename(columns={"log_q": "q-1 é"})
+    report = logprobs(renamed, p="log_p", q="q-1 é", by="a b.c", drawn_from="data")
+    assert [one.tokens for one in report.groups] == [1500, 1500]
+    json.dumps(report.to_dict(), allow_nan=False)
