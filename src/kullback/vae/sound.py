@@ -48,6 +48,7 @@ __all__ = [
 _SCALE_WINDOW = 32  # samples whose mean magnitude is the unit of the prediction
 _PREDICTORS = 16  # linear predictors, of which every place takes its own combination
 _RIDGE = 1e-5  # of the mean square, added to each: keeps solutions within float32's reach
+_LOG_SCALE_OF_ERROR = -math.log(2 * math.log(2))  # of a logistic whose mean magnitude is 1
 _EDGE = 2  # frames on either side that a spectrum covers
 
 
@@ -362,12 +363,12 @@ class AutoregressiveLogistics(nn.Module):
         self.hidden = nn.Linear(width, width)
         self.last = nn.Linear(width, 3 * components + len(_FITTED) + _PREDICTORS)
         with torch.no_grad():
-            self.last.weight.mul_(0.1)
+            self.last.weight.zero_()  # at first what the first fitted predictor says, and no more
             self.last.bias.zero_()
-            self.last.bias[3 * components] = 1.0  # the first fitted predictor
-            self.last.bias[:components] = torch.linspace(-1.0, 0.0, components)
+            self.last.bias[3 * components] = 1.0
             self.last.bias[0] = -5.0 if components > 1 else 0.0
-            self.last.bias[2 * components : 3 * components] = torch.linspace(0.0, -2.0, components)
+            scales = torch.linspace(0.7, -0.8, components) if components > 1 else torch.zeros(1)
+            self.last.bias[2 * components : 3 * components] = scales + _LOG_SCALE_OF_ERROR
 
     @property
     def numbers(self) -> int:
@@ -420,7 +421,7 @@ class AutoregressiveLogistics(nn.Module):
         fitted = (past.fitted * by_fit).sum(-1, keepdim=True)
         location = fitted + past.unit * learned + past.error * offset
         units = past.error + self.wide  # the first component also covers what comes from silence
-        log_scale = (log_scale - 0.5 + units.log()).clamp(*LOGISTIC_LOG_SCALE)
+        log_scale = (log_scale + units.log()).clamp(*LOGISTIC_LOG_SCALE)
         return torch.log_softmax(logits, -1), location, log_scale
 
     def _log_masses(self, past: _Past, condition: Tensor, here: Tensor) -> Tensor:
