@@ -14,6 +14,8 @@ from kullback.vae.sound import (
     AutoregressiveLogistics,
     _Drawn,
     _Fitted,
+    _Past,
+    _Seen,
     frame_length,
     second_moments,
 )
@@ -35,23 +37,42 @@ def clip_of(*values):
     return torch.tensor([[list(values)]], dtype=torch.float64)
 
 
+BEFORE = [(), (120.0,), (-32768.0, 32767.0), (0.0, 0.0, 0.0), tuple(range(0, 9000, 100))]
+
+
 @pytest.mark.parametrize("scale", [0.3, 3.0])
-@pytest.mark.parametrize("before", [(), (120.0,), (-32768.0, 32767.0), (0.0, 0.0, 0.0)])
+@pytest.mark.parametrize("before", BEFORE, ids=len)
 def test_masses_of_all_65536_levels_sum_to_one(before, scale):
-    """Summed over the next sample, p(x_≤t) is p(x_<t): the clip that ends before it."""
+    """At one place, given what came before."""
+    t, likelihood = len(before), likelihood_of(100)
+    clip = torch.zeros(1, 100, dtype=torch.float64)
+    clip[0, :t] = torch.tensor(before, dtype=torch.float64)
+    which, place = torch.zeros(1, dtype=torch.long), torch.tensor([t])
+    with torch.no_grad():
+        past = likelihood._past(clip, which, place)
+        condition = likelihood._condition(conditions(1, scale=scale)[None], which, place)[0]
+        levels = torch.arange(-32768.0, 32768.0, dtype=torch.float64)
+        names = ("filtered", "loudness", "unit", "error", "errors", "fitted")
+        every = {name: getattr(past, name).expand(len(levels), -1) for name in names}
+        each = likelihood._log_masses(_Past(**every), condition, levels)
+    assert torch.logsumexp(each, 0).exp().item() == pytest.approx(1.0, abs=1e-11)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [(), (120.0,), (-32768.0, 32767.0)])
+def test_a_clip_summed_over_its_last_sample_is_the_shorter_clip(before):
+    """p(x_<t) is the sum of p(x_≤t) over all 65,536 levels of x_t: padding counts nothing."""
     t = len(before)
     likelihood = likelihood_of(4)
     levels = torch.arange(-32768.0, 32768.0, dtype=torch.float64)
     x = torch.full((len(levels), 1, 4), float(PADDING), dtype=torch.float64)
     x[:, 0, :t] = torch.tensor(before, dtype=torch.float64)
     x[:, 0, t] = levels
-    theta = conditions(1, scale=scale)
+    theta = conditions(1)
     with torch.no_grad():
         each = likelihood.log_prob(theta.expand(len(x), -1, -1), x)
-        shorter = 0.0
-        if t:
-            short = clip_of(*before, *[PADDING] * (4 - t))
-            shorter = likelihood.log_prob(theta, short).item()
+        short = clip_of(*before, *[PADDING] * (4 - t))
+        shorter = likelihood.log_prob(theta, short).item() if t else 0.0
     assert math.exp(torch.logsumexp(each, 0).item() - shorter) == pytest.approx(1.0, abs=1e-11)
 
 
@@ -92,11 +113,12 @@ def test_drawing_and_measuring_see_the_same_past():
     condition = likelihood._condition(theta[None], clip, place)[0]
     grown = _Drawn(2, samples, x.device)
     for t in range(samples):
-        windows, magnitudes, fitted = grown.before(t)
+        seen = grown.before(t)
         if t in (0, 1, 15, 16, 17, 31, 32, 33, 130, 511, 512, 513, 699):
             at = (place == t).nonzero()[:, 0]
-            alone = likelihood._of_windows(windows.double(), magnitudes.double(), fitted.double())
-            for name in ("filtered", "loudness", "unit", "error", "fitted"):
+            names = ("samples", "errors", "magnitudes", "fitted")
+            alone = likelihood._of(_Seen(*(getattr(seen, name).double() for name in names)))
+            for name in ("filtered", "loudness", "unit", "error", "errors", "fitted"):
                 here, there = getattr(past, name)[at], getattr(alone, name)
                 torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-2)  # fitted in float32
             torch.testing.assert_close(condition[at], likelihood._condition_at(theta, t))

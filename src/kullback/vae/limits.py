@@ -12,6 +12,7 @@ __all__ = [
     "CONV_MIN_SIDE",
     "DECODER_OUTPUTS",
     "DRAWS_FOR_LOOSE",
+    "ERRORS_SEEN",
     "FLOAT32_RESOLUTION",
     "IMAGES_PER_BLOCK",
     "LOGISTIC_LOG_SCALE",
@@ -55,6 +56,7 @@ NAMED_COLUMNS = 5  # in one message
 
 # Sound
 CLIPS_FOR_MOMENTS = 1000  # millions of samples for 561 numbers
+ERRORS_SEEN = 160  # errors before, at 8 kHz the periods of voices from 50 Hz on
 REFIT_SAMPLES = 16  # after which predictors are fitted again: every 8 gained 0.01 bits a sample
 REFIT_RIDGE = 100.0  # levels²: the rounding of the last hundred samples, ten times
 LOUDEST_SAMPLE = 8.0  # mean magnitudes, in moments: else onsets would be all that they see

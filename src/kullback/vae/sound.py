@@ -25,6 +25,7 @@ from kullback.data import PADDING
 from .likelihoods import log_mass
 from .limits import (
     CLIPS_FOR_MOMENTS,
+    ERRORS_SEEN,
     LOG_SD_LIMIT,
     LOGISTIC_LOG_SCALE,
     LOUDEST_SAMPLE,
@@ -88,6 +89,8 @@ class SoundEncoder(nn.Module):
         self.second = nn.Conv1d(width, width, 4, stride=2, padding=1)
         self.third = nn.Conv1d(width, width, 4, stride=2, padding=1)
         self.last = nn.Linear(width * (SOUND_FRAMES // 4), 2 * latent)
+        with torch.no_grad():
+            self.last.weight.mul_(0.1)  # q(z|x) starts near the prior
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log sd, `[batch, latent]` each; x in units of the data's deviation."""
@@ -123,6 +126,8 @@ class SoundDecoder(nn.Module):
         self.second = nn.ConvTranspose1d(width, width, 4, stride=2, padding=1)
         self.third = nn.ConvTranspose1d(width, width, 4, stride=2, padding=1)
         self.last = nn.Conv1d(width, width, 3, padding=1)
+        with torch.no_grad():
+            self.last.weight.mul_(0.1)  # and conditions near 0
 
     def forward(self, z: Tensor) -> Tensor:
         """Return conditions, `[rows, width, frames]`."""
@@ -132,10 +137,9 @@ class SoundDecoder(nn.Module):
         return out
 
 
-def _windows(levels: Tensor, clip: Tensor, place: Tensor) -> Tensor:
-    """Return the 32 samples before each place, the oldest first, zeros before the clip."""
-    before = F.pad(levels, (SOUND_ORDER, 0))[:, :-1]
-    return before.unfold(-1, SOUND_ORDER, 1)[clip, place]
+def _windows(levels: Tensor, clip: Tensor, place: Tensor, count: int) -> Tensor:
+    """Return the values before each place, the oldest first, zeros before the clip."""
+    return F.pad(levels, (count, 0))[:, :-1].unfold(-1, count, 1)[clip, place]
 
 
 def _magnitudes(levels: Tensor, clip: Tensor, place: Tensor) -> Tensor:
@@ -173,7 +177,9 @@ def second_moments(clips: Tensor, *, step: int = 1) -> Tensor:
     for block in torch.split(clips, 16):
         levels = torch.where(block == PADDING, 0.0, real(block) / step)
         clip, place = (block != PADDING).nonzero(as_tuple=True)
-        every = torch.cat([_windows(levels, clip, place), levels[clip, place, None]], -1)
+        every = torch.cat(
+            [_windows(levels, clip, place, SOUND_ORDER), levels[clip, place, None]], -1
+        )
         every = every / _unit(_magnitudes(levels, clip, place))
         steady = (place >= SOUND_ORDER) & (every.abs().amax(-1) <= LOUDEST_SAMPLE)
         total += (every[steady].t() @ every[steady]).double()
@@ -245,19 +251,35 @@ _FITTED = (_Fitted(12, 96.0), _Fitted(16, 256.0))
 
 
 @dataclass(frozen=True, slots=True)
+class _Seen:
+    """What stands before each place, `[places, …]`, in levels.
+
+    samples: the last 32. errors: the last 160 of the first fitted predictor. magnitudes: means of
+    samples and of errors over several windows. fitted: the predictions of the place itself.
+    """
+
+    samples: Tensor
+    errors: Tensor
+    magnitudes: Tensor
+    fitted: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class _Past:
     """What the samples before each place say: `[places, …]`.
 
     filtered: of the learned filters, in units of `unit`. loudness: logs of mean magnitudes, of the
     samples and of the errors of the fitted predictors, over several windows. unit, error: the mean
     magnitude of the last 32 samples, and of the first predictor's last 32 errors, plus 1,
-    `[places, 1]`. fitted: the predictions, `[places, 2]`.
+    `[places, 1]`. errors: its last 160 errors in units of `error`, compressed, the oldest first:
+    they show where the pulses of a voice are. fitted: the predictions, `[places, 2]`.
     """
 
     filtered: Tensor
     loudness: Tensor
     unit: Tensor
     error: Tensor
+    errors: Tensor
     fitted: Tensor
 
 
@@ -270,6 +292,7 @@ class _Drawn:
     def __init__(self, clips: int, samples: int, device: torch.device) -> None:
         self.longest = max(SOUND_WINDOWS)
         self.history = torch.zeros(clips, self.longest + samples, device=device)
+        self.errors = torch.zeros_like(self.history)  # of the first fitted predictor
         shape = (1 + len(_FITTED), clips, self.longest + 1 + samples)
         self.totals = torch.zeros(shape, device=device, dtype=torch.float64)
         self.spans = torch.tensor(SOUND_WINDOWS, device=device)
@@ -282,8 +305,8 @@ class _Drawn:
         """The samples, `[clips, samples]`."""
         return self.history[:, self.longest :]
 
-    def before(self, t: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return windows, magnitudes and fitted predictions for place t."""
+    def before(self, t: int) -> _Seen:
+        """Return what place t is predicted from."""
         at = t + self.longest
         if t and t % REFIT_SAMPLES == 0:
             self._refit(at)
@@ -291,12 +314,17 @@ class _Drawn:
             self.fitted[:, i] = (self.history[:, None, at - one.order : at] @ weights)[:, 0, 0]
         means = (self.totals[..., at : at + 1] - self.totals[..., at - self.spans]) / self.spans
         magnitudes = means.clamp(min=0.0).transpose(0, 1).flatten(1).float()
-        return self.history[:, at - SOUND_ORDER : at], magnitudes, self.fitted
+        samples, errors = (
+            self.history[:, at - SOUND_ORDER : at],
+            self.errors[:, at - ERRORS_SEEN : at],
+        )
+        return _Seen(samples, errors, magnitudes, self.fitted)
 
     def add(self, t: int, levels: Tensor) -> None:
         """Put the sample of place t, in levels, behind the others."""
         at = t + self.longest
         self.history[:, at] = levels
+        self.errors[:, at] = levels - self.fitted[:, 0]
         size = torch.cat([levels[:, None], levels[:, None] - self.fitted], 1).abs()
         self.totals[..., at + 1] = self.totals[..., at] + size.t()
 
@@ -360,6 +388,7 @@ class AutoregressiveLogistics(nn.Module):
         filters = torch.randn(_PREDICTORS + width, SOUND_ORDER) / math.sqrt(SOUND_ORDER)
         self.filters = nn.Parameter(torch.cat([best[None], filters[1:]]))
         self.by_loudness = nn.Linear((1 + len(_FITTED)) * len(SOUND_WINDOWS), width)
+        self.by_errors = nn.Linear(ERRORS_SEEN, width, bias=False)
         self.hidden = nn.Linear(width, width)
         self.last = nn.Linear(width, 3 * components + len(_FITTED) + _PREDICTORS)
         with torch.no_grad():
@@ -393,13 +422,16 @@ class AutoregressiveLogistics(nn.Module):
             fitted = torch.stack([one.predictions(levels) for one in _FITTED])
             loud = [levels, *(levels - fitted)]
             magnitudes = torch.cat([_magnitudes(one, clip, place) for one in loud], -1)
-        windows = _windows(levels, clip, place)
-        return self._of_windows(windows, magnitudes, fitted[:, clip, place].t())
+        samples = _windows(levels, clip, place, SOUND_ORDER)
+        errors = _windows(loud[1], clip, place, ERRORS_SEEN)
+        return self._of(_Seen(samples, errors, magnitudes, fitted[:, clip, place].t()))
 
-    def _of_windows(self, windows: Tensor, magnitudes: Tensor, fitted: Tensor) -> _Past:
+    def _of(self, seen: _Seen) -> _Past:
+        magnitudes = seen.magnitudes
         unit, error = _unit(magnitudes), _unit(magnitudes[..., len(SOUND_WINDOWS) :])
-        filtered = (windows @ (self.basis @ self.filters.t())) / unit
-        return _Past(filtered, torch.log1p(magnitudes), unit, error, fitted)
+        filtered = (seen.samples @ (self.basis @ self.filters.t())) / unit
+        errors = torch.asinh(seen.errors / error)
+        return _Past(filtered, torch.log1p(magnitudes), unit, error, errors, seen.fitted)
 
     def _condition(self, parameters: Tensor, clip: Tensor, place: Tensor) -> Tensor:
         """Interpolate `[draws, batch, width, frames]` linearly: `[draws, places, width]`."""
@@ -414,7 +446,7 @@ class AutoregressiveLogistics(nn.Module):
         """Return log π, location and log scale of the mixture, `[places, K]`, in levels."""
         k = self.components
         h = past.filtered[..., _PREDICTORS:] + condition
-        h = F.silu(h + self.by_loudness(0.5 * past.loudness - 2.0))
+        h = F.silu(h + self.by_loudness(0.5 * past.loudness - 2.0) + self.by_errors(past.errors))
         out = self.last(F.silu(self.hidden(h) + h))
         logits, offset, log_scale, by_fit, mix = out.split([k, k, k, len(_FITTED), _PREDICTORS], -1)
         learned = (past.filtered[..., :_PREDICTORS] * mix).sum(-1, keepdim=True)
@@ -447,8 +479,7 @@ class AutoregressiveLogistics(nn.Module):
         past = _Drawn(len(parameters), self.samples, device)
         low, high = -self.levels // 2, self.levels // 2 - 1
         for t in range(self.samples):
-            windows, magnitudes, fitted = past.before(t)
-            seen = self._of_windows(windows, magnitudes, fitted)
+            seen = self._of(past.before(t))
             log_pi, location, log_scale = self._shape(seen, self._condition_at(parameters, t))
             pick = torch.multinomial(log_pi.exp(), 1, generator=generator)
             u = torch.rand(pick.shape, generator=generator, device=device)
