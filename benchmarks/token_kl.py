@@ -1,20 +1,25 @@
 """Exact KL over a large vocabulary, from logits: speed, memory and precision beside PyTorch.
 
-    python benchmarks/token_kl.py [--rows 256] [--vocab 200000] [--rounds 7] [--threads 2]
+    python benchmarks/token_kl.py [--vocab 151936] [--rounds 7] [--threads 2]
 
-Figures: 1 forward, 2 forward and backward to one side, 5 precision (3, from hidden states, and 4,
-on a GPU, have scripts of their own). The peer is what everybody writes, `log_softmax` twice and
-`F.kl_div`. All run in turn in one process; the floor is the bytes that must move (both logits once;
-with a gradient, that too) over the bandwidth of a copy measured in the same rounds. Memory is the
-peak of resident memory above the inputs, each in a process of its own. Prints JSON and writes it to
-benchmarks/results/token_kl.json; `--only speed` (one_thread, memory, precision, first_call) does
-one part again and keeps the others. `--only curves` measures cost against V and T instead, for
+The peer is what everybody writes, `log_softmax` twice and `F.kl_div`, in the dtype of the logits.
+`grid`: every dtype, kind of −inf and number of positions, forward and with the gradient to q, in
+turn with the peer, once in a process whose C allocator keeps its memory (the peer "warm") and once
+in one that gives it back (the peer "cold", which pays page faults). Beside the times stand pairs of
+logits a second, the share of reading speed (a sum over a tensor beyond the caches) and the multiple
+of the larger of two floors: bytes that must move over the reading speed, and exponentials (two a
+pair and pass) over the rate of `torch.exp` in cache, both measured in the same process. Memory is
+the peak of resident memory above the inputs, each in a process of its own. Prints JSON and writes
+it to benchmarks/results/token_kl.json; `--only grid` (memory, precision, first_call) does one part
+again and keeps the others. `--only curves` measures cost against V and T instead, for
 docs/token_kl.md, and writes benchmarks/results/token_kl_curves.json.
 """
 
 import argparse
 import json
+import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,14 +28,14 @@ import time
 from pathlib import Path
 
 import torch
-from measuring import RESULTS, finish, interleaved, machine, paired_ratio, summary
+from measuring import RESULTS, finish, interleaved, machine, paired_ratio
 from torch.nn import functional as F
 
 from kullback import tokens
 
 MIB = 2**20
 PEER = "log_softmax + F.kl_div"
-PARTS = ("speed", "one_thread", "memory", "precision", "first_call", "curves", "memory-of")
+PARTS = ("grid", "memory", "precision", "first_call", "curves", "memory-of", "grid-of")
 DISTANCES = (4.2e-4, 1.3e-3, 4.2e-3, 0.013, 0.042, 0.13, 0.42, 1.4, 3.0, 6.0)  # KL 1e-7 to 10
 
 
@@ -80,33 +85,151 @@ def copying(p):
     return lambda: target.copy_(p)
 
 
-def speed(rows, vocab, rounds, threads, without=()):
-    """Figures 1 and 2: times of every method, ratios to the peer and to the floor."""
-    torch.set_num_threads(threads)
-    chosen = {name: method for name, method in methods().items() if name not in without}
-    p, q = logits(rows, vocab)
-    bursts = {"copy": copying(p)}
-    for name, method in chosen.items():
+def infinities(kind, p, q):
+    """Both logits with −inf where `kind` says."""
+    generator = torch.Generator().manual_seed(2)
+    vocab = p.shape[-1]
+    banned = torch.zeros(vocab, dtype=torch.bool)
+    if kind == "last 64":
+        banned[-64:] = True
+    if kind in ("scattered", "scattered, p only"):
+        banned = torch.rand(vocab, generator=generator) < 0.01
+    if kind in ("all but 100", "all but 100, p only"):
+        banned = ~banned
+        banned[torch.randperm(vocab, generator=generator)[:100]] = False
+    own = torch.zeros_like(banned) if kind.endswith("p only") else banned
+    return p.masked_fill(banned, -math.inf), q.masked_fill(own, -math.inf)
+
+
+INFINITIES = (
+    "none",
+    "last 64",
+    "scattered",
+    "all but 100",
+    "scattered, p only",
+    "all but 100, p only",
+)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ROWS = (1, 4, 16, 64)
+KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**35)}
+
+
+def speeds(rounds):
+    """Bytes read a second, in a sum beyond the caches, and exponentials a second, in cache."""
+    beyond, inside = torch.ones(2**27), torch.linspace(-20, 0, 2**16)
+    out = torch.empty_like(inside)
+    times = interleaved(
+        {"read": beyond.sum, "exp": lambda: [torch.exp(inside, out=out) for _ in range(50)]}, rounds
+    )
+    read, exp = (min(times[name]) for name in ("read", "exp"))
+    return {"bytes_per_s": 4 * beyond.numel() / read, "exps_per_s": 50 * inside.numel() / exp}
+
+
+def cell(p, q, rounds, limits):
+    """Times of ours and of the peer, forward and with the gradient to q, and what they come to."""
+    bursts = {}
+    for name, method in (("ours", ours("auto")), ("peer", peer)):
         bursts[f"forward: {name}"] = forward(method, p, q)
         bursts[f"both ways: {name}"] = both_ways(method, p, q)
     times = interleaved(bursts, rounds)
+    with torch.no_grad():
+        truth = tokens.kl(p[:4].double(), q[:4].double(), backend="reference")
+        error = ((peer(p[:4], q[:4]).double() - truth).abs() / truth).max().item()
+        own = ((tokens.kl(p[:4], q[:4]).double() - truth).abs() / truth).max().item()
+    result = {"relative_error": own, "peer_relative_error": error}
     side = p.numel() * p.element_size()
-    bandwidth = 2 * side / min(times["copy"])
-    result = {"machine": machine(threads), "rows": rows, "vocab": vocab}
-    result["copy_gb_per_s"] = bandwidth / 1e9
-    for way, sides in (("forward", 2), ("both ways", 3)):
-        floor = sides * side / bandwidth
-        slow = times[f"{way}: {PEER}"]
-        result[way] = {"floor_ms": 1e3 * floor} | {
-            name: summary(found := times[f"{way}: {name}"], 1)
-            | {
-                "best_over_floor": min(found) / floor,
-                "peer_over_it": paired_ratio(slow, found),
-                "best_peer_over_best": min(slow) / min(found),
-            }
-            for name in chosen
+    for way, sides, exps in (("forward", 2, 2), ("both ways", 5, 4)):
+        mine, others = times[f"{way}: ours"], times[f"{way}: peer"]
+        best = min(mine)
+        floors = sides * side / limits["bytes_per_s"], exps * p.numel() / limits["exps_per_s"]
+        result[way] = {
+            "best_ms": 1e3 * best,
+            "median_ms": 1e3 * statistics.median(mine),
+            "pairs_per_s": p.numel() / best,
+            "share_of_reading": floors[0] / best,
+            "over_floor": best / max(floors),
+            "peer_best_ms": 1e3 * min(others),
+            "peer_over_it": min(others) / best,
+            "median_peer_over_it": paired_ratio(others, mine),
         }
     return result
+
+
+def functions(rows, vocab, rounds):
+    """Pairs a second of the other functions, of a temperature and of rows with strides."""
+    p, q = logits(rows, vocab)
+    wide_p, wide_q = (torch.cat([x, x], -1)[:, :vocab] for x in (p, q))
+    one = q[0].contiguous()
+    ids = torch.arange(rows)
+    calls = {
+        "kl": lambda: tokens.kl(p, q),
+        "kl, temperature 0.7": lambda: tokens.kl(p, q, temperature=0.7),
+        "kl, rows apart": lambda: tokens.kl(wide_p, wide_q),
+        "kl, one q for all": lambda: tokens.kl(p, one),
+        "kl, bfloat16 and float32": lambda: tokens.kl(half, q),
+        "jeffreys": lambda: tokens.jeffreys(p, q),
+        "js": lambda: tokens.js(p, q),
+        "js, weight 0.1": lambda: tokens.js(p, q, beta=0.1),
+        "cross_entropy": lambda: tokens.cross_entropy(p, q),
+        "compare": lambda: tokens.compare(p, q, ids=ids),
+        "entropy": lambda: tokens.entropy(p),
+        "log_prob": lambda: tokens.log_prob(p, ids),
+    }
+    half = p.bfloat16()
+    with torch.no_grad():
+        times = interleaved(calls, rounds)
+    return {name: {"pairs_per_s": p.numel() / min(found)} for name, found in times.items()}
+
+
+def grid_of(options):
+    """Every cell in this process, whose allocator is what the environment makes it."""
+    torch.set_num_threads(options.threads)
+    limits = speeds(options.rounds)
+    result = {"machine": machine(options.threads), **limits, "cells": {}}
+    for kind in INFINITIES:
+        pair = infinities(kind, *logits(max(ROWS), options.vocab))
+        for dtype in DTYPES:
+            p, q = (x.to(dtype) for x in pair)
+            for rows in ROWS:
+                name = f"{str(dtype).removeprefix('torch.')}, {kind}, T = {rows}"
+                rounds = options.rounds * (4 if rows < 16 else 1)
+                result["cells"][name] = cell(p[:rows], q[:rows], rounds, limits)
+    result["functions"] = functions(max(ROWS), options.vocab, options.rounds)
+    result["end"] = speeds(options.rounds)
+    return result
+
+
+def grid(options):
+    """The grid with an allocator that keeps its memory, and with the C library's own."""
+    result = {}
+    for name, environment in (("warm", KEPT), ("cold", {})):
+        command = [sys.executable, __file__, "--only", "grid-of", "--vocab", str(options.vocab)]
+        command += ["--rounds", str(options.rounds), "--threads", str(options.threads)]
+        kept = {k: v for k, v in os.environ.items() if k not in KEPT} | environment
+        done = subprocess.run(command, env=kept, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(done.stderr[-3000:])
+        result[name] = json.loads(done.stdout)
+        print_grid(name, result[name])
+    return result
+
+
+def print_grid(name, result):
+    """One line a cell: G pairs/s, share of reading, multiple of the floor, peer over ours."""
+    write = sys.stderr.write
+    write(f"\n{name}: reading {result['bytes_per_s'] / 1e9:.1f} GB/s, ")
+    write(f"torch.exp {result['exps_per_s'] / 1e9:.2f} G/s\n")
+    for cell_name, ways in result["cells"].items():
+        line = [f"{cell_name:<40}"]
+        for way in ("forward", "both ways"):
+            c = ways[way]
+            line.append(
+                f"{c['pairs_per_s'] / 1e9:5.2f} G/s  {c['share_of_reading']:.2f} of reading  "
+                f"{c['over_floor']:.2f} floors  peer {c['peer_over_it']:6.1f}x"
+            )
+        write(" | ".join(line) + "\n")
+    for function, c in result["functions"].items():
+        write(f"{function:<40}{c['pairs_per_s'] / 1e9:5.2f} G/s\n")
 
 
 def resident():
@@ -228,13 +351,10 @@ def curves(options):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--vocab", type=int, default=200_000)
+    parser.add_argument("--vocab", type=int, default=151_936)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=PARTS)
-    parser.add_argument(
-        "--without", action="append", default=[], help="leave a method out of speed"
-    )
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--method", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -245,10 +365,11 @@ def main():
     if options.only == "curves":
         finish("token_kl_curves", curves(options))
         return
-    sizes = options.rows, options.vocab, options.rounds
+    if options.only == "grid-of":
+        print(json.dumps(grid_of(options)))
+        return
     parts = {
-        "speed": lambda options: speed(*sizes, options.threads, options.without),
-        "one_thread": lambda options: speed(options.rows // 4, *sizes[1:], 1),
+        "grid": grid,
         "memory": memory,
         "precision": lambda options: precision(),
         "first_call": lambda options: first_call(),
@@ -258,7 +379,7 @@ def main():
     result |= {"benchmark": "token_kl"}
     for name in [options.only] if options.only else parts:
         result[name] = parts[name](options)
-    finish("token_kl", result)
+    finish("token_kl", result, digits=4)
 
 
 if __name__ == "__main__":

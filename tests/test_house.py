@@ -28,6 +28,7 @@ MOST_FILES_A_THOUSAND_LINES = 4.5
 COUNTS = {-1, 0, 1, 2, 3, 4, 0.5, 1.5}  # small numbers of things, and halves, are no thresholds
 FILES = sorted(ROOT.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in FILES}
+NODES = {path: list(ast.walk(tree)) for path, tree in TREES.items()}  # walked once
 
 
 def name_of(path: Path) -> str:
@@ -44,7 +45,7 @@ def imports_of(path: Path) -> set[str]:
     """Every kullback module that a file imports anywhere, also inside its functions."""
     package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
     found = set()
-    for node in ast.walk(TREES[path]):
+    for node in NODES[path]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -97,7 +98,7 @@ def test_no_import_cycles():
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_no_assert_and_no_print(path):
-    for node in ast.walk(TREES[path]):
+    for node in NODES[path]:
         assert not isinstance(node, ast.Assert), f"{path.name}:{node.lineno} assert"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id != "print", f"{path.name}:{node.lineno} print"
@@ -121,8 +122,8 @@ def test_public_names_are_listed_and_documented(name):
 # What travels, what limits, what is offered
 
 
-def functions_of(tree: ast.Module) -> list[ast.FunctionDef]:
-    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+def functions_of(path: Path) -> list[ast.FunctionDef]:
+    return [node for node in NODES[path] if isinstance(node, ast.FunctionDef)]
 
 
 def positional(function: ast.FunctionDef) -> int:
@@ -140,7 +141,7 @@ def test_at_most_six_positional_parameters():
     assert not [
         f"{name_of(path)}:{function.lineno} {function.name}: {positional(function)} parameters"
         for path in FILES
-        for function in functions_of(TREES[path])
+        for function in functions_of(path)
         if positional(function) > MOST_PARAMETERS and not is_kernel(function)
     ]
 
@@ -148,8 +149,8 @@ def test_at_most_six_positional_parameters():
 def fixed_parameters() -> set[str]:
     """Functions and classes of the package that do not declare `*args`."""
     fixed, open_ended = set(), set()
-    for tree in TREES.values():
-        for node in ast.walk(tree):
+    for nodes in NODES.values():
+        for node in nodes:
             if isinstance(node, ast.ClassDef):
                 fixed.add(node.name)
             elif isinstance(node, ast.FunctionDef):
@@ -174,7 +175,7 @@ def test_no_tuple_is_unpacked_into_parameters():
     assert not [
         f"{name_of(path)}:{node.lineno} {ast.unparse(node)}"
         for path in FILES
-        for node in ast.walk(TREES[path])
+        for node in NODES[path]
         if unpacks(node)
     ]
 
@@ -213,7 +214,7 @@ def test_other_folders_are_entered_by_their_init():
     assert not [
         f"{name_of(path)}:{node.lineno} {ast.unparse(node)}"
         for path in FILES
-        for node in ast.walk(TREES[path])
+        for node in NODES[path]
         if isinstance(node, ast.ImportFrom) and goes_deep(path, node)
     ]
 
@@ -230,8 +231,8 @@ def literals(node: ast.Compare) -> list[float]:
 def names_compared() -> set[str]:
     return {
         name
-        for tree in TREES.values()
-        for node in ast.walk(tree)
+        for nodes in NODES.values()
+        for node in nodes
         if isinstance(node, ast.Compare)
         for part in ast.walk(node)
         if (name := getattr(part, "attr", getattr(part, "id", ""))).isupper()
@@ -260,7 +261,7 @@ def test_no_threshold_outside_the_limits():
     assert not [
         f"{name_of(path)}:{node.lineno} {ast.unparse(node)}"
         for path in rest
-        for node in ast.walk(TREES[path])
+        for node in NODES[path]
         if isinstance(node, ast.Compare) and set(literals(node)) - COUNTS
     ]
     assert not [

@@ -22,6 +22,7 @@ PAGES = (
     "token_kl",
     "policy_kl",
     "audit",
+    "drift",
     "logprobs",
 )
 

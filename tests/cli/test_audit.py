@@ -67,6 +67,7 @@ def test_json_and_the_form_by_name(capsys):
     assert said.err == ""
 
 
+@pytest.mark.slow
 def test_names(capsys):
     code, said = run(capsys, "my_losses.py:odd")
     assert code == 2

@@ -30,8 +30,8 @@ def size_of(path):
 def trained(tmp_path_factory):
     """A tiny finished run on bits of 8x8 garments."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    with pytest.MonkeyPatch.context() as patch:  # ten draws an image, not twenty seconds of them
-        patch.setattr("kullback.cli.train.SECONDS_OF_EVALUATION", 0.0)
+    with pytest.MonkeyPatch.context() as patch:  # the fewest draws an image
+        patch.setattr("kullback.cli.train.CLOSING_NUMBERS", 0)
         code = run("train", *TINY, "--size", "8", "--binarize", "static", "--out", folder)
     assert code == 0
     return folder
@@ -90,6 +90,73 @@ def test_evaluate_on_other_data_leaves_the_runs_own_figures(trained, capsys, tmp
     assert (trained / "evaluation.json").read_bytes() == before
 
 
+def test_evaluate_measures_all_of_other_data(trained, capsys, tmp_path):
+    """Without a split of its own, all of the source; with train/ and test/ parts, the test part."""
+    rng = np.random.default_rng(0)
+    for k in range(7):
+        pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
+    assert run("evaluate", trained, "--data", tmp_path, "--draws", "3", "--json") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["evaluation"]["images"] == 7
+    assert figures["data"]["counts"] == {"train": 0, "test": 7}
+    assert figures["data"]["split"] == "all examples"
+    assert run("evaluate", trained, "--data", tmp_path / "0.png", "--draws", "3") == 0
+
+
+def test_evaluate_refuses_data_that_changed(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "x.npy", rng.integers(0, 256, (60, 8, 8), dtype=np.uint8))
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kullback.cli.train.CLOSING_NUMBERS", 0)
+        assert run("train", tmp_path / "x.npy", *TINY, "--out", folder) == 0
+    np.save(tmp_path / "x.npy", rng.integers(0, 256, (60, 8, 8), dtype=np.uint8))
+    assert run("evaluate", folder, "--draws", "2") == 3
+    assert "the hashes differ" in capsys.readouterr().err
+    assert run("evaluate", folder, "--draws", "2", "--data", tmp_path / "x.npy") == 0
+
+
+@pytest.mark.filterwarnings("default")
+def test_an_unfinished_run_is_evaluated_and_sampled_and_says_so(trained, tmp_path, capsys):
+    """What a Ctrl-C leaves: a checkpoint and no model.safetensors."""
+    from kullback.vae import Architecture, Training, train
+
+    small = Architecture(network="mlp", hidden=(8,), latent=2)
+    calls = iter(range(100))
+    outcome = train(
+        "fashion",
+        architecture=small,
+        training=Training(steps=50),
+        folder=tmp_path / "r",
+        stop=lambda: next(calls) >= 9,
+    )
+    assert not outcome.finished
+    assert run("evaluate", tmp_path / "r", "--draws", "2", "--data", "fashion") == 0
+    captured = capsys.readouterr()
+    assert "not finished: these are its averaged weights after 10 steps" in captured.out
+    assert "not finished" in captured.err
+    assert run("sample", tmp_path / "r", "-n", "3", "--out", tmp_path / "s.npy") == 0
+    assert "not finished" in capsys.readouterr().err
+    assert not (tmp_path / "r" / "evaluation.json").exists()
+
+
+def test_many_samples_are_written_in_blocks(trained, tmp_path, capsys, monkeypatch):
+    """As many as in one call where they fit a block; more come in blocks of the same stream."""
+    monkeypatch.setattr("kullback.cli.models.SAMPLES_PER_BLOCK", 4)
+    assert run("sample", trained, "-n", "10", "--out", tmp_path / "s.npy") == 0
+    drawn = np.load(tmp_path / "s.npy")
+    assert drawn.shape == (10, 1, 8, 8)
+    assert len({row.tobytes() for row in drawn}) == 10
+    assert run("sample", trained, "-n", "4", "--out", tmp_path / "f.npy") == 0
+    assert np.array_equal(np.load(tmp_path / "f.npy"), drawn[:4])
+    assert run("sample", trained, "-n", "10_000_000", "--out", tmp_path / "s.png") == 2
+    assert "from 1 to 100,000 in one .png; got 10,000,000. Try: a .npy" in capsys.readouterr().err
+    monkeypatch.setattr("kullback.cli.models.MAX_PIXELS_OF_A_PICTURE", 640)
+    assert run("sample", trained, "-n", "11", "--out", tmp_path / "s.png") == 2
+    assert "at most 10 in one picture; got 11 images of 8x8" in capsys.readouterr().err
+
+
 def test_sample_reconstruct_and_encode(trained, tmp_path):
     assert run("sample", trained, "-n", "5", "--out", tmp_path / "s.png") == 0
     assert size_of(tmp_path / "s.png")[0] > 8
@@ -117,6 +184,7 @@ def test_existing_files_are_kept_unless_forced(verb, trained, tmp_path, capsys):
     assert out.read_bytes() != b"precious"
 
 
+@pytest.mark.slow
 def test_report_is_rebuilt(trained, capsys):
     (trained / "report.html").unlink()
     assert run("report", trained) == 0
@@ -145,6 +213,7 @@ def test_train_on_a_folder_says_what_it_did(tmp_path, capsys):
     assert "likelihood: logistics (the data are 8-bit levels)" in error
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
@@ -175,6 +244,7 @@ def test_errors_are_one_plain_message_and_a_code(
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_vectors_and_one_of_continuous_numbers(tmp_path, capsys):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "vectors.npy", rng.normal(size=(300, 5)).astype(np.float32))

@@ -42,7 +42,7 @@ def shell(script, **environment):
     )
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(11)
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_help_is_printed_in_any_encoding(verb, encoding, monkeypatch):
@@ -71,6 +71,7 @@ def test_results_are_printed_in_ascii(arguments, monkeypatch):
     assert out.buffer.getvalue().isascii()
 
 
+@pytest.mark.slow
 def test_a_process_with_an_ascii_output():
     done = shell("$K kl --help", PYTHONIOENCODING="ascii")
     assert done.returncode == 0
@@ -78,6 +79,7 @@ def test_a_process_with_an_ascii_output():
     assert done.stderr == b""
 
 
+@pytest.mark.slow
 def test_a_full_disk_a_closed_pipe_and_a_closed_output():
     done = shell(
         '$K --version >/dev/full; echo "rc $?"\n'
@@ -177,6 +179,7 @@ def test_numbers_of_draws_as_people_type_them(text, capsys):
     assert json.loads(capsys.readouterr().out)["draws"] == 10_000
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
@@ -324,6 +327,7 @@ def _any_pair(verb, p, q, capsys):
         assert captured.err.startswith("kullback: P and Q: expected")
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_meet_without_a_traceback(name, capsys):
     assert set(EXAMPLES) == set(FAMILIES)
@@ -406,6 +410,7 @@ def _read_or_refused(texts, how, monkeypatch):
         read_pair(*texts, how=Tables(*how))
 
 
+@pytest.mark.slow
 @_fuzz(25)
 @given(texts=st.tuples(TEXTS, TEXTS), how=HOW)
 def test_any_text_is_read_or_refused(texts, how, monkeypatch):

@@ -99,6 +99,7 @@ def test_normalise_divides_by_the_sum(tmp_path, capsys):
     assert parse(mixture, normalise=True).mixture_distribution.probs.tolist() == [0.75, 0.25]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("estimator", ["k1", "k3", "best", "0.5"])
 def test_estimators_are_near_the_closed_form_and_say_what_they_are(estimator, capsys):
     pair = ["normal(0,1)", "normal(0.5,1)"]
@@ -230,6 +231,7 @@ FILES = {
 }
 
 
+@pytest.mark.sweep(10)
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [

@@ -51,6 +51,7 @@ def test_the_table_json_plot_and_folder(tmp_path, capsys):
     assert abs(tau["mean"] - 3.0) <= tau["mean_error"]  # Gamma(30, 10)
 
 
+@pytest.mark.slow
 def test_the_explanation_adds_up_and_draws_the_truth(tmp_path, capsys):
     plot = tmp_path / "fit.svg"
     options = ("--family", "full_rank", "--explain")
@@ -81,6 +82,7 @@ def test_both_directions_exactly(tmp_path, capsys):
     assert "KL(q‖p): seeks" in words
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("text", "arguments", "code", "message"),
     [
@@ -120,6 +122,7 @@ def test_nan_names_the_value_that_is_to_blame(tmp_path, capsys):
     assert "log_density is nan at z = [" in error
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("rise", ["0 * z[0]", "z[0]", "z[0].exp()", "-z[0].relu()"])
 @pytest.mark.parametrize("family", ["auto", "mean_field", "student_t"])
 def test_an_improper_target_fails_and_says_so(rise, family, tmp_path, capsys):
@@ -166,6 +169,7 @@ def test_a_reference_is_held_against_q(kind, tmp_path, capsys):
     assert "against 16 draws of the reference" in capsys.readouterr().out
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

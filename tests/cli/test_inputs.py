@@ -161,6 +161,7 @@ def test_tables_as_people_type_them(text):
     assert found.labels in ((), ("a", "b", "c"))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     "content",
     [
@@ -220,6 +221,7 @@ KINDS = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", KINDS)
 def test_numbers_of_another_kind_are_recognised(name, tmp_path, capsys):
     values, words, remedy, divided = KINDS[name]
@@ -301,6 +303,7 @@ FILES = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", FILES)
 def test_unreadable_files_are_named_with_what_is_wrong(name, tmp_path, capsys):
     content, part = FILES[name]

@@ -57,6 +57,7 @@ def test_json_and_gate(capsys, folder):
     assert "lower limit" in said.err
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("options", "code"),
     [

@@ -52,6 +52,7 @@ def folder(tmp_path_factory):
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "counts.csv").write_text("a,2\nb,1\nc,1\n")
     (folder / "my_losses.py").write_text(LOSSES)
+    np.savez(folder / "codes.npz", z=np.zeros((2, 32)))
     (folder / "tokens.csv").write_text(
         "step,sequence,sampler,trainer\n"
         + "".join(f"{i % 2},{i // 20},{-1 - i % 7},{-1.02 - i % 7}\n" for i in range(400))
@@ -69,9 +70,45 @@ def trained(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert run(*RUN_MADE_BY.split()[1:]) == 0
+        narrow = RUN_MADE_BY.replace("garments", "narrow --latent 4")
+        assert run(*narrow.split()[1:]) == 0
     return folder / "runs"
 
 
+@pytest.fixture(scope="module")
+def language_models(tmp_path_factory):
+    """Put the models and texts that the examples of `drift` name into a folder."""
+    pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
+    from lm import tiny_models
+
+    made = tmp_path_factory.mktemp("language_models")
+    (made / "models").mkdir()
+    tiny_models.pair(made / "models")
+    (made / "models" / "p").rename(made / "models" / "base")
+    (made / "models" / "q").rename(made / "models" / "int4")
+    (made / "corpus").mkdir()
+    for number, line in enumerate(tiny_models.text(12, 30)):
+        (made / "corpus" / f"{number:02}.txt").write_text(line)
+    chat = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "ran far"}]
+    (made / "chats.jsonl").write_text("\n".join([json.dumps({"messages": chat * 3})] * 12))
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(made / "models" / "base")
+    with pytest.warns(FutureWarning):  # of peft, about transformers
+        lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        peft.get_peft_model(base, lora).save_pretrained(made / "adapters" / "new")
+
+    def link(folder, *, kept):
+        for item in made.iterdir():
+            (folder / item.name).symlink_to(item)
+        if kept:
+            assert run("drift", "models/base", "--store", "kept", "--text", "corpus") == 0
+
+    return link
+
+
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_runs(example, folder, tmp_path, monkeypatch, request):
     if "runs/" in example and " train " not in example:
@@ -82,6 +119,8 @@ def test_every_example_runs(example, folder, tmp_path, monkeypatch, request):
             (tmp_path / item.name).symlink_to(item)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    if " drift " in example:
+        request.getfixturevalue("language_models")(tmp_path, kept=" drift kept " in example)
     if any(mark in example for mark in "|&"):
         code = f'kullback() {{ {sys.executable} -m kullback "$@"; }}\n{example}'
         done = subprocess.run(["bash", "-c", code], capture_output=True, check=False)
@@ -91,6 +130,7 @@ def test_every_example_runs(example, folder, tmp_path, monkeypatch, request):
     assert run(*(word.strip('"') for word in words[1:])) == 0
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_help_of_a_verb_shows_its_examples(verb, capsys):
     assert run(verb, "--help") == 0
@@ -137,6 +177,7 @@ BAD = [
 ]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("text", "said"), BAD)
 def test_what_is_wrong_in_a_config_file_is_named_with_the_file(
     text, said, tmp_path, capsys, monkeypatch
@@ -201,6 +242,7 @@ def test_quiet_leaves_results_and_errors(flag, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr() == loud
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -240,7 +282,7 @@ def test_verbose_of_a_run(trained, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("verb", sorted(name for name in app if not name.startswith("-")))
 def test_quiet_and_verbose_together_are_refused(verb, capsys):
     words = {"kl": 2, "js": 2, "cross-entropy": 2, "reconstruct": 2, "encode": 2}
-    words |= {"checks": 0, "train": 0}
+    words |= {"checks": 0, "train": 0, "decode": 2}
     given = ["bash"] if verb == "completion" else ["0.5,0.5"] * words.get(verb, 1)
     assert run(verb, *given, "-q", "-v") == 2
     error = capsys.readouterr().err
@@ -291,6 +333,7 @@ def bash_script():
     return out.getvalue()
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 @pytest.mark.parametrize(
     ("words", "found"),

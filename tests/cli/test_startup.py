@@ -39,7 +39,7 @@ CASES = {
 }
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("name", CASES)
 def test_starts_without_torch(name):
     arguments, body, code = CASES[name]

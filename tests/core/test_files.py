@@ -4,11 +4,23 @@ import errno
 import json
 import math
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from kullback.core import RunError, read_json, write_atomic, write_json
+from kullback.core import (
+    RunError,
+    check_file_hash,
+    only_writer,
+    open_atomic,
+    read_json,
+    remove_temporaries,
+    write_atomic,
+    write_json,
+)
 
 
 def names_in(folder):
@@ -106,3 +118,72 @@ def test_missing_json(tmp_path):
         read_json(tmp_path / "a.json")
     with pytest.raises(RunError, match="cannot be read"):
         read_json(tmp_path)
+
+
+def test_every_changed_byte_of_a_hashed_file_is_found(tmp_path):
+    """All 255 other values of every byte, white space and the hash itself included."""
+    path = tmp_path / "a.json"
+    write_json(path, {"format": 2, "β": [1.5, "x"]}, hashed=True)
+    assert read_json(path)["format"] == 2
+    content = path.read_bytes()
+    for place in range(len(content)):
+        for value in range(256):
+            changed = content[:place] + bytes([value]) + content[place + 1 :]
+            if changed != content:
+                with pytest.raises(RunError):
+                    check_file_hash(changed, path, required=True)
+    path.write_bytes(content.replace(b"1.5", b"2.5"))
+    with pytest.raises(RunError, match=r"a\.json: damaged or changed .* \(file_sha256\) differs"):
+        read_json(path)
+
+
+def test_a_block_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "rows"
+    write_atomic(path, "old")
+    with pytest.raises(ZeroDivisionError), open_atomic(path) as file:
+        file.write(b"new")
+        _ = 1 / 0
+    assert path.read_text() == "old"
+    assert names_in(tmp_path) == ["rows"]
+
+
+@pytest.mark.parametrize("nameless", [True, False])
+def test_a_kill_leaves_nothing_after_the_next_start(tmp_path, monkeypatch, nameless):
+    """A child is killed while it writes; without nameless files its rest goes at the next start."""
+    code = (
+        "import os, sys, signal; from kullback.core import files\n"
+        f"{'' if nameless else 'files._open_nameless = lambda folder: None'}\n"
+        "with files.open_atomic(sys.argv[1]) as file:\n"
+        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    if nameless and hasattr(os, "O_TMPFILE"):
+        assert names_in(tmp_path) == []
+    mine = tmp_path / f".b.{os.getpid()}.0123abcd.tmp"  # of a process that runs
+    mine.write_bytes(b"")
+    remove_temporaries(tmp_path)
+    assert names_in(tmp_path) == [mine.name]
+
+
+def test_one_writer_at_a_time_and_a_kill_frees_the_folder(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from kullback.core import only_writer\n"
+        "with only_writer(Path(sys.argv[1])):\n"
+        "    print('held', flush=True); time.sleep(600)\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout.readline() == "held\n"
+        held = rf"another process writes here \(process {other.pid} "
+        with pytest.raises(RunError, match=held), only_writer(tmp_path):
+            pass
+    finally:
+        other.kill()
+        other.communicate()
+    assert names_in(tmp_path) == [".lock"]  # what the killed process left
+    with only_writer(tmp_path):
+        assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+    assert names_in(tmp_path) == []

@@ -11,6 +11,7 @@ import torch
 
 from kullback.core import DataError
 from kullback.data import load, load_images
+from kullback.data.arrays import read_arrays
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (40, 5, 7), dtype=np.uint8)
@@ -268,3 +269,30 @@ def test_load_images_of_arrays(tmp_path):
     assert names[30] == "x_test[0]"
     with pytest.raises(DataError, match=r"shape \[35\]; got \[1, 5, 7\]"):
         load_images(both, event_shape=(35,))
+
+
+def header_of(shape, dtype="<f4"):
+    """The bytes of a `.npy` header that claims a shape."""
+    buffer = io.BytesIO()
+    fields = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    return buffer.getvalue()
+
+
+def test_declared_sizes_are_checked_before_memory_is_taken(tmp_path, monkeypatch):
+    """A header of 4 TB in a file of 200 bytes, and 80 MB of zeros in 80 kB: refused by name."""
+    path = tmp_path / "a.npy"
+    path.write_bytes(header_of((10**12, 4)) + bytes(100))
+    with pytest.raises(DataError, match=r"its header says 16,000,000,000,000 bytes; the file has"):
+        read_arrays(path)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x_train.npy", header_of((10**12, 4)) + bytes(100))
+    with pytest.raises(DataError, match=r"x_train: its header says 16,000,000,000,000 bytes; got"):
+        read_arrays(tmp_path / "a.npz")
+    np.savez_compressed(tmp_path / "b.npz", x=np.zeros((100_000, 800), np.uint8))
+    with pytest.raises(DataError, match=r"x: .* inflate to 80,000,128; at most 200 times"):
+        read_arrays(tmp_path / "b.npz")
+    monkeypatch.setattr("kullback.data.arrays._free_memory", lambda: 10_000)
+    np.save(path, np.zeros((100, 100), np.uint8))
+    with pytest.raises(DataError, match=r"3 times as much while they are read; 0\.0 GB of memory"):
+        read_arrays(path)

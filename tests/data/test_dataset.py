@@ -53,6 +53,7 @@ def test_it_is_small_and_its_licence_is_beside_it():
     assert "2017 Zalando SE" in licence
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("damage", ["missing", "cut", "changed", "another"])
 def test_a_damaged_installation_says_reinstall(tmp_path, monkeypatch, damage):
     target = tmp_path / "fashion" / "fashion.png"
@@ -194,6 +195,7 @@ def test_wrong_event_shapes(shape):
         load_images("fashion", event_shape=shape)
 
 
+@pytest.mark.slow
 def test_sizes_of_the_embedded_set(grey):
     data = load(size=32, fit="pad")
     assert torch.equal(data.train[:, :, 2:-2, 2:-2], grey.train)

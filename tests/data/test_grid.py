@@ -79,6 +79,7 @@ def test_continuous_values_lie_on_no_grid(rows, columns, power, dtype, law, seed
     assert grid_of((draw(size=(rows, columns)) * 10.0**power).astype(dtype)) is None
 
 
+@pytest.mark.sweep(15)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("most", range(3, 24))
 @pytest.mark.parametrize("law", [np.log1p, np.sqrt, np.cbrt, lambda k: np.pi**k])

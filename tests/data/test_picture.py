@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from kullback.core import DataError
-from kullback.data.pictures import fit_to, header_size, read_picture
+from kullback.data.examples import Fitting, Reading
+from kullback.data.pictures import fit_to, header_size, read_frames, read_picture
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -187,6 +188,7 @@ def test_the_milder_bomb_limit_counts_too(monkeypatch):
         header_size(encode(Image.fromarray(NOISE)))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
 def test_random_damage_raises_nothing_else(kind):
     """Cut and scrambled bytes give pixels or a DataError, never another exception or a warning."""
@@ -205,3 +207,84 @@ def test_random_damage_raises_nothing_else(kind):
             except DataError:
                 refused += 1
     assert refused > 50
+
+
+def drawn(colour, alpha=255):
+    """A 6x6 RGBA clip art: a square of one colour in a transparent frame."""
+    pixels = np.zeros((6, 6, 4), np.uint8)
+    pixels[1:5, 1:5] = (*colour, alpha)
+    return encode(Image.fromarray(pixels))
+
+
+@pytest.mark.parametrize(
+    ("colour", "background", "expected"),
+    [
+        ((0, 0, 0), "auto", "white"),  # was all black
+        ((255, 255, 255), "auto", "black"),
+        ((10, 20, 130), "auto", "white"),
+        ((250, 240, 90), "auto", "black"),
+        ((0, 0, 0), "black", "black"),
+        ((255, 255, 255), "white", "white"),
+        ((0, 0, 0), "#ff8000", "#ff8000"),
+    ],
+)
+def test_transparency_is_laid_over_the_background_that_is_asked_for(colour, background, expected):
+    how = Reading(background=background)
+    (picture,) = read_frames(drawn(colour), Fitting(None, "crop", "auto"), how)
+    assert picture.background == expected
+    shown = {"white": (255,) * 3, "black": (0,) * 3, "#ff8000": (255, 128, 0)}[expected]
+    pixels = np.broadcast_to(
+        picture.pixels[..., None] if picture.pixels.ndim == 2 else picture.pixels, (6, 6, 3)
+    )
+    assert pixels[0, 0].tolist() == list(shown)
+    assert pixels[2, 2].tolist() == list(colour)
+    assert (len(np.unique(pixels)) > 1) == (colour != shown or background == "#ff8000")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_all_frames_of_a_file(kind):
+    frames = [Image.new("RGB", (5, 4), (90 * k, 20, 200 - 60 * k)) for k in range(3)]
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+    found = read_frames(data, Fitting(None, "crop", "auto"), Reading(frames="all"))
+    assert len(found) == 3
+    for frame, picture in zip(frames, found, strict=True):
+        assert np.array_equal(picture.pixels, np.asarray(frame))
+    (first,) = read_frames(data, Fitting(None, "crop", "auto"), Reading(frames="first"))
+    assert np.array_equal(first.pixels, found[0].pixels)
+    assert first.frames == 2
+
+
+def test_frames_beyond_the_limit_and_of_other_sizes_are_refused(monkeypatch):
+    pages = [Image.new("L", (5, 4)), Image.new("L", (4, 4))]
+    data = encode(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    with pytest.raises(DataError, match="frames of different sizes"):
+        read_frames(data, Fitting(None, "crop", "auto"), Reading(frames="all"))
+    assert len(read_frames(data, Fitting((4, 4), "crop", "auto"), Reading(frames="all"))) == 2
+    monkeypatch.setattr("kullback.data.limits.MAX_FRAMES", 1)
+    with pytest.raises(DataError, match="2 frames, more than the safety limit"):
+        read_frames(data, Fitting((4, 4), "crop", "auto"), Reading(frames="all"))
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (np.full((4, 4), 0.5, np.float32), "floating-point"),
+        (np.full((4, 4), 70_000, np.int32), "more than 16 bits"),
+        (np.full((4, 4), -1, np.int32), "more than 16 bits"),
+    ],
+)
+def test_tiff_of_values_that_are_no_levels_is_refused(values, says):
+    with pytest.raises(DataError, match=says):
+        read_frames(
+            encode(Image.fromarray(values), "TIFF"),
+            Fitting(None, "crop", "auto"),
+            Reading(frames="first"),
+        )
+
+
+def test_grey_tiff_of_sixteen_bits_keeps_them():
+    wide = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    data = encode(Image.fromarray(wide), "TIFF")
+    (picture,) = read_frames(data, Fitting(None, "crop", "auto"), Reading(frames="first"))
+    assert picture.pixels.dtype == np.uint16
+    assert np.array_equal(picture.pixels, wide)

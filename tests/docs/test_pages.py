@@ -23,6 +23,7 @@ PAGES = (
     pytest.param("policy_kl", marks=pytest.mark.slow),
     pytest.param("audit", marks=pytest.mark.slow),
     pytest.param("logprobs", marks=pytest.mark.slow),
+    "drift",
 )
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 

@@ -172,6 +172,7 @@ VECTORS = [
 ]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("p", "q"), VECTORS)
 def test_vector_pairs_against_draws(p, q):
     mean, error = drawn(p, q)
@@ -385,6 +386,7 @@ FAMILIES = [  # (build, parameters of p, parameters of q): differentiable in all
 ]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("build", "first", "second"), FAMILIES)
 def test_gradients_by_finite_differences_and_laws(build, first, second):
     leaves = [t(v).requires_grad_() for v in (*first, *second)]

@@ -182,6 +182,7 @@ SHAPES = {"Gamma": (D.Gamma, 2), "Beta": (D.Beta, 2), "Gumbel": (D.Gumbel, 2)}
 SHAPES |= {"Exponential": (D.Exponential, 1), "Pareto": (D.Pareto, 2), "Laplace": (D.Laplace, 2)}
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", SHAPES)
 def test_entropies_against_their_textbooks(name, dtype):
@@ -225,7 +226,7 @@ def log_normaliser(name, theta):
     return sum(mp.loggamma(v) for v in theta) - mp.loggamma(sum(theta))
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("order", [0.3, 0.999, 1.5, 2.0, 7.0])
 @pytest.mark.parametrize("name", ["Gamma", "Exponential", "Beta"])
 def test_renyi_against_the_log_normalisers(name, order):
@@ -296,6 +297,7 @@ def binomial_entropy(n, p):
     return -sum(m * mp.log(m) for m in masses if m > 0)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_entropies_that_torch_rounds_hold_in_float32(dtype):
     def at(*values):
@@ -361,6 +363,7 @@ def test_integer_gaussians_and_infinite_pairs():
     assert closed_forms.kl(normal, D.Exponential(torch.tensor(1))) == math.inf
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("n", "p", "m", "q"),
     [
@@ -411,6 +414,7 @@ def dirichlet_kl_by_mpmath(p, q):
         return float(log(sum(p)) - log(sum(q)) + sum(terms))
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("ratio", [1e12, 1e16, 1e17, 1e20, 1e60, 1e200])
 @pytest.mark.parametrize("shape", [1e-6, 0.3, 50.0])
 def test_shapes_of_any_ratio(shape, ratio):

@@ -229,7 +229,7 @@ def test_every_pair_has_a_textbook_formula():
     assert missing == []
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(15)
 @pytest.mark.parametrize(("first", "second"), FINITE)
 def test_every_pair_against_its_textbook_formula(first, second):
     compare(first, second, 10)
@@ -241,7 +241,7 @@ def test_every_pair_on_the_large_grid(first, second):
     compare(first, second, 300, seed=1)
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize(("first", "second"), FINITE)
 def test_equal_distributions_are_at_zero_with_zero_gradient(first, second):
     if first != second or first in ("Uniform", "Pareto"):  # these have one-sided slopes: see below
@@ -256,7 +256,7 @@ def test_equal_distributions_are_at_zero_with_zero_gradient(first, second):
         assert all(g is None or g.abs().item() == 0.0 for g in gradients), gradients
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(9)
 @pytest.mark.parametrize(("first", "second"), FINITE)
 def test_every_pair_in_float32_is_the_float64_value_rounded(first, second):
     compare(first, second, 6, seed=2, dtype=torch.float32)
@@ -274,7 +274,7 @@ def slope(first, second, p, q, side, index):
     return (found[0] - found[1]) / (2 * step)
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(15)
 @pytest.mark.parametrize(("first", "second"), FINITE)
 def test_gradients_of_every_pair_against_the_textbooks(first, second):
     """In units of the parameters, every slope to 1e-6 of the largest one.
@@ -304,7 +304,7 @@ def test_gradients_of_every_pair_against_the_textbooks(first, second):
             assert abs(g - t) * size <= allowed, (p, q, found, truth)
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(9)
 @pytest.mark.parametrize(("first", "second"), FINITE)
 def test_batches_of_every_pair_broadcast(first, second):
     drawn = [(p, q) for p, q, _, _ in itertools.islice(cases(first, second, 12, seed=4), 3)]

@@ -96,7 +96,7 @@ def test_gradients_by_finite_differences(name):
         assert torch.autograd.gradgradcheck(call, (p, q))
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(6)
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own, on first jvp
 @pytest.mark.parametrize("name", [n for n in PAIRED if n not in ("renyi_inf", "total_variation")])
 def test_forward_mode_agrees_with_reverse_mode_also_where_entries_tie(name):
@@ -204,6 +204,7 @@ EDGES = [  # name, p, q, truth by hand
 ]
 
 
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("form", ["probs", "log_probs", "logits"])
 @pytest.mark.parametrize(("name", "p", "q", "truth"), EDGES)

@@ -66,6 +66,7 @@ def binomial_z(hits, tries, chance):
     return (hits / tries - chance) / math.sqrt(chance * (1 - chance) / tries)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(("count", "spread", "skewed"), [(10, 0.0, False), (50, 0.7, True)])
 def test_coverage(count, spread, skewed):
     """Between 93 and 97 %, up to 4.5 binomial errors at 400 corpora; the naive ones far below."""
@@ -97,6 +98,7 @@ def test_coverage_over_sizes(count, spread):
     assert binomial_z(above, tries, 0.05) < 4.5
 
 
+@pytest.mark.slow
 def test_paired_differences_cover_and_are_shorter():
     """Two candidates on the same documents: what is common to both leaves no error."""
     rng = np.random.default_rng(5)
@@ -113,6 +115,7 @@ def test_paired_differences_cover_and_are_shorter():
     assert shorter > 0.95 * tries
 
 
+@pytest.mark.slow
 def test_gate_fails_at_the_limit_at_most_at_its_level():
     rng = np.random.default_rng(6)
     tries = 100

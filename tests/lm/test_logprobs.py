@@ -141,6 +141,7 @@ def test_data_give_paired_log_likelihoods_only(simulated):
     assert not any(check.name == "ratio identity" for check in report.checks)
 
 
+@pytest.mark.slow
 def test_two_policies_are_compared_in_pairs(simulated):
     columns, _ = simulated
     columns = columns | {"log_r": np.minimum(columns["log_q"] - 0.01, 0.0)}
@@ -173,6 +174,7 @@ def test_prompts_are_the_clusters(simulated):
     assert found.clusters.name == "prompts"
 
 
+@pytest.mark.slow
 def test_few_sequences_are_cut_into_blocks(simulated):
     columns, _ = simulated
     few = {name: values[:2000] for name, values in columns.items()}  # four sequences
@@ -214,6 +216,7 @@ def test_one_pass_is_one_query(simulated, monkeypatch):
 # --- checks
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_are_found(name):
     """Each in 100 of 100 files of benchmarks/logprob_checks.py."""
@@ -223,6 +226,7 @@ def test_faults_are_found(name):
     assert [one.name for one in found] == [check]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", CLEAN)
 def test_clean_files_have_nothing(name):
     columns, options = CLEAN[name](np.random.default_rng(0))
@@ -272,6 +276,7 @@ def test_repeated_sequence_names():
         logprobs(table(columns), **PAIR)
 
 
+@pytest.mark.slow
 def test_versions_by_column_are_no_mixture():
     columns, _ = FAULTS["mixed versions"][0](np.random.default_rng(5))
     by = logprobs(table(columns), **PAIR, by="policy_version")
@@ -294,6 +299,7 @@ def test_json_is_strict(simulated):
         assert count == ((x >= low) & (x < high)).sum()
 
 
+@pytest.mark.slow
 def test_other_tables(simulated, tmp_path):
     """Parquet, CSV, data frames: the same figures."""
     columns, _ = simulated
@@ -340,6 +346,7 @@ def test_groups_without_tokens_are_left_out():
     assert [one.label for one in report.groups] == ["0"]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_next_to_no_tokens(rows):
     frame = pd.DataFrame({"log_p": [-1.0, -2.0, -0.5], "log_q": [-1.1, -1.9, -0.6]})[:rows]

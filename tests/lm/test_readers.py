@@ -84,6 +84,7 @@ def test_nemo_rl_train_data(columns, truth, tmp_path):
     assert "read as a NeMo-RL train data" in report.notes
 
 
+@pytest.mark.slow
 def test_list_columns(columns, truth, tmp_path):
     p, q = zip(*rows(columns), strict=True)
     lists = pa.table({"mine": list(p), "other": list(q), "env": ["a", "b"] * 15})
@@ -130,6 +131,7 @@ def sglang(values):
     return {"text": "…", "meta_info": {"output_token_logprobs": rows}}
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     "answer", [openai_chat, openai_completions, vllm_prompt, sglang], ids=lambda f: f.__name__
 )

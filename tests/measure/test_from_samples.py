@@ -40,6 +40,7 @@ def two_samples():
     return sampled.kl_from_draws(*(torch.tensor(each)[:, None] for each in (X, Y)))
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_of_every_kind(kind, two_samples):
     found = kb.kl_from_draws(KINDS[kind](X), KINDS[kind](Y))

@@ -39,6 +39,7 @@ def test_the_page_is_whole_and_the_same_every_time():
     assert page.count("<tr>") == 17
 
 
+@pytest.mark.slow
 def test_names_are_escaped():
     def loss(logp, ref_logp):
         return (logp - ref_logp) ** 2
@@ -47,6 +48,7 @@ def test_names_are_escaped():
     assert "<script" not in audit_page.render(audit(loss))
 
 
+@pytest.mark.slow
 def test_pictures_bear_what_is_not_finite():
     assert "nan" not in pushes([(-1.0, float("nan")), (0.0, 0.0), (1.0, float("inf"))])
     drawn = strips([Strip("a", [(0.0, "a"), (1e9, "b")])], low=0.1, high=10, label="l", unit="u")

@@ -158,6 +158,7 @@ def test_pictures_hold_the_numbers_and_are_the_same_twice():
     assert "200 repeats of 50 draws" in words
 
 
+@pytest.mark.slow
 def test_pictures_of_infinite_and_of_large_tables():
     text = plot("kl", torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
     assert "+∞: Q has no mass" in text
@@ -189,6 +190,7 @@ def numbers_after(text, *heads):
     return [float(line.split()[-1].replace("−", "-")) for line in found]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("family", ["full_rank", "mixture"])
 @pytest.mark.parametrize("dim", [1, 2])
 def test_a_fit_is_explained_by_three_integrals_that_add_up(family, dim):
@@ -219,6 +221,7 @@ def test_a_fit_in_more_dimensions_is_explained_by_its_draws():
     assert f"{1.5 * math.log(2 * math.pi):.4f}"[:4] in text
 
 
+@pytest.mark.slow
 def test_where_q_has_mass_and_p_none_no_sum_is_claimed():
     """Half a normal: the ELBO of any Gaussian is −inf."""
 

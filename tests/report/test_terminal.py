@@ -69,7 +69,10 @@ def test_sentences_are_wrapped(figures):
 def test_loose_bounds_are_said(figures, loose, words):
     said = " ".join(remarks(replace(figures, loose=loose)))
     assert f"{words}" in said
-    assert "rest on fewer than 10 effective draws: their bound is loose; try more --draws" in said
+    assert (
+        "rest on fewer than 10 effective draws: their bound is loose; kullback evaluate --sandwich"
+        in said
+    )
 
 
 def test_what_is_well_is_not_said(figures):

@@ -46,6 +46,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("estimator", ["k1", "k3", "best"])
 @pytest.mark.parametrize("name", PAIRS)
 def test_against_closed_forms(name, estimator):

@@ -66,7 +66,7 @@ def test_the_reason_lists_the_usual_causes():
         assert cause in found.reason
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("shift", [0.1, 0.5, 1.0, 2.0, 3.0])
 @pytest.mark.parametrize("draws", [30, 300, 3000])
 def test_a_true_identity_stands_however_heavy_its_tail(shift, draws):

@@ -23,6 +23,7 @@ def kinds(found):
     return sorted({(f.column, f.kind) for f in found.findings})
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("value", "kind"),
     [
@@ -81,7 +82,7 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("how", SETTINGS, ids=str)
 def test_clean_columns_are_clean_and_late_ones_are_late(how):
     """No false alarm and no miss in any setting: the lag test errs at 4.5 standard errors."""
@@ -98,7 +99,7 @@ def test_clean_columns_are_clean_and_late_ones_are_late(how):
             check_log_probs(late, missing="skip")
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("how", SETTINGS[:12], ids=str)
 def test_zeros_that_mean_not_scored_are_told_from_lawful_ones(how):
     logs = columns(vocab=12, **how)

@@ -29,6 +29,7 @@ def named(*both):
     return [case(*one).torch for one in both]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     ("p", "q", "truth", "mass"),
     [
@@ -67,6 +68,7 @@ def test_the_table_of_unequal_supports():
     assert js(trial, waits).exact
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "best", 0.3])
 @pytest.mark.parametrize(
     ("p", "q"),

@@ -32,6 +32,7 @@ def whitened_within(x, y):
     return a @ root, b @ root
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("d", [1, 2])
 @pytest.mark.parametrize("k", [1, 3])
 def test_kl_neighbours_against_direct_distances(d, k):
@@ -98,7 +99,7 @@ def test_the_classifier_against_scikit_learn():
     np.testing.assert_allclose(ours, theirs.clip(-most, most), rtol=0, atol=1e-4)
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("method", ["neighbours", "classifier"])
 def test_known_truths(method, seed):
@@ -119,6 +120,7 @@ def test_known_truths(method, seed):
     assert abs(found.value + 0.5 * math.log(0.75)) < 4.5 * found.standard_error
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("method", ["neighbours", "classifier"])
 def test_nothing_is_clipped_at_zero(method):
     values = []
@@ -189,6 +191,7 @@ def test_units_and_order_of_draws_do_not_matter():
     assert kl_from_draws(x.flip(0), y).value == pytest.approx(one.value, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_batches_and_randomness():
     x, y = normals(0, 2, 200, 1), normals(1, 2, 200, 1) + 0.3
     together = kl_from_draws(x, y)
@@ -230,6 +233,7 @@ def copies():
     yield "integers", x[:, :1].mul(9).round(), x[order, :1].mul(9).round()
 
 
+@pytest.mark.sweep(9)
 @pytest.mark.parametrize("method", ["neighbours", "classifier"])
 @pytest.mark.parametrize(("x", "y"), [c[1:] for c in copies()], ids=[c[0] for c in copies()])
 def test_rows_that_are_not_independent_draws_are_refused(x, y, method):
@@ -278,7 +282,7 @@ def lawful():
     )
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(("x", "y", "kl"), [c[1:] for c in lawful()], ids=[c[0] for c in lawful()])
 def test_rounded_and_discrete_draws(x, y, kl):
     """The noise that undoes rounding leaves KL as it is: against a sum over values, z ≤ 4.5."""
@@ -364,6 +368,7 @@ def test_information_of_discrete_pairs():
     assert abs(found.value - truth) < 4.5 * found.standard_error
 
 
+@pytest.mark.slow
 def test_issue_values():
     """Shared points were −0.49 ± 0.02; the classifier −14 to −4e15; ρ = 0.99 across 3.1 for 9."""
     x = normals(0, 1000, 1)
@@ -390,7 +395,7 @@ def classifier_grid():
             yield n, d, shift
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("n", "d", "shift"), list(classifier_grid()))
 def test_the_classifier_gives_a_lower_bound(n, d, shift):
     """Its interval reaches below the truth, and no value is outside what is possible."""

@@ -79,7 +79,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(12)
 @pytest.mark.parametrize("name", with_slow(LOSSES))
 def test_losses_are_named(name):
     loss, on_policy, off_policy = LOSSES[name]
@@ -106,7 +106,7 @@ PENALTIES = {
 }
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("name", with_slow(PENALTIES))
 def test_penalties_are_named(name):
     penalty, credit, importance, on_policy, off_policy = PENALTIES[name]
@@ -147,6 +147,7 @@ def test_clamps_are_counted():
     assert "no gradient" in " ".join(report.notes)
 
 
+@pytest.mark.slow
 def test_lengths_and_padding():
     def careless(logp, ref_logp, mask):
         return peers.k2(logp, ref_logp).mean() + 0 * mask.sum()
@@ -170,6 +171,7 @@ def test_a_leave_one_out_baseline_needs_two_sequences():
     assert {row.length for row in report.rows} >= {1, 2}
 
 
+@pytest.mark.slow
 def test_what_is_returned_goes_to_json():
     report = audit(peers.k3)
     fields = json.loads(json.dumps(report.to_json(), allow_nan=False))

@@ -158,7 +158,7 @@ def test_from_hidden_states_is_from_logits():
     torch.testing.assert_close(found, distill_terms(student, teacher, divergence="reverse"))
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(9)
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("samples", ["fixed", "student"])

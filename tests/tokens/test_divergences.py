@@ -119,7 +119,7 @@ def test_the_reference_has_the_rules_of_the_tables(name):
         torch.testing.assert_close(mine, true, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(6)
 @every_function
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 def test_gradients_are_those_of_finite_differences(name, backend):
@@ -149,6 +149,7 @@ def test_other_backends_say_that_they_do_not():
 # --- the chunked and the native backend against the reference ------------------------------------
 
 
+@pytest.mark.sweep(4)
 @every_function
 @pytest.mark.parametrize("vocab", [1, 2, 3, 15, 16, 17, 1000, 2049])
 def test_chunked_in_float64_is_the_reference(name, vocab):
@@ -156,7 +157,7 @@ def test_chunked_in_float64_is_the_reference(name, vocab):
     held_to_reference(name, p, q, torch.arange(5) % vocab, "chunked", 1e-13, temperature=1.3)
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(8)
 @every_function
 @every_backend
 @pytest.mark.parametrize("vocab", [1, 2, 3, 15, 16, 17, 1000, 2048, 2049, 5003])
@@ -165,12 +166,11 @@ def test_float32(name, backend, vocab):
     held_to_reference(name, p, q, torch.arange(5) % vocab, backend, 64 * EPS)
 
 
+@pytest.mark.sweep(4)
 @every_function
 @every_backend
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_summed_in_float32(name, backend, dtype):
-    if backend == "native" and dtype == torch.float16:
-        pytest.skip("native leaves float16 to chunked")
     p, q = logits(4, 1003, dtype=dtype)
     held_to_reference(name, p, q, torch.arange(4), backend, 64 * EPS, temperature=0.9)
 
@@ -245,6 +245,7 @@ def cases(draw):
     return *pair, mask, ids, draw(st.sampled_from([0.5, 1.0, 2.0]))
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(2)
 @pytest.mark.parametrize("backend", FAST)
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -277,6 +278,7 @@ def test_relative_error_from_a_millionth_up(backend, distance, shift):
     assert (((found - truth) / truth).abs() < 1e-3).all()
 
 
+@pytest.mark.sweep(3)
 @every_backend
 @pytest.mark.parametrize("distance", [1e-3, 1e-2, 0.3, 3.0])
 def test_relative_error_of_the_gradient(backend, distance):
@@ -445,6 +447,7 @@ BAD = {"all banned": [-INF, -INF, -INF], "NaN": [0.0, math.nan, 0.0], "+inf": [0
 BAD["NaN among banned"] = [-INF, math.nan, -INF]
 
 
+@pytest.mark.sweep(5)
 @every_function
 @pytest.mark.parametrize("backend", ["reference", *FAST])
 @pytest.mark.parametrize("kind", BAD)
@@ -504,9 +507,7 @@ REFUSED = {
     "nan: expected 'refuse' or 'pass'": lambda: tokens.kl(P, P, nan="drop"),
     "align: expected None or 'crop'": lambda: tokens.kl(P, P, align="pad"),
     "backend: expected 'auto' or 'reference'": lambda: tokens.kl(P, P, backend="cuda"),
-    "backend: 'native' cannot be used here": lambda: tokens.kl(
-        P.double(), P.double(), backend="native"
-    ),
+    "backend: 'triton' cannot be used here": lambda: tokens.kl(P, P, backend="triton"),
     "mask: expected a bool tensor; got float32": lambda: tokens.kl(P, P, mask=torch.ones(2)),
     "mask: expected a tensor that broadcasts": lambda: tokens.kl(
         P, P, mask=torch.ones(3, dtype=torch.bool)
@@ -545,5 +546,5 @@ def test_auto_takes_the_native_loop_where_it_pays():
     big, small = torch.zeros(4, 1 << 16), torch.zeros(4, 16)
     task = Task(("kl",))
     names = [choose("auto", x, x, task).__name__.rpartition(".")[2] for x in (big, small)]
-    assert names == ["chunked" if NATIVE else "native", "chunked"]
-    assert choose("auto", big.double(), big.double(), task).__name__.endswith("chunked")
+    assert names == ["chunked" if NATIVE else "native"] * 2  # compiled, it takes small ones too
+    assert choose("auto", big.to("meta"), big.to("meta"), task).__name__.endswith("chunked")

@@ -75,7 +75,7 @@ def gradients(value, p, q):
     return torch.autograd.grad((value * weights).sum(), [x for x in (*p, *q) if x is not None])
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(9)
 @pytest.mark.parametrize("bias", [None, "none bans", "both ban", "p bans", "q bans"])
 @pytest.mark.parametrize("caps", [(None, None), (3.0, 5.0), (None, 3.0)])
 @pytest.mark.parametrize("memory", [3000, 1 << 26])
@@ -168,6 +168,7 @@ def test_backends_of_the_blocks(backend, bias):
 WANTS = ("kl", "reverse_kl", "same_top", "entropy", "q_entropy", "log_prob", "q_log_prob")
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("bias", [None, "both ban", "p bans", "q bans"])
 @pytest.mark.parametrize("memory", [3000, 1 << 26])
 def test_everything_in_one_pass(bias, memory):
@@ -214,6 +215,7 @@ def by_the_formula(divergence, teacher, student, weight):
     return by_the_formula(swapped, student, teacher, weight)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_distillation(divergence, dtype):

@@ -39,6 +39,7 @@ CALLS = {
 }
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_probabilities_for_logits_are_named_with_the_remedy(name, dtype):
@@ -140,6 +141,7 @@ def test_weights_of_truncated_sampling_are_said(shape):
         rao_blackwell_kl_loss(torch.zeros(shape), **logs)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("noise", [0.02, 0.3, 1.0])
 def test_clean_draws_are_clean(seed, noise):
@@ -171,6 +173,7 @@ def test_draws_of_a_truncated_sampler_are_seen_by_their_weights_and_on_policy_by
         assert "λ = 0" in best.how and best.value == pytest.approx(kl.estimate("k1").value)
 
 
+@pytest.mark.slow
 def test_a_mean_ratio_off_by_less_than_a_thousandth_counts_beside_a_small_divergence():
     """top_p 0.999: k3 is off by the gap, which is several times what it gives."""
     nucleus_of = {"batch": 2000, "length": 50, "vocab": 16, "noise": 0.005}

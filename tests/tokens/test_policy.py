@@ -47,7 +47,7 @@ def random_logs(*shape, seed=0, dtype=F64, spread=0.3):
 # What every loss promises: its value and its gradient are, on average, those of the divergence.
 
 
-@pytest.mark.sweep(7)
+@pytest.mark.sweep(22)
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("level", LEVELS)
@@ -89,7 +89,7 @@ def test_the_value_of_k2_and_the_gradient_of_the_divergence(direction, on_policy
     assert relative(gradient, here.gradient(truth)) < EXACT
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("on_policy", [True, False], ids=["on", "off"])
@@ -174,6 +174,7 @@ def test_lengths_that_are_drawn_bias_only_the_normalisations_that_divide_by_them
     assert error("token") > 0.01 and error("sequence_mean") > 0.01
 
 
+@pytest.mark.slow
 def test_the_bias_of_normalising_by_tokens_falls_with_sequences_and_the_others_does_not():
     here = World(2, 2, seed=6, ends=True)
     truth = here.gradient(here.truth("reverse", "token", on_policy=True))
@@ -195,6 +196,7 @@ def test_the_bias_of_normalising_by_tokens_falls_with_sequences_and_the_others_d
 # Masks, zeros and infinities.
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf])
@@ -250,6 +252,7 @@ def test_a_token_without_reference_mass_is_infinitely_far():
     assert forward.loss.item() == 1.0 and forward.estimate.__self__ is forward
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(
     ("lacking", "on_policy"),
@@ -420,6 +423,7 @@ def test_a_cut_that_never_cuts_changes_nothing(direction, level):
     torch.testing.assert_close(slopes[1], slopes[3], rtol=1e-11, atol=1e-15)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("level", LEVELS)
 def test_truncation_reports_how_often_and_with_which_bias(direction, level):
@@ -488,6 +492,7 @@ def test_the_divergence_is_said_in_words():
 # Rao-Blackwell: how much it scatters.
 
 
+@pytest.mark.slow
 def test_at_one_token_the_exact_kl_never_scatters_more():
     for seed in range(20):
         here = World(4, 1, seed=seed, far=0.1 + 0.2 * seed)
@@ -535,7 +540,7 @@ def covariance(chance, x, y):
 LAWFUL = [World(3, 3, seed=seed, far=0.2 + 0.3 * seed) for seed in range(6)] + [conditioned()]
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("here", LAWFUL)
 def test_at_every_position_the_exact_kl_never_scatters_more(here):
     for place in range(here.length):
@@ -547,6 +552,7 @@ def test_at_every_position_the_exact_kl_never_scatters_more(here):
                 assert covariance(chance, some, some) <= most * (1 + 1e-9) + 1e-12
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("here", LAWFUL)
 def test_over_sequences_the_best_multiple_never_scatters_more_than_either(here):
     exact, chance = draws_of(here, "rao-blackwell", "sequence")

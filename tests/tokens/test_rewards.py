@@ -29,6 +29,7 @@ def close(found, expected):
     return ((found - expected).norm() / expected.norm()).item() < EXACT
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("on_policy", [True, False], ids=["on", "off"])
 @pytest.mark.parametrize("estimator", ["k1", "k3", 0.7, "exact"])
 def test_penalties_to_go_have_the_whole_gradient_of_the_sequence_kl(estimator, on_policy):

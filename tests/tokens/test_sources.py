@@ -168,6 +168,7 @@ def test_options_that_a_source_does_not_take(call, message):
         call()
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", ["kl", "js", "compare", "distill_terms"])
 def test_old_names_of_hidden_states_warn_and_give_the_same(name):
     (p, p_parts), (q, q_parts) = state(0, 4, bias=True, softcap=3.0), state(1, 2, memory=900)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -232,6 +233,86 @@ def test_resume_refuses_a_damaged_run(part, tmp_path):
 def test_a_run_never_overwrites_another(tmp_path):
     with pytest.raises(RunError, match="no run overwrites another"):
         train(toy(), architecture=SMALL, training=Training(steps=1), folder=tmp_path)
+
+
+def stopped_after(steps, folder, data=None):
+    """A run that was stopped, as by Ctrl-C."""
+    calls = iter(range(1, 10_000))
+    settings = Training(steps=300, batch_size=16)
+    return train(
+        data or toy(),
+        architecture=SMALL,
+        training=settings,
+        folder=folder,
+        stop=lambda: next(calls) >= steps,
+    )
+
+
+def test_an_unfinished_run_has_the_model_that_the_stopped_training_left(tmp_path):
+    outcome = stopped_after(40, tmp_path / "r")
+    with pytest.warns(UserWarning, match=r"not finished: .* averaged weights after 40 steps"):
+        model = VAE.load(tmp_path / "r")
+    assert "40 steps" in model.unfinished
+    for name, tensor in outcome.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+    figures = evaluate(model, toy().test, draws=4)
+    assert figures == evaluate(outcome.model, toy().test, draws=4)
+    resume(tmp_path / "r", data=toy())
+    assert VAE.load(tmp_path / "r").unfinished == ""
+
+
+def test_a_run_without_a_checkpoint_has_no_model(tmp_path):
+    stopped_after(1, tmp_path / "r")
+    (tmp_path / "r" / "checkpoints" / "last.safetensors").unlink()
+    with pytest.raises(RunError, match="no such file, and the run has no checkpoint yet"):
+        VAE.load(tmp_path / "r")
+
+
+def test_no_mutation_of_weights_checkpoint_or_config_loads(tmp_path):
+    """Every bit of the headers and a sample of the others: 33 of 100 loaded without hashes."""
+    chance = random.Random(0)
+    stopped_after(3, tmp_path / "stopped")
+    settings = Training(steps=3, batch_size=16)
+    train(toy(), architecture=SMALL, training=settings, folder=tmp_path / "whole")
+    names = [("whole", "model.safetensors"), ("stopped", "checkpoints/last.safetensors")]
+    for folder, name in [*names, ("whole", "config.json"), ("stopped", "config.json")]:
+        path = tmp_path / folder / name
+        content = path.read_bytes()
+        for _ in range(100):
+            changed = bytearray(content)
+            changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
+            path.write_bytes(changed)
+            with pytest.raises(RunError):
+                VAE.load(tmp_path / folder)
+        path.write_bytes(content)
+
+
+def test_one_process_at_a_time_trains_a_run(tmp_path):
+    """While a training runs, a second one in the same folder is refused and the first goes on."""
+    refused = []
+
+    def second():
+        if not refused:
+            with pytest.raises(RunError, match="another process writes here") as error:
+                resume(tmp_path / "r", data=toy())
+            refused.append(error)
+        return False
+
+    settings = Training(steps=20, batch_size=16)
+    outcome = train(
+        toy(), architecture=SMALL, training=settings, folder=tmp_path / "r", stop=second
+    )
+    assert outcome.finished
+    assert refused
+    assert not (tmp_path / "r" / ".lock").exists()
+
+
+def test_the_rest_of_a_killed_write_goes_at_the_next_start(tmp_path):
+    stopped_after(5, tmp_path / "r")
+    rest = tmp_path / "r" / "checkpoints" / ".last.safetensors.0123abcd.tmp"
+    rest.write_bytes(b"half")
+    resume(tmp_path / "r", data=toy())
+    assert not rest.exists()
 
 
 def test_a_nonfinite_loss_is_named_and_kept(tmp_path):

@@ -53,6 +53,7 @@ def unscaled(tmp_path_factory):
     return trained(table()[1], tmp_path_factory.mktemp("unscaled") / "a")
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", AFFINE)
 def test_the_evidence_of_scaled_data_is_less_by_the_log_determinant(tmp_path, name, unscaled):
     """log p(ax + b) = log p(x) − Σ log |a|, whatever the units: the same training to rounding."""
@@ -225,6 +226,7 @@ def test_active_units_need_information_not_variance_alone():
     assert "posterior collapse: 0 of 32" in collapse_warning(kl.tolist(), 0, 50.0)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("steps", [12, 13, 20])
 @pytest.mark.parametrize("batch", [8, 100])
 def test_the_log_has_one_row_a_step_and_ends_with_the_test_figures(tmp_path, steps, batch):

@@ -84,7 +84,7 @@ def test_samples_follow_the_density(name):
         assert abs(float(terms.mean()) - truth) < 4.5 * error + slack
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(3)
 @every
 def test_pushed_means_have_the_gradient_of_the_expectation(name):
     """∂/∂φ of a pushed mean over a fine normal grid against ∂/∂φ of the integral of q f."""
@@ -249,6 +249,7 @@ def test_refusals(make, words):
         make(Frame.identity(2))
 
 
+@pytest.mark.slow
 def test_the_flow_leaves_torchs_checks_on():
     """Importing zuko switches the argument checks of all distributions off; they are put back."""
     pytest.importorskip("zuko")

@@ -88,6 +88,7 @@ METHODS = [
 ]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("options", METHODS, ids=str)
 def test_every_way_finds_a_gaussian(options):
     model, x = linear_gaussian()
@@ -103,6 +104,7 @@ def test_every_way_finds_a_gaussian(options):
     torch.testing.assert_close(result.log_prob(z), posterior.log_prob(z), rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_a_badly_scaled_gaussian_is_exact():
     """Units from 1e-6 to 1e9 and a correlation matrix of condition 3e5, with the defaults."""
     dim = 20
@@ -249,6 +251,7 @@ IMPROPER = {
 }
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", sorted(IMPROPER))
 def test_improper_targets_are_reported(name):
     log_density, words = IMPROPER[name]

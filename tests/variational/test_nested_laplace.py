@@ -57,6 +57,7 @@ def test_the_heights_of_a_funnel_are_its_marginal():
     torch.testing.assert_close(ridge.heights, truth - truth.max(), rtol=0, atol=0.011)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("dim", [2, 5, 12])
 def test_draws_and_density_of_a_ridge_are_of_one_law(dim):
     """E[f / ridge] = 1 for normalised f inside it: the funnel itself, and half of it."""
@@ -95,6 +96,7 @@ def beta_binomial(monkeypatch):
     return importlib.import_module("verdict_targets").beta_binomial_of(HITS, TRIALS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2, 3, 4))]
 )

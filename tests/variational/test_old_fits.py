@@ -19,6 +19,7 @@ def two_peaks(z):
     return torch.logaddexp(-0.5 * ((z - 4) ** 2).sum(), -0.5 * ((z + 4) ** 2).sum() - 0.7)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", sorted(path.name for path in OLD.iterdir()))
 def test_an_old_fit_loads_and_is_judged_as_it_was(name, tmp_path):
     found = load(OLD / name, Target.of(two_peaks, 2))

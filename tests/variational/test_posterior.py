@@ -150,6 +150,7 @@ def away_from_its_start(name):
     return q
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", sorted(NAMED))
 def test_every_family_is_a_torch_distribution(name):
     if name == "flow":

@@ -155,6 +155,7 @@ PROPER = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", IMPROPER)
 def test_improper_targets_are_said_to_be(name):
     log_density, parameters, words = IMPROPER[name]
@@ -165,7 +166,7 @@ def test_improper_targets_are_said_to_be(name):
     assert all(math.isinf(row.mean_error) for row in found.summary.rows)
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("name", PROPER)
 def test_proper_targets_with_heavy_tails_are_not(name):
     """From the start of a fit, and from a law ten times as wide."""
@@ -176,6 +177,7 @@ def test_proper_targets_with_heavy_tails_are_not(name):
     assert improper(target, frame.outwards(10 * noise)) == ""
 
 
+@pytest.mark.slow
 def test_a_kink_is_no_unbounded_density():
     """At a kink no curvature is seen and the start is far too wide; the fit shrinks, and ends."""
     found = fit(*PROPER["laplace"], family="full_rank", generator=seeded(), progress=False)

@@ -90,7 +90,7 @@ def correlated(z):
     return -0.5 * (z.square().sum() + (z[0] - z[1]) ** 2 + (z[2] - z[0]).abs().pow(1.5))
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("name", sorted(NAMED))
 def test_q_itself_comes_back_from_disk(name, tmp_path):
     """Of every family, away from its start: the same draws from the same seed, the same density."""

@@ -5,6 +5,8 @@ Sizes keep a mistyped number from taking all memory; the others decide when a me
 
 __all__ = [
     "CLIPS_PER_BLOCK",
+    "CLOSING_DRAWS",
+    "CLOSING_NUMBERS",
     "FEWEST_DRAWS",
     "FEWEST_FIT_DRAWS",
     "IMAGES_PER_BLOCK",
@@ -13,17 +15,20 @@ __all__ = [
     "MAX_DRAWS",
     "MAX_DRAWS_PER_IMAGE",
     "MAX_FIT_DRAWS",
+    "MAX_IMAGES_OF_A_PICTURE",
     "MAX_LOG_PROBABILITY",
     "MAX_NUMBERS",
+    "MAX_PIXELS_OF_A_PICTURE",
     "MAX_SAMPLED_IMAGES",
     "MIN_OBSERVATIONS",
     "NEAR_HUNDRED",
     "NEAR_ONE",
+    "OUTPUTS_PER_BLOCK",
     "PILOT_DRAWS",
     "REPEATS",
+    "SAMPLES_PER_BLOCK",
     "SECONDS_BEFORE_BAR",
     "SECONDS_BETWEEN_LINES",
-    "SECONDS_OF_EVALUATION",
     "SECONDS_TO_FIRST_LINE",
     "SOUNDS",
 ]
@@ -36,12 +41,16 @@ MAX_FIT_DRAWS = 1_000_000  # the verdict's own limits do not improve beyond
 MAX_NUMBERS = 200_000_000  # --dim times --draws: 1.6 GB an array
 MAX_DIMENSION = MAX_NUMBERS // FEWEST_FIT_DRAWS
 MAX_DRAWS_PER_IMAGE = 1_000_000
-MAX_SAMPLED_IMAGES = 100_000  # in one file
+CLOSING_DRAWS = (20, 50, 100, 200, 500)  # K of the evaluation that closes a training
+CLOSING_NUMBERS = 80_000_000  # test images x dimensions x K: 20 s for small images on two cores
+MAX_SAMPLED_IMAGES = 10**9  # in one .npy, written in blocks; the free disk is the nearer limit
+MAX_IMAGES_OF_A_PICTURE = 100_000  # of one .png, which is made in memory
+MAX_PIXELS_OF_A_PICTURE = 2**26  # of one .png: 8,192 x 8,192, or 85,000 images of 28x28
+SAMPLES_PER_BLOCK = 1_000  # drawn at once; with fewer, samples are those of one call
+OUTPUTS_PER_BLOCK = 2**25  # of the decoder at once: 128 MB, and a few times that in use
 MAX_BYTES = 1 << 30  # of a file of numbers: a table of 40 million outcomes
 CLIPS_PER_BLOCK = 64  # drawn at once, sample by sample
-SOUNDS = (
-    8  # clips drawn or reconstructed where no number is given: seconds of work, and of patience
-)
+SOUNDS = 8  # clips drawn or reconstructed where no number is given: seconds of work
 IMAGES_PER_BLOCK = 500  # encoded at once, so that memory does not grow with the data
 
 # what numbers that are no table look like
@@ -56,4 +65,3 @@ PILOT_DRAWS = 50_000  # are timed first, where more than twice as many are asked
 SECONDS_BEFORE_BAR = 2.0  # without a sign of work
 SECONDS_TO_FIRST_LINE = 4.0  # of a fit where there is no terminal
 SECONDS_BETWEEN_LINES = 10.0  # Nielsen (1993): beyond 10 s users want to know how far it is
-SECONDS_OF_EVALUATION = 20.0  # the evaluation that closes a training, about

@@ -160,6 +160,16 @@ VERBS = {
         "The divergence that a policy loss minimises, found by enumeration.",
         ("kullback audit my_losses.py:k3 --html k3.html",),
     ),
+    "drift": Verb(
+        "drift:drift",
+        "KL divergence of language models on a corpus, token by token, with its error.",
+        (
+            "kullback drift models/base models/int4 --text corpus/ --html drift.html",
+            "kullback drift models/base adapters/new --text chats.jsonl --fail-above 5",
+            "kullback drift models/base --store kept --text corpus/",
+            "kullback drift kept models/int4 --require-below 5",
+        ),
+    ),
     "logprobs": Verb(
         "logprobs:logprobs",
         "KL from logged log-probabilities of tokens, checked first.",
@@ -171,12 +181,21 @@ VERBS = {
         (
             "kullback train --size 14 --epochs 2 --out runs/garments",
             "kullback train photos/ --size 16 --steps 200",
+            "kullback train --size 14 --steps 30 --latent 8 --out runs/narrow",
         ),
     ),
     "evaluate": Verb(
         "train:evaluate",
         "ELBO, bound on the log-likelihood, rate and distortion of a trained run.",
-        ("kullback evaluate runs/garments --draws 20",),
+        (
+            "kullback evaluate runs/garments --draws 20",
+            "kullback evaluate runs/garments --sandwich --items 2 --explain",
+        ),
+    ),
+    "compare": Verb(
+        "compare:compare",
+        "Differences between runs on the same test images, with paired errors.",
+        ("kullback compare runs/garments runs/narrow --draws 20",),
     ),
     "sample": Verb(
         "models:sample",
@@ -192,6 +211,11 @@ VERBS = {
         "models:encode",
         "Means and standard deviations of q(z|x) for your data.",
         ("kullback encode runs/garments photos/ --out latent.npz",),
+    ),
+    "decode": Verb(
+        "models:decode",
+        "The image of each z that you give: p(x|z), by its mean or drawn.",
+        ("kullback decode runs/garments codes.npz --out decoded.png",),
     ),
     "report": Verb(
         "models:report",

@@ -1,4 +1,4 @@
-"""`kullback sample`, `reconstruct`, `encode`, `report` and `checks`: what a trained model gives.
+"""`sample`, `reconstruct`, `encode`, `decode`, `report`, `checks`: what a trained model gives.
 
 No torch is imported before a command runs.
 """
@@ -8,24 +8,47 @@ import importlib.util
 import io
 import os
 import platform
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from kullback.core import ArgumentValueError, __version__, require, write_atomic
+from kullback.core import (
+    ArgumentValueError,
+    DataError,
+    RunError,
+    __version__,
+    open_atomic,
+    read_json,
+    require,
+    write_atomic,
+)
+from kullback.measure import number
 
-from .limits import CLIPS_PER_BLOCK, IMAGES_PER_BLOCK, MAX_SAMPLED_IMAGES, SOUNDS
+from .limits import (
+    CLIPS_PER_BLOCK,
+    IMAGES_PER_BLOCK,
+    MAX_BYTES,
+    MAX_IMAGES_OF_A_PICTURE,
+    MAX_PIXELS_OF_A_PICTURE,
+    MAX_SAMPLED_IMAGES,
+    OUTPUTS_PER_BLOCK,
+    SAMPLES_PER_BLOCK,
+    SOUNDS,
+)
 from .options import Shared, Whole
 from .session import bar, check_new, log, prepare, print_json, say, write
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+    from torch import Generator, Tensor
 
     from kullback.vae import VAE
 
-__all__ = ["checks", "encode", "reconstruct", "report", "sample"]
+__all__ = ["checks", "decode", "encode", "reconstruct", "report", "sample"]
 
 EXTRAS = {
     "audio": ["soundfile", "soxr"],
@@ -34,6 +57,7 @@ EXTRAS = {
     "lm": ["transformers"],
     "tables": ["ibis", "duckdb", "pyarrow"],
 }
+LATENT_FILES = (".npz", ".npy")
 PACKAGES = ("torch", "numpy", "safetensors", "cyclopts", "rich", "pillow", "matplotlib")
 
 
@@ -56,7 +80,7 @@ def encode(
 
     model = VAE.load(run)
     log(f"model: {run}")
-    x, names = images_for(model, data)
+    x, names = images_for(model, data, run=run)
     mean, sd = encoded(model, x)
     save_arrays(out, {"mean": mean, "sd": sd, "name": names})
     say(f"{len(x)} {_nouns(model)}: {out}")
@@ -92,10 +116,10 @@ def reconstruct(
     model = VAE.load(run)
     log(f"model: {run}")
     if model.spec is not None and model.spec.sound is not None:
-        _reconstruct_sound(model, data, SoundFiles(out, n or SOUNDS, seed, force))
+        _reconstruct_sound(model, data, run, SoundFiles(out, n or SOUNDS, seed, force))
         return
     n = 32 if n is None else n
-    x, _ = images_for(model, data, most=n)
+    x, _ = images_for(model, data, run=run, most=n)
     kind, levels = (model.spec.kind, model.spec.levels) if model.spec else ("", 256)
     pair = pictures.pairs(x, reconstructions(model, x), kind=kind, levels=levels)
     pictures.save(pair, out, overwrite=force)
@@ -109,6 +133,9 @@ def sample(
     n: Annotated[
         Whole | None, Parameter(name=("-n", "--n"), help="How many (default: 64; 8 clips).")
     ] = None,
+    z: Annotated[
+        str | None, Parameter(help="This z instead of draws from the prior: 0.5,-1,… or a .npz.")
+    ] = None,
     out: Annotated[
         Path,
         Parameter(help="A .png, or .npy for the numbers; sound goes to .wav files beside it."),
@@ -121,13 +148,18 @@ def sample(
     """Draw z from the prior and decode it: new images from a run.
 
     By default each image is the mean of p(x|z); `--noise` draws from p(x|z) as well, which is what
-    the model's evidence speaks of. Sound is always drawn: NAME-01.wav and so on, with a picture of
-    their spectrograms.
+    the model's evidence speaks of. With `--z` as numbers all n images are of that z, so that
+    `--noise` shows how much z leaves open; with a file they are of its first n rows.
+    Sound is always drawn: NAME-01.wav and so on, with a picture of their spectrograms.
     """
     prepare(shared)
-    ok = n is None or 1 <= n <= MAX_SAMPLED_IMAGES
-    require(ok, "-n", f"from 1 to {MAX_SAMPLED_IMAGES:,}", n)
     check_new("--out", out, ".png", ".npy", force=force)
+    most = MAX_SAMPLED_IMAGES if out.suffix.lower() == ".npy" else MAX_IMAGES_OF_A_PICTURE
+    given = 1 if n is None else n
+    fits = most < given <= MAX_SAMPLED_IMAGES
+    hint = "a .npy file, which is written piece by piece" if fits else ""
+    expected = f"from 1 to {most:,} in one {out.suffix}"
+    require(1 <= given <= most, "-n", expected, f"{given:,}", hint)
     import torch
 
     from kullback.vae import VAE
@@ -136,12 +168,68 @@ def sample(
     log(f"model: {run}")
     generator = torch.Generator().manual_seed(seed)
     if model.spec is not None and model.spec.sound is not None:
-        _sample_sound(model, SoundFiles(out, n or SOUNDS, seed, force))
+        n = SOUNDS if n is None else n
+        codes = model.prior.sample(n, generator) if z is None else latents_from("--z", z, model)
+        one = z is not None and Path(z).suffix.lower() not in LATENT_FILES
+        codes = codes.expand(n, -1) if one else codes[:n]
+        _draw_sound(model, codes, SoundFiles(out, len(codes), seed, force))
         return
     n = 64 if n is None else n
-    x = model.sample(n, generator=generator, noise=noise)
-    save_images(x, out, model=model, force=force)
+    blocks = sample_blocks(model, n, generator, noise=noise)
+    if z is not None:
+        rows = latents_from("--z", z, model)
+        rows = rows.expand(n, -1) if Path(z).suffix.lower() not in LATENT_FILES else rows[:n]
+        n, blocks = len(rows), image_blocks(model, rows, generator if noise else None)
+    save_in_blocks(blocks, n, out, model=model, force=force)
     say(f"{n} samples: {out}")
+
+
+def save_in_blocks(
+    blocks: "Iterator[Tensor]", n: int, out: Path, *, model: "VAE", force: bool
+) -> None:
+    """Write n images that come in blocks: a `.npy` piece by piece, a picture whole."""
+    import torch
+
+    if out.suffix.lower() == ".npy":
+        save_blocks(blocks, n, out, model=model)
+    else:
+        _require_pixels(model, n)
+        save_images(torch.cat(list(blocks)), out, model=model, force=force)
+
+
+def decode(
+    run: Annotated[Path, Parameter(help="A run directory.")],
+    latents: Annotated[
+        Path, Parameter(help="A .npz with z, or mean as encode writes it, or a .npy.")
+    ],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="A .png, or .npy for the numbers.")] = Path("decoded.png"),
+    seed: Annotated[Whole, Parameter(help="Of the draws.")] = 0,
+    noise: Annotated[bool, Parameter(help="Draw x ~ p(x|z); without, show its mean.")] = False,
+    force: Annotated[bool, Parameter(help="Replace an existing file.", negative="")] = False,
+    shared: Shared = None,
+) -> None:
+    """Write the image of every z in a file: the mean of p(x|z), or with `--noise` a draw from it.
+
+    The file holds an array [n, latent], such as `kullback encode` writes and you have changed.
+    """
+    prepare(shared)
+    check_new("--out", out, ".png", ".npy", force=force)
+    import torch
+
+    from kullback.vae import VAE
+
+    model = VAE.load(run)
+    log(f"model: {run}")
+    z = latents_from("LATENTS", str(latents), model)
+    if model.spec is not None and model.spec.sound is not None:
+        _draw_sound(model, z, SoundFiles(out, len(z), seed, force))
+        return
+    generator = torch.Generator().manual_seed(seed) if noise else None
+    blocks = image_blocks(model, z, generator)
+    save_in_blocks(blocks, len(z), out, model=model, force=force)
+    say(f"{len(z)} images: {out}")
 
 
 def report(
@@ -215,7 +303,12 @@ def _state(extra: str, modules: list[str]) -> str:
 
 
 def images_for(
-    model: "VAE", source: str, *, most: int | None = None, channels: str = "auto"
+    model: "VAE",
+    source: str,
+    *,
+    run: Path,
+    most: int | None = None,
+    channels: str = "auto",
 ) -> "tuple[Tensor, tuple[str, ...]]":
     """Read data in the shape and kind of a model, at most so many; say what was done to them."""
     import torch
@@ -234,6 +327,7 @@ def images_for(
                 say=lambda t: say(f"note: {t}"),
             )
         return model.check(x[:most]), names[:most]
+    background, frames = _picture_options(run)
     with bar("reading") as update:
         x, names = load_images(
             source,
@@ -242,12 +336,86 @@ def images_for(
             say=lambda t: say(f"note: {t}"),
             kind=model.spec.kind,
             grid=None if model.spec.grid is None else Grid.from_dict(model.spec.grid),
+            background=background,
+            frames=frames,
         )
     x, names = x[:most], names[:most]
     if model.spec.kind == "binary" and x.dtype == torch.uint8 and int(x.max()) > 1:
         say("note: the model is one of bits: grey values binarised with seed 0")
         x = binarize(x, torch.Generator().manual_seed(0))
     return model.check(x), names
+
+
+def latents_from(name: str, given: str, model: "VAE") -> "Tensor":
+    """Read z `[n, latent]` from a file, or from numbers as typed, and check them."""
+    import torch
+
+    latent = model.prior.latent
+    if Path(given).suffix.lower() in LATENT_FILES:
+        z = torch.from_numpy(_latent_array(Path(given)))
+    else:
+        numbers = [number(part) for part in given.split(",")]
+        good = all(one is not None for one in numbers)
+        require(good, name, f"{latent} numbers, or a .npz or .npy file", repr(given))
+        z = torch.tensor([[float(one) for one in numbers if one is not None]])
+    fits = z.ndim == 2 and z.shape[1] == latent and len(z) > 0
+    require(fits, name, f"z of shape [n, {latent}]", list(z.shape))
+    require(bool(torch.isfinite(z).all()), name, "finite numbers", "NaN or infinity")
+    few = len(z) <= MAX_SAMPLED_IMAGES
+    require(few, name, f"at most {MAX_SAMPLED_IMAGES:,} rows", f"{len(z):,}")
+    return z.float()
+
+
+def _latent_array(path: Path) -> Any:
+    """Return `z`, or else `mean`, of a .npz, or what a .npy holds."""
+    import zipfile
+
+    import numpy as np
+
+    try:
+        if path.suffix.lower() == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                size = sum(one.file_size for one in archive.infolist())
+        else:
+            size = path.stat().st_size
+        require(size <= MAX_BYTES, str(path), f"at most {MAX_BYTES:,} bytes", f"{size:,}")
+        held = np.load(path, allow_pickle=False)
+        if not isinstance(held, np.ndarray):
+            with held as arrays:
+                key = next((one for one in ("z", "mean") if one in arrays), None)
+                if key is None:
+                    raise DataError(f"{path}: expected an array z or mean; got {arrays.files}")
+                held = arrays[key]
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, ArgumentValueError):
+            raise
+        raise DataError(f"{path}: not a readable array: {error}") from error
+    if held.dtype.kind not in "fiu":
+        raise DataError(f"{path}: expected numbers; got {held.dtype}")
+    return held.astype(np.float32)
+
+
+def image_blocks(
+    model: "VAE", z: "Tensor", generator: "torch.Generator | None"
+) -> "Iterator[Tensor]":
+    """Yield the mean of p(x|z) of rows of z, or with a generator draws from it, in blocks."""
+    import torch
+
+    for block in torch.split(z, IMAGES_PER_BLOCK):
+        with torch.no_grad():
+            parameters = model.parameters_of(block)
+            if generator is None:
+                yield model.likelihood.mean(parameters)
+            else:
+                yield model.likelihood.sample(parameters, generator)
+
+
+def _picture_options(run: Path) -> tuple[str, str]:
+    """Return how the run's own pictures were read; a run made before has black backgrounds."""
+    data = read_json(run / "config.json").get("data", {})
+    return data.get("background", "black"), data.get("frames", "first")
 
 
 def encoded(model: "VAE", x: "Tensor") -> tuple[Any, Any]:
@@ -293,41 +461,39 @@ class SoundFiles:
         return names
 
 
-def _sample_sound(model: "VAE", files: SoundFiles) -> None:
-    """Draw clips and write them as WAV files with their spectrograms, or as one .npy."""
+def _draw_sound(model: "VAE", z: "Tensor", files: SoundFiles) -> None:
+    """Draw a clip for each z: WAV files with their spectrograms, or one .npy."""
+    import numpy as np
     import torch
 
     from kullback.report import pictures
 
-    names = files.names("")
+    names = [] if files.out.suffix.lower() == ".npy" else files.names("")
     generator = torch.Generator().manual_seed(files.seed)
-    with bar("drawing") as update:
-        blocks = []
-        for start in range(0, files.count, CLIPS_PER_BLOCK):
-            count = min(CLIPS_PER_BLOCK, files.count - start)
-            blocks.append(model.sample(count, generator=generator))
-            update(start + count, files.count)
+    blocks = []
+    with bar("drawing") as update, torch.no_grad():
+        for block in torch.split(z, CLIPS_PER_BLOCK):
+            blocks.append(model.likelihood.sample(model.parameters_of(block), generator))
+            update(sum(map(len, blocks)), len(z))
     x = torch.cat(blocks)
-    if files.out.suffix.lower() == ".npy":
-        import numpy as np
-
+    if not names:
         buffer = io.BytesIO()
         np.save(buffer, x[:, 0].short().numpy())
         write_atomic(files.out, buffer.getvalue())
-        say(f"{files.count} samples: {files.out}")
+        say(f"{len(x)} clips: {files.out}")
         return
     pictures.save_wavs(model, x, names)
     pictures.save_spectrograms(x, files.out, overwrite=files.force)
-    say(f"{files.count} samples: {names[0]} and so on; their spectrograms: {files.out}")
+    say(f"{len(x)} clips: {names[0]} to {names[-1].name}; their spectrograms: {files.out}")
 
 
-def _reconstruct_sound(model: "VAE", data: str, files: SoundFiles) -> None:
+def _reconstruct_sound(model: "VAE", data: str, run: Path, files: SoundFiles) -> None:
     """Write originals and what is drawn from p(x|z) at their mean codes, with spectrograms."""
     import torch
 
     from kullback.report import pictures
 
-    x, _ = images_for(model, data, most=files.count)
+    x, _ = images_for(model, data, run=run, most=files.count)
     files = replace(files, count=len(x))
     names = files.names("-original", "")
     rebuilt = pictures.rebuilt(model, x, torch.Generator().manual_seed(files.seed))
@@ -357,6 +523,54 @@ def save_images(x: "Tensor", out: Path, *, model: "VAE", force: bool) -> None:
     kind = model.spec.kind if model.spec else ""
     levels = model.spec.levels if model.spec else 256
     pictures.save(pictures.grid(x, kind=kind, levels=levels), out, overwrite=force)
+
+
+def sample_blocks(
+    model: "VAE", n: int, generator: "Generator", *, noise: bool
+) -> "Iterator[Tensor]":
+    """Draw n samples in blocks, so that memory does not grow with n."""
+    from torch import Generator
+
+    outputs = model.parameters_of(model.prior.sample(1, Generator().manual_seed(0))).numel()
+    size = max(1, min(SAMPLES_PER_BLOCK, OUTPUTS_PER_BLOCK // outputs))
+    for start in range(0, n, size):
+        yield model.sample(min(size, n - start), generator=generator, noise=noise)
+
+
+def _require_pixels(model: "VAE", n: int) -> None:
+    """Refuse a picture too large to be made in memory."""
+    if model.spec is None or len(model.spec.event_shape) == 1:
+        return  # vectors are no picture, which is said when one is made of them
+    height, width = model.spec.event_shape[1:]
+    most = max(1, MAX_PIXELS_OF_A_PICTURE // (height * width))
+    got = f"{n:,} images of {height}x{width}"
+    require(n <= most, "-n", f"at most {most:,} in one picture", got, "--out samples.npy")
+
+
+def save_blocks(blocks: "Iterator[Tensor]", n: int, out: Path, *, model: "VAE") -> None:
+    """Write blocks of samples, n in all, as one `.npy`, each as it comes."""
+    import numpy as np
+
+    start = 0
+    with open_atomic(out) as file, bar("sampling") as update:
+        for x in blocks:
+            block = in_units(x, model)
+            if start == 0:
+                dtype = np.lib.format.dtype_to_descr(block.dtype)
+                header = {"descr": dtype, "fortran_order": False, "shape": (n, *block.shape[1:])}
+                _require_space(out, n * block[0].nbytes)
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(block).data)
+            start += len(block)
+            update(start, n)
+
+
+def _require_space(out: Path, size: int) -> None:
+    """Refuse before the work a file that does not fit the disk."""
+    free = shutil.disk_usage(out.parent).free
+    if size > free:
+        need = f"{size / 2**30:.1f} GB, and {free / 2**30:.1f} GB are free"
+        raise RunError(f"{out}: cannot be written: it takes {need}. Try: a smaller -n")
 
 
 def in_units(x: "Tensor", model: "VAE") -> Any:

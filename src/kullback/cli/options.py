@@ -94,6 +94,10 @@ class DataOptions:
     clip_seconds: Annotated[
         Real | None, _help("Sound: length of a clip (default: 1, or the longest sound if shorter).")
     ] = None
+    background: Annotated[
+        str, _help("Lay transparent pictures over auto (white or black), white, black or #rrggbb.")
+    ] = "auto"
+    frames: Annotated[str, _help("Of GIF, TIFF and animated files: first or all.")] = "first"
     binarize: Annotated[str, _help("none, static (once) or dynamic (afresh every epoch).")] = "none"
     levels: Annotated[
         str, _help("auto (found in the values), none (a density), or quantise to so many: 256.")
@@ -180,6 +184,9 @@ class TrainingOptions:
     seed: Annotated[Whole, _help("Of everything random: weights, order, bits, noise.")] = (
         TRAINING.seed
     )
+    validation: Annotated[
+        Real, _help("Share of the training data held out to pick the best weights on.")
+    ] = TRAINING.validation
 
     def training(self, kind: str) -> Training:
         """Return the library's settings for data; a ValueError says which option is wrong."""

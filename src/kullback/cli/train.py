@@ -6,7 +6,6 @@ prints the table.
 
 import os
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,13 +15,14 @@ from cyclopts import Parameter
 
 from kullback.core import DataError, __version__, read_json, require, write_json
 
-from .limits import MAX_DRAWS_PER_IMAGE, SECONDS_OF_EVALUATION
+from .limits import CLOSING_DRAWS, CLOSING_NUMBERS, MAX_DRAWS_PER_IMAGE
 from .options import DataOptions, ModelOptions, Real, Shared, TrainingOptions, Whole
-from .session import INTERRUPTED, Stop, bar, log, prepare, print_json, say, write
+from .sandwich import Sandwich, measure_sandwich, write_items
+from .session import INTERRUPTED, Stop, bar, check_new, log, prepare, print_json, say, write
 
 if TYPE_CHECKING:
     from kullback.data import Dataset
-    from kullback.vae import VAE, Architecture, Evaluation, Outcome, Progress, Training
+    from kullback.vae import VAE, Architecture, Bounds, Evaluation, Outcome, Progress, Training
 
 __all__ = ["close", "data_of", "evaluate", "measure", "show", "train"]
 
@@ -64,8 +64,15 @@ def train(
         work = _new_run(dataset, architecture, settings, out=out, device=device)
     else:
         work = _old_run(resume)
+    said: set[str] = set()
     with Stop() as stop, bar("training") as update:
-        outcome = work(progress=_shown(update), stop=stop, checkpoint_seconds=checkpoint_seconds)
+        show = _shown(update, said)
+        outcome = work(progress=show, stop=stop, checkpoint_seconds=checkpoint_seconds)
+    for warning in dict.fromkeys(outcome.warnings):
+        if warning not in said:
+            say(f"warning: {warning}")
+    if outcome.selection:
+        say(outcome.selection)
     if not outcome.finished:
         say(f"saved; go on with: kullback train --resume {outcome.folder}", always=True)
         return INTERRUPTED
@@ -102,6 +109,8 @@ def _read(source: str, reading: DataOptions, seed: int) -> "Dataset":
     settings: dict[str, Any] = {
         "fit": reading.fit,
         "channels": reading.channels,
+        "background": reading.background,
+        "frames": reading.frames,
         "binarize": reading.binarize,
         "test_fraction": reading.test_fraction,
         "levels": reading.parsed_levels(),
@@ -118,9 +127,8 @@ def _read(source: str, reading: DataOptions, seed: int) -> "Dataset":
     return dataset
 
 
-def _shown(update: Callable[..., None]) -> Callable[["Progress"], None]:
+def _shown(update: Callable[..., None], said: set[str]) -> Callable[["Progress"], None]:
     """Turn readings of the training into the bar's text, and say each warning once."""
-    said: set[str] = set()
 
     def show(reading: "Progress") -> None:
         text = f"step {reading.step:,}"
@@ -139,33 +147,46 @@ def _shown(update: Callable[..., None]) -> Callable[["Progress"], None]:
 
 
 def data_of(run: Path, source: str | None = None) -> "Dataset":
-    """Read the data set of a run again, or another source with the run's settings."""
+    """Read the data set of a run again, unchanged, or another source with the run's settings."""
     from kullback.data import reload
 
     config = read_json(run / "config.json")
     if not isinstance(config, dict) or "data" not in config:
         raise DataError(f"{run / 'config.json'}: says nothing about data. Try: --data")
-    return reload(config["data"], source=source)
+    with bar("reading") as update:
+        dataset = reload(config["data"], source=source, whole=source is not None, progress=update)
+    if source is None and dataset.protocol["sha256"] != config["data"].get("sha256"):
+        changed = config["data"]["source"]
+        raise DataError(
+            f"{changed}: these are not the data {run} was trained on: the hashes differ. "
+            f"Try: --data {changed}, which measures on other data"
+        )
+    return dataset
 
 
-def measure(model: "VAE", data: "Dataset", draws: int | None, seed: int) -> "Evaluation":
-    """Evaluate on the test images with a bar; without draws, as many as twenty seconds allow."""
+def measure(model: "VAE", data: "Dataset", draws: int | None, seed: int) -> "Bounds":
+    """Bound log p(x) of every test image, with a bar; without draws, by `draws_for` of them."""
     import torch
 
-    from kullback.vae import evaluate, pick_threads
+    from kullback.vae import image_bounds, pick_threads
 
     threads = pick_threads()
     torch.set_num_threads(threads)
-    if draws is None:
-        start = time.perf_counter()
-        few = min(20, len(data.test))
-        evaluate(model, data.test[:few], draws=2 if data.kind == "sound" else 10)
-        each = (time.perf_counter() - start) / (few * (2 if data.kind == "sound" else 10))
-        affordable = SECONDS_OF_EVALUATION / (each * len(data.test))
-        draws = max((k for k in (10, 20, 50, 100, 200, 500) if k <= affordable), default=10)
+    draws = draws_for(data) if draws is None else draws
     log(f"evaluation: {len(data.test):,} images, {draws} draws each, {threads} threads")
     with bar("evaluating") as update:
-        return evaluate(model, data.test, draws=draws, seed=seed, progress=update)
+        return image_bounds(model, data.test, draws=draws, seed=seed, progress=update)
+
+
+def draws_for(data: "Dataset") -> int:
+    """Return the draws an image that close a training: fewer for more and larger test images.
+
+    They depend on the data alone, so that a run's figures do not depend on the machine.
+    """
+    numbers = max(1, data.test.numel())
+    return max(
+        (k for k in CLOSING_DRAWS if k * numbers <= CLOSING_NUMBERS), default=min(CLOSING_DRAWS)
+    )
 
 
 def close(outcome: "Outcome", *, as_json: bool) -> None:
@@ -174,10 +195,11 @@ def close(outcome: "Outcome", *, as_json: bool) -> None:
     Model and data are those in memory; data are read again only where a resumed run has none.
     """
     from kullback import report
+    from kullback.vae import summarise
 
     run, model = outcome.folder, outcome.model
     data = data_of(run) if outcome.data is None else outcome.data
-    evaluation = measure(model, data, None, 0)
+    evaluation = summarise(model, data.test, measure(model, data, None, 0), seed=0)
     fields = record(evaluation, data)
     write_json(run / "evaluation.json", fields)
     page = report.write(run, model=model, data=data)
@@ -214,28 +236,66 @@ def evaluate(
     run: Annotated[Path, Parameter(help="A run directory.")],
     /,
     *,
-    data: Annotated[str | None, Parameter(help="Other data than the run's own.")] = None,
+    data: Annotated[
+        str | None,
+        Parameter(help="Other data than the run's own: all of it, or its own test part."),
+    ] = None,
     draws: Annotated[Whole, Parameter(help="Draws of q(z|x) per image: the K of L_K.")] = 500,
     seed: Annotated[Whole, Parameter(help="Of the draws.")] = 0,
+    per_item: Annotated[
+        Path | None, Parameter(help="Write bounds and effective draws of every image to this .csv.")
+    ] = None,
+    sandwich: Annotated[
+        bool, Parameter(help="Measure log p(x) = ELBO + KL by annealing.", negative="")
+    ] = False,
+    items: Annotated[Whole, Parameter(help="Images for --sandwich, from the first on.")] = 20,
+    chains: Annotated[Whole, Parameter(help="Annealed chains per image.")] = 16,
+    temperatures: Annotated[Whole, Parameter(help="Steps of a chain from q to p(z|x).")] = 100,
+    explain: Annotated[
+        bool, Parameter(help="With --sandwich: the sum in words, every dimension.", negative="")
+    ] = False,
     json: Annotated[bool, Parameter(help="Print one JSON object.", negative="")] = False,
+    force: Annotated[bool, Parameter(help="Replace an existing file.", negative="")] = False,
     shared: Shared = None,
 ) -> None:
     """Measure ELBO, the importance-weighted bound L_K, rate and distortion on test images.
 
     Every figure carries its standard error over images. On the run's own data, the figures are
-    kept in RUN/evaluation.json and appear in the report when it is rebuilt.
+    kept in RUN/evaluation.json and appear in the report when it is rebuilt. Of a training that is
+    not finished the weights of the last checkpoint are measured; that is said and not kept. With
+    `--sandwich` also log p(x) = ELBO + KL(q(z|x) || p(z|x)): from below on test images, from both
+    sides on images that the model makes.
     """
     prepare(shared)
     expected = f"from 1 to {MAX_DRAWS_PER_IMAGE:,}"
     require(1 <= draws <= MAX_DRAWS_PER_IMAGE, "--draws", expected, f"{draws:,}")
-    from kullback.vae import VAE
+    require(items >= 2, "--items", "at least 2", items)
+    require(sandwich or not explain, "--explain", "--sandwich with it", "--explain alone")
+    if per_item is not None:
+        check_new("--per-item", per_item, ".csv", force=force)
+    from kullback.vae import VAE, Annealing, summarise
 
+    annealing = Annealing(chains=chains, temperatures=temperatures)
     model = VAE.load(run)
     dataset = data_of(run, data)
+    if (run / "selection.json").exists():
+        say(f"note: {read_json(run / 'selection.json')['weights']}")
     for note in dataset.protocol["notes"]:
         say(f"note: {note}")
-    evaluation = measure(model, dataset, draws, seed)
+    found = measure(model, dataset, draws, seed)
+    evaluation = summarise(model, dataset.test, found, seed=seed)
     fields = record(evaluation, dataset)
-    if data is None:
+    settings = Sandwich(items, annealing, seed, explain=explain)
+    result = measure_sandwich(model, dataset, settings) if sandwich else None
+    if result is not None:
+        fields["sandwich"] = result.fields
+    if per_item is not None:
+        write_items(per_item, dataset, found, None if result is None else result.test)
+    if data is None and not model.unfinished:
         write_json(run / "evaluation.json", fields)
-    show(evaluation, dataset, fields | {"run": str(run)}, as_json=json)
+    unfinished = {"unfinished": model.unfinished} if model.unfinished else {}
+    show(evaluation, dataset, fields | {"run": str(run)} | unfinished, as_json=json)
+    if result is not None and not json:
+        write(f"\n{result.text}\n")
+    if model.unfinished and not json:
+        write(f"{model.unfinished}\n")

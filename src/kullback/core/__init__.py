@@ -23,11 +23,16 @@ from .errors import (
 )
 from .estimate import Bias, Estimate, short_values, two_sided
 from .files import (
+    check_file_hash,
     numpy_error,
     numpy_errors,
+    only_writer,
+    open_atomic,
     parse_json,
     read_json,
     read_npy,
+    remove_temporaries,
+    with_file_hash,
     write_atomic,
     write_json,
 )
@@ -43,6 +48,7 @@ __all__ = [
     "MissingExtraError",
     "RunError",
     "__version__",
+    "check_file_hash",
     "compiling",
     "describe",
     "import_extra",
@@ -51,9 +57,12 @@ __all__ = [
     "message",
     "numpy_error",
     "numpy_errors",
+    "only_writer",
+    "open_atomic",
     "parse_json",
     "read_json",
     "read_npy",
+    "remove_temporaries",
     "renamed",
     "require",
     "require_count",
@@ -61,6 +70,7 @@ __all__ = [
     "short_values",
     "two_sided",
     "warn_caller",
+    "with_file_hash",
     "write_atomic",
     "write_json",
 ]

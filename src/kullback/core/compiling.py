@@ -4,7 +4,8 @@
 which the tests hold the compiled one to. The result is kept in the user's cache folder
 (`$XDG_CACHE_HOME/kullback`, else `~/.cache/kullback`, on a Mac `~/Library/Caches/kullback`) under a
 hash of the source, the flags, the compiler and the processor, so that nothing stale or foreign is
-loaded. The environment variable `KULLBACK_NATIVE=off` keeps to the plain forms.
+loaded. The environment variable `KULLBACK_NATIVE=off` keeps to the plain forms; `portable`, `avx2`
+and `avx512` compile for such a processor instead of for this one.
 """
 
 import contextlib
@@ -19,13 +20,19 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-__all__ = ["load"]
+__all__ = ["compiled", "load"]
 
 _STANDARD = {".c": "-std=gnu11", ".cpp": "-std=c++17"}
 _COMPILERS = {".c": ("CC", "cc", "gcc", "clang"), ".cpp": ("CXX", "c++", "g++", "clang++")}
 _FLAGS = ("-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
 _LINK = ("-fPIC", "-shared", "-pthread")
 _TUNED = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler accepts
+_LEVELS = {  # instead, where KULLBACK_NATIVE names one
+    "portable": (),
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mf16c"),
+}
+_LOADED: set[Path] = set()  # sources whose library this process has loaded
 _SECONDS = 300  # a compiler that takes longer is given up
 
 
@@ -49,14 +56,39 @@ def load(source: Path) -> tuple[ctypes.CDLL | None, str]:
     compiler = _compiler(os.environ.get(variable, ""), *names)
     if compiler is None:
         return None, f"no compiler: none in ${variable}, and no {', '.join(names)} on the path"
-    file = f"{source.stem}-{_key(source, compiler)}.so"
+    file = _file(source, compiler)
     with contextlib.suppress(OSError):  # no home, a full or read-only disk, a damaged file
-        return _cached(compiler, source, _folder() / file), ""
+        return _cached(compiler, source, cache_folder() / file), ""
     try:
         with tempfile.TemporaryDirectory() as folder:
             return _cached(compiler, source, Path(folder) / file), ""
     except OSError as error:
         return None, f"cannot be compiled: {error}"
+
+
+def compiled(source: Path) -> bool:
+    """Say whether `load` need not compile: the library is loaded, or in the cache folder.
+
+    >>> compiled(Path("no such file.c"))
+    False
+    """
+    return source in _LOADED or _is_kept(source)
+
+
+@cache
+def _is_kept(source: Path) -> bool:
+    """Say whether the cache folder had the library when this was first asked."""
+    if os.environ.get("KULLBACK_NATIVE") == "off" or not source.exists():
+        return False
+    variable, *names = _COMPILERS[source.suffix]
+    compiler = _compiler(os.environ.get(variable, ""), *names)
+    with contextlib.suppress(OSError):
+        return compiler is not None and (cache_folder() / _file(source, compiler)).exists()
+    return False
+
+
+def _file(source: Path, compiler: str) -> str:
+    return f"{source.stem}-{_key(source, compiler)}.so"
 
 
 def _compiler(*names: str) -> str | None:
@@ -65,7 +97,7 @@ def _compiler(*names: str) -> str | None:
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
     """Return the cache folder, made if need be; OSError when it is not this user's own."""
     base = os.environ.get("XDG_CACHE_HOME")
     caches = "Library/Caches" if sys.platform == "darwin" else ".cache"
@@ -73,14 +105,20 @@ def _folder() -> Path:
     folder = (Path(base) if base else Path(home) / caches) / "kullback"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     about = folder.stat()
-    if about.st_uid != os.getuid() or about.st_mode & 0o022:
+    if os.name == "posix" and (about.st_uid != os.getuid() or about.st_mode & 0o022):
         raise PermissionError(f"{folder} can be written by others")
     return folder
 
 
+def _tuned() -> tuple[tuple[str, ...], ...]:
+    """Return flags that choose instructions, to be tried in this order."""
+    level = os.environ.get("KULLBACK_NATIVE", "")
+    return (_LEVELS[level],) if level in _LEVELS else _TUNED
+
+
 def _key(source: Path, compiler: str) -> str:
     about = Path(compiler).stat()
-    parts = (compiler, about.st_size, about.st_mtime_ns, _FLAGS, _LINK, _TUNED, _processor())
+    parts = (compiler, about.st_size, about.st_mtime_ns, _FLAGS, _LINK, _tuned(), _processor())
     return hashlib.sha256(source.read_bytes() + repr(parts).encode()).hexdigest()[:20]
 
 
@@ -96,13 +134,15 @@ def _cached(compiler: str, source: Path, library: Path) -> ctypes.CDLL:
     """Load the library, compiling it first if it is not there; OSError if that cannot be done."""
     if not library.exists():
         _compile(compiler, source, library)
-    return ctypes.CDLL(str(library))
+    found = ctypes.CDLL(str(library))
+    _LOADED.add(source)
+    return found
 
 
 def _compile(compiler: str, source: Path, library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made, said = Path(folder) / library.name, ""
-        for tuned in _TUNED:
+        for tuned in _tuned():
             flags = (_STANDARD[source.suffix], *_FLAGS, *tuned, *_LINK)
             command = [compiler, *flags, str(source), "-o", str(made), "-lm"]
             try:

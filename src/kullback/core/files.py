@@ -1,37 +1,53 @@
 """Files written whole or not at all; JSON and NumPy's files, checked as they are read.
 
-Which to use: `write_atomic` for bytes or text, `write_json` and `read_json` for what a run
-remembers, `read_npy` for the bytes of one array, `numpy_error` for an error of `numpy.load`.
-A reader never sees half a file: either the old one is there, or the new one. Nothing is unpickled.
+Which to use: `write_atomic` for bytes or text, `open_atomic` for a file too large for memory,
+`write_json` and `read_json` for what a run remembers, `read_npy` for the bytes of one array,
+`numpy_error` for an error of `numpy.load`. A reader never sees half a file: either the old one is
+there, or the new one. Nothing is unpickled.
+
+`with_file_hash` and `check_file_hash`: a file that holds its own SHA-256, so that no damage loads
+silently. `only_writer`: a lock, so that a folder has one writing process. `remove_temporaries`:
+what killed processes left.
 """
 
 import contextlib
 import functools
+import hashlib
 import io
 import json
 import os
+import re
 import secrets
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from .errors import DataError, RunError
 
 __all__ = [
+    "check_file_hash",
     "numpy_error",
     "numpy_errors",
+    "only_writer",
+    "open_atomic",
     "parse_json",
     "read_json",
     "read_npy",
+    "remove_temporaries",
+    "with_file_hash",
     "write_atomic",
     "write_json",
 ]
 
+NO_HASH = b"0" * 64
+FILE_HASH = re.compile(rb'"file_sha256": ?"([0-9a-f]{64})"')
+TEMPORARY = re.compile(r"\..+?(?:\.(\d+))?\.[0-9a-f]{8}\.tmp")
+LOCK = ".lock"
+
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:
     """Write `data` to `path` so that a crash leaves the old file or the new one, never a half.
-
-    The bytes go to a temporary file in the same folder, are forced to the disk (`fsync`) and take
-    the name in one step (`os.replace`). On failure the temporary file is removed.
 
     Args:
         path: The file.
@@ -45,14 +61,45 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
         >>> Path("note.txt").read_text()
         '12 nats'
     """
+    with open_atomic(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes its name only when the block ends without an error.
+
+    The bytes go to a file without a name (where the system has such: Linux's `O_TMPFILE`) or with
+    a temporary one, are forced to the disk (`fsync`) and take the name in one step (`os.replace`).
+    On failure nothing is left.
+
+    Args:
+        path: The file.
+
+    Yields:
+        A binary file, open for writing.
+
+    Raises:
+        RunError: The system refuses (no space, no permission, no such folder).
+
+    Example:
+        >>> with open_atomic("rows.txt") as file:
+        ...     for row in range(3):
+        ...         _ = file.write(f"{row} ".encode())
+        >>> Path("rows.txt").read_text()
+        '0 1 2 '
+    """
     path = Path(path)
-    content = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
+        nameless = _open_nameless(path.parent)
+        with nameless or temporary.open("xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
+            if nameless is not None:
+                handle = file.fileno()  # src_dir_fd makes link() follow the link in /proc
+                os.link(f"/proc/self/fd/{handle}", temporary, src_dir_fd=handle)
         temporary.replace(path)
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
@@ -62,7 +109,187 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
     _sync_folder(path.parent)
 
 
-def write_json(path: str | Path, obj: Any) -> None:
+def _open_nameless(folder: Path) -> BinaryIO | None:
+    """Open a file that has no name yet and vanishes with this process; None where that fails."""
+    flag = getattr(os, "O_TMPFILE", 0)
+    if not flag or not Path("/proc/self/fd").is_dir():
+        return None
+    try:
+        return os.fdopen(os.open(folder, flag | os.O_RDWR, 0o666), "w+b")
+    except OSError:  # a file system without it; other reasons recur where the file has a name
+        return None
+
+
+def remove_temporaries(folder: Path) -> int:
+    """Remove the temporary files of killed processes from a folder, and return how many.
+
+    Those of processes that still run stay.
+
+    Args:
+        folder: The folder; its sub-folders are left alone.
+
+    Returns:
+        The count of files removed.
+
+    Example:
+        >>> Path(".weights.0123abcd.tmp").write_bytes(b"half")
+        4
+        >>> remove_temporaries(Path("."))
+        1
+    """
+    removed = 0
+    for entry in folder.glob(".*.tmp"):
+        found = TEMPORARY.fullmatch(entry.name)
+        if found and not (found[1] and _runs(int(found[1]))):
+            with contextlib.suppress(OSError):
+                entry.unlink()
+                removed += 1
+    return removed
+
+
+def _runs(process: int) -> bool:
+    """Say whether a process of this machine runs; False where the system cannot tell."""
+    if os.name != "posix":
+        return process == os.getpid()
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it runs and belongs to another user
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock inside a `with` block, so that one process at a time writes to it.
+
+    The system releases the lock when its process ends, however it ends; a lock file that a killed
+    process left does no harm. The file `.lock` names the process that holds it. Where a file system
+    knows no locks the block runs without one.
+
+    Args:
+        folder: The folder.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RunError: Another process holds the lock, or the folder cannot be written.
+
+    Example:
+        >>> with only_writer(Path(".")):
+        ...     Path(".lock").exists()
+        True
+    """
+    path = folder / LOCK
+    try:
+        handle = _take_lock(path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(handle)
+
+
+def _take_lock(path: Path) -> int:
+    """Open and lock a lock file and write the owner into it."""
+    import socket  # here, as it is not needed to start the command
+
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        if not _lock(handle):
+            owner = os.read(handle, 200).decode(errors="replace") or "its name is not known"
+            os.close(handle)
+            hint = "wait until it ends, or stop it"
+            raise RunError(f"{path.parent}: another process writes here ({owner}). Try: {hint}")
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                os.ftruncate(handle, 0)
+                os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                return handle
+        os.close(handle)  # its owner removed the file between our opening and locking it
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file, without waiting; False when another process holds it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(handle, 1 << 20, os.SEEK_SET)  # beyond the text, which others read
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+            os.lseek(handle, 0, os.SEEK_SET)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def with_file_hash(content: bytes) -> bytes:
+    """Return bytes in which the 64 zeros of `"file_sha256": "000…"` are the SHA-256 of the bytes.
+
+    Args:
+        content: The bytes, with the zeros once.
+
+    Returns:
+        As many bytes, with the hash.
+
+    Raises:
+        RunError: There is no such place.
+
+    Example:
+        >>> with_file_hash(b'{"file_sha256": "' + b"0" * 64 + b'"}')[17:25]
+        b'a9f46e08'
+    """
+    found = FILE_HASH.search(content)
+    if found is None:
+        raise RunError("file_sha256: expected a place for the hash; got none")
+    digest = hashlib.sha256(content).hexdigest().encode()
+    return b"".join([content[: found.start(1)], digest, content[found.end(1) :]])
+
+
+def check_file_hash(content: bytes, name: str | Path, *, required: bool = False) -> None:
+    """Raise RunError when bytes are not those that `with_file_hash` returned.
+
+    Args:
+        content: The bytes of a file.
+        name: The file, for messages.
+        required: Whether bytes without a hash, as files written before had none, are refused too.
+
+    Raises:
+        RunError: The hash differs, or there is none and it is required.
+
+    Example:
+        >>> check_file_hash(b'{"a": 1}', "config.json", required=True)
+        Traceback (most recent call last):
+            ...
+        kullback.core.errors.RunError: config.json: damaged: it has lost its hash (file_sha256)
+    """
+    found = FILE_HASH.search(content)
+    if found is None:
+        if required:
+            raise RunError(f"{name}: damaged: it has lost its hash (file_sha256)")
+        return
+    view = memoryview(content)
+    digest = hashlib.sha256(view[: found.start(1)])
+    digest.update(NO_HASH)
+    digest.update(view[found.end(1) :])
+    if digest.hexdigest().encode() != found[1]:
+        raise RunError(
+            f"{name}: damaged or changed since it was written: its hash (file_sha256) differs"
+        )
+
+
+def write_json(path: str | Path, obj: Any, *, hashed: bool = False) -> None:
     """Write `obj` as JSON, indented by two, in the order it has, through `write_atomic`.
 
     File names that are not valid UTF-8 survive as escapes.
@@ -70,6 +297,8 @@ def write_json(path: str | Path, obj: Any) -> None:
     Args:
         path: The file.
         obj: Dictionaries, lists, strings, finite numbers, booleans and None.
+        hashed: Whether the object, a dictionary, gets a last entry `file_sha256`, which `read_json`
+            checks: the SHA-256 of the file with 64 zeros in its place.
 
     Raises:
         RunError: `obj` holds NaN or an infinity, which JSON lacks, or the system refuses.
@@ -79,11 +308,13 @@ def write_json(path: str | Path, obj: Any) -> None:
         >>> read_json("metrics.json")
         {'elbo': -89.4}
     """
+    obj = obj | {"file_sha256": NO_HASH.decode()} if hashed else obj
     try:
         text = json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False)
     except ValueError as error:
         raise RunError(f"{path}: cannot be written as JSON: {error}") from error
-    write_atomic(path, (text + "\n").encode("utf-8", "backslashreplace"))
+    content = (text + "\n").encode("utf-8", "backslashreplace")
+    write_atomic(path, with_file_hash(content) if hashed else content)
 
 
 def read_json(path: str | Path) -> Any:
@@ -96,8 +327,9 @@ def read_json(path: str | Path) -> Any:
         What it holds, as Python objects.
 
     Raises:
-        RunError: The file is missing, unreadable, not UTF-8, not JSON (NaN and Infinity are not)
-            or nested too deeply; the text holds its name and, where there is one, the position.
+        RunError: The file is missing, unreadable, not UTF-8, not JSON (NaN and Infinity are not),
+            nested too deeply, or its hash differs; the text holds its name and, where there is
+            one, the position.
 
     Example:
         >>> write_atomic("broken.json", '{"elbo": }')
@@ -107,12 +339,16 @@ def read_json(path: str | Path) -> Any:
         kullback.core.errors.RunError: broken.json: not valid JSON: Expecting value at line 1 ...
     """
     try:
-        text = Path(path).read_bytes().decode()
+        content = Path(path).read_bytes()
+        text = content.decode()
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise RunError(f"{path}: not valid JSON: byte {error.start} is not UTF-8") from error
-    return parse_json(text, path)
+    found = parse_json(text, path)
+    if isinstance(found, dict) and "file_sha256" in found:
+        check_file_hash(content, path, required=True)
+    return found
 
 
 def parse_json(text: str, name: str | Path, *, pairs: type | None = None) -> Any:

@@ -10,7 +10,7 @@ what every reader returns; `dataset`: the tensors, their binarisation and protoc
 thresholds.
 """
 
-from .dataset import Dataset, binarize, describe_protocol, sha256_of
+from .dataset import Dataset, binarize, binarize_all, describe_protocol, sha256_of
 from .grid import Grid
 from .loading import load, load_images, load_sounds, reload
 from .sounds import PADDING, wav_of
@@ -20,6 +20,7 @@ __all__ = [
     "Dataset",
     "Grid",
     "binarize",
+    "binarize_all",
     "describe_protocol",
     "load",
     "load_images",

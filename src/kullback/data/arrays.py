@@ -4,14 +4,16 @@ Which to use: `read_arrays`. Nothing is ever unpickled.
 """
 
 import math
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kullback.core import DataError, describe, numpy_error, numpy_errors
 
+from . import limits
 from .examples import Examples, Reading, digests_of, plural
 from .grid import Grid, grid_of, is_shifted_grid, named, quantised
 from .limits import BIT_DEPTH_FROM, BYTE_LEVELS, BYTE_MAX, FEW_VALUES, MOST_LEVELS
@@ -51,10 +53,16 @@ def _load(path: Path) -> tuple[Named, list[str]]:
     """Read the arrays that are wanted and no others: labels may be anything."""
     try:
         with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return {path.stem: loaded}, []
+            if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
+                file.seek(0)
+                declared = _declared_bytes(file)
+                _require_memory(path, declared, file.seek(0, 2))
+                file.seek(0)
+                return {path.stem: np.load(file, allow_pickle=False)}, []
+            file.seek(0)
+            loaded: Any = np.load(file, allow_pickle=False)
             names, notes = _choose(loaded.files, path)
+            _require_harmless(path, loaded.zip, names)
             return {name: np.asarray(loaded[name]) for name in names}, notes
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -63,6 +71,59 @@ def _load(path: Path) -> tuple[Named, list[str]]:
         raise DataError(
             f"{path}: damaged or not a NumPy file ({numpy_error(error)}); {hint}"
         ) from error
+
+
+def _declared_bytes(file: IO[bytes]) -> int:
+    """Return how many bytes the header of a `.npy` file says that its array has."""
+    version = np.lib.format.read_magic(file)
+    one = version == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if one else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return math.prod(shape) * dtype.itemsize
+
+
+def _require_harmless(path: Path, archive: zipfile.ZipFile, names: list[str]) -> None:
+    """Refuse arrays of a `.npz` by their declared sizes, before they are inflated."""
+    total = 0
+    for name in names:
+        known = archive.namelist()
+        info = archive.getinfo(name if name in known else f"{name}.npy")
+        if info.file_size > limits.INFLATION_FROM:
+            times = info.file_size / max(1, info.compress_size)
+            if times > limits.MAX_INFLATION:
+                raise DataError(
+                    f"{path}: {name}: {info.compress_size:,} bytes that inflate to "
+                    f"{info.file_size:,}; at most {limits.MAX_INFLATION} times are taken "
+                    "(limits.MAX_INFLATION). Try: if it is meant, numpy.save it as .npy"
+                )
+        with archive.open(info) as member:
+            declared = _declared_bytes(member)
+        if declared > info.file_size:
+            raise ValueError(f"{name}: its header says {declared:,} bytes; got {info.file_size:,}")
+        total += declared
+    _require_memory(path, total, total)
+
+
+def _require_memory(path: Path, declared: int, present: int) -> None:
+    """Refuse an array that its header makes larger than its file, or than memory has room for."""
+    if declared > present:
+        raise ValueError(f"its header says {declared:,} bytes; the file has {present:,}")
+    free = _free_memory()
+    if free is not None and declared * limits.MEMORY_COPIES > free:
+        raise DataError(
+            f"{path}: {declared / 2**30:.1f} GB, which take {limits.MEMORY_COPIES} times as much "
+            f"while they are read; {free / 2**30:.1f} GB of memory are free. "
+            "Try: fewer examples, or 8-bit levels"
+        )
+
+
+def _free_memory() -> int | None:
+    """Return the bytes of memory that are free or can be freed; None where that is not known."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(one.split()[1]) for one in lines if one.startswith("MemAvailable"))
+    except (OSError, ValueError, StopIteration):
+        return None
 
 
 def _choose(names: list[str], path: Path) -> tuple[list[str], list[str]]:

@@ -4,16 +4,25 @@ __all__ = [
     "BIT_DEPTH_FROM",
     "BYTE_LEVELS",
     "BYTE_MAX",
+    "CACHED_FILES",
     "CLIPPED_PAIRS",
+    "DEEP_SAMPLE_BITS",
     "DISTINCT_VALUES",
     "FEW_VALUES",
+    "FILES_PER_TASK",
     "GREATEST_SAMPLE",
     "HEAVY_TAIL_RANGES",
+    "INFLATION_FROM",
     "LEAST_SAMPLE",
     "LONGEST_CLIP",
+    "MAX_CACHE_BYTES",
     "MAX_FILE_BYTES",
+    "MAX_FRAMES",
+    "MAX_FRAME_PIXELS",
+    "MAX_INFLATION",
     "MAX_SAMPLES",
     "MAX_SIDE",
+    "MEMORY_COPIES",
     "MOST_LEVELS",
     "NAMED_COLUMNS",
     "NAMED_SIZES",
@@ -22,6 +31,7 @@ __all__ = [
     "NEARLY_EMPTY_BYTE",
     "PADDING",
     "POINT_MASS_SHARE",
+    "READING_THREADS",
     "REPEATS_PER_LEVEL",
     "ROUNDINGS",
     "ROUNDINGS_IN_FLOAT64",
@@ -29,6 +39,7 @@ __all__ = [
     "ROWS_FOR_DOUBTS",
     "ROWS_FOR_MEAN_PICTURE",
     "SAMPLE_RATES",
+    "SETTLED_SECONDS",
     "SHORTER_SIDE",
     "SOUND_LEVELS",
     "SURPRISE_OF_GRID",
@@ -59,11 +70,24 @@ HEAVY_TAIL_RANGES = 100.0  # interquartile ranges from the median: 1e-9999 for a
 ROWS_FOR_DOUBTS = 100_000  # rows in which they are looked for: about a second
 NAMED_COLUMNS = 5  # in one note
 
+# Arrays
+MEMORY_COPIES = 3  # of an array while it is read: the file's, joined, in the model's dtype
+MAX_INFLATION = 200  # bytes from one of a .npz, chosen: deflate reaches 1,032; not measured on data
+INFLATION_FROM = 2**26  # bytes of an array, below which any inflation is harmless
+
 # Pictures
+MAX_FRAMES = 10_000  # of one file: seven minutes of an animation
+MAX_FRAME_PIXELS = 2**28  # of all frames of one file, where they keep their size
+READING_THREADS = 8  # chosen, not measured: the interpreter runs one thread at a time
+FILES_PER_TASK = 64  # of one thread: tens of milliseconds
+CACHED_FILES = 1_000  # from which a folder is cached: fewer are decoded in about a second
+MAX_CACHE_BYTES = 2**32  # of all cached folders: 350,000 colour pictures of 64x64
+SETTLED_SECONDS = 2.0  # since the last change of a file: the resolution of times on FAT
 MAX_SIDE = 4096  # pixels asked for: 64 MB an image in float32
 SHORTER_SIDE = 64  # pixels kept where no size is given: trains in minutes on a CPU
 MAX_FILE_BYTES = 2**28  # of one picture: above, it is no picture to train on
 NEARLY_EMPTY_BYTE = 32  # of 256: the upper byte of 16-bit colours that have at most 13 bits
+DEEP_SAMPLE_BITS = 16  # of a colour sample, of which the upper 8 are read
 NAMED_SIZES = 5  # in one message
 NAMED_SKIPS = 20  # skipped files kept by name in a protocol
 

@@ -28,10 +28,11 @@ from .dataset import Dataset, Kind, binarize_all, sha256_of
 from .examples import Channels, Examples, Fit, Progress, Reading, as_size, plural
 from .grid import Grid
 from .pictures import (
-    SUFFIXES,
+    FRAME_SUFFIXES,
     as_asked,
-    files_under,
     fit_images,
+    is_background,
+    picture_files,
     read_file,
     read_folder,
     read_picture,
@@ -76,6 +77,22 @@ def doubts(values: NDArray[Any]) -> list[str]:
     return [f"{_listed(named)}: {why}" for why, named in notes.items()]
 
 
+def sameness(values: NDArray[Any]) -> list[str]:
+    """Return notes on images `[N, C, H, W]` of one colour, and on examples that are all alike."""
+    notes = []
+    if len(values) > 1 and all((row == values[0]).all() for row in values):
+        notes.append(
+            f"all {plural(len(values), 'example')} are identical: a model of them learns that one"
+        )
+    if values.ndim == 4:
+        step = limits.ROWS_FOR_MEAN_PICTURE
+        parts = (values[start : start + step] for start in range(0, len(values), step))
+        plain = sum(int((part == part[:, :, :1, :1]).all((1, 2, 3)).sum()) for part in parts)
+        if plain:
+            notes.append(f"{plural(plain, 'image')} of one colour everywhere")
+    return notes
+
+
 def _doubt(column: NDArray[Any]) -> tuple[str, str] | None:
     """Return what is doubtful about a column, and its figure in words."""
     found, counts = np.unique(column, return_counts=True)
@@ -116,22 +133,30 @@ def assemble(
     binarize: Binarize,
     seed: int,
     test_fraction: float,
+    whole: bool = False,
 ) -> Dataset:
     """Split, binarise, hash, and write the protocol down; `asked` goes into it as it is.
 
-    The training hash is taken before binarisation, the test hash after. Raises `DataError` when
-    a side is too small or continuous values cannot be binarised.
+    whole: without a split of its own, all of the source is for testing. The training hash is taken
+    before binarisation, the test hash after. Raises `DataError` when a side is too small or
+    continuous values cannot be binarised.
     """
     rules = asked.get("rules", 1)
     if binarize != "none" and examples.sound is not None:
         raise DataError(f"{source}: expected images to binarise; got sound. Try: binarize none")
     if binarize != "none":
         _to_eight_bits(examples, source)
-    is_test = _split(examples, test_fraction, source)
+    whole = whole and examples.is_test is None
+    if whole:
+        examples.split, is_test = "all examples", np.ones(len(examples.values), bool)
+    else:
+        is_test = _split(examples, test_fraction, source)
     train, test = (torch.from_numpy(examples.values[flags]) for flags in (~is_test, is_test))
     kind, binarize = _judge(examples, binarize)
-    if kind == "continuous" and rules > 1:
+    if kind == "continuous" and rules > 1 and not whole:
         examples.notes += doubts(examples.values[~is_test])
+    if rules > 2:
+        examples.notes += sameness(examples.values)
     levels, grid = examples.levels, examples.grid
     train_hash = sha256_of(train)
     if binarize != "none":
@@ -289,7 +314,8 @@ def read_fashion() -> Examples:
     return Examples(values, names, is_test=is_test, split="embedded")
 
 
-RULES = 2  # of reading values; 1: k/255 and whole numbers only, 16-bit pictures cut to 8 bits
+RULES = 3  # of reading values; 2: transparency over black, no GIF or TIFF; 1: k/255 and whole
+# numbers only, 16-bit pictures cut to 8 bits
 
 
 def load(
@@ -307,6 +333,9 @@ def load(
     grid: Grid | None = None,
     rate: int | None = None,
     clip: float | None = None,
+    whole: bool = False,
+    background: str = "auto",
+    frames: str = "first",
 ) -> Dataset:
     """Read a data set whole: `Dataset(train [N, *event], test [M, *event], kind, protocol, …)`.
 
@@ -316,11 +345,11 @@ def load(
     examples, the lowest hashes are held out, so two different examples are enough.
 
     Args:
-        source: "fashion" (embedded, 10,000 + 2,000 images of 28x28), a folder of PNG, JPEG, WebP or
-            BMP images at any depth, or a `.npy` or `.npz` file (names x_train and x_test, or one
-            array). A folder that is itself called fashion is written "./fashion". A folder with
-            more WAV, FLAC, OGG or MP3 files than images is sound, and so is an `.npz` with
-            `samples` and `offset` (extra `audio`).
+        source: "fashion" (embedded, 10,000 + 2,000 images of 28x28), a folder of PNG, JPEG, WebP,
+            BMP, GIF or TIFF images at any depth, or a `.npy` or `.npz` file (names x_train and
+            x_test, or one array). A folder that is itself called fashion is written "./fashion". A
+            folder with more WAV, FLAC, OGG or MP3 files than images is sound, and so is an `.npz`
+            with `samples` and `offset` (extra `audio`).
         size: Height and width in pixels, or one number for squares; None keeps the images' own.
         fit: "crop" covers the size and cuts, "pad" fits inside and pads.
         channels: "auto" (grey when every image is), "grey" or "rgb". Of sound: "auto" or "mix" (the
@@ -336,6 +365,12 @@ def load(
         progress: Called with (done, total) files.
         rules: Of reading values; `reload` passes those that a run was made with.
         grid: A trained model's levels, instead of those found.
+        background: What transparent pictures are laid over: "white", "black", "#rrggbb", or "auto",
+            for each picture that of white and black from which what is seen of it differs more.
+        frames: Of GIF, TIFF, animated PNG and WebP files: "first", or "all" as images of their own,
+            which stay on one side of the split.
+        whole: All examples are for testing and none for training, unless the source has a split of
+            its own.
         rate: Of sound: samples a second, to which others are resampled; by default the commonest.
         clip: Of sound: seconds of a clip, at most 60; by default 1, or the longest sound if that
             is shorter. Shorter sounds are padded, longer ones cut into consecutive clips.
@@ -368,6 +403,9 @@ def load(
             require(value is None, name, "none for sound", repr(value))
         examples = _hear(Path(source), listening, progress)
     else:
+        if rules > 2:
+            how = replace(how, background=background, frames=frames)
+        _check_pictures(background, frames)
         colours: Any = channels
         examples = _read(source, wanted, fit, colours, progress, how)
     return assemble(
@@ -379,10 +417,12 @@ def load(
             "fit": fit,
             "channels": channels,
             **({"reading": levels, "rules": rules} if rules > 1 else {}),
+            **({"background": background, "frames": frames} if rules > 2 else {}),
         },
         binarize=binarize,
         seed=seed,
         test_fraction=float(test_fraction),
+        whole=whole,
     )
 
 
@@ -405,8 +445,8 @@ def _is_sound(source: str | Path) -> bool:
     path = Path(source)
     try:
         if path.is_dir():
-            sounds, others = files_under(path, SOUND_SUFFIXES)
-            return len(sounds) > sum(others[suffix] for suffix in SUFFIXES)
+            sounds, others = picture_files(path, SOUND_SUFFIXES)
+            return len(sounds) > sum(others[suffix] for suffix in FRAME_SUFFIXES)
         suffix = path.suffix.lower() if path.is_file() else ""
         return suffix in SOUND_SUFFIXES or (suffix == ".npz" and holds_clips(path))
     except (OSError, ValueError):
@@ -472,6 +512,8 @@ def load_images(
     say: Callable[[str], Any] = _warn,
     kind: str = "auto",
     grid: Grid | None = None,
+    background: str = "auto",
+    frames: str = "first",
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Read everything in a source, unsplit, as `[N, *event_shape]` with one name a row.
 
@@ -486,6 +528,8 @@ def load_images(
         kind: Of a trained model, whose levels (or continuous values) arrays are read as, whatever
             grid these few lie on; "auto" finds it.
         grid: Of a trained model, as `kind`.
+        background: As in `load`; for a trained model that of its data.
+        frames: As in `load`.
 
     Returns:
         uint8 `[N, *event_shape]`, or float32 for continuous arrays; and the names.
@@ -507,6 +551,8 @@ def load_images(
     arrays = Path(source).suffix.lower() in (".npy", ".npz")
     how = Reading("none") if kind == "continuous" and arrays else Reading(grid=grid)
     how = Reading(rules=1) if kind in ("8-bit", "binary") and grid is None else how
+    _check_pictures(background, frames)
+    how = replace(how, background=background, frames=frames)
     if len(shape) == 3:
         examples = _read(source, (shape[1], shape[2]), fit, channels, progress, how)
     elif arrays:
@@ -521,6 +567,12 @@ def load_images(
     if examples.skipped:
         say(_skips_in_words(examples.skipped))
     return torch.from_numpy(np.ascontiguousarray(examples.values)), tuple(examples.names)
+
+
+def _check_pictures(background: str, frames: str) -> None:
+    known = is_background(background)
+    require(known, "background", "auto, white, black or #rrggbb", repr(background))
+    require(frames in ("first", "all"), "frames", "first or all", repr(frames))
 
 
 def _check_choices(fit: str, channels: str) -> None:
@@ -574,7 +626,9 @@ def _what_is(path: Path) -> Literal["folder", "image", "array", "other"]:
     if stat.S_ISDIR(mode):
         return "folder"
     suffix = path.suffix.lower() if stat.S_ISREG(mode) else ""
-    return "image" if suffix in SUFFIXES else "array" if suffix in (".npy", ".npz") else "other"
+    return (
+        "image" if suffix in FRAME_SUFFIXES else "array" if suffix in (".npy", ".npz") else "other"
+    )
 
 
 def _skips_in_words(skipped: list[tuple[str, str]], what: str = "image") -> str:
@@ -587,7 +641,13 @@ def _skips_in_words(skipped: list[tuple[str, str]], what: str = "image") -> str:
     return f"{plural(len(skipped), what)} skipped: {shown}{more}"
 
 
-def reload(protocol: dict[str, Any], *, source: str | None = None) -> Dataset:
+def reload(
+    protocol: dict[str, Any],
+    *,
+    source: str | None = None,
+    whole: bool = False,
+    progress: Progress | None = None,
+) -> Dataset:
     """Read again the data set that a protocol describes, with the same settings.
 
     Whether the data are still the same is for the caller to see: compare the hashes.
@@ -596,6 +656,8 @@ def reload(protocol: dict[str, Any], *, source: str | None = None) -> Dataset:
         protocol: As in `Dataset.protocol`.
         source: Other data, read as those were: on the same grid of levels, or as continuous values
             where those were, whatever grid the others lie on.
+        whole: As in `load`.
+        progress: As in `load`.
 
     Returns:
         The data set.
@@ -615,6 +677,8 @@ def reload(protocol: dict[str, Any], *, source: str | None = None) -> Dataset:
         settings["size"] = tuple(size) if size else None
         settings["levels"] = protocol.get("reading", "auto")
         settings["rules"] = int(protocol.get("rules", 1))
+        settings["background"] = protocol.get("background", "black")
+        settings["frames"] = protocol.get("frames", "first")
         if protocol.get("kind") == "sound":
             settings |= {name: protocol.get(name) for name in ("rate", "clip")}
         if source is not None:
@@ -624,7 +688,7 @@ def reload(protocol: dict[str, Any], *, source: str | None = None) -> Dataset:
         raise DataError(
             f"protocol: expected what load() stores; wrong or missing: {error}"
         ) from error
-    return load(source, **settings)
+    return load(source, progress=progress, whole=whole, **settings)
 
 
 def _like(protocol: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """One picture file to its pixels, 8-bit or deep grey: orientation, alpha, depth, size, channels.
 
-Which to use: `header_size` looks without decoding; `read_picture` decodes and fits; `fit_to`
-brings a decoded picture to a size. Only Pillow's PNG, JPEG, WebP and BMP readers are used.
+Which to use: `header_size` looks without decoding; `read_picture` decodes and fits, `read_frames`
+all frames of a file; `fit_to` brings a decoded picture to a size. Only Pillow's PNG, JPEG, WebP and
+BMP readers are used, and those of GIF and TIFF where frames are asked for.
 
 Image arrays brought to another size or number of channels, with a note of what was done.
 
@@ -13,12 +14,15 @@ Which to use: `read_folder` for a data set, `read_file` for a single picture.
 import hashlib
 import io
 import math
+import os
+import re
 import struct
 import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +33,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from kullback.core import DataError, require
 
-from . import limits
+from . import cache, limits
 from .examples import Channels, Examples, Fit, Fitting, Progress, Reading, plural
 from .grid import Grid, named
 
@@ -37,19 +41,22 @@ __all__ = [
     "SUFFIXES",
     "Picture",
     "as_asked",
-    "bytes_of",
-    "files_under",
     "fit_images",
     "fit_to",
     "header_size",
+    "is_background",
     "picture_files",
     "read_file",
     "read_folder",
+    "read_frames",
     "read_picture",
 ]
 
 _DEEP_COLOUR = (b"\x10\x02", b"\x10\x04", b"\x10\x06")  # IHDR: depth 16, colour type
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_FRAME_FORMATS = (*_FORMATS, "GIF", "TIFF")
+_BITS_PER_SAMPLE = 258  # a tag of TIFF
+_ITU_601 = (0.299, 0.587, 0.114)  # of red, green and blue in a grey level
 _DAMAGE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError),
     *(RuntimeError, MemoryError, struct.error, zlib.error, AttributeError),
@@ -62,11 +69,11 @@ class Picture:
 
     Grey pictures of 16 bits have uint16 pixels where that was asked for.
     fitted: "", or the words "shrunk and centre-cropped" and the like.
-    transparent: some pixel was not opaque and was laid over black.
+    transparent: some pixel was not opaque. background: what it was then laid over.
     recoloured: colour was turned to grey because grey was asked for.
     alpha: an alpha channel or transparent colour was left out that changed no pixel, or could not
     be applied (16-bit grey). turned: by its EXIF orientation. frames: left out after the first.
-    cut: 16 bits a colour, of which the upper 8 were kept.
+    cut: 16 bits a colour, of which the upper 8 were kept. shown: (height, width) before fitting.
     """
 
     pixels: NDArray[Any]
@@ -77,6 +84,8 @@ class Picture:
     turned: bool = False
     frames: int = 0
     cut: bool = False
+    background: str = ""
+    shown: tuple[int, int] = (0, 0)
 
 
 def header_size(data: bytes) -> tuple[int, int]:
@@ -84,7 +93,12 @@ def header_size(data: bytes) -> tuple[int, int]:
 
     Raises `DataError` with the reason when the bytes are not a picture.
     """
-    with _open(data) as image:
+    with _silent():
+        return _header_size(data, _FORMATS)
+
+
+def _header_size(data: bytes, formats: tuple[str, ...]) -> tuple[int, int]:
+    with _open(data, formats) as image:
         return _shown_size(image)
 
 
@@ -95,37 +109,75 @@ def read_picture(
     fit: Fit = "crop",
     channels: Channels = "auto",
     deep: bool = False,
+    background: str = "black",
 ) -> Picture:
     """Decode one picture and bring it to `size` (height, width), or leave its size when None.
 
-    EXIF orientation is obeyed, transparency laid over black, 16 bits of grey scaled to 8 (kept as
-    uint16 when `deep`), and of a moving picture the first frame is taken; the result says what was
-    done. With "auto" a picture whose red, green and blue agree everywhere is grey. A JPEG much
-    larger than `size` is decoded at a reduced scale.
+    EXIF orientation is obeyed, transparency laid over a background, 16 bits of grey scaled to 8
+    (kept as uint16 when `deep`), and of a moving picture the first frame is taken; the result says
+    what was done. With "auto" a picture whose red, green and blue agree everywhere is grey. A JPEG
+    much larger than `size` is decoded at a reduced scale.
     Raises `DataError` with the reason (damaged, not a picture, too many pixels, 16 bits a colour
     with nothing in the upper 8).
     """
-    with _open(data) as opened:
-        frames = int(getattr(opened, "n_frames", 1)) - 1
-        if size is not None:
-            opened.draft(None, (2 * max(size), 2 * max(size)))
-        opened.load()
-        turned = opened.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-        ImageOps.exif_transpose(opened, in_place=True)
-        image, transparent, alpha = _plain(opened, deep=deep)
-    cut = _is_deep_colour(data)
+    how = Reading(rules=2 if deep else 1, background=background)
+    with _silent():
+        return _read_frames(data, Fitting(size, fit, channels), how)[0]
+
+
+def read_frames(data: bytes, fitting: Fitting, how: Reading) -> list[Picture]:
+    """Decode the frames of one file that are asked for, each as `read_picture` does.
+
+    Raises `DataError` with the reason, also for more frames than `limits` allows.
+    """
+    with _silent():
+        return _read_frames(data, fitting, how)
+
+
+def _read_frames(data: bytes, fitting: Fitting, how: Reading) -> list[Picture]:
+    """`read_frames`, with warnings left to the caller, so that threads can use it."""
+    with _open(data, _FRAME_FORMATS if how.frames else _FORMATS) as opened:
+        count = int(getattr(opened, "n_frames", 1))
+        if how.frames != "all" or count == 1:
+            return [_decode(opened, data, fitting, how, left=count - 1)]
+        pixels = 0 if fitting.size else count * opened.width * opened.height
+        if count > limits.MAX_FRAMES or pixels > limits.MAX_FRAME_PIXELS:
+            hint = "the frames as files of their own, or frames first"
+            raise DataError(f"{count:,} frames, more than the safety limit. Try: {hint}")
+        pictures = []
+        for number in range(count):
+            opened.seek(number)
+            _require_few_pixels(opened)
+            pictures.append(_decode(opened.copy(), data, fitting, how, left=0))
+        if len({picture.pixels.shape[:2] for picture in pictures}) > 1:
+            raise DataError("frames of different sizes. Try: a size, for instance --size 64")
+        return pictures
+
+
+def _decode(
+    image: Image.Image, data: bytes, fitting: Fitting, how: Reading, *, left: int
+) -> Picture:
+    """Decode one frame; `left`: frames of the file that are left out."""
+    size, shown = fitting.size, _shown_size(image)
+    if size is not None:
+        image.draft(None, (2 * max(size), 2 * max(size)))
+    image.load()
+    cut = _is_deep_colour(image, data)
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    ImageOps.exif_transpose(image, in_place=True)
+    image, background, alpha = _plain(image, deep=how.rules > 1, background=how.background)
     if cut and max(high for _, high in _extrema(image)) < limits.NEARLY_EMPTY_BYTE:
         raise DataError(
             "16 bits a colour, of which the upper 8 are read, and those are nearly empty "
             "(values of 12 bits?). Try: scale the values to 16 bits, or save them as .npy"
         )
     recoloured = False
-    if channels == "grey" and image.mode == "RGB":
+    if fitting.channels == "grey" and image.mode == "RGB":
         recoloured = not _is_grey(np.asarray(image))
         image = image.convert("L")
     fitted = ""
     if size is not None:
-        image, fitted = fit_to(image, size, fit=fit)
+        image, fitted = fit_to(image, size, fit=fitting.fit)
     pixels = np.asarray(image)
     if image.mode == "I":
         pixels = pixels.clip(0, 65535).astype(np.uint16)
@@ -134,12 +186,14 @@ def read_picture(
     return Picture(
         pixels.copy(),
         fitted,
-        transparent,
+        bool(background),
         recoloured,
         alpha=alpha,
         turned=turned,
-        frames=frames,
+        frames=left,
         cut=cut,
+        background=background,
+        shown=shown,
     )
 
 
@@ -176,22 +230,36 @@ def fit_to(image: Image.Image, size: tuple[int, int], *, fit: Fit) -> tuple[Imag
 
 
 @contextmanager
-def _open(data: bytes) -> Iterator[Image.Image]:
-    """Open bytes as a picture; whatever its damage makes Pillow raise becomes a `DataError`."""
+def _silent() -> Iterator[None]:
+    """Keep Pillow's warnings in; not for threads, which share the filters of warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            if not data:
-                raise DataError("the file is empty")
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                yield image
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise DataError("more pixels than the safety limit for one picture") from error
-        except UnidentifiedImageError as error:
-            raise DataError("not a PNG, JPEG, WebP or BMP picture") from error
-        except _DAMAGE as error:
-            raise DataError(f"damaged: {error or type(error).__name__}") from error
+        yield
+
+
+@contextmanager
+def _open(data: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """Open bytes as a picture; whatever its damage makes Pillow raise becomes a `DataError`."""
+    try:
+        if not data:
+            raise DataError("the file is empty")
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            _require_few_pixels(image)
+            yield image
+    except Image.DecompressionBombError as error:
+        raise DataError("more pixels than the safety limit for one picture") from error
+    except UnidentifiedImageError as error:
+        also = "PNG, JPEG, WebP, BMP, GIF or TIFF" if len(formats) > len(_FORMATS) else ""
+        raise DataError(f"not a {also or 'PNG, JPEG, WebP or BMP'} picture") from error
+    except _DAMAGE as error:
+        raise DataError(f"damaged: {error or type(error).__name__}") from error
+
+
+def _require_few_pixels(image: Image.Image) -> None:
+    """Refuse a picture of more pixels than Pillow's limit, of which it only warns."""
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and image.width * image.height > most:
+        raise DataError("more pixels than the safety limit for one picture")
 
 
 def _shown_size(image: Image.Image) -> tuple[int, int]:
@@ -200,29 +268,61 @@ def _shown_size(image: Image.Image) -> tuple[int, int]:
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def _plain(image: Image.Image, *, deep: bool) -> tuple[Image.Image, bool, bool]:
+def _plain(image: Image.Image, *, deep: bool, background: str) -> tuple[Image.Image, str, bool]:
     """Return the picture as "L", "RGB" or "I" (deep), and what became of its transparency.
 
-    That is whether it was laid over black, and whether an alpha that does nothing was left out.
+    That is what it was laid over, and whether an alpha that does nothing was left out.
     """
+    if image.mode == "F":
+        raise DataError("floating-point pixels of an unknown range. Try: save them as .npy")
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips it
-        wide, alpha = np.asarray(image).astype(np.int32), "transparency" in image.info
+        wide, alpha = np.asarray(image).astype(np.int64), "transparency" in image.info
+        if wide.min() < 0 or wide.max() >= limits.MOST_LEVELS:
+            raise DataError("grey of more than 16 bits. Try: save the values as .npy")
         if deep:
-            return Image.fromarray(wide), False, alpha
-        levels = (wide.astype(np.int64) * 255 + 32767) // 65535
-        return Image.fromarray(levels.astype(np.uint8)), False, alpha
+            return Image.fromarray(wide.astype(np.int32)), "", alpha
+        levels = (wide * 255 + 32767) // 65535
+        return Image.fromarray(levels.astype(np.uint8)), "", alpha
     if not image.has_transparency_data:
-        return image.convert("L" if image.mode in ("1", "L") else "RGB"), False, False
+        return image.convert("L" if image.mode in ("1", "L") else "RGB"), "", False
     layered = image.convert("RGBA")
     if layered.getchannel("A").getextrema() == (255, 255):
-        return layered.convert("RGB"), False, True
-    black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-    return Image.alpha_composite(black, layered).convert("RGB"), True, False
+        return layered.convert("RGB"), "", True
+    if background == "auto":
+        background = _contrasting(np.asarray(layered))
+    below = Image.new("RGBA", image.size, background)
+    return Image.alpha_composite(below, layered).convert("RGB"), background, False
 
 
-def _is_deep_colour(data: bytes) -> bool:
-    """Say whether a PNG stores 16 bits a sample of colour or of grey with alpha (its IHDR)."""
-    return data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:26] in _DEEP_COLOUR
+def _contrasting(pixels: NDArray[Any]) -> str:
+    """Return the background, white or black, from which what is seen of `[H, W, 4]` differs more.
+
+    What is seen: the mean grey level, weighted by alpha.
+    """
+    alpha = pixels[..., 3].astype(np.float64)
+    grey = pixels[..., :3] @ np.asarray(_ITU_601)
+    dark = float((alpha * grey).sum()) <= float(alpha.sum()) * limits.BYTE_MAX / 2
+    return "white" if dark else "black"
+
+
+def is_background(name: object) -> bool:
+    """Say whether a background can be used: auto, white, black or #rrggbb.
+
+    Example:
+        >>> [is_background(one) for one in ("auto", "#ff8000", "teal", None)]
+        [True, True, False, False]
+    """
+    text = str(name)
+    return text in ("auto", "white", "black") or bool(re.fullmatch("#[0-9a-fA-F]{6}", text))
+
+
+def _is_deep_colour(image: Image.Image, data: bytes) -> bool:
+    """Say whether a file stores 16 bits a sample of colour or of grey with alpha."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return data[24:26] in _DEEP_COLOUR  # its IHDR
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, ())
+    several = isinstance(bits, tuple) and len(bits) > 1
+    return several and max(bits) >= limits.DEEP_SAMPLE_BITS
 
 
 def _extrema(image: Image.Image) -> list[tuple[int, int]]:
@@ -287,13 +387,13 @@ def _fitted(
         return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None], words
     deep = image.astype(np.int32)
     if wanted < len(image):  # ITU-R 601, as Pillow's
-        weights = np.asarray([0.299, 0.587, 0.114])
-        deep = np.rint(np.tensordot(weights, deep, 1))[None].astype(np.int32)
+        deep = np.rint(np.tensordot(np.asarray(_ITU_601), deep, 1))[None].astype(np.int32)
     parts = [fit_to(Image.fromarray(channel), target, fit=fit) for channel in deep]
     return np.stack([np.asarray(part) for part, _ in parts]), parts[0][1]
 
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib"})
+FRAME_SUFFIXES = SUFFIXES | {".gif", ".tif", ".tiff", ".apng"}
 
 
 def read_folder(
@@ -317,7 +417,8 @@ def read_folder(
     Raises `DataError`: no pictures, none readable, several sizes.
     """
     notes: list[str] = []
-    paths, others = picture_files(folder)
+    how = how or Reading(frames="first", background="auto")
+    paths, others = picture_files(folder, FRAME_SUFFIXES if how.frames else SUFFIXES)
     divided = (folder / "train").is_dir() and (folder / "test").is_dir()
     if divided:
         inside = [p for p in paths if p.relative_to(folder).parts[0] in ("train", "test")]
@@ -326,8 +427,11 @@ def read_folder(
         paths = inside
     if not paths:
         raise DataError(_nothing_in(folder, others))
-    size = size or _common_size(folder, paths, notes)
-    examples = _read(folder, paths, Fitting(size, fit, channels), progress, how or Reading())
+    if not size:
+        size = _size_of_first(paths, how, notes)
+        examples = _read(folder, paths, Fitting(size, fit, channels), progress, how, alike=True)
+    else:
+        examples = _read(folder, paths, Fitting(size, fit, channels), progress, how)
     examples.notes[:0] = notes
     if divided:
         examples.split = "train/ and test/ folders"
@@ -344,21 +448,19 @@ def read_file(
     how: Reading | None = None,
 ) -> Examples:
     """Read a single picture as levels `[1, C, H, W]`. Raises `DataError` when it cannot be read."""
-    return _read(path.parent, [path], Fitting(size, fit, channels), None, how or Reading())
+    how = how or Reading(frames="first", background="auto")
+    return _read(path.parent, [path], Fitting(size, fit, channels), None, how)
 
 
-def picture_files(folder: Path) -> tuple[list[Path], Counter[str]]:
+def picture_files(
+    folder: Path, suffixes: frozenset[str] = SUFFIXES
+) -> tuple[list[Path], Counter[str]]:
     """Return the picture files under `folder`, sorted, and a count of the other file types.
 
     Hidden files and folders are passed over. Linked folders are followed, each real folder once,
     so circles of links end. Raises `DataError` when a folder cannot be listed.
     """
-    return files_under(folder, SUFFIXES)
-
-
-def files_under(folder: Path, suffixes: frozenset[str]) -> tuple[list[Path], Counter[str]]:
-    """Return the files of some suffixes under `folder` as `picture_files` does for pictures."""
-    found: list[Path] = []
+    pictures: list[Path] = []
     others: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()
     waiting = [folder]
@@ -369,18 +471,30 @@ def files_under(folder: Path, suffixes: frozenset[str]) -> tuple[list[Path], Cou
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            for entry in here.iterdir():
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    waiting.append(entry)
-                elif entry.suffix.lower() in suffixes:
-                    found.append(entry)
-                else:
-                    others[entry.suffix.lower() or "no suffix"] += 1
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - 100,000 of them
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        waiting.append(here / entry.name)
+                    elif suffix in suffixes:
+                        pictures.append(here / entry.name)
+                    else:
+                        others[suffix or "no suffix"] += 1
         except OSError as error:
             raise DataError(f"{here}: cannot be listed: {error.strerror or error}") from error
-    return sorted(found, key=lambda path: path.as_posix()), others
+    return sorted(pictures, key=lambda path: path.as_posix()), others
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """What one file gave: its frames and digest, or the reason why it is skipped."""
+
+    name: str
+    frames: list[Picture]
+    digest: bytes = b""
+    skipped: str = ""
 
 
 def _read(
@@ -389,41 +503,89 @@ def _read(
     fitting: Fitting,
     progress: Progress | None,
     how: Reading,
+    *,
+    alike: bool = False,
 ) -> Examples:
-    """Decode every file, name what cannot be read, and stack the rest."""
-    names, digests, pictures, skipped = [], [], [], []
-    for done, path in enumerate(paths, start=1):
-        name = path.relative_to(folder).as_posix()
-        try:
-            data = bytes_of(path)
-            picture = read_picture(
-                data,
-                size=fitting.size,
-                fit=fitting.fit,
-                channels=fitting.channels,
-                deep=how.rules > 1,
-            )
-        except DataError as error:
-            skipped.append((name, str(error)))
-        else:
-            names.append(name)
-            digests.append(hashlib.sha256(data).digest())
-            pictures.append(picture)
+    """Decode every file, or take them from the cache; name what cannot be read.
+
+    alike: whether pictures of several sizes are refused.
+    """
+    key = cache.key_of(folder, paths, fitting, how)
+    kept = None if key is None else cache.fetch(key)
+    if kept is not None:
         if progress is not None:
-            progress(done, len(paths))
+            progress(len(paths), len(paths))
+        return kept
+    files: list[_File] = []
+    sizes: set[tuple[int, int]] = set()
+    for file in _decoded(folder, paths, fitting, how):
+        files.append(file)
+        sizes |= {frame.shown for frame in file.frames}
+        if alike and len(sizes) > 1:
+            raise _of_several_sizes(folder, paths, how)
+        if progress is not None:
+            progress(len(files), len(paths))
+    examples = _examples_of(folder, files, fitting.channels, how)
+    if key is not None:
+        cache.keep(key, examples)
+    return examples
+
+
+def _decoded(folder: Path, paths: list[Path], fitting: Fitting, how: Reading) -> Iterator[_File]:
+    """Decode files in threads, in the order of their paths."""
+
+    def decode(part: list[Path]) -> list[_File]:
+        return [_decode_file(folder, path, fitting, how) for path in part]
+
+    step = limits.FILES_PER_TASK
+    tasks = [paths[start : start + step] for start in range(0, len(paths), step)]
+    threads = min(limits.READING_THREADS, len(tasks), os.cpu_count() or 1)
+    with _silent():
+        if threads == 1:
+            yield from (file for task in tasks for file in decode(task))
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                yield from (file for part in pool.map(decode, tasks) for file in part)
+            except BaseException:  # Ctrl-C, or sizes that differ: what is not begun is left
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def _decode_file(folder: Path, path: Path, fitting: Fitting, how: Reading) -> _File:
+    name = path.relative_to(folder).as_posix()
+    try:
+        data = bytes_of(path)
+        frames = _read_frames(data, fitting, how)
+    except DataError as error:
+        return _File(name, [], skipped=str(error))
+    return _File(name, frames, hashlib.sha256(data).digest())
+
+
+def _examples_of(folder: Path, files: list[_File], channels: Channels, how: Reading) -> Examples:
+    """Stack the frames of all files; frames of one file share its digest, and so its side."""
+    skipped = [(file.name, file.skipped) for file in files if not file.frames]
+    pictures = [picture for file in files for picture in file.frames]
     if not pictures:
         reasons = "; ".join(f"{name}: {why}" for name, why in skipped[:3])
-        raise DataError(f"{folder}: no image of {len(paths):,} can be read. {reasons}")
+        raise DataError(f"{folder}: no image of {len(files):,} can be read. {reasons}")
+    names, digests = [], []
+    for file in files:
+        several = len(file.frames) > 1
+        names += [f"{file.name}[{k}]" if several else file.name for k in range(len(file.frames))]
+        digests += [file.digest] * len(file.frames)
     notes: list[str] = []
-    pictures, grid = _depth_of(pictures, fitting.channels, notes, how)
-    values = _stack(pictures, fitting.channels)
+    pictures, grid = _depth_of(pictures, channels, notes, how)
+    values = _stack(pictures, channels)
     notes = _what_was_done(pictures, values, how) + notes
+    moving = [len(file.frames) for file in files if len(file.frames) > 1]
+    if moving:
+        notes.append(f"{plural(len(moving), 'animation')}: all {sum(moving):,} frames taken")
     examples = Examples(values, names, digests, None, "files by SHA-256", notes, skipped, grid)
     return as_asked(examples, how)
 
 
 def bytes_of(path: Path) -> bytes:
-    """Read a file whole; `DataError` with the reason when it cannot or should not be."""
     try:
         if not path.is_file():
             raise DataError("not a regular file, or a link to nothing")
@@ -434,30 +596,35 @@ def bytes_of(path: Path) -> bytes:
         raise DataError(f"cannot be read: {error.strerror or error}") from error
 
 
-def _common_size(folder: Path, paths: list[Path], notes: list[str]) -> tuple[int, int] | None:
-    """Find the one size of all pictures from their headers, at most 64 on the shorter side."""
+def _of_several_sizes(folder: Path, paths: list[Path], how: Reading) -> DataError:
+    """Return the error that names the sizes of all pictures, from their headers."""
     sizes: Counter[tuple[int, int]] = Counter()
     for path in paths:
-        try:
-            sizes[header_size(bytes_of(path))] += 1
-        except DataError:
-            continue  # named when it is read
-    if len(sizes) > 1:
-        common = sizes.most_common(limits.NAMED_SIZES)
-        left = len(sizes) - limits.NAMED_SIZES
-        found = ", ".join(f"{h}x{w} ({plural(n, 'image')})" for (h, w), n in common)
-        more = f" and {left} more" if left > 0 else ""
-        advice = "Try: a size, for instance --size 64 (fit='crop' or 'pad')"
-        raise DataError(
-            f"{folder}: images of different sizes (height x width): {found}{more}. {advice}"
-        )
-    if not sizes or min(next(iter(sizes))) <= limits.SHORTER_SIDE:
-        return next(iter(sizes), None)
-    height, width = next(iter(sizes))
-    scale = limits.SHORTER_SIDE / min(height, width)
-    small = (round(height * scale), round(width * scale))
-    notes.append(f"no size was given: {height}x{width} became {small[0]}x{small[1]}")
-    return small
+        with suppress(DataError), _silent():  # what cannot be read is no size
+            sizes[_header_size(bytes_of(path), _FRAME_FORMATS if how.frames else _FORMATS)] += 1
+    common = sizes.most_common(limits.NAMED_SIZES)
+    left = len(sizes) - limits.NAMED_SIZES
+    found = ", ".join(f"{h}x{w} ({plural(n, 'image')})" for (h, w), n in common)
+    more = f" and {left} more" if left > 0 else ""
+    advice = "Try: a size, for instance --size 64 (fit='crop' or 'pad')"
+    return DataError(
+        f"{folder}: images of different sizes (height x width): {found}{more}. {advice}"
+    )
+
+
+def _size_of_first(paths: list[Path], how: Reading, notes: list[str]) -> tuple[int, int] | None:
+    """Return the size of the first picture that can be opened, at most 64 on the shorter side."""
+    for path in paths:
+        with suppress(DataError), _silent():
+            formats = _FRAME_FORMATS if how.frames else _FORMATS
+            height, width = _header_size(bytes_of(path), formats)
+            if min(height, width) <= limits.SHORTER_SIDE:
+                return height, width
+            scale = limits.SHORTER_SIDE / min(height, width)
+            small = (round(height * scale), round(width * scale))
+            notes.append(f"no size was given: {height}x{width} became {small[0]}x{small[1]}")
+            return small
+    return None
 
 
 def _depth_of(
@@ -546,8 +713,9 @@ def _what_was_done(pictures: list[Picture], values: NDArray[Any], how: Reading) 
     height, width = values.shape[2:]
     fitted = Counter(picture.fitted for picture in pictures if picture.fitted)
     notes = [f"{plural(n, 'image')} {words} to {height}x{width}" for words, n in fitted.items()]
+    laid = Counter(picture.background for picture in pictures if picture.transparent)
     counts = {
-        "with transparency laid over black": sum(p.transparent for p in pictures),
+        **{f"with transparency laid over {name}": count for name, count in sorted(laid.items())},
         "turned from colour to grey": sum(p.recoloured for p in pictures),
     }
     if values.shape[1] == 3:

@@ -22,7 +22,7 @@ from kullback.core import DataError, import_extra, numpy_error, numpy_errors, re
 from . import limits
 from .examples import Examples, Progress, plural
 from .limits import GREATEST_SAMPLE, LEAST_SAMPLE, PADDING
-from .pictures import bytes_of, files_under
+from .pictures import bytes_of, picture_files
 
 __all__ = [
     "PADDING",
@@ -152,7 +152,7 @@ def read_sound_folder(
         DataError: No sounds, or none that can be read.
         MissingExtraError: The extra `audio` is not installed.
     """
-    paths, others = files_under(folder, SOUND_SUFFIXES)
+    paths, others = picture_files(folder, SOUND_SUFFIXES)
     notes: list[str] = []
     divided = (folder / "train").is_dir() and (folder / "test").is_dir()
     if divided:

@@ -1,7 +1,11 @@
-"""Language models: logged log-probabilities, and errors clustered by document.
+"""Language models: how far one has moved from another, logged log-probabilities, clustered errors.
 
 Which file answers which question:
 
+- `model_drift`: how far has Q moved from P on a corpus (`drift`, `store`, `Drift`).
+  `documents`: text as token ids and windows; `models`: checkpoints, adapters, GGUF files as hidden
+  states and a head; `token_table`: exact divergences token by token; `stored`: P kept in a folder,
+  llama.cpp's file.
 - `logprob_report`: KL from tables of logged log-probabilities, checked first (`logprobs`).
   `logprob_tables`: which files and columns; `service_formats`: answers of OpenAI, vLLM, SGLang,
   lm-eval; `logprob_checks`: are they log-probabilities of these draws? `logprob_sums`: one pass
@@ -26,23 +30,83 @@ if TYPE_CHECKING:
         ratio_difference,
         ratio_mean,
     )
-    from .logprob_checks import Check
-    from .logprob_estimates import Figures
-    from .logprob_report import LogProbReport, check_logprobs, logprobs
+    from .documents import (
+        Document,
+        Plan,
+        Window,
+        read_documents,
+        windows,
+    )
+    from .logprob_checks import (
+        Check,
+    )
+    from .logprob_estimates import (
+        Figures,
+    )
+    from .logprob_report import (
+        LogProbReport,
+        check_logprobs,
+        logprobs,
+    )
+    from .model_drift import (
+        Drift,
+        DriftFigures,
+        Worst,
+        drift,
+        store,
+    )
+    from .models import (
+        LanguageModel,
+        load_models,
+    )
+    from .stored import (
+        ListedModel,
+        StoredModel,
+        read_kept,
+        read_kld,
+        read_store,
+        stored_kind,
+    )
+    from .token_table import (
+        TokenTable,
+        measure_positions,
+        plan_windows,
+    )
 
 __all__ = [
     "Check",
     "Clustered",
     "Clusters",
+    "Document",
+    "Drift",
+    "DriftFigures",
     "Figures",
     "Gate",
+    "LanguageModel",
+    "ListedModel",
     "LogProbReport",
+    "Plan",
+    "StoredModel",
+    "TokenTable",
+    "Window",
+    "Worst",
     "block_length",
     "check_logprobs",
+    "drift",
     "gate",
+    "load_models",
     "logprobs",
+    "measure_positions",
+    "plan_windows",
     "ratio_difference",
     "ratio_mean",
+    "read_documents",
+    "read_kept",
+    "read_kld",
+    "read_store",
+    "store",
+    "stored_kind",
+    "windows",
 ]
 
 _HOLDS = {
@@ -55,9 +119,44 @@ _HOLDS = {
         "ratio_difference",
         "ratio_mean",
     ),
+    "documents": (
+        "Document",
+        "Plan",
+        "Window",
+        "read_documents",
+        "windows",
+    ),
     "logprob_checks": ("Check",),
     "logprob_estimates": ("Figures",),
-    "logprob_report": ("LogProbReport", "check_logprobs", "logprobs"),
+    "logprob_report": (
+        "LogProbReport",
+        "check_logprobs",
+        "logprobs",
+    ),
+    "model_drift": (
+        "Drift",
+        "DriftFigures",
+        "Worst",
+        "drift",
+        "store",
+    ),
+    "models": (
+        "LanguageModel",
+        "load_models",
+    ),
+    "stored": (
+        "ListedModel",
+        "StoredModel",
+        "read_kept",
+        "read_kld",
+        "read_store",
+        "stored_kind",
+    ),
+    "token_table": (
+        "TokenTable",
+        "measure_positions",
+        "plan_windows",
+    ),
 }
 
 __getattr__, __dir__ = lazy(

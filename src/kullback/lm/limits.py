@@ -1,16 +1,24 @@
 """Every threshold of this folder, with its source or the benchmark that set it."""
 
 __all__ = [
+    "BATCH_TOKENS",
     "BLOCKS",
     "CLIP",
     "CONFIDENCE",
     "CONSTANT",
+    "CONTEXT",
     "DOMINANT_CLUSTER",
+    "FLOOR_ROWS",
+    "FLOOR_TOKENS",
+    "KLD_FLOOR",
+    "LOGITS_BYTES",
     "MAX_EXACT_QUANTILES",
     "MAX_GROUPS",
     "MIN_CLUSTERS",
     "MIN_CROSS_FIT",
     "MIN_PARETO_K",
+    "PROBE_ERROR",
+    "PROBE_TOKENS",
     "ROUNDING",
     "SAMPLE_SEQUENCES",
     "SAMPLE_TOKENS",
@@ -55,3 +63,19 @@ UNSEEN = (
 # --- Readers (logprob_tables.py)
 
 SNIFFED_BYTES = 1 << 24  # of the first record of a file of JSON lines, to tell its format
+
+# --- Models (models.py, drift.py)
+
+PROBE_TOKENS = 8  # on which a checkpoint's own logits are compared with hidden states and head
+PROBE_ERROR = 1e-4  # of the largest logit, in float32: matrix products agree to 1e-6 there
+FLOOR_ROWS = 1 << 13  # of the head in float64 at a time: 256 MB at a width of 4,096
+FLOOR_TOKENS = 32  # on which the KL of one rounding is measured: its mean is then within a tenth
+
+# --- Drift (token_table.py, stored.py)
+
+LOGITS_BYTES = 256 << 20  # of logits held at a time, both sides and what is worked in
+BATCH_TOKENS = 4096  # given to a model at a time
+CONTEXT = 2048  # tokens of context by default, where the models could read more
+# KL that the 16-bit codes of llama.cpp's file make of equal models, in nats a token: 6e-7 to 6e-6
+# for logits of standard deviation 3 and 6 (tests/lm/test_stored.py)
+KLD_FLOOR = 6e-6

@@ -3,7 +3,7 @@
 - `run_page`: what a run directory holds, and `write`, its page; `run_charts`: the learning curve,
   KL bars and map of the latent space.
 - `audit_page`: the audit of a loss as text and as a page.
-- `logprobs_page`: logged log-probabilities as text and as a page.
+- `language_models`: drift of language models, and logged log-probabilities, as text and as a page.
 - `html`: pages from `templates/`; `figures`: the one style of all charts, drawn by matplotlib.
 - `pictures`: images as PNG, clips of sound as WAV files, players and spectrograms;
   `divergence_plot`, `fit_plot`: SVG of a divergence, of a fit.
@@ -29,13 +29,15 @@ if TYPE_CHECKING:
     )
     from .divergence_plot import plot
     from .fit_plot import plot_directions, plot_fit
-    from .logprobs_page import logprobs_text, write_logprobs
+    from .language_models.drift_page import drift_text, write_drift
+    from .language_models.logprobs_page import logprobs_text, write_logprobs
     from .run_page import write
     from .text_layout import UNITS, measured_text, number
 
 __all__ = [
     "UNITS",
     "audit_page",
+    "drift_text",
     "evaluation_text",
     "explain_fit",
     "explain_named",
@@ -48,17 +50,19 @@ __all__ = [
     "plot_directions",
     "plot_fit",
     "write",
+    "write_drift",
     "write_logprobs",
 ]
 
 _MODULES = {
     "UNITS": "text_layout",
     "audit_page": "audit_page",
+    "drift_text": "language_models.drift_page",
     "evaluation_text": "evaluation_text",
     "explain_fit": "explain_fit",
     "explain_named": "explain_named",
     "explain_tables": "explain_tables",
-    "logprobs_text": "logprobs_page",
+    "logprobs_text": "language_models.logprobs_page",
     "measured_text": "text_layout",
     "number": "text_layout",
     "pictures": "pictures",
@@ -66,7 +70,8 @@ _MODULES = {
     "plot_directions": "fit_plot",
     "plot_fit": "fit_plot",
     "write": "run_page",
-    "write_logprobs": "logprobs_page",
+    "write_drift": "language_models.drift_page",
+    "write_logprobs": "language_models.logprobs_page",
 }
 
 __getattr__, __dir__ = lazy(

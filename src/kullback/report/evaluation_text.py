@@ -5,27 +5,30 @@ Which to use: `figures` for every figure, `remarks` for what a reader must know 
 
 The table of an evaluation for a terminal: one figure a line, then what the figures mean.
 
-Which to use: `evaluation_table`. It is plain text, so it can be piped, kept and compared.
+Which to use: `evaluation_table`, and `sandwich_table` for log p(x) = ELBO + KL. They are plain
+text, so they can be piped, kept and compared.
 """
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from kullback.core import DataError, Estimate
 from kullback.data import describe_protocol
-from kullback.vae import Evaluation, limits
+from kullback.vae import Aggregate, Evaluation, Gap, aggregate_remarks, gap_remarks, limits
 
 __all__ = [
     "Figure",
+    "aligned",
     "evaluation_table",
     "figures",
     "noun_of",
     "plain",
     "protocol_line",
     "remarks",
+    "sandwich_table",
     "scope",
 ]
 
@@ -232,7 +235,7 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
     elif e.loose > 0:
         said.append(
             f"{_percent(e.loose)} of {noun}s rest on fewer than {limits.LOOSE_DRAWS:g} effective "
-            "draws: their bound is loose; try more --draws."
+            "draws: their bound is loose; kullback evaluate --sandwich measures how much."
         )
     if e.active_units == 0:
         said.append(
@@ -331,3 +334,115 @@ def evaluation_table(
     for sentence in remarks(evaluation, noun=noun):
         lines += textwrap.wrap(sentence, width=max(20, width), subsequent_indent="  ")
     return "\n".join(lines)
+
+
+UNKNOWN = "not known"
+
+
+def sandwich_table(
+    test: Gap, own: Gap, whole: Aggregate | None, *, noun: str = "image", explain: bool = False
+) -> str:
+    """Write log p(x) = ELBO + KL for test images and for the model's own, and what z carries.
+
+    whole: the aggregate posterior, None where there are too few images for one. explain: the sum
+    with its numbers in words, and every latent dimension. No final newline.
+
+    >>> import torch
+    >>> from kullback.vae import Annealing, build, measure_gap
+    >>> few = Annealing(chains=2, temperatures=2)
+    >>> found = measure_gap(build((4,), "binary"), torch.ones(3, 4), annealing=few)
+    >>> sandwich_table(found, found, None).splitlines()[0]
+    'log p(x) = ELBO + KL(q(z|x) || p(z|x)), nats/image'
+    """
+    heads = ["", f"{test.images} test {noun}s", f"{own.images} made by the model"]
+    rows = [heads, *([name, cell(test), cell(own)] for name, cell in _SANDWICH)]
+    lines = [f"log p(x) = ELBO + KL(q(z|x) || p(z|x)), nats/{noun}", *aligned(rows)]
+    if whole is not None:
+        lines += ["", *aligned(_aggregate_rows(whole, noun))]
+    sentences = gap_remarks(test, own) + ([] if whole is None else aggregate_remarks(whole))
+    if explain:
+        sentences = [*_explained(test, noun), *sentences]
+        dimensions = [] if whole is None else _dimension_rows(whole)
+        lines += ["", *aligned(dimensions)] if dimensions else []
+    lines.append("")
+    for sentence in sentences:
+        lines += textwrap.wrap(sentence, width=100, subsequent_indent="  ")
+    return "\n".join(lines)
+
+
+def _or_unknown(estimate: Estimate | None) -> str:
+    return UNKNOWN if estimate is None else plain(estimate)
+
+
+_SANDWICH: tuple[tuple[str, Callable[[Gap], str]], ...] = (
+    ("log p(x), at most", lambda g: _or_unknown(g.upper)),
+    ("log p(x), at least", lambda g: plain(g.lower)),
+    ("  between the two", lambda g: _or_unknown(g.width)),
+    ("ELBO", lambda g: plain(g.elbo)),
+    ("KL, at most", lambda g: _or_unknown(g.kl_upper)),
+    ("KL, at least", lambda g: plain(g.kl_lower)),
+    ("  approximation", lambda g: plain(g.approximation)),
+    ("  amortisation", lambda g: plain(g.amortisation)),
+    ("settled", lambda g: f"{g.settled} of {g.images}"),
+)
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Align rows: the first column left, the others right.
+
+    >>> aligned([["a", "1"], ["bc", "10"]])
+    ['a     1', 'bc   10']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("   ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip())
+    return lines
+
+
+def _aggregate_rows(whole: Aggregate, noun: str) -> list[list[str]]:
+    low, high = whole.information_low, whole.information_high
+    return [
+        [f"rate = I(x; z) + KL(q(z) || p(z)), {whole.items:,} test {noun}s", "at least", "at most"],
+        ["rate", plain(whole.rate), plain(whole.rate)],
+        ["I(x; z)", plain(low), plain(high)],
+        ["KL(q(z) || p(z))", plain(whole.kl_low), plain(whole.kl_high)],
+    ]
+
+
+def _dimension_rows(whole: Aggregate) -> list[list[str]]:
+    """Return a row for each latent dimension that carries something, the most first."""
+    each = {
+        "rate": whole.rate_each,
+        "KL(q(z_d) || p(z_d)), at least": whole.kl_low_each,
+        "at most": whole.kl_high_each,
+        "I(x; z_d), at least": whole.information_low_each,
+        "at most ": whole.information_high_each,
+    }
+    rates = whole.rate_each.value
+    used = [d for d in rates.argsort(descending=True).tolist() if rates[d] >= limits.ACTIVE_KL]
+    rows = [["dimension", *each]]
+    for d in used:
+        one = [
+            replace(e, value=float(e.value[d]), standard_error=float(e.standard_error[d]))
+            for e in each.values()
+        ]
+        rows.append([f"z[{d}]", *(plain(e) for e in one)])
+    return rows if used else []
+
+
+def _explained(test: Gap, noun: str) -> list[str]:
+    return [
+        f"log p(x) = ELBO + KL, for each {noun}, here: at least {test.lower.value:.2f} = "
+        f"{test.elbo.value:.2f} + at least {test.kl_lower.value:.2f} nats.",
+        "At least: annealed importance sampling from q(z|x) to p(z|x), below log p(x) in "
+        "expectation. At most: the same chains run backwards from an exact draw of p(z|x).",
+        "Approximation: what remains when q is refitted for each image by itself. Amortisation: "
+        f"what the encoder costs on top. The two add up to KL, at least. ± is over {noun}s.",
+        f"Settled: test {noun}s where the variance of log w over chains is at most "
+        f"{limits.SETTLED_LOG_VARIANCE:g}, and the model's own whose two bounds are at most "
+        f"{limits.SETTLED_WIDTH:g} nats apart.",
+        "I(x; z): how much z says about x, of the rate; the rest, KL(q(z) || p(z)), is paid "
+        "because the codes of all images together are not distributed as the prior.",
+    ]

@@ -6,9 +6,11 @@ None of them changes a measured value; they choose what is shown and how.
 __all__ = [
     "CRISP",
     "CURVE_POINTS",
+    "DECODED_BEFORE",
     "DENSITY_DRAWN",
     "DOTTED_POINTS",
     "DRAWN_GROUPS",
+    "DRIFT_BYTES",
     "EQUAL_BITS",
     "FIT_ENTRIES",
     "KL_BARS",
@@ -24,6 +26,7 @@ __all__ = [
     "OUTCOMES",
     "PAGE_BYTES",
     "PAGE_GROUPS",
+    "PAGE_TOKENS",
     "PUSH_REACH",
     "RATIO_ROUNDING",
     "SMALL",
@@ -37,6 +40,7 @@ __all__ = [
     "WHOLE_EPOCHS",
     "WHOLE_ERROR",
     "WORD_BITS",
+    "WORST_TOKENS",
 ]
 
 # The page of a run
@@ -53,6 +57,12 @@ SOUND_PAGE_BYTES = 2_000_000  # of a page that plays clips
 SOUND_BYTES = 400_000  # of each of its three rows of players, in base64
 SPECTROGRAM_BANDS, SPECTROGRAM_FRAMES = 128, 128  # pixels, at most one band more and few frames
 LOUDNESS_RANGE = 70.0  # decibels from black to white: from speech to the hiss between words
+
+# The page of a drift report
+DRIFT_BYTES = 1_600_000  # of text with its drift: the page then stays below 2 MB
+PAGE_TOKENS = 20_000  # shown: some 40 pages of a book
+WORST_TOKENS = 15  # listed
+DECODED_BEFORE = 6  # tokens decoded before a new one: no character has more, spaces depend on one
 
 # Numbers and labels in text
 SMALL, LARGE = 0.01, 1e6  # outside, a figure is printed in scientific notation

@@ -1,7 +1,4 @@
-"""Every threshold of this folder that was chosen, with its source.
-
-Thresholds of the backends that are part of a kernel's algorithm stand in `backends`.
-"""
+"""Every threshold of this folder that was chosen, with its source."""
 
 # Inputs of another kind
 
@@ -36,6 +33,16 @@ ROUNDING_SHARE = 0.1
 # log-ratios at which e^x is cut where only its rounding is computed
 LARGEST_LOG = 300.0
 
+# Log-ratios in the backends (MATH 5.7; tests/tokens/test_divergences.py: relative errors)
+
+# e^l − 1 − l needs no care up to this: e^20 times a mass is within float32
+FAR_LOG = 20.0
+# log-ratios end here, lest those of finite masks overflow float32
+LARGEST_LOG_RATIO = 1e30
+# below it the kernels take the series of e^l − 1 to l^6, whose remainder there is 5e-8 of it, and
+# 4e-7 of e^l − 1 − l
+SERIES_LOG = 0.25
+
 # Auditing (tests/tokens/test_audit.py: no loss is misnamed)
 
 # relative error below which a field is a divergence's gradient; float32 inside a loss costs 1e-6
@@ -65,6 +72,12 @@ MOST_PERCENT, TWO_DIGITS = 9.995, 0.01
 
 # logits where PyTorch's own operations do it
 BLOCK = 1 << 17
+# of the chunked backend: logits that stay in a cache with their scratch, and on an accelerator,
+# where it is launching kernels that costs
+CACHED_BLOCK, ACCELERATOR_BLOCK = 1 << 16, 1 << 24
+# logits from which "auto" compiles the native loop, which takes some five seconds once a machine;
+# where it has been loaded already it takes all
+COMPILED_FROM = 1 << 16
 # hidden states: bytes of scratch by default; positions, enough for a matrix product to run at full
 # speed; positions × tokens, whose scratch stays in a processor's cache; and tokens at least
 MEMORY, POSITIONS, CELLS, FEWEST_TOKENS = 48 << 20, 1024, 1 << 20, 256

@@ -7,7 +7,7 @@ What a model is: `architecture` (names only), `networks`, `likelihoods`, `priors
 `model`. How it is trained: `training` (settings and schedules), `loop` (the loop, its logs and
 warnings), `elbo_step` and `step.c` (the gradient by hand), `checkpoint`, `run` (the run folder, the
 device). How good it is: `evidence` (bounds image by image), `evaluation` (means with error bars,
-active units, collapse). `limits`: the thresholds.
+active units, collapse), `posterior` (log p(x) = ELBO + KL, from both sides). `limits`: thresholds.
 """
 
 from typing import TYPE_CHECKING
@@ -18,9 +18,21 @@ if TYPE_CHECKING:
     from . import limits
     from .architecture import Architecture, choose
     from .elbo_step import compiled_state
-    from .evaluation import Evaluation, evaluate
+    from .evaluation import Evaluation, evaluate, image_bounds, summarise
+    from .evidence import Bounds
     from .loop import Progress
     from .model import VAE, build
+    from .posterior import (
+        Aggregate,
+        Annealing,
+        Gap,
+        aggregate,
+        aggregate_remarks,
+        anneal,
+        gap_remarks,
+        made_by,
+        measure_gap,
+    )
     from .run import (
         Outcome,
         matmul_gflops,
@@ -34,42 +46,66 @@ if TYPE_CHECKING:
 
 __all__ = [
     "VAE",
+    "Aggregate",
+    "Annealing",
     "Architecture",
+    "Bounds",
     "Evaluation",
+    "Gap",
     "Outcome",
     "Progress",
     "Training",
+    "aggregate",
+    "aggregate_remarks",
+    "anneal",
     "architecture",
     "build",
     "choose",
     "compiled_state",
     "evaluate",
+    "gap_remarks",
+    "image_bounds",
     "limits",
+    "made_by",
     "matmul_gflops",
+    "measure_gap",
     "pick_device",
     "pick_precision",
     "pick_threads",
     "resume",
+    "summarise",
     "train",
 ]
 
 _HOME = {
     "VAE": "model",
+    "Aggregate": "posterior",
+    "Annealing": "posterior",
     "Architecture": "architecture",
+    "Bounds": "evidence",
     "Evaluation": "evaluation",
+    "Gap": "posterior",
     "Outcome": "run",
     "Progress": "loop",
     "Training": "training",
+    "aggregate": "posterior",
+    "aggregate_remarks": "posterior",
+    "anneal": "posterior",
     "build": "model",
     "choose": "architecture",
     "compiled_state": "elbo_step",
     "evaluate": "evaluation",
+    "gap_remarks": "posterior",
+    "image_bounds": "evaluation",
     "limits": "limits",
+    "made_by": "posterior",
     "matmul_gflops": "run",
+    "measure_gap": "posterior",
     "pick_device": "run",
     "pick_precision": "run",
     "pick_threads": "run",
     "resume": "run",
+    "summarise": "evaluation",
     "train": "run",
 }
 __getattr__, __dir__ = lazy(

@@ -4,7 +4,9 @@
 and the counts. `save` and `load` write and read a state as one safetensors file, replaced
 atomically. The run's two logs (`metrics.jsonl`, `timing.jsonl`) only grow; a checkpoint remembers
 their lengths, and resuming cuts off what was written after it. `save_tensors` and `load_tensors`
-write and read any tensors: whole or not at all, compared with what is expected, never a pickle.
+write and read any tensors: whole or not at all, with a hash, compared with what is expected, never
+a pickle. `write_config` and `read_config` do so for the description of a run. `averaged_weights`
+returns the weights that a model of an unfinished run has.
 """
 
 import json
@@ -19,8 +21,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from kullback.core import RunError, write_atomic
+from kullback.core import (
+    RunError,
+    check_file_hash,
+    read_json,
+    with_file_hash,
+    write_atomic,
+    write_json,
+)
 
+from .limits import RUN_FORMAT
 from .networks import Mlp
 from .training import Training
 
@@ -29,16 +39,54 @@ __all__ = [
     "FlatParameters",
     "State",
     "append_row",
+    "averaged_weights",
     "extend_last_row",
     "load",
     "load_tensors",
+    "read_config",
     "refuse_to_overwrite",
     "save",
     "save_tensors",
+    "write_config",
 ]
 
 LOGS = ("metrics.jsonl", "timing.jsonl")
 NAME = "checkpoints/last.safetensors"
+NO_HASH = "0" * 64
+BUFFER = "buffer."  # begins the names of a model's buffers in a checkpoint
+
+
+def write_config(folder: Path, fields: Mapping[str, Any]) -> None:
+    """Write `config.json` with its hash."""
+    write_json(folder / "config.json", {"format": RUN_FORMAT, **fields}, hashed=True)
+
+
+def read_config(folder: Path, *required: str) -> dict[str, Any]:
+    """Read `config.json`; its hash must be right, and there, except in a run made before.
+
+    Errors: RunError when it is missing, damaged, changed, of another format or lacks a key.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    if not isinstance(config, dict) or config.get("format") not in (1, RUN_FORMAT):
+        raise RunError(f"{path}: not a model of format 1 or {RUN_FORMAT} of this library")
+    if config["format"] == RUN_FORMAT and "file_sha256" not in config:
+        raise RunError(f"{path}: damaged: it has lost its hash (file_sha256)")
+    for key in required:
+        if key not in config:
+            raise RunError(f"{path}: not the description of a run: no {key!r}")
+    return config
+
+
+def is_hashed(config: Mapping[str, Any]) -> bool:
+    """Say whether the weights that belong to a `config.json` have hashes."""
+    return bool(config["format"] == RUN_FORMAT)
+
+
+def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return the trainable parameters in the order of the flat vector: matrices first."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    return sorted(named, key=lambda pair: pair[1].ndim < 2)  # stable
 
 
 class FlatParameters:
@@ -60,8 +108,7 @@ class FlatParameters:
     """
 
     def __init__(self, model: nn.Module, *, precision: torch.dtype = torch.float32) -> None:
-        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        named.sort(key=lambda pair: pair[1].ndim < 2)  # stable: matrices first
+        named = trainable(model)
         self.names = [name for name, _ in named]
         self.parameters = [parameter for _, parameter in named]
         self.vector = torch.cat([p.detach().reshape(-1) for p in self.parameters])
@@ -153,7 +200,8 @@ class FlatParameters:
 class State:
     """All that the next step needs; what a checkpoint holds.
 
-    totals: sums over the steps since the last reading of (ELBO, rate).
+    totals: sums over the steps since the last reading of (ELBO, rate). buffers: what the model
+    holds besides its parameters, so that a checkpoint alone is a whole model.
     """
 
     flat: FlatParameters
@@ -162,6 +210,7 @@ class State:
     step: int = 0
     seconds: float = 0.0
     totals: Tensor = field(default_factory=lambda: torch.zeros(2))
+    buffers: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def start(
@@ -174,7 +223,9 @@ class State:
         optimiser = torch.optim.AdamW([weights], weight_decay=0.0, fused=True)
         device = flat.vector.device
         generator = torch.Generator(device).manual_seed(settings.seed)
-        return cls(flat, optimiser, generator, totals=torch.zeros(2, device=device))
+        buffers = {n: t for n, t in model.state_dict().items() if n not in flat.names}
+        totals = torch.zeros(2, device=device)
+        return cls(flat, optimiser, generator, totals=totals, buffers=buffers)
 
 
 def append_row(folder: Path, log: str, row: dict[str, Any]) -> None:
@@ -204,9 +255,10 @@ def save(folder: Path, state: State) -> None:
     save_tensors(folder / NAME, _tensors(state), note=json.dumps(note))
 
 
-def load(folder: Path, state: State) -> None:
+def load(folder: Path, state: State, *, hashed: bool = False) -> None:
     """Put a saved state into a fresh one of the same model; without a checkpoint leave it fresh.
 
+    hashed: whether the checkpoint must have a hash.
     Errors: RunError when the file is damaged or belongs to another model.
     """
     path = folder / NAME
@@ -215,8 +267,12 @@ def load(folder: Path, state: State) -> None:
         return
     _make_moments(state)
     here = _tensors(state)
-    tensors = load_tensors(path, like=here)
-    note = _note(path)
+    tensors, metadata = _read_tensors(path)
+    if not any(name.startswith(BUFFER) for name in tensors):  # a checkpoint of format 1
+        here = {name: tensor for name, tensor in here.items() if not name.startswith(BUFFER)}
+    _compare(path, tensors, here)
+    _require_hash(path, metadata, hashed=hashed)
+    note = _parse_note(metadata, path)
     for name, tensor in tensors.items():
         here[name].copy_(tensor)
     state.generator.set_state(tensors["generator"])
@@ -233,7 +289,38 @@ def _tensors(state: State) -> dict[str, Tensor]:
     for number, group in enumerate(state.optimiser.param_groups):
         moments = state.optimiser.state[group["params"][0]]
         tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in moments.items()}
-    return tensors
+    return tensors | {BUFFER + name: tensor for name, tensor in state.buffers.items()}
+
+
+def averaged_weights(
+    folder: Path, model: nn.Module, *, hashed: bool = False
+) -> tuple[dict[str, Tensor], str]:
+    """Return the averaged weights of a run's last checkpoint by name, and a sentence about them.
+
+    model: of the same architecture, on any device; its own weights are not read.
+    Errors: RunError when there is no checkpoint, or it is damaged, without the model's buffers (one
+    written before checkpoints had them), or of another model.
+    """
+    path, expected = folder / NAME, model.state_dict()
+    if not path.exists():
+        weights = folder / "model.safetensors"
+        raise RunError(f"{weights}: no such file, and the run has no checkpoint yet")
+    tensors, metadata = _read_tensors(path)
+    _require_hash(path, metadata, hashed=hashed)
+    note = _parse_note(metadata, path)
+    found = {n.removeprefix(BUFFER): t for n, t in tensors.items() if n.startswith(BUFFER)}
+    if not found:
+        hint = f"kullback train --resume {folder}"
+        raise RunError(f"{path}: of an earlier version, without the data's mean. Try: {hint}")
+    named, average = trainable(model), tensors.get("average", torch.zeros(0))
+    sizes = [parameter.numel() for _, parameter in named]
+    if sum(sizes) != average.numel():
+        raise RunError(f"{path}: average: expected {sum(sizes):,} numbers; got {average.numel():,}")
+    parts = torch.split(average, sizes)
+    found |= {n: part.reshape(p.shape) for (n, p), part in zip(named, parts, strict=True)}
+    _compare(path, found, expected)
+    said = f"the training is not finished: these are its averaged weights after {note['step']:,} "
+    return found, f"{folder}: {said}steps ({note['seconds']:.0f} s)"
 
 
 def _make_moments(state: State) -> None:
@@ -245,10 +332,9 @@ def _make_moments(state: State) -> None:
         state.optimiser.state[part] = moments | {"exp_avg_sq": torch.zeros_like(part.data)}
 
 
-def _note(path: Path) -> dict[str, Any]:
+def _parse_note(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            note = json.loads((file.metadata() or {})["note"])
+        note = json.loads(metadata["note"])
         _ = int(note["step"]), float(note["seconds"]), [int(n) for n in note["lengths"]]
     except (KeyError, ValueError, TypeError) as error:
         raise RunError(f"{path}: its header is damaged ({error})") from error
@@ -276,29 +362,49 @@ def refuse_to_overwrite(path: Path) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, note: str = "") -> None:
-    """Write tensors as safetensors, atomically; `note` travels in the file's header.
+    """Write tensors as safetensors with a hash, atomically; `note` travels in the file's header.
 
     Errors: RunError when the disk refuses; the file that was there stays as it was.
     """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomic(path, safetensors.torch.save(plain, metadata={"note": note} if note else None))
+    metadata = {"file_sha256": NO_HASH} | ({"note": note} if note else {})
+    write_atomic(path, with_file_hash(safetensors.torch.save(plain, metadata=metadata)))
 
 
-def load_tensors(path: Path, *, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def load_tensors(
+    path: Path, *, like: Mapping[str, Tensor] | None = None, hashed: bool = False
+) -> dict[str, Tensor]:
     """Read a safetensors file and, given `like`, hold it to the same names, shapes and dtypes.
 
+    hashed: whether it must have a hash, which is checked in any case.
     Errors: RunError when the file is missing, truncated, damaged, or does not match; the message
     names the first difference.
     """
+    tensors, metadata = _read_tensors(path)
+    if like is not None:
+        _compare(path, tensors, like)
+    _require_hash(path, metadata, hashed=hashed)
+    return tensors
+
+
+def _require_hash(path: Path, metadata: Mapping[str, str], *, hashed: bool) -> None:
+    if hashed and "file_sha256" not in metadata:
+        raise RunError(f"{path}: damaged or of another run: it has no hash (file_sha256)")
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors and the metadata of a safetensors file; a hash that is there is checked."""
     try:
-        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
+        content = path.read_bytes()
+        tensors: dict[str, Tensor] = safetensors.torch.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = dict(header.get("__metadata__", {}))
     except FileNotFoundError as error:
         raise RunError(f"{path}: no such file") from error
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise RunError(f"{path}: not a readable safetensors file ({error})") from error
-    if like is not None:
-        _compare(path, tensors, like)
-    return tensors
+    check_file_hash(content, path, required="file_sha256" in metadata)
+    return tensors, metadata
 
 
 def _compare(path: Path, tensors: dict[str, Tensor], like: Mapping[str, Tensor]) -> None:

@@ -34,7 +34,9 @@ __all__ = [
     "bits_per_sample",
     "collapse_warning",
     "evaluate",
+    "image_bounds",
     "over_images",
+    "summarise",
     "varying_units",
 ]
 
@@ -139,6 +141,40 @@ def evaluate(
         >>> abs(figures.elbo.value + figures.rate.value + figures.distortion.value) < 1e-5
         True
     """
+    found = image_bounds(model, x, draws=draws, seed=seed, precision=precision, progress=progress)
+    return summarise(model, x, found, seed=seed)
+
+
+def image_bounds(
+    model: VAE,
+    x: Tensor,
+    *,
+    draws: int = 500,
+    seed: int = 0,
+    precision: torch.dtype = torch.float32,
+    progress: Callable[[int, int], None] | None = None,
+) -> Bounds:
+    """Return the terms that `evaluate` averages, image by image, in float64 on the CPU.
+
+    Args:
+        model: As in `evaluate`.
+        x: As in `evaluate`.
+        draws: As in `evaluate`.
+        seed: As in `evaluate`.
+        precision: As in `evaluate`.
+        progress: As in `evaluate`.
+
+    Returns:
+        Figures per image.
+
+    Raises:
+        ArgumentValueError: As `evaluate`.
+
+    Example:
+        >>> from kullback.vae import build
+        >>> image_bounds(build((4,), "binary"), torch.ones(8, 4), draws=16).elbo.shape
+        torch.Size([8])
+    """
     require(len(x) >= 1, "x", "at least 1 image", len(x))
     x = model.check(x)
     generator = torch.Generator(x.device).manual_seed(seed)
@@ -149,7 +185,9 @@ def evaluate(
             parts.append(bounds(model, part, draws=draws, generator=generator))
             if progress is not None:
                 progress(min(start + IMAGES_PER_BLOCK, len(x)), len(x))
-    return _summarise(model, parts, x, draws, seed)
+    names = [name for name in Bounds.__slots__ if name != "draws"]
+    joined = {n: torch.cat([getattr(part, n) for part in parts]).double().cpu() for n in names}
+    return Bounds(**joined, draws=draws)
 
 
 @contextmanager
@@ -164,14 +202,28 @@ def _decoder_in(model: VAE, precision: torch.dtype) -> Iterator[None]:
         model.decoder = kept
 
 
-def _summarise(model: VAE, parts: list[Bounds], x: Tensor, draws: int, seed: int) -> Evaluation:
-    def joined(name: str) -> Tensor:
-        return torch.cat([getattr(part, name) for part in parts]).double().cpu()
+def summarise(model: VAE, x: Tensor, found: Bounds, *, seed: int = 0) -> Evaluation:
+    """Average the terms of `image_bounds` into an `Evaluation`.
 
-    elbo, weighted = joined("elbo"), joined("importance_weighted")
-    effective, means = joined("effective_draws"), joined("mean")
+    Args:
+        model: That they are of.
+        x: Of which they are.
+        found: The terms.
+        seed: Of their draws.
+
+    Returns:
+        The figures.
+
+    Example:
+        >>> from kullback.vae import build
+        >>> model, x = build((4,), "binary"), torch.ones(8, 4)
+        >>> summarise(model, x, image_bounds(model, x, draws=3)) == evaluate(model, x, draws=3)
+        True
+    """
+    elbo, weighted, draws = found.elbo, found.importance_weighted, found.draws
+    effective, means = found.effective_draws, found.mean
     loose = float((effective < LOOSE_DRAWS).double().mean())
-    kl = model.prior.kl(means, joined("log_sd")).mean(0)
+    kl = model.prior.kl(means, found.log_sd).mean(0)
     below = "a lower bound on log p(x), in expectation"
     tight = f"the importance-weighted bound of {draws} draws is below log p(x) in expectation"
     log_likelihood = over_images(weighted, bias="low", why=tight)
@@ -186,8 +238,8 @@ def _summarise(model: VAE, parts: list[Bounds], x: Tensor, draws: int, seed: int
         elbo=over_images(elbo, bias="low", why=below),
         log_likelihood=log_likelihood,
         gap=over_images(weighted - elbo),
-        rate=over_images(joined("rate")),
-        distortion=over_images(joined("distortion")),
+        rate=over_images(found.rate),
+        distortion=over_images(found.distortion),
         bits_per_dim=bits,
         draws=draws,
         images=len(x),

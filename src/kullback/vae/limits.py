@@ -3,6 +3,8 @@
 __all__ = [
     "ACTIVE_KL",
     "ACTIVE_VARIANCE",
+    "AGGREGATE_ITEMS",
+    "ANNEALED_OUTPUTS",
     "AVERAGE_STEPS",
     "CALLBACK_SECONDS",
     "CATEGORICAL_LEVELS",
@@ -25,8 +27,13 @@ __all__ = [
     "MAX_WIDTH",
     "MONITORED_IMAGES",
     "NAMED_COLUMNS",
+    "OVERFIT_ERRORS",
+    "OVERFIT_LOOKS",
     "REFIT_RIDGE",
     "REFIT_SAMPLES",
+    "RUN_FORMAT",
+    "SETTLED_LOG_VARIANCE",
+    "SETTLED_WIDTH",
     "SOUND_BATCH",
     "SOUND_CLIP_NORM",
     "SOUND_FRAMES",
@@ -44,6 +51,8 @@ ACTIVE_KL = 0.1  # nats of mean KL(q(z_d|x) ‖ p(z_d)): benchmarks/active_units
 COLLAPSED_KL = 0.5  # nats in all dimensions together; below, z carries no useful information
 LOOSE_DRAWS = 10.0  # below, an image's bound rests on a handful of draws
 DRAWS_FOR_LOOSE = 20  # with fewer, all draws could count and an image still be called loose
+SETTLED_LOG_VARIANCE = 1.0  # of log w over annealed chains: each is then about half a nat low
+SETTLED_WIDTH = 0.5  # nats between the bounds on own data; differences between models are larger
 
 # What a model can be
 CONV_MIN_SIDE = 8  # pixels: smaller images have too few 2x2 patches for convolutions to pay
@@ -73,11 +82,18 @@ AVERAGE_STEPS = 10  # between updates of the averaged weights: a tenth of their 
 LOG_STEPS = 100  # between rows of metrics.jsonl, at most
 TEST_STEPS = 500  # between looks at the test images, at least
 MONITORED_IMAGES = 1000  # test images of such a look: 0.3 nats of error at a deviation of 10
+OVERFIT_ERRORS = 4.5  # of a paired difference: by chance in less than one of 100,000 looks
+OVERFIT_LOOKS = 2  # in a row that are so much worse than the best
 COLLAPSE_AFTER = 0.1  # of the run, before which a small KL is no collapse yet
 CALLBACK_SECONDS = 0.1  # between calls of progress, at least
 
+# The run folder
+RUN_FORMAT = 2  # of config.json; in 1 neither it nor the weights had hashes
+
 # The machine
 DECODER_OUTPUTS = 800_000  # at once: what a core's cache holds
+AGGREGATE_ITEMS = 2000  # of a mixture: N² densities a dimension, 2 s for 50 dimensions
+ANNEALED_OUTPUTS = 2_000_000  # at once, kept for the gradient: some 50 MB
 IMAGES_PER_BLOCK = 100  # of one call of the progress callback of `evaluate`
 THREADS_GAIN = 1.2  # in speed of matrix products, below which more threads do not pay
 MAX_THREADS = 4096  # in a config.json: more is damage

@@ -2,22 +2,24 @@
 
 `fit` is the loop, a generator that yields after every step; `kullback.vae.run.train` wraps it in a
 run directory with checkpoints. A copy of `fit` is a fine start for a loop of your own. `Monitor`
-writes the rows of the logs, the figures of the progress bar, and warnings; `diagnose` says where a
-loss or a gradient stopped being finite.
+writes the rows of the logs, the figures of the progress bar, and warnings, and picks the best
+weights on examples that `hold_out` kept from training; `diagnose` says where a loss or a gradient
+stopped being finite.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kullback.core import Estimate, RunError
-from kullback.data import Dataset
+from kullback.core import DataError, Estimate, RunError
+from kullback.data import Dataset, binarize_all
 from kullback.variational import objectives
 
 from . import checkpoint
@@ -31,12 +33,24 @@ from .limits import (
     COLLAPSE_AFTER,
     LOG_STEPS,
     MONITORED_IMAGES,
+    OVERFIT_ERRORS,
+    OVERFIT_LOOKS,
     TEST_STEPS,
 )
 from .model import VAE
 from .training import Training
 
-__all__ = ["Batch", "Monitor", "NonFiniteError", "Progress", "diagnose", "fit", "loss_terms"]
+__all__ = [
+    "Batch",
+    "BestLook",
+    "Monitor",
+    "NonFiniteError",
+    "Progress",
+    "diagnose",
+    "fit",
+    "hold_out",
+    "loss_terms",
+]
 
 
 class NonFiniteError(RunError):
@@ -250,8 +264,95 @@ class Progress:
     warning: str
 
 
+def hold_out(data: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Tensor | None]:
+    """Keep a share of the different training examples from training, by their digests.
+
+    Copies stay on one side. Where bits are drawn afresh, those held out are drawn once.
+
+    Args:
+        data: The data set.
+        share: Of its different training examples, 0 to 1; 0 holds out nothing.
+        seed: Of the bits.
+
+    Returns:
+        The rest, and what was held out, `[n, *event]` or None.
+
+    Raises:
+        DataError: Too few different examples to leave one on each side.
+
+    Example:
+        >>> from kullback.data import load
+        >>> rest, held = hold_out(load(size=8), 0.1)
+        >>> len(rest.train), len(held)
+        (9000, 1000)
+    """
+    if share == 0:
+        return data, None
+    rows = data.train.cpu().flatten(1).numpy()
+    digests = [hashlib.sha256(b"validation" + row.tobytes()).digest() for row in rows]
+    ranked = sorted(set(digests))
+    wanted = max(2, round(share * len(ranked)))
+    if wanted >= len(ranked):
+        raise DataError(
+            f"validation: expected 3 or more different training examples and a share that leaves "
+            f"some; got {len(ranked):,} and {share:g}. Try: more data"
+        )
+    limit = ranked[wanted]
+    flags = torch.tensor([digest < limit for digest in digests])
+    held, kept = data.train[flags], data.train[~flags]
+    if data.dynamic:
+        held = binarize_all(held, seed=seed, label="validation")
+    names = tuple(n for n, flag in zip(data.train_names, flags.tolist(), strict=True) if not flag)
+    return replace(data, train=kept, train_names=names), held
+
+
+@dataclass(slots=True)
+class BestLook:
+    """The look with the highest objective on held-out examples, and the looks that were worse.
+
+    step: of that look. train_elbo: the training's average then. terms: the objective of each
+    example, `[n]`. weights: of the model then; empty where none are picked. below: the steps of
+    later looks that were worse by several standard errors, in a row.
+    """
+
+    step: int
+    train_elbo: float
+    terms: Tensor
+    weights: Tensor
+    below: list[int]
+
+    def save(self, folder: Path) -> None:
+        """Write `checkpoints/best.safetensors`."""
+        path = folder / BEST
+        path.parent.mkdir(exist_ok=True)
+        numbers = torch.tensor([self.step, self.train_elbo, *self.below], dtype=torch.float64)
+        tensors = {"numbers": numbers, "terms": self.terms, "weights": self.weights}
+        checkpoint.save_tensors(path, tensors)
+
+    @classmethod
+    def load(cls, folder: Path, step: int) -> "BestLook | None":
+        """Read what `save` wrote at or before a step; later looks will be made again."""
+        if not (folder / BEST).exists():
+            return None
+        held = checkpoint.load_tensors(folder / BEST)
+        if {"numbers", "terms", "weights"} != set(held) or len(held["numbers"]) < 2:
+            raise RunError(f"{folder / BEST}: not the best look of a run")
+        best, train_elbo, *below = held["numbers"].tolist()
+        if best > step:
+            return None
+        kept = [int(one) for one in below if one <= step]
+        return cls(int(best), train_elbo, held["terms"], held["weights"], kept)
+
+
+BEST = "checkpoints/best.safetensors"
+
+
 class Monitor:
-    """Writes the logs of one run and calls its progress callback."""
+    """Writes the logs of one run, calls its progress callback, and keeps the best weights.
+
+    validation: held-out training examples, `[n, *event]`, to pick the best weights on; None picks
+    none, and then overfitting is looked for on test images, for a warning alone.
+    """
 
     def __init__(
         self,
@@ -261,6 +362,8 @@ class Monitor:
         settings: Training,
         state: State,
         progress: Callable[[Progress], None] | None,
+        *,
+        validation: Tensor | None = None,
     ) -> None:
         self.folder, self.model, self.settings, self.state = folder, model, settings, state
         self.progress = progress
@@ -269,7 +372,10 @@ class Monitor:
         self.log_every = min(LOG_STEPS, self.per_epoch)
         self.test_every = self.log_every * max(1, math.ceil(TEST_STEPS / self.log_every))
         self.test = model.check(data.test[:MONITORED_IMAGES])
+        self.validation = None if validation is None else model.check(validation)
+        self.best = BestLook.load(folder, state.step)
         self.warnings: list[str] = []
+        self.warned: set[str] = set()
         self.latest: dict[str, float] = {}
         self.test_elbo: Estimate | None = None
         self.first = (state.step, state.seconds)
@@ -313,12 +419,13 @@ class Monitor:
         generator = torch.Generator(self.test.device).manual_seed(self.settings.seed)
         with self.state.flat.averaged():
             figures = bounds(self.model, self.test, draws=1, generator=generator)
+            more = self._look()
         each = self.model.prior.kl(figures.mean, figures.log_sd).mean(0)
         active, kl = active_units(figures.mean, each), each.tolist()
         self.test_elbo = over_images(figures.elbo.double().cpu(), bias="low", why="a bound")
         error = float(self.test_elbo.standard_error)
         if spent > max(COLLAPSE_AFTER, self.settings.warmup):
-            self._warn(collapse_warning(kl, active, self.settings.beta))
+            self._warn("collapse", collapse_warning(kl, active, self.settings.beta))
         return {
             "test_elbo": self.test_elbo.value,
             **({"test_elbo_error": error} if math.isfinite(error) else {}),
@@ -326,10 +433,71 @@ class Monitor:
             "active_units": active,
             "varying_units": varying_units(figures.mean),
             "kl_per_dimension": kl,
+            **more,
         }
 
-    def _warn(self, text: str) -> None:
-        if text and not self.warnings:
+    def _look(self) -> dict[str, Any]:
+        """Compare the averaged weights with the best so far on held-out examples; keep the better.
+
+        The noise is the same at every look, so differences are paired.
+        """
+        step, train_elbo = self.state.step, self.latest.get("elbo", math.nan)
+        terms, picks = self._objective(), self.validation is not None
+        row = {"validation_objective": float(terms.mean())} if picks else {}
+        best = self.best
+        if best is None or terms.mean() > best.terms.mean():
+            average = self.state.flat.average
+            weights = average.detach().cpu().clone() if picks else torch.empty(0)
+            self.best = BestLook(step, train_elbo, terms, weights, [])
+        elif step > max(best.step, *best.below, 0):
+            fall = over_images(best.terms - terms)
+            worse = fall.value > OVERFIT_ERRORS * fall.standard_error
+            best.below = [*best.below, step] if worse and train_elbo > best.train_elbo else []
+            if len(best.below) >= OVERFIT_LOOKS:
+                self._warn("overfitting", self._overfitting(best, fall))
+        if self.best is not None:
+            self.best.save(self.folder)
+        return row
+
+    def _objective(self) -> Tensor:
+        """Return the objective at its final β for every held-out example, `[n]`, on the CPU."""
+        x, settings = self.test if self.validation is None else self.validation, self.settings
+        weighted = settings.importance_weighted_at(1.0)
+        draws = settings.draws_at(1.0) if weighted else 1
+        generator = torch.Generator(x.device).manual_seed(settings.seed)
+        figures = bounds(self.model, x, draws=draws, generator=generator)
+        plain = -figures.distortion - settings.beta * figures.rate
+        return (figures.importance_weighted if weighted else plain).double().cpu()
+
+    def _overfitting(self, best: BestLook, fall: Estimate) -> str:
+        held = self.validation
+        where = f"{len(self.test):,} test" if held is None else f"{len(held):,} held-out"
+        remedy = (
+            "the weights of the best step are kept"
+            if held is not None
+            else "Try: --validation 0.1, which keeps the weights of the best step, or a shorter run"
+        )
+        return (
+            f"overfitting: on {where} images the bound has fallen by {fall.brief} since step "
+            f"{best.step:,}, while it rose on training images. {remedy}"
+        )
+
+    def select(self) -> str:
+        """Put the best weights in the place of the average; return which in words, or ""."""
+        best = self.best
+        if self.validation is None or best is None or not best.weights.numel():
+            return ""
+        average = self.state.flat.average
+        average.copy_(best.weights.to(average))
+        return (
+            f"weights: those of step {best.step:,} of {self.state.step:,}, the best on "
+            f"{len(self.validation):,} held-out training examples; the test set was not used for it"
+        )
+
+    def _warn(self, kind: str, text: str) -> None:
+        """Keep a warning, one of each kind."""
+        if text and kind not in self.warned:
+            self.warned.add(kind)
             self.warnings.append(text)
 
     def _reading(self) -> Progress:

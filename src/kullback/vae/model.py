@@ -7,26 +7,27 @@ on their averages. `location_and_spread` finds the units in which a model of con
 """
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kullback.core import (
-    DataError,
-    RunError,
-    describe,
-    read_json,
-    require,
-    require_count,
-    write_json,
-)
+from kullback.core import DataError, RunError, describe, require, require_count
 from kullback.data import PADDING
 from kullback.variational import objectives
 
 from .architecture import Architecture, Spec
-from .checkpoint import load_tensors, refuse_to_overwrite, save_tensors
+from .checkpoint import (
+    averaged_weights,
+    is_hashed,
+    load_tensors,
+    read_config,
+    refuse_to_overwrite,
+    save_tensors,
+    write_config,
+)
 from .evidence import bounds
 from .likelihoods import (
     Bernoulli,
@@ -85,6 +86,7 @@ class VAE(nn.Module):
         scale = scale.clone() if isinstance(scale, Tensor) else torch.tensor(float(scale))
         self.register_buffer("scale", scale)
         self.spec = spec
+        self.unfinished = ""  # by `load`: a sentence, where these are weights of a checkpoint
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and log standard deviation of q(z|x), `[batch, latent]` each."""
@@ -264,11 +266,14 @@ class VAE(nn.Module):
         refuse_to_overwrite(folder / "config.json")
         folder.mkdir(parents=True, exist_ok=True)
         save_tensors(folder / "model.safetensors", self.state_dict())
-        write_json(folder / "config.json", {"format": 1, "model": self.spec.to_dict()})
+        write_config(folder, {"model": self.spec.to_dict()})
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> "VAE":
         """Read a model from a run directory; nothing is unpickled, no code in it is run.
+
+        Of a run that is not finished, the averaged weights of its last checkpoint are read; a
+        warning says so, and the model's `unfinished` holds the same sentence.
 
         Args:
             folder: What `save` or `train` wrote.
@@ -278,12 +283,11 @@ class VAE(nn.Module):
             The model, in evaluation mode.
 
         Raises:
-            RunError: A file is missing, damaged, or does not match its description.
+            RunError: A file is missing, damaged, changed (its hash differs), or does not match its
+                description.
         """
         folder = Path(folder)
-        config = read_json(folder / "config.json")
-        if not isinstance(config, dict) or config.get("format") != 1 or "model" not in config:
-            raise RunError(f"{folder / 'config.json'}: not a model of format 1 of this library")
+        config = read_config(folder, "model")
         spec = Spec.from_dict(config["model"], source=str(folder / "config.json"))
         with torch.device("meta"):
             units = torch.ones(spec.event_shape) if _has_units(spec) else None
@@ -297,7 +301,12 @@ class VAE(nn.Module):
                 sound=spec.sound,
             )
         expected = model.state_dict()
-        tensors = load_tensors(folder / "model.safetensors", like=expected)
+        path, hashed = folder / "model.safetensors", is_hashed(config)
+        if path.exists():
+            tensors = load_tensors(path, like=expected, hashed=hashed)
+        else:
+            tensors, model.unfinished = averaged_weights(folder, model, hashed=hashed)
+            warnings.warn(model.unfinished, stacklevel=2)
         model.load_state_dict(tensors, assign=True)
         return model.to(device).eval()
 

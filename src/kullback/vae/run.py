@@ -18,14 +18,22 @@ from typing import Any
 
 import torch
 
-from kullback.core import DataError, RunError, __version__, read_json, require, write_json
+from kullback.core import (
+    DataError,
+    RunError,
+    __version__,
+    only_writer,
+    remove_temporaries,
+    require,
+    write_json,
+)
 from kullback.data import PADDING, Dataset, load, reload
 
 from . import checkpoint
 from .architecture import Architecture, Spec
-from .checkpoint import State
+from .checkpoint import State, is_hashed, read_config, write_config
 from .limits import MAX_THREADS, THREADS_GAIN, UNIT_SCALE_LEVELS
-from .loop import Monitor, NonFiniteError, Progress, fit
+from .loop import Monitor, NonFiniteError, Progress, fit, hold_out
 from .model import VAE, build, location_and_spread
 from .sound import second_moments
 from .training import Training
@@ -41,6 +49,7 @@ __all__ = [
 ]
 
 CHECKPOINT_SECONDS = 15.0
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,7 @@ class Outcome:
         model: With averaged weights, in evaluation mode.
         finished: Whether the budget was spent.
         warnings: Sentences, such as that the posterior collapsed.
+        selection: Which weights were picked and on what; "" where the last ones were kept.
         data: What it was trained on; None where a finished run was only read.
     """
 
@@ -60,6 +70,7 @@ class Outcome:
     finished: bool
     warnings: tuple[str, ...] = ()
     data: Dataset | None = None
+    selection: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +111,7 @@ def train(
     Raises:
         DataError: The data cannot be used.
         ArgumentValueError: The settings do not fit the data.
-        RunError: The folder exists, or the loss is no longer finite.
+        RunError: The folder exists, another process writes to it, or the loss is no longer finite.
 
     Example:
         >>> from kullback.vae import Architecture, Training
@@ -113,12 +124,14 @@ def train(
     training = training or Training.usual(dataset.kind)
     where = pick_device(device)
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
-    model = _fresh_model(dataset, architecture or Architecture(), training.seed, None)
+    rest, _ = hold_out(dataset, training.validation, seed=training.seed)
+    model = _fresh_model(rest, architecture or Architecture(), training.seed, None)
     config = _describe(model, dataset, training, where, threads)
     path = _new_folder(folder, dataset)
-    write_json(path / "config.json", config)
     watch = Watch(progress, stop, checkpoint_seconds)
-    return _drive(path, model, dataset, config, watch)
+    with only_writer(path):
+        write_config(path, config)
+        return _drive(path, model, dataset, read_config(path), watch)
 
 
 def resume(
@@ -144,24 +157,27 @@ def resume(
         As `train`; of a finished run what it left, without its data.
 
     Raises:
-        RunError: The folder holds no run, or a damaged one.
+        RunError: The folder holds no run, or a damaged one, or another process writes to it.
         DataError: The data are not those of the run (their hashes differ).
     """
     path = Path(folder)
-    config = read_json(path / "config.json")
-    for key in ("format", "model", "training", "data", "device", "threads", "precision"):
-        if not isinstance(config, dict) or key not in config:
-            raise RunError(f"{path / 'config.json'}: not the description of a run: no {key!r}")
+    keys = ("model", "training", "data", "device", "threads", "precision")
+    config = read_config(path, *keys)
     spec = Spec.from_dict(config["model"], source=str(path / "config.json"))
-    if (path / "model.safetensors").exists():
+    if (path / WEIGHTS).exists():
         return Outcome(path, VAE.load(path), finished=True)
-    dataset = data or reload(config["data"])
-    if dataset.protocol["sha256"] != config["data"]["sha256"]:
-        raise DataError(f"{path}: these are not the data the run was trained on: the hashes differ")
-    seed = int(config["training"]["seed"])
-    model = _fresh_model(dataset, spec.architecture, seed, spec)
-    watch = Watch(progress, stop, checkpoint_seconds)
-    return _drive(path, model, dataset, config, watch)
+    with only_writer(path):
+        if (path / WEIGHTS).exists():  # another process has finished it meanwhile
+            return Outcome(path, VAE.load(path), finished=True)
+        dataset = data or reload(config["data"])
+        if dataset.protocol["sha256"] != config["data"]["sha256"]:
+            what = "these are not the data the run was trained on"
+            raise DataError(f"{path}: {what}: the hashes differ")
+        settings, _, _ = _read_settings(config, path)
+        rest, _ = hold_out(dataset, settings.validation, seed=settings.seed)
+        model = _fresh_model(rest, spec.architecture, settings.seed, spec)
+        watch = Watch(progress, stop, checkpoint_seconds)
+        return _drive(path, model, dataset, config, watch)
 
 
 def _drive(
@@ -171,30 +187,42 @@ def _drive(
     config: dict[str, Any],
     watch: Watch,
 ) -> Outcome:
-    """Run the loop from the folder's last checkpoint and leave the folder consistent."""
+    """Run the loop from the folder's last checkpoint and leave the folder consistent.
+
+    The caller holds the folder's lock.
+    """
+    for place in (folder, folder / "checkpoints"):
+        remove_temporaries(place)
     device = pick_device(config["device"])
-    model, data = model.to(device), data.to(device)
     settings, precision, threads = _read_settings(config, folder)
+    rest, held = hold_out(data, settings.validation, seed=settings.seed)
+    model, rest = model.to(device), rest.to(device)
+    held = None if held is None else held.to(device)
     state = State.start(model, settings, precision=precision)
-    checkpoint.load(folder, state)
-    monitor = Monitor(folder, model, data, settings, state, watch.progress)
+    checkpoint.load(folder, state, hashed=is_hashed(config))
+    monitor = Monitor(folder, model, rest, settings, state, watch.progress, validation=held)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        finished = _loop(model, data, state, monitor, watch)
+        finished = _loop(model, rest, state, monitor, watch)
     except NonFiniteError:
         checkpoint.save(folder, state)  # the weights are those before the step that failed
         raise
     finally:
         torch.set_num_threads(before)
+    selection = ""
     if finished:
         monitor.finish()
+        selection = monitor.select()
+        if selection:
+            write_json(folder / "selection.json", {"format": 1, "weights": selection})
     else:
         checkpoint.save(folder, state)
     state.flat.release(model)
     if finished:  # from here on the run counts as finished; until here it can be resumed
-        checkpoint.save_tensors(folder / "model.safetensors", model.state_dict())
-    return Outcome(folder, model.eval(), finished, tuple(monitor.warnings), data)
+        checkpoint.save_tensors(folder / WEIGHTS, model.state_dict())
+    found = tuple(monitor.warnings)
+    return Outcome(folder, model.eval(), finished, found, data.to(device), selection)
 
 
 def _loop(model: VAE, data: Dataset, state: State, monitor: Monitor, watch: Watch) -> bool:
@@ -231,7 +259,6 @@ def _describe(
 ) -> dict[str, Any]:
     """Return what `config.json` holds: enough to go on with the run, and to judge its figures."""
     return {
-        "format": 1,
         "model": _spec(model).to_dict(),
         "training": training.to_dict(),
         "data": data.protocol,

@@ -36,6 +36,8 @@ class Training:
         average: The weights used for evaluation average about this fraction of the steps so far.
         precision: Of the matrix products: "auto", "float32" or "bfloat16" (weights stay float32).
         seed: Of the weights, the order of the examples and the noise.
+        validation: The share of the training examples that is held out, on which the step with the
+            best weights is picked; 0 keeps the last weights. The test set is never used for it.
 
     Raises:
         ArgumentValueError: A value outside these, or more than one budget.
@@ -61,6 +63,7 @@ class Training:
     average: float = 0.03
     precision: str = "auto"
     seed: int = 0
+    validation: float = 0.0
 
     def __post_init__(self) -> None:
         known = self.objective in ("elbo", "iwae")
@@ -84,6 +87,8 @@ class Training:
         require(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
         require(self.clip > 0, "clip", "a positive norm", self.clip)
         require(0 < self.average <= 1, "average", "a fraction of the run", self.average)
+        share = 0 <= self.validation < 1
+        require(share, "validation", "a share of the training examples, 0 to 1", self.validation)
         known = self.precision in ("auto", "float32", "bfloat16")
         require(known, "precision", "auto, float32 or bfloat16", repr(self.precision))
 

@@ -5,15 +5,18 @@ backend is a module with the functions that `task` describes and a line in `MODU
 """
 
 import importlib
+import os
+from functools import cache
 from typing import Any
 
 from torch import Tensor
 
 from kullback.core import ArgumentValueError, require
+from kullback.tokens import limits
 
 from .interface import Task
 
-__all__ = ["MODULES", "ORDER", "choose", "usable"]
+__all__ = ["MODULES", "ORDER", "choose", "direct", "usable"]
 
 MODULES = {
     "reference": "kullback.tokens.backends.reference",
@@ -22,7 +25,6 @@ MODULES = {
     "triton": "kullback.tokens.backends.triton_backend",
 }
 ORDER: tuple[str, ...] = ("triton", "native", "chunked")  # what "auto" tries, in this order
-MANY = {"native": 1 << 16}  # logits from which "auto" tries it: fewer are not worth compiling for
 
 
 def choose(name: str, p: Tensor, q: Tensor | None, task: Task) -> Any:
@@ -38,10 +40,9 @@ def choose(name: str, p: Tensor, q: Tensor | None, task: Task) -> Any:
     known = ("auto", *MODULES)
     require(name in known, "backend", " or ".join(map(repr, known)), repr(name))
     if name == "auto":
-        worth = (each for each in ORDER if p.numel() >= MANY.get(each, 0))
-        modules = (importlib.import_module(MODULES[each]) for each in worth)
-        return next(module for module in modules if not module.refusal(p, q, task))
-    module = importlib.import_module(MODULES[name])
+        modules = (_module(each) for each in ORDER)
+        return next(m for m in modules if _worth(m, p) and not m.refusal(p, q, task))
+    module = _module(name)
     reason = module.refusal(p, q, task)
     if reason:
         raise ArgumentValueError(f"backend: {name!r} cannot be used here: {reason}. Try: 'auto'")
@@ -65,7 +66,22 @@ def usable(p: Tensor, q: Tensor | None = None, *, task: Task | None = None) -> d
         ''
     """
     task = task or Task(("entropy",) if q is None else ("kl",))
-    return {
-        name: importlib.import_module(module).refusal(p, q, task)
-        for name, module in MODULES.items()
-    }
+    return {name: _module(name).refusal(p, q, task) for name in MODULES}
+
+
+def direct(p: Tensor, q: Tensor, task: Task) -> bool:
+    """Say whether "auto" takes `native` without compiling first: `choose` for small calls."""
+    native = _module("native")
+    ready = native.ready() and not native.refusal(p, q, task)
+    return ready and os.environ.get("TRITON_INTERPRET") != "1"
+
+
+@cache
+def _module(name: str) -> Any:
+    return importlib.import_module(MODULES[name])
+
+
+def _worth(module: Any, p: Tensor) -> bool:
+    """Say whether "auto" tries it: few logits are not worth compiling for."""
+    ready = getattr(module, "ready", None)
+    return ready is None or p.numel() >= limits.COMPILED_FROM or bool(ready())

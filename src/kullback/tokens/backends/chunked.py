@@ -11,14 +11,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .interface import Slope, Sum, Task
+from kullback.tokens import limits
+
+from .interface import Rows, Slope, Sum, Task
 
 __all__ = ["refusal", "slopes", "sums"]
-
-BLOCK = 1 << 16  # elements of a block: what is worked on together stays in the cache
-FAR = 20.0  # log ratio up to which e^l − 1 − l needs no care
-LARGE = 1e30  # log ratios end here, lest those of finite masks overflow
-WIDE_BLOCK = 1 << 24  # on an accelerator, where it is launching kernels that costs
 
 
 def refusal(p: Tensor, q: Tensor | None, task: Task) -> str:
@@ -52,10 +49,7 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
 
 
 def slopes(
-    p: Tensor,
-    q: Tensor | None,
-    ids: Tensor | None,
-    keep: Tensor | None,
+    rows: Rows,
     task: Task,
     sums: Tensor,
     coefficients: Tensor,
@@ -67,26 +61,27 @@ def slopes(
     >>> p, grad, task = torch.zeros(1, 2), torch.empty(1, 2), Task(("log_prob",))
     >>> c = torch.zeros(len(Slope), 1, dtype=torch.float64)
     >>> c[Slope.P_ONE] = 1.0
-    >>> slopes(p, None, None, None, task, sums(p, None, None, task), c, grad, None)
+    >>> slopes(Rows(p), task, sums(p, None, None, task), c, grad, None)
     >>> grad
     tensor([[0.5000, 0.5000]])
     """
-    for rows, block in _blocks(p, q, task, sums):
-        c = coefficients[:, rows, None].to(block.dtype)
-        at = None if ids is None else ids[rows, None]
+    ids, keep = rows.ids, rows.keep
+    for some, block in _blocks(rows.p, rows.q, task, sums):
+        c = coefficients[:, some, None].to(block.dtype)
+        at = None if ids is None else ids[some, None]
         for side, grad, first in ((block.p, grad_p, Slope.P_ONE), (block.q, grad_q, Slope.Q_ONE)):
             if grad is None:
                 continue
-            room = grad[rows] if grad.dtype == block.dtype else block.room("c")
+            room = grad[some] if grad.dtype == block.dtype else block.room("c")
             found = _slope(block, side, c[first : first + 6], task, room)
             if at is not None:
                 found.scatter_add_(-1, at, c[first + Slope.P_AT])
             if side.has is not None:
                 found.masked_fill_(~side.has, 0)
             if keep is not None:
-                found.masked_fill_(~keep[rows, None], 0)
+                found.masked_fill_(~keep[some, None], 0)
             if room.dtype != grad.dtype:
-                grad[rows] = found
+                grad[some] = found
 
 
 class _Side:
@@ -116,7 +111,9 @@ class _Side:
 
     def log(self, room: Tensor) -> Tensor:
         """Return the log-probabilities in `room`; 0 where there is no mass."""
-        log = self.centred(room).clamp_(min=-LARGE).sub_(self.norm.to(room.dtype))
+        log = (
+            self.centred(room).clamp_(min=-limits.LARGEST_LOG_RATIO).sub_(self.norm.to(room.dtype))
+        )
         return log if self.has is None else log.masked_fill_(~self.has, 0)
 
 
@@ -151,16 +148,20 @@ class _Block:
             self.both = has[0] & has[-1]
             self.ratio.masked_fill_(~self.both, 0)
         top, low = float(self.ratio.amax()), float(self.ratio.amin())
-        self.far = max(top, -low) > FAR
+        self.far = max(top, -low) > limits.FAR_LOG
         if self.far:
-            self.ratio.clamp_(-LARGE, LARGE)
+            self.ratio.clamp_(-limits.LARGEST_LOG_RATIO, limits.LARGEST_LOG_RATIO)
 
     def step(self) -> Tensor:
         """Return q − p, as p (e^l − 1) where that cancels less."""
-        step = torch.clamp(self.ratio, max=FAR, out=self.room("a")).expm1_().mul_(self.p.prob)
+        step = (
+            torch.clamp(self.ratio, max=limits.FAR_LOG, out=self.room("a"))
+            .expm1_()
+            .mul_(self.p.prob)
+        )
         if not self.far and self.both is None:
             return step
-        coarse = self.ratio.abs() > FAR
+        coarse = self.ratio.abs() > limits.FAR_LOG
         coarse = coarse if self.both is None else coarse | ~self.both
         return torch.where(coarse, self.q.prob - self.p.prob, step, out=step)
 
@@ -184,7 +185,9 @@ def _blocks(
     dtypes = {p.dtype} if q is None else {p.dtype, q.dtype}
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     vocab = p.shape[-1]
-    step = max(1, (BLOCK if p.device.type == "cpu" else WIDE_BLOCK) // vocab)
+    step = max(
+        1, (limits.CACHED_BLOCK if p.device.type == "cpu" else limits.ACCELERATOR_BLOCK) // vocab
+    )
     block = _Block(min(step, len(p)) * vocab, dtype, p.device)
     for start in range(0, len(p), step):
         rows = slice(start, start + step)
@@ -233,13 +236,13 @@ def _excess(block: _Block, prob: Tensor, ratio: Tensor, other: Tensor) -> tuple[
 
     other is prob e^r, and used where e^r might overflow.
     """
-    near = torch.clamp(ratio, max=FAR, out=block.room("a"))
+    near = torch.clamp(ratio, max=limits.FAR_LOG, out=block.room("a"))
     terms = torch.expm1(near, out=block.room("b"))
     off: Tensor = torch.linalg.vecdot(terms, prob)
     if not block.far:
         total: Tensor = torch.linalg.vecdot(terms.sub_(near), prob)
         return total.clamp_(min=0).double(), off.double()
-    far = ratio > FAR
+    far = ratio > limits.FAR_LOG
     off = (terms.mul_(prob)).where(~far, other - prob).sum(-1)
     total = (terms - prob * near).where(~far, other - prob - prob * ratio).sum(-1)
     return total.clamp_(min=0).double(), off.double()

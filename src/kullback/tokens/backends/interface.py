@@ -10,8 +10,9 @@ A backend is a module of this folder, named in `backends.py`. It offers
     sums(p, q, keep, task) -> Tensor [len(Sum), n], float64
         What one needs to know of every row: see `Sum`. Rows of the result that `task.needs` does
         not name may be left as they are.
-    slopes(p, q, ids, keep, task, sums, coefficients, grad_p, grad_q) -> None
-        Fills `grad_p` and `grad_q`, either of which may be None (not wanted): see `Slope`.
+    slopes(rows, task, sums, coefficients, grad_p, grad_q) -> None
+        Fills `grad_p` and `grad_q`, either of which may be None (not wanted): see `Slope`. rows:
+        the `Rows` p, q, ids, keep.
 
 or, like `reference`, one function that autograd differentiates:
 
@@ -47,7 +48,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Slope", "Sum", "Task", "Value", "coefficients", "fill_log_probs", "values"]
+__all__ = ["Rows", "Slope", "Sum", "Task", "Value", "coefficients", "fill_log_probs", "values"]
 
 Value = Literal[
     "kl",  # KL(p‖q)
@@ -62,7 +63,7 @@ Value = Literal[
 
 
 class Sum(IntEnum):
-    """The sums over one row of logits, float64; `x = (logit − max) / temperature`, `l = log q/p`.
+    """The sums over one row of logits, float64; `x = (logit − P_MAX) / temperature`, `l = log q/p`.
 
     A row without a distribution (no finite logit, or NaN or +inf) has a log-normaliser NaN.
     Sums over both sides run over the tokens that both have, where nothing else is said.
@@ -71,7 +72,7 @@ class Sum(IntEnum):
     6
     """
 
-    P_MAX = 0  # the largest logit of p, not divided by the temperature
+    P_MAX = 0  # the largest logit of p (or one near it, unless `same_top` is wanted)
     P_LOG = 1  # log Σ e^x over p, so that log p = x − P_LOG
     Q_MAX = 2
     Q_LOG = 3
@@ -137,6 +138,20 @@ class Task:
         return any(value in self.wants for value in values)
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Logits p, q `[n, vocab]`, q or None, with ids and keep `[n]`, or None.
+
+    >>> Rows(torch.zeros(1, 2)).q is None
+    True
+    """
+
+    p: Tensor
+    q: Tensor | None = None
+    ids: Tensor | None = None
+    keep: Tensor | None = None
+
+
 def fill_log_probs(
     sums: Tensor, p: Tensor, q: Tensor | None, ids: Tensor | None, task: Task
 ) -> None:
@@ -165,18 +180,28 @@ def values(sums: Tensor, task: Task) -> Tensor:
     tensor([[0.],
             [1.]], dtype=torch.float64)
     """
-    same = (sums[Sum.P_TOP] == sums[Sum.Q_TOP]) + 0 * (sums[Sum.P_LOG] + sums[Sum.Q_LOG])
-    found = {
-        "kl": sums[Sum.KL].masked_fill(sums[Sum.P_ALONE] > 0, math.inf),
-        "reverse_kl": sums[Sum.REVERSE_KL].masked_fill(sums[Sum.Q_ALONE] > 0, math.inf),
-        "js": task.beta * sums[Sum.JS_P] + (1 - task.beta) * sums[Sum.JS_Q],
-        "entropy": sums[Sum.P_ENTROPY],
-        "q_entropy": sums[Sum.Q_ENTROPY],
-        "log_prob": sums[Sum.P_AT],
-        "q_log_prob": sums[Sum.Q_AT],
-        "same_top": same,
-    }
-    return torch.stack([found[want] for want in task.wants])
+    return torch.stack([_value(sums, want, task.beta) for want in task.wants])
+
+
+_ROWS: dict[str, Sum] = {
+    "kl": Sum.KL,
+    "reverse_kl": Sum.REVERSE_KL,
+    "entropy": Sum.P_ENTROPY,
+    "q_entropy": Sum.Q_ENTROPY,
+    "log_prob": Sum.P_AT,
+    "q_log_prob": Sum.Q_AT,
+}
+_ALONE: dict[str, Sum] = {"kl": Sum.P_ALONE, "reverse_kl": Sum.Q_ALONE}  # tokens: then infinite
+
+
+def _value(sums: Tensor, want: str, beta: float) -> Tensor:
+    if want == "js":
+        return beta * sums[Sum.JS_P] + (1 - beta) * sums[Sum.JS_Q]
+    if want == "same_top":
+        nan = 0 * (sums[Sum.P_LOG] + sums[Sum.Q_LOG])
+        return (sums[Sum.P_TOP] == sums[Sum.Q_TOP]) + nan
+    found = sums[_ROWS[want]]
+    return found.masked_fill(sums[_ALONE[want]] > 0, math.inf) if want in _ALONE else found
 
 
 def coefficients(sums: Tensor, grads: Tensor, task: Task) -> Tensor:

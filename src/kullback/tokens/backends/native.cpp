@@ -1,8 +1,9 @@
-// The sums and slopes of `task`, one row at a time, on all cores. Compiled at first use by
-// native.py, which also documents the arguments; the tests hold it to the chunked backend.
+// The sums and slopes of `interface.py`, one row at a time, on all cores. Compiled at first use by
+// native.py, which documents the arguments; the tests hold it to the reference in float64.
 //
-// Loops are plain, for the compiler to vectorise: no infinities are assumed away, so no -ffast-math.
-// Elements are float32, partial sums of a block of 2048 too, and everything above that is double.
+// Rows are read in blocks of 2048 logits. Everything of one block is float32 (float64 where a side
+// is), in lanes of the widest vectors that the compiler may use; totals over blocks are double.
+// Vectors are those of GCC and Clang; instructions that have no other spelling are in `Isa` below.
 
 #include <algorithm>
 #include <atomic>
@@ -12,437 +13,1101 @@
 #include <limits>
 #include <system_error>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
 
-// helpers of the hot loops, which are only vectorised when nothing in them is a call
 #define INLINE inline __attribute__((always_inline))
+
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+#define WIDTH 64
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define WIDTH 32
+#else
+#define WIDTH 16
+#endif
 
 namespace {
 
 const int64_t BLOCK = 2048;
-const float INF = std::numeric_limits<float>::infinity();
-const float LARGE = 1e30f;  // logarithms end here, lest those of finite masks overflow
-const double NONE = std::numeric_limits<double>::quiet_NaN();
+const double LN2 = 0.69314718055994530942, NONE = std::numeric_limits<double>::quiet_NaN();
 
-// the order of Sum and of Slope in task.py
+// the order of Sum and of Slope in interface.py
 enum { P_MAX, P_LOG, Q_MAX, Q_LOG, P_ENTROPY, Q_ENTROPY, KL, REVERSE_KL, P_ALONE, Q_ALONE,
        P_LOST, Q_LOST, JS_P, JS_Q, P_TOP, Q_TOP, P_AT, Q_AT, NOTE, SUMS };
 enum { ONE, RATIO, LOG, MIX, STEP, AT, SIDE };
 
-// what is asked of a call, a set of bits
-enum { ASK_KL = 1, ASK_MORE = 2, ASK_JS = 4, ASK_TOP = 8 };
+// what is asked of a call, a set of bits, and the dtypes; the same in native.py
+enum { ASK_KL = 1, ASK_MORE = 2, ASK_JS = 4, ASK_TOP = 8, ASK_ENTROPY = 16 };
+enum { FLOAT32, BFLOAT16, FLOAT16, FLOAT64 };
+const int64_t SIZES[] = {4, 2, 2, 8};
 
-INLINE float bits_to_float(uint32_t bits) { float x; std::memcpy(&x, &bits, 4); return x; }
-INLINE uint32_t float_to_bits(float x) { uint32_t bits; std::memcpy(&bits, &x, 4); return bits; }
+// --- vectors ------------------------------------------------------------------------------------
+
+typedef float VF __attribute__((vector_size(WIDTH)));
+typedef double VD __attribute__((vector_size(WIDTH)));
+typedef int32_t MF __attribute__((vector_size(WIDTH)));
+typedef int64_t MD __attribute__((vector_size(WIDTH)));
+
+template <class R> struct Lanes;
+template <> struct Lanes<float> {
+    typedef VF V; typedef MF M; typedef int32_t I;
+    static constexpr int MANTISSA = 23;
+    static constexpr I BIAS = 127;
+    static constexpr float ROUND = 12582912.0f;  // 1.5 · 2^23, which rounds to an integer
+};
+template <> struct Lanes<double> {
+    typedef VD V; typedef MD M; typedef int64_t I;
+    static constexpr int MANTISSA = 52;
+    static constexpr I BIAS = 1023;
+    static constexpr double ROUND = 6755399441055744.0;
+};
+template <class R> using Vec = typename Lanes<R>::V;
+template <class R> using Mask = typename Lanes<R>::M;
+template <class R> constexpr int64_t LANES = WIDTH / sizeof(R);
+
+template <class R> INLINE Vec<R> all(R x) { return x - Vec<R>{}; }
+template <class R> INLINE Vec<R> load(const R* x) { Vec<R> v; std::memcpy(&v, x, WIDTH); return v; }
+template <class R> INLINE void store(R* x, Vec<R> v) { std::memcpy(x, &v, WIDTH); }
+template <class V> INLINE V bigger(V a, V b) { return a > b ? a : b; }  // b where one is NaN
+template <class V> INLINE V smaller(V a, V b) { return a < b ? a : b; }
+
+#if WIDTH == 64
+INLINE VF fma(VF a, VF b, VF c) { return (VF)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+INLINE VD fma(VD a, VD b, VD c) { return (VD)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
+INLINE VF below(VF x) { return (VF)_mm512_reduce_ps((__m512)x, 9); }  // x − floor(x)
+INLINE VD below(VD x) { return (VD)_mm512_reduce_pd((__m512d)x, 9); }
+INLINE VF off(VF x) { return (VF)_mm512_reduce_ps((__m512)x, 8); }  // x − its nearest integer
+INLINE VD off(VD x) { return (VD)_mm512_reduce_pd((__m512d)x, 8); }
+INLINE VF scaled(VF x, VF k) { return (VF)_mm512_scalef_ps((__m512)x, (__m512)k); }  // x 2^floor(k)
+INLINE VD scaled(VD x, VD k) { return (VD)_mm512_scalef_pd((__m512d)x, (__m512d)k); }
+#elif WIDTH == 32
+INLINE VF fma(VF a, VF b, VF c) { return (VF)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+INLINE VD fma(VD a, VD b, VD c) { return (VD)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+#else
+template <class V> INLINE V fma(V a, V b, V c) { return a * b + c; }
+#endif
+
+// of all lanes, added up in double
+#if WIDTH == 64
+template <class R> INLINE double total(VD v) { return _mm512_reduce_add_pd((__m512d)v); }
+template <class R> INLINE double total(VF v) {
+    __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+    __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+    return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+}
+#else
+template <class R> INLINE double total(Vec<R> v) {
+    double sum[2] = {};
+    for (int i = 0; i < LANES<R>; i++) sum[i & 1] += double(v[i]);
+    return sum[0] + sum[1];
+}
+#endif
+template <class R> R largest(Vec<R> v) { R top = v[0]; for (int i = 1; i < LANES<R>; i++) top = v[i] > top ? v[i] : top; return top; }
+
+// Horner's rule, the highest power first
+template <class V, class R, int N> INLINE V polynomial(V x, const R (&c)[N]) {
+    V sum = c[0] - V{};
+    for (int i = 1; i < N; i++) sum = fma(sum, x, c[i] - V{});
+    return sum;
+}
+
+// minimax: 2^x on [0, 1] and on |x| ≤ ½, (2^x − 1 − x log 2) / x² and (x − log(1 + x)) / x² there
+template <class R> struct Poly;
+template <> struct Poly<float> {
+    static constexpr float unit[] = {0.0002161291753f, 0.001246784563f, 0.009675451663f,
+        0.05548528057f, 0.2402293056f, 0.6931470444f, 1.0f};
+    static constexpr float half[] = {0.0001535336662f, 0.001339887436f, 0.009618437341f,
+        0.05550332471f, 0.2402264791f, 0.6931472029f, 1.0f};
+    static constexpr float unit_short[] = {0.001877576592f, 0.008989340245f, 0.05582631798f,
+        0.240153617f, 0.6931530732f, 0.9999999251f};
+    static constexpr float half_short[] = {0.00132764714f, 0.009675541296f, 0.05550713275f,
+        0.2402211973f, 0.6931469671f, 1.000000072f};
+    static constexpr float excess[] = {0.000015265440983f, 0.00015453114778f, 0.0013333601957f,
+        0.0096180826776f, 0.055504108218f, 0.2402265076f};
+    static constexpr float excess_short[] = {0.0001541727929f, 0.001338125023f, 0.009618172197f,
+        0.05550381112f, 0.2402265048f};
+    static constexpr float log[] = {-0.1637029632f, 0.1698436614f, -0.06071902965f,
+        0.07199184269f, -0.1157414901f, 0.1288922456f, -0.1425272995f, 0.1664289891f,
+        -0.2000096654f, 0.2500052306f, -0.3333332567f, 0.4999999815f};
+};
+template <> struct Poly<double> {
+    static constexpr double unit[] = {9.9522146640082496e-9, 9.46094540530215658e-8,
+        1.33127200405062807e-6, 0.0000152446596481488145, 0.000154039574912452162,
+        0.00133335437309264215, 0.00961812940917660458, 0.055504108628244648,
+        0.240226506961360831, 0.693147180559891271, 1.0};
+    static constexpr double half[] = {7.03727847674443094e-9, 1.02085378908970797e-7,
+        1.32156628389499781e-6, 0.0000152526581166373749, 0.000154035299611190857,
+        0.00133335582285613271, 0.00961812910803460518, 0.0555041086644588344,
+        0.240226506959087677, 0.693147180559949775, 1.0};
+    static constexpr double excess[] = {4.44838589936886952e-10, 7.07096714286325747e-9,
+        1.01780994139352332e-7, 1.3215451686820291e-6, 0.0000152527337605575683,
+        0.000154035304246928298, 0.00133335581464650099, 0.00961812910761870738,
+        0.0555041086648215043, 0.240226506959100761};
+    static constexpr auto &unit_short = unit, &half_short = half, &excess_short = excess;
+    static constexpr double log[] = {0.200160077302904108, -0.198933147512608714,
+        -0.106699827782306677, 0.0974570509774805693, 0.114874735899471867, -0.111209762950296501,
+        0.0301152370139602216, -0.0351557107723824513, 0.0592952971154514786,
+        -0.0619537056826590004, 0.0620256514209620475, -0.0662923811841972268,
+        0.071469218117521313, -0.0769528821789795627, 0.0833310245551366349,
+        -0.0909075500445247492, 0.100000083339538429, -0.111111160134202728, 0.124999998227867703,
+        -0.14285714198665408, 0.166666666686023578, -0.200000000007150554, 0.24999999999991806,
+        -0.333333333333315975, 0.500000000000000056};
+};
+
+// x^0 … of a polynomial times 2^LIFT
+template <int LIFT, class R, int N> INLINE Vec<R> lifted(Vec<R> x, const R (&c)[N]) {
+    const R lift = R(int64_t(1) << LIFT);
+    Vec<R> sum = all<R>(c[0] * lift);
+    for (int i = 1; i < N; i++) sum = fma(sum, x, all<R>(c[i] * lift));
+    return sum;
+}
+
+// 2^(x + LIFT): 0 for −inf, inf where it does not fit, NaN for NaN. Sums are kept LIFT powers of two
+// up, so that no mass that matters beside a log-ratio within the range of 2^x is rounded to 0.
+// SHORT: to 7e-8 in float32, for what only weighs the terms of a divergence.
+template <int LIFT, class R, bool SHORT = false> INLINE Vec<R> exp2(Vec<R> x) {
+#if WIDTH == 64
+    Vec<R> f = below(x);
+    return scaled(SHORT ? lifted<LIFT, R>(f, Poly<R>::unit_short) : lifted<LIFT, R>(f, Poly<R>::unit), x);
+#else
+    typedef typename Lanes<R>::I I;
+    const I bias = Lanes<R>::BIAS + LIFT;
+    x = bigger(all<R>(R(-bias)), x);  // in this order, which keeps NaN
+    x = smaller(all<R>(R(Lanes<R>::BIAS + 1 - LIFT)), x);
+    Vec<R> shifted = x + Lanes<R>::ROUND, f = x - (shifted - Lanes<R>::ROUND);
+    Mask<R> power = ((Mask<R>)shifted << Lanes<R>::MANTISSA) + (bias << Lanes<R>::MANTISSA);
+    return (SHORT ? polynomial(f, Poly<R>::half_short) : polynomial(f, Poly<R>::half)) * (Vec<R>)power;
+#endif
+}
+
+// Of 2^l, with l = k + g and |g| ≤ ½: the power 2^k and the excess 2^g − 1 − g log 2. Where k is 0,
+// g is l exactly, and what is made of them keeps its digits however small l is.
+template <class R> struct Power {
+    Vec<R> l, g, scale, curve;
+    INLINE Vec<R> less_one() const { return fma(scale, fma(g, all<R>(R(LN2)), curve), scale - R(1)); }
+    INLINE Vec<R> whole() const { return fma(scale, fma(g, all<R>(R(LN2)), curve), scale); }  // 2^l
+    INLINE Vec<R> back() const {  // 2^l (2^−l − 1 + l log 2)
+        Vec<R> line = l * R(LN2), near = fma(line, less_one(), -excess());
+        return scale == R(1) ? near : fma(whole(), line, -less_one());
+    }
+    INLINE Vec<R> excess() const {  // 2^l − 1 − l log 2
+        Vec<R> line = fma(all<R>(R(LN2)), fma(scale, g, -l), scale - R(1));
+        return fma(scale, curve, line);
+    }
+};
+template <class R, bool SHORT = false> INLINE Power<R> power(Vec<R> l) {
+    Power<R> e;
+    e.l = l;
+#if WIDTH == 64
+    e.g = off(l);
+    e.scale = scaled(all<R>(R(1)), l - e.g);
+#else
+    typedef typename Lanes<R>::I I;
+    const I bias = Lanes<R>::BIAS;
+    Vec<R> x = bigger(all<R>(R(-bias)), l);
+    x = smaller(all<R>(R(bias + 1)), x);
+    Vec<R> shifted = x + Lanes<R>::ROUND;
+    e.g = x - (shifted - Lanes<R>::ROUND);
+    e.scale = (Vec<R>)(((Mask<R>)shifted << Lanes<R>::MANTISSA) + (bias << Lanes<R>::MANTISSA));
+#endif
+    Vec<R> curve = SHORT ? polynomial(e.g, Poly<R>::excess_short) : polynomial(e.g, Poly<R>::excess);
+    e.curve = curve * (e.g * e.g);
+    return e;
+}
+
+// Of 1 + x = 2^k (1 + f), x > −1: k, f and f − log(1 + f). For −½ ≤ x < ½ k is 0 and f is x, so that
+// nothing cancels in what is made of them.
+template <class R> struct Log {
+    Vec<R> k, f, excess;
+    INLINE Vec<R> log1p() const { return fma(k, all<R>(R(LN2)), f - excess); }
+};
+template <class R> INLINE Log<R> log_of(Vec<R> x) {
+    typedef typename Lanes<R>::I I;
+    const I three_quarters = sizeof(R) == 4 ? I(0x3f400000) : I(0x3fe8000000000000);
+    Vec<R> m = x + R(1);
+    Mask<R> k = ((Mask<R>)m - three_quarters) >> Lanes<R>::MANTISSA;  // m / 2^k from ¾ to 1½
+    k = m >= R(0.5) ? bigger(k, Mask<R>{}) : k;
+    Vec<R> over = (Vec<R>)((Lanes<R>::BIAS - k) << Lanes<R>::MANTISSA);  // 2^−k
+    Log<R> l;
+    l.k = __builtin_convertvector(k, Vec<R>), l.f = fma(x, over, over - R(1));
+    l.excess = l.f * l.f * polynomial(l.f, Poly<R>::log);
+    return l;
+}
+
+// --- reading and writing of dtypes --------------------------------------------------------------
 
 struct bfloat16 { uint16_t bits; };
+struct float16 { uint16_t bits; };
+
+INLINE float from_bits(uint32_t bits) { float x; std::memcpy(&x, &bits, 4); return x; }
+INLINE uint32_t to_bits(float x) { uint32_t bits; std::memcpy(&bits, &x, 4); return bits; }
+
 INLINE float wide(float x) { return x; }
-INLINE float wide(bfloat16 x) { return bits_to_float(uint32_t(x.bits) << 16); }
+INLINE double wide(double x) { return x; }
+INLINE float wide(bfloat16 x) { return from_bits(uint32_t(x.bits) << 16); }
+INLINE float wide(float16 x) {
+    uint32_t rest = uint32_t(x.bits & 0x7fff) << 13, sign = uint32_t(x.bits & 0x8000) << 16;
+    float scaled = from_bits(rest) * from_bits(0x77800000u);  // 2^112, the difference of the biases
+    return from_bits((rest >= 0x0f800000u ? rest | 0x7f800000u : to_bits(scaled)) | sign);
+}
+INLINE void put(double x, double& out) { out = x; }
+INLINE void put(double x, float& out) { out = float(x); }
+INLINE void put(float x, double& out) { out = x; }
 INLINE void put(float x, float& out) { out = x; }
 INLINE void put(float x, bfloat16& out) {  // to nearest, ties to even
-    uint32_t bits = float_to_bits(x);
-    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    uint32_t bits = to_bits(x), rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     out.bits = x != x ? 0x7fc0 : rounded;
 }
-
-// e^x for x ≤ 0, below 1e-37 it is 0: 2^k e^r, |r| ≤ log(2)/2, minimax of degree 6
-INLINE float exp_down(float x) {
-    float clipped = x < -86.0f ? -86.0f : x;
-    float shifted = clipped * 1.44269504f + 12582912.0f;  // 1.5 · 2^23: rounds to an integer
-    float k = shifted - 12582912.0f;
-    float r = (clipped - k * 0.693359375f) + k * 2.12194440e-4f;  // log 2 in two parts
-    float tail = 0.001390129644f;
-    tail = tail * r + 0.008363162168f;
-    tail = tail * r + 0.04166685358f;
-    tail = tail * r + 0.1666657719f;
-    tail = tail * r + 0.4999999955f;
-    float mantissa = 1.0f + (r + r * r * tail);
-    float scale = bits_to_float((float_to_bits(shifted) << 23) + 0x3f800000u);
-    return x < -86.0f ? 0.0f : mantissa * scale;
+INLINE void put(float x, float16& out) {
+    uint32_t sign = (to_bits(x) >> 16) & 0x8000, bits = to_bits(x) & 0x7fffffff;
+    uint32_t tiny = to_bits(from_bits(bits) + 0.5f) - 0x3f000000u;  // rounds to the least steps
+    uint32_t usual = (bits + 0xc8000fffu + ((bits >> 13) & 1)) >> 13;
+    uint32_t found = bits < 0x38800000u ? tiny : usual;
+    found = bits >= 0x47800000u ? 0x7c00 : found;
+    out.bits = sign | (bits > 0x7f800000u ? 0x7e00 : found);
 }
+INLINE void put(double x, bfloat16& out) { put(float(x), out); }
+INLINE void put(double x, float16& out) { put(float(x), out); }
 
-// (e^x − 1 − x) / x² for |x| ≤ ½, as even + x · odd, so that −x costs no more; minimax of degree 6
-struct Excess { float even, odd; };
-INLINE Excess excess(float x) {
-    float s = x * x;
-    float even = ((2.484157487e-5f * s + 0.001388904052f) * s + 0.04166666431f) * s + 0.5f;
-    float odd = (1.996195474e-4f * s + 0.008333182764f) * s + 0.1666666714f;
-    return {even, x * odd};
+template <class R, class T> void widen(const T* x, int64_t n, R* out) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) out[i] = wide(x[i]);
 }
-
-// log(w + (1−w) e^−a) for a ≥ 0 and 0 < w < 1, accurate where a is small
-INLINE float log_mix(float w, float a) {
-    float near_a = a < 0.5f ? a : 0.5f;
-    Excess e = excess(near_a);
-    float down = (near_a * near_a) * (e.even - e.odd) - near_a;  // e^−a − 1
-    float y = (1.0f - w) * down;
-    float u = a < 0.5f ? 1.0f + y : w + (1.0f - w) * exp_down(-a);
-    uint32_t bits = float_to_bits(u);
-    int32_t k = int32_t(bits - 0x3f3504f3u) >> 23;  // u / 2^k from √½ to √2
-    float m = bits_to_float(bits - (uint32_t(k) << 23));
-    float t = (a < 0.5f && k == 0) ? y : m - 1.0f;
-    float log = -0.07620271773f;
-    log = log * t + 0.1290410294f;
-    log = log * t - 0.1324352782f;
-    log = log * t + 0.1418192785f;
-    log = log * t - 0.1660901632f;
-    log = log * t + 0.2000196378f;
-    log = log * t - 0.2500158626f;
-    log = log * t + 0.3333332607f;
-    log = log * t - 0.4999998829f;
-    log = log * t + 1.0f;
-    return t * log + float(k) * 0.693147181f;
+template <class R, class T> void narrow(const R* x, int64_t n, T* out) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) put(x[i], out[i]);
 }
+#if WIDTH >= 32
+template <> void widen(const float16* x, int64_t n, float* out) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(x + i))));
+    for (; i < n; i++) out[i] = wide(x[i]);
+}
+template <> void narrow(const float* x, int64_t n, float16* out) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128((__m128i*)(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), 0));
+    for (; i < n; i++) put(x[i], out[i]);
+}
+#endif
 
-// one side of a row: what log-probabilities are made from
-struct Side { float max, scale, log; double log_norm; bool holes, good; };
+struct Row {  // one side's logits of one row
+    const void* at; int dtype;
+    explicit operator bool() const { return at != nullptr; }
+    const char* byte(int64_t i) const { return (const char*)at + i * SIZES[dtype]; }
+};
 
-template <class T>
-Side normalise(const T* x, int64_t vocab, double temperature) {
-    float max = -INF, low = INF, inverse = float(1.0 / temperature);
-    double total = 0.0;
-    int nan = 0;
-    for (int64_t start = 0; start < vocab; start += BLOCK) {
-        int64_t end = std::min(vocab, start + BLOCK);
-        float top = -INF;
-#pragma omp simd reduction(max : top) reduction(min : low) reduction(| : nan)
-        for (int64_t i = start; i < end; i++) {
-            float a = wide(x[i]);
-            top = a > top ? a : top;
-            low = a < low ? a : low;
-            nan |= a != a;
-        }
-        if (top == -INF) continue;
-        if (top > max) {
-            if (max > -INF) total *= std::exp((double(max) - double(top)) / temperature);
-            max = top;
-        }
-        float part = 0.0f;
-#pragma omp simd reduction(+ : part)
-        for (int64_t i = start; i < end; i++) part += exp_down((wide(x[i]) - max) * inverse);
-        total += part;
+template <class R> constexpr int NATURAL = sizeof(R) == 4 ? FLOAT32 : FLOAT64;
+
+template <class R> void read(const Row& x, int64_t start, int64_t n, R* out) {
+    const char* from = x.byte(start);
+    if (x.dtype == FLOAT32) widen<R>((const float*)from, n, out);
+    if (x.dtype == BFLOAT16) widen<R>((const bfloat16*)from, n, out);
+    if (x.dtype == FLOAT16) widen<R>((const float16*)from, n, out);
+    if constexpr (sizeof(R) == 8) {
+        if (x.dtype == FLOAT64) widen<R>((const double*)from, n, out);
     }
-    double log = std::log(total);
-    bool good = !nan && max > -INF && max < INF;
-    // masks of large finite numbers go the way of −inf, where overflow is dealt with
-    return {max, float(1.0 / total), float(log), log, !(low > -LARGE), good};
+}
+template <class R> void write(const R* x, int64_t n, int dtype, char* out) {
+    if (dtype == FLOAT32) narrow(x, n, (float*)out);
+    if (dtype == BFLOAT16) narrow(x, n, (bfloat16*)out);
+    if (dtype == FLOAT16) narrow(x, n, (float16*)out);
+    if (dtype == FLOAT64) narrow(x, n, (double*)out);
 }
 
-template <class T>
-double first_top(const T* x, int64_t vocab, float max) {
-    for (int64_t start = 0; start < vocab; start += BLOCK) {
-        int64_t end = std::min(vocab, start + BLOCK);
-        int found = 0;
-#pragma omp simd reduction(| : found)
-        for (int64_t i = start; i < end; i++) found |= wide(x[i]) == max;
-        if (found)
-            for (int64_t i = start; i < end; i++)
-                if (wide(x[i]) == max) return double(i);
+// Two vectors at a time of one dtype, as floats. Pairs of bfloat16 are taken apart where they lie:
+// the even ones, then the odd ones, which is the same order for every row of that dtype.
+template <class R> struct Plain {
+    typedef R Real;
+    static constexpr int dtype = NATURAL<R>;
+    static INLINE void two(const char* x, Vec<R>& a, Vec<R>& b) {
+        a = load((const R*)x), b = load((const R*)x + LANES<R>);
     }
-    return NONE;
-}
-
-// everything about one token that the sums and slopes are made of; `both` is −inf unless both sides
-// have it, and all choices are single comparisons of floats, which is what compilers vectorise
-struct Token { float a, b, both, p, q, log_p, log_q, ratio, far, step; Excess e; };
-
-template <bool HOLES, class T>
-INLINE Token token(T pa, T qa, const Side& P, const Side& Q, float inverse, float shift) {
-    Token t;
-    t.a = wide(pa), t.b = wide(qa);
-    t.both = t.a < t.b ? t.a : t.b;
-    float x = (t.a - P.max) * inverse, y = (t.b - Q.max) * inverse;
-    float l = (t.b - t.a) * inverse - shift;
-    if (HOLES) {
-        x = x < -LARGE ? -LARGE : x;
-        y = y < -LARGE ? -LARGE : y;
-        l = l < -LARGE ? -LARGE : l;
-        l = l > LARGE ? LARGE : l;
+    static INLINE void put_two(char* x, Vec<R> a, Vec<R> b) {
+        store((R*)x, a), store((R*)x + LANES<R>, b);
     }
-    t.p = exp_down(x) * P.scale;
-    t.q = exp_down(y) * Q.scale;
-    t.log_p = x - P.log;
-    t.log_q = y - Q.log;
-    t.ratio = HOLES ? (t.both > -INF ? l : 0.0f) : l;
-    t.far = std::fabs(HOLES ? (t.both > -INF ? l : 1.0f) : l);  // below ½, series are the accurate way
-    l = t.ratio;
-    t.e = excess(l);
-    float fine = t.p * (l + l * l * (t.e.even + t.e.odd));  // p (e^l − 1)
-    t.step = t.far < 0.5f ? fine : t.q - t.p;
-    return t;
+};
+struct Bfloat16 {
+    typedef float Real;
+    static constexpr int dtype = BFLOAT16;
+    static INLINE void two(const char* x, VF& a, VF& b) {
+        MF both;
+        std::memcpy(&both, x, WIDTH);
+        a = (VF)(both << 16), b = (VF)(both & int32_t(0xffff0000));
+    }
+    static INLINE MF rounded(VF x) { return (MF)x + 0x7fff + (((MF)x >> 16) & 1); }
+    static INLINE void put_two(char* x, VF a, VF b) {
+        MF low = (rounded(a) >> 16) & 0xffff, both = (rounded(b) & int32_t(0xffff0000)) | low;
+        std::memcpy(x, &both, WIDTH);
+    }
+};
+#if WIDTH == 64
+struct Float16 {
+    typedef float Real;
+    static constexpr int dtype = FLOAT16;
+    static INLINE void two(const char* x, VF& a, VF& b) {
+        a = (VF)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)x));
+        b = (VF)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)x + 1));
+    }
+    static INLINE void put_two(char* x, VF a, VF b) {
+        _mm256_storeu_si256((__m256i*)x, _mm512_cvtps_ph((__m512)a, 0));
+        _mm256_storeu_si256((__m256i*)x + 1, _mm512_cvtps_ph((__m512)b, 0));
+    }
+};
+#endif
+
+INLINE void prefetch(const char* x) { __builtin_prefetch(x); }
+
+// One side's blocks: where they lie if the loop can read them there, else converted into `room` and
+// filled up with −inf to whole pairs of vectors.
+template <class R> struct Blocks {
+    Row x;
+    alignas(64) R room[BLOCK];
+    explicit Blocks(const Row& row) : x(row) {}
+    const char* there(int64_t start, int64_t n, int dtype) const {
+        return x.dtype == dtype && n % (2 * LANES<R>) == 0 ? x.byte(start) : nullptr;
+    }
+    const char* get(int64_t start, int64_t n) {
+        if (const char* found = there(start, n, NATURAL<R>)) return found;
+        read(x, start, n, room);
+        for (int64_t i = n; i % (2 * LANES<R>); i++) room[i] = -std::numeric_limits<R>::infinity();
+        return (const char*)room;
+    }
+};
+
+template <class R> INLINE int64_t filled(int64_t n) {
+    return (n + 2 * LANES<R> - 1) / (2 * LANES<R>) * (2 * LANES<R>);
 }
 
-struct Mix { float x, y; };
-INLINE Mix mix(float l, float beta) {  // log m/p and log m/q
-    float s = log_mix(l > 0.0f ? 1.0f - beta : beta, std::fabs(l));
-    return {s + (l > 0.0f ? l : 0.0f), s - (l < 0.0f ? l : 0.0f)};
-}
+// A sum in every lane, of partial sums of STRETCH vectors: a term that outweighs all others costs the
+// digits of its own stretch only
+template <class R> struct Sum {
+    Vec<R> all{}, part{};
+    INLINE void operator+=(Vec<R> x) { part += x; }
+    INLINE void add(Vec<R> x, Vec<R> y) { part = fma(x, y, part); }
+    INLINE void flush() { all += part, part = Vec<R>{}; }
+    double total() const { return ::total<R>(all); }
+};
+template <class R> constexpr int64_t STRETCH = 16 * LANES<R>;
+template <class R> INLINE bool ends(int64_t i, int64_t n) { return i % STRETCH<R> == 0 || i == n; }
+template <class... S> INLINE void flush(S&... sums) { (sums.flush(), ...); }
 
-INLINE float excess_of(float prob, float x, float other) {  // prob (e^x − 1 − x), other = prob e^x
-    Excess e = excess(x);
-    return std::fabs(x) < 0.5f ? prob * (x * x * (e.even + e.odd)) : (other - prob) - prob * x;
-}
+// --- sums over a block --------------------------------------------------------------------------
+
+const int LIFT = 60;
+const double MUCH = 16.0 * double(int64_t(1) << LIFT);  // of a block: its largest may be above the anchor
 
 struct Shared {  // the arguments that all rows have in common
     int64_t vocab;
-    double temperature;
-    float beta, inverse;
+    double temperature, beta;
     int asks;
+    double per_nat() const { return 1.0 / (LN2 * temperature); }  // powers of two per logit
 };
 
-template <int ASKS, bool HOLES, class T>
-void pair_sums(const T* p, const T* q, const Side& P, const Side& Q, const Shared& s, double* out) {
-    const float inverse = s.inverse, beta = s.beta;
-    const float shift = float((double(Q.max) - P.max) / s.temperature + (Q.log_norm - P.log_norm));
-    const float log_beta = std::log(beta), log_rest = std::log1p(-beta);
-    double sums[P_AT] = {0.0}, residual = 0.0;
-    for (int64_t start = 0; start < s.vocab; start += BLOCK) {
-        int64_t end = std::min(s.vocab, start + BLOCK);
-        float kl = 0, off = 0, back = 0, hp = 0, hq = 0, js_p = 0, js_q = 0, lost_p = 0, lost_q = 0;
-        float alone_p = 0, alone_q = 0;
-#pragma omp simd reduction(+ : kl, off, back, hp, hq, js_p, js_q, lost_p, lost_q, alone_p, alone_q)
-        for (int64_t i = start; i < end; i++) {
-            Token t = token<HOLES>(p[i], q[i], P, Q, inverse, shift);
-            float l = t.ratio, square = l * l;
-            if (HOLES) {
-                lost_p += t.both > -INF ? 0.0f : t.p;
-                lost_q += t.both > -INF ? 0.0f : t.q;
-                alone_p += t.both > -INF ? 0.0f : (t.a > -INF ? 1.0f : 0.0f);
-                alone_q += t.both > -INF ? 0.0f : (t.b > -INF ? 1.0f : 0.0f);
-            }
-            off += t.step;
-            float far = t.step - t.p * l;
-            far = HOLES ? (t.both > -INF ? far : 0.0f) : far;
-            kl += t.far < 0.5f ? t.p * (square * (t.e.even + t.e.odd)) : far;
-            if (ASKS & ASK_MORE) {
-                far = t.q * l - t.step;
-                far = HOLES ? (t.both > -INF ? far : 0.0f) : far;
-                back += t.far < 0.5f ? t.q * (square * (t.e.even - t.e.odd)) : far;
-                hp -= t.p * t.log_p;
-                hq -= t.q * t.log_q;
-            }
-            if (ASKS & ASK_JS) {
-                Mix m = mix(l, beta);
-                float x = t.both > -INF ? m.x : log_beta, y = t.both > -INF ? m.y : log_rest;
-                float middle = beta * t.p + (1.0f - beta) * t.q;
-                js_p += t.a > -INF ? excess_of(t.p, x, middle) : 0.0f;
-                js_q += t.b > -INF ? excess_of(t.q, y, middle) : 0.0f;
-            }
-        }
-        residual += off, sums[KL] += kl, sums[REVERSE_KL] += back;
-        sums[P_ENTROPY] += hp, sums[Q_ENTROPY] += hq;
-        sums[JS_P] += js_p, sums[JS_Q] += js_q, sums[P_LOST] += lost_p, sums[Q_LOST] += lost_q;
-        sums[P_ALONE] += alone_p, sums[Q_ALONE] += alone_q;
+// A logit that exponents are counted from: x per_nat − from
+template <class R> struct Anchor {
+    R logit, scale, at;
+    double from;
+    Anchor(double x, const Shared& s) : logit(R(x)), scale(R(s.per_nat())) {
+        at = R(logit * double(scale));
+        if (at > logit * double(scale))  // its own exponent is 0 or just above: 2^f is best there
+            at = std::nextafter(at, -std::numeric_limits<R>::infinity());
+        from = WIDTH == 16 ? logit * double(scale) : double(at);
     }
-    sums[KL] += sums[Q_LOST], sums[REVERSE_KL] += sums[P_LOST];
-    sums[JS_P] += (1.0 - beta) * sums[Q_LOST], sums[JS_Q] += beta * sums[P_LOST];
-    // Σ q − p is what the normalisers, sums of rounded exponentials, are off by against each other:
-    // a part in 10⁷, but so is the whole difference of two logits that are nearly the same
-    residual = std::log1p(residual);
-    sums[KL] += residual - std::expm1(residual);
-    sums[REVERSE_KL] += residual - std::expm1(residual);
-    out[Q_LOG] += residual;
-    for (int each = P_ENTROPY; each < P_TOP; each++) out[each] = std::max(sums[each], 0.0);
+    INLINE Vec<R> exponent(Vec<R> x) const {
+#if WIDTH == 16
+        return (x - logit) * scale;
+#else
+        return fma(x, all<R>(scale), all<R>(-at));
+#endif
+    }
+    double log(double sum) const {  // log of 2^from times the sum, less the logit over the temperature
+        return LN2 * (std::log2(sum) + (from - logit * double(scale)));
+    }
+};
+
+// Sums over tokens, 2^LIFT times too large. u and v are p and q up to factors, l = log2 v/u; c, which
+// makes v of q, is guessed and corrected so that V = U. Then B is 0, and nothing cancels in A.
+struct Totals {
+    double U = 0, A = 0, B = 0;  // Σ u, Σ v − u − u l log 2 (≥ 0; v where only q has it), Σ v − u
+    double back = 0;  // Σ u − v + v l log 2 (≥ 0; u where only p has it)
+    // Σ u log2 u, Σ v log2 v, of u and v without 2^LIFT, and the Σ v of the same roundings: U + B is
+    // another by some 2^-24, which the size of log2 v would multiply
+    double p_log = 0, q_log = 0, v_sum = 0;
+    double p_lost = 0, q_lost = 0, p_alone = 0, q_alone = 0;  // u, v, tokens that only one side has
+    bool finite() const { return std::isfinite(U + A + B + back + p_log + q_log) && U >= 0; }
+    double off() const { return U > 0 && U + B > 0 ? std::log1p(B / U) : 0.0; }
+    void add(const Totals& t) {
+        U += t.U, A += t.A, B += t.B, back += t.back, p_log += t.p_log, q_log += t.q_log;
+        v_sum += t.v_sum;
+        p_lost += t.p_lost, q_lost += t.q_lost, p_alone += t.p_alone, q_alone += t.q_alone;
+    }
+    void raise(double powers) {  // to u 2^powers, v 2^powers
+        double by = std::exp2(powers);
+        p_log = by * (p_log + powers * U), q_log = by * (q_log + powers * v_sum);
+        U *= by, v_sum *= by, A *= by, B *= by, back *= by, p_lost *= by, q_lost *= by;
+    }
+    void move(double shift) {  // to v e^−shift
+        double less = std::exp(-shift), V = U + B, both = U - p_lost, v_both = V - q_lost;
+        double moved = less * B + U * std::expm1(-shift);
+        A += moved - B + shift * both;
+        double old = back - p_lost;
+        back = p_lost + less * (old + both * (std::expm1(shift) - shift) - shift * (v_both - both));
+        q_log = less * (q_log - shift / LN2 * v_sum), v_sum *= less;
+        q_lost *= less;
+        B = moved;
+    }
+};
+
+template <class R> void block_tops(const R* x, int64_t n, double& top) {
+    Vec<R> most[4];
+    for (auto& each : most) each = all<R>(-std::numeric_limits<R>::infinity());
+    for (int64_t i = 0; i < n; i += 2 * LANES<R>)
+        for (int j = 0; j < 2; j++) {
+            Vec<R>& each = most[(i / LANES<R> + j) & 3];
+            each = bigger(load(x + i + j * LANES<R>), each);
+        }
+    for (auto& each : most) top = std::max(top, double(largest<R>(each)));
 }
 
-// KL alone, in one pass. The terms are u (e^l − 1 − l) with u = p up to a factor and l = log q/p up
-// to a constant c, guessed from the first block and corrected after each. With A and B the sums of
-// u (e^l − 1 − l) and u (e^l − 1), and U that of u, KL = A/U + log(1 + B/U) − B/U whatever c is; and
-// where c is right B is 0, so that nothing cancels. False where it cannot be done this way: tokens
-// without mass, NaN, or a p that is nowhere near q.
-template <class T>
-bool kl_in_one_pass(const T* p, const T* q, const Shared& s, double* out) {
-    const float inverse = s.inverse;
-    float p_max = -INF, q_max = -INF, most = -INF, low = INF, c = 0.0f;
-    double U = 0.0, A = 0.0, B = 0.0;
-    for (int64_t start = 0; start < s.vocab; start += BLOCK) {
-        int64_t end = std::min(s.vocab, start + BLOCK);
-        float p_top = -INF, q_top = -INF;
-#pragma omp simd reduction(max : p_top, q_top) reduction(min : low)
-        for (int64_t i = start; i < end; i++) {
-            float a = wide(p[i]), b = wide(q[i]), less = a < b ? a : b;
-            p_top = a > p_top ? a : p_top;
-            q_top = b > q_top ? b : q_top;
-            low = less < low ? less : low;
+// Both sides have the same tokens, and no log-ratio is beyond the range of 2^l: otherwise some sum
+// is not finite, and `any_block` has to do it.
+template <class In, bool MORE, class R = typename In::Real>
+Totals even_block(const char* p, const char* q, int64_t n, const Anchor<R>& a, R c, int64_t ahead) {
+    Sum<R> U, A, L, back, p_log, q_log, V;
+    const int64_t size = SIZES[In::dtype];
+    for (int64_t i = 0; i < n; i += 2 * LANES<R>) {
+        const char *at_p = p + i * size, *at_q = q + i * size;
+        for (int64_t line = 0; line < 2 * LANES<R> * size; line += 64)
+            prefetch(at_p + ahead + line), prefetch(at_q + ahead + line);
+        Vec<R> x[2], y[2];
+        In::two(at_p, x[0], x[1]), In::two(at_q, y[0], y[1]);
+        for (int j = 0; j < 2; j++) {
+            Vec<R> t = a.exponent(x[j]);
+            if (MORE) t = bigger(all<R>(R(-1100)), t);
+            Vec<R> u = exp2<LIFT, R, !MORE>(t), d = x[j] == y[j] ? Vec<R>{} : y[j] - x[j];
+            Vec<R> l = fma(d, all<R>(a.scale), all<R>(-c));
+            Power<R> e = power<R, true>(l);
+            Vec<R> excess = e.excess();
+            U += u, A.add(u, excess), L.add(u, l);
+            if (MORE) {
+                Vec<R> line = l * R(LN2), less_one = line + excess, v = fma(u, less_one, u);
+                back.add(u, e.back());
+                p_log.add(u, t), q_log.add(v, t + l), V += v;
+            }
         }
-        if (!(low > -LARGE)) return false;
-        if (start == 0) c = (q_top - p_top) * inverse;
-        p_max = std::max(p_max, p_top), q_max = std::max(q_max, q_top);
-        float top = std::max({most, p_top, q_top - c / inverse});
-        if (top > most && start > 0) {
-            double smaller = std::exp((double(most) - double(top)) * inverse);
-            U *= smaller, A *= smaller, B *= smaller;
+        if (ends<R>(i + 2 * LANES<R>, n)) {
+            flush(U, A, L);
+            if (MORE) flush(back, p_log, q_log, V);
         }
-        most = top;
-        float u_part = 0.0f, a_part = 0.0f, b_part = 0.0f;
-#pragma omp simd reduction(+ : u_part, a_part, b_part)
-        for (int64_t i = start; i < end; i++) {
-            float a = wide(p[i]), b = wide(q[i]);
-            float u = exp_down((a - most) * inverse), v = exp_down((b - most) * inverse - c);
-            float l = (b - a) * inverse - c;
-            Excess e = excess(l);
-            float curve = u * (l * l * (e.even + e.odd)), line = u * l, step = v - u;
-            bool near = std::fabs(l) < 0.5f;
-            u_part += u;
-            a_part += near ? curve : step - line;
-            b_part += near ? curve + line : step;
-        }
-        U += u_part, A += a_part, B += b_part;
-        if (!(U > 1e-30 && U + B > 1e-30 && U < INF && B < INF)) return false;
-        float better = float(c + std::log1p(B / U));
-        double shift = double(better) - double(c);
-        double moved = std::exp(-shift) * B + U * std::expm1(-shift);
-        A += moved - B + shift * U, B = moved, c = better;
     }
-    double offset = double(most) * inverse;
-    out[P_MAX] = p_max, out[P_LOG] = std::log(U) + offset - double(p_max) * inverse;
-    out[Q_MAX] = q_max, out[Q_LOG] = std::log(U + B) + offset + c - double(q_max) * inverse;
-    out[KL] = std::max(A / U + (std::log1p(B / U) - B / U), 0.0);
+    Totals sums;
+    sums.U = U.total(), sums.A = A.total(), sums.B = sums.A + LN2 * L.total();
+    if (MORE) sums.back = back.total(), sums.p_log = p_log.total(), sums.q_log = q_log.total();
+    if (MORE) sums.v_sum = V.total();
+    return sums;
+}
+
+// Exponents of both sides: log2 p = p's exponent, log2 q = q's exponent + q_more, of sums or of norms;
+// c + c_more = what log2 q/p is less than the difference of the logits in powers of two
+template <class R> struct Norms {
+    Anchor<R> p, q;
+    R p_times, q_more, c, c_more;  // p_times: what probabilities are to be multiplied by
+};
+
+// One token as its larger probability W and the smaller, W 2^−d. Nothing can overflow, and a token
+// that one side lacks is the limit d = ∞ (here 1e30).
+template <class R> struct Token {
+    Mask<R> swapped, p_only, q_only;  // q is the larger; which side alone has it
+    Vec<R> log, W, d, less_one, excess;  // log2 W; 2^−d − 1; 2^−d − 1 + d log 2
+    Vec<R> large, small;  // W (…), of the larger's and of the smaller's divergence from the other
+    INLINE Vec<R> lesser() const { return fma(W, less_one, W); }
+    INLINE Vec<R> step() const { Vec<R> gap = W * less_one; return swapped ? -gap : gap; }  // q − p
+};
+template <bool SHORT, class R> INLINE Token<R> token(Vec<R> x, Vec<R> y, const Norms<R>& n) {
+    const R inf = std::numeric_limits<R>::infinity();
+    Token<R> t;
+    Vec<R> gap = x == y ? Vec<R>{} : y - x;
+    Vec<R> l = fma(gap, all<R>(n.p.scale), all<R>(-n.c)) - n.c_more;
+    t.swapped = l > R(0);
+    t.q_only = gap == inf, t.p_only = gap == -inf;
+    t.log = t.swapped ? n.q.exponent(y) + n.q_more : n.p.exponent(x);
+    t.log = bigger(all<R>(R(-1100)), t.log);
+    t.W = exp2<0, R, SHORT>(t.log);
+    t.d = smaller(all<R>(R(1e30f)), t.swapped ? l : -l);
+    Power<R> e = power<R>(-t.d);
+    t.less_one = e.less_one(), t.excess = e.excess();
+    t.large = t.W * t.excess;
+    t.small = t.W * fma(t.less_one, t.less_one, -fma(t.less_one, t.excess, t.excess));
+    return t;
+}
+
+template <class R, bool MORE> Totals any_block(const R* p, const R* q, int64_t n, const Norms<R>& norms) {
+    Sum<R> U, A, B, V, back, p_log, q_log, p_lost, q_lost;
+    const Vec<R> none{};
+    Mask<R> p_alone{}, q_alone{};
+    for (int64_t i = 0; i < n; i += LANES<R>) {
+        Token<R> t = token<!MORE, R>(load(p + i), load(q + i), norms);
+        Vec<R> lesser = t.lesser();
+        U += t.swapped ? lesser : t.W, B += t.step();
+        A += t.p_only ? none : t.swapped ? t.small : t.large;
+        p_lost += t.p_only ? t.W : none, q_lost += t.q_only ? t.W : none;
+        p_alone -= t.p_only, q_alone -= t.q_only;
+        if (MORE) {
+            back += t.q_only ? none : t.swapped ? t.large : t.small;
+            Vec<R> of_large = t.W * t.log, of_small = lesser * (t.log - t.d);
+            p_log += t.swapped ? of_small : of_large, q_log += t.swapped ? of_large : of_small;
+            V += t.swapped ? t.W : lesser;
+        }
+        if (ends<R>(i + LANES<R>, n)) {
+            flush(U, A, B, p_lost, q_lost);
+            if (MORE) flush(back, p_log, q_log, V);
+        }
+    }
+    const double lift = double(int64_t(1) << LIFT);
+    Totals sums;
+    sums.U = lift * U.total(), sums.A = lift * A.total(), sums.B = lift * B.total();
+    sums.back = lift * back.total();
+    sums.p_log = lift * p_log.total(), sums.q_log = lift * q_log.total(), sums.v_sum = lift * V.total();
+    sums.p_lost = lift * p_lost.total(), sums.q_lost = lift * q_lost.total();
+    for (int64_t j = 0; j < LANES<R>; j++) sums.p_alone += double(p_alone[j]), sums.q_alone += double(q_alone[j]);
+    return sums;
+}
+
+struct Mass { double sum, log; };  // Σ u and Σ u log2 u of one side, as in `Totals`
+
+template <class In, bool LOGS, class R = typename In::Real>
+Mass side_block(const char* x, int64_t n, const Anchor<R>& a, int64_t ahead) {
+    Sum<R> U, T;
+    Vec<R> v[2];
+    const int64_t size = SIZES[In::dtype];
+    for (int64_t i = 0; i < n; i += 2 * LANES<R>) {
+        const char* at = x + i * size;
+        for (int64_t line = 0; line < 2 * LANES<R> * size; line += 64) prefetch(at + ahead + line);
+        In::two(at, v[0], v[1]);
+        for (int j = 0; j < 2; j++) {
+            Vec<R> t = a.exponent(v[j]);
+            if (LOGS) t = bigger(all<R>(R(-1100)), t);
+            Vec<R> u = exp2<LIFT, R>(t);
+            U += u;
+            if (LOGS) T.add(u, t);
+        }
+        if (ends<R>(i + 2 * LANES<R>, n)) flush(U, T);
+    }
+    return {U.total(), T.total()};
+}
+
+// JS of normalised sides, H the one of the larger weight, L the other, of weight s ≤ ½: with E = L/H − 1
+// the mixture is H (1 + s E), and JS = Σ H (s g(E) − g(s E)), g(x) = (1 + x) log(1 + x) − x ≥ 0; near
+// E = 0 that is H s (1 − s) E² / 2, so at most half of s g(E) cancels. Beside it KL(H‖m) is summed.
+// Returns the largest log2 L/H; where it is beyond LIMIT, FAR has to do it: there L is the mixture.
+const double LIMIT = 60.0;
+template <class R> struct Halves { double js = 0.0, heavy = 0.0; R most = 0; };
+template <bool FAR, class R>
+Halves<R> js_block(const R* heavy, const R* light, int64_t n, const Norms<R>& norms, R s) {
+    Sum<R> js, of_heavy;
+    Vec<R> most{};
+    const Vec<R> slope = all<R>(R(-std::log(double(s))));
+    for (int64_t i = 0; i < n; i += LANES<R>) {
+        Vec<R> x = load(heavy + i), y = load(light + i), gap = x == y ? Vec<R>{} : y - x;
+        Vec<R> l = fma(gap, all<R>(norms.p.scale), all<R>(-norms.c)) - norms.c_more;
+        Vec<R> u = exp2<LIFT, R>(norms.p.exponent(x)), far = l;
+        most = bigger(most, l), l = bigger(all<R>(R(-1e30f)), l);
+        if (FAR) l = smaller(all<R>(R(LIMIT)), l);
+        Power<R> e = power<R>(l);
+        Vec<R> r = e.less_one() * s, m = r + R(1);
+        Log<R> log = log_of<R>(r);
+        Vec<R> log1p = log.log1p(), near = fma(r, r, -(m * log.excess));
+        Vec<R> term = fma(all<R>(s), e.back(), -(log.k == R(0) ? near : fma(m, log1p, -r)));
+        js.add(u, term), of_heavy.add(u, r - log1p);
+        if (FAR) {
+            Vec<R> v = exp2<LIFT, R>(norms.q.exponent(y) + norms.q_more);
+            v = far > R(LIMIT) ? v * s : Vec<R>{};
+            u = far > R(LIMIT) ? u : Vec<R>{};
+            js += v * slope - u * term, of_heavy += v - u * (r - log1p);
+        }
+        if (ends<R>(i + LANES<R>, n)) flush(js, of_heavy);
+    }
+    return {js.total(), of_heavy.total(), largest<R>(most)};
+}
+
+// --- sums over a row ----------------------------------------------------------------------------
+
+// The loop over blocks of 2^LIFT times sums, exponents counted from the largest logit of the first
+// block; where that will not do (it is −inf, or a sum is not finite) they start again from the
+// largest of the row, and blocks without any mass are passed over.
+template <class R> struct Sides {
+    const Shared& s;
+    Blocks<R> p, q;
+    double p_top = -INFINITY, q_top = -INFINITY;
+    int64_t p_block = 0;  // where p's largest first is
+    bool whole = false;  // whether these are the largest of the whole row
+    std::vector<uint8_t> empty;
+
+    Sides(const Row& x, const Row& y, const Shared& shared) : s(shared), p(x), q(y) {}
+    int64_t size(int64_t start) const { return std::min(s.vocab - start, BLOCK); }
+    void tops(int64_t start) {
+        double a = -INFINITY, b = -INFINITY;
+        int64_t n = size(start);
+        block_tops((const R*)p.get(start, n), filled<R>(n), a);
+        if (q.x) block_tops((const R*)q.get(start, n), filled<R>(n), b);
+        if (whole) empty[start / BLOCK] = a == -INFINITY && b == -INFINITY;
+        if (a > p_top) p_block = start;
+        p_top = std::max(p_top, a), q_top = std::max(q_top, b);
+    }
+    void all_tops() {
+        whole = true, empty.assign((s.vocab + BLOCK - 1) / BLOCK, 0);
+        p_top = q_top = -INFINITY;
+        for (int64_t start = 0; start < s.vocab; start += BLOCK) tops(start);
+    }
+    bool usable() const { return std::isfinite(p_top) && (!q.x || std::isfinite(q_top)); }
+    // Says whether there are anchors to start from
+    bool start() {
+        if (!whole) tops(0);
+        if (!usable() && !whole) all_tops();
+        return usable();
+    }
+    // Says whether p has a logit in this block that is more than half a power of two above the anchor,
+    // and takes the largest for it: the nearer to 0 an exponent is, the more digits it has
+    bool higher(int64_t start, Anchor<R>& a, double& powers) {
+        double top = -INFINITY;
+        const int64_t n = size(start);
+        block_tops((const R*)p.get(start, n), filled<R>(n), top);
+        if (!(top * double(a.scale) - a.from > 0.5) || !std::isfinite(top)) return false;
+        Anchor<R> better(top, s);
+        powers = a.from - better.from, a = better;
+        return true;
+    }
+    bool passed(int64_t start) const { return whole && empty[start / BLOCK]; }
+};
+
+template <bool MORE, class R>
+Totals even_of(Sides<R>& r, int64_t start, const Anchor<R>& a, R c) {
+    const int64_t n = r.size(start), ahead = BLOCK * SIZES[r.p.x.dtype];
+#define TRY(In)                                                                            \
+    if (r.p.x.dtype == In::dtype && r.q.x.dtype == In::dtype && n % (2 * LANES<R>) == 0)   \
+        return even_block<In, MORE>(r.p.x.byte(start), r.q.x.byte(start), n, a, c, ahead);
+    if constexpr (sizeof(R) == 4) {
+        TRY(Bfloat16)
+#if WIDTH == 64
+        TRY(Float16)
+#endif
+    }
+#undef TRY
+    const char *x = r.p.get(start, n), *y = r.q.get(start, n);
+    return even_block<Plain<R>, MORE>(x, y, filled<R>(n), a, c, BLOCK * int64_t(sizeof(R)));
+}
+
+template <bool LOGS, class R>
+Mass side_of(Sides<R>& r, int64_t start, const Anchor<R>& a) {
+    const int64_t n = r.size(start);
+    const int dtype = r.p.x.dtype;
+    if constexpr (sizeof(R) == 4) {
+        const char* there = n % (2 * LANES<R>) == 0 ? r.p.x.byte(start) : nullptr;
+        if (there && dtype == BFLOAT16)
+            return side_block<Bfloat16, LOGS>(there, n, a, BLOCK * 2);
+#if WIDTH == 64
+        if (there && dtype == FLOAT16) return side_block<Float16, LOGS>(there, n, a, BLOCK * 2);
+#endif
+    }
+    return side_block<Plain<R>, LOGS>(r.p.get(start, n), filled<R>(n), a, BLOCK * sizeof(R));
+}
+
+// Writes the largest logit (or one near it), the log-normaliser and the entropy; NaN if there is none
+template <bool LOGS, class R>
+bool side_sums(const Row& x, const Shared& s, double& top, double& log, double& entropy) {
+    Sides<R> r(x, {nullptr, 0}, s);
+again:
+    bool good = r.start();
+    top = r.p_top, log = NONE;
+    if (!good) return false;
+    Anchor<R> a(r.p_top, s);
+    double U = 0.0, T = 0.0;
+    for (int64_t start = 0; start < s.vocab; start += BLOCK) {
+        if (r.passed(start)) continue;
+        Mass found = side_of<LOGS>(r, start, a);
+        double powers;
+        if (found.sum > MUCH && std::isfinite(found.sum) && r.higher(start, a, powers)) {
+            T = std::exp2(powers) * (T + powers * U), U *= std::exp2(powers);
+            found = side_of<LOGS>(r, start, a);
+        }
+        U += found.sum, T += found.log;
+    }
+    if (!std::isfinite(U)) {
+        if (r.whole) return false;
+        r.all_tops();
+        goto again;
+    }
+    const double lift = 1.0 / double(int64_t(1) << LIFT);
+    top = double(a.logit), log = a.log(U * lift);
+    if (LOGS) entropy = std::max(std::log(U * lift) - LN2 * T / U, 0.0);
     return true;
 }
 
-template <class T>
-double entropy(const T* x, const Side& X, const Shared& s) {
-    double sum = 0.0;
-    for (int64_t start = 0; start < s.vocab; start += BLOCK) {
-        int64_t end = std::min(s.vocab, start + BLOCK);
-        float part = 0.0f;
-#pragma omp simd reduction(- : part)
-        for (int64_t i = start; i < end; i++) {
-            float a = (wide(x[i]) - X.max) * s.inverse;
-            a = a < -LARGE ? -LARGE : a;
-            part -= exp_down(a) * X.scale * (a - X.log);
-        }
-        sum += part;
-    }
-    return std::max(sum, 0.0);
+// c from the normalisers of both sides
+template <class R> bool log_ratio(Sides<R>& r, double& log_c) {
+    double p_log, q_log, none;
+    if (!side_sums<false, R>(r.p.x, r.s, r.p_top, p_log, none)) return false;
+    if (!side_sums<false, R>(r.q.x, r.s, r.q_top, q_log, none)) return false;
+    log_c = (r.q_top - r.p_top) * double(R(r.s.per_nat())) + (q_log - p_log) / LN2;
+    return true;
 }
 
-template <class T>
-void row_sums(const T* p, const T* q, const Shared& s, double* out) {
+const double NEAR = 1e-3;  // a V below it times U is not known well from B
+
+// False: no distribution on one side or the other, or none that can be told
+template <bool MORE, class R> bool pair_sums(Sides<R>& r, double* out) {
+    const Shared& s = r.s;
+    bool uneven = false, settled = false;
+    double log_c = 0.0;
+again:
+    if (!r.start()) return false;
+    Anchor<R> a(r.p_top, s), q_a(r.q_top, s);
+    if (!settled) log_c = q_a.from - a.from;
+    Totals all_of;
+    for (int64_t start = 0; start < s.vocab; start += BLOCK) {
+        if (r.passed(start)) continue;
+        for (bool moved = false;;) {
+            R c = R(log_c);
+            Totals found;
+            // where one side is far from the other its logs need exponents of their own
+            const bool even = !uneven && !(MORE && settled);
+            if (even) found = even_of<MORE>(r, start, a, c);
+            if (!even || !found.finite()) {
+                int64_t n = r.size(start);
+                const R *x = (const R*)r.p.get(start, n), *y = (const R*)r.q.get(start, n);
+                Norms<R> norms{a, q_a, R(1), R(q_a.from - a.from - double(c)), c, R(0)};
+                found = any_block<R, MORE>(x, y, filled<R>(n), norms);
+                uneven = found.p_alone + found.q_alone > 0;  // so will the next block be
+                if (!found.finite()) {
+                    if (r.whole) return false;
+                    r.all_tops();
+                    goto again;
+                }
+            }
+            double powers;
+            if (found.U > MUCH && r.higher(start, a, powers)) {
+                all_of.raise(powers);
+                continue;
+            }
+            Totals sum = all_of;
+            sum.add(found);
+            double shift = 0.0;
+            if (!settled) {
+                const double V = sum.U + sum.B, better = double(R(double(c) + sum.off() / LN2));
+                shift = (better - double(c)) * LN2, log_c = better;
+                Totals better_sum = sum;
+                better_sum.move(shift);
+                if (sum.A > 2.0 * better_sum.A && !moved && V > NEAR * sum.U) {
+                    moved = true;  // so far that A would lose digits: once more
+                    all_of.move(shift);
+                    continue;
+                }
+                if (std::fabs(shift) > 1.0 || !(V > NEAR * sum.U)) {  // no use: find c first
+                    if (!log_ratio(r, log_c)) return false;
+                    settled = true;
+                    goto again;
+                }
+            }
+            sum.move(shift);
+            all_of = sum;
+            break;
+        }
+    }
+    double shift = all_of.off();
+    all_of.move(shift), log_c += shift / LN2;
+    const double U = all_of.U, V = U + all_of.B, lift = 1.0 / double(int64_t(1) << LIFT);
+    if (!(U > 0.0 && V > 0.0)) return false;
+    out[P_MAX] = double(a.logit), out[Q_MAX] = double(q_a.logit);
+    out[P_LOG] = a.log(U * lift);
+    out[Q_LOG] = q_a.log(V * lift) + LN2 * (log_c - (q_a.from - a.from));
+    out[KL] = std::max(all_of.A / U, 0.0), out[REVERSE_KL] = std::max(all_of.back / V, 0.0);
+    out[P_LOST] = all_of.p_lost / U, out[Q_LOST] = all_of.q_lost / V;
+    out[P_ALONE] = all_of.p_alone, out[Q_ALONE] = all_of.q_alone;
+    if (MORE) {
+        out[P_ENTROPY] = std::max(std::log(U * lift) - LN2 * all_of.p_log / U, 0.0);
+        out[Q_ENTROPY] = std::max(std::log(V * lift) - LN2 * all_of.q_log / all_of.v_sum, 0.0);
+    }
+    out[NOTE] = uneven || all_of.p_alone + all_of.q_alone > 0;
+    return true;
+}
+
+template <class R> Norms<R> norms(const double* sums, const Shared& s) {
+    Norms<R> n{Anchor<R>(0, s), Anchor<R>(0, s), 1, 0, 0, 0};
+    auto from = [&](Anchor<R>& a, int top, int log) {  // log2 of the norm, in powers and one remainder
+        double norm = sums[top] * double(a.scale) + sums[log] / LN2;
+        a.logit = R(norm / double(a.scale)), a.at = R(norm);
+        a.from = WIDTH == 16 ? double(a.logit) * double(a.scale) : double(a.at);
+        return norm;
+    };
+    double p = from(n.p, P_MAX, P_LOG), q = from(n.q, Q_MAX, Q_LOG);
+    double p_rest = n.p.from - p, q_rest = n.q.from - q;
+    n.p_times = R(std::exp2(p_rest)), n.q_more = R(q_rest - p_rest);
+    double c = (sums[Q_MAX] - sums[P_MAX]) * double(n.p.scale) + (sums[Q_LOG] - sums[P_LOG]) / LN2;
+    n.c = R(c), n.c_more = R(c - double(n.c));
+    return n;
+}
+
+template <class R> void js_sums(Sides<R>& r, double* out) {
+    const bool flipped = r.s.beta < 0.5;  // q is the one of the larger weight
+    double sums[SUMS] = {};
+    std::copy(out, out + P_ENTROPY, sums);
+    if (flipped) std::swap(sums[P_MAX], sums[Q_MAX]), std::swap(sums[P_LOG], sums[Q_LOG]);
+    const Norms<R> n = norms<R>(sums, r.s);
+    const R light = R(flipped ? r.s.beta : 1.0 - r.s.beta);
+    double js = 0.0, heavy = 0.0;
+    bool far = false;
+    for (int64_t start = 0; start < r.s.vocab; start += BLOCK) {
+        const int64_t size = r.size(start), full = filled<R>(size);
+        const R *x = (const R*)r.p.get(start, size), *y = (const R*)r.q.get(start, size);
+        if (flipped) std::swap(x, y);
+        Halves<R> found;
+        if (!far) found = js_block<false, R>(x, y, full, n, light);
+        if (far || !(double(found.most) < LIMIT)) {
+            found = js_block<true, R>(x, y, full, n, light);
+            far = !(double(found.most) < LIMIT);
+        }
+        js += found.js, heavy += found.heavy;
+    }
+    const double times = double(n.p_times) / double(int64_t(1) << LIFT), s = double(light);
+    js = std::max(js * times, 0.0), heavy = std::max(heavy * times, 0.0);
+    out[flipped ? JS_Q : JS_P] = heavy;
+    out[flipped ? JS_P : JS_Q] = (js - (1.0 - s) * heavy) / s;  // their weighted sum is js
+}
+
+template <class R> void first_top(const Row& x, const Shared& s, double& top, double& log, double& id) {
+    Sides<R> r(x, {nullptr, 0}, s);
+    r.all_tops();
+    const int64_t n = r.size(r.p_block);
+    const R* v = (const R*)r.p.get(r.p_block, n);
+    id = double(r.p_block + (std::find(v, v + n, R(r.p_top)) - v));
+    log += (top - r.p_top) / s.temperature, top = r.p_top;
+}
+
+template <class R> void row_sums(const Row& p, const Row& q, const Shared& s, double* out) {
     std::fill(out, out + SUMS, 0.0);
-    if (s.asks == ASK_KL && kl_in_one_pass(p, q, s, out)) return;
-    Side P = normalise(p, s.vocab, s.temperature), Q = P;
-    if (q) Q = normalise(q, s.vocab, s.temperature);
-    out[P_MAX] = P.max, out[P_LOG] = P.log_norm, out[Q_MAX] = Q.max, out[Q_LOG] = Q.log_norm;
-    if (!P.good) out[P_LOG] = NONE;
-    if (!Q.good) out[Q_LOG] = NONE;
-    if (!P.good || !Q.good) {
+    if (!q) {
+        bool good = s.asks & ASK_ENTROPY
+            ? side_sums<true, R>(p, s, out[P_MAX], out[P_LOG], out[P_ENTROPY])
+            : side_sums<false, R>(p, s, out[P_MAX], out[P_LOG], out[P_ENTROPY]);
+        if (!good) std::fill(out + P_ENTROPY, out + SUMS, NONE);
+        return;
+    }
+    Sides<R> r(p, q, s);
+    bool good = s.asks & ASK_MORE ? pair_sums<true>(r, out)
+              : s.asks & ASK_KL ? pair_sums<false>(r, out) : false;
+    if (!(s.asks & (ASK_MORE | ASK_KL)) || !good) {
+        double none;
+        good = side_sums<false, R>(p, s, out[P_MAX], out[P_LOG], none);
+        good &= side_sums<false, R>(q, s, out[Q_MAX], out[Q_LOG], none);
+        if (s.asks & (ASK_MORE | ASK_KL)) good = false;
+    }
+    if (!good) {
         std::fill(out + P_ENTROPY, out + SUMS, NONE);
         return;
     }
-    bool holes = P.holes || Q.holes;
-    out[NOTE] = holes;
-    if (!q) {
-        if (s.asks & ASK_MORE) out[P_ENTROPY] = entropy(p, P, s);
-    } else if (s.asks & ASK_JS) {
-        pair_sums<ASK_MORE | ASK_JS, true>(p, q, P, Q, s, out);
-    } else if (s.asks & ASK_MORE) {
-        holes ? pair_sums<ASK_MORE, true>(p, q, P, Q, s, out)
-              : pair_sums<ASK_MORE, false>(p, q, P, Q, s, out);
-    } else if (s.asks & ASK_KL) {
-        pair_sums<ASK_KL, true>(p, q, P, Q, s, out);  // what one pass could not do
-    }
+    if (s.asks & ASK_JS) js_sums(r, out);
     if (s.asks & ASK_TOP) {
-        out[P_TOP] = first_top(p, s.vocab, P.max);
-        out[Q_TOP] = first_top(q, s.vocab, Q.max);
+        first_top<R>(p, s, out[P_MAX], out[P_LOG], out[P_TOP]);
+        first_top<R>(q, s, out[Q_MAX], out[Q_LOG], out[Q_TOP]);
     }
 }
 
-struct Weights {  // the coefficients of one row and side
-    float one, ratio, log, mix, step, at;
+// --- slopes -------------------------------------------------------------------------------------
+
+template <class R> struct Weights {  // the coefficients of one row and side
+    R one, ratio, log, mix, step, at;
     explicit Weights(const double* c)
-        : one(float(c[ONE])), ratio(float(c[RATIO])), log(float(c[LOG])), mix(float(c[MIX])),
-          step(float(c[STEP])), at(float(c[AT])) {}
+        : one(R(c[ONE])), ratio(R(c[RATIO])), log(R(c[LOG])), mix(R(c[MIX])), step(R(c[STEP])),
+          at(R(c[AT])) {}
 };
 
-// one side's gradient at one token; x is log m/p or log m/q
-template <bool ALL>
-INLINE float slope(float prob, float log, float ratio, float step, float x, const Weights& c) {
-    float inner = c.one + c.ratio * ratio;
-    if (ALL) inner += c.log * log + c.mix * x;
-    return prob * inner + c.step * step;
-}
-
-template <bool WANT_P, bool WANT_Q, bool ALL, bool HOLES, class T>
-void pair_slopes(const T* p, const T* q, const Side& P, const Side& Q, const Shared& s,
-                 const Weights& cp, const Weights& cq, int64_t id, T* gp, T* gq) {
-    const float inverse = s.inverse, beta = s.beta;
-    const float shift = float((double(Q.max) - P.max) / s.temperature + (Q.log_norm - P.log_norm));
-    const float log_beta = std::log(beta), log_rest = std::log1p(-beta);
-    const int64_t vocab = s.vocab;
-    auto at = [=](int64_t i, float more_p, float more_q) __attribute__((always_inline)) {
-        Token t = token<HOLES>(p[i], q[i], P, Q, inverse, shift);
-        Mix m = ALL ? mix(t.ratio, beta) : Mix{0.0f, 0.0f};
-        float x = t.both > -INF ? m.x : log_beta, y = t.both > -INF ? m.y : log_rest;
-        float p_found = slope<ALL>(t.p, t.log_p, t.ratio, t.step, x, cp);
-        float q_found = slope<ALL>(t.q, t.log_q, t.ratio, t.step, y, cq);
-        p_found += more_p, q_found += more_q;
-        if (HOLES) {
-            p_found = t.a > -INF ? p_found : 0.0f;
-            q_found = t.b > -INF ? q_found : 0.0f;
+// As `even_block`; returns the largest |l|, beyond LIMIT of which `any_slopes` has to do it.
+template <class In, bool LOGS, class R = typename In::Real>
+R even_slopes(const char* p, const char* q, int64_t n, const Norms<R>& norms, const Weights<R>& cp,
+              const Weights<R>& cq, char* gp, char* gq, int64_t ahead) {
+    const int64_t size = SIZES[In::dtype];
+    Vec<R> most{};
+    for (int64_t i = 0; i < n; i += 2 * LANES<R>) {
+        const char *at_p = p + i * size, *at_q = q + i * size;
+        for (int64_t line = 0; line < 2 * LANES<R> * size; line += 64)
+            prefetch(at_p + ahead + line), prefetch(at_q + ahead + line);
+        Vec<R> x[2], y[2], P[2], Q[2];
+        In::two(at_p, x[0], x[1]), In::two(at_q, y[0], y[1]);
+        for (int j = 0; j < 2; j++) {
+            Vec<R> p_log = norms.p.exponent(x[j]), d = x[j] == y[j] ? Vec<R>{} : y[j] - x[j];
+            Vec<R> u = exp2<0, R>(p_log) * norms.p_times;
+            Vec<R> l = fma(d, all<R>(norms.p.scale), all<R>(-norms.c)) - norms.c_more;
+            most = bigger(most, l > R(0) ? l : -l);
+            Vec<R> step = u * power<R, true>(l).less_one(), line = l * R(LN2);
+            P[j] = u * fma(line, all<R>(cp.ratio), all<R>(cp.one));
+            Q[j] = (u + step) * fma(line, all<R>(cq.ratio), all<R>(cq.one));
+            if (LOGS) {
+                p_log = R(LN2) * bigger(p_log, all<R>(R(-1100)));
+                P[j] += u * (cp.log * p_log), Q[j] += (u + step) * (cq.log * (p_log + line));
+            }
+            P[j] = fma(step, all<R>(cp.step), P[j]), Q[j] = fma(step, all<R>(cq.step), Q[j]);
         }
-        if (WANT_P) put(p_found, gp[i]);
-        if (WANT_Q) put(q_found, gq[i]);
-    };
-#pragma omp simd
-    for (int64_t i = 0; i < vocab; i++) at(i, 0.0f, 0.0f);
-    if (id >= 0) at(id, cp.at, cq.at);
+        if (gp) In::put_two(gp + i * size, P[0], P[1]);
+        if (gq) In::put_two(gq + i * size, Q[0], Q[1]);
+    }
+    return largest<R>(most);
 }
 
-template <class T>
-void side_slopes(const T* p, const Side& P, const Shared& s, const Weights& c, int64_t id, T* gp) {
-    const int64_t vocab = s.vocab;
-    const float inverse = s.inverse;
-    auto at = [=](int64_t i, float more) __attribute__((always_inline)) {
-        float x = (wide(p[i]) - P.max) * inverse;
-        x = x < -LARGE ? -LARGE : x;
-        float found = exp_down(x) * P.scale * (c.one + c.log * (x - P.log)) + more;
-        put(wide(p[i]) > -INF ? found : 0.0f, gp[i]);
-    };
-#pragma omp simd
-    for (int64_t i = 0; i < vocab; i++) at(i, 0.0f);
-    if (id >= 0) at(id, c.at);
-}
-
-Side from_sums(const double* sums, int max, int log) {
-    double norm = sums[log];
-    return {float(sums[max]), float(std::exp(-norm)), float(norm), norm, false, norm == norm};
-}
-
-template <class T>
-void row_slopes(const T* p, const T* q, const Shared& s, const double* sums, const double* c,
-                int64_t id, T* gp, T* gq) {
-    Side P = from_sums(sums, P_MAX, P_LOG), Q = from_sums(sums, Q_MAX, Q_LOG);
-    Weights cp(c), cq(c + SIDE);
-    if (!P.good || (q && !Q.good)) {
-        for (T* g : {gp, gq})
-            if (g)
-                for (int64_t i = 0; i < s.vocab; i++) put(float(NONE), g[i]);
-    } else if (!q) {
-        if (gp) side_slopes(p, P, s, cp, id, gp);
-    } else if (s.asks & ASK_JS || sums[NOTE]) {  // rarer: one loop that does both sides, for less code
-        std::vector<T> spare(gp && gq ? 0 : s.vocab);
-        gp = gp ? gp : spare.data(), gq = gq ? gq : spare.data();
-        s.asks & ASK_JS ? pair_slopes<true, true, true, true>(p, q, P, Q, s, cp, cq, id, gp, gq)
-                        : pair_slopes<true, true, false, true>(p, q, P, Q, s, cp, cq, id, gp, gq);
-    } else if (gp && gq) {
-        pair_slopes<true, true, false, false>(p, q, P, Q, s, cp, cq, id, gp, gq);
-    } else if (gp) {
-        pair_slopes<true, false, false, false>(p, q, P, Q, s, cp, cq, id, gp, gp);
-    } else if (gq) {
-        pair_slopes<false, true, false, false>(p, q, P, Q, s, cp, cq, id, gq, gq);
+template <bool MIXED, class R>
+void any_slopes(const R* p, const R* q, int64_t n, const Norms<R>& norms, R beta,
+                const Weights<R>& cp, const Weights<R>& cq, R* gp, R* gq) {
+    const R ln2 = R(LN2);
+    for (int64_t i = 0; i < n; i += LANES<R>) {
+        Token<R> t = token<false, R>(load(p + i), load(q + i), norms);
+        Vec<R> none{}, W = t.W * norms.p_times, lesser = fma(W, t.less_one, W), gap = t.d * ln2;
+        Vec<R> u = t.swapped ? lesser : W, v = t.swapped ? W : lesser, step = t.step() * norms.p_times;
+        Vec<R> line = t.p_only | t.q_only ? none : t.swapped ? gap : -gap;
+        Vec<R> large = t.log * ln2, small = bigger(large - gap, all<R>(R(-1100)));
+        Vec<R> P = fma(line, all<R>(cp.ratio), all<R>(cp.one)) + cp.log * (t.swapped ? small : large);
+        Vec<R> Q = fma(line, all<R>(cq.ratio), all<R>(cq.one)) + cq.log * (t.swapped ? large : small);
+        if (MIXED) {
+            Vec<R> other = t.swapped ? all<R>(beta) : all<R>(R(1) - beta);
+            Vec<R> mine = log_of<R>(other * t.less_one).log1p(), others = mine + gap;  // log m/W, …
+            P += cp.mix * (t.swapped ? others : mine), Q += cq.mix * (t.swapped ? mine : others);
+        }
+        if (gp) store(gp + i, t.q_only ? none : u * P + step * cp.step);
+        if (gq) store(gq + i, t.p_only ? none : v * Q + step * cq.step);
     }
 }
 
-// rows in turn to whoever is free, some at a time
-template <class Row>
-void each_row(int64_t n, int64_t vocab, int threads, Row row) {
+template <class R>
+void side_slopes(const R* p, int64_t n, const Norms<R>& norms, const Weights<R>& c, R* gp) {
+    for (int64_t i = 0; i < n; i += LANES<R>) {
+        Vec<R> log = bigger(all<R>(R(-1100)), norms.p.exponent(load(p + i)));
+        Vec<R> u = exp2<0, R>(log) * norms.p_times;
+        store(gp + i, u * fma(log, all<R>(R(LN2) * c.log), all<R>(c.one)));
+    }
+}
+
+struct Out {  // where a row's gradients go; null: not wanted
+    char *p, *q;
+    int p_dtype, q_dtype;
+};
+
+template <class R> struct RowSlopes {
+    Sides<R> r;
+    const Norms<R> n;
+    const Weights<R> cp, cq;
+    int64_t id;
+    const Out& out;
+    bool uneven;
+    alignas(64) R p_room[BLOCK];
+    alignas(64) R q_room[BLOCK];
+
+    RowSlopes(const Row& p, const Row& q, const Shared& s, const double* sums, const double* c,
+              int64_t at, const Out& o)
+        : r(p, q, s), n(norms<R>(sums, s)), cp(c), cq(c + SIDE), id(at), out(o),
+          uneven(sums[NOTE] != 0) {}
+
+    // In place, if both sides and their gradients are of one dtype that a loop reads and writes
+    template <class In> bool there(int64_t start, int64_t size) {
+        if (r.p.x.dtype != In::dtype || r.q.x.dtype != In::dtype || size % (2 * LANES<R>)) return false;
+        const int64_t bytes = SIZES[In::dtype], from = start * bytes, ahead = BLOCK * bytes;
+        const char *x = r.p.x.byte(start), *y = r.q.x.byte(start);
+        char *gp = out.p ? out.p + from : nullptr, *gq = out.q ? out.q + from : nullptr;
+        R most = r.s.asks & ASK_ENTROPY
+            ? even_slopes<In, true>(x, y, size, n, cp, cq, gp, gq, ahead)
+            : even_slopes<In, false>(x, y, size, n, cp, cq, gp, gq, ahead);
+        return double(most) < LIMIT;
+    }
+    void block(int64_t start) {
+        const int64_t size = r.size(start), full = filled<R>(size);
+        const bool has_id = id >= start && id < start + size;
+        if (r.q.x && !has_id && !uneven && !(r.s.asks & ASK_JS)) {
+            if constexpr (sizeof(R) == 4) {
+                if (there<Bfloat16>(start, size)) return;
+#if WIDTH == 64
+                if (there<Float16>(start, size)) return;
+#endif
+            }
+            if (there<Plain<R>>(start, size)) return;
+        }
+        const R* x = (const R*)r.p.get(start, size);
+        const R* y = r.q.x ? (const R*)r.q.get(start, size) : nullptr;
+        R *gp = out.p ? p_room : nullptr, *gq = out.q ? q_room : nullptr;
+        if (!y) {
+            side_slopes(x, full, n, cp, gp);
+        } else if (r.s.asks & ASK_JS) {
+            any_slopes<true>(x, y, full, n, R(r.s.beta), cp, cq, gp, gq);
+        } else {
+            R most = R(LIMIT);
+            if (!uneven)
+                most = even_slopes<Plain<R>, true>((const char*)x, (const char*)y, full, n, cp, cq,
+                                                   (char*)gp, (char*)gq, 0);
+            if (!(double(most) < LIMIT)) {
+                uneven = true;
+                any_slopes<false>(x, y, full, n, R(r.s.beta), cp, cq, gp, gq);
+            }
+        }
+        if (has_id && gp && x[id - start] > -INFINITY) p_room[id - start] += cp.at;
+        if (has_id && gq && y[id - start] > -INFINITY) q_room[id - start] += cq.at;
+        if (gp) write(p_room, size, out.p_dtype, out.p + start * SIZES[out.p_dtype]);
+        if (gq) write(q_room, size, out.q_dtype, out.q + start * SIZES[out.q_dtype]);
+    }
+};
+
+void fill_row(char* x, int dtype, int64_t n, float number) {
+    const std::vector<float> row(x ? size_t(n) : 0, number);
+    if (x) write(row.data(), n, dtype, x);
+}
+
+template <class R>
+void row_slopes(const Row& p, const Row& q, const Shared& s, const double* sums, const double* c,
+                int64_t id, const Out& out) {
+    if (std::isnan(sums[P_LOG]) || (q && std::isnan(sums[Q_LOG]))) {
+        fill_row(out.p, out.p_dtype, s.vocab, float(NONE));
+        fill_row(out.q, out.q_dtype, s.vocab, float(NONE));
+        return;
+    }
+    RowSlopes<R> row(p, q, s, sums, c, id, out);
+    for (int64_t start = 0; start < s.vocab; start += BLOCK) row.block(start);
+}
+
+// --- rounding -----------------------------------------------------------------------------------
+
+// Σ p (1 − p) 4^e over a row, 2^e the power of two at or below |logit| (½ for 0): 24 τ² / ε² times
+// the divergence that rounding to a dtype of precision ε makes
+double row_rounding(const Row& x, const Shared& s, const double* sums) {
+    double known[SUMS] = {};
+    known[P_MAX] = known[Q_MAX] = sums[0], known[P_LOG] = known[Q_LOG] = sums[1];
+    const Norms<float> n = norms<float>(known, s);
+    Sides<float> r(x, {nullptr, 0}, s);
+    double sum = 0.0;
+    for (int64_t start = 0; start < s.vocab; start += BLOCK) {
+        const int64_t size = r.size(start);
+        const float* at = (const float*)r.p.get(start, size);
+        VF part{};
+        for (int64_t i = 0; i < filled<float>(size); i += LANES<float>) {
+            VF v = load(at + i), p = exp2<0, float, true>(n.p.exponent(v)) * n.p_times;
+            VF e = (VF)((MF)v & 0x7f800000);
+            e = v == 0.0f ? all<float>(0.5f) : p > 0.0f ? e : VF{};
+            part = fma(p - p * p, e * e, part);
+        }
+        sum += total<float>(part);
+    }
+    return sum;
+}
+
+// --- rows on all cores --------------------------------------------------------------------------
+
+// Rows in turn to whoever is free, some at a time
+template <class Work> void each_row(int64_t n, int64_t vocab, int threads, Work row) {
     const int64_t step = std::max<int64_t>(1, 65536 / vocab);
+    const int64_t worth = n * vocab / 300000 + 1;  // a thread costs as much as this many logits
     std::atomic<int64_t> next(0);
     auto work = [&] {
         for (int64_t start; (start = next.fetch_add(step)) < n;)
@@ -450,7 +1115,7 @@ void each_row(int64_t n, int64_t vocab, int threads, Row row) {
     };
     std::vector<std::thread> others;
     try {
-        for (int64_t i = 1; i < std::min<int64_t>(threads, (n + step - 1) / step); i++)
+        for (int64_t i = 1; i < std::min<int64_t>({threads, (n + step - 1) / step, worth}); i++)
             others.emplace_back(work);
     } catch (const std::system_error&) {  // no more threads to be had: do with these
     }
@@ -460,32 +1125,24 @@ void each_row(int64_t n, int64_t vocab, int threads, Row row) {
 
 struct Call {  // the same in native.py
     const void *p, *q;
-    int64_t p_stride, q_stride;
+    int64_t p_stride, q_stride;  // bytes
     const int64_t* ids;
     const uint8_t* keep;
     int64_t rows, vocab;
     double temperature, beta;
-    int32_t asks, threads;
+    int32_t p_dtype, q_dtype, asks, threads;
+
+    Row p_row(int64_t i) const { return {(const char*)p + i * p_stride, p_dtype}; }
+    Row q_row(int64_t i) const { return {q ? (const char*)q + i * q_stride : nullptr, q_dtype}; }
+    Shared shared() const { return {vocab, temperature, beta, asks}; }
+    bool wide() const { return p_dtype == FLOAT64 || (q && q_dtype == FLOAT64); }
 };
 
 struct Slopes {
     const double *sums, *coefficients;
-    void *grad_p, *grad_q;
+    char *grad_p, *grad_q;
     int64_t p_stride, q_stride;
 };
-
-template <class T>
-void all_sums(const Call& call, double* out) {
-    Shared s{call.vocab, call.temperature, float(call.beta), float(1.0 / call.temperature),
-             call.asks};
-    each_row(call.rows, call.vocab, call.threads, [&](int64_t i) {
-        if (call.keep && !call.keep[i]) return;
-        const T* q = call.q ? (const T*)call.q + i * call.q_stride : nullptr;
-        double found[SUMS];
-        row_sums((const T*)call.p + i * call.p_stride, q, s, found);
-        for (int each = 0; each < SUMS; each++) out[each * call.rows + i] = found[each];
-    });
-}
 
 // Ask for large pages before a fresh gradient is first written to, which otherwise costs several
 // times what the arithmetic does; a hint that systems without them ignore.
@@ -499,41 +1156,80 @@ void prefer_large_pages(void* start, int64_t bytes) {
 #endif
 }
 
-template <class T>
-void all_slopes(const Call& call, const Slopes& out) {
-    prefer_large_pages(out.grad_p, call.rows * call.vocab * sizeof(T));
-    prefer_large_pages(out.grad_q, call.rows * call.vocab * sizeof(T));
-    Shared s{call.vocab, call.temperature, float(call.beta), float(1.0 / call.temperature),
-             call.asks};
-    each_row(call.rows, call.vocab, call.threads, [&](int64_t i) {
-        T* gp = out.grad_p ? (T*)out.grad_p + i * out.p_stride : nullptr;
-        T* gq = out.grad_q ? (T*)out.grad_q + i * out.q_stride : nullptr;
-        if (call.keep && !call.keep[i]) {
-            for (T* g : {gp, gq})
-                if (g) std::memset((void*)g, 0, sizeof(T) * call.vocab);
-            return;
-        }
-        double found[SUMS], c[2 * SIDE];
-        for (int each = 0; each < SUMS; each++) found[each] = out.sums[each * call.rows + i];
-        for (int each = 0; each < 2 * SIDE; each++) c[each] = out.coefficients[each * call.rows + i];
-        const T* q = call.q ? (const T*)call.q + i * call.q_stride : nullptr;
-        row_slopes((const T*)call.p + i * call.p_stride, q, s, found, c,
-                   call.ids ? call.ids[i] : -1, gp, gq);
+}  // namespace
+
+extern "C" void kullback_sums(const Call* call, double* out) {
+    const Shared s = call->shared();
+    each_row(call->rows, call->vocab, call->threads, [&](int64_t i) {
+        if (call->keep && !call->keep[i]) return;
+        double found[SUMS];
+        if (call->wide()) row_sums<double>(call->p_row(i), call->q_row(i), s, found);
+        else row_sums<float>(call->p_row(i), call->q_row(i), s, found);
+        for (int each = 0; each < SUMS; each++) out[each * call->rows + i] = found[each];
     });
 }
 
-}  // namespace
-
-// dtype: 0 float32, 1 bfloat16
-
-extern "C" int kullback_sums(int dtype, const Call* call, double* out) {
-    if (dtype == 0) return all_sums<float>(*call, out), 0;
-    if (dtype == 1) return all_sums<bfloat16>(*call, out), 0;
-    return 1;
+// sums: the largest logit of each row, then the log-normaliser of each
+extern "C" void kullback_rounding(const Call* call, const double* sums, double* out) {
+    const Shared s = call->shared();
+    each_row(call->rows, call->vocab, call->threads, [&](int64_t i) {
+        const double known[] = {sums[i], sums[call->rows + i]};
+        out[i] = row_rounding(call->p_row(i), s, known);
+    });
 }
 
-extern "C" int kullback_slopes(int dtype, const Call* call, const Slopes* out) {
-    if (dtype == 0) return all_slopes<float>(*call, *out), 0;
-    if (dtype == 1) return all_slopes<bfloat16>(*call, *out), 0;
-    return 1;
+extern "C" void kullback_slopes(const Call* call, const Slopes* out) {
+    const int64_t p_bytes = call->vocab * SIZES[call->p_dtype], q_bytes = call->vocab * SIZES[call->q_dtype];
+    prefer_large_pages(out->grad_p, call->rows * p_bytes);
+    prefer_large_pages(out->grad_q, call->rows * q_bytes);
+    const Shared s = call->shared();
+    each_row(call->rows, call->vocab, call->threads, [&](int64_t i) {
+        Out to{out->grad_p ? out->grad_p + i * out->p_stride : nullptr,
+               out->grad_q ? out->grad_q + i * out->q_stride : nullptr, call->p_dtype, call->q_dtype};
+        if (call->keep && !call->keep[i]) {
+            if (to.p) std::memset(to.p, 0, p_bytes);
+            if (to.q) std::memset(to.q, 0, q_bytes);
+            return;
+        }
+        double found[SUMS], c[2 * SIDE];
+        for (int each = 0; each < SUMS; each++) found[each] = out->sums[each * call->rows + i];
+        for (int each = 0; each < 2 * SIDE; each++) c[each] = out->coefficients[each * call->rows + i];
+        const int64_t id = call->ids ? call->ids[i] : -1;
+        if (call->wide()) row_slopes<double>(call->p_row(i), call->q_row(i), s, found, c, id, to);
+        else row_slopes<float>(call->p_row(i), call->q_row(i), s, found, c, id, to);
+    });
+}
+
+// KL(p‖q) of contiguous rows, as `values` in interface.py has it, in float64 where a side is, else in
+// float32. Returns a set of bits: 1 if a row has none or the first numbers of a side look like
+// probabilities, 2 if rounding may matter, by the bound of `_may_matter` in rounding.py: p_step and
+// q_step are ε² / 24 over the share that matters, 0 for sides that are not of half precision.
+extern "C" int kullback_kl(const void* p, const void* q, int64_t rows, int64_t vocab,
+                           double temperature, int p_dtype, int q_dtype, int threads,
+                           double p_step, double q_step, double* sums, void* values) {
+    Call call{};
+    call.p = p, call.q = q, call.rows = rows, call.vocab = vocab, call.temperature = temperature;
+    call.p_stride = vocab * SIZES[p_dtype], call.q_stride = vocab * SIZES[q_dtype];
+    call.p_dtype = p_dtype, call.q_dtype = q_dtype, call.asks = ASK_KL, call.threads = threads;
+    for (const Row& x : {call.p_row(0), call.q_row(0)}) {
+        double first[8];
+        const int64_t n = std::min<int64_t>(8, vocab);
+        read<double>(x, 0, n, first);
+        if (std::all_of(first, first + n, [](double v) { return v >= 0.0 && v <= 2.0; })) return 1;
+    }
+    kullback_sums(&call, sums);
+    int status = 0;
+    for (int64_t i = 0; i < rows; i++) {
+        auto size = [&](int top, int log) {
+            const double all = sums[top * rows + i] / temperature + sums[log * rows + i];
+            return std::fabs(all) + std::log(double(vocab) + std::exp(1.0));
+        };
+        double value = sums[KL * rows + i], by_p = size(P_MAX, P_LOG), by_q = size(Q_MAX, Q_LOG);
+        status |= std::isnan(value);
+        if (sums[P_ALONE * rows + i] > 0) value = INFINITY;
+        if (value > 0 && p_step * by_p * by_p + q_step * by_q * by_q > value) status |= 2;
+        if (call.wide()) ((double*)values)[i] = value;
+        else ((float*)values)[i] = float(value);
+    }
+    return status;
 }

@@ -1,31 +1,39 @@
 """A loop in C++, compiled at first use: one pass of memory forward, one back, on all cores.
 
-Which to use: `backend="auto"` takes it for float32 and bfloat16 on the CPU from 2^16 logits up, if
-there is a C++ compiler; without one, `chunked` does the same some five times slower. The first use
-on a machine compiles for about four seconds (`core.compiling`), the first in a process loads for
-some tens of milliseconds. It runs on `torch.get_num_threads()` threads and needs no memory but the
-gradients.
+Which to use: `backend="auto"` takes it on the CPU wherever it is compiled, and compiles it from
+2^16 logits up, for float32, float64, bfloat16 and float16, also two of them, if there is a C++
+compiler; without one, `chunked` does the same some ten times slower. The first use on a machine
+compiles for about five seconds (`core.compiling`), for the widest vectors of its processor; the
+first in a process loads for some tens of milliseconds. It runs on up to `torch.get_num_threads()`
+threads, on one where there is little to do, and needs no memory but the gradients.
 """
 
 import ctypes
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kullback.core import compiling
+from kullback.tokens import limits
 
-from .interface import Sum, Task
+from .interface import Rows, Sum, Task
 
-__all__ = ["refusal", "slopes", "sums"]
+__all__ = ["kl", "ready", "refusal", "slopes", "sums"]
 
 SOURCE = Path(__file__).with_name("native.cpp")
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-ASK_KL, ASK_MORE, ASK_JS, ASK_TOP = 1, 2, 4, 8  # the same in native.cpp
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+STEPS = {  # ε² / 24 over the share of a value that rounding may be
+    dtype: torch.finfo(dtype).eps ** 2 / 24 / limits.ROUNDING_SHARE if dtype.itemsize < 4 else 0.0
+    for dtype in DTYPES
+}
+ASK_KL, ASK_MORE, ASK_JS, ASK_TOP, ASK_ENTROPY = 1, 2, 4, 8, 16  # the same in native.cpp
 
 
 class _Call(ctypes.Structure):
-    """The arguments of both passes, as native.cpp has them; strides in elements."""
+    """The arguments of both passes, as native.cpp has them; strides in bytes."""
 
     _fields_ = (
         ("p", ctypes.c_void_p),
@@ -38,6 +46,8 @@ class _Call(ctypes.Structure):
         ("vocab", ctypes.c_int64),
         ("temperature", ctypes.c_double),
         ("beta", ctypes.c_double),
+        ("p_dtype", ctypes.c_int32),
+        ("q_dtype", ctypes.c_int32),
         ("asks", ctypes.c_int32),
         ("threads", ctypes.c_int32),
     )
@@ -59,13 +69,18 @@ class _Slopes(ctypes.Structure):
 def refusal(p: Tensor, q: Tensor | None, task: Task) -> str:
     """Say why it cannot do this: device, dtype, or no compiler; "" when it can.
 
-    >>> refusal(torch.zeros(1, 2, dtype=torch.float64), None, Task(("entropy",)))
-    'it takes float32 or bfloat16 on the CPU, both sides the same'
+    >>> refusal(torch.zeros(1, 2, device="meta"), None, Task(("entropy",)))
+    'it takes float32, float64, bfloat16 or float16 on the CPU'
     """
-    alike = q is None or (q.dtype == p.dtype and q.device == p.device)
-    if not alike or p.dtype not in DTYPES or p.device.type != "cpu":
-        return "it takes float32 or bfloat16 on the CPU, both sides the same"
+    fits = p.dtype in DTYPES and p.device.type == "cpu"
+    if not fits or not (q is None or (q.dtype in DTYPES and q.device.type == "cpu")):
+        return "it takes float32, float64, bfloat16 or float16 on the CPU"
     return compiling.load(SOURCE)[1]
+
+
+def ready() -> bool:
+    """Say whether it is compiled: whether calling it costs no more than loading."""
+    return compiling.compiled(SOURCE)
 
 
 def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor:
@@ -79,17 +94,60 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
     out = torch.zeros(len(Sum), len(p), dtype=torch.float64)
     asks = ASK_KL * task.asks("kl") | ASK_JS * task.asks("js") | ASK_TOP * task.asks("same_top")
     asks |= ASK_MORE * task.asks("reverse_kl", "entropy", "q_entropy")
-    call = _call(p, q, None, keep, task, asks)
-    out_pointer = ctypes.c_void_p(out.data_ptr())
-    _library().kullback_sums(DTYPES[p.dtype], ctypes.byref(call), out_pointer)
+    asks |= ASK_ENTROPY * task.asks("entropy")
+    call = _call(Rows(p, q, keep=keep), task, asks)
+    _library().kullback_sums(ctypes.byref(call), ctypes.c_void_p(out.data_ptr()))
     return out
 
 
+def kl(p: Tensor, q: Tensor, temperature: float) -> tuple[Tensor, Tensor, bool] | None:
+    """Return KL(p‖q) `[*batch]` of contiguous logits, the sums, and whether rounding may matter.
+
+    None where a row has no distribution, or the logits may be probabilities: then the general way
+    has something to say.
+
+    >>> kl(torch.ones(4), torch.ones(4), 1.0) is None
+    True
+    """
+    p_dtype, q_dtype = p.dtype, q.dtype
+    wide = torch.float64 in (p_dtype, q_dtype)
+    *batch, vocab = p.shape
+    rows = p.numel() // vocab
+    values = torch.empty(batch, dtype=torch.float64 if wide else torch.float32)
+    sums = torch.empty(len(Sum), rows, dtype=torch.float64)
+    status = _kl()(
+        p.data_ptr(), q.data_ptr(), rows, vocab, temperature, DTYPES[p_dtype], DTYPES[q_dtype],
+        torch.get_num_threads(), STEPS[p_dtype], STEPS[q_dtype], sums.data_ptr(), values.data_ptr(),
+    )  # fmt: skip
+    return None if status & 1 else (values, sums, status > 1)
+
+
+@cache
+def _kl() -> Any:
+    function = _library().kullback_kl
+    sizes: list[Any] = (
+        [ctypes.c_int64] * 2 + [ctypes.c_double] + [ctypes.c_int] * 3 + [ctypes.c_double] * 2
+    )
+    function.argtypes = [ctypes.c_void_p] * 2 + sizes + [ctypes.c_void_p] * 2
+    return function
+
+
+def rounding(x: Tensor, log_norms: Tensor, temperature: float) -> Tensor:
+    """Return `rounding_floor` of rows of half precision `[n, vocab]`, in one pass, float64.
+
+    log_norms: `[2, n]`, the rows' `Sum.P_MAX` and `Sum.P_LOG`, float64.
+    """
+    out = torch.empty(len(x), dtype=torch.float64)
+    call = _call(Rows(x), Task((), temperature), 0)
+    known = log_norms.contiguous()
+    pointer = ctypes.c_void_p(known.data_ptr())
+    _library().kullback_rounding(ctypes.byref(call), pointer, ctypes.c_void_p(out.data_ptr()))
+    step = torch.finfo(x.dtype).eps / temperature
+    return out * (step * step / 24)
+
+
 def slopes(
-    p: Tensor,
-    q: Tensor | None,
-    ids: Tensor | None,
-    keep: Tensor | None,
+    rows: Rows,
     task: Task,
     sums: Tensor,
     coefficients: Tensor,
@@ -104,12 +162,18 @@ def slopes(
     >>> p.grad
     tensor([0., 0., 0., 0.])
     """
-    call = _call(p, q, ids, keep, task, ASK_JS * task.asks("js", "entropy", "q_entropy"))
+    asks = ASK_JS * task.asks("js") | ASK_ENTROPY * task.asks("entropy", "q_entropy")
+    call = _call(rows, task, asks)
     sums, coefficients = sums.contiguous(), coefficients.contiguous()
-    gradients = [grad_p, grad_q]
-    strides = [0 if x is None else x.stride(0) for x in gradients]
-    out = _Slopes(_pointer(sums), _pointer(coefficients), *map(_pointer, gradients), *strides)
-    _library().kullback_slopes(DTYPES[p.dtype], ctypes.byref(call), ctypes.byref(out))
+    out = _Slopes(
+        sums=sums.data_ptr(),
+        coefficients=coefficients.data_ptr(),
+        grad_p=_pointer(grad_p),
+        grad_q=_pointer(grad_q),
+        p_stride=_stride(grad_p),
+        q_stride=_stride(grad_q),
+    )
+    _library().kullback_slopes(ctypes.byref(call), ctypes.byref(out))
 
 
 def _library() -> ctypes.CDLL:
@@ -119,23 +183,30 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _call(
-    p: Tensor, q: Tensor | None, ids: Tensor | None, keep: Tensor | None, task: Task, asks: int
-) -> _Call:
+def _call(rows: Rows, task: Task, asks: int) -> _Call:
+    p, q = rows.p, rows.q
     return _Call(
-        _pointer(p),
-        _pointer(q),
-        p.stride(0),
-        0 if q is None else q.stride(0),
-        _pointer(ids),
-        _pointer(keep),
-        *p.shape,
-        task.temperature,
-        task.beta,
-        asks,
-        torch.get_num_threads(),
+        p=p.data_ptr(),
+        q=_pointer(q),
+        p_stride=_stride(p),
+        q_stride=_stride(q),
+        ids=_pointer(rows.ids),
+        keep=_pointer(rows.keep),
+        rows=p.shape[0],
+        vocab=p.shape[1],
+        temperature=task.temperature,
+        beta=task.beta,
+        p_dtype=DTYPES[p.dtype],
+        q_dtype=DTYPES[p.dtype if q is None else q.dtype],
+        asks=asks,
+        threads=torch.get_num_threads(),
     )
 
 
 def _pointer(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
+
+
+def _stride(x: Tensor | None) -> int:
+    """Return the bytes from one row to the next."""
+    return 0 if x is None else x.stride(0) * x.element_size()

@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .interface import Sum, Task
+from .interface import Rows, Sum, Task
 
 __all__ = ["refusal", "slopes", "sums"]
 
@@ -31,11 +31,9 @@ def refusal(p: Tensor, q: Tensor | None, task: Task) -> str:
     """
     if torch.float64 in (p.dtype, p.dtype if q is None else q.dtype):
         return "it sums in float32, and the logits are float64"
-    if not _installed():
-        return "Triton is not installed (pip install triton)"
     if not p.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         return f"it needs a CUDA device, and the logits are on {p.device}"
-    return ""
+    return "" if _installed() else "Triton is not installed (pip install triton)"
 
 
 def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor:
@@ -69,10 +67,7 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
 
 
 def slopes(
-    p: Tensor,
-    q: Tensor | None,
-    ids: Tensor | None,
-    keep: Tensor | None,
+    rows: Rows,
     task: Task,
     sums: Tensor,
     coefficients: Tensor,
@@ -82,20 +77,20 @@ def slopes(
     """Fill `grad_p` and `grad_q`, `[n, vocab]` or None, with the gradients (see `task`)."""
     from . import triton_kernels
 
-    rows, vocab = p.shape
-    if not rows:
+    p, q = rows.p, rows.p if rows.q is None else rows.q
+    count, vocab = p.shape
+    if not count:
         return
-    q = p if q is None else q
-    tile, _, _ = _cuts(rows, vocab)
+    tile, _, _ = _cuts(count, vocab)
     to_p, to_q = (p if grad is None else grad for grad in (grad_p, grad_q))
-    triton_kernels.slopes[(-(-vocab // tile), rows)](
-        p, q, sums, coefficients, ids, keep, to_p, to_q,
+    triton_kernels.slopes[(-(-vocab // tile), count)](
+        p, q, sums, coefficients, rows.ids, rows.keep, to_p, to_q,
         p.stride(0), q.stride(0), to_p.stride(0), to_q.stride(0),
-        vocab, rows, 1.0 / task.temperature, task.beta,
+        vocab, count, 1.0 / task.temperature, task.beta,
         TO_P=grad_p is not None, TO_Q=grad_q is not None,
         KL=task.asks("kl"), BACK=task.asks("reverse_kl"), P_LOG=task.asks("entropy"),
         Q_LOG=task.asks("q_entropy"), MIX=task.asks("js"),
-        AT=ids is not None, KEEP=keep is not None, TILE=tile,
+        AT=rows.ids is not None, KEEP=rows.keep is not None, TILE=tile,
         num_warps=max(1, min(8, tile // 256)),
     )  # fmt: skip
 

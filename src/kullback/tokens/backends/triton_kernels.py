@@ -19,11 +19,14 @@ need every row's maxima and log-normalisers.
 import triton
 import triton.language as tl
 
+from kullback.tokens import limits
+
 from .interface import Slope, Sum
 
 __all__ = ["finish", "forward", "js", "slopes"]
 
 LOW: tl.constexpr = tl.constexpr(float("-inf"))
+SERIES: tl.constexpr = tl.constexpr(limits.SERIES_LOG)
 NONE: tl.constexpr = tl.constexpr(1 << 30)  # the place of no token
 # Where the numbers that are kept of a cut stand, and how many there are (STATE). A set of tokens
 # has m, s, e, i and, where one side has them alone, a count.
@@ -47,7 +50,7 @@ ON_ID, ON_Q = tl.constexpr(int(Slope.P_AT)), tl.constexpr(int(Slope.Q_ONE))
 def excess(u, v, m):
     """Return u (e^m − 1 − m) ≥ 0 where v = u e^m, by a series where m is small."""
     series = 1 / 2 + m * (1 / 6 + m * (1 / 24 + m * (1 / 120 + m * (1 / 720))))
-    return tl.where(tl.abs(m) < 0.25, u * (m * m) * series, v - u - u * m)
+    return tl.where(tl.abs(m) < SERIES, u * (m * m) * series, v - u - u * m)
 
 
 @triton.jit
@@ -271,7 +274,7 @@ def _expm1(m):
     """Return e^m − 1, by a series where m is small."""
     series = 1 / 24 + m * (1 / 120 + m * (1 / 720))
     series = m * (1 + m * (1 / 2 + m * (1 / 6 + m * series)))
-    return tl.where(tl.abs(m) < 0.25, series, tl.exp(m) - 1)
+    return tl.where(tl.abs(m) < SERIES, series, tl.exp(m) - 1)
 
 
 @triton.jit
@@ -369,7 +372,7 @@ def slopes(
     x, y = l, l
     if MIX:
         x, y = _mixed(l, both, p_only, beta)
-    step = tl.where(both & (tl.abs(l) < 0.25), u * _expm1(l), v - u)
+    step = tl.where(both & (tl.abs(l) < SERIES), u * _expm1(l), v - u)
     hit = at < 0
     if AT:
         hit = at == tl.load(ids + row)

@@ -7,7 +7,7 @@ other sources, which share the checks.
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,9 @@ from kullback.core import (
     warn_caller,
 )
 from kullback.tokens import limits
-from kullback.tokens.backends import interface
-from kullback.tokens.backends.choose import choose
-from kullback.tokens.backends.interface import Task
+from kullback.tokens.backends import interface, native
+from kullback.tokens.backends.choose import choose, direct
+from kullback.tokens.backends.interface import Rows, Task
 
 from .rounding import warn_of_rounding
 from .slices import Pointwise
@@ -39,8 +39,10 @@ __all__ = [
     "common",
     "measure",
     "refuse_nan",
+    "slopes_of",
     "spread_ids",
     "spread_mask",
+    "values_of",
     "warn_of_probabilities",
 ]
 
@@ -78,8 +80,9 @@ def check_logits(logits: Tensor, name: str) -> None:
     if not logits.is_floating_point():
         got = describe(logits)
         raise ArgumentTypeError(message(name, "a float tensor", got, f"{name}.float()"))
-    full = logits.ndim >= 1 and logits.shape[-1] >= 1
-    require(full, name, "a tensor [*batch, vocab] with at least one token", describe(logits))
+    if not logits.ndim or not logits.shape[-1]:
+        text = "a tensor [*batch, vocab] with at least one token"
+        raise ArgumentValueError(message(name, text, describe(logits)))
 
 
 def check_options(task: Task, nan: str, align: str | None) -> None:
@@ -97,6 +100,8 @@ def check_options(task: Task, nan: str, align: str | None) -> None:
 
 def common(p: Tensor, q: Tensor, align: str | None) -> tuple[Tensor, Tensor]:
     """Return both logits over the same tokens and the same batch, as views."""
+    if p.shape == q.shape and p.device == q.device:
+        return p, q
     sizes = p.shape[-1], q.shape[-1]
     if align == "crop":
         p, q = p[..., : min(sizes)], q[..., : min(sizes)]
@@ -154,9 +159,10 @@ def _spread(x: Tensor, logits: Tensor, name: str) -> Tensor:
 
 def refuse_nan(found: Tensor, name: str) -> None:
     """Require values `[wants, *batch]` without NaN: every row had a distribution."""
-    bad = found.isnan().any(0)
-    if not bool(bad.any()):
+    bad = found.isnan()
+    if not bad.any():
         return
+    bad = bad.any(0)
     first = tuple(bad.nonzero()[0].tolist())
     got = f"{int(bad.sum())} positions of {bad.numel()} that are not, the first at {first}"
     expected = "at every position some finite logit, none NaN or +inf"
@@ -171,7 +177,7 @@ def warn_of_probabilities(logits: dict[str, Tensor], keep: Tensor | None) -> Non
     of the first row, and further only where these leave it open.
     """
     found = {name: x for name, x in logits.items() if _are_probabilities(x.detach(), keep)}
-    if len(found) < len(logits):
+    if found and len(found) < len(logits):
         found = {name: x for name, x in found.items() if not _are_one_hot(x.detach(), keep)}
     if found:
         names, remedies = " and ".join(found), ", ".join(f"{name}.log()" for name in found)
@@ -186,6 +192,8 @@ def _are_probabilities(x: Tensor, keep: Tensor | None) -> bool:
     """Say whether all rows `[*batch, vocab]` that count are non-negative and sum to 1."""
     vocab = x.shape[-1]
     if vocab < 2 or not x.numel():
+        return False
+    if keep is None and x[(0,) * x.ndim].item() < 0:
         return False
     first = x[(0,) * (x.ndim - 1)]
     if keep is not None and keep.ndim:
@@ -238,6 +246,9 @@ def measure(
     given = {name: p}
     if q is not None:
         check_logits(q, names[1])
+        ask = Ask(task, ids=ids, mask=mask, nan=nan, backend=backend)
+        if (plain := _direct(p, q, ask)) is not None:
+            return plain
         p, q = common(p, q, align)
         given = {name: p, names[1]: q}
     keep = spread_mask(mask, p)
@@ -246,17 +257,72 @@ def measure(
     ids = spread_ids(ids, keep, p)
     module = choose(backend, p, q, task)
     found: Tensor
+    sums: list[Tensor] = []
     if hasattr(module, "values"):
         found = module.values(p, q, ids, keep, task)
     else:
-        rows = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (p, q))
-        found = _Rows.apply(*rows, Ask(task, ids=ids, mask=keep), module)  # type: ignore[no-untyped-call]
-    found = found.masked_fill(found.detach().isnan().any(0), math.nan)
+        a, b = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (p, q))
+        ask = Ask(task, ids=ids, mask=keep)
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, b)):
+            found = _Rows.apply(a, b, ask, module, sums)  # type: ignore[no-untyped-call]
+        else:
+            found, sums, _ = values_of(a, b, ask, module)
+    if len(task.wants) > 1:
+        found = found.masked_fill(found.detach().isnan().any(0), math.nan)
     if nan == "refuse":
         refuse_nan(found.detach(), f"{name} and {names[1]}" if q is not None else name)
         if q is not None:
-            warn_of_rounding(p, q, found.detach(), task)
+            warn_of_rounding(p, q, found.detach(), task, sums, module)
     return found
+
+
+def _direct(p: Tensor, q: Tensor, ask: Ask) -> Tensor | None:
+    """Return KL(p‖q) `[1, *batch]` where nothing but one call of the compiled loop is needed.
+
+    None for all that is not plain: another value, a gradient, strides, a row without a
+    distribution. What it saves is some sixty microseconds, most of a call of few logits.
+    """
+    plain = (
+        ask.task.wants == ("kl",)
+        and not torch.compiler.is_compiling()
+        and ask.backend in ("auto", "native")
+        and ask.ids is None
+        and ask.mask is None
+        and p.shape == q.shape
+        and p.is_contiguous()
+        and q.is_contiguous()
+        and p.numel() > 0
+        and not (torch.is_grad_enabled() and (p.requires_grad or q.requires_grad))
+        and direct(p, q, ask.task)
+    )
+    found = native.kl(p, q, ask.task.temperature) if plain else None
+    if found is None:
+        return None
+    values, sums, coarse = found
+    if coarse and ask.nan == "refuse":
+        warn_of_rounding(p, q, values[None], ask.task, [sums], native)
+    return values[None]
+
+
+def values_of(
+    p: Any, q: Tensor | None, ask: Ask, module: Any
+) -> tuple[Tensor, list[Tensor], list[tuple[int, ...]]]:
+    """Return the values `[len(wants), *batch]`, the sums of every piece, and the pieces."""
+    task = ask.task
+    wide = torch.float64 in (p.dtype, None if q is None else q.dtype)
+    dtype = torch.float64 if wide else torch.float32
+    pieces, saved = list(_pieces(p, q)), []
+    found = torch.empty((len(task.wants), *p.shape[:-1]), dtype=dtype, device=p.device)
+    for piece in pieces:
+        a, b, at, live = _part(piece, p, q, ask.ids, ask.mask)
+        sums = module.sums(a, b, live, task)
+        interface.fill_log_probs(sums, a, b, at, task)
+        values = interface.values(sums, task)
+        values = values if live is None else values.masked_fill(~live, 0)
+        part = found[_all_of(piece)] if piece else found
+        part.view(values.shape).copy_(values)
+        saved.append(sums)
+    return found, saved, pieces
 
 
 class _Rows(torch.autograd.Function):
@@ -269,22 +335,13 @@ class _Rows(torch.autograd.Function):
         q: Tensor | None,
         ask: Ask,
         module: Any,
+        summed: list[Tensor],
     ) -> Tensor:
-        task, ids, keep = ask.task, ask.ids, ask.mask
-        wide = torch.float64 in (p.dtype, None if q is None else q.dtype)
-        dtype = torch.float64 if wide else torch.float32
-        found = torch.empty((len(task.wants), *p.shape[:-1]), dtype=dtype, device=p.device)
-        ctx.pieces, saved = list(_pieces(p, q)), []
-        for piece in ctx.pieces:
-            a, b, at, live = _part(piece, p, q, ids, keep)
-            sums = module.sums(a, b, live, task)
-            interface.fill_log_probs(sums, a, b, at, task)
-            values = interface.values(sums, task)
-            values = values if live is None else values.masked_fill(~live, 0)
-            found[:, *piece] = values.view(found[:, *piece].shape)
-            saved.append(sums)
-        ctx.save_for_backward(p, q, ids, keep, *saved)
-        ctx.task, ctx.module = task, module
+        """Return the values; `summed` is given the sums of every piece."""
+        found, saved, ctx.pieces = values_of(p, q, ask, module)
+        summed.extend(saved)
+        ctx.save_for_backward(p, q, ask.ids, ask.mask, *saved)
+        ctx.task, ctx.module = ask.task, module
         return found
 
     @staticmethod
@@ -297,24 +354,43 @@ class _Rows(torch.autograd.Function):
                 x if x is None else _Once.apply(x, logits)  # type: ignore[no-untyped-call]
                 for x, logits in zip(both, inputs, strict=True)
             ]
-        return *both, None, None
+        return *both, None, None, None
 
     @staticmethod
     def slopes(ctx: Any, grads: Tensor) -> list[Tensor | None]:
         """Return the gradients by p and by q, None for a side that wants none."""
         p, q, ids, keep, *saved = ctx.saved_tensors
-        both = [
-            torch.empty(x.shape, dtype=x.dtype, device=x.device) if wanted else None
-            for x, wanted in zip((p, q), ctx.needs_input_grad[:2], strict=True)
-        ]
-        for piece, sums in zip(ctx.pieces, saved, strict=True):
-            a, b, at, live = _part(piece, p, q, ids, keep)
-            slopes = grads[:, *piece].reshape(len(ctx.task.wants), -1)
-            c = interface.coefficients(sums, slopes, ctx.task)
-            c = c if live is None else c.masked_fill(~live, 0)
-            to_p, to_q = (_matrix(x, piece) for x in both)
-            ctx.module.slopes(a, b, at, live, ctx.task, sums, c, to_p, to_q)
-        return both
+        ask = Ask(ctx.task, ids=ids, mask=keep)
+        pieces = zip(ctx.pieces, saved, strict=True)
+        return slopes_of(p, q, ask, ctx.module, pieces, grads, wanted=ctx.needs_input_grad[:2])
+
+
+def slopes_of(
+    p: Tensor,
+    q: Tensor | None,
+    ask: Ask,
+    module: Any,
+    pieces: Iterable[tuple[tuple[int, ...], Tensor]],
+    grads: Tensor,
+    *,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """Return the gradients by p and by q, None for a side that is not wanted.
+
+    pieces: parts of the batch with their sums; grads: `[len(wants), *batch]`.
+    """
+    both = [
+        torch.empty(x.shape, dtype=x.dtype, device=x.device) if want and x is not None else None
+        for x, want in zip((p, q), wanted, strict=True)
+    ]
+    for piece, sums in pieces:
+        a, b, at, live = _part(piece, p, q, ask.ids, ask.mask)
+        slopes = grads[_all_of(piece)].reshape(len(ask.task.wants), -1)
+        c = interface.coefficients(sums, slopes, ask.task)
+        c = c if live is None else c.masked_fill(~live, 0)
+        to_p, to_q = (_matrix(x, piece) for x in both)
+        module.slopes(Rows(a, b, at, live), ask.task, sums, c, to_p, to_q)
+    return both
 
 
 class _Once(torch.autograd.Function):
@@ -332,12 +408,20 @@ class _Once(torch.autograd.Function):
 
 def _pieces(p: Tensor, q: Tensor | None) -> Iterator[tuple[int, ...]]:
     """Yield the indices of leading axes that leave parts which can be seen as `[n, vocab]`."""
-    if not p[..., 0].numel():
+    if not p.numel():
+        return
+    if p.ndim == 2 and (q is None or q.ndim == 2):
+        yield ()
         return
     depth = 0
     while not all(x is None or _is_matrix(x[(0,) * depth]) for x in (p, q)):
         depth += 1
     yield from itertools.product(*map(range, p.shape[:depth]))
+
+
+def _all_of(piece: tuple[int, ...]) -> Any:
+    """Return the index of a piece in values `[len(wants), *batch]`."""
+    return (slice(None), *piece)
 
 
 def _is_matrix(x: Tensor) -> bool:
@@ -349,7 +433,7 @@ def _is_matrix(x: Tensor) -> bool:
 
 
 def _matrix(x: Any, piece: tuple[int, ...]) -> Any:
-    return None if x is None else x[piece].view(-1, x.shape[-1])
+    return x if x is None or x.ndim == 2 else x[piece].view(-1, x.shape[-1])
 
 
 def _part(piece: tuple[int, ...], p: Any, q: Any, ids: Any, keep: Any) -> tuple[Any, ...]:

@@ -4,12 +4,16 @@ Which to use: `rounding_floor`, to know how large a KL rounding alone makes, or 
 have moved a KL. The divergences warn where it is a large part of what they return.
 """
 
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from kullback.core import warn_caller
 from kullback.tokens import limits
-from kullback.tokens.backends.interface import Task
+from kullback.tokens.backends.interface import Sum, Task
 
 __all__ = ["PrecisionWarning", "rounding_floor", "warn_of_rounding"]
 
@@ -106,33 +110,78 @@ def _pull(p: Tensor, log_ratio: Tensor) -> Tensor:
     return p * (l - (p * l).sum(-1, keepdim=True))
 
 
-def warn_of_rounding(p: Tensor, q: Tensor, found: Tensor, task: Task) -> None:
+def warn_of_rounding(
+    p: Tensor, q: Tensor, found: Tensor, task: Task, sums: Sequence[Tensor] = (), module: Any = None
+) -> None:
     """Warn if rounding half-precision logits is a large part of the mean of a few values.
 
     p, q: `[*batch, vocab]`; found: `[len(wants), *batch]`. It looks at a few positions whose value
     is positive and finite, evenly spaced, and only where half precision and a divergence are at
-    hand. Python shows a warning once for every place in the code that it comes from.
+    hand. Python shows a warning once for every place in the code that it comes from. sums, module:
+    what a backend found, if one did: where a bound by the normalisers says that rounding is too
+    small everywhere, nothing is read again; else the backend sums the floors, if it can.
 
     >>> warn_of_rounding(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 1), Task(("kl",)))
     """
-    coarse = [x for x in (p, q) if x.dtype.itemsize < torch.float32.itemsize]
+    coarse = {i: x for i, x in enumerate((p, q)) if x.dtype.itemsize < torch.float32.itemsize}
     scale = {"kl": 1.0, "reverse_kl": 1.0, "js": task.beta * (1 - task.beta)}
     number = next((i for i, want in enumerate(task.wants) if want in scale), None)
     if not coarse or number is None:
+        return
+    norms = _log_norms(sums, p, q)
+    weight = scale[task.wants[number]]
+    if norms is not None and not _may_matter(coarse, norms, found[number], task, weight):
         return
     good = ((found[number] > 0) & found[number].isfinite()).nonzero()
     if not len(good):
         return
     rows = limits.ROUNDING_ROWS
     at = good[:: max(1, len(good) // rows)][:rows].unbind(-1)
-    floors = [rounding_floor(x.detach()[at], temperature=task.temperature).mean() for x in coarse]
-    floor = torch.stack(floors).sum() * scale[task.wants[number]]
+    summed = hasattr(module, "rounding")
+    floors = [
+        module.rounding(x.detach()[at], norms[side][:, *at], task.temperature).mean()  # type: ignore[index]
+        if norms is not None and summed
+        else rounding_floor(x.detach()[at], temperature=task.temperature).mean()
+        for side, x in coarse.items()
+    ]
+    floor = torch.stack(floors).sum() * weight
     value = found[number][at].mean()
     if floor > limits.ROUNDING_SHARE * value:
-        name = str(coarse[0].dtype).removeprefix("torch.")
+        name = str(next(iter(coarse.values())).dtype).removeprefix("torch.")
         text = (
             f"the logits are {name}: rounding alone makes a divergence of {float(floor):.2g} "
             f"on average, beside values of {float(value):.2g} (tokens.rounding_floor(p_logits, "
             "q_logits) bounds the error of every position). Try: logits in float32"
         )
         warn_caller(text, PrecisionWarning)
+
+
+def _log_norms(sums: Sequence[Tensor], p: Tensor, q: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return largest logit and log-normaliser of p and of q, `[2, *batch]` each, if known."""
+    if not sums:
+        return None
+    rows = sums[0] if len(sums) == 1 else torch.cat(list(sums), dim=-1)
+    shape = (2, *p.shape[:-1])
+    return rows[Sum.P_MAX : Sum.Q_MAX].view(shape), rows[Sum.Q_MAX : Sum.P_ENTROPY].view(shape)
+
+
+def _may_matter(
+    coarse: Mapping[int, Tensor],
+    norms: tuple[Tensor, Tensor],
+    values: Tensor,
+    task: Task,
+    weight: float,
+) -> bool:
+    """Say whether rounding may be a share of some value that is worth a warning.
+
+    With A the log of the sum of e^(logit / τ), a logit is τ (A + log p), the distance of the
+    numbers around it at most ε times it, and E log² p ≤ log²(V + e) by Jensen, as log²(e + x) is
+    concave: so the floor is at most ε²/24 (|A| + log(V + e))².
+    """
+    bound = 0.0
+    for side, x in coarse.items():
+        top, log = norms[side].cpu().numpy()
+        most = abs(top / task.temperature + log) + math.log(x.shape[-1] + math.e)
+        bound = bound + (torch.finfo(x.dtype).eps * most) ** 2 / 24
+    found = values.cpu().numpy()
+    return bool(((bound * weight > limits.ROUNDING_SHARE * found) & (found > 0)).any())

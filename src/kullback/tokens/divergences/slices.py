@@ -28,7 +28,7 @@ from torch import Tensor
 
 from kullback.exact import log_excess
 from kullback.tokens import limits
-from kullback.tokens.backends.interface import Slope, Sum, Task
+from kullback.tokens.backends.interface import Rows, Slope, Sum, Task
 
 __all__ = [
     "Pointwise",
@@ -207,7 +207,7 @@ def slopes(
     """
     p, q, ids, keep = given
     if not module.__name__.endswith("chunked"):  # which finds its own normalisers
-        module.slopes(p, q, ids, keep, task, sums, c, out[0], out[1])
+        module.slopes(Rows(p, q, ids, keep), task, sums, c, out[0], out[1])
         return
     for rows in _some_rows(p):
         some = [x if x is None else x[rows] for x in given]

@@ -15,6 +15,7 @@ function changes.
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from kullback.core import ArgumentTypeError, ArgumentValueError, describe, message
@@ -22,6 +23,7 @@ from kullback.exact import Bounds
 from kullback.tokens.backends.interface import Task
 
 from . import logits
+from .compiled import measured
 from .hidden_states import Given, from_hidden, whole_logits
 from .logits import Ask
 from .sharded import measure_shards
@@ -187,6 +189,8 @@ def measure(
                 what = Pointwise("jsd", task.beta, task.temperature)
                 task = replace(task, wants=("kl",))
             return p.measure(q, Ask(task, what, ids, mask, align, nan, backend))
+    if torch.compiler.is_compiling() and backend != "reference":
+        return measured(p, q, Ask(task, None, ids, mask, align, nan, backend))
     return logits.measure(
         p, q, task, ids=ids, mask=mask, align=align, nan=nan, backend=backend, names=names
     )

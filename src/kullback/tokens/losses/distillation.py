@@ -29,7 +29,7 @@ from kullback.tokens.divergences.logits import common, warn_of_probabilities
 from kullback.tokens.divergences.slices import Pointwise
 from kullback.tokens.divergences.sources import Source, constant, matched, measure
 
-from .policy import attach
+from .policy_terms import attach
 from .sampled_tokens import ahead, check
 from .sequence_sums import row_scale
 

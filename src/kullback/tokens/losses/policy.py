@@ -26,21 +26,19 @@ unbiased estimator, so there k3 or the exact KL has less variance.
 What losses are divided by is in `sequence_sums`, what they report in `policy_kl`.
 """
 
-import inspect
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kullback.core import require, require_type
-from kullback.sampled import Estimator, choose_parts, coefficients
+from kullback.sampled import Estimator, coefficients
 
+from .compiled import policy_kl
 from .input_checks import mismatch, refuse_infinite, report
-from .native_policy import Swept, sweep
 from .policy_kl import PolicyKL
+from .policy_terms import attach, detached, exact_terms, policy_kl_of
 from .sampled_tokens import (
-    Drawn,
     Request,
     Sampled,
     ahead,
@@ -50,7 +48,7 @@ from .sampled_tokens import (
     masked,
     slope_of,
 )
-from .sequence_sums import ratios_of_rows, row_scale
+from .sequence_sums import row_scale
 
 __all__ = [
     "kl_penalties",
@@ -137,29 +135,10 @@ def policy_kl_loss(
     sampled = Sampled(log_current, log_reference, log_behaviour, mask)
     request = Request(direction, level, normalise, truncate, missing, on_mismatch)
     request.check(sampled)
-    limits = _log_limits(trust_region, log_behaviour)
-    biased = level == "sequence" and estimator == "k2"
-    require(not biased, "estimator", "an unbiased one at level 'sequence'", "'k2'", "'k3'")
-    found = None
-    if exact_kl is None and estimator != "best":
-        found = sweep(sampled, request, coefficients(estimator), log_limits=limits)
-    if found is None:
-        found = _in_sweeps(drawn_from(sampled, request), estimator, exact_kl, normalise, limits)
-    kl = PolicyKL(
-        loss=attach(found.value, log_current, found.slope),
-        drawn=found.drawn,
-        terms=found.terms,
-        normalise=normalise,
-        estimator=estimator if exact_kl is None else "exact",
-        martingale=found.martingale,
-        log_limits=limits,
-    )
-    swept_well = found.odd is not None and math.isfinite(found.value)  # then slopes are finite too
-    if missing != "keep" and not swept_well:
-        refuse_infinite(found.drawn, found.terms, found.slope, exact_kl=exact_kl, loss=kl.loss)
-    if on_mismatch != "ignore" and found.odd is not False:
-        report(kl.mismatch(), "log_current", on_mismatch)
-    return kl
+    region = _log_limits(trust_region, log_behaviour)
+    if torch.compiler.is_compiling():
+        return policy_kl(sampled, request, estimator, exact_kl, region)
+    return policy_kl_of(sampled, request, estimator, exact_kl, region)[0]
 
 
 def rao_blackwell_kl_loss(
@@ -239,7 +218,7 @@ def rao_blackwell_kl_loss(
     scale = row_scale(mask, drawn.log_ratio, normalise)
     wide = exact_kl if mask is None else torch.where(mask, exact_kl, 0.0)
     wide = wide.to(drawn.log_ratio.dtype)
-    terms, martingale = _exact(drawn, wide.detach())
+    terms, martingale = exact_terms(drawn, wide.detach())
     value = (at_prefixes(drawn, wide) * scale).sum()
     if level == "sequence" and direction == "reverse":
         slope = masked(ahead(terms), mask) * scale
@@ -356,7 +335,7 @@ def kl_penalty_to_go(
     require(known, "estimator", "'k1', 'k3' or a number λ", repr(estimator), "'k3'")
     baseline, terms = exact_kl, drawn.value_terms(coefficients(estimator))
     if exact_kl is not None:
-        baseline = _detached(exact_kl, drawn)
+        baseline = detached(exact_kl, drawn)
         terms = at_prefixes(drawn, baseline)
     penalties = masked(slope_of(drawn, terms, baseline), drawn.mask)
     if missing != "keep":
@@ -396,99 +375,6 @@ def reward_to_go(rewards: Tensor, *, mask: Tensor | None = None, discount: float
         later = torch.nn.functional.pad(total[:, step:], (0, step))
         total, step = total + discount**step * later, 2 * step
     return total if mask is None else torch.where(mask, total, 0.0)
-
-
-class _Attached(torch.autograd.Function):
-    """A scalar worth `value`, with its gradient, and `slope` as that of `log_current`."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(value: Tensor, log_current: Tensor, slope: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[2])
-        ctx.dtype = inputs[1].dtype
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        (slope,) = ctx.saved_tensors
-        return grad, (grad.to(slope.dtype) * slope).to(ctx.dtype), None
-
-
-# PyTorch asks for it at every call, and finding it out takes 10 µs
-_Attached.forward.__signature__ = inspect.signature(_Attached.forward)  # type: ignore[attr-defined]
-
-
-def attach(value: Tensor | float, log_current: Tensor, slope: Tensor) -> Tensor:
-    """Return a scalar worth `value`, whose gradient with respect to `log_current` is `slope`.
-
-    What `value` has of a graph is kept. Where `slope` is 0, log_current may hold anything.
-    """
-    value = slope.new_full((), value) if isinstance(value, float) else value
-    found: Tensor = _Attached.apply(value, log_current, slope)  # type: ignore[no-untyped-call]
-    return found
-
-
-def _form(drawn: Drawn, estimator: Estimator) -> tuple[Tensor | float, ...]:
-    """Return the estimator's coefficients: numbers, or `[batch, 1]`, each half's from the other."""
-    if estimator != "best":
-        return coefficients(estimator)
-    rows = torch.stack([_sums(drawn, column) for column in range(3)])
-    fewest = "at least 4 sequences for 'best'"
-    require(rows.shape[-1] >= 4, "log_current", fewest, rows.shape[-1], "'k3'")
-    halves = ratios_of_rows(rows).halves
-    parts = choose_parts(halves, "best", weighted=False, ratio=False, cross_fit=True)
-    form = rows.new_empty(rows.shape[-1], 1, 3)
-    form[::2], form[1::2] = (part.form.coefficients for part in parts)
-    return form.to(drawn.log_ratio.dtype).unbind(-1)
-
-
-def _sums(drawn: Drawn, column: int) -> Tensor:
-    return drawn.feature(column).double().sum(-1)
-
-
-def _in_sweeps(
-    drawn: Drawn,
-    estimator: Estimator,
-    exact_kl: Tensor | None,
-    normalise: str,
-    limits: tuple[float, float] | None,
-) -> Swept:
-    """Return what `native_policy.sweep` returns, by one PyTorch operation after the other."""
-    mask, martingale, baseline = drawn.mask, None, None
-    if exact_kl is None:
-        terms = drawn.value_terms(_form(drawn, estimator))
-    else:
-        baseline = _detached(exact_kl, drawn)
-        terms, martingale = _exact(drawn, baseline)
-    scale = row_scale(mask, drawn.log_ratio, normalise)
-    value = (terms * scale).sum() if scale.dim() else terms.sum() * scale
-    slope = _inside(slope_of(drawn, terms, baseline), drawn, limits)
-    if drawn.level == "sequence":  # at level "token" a slope is the token's own: 0 where masked
-        slope = masked(slope, mask)
-    return Swept(drawn, terms, slope.mul_(scale), value, martingale)
-
-
-def _detached(exact_kl: Tensor, drawn: Drawn) -> Tensor:
-    """Return exact KLs checked, without graph, in the dtype of the draws, 0 where masked."""
-    check({"log_current": drawn.log_ratio, "exact_kl": exact_kl}, drawn.mask)
-    return masked(exact_kl.detach().to(drawn.log_ratio.dtype), drawn.mask)
-
-
-def _exact(drawn: Drawn, exact: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weighted exact KLs, and k1's terms less them: a martingale, of mean zero."""
-    terms = at_prefixes(drawn, exact)
-    return terms, drawn.value_terms(coefficients("k1")) - terms
-
-
-def _inside(slope: Tensor, drawn: Drawn, limits: tuple[float, float] | None) -> Tensor:
-    if limits is None or drawn.log_step is None:
-        return slope
-    outside = (drawn.log_step < limits[0]) | (drawn.log_step > limits[1])
-    return slope.masked_fill_(outside, 0.0)
 
 
 def _log_limits(

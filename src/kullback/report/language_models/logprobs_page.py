@@ -13,10 +13,10 @@ from typing import Any
 from kullback.core import write_atomic
 from kullback.lm import Check, Clustered, Figures, LogProbReport
 
-from . import html
-from .figures import PAGE_COLORS, inline_svg, page_figure, round_ticks
-from .limits import DRAWN_GROUPS, PAGE_GROUPS, TERMINAL_GROUPS
-from .text_layout import aligned
+from .. import html
+from ..figures import PAGE_COLORS, inline_svg, page_figure, round_ticks
+from ..limits import DRAWN_GROUPS, PAGE_GROUPS, TERMINAL_GROUPS
+from ..text_layout import aligned
 
 __all__ = ["divergence_chart", "logprobs_text", "ratio_chart", "write_logprobs"]
 

@@ -1,0 +1,178 @@
+"""`kullback compare`: runs against each other, image by image, on the same test images.
+
+Differences are paired, so their errors are those of the difference and not of two means. Runs that
+differ in nothing but the training seed are averaged first. No torch is imported before it runs.
+"""
+
+import json as json_format
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from kullback.core import DataError, Estimate, RunError, message, read_json, require
+
+from .limits import MAX_DRAWS_PER_IMAGE
+from .options import Shared, Whole
+from .session import prepare, print_json, say, write
+from .train import data_of, measure
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kullback.data import Dataset
+
+__all__ = ["compare"]
+
+# what may differ between protocols: the seed of the bits, with what follows from it, and remarks
+FREE = ("seed", "sha256", "notes", "skipped")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs of the same settings but for the seed, and their bounds by image, means over seeds."""
+
+    name: str
+    runs: list[str]
+    elbo: "Tensor"
+    bound: "Tensor"
+    means: list[float]
+
+
+def compare(
+    *runs: Annotated[Path, Parameter(help="Run directories; the first is the reference.")],
+    draws: Annotated[Whole, Parameter(help="Draws of q(z|x) per image: the K of L_K.")] = 100,
+    seed: Annotated[Whole, Parameter(help="Of the draws.")] = 0,
+    json: Annotated[bool, Parameter(help="Print one JSON object.", negative="")] = False,
+    shared: Shared = None,
+) -> None:
+    """Compare runs on the same test images and the same bits, with errors of the differences.
+
+    Runs whose data or protocols differ are refused: their figures cannot be compared. Runs that
+    differ in the training seed alone are averaged image by image.
+    """
+    prepare(shared)
+    expected = f"from 1 to {MAX_DRAWS_PER_IMAGE:,}"
+    require(1 <= draws <= MAX_DRAWS_PER_IMAGE, "--draws", expected, f"{draws:,}")
+    names = [str(run) for run in runs]
+    require(len(names) >= 2, "RUNS", "at least 2 run directories", f"{len(names)}")
+    require(len(set(names)) == len(names), "RUNS", "each run once", "one twice")
+    configs = [_config(run) for run in runs]
+    _require_same(names, configs)
+    data = data_of(runs[0])
+    if data.protocol["sha256"] != configs[0]["data"]["sha256"]:
+        raise DataError(f"{names[0]}: its data have changed since it was trained: hashes differ")
+    groups = _grouped(runs, configs, data, draws, seed)
+    require(len(groups) >= 2, "RUNS", "runs that differ in more than the seed", "seeds alone")
+    fields = [_fields(group, groups[0], draws) for group in groups]
+    if json:
+        result = {"format": 1, "unit": "nats", "draws": draws, "seed": seed, "groups": fields}
+        print_json(result | {"data": data.protocol})
+        return
+    write(_table(fields, draws, len(data.test)) + "\n")
+
+
+def _config(run: Path) -> dict[str, Any]:
+    config = read_json(run / "config.json")
+    if not isinstance(config, dict) or not {"data", "model", "training"} <= set(config):
+        raise RunError(f"{run / 'config.json'}: not the description of a run")
+    return config
+
+
+def _require_same(names: list[str], configs: list[dict[str, Any]]) -> None:
+    """Refuse runs whose figures are about different things; say so where test bits differ."""
+    first = configs[0]["data"]
+    for name, config in zip(names[1:], configs[1:], strict=True):
+        other = config["data"]
+        keys = [key for key in sorted(first.keys() | other.keys()) if key not in FREE]
+        parts = {key: (first.get(key), other.get(key)) for key in keys}
+        parts["training data (sha256)"] = (first["sha256"]["train"], other["sha256"]["train"])
+        if first["seed"] == other["seed"] or first["binarize"] == "none":
+            parts["test data (sha256)"] = (first["sha256"]["test"], other["sha256"]["test"])
+        differ = [f"{key} {a} and {b}" for key, (a, b) in parts.items() if a != b]
+        if differ:
+            got = f"{names[0]} and {name}: {'; '.join(differ)}"
+            raise DataError(message("RUNS", "runs on the same data and protocol", got))
+        if first["binarize"] != "none" and first["seed"] != other["seed"]:
+            say(f"note: {name} is measured on the test bits of {names[0]} (seed {first['seed']})")
+
+
+def _grouped(
+    runs: tuple[Path, ...],
+    configs: list[dict[str, Any]],
+    data: "Dataset",
+    draws: int,
+    seed: int,
+) -> list[Group]:
+    """Bound every run on the test images; average those that differ in the seed alone."""
+    import torch
+
+    from kullback.vae import VAE
+
+    together: dict[str, list[tuple[str, Any]]] = {}
+    for run, config in zip(runs, configs, strict=True):
+        settings = {k: v for k, v in config["training"].items() if k != "seed"}
+        key = json_format.dumps([config["model"], settings], sort_keys=True)
+        found = measure(VAE.load(run), data, draws, seed)
+        together.setdefault(key, []).append((str(run), found))
+    groups = []
+    for members in together.values():
+        elbos = torch.stack([found.elbo for _, found in members])
+        bounds = torch.stack([found.importance_weighted for _, found in members])
+        names = [name for name, _ in members]
+        label = names[0] if len(names) == 1 else f"{names[0]} (mean of {len(names)} seeds)"
+        means = bounds.mean(-1).tolist()
+        groups.append(Group(label, names, elbos.mean(0), bounds.mean(0), means))
+    return groups
+
+
+def _fields(group: Group, first: Group, draws: int) -> dict[str, Any]:
+    """Return a group's figures, and what they are more than the first group's."""
+    count, why = len(group.means), f"L_{draws} and ELBO are lower bounds on log p(x)"
+    found: dict[str, Any] = {"name": group.name, "runs": group.runs}
+    found["elbo"] = Estimate.from_terms(group.elbo, bias="low", why=why).to_dict()
+    found["log_likelihood"] = Estimate.from_terms(group.bound, bias="low", why=why).to_dict()
+    found["sd_over_seeds"] = statistics.stdev(group.means) if count > 1 else None
+    if group is not first:
+        found["more_elbo"] = Estimate.from_terms(group.elbo - first.elbo).to_dict()
+        found["more_log_likelihood"] = Estimate.from_terms(group.bound - first.bound).to_dict()
+        if count > 1 and len(first.means) > 1:
+            parts = [statistics.variance(one.means) / len(one.means) for one in (group, first)]
+            found["more_error_over_seeds"] = math.sqrt(sum(parts))
+    return found
+
+
+def _table(fields: list[dict[str, Any]], draws: int, images: int) -> str:
+    from kullback.report import evaluation_text
+
+    columns = {
+        f"L_{draws}": "log_likelihood",
+        "ELBO": "elbo",
+        f"L_{draws} - first": "more_log_likelihood",
+        "ELBO - first": "more_elbo",
+    }
+    rows = [["run", *columns]]
+    for one in fields:
+        cells = [one.get(key) for key in columns.values()]
+        shown = ["" if c is None else evaluation_text.plain(Estimate.from_dict(c)) for c in cells]
+        rows.append([one["name"], *shown])
+    lines = [*evaluation_text.aligned(rows), ""]
+    lines.append(
+        f"{images:,} test images, the same for every run, {draws} draws each; nats an image; "
+        "± is one standard error over images, of differences paired by image"
+    )
+    lines.append("The error is over images, not over training seeds: another seed moves a run too.")
+    for one in fields:
+        if one["sd_over_seeds"] is not None:
+            sd = f"{one['sd_over_seeds']:.2g} nats over {len(one['runs'])} seeds"
+            lines.append(f"{one['name']}: standard deviation of L_{draws} {sd}")
+        if "more_error_over_seeds" in one:
+            error = one["more_error_over_seeds"]
+            lines.append(f"{one['name']}: L_{draws} - first has an error of {error:.2g} over seeds")
+    lines.append(
+        "Bounds are compared, not log p(x): see kullback evaluate --sandwich for what lies between."
+    )
+    return "\n".join(lines)

@@ -1,0 +1,92 @@
+"""What `kullback evaluate --sandwich` and `--per-item` add to an evaluation.
+
+`measure_sandwich` runs the chains on test images and on images that the model makes; `write_items`
+writes the figures image by image. No torch is imported before one of them runs.
+"""
+
+import csv
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kullback.core import write_atomic
+
+from .session import bar, log, say
+
+if TYPE_CHECKING:
+    from kullback.data import Dataset
+    from kullback.vae import VAE, Annealing, Bounds, Gap
+
+__all__ = ["Sandwich", "SandwichResult", "measure_sandwich", "write_items"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sandwich:
+    """What `--sandwich` was asked for."""
+
+    items: int
+    annealing: "Annealing"
+    seed: int
+    explain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SandwichResult:
+    """The figures for JSON and as text, and those of the test images."""
+
+    fields: dict[str, Any]
+    text: str
+    test: "Gap"
+
+
+def measure_sandwich(model: "VAE", data: "Dataset", settings: Sandwich) -> SandwichResult:
+    """Measure log p(x) = ELBO + KL on the first test images and on as many of the model's own."""
+    from kullback.report import evaluation_text
+    from kullback.vae import aggregate, made_by, measure_gap
+
+    seed, how = settings.seed, settings.annealing
+    x = data.test[: settings.items]
+    made, exact = made_by(model, len(x), seed=seed)
+    log(f"sandwich: {len(x)} images, {how}")
+    with bar("annealing, test images") as update:
+        test = measure_gap(model, x, annealing=how, seed=seed, progress=update)
+    with bar("annealing, the model's own images") as update:
+        own = measure_gap(model, made, exact=exact, annealing=how, seed=seed + 1, progress=update)
+    enough = len(data.test) >= 3
+    whole = aggregate(model, data.test, seed=seed) if enough else None
+    noun = evaluation_text.noun_of(data.protocol)
+    text = evaluation_text.sandwich_table(test, own, whole, noun=noun, explain=settings.explain)
+    fields = {
+        "annealing": asdict(how),
+        "test": test.to_dict(),
+        "own": own.to_dict(),
+        "aggregate": None if whole is None else whole.to_dict(),
+    }
+    return SandwichResult(fields, text, test)
+
+
+def write_items(out: Path, data: "Dataset", found: "Bounds", test: "Gap | None") -> None:
+    """Write one row an image: name, bounds, rate, distortion, effective draws, annealed bound."""
+    columns: dict[str, list[Any]] = {
+        "name": list(data.test_names),
+        "elbo": found.elbo.tolist(),
+        f"L_{found.draws}": found.importance_weighted.tolist(),
+        "rate": found.rate.tolist(),
+        "distortion": found.distortion.tolist(),
+        "effective_draws": found.effective_draws.tolist(),
+    }
+    if test is not None:
+        missing = [""] * (len(data.test_names) - test.images)
+        columns["log_p_at_least"] = test.per_image.lower.tolist() + missing
+        columns["settled"] = test.per_image.settled.int().tolist() + missing
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(columns)
+    table.writerows(zip(*columns.values(), strict=True))
+    write_atomic(out, text.getvalue().encode())
+    say(f"{len(data.test_names)} rows: {out}")
+    say(
+        "note: a high bound on log p(x) is no sure sign of a usual image: models give high ones to "
+        "plain images of kinds that they never saw (Nalisnick et al. 2019)"
+    )

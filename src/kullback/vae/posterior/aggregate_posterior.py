@@ -1,0 +1,195 @@
+"""The aggregate posterior q(z) = E_x q(z|x): how far it is from the prior, and I(x; z).
+
+The rate E_x KL(q(z|x) ‖ p(z)) is I(x; z) + KL(q(z) ‖ p(z)) (Hoffman and Johnson 2016, "ELBO
+surgery"). `aggregate` bounds both parts from both sides with the exact mixture over N items, which
+biases them in known directions: with the item's own component in the mixture KL(q(z) ‖ p(z)) is too
+high and I(x; z) too low (at most log N); without it the other way round.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kullback.core import Estimate, require
+from kullback.sampled import log_mean_exp
+
+from ..limits import ACTIVE_KL, AGGREGATE_ITEMS, IMAGES_PER_BLOCK
+from ..model import VAE
+
+__all__ = ["Aggregate", "aggregate", "aggregate_of", "aggregate_remarks"]
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """KL(q(z) ‖ p(z)) and I(x; z) of the population that N items are a sample of, in nats.
+
+    Args:
+        rate: E_x KL(q(z|x) ‖ p(z)) = I(x; z) + KL(q(z) ‖ p(z)), exact for each item.
+        kl_low: Sum over dimensions of KL(q(z_d) ‖ p(z_d)), a lower bound on KL(q(z) ‖ p(z)) since p
+            has independent dimensions; by mixtures that leave the item out, which is lower still.
+        kl_high: The rate less `information_low`.
+        information_low: E log q(z|x)/q_N(z), at most log N.
+        information_high: The rate less `kl_low`.
+        rate_each: Rate per dimension, `[latent]`.
+        kl_low_each: KL(q(z_d) ‖ p(z_d)) per dimension from below, `[latent]`.
+        kl_high_each: From above, `[latent]`.
+        information_low_each: Rate less `kl_high_each`, I(x; z_d) from below, `[latent]`.
+        information_high_each: Rate less `kl_low_each`, from above, `[latent]`.
+        items: N.
+    """
+
+    rate: Estimate
+    kl_low: Estimate
+    kl_high: Estimate
+    information_low: Estimate
+    information_high: Estimate
+    rate_each: Estimate
+    kl_low_each: Estimate
+    kl_high_each: Estimate
+    information_low_each: Estimate
+    information_high_each: Estimate
+    items: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return {k: v.to_dict() if isinstance(v, Estimate) else v for k, v in fields.items()}
+
+
+def aggregate(model: VAE, x: Tensor, *, seed: int = 0) -> Aggregate:
+    """Bound KL(q(z) ‖ p(z)) and I(x; z) with the mixture of q(z|x) over the first 2,000 items of x.
+
+    Args:
+        model: The model.
+        x: `[n, *event]`, at least 3.
+        seed: Of the draws, one of q(z|x) an item.
+
+    Returns:
+        The bounds, with errors over items.
+
+    Raises:
+        ArgumentValueError: Fewer than 3 items, or x does not fit the model.
+
+    Example:
+        >>> from ..model import build
+        >>> x = torch.tensor([[0.0, 0], [0, 1], [1, 0], [1, 1]])
+        >>> aggregate(build((2,), "binary"), x).items
+        4
+    """
+    x = model.check(x[:AGGREGATE_ITEMS])
+    with torch.no_grad():
+        parts = [model.encode(block) for block in torch.split(x, IMAGES_PER_BLOCK)]
+    mean, log_sd = (torch.cat([one[i] for one in parts]) for i in (0, 1))
+    generator = torch.Generator(x.device).manual_seed(seed)
+    return aggregate_of(mean, log_sd, generator=generator)
+
+
+def aggregate_of(mean: Tensor, log_sd: Tensor, *, generator: torch.Generator) -> Aggregate:
+    """Do what `aggregate` does for q(z|x_n) = N(mean_n, sd_n²) and p(z) = N(0, I).
+
+    The error of each is that of a mean over items of the log ratio at a draw: to first order in
+    1/N the mixture's own error does not add to it.
+
+    Args:
+        mean: `[items, latent]`, at least 3 items.
+        log_sd: As `mean`.
+        generator: Source of the draws.
+
+    Returns:
+        The bounds.
+
+    Raises:
+        ArgumentValueError: Fewer than 3 items.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> found = aggregate_of(torch.zeros(5, 2), torch.zeros(5, 2), generator=generator)
+        >>> abs(found.information_low.value) < 1e-12
+        True
+    """
+    items = len(mean)
+    require(items >= 3, "x", "at least 3 items", items)
+    mean, log_sd = mean.double(), log_sd.double()
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=torch.float64)
+    z = mean + log_sd.exp() * noise
+    joint, low, high = _mixtures(mean, log_sd, z)
+    own = (-0.5 * noise.square() - log_sd).sum(-1)  # log q(z|x) without ½ log 2π, as all below
+    prior = -0.5 * z.square()
+    twice = 2 * log_sd
+    rate = 0.5 * (mean.square() + torch.expm1(twice) - twice)
+    information = own - joint
+    below, above = low - prior, high - prior
+    total = rate.sum(-1)
+    ceiling = f"the mixture is over {items:,} items, so it is at most log {items:,}"
+    other = "the mixture leaves the item out and dimensions are taken one by one"
+    without, within = "the mixture leaves the item out", "the mixture has the item itself"
+    return Aggregate(
+        rate=_over(total),
+        kl_low=_over(below.sum(-1), bias="low", why=other),
+        kl_high=_over(total - information, bias="high", why=ceiling),
+        information_low=_over(information, bias="low", why=ceiling),
+        information_high=_over(total - below.sum(-1), bias="high", why=other),
+        rate_each=_over(rate.T),
+        kl_low_each=_over(below.T, bias="low", why=without),
+        kl_high_each=_over(above.T, bias="high", why=within),
+        information_low_each=_over((rate - above).T, bias="low", why=within),
+        information_high_each=_over((rate - below).T, bias="high", why=without),
+        items=items,
+    )
+
+
+def _over(terms: Tensor, **more: Any) -> Estimate:
+    return Estimate.from_terms(terms.cpu(), **more)
+
+
+def _mixtures(mean: Tensor, log_sd: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log q_N(z) `[N]`, and per dimension without and with the item itself `[N, latent]`.
+
+    Without the constant ½ log 2π a dimension.
+    """
+    items, latent = mean.shape
+    joint = z.new_zeros(items, items)
+    low, high = torch.empty_like(z), torch.empty_like(z)
+    for d in range(latent):
+        scaled = (z[:, d, None] - mean[:, d]) * (-log_sd[:, d]).exp()
+        log_density = -0.5 * scaled.square() - log_sd[:, d]
+        joint += log_density
+        high[:, d] = log_mean_exp(log_density)
+        log_density.fill_diagonal_(-math.inf)
+        low[:, d] = torch.logsumexp(log_density, -1) - math.log(items - 1)
+    return log_mean_exp(joint), low, high
+
+
+def aggregate_remarks(found: Aggregate) -> list[str]:
+    """Say what the aggregate posterior means: what I(x; z) is between, and which dimensions rest.
+
+    Args:
+        found: From `aggregate`.
+
+    Returns:
+        Sentences.
+
+    Example:
+        >>> found = aggregate_of(torch.zeros(5, 2), torch.zeros(5, 2), generator=torch.Generator())
+        >>> aggregate_remarks(found)[-1][:20]
+        '2 of 2 dimensions ca'
+    """
+    said = []
+    if found.information_high.value - found.information_low.value > 1.0:
+        said.append(
+            f"I(x; z) from below is limited by log {found.items:,} = {math.log(found.items):.2f} "
+            "nats, the most that so many items can tell apart."
+        )
+    rates = found.rate_each.value
+    unused = rates < ACTIVE_KL
+    count, latent = int(unused.sum()), len(rates)
+    if count:
+        rest = f": --latent {latent - count} would hold the same code" if count < latent else ""
+        said.append(
+            f"{count} of {latent} dimensions carry less than {ACTIVE_KL:g} nats each, "
+            f"{float(rates[unused].sum()):.2g} together{rest}."
+        )
+    return said

@@ -1,0 +1,182 @@
+"""`evaluate --sandwich` and `--per-item`, `compare`, `decode`: figures by image and in pairs."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from kullback.cli.main import main
+from kullback.cli.train import draws_for
+from kullback.data import load
+
+pytestmark = pytest.mark.usefixtures("fashion_once")
+
+TINY = ["--steps", "30", "--network", "mlp", "--hidden", "16", "--latent", "3", "--size", "8"]
+QUICK = ["--sandwich", "--items", "3", "--chains", "2", "--temperatures", "3", "--draws", "3"]
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    return stop.value.code
+
+
+def trained_as(folder, *more):
+    with pytest.MonkeyPatch.context() as patch:  # the fewest draws an image
+        patch.setattr("kullback.cli.train.CLOSING_NUMBERS", 0)
+        assert run("train", *TINY, "--binarize", "static", "--out", folder, *more) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return trained_as(tmp_path_factory.mktemp("runs") / "tiny")
+
+
+def test_sandwich_adds_to_the_figures_of_the_run(trained, capsys):
+    assert run("evaluate", trained, *QUICK, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["sandwich"]
+    test, own = found["test"], found["own"]
+    assert test["upper"] is None and test["kl_upper"] is None and own["upper"]["bias"] == "high"
+    parts = test["approximation"]["value"] + test["amortisation"]["value"]
+    assert math.isclose(parts, test["kl_lower"]["value"], abs_tol=1e-9)
+    assert found["aggregate"]["items"] == 2000
+    assert found["annealing"]["temperatures"] == 3
+    assert "sandwich" in json.loads((trained / "evaluation.json").read_text())
+
+
+def test_sandwich_explained_sets_the_sum_under_each_other(trained, capsys):
+    assert run("evaluate", trained, *QUICK, "--explain") == 0
+    out = capsys.readouterr().out
+    rows = ["log p(x), at most", "log p(x), at least", "ELBO", "KL, at most", "KL, at least"]
+    places = [out.rindex(f"\n{row}") for row in rows]
+    assert places == sorted(places)
+    assert "not known" in out and "settled" in out and "I(x; z)" in out
+    assert "There is no upper bound on real data" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--explain"], ["--sandwich", "--items", "1"], ["--sandwich", "--chains", "1"]],
+)
+def test_wrong_options_end_with_2(trained, wrong, capsys):
+    assert run("evaluate", trained, *wrong) == 2
+    assert wrong[-2 if len(wrong) > 1 else -1] in capsys.readouterr().err
+
+
+def test_per_item_rows_average_to_the_figures(trained, tmp_path, capsys):
+    out = tmp_path / "items.csv"
+    assert run("evaluate", trained, *QUICK, "--per-item", out, "--json") == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)["evaluation"]
+    assert "anomal" in captured.err or "usual image" in captured.err
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2000
+    for column, name in (("elbo", "elbo"), ("L_3", "log_likelihood"), ("rate", "rate")):
+        mean = sum(float(row[column]) for row in rows) / len(rows)
+        assert math.isclose(mean, found[name]["value"], rel_tol=1e-12)
+    assert [row["settled"] != "" for row in rows[:4]] == [True, True, True, False]
+    assert run("evaluate", trained, "--per-item", out) == 2
+
+
+def test_closing_draws_depend_on_the_data_alone(fashion_once):
+    data = load("fashion", size=8)
+    assert draws_for(data) == 500
+    few = {n: torch.zeros(n, 1, 28, 28) for n in (200, 2000, 10_000)}
+    found = [draws_for(type(data)(x, x, "8-bit", False, {}, (), ())) for x in few.values()]
+    assert found == [500, 50, 20]
+
+
+# compare
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """Another seed (whose test bits are others) and two runs that differ from the first."""
+    folder = tmp_path_factory.mktemp("others")
+    return {
+        "seed": trained_as(folder / "seed", "--seed", "1"),
+        "tanh": trained_as(folder / "tanh", "--activation", "tanh"),
+        "tanh_seed": trained_as(folder / "tanh_seed", "--activation", "tanh", "--seed", "1"),
+    }
+
+
+def test_compare_gives_paired_differences(trained, others, capsys):
+    assert run("compare", trained, others["tanh"], "--draws", "5", "--json") == 0
+    first, second = json.loads(capsys.readouterr().out)["groups"]
+    for name in ("elbo", "log_likelihood"):
+        difference = second[name]["value"] - first[name]["value"]
+        assert math.isclose(second[f"more_{name}"]["value"], difference, abs_tol=1e-9)
+        two = math.hypot(first[name]["standard_error"], second[name]["standard_error"])
+        assert second[f"more_{name}"]["standard_error"] < 0.5 * two  # paired by image
+    assert "more_elbo" not in first and first["sd_over_seeds"] is None
+
+
+def test_compare_averages_over_seeds_on_the_same_bits(trained, others, capsys):
+    names = [trained, others["tanh"], others["seed"], others["tanh_seed"]]
+    assert run("compare", *names, "--draws", "3", "--json") == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("is measured on the test bits of") == 2
+    first, second = json.loads(captured.out)["groups"]
+    assert first["runs"] == [str(trained), str(others["seed"])]
+    assert second["more_error_over_seeds"] > 0 and first["sd_over_seeds"] > 0
+    assert run("compare", *names, "--draws", "3") == 0
+    assert "not over training seeds" in capsys.readouterr().out
+
+
+def test_compare_refuses_other_protocols_and_bad_lists(trained, others, tmp_path, capsys):
+    grey = tmp_path / "grey"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kullback.cli.train.CLOSING_NUMBERS", 0)
+        assert run("train", *TINY, "--out", grey) == 0
+    assert run("compare", trained, grey) == 3
+    assert "binarize static and none" in capsys.readouterr().err
+    assert run("compare", trained) == 2
+    assert run("compare", trained, trained) == 2
+    assert run("compare", trained, others["seed"]) == 2
+    assert "the seed" in capsys.readouterr().err
+    assert run("compare", trained, tmp_path / "nothing") == 1
+
+
+# decode and sample --z
+
+
+def test_decode_undoes_encode_as_reconstruct_does(trained, tmp_path):
+    codes, out = tmp_path / "latent.npz", tmp_path / "x.npy"
+    assert run("encode", trained, "fashion", "--out", codes) == 0
+    with np.load(codes) as arrays:
+        mean = arrays["mean"][:5]
+    np.savez(tmp_path / "few.npz", z=mean)
+    assert run("decode", trained, tmp_path / "few.npz", "--out", out) == 0
+    x = np.load(out)
+    assert x.shape == (5, 1, 8, 8) and x.min() >= 0 and x.max() <= 1
+    typed = ",".join(str(one) for one in mean[0])
+    assert run("sample", trained, "--z", typed, "-n", "3", "--out", tmp_path / "same.npy") == 0
+    same = np.load(tmp_path / "same.npy")
+    np.testing.assert_allclose(same, np.broadcast_to(x[0], same.shape), rtol=0, atol=1e-6)
+    few = tmp_path / "few.npz"
+    assert run("sample", trained, "--z", few, "--noise", "--out", tmp_path / "bits.npy") == 0
+    bits = np.load(tmp_path / "bits.npy")
+    assert bits.shape == x.shape and set(np.unique(bits)) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("z", "code"),
+    [("1,2", 2), ("1,2,x", 2), ("1,2,nan", 2), ("", 2), ("absent.npz", 3)],
+)
+def test_a_z_that_is_none_is_refused(trained, tmp_path, z, code, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("sample", trained, "--z", z, "--out", "x.png") == code
+
+
+def test_files_that_hold_no_z_are_refused(trained, tmp_path):
+    np.savez(tmp_path / "other.npz", w=np.ones((2, 3)))
+    np.save(tmp_path / "wide.npy", np.ones((2, 4)))
+    np.save(tmp_path / "text.npy", np.array([["a", "b", "c"]]))
+    (tmp_path / "broken.npz").write_bytes(b"PK nothing")
+    for name, code in {"other.npz": 3, "wide.npy": 2, "text.npy": 3, "broken.npz": 3}.items():
+        assert run("decode", trained, tmp_path / name, "--out", tmp_path / "x.png") == code, name

@@ -1,0 +1,201 @@
+"""One P, many Q: stored hidden states, lists with bounds, llama.cpp's file, runs that go on."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from kullback.core import DataError
+from kullback.lm import (
+    LanguageModel,
+    drift,
+    load_models,
+    plan_windows,
+    read_documents,
+    read_kept,
+    read_kld,
+    store,
+    stored_kind,
+)
+from kullback.lm.stored import Parts
+
+pytest.importorskip("transformers")
+HOW = {"context": 16, "stride": 7}
+
+
+@pytest.fixture(scope="module")
+def models(tiny):
+    p, q, r = load_models(tiny / "p", [tiny / "q", tiny / "r"])
+    documents = read_documents([tiny / "texts"], p.tokenizer)
+    return p, [q, r], documents
+
+
+def test_stored_hidden_states_give_the_same_figures(models, tmp_path):
+    p, qs, documents = models
+    store(p, documents, tmp_path / "p", **HOW)
+    assert stored_kind(tmp_path / "p") == "store"
+    kept, plan = read_kept(tmp_path / "p", qs)
+    found, direct = drift(kept, qs, plan), drift(p, qs, documents, **HOW)
+    for q in range(2):
+        for name, column in direct.table.candidates[q].items():
+            np.testing.assert_array_equal(found.table.candidates[q][name], column)
+    assert found.floors == direct.floors
+    again = drift(kept, qs[:1], plan)  # another candidate later
+    assert again.mean().estimate.value == direct.mean().estimate.value
+
+
+def test_lists_bound_the_divergence_and_close_on_it(models, tmp_path):
+    p, qs, documents = models
+    exact = drift(p, qs, documents, **HOW)
+    before = None
+    for k in (1, 5, 12, p.vocab):
+        store(p, documents, tmp_path / str(k), top_k=k, **HOW)
+        kept, plan = read_kept(tmp_path / str(k), qs)
+        found = drift(kept, qs, plan)
+        low, high = found.column("kl"), found.column("kl_upper")
+        truth = exact.column("kl")
+        assert (low <= truth + 1e-6).all()
+        assert (truth <= high + 1e-6).all()
+        for name in ("reverse_kl", "js"):
+            assert (found.column(name) <= exact.column(name) + 1e-6).all()
+        for name in ("q_entropy", "q_log_prob", "p_entropy", "p_log_prob", "p_top_prob"):
+            np.testing.assert_allclose(found.column(name), exact.column(name), atol=1e-5)
+        assert before is None or low.mean() >= before - 1e-7
+        before = low.mean()
+        if k == 5:
+            assert not found.gate(fail_above=low.mean() + 0.1).failed
+            middle = (low.mean() + high.mean()) / 2
+            assert found.gate(require_below=middle).failed  # the upper bound is above it
+    np.testing.assert_allclose(low, truth, atol=1e-6)
+    np.testing.assert_allclose(high, truth, atol=1e-5)  # it allows for float32 in 19 numbers
+
+
+def test_an_unfinished_store_is_refused_and_goes_on(models, tmp_path):
+    p, qs, documents = models
+    store(p, documents, tmp_path / "p", **HOW)
+    parts = sorted((tmp_path / "p" / "parts").iterdir())
+    content = parts[0].read_bytes()
+    parts[0].unlink()
+    with pytest.raises(DataError, match=r"expected 468 stored rows; got 0. Try: the command that"):
+        read_kept(tmp_path / "p", qs)
+    store(p, documents, tmp_path / "p", **HOW)
+    assert parts[0].read_bytes() == content
+    with pytest.raises(DataError, match="context was 16 and is 8"):
+        store(p, documents, tmp_path / "p", context=8, stride=7)
+    parts[0].write_bytes(content[:100])
+    with pytest.raises(DataError, match="damaged"):
+        read_kept(tmp_path / "p", qs)
+
+
+def test_a_run_goes_on_where_it_was_interrupted(models, tmp_path):
+    p, qs, documents = models
+    plan = plan_windows([p, *qs], documents, batch_tokens=64, **HOW)
+    assert len(plan.batches) > 5
+    whole = drift(p, qs, plan)
+    seen = []
+
+    def stop(table):
+        seen.append(table)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drift(p, qs, plan, out=tmp_path / "run", on_batch=stop)
+    assert len(list((tmp_path / "run" / "parts").iterdir())) == 3
+    calls = []
+    counted = LanguageModel(
+        **{n: getattr(p, n) for n in LanguageModel.__slots__ if n != "hidden"},
+        hidden=lambda ids: (calls.append(1), p.hidden(ids))[1],
+    )
+    found = drift(counted, qs, plan, out=tmp_path / "run")
+    assert len(calls) == len(plan.batches) - 3 + 1  # and one for the rounding floor
+    for name, column in whole.table.place.items():
+        np.testing.assert_array_equal(found.table.place[name], column)
+    np.testing.assert_array_equal(found.column("kl", 1), whole.column("kl", 1))
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["p"]["weights_sha256"] != manifest["q"][0]["weights_sha256"]
+    assert manifest["versions"]["torch"] == torch.__version__
+    with pytest.raises(DataError, match="q0_weights_sha256 was"):
+        drift(p, qs[::-1], plan, out=tmp_path / "run")
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path):
+    (tmp_path / "a.txt").write_text("mine")
+    with pytest.raises(DataError, match="expected a new folder"):
+        Parts(tmp_path, {})
+    assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
+
+
+def kld_file(path, logits, ids):
+    """Write rows as llama.cpp does: 16-bit codes from 16 nats below the largest."""
+    chunks, context = ids.shape
+    vocab = logits.shape[-1]
+    out = [b"_logits_", struct.pack("<iii", context, vocab, chunks), ids.astype("<i4").tobytes()]
+    for row in logits.reshape(-1, vocab).astype(np.float32):
+        top = row.max()
+        least = max(row.min(), top - np.float32(16))
+        total = np.log(np.exp((row - top).astype(np.float32)).sum(dtype=np.float32))
+        step = (top - least) / np.float32(65535)
+        codes = np.where(row > least, np.rint((row - least) / step), 0).astype("<u2")
+        padded = np.zeros(2 * ((vocab + 1) // 2), "<u2")
+        padded[:vocab] = codes
+        out += [struct.pack("<ff", step, least - top - total), padded.tobytes()]
+    path.write_bytes(b"".join(out))
+
+
+def kld_case(tmp_path, spread, vocab, noise):
+    """A file of P's logits, and Q beside it that gives noisy ones at the same positions."""
+    generator = torch.Generator().manual_seed(0)
+    context, chunks = 12, 3
+    rows = context - 1 - context // 2
+    head = torch.randn(vocab, 40, generator=generator) / 40**0.5
+    states = spread * torch.randn(chunks, context, 40, generator=generator)
+    moved = states + noise * torch.randn(states.shape, generator=generator)
+    logits, other = states @ head.T, moved @ head.T
+    ids = torch.randint(vocab, (chunks, context), generator=generator)
+    first = context // 2
+    kld_file(tmp_path / "p.kld", logits[:, first : first + rows].numpy(), ids.numpy())
+    q = LanguageModel("q", lambda read: moved[: len(read)], head)
+    log_p, log_q = (x[:, first:-1].double().log_softmax(-1) for x in (logits, other))
+    truth = (log_p.exp() * (log_p - log_q)).sum(-1).flatten().numpy()
+    return q, truth
+
+
+@pytest.mark.parametrize("vocab", [31, 400])
+def test_the_file_of_llama_cpp(tmp_path, vocab):
+    q, truth = kld_case(tmp_path, 3.0, vocab, 0.1)
+    p, plan = read_kept(tmp_path / "p.kld", [q])
+    found = drift(p, q, plan)
+    assert len(found.table) == 3 * 5
+    assert found.table.place["position"].tolist() == [7, 8, 9, 10, 11] * 3
+    np.testing.assert_allclose(found.column("kl"), truth, rtol=2e-3, atol=1e-6)
+    assert "lower bound" in found.bound
+    assert found.gate(require_below=10.0).failed  # no upper bound is known
+
+
+def test_code_0_of_llama_cpp_is_a_bucket_not_a_probability(tmp_path):
+    """Decoded and renormalised, this KL of 3e-7 would be 1.5e-2."""
+    q, truth = kld_case(tmp_path, 6.0, 32_000, 1e-3)
+    p, plan = read_kld(tmp_path / "p.kld")
+    found = drift(p, q, plan)
+    assert truth.mean() < 1e-6
+    assert (found.column("kl") >= 0).all()
+    assert found.mean().estimate.value < truth.mean() + p.floor
+    assert found.floors[0] >= p.floor
+
+
+def test_files_of_llama_cpp_that_are_damaged(tmp_path):
+    kld_case(tmp_path, 3.0, 31, 0.1)
+    file = tmp_path / "p.kld"
+    whole = file.read_bytes()
+    for content, words in (
+        (whole[:-7], "a truncated file"),
+        (whole[:60], "truncated within its tokens"),
+        (whole[:10], "expected llama.cpp's file of logits"),
+        (b"GGUF" + whole, "expected llama.cpp's file of logits"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=words):
+            read_kld(file)

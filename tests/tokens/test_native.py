@@ -1,0 +1,249 @@
+"""The compiled loop against the reference in float64: dtypes, infinities, strides, instructions."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kullback import tokens
+from kullback.tokens.backends import native
+from kullback.tokens.backends.interface import Sum, Task
+
+REASON = tokens.usable(torch.zeros(1, 2), torch.zeros(1, 2))["native"]
+pytestmark = pytest.mark.skipif(bool(REASON), reason=f"native: {REASON}")
+
+INF = math.inf
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+FUNCTIONS = {
+    "kl": lambda p, q, ids, **more: tokens.kl(p, q, **more),
+    "js": lambda p, q, ids, **more: tokens.js(p, q, beta=0.3, **more),
+    "jeffreys": lambda p, q, ids, **more: tokens.jeffreys(p, q, **more),
+    "cross_entropy": lambda p, q, ids, **more: tokens.cross_entropy(p, q, **more),
+    "entropy": lambda p, q, ids, **more: tokens.entropy(p, **more),
+    "log_prob": lambda p, q, ids, **more: tokens.log_prob(p, ids, **more),
+    "compare": lambda p, q, ids, **more: torch.stack(
+        [value.double() for value in tokens.compare(p, q, ids=ids, **more)]
+    ),
+}
+
+
+def logits(rows, vocab, distance=0.5, seed=0, spread=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.randn(rows, vocab, generator=generator, dtype=torch.float64) * spread
+    return p, p + distance * torch.randn(rows, vocab, generator=generator, dtype=torch.float64)
+
+
+def banned(kind, p, q):
+    """Both with −inf: on both sides alike, on either alone, on both but not alike."""
+    vocab = p.shape[-1]
+    generator = torch.Generator().manual_seed(3)
+    some, others = (torch.rand(vocab, generator=generator) < 0.05 for _ in range(2))
+    few = torch.ones(vocab, dtype=torch.bool)
+    few[torch.randperm(vocab, generator=generator)[:100]] = False
+    last = torch.arange(vocab) >= vocab - 64
+    none = torch.zeros_like(some)
+    for_p, for_q = {
+        "none": (none, none),
+        "last 64": (last, last),
+        "first block": (torch.arange(vocab) < 2048, torch.arange(vocab) < 2048),
+        "scattered": (some, some),
+        "scattered, p only": (some, none),
+        "scattered, q only": (none, some),
+        "scattered apart": (some, others),
+        "all but 100": (few, few),
+        "all but 100, p only": (few, none),
+        "all but 100, q only": (none, few),
+    }[kind]
+    return p.masked_fill(for_p, -INF), q.masked_fill(for_q, -INF)
+
+
+KINDS = [
+    "none",
+    "last 64",
+    "first block",
+    "scattered",
+    "scattered, p only",
+    "scattered, q only",
+    "scattered apart",
+    "all but 100",
+    "all but 100, p only",
+    "all but 100, q only",
+]
+
+
+def with_gradients(name, p, q, ids, **more):
+    p, q = (x.detach().requires_grad_() for x in (p, q))
+    value = FUNCTIONS[name](p, q, ids, **more)
+    weights = 1.0 + torch.arange(value.numel(), dtype=torch.float64).view(value.shape) / 7
+    (value.double() * weights).where(value.isfinite(), value.detach() * 0).sum().backward()
+    return value.detach(), *(torch.zeros_like(x) if x.grad is None else x.grad for x in (p, q))
+
+
+def rounded(p, q):
+    """What one token's float32 arithmetic may be off by, relative: `2^-24 (8 + |l|)`.
+
+    The log-ratio l and the exponent are rounded by half an ulp, so their exponentials by 2^-24
+    times their size; each of the two polynomials, and the product and sum of a term, by an ulp.
+    """
+    gap = torch.where(p.isfinite() & q.isfinite(), (p - q).double(), 0).abs().max()
+    return 2.0**-24 * (8 + float(gap))
+
+
+def held_to_reference(name, p, q, ids, temperature=1.0, **more):
+    """Values to what is rounded (in float64 to 1e-13); gradients, masses times logarithms, too.
+
+    Few tokens carry a row of these: over a vocabulary's worth the error is below 3e-7 (below). A
+    mass is the exponential of its logarithm, of which the scale, the difference from the anchor and
+    the product are rounded, by 2^-24 of it each.
+    """
+    more["temperature"] = temperature
+    wide = torch.float64 in (p.dtype, q.dtype if name not in ("entropy", "log_prob") else p.dtype)
+    found = with_gradients(name, p, q, ids, backend="native", **more)
+    truth = with_gradients(name, p.double(), q.double(), ids, backend="reference", **more)
+    finite = truth[0].isfinite()
+    assert torch.equal(found[0].double()[~finite], truth[0][~finite])
+    share = rounded(p.double() / temperature, q.double() / temperature)
+    values = 1e-13 if wide else share
+    logs = [(x.double() / temperature).log_softmax(-1) for x in (p, q)]
+    sizes = [torch.where(log.isfinite(), log.abs(), 0) for log in logs]
+    masses = values if wide else values + 3 * 2.0**-24 * sum(sizes)
+    pairs = zip(logs, sizes, strict=True)
+    entropies = sum((log.exp() * size).sum(-1, keepdim=True) for log, size in pairs)
+    sizes = 1 + sum(sizes) + entropies  # of the logarithms that a mass is multiplied by
+    terms = sum(log.exp() for log in logs) * sizes / temperature
+    tolerance = masses * (1 + found[0].numel() / 7) * (7 if name == "compare" else 2) * terms
+    if name in ("kl", "js", "jeffreys"):
+        scale = truth[0][finite]
+    else:  # logarithms are as accurate as their largest terms
+        scale = truth[0][finite].abs().clamp(min=1.0) * 4
+    assert ((found[0].double() - truth[0])[finite].abs() <= values * scale).all()
+    for mine, true, side in zip(found[1:], truth[1:], (p, q), strict=True):
+        assert mine.dtype == side.dtype
+        rounding = torch.finfo(side.dtype).eps * true.abs() + torch.finfo(side.dtype).tiny
+        least = 2.0**-24 if side.dtype == torch.float16 else 0.0  # its least step
+        assert ((mine.double() - true).abs() <= tolerance + rounding + least).all()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_dtype_with_infinities_anywhere(name, dtype, kind):
+    p, q = banned(kind, *logits(3, 4500))
+    ids = torch.tensor([4400, 3000, 4000])
+    held_to_reference(name, p.to(dtype), q.to(dtype), ids, temperature=0.8)
+
+
+@pytest.mark.parametrize("name", ["kl", "js", "jeffreys", "compare"])
+@pytest.mark.parametrize("p_dtype", DTYPES)
+@pytest.mark.parametrize("q_dtype", DTYPES)
+def test_two_dtypes(name, p_dtype, q_dtype):
+    p, q = banned("scattered, p only", *logits(2, 2100))
+    held_to_reference(name, p.to(p_dtype), q.to(q_dtype), torch.tensor([2099, 0]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_with_strides_and_one_row_for_all(dtype):
+    p, q = (x.to(dtype) for x in logits(12, 4100))
+    views = {
+        "every other row": lambda x: x[::2, 1:4098],
+        "three axes": lambda x: x.view(3, 4, 4100)[:, 1:3, :4097],
+        "transposed": lambda x: x.view(3, 4, 4100).transpose(0, 1),
+        "one row": lambda x: x[:1].expand(12, -1),
+    }
+    for view in views.values():
+        a, b = view(p), view(q)
+        whole = with_gradients("kl", a.contiguous(), b.contiguous(), None, backend="native")
+        for mine, true in zip(
+            with_gradients("kl", a, b, None, backend="native"), whole, strict=True
+        ):
+            assert torch.equal(mine, true)
+    mixed = tokens.kl(p, q[0], backend="native")
+    assert torch.equal(mixed, tokens.kl(p, q[:1].expand_as(p).contiguous(), backend="native"))
+
+
+@st.composite
+def cases(draw):
+    rows, vocab = draw(st.integers(1, 3)), draw(st.integers(1, 4200))
+    kind = draw(st.sampled_from(["none", "scattered", "scattered, p only", "scattered apart"]))
+    p, q = banned(kind, *logits(rows, vocab, draw(st.floats(1e-3, 8)), draw(st.integers(0, 99))))
+    p[:, 0] = q[:, 0] = 1.0
+    dtypes = (draw(st.sampled_from(DTYPES)) for _ in range(2))
+    p, q = (x.to(dtype) for x, dtype in zip((p, q), dtypes, strict=True))
+    return p, q, torch.zeros(rows, dtype=torch.int64), draw(st.sampled_from([0.3, 1.0, 2.5]))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(case=cases(), name=st.sampled_from(["kl", "js", "jeffreys", "entropy", "log_prob"]))
+def test_any_shape(case, name):
+    p, q, ids, temperature = case
+    held_to_reference(name, p, q, ids, temperature=temperature, nan="pass")
+
+
+@pytest.mark.parametrize("distance", [4.2e-4, 1.3e-3, 0.042, 0.42, 3.0, 7.0])
+def test_relative_error_from_a_ten_millionth_to_fourteen(distance):
+    p, q = (x.float() for x in logits(4, 20_000, distance, seed=5))
+    found = tokens.kl(p, q, backend="native").double()
+    truth = tokens.kl(p.double(), q.double(), backend="reference")
+    assert ((found / truth - 1).abs() <= 3e-7).all()
+
+
+def test_the_largest_logit_may_come_late_and_far_above():
+    """Anchors taken from the first block have to move: by less, and by more, than float32 holds.
+
+    To `rounded`; and differences of logits have the rounding of float32, 2^-24 of the larger.
+    """
+    for rise in (5.0, 60.0, 300.0, 2000.0):
+        for sides in ((1, 0), (0, 1), (1, 1)):
+            p, q = (x.float() for x in logits(2, 9000, 0.5))
+            p[:, 6000] += rise * sides[0]
+            q[:, 6000] += rise * sides[1]
+            q[:, :2048] -= 30.0  # so is the guess of the normalisers' difference
+            found = tokens.compare(p, q, backend="native")
+            truth = tokens.compare(p.double(), q.double(), backend="reference")
+            for name in ("kl", "reverse_kl", "p_entropy", "q_entropy"):
+                mine, true = getattr(found, name).double(), getattr(truth, name)
+                share, least = (3e-7, 1e-12) if name == "kl" else (rounded(p, q), 1.0)
+                limit = share * true.clamp(min=least) + 2.0**-24 * rise * (true > 1e-9)
+                assert ((mine - true).abs() <= limit).all()
+
+
+def test_masses_at_the_end_of_the_range_are_not_lost():
+    """q where p is e^-105, a hundred thousand times: its mass must count."""
+    p, q = torch.full((1, 100_000), -105.0), torch.full((1, 100_000), -14.0)
+    p[0, 0] = q[0, 0] = 0.0
+    found, truth = (
+        tokens.kl(x.to(d), y.to(d), backend=b)
+        for x, y, d, b in ((p, q, torch.float32, "native"), (p, q, torch.float64, "reference"))
+    )
+    # equal terms are all rounded alike: what each may be off by, not the mean of many
+    assert abs(found.double() / truth - 1) < rounded(p, q)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_rounding_floors_are_those_of_the_plain_form(dtype, temperature):
+    x = logits(5, 3001)[0].to(dtype)
+    x[1, 5], x[2, :40] = -INF, 0.0
+    sums = native.sums(x, None, None, Task(("log_prob",), temperature))
+    found = native.rounding(x, sums[[Sum.P_MAX, Sum.P_LOG]], temperature)
+    plain = tokens.rounding_floor(x, temperature=temperature).double()
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["portable", "avx2", "avx512"])
+def test_every_level_of_instructions(level):
+    flags = {"portable": set(), "avx2": {"avx2", "fma", "f16c"}, "avx512": {"avx512f", "avx512dq"}}
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists() or not flags[level] <= set(cpuinfo.read_text().split()):
+        pytest.skip(f"this processor has no {level}")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", __file__, "-p", "no:cacheprovider"]
+    environment = {**os.environ, "KULLBACK_NATIVE": level}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]

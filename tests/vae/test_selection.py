@@ -1,0 +1,169 @@
+"""Held-out training examples: how they are split, and which weights are picked on them."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from kullback.core import DataError, RunError
+from kullback.data import Dataset
+from kullback.data.dataset import sha256_of
+from kullback.vae import Architecture, Training, resume, train
+from kullback.vae.evidence import bounds
+from kullback.vae.loop import BestLook, hold_out
+
+WIDE = Architecture(network="mlp", hidden=(64,), latent=4)
+
+
+def noise_bits(n=24, dims=30):
+    """Few vectors of pure noise: what is learned beyond the mean is learned by heart."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(2, (n + 200, dims), generator=generator).to(torch.uint8)
+    train, test = x[:n], x[n:]
+    protocol = {
+        "source": "noise",
+        "counts": {"train": n, "test": 200},
+        "sha256": {"train": sha256_of(train), "test": sha256_of(test)},
+    }
+    names = tuple(f"train[{i}]" for i in range(n))
+    return Dataset(
+        train,
+        test,
+        "binary",
+        dynamic=False,
+        protocol=protocol,
+        train_names=names,
+        test_names=tuple(f"test[{i}]" for i in range(200)),
+    )
+
+
+@pytest.fixture(autouse=True)
+def frequent_looks(monkeypatch):
+    monkeypatch.setattr("kullback.vae.loop.TEST_STEPS", 20)
+
+
+def rows_of(folder):
+    return (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def settings(**more):
+    given = {"steps": 200, "batch_size": 12, "learning_rate": 1e-2, "weight_decay": 0.0}
+    return Training(**(given | more))
+
+
+def test_held_out_examples_are_a_share_and_copies_stay_on_one_side():
+    data = noise_bits(60)
+    twice = Dataset(
+        torch.cat([data.train, data.train]),
+        data.test,
+        "binary",
+        False,
+        {},
+        ("",) * 120,
+        ("",) * 200,
+    )
+    rest, held = hold_out(twice, 0.2)
+    assert len(held) == 24 and len(rest.train) == len(rest.train_names) == 96
+    rows = {bytes(row.numpy()) for row in held}
+    assert len(rows) == 12
+    assert not rows & {bytes(row.numpy()) for row in rest.train}
+    again, _ = hold_out(twice, 0.2, seed=3)  # the split is a function of the examples alone
+    assert torch.equal(again.train, rest.train)
+    assert hold_out(twice, 0.0) == (twice, None)
+
+
+def test_held_out_grey_levels_become_bits_once():
+    grey = torch.arange(50, dtype=torch.uint8)[:, None].expand(-1, 4).contiguous()
+    data = Dataset(grey, grey, "binary", True, {}, ("",) * 50, ("",) * 50)
+    rest, held = hold_out(data, 0.2, seed=1)
+    assert set(held.unique().tolist()) <= {0, 1} and rest.train.max() > 1
+    assert torch.equal(held, hold_out(data, 0.2, seed=1)[1])
+
+
+def test_too_few_examples_are_refused():
+    with pytest.raises(DataError, match="3 or more"):
+        hold_out(noise_bits(2), 0.5)
+
+
+def test_the_best_look_is_kept_and_is_better_than_the_last(tmp_path):
+    data = noise_bits()
+    run = {"architecture": WIDE, "training": settings(validation=0.4)}
+    outcome = train(data, folder=tmp_path / "run", **run)
+    rows = [json.loads(line) for line in rows_of(tmp_path / "run")]
+    looks = {row["step"]: row["validation_objective"] for row in rows if "test_elbo" in row}
+    best = max(looks, key=looks.get)
+    assert looks[best] > looks[200]  # it has overfitted
+    assert f"step {best} of 200" in outcome.selection
+    assert json.loads((tmp_path / "run/selection.json").read_text())["weights"] == outcome.selection
+    _, held = hold_out(data, 0.4)
+    figures = bounds(
+        outcome.model, held.float(), draws=1, generator=torch.Generator().manual_seed(0)
+    )
+    assert math.isclose(float(figures.elbo.double().mean()), looks[best], rel_tol=1e-5)
+
+
+def test_overfitting_is_noticed_on_test_images_too_and_changes_no_weights(tmp_path):
+    data = noise_bits()
+    outcome = train(data, architecture=WIDE, training=settings(), folder=tmp_path / "run")
+    (warning,) = [one for one in outcome.warnings if one.startswith("overfitting")]
+    assert "--validation 0.1" in warning and "200 test images" in warning
+    assert outcome.selection == "" and not (tmp_path / "run/selection.json").exists()
+
+
+def test_no_overfitting_is_seen_where_there_is_none(tmp_path):
+    data = noise_bits(400)
+    outcome = train(
+        data,
+        architecture=Architecture(network="mlp", hidden=(4,), latent=1),
+        training=settings(steps=200, batch_size=100),
+        folder=tmp_path / "run",
+    )
+    assert not [one for one in outcome.warnings if one.startswith("overfitting")]
+
+
+@pytest.mark.parametrize("stops", [(50,), (130, 131, 170)])
+def test_a_stopped_and_resumed_run_picks_the_same_weights(stops, tmp_path):
+    data, how = noise_bits(), settings(validation=0.4)
+    whole = train(data, architecture=WIDE, training=how, folder=tmp_path / "whole")
+    calls, plan = [0], list(stops)
+
+    def stop():
+        calls[0] += 1
+        if plan and calls[0] == plan[0]:
+            plan.pop(0)
+            return True
+        return False
+
+    part = train(data, architecture=WIDE, training=how, folder=tmp_path / "part", stop=stop)
+    while not part.finished:
+        part = resume(tmp_path / "part", data=data, stop=stop)
+    assert part.selection == whole.selection
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(part.model.state_dict()[name], tensor), name
+    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "part")]
+    assert logs[0] == logs[1]
+
+
+def test_a_later_look_than_the_checkpoint_is_made_again(tmp_path):
+    BestLook(40, -1.0, torch.zeros(3), torch.zeros(0), [60, 80]).save(tmp_path)
+    assert BestLook.load(tmp_path, 39) is None
+    assert BestLook.load(tmp_path, 60).below == [60]
+    assert BestLook.load(tmp_path / "none", 60) is None
+
+
+def test_a_damaged_best_look_is_refused(tmp_path):
+    BestLook(40, -1.0, torch.zeros(3), torch.zeros(0), []).save(tmp_path)
+    (tmp_path / "checkpoints/best.safetensors").write_bytes(b"nothing")
+    with pytest.raises(RunError):
+        BestLook.load(tmp_path, 50)
+
+
+def test_tightened_runs_are_judged_by_the_tighter_bound(tmp_path):
+    """The ELBO falls when training turns to L_K; that is no overfitting, and not what is picked."""
+    how = settings(steps=60, validation=0.4, tighten=0.5, draws=3)
+    train(noise_bits(), architecture=WIDE, training=how, folder=tmp_path / "run")
+    look = BestLook.load(tmp_path / "run", 60)
+    rows = [json.loads(line) for line in rows_of(tmp_path / "run")]
+    best = max(row.get("validation_objective", -math.inf) for row in rows)
+    assert math.isclose(best, float(look.terms.mean()), rel_tol=1e-12)
