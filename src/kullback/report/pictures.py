@@ -323,7 +323,7 @@ def spectrograms(clips: Tensor) -> Tensor:
 
     Example:
         >>> spectrograms(torch.zeros(2, 1, 8000)).shape
-        torch.Size([2, 129, 126, 1])
+        torch.Size([2, 129, 127, 1])
     """
     x = torch.where(clips == PADDING, 0.0, clips.float())[:, 0]
     width = 2 * SPECTROGRAM_BANDS

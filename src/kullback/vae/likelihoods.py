@@ -470,7 +470,7 @@ def log_mass(
     The levels at ±bound reach to infinity, so that the masses of all levels sum to 1.
 
     Args:
-        mean: `[*lead, batch, K, places]`, or any shape that broadcasts with `value`.
+        mean: `[*lead, batch, K, places]`, or any shape to which that of `value` broadcasts.
         log_scale: Of the logistics, as `mean`.
         value: The centre of the level, in [−bound, bound].
         half: Half the distance between levels.
@@ -480,7 +480,7 @@ def log_mass(
         The log mass, of the shape of `mean`.
 
     Example:
-        >>> zero = torch.zeros(1)
+        >>> zero = torch.zeros(2)
         >>> log_mass(zero, zero, torch.tensor([-1.0, 1.0]), half=1.0).exp()
         tensor([0.5000, 0.5000])
     """

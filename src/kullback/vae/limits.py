@@ -29,6 +29,7 @@ __all__ = [
     "NAMED_COLUMNS",
     "OVERFIT_ERRORS",
     "OVERFIT_LOOKS",
+    "REFIT_EXPANSION",
     "REFIT_RIDGE",
     "REFIT_SAMPLES",
     "RUN_FORMAT",
@@ -67,6 +68,7 @@ NAMED_COLUMNS = 5  # in one message
 CLIPS_FOR_MOMENTS = 1000  # millions of samples for 561 numbers
 ERRORS_SEEN = 160  # errors before, at 8 kHz the periods of voices from 50 Hz on
 REFIT_SAMPLES = 16  # after which predictors are fitted again: every 8 gained 0.01 bits a sample
+REFIT_EXPANSION = 0.98  # a lag: drawn clips grow without bound at 1; 0.005 bits a sample better
 REFIT_RIDGE = 100.0  # levels²: the rounding of the last hundred samples, ten times
 LOUDEST_SAMPLE = 8.0  # mean magnitudes, in moments: else onsets would be all that they see
 SOUND_BATCH = 16  # clips a step: 56,000 samples of short words, 0.2 CPU s

@@ -29,6 +29,7 @@ from .limits import (
     LOG_SD_LIMIT,
     LOGISTIC_LOG_SCALE,
     LOUDEST_SAMPLE,
+    REFIT_EXPANSION,
     REFIT_RIDGE,
     REFIT_SAMPLES,
     SOUND_FRAMES,
@@ -227,12 +228,16 @@ class _Fitted:
         return torch.add(products, sums, alpha=math.exp(-REFIT_SAMPLES / self.decay))
 
     def weights(self, sums: Tensor) -> Tensor:
-        """Return the predictor's weights `[…, order, 1]`; zeros where the sums are singular."""
+        """Return the predictor's weights `[…, order, 1]`; zeros where the sums are singular.
+
+        They are multiplied by 0.98^k at lag k, which moves the poles of what is drawn inwards.
+        """
         within, towards = sums[..., :-1, :-1], sums[..., :-1, -1:]
         ridge = REFIT_RIDGE + _RIDGE * within.diagonal(dim1=-2, dim2=-1).mean(-1)
         eye = torch.eye(self.order, dtype=sums.dtype, device=sums.device)
         root, failed = torch.linalg.cholesky_ex(within + ridge[..., None, None] * eye)
-        solved = torch.cholesky_solve(towards, root)
+        ages = torch.arange(self.order, 0, -1, dtype=sums.dtype, device=sums.device)
+        solved = torch.cholesky_solve(towards, root) * (REFIT_EXPANSION**ages)[:, None]
         return torch.where(failed[..., None, None] > 0, 0.0, solved)
 
     def predictions(self, levels: Tensor) -> Tensor:
