@@ -95,7 +95,7 @@ class SoundEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log sd, `[batch, latent]` each; x in units of the data's deviation."""
-        h = F.silu(self.first(self._spectrogram(x[:, 0])))
+        h = F.silu(self.first(self._spectrogram(x[:, 0].to(self.window.dtype))))
         h = F.silu(self.third(F.silu(self.second(h))))
         mean, log_sd = real(self.last(h.flatten(1))).chunk(2, -1)
         return mean, log_sd.clamp(-LOG_SD_LIMIT, LOG_SD_LIMIT)
@@ -132,7 +132,7 @@ class SoundDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Return conditions, `[rows, width, frames]`."""
-        h = self.first(z).reshape(len(z), self.width, -1)
+        h = self.first(z.to(self.first.weight.dtype)).reshape(len(z), self.width, -1)
         h = F.silu(self.third(F.silu(self.second(F.silu(h)))))
         out: Tensor = self.last(h)
         return out
