@@ -58,6 +58,7 @@ def test_verdict_and_page(capsys, folder):
     assert "--force" in said.err
 
 
+@pytest.mark.slow
 def test_json_and_the_form_by_name(capsys):
     code, said = run(capsys, "my_losses.py:k3_penalty", "--credit", "token", "--json")
     assert code == 0

@@ -65,6 +65,7 @@ def test_evaluate_prints_json_on_stdout_and_nothing_else(trained, capsys):
     assert json.loads((trained / "evaluation.json").read_text())["evaluation"]["draws"] == 7
 
 
+@pytest.mark.slow
 def test_evaluate_prints_a_table_with_errors_and_protocol(trained, capsys):
     assert run("evaluate", trained, "--draws", "5") == 0
     out = capsys.readouterr().out

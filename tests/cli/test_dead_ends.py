@@ -273,6 +273,7 @@ def _answer(given, one):
     return Answer("kl", given, one, None, None)
 
 
+@pytest.mark.slow
 def test_a_long_sampling_says_how_long(capsys, monkeypatch):
     monkeypatch.setattr(divergences, "SECONDS_BEFORE_BAR", 0.0)
     monkeypatch.setattr(divergences, "PILOT_DRAWS", 100)

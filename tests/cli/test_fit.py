@@ -148,6 +148,7 @@ def reference(folder, kind):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(3)
 @pytest.mark.parametrize("kind", ["csv", "npy", "chains npy"])
 def test_a_reference_is_held_against_q(kind, tmp_path, capsys):

@@ -86,6 +86,7 @@ def test_wrong_usage_and_bad_data(capsys):
     assert run(capsys, *NAMES)[0] == 3
 
 
+@pytest.mark.slow
 def test_a_fault_is_shown(capsys, folder):
     columns, _ = FAULTS["renormalised top-p 0.9"][0](np.random.default_rng(0))
     pq.write_table(table(columns), folder / "top_p.parquet")

@@ -48,6 +48,7 @@ def test_sandwich_adds_to_the_figures_of_the_run(trained, capsys):
     assert "sandwich" in json.loads((trained / "evaluation.json").read_text())
 
 
+@pytest.mark.slow
 def test_sandwich_explained_sets_the_sum_under_each_other(trained, capsys):
     assert run("evaluate", trained, *QUICK, "--explain") == 0
     out = capsys.readouterr().out
@@ -95,18 +96,23 @@ def test_closing_draws_depend_on_the_data_alone(fashion_once):
 
 
 @pytest.fixture(scope="module")
-def others(tmp_path_factory):
+def tanh(tmp_path_factory):
+    return trained_as(tmp_path_factory.mktemp("others") / "tanh", "--activation", "tanh")
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory, tanh):
     """Another seed (whose test bits are others) and two runs that differ from the first."""
-    folder = tmp_path_factory.mktemp("others")
+    folder = tmp_path_factory.mktemp("seeds")
     return {
         "seed": trained_as(folder / "seed", "--seed", "1"),
-        "tanh": trained_as(folder / "tanh", "--activation", "tanh"),
+        "tanh": tanh,
         "tanh_seed": trained_as(folder / "tanh_seed", "--activation", "tanh", "--seed", "1"),
     }
 
 
-def test_compare_gives_paired_differences(trained, others, capsys):
-    assert run("compare", trained, others["tanh"], "--draws", "5", "--json") == 0
+def test_compare_gives_paired_differences(trained, tanh, capsys):
+    assert run("compare", trained, tanh, "--draws", "5", "--json") == 0
     first, second = json.loads(capsys.readouterr().out)["groups"]
     for name in ("elbo", "log_likelihood"):
         difference = second[name]["value"] - first[name]["value"]
@@ -116,6 +122,7 @@ def test_compare_gives_paired_differences(trained, others, capsys):
     assert "more_elbo" not in first and first["sd_over_seeds"] is None
 
 
+@pytest.mark.slow
 def test_compare_averages_over_seeds_on_the_same_bits(trained, others, capsys):
     names = [trained, others["tanh"], others["seed"], others["tanh_seed"]]
     assert run("compare", *names, "--draws", "3", "--json") == 0
@@ -128,6 +135,7 @@ def test_compare_averages_over_seeds_on_the_same_bits(trained, others, capsys):
     assert "not over training seeds" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_compare_refuses_other_protocols_and_bad_lists(trained, others, tmp_path, capsys):
     grey = tmp_path / "grey"
     with pytest.MonkeyPatch.context() as patch:

@@ -108,7 +108,7 @@ def language_models(tmp_path_factory):
     return link
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_runs(example, folder, tmp_path, monkeypatch, request):
     if "runs/" in example and " train " not in example:
@@ -159,6 +159,7 @@ BAD = [
     ("[klx]\nunit = 'bits'", "my.toml: expected tables named by verbs; got [klx]. Try: kl"),
     ("unit = 'bit'", "my.toml: unit: expected 'nats' or 'bits'; got 'bit'. Try: bits"),
     ("unit = 3", "my.toml: unit: expected 'nats' or 'bits'; got 3"),
+    ("x = " + "[" * 3000, "--config: expected a TOML file; got my.toml: "),
     ("draws = 'many'", "my.toml: draws: expected a whole number; got 'many'"),
     ("draws = 10.5", "my.toml: draws: expected a whole number; got 10.5"),
     ("draws = true", "my.toml: draws: expected a whole number; got True"),
@@ -242,7 +243,7 @@ def test_quiet_leaves_results_and_errors(flag, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr() == loud
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -281,7 +282,7 @@ def test_verbose_of_a_run(trained, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("verb", sorted(name for name in app if not name.startswith("-")))
 def test_quiet_and_verbose_together_are_refused(verb, capsys):
-    words = {"kl": 2, "js": 2, "cross-entropy": 2, "reconstruct": 2, "encode": 2}
+    words = {"kl": 2, "js": 2, "cross-entropy": 2, "reconstruct": 2, "encode": 2, "decode": 2}
     words |= {"checks": 0, "train": 0, "decode": 2}
     given = ["bash"] if verb == "completion" else ["0.5,0.5"] * words.get(verb, 1)
     assert run(verb, *given, "-q", "-v") == 2

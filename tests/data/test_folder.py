@@ -135,6 +135,7 @@ def test_a_split_always_has_both_parts(tmp_path, count, fraction):
     assert load(tmp_path, test_fraction=fraction).test_names == data.test_names
 
 
+@pytest.mark.slow
 def test_sixty_pictures_are_never_refused(tmp_path):
     """Chance leaves fewer than 2 of 60 below a tenth in 1.4 % of folders: 400 of them."""
     rng = np.random.default_rng(0)

@@ -23,6 +23,7 @@ def founding_file(count=1_000_000):
     return symbols[torch.randperm(count, generator=torch.Generator().manual_seed(0))]
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(2)
 @pytest.mark.parametrize("coder", ["huffman", "ans"])
 def test_a_million_symbols_cost_what_the_notes_say(coder, tmp_path):

@@ -51,6 +51,7 @@ def test_the_table_and_its_files(tiny, tmp_path, run):
     assert table["token"][0] in tiny_models.WORDS.split()
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(
     ("options", "code"),
     [
@@ -99,6 +100,7 @@ def test_what_is_refused(tiny, run, arguments, code, words):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_padded_vocabulary_is_cut_by_an_option(tiny, tmp_path, run):
     from transformers import AutoModelForCausalLM
 

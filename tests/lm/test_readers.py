@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from kullback.cli.main import main
 from kullback.core import DataError, KullbackError, MissingExtraError, RunError
 from kullback.lm import check_logprobs, logprobs
 from kullback.lm.engines import connect
@@ -68,6 +69,7 @@ def test_prime_rl_exports(columns, truth, tmp_path):
     assert [one.label for one in report.groups] == ["0", "1"]
 
 
+@pytest.mark.slow
 def test_nemo_rl_train_data(columns, truth, tmp_path):
     for step in (3, 4):
         lines(tmp_path / f"train_data_step{step}.jsonl", [
@@ -131,7 +133,7 @@ def sglang(values):
     return {"text": "…", "meta_info": {"output_token_logprobs": rows}}
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(
     "answer", [openai_chat, openai_completions, vllm_prompt, sglang], ids=lambda f: f.__name__
 )
@@ -143,6 +145,7 @@ def test_answers_of_two_models(answer, columns, truth, tmp_path):
     same(report.overall[0], truth)
 
 
+@pytest.mark.slow
 def test_batch_output_is_joined_by_its_ids(columns, truth, tmp_path):
     pairs = rows(columns)
     records = [[openai_batch(pair[side]) | {"custom_id": f"r{place}"}
@@ -303,3 +306,35 @@ def test_a_full_disk():
     (error, *_) = engine.errors
     with pytest.raises(RunError, match="more room on the disk"), engine.guarded("a"):
         raise error("IO Error: Could not write: No space left on device")
+
+
+def test_lists_with_positions_a_json_array_and_masks_of_labels(tmp_path):
+    columns, _ = logs(np.random.default_rng(0), sequences=12, length=30)
+    frame = pd.DataFrame(columns)
+    expected = logprobs(frame, p="log_p", q="log_q").main.value
+    lists = frame.groupby("sequence").agg(list)
+    frame.to_json(tmp_path / "array.json", orient="records", double_precision=15)
+    labels = frame.assign(loss_mask=np.where(frame.position < 5, -100, 7))
+    later = frame[frame.position >= 5]
+    for source, value in (
+        (lists, expected),
+        (tmp_path / "array.json", expected),
+        (labels, logprobs(later, p="log_p", q="log_q").main.value),
+    ):
+        assert logprobs(source, p="log_p", q="log_q").main.value == pytest.approx(value, rel=1e-9)
+
+
+def test_names_from_data_hold_no_control_characters_on_the_terminal_or_the_page(tmp_path, capsys):
+    hostile = "\x1b[31m</script><script>alert(1)</script>\u202e"
+    columns, _ = logs(np.random.default_rng(0), sequences=12, length=30)
+    frame = pd.DataFrame(columns).assign(run=hostile)
+    frame.to_parquet(tmp_path / "log.parquet")
+    page = tmp_path / "page.html"
+    files = ["logprobs", str(tmp_path / "log.parquet"), "--p", "log_p", "--q", "log_q"]
+    with pytest.raises(SystemExit) as ended:
+        main([*files, "--by", "run", "--html", str(page)])
+    assert not ended.value.code
+    for text in (capsys.readouterr().out, page.read_text()):
+        assert "\\x1b[31m" in text
+        assert not {"\x1b", "\u202e"} & set(text)
+    assert "<script>alert" not in page.read_text()

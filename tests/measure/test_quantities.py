@@ -404,3 +404,47 @@ def test_wrong_joint_tables():
 def test_form_beside_distributions_is_refused():
     with pytest.raises(ValueError, match="form: expected 'probs'"):
         kb.kl("N(0,1)", "N(1,1)", form="logits")
+
+
+def test_batches_that_do_not_broadcast_are_refused_in_words():
+    two, three = np.full((2, 4), 0.25), np.full((3, 4), 0.25)
+    laws = [d.Normal(torch.zeros(n), 1.0) for n in (2, 3)]
+    quantities = [kb.kl, kb.js, kb.jeffreys, kb.cross_entropy]
+    quantities += [lambda p, q: kb.renyi(p, q, alpha=2)]
+    for pair in ((two, three), laws):
+        for quantity in quantities:
+            with pytest.raises(
+                ValueError, match=r"p and q: expected batch shapes .*\[2\] and \[3\]"
+            ):
+                quantity(*pair)
+    assert kb.kl(two[:, None], three).shape == (2, 3)
+
+
+def test_tensors_of_counts_and_sparse_tensors_are_tables():
+    counts = torch.bincount(torch.tensor([0, 1, 1, 2]))
+    assert float(kb.kl(counts, [0.25, 0.5, 0.25], normalise=True)) == 0.0
+    sparse = torch.tensor([0.5, 0.0, 0.5]).to_sparse()
+    assert float(kb.entropy(sparse)) == pytest.approx(math.log(2), rel=1e-6)
+    with pytest.raises(ValueError, match="'meta'"):
+        kb.entropy(torch.zeros(3, device="meta"))
+    with pytest.raises(ValueError, match="fill or drop missing values"):
+        kb.entropy([0.5, math.nan])
+
+
+def test_pandas_samples_are_matched_by_name():
+    pd = pytest.importorskip("pandas")
+    seed = np.random.default_rng(0)
+    log_p = pd.Series(-seed.exponential(size=200))
+    log_q = log_p - 0.1 * seed.random(200)
+    moved = log_q[::-1]
+    assert float(kb.kl_from_log_probs(log_p, moved)) == float(kb.kl_from_log_probs(log_p, log_q))
+    with pytest.raises(ValueError, match="log_p and log_q: expected the same names"):
+        kb.kl_from_log_probs(log_p, log_q.set_axis(range(1, 201)))
+    x, y = (pd.DataFrame(seed.normal([0, 5], size=(200, 2)), columns=list("ab")) for _ in "xy")
+    found, other = kb.kl_from_draws(x, y), kb.kl_from_draws(x, y[["b", "a"]])
+    assert float(found) == float(other)
+
+
+def test_a_single_number_is_formatted_as_a_float_is():
+    found = kb.kl(P, Q)
+    assert (f"{found:.3f}", f"{found}") == (f"{float(found):.3f}", str(found))

@@ -308,6 +308,7 @@ def test_vectors_get_a_page_without_pictures(tmp_path, latent):
     assert_self_contained(page)
 
 
+@pytest.mark.slow
 @pytest.mark.sweep(2)
 @pytest.mark.parametrize(("shape", "kind"), [((1, 6, 9), "continuous"), ((3, 5, 5), "binary")])
 def test_other_kinds_of_images(tmp_path, shape, kind):

@@ -162,6 +162,7 @@ def test_an_error_bar_where_the_densities_are_near():
     assert found.standard_error > 0
 
 
+@pytest.mark.slow
 def test_no_error_bar_for_one_number_of_neighbours_and_strong_dependence():
     assert "leave out `neighbours`" in kl_from_draws(*pair(0), neighbours=3).no_error
     ridge = normals(3, 200, 1)
@@ -282,7 +283,7 @@ def lawful():
     )
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize(("x", "y", "kl"), [c[1:] for c in lawful()], ids=[c[0] for c in lawful()])
 def test_rounded_and_discrete_draws(x, y, kl):
     """The noise that undoes rounding leaves KL as it is: against a sum over values, z ≤ 4.5."""

@@ -128,6 +128,7 @@ def test_best_estimators_are_unbiased_and_rarely_noisier():
             assert float((mean - truth).norm()) <= 1e-12 * max(1.0, float(truth.norm())) * 30
 
 
+@pytest.mark.slow
 def test_noise_of_k2_is_above_the_best():
     report = audit(peers.k2)
     for row in report.rows:

@@ -200,6 +200,7 @@ AUDITED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "divergence",
     ["tv", *(pytest.param(d, marks=pytest.mark.slow) for d in AUDITED if d != "tv")],

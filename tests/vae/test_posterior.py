@@ -92,6 +92,7 @@ def collapsed(encoder: bool, decoder: bool):
     return model
 
 
+@pytest.mark.slow
 def test_a_collapsed_encoder_is_told_from_a_decoder_that_ignores_z():
     quick = {"annealing": Annealing(chains=4, temperatures=30), "refitting": Refit(steps=100)}
     for decoder, words in ((False, "The encoder has collapsed"), (True, "The decoder ignores z")):

@@ -95,7 +95,7 @@ def test_new_draws_are_those_of_sample(found):
     mapped = found.target.constrain(found.sample(50, seeded(3)))
     assert all(new[name].equal(mapped[name]) for name in PARAMETERS)
     assert new["mu"].shape == (50, 2, 3)
-    with pytest.raises(ValueError, match="n: expected at least 1 draw; got 0"):
+    with pytest.raises(ValueError, match="n: expected at least 1; got 0"):
         found.sample_posterior(0)
 
 

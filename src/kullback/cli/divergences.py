@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from kullback.core import ArgumentValueError, Estimate, message, require, write_atomic
+from kullback.core import ArgumentValueError, Estimate, message, printable, require, write_atomic
 
 from .limits import FEWEST_DRAWS, PILOT_DRAWS, SECONDS_BEFORE_BAR
 from .options import MeasureOptions, Options, P, Q, Shared
@@ -297,7 +297,7 @@ def show(found: Answer, options: MeasureOptions, text: str | None) -> None:
     line = f"{line[:-1]}; {read_as})" if read_as else line
     if found.no_error:
         line = f"{line}\n  no error bar: {found.no_error}"
-    write(f"{line}\n" if text is None else f"{line}\n\n{text}\n")
+    write(printable(f"{line}\n" if text is None else f"{line}\n\n{text}\n"))
 
 
 def _read_as(given: "tuple[Given, ...]") -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from kullback.core import ArgumentValueError, require, write_atomic
+from kullback.core import ArgumentValueError, printable, require, write_atomic
 
 from .options import Real, Shared, Whole
 from .session import GATE_FAILED, bar, check_new, prepare, print_json, say, write
@@ -239,7 +239,7 @@ def _show(found: Any, options: DriftOptions) -> int:
         gate = None if verdict is None else {"failed": verdict.failed, "words": verdict.words}
         print_json(found.to_dict() | {"gate": gate})
     else:
-        write(report.drift_text(found))
+        write(printable(report.drift_text(found)))
     if verdict is not None:
         say(f"gate: {verdict.words}")
     return GATE_FAILED if verdict is not None and verdict.failed else 0

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from kullback.core import require
+from kullback.core import printable, require
 
 from .options import Real, Shared
 from .session import GATE_FAILED, check_new, log, prepare, print_json, say, write
@@ -110,7 +110,7 @@ def logprobs(
         gate = None if verdict is None else {"failed": verdict.failed, "words": verdict.words}
         print_json(report.to_dict() | {"gate": gate})
     else:
-        write(reports.logprobs_text(report))
+        write(printable(reports.logprobs_text(report)))
     if options.html is not None:
         reports.write_logprobs(report, options.html)
         say(f"page: {options.html}")

@@ -17,7 +17,15 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from cyclopts import App, ArgumentCollection, Parameter, Token
 
-from kullback.core import ArgumentValueError, KullbackError, RunError, __version__, message, require
+from kullback.core import (
+    ArgumentValueError,
+    KullbackError,
+    RunError,
+    __version__,
+    message,
+    printable,
+    require,
+)
 
 from .options import Shared
 from .session import (
@@ -303,8 +311,8 @@ def _options_in(name: str, verbs: tuple[str, ...]) -> dict[str, Any]:
     import tomllib
 
     try:
-        held = tomllib.loads(Path(name).read_bytes().decode())
-    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        held = tomllib.loads(Path(name).read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:  # errors of TOML and UTF-8 are values'
         why = getattr(error, "strerror", None) or str(error)
         raise ArgumentValueError(message("--config", "a TOML file", f"{name}: {why}")) from error
     tables = {key: value for key, value in held.items() if isinstance(value, dict)}
@@ -414,7 +422,7 @@ def _placed(text: str) -> str:
 
 
 def _failed(text: str, code: int) -> int:
-    sys.stderr.write(f"kullback: {text}\n")
+    sys.stderr.write(f"kullback: {printable(text)}\n")
     return code
 
 

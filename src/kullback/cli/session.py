@@ -27,7 +27,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from kullback.core import RunError, require
+from kullback.core import RunError, printable, require
 
 from .limits import SECONDS_BETWEEN_LINES, SECONDS_TO_FIRST_LINE
 
@@ -171,7 +171,7 @@ def console() -> Console:
 def say(text: str, *, always: bool = False) -> None:
     """Print one line on standard error; with `--quiet` only what is said always."""
     if always or not _voice.quiet:
-        console().print(text, markup=False, soft_wrap=True)
+        console().print(printable(text), markup=False, soft_wrap=True)
 
 
 def print_json(fields: dict[str, Any]) -> None:

@@ -69,8 +69,15 @@ def load(source: Path) -> tuple[ctypes.CDLL | None, str]:
 def compiled(source: Path) -> bool:
     """Say whether `load` need not compile: the library is loaded, or in the cache folder.
 
-    >>> compiled(Path("no such file.c"))
-    False
+    Args:
+        source: The file of C or C++.
+
+    Returns:
+        Whether it is ready.
+
+    Example:
+        >>> compiled(Path("no such file.c"))
+        False
     """
     return source in _LOADED or _is_kept(source)
 

@@ -11,6 +11,7 @@ another error is raised: `name: expected …; got …. Try: …`.
 import importlib
 import math
 import operator
+import re
 import sys
 import warnings
 from types import ModuleType
@@ -26,6 +27,7 @@ __all__ = [
     "describe",
     "import_extra",
     "message",
+    "printable",
     "require",
     "require_count",
     "require_type",
@@ -226,3 +228,22 @@ def import_extra(module: str, extra: str) -> ModuleType:
         raise MissingExtraError(
             f"{module} is not installed; it comes with: pip install 'kullback[{extra}]'"
         ) from error
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""Write control characters, and those that reverse text, as escapes: names come from data.
+
+    Args:
+        text: Any text, for a terminal or a page.
+
+    Returns:
+        The text; line ends and tabs stay.
+
+    Example:
+        >>> printable("a\x1b[31mb")
+        'a\\x1b[31mb'
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

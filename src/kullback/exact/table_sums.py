@@ -183,7 +183,9 @@ def _check_tensor(table: Tensor, name: str) -> None:
 def _checked_probs(table: Tensor, tolerance: float, *, normalise: bool, name: str) -> Tensor:
     total = table.sum(-1)
     lowest = table.detach().amin(-1)
-    _check(lowest >= 0, lowest, name, "masses of at least 0", "form='logits'?")
+    missing = bool(lowest.isnan().any())
+    hint = "fill or drop missing values" if missing else "form='logits'?"
+    _check(lowest >= 0, lowest, name, "masses of at least 0", hint)
     if not normalise:
         _check_sum(total.detach(), tolerance, name, "probs")
         return table

@@ -3,22 +3,32 @@
 __all__ = [
     "BATCH_TOKENS",
     "BLOCKS",
+    "CERTAIN",
     "CLIP",
     "CONFIDENCE",
     "CONSTANT",
     "CONTEXT",
     "DOMINANT_CLUSTER",
+    "FLOAT32_EPS",
     "FLOOR_ROWS",
     "FLOOR_TOKENS",
     "KLD_FLOOR",
     "LOGITS_BYTES",
+    "MAX_COPIES",
     "MAX_EXACT_QUANTILES",
     "MAX_GROUPS",
     "MIN_CLUSTERS",
+    "MIN_COPIED_TOKENS",
     "MIN_CROSS_FIT",
+    "MIN_DISTINCT",
+    "MIN_PADDED",
+    "MIN_PADDED_SHARE",
     "MIN_PARETO_K",
+    "MIN_RUN",
+    "MIN_TIES",
     "PROBE_ERROR",
     "PROBE_TOKENS",
+    "REACH",
     "ROUNDING",
     "SAMPLE_SEQUENCES",
     "SAMPLE_TOKENS",
@@ -43,6 +53,9 @@ CONFIDENCE = 0.95  # of the gate's one-sided limits
 
 MIN_CROSS_FIT = 4  # clusters: two in each half, or λ of one half is that of a single cluster
 MIN_PARETO_K = 25  # sequences: the fewest that sampled.pareto_k takes
+# Deviations of log q/p beyond its mean under q that draws from p must reach for a mean of q/p:
+# about exp(D + 2σ) draws (Chatterjee and Diaconis 2018, theorem 1.1, with t = 2σ)
+REACH = 2.0
 SERIES_BELOW = 0.01  # |log r| below which r − 1 − log r is summed as a series, as in sampled
 TAIL_KEPT = 513  # largest ratios read back a group: a tail of 512 gives k-hat to ±0.07
 CLIP = 0.2  # PPO's ratio is clipped outside 1 ± 0.2 (Schulman et al. 2017, section 6.1)
@@ -56,9 +69,14 @@ MAX_EXACT_QUANTILES = 20_000_000  # rows of which exact quantiles are taken: 8 b
 SAMPLE_TOKENS = 20_000
 SAMPLE_SEQUENCES = 2_000
 SHOWN_VERSIONS = 6  # policy versions whose mean log-ratio is shown
-UNSEEN = (
-    6.907755278982137  # log(1000): an event of chance UNSEEN/n is missed by n tokens once in 1,000
-)
+MIN_COPIED_TOKENS = 8  # shorter sequences have the same log-probabilities by chance
+MAX_COPIES = 0.05  # share of copies that makes an error bar too short by 2.5 %
+# A lowest value that repeats: how many share it, and the part of the others that differ
+MIN_TIES, MIN_DISTINCT = 5, 0.5
+CERTAIN = 1e-3  # log-probabilities above minus this repeat lawfully: few float32 numbers are there
+FLOAT32_EPS = 6e-8  # half a unit in the last place of float32, relatively
+# Padding: sequences that show it, the length of a run of zeros, and the share of sequences with one
+MIN_PADDED, MIN_RUN, MIN_PADDED_SHARE = 4, 8, 0.5
 
 # --- Readers (logprob_tables.py)
 

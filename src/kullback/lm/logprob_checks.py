@@ -25,6 +25,7 @@ from kullback.sampled import (
     Known,
     check_log_probs,
     half_ulps,
+    is_sentinel,
     known_mean,
 )
 
@@ -130,7 +131,8 @@ def checks_of(
         A `Check` for each, found or not.
     """
     checks = [_lengths(table, sums), _missing(table, sums, draws, skip=skip)]
-    checks += [_repeated(table, sample), *_of_sample(table, sample), _versions(table, sums, draws)]
+    checks += [_repeated(table, sample), _copies(sums), *_of_sample(table, sample)]
+    checks += [_floors(table, sample), _padding(sample), _versions(table, sums, draws)]
     return checks
 
 
@@ -208,6 +210,114 @@ def _repeated(table: LogProbTable, sample: Sample) -> Check:
     words = f"{sample.repeated:,} {of} have two tokens at one position"
     remedy = "several columns that name a sequence together, such as --sequence step,sequence"
     return Check(name, words, "refuse", remedy)
+
+
+def _copies(sums: Sums) -> Check:
+    """Find sequences that are another one's copy under another name: the same sums of the terms."""
+    name = "copies"
+    columns = sums.columns
+    scatter = columns["n"] * columns["f11_0"] - columns["f1_0"] ** 2  # of log r in a sequence
+    varies = scatter > limits.CONSTANT * columns["f1_0"] ** 2
+    long = (columns["n"] >= limits.MIN_COPIED_TOKENS) & varies
+    parts = [columns[part][long] for part in ("n", "d", "f11_0")]
+    keys = [np.frexp(part) for part in parts]  # sums are equal to all but their last digits
+    rounded = [np.round(mantissa, 9) + exponent for mantissa, exponent in keys]
+    cluster = sums.cluster[long].astype(np.float64)
+    clusters = np.unique(np.stack([*rounded, cluster]), axis=1)[: len(rounded)]
+    copies = clusters.shape[1] - np.unique(clusters, axis=1).shape[1]
+    if not copies:
+        return Check(name, f"no two {sums.cluster_name} have the same log-probabilities")
+    share = copies / clusters.shape[1]
+    words = (
+        f"{copies:,} of {clusters.shape[1]:,} {sums.cluster_name} repeat the log-probabilities of "
+        "another: rows that are there twice, or greedy decoding; they count as independent here"
+    )
+    effect: Effect = "limit" if share > limits.MAX_COPIES else "warn"
+    return Check(name, words, effect, "each sequence once; or prompt=COLUMN, to cluster by prompt")
+
+
+def _floors(table: LogProbTable, sample: Sample) -> Check:
+    """Find a lowest value that repeats though others do not: log(p + ε), a clamp, a fill value."""
+    name = "lowest value"
+    if sample.mask is None:
+        return Check(name, "not made: no tokens", made=False)
+    scored = sample.mask.clone()
+    for values in sample.columns.values():
+        scored &= values.isfinite() & ~is_sentinel(values)
+    words = []
+    for column, values in sample.columns.items():
+        own = values[scored]
+        others = [each[scored] for key, each in sample.columns.items() if key != column]
+        if count := _floor_count(own, others):
+            share = f"{count:,} of {len(own):,} tokens"
+            words.append(
+                f"{table.roles.get(column, column)}: exactly {float(own.min()):.6g} at {share}"
+            )
+    if not words:
+        return Check(name, "no column's lowest value repeats where others do not")
+    listed = "; ".join(words)
+    remedy = "log_softmax in place of log(p + ε) or a clamp; null for 'not scored'"
+    text = f"the lowest value repeats though others hardly do ({listed}): a clamp, or a fill value"
+    return Check(name, text, "limit", remedy)
+
+
+def _floor_count(own: Tensor, others: Sequence[Tensor]) -> int:
+    """Return how often the lowest value occurs where that shows a floor; else 0.
+
+    Equal numbers are lawful at equal tokens after equal prefixes: then other columns repeat too.
+    Values of half precision repeat by rounding.
+    """
+    if len(own) < 2 or float(half_ulps(own).max()) > limits.FLOAT32_EPS * float(own.abs().max()):
+        return 0
+    low = own == own.min()
+    count, rest = int(low.sum()), own[~low & (own < -limits.CERTAIN)]
+    varied = _distinct(rest) >= limits.MIN_DISTINCT * max(len(rest), 1)
+    if count < limits.MIN_TIES or len(rest) < count or not varied:
+        return 0
+    at = [each[low] for each in others]
+    apart = any(_distinct(each) >= limits.MIN_TIES for each in at)
+    filled = bool(at) and all(bool((each == own.min()).all()) for each in at)
+    return count if apart or filled else 0
+
+
+def _distinct(values: Tensor) -> int:
+    """Return how many different values there are."""
+    return len(np.unique(values.numpy()))
+
+
+def _padding(sample: Sample) -> Check:
+    """Find runs of zeros in every column at one end of most sequences: padding, or a prompt."""
+    name = "padding"
+    if sample.mask is None or not sample.ordered or sample.sequences < limits.MIN_PADDED:
+        return Check(name, "not made: it needs several sequences whose order is known", made=False)
+    mask = sample.mask.numpy()
+    zero = np.logical_and.reduce([each.numpy() == 0 for each in sample.columns.values()]) & mask
+    for where, end in (("first", 1), ("last", -1)):
+        runs = np.array([_run(row[live][::end]) for row, live in zip(zero, mask, strict=True)])
+        inner = max(
+            _longest(row[live][::end][run:])
+            for row, live, run in zip(zero, mask, runs, strict=True)
+        )
+        padded = runs > max(inner, limits.MIN_RUN)
+        if padded.mean() >= limits.MIN_PADDED_SHARE:
+            words = (
+                f"in {int(padded.sum()):,} of {len(runs):,} sequences of a sample the {where} "
+                f"tokens, {int(runs[padded].min()):,} to {int(runs.max()):,} of them, are exactly "
+                f"0 in every column, in runs longer than any elsewhere"
+            )
+            return Check(name, words, "limit", "mask=COLUMN: neither prompt nor padding counts")
+    return Check(name, "no runs of zeros at the ends of sequences")
+
+
+def _run(zero: Any) -> int:
+    """Return how many of the first values are true."""
+    return int(np.argmin(zero)) if not zero.all() else len(zero)
+
+
+def _longest(zero: Any) -> int:
+    """Return the length of the longest run of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], zero.astype(np.int8), [0]])))
+    return int((edges[1::2] - edges[::2]).max()) if len(edges) else 0
 
 
 def _of_sample(table: LogProbTable, sample: Sample) -> list[Check]:

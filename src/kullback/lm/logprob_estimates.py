@@ -500,6 +500,21 @@ class _Sequences:
         logs = self.log_r if self.log_w is None else self.log_w
         return float(effective_sample_size(logs)) / len(logs)
 
+    def hidden(self, logs: Tensor) -> str:
+        """Say why the mean of exp(logs), which is 1, cannot show in these sequences; "" if it can.
+
+        It takes about `exp(D + 2σ)` of them, D = σ²/2 and σ the deviation of the logs, which is
+        that of logs of a normal distribution.
+        """
+        deviation = float(logs.std()) if len(logs) > 1 else 0.0
+        needed = 0.5 * deviation**2 + limits.REACH * deviation
+        if needed <= math.log(len(logs)):
+            return ""
+        return (
+            f"the ratios of whole sequences differ by factors of e^{deviation:.2g}: their mean of "
+            f"1 would show in about e^{needed:.2g} sequences, of which there are {len(logs):,}"
+        )
+
     @property
     def k_hat(self) -> float:
         logs = self.log_r if self.log_w is None else self.log_w
@@ -510,7 +525,12 @@ def _sequence_level(found: _Sequences, asked: Asked) -> tuple[dict[str, Clustere
     x = found.log_r.numpy()
     weight = np.ones_like(x) if found.log_w is None else found.log_w.exp().numpy()
     terms = {"k1": -x, "k2": 0.5 * x * x, "k3": np.expm1(x) - x}
-    left_out = {name: why for name, why in _reasons(found.identity).items() if name == "k3"}
+    refuted = _reasons(asked.identity) | _reasons(found.identity)
+    left_out = {name: why for name, why in refuted.items() if name == "k3"}
+    whole = found.log_r if found.log_w is None else found.log_r + found.log_w
+    unseen = {"k3": found.hidden(whole)}
+    if found.log_w is not None and (why := found.hidden(found.log_w)):
+        unseen = dict.fromkeys(terms, why)
     estimates = {}
     for name, values in terms.items():
         if name in left_out:
@@ -526,6 +546,8 @@ def _sequence_level(found: _Sequences, asked: Asked) -> tuple[dict[str, Clustere
             estimate = replace(estimate, bias="unknown", why=why)
         elif asked.identity is not None and asked.identity.refuted:
             estimate = _told(estimate, asked.identity, asked.draws)
+        if unseen.get(name):
+            estimate = replace(estimate.without_error(unseen[name]), bias="unknown")
         estimates[name] = replace(clustered, estimate=estimate)
     return estimates, left_out
 
@@ -535,6 +557,9 @@ def _data_figures(features: _Features, by: _By, asked: Asked, sums: Sums) -> Fig
     tokens = features.tokens
     difference = ratio_mean(by.sums(-features.f1), by.clusters, squares=features.totals["f11"],
                             rounding=asked.rounding.mean, unit=asked.unit)  # fmt: skip
+    if asked.refused:
+        refused = difference.estimate.without_error(asked.refused)
+        difference = replace(difference, estimate=refused)
     mean = float(features.d.sum()) / max(tokens, 1.0)
     return Figures(
         asked.label,

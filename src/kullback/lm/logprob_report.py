@@ -340,7 +340,8 @@ def _with_figures(
                 for one, identity in zip(asked, tested, strict=False)]  # fmt: skip
     rounding = sample.rounding(study.draws.source, study.draws.others[0])
     more = [] if study.draws.data else identity_checks(study.table, sums, labelled, rounding)
-    refused = next((check.words for check in more if check.name == "entropy" and check.effect), "")
+    limiting = [check for check in (*report.checks, *more) if check.effect == "limit"]
+    refused = next((c.words for c in limiting if c.name != "ratio identity"), "")
     tested = tested or [None] * len(asked)
     asked = [replace(one, identity=identity, refused=refused)
              for one, identity in zip(asked, tested, strict=True)]  # fmt: skip

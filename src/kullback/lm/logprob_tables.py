@@ -320,6 +320,11 @@ def _in_memory(given: Any) -> Any:
         expected = "paths, or a pandas, Polars, Arrow or Ibis table"
         got = f"{type(given).__name__}: {error}"[:200]
         raise ArgumentValueError(message("tables", expected, got)) from error
+    narrow = [arrow.types.is_float16(each.type) for each in table.schema]
+    if any(narrow):  # which DuckDB does not read
+        fields = [each.with_type(arrow.float32()) if half else each
+                  for each, half in zip(table.schema, narrow, strict=True)]  # fmt: skip
+        table = table.cast(arrow.schema(fields))
     return ibis_module().memtable(table)
 
 
@@ -385,7 +390,11 @@ def _read(engine: Engine, kind: str, paths: list[str]) -> Any:
         return raw.rename(kullback_row="file_row_number")
     if kind == "CSV":
         return connection.read_csv(paths, **options)
-    options |= {"format": "newline_delimited", "maximum_object_size": _LONGEST_LINE}
+    lines = not all(path.removesuffix(".gz").endswith(".json") for path in paths)
+    options |= {
+        "format": "newline_delimited" if lines else "auto",
+        "maximum_object_size": _LONGEST_LINE,
+    }
     return connection.read_json(paths, **options)
 
 
@@ -444,7 +453,12 @@ def _check_types(raw: Any, roles: Mapping[str, str]) -> tuple[str, ...]:
     both = {role in lists for role in pair}
     require(len(both) == 1, "p and q", "two columns of numbers, or two of lists", "one of each")
     wrong = [role for role in lists if re.sub(r"\d+$", "", role) in _KEYS]
-    require(not wrong, ", ".join(wrong), "a column without lists", "lists")
+    require(
+        not wrong,
+        ", ".join(re.sub(r"\d+$", "", role) for role in wrong),
+        "a column without lists",
+        "lists",
+    )
     return tuple(lists) if set(pair) <= set(lists) else _no_lists(lists)
 
 
@@ -469,6 +483,7 @@ def _of_lists(
     misfits = _misfits(source, roles, lists)
     keys = {} if "sequence0" in roles else _row_names(raw)
     roles = {role: name for role, name in roles.items() if role != "position"}
+    lists = tuple(role for role in lists if role != "position")
     plain = {role: raw[name] for role, name in roles.items() if role not in lists}
     chosen = raw.select(**plain, **keys, **{role: raw[roles[role]] for role in lists})
     unnested = _unnested(engine, chosen, [*plain, *keys], list(lists))
@@ -547,5 +562,5 @@ def _typed(rows: Any, roles: Mapping[str, str]) -> Any:
     kept = ibis.literal(value=True)
     for role in masks:
         column = rows[role]
-        kept = kept & (column if column.type().is_boolean() else column != 0)
+        kept = kept & (column if column.type().is_boolean() else column > 0)
     return rows.mutate(mask=kept.fill_null(ibis_false())).drop(*masks)

@@ -21,7 +21,7 @@ from .named_distributions import FAMILIES, family_of, parse
 from .scipy_distributions import from_scipy, is_scipy, shifted
 from .typed_numbers import read_typed, short
 
-__all__ = ["Given", "read_array", "read_one", "read_pair"]
+__all__ = ["Given", "read_aligned", "read_array", "read_one", "read_pair"]
 
 _KINDS = (
     "a table (list, dictionary, NumPy array, pandas Series, tensor), a torch or frozen SciPy "
@@ -130,10 +130,61 @@ def read_pair(p: Any, q: Any, *, normalise: bool = False) -> tuple[Any, Any]:
         expected = "two tables or two distributions"
         raise ArgumentTypeError(message("p and q", expected, got, hint))
     if first.table:
-        return _fitted(first, _matched(first, second))
+        second = _matched(first, second)
+    _require_batches(first, second)
+    if first.table:
+        return _fitted(first, second)
     if first.shift is not None and second.shift is not None and _same(first.shift, second.shift):
         return first.value, second.value
     return first.distribution, second.distribution
+
+
+def _require_batches(first: Given, second: Given) -> None:
+    """Refuse batches that do not broadcast."""
+    shapes = [
+        list(given.value.shape[:-1] if given.table else given.value.batch_shape)
+        for given in (first, second)
+    ]
+    pairs = zip(reversed(shapes[0]), reversed(shapes[1]), strict=False)
+    fits = all(a == b or 1 in (a, b) for a, b in pairs)
+    expected = "batch shapes that are equal or broadcast"
+    require(fits, "p and q", expected, f"{shapes[0]} and {shapes[1]}")
+
+
+def read_aligned(
+    first: Any, second: Any, names: tuple[str, str], *, paired: bool, expected: str = "numbers"
+) -> tuple[Tensor, Tensor]:
+    """Turn two sets of samples into tensors; pandas objects are matched by name, not by place.
+
+    Args:
+        first: What `read_array` takes.
+        second: The same.
+        names: The arguments' names, for messages.
+        paired: Whether both hold numbers of the same samples, so that a pandas index must agree.
+            Where not, only the columns of two DataFrames must.
+        expected: What may stand there, for the message.
+
+    Returns:
+        Two tensors, the second in the first one's order.
+
+    Raises:
+        TypeError: As `read_array`.
+        ValueError: As `read_array`; for names that only one of them has.
+
+    Example:
+        >>> import pandas as pd
+        >>> a, b = pd.Series([1.0, 2.0], index=["x", "y"]), pd.Series([2.0, 1.0], index=["y", "x"])
+        >>> read_aligned(a, b, ("a", "b"), paired=True)[1]
+        tensor([1., 2.], dtype=torch.float64)
+    """
+    given = []
+    for value, name in zip((first, second), names, strict=True):
+        array = read_array(value, name, expected=expected)
+        labels, rows = _labels_of(value)
+        if not paired:
+            labels, rows = (labels if array.ndim == 2 else ()), ()
+        given.append(Given(array, labels, rows))
+    return given[0].value, _matched(given[0], given[1], names).value
 
 
 def read_array(value: Any, name: str, *, expected: str = "numbers") -> Tensor:
@@ -156,7 +207,7 @@ def read_array(value: Any, name: str, *, expected: str = "numbers") -> Tensor:
         torch.float64
     """
     if isinstance(value, Tensor):
-        return value
+        return _dense(value, name)
     if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
         return _stacked(value, name)
     try:
@@ -173,6 +224,14 @@ def read_array(value: Any, name: str, *, expected: str = "numbers") -> Tensor:
     keep = array.dtype.kind == "f" and array.dtype.itemsize <= np.dtype(np.float64).itemsize
     dtype = array.dtype.newbyteorder("=") if keep else np.dtype(np.float64)
     return torch.from_numpy(np.array(array, dtype=dtype, order="C"))
+
+
+def _dense(value: Tensor, name: str) -> Tensor:
+    """Return a tensor with values in memory; integers, such as counts, as float64."""
+    require(value.device.type != "meta", name, "a tensor with values", "one on the device 'meta'")
+    value = value if value.layout == torch.strided else value.to_dense()
+    whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+    return value.double() if whole else value
 
 
 def _from_objects(array: Any, name: str, expected: str, value: Any) -> Any:
@@ -212,7 +271,7 @@ def _label(name: Any) -> Any:
     return "NaN" if isinstance(name, float) and name != name else name
 
 
-def _matched(first: Given, second: Given) -> Given:
+def _matched(first: Given, second: Given, names: tuple[str, str] = ("p", "q")) -> Given:
     """Return the second table in the first one's order of outcomes (and of rows)."""
     value = second.value
     for axis, mine, other in (
@@ -220,19 +279,20 @@ def _matched(first: Given, second: Given) -> Given:
         (-2, first.rows, second.rows),
     ):
         if mine and other and mine != other:
-            value = value.index_select(axis, _order(mine, other))
+            value = value.index_select(axis, _order(mine, other, names))
     return replace(second, value=value)
 
 
-def _order(mine: tuple[Any, ...], other: tuple[Any, ...]) -> Tensor:
+def _order(mine: tuple[Any, ...], other: tuple[Any, ...], names: tuple[str, str]) -> Tensor:
+    which, what = " and ".join(names), "outcomes" if names == ("p", "q") else "names"
     once = len(set(mine)) == len(mine) and len(set(other)) == len(other)
-    require(once, "p and q", "each outcome once in an index", "an index that repeats one")
+    require(once, which, "each outcome once in an index", "an index that repeats one")
     both = set(mine) & set(other)
     strangers = [label for label in (*mine, *other) if label not in both]
     shown = ", ".join(map(str, strangers[:_SHOWN]))
-    hint = "p.align(q, fill_value=0), or .to_numpy() to match by place"
+    hint = f"{names[0]}.align({names[1]}, fill_value=0), or .to_numpy() to match by place"
     got = f"{shown} in only one of them"
-    require(not strangers, "p and q", "the same outcomes", got, hint)
+    require(not strangers, which, f"the same {what}", got, hint)
     places = {label: place for place, label in enumerate(other)}
     return torch.tensor([places[label] for label in mine])
 

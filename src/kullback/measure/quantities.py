@@ -23,7 +23,7 @@ from kullback.exact import mutual_information as information_of
 from kullback.sampled import Estimator, Measured, Method, divergences, how_sampled, log_ratio
 from kullback.sampled import kl_from_draws as two_samples
 
-from .inputs import read_array, read_one, read_pair
+from .inputs import read_aligned, read_array, read_one, read_pair
 
 __all__ = [
     "cross_entropy",
@@ -337,7 +337,7 @@ def kl_from_log_probs(
 
     Args:
         log_p: `[*batch, draws]`, natural logarithms, normalised.
-        log_q: The same shape.
+        log_q: The same shape. Two pandas objects are matched by their index.
         estimator: "k1" (right whatever the supports), "k2", "k3", a number λ or "best".
         full_support: Assert that q has no mass outside p's support, which k3, λ and "best" need.
         ratio_mean: The known mean of q/p under p, a number or `[*batch]`, instead of it.
@@ -366,9 +366,10 @@ def kl_from_log_probs(
     many = {"ratio_mean": ratio_mean, "entropies": entropies, "log_weights": log_weights}
     many |= {"controls": controls}
     read = {name: _array(value, name) for name, value in many.items()}
+    first, second = read_aligned(log_p, log_q, ("log_p", "log_q"), paired=True)
     found = log_ratio(
-        read_array(log_p, "log_p"),
-        read_array(log_q, "log_q"),
+        first,
+        second,
         estimator=estimator,
         full_support=full_support,
         cross_fit=cross_fit,
@@ -390,7 +391,8 @@ def kl_from_draws(
 
     Args:
         x: `[n, d]` or `[n]`, independent samples from p, at least 80.
-        y: `[m, d]` or `[m]`, independent samples from q.
+        y: `[m, d]` or `[m]`, independent samples from q. Columns of two DataFrames are matched by
+            name.
         method: "neighbours" for smooth densities in few dimensions; "classifier" for a lower bound
             whatever the laws are.
         neighbours: One number of neighbours instead of an extrapolation; no error bar then.
@@ -413,7 +415,9 @@ def kl_from_draws(
         >>> found.exact, found.shape
         (False, ())
     """
-    first, second = _samples(x, "x"), _samples(y, "y")
+    expected = "samples [n, d] or [n]"
+    both = read_aligned(x, y, ("x", "y"), paired=False, expected=expected)
+    first, second = map(_as_rows, both)
     found = two_samples(first, second, method=method, neighbours=neighbours, generator=generator)
     return _measured(found)
 
@@ -453,9 +457,8 @@ def _array(value: Any, name: str) -> Any:
     return value if plain else read_array(value, name)
 
 
-def _samples(value: Any, name: str) -> Tensor:
+def _as_rows(array: Tensor) -> Tensor:
     """Return `[n, d]`; plain numbers are samples of one dimension."""
-    array = read_array(value, name, expected="samples [n, d] or [n]")
     return array[:, None] if array.ndim == 1 else array
 
 

@@ -344,15 +344,23 @@ def sandwich_table(
 ) -> str:
     """Write log p(x) = ELBO + KL for test images and for the model's own, and what z carries.
 
-    whole: the aggregate posterior, None where there are too few images for one. explain: the sum
-    with its numbers in words, and every latent dimension. No final newline.
+    Args:
+        test: The gap of test images.
+        own: The gap of images that the model made.
+        whole: The aggregate posterior, None where there are too few images for one.
+        noun: What an example is called.
+        explain: Whether to add the sum with its numbers in words, and every latent dimension.
 
-    >>> import torch
-    >>> from kullback.vae import Annealing, build, measure_gap
-    >>> few = Annealing(chains=2, temperatures=2)
-    >>> found = measure_gap(build((4,), "binary"), torch.ones(3, 4), annealing=few)
-    >>> sandwich_table(found, found, None).splitlines()[0]
-    'log p(x) = ELBO + KL(q(z|x) || p(z|x)), nats/image'
+    Returns:
+        The text, without a final newline.
+
+    Example:
+        >>> import torch
+        >>> from kullback.vae import Annealing, build, measure_gap
+        >>> few = Annealing(chains=2, temperatures=2)
+        >>> found = measure_gap(build((4,), "binary"), torch.ones(3, 4), annealing=few)
+        >>> sandwich_table(found, found, None).splitlines()[0]
+        'log p(x) = ELBO + KL(q(z|x) || p(z|x)), nats/image'
     """
     heads = ["", f"{test.images} test {noun}s", f"{own.images} made by the model"]
     rows = [heads, *([name, cell(test), cell(own)] for name, cell in _SANDWICH)]
@@ -390,8 +398,15 @@ _SANDWICH: tuple[tuple[str, Callable[[Gap], str]], ...] = (
 def aligned(rows: list[list[str]]) -> list[str]:
     """Align rows: the first column left, the others right.
 
-    >>> aligned([["a", "1"], ["bc", "10"]])
-    ['a     1', 'bc   10']
+    Args:
+        rows: Cells, as many in every row.
+
+    Returns:
+        One line a row.
+
+    Example:
+        >>> aligned([["a", "1"], ["bc", "10"]])
+        ['a     1', 'bc   10']
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

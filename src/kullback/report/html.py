@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from kullback.core import printable
+
 from .limits import CRISP
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def render(template: str, **values: Any) -> str:
         The page as text that UTF-8 can hold.
     """
     page = _environment().get_template(template).render(**values)
-    return page.encode("utf-8", "backslashreplace").decode()
+    return printable(page.encode("utf-8", "backslashreplace").decode())
 
 
 def markup(svg: str) -> "Markup":

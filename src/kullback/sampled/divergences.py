@@ -116,6 +116,10 @@ class Measured:
             return "\n".join([f"{first} ({self.method})", *warnings])
         return f"{short_values(self.value)} {self.unit} ({self.method})"
 
+    def __format__(self, spec: str) -> str:
+        """Format a single number as a float is; without a specification, as `str` does."""
+        return format(float(self), spec) if spec else str(self)
+
     def __repr__(self) -> str:
         return f"Measured({str(self).splitlines()[0]})"
 

@@ -54,8 +54,8 @@ def drift_text(found: Drift) -> str:
     Example:
         >>> import torch
         >>> from kullback.lm import Document, LanguageModel, drift
-        >>> p = LanguageModel("p", lambda ids: torch.eye(3)[ids], torch.eye(3))
-        >>> q = LanguageModel("q", p.hidden, 1.1 * torch.eye(3))
+        >>> p = LanguageModel("p", lambda ids: torch.eye(3)[ids], 2 * torch.eye(3))
+        >>> q = LanguageModel("q", p.hidden, 2.1 * torch.eye(3))
         >>> text = [Document(str(n), torch.arange(30) * (1 + n % 2) % 3) for n in range(12)]
         >>> print(drift_text(drift(p, q, text)).splitlines()[0])
         from P = p: 348 tokens of 12 documents, context 2,048, stride 1,024
