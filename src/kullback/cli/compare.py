@@ -146,7 +146,7 @@ def _fields(group: Group, first: Group, draws: int) -> dict[str, Any]:
 
 
 def _table(fields: list[dict[str, Any]], draws: int, images: int) -> str:
-    from kullback.report import evaluation_text
+    from kullback.report import aligned, evaluation_text
 
     columns = {
         f"L_{draws}": "log_likelihood",
@@ -159,7 +159,7 @@ def _table(fields: list[dict[str, Any]], draws: int, images: int) -> str:
         cells = [one.get(key) for key in columns.values()]
         shown = ["" if c is None else evaluation_text.plain(Estimate.from_dict(c)) for c in cells]
         rows.append([one["name"], *shown])
-    lines = [*evaluation_text.aligned(rows), ""]
+    lines = [*aligned(rows, gap=evaluation_text.GAP), ""]
     lines.append(
         f"{images:,} test images, the same for every run, {draws} draws each; nats an image; "
         "± is one standard error over images, of differences paired by image"

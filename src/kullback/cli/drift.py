@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,18 +12,14 @@ from cyclopts import Parameter
 
 from kullback.core import ArgumentValueError, printable, require, write_atomic
 
-from .options import Real, Shared, Whole
-from .session import GATE_FAILED, bar, check_new, prepare, print_json, say, write
+from .options import GateOptions, Shared, Whole, about, exit_code
+from .session import bar, check_new, prepare, print_json, say, write
 
 __all__ = ["drift"]
 
 
-def _help(text: str) -> Parameter:
-    return Parameter(help=text, negative="", consume_multiple=False)
-
-
 @dataclass(kw_only=True)
-class DriftOptions:
+class DriftOptions(GateOptions):
     """What is read, how it is measured, and where results go."""
 
     text: Annotated[
@@ -34,43 +30,35 @@ class DriftOptions:
             consume_multiple=True,
         ),
     ] = None
-    field: Annotated[str, _help("The field of a JSON line that holds the text.")] = "text"
-    context: Annotated[Whole | None, _help("Tokens a model sees (default: 2048 at most).")] = None
+    field: Annotated[str, about("The field of a JSON line that holds the text.")] = "text"
+    context: Annotated[Whole | None, about("Tokens a model sees (default: 2048 at most).")] = None
     stride: Annotated[
-        Whole | None, _help("Tokens by which windows move on (default: half the context).")
+        Whole | None, about("Tokens by which windows move on (default: half the context).")
     ] = None
-    limit: Annotated[Whole | None, _help("Stop after so many scored tokens.")] = None
-    vocab: Annotated[Whole | None, _help("Leave out what a head has beyond so many tokens.")] = None
+    limit: Annotated[Whole | None, about("Stop after so many scored tokens.")] = None
+    vocab: Annotated[Whole | None, about("Leave out what a head has beyond so many tokens.")] = None
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16", "float64", "auto"],
-        _help("Of weights and hidden states; logits are float32 at least."),
+        about("Of weights and hidden states; logits are float32 at least."),
     ] = "float32"
-    device: Annotated[str, _help("cpu, cuda or cuda:1.")] = "cpu"
+    device: Annotated[str, about("cpu, cuda or cuda:1.")] = "cpu"
     out: Annotated[
-        Path | None, _help("Keep what is measured here; the same command then goes on.")
+        Path | None, about("Keep what is measured here; the same command then goes on.")
     ] = None
     store: Annotated[
-        Path | None, _help("Keep P here instead, for candidates to come; no Q is given.")
+        Path | None, about("Keep P here instead, for candidates to come; no Q is given.")
     ] = None
     top_k: Annotated[
-        Whole | None, _help("With --store: only so many tokens and the tail's mass (bounds).")
+        Whole | None, about("With --store: only so many tokens and the tail's mass (bounds).")
     ] = None
-    json: Annotated[bool, _help("Print one JSON object.")] = False
-    parquet: Annotated[Path | None, _help("Write a row a token to this .parquet file.")] = None
-    html: Annotated[Path | None, _help("Write a page with the text to this .html file.")] = None
-    force: Annotated[bool, _help("Replace existing files.")] = False
-    fail_above: Annotated[
-        Real | None, _help("Exit with code 4 where KL's lower limit is above this, in nats.")
-    ] = None
-    require_below: Annotated[
-        Real | None, _help("Exit with code 4 unless KL's upper limit is below this, in nats.")
-    ] = None
-    confidence: Annotated[Real, _help("Of these one-sided limits.")] = 0.95
+    json: Annotated[bool, about("Print one JSON object.")] = False
+    parquet: Annotated[Path | None, about("Write a row a token to this .parquet file.")] = None
+    html: Annotated[Path | None, about("Write a page with the text to this .html file.")] = None
+    force: Annotated[bool, about("Replace existing files.")] = False
 
     def check(self, qs: tuple[Path, ...]) -> None:
         """Raise a ValueError that says which option is wrong, if one is."""
-        fits = 0.5 < self.confidence < 1.0
-        require(fits, "--confidence", "a number between 0.5 and 1", self.confidence)
+        self.check_gate()
         if self.parquet is not None:
             check_new("--parquet", self.parquet, ".parquet", force=self.force)
         if self.html is not None:
@@ -218,13 +206,7 @@ def _progress(what: str, first: bool) -> Iterator[Callable[[int, int], None]]:
 def _show(found: Any, options: DriftOptions) -> int:
     from kullback import report
 
-    verdict = None
-    if options.fail_above is not None or options.require_below is not None:
-        verdict = found.gate(
-            fail_above=options.fail_above,
-            require_below=options.require_below,
-            confidence=options.confidence,
-        )
+    gate = options.gate(found)
     if options.parquet is not None:
         import pyarrow.parquet
 
@@ -236,10 +218,7 @@ def _show(found: Any, options: DriftOptions) -> int:
         report.write_drift(found, options.html)
         say(f"report: {options.html}")
     if options.json:
-        gate = None if verdict is None else {"failed": verdict.failed, "words": verdict.words}
-        print_json(found.to_dict() | {"gate": gate})
+        print_json(found.to_dict() | {"gate": gate and asdict(gate)})
     else:
         write(printable(report.drift_text(found)))
-    if verdict is not None:
-        say(f"gate: {verdict.words}")
-    return GATE_FAILED if verdict is not None and verdict.failed else 0
+    return exit_code(gate)

@@ -1,70 +1,58 @@
 """`kullback logprobs`: KL from logged log-probabilities of tokens, checked first."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from kullback.core import printable, require
+from kullback.core import printable
 
-from .options import Real, Shared
-from .session import GATE_FAILED, check_new, log, prepare, print_json, say, write
+from .options import GateOptions, Real, Shared, about, exit_code
+from .session import check_new, log, prepare, print_json, say, write
 
 __all__ = ["logprobs"]
 
 
-def _help(text: str) -> Parameter:
-    return Parameter(help=text, negative="", consume_multiple=False)
-
-
 @dataclass(kw_only=True)
-class LogProbOptions:
+class LogProbOptions(GateOptions):
     """Which columns stand for what, what is asked, and what fails."""
 
-    p: Annotated[str | None, _help("Column of log p, or a file of one model's answers.")] = None
+    p: Annotated[str | None, about("Column of log p, or a file of one model's answers.")] = None
     q: Annotated[
-        list[str] | None, _help("Column of log q, or a file; repeatable: compared in pairs.")
+        list[str] | None, about("Column of log q, or a file; repeatable: compared in pairs.")
     ] = None
     drawn_from: Annotated[
         Literal["p", "q", "behaviour", "data"],
-        _help("Whose draws the tokens are; data: nobody's, log-likelihoods are compared."),
+        about("Whose draws the tokens are; data: nobody's, log-likelihoods are compared."),
     ] = "p"
-    by: Annotated[list[str] | None, _help("Columns to group by, such as step.")] = None
+    by: Annotated[list[str] | None, about("Columns to group by, such as step.")] = None
     behaviour: Annotated[
-        str | None, _help("Column of the log-probabilities that the tokens were drawn by.")
+        str | None, about("Column of the log-probabilities that the tokens were drawn by.")
     ] = None
     entropy: Annotated[
-        str | None, _help("Column of the entropy of what drew the tokens, a check.")
+        str | None, about("Column of the entropy of what drew the tokens, a check.")
     ] = None
-    mask: Annotated[list[str] | None, _help("Columns that are true where a token counts.")] = None
-    sequence: Annotated[list[str] | None, _help("Columns that name a sequence together.")] = None
-    prompt: Annotated[str | None, _help("Column of the prompt that sequences share.")] = None
-    position: Annotated[str | None, _help("Column of a token's position in its sequence.")] = None
-    policy_version: Annotated[str | None, _help("Column of the policy's version.")] = None
-    length: Annotated[str | None, _help("Column of how many tokens of a sequence count.")] = None
+    mask: Annotated[list[str] | None, about("Columns that are true where a token counts.")] = None
+    sequence: Annotated[list[str] | None, about("Columns that name a sequence together.")] = None
+    prompt: Annotated[str | None, about("Column of the prompt that sequences share.")] = None
+    position: Annotated[str | None, about("Column of a token's position in its sequence.")] = None
+    policy_version: Annotated[str | None, about("Column of the policy's version.")] = None
+    length: Annotated[str | None, about("Column of how many tokens of a sequence count.")] = None
     missing: Annotated[
-        Literal["refuse", "skip"], _help("Tokens without a log-probability: refuse, or skip.")
+        Literal["refuse", "skip"], about("Tokens without a log-probability: refuse, or skip.")
     ] = "refuse"
-    clip: Annotated[Real, _help("The ratio is clipped outside 1 ± this.")] = 0.2
-    fail_above: Annotated[
-        Real | None, _help("Exit with code 4 where the lower limit is above this, in nats.")
-    ] = None
-    require_below: Annotated[
-        Real | None, _help("Exit with code 4 unless the upper limit is below this, in nats.")
-    ] = None
-    confidence: Annotated[Real, _help("Of these one-sided limits.")] = 0.95
+    clip: Annotated[Real, about("The ratio is clipped outside 1 ± this.")] = 0.2
     engine: Annotated[
-        str | None, _help("duckdb (in this process), spark, or a connection string.")
+        str | None, about("duckdb (in this process), spark, or a connection string.")
     ] = None
-    json: Annotated[bool, _help("Print one JSON object.")] = False
-    html: Annotated[Path | None, _help("Write a page with pictures to this .html file.")] = None
-    force: Annotated[bool, _help("Replace an existing file.")] = False
+    json: Annotated[bool, about("Print one JSON object.")] = False
+    html: Annotated[Path | None, about("Write a page with pictures to this .html file.")] = None
+    force: Annotated[bool, about("Replace an existing file.")] = False
 
     def check(self) -> None:
         """Raise a ValueError that says which option is wrong, if one is."""
-        fits = 0.5 < self.confidence < 1.0
-        require(fits, "--confidence", "a number between 0.5 and 1", self.confidence)
+        self.check_gate()
         if self.html is not None:
             check_new("--html", self.html, ".html", force=self.force)
 
@@ -92,28 +80,18 @@ def logprobs(
     """
     prepare(shared)
     options = options or LogProbOptions()
-    asked = options.fail_above is not None or options.require_below is not None
     options.check()
     from kullback import lm
     from kullback import report as reports
 
     report = lm.logprobs(*tables, **options.arguments())
     log(f"read {report.source}")
-    verdict = None
-    if asked:
-        verdict = report.gate(
-            fail_above=options.fail_above,
-            require_below=options.require_below,
-            confidence=options.confidence,
-        )
+    gate = options.gate(report)
     if options.json:
-        gate = None if verdict is None else {"failed": verdict.failed, "words": verdict.words}
-        print_json(report.to_dict() | {"gate": gate})
+        print_json(report.to_dict() | {"gate": gate and asdict(gate)})
     else:
         write(printable(reports.logprobs_text(report)))
     if options.html is not None:
         reports.write_logprobs(report, options.html)
         say(f"page: {options.html}")
-    if verdict is not None:
-        say(f"gate: {verdict.words}", always=verdict.failed)
-    return GATE_FAILED if verdict is not None and verdict.failed else 0
+    return exit_code(gate)

@@ -24,12 +24,13 @@ from .limits import (
     MAX_FIT_DRAWS,
     MAX_NUMBERS,
 )
-from .session import Session, check_new
+from .session import GATE_FAILED, Session, check_new, say
 
 __all__ = [
     "AuditOptions",
     "DataOptions",
     "FitOptions",
+    "GateOptions",
     "MeasureOptions",
     "ModelOptions",
     "Options",
@@ -40,6 +41,8 @@ __all__ = [
     "Shared",
     "TrainingOptions",
     "Whole",
+    "about",
+    "exit_code",
 ]
 
 
@@ -73,8 +76,45 @@ ARCHITECTURE, TRAINING = Architecture(), Training()
 Shared = Annotated[Session | None, Parameter(name="*", group="Session")]
 
 
-def _help(text: str) -> Parameter:
-    return Parameter(help=text, negative="")
+def about(text: str) -> Parameter:
+    """Describe an option; a switch gets no `--no-…`."""
+    return Parameter(help=text, negative="", consume_multiple=False)
+
+
+@dataclass(kw_only=True)
+class GateOptions:
+    """What a measured KL must keep to: limits that decide about the exit code."""
+
+    fail_above: Annotated[
+        Real | None, about("Exit with code 4 where the lower limit is above this, in nats.")
+    ] = None
+    require_below: Annotated[
+        Real | None, about("Exit with code 4 unless the upper limit is below this, in nats.")
+    ] = None
+    confidence: Annotated[Real, about("Of these one-sided limits.")] = 0.95
+
+    def check_gate(self) -> None:
+        """Raise a ValueError where the confidence is none."""
+        fits = 0.5 < self.confidence < 1.0
+        require(fits, "--confidence", "a number between 0.5 and 1", self.confidence)
+
+    def gate(self, found: Any) -> Any:
+        """Return the gate's decision about what was found, None where no limit is given."""
+        if self.fail_above is None and self.require_below is None:
+            return None
+        return found.gate(
+            fail_above=self.fail_above,
+            require_below=self.require_below,
+            confidence=self.confidence,
+        )
+
+
+def exit_code(gate: Any) -> int:
+    """Say what a gate decided, a failure also with `--quiet`; return the command's exit code."""
+    if gate is None:
+        return 0
+    say(f"gate: {gate.words}", always=gate.failed)
+    return GATE_FAILED if gate.failed else 0
 
 
 @dataclass(kw_only=True)
@@ -82,27 +122,28 @@ class DataOptions:
     """How to read the data."""
 
     size: Annotated[
-        str | None, _help("Bring images to this size: 64, or 48x64 (height x width).")
+        str | None, about("Bring images to this size: 64, or 48x64 (height x width).")
     ] = None
     fit: Annotated[
-        str, _help("How: crop (cover, cut the rest) or pad (fit inside, add a border).")
+        str, about("How: crop (cover, cut the rest) or pad (fit inside, add a border).")
     ] = "crop"
-    channels: Annotated[str, _help("auto, grey or rgb; of sound: mix or each.")] = "auto"
+    channels: Annotated[str, about("auto, grey or rgb; of sound: mix or each.")] = "auto"
     rate: Annotated[
-        Whole | None, _help("Sound: samples a second (default: the commonest among the files).")
+        Whole | None, about("Sound: samples a second (default: the commonest among the files).")
     ] = None
     clip_seconds: Annotated[
-        Real | None, _help("Sound: length of a clip (default: 1, or the longest sound if shorter).")
+        Real | None, about("Sound: length of a clip (default: 1, or the longest sound if shorter).")
     ] = None
     background: Annotated[
-        str, _help("Lay transparent pictures over auto (white or black), white, black or #rrggbb.")
+        str,
+        about("Lay transparent pictures over auto (white or black), white, black or #rrggbb."),
     ] = "auto"
-    frames: Annotated[str, _help("Of GIF, TIFF and animated files: first or all.")] = "first"
-    binarize: Annotated[str, _help("none, static (once) or dynamic (afresh every epoch).")] = "none"
+    frames: Annotated[str, about("Of GIF, TIFF and animated files: first or all.")] = "first"
+    binarize: Annotated[str, about("none, static (once) or dynamic (afresh every epoch).")] = "none"
     levels: Annotated[
-        str, _help("auto (found in the values), none (a density), or quantise to so many: 256.")
+        str, about("auto (found in the values), none (a density), or quantise to so many: 256.")
     ] = "auto"
-    test_fraction: Annotated[Real, _help("Share kept for testing when the data have no split.")] = (
+    test_fraction: Annotated[Real, about("Share kept for testing when the data have no split.")] = (
         0.1
     )
 
@@ -125,16 +166,16 @@ class DataOptions:
 class ModelOptions:
     """What to train."""
 
-    network: Annotated[str, _help("auto, mlp, conv or sound.")] = ARCHITECTURE.network
+    network: Annotated[str, about("auto, mlp, conv or sound.")] = ARCHITECTURE.network
     hidden: Annotated[
-        str, _help("Widths such as 200,200 (conv: 32,32,32,256); default: usual.")
+        str, about("Widths such as 200,200 (conv: 32,32,32,256); default: usual.")
     ] = ""
-    latent: Annotated[Whole, _help("Dimensions of z.")] = ARCHITECTURE.latent
-    activation: Annotated[str, _help("silu, tanh or relu (mlp only).")] = ARCHITECTURE.activation
+    latent: Annotated[Whole, about("Dimensions of z.")] = ARCHITECTURE.latent
+    activation: Annotated[str, about("silu, tanh or relu (mlp only).")] = ARCHITECTURE.activation
     likelihood: Annotated[
-        str, _help("auto, bernoulli, logistics, categorical, gaussian or autoregressive.")
+        str, about("auto, bernoulli, logistics, categorical, gaussian or autoregressive.")
     ] = "auto"
-    components: Annotated[Whole, _help("Components of the mixture of logistics.")] = (
+    components: Annotated[Whole, about("Components of the mixture of logistics.")] = (
         ARCHITECTURE.components
     )
 
@@ -157,35 +198,35 @@ class ModelOptions:
 class TrainingOptions:
     """How to train it."""
 
-    minutes: Annotated[Real | None, _help("Train for so long (default: 2).")] = None
-    epochs: Annotated[Real | None, _help("Or for so many passes over the data.")] = None
-    steps: Annotated[Whole | None, _help("Or for so many steps.")] = None
-    objective: Annotated[str, _help("elbo or iwae.")] = TRAINING.objective
-    draws: Annotated[Whole, _help("Draws of q(z|x) per image and step.")] = TRAINING.draws
-    tighten: Annotated[Real, _help("Last share of the run on the tighter bound.")] = 0.0
-    beta: Annotated[Real, _help("Weight of the KL; only 1 is the ELBO.")] = TRAINING.beta
-    warmup: Annotated[Real, _help("First share of the run over which beta rises from 0.")] = (
+    minutes: Annotated[Real | None, about("Train for so long (default: 2).")] = None
+    epochs: Annotated[Real | None, about("Or for so many passes over the data.")] = None
+    steps: Annotated[Whole | None, about("Or for so many steps.")] = None
+    objective: Annotated[str, about("elbo or iwae.")] = TRAINING.objective
+    draws: Annotated[Whole, about("Draws of q(z|x) per image and step.")] = TRAINING.draws
+    tighten: Annotated[Real, about("Last share of the run on the tighter bound.")] = 0.0
+    beta: Annotated[Real, about("Weight of the KL; only 1 is the ELBO.")] = TRAINING.beta
+    warmup: Annotated[Real, about("First share of the run over which beta rises from 0.")] = (
         TRAINING.warmup
     )
-    free_bits: Annotated[Real, _help("Nats per latent dimension left uncharged.")] = (
+    free_bits: Annotated[Real, about("Nats per latent dimension left uncharged.")] = (
         TRAINING.free_bits
     )
     batch_size: Annotated[
-        Whole | None, _help("Images or clips per step (default: 128; 16 for sound).")
+        Whole | None, about("Images or clips per step (default: 128; 16 for sound).")
     ] = None
-    learning_rate: Annotated[Real, _help("The peak of its schedule.")] = TRAINING.learning_rate
-    weight_decay: Annotated[Real, _help("AdamW's.")] = TRAINING.weight_decay
+    learning_rate: Annotated[Real, about("The peak of its schedule.")] = TRAINING.learning_rate
+    weight_decay: Annotated[Real, about("AdamW's.")] = TRAINING.weight_decay
     clip: Annotated[
-        Real | None, _help("Largest gradient norm (default: 1000; 20,000 for sound).")
+        Real | None, about("Largest gradient norm (default: 1000; 20,000 for sound).")
     ] = None
-    precision: Annotated[str, _help("auto, float32 or bfloat16 (of the matrix products).")] = (
+    precision: Annotated[str, about("auto, float32 or bfloat16 (of the matrix products).")] = (
         TRAINING.precision
     )
-    seed: Annotated[Whole, _help("Of everything random: weights, order, bits, noise.")] = (
+    seed: Annotated[Whole, about("Of everything random: weights, order, bits, noise.")] = (
         TRAINING.seed
     )
     validation: Annotated[
-        Real, _help("Share of the training data held out to pick the best weights on.")
+        Real, about("Share of the training data held out to pick the best weights on.")
     ] = TRAINING.validation
 
     def training(self, kind: str) -> Training:
@@ -200,21 +241,21 @@ class AuditOptions:
 
     form: Annotated[
         str,
-        _help("loss, penalty (taken from the reward) or reward; auto goes by the function's name."),
+        about("loss, penalty (taken from the reward) or reward; auto goes by the function's name."),
     ] = "auto"
     credit: Annotated[
-        str, _help("A penalty multiplies the score of: token (its own), to-go or sequence.")
+        str, about("A penalty multiplies the score of: token (its own), to-go or sequence.")
     ] = "to-go"
     importance: Annotated[
-        str, _help("A penalty is weighted off-policy by: none, token or sequence.")
+        str, about("A penalty is weighted off-policy by: none, token or sequence.")
     ] = "none"
-    batch: Annotated[Whole, _help("Sequences a call, for losses that mix them: 1, 2 or 3.")] = 1
+    batch: Annotated[Whole, about("Sequences a call, for losses that mix them: 1, 2 or 3.")] = 1
     name: Annotated[
-        list[str] | None, _help("What a parameter stands for, as in --name x=logp; repeatable.")
+        list[str] | None, about("What a parameter stands for, as in --name x=logp; repeatable.")
     ] = None
-    json: Annotated[bool, _help("Print one JSON object.")] = False
-    html: Annotated[Path | None, _help("Write a page with pictures to this .html file.")] = None
-    force: Annotated[bool, _help("Replace an existing file.")] = False
+    json: Annotated[bool, about("Print one JSON object.")] = False
+    html: Annotated[Path | None, about("Write a page with pictures to this .html file.")] = None
+    force: Annotated[bool, about("Replace an existing file.")] = False
 
     def check(self) -> None:
         """Raise a ValueError that says which option is wrong, if one is."""

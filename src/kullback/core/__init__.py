@@ -22,7 +22,7 @@ from .errors import (
     require_type,
     warn_caller,
 )
-from .estimate import Bias, Estimate, short_values, two_sided
+from .estimate import Bias, Estimate, json_value, short_values, two_sided
 from .files import (
     check_file_hash,
     numpy_error,
@@ -54,6 +54,7 @@ __all__ = [
     "describe",
     "import_extra",
     "install",
+    "json_value",
     "lazy",
     "message",
     "numpy_error",

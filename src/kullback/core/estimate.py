@@ -18,7 +18,7 @@ from typing import Any, Literal
 from .errors import require, require_type
 from .limits import LISTED_VALUES, NEGLIGIBLE_SKEWNESS, PRINTED_DECIMALS, PRINTED_MAGNITUDE
 
-__all__ = ["Bias", "Estimate", "short_values", "two_sided"]
+__all__ = ["Bias", "Estimate", "json_value", "short_values", "two_sided"]
 
 
 def two_sided(level: float, freedom: int) -> float:
@@ -490,11 +490,27 @@ def short_values(values: Any, form: str = ".6g") -> str:
     return f"{shape} values from {float(values.min()):{form}} to {float(values.max()):{form}}"
 
 
-def _plain(value: Any) -> Any:
-    """Turn a float or tensor into something JSON can hold without loss of meaning."""
+def json_value(value: Any) -> Any:
+    """Turn numbers, tensors and arrays into what JSON can hold without loss of meaning.
+
+    Args:
+        value: A number, a string, None, a tensor, an array, or dictionaries, lists, tuples of them.
+
+    Returns:
+        The same, with lists for tensors, arrays and tuples, and "inf", "-inf", "nan" as strings.
+
+    Example:
+        >>> json_value({"kl": (0.5, math.inf)})
+        {'kl': [0.5, 'inf']}
+    """
     if hasattr(value, "tolist"):
         value = value.tolist()
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    number = float(value)
-    return number if math.isfinite(number) else repr(number)
+    if isinstance(value, dict):
+        return {str(key): json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(item) for item in value]
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(value: Any) -> Any:
+    return json_value(value if hasattr(value, "tolist") else float(value))

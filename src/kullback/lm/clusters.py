@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from kullback.core import Estimate, require
+from kullback.core import Estimate, json_value, require
 from kullback.sampled import error_bars
 
 from . import limits
@@ -90,13 +90,13 @@ class Clustered:
         """Return a JSON-ready dictionary: the estimate's, and what the clusters were."""
         low, high = self.estimate.interval()
         return self.estimate.to_dict() | {
-            "interval": [_plain(low), _plain(high)],
+            "interval": [json_value(low), json_value(high)],
             "clusters": len(self.clusters.sizes),
             "clusters_are": self.clusters.name,
             "block_tokens": self.clusters.block,
             "effective_clusters": self.clusters.effective,
-            "naive_standard_error": _plain(self.naive_error),
-            "design_effect": _plain(self.design_effect),
+            "naive_standard_error": json_value(self.naive_error),
+            "design_effect": json_value(self.design_effect),
         }
 
 
@@ -305,7 +305,3 @@ def _naive(value: float, squares: float | None, tokens: float) -> float:
     variance = mean_square - value * value
     variance = variance if variance > limits.CONSTANT * mean_square else 0.0
     return math.sqrt(variance / (tokens - 1))
-
-
-def _plain(number: float) -> float | str:
-    return float(number) if math.isfinite(number) else repr(float(number))

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kullback.core import Estimate
+from kullback.core import Estimate, json_value
 from kullback.sampled import (
     FINITE_VARIANCE_PARETO_K,
     MAX_SKEWNESS_OF_MEAN,
@@ -134,10 +134,10 @@ class Figures:
             **{level: {name: one.to_dict() for name, one in found.items()}
                for level, found in levels.items()},
             "left_out": self.left_out,
-            "mean_ratio": None if self.identity is None else _plain(self.identity.mean),
-            "mean_ratio_z": None if self.identity is None else _plain(self.identity.z),
-            **{name: _plain(getattr(self, name)) for name in plain},
-            "log_likelihoods": [_plain(value) for value in self.log_likelihoods],
+            "mean_ratio": None if self.identity is None else json_value(self.identity.mean),
+            "mean_ratio_z": None if self.identity is None else json_value(self.identity.z),
+            **{name: json_value(getattr(self, name)) for name in plain},
+            "log_likelihoods": [json_value(value) for value in self.log_likelihoods],
         }  # fmt: skip
 
 
@@ -611,7 +611,3 @@ def _tested(knowns: Sequence[Known], what: str, causes: tuple[str, ...]) -> list
         refuted = bool(test.refuted[0])
         found.append(Identity(test.name, mean, expected, error, z, refuted, words))
     return found
-
-
-def _plain(number: float) -> float | str:
-    return float(number) if math.isfinite(number) else repr(float(number))

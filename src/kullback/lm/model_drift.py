@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from kullback import tokens
-from kullback.core import Estimate, MissingExtraError, __version__, require
+from kullback.core import Estimate, MissingExtraError, __version__, json_value, require
 
 from . import clusters, limits
 from .clusters import Clustered, Clusters
@@ -87,11 +87,11 @@ class DriftFigures:
             "name": self.name,
             "means": {name: one.to_dict() for name, one in self.means.items()},
             "percentiles": {
-                name: {f"{percent:g}": plain(x) for percent, x in one.items()}
+                name: {f"{percent:g}": json_value(x) for percent, x in one.items()}
                 for name, one in self.percentiles.items()
             },
             **{name: one.to_dict() for name, one in single.items()},
-            "log_likelihood_correlation": plain(self.correlation),
+            "log_likelihood_correlation": json_value(self.correlation),
         }
 
 
@@ -365,7 +365,7 @@ class Drift:
             {
                 "document": self.documents[one.document].name,
                 "position": one.position,
-                "kl": plain(one.kl),
+                "kl": json_value(one.kl),
                 "text": self.text(one.document, one.position, one.position + 1),
                 "before": self.text(one.document, one.position - CONTEXT_SHOWN, one.position),
             }
@@ -663,11 +663,6 @@ def _named(codes: Column, names: list[str]) -> Any:
     import pyarrow
 
     return pyarrow.DictionaryArray.from_arrays(pyarrow.array(codes.astype(np.int32)), names)
-
-
-def plain(number: float) -> float | str:
-    """Return a number that JSON can hold: "inf" and "nan" as text."""
-    return float(number) if math.isfinite(number) else repr(float(number))
 
 
 def _correlation(x: Column, y: Column) -> float:

@@ -32,10 +32,11 @@ if TYPE_CHECKING:
     from .language_models.drift_page import drift_text, write_drift
     from .language_models.logprobs_page import logprobs_text, write_logprobs
     from .run_page import write
-    from .text_layout import UNITS, measured_text, number
+    from .text_layout import UNITS, aligned, measured_text, number
 
 __all__ = [
     "UNITS",
+    "aligned",
     "audit_page",
     "drift_text",
     "evaluation_text",
@@ -56,6 +57,7 @@ __all__ = [
 
 _MODULES = {
     "UNITS": "text_layout",
+    "aligned": "text_layout",
     "audit_page": "audit_page",
     "drift_text": "language_models.drift_page",
     "evaluation_text": "evaluation_text",

@@ -19,9 +19,11 @@ from kullback.core import DataError, Estimate
 from kullback.data import describe_protocol
 from kullback.vae import Aggregate, Evaluation, Gap, aggregate_remarks, gap_remarks, limits
 
+from .text_layout import aligned
+
 __all__ = [
+    "GAP",
     "Figure",
-    "aligned",
     "evaluation_table",
     "figures",
     "noun_of",
@@ -31,6 +33,8 @@ __all__ = [
     "sandwich_table",
     "scope",
 ]
+
+GAP = 3  # spaces between the columns of a table of evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,14 +368,14 @@ def sandwich_table(
     """
     heads = ["", f"{test.images} test {noun}s", f"{own.images} made by the model"]
     rows = [heads, *([name, cell(test), cell(own)] for name, cell in _SANDWICH)]
-    lines = [f"log p(x) = ELBO + KL(q(z|x) || p(z|x)), nats/{noun}", *aligned(rows)]
+    lines = [f"log p(x) = ELBO + KL(q(z|x) || p(z|x)), nats/{noun}", *aligned(rows, gap=GAP)]
     if whole is not None:
-        lines += ["", *aligned(_aggregate_rows(whole, noun))]
+        lines += ["", *aligned(_aggregate_rows(whole, noun), gap=GAP)]
     sentences = gap_remarks(test, own) + ([] if whole is None else aggregate_remarks(whole))
     if explain:
         sentences = [*_explained(test, noun), *sentences]
         dimensions = [] if whole is None else _dimension_rows(whole)
-        lines += ["", *aligned(dimensions)] if dimensions else []
+        lines += ["", *aligned(dimensions, gap=GAP)] if dimensions else []
     lines.append("")
     for sentence in sentences:
         lines += textwrap.wrap(sentence, width=100, subsequent_indent="  ")
@@ -393,27 +397,6 @@ _SANDWICH: tuple[tuple[str, Callable[[Gap], str]], ...] = (
     ("  amortisation", lambda g: plain(g.amortisation)),
     ("settled", lambda g: f"{g.settled} of {g.images}"),
 )
-
-
-def aligned(rows: list[list[str]]) -> list[str]:
-    """Align rows: the first column left, the others right.
-
-    Args:
-        rows: Cells, as many in every row.
-
-    Returns:
-        One line a row.
-
-    Example:
-        >>> aligned([["a", "1"], ["bc", "10"]])
-        ['a     1', 'bc   10']
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("   ".join([f"{row[0]:<{widths[0]}}", *cells]).rstrip())
-    return lines
 
 
 def _aggregate_rows(whole: Aggregate, noun: str) -> list[list[str]]:

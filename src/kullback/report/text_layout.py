@@ -75,11 +75,22 @@ def measured_text(measured: Measured, unit: str, *, gap: str = " ") -> str:
     return f"{value_text(measured, unit)}{gap}({measured.method})"
 
 
-def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> list[str]:
-    """Bring cells to columns two spaces apart; those in `left` to the left, others to the right.
+def aligned(
+    rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,), gap: int = 2
+) -> list[str]:
+    """Bring cells to columns; those of the columns in `left` to the left, others to the right.
 
-    >>> aligned([["symbol", "p"], ["a", "0.5000"]])
-    ['symbol       p', 'a       0.5000']
+    Args:
+        rows: Cells; a row may lack the last ones.
+        left: The columns that are aligned to the left, from 0.
+        gap: Spaces between columns.
+
+    Returns:
+        One line a row, as wide as a terminal shows it.
+
+    Example:
+        >>> aligned([["symbol", "p"], ["a", "0.5000"]])
+        ['symbol       p', 'a       0.5000']
     """
     count = max(len(row) for row in rows)
     wide = [max(_width(row[i]) for row in rows if i < len(row)) for i in range(count)]
@@ -87,9 +98,9 @@ def aligned(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> lis
     for row in rows:
         cells = []
         for i, cell in enumerate(row):
-            gap = " " * (wide[i] - _width(cell))
-            cells.append(cell + gap if i in left else gap + cell)
-        lines.append("  ".join(cells).rstrip())
+            fill = " " * (wide[i] - _width(cell))
+            cells.append(cell + fill if i in left else fill + cell)
+        lines.append((" " * gap).join(cells).rstrip())
     return lines
 
 

@@ -4,10 +4,10 @@ Which to use: `Audit` is what `kullback.tokens.audit` returns; `Finding` is what
 on- or off-policy, `Row` the figures of one world; `verdict` and `notes` put them into words.
 """
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from kullback.core import json_value
 from kullback.tokens import limits
 
 from .matching import REVERSE
@@ -170,18 +170,8 @@ class Audit:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; figures that are not finite become strings."""
-        fields: dict[str, Any] = _plain(asdict(self))
-        return {"format": 1, "unit": "nats", **fields, "dead_zones": _plain(self.dead_zones)}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    return value
+        fields: dict[str, Any] = json_value(asdict(self))
+        return {"format": 1, "unit": "nats", **fields, "dead_zones": json_value(self.dead_zones)}
 
 
 LEVELS = {

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import Estimate, describe, require, require_type
+from kullback.core import Estimate, describe, json_value, require, require_type
 from kullback.exact import log_excess
 from kullback.sampled import importance_bound, log_mean_exp
 from kullback.variational import limits
@@ -139,7 +139,7 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary: infinities and NaN as strings, tensors as lists."""
-        plain = {name: _plain(getattr(self, name)) for name in _NUMBERS}
+        plain = {name: json_value(getattr(self, name)) for name in _NUMBERS}
         found = None if self.probed is None else self.probed.share
         estimates = {name: getattr(self, name).to_dict() for name in _ESTIMATES}
         words = {"level": self.level, "verdict": self.verdict, "reasons": list(self.reasons)}
@@ -372,10 +372,3 @@ def _check(sample: Sample) -> None:
     require(finite, "draws and log_q", "finite numbers", "NaN or infinity among them")
     for value in scores or ():
         require(value.shape == draws.shape, "scores", f"{list(draws.shape)} each", describe(value))
-
-
-def _plain(value: float | Tensor | None) -> Any:
-    """Turn a number or tensor into what JSON can hold."""
-    if isinstance(value, Tensor):
-        return [_plain(item) for item in value.tolist()]
-    return value if value is None or math.isfinite(value) else repr(value)
