@@ -9,6 +9,7 @@ from kullback.cli.main import main
 from kullback.data.sounds import read_sound
 
 soundfile = pytest.importorskip("soundfile")
+pytestmark = pytest.mark.slow
 
 
 def call(*words):
