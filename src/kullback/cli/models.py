@@ -496,7 +496,7 @@ def _reconstruct_sound(model: "VAE", data: str, run: Path, files: SoundFiles) ->
     x, _ = images_for(model, data, run=run, most=files.count)
     files = replace(files, count=len(x))
     names = files.names("-original", "")
-    rebuilt = pictures.rebuilt(model, x, torch.Generator().manual_seed(files.seed))
+    rebuilt = pictures.reconstructed(model, x, torch.Generator().manual_seed(files.seed))
     pictures.save_wavs(model, x, names[::2])
     pictures.save_wavs(model, rebuilt, names[1::2])
     pictures.save_spectrograms(x, files.out, below=rebuilt, overwrite=files.force)

@@ -451,7 +451,14 @@ def _what_was_done(sounds: list[Sound], rate: int, how: Listening) -> list[str]:
 
 
 def wav_of(samples: Samples, rate: int) -> bytes:
-    """Return a mono 16-bit WAV file of samples `[n]`; nothing is needed to write one.
+    """Return a mono 16-bit WAV file of samples `[n]`; no extra is needed to write one.
+
+    Args:
+        samples: Integers of 16 bits.
+        rate: Samples a second.
+
+    Returns:
+        The file's bytes.
 
     Example:
         >>> wav_of(np.zeros(8, np.int16), 8000)[:4]

@@ -2,7 +2,7 @@
 
 Which to use: `grid` for samples, `pairs` for reconstructions, `save` to write either to a PNG that
 does not exist yet. Of sound: `spectrograms` for pictures of clips, `save_spectrograms` and
-`save_wavs` to write them, `players` for what a page plays, `rebuilt` for reconstructions.
+`save_wavs` to write them, `players` for what a page plays, `reconstructed` for reconstructions.
 Pillow is imported only when a picture is made.
 """
 
@@ -27,16 +27,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Player",
-    "as_picture",
     "compose",
     "grid",
-    "interleave",
     "pairs",
     "players",
-    "rebuilt",
+    "reconstructed",
     "save",
     "save_spectrograms",
     "save_wavs",
+    "spectrogram_grid",
     "spectrograms",
     "to_levels",
 ]
@@ -304,8 +303,25 @@ def rate_of(model: VAE) -> int:
 
 
 @torch.no_grad()
-def rebuilt(model: VAE, x: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw x from p(x|z) at the mean code of each clip, as long as the clip."""
+def reconstructed(model: VAE, x: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a sound from p(x|z) at z = the mean of q(z|x), for each clip x, as long as the clip.
+
+    Args:
+        model: Of sound.
+        x: Clips `[N, 1, T]`, samples and `PADDING`.
+        generator: Of the draws.
+
+    Returns:
+        Clips `[N, 1, T]`, with the padding of x.
+
+    Example:
+        >>> from kullback.vae import Architecture, build
+        >>> known = {"rate": 8000, "step": 1, "clip": 3}
+        >>> model = build((1, 3), "sound", Architecture(hidden=(4,)), levels=65536, sound=known)
+        >>> x = torch.tensor([[[5.0, -2.0, PADDING]]])
+        >>> reconstructed(model, x, torch.Generator().manual_seed(0)).shape
+        torch.Size([1, 1, 3])
+    """
     drawn = model.likelihood.sample(model.parameters_of(model.encode(x)[0]), generator)
     return torch.where(x == PADDING, x, drawn)
 
@@ -338,13 +354,31 @@ def spectrograms(clips: Tensor) -> Tensor:
 
 
 def save_wavs(model: VAE, clips: Tensor, names: list[Path]) -> None:
-    """Write each clip, without its padding, as a mono 16-bit WAV file of the model's rate."""
+    """Write each clip, without its padding, as a mono 16-bit WAV file of the model's rate.
+
+    Args:
+        model: Of sound; its rate is the files'.
+        clips: `[N, 1, T]`, samples and `PADDING`.
+        names: N files to write; those that exist are replaced.
+    """
     for clip, name in zip(clips, names, strict=True):
         write_atomic(name, _wav(model, clip))
 
 
-def as_picture(clips: Tensor, below: Tensor | None = None) -> "Image":
-    """Place the spectrograms of clips `[N, 1, T]` side by side, those of `below` under them."""
+def spectrogram_grid(clips: Tensor, below: Tensor | None = None) -> "Image":
+    """Place the spectrograms of clips side by side, four a row, those of `below` under them.
+
+    Args:
+        clips: `[N, 1, T]`, samples and `PADDING`.
+        below: N clips of the same shape, such as reconstructions; all share one scale of grey.
+
+    Returns:
+        The picture.
+
+    Example:
+        >>> spectrogram_grid(torch.zeros(3, 1, 8000)).size
+        (389, 129)
+    """
     columns = min(4, len(clips))
     if below is None:
         return compose(spectrograms(clips), columns=columns, gap=4)
@@ -354,12 +388,36 @@ def as_picture(clips: Tensor, below: Tensor | None = None) -> "Image":
 def save_spectrograms(
     clips: Tensor, out: Path, *, below: Tensor | None = None, overwrite: bool
 ) -> None:
-    """Write what `as_picture` places as one PNG on white."""
-    save(_on_white(as_picture(clips, below), 1, ""), out, overwrite=overwrite)
+    """Write what `spectrogram_grid` places as one PNG on white.
+
+    Args:
+        clips: As there.
+        out: A name that ends in `.png`.
+        below: As there.
+        overwrite: Replace an existing file.
+    """
+    save(_on_white(spectrogram_grid(clips, below), 1, ""), out, overwrite=overwrite)
 
 
 def players(model: VAE, clips: Tensor, *, budget: int, first: int = 1) -> list[Player]:
-    """Return as many clips, from the first on, as fit into a budget of bytes in a page."""
+    """Return as many clips, from the first on, as fit into a budget of bytes in a page.
+
+    Args:
+        model: Of sound; its rate is the players'.
+        clips: `[N, 1, T]`, samples and `PADDING`.
+        budget: Bytes of base64 in all.
+        first: Number of the first clip; the numbers are the names.
+
+    Returns:
+        A WAV file as a data URI, and a name, for each.
+
+    Example:
+        >>> from kullback.vae import Architecture, build
+        >>> known = {"rate": 8000, "step": 1, "clip": 3}
+        >>> model = build((1, 3), "sound", Architecture(hidden=(4,)), levels=65536, sound=known)
+        >>> [one.name for one in players(model, torch.zeros(5, 1, 3), budget=200)]
+        ['1', '2']
+    """
     found: list[Player] = []
     for number, clip in enumerate(clips, start=first):
         source = base64.b64encode(_wav(model, clip)).decode()

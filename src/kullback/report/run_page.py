@@ -435,7 +435,7 @@ def _heard(model: VAE, test: Tensor | None) -> dict[str, Any]:
     if test is None:
         return shown
     x = model.check(test[:CLIPS])
-    rebuilt = pictures.rebuilt(model, x, generator)
+    rebuilt = pictures.reconstructed(model, x, generator)
     return shown | {
         "originals": pictures.players(model, x, budget=SOUND_BYTES),
         "rebuilt": pictures.players(model, rebuilt, budget=SOUND_BYTES),
@@ -444,7 +444,7 @@ def _heard(model: VAE, test: Tensor | None) -> dict[str, Any]:
 
 
 def _spectrograms(clips: Tensor, below: Tensor | None, alt: str) -> html.Picture:
-    return html.picture(pictures.as_picture(clips, below), alt, budget=200_000)
+    return html.picture(pictures.spectrogram_grid(clips, below), alt, budget=200_000)
 
 
 @torch.no_grad()
