@@ -167,7 +167,7 @@ class Fit(FittedPosterior):
         direction: "reverse", KL(q‖p), or "forward", KL(p‖q).
         method: how.
         trace: the objective after every iteration, in nats, higher is better.
-        converged: whether the method's own test was met.
+        converged: whether the method's own convergence test passed.
         reason: why it stopped, in words.
         gradient_norm: the largest entry of the objective's gradient at the end, in about posterior
             standard deviations.

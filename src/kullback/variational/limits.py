@@ -23,7 +23,7 @@ class Limits:
     miss: probability that any normal error bar of one fit fails, two a function.
     light, heavy: where there are draws of q alone, Pareto k-hat of its weights from which the
     scores count, and count in full; at 1/2 the variance of the weights becomes infinite.
-    misled: k-hat from which weights say nothing of what they have not met (Vehtari et al. 2024).
+    misled: k-hat from which weights say nothing of regions without draws (Vehtari et al. 2024).
     unreached: share of p's mass where q has less than a hundredth of p's density.
     shape: residual of the scores and sd of log weights from which the shape of q is not p's, and
     near: ESS/n above which that does not matter. They guard draws of q, not its moments.

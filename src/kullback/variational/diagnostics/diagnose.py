@@ -192,7 +192,8 @@ def diagnose(
         wide: draws of a wider distribution (`draw_wider`), which show what p does where q's tails
             are too thin.
         names: of the functions, for the sentence.
-        converged: whether the optimiser met its own test; if not the level is never "trust".
+        converged: whether the optimiser's own convergence test passed; if not the level is never
+            "trust".
 
     Returns:
         The level, the sentence, and the numbers behind them.
@@ -343,7 +344,7 @@ def _gap(logs: Tensor) -> Estimate:
     paired = (logs - top).exp() - 1.0 - (logs - logs.mean())
     error = float(paired.std()) / math.sqrt(len(logs))
     value = _log_mean_over_mean_log(logs)
-    why = "the log of a mean (Jensen) and a tail not seen yet: low"
+    why = "the log of a mean (Jensen) and a tail without draws: low"
     error = math.inf if math.isinf(value) else error
     return Estimate(value, error, len(logs), bias="low", why=why)
 

@@ -24,7 +24,7 @@ __all__ = ["Probed", "probe"]
 class Probed:
     """What was found: the share of p's mass elsewhere, draws there `[n, d]`, how far, how sought.
 
-    share: of all mass seen, in [0, 1]; 0 when nothing was found. draws: of the
+    share: of all mass found, in [0, 1]; 0 when nothing was found. draws: of the
     heaviest peak `[k, d]` with their log weights `[k]`, None when there is none. distance: from
     the mean of q's draws to that peak, in their standard deviations (Mahalanobis).
     """

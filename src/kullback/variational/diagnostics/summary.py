@@ -175,7 +175,8 @@ class Summary:
             cells = "".join(f"{_short(value):>11}" for value in numbers)
             ratio = "unknown" if row.sd_error > limits.MAX_SD_RATIO_SHOWN else f"{row.sd_error:.0%}"
             lines.append(f"{row.name:<{wide}}{cells}{ratio:>11}")
-        return "\n".join([*lines, "", "mean off, sd off: at most so far from the truth"])
+        foot = "mean off: bound on the error of the mean; sd off: on the relative error of the sd"
+        return "\n".join([*lines, "", foot])
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; infinite bounds become None (nothing can be said)."""

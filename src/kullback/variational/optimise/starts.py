@@ -1,7 +1,7 @@
 """Where a fit begins: damped Newton paths uphill, judged by the ELBO of a Gaussian at each stop.
 
 Which to use: `find_start`, which climbs from several random points at once and returns the best
-Gaussian frames met on the way, not the modes: near a mode without mass (a funnel's neck, an
+Gaussian frames found on the way, not the modes: near a mode without mass (a funnel's neck, an
 unbounded peak) the ELBO falls, and what is kept lies before it. Above 300 dimensions, where a dense
 Hessian costs too much, `find_large_start` climbs by L-BFGS, and its frame has one scale an axis.
 `distinct` and `mixture_of` turn the starts into peaks and a mixture that begins on them.
