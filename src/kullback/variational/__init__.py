@@ -28,7 +28,14 @@ from .fit import Fit, fit
 from .objectives import beta_elbo, doubly_reparameterised, elbo, iwae, renyi, score_function
 from .optimise.grid import Projection, find_box, project, search_box
 from .target.density import Target
-from .target.parameters import Parameter
+from .target.parameters import (
+    Parameter,
+    corr_matrix,
+    ordered,
+    positive_ordered,
+    sum_to_zero,
+    unit_vector,
+)
 
 __all__ = [
     "Diagnosis",
@@ -47,6 +54,7 @@ __all__ = [
     "assess",
     "beta_elbo",
     "compare",
+    "corr_matrix",
     "diagnose",
     "doubly_reparameterised",
     "elbo",
@@ -55,12 +63,16 @@ __all__ = [
     "iwae",
     "load",
     "objectives",
+    "ordered",
+    "positive_ordered",
     "project",
     "renyi",
     "resample",
     "save",
     "score_function",
     "search_box",
+    "sum_to_zero",
     "summarise",
     "to_arviz",
+    "unit_vector",
 ]

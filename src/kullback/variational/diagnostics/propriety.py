@@ -43,6 +43,8 @@ def improper(target: Target, draws: Tensor) -> str:
 
 def _labels(target: Target, draws: Tensor) -> list[str]:
     """Return the names of z's entries, those of constrained parameters marked."""
+    if target.layout.outside is not None:
+        return [f"the unconstrained {name}" for name in target.names]
     values = target.constrain(draws[:1])
     labels, start = [], 0
     for name, part in target.layout.parts.items():
