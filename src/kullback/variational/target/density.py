@@ -3,6 +3,7 @@
 Which to use: `Target.of(log_density, parameters)` for a function of one point; with `data=` for a
 likelihood over rows, evaluated a batch of rows at a time, so that memory does not grow with them;
 `Target.of_score(score, dim)` for a model of another program that gives log p and its gradient.
+`Target.from_numpyro` takes a model of NumPyro as it is.
 Everything else in this folder sees a `Target`: `log_density(z)` and `score(z)` over many points at
 once, the Jacobians of constraints included.
 """
@@ -25,6 +26,7 @@ from kullback.variational import limits
 
 from .batches import Rows, in_pieces, score_in_pieces
 from .parameters import Layout, Outside, Parameters
+from .programs import Model, numpyro_model
 
 __all__ = ["PointDensity", "RowsDensity", "Target"]
 
@@ -207,6 +209,41 @@ class Target:
         checked = _checked(score, dim, pad=pad)
         checked(torch.zeros(1, dim, dtype=torch.float64))
         return cls(_flat, replace(layout, outside=outside), scored=checked)
+
+    @classmethod
+    def from_numpyro(cls, model: Callable[..., Any], *args: Any, **kwargs: Any) -> "Target":
+        """Build a target from a NumPyro model and its data, in float64, compiled by XLA.
+
+        Log p and its gradient are NumPyro's own (`potential_energy`), so constants are kept. Values
+        have the names and shapes of `MCMC.get_samples()`, deterministic sites included. 64-bit JAX
+        is switched on inside the calls only. Data in float32 stay so.
+
+        Args:
+            model: a function with `numpyro.sample` sites, all continuous or observed.
+            *args: its data, as `MCMC.run` takes them after the key.
+            **kwargs: as for `args`.
+
+        Returns:
+            The target; `fit(target)` takes it.
+
+        Raises:
+            MissingExtraError: without NumPyro: `pip install 'kullback[numpyro]'`.
+            ArgumentTypeError: for a model that cannot be called with this data.
+            ArgumentValueError: for what is no model, for discrete parameters, or a subsampled
+                plate.
+
+        Example:
+            >>> Target.from_numpyro(3)
+            Traceback (most recent call last):
+                ...
+            kullback.core.errors.ArgumentValueError: model: expected a function; got int. Try: ...
+        """
+        return cls._of_model(numpyro_model(model, args, kwargs))
+
+    @classmethod
+    def _of_model(cls, model: Model) -> "Target":
+        dim = len(model.names)
+        return cls.of_score(model.score, dim, constrain=model.constrain, names=model.names)
 
     @property
     def dim(self) -> int:

@@ -1,0 +1,157 @@
+"""Models of NumPyro, Pyro and PyMC: the same log p, gradients, values and fits as our own."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import HalfCauchy, Normal, constraints
+
+from kullback.core import ArgumentTypeError, ArgumentValueError, MissingExtraError
+from kullback.variational import Target, fit
+
+F64 = torch.float64
+EFFECTS = np.array([28.0, 8, -3, 7, -1, 1, 18, 12])  # Rubin 1981
+ERRORS = np.array([15.0, 10, 16, 11, 9, 11, 10, 18])
+X = np.random.default_rng(0).normal(size=(40, 3))
+Y = (np.random.default_rng(1).random(40) < 1 / (1 + np.exp(-X @ [1.0, -1.0, 0.5]))).astype(float)
+
+
+def own_schools():
+    y, sigma = torch.tensor(EFFECTS), torch.tensor(ERRORS)
+
+    def log_density(mu, tau, eta):
+        prior = Normal(0.0, 5.0).log_prob(mu) + HalfCauchy(T(5.0)).log_prob(tau)
+        effects = Normal(0.0, 1.0).log_prob(eta).sum()
+        return prior + effects + Normal(mu + tau * eta, sigma).log_prob(y).sum()
+
+    return Target.of(log_density, {"mu": (), "tau": constraints.positive, "eta": (8,)})
+
+
+def own_logistic():
+    x, y = torch.tensor(X), torch.tensor(Y)
+
+    def log_density(a, b):
+        logits = a + x @ b
+        likelihood = (y * logits - torch.nn.functional.softplus(logits)).sum()
+        return Normal(0.0, 2.0).log_prob(a) + Normal(0.0, 1.0).log_prob(b).sum() + likelihood
+
+    return Target.of(log_density, {"a": (), "b": (3,)})
+
+
+def T(*numbers):
+    return torch.tensor(numbers if len(numbers) > 1 else numbers[0], dtype=F64)
+
+
+OWN = {"schools": own_schools, "logistic": own_logistic}
+EXTRA = {"schools": {"theta": (8,)}, "logistic": {"odds": (3,)}}  # deterministic sites
+
+
+def numpyro_target(name):
+    numpyro = pytest.importorskip("numpyro")
+    import jax.numpy as jnp
+
+    dist = numpyro.distributions
+
+    def schools(sigma, y=None):
+        mu = numpyro.sample("mu", dist.Normal(0, 5))
+        tau = numpyro.sample("tau", dist.HalfCauchy(5))
+        with numpyro.plate("J", 8):
+            eta = numpyro.sample("eta", dist.Normal(0, 1))
+            theta = numpyro.deterministic("theta", mu + tau * eta)
+            numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+    def logistic(x, y=None):
+        a = numpyro.sample("a", dist.Normal(0, 2))
+        b = numpyro.sample("b", dist.Normal(0, 1).expand([3]).to_event(1))
+        numpyro.deterministic("odds", jnp.exp(b))
+        numpyro.sample("y", dist.Bernoulli(logits=a + x @ b), obs=y)
+
+    if name == "schools":
+        return Target.from_numpyro(schools, ERRORS, y=EFFECTS)
+    return Target.from_numpyro(logistic, X, Y)
+
+
+MAKERS = {"numpyro": numpyro_target}
+CASES = [(program, name) for program in MAKERS for name in OWN]
+
+
+def on(other, own, z):
+    """The own target's z at the other's, whose parameters may come in another order."""
+    place = {name: k for k, name in enumerate(other.names)}
+    return z[:, [place[name] for name in own.names]]
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.parametrize(("program", "name"), CASES)
+def test_a_model_of_another_program_is_the_same_model(program, name):
+    other, own = MAKERS[program](name), OWN[name]()
+    assert sorted(other.names) == sorted(own.names)
+    assert other.layout.shapes == own.layout.shapes | EXTRA[name]
+    z = torch.randn(70, own.dim, generator=torch.Generator().manual_seed(0), dtype=F64)
+    (value, gradient), (wanted, slopes) = other.score(z), own.score(on(other, own, z))
+    torch.testing.assert_close(value - value[0], wanted - wanted[0], rtol=1e-12, atol=1e-10)
+    torch.testing.assert_close(on(other, own, gradient), slopes, rtol=1e-12, atol=1e-10)
+    values, same = other.constrain(z), own.constrain(on(other, own, z))
+    for key, part in same.items():
+        torch.testing.assert_close(values[key], part, rtol=1e-12, atol=1e-12)
+    if name == "schools":
+        theta = same["mu"][:, None] + same["tau"][:, None] * same["eta"]
+        torch.testing.assert_close(values["theta"], theta, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.parametrize(("program", "name"), CASES)
+def test_it_is_fitted_and_trusted(program, name):
+    found, own = (fit(target, progress=False) for target in (MAKERS[program](name), OWN[name]()))
+    assert found.diagnosis.level == own.diagnosis.level == "trust"
+    for key, mean in own.mean.items():  # each within the bound of "trust", 0.2 sd
+        torch.testing.assert_close(
+            found.mean[key] / own.sd[key], mean / own.sd[key], rtol=0, atol=0.4
+        )
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_numpyro_models_that_are_refused():
+    numpyro = pytest.importorskip("numpyro")
+    import jax
+
+    dist = numpyro.distributions
+
+    def counts(y):
+        k = numpyro.sample("k", dist.Poisson(3.0))
+        numpyro.sample("y", dist.Normal(k, 1.0), obs=y)
+
+    def part(y):
+        mu = numpyro.sample("mu", dist.Normal(0, 1))
+        with numpyro.plate("rows", 100, subsample_size=10):
+            numpyro.sample("y", dist.Normal(mu, 1.0), obs=numpyro.subsample(y, 0))
+
+    def prior():
+        numpyro.sample("x", dist.Uniform(0, numpyro.sample("top", dist.LogNormal(0, 1))))
+
+    with pytest.raises(ArgumentValueError, match=r"continuous parameters; got discrete \['k'\]"):
+        Target.from_numpyro(counts, 1.0)
+    with pytest.raises(ArgumentValueError, match="all its rows"):
+        Target.from_numpyro(part, np.zeros(100))
+    with pytest.raises(ArgumentTypeError, match="counts"):
+        Target.from_numpyro(counts)
+    with pytest.raises(ArgumentValueError, match="sample sites"):
+        Target.from_numpyro(lambda y: y, 1.0)
+    with pytest.raises(ArgumentValueError, match="a function"):
+        Target.from_numpyro("model.py")
+    with pytest.warns(UserWarning, match="prior"):  # bounds that depend on a parameter
+        target = Target.from_numpyro(prior)
+    values = target.constrain(torch.randn(9, 2, dtype=F64))
+    assert bool((values["x"] < values["top"]).all())
+    assert not jax.config.jax_enable_x64
+
+
+@pytest.mark.parametrize("module", ["jax"])
+def test_a_missing_package_is_named_with_its_install_command(module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'kullback\[numpyro\]'"):
+        Target.from_numpyro(lambda: None)
