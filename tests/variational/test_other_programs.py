@@ -72,7 +72,31 @@ def numpyro_target(name):
     return Target.from_numpyro(logistic, X, Y)
 
 
-MAKERS = {"numpyro": numpyro_target}
+def pyro_target(name):
+    pyro = pytest.importorskip("pyro")
+    dist = pyro.distributions
+
+    def schools(sigma, y=None):
+        mu = pyro.sample("mu", dist.Normal(0, 5))
+        tau = pyro.sample("tau", dist.HalfCauchy(5))
+        with pyro.plate("J", 8):
+            eta = pyro.sample("eta", dist.Normal(0, 1))
+            theta = pyro.deterministic("theta", mu + tau * eta)
+            pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+    def logistic(x, y=None):
+        a = pyro.sample("a", dist.Normal(0, 2))
+        b = pyro.sample("b", dist.Normal(torch.zeros(3), 1).to_event(1))
+        pyro.deterministic("odds", b.exp())
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Bernoulli(logits=a + x @ b), obs=y)
+
+    if name == "schools":  # whole numbers: float32 data lose nothing
+        return Target.from_pyro(schools, torch.tensor(ERRORS).float(), y=torch.tensor(EFFECTS))
+    return Target.from_pyro(logistic, torch.tensor(X), torch.tensor(Y))
+
+
+MAKERS = {"numpyro": numpyro_target, "pyro": pyro_target}
 CASES = [(program, name) for program in MAKERS for name in OWN]
 
 
@@ -150,8 +174,69 @@ def test_numpyro_models_that_are_refused():
     assert not jax.config.jax_enable_x64
 
 
-@pytest.mark.parametrize("module", ["jax"])
-def test_a_missing_package_is_named_with_its_install_command(module, monkeypatch):
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'kullback\[numpyro\]'"):
-        Target.from_numpyro(lambda: None)
+@pytest.mark.integration
+@pytest.mark.slow
+def test_pyro_models_that_are_refused():
+    pyro = pytest.importorskip("pyro")
+    dist = pyro.distributions
+
+    def counts(y):
+        k = pyro.sample("k", dist.Poisson(3.0))
+        pyro.sample("y", dist.Normal(k, 1.0), obs=y)
+
+    def part(y):
+        mu = pyro.sample("mu", dist.Normal(0, 1))
+        with pyro.plate("rows", 100, subsample_size=10) as rows:
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y[rows])
+
+    def prior():
+        pyro.sample("x", dist.Uniform(0, pyro.sample("top", dist.LogNormal(0, 1))))
+
+    with pytest.raises(ArgumentValueError, match=r"continuous parameters; got discrete \['k'\]"):
+        Target.from_pyro(counts, torch.tensor(1.0))
+    with pytest.raises(ArgumentValueError, match="all its rows"):
+        Target.from_pyro(part, torch.zeros(100))
+    with pytest.raises(ArgumentTypeError, match="counts"):
+        Target.from_pyro(counts)
+    with pytest.raises(ArgumentValueError, match="sample sites"):
+        Target.from_pyro(lambda y: y, 1.0)
+    with pytest.warns(UserWarning, match="prior"):  # bounds that depend on a parameter
+        target = Target.from_pyro(prior)
+    z = torch.randn(9, 2, dtype=F64)
+    values = target.constrain(z)
+    top, x = values["top"], values["x"]
+    assert bool((x < top).all())
+    share = x / top  # p(x, top) dx dtop/dz: uniform, log-normal, two Jacobians
+    wanted = -0.5 * top.log() ** 2 + (share * (1 - share)).log()
+    log_p = target.log_density(z)
+    torch.testing.assert_close(log_p - log_p[0], wanted - wanted[0], rtol=1e-10, atol=1e-10)
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_a_pyro_model_that_branches_is_evaluated_point_by_point():
+    pyro = pytest.importorskip("pyro")
+    dist = pyro.distributions
+
+    def hinge(y):
+        x = pyro.sample("x", dist.Normal(0, 1))
+        pyro.sample("y", dist.Normal(x if x > 0 else 2 * x, 1.0), obs=y)
+
+    with pytest.warns(UserWarning, match="one point at a time"):
+        target = Target.from_pyro(hinge, torch.tensor(1.0))
+    z = T(-1.0, 0.5)[:, None]
+    wanted = -0.5 * T(1.0, 0.25) - 0.5 * T(9.0, 0.25)
+    log_p, values = target.log_density(z), target.constrain(z)
+    torch.testing.assert_close(log_p - log_p[0], wanted - wanted[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(values["x"], z[:, 0])
+
+
+MISSING = {"numpyro": "jax", "pyro": "pyro"}
+
+
+@pytest.mark.parametrize("extra", MISSING)
+def test_a_missing_package_is_named_with_its_install_command(extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, MISSING[extra], None)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'kullback\[{extra}\]'"):
+        getattr(Target, f"from_{extra}")(lambda: None)

@@ -3,7 +3,7 @@
 Which to use: `Target.of(log_density, parameters)` for a function of one point; with `data=` for a
 likelihood over rows, evaluated a batch of rows at a time, so that memory does not grow with them;
 `Target.of_score(score, dim)` for a model of another program that gives log p and its gradient.
-`Target.from_numpyro` takes a model of NumPyro as it is.
+`Target.from_numpyro` and `Target.from_pyro` take a model of these programs as it is.
 Everything else in this folder sees a `Target`: `log_density(z)` and `score(z)` over many points at
 once, the Jacobians of constraints included.
 """
@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from kullback.variational import limits
 
 from .batches import Rows, in_pieces, score_in_pieces
 from .parameters import Layout, Outside, Parameters
-from .programs import Model, numpyro_model
+from .programs import Model, numpyro_model, pyro_model
 
 __all__ = ["PointDensity", "RowsDensity", "Target"]
 
@@ -239,6 +239,43 @@ class Target:
             kullback.core.errors.ArgumentValueError: model: expected a function; got int. Try: ...
         """
         return cls._of_model(numpyro_model(model, args, kwargs))
+
+    @classmethod
+    def from_pyro(cls, model: Callable[..., Any], *args: Any, **kwargs: Any) -> "Target":
+        """Build a target from a Pyro model and its data, in float64, vectorised with `vmap`.
+
+        Where `vmap` cannot follow the model (branches on values), points are evaluated one by one,
+        slowly, and a warning says so. Values have the names and shapes of `MCMC.get_samples()`,
+        and deterministic sites are among them. Data in `args` and `kwargs` are taken in float64;
+        tensors of float32 that the model closes over stay so.
+
+        Args:
+            model: a function with `pyro.sample` sites, all continuous or observed.
+            *args: its data, as `MCMC.run` takes them.
+            **kwargs: as for `args`.
+
+        Returns:
+            The target; `fit(target)` takes it.
+
+        Raises:
+            MissingExtraError: without Pyro: `pip install 'kullback[pyro]'`.
+            ArgumentTypeError: for a model that cannot be called with this data.
+            ArgumentValueError: for what is no model, for discrete parameters, or a subsampled
+                plate.
+        """
+        other = pyro_model(model, args, kwargs)
+        inner = cls.of(other.log_density, other.reals)
+
+        def constrain(z: Tensor) -> dict[str, Tensor]:
+            reals = inner.constrain(z)
+            with torch.no_grad():
+                if not inner.looped:
+                    return cast("dict[str, Tensor]", torch.func.vmap(other.values)(reals))
+                points = [other.values({k: v[i] for k, v in reals.items()}) for i in range(len(z))]
+            return {key: torch.stack([point[key] for point in points]) for key in points[0]}
+
+        made = cls.of_score(inner.score, inner.dim, constrain=constrain, names=other.names)
+        return replace(made, looped=inner.looped, refusals=inner.refusals)
 
     @classmethod
     def _of_model(cls, model: Model) -> "Target":

@@ -1,18 +1,22 @@
 """Models of other programs: log p, its gradient and its named values, by the program's own code.
 
-Which to use: `numpyro_model` for NumPyro. Each gives a `Model`, of which `Target.from_numpyro`
-makes the target. Constraints and their Jacobians are the other program's, so names and shapes are
+Which to use: `numpyro_model` for NumPyro gives a `Model`, of which `Target.from_numpyro` makes the
+target; `pyro_model` for Pyro gives a `PyroModel`, whose log density is PyTorch's and is vectorised
+as a user's own. Constraints and their Jacobians are the other program's, so names and shapes are
 those that its own samplers return.
 """
 
+import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.distributions import biject_to
 
 from kullback.core import (
     ArgumentTypeError,
@@ -25,7 +29,7 @@ from kullback.variational import limits
 
 from .parameters import Layout
 
-__all__ = ["Model", "numpyro_model"]
+__all__ = ["Model", "PyroModel", "numpyro_model", "pyro_model"]
 
 Arrays = Callable[[Any], Any]  # of many points `[n, dim]`: arrays with a leading `[n]`
 
@@ -40,6 +44,20 @@ class Model:
 
     score: Callable[[Tensor], tuple[Any, Any]]
     constrain: Callable[[Tensor], Mapping[str, Any]]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PyroModel:
+    """A Pyro model at ONE unconstrained point: log p and values, of one keyword a parameter.
+
+    log_density: reals by name to log p, with Jacobians. values: reals by name to values by name.
+    reals: shapes of the reals by name. names: of the entries of z.
+    """
+
+    log_density: Callable[..., Tensor]
+    values: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    reals: dict[str, tuple[int, ...]]
     names: tuple[str, ...]
 
 
@@ -88,6 +106,93 @@ def numpyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         lambda z: _in_shapes(in_float64(constrain), z, piece),
         _names(shapes),
     )
+
+
+def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> PyroModel:
+    """Read a Pyro model, called with its data as float64.
+
+    PyTorch's default dtype and validation are changed inside the calls only. Bounds may depend on
+    other parameters: the transform is that of the support at each point. Errors: as
+    `numpyro_model`.
+    """
+    pyro = import_extra("pyro", "pyro")
+    messenger = import_extra("pyro.poutine.messenger", "pyro").Messenger
+    start = import_extra("pyro.infer.autoguide.initialization", "pyro")
+    _check_call(model, args, kwargs)
+    args, kwargs = (_in_double(given) for given in (tuple(args), dict(kwargs)))
+
+    class At(messenger):  # type: ignore[misc, valid-type]
+        """Put the values of given reals at their sites, and sum the Jacobians."""
+
+        def __init__(self, reals: dict[str, Tensor]) -> None:
+            super().__init__()
+            self.reals, self.log_jacobian = reals, torch.zeros((), dtype=torch.float64)
+
+        def _pyro_sample(self, site: dict[str, Any]) -> None:
+            if site["name"] in self.reals:
+                transform, x = biject_to(site["fn"].support), self.reals[site["name"]]
+                value = transform(x)
+                jacobian = transform.log_abs_det_jacobian(x, value).sum()
+                self.log_jacobian = self.log_jacobian + jacobian
+                site.update(value=value, done=True)
+
+    def traced(context: Any) -> Any:
+        with _torch_in_double(), pyro.validation_enabled(False), context:  # noqa: FBT003
+            return pyro.poutine.trace(model).get_trace(*args, **kwargs)
+
+    def log_density(**reals: Tensor) -> Tensor:
+        at = At(reals)
+        trace = traced(at)
+        with _torch_in_double(), pyro.validation_enabled(False):  # noqa: FBT003
+            return cast("Tensor", trace.log_prob_sum() + at.log_jacobian)
+
+    def values(reals: dict[str, Tensor]) -> dict[str, Tensor]:
+        nodes = traced(At(reals)).nodes
+        kept = [n for n, s in nodes.items() if n in reals or _is_deterministic(s)]
+        return {name: nodes[name]["value"] for name in kept}
+
+    def begin(site: dict[str, Any]) -> Any:
+        discrete = site["fn"].support.is_discrete  # refused below, by name
+        return site["fn"]() if discrete else start.init_to_uniform(site)
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        nodes = traced(start.InitMessenger(begin)).nodes
+    plates = {n: s for n, s in nodes.items() if type(s.get("fn")).__name__ == "_Subsample"}
+    parts = [n for n, s in plates.items() if _is_part(s["fn"].size, s["fn"].subsample_size)]
+    require(not parts, "model", "one that sees all its rows", f"subsampled plates {parts}")
+    sites = {name: site for name, site in nodes.items() if name not in plates}
+    drawn = _latent(sites, lambda site: bool(site["fn"].support.is_discrete))
+    shapes = {name: tuple(nodes[name]["value"].shape) for name in drawn}
+    reals = {
+        name: tuple(biject_to(nodes[name]["fn"].support).inverse_shape(shape))
+        for name, shape in shapes.items()
+    }
+    names = _names({name: (reals[name], shapes[name]) for name in drawn})
+    return PyroModel(log_density, values, reals, names)
+
+
+def _is_deterministic(site: Mapping[str, Any]) -> bool:
+    return bool((site.get("infer") or {}).get("_deterministic"))
+
+
+@contextlib.contextmanager
+def _torch_in_double() -> Iterator[None]:
+    """Let tensors that a model makes be float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _in_double(given: Any) -> Any:
+    """Return tensors of floating point as float64, in tuples, lists and dictionaries too."""
+    if isinstance(given, Tensor):
+        return given.double() if given.is_floating_point() else given
+    if isinstance(given, dict):
+        return {key: _in_double(value) for key, value in given.items()}
+    return type(given)(map(_in_double, given)) if type(given) in (list, tuple) else given
 
 
 def _check_call(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
