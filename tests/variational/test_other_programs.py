@@ -1,6 +1,7 @@
 """Models of NumPyro, Pyro and PyMC: the same log p, gradients, values and fits as our own."""
 
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch.distributions import HalfCauchy, Normal, constraints
 from kullback.core import ArgumentTypeError, ArgumentValueError, MissingExtraError
 from kullback.variational import Target, fit
 
+pytestmark = pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS")
 F64 = torch.float64
 EFFECTS = np.array([28.0, 8, -3, 7, -1, 1, 18, 12])  # Rubin 1981
 ERRORS = np.array([15.0, 10, 16, 11, 9, 11, 10, 18])
@@ -96,7 +98,28 @@ def pyro_target(name):
     return Target.from_pyro(logistic, torch.tensor(X), torch.tensor(Y))
 
 
-MAKERS = {"numpyro": numpyro_target, "pyro": pyro_target}
+def pymc_or_skip():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own imports
+        return pytest.importorskip("pymc")
+
+
+def pymc_target(name):
+    pm = pymc_or_skip()
+    with pm.Model() as model:
+        if name == "schools":
+            mu, tau = pm.Normal("mu", 0, 5), pm.HalfCauchy("tau", 5)
+            eta = pm.Normal("eta", 0, 1, shape=8)
+            theta = pm.Deterministic("theta", mu + tau * eta)
+            pm.Normal("y", theta, ERRORS, observed=EFFECTS)
+        else:
+            a, b = pm.Normal("a", 0, 2), pm.Normal("b", 0, 1, shape=3)
+            pm.Deterministic("odds", pm.math.exp(b))
+            pm.Bernoulli("y", logit_p=a + X @ b, observed=Y)
+    return Target.from_pymc(model)
+
+
+MAKERS = {"numpyro": numpyro_target, "pyro": pyro_target, "pymc": pymc_target}
 CASES = [(program, name) for program in MAKERS for name in OWN]
 
 
@@ -232,7 +255,37 @@ def test_a_pyro_model_that_branches_is_evaluated_point_by_point():
     torch.testing.assert_close(values["x"], z[:, 0])
 
 
-MISSING = {"numpyro": "jax", "pyro": "pyro"}
+@pytest.mark.integration
+@pytest.mark.slow
+def test_pymc_models_that_are_refused():
+    pm = pymc_or_skip()
+    with pm.Model() as counts:
+        pm.Normal("y", pm.Poisson("k", 3.0), 1.0, observed=1.0)
+    with pytest.raises(ArgumentValueError, match=r"continuous parameters; got discrete \['k'\]"):
+        Target.from_pymc(counts)
+    with pm.Model() as part:
+        rows = pm.Minibatch(np.zeros(100), batch_size=10)
+        pm.Normal("y", pm.Normal("mu"), 1.0, observed=rows, total_size=100)
+    with pytest.raises(ArgumentValueError, match="all its rows"):
+        Target.from_pymc(part)
+    with pytest.raises(ArgumentValueError, match="parameters to fit"):
+        Target.from_pymc(pm.Model())
+    with pytest.raises(ArgumentTypeError, match="expected Model; got function"):
+        Target.from_pymc(pymc_target)
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_a_point_that_pymc_refuses_leaves_the_others_their_density():
+    pm = pymc_or_skip()
+    with pm.Model() as model:
+        pm.Normal("y", 0, pm.Normal("a", 0, 1), observed=np.ones(3))  # the sd may be negative
+    log_p = Target.from_pymc(model).log_density(T(1.0, -1.0, 2.0)[:, None])
+    wanted = T(-0.5 - 1.5, -np.inf, -2.0 - 3 * np.log(2.0) - 3 / 8)
+    torch.testing.assert_close(log_p - log_p[0], wanted - wanted[0], rtol=1e-12, atol=1e-12)
+
+
+MISSING = {"numpyro": "jax", "pyro": "pyro", "pymc": "pymc"}
 
 
 @pytest.mark.parametrize("extra", MISSING)

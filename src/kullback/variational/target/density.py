@@ -3,7 +3,7 @@
 Which to use: `Target.of(log_density, parameters)` for a function of one point; with `data=` for a
 likelihood over rows, evaluated a batch of rows at a time, so that memory does not grow with them;
 `Target.of_score(score, dim)` for a model of another program that gives log p and its gradient.
-`Target.from_numpyro` and `Target.from_pyro` take a model of these programs as it is.
+`Target.from_numpyro`, `Target.from_pyro` and `Target.from_pymc` take a model of these as it is.
 Everything else in this folder sees a `Target`: `log_density(z)` and `score(z)` over many points at
 once, the Jacobians of constraints included.
 """
@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from kullback.variational import limits
 
 from .batches import Rows, in_pieces, score_in_pieces
 from .parameters import Layout, Outside, Parameters
-from .programs import Model, numpyro_model, pyro_model
+from .programs import Model, numpyro_model, pymc_model, pyro_model
 
 __all__ = ["PointDensity", "RowsDensity", "Target"]
 
@@ -270,12 +270,34 @@ class Target:
             reals = inner.constrain(z)
             with torch.no_grad():
                 if not inner.looped:
-                    return cast("dict[str, Tensor]", torch.func.vmap(other.values)(reals))
+                    values: dict[str, Tensor] = torch.func.vmap(other.values)(reals)
+                    return values
                 points = [other.values({k: v[i] for k, v in reals.items()}) for i in range(len(z))]
             return {key: torch.stack([point[key] for point in points]) for key in points[0]}
 
         made = cls.of_score(inner.score, inner.dim, constrain=constrain, names=other.names)
         return replace(made, looped=inner.looped, refusals=inner.refusals)
+
+    @classmethod
+    def from_pymc(cls, model: Any) -> "Target":
+        """Build a target from a PyMC model: its own graph, vectorised over points and compiled.
+
+        Values have the names and shapes of the posterior that `pymc.sample` returns, deterministic
+        ones included. Where a parameter leaves its bounds, log p is −inf at that point.
+
+        Args:
+            model: a `pymc.Model` with its data, all parameters continuous.
+
+        Returns:
+            The target; `fit(target)` takes it.
+
+        Raises:
+            MissingExtraError: without PyMC: `pip install 'kullback[pymc]'`.
+            ArgumentTypeError: for what is no `pymc.Model`.
+            ArgumentValueError: for a model without parameters, with discrete ones, or with
+                mini-batches.
+        """
+        return cls._of_model(pymc_model(model))
 
     @classmethod
     def _of_model(cls, model: Model) -> "Target":

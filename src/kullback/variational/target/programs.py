@@ -1,9 +1,9 @@
 """Models of other programs: log p, its gradient and its named values, by the program's own code.
 
-Which to use: `numpyro_model` for NumPyro gives a `Model`, of which `Target.from_numpyro` makes the
-target; `pyro_model` for Pyro gives a `PyroModel`, whose log density is PyTorch's and is vectorised
-as a user's own. Constraints and their Jacobians are the other program's, so names and shapes are
-those that its own samplers return.
+Which to use: `numpyro_model` for NumPyro and `pymc_model` for PyMC give a `Model`, of which
+`Target.from_numpyro` and `Target.from_pymc` make the target; `pyro_model` for Pyro gives a
+`PyroModel`, whose log density is PyTorch's and is vectorised as a user's own. Constraints and their
+Jacobians are the other program's, so names and shapes are those that its own samplers return.
 """
 
 import contextlib
@@ -23,13 +23,14 @@ from kullback.core import (
     import_extra,
     message,
     require,
+    require_type,
     warn_caller,
 )
 from kullback.variational import limits
 
 from .parameters import Layout
 
-__all__ = ["Model", "PyroModel", "numpyro_model", "pyro_model"]
+__all__ = ["Model", "PyroModel", "numpyro_model", "pymc_model", "pyro_model"]
 
 Arrays = Callable[[Any], Any]  # of many points `[n, dim]`: arrays with a leading `[n]`
 
@@ -97,13 +98,13 @@ def numpyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
             with jax.enable_x64(True):  # noqa: FBT003
                 return jax.tree.map(np.array, compiled(z))
 
-        return called
+        return _padded(called, piece)
 
-    piece = _piece(site["value"] for site in sites.values())
+    piece = _piece(np.size(site["value"]) for site in sites.values())
     shapes = {name: (np.shape(free[name]), np.shape(inits[name])) for name in sorted(free)}
     return Model(
-        lambda z: _in_shapes(in_float64(score), z, piece),
-        lambda z: _in_shapes(in_float64(constrain), z, piece),
+        lambda z: _in_pieces(in_float64(score), z, piece),
+        lambda z: _in_pieces(in_float64(constrain), z, piece),
         _names(shapes),
     )
 
@@ -171,6 +172,68 @@ def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Py
     return PyroModel(log_density, values, reals, names)
 
 
+def pymc_model(model: Any) -> Model:
+    """Read a PyMC model: its graph for one point, vectorised over points and compiled.
+
+    Parameters outside their bounds give −inf at that point alone: PyMC's checks become switches
+    before the graph is vectorised, since a check of many points refuses all of them. Errors:
+    `MissingExtraError` without PyMC; `ArgumentTypeError` for another object; `ArgumentValueError`
+    for a model without parameters, with discrete ones, or with mini-batches.
+    """
+    pymc = import_extra("pymc", "pymc")
+    pytensor = import_extra("pytensor", "pymc")
+    graphs = import_extra("pymc.pytensorf", "pymc")
+    require_type(model, pymc.Model, "model", "the object of `with pymc.Model() as model:`")
+    free = [rv.name for rv in model.free_RVs]
+    discrete = [model.values_to_rvs[value].name for value in model.discrete_value_vars]
+    _check_parameters(free, discrete, bool(model.observed_RVs or model.potentials))
+    shown = [*model.free_RVs, *model.deterministics]
+    start = model.initial_point()
+    flat_size = sum(np.size(part) for part in start.values())
+    values = model.replace_rvs_by_values(shown)
+    outputs, flat = graphs.join_nonshared_inputs(
+        start, [model.logp(), *values], model.continuous_value_vars
+    )
+    log_p = _switched(outputs[0])
+    random = graphs.find_rng_nodes([log_p])
+    require(not random, "model", "one that sees all its rows", "one that draws mini-batches")
+    batch = pytensor.tensor.matrix("z", dtype=flat.dtype)
+    vectorised = import_extra("pytensor.graph.replace", "pymc").vectorize_graph
+
+    def compiled(each: list[Any]) -> Arrays:
+        function: Arrays = graphs.compile([batch], vectorised(each, {flat: batch}))
+        return function
+
+    score = compiled([log_p, pytensor.grad(log_p, flat)])
+    constrain = compiled(outputs[1:])
+
+    observed = (model.rvs_to_values[rv].shape.eval() for rv in model.observed_RVs)
+    piece = _piece([sum(math.prod(shape) for shape in observed) + flat_size])
+
+    def many(function: Arrays, z: Tensor) -> Any:
+        return _in_pieces(lambda part: tuple(function(part.astype(flat.dtype))), z, piece)
+
+    def named(z: Tensor) -> dict[str, Any]:
+        arrays = many(constrain, z)
+        return {rv.name: array for rv, array in zip(shown, arrays, strict=True)}
+
+    first = named(torch.zeros(1, flat_size))
+    shapes = {}
+    for value in model.continuous_value_vars:
+        name = model.values_to_rvs[value].name
+        shapes[name] = (np.shape(start[value.name]), first[name].shape[1:])
+    return Model(lambda z: many(score, z), named, _names(shapes))
+
+
+def _switched(log_p: Any) -> Any:
+    """Put a switch to −inf in the place of PyMC's checks of parameters, in a graph of one point."""
+    rewriting = import_extra("pytensor.graph.rewriting.basic", "pymc")
+    switch = import_extra("pymc.logprob.utils", "pymc").local_check_parameter_to_ninf_switch
+    graph = import_extra("pytensor.graph.fg", "pymc").FunctionGraph(outputs=[log_p], clone=False)
+    rewriting.dfs_rewriter(switch).rewrite(graph)
+    return graph.outputs[0]
+
+
 def _is_deterministic(site: Mapping[str, Any]) -> bool:
     return bool((site.get("infer") or {}).get("_deterministic"))
 
@@ -215,14 +278,18 @@ def _latent(sites: Mapping[str, Any], is_discrete: Callable[[Any], bool]) -> lis
     """Name the parameters among the sites of a trace; refuse a model that z cannot stand for."""
     samples = {name: site for name, site in sites.items() if site["type"] == "sample"}
     latent = [name for name, site in samples.items() if not site["is_observed"]]
-    require(bool(latent), "model", "one with parameters (sample sites)", f"sites {[*sites]}")
     discrete = [name for name in latent if is_discrete(samples[name])]
+    _check_parameters(latent, discrete, len(latent) < len(samples))
+    return latent
+
+
+def _check_parameters(free: list[str], discrete: list[str], observed: bool) -> None:  # noqa: FBT001
+    require(bool(free), "model", "one with parameters to fit (sample sites)", "none")
     hint = "sum over it in the model (a mixture distribution)"
     require(not discrete, "model", "continuous parameters", f"discrete {discrete}", hint)
-    if len(latent) == len(samples):
+    if not observed:
         words = "model: nothing is observed: the target is the prior. Try: pass the data"
         warn_caller(words, UserWarning)
-    return latent
 
 
 def _is_part(size: int, subsample: int | None) -> bool:
@@ -239,25 +306,30 @@ def _names(shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> tup
     return tuple(names)
 
 
-def _piece(values: Iterable[Any]) -> int:
+def _piece(sizes: Iterable[int]) -> int:
     """How many points are evaluated together: what is kept for the gradient stays in the cache."""
-    kept = sum(int(np.size(value)) for value in values)
-    most = limits.CACHED_NUMBERS // max(1, kept)
+    most = limits.CACHED_NUMBERS // max(1, sum(sizes))
     room = min(limits.MAX_PIECE, max(limits.MIN_PIECE, most))
     return 1 << (room.bit_length() - 1)
 
 
-def _in_shapes(function: Arrays, z: Tensor, piece: int) -> Any:
-    """Evaluate many points, `piece` at a time, padded to sizes 64, 512, …: few to compile for."""
-    parts = []
-    for part in np.split(z.numpy(), range(piece, len(z), piece)):
-        steps = math.ceil(
-            math.log(max(1.0, len(part) / limits.FEWEST_COMPILED), limits.COMPILED_STEP)
-        )
-        size = min(piece, limits.FEWEST_COMPILED * limits.COMPILED_STEP**steps)
-        padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-        parts.append(function(padded))
-    return _each(lambda *arrays: np.concatenate(arrays)[: len(z)], *parts)  # the last is padded
+def _in_pieces(function: Arrays, z: Tensor, piece: int) -> Any:
+    """Evaluate many points, `piece` at a time."""
+    results = [function(part) for part in np.split(z.numpy(), range(piece, len(z), piece))]
+    return _each(lambda *arrays: np.concatenate(arrays), *results)
+
+
+def _padded(function: Arrays, most: int) -> Arrays:
+    """Let a function see few numbers of points, 64, 512, … and `most`: each is compiled for."""
+
+    def called(part: Any) -> Any:
+        size = limits.FEWEST_COMPILED
+        while size < len(part):
+            size = min(most, size * limits.COMPILED_STEP)
+        asked = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+        return _each(lambda array: array[: len(part)], function(asked))
+
+    return called
 
 
 def _each(function: Callable[..., Any], *results: Any) -> Any:
