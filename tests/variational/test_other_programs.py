@@ -274,13 +274,32 @@ def test_pymc_models_that_are_refused():
         Target.from_pymc(pymc_target)
 
 
+def an_sd_that_may_be_negative(program):
+    ones = np.ones(3)
+    if program == "pymc":
+        pm = pymc_or_skip()
+        with pm.Model() as model:
+            pm.Normal("y", 0, pm.Normal("a", 0, 1), observed=ones)
+        return Target.from_pymc(model)
+    module = pytest.importorskip(program)
+    normal = module.distributions.Normal
+
+    def model(y):
+        a = module.sample("a", normal(0.0, 1.0))
+        with module.plate("rows", 3):
+            module.sample("y", normal(0.0, a), obs=y)
+
+    if program == "numpyro":
+        return Target.from_numpyro(model, ones)
+    return Target.from_pyro(model, torch.tensor(ones))
+
+
 @pytest.mark.integration
 @pytest.mark.slow
-def test_a_point_that_pymc_refuses_leaves_the_others_their_density():
-    pm = pymc_or_skip()
-    with pm.Model() as model:
-        pm.Normal("y", 0, pm.Normal("a", 0, 1), observed=np.ones(3))  # the sd may be negative
-    log_p = Target.from_pymc(model).log_density(T(1.0, -1.0, 2.0)[:, None])
+@pytest.mark.parametrize("program", MAKERS)
+def test_a_point_that_is_refused_leaves_the_others_their_density(program):
+    target = an_sd_that_may_be_negative(program)
+    log_p = target.log_density(T(1.0, -1.0, 2.0)[:, None])
     wanted = T(-0.5 - 1.5, -np.inf, -2.0 - 3 * np.log(2.0) - 3 / 8)
     torch.testing.assert_close(log_p - log_p[0], wanted - wanted[0], rtol=1e-12, atol=1e-12)
 

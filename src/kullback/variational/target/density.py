@@ -275,8 +275,8 @@ class Target:
                 points = [other.values({k: v[i] for k, v in reals.items()}) for i in range(len(z))]
             return {key: torch.stack([point[key] for point in points]) for key in points[0]}
 
-        made = cls.of_score(inner.score, inner.dim, constrain=constrain, names=other.names)
-        return replace(made, looped=inner.looped, refusals=inner.refusals)
+        made = cls._of_model(Model(inner.score, constrain, other.names), inner.refusals)
+        return replace(made, looped=inner.looped)
 
     @classmethod
     def from_pymc(cls, model: Any) -> "Target":
@@ -300,9 +300,13 @@ class Target:
         return cls._of_model(pymc_model(model))
 
     @classmethod
-    def _of_model(cls, model: Model) -> "Target":
+    def _of_model(cls, model: Model, refusals: Refusals | None = None) -> "Target":
+        """Build a target from another program's model; points where log p is NaN are refused."""
+        refusals = refusals or Refusals()
+        score = _without_nan(model.score, refusals)
         dim = len(model.names)
-        return cls.of_score(model.score, dim, constrain=model.constrain, names=model.names)
+        made = cls.of_score(score, dim, constrain=model.constrain, names=model.names)
+        return replace(made, refusals=refusals)
 
     @property
     def dim(self) -> int:
@@ -488,6 +492,22 @@ def _checked(score: Score, dim: int, *, pad: bool) -> Score:
         return value[:count], gradient[:count]
 
     return checked
+
+
+def _without_nan(score: Score, refusals: Refusals) -> Score:
+    """Count points where log p is NaN as refused: another program leaves its bounds so."""
+
+    def scored(z: Tensor) -> tuple[Tensor, Any]:
+        value, gradient = score(z)
+        value = torch.as_tensor(value, dtype=torch.float64)
+        bad = value.isnan()
+        if bool(bad.any()):
+            refusals.count += int(bad.sum())
+            refusals.words = "log p is NaN"
+            value = value.masked_fill(bad, refusals.value)
+        return value, gradient
+
+    return scored
 
 
 def _flat(*_: Any, **__: Any) -> Tensor:

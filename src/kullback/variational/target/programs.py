@@ -70,13 +70,15 @@ def numpyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     without parameters, with discrete ones, or that draws a part of its rows.
     """
     jax = import_extra("jax", "numpyro")
+    numpyro = import_extra("numpyro", "numpyro")
     ravel = import_extra("jax.flatten_util", "numpyro").ravel_pytree
     handlers, util = (import_extra(f"numpyro.{m}", "numpyro") for m in ("handlers", "infer.util"))
     _check_call(model, args, kwargs)
-    with jax.enable_x64(True):  # noqa: FBT003
+    with jax.enable_x64(True), numpyro.validation_enabled(False):  # noqa: FBT003
         seeded = handlers.substitute(handlers.seed(model, 0), substitute_fn=util.init_to_uniform)
         sites = handlers.trace(seeded).get_trace(*args, **kwargs)
-        parts = [n for n, s in sites.items() if s["type"] == "plate" and _is_part(*s["args"])]
+        plates = {name: s["args"] for name, s in sites.items() if s["type"] == "plate"}
+        parts = [name for name, (size, seen) in plates.items() if _is_part(size, seen)]
         require(not parts, "model", "one that sees all its rows", f"subsampled plates {parts}")
         drawn = _latent(sites, lambda site: bool(site["fn"].support.is_discrete))
         inits = {name: sites[name]["value"] for name in drawn}
