@@ -76,8 +76,15 @@ class LanguageModel:
 
     def scored_hidden(self, batch: Batch) -> Tensor:
         """Return the hidden states `[n, width]` that predict a batch's scored tokens."""
-        device = self.head.device
-        return self.hidden(batch.ids.to(device))[:, :-1][batch.scored[:, 1:].to(device)]
+        found: dict[int, Tensor] = {}
+        for group in batch.alike:
+            longest = len(batch.windows[group[0]].ids)
+            read = self.hidden(batch.ids[group, :longest].to(self.head.device))
+            for number, states in zip(group, read, strict=True):
+                window = batch.windows[number]
+                before = window.scored - window.start - 1
+                found[number] = states[before : before + window.count]
+        return torch.cat([found[number] for number in range(len(batch.windows))])
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the logits `[n, vocab]` of hidden states `[n, width]`, in float32 at least."""
