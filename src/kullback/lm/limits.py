@@ -2,6 +2,7 @@
 
 __all__ = [
     "BATCH_TOKENS",
+    "BISECTIONS",
     "BLOCKS",
     "CERTAIN",
     "CLIP",
@@ -14,9 +15,11 @@ __all__ = [
     "FLOOR_TOKENS",
     "KLD_FLOOR",
     "LOGITS_BYTES",
+    "MANY_CLUSTERS",
     "MAX_COPIES",
     "MAX_EXACT_QUANTILES",
     "MAX_GROUPS",
+    "MIN_BLOCK_TOKENS",
     "MIN_CLUSTERS",
     "MIN_COPIED_TOKENS",
     "MIN_CROSS_FIT",
@@ -45,8 +48,11 @@ __all__ = [
 # Clusters below which their scatter says too little, and contiguous blocks of tokens are taken
 # instead: from ten on, 95 % intervals covered 94 to 96 % at lengths of log-sd up to 1.2.
 MIN_CLUSTERS = 10
+MIN_BLOCK_TOKENS = 50  # of a block: neighbouring tokens of text are correlated over some ten
 BLOCKS = 40  # blocks that a table of fewer clusters is cut into: t is then within 3 % of normal
 ROUNDING = 4e-16  # a residual smaller than this share of its sum is rounding (two ulps of float64)
+MANY_CLUSTERS = 1000  # effective ones, of which CR2's own error is below 5 %
+BISECTIONS = 40  # of an interval that holds the variance between clusters: to 1e-12 of it
 CONSTANT = 1e-12  # variance over mean square below which terms are one number: rounding of sums
 DOMINANT_CLUSTER = 0.5  # share of all tokens in one cluster from which the error bar is warned of
 CONFIDENCE = 0.95  # of the gate's one-sided limits

@@ -372,7 +372,8 @@ def _versions(table: LogProbTable, sums: Sums, draws: Draws) -> Check:
         sizes = np.bincount(codes, weights=part.columns["n"]).astype(np.float64)
         totals = np.bincount(codes, weights=-part.columns["f1_0"])
         clusters = Clusters(sizes[sizes > 0], sums.cluster_name)
-        mean = ratio_mean(totals[sizes > 0], clusters).estimate
+        squares = float(part.columns["f11_0"].sum())
+        mean = ratio_mean(totals[sizes > 0], clusters, squares=squares).estimate
         parts.append(f"{label}: {part.tokens:,} tokens, mean log-ratio {mean.brief}")
     count = len(sums.versions)
     more = f", and {count - len(parts)} more" if count > len(parts) else ""
