@@ -29,12 +29,14 @@ __all__ = [
     "MIN_PARETO_K",
     "MIN_RUN",
     "MIN_TIES",
+    "NEGATED",
     "PADDING_SHARE",
     "PADDING_TOKENS",
     "PROBE_ERROR",
     "PROBE_TOKENS",
     "REACH",
     "ROUNDING",
+    "SAME_BASE",
     "SAMPLE_SEQUENCES",
     "SAMPLE_TOKENS",
     "SERIES_BELOW",
@@ -83,6 +85,8 @@ MAX_COPIES = 0.05  # share of copies that makes an error bar too short by 2.5 %
 MIN_TIES, MIN_DISTINCT = 5, 0.5
 CERTAIN = 1e-3  # log-probabilities above minus this repeat lawfully: few float32 numbers are there
 FLOAT32_EPS = 6e-8  # half a unit in the last place of float32, relatively
+NEGATED = 0.5  # share of positive values that makes a column another quantity, and not damaged
+SAME_BASE = 0.05  # of ln 2 or ln 10: sampling leaves the ratio of 20,000 tokens within 2 %
 # Padding: sequences that show it, the length of a run of zeros, and the share of sequences with one
 MIN_PADDED, MIN_RUN, MIN_PADDED_SHARE = 4, 8, 0.5
 
