@@ -150,6 +150,7 @@ def main():
     torch.set_num_threads(options.threads)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    memory = {"working_mib_by_vocabulary": by_vocabulary()}  # first: a child inherits the peak
     where = {"pretrained_model_name_or_path": str(options.model)}
     if options.model.suffix == ".gguf":
         where = {"pretrained_model_name_or_path": str(options.model.parent)}
@@ -160,8 +161,7 @@ def main():
         paths = copies(module, tokenizer, Path(folder))
         del module
         result = measured(paths, options)
-    result["working_mib_by_vocabulary"] = by_vocabulary()
-    finish("drift", {"machine": machine(options.threads)} | result)
+    finish("drift", {"machine": machine(options.threads)} | result | memory)
 
 
 def measured(paths, options):

@@ -185,7 +185,8 @@ def _missing(table: LogProbTable, sums: Sums, draws: Draws, *, skip: bool) -> Ch
     name, tokens, rows = "values", sums.total("n"), sums.total("rows")
     if tokens == rows:
         return Check(name, f"all {int(rows):,} values of each column are log-probabilities")
-    parts, looks = [], {}
+    parts: list[str] = []
+    looks: dict[str, None] = {}
     for column, counts in kinds_of_missing(table, draws.columns).items():
         said = [f"{count:,} {_MISSING[kind]}" for kind, count in counts.items()]
         if said:
