@@ -21,7 +21,6 @@ from torch import Tensor
 
 from kullback import tokens
 from kullback.core import Estimate, require
-from kullback.tokens.losses import PolicyKL, policy_kl_loss
 
 from . import limits
 from .clusters import Clusters, ratio_mean
@@ -38,7 +37,7 @@ class _Logged:
     squares: float = 0.0
     doubts: dict[str, None] = field(default_factory=dict)
 
-    def add(self, found: PolicyKL, mask: Tensor, prompts: list[str]) -> None:
+    def add(self, found: tokens.PolicyKL, mask: Tensor, prompts: list[str]) -> None:
         terms = found.terms.double()
         for name, total, size in zip(
             prompts, terms.sum(1).tolist(), mask.sum(1).tolist(), strict=True
@@ -103,7 +102,7 @@ class PolicyKLMixin:
     accelerator: Any
     model: Any
     args: Any
-    policy_kl: PolicyKL | None = None
+    policy_kl: tokens.PolicyKL | None = None
     kl_estimate: Estimate | None = None
 
     def __init__(self, *args: Any, reference: Any = None, **kwargs: Any) -> None:
@@ -147,7 +146,7 @@ class PolicyKLMixin:
             return loss
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         kept = mask.bool()
-        found = policy_kl_loss(
+        found = tokens.policy_kl_loss(
             log_current=self._log_probs(outputs[-1] if outputs else None, inputs),
             log_reference=reference,
             log_behaviour=inputs.get("sampling_per_token_logps", inputs.get("old_per_token_logps")),
