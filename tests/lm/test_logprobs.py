@@ -452,7 +452,7 @@ def test_odd_groups_and_names():
 def test_columns_of_another_quantity_are_named(simulated):
     columns, _ = simulated
     for change, words in (
-        (lambda x: -x, "negated? −log p, a loss"),
+        (lambda x: -x, "negated? log-probabilities are minus an NLL"),
         (np.exp, "probabilities? all are between 0 and 1"),
     ):
         changed = columns | {"log_q": change(columns["log_q"])}

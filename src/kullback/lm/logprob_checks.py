@@ -208,7 +208,7 @@ def _looks_like(counts: Mapping[str, int], rows: float) -> tuple[str, ...]:
     if positive < limits.NEGATED * rows:
         return ("log-probabilities are at most 0",)
     if above:
-        return ("negated? −log p, a loss (NLL), is 0 or above: take minus the column",)
+        return ("negated? log-probabilities are minus an NLL, which is 0 or above",)
     return ("probabilities? all are between 0 and 1: take the logarithm",)
 
 
