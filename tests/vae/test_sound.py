@@ -52,7 +52,7 @@ def test_masses_of_all_65536_levels_sum_to_one(before, scale):
         past = likelihood._past(clip, which, place)
         condition = likelihood._condition(conditions(1, scale=scale)[None], which, place)[0]
         levels = torch.arange(-32768.0, 32768.0, dtype=torch.float64)
-        names = ("filtered", "loudness", "unit", "error", "errors", "fitted")
+        names = ("learned", "inputs", "loudness", "unit", "error", "errors", "fitted")
         every = {name: getattr(past, name).expand(len(levels), -1) for name in names}
         each = likelihood._log_masses(_Past(**every), condition, levels)
     assert torch.logsumexp(each, 0).exp().item() == pytest.approx(1.0, abs=1e-11)
@@ -118,7 +118,7 @@ def test_drawing_and_measuring_see_the_same_past():
             at = (place == t).nonzero()[:, 0]
             names = ("samples", "errors", "magnitudes", "fitted")
             alone = likelihood._of(_Seen(*(getattr(seen, name).double() for name in names)))
-            for name in ("filtered", "loudness", "unit", "error", "errors", "fitted"):
+            for name in ("learned", "inputs", "loudness", "unit", "error", "errors", "fitted"):
                 here, there = getattr(past, name)[at], getattr(alone, name)
                 torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-2)  # fitted in float32
             torch.testing.assert_close(condition[at], likelihood._condition_at(theta, t))

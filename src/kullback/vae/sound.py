@@ -156,6 +156,11 @@ def _unit(magnitudes: Tensor) -> Tensor:
     return 1.0 + magnitudes[..., SOUND_WINDOWS.index(_SCALE_WINDOW), None]
 
 
+def _compressed(errors: Tensor, sums: Tensor) -> Tensor:
+    """Return asinh of errors in units of the 32 before each, whose magnitudes have these sums."""
+    return torch.asinh(errors / (1.0 + sums.clamp(min=0.0) / _SCALE_WINDOW))
+
+
 @torch.no_grad()
 def second_moments(clips: Tensor, *, step: int = 1) -> Tensor:
     """Return E[v vᵀ] of 32 samples and the next one, in units of their mean magnitude.
@@ -259,8 +264,9 @@ _FITTED = (_Fitted(12, 96.0), _Fitted(16, 256.0))
 class _Seen:
     """What stands before each place, `[places, …]`, in levels.
 
-    samples: the last 32. errors: the last 160 of the first fitted predictor. magnitudes: means of
-    samples and of errors over several windows. fitted: the predictions of the place itself.
+    samples: the last 32. errors: the last 160 of the first fitted predictor, each in units of the
+    32 before it, compressed. magnitudes: means of samples and of errors over several windows.
+    fitted: the predictions of the place itself.
     """
 
     samples: Tensor
@@ -273,14 +279,16 @@ class _Seen:
 class _Past:
     """What the samples before each place say: `[places, …]`.
 
-    filtered: of the learned filters, in units of `unit`. loudness: logs of mean magnitudes, of the
+    learned, inputs: of the learned filters, in units of `unit`: predictions, and inputs of the
+    hidden layers. loudness: logs of mean magnitudes, of the
     samples and of the errors of the fitted predictors, over several windows. unit, error: the mean
     magnitude of the last 32 samples, and of the first predictor's last 32 errors, plus 1,
-    `[places, 1]`. errors: its last 160 errors in units of `error`, compressed, the oldest first:
-    they show where the pulses of a voice are. fitted: the predictions, `[places, 2]`.
+    `[places, 1]`. errors: its last 160 errors, compressed, the oldest first: they show where the
+    pulses of a voice are. fitted: the predictions, `[places, 2]`.
     """
 
-    filtered: Tensor
+    learned: Tensor
+    inputs: Tensor
     loudness: Tensor
     unit: Tensor
     error: Tensor
@@ -297,7 +305,7 @@ class _Drawn:
     def __init__(self, clips: int, samples: int, device: torch.device) -> None:
         self.longest = max(SOUND_WINDOWS)
         self.history = torch.zeros(clips, self.longest + samples, device=device)
-        self.errors = torch.zeros_like(self.history)  # of the first fitted predictor
+        self.errors = torch.zeros_like(self.history)  # of the first fitted predictor, compressed
         shape = (1 + len(_FITTED), clips, self.longest + 1 + samples)
         self.totals = torch.zeros(shape, device=device, dtype=torch.float64)
         self.spans = torch.tensor(SOUND_WINDOWS, device=device)
@@ -319,18 +327,17 @@ class _Drawn:
             self.fitted[:, i] = (self.history[:, None, at - one.order : at] @ weights)[:, 0, 0]
         means = (self.totals[..., at : at + 1] - self.totals[..., at - self.spans]) / self.spans
         magnitudes = means.clamp(min=0.0).transpose(0, 1).flatten(1).float()
-        samples, errors = (
-            self.history[:, at - SOUND_ORDER : at],
-            self.errors[:, at - ERRORS_SEEN : at],
-        )
-        return _Seen(samples, errors, magnitudes, self.fitted)
+        samples = self.history[:, at - SOUND_ORDER : at]
+        return _Seen(samples, self.errors[:, at - ERRORS_SEEN : at], magnitudes, self.fitted)
 
     def add(self, t: int, levels: Tensor) -> None:
         """Put the sample of place t, in levels, behind the others."""
         at = t + self.longest
         self.history[:, at] = levels
-        self.errors[:, at] = levels - self.fitted[:, 0]
-        size = torch.cat([levels[:, None], levels[:, None] - self.fitted], 1).abs()
+        errors = levels[:, None] - self.fitted
+        sums = self.totals[1, :, at] - self.totals[1, :, at - _SCALE_WINDOW]
+        self.errors[:, at] = _compressed(errors[:, 0], sums.float())
+        size = torch.cat([levels[:, None], errors], 1).abs()
         self.totals[..., at + 1] = self.totals[..., at] + size.t()
 
     def _refit(self, at: int) -> None:
@@ -427,16 +434,20 @@ class AutoregressiveLogistics(nn.Module):
             fitted = torch.stack([one.predictions(levels) for one in _FITTED])
             loud = [levels, *(levels - fitted)]
             magnitudes = torch.cat([_magnitudes(one, clip, place) for one in loud], -1)
+            total = F.pad(loud[1].abs().double().cumsum(-1), (_SCALE_WINDOW + 1, 0))
+            sums = (total[:, _SCALE_WINDOW:] - total[:, :-_SCALE_WINDOW])[:, :-1]
+            compressed = _compressed(loud[1], sums.to(levels.dtype))
         samples = _windows(levels, clip, place, SOUND_ORDER)
-        errors = _windows(loud[1], clip, place, ERRORS_SEEN)
+        errors = _windows(compressed, clip, place, ERRORS_SEEN)
         return self._of(_Seen(samples, errors, magnitudes, fitted[:, clip, place].t()))
 
     def _of(self, seen: _Seen) -> _Past:
         magnitudes = seen.magnitudes
         unit, error = _unit(magnitudes), _unit(magnitudes[..., len(SOUND_WINDOWS) :])
-        filtered = (seen.samples @ (self.basis @ self.filters.t())) / unit
-        errors = torch.asinh(seen.errors / error)
-        return _Past(filtered, torch.log1p(magnitudes), unit, error, errors, seen.fitted)
+        filtered = (seen.samples / unit) @ (self.basis @ self.filters.t())
+        learned, inputs = torch.split(filtered, [_PREDICTORS, self.channels], -1)
+        loudness = torch.log1p(magnitudes)
+        return _Past(learned, inputs, loudness, unit, error, seen.errors, seen.fitted)
 
     def _condition(self, parameters: Tensor, clip: Tensor, place: Tensor) -> Tensor:
         """Interpolate `[draws, batch, width, frames]` linearly: `[draws, places, width]`."""
@@ -450,11 +461,11 @@ class AutoregressiveLogistics(nn.Module):
     def _shape(self, past: _Past, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return log π, location and log scale of the mixture, `[places, K]`, in levels."""
         k = self.components
-        h = past.filtered[..., _PREDICTORS:] + condition
+        h = past.inputs + condition
         h = F.silu(h + self.by_loudness(0.5 * past.loudness - 2.0) + self.by_errors(past.errors))
         out = self.last(F.silu(self.hidden(h) + h))
         logits, offset, log_scale, by_fit, mix = out.split([k, k, k, len(_FITTED), _PREDICTORS], -1)
-        learned = (past.filtered[..., :_PREDICTORS] * mix).sum(-1, keepdim=True)
+        learned = (past.learned * mix).sum(-1, keepdim=True)
         fitted = (past.fitted * by_fit).sum(-1, keepdim=True)
         location = fitted + past.unit * learned + past.error * offset
         units = past.error + self.wide  # the first component also covers what comes from silence
