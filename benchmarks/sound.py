@@ -4,9 +4,9 @@
 
 The data are not part of the package: an .npz with `samples`, `offset` and `take` (Free Spoken
 Digit Dataset). Takes 10 and later of each digit and speaker are for training; takes 0 to 4, the
-official test clips, and takes 5 to 9 are two sets for testing. The design was also tried on takes 0
-to 4 before this; takes 5 to 9 have only had 14 of their 300 clips among the 160 on which the rate
-and the free bits were chosen. Every real sample of every test clip is counted once; the padding is
+official test clips, and takes 5 to 9 are two sets for testing. Neither is untouched: the
+design was tried on takes 0 to 4, and the likelihood got its shifts after both had been counted (see
+docs/sound.md). Every real sample of every test clip is counted once; the padding is
 not. FLAC is libsndfile's at its highest level: on the clips joined into one file, and on each clip
 without its header. Prints JSON and writes it to benchmarks/results/sound.json.
 """
