@@ -17,7 +17,7 @@ from kullback.vae import VAE, Architecture, Training, build, evaluate, resume, t
 from kullback.vae.checkpoint import FlatParameters, load_tensors
 from kullback.vae.evaluation import collapse_warning
 from kullback.vae.evidence import bounds
-from kullback.vae.loop import State, batches, fit, loss_terms
+from kullback.vae.loop import State, batches, fit, loss_terms, too_short
 
 SMALL = Architecture(hidden=(16,), latent=3)
 
@@ -392,11 +392,35 @@ def test_metrics_are_json_without_the_clock(tmp_path):
 
 
 def test_collapse_is_noticed():
-    text = collapse_warning([1e-4, 2e-3], 0, 1.0)
+    text = collapse_warning([1e-4, 2e-3], 0, Training())
     assert "posterior collapse" in text
     assert "--free-bits" in text
-    assert "smaller --beta" in collapse_warning([1e-4], 0, 50.0)
-    assert collapse_warning([0.0, 3.0], 1, 1.0) == ""
+    assert "smaller --beta" in collapse_warning([1e-4], 0, Training(beta=50.0))
+    assert collapse_warning([0.0, 3.0], 1, Training()) == ""
+    used = collapse_warning([1e-4], 0, Training(warmup=0.5, free_bits=0.5))
+    assert "--warmup" not in used
+    assert "larger --free-bits (now 0.5)" in used
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "told"),
+    [
+        (Training(minutes=2.0), 100, "Try: --minutes 20"),  # 1,000 steps, 100 a pass
+        (Training(minutes=0.5), 999, "Try: --minutes 1"),
+        (Training(), 1000, ""),
+        (Training(steps=10), 10, ""),  # somebody's choice
+        (Training(epochs=0.1), 10, ""),
+    ],
+)
+def test_a_short_run_says_how_long_it_should_be(settings, step, told):
+    assert too_short(settings, step, 100).endswith(told)
+    assert bool(too_short(settings, step, 100)) == bool(told)
+
+
+def test_a_run_shorter_than_a_pass_is_short():
+    text = too_short(Training(minutes=3.0), 2000, 8000)
+    assert "2,000 steps, 0.25 passes over the training data" in text
+    assert text.endswith("Try: --minutes 12")
 
 
 @pytest.mark.slow

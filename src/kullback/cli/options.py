@@ -205,16 +205,20 @@ class TrainingOptions:
     draws: Annotated[Whole, about("Draws of q(z|x) per image and step.")] = TRAINING.draws
     tighten: Annotated[Real, about("Last share of the run on the tighter bound.")] = 0.0
     beta: Annotated[Real, about("Weight of the KL; only 1 is the ELBO.")] = TRAINING.beta
-    warmup: Annotated[Real, about("First share of the run over which beta rises from 0.")] = (
-        TRAINING.warmup
-    )
-    free_bits: Annotated[Real, about("Nats per latent dimension left uncharged.")] = (
-        TRAINING.free_bits
-    )
-    batch_size: Annotated[
-        Whole | None, about("Images or clips per step (default: 128; 16 for sound).")
+    warmup: Annotated[
+        Real | None,
+        about("First share of the run over which beta rises from 0 (default: 0; 0.5 for sound)."),
     ] = None
-    learning_rate: Annotated[Real, about("The peak of its schedule.")] = TRAINING.learning_rate
+    free_bits: Annotated[
+        Real | None,
+        about("Nats per latent dimension left uncharged (default: 0; 0.5 for sound)."),
+    ] = None
+    batch_size: Annotated[
+        Whole | None, about("Images or clips per step (default: 128; 4 for sound).")
+    ] = None
+    learning_rate: Annotated[
+        Real | None, about("The peak of its schedule (default: 0.004; 0.003 for sound).")
+    ] = None
     weight_decay: Annotated[Real, about("AdamW's.")] = TRAINING.weight_decay
     clip: Annotated[
         Real | None, about("Largest gradient norm (default: 1000; 20,000 for sound).")

@@ -62,11 +62,12 @@ def train(
         dataset = _read(data, reading or DataOptions(), options.seed)
         settings = options.training(dataset.kind)
         work = _new_run(dataset, architecture, settings, out=out, device=device)
+        nouns = "clips" if dataset.kind == "sound" else "images"
     else:
-        work = _old_run(resume)
+        work, nouns = _old_run(resume), "examples"
     said: set[str] = set()
     with Stop() as stop, bar("training") as update:
-        show = _shown(update, said)
+        show = _shown(update, said, nouns)
         outcome = work(progress=show, stop=stop, checkpoint_seconds=checkpoint_seconds)
     for warning in dict.fromkeys(outcome.warnings):
         if warning not in said:
@@ -127,7 +128,7 @@ def _read(source: str, reading: DataOptions, seed: int) -> "Dataset":
     return dataset
 
 
-def _shown(update: Callable[..., None], said: set[str]) -> Callable[["Progress"], None]:
+def _shown(update: Callable[..., None], said: set[str], nouns: str) -> Callable[["Progress"], None]:
     """Turn readings of the training into the bar's text, and say each warning once."""
 
     def show(reading: "Progress") -> None:
@@ -137,7 +138,8 @@ def _shown(update: Callable[..., None], said: set[str]) -> Callable[["Progress"]
             text += f"  distortion {reading.distortion:.2f}"
         if reading.test_elbo is not None:
             text += f"  test {reading.test_elbo.value:.2f}"
-        text += f"  {reading.images_per_second:,.0f} images/s"
+        if reading.images_per_second == reading.images_per_second:
+            text += f"  {reading.images_per_second:,.1f} {nouns}/s"
         update(reading.fraction, 1.0, text)
         if reading.warning and reading.warning not in said:
             said.add(reading.warning)

@@ -75,7 +75,7 @@ def choose(kind: str, name: str = "auto") -> tuple[str, str]:
 
 
 ACTIVATIONS = ("relu", "silu", "tanh")
-USUAL = {"mlp": (500, 500), "conv": (32, 32, 32, 256), "sound": (64,)}
+USUAL = {"mlp": (500, 500), "conv": (32, 32, 32, 256), "sound": (48,)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class Architecture:
         require(fits, "network", f"one for {kind} data", network, usual)
         hidden = self.hidden or USUAL[network]
         one = network != "sound" or len(hidden) == 1
-        require(one, "hidden", "one width for sound, such as 64", hidden)
+        require(one, "hidden", "one width for sound, such as 48", hidden)
         likelihood, _ = choose(kind, self.likelihood)
         return replace(self, network=network, hidden=hidden, likelihood=likelihood)
 

@@ -27,6 +27,7 @@ from .limits import (
     LOOSE_DRAWS,
 )
 from .model import VAE
+from .training import Training
 
 __all__ = [
     "Evaluation",
@@ -319,29 +320,32 @@ def active_units(means: torch.Tensor, kl: torch.Tensor) -> int:
     return int((varies & (kl.to(means) >= ACTIVE_KL)).sum())
 
 
-def collapse_warning(kl: list[float], active: int, beta: float) -> str:
+def collapse_warning(kl: list[float], active: int, settings: Training) -> str:
     """Say that the posterior has collapsed, and what to do; empty when it has not.
 
     Args:
         kl: The mean KL of every latent dimension, in nats.
         active: How many are active.
-        beta: The weight of the KL.
+        settings: Of the training: what is in use already is no remedy.
 
     Returns:
         The warning, or "".
 
     Example:
-        >>> collapse_warning([0.001, 0.002], 0, 1.0)[:18]
+        >>> collapse_warning([0.001, 0.002], 0, Training())[:18]
         'posterior collapse'
-        >>> collapse_warning([2.0, 1.0], 2, 1.0)
+        >>> collapse_warning([2.0, 1.0], 2, Training())
         ''
     """
     total = sum(kl)
     if active > 0 and total > COLLAPSED_KL:
         return ""
     says = "nothing" if total <= COLLAPSED_KL else "little"
-    remedy = "--warmup 0.3, --free-bits 0.1 or a lower --learning-rate"
-    remedy = f"a smaller --beta (now {beta:g}), {remedy}" if beta > 1 else remedy
+    remedies = [f"a smaller --beta (now {settings.beta:g})"] if settings.beta > 1 else []
+    remedies += [] if settings.warmup else ["--warmup 0.3"]
+    more = f"larger --free-bits (now {settings.free_bits:g})"
+    remedies += [more if settings.free_bits else "--free-bits 0.1"]
+    remedy = ", ".join(remedies) + " or a lower --learning-rate"
     return (
         f"posterior collapse: {active} of {len(kl)} latent dimensions are active and the KL is "
         f"{total:.2g} nats, so z says {says} about x. Try: {remedy}"

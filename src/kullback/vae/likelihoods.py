@@ -463,7 +463,7 @@ class DiscretisedLogistics(nn.Module):
 
 
 def log_mass(
-    mean: Tensor, log_scale: Tensor, value: Tensor, half: float, bound: float = 1.0
+    mean: Tensor, log_scale: Tensor, value: Tensor, half: float, bound: float | Tensor = 1.0
 ) -> Tensor:
     """Return the log mass that logistics give the level around `value`, a width of 2·half.
 
@@ -495,7 +495,7 @@ class _LogMass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, mean: Tensor, log_scale: Tensor, value: Tensor, half: float, bound: float
+        ctx: Any, mean: Tensor, log_scale: Tensor, value: Tensor, half: float, bound: float | Tensor
     ) -> Tensor:
         sharpness = torch.exp(-log_scale)
         centred = (value - mean).mul_(sharpness)

@@ -323,6 +323,7 @@ def build(
     spread: Tensor | None = None,
     sound: dict[str, int] | None = None,
     moments: Tensor | None = None,
+    shares: Tensor | None = None,
 ) -> VAE:
     """Build a VAE for events of a shape and kind; weights come from torch's global generator.
 
@@ -340,6 +341,7 @@ def build(
             it for their unit, while x and every figure stay in the data's units.
         sound: Rate, step and clip length, for sound; see `Spec`.
         moments: Of the training data's sound, `kullback.vae.sound.second_moments`.
+        shares: Of the training data's sound, `kullback.vae.sound.shift_shares`.
 
     Returns:
         The model, with fresh weights.
@@ -357,7 +359,7 @@ def build(
         tuple(event_shape), kind, architecture, levels, grid, standardised=inside, sound=sound
     )
     if kind == "sound":
-        return _of_sound(spec, scale, moments)
+        return _of_sound(spec, scale, moments, shares)
     top = levels - 1
     usual = {"binary": (0.5, 1.0), "8-bit": (127.5, 64.0), "continuous": (0.0, 1.0)}
     usual["levels"] = (top / 2, max(1.0, top / 4))
@@ -381,7 +383,9 @@ def build(
     return VAE(encoder, decoder, likelihood, prior, shift=mean, scale=divide_by, spec=spec)
 
 
-def _of_sound(spec: Spec, scale: float | None, moments: Tensor | None) -> VAE:
+def _of_sound(
+    spec: Spec, scale: float | None, moments: Tensor | None, shares: Tensor | None
+) -> VAE:
     """Build a VAE of clips of integer samples; `scale` is their deviation."""
     known = spec.sound or {}
     good = len(spec.event_shape) == 2 and spec.event_shape[0] == 1
@@ -395,6 +399,7 @@ def _of_sound(spec: Spec, scale: float | None, moments: Tensor | None) -> VAE:
         levels=spec.levels,
         step=known.get("step", 1),
         moments=moments,
+        shares=shares,
     )
     encoder, decoder = SoundEncoder(samples, width, latent), SoundDecoder(latent, width)
     scale = 1.0 if scale is None else scale

@@ -35,7 +35,7 @@ from .checkpoint import State, is_hashed, read_config, write_config
 from .limits import MAX_THREADS, THREADS_GAIN, UNIT_SCALE_LEVELS
 from .loop import Monitor, NonFiniteError, Progress, fit, hold_out
 from .model import VAE, build, location_and_spread
-from .sound import second_moments
+from .sound import second_moments, shift_shares
 from .training import Training
 
 __all__ = [
@@ -321,6 +321,7 @@ def _fresh_model(data: Dataset, architecture: Architecture, seed: int, spec: Spe
             spread=None if spread is None else (spread if inside else spread.clamp(min=1.0)),
             sound=None if sound is None else {n: int(sound[n]) for n in ("rate", "step", "clip")},
             moments=None if sound is None else second_moments(data.train, step=int(sound["step"])),
+            shares=None if sound is None else shift_shares(data.train, step=int(sound["step"])),
         )
 
 
