@@ -21,24 +21,28 @@ a mutation that only such a test noticed, one that fails without it as well, is 
 import argparse
 import ast
 import functools
-import importlib
+import gc
 import json
-import multiprocessing
 import os
 import random
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / ".mutate"
 FOLDERS = ("exact", "sampled", "tokens", "variational", "vae", "data")
 BELOW = ("core", "measure")  # whose tests are recorded as well
+ENDLESS = "a test that does not end"
 QUICK_SECONDS = 0.3  # a test that takes longer waits until the others have passed
 OUTSIDE = {  # tested in processes of their own
     "src/kullback/tokens/backends/triton_kernels.py": "tests/tokens/test_triton.py",
@@ -131,40 +135,6 @@ def mutations_of(path: Path) -> list[Mutation]:
             changed = node.value + 1 if type(node.value) is int else node.value * 1.5 + 0.01
             add(node.lineno, start, text, repr(changed))
     return found
-
-
-def pytest_in(where: Path, arguments: list[str]) -> int:
-    """Run pytest in this process on the package of a tree, in silence."""
-    import pytest
-
-    os.chdir(where)
-    os.environ |= {"PYTHONPATH": str(where / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    sys.path.insert(0, str(where / "src"))
-    sys.dont_write_bytecode = True
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    return pytest.main(["-q", "-p", "no:cacheprovider", "--slow", *arguments])
-
-
-def passes(work: Path, tests: list[str], report: Path, *options: str) -> bool:
-    """Say whether tests pass, in a fork of this process: what it has imported need not be again.
-
-    They run with `--slow`: every one of them, whatever its place among the cases of a sweep.
-    """
-    report.unlink(missing_ok=True)
-    arguments = [f"--junitxml={report}", *options, *tests]
-    child = multiprocessing.get_context("fork").Process(
-        target=lambda: os._exit(int(pytest_in(work, arguments)))
-    )
-    child.start()
-    child.join(60 + 5 * sum(recorded()[test] for test in tests))
-    if child.is_alive():  # a test that no longer ends has noticed
-        child.kill()
-        child.join()
-    elif not report.exists():
-        raise RuntimeError(f"pytest could not start, code {child.exitcode}")
-    return child.exitcode == 0
 
 
 def record(files: list[str], *, slow: bool) -> None:
@@ -276,8 +246,8 @@ def reaching(mutation: Mutation) -> set[str]:
     return tests | {test for test in recorded() if test.startswith(OUTSIDE.get(path, "outside"))}
 
 
-def rounds(mutation: Mutation, seconds: float) -> list[list[str]]:
-    """Return the tests to run, in two runs: a quick case of each function, then all others."""
+def ordered(mutation: Mutation, seconds: float) -> list[str]:
+    """Return the tests to run: a quick case of each function first, each part file by file."""
     first, others, spent, functions = [], [], 0.0, set()
     for test in sorted(reaching(mutation), key=lambda test: (recorded()[test], test)):
         function, took = test.partition("[")[0], recorded()[test]
@@ -287,21 +257,118 @@ def rounds(mutation: Mutation, seconds: float) -> list[list[str]]:
         elif spent <= seconds or not others:
             others.append(test)
         functions.add(function)
-    return [sorted(tests, key=lambda test: test.partition("::")[0]) for tests in (first, others)]
+    parts = [sorted(tests, key=lambda test: test.partition("::")[0]) for tests in (first, others)]
+    return parts[0] + parts[1]
 
 
-def noticed(mutation: Mutation, work: Path, seconds: float) -> list[str] | None:
-    """Return the tests that fail with a mutation in place, or None where all pass."""
-    target, report = work / mutation.path, work / "report.xml"
-    target.write_bytes(mutation.source())
-    try:
-        for tests in rounds(mutation, seconds):
-            if tests and not passes(work, tests, report, "-x"):
-                ran = outcomes(report) if report.exists() else {}
-                return [test for test, outcome in ran.items() if not outcome.passed]
-        return None
-    finally:
-        shutil.copy(ROOT / mutation.path, target)
+def functions_of(code: types.CodeType) -> Iterator[types.CodeType]:
+    """List the code of every function in a compiled module, in the order of the source."""
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield constant
+            yield from functions_of(constant)
+
+
+def put_in_place(file: Path, source: bytes, mutated: bytes) -> bool:
+    """Give every function of a file its mutated code; say whether any that exists has changed."""
+    pair = [compile(text, str(file), "exec", dont_inherit=True) for text in (source, mutated)]
+    both = zip(*map(functions_of, pair), strict=True)
+    changed = {old: new for old, new in both if old != new}
+    gc.unfreeze()
+    found = [
+        each
+        for each in gc.get_objects()
+        if type(each) is types.FunctionType
+        and each.__code__.co_filename == str(file)
+        and each.__code__ in changed
+    ]
+    for each in found:
+        each.__code__ = changed[each.__code__]
+    return bool(found)
+
+
+def runs_on_import(mutation: Mutation) -> bool:
+    """Say whether a line runs as its module is imported: it is no function's, or also then."""
+    return "" in coverage_of(mutation.path).get(mutation.line, {""})
+
+
+@dataclass(frozen=True)
+class Tests:
+    """The collected tests, on a copy of the checkout."""
+
+    items: dict[str, Any]
+    work: Path
+
+    def failing(self, mutation: Mutation, seconds: float) -> str | None:
+        """Return the first test that fails with a mutation in place, None where all pass."""
+        target, names = self.work / mutation.path, ordered(mutation, seconds)
+        source, mutated = (ROOT / mutation.path).read_bytes(), mutation.source()
+        target.write_bytes(mutated)
+        try:
+            if not runs_on_import(mutation):
+                found = self.in_fork(names, lambda: put_in_place(target, source, mutated))
+                if found != "nothing changed":
+                    return found
+            return self.in_process(names)
+        finally:
+            target.write_bytes(source)
+
+    def in_fork(self, names: list[str], prepare: Callable[[], bool]) -> str | None:
+        """Run tests in a fork of this process, where every module is imported already."""
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            found: str | None = "an error of this tool"
+            try:
+                chosen = [self.items[name] for name in names if name in self.items]
+                found = first_failure(chosen) if prepare() else "nothing changed"
+            finally:
+                os.write(writer, (found or "").encode())
+                os._exit(0)
+        os.close(writer)
+        ready, _, _ = select.select([reader], [], [], patience(names))
+        if not ready:
+            os.kill(child, signal.SIGKILL)
+        found = os.read(reader, 1000).decode() if ready else ENDLESS
+        os.close(reader)
+        os.waitpid(child, 0)
+        return found or None
+
+    def in_process(self, names: list[str]) -> str | None:
+        """Run tests in a process that imports the mutated file anew."""
+        report = self.work / "report.xml"
+        report.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", "--slow"]
+        command += [f"--junitxml={report}", *names]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=patience(names))
+        except subprocess.TimeoutExpired:
+            return ENDLESS
+        ran = outcomes(report) if report.exists() else {}
+        failed = [test for test, outcome in ran.items() if not outcome.passed]
+        return None if not done.returncode else failed[0] if failed else "the import"
+
+
+def patience(names: list[str]) -> float:
+    """Return after how many seconds tests are said not to end."""
+    return 60 + 5 * sum(recorded()[test] for test in names)
+
+
+def first_failure(items: list[Any]) -> str | None:
+    """Run collected tests up to the first that fails, and return its name."""
+    failed: list[str] = []
+
+    class Watch:
+        def pytest_runtest_logreport(self, report: Any) -> None:
+            failed.extend([report.nodeid] if report.failed else [])
+
+    for item, following in zip(items, [*items[1:], None], strict=True):
+        if not item.config.pluginmanager.has_plugin("watch"):
+            item.config.pluginmanager.register(Watch(), "watch")
+        item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
+        if failed:
+            return failed[0]
+    return None
 
 
 def copied(work: Path) -> None:
@@ -327,40 +394,52 @@ def sample(given: argparse.Namespace) -> list[Mutation]:
     return chosen[given.skip :]
 
 
-def failing_without(tests: list[str], work: Path) -> set[str]:
-    """Return those of some tests that fail without a mutation."""
-    report = work / "report.xml"
-    if not tests or passes(work, tests, report):
-        return set()
-    return {test for test, outcome in outcomes(report).items() if not outcome.passed}
+def collected(work: Path, then: Callable[[Tests], None]) -> None:
+    """Collect every recorded test on a copy of the checkout, once, and do something with them."""
+    import pytest
+
+    class Loop:
+        def pytest_runtestloop(self, session: Any) -> bool:
+            then(Tests({item.nodeid: item for item in session.items}, work))
+            return True
+
+    copied(work)
+    os.chdir(work)
+    os.environ |= {"PYTHONPATH": str(work / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.path.insert(0, str(work / "src"))
+    sys.dont_write_bytecode = True
+    # --slow: every test that reaches a line runs, whatever its place among the cases of a sweep
+    files = sorted({test.partition("::")[0] for test in recorded()})
+    code = pytest.main(["-q", "-p", "no:cacheprovider", "--slow", *files], [Loop()])
+    if code:
+        raise RuntimeError(f"pytest ended with {code!r}")
 
 
 def run(given: argparse.Namespace) -> None:
     """Try the mutations, print and keep the survivors and the share that was killed."""
-    for name in ("mpmath", "scipy.stats", "torch"):
-        importlib.import_module(name)  # once, for every fork
-
     chosen = sample(given)
-    killers: dict[Mutation, list[str] | None] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        copied(work)
+    output = os.fdopen(os.dup(1), "w", buffering=1)  # pytest captures the usual one
+
+    def try_all(tests: Tests) -> None:
+        killers = {}
         for number, mutation in enumerate(chosen, 1):
-            killers[mutation] = by = noticed(mutation, work, given.seconds)
-            how = "SURVIVES" if by is None else f"killed by {by[0]}" if by else "killed"
-            print(f"{number}/{len(chosen)} {mutation} | {how}", flush=True)
-        failing = sorted({test for by in killers.values() for test in by or ()})
-        unsound = failing_without(failing, work)
-    for mutation, by in killers.items():
-        if by and unsound.issuperset(by):
-            print(f"not counted, fails without a mutation too: {by[0]} ({mutation})")
-    counted = {m: by for m, by in killers.items() if not by or not unsound.issuperset(by)}
-    survivors = [mutation for mutation, by in counted.items() if by is None]
-    killed = len(counted) - len(survivors)
-    print(f"\nkilled {killed} of {len(counted)} ({killed / len(counted):.1%}); survivors:")
-    for mutation in survivors:
-        print(f"  {mutation} ({len(reaching(mutation))} tests)\n    {mutation.place()['text']}")
-    given.survivors.write_text(json.dumps([m.place() for m in survivors], indent=1))
+            killers[mutation] = by = tests.failing(mutation, given.seconds)
+            print(f"{number}/{len(chosen)} {mutation} | {by or 'SURVIVES'}", file=output)
+        for mutation, by in list(killers.items()):
+            if by in tests.items and tests.in_fork([by], lambda: True):
+                print(f"not counted, {by} fails without {mutation} too", file=output)
+                del killers[mutation]
+        survivors = [mutation for mutation, by in killers.items() if by is None]
+        killed = len(killers) - len(survivors)
+        share = killed / max(len(killers), 1)
+        print(f"\nkilled {killed} of {len(killers)} ({share:.1%}); survivors:", file=output)
+        for mutation in survivors:
+            tried, text = len(reaching(mutation)), mutation.place()["text"]
+            print(f"  {mutation} ({tried} tests)\n    {text}", file=output)
+        given.survivors.write_text(json.dumps([m.place() for m in survivors], indent=1))
+
+    with tempfile.TemporaryDirectory() as folder:
+        collected(Path(folder).resolve(), try_all)
 
 
 def main() -> None:
