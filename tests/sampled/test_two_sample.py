@@ -454,6 +454,7 @@ X = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
         (lambda: kl_from_draws(X[:, 0], X[:, 0]), ValueError, r"Try: x\[:, None\]"),
         (lambda: kl_from_draws(X, X[:, :1]), ValueError, "y: expected a shape that goes with x"),
         (lambda: kl_from_draws(X[:79], X), ValueError, "at least 80 draws; got 79"),
+        (lambda: kl_from_draws(X[:, :0], X), ValueError, "x: expected at least one column; got 0"),
         (lambda: kl_from_draws(X, X, method="trees"), ValueError, "method: expected neighbours"),
         (lambda: kl_from_draws(X, X, neighbours=0), ValueError, "neighbours: expected"),
         (lambda: kl_from_draws(X, X, neighbours=1.5), TypeError, "neighbours: expected int"),
