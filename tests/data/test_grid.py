@@ -256,3 +256,16 @@ def test_other_data_are_read_as_a_runs_own(tmp_path):
     np.save(continuous, (GREY[:, :1] / 255 - 0.5) / 0.5)
     other = reload(load(continuous).protocol, source=str(grey))
     assert sorted(set(other.train.flatten().tolist())) == [0, 51, 102, 153, 204, 255]
+
+
+@pytest.mark.parametrize("value", [0.55, 1.045, 1.055, 1.2, 3.1])
+def test_values_between_unequal_levels_are_off_by_shares_of_the_lesser_gap(value):
+    grid = Grid(4, values=(0.0, 1.0, 1.1, 5.0))
+    with pytest.raises(DataError, match=f"got {value:g} in row 0"):
+        grid.levels_of(np.array([[value]]))
+
+
+def test_values_near_unequal_levels_are_theirs():
+    grid = Grid(4, values=(0.0, 1.0, 1.1, 5.0))
+    near = np.array([[-0.3, 0.3, 0.97, 1.03, 1.07, 1.13, 3.5, 6.5]])
+    assert grid.levels_of(near).tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]]

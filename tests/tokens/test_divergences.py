@@ -149,6 +149,15 @@ def test_other_backends_say_that_they_do_not():
 # --- the chunked and the native backend against the reference ------------------------------------
 
 
+@every_function
+@every_backend
+def test_tokens_of_nearly_no_mass_on_one_side_count(name, backend):
+    """Log-ratios beyond ±20, where one side's mass is 2e-9 of the other's and not yet rounding."""
+    p = torch.tensor([[0.0, -21.0, 1.0, -20.5], [0.0, -1.0, 1.0, 2.0]], dtype=torch.float64)
+    q = torch.tensor([[0.0, 0.5, 1.0, 0.0], [0.0, -22.0, 1.0, -19.0]], dtype=torch.float64)
+    held_to_reference(name, p, q, torch.tensor([1, 3]), backend, 1e-13)
+
+
 @pytest.mark.sweep(4)
 @every_function
 @pytest.mark.parametrize("vocab", [1, 2, 3, 15, 16, 17, 1000, 2049])
