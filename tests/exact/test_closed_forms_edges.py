@@ -136,6 +136,24 @@ def test_on_the_border_of_a_case(p, q, truth):
     assert closed_forms.kl(p, q).item() == pytest.approx(truth, rel=1e-14)
 
 
+RENYI_BORDERS = [  # of order 2: infinite from p² / q on that has no integral any more
+    (D.Gamma, (1.0, 1.0), (2.0, 1.0)),
+    (D.Gamma, (2.0, 1.0), (2.0, 2.0)),
+    (D.InverseGamma, (1.0, 1.0), (2.0, 1.0)),
+    (D.Exponential, (1.0,), (2.0,)),
+    (D.Beta, (1.0, 3.0), (2.0, 3.0)),
+    (D.Beta, (3.0, 1.0), (3.0, 2.0)),
+]
+
+
+@pytest.mark.parametrize(("family", "p", "q"), RENYI_BORDERS)
+def test_renyi_is_infinite_from_the_border_on_and_finite_inside(family, p, q):
+    first, second = family(*map(t, p)), family(*map(t, q))
+    assert closed_forms.renyi(first, second, alpha=2.0) == INF
+    inside = [x + 1e-6 * (y - x) * (x != y) for x, y in zip(p, q, strict=True)]
+    assert closed_forms.renyi(family(*map(t, inside)), second, alpha=2.0).isfinite()
+
+
 def log_sinhc(x):
     return mp.log(mp.sinh(x / 2) * 2 / x) if x else mp.mpf(0)
 
