@@ -68,6 +68,18 @@ def test_rounded_services_are_believed_no_further_than_their_digits():
         assert_holds(kl_bounds(*rounded), kl)
 
 
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_worst_rounding_of_one_side_is_allowed_for(side, sign):
+    """Every log-probability of one side is off by all of its rounding, in the same direction."""
+    pair_of_logs = [torch.tensor(x, dtype=FLOAT).log() for x in ([0.5, 0.3, 0.2], [0.1, 0.2, 0.7])]
+    kl = exact.kl(*pair_of_logs, form="log_probs")
+    known = [listed(x, 3, vocab=3) for x in pair_of_logs]
+    moved = known[side].log_probs + 4.9e-4 * sign
+    known[side] = TopK(known[side].ids, moved, vocab=3, rounding=5e-4)
+    assert_holds(kl_bounds(*known), kl)
+
+
 def test_everything_known_makes_the_bounds_meet():
     p, q = pair(7, 0)
     kl = exact.kl(p, q, form="log_probs")
