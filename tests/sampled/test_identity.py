@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from kullback.sampled import entropy_identity, limits, ratio_identity, weight_identity
-from kullback.sampled.identity import Known, known_mean
+from kullback.sampled.identity import Known, known_mean, moments_of
 
 INF, NAN = math.inf, math.nan
 
@@ -145,3 +145,12 @@ def test_the_level_is_split_over_the_batch(values):
         known = Known(zero + 1 + 0.01 * z, zero + 0.01, zero, 1000, zero, zero)
         found = known_mean(known, "q/p").refuted
         assert bool(torch.as_tensor(found).all()) == bool(torch.as_tensor(found).any()) == refuted
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_scatter_below_the_rounding_of_the_terms_is_none(size):
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(50)
+    for relative, scatters in ((2e-16, False), (1e-12, True)):
+        mean, error, _ = moments_of(size * (1 + relative * signs))
+        assert float(mean) == pytest.approx(size, rel=1e-15)
+        assert bool(error > 0) == scatters

@@ -68,6 +68,15 @@ def test_rounded_services_are_believed_no_further_than_their_digits():
         assert_holds(kl_bounds(*rounded), kl)
 
 
+def test_equal_sides_may_be_equal_however_little_mass_is_unlisted():
+    for rest in (1e-2, 1e-5, 1e-9):
+        p = torch.tensor([1 - rest, 0.6 * rest, 0.3 * rest, 0.1 * rest], dtype=FLOAT).log()
+        for k in (1, 2, 3):
+            for bounds in (kl_bounds(p, listed(p, k)), kl_bounds(listed(p, k), p)):
+                assert 0 <= float(bounds.lower) <= 64 * torch.finfo(FLOAT).eps * rest
+                assert float(bounds.upper) > 0
+
+
 @pytest.mark.parametrize("side", [0, 1])
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_the_worst_rounding_of_one_side_is_allowed_for(side, sign):

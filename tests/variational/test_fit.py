@@ -16,7 +16,7 @@ from kullback.variational.objectives import loss_of
 from kullback.variational.optimise.batch_and_match import match
 from kullback.variational.optimise.deterministic import deterministic, fixed_normals
 from kullback.variational.optimise.starts import find_start
-from kullback.variational.optimise.stochastic import Window
+from kullback.variational.optimise.stochastic import Adam, Window, stochastic
 
 F64 = torch.float64
 
@@ -355,3 +355,30 @@ def test_a_window_knows_the_split_r_hat_of_its_halves():
     ratios = 1 + (means[0] - means[1]) ** 2 / 2 / halves.var(1).mean(0)
     torch.testing.assert_close(window.r_hat(), ratios.sqrt().sort().values[9])
     torch.testing.assert_close(window.mean, x.mean(0))
+
+
+def test_adam_takes_the_steps_of_torchs():
+    x = torch.nn.Parameter(torch.tensor([3.0, -2.0, 1e-3], dtype=F64))
+    theirs, ours, adam = torch.optim.Adam([x], 0.1, (0.9, 0.99), 1e-12), x.detach().clone(), Adam()
+    for _ in range(20):
+        theirs.zero_grad()
+        (x**4).sum().backward()
+        theirs.step()
+        ours = ours + adam.step(4 * ours**3, 0.1)
+    torch.testing.assert_close(ours, x.detach(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("draws", [4, 5])
+def test_the_first_stochastic_step_is_the_rate_along_each_axis(draws):
+    """Adam's first step is the rate times the sign of the gradient; draws are even in number."""
+    family, rows = NAMED["mean_field"](Frame.identity(2)), []
+
+    def loss(q, noise):
+        rows.append(len(noise))
+        return sum((x - 5).sum() for x in q.parameters())
+
+    before = torch.nn.utils.parameters_to_vector(family.parameters()).detach().clone()
+    steps = stochastic(family, loss, seeded(), draws=draws, rate=0.03, iterations=9)
+    after = torch.nn.utils.parameters_to_vector(next(steps).family.parameters())
+    torch.testing.assert_close(after.detach(), before - 0.03)
+    assert rows[0] == 2 * ((draws + 1) // 2)
