@@ -180,6 +180,10 @@ def bregman_of(function, slope):
 
 GAMMAS = (1e-3, 0.4, 1.0, 1.1, 1.2, 2.0, 3.0, 7.5, 16.0, 100.0, 1e6)
 STEPS = ((2.0, 1e-7), (2.0, 0.9), (2.0, -0.99), (2.0, -1.5), (2.0, 5.0), (40.0, 1.0), (0.01, 3.0))
+SINHC_STEPS = ((0.5, 1e-7), (0.0, 1.9), (0.3, 2.1), (-5.0, 2.4), (-5.0, 2.6), (6.0, -3.1))
+SINHC_STEPS += ((6.0, 30.0), (10.0, 19.0), (-10.0, 19.0))
+BESSEL_STEPS = ((0.5, 1e-7), (0.2, 0.9), (0.2, 1.1), (5.0, 2.4), (5.0, 2.6), (5.0, -4.0))
+BESSEL_STEPS += ((28.0, 6.0), (32.0, 1e-3), (45.0, 10.0), (45.0, 40.0))
 FEW = 16  # eps: "a few eps of itself", and what a sum of as many terms rounds
 EXCESS = 80  # eps: 2/|l| at the least |l| that the direct form takes
 CUT = 300  # eps: the first Bernoulli term left out at 1, B₂₀ 19/20! of 1/12
@@ -217,13 +221,12 @@ OF_TWO = {
     ),
     "of_log_sinhc": (
         bregman_of(log_sinhc, log_sinhc_slope),
-        ((0.5, 1e-7), (0.0, 1.9), (0.3, 2.1), (-5.0, 2.4), (-5.0, 2.6), (6.0, -3.1), (6.0, 30.0)),
+        SINHC_STEPS,
         FEW,
     ),
     "of_log_bessel": (
         bregman_of(lambda x: mp.log(mp.besseli(0, x)), bessel_mean),
-        ((0.5, 1e-7), (0.2, 0.9), (0.2, 1.1), (5.0, 2.4), (5.0, 2.6), (5.0, -4.0), (28.0, 6.0))
-        + ((32.0, 1e-3), (45.0, 10.0), (45.0, 40.0)),
+        BESSEL_STEPS,
         CANCELS,
     ),
     "relative_entropy": (

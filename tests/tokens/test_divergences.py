@@ -1,5 +1,6 @@
 """Exact divergences from logits: values and gradients against float64, edges, laws, errors."""
 
+import inspect
 import math
 import warnings
 
@@ -132,6 +133,19 @@ def test_gradients_are_those_of_finite_differences(name, backend):
         return FUNCTIONS[name](p, q, ids, temperature=0.8, backend=backend)
 
     assert torch.autograd.gradcheck(function, (p, q))
+
+
+def test_without_a_temperature_it_is_one():
+    for name in tokens.__all__:
+        found = getattr(tokens, name)
+        if inspect.isfunction(found) and "temperature" in (
+            has := inspect.signature(found).parameters
+        ):
+            assert has["temperature"].default == 1.0, name
+    p, q = logits(3, 5, dtype=torch.float64)
+    for name, function in FUNCTIONS.items():
+        one = function(p, q, torch.tensor(2), temperature=1.0)
+        assert torch.equal(function(p, q, torch.tensor(2)), one), name
 
 
 def test_the_reference_differentiates_twice():
