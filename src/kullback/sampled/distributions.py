@@ -196,7 +196,7 @@ def _negative_binomial(q: NegativeBinomial, x: Tensor) -> Tensor:
 @_scored.register
 def _categorical(q: Categorical, x: Tensor) -> Tensor:
     masses = _log_masses(q)
-    shape = torch.broadcast_shapes(x.shape, q.batch_shape)
+    shape = torch.broadcast_shapes(x.shape, q.batch_shape)  # type: ignore[no-untyped-call]
     return masses.expand((*shape, -1)).gather(-1, x.long().expand(shape)[..., None])[..., 0]
 
 
