@@ -166,6 +166,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("kind", BROKEN)
 def test_rows_that_are_no_draws_leave_no_error_bar(kind):
     columns, _ = logs(np.random.default_rng(7), sequences=20, length=100)

@@ -119,6 +119,7 @@ FAMILIES = {
 }  # fmt: skip
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_with_other_heads(tmp_path, name):
     kind, options = FAMILIES[name]

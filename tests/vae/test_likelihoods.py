@@ -164,3 +164,17 @@ def test_the_table_of_likelihoods_is_complete():
         "gaussian",
         "autoregressive",
     }
+
+
+@pytest.mark.parametrize("components", [1, 3])
+def test_logistics_in_the_datas_units_begin_within_a_deviation_of_its_mean(components):
+    """Levels 0 … 4 are −1 … 1: a deviation of 1 level is half a unit."""
+    mean, sd = torch.tensor([[2.0, 3.0]]), torch.tensor([[1.0, 0.5]])
+    logistics = DiscretisedLogistics((2,), components=components, levels=5, centre=mean, spread=sd)
+    bias = logistics.initial_bias(mean[0])
+    _, means, log_scales, _ = logistics._unpack(bias)
+    ends = torch.linspace(-1.0, 1.0, components)[:, None] if components > 1 else torch.zeros(1, 1)
+    unit = torch.tensor([0.5, 0.25])
+    torch.testing.assert_close(means[0], torch.tensor([0.0, 0.5]) + ends * unit)
+    truth = (unit * math.sqrt(3) / math.pi).log().expand(components, 2)
+    torch.testing.assert_close(log_scales[0], truth)

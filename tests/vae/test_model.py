@@ -176,3 +176,11 @@ def test_architecture_refuses(settings, text):
 def test_conv_refuses_vectors():
     with pytest.raises(ValueError, match=r"event_shape: expected .* for conv"):
         build((4,), "binary", Architecture(network="conv", latent=1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "network"),
+    [((1, 8, 8), "conv"), ((3, 8, 28), "conv"), ((1, 7, 28), "mlp"), ((1, 28, 7), "mlp")],
+)
+def test_images_of_a_side_below_eight_pixels_get_no_convolutions(shape, network):
+    assert Architecture().resolved(shape, "binary").network == network
