@@ -71,7 +71,7 @@ def choose(kind: str, name: str = "auto") -> tuple[str, str]:
 
 
 ACTIVATIONS = ("relu", "silu", "tanh")
-USUAL = {"mlp": (500, 500), "conv": (32, 32, 32, 256)}
+USUAL = {"mlp": (500, 500), "conv": (32, 32, 32, 256), "patch": (32, 32, 32, 256)}
 
 
 @dataclass(frozen=True, slots=True)
