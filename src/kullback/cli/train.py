@@ -60,7 +60,7 @@ def train(
         options = training or TrainingOptions()
         options.training("8-bit")  # so that a wrong option is told before the data are read
         dataset = _read(data, reading or DataOptions(), options.seed)
-        settings = options.training(dataset.kind)
+        settings = options.training(dataset.kind, dataset.event_shape)
         work = _new_run(dataset, architecture, settings, out=out, device=device)
     else:
         work = _old_run(resume)
@@ -71,8 +71,9 @@ def train(
     for warning in dict.fromkeys(outcome.warnings):
         if warning not in said:
             say(f"warning: {warning}")
-    if outcome.selection:
-        say(outcome.selection)
+    for sentence in (outcome.selection, outcome.short):
+        if sentence:
+            say(sentence)
     if not outcome.finished:
         say(f"saved; go on with: kullback train --resume {outcome.folder}", always=True)
         return INTERRUPTED

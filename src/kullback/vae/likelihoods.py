@@ -97,7 +97,9 @@ class Event:
             return x.reshape(-1, self.colours, self.places)
         rows, columns = (size // self.patch for size in self.shape[1:])
         cells = x.reshape(-1, self.colours, rows, self.patch, columns, self.patch)
-        return cells.permute(0, 2, 4, 1, 3, 5).reshape(-1, rows * columns, *self.shape[:1], self.places)
+        return cells.permute(0, 2, 4, 1, 3, 5).reshape(
+            -1, rows * columns, *self.shape[:1], self.places
+        )
 
     def join(self, x: Tensor) -> Tensor:
         """Reshape `[*lead, colours, places]` to `[*lead, *event]`."""
