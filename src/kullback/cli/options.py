@@ -175,9 +175,9 @@ class ModelOptions:
     likelihood: Annotated[
         str, about("auto, bernoulli, logistics, categorical, gaussian or autoregressive.")
     ] = "auto"
-    components: Annotated[
-        Whole, about("Of the mixture of logistics; 0 for the usual ones, 3 or 5.")
-    ] = ARCHITECTURE.components
+    components: Annotated[Whole, about("Of the mixture of logistics; 0: the usual 3 or 5.")] = (
+        ARCHITECTURE.components
+    )
 
     def architecture(self) -> Architecture:
         """Return the library's settings; a ValueError says which option is wrong."""

@@ -10,11 +10,11 @@ from typing import Any
 from kullback.core import RunError, require
 
 from .limits import (
-    COLOUR_COMPONENTS,
     COMPONENTS,
     CONV_MIN_SIDE,
     MAX_LAYERS,
     MAX_WIDTH,
+    PATCH_COMPONENTS,
     PATCH_NUMBERS,
 )
 
@@ -104,7 +104,7 @@ class Architecture:
         latent: Dimensions of z.
         activation: "relu", "silu" or "tanh"; of "mlp" only.
         likelihood: "auto" or one of `LIKELIHOODS`.
-        components: Of the logistics mixture; 0 for the usual ones: 5, or 3 with patch and colour.
+        components: Of the logistics mixture; 0 for the usual ones: 5, or 3 with patch.
 
     Raises:
         ArgumentValueError: A value outside these.
@@ -162,8 +162,7 @@ class Architecture:
         one = network != "sound" or len(hidden) == 1
         require(one, "hidden", "one width for sound, such as 64", hidden)
         likelihood, _ = choose(kind, self.likelihood)
-        colour = network == "patch" and event_shape[0] > 1
-        components = self.components or (COLOUR_COMPONENTS if colour else COMPONENTS)
+        components = self.components or (PATCH_COMPONENTS if network == "patch" else COMPONENTS)
         return replace(
             self, network=network, hidden=hidden, likelihood=likelihood, components=components
         )

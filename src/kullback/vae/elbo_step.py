@@ -10,7 +10,6 @@ allocated, and a tenth of the calls.
 
 import ctypes
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor

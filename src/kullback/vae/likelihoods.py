@@ -456,10 +456,11 @@ class DiscretisedLogistics(nn.Module):
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Return log p(x|z), `[*draws, batch]`, in nats.
 
-        In evaluation mode without patches the plain form is used, so that runs made before the
-        compiled one keep their figures to the last bit.
+        Without patches and where no gradient is asked for the plain form is used, so that runs made
+        before the compiled one keep their figures to the last bit.
         """
-        if (self.training or self.event.patch) and self._compiles(parameters):
+        wanted = self.event.patch or (torch.is_grad_enabled() and parameters.requires_grad)
+        if wanted and self._compiles(parameters):
             out: Tensor = _Mixture.apply(parameters, self.event.split(x), self)  # type: ignore[no-untyped-call]
             return out
         log_pi, means, log_scales, weights = self._unpack(parameters)
@@ -556,8 +557,7 @@ def _mixture_pass(
     mixture: DiscretisedLogistics, parameters: Tensor, x: Tensor, value: Tensor, by: Tensor | None
 ) -> None:
     """Write the log-likelihood of every row into value or, given by, value times its gradient."""
-    functions, event = library(), mixture.event
-    assert functions is not None, "asked for by `_compiles`"
+    event = mixture.event
     tensors = (parameters, x, by, value)
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
     runs = math.prod(parameters.shape[-event.axes : -2])
@@ -566,7 +566,7 @@ def _mixture_pass(
 
     def work(part: tuple[int, int]) -> int:
         first, last = part
-        code: int = functions.logistic_mixture(
+        code: int = library().logistic_mixture(  # type: ignore[union-attr]  # see `_compiles`
             *pointers, first, last, *sizes, half, mixture.least, narrow
         )
         return code

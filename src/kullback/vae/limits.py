@@ -11,7 +11,6 @@ __all__ = [
     "CLIPS_FOR_MOMENTS",
     "COLLAPSED_KL",
     "COLLAPSE_AFTER",
-    "COLOUR_COMPONENTS",
     "COMPONENTS",
     "CONV_MIN_SIDE",
     "DECODER_OUTPUTS",
@@ -33,6 +32,7 @@ __all__ = [
     "NAMED_COLUMNS",
     "OVERFIT_ERRORS",
     "OVERFIT_LOOKS",
+    "PATCH_COMPONENTS",
     "PATCH_NUMBERS",
     "REFIT_EXPANSION",
     "REFIT_RIDGE",
@@ -66,7 +66,7 @@ SETTLED_WIDTH = 0.5  # nats between the bounds on own data; differences between 
 CONV_MIN_SIDE = 8  # pixels: smaller images have too few 2x2 patches for convolutions to pay
 MAX_LAYERS, MAX_WIDTH = 32, 1_000_000  # a larger number is a typing error
 PATCH_NUMBERS = 3000  # of an image, 32x32 in colour: benchmarks/colour_steps.py
-COMPONENTS, COLOUR_COMPONENTS = 5, 3  # of a logistic mixture; a colour has 10 numbers for each
+COMPONENTS, PATCH_COMPONENTS = 5, 3  # of a logistic mixture: benchmarks/colour_steps.py
 CATEGORICAL_LEVELS = 1024  # outputs a place: beyond it a free probability for each level is a waste
 UNIT_SCALE_LEVELS = 256  # more levels than this work in units of the data's own spread
 LOG_SD_LIMIT = 10.0  # e^±10 is far outside any useful posterior; beyond it exp() would overflow

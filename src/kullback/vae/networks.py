@@ -453,7 +453,7 @@ class PatchDecoder(nn.Module):
             start.copy_(bias.mean(-1).repeat_interleave(pixels))
 
     def forward(self, z: Tensor) -> Tensor:
-        """Return parameters, `[rows, channels, places]` or, patched, `[rows, patches, channels, side²]`."""
+        """Return parameters, with pixels in the order that `patched` says."""
         start: Tensor = self.last.bias  # type: ignore[assignment]
         h = self.spread(F.silu(self.hidden(z.to(start.dtype))))
         h = h.reshape(len(z), *self.patches.grid, -1).permute(0, 3, 1, 2)  # channels last
