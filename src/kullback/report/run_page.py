@@ -257,7 +257,10 @@ def _short(record: Record) -> str:
     if not known or record.protocol.get("kind") == "sound":
         return ""
     step, seconds = int(record.metrics[-1]["step"]), float(record.timing[-1]["seconds"])
-    settings = Training(**config["training"])
+    try:
+        settings = Training(**config["training"])
+    except (ValueError, TypeError):  # a damaged config.json: the page shows it as it is
+        return ""
     examples = round(counts["train"] * (1 - settings.validation))
     said = too_short(settings, step, seconds, max(1, examples))
     return said[:1].upper() + said[1:]
@@ -582,9 +585,14 @@ def command(config: Mapping[str, Any]) -> str:
     """
     data = config["data"]
     shape, kind = tuple(data.get("event_shape") or (1,)), data.get("kind", "continuous")
-    usual = asdict(Architecture().resolved(shape, kind)) | USUAL_DATA
-    usual |= Training.usual(kind, shape).to_dict()
-    given = dict(config["model"].get("architecture") or {}) | dict(config["training"])
+    architecture = dict(config["model"].get("architecture") or {})
+    network = Architecture().resolved(shape, kind).network
+    known = architecture.get("network") if kind != "sound" else network
+    named = str(known) if known in ("mlp", "conv", "patch") and len(shape) == 3 else network
+    usual = asdict(Architecture(network=named).resolved(shape, kind)) | {"network": network}
+    usual |= USUAL_DATA | Training.usual(kind, shape).to_dict()
+    given = architecture | dict(config["training"])
+    given["components"] = given.get("components") or usual["components"]
     given |= {key: data[key] for key in USUAL_DATA if key in data} | {"seed": given.get("seed")}
     if given.get("size"):
         given["size"] = "x".join(str(side) for side in given["size"])
