@@ -17,7 +17,7 @@ from kullback.core import DataError, __version__, read_json, require, write_json
 
 from .limits import CLOSING_DRAWS, CLOSING_NUMBERS, MAX_DRAWS_PER_IMAGE
 from .options import DataOptions, ModelOptions, Real, Shared, TrainingOptions, Whole
-from .sandwich import Sandwich, measure_sandwich, write_items
+from .sandwich import Sandwich, anneal_loose, measure_sandwich, write_items
 from .session import INTERRUPTED, Stop, bar, check_new, log, prepare, print_json, say, write
 
 if TYPE_CHECKING:
@@ -200,7 +200,10 @@ def close(outcome: "Outcome", *, as_json: bool) -> None:
 
     run, model = outcome.folder, outcome.model
     data = data_of(run) if outcome.data is None else outcome.data
-    evaluation = summarise(model, data.test, measure(model, data, None, 0), seed=0)
+    found = measure(model, data, None, 0)
+    evaluation = summarise(model, data.test, found, seed=0)
+    if not outcome.short:
+        evaluation = anneal_loose(model, data, found, evaluation)
     fields = record(evaluation, data)
     write_json(run / "evaluation.json", fields)
     page = report.write(run, model=model, data=data)
