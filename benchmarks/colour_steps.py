@@ -3,13 +3,13 @@
     python benchmarks/colour_steps.py [--sizes 64 128] [--steps 2] [--data pictures.npz]
                                       [--seconds 30] [--curve 500 1000 2000]
 
-Before is the network that runs had when colour pictures got the default of small grey ones: `conv`
+Before is the network that runs had while colour pictures got the default of small grey ones: `conv`
 with five components, its likelihood in PyTorch (`KULLBACK_NATIVE=off`, in a process of its own).
-After is today's default. Steps of 128 images, one thread, CPU time, since the machine may be shared;
-float32 and, where the processor has it, bfloat16. With `--data` (a folder or an .npz of colour
-pictures, best 64x64) both are trained for equal CPU seconds and measured on its test part. The curve
-is that of the embedded 8-bit images over the number of steps: what twice the steps gain. Prints JSON
-and writes it to benchmarks/results/colour_steps.json.
+After is today's default. Steps of 128 images, one thread, CPU time, since the machine may be
+shared; float32 and bfloat16. With `--data` (a folder or an .npz of colour pictures, best 64x64) both
+are trained for equal CPU seconds and measured on its test part. The curve is that of the embedded
+8-bit images over the number of steps: what twice the steps gain. Prints JSON and writes it to
+benchmarks/results/colour_steps.json.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.part is not None:
-        print(json.dumps(part(options.part)))  # noqa: T201
+        print(json.dumps(part(options.part)))
         return
     result = {"benchmark": "colour_steps", "machine": machine(1), "ms_a_step_of_128": {}}
     for size in options.sizes:

@@ -18,6 +18,7 @@ from kullback.vae.checkpoint import FlatParameters, load_tensors
 from kullback.vae.evaluation import collapse_warning
 from kullback.vae.evidence import bounds
 from kullback.vae.loop import State, batches, fit, loss_terms
+from kullback.vae.training import too_short
 
 SMALL = Architecture(hidden=(16,), latent=3)
 
@@ -452,3 +453,37 @@ def test_schedules():
 def test_settings_refuse(settings, text):
     with pytest.raises(ValueError, match=text):
         Training(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "seconds", "examples", "advice"),
+    [
+        ({}, 27, 120.0, 5000, "--minutes 145"),  # 74 times as many steps, in that unit
+        ({"minutes": 2}, 1999, 120.0, 10_000, "--minutes 3"),
+        ({"steps": 100}, 100, 30.0, 10_000, "--steps 2000 (about 10 min)"),
+        ({"epochs": 1}, 78, 30.0, 10_000, "--epochs 26 (about 13 min)"),
+        ({"epochs": 10}, 40, 1.0, 500, "--epochs 49 (about 1 min)"),  # 50 passes come first
+        ({}, 2000, 120.0, 1_000_000, ""),
+        ({}, 200, 1.0, 128, ""),  # 200 passes
+        ({}, 0, 0.0, 100, ""),
+    ],
+)
+def test_a_run_too_short_for_its_data_says_how_long_it_should_be(
+    settings, step, seconds, examples, advice
+):
+    said = too_short(Training(**settings), step, seconds, examples)
+    assert said.endswith(f"Try: {advice}" if advice else "")
+    assert bool(said) == bool(advice)
+    if advice:
+        asked = float(advice.split()[1])
+        unit, amount = Training(**settings).budget
+        spent = seconds / 60 if unit == "minutes" else amount
+        steps = step * asked / spent
+        assert not too_short(Training(**settings), math.ceil(steps), seconds, examples)
+
+
+def test_the_usual_batch_is_smaller_for_larger_examples():
+    shapes = {"8-bit": [(1, 28, 28), (3, 64, 64)], "continuous": [(7,)], "sound": [(1, 8000)]}
+    found = [Training.usual(k, shape).batch_size for k, every in shapes.items() for shape in every]
+    assert found == [64, 32, 128, 16]
+    assert Training.usual("8-bit", (3, 64, 64), batch_size=5).batch_size == 5

@@ -432,10 +432,15 @@ def _likelihood(spec: Spec, mean: Tensor, spread: Tensor | None) -> Any:
         event = Event(shape)
         units = {} if spread is None else {"centre": mean, "spread": spread}
         split = {name: event.split(value)[0] for name, value in units.items()}
-        settings: dict[str, Any] = {"components": architecture.components, "levels": spec.levels}
-        if architecture.network == "patch" and spread is None:
-            settings["patch"] = patch_side(shape)
-        return DiscretisedLogistics(shape, **settings, **split)
+        patched = architecture.network == "patch" and spread is None
+        return DiscretisedLogistics(
+            shape,
+            components=architecture.components,
+            levels=spec.levels,
+            centre=split.get("centre"),
+            spread=split.get("spread"),
+            patch=patch_side(shape) if patched else 0,
+        )
     if architecture.likelihood == "gaussian":
         location = None if spread is None else mean
         return Gaussian(shape, location=location, spread=spread)

@@ -455,7 +455,7 @@ class PatchDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Return parameters, with pixels in the order that `patched` says."""
         start: Tensor = self.last.bias  # type: ignore[assignment]
-        h = self.spread(F.silu(self.hidden(z.to(start.dtype))))
+        h: Tensor = self.spread(F.silu(self.hidden(z.to(start.dtype))))
         h = h.reshape(len(z), *self.patches.grid, -1).permute(0, 3, 1, 2)  # channels last
         h = self.last(F.silu(self.body(h)).permute(0, 2, 3, 1))
         if self.patched:
