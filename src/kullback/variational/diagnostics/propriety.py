@@ -32,7 +32,8 @@ def improper(target: Target, draws: Tensor) -> str:
     """
     if target.rows is not None or len(draws) < 2 or target.dim > limits.MAX_SEARCHED_DIMENSIONS:
         return ""
-    way = _endless_way(target.log_density, draws)
+    with target.refusals.unknown():
+        way = _endless_way(target.log_density, draws)
     if way is None:
         return ""
     which = ", ".join(target.names[j] for j in _movers(way, draws))
