@@ -6,8 +6,8 @@
 Before is the network that runs had while colour pictures got the default of small grey ones: `conv`
 with five components, its likelihood in PyTorch (`KULLBACK_NATIVE=off`, in a process of its own).
 After is today's default. Steps of 128 images, one thread, CPU time, since the machine may be
-shared; float32 and bfloat16. With `--data` (a folder or an .npz of colour pictures, best 64x64) both
-are trained for equal CPU seconds and measured on its test part. The curve is that of the embedded
+shared; float32 and bfloat16. With `--data` (a folder or an .npz of colour pictures, best 64x64)
+both are trained for equal CPU seconds and measured on its test part. The curve is of the embedded
 8-bit images over the number of steps: what twice the steps gain. Prints JSON and writes it to
 benchmarks/results/colour_steps.json.
 """
