@@ -90,7 +90,7 @@ LOGISTIC_LOG_SCALE = (-5.0, 11.0)  # of levels: all mass on one level (1 − 1e-
 
 # The loop and what it logs
 IMAGE_BATCH, LARGE_IMAGE_BATCH = 64, 32  # images a step, below PATCH_NUMBERS and from there on
-SHORT_STEPS = 2000  # below, twice the steps gained 3 % and more: benchmarks/colour_steps.py
+SHORT_STEPS = 2000  # twice the steps, up to here, gained 2 % and more: benchmarks/colour_steps.py
 SHORT_PASSES = 50  # over the training examples, from which steps are not what is missing
 AVERAGE_STEPS = 10  # between updates of the averaged weights: a tenth of their cost, same figures
 LOG_STEPS = 100  # between rows of metrics.jsonl, at most

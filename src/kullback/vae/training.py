@@ -171,7 +171,7 @@ def too_short(settings: Training, step: int, seconds: float, examples: int) -> s
     """Say that a run was too short for its data, and how long it should be; "" where it was not.
 
     Too short are fewer than 2,000 steps that are fewer than 50 passes over the training examples.
-    There the bound still rises by several per cent when a run is made twice as long.
+    There the bound still rises by 2 % and more when a run is made twice as long.
 
     Args:
         settings: Of the run.
@@ -198,6 +198,6 @@ def too_short(settings: Training, step: int, seconds: float, examples: int) -> s
     left = "" if unit == "minutes" else f" (about {math.ceil(more * seconds / 60):,} min)"
     return (
         f"too short for these data: {step:,} steps of {size:,} examples, {passes:.2g} passes over "
-        f"them; below {SHORT_STEPS:,} steps the bound still rises by several per cent in twice "
+        f"them; below {SHORT_STEPS:,} steps the bound still rises by 2 % and more in twice "
         f"the time. Try: --{unit} {longer}{left}"
     )
