@@ -61,6 +61,8 @@ _NEW = {
     "report.gallery": "report.run_page",
     "report.guide": "report.run_page",
     "report.latent": "report.run_charts",
+    "report.logprobs_page": "report.language_models.logprobs_page",
+    "report.drift_page": "report.language_models.drift_page",
     "report.layout": "report.text_layout",
     "report.markup": "report.html",
     "report.origin": "report.run_page",
