@@ -11,7 +11,9 @@ from kullback.vae.likelihoods import (
     Bernoulli,
     Categorical,
     DiscretisedLogistics,
+    Event,
     Gaussian,
+    library,
     log_mass,
 )
 
@@ -178,3 +180,81 @@ def test_logistics_in_the_datas_units_begin_within_a_deviation_of_its_mean(compo
     torch.testing.assert_close(means[0], torch.tensor([0.0, 0.5]) + ends * unit)
     truth = (unit * math.sqrt(3) / math.pi).log().expand(components, 2)
     torch.testing.assert_close(log_scales[0], truth)
+
+
+@pytest.mark.skipif(library() is None, reason="no C compiler here")
+@pytest.mark.parametrize(
+    ("shape", "components", "levels", "patch"),
+    [
+        ((3, 8, 12), 3, 256, 4),
+        ((3, 8, 8), 5, 256, 0),
+        ((1, 5, 13), 1, 256, 0),
+        ((2, 6, 6), 2, 7, 3),
+        ((4, 4, 4), 2, 2, 2),
+        ((1, 16, 16), 3, 65_536, 8),
+        ((70,), 2, 33, 0),
+    ],
+)
+@pytest.mark.parametrize("scale", [0.3, 3.0, 12.0])
+def test_the_compiled_mixture_is_the_plain_one_in_float64(shape, components, levels, patch, scale):
+    """Value and gradient, at both end levels and at those between, for two draws of three items."""
+    likelihood = DiscretisedLogistics(shape, components=components, levels=levels, patch=patch)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(levels, (3, *shape), generator=generator).double()
+    x[0], x[1, ..., 0] = 0, levels - 1
+    places = (likelihood.channels, likelihood.event.places)
+    lead = (2, 3, math.prod(shape[1:]) // patch**2) if patch else (2, 3)
+    theta = scale * torch.randn(*lead, *places, generator=generator, dtype=torch.float64)
+    theta = theta.float().double().requires_grad_()
+    weights = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    truth = likelihood.log_prob(theta, x)
+    (by_theta,) = torch.autograd.grad((weights * truth).sum(), theta)
+    single = theta.detach().float().requires_grad_()
+    ours = likelihood.log_prob(single, x.float())
+    assert type(ours.grad_fn).__name__ == "_MixtureBackward"
+    # some roundings of each place's term, and of the standardised edges in it
+    bound = 30 * 2**-24 * (truth.abs() + math.prod(shape))
+    assert ((ours - truth).abs() <= bound).all()
+    (gradient,) = torch.autograd.grad((weights.float() * ours).sum(), single)
+    assert (gradient - by_theta).abs().max() <= 300 * 2**-24 * by_theta.abs().max()
+    narrow = theta.detach().bfloat16().requires_grad_()
+    (rounded,) = torch.autograd.grad((weights * likelihood.log_prob(narrow, x)).sum(), narrow)
+    exact = narrow.detach().double().requires_grad_()
+    (by_exact,) = torch.autograd.grad((weights * likelihood.log_prob(exact, x)).sum(), exact)
+    assert (rounded - by_exact).abs().max() <= 2**-7 * by_exact.abs().max()
+
+
+@pytest.mark.skipif(library() is None, reason="no C compiler here")
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("channel", range(10))
+def test_the_compiled_mixture_hides_no_nan(bad, channel):
+    """Where the plain form is not finite the compiled one is not either."""
+    likelihood = DiscretisedLogistics((3, 2, 2), components=1)
+    x = torch.full((1, 3, 2, 2), 100.0)
+    theta = torch.zeros(1, 10, 4)
+    theta[0, channel, 2] = bad
+    plain = likelihood.log_prob(theta.double(), x.double())
+    compiled = likelihood.log_prob(theta.requires_grad_(), x)
+    assert bool(compiled.isfinite()) == bool(plain.isfinite())
+
+
+def test_patches_are_a_change_of_order():
+    """Log-probability, mean and draws of patches are those of the pixels in rows."""
+    shape, generator = (3, 4, 6), torch.Generator().manual_seed(0)
+    plain = DiscretisedLogistics(shape, components=2)
+    patched = DiscretisedLogistics(shape, components=2, patch=2)
+    x = torch.randint(256, (5, *shape), generator=generator).double()
+    theta = torch.randn(5, plain.channels, 4, 6, generator=generator, dtype=torch.float64)
+    cells = Event((plain.channels, 4, 6), patch=2).split(theta)
+    rows = theta.flatten(-2)
+    assert torch.equal(Event(shape, patch=2).join(Event(shape, patch=2).split(x)), x)
+    truth = plain.log_prob(rows, x)
+    torch.testing.assert_close(patched.log_prob(cells, x), truth, rtol=1e-14, atol=0)
+    torch.testing.assert_close(patched.mean(cells), plain.mean(rows), rtol=1e-14, atol=0)
+    drawn = patched.sample(cells, generator)
+    assert drawn.shape == x.shape
+    sharp = cells.clone()
+    sharp[..., 8:14, :] = -7.0  # log scales: draws lie within some levels of a component's mean
+    sharp[..., 0, :] = 50.0  # and that is the first
+    away = patched.sample(sharp, generator) - patched.mean(sharp)
+    assert away.abs().median() <= 3.0

@@ -18,7 +18,8 @@ from kullback.vae import VAE, Architecture, Training, build, evaluate, pick_thre
 from kullback.vae.checkpoint import FlatParameters, load_tensors
 from kullback.vae.evaluation import collapse_warning
 from kullback.vae.evidence import bounds
-from kullback.vae.loop import State, batches, fit, loss_terms, too_short
+from kullback.vae.loop import State, batches, fit, loss_terms
+from kullback.vae.training import too_short
 
 SMALL = Architecture(hidden=(16,), latent=3)
 
@@ -405,27 +406,6 @@ def test_collapse_is_noticed():
     assert "larger --free-bits (now 0.5)" in used
 
 
-@pytest.mark.parametrize(
-    ("settings", "step", "told"),
-    [
-        (Training(minutes=2.0), 100, "Try: --minutes 20"),  # 1,000 steps, 100 a pass
-        (Training(minutes=0.5), 999, "Try: --minutes 1"),
-        (Training(), 1000, ""),
-        (Training(steps=10), 10, ""),  # somebody's choice
-        (Training(epochs=0.1), 10, ""),
-    ],
-)
-def test_a_short_run_says_how_long_it_should_be(settings, step, told):
-    assert too_short(settings, step, 100).endswith(told)
-    assert bool(too_short(settings, step, 100)) == bool(told)
-
-
-def test_a_run_shorter_than_a_pass_is_short():
-    text = too_short(Training(minutes=3.0), 2000, 8000)
-    assert "2,000 steps, 0.25 passes over the training data" in text
-    assert text.endswith("Try: --minutes 12")
-
-
 @pytest.mark.slow
 def test_collapse_is_reported_while_training(tmp_path):
     readings = []
@@ -494,3 +474,37 @@ def test_threads_are_at_most_the_cores_of_this_process(allowed, threads, monkeyp
     assert pick_threads() == threads
     monkeypatch.setattr("kullback.vae.run.matmul_gflops", lambda threads: 1.0)
     assert pick_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "seconds", "examples", "advice"),
+    [
+        ({}, 27, 120.0, 5000, "--minutes 145"),  # 74 times as many steps, in that unit
+        ({"minutes": 2}, 1999, 120.0, 10_000, "--minutes 3"),
+        ({"steps": 100}, 100, 30.0, 10_000, "--steps 2000 (about 10 min)"),
+        ({"epochs": 1}, 78, 30.0, 10_000, "--epochs 26 (about 13 min)"),
+        ({"epochs": 10}, 40, 1.0, 500, "--epochs 49 (about 1 min)"),  # 50 passes come first
+        ({}, 2000, 120.0, 1_000_000, ""),
+        ({}, 200, 1.0, 128, ""),  # 200 passes
+        ({}, 0, 0.0, 100, ""),
+    ],
+)
+def test_a_run_too_short_for_its_data_says_how_long_it_should_be(
+    settings, step, seconds, examples, advice
+):
+    said = too_short(Training(**settings), step, seconds, examples)
+    assert said.endswith(f"Try: {advice}" if advice else "")
+    assert bool(said) == bool(advice)
+    if advice:
+        asked = float(advice.split()[1])
+        unit, amount = Training(**settings).budget
+        spent = seconds / 60 if unit == "minutes" else amount
+        steps = step * asked / spent
+        assert not too_short(Training(**settings), math.ceil(steps), seconds, examples)
+
+
+def test_the_usual_batch_is_smaller_for_larger_examples():
+    shapes = {"8-bit": [(1, 28, 28), (3, 64, 64)], "continuous": [(7,)], "sound": [(1, 8000)]}
+    found = [Training.usual(k, shape).batch_size for k, every in shapes.items() for shape in every]
+    assert found == [64, 32, 128, 4]
+    assert Training.usual("8-bit", (3, 64, 64), batch_size=5).batch_size == 5

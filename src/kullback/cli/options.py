@@ -166,16 +166,16 @@ class DataOptions:
 class ModelOptions:
     """What to train."""
 
-    network: Annotated[str, about("auto, mlp, conv or sound.")] = ARCHITECTURE.network
+    network: Annotated[str, about("auto, mlp, conv, patch or sound.")] = ARCHITECTURE.network
     hidden: Annotated[
-        str, about("Widths such as 200,200 (conv: 32,32,32,256); default: usual.")
+        str, about("Widths such as 200,200 (conv, patch: 32,32,32,256); default: usual.")
     ] = ""
     latent: Annotated[Whole, about("Dimensions of z.")] = ARCHITECTURE.latent
     activation: Annotated[str, about("silu, tanh or relu (mlp only).")] = ARCHITECTURE.activation
     likelihood: Annotated[
         str, about("auto, bernoulli, logistics, categorical, gaussian or autoregressive.")
     ] = "auto"
-    components: Annotated[Whole, about("Components of the mixture of logistics.")] = (
+    components: Annotated[Whole, about("Of the mixture of logistics; 0: the usual 3 or 5.")] = (
         ARCHITECTURE.components
     )
 
@@ -214,7 +214,7 @@ class TrainingOptions:
         about("Nats per latent dimension left uncharged (default: 0; 0.5 for sound)."),
     ] = None
     batch_size: Annotated[
-        Whole | None, about("Images or clips per step (default: 128; 4 for sound).")
+        Whole | None, about("Per step (default: 64 images, 32 large ones, 4 clips, 128 vectors).")
     ] = None
     learning_rate: Annotated[
         Real | None, about("The peak of its schedule (default: 0.004; 0.003 for sound).")
@@ -233,10 +233,10 @@ class TrainingOptions:
         Real, about("Share of the training data held out to pick the best weights on.")
     ] = TRAINING.validation
 
-    def training(self, kind: str) -> Training:
+    def training(self, kind: str, event_shape: tuple[int, ...] = ()) -> Training:
         """Return the library's settings for data; a ValueError says which option is wrong."""
         given = {name: value for name, value in vars(self).items() if value is not None}
-        return Training.usual(kind, **given)
+        return Training.usual(kind, event_shape, **given)
 
 
 @dataclass(kw_only=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 from kullback import data as kdata
 from kullback.core import DataError, RunError, read_json, require_type, write_atomic
 from kullback.data import Dataset
-from kullback.vae import VAE, Architecture, Evaluation, Training
+from kullback.vae import VAE, Architecture, Evaluation, Training, too_short
 from kullback.vae import limits as vae_limits
 
 from . import html, pictures
@@ -237,6 +237,7 @@ def render(record: Record) -> str:
         headline=_headline(record),
         missing={"evaluation": "", "model": "", "data": "", **record.missing},
         curves=_curves(record, test_rows),
+        short=_short(record),
         test_images=int(test_rows[-1].get("test_images", 0)) if test_rows else None,
         trained_on=protocol_line(record.protocol),
         **_shown(record),
@@ -246,6 +247,23 @@ def render(record: Record) -> str:
         command=command(record.config),
         in_minutes=record.config["training"].get("minutes") is not None,
     )
+
+
+def _short(record: Record) -> str:
+    """Say that a finished run was too short for its data; "" where it was not."""
+    config, counts = record.config, record.protocol.get("counts") or {}
+    finished = (record.folder / "model.safetensors").exists()
+    known = finished and record.metrics and record.timing and counts.get("train")
+    if not known or record.protocol.get("kind") == "sound":
+        return ""
+    step, seconds = int(record.metrics[-1]["step"]), float(record.timing[-1]["seconds"])
+    try:
+        settings = Training(**config["training"])
+    except (ValueError, TypeError):  # a damaged config.json: the page shows it as it is
+        return ""
+    examples = round(counts["train"] * (1 - settings.validation))
+    said = too_short(settings, step, seconds, max(1, examples))
+    return said[:1].upper() + said[1:]
 
 
 def _lead(record: Record) -> str:
@@ -567,9 +585,14 @@ def command(config: Mapping[str, Any]) -> str:
     """
     data = config["data"]
     shape, kind = tuple(data.get("event_shape") or (1,)), data.get("kind", "continuous")
-    usual = asdict(Architecture().resolved(shape, kind)) | USUAL_DATA
-    usual |= Training.usual(kind).to_dict()
-    given = dict(config["model"].get("architecture") or {}) | dict(config["training"])
+    architecture = dict(config["model"].get("architecture") or {})
+    network = Architecture().resolved(shape, kind).network
+    known = architecture.get("network") if kind != "sound" else network
+    named = str(known) if known in ("mlp", "conv", "patch") and len(shape) == 3 else network
+    usual = asdict(Architecture(network=named).resolved(shape, kind)) | {"network": network}
+    usual |= USUAL_DATA | Training.usual(kind, shape).to_dict()
+    given = architecture | dict(config["training"])
+    given["components"] = given.get("components") or usual["components"]
     given |= {key: data[key] for key in USUAL_DATA if key in data} | {"seed": given.get("seed")}
     if given.get("size"):
         given["size"] = "x".join(str(side) for side in given["size"])

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         resume,
         train,
     )
-    from .training import Training
+    from .training import Training, too_short
 
 __all__ = [
     "VAE",
@@ -74,6 +74,7 @@ __all__ = [
     "pick_threads",
     "resume",
     "summarise",
+    "too_short",
     "train",
 ]
 
@@ -106,6 +107,7 @@ _HOME = {
     "pick_threads": "run",
     "resume": "run",
     "summarise": "evaluation",
+    "too_short": "training",
     "train": "run",
 }
 __getattr__, __dir__ = lazy(

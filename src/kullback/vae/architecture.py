@@ -3,12 +3,20 @@
 What a model is made of, as plain data that a run directory can hold.
 """
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kullback.core import RunError, require
 
-from .limits import CONV_MIN_SIDE, MAX_LAYERS, MAX_WIDTH
+from .limits import (
+    COMPONENTS,
+    CONV_MIN_SIDE,
+    MAX_LAYERS,
+    MAX_WIDTH,
+    PATCH_COMPONENTS,
+    PATCH_NUMBERS,
+)
 
 __all__ = ["KINDS", "LIKELIHOODS", "Architecture", "Spec", "choose"]
 
@@ -75,7 +83,12 @@ def choose(kind: str, name: str = "auto") -> tuple[str, str]:
 
 
 ACTIVATIONS = ("relu", "silu", "tanh")
-USUAL = {"mlp": (500, 500), "conv": (32, 32, 32, 256), "sound": (48,)}
+USUAL = {
+    "mlp": (500, 500),
+    "conv": (32, 32, 32, 256),
+    "patch": (32, 32, 32, 256),
+    "sound": (48,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +96,15 @@ class Architecture:
     """What to build: everything that, with the data's shape and kind, determines a model.
 
     Args:
-        network: "mlp", "conv", "sound", or "auto": sound for clips of sound, conv for images of 8
-            pixels and more, else mlp.
-        hidden: Widths of the encoder's hidden layers, which the decoder mirrors (for conv see
-            `ConvEncoder`; for sound one width); empty for the network's usual ones.
+        network: "mlp", "conv", "patch", "sound", or "auto": sound for clips of sound; for images of
+            8 pixels and more patch where their values are levels or at least 3,000, else conv; mlp
+            for what is left.
+        hidden: Widths of the encoder's hidden layers, which the decoder mirrors (for conv and patch
+            see `ConvEncoder`; for sound one width); empty for the network's usual ones.
         latent: Dimensions of z.
         activation: "relu", "silu" or "tanh"; of "mlp" only.
         likelihood: "auto" or one of `LIKELIHOODS`.
-        components: Of the logistics mixture.
+        components: Of the logistics mixture; 0 for the usual ones: 5, or 3 with patch.
 
     Raises:
         ArgumentValueError: A value outside these.
@@ -98,6 +112,8 @@ class Architecture:
     Example:
         >>> Architecture().resolved((1, 28, 28), "binary").hidden
         (32, 32, 32, 256)
+        >>> Architecture().resolved((3, 64, 64), "8-bit").components
+        3
     """
 
     network: str = "auto"
@@ -105,17 +121,18 @@ class Architecture:
     latent: int = 32
     activation: str = "silu"
     likelihood: str = "auto"
-    components: int = 5
+    components: int = 0
 
     def __post_init__(self) -> None:
         known = self.network in ("auto", *USUAL)
-        require(known, "network", "auto, mlp, conv or sound", repr(self.network))
+        require(known, "network", "auto, mlp, conv, patch or sound", repr(self.network))
         known = self.activation in ACTIVATIONS
         require(known, "activation", f"one of {', '.join(ACTIVATIONS)}", repr(self.activation))
         widths = len(self.hidden) <= MAX_LAYERS and all(_positive(h) for h in self.hidden)
         require(widths, "hidden", "1 to 32 positive widths, such as 200,200", self.hidden)
         require(_positive(self.latent), "latent", "at least 1 dimension", self.latent)
-        require(_positive(self.components), "components", "at least 1", self.components)
+        good = self.components == 0 or _positive(self.components)
+        require(good, "components", "at least 1, or 0 for the usual ones", self.components)
         known = self.likelihood == "auto" or self.likelihood in LIKELIHOODS
         names = ", ".join(("auto", *LIKELIHOODS))
         require(known, "likelihood", f"one of {names}", repr(self.likelihood))
@@ -134,7 +151,10 @@ class Architecture:
             ArgumentValueError: The likelihood does not fit the kind of data.
         """
         image = len(event_shape) == 3 and min(event_shape[1:]) >= CONV_MIN_SIDE
-        usual = "sound" if kind == "sound" else "conv" if image else "mlp"
+        mixture = kind in ("8-bit", "levels") and self.likelihood in ("auto", "logistics")
+        large = math.prod(event_shape) >= PATCH_NUMBERS
+        pictures = "patch" if mixture or large else "conv"
+        usual = "sound" if kind == "sound" else pictures if image else "mlp"
         network = self.network if self.network != "auto" else usual
         fits = (network == "sound") == (kind == "sound")
         require(fits, "network", f"one for {kind} data", network, usual)
@@ -142,7 +162,10 @@ class Architecture:
         one = network != "sound" or len(hidden) == 1
         require(one, "hidden", "one width for sound, such as 48", hidden)
         likelihood, _ = choose(kind, self.likelihood)
-        return replace(self, network=network, hidden=hidden, likelihood=likelihood)
+        components = self.components or (PATCH_COMPONENTS if network == "patch" else COMPONENTS)
+        return replace(
+            self, network=network, hidden=hidden, likelihood=likelihood, components=components
+        )
 
 
 @dataclass(frozen=True, slots=True)

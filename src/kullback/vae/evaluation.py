@@ -67,6 +67,9 @@ class Evaluation:
         varying_units: Latent dimensions whose mean varies (None in evaluations made when that alone
             was called active).
         levels: Of the data, 0 where they are continuous.
+        annealed: How far a lower bound on log p(x) by annealed importance sampling lies above L_K,
+            paired, over the first images; None where it was not measured.
+        annealed_settled: For how many of those images more temperatures would gain little.
     """
 
     elbo: Estimate
@@ -86,6 +89,8 @@ class Evaluation:
     seed: int
     varying_units: int | None = None
     levels: int = 256
+    annealed: Estimate | None = None
+    annealed_settled: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; estimates become dictionaries of their fields."""
@@ -96,7 +101,8 @@ class Evaluation:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Evaluation":
         """Rebuild from `to_dict`."""
-        later = {"varying_units": None, "levels": 256}
+        later: dict[str, Any] = {"varying_units": None, "levels": 256}
+        later |= {"annealed": None, "annealed_settled": None}
         known = later | {n: fields[n] for n in cls.__slots__ if n in fields or n not in later}
         if known["draws"] < DRAWS_FOR_LOOSE:
             known["loose"] = None  # judged by fewer effective draws than ten, once

@@ -10,11 +10,16 @@ Shapes: an event is `[C, *spatial]`, or a vector `[D]` which counts as one chann
 decoder gives `parameters`, `[*lead, channels, places]`, where `channels` is what the likelihood
 asks for and `places` the product of the spatial sizes. Log-likelihoods are summed over the event.
 
-Two sums have a hand-written gradient, equal to their plain PyTorch form in fewer passes over
-memory: `bernoulli_log_likelihood`, and the log mass of a logistic between two edges.
+Sums with a hand-written gradient, equal to their plain PyTorch form in fewer passes over memory:
+`bernoulli_log_likelihood`, the log mass of a logistic between two edges, and, on a CPU with a C
+compiler, the whole mixture of logistics (`step.c`, which `library` compiles).
 """
 
+import ctypes
+import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
+from kullback.core import compiling
 from kullback.exact import HALF_LOG_2PI
 
 from .networks import real
@@ -36,30 +42,73 @@ __all__ = [
     "bernoulli_log_likelihood",
     "bernoulli_total",
     "bernoulli_value",
+    "library",
     "log_mass",
 ]
+
+SOURCE = Path(__file__).with_name("step.c")
+_POINTER, _WHOLE, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
+    "activate": ([_POINTER] * 3 + [_WHOLE] * 2 + [ctypes.c_int], None),
+    "deactivate": ([_POINTER] * 3 + [_WHOLE] * 2 + [ctypes.c_int], None),
+    "sample_latent": ([_POINTER] * 4 + [_WHOLE] * 2 + [_REAL], ctypes.c_double),
+    "sample_latent_back": ([_POINTER] * 5 + [_WHOLE] * 2 + [_REAL] * 2, None),
+    "bernoulli": ([_POINTER] * 4 + [_WHOLE] * 2 + [_REAL], ctypes.c_double),
+    "logistic_mixture": (
+        [_POINTER] * 4 + [_WHOLE] * 7 + [_REAL] * 2 + [ctypes.c_int],
+        ctypes.c_int,
+    ),
+}
+
+
+def library() -> ctypes.CDLL | None:
+    """Return `step.c`, compiled, or None where that cannot be had."""
+    loaded, _ = compiling.load(SOURCE)
+    if loaded is not None:
+        for name, (arguments, result) in _SIGNATURES.items():
+            function = getattr(loaded, name)
+            function.argtypes, function.restype = arguments, result
+    return loaded
 
 
 class Event:
     """An event `[C, *spatial]` as C colours at some places; a vector `[D]` is one colour, D places.
 
+    patch: side of the square patches whose pixels lie side by side in memory, where it is not 0:
+    the axes are then (patch, colour, place in the patch).
+
     Example:
         >>> Event((3, 8, 8)).places
         64
+        >>> Event((3, 8, 8), patch=4).split(torch.zeros(1, 3, 8, 8)).shape
+        torch.Size([1, 4, 3, 16])
     """
 
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
+    def __init__(self, event_shape: tuple[int, ...], *, patch: int = 0) -> None:
         self.shape = tuple(event_shape)
         self.colours = event_shape[0] if len(event_shape) > 1 else 1
-        self.places = math.prod(event_shape) // self.colours
+        self.patch = patch
+        self.places = patch**2 or math.prod(event_shape) // self.colours
+        self.axes = 3 if patch else 2
 
     def split(self, x: Tensor) -> Tensor:
         """Reshape `[batch, *event]` to `[batch, colours, places]`; one event becomes a batch."""
-        return x.reshape(-1, self.colours, self.places)
+        if not self.patch:
+            return x.reshape(-1, self.colours, self.places)
+        rows, columns = (size // self.patch for size in self.shape[1:])
+        cells = x.reshape(-1, self.colours, rows, self.patch, columns, self.patch)
+        return cells.permute(0, 2, 4, 1, 3, 5).reshape(
+            -1, rows * columns, *self.shape[:1], self.places
+        )
 
     def join(self, x: Tensor) -> Tensor:
         """Reshape `[*lead, colours, places]` to `[*lead, *event]`."""
-        return x.reshape(*x.shape[:-2], *self.shape)
+        lead = x.shape[: -self.axes]
+        if not self.patch:
+            return x.reshape(*lead, *self.shape)
+        rows, columns = (size // self.patch for size in self.shape[1:])
+        cells = x.reshape(-1, rows, columns, self.colours, self.patch, self.patch)
+        return cells.permute(0, 3, 1, 4, 2, 5).reshape(*lead, *self.shape)
 
 
 class Likelihood(Protocol):
@@ -345,6 +394,7 @@ class DiscretisedLogistics(nn.Module):
         centre: `[C, places]` in levels; means and scales are then in units of centre and spread,
             which a decoder needs where data fill a small part of many levels.
         spread: As `centre`.
+        patch: Of `Event`; parameters are then `[*lead, patches, channels, places in a patch]`.
 
     Example:
         >>> logistics = DiscretisedLogistics((1,), components=1, levels=2)
@@ -363,9 +413,10 @@ class DiscretisedLogistics(nn.Module):
         levels: int = 256,
         centre: Tensor | None = None,
         spread: Tensor | None = None,
+        patch: int = 0,
     ) -> None:
         super().__init__()
-        self.event = Event(event_shape)
+        self.event = Event(event_shape, patch=patch)
         self.components, self.levels = components, levels
         colours = self.event.colours
         self.pairs = colours * (colours - 1) // 2
@@ -403,16 +454,31 @@ class DiscretisedLogistics(nn.Module):
         return real(x) * (2.0 / (self.levels - 1)) - 1.0
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
-        """Return log p(x|z), `[*draws, batch]`, in nats."""
+        """Return log p(x|z), `[*draws, batch]`, in nats.
+
+        Without patches and where no gradient is asked for the plain form is used, so that runs made
+        before the compiled one keep their figures to the last bit.
+        """
+        wanted = self.event.patch or (torch.is_grad_enabled() and parameters.requires_grad)
+        if wanted and self._compiles(parameters):
+            out: Tensor = _Mixture.apply(parameters, self.event.split(x), self)  # type: ignore[no-untyped-call]
+            return out
         log_pi, means, log_scales, weights = self._unpack(parameters)
         values = self._to_unit(self.event.split(x))
         half = 1.0 / (self.levels - 1)
         total = log_pi
         for colour in range(self.event.colours):
-            here = values[:, colour].unsqueeze(-2)  # [batch, 1, places]
+            here = values[..., colour, :].unsqueeze(-2)  # [batch, 1, places]
             mean = self._moved(means, weights, values, colour)
             total = total + log_mass(mean, log_scales[..., colour, :, :], here, half)
-        return torch.logsumexp(total, -2).sum(-1)
+        each = torch.logsumexp(total, -2)
+        return each.flatten(-2).sum(-1) if self.event.patch else each.sum(-1)
+
+    def _compiles(self, parameters: Tensor) -> bool:
+        """Say whether the compiled form can be used: on a CPU, without units of the data's own."""
+        plain = parameters.device.type == "cpu" and self.spread is None
+        known = parameters.dtype in (torch.float32, torch.bfloat16)
+        return plain and known and parameters.numel() > 0 and library() is not None
 
     def mean(self, parameters: Tensor) -> Tensor:
         """Return the mixture's mean level, `[*lead, *event]`, before the cut at both ends."""
@@ -447,7 +513,8 @@ class DiscretisedLogistics(nn.Module):
         of a logistic with their deviation.
         """
         k, colours = self.components, self.event.colours
-        bias = mean.new_zeros(self.channels, self.event.places)
+        flat = Event(self.event.shape)
+        bias = mean.new_zeros(self.channels, flat.places)
         if self.spread is not None:
             around = torch.linspace(-1.0, 1.0, k) if k > 1 else torch.zeros(1)
             around = around.to(mean.device).repeat(colours)
@@ -455,11 +522,61 @@ class DiscretisedLogistics(nn.Module):
             bias[k + k * colours : k + 2 * k * colours] = math.log(math.sqrt(3.0) / math.pi)
             return bias
         spread = torch.linspace(-0.6, 0.6, k, device=mean.device) if k > 1 else mean.new_zeros(1)
-        centre = self._to_unit(self.event.split(mean)[0])  # [colours, places]
+        centre = self._to_unit(flat.split(mean)[0])  # [colours, places]
         around = (centre.unsqueeze(1) + spread[:, None]).clamp(-1.0, 1.0)
         bias[k : k + k * colours] = around.reshape(k * colours, -1)
         bias[k + k * colours : k + 2 * k * colours] = -1.5
         return bias
+
+
+class _Mixture(torch.autograd.Function):
+    """`DiscretisedLogistics.log_prob` in C: one pass over the parameters, another for the gradient.
+
+    parameters: `[*lead, (patches,) channels, places]`; x: `[batch, (patches,) colours, places]`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, parameters: Tensor, x: Tensor, mixture: DiscretisedLogistics) -> Tensor:
+        parameters, x = parameters.contiguous(), x.float().contiguous()
+        ctx.save_for_backward(parameters, x)
+        ctx.mixture = mixture
+        value = torch.empty(parameters.shape[: -mixture.event.axes])
+        _mixture_pass(mixture, parameters, x, value, None)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        parameters, x = ctx.saved_tensors
+        by = torch.empty_like(parameters)
+        _mixture_pass(ctx.mixture, parameters, x, grad.float().contiguous(), by)
+        return by, None, None
+
+
+def _mixture_pass(
+    mixture: DiscretisedLogistics, parameters: Tensor, x: Tensor, value: Tensor, by: Tensor | None
+) -> None:
+    """Write the log-likelihood of every row into value or, given by, value times its gradient."""
+    event = mixture.event
+    tensors = (parameters, x, by, value)
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    runs = math.prod(parameters.shape[-event.axes : -2])
+    sizes = (len(x), runs, event.places, mixture.components, event.colours)
+    half, narrow = 1.0 / (mixture.levels - 1), int(parameters.dtype == torch.bfloat16)
+
+    def work(part: tuple[int, int]) -> int:
+        first, last = part
+        code: int = library().logistic_mixture(  # type: ignore[union-attr]  # see `_compiles`
+            *pointers, first, last, *sizes, half, mixture.least, narrow
+        )
+        return code
+
+    threads = max(1, min(torch.get_num_threads(), value.numel()))
+    ends = [value.numel() * k // threads for k in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        run = map if threads == 1 else pool.map
+        if any(run(work, itertools.pairwise(ends))):
+            raise MemoryError("of a block of a likelihood's places")
 
 
 def log_mass(

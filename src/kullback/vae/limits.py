@@ -11,13 +11,15 @@ __all__ = [
     "CLIPS_FOR_MOMENTS",
     "COLLAPSED_KL",
     "COLLAPSE_AFTER",
+    "COMPONENTS",
     "CONV_MIN_SIDE",
     "DECODER_OUTPUTS",
     "DRAWS_FOR_LOOSE",
     "ERRORS_SEEN",
-    "FEWEST_STEPS",
     "FLOAT32_RESOLUTION",
     "IMAGES_PER_BLOCK",
+    "IMAGE_BATCH",
+    "LARGE_IMAGE_BATCH",
     "LOGISTIC_LOG_SCALE",
     "LOG_SD_LIMIT",
     "LOG_STEPS",
@@ -30,12 +32,16 @@ __all__ = [
     "NAMED_COLUMNS",
     "OVERFIT_ERRORS",
     "OVERFIT_LOOKS",
+    "PATCH_COMPONENTS",
+    "PATCH_NUMBERS",
     "REFIT_EXPANSION",
     "REFIT_RIDGE",
     "REFIT_SAMPLES",
     "RUN_FORMAT",
     "SETTLED_LOG_VARIANCE",
     "SETTLED_WIDTH",
+    "SHORT_PASSES",
+    "SHORT_STEPS",
     "SOUND_BATCH",
     "SOUND_CLIP_NORM",
     "SOUND_FRAMES",
@@ -63,6 +69,8 @@ SETTLED_WIDTH = 0.5  # nats between the bounds on own data; differences between 
 # What a model can be
 CONV_MIN_SIDE = 8  # pixels: smaller images have too few 2x2 patches for convolutions to pay
 MAX_LAYERS, MAX_WIDTH = 32, 1_000_000  # a larger number is a typing error
+PATCH_NUMBERS = 3000  # of an image, 32x32 in colour: benchmarks/colour_steps.py
+COMPONENTS, PATCH_COMPONENTS = 5, 3  # of a logistic mixture: benchmarks/colour_steps.py
 CATEGORICAL_LEVELS = 1024  # outputs a place: beyond it a free probability for each level is a waste
 UNIT_SCALE_LEVELS = 256  # more levels than this work in units of the data's own spread
 LOG_SD_LIMIT = 10.0  # e^±10 is far outside any useful posterior; beyond it exp() would overflow
@@ -91,7 +99,9 @@ WIDE_SHARE = 64.0  # of all levels, the least scale of one component: an onset o
 LOGISTIC_LOG_SCALE = (-5.0, 11.0)  # of levels: all mass on one level (1 − 1e-32), and all levels
 
 # The loop and what it logs
-FEWEST_STEPS = 1_000  # embedded images: 3.63 bits/dim after 300 steps, 3.41 after 1,000
+IMAGE_BATCH, LARGE_IMAGE_BATCH = 64, 32  # images a step, below PATCH_NUMBERS and from there on
+SHORT_STEPS = 2000  # twice the steps, up to here, gained 2 % and more: benchmarks/colour_steps.py
+SHORT_PASSES = 50  # over the training examples, from which steps are not what is missing
 AVERAGE_STEPS = 10  # between updates of the averaged weights: a tenth of their cost, same figures
 LOG_STEPS = 100  # between rows of metrics.jsonl, at most
 TEST_STEPS = 500  # between looks at the test images, at least

@@ -31,7 +31,6 @@ from .limits import (
     AVERAGE_STEPS,
     CALLBACK_SECONDS,
     COLLAPSE_AFTER,
-    FEWEST_STEPS,
     LOG_STEPS,
     MONITORED_IMAGES,
     OVERFIT_ERRORS,
@@ -51,7 +50,6 @@ __all__ = [
     "fit",
     "hold_out",
     "loss_terms",
-    "too_short",
 ]
 
 
@@ -266,22 +264,6 @@ class Progress:
     warning: str
 
 
-def too_short(settings: Training, steps: int, per_epoch: int) -> str:
-    """Say that the clock ended a run early, and how long it should be; empty where it did not.
-
-    Where steps or epochs are given, somebody chose them.
-    """
-    unit, minutes = settings.budget
-    needed = max(FEWEST_STEPS, per_epoch)
-    if unit != "minutes" or steps >= needed:
-        return ""
-    return (
-        f"short run: {steps:,} steps, {steps / per_epoch:.2g} passes over the training data. "
-        f"With {FEWEST_STEPS:,} steps and a pass figures are much better. "
-        f"Try: --minutes {math.ceil(minutes * needed / max(1, steps)):,}"
-    )
-
-
 def hold_out(data: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Tensor | None]:
     """Keep a share of the different training examples from training, by their digests.
 
@@ -409,7 +391,6 @@ class Monitor:
 
     def finish(self) -> None:
         """Log what the last, shorter stretch brought, with a last look at the test images."""
-        self._warn("short", too_short(self.settings, self.state.step, self.per_epoch))
         if self.state.step % self.log_every:
             self._log(last=True)
         elif self.state.step % self.test_every:  # the training row is written already

@@ -38,7 +38,7 @@ from .likelihoods import (
     Likelihood,
 )
 from .limits import CATEGORICAL_LEVELS, FLOAT32_RESOLUTION, NAMED_COLUMNS, UNIT_SCALE_LEVELS
-from .networks import ConvDecoder, ConvEncoder, MlpDecoder, MlpEncoder
+from .networks import ConvDecoder, ConvEncoder, MlpDecoder, MlpEncoder, PatchDecoder, patch_side
 from .priors import StandardNormal, draw
 from .sound import AutoregressiveLogistics, SoundDecoder, SoundEncoder
 
@@ -375,7 +375,7 @@ def build(
         decoder: nn.Module = MlpDecoder(latent, hidden[::-1], bias, activation=act)
     else:
         encoder = ConvEncoder(event_shape, hidden, latent)
-        decoder = ConvDecoder(event_shape, latent, hidden, bias)
+        decoder = _conv_decoder(spec, likelihood, bias)
     scale = width if scale is None else scale
     require(math.isfinite(scale) and scale > 0, "scale", "a positive number", scale)
     divide_by = scale if spread is None else spread
@@ -423,14 +423,29 @@ def _has_units(spec: Spec) -> bool:
     return spec.standardised or (spec.kind == "levels" and spec.levels > UNIT_SCALE_LEVELS)
 
 
+def _conv_decoder(spec: Spec, likelihood: Any, bias: Tensor) -> nn.Module:
+    shape, architecture = spec.event_shape, spec.architecture
+    if architecture.network == "conv":
+        return ConvDecoder(shape, architecture.latent, architecture.hidden, bias)
+    patched = likelihood.event.patch > 0
+    return PatchDecoder(shape, architecture.latent, architecture.hidden, bias, patched=patched)
+
+
 def _likelihood(spec: Spec, mean: Tensor, spread: Tensor | None) -> Any:
     architecture, shape = spec.architecture, spec.event_shape
     if architecture.likelihood == "logistics":
         event = Event(shape)
         units = {} if spread is None else {"centre": mean, "spread": spread}
         split = {name: event.split(value)[0] for name, value in units.items()}
-        components = architecture.components
-        return DiscretisedLogistics(shape, components=components, levels=spec.levels, **split)
+        patched = architecture.network == "patch" and spread is None
+        return DiscretisedLogistics(
+            shape,
+            components=architecture.components,
+            levels=spec.levels,
+            centre=split.get("centre"),
+            spread=split.get("spread"),
+            patch=patch_side(shape) if patched else 0,
+        )
     if architecture.likelihood == "gaussian":
         location = None if spread is None else mean
         return Gaussian(shape, location=location, spread=spread)

@@ -36,7 +36,7 @@ from .limits import MAX_THREADS, THREADS_GAIN, UNIT_SCALE_LEVELS
 from .loop import Monitor, NonFiniteError, Progress, fit, hold_out
 from .model import VAE, build, location_and_spread
 from .sound import second_moments, shift_shares
-from .training import Training
+from .training import Training, too_short
 
 __all__ = [
     "Outcome",
@@ -62,6 +62,7 @@ class Outcome:
         finished: Whether the budget was spent.
         warnings: Sentences, such as that the posterior collapsed.
         selection: Which weights were picked and on what; "" where the last ones were kept.
+        short: That the run was too short for its data, and how long it should be; "" else.
         data: What it was trained on; None where a finished run was only read.
     """
 
@@ -71,6 +72,7 @@ class Outcome:
     warnings: tuple[str, ...] = ()
     data: Dataset | None = None
     selection: str = ""
+    short: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ def train(
         (True, torch.Size([3, 1, 28, 28]))
     """
     dataset = data if isinstance(data, Dataset) else load(data)
-    training = training or Training.usual(dataset.kind)
+    training = training or Training.usual(dataset.kind, dataset.event_shape)
     where = pick_device(device)
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
     rest, _ = hold_out(dataset, training.validation, seed=training.seed)
@@ -210,9 +212,11 @@ def _drive(
         raise
     finally:
         torch.set_num_threads(before)
-    selection = ""
+    selection = short = ""
     if finished:
         monitor.finish()
+        if rest.kind != "sound":  # the rule was measured on images
+            short = too_short(settings, state.step, state.seconds, len(rest.train))
         selection = monitor.select()
         if selection:
             write_json(folder / "selection.json", {"format": 1, "weights": selection})
@@ -222,7 +226,7 @@ def _drive(
     if finished:  # from here on the run counts as finished; until here it can be resumed
         checkpoint.save_tensors(folder / WEIGHTS, model.state_dict())
     found = tuple(monitor.warnings)
-    return Outcome(folder, model.eval(), finished, found, data.to(device), selection)
+    return Outcome(folder, model.eval(), finished, found, data.to(device), selection, short)
 
 
 def _loop(model: VAE, data: Dataset, state: State, monitor: Monitor, watch: Watch) -> bool:
