@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kullback.vae import priors as diagonal_gaussian
+from kullback.vae import latents as diagonal_gaussian
 from kullback.variational import beta_elbo, doubly_reparameterised, elbo, iwae
 from kullback.variational.objectives import log_weights
 

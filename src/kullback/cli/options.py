@@ -179,6 +179,13 @@ class ModelOptions:
         ARCHITECTURE.components
     )
 
+    prior: Annotated[
+        str, about("normal, mixture, vamp (of pseudo-inputs) or flow: what z is drawn from.")
+    ] = ARCHITECTURE.prior
+    prior_components: Annotated[
+        Whole, about("Gaussians of --prior mixture, pseudo-inputs of --prior vamp.")
+    ] = ARCHITECTURE.prior_components
+
     def architecture(self) -> Architecture:
         """Return the library's settings; a ValueError says which option is wrong."""
         parts = self.hidden.split(",") if self.hidden else []
@@ -191,6 +198,8 @@ class ModelOptions:
             activation=self.activation,
             likelihood=self.likelihood,
             components=self.components,
+            prior=self.prior,
+            prior_components=self.prior_components,
         )
 
 

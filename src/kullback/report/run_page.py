@@ -252,10 +252,12 @@ def _lead(record: Record) -> str:
     """Say what was trained, and on what."""
     architecture = record.config["model"].get("architecture") or {}
     hidden = "-".join(str(width) for width in architecture.get("hidden") or ())
+    prior = architecture.get("prior", "normal")
+    learned = "" if prior == "normal" else f", {prior} prior"
     return (
         f"A variational autoencoder trained on {record.protocol.get('source', 'data')}: "
         f"{architecture.get('network')} {hidden}, {architecture.get('latent')} latent dimensions, "
-        f"{architecture.get('likelihood')} likelihood."
+        f"{architecture.get('likelihood')} likelihood{learned}."
     )
 
 
@@ -344,9 +346,9 @@ def _minutes(timing: list[dict[str, Any]]) -> list[tuple[float, str]]:
 def _kl(record: Record) -> dict[str, Any] | None:
     """Draw the KL of every latent dimension, sorted; None when no reading of it exists."""
     readings = [row for row in record.metrics if row.get("kl_per_dimension")]
-    if record.evaluation is not None:
+    if record.evaluation is not None and record.evaluation.kl_per_dimension:
         values = [float(kl) for kl in record.evaluation.kl_per_dimension]
-        active, total = record.evaluation.active_units, record.evaluation.rate.value
+        active, total = record.evaluation.active_units or 0, record.evaluation.rate.value
         varying = record.evaluation.varying_units
         protocol = record.evaluated
     elif readings:

@@ -10,7 +10,7 @@ from kullback.core import RunError, require
 
 from .limits import CONV_MIN_SIDE, MAX_LAYERS, MAX_WIDTH
 
-__all__ = ["KINDS", "LIKELIHOODS", "Architecture", "Spec", "choose"]
+__all__ = ["KINDS", "LIKELIHOODS", "PRIORS", "Architecture", "Spec", "choose"]
 
 KINDS = ("binary", "8-bit", "levels", "continuous", "sound")
 
@@ -75,6 +75,7 @@ def choose(kind: str, name: str = "auto") -> tuple[str, str]:
 
 
 ACTIVATIONS = ("relu", "silu", "tanh")
+PRIORS = ("normal", "mixture", "vamp", "flow")
 USUAL = {"mlp": (500, 500), "conv": (32, 32, 32, 256), "sound": (64,)}
 
 
@@ -91,6 +92,9 @@ class Architecture:
         activation: "relu", "silu" or "tanh"; of "mlp" only.
         likelihood: "auto" or one of `LIKELIHOODS`.
         components: Of the logistics mixture.
+        prior: "normal" is N(0, I); "mixture" learns a mixture of Gaussians, "vamp" a mixture of
+            q(z|u) over pseudo-inputs u, "flow" a normalising flow.
+        prior_components: Gaussians of "mixture", pseudo-inputs of "vamp".
 
     Raises:
         ArgumentValueError: A value outside these.
@@ -106,6 +110,8 @@ class Architecture:
     activation: str = "silu"
     likelihood: str = "auto"
     components: int = 5
+    prior: str = "normal"
+    prior_components: int = 50
 
     def __post_init__(self) -> None:
         known = self.network in ("auto", *USUAL)
@@ -116,6 +122,9 @@ class Architecture:
         require(widths, "hidden", "1 to 32 positive widths, such as 200,200", self.hidden)
         require(_positive(self.latent), "latent", "at least 1 dimension", self.latent)
         require(_positive(self.components), "components", "at least 1", self.components)
+        require(self.prior in PRIORS, "prior", f"one of {', '.join(PRIORS)}", repr(self.prior))
+        several = _positive(self.prior_components)
+        require(several, "prior_components", "at least 1", self.prior_components)
         known = self.likelihood == "auto" or self.likelihood in LIKELIHOODS
         names = ", ".join(("auto", *LIKELIHOODS))
         require(known, "likelihood", f"one of {names}", repr(self.likelihood))

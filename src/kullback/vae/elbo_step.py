@@ -1,6 +1,6 @@
 """The ELBO's gradient for perceptrons and bits, without an autograd graph.
 
-The hand-written gradients of `networks`, `priors` and `likelihoods`, chained by hand: for small
+The hand-written gradients of `networks`, `latents` and `likelihoods`, chained by hand: for small
 layers, where building and walking a graph costs as much as the arithmetic. `step_for` says whether
 a model and its settings are such a case; everything else is differentiated by autograd, and the
 tests compare the two. On a CPU in float32 the passes between matrix products are in C (`step.c`,
@@ -19,11 +19,11 @@ from torch import Tensor
 from kullback.core import compiling
 
 from .checkpoint import FlatParameters
+from .latents import StandardNormal
 from .likelihoods import Bernoulli, bernoulli_total
 from .limits import LOG_SD_LIMIT
 from .model import VAE
 from .networks import Mlp, MlpDecoder, MlpEncoder, mlp_backward, mlp_forward, real
-from .priors import StandardNormal
 from .training import Training
 
 __all__ = ["ElboStep", "Layers", "NativeStep", "compiled_state", "library", "step_for"]

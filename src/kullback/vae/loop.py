@@ -18,15 +18,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import DataError, Estimate, RunError
+from kullback.core import DataError, Estimate, RunError, require
 from kullback.data import Dataset, binarize_all
 from kullback.variational import objectives
 
 from . import checkpoint
 from .checkpoint import FlatParameters, State
 from .elbo_step import step_for
-from .evaluation import active_units, collapse_warning, over_images, varying_units
+from .evaluation import (
+    active_units,
+    collapse_of_rate,
+    collapse_warning,
+    kl_of_dimensions,
+    over_images,
+    varying_units,
+)
 from .evidence import bounds
+from .latents import draw_with_kl
 from .limits import (
     AVERAGE_STEPS,
     CALLBACK_SECONDS,
@@ -77,6 +85,13 @@ def loss_terms(
     return -objective.mean(), torch.stack([elbo, rate])
 
 
+def require_parts_fit(model: VAE, settings: Training) -> None:
+    """Raise an ArgumentValueError where settings ask for what the model's parts do not have."""
+    known = not settings.free_bits or model.has_kl_per_dimension()
+    why = "0 with this prior, which has no KL of a single latent dimension"
+    require(known, "free_bits", why, settings.free_bits, "prior normal, or warmup")
+
+
 def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
     """Return the order of the training items in one epoch: a function of seed and epoch alone."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
@@ -117,9 +132,11 @@ def fit(
         The same state, after every step.
 
     Raises:
+        ArgumentValueError: The settings ask for what the model's parts do not have.
         NonFiniteError: At the first non-finite loss or gradient, before it touches the weights,
             with the step, the batch items and the tensor.
     """
+    require_parts_fit(model, settings)
     flat, optimiser = state.flat, state.optimiser
     per_epoch = max(1, len(data.train) // settings.batch_size)
     started = clock() - state.seconds
@@ -194,18 +211,18 @@ def _bad_items(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def _first_bad_tensor(model: VAE, x: Tensor, noise: Tensor) -> tuple[str, Tensor]:
     """Follow one batch through the model to the first tensor with a NaN or infinity."""
-    mean, log_sd = model.encode(x)
-    z = mean + log_sd.exp() * noise
+    q = model.approximate_posterior(x)
+    z, kl = draw_with_kl(model.prior, q, noise)
     parameters = model.parameters_of(z)
     likelihood = model.likelihood.log_prob(parameters, x)
     for name, tensor in (
         ("the input x", x),
-        ("the encoder's mean", mean),
-        ("the encoder's log sd", log_sd),
+        ("the encoder's mean", q.mean),
+        ("the encoder's log sd", q.log_sd),
         ("the latent draw z", z.movedim(0, 1)),
         ("the decoder's output", parameters.movedim(0, 1)),
         ("log p(x|z)", likelihood.movedim(0, 1)),
-        ("KL(q(z|x) ‖ p(z))", model.prior.kl(mean, log_sd)),
+        ("KL(q(z|x) ‖ p(z))", kl),
     ):
         bad = _bad_items(tensor)
         if bool(bad.any()):
@@ -420,19 +437,23 @@ class Monitor:
         with self.state.flat.averaged():
             figures = bounds(self.model, self.test, draws=1, generator=generator)
             more = self._look()
-        each = self.model.prior.kl(figures.mean, figures.log_sd).mean(0)
-        active, kl = active_units(figures.mean, each), each.tolist()
+        each, beta = kl_of_dimensions(self.model, figures), self.settings.beta
+        used: dict[str, Any] = {"varying_units": varying_units(figures.mean)}
+        if each is None:
+            collapse = collapse_of_rate(float(figures.rate.mean()), beta)
+        else:
+            active, kl = active_units(figures.mean, each), each.tolist()
+            collapse = collapse_warning(kl, active, beta)
+            used = {"active_units": active} | used | {"kl_per_dimension": kl}
         self.test_elbo = over_images(figures.elbo.double().cpu(), bias="low", why="a bound")
         error = float(self.test_elbo.standard_error)
         if spent > max(COLLAPSE_AFTER, self.settings.warmup):
-            self._warn("collapse", collapse_warning(kl, active, self.settings.beta))
+            self._warn("collapse", collapse)
         return {
             "test_elbo": self.test_elbo.value,
             **({"test_elbo_error": error} if math.isfinite(error) else {}),
             "test_images": len(self.test),
-            "active_units": active,
-            "varying_units": varying_units(figures.mean),
-            "kl_per_dimension": kl,
+            **used,
             **more,
         }
 

@@ -29,6 +29,19 @@ from .checkpoint import (
     write_config,
 )
 from .evidence import bounds
+from .latents import (
+    CouplingFlow,
+    DiagonalGaussian,
+    Factorised,
+    MixtureOfGaussians,
+    Prior,
+    StandardNormal,
+    VampPrior,
+    draw_with_kl,
+    exact_kl,
+    held_log_ratio,
+    log_ratio,
+)
 from .likelihoods import (
     Bernoulli,
     Categorical,
@@ -39,7 +52,6 @@ from .likelihoods import (
 )
 from .limits import CATEGORICAL_LEVELS, FLOAT32_RESOLUTION, NAMED_COLUMNS, UNIT_SCALE_LEVELS
 from .networks import ConvDecoder, ConvEncoder, MlpDecoder, MlpEncoder
-from .priors import StandardNormal, draw
 from .sound import AutoregressiveLogistics, SoundDecoder, SoundEncoder
 
 __all__ = ["VAE", "build", "location_and_spread"]
@@ -54,7 +66,7 @@ class VAE(nn.Module):
         encoder: `[batch, *event]` floats to (mean, log_sd), `[batch, latent]` each.
         decoder: `[rows, latent]` to `[rows, channels, places]`.
         likelihood: See `kullback.vae.likelihoods`.
-        prior: See `kullback.vae.priors`.
+        prior: See `kullback.vae.latents.priors`.
         shift: x enters the encoder (and only it) as (x − shift) / scale; a number or `[*event]`.
         scale: As `shift`, positive.
         spec: The description that `save` writes; None for parts of your own.
@@ -73,7 +85,7 @@ class VAE(nn.Module):
         encoder: nn.Module,
         decoder: nn.Module,
         likelihood: Likelihood,
-        prior: StandardNormal,
+        prior: Prior,
         *,
         shift: Tensor | None = None,
         scale: float | Tensor = 1.0,
@@ -90,10 +102,23 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and log standard deviation of q(z|x), `[batch, latent]` each."""
+        encoded: tuple[Tensor, Tensor] = self.encoder(self.encoder_input(x))
+        return encoded
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """Return x centred and scaled, as the encoder reads it; padding of sound is the centre."""
         if self.spec is not None and self.spec.kind == "sound":
             x = torch.where(x == PADDING, self.shift, x)
-        encoded: tuple[Tensor, Tensor] = self.encoder((x - self.shift) / self.scale)
-        return encoded
+        return (x - self.shift) / self.scale
+
+    def approximate_posterior(self, x: Tensor) -> DiagonalGaussian:
+        """Return q(z|x), which can be drawn from and has a density."""
+        mean, log_sd = self.encode(x)
+        return DiagonalGaussian(mean, log_sd)
+
+    def has_kl_per_dimension(self) -> bool:
+        """Say whether KL(q(z|x) ‖ p(z)) is a sum over latent dimensions in closed form."""
+        return isinstance(self.prior, Factorised)
 
     def parameters_of(self, z: Tensor) -> Tensor:
         """Decode z `[*lead, latent]` to likelihood parameters `[*lead, channels, places]`."""
@@ -115,33 +140,35 @@ class VAE(nn.Module):
             beta: Weight of log p(z) − log q(z|x).
 
         Returns:
-            log p(x|z) `[draws, batch]`, the KL `[batch, latent]`, and L_K `[batch]`; see
+            log p(x|z) `[draws, batch]`, the KL as in `terms`, and L_K `[batch]`; see
             `variational.doubly_reparameterised`.
         """
-        mean, log_sd = self.encode(x)
-        z = draw(mean, log_sd, noise)
+        q = self.approximate_posterior(x)
+        z = q.draw(noise).z
         likelihood = self.likelihood.log_prob(self.parameters_of(z), x)
-        held = (mean.detach(), log_sd.detach())
-        ratio = self.prior.log_ratio(z, held[1], (z - held[0]) / held[1].exp())
+        ratio = held_log_ratio(self.prior, q, z)
         weights = objectives.log_weights(likelihood, ratio, beta=beta)
         bound = objectives.doubly_reparameterised(weights, z)
-        return likelihood, self.prior.kl(mean, log_sd), bound
+        kl = exact_kl(self.prior, q)
+        kl = -ratio.detach().mean(0).unsqueeze(-1) if kl is None else kl
+        return likelihood, kl, bound
 
     def terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what every objective is made of, in nats, for noise `[draws, batch, latent]`.
 
-        log p(x|z) `[draws, batch]`; log p(z) − log q(z|x) `[draws, batch]`; the exact
-        KL(q(z|x) ‖ p(z)) per latent dimension `[batch, latent]`. Differentiable.
+        log p(x|z) `[draws, batch]`; log p(z) − log q(z|x) `[draws, batch]`; KL(q(z|x) ‖ p(z)),
+        exact and per latent dimension, `[batch, latent]`, where the prior has a formula, else
+        `[batch, 1]`, minus the mean of the second over the draws. Differentiable.
         """
-        mean, log_sd = self.encode(x)
-        z, kl = self.prior.draw_and_kl(mean, log_sd, noise)
-        log_likelihood = self.likelihood.log_prob(self.parameters_of(z), x)
-        return log_likelihood, self.prior.log_ratio(z, log_sd, noise), kl
+        q = self.approximate_posterior(x)
+        drawn, kl = q.draw(noise), exact_kl(self.prior, q)
+        log_likelihood = self.likelihood.log_prob(self.parameters_of(drawn.z), x)
+        ratio = log_ratio(self.prior, q, drawn)
+        return log_likelihood, ratio, -ratio.mean(0).unsqueeze(-1) if kl is None else kl
 
     def elbo_terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first and the last of `terms`: all that the ELBO needs."""
-        mean, log_sd = self.encode(x)
-        z, kl = self.prior.draw_and_kl(mean, log_sd, noise)
+        z, kl = draw_with_kl(self.prior, self.approximate_posterior(x), noise)
         return self.likelihood.log_prob(self.parameters_of(z), x), kl
 
     def check(self, x: Tensor) -> Tensor:
@@ -188,8 +215,8 @@ class VAE(nn.Module):
     ) -> Tensor:
         """Return `E_q[log p(x|z)] − KL(q(z|x) ‖ p(z))`, `[batch]`, in nats; higher is better.
 
-        The expectation is a mean of `draws` draws, the KL is exact (MATH 2.3). A lower bound on
-        log p(x) in expectation.
+        The expectation is a mean of `draws` draws, the KL is exact (MATH 2.3) where the prior has a
+        formula, else an average over the same draws. A lower bound on log p(x) in expectation.
 
         Args:
             x: `[batch, *event]`, checked.
@@ -323,6 +350,7 @@ def build(
     spread: Tensor | None = None,
     sound: dict[str, int] | None = None,
     moments: Tensor | None = None,
+    examples: Tensor | None = None,
 ) -> VAE:
     """Build a VAE for events of a shape and kind; weights come from torch's global generator.
 
@@ -340,6 +368,9 @@ def build(
             it for their unit, while x and every figure stay in the data's units.
         sound: Rate, step and clip length, for sound; see `Spec`.
         moments: Of the training data's sound, `kullback.vae.sound.second_moments`.
+        examples: Training examples `[n, *event]` at which the pseudo-inputs of a "vamp" prior
+            start, repeated where they are fewer; without them they are standard normal, in the
+            encoder's units.
 
     Returns:
         The model, with fresh weights.
@@ -357,7 +388,7 @@ def build(
         tuple(event_shape), kind, architecture, levels, grid, standardised=inside, sound=sound
     )
     if kind == "sound":
-        return _of_sound(spec, scale, moments)
+        return _with_prior(_of_sound(spec, scale, moments), spec, examples)
     top = levels - 1
     usual = {"binary": (0.5, 1.0), "8-bit": (127.5, 64.0), "continuous": (0.0, 1.0)}
     usual["levels"] = (top / 2, max(1.0, top / 4))
@@ -378,7 +409,25 @@ def build(
     require(math.isfinite(scale) and scale > 0, "scale", "a positive number", scale)
     divide_by = scale if spread is None else spread
     prior = StandardNormal(latent)
-    return VAE(encoder, decoder, likelihood, prior, shift=mean, scale=divide_by, spec=spec)
+    model = VAE(encoder, decoder, likelihood, prior, shift=mean, scale=divide_by, spec=spec)
+    return _with_prior(model, spec, examples)
+
+
+def _with_prior(model: VAE, spec: Spec, examples: Tensor | None) -> VAE:
+    """Give a model the prior of its description; "vamp" looks at the encoder and at examples."""
+    kind, latent = spec.architecture.prior, spec.architecture.latent
+    count = spec.architecture.prior_components
+    if kind == "mixture":
+        model.prior = MixtureOfGaussians(latent, count)
+    elif kind == "flow":
+        model.prior = CouplingFlow(latent)
+    elif kind == "vamp":
+        inputs = torch.randn(count, *spec.event_shape)
+        if examples is not None:
+            rows = torch.arange(count) % len(examples)
+            inputs = model.encoder_input(examples.float()[rows])
+        model.prior = VampPrior(model.encoder, inputs, latent=latent)
+    return model
 
 
 def _of_sound(spec: Spec, scale: float | None, moments: Tensor | None) -> VAE:

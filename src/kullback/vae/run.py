@@ -33,7 +33,7 @@ from . import checkpoint
 from .architecture import Architecture, Spec
 from .checkpoint import State, is_hashed, read_config, write_config
 from .limits import MAX_THREADS, THREADS_GAIN, UNIT_SCALE_LEVELS
-from .loop import Monitor, NonFiniteError, Progress, fit, hold_out
+from .loop import Monitor, NonFiniteError, Progress, fit, hold_out, require_parts_fit
 from .model import VAE, build, location_and_spread
 from .sound import second_moments
 from .training import Training
@@ -126,6 +126,7 @@ def train(
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
     rest, _ = hold_out(dataset, training.validation, seed=training.seed)
     model = _fresh_model(rest, architecture or Architecture(), training.seed, None)
+    require_parts_fit(model, training)
     config = _describe(model, dataset, training, where, threads)
     path = _new_folder(folder, dataset)
     watch = Watch(progress, stop, checkpoint_seconds)
@@ -321,7 +322,19 @@ def _fresh_model(data: Dataset, architecture: Architecture, seed: int, spec: Spe
             spread=None if spread is None else (spread if inside else spread.clamp(min=1.0)),
             sound=None if sound is None else {n: int(sound[n]) for n in ("rate", "step", "clip")},
             moments=None if sound is None else second_moments(data.train, step=int(sound["step"])),
+            examples=_examples(data, architecture, seed),
         )
+
+
+def _examples(data: Dataset, architecture: Architecture, seed: int) -> torch.Tensor | None:
+    """Pick the training examples at which the pseudo-inputs of a "vamp" prior start."""
+    if architecture.prior != "vamp":
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    picked = torch.randperm(len(data.train), generator=generator)[: architecture.prior_components]
+    device = data.train.device
+    bits = torch.Generator(device).manual_seed(seed)
+    return data.batch(picked.to(device), bits).float().cpu()
 
 
 def _deviation_of(clips: torch.Tensor) -> float:

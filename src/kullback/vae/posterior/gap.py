@@ -19,9 +19,9 @@ from kullback.core import Estimate, require
 
 from ..evaluation import over_images
 from ..evidence import bounds
+from ..latents import DiagonalGaussian, draw_with_kl, fixed
 from ..limits import ANNEALED_OUTPUTS, COLLAPSED_KL, SETTLED_WIDTH
 from ..model import VAE
-from ..priors import draw
 from .annealing import Annealing, anneal
 
 __all__ = ["Gap", "PerImage", "Refit", "gap_remarks", "made_by", "measure_gap", "refit"]
@@ -166,7 +166,7 @@ def measure_gap(
     )
     refitting = refitting or Refit()
     with torch.no_grad():
-        outputs = model.parameters_of(model.encode(x[:1])[0]).numel()
+        outputs = model.parameters_of(model.approximate_posterior(x[:1]).mean).numel()
     images = max(1, ANNEALED_OUTPUTS // (refitting.draws * outputs))
     elbos = [_elbos(model, part, refitting, generator) for part in torch.split(x, images)]
     columns = [torch.cat(column).double().cpu() for column in zip(*elbos, strict=True)]
@@ -218,19 +218,20 @@ def _elbos(
     """Return ELBO of the encoder's and of the best q, and their KL to the prior, `[n]` each."""
     figures = bounds(model, x, draws=ELBO_DRAWS, generator=generator)
     mean, log_sd = refit(model, x, refitting, generator=generator)
-    best = bounds(_With(model, mean, log_sd), x, draws=ELBO_DRAWS, generator=generator)
+    fitted = _With(model, DiagonalGaussian(mean, log_sd))
+    best = bounds(fitted, x, draws=ELBO_DRAWS, generator=generator)
     return figures.elbo, best.elbo, figures.rate, best.rate
 
 
 class _With:
     """A model with q given image by image instead of an encoder, for `bounds`."""
 
-    def __init__(self, model: VAE, mean: Tensor, log_sd: Tensor) -> None:
+    def __init__(self, model: VAE, q: DiagonalGaussian) -> None:
         self.likelihood, self.prior = model.likelihood, model.prior
         self.parameters_of = model.parameters_of
-        self.q = mean, log_sd
+        self.q = q
 
-    def encode(self, _x: Tensor) -> tuple[Tensor, Tensor]:
+    def approximate_posterior(self, _x: Tensor) -> DiagonalGaussian:
         return self.q
 
 
@@ -239,7 +240,8 @@ def refit(
 ) -> tuple[Tensor, Tensor]:
     """Return mean and log sd of the diagonal Gaussian q with the highest ELBO for each x.
 
-    Adam from the encoder's q, with the closed-form KL and reparameterised draws. The decoder stays.
+    Adam from the encoder's q, with reparameterised draws and the prior's KL (its closed form where
+    there is one). Decoder and prior stay.
 
     Args:
         model: The model.
@@ -258,7 +260,8 @@ def refit(
     """
     settings = settings or Refit()
     with torch.no_grad():
-        mean, log_sd = model.encode(x)
+        q, prior = model.approximate_posterior(x), fixed(model.prior)
+    mean, log_sd = q.mean, q.log_sd
     shift, widen = (torch.zeros_like(mean, requires_grad=True) for _ in range(2))
     optimiser = torch.optim.Adam([shift, widen], lr=settings.learning_rate)
     for step in range(settings.steps):
@@ -267,9 +270,9 @@ def refit(
         place, spread = mean + log_sd.exp() * shift, log_sd + widen
         shape = (settings.draws, *mean.shape)
         noise = torch.randn(shape, generator=generator, device=mean.device).to(mean.dtype)
-        z = draw(place, spread, noise)
+        z, kl = draw_with_kl(prior, DiagonalGaussian(place, spread), noise)
         likelihood = model.likelihood.log_prob(model.parameters_of(z), x).mean(0)
-        loss = (model.prior.kl(place, spread).sum(-1) - likelihood).sum()
+        loss = (kl.sum(-1) - likelihood).sum()
         shift.grad, widen.grad = torch.autograd.grad(loss, [shift, widen])
         optimiser.step()
     return (mean + log_sd.exp() * shift).detach(), (log_sd + widen).detach()

@@ -1,20 +1,24 @@
-"""The prior p(z) and the approximate posterior q(z|x) over the latent space.
+"""The approximate posterior q(z|x) of a batch of images: what an encoder makes of them.
 
-q(z|x) is the diagonal Gaussian N(mean, diag(sd²)), given as `mean` and `log_sd`: plain functions,
-because an encoder makes a new q for every image. `draw` reparameterises, `kl_to_standard_normal`
-is exact, `log_ratio_to_standard_normal` is its one-draw form; `draw_and_kl` does the first two with
-a hand-written gradient. A prior has four methods: its exact KL from q, the same with a draw, the
-log ratio of the two at a draw, and how to draw from it. There is one: `StandardNormal`.
+`DiagonalGaussian` is N(mean, diag(sd²)). A family of q has its moments `mean` and `log_sd`, a
+reparameterised `draw`, `log_prob` at any z, and the noise that a draw was made from (`noise_of`).
+The plain functions below it are those of the diagonal family and N(0, I): `draw` reparameterises,
+`kl_to_standard_normal` is exact, `log_ratio_to_standard_normal` is its one-draw form, and
+`draw_and_kl` does the first two with a hand-written gradient.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kullback.exact import HALF_LOG_2PI
+
 __all__ = [
-    "StandardNormal",
+    "DiagonalGaussian",
+    "Draws",
     "draw",
     "draw_and_kl",
     "kl_to_standard_normal",
@@ -119,32 +123,64 @@ class _DrawAndKl(torch.autograd.Function):
         return by_mean, by_log_sd, None
 
 
-class StandardNormal:
-    """The prior p(z) = N(0, I) in `latent` dimensions (MATH 1.1).
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Reparameterised draws of q(z|x), `[*draws, *batch, latent]`.
 
     Args:
-        latent: How many dimensions z has.
-
-    Example:
-        >>> StandardNormal(2).kl(torch.zeros(1, 2), torch.zeros(1, 2))
-        tensor([[0., 0.]])
+        z: The draws.
+        noise: Standard normal numbers that they were made from, as z.
+        log_det: log |det dz/dnoise|, `[*draws, *batch]` or `[*batch]`, in nats.
     """
 
-    def __init__(self, latent: int) -> None:
-        self.latent = latent
+    z: Tensor
+    noise: Tensor
+    log_det: Tensor
 
-    def kl(self, mean: Tensor, log_sd: Tensor) -> Tensor:
-        """Return the exact KL(q ‖ p) per latent dimension, `[*batch, latent]`, in nats."""
-        return kl_to_standard_normal(mean, log_sd)
+    @property
+    def log_q(self) -> Tensor:
+        """Return log q(z|x) at the draws, `[*draws, *batch]`, in nats."""
+        squares = 0.5 * (self.noise * self.noise).sum(-1)
+        return -squares - self.log_det - self.z.shape[-1] * HALF_LOG_2PI
 
-    def draw_and_kl(self, mean: Tensor, log_sd: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return z = mean + sd·noise `[draws, batch, latent]` and `kl`, as one operation."""
-        return draw_and_kl(mean, log_sd, noise)
 
-    def log_ratio(self, z: Tensor, log_sd: Tensor, noise: Tensor) -> Tensor:
-        """Return log p(z) − log q(z) at `z = mean + sd·noise`, `[*draws, *batch]`, in nats."""
-        return log_ratio_to_standard_normal(z, log_sd, noise)
+@dataclass(frozen=True, slots=True)
+class DiagonalGaussian:
+    """q(z|x) = N(mean, diag(sd²)) of a batch.
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw `[n, latent]` on the generator's device."""
-        return torch.randn(n, self.latent, generator=generator, device=generator.device)
+    Args:
+        mean: `[*batch, latent]`.
+        log_sd: `[*batch, latent]`.
+
+    Example:
+        >>> q = DiagonalGaussian(torch.ones(1, 2), torch.zeros(1, 2))
+        >>> q.draw(torch.zeros(1, 1, 2)).log_q.exp()  # 1/(2π)
+        tensor([[0.1592]])
+    """
+
+    mean: Tensor
+    log_sd: Tensor
+
+    def __getitem__(self, part: slice) -> "DiagonalGaussian":
+        """Return q of some of the images."""
+        return DiagonalGaussian(self.mean[part], self.log_sd[part])
+
+    def draw(self, noise: Tensor) -> Draws:
+        """Return z = mean + sd·noise for noise `[*draws, *batch, latent]`."""
+        return Draws(draw(self.mean, self.log_sd, noise), noise, self.log_sd.sum(-1))
+
+    def noise_of(self, z: Tensor) -> Tensor:
+        """Return the noise that `draw` takes to z, `[*draws, *batch, latent]`."""
+        return (z - self.mean) / self.log_sd.exp()
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log q(z|x), `[*draws, *batch]`, in nats."""
+        return Draws(z, self.noise_of(z), self.log_sd.sum(-1)).log_q
+
+    def detached(self) -> "DiagonalGaussian":
+        """Return this q without its graph."""
+        return DiagonalGaussian(self.mean.detach(), self.log_sd.detach())
+
+    def kl_to_standard_normal(self) -> Tensor:
+        """Return the exact KL(q ‖ N(0, I)) of every latent dimension, `[*batch, latent]`."""
+        return kl_to_standard_normal(self.mean, self.log_sd)
