@@ -186,6 +186,11 @@ class ModelOptions:
         Whole, about("Gaussians of --prior mixture, pseudo-inputs of --prior vamp.")
     ] = ARCHITECTURE.prior_components
 
+    posterior: Annotated[
+        str, about("diagonal, full, low_rank or iaf (a flow): the family of q(z|x).")
+    ] = ARCHITECTURE.posterior
+    rank: Annotated[Whole, about("Of --posterior low_rank.")] = ARCHITECTURE.rank
+
     def architecture(self) -> Architecture:
         """Return the library's settings; a ValueError says which option is wrong."""
         parts = self.hidden.split(",") if self.hidden else []
@@ -200,6 +205,8 @@ class ModelOptions:
             components=self.components,
             prior=self.prior,
             prior_components=self.prior_components,
+            posterior=self.posterior,
+            rank=self.rank,
         )
 
 

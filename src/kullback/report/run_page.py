@@ -254,6 +254,8 @@ def _lead(record: Record) -> str:
     hidden = "-".join(str(width) for width in architecture.get("hidden") or ())
     prior = architecture.get("prior", "normal")
     learned = "" if prior == "normal" else f", {prior} prior"
+    family = architecture.get("posterior", "diagonal")
+    learned += "" if family == "diagonal" else f", {family} posterior"
     return (
         f"A variational autoencoder trained on {record.protocol.get('source', 'data')}: "
         f"{architecture.get('network')} {hidden}, {architecture.get('latent')} latent dimensions, "

@@ -10,7 +10,7 @@ from kullback.core import RunError, require
 
 from .limits import CONV_MIN_SIDE, MAX_LAYERS, MAX_WIDTH
 
-__all__ = ["KINDS", "LIKELIHOODS", "PRIORS", "Architecture", "Spec", "choose"]
+__all__ = ["KINDS", "LIKELIHOODS", "POSTERIORS", "PRIORS", "Architecture", "Spec", "choose"]
 
 KINDS = ("binary", "8-bit", "levels", "continuous", "sound")
 
@@ -75,6 +75,7 @@ def choose(kind: str, name: str = "auto") -> tuple[str, str]:
 
 
 ACTIVATIONS = ("relu", "silu", "tanh")
+POSTERIORS = ("diagonal", "full", "low_rank", "iaf")
 PRIORS = ("normal", "mixture", "vamp", "flow")
 USUAL = {"mlp": (500, 500), "conv": (32, 32, 32, 256), "sound": (64,)}
 
@@ -95,6 +96,9 @@ class Architecture:
         prior: "normal" is N(0, I); "mixture" learns a mixture of Gaussians, "vamp" a mixture of
             q(z|u) over pseudo-inputs u, "flow" a normalising flow.
         prior_components: Gaussians of "mixture", pseudo-inputs of "vamp".
+        posterior: The family of q(z|x): "diagonal", "full" or "low_rank" Gaussians, or "iaf", an
+            inverse autoregressive flow. "vamp" goes with "diagonal" only.
+        rank: Of "low_rank".
 
     Raises:
         ArgumentValueError: A value outside these.
@@ -112,6 +116,8 @@ class Architecture:
     components: int = 5
     prior: str = "normal"
     prior_components: int = 50
+    posterior: str = "diagonal"
+    rank: int = 4
 
     def __post_init__(self) -> None:
         known = self.network in ("auto", *USUAL)
@@ -125,6 +131,13 @@ class Architecture:
         require(self.prior in PRIORS, "prior", f"one of {', '.join(PRIORS)}", repr(self.prior))
         several = _positive(self.prior_components)
         require(several, "prior_components", "at least 1", self.prior_components)
+        known = self.posterior in POSTERIORS
+        require(known, "posterior", f"one of {', '.join(POSTERIORS)}", repr(self.posterior))
+        ranked = _positive(self.rank) and (self.posterior != "low_rank" or self.rank <= self.latent)
+        require(ranked, "rank", f"from 1 to latent = {self.latent}", self.rank)
+        both = self.prior != "vamp" or self.posterior == "diagonal"
+        what = "diagonal with prior vamp, which is a mixture of q(z|u)"
+        require(both, "posterior", what, repr(self.posterior), "prior mixture or flow")
         known = self.likelihood == "auto" or self.likelihood in LIKELIHOODS
         names = ", ".join(("auto", *LIKELIHOODS))
         require(known, "likelihood", f"one of {names}", repr(self.likelihood))

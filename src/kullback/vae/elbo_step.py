@@ -19,7 +19,7 @@ from torch import Tensor
 from kullback.core import compiling
 
 from .checkpoint import FlatParameters
-from .latents import StandardNormal
+from .latents import Diagonal, StandardNormal
 from .likelihoods import Bernoulli, bernoulli_total
 from .limits import LOG_SD_LIMIT
 from .model import VAE
@@ -153,7 +153,7 @@ def step_for(model: VAE, flat: FlatParameters, settings: Training) -> "ElboStep 
     """Return the step by hand where there is one: perceptrons, bits, the plain ELBO, one draw."""
     parts = isinstance(model.encoder, MlpEncoder) and isinstance(model.decoder, MlpDecoder)
     parts = parts and isinstance(model.likelihood, Bernoulli)
-    parts = parts and isinstance(model.prior, StandardNormal)
+    parts = parts and isinstance(model.prior, StandardNormal) and isinstance(model.family, Diagonal)
     plain = settings.objective == "elbo" and settings.draws_at(0.0) == 1 and not settings.free_bits
     return ElboStep(model, flat) if parts and plain and not settings.tighten else None
 

@@ -193,9 +193,9 @@ def image_bounds(
             parts.append(bounds(model, part, draws=draws, generator=generator))
             if progress is not None:
                 progress(min(start + IMAGES_PER_BLOCK, len(x)), len(x))
-    names = [name for name in Bounds.__slots__ if name != "draws"]
+    names = [name for name in Bounds.__slots__ if name not in ("draws", "exact_rate")]
     joined = {n: torch.cat([getattr(part, n) for part in parts]).double().cpu() for n in names}
-    return Bounds(**joined, draws=draws)
+    return Bounds(**joined, draws=draws, exact_rate=parts[0].exact_rate)
 
 
 @contextmanager
@@ -260,7 +260,7 @@ def summarise(model: VAE, x: Tensor, found: Bounds, *, seed: int = 0) -> Evaluat
         seed=seed,
         varying_units=varying_units(means),
         levels=levels,
-        exact_rate=model.has_kl_per_dimension(),
+        exact_rate=found.exact_rate,
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from kullback.core import require
 from kullback.sampled import effective_sample_size, log_mean_exp
 
-from .latents import DiagonalGaussian, Prior, exact_kl, fixed, log_ratio, numbers_of
+from .latents import Posterior, Prior, exact_kl, fixed, log_ratio, numbers_of
 from .likelihoods import Likelihood
 from .limits import DECODER_OUTPUTS
 
@@ -26,7 +26,7 @@ class LatentVariableModel(Protocol):
     likelihood: Likelihood
     prior: Prior
 
-    def approximate_posterior(self, x: Tensor) -> DiagonalGaussian:
+    def approximate_posterior(self, x: Tensor) -> Posterior:
         """Return q(z|x)."""
         ...
 
@@ -46,9 +46,10 @@ class Bounds:
             log q(z|x) − log p(z) over the draws, unbiased.
         distortion: Minus the mean log-likelihood.
         effective_draws: Kong's effective sample size, of the K draws.
-        mean: Of q(z|x), `[n, latent]`.
+        mean: Of q(z|x), `[n, latent]`, as `moments` of it gives them.
         log_sd: As `mean`.
         draws: K.
+        exact_rate: Whether the rate has no error from the draws.
     """
 
     elbo: Tensor
@@ -59,6 +60,7 @@ class Bounds:
     mean: Tensor
     log_sd: Tensor
     draws: int
+    exact_rate: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def bounds(
     """
     require(draws >= 1, "draws", "at least 1", draws)
     q, prior = model.approximate_posterior(x), fixed(model.prior)
-    kl = exact_kl(prior, q)
+    kl, (mean, log_sd) = exact_kl(prior, q), q.moments()
     rows = _rows(model, prior, q)
     images = max(1, rows // draws)  # images a block of log-weights covers
     blocks = _Blocks(draws, rows, generator)
@@ -121,16 +123,17 @@ def bounds(
         rate=rate,
         distortion=-log_likelihood,
         effective_draws=torch.cat(effective),
-        mean=q.mean,
-        log_sd=q.log_sd,
+        mean=mean,
+        log_sd=log_sd,
         draws=draws,
+        exact_rate=kl is not None,
     )
 
 
-def _rows(model: LatentVariableModel, prior: Prior, q: DiagonalGaussian) -> int:
+def _rows(model: LatentVariableModel, prior: Prior, q: Posterior) -> int:
     """Return how many rows decoder and prior should take at once, at least one."""
     numbers = getattr(model.likelihood, "numbers", 0)  # what a likelihood computes besides
-    outputs = model.parameters_of(q.mean[:1]).numel()
+    outputs = model.parameters_of(q.centre[:1]).numel()
     return max(1, DECODER_OUTPUTS // max(1, numbers, numbers_of(prior), outputs))
 
 
@@ -138,19 +141,19 @@ def _log_terms(
     model: LatentVariableModel,
     prior: Prior,
     x: Tensor,
-    q: DiagonalGaussian,
+    q: Posterior,
     blocks: _Blocks,
 ) -> tuple[Tensor, Tensor]:
     """Return log p(x|z) and log p(z) − log q(z|x), `[draws, batch]` each, by blocks of draws."""
     draws, generator = blocks.draws, blocks.generator
-    likelihood = q.mean.new_empty(draws, len(x))
-    ratio = q.mean.new_empty(draws, len(x))
+    likelihood = q.centre.new_empty(draws, len(x))
+    ratio = q.centre.new_empty(draws, len(x))
     block = max(1, blocks.rows // len(x))
     for start in range(0, draws, block):
         count = min(block, draws - start)
-        shape = (count, *q.mean.shape)
+        shape = (count, *q.centre.shape)
         noise = torch.randn(shape, generator=generator, device=x.device)
-        drawn = q.draw(noise.to(q.mean.dtype))
+        drawn = q.draw(noise.to(q.centre.dtype))
         part = slice(start, start + count)
         likelihood[part] = model.likelihood.log_prob(model.parameters_of(drawn.z), x)
         ratio[part] = log_ratio(prior, q, drawn)

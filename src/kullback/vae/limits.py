@@ -3,7 +3,9 @@
 __all__ = [
     "ACTIVE_KL",
     "ACTIVE_VARIANCE",
+    "AGGREGATE_FLOW_ITEMS",
     "AGGREGATE_ITEMS",
+    "AGGREGATE_PAIRS",
     "ANNEALED_OUTPUTS",
     "AVERAGE_STEPS",
     "CALLBACK_SECONDS",
@@ -95,6 +97,8 @@ RUN_FORMAT = 2  # of config.json; in 1 neither it nor the weights had hashes
 # The machine
 DECODER_OUTPUTS = 800_000  # at once: what a core's cache holds
 AGGREGATE_ITEMS = 2000  # of a mixture: N² densities a dimension, 2 s for 50 dimensions
+AGGREGATE_FLOW_ITEMS = 300  # N² densities of a flow, each a pass for every dimension
+AGGREGATE_PAIRS = 20_000  # densities of a dependent q at once: 20 numbers a dimension and pair
 ANNEALED_OUTPUTS = 2_000_000  # at once, kept for the gradient: some 50 MB
 IMAGES_PER_BLOCK = 100  # of one call of the progress callback of `evaluate`
 THREADS_GAIN = 1.2  # in speed of matrix products, below which more threads do not pay

@@ -88,8 +88,9 @@ def loss_terms(
 def require_parts_fit(model: VAE, settings: Training) -> None:
     """Raise an ArgumentValueError where settings ask for what the model's parts do not have."""
     known = not settings.free_bits or model.has_kl_per_dimension()
-    why = "0 with this prior, which has no KL of a single latent dimension"
-    require(known, "free_bits", why, settings.free_bits, "prior normal, or warmup")
+    why = "0 where there is no KL of a single latent dimension (a learned prior, a full q)"
+    hint = "prior normal with posterior diagonal, or warmup"
+    require(known, "free_bits", why, settings.free_bits, hint)
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
@@ -211,14 +212,14 @@ def _bad_items(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def _first_bad_tensor(model: VAE, x: Tensor, noise: Tensor) -> tuple[str, Tensor]:
     """Follow one batch through the model to the first tensor with a NaN or infinity."""
-    q = model.approximate_posterior(x)
-    z, kl = draw_with_kl(model.prior, q, noise)
+    encoded = model.encoded(x)
+    z, kl = draw_with_kl(model.prior, model.family(encoded), noise)
     parameters = model.parameters_of(z)
     likelihood = model.likelihood.log_prob(parameters, x)
     for name, tensor in (
         ("the input x", x),
-        ("the encoder's mean", q.mean),
-        ("the encoder's log sd", q.log_sd),
+        ("the encoder's mean", encoded.mean),
+        ("the encoder's log sd", encoded.log_sd),
         ("the latent draw z", z.movedim(0, 1)),
         ("the decoder's output", parameters.movedim(0, 1)),
         ("log p(x|z)", likelihood.movedim(0, 1)),

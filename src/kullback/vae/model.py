@@ -31,9 +31,15 @@ from .checkpoint import (
 from .evidence import bounds
 from .latents import (
     CouplingFlow,
-    DiagonalGaussian,
+    Diagonal,
+    Encoded,
     Factorised,
+    Family,
+    FullRank,
+    InverseAutoregressive,
+    LowRank,
     MixtureOfGaussians,
+    Posterior,
     Prior,
     StandardNormal,
     VampPrior,
@@ -63,13 +69,15 @@ class VAE(nn.Module):
     Everywhere x is `[batch, *event]` in the data's own units: 0/1, levels 0 … K − 1, or continuous.
 
     Args:
-        encoder: `[batch, *event]` floats to (mean, log_sd), `[batch, latent]` each.
+        encoder: `[batch, *event]` floats to (mean, log_sd), `[batch, latent]` each; for a family
+            that needs more, (mean, log_sd, extra) with extra `[batch, family.extra]`.
         decoder: `[rows, latent]` to `[rows, channels, places]`.
         likelihood: See `kullback.vae.likelihoods`.
         prior: See `kullback.vae.latents.priors`.
         shift: x enters the encoder (and only it) as (x − shift) / scale; a number or `[*event]`.
         scale: As `shift`, positive.
         spec: The description that `save` writes; None for parts of your own.
+        family: Of q(z|x), see `kullback.vae.latents.posteriors`; by default `Diagonal()`.
 
     Example:
         >>> model = build((1, 4, 4), "binary", Architecture(hidden=(8,), latent=2))
@@ -90,8 +98,10 @@ class VAE(nn.Module):
         shift: Tensor | None = None,
         scale: float | Tensor = 1.0,
         spec: Spec | None = None,
+        family: Family | None = None,
     ) -> None:
         super().__init__()
+        self.family = Diagonal() if family is None else family
         self.encoder, self.decoder = encoder, decoder
         self.likelihood, self.prior = likelihood, prior
         self.register_buffer("shift", torch.zeros(()) if shift is None else shift.clone())
@@ -102,8 +112,18 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and log standard deviation of q(z|x), `[batch, latent]` each."""
-        encoded: tuple[Tensor, Tensor] = self.encoder(self.encoder_input(x))
-        return encoded
+        if isinstance(self.family, Diagonal):
+            encoded: tuple[Tensor, Tensor] = self.encoder(self.encoder_input(x))
+            return encoded
+        return self.approximate_posterior(x).moments()
+
+    def encoded(self, x: Tensor) -> Encoded:
+        """Return what the encoder gives for x, of which `family` makes q(z|x)."""
+        if isinstance(self.family, Diagonal):
+            mean, log_sd = self.encode(x)
+            return Encoded(mean, log_sd)
+        outputs = self.encoder(self.encoder_input(x))
+        return Encoded(outputs[0], outputs[1], outputs[2] if len(outputs) > 2 else None)
 
     def encoder_input(self, x: Tensor) -> Tensor:
         """Return x centred and scaled, as the encoder reads it; padding of sound is the centre."""
@@ -111,14 +131,13 @@ class VAE(nn.Module):
             x = torch.where(x == PADDING, self.shift, x)
         return (x - self.shift) / self.scale
 
-    def approximate_posterior(self, x: Tensor) -> DiagonalGaussian:
+    def approximate_posterior(self, x: Tensor) -> Posterior:
         """Return q(z|x), which can be drawn from and has a density."""
-        mean, log_sd = self.encode(x)
-        return DiagonalGaussian(mean, log_sd)
+        return self.family(self.encoded(x))
 
     def has_kl_per_dimension(self) -> bool:
         """Say whether KL(q(z|x) ‖ p(z)) is a sum over latent dimensions in closed form."""
-        return isinstance(self.prior, Factorised)
+        return isinstance(self.family, Diagonal) and isinstance(self.prior, Factorised)
 
     def parameters_of(self, z: Tensor) -> Tensor:
         """Decode z `[*lead, latent]` to likelihood parameters `[*lead, channels, places]`."""
@@ -134,6 +153,8 @@ class VAE(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return `elbo_terms` and L_K with its doubly reparameterised gradient, `[batch]`, in nats.
 
+        With a q whose density at a given z takes many passes the gradient is the plain one.
+
         Args:
             x: `[batch, *event]`.
             noise: Standard normal, `[draws, batch, latent]`.
@@ -144,11 +165,15 @@ class VAE(nn.Module):
             `variational.doubly_reparameterised`.
         """
         q = self.approximate_posterior(x)
-        z = q.draw(noise).z
-        likelihood = self.likelihood.log_prob(self.parameters_of(z), x)
-        ratio = held_log_ratio(self.prior, q, z)
-        weights = objectives.log_weights(likelihood, ratio, beta=beta)
-        bound = objectives.doubly_reparameterised(weights, z)
+        drawn = q.draw(noise)
+        likelihood = self.likelihood.log_prob(self.parameters_of(drawn.z), x)
+        if q.path_gradient:
+            ratio = held_log_ratio(self.prior, q, drawn.z)
+            weights = objectives.log_weights(likelihood, ratio, beta=beta)
+            bound = objectives.doubly_reparameterised(weights, drawn.z)
+        else:
+            ratio = log_ratio(self.prior, q, drawn)
+            bound = objectives.iwae(objectives.log_weights(likelihood, ratio, beta=beta))
         kl = exact_kl(self.prior, q)
         kl = -ratio.detach().mean(0).unsqueeze(-1) if kl is None else kl
         return likelihood, kl, bound
@@ -398,19 +423,41 @@ def build(
     likelihood = _likelihood(spec, mean, spread)
     bias = likelihood.initial_bias(mean)
     hidden, latent = architecture.hidden, architecture.latent
+    family = _family(architecture)
     if architecture.network == "mlp":
         act = architecture.activation
-        encoder: nn.Module = MlpEncoder(event_shape, hidden, latent, activation=act)
+        encoder: nn.Module = MlpEncoder(
+            event_shape, hidden, latent, activation=act, extra=family.extra
+        )
         decoder: nn.Module = MlpDecoder(latent, hidden[::-1], bias, activation=act)
     else:
-        encoder = ConvEncoder(event_shape, hidden, latent)
+        encoder = ConvEncoder(event_shape, hidden, latent, extra=family.extra)
         decoder = ConvDecoder(event_shape, latent, hidden, bias)
     scale = width if scale is None else scale
     require(math.isfinite(scale) and scale > 0, "scale", "a positive number", scale)
     divide_by = scale if spread is None else spread
     prior = StandardNormal(latent)
-    model = VAE(encoder, decoder, likelihood, prior, shift=mean, scale=divide_by, spec=spec)
+    model = VAE(
+        encoder,
+        decoder,
+        likelihood,
+        prior,
+        shift=mean,
+        scale=divide_by,
+        spec=spec,
+        family=family,
+    )
     return _with_prior(model, spec, examples)
+
+
+def _family(architecture: Architecture) -> Family:
+    """Return the family of q(z|x) of an architecture."""
+    latent = architecture.latent
+    if architecture.posterior == "full":
+        return FullRank(latent)
+    if architecture.posterior == "low_rank":
+        return LowRank(latent, architecture.rank)
+    return InverseAutoregressive(latent) if architecture.posterior == "iaf" else Diagonal()
 
 
 def _with_prior(model: VAE, spec: Spec, examples: Tensor | None) -> VAE:
@@ -445,9 +492,11 @@ def _of_sound(spec: Spec, scale: float | None, moments: Tensor | None) -> VAE:
         step=known.get("step", 1),
         moments=moments,
     )
-    encoder, decoder = SoundEncoder(samples, width, latent), SoundDecoder(latent, width)
+    family = _family(spec.architecture)
+    encoder = SoundEncoder(samples, width, latent, extra=family.extra)
+    decoder, prior = SoundDecoder(latent, width), StandardNormal(latent)
     scale = 1.0 if scale is None else scale
-    return VAE(encoder, decoder, likelihood, StandardNormal(latent), scale=scale, spec=spec)
+    return VAE(encoder, decoder, likelihood, prior, scale=scale, spec=spec, family=family)
 
 
 def _check_sound(x: Tensor, spec: Spec, span: str) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "Mlp",
     "MlpDecoder",
     "MlpEncoder",
+    "gaussian",
     "mlp",
     "mlp_backward",
     "mlp_forward",
@@ -207,9 +208,17 @@ class Mlp(nn.Module):
         return mlp(x, weights, biases, self.activation, buffers=self.buffers_of_gradient)
 
 
-def _gaussian(output: Tensor) -> tuple[Tensor, Tensor]:
-    mean, log_sd = real(output).chunk(2, -1)
-    return mean, log_sd.clamp(-LOG_SD_LIMIT, LOG_SD_LIMIT)
+def gaussian(output: Tensor, extra: int = 0) -> tuple[Tensor, ...]:
+    """Split an encoder's output `[batch, 2·latent + extra]` into mean, log sd and what is left.
+
+    Example:
+        >>> [part.shape[1] for part in gaussian(torch.zeros(1, 6)), *gaussian(torch.zeros(1, 7), 1)]
+        [3, 3, 3, 3, 1]
+    """
+    latent = (output.shape[-1] - extra) // 2
+    mean, log_sd, more = torch.split(real(output), [latent, latent, extra], -1)
+    bounded = log_sd.clamp(-LOG_SD_LIMIT, LOG_SD_LIMIT)
+    return (mean, bounded, more) if extra else (mean, bounded)
 
 
 class MlpEncoder(nn.Module):
@@ -220,6 +229,7 @@ class MlpEncoder(nn.Module):
         hidden: Widths of the hidden layers.
         latent: Dimensions of z.
         activation: As in `Mlp`.
+        extra: Outputs besides, `[batch, extra]`, for families of q that need them.
 
     Example:
         >>> MlpEncoder((1, 2, 2), (8,), 3)(torch.zeros(5, 1, 2, 2))[0].shape
@@ -233,13 +243,15 @@ class MlpEncoder(nn.Module):
         latent: int,
         *,
         activation: str = "tanh",
+        extra: int = 0,
     ) -> None:
         super().__init__()
-        self.net = Mlp((math.prod(event_shape), *hidden, 2 * latent), activation)
+        self.extra = extra
+        self.net = Mlp((math.prod(event_shape), *hidden, 2 * latent + extra), activation)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log sd, `[batch, latent]` each."""
-        return _gaussian(self.net(x.flatten(1)))
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return mean and log sd, `[batch, latent]` each, and the extra outputs if there are."""
+        return gaussian(self.net(x.flatten(1)), self.extra)
 
 
 class MlpDecoder(nn.Module):
@@ -334,14 +346,18 @@ class ConvEncoder(nn.Module):
         hidden: (width of the grid, …, width of the hidden layer); each width but the last stands
             for one residual convolution, so (32, 32, 32, 256) is three of 32 channels.
         latent: Dimensions of z.
+        extra: As in `MlpEncoder`.
 
     Example:
         >>> ConvEncoder((1, 28, 28), (8, 8, 16), 3)(torch.zeros(2, 1, 28, 28))[1].shape
         torch.Size([2, 3])
     """
 
-    def __init__(self, event_shape: Sequence[int], hidden: Sequence[int], latent: int) -> None:
+    def __init__(
+        self, event_shape: Sequence[int], hidden: Sequence[int], latent: int, *, extra: int = 0
+    ) -> None:
         super().__init__()
+        self.extra = extra
         width, depth, top = _grid_widths(hidden)
         self.patches = _Patches(event_shape)
         cells = math.prod(self.patches.grid)
@@ -349,14 +365,14 @@ class ConvEncoder(nn.Module):
         self.first = _scaled(_conv(patch, width), 1.15)
         self.body = _Residual(width, depth)
         self.hidden = _scaled(nn.Linear(width * cells, top), 1.41)
-        self.last = _scaled(nn.Linear(top, 2 * latent), 0.58)
+        self.last = _scaled(nn.Linear(top, 2 * latent + extra), 0.58)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log sd, `[batch, latent]` each."""
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return mean and log sd, `[batch, latent]` each, and the extra outputs if there are."""
         weight: Tensor = self.last.weight  # type: ignore[assignment]
         h = self.body(self.first(self.patches.split(x.to(weight.dtype))))
         h = self.hidden(F.silu(h).permute(0, 2, 3, 1).flatten(1))
-        return _gaussian(self.last(F.silu(h)))
+        return gaussian(self.last(F.silu(h)), self.extra)
 
 
 class ConvDecoder(nn.Module):

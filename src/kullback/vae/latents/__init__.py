@@ -5,8 +5,17 @@
 """
 
 from .posteriors import (
+    Diagonal,
     DiagonalGaussian,
     Draws,
+    Encoded,
+    Family,
+    FlowPosterior,
+    FullGaussian,
+    FullRank,
+    InverseAutoregressive,
+    LowRank,
+    Posterior,
     draw,
     draw_and_kl,
     kl_to_standard_normal,
@@ -30,11 +39,20 @@ from .priors import (
 
 __all__ = [
     "CouplingFlow",
+    "Diagonal",
     "DiagonalGaussian",
     "Draws",
+    "Encoded",
     "Factorised",
+    "Family",
+    "FlowPosterior",
+    "FullGaussian",
+    "FullRank",
     "GaussianComponents",
+    "InverseAutoregressive",
+    "LowRank",
     "MixtureOfGaussians",
+    "Posterior",
     "Prior",
     "StandardNormal",
     "VampPrior",

@@ -29,6 +29,7 @@ from ..networks import Mlp, real
 from .posteriors import (
     DiagonalGaussian,
     Draws,
+    Posterior,
     draw_and_kl,
     kl_to_standard_normal,
     log_ratio_to_standard_normal,
@@ -349,25 +350,29 @@ class CouplingFlow(nn.Module):
         return shift, 2.0 * torch.tanh(0.5 * raw)
 
 
-def exact_kl(prior: Prior, q: DiagonalGaussian) -> Tensor | None:
-    """Return the exact KL(q ‖ p), `[*batch, latent]` of every dimension; None without a formula.
+def exact_kl(prior: Prior, q: Posterior) -> Tensor | None:
+    """Return the exact KL(q ‖ p), `[*batch, groups]` with the KL as their sum, or None.
+
+    A group is a latent dimension where q and p have independent ones, else all of them together.
 
     Args:
         prior: p(z).
         q: q(z|x) of a batch.
 
     Returns:
-        In nats, or None.
+        In nats; None without a formula.
 
     Example:
         >>> q = DiagonalGaussian(torch.zeros(1, 2), torch.zeros(1, 2))
         >>> exact_kl(StandardNormal(2), q), exact_kl(MixtureOfGaussians(2, 3), q)
         (tensor([[0., 0.]]), None)
     """
-    return prior.kl(q.mean, q.log_sd) if isinstance(prior, Factorised) else None
+    if isinstance(q, DiagonalGaussian):
+        return prior.kl(q.mean, q.log_sd) if isinstance(prior, Factorised) else None
+    return q.kl_to_standard_normal() if isinstance(prior, StandardNormal) else None
 
 
-def log_ratio(prior: Prior, q: DiagonalGaussian, drawn: Draws) -> Tensor:
+def log_ratio(prior: Prior, q: Posterior, drawn: Draws) -> Tensor:
     """Return log p(z) − log q(z|x) at draws of q, `[*draws, *batch]`, in nats.
 
     Args:
@@ -383,12 +388,12 @@ def log_ratio(prior: Prior, q: DiagonalGaussian, drawn: Draws) -> Tensor:
         >>> log_ratio(StandardNormal(1), q, q.draw(torch.ones(3, 1, 1))).flatten()
         tensor([0., 0., 0.])
     """
-    if isinstance(prior, Factorised):
+    if isinstance(q, DiagonalGaussian) and isinstance(prior, Factorised):
         return prior.log_ratio(drawn.z, q.log_sd, drawn.noise)
     return prior.log_prob(drawn.z) - drawn.log_q
 
 
-def held_log_ratio(prior: Prior, q: DiagonalGaussian, z: Tensor) -> Tensor:
+def held_log_ratio(prior: Prior, q: Posterior, z: Tensor) -> Tensor:
     """Return log p(z) − log q(z|x), `[*draws, *batch]`, through z alone: q is held fixed.
 
     For gradients by the path of z (sticking the landing, doubly reparameterised). Parameters of the
@@ -408,10 +413,12 @@ def held_log_ratio(prior: Prior, q: DiagonalGaussian, z: Tensor) -> Tensor:
         False
     """
     held = q.detached()
-    return log_ratio(prior, held, Draws(z, held.noise_of(z), held.log_sd.sum(-1)))
+    if isinstance(held, DiagonalGaussian):
+        return log_ratio(prior, held, Draws(z, held.noise_of(z), held.log_sd.sum(-1)))
+    return prior.log_prob(z) - held.log_prob(z)
 
 
-def draw_with_kl(prior: Prior, q: DiagonalGaussian, noise: Tensor) -> tuple[Tensor, Tensor]:
+def draw_with_kl(prior: Prior, q: Posterior, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Return draws of q and KL(q ‖ p) in nats: exact where there is a formula, else from the draws.
 
     Args:
@@ -420,18 +427,20 @@ def draw_with_kl(prior: Prior, q: DiagonalGaussian, noise: Tensor) -> tuple[Tens
         noise: Standard normal, `[draws, batch, latent]`.
 
     Returns:
-        z `[draws, batch, latent]`, and the KL: `[batch, latent]` where it is exact, dimension by
-        dimension; else `[batch, 1]`, the mean of log q(z|x) − log p(z) over the draws, unbiased.
+        z `[draws, batch, latent]`, and the KL: that of `exact_kl`, else `[batch, 1]`, the mean of
+        log q(z|x) − log p(z) over the draws, unbiased.
 
     Example:
         >>> q = DiagonalGaussian(torch.zeros(5, 2), torch.zeros(5, 2))
         >>> draw_with_kl(MixtureOfGaussians(2, 3), q, torch.zeros(4, 5, 2))[1].shape
         torch.Size([5, 1])
     """
-    if isinstance(prior, Factorised):
+    if isinstance(q, DiagonalGaussian) and isinstance(prior, Factorised):
         return prior.draw_and_kl(q.mean, q.log_sd, noise)
-    drawn = q.draw(noise)
-    return drawn.z, -log_ratio(prior, q, drawn).mean(0).unsqueeze(-1)
+    drawn, kl = q.draw(noise), exact_kl(prior, q)
+    if kl is None:
+        kl = -log_ratio(prior, q, drawn).mean(0).unsqueeze(-1)
+    return drawn.z, kl
 
 
 def fixed(prior: Prior) -> Prior:
@@ -449,7 +458,10 @@ def fixed(prior: Prior) -> Prior:
     """
     if isinstance(prior, MixtureOfGaussians | VampPrior):
         with torch.no_grad():
-            return prior.components()
+            found = prior.components()
+        return GaussianComponents(
+            found.log_weights.detach(), found.mean.detach(), found.log_sd.detach()
+        )
     return prior
 
 

@@ -23,7 +23,7 @@ from kullback.core import Estimate, describe, require
 from kullback.sampled import effective_sample_size, log_evidence, log_mean_exp
 
 from ..evidence import LatentVariableModel
-from ..latents import DiagonalGaussian, Prior, fixed, log_ratio, numbers_of
+from ..latents import Posterior, Prior, fixed, log_ratio, numbers_of
 from ..limits import ANNEALED_OUTPUTS, SETTLED_LOG_VARIANCE
 
 __all__ = ["Annealed", "Annealing", "anneal"]
@@ -151,9 +151,9 @@ def anneal(
     with _weights_fixed(model), torch.no_grad():
         q, prior = model.approximate_posterior(x), fixed(model.prior)
         if exact is not None:
-            fits = exact.shape == q.mean.shape
-            require(fits, "exact", f"[{len(x)}, {q.mean.shape[1]}]", describe(exact))
-        outputs = max(numbers_of(prior), model.parameters_of(q.mean[:1]).numel())
+            fits = exact.shape == q.centre.shape
+            require(fits, "exact", f"[{len(x)}, {q.centre.shape[1]}]", describe(exact))
+        outputs = max(numbers_of(prior), model.parameters_of(q.centre[:1]).numel())
         images = max(1, ANNEALED_OUTPUTS // (settings.chains * max(1, outputs)))
         parts = []
         for start in range(0, len(x), images):
@@ -208,14 +208,14 @@ class _Path:
     model: LatentVariableModel
     prior: Prior
     x: Tensor
-    q: DiagonalGaussian
+    q: Posterior
     leapfrog: int
     generator: torch.Generator
 
     def normal(self, chains: int) -> Tensor:
-        shape = (chains, *self.q.mean.shape)
-        drawn = torch.randn(shape, generator=self.generator, device=self.q.mean.device)
-        return drawn.to(self.q.mean.dtype)
+        shape = (chains, *self.q.centre.shape)
+        drawn = torch.randn(shape, generator=self.generator, device=self.q.centre.device)
+        return drawn.to(self.q.centre.dtype)
 
     def at(self, noise: Tensor) -> _Point:
         """Evaluate log w = log p(x|z) + log p(z) − log q(z|x) and its gradient by ε."""
@@ -310,7 +310,7 @@ def _adapted(path: _Path, settings: Annealing) -> _Kernels:
     count = max(2, settings.temperatures // 2)
     betas = torch.linspace(0, 1, count + 1, dtype=torch.float64, device=path.x.device).square()
     largest = math.pi / (2 * settings.leapfrog)  # a trajectory of a quarter turn forgets its start
-    steps = path.q.mean.new_full((count + 1, len(path.x)), largest, dtype=torch.float64)
+    steps = path.q.centre.new_full((count + 1, len(path.x)), largest, dtype=torch.float64)
     kernels = _Kernels(betas, steps)
     for wanted in (count, settings.temperatures):
         found, spread = _pilot(path, kernels, settings.pilots, largest)
