@@ -45,7 +45,7 @@ from kullback.vae.posterior import (
     made_by,
     measure_gap,
 )
-from kullback.variational import objectives
+from kullback.variational import WeightedBound, objectives
 from oracles import LinearGaussian
 
 LEARNED = ("mixture", "vamp", "flow")
@@ -395,6 +395,81 @@ def test_a_steps_gradient_is_autograds(parts, settings):
         torch.testing.assert_close(kept[name], parameter.detach() * (0.5 if shrunk else 1.0))
 
 
+OBJECTIVES = [
+    {"objective": "stl", "draws": 2},
+    {"objective": "renyi", "draws": 2, "alpha": 0.3},
+    {"objective": "ciwae", "draws": 2, "alpha": 0.3},
+    {"objective": "miwae", "draws": 2, "groups": 2},
+    {"objective": "iwae", "draws": 2},
+]
+
+
+@pytest.mark.sweep(3)
+@pytest.mark.parametrize("family", ["diagonal", "iaf"])
+@pytest.mark.parametrize("settings", OBJECTIVES)
+def test_a_models_objective_has_the_gradient_of_its_bound(family, settings):
+    """Expected over all nodes, with the KL weighed by 0.6 as in a warm-up."""
+    model = tiny("normal", family=family)
+    x = torch.tensor([[1.0, 0.0, 1.0]], dtype=DOUBLE)
+    nodes, weights = normal_lattice(points=121)
+    pairs = torch.cartesian_prod(nodes, nodes).T.unsqueeze(-1)
+    mass = torch.cartesian_prod(weights, weights).prod(-1)
+    many, parameters = x.expand(len(mass), -1), dict(model.named_parameters())
+    training = Training(steps=1, **settings)
+    bound = WeightedBound(training.bound_at(1.0), training.alpha, training.groups)
+    ours = (mass * model.tight_terms(many, pairs, 0.6, bound)[2]).sum()
+    likelihood, ratio, _ = model.terms(many, pairs)
+    plain = (mass * bound.value(likelihood + 0.6 * ratio)).sum()
+    compare(ours, plain, parameters)
+
+
+@pytest.mark.sweep(3)
+@pytest.mark.parametrize(
+    "settings", [*OBJECTIVES, {"objective": "piwae", "draws": 4, "groups": 2}], ids=str
+)
+def test_every_objective_trains(settings, tmp_path):
+    architecture = Architecture(network="mlp", hidden=(8,), latent=3)
+    data, training = bits(), Training(steps=6, batch_size=20, beta=0.9, **settings)
+    found = train(data, architecture=architecture, training=training, folder=tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["training"]["objective"] == settings["objective"]
+    assert found.finished
+    assert math.isfinite(float(evaluate(found.model, data.test, draws=5).elbo.value))
+
+
+def test_a_steps_piwae_leaves_the_decoder_what_iwae_does():
+    torch.manual_seed(0)
+    model = build((6,), "binary", Architecture(network="mlp", hidden=(7,), latent=3)).double()
+    x = torch.bernoulli(torch.full((9, 6), 0.4, dtype=DOUBLE))
+    noise = torch.randn(4, 9, 3, dtype=DOUBLE)
+    found = []
+    for name in ("piwae", "iwae", "miwae"):
+        training = Training(steps=1, objective=name, draws=4, groups=1 if name == "iwae" else 2)
+        one = copy.deepcopy(model)
+        flat = FlatParameters(one)
+        loss, _ = loss_terms(one, x, noise, training)
+        flat.differentiate(loss)
+        found.append(dict(zip(flat.names, flat.views_of(flat.gradient), strict=True)))
+    for name, gradient in found[0].items():
+        same = found[1] if name.startswith("decoder") else found[2]
+        torch.testing.assert_close(gradient, same[name], rtol=1e-9, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"objective": "dreg"}, "objective: expected one of elbo, stl, iwae"),
+        ({"objective": "miwae", "draws": 4, "groups": 3}, "groups: expected a divisor of the 4"),
+        ({"objective": "ciwae", "alpha": 1.5}, "alpha: expected a finite number, 0 to 1 for ciwae"),
+        ({"objective": "renyi", "alpha": math.inf}, "alpha: expected a finite number"),
+        ({"objective": "stl", "free_bits": 0.1}, "free_bits: expected 0 with objective stl"),
+    ],
+)
+def test_training_refuses(settings, text):
+    with pytest.raises(ArgumentValueError, match=text):
+        Training(steps=1, **settings)
+
+
 def bits(n=90):
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(2, (n, 6), generator=generator, dtype=torch.uint8)
@@ -516,6 +591,13 @@ def test_what_does_not_fit_is_refused(tmp_path):
             bits(),
             architecture=architecture,
             training=Training(steps=1, free_bits=0.1),
+            folder=tmp_path / "a",
+        )
+    with pytest.raises(ArgumentValueError, match="another with posterior iaf"):
+        train(
+            bits(),
+            architecture=Architecture(network="mlp", hidden=(4,), latent=2, posterior="iaf"),
+            training=Training(steps=1, objective="piwae", draws=4, groups=2),
             folder=tmp_path / "a",
         )
     assert not (tmp_path / "a").exists()

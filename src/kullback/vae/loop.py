@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kullback.core import DataError, Estimate, RunError, require
 from kullback.data import Dataset, binarize_all
-from kullback.variational import objectives
+from kullback.variational import WeightedBound, objectives
 
 from . import checkpoint
 from .checkpoint import FlatParameters, State
@@ -34,7 +34,7 @@ from .evaluation import (
     varying_units,
 )
 from .evidence import bounds
-from .latents import draw_with_kl
+from .latents import InverseAutoregressive, draw_with_kl
 from .limits import (
     AVERAGE_STEPS,
     CALLBACK_SECONDS,
@@ -74,8 +74,10 @@ def loss_terms(
     without gradient, are what they say whatever β is.
     """
     beta = settings.beta_at(progress)
-    if settings.importance_weighted_at(progress):
-        likelihood, kl, objective = model.tight_terms(x, noise, beta)
+    name = settings.bound_at(progress)
+    if name != "elbo":
+        bound = WeightedBound(name, settings.alpha, settings.groups)
+        likelihood, kl, objective = model.tight_terms(x, noise, beta, bound)
     else:
         likelihood, kl = model.elbo_terms(x, noise)
         objective = objectives.beta_elbo(likelihood, kl, beta=beta, free_bits=settings.free_bits)
@@ -91,6 +93,9 @@ def require_parts_fit(model: VAE, settings: Training) -> None:
     why = "0 where there is no KL of a single latent dimension (a learned prior, a full q)"
     hint = "prior normal with posterior diagonal, or warmup"
     require(known, "free_bits", why, settings.free_bits, hint)
+    apart = settings.objective != "piwae" or not isinstance(model.family, InverseAutoregressive)
+    why = "another with posterior iaf, whose log q at a given z takes many passes"
+    require(apart, "objective", why, "piwae", "miwae")
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
@@ -482,7 +487,10 @@ class Monitor:
         return row
 
     def _objective(self) -> Tensor:
-        """Return the objective at its final β for every held-out example, `[n]`, on the CPU."""
+        """Return the objective at its final β for every held-out example, `[n]`, on the CPU.
+
+        Of every bound that weighs its draws it is L_K.
+        """
         x, settings = self.test if self.validation is None else self.validation, self.settings
         weighted = settings.importance_weighted_at(1.0)
         draws = settings.draws_at(1.0) if weighted else 1

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kullback.core import DataError, RunError, describe, require, require_count
 from kullback.data import PADDING
-from kullback.variational import objectives
+from kullback.variational import WeightedBound, objectives
 
 from .architecture import Architecture, Spec
 from .checkpoint import (
@@ -149,34 +149,40 @@ class VAE(nn.Module):
         return self.likelihood.mean(self.parameters_of(z))
 
     def tight_terms(
-        self, x: Tensor, noise: Tensor, beta: float = 1.0
+        self, x: Tensor, noise: Tensor, beta: float = 1.0, bound: WeightedBound | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return `elbo_terms` and L_K with its doubly reparameterised gradient, `[batch]`, in nats.
+        """Return `elbo_terms` and a bound by log-weights, `[batch]`, in nats; by default L_K.
 
-        With a q whose density at a given z takes many passes the gradient is the plain one.
+        Its gradient to q goes by the path of z (for L_K it is doubly reparameterised). With a q
+        whose density at a given z takes many passes it is the plain one.
 
         Args:
             x: `[batch, *event]`.
             noise: Standard normal, `[draws, batch, latent]`.
             beta: Weight of log p(z) − log q(z|x).
+            bound: Which, see `kullback.variational.objectives`.
 
         Returns:
-            log p(x|z) `[draws, batch]`, the KL as in `terms`, and L_K `[batch]`; see
-            `variational.doubly_reparameterised`.
+            log p(x|z) `[draws, batch]`, the KL as in `terms`, and the bound `[batch]`.
         """
+        bound = bound or WeightedBound()
         q = self.approximate_posterior(x)
         drawn = q.draw(noise)
-        likelihood = self.likelihood.log_prob(self.parameters_of(drawn.z), x)
-        if q.path_gradient:
-            ratio = held_log_ratio(self.prior, q, drawn.z)
-            weights = objectives.log_weights(likelihood, ratio, beta=beta)
-            bound = objectives.doubly_reparameterised(weights, drawn.z)
+        apart = bound.name == "piwae"
+        z = drawn.z.detach().requires_grad_() if apart else drawn.z
+        likelihood = self.likelihood.log_prob(self.parameters_of(z), x)
+        held = apart or q.path_gradient
+        ratio = held_log_ratio(self.prior, q, z) if held else log_ratio(self.prior, q, drawn)
+        weights = objectives.log_weights(likelihood, ratio, beta=beta)
+        if apart:
+            value = objectives.piwae(weights, z, drawn.z, bound.groups, beta=beta)
+        elif held:
+            value = objectives.with_path_gradient(weights, z, bound, beta=beta)
         else:
-            ratio = log_ratio(self.prior, q, drawn)
-            bound = objectives.iwae(objectives.log_weights(likelihood, ratio, beta=beta))
+            value = bound.value(weights)
         kl = exact_kl(self.prior, q)
         kl = -ratio.detach().mean(0).unsqueeze(-1) if kl is None else kl
-        return likelihood, kl, bound
+        return likelihood, kl, value
 
     def terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what every objective is made of, in nats, for noise `[draws, batch, latent]`.
