@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kullback.core import DataError, compiling, describe, require, require_type
 
-from .grid import Grid
+from .quantisation import Grid
 
 __all__ = ["Dataset", "Kind", "binarize", "binarize_all", "describe_protocol", "sha256_of"]
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from kullback.core import require
 
-from .grid import Grid
 from .limits import BYTE_LEVELS, MAX_SIDE, SOUND_LEVELS
+from .quantisation import Grid
 
 __all__ = [
     "Channels",

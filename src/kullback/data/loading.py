@@ -26,7 +26,6 @@ from . import limits
 from .arrays import read_arrays
 from .dataset import Dataset, Kind, binarize_all, sha256_of
 from .examples import Channels, Examples, Fit, Progress, Reading, as_size, plural
-from .grid import Grid
 from .pictures import (
     FRAME_SUFFIXES,
     as_asked,
@@ -37,6 +36,7 @@ from .pictures import (
     read_folder,
     read_picture,
 )
+from .quantisation import Grid
 from .sounds import (
     SOUND_SUFFIXES,
     Listening,

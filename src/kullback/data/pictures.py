@@ -35,7 +35,7 @@ from kullback.core import DataError, require
 
 from . import cache, limits
 from .examples import Channels, Examples, Fit, Fitting, Progress, Reading, plural
-from .grid import Grid, named
+from .quantisation import Grid, named
 
 __all__ = [
     "SUFFIXES",
