@@ -107,16 +107,24 @@ def read(folder: str | Path, *, model: VAE | None = None, data: Dataset | None =
         _log_rows(folder / "timing.jsonl"),
         evaluation,
         evaluated,
-        _model_of(folder, model, missing),
+        _model_of(folder, model, missing, own=bool(config["model"].get("own"))),
         _dataset_of(folder, config["data"], data, missing),
         missing,
     )
 
 
-def _model_of(folder: Path, given: VAE | None, missing: dict[str, str]) -> VAE | None:
+def _model_of(
+    folder: Path, given: VAE | None, missing: dict[str, str], *, own: bool = False
+) -> VAE | None:
     if given is not None:
         ready = not given.training and all(one.is_cpu for one in given.parameters())
         return given if ready else copy.deepcopy(given).cpu().eval()
+    if own:
+        missing["model"] = (
+            "It has parts of its author's: kullback.report.write(RUN, model=...) in Python shows "
+            "what they make."
+        )
+        return None
     if (folder / "model.safetensors").exists():
         return VAE.load(folder)
     missing["model"] = "The training has not finished: kullback train --resume RUN"
@@ -251,13 +259,21 @@ def render(record: Record) -> str:
 def _lead(record: Record) -> str:
     """Say what was trained, and on what."""
     architecture = record.config["model"].get("architecture") or {}
+    source = record.protocol.get("source", "data")
+    own = record.config["model"].get("own")
+    if own:
+        parts = ", ".join(f"{name} {one}" for name, one in own.items())
+        return (
+            f"A variational autoencoder trained on {source}, {architecture.get('latent')} latent "
+            f"dimensions, with parts of its author's: {parts}."
+        )
     hidden = "-".join(str(width) for width in architecture.get("hidden") or ())
     prior = architecture.get("prior", "normal")
     learned = "" if prior == "normal" else f", {prior} prior"
     family = architecture.get("posterior", "diagonal")
     learned += "" if family == "diagonal" else f", {family} posterior"
     return (
-        f"A variational autoencoder trained on {record.protocol.get('source', 'data')}: "
+        f"A variational autoencoder trained on {source}: "
         f"{architecture.get('network')} {hidden}, {architecture.get('latent')} latent dimensions, "
         f"{architecture.get('likelihood')} likelihood{learned}."
     )
@@ -550,6 +566,14 @@ def _settings(record: Record) -> list[tuple[str, list[tuple[str, str]]]]:
     """List the settings of the model, the training and the machine."""
     config = record.config
     architecture = dict(config["model"].get("architecture") or {})
+    own = config["model"].get("own") or {}
+    replaced = {"encoder": "network", "decoder": "network"}
+    for part in own:
+        architecture.pop(replaced.get(part, part), None)
+    if "network" not in architecture:
+        for name in ("hidden", "activation"):
+            architecture.pop(name, None)
+    architecture |= own
     machine = {key: config.get(key, "") for key in ("device", "threads", "precision")}
     if record.model is not None:
         count = sum(weights.numel() for weights in record.model.parameters())
@@ -569,7 +593,13 @@ def command(config: Mapping[str, Any]) -> str:
     >>> command(config)
     "kullback train 'my dir' --steps 9 --seed 1"
     """
-    data = config["data"]
+    data, own = config["data"], config["model"].get("own")
+    if own:
+        parts = ", ".join(f"{name}=…" for name in own)
+        settings = {name: value for name, value in config["training"].items() if value is not None}
+        return (
+            f"kullback.vae.train({data.get('source')!r}, {parts}, training=Training(**{settings}))"
+        )
     shape, kind = tuple(data.get("event_shape") or (1,)), data.get("kind", "continuous")
     usual = asdict(Architecture().resolved(shape, kind)) | USUAL_DATA
     usual |= Training.usual(kind).to_dict()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation, evaluate, image_bounds, summarise
     from .evidence import Bounds
     from .loop import Progress
-    from .model import VAE, build
+    from .model import VAE, Parts, build
     from .posterior import (
         Aggregate,
         Annealing,
@@ -53,6 +53,7 @@ __all__ = [
     "Evaluation",
     "Gap",
     "Outcome",
+    "Parts",
     "Progress",
     "Training",
     "aggregate",
@@ -86,6 +87,7 @@ _HOME = {
     "Evaluation": "evaluation",
     "Gap": "posterior",
     "Outcome": "run",
+    "Parts": "model",
     "Progress": "loop",
     "Training": "training",
     "aggregate": "posterior",

@@ -176,7 +176,9 @@ class Spec:
     have, when they are levels. grid: what those stand for in the caller's units, as `Grid.to_dict`
     writes it; None where they are the caller's numbers. standardised: continuous data are brought
     to mean 0 and deviation 1 inside the model; models made before that are not, and keep their
-    figures. sound: rate, step and clip length of the data's sound, as in `Dataset.protocol`.
+    figures. own: the parts that are modules of the user's own, with the names of their classes;
+    such a model is built with those alone. sound: rate, step and clip length of the data's sound,
+    as in `Dataset.protocol`.
 
     Example:
         >>> Spec((4,), "binary", Architecture(likelihood="bernoulli")).to_dict()["event_shape"]
@@ -190,13 +192,14 @@ class Spec:
     grid: dict[str, Any] | None = None
     standardised: bool = False
     sound: dict[str, int] | None = None
+    own: dict[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
         fields = asdict(self)
         fields["event_shape"] = list(self.event_shape)
         fields["architecture"]["hidden"] = list(self.architecture.hidden)
-        usual = {"levels": 256, "grid": None, "standardised": False, "sound": None}
+        usual = {"levels": 256, "grid": None, "standardised": False, "sound": None, "own": None}
         for name in (n for n, value in usual.items() if fields[n] == value):
             del fields[name]
         return fields
@@ -214,7 +217,7 @@ class Spec:
             shape = tuple(fields["event_shape"])
             architecture = dict(fields["architecture"])
             architecture["hidden"] = tuple(architecture["hidden"])
-            later = ("levels", "grid", "standardised", "sound")
+            later = ("levels", "grid", "standardised", "sound", "own")
             more = {n: fields[n] for n in later if n in fields}
             spec = cls(shape, str(fields["kind"]), Architecture(**architecture), **more)
         except (KeyError, TypeError, ValueError) as error:
@@ -223,7 +226,7 @@ class Spec:
         fits = spec.kind in KINDS and len(shape) in sizes
         fits = fits and (spec.kind != "sound" or _is_sound(spec.sound))
         fits = fits and _positive(spec.levels) and type(spec.standardised) is bool
-        fits = fits and isinstance(spec.grid, dict | None)
+        fits = fits and isinstance(spec.grid, dict | None) and isinstance(spec.own, dict | None)
         if not fits or not all(_positive(size) for size in shape):
             raise RunError(f"{source}: no model has shape {list(shape)} and kind {spec.kind!r}")
         return spec

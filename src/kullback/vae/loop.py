@@ -45,7 +45,7 @@ from .limits import (
     OVERFIT_LOOKS,
     TEST_STEPS,
 )
-from .model import VAE
+from .model import VAE, evaluating
 from .training import Training
 
 __all__ = [
@@ -440,7 +440,7 @@ class Monitor:
     def _test(self, spent: float) -> dict[str, Any]:
         """Measure the averaged weights on test images, with the same noise every time."""
         generator = torch.Generator(self.test.device).manual_seed(self.settings.seed)
-        with self.state.flat.averaged():
+        with self.state.flat.averaged(), evaluating(self.model):
             figures = bounds(self.model, self.test, draws=1, generator=generator)
             more = self._look()
         each, beta = kl_of_dimensions(self.model, figures), self.settings.beta

@@ -8,13 +8,23 @@ on their averages. `location_and_spread` finds the units in which a model of con
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kullback.core import DataError, RunError, describe, require, require_count
+from kullback.core import (
+    ArgumentValueError,
+    DataError,
+    RunError,
+    describe,
+    require,
+    require_count,
+)
 from kullback.data import PADDING
 from kullback.variational import WeightedBound, objectives
 
@@ -57,10 +67,76 @@ from .likelihoods import (
     Likelihood,
 )
 from .limits import CATEGORICAL_LEVELS, FLOAT32_RESOLUTION, NAMED_COLUMNS, UNIT_SCALE_LEVELS
-from .networks import ConvDecoder, ConvEncoder, MlpDecoder, MlpEncoder
+from .networks import (
+    ConvDecoder,
+    ConvEncoder,
+    MlpDecoder,
+    MlpEncoder,
+    OwnDecoder,
+    OwnEncoder,
+)
 from .sound import AutoregressiveLogistics, SoundDecoder, SoundEncoder
 
-__all__ = ["VAE", "build", "location_and_spread"]
+__all__ = ["VAE", "Parts", "build", "location_and_spread", "with_parts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Modules of your own in the place of those that `build` makes; None keeps those.
+
+    Args:
+        encoder: `[batch, *event]` floats to (mean, log_sd), `[batch, latent]` each, and a third
+            tensor where the family of q needs more; x is centred and scaled.
+        decoder: `[rows, latent]` to the likelihood's parameters, `[rows, channels, places]` or the
+            same numbers in another shape.
+        likelihood: See `kullback.vae.likelihoods.Likelihood`.
+        prior: See `kullback.vae.latents.Prior`.
+
+    Example:
+        >>> Parts(decoder=nn.Linear(2, 4)).named()
+        {'decoder': 'torch.nn.modules.linear.Linear'}
+    """
+
+    encoder: nn.Module | None = None
+    decoder: nn.Module | None = None
+    likelihood: Likelihood | None = None
+    prior: Prior | None = None
+
+    def named(self) -> dict[str, str]:
+        """Return the parts that are given, with the names of their classes."""
+        every = {name: getattr(self, name) for name in self.__slots__}
+        given = {name: type(one) for name, one in every.items() if one is not None}
+        return {name: f"{one.__module__}.{one.__qualname__}" for name, one in given.items()}
+
+    def latent(self, x: Tensor) -> int | None:
+        """Return the dimensions of z that the encoder gives for x `[batch, *event]`."""
+        if self.encoder is None:
+            return None
+        with torch.no_grad(), evaluating(self.encoder):
+            mean = _tried("encoder", OwnEncoder(self.encoder), x)[0]
+        require(mean.ndim == 2, "encoder", "mean [batch, latent]", list(mean.shape))
+        return int(mean.shape[1])
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Let a module and all in it be in evaluation mode inside a `with` block."""
+    every = [(one, one.training) for one in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for one, mode in every:
+            one.training = mode
+
+
+def _tried(name: str, module: nn.Module, x: Tensor) -> Any:
+    """Call a user's module; where torch refuses the shapes say which it was given."""
+    try:
+        return module(x)
+    except RuntimeError as error:
+        text = f"{name}: expected a module that takes {describe(x)}; it fails: {error}"
+        raise ArgumentValueError(text) from error
 
 
 class VAE(nn.Module):
@@ -327,7 +403,13 @@ class VAE(nn.Module):
         write_config(folder, {"model": self.spec.to_dict()})
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> "VAE":
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        parts: Parts | None = None,
+    ) -> "VAE":
         """Read a model from a run directory; nothing is unpickled, no code in it is run.
 
         Of a run that is not finished, the averaged weights of its last checkpoint are read; a
@@ -336,17 +418,19 @@ class VAE(nn.Module):
         Args:
             folder: What `save` or `train` wrote.
             device: Where the weights go.
+            parts: For a run of modules of your own: the same ones, into which the weights go.
 
         Returns:
             The model, in evaluation mode.
 
         Raises:
             RunError: A file is missing, damaged, changed (its hash differs), or does not match its
-                description.
+                description; or the run has parts of your own and they are not given.
         """
         folder = Path(folder)
         config = read_config(folder, "model")
         spec = Spec.from_dict(config["model"], source=str(folder / "config.json"))
+        require_own(folder, spec, parts)
         with torch.device("meta"):
             units = torch.ones(spec.event_shape) if _has_units(spec) else None
             model = build(
@@ -358,6 +442,8 @@ class VAE(nn.Module):
                 spread=units,
                 sound=spec.sound,
             )
+        if parts is not None:
+            model = _fitted_with(model.to_empty(device="cpu"), parts)
         expected = model.state_dict()
         path, hashed = folder / "model.safetensors", is_hashed(config)
         if path.exists():
@@ -367,6 +453,112 @@ class VAE(nn.Module):
             warnings.warn(model.unfinished, stacklevel=2)
         model.load_state_dict(tensors, assign=True)
         return model.to(device).eval()
+
+
+def with_parts(model: VAE, parts: Parts, x: Tensor, *, examples: Tensor | None = None) -> VAE:
+    """Put a user's modules into a model of `build` and try them on examples, forth and back.
+
+    Args:
+        model: For the same data and as many latent dimensions as the encoder gives.
+        parts: The modules; they are used themselves, not copied.
+        x: A few examples, `[batch, *event]`.
+        examples: As in `build`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ArgumentValueError: Shapes do not fit (both are named), the decoder's output has no gradient
+            in z, or a parameter has no part in the loss.
+        ArgumentTypeError: A part returns something else than tensors.
+
+    Example:
+        >>> class Halves(nn.Linear):
+        ...     def forward(self, x):
+        ...         return super().forward(x).chunk(2, -1)
+        >>> model = build((4,), "binary", Architecture(latent=3))
+        >>> parts = Parts(encoder=Halves(4, 6), decoder=nn.Linear(3, 4))
+        >>> with_parts(model, parts, torch.ones(2, 4)).spec.own["encoder"].rpartition(".")[2]
+        'Halves'
+    """
+    spec = model.spec
+    if spec is None:
+        raise RunError("only models from `build` take parts")
+    require(spec.kind != "sound", "data", "images or vectors for parts of your own", "sound")
+    if parts.likelihood is not None:
+        model.likelihood = parts.likelihood
+    if parts.encoder is not None:
+        model.encoder = OwnEncoder(parts.encoder)
+    if parts.decoder is not None:
+        places = Event(spec.event_shape).places
+        model.decoder = OwnDecoder(parts.decoder, model.likelihood.channels, places)
+    if parts.prior is not None:
+        model.prior = parts.prior
+    elif parts.encoder is not None and spec.architecture.prior == "vamp":
+        model = _with_prior(model, spec, examples)
+    model.spec = replace(spec, own=parts.named())
+    with evaluating(model):
+        _try_parts(model, model.check(x))
+    return model
+
+
+def _try_parts(model: VAE, x: Tensor) -> None:
+    """Run a model on a few examples, forth and back; refuse what does not fit."""
+    outputs = _tried("encoder", model.encoder, model.encoder_input(x))
+    mean, log_sd, latent = outputs[0], outputs[1], model.prior.latent
+    fits = mean.shape == log_sd.shape and mean.ndim == 2 and len(mean) == len(x)
+    shapes = f"{list(mean.shape)} and {list(log_sd.shape)}"
+    require(fits, "encoder", "mean and log_sd of one shape [batch, latent]", shapes)
+    fits = mean.shape[1] == latent
+    wanted = f"one of {mean.shape[1]} dimensions, as the encoder's mean {list(mean.shape)}"
+    require(fits, "prior", wanted, f"{latent} dimensions")
+    z = mean.detach().requires_grad_()
+    parameters = _tried("decoder", model.decoder, z)
+    slope = None
+    if parameters.requires_grad:
+        slope = torch.autograd.grad(parameters.sum(), z, allow_unused=True)[0]
+    hint = "no .detach(), no torch.no_grad() and no rounding in it"
+    got = f"{list(parameters.shape)} without one"
+    require(slope is not None, "decoder", "an output with a gradient in z", got, hint)
+    log_p, drawn = model.prior.log_prob(z), model.prior.sample(2, torch.Generator(z.device))
+    fits = log_p.shape == (len(x),) and drawn.shape == (2, latent)
+    wanted = f"log_prob of [{len(x)}] for z {list(z.shape)}, and samples [2, {latent}]"
+    require(fits, "prior", wanted, f"{list(log_p.shape)} and {list(drawn.shape)}")
+    noise = torch.randn(1, *mean.shape, generator=torch.Generator().manual_seed(0)).to(mean)
+    likelihood, kl = model.elbo_terms(x, noise)
+    fits = likelihood.shape == (1, len(x))
+    require(fits, "likelihood", f"log_prob of [1, {len(x)}]", list(likelihood.shape))
+    named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+    require(len(named) > 0, "parts", "a parameter to train", "none")
+    loss = kl.sum() - likelihood.sum()
+    slopes = torch.autograd.grad(loss, [one for _, one in named], allow_unused=True)
+    unused = [name for (name, _), one in zip(named, slopes, strict=True) if one is None]
+    hint = "requires_grad_(False) on it"
+    require(not unused, "parts", "parameters that the loss depends on", ", ".join(unused[:3]), hint)
+
+
+def _fitted_with(model: VAE, parts: Parts) -> VAE:
+    """Put parts into a model whose other weights are still to be read, on examples of zeros."""
+    spec = model.spec
+    if spec is None:
+        raise RunError("only models from `build` take parts")
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.fill_(1.0)
+    return with_parts(model, parts, torch.zeros(2, *spec.event_shape))
+
+
+def require_own(folder: Path, spec: Spec, parts: Parts | None) -> None:
+    """Raise a RunError where a run's own parts are not given, or others."""
+    wanted = set(spec.own or {})
+    given = set() if parts is None else set(parts.named())
+    if wanted != given:
+        names = ", ".join(f"{name} ({one})" for name, one in (spec.own or {}).items())
+        hint = "parts=kullback.vae.Parts(...) in Python, with the modules it was trained with"
+        got = ", ".join(sorted(given)) or "none"
+        raise RunError(
+            f"{folder}: expected its own parts, {names or 'none'}; got {got}. Try: {hint}"
+        )
 
 
 def build(
