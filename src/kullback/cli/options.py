@@ -173,7 +173,11 @@ class ModelOptions:
     latent: Annotated[Whole, about("Dimensions of z.")] = ARCHITECTURE.latent
     activation: Annotated[str, about("silu, tanh or relu (mlp only).")] = ARCHITECTURE.activation
     likelihood: Annotated[
-        str, about("auto, bernoulli, logistics, categorical, gaussian or autoregressive.")
+        str,
+        about(
+            "auto, bernoulli; logistics, categorical or beta_binomial (levels); gaussian, laplace, "
+            "student or continuous_bernoulli (densities); autoregressive (sound)."
+        ),
     ] = "auto"
     components: Annotated[Whole, about("Components of the mixture of logistics.")] = (
         ARCHITECTURE.components

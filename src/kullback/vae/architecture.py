@@ -18,9 +18,14 @@ LIKELIHOODS = {
     "bernoulli": ("binary",),
     "logistics": ("8-bit", "levels"),
     "categorical": ("8-bit", "levels"),
+    "beta_binomial": ("8-bit", "levels"),
     "gaussian": ("continuous",),
+    "laplace": ("continuous",),
+    "student": ("continuous",),
+    "continuous_bernoulli": ("continuous",),
     "autoregressive": ("sound",),
 }
+DENSITIES = tuple(name for name, kinds in LIKELIHOODS.items() if kinds == ("continuous",))
 _REASONS = {
     "binary": ("bernoulli", "the data are 0 and 1"),
     "8-bit": ("logistics", "the data are 8-bit levels"),
@@ -69,7 +74,7 @@ def choose(kind: str, name: str = "auto") -> tuple[str, str]:
         ("sound", "gaussian"): "a continuous density at integer samples is no probability, and has "
         "no maximum where the sound is silent; use 'autoregressive'",
         ("binary", "gaussian"): "a continuous density on bits has no maximum; use 'bernoulli'",
-    }.get((kind, name), f"use {best!r}")
+    }.get((kind, "gaussian" if name in DENSITIES else name), f"use {best!r}")
     require(kind in LIKELIHOODS[name], "likelihood", f"one that fits {kind} data", repr(name), why)
     return name, "as asked"
 

@@ -8,11 +8,13 @@ __all__ = [
     "AGGREGATE_PAIRS",
     "ANNEALED_OUTPUTS",
     "AVERAGE_STEPS",
+    "BETA_LOG_SHAPE",
     "CALLBACK_SECONDS",
     "CATEGORICAL_LEVELS",
     "CLIPS_FOR_MOMENTS",
     "COLLAPSED_KL",
     "COLLAPSE_AFTER",
+    "CONTINUOUS_SERIES",
     "CONV_MIN_SIDE",
     "DECODER_OUTPUTS",
     "DRAWS_FOR_LOOSE",
@@ -63,6 +65,8 @@ MAX_LAYERS, MAX_WIDTH = 32, 1_000_000  # a larger number is a typing error
 CATEGORICAL_LEVELS = 1024  # outputs a place: beyond it a free probability for each level is a waste
 UNIT_SCALE_LEVELS = 256  # more levels than this work in units of the data's own spread
 LOG_SD_LIMIT = 10.0  # e^±10 is far outside any useful posterior; beyond it exp() would overflow
+BETA_LOG_SHAPE = (-5.0, 10.0)  # of a and b: nearly all mass at both ends, and nearly a binomial
+CONTINUOUS_SERIES = 0.1  # of half a logit, below which three terms of the series have 13 digits
 FLOAT32_RESOLUTION = 1e-3  # of a deviation: coarser float32 rounding makes a column a staircase
 NAMED_COLUMNS = 5  # in one message
 

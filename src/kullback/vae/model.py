@@ -60,7 +60,9 @@ from .latents import (
 )
 from .likelihoods import (
     Bernoulli,
+    BetaBinomial,
     Categorical,
+    ContinuousBernoulli,
     DiscretisedLogistics,
     Event,
     Gaussian,
@@ -313,6 +315,9 @@ class VAE(nn.Module):
             ok = bool(((x == x.round()) & (x >= 0) & (x <= top)).all())
             hint = "pass uint8 images" if kind == "8-bit" else "pass levels, see kullback.data.Grid"
             require(ok, "x", f"integers 0 to {top}", span, hint)
+        unit = self.spec is not None and isinstance(self.likelihood, ContinuousBernoulli)
+        inside = not unit or bool(((x >= 0) & (x <= 1)).all())
+        require(inside, "x", "values from 0 to 1 for a continuous Bernoulli", span, "gaussian")
         if self.spec is not None and self.spec.sound is not None:
             _check_sound(x, self.spec, span)
         return x
@@ -714,6 +719,9 @@ def _has_units(spec: Spec) -> bool:
     return spec.standardised or (spec.kind == "levels" and spec.levels > UNIT_SCALE_LEVELS)
 
 
+_LAWS = {"gaussian": "normal", "laplace": "laplace", "student": "student"}
+
+
 def _likelihood(spec: Spec, mean: Tensor, spread: Tensor | None) -> Any:
     architecture, shape = spec.architecture, spec.event_shape
     if architecture.likelihood == "logistics":
@@ -722,9 +730,14 @@ def _likelihood(spec: Spec, mean: Tensor, spread: Tensor | None) -> Any:
         split = {name: event.split(value)[0] for name, value in units.items()}
         components = architecture.components
         return DiscretisedLogistics(shape, components=components, levels=spec.levels, **split)
-    if architecture.likelihood == "gaussian":
+    if architecture.likelihood in _LAWS:
         location = None if spread is None else mean
-        return Gaussian(shape, location=location, spread=spread)
+        law = _LAWS[architecture.likelihood]
+        return Gaussian(shape, location=location, spread=spread, law=law)
+    if architecture.likelihood == "continuous_bernoulli":
+        return ContinuousBernoulli(shape)
+    if architecture.likelihood == "beta_binomial":
+        return BetaBinomial(shape, levels=spec.levels)
     if architecture.likelihood == "categorical":
         few = spec.levels <= CATEGORICAL_LEVELS
         require(

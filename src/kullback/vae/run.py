@@ -34,7 +34,7 @@ from . import checkpoint
 from .architecture import Architecture, Spec
 from .checkpoint import State, is_hashed, read_config, write_config
 from .latents import Prior
-from .likelihoods import Likelihood
+from .likelihoods import ContinuousBernoulli, Likelihood
 from .limits import MAX_THREADS, THREADS_GAIN, UNIT_SCALE_LEVELS
 from .loop import Monitor, NonFiniteError, Progress, fit, hold_out, require_parts_fit
 from .model import VAE, Parts, build, location_and_spread, require_own, with_parts
@@ -142,6 +142,9 @@ def train(
     parts = own if own.named() else None
     model = _fresh_model(rest, architecture or Architecture(), training.seed, None, parts=parts)
     require_parts_fit(model, training)
+    if isinstance(model.likelihood, ContinuousBernoulli):  # of which not every x is an outcome
+        model.check(dataset.train)
+        model.check(dataset.test)
     config = _describe(model, dataset, training, where, threads)
     path = _new_folder(folder, dataset)
     watch = Watch(progress, stop, checkpoint_seconds)
