@@ -161,6 +161,33 @@ def test_the_bounds_of_own_modules_hold_the_exact_evidence(tmp_path):
     assert abs(weights.value - 1) <= 4.5 * weights.standard_error
 
 
+def test_an_object_that_is_no_module_takes_the_place_of_one(tmp_path):
+    """A likelihood and a prior need no parameters, also where the usual ones have some."""
+
+    class Unit:
+        channels = 1
+
+        def log_prob(self, parameters, x):
+            return -0.5 * (x.flatten(1) - parameters.flatten(-2)).square().sum(-1)
+
+        def mean(self, parameters):
+            return parameters.squeeze(-2)
+
+        def sample(self, parameters, generator):
+            return self.mean(parameters)
+
+        def initial_bias(self, mean):
+            return mean[None]
+
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(80, 6)).astype("float32"))
+    data = load(tmp_path / "x.npy", levels="none")
+    own = parts(likelihood=Unit(), prior=StandardNormal(3))
+    mixture = Architecture(prior="mixture")
+    found = train(data, **own, architecture=mixture, training=QUICK, folder=tmp_path / "a")
+    assert found.model.likelihood is own["likelihood"] and found.model.prior is own["prior"]
+    assert found.model.sample(4).shape == (4, 6)
+
+
 class Detached(nn.Module):
     def __init__(self):
         super().__init__()

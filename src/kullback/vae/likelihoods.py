@@ -4,8 +4,8 @@ Which to use: `Bernoulli` for binary data; `kullback.vae.likelihoods.Discretised
 data (a probability for each of 256 levels which knows that neighbouring levels are alike);
 `Categorical` for 8-bit data with no such assumption (256 outputs a pixel); `BetaBinomial` for
 levels with two outputs a pixel; `Gaussian`, in its forms also Laplace's and Student's law, and
-`ContinuousBernoulli` on [0, 1], for continuous data only: as a density on 8-bit data it would have no finite maximum, and
-`kullback.vae.architecture.choose`, which picks by the kind of data, refuses it.
+`ContinuousBernoulli` on [0, 1], for continuous data only: a density on 8-bit data would have no
+finite maximum, and `kullback.vae.architecture.choose`, which picks by the kind of data, refuses it.
 
 Shapes: an event is `[C, *spatial]`, or a vector `[D]` which counts as one channel of D places. The
 decoder gives `parameters`, `[*lead, channels, places]`, where `channels` is what the likelihood
@@ -247,9 +247,9 @@ class Categorical:
 class Gaussian(nn.Module):
     """Independent normals: `x_d ~ N(location_d + spread_d·m_d, (spread_d·sd_d)²)`, or heavier laws.
 
-    With `law` "laplace" or "student" the density of x is that of Laplace's or Student's law with the
-    same location, of scale spread_d·sd_d; the degrees of freedom of the latter are learned, above 1
-    so that there is a mean.
+    With `law` "laplace" or "student" the density of x is that of Laplace's or Student's law with
+    the same location, of scale spread_d·sd_d; the degrees of freedom of the latter are learned,
+    above 1 so that there is a mean.
 
     m is the decoder's output, in units of location and spread, so that the model works on
     standardised data while x, its mean, draws and density are in the caller's units: log p(x) is

@@ -490,16 +490,16 @@ def with_parts(model: VAE, parts: Parts, x: Tensor, *, examples: Tensor | None =
     if spec is None:
         raise RunError("only models from `build` take parts")
     require(spec.kind != "sound", "data", "images or vectors for parts of your own", "sound")
-    if parts.likelihood is not None:
-        model.likelihood = parts.likelihood
+    for name in ("likelihood", "prior"):
+        if getattr(parts, name) is not None:
+            delattr(model, name)  # a module's place takes no other object
+            setattr(model, name, getattr(parts, name))
     if parts.encoder is not None:
         model.encoder = OwnEncoder(parts.encoder)
     if parts.decoder is not None:
         places = Event(spec.event_shape).places
         model.decoder = OwnDecoder(parts.decoder, model.likelihood.channels, places)
-    if parts.prior is not None:
-        model.prior = parts.prior
-    elif parts.encoder is not None and spec.architecture.prior == "vamp":
+    if parts.prior is None and parts.encoder is not None and spec.architecture.prior == "vamp":
         model = _with_prior(model, spec, examples)
     model.spec = replace(spec, own=parts.named())
     with evaluating(model):
