@@ -235,7 +235,7 @@ def test_annealed_bounds_bracket_the_evidence(prior, family):
     assert within((found.log_weights - truth[:, None]).exp().mean(-1), 1.0)
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", LEARNED)
 def test_the_gap_is_split_with_any_prior(prior):
     _, model = linear_gaussian(prior)
@@ -253,7 +253,7 @@ def test_the_gap_is_split_with_any_prior(prior):
     assert gap.kl_lower.value <= gap.kl_upper.value + 4.5 * gap.width.standard_error
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize(
     ("prior", "family"),
     [*((p, "diagonal") for p in LEARNED), ("normal", "low_rank"), ("normal", "iaf")],

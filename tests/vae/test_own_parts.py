@@ -57,6 +57,7 @@ def bits(n=90, shape=(6,)):
 QUICK = Training(steps=12, batch_size=20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", [None, "mixture"])
 def test_a_run_of_own_modules_is_kept_resumed_and_loaded(prior, tmp_path):
     def fresh():
@@ -91,6 +92,17 @@ def test_a_run_of_own_modules_is_kept_resumed_and_loaded(prior, tmp_path):
             call(tmp_path / "a")
     with pytest.raises(RunError, match="got encoder"):
         VAE.load(tmp_path / "a", parts=Parts(encoder=Encoder()))
+
+
+def test_own_modules_are_trained_themselves_and_loaded(tmp_path):
+    mine = parts()
+    found = train(bits(), **mine, training=QUICK, folder=tmp_path / "a")
+    assert found.finished and found.model.encoder.module is mine["encoder"]
+    loaded = VAE.load(tmp_path / "a", parts=Parts(**parts()))
+    x = bits().test
+    assert torch.equal(loaded.elbo(x, draws=3), found.model.elbo(x, draws=3))
+    with pytest.raises(RunError, match="expected its own parts, encoder"):
+        VAE.load(tmp_path / "a")
 
 
 def test_a_decoder_may_give_any_shape_of_the_right_size(tmp_path):

@@ -277,6 +277,7 @@ def test_bias_of_the_gradient_against_the_number_of_draws():
     )
 
 
+@pytest.mark.slow
 def test_signal_to_noise_against_the_number_of_draws():
     """Of q's gradient: it sinks with K plainly, and grows doubly reparameterised or in groups."""
 
