@@ -445,7 +445,7 @@ def test_schedules():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"objective": "vae"}, "objective: expected elbo or iwae"),
+        ({"objective": "vae"}, "objective: expected one of elbo, stl, iwae"),
         ({"draws": 0}, "draws"),
         ({"beta": -1.0}, "beta"),
         ({"free_bits": 0.1, "objective": "iwae"}, "free_bits"),

@@ -173,11 +173,27 @@ class ModelOptions:
     latent: Annotated[Whole, about("Dimensions of z.")] = ARCHITECTURE.latent
     activation: Annotated[str, about("silu, tanh or relu (mlp only).")] = ARCHITECTURE.activation
     likelihood: Annotated[
-        str, about("auto, bernoulli, logistics, categorical, gaussian or autoregressive.")
+        str,
+        about(
+            "auto, bernoulli; logistics, categorical or beta_binomial (levels); gaussian, laplace, "
+            "student or continuous_bernoulli (densities); autoregressive (sound)."
+        ),
     ] = "auto"
     components: Annotated[Whole, about("Of the mixture of logistics; 0: the usual 3 or 5.")] = (
         ARCHITECTURE.components
     )
+
+    prior: Annotated[
+        str, about("normal, mixture, vamp (of pseudo-inputs) or flow: what z is drawn from.")
+    ] = ARCHITECTURE.prior
+    prior_components: Annotated[
+        Whole, about("Gaussians of --prior mixture, pseudo-inputs of --prior vamp.")
+    ] = ARCHITECTURE.prior_components
+
+    posterior: Annotated[
+        str, about("diagonal, full, low_rank or iaf (a flow): the family of q(z|x).")
+    ] = ARCHITECTURE.posterior
+    rank: Annotated[Whole, about("Of --posterior low_rank.")] = ARCHITECTURE.rank
 
     def architecture(self) -> Architecture:
         """Return the library's settings; a ValueError says which option is wrong."""
@@ -191,6 +207,10 @@ class ModelOptions:
             activation=self.activation,
             likelihood=self.likelihood,
             components=self.components,
+            prior=self.prior,
+            prior_components=self.prior_components,
+            posterior=self.posterior,
+            rank=self.rank,
         )
 
 
@@ -201,8 +221,12 @@ class TrainingOptions:
     minutes: Annotated[Real | None, about("Train for so long (default: 2).")] = None
     epochs: Annotated[Real | None, about("Or for so many passes over the data.")] = None
     steps: Annotated[Whole | None, about("Or for so many steps.")] = None
-    objective: Annotated[str, about("elbo or iwae.")] = TRAINING.objective
+    objective: Annotated[str, about("elbo, stl, iwae, renyi, ciwae, miwae or piwae.")] = (
+        TRAINING.objective
+    )
     draws: Annotated[Whole, about("Draws of q(z|x) per image and step.")] = TRAINING.draws
+    alpha: Annotated[Real, about("Order of renyi, or share of the ELBO in ciwae.")] = TRAINING.alpha
+    groups: Annotated[Whole, about("Groups of draws of miwae and piwae.")] = TRAINING.groups
     tighten: Annotated[Real, about("Last share of the run on the tighter bound.")] = 0.0
     beta: Annotated[Real, about("Weight of the KL; only 1 is the ELBO.")] = TRAINING.beta
     warmup: Annotated[

@@ -198,6 +198,16 @@ def _loose(e: Evaluation, noun: str) -> Figure:
 
 
 def _active(e: Evaluation, noun: str) -> Figure:
+    if e.active_units is None:
+        return Figure(
+            "varying units",
+            f"{e.varying_units}/{e.latent}",
+            "dimensions",
+            f"whose mean code varies by more than {limits.ACTIVE_VARIANCE:g}",
+            f"Latent dimensions whose mean code varies from {noun} to {noun} (variance above "
+            f"{limits.ACTIVE_VARIANCE:g}). The KL is no sum over dimensions here, so there is none "
+            "of a single one to ask for.",
+        )
     value, varies = (
         f"{e.active_units}/{e.latent}",
         f"varies by more than {limits.ACTIVE_VARIANCE:g}",
@@ -260,7 +270,13 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
             f"{_percent(e.loose)} of {noun}s rest on fewer than {limits.LOOSE_DRAWS:g} effective "
             "draws: their bound is loose; kullback evaluate --sandwich measures how much."
         )
-    if e.active_units == 0:
+    if not e.exact_rate:
+        said.append(
+            "There is no formula for the KL of this model: rate and ELBO average "
+            "log q(z|x) - log p(z) over the draws."
+        )
+    none_active = e.active_units is None and e.rate.value <= limits.COLLAPSED_KL
+    if e.active_units == 0 or none_active:
         said.append(
             "No latent dimension is active: the posterior has collapsed to the prior, or nearly."
         )
@@ -437,13 +453,16 @@ def _dimension_rows(whole: Aggregate) -> list[list[str]]:
         "I(x; z_d), at least": whole.information_low_each,
         "at most ": whole.information_high_each,
     }
+    if whole.rate_each is None:
+        return []
+    known = {name: one for name, one in each.items() if one is not None}
     rates = whole.rate_each.value
     used = [d for d in rates.argsort(descending=True).tolist() if rates[d] >= limits.ACTIVE_KL]
-    rows = [["dimension", *each]]
+    rows = [["dimension", *known]]
     for d in used:
         one = [
             replace(e, value=float(e.value[d]), standard_error=float(e.standard_error[d]))
-            for e in each.values()
+            for e in known.values()
         ]
         rows.append([f"z[{d}]", *(plain(e) for e in one)])
     return rows if used else []

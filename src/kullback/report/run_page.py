@@ -107,16 +107,24 @@ def read(folder: str | Path, *, model: VAE | None = None, data: Dataset | None =
         _log_rows(folder / "timing.jsonl"),
         evaluation,
         evaluated,
-        _model_of(folder, model, missing),
+        _model_of(folder, model, missing, own=bool(config["model"].get("own"))),
         _dataset_of(folder, config["data"], data, missing),
         missing,
     )
 
 
-def _model_of(folder: Path, given: VAE | None, missing: dict[str, str]) -> VAE | None:
+def _model_of(
+    folder: Path, given: VAE | None, missing: dict[str, str], *, own: bool = False
+) -> VAE | None:
     if given is not None:
         ready = not given.training and all(one.is_cpu for one in given.parameters())
         return given if ready else copy.deepcopy(given).cpu().eval()
+    if own:
+        missing["model"] = (
+            "It has parts of its author's: kullback.report.write(RUN, model=...) in Python shows "
+            "what they make."
+        )
+        return None
     if (folder / "model.safetensors").exists():
         return VAE.load(folder)
     missing["model"] = "The training has not finished: kullback train --resume RUN"
@@ -269,11 +277,23 @@ def _short(record: Record) -> str:
 def _lead(record: Record) -> str:
     """Say what was trained, and on what."""
     architecture = record.config["model"].get("architecture") or {}
+    source = record.protocol.get("source", "data")
+    own = record.config["model"].get("own")
+    if own:
+        parts = ", ".join(f"{name} {one}" for name, one in own.items())
+        return (
+            f"A variational autoencoder trained on {source}, {architecture.get('latent')} latent "
+            f"dimensions, with parts of its author's: {parts}."
+        )
     hidden = "-".join(str(width) for width in architecture.get("hidden") or ())
+    prior = architecture.get("prior", "normal")
+    learned = "" if prior == "normal" else f", {prior} prior"
+    family = architecture.get("posterior", "diagonal")
+    learned += "" if family == "diagonal" else f", {family} posterior"
     return (
-        f"A variational autoencoder trained on {record.protocol.get('source', 'data')}: "
+        f"A variational autoencoder trained on {source}: "
         f"{architecture.get('network')} {hidden}, {architecture.get('latent')} latent dimensions, "
-        f"{architecture.get('likelihood')} likelihood."
+        f"{architecture.get('likelihood')} likelihood{learned}."
     )
 
 
@@ -362,9 +382,9 @@ def _minutes(timing: list[dict[str, Any]]) -> list[tuple[float, str]]:
 def _kl(record: Record) -> dict[str, Any] | None:
     """Draw the KL of every latent dimension, sorted; None when no reading of it exists."""
     readings = [row for row in record.metrics if row.get("kl_per_dimension")]
-    if record.evaluation is not None:
+    if record.evaluation is not None and record.evaluation.kl_per_dimension:
         values = [float(kl) for kl in record.evaluation.kl_per_dimension]
-        active, total = record.evaluation.active_units, record.evaluation.rate.value
+        active, total = record.evaluation.active_units or 0, record.evaluation.rate.value
         varying = record.evaluation.varying_units
         protocol = record.evaluated
     elif readings:
@@ -564,6 +584,14 @@ def _settings(record: Record) -> list[tuple[str, list[tuple[str, str]]]]:
     """List the settings of the model, the training and the machine."""
     config = record.config
     architecture = dict(config["model"].get("architecture") or {})
+    own = config["model"].get("own") or {}
+    replaced = {"encoder": "network", "decoder": "network"}
+    for part in own:
+        architecture.pop(replaced.get(part, part), None)
+    if "network" not in architecture:
+        for name in ("hidden", "activation"):
+            architecture.pop(name, None)
+    architecture |= own
     machine = {key: config.get(key, "") for key in ("device", "threads", "precision")}
     if record.model is not None:
         count = sum(weights.numel() for weights in record.model.parameters())
@@ -583,7 +611,13 @@ def command(config: Mapping[str, Any]) -> str:
     >>> command(config)
     "kullback train 'my dir' --steps 9 --seed 1"
     """
-    data = config["data"]
+    data, own = config["data"], config["model"].get("own")
+    if own:
+        parts = ", ".join(f"{name}=…" for name in own)
+        settings = {name: value for name, value in config["training"].items() if value is not None}
+        return (
+            f"kullback.vae.train({data.get('source')!r}, {parts}, training=Training(**{settings}))"
+        )
     shape, kind = tuple(data.get("event_shape") or (1,)), data.get("kind", "continuous")
     architecture = dict(config["model"].get("architecture") or {})
     network = Architecture().resolved(shape, kind).network

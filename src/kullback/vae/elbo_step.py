@@ -1,6 +1,6 @@
 """The ELBO's gradient for perceptrons and bits, without an autograd graph.
 
-The hand-written gradients of `networks`, `priors` and `likelihoods`, chained by hand: for small
+The hand-written gradients of `networks`, `latents` and `likelihoods`, chained by hand: for small
 layers, where building and walking a graph costs as much as the arithmetic. `step_for` says whether
 a model and its settings are such a case; everything else is differentiated by autograd, and the
 tests compare the two. On a CPU in float32 the passes between matrix products are in C (`step.c`,
@@ -17,11 +17,11 @@ from torch import Tensor
 from kullback.core import compiling
 
 from .checkpoint import FlatParameters
+from .latents import Diagonal, StandardNormal
 from .likelihoods import SOURCE, Bernoulli, bernoulli_total, library
 from .limits import LOG_SD_LIMIT
 from .model import VAE
 from .networks import Mlp, MlpDecoder, MlpEncoder, mlp_backward, mlp_forward, real
-from .priors import StandardNormal
 from .training import Training
 
 __all__ = ["ElboStep", "Layers", "NativeStep", "compiled_state", "step_for"]
@@ -132,7 +132,7 @@ def step_for(model: VAE, flat: FlatParameters, settings: Training) -> "ElboStep 
     """Return the step by hand where there is one: perceptrons, bits, the plain ELBO, one draw."""
     parts = isinstance(model.encoder, MlpEncoder) and isinstance(model.decoder, MlpDecoder)
     parts = parts and isinstance(model.likelihood, Bernoulli)
-    parts = parts and isinstance(model.prior, StandardNormal)
+    parts = parts and isinstance(model.prior, StandardNormal) and isinstance(model.family, Diagonal)
     plain = settings.objective == "elbo" and settings.draws_at(0.0) == 1 and not settings.free_bits
     return ElboStep(model, flat) if parts and plain and not settings.tighten else None
 

@@ -3,15 +3,19 @@
 __all__ = [
     "ACTIVE_KL",
     "ACTIVE_VARIANCE",
+    "AGGREGATE_FLOW_ITEMS",
     "AGGREGATE_ITEMS",
+    "AGGREGATE_PAIRS",
     "ANNEALED_OUTPUTS",
     "AVERAGE_STEPS",
+    "BETA_LOG_SHAPE",
     "CALLBACK_SECONDS",
     "CATEGORICAL_LEVELS",
     "CLIPS_FOR_MOMENTS",
     "COLLAPSED_KL",
     "COLLAPSE_AFTER",
     "COMPONENTS",
+    "CONTINUOUS_SERIES",
     "CONV_MIN_SIDE",
     "DECODER_OUTPUTS",
     "DRAWS_FOR_LOOSE",
@@ -74,6 +78,8 @@ COMPONENTS, PATCH_COMPONENTS = 5, 3  # of a logistic mixture: benchmarks/colour_
 CATEGORICAL_LEVELS = 1024  # outputs a place: beyond it a free probability for each level is a waste
 UNIT_SCALE_LEVELS = 256  # more levels than this work in units of the data's own spread
 LOG_SD_LIMIT = 10.0  # e^±10 is far outside any useful posterior; beyond it exp() would overflow
+BETA_LOG_SHAPE = (-5.0, 10.0)  # of a and b: nearly all mass at both ends, and nearly a binomial
+CONTINUOUS_SERIES = 0.1  # of half a logit, below which three terms of the series have 13 digits
 FLOAT32_RESOLUTION = 1e-3  # of a deviation: coarser float32 rounding makes a column a staircase
 NAMED_COLUMNS = 5  # in one message
 
@@ -117,6 +123,8 @@ RUN_FORMAT = 2  # of config.json; in 1 neither it nor the weights had hashes
 # The machine
 DECODER_OUTPUTS = 800_000  # at once: what a core's cache holds
 AGGREGATE_ITEMS = 2000  # of a mixture: N² densities a dimension, 2 s for 50 dimensions
+AGGREGATE_FLOW_ITEMS = 300  # N² densities of a flow, each a pass for every dimension
+AGGREGATE_PAIRS = 20_000  # densities of a dependent q at once: 20 numbers a dimension and pair
 ANNEALED_OUTPUTS = 2_000_000  # at once, kept for the gradient: some 50 MB
 IMAGES_PER_BLOCK = 100  # of one call of the progress callback of `evaluate`
 THREADS_GAIN = 1.2  # in speed of matrix products, below which more threads do not pay

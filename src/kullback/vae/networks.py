@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from kullback.core import require
+from kullback.core import require, require_type
 
 from .limits import LOG_SD_LIMIT
 
@@ -34,7 +34,10 @@ __all__ = [
     "Mlp",
     "MlpDecoder",
     "MlpEncoder",
+    "OwnDecoder",
+    "OwnEncoder",
     "PatchDecoder",
+    "gaussian",
     "mlp",
     "mlp_backward",
     "mlp_forward",
@@ -211,9 +214,17 @@ class Mlp(nn.Module):
         return mlp(x, weights, biases, self.activation, buffers=self.buffers_of_gradient)
 
 
-def _gaussian(output: Tensor) -> tuple[Tensor, Tensor]:
-    mean, log_sd = real(output).chunk(2, -1)
-    return mean, log_sd.clamp(-LOG_SD_LIMIT, LOG_SD_LIMIT)
+def gaussian(output: Tensor, extra: int = 0) -> tuple[Tensor, ...]:
+    """Split an encoder's output `[batch, 2·latent + extra]` into mean, log sd and what is left.
+
+    Example:
+        >>> [part.shape[1] for part in gaussian(torch.zeros(1, 6)), *gaussian(torch.zeros(1, 7), 1)]
+        [3, 3, 3, 3, 1]
+    """
+    latent = (output.shape[-1] - extra) // 2
+    mean, log_sd, more = torch.split(real(output), [latent, latent, extra], -1)
+    bounded = log_sd.clamp(-LOG_SD_LIMIT, LOG_SD_LIMIT)
+    return (mean, bounded, more) if extra else (mean, bounded)
 
 
 class MlpEncoder(nn.Module):
@@ -224,6 +235,7 @@ class MlpEncoder(nn.Module):
         hidden: Widths of the hidden layers.
         latent: Dimensions of z.
         activation: As in `Mlp`.
+        extra: Outputs besides, `[batch, extra]`, for families of q that need them.
 
     Example:
         >>> MlpEncoder((1, 2, 2), (8,), 3)(torch.zeros(5, 1, 2, 2))[0].shape
@@ -237,13 +249,15 @@ class MlpEncoder(nn.Module):
         latent: int,
         *,
         activation: str = "tanh",
+        extra: int = 0,
     ) -> None:
         super().__init__()
-        self.net = Mlp((math.prod(event_shape), *hidden, 2 * latent), activation)
+        self.extra = extra
+        self.net = Mlp((math.prod(event_shape), *hidden, 2 * latent + extra), activation)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log sd, `[batch, latent]` each."""
-        return _gaussian(self.net(x.flatten(1)))
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return mean and log sd, `[batch, latent]` each, and the extra outputs if there are."""
+        return gaussian(self.net(x.flatten(1)), self.extra)
 
 
 class MlpDecoder(nn.Module):
@@ -350,14 +364,18 @@ class ConvEncoder(nn.Module):
         hidden: (width of the grid, …, width of the hidden layer); each width but the last stands
             for one residual convolution, so (32, 32, 32, 256) is three of 32 channels.
         latent: Dimensions of z.
+        extra: As in `MlpEncoder`.
 
     Example:
         >>> ConvEncoder((1, 28, 28), (8, 8, 16), 3)(torch.zeros(2, 1, 28, 28))[1].shape
         torch.Size([2, 3])
     """
 
-    def __init__(self, event_shape: Sequence[int], hidden: Sequence[int], latent: int) -> None:
+    def __init__(
+        self, event_shape: Sequence[int], hidden: Sequence[int], latent: int, *, extra: int = 0
+    ) -> None:
         super().__init__()
+        self.extra = extra
         width, depth, top = _grid_widths(hidden)
         self.patches = _Patches(event_shape)
         cells = math.prod(self.patches.grid)
@@ -365,14 +383,14 @@ class ConvEncoder(nn.Module):
         self.first = _scaled(_conv(patch, width), 1.15)
         self.body = _Residual(width, depth)
         self.hidden = _scaled(nn.Linear(width * cells, top), 1.41)
-        self.last = _scaled(nn.Linear(top, 2 * latent), 0.58)
+        self.last = _scaled(nn.Linear(top, 2 * latent + extra), 0.58)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log sd, `[batch, latent]` each."""
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return mean and log sd, `[batch, latent]` each, and the extra outputs if there are."""
         weight: Tensor = self.last.weight  # type: ignore[assignment]
         h = self.body(self.first(self.patches.split(x.to(weight.dtype))))
         h = self.hidden(F.silu(h).permute(0, 2, 3, 1).flatten(1))
-        return _gaussian(self.last(F.silu(h)))
+        return gaussian(self.last(F.silu(h)), self.extra)
 
 
 class ConvDecoder(nn.Module):
@@ -468,3 +486,82 @@ def _grid_widths(hidden: Sequence[int]) -> tuple[int, int, int]:
     ok = len(hidden) >= 2 and len(set(hidden[:-1])) == 1
     require(ok, "hidden", "equal widths, then one more, such as 32,32,32,256", tuple(hidden))
     return hidden[0], len(hidden) - 1, hidden[-1]
+
+
+class OwnEncoder(nn.Module):
+    """A user's encoder: outputs in float32, log sd within ±10.
+
+    While it trains, `products` is the dtype of its matrix products, by autocast: that leaves
+    parameters and normalisation in float32, whatever modules it is made of.
+
+    Args:
+        module: `[batch, *event]` to (mean, log_sd), or (mean, log_sd, extra).
+
+    Raises:
+        ArgumentTypeError: The module returns something else.
+
+    Example:
+        >>> class Halves(nn.Linear):
+        ...     def forward(self, x):
+        ...         return super().forward(x).chunk(2, -1)
+        >>> OwnEncoder(Halves(4, 6))(torch.zeros(5, 4))[0].shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.products = torch.float32
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return mean, log sd and what the module gives besides."""
+        with _autocast(self, x):
+            outputs = self.module(x.to(_dtype_of(self.module)))
+        require_type(outputs, (tuple, list), "encoder's output")
+        good = len(outputs) in (2, 3) and all(isinstance(one, Tensor) for one in outputs)
+        require(good, "encoder's output", "(mean, log_sd) or (mean, log_sd, extra)", len(outputs))
+        mean, log_sd, *extra = (real(one) for one in outputs)
+        return (mean, log_sd.clamp(-LOG_SD_LIMIT, LOG_SD_LIMIT), *extra)
+
+
+class OwnDecoder(nn.Module):
+    """A user's decoder: outputs in float32 as `[rows, channels, places]`; `products` as above.
+
+    Args:
+        module: `[rows, latent]` to as many numbers a row, in any shape with channels first.
+        channels: Of the likelihood.
+        places: Of the event.
+
+    Raises:
+        ArgumentValueError: The module gives another number of outputs.
+
+    Example:
+        >>> OwnDecoder(nn.Linear(3, 4), 1, 4)(torch.zeros(5, 3)).shape
+        torch.Size([5, 1, 4])
+    """
+
+    def __init__(self, module: nn.Module, channels: int, places: int) -> None:
+        super().__init__()
+        self.module, self.shape = module, (channels, places)
+        self.products = torch.float32
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return parameters, `[rows, channels, places]`."""
+        with _autocast(self, z):
+            out = self.module(z.to(_dtype_of(self.module)))
+        require_type(out, Tensor, "decoder's output")
+        fits = len(out) == len(z) and out.numel() == len(z) * math.prod(self.shape)
+        wanted = f"{[len(z), *self.shape]}, or the same numbers in another shape"
+        require(fits, "decoder's output", wanted, list(out.shape))
+        return real(out).reshape(len(z), *self.shape)
+
+
+def _autocast(own: OwnEncoder | OwnDecoder, x: Tensor) -> torch.autocast:
+    rounded = own.training and own.products != torch.float32
+    return torch.autocast(x.device.type, dtype=own.products, enabled=rounded)
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    """Return the dtype of a module's first floating parameter, else float32."""
+    found = (one.dtype for one in module.parameters() if one.is_floating_point())
+    return next(found, torch.float32)

@@ -30,7 +30,6 @@ from .likelihoods import log_mass
 from .limits import (
     CLIPS_FOR_MOMENTS,
     ERRORS_SEEN,
-    LOG_SD_LIMIT,
     LOGISTIC_LOG_SCALE,
     LOUDEST_SAMPLE,
     REFIT_EXPANSION,
@@ -42,7 +41,7 @@ from .limits import (
     SOUND_WINDOWS,
     WIDE_SHARE,
 )
-from .networks import real
+from .networks import gaussian, real
 
 __all__ = [
     "AutoregressiveLogistics",
@@ -79,6 +78,7 @@ class SoundEncoder(nn.Module):
         samples: T.
         width: Channels of the convolutions.
         latent: Dimensions of z.
+        extra: As in `MlpEncoder`.
 
     Example:
         >>> SoundEncoder(640, 8, 3)(torch.zeros(2, 1, 640))[0].shape
@@ -87,24 +87,24 @@ class SoundEncoder(nn.Module):
 
     window: Tensor
 
-    def __init__(self, samples: int, width: int, latent: int) -> None:
+    def __init__(self, samples: int, width: int, latent: int, *, extra: int = 0) -> None:
         super().__init__()
+        self.extra = extra
         self.frame = frame_length(samples)
         self.register_buffer("window", torch.hann_window(_EDGE * self.frame))
         bands = self.frame * _EDGE // 2 + 1
         self.first = nn.Conv1d(bands, width, 3, padding=1)
         self.second = nn.Conv1d(width, width, 4, stride=2, padding=1)
         self.third = nn.Conv1d(width, width, 4, stride=2, padding=1)
-        self.last = nn.Linear(width * (SOUND_FRAMES // 4), 2 * latent)
+        self.last = nn.Linear(width * (SOUND_FRAMES // 4), 2 * latent + extra)
         with torch.no_grad():
             self.last.weight.mul_(0.1)  # q(z|x) starts near the prior
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log sd, `[batch, latent]` each; x in units of the data's deviation."""
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return mean and log sd, `[batch, latent]` each, and extra outputs, of x in deviations."""
         h = F.silu(self.first(self._spectrogram(x[:, 0].to(self.window.dtype))))
         h = F.silu(self.third(F.silu(self.second(h))))
-        mean, log_sd = real(self.last(h.flatten(1))).chunk(2, -1)
-        return mean, log_sd.clamp(-LOG_SD_LIMIT, LOG_SD_LIMIT)
+        return gaussian(self.last(h.flatten(1)), self.extra)
 
     def _spectrogram(self, x: Tensor) -> Tensor:
         """Return log power `[batch, bands, frames]`, near 0 for noise of deviation 1."""

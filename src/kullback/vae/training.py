@@ -19,7 +19,9 @@ from .limits import (
     SOUND_WARMUP,
 )
 
-__all__ = ["Training", "too_short"]
+__all__ = ["OBJECTIVES", "Training", "too_short"]
+
+OBJECTIVES = ("elbo", "stl", "iwae", "renyi", "ciwae", "miwae", "piwae")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +29,13 @@ class Training:
     """Settings of one training run; every figure it leads to depends on them.
 
     Args:
-        objective: "elbo" (closed-form KL) or "iwae" (importance-weighted, with doubly
-            reparameterised gradients).
+        objective: "elbo" (with the closed-form KL where there is one); "stl", the ELBO with
+            gradients by the path of z alone; "iwae", importance-weighted with doubly
+            reparameterised gradients; "renyi", "ciwae", "miwae" or "piwae", see
+            `kullback.variational.WeightedBound`.
         draws: Of q(z|x) per image and step.
+        alpha: The order of "renyi", or the share of the ELBO in "ciwae".
+        groups: Of draws, in "miwae" and "piwae".
         tighten: The last share of the run that trains on the importance-weighted bound whatever
             the objective before; until then one draw.
         beta: Weight of the KL, in nats against nats, summed over dimensions; only β = 1 is the
@@ -75,17 +81,24 @@ class Training:
     precision: str = "auto"
     seed: int = 0
     validation: float = 0.0
+    alpha: float = 0.5
+    groups: int = 1
 
     def __post_init__(self) -> None:
-        known = self.objective in ("elbo", "iwae")
-        require(known, "objective", "elbo or iwae", repr(self.objective))
+        known = self.objective in OBJECTIVES
+        require(known, "objective", f"one of {', '.join(OBJECTIVES)}", repr(self.objective))
         require(self.draws >= 1, "draws", "at least 1", self.draws)
+        share = math.isfinite(self.alpha) and (self.objective != "ciwae" or 0 <= self.alpha <= 1)
+        require(share, "alpha", "a finite number, 0 to 1 for ciwae", self.alpha)
+        split = self.groups >= 1 and self.draws % self.groups == 0
+        require(split, "groups", f"a divisor of the {self.draws} draws", self.groups)
         require(0 <= self.tighten <= 1, "tighten", "a share of the run, 0 to 1", self.tighten)
         require(self.beta >= 0, "beta", "at least 0", self.beta)
         require(0 <= self.warmup <= 1, "warmup", "a fraction of the run, 0 to 1", self.warmup)
         require(self.free_bits >= 0, "free_bits", "nats, at least 0", self.free_bits)
         free = self.free_bits == 0 or self.objective == "elbo"
-        require(free, "free_bits", "0 with objective iwae", self.free_bits, "objective elbo")
+        why = f"0 with objective {self.objective}"
+        require(free, "free_bits", why, self.free_bits, "objective elbo")
         given = [b for b in (self.minutes, self.epochs, self.steps) if b is not None]
         require(
             len(given) <= 1, "budget", "one of minutes, epochs or steps", f"{len(given)} of them"
@@ -164,8 +177,13 @@ class Training:
         return self.draws if progress >= 1.0 - self.tighten or not self.tighten else 1
 
     def importance_weighted_at(self, progress: float) -> bool:
-        """Return whether this step trains on the importance-weighted bound."""
-        return self.objective == "iwae" or (self.tighten > 0 and progress >= 1.0 - self.tighten)
+        """Return whether this step trains on a bound that weighs its draws."""
+        return self.bound_at(progress) not in ("elbo", "stl")
+
+    def bound_at(self, progress: float) -> str:
+        """Return the objective of this step: L_K in the part of the run that is tightened."""
+        tight = self.tighten > 0 and progress >= 1.0 - self.tighten
+        return "iwae" if tight and self.objective in ("elbo", "stl") else self.objective
 
     def beta_at(self, progress: float) -> float:
         """Return the step's β, rising linearly over the warm-up."""
