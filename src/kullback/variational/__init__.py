@@ -25,7 +25,19 @@ from .families import (
     StudentT,
 )
 from .fit import Fit, fit
-from .objectives import beta_elbo, doubly_reparameterised, elbo, iwae, renyi, score_function
+from .objectives import (
+    WeightedBound,
+    beta_elbo,
+    ciwae,
+    doubly_reparameterised,
+    elbo,
+    iwae,
+    miwae,
+    piwae,
+    renyi,
+    score_function,
+    with_path_gradient,
+)
 from .optimise.grid import Projection, find_box, project, search_box
 from .target.density import Target
 from .target.parameters import (
@@ -51,8 +63,10 @@ __all__ = [
     "Projection",
     "StudentT",
     "Target",
+    "WeightedBound",
     "assess",
     "beta_elbo",
+    "ciwae",
     "compare",
     "corr_matrix",
     "diagnose",
@@ -62,8 +76,10 @@ __all__ = [
     "fit",
     "iwae",
     "load",
+    "miwae",
     "objectives",
     "ordered",
+    "piwae",
     "positive_ordered",
     "project",
     "renyi",
@@ -75,4 +91,5 @@ __all__ = [
     "summarise",
     "to_arviz",
     "unit_vector",
+    "with_path_gradient",
 ]
