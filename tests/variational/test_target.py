@@ -423,6 +423,7 @@ def test_named_values_of_another_program():
     target = scored(constrain=lambda z: {"a": z[:, 0].exp(), "b": z[:, :1] + z}, names=["u", "v"])
     assert target.names == ("u", "v") and target.layout.value_names == ("a", "b[1]", "b[2]")
     found = fit(target, progress=False, init=T(3.0, 0.0))
+    assert target.constrain(T(0.0, 1.0))["a"].shape == ()
     assert found.mean["b"].shape == (2,) and found.cov.shape == (3, 3)
     assert abs(float(found.sd["b"][0]) - 2.0) < 0.1
     with pytest.raises(ArgumentValueError, match="unconstrained"):

@@ -461,7 +461,7 @@ class Outside:
         flat = z.detach().reshape(-1, z.shape[-1])
         values = self.function(flat)
         return {
-            name: torch.as_tensor(values[name], dtype=torch.float64).reshape(*z.shape[:-1], *shape)
+            name: torch.as_tensor(values[name], dtype=torch.float64).reshape((*z.shape[:-1], *shape))
             for name, shape in self.shapes.items()
         }
 

@@ -69,11 +69,11 @@ def numpyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     `ArgumentTypeError` for what cannot be called with the data; `ArgumentValueError` for a model
     without parameters, with discrete ones, or that draws a part of its rows.
     """
+    _check_call(model, args, kwargs)
     jax = import_extra("jax", "numpyro")
     numpyro = import_extra("numpyro", "numpyro")
     ravel = import_extra("jax.flatten_util", "numpyro").ravel_pytree
     handlers, util = (import_extra(f"numpyro.{m}", "numpyro") for m in ("handlers", "infer.util"))
-    _check_call(model, args, kwargs)
     with jax.enable_x64(True), numpyro.validation_enabled(False):  # noqa: FBT003
         seeded = handlers.substitute(handlers.seed(model, 0), substitute_fn=util.init_to_uniform)
         sites = handlers.trace(seeded).get_trace(*args, **kwargs)
@@ -118,10 +118,10 @@ def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Py
     other parameters: the transform is that of the support at each point. Errors: as
     `numpyro_model`.
     """
+    _check_call(model, args, kwargs)
     pyro = import_extra("pyro", "pyro")
     messenger = import_extra("pyro.poutine.messenger", "pyro").Messenger
     start = import_extra("pyro.infer.autoguide.initialization", "pyro")
-    _check_call(model, args, kwargs)
     args, kwargs = (_in_double(given) for given in (tuple(args), dict(kwargs)))
 
     class At(messenger):  # type: ignore[misc, valid-type]
