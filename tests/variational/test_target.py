@@ -454,3 +454,29 @@ def test_a_fit_begins_where_it_is_told():
         assert abs(float(found.mean["x"]) - at) < 0.1
     with pytest.raises(ArgumentValueError, match="init"):
         fit(log_density, {"x": ()}, init=T(1.0, 2.0), progress=False)
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_a_simplex_decays_as_far_as_the_reals_reach(k):
+    """Near 0 it is PyTorch's transform; PyTorch's Jacobian stops falling at the smallest float."""
+    part, torchs = (
+        bijection(constraints.simplex, (k,)),
+        torch.distributions.StickBreakingTransform(),
+    )
+    z = torch.randn(6, k - 1, generator=torch.Generator().manual_seed(0), dtype=F64)
+    value, log_jacobian = part.forward(z)
+    torch.testing.assert_close(value, torchs(z), rtol=1e-12, atol=0)
+    wanted = torchs.log_abs_det_jacobian(z, torchs(z))
+    torch.testing.assert_close(log_jacobian, wanted, rtol=1e-12, atol=1e-12)
+    far = part.forward(-(10.0 ** torch.arange(3, 11, dtype=F64))[:, None].expand(-1, k - 1))
+    assert bool((far[0] > 0).all()) and bool((far[1].diff() < 0).all())
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_a_dirichlet_is_proper(alpha):
+    def log_density(w):
+        return (alpha - 1) * w.log().sum()
+
+    found = fit(log_density, {"w": Parameter((3,), constraints.simplex)}, progress=False)
+    assert "improper" not in found.diagnosis.judged.sentence
+    assert bool((found.mean["w"] - 1 / 3).abs().max() < 0.6 * found.sd["w"].max())

@@ -175,6 +175,7 @@ def bijection(constraint: Any, shape: tuple[int, ...]) -> Bijection:
     return _of_torch(constraint, shape)
 
 
+_SIMPLEX = type(constraints.simplex)
 _LOWER = type(constraints.lower_cholesky)
 _DEFINITE = type(constraints.positive_definite)
 
@@ -203,6 +204,9 @@ def _of_torch(constraint: Any, shape: tuple[int, ...]) -> Bijection:
     def forward(reals: Tensor) -> tuple[Tensor, Tensor]:
         batch = reals.shape[:-1]
         x = reals.reshape((*batch, *inner))
+        if isinstance(constraint, _SIMPLEX):
+            shares, log_jacobian = _break_stick(x)
+            return shares, log_jacobian.reshape((*batch, -1)).sum(-1)
         y: Tensor = transform(x)
         log_jacobian = transform.log_abs_det_jacobian(x, y)
         return y, log_jacobian.reshape((*batch, -1)).sum(-1)
@@ -212,6 +216,16 @@ def _of_torch(constraint: Any, shape: tuple[int, ...]) -> Bijection:
         return reals.reshape((*value.shape[: value.ndim - len(shape)], -1))
 
     return Bijection(math.prod(inner), shape, forward, inverse)
+
+
+def _break_stick(reals: Tensor) -> tuple[Tensor, Tensor]:
+    """Map n − 1 reals to n shares as PyTorch does, but in logs, which fall without a floor."""
+    left = torch.arange(reals.shape[-1], 0, -1, dtype=reals.dtype, device=reals.device)
+    u = reals - left.log()
+    kept = torch.nn.functional.logsigmoid(-u)  # log of what is left of the stick, each time
+    logs = torch.nn.functional.logsigmoid(u) + kept.cumsum(-1) - kept
+    shares = torch.cat([logs, kept.sum(-1, keepdim=True)], -1).exp()
+    return shares.clamp_min(torch.finfo(reals.dtype).tiny), (logs + kept).sum(-1)
 
 
 def _increase(reals: Tensor) -> tuple[Tensor, Tensor]:
@@ -461,7 +475,9 @@ class Outside:
         flat = z.detach().reshape(-1, z.shape[-1])
         values = self.function(flat)
         return {
-            name: torch.as_tensor(values[name], dtype=torch.float64).reshape((*z.shape[:-1], *shape))
+            name: torch.as_tensor(values[name], dtype=torch.float64).reshape(
+                (*z.shape[:-1], *shape)
+            )
             for name, shape in self.shapes.items()
         }
 
