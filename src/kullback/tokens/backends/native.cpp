@@ -109,6 +109,34 @@ template <class R> INLINE double total(Vec<R> v) {
     return sum[0] + sum[1];
 }
 #endif
+
+// Lanes to keep: a register of bits with AVX-512, else a vector of 0 and −1
+#if WIDTH == 64
+template <class R> struct BitsOf { typedef __mmask16 B; };
+template <> struct BitsOf<double> { typedef __mmask8 B; };
+template <class R> using Bits = typename BitsOf<R>::B;
+INLINE __mmask16 lacks(VF x) { return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-INFINITY), _CMP_EQ_OQ); }
+INLINE __mmask8 lacks(VD x) { return _mm512_cmp_pd_mask((__m512d)x, _mm512_set1_pd(-INFINITY), _CMP_EQ_OQ); }
+INLINE VF where(__mmask16 k, VF a, VF b) { return (VF)_mm512_mask_blend_ps(k, (__m512)b, (__m512)a); }
+INLINE VD where(__mmask8 k, VD a, VD b) { return (VD)_mm512_mask_blend_pd(k, (__m512d)b, (__m512d)a); }
+INLINE VF kept(__mmask16 k, VF a) { return (VF)_mm512_maskz_mov_ps(k, (__m512)a); }
+INLINE VD kept(__mmask8 k, VD a) { return (VD)_mm512_maskz_mov_pd(k, (__m512d)a); }
+INLINE VF plus(VF sum, __mmask16 k, VF a) { return (VF)_mm512_mask_add_ps((__m512)sum, k, (__m512)sum, (__m512)a); }
+INLINE VD plus(VD sum, __mmask8 k, VD a) { return (VD)_mm512_mask_add_pd((__m512d)sum, k, (__m512d)sum, (__m512d)a); }
+INLINE int64_t count(unsigned k) { return __builtin_popcount(k); }
+#else
+template <class R> using Bits = Mask<R>;
+INLINE MF lacks(VF x) { return x == -INFINITY; }
+INLINE MD lacks(VD x) { return x == -double(INFINITY); }
+template <class M, class V> INLINE V where(M k, V a, V b) { return k ? a : b; }
+template <class M, class V> INLINE V kept(M k, V a) { return (V)(k & (M)a); }
+template <class M, class V> INLINE V plus(V sum, M k, V a) { return sum + kept(k, a); }
+template <class M> INLINE int64_t count(M k) {
+    int64_t sum = 0;
+    for (size_t i = 0; i < sizeof(M) / sizeof(k[0]); i++) sum -= k[i];
+    return sum;
+}
+#endif
 template <class R> R largest(Vec<R> v) { R top = v[0]; for (int i = 1; i < LANES<R>; i++) top = v[i] > top ? v[i] : top; return top; }
 
 // Horner's rule, the highest power first
@@ -393,6 +421,7 @@ template <class R> struct Sum {
     Vec<R> all{}, part{};
     INLINE void operator+=(Vec<R> x) { part += x; }
     INLINE void add(Vec<R> x, Vec<R> y) { part = fma(x, y, part); }
+    INLINE void add_where(Bits<R> k, Vec<R> x) { part = plus(part, k, x); }
     INLINE void flush() { all += part, part = Vec<R>{}; }
     double total() const { return ::total<R>(all); }
 };
@@ -429,40 +458,60 @@ template <class R> struct Anchor {
         return fma(x, all<R>(scale), all<R>(-at));
 #endif
     }
+    // from the other's anchor where k says so
+    INLINE Vec<R> exponent(Vec<R> x, Bits<R> k, const Anchor& other) const {
+#if WIDTH == 16
+        return (x - where(k, all<R>(other.logit), all<R>(logit))) * scale;
+#else
+        return fma(x, all<R>(scale), where(k, all<R>(-other.at), all<R>(-at)));
+#endif
+    }
     double log(double sum) const {  // log of 2^from times the sum, less the logit over the temperature
         return LN2 * (std::log2(sum) + (from - logit * double(scale)));
     }
 };
 
-// Sums over tokens, 2^LIFT times too large. u and v are p and q up to factors, l = log2 v/u; c, which
-// makes v of q, is guessed and corrected so that V = U. Then B is 0, and nothing cancels in A.
+// Sums over tokens, 2^LIFT times too large; over those that both sides have, where nothing else is
+// said. u and v are p and q up to factors, l = log2 v/u; c, which makes v of q, is guessed and
+// corrected so that the whole of p and of q are equal: then nothing cancels in A.
 struct Totals {
-    double U = 0, A = 0, B = 0;  // Σ u, Σ v − u − u l log 2 (≥ 0; v where only q has it), Σ v − u
-    double back = 0;  // Σ u − v + v l log 2 (≥ 0; u where only p has it)
-    // Σ u log2 u, Σ v log2 v, of u and v without 2^LIFT, and the Σ v of the same roundings: U + B is
-    // another by some 2^-24, which the size of log2 v would multiply
+    double U = 0, A = 0, B = 0;  // Σ u, Σ v − u − u l log 2 (≥ 0), Σ v − u
+    double back = 0;  // Σ u − v + v l log 2 (≥ 0)
+    // Σ u log2 u, Σ v log2 v, of all tokens of a side, of u and v without 2^LIFT, and the Σ v of the
+    // same roundings: U + B is another by some 2^-24, which the size of log2 v would multiply
     double p_log = 0, q_log = 0, v_sum = 0;
     double p_lost = 0, q_lost = 0, p_alone = 0, q_alone = 0;  // u, v, tokens that only one side has
-    bool finite() const { return std::isfinite(U + A + B + back + p_log + q_log) && U >= 0; }
-    double off() const { return U > 0 && U + B > 0 ? std::log1p(B / U) : 0.0; }
+    double rough = 0;  // Σ of the A of blocks at the c of their time, in whose digits A's error is
+    double p_all() const { return U + p_lost; }
+    double q_all() const { return U + B + q_lost; }
+    double excess() const { return A + q_lost; }
+    bool finite() const {
+        return std::isfinite(U + A + B + back + p_log + q_log + p_lost + q_lost) && U + p_lost >= 0;
+    }
+    double off() const {
+        return p_all() > 0 && q_all() > 0 ? std::log1p((B + q_lost - p_lost) / p_all()) : 0.0;
+    }
+    // Whether c is so near that to correct it would take less than half of A
+    bool near() const {
+        const double gap = std::fabs(B + q_lost - p_lost);
+        return gap <= 0.25 * p_all() && gap * gap <= excess() * p_all();
+    }
     void add(const Totals& t) {
         U += t.U, A += t.A, B += t.B, back += t.back, p_log += t.p_log, q_log += t.q_log;
-        v_sum += t.v_sum;
+        v_sum += t.v_sum, rough += t.A;
         p_lost += t.p_lost, q_lost += t.q_lost, p_alone += t.p_alone, q_alone += t.q_alone;
     }
     void raise(double powers) {  // to u 2^powers, v 2^powers
         double by = std::exp2(powers);
-        p_log = by * (p_log + powers * U), q_log = by * (q_log + powers * v_sum);
-        U *= by, v_sum *= by, A *= by, B *= by, back *= by, p_lost *= by, q_lost *= by;
+        p_log = by * (p_log + powers * p_all()), q_log = by * (q_log + powers * v_sum);
+        U *= by, v_sum *= by, A *= by, B *= by, back *= by, p_lost *= by, q_lost *= by, rough *= by;
     }
     void move(double shift) {  // to v e^−shift
-        double less = std::exp(-shift), V = U + B, both = U - p_lost, v_both = V - q_lost;
-        double moved = less * B + U * std::expm1(-shift);
-        A += moved - B + shift * both;
-        double old = back - p_lost;
-        back = p_lost + less * (old + both * (std::expm1(shift) - shift) - shift * (v_both - both));
+        double less = std::exp(-shift), moved = less * B + U * std::expm1(-shift);
+        A += moved - B + shift * U;
+        back = less * (back + U * (std::expm1(shift) - shift) - shift * B);
         q_log = less * (q_log - shift / LN2 * v_sum), v_sum *= less;
-        q_lost *= less;
+        q_lost *= less, rough *= std::max(less, 1.0);
         B = moved;
     }
 };
@@ -478,11 +527,14 @@ template <class R> void block_tops(const R* x, int64_t n, double& top) {
     for (auto& each : most) top = std::max(top, double(largest<R>(each)));
 }
 
-// Both sides have the same tokens, and no log-ratio is beyond the range of 2^l: otherwise some sum
-// is not finite, and `any_block` has to do it.
-template <class In, bool MORE, class R = typename In::Real>
-Totals even_block(const char* p, const char* q, int64_t n, const Anchor<R>& a, R c, int64_t ahead) {
-    Sum<R> U, A, L, back, p_log, q_log, V;
+// No log-ratio is beyond the range of 2^l, and both sides have the same tokens, unless HOLES: else
+// some sum is not finite, and `any_block` has to do it. What only q has is summed as its exponents
+// from q's anchor are, and multiplied by `q_times` in the end.
+template <class In, bool MORE, bool HOLES, class R = typename In::Real>
+Totals even_block(const char* p, const char* q, int64_t n, const Anchor<R>& a, const Anchor<R>& q_a,
+                  R c, int64_t ahead) {
+    Sum<R> U, A, L, back, p_log, q_log, V, p_lost, q_lost, lost_log;
+    int64_t p_alone = 0, q_alone = 0;
     const int64_t size = SIZES[In::dtype];
     for (int64_t i = 0; i < n; i += 2 * LANES<R>) {
         const char *at_p = p + i * size, *at_q = q + i * size;
@@ -491,28 +543,58 @@ Totals even_block(const char* p, const char* q, int64_t n, const Anchor<R>& a, R
         Vec<R> x[2], y[2];
         In::two(at_p, x[0], x[1]), In::two(at_q, y[0], y[1]);
         for (int j = 0; j < 2; j++) {
-            Vec<R> t = a.exponent(x[j]);
+            Bits<R> p_lacks{}, q_lacks{}, both{};
+            Vec<R> t, l;
+            if (HOLES) {
+                p_lacks = lacks(x[j]), q_lacks = lacks(y[j]), both = ~(p_lacks | q_lacks);
+                t = a.exponent(where(p_lacks, y[j], x[j]), p_lacks, q_a);
+                l = kept(both, fma(y[j] - x[j], all<R>(a.scale), all<R>(-c)));
+            } else {
+                t = a.exponent(x[j]);
+                Vec<R> d = x[j] == y[j] ? Vec<R>{} : y[j] - x[j];
+                l = fma(d, all<R>(a.scale), all<R>(-c));
+            }
             if (MORE) t = bigger(all<R>(R(-1100)), t);
-            Vec<R> u = exp2<LIFT, R, !MORE>(t), d = x[j] == y[j] ? Vec<R>{} : y[j] - x[j];
-            Vec<R> l = fma(d, all<R>(a.scale), all<R>(-c));
+            Vec<R> u = exp2<LIFT, R, !MORE>(t);
             Power<R> e = power<R, true>(l);
             Vec<R> excess = e.excess();
-            U += u, A.add(u, excess), L.add(u, l);
+            A.add(u, excess), L.add(u, l);
+            if (HOLES) {  // u is 0 where both lack the token
+                U.add_where(both, u), p_lost.add_where(q_lacks, u), q_lost.add_where(p_lacks, u);
+                p_alone += count(Bits<R>(q_lacks & ~p_lacks)), q_alone += count(Bits<R>(p_lacks & ~q_lacks));
+            } else {
+                U += u;
+            }
             if (MORE) {
                 Vec<R> line = l * R(LN2), less_one = line + excess, v = fma(u, less_one, u);
+                Vec<R> of_u = u * t, of_v = v * (t + l);
                 back.add(u, e.back());
-                p_log.add(u, t), q_log.add(v, t + l), V += v;
+                if (HOLES) {
+                    lost_log.add_where(p_lacks, of_u), p_log.add_where(~p_lacks, of_u);
+                    q_log.add_where(both, of_v), V.add_where(both, v);
+                } else {
+                    p_log += of_u, q_log += of_v, V += v;
+                }
             }
         }
         if (ends<R>(i + 2 * LANES<R>, n)) {
             flush(U, A, L);
+            if (HOLES) flush(p_lost, q_lost);
             if (MORE) flush(back, p_log, q_log, V);
+            if (MORE && HOLES) flush(lost_log);
         }
     }
     Totals sums;
     sums.U = U.total(), sums.A = A.total(), sums.B = sums.A + LN2 * L.total();
     if (MORE) sums.back = back.total(), sums.p_log = p_log.total(), sums.q_log = q_log.total();
     if (MORE) sums.v_sum = V.total();
+    if (HOLES) {
+        const double powers = q_a.from - a.from - double(c), times = std::exp2(powers);
+        const double lost = q_lost.total();
+        sums.p_lost = p_lost.total(), sums.q_lost = times * lost;
+        sums.p_alone = double(p_alone), sums.q_alone = double(q_alone);
+        if (MORE) sums.q_log += times * (lost_log.total() + powers * lost), sums.v_sum += times * lost;
+    }
     return sums;
 }
 
@@ -557,12 +639,13 @@ template <class R, bool MORE> Totals any_block(const R* p, const R* q, int64_t n
     for (int64_t i = 0; i < n; i += LANES<R>) {
         Token<R> t = token<!MORE, R>(load(p + i), load(q + i), norms);
         Vec<R> lesser = t.lesser();
-        U += t.swapped ? lesser : t.W, B += t.step();
-        A += t.p_only ? none : t.swapped ? t.small : t.large;
+        Mask<R> alone = t.p_only | t.q_only;
+        U += alone ? none : t.swapped ? lesser : t.W, B += alone ? none : t.step();
+        A += alone ? none : t.swapped ? t.small : t.large;
         p_lost += t.p_only ? t.W : none, q_lost += t.q_only ? t.W : none;
         p_alone -= t.p_only, q_alone -= t.q_only;
         if (MORE) {
-            back += t.q_only ? none : t.swapped ? t.large : t.small;
+            back += alone ? none : t.swapped ? t.large : t.small;
             Vec<R> of_large = t.W * t.log, of_small = lesser * (t.log - t.d);
             p_log += t.swapped ? of_small : of_large, q_log += t.swapped ? of_large : of_small;
             V += t.swapped ? t.W : lesser;
@@ -671,7 +754,9 @@ template <class R> struct Sides {
     bool usable() const { return std::isfinite(p_top) && (!q.x || std::isfinite(q_top)); }
     // Says whether there are anchors to start from
     bool start() {
-        if (!whole) tops(0);
+        // the first block that both sides have tokens in
+        for (int64_t at = 0; !whole && at < s.vocab && !(p_top > -INFINITY && (!q.x || q_top > -INFINITY));)
+            tops(at), at += BLOCK;
         if (!usable() && !whole) all_tops();
         return usable();
     }
@@ -689,12 +774,12 @@ template <class R> struct Sides {
     bool passed(int64_t start) const { return whole && empty[start / BLOCK]; }
 };
 
-template <bool MORE, class R>
-Totals even_of(Sides<R>& r, int64_t start, const Anchor<R>& a, R c) {
+template <bool MORE, bool HOLES, class R>
+Totals even_of(Sides<R>& r, int64_t start, const Anchor<R>& a, const Anchor<R>& q_a, R c) {
     const int64_t n = r.size(start), ahead = BLOCK * SIZES[r.p.x.dtype];
 #define TRY(In)                                                                            \
     if (r.p.x.dtype == In::dtype && r.q.x.dtype == In::dtype && n % (2 * LANES<R>) == 0)   \
-        return even_block<In, MORE>(r.p.x.byte(start), r.q.x.byte(start), n, a, c, ahead);
+        return even_block<In, MORE, HOLES>(r.p.x.byte(start), r.q.x.byte(start), n, a, q_a, c, ahead);
     if constexpr (sizeof(R) == 4) {
         TRY(Bfloat16)
 #if WIDTH == 64
@@ -703,7 +788,7 @@ Totals even_of(Sides<R>& r, int64_t start, const Anchor<R>& a, R c) {
     }
 #undef TRY
     const char *x = r.p.get(start, n), *y = r.q.get(start, n);
-    return even_block<Plain<R>, MORE>(x, y, filled<R>(n), a, c, BLOCK * int64_t(sizeof(R)));
+    return even_block<Plain<R>, MORE, HOLES>(x, y, filled<R>(n), a, q_a, c, BLOCK * int64_t(sizeof(R)));
 }
 
 template <bool LOGS, class R>
@@ -761,12 +846,15 @@ template <class R> bool log_ratio(Sides<R>& r, double& log_c) {
     return true;
 }
 
-const double NEAR = 1e-3;  // a V below it times U is not known well from B
+const double NEAR = 1e-3;  // Σ v below it times Σ u is not known well from their difference
+const double ROUGH = 4.0;  // times A: what A may have been with the c of their time, of 3e-7 of it
+const double FAR = 8.0;  // nats; logs of a side this far from the other need exponents of its own
+enum Form { EVEN, HOLES, ANY };  // of a block: no token that one side lacks, some, and any log-ratio
 
 // False: no distribution on one side or the other, or none that can be told
 template <bool MORE, class R> bool pair_sums(Sides<R>& r, double* out) {
     const Shared& s = r.s;
-    bool uneven = false, settled = false;
+    bool holes = false, settled = false;
     double log_c = 0.0;
 again:
     if (!r.start()) return false;
@@ -775,68 +863,79 @@ again:
     Totals all_of;
     for (int64_t start = 0; start < s.vocab; start += BLOCK) {
         if (r.passed(start)) continue;
-        for (bool moved = false;;) {
+        for (int moves = 0;;) {
             R c = R(log_c);
             Totals found;
-            // where one side is far from the other its logs need exponents of their own
-            const bool even = !uneven && !(MORE && settled);
-            if (even) found = even_of<MORE>(r, start, a, c);
-            if (!even || !found.finite()) {
+            int form = MORE && settled ? ANY : holes ? HOLES : EVEN;
+            if (form == EVEN) {
+                found = even_of<MORE, false>(r, start, a, q_a, c);
+                if (!found.finite()) form = HOLES;
+            }
+            if (form == HOLES) {
+                found = even_of<MORE, true>(r, start, a, q_a, c);
+                if (!found.finite()) form = ANY;
+            }
+            if (form == ANY) {
                 int64_t n = r.size(start);
                 const R *x = (const R*)r.p.get(start, n), *y = (const R*)r.q.get(start, n);
                 Norms<R> norms{a, q_a, R(1), R(q_a.from - a.from - double(c)), c, R(0)};
                 found = any_block<R, MORE>(x, y, filled<R>(n), norms);
-                uneven = found.p_alone + found.q_alone > 0;  // so will the next block be
                 if (!found.finite()) {
                     if (r.whole) return false;
                     r.all_tops();
                     goto again;
                 }
             }
+            holes = found.p_alone + found.q_alone > 0;  // so will the next block be
             double powers;
-            if (found.U > MUCH && r.higher(start, a, powers)) {
+            if (found.p_all() > MUCH && r.higher(start, a, powers)) {
                 all_of.raise(powers);
                 continue;
             }
             Totals sum = all_of;
             sum.add(found);
-            double shift = 0.0;
-            if (!settled) {
-                const double V = sum.U + sum.B, better = double(R(double(c) + sum.off() / LN2));
-                shift = (better - double(c)) * LN2, log_c = better;
-                Totals better_sum = sum;
-                better_sum.move(shift);
-                if (sum.A > 2.0 * better_sum.A && !moved && V > NEAR * sum.U) {
-                    moved = true;  // so far that A would lose digits: once more
-                    all_of.move(shift);
-                    continue;
-                }
-                if (std::fabs(shift) > 1.0 || !(V > NEAR * sum.U)) {  // no use: find c first
+            if (!settled && !sum.near()) {
+                const bool told = sum.q_all() > NEAR * sum.p_all();
+                const double better = told ? double(R(double(c) + sum.off() / LN2)) : log_c;
+                const double shift = (better - double(c)) * LN2;
+                if (!told || (MORE && std::fabs(shift) > 1.0)) {  // no use: find c first
                     if (!log_ratio(r, log_c)) return false;
                     settled = true;
                     goto again;
                 }
+                Totals better_sum = sum;
+                better_sum.move(shift), log_c = better;
+                if (sum.excess() > 2.0 * better_sum.excess() && moves++ < 2) {
+                    all_of.move(shift);  // so far that A would lose digits: once more
+                    continue;
+                }
+                sum = better_sum;
             }
-            sum.move(shift);
             all_of = sum;
             break;
         }
     }
     double shift = all_of.off();
     all_of.move(shift), log_c += shift / LN2;
-    const double U = all_of.U, V = U + all_of.B, lift = 1.0 / double(int64_t(1) << LIFT);
-    if (!(U > 0.0 && V > 0.0)) return false;
+    const double P = all_of.p_all(), Q = all_of.q_all(), lift = 1.0 / double(int64_t(1) << LIFT);
+    if (!(P > 0.0 && Q > 0.0)) return false;
+    const double kl = std::max(all_of.excess() / P, 0.0);
+    const double back = std::max((all_of.back + all_of.p_lost) / Q, 0.0);
+    if (!settled && (all_of.rough > ROUGH * all_of.excess() || (MORE && std::max(kl, back) > FAR))) {
+        settled = true;
+        goto again;
+    }
     out[P_MAX] = double(a.logit), out[Q_MAX] = double(q_a.logit);
-    out[P_LOG] = a.log(U * lift);
-    out[Q_LOG] = q_a.log(V * lift) + LN2 * (log_c - (q_a.from - a.from));
-    out[KL] = std::max(all_of.A / U, 0.0), out[REVERSE_KL] = std::max(all_of.back / V, 0.0);
-    out[P_LOST] = all_of.p_lost / U, out[Q_LOST] = all_of.q_lost / V;
+    out[P_LOG] = a.log(P * lift);
+    out[Q_LOG] = q_a.log(Q * lift) + LN2 * (log_c - (q_a.from - a.from));
+    out[KL] = kl, out[REVERSE_KL] = back;
+    out[P_LOST] = all_of.p_lost / P, out[Q_LOST] = all_of.q_lost / Q;
     out[P_ALONE] = all_of.p_alone, out[Q_ALONE] = all_of.q_alone;
     if (MORE) {
-        out[P_ENTROPY] = std::max(std::log(U * lift) - LN2 * all_of.p_log / U, 0.0);
-        out[Q_ENTROPY] = std::max(std::log(V * lift) - LN2 * all_of.q_log / all_of.v_sum, 0.0);
+        out[P_ENTROPY] = std::max(std::log(P * lift) - LN2 * all_of.p_log / P, 0.0);
+        out[Q_ENTROPY] = std::max(std::log(Q * lift) - LN2 * all_of.q_log / all_of.v_sum, 0.0);
     }
-    out[NOTE] = uneven || all_of.p_alone + all_of.q_alone > 0;
+    out[NOTE] = all_of.p_alone + all_of.q_alone > 0;
     return true;
 }
 
