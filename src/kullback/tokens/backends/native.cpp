@@ -1029,11 +1029,13 @@ template <class R> struct Weights {  // the coefficients of one row and side
           at(R(c[AT])) {}
 };
 
-// As `even_block`; returns the largest |l|, beyond LIMIT of which `any_slopes` has to do it.
-template <class In, bool LOGS, class R = typename In::Real>
+// As `even_block`; returns the largest |l|, beyond LIMIT of which `any_slopes` has to do it. w is the
+// probability of p, and of q where p lacks the token.
+template <class In, bool LOGS, bool HOLES, class R = typename In::Real>
 R even_slopes(const char* p, const char* q, int64_t n, const Norms<R>& norms, const Weights<R>& cp,
               const Weights<R>& cq, char* gp, char* gq, int64_t ahead) {
     const int64_t size = SIZES[In::dtype];
+    const R q_times = R(double(norms.p_times) * std::exp2(double(norms.q_more)));
     Vec<R> most{};
     for (int64_t i = 0; i < n; i += 2 * LANES<R>) {
         const char *at_p = p + i * size, *at_q = q + i * size;
@@ -1042,18 +1044,30 @@ R even_slopes(const char* p, const char* q, int64_t n, const Norms<R>& norms, co
         Vec<R> x[2], y[2], P[2], Q[2];
         In::two(at_p, x[0], x[1]), In::two(at_q, y[0], y[1]);
         for (int j = 0; j < 2; j++) {
-            Vec<R> p_log = norms.p.exponent(x[j]), d = x[j] == y[j] ? Vec<R>{} : y[j] - x[j];
-            Vec<R> u = exp2<0, R>(p_log) * norms.p_times;
+            const Bits<R> p_lacks = HOLES ? lacks(x[j]) : Bits<R>{}, q_lacks = HOLES ? lacks(y[j]) : Bits<R>{};
+            const Bits<R> both = ~(p_lacks | q_lacks);
+            Vec<R> log, d, times = all<R>(norms.p_times);
+            if (HOLES) {
+                log = norms.p.exponent(where(p_lacks, y[j], x[j]), p_lacks, norms.q);
+                d = y[j] - x[j], times = where(p_lacks, all<R>(q_times), times);
+            } else {
+                log = norms.p.exponent(x[j]), d = x[j] == y[j] ? Vec<R>{} : y[j] - x[j];
+            }
+            Vec<R> w = exp2<0, R>(log) * times;
             Vec<R> l = fma(d, all<R>(norms.p.scale), all<R>(-norms.c)) - norms.c_more;
+            if (HOLES) l = kept(both, l);
             most = bigger(most, l > R(0) ? l : -l);
-            Vec<R> step = u * power<R, true>(l).less_one(), line = l * R(LN2);
-            P[j] = u * fma(line, all<R>(cp.ratio), all<R>(cp.one));
-            Q[j] = (u + step) * fma(line, all<R>(cq.ratio), all<R>(cq.one));
+            Vec<R> change = power<R, true>(l).less_one(), step = w * change, v = w + step, line = l * R(LN2);
+            if (HOLES) step = w * where(q_lacks, all<R>(R(-1)), where(p_lacks, all<R>(R(1)), change));
+            P[j] = w * fma(line, all<R>(cp.ratio), all<R>(cp.one));
+            Q[j] = v * fma(line, all<R>(cq.ratio), all<R>(cq.one));
             if (LOGS) {
-                p_log = R(LN2) * bigger(p_log, all<R>(R(-1100)));
-                P[j] += u * (cp.log * p_log), Q[j] += (u + step) * (cq.log * (p_log + line));
+                if (HOLES) log = plus(log, p_lacks, all<R>(norms.q_more));
+                log = R(LN2) * bigger(log, all<R>(R(-1100)));
+                P[j] += w * (cp.log * log), Q[j] += v * (cq.log * (log + line));
             }
             P[j] = fma(step, all<R>(cp.step), P[j]), Q[j] = fma(step, all<R>(cq.step), Q[j]);
+            if (HOLES) P[j] = kept(Bits<R>(~p_lacks), P[j]), Q[j] = kept(Bits<R>(~q_lacks), Q[j]);
         }
         if (gp) In::put_two(gp + i * size, P[0], P[1]);
         if (gq) In::put_two(gq + i * size, Q[0], Q[1]);
@@ -1099,34 +1113,38 @@ struct Out {  // where a row's gradients go; null: not wanted
 
 template <class R> struct RowSlopes {
     Sides<R> r;
-    const Norms<R> n;
+    const Norms<R> known;
     const Weights<R> cp, cq;
     int64_t id;
     const Out& out;
-    bool uneven;
+    const bool holes;  // there are tokens that one side lacks
+    bool far = false;
     alignas(64) R p_room[BLOCK];
     alignas(64) R q_room[BLOCK];
 
     RowSlopes(const Row& p, const Row& q, const Shared& s, const double* sums, const double* c,
               int64_t at, const Out& o)
-        : r(p, q, s), n(norms<R>(sums, s)), cp(c), cq(c + SIDE), id(at), out(o),
-          uneven(sums[NOTE] != 0) {}
+        : r(p, q, s), known(norms<R>(sums, s)), cp(c), cq(c + SIDE), id(at), out(o),
+          holes(sums[NOTE] != 0) {}
 
+    template <class In>
+    bool even(const char* x, const char* y, int64_t n, char* gp, char* gq, int64_t ahead) {
+        const bool logs = r.s.asks & ASK_ENTROPY;
+        auto loop = holes ? logs ? even_slopes<In, true, true, R> : even_slopes<In, false, true, R>
+                          : logs ? even_slopes<In, true, false, R> : even_slopes<In, false, false, R>;
+        return double(loop(x, y, n, known, cp, cq, gp, gq, ahead)) < LIMIT;
+    }
     // In place, if both sides and their gradients are of one dtype that a loop reads and writes
     template <class In> bool there(int64_t start, int64_t size) {
         if (r.p.x.dtype != In::dtype || r.q.x.dtype != In::dtype || size % (2 * LANES<R>)) return false;
-        const int64_t bytes = SIZES[In::dtype], from = start * bytes, ahead = BLOCK * bytes;
-        const char *x = r.p.x.byte(start), *y = r.q.x.byte(start);
+        const int64_t bytes = SIZES[In::dtype], from = start * bytes;
         char *gp = out.p ? out.p + from : nullptr, *gq = out.q ? out.q + from : nullptr;
-        R most = r.s.asks & ASK_ENTROPY
-            ? even_slopes<In, true>(x, y, size, n, cp, cq, gp, gq, ahead)
-            : even_slopes<In, false>(x, y, size, n, cp, cq, gp, gq, ahead);
-        return double(most) < LIMIT;
+        return even<In>(r.p.x.byte(start), r.q.x.byte(start), size, gp, gq, BLOCK * bytes);
     }
     void block(int64_t start) {
         const int64_t size = r.size(start), full = filled<R>(size);
         const bool has_id = id >= start && id < start + size;
-        if (r.q.x && !has_id && !uneven && !(r.s.asks & ASK_JS)) {
+        if (r.q.x && !has_id && !far && !(r.s.asks & ASK_JS)) {
             if constexpr (sizeof(R) == 4) {
                 if (there<Bfloat16>(start, size)) return;
 #if WIDTH == 64
@@ -1139,18 +1157,12 @@ template <class R> struct RowSlopes {
         const R* y = r.q.x ? (const R*)r.q.get(start, size) : nullptr;
         R *gp = out.p ? p_room : nullptr, *gq = out.q ? q_room : nullptr;
         if (!y) {
-            side_slopes(x, full, n, cp, gp);
+            side_slopes(x, full, known, cp, gp);
         } else if (r.s.asks & ASK_JS) {
-            any_slopes<true>(x, y, full, n, R(r.s.beta), cp, cq, gp, gq);
-        } else {
-            R most = R(LIMIT);
-            if (!uneven)
-                most = even_slopes<Plain<R>, true>((const char*)x, (const char*)y, full, n, cp, cq,
-                                                   (char*)gp, (char*)gq, 0);
-            if (!(double(most) < LIMIT)) {
-                uneven = true;
-                any_slopes<false>(x, y, full, n, R(r.s.beta), cp, cq, gp, gq);
-            }
+            any_slopes<true>(x, y, full, known, R(r.s.beta), cp, cq, gp, gq);
+        } else if (far || !even<Plain<R>>((const char*)x, (const char*)y, full, (char*)gp, (char*)gq, 0)) {
+            far = true;
+            any_slopes<false>(x, y, full, known, R(r.s.beta), cp, cq, gp, gq);
         }
         if (has_id && gp && x[id - start] > -INFINITY) p_room[id - start] += cp.at;
         if (has_id && gq && y[id - start] > -INFINITY) q_room[id - start] += cq.at;
