@@ -474,7 +474,8 @@ template <class R> struct Anchor {
 
 // Sums over tokens, 2^LIFT times too large; over those that both sides have, where nothing else is
 // said. u and v are p and q up to factors, l = log2 v/u; c, which makes v of q, is guessed and
-// corrected so that the whole of p and of q are equal: then nothing cancels in A.
+// corrected so that Σ u and Σ v are about equal: then nothing cancels in A. In the end it is moved to
+// where the whole of p and of q are equal.
 struct Totals {
     double U = 0, A = 0, B = 0;  // Σ u, Σ v − u − u l log 2 (≥ 0), Σ v − u
     double back = 0;  // Σ u − v + v l log 2 (≥ 0)
@@ -482,37 +483,40 @@ struct Totals {
     // same roundings: U + B is another by some 2^-24, which the size of log2 v would multiply
     double p_log = 0, q_log = 0, v_sum = 0;
     double p_lost = 0, q_lost = 0, p_alone = 0, q_alone = 0;  // u, v, tokens that only one side has
-    double rough = 0;  // Σ of the A of blocks at the c of their time, in whose digits A's error is
+    // Of what the errors of A and of B are some digits: sums of the sizes of their terms at the c of
+    // their time, carried on as the errors are
+    double A_rough = 0, B_rough = 0;
     double p_all() const { return U + p_lost; }
     double q_all() const { return U + B + q_lost; }
     double excess() const { return A + q_lost; }
     bool finite() const {
         return std::isfinite(U + A + B + back + p_log + q_log + p_lost + q_lost) && U + p_lost >= 0;
     }
-    double off() const {
-        return p_all() > 0 && q_all() > 0 ? std::log1p((B + q_lost - p_lost) / p_all()) : 0.0;
+    // log Σ v / Σ u over tokens that both have, and over those of either side
+    double off() const { return U > 0 && U + B > 0 ? std::log1p(B / U) : 0.0; }
+    double off_whole() const {
+        const double P = p_all(), Q = q_all();
+        if (!(P > 0 && Q > 0)) return 0.0;
+        return Q < 0.5 * P ? std::log(Q / P) : std::log1p((B + q_lost - p_lost) / P);
     }
     // Whether c is so near that to correct it would take less than half of A
-    bool near() const {
-        const double gap = std::fabs(B + q_lost - p_lost);
-        return gap <= 0.25 * p_all() && gap * gap <= excess() * p_all();
-    }
+    bool near() const { return std::fabs(B) <= 0.25 * U && B * B <= A * U; }
     void add(const Totals& t) {
         U += t.U, A += t.A, B += t.B, back += t.back, p_log += t.p_log, q_log += t.q_log;
-        v_sum += t.v_sum, rough += t.A;
+        v_sum += t.v_sum, A_rough += t.A, B_rough += t.A + std::fabs(t.B - t.A);
         p_lost += t.p_lost, q_lost += t.q_lost, p_alone += t.p_alone, q_alone += t.q_alone;
     }
     void raise(double powers) {  // to u 2^powers, v 2^powers
         double by = std::exp2(powers);
         p_log = by * (p_log + powers * p_all()), q_log = by * (q_log + powers * v_sum);
-        U *= by, v_sum *= by, A *= by, B *= by, back *= by, p_lost *= by, q_lost *= by, rough *= by;
+        U *= by, v_sum *= by, A *= by, B *= by, back *= by, p_lost *= by, q_lost *= by, A_rough *= by, B_rough *= by;
     }
     void move(double shift) {  // to v e^−shift
         double less = std::exp(-shift), moved = less * B + U * std::expm1(-shift);
         A += moved - B + shift * U;
         back = less * (back + U * (std::expm1(shift) - shift) - shift * B);
         q_log = less * (q_log - shift / LN2 * v_sum), v_sum *= less;
-        q_lost *= less, rough *= std::max(less, 1.0);
+        q_lost *= less, A_rough += std::fabs(less - 1.0) * B_rough, B_rough *= less;
         B = moved;
     }
 };
@@ -631,8 +635,9 @@ template <class R> struct Token {
 template <bool SHORT, class R> INLINE Token<R> token(Vec<R> x, Vec<R> y, const Norms<R>& n) {
     const R inf = std::numeric_limits<R>::infinity();
     Token<R> t;
-    Vec<R> gap = x == y ? Vec<R>{} : y - x;
-    Vec<R> l = fma(gap, all<R>(n.p.scale), all<R>(-n.c)) - n.c_more;
+    Vec<R> gap = x == y ? Vec<R>{} : y - x, lost = lost_by(x, y, gap);
+    lost = lost == lost ? lost : Vec<R>{};  // one of them is −inf
+    Vec<R> l = fma(gap, all<R>(n.p.scale), all<R>(-n.c)) + fma(lost, all<R>(n.p.scale), all<R>(-n.c_more));
     t.swapped = l > R(0);
     t.q_only = gap == inf, t.p_only = gap == -inf;
     t.log = t.swapped ? n.q.exponent(y) + n.q_more : n.p.exponent(x);
@@ -861,12 +866,14 @@ template <class R> bool log_ratio(Sides<R>& r, double& log_c) {
 }
 
 const double NEAR = 1e-3;  // Σ v below it times Σ u is not known well from their difference
+const double MOVED = 30.0;  // nats, well within the range of sums
 const double ROUGH = 4.0;  // times A: what A may have been with the c of their time, of 3e-7 of it
 const double FAR = 8.0;  // nats; logs of a side this far from the other need exponents of its own
-// Where c² is above it times the divergence (at most 1 nat), rounding of differences of about c would
-// cost more than 1.5e-7 of it: an rms of 0.29 units in their last place, and √(2 KL) of log-ratios
+// Where the square of the mean difference of logits, over the temperature, is above it times the
+// divergence (at most 1 nat), their rounding would cost more than 1.5e-7 of it: an rms of 0.29 units
+// in the last place, times √(2 KL) of log-ratios
 const double APART = 12.0;
-const double ALIKE = 1e-11;  // nats: a first block below it, of one token perhaps, does not tell that yet
+const double SURELY = 0.25;  // that a first block is above it by: it may have few tokens
 
 // False: no distribution on one side or the other, or none that can be told
 template <bool MORE, class R> bool pair_sums(Sides<R>& r, double* out) {
@@ -874,9 +881,10 @@ template <bool MORE, class R> bool pair_sums(Sides<R>& r, double* out) {
     const bool half = s.half(r.p.x.dtype) && s.half(r.q.x.dtype);  // differences are exact
     bool holes = false, settled = false, exact = false;
     double log_c = 0.0;
-    auto apart = [&](const Totals& sum) {
+    auto apart = [&](const Totals& sum, double c_of_sum, double by) {
         const double kl = std::min(std::max(sum.excess() / sum.p_all(), 0.0), 1.0);
-        return !exact && !half && std::pow(log_c * LN2, 2) > APART * kl;
+        const double difference = sum.U > 0.0 ? c_of_sum * LN2 + (sum.B - sum.A) / sum.U : 0.0;
+        return !exact && !half && difference * difference > APART * kl + by;
     };
 again:
     if (!r.start()) return false;
@@ -916,17 +924,19 @@ again:
             Totals sum = all_of;
             sum.add(found);
             if (!settled && !sum.near()) {
-                const bool told = sum.q_all() > NEAR * sum.p_all();
-                const double better = told ? double(R(double(c) + sum.off() / LN2)) : log_c;
-                const double shift = (better - double(c)) * LN2;
-                if (!told || (MORE && std::fabs(shift) > 1.0)) {  // no use: find c first
-                    if (!log_ratio(r, log_c)) return false;
+                const bool told = sum.U + sum.B > NEAR * sum.U, begun = all_of.U > 0.0;
+                // where Σ v is not told, to the mean of the log-ratios: there it is at least Σ u
+                const double off = told ? sum.off() : (sum.B - sum.A) / sum.U;
+                if (told ? MORE && begun && std::fabs(off) > 1.0 : moves > 1 || !(std::fabs(off) < MOVED)) {
+                    if (!log_ratio(r, log_c)) return false;  // no use: find c first
                     settled = true;
                     goto again;
                 }
+                const double better = double(R(double(c) + off / LN2));
+                const double shift = (better - double(c)) * LN2;
                 Totals better_sum = sum;
                 better_sum.move(shift), log_c = better;
-                if (sum.excess() > 2.0 * better_sum.excess() && moves++ < 2) {
+                if ((sum.A > 2.0 * better_sum.A || !told) && moves++ < 2) {
                     all_of.move(shift);  // so far that A would lose digits: once more
                     continue;
                 }
@@ -935,28 +945,28 @@ again:
             all_of = sum;
             break;
         }
-        if (start == 0 && all_of.excess() > ALIKE * all_of.p_all() && apart(all_of)) {
+        if (start == 0 && apart(all_of, log_c, SURELY)) {
             exact = true;
             goto again;
         }
     }
-    double shift = all_of.off();
-    all_of.move(shift), log_c += shift / LN2;
+    const double shift = all_of.off_whole();
+    all_of.move(shift);
     const double P = all_of.p_all(), Q = all_of.q_all(), lift = 1.0 / double(int64_t(1) << LIFT);
     if (!(P > 0.0 && Q > 0.0)) return false;
     const double kl = std::max(all_of.excess() / P, 0.0);
     const double back = std::max((all_of.back + all_of.p_lost) / Q, 0.0);
-    if (!settled && (all_of.rough > ROUGH * all_of.excess() || (MORE && std::max(kl, back) > FAR))) {
+    if (!settled && (all_of.A_rough > ROUGH * all_of.excess() || (MORE && std::max(kl, back) > FAR))) {
         settled = true;
         goto again;
     }
-    if (apart(all_of)) {
+    if (apart(all_of, log_c + shift / LN2, 0.0)) {
         exact = true;
         goto again;
     }
     out[P_MAX] = double(a.logit), out[Q_MAX] = double(q_a.logit);
     out[P_LOG] = a.log(P * lift);
-    out[Q_LOG] = q_a.log(Q * lift) + LN2 * (log_c - (q_a.from - a.from));
+    out[Q_LOG] = q_a.log(Q * lift) + LN2 * (log_c - (q_a.from - a.from)) + shift;
     out[KL] = kl, out[REVERSE_KL] = back;
     out[P_LOST] = all_of.p_lost / P, out[Q_LOST] = all_of.q_lost / Q;
     out[P_ALONE] = all_of.p_alone, out[Q_ALONE] = all_of.q_alone;
