@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <memory>
+#include <mutex>
 #include <system_error>
 #include <thread>
 #include <type_traits>
@@ -44,7 +46,7 @@ enum { P_MAX, P_LOG, Q_MAX, Q_LOG, P_ENTROPY, Q_ENTROPY, KL, REVERSE_KL, P_ALONE
 enum { ONE, RATIO, LOG, MIX, STEP, AT, SIDE };
 
 // what is asked of a call, a set of bits, and the dtypes; the same in native.py
-enum { ASK_KL = 1, ASK_MORE = 2, ASK_JS = 4, ASK_TOP = 8, ASK_ENTROPY = 16 };
+enum { ASK_KL = 1, ASK_MORE = 2, ASK_JS = 4, ASK_TOP = 8, ASK_ENTROPY = 16, ASK_HALVES = 32 };
 enum { FLOAT32, BFLOAT16, FLOAT16, FLOAT64 };
 const int64_t SIZES[] = {4, 2, 2, 8};
 
@@ -137,6 +139,12 @@ template <class M> INLINE int64_t count(M k) {
     return sum;
 }
 #endif
+template <class M> INLINE bool any(M k) {
+    int64_t part[WIDTH / 8], found = 0;
+    std::memcpy(part, &k, WIDTH);
+    for (int64_t each : part) found |= each;
+    return found != 0;
+}
 template <class R> R largest(Vec<R> v) { R top = v[0]; for (int i = 1; i < LANES<R>; i++) top = v[i] > top ? v[i] : top; return top; }
 
 // Horner's rule, the highest power first
@@ -434,10 +442,12 @@ template <class... S> INLINE void flush(S&... sums) { (sums.flush(), ...); }
 const int LIFT = 60;
 const double MUCH = 16.0 * double(int64_t(1) << LIFT);  // of a block: its largest may be above the anchor
 
+struct Tables;
 struct Shared {  // the arguments that all rows have in common
     int64_t vocab;
     double temperature, beta;
     int asks;
+    const Tables* tables = nullptr;  // of functions of the log-ratio, for JS, or none
     static bool half(int dtype) { return dtype == BFLOAT16 || dtype == FLOAT16; }
     double per_nat() const { return 1.0 / (LN2 * temperature); }  // powers of two per logit
 };
@@ -632,12 +642,16 @@ template <class R> struct Token {
     INLINE Vec<R> lesser() const { return fma(W, less_one, W); }
     INLINE Vec<R> step() const { Vec<R> gap = W * less_one; return swapped ? -gap : gap; }  // q − p
 };
+// log2 of q/p, with what rounding of y − x loses
+template <class R> INLINE Vec<R> log_ratio_of(Vec<R> x, Vec<R> y, const Norms<R>& n) {
+    Vec<R> gap = x == y ? Vec<R>{} : y - x, lost = lost_by(x, y, gap);
+    lost = lost == lost ? lost : Vec<R>{};  // one of them is −inf
+    return fma(gap, all<R>(n.p.scale), all<R>(-n.c)) + fma(lost, all<R>(n.p.scale), all<R>(-n.c_more));
+}
 template <bool SHORT, class R> INLINE Token<R> token(Vec<R> x, Vec<R> y, const Norms<R>& n) {
     const R inf = std::numeric_limits<R>::infinity();
     Token<R> t;
-    Vec<R> gap = x == y ? Vec<R>{} : y - x, lost = lost_by(x, y, gap);
-    lost = lost == lost ? lost : Vec<R>{};  // one of them is −inf
-    Vec<R> l = fma(gap, all<R>(n.p.scale), all<R>(-n.c)) + fma(lost, all<R>(n.p.scale), all<R>(-n.c_more));
+    Vec<R> gap = x == y ? Vec<R>{} : y - x, l = log_ratio_of(x, y, n);
     t.swapped = l > R(0);
     t.q_only = gap == inf, t.p_only = gap == -inf;
     t.log = t.swapped ? n.q.exponent(y) + n.q_more : n.p.exponent(x);
@@ -707,39 +721,176 @@ Mass side_block(const char* x, int64_t n, const Anchor<R>& a, int64_t ahead) {
     return {U.total(), T.total()};
 }
 
+#if WIDTH == 64
+// What JS sums, as functions of d = |log2 L/H| times the larger of H and L: of the sides, H has the
+// larger weight, L the other, s ≤ ½. With m = H + s (L − H) and g(x) = (1 + x) log(1 + x) − x
+//     MEAN:   JS over the larger, which is s g(E) − g(s E) with E = L/H − 1 where H is the larger
+//     HEAVY:  what KL(H‖m) sums, H (s E − log(1 + s E)), over the larger
+//     LARGER: log m/H or m/L, the larger below
+// Each is d² (LARGER: d) times a smooth function, here a polynomial in each of sixteen pieces, for
+// H ≥ L and then for L > H: from d + 2 = 2 up, four for every power of two; beyond d = FARTHEST they
+// are constant in float32. Interpolated at Chebyshev points, they are within 3e-8 of themselves for s
+// from LEAST_WEIGHT up (measured): for less, `js_block`.
+enum { MEAN, HEAVY, LARGER, TABLES };
+const int DEGREE = 5;
+const double FARTHEST = 29.99, LEAST_WEIGHT = 0.03;
+
+// (1 + x) log(1 + x) − x and x − log(1 + x), without cancellation near 0
+double mixed_excess(double x) {
+    double sum = 0.0;
+    if (std::fabs(x) > 0.02) return x > -1.0 ? (1.0 + x) * std::log1p(x) - x : 1.0;
+    for (int k = 9; k >= 2; k--) sum = (k % 2 ? -1.0 : 1.0) / (k * (k - 1)) + x * sum;
+    return x * x * sum;
+}
+double log_excess(double x) {
+    double sum = 0.0;
+    if (std::fabs(x) > 0.02) return x - std::log1p(x);
+    for (int k = 9; k >= 2; k--) sum = (k % 2 ? -1.0 : 1.0) / k + x * sum;
+    return x * x * sum;
+}
+double of_ratio(int which, double s, bool light, double d) {
+    const double l = d * LN2, E = std::expm1(light ? l : -l), scale = light ? std::exp(-l) : 1.0;
+    if (which == MEAN) return scale * (s * mixed_excess(E) - mixed_excess(s * E)) / (d * d);
+    if (which == HEAVY) return scale * log_excess(s * E) / (d * d);
+    return std::log1p((light ? 1.0 - s : s) * std::expm1(-l)) / d;
+}
+
+struct Tables {
+    float of[TABLES][DEGREE + 1][32];  // the highest power first
+    double weight;
+
+    explicit Tables(double s) : weight(s) {
+        for (int which = 0; which < TABLES; which++)
+            for (int piece = 0; piece < 32; piece++) {
+                const double octave = std::exp2(1 + piece % 16 / 4), width = octave / 4;
+                const double start = octave + piece % 4 * width - 2.0;
+                fit(which, piece, start, width);
+            }
+    }
+    // Newton's divided differences, multiplied out
+    void fit(int which, int piece, double start, double width) {
+        double z[DEGREE + 1], f[DEGREE + 1], c[DEGREE + 1] = {};
+        for (int i = 0; i <= DEGREE; i++) {
+            z[i] = width / 2 * (1 - std::cos((2 * i + 1) * std::acos(-1.0) / (2 * DEGREE + 2)));
+            f[i] = of_ratio(which, weight, piece >= 16, start + z[i]);
+        }
+        for (int k = 1; k <= DEGREE; k++)
+            for (int i = DEGREE; i >= k; i--) f[i] = (f[i] - f[i - 1]) / (z[i] - z[i - k]);
+        for (int i = DEGREE; i >= 0; i--) {  // c ← c (x − z_i) + f_i
+            for (int k = DEGREE; k > 0; k--) c[k] = c[k - 1] - z[i] * c[k];
+            c[0] = f[i] - z[i] * c[0];
+        }
+        for (int k = 0; k <= DEGREE; k++) of[which][DEGREE - k][piece] = float(c[k]);
+    }
+    static std::shared_ptr<const Tables> find(double beta) {  // the last one is kept
+        static std::mutex lock;
+        static std::shared_ptr<const Tables> last;
+        const double s = double(float(std::min(beta, 1.0 - beta)));
+        if (s < LEAST_WEIGHT) return nullptr;
+        std::lock_guard<std::mutex> guard(lock);
+        if (!last || last->weight != s) last = std::make_shared<const Tables>(s);
+        return last;
+    }
+};
+
+struct Place {  // a piece's number and how far inside it
+    __m512i piece; VF inside;
+    INLINE Place(VF d, __mmask16 light) {
+        const __m512i bits = (__m512i)(d + 2.0f), index = _mm512_srli_epi32(bits, 21);
+        inside = (d + 2.0f) - (VF)_mm512_and_si512(bits, _mm512_set1_epi32(int(0xffe00000)));
+        piece = _mm512_mask_or_epi32(index, light, index, _mm512_set1_epi32(16));
+    }
+    INLINE VF at(const float (&table)[DEGREE + 1][32]) const {
+        VF sum{};
+        for (int k = 0; k <= DEGREE; k++) {
+            const VF c = (VF)_mm512_permutex2var_ps(_mm512_loadu_ps(table[k]), piece, _mm512_loadu_ps(table[k] + 16));
+            sum = k ? fma(sum, inside, c) : c;
+        }
+        return sum;
+    }
+};
+
+// One token of both sides by their log-ratio: which is the larger, and its log2
+struct Apart {
+    __mmask16 light; VF d, log;
+    template <bool EXACT> static INLINE Apart of(VF heavy, VF light, const Norms<float>& n) {
+        VF gap = light - heavy, l = fma(gap, all<float>(n.p.scale), all<float>(-n.c)) - n.c_more;
+        if (EXACT) {
+            VF lost = lost_by(heavy, light, gap);
+            l = fma(lost == lost ? lost : VF{}, all<float>(n.p.scale), l);
+        }
+        Apart a;
+        a.light = _mm512_cmp_ps_mask((__m512)l, _mm512_setzero_ps(), _CMP_GT_OQ);
+        a.d = smaller((VF)_mm512_abs_ps((__m512)l), all<float>(1000.0f));  // that where both lack it
+        a.log = where(a.light, n.q.exponent(light) + n.q_more, n.p.exponent(heavy));
+        return a;
+    }
+};
+#endif
+
 // JS of normalised sides, H the one of the larger weight, L the other, of weight s ≤ ½: with E = L/H − 1
 // the mixture is H (1 + s E), and JS = Σ H (s g(E) − g(s E)), g(x) = (1 + x) log(1 + x) − x ≥ 0; near
 // E = 0 that is H s (1 − s) E² / 2, so at most half of s g(E) cancels. Beside it KL(H‖m) is summed.
-// Returns the largest log2 L/H; where it is beyond LIMIT, FAR has to do it: there L is the mixture.
-const double LIMIT = 60.0;
-template <class R> struct Halves { double js = 0.0, heavy = 0.0; R most = 0; };
-template <bool FAR, class R>
-Halves<R> js_block(const R* heavy, const R* light, int64_t n, const Norms<R>& norms, R s) {
+// Where log2 L/H is above ABOVE most of the two is the same, and L is not well known as H times L/H:
+// there, with w = (1 − s) H / (s L), it is s L (−log s − log(1 + w)) − (1 − s) H log(1 + s E).
+const double LIMIT = 60.0, ABOVE = 4.0;
+struct Halves { double js = 0.0, heavy = 0.0; };
+template <class R>
+Halves js_block(const R* heavy, const R* light, int64_t n, const Norms<R>& norms, R s) {
     Sum<R> js, of_heavy;
-    Vec<R> most{};
     const Vec<R> slope = all<R>(R(-std::log(double(s))));
     for (int64_t i = 0; i < n; i += LANES<R>) {
-        Vec<R> x = load(heavy + i), y = load(light + i), gap = x == y ? Vec<R>{} : y - x;
-        Vec<R> l = fma(gap, all<R>(norms.p.scale), all<R>(-norms.c)) - norms.c_more;
-        Vec<R> u = exp2<LIFT, R>(norms.p.exponent(x)), far = l;
-        most = bigger(most, l), l = bigger(all<R>(R(-1e30f)), l);
-        if (FAR) l = smaller(all<R>(R(LIMIT)), l);
+        Vec<R> x = load(heavy + i), y = load(light + i), l = log_ratio_of(x, y, norms);
+        Vec<R> u = exp2<LIFT, R>(norms.p.exponent(x));
+        const Mask<R> above = l > R(ABOVE);
+        l = smaller(all<R>(R(LIMIT)), bigger(all<R>(R(-1e30f)), l));
         Power<R> e = power<R>(l);
         Vec<R> r = e.less_one() * s, m = r + R(1);
         Log<R> log = log_of<R>(r);
         Vec<R> log1p = log.log1p(), near = fma(r, r, -(m * log.excess));
-        Vec<R> term = fma(all<R>(s), e.back(), -(log.k == R(0) ? near : fma(m, log1p, -r)));
-        js.add(u, term), of_heavy.add(u, r - log1p);
-        if (FAR) {
-            Vec<R> v = exp2<LIFT, R>(norms.q.exponent(y) + norms.q_more);
-            v = far > R(LIMIT) ? v * s : Vec<R>{};
-            u = far > R(LIMIT) ? u : Vec<R>{};
-            js += v * slope - u * term, of_heavy += v - u * (r - log1p);
+        Vec<R> of_js = u * fma(all<R>(s), e.back(), -(log.k == R(0) ? near : fma(m, log1p, -r)));
+        Vec<R> of_h = u * (r - log1p);
+        if (any(above)) {
+            Vec<R> v = exp2<LIFT, R>(norms.q.exponent(y) + norms.q_more) * s;
+            Vec<R> rest = log_of<R>((R(1) - s) / (r + s)).log1p();
+            of_js = above ? v * (slope - rest) - u * ((R(1) - s) * log1p) : of_js;
+            of_h = above ? v - u * (s + log1p) : of_h;
         }
+        js += of_js, of_heavy += of_h;
         if (ends<R>(i + LANES<R>, n)) flush(js, of_heavy);
     }
-    return {js.total(), of_heavy.total(), largest<R>(most)};
+    return {js.total(), of_heavy.total()};
 }
+
+#if WIDTH == 64
+template <class In, bool EXACT, bool BOTH>
+Halves js_by_table(const char* heavy, const char* light, int64_t n, const Norms<float>& norms,
+                          const Tables& tables) {
+    Sum<float> js, of_heavy;
+    for (int64_t i = 0; i < n; i += 32) {
+        VF x[2], y[2];
+        In::two(heavy + i * SIZES[In::dtype], x[0], x[1]), In::two(light + i * SIZES[In::dtype], y[0], y[1]);
+        for (int j = 0; j < 2; j++) {
+            const Apart a = Apart::of<EXACT>(x[j], y[j], norms);
+            const VF d = smaller(a.d, all<float>(float(FARTHEST)));
+            const VF terms = exp2<LIFT, float>(a.log) * (d * d);
+            const Place place(d, a.light);
+            js.add(terms, place.at(tables.of[MEAN]));
+            if (BOTH) of_heavy.add(terms, place.at(tables.of[HEAVY]));
+        }
+        if (ends<float>(i + 32, n)) flush(js, of_heavy);
+    }
+    return {js.total(), of_heavy.total()};
+}
+template <class In>
+Halves js_by_table(const char* heavy, const char* light, int64_t n, const Norms<float>& norms,
+                          bool exact, const Shared& s) {
+    const bool both = s.asks & ASK_HALVES;
+    auto loop = exact ? both ? js_by_table<In, true, true> : js_by_table<In, true, false>
+                      : both ? js_by_table<In, false, true> : js_by_table<In, false, false>;
+    return loop(heavy, light, n, norms, *s.tables);
+}
+#endif
 
 // --- sums over a row ----------------------------------------------------------------------------
 
@@ -978,7 +1129,10 @@ again:
     return true;
 }
 
-template <class R> Norms<R> norms(const double* sums, const Shared& s) {
+// turned: of q and p
+template <class R> Norms<R> norms(const double* sums, const Shared& s, bool turned = false) {
+    const int P_MAX = turned ? ::Q_MAX : ::P_MAX, P_LOG = turned ? ::Q_LOG : ::P_LOG;
+    const int Q_MAX = turned ? ::P_MAX : ::Q_MAX, Q_LOG = turned ? ::P_LOG : ::Q_LOG;
     Norms<R> n{Anchor<R>(0, s), Anchor<R>(0, s), 1, 0, 0, 0};
     auto from = [&](Anchor<R>& a, int top, int log) {  // log2 of the norm, in powers and one remainder
         double norm = sums[top] * double(a.scale) + sums[log] / LN2;
@@ -994,29 +1148,53 @@ template <class R> Norms<R> norms(const double* sums, const Shared& s) {
     return n;
 }
 
+// Of a block by tables where there are some, else by `js_block`
+template <class R>
+Halves js_of(Sides<R>& r, int64_t start, const Norms<R>& norms, R s, bool exact) {
+    const int64_t n = r.size(start);
+    auto sides = [&](const void* x, const void* y) {  // the one of the larger weight first
+        return r.s.beta < 0.5 ? std::make_pair((const char*)y, (const char*)x)
+                              : std::make_pair((const char*)x, (const char*)y);
+    };
+#if WIDTH == 64
+    if constexpr (sizeof(R) == 4) {
+        const int dtype = r.p.x.dtype;
+        if (r.s.tables && dtype == r.q.x.dtype && n % 32 == 0 && r.s.half(dtype)) {
+            const auto there = sides(r.p.x.byte(start), r.q.x.byte(start));
+            auto loop = dtype == BFLOAT16 ? js_by_table<Bfloat16> : js_by_table<Float16>;
+            return loop(there.first, there.second, n, norms, false, r.s);
+        }
+    }
+#endif
+    const auto read = sides(r.p.get(start, n), r.q.get(start, n));
+#if WIDTH == 64
+    if constexpr (sizeof(R) == 4)
+        if (r.s.tables)
+            return js_by_table<Plain<float>>(read.first, read.second, filled<R>(n), norms, exact, r.s);
+#endif
+    (void)exact;
+    return js_block<R>((const R*)read.first, (const R*)read.second, filled<R>(n), norms, s);
+}
+
 template <class R> void js_sums(Sides<R>& r, double* out) {
     const bool flipped = r.s.beta < 0.5;  // q is the one of the larger weight
-    double sums[SUMS] = {};
-    std::copy(out, out + P_ENTROPY, sums);
-    if (flipped) std::swap(sums[P_MAX], sums[Q_MAX]), std::swap(sums[P_LOG], sums[Q_LOG]);
-    const Norms<R> n = norms<R>(sums, r.s);
+    const bool half = r.s.half(r.p.x.dtype) && r.s.half(r.q.x.dtype);
+    const Norms<R> n = norms<R>(out, r.s, flipped);
     const R light = R(flipped ? r.s.beta : 1.0 - r.s.beta);
+    const double s = double(light), times = double(n.p_times) / double(int64_t(1) << LIFT);
     double js = 0.0, heavy = 0.0;
-    bool far = false;
-    for (int64_t start = 0; start < r.s.vocab; start += BLOCK) {
-        const int64_t size = r.size(start), full = filled<R>(size);
-        const R *x = (const R*)r.p.get(start, size), *y = (const R*)r.q.get(start, size);
-        if (flipped) std::swap(x, y);
-        Halves<R> found;
-        if (!far) found = js_block<false, R>(x, y, full, n, light);
-        if (far || !(double(found.most) < LIMIT)) {
-            found = js_block<true, R>(x, y, full, n, light);
-            far = !(double(found.most) < LIMIT);
+    for (bool exact : {false, true}) {
+        js = heavy = 0.0;
+        for (int64_t start = 0; start < r.s.vocab; start += BLOCK) {
+            const Halves found = js_of(r, start, n, light, exact);
+            js += found.js, heavy += found.heavy;
         }
-        js += found.js, heavy += found.heavy;
+        js = std::max(js * times, 0.0), heavy = std::max(heavy * times, 0.0);
+        // js is about s (1 − s) KL where that is small
+        const double kl = std::min(js / (s * (1.0 - s)), 1.0);
+        if (half || !r.s.tables || std::pow(double(n.c) * LN2, 2) <= APART * kl) break;
     }
-    const double times = double(n.p_times) / double(int64_t(1) << LIFT), s = double(light);
-    js = std::max(js * times, 0.0), heavy = std::max(heavy * times, 0.0);
+    if (!(r.s.asks & ASK_HALVES)) heavy = js;
     out[flipped ? JS_Q : JS_P] = heavy;
     out[flipped ? JS_P : JS_Q] = (js - (1.0 - s) * heavy) / s;  // their weighted sum is js
 }
@@ -1114,6 +1292,24 @@ R even_slopes(const char* p, const char* q, int64_t n, const Norms<R>& norms, co
     return largest<R>(most);
 }
 
+#if WIDTH == 64
+// The gradients of JS alone: of each side, its probability times (one + mix log m/itself)
+void js_slopes(const float* heavy, const float* light, int64_t n, const Norms<float>& norms,
+               const Tables& tables, const Weights<float>& ch, const Weights<float>& cl, float* gh, float* gl) {
+    const float ln2 = float(LN2);
+    for (int64_t i = 0; i < n; i += 16) {
+        const Apart a = Apart::of<true>(load(heavy + i), load(light + i), norms);
+        const VF d = smaller(a.d, all<float>(float(FARTHEST)));
+        const VF larger = d * Place(d, a.light).at(tables.of[LARGER]), smaller = fma(a.d, all<float>(ln2), larger);
+        const VF most = exp2<0, float>(a.log) * norms.p_times, least = most * exp2<0, float>(-a.d);
+        const VF H = where(a.light, least, most), L = where(a.light, most, least);
+        const VF h = where(a.light, smaller, larger), l = where(a.light, larger, smaller);
+        if (gh) store(gh + i, H * fma(h, all<float>(ch.mix), all<float>(ch.one)));
+        if (gl) store(gl + i, L * fma(l, all<float>(cl.mix), all<float>(cl.one)));
+    }
+}
+#endif
+
 template <bool MIXED, class R>
 void any_slopes(const R* p, const R* q, int64_t n, const Norms<R>& norms, R beta,
                 const Weights<R>& cp, const Weights<R>& cq, R* gp, R* gq) {
@@ -1152,7 +1348,7 @@ struct Out {  // where a row's gradients go; null: not wanted
 
 template <class R> struct RowSlopes {
     Sides<R> r;
-    const Norms<R> known;
+    const Norms<R> known, turned;  // of q and p
     const Weights<R> cp, cq;
     int64_t id;
     const Out& out;
@@ -1163,7 +1359,7 @@ template <class R> struct RowSlopes {
 
     RowSlopes(const Row& p, const Row& q, const Shared& s, const double* sums, const double* c,
               int64_t at, const Out& o)
-        : r(p, q, s), known(norms<R>(sums, s)), cp(c), cq(c + SIDE), id(at), out(o),
+        : r(p, q, s), known(norms<R>(sums, s)), turned(norms<R>(sums, s, true)), cp(c), cq(c + SIDE), id(at), out(o),
           holes(sums[NOTE] != 0) {}
 
     template <class In>
@@ -1172,6 +1368,18 @@ template <class R> struct RowSlopes {
         auto loop = holes ? logs ? even_slopes<In, true, true, R> : even_slopes<In, false, true, R>
                           : logs ? even_slopes<In, true, false, R> : even_slopes<In, false, false, R>;
         return double(loop(x, y, n, known, cp, cq, gp, gq, ahead)) < LIMIT;
+    }
+    void js(const R* x, const R* y, int64_t n, R* gp, R* gq) {
+#if WIDTH == 64
+        auto only = [](const Weights<R>& c) { return c.ratio == 0 && c.log == 0 && c.step == 0; };
+        if constexpr (sizeof(R) == 4)
+            if (r.s.tables && only(cp) && only(cq)) {
+                if (r.s.beta < 0.5) js_slopes(y, x, n, turned, *r.s.tables, cq, cp, gq, gp);
+                else js_slopes(x, y, n, known, *r.s.tables, cp, cq, gp, gq);
+                return;
+            }
+#endif
+        any_slopes<true>(x, y, n, known, R(r.s.beta), cp, cq, gp, gq);
     }
     // In place, if both sides and their gradients are of one dtype that a loop reads and writes
     template <class In> bool there(int64_t start, int64_t size) {
@@ -1198,7 +1406,7 @@ template <class R> struct RowSlopes {
         if (!y) {
             side_slopes(x, full, known, cp, gp);
         } else if (r.s.asks & ASK_JS) {
-            any_slopes<true>(x, y, full, known, R(r.s.beta), cp, cq, gp, gq);
+            js(x, y, full, gp, gq);
         } else if (far || !even<Plain<R>>((const char*)x, (const char*)y, full, (char*)gp, (char*)gq, 0)) {
             far = true;
             any_slopes<false>(x, y, full, known, R(r.s.beta), cp, cq, gp, gq);
@@ -1285,6 +1493,12 @@ struct Call {  // the same in native.py
     Row p_row(int64_t i) const { return {(const char*)p + i * p_stride, p_dtype}; }
     Row q_row(int64_t i) const { return {q ? (const char*)q + i * q_stride : nullptr, q_dtype}; }
     Shared shared() const { return {vocab, temperature, beta, asks}; }
+    std::shared_ptr<const Tables> tables() const {
+#if WIDTH == 64
+        if (asks & ASK_JS && !wide()) return Tables::find(beta);
+#endif
+        return nullptr;
+    }
     bool wide() const { return p_dtype == FLOAT64 || (q && q_dtype == FLOAT64); }
 };
 
@@ -1309,7 +1523,9 @@ void prefer_large_pages(void* start, int64_t bytes) {
 }  // namespace
 
 extern "C" void kullback_sums(const Call* call, double* out) {
-    const Shared s = call->shared();
+    Shared s = call->shared();
+    const std::shared_ptr<const Tables> tables = call->tables();
+    s.tables = tables.get();
     each_row(call->rows, call->vocab, call->threads, [&](int64_t i) {
         if (call->keep && !call->keep[i]) return;
         double found[SUMS];
@@ -1332,7 +1548,9 @@ extern "C" void kullback_slopes(const Call* call, const Slopes* out) {
     const int64_t p_bytes = call->vocab * SIZES[call->p_dtype], q_bytes = call->vocab * SIZES[call->q_dtype];
     prefer_large_pages(out->grad_p, call->rows * p_bytes);
     prefer_large_pages(out->grad_q, call->rows * q_bytes);
-    const Shared s = call->shared();
+    Shared s = call->shared();
+    const std::shared_ptr<const Tables> tables = call->tables();
+    s.tables = tables.get();
     each_row(call->rows, call->vocab, call->threads, [&](int64_t i) {
         Out to{out->grad_p ? out->grad_p + i * out->p_stride : nullptr,
                out->grad_q ? out->grad_q + i * out->q_stride : nullptr, call->p_dtype, call->q_dtype};

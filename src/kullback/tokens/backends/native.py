@@ -29,7 +29,7 @@ STEPS = {  # ε² / 24 over the share of a value that rounding may be
     dtype: torch.finfo(dtype).eps ** 2 / 24 / limits.ROUNDING_SHARE if dtype.itemsize < 4 else 0.0
     for dtype in DTYPES
 }
-ASK_KL, ASK_MORE, ASK_JS, ASK_TOP, ASK_ENTROPY = 1, 2, 4, 8, 16  # the same in native.cpp
+ASK_KL, ASK_MORE, ASK_JS, ASK_TOP, ASK_ENTROPY, ASK_HALVES = 1, 2, 4, 8, 16, 32  # as in native.cpp
 
 
 class _Call(ctypes.Structure):
@@ -94,7 +94,7 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
     out = torch.zeros(len(Sum), len(p), dtype=torch.float64)
     asks = ASK_KL * task.asks("kl") | ASK_JS * task.asks("js") | ASK_TOP * task.asks("same_top")
     asks |= ASK_MORE * task.asks("reverse_kl", "entropy", "q_entropy")
-    asks |= ASK_ENTROPY * task.asks("entropy")
+    asks |= ASK_ENTROPY * task.asks("entropy") | ASK_HALVES * task.slopes
     call = _call(Rows(p, q, keep=keep), task, asks)
     _library().kullback_sums(ctypes.byref(call), ctypes.c_void_p(out.data_ptr()))
     return out

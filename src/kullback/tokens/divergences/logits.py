@@ -8,7 +8,7 @@ other sources, which share the checks.
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -266,7 +266,8 @@ def measure(
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, b)):
             found = _Rows.apply(a, b, ask, module, sums)  # type: ignore[no-untyped-call]
         else:
-            found, sums, _ = values_of(a, b, ask, module)
+            values_only = replace(ask, task=replace(task, slopes=False))
+            found, sums, _ = values_of(a, b, values_only, module)
     if len(task.wants) > 1:
         found = found.masked_fill(found.detach().isnan().any(0), math.nan)
     if nan == "refuse":
