@@ -1539,6 +1539,7 @@ extern "C" void kullback_sums(const Call* call, double* out) {
 extern "C" void kullback_rounding(const Call* call, const double* sums, double* out) {
     const Shared s = call->shared();
     each_row(call->rows, call->vocab, call->threads, [&](int64_t i) {
+        if (call->keep && !call->keep[i]) return;
         const double known[] = {sums[i], sums[call->rows + i]};
         out[i] = row_rounding(call->p_row(i), s, known);
     });
@@ -1568,6 +1569,25 @@ extern "C" void kullback_slopes(const Call* call, const Slopes* out) {
     });
 }
 
+// The gradients of what `kullback_kl` returned, by its sums; grads: those of the values, as they are
+extern "C" void kullback_kl_slopes(const void* p, const void* q, int64_t rows, int64_t vocab,
+                                   double temperature, int p_dtype, int q_dtype, int threads,
+                                   const double* sums, const void* grads, void* grad_p, void* grad_q) {
+    Call call{};
+    call.p = p, call.q = q, call.rows = rows, call.vocab = vocab, call.temperature = temperature;
+    call.p_stride = vocab * SIZES[p_dtype], call.q_stride = vocab * SIZES[q_dtype];
+    call.p_dtype = p_dtype, call.q_dtype = q_dtype, call.threads = threads;
+    std::vector<double> c(size_t(2 * SIDE * rows), 0.0);  // as `coefficients` in interface.py
+    for (int64_t i = 0; i < rows; i++) {
+        const double g = (call.wide() ? ((const double*)grads)[i] : ((const float*)grads)[i]) / temperature;
+        const double kl = sums[KL * rows + i], lost = sums[P_LOST * rows + i];
+        c[RATIO * rows + i] = -g, c[ONE * rows + i] = -g * (kl - lost);
+        c[(SIDE + STEP) * rows + i] = g, c[(SIDE + ONE) * rows + i] = -g * lost;
+    }
+    const Slopes out{sums, c.data(), (char*)grad_p, (char*)grad_q, call.p_stride, call.q_stride};
+    kullback_slopes(&call, &out);
+}
+
 // KL(p‖q) of contiguous rows, as `values` in interface.py has it, in float64 where a side is, else in
 // float32. Returns a set of bits: 1 if a row has none or the first numbers of a side look like
 // probabilities, 2 if rounding may matter, by the bound of `_may_matter` in rounding.py: p_step and
@@ -1588,14 +1608,15 @@ extern "C" int kullback_kl(const void* p, const void* q, int64_t rows, int64_t v
     kullback_sums(&call, sums);
     int status = 0;
     for (int64_t i = 0; i < rows; i++) {
-        auto size = [&](int top, int log) {
+        auto square = [&](int top, int log) {  // of logits, over the temperature, on average
             const double all = sums[top * rows + i] / temperature + sums[log * rows + i];
-            return std::fabs(all) + std::log(double(vocab) + std::exp(1.0));
+            const double most = std::log(double(vocab) + std::exp(1.0));
+            return all * all + most * most - std::min(2.0 * all * most, 0.0);
         };
-        double value = sums[KL * rows + i], by_p = size(P_MAX, P_LOG), by_q = size(Q_MAX, Q_LOG);
+        double value = sums[KL * rows + i], by_p = square(P_MAX, P_LOG), by_q = square(Q_MAX, Q_LOG);
         status |= std::isnan(value);
         if (sums[P_ALONE * rows + i] > 0) value = INFINITY;
-        if (value > 0 && p_step * by_p * by_p + q_step * by_q * by_q > value) status |= 2;
+        if (value > 0 && p_step * by_p + q_step * by_q > value) status |= 2;
         if (call.wide()) ((double*)values)[i] = value;
         else ((float*)values)[i] = float(value);
     }

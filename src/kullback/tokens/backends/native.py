@@ -9,6 +9,7 @@ threads, on one where there is little to do, and needs no memory but the gradien
 """
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from kullback.tokens import limits
 
 from .interface import Rows, Sum, Task
 
-__all__ = ["kl", "ready", "refusal", "slopes", "sums"]
+__all__ = ["kl", "kl_slopes", "ready", "refusal", "slopes", "sums"]
 
 SOURCE = Path(__file__).with_name("native.cpp")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -132,13 +133,44 @@ def _kl() -> Any:
     return function
 
 
-def rounding(x: Tensor, log_norms: Tensor, temperature: float) -> Tensor:
+def kl_slopes(
+    p: Tensor, q: Tensor, temperature: float, sums: Tensor, grads: Tensor, wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """Return the gradients by p and by q of what `kl` returned, None for a side not wanted.
+
+    grads: those of the values, in their dtype.
+    """
+    vocab = p.shape[-1]
+    grads = grads.contiguous()
+    both = [torch.empty_like(x) if want else None for x, want in zip((p, q), wanted, strict=True)]
+    _kl_slopes()(
+        p.data_ptr(), q.data_ptr(), p.numel() // vocab, vocab, temperature, DTYPES[p.dtype],
+        DTYPES[q.dtype], torch.get_num_threads(), sums.data_ptr(), grads.data_ptr(),
+        _pointer(both[0]), _pointer(both[1]),
+    )  # fmt: skip
+    return both
+
+
+@cache
+def _kl_slopes() -> Any:
+    function = _library().kullback_kl_slopes
+    sizes: list[Any] = [ctypes.c_int64] * 2 + [ctypes.c_double] + [ctypes.c_int] * 3
+    function.argtypes = [ctypes.c_void_p] * 2 + sizes + [ctypes.c_void_p] * 4
+    function.restype = None
+    return function
+
+
+def rounding(
+    x: Tensor, log_norms: Tensor, temperature: float, keep: Tensor | None = None
+) -> Tensor:
     """Return `rounding_floor` of rows of half precision `[n, vocab]`, in one pass, float64.
 
-    log_norms: `[2, n]`, the rows' `Sum.P_MAX` and `Sum.P_LOG`, float64.
+    log_norms: `[2, n]`, the rows' `Sum.P_MAX` and `Sum.P_LOG`, float64. keep: bool `[n]`, the rows
+    to look at, or None for all; others may hold anything.
     """
     out = torch.empty(len(x), dtype=torch.float64)
-    call = _call(Rows(x), Task((), temperature), 0)
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    call = _call(Rows(x, keep=keep), Task((), temperature), 0)
     known = log_norms.contiguous()
     pointer = ctypes.c_void_p(known.data_ptr())
     _library().kullback_rounding(ctypes.byref(call), pointer, ctypes.c_void_p(out.data_ptr()))
