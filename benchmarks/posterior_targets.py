@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.distributions import HalfCauchy, Normal, constraints
+from torch.distributions import Gamma, HalfCauchy, Normal, constraints
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "posteriordb"
 
@@ -75,11 +75,34 @@ def wells_dist100ars(data):
     return log_density, {"beta": 3}, lambda values: values["beta"]
 
 
+def gp_pois_regr(data):
+    x, counts = tensor(data["x"]), tensor(data["k"])
+    apart = (x[:, None] - x).square()
+
+    def path(rho, alpha, f_tilde):
+        alpha, rho = alpha[..., None, None], rho[..., None, None]
+        kernel = alpha**2 * torch.exp(-0.5 * apart / rho**2) + 1e-10 * torch.eye(len(x)).double()
+        return (torch.linalg.cholesky(kernel) @ f_tilde[..., None])[..., 0]
+
+    def log_density(rho, alpha, f_tilde):
+        f = path(rho, alpha, f_tilde)
+        scale = Gamma(25.0, 4.0, validate_args=False).log_prob(rho) + normal(alpha, 0.0, 2.0)
+        return scale + normal(f_tilde, 0.0, 1.0) + (counts * f - f.exp()).sum()
+
+    def reference(values):
+        first = [values["rho"][:, None], values["alpha"][:, None]]
+        return torch.cat([*first, path(**values)], 1)
+
+    parameters = {"rho": constraints.positive, "alpha": constraints.positive, "f_tilde": len(x)}
+    return log_density, parameters, reference
+
+
 POSTERIORS = {
     "eight_schools-eight_schools_noncentered": eight_schools_noncentered,
     "eight_schools-eight_schools_centered": eight_schools_centered,
     "sblrc-blr": sblrc_blr,
     "wells_data-wells_dist100ars_model": wells_dist100ars,
+    "gp_pois_regr-gp_pois_regr": gp_pois_regr,
 }
 
 

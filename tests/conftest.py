@@ -2,10 +2,14 @@
 
 import copy
 import gc
+import os
 import sys
 from collections import Counter
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core: a thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser):
@@ -39,6 +43,13 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_collection_finish():
     gc.freeze()  # thousands of items and the modules stay to the end: not to be walked again
+
+
+@pytest.fixture(autouse=True)
+def _same_whatever_ran_before():
+    """Seed torch's global generator, so that no test depends on the order of tests."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")

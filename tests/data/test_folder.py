@@ -105,8 +105,8 @@ def test_at_most_twenty_skips_are_named(folder):
 def test_nothing_readable_nothing_found_nothing_there(tmp_path):
     with pytest.raises(DataError, match=r"no PNG, JPEG, WebP or BMP images found$"):
         load(tmp_path)
-    (tmp_path / "song.mp3").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"other files: 1 \.mp3"):
+    (tmp_path / "song.mid").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"other files: 1 \.mid"):
         load(tmp_path)
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(DataError, match=r"no image of 1 can be read. a\.png: not a PNG"):
@@ -115,7 +115,7 @@ def test_nothing_readable_nothing_found_nothing_there(tmp_path):
         with pytest.raises(DataError, match=r"cannot be read: .*'fashion' is the embedded set"):
             load(nowhere)
     with pytest.raises(DataError, match="expected a folder"):
-        load(tmp_path / "song.mp3")
+        load(tmp_path / "song.mid")
     with pytest.raises(DataError, match="expected a folder"):
         load(tmp_path / "a.png")
 

@@ -12,7 +12,7 @@ from kullback.vae.likelihoods import (
     Categorical,
     DiscretisedLogistics,
     Gaussian,
-    _log_mass,
+    log_mass,
 )
 
 
@@ -63,7 +63,7 @@ def test_log_mass_in_the_far_tail_matches_the_exact_difference():
     """σ(b) − σ(a) far from the mean, against mpmath."""
     mean, log_scale = (torch.full((1, 1, 1, 1), v, dtype=torch.float64) for v in (0.9, -5.0))
     value, half = torch.full((1, 1, 1), -0.5, dtype=torch.float64), 1 / 255
-    ours = _log_mass(mean, log_scale, value, half).item()
+    ours = log_mass(mean, log_scale, value, half).item()
     with mpmath.workdps(400):
         centre, width = mpmath.mpf(-0.5) - mpmath.mpf(0.9), mpmath.mpf(half)
         edges = [(centre + side * width) * mpmath.exp(5) for side in (-1, 1)]
@@ -79,7 +79,7 @@ def test_log_mass_gradient(levels):
     log_scale = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     value = torch.tensor([[-1.0, 1.0, 0.2, -0.4]], dtype=torch.float64).expand(2, 1, 4)
     half = 1 / (levels - 1)
-    assert torch.autograd.gradcheck(lambda m, s: _log_mass(m, s, value, half), (mean, log_scale))
+    assert torch.autograd.gradcheck(lambda m, s: log_mass(m, s, value, half), (mean, log_scale))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -146,6 +146,7 @@ def test_choose():
         ("8-bit", "bernoulli", "grey levels are not outcomes of a coin"),
         ("8-bit", "gaussian", "a continuous density on 8-bit levels has no maximum"),
         ("binary", "gaussian", "no maximum"),
+        ("sound", "gaussian", "a continuous density at integer samples is no probability"),
         ("binary", "logistics", "use 'bernoulli'"),
         ("8-bit", "poisson", "likelihood: expected auto or one of"),
     ],
@@ -156,4 +157,10 @@ def test_choose_refuses_with_the_reason(kind, name, text):
 
 
 def test_the_table_of_likelihoods_is_complete():
-    assert set(LIKELIHOODS) == {"bernoulli", "logistics", "categorical", "gaussian"}
+    assert set(LIKELIHOODS) == {
+        "bernoulli",
+        "logistics",
+        "categorical",
+        "gaussian",
+        "autoregressive",
+    }

@@ -161,7 +161,7 @@ def test_check_refuses(kind, x, text):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"network": "transformer"}, "network: expected auto, mlp or conv"),
+        ({"network": "transformer"}, "network: expected auto, mlp, conv or sound"),
         ({"hidden": (0,)}, "hidden: expected"),
         ({"latent": 0}, "latent: expected"),
         ({"activation": "gelu"}, "activation: expected one of relu, silu, tanh"),

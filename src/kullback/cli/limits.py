@@ -4,6 +4,7 @@ Sizes keep a mistyped number from taking all memory; the others decide when a me
 """
 
 __all__ = [
+    "CLIPS_PER_BLOCK",
     "CLOSING_DRAWS",
     "CLOSING_NUMBERS",
     "FEWEST_DRAWS",
@@ -29,6 +30,7 @@ __all__ = [
     "SECONDS_BEFORE_BAR",
     "SECONDS_BETWEEN_LINES",
     "SECONDS_TO_FIRST_LINE",
+    "SOUNDS",
 ]
 
 # sizes
@@ -47,6 +49,8 @@ MAX_PIXELS_OF_A_PICTURE = 2**26  # of one .png: 8,192 x 8,192, or 85,000 images 
 SAMPLES_PER_BLOCK = 1_000  # drawn at once; with fewer, samples are those of one call
 OUTPUTS_PER_BLOCK = 2**25  # of the decoder at once: 128 MB, and a few times that in use
 MAX_BYTES = 1 << 30  # of a file of numbers: a table of 40 million outcomes
+CLIPS_PER_BLOCK = 64  # drawn at once, sample by sample
+SOUNDS = 8  # clips drawn or reconstructed where no number is given: seconds of work
 IMAGES_PER_BLOCK = 500  # encoded at once, so that memory does not grow with the data
 
 # what numbers that are no table look like

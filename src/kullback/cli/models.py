@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,7 @@ from kullback.core import (
 from kullback.measure import number
 
 from .limits import (
+    CLIPS_PER_BLOCK,
     IMAGES_PER_BLOCK,
     MAX_BYTES,
     MAX_IMAGES_OF_A_PICTURE,
@@ -35,6 +37,7 @@ from .limits import (
     MAX_SAMPLED_IMAGES,
     OUTPUTS_PER_BLOCK,
     SAMPLES_PER_BLOCK,
+    SOUNDS,
 )
 from .options import Shared, Whole
 from .session import bar, check_new, log, prepare, print_json, say, write
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["checks", "decode", "encode", "reconstruct", "report", "sample"]
 
 EXTRAS = {
+    "audio": ["soundfile", "soxr"],
     "codec": ["constriction"],
     "flows": ["zuko"],
     "lm": ["transformers"],
@@ -59,14 +63,14 @@ PACKAGES = ("torch", "numpy", "safetensors", "cyclopts", "rich", "pillow", "matp
 
 def encode(
     run: Annotated[Path, Parameter(help="A run directory.")],
-    data: Annotated[str, Parameter(help="Images: fashion, a folder, a file, .npy or .npz.")],
+    data: Annotated[str, Parameter(help="Images or sound: fashion, a folder, a file, .npy, .npz.")],
     /,
     *,
     out: Annotated[Path, Parameter(help="A .npz: mean, sd, name.")] = Path("latent.npz"),
     force: Annotated[bool, Parameter(help="Replace an existing file.", negative="")] = False,
     shared: Shared = None,
 ) -> None:
-    """Write the mean and standard deviation of q(z|x) of every image, with file names.
+    """Write the mean and standard deviation of q(z|x) of every image or clip, with file names.
 
     The file holds `mean` and `sd`, float32 [images, latent], and `name`, one a row.
     """
@@ -79,31 +83,42 @@ def encode(
     x, names = images_for(model, data, run=run)
     mean, sd = encoded(model, x)
     save_arrays(out, {"mean": mean, "sd": sd, "name": names})
-    say(f"{len(x)} images: {out}")
+    say(f"{len(x)} {_nouns(model)}: {out}")
 
 
 def reconstruct(
     run: Annotated[Path, Parameter(help="A run directory.")],
-    data: Annotated[str, Parameter(help="Images: fashion, a folder, a file, .npy or .npz.")],
+    data: Annotated[str, Parameter(help="Images or sound: fashion, a folder, a file, .npy, .npz.")],
     /,
     *,
-    n: Annotated[Whole, Parameter(name=("-n", "--n"), help="How many, from the first on.")] = 32,
-    out: Annotated[Path, Parameter(help="A .png.")] = Path("reconstructions.png"),
+    n: Annotated[
+        Whole | None,
+        Parameter(name=("-n", "--n"), help="How many, from the first on (default: 32; 8 clips)."),
+    ] = None,
+    out: Annotated[
+        Path, Parameter(help="A .png; clips of sound go to .wav files beside it.")
+    ] = Path("reconstructions.png"),
+    seed: Annotated[Whole, Parameter(help="Of the draws of sound.")] = 0,
     force: Annotated[bool, Parameter(help="Replace an existing file.", negative="")] = False,
     shared: Shared = None,
 ) -> None:
     """Draw images above their reconstructions: decode(mean of q(z|x)).
 
-    A model of bits gets bits: grey images are binarised first, and that is said.
+    A model of bits gets bits: grey images are binarised first, and that is said. Of sound, x is
+    drawn from p(x|z) at the mean of q(z|x): NAME-01.wav and so on, each beside its original.
     """
     prepare(shared)
-    require(n >= 1, "-n", "at least 1", n)
+    require(n is None or n >= 1, "-n", "at least 1", n)
     check_new("--out", out, ".png", force=force)
     from kullback.report import pictures
     from kullback.vae import VAE
 
     model = VAE.load(run)
     log(f"model: {run}")
+    if model.spec is not None and model.spec.sound is not None:
+        _reconstruct_sound(model, data, run, SoundFiles(out, n or SOUNDS, seed, force))
+        return
+    n = 32 if n is None else n
     x, _ = images_for(model, data, run=run, most=n)
     kind, levels = (model.spec.kind, model.spec.levels) if model.spec else ("", 256)
     pair = pictures.pairs(x, reconstructions(model, x), kind=kind, levels=levels)
@@ -115,11 +130,16 @@ def sample(
     run: Annotated[Path, Parameter(help="A run directory.")],
     /,
     *,
-    n: Annotated[Whole, Parameter(name=("-n", "--n"), help="How many.")] = 64,
+    n: Annotated[
+        Whole | None, Parameter(name=("-n", "--n"), help="How many (default: 64; 8 clips).")
+    ] = None,
     z: Annotated[
         str | None, Parameter(help="This z instead of draws from the prior: 0.5,-1,… or a .npz.")
     ] = None,
-    out: Annotated[Path, Parameter(help="A .png, or .npy for the numbers.")] = Path("samples.png"),
+    out: Annotated[
+        Path,
+        Parameter(help="A .png, or .npy for the numbers; sound goes to .wav files beside it."),
+    ] = Path("samples.png"),
     seed: Annotated[Whole, Parameter(help="Of the draws.")] = 0,
     noise: Annotated[bool, Parameter(help="Draw x ~ p(x|z); without, show its mean.")] = False,
     force: Annotated[bool, Parameter(help="Replace an existing file.", negative="")] = False,
@@ -130,12 +150,16 @@ def sample(
     By default each image is the mean of p(x|z); `--noise` draws from p(x|z) as well, which is what
     the model's evidence speaks of. With `--z` as numbers all n images are of that z, so that
     `--noise` shows how much z leaves open; with a file they are of its first n rows.
+    Sound is always drawn: NAME-01.wav and so on, with a picture of their spectrograms.
     """
     prepare(shared)
     check_new("--out", out, ".png", ".npy", force=force)
     most = MAX_SAMPLED_IMAGES if out.suffix.lower() == ".npy" else MAX_IMAGES_OF_A_PICTURE
-    hint = "a .npy file, which is written piece by piece" if most < n <= MAX_SAMPLED_IMAGES else ""
-    require(1 <= n <= most, "-n", f"from 1 to {most:,} in one {out.suffix}", f"{n:,}", hint)
+    given = 1 if n is None else n
+    fits = most < given <= MAX_SAMPLED_IMAGES
+    hint = "a .npy file, which is written piece by piece" if fits else ""
+    expected = f"from 1 to {most:,} in one {out.suffix}"
+    require(1 <= given <= most, "-n", expected, f"{given:,}", hint)
     import torch
 
     from kullback.vae import VAE
@@ -143,11 +167,19 @@ def sample(
     model = VAE.load(run)
     log(f"model: {run}")
     generator = torch.Generator().manual_seed(seed)
+    if model.spec is not None and model.spec.sound is not None:
+        n = SOUNDS if n is None else n
+        codes = model.prior.sample(n, generator) if z is None else latents_from("--z", z, model)
+        one = z is not None and Path(z).suffix.lower() not in LATENT_FILES
+        codes = codes.expand(n, -1) if one else codes[:n]
+        _draw_sound(model, codes, SoundFiles(out, len(codes), seed, force))
+        return
+    n = 64 if n is None else n
     blocks = sample_blocks(model, n, generator, noise=noise)
     if z is not None:
         rows = latents_from("--z", z, model)
-        given = rows.expand(n, -1) if Path(z).suffix.lower() not in LATENT_FILES else rows[:n]
-        n, blocks = len(given), image_blocks(model, given, generator if noise else None)
+        rows = rows.expand(n, -1) if Path(z).suffix.lower() not in LATENT_FILES else rows[:n]
+        n, blocks = len(rows), image_blocks(model, rows, generator if noise else None)
     save_in_blocks(blocks, n, out, model=model, force=force)
     say(f"{n} samples: {out}")
 
@@ -191,6 +223,9 @@ def decode(
     model = VAE.load(run)
     log(f"model: {run}")
     z = latents_from("LATENTS", str(latents), model)
+    if model.spec is not None and model.spec.sound is not None:
+        _draw_sound(model, z, SoundFiles(out, len(z), seed, force))
+        return
     generator = torch.Generator().manual_seed(seed) if noise else None
     blocks = image_blocks(model, z, generator)
     save_in_blocks(blocks, len(z), out, model=model, force=force)
@@ -268,15 +303,30 @@ def _state(extra: str, modules: list[str]) -> str:
 
 
 def images_for(
-    model: "VAE", source: str, *, run: Path, most: int | None = None
+    model: "VAE",
+    source: str,
+    *,
+    run: Path,
+    most: int | None = None,
+    channels: str = "auto",
 ) -> "tuple[Tensor, tuple[str, ...]]":
     """Read data in the shape and kind of a model, at most so many; say what was done to them."""
     import torch
 
-    from kullback.data import Grid, binarize, load_images
+    from kullback.data import Grid, binarize, load_images, load_sounds
 
     if model.spec is None:
         raise ArgumentValueError("this model does not know the shape of its data")
+    if model.spec.sound is not None:
+        with bar("reading") as update:
+            x, names = load_sounds(
+                source,
+                sound=model.spec.sound,
+                channels=channels,
+                progress=update,
+                say=lambda t: say(f"note: {t}"),
+            )
+        return model.check(x[:most]), names[:most]
     background, frames = _picture_options(run)
     with bar("reading") as update:
         x, names = load_images(
@@ -386,6 +436,77 @@ def reconstructions(model: "VAE", x: "Tensor") -> "Tensor":
         return torch.cat(
             [model.decode(model.encode(b)[0]) for b in torch.split(x, IMAGES_PER_BLOCK)]
         )
+
+
+@dataclass(frozen=True, slots=True)
+class SoundFiles:
+    """Where sounds go: `out` names the picture of spectrograms, NAME-01.wav and on the sounds."""
+
+    out: Path
+    count: int
+    seed: int
+    force: bool
+
+    def names(self, *endings: str) -> list[Path]:
+        """Return the names of every WAV file, and refuse those that exist already."""
+        width = max(2, len(str(self.count)))
+        numbers = [f"{k:0{width}d}" for k in range(1, self.count + 1)]
+        names = [
+            self.out.with_name(f"{self.out.stem}-{number}{ending}.wav")
+            for number in numbers
+            for ending in endings
+        ]
+        for name in names:
+            check_new("--out", name, ".wav", force=self.force)
+        return names
+
+
+def _draw_sound(model: "VAE", z: "Tensor", files: SoundFiles) -> None:
+    """Draw a clip for each z: WAV files with their spectrograms, or one .npy."""
+    import numpy as np
+    import torch
+
+    from kullback.report import pictures
+
+    names = [] if files.out.suffix.lower() == ".npy" else files.names("")
+    generator = torch.Generator().manual_seed(files.seed)
+    blocks = []
+    with bar("drawing") as update, torch.no_grad():
+        for block in torch.split(z, CLIPS_PER_BLOCK):
+            blocks.append(model.likelihood.sample(model.parameters_of(block), generator))
+            update(sum(map(len, blocks)), len(z))
+    x = torch.cat(blocks)
+    if not names:
+        buffer = io.BytesIO()
+        np.save(buffer, x[:, 0].short().numpy())
+        write_atomic(files.out, buffer.getvalue())
+        say(f"{len(x)} clips: {files.out}")
+        return
+    pictures.save_wavs(model, x, names)
+    pictures.save_spectrograms(x, files.out, overwrite=files.force)
+    say(f"{len(x)} clips: {names[0]} to {names[-1].name}; their spectrograms: {files.out}")
+
+
+def _reconstruct_sound(model: "VAE", data: str, run: Path, files: SoundFiles) -> None:
+    """Write originals and what is drawn from p(x|z) at their mean codes, with spectrograms."""
+    import torch
+
+    from kullback.report import pictures
+
+    x, _ = images_for(model, data, run=run, most=files.count)
+    files = replace(files, count=len(x))
+    names = files.names("-original", "")
+    rebuilt = pictures.reconstructed(model, x, torch.Generator().manual_seed(files.seed))
+    pictures.save_wavs(model, x, names[::2])
+    pictures.save_wavs(model, rebuilt, names[1::2])
+    pictures.save_spectrograms(x, files.out, below=rebuilt, overwrite=files.force)
+    say(
+        f"{len(x)} clips and their reconstructions: {names[0]} and so on; spectrograms: {files.out}"
+    )
+
+
+def _nouns(model: "VAE") -> str:
+    return "clips" if model.spec is not None and model.spec.sound is not None else "images"
 
 
 def save_images(x: "Tensor", out: Path, *, model: "VAE", force: bool) -> None:

@@ -127,7 +127,13 @@ class DataOptions:
     fit: Annotated[
         str, about("How: crop (cover, cut the rest) or pad (fit inside, add a border).")
     ] = "crop"
-    channels: Annotated[str, about("auto, grey or rgb.")] = "auto"
+    channels: Annotated[str, about("auto, grey or rgb; of sound: mix or each.")] = "auto"
+    rate: Annotated[
+        Whole | None, about("Sound: samples a second (default: the commonest among the files).")
+    ] = None
+    clip_seconds: Annotated[
+        Real | None, about("Sound: length of a clip (default: 1, or the longest sound if shorter).")
+    ] = None
     background: Annotated[
         str,
         about("Lay transparent pictures over auto (white or black), white, black or #rrggbb."),
@@ -160,15 +166,15 @@ class DataOptions:
 class ModelOptions:
     """What to train."""
 
-    network: Annotated[str, about("auto, mlp or conv.")] = ARCHITECTURE.network
+    network: Annotated[str, about("auto, mlp, conv or sound.")] = ARCHITECTURE.network
     hidden: Annotated[
         str, about("Widths such as 200,200 (conv: 32,32,32,256); default: usual.")
     ] = ""
     latent: Annotated[Whole, about("Dimensions of z.")] = ARCHITECTURE.latent
     activation: Annotated[str, about("silu, tanh or relu (mlp only).")] = ARCHITECTURE.activation
-    likelihood: Annotated[str, about("auto, bernoulli, logistics, categorical or gaussian.")] = (
-        "auto"
-    )
+    likelihood: Annotated[
+        str, about("auto, bernoulli, logistics, categorical, gaussian or autoregressive.")
+    ] = "auto"
     components: Annotated[Whole, about("Components of the mixture of logistics.")] = (
         ARCHITECTURE.components
     )
@@ -205,10 +211,14 @@ class TrainingOptions:
     free_bits: Annotated[Real, about("Nats per latent dimension left uncharged.")] = (
         TRAINING.free_bits
     )
-    batch_size: Annotated[Whole, about("Images per step.")] = TRAINING.batch_size
+    batch_size: Annotated[
+        Whole | None, about("Images or clips per step (default: 128; 16 for sound).")
+    ] = None
     learning_rate: Annotated[Real, about("The peak of its schedule.")] = TRAINING.learning_rate
     weight_decay: Annotated[Real, about("AdamW's.")] = TRAINING.weight_decay
-    clip: Annotated[Real, about("Largest gradient norm.")] = TRAINING.clip
+    clip: Annotated[
+        Real | None, about("Largest gradient norm (default: 1000; 20,000 for sound).")
+    ] = None
     precision: Annotated[str, about("auto, float32 or bfloat16 (of the matrix products).")] = (
         TRAINING.precision
     )
@@ -219,9 +229,10 @@ class TrainingOptions:
         Real, about("Share of the training data held out to pick the best weights on.")
     ] = TRAINING.validation
 
-    def training(self) -> Training:
-        """Return the library's settings; a ValueError says which option is wrong."""
-        return Training(**vars(self))
+    def training(self, kind: str) -> Training:
+        """Return the library's settings for data; a ValueError says which option is wrong."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return Training.usual(kind, **given)
 
 
 @dataclass(kw_only=True)

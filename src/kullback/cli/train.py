@@ -29,7 +29,7 @@ __all__ = ["close", "data_of", "evaluate", "measure", "show", "train"]
 
 def train(
     data: Annotated[
-        str, Parameter(help="fashion (embedded), a folder of images, .npy or .npz.")
+        str, Parameter(help="fashion (embedded), a folder of images or sounds, .npy or .npz.")
     ] = "fashion",
     /,
     *,
@@ -57,8 +57,10 @@ def train(
     require(new, "--out", "a folder that does not exist", str(out), "another name")
     if resume is None:
         architecture = (model or ModelOptions()).architecture()
-        settings = (training or TrainingOptions()).training()
-        dataset = _read(data, reading or DataOptions(), settings.seed)
+        options = training or TrainingOptions()
+        options.training("8-bit")  # so that a wrong option is told before the data are read
+        dataset = _read(data, reading or DataOptions(), options.seed)
+        settings = options.training(dataset.kind)
         work = _new_run(dataset, architecture, settings, out=out, device=device)
     else:
         work = _old_run(resume)
@@ -112,6 +114,8 @@ def _read(source: str, reading: DataOptions, seed: int) -> "Dataset":
         "binarize": reading.binarize,
         "test_fraction": reading.test_fraction,
         "levels": reading.parsed_levels(),
+        "rate": reading.rate,
+        "clip": reading.clip_seconds,
     }
     with bar("reading") as update:
         dataset = load(source, size=reading.parsed_size(), seed=seed, progress=update, **settings)

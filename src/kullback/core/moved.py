@@ -40,6 +40,7 @@ _NEW = {
     "data.binary": "data.dataset",
     "data.embedded": "data.loading",
     "data.folder": "data.pictures",
+    "data.grid": "data.quantisation",
     "data.picture": "data.pictures",
     "data.resize": "data.pictures",
     "exact.excess": "exact.bregman",

@@ -1,19 +1,22 @@
 """Data: the embedded set, folders of pictures and NumPy files, as tensors with a protocol.
 
 Which to use: `load` to train and evaluate (a `Dataset`: split, binarisation, hashes);
-`load_images` to bring anything to the shape of a trained model; `binarize` for grey pixels to
-bits; `describe_protocol` for the one line that belongs beside every figure.
+`load_images` and `load_sounds` to bring anything to the shape of a trained model; `binarize` for
+grey pixels to bits; `describe_protocol` for the one line that belongs beside every figure.
 
 `loading`: from a source to a `Dataset`; `arrays`: NumPy files; `pictures`: image files and folders;
-`grid`: which levels stored numbers lie on; `examples`: what every reader returns; `dataset`: the
-tensors, their binarisation and protocol; `limits`: the thresholds.
+`sounds`: sound files, folders and clips; `quantisation`: which levels stored numbers lie on;
+`examples`: what every reader returns; `dataset`: the tensors, their binarisation and protocol;
+`limits`: the thresholds.
 """
 
 from .dataset import Dataset, binarize, binarize_all, describe_protocol, sha256_of
-from .grid import Grid
-from .loading import load, load_images, reload
+from .loading import load, load_images, load_sounds, reload
+from .quantisation import Grid
+from .sounds import PADDING, wav_of
 
 __all__ = [
+    "PADDING",
     "Dataset",
     "Grid",
     "binarize",
@@ -21,6 +24,8 @@ __all__ = [
     "describe_protocol",
     "load",
     "load_images",
+    "load_sounds",
     "reload",
     "sha256_of",
+    "wav_of",
 ]

@@ -15,8 +15,8 @@ from kullback.core import DataError, describe, numpy_error, numpy_errors
 
 from . import limits
 from .examples import Examples, Reading, digests_of, plural
-from .grid import Grid, grid_of, is_shifted_grid, named, quantised
 from .limits import BIT_DEPTH_FROM, BYTE_LEVELS, BYTE_MAX, FEW_VALUES, MOST_LEVELS
+from .quantisation import Grid, grid_of, is_shifted_grid, named, quantised
 
 __all__ = ["read_arrays"]
 

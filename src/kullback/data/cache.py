@@ -22,7 +22,7 @@ from kullback.core import KullbackError, __version__, compiling, open_atomic, re
 
 from . import limits
 from .examples import Examples, Fitting, Reading
-from .grid import Grid
+from .quantisation import Grid
 
 __all__ = ["fetch", "keep", "key_of"]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kullback.core import DataError, compiling, describe, require, require_type
 
-from .grid import Grid
+from .quantisation import Grid
 
 __all__ = ["Dataset", "Kind", "binarize", "binarize_all", "describe_protocol", "sha256_of"]
 
@@ -28,7 +28,7 @@ _LEVELS_PER_PIXEL = 65536 / 255
 _PIECE = 32_000  # below this torch starts no threads, which here cost more than they save
 _PIXELS_AT_ONCE = 4_194_304
 
-Kind = Literal["binary", "8-bit", "levels", "continuous"]
+Kind = Literal["binary", "8-bit", "levels", "continuous", "sound"]
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -40,7 +40,8 @@ class Dataset:
             kind is "continuous". Images are `[N, C, H, W]`, vectors `[N, D]`.
         test: `[M, *event]`, of the same dtype; binarised already, once, whenever kind is "binary".
         kind: "binary" (values 0 and 1, or drawn so by `batch`), "8-bit" (0..255), "levels"
-            (0..`levels` − 1, see `grid` for what they stand for) or "continuous".
+            (0..`levels` − 1, see `grid` for what they stand for), "continuous" or "sound" (clips
+            `[N, 1, T]` of signed integers, `PADDING` after the end of a short one).
         dynamic: `train` holds grey levels and every `batch` draws its bits afresh.
         protocol: JSON-ready; see `describe_protocol`.
         train_names: One a row of `train`.
@@ -158,6 +159,8 @@ def describe_protocol(protocol: dict[str, Any]) -> str:
         seeded = f"{binarised} binarisation (seed {protocol['seed']})"
         kind = protocol["kind"]
         kind = f"{int(protocol['levels']):,} levels" if kind == "levels" else kind
+        if kind == "sound":
+            kind = f"{protocol['sound']['rate']:,} Hz, {int(protocol['levels']):,} levels"
         parts.append(kind if binarised == "none" else seeded)
         if skipped := protocol["skipped"]["count"]:
             parts.append(f"{skipped:,} skipped")
@@ -170,6 +173,8 @@ def describe_protocol(protocol: dict[str, Any]) -> str:
 
 
 def _shape_in_words(event_shape: list[int]) -> str:
+    if len(event_shape) == 2:
+        return f"clips of {event_shape[1]:,} samples"
     if len(event_shape) == 1:
         return f"vectors of {event_shape[0]:,}"
     channels, height, width = event_shape

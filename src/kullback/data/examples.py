@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from kullback.core import require
 
-from .grid import Grid
-from .limits import BYTE_LEVELS, MAX_SIDE
+from .limits import BYTE_LEVELS, MAX_SIDE, SOUND_LEVELS
+from .quantisation import Grid
 
 __all__ = [
     "Channels",
@@ -67,7 +67,8 @@ class Examples:
     `[N, C, H, W]` with C = 1 or 3. grid: what the levels stand for; None for 0..255 as they are.
     names: one a row. digests: SHA-256 of the file or of the row, one a row, or empty.
     is_test: one flag a row where the source has a split of its own, else None.
-    split: that split in words. skipped: (name, reason) of what could not be read.
+    split: that split in words. skipped: (name, reason) of what could not be read. sound: of clips,
+    their rate, step and length, and how many samples are no padding.
 
     Example:
         >>> Examples(np.zeros((2, 3), np.uint8), ["a[0]", "a[1]"]).skipped
@@ -82,10 +83,13 @@ class Examples:
     notes: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     grid: Grid | None = None
+    sound: dict[str, int] | None = None
 
     @property
     def levels(self) -> int:
         """How many levels the values have, where they are levels."""
+        if self.sound is not None:
+            return SOUND_LEVELS // self.sound["step"]
         return BYTE_LEVELS if self.grid is None else self.grid.count
 
 

@@ -5,24 +5,31 @@ __all__ = [
     "BYTE_LEVELS",
     "BYTE_MAX",
     "CACHED_FILES",
+    "CLIPPED_PAIRS",
     "DEEP_SAMPLE_BITS",
     "DISTINCT_VALUES",
     "FEW_VALUES",
     "FILES_PER_TASK",
+    "GREATEST_SAMPLE",
     "HEAVY_TAIL_RANGES",
     "INFLATION_FROM",
+    "LEAST_SAMPLE",
+    "LONGEST_CLIP",
     "MAX_CACHE_BYTES",
     "MAX_FILE_BYTES",
     "MAX_FRAMES",
     "MAX_FRAME_PIXELS",
     "MAX_INFLATION",
+    "MAX_SAMPLES",
     "MAX_SIDE",
     "MEMORY_COPIES",
     "MOST_LEVELS",
     "NAMED_COLUMNS",
     "NAMED_SIZES",
     "NAMED_SKIPS",
+    "NAMED_SOUNDS",
     "NEARLY_EMPTY_BYTE",
+    "PADDING",
     "POINT_MASS_SHARE",
     "READING_THREADS",
     "REPEATS_PER_LEVEL",
@@ -31,10 +38,14 @@ __all__ = [
     "ROUNDING_SHARE_OF_STEP",
     "ROWS_FOR_DOUBTS",
     "ROWS_FOR_MEAN_PICTURE",
+    "SAMPLE_RATES",
     "SETTLED_SECONDS",
     "SHORTER_SIDE",
+    "SOUND_LEVELS",
     "SURPRISE_OF_GRID",
     "SURPRISE_OF_REPEATED_GRID",
+    "USUAL_CLIP",
+    "USUAL_RATE",
 ]
 
 BYTE_LEVELS = 256  # of 8 bits
@@ -79,3 +90,15 @@ NEARLY_EMPTY_BYTE = 32  # of 256: the upper byte of 16-bit colours that have at 
 DEEP_SAMPLE_BITS = 16  # of a colour sample, of which the upper 8 are read
 NAMED_SIZES = 5  # in one message
 NAMED_SKIPS = 20  # skipped files kept by name in a protocol
+
+# Sounds
+LEAST_SAMPLE, GREATEST_SAMPLE = -32_768, 32_767  # of 16 bits
+PADDING = -65_536  # after a clip's last sample; outside 16 bits, and exact in float32
+SOUND_LEVELS = 65_536  # of a sample: 16 bits
+SAMPLE_RATES = 100, 768_000  # a second: what files can say and a clip can hold
+MAX_SAMPLES = 2**27  # of one file, and of all clips with their padding: 512 MB as 32-bit integers
+USUAL_CLIP = 1.0  # seconds: a word or two
+LONGEST_CLIP = 60  # seconds: longer, one z says little about each part
+USUAL_RATE = 8_000  # of an .npz without one: the telephone's
+CLIPPED_PAIRS = 3  # neighbours both at full scale from which a file is called clipped
+NAMED_SOUNDS = 5  # silent or clipped, in one note

@@ -26,18 +26,35 @@ from . import limits
 from .arrays import read_arrays
 from .dataset import Dataset, Kind, binarize_all, sha256_of
 from .examples import Channels, Examples, Fit, Progress, Reading, as_size, plural
-from .grid import Grid
 from .pictures import (
     FRAME_SUFFIXES,
     as_asked,
     fit_images,
     is_background,
+    picture_files,
     read_file,
     read_folder,
     read_picture,
 )
+from .quantisation import Grid
+from .sounds import (
+    SOUND_SUFFIXES,
+    Listening,
+    holds_clips,
+    read_clips,
+    read_sound_file,
+    read_sound_folder,
+)
 
-__all__ = ["Binarize", "assemble", "doubts", "load", "load_images", "reload"]
+__all__ = [
+    "Binarize",
+    "assemble",
+    "doubts",
+    "load",
+    "load_images",
+    "load_sounds",
+    "reload",
+]
 
 Binarize = Literal["none", "static", "dynamic"]
 
@@ -125,6 +142,8 @@ def assemble(
     continuous values cannot be binarised.
     """
     rules = asked.get("rules", 1)
+    if binarize != "none" and examples.sound is not None:
+        raise DataError(f"{source}: expected images to binarise; got sound. Try: binarize none")
     if binarize != "none":
         _to_eight_bits(examples, source)
     whole = whole and examples.is_test is None
@@ -150,7 +169,8 @@ def assemble(
         "counts": {"train": len(train), "test": len(test)},
         "event_shape": list(train.shape[1:]),
         "kind": kind,
-        **({"levels": levels} if kind == "levels" else {}),
+        **({"levels": levels} if kind in ("levels", "sound") else {}),
+        **({"sound": examples.sound} if examples.sound is not None else {}),
         **({"grid": grid.to_dict()} if grid is not None and binarize == "none" else {}),
         **asked,
         "binarize": binarize,
@@ -240,6 +260,8 @@ def _by_digest(examples: Examples, test_fraction: float, source: str) -> NDArray
 def _judge(examples: Examples, binarize: Binarize) -> tuple[Kind, Binarize]:
     """Say what the values are, and what is left to binarise."""
     values = examples.values
+    if examples.sound is not None:
+        return "sound", binarize
     if values.dtype == np.float32:
         return "continuous", binarize
     if examples.levels != limits.BYTE_LEVELS and examples.levels != 2:
@@ -301,7 +323,7 @@ def load(
     *,
     size: int | tuple[int, int] | None = None,
     fit: Fit = "crop",
-    channels: Channels = "auto",
+    channels: str = "auto",
     binarize: Binarize = "none",
     seed: int = 0,
     test_fraction: float = 0.1,
@@ -309,6 +331,8 @@ def load(
     progress: Progress | None = None,
     rules: int = RULES,
     grid: Grid | None = None,
+    rate: int | None = None,
+    clip: float | None = None,
     whole: bool = False,
     background: str = "auto",
     frames: str = "first",
@@ -323,10 +347,13 @@ def load(
     Args:
         source: "fashion" (embedded, 10,000 + 2,000 images of 28x28), a folder of PNG, JPEG, WebP,
             BMP, GIF or TIFF images at any depth, or a `.npy` or `.npz` file (names x_train and
-            x_test, or one array). A folder that is itself called fashion is written "./fashion".
+            x_test, or one array). A folder that is itself called fashion is written "./fashion". A
+            folder with more WAV, FLAC, OGG or MP3 files than images is sound, and so is an `.npz`
+            with `samples` and `offset` (extra `audio`).
         size: Height and width in pixels, or one number for squares; None keeps the images' own.
         fit: "crop" covers the size and cuts, "pad" fits inside and pads.
-        channels: "auto" (grey when every image is), "grey" or "rgb".
+        channels: "auto" (grey when every image is), "grey" or "rgb". Of sound: "auto" or "mix" (the
+            mean of a file's channels), or "each" (every channel a clip of its own).
         binarize: "static" draws train and test once from `seed`; "dynamic" draws test once, the
             same bits as static, and leaves train grey for `Dataset.batch`; "none" draws nothing.
             Values that are 0 and 1 stay so.
@@ -344,6 +371,9 @@ def load(
             which stay on one side of the split.
         whole: All examples are for testing and none for training, unless the source has a split of
             its own.
+        rate: Of sound: samples a second, to which others are resampled; by default the commonest.
+        clip: Of sound: seconds of a clip, at most 60; by default 1, or the longest sound if that
+            is shorter. Shorter sounds are padded, longer ones cut into consecutive clips.
 
     Returns:
         The data set. What was done (skipped, resized, left out) is in `protocol["notes"]` and
@@ -358,21 +388,31 @@ def load(
         >>> data.event_shape, data.kind, data.protocol["notes"]
         ((1, 16, 16), 'binary', ['12,000 images shrunk to 16x16'])
     """
-    _check_choices(fit, channels)
+    listening = _listening(source, rate, clip, channels)
+    if listening is None:
+        _check_choices(fit, channels)
     known = binarize in get_args(Binarize)
     require(known, "binarize", "none, static or dynamic", repr(binarize))
     fraction_ok = isinstance(test_fraction, int | float) and 0 < test_fraction < 1
     require(fraction_ok, "test_fraction", "a number between 0 and 1", test_fraction)
     require_type(seed, int, "seed")
     wanted, how = as_size(size), replace(_reading(levels, rules), grid=grid)
-    if rules > 2:
-        how = replace(how, background=background, frames=frames)
-    _check_pictures(background, frames)
-    examples = _read(source, wanted, fit, channels, progress, how)
+    if listening is not None:
+        given = {"size": wanted, "levels": None if levels == "auto" else levels}
+        for name, value in given.items():
+            require(value is None, name, "none for sound", repr(value))
+        examples = _hear(Path(source), listening, progress)
+    else:
+        if rules > 2:
+            how = replace(how, background=background, frames=frames)
+        _check_pictures(background, frames)
+        colours: Any = channels
+        examples = _read(source, wanted, fit, colours, progress, how)
     return assemble(
         examples,
         str(source),
         asked={
+            **({"rate": rate, "clip": clip} if listening is not None else {}),
             "size": list(wanted) if wanted else None,
             "fit": fit,
             "channels": channels,
@@ -384,6 +424,79 @@ def load(
         test_fraction=float(test_fraction),
         whole=whole,
     )
+
+
+def _listening(
+    source: str | Path, rate: int | None, clip: float | None, channels: str
+) -> Listening | None:
+    """Return how sound is to be read, or None where the source is something else."""
+    if not _is_sound(source):
+        given = {"rate": rate, "clip": clip}
+        for name, value in given.items():
+            require(value is None, name, "none for what is no sound", repr(value))
+        return None
+    return Listening(rate, clip, "mix" if channels == "auto" else channels)
+
+
+def _is_sound(source: str | Path) -> bool:
+    """Say whether a source is a sound file, an `.npz` of clips, or a folder of mostly sounds."""
+    if not isinstance(source, str | Path) or source == "fashion":
+        return False
+    path = Path(source)
+    try:
+        if path.is_dir():
+            sounds, others = picture_files(path, SOUND_SUFFIXES)
+            return len(sounds) > sum(others[suffix] for suffix in FRAME_SUFFIXES)
+        suffix = path.suffix.lower() if path.is_file() else ""
+        return suffix in SOUND_SUFFIXES or (suffix == ".npz" and holds_clips(path))
+    except (OSError, ValueError):
+        return False  # the reader says why
+
+
+def _hear(path: Path, how: Listening, progress: Progress | None) -> Examples:
+    """Send a source of sound to its reader."""
+    if path.is_dir():
+        return read_sound_folder(path, how, progress)
+    return read_clips(path, how) if path.suffix.lower() == ".npz" else read_sound_file(path, how)
+
+
+def load_sounds(
+    source: str | Path,
+    *,
+    sound: dict[str, int],
+    channels: str = "auto",
+    progress: Progress | None = None,
+    say: Callable[[str], Any] | None = None,
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Read all sound in a source, unsplit, as the clips of a trained model, `[N, 1, T]`.
+
+    Args:
+        source: A sound file, a folder of them, or an `.npz` of clips.
+        sound: The model's rate, step and clip, as in `Dataset.protocol["sound"]`.
+        channels: As in `load`.
+        progress: Called with (done, total) files.
+        say: Called with one sentence for each thing done or left out; by default a Python warning.
+
+    Returns:
+        Integer samples with `PADDING` after the end of a clip, int32; and the names.
+
+    Raises:
+        DataError: The data cannot be used, or are no sound.
+    """
+    say = say or _warn
+    if not _is_sound(source):
+        raise DataError(
+            f"{source}: expected a sound file, a folder of them, or an .npz with samples and "
+            "offset; got something else"
+        )
+    mixed = "mix" if channels == "auto" else channels
+    how = Listening(sound["rate"], None, mixed, length=sound["clip"], step=sound["step"])
+    examples = _hear(Path(source), how, progress)
+    for note in examples.notes:
+        say(note)
+    if examples.skipped:
+        say(_skips_in_words(examples.skipped, "sound"))
+    return torch.from_numpy(examples.values), tuple(examples.names)
 
 
 def _warn(sentence: str) -> None:
@@ -518,14 +631,14 @@ def _what_is(path: Path) -> Literal["folder", "image", "array", "other"]:
     )
 
 
-def _skips_in_words(skipped: list[tuple[str, str]]) -> str:
+def _skips_in_words(skipped: list[tuple[str, str]], what: str = "image") -> str:
     shown = "; ".join(f"{name}: {reason}" for name, reason in skipped[: limits.NAMED_SKIPS])
     more = (
         f"; and {len(skipped) - limits.NAMED_SKIPS:,} more"
         if len(skipped) > limits.NAMED_SKIPS
         else ""
     )
-    return f"{plural(len(skipped), 'image')} skipped: {shown}{more}"
+    return f"{plural(len(skipped), what)} skipped: {shown}{more}"
 
 
 def reload(
@@ -566,6 +679,8 @@ def reload(
         settings["rules"] = int(protocol.get("rules", 1))
         settings["background"] = protocol.get("background", "black")
         settings["frames"] = protocol.get("frames", "first")
+        if protocol.get("kind") == "sound":
+            settings |= {name: protocol.get(name) for name in ("rate", "clip")}
         if source is not None:
             settings |= _like(protocol)
         source = protocol["source"] if source is None else source
@@ -578,6 +693,9 @@ def reload(
 
 def _like(protocol: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that bring other data to the values of these."""
+    if protocol["kind"] == "sound":
+        sound = protocol["sound"]
+        return {"rate": int(sound["rate"]), "clip": sound["clip"] / sound["rate"]}
     if protocol["kind"] == "continuous":
         return {"levels": "none", "rules": RULES, "size": None}
     shape = protocol["event_shape"]

@@ -35,7 +35,7 @@ from kullback.core import DataError, require
 
 from . import cache, limits
 from .examples import Channels, Examples, Fit, Fitting, Progress, Reading, plural
-from .grid import Grid, named
+from .quantisation import Grid, named
 
 __all__ = [
     "SUFFIXES",
@@ -555,7 +555,7 @@ def _decoded(folder: Path, paths: list[Path], fitting: Fitting, how: Reading) ->
 def _decode_file(folder: Path, path: Path, fitting: Fitting, how: Reading) -> _File:
     name = path.relative_to(folder).as_posix()
     try:
-        data = _bytes_of(path)
+        data = bytes_of(path)
         frames = _read_frames(data, fitting, how)
     except DataError as error:
         return _File(name, [], skipped=str(error))
@@ -585,7 +585,7 @@ def _examples_of(folder: Path, files: list[_File], channels: Channels, how: Read
     return as_asked(examples, how)
 
 
-def _bytes_of(path: Path) -> bytes:
+def bytes_of(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise DataError("not a regular file, or a link to nothing")
@@ -601,7 +601,7 @@ def _of_several_sizes(folder: Path, paths: list[Path], how: Reading) -> DataErro
     sizes: Counter[tuple[int, int]] = Counter()
     for path in paths:
         with suppress(DataError), _silent():  # what cannot be read is no size
-            sizes[_header_size(_bytes_of(path), _FRAME_FORMATS if how.frames else _FORMATS)] += 1
+            sizes[_header_size(bytes_of(path), _FRAME_FORMATS if how.frames else _FORMATS)] += 1
     common = sizes.most_common(limits.NAMED_SIZES)
     left = len(sizes) - limits.NAMED_SIZES
     found = ", ".join(f"{h}x{w} ({plural(n, 'image')})" for (h, w), n in common)
@@ -617,7 +617,7 @@ def _size_of_first(paths: list[Path], how: Reading, notes: list[str]) -> tuple[i
     for path in paths:
         with suppress(DataError), _silent():
             formats = _FRAME_FORMATS if how.frames else _FORMATS
-            height, width = _header_size(_bytes_of(path), formats)
+            height, width = _header_size(bytes_of(path), formats)
             if min(height, width) <= limits.SHORTER_SIDE:
                 return height, width
             scale = limits.SHORTER_SIDE / min(height, width)

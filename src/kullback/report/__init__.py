@@ -5,7 +5,8 @@
 - `audit_page`: the audit of a loss as text and as a page.
 - `language_models`: drift of language models, and logged log-probabilities, as text and as a page.
 - `html`: pages from `templates/`; `figures`: the one style of all charts, drawn by matplotlib.
-- `pictures`: images as PNG; `divergence_plot`, `fit_plot`: SVG of a divergence, of a fit.
+- `pictures`: images as PNG, clips of sound as WAV files, players and spectrograms;
+  `divergence_plot`, `fit_plot`: SVG of a divergence, of a fit.
 - `explain_tables`, `explain_named`, `explain_fit`: what `--explain` prints.
 - `evaluation_text`: what `kullback evaluate` prints; `text_layout`: numbers and columns of text.
 - `limits`: every threshold.

@@ -69,19 +69,19 @@ def plain(estimate: Estimate) -> str:
 
 
 def noun_of(protocol: Mapping[str, Any]) -> str:
-    """Return what one example is called: "image", or "vector".
+    """Return what one example is called: "image", "vector", or "clip" of sound.
 
     Args:
         protocol: As in `Dataset.protocol`; only "event_shape" is used, which may be missing.
 
     Returns:
-        "vector" for an event of one axis, else "image".
+        "vector" for an event of one axis, "clip" for one of two, else "image".
 
     Example:
         >>> noun_of({"event_shape": [1, 28, 28]})
         'image'
     """
-    return "vector" if len(protocol.get("event_shape") or ()) == 1 else "image"
+    return {1: "vector", 2: "clip"}.get(len(protocol.get("event_shape") or ()), "image")
 
 
 def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]:
@@ -131,10 +131,10 @@ def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]
     }
     if e.bits_per_dim is not None:
         found["bits_per_dim"] = Figure(
-            "bits/dim",
+            e.bits_per_dim.unit,
             plain(e.bits_per_dim),
             e.bits_per_dim.unit,
-            f"-{k} in bits, a dimension",
+            f"-{k} in bits, a {'sample' if noun == 'clip' else 'dimension'}",
             f"{k} as a code length: bits for each {_value_of(e.levels)}. "
             f"Raw data take {math.log2(max(e.levels, 2)):.3g}; lower is better.",
         )

@@ -18,6 +18,7 @@ __all__ = [
     "LARGE",
     "LATENT_REACH",
     "LIKELY_DEPTH",
+    "LOUDNESS_RANGE",
     "MARK_GAP",
     "MASS_OUTSIDE",
     "NAME_LETTERS",
@@ -29,6 +30,10 @@ __all__ = [
     "PUSH_REACH",
     "RATIO_ROUNDING",
     "SMALL",
+    "SOUND_BYTES",
+    "SOUND_PAGE_BYTES",
+    "SPECTROGRAM_BANDS",
+    "SPECTROGRAM_FRAMES",
     "TABLE_ROWS",
     "TAIL_REACH",
     "TERMINAL_GROUPS",
@@ -48,6 +53,10 @@ MARK_GAP = 0.15  # of the axis between marks of the clock: the width of "1.5 min
 LATENT_REACH = 2.5  # standard deviations of the codes: 98.8 % of a normal distribution's mass
 NO_VARIANCE = 1e-12  # of the codes: the square of float32's rounding, 1e-7, with room
 WHOLE_EPOCHS = 10  # from here epochs are printed as whole numbers
+SOUND_PAGE_BYTES = 2_000_000  # of a page that plays clips
+SOUND_BYTES = 400_000  # of each of its three rows of players, in base64
+SPECTROGRAM_BANDS, SPECTROGRAM_FRAMES = 128, 128  # pixels, at most one band more and few frames
+LOUDNESS_RANGE = 70.0  # decibels from black to white: from speech to the hiss between words
 
 # The page of a drift report
 DRIFT_BYTES = 1_600_000  # of text with its drift: the page then stays below 2 MB

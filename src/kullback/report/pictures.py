@@ -1,11 +1,15 @@
-"""Images of a model or a data set as one picture: a grid, or originals above reconstructions.
+"""Images of a model or a data set as one picture, and clips of sound to look at and to hear.
 
 Which to use: `grid` for samples, `pairs` for reconstructions, `save` to write either to a PNG that
-does not exist yet. Pillow is imported only when a picture is made.
+does not exist yet. Of sound: `spectrograms` for pictures of clips, `save_spectrograms` and
+`save_wavs` to write them, `players` for what a page plays, `reconstructed` for reconstructions.
+Pillow is imported only when a picture is made.
 """
 
+import base64
 import io
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +17,28 @@ import torch
 from torch import Tensor
 
 from kullback.core import RunError, describe, require, require_type, write_atomic
+from kullback.data import PADDING, wav_of
+from kullback.vae import VAE
+
+from .limits import LOUDNESS_RANGE, SPECTROGRAM_BANDS, SPECTROGRAM_FRAMES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["compose", "grid", "pairs", "save", "to_levels"]
+__all__ = [
+    "Player",
+    "compose",
+    "grid",
+    "pairs",
+    "players",
+    "reconstructed",
+    "save",
+    "save_spectrograms",
+    "save_wavs",
+    "spectrogram_grid",
+    "spectrograms",
+    "to_levels",
+]
 
 _SPANS = {"binary": (0.0, 1.0), "8-bit": (0.0, 255.0)}
 _KINDS = ("binary", "8-bit", "continuous", "levels")
@@ -266,3 +287,147 @@ def _png(image: "Image") -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True, pnginfo=text)
     return buffer.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Player:
+    """A clip as an `<audio>` element holds it: the WAV file in base64, and its name."""
+
+    source: str
+    name: str
+
+
+def rate_of(model: VAE) -> int:
+    """Return a model's samples a second."""
+    return 1 if model.spec is None or model.spec.sound is None else model.spec.sound["rate"]
+
+
+@torch.no_grad()
+def reconstructed(model: VAE, x: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a sound from p(x|z) at z = the mean of q(z|x), for each clip x, as long as the clip.
+
+    Args:
+        model: Of sound.
+        x: Clips `[N, 1, T]`, samples and `PADDING`.
+        generator: Of the draws.
+
+    Returns:
+        Clips `[N, 1, T]`, with the padding of x.
+
+    Example:
+        >>> from kullback.vae import Architecture, build
+        >>> known = {"rate": 8000, "step": 1, "clip": 3}
+        >>> model = build((1, 3), "sound", Architecture(hidden=(4,)), levels=65536, sound=known)
+        >>> x = torch.tensor([[[5.0, -2.0, PADDING]]])
+        >>> reconstructed(model, x, torch.Generator().manual_seed(0)).shape
+        torch.Size([1, 1, 3])
+    """
+    drawn = model.likelihood.sample(model.parameters_of(model.encode(x)[0]), generator)
+    return torch.where(x == PADDING, x, drawn)
+
+
+def spectrograms(clips: Tensor) -> Tensor:
+    """Return log power over time and frequency, white where loudest, 70 dB above black.
+
+    Low frequencies are at the bottom. All clips share one scale; padding is black.
+
+    Args:
+        clips: `[N, 1, T]`, samples and `PADDING`.
+
+    Returns:
+        `[N, bands, frames, 1]`, uint8, at most 128 frames.
+
+    Example:
+        >>> spectrograms(torch.zeros(2, 1, 8000)).shape
+        torch.Size([2, 129, 127, 1])
+    """
+    x = torch.where(clips == PADDING, 0.0, clips.float())[:, 0]
+    width = 2 * SPECTROGRAM_BANDS
+    hop = max(1, math.ceil(x.shape[-1] / SPECTROGRAM_FRAMES))
+    window = torch.hann_window(width)
+    x = torch.nn.functional.pad(x, (width // 2, width // 2))
+    power = torch.stft(x, width, hop, window=window, center=False, return_complex=True)
+    decibels = 20 * torch.log10(power.abs() + 1.0)  # of one level's amplitude
+    top = max(float(decibels.max()), LOUDNESS_RANGE)
+    shade = ((decibels - top) / LOUDNESS_RANGE + 1).clamp(0, 1)
+    return (255 * shade).round().to(torch.uint8).flip(1).unsqueeze(-1)
+
+
+def save_wavs(model: VAE, clips: Tensor, names: list[Path]) -> None:
+    """Write each clip, without its padding, as a mono 16-bit WAV file of the model's rate.
+
+    Args:
+        model: Of sound; its rate is the files'.
+        clips: `[N, 1, T]`, samples and `PADDING`.
+        names: N files to write; those that exist are replaced.
+    """
+    for clip, name in zip(clips, names, strict=True):
+        write_atomic(name, _wav(model, clip))
+
+
+def spectrogram_grid(clips: Tensor, below: Tensor | None = None) -> "Image":
+    """Place the spectrograms of clips side by side, four a row, those of `below` under them.
+
+    Args:
+        clips: `[N, 1, T]`, samples and `PADDING`.
+        below: N clips of the same shape, such as reconstructions; all share one scale of grey.
+
+    Returns:
+        The picture.
+
+    Example:
+        >>> spectrogram_grid(torch.zeros(3, 1, 8000)).size
+        (389, 129)
+    """
+    columns = min(4, len(clips))
+    if below is None:
+        return compose(spectrograms(clips), columns=columns, gap=4)
+    return interleave(spectrograms(torch.cat([clips, below])), columns=columns, gap=4)
+
+
+def save_spectrograms(
+    clips: Tensor, out: Path, *, below: Tensor | None = None, overwrite: bool
+) -> None:
+    """Write what `spectrogram_grid` places as one PNG on white.
+
+    Args:
+        clips: As there.
+        out: A name that ends in `.png`.
+        below: As there.
+        overwrite: Replace an existing file.
+    """
+    save(_on_white(spectrogram_grid(clips, below), 1, ""), out, overwrite=overwrite)
+
+
+def players(model: VAE, clips: Tensor, *, budget: int, first: int = 1) -> list[Player]:
+    """Return as many clips, from the first on, as fit into a budget of bytes in a page.
+
+    Args:
+        model: Of sound; its rate is the players'.
+        clips: `[N, 1, T]`, samples and `PADDING`.
+        budget: Bytes of base64 in all.
+        first: Number of the first clip; the numbers are the names.
+
+    Returns:
+        A WAV file as a data URI, and a name, for each.
+
+    Example:
+        >>> from kullback.vae import Architecture, build
+        >>> known = {"rate": 8000, "step": 1, "clip": 3}
+        >>> model = build((1, 3), "sound", Architecture(hidden=(4,)), levels=65536, sound=known)
+        >>> [one.name for one in players(model, torch.zeros(5, 1, 3), budget=200)]
+        ['1', '2']
+    """
+    found: list[Player] = []
+    for number, clip in enumerate(clips, start=first):
+        source = base64.b64encode(_wav(model, clip)).decode()
+        budget -= len(source)
+        if budget < 0:
+            break
+        found.append(Player(f"data:audio/wav;base64,{source}", str(number)))
+    return found
+
+
+def _wav(model: VAE, clip: Tensor) -> bytes:
+    real = clip[clip != PADDING]
+    return wav_of(real.round().clamp(-32768, 32767).to(torch.int16).numpy(), rate_of(model))

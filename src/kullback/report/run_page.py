@@ -25,9 +25,17 @@ from kullback.data import Dataset
 from kullback.vae import VAE, Architecture, Evaluation, Training
 from kullback.vae import limits as vae_limits
 
-from . import html
+from . import html, pictures
 from .evaluation_text import figures, noun_of, protocol_line, remarks, scope
-from .limits import KL_BARS, LATENT_REACH, MARK_GAP, PAGE_BYTES, WHOLE_EPOCHS
+from .limits import (
+    KL_BARS,
+    LATENT_REACH,
+    MARK_GAP,
+    PAGE_BYTES,
+    SOUND_BYTES,
+    SOUND_PAGE_BYTES,
+    WHOLE_EPOCHS,
+)
 from .pictures import compose, interleave, to_levels
 from .run_charts import (
     Series,
@@ -194,7 +202,7 @@ def write(run: str | Path, *, model: VAE | None = None, data: Dataset | None = N
         data: The run's own, where they are in memory; by default they are read again.
 
     Returns:
-        The path of the page, a file below 1 MB.
+        The path of the page, a file below 1 MB (2 MB where it plays sound).
 
     Raises:
         RunError: The folder holds no run or a damaged file, or the disk refuses.
@@ -210,8 +218,9 @@ def write(run: str | Path, *, model: VAE | None = None, data: Dataset | None = N
     record = read(run, model=model, data=data)
     content = render(record).encode()
     path = record.folder / "report.html"
-    if len(content) >= PAGE_BYTES:
-        limit = f"{PAGE_BYTES:,}"
+    most = SOUND_PAGE_BYTES if record.protocol.get("kind") == "sound" else PAGE_BYTES
+    if len(content) >= most:
+        limit = f"{most:,}"
         raise RunError(f"{path}: would have {len(content):,} bytes; a report has less than {limit}")
     write_atomic(path, content)
     return path
@@ -363,6 +372,7 @@ def _kl(record: Record) -> dict[str, Any] | None:
 
 
 MEANS, DRAWS, PAIRS, CODES = 32, 16, 16, 2000
+CLIPS = 8  # of sound, drawn and reconstructed
 FEWEST, VALUES = 250, 12_000_000  # large images: fewer codes, so that the report stays quick
 MAP, GRID = 22, 11  # cells a side
 SIDE, SMALL = 96, 32  # pixels: the longest side of an image as shown, and on the map
@@ -377,9 +387,11 @@ def is_pictures(model: VAE) -> bool:
 def _shown(record: Record) -> dict[str, Any]:
     """Return what needs the model, and the data where they are there."""
     model, data = record.model, record.data
-    shown: dict[str, Any] = {"samples": None, "rebuilt": None, "plane": None}
+    shown: dict[str, Any] = {"samples": None, "rebuilt": None, "plane": None, "heard": None}
     if model is not None and is_pictures(model):
         shown["samples"] = _samples(model)
+    if model is not None and is_sound(model):
+        shown["heard"] = _heard(model, None if data is None else data.test.cpu())
     if model is not None and data is not None:
         test = data.test.cpu()
         shown["rebuilt"] = _reconstructions(model, test) if is_pictures(model) else None
@@ -403,6 +415,36 @@ def _samples(model: VAE) -> dict[str, Any]:
         "draws": html.picture(lower, "expected images above draws", budget=120_000),
         "draws_note": drawn_note,
     }
+
+
+def is_sound(model: VAE) -> bool:
+    """Say whether the model's events are clips of sound."""
+    return model.spec is not None and model.spec.kind == "sound"
+
+
+def _heard(model: VAE, test: Tensor | None) -> dict[str, Any]:
+    """Play clips drawn from the model, and test clips beside what is drawn at their mean codes."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = model.sample(CLIPS, generator=generator)
+    shown: dict[str, Any] = {
+        "count": CLIPS,
+        "drawn": pictures.players(model, drawn, budget=SOUND_BYTES),
+        "picture": _spectrograms(drawn, None, "spectrograms of drawn clips"),
+        "originals": [],
+    }
+    if test is None:
+        return shown
+    x = model.check(test[:CLIPS])
+    rebuilt = pictures.reconstructed(model, x, generator)
+    return shown | {
+        "originals": pictures.players(model, x, budget=SOUND_BYTES),
+        "rebuilt": pictures.players(model, rebuilt, budget=SOUND_BYTES),
+        "pairs": _spectrograms(x, rebuilt, "spectrograms, originals above reconstructions"),
+    }
+
+
+def _spectrograms(clips: Tensor, below: Tensor | None, alt: str) -> html.Picture:
+    return html.picture(pictures.spectrogram_grid(clips, below), alt, budget=200_000)
 
 
 @torch.no_grad()
@@ -485,6 +527,12 @@ def _data(record: Record) -> dict[str, Any]:
         ("example", "×".join(str(size) for size in stored.get("event_shape") or ())),
         ("kind", stored.get("kind", "")),
         *((("levels", f"{int(stored['levels']):,}"),) if "levels" in stored else ()),
+        *(
+            (name, f"{int(number):,} {unit}")
+            for name, unit in (("rate", "Hz"), ("clip", "samples"), ("real", "samples"))
+            for number in ((stored.get("sound") or {}).get(name),)
+            if number is not None
+        ),
         ("binarisation", stored.get("binarize", "")),
         ("seed of the data", stored.get("seed", "")),
         *((f"sha256 {side}", digest) for side, digest in hashes.items()),
@@ -519,12 +567,15 @@ def command(config: Mapping[str, Any]) -> str:
     """
     data = config["data"]
     shape, kind = tuple(data.get("event_shape") or (1,)), data.get("kind", "continuous")
-    usual = asdict(Architecture().resolved(shape, kind)) | Training().to_dict() | USUAL_DATA
+    usual = asdict(Architecture().resolved(shape, kind)) | USUAL_DATA
+    usual |= Training.usual(kind).to_dict()
     given = dict(config["model"].get("architecture") or {}) | dict(config["training"])
     given |= {key: data[key] for key in USUAL_DATA if key in data} | {"seed": given.get("seed")}
     if given.get("size"):
         given["size"] = "x".join(str(side) for side in given["size"])
     given["levels"] = given.pop("reading", "auto")
+    if kind == "sound":
+        given |= {"rate": data.get("rate"), "clip_seconds": data.get("clip")}
     usual["levels"] = "auto"
     words = ["kullback", "train", str(data.get("source", "DATA"))]
     for key, value in given.items():

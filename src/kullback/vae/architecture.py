@@ -12,19 +12,21 @@ from .limits import CONV_MIN_SIDE, MAX_LAYERS, MAX_WIDTH
 
 __all__ = ["KINDS", "LIKELIHOODS", "Architecture", "Spec", "choose"]
 
-KINDS = ("binary", "8-bit", "levels", "continuous")
+KINDS = ("binary", "8-bit", "levels", "continuous", "sound")
 
 LIKELIHOODS = {
     "bernoulli": ("binary",),
     "logistics": ("8-bit", "levels"),
     "categorical": ("8-bit", "levels"),
     "gaussian": ("continuous",),
+    "autoregressive": ("sound",),
 }
 _REASONS = {
     "binary": ("bernoulli", "the data are 0 and 1"),
     "8-bit": ("logistics", "the data are 8-bit levels"),
     "levels": ("logistics", "the data are equally spaced levels"),
     "continuous": ("gaussian", "the data are continuous"),
+    "sound": ("autoregressive", "the data are integer samples of sound"),
 }
 
 
@@ -32,7 +34,7 @@ def choose(kind: str, name: str = "auto") -> tuple[str, str]:
     """Pick a likelihood for data of a kind and say why, or refuse one that does not fit.
 
     Args:
-        kind: "binary", "8-bit", "levels" or "continuous".
+        kind: "binary", "8-bit", "levels", "continuous" or "sound".
         name: One of `LIKELIHOODS`, or "auto".
 
     Returns:
@@ -64,6 +66,8 @@ def choose(kind: str, name: str = "auto") -> tuple[str, str]:
             "gaussian",
         ): "a continuous density on levels has no maximum; use 'logistics', or "
         "read the data with levels='none'",
+        ("sound", "gaussian"): "a continuous density at integer samples is no probability, and has "
+        "no maximum where the sound is silent; use 'autoregressive'",
         ("binary", "gaussian"): "a continuous density on bits has no maximum; use 'bernoulli'",
     }.get((kind, name), f"use {best!r}")
     require(kind in LIKELIHOODS[name], "likelihood", f"one that fits {kind} data", repr(name), why)
@@ -71,7 +75,7 @@ def choose(kind: str, name: str = "auto") -> tuple[str, str]:
 
 
 ACTIVATIONS = ("relu", "silu", "tanh")
-USUAL = {"mlp": (500, 500), "conv": (32, 32, 32, 256)}
+USUAL = {"mlp": (500, 500), "conv": (32, 32, 32, 256), "sound": (64,)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +83,10 @@ class Architecture:
     """What to build: everything that, with the data's shape and kind, determines a model.
 
     Args:
-        network: "mlp", "conv", or "auto": conv for images of 8 pixels and more, else mlp.
+        network: "mlp", "conv", "sound", or "auto": sound for clips of sound, conv for images of 8
+            pixels and more, else mlp.
         hidden: Widths of the encoder's hidden layers, which the decoder mirrors (for conv see
-            `ConvEncoder`); empty for the network's usual ones.
+            `ConvEncoder`; for sound one width); empty for the network's usual ones.
         latent: Dimensions of z.
         activation: "relu", "silu" or "tanh"; of "mlp" only.
         likelihood: "auto" or one of `LIKELIHOODS`.
@@ -104,7 +109,7 @@ class Architecture:
 
     def __post_init__(self) -> None:
         known = self.network in ("auto", *USUAL)
-        require(known, "network", "auto, mlp or conv", repr(self.network))
+        require(known, "network", "auto, mlp, conv or sound", repr(self.network))
         known = self.activation in ACTIVATIONS
         require(known, "activation", f"one of {', '.join(ACTIVATIONS)}", repr(self.activation))
         widths = len(self.hidden) <= MAX_LAYERS and all(_positive(h) for h in self.hidden)
@@ -119,7 +124,7 @@ class Architecture:
         """Return this architecture with every "auto" decided for data of a shape and kind.
 
         Args:
-            event_shape: `(C, H, W)` or `(D,)`.
+            event_shape: `(C, H, W)`, `(D,)`, or `(1, T)` for sound.
             kind: As in `choose`.
 
         Returns:
@@ -129,8 +134,13 @@ class Architecture:
             ArgumentValueError: The likelihood does not fit the kind of data.
         """
         image = len(event_shape) == 3 and min(event_shape[1:]) >= CONV_MIN_SIDE
-        network = self.network if self.network != "auto" else ("conv" if image else "mlp")
+        usual = "sound" if kind == "sound" else "conv" if image else "mlp"
+        network = self.network if self.network != "auto" else usual
+        fits = (network == "sound") == (kind == "sound")
+        require(fits, "network", f"one for {kind} data", network, usual)
         hidden = self.hidden or USUAL[network]
+        one = network != "sound" or len(hidden) == 1
+        require(one, "hidden", "one width for sound, such as 64", hidden)
         likelihood, _ = choose(kind, self.likelihood)
         return replace(self, network=network, hidden=hidden, likelihood=likelihood)
 
@@ -139,11 +149,12 @@ class Architecture:
 class Spec:
     """An architecture resolved for a data set: enough to build the same model again.
 
-    event_shape: `(C, H, W)` or `(D,)`. kind: "binary", "8-bit", "levels" or "continuous". The
-    architecture's choices are resolved, never "auto". levels: how many the data have, when they
-    are levels. grid: what those stand for in the caller's units, as `Grid.to_dict` writes it; None
-    where they are the caller's numbers. standardised: continuous data are brought to mean 0 and
-    deviation 1 inside the model; models made before that are not, and keep their figures.
+    event_shape: `(C, H, W)`, `(D,)`, or `(1, T)`. kind: "binary", "8-bit", "levels", "continuous"
+    or "sound". The architecture's choices are resolved, never "auto". levels: how many the data
+    have, when they are levels. grid: what those stand for in the caller's units, as `Grid.to_dict`
+    writes it; None where they are the caller's numbers. standardised: continuous data are brought
+    to mean 0 and deviation 1 inside the model; models made before that are not, and keep their
+    figures. sound: rate, step and clip length of the data's sound, as in `Dataset.protocol`.
 
     Example:
         >>> Spec((4,), "binary", Architecture(likelihood="bernoulli")).to_dict()["event_shape"]
@@ -156,13 +167,14 @@ class Spec:
     levels: int = 256
     grid: dict[str, Any] | None = None
     standardised: bool = False
+    sound: dict[str, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
         fields = asdict(self)
         fields["event_shape"] = list(self.event_shape)
         fields["architecture"]["hidden"] = list(self.architecture.hidden)
-        usual = {"levels": 256, "grid": None, "standardised": False}
+        usual = {"levels": 256, "grid": None, "standardised": False, "sound": None}
         for name in (n for n, value in usual.items() if fields[n] == value):
             del fields[name]
         return fields
@@ -180,16 +192,24 @@ class Spec:
             shape = tuple(fields["event_shape"])
             architecture = dict(fields["architecture"])
             architecture["hidden"] = tuple(architecture["hidden"])
-            more = {n: fields[n] for n in ("levels", "grid", "standardised") if n in fields}
+            later = ("levels", "grid", "standardised", "sound")
+            more = {n: fields[n] for n in later if n in fields}
             spec = cls(shape, str(fields["kind"]), Architecture(**architecture), **more)
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{source}: the model's description is not usable: {error}") from error
-        fits = spec.kind in KINDS and len(shape) in (1, 3)
+        sizes = (2,) if spec.kind == "sound" else (1, 3)
+        fits = spec.kind in KINDS and len(shape) in sizes
+        fits = fits and (spec.kind != "sound" or _is_sound(spec.sound))
         fits = fits and _positive(spec.levels) and type(spec.standardised) is bool
         fits = fits and isinstance(spec.grid, dict | None)
         if not fits or not all(_positive(size) for size in shape):
             raise RunError(f"{source}: no model has shape {list(shape)} and kind {spec.kind!r}")
         return spec
+
+
+def _is_sound(fields: object) -> bool:
+    named = ("rate", "step", "clip")
+    return isinstance(fields, dict) and all(_positive(fields.get(name)) for name in named)
 
 
 def _positive(value: object) -> bool:

@@ -5,6 +5,7 @@ the draws; `Evaluation` holds the figures as estimates and turns into JSON.
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kullback.core import Estimate, require
+from kullback.data import PADDING
 
 from .evidence import Bounds, bounds
 from .limits import (
@@ -29,6 +31,7 @@ from .model import VAE
 __all__ = [
     "Evaluation",
     "active_units",
+    "bits_per_sample",
     "collapse_warning",
     "evaluate",
     "image_bounds",
@@ -48,7 +51,8 @@ class Evaluation:
         gap: log_likelihood − elbo, paired by image.
         rate: KL(q(z|x) ‖ p(z)); rate + distortion = −elbo.
         distortion: The reconstruction loss, −E log p(x|z).
-        bits_per_dim: −L_K in bits over the number of dimensions, for data that are levels.
+        bits_per_dim: −L_K in bits over the number of dimensions, for data that are levels; of
+            sound, over the number of samples that are no padding.
         draws: K, of q(z|x) per image.
         images: How many there are.
         effective_draws_median: Median over images of Kong's effective sample size, of `draws`.
@@ -227,13 +231,16 @@ def summarise(model: VAE, x: Tensor, found: Bounds, *, seed: int = 0) -> Evaluat
     levels = 0 if spec is None or spec.kind == "continuous" else spec.levels
     levels = 2 if spec is not None and spec.kind == "binary" else levels
     discrete = spec is not None and spec.kind in ("8-bit", "levels")
+    bits = (-log_likelihood.bits()).per(x[0].numel(), "dim") if discrete else None
+    if spec is not None and spec.kind == "sound":
+        bits = bits_per_sample(weighted, (x != PADDING).flatten(1).sum(1))
     return Evaluation(
         elbo=over_images(elbo, bias="low", why=below),
         log_likelihood=log_likelihood,
         gap=over_images(weighted - elbo),
         rate=over_images(found.rate),
         distortion=over_images(found.distortion),
-        bits_per_dim=(-log_likelihood.bits()).per(x[0].numel(), "dim") if discrete else None,
+        bits_per_dim=bits,
         draws=draws,
         images=len(x),
         effective_draws_median=float(effective.median()),
@@ -246,6 +253,31 @@ def summarise(model: VAE, x: Tensor, found: Bounds, *, seed: int = 0) -> Evaluat
         varying_units=varying_units(means),
         levels=levels,
     )
+
+
+def bits_per_sample(log_likelihood: Tensor, samples: Tensor) -> Estimate:
+    """Return `−Σ_i L_K(x_i) / (ln 2 · Σ_i n_i)`: bits for each sample of all clips together.
+
+    Clips differ in length, so this is a ratio of two means; its error is that of the terms
+    linearised around it (the delta method).
+
+    Args:
+        log_likelihood: Of each clip in nats, `[n]`.
+        samples: n_i, how many of each clip are no padding, `[n]`.
+
+    Returns:
+        The estimate, in bits/sample.
+
+    Example:
+        >>> nats = -math.log(2) * torch.tensor([70.0, 250.0])
+        >>> round(bits_per_sample(nats, torch.tensor([10, 30])).value, 4)
+        8.0
+    """
+    bits, counts = -log_likelihood.double().cpu() / math.log(2), samples.double().cpu()
+    ratio = bits.sum() / counts.sum()
+    terms = ratio + (bits - ratio * counts) / counts.mean()
+    why = "minus a lower bound on log p(x) is above it in expectation"
+    return over_images(terms, unit="bits/sample", bias="high", why=why)
 
 
 def varying_units(means: torch.Tensor) -> int:

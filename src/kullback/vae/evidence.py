@@ -126,7 +126,8 @@ def bounds(
 
 def _rows(model: LatentVariableModel, mean: Tensor) -> int:
     """Return how many rows the decoder should take at once, at least one."""
-    return max(1, DECODER_OUTPUTS // max(1, model.parameters_of(mean[:1]).numel()))
+    numbers = getattr(model.likelihood, "numbers", 0)  # what a likelihood computes besides
+    return max(1, DECODER_OUTPUTS // max(1, numbers, model.parameters_of(mean[:1]).numel()))
 
 
 def _log_terms(

@@ -36,6 +36,7 @@ __all__ = [
     "bernoulli_log_likelihood",
     "bernoulli_total",
     "bernoulli_value",
+    "log_mass",
 ]
 
 
@@ -410,7 +411,7 @@ class DiscretisedLogistics(nn.Module):
         for colour in range(self.event.colours):
             here = values[:, colour].unsqueeze(-2)  # [batch, 1, places]
             mean = self._moved(means, weights, values, colour)
-            total = total + _log_mass(mean, log_scales[..., colour, :, :], here, half)
+            total = total + log_mass(mean, log_scales[..., colour, :, :], here, half)
         return torch.logsumexp(total, -2).sum(-1)
 
     def mean(self, parameters: Tensor) -> Tensor:
@@ -461,12 +462,31 @@ class DiscretisedLogistics(nn.Module):
         return bias
 
 
-def _log_mass(mean: Tensor, log_scale: Tensor, value: Tensor, half: float) -> Tensor:
+def log_mass(
+    mean: Tensor, log_scale: Tensor, value: Tensor, half: float, bound: float = 1.0
+) -> Tensor:
     """Return the log mass that logistics give the level around `value`, a width of 2·half.
 
-    mean, log_scale: `[*lead, batch, K, places]`; value: `[batch, 1, places]` in [−1, 1].
+    The levels at ±bound reach to infinity, so that the masses of all levels sum to 1.
+
+    Args:
+        mean: `[*lead, batch, K, places]`, or any shape to which that of `value` broadcasts.
+        log_scale: Of the logistics, as `mean`.
+        value: The centre of the level, in [−bound, bound].
+        half: Half the distance between levels.
+        bound: The centre of the highest level; the lowest is at −bound.
+
+    Returns:
+        The log mass, of the shape of `mean`.
+
+    Example:
+        >>> zero = torch.zeros(2)
+        >>> log_mass(zero, zero, torch.tensor([-1.0, 1.0]), half=1.0).exp()
+        tensor([0.5000, 0.5000])
     """
-    out: Tensor = _LogMass.apply(mean, log_scale, value, half)  # type: ignore[no-untyped-call]
+    out: Tensor = _LogMass.apply(  # type: ignore[no-untyped-call]
+        mean, log_scale, value, half, bound
+    )
     return out
 
 
@@ -474,12 +494,14 @@ class _LogMass(torch.autograd.Function):
     """`log[σ(b) − σ(a)]` with its gradient by hand: a third of the passes over memory."""
 
     @staticmethod
-    def forward(ctx: Any, mean: Tensor, log_scale: Tensor, value: Tensor, half: float) -> Tensor:
+    def forward(
+        ctx: Any, mean: Tensor, log_scale: Tensor, value: Tensor, half: float, bound: float
+    ) -> Tensor:
         sharpness = torch.exp(-log_scale)
         centred = (value - mean).mul_(sharpness)
         width = sharpness.mul_(2.0 * half)
-        below = (value < 1.0 - half).to(mean.dtype)  # the top level reaches to +∞
-        above = (value > half - 1.0).to(mean.dtype)  # the lowest to −∞
+        below = (value < bound - half).to(mean.dtype)  # the top level reaches to +∞
+        above = (value > half - bound).to(mean.dtype)  # the lowest to −∞
         ctx.save_for_backward(centred, width, below, above)
         ctx.half = half
         out = torch.log(torch.expm1(-width).neg_()).mul_(below * above)
@@ -498,4 +520,4 @@ class _LogMass(torch.autograd.Function):
         by_centre = upper.sub_(lower)
         by_log_scale = by_width.addcmul_(by_centre, centred).mul_(grad).neg_()
         by_mean = by_centre.mul_(width).mul_(grad).div_(-2.0 * ctx.half)
-        return by_mean, by_log_scale, None, None
+        return by_mean, by_log_scale, None, None, None

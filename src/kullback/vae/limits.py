@@ -8,16 +8,20 @@ __all__ = [
     "AVERAGE_STEPS",
     "CALLBACK_SECONDS",
     "CATEGORICAL_LEVELS",
+    "CLIPS_FOR_MOMENTS",
     "COLLAPSED_KL",
     "COLLAPSE_AFTER",
     "CONV_MIN_SIDE",
     "DECODER_OUTPUTS",
     "DRAWS_FOR_LOOSE",
+    "ERRORS_SEEN",
     "FLOAT32_RESOLUTION",
     "IMAGES_PER_BLOCK",
+    "LOGISTIC_LOG_SCALE",
     "LOG_SD_LIMIT",
     "LOG_STEPS",
     "LOOSE_DRAWS",
+    "LOUDEST_SAMPLE",
     "MAX_LAYERS",
     "MAX_THREADS",
     "MAX_WIDTH",
@@ -25,12 +29,21 @@ __all__ = [
     "NAMED_COLUMNS",
     "OVERFIT_ERRORS",
     "OVERFIT_LOOKS",
+    "REFIT_EXPANSION",
+    "REFIT_RIDGE",
+    "REFIT_SAMPLES",
     "RUN_FORMAT",
     "SETTLED_LOG_VARIANCE",
     "SETTLED_WIDTH",
+    "SOUND_BATCH",
+    "SOUND_CLIP_NORM",
+    "SOUND_FRAMES",
+    "SOUND_ORDER",
+    "SOUND_WINDOWS",
     "TEST_STEPS",
     "THREADS_GAIN",
     "UNIT_SCALE_LEVELS",
+    "WIDE_SHARE",
 ]
 
 # Judging a model
@@ -50,6 +63,21 @@ UNIT_SCALE_LEVELS = 256  # more levels than this work in units of the data's own
 LOG_SD_LIMIT = 10.0  # e^±10 is far outside any useful posterior; beyond it exp() would overflow
 FLOAT32_RESOLUTION = 1e-3  # of a deviation: coarser float32 rounding makes a column a staircase
 NAMED_COLUMNS = 5  # in one message
+
+# Sound
+CLIPS_FOR_MOMENTS = 1000  # millions of samples for 561 numbers
+ERRORS_SEEN = 160  # errors before, at 8 kHz the periods of voices from 50 Hz on
+REFIT_SAMPLES = 16  # after which predictors are fitted again: every 8 gained 0.01 bits a sample
+REFIT_EXPANSION = 0.98  # a lag: drawn clips grow without bound at 1; 0.005 bits a sample better
+REFIT_RIDGE = 100.0  # levels²: the rounding of the last hundred samples, ten times
+LOUDEST_SAMPLE = 8.0  # mean magnitudes, in moments: else onsets would be all that they see
+SOUND_BATCH = 16  # clips a step: 56,000 samples of short words, 0.2 CPU s
+SOUND_CLIP_NORM = 20_000.0  # of the gradient: nats a clip of thousands of samples
+SOUND_FRAMES = 64  # a clip: 16 ms each in a second, the time in which speech changes little
+SOUND_ORDER = 32  # samples before, from which the next is predicted; FLAC's best is 32
+SOUND_WINDOWS = (4, 16, 32, 128, 512)  # samples whose mean magnitudes say how loud it is
+WIDE_SHARE = 64.0  # of all levels, the least scale of one component: an onset out of silence
+LOGISTIC_LOG_SCALE = (-5.0, 11.0)  # of levels: all mass on one level (1 − 1e-32), and all levels
 
 # The loop and what it logs
 AVERAGE_STEPS = 10  # between updates of the averaged weights: a tenth of their cost, same figures

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kullback.core import DataError, RunError, describe, require, require_count
+from kullback.data import PADDING
 from kullback.variational import objectives
 
 from .architecture import Architecture, Spec
@@ -39,6 +40,7 @@ from .likelihoods import (
 from .limits import CATEGORICAL_LEVELS, FLOAT32_RESOLUTION, NAMED_COLUMNS, UNIT_SCALE_LEVELS
 from .networks import ConvDecoder, ConvEncoder, MlpDecoder, MlpEncoder
 from .priors import StandardNormal, draw
+from .sound import AutoregressiveLogistics, SoundDecoder, SoundEncoder
 
 __all__ = ["VAE", "build", "location_and_spread"]
 
@@ -88,6 +90,8 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and log standard deviation of q(z|x), `[batch, latent]` each."""
+        if self.spec is not None and self.spec.kind == "sound":
+            x = torch.where(x == PADDING, self.shift, x)
         encoded: tuple[Tensor, Tensor] = self.encoder((x - self.shift) / self.scale)
         return encoded
 
@@ -152,7 +156,8 @@ class VAE(nn.Module):
         Raises:
             ArgumentValueError: The shape is not `[batch, *event]`, a binary model gets anything but
                 0 and 1, an 8-bit model anything but integers 0 … 255, a model of K levels anything
-                but 0 … K − 1, or x is not finite.
+                but 0 … K − 1, a model of sound anything but its signed levels followed by
+                `PADDING`, or x is not finite.
 
         Example:
             >>> build((2,), "binary").check(torch.tensor([[0, 1]], dtype=torch.uint8))
@@ -174,6 +179,8 @@ class VAE(nn.Module):
             ok = bool(((x == x.round()) & (x >= 0) & (x <= top)).all())
             hint = "pass uint8 images" if kind == "8-bit" else "pass levels, see kullback.data.Grid"
             require(ok, "x", f"integers 0 to {top}", span, hint)
+        if self.spec is not None and self.spec.sound is not None:
+            _check_sound(x, self.spec, span)
         return x
 
     def elbo(
@@ -291,6 +298,7 @@ class VAE(nn.Module):
                 levels=spec.levels,
                 grid=spec.grid,
                 spread=units,
+                sound=spec.sound,
             )
         expected = model.state_dict()
         path, hashed = folder / "model.safetensors", is_hashed(config)
@@ -313,12 +321,14 @@ def build(
     levels: int = 256,
     grid: dict[str, Any] | None = None,
     spread: Tensor | None = None,
+    sound: dict[str, int] | None = None,
+    moments: Tensor | None = None,
 ) -> VAE:
     """Build a VAE for events of a shape and kind; weights come from torch's global generator.
 
     Args:
-        event_shape: `(C, H, W)` or `(D,)`.
-        kind: "binary", "8-bit", "levels" or "continuous".
+        event_shape: `(C, H, W)`, `(D,)`, or `(1, T)` for sound.
+        kind: "binary", "8-bit", "levels", "continuous" or "sound".
         architecture: By default `Architecture()`.
         mean: The training data's mean `[*event]` in its own units: it centres the encoder's input
             and is the decoder's first output.
@@ -328,6 +338,8 @@ def build(
         spread: The training data's deviation `[*event]`, all positive, instead of a scale:
             continuous data are then standardised inside the model, and more than 256 levels have
             it for their unit, while x and every figure stay in the data's units.
+        sound: Rate, step and clip length, for sound; see `Spec`.
+        moments: Of the training data's sound, `kullback.vae.sound.second_moments`.
 
     Returns:
         The model, with fresh weights.
@@ -341,7 +353,11 @@ def build(
     """
     architecture = (architecture or Architecture()).resolved(tuple(event_shape), kind)
     inside = spread is not None and kind == "continuous"
-    spec = Spec(tuple(event_shape), kind, architecture, levels, grid, standardised=inside)
+    spec = Spec(
+        tuple(event_shape), kind, architecture, levels, grid, standardised=inside, sound=sound
+    )
+    if kind == "sound":
+        return _of_sound(spec, scale, moments)
     top = levels - 1
     usual = {"binary": (0.5, 1.0), "8-bit": (127.5, 64.0), "continuous": (0.0, 1.0)}
     usual["levels"] = (top / 2, max(1.0, top / 4))
@@ -363,6 +379,38 @@ def build(
     divide_by = scale if spread is None else spread
     prior = StandardNormal(latent)
     return VAE(encoder, decoder, likelihood, prior, shift=mean, scale=divide_by, spec=spec)
+
+
+def _of_sound(spec: Spec, scale: float | None, moments: Tensor | None) -> VAE:
+    """Build a VAE of clips of integer samples; `scale` is their deviation."""
+    known = spec.sound or {}
+    good = len(spec.event_shape) == 2 and spec.event_shape[0] == 1
+    require(good, "event_shape", "(1, T) for sound", spec.event_shape)
+    samples, (width,) = spec.event_shape[1], spec.architecture.hidden
+    latent = spec.architecture.latent
+    likelihood = AutoregressiveLogistics(
+        samples,
+        width=width,
+        components=spec.architecture.components,
+        levels=spec.levels,
+        step=known.get("step", 1),
+        moments=moments,
+    )
+    encoder, decoder = SoundEncoder(samples, width, latent), SoundDecoder(latent, width)
+    scale = 1.0 if scale is None else scale
+    return VAE(encoder, decoder, likelihood, StandardNormal(latent), scale=scale, spec=spec)
+
+
+def _check_sound(x: Tensor, spec: Spec, span: str) -> None:
+    """Refuse clips that are not levels of the model followed by padding."""
+    step, half = (spec.sound or {}).get("step", 1), spec.levels // 2
+    levels, padded = x / step, x == PADDING
+    ok = padded | ((levels == levels.round()) & (levels >= -half) & (levels < half))
+    expected = f"integers {-half * step} to {(half - 1) * step}"
+    expected += f", multiples of {step}" if step > 1 else ""
+    require(bool(ok.all()), "x", expected, span, "read them with kullback.data.load_sounds")
+    ends = bool((padded[..., 1:] >= padded[..., :-1]).all()) and not bool(padded[..., 0].any())
+    require(ends, "x", "padding after the samples only, and one sample at least", "padding within")
 
 
 def _has_units(spec: Spec) -> bool:

@@ -5,6 +5,7 @@ the data's protocol, versions), `metrics.jsonl` (a function of the settings alon
 (the clock), `checkpoints/`, and at the end `model.safetensors` with the averaged weights.
 """
 
+import math
 import os
 import platform
 import statistics
@@ -26,7 +27,7 @@ from kullback.core import (
     require,
     write_json,
 )
-from kullback.data import Dataset, load, reload
+from kullback.data import PADDING, Dataset, load, reload
 
 from . import checkpoint
 from .architecture import Architecture, Spec
@@ -34,6 +35,7 @@ from .checkpoint import State, is_hashed, read_config, write_config
 from .limits import MAX_THREADS, THREADS_GAIN, UNIT_SCALE_LEVELS
 from .loop import Monitor, NonFiniteError, Progress, fit, hold_out
 from .model import VAE, build, location_and_spread
+from .sound import second_moments
 from .training import Training
 
 __all__ = [
@@ -118,8 +120,8 @@ def train(
         >>> found.finished, found.model.sample(3).shape
         (True, torch.Size([3, 1, 28, 28]))
     """
-    training = training or Training()
     dataset = data if isinstance(data, Dataset) else load(data)
+    training = training or Training.usual(dataset.kind)
     where = pick_device(device)
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
     rest, _ = hold_out(dataset, training.validation, seed=training.seed)
@@ -262,7 +264,7 @@ def _describe(
         "data": data.protocol,
         "device": str(device),
         "threads": threads,
-        "precision": str(pick_precision(training.precision, device)).removeprefix("torch."),
+        "precision": str(_precision(training, data, device)).removeprefix("torch."),
         "versions": {
             "kullback": __version__,
             "torch": torch.__version__,
@@ -270,6 +272,15 @@ def _describe(
         },
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _precision(training: Training, data: Dataset, device: torch.device) -> torch.dtype:
+    """Return the dtype of the matrix products; a prediction to one level of 16 bits needs 24."""
+    if data.kind != "sound":
+        return pick_precision(training.precision, device)
+    good = training.precision != "bfloat16"
+    require(good, "precision", "auto or float32 for sound", training.precision)
+    return torch.float32
 
 
 def _spec(model: VAE) -> Spec:
@@ -287,7 +298,10 @@ def _fresh_model(data: Dataset, architecture: Architecture, seed: int, spec: Spe
     units = inside or (data.kind == "levels" and data.levels > UNIT_SCALE_LEVELS)
     mean, spread = location_and_spread(data.train) if units else (None, None)
     scale = 1.0
-    if mean is None:
+    sound = data.protocol.get("sound")
+    if sound is not None:
+        scale = _deviation_of(data.train)
+    elif mean is None:
         train = data.train.float()
         mean = train.mean(0)
         if data.kind != "binary":
@@ -302,10 +316,21 @@ def _fresh_model(data: Dataset, architecture: Architecture, seed: int, spec: Spe
             architecture,
             mean=mean,
             scale=scale or 1.0,
-            levels=data.levels if data.kind == "levels" else 256,
+            levels=data.levels if data.kind in ("levels", "sound") else 256,
             grid=data.protocol.get("grid"),
             spread=None if spread is None else (spread if inside else spread.clamp(min=1.0)),
+            sound=None if sound is None else {n: int(sound[n]) for n in ("rate", "step", "clip")},
+            moments=None if sound is None else second_moments(data.train, step=int(sound["step"])),
         )
+
+
+def _deviation_of(clips: torch.Tensor) -> float:
+    """Return the root mean square of all samples that are no padding."""
+    squares, count = 0.0, 0
+    for block in torch.split(clips, 256):
+        real = block[block != PADDING].double()
+        squares, count = squares + float(real.square().sum()), count + len(real)
+    return math.sqrt(squares / max(1, count))
 
 
 def _new_folder(folder: str | Path | None, data: Dataset) -> Path:

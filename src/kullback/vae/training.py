@@ -6,6 +6,8 @@ from typing import Any
 
 from kullback.core import require
 
+from .limits import SOUND_BATCH, SOUND_CLIP_NORM
+
 __all__ = ["Training"]
 
 
@@ -89,6 +91,24 @@ class Training:
         require(share, "validation", "a share of the training examples, 0 to 1", self.validation)
         known = self.precision in ("auto", "float32", "bfloat16")
         require(known, "precision", "auto, float32 or bfloat16", repr(self.precision))
+
+    @classmethod
+    def usual(cls, kind: str, **given: Any) -> "Training":
+        """Return the usual settings for data of a kind, and those given: 16 clips of sound a step.
+
+        Args:
+            kind: As in `Dataset`.
+            **given: Settings other than the usual ones.
+
+        Returns:
+            The settings.
+
+        Example:
+            >>> Training.usual("sound").batch_size, Training.usual("8-bit").batch_size
+            (16, 128)
+        """
+        usual: dict[str, Any] = {"batch_size": SOUND_BATCH, "clip": SOUND_CLIP_NORM}
+        return cls(**((usual if kind == "sound" else {}) | given))
 
     @property
     def budget(self) -> tuple[str, float]:

@@ -52,7 +52,7 @@ class Saved(FittedPosterior):
         log_p: `[n]` at the draws, in nats.
         log_q: `[n]` at the draws, in nats.
         scores: the gradients of both, `[n, d]` each.
-        converged: whether the method's own test was met.
+        converged: whether the method's own convergence test passed.
         record: the content of `fit.json`.
     """
 

@@ -7,24 +7,40 @@ to do, as a stream of `Progress`.
 
 import functools
 import math
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from kullback.core import Estimate, RunError, require
+from kullback.sampled import pareto_k
 
 from . import limits
+from .diagnostics.defensive_sampling import draw_wider, pooled
+from .diagnostics.diagnose import ridges_of
+from .diagnostics.evidence import Pool, Sample
+from .diagnostics.missed_modes import probe
 from .diagnostics.propriety import improper
 from .families import NAMED, Family, Flow, FullRank, LowRank, MeanField, Mixture
 from .families.family import Frame, Make
 from .objectives import Gradient, Objective, loss_of
-from .optimise import Progress, forward_kl
+from .optimise import IMPROPER, Progress, forward_kl
 from .optimise.batch_and_match import batch_and_match
 from .optimise.deterministic import deterministic, fixed_normals
-from .optimise.starts import Start, distinct, find_start, mixture_of
+from .optimise.edges import edges, interior, proposals
+from .optimise.natural_gradient import natural_gradient
+from .optimise.starts import (
+    Start,
+    distinct,
+    find_start,
+    is_near,
+    judged,
+    mixture_of,
+    near_zero,
+)
 from .optimise.stochastic import anchor, anchored, cosine_annealing, stochastic, widen_tails
 from .target.density import Target
 
@@ -32,7 +48,7 @@ __all__ = ["Direction", "Make", "Plan", "Settings", "Work", "forwards", "maker",
 
 Direction = Literal["reverse", "forward"]
 
-METHODS = ("auto", "deterministic", "batch_and_match", "stochastic")
+METHODS = ("auto", "deterministic", "batch_and_match", "natural_gradient", "stochastic")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +106,10 @@ def plan(target: Target, settings: Settings) -> Plan:
     require(method in METHODS, "method", ", ".join(METHODS), repr(method))
     dim, why = target.dim, ""
     automatic = family == "auto"
+    whole = target.rows is None and settings.objective == "elbo"
     if automatic:
-        family = FullRank.name if dim <= limits.MAX_DENSE_DIMENSIONS else LowRank.name
+        most = limits.MAX_NATURAL_DIMENSIONS if whole else limits.MAX_DENSE_DIMENSIONS
+        family = FullRank.name if dim <= most else LowRank.name
     make = maker(family)
     some = make(Frame.identity(dim))
     kind = type(some)
@@ -102,13 +120,19 @@ def plan(target: Target, settings: Settings) -> Plan:
         sampled = noisy or wide or kind is Flow or settings.gradient in ("stl", "dreg", "score")
         method = "stochastic" if sampled else "deterministic"
         why = "mini-batches" if noisy else "family"
-    if method == "batch_and_match":
+        large = kind is FullRank and dim > limits.MAX_DENSE_DIMENSIONS
+        if large and whole and not sampled and settings.draws is None:
+            method, why = "natural_gradient", f"{dim} dimensions"
+    if method in ("batch_and_match", "natural_gradient"):
         full = kind is FullRank
-        require(full, "family", "full_rank for batch_and_match", kind.name, "another method")
+        require(full, "family", f"full_rank for {method}", kind.name, "another method")
     few, many = _draws(some, dim, method)
     few = few if settings.draws is None else settings.draws
+    if target.looped and settings.draws is None and method == "deterministic":
+        few = many = max(limits.LOOPED_DRAWS, 1 << (4 * dim - 1).bit_length())
     refine = (
         automatic
+        and not target.looped
         and method == "deterministic"
         and dim <= limits.MAX_REFINED_DIMENSIONS
         and target.rows is None
@@ -202,14 +226,27 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
     problem.loss()  # names are checked before any work is done
 
     def steps() -> Iterator[Progress]:
+        if how.method == "natural_gradient":
+            yield from _by_natural_gradient(problem)
+            return
         noisy = target.rows is not None and target.rows.count > target.rows.batch_size
         rows = target.rows.draw(generator) if target.rows is not None and noisy else None
-        starts = settings.starts if rows is None else 1  # with many rows one peak is left
-        found = find_start(target, generator, starts=starts, rows=rows)
+        one = rows is not None or target.looped  # with many rows one peak is left; calls are few
+        starts = 1 if one else settings.starts
+        try:
+            found = find_start(target, generator, starts=starts, rows=rows)
+        except RunError:
+            bounded = _within_edges(problem)
+            if bounded is None:
+                raise
+            yield from bounded
+            return
         lost = _improper(target, found[0])
         if lost:
             yield Progress(_begin(how, found), -found[0].elbo, math.nan, done=True, reason=lost)
             return
+        if target.dim <= limits.MAX_DENSE_DIMENSIONS:
+            found = _mended(target, found, generator)
         if how.method == "batch_and_match":
             frame = found[0].frame
             yield from batch_and_match(FullRank(frame), target, generator, draws=how.draws)
@@ -257,7 +294,227 @@ def forwards(target: Target, settings: Settings, generator: torch.Generator) -> 
     return Work("importance_sampling", chosen, steps)
 
 
+def _by_natural_gradient(problem: _Problem) -> Iterator[Progress]:
+    """Fit by natural gradients from near 0, else from a climb; else by what needs no precision.
+
+    They begin where q is wide: a climb leads into the neck of a funnel, where the ELBO has an
+    optimum of its own. What is left where they do not converge is low rank by Adam, or fixed draws
+    where the user asked for full rank.
+    """
+    target, generator, how = problem.target, problem.generator, problem.how
+    start = near_zero(target, generator)
+    if start is not None:
+        last = yield from _until_done(natural_gradient(start.frame, target, generator))
+        if last.converged:
+            yield last
+            return
+    found = find_start(target, generator)
+    again = yield from _until_done(natural_gradient(found[0].frame, target, generator))
+    if again.converged:
+        yield again
+        return
+    name = LowRank.name if how.automatic else FullRank.name
+    method = "auto" if how.automatic else "deterministic"
+    settings = replace(problem.settings, family=name, method=method)
+    other = _Problem(target, settings, plan(target, settings), generator)
+    fitted = _by_steps if other.how.method == "stochastic" else _by_fixed_draws
+    for now in fitted(other, found):
+        why = f"{now.reason}; {name} by {other.how.method}, since full rank {again.reason}"
+        yield replace(now, reason=why) if now.done else now
+
+
+def _mended(target: Target, found: list[Start], generator: torch.Generator) -> list[Start]:
+    """Move the best start to where its draws' scores ask, if they ask for much; see `is_near`."""
+    best = found[0]
+    if target.rows is not None or is_near(target, best, generator):
+        return found
+    steps = natural_gradient(
+        best.frame, target, generator, points=limits.MENDED_POINTS, iterations=limits.MENDED_STEPS
+    )
+    *_, now = steps
+    frame = now.family.absorb()
+    better = frame is not None and -now.loss > best.elbo + limits.MIN_ELBO_GAIN
+    return [Start(frame, -now.loss), *found[1:]] if frame is not None and better else found
+
+
 def _by_fixed_draws(problem: _Problem, found: list[Start]) -> Iterator[Progress]:
+    """Fit by fixed draws; while a search finds mass elsewhere, fit again with that peak."""
+    last = yield from _until_done(_fitted(problem, found))
+    searched = problem.how.refine
+    for _ in range(limits.MAX_SEARCHES if searched else 0):
+        if not last.converged:
+            break
+        more = _elsewhere(problem, last, found)
+        if more is None:
+            break
+        found, share = more
+        last = yield from _until_done(_fitted(problem, found))
+        text = f"{last.reason}; fitted again with a peak of {share:.0%} of p that a search found"
+        last = replace(last, reason=text)
+    if searched and problem.settings.objective == "elbo":
+        bounded = _within_edges(problem) if _meets_edges(problem, last.family) else None
+        if bounded is not None:
+            yield from bounded
+            return
+        if not last.reason.startswith(IMPROPER):
+            last = yield from _until_done(_matched(problem, last))
+    yield last
+
+
+def _meets_edges(problem: _Problem, family: Family) -> bool:
+    """Say whether log p is −inf at draws of q."""
+    z = family.sample(limits.CHECK_DRAWS, problem.generator)
+    with torch.no_grad():
+        log_p = problem.target.log_density(z)
+    return int((log_p == -math.inf).sum()) > 1
+
+
+def _within_edges(problem: _Problem) -> Iterator[Progress] | None:
+    """Fit by importance sampling where log p is −inf beyond an edge; None where that cannot be.
+
+    KL(q‖p) is infinite there for every Gaussian, KL(p‖q) is not.
+    """
+    target, generator, how = problem.target, problem.generator, problem.how
+    small = target.rows is None and target.dim <= limits.MAX_REFINED_DIMENSIONS
+    if not (how.automatic and small) or target.looped:
+        return None
+    points = interior(target, generator)
+    words = edges(target, points) if len(points) >= limits.MIN_INTERIOR else ""
+    if not words:
+        return None
+    with torch.no_grad():
+        first = proposals(points, target.log_density(points))
+    fitted = forward_kl.adaptive(target, first, FullRank, generator, draws=2 * limits.MATCHED_DRAWS)
+
+    def steps() -> Iterator[Progress]:
+        for now in fitted:
+            text = f"{now.reason}; KL(p||q) by importance sampling: {words}"
+            yield replace(now, reason=text, bounded=True) if now.done else now
+
+    return steps()
+
+
+def _pool_of(problem: _Problem, family: Family) -> tuple[Tensor, Pool]:
+    """Return draws of q, and draws of q, a wider law and funnels with weights p/(their mixture)."""
+    target, generator = problem.target, problem.generator
+    z = family.sample(limits.MATCHED_DRAWS, generator)
+    log_p, slope = target.score(z)
+    with torch.no_grad():
+        log_q = family.log_prob(z)
+    sample = Sample(draws=z, log_p=log_p, log_q=log_q, scores=(slope, slope))
+    ridges = ridges_of(target.log_density, sample)
+    wide = draw_wider(
+        target.log_density,
+        lambda x: family.log_prob(x).detach(),
+        z,
+        number=limits.WIDE_DRAWS * limits.MATCHED_DRAWS,
+        ridges=ridges,
+        generator=generator,
+    )
+    return z, pooled(z, log_p, log_q, wide)
+
+
+def _shift(target: Target, z: Tensor, pool: Pool) -> tuple[float, float, float]:
+    """Return how far weighted draws move q's moments, by the parameters as they were declared.
+
+    The largest move of a mean (sd) or log sd beyond its standard error, that error, and the
+    effective draws.
+    """
+    if len(pool.draws) == 0 or not bool(pool.log_weights.isfinite().all()):
+        return 0.0, math.inf, 0.0
+    values = target.constrain(torch.cat([z, pool.draws]))
+    flat = torch.cat([v.reshape(len(v), -1) for v in values.values()], 1)
+    own, every = flat[: len(z)], flat[len(z) :]
+    w = pool.log_weights.softmax(0)
+    mean = w @ every
+    squares = (every - mean).square()
+    variance = (w @ squares).clamp_min(1e-300)
+    sd = own.std(0).clamp_min(1e-300)
+    moves = torch.cat([(mean - own.mean(0)) / sd, 0.5 * (variance / sd**2).log()]).abs()
+    of_mean = (w.square() @ squares).sqrt() / sd
+    of_log_sd = (w.square() @ (squares - variance).square()).sqrt() / (2 * variance)
+    errors = (torch.cat([of_mean, of_log_sd]).square() + 1 / len(z)).sqrt()
+    worst = int((moves - limits.MOMENT_SHIFT_ERRORS * errors).argmax())
+    return float(moves[worst]), float(errors[worst]), float(1 / w.square().sum())
+
+
+def _is_close(problem: _Problem, family: Family) -> bool:
+    """Say whether q's own weights have light tails and move no moment."""
+    z = family.sample(limits.CLOSE_DRAWS, problem.generator)
+    with torch.no_grad():
+        log_weights = problem.target.log_density(z) - family.log_prob(z)
+    if not float(pareto_k(log_weights)) < limits.LIMITS.light:
+        return False
+    return _shift(problem.target, z, Pool(z, log_weights))[0] < limits.MIN_MOMENT_SHIFT
+
+
+def _matched(problem: _Problem, last: Progress) -> Iterator[Progress]:
+    """Fit a mixture to p's own moments, KL(p‖q), where weighted draws show that q's are off."""
+    target, begin = problem.target, time.perf_counter()
+    if _is_close(problem, last.family):
+        yield last
+        return
+    draws, pool = _pool_of(problem, last.family)
+    before, error, size = _shift(target, draws, pool)
+    if (
+        size < limits.MIN_MATCHED_DRAWS
+        or before < limits.MIN_MOMENT_SHIFT + limits.MOMENT_SHIFT_ERRORS * error
+    ):
+        yield last
+        return
+    make = functools.partial(Mixture, components=COMPONENTS)
+    best, least = last, limits.MIN_MATCHED_GAIN * before
+    for _ in range(limits.MATCHED_ROUNDS):
+        chosen = torch.multinomial(
+            pool.log_weights.softmax(0),
+            limits.RESAMPLED_DRAWS,
+            replacement=True,
+            generator=problem.generator,
+        )
+        now = yield from _until_done(
+            forward_kl.maximum_likelihood(
+                pool.draws[chosen],
+                make,
+                problem.generator,
+                iterations=limits.MATCHED_ITERATIONS,
+            )
+        )
+        draws, pool = _pool_of(problem, now.family)
+        after, _, size = _shift(target, draws, pool)
+        if size < limits.MIN_MATCHED_DRAWS:
+            break
+        if after < least:
+            best, least = now, after
+    cost = f"importance sampling of KL(p||q), {time.perf_counter() - begin:.1f} s"
+    if best is last:
+        yield replace(last, reason=f"{last.reason}; {cost}, was tried and not kept")
+        return
+    text = f"converged: moments were {before:.2f} off, now {least:.2f}, by {cost}; {last.reason}"
+    yield replace(best, loss=last.loss, converged=True, reason=text)
+
+
+def _elsewhere(
+    problem: _Problem, last: Progress, found: list[Start]
+) -> tuple[list[Start], float] | None:
+    """Return all starts and one on a peak that q has not, with its share of p; None without."""
+    target, generator = problem.target, problem.generator
+    z = last.family.sample(limits.CHECK_DRAWS, generator)
+    with torch.no_grad():
+        log_p, log_q = target.log_density(z), last.family.log_prob(z)
+    if not bool(log_p.isfinite().all()):
+        return None
+    found_there = probe(target.log_density, z, log_p, log_q, generator=generator)
+    if found_there.draws is None or found_there.share < limits.MIN_SHARE_ELSEWHERE:
+        return None
+    weights = cast(Tensor, found_there.log_weights).softmax(0)
+    there = judged(target, forward_kl.moments(found_there.draws, weights), generator)
+    here = last.family.absorb()
+    known = [Start(here, -last.loss)] if here is not None else found
+    every = sorted([*known, there], key=lambda start: -start.elbo)
+    return every, found_there.share
+
+
+def _fitted(problem: _Problem, found: list[Start]) -> Iterator[Progress]:
     target, how = problem.target, problem.how
     family = _begin(how, found)
     refine = how.refine and problem.settings.objective == "elbo"

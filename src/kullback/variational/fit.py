@@ -167,7 +167,7 @@ class Fit(FittedPosterior):
         direction: "reverse", KL(q‖p), or "forward", KL(p‖q).
         method: how.
         trace: the objective after every iteration, in nats, higher is better.
-        converged: whether the method's own test was met.
+        converged: whether the method's own convergence test passed.
         reason: why it stopped, in words.
         gradient_norm: the largest entry of the objective's gradient at the end, in about posterior
             standard deviations.
@@ -240,7 +240,7 @@ def fit(
     samples: Tensor | None = None,
     starts: int = 4,
     draws: int | None = None,
-    evaluation_draws: int = 4000,
+    evaluation_draws: int | None = None,
     generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> Fit:
@@ -258,20 +258,23 @@ def fit(
         batch_size: rows that are evaluated together.
         family: a name ("full_rank", "mean_field", "low_rank", "mixture", "student_t", "flow"), or a
             function of a frame such as `functools.partial(Mixture, components=3)`; "auto" takes a
-            full-rank Gaussian up to 300 dimensions, low rank above, and a mixture of Gaussians
-            where fresh draws show that one falls short and the mixture's ELBO is higher.
+            full-rank Gaussian up to 1,200 dimensions, low rank above, and a mixture of Gaussians
+            where fresh draws show that one falls short and the mixture's ELBO is higher, where a
+            search finds another peak, or where weighted draws show that moments are off (a mixture
+            then fitted to those draws, or to a short Hamiltonian run, by KL(p‖q)).
         direction: "reverse" for KL(q‖p); "forward" for KL(p‖q), by maximum likelihood.
         objective: what is maximised; see `loss_of`.
         gradient: its estimator; see `loss_of`.
-        method: "deterministic" (fixed draws, L-BFGS), "batch_and_match" or "stochastic"; "auto" by
-            data and family.
+        method: "deterministic" (fixed draws, L-BFGS), "natural_gradient" (full rank, from 300
+            dimensions), "batch_and_match" or "stochastic"; "auto" by data and family.
         alpha: the order of a Rényi objective; see `loss_of`.
         group: draws in each importance-weighted term; see `loss_of`.
         samples: `[n, d]` of p on the unconstrained space, for "forward"; without them
             importance-weighted draws are used.
         starts: random places to begin from, the best of which is kept.
         draws: of q in each step.
-        evaluation_draws: of q, made at the end: the ones in `Fit.draws`.
+        evaluation_draws: of q, made at the end: the ones in `Fit.draws`; 4,000 by default, 1,000
+            where the density is evaluated one point at a time.
         generator: all randomness; without one, seed 0, so that a fit can be repeated.
         progress: a line on stderr, where that is a terminal.
 
@@ -294,6 +297,8 @@ def fit(
     known = direction in ("reverse", "forward")
     require(known, "direction", "reverse or forward", repr(direction))
     require(samples is None or direction == "forward", "samples", "direction forward", direction)
+    if evaluation_draws is None:
+        evaluation_draws = limits.LOOPED_EVALUATION_DRAWS if target.looped else 4000
     require(evaluation_draws >= 2, "evaluation_draws", "at least 2", evaluation_draws)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     settings = Settings(
@@ -330,7 +335,7 @@ def _carry_out(
     log_p, by_p = target.score(z)
     log_q, by_q = score_in_pieces(family.log_prob, z, len(z))
     why = "" if bool(log_p.isfinite().all()) else target.explain(z)
-    if not last.reason.startswith(IMPROPER):
+    if not last.reason.startswith(IMPROPER) and not last.bounded:
         lost = _improper(target, last, z)
         last = replace(last, converged=False, reason=f"{lost}; {last.reason}") if lost else last
     return Fit(
@@ -340,8 +345,8 @@ def _carry_out(
         direction=settings.direction,
         method=work.method,
         trace=tuple(trace),
-        converged=last.converged and not why,
-        reason=f"{last.reason}; {why}" if why else last.reason,
+        converged=last.converged and (not why or last.bounded),
+        reason="; ".join(text for text in (last.reason, why or str(target.refusals)) if text),
         gradient_norm=last.gradient_norm,
         seconds=time.perf_counter() - begin,
         draws=z,

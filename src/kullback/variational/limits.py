@@ -23,7 +23,7 @@ class Limits:
     miss: probability that any normal error bar of one fit fails, two a function.
     light, heavy: where there are draws of q alone, Pareto k-hat of its weights from which the
     scores count, and count in full; at 1/2 the variance of the weights becomes infinite.
-    misled: k-hat from which weights say nothing of what they have not met (Vehtari et al. 2024).
+    misled: k-hat from which weights say nothing of regions without draws (Vehtari et al. 2024).
     unreached: share of p's mass where q has less than a hundredth of p's density.
     shape: residual of the scores and sd of log weights from which the shape of q is not p's, and
     near: ESS/n above which that does not matter. They guard draws of q, not its moments.
@@ -63,6 +63,25 @@ MAX_REFINED_DRAWS = 1024  # fixed draws, where a mixture will be tried if they a
 SAME_PEAK_SDS = 4.0  # sd (and sqrt(d) more) within which two starts lie on one peak
 NEGLIGIBLE_PEAK = 15.0  # nats of the ELBO below the best start: a share of 3e-7 of the mass
 
+# engine, fit, diagnostics: a density that is evaluated one point at a time
+LOOPED_DRAWS = 128  # fixed draws of q
+LOOPED_EVALUATION_DRAWS = 1000  # at the end, where their number is left open
+LOOPED_CLIMBS = 8  # of the search for other peaks
+
+# engine: what the search elsewhere finds is fitted too
+MIN_SHARE_ELSEWHERE = 0.005  # of p's mass on a peak that q has not, from which q is fitted again
+MAX_SEARCHES = 3
+
+# engine: moments matched by importance sampling (KL(p||q)) where those of KL(q||p) are off
+CLOSE_DRAWS = 2000  # of q, whose weights say whether a wider law is asked at all
+MIN_MOMENT_SHIFT = 0.05  # sd, or log sd, by which weighted draws must move a moment
+MOMENT_SHIFT_ERRORS = 2.5  # and standard errors
+MIN_MATCHED_DRAWS = 400.0  # effective, of the weighted draws
+MATCHED_DRAWS, MATCHED_ROUNDS = 8000, 2  # draws of q a round, twice as many of a wider law
+RESAMPLED_DRAWS = 6000  # of them, in proportion to their weights, to which the mixture is fitted
+MIN_MATCHED_GAIN = 0.7  # times the old shift that the new one may be
+MATCHED_ITERATIONS = 60  # of L-BFGS a round
+
 # engine: refinement of a Gaussian by a mixture
 MIN_SD_LOG_WEIGHTS = 0.4  # nats: spread of log weights above which a Gaussian is refined
 MAX_REFINED_GRADIENT = 0.1  # gradient of the Gaussian below which refining is worth it
@@ -74,6 +93,10 @@ MIXTURE_TOLERANCE = 5e-3  # sd: fresh draws move a mixture's optimum by ten time
 PROGRESS_SECONDS = 0.1  # between two updates of the line on a terminal
 
 # optimise/starts
+PLAIN_WIDTHS = (1.0, 0.3, 0.1, 0.03, 0.01)  # sd of the Gaussians tried where the climb leads away
+MAX_WIDTH_RATIO = 10.0  # of a start's variance to the one that its draws' scores ask for
+MENDED_POINTS, MENDED_STEPS = 1024, 40  # gradients a step, and steps, that mend such a start
+MAX_START_SLOPE = 3.0  # sd that they ask for it to be moved
 MAX_LBFGS_STEPS, MAX_NEWTON_STEPS = 300, 100
 JUDGED_EVERY = 10  # L-BFGS steps between two evaluations of the ELBO
 MIN_START_GRADIENT = 1e-4  # norm at which the climb by L-BFGS ends
@@ -90,6 +113,7 @@ REFRAME_MOVE = 1.0  # sd by which its parameters may move before that
 MAX_LOG_GROWTH = math.log(1e6)  # of an sd, or drift in sd, that no proper posterior should need
 MAX_LOG_SHRINKAGE = math.log(1e16)  # at a kink the start sees no curvature, and is too wide
 MAX_OBJECTIVE = 1e15  # nats: differences of one drown in the rounding of float64
+KINK_GRADIENT = 10.0  # by which a kink at one of n draws changes the gradient is this over n
 FRESH_DRAWS_AGREE = 0.03  # sd by which fresh draws may move an optimum that needs no more draws
 FRESH_DRAWS_CONVERGED = 0.3  # sd by which they may move one that is called converged
 
@@ -118,6 +142,31 @@ K_HAT_SETS, K_HAT_DRAWS = 4, 4000  # for each width
 
 # optimise/batch_and_match
 MAX_STILL_ITERATIONS = 3  # in a row below the tolerance
+
+# optimise/natural_gradient (chosen on the rows hierarchy, ar1, laplace of benchmarks/shapes.py)
+SMOOTHING_STEP = (
+    0.1  # conditional sd over which the gradient is differenced: 0.2 % of an sd too wide
+)
+PATTERN_STEP, PATTERN_SPREAD = 0.3, 0.5  # sd: of a difference, and of the draws at which it is made
+PATTERN_ROUNDING = 1e-11  # relative change of a gradient that is rounding
+MAX_SPARSE_ENTRIES = 8  # and sqrt(d): others that depend on a coordinate that is not dense
+NATURAL_POINTS = 4096  # gradients an iteration
+FIRST_NATURAL_DRAWS, MAX_NATURAL_DRAWS = 32, 512  # of q an iteration: far from the optimum; near
+MAX_NATURAL_DIMENSIONS = 1200  # up to which q is full rank by default: d^3 operations an iteration
+MAX_NATURAL_STEPS = 60
+MAX_NATURAL_MOVE = 3.0  # sd that a mean may move in a step
+MIN_NATURAL_SHARE = 1e-3  # of a step, below which it is given up
+MIN_NATURAL_PACE = 0.1  # share of a step, below which they are not
+NATURAL_SLACK = 3.0  # standard errors by which the ELBO may fall in a step
+NATURAL_ROUNDING = 1e-9  # of the ELBO, by which it may fall as well
+NATURAL_AVERAGED = 0.5  # sd a step, from which noise may be all that moves q
+NATURAL_TOLERANCE = 0.02  # sd that fresh draws may move q at the end
+
+# optimise/edges
+INTERIOR_POINTS, INTERIOR_WIDTHS = 8192, (0.1, 1.0, 4.0, 16.0, 100.0)  # half widths of the cubes
+MIN_INTERIOR = 16  # points of finite log p with which a fit begins
+EDGE_LINES, EDGE_REACH, BISECTIONS = 16, 1e4, 60  # in each coordinate; how far, in sizes of a point
+EDGE_AGREES = 1e-7  # of that reach, within which lines meet one edge
 
 # optimise/forward_kl
 MOMENTS_AGREE = 0.05  # sd that moments may move between rounds
@@ -157,8 +206,12 @@ MAX_NODE_STEPS, NODE_TOLERANCE = 6, 0.02  # Newton steps at a node; nats still t
 HESSIAN_STEP = 1e-4  # of differences of the gradient, in sd of the draws
 
 # diagnostics/missed_modes
+CLIMBS = 32  # from far outside the draws
 START_SCALES = (2.0, 4.0, 8.0, 16.0)  # of the starts, in sd of the draws
+SCANNED_POINTS, SCANNED_SHELLS = 8192, 16  # at which log p is looked at; two climbs from each shell
+SCAN_REACH = 100.0  # sd from the mean of q's draws, the furthest of them
 CLIMB_STEPS, CLIMB_RATE = 120, 0.4  # of the ascent, in the same unit
+CLIMB_LOOK = 10  # steps, up to 4 sd, between two looks whether a climb is inside q's body
 OUTSIDE_SDS = 3.0  # and sqrt(d): a peak further out is not among the draws
 PEAK_DRAWS = 512  # that weigh a peak
 MAX_PEAKS = 4  # that are weighed, the highest

@@ -39,7 +39,7 @@ from .evidence import Evidence, Pool, Sample, gather
 from .missed_modes import Probed, probe
 from .verdict import Level, Verdict, judge, unsound
 
-__all__ = ["Diagnosis", "diagnose", "diagnose_beyond", "diagnose_sample"]
+__all__ = ["Diagnosis", "diagnose", "diagnose_beyond", "diagnose_sample", "ridges_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,11 @@ class Diagnosis:
     def reasons(self) -> tuple[str, ...]:
         """What stands behind the verdict, most important first."""
         return self.judged.reasons
+
+    @property
+    def searched(self) -> str:
+        """How far p was searched for other peaks, within which no other was missed, in words."""
+        return "no other peaks were searched for" if self.probed is None else self.probed.words
 
     @property
     def k_hat(self) -> float:
@@ -192,7 +197,8 @@ def diagnose(
         wide: draws of a wider distribution (`draw_wider`), which show what p does where q's tails
             are too thin.
         names: of the functions, for the sentence.
-        converged: whether the optimiser met its own test; if not the level is never "trust".
+        converged: whether the optimiser's own convergence test passed; if not the level is never
+            "trust".
 
     Returns:
         The level, the sentence, and the numbers behind them.
@@ -238,6 +244,7 @@ def diagnose_beyond(
     log_prob: LogDensity | None,
     sample: Sample,
     *,
+    few: bool = False,
     generator: torch.Generator | None = None,
 ) -> Diagnosis:
     """Diagnose q by its draws, by climbs of log p from far away, and by wider distributions.
@@ -247,7 +254,8 @@ def diagnose_beyond(
     as many draws as q has. In more than eight dimensions these are few: a verdict that is not
     "trust" is given by four times as many instead. Where the scores say that a coordinate is the
     scale of others, p is followed along it (see `follow`), up to 64 dimensions. Where log p raises
-    far out, the diagnosis is that of q's own draws, with a warning.
+    far out, the diagnosis is that of q's own draws, with a warning. few: whether each evaluation
+    is dear, so that climbs are few and there is no second look.
 
     >>> def normal(z):
     ...     return -0.5 * z.square().sum(-1) - 0.919
@@ -261,15 +269,23 @@ def diagnose_beyond(
     draws = sample.draws
     probed = None
     try:
-        probed = probe(log_density, draws, sample.log_p, sample.log_q, generator=generator)
+        probed = probe(
+            log_density,
+            draws,
+            sample.log_p,
+            sample.log_q,
+            starts=limits.LOOPED_CLIMBS if few else limits.CLIMBS,
+            scanned=0 if few else limits.SCANNED_POINTS,
+            generator=generator,
+        )
         if log_prob is None:
             return _diagnosed(sample, probed, None)
-        ridges = _ridges(log_density, sample)
+        ridges = ridges_of(log_density, sample)
         for times in (limits.WIDE_DRAWS, limits.MORE_WIDE_DRAWS):
             options = {"number": times * len(draws), "ridges": ridges, "generator": generator}
             wide = draw_wider(log_density, log_prob, draws, **options)  # type: ignore[arg-type]
             found = _diagnosed(sample, probed, wide, endless=any(r.endless for r in ridges))
-            if found.level == "trust" or draws.shape[1] <= limits.MAX_FIRST_LOOK_DIMENSIONS:
+            if few or found.level == "trust" or draws.shape[1] <= limits.MAX_FIRST_LOOK_DIMENSIONS:
                 break
         return found
     except (RuntimeError, ValueError) as error:  # a user's function may refuse far points
@@ -278,7 +294,7 @@ def diagnose_beyond(
         return _diagnosed(sample, probed, None)
 
 
-def _ridges(log_density: LogDensity, sample: Sample) -> list[Ridge]:
+def ridges_of(log_density: LogDensity, sample: Sample) -> list[Ridge]:
     """Follow p along the coordinates that are the scale of others, if any is."""
     usable = sample.scores is not None and bool(sample.scores[0].isfinite().all())
     if (
@@ -343,7 +359,7 @@ def _gap(logs: Tensor) -> Estimate:
     paired = (logs - top).exp() - 1.0 - (logs - logs.mean())
     error = float(paired.std()) / math.sqrt(len(logs))
     value = _log_mean_over_mean_log(logs)
-    why = "the log of a mean (Jensen) and a tail not seen yet: low"
+    why = "the log of a mean (Jensen) and a tail without draws: low"
     error = math.inf if math.isinf(value) else error
     return Estimate(value, error, len(logs), bias="low", why=why)
 

@@ -294,9 +294,9 @@ def gather(
     if moved is not None and moved.bounded:
         pushed = shift_between(values, sample.values(moved.draws))
     if pool is not None:
-        seen = sample.values(pool.draws)
-        pooled = by_weights(seen, pool.log_weights, against=values)
-        tails = tail_ratio(seen, pool.log_weights, values, share=limits.TAIL_PROBABILITY)
+        at_pool = sample.values(pool.draws)
+        pooled = by_weights(at_pool, pool.log_weights, against=values)
+        tails = tail_ratio(at_pool, pool.log_weights, values, share=limits.TAIL_PROBABILITY)
     return Evidence(
         draws=len(logs),
         broken=0,

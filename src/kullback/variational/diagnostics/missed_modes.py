@@ -5,7 +5,7 @@ climbs log p, and weighs the peaks it ends on. Finding none proves nothing; find
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from kullback.sampled import log_mean_exp
 from kullback.variational import limits
 from kullback.variational.families.family import Frame, student_t_log_prob
 from kullback.variational.optimise.stochastic import Adam
-from kullback.variational.target.batches import LogDensity
+from kullback.variational.target.batches import LogDensity, score_in_pieces
 
 __all__ = ["Probed", "probe"]
 
@@ -24,9 +24,10 @@ __all__ = ["Probed", "probe"]
 class Probed:
     """What was found: the share of p's mass elsewhere, draws there `[n, d]`, how far, how sought.
 
-    share: of all mass seen, in [0, 1]; 0 when nothing was found. draws: of the
+    share: of all mass found, in [0, 1]; 0 when nothing was found. draws: of the
     heaviest peak `[k, d]` with their log weights `[k]`, None when there is none. distance: from
-    the mean of q's draws to that peak, in their standard deviations (Mahalanobis).
+    the mean of q's draws to that peak, in their standard deviations (Mahalanobis). starts: climbs.
+    scanned, reach: points at which log p was looked at, and how far out the furthest are, in sd.
     """
 
     share: float
@@ -34,6 +35,14 @@ class Probed:
     draws: Tensor | None = None
     log_weights: Tensor | None = None
     distance: float = 0.0
+    scanned: int = 0
+    reach: float = 0.0
+
+    @property
+    def words(self) -> str:
+        """How far was searched."""
+        looked = f"{self.scanned:,} points to {self.reach:,.0f} sd from q's mean and "
+        return f"searched for other peaks at {looked if self.scanned else ''}{self.starts} climbs"
 
 
 def probe(
@@ -43,9 +52,13 @@ def probe(
     log_q: Tensor,
     *,
     starts: int = 32,
+    scanned: int = limits.SCANNED_POINTS,
     generator: torch.Generator | None = None,
 ) -> Probed:
     """Climb log p from starts far outside the draws and weigh the peaks found there.
+
+    scanned: points out to 100 sd at which log p alone is evaluated; climbs also begin at those of
+    the highest p in each of 16 shells.
 
     log_density: `[n, d]` to `[n]`, differentiable. draws `[n, d]` from q, log_p, log_q `[n]`, in
     nats. Costs 120 gradients of `starts` points each. The mass of a peak comes from draws of a
@@ -70,28 +83,73 @@ def probe(
 
     noise = torch.randn(starts, dims, generator=generator, dtype=draws.dtype)
     scales = torch.tensor(limits.START_SCALES, dtype=draws.dtype).repeat(starts)[:starts]
-    ends, heights = _climb(whitened, noise * scales[:, None])
+    sets = [(noise * scales[:, None], generator)]
+    reach = max(limits.START_SCALES) * math.sqrt(dims)
+    if scanned:
+        own = torch.Generator().manual_seed(0)
+        sets.append((_scan(whitened, dims, scanned, own).to(draws), own))
+        reach = limits.SCAN_REACH
     here = float(log_mean_exp(log_p - log_q)) - float(frame.log_det)
-    found = Probed(0.0, starts)
-    for end in _distinct(ends, heights, body):
-        local, weights = _weighed(whitened, end, body, generator)
-        share = float(torch.sigmoid(log_mean_exp(weights) - here))
-        if share > found.share:
-            there = frame.outwards(local)
-            found = Probed(share, starts, there, weights, float(end.norm()))
+    counts = [len(first) for first, _ in sets]
+    found = Probed(0.0, sum(counts), scanned=scanned, reach=reach)
+    ends, heights = _climb(whitened, torch.cat([first for first, _ in sets]), body)
+    parts = zip(torch.split(ends, counts), torch.split(heights, counts), sets, strict=True)
+    for some, theirs, (_, source) in parts:
+        for end in _distinct(some, theirs, body):
+            local, weights = _weighed(whitened, end, body, source)
+            share = float(torch.sigmoid(log_mean_exp(weights) - here))
+            if share > found.share:
+                there = frame.outwards(local)
+                found = replace(
+                    found,
+                    share=share,
+                    draws=there,
+                    log_weights=weights,
+                    distance=float(end.norm()),
+                )
     return found
 
 
-def _climb(log_density: LogDensity, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """Climb by Adam with a falling pace, each start on its own; where that ends, how high."""
-    places, adam = starts, Adam()
+def _scan(log_density: LogDensity, dims: int, number: int, generator: torch.Generator) -> Tensor:
+    """Return the two highest points of every shell, of points of log-uniform radius."""
+    way = torch.randn(number, dims, generator=generator, dtype=torch.float64)
+    way = way / way.norm(dim=1, keepdim=True)
+    low, high = math.log(limits.OUTSIDE_SDS), math.log(limits.SCAN_REACH)
+    log_r = torch.linspace(low, high, number, dtype=torch.float64)
+    points = way * log_r.exp()[:, None]
+    with torch.no_grad():
+        logs = log_density(points).nan_to_num(-math.inf, -math.inf, -math.inf)
+    shells = torch.split(logs, -(-number // limits.SCANNED_SHELLS))
+    starts = torch.tensor([0, *(len(shell) for shell in shells[:-1])]).cumsum(0)
+    best = [
+        k + shell.topk(min(2, len(shell))).indices for k, shell in zip(starts, shells, strict=True)
+    ]
+    kept: Tensor = points[torch.cat(best)]
+    return kept
+
+
+def _climb(log_density: LogDensity, starts: Tensor, body: float) -> tuple[Tensor, Tensor]:
+    """Climb by Adam with a falling pace, each start on its own; where that ends, how high.
+
+    A climb that two looks in a row find inside the body of q ends there.
+    """
+    ends, going, adam = starts.clone(), torch.arange(len(starts)), Adam()
+    places, inside = starts, torch.zeros(len(starts), dtype=torch.bool)
     for step in range(limits.CLIMB_STEPS):
         leaf = places.detach().requires_grad_()
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(-log_density(leaf).sum(), leaf)
         pace = limits.CLIMB_RATE * 0.5 * (1 + math.cos(math.pi * step / limits.CLIMB_STEPS))
         places = places + adam.step(slope.nan_to_num(0.0, 0.0, 0.0), pace)
-    return places, log_density(places).detach()
+        ends[going] = places
+        if (step + 1) % limits.CLIMB_LOOK == 0:
+            before, inside = inside, places.norm(dim=1) <= body
+            far = ~(before & inside)
+            going, places, inside = going[far], places[far], inside[far]
+            adam.keep(far)
+            if len(going) == 0:
+                break
+    return ends, log_density(ends).detach()
 
 
 def _distinct(ends: Tensor, heights: Tensor, body: float) -> list[Tensor]:
@@ -130,15 +188,18 @@ def _weighed(
 
 def _width(log_density: LogDensity, peak: Tensor) -> tuple[Tensor, bool]:
     """Return the symmetric root of the inverse curvature, and whether this is a peak at all."""
-    place = peak.clone().requires_grad_()
-    with torch.enable_grad():
-        (slope,) = torch.autograd.grad(log_density(place[None]).sum(), place)
     dims = len(peak)
-    if dims > limits.MAX_CURVED_DIMENSIONS:
-        return torch.eye(dims, dtype=peak.dtype), bool(slope.norm() < limits.MAX_PEAK_DISTANCE)
-    curve = torch.autograd.functional.hessian(  # type: ignore[no-untyped-call]
-        lambda u: log_density(u[None])[0], peak
+    few = dims <= limits.MAX_CURVED_DIMENSIONS
+    steps = limits.HESSIAN_STEP * torch.eye(dims, dtype=peak.dtype)[: dims if few else 0]
+    slopes = score_in_pieces(
+        log_density, torch.cat([peak[None], peak + steps, peak - steps]), limits.MAX_PIECE
     )
+    slope = slopes[1][0]
+    if not few:
+        return torch.eye(dims, dtype=peak.dtype), bool(slope.norm() < limits.MAX_PEAK_DISTANCE)
+    high, low = slopes[1][1:].chunk(2)
+    curve = (high - low) / (2 * limits.HESSIAN_STEP)  # autograd's own fails where p underflows
+    curve = 0.5 * (curve + curve.mT)
     values, vectors = torch.linalg.eigh(-curve.nan_to_num(0.0, 0.0, 0.0))
     if float(values.min()) <= 0:
         return vectors, False

@@ -6,7 +6,7 @@ Along such a ray log p falls by less than log t, where t is the distance; a dens
 falls faster, also where its tails are heavy: a Cauchy's by 2 log t, a t's by (1 + degrees) log t.
 
 Which to use: `improper`, through `fit`; `undecaying` for a bare log density. What is found is
-improper; not everything is found. Not seen are mass that is infinite only along a bent path or over
+improper; not everything is found: not mass that is infinite only along a bent path or over
 a bundle of lines that widens, and what lies beyond the point at which log p overflows.
 """
 
@@ -25,14 +25,15 @@ __all__ = ["improper", "undecaying"]
 
 
 def improper(target: Target, draws: Tensor) -> str:
-    """Return the reason why a target is improper, by `undecaying`; nothing where none is seen.
+    """Return the reason why a target is improper, by `undecaying`; None where none is found.
 
     draws: `[n, d]`, n ≥ 2, of a q near p. Not with mini-batches of rows, where every point of a ray
     would meet all rows, nor above 100 dimensions.
     """
     if target.rows is not None or len(draws) < 2 or target.dim > limits.MAX_SEARCHED_DIMENSIONS:
         return ""
-    way = _endless_way(target.log_density, draws)
+    with target.refusals.unknown():
+        way = _endless_way(target.log_density, draws)
     if way is None:
         return ""
     which = ", ".join(target.names[j] for j in _movers(way, draws))

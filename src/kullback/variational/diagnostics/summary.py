@@ -165,6 +165,7 @@ class Summary:
 
     verdict: str
     rows: tuple[Row, ...]
+    searched: str = ""
 
     def __str__(self) -> str:
         wide = max(len("parameter"), *(len(row.name) for row in self.rows))
@@ -175,7 +176,9 @@ class Summary:
             cells = "".join(f"{_short(value):>11}" for value in numbers)
             ratio = "unknown" if row.sd_error > limits.MAX_SD_RATIO_SHOWN else f"{row.sd_error:.0%}"
             lines.append(f"{row.name:<{wide}}{cells}{ratio:>11}")
-        return "\n".join([*lines, "", "mean off, sd off: at most so far from the truth"])
+        foot = "mean off: bound on the error of the mean; sd off: on the relative error of the sd"
+        lines += ["", foot]
+        return "\n".join([*lines, self.searched] if self.searched else lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; infinite bounds become None (nothing can be said)."""
@@ -226,7 +229,8 @@ def assess(
     if not search or target.dim > limits.MAX_SEARCHED_DIMENSIONS or target.rows is not None:
         return diagnose_sample(sample)
     log_prob = getattr(fit, "log_prob", None)  # a fit read back from disk may have no q
-    return diagnose_beyond(target.log_density, log_prob, sample, generator=generator)
+    few = target.looped
+    return diagnose_beyond(target.log_density, log_prob, sample, few=few, generator=generator)
 
 
 def summarise(fit: Fitted, diagnosis: Diagnosis) -> Summary:
@@ -264,7 +268,7 @@ def summarise(fit: Fitted, diagnosis: Diagnosis) -> Summary:
             sd_error=float(wide[i]),
         )
         rows.append(row)
-    return Summary(diagnosis.verdict, tuple(rows))
+    return Summary(diagnosis.verdict, tuple(rows), diagnosis.searched)
 
 
 def resample(

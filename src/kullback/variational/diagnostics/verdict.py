@@ -39,7 +39,7 @@ def moment_bounds(evidence: Evidence, limits: Limits = LIMITS) -> MomentBounds:
     at k̂ = 0.2 to all of it at 1/2, plus the residual squared: what a tilt of that size that is not
     quadratic moves, to second order, while to first order it moves nothing. The residual counts as
     at most twice the sd of the log weights, which it is for a smooth tilt along one axis, and by
-    less than its square where k̂ is below 0.7 and the weights have seen most of that themselves;
+    less than its square where k̂ is below 0.7 and the weights already include most of that shift;
     nor is it more than Cauchy and Schwarz allow, `|E_p f − E_q f| ≤ sd_q(f) √χ²`, χ² = n/ESS − 1.
     Mass found elsewhere is added.
     Errors: Owen (2013), "Monte Carlo theory, methods and examples", eq. 9.9, for reweighted
@@ -83,8 +83,8 @@ def _second_order(evidence: Evidence, limits: Limits) -> float:
     """Return the residual squared, held down to 1/3 where the weights are light-tailed."""
     residual = math.inf if evidence.residual is None else evidence.residual
     size = min(2 * evidence.sd_log_weights, residual) ** 2
-    seen = 1.0 - _between(evidence.k_hat, limits.heavy, limits.misled)
-    return size if seen == 0 else 1.0 / (1.0 / max(size, 1e-300) + 3.0 * seen)
+    included = 1.0 - _between(evidence.k_hat, limits.heavy, limits.misled)
+    return size if included == 0 else 1.0 / (1.0 / max(size, 1e-300) + 3.0 * included)
 
 
 def _reach(shift: Shift, limits: Limits) -> tuple[Tensor, Tensor]:

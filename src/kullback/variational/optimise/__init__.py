@@ -5,6 +5,7 @@ Which file answers which question:
 - `starts`: where does a fit begin, and on which peaks? `deterministic`: L-BFGS on fixed draws;
 - `stochastic`: Adam's steps, averaged, or in rounds of cosine annealing (flows); the control
   variate for mini-batches;
+- `natural_gradient`: hundreds of dimensions, and kinks; `edges`: −inf beyond an edge;
 - `batch_and_match`: scores matched in closed form; `forward_kl`: KL(p‖q) from weighted draws;
 - `grid`: both directions by quadrature in one or two dimensions.
 
@@ -30,7 +31,8 @@ class Progress:
 
     gradient_norm: the largest entry of the objective's gradient in the frame's coordinates, about
     the distance to the optimum in posterior standard deviations. disagreement: how far fresh draws
-    would move an optimum on fixed ones, as that.
+    would move an optimum on fixed ones, as that. bounded: whether p has hard edges, so that q may
+    have draws where p has no mass.
     """
 
     family: Family
@@ -40,6 +42,7 @@ class Progress:
     converged: bool = False
     reason: str = ""
     disagreement: float = 0.0
+    bounded: bool = False
 
 
 def shown(steps: Iterator[Progress], title: str, *, progress: bool) -> Iterator[Progress]:

@@ -220,7 +220,9 @@ def _rounds(
                 and abs(step.loss) < limits.MAX_OBJECTIVE
                 and (moved <= limits.REFRAME_MOVE or not gaussian)
             )
-            reason = _verdict(step, norm, used, iterations, settled=settled)
+            kinked = step.stuck and norm <= limits.KINK_GRADIENT / len(noise)
+            reason = _verdict(step, norm, used, iterations, settled=settled or kinked)
+            settled = settled or (kinked and bool(reason))
             yield Progress(family, step.loss, norm, bool(reason), settled, reason)
             if reason:
                 return

@@ -28,7 +28,12 @@ __all__ = ["adaptive", "maximum_likelihood"]
 
 
 def maximum_likelihood(
-    samples: Tensor, make: Make, generator: torch.Generator, *, log_weights: Tensor | None = None
+    samples: Tensor,
+    make: Make,
+    generator: torch.Generator,
+    *,
+    log_weights: Tensor | None = None,
+    iterations: int = 300,
 ) -> Iterator[Progress]:
     """Fit q by maximising `Σ w log q(z)` over samples of p, yielding `Progress` each iteration.
 
@@ -48,7 +53,7 @@ def maximum_likelihood(
     def loss(family: Family, noise: Tensor) -> Tensor:
         return -(weights * family.log_prob(z)).sum()
 
-    yield from deterministic(family, loss, generator, draws=2, max_draws=2, iterations=300)
+    yield from deterministic(family, loss, generator, draws=2, max_draws=2, iterations=iterations)
 
 
 def moments(z: Tensor, weights: Tensor) -> Frame:
@@ -71,6 +76,7 @@ def adaptive(
     *,
     draws: int,
     rounds: int = 12,
+    iterations: int = 300,
 ) -> Iterator[Progress]:
     """Fit q by importance sampling from what was fitted before, until its moments settle.
 
@@ -86,7 +92,7 @@ def adaptive(
             log_p = target.log_density(z)
         logs, k_hat = pareto_smooth(log_p - log_proposal)
         frame = moments(z, logs.softmax(0))
-        for now in maximum_likelihood(z, make, generator, log_weights=logs):
+        for now in maximum_likelihood(z, make, generator, log_weights=logs, iterations=iterations):
             used += 1
             if not now.done:
                 yield now

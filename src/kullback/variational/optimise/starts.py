@@ -1,7 +1,7 @@
 """Where a fit begins: damped Newton paths uphill, judged by the ELBO of a Gaussian at each stop.
 
 Which to use: `find_start`, which climbs from several random points at once and returns the best
-Gaussian frames met on the way, not the modes: near a mode without mass (a funnel's neck, an
+Gaussian frames found on the way, not the modes: near a mode without mass (a funnel's neck, an
 unbounded peak) the ELBO falls, and what is kept lies before it. Above 300 dimensions, where a dense
 Hessian costs too much, `find_large_start` climbs by L-BFGS, and its frame has one scale an axis.
 `distinct` and `mixture_of` turn the starts into peaks and a mixture that begins on them.
@@ -26,7 +26,16 @@ from kullback.variational.target.density import Target
 
 from .deterministic import fixed_normals, minimise
 
-__all__ = ["Start", "distinct", "find_large_start", "find_start", "mixture_of"]
+__all__ = [
+    "Start",
+    "distinct",
+    "find_large_start",
+    "find_start",
+    "is_near",
+    "judged",
+    "mixture_of",
+    "near_zero",
+]
 
 
 def find_large_start(
@@ -41,21 +50,34 @@ def find_large_start(
         value, slope = target.score(x[None], rows)
         return -float(value), -slope[0]
 
-    best: tuple[Frame | None, float] = (None, -math.inf)
     noise = fixed_normals(32, target.dim, generator)
+    best = _plain(target, z[None], noise, rows)
     for count, step in enumerate(minimise(downhill, z)):
         last = (
             step.stuck
             or count == limits.MAX_LBFGS_STEPS
             or float(step.gradient.norm()) < limits.MIN_START_GRADIENT
         )
-        if last or count % limits.JUDGED_EVERY == 0:
+        early = count & (count - 1) == 0  # 0, 1, 2, 4, 8, …: a path may lead into a funnel's neck
+        if last or early or count % limits.JUDGED_EVERY == 0:
             frame = Frame.diagonal(step.x, _curvature(target, step.x, generator, rows).rsqrt())
             value = _elbo(target, frame, noise, rows)
             best = (frame, value) if value > best[1] else best
         if last:
             break
     return best
+
+
+def _plain(
+    target: Target, first: Tensor, noise: Tensor, rows: Tensor | None
+) -> tuple[Frame | None, float]:
+    """Return the best of N(z, s²) at the first points `[k, d]`, for a few s, and its ELBO."""
+    tried = [
+        Frame.diagonal(z, torch.full_like(z, width)) for z in first for width in limits.PLAIN_WIDTHS
+    ]
+    values = [_elbo(target, frame, noise, rows) for frame in tried]
+    best = max(values)
+    return (tried[values.index(best)], best) if math.isfinite(best) else (None, -math.inf)
 
 
 def _curvature(
@@ -112,14 +134,17 @@ def find_start(
     reach[0] = 0.1
     uniform = torch.rand(starts, target.dim, generator=generator, dtype=torch.float64)
     first = reach * (2 * uniform - 1)
-    paths = _Paths.begin(target, first, noise, rows)
+    paths = _Paths.begin(target, first.clone(), noise, rows)
     for _ in range(limits.MAX_NEWTON_STEPS):
         if not paths.climb():
             break
     paths.evaluate_rest()
     found = [Start(f, e) for f, e in zip(paths.frames, paths.elbos.tolist(), strict=True) if f]
     if not found:
-        _refuse(target, torch.cat([first, paths.z]))
+        frame, elbo = _plain(target, first, noise, rows)
+        if frame is None:
+            _refuse(target, torch.cat([first, paths.z]))
+        found = [Start(Frame.dense(frame.shift, frame.factor), elbo)]
     return sorted(found, key=lambda start: -start.elbo)
 
 
@@ -249,6 +274,35 @@ class _Paths:
             )
             waiting[left[found]] = False
         self.active[which[waiting]] = False
+
+
+def judged(target: Target, frame: Frame, generator: torch.Generator) -> Start:
+    """Return a frame as a start, with its ELBO by a few fixed draws."""
+    return Start(frame, _elbo(target, frame, fixed_normals(32, target.dim, generator), None))
+
+
+def near_zero(target: Target, generator: torch.Generator) -> Start | None:
+    """Return the best of N(z, s²) at a few points near 0, or None where no ELBO is finite."""
+    noise = fixed_normals(32, target.dim, generator)
+    first = 0.2 * torch.rand(1, target.dim, generator=generator, dtype=torch.float64) - 0.1
+    frame, elbo = _plain(target, first, noise, None)
+    return None if frame is None else Start(frame, elbo)
+
+
+def is_near(target: Target, start: Start, generator: torch.Generator) -> bool:
+    """Say whether the scores at a start's draws ask for no other width and place.
+
+    At a kink the curvature at a point says nothing of the width. In the frame the optimum has
+    `E[∂ log p ∘ u] = −1` and `E[∂ log p] = 0`.
+    """
+    noise = fixed_normals(limits.RAY_DRAWS, target.dim, generator)
+    slope = target.score(start.frame.outwards(noise))[1] @ start.frame.factor
+    if not bool(slope.isfinite().all()):
+        return True  # nothing can be said
+    wanted = -(slope * noise).mean(0)
+    most = limits.MAX_WIDTH_RATIO
+    wide = bool(((wanted < most) & (wanted > 1 / most)).all())
+    return wide and bool((slope.mean(0).abs() < limits.MAX_START_SLOPE).all())
 
 
 def distinct(starts: Sequence[Start], *, within: float = limits.NEGLIGIBLE_PEAK) -> list[Start]:

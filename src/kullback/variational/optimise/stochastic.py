@@ -79,6 +79,11 @@ class Adam:
         root = self.second.sqrt() / (1 - SLOW**self.count) ** 0.5 + self.epsilon
         return torch.addcdiv(zero, self.first, root, value=-rate / (1 - FAST**self.count))
 
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows of the tensor alone."""
+        if self.first is not None and self.second is not None:
+            self.first, self.second = self.first[rows], self.second[rows]
+
 
 @dataclass
 class Window:

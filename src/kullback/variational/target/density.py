@@ -10,8 +10,8 @@ import contextlib
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,36 @@ __all__ = ["PointDensity", "RowsDensity", "Target"]
 PointDensity = Callable[..., Tensor]  # a user's function of one point: a scalar, in nats
 RowsDensity = Callable[[Tensor, Tensor | None], Tensor]  # z `[n, d]`, rows or None: `[n]`
 UNFACTORED: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+ITEM = ".item() on a Tensor"  # under vmap a distribution that refuses its arguments fails at this
+
+
+@dataclass(slots=True)
+class Refusals:
+    """How many points a density refused, by an exception, and the first words of the last one."""
+
+    count: int = 0
+    words: str = ""
+    value: float = -math.inf
+
+    @contextlib.contextmanager
+    def unknown(self) -> Iterator[None]:
+        """Let log p be NaN at refused points, not −inf, and count none, while rays are followed."""
+        before, self.value = (self.count, self.words), math.nan
+        try:
+            yield
+        finally:
+            (self.count, self.words), self.value = before, -math.inf
+
+    def add(self, error: Exception) -> None:
+        """Count one point."""
+        self.count += 1
+        self.words = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+
+    def __str__(self) -> str:
+        points = "point" if self.count == 1 else "points"
+        if not self.count:
+            return ""
+        return f"{self.count:,} {points} refused by log_density count as log p = -inf: {self.words}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +74,7 @@ class Target:
         rows: the data and their likelihood, or None.
         looped: whether points are evaluated one by one.
         piece: how many points are differentiated together.
+        refusals: how many points the density refused by an exception so far; they have log p −inf.
 
     Example:
         >>> target = Target.of(lambda z: -0.5 * (z * z).sum(), 2)
@@ -57,6 +88,7 @@ class Target:
     rows: Rows | None = None
     looped: bool = False
     piece: int = limits.MIN_PIECE
+    refusals: Refusals = field(default_factory=Refusals, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -73,7 +105,8 @@ class Target:
 
         Where `vmap` cannot follow the function (data-dependent control flow, `.item()`), points are
         evaluated one by one, and a warning says so. Where a matrix cannot be factored
-        (`torch.linalg.LinAlgError`), log p is −inf.
+        (`torch.linalg.LinAlgError`), or a distribution refuses its arguments (`ValueError`), log p
+        is −inf, and the point is counted in `refusals`.
 
         Args:
             log_density: `log_density(z)` with z `[dim]`, or `log_density(**values)` with one
@@ -110,12 +143,12 @@ class Target:
         maker = cls(lambda _: torch.zeros(()), layout, dtype)
         if given is None:
             function, looped, piece = maker._vectorised(log_density, "log_density", ())
-            return cls(function, layout, dtype, None, looped, piece)
+            return cls(function, layout, dtype, None, looped, piece, maker.refusals)
         rows = Rows.of(given, batch_size=batch_size)
         row_terms, looped, _ = maker._vectorised(log_density, "log_density", rows.first())
         prior, prior_looped, _ = maker._vectorised(log_prior or _flat, "log_prior", ())
         rows = rows.with_terms(lambda values, batch: row_terms(values, *batch))
-        return cls(prior, layout, dtype, rows, looped or prior_looped)
+        return replace(maker, function=prior, rows=rows, looped=looped or prior_looped)
 
     @property
     def dim(self) -> int:
@@ -198,7 +231,7 @@ class Target:
             text += f"; {', '.join(broken)} itself is not finite there"
         if self.rows is not None:
             text += self.rows.explain(self.constrain(point[None]))
-        return text
+        return f"{text}; {self.refusals}" if self.refusals.count else text
 
     def _vectorised(
         self, function: PointDensity, name: str, batch: tuple[Tensor, ...]
@@ -214,24 +247,30 @@ class Target:
 
         _check_signature(function, name, self.layout, batch)
         probe = torch.linspace(-0.5, 0.5, self.dim, dtype=self.dtype)
-        kept = limits.CACHED_NUMBERS
-        with contextlib.suppress(UNFACTORED):  # not here, but perhaps elsewhere
+        kept, result, known = limits.CACHED_NUMBERS, None, False
+        with contextlib.suppress(UNFACTORED, ValueError):  # not here, but perhaps elsewhere
             result, kept = _counted(lambda z: one(self.constrain(z), *batch), probe.clone())
+            known = True
+        if known:
             _check_result(result, name, len(batch[0]) if batch else None)
         piece = min(limits.MAX_PIECE, max(limits.MIN_PIECE, limits.CACHED_NUMBERS // max(1, kept)))
         axes = (0, *(None for _ in batch))
-        mapped = _surviving(torch.func.vmap(one, in_dims=axes))
+        vectorised = torch.func.vmap(one, in_dims=axes)
         two = torch.stack([probe, -probe])
         try:
-            mapped(self.constrain(two), *batch)
-        except RuntimeError as error:
+            vectorised(self.constrain(two), *batch)
+        except UNFACTORED:
+            pass
+        except (RuntimeError, ValueError) as error:
             if "randomness" in str(error):
                 words = message(name, "a function of z alone", "one that draws at random")
                 raise ArgumentValueError(words) from error
+            if not isinstance(error, ValueError) and _refused(one, self.constrain(two), batch):
+                return _surviving(vectorised, one, self.refusals), False, piece
             reason = str(error).strip().splitlines()[0]
             warnings.warn(f"{name}: evaluated one point at a time, slowly: {reason}", stacklevel=4)
-            return _surviving(_looped(one)), True, piece
-        return mapped, False, piece
+            return _surviving(_looped(one), one, self.refusals), True, piece
+        return _surviving(vectorised, one, self.refusals), False, piece
 
 
 def _flat(*_: Any, **__: Any) -> Tensor:
@@ -248,17 +287,22 @@ def _looped(one: PointDensity) -> PointDensity:
     return many
 
 
-def _surviving(many: PointDensity) -> PointDensity:
-    """Give −inf to points where a matrix cannot be factored, found by halving."""
+def _surviving(many: PointDensity, one: PointDensity, refusals: Refusals) -> PointDensity:
+    """Give −inf to points that the density refuses by an exception, found by halving; count them.
+
+    A matrix that cannot be factored, or a distribution that refuses its arguments.
+    """
 
     def survived(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
         try:
             return many(values, *batch)
-        except UNFACTORED:
+        except (UNFACTORED, ValueError, RuntimeError) as error:
             first = next(iter(values.values()))
+            if not _refuses(error):
+                raise
             half = len(first) // 2
             if half == 0:
-                return first.new_full((1, len(batch[0])) if batch else (1,), -math.inf)
+                return _alone(one, values, batch, refusals)
             parts = (
                 {k: v[:half] for k, v in values.items()},
                 {k: v[half:] for k, v in values.items()},
@@ -266,6 +310,33 @@ def _surviving(many: PointDensity) -> PointDensity:
             return torch.cat([survived(part, *batch) for part in parts])
 
     return survived
+
+
+def _refused(one: PointDensity, values: dict[str, Tensor], batch: tuple[Tensor, ...]) -> bool:
+    """Say whether a density refuses one of two points, so that vmap is not what fails."""
+    for i in range(2):
+        try:
+            one({k: v[i] for k, v in values.items()}, *batch)
+        except (UNFACTORED, ValueError):
+            return True
+    return False
+
+
+def _alone(
+    one: PointDensity, values: dict[str, Tensor], batch: tuple[Tensor, ...], refusals: Refusals
+) -> Tensor:
+    """Evaluate one point without vmap, which hides the words of a refusal; −inf if it is one."""
+    try:
+        return one({k: v[0] for k, v in values.items()}, *batch)[None]
+    except (UNFACTORED, ValueError) as error:
+        refusals.add(error)
+        first = next(iter(values.values()))
+        return first.new_full((1, len(batch[0])) if batch else (1,), refusals.value)
+
+
+def _refuses(error: Exception) -> bool:
+    """Say whether an exception is about the values at a point, not about the function."""
+    return isinstance(error, UNFACTORED | ValueError) or ITEM in str(error)
 
 
 def _counted(function: Callable[[Tensor], Any], z: Tensor) -> tuple[Any, int]:

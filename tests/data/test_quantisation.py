@@ -10,7 +10,7 @@ from PIL import Image
 
 from kullback.core import DataError
 from kullback.data import Grid, load, load_images, reload
-from kullback.data.grid import grid_of
+from kullback.data.quantisation import grid_of
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (60, 3, 6, 6))
