@@ -542,6 +542,18 @@ template <class R> void block_tops(const R* x, int64_t n, double& top) {
     for (auto& each : most) top = std::max(top, double(largest<R>(each)));
 }
 
+// log2 of v/u from the difference of logits. Without a fused product c is subtracted first, and is in
+// logits: the product would be rounded by what c may be far larger than the result.
+template <class V, class R> INLINE V ratio(V difference, R scale, R c) {
+#if WIDTH == 16
+    return (difference - c) * scale;
+#else
+    return fma(difference, scale - V{}, -c - V{});
+#endif
+}
+template <class R> INLINE R from_powers(double c, R scale) { return R(WIDTH == 16 ? c / double(scale) : c); }
+template <class R> INLINE double in_powers(R c, R scale) { return WIDTH == 16 ? double(c) * double(scale) : double(c); }
+
 // What a loop over a block takes account of: EVEN has no token that one side lacks; HOLES has some;
 // EXACT is that, and differences of logits keep what rounding to R would lose of them; ANY has any
 // log-ratio, by `any_block`: in the others a sum is not finite where one is beyond the range of 2^l.
@@ -574,13 +586,13 @@ Totals even_block(const char* p, const char* q, int64_t n, const Anchor<R>& a, c
                 p_lacks = lacks(x[j]), q_lacks = lacks(y[j]), both = ~(p_lacks | q_lacks);
                 t = a.exponent(where(p_lacks, y[j], x[j]), p_lacks, q_a);
                 Vec<R> d = y[j] - x[j];
-                l = fma(d, all<R>(a.scale), all<R>(-c));
+                l = ratio(d, a.scale, c);
                 if (FORM == EXACT) l = fma(lost_by(x[j], y[j], d), all<R>(a.scale), l);
                 l = kept(both, l);
             } else {
                 t = a.exponent(x[j]);
                 Vec<R> d = x[j] == y[j] ? Vec<R>{} : y[j] - x[j];
-                l = fma(d, all<R>(a.scale), all<R>(-c));
+                l = ratio(d, a.scale, c);
             }
             if (MORE) t = bigger(all<R>(R(-1100)), t);
             Vec<R> u = exp2<LIFT, R, !MORE>(t);
@@ -617,7 +629,7 @@ Totals even_block(const char* p, const char* q, int64_t n, const Anchor<R>& a, c
     if (MORE) sums.back = back.total(), sums.p_log = p_log.total(), sums.q_log = q_log.total();
     if (MORE) sums.v_sum = V.total();
     if (HOLED) {
-        const double powers = q_a.from - a.from - double(c), times = std::exp2(powers);
+        const double powers = q_a.from - a.from - in_powers(c, a.scale), times = std::exp2(powers);
         const double lost = q_lost.total();
         sums.p_lost = p_lost.total(), sums.q_lost = times * lost;
         sums.p_alone = double(p_alone), sums.q_alone = double(q_alone);
@@ -646,7 +658,7 @@ template <class R> struct Token {
 template <class R> INLINE Vec<R> log_ratio_of(Vec<R> x, Vec<R> y, const Norms<R>& n) {
     Vec<R> gap = x == y ? Vec<R>{} : y - x, lost = lost_by(x, y, gap);
     lost = lost == lost ? lost : Vec<R>{};  // one of them is −inf
-    return fma(gap, all<R>(n.p.scale), all<R>(-n.c)) + fma(lost, all<R>(n.p.scale), all<R>(-n.c_more));
+    return ratio(gap, n.p.scale, n.c) + fma(lost, all<R>(n.p.scale), all<R>(-n.c_more));
 }
 template <bool SHORT, class R> INLINE Token<R> token(Vec<R> x, Vec<R> y, const Norms<R>& n) {
     const R inf = std::numeric_limits<R>::infinity();
@@ -814,7 +826,7 @@ struct Place {  // a piece's number and how far inside it
 struct Apart {
     __mmask16 light; VF d, log;
     template <bool EXACT> static INLINE Apart of(VF heavy, VF light, const Norms<float>& n) {
-        VF gap = light - heavy, l = fma(gap, all<float>(n.p.scale), all<float>(-n.c)) - n.c_more;
+        VF gap = light - heavy, l = ratio(gap, n.p.scale, n.c) - n.c_more;
         if (EXACT) {
             VF lost = lost_by(heavy, light, gap);
             l = fma(lost == lost ? lost : VF{}, all<float>(n.p.scale), l);
@@ -1045,7 +1057,8 @@ again:
     for (int64_t start = 0; start < s.vocab; start += BLOCK) {
         if (r.passed(start)) continue;
         for (int moves = 0;;) {
-            R c = R(log_c);
+            const R c = from_powers(log_c, a.scale);
+            const double now = in_powers(c, a.scale);
             Totals found;
             Form form = MORE && settled ? ANY : exact ? EXACT : holes ? HOLES : EVEN;
             if (form == EVEN) {
@@ -1058,7 +1071,7 @@ again:
             if (form == ANY) {
                 int64_t n = r.size(start);
                 const R *x = (const R*)r.p.get(start, n), *y = (const R*)r.q.get(start, n);
-                Norms<R> norms{a, q_a, R(1), R(q_a.from - a.from - double(c)), c, R(0)};
+                Norms<R> norms{a, q_a, R(1), R(q_a.from - a.from - now), c, R(0)};
                 found = any_block<R, MORE>(x, y, filled<R>(n), norms);
                 if (!found.finite()) {
                     if (r.whole) return false;
@@ -1083,8 +1096,8 @@ again:
                     settled = true;
                     goto again;
                 }
-                const double better = double(R(double(c) + off / LN2));
-                const double shift = (better - double(c)) * LN2;
+                const double better = in_powers(from_powers(now + off / LN2, a.scale), a.scale);
+                const double shift = (better - now) * LN2;
                 Totals better_sum = sum;
                 better_sum.move(shift), log_c = better;
                 if ((sum.A > 2.0 * better_sum.A || !told) && moves++ < 2) {
@@ -1144,7 +1157,7 @@ template <class R> Norms<R> norms(const double* sums, const Shared& s, bool turn
     double p_rest = n.p.from - p, q_rest = n.q.from - q;
     n.p_times = R(std::exp2(p_rest)), n.q_more = R(q_rest - p_rest);
     double c = (sums[Q_MAX] - sums[P_MAX]) * double(n.p.scale) + (sums[Q_LOG] - sums[P_LOG]) / LN2;
-    n.c = R(c), n.c_more = R(c - double(n.c));
+    n.c = from_powers(c, n.p.scale), n.c_more = R(c - in_powers(n.c, n.p.scale));
     return n;
 }
 
@@ -1192,7 +1205,7 @@ template <class R> void js_sums(Sides<R>& r, double* out) {
         js = std::max(js * times, 0.0), heavy = std::max(heavy * times, 0.0);
         // js is about s (1 − s) KL where that is small
         const double kl = std::min(js / (s * (1.0 - s)), 1.0);
-        if (half || !r.s.tables || std::pow(double(n.c) * LN2, 2) <= APART * kl) break;
+        if (half || !r.s.tables || std::pow(in_powers(n.c, n.p.scale) * LN2, 2) <= APART * kl) break;
     }
     if (!(r.s.asks & ASK_HALVES)) heavy = js;
     out[flipped ? JS_Q : JS_P] = heavy;
@@ -1271,7 +1284,7 @@ R even_slopes(const char* p, const char* q, int64_t n, const Norms<R>& norms, co
                 log = norms.p.exponent(x[j]), d = x[j] == y[j] ? Vec<R>{} : y[j] - x[j];
             }
             Vec<R> w = exp2<0, R>(log) * times;
-            Vec<R> l = fma(d, all<R>(norms.p.scale), all<R>(-norms.c)) - norms.c_more;
+            Vec<R> l = ratio(d, norms.p.scale, norms.c) - norms.c_more;
             if (HOLES) l = kept(both, l);
             most = bigger(most, l > R(0) ? l : -l);
             Vec<R> change = power<R, true>(l).less_one(), step = w * change, v = w + step, line = l * R(LN2);
