@@ -595,7 +595,7 @@ Totals even_block(const char* p, const char* q, int64_t n, const Anchor<R>& a, c
                 l = ratio(d, a.scale, c);
             }
             if (MORE) t = bigger(all<R>(R(-1100)), t);
-            Vec<R> u = exp2<LIFT, R, !MORE>(t);
+            Vec<R> u = exp2<LIFT, R, !MORE && FORM != EXACT>(t);
             Power<R> e = power<R, true>(l);
             Vec<R> excess = e.excess();
             A.add(u, excess), L.add(u, l);
@@ -909,6 +909,10 @@ Halves js_by_table(const char* heavy, const char* light, int64_t n, const Norms<
 // The loop over blocks of 2^LIFT times sums, exponents counted from the largest logit of the first
 // block; where that will not do (it is −inf, or a sum is not finite) they start again from the
 // largest of the row, and blocks without any mass are passed over.
+// Powers of two that a largest logit may be of: in float32 an exponent's own rounding is 4 there, in
+// float64 a log-normaliser is known to 1e-6; beyond, a row has no distribution that can be told
+template <class R> constexpr double LARGEST = sizeof(R) == 4 ? 67108864.0 : 8589934592.0;
+
 template <class R> struct Sides {
     const Shared& s;
     Blocks<R> p, q;
@@ -933,7 +937,8 @@ template <class R> struct Sides {
         p_top = q_top = -INFINITY;
         for (int64_t start = 0; start < s.vocab; start += BLOCK) tops(start);
     }
-    bool usable() const { return std::isfinite(p_top) && (!q.x || std::isfinite(q_top)); }
+    bool told(double top) const { return std::isfinite(top) && std::fabs(top * s.per_nat()) < LARGEST<R>; }
+    bool usable() const { return told(p_top) && (!q.x || told(q_top)); }
     // Says whether there are anchors to start from
     bool start() {
         // the first block that both sides have tokens in
@@ -1056,6 +1061,7 @@ again:
     Totals all_of;
     for (int64_t start = 0; start < s.vocab; start += BLOCK) {
         if (r.passed(start)) continue;
+        bool raised = false;
         for (int moves = 0;;) {
             const R c = from_powers(log_c, a.scale);
             const double now = in_powers(c, a.scale);
@@ -1081,7 +1087,8 @@ again:
             }
             holes = found.p_alone + found.q_alone > 0;  // so will the next block be
             double powers;
-            if (found.p_all() > MUCH && r.higher(start, a, powers)) {
+            if (!raised && found.p_all() > MUCH && r.higher(start, a, powers)) {
+                raised = true;
                 all_of.raise(powers);
                 continue;
             }
