@@ -109,7 +109,7 @@ def held_to_reference(name, p, q, ids, temperature=1.0, **more):
     finite = truth[0].isfinite()
     assert torch.equal(found[0].double()[~finite], truth[0][~finite])
     share = rounded(p.double() / temperature, q.double() / temperature)
-    values = 1e-13 if wide else min(share, 2.0**-20 * (2 if name == "js" else 1))
+    values = 1e-13 if wide else min(share, 2.0**-20)
     logs = [(x.double() / temperature).log_softmax(-1) for x in (p, q)]
     sizes = [torch.where(log.isfinite(), log.abs(), 0) for log in logs]
     masses = values if wide else values + 3 * 2.0**-24 * sum(sizes)
