@@ -11,11 +11,13 @@ The copies are rounded to nearest, row by row, all matrices (embedding and head 
 the CPU time of one pass less that of the models' forward passes and heads inside the same pass, so
 that both meet the same load. The obvious script (logits of both, log_softmax, kl_div) runs on the
 first batches, interleaved with drift. `exact` repeats some windows with float64 models throughout.
-Memory: the peak after 1/4 of the batches and at the end.
+Memory: the peak after 1/4 of the batches and at the end; and by vocabulary, that of 2,048 positions
+beyond the two heads themselves, each in a process of its own.
 """
 
 import argparse
 import contextlib
+import multiprocessing
 import resource
 import time
 from dataclasses import dataclass, fields
@@ -26,7 +28,14 @@ import numpy as np
 import torch
 from measuring import finish, machine
 
-from kullback.lm import Document, LanguageModel, drift, load_models, plan_windows
+from kullback.lm import (
+    Document,
+    LanguageModel,
+    drift,
+    load_models,
+    measure_positions,
+    plan_windows,
+)
 
 CONTEXT, STRIDE = 512, 384
 
@@ -111,6 +120,25 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def working_memory(vocab):
+    """Return the MiB that 2,048 positions take beyond what was there before."""
+    seed = torch.Generator().manual_seed(0)
+    heads = torch.randn(2, vocab, 8, generator=seed)
+    states = torch.randn(2048, 8, generator=seed)
+    p, q = (LanguageModel(name, None, head) for name, head in zip("pq", heads, strict=True))
+    start = peak()
+    with torch.inference_mode():
+        measure_positions(p, [q], states, [states], torch.zeros(2048, dtype=torch.long))
+    return round(peak() - start)
+
+
+def by_vocabulary():
+    """Measure each vocabulary in a new process, whose peak is its own."""
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        sizes = (32_000, 128_000, 512_000)
+        return {f"{vocab:,}": pool.apply(working_memory, (vocab,)) for vocab in sizes}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
@@ -122,6 +150,7 @@ def main():
     torch.set_num_threads(options.threads)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    memory = {"working_mib_by_vocabulary": by_vocabulary()}  # first: a child inherits the peak
     where = {"pretrained_model_name_or_path": str(options.model)}
     if options.model.suffix == ".gguf":
         where = {"pretrained_model_name_or_path": str(options.model.parent)}
@@ -132,7 +161,7 @@ def main():
         paths = copies(module, tokenizer, Path(folder))
         del module
         result = measured(paths, options)
-    finish("drift", {"machine": machine(options.threads)} | result)
+    finish("drift", {"machine": machine(options.threads)} | result | memory)
 
 
 def measured(paths, options):

@@ -1,8 +1,9 @@
-"""Our policy KL in TRL's GRPO trainer: a subclass of a few lines, and two steps of it.
+"""Our policy KL in TRL's GRPO trainer: one mixin, and a few steps of it.
 
-TRL keeps its sampling, rewards and advantages; its own KL term is switched off and
-`policy_kl_loss` takes its place: the right gradient, on-policy or off, of
-the divergence that is named. Run: python examples/trl_policy_kl.py   (needs: pip install trl)
+TRL keeps its sampling, rewards, advantages and reference model; `beta` times the KL of
+`kullback.lm.trl` takes the place of its own term: the right gradient, on-policy or off, also where
+gradients are accumulated over unequal sequences. The log has `kl` with its error.
+Run: python examples/trl_policy_kl.py   (needs: pip install trl)
 """
 
 import tempfile
@@ -12,31 +13,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from kullback.tokens.losses import policy_kl_loss
+from kullback.lm.trl import PolicyKLMixin
 
 
-class PolicyKLTrainer(GRPOTrainer):
-    """GRPO whose KL term, times the same `beta`, descends KL(policy‖reference)."""
-
-    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        self.latest = found[0]
-        return found
-
-    def _compute_loss(self, model, inputs):
-        beta, self.beta = self.beta, 0.0
-        try:
-            loss = super()._compute_loss(model, inputs)
-        finally:
-            self.beta = beta
-        self.kl = policy_kl_loss(
-            log_current=self.latest,
-            log_reference=inputs["ref_per_token_logps"],
-            log_behaviour=inputs.get("old_per_token_logps"),
-            mask=inputs["completion_mask"].bool(),
-            normalise="token",
-        )
-        return loss + beta * self.kl.loss / self.current_gradient_accumulation_steps
+class PolicyKLTrainer(PolicyKLMixin, GRPOTrainer):
+    """GRPO whose KL term, times `beta`, descends KL(policy‖reference)."""
 
 
 def tiny_model_and_tokenizer(folder):
@@ -59,29 +40,34 @@ def tiny_model_and_tokenizer(folder):
     return fast
 
 
-def main(steps=2):
+def main(steps=2, **options):
     folder = tempfile.mkdtemp()
     tokenizer = tiny_model_and_tokenizer(folder)
-    settings = GRPOConfig(
-        output_dir=folder,
-        max_steps=steps,
-        per_device_train_batch_size=4,
-        num_generations=4,
-        max_completion_length=8,
-        beta=0.1,
-        learning_rate=1e-2,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        save_strategy="no",
-        bf16=False,
-    )
+    chosen = {
+        "output_dir": folder,
+        "max_steps": steps,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "beta": 0.1,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "bf16": False,
+    }
+    reference = options.pop("reference", None)
+    settings = GRPOConfig(**chosen | options)
     trainer = PolicyKLTrainer(
         model=folder,
         reward_funcs=lambda completions, **_: [float(text.count("a")) for text in completions],
         args=settings,
         train_dataset=Dataset.from_dict({"prompt": ["a b", "c d", "e f", "g h"]}),
         processing_class=tokenizer,
+        reference=reference,
     )
     trainer.train()
     return trainer
@@ -89,4 +75,6 @@ def main(steps=2):
 
 if __name__ == "__main__":
     done = main()
-    print(done.kl.divergence, float(done.kl.loss.detach()))
+    print(done.policy_kl.divergence)
+    for entry in done.state.log_history[:-1]:
+        print({name: entry[name] for name in entry if name.startswith("kl")})

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from kullback.vae.latents import StandardNormal
 from kullback.vae.likelihoods import Gaussian
 from kullback.vae.model import VAE
-from kullback.vae.priors import StandardNormal
 
 
 class LinearGaussian:

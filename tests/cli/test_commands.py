@@ -275,3 +275,31 @@ def test_checks_speaks_both_ways(capsys):
     assert "GFLOP/s" in capsys.readouterr().out
     assert run("checks", "--json") == 0
     assert json.loads(capsys.readouterr().out)["packages"]["torch"]
+
+
+@pytest.mark.slow
+def test_a_run_with_a_learned_prior_goes_through_every_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("kullback.cli.train.CLOSING_NUMBERS", 0)
+    run_folder = tmp_path / "run"
+    settings = ["--size", "8", "--prior", "vamp", "--prior-components", "5"]
+    assert run("train", *TINY, *settings, "--out", run_folder) == 0
+    page = (run_folder / "report.html").read_text()
+    assert "vamp prior" in page and "--prior vamp --prior-components 5" in page
+    capsys.readouterr()
+    quick = ["--items", "3", "--chains", "2", "--temperatures", "3", "--draws", "3"]
+    assert run("evaluate", run_folder, "--sandwich", "--explain", *quick) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "varying units" in words and "no formula for the KL" in words
+    assert "there is none of a single one" in words
+    assert run("evaluate", run_folder, "--json", "--draws", "3") == 0
+    found = json.loads(capsys.readouterr().out)["evaluation"]
+    assert found["active_units"] is None and found["kl_per_dimension"] == []
+    assert run("sample", run_folder, "-n", "4", "--out", tmp_path / "s.png") == 0
+    assert run("encode", run_folder, "fashion", "--out", tmp_path / "z.npz") == 0
+    assert run("decode", run_folder, tmp_path / "z.npz", "--out", tmp_path / "d.npy") == 0
+
+
+def test_a_prior_without_dimensions_takes_no_free_bits(tmp_path, capsys):
+    settings = ["--size", "8", "--prior", "flow", "--free-bits", "0.1"]
+    assert run("train", *TINY, *settings, "--out", tmp_path / "run") == 2
+    assert "no KL of a single latent dimension" in " ".join(capsys.readouterr().err.split())

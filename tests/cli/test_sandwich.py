@@ -3,14 +3,17 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from kullback.cli.main import main
+from kullback.cli.sandwich import anneal_loose
 from kullback.cli.train import draws_for
 from kullback.data import load
+from kullback.vae import Annealing, Architecture, anneal, build, image_bounds, summarise
 
 pytestmark = pytest.mark.usefixtures("fashion_once")
 
@@ -188,3 +191,25 @@ def test_files_that_hold_no_z_are_refused(trained, tmp_path):
     (tmp_path / "broken.npz").write_bytes(b"PK nothing")
     for name, code in {"other.npz": 3, "wide.npy": 2, "text.npy": 3, "broken.npz": 3}.items():
         assert run("decode", trained, tmp_path / name, "--out", tmp_path / "x.png") == code, name
+
+
+@pytest.mark.slow
+def test_a_training_that_ends_with_loose_bounds_anneals_the_first_test_images(monkeypatch):
+    data = load("fashion", size=8)
+    torch.manual_seed(0)
+    architecture = Architecture(network="mlp", hidden=(8,), latent=3, components=1)
+    model = build(data.event_shape, data.kind, architecture).eval()
+    found = image_bounds(model, data.test[:20], draws=20)
+    evaluation = replace(summarise(model, data.test[:20], found), loose=1.0)
+    monkeypatch.setattr("kullback.cli.sandwich.CLOSING_TEMPERATURES", 5)
+    with_annealing = anneal_loose(model, data, found, evaluation)
+    how = Annealing(chains=8, temperatures=5)
+    generator = torch.Generator().manual_seed(0)
+    chains = anneal(model, data.test[:8].float(), settings=how, generator=generator)
+    above = (chains.lower - found.importance_weighted[:8]).mean()
+    assert with_annealing.annealed.value == pytest.approx(float(above), rel=1e-12)
+    assert above > 0  # an untrained q is far from the posterior
+    assert with_annealing.annealed_settled == int(chains.settled.sum())
+    assert anneal_loose(model, data, found, replace(evaluation, loose=0.0)).annealed is None
+    monkeypatch.setattr("kullback.cli.sandwich.CLOSING_ANNEALED", (8, 100))  # one image: too few
+    assert anneal_loose(model, data, found, evaluation).annealed is None

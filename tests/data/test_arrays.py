@@ -240,6 +240,16 @@ def test_sizes_and_channels_of_arrays(tmp_path):
     assert np.array_equal(everything(colour, channels="grey")[0][:, 0], GREY)
 
 
+def test_resampled_levels_stay_between_the_least_and_the_most(tmp_path):
+    """Lanczos resampling overshoots at an edge of black and white."""
+    edge = np.zeros((40, 12, 12), np.uint16)
+    edge[:, :, 5:], edge[:, 3, 3] = 65535, np.arange(40)
+    images, data = everything(saved(tmp_path, edge), size=9)
+    assert data.levels == 65536
+    assert (int(images.min()), int(images.max())) == (0, 65535)
+    assert bool(((images > 0) & (images < 65535)).any())
+
+
 @pytest.mark.parametrize(
     ("array", "options", "says"),
     [

@@ -10,7 +10,7 @@ from PIL import Image
 
 from kullback.core import DataError
 from kullback.data import Grid, load, load_images, reload
-from kullback.data.quantisation import grid_of
+from kullback.data.quantisation import find_grid, grid_of
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (60, 3, 6, 6))
@@ -256,3 +256,22 @@ def test_other_data_are_read_as_a_runs_own(tmp_path):
     np.save(continuous, (GREY[:, :1] / 255 - 0.5) / 0.5)
     other = reload(load(continuous).protocol, source=str(grey))
     assert sorted(set(other.train.flatten().tolist())) == [0, 51, 102, 153, 204, 255]
+
+
+@pytest.mark.parametrize("value", [0.55, 1.045, 1.055, 1.2, 3.1])
+def test_values_between_unequal_levels_are_off_by_shares_of_the_lesser_gap(value):
+    grid = Grid(4, values=(0.0, 1.0, 1.1, 5.0))
+    with pytest.raises(DataError, match=f"got {value:g} in row 0"):
+        grid.levels_of(np.array([[value]]))
+
+
+def test_values_near_unequal_levels_are_theirs():
+    grid = Grid(4, values=(0.0, 1.0, 1.1, 5.0))
+    near = np.array([[-0.3, 0.3, 0.97, 1.03, 1.07, 1.13, 3.5, 6.5]])
+    assert grid.levels_of(near).tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]]
+
+
+@pytest.mark.parametrize(("roundings", "on_it"), [(0, True), (5, True), (7.5, False)])
+def test_values_on_a_grid_may_be_off_by_a_few_roundings(roundings, on_it):
+    off = roundings * np.finfo(np.float32).eps * np.where(np.arange(17) % 2, 1, -1)
+    assert (find_grid(np.arange(17) / 16 + off, 1000, np.float32) is not None) == on_it

@@ -287,6 +287,26 @@ def test_a_written_wav_is_read_again():
     assert np.array_equal(sound.samples[0], x)
 
 
+@pytest.mark.parametrize("missing", [1, 500])
+def test_a_wav_file_that_is_cut_off_is_skipped(folder, missing):
+    data = (folder / "d0" / "00.wav").read_bytes()
+    (folder / "cut.wav").write_bytes(data[: len(data) - missing])
+    skipped = load(folder).protocol["skipped"]["files"]
+    assert [one["name"] for one in skipped] == ["cut.wav"]
+    assert skipped[0]["reason"] == f"cut off: {missing} bytes of its samples are missing"
+
+
+def test_a_wav_file_from_a_pipe_is_read():
+    """Its writer did not know how many samples there would be; chunks may stand before them."""
+    data = bytearray(wav_of(tone(50), 8000))
+    at = data.index(b"data")
+    for size in (0xFFFFFFFF, 0x7FFFF000):
+        data[at + 4 : at + 8] = size.to_bytes(4, "little")
+        assert np.array_equal(read_sound(bytes(data)).samples[0], tone(50))
+    more = data[:at] + b"LIST\x03\0\0\0abc\0" + data[at:]
+    assert np.array_equal(read_sound(bytes(more)).samples[0], tone(50))
+
+
 def test_without_the_extra_the_message_says_how(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'kullback\[audio\]'"):

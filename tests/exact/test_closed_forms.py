@@ -471,6 +471,9 @@ def test_the_inverse_gaussian_is_scipys():
         draws = ours.sample((20_000,)).numpy()
     assert scipy.stats.kstest(draws, theirs.cdf).pvalue > 1e-4
     assert ours.expand((2, 3)).sample((4,)).shape == (4, 2, 3)
+    moments = InverseGaussian(t(2.0), t(9.0))
+    mean, variance = scipy.stats.invgauss(mu=2.0 / 9.0, scale=9.0).stats()
+    assert (moments.mean.item(), moments.variance.item()) == pytest.approx((mean, variance))
 
 
 def test_linear_gaussian_gap_is_the_kl_to_the_posterior():

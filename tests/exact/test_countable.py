@@ -10,7 +10,7 @@ import torch
 import torch.distributions as d
 
 from kullback.exact import closed_forms, countable
-from kullback.exact.countable import lattice_of, log_masses
+from kullback.exact.countable import _absolute, lattice_of, log_masses
 from truths import t64
 
 INF = math.inf
@@ -211,3 +211,9 @@ def test_the_words():
     total = countable.kl(d.Bernoulli(one(0.3)), d.Geometric(one(0.3)))
     assert str(total) == "sum over 0 … 94, remainder < 1e-14"
     assert float(total.value) == pytest.approx(0.70011, abs=5e-6)
+
+
+def test_the_bound_of_what_is_left_out_is_the_sum_of_absolute_terms():
+    p, q = (torch.stack(t64(*masses)) for masses in ((0.5, 0.5, 0.0), (0.25, 0.5, 0.25)))
+    truth = 1 + 0.5 * math.log(2)
+    assert float(_absolute([p.log(), q.log()])) == pytest.approx(truth, rel=1e-15)

@@ -23,6 +23,7 @@ def test_the_table_of_closed_forms_is_up_to_date():
     assert tool.replaced(page) == page, "run: python tools/closed_forms_table.py"
 
 
+@pytest.mark.slow  # CI runs the example as well; this reads its numbers
 def test_the_founding_example_runs(capsys):
     pytest.importorskip("constriction")
     runpy.run_path(str(ROOT / "examples" / "founding_example.py"), run_name="__main__")

@@ -115,3 +115,8 @@ def test_components_too_far_apart_to_say_are_infinite():
     p = D.Normal(torch.tensor(0.0), torch.tensor(1.0))
     q = D.Normal(torch.tensor(0.0), torch.tensor(1e-30))
     assert mixture_kl_bounds(p, q).upper == math.inf
+
+
+def test_no_iteration_is_allowed_and_fewer_are_not():
+    with pytest.raises(ValueError, match="iterations: expected at least 0; got -1"):
+        mixture_kl_bounds(*PAIRS[0], iterations=-1)

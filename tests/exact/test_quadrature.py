@@ -95,3 +95,10 @@ REFUSED = [
 def test_refusals(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+def test_two_nodes_integrate_a_cubic():
+    points, log_weights = quadrature.grid(1.0, 3.0, nodes=2)
+    assert float((points[:, 0] ** 3 * log_weights.exp()).sum()) == pytest.approx(20.0, rel=1e-14)
+    with pytest.raises(ValueError, match="nodes: expected at least 2 a dimension; got 1"):
+        quadrature.grid(1.0, 3.0, nodes=1)

@@ -330,3 +330,10 @@ def test_the_mass_of_an_inverse_gaussian(loc, shape):
         truth = stats.invgauss(loc / shape, scale=shape)
         found = compare(d.Uniform(f64(low), f64(high)), q).ratio_mean
         assert float(found) == pytest.approx(truth.cdf(high) - truth.cdf(low), rel=1e-9, abs=1e-300)
+
+
+@pytest.mark.parametrize(("ulps", "out"), [(6, False), (10, True)])
+def test_ends_that_transforms_compute_are_equal_within_eight_ulps(ulps, out):
+    scale = 1 + ulps * torch.finfo(torch.float64).eps
+    p = d.TransformedDistribution(d.Uniform(*t64(0, 1)), [tf.AffineTransform(0.0, scale)])
+    assert bool(compare(p, d.Uniform(*t64(0, 1))).infinite) == out

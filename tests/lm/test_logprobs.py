@@ -166,6 +166,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("kind", BROKEN)
 def test_rows_that_are_no_draws_leave_no_error_bar(kind):
     columns, _ = logs(np.random.default_rng(7), sequences=20, length=100)
@@ -447,3 +448,28 @@ def test_odd_groups_and_names():
     report = logprobs(renamed, p="log_p", q="q-1 é", by="a b.c", drawn_from="data")
     assert [one.tokens for one in report.groups] == [1500, 1500]
     json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_columns_of_another_quantity_are_named(simulated):
+    columns, _ = simulated
+    for change, words in (
+        (lambda x: -x, "negated? log-probabilities are minus an NLL"),
+        (np.exp, "probabilities? all are between 0 and 1"),
+    ):
+        changed = columns | {"log_q": change(columns["log_q"])}
+        (found,) = check_logprobs(table(changed), **PAIR).refused
+        assert words in found.remedy
+    one = columns | {"log_q": np.where(columns["position"] == 3, 0.7, columns["log_q"])}
+    (found,) = check_logprobs(table(one), **PAIR).refused
+    assert "log-probabilities are at most 0" in found.remedy
+
+
+def test_logarithms_to_base_two_show_against_entropies(simulated):
+    columns, _ = simulated
+    bits = {name: columns[name] / math.log(2) for name in ("log_p", "log_q")}
+    report = check_logprobs(table(columns | bits), **PAIR, entropy="entropy")
+    found = next(check for check in report.found if check.name == "entropy")
+    assert "to base 2 (bits)?" in found.words
+    assert report.overall[0].token["k1"].estimate.no_error
+    plain = check_logprobs(table(columns), **PAIR, entropy="entropy")
+    assert "entropy" not in [check.name for check in plain.found]

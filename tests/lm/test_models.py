@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -118,6 +119,7 @@ FAMILIES = {
 }  # fmt: skip
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_with_other_heads(tmp_path, name):
     kind, options = FAMILIES[name]
@@ -167,6 +169,64 @@ def test_weights_that_are_missing_are_not_made_up(tiny, tmp_path):
     save_file(weights, file, {"format": "pt"})
     with pytest.raises(DataError, match=r"1 are missing .*up_proj"):
         list(load_models(tmp_path / "p", []))
+
+
+def gguf_file(path, module, words):
+    """Write a Llama model as llama.cpp does: rows of q and k in pairs, not halves."""
+    gguf = pytest.importorskip("gguf")
+    config, out = module.config, gguf.GGUFWriter(path, "llama")
+    out.add_context_length(config.max_position_embeddings)
+    out.add_embedding_length(config.hidden_size)
+    out.add_block_count(config.num_hidden_layers)
+    out.add_feed_forward_length(config.intermediate_size)
+    out.add_head_count(config.num_attention_heads)
+    out.add_head_count_kv(config.num_key_value_heads)
+    out.add_layer_norm_rms_eps(config.rms_norm_eps)
+    out.add_rope_freq_base(10_000.0)
+    out.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    out.add_vocab_size(config.vocab_size)
+    out.add_tokenizer_model("gpt2")
+    out.add_token_list(words)
+    out.add_token_merges(["t h"])
+    out.add_bos_token_id(1)
+    out.add_eos_token_id(2)
+    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
+             "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+             "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+             "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
+             "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+             "model.layers": "blk"}  # fmt: skip
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, weight in module.state_dict().items():
+        values = weight.numpy()
+        for part, count in heads.items():
+            if part in name:
+                halves = values.reshape(count, 2, -1, values.shape[-1])
+                values = halves.swapaxes(1, 2).reshape(values.shape)
+        for long, short in names.items():
+            name = name.replace(long, short)
+        out.add_tensor(name, np.ascontiguousarray(values))
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+
+
+def test_a_gguf_file_is_the_model_that_was_written(tiny, tmp_path, capsys):
+    module = transformers.AutoModelForCausalLM.from_pretrained(tiny / "q")
+    words = ["th", *"abcdefghijklmnopqrstuvwxyz"][: module.config.vocab_size - 1]
+    gguf_file(tmp_path / "q.gguf", module, [*words, "t"])
+    p = next(iter(load_models(tiny / "p", [])))
+    capsys.readouterr()
+    q = next(iter(load_models(tmp_path / "q.gguf", [])))
+    assert capsys.readouterr().err == ""
+    found = drift(replace(p, tokenizer=None), q, TEXT)
+    base = transformers.AutoModelForCausalLM.from_pretrained(tiny / "p")
+    np.testing.assert_allclose(found.column("kl"), kl_of(base, module), rtol=1e-3, atol=1e-6)
+    content = (tmp_path / "q.gguf").read_bytes()
+    (tmp_path / "q.gguf").write_bytes(content[:-900])
+    with pytest.raises(DataError, match=r"q.gguf: transformers cannot load it: .*Try: copy"):
+        next(iter(load_models(tmp_path / "q.gguf", [])))
 
 
 def test_what_is_no_checkpoint(tiny, tmp_path):

@@ -338,3 +338,9 @@ def test_names_from_data_hold_no_control_characters_on_the_terminal_or_the_page(
         assert "\\x1b[31m" in text
         assert not {"\x1b", "\u202e"} & set(text)
     assert "<script>alert" not in page.read_text()
+
+
+def test_a_csv_with_a_header_alone(tmp_path):
+    (tmp_path / "a.csv").write_text("log_p,log_q\n")
+    with pytest.raises(DataError, match=r"a.csv: expected rows; got none"):
+        logprobs(tmp_path / "a.csv", p="log_p", q="log_q")

@@ -338,7 +338,7 @@ def test_the_command_names_what_was_asked_for():
     architecture = Architecture(network="mlp", hidden=(16, 32), likelihood="bernoulli")
     config = {
         "model": {"architecture": asdict(architecture)},
-        "training": Training(epochs=3, seed=7, beta=2.0).to_dict(),
+        "training": Training.usual("binary", (1, 16, 16), epochs=3, seed=7, beta=2.0).to_dict(),
         "data": load("fashion", binarize="dynamic", size=16, seed=7).protocol,
     }
     assert command(config) == (

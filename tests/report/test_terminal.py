@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kullback.core import Estimate
 from kullback.data import describe_protocol
 from kullback.report.evaluation_text import evaluation_table, plain, remarks
 from kullback.vae import Evaluation, build, evaluate
@@ -73,6 +74,17 @@ def test_loose_bounds_are_said(figures, loose, words):
         "rest on fewer than 10 effective draws: their bound is loose; kullback evaluate --sandwich"
         in said
     )
+
+
+def test_where_annealing_was_done_its_bound_is_said_instead(figures):
+    above = Estimate(12.5, 1.25, draws=8, bias="low", why="from below")
+    annealed = replace(figures, draws=20, loose=1.0, annealed=above, annealed_settled=6)
+    table = evaluation_table(annealed, DATA.protocol, color=False, width=200)
+    assert "100 %" not in table and "loose" not in table
+    assert "log p(x) - L_20" in table and "12.5 ± 1.2" in table
+    said = " ".join(remarks(annealed))
+    assert "at least 12.5 ± 1.2 nats above L_20 on the first 8 test images (settled for 6" in said
+    assert Evaluation.from_dict(annealed.to_dict()) == annealed
 
 
 def test_what_is_well_is_not_said(figures):

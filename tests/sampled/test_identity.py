@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 
-from kullback.sampled import entropy_identity, ratio_identity, weight_identity
+from kullback.sampled import entropy_identity, limits, ratio_identity, weight_identity
+from kullback.sampled.identity import Known, known_mean, moments_of
 
 INF, NAN = math.inf, math.nan
 
@@ -132,3 +134,23 @@ def test_refusals():
         entropy_identity(torch.zeros(4), torch.zeros(5))
     with pytest.raises(TypeError, match="log_weights: expected Tensor"):
         weight_identity([0.0])
+
+
+@pytest.mark.parametrize("values", [1, 3])
+def test_the_level_is_split_over_the_batch(values):
+    """What is refuted lies beyond Student's quantile of the level over the number of values."""
+    limit = float(stats.t.isf(limits.TEST_LEVEL / values / 2, 999))
+    zero = torch.zeros(values, dtype=torch.float64).squeeze()
+    for z, refuted in ((0.999 * limit, False), (1.001 * limit, True)):
+        known = Known(zero + 1 + 0.01 * z, zero + 0.01, zero, 1000, zero, zero)
+        found = known_mean(known, "q/p").refuted
+        assert bool(torch.as_tensor(found).all()) == bool(torch.as_tensor(found).any()) == refuted
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_scatter_below_the_rounding_of_the_terms_is_none(size):
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(50)
+    for relative, scatters in ((2e-16, False), (1e-12, True)):
+        mean, error, _ = moments_of(size * (1 + relative * signs))
+        assert float(mean) == pytest.approx(size, rel=1e-15)
+        assert bool(error > 0) == scatters

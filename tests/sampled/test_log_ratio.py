@@ -713,3 +713,12 @@ def test_one_ratio_everywhere_has_no_error_however_its_terms_were_rounded(draws)
         assert "every draw gave the same term" in found.no_error
     noise = 1e-16 * torch.randn(draws, generator=torch.Generator().manual_seed(1)).double()
     assert not sampled.log_ratio(log_p, log_p + noise).no_error  # 0 within rounding
+
+
+def test_the_floor_of_k2_at_equal_densities_holds_whatever_the_weights():
+    """What was −3 + d/2 and −3 − d/2, a step of bfloat16 apart, is rounded to −3 twice."""
+    stored = torch.full((1000,), -3.0, dtype=torch.bfloat16)
+    weights = torch.where(torch.arange(1000) % 10 == 0, 9.91, 0.01)  # of mean 1
+    found = log_ratio(stored, stored, estimator="k2", log_weights=weights.log())
+    assert found.value == 0
+    assert found.rounding >= 0.5 * (2.0**-6) ** 2

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kullback.sampled import pareto_k, pareto_smooth
+from kullback.sampled.tails import Tails
 
 
 def weights_of(name, draws, seed):
@@ -84,3 +85,13 @@ def test_edges():
     assert k_hat.isnan()
     with pytest.raises(ValueError, match="at least 25 draws along dim; got 24"):
         pareto_k(torch.zeros(24))
+
+
+@pytest.mark.parametrize("draws", [40, 700, 3000])
+def test_the_tails_of_kept_draws_have_the_k_hat_of_all_draws(draws):
+    """Kept are the 513 greatest at each end, of which k-hat reads at most a fifth of the draws."""
+    log_w = 1.5 * torch.randn(draws, generator=torch.Generator().manual_seed(3)).double()
+    keys = torch.stack([-log_w, log_w])
+    tails = Tails.of(keys, torch.arange(draws), keys, draws)
+    for end, logs in enumerate(keys):
+        assert float(tails.shape(end)) == pytest.approx(float(pareto_k(logs)), rel=1e-9)

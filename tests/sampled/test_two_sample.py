@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from kullback.sampled import js_from_draws, kl_from_draws, mutual_information_from_draws, two_sample
 from kullback.sampled.nearest_neighbours import lonely
 from kullback.sampled.two_sample import held_out_log_ratio
+from kullback.sampled.two_sample_checks import find_grid
 
 
 def normals(seed, *shape):
@@ -454,6 +455,7 @@ X = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
         (lambda: kl_from_draws(X[:, 0], X[:, 0]), ValueError, r"Try: x\[:, None\]"),
         (lambda: kl_from_draws(X, X[:, :1]), ValueError, "y: expected a shape that goes with x"),
         (lambda: kl_from_draws(X[:79], X), ValueError, "at least 80 draws; got 79"),
+        (lambda: kl_from_draws(X[:, :0], X), ValueError, "x: expected at least one column; got 0"),
         (lambda: kl_from_draws(X, X, method="trees"), ValueError, "method: expected neighbours"),
         (lambda: kl_from_draws(X, X, neighbours=0), ValueError, "neighbours: expected"),
         (lambda: kl_from_draws(X, X, neighbours=1.5), TypeError, "neighbours: expected int"),
@@ -487,3 +489,20 @@ def test_jensen_shannon_from_unequal_numbers(n, m):
     gap = found.value.mean() - truth
     assert gap.abs() < 4.5 * found.value.std() / math.sqrt(40)
     assert found.value.std() == pytest.approx(found.standard_error.mean().item(), rel=0.5)
+
+
+def test_which_grid_a_column_is_taken_to_lie_on():
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(400, generator=draw)
+    half = torch.rand(400, generator=draw) < 0.5
+    columns = {
+        "rounded to bfloat16": x.bfloat16(),
+        "rounded to float32": 1 + x.sigmoid(),  # equally spaced as well, as all of [1, 2]
+        "a grid of step 0.1": (10 * x.double()).round() / 10,
+        "5 distinct values": x[torch.randint(5, (400,), generator=draw)],
+    }
+    for name, column in columns.items():
+        assert find_grid(column.double(), torch.finfo(torch.float64).eps).name == name
+    atoms = find_grid(x.bfloat16().masked_fill(half, 0.0).double(), 1e-16)
+    assert atoms.name == "rounded to bfloat16"  # which does not explain the ties at 0
+    assert not atoms.explains(atoms.values)

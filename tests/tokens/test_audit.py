@@ -9,7 +9,7 @@ import torch
 from kullback.core import ArgumentTypeError, ArgumentValueError
 from kullback.tokens import audit
 from kullback.tokens.auditing.matching import TARGETS, best_estimator, gradient
-from kullback.tokens.auditing.worlds import worlds
+from kullback.tokens.auditing.worlds import Caller, gradient_of, worlds
 from tokens import peer_losses as peers
 
 REVERSE, FORWARD = "KL(policy‖ref)", "KL(ref‖policy)"
@@ -84,6 +84,10 @@ LOSSES = {
 def test_losses_are_named(name):
     loss, on_policy, off_policy = LOSSES[name]
     report = audit(loss, form="loss")
+    dead = max(row.dead_tokens for row in report.rows)
+    assert (dead > 0) == ("get no gradient" in " ".join(report.notes))
+    single = [row for row in report.rows if row.length == 1]  # where a token is the sequence
+    assert {c.level for row in single for c in row.comparisons} == {"token"}
     for expected, finding in ((on_policy, report.on_policy), (off_policy, report.off_policy)):
         if expected is None:
             assert finding.kind == "none", finding
@@ -92,6 +96,11 @@ def test_losses_are_named(name):
             assert found(finding) == expected
             if expected[0] == "exact":
                 assert finding.error < 1e-9
+
+
+def test_k2_is_a_gradient_of_single_tokens_and_not_of_sequences():
+    assert gradient_of(Caller(peers.k2), on_policy=True) == "tokens"
+    assert gradient_of(Caller(peers.k2), on_policy=False) == "sequences"
 
 
 PENALTIES = {

@@ -253,3 +253,11 @@ def test_errors_name_the_argument(name):
     student, teacher = pair(2, 4)
     with pytest.raises((ArgumentValueError, ArgumentTypeError), match=name):
         WRONG[name](student, teacher.log_softmax(-1))
+
+
+def test_probabilities_for_logits_are_named_whatever_masked_rows_hold():
+    student, teacher = (x.softmax(-1) for x in pair(3, 9))
+    student[2], teacher[1:] = 7.0, -7.0
+    mask = torch.tensor([True, False, False])
+    with pytest.warns(tokens.InputWarning, match=r"student_logits.log\(\)"):
+        distill_terms(student, teacher, divergence="tv", mask=mask)

@@ -1,5 +1,6 @@
 """Exact divergences from logits: values and gradients against float64, edges, laws, errors."""
 
+import inspect
 import math
 import warnings
 
@@ -134,6 +135,19 @@ def test_gradients_are_those_of_finite_differences(name, backend):
     assert torch.autograd.gradcheck(function, (p, q))
 
 
+def test_without_a_temperature_it_is_one():
+    for name in tokens.__all__:
+        found = getattr(tokens, name)
+        if inspect.isfunction(found) and "temperature" in (
+            has := inspect.signature(found).parameters
+        ):
+            assert has["temperature"].default == 1.0, name
+    p, q = logits(3, 5, dtype=torch.float64)
+    for name, function in FUNCTIONS.items():
+        one = function(p, q, torch.tensor(2), temperature=1.0)
+        assert torch.equal(function(p, q, torch.tensor(2)), one), name
+
+
 def test_the_reference_differentiates_twice():
     p, q = (x.requires_grad_() for x in logits(2, 4, dtype=torch.float64))
     assert torch.autograd.gradgradcheck(lambda p, q: tokens.kl(p, q, backend="reference"), (p, q))
@@ -147,6 +161,15 @@ def test_other_backends_say_that_they_do_not():
 
 
 # --- the chunked and the native backend against the reference ------------------------------------
+
+
+@every_function
+@every_backend
+def test_tokens_of_nearly_no_mass_on_one_side_count(name, backend):
+    """Log-ratios beyond ±20, where one side's mass is 2e-9 of the other's and not yet rounding."""
+    p = torch.tensor([[0.0, -21.0, 1.0, -20.5], [0.0, -1.0, 1.0, 2.0]], dtype=torch.float64)
+    q = torch.tensor([[0.0, 0.5, 1.0, 0.0], [0.0, -22.0, 1.0, -19.0]], dtype=torch.float64)
+    held_to_reference(name, p, q, torch.tensor([1, 3]), backend, 1e-13)
 
 
 @pytest.mark.sweep(4)

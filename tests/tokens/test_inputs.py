@@ -208,6 +208,12 @@ def test_false_alarms_of_the_quick_look_are_below_one_percent():
     assert alarms <= 0.01 * calls
 
 
+@pytest.mark.parametrize(("between", "odd"), [(0.0, True), (1e4, False)])
+def test_scatter_between_sequences_counts_where_it_is_larger(between, odd):
+    """1000 tokens of mean weight 0.9 in 250 sequences, whose sums are 0.4 too small on average."""
+    assert UnitSums(1000, 250, -100.0, 12.5, 100.0**2 / 250 + between, 12.5).odd == odd
+
+
 def test_the_sweep_in_c_has_the_limits_of_python():
     source = (Path(tokens.__file__).parent / "losses/policy.c").read_text()
     defined = dict(re.findall(r"#define (\w+) (-?[\d.e-]+)", source))
@@ -324,6 +330,15 @@ def test_the_floor_of_log_probabilities_holds_for_every_estimator(estimator):
             found = policy_kl_loss(**rounded, on_mismatch="ignore").estimate(estimator)
             assert abs(found.value - truth.value) <= found.rounding < 1.0
             assert found.rounding > 100 * truth.rounding
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_a_behaviour_policy_that_is_the_current_one_rounds_nothing_more(estimator):
+    current, behaviour, _ = drawn(noise=0.02, batch=20)
+    logs = {"log_current": behaviour.float(), "log_reference": current.float()}
+    alone = policy_kl_loss(**logs).estimate(estimator).rounding
+    off = policy_kl_loss(**logs, log_behaviour=behaviour.float() + 0.0).estimate(estimator).rounding
+    assert off == pytest.approx(alone, rel=1e-6)
 
 
 def test_the_same_policy_rounded_on_one_side_is_within_its_floor():

@@ -133,6 +133,7 @@ def held_to_reference(name, p, q, ids, temperature=1.0, **more):
         assert ((mine.double() - true).abs() <= tolerance + rounding + least).all()
 
 
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
@@ -142,6 +143,7 @@ def test_every_dtype_with_infinities_anywhere(name, dtype, kind):
     held_to_reference(name, p.to(dtype), q.to(dtype), ids, temperature=0.8)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", ["kl", "js", "jeffreys", "compare"])
 @pytest.mark.parametrize("p_dtype", DTYPES)
 @pytest.mark.parametrize("q_dtype", DTYPES)

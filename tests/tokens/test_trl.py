@@ -1,5 +1,6 @@
 """The released TRL, audited: GKD's divergence, GRPO's KL term, and our loss in its trainer."""
 
+import contextlib
 import importlib.util
 from collections import defaultdict
 from pathlib import Path
@@ -8,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kullback.tokens import audit
+from kullback.core import ArgumentValueError
+from kullback.lm.trl import _Logged
+from kullback.tokens import audit, policy_kl_loss
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 EXAMPLE = Path(__file__).parents[2] / "examples" / "trl_policy_kl.py"
@@ -46,12 +49,16 @@ def test_gkd(beta, name):
 
 class Accelerator:
     num_processes = 1
+    is_main_process = True
 
     def gather(self, x):
         return x
 
     def reduce(self, x, reduction):
         return x
+
+    def autocast(self):
+        return contextlib.nullcontext()
 
 
 def stub(trainer, *, corrected=True, level="token"):
@@ -63,7 +70,7 @@ def stub(trainer, *, corrected=True, level="token"):
         off_policy_mask_threshold=None,
         importance_sampling_level=level,
         beta=0.1,
-        args=SimpleNamespace(use_bias_correction_kl=corrected, delta=None),
+        args=SimpleNamespace(use_bias_correction_kl=corrected, delta=None, steps_per_generation=1),
         epsilon_low=0.2,
         epsilon_high=0.2,
         loss_type="grpo",
@@ -137,18 +144,142 @@ def example():
     return module
 
 
-def test_our_loss_in_its_trainer_is_right(monkeypatch):
-    report = audited(example().PolicyKLTrainer, monkeypatch)
+class Policy(torch.nn.Module):
+    """A policy whose forward pass gives these log-probabilities of the completion."""
+
+    def __init__(self, logp):
+        super().__init__()
+        self.logp = logp
+
+    def forward(self, **_):
+        return SimpleNamespace(log_probs=self.logp, entropy=torch.zeros_like(self.logp))
+
+
+def ours(batch, *, logp=None, steps=1, items=None, beta=0.1):
+    """The loss of our mixin, through the trainer's public `compute_loss`, and the trainer."""
+    made = stub(example().PolicyKLTrainer)
+    made.logged = {mode: _Logged() for mode in ("train", "eval")}
+    made.reference, made.beta, made.loss_type = None, beta, "dapo"
+    made.current_gradient_accumulation_steps = made.args.steps_per_generation = steps
+    items = batch["completion_mask"].sum() if items is None else items
+    policy = Policy(batch["logp"] if logp is None else logp)
+    return made.compute_loss(policy, batch | {"num_items_in_batch": items}), made
+
+
+def batch_of(tokens, mask, logp, ref_logp, advantages, old_logp=None):
+    return {
+        "logp": logp,
+        "prompt_ids": torch.arange(len(tokens))[:, None],
+        "prompt_mask": torch.ones(len(tokens), 1, dtype=torch.long),
+        "completion_ids": tokens,
+        "completion_mask": mask.long(),
+        "advantages": advantages,
+        "old_per_token_logps": old_logp,
+        "ref_per_token_logps": ref_logp,
+    }
+
+
+def test_our_loss_in_its_trainer_is_right():
+    def loss(logp, ref_logp, old_logp, tokens, mask, advantages):
+        return ours(batch_of(tokens, mask, logp, ref_logp, advantages[:, 0], old_logp))[0]
+
+    report = audit(loss)
     for finding in report.findings:
         assert (finding.kind, finding.descends, finding.level) == ("exact", REVERSE, "token")
     assert not report.padding
 
 
-def test_our_loss_trains_in_its_trainer(tmp_path, monkeypatch):
+def unequal(sequences=6, length=12):
+    seed = torch.Generator().manual_seed(0)
+    logs = -torch.rand(2, sequences, length, generator=seed, dtype=torch.float64) - 0.3
+    sizes = torch.tensor([1, 2, 12, 11, 3, 12])
+    mask = torch.arange(length) < sizes[:, None]
+    return batch_of(mask.long(), mask, logs[0], logs[1], torch.zeros(sequences))
+
+
+def gradient(batch, micro, loss_of):
+    """The gradient by the log-probabilities, accumulated over micro-batches."""
+    logp = batch["logp"].clone().requires_grad_()
+    for start in range(0, len(logp), micro):
+        rows = slice(start, start + micro)
+        part = {name: None if x is None else x[rows] for name, x in batch.items()}
+        loss_of(part, logp[rows], len(batch["logp"]) // micro).backward()
+    return logp.grad
+
+
+def test_accumulation_over_unequal_sequences_is_one_large_batch():
+    batch = unequal()
+    items = batch["completion_mask"].sum()
+
+    def mixed(part, logp, steps):
+        return ours(part, logp=logp, steps=steps, items=items)[0]
+
+    whole = gradient(batch, 6, mixed)
+    assert whole.abs().max() > 0
+    for micro in (1, 2, 3):
+        torch.testing.assert_close(gradient(batch, micro, mixed), whole, rtol=1e-12, atol=0)
+
+    def by_token(part, logp, steps):  # what a micro-batch's own mean would do
+        found = policy_kl_loss(
+            log_current=logp,
+            log_reference=part["ref_per_token_logps"],
+            mask=part["completion_mask"].bool(),
+            normalise="token",
+        )
+        return found.loss / steps
+
+    off = (gradient(batch, 2, by_token) - gradient(batch, 6, by_token)).norm()
+    assert off > 0.1 * whole.norm() / 0.1  # beta
+
+
+def test_the_log_has_the_kl_of_all_micro_batches_with_its_interval(monkeypatch):
+    from transformers import Trainer
+
+    batch = unequal()
+    seen = []
+    monkeypatch.setattr(Trainer, "log", lambda _self, logs, _start=None: seen.append(logs))
+    _, made = ours(batch)
+    made.log_completions = False
+    made.log({"loss": 1.0})
+    x = (batch["ref_per_token_logps"] - batch["logp"])[batch["completion_mask"].bool()]
+    assert seen[0]["kl"] == pytest.approx(float((x.exp() - 1 - x).mean()), rel=1e-12)
+    assert seen[0]["kl/low"] < seen[0]["kl"] < seen[0]["kl/high"]
+    assert "kl/standard_error" not in seen[0]  # of six prompts
+    made.log({"loss": 1.0})
+    assert "kl" not in seen[1]
+
+
+def test_accumulation_without_the_window_s_tokens_is_refused():
+    made = stub(example().PolicyKLTrainer)
+    made.logged = {"train": _Logged()}
+    made.reference, made.current_gradient_accumulation_steps = None, 2
+    batch = unequal()
+    with pytest.raises(ArgumentValueError, match="num_items_in_batch"):
+        made.compute_loss(Policy(batch["logp"]), batch)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.0])
+def test_our_loss_trains_in_its_trainer(tmp_path, monkeypatch, beta):
     monkeypatch.chdir(tmp_path)
-    trainer = example().main(steps=2)
+    module, options = example(), {}
+    if beta == 0.0:  # no reference of the trainer's: ours is measured beside it
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        config = GPT2Config(vocab_size=13, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+        options["reference"] = GPT2LMHeadModel(config)
+    trainer = module.main(steps=2, beta=beta, **options)
     assert trainer.state.global_step == 2
-    assert trainer.beta > 0
-    kl = trainer.kl
+    assert trainer.beta == beta
+    kl = trainer.policy_kl
     assert float(kl.loss.detach()) > 0  # after one step the policy has left its reference
     assert kl.divergence.startswith("KL(policy ‖ reference) of each token")
+    entries = [entry for entry in trainer.state.log_history if "kl" in entry]
+    assert len(entries) == 2
+    assert all(entry["kl/low"] < entry["kl"] < entry["kl/high"] for entry in entries)
+
+
+def test_without_a_reference_the_trainer_is_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = example().main(steps=1, beta=0.0)
+    assert trainer.policy_kl is None
+    assert not any("kl" in entry for entry in trainer.state.log_history)

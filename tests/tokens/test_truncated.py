@@ -68,6 +68,27 @@ def test_rounded_services_are_believed_no_further_than_their_digits():
         assert_holds(kl_bounds(*rounded), kl)
 
 
+def test_equal_sides_may_be_equal_however_little_mass_is_unlisted():
+    for rest in (1e-2, 1e-5, 1e-9):
+        p = torch.tensor([1 - rest, 0.6 * rest, 0.3 * rest, 0.1 * rest], dtype=FLOAT).log()
+        for k in (1, 2, 3):
+            for bounds in (kl_bounds(p, listed(p, k)), kl_bounds(listed(p, k), p)):
+                assert 0 <= float(bounds.lower) <= 64 * torch.finfo(FLOAT).eps * rest
+                assert float(bounds.upper) > 0
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_worst_rounding_of_one_side_is_allowed_for(side, sign):
+    """Every log-probability of one side is off by all of its rounding, in the same direction."""
+    pair_of_logs = [torch.tensor(x, dtype=FLOAT).log() for x in ([0.5, 0.3, 0.2], [0.1, 0.2, 0.7])]
+    kl = exact.kl(*pair_of_logs, form="log_probs")
+    known = [listed(x, 3, vocab=3) for x in pair_of_logs]
+    moved = known[side].log_probs + 4.9e-4 * sign
+    known[side] = TopK(known[side].ids, moved, vocab=3, rounding=5e-4)
+    assert_holds(kl_bounds(*known), kl)
+
+
 def test_everything_known_makes_the_bounds_meet():
     p, q = pair(7, 0)
     kl = exact.kl(p, q, form="log_probs")
@@ -136,7 +157,7 @@ def test_a_sentinel_is_a_token_that_is_not_listed(sentinel):
     assert kl_bounds(twice, q) == kl_bounds(meant, q)
 
 
-@pytest.mark.sweep(11)
+@pytest.mark.sweep(19)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("vocab", [1, 2, 5, 8])
 @pytest.mark.parametrize("zeros", [0, 1, 3])

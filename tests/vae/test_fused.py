@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import linear, relu, silu
 
-from kullback.vae import priors as diagonal_gaussian
+from kullback.vae import latents as diagonal_gaussian
+from kullback.vae.latents import draw_and_kl
 from kullback.vae.likelihoods import bernoulli_log_likelihood, bernoulli_total
 from kullback.vae.networks import ACTIVATIONS, Mlp, mlp
-from kullback.vae.priors import draw_and_kl
 
 PLAIN = {"tanh": torch.tanh, "silu": silu, "relu": relu}
 

@@ -13,6 +13,9 @@ from kullback.vae import VAE, Architecture, build
 CASES = [
     ((1, 6, 6), "binary", Architecture(hidden=(9, 7), latent=3)),
     ((3, 5, 7), "8-bit", Architecture(network="conv", hidden=(4, 4, 6), latent=3, components=2)),
+    ((3, 6, 8), "8-bit", Architecture(network="patch", hidden=(4, 6), latent=2, components=2)),
+    ((3, 5, 7), "8-bit", Architecture(network="patch", hidden=(4, 6), latent=2, components=2)),
+    ((1, 8, 8), "binary", Architecture(network="patch", hidden=(4, 6), latent=2)),
     ((2, 3, 3), "8-bit", Architecture(hidden=(9,), latent=2, likelihood="categorical")),
     ((6,), "continuous", Architecture(hidden=(9,), latent=2, activation="tanh")),
 ]
@@ -161,7 +164,7 @@ def test_check_refuses(kind, x, text):
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"network": "transformer"}, "network: expected auto, mlp, conv or sound"),
+        ({"network": "transformer"}, "network: expected auto, mlp, conv, patch or sound"),
         ({"hidden": (0,)}, "hidden: expected"),
         ({"latent": 0}, "latent: expected"),
         ({"activation": "gelu"}, "activation: expected one of relu, silu, tanh"),
@@ -176,3 +179,11 @@ def test_architecture_refuses(settings, text):
 def test_conv_refuses_vectors():
     with pytest.raises(ValueError, match=r"event_shape: expected .* for conv"):
         build((4,), "binary", Architecture(network="conv", latent=1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "network"),
+    [((1, 8, 8), "conv"), ((3, 8, 28), "conv"), ((1, 7, 28), "mlp"), ((1, 28, 7), "mlp")],
+)
+def test_images_of_a_side_below_eight_pixels_get_no_convolutions(shape, network):
+    assert Architecture().resolved(shape, "binary").network == network

@@ -81,6 +81,12 @@ def test_held_out_grey_levels_become_bits_once():
     assert torch.equal(held, hold_out(data, 0.2, seed=1)[1])
 
 
+def test_at_least_two_examples_are_held_out():
+    for n in (3, 10):
+        rest, held = hold_out(noise_bits(n), 0.05)
+        assert (len(rest.train), len(held)) == (n - 2, 2)
+
+
 def test_too_few_examples_are_refused():
     with pytest.raises(DataError, match="3 or more"):
         hold_out(noise_bits(2), 0.5)

@@ -18,6 +18,7 @@ from kullback.vae.sound import (
     _Seen,
     frame_length,
     second_moments,
+    shift_shares,
 )
 
 WIDTH = 6
@@ -52,9 +53,10 @@ def test_masses_of_all_65536_levels_sum_to_one(before, scale):
         past = likelihood._past(clip, which, place)
         condition = likelihood._condition(conditions(1, scale=scale)[None], which, place)[0]
         levels = torch.arange(-32768.0, 32768.0, dtype=torch.float64)
-        names = ("filtered", "loudness", "unit", "error", "errors", "fitted")
+        names = ("learned", "inputs", "loudness", "unit", "error", "errors", "fitted")
+        shift = torch.zeros(len(levels), dtype=torch.long)
         every = {name: getattr(past, name).expand(len(levels), -1) for name in names}
-        each = likelihood._log_masses(_Past(**every), condition, levels)
+        each = likelihood._log_masses(_Past(**every), condition, shift, levels)
     assert torch.logsumexp(each, 0).exp().item() == pytest.approx(1.0, abs=1e-11)
 
 
@@ -76,9 +78,15 @@ def test_a_clip_summed_over_its_last_sample_is_the_shorter_clip(before):
     assert math.exp(torch.logsumexp(each, 0).item() - shorter) == pytest.approx(1.0, abs=1e-11)
 
 
+def shares_of(*values):
+    return torch.tensor([*values, *[0.0] * (16 - len(values))], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shares", [None, shares_of(0.6, 0.4)], ids=["one shift", "two"])
 @pytest.mark.parametrize(("levels", "step"), [(2, 1), (4, 1), (4, 256)])
-def test_probabilities_of_all_clips_sum_to_one(levels, step):
-    likelihood = likelihood_of(3, levels=levels, step=step)
+def test_probabilities_of_all_clips_sum_to_one(levels, step, shares):
+    likelihood = likelihood_of(3, levels=levels, step=step, shares=shares)
+    likelihood.shares = likelihood.shares.double() / likelihood.shares.double().sum()
     values = [step * k for k in range(-levels // 2, levels // 2)]
     x = torch.tensor(list(itertools.product(values, repeat=3)), dtype=torch.float64)[:, None]
     for seed in range(5):
@@ -86,8 +94,12 @@ def test_probabilities_of_all_clips_sum_to_one(levels, step):
         assert likelihood.log_prob(theta, x).exp().sum().item() == pytest.approx(1.0, abs=1e-12)
 
 
-def test_draws_have_the_enumerated_frequencies():
-    likelihood = likelihood_of(3, levels=4)
+@pytest.mark.parametrize("shares", [None, shares_of(0.6, 0.4)], ids=["one shift", "two"])
+def test_draws_have_the_enumerated_frequencies(shares):
+    likelihood = likelihood_of(3, levels=4, shares=shares)
+    likelihood.by_shift.weight.data += torch.randn(
+        16, WIDTH, generator=torch.Generator().manual_seed(2)
+    )
     x = torch.tensor(list(itertools.product(range(-2, 2), repeat=3)), dtype=torch.float64)[:, None]
     theta = conditions(1, 3)
     probability = likelihood.log_prob(theta.expand(len(x), -1, -1), x).exp().detach()
@@ -98,6 +110,33 @@ def test_draws_have_the_enumerated_frequencies():
     counts = torch.bincount(code, minlength=64)
     z = (counts - n * probability) / (n * probability * (1 - probability)).sqrt()
     assert z[n * probability > 20].abs().max() <= 4.5
+
+
+def test_a_clip_of_few_bits_is_scored_in_its_own_levels():
+    """The mean over shifts by hand: a clip of multiples of 256 among clips of 16 bits."""
+    shares = torch.zeros(16)
+    shares[0], shares[8] = 0.75, 0.25
+    mixed = likelihood_of(6, shares=shares)
+    fine, coarse = likelihood_of(6), likelihood_of(6, levels=256, step=256)
+    for one in (fine, coarse):
+        kept = {k: v for k, v in mixed.state_dict().items() if k != "shares"}
+        one.load_state_dict(kept, strict=False)
+    x = torch.tensor([[[512, -256, 0, 256, PADDING, PADDING]], [[512, -256, 1, 256, 5, 6]]])
+    theta, x = conditions(2), x.double()
+    found, first = mixed.log_prob(theta, x), fine.log_prob(theta, x)
+    second = coarse.log_prob(theta[:1], x[:1])
+    expected = torch.logaddexp(first[0] + math.log(0.75), second[0] + math.log(0.25))
+    torch.testing.assert_close(found[0], expected)
+    torch.testing.assert_close(found[1], first[1] + math.log(0.75))
+    assert found[0] > first[0] + 10.0
+
+
+def test_shares_count_the_largest_shift_of_each_clip():
+    clips = torch.tensor([[[256, 512]], [[-32768, PADDING]], [[0, 0]], [[7, PADDING]]])
+    shares = shift_shares(clips) * 5.5  # four clips, and half a clip for each of three shifts
+    assert shares[[0, 8, 15]].tolist() == pytest.approx([2.5, 1.5, 1.5])
+    assert shares.sum().item() == pytest.approx(5.5)
+    assert shift_shares(256 * torch.tensor([[[1, 3]]]), step=256)[0] == 1.0
 
 
 def test_drawing_and_measuring_see_the_same_past():
@@ -118,7 +157,7 @@ def test_drawing_and_measuring_see_the_same_past():
             at = (place == t).nonzero()[:, 0]
             names = ("samples", "errors", "magnitudes", "fitted")
             alone = likelihood._of(_Seen(*(getattr(seen, name).double() for name in names)))
-            for name in ("filtered", "loudness", "unit", "error", "errors", "fitted"):
+            for name in ("learned", "inputs", "loudness", "unit", "error", "errors", "fitted"):
                 here, there = getattr(past, name)[at], getattr(alone, name)
                 torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-2)  # fitted in float32
             torch.testing.assert_close(condition[at], likelihood._condition_at(theta, t))

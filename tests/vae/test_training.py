@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import random
 from dataclasses import replace
 
@@ -13,11 +14,12 @@ from torch import nn
 from kullback.core import DataError, Estimate, RunError
 from kullback.data import Dataset
 from kullback.data.dataset import sha256_of
-from kullback.vae import VAE, Architecture, Training, build, evaluate, resume, train
+from kullback.vae import VAE, Architecture, Training, build, evaluate, pick_threads, resume, train
 from kullback.vae.checkpoint import FlatParameters, load_tensors
 from kullback.vae.evaluation import collapse_warning
 from kullback.vae.evidence import bounds
 from kullback.vae.loop import State, batches, fit, loss_terms
+from kullback.vae.training import too_short
 
 SMALL = Architecture(hidden=(16,), latent=3)
 
@@ -268,9 +270,11 @@ def test_a_run_without_a_checkpoint_has_no_model(tmp_path):
         VAE.load(tmp_path / "r")
 
 
-def test_no_mutation_of_weights_checkpoint_or_config_loads(tmp_path):
-    """Every bit of the headers and a sample of the others: 33 of 100 loaded without hashes."""
-    chance = random.Random(0)
+@pytest.mark.sweep(4)
+@pytest.mark.parametrize("seed", range(4))
+def test_no_mutation_of_weights_checkpoint_or_config_loads(seed, tmp_path):
+    """Bits anywhere in the files: 33 of 100 loaded without hashes."""
+    chance = random.Random(seed)
     stopped_after(3, tmp_path / "stopped")
     settings = Training(steps=3, batch_size=16)
     train(toy(), architecture=SMALL, training=settings, folder=tmp_path / "whole")
@@ -278,7 +282,7 @@ def test_no_mutation_of_weights_checkpoint_or_config_loads(tmp_path):
     for folder, name in [*names, ("whole", "config.json"), ("stopped", "config.json")]:
         path = tmp_path / folder / name
         content = path.read_bytes()
-        for _ in range(100):
+        for _ in range(25):
             changed = bytearray(content)
             changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
             path.write_bytes(changed)
@@ -392,11 +396,14 @@ def test_metrics_are_json_without_the_clock(tmp_path):
 
 
 def test_collapse_is_noticed():
-    text = collapse_warning([1e-4, 2e-3], 0, 1.0)
+    text = collapse_warning([1e-4, 2e-3], 0, Training())
     assert "posterior collapse" in text
     assert "--free-bits" in text
-    assert "smaller --beta" in collapse_warning([1e-4], 0, 50.0)
-    assert collapse_warning([0.0, 3.0], 1, 1.0) == ""
+    assert "smaller --beta" in collapse_warning([1e-4], 0, Training(beta=50.0))
+    assert collapse_warning([0.0, 3.0], 1, Training()) == ""
+    used = collapse_warning([1e-4], 0, Training(warmup=0.5, free_bits=0.5))
+    assert "--warmup" not in used
+    assert "larger --free-bits (now 0.5)" in used
 
 
 @pytest.mark.slow
@@ -438,7 +445,7 @@ def test_schedules():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"objective": "vae"}, "objective: expected elbo or iwae"),
+        ({"objective": "vae"}, "objective: expected one of elbo, stl, iwae"),
         ({"draws": 0}, "draws"),
         ({"beta": -1.0}, "beta"),
         ({"free_bits": 0.1, "objective": "iwae"}, "free_bits"),
@@ -452,3 +459,52 @@ def test_schedules():
 def test_settings_refuse(settings, text):
     with pytest.raises(ValueError, match=text):
         Training(**settings)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "threads"), [("", 2), ("0", 2), ("1", 1), ("3", 2), ("dynamic", 2)]
+)
+def test_threads_are_at_most_the_cores_of_this_process(allowed, threads, monkeypatch):
+    def cores(process):
+        return {0, 1} if process == 0 else {0, 1, 2, 3}  # 0: this process
+
+    monkeypatch.setattr(os, "sched_getaffinity", cores, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", allowed)
+    monkeypatch.setattr("kullback.vae.run.matmul_gflops", float)
+    assert pick_threads() == threads
+    monkeypatch.setattr("kullback.vae.run.matmul_gflops", lambda threads: 1.0)
+    assert pick_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "seconds", "examples", "advice"),
+    [
+        ({}, 27, 120.0, 5000, "--minutes 145"),  # 74 times as many steps, in that unit
+        ({"minutes": 2}, 1999, 120.0, 10_000, "--minutes 3"),
+        ({"steps": 100}, 100, 30.0, 10_000, "--steps 2000 (about 10 min)"),
+        ({"epochs": 1}, 78, 30.0, 10_000, "--epochs 26 (about 13 min)"),
+        ({"epochs": 10}, 40, 1.0, 500, "--epochs 49 (about 1 min)"),  # 50 passes come first
+        ({}, 2000, 120.0, 1_000_000, ""),
+        ({}, 200, 1.0, 128, ""),  # 200 passes
+        ({}, 0, 0.0, 100, ""),
+    ],
+)
+def test_a_run_too_short_for_its_data_says_how_long_it_should_be(
+    settings, step, seconds, examples, advice
+):
+    said = too_short(Training(**settings), step, seconds, examples)
+    assert said.endswith(f"Try: {advice}" if advice else "")
+    assert bool(said) == bool(advice)
+    if advice:
+        asked = float(advice.split()[1])
+        unit, amount = Training(**settings).budget
+        spent = seconds / 60 if unit == "minutes" else amount
+        steps = step * asked / spent
+        assert not too_short(Training(**settings), math.ceil(steps), seconds, examples)
+
+
+def test_the_usual_batch_is_smaller_for_larger_examples():
+    shapes = {"8-bit": [(1, 28, 28), (3, 64, 64)], "continuous": [(7,)], "sound": [(1, 8000)]}
+    found = [Training.usual(k, shape).batch_size for k, every in shapes.items() for shape in every]
+    assert found == [64, 32, 128, 4]
+    assert Training.usual("8-bit", (3, 64, 64), batch_size=5).batch_size == 5

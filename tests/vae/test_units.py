@@ -223,7 +223,7 @@ def test_active_units_need_information_not_variance_alone():
     assert varying_units(means) == 32
     assert active_units(means, kl) == 0
     assert active_units(means, torch.full((32,), 0.1)) == 32
-    assert "posterior collapse: 0 of 32" in collapse_warning(kl.tolist(), 0, 50.0)
+    assert "posterior collapse: 0 of 32" in collapse_warning(kl.tolist(), 0, Training(beta=50.0))
 
 
 @pytest.mark.sweep(2)

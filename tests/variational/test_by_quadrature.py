@@ -7,7 +7,7 @@ import torch
 from torch.distributions import MultivariateNormal, Normal
 
 from kullback.exact import quadrature
-from kullback.variational.optimise.grid import find_box, project
+from kullback.variational.optimise.grid import _starts, find_box, project
 
 
 def two_peaks(z):
@@ -93,3 +93,15 @@ def test_the_box_holds_what_counts(mean, sd):
 def test_what_cannot_be_done_is_said(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_fits_begin_at_the_highest_peaks_and_at_least_three():
+    centres, heights = torch.tensor([-8.0, -4.0, 0.0, 4.0, 8.0]), torch.tensor([0.0, 4, 1, 3, 2])
+
+    def five_peaks(z):
+        return (heights - 8 * (z[:, :1] - centres) ** 2).logsumexp(-1)
+
+    p = quadrature.posterior(five_peaks, lower=-12.0, upper=12.0, nodes=400)
+    starts = _starts(p, 1)
+    found = [float(each.frame.shift) for each in starts[1:]]  # the first has p's own moments
+    assert found == pytest.approx([-4.0, 4.0, 8.0], abs=0.06)

@@ -10,7 +10,7 @@ from torch.distributions import MultivariateNormal
 
 from kullback.core import KullbackError
 from kullback.variational.diagnostics.diagnose import _log_mean_over_mean_log, diagnose
-from kullback.variational.diagnostics.evidence import by_scores, by_weights
+from kullback.variational.diagnostics.evidence import by_scores, by_weights, shift_between
 from kullback.variational.diagnostics.missed_modes import Probed, probe
 
 Z = 4.5
@@ -291,3 +291,25 @@ def test_the_gap_of_weights_that_agree_is_never_negative():
                 assert value == pytest.approx(truth.item(), rel=1e-4)
             if spread == 0.0:
                 assert value < 1e-25
+
+
+def test_the_shift_of_moved_draws_in_standard_deviations():
+    x = torch.tensor([[-1.0, 7.0], [0.0, 7.0], [2.0, 7.0]], dtype=torch.float64)
+    shift = shift_between(x, torch.stack([3 * x[:, 0] + 1, x[:, 1] + 5], 1))
+    sd = float(x[:, 0].std())
+    truth = [(1 + 2 * float(x[:, 0].mean())) / sd, 0.0]  # what does not vary has no shift
+    torch.testing.assert_close(shift.mean, torch.tensor(truth, dtype=torch.float64))
+    torch.testing.assert_close(shift.log_sd, torch.tensor([math.log(3), 0.0], dtype=torch.float64))
+    torch.testing.assert_close(
+        shift.mean_error, torch.tensor([3.0, 1.0], dtype=torch.float64) / math.sqrt(3)
+    )
+
+
+@pytest.mark.parametrize("which", ["draws", "log_q"])
+def test_draws_and_their_densities_must_be_finite(which):
+    z = normals(200, 1)
+    given = {"draws": z, "log_p": standard(z), "log_q": standard(z)}
+    given[which] = given[which].clone()
+    given[which][3] = math.nan
+    with pytest.raises(ValueError, match="draws and log_q: expected finite numbers"):
+        diagnose(given["draws"], given["log_p"], given["log_q"])

@@ -13,7 +13,7 @@ from kullback.variational.families import NAMED, FullRank, MeanField, Mixture, S
 from kullback.variational.families.family import Frame
 from kullback.variational.families.flow import bent as widened
 from kullback.variational.families.flow import hubs_first, straight
-from kullback.variational.optimise.deterministic import fixed_normals
+from kullback.variational.optimise.deterministic import fixed_normals, minimise
 
 F64 = torch.float64
 
@@ -224,6 +224,9 @@ def test_fixed_noise_gives_a_student_t_its_exact_covariance(degrees):
     truth = degrees / (degrees - 2) * torch.eye(4, dtype=F64)
     torch.testing.assert_close(z.mT @ z / 64, truth, rtol=1e-12, atol=1e-12)
     assert float(z.mean(0).abs().max()) < 1e-12
+    least = fixed_normals(16, q.noise_dim, torch.Generator().manual_seed(0))  # four a dimension
+    z = q.push(q.balanced(least)).z.detach()
+    torch.testing.assert_close(z.mT @ z / 16, truth, rtol=1e-12, atol=1e-12)
     few = fixed[:8]
     assert q.balanced(few) is few and StudentT(q.frame, degrees=2).balanced(fixed) is fixed
 
@@ -268,3 +271,26 @@ def test_a_number_of_draws_is_an_integer(n):
     found = fit(lambda z: -0.5 * (z * z).sum(), 1, progress=False)
     with pytest.raises(TypeError, match="n: expected int"):
         found.sample(n)
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_fixed_normals_are_white_from_four_a_dimension_on(dim):
+    generator = torch.Generator().manual_seed(0)
+    identity = torch.eye(dim, dtype=F64)
+    for n in (4 * dim, 4 * dim - 1):  # an odd number is rounded up
+        points = fixed_normals(n, dim, generator)
+        assert len(points) == 4 * dim
+        torch.testing.assert_close(points.mT @ points / len(points), identity)
+    if dim > 1:
+        few = fixed_normals(4 * dim - 2, dim, generator)
+        second = few.mT @ few / len(few)
+        torch.testing.assert_close(second.diagonal(), torch.ones(dim, dtype=F64))
+        assert float((second - identity).abs().max()) > 1e-3
+
+
+def test_the_second_step_of_a_round_bowl_ends_at_its_bottom():
+    """The curvature along one line is known after one step, and the first length tried is 1."""
+    steps = minimise(lambda x: (float(x.square().sum()), 2 * x), torch.ones(2, dtype=F64))
+    _, _, third = (next(steps) for _ in range(3))
+    assert third.evaluations == 3
+    assert third.loss < 1e-28

@@ -15,6 +15,8 @@ from kullback.variational.families.family import Frame
 from kullback.variational.objectives import loss_of
 from kullback.variational.optimise.batch_and_match import match
 from kullback.variational.optimise.deterministic import deterministic, fixed_normals
+from kullback.variational.optimise.starts import find_start
+from kullback.variational.optimise.stochastic import Adam, Window, _round, stochastic
 
 F64 = torch.float64
 
@@ -323,3 +325,63 @@ def test_seeds_repeat_and_mini_batches_agree():
     torch.testing.assert_close(
         a.factor.square().sum(1).sqrt() / sd, torch.ones(2).double(), rtol=0, atol=0.05
     )
+
+
+@pytest.mark.parametrize("dim", [30, 301])
+def test_the_first_path_begins_near_zero_and_the_others_within_two(dim, monkeypatch):
+    target = Target.of(lambda z: -0.5 * z.square().sum(), dim)
+    score, asked = Target.score, []
+
+    def noted(self, z, rows=None):
+        asked.append(z.clone())
+        return score(self, z, rows)
+
+    monkeypatch.setattr(Target, "score", noted)
+    find_start(target, seeded())
+    first = asked[0]
+    ends = [0.1] + [2.0] * (len(first) - 1)
+    assert len(first) == (1 if dim > 300 else 4)
+    for z, end in zip(first, ends, strict=True):  # 30 uniform numbers: 1 in 7000 have none there
+        assert -end <= float(z.min()) < -0.4 * end
+        assert 0.4 * end < float(z.max()) <= end
+
+
+def test_a_window_knows_the_split_r_hat_of_its_halves():
+    x = torch.randn(20, 11, generator=seeded(), dtype=F64)
+    window = Window.of(x[0], 20)
+    for vector in x:
+        window.add(vector)
+    halves = x.view(2, 10, 11)
+    means = halves.mean(1)
+    ratios = 1 + (means[0] - means[1]) ** 2 / 2 / halves.var(1).mean(0)
+    torch.testing.assert_close(window.r_hat(), ratios.sqrt().sort().values[9])
+    torch.testing.assert_close(window.mean, x.mean(0))
+
+
+def test_adam_takes_the_steps_of_torchs():
+    x = torch.nn.Parameter(torch.tensor([3.0, -2.0, 1e-3], dtype=F64))
+    theirs, ours, adam = torch.optim.Adam([x], 0.1, (0.9, 0.99), 1e-12), x.detach().clone(), Adam()
+    for _ in range(20):
+        theirs.zero_grad()
+        (x**4).sum().backward()
+        theirs.step()
+        ours = ours + adam.step(4 * ours**3, 0.1)
+    torch.testing.assert_close(ours, x.detach(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("draws", [4, 5])
+def test_the_first_stochastic_step_is_the_rate_along_each_axis(draws):
+    """Adam's first step is the rate times the sign of the gradient; draws are even in number."""
+    family, rows = NAMED["mean_field"](Frame.identity(2)), []
+
+    def loss(q, noise):
+        rows.append(len(noise))
+        return sum((x - 5).sum() for x in q.parameters())
+
+    before = torch.nn.utils.parameters_to_vector(family.parameters()).detach().clone()
+    steps = stochastic(family, loss, seeded(), draws=draws, rate=0.03, iterations=9)
+    after = torch.nn.utils.parameters_to_vector(next(steps).family.parameters())
+    torch.testing.assert_close(after.detach(), before - 0.03)
+    assert rows[0] == 2 * ((draws + 1) // 2)
+    next(_round(family, loss, seeded(), draws, 3, 0.03))
+    assert rows[-1] == rows[0]

@@ -5,8 +5,11 @@ Sizes keep a mistyped number from taking all memory; the others decide when a me
 
 __all__ = [
     "CLIPS_PER_BLOCK",
+    "CLOSING_ANNEALED",
+    "CLOSING_CHAINS",
     "CLOSING_DRAWS",
     "CLOSING_NUMBERS",
+    "CLOSING_TEMPERATURES",
     "FEWEST_DRAWS",
     "FEWEST_FIT_DRAWS",
     "IMAGES_PER_BLOCK",
@@ -43,6 +46,8 @@ MAX_DIMENSION = MAX_NUMBERS // FEWEST_FIT_DRAWS
 MAX_DRAWS_PER_IMAGE = 1_000_000
 CLOSING_DRAWS = (20, 50, 100, 200, 500)  # K of the evaluation that closes a training
 CLOSING_NUMBERS = 80_000_000  # test images x dimensions x K: 20 s for small images on two cores
+CLOSING_ANNEALED = (8, 24_000)  # test images annealed then, and numbers in them: seconds of a core
+CLOSING_CHAINS, CLOSING_TEMPERATURES = 8, 50  # of them: half of what --sandwich takes
 MAX_SAMPLED_IMAGES = 10**9  # in one .npy, written in blocks; the free disk is the nearer limit
 MAX_IMAGES_OF_A_PICTURE = 100_000  # of one .png, which is made in memory
 MAX_PIXELS_OF_A_PICTURE = 2**26  # of one .png: 8,192 x 8,192, or 85,000 images of 28x28

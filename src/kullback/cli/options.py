@@ -166,18 +166,34 @@ class DataOptions:
 class ModelOptions:
     """What to train."""
 
-    network: Annotated[str, about("auto, mlp, conv or sound.")] = ARCHITECTURE.network
+    network: Annotated[str, about("auto, mlp, conv, patch or sound.")] = ARCHITECTURE.network
     hidden: Annotated[
-        str, about("Widths such as 200,200 (conv: 32,32,32,256); default: usual.")
+        str, about("Widths such as 200,200 (conv, patch: 32,32,32,256); default: usual.")
     ] = ""
     latent: Annotated[Whole, about("Dimensions of z.")] = ARCHITECTURE.latent
     activation: Annotated[str, about("silu, tanh or relu (mlp only).")] = ARCHITECTURE.activation
     likelihood: Annotated[
-        str, about("auto, bernoulli, logistics, categorical, gaussian or autoregressive.")
+        str,
+        about(
+            "auto, bernoulli; logistics, categorical or beta_binomial (levels); gaussian, laplace, "
+            "student or continuous_bernoulli (densities); autoregressive (sound)."
+        ),
     ] = "auto"
-    components: Annotated[Whole, about("Components of the mixture of logistics.")] = (
+    components: Annotated[Whole, about("Of the mixture of logistics; 0: the usual 3 or 5.")] = (
         ARCHITECTURE.components
     )
+
+    prior: Annotated[
+        str, about("normal, mixture, vamp (of pseudo-inputs) or flow: what z is drawn from.")
+    ] = ARCHITECTURE.prior
+    prior_components: Annotated[
+        Whole, about("Gaussians of --prior mixture, pseudo-inputs of --prior vamp.")
+    ] = ARCHITECTURE.prior_components
+
+    posterior: Annotated[
+        str, about("diagonal, full, low_rank or iaf (a flow): the family of q(z|x).")
+    ] = ARCHITECTURE.posterior
+    rank: Annotated[Whole, about("Of --posterior low_rank.")] = ARCHITECTURE.rank
 
     def architecture(self) -> Architecture:
         """Return the library's settings; a ValueError says which option is wrong."""
@@ -191,6 +207,10 @@ class ModelOptions:
             activation=self.activation,
             likelihood=self.likelihood,
             components=self.components,
+            prior=self.prior,
+            prior_components=self.prior_components,
+            posterior=self.posterior,
+            rank=self.rank,
         )
 
 
@@ -201,20 +221,28 @@ class TrainingOptions:
     minutes: Annotated[Real | None, about("Train for so long (default: 2).")] = None
     epochs: Annotated[Real | None, about("Or for so many passes over the data.")] = None
     steps: Annotated[Whole | None, about("Or for so many steps.")] = None
-    objective: Annotated[str, about("elbo or iwae.")] = TRAINING.objective
+    objective: Annotated[str, about("elbo, stl, iwae, renyi, ciwae, miwae or piwae.")] = (
+        TRAINING.objective
+    )
     draws: Annotated[Whole, about("Draws of q(z|x) per image and step.")] = TRAINING.draws
+    alpha: Annotated[Real, about("Order of renyi, or share of the ELBO in ciwae.")] = TRAINING.alpha
+    groups: Annotated[Whole, about("Groups of draws of miwae and piwae.")] = TRAINING.groups
     tighten: Annotated[Real, about("Last share of the run on the tighter bound.")] = 0.0
     beta: Annotated[Real, about("Weight of the KL; only 1 is the ELBO.")] = TRAINING.beta
-    warmup: Annotated[Real, about("First share of the run over which beta rises from 0.")] = (
-        TRAINING.warmup
-    )
-    free_bits: Annotated[Real, about("Nats per latent dimension left uncharged.")] = (
-        TRAINING.free_bits
-    )
-    batch_size: Annotated[
-        Whole | None, about("Images or clips per step (default: 128; 16 for sound).")
+    warmup: Annotated[
+        Real | None,
+        about("First share of the run over which beta rises from 0 (default: 0; 0.5 for sound)."),
     ] = None
-    learning_rate: Annotated[Real, about("The peak of its schedule.")] = TRAINING.learning_rate
+    free_bits: Annotated[
+        Real | None,
+        about("Nats per latent dimension left uncharged (default: 0; 0.5 for sound)."),
+    ] = None
+    batch_size: Annotated[
+        Whole | None, about("Per step (default: 64 images, 32 large ones, 4 clips, 128 vectors).")
+    ] = None
+    learning_rate: Annotated[
+        Real | None, about("The peak of its schedule (default: 0.004; 0.003 for sound).")
+    ] = None
     weight_decay: Annotated[Real, about("AdamW's.")] = TRAINING.weight_decay
     clip: Annotated[
         Real | None, about("Largest gradient norm (default: 1000; 20,000 for sound).")
@@ -229,10 +257,10 @@ class TrainingOptions:
         Real, about("Share of the training data held out to pick the best weights on.")
     ] = TRAINING.validation
 
-    def training(self, kind: str) -> Training:
+    def training(self, kind: str, event_shape: tuple[int, ...] = ()) -> Training:
         """Return the library's settings for data; a ValueError says which option is wrong."""
         given = {name: value for name, value in vars(self).items() if value is not None}
-        return Training.usual(kind, **given)
+        return Training.usual(kind, event_shape, **given)
 
 
 @dataclass(kw_only=True)

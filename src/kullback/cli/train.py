@@ -17,7 +17,7 @@ from kullback.core import DataError, __version__, read_json, require, write_json
 
 from .limits import CLOSING_DRAWS, CLOSING_NUMBERS, MAX_DRAWS_PER_IMAGE
 from .options import DataOptions, ModelOptions, Real, Shared, TrainingOptions, Whole
-from .sandwich import Sandwich, measure_sandwich, write_items
+from .sandwich import Sandwich, anneal_loose, measure_sandwich, write_items
 from .session import INTERRUPTED, Stop, bar, check_new, log, prepare, print_json, say, write
 
 if TYPE_CHECKING:
@@ -60,19 +60,21 @@ def train(
         options = training or TrainingOptions()
         options.training("8-bit")  # so that a wrong option is told before the data are read
         dataset = _read(data, reading or DataOptions(), options.seed)
-        settings = options.training(dataset.kind)
+        settings = options.training(dataset.kind, dataset.event_shape)
         work = _new_run(dataset, architecture, settings, out=out, device=device)
+        nouns = "clips" if dataset.kind == "sound" else "images"
     else:
-        work = _old_run(resume)
+        work, nouns = _old_run(resume), "examples"
     said: set[str] = set()
     with Stop() as stop, bar("training") as update:
-        show = _shown(update, said)
+        show = _shown(update, said, nouns)
         outcome = work(progress=show, stop=stop, checkpoint_seconds=checkpoint_seconds)
     for warning in dict.fromkeys(outcome.warnings):
         if warning not in said:
             say(f"warning: {warning}")
-    if outcome.selection:
-        say(outcome.selection)
+    for sentence in (outcome.selection, outcome.short):
+        if sentence:
+            say(sentence)
     if not outcome.finished:
         say(f"saved; go on with: kullback train --resume {outcome.folder}", always=True)
         return INTERRUPTED
@@ -127,7 +129,7 @@ def _read(source: str, reading: DataOptions, seed: int) -> "Dataset":
     return dataset
 
 
-def _shown(update: Callable[..., None], said: set[str]) -> Callable[["Progress"], None]:
+def _shown(update: Callable[..., None], said: set[str], nouns: str) -> Callable[["Progress"], None]:
     """Turn readings of the training into the bar's text, and say each warning once."""
 
     def show(reading: "Progress") -> None:
@@ -137,7 +139,8 @@ def _shown(update: Callable[..., None], said: set[str]) -> Callable[["Progress"]
             text += f"  distortion {reading.distortion:.2f}"
         if reading.test_elbo is not None:
             text += f"  test {reading.test_elbo.value:.2f}"
-        text += f"  {reading.images_per_second:,.0f} images/s"
+        if reading.images_per_second == reading.images_per_second:
+            text += f"  {reading.images_per_second:,.1f} {nouns}/s"
         update(reading.fraction, 1.0, text)
         if reading.warning and reading.warning not in said:
             said.add(reading.warning)
@@ -199,7 +202,10 @@ def close(outcome: "Outcome", *, as_json: bool) -> None:
 
     run, model = outcome.folder, outcome.model
     data = data_of(run) if outcome.data is None else outcome.data
-    evaluation = summarise(model, data.test, measure(model, data, None, 0), seed=0)
+    found = measure(model, data, None, 0)
+    evaluation = summarise(model, data.test, found, seed=0)
+    if not outcome.short:
+        evaluation = anneal_loose(model, data, found, evaluation)
     fields = record(evaluation, data)
     write_json(run / "evaluation.json", fields)
     page = report.write(run, model=model, data=data)

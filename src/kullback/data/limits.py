@@ -44,6 +44,7 @@ __all__ = [
     "SOUND_LEVELS",
     "SURPRISE_OF_GRID",
     "SURPRISE_OF_REPEATED_GRID",
+    "UNKNOWN_SIZE",
     "USUAL_CLIP",
     "USUAL_RATE",
 ]
@@ -96,6 +97,7 @@ LEAST_SAMPLE, GREATEST_SAMPLE = -32_768, 32_767  # of 16 bits
 PADDING = -65_536  # after a clip's last sample; outside 16 bits, and exact in float32
 SOUND_LEVELS = 65_536  # of a sample: 16 bits
 SAMPLE_RATES = 100, 768_000  # a second: what files can say and a clip can hold
+UNKNOWN_SIZE = 0x7FFFF000  # of a WAV file's samples, written to a pipe: from here on (SoX, FFmpeg)
 MAX_SAMPLES = 2**27  # of one file, and of all clips with their padding: 512 MB as 32-bit integers
 USUAL_CLIP = 1.0  # seconds: a word or two
 LONGEST_CLIP = 60  # seconds: longer, one z says little about each part

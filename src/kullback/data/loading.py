@@ -270,7 +270,10 @@ def _judge(examples: Examples, binarize: Binarize) -> tuple[Kind, Binarize]:
         if binarize != "none":
             examples.notes.append("values are 0 and 1 already: nothing to binarise")
         return "binary", "none"
-    if binarize == "none" and bool(((values == 0) | (values == limits.BYTE_MAX)).all()):
+    step = limits.ROWS_FOR_MEAN_PICTURE
+    parts = (values[start : start + step] for start in range(0, len(values), step))
+    black_and_white = all(bool(((p == 0) | (p == limits.BYTE_MAX)).all()) for p in parts)
+    if binarize == "none" and black_and_white:
         examples.notes.append("values are only 0 and 255: binarize static makes them 0 and 1")
     return "8-bit", binarize
 

@@ -113,6 +113,8 @@ def read_sound(data: bytes) -> Sound:
         raise DataError(f"not a WAV, FLAC, OGG or MP3 file, or damaged: {reason}") from error
     if samples.size == 0:
         raise DataError("no samples in it")
+    if missing := _missing_bytes(data):
+        raise DataError(f"cut off: {missing:,} bytes of its samples are missing")
     low, high = limits.SAMPLE_RATES
     if not low <= rate <= high:
         raise DataError(f"{rate:,} samples a second; {low:,} to {high:,} are read")
@@ -120,6 +122,20 @@ def read_sound(data: bytes) -> Sound:
         return Sound(samples, rate)
     rounded, beyond = _to_integers(samples)
     return Sound(rounded, rate, rounded=True, beyond=beyond)
+
+
+def _missing_bytes(data: bytes) -> int:
+    """Return how many bytes of a WAV file's samples are missing; a decoder reads what is there.
+
+    Writers to a pipe do not know the size and put a large one.
+    """
+    at = 12 if data[:4] == b"RIFF" and data[8:12] == b"WAVE" else len(data)
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"data":
+            return max(0, at + 8 + size - len(data)) if size < limits.UNKNOWN_SIZE else 0
+        at += 8 + size + size % 2
+    return 0
 
 
 def _to_integers(samples: Samples) -> tuple[Samples, int]:

@@ -10,6 +10,7 @@ Which file answers which question:
   `logprob_tables`: which files and columns; `service_formats`: answers of OpenAI, vLLM, SGLang,
   lm-eval; `logprob_checks`: are they log-probabilities of these draws? `logprob_sums`: one pass
   over the tokens, by `engines`; `logprob_estimates`: k1, k2, k3, best λ from its sums.
+- `trl`: the policy's KL in TRL's `GRPOTrainer`, by its public methods (`PolicyKLMixin`).
 - `clusters`: means over tokens with errors clustered by document, paired differences, a gate.
 - `limits`: the thresholds of this folder, with their sources.
 

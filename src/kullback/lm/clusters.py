@@ -8,12 +8,22 @@ such means over the same clusters, paired; `block_length` where there are fewer 
 `gate` to decide about a limit by an interval.
 
 The mean is the ratio estimator `R = Σ_c S_c / Σ_c n_c`, S_c the sum of the terms of cluster c and
-n_c its tokens. Its variance is `Σ_c u_c² / (1 − h_c) / N²`, with `u_c = S_c − R n_c`, N all tokens
-and `h_c = n_c / N` (CR2: unbiased for equal variances a token). Student's t takes `G* − 1`
-degrees, `G* = 1 / Σ h_c²`: G − 1 for G clusters of equal size.
+n_c its tokens. Its variance is the larger of two estimates, equal for clusters of one size. With
+`u_c = S_c − R n_c`, N all tokens and `h_c = n_c / N`:
+
+- CR2, `Σ_c u_c² / (1 − h_c) / N²`: unbiased for equal variances a token. Few large clusters carry
+  its sum, as `u_c² ∝ h_c²`: where these happen to be near R it is far too small.
+- Random effects, `τ² Σ h_c² + σ²/N`, with σ² the variance within clusters and τ² that of their
+  means, which counts a cluster by how well its mean is known and not by its tokens squared.
+
+For 30 sequences whose lengths differ by factors of e^1.2 to e^2, with means of a chi-squared law,
+95 % intervals by CR2 alone cover 87 to 91 %, these 97 to 99 %: too long where lengths differ that
+much, not too short (tests/lm/test_clusters.py). Student's t takes `G* − 1` degrees,
+`G* = 1 / Σ h_c²`: G − 1 for G clusters of equal size.
 
 Reference: Cochran (1977), "Sampling Techniques", section 6; Bell and McCaffrey (2002), "Bias
-reduction in standard errors"; Carter, Schnepel and Steigerwald (2017) for the effective number.
+reduction in standard errors"; Carter, Schnepel and Steigerwald (2017) for the effective number;
+Paule and Mandel (1982), "Consensus values and weighting factors", for τ².
 """
 
 import math
@@ -113,15 +123,16 @@ def ratio_mean(
     Args:
         sums: `[G]`, the sum of the terms of each cluster, in the first part of `unit`.
         clusters: Their sizes, all above 0, and their name.
-        squares: The sum of the squared terms over all tokens: gives the naive error and the design
-            effect.
+        squares: The sum of the squared terms over all tokens: gives the naive error, the design
+            effect and the variance within clusters. None: that variance counts as 0, which makes
+            the error of very unequal clusters longer.
         rounding: The rounding floor of the mean.
         unit: Of the mean.
 
     Returns:
         A `Clustered`. The interval of its estimate uses t with `G* − 1` degrees and allows for the
-        skewness of the clusters' sums. No error bar for a single cluster, or for sums with so heavy
-        a tail that no mean can be inferred.
+        skewness of the clusters' sums. No error bar for a single cluster, for fewer than ten
+        blocks, or for sums with so heavy a tail that no mean can be inferred.
 
     Raises:
         ValueError: Sums and sizes of different lengths, or none.
@@ -136,14 +147,16 @@ def ratio_mean(
     tokens = clusters.sizes.sum()
     value = float(totals.sum() / tokens)
     influence = _residuals(totals, value, clusters.sizes) / tokens
-    estimate = _estimate(influence, value, clusters, rounding=rounding, unit=unit)
+    within = _within(totals, clusters.sizes, squares)
+    estimate = _estimate(influence, value, clusters, within=within, rounding=rounding, unit=unit)
     return Clustered(estimate, clusters, influence, _naive(value, squares, tokens))
 
 
 def ratio_difference(first: Clustered, second: Clustered) -> Clustered:
     """Return `first − second`, two means over the same clusters, with the error of the pairs.
 
-    What both have in common (a document that is hard for both) leaves no error.
+    What both have in common (a document that is hard for both) leaves no error. The differences of
+    tokens are not known here, and their variance within clusters counts as 0.
 
     Args:
         first: A mean over the clusters.
@@ -170,7 +183,7 @@ def ratio_difference(first: Clustered, second: Clustered) -> Clustered:
     influence = np.where(np.abs(influence) <= limits.ROUNDING * scale, 0.0, influence)
     rounding = first.estimate.rounding + second.estimate.rounding
     unit = first.estimate.unit
-    found = _estimate(influence, value, first.clusters, rounding=rounding, unit=unit)
+    found = _estimate(influence, value, first.clusters, within=0.0, rounding=rounding, unit=unit)
     for reason in filter(None, {first.estimate.no_error, second.estimate.no_error}):
         found = found.without_error(reason)
     return Clustered(found, first.clusters, influence)
@@ -179,15 +192,16 @@ def ratio_difference(first: Clustered, second: Clustered) -> Clustered:
 def block_length(tokens: int, clusters: int) -> int:
     """Return the tokens of a contiguous block where there are too few clusters; 0 where not.
 
-    Blocks shorter than the range of the correlation leave errors too short: it is said with them.
+    Blocks shorter than the range of the correlation leave errors too short: it is said with them,
+    and none is shorter than `limits.MIN_BLOCK_TOKENS`.
 
     Example:
-        >>> block_length(20_000, 3), block_length(20_000, 10)
-        (500, 0)
+        >>> block_length(20_000, 3), block_length(30, 1), block_length(20_000, 10)
+        (500, 50, 0)
     """
     if clusters >= limits.MIN_CLUSTERS:
         return 0
-    return max(1, tokens // limits.BLOCKS)
+    return max(limits.MIN_BLOCK_TOKENS, tokens // limits.BLOCKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,14 +281,60 @@ def _residuals(sums: Floats, value: float, sizes: Floats) -> Floats:
     return np.where(np.abs(residual) <= limits.ROUNDING * np.abs(sums), 0.0, residual)
 
 
+def _within(sums: Floats, sizes: Floats, squares: float | None) -> float:
+    """Return the variance of terms within clusters; 0 where it is not known."""
+    spare = float(sizes.sum()) - len(sizes)
+    if squares is None or spare <= 0:
+        return 0.0
+    found = (squares - float((sums * sums / sizes).sum())) / spare
+    return found if found > limits.CONSTANT * squares else 0.0
+
+
+def _random_effects(means: Floats, clusters: Clusters, within: float) -> float:
+    """Return the variance of the mean, `τ² Σ h² + σ²/N`; 0 where clusters do not differ.
+
+    means: of each cluster, less R. τ² solves `Σ w (mean − m)² = G − 1` for `w = 1 / (τ² + σ²/n)`
+    and m the mean by these weights. Without σ² the weights are the shares of tokens.
+    """
+    shares = clusters.shares
+    if not within:
+        whole = 1.0 - float(np.square(shares).sum())
+        return float((shares * means**2).sum()) / whole / clusters.effective
+    own = within / clusters.sizes
+
+    def excess(spread: float) -> float:
+        weights = 1.0 / (spread + own)
+        centre = float((weights * means).sum() / weights.sum())
+        return float((weights * (means - centre) ** 2).sum()) - (len(means) - 1)
+
+    low, high = 0.0, float(means.var() * len(means))
+    if excess(low) <= 0.0:
+        return 0.0
+    for _ in range(limits.BISECTIONS):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if excess(middle) > 0.0 else (low, middle)
+    return high / clusters.effective + within / float(clusters.sizes.sum())
+
+
 def _estimate(
-    influence: Floats, value: float, clusters: Clusters, *, rounding: float, unit: str
+    influence: Floats,
+    value: float,
+    clusters: Clusters,
+    *,
+    within: float,
+    rounding: float,
+    unit: str,
 ) -> Estimate:
     count, shares = len(influence), clusters.shares
-    if count == 1:
-        alone = Estimate(value, math.nan, 1, unit, rounding=rounding)
-        return alone.without_error(f"one {clusters.name.removesuffix('s')} only")
+    if count == 1 or (clusters.block and count < limits.MIN_CLUSTERS):
+        alone = Estimate(value, math.nan, count, unit, rounding=rounding)
+        return alone.without_error(_too_few(clusters))
     scaled = influence / np.sqrt(1.0 - shares) * math.sqrt(count * (count - 1))
+    robust = float((influence**2 / (1.0 - shares)).sum())
+    alike = bool((clusters.sizes == clusters.sizes[0]).all())  # then both are one number
+    if robust > 0.0 and not alike and clusters.effective < limits.MANY_CLUSTERS:
+        pooled = _random_effects(influence / shares, clusters, within)
+        scaled *= math.sqrt(max(1.0, pooled / robust))
     found = error_bars.estimate_of(
         torch.as_tensor(scaled),
         torch.tensor(value, dtype=torch.float64),
@@ -296,6 +356,13 @@ def _estimate(
             f"{clusters.block:,} tokens, taken as independent"
         )
     return found
+
+
+def _too_few(clusters: Clusters) -> str:
+    if not clusters.block:
+        return f"one {clusters.name.removesuffix('s')} only"
+    tokens = f"{int(clusters.sizes.sum()):,} tokens"
+    return f"{tokens} are fewer than {limits.MIN_CLUSTERS} blocks of {clusters.block:,}"
 
 
 def _naive(value: float, squares: float | None, tokens: float) -> float:

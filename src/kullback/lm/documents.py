@@ -18,6 +18,8 @@ from torch import Tensor
 
 from kullback.core import DataError, require
 
+from . import limits
+
 __all__ = ["Batch", "Document", "Plan", "Window", "batches", "read_documents", "windows"]
 
 TEXT_FILES = (".txt", ".md", ".rst", ".text", "")
@@ -91,6 +93,21 @@ class Batch:
     def next_ids(self) -> Tensor:
         """The scored tokens, `[n]`."""
         return self.ids[self.scored]
+
+    @property
+    def alike(self) -> list[list[int]]:
+        """The windows' numbers in groups of nearly one length, to read without much padding."""
+        found: list[list[int]] = []
+        sizes = [len(window.ids) for window in self.windows]
+        for number in sorted(range(len(sizes)), key=lambda one: -sizes[one]):
+            group = [*found[-1], number] if found else [number]
+            held, longest = sum(sizes[one] for one in group), sizes[group[0]]
+            padding = longest * len(group) - held
+            if found and padding <= max(limits.PADDING_TOKENS, limits.PADDING_SHARE * held):
+                found[-1].append(number)
+            else:
+                found.append([number])
+        return found
 
     @property
     def rows(self) -> range:

@@ -2,6 +2,7 @@
 
 __all__ = [
     "BATCH_TOKENS",
+    "BISECTIONS",
     "BLOCKS",
     "CERTAIN",
     "CLIP",
@@ -14,9 +15,11 @@ __all__ = [
     "FLOOR_TOKENS",
     "KLD_FLOOR",
     "LOGITS_BYTES",
+    "MANY_CLUSTERS",
     "MAX_COPIES",
     "MAX_EXACT_QUANTILES",
     "MAX_GROUPS",
+    "MIN_BLOCK_TOKENS",
     "MIN_CLUSTERS",
     "MIN_COPIED_TOKENS",
     "MIN_CROSS_FIT",
@@ -26,10 +29,14 @@ __all__ = [
     "MIN_PARETO_K",
     "MIN_RUN",
     "MIN_TIES",
+    "NEGATED",
+    "PADDING_SHARE",
+    "PADDING_TOKENS",
     "PROBE_ERROR",
     "PROBE_TOKENS",
     "REACH",
     "ROUNDING",
+    "SAME_BASE",
     "SAMPLE_SEQUENCES",
     "SAMPLE_TOKENS",
     "SERIES_BELOW",
@@ -43,8 +50,11 @@ __all__ = [
 # Clusters below which their scatter says too little, and contiguous blocks of tokens are taken
 # instead: from ten on, 95 % intervals covered 94 to 96 % at lengths of log-sd up to 1.2.
 MIN_CLUSTERS = 10
+MIN_BLOCK_TOKENS = 50  # of a block: neighbouring tokens of text are correlated over some ten
 BLOCKS = 40  # blocks that a table of fewer clusters is cut into: t is then within 3 % of normal
 ROUNDING = 4e-16  # a residual smaller than this share of its sum is rounding (two ulps of float64)
+MANY_CLUSTERS = 1000  # effective ones, of which CR2's own error is below 5 %
+BISECTIONS = 40  # of an interval that holds the variance between clusters: to 1e-12 of it
 CONSTANT = 1e-12  # variance over mean square below which terms are one number: rounding of sums
 DOMINANT_CLUSTER = 0.5  # share of all tokens in one cluster from which the error bar is warned of
 CONFIDENCE = 0.95  # of the gate's one-sided limits
@@ -75,6 +85,8 @@ MAX_COPIES = 0.05  # share of copies that makes an error bar too short by 2.5 %
 MIN_TIES, MIN_DISTINCT = 5, 0.5
 CERTAIN = 1e-3  # log-probabilities above minus this repeat lawfully: few float32 numbers are there
 FLOAT32_EPS = 6e-8  # half a unit in the last place of float32, relatively
+NEGATED = 0.5  # share of positive values that makes a column another quantity, and not damaged
+SAME_BASE = 0.05  # of ln 2 or ln 10: sampling leaves the ratio of 20,000 tokens within 2 %
 # Padding: sequences that show it, the length of a run of zeros, and the share of sequences with one
 MIN_PADDED, MIN_RUN, MIN_PADDED_SHARE = 4, 8, 0.5
 
@@ -93,6 +105,10 @@ FLOOR_TOKENS = 32  # on which the KL of one rounding is measured: its mean is th
 
 LOGITS_BYTES = 256 << 20  # of logits held at a time, both sides and what is worked in
 BATCH_TOKENS = 4096  # given to a model at a time
+# Padding that windows read in one call may need: as a share of their tokens (in tokens, for the
+# shortest, where a call itself costs more). Without it a batch of scenes of 512 and some 250 tokens
+# took 28 % more (benchmarks/drift.py).
+PADDING_SHARE, PADDING_TOKENS = 0.05, 64
 CONTEXT = 2048  # tokens of context by default, where the models could read more
 # KL that the 16-bit codes of llama.cpp's file make of equal models, in nats a token: 6e-7 to 6e-6
 # for logits of standard deviation 3 and 6 (tests/lm/test_stored.py)

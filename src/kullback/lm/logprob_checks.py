@@ -10,7 +10,7 @@ model whose log-probabilities were then computed in float32.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,7 +39,7 @@ __all__ = ["Check", "Sample", "checks_of", "identity_checks", "sample_of"]
 
 Effect = Literal["", "refuse", "limit", "warn"]
 _MISSING = {
-    "null": "null", "NaN": "NaN", "-inf": "−inf", "positive": "above 0",
+    "null": "null", "NaN": "NaN", "-inf": "−inf", "positive": "above 0", "above 1": "above 1",
     "sentinel": "of −700 or below, which stands for 'not scored'",
     "fill": "exactly −100, which stands for 'not scored'",
 }  # fmt: skip
@@ -185,18 +185,31 @@ def _missing(table: LogProbTable, sums: Sums, draws: Draws, *, skip: bool) -> Ch
     name, tokens, rows = "values", sums.total("n"), sums.total("rows")
     if tokens == rows:
         return Check(name, f"all {int(rows):,} values of each column are log-probabilities")
-    parts, positive = [], False
+    parts: list[str] = []
+    looks: dict[str, None] = {}
     for column, counts in kinds_of_missing(table, draws.columns).items():
-        positive = positive or "positive" in counts
         said = [f"{count:,} {_MISSING[kind]}" for kind, count in counts.items()]
         if said:
             parts.append(f"{table.roles.get(column, column)}: {', '.join(said)}")
+            looks |= dict.fromkeys(_looks_like(counts, rows))
     words = f"{int(rows - tokens):,} of {int(rows):,} tokens lack a log-probability: "
     remedy = "missing='skip' to leave these tokens out; what is left is then a selection"
-    if positive:
-        remedy = f"log-probabilities are at most 0: .log() of probabilities, minus an NLL; {remedy}"
+    remedy = "; ".join([*looks, remedy])
     effect: Effect = "warn" if skip and tokens else "refuse"
     return Check(name, words + "; ".join(parts), effect, remedy)
+
+
+def _looks_like(counts: Mapping[str, int], rows: float) -> tuple[str, ...]:
+    """Say what a column with positive values may hold instead, and what to do about it."""
+    above = counts.get("above 1", 0)
+    positive = above + counts.get("positive", 0)
+    if not positive:
+        return ()
+    if positive < limits.NEGATED * rows:
+        return ("log-probabilities are at most 0",)
+    if above:
+        return ("negated? log-probabilities are minus an NLL, which is 0 or above",)
+    return ("probabilities? all are between 0 and 1: take the logarithm",)
 
 
 def _repeated(table: LogProbTable, sample: Sample) -> Check:
@@ -372,7 +385,8 @@ def _versions(table: LogProbTable, sums: Sums, draws: Draws) -> Check:
         sizes = np.bincount(codes, weights=part.columns["n"]).astype(np.float64)
         totals = np.bincount(codes, weights=-part.columns["f1_0"])
         clusters = Clusters(sizes[sizes > 0], sums.cluster_name)
-        mean = ratio_mean(totals[sizes > 0], clusters).estimate
+        squares = float(part.columns["f11_0"].sum())
+        mean = ratio_mean(totals[sizes > 0], clusters, squares=squares).estimate
         parts.append(f"{label}: {part.tokens:,} tokens, mean log-ratio {mean.brief}")
     count = len(sums.versions)
     more = f", and {count - len(parts)} more" if count > len(parts) else ""
@@ -403,4 +417,14 @@ def _entropy(table: LogProbTable, sums: Sums, rounding: Rounding) -> Check:
     if not found.refuted:
         return Check(name, f"−log p less the entropy is {float(one):.3g} ± {float(error):.2g}")
     remedy = "the log-probabilities of the distribution that was sampled, temperature and top-p in"
-    return Check(name, found.reason, "limit", remedy)
+    return Check(name, found.reason + _other_base(sums, float(one)), "limit", remedy)
+
+
+def _other_base(sums: Sums, gap: float) -> str:
+    """Say so where the mean of −log p is that of the entropies in another base."""
+    mean = -sums.total("d") / max(sums.tokens, 1)  # of −log p
+    ratio = mean / (mean - gap) if mean > gap else math.nan
+    for base, words in ((2.0, "2 (bits)"), (10.0, "10")):
+        if abs(ratio * math.log(base) - 1.0) < limits.SAME_BASE:
+            return f". The ratio is {ratio:.3f}: are the log-probabilities to base {words}?"
+    return ""

@@ -404,15 +404,13 @@ def _identities(sums: Sums, asked: Sequence[Asked], study: _Study) -> list[Any]:
 def _figures(study: _Study, sums: Sums, asked: Sequence[Asked]) -> list[Figures]:
     """Estimate everything asked, by blocks where a group has too few clusters."""
     models = len(study.others)
-    clusters = len(np.unique(sums.cluster[sums.columns["n"] > 0]))
-    length = block_length(sums.tokens, clusters)
+    length = _block_of(sums)
     blocks = summed(study.table, study.draws, block=length) if length else None
     found = [figures_of(blocks or sums, one, whole=sums) for one in asked[:models]]
     if len(asked) == models:
         return found
     parts = [sums.of_group(group) for group in range(len(sums.groups))]
-    few = [block_length(part.tokens, len(np.unique(part.cluster[part.columns["n"] > 0])))
-           for part in parts]  # fmt: skip
+    few = [_block_of(part) for part in parts]
     cut = None
     if any(few):
         shortest = min(each for each in few if each)
@@ -422,6 +420,13 @@ def _figures(study: _Study, sums: Sums, asked: Sequence[Asked]) -> list[Figures]
         part = cut.of_group(group) if cut is not None and few[group] else parts[group]
         found.append(figures_of(part, one, whole=parts[group]))
     return found
+
+
+def _block_of(sums: Sums) -> int:
+    """Return the tokens of a block where there are too few clusters; one sequence stays whole."""
+    clusters = len(np.unique(sums.cluster[sums.columns["n"] > 0]))
+    alone = clusters == 1 and sums.cluster_name != "blocks"
+    return 0 if alone else block_length(sums.tokens, clusters)
 
 
 def _pairs(overall: Sequence[Figures]) -> dict[str, dict[str, Clustered]]:

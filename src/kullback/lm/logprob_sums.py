@@ -354,7 +354,8 @@ def _kinds(value: Any) -> dict[str, Any]:
         "null": value.isnull(),
         "NaN": nan,
         "-inf": value == -math.inf,
-        "positive": (value > MAX_LOG_PROB) & ~nan,
+        "positive": (value > MAX_LOG_PROB) & (value <= 1.0) & ~nan,
+        "above 1": (value > 1.0) & ~nan,
         "sentinel": (value <= MIN_LOG_PROB) & (value > -math.inf),
         "fill": value == FILL_VALUE,
     }

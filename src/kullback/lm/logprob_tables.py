@@ -172,7 +172,7 @@ def read_tables(
         found = tuple(note for note in found if not note.startswith("sequence:"))
     roles = columns.named()
     _check_names(roles, names, source)
-    lists = _check_types(raw, roles)
+    lists = _check_types(_Source(engine, raw, source), roles)
     if lists:
         return _of_lists(_Source(engine, raw, source), roles, lists, (*notes, *found))
     rows = _typed(raw.select(_selected(raw, roles)), roles)
@@ -436,9 +436,9 @@ def _check_names(roles: Mapping[str, str], names: Sequence[str], source: str) ->
         require(there, argument, f"a column of {source}", repr(name), f"one of {', '.join(near)}")
 
 
-def _check_types(raw: Any, roles: Mapping[str, str]) -> tuple[str, ...]:
+def _check_types(source: _Source, roles: Mapping[str, str]) -> tuple[str, ...]:
     """Return the roles whose columns hold lists; refuse columns that hold no numbers."""
-    lists = []
+    lists, raw = [], source.raw
     for role, name in roles.items():
         kind = raw[name].type()
         if kind.is_array():
@@ -447,6 +447,8 @@ def _check_types(raw: Any, roles: Mapping[str, str]) -> tuple[str, ...]:
         argument = re.sub(r"\d+$", "", role)
         number = kind.is_numeric() or kind.is_null() or (kind.is_boolean() and "mask" in role)
         if argument in ("p", "q", "behaviour", "entropy", "mask", "position", "length"):
+            if not number and not source.engine.run(raw.limit(1), source.name).num_rows:
+                raise DataError(f"{source.name}: expected rows; got none")  # they have no type
             require(number, argument, "a column of numbers, or of lists of numbers",
                     f"{name!r} of type {kind}", _hint(kind))  # fmt: skip
     pair = [role for role in roles if role[0] in "pq" and role not in ("prompt", "position")]

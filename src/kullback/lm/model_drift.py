@@ -242,7 +242,12 @@ class Drift:
         Returns:
             Negative where the first is nearer to P (for divergences).
         """
-        return clusters.ratio_difference(self.mean(quantity, first), self.mean(quantity, second))
+        found = clusters.ratio_difference(self.mean(quantity, first), self.mean(quantity, second))
+        if found.estimate.no_error:
+            return found
+        floor, unit = found.estimate.rounding, found.estimate.unit
+        difference = self.column(quantity, first) - self.column(quantity, second)
+        return self._mean_of(difference, floor=floor, unit=unit)
 
     def by(self, what: str, q: int = 0, quantity: str = "kl") -> dict[str, Clustered]:
         """Return the mean of a quantity in parts of the corpus.

@@ -9,7 +9,9 @@ tokens when it is loaded, so that an architecture that does more to its logits i
 measured wrongly.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -76,8 +78,15 @@ class LanguageModel:
 
     def scored_hidden(self, batch: Batch) -> Tensor:
         """Return the hidden states `[n, width]` that predict a batch's scored tokens."""
-        device = self.head.device
-        return self.hidden(batch.ids.to(device))[:, :-1][batch.scored[:, 1:].to(device)]
+        found: dict[int, Tensor] = {}
+        for group in batch.alike:
+            longest = len(batch.windows[group[0]].ids)
+            read = self.hidden(batch.ids[group, :longest].to(self.head.device))
+            for number, states in zip(group, read, strict=True):
+                window = batch.windows[number]
+                before = window.scored - window.start - 1
+                found[number] = states[before : before + window.count]
+        return torch.cat([found[number] for number in range(len(batch.windows))])
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the logits `[n, vocab]` of hidden states `[n, width]`, in float32 at least."""
@@ -151,7 +160,8 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):  # the bar of GGUF files is another one
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
@@ -177,7 +187,12 @@ def _load_module(path: Path, dtype: str, device: str) -> Any:
     except ImportError as error:
         raise _extra(str(path), str(error).strip().partition("\n")[0]) from None
     except Exception as error:  # whatever a damaged or foreign file makes it raise
-        raise DataError(f"{path}: transformers cannot load it: {_reason(error)}") from error
+        hint = (
+            "copy or download it again; kinds that transformers does not know need an update of it"
+        )
+        raise DataError(
+            f"{path}: transformers cannot load it: {_reason(error)}. Try: {hint}"
+        ) from error
     missing = sorted({*map(str, info["missing_keys"]), *map(str, info["mismatched_keys"])})
     if missing:  # transformers fills them with random numbers
         raise DataError(

@@ -139,7 +139,7 @@ def measure_positions(
         >>> moved = LanguageModel("q", toy.hidden, 2 * torch.eye(3))
         >>> hidden, came = torch.eye(3), torch.tensor([0, 1, 1])
         >>> _, (found,) = measure_positions(toy, [moved], hidden, [hidden], came)
-        >>> found["kl"][0] == tokens.kl(torch.eye(3)[0], 2 * torch.eye(3)[0])
+        >>> torch.isclose(found["kl"][0], tokens.kl(torch.eye(3)[0], 2 * torch.eye(3)[0]))
         tensor(True)
     """
     check_pair(p, qs)
@@ -179,11 +179,17 @@ def _blocks(
 ) -> list[dict[str, Tensor]]:
     """Call `block` on as many rows at a time as memory allows, and join what it returns."""
     size = max(1, memory // (vocab * 4 * _HELD))
-    parts = [block(slice(start, start + size)) for start in range(0, count, size)]
-    return [
-        {name: torch.cat([part[side][name] for part in parts]) for name in parts[0][side]}
-        for side in range(len(parts[0]))
-    ]
+    whole: list[dict[str, Tensor]] = []
+    for start in range(0, count, size):
+        part = block(slice(start, start + size))
+        # columns made once: small ones kept from every block leave no room that is freed as a whole
+        whole = whole or [
+            {name: x.new_empty(count, *x.shape[1:]) for name, x in side.items()} for side in part
+        ]
+        for side, found in zip(whole, part, strict=True):
+            for name, x in found.items():
+                side[name][start : start + size] = x
+    return whole
 
 
 _HELD = 4  # numbers of float32 a position, token: logits of P and one Q, and room to work in
@@ -225,8 +231,8 @@ def _rank(other: Tensor, largest: Tensor, first: Tensor) -> Tensor:
     """
     at = other.gather(-1, first)
     found = (largest > at).sum(-1) + 1
-    below = found > largest.shape[1]
-    found[below] = (other[below] > at[below]).sum(-1) + 1
+    for row in (found > largest.shape[1]).nonzero()[:, 0].tolist():  # no copy of the rows
+        found[row] = (other[row] > at[row]).sum() + 1
     return found
 
 

@@ -172,19 +172,42 @@ def _health(e: Evaluation, noun: str) -> dict[str, Figure]:
             f"(Σw)²/Σw² of the {e.draws:,} weights, at the median {noun}; "
             f"{least:.3g} at the worst.",
         ),
-        "loose": Figure(
-            "loose bounds",
-            "not known" if e.loose is None else _percent(e.loose),
-            f"of {noun}s",
-            f"fewer than {limits.LOOSE_DRAWS:g} effective draws",
-            f"{noun.capitalize()}s whose bound rests on fewer than {limits.LOOSE_DRAWS:g} "
-            "effective draws.",
-        ),
+        "loose": _loose(e, noun),
         "active_units": _active(e, noun),
     }
 
 
+def _loose(e: Evaluation, noun: str) -> Figure:
+    if e.loose and e.annealed is not None:
+        return Figure(
+            f"log p(x) - L_{e.draws}",
+            plain(e.annealed),
+            f"nats/{noun}",
+            f"at least, by annealing the first {e.annealed.draws} {noun}s",
+            f"How far log p(x) is above L_{e.draws} at least: annealed importance sampling on the "
+            f"first {e.annealed.draws} test {noun}s, settled for {e.annealed_settled} of them.",
+        )
+    return Figure(
+        "loose bounds",
+        "not known" if e.loose is None else _percent(e.loose),
+        f"of {noun}s",
+        f"fewer than {limits.LOOSE_DRAWS:g} effective draws",
+        f"{noun.capitalize()}s whose bound rests on fewer than {limits.LOOSE_DRAWS:g} "
+        "effective draws.",
+    )
+
+
 def _active(e: Evaluation, noun: str) -> Figure:
+    if e.active_units is None:
+        return Figure(
+            "varying units",
+            f"{e.varying_units}/{e.latent}",
+            "dimensions",
+            f"whose mean code varies by more than {limits.ACTIVE_VARIANCE:g}",
+            f"Latent dimensions whose mean code varies from {noun} to {noun} (variance above "
+            f"{limits.ACTIVE_VARIANCE:g}). The KL is no sum over dimensions here, so there is none "
+            "of a single one to ask for.",
+        )
     value, varies = (
         f"{e.active_units}/{e.latent}",
         f"varies by more than {limits.ACTIVE_VARIANCE:g}",
@@ -236,12 +259,24 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
             f"How many bounds are loose is not known with {e.draws} draws; "
             f"use --draws {limits.DRAWS_FOR_LOOSE} or more."
         )
+    elif e.loose > 0 and e.annealed is not None:
+        said.append(
+            f"log p(x) is higher: by annealing at least {plain(e.annealed)} nats above L_{e.draws} "
+            f"on the first {e.annealed.draws} test {noun}s (settled for {e.annealed_settled} of "
+            f"them); kullback evaluate --sandwich measures more."
+        )
     elif e.loose > 0:
         said.append(
             f"{_percent(e.loose)} of {noun}s rest on fewer than {limits.LOOSE_DRAWS:g} effective "
             "draws: their bound is loose; kullback evaluate --sandwich measures how much."
         )
-    if e.active_units == 0:
+    if not e.exact_rate:
+        said.append(
+            "There is no formula for the KL of this model: rate and ELBO average "
+            "log q(z|x) - log p(z) over the draws."
+        )
+    none_active = e.active_units is None and e.rate.value <= limits.COLLAPSED_KL
+    if e.active_units == 0 or none_active:
         said.append(
             "No latent dimension is active: the posterior has collapsed to the prior, or nearly."
         )
@@ -418,13 +453,16 @@ def _dimension_rows(whole: Aggregate) -> list[list[str]]:
         "I(x; z_d), at least": whole.information_low_each,
         "at most ": whole.information_high_each,
     }
+    if whole.rate_each is None:
+        return []
+    known = {name: one for name, one in each.items() if one is not None}
     rates = whole.rate_each.value
     used = [d for d in rates.argsort(descending=True).tolist() if rates[d] >= limits.ACTIVE_KL]
-    rows = [["dimension", *each]]
+    rows = [["dimension", *known]]
     for d in used:
         one = [
             replace(e, value=float(e.value[d]), standard_error=float(e.standard_error[d]))
-            for e in each.values()
+            for e in known.values()
         ]
         rows.append([f"z[{d}]", *(plain(e) for e in one)])
     return rows if used else []

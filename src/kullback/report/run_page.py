@@ -22,7 +22,7 @@ from torch import Tensor
 from kullback import data as kdata
 from kullback.core import DataError, RunError, read_json, require_type, write_atomic
 from kullback.data import Dataset
-from kullback.vae import VAE, Architecture, Evaluation, Training
+from kullback.vae import VAE, Architecture, Evaluation, Training, too_short
 from kullback.vae import limits as vae_limits
 
 from . import html, pictures
@@ -107,16 +107,24 @@ def read(folder: str | Path, *, model: VAE | None = None, data: Dataset | None =
         _log_rows(folder / "timing.jsonl"),
         evaluation,
         evaluated,
-        _model_of(folder, model, missing),
+        _model_of(folder, model, missing, own=bool(config["model"].get("own"))),
         _dataset_of(folder, config["data"], data, missing),
         missing,
     )
 
 
-def _model_of(folder: Path, given: VAE | None, missing: dict[str, str]) -> VAE | None:
+def _model_of(
+    folder: Path, given: VAE | None, missing: dict[str, str], *, own: bool = False
+) -> VAE | None:
     if given is not None:
         ready = not given.training and all(one.is_cpu for one in given.parameters())
         return given if ready else copy.deepcopy(given).cpu().eval()
+    if own:
+        missing["model"] = (
+            "It has parts of its author's: kullback.report.write(RUN, model=...) in Python shows "
+            "what they make."
+        )
+        return None
     if (folder / "model.safetensors").exists():
         return VAE.load(folder)
     missing["model"] = "The training has not finished: kullback train --resume RUN"
@@ -237,6 +245,7 @@ def render(record: Record) -> str:
         headline=_headline(record),
         missing={"evaluation": "", "model": "", "data": "", **record.missing},
         curves=_curves(record, test_rows),
+        short=_short(record),
         test_images=int(test_rows[-1].get("test_images", 0)) if test_rows else None,
         trained_on=protocol_line(record.protocol),
         **_shown(record),
@@ -248,14 +257,43 @@ def render(record: Record) -> str:
     )
 
 
+def _short(record: Record) -> str:
+    """Say that a finished run was too short for its data; "" where it was not."""
+    config, counts = record.config, record.protocol.get("counts") or {}
+    finished = (record.folder / "model.safetensors").exists()
+    known = finished and record.metrics and record.timing and counts.get("train")
+    if not known or record.protocol.get("kind") == "sound":
+        return ""
+    step, seconds = int(record.metrics[-1]["step"]), float(record.timing[-1]["seconds"])
+    try:
+        settings = Training(**config["training"])
+    except (ValueError, TypeError):  # a damaged config.json: the page shows it as it is
+        return ""
+    examples = round(counts["train"] * (1 - settings.validation))
+    said = too_short(settings, step, seconds, max(1, examples))
+    return said[:1].upper() + said[1:]
+
+
 def _lead(record: Record) -> str:
     """Say what was trained, and on what."""
     architecture = record.config["model"].get("architecture") or {}
+    source = record.protocol.get("source", "data")
+    own = record.config["model"].get("own")
+    if own:
+        parts = ", ".join(f"{name} {one}" for name, one in own.items())
+        return (
+            f"A variational autoencoder trained on {source}, {architecture.get('latent')} latent "
+            f"dimensions, with parts of its author's: {parts}."
+        )
     hidden = "-".join(str(width) for width in architecture.get("hidden") or ())
+    prior = architecture.get("prior", "normal")
+    learned = "" if prior == "normal" else f", {prior} prior"
+    family = architecture.get("posterior", "diagonal")
+    learned += "" if family == "diagonal" else f", {family} posterior"
     return (
-        f"A variational autoencoder trained on {record.protocol.get('source', 'data')}: "
+        f"A variational autoencoder trained on {source}: "
         f"{architecture.get('network')} {hidden}, {architecture.get('latent')} latent dimensions, "
-        f"{architecture.get('likelihood')} likelihood."
+        f"{architecture.get('likelihood')} likelihood{learned}."
     )
 
 
@@ -344,9 +382,9 @@ def _minutes(timing: list[dict[str, Any]]) -> list[tuple[float, str]]:
 def _kl(record: Record) -> dict[str, Any] | None:
     """Draw the KL of every latent dimension, sorted; None when no reading of it exists."""
     readings = [row for row in record.metrics if row.get("kl_per_dimension")]
-    if record.evaluation is not None:
+    if record.evaluation is not None and record.evaluation.kl_per_dimension:
         values = [float(kl) for kl in record.evaluation.kl_per_dimension]
-        active, total = record.evaluation.active_units, record.evaluation.rate.value
+        active, total = record.evaluation.active_units or 0, record.evaluation.rate.value
         varying = record.evaluation.varying_units
         protocol = record.evaluated
     elif readings:
@@ -546,6 +584,14 @@ def _settings(record: Record) -> list[tuple[str, list[tuple[str, str]]]]:
     """List the settings of the model, the training and the machine."""
     config = record.config
     architecture = dict(config["model"].get("architecture") or {})
+    own = config["model"].get("own") or {}
+    replaced = {"encoder": "network", "decoder": "network"}
+    for part in own:
+        architecture.pop(replaced.get(part, part), None)
+    if "network" not in architecture:
+        for name in ("hidden", "activation"):
+            architecture.pop(name, None)
+    architecture |= own
     machine = {key: config.get(key, "") for key in ("device", "threads", "precision")}
     if record.model is not None:
         count = sum(weights.numel() for weights in record.model.parameters())
@@ -565,11 +611,22 @@ def command(config: Mapping[str, Any]) -> str:
     >>> command(config)
     "kullback train 'my dir' --steps 9 --seed 1"
     """
-    data = config["data"]
+    data, own = config["data"], config["model"].get("own")
+    if own:
+        parts = ", ".join(f"{name}=…" for name in own)
+        settings = {name: value for name, value in config["training"].items() if value is not None}
+        return (
+            f"kullback.vae.train({data.get('source')!r}, {parts}, training=Training(**{settings}))"
+        )
     shape, kind = tuple(data.get("event_shape") or (1,)), data.get("kind", "continuous")
-    usual = asdict(Architecture().resolved(shape, kind)) | USUAL_DATA
-    usual |= Training.usual(kind).to_dict()
-    given = dict(config["model"].get("architecture") or {}) | dict(config["training"])
+    architecture = dict(config["model"].get("architecture") or {})
+    network = Architecture().resolved(shape, kind).network
+    known = architecture.get("network") if kind != "sound" else network
+    named = str(known) if known in ("mlp", "conv", "patch") and len(shape) == 3 else network
+    usual = asdict(Architecture(network=named).resolved(shape, kind)) | {"network": network}
+    usual |= USUAL_DATA | Training.usual(kind, shape).to_dict()
+    given = architecture | dict(config["training"])
+    given["components"] = given.get("components") or usual["components"]
     given |= {key: data[key] for key in USUAL_DATA if key in data} | {"seed": given.get("seed")}
     if given.get("size"):
         given["size"] = "x".join(str(side) for side in given["size"])

@@ -196,8 +196,8 @@ def _negative_binomial(q: NegativeBinomial, x: Tensor) -> Tensor:
 @_scored.register
 def _categorical(q: Categorical, x: Tensor) -> Tensor:
     masses = _log_masses(q)
-    index = x.long()[..., None] + torch.zeros_like(masses[..., :1], dtype=torch.long)
-    return masses.expand((*index.shape[:-1], -1)).gather(-1, index)[..., 0]
+    shape = torch.broadcast_shapes(x.shape, q.batch_shape)  # type: ignore[no-untyped-call]
+    return masses.expand((*shape, -1)).gather(-1, x.long().expand(shape)[..., None])[..., 0]
 
 
 @_scored.register

@@ -396,7 +396,7 @@ def _as_tables(p: Distribution, q: Distribution) -> tuple[Tensor, Tensor] | None
 
 
 def _batched(p: Distribution, q: Distribution) -> tuple[Distribution, Distribution]:
-    batch = (torch.empty(p.batch_shape) + torch.empty(q.batch_shape)).shape
+    batch = torch.broadcast_shapes(p.batch_shape, q.batch_shape)  # type: ignore[no-untyped-call]
     return p.expand(batch), q.expand(batch)
 
 

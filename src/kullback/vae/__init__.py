@@ -3,7 +3,7 @@
 `train` is the way in; `VAE.load` the way back to what it left; `build` and `VAE` for models of
 your own; `evaluate` for figures with error bars. Loads on first use.
 
-What a model is: `architecture` (names only), `networks`, `likelihoods`, `priors` (q(z|x) too),
+What a model is: `architecture` (names only), `networks`, `likelihoods`, `latents` (p(z), q(z|x)),
 `model`. How it is trained: `training` (settings and schedules), `loop` (the loop, its logs and
 warnings), `elbo_step` and `step.c` (the gradient by hand), `checkpoint`, `run` (the run folder, the
 device). How good it is: `evidence` (bounds image by image), `evaluation` (means with error bars,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .evaluation import Evaluation, evaluate, image_bounds, summarise
     from .evidence import Bounds
     from .loop import Progress
-    from .model import VAE, build
+    from .model import VAE, Parts, build
     from .posterior import (
         Aggregate,
         Annealing,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         resume,
         train,
     )
-    from .training import Training
+    from .training import Training, too_short
 
 __all__ = [
     "VAE",
@@ -53,6 +53,7 @@ __all__ = [
     "Evaluation",
     "Gap",
     "Outcome",
+    "Parts",
     "Progress",
     "Training",
     "aggregate",
@@ -74,6 +75,7 @@ __all__ = [
     "pick_threads",
     "resume",
     "summarise",
+    "too_short",
     "train",
 ]
 
@@ -86,6 +88,7 @@ _HOME = {
     "Evaluation": "evaluation",
     "Gap": "posterior",
     "Outcome": "run",
+    "Parts": "model",
     "Progress": "loop",
     "Training": "training",
     "aggregate": "posterior",
@@ -106,6 +109,7 @@ _HOME = {
     "pick_threads": "run",
     "resume": "run",
     "summarise": "evaluation",
+    "too_short": "training",
     "train": "run",
 }
 __getattr__, __dir__ = lazy(

@@ -3,14 +3,22 @@
 What a model is made of, as plain data that a run directory can hold.
 """
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kullback.core import RunError, require
 
-from .limits import CONV_MIN_SIDE, MAX_LAYERS, MAX_WIDTH
+from .limits import (
+    COMPONENTS,
+    CONV_MIN_SIDE,
+    MAX_LAYERS,
+    MAX_WIDTH,
+    PATCH_COMPONENTS,
+    PATCH_NUMBERS,
+)
 
-__all__ = ["KINDS", "LIKELIHOODS", "Architecture", "Spec", "choose"]
+__all__ = ["KINDS", "LIKELIHOODS", "POSTERIORS", "PRIORS", "Architecture", "Spec", "choose"]
 
 KINDS = ("binary", "8-bit", "levels", "continuous", "sound")
 
@@ -18,9 +26,14 @@ LIKELIHOODS = {
     "bernoulli": ("binary",),
     "logistics": ("8-bit", "levels"),
     "categorical": ("8-bit", "levels"),
+    "beta_binomial": ("8-bit", "levels"),
     "gaussian": ("continuous",),
+    "laplace": ("continuous",),
+    "student": ("continuous",),
+    "continuous_bernoulli": ("continuous",),
     "autoregressive": ("sound",),
 }
+DENSITIES = tuple(name for name, kinds in LIKELIHOODS.items() if kinds == ("continuous",))
 _REASONS = {
     "binary": ("bernoulli", "the data are 0 and 1"),
     "8-bit": ("logistics", "the data are 8-bit levels"),
@@ -69,13 +82,20 @@ def choose(kind: str, name: str = "auto") -> tuple[str, str]:
         ("sound", "gaussian"): "a continuous density at integer samples is no probability, and has "
         "no maximum where the sound is silent; use 'autoregressive'",
         ("binary", "gaussian"): "a continuous density on bits has no maximum; use 'bernoulli'",
-    }.get((kind, name), f"use {best!r}")
+    }.get((kind, "gaussian" if name in DENSITIES else name), f"use {best!r}")
     require(kind in LIKELIHOODS[name], "likelihood", f"one that fits {kind} data", repr(name), why)
     return name, "as asked"
 
 
 ACTIVATIONS = ("relu", "silu", "tanh")
-USUAL = {"mlp": (500, 500), "conv": (32, 32, 32, 256), "sound": (64,)}
+POSTERIORS = ("diagonal", "full", "low_rank", "iaf")
+PRIORS = ("normal", "mixture", "vamp", "flow")
+USUAL = {
+    "mlp": (500, 500),
+    "conv": (32, 32, 32, 256),
+    "patch": (32, 32, 32, 256),
+    "sound": (48,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +103,21 @@ class Architecture:
     """What to build: everything that, with the data's shape and kind, determines a model.
 
     Args:
-        network: "mlp", "conv", "sound", or "auto": sound for clips of sound, conv for images of 8
-            pixels and more, else mlp.
-        hidden: Widths of the encoder's hidden layers, which the decoder mirrors (for conv see
-            `ConvEncoder`; for sound one width); empty for the network's usual ones.
+        network: "mlp", "conv", "patch", "sound", or "auto": sound for clips of sound; for images of
+            8 pixels and more patch where their values are levels or at least 3,000, else conv; mlp
+            for what is left.
+        hidden: Widths of the encoder's hidden layers, which the decoder mirrors (for conv and patch
+            see `ConvEncoder`; for sound one width); empty for the network's usual ones.
         latent: Dimensions of z.
         activation: "relu", "silu" or "tanh"; of "mlp" only.
         likelihood: "auto" or one of `LIKELIHOODS`.
-        components: Of the logistics mixture.
+        components: Of the logistics mixture; 0 for the usual ones: 5, or 3 with patch.
+        prior: "normal" is N(0, I); "mixture" learns a mixture of Gaussians, "vamp" a mixture of
+            q(z|u) over pseudo-inputs u, "flow" a normalising flow.
+        prior_components: Gaussians of "mixture", pseudo-inputs of "vamp".
+        posterior: The family of q(z|x): "diagonal", "full" or "low_rank" Gaussians, or "iaf", an
+            inverse autoregressive flow. "vamp" goes with "diagonal" only.
+        rank: Of "low_rank".
 
     Raises:
         ArgumentValueError: A value outside these.
@@ -98,6 +125,8 @@ class Architecture:
     Example:
         >>> Architecture().resolved((1, 28, 28), "binary").hidden
         (32, 32, 32, 256)
+        >>> Architecture().resolved((3, 64, 64), "8-bit").components
+        3
     """
 
     network: str = "auto"
@@ -105,17 +134,32 @@ class Architecture:
     latent: int = 32
     activation: str = "silu"
     likelihood: str = "auto"
-    components: int = 5
+    components: int = 0
+    prior: str = "normal"
+    prior_components: int = 50
+    posterior: str = "diagonal"
+    rank: int = 4
 
     def __post_init__(self) -> None:
         known = self.network in ("auto", *USUAL)
-        require(known, "network", "auto, mlp, conv or sound", repr(self.network))
+        require(known, "network", "auto, mlp, conv, patch or sound", repr(self.network))
         known = self.activation in ACTIVATIONS
         require(known, "activation", f"one of {', '.join(ACTIVATIONS)}", repr(self.activation))
         widths = len(self.hidden) <= MAX_LAYERS and all(_positive(h) for h in self.hidden)
         require(widths, "hidden", "1 to 32 positive widths, such as 200,200", self.hidden)
         require(_positive(self.latent), "latent", "at least 1 dimension", self.latent)
-        require(_positive(self.components), "components", "at least 1", self.components)
+        good = self.components == 0 or _positive(self.components)
+        require(good, "components", "at least 1, or 0 for the usual ones", self.components)
+        require(self.prior in PRIORS, "prior", f"one of {', '.join(PRIORS)}", repr(self.prior))
+        several = _positive(self.prior_components)
+        require(several, "prior_components", "at least 1", self.prior_components)
+        known = self.posterior in POSTERIORS
+        require(known, "posterior", f"one of {', '.join(POSTERIORS)}", repr(self.posterior))
+        ranked = _positive(self.rank) and (self.posterior != "low_rank" or self.rank <= self.latent)
+        require(ranked, "rank", f"from 1 to latent = {self.latent}", self.rank)
+        both = self.prior != "vamp" or self.posterior == "diagonal"
+        what = "diagonal with prior vamp, which is a mixture of q(z|u)"
+        require(both, "posterior", what, repr(self.posterior), "prior mixture or flow")
         known = self.likelihood == "auto" or self.likelihood in LIKELIHOODS
         names = ", ".join(("auto", *LIKELIHOODS))
         require(known, "likelihood", f"one of {names}", repr(self.likelihood))
@@ -134,15 +178,21 @@ class Architecture:
             ArgumentValueError: The likelihood does not fit the kind of data.
         """
         image = len(event_shape) == 3 and min(event_shape[1:]) >= CONV_MIN_SIDE
-        usual = "sound" if kind == "sound" else "conv" if image else "mlp"
+        mixture = kind in ("8-bit", "levels") and self.likelihood in ("auto", "logistics")
+        large = math.prod(event_shape) >= PATCH_NUMBERS
+        pictures = "patch" if mixture or large else "conv"
+        usual = "sound" if kind == "sound" else pictures if image else "mlp"
         network = self.network if self.network != "auto" else usual
         fits = (network == "sound") == (kind == "sound")
         require(fits, "network", f"one for {kind} data", network, usual)
         hidden = self.hidden or USUAL[network]
         one = network != "sound" or len(hidden) == 1
-        require(one, "hidden", "one width for sound, such as 64", hidden)
+        require(one, "hidden", "one width for sound, such as 48", hidden)
         likelihood, _ = choose(kind, self.likelihood)
-        return replace(self, network=network, hidden=hidden, likelihood=likelihood)
+        components = self.components or (PATCH_COMPONENTS if network == "patch" else COMPONENTS)
+        return replace(
+            self, network=network, hidden=hidden, likelihood=likelihood, components=components
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +204,9 @@ class Spec:
     have, when they are levels. grid: what those stand for in the caller's units, as `Grid.to_dict`
     writes it; None where they are the caller's numbers. standardised: continuous data are brought
     to mean 0 and deviation 1 inside the model; models made before that are not, and keep their
-    figures. sound: rate, step and clip length of the data's sound, as in `Dataset.protocol`.
+    figures. own: the parts that are modules of the user's own, with the names of their classes;
+    such a model is built with those alone. sound: rate, step and clip length of the data's sound,
+    as in `Dataset.protocol`.
 
     Example:
         >>> Spec((4,), "binary", Architecture(likelihood="bernoulli")).to_dict()["event_shape"]
@@ -168,13 +220,14 @@ class Spec:
     grid: dict[str, Any] | None = None
     standardised: bool = False
     sound: dict[str, int] | None = None
+    own: dict[str, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
         fields = asdict(self)
         fields["event_shape"] = list(self.event_shape)
         fields["architecture"]["hidden"] = list(self.architecture.hidden)
-        usual = {"levels": 256, "grid": None, "standardised": False, "sound": None}
+        usual = {"levels": 256, "grid": None, "standardised": False, "sound": None, "own": None}
         for name in (n for n, value in usual.items() if fields[n] == value):
             del fields[name]
         return fields
@@ -192,7 +245,7 @@ class Spec:
             shape = tuple(fields["event_shape"])
             architecture = dict(fields["architecture"])
             architecture["hidden"] = tuple(architecture["hidden"])
-            later = ("levels", "grid", "standardised", "sound")
+            later = ("levels", "grid", "standardised", "sound", "own")
             more = {n: fields[n] for n in later if n in fields}
             spec = cls(shape, str(fields["kind"]), Architecture(**architecture), **more)
         except (KeyError, TypeError, ValueError) as error:
@@ -201,7 +254,7 @@ class Spec:
         fits = spec.kind in KINDS and len(shape) in sizes
         fits = fits and (spec.kind != "sound" or _is_sound(spec.sound))
         fits = fits and _positive(spec.levels) and type(spec.standardised) is bool
-        fits = fits and isinstance(spec.grid, dict | None)
+        fits = fits and isinstance(spec.grid, dict | None) and isinstance(spec.own, dict | None)
         if not fits or not all(_positive(size) for size in shape):
             raise RunError(f"{source}: no model has shape {list(shape)} and kind {spec.kind!r}")
         return spec

@@ -84,18 +84,23 @@ def is_hashed(config: Mapping[str, Any]) -> bool:
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the trainable parameters in the order of the flat vector: matrices first."""
+    """Return the trainable parameters in the order of the flat vector: those that decay first."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    return sorted(named, key=lambda pair: pair[1].ndim < 2)  # stable
+    return sorted(named, key=lambda pair: not _decays(pair[0], pair[1]))  # stable
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    """Say whether weight decay shrinks a parameter: matrices and filters, none of the prior's."""
+    return parameter.ndim >= 2 and not name.startswith("prior.")
 
 
 class FlatParameters:
     """All trainable parameters of a model, moved into one vector that the model then shares.
 
     vector: the weights, in float32 or float64, with `gradient` of the same shape; matrices and
-    filters come first, so that weight decay can leave the rest alone. average: their running
-    average, the weights to evaluate with. With `precision` bfloat16 the model itself works on a
-    rounded copy of the vector, renewed by `refresh`.
+    filters come first, so that weight decay can leave the rest and the prior alone. average: their
+    running average, the weights to evaluate with. With `precision` bfloat16 the model itself works
+    on a rounded copy of the vector, renewed by `refresh`.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -114,7 +119,7 @@ class FlatParameters:
         self.vector = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         self.gradient = torch.zeros_like(self.vector)
         self.average = self.vector.clone()
-        self.matrices = sum(p.numel() for p in self.parameters if p.ndim >= 2)
+        self.matrices = sum(p.numel() for n, p in named if _decays(n, p))
         rounded = precision != torch.float32
         self.working = self.vector.to(precision) if rounded else self.vector
         self._point(self.working)

@@ -1,6 +1,6 @@
 """The ELBO's gradient for perceptrons and bits, without an autograd graph.
 
-The hand-written gradients of `networks`, `priors` and `likelihoods`, chained by hand: for small
+The hand-written gradients of `networks`, `latents` and `likelihoods`, chained by hand: for small
 layers, where building and walking a graph costs as much as the arithmetic. `step_for` says whether
 a model and its settings are such a case; everything else is differentiated by autograd, and the
 tests compare the two. On a CPU in float32 the passes between matrix products are in C (`step.c`,
@@ -10,8 +10,6 @@ allocated, and a tenth of the calls.
 
 import ctypes
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,36 +17,17 @@ from torch import Tensor
 from kullback.core import compiling
 
 from .checkpoint import FlatParameters
-from .likelihoods import Bernoulli, bernoulli_total
+from .latents import Diagonal, StandardNormal
+from .likelihoods import SOURCE, Bernoulli, bernoulli_total, library
 from .limits import LOG_SD_LIMIT
 from .model import VAE
 from .networks import Mlp, MlpDecoder, MlpEncoder, mlp_backward, mlp_forward, real
-from .priors import StandardNormal
 from .training import Training
 
-__all__ = ["ElboStep", "Layers", "NativeStep", "compiled_state", "library", "step_for"]
+__all__ = ["ElboStep", "Layers", "NativeStep", "compiled_state", "step_for"]
 
 hardtanh_backward = torch.ops.aten.hardtanh_backward
-SOURCE = Path(__file__).with_name("step.c")
 KINDS = {"tanh": 0, "relu": 1, "silu": 2}
-_POINTER, _WHOLE, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
-    "activate": ([_POINTER] * 3 + [_WHOLE] * 2 + [ctypes.c_int], None),
-    "deactivate": ([_POINTER] * 3 + [_WHOLE] * 2 + [ctypes.c_int], None),
-    "sample_latent": ([_POINTER] * 4 + [_WHOLE] * 2 + [_REAL], ctypes.c_double),
-    "sample_latent_back": ([_POINTER] * 5 + [_WHOLE] * 2 + [_REAL] * 2, None),
-    "bernoulli": ([_POINTER] * 4 + [_WHOLE] * 2 + [_REAL], ctypes.c_double),
-}
-
-
-def library() -> ctypes.CDLL | None:
-    """Return `step.c`, compiled, or None where that cannot be had."""
-    loaded, _ = compiling.load(SOURCE)
-    if loaded is not None:
-        for name, (arguments, result) in _SIGNATURES.items():
-            function = getattr(loaded, name)
-            function.argtypes, function.restype = arguments, result
-    return loaded
 
 
 def compiled_state() -> str:
@@ -153,7 +132,7 @@ def step_for(model: VAE, flat: FlatParameters, settings: Training) -> "ElboStep 
     """Return the step by hand where there is one: perceptrons, bits, the plain ELBO, one draw."""
     parts = isinstance(model.encoder, MlpEncoder) and isinstance(model.decoder, MlpDecoder)
     parts = parts and isinstance(model.likelihood, Bernoulli)
-    parts = parts and isinstance(model.prior, StandardNormal)
+    parts = parts and isinstance(model.prior, StandardNormal) and isinstance(model.family, Diagonal)
     plain = settings.objective == "elbo" and settings.draws_at(0.0) == 1 and not settings.free_bits
     return ElboStep(model, flat) if parts and plain and not settings.tighten else None
 

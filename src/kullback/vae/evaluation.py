@@ -18,6 +18,7 @@ from kullback.core import Estimate, require
 from kullback.data import PADDING
 
 from .evidence import Bounds, bounds
+from .latents import DiagonalGaussian, exact_kl
 from .limits import (
     ACTIVE_KL,
     ACTIVE_VARIANCE,
@@ -27,14 +28,17 @@ from .limits import (
     LOOSE_DRAWS,
 )
 from .model import VAE
+from .training import Training
 
 __all__ = [
     "Evaluation",
     "active_units",
     "bits_per_sample",
+    "collapse_of_rate",
     "collapse_warning",
     "evaluate",
     "image_bounds",
+    "kl_of_dimensions",
     "over_images",
     "summarise",
     "varying_units",
@@ -49,7 +53,8 @@ class Evaluation:
         elbo: A lower bound on log p(x) in expectation, in nats an image.
         log_likelihood: The importance-weighted bound L_K, another one.
         gap: log_likelihood − elbo, paired by image.
-        rate: KL(q(z|x) ‖ p(z)); rate + distortion = −elbo.
+        rate: KL(q(z|x) ‖ p(z)); rate + distortion = −elbo. Exact for each image where the prior has
+            a formula of it, else an average over the same draws (`exact_rate`).
         distortion: The reconstruction loss, −E log p(x|z).
         bits_per_dim: −L_K in bits over the number of dimensions, for data that are levels; of
             sound, over the number of samples that are no padding.
@@ -59,13 +64,18 @@ class Evaluation:
         effective_draws_minimum: The least.
         loose: Share of images with fewer than ten effective draws; None where `draws` are fewer
             than 20, which cannot tell.
-        active_units: Latent dimensions whose mean varies and that carry 0.1 nats.
+        active_units: Latent dimensions whose mean varies and that carry 0.1 nats; None where the KL
+            is no sum over dimensions (a prior whose dimensions depend on each other).
         latent: Dimensions of z.
-        kl_per_dimension: Mean KL of each, in nats.
+        kl_per_dimension: Mean KL of each, in nats; empty where the KL is no sum over dimensions.
         seed: Of the draws.
         varying_units: Latent dimensions whose mean varies (None in evaluations made when that alone
             was called active).
         levels: Of the data, 0 where they are continuous.
+        annealed: How far a lower bound on log p(x) by annealed importance sampling lies above L_K,
+            paired, over the first images; None where it was not measured.
+        annealed_settled: For how many of those images more temperatures would gain little.
+        exact_rate: Whether the rate of an image is exact.
     """
 
     elbo: Estimate
@@ -79,12 +89,15 @@ class Evaluation:
     effective_draws_median: float
     effective_draws_minimum: float
     loose: float | None
-    active_units: int
+    active_units: int | None
     latent: int
     kl_per_dimension: tuple[float, ...]
     seed: int
     varying_units: int | None = None
     levels: int = 256
+    annealed: Estimate | None = None
+    annealed_settled: int | None = None
+    exact_rate: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; estimates become dictionaries of their fields."""
@@ -95,7 +108,8 @@ class Evaluation:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Evaluation":
         """Rebuild from `to_dict`."""
-        later = {"varying_units": None, "levels": 256}
+        later: dict[str, Any] = {"varying_units": None, "levels": 256, "exact_rate": True}
+        later |= {"annealed": None, "annealed_settled": None}
         known = later | {n: fields[n] for n in cls.__slots__ if n in fields or n not in later}
         if known["draws"] < DRAWS_FOR_LOOSE:
             known["loose"] = None  # judged by fewer effective draws than ten, once
@@ -116,7 +130,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on x: ELBO, L_K, rate, distortion, each `Estimate` over images (MATH 2.5).
 
-    The KL inside the ELBO is exact, its reconstruction an average of K draws. The error bars are
+    The KL inside the ELBO is exact where the prior has a formula, else an average over the K draws,
+    as the reconstruction is. The error bars are
     those of the mean over images (as a sample of images), draws included; L_K itself is biased low
     as an estimate of log p(x), and `loose` says for how many images it rests on few draws.
 
@@ -185,9 +200,9 @@ def image_bounds(
             parts.append(bounds(model, part, draws=draws, generator=generator))
             if progress is not None:
                 progress(min(start + IMAGES_PER_BLOCK, len(x)), len(x))
-    names = [name for name in Bounds.__slots__ if name != "draws"]
+    names = [name for name in Bounds.__slots__ if name not in ("draws", "exact_rate")]
     joined = {n: torch.cat([getattr(part, n) for part in parts]).double().cpu() for n in names}
-    return Bounds(**joined, draws=draws)
+    return Bounds(**joined, draws=draws, exact_rate=parts[0].exact_rate)
 
 
 @contextmanager
@@ -223,7 +238,7 @@ def summarise(model: VAE, x: Tensor, found: Bounds, *, seed: int = 0) -> Evaluat
     elbo, weighted, draws = found.elbo, found.importance_weighted, found.draws
     effective, means = found.effective_draws, found.mean
     loose = float((effective < LOOSE_DRAWS).double().mean())
-    kl = model.prior.kl(means, found.log_sd).mean(0)
+    kl = kl_of_dimensions(model, found)
     below = "a lower bound on log p(x), in expectation"
     tight = f"the importance-weighted bound of {draws} draws is below log p(x) in expectation"
     log_likelihood = over_images(weighted, bias="low", why=tight)
@@ -246,12 +261,13 @@ def summarise(model: VAE, x: Tensor, found: Bounds, *, seed: int = 0) -> Evaluat
         effective_draws_median=float(effective.median()),
         effective_draws_minimum=float(effective.min()),
         loose=loose if draws >= DRAWS_FOR_LOOSE else None,
-        active_units=active_units(means, kl),
+        active_units=None if kl is None else active_units(means, kl),
         latent=means.shape[1],
-        kl_per_dimension=tuple(kl.tolist()),
+        kl_per_dimension=() if kl is None else tuple(kl.tolist()),
         seed=seed,
         varying_units=varying_units(means),
         levels=levels,
+        exact_rate=found.exact_rate,
     )
 
 
@@ -278,6 +294,28 @@ def bits_per_sample(log_likelihood: Tensor, samples: Tensor) -> Estimate:
     terms = ratio + (bits - ratio * counts) / counts.mean()
     why = "minus a lower bound on log p(x) is above it in expectation"
     return over_images(terms, unit="bits/sample", bias="high", why=why)
+
+
+def kl_of_dimensions(model: VAE, found: Bounds) -> Tensor | None:
+    """Return the mean over images of KL(q(z_d|x) ‖ p(z_d)), `[latent]`, in nats, where it exists.
+
+    Args:
+        model: That the bounds are of.
+        found: Bounds of some images.
+
+    Returns:
+        None where the KL is no sum over latent dimensions.
+
+    Example:
+        >>> from kullback.vae import build
+        >>> model, x = build((4,), "binary"), torch.ones(8, 4)
+        >>> kl_of_dimensions(model, image_bounds(model, x, draws=3)).shape
+        torch.Size([32])
+    """
+    if not model.has_kl_per_dimension():
+        return None
+    kl = exact_kl(model.prior, DiagonalGaussian(found.mean, found.log_sd))
+    return None if kl is None else kl.mean(0)
 
 
 def varying_units(means: torch.Tensor) -> int:
@@ -319,32 +357,58 @@ def active_units(means: torch.Tensor, kl: torch.Tensor) -> int:
     return int((varies & (kl.to(means) >= ACTIVE_KL)).sum())
 
 
-def collapse_warning(kl: list[float], active: int, beta: float) -> str:
+def collapse_warning(kl: list[float], active: int, settings: Training) -> str:
     """Say that the posterior has collapsed, and what to do; empty when it has not.
 
     Args:
         kl: The mean KL of every latent dimension, in nats.
         active: How many are active.
-        beta: The weight of the KL.
+        settings: Of the training: what is in use already is no remedy.
 
     Returns:
         The warning, or "".
 
     Example:
-        >>> collapse_warning([0.001, 0.002], 0, 1.0)[:18]
+        >>> collapse_warning([0.001, 0.002], 0, Training())[:18]
         'posterior collapse'
-        >>> collapse_warning([2.0, 1.0], 2, 1.0)
+        >>> collapse_warning([2.0, 1.0], 2, Training())
         ''
     """
     total = sum(kl)
     if active > 0 and total > COLLAPSED_KL:
         return ""
     says = "nothing" if total <= COLLAPSED_KL else "little"
-    remedy = "--warmup 0.3, --free-bits 0.1 or a lower --learning-rate"
-    remedy = f"a smaller --beta (now {beta:g}), {remedy}" if beta > 1 else remedy
+    remedies = [f"a smaller --beta (now {settings.beta:g})"] if settings.beta > 1 else []
+    remedies += [] if settings.warmup else ["--warmup 0.3"]
+    more = f"larger --free-bits (now {settings.free_bits:g})"
+    remedies += [more if settings.free_bits else "--free-bits 0.1"]
+    remedy = ", ".join(remedies) + " or a lower --learning-rate"
     return (
         f"posterior collapse: {active} of {len(kl)} latent dimensions are active and the KL is "
         f"{total:.2g} nats, so z says {says} about x. Try: {remedy}"
+    )
+
+
+def collapse_of_rate(rate: float, beta: float) -> str:
+    """Say that the posterior has collapsed where all that is known is the rate; else say nothing.
+
+    Args:
+        rate: The mean KL(q(z|x) ‖ p(z)), at least the information I(x; z), in nats.
+        beta: The weight of the KL.
+
+    Returns:
+        The warning, or "".
+
+    Example:
+        >>> collapse_of_rate(0.01, 1.0)[:18], collapse_of_rate(3.0, 1.0)
+        ('posterior collapse', '')
+    """
+    if rate > COLLAPSED_KL:
+        return ""
+    remedy = "--warmup 0.3 or a lower --learning-rate"
+    remedy = f"a smaller --beta (now {beta:g}), {remedy}" if beta > 1 else remedy
+    return (
+        f"posterior collapse: the KL is {rate:.2g} nats, so z says nothing about x. Try: {remedy}"
     )
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from kullback.core import require
 from kullback.sampled import effective_sample_size, log_mean_exp
 
+from .latents import Posterior, Prior, exact_kl, fixed, log_ratio, numbers_of
 from .likelihoods import Likelihood
 from .limits import DECODER_OUTPUTS
-from .priors import StandardNormal, draw
 
 __all__ = ["Bounds", "bounds"]
 
@@ -24,10 +24,10 @@ class LatentVariableModel(Protocol):
     """The four things a bound needs of a model."""
 
     likelihood: Likelihood
-    prior: StandardNormal
+    prior: Prior
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log sd of q(z|x)."""
+    def approximate_posterior(self, x: Tensor) -> Posterior:
+        """Return q(z|x)."""
         ...
 
     def parameters_of(self, z: Tensor) -> Tensor:
@@ -40,14 +40,16 @@ class Bounds:
     """Per-image figures, `[n]` each, in nats; `draws` draws of q(z|x) an image.
 
     Args:
-        elbo: Mean log-likelihood less the exact KL, a lower bound on log p(x) in expectation.
+        elbo: Mean log-likelihood less the rate, a lower bound on log p(x) in expectation.
         importance_weighted: `L_K = log mean w`, the tighter one.
-        rate: The exact KL(q(z|x) ‖ p(z)).
+        rate: KL(q(z|x) ‖ p(z)): exact where the prior has a formula, else the mean of
+            log q(z|x) − log p(z) over the draws, unbiased.
         distortion: Minus the mean log-likelihood.
         effective_draws: Kong's effective sample size, of the K draws.
-        mean: Of q(z|x), `[n, latent]`.
+        mean: Of q(z|x), `[n, latent]`, as `moments` of it gives them.
         log_sd: As `mean`.
         draws: K.
+        exact_rate: Whether the rate has no error from the draws.
     """
 
     elbo: Tensor
@@ -58,6 +60,7 @@ class Bounds:
     mean: Tensor
     log_sd: Tensor
     draws: int
+    exact_rate: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +101,22 @@ def bounds(
         torch.Size([3])
     """
     require(draws >= 1, "draws", "at least 1", draws)
-    mean, log_sd = model.encode(x)
-    rate = model.prior.kl(mean, log_sd).sum(-1)
-    rows = _rows(model, mean)
+    q, prior = model.approximate_posterior(x), fixed(model.prior)
+    kl, (mean, log_sd) = exact_kl(prior, q), q.moments()
+    rows = _rows(model, prior, q)
     images = max(1, rows // draws)  # images a block of log-weights covers
     blocks = _Blocks(draws, rows, generator)
-    elbo, weighted, effective = [], [], []
+    elbo, weighted, effective, ratios = [], [], [], []
     for start in range(0, len(x), images):
         part = slice(start, start + images)
-        likelihood, ratio = _log_terms(model, x[part], mean[part], log_sd[part], blocks)
+        likelihood, ratio = _log_terms(model, prior, x[part], q[part], blocks)
         log_weights = likelihood + ratio
+        ratios.append(ratio.mean(0))
         elbo.append(likelihood.mean(0))
         weighted.append(log_mean_exp(log_weights, dim=0))
         effective.append(effective_sample_size(log_weights, dim=0))
     log_likelihood = torch.cat(elbo)
+    rate = -torch.cat(ratios) if kl is None else kl.sum(-1)
     return Bounds(
         elbo=log_likelihood - rate,
         importance_weighted=torch.cat(weighted),
@@ -121,33 +126,35 @@ def bounds(
         mean=mean,
         log_sd=log_sd,
         draws=draws,
+        exact_rate=kl is not None,
     )
 
 
-def _rows(model: LatentVariableModel, mean: Tensor) -> int:
-    """Return how many rows the decoder should take at once, at least one."""
+def _rows(model: LatentVariableModel, prior: Prior, q: Posterior) -> int:
+    """Return how many rows decoder and prior should take at once, at least one."""
     numbers = getattr(model.likelihood, "numbers", 0)  # what a likelihood computes besides
-    return max(1, DECODER_OUTPUTS // max(1, numbers, model.parameters_of(mean[:1]).numel()))
+    outputs = model.parameters_of(q.centre[:1]).numel()
+    return max(1, DECODER_OUTPUTS // max(1, numbers, numbers_of(prior), outputs))
 
 
 def _log_terms(
     model: LatentVariableModel,
+    prior: Prior,
     x: Tensor,
-    mean: Tensor,
-    log_sd: Tensor,
+    q: Posterior,
     blocks: _Blocks,
 ) -> tuple[Tensor, Tensor]:
     """Return log p(x|z) and log p(z) − log q(z|x), `[draws, batch]` each, by blocks of draws."""
     draws, generator = blocks.draws, blocks.generator
-    likelihood = mean.new_empty(draws, len(x))
-    ratio = mean.new_empty(draws, len(x))
+    likelihood = q.centre.new_empty(draws, len(x))
+    ratio = q.centre.new_empty(draws, len(x))
     block = max(1, blocks.rows // len(x))
     for start in range(0, draws, block):
         count = min(block, draws - start)
-        shape = (count, *mean.shape)
-        noise = torch.randn(shape, generator=generator, device=mean.device)
-        z = draw(mean, log_sd, noise.to(mean.dtype))
+        shape = (count, *q.centre.shape)
+        noise = torch.randn(shape, generator=generator, device=x.device)
+        drawn = q.draw(noise.to(q.centre.dtype))
         part = slice(start, start + count)
-        likelihood[part] = model.likelihood.log_prob(model.parameters_of(z), x)
-        ratio[part] = model.prior.log_ratio(z, log_sd, noise)
+        likelihood[part] = model.likelihood.log_prob(model.parameters_of(drawn.z), x)
+        ratio[part] = log_ratio(prior, q, drawn)
     return likelihood, ratio

@@ -2,19 +2,25 @@
 
 Which to use: `Bernoulli` for binary data; `kullback.vae.likelihoods.DiscretisedLogistics` for 8-bit
 data (a probability for each of 256 levels which knows that neighbouring levels are alike);
-`Categorical` for 8-bit data with no such assumption (256 outputs a pixel); `Gaussian` for
-continuous data only: as a density on 8-bit data it would have no finite maximum, and
-`kullback.vae.architecture.choose`, which picks by the kind of data, refuses it.
+`Categorical` for 8-bit data with no such assumption (256 outputs a pixel); `BetaBinomial` for
+levels with two outputs a pixel; `Gaussian`, in its forms also Laplace's and Student's law, and
+`ContinuousBernoulli` on [0, 1], for continuous data only: a density on 8-bit data would have no
+finite maximum, and `kullback.vae.architecture.choose`, which picks by the kind of data, refuses it.
 
 Shapes: an event is `[C, *spatial]`, or a vector `[D]` which counts as one channel of D places. The
 decoder gives `parameters`, `[*lead, channels, places]`, where `channels` is what the likelihood
 asks for and `places` the product of the spatial sizes. Log-likelihoods are summed over the event.
 
-Two sums have a hand-written gradient, equal to their plain PyTorch form in fewer passes over
-memory: `bernoulli_log_likelihood`, and the log mass of a logistic between two edges.
+Sums with a hand-written gradient, equal to their plain PyTorch form in fewer passes over memory:
+`bernoulli_log_likelihood`, the log mass of a logistic between two edges, and, on a CPU with a C
+compiler, the whole mixture of logistics (`step.c`, which `library` compiles).
 """
 
+import ctypes
+import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -22,13 +28,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
+from kullback.core import compiling, require
 from kullback.exact import HALF_LOG_2PI
 
+from .limits import BETA_LOG_SHAPE, CONTINUOUS_SERIES
 from .networks import real
 
 __all__ = [
     "Bernoulli",
+    "BetaBinomial",
     "Categorical",
+    "ContinuousBernoulli",
     "DiscretisedLogistics",
     "Event",
     "Gaussian",
@@ -36,30 +46,73 @@ __all__ = [
     "bernoulli_log_likelihood",
     "bernoulli_total",
     "bernoulli_value",
+    "library",
     "log_mass",
 ]
+
+SOURCE = Path(__file__).with_name("step.c")
+_POINTER, _WHOLE, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_SIGNATURES: dict[str, tuple[list[Any], Any]] = {
+    "activate": ([_POINTER] * 3 + [_WHOLE] * 2 + [ctypes.c_int], None),
+    "deactivate": ([_POINTER] * 3 + [_WHOLE] * 2 + [ctypes.c_int], None),
+    "sample_latent": ([_POINTER] * 4 + [_WHOLE] * 2 + [_REAL], ctypes.c_double),
+    "sample_latent_back": ([_POINTER] * 5 + [_WHOLE] * 2 + [_REAL] * 2, None),
+    "bernoulli": ([_POINTER] * 4 + [_WHOLE] * 2 + [_REAL], ctypes.c_double),
+    "logistic_mixture": (
+        [_POINTER] * 4 + [_WHOLE] * 7 + [_REAL] * 2 + [ctypes.c_int],
+        ctypes.c_int,
+    ),
+}
+
+
+def library() -> ctypes.CDLL | None:
+    """Return `step.c`, compiled, or None where that cannot be had."""
+    loaded, _ = compiling.load(SOURCE)
+    if loaded is not None:
+        for name, (arguments, result) in _SIGNATURES.items():
+            function = getattr(loaded, name)
+            function.argtypes, function.restype = arguments, result
+    return loaded
 
 
 class Event:
     """An event `[C, *spatial]` as C colours at some places; a vector `[D]` is one colour, D places.
 
+    patch: side of the square patches whose pixels lie side by side in memory, where it is not 0:
+    the axes are then (patch, colour, place in the patch).
+
     Example:
         >>> Event((3, 8, 8)).places
         64
+        >>> Event((3, 8, 8), patch=4).split(torch.zeros(1, 3, 8, 8)).shape
+        torch.Size([1, 4, 3, 16])
     """
 
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
+    def __init__(self, event_shape: tuple[int, ...], *, patch: int = 0) -> None:
         self.shape = tuple(event_shape)
         self.colours = event_shape[0] if len(event_shape) > 1 else 1
-        self.places = math.prod(event_shape) // self.colours
+        self.patch = patch
+        self.places = patch**2 or math.prod(event_shape) // self.colours
+        self.axes = 3 if patch else 2
 
     def split(self, x: Tensor) -> Tensor:
         """Reshape `[batch, *event]` to `[batch, colours, places]`; one event becomes a batch."""
-        return x.reshape(-1, self.colours, self.places)
+        if not self.patch:
+            return x.reshape(-1, self.colours, self.places)
+        rows, columns = (size // self.patch for size in self.shape[1:])
+        cells = x.reshape(-1, self.colours, rows, self.patch, columns, self.patch)
+        return cells.permute(0, 2, 4, 1, 3, 5).reshape(
+            -1, rows * columns, *self.shape[:1], self.places
+        )
 
     def join(self, x: Tensor) -> Tensor:
         """Reshape `[*lead, colours, places]` to `[*lead, *event]`."""
-        return x.reshape(*x.shape[:-2], *self.shape)
+        lead = x.shape[: -self.axes]
+        if not self.patch:
+            return x.reshape(*lead, *self.shape)
+        rows, columns = (size // self.patch for size in self.shape[1:])
+        cells = x.reshape(-1, rows, columns, self.colours, self.patch, self.patch)
+        return cells.permute(0, 3, 1, 4, 2, 5).reshape(*lead, *self.shape)
 
 
 class Likelihood(Protocol):
@@ -240,7 +293,11 @@ class Categorical:
 
 
 class Gaussian(nn.Module):
-    """Independent normals: `x_d ~ N(location_d + spread_d·m_d, (spread_d·sd_d)²)`.
+    """Independent normals: `x_d ~ N(location_d + spread_d·m_d, (spread_d·sd_d)²)`, or heavier laws.
+
+    With `law` "laplace" or "student" the density of x is that of Laplace's or Student's law with
+    the same location, of scale spread_d·sd_d; the degrees of freedom of the latter are learned,
+    above 1 so that there is a mean.
 
     m is the decoder's output, in units of location and spread, so that the model works on
     standardised data while x, its mean, draws and density are in the caller's units: log p(x) is
@@ -254,6 +311,7 @@ class Gaussian(nn.Module):
         location: Fixed numbers `[*event]`, the training data's mean; 0 without it.
         spread: Fixed numbers `[*event]`, the training data's deviation; 1 without it. With it sd is
             one number a column or channel, else one for all.
+        law: "normal", "laplace" or "student".
 
     Example:
         >>> units = {"location": torch.zeros(1), "spread": torch.full((1,), 2.0)}
@@ -275,32 +333,69 @@ class Gaussian(nn.Module):
         learned: bool = True,
         location: Tensor | None = None,
         spread: Tensor | None = None,
+        law: str = "normal",
     ) -> None:
         super().__init__()
+        require(law in LAWS, "law", f"one of {', '.join(LAWS)}", repr(law))
+        self.law = law
         self.event = Event(event_shape)
         self.channels = self.event.colours
         sizes = () if spread is None else (event_shape[0], *[1] * (len(event_shape) - 1))
         start = torch.full(sizes[:1], float(log_sd))
         self.sizes = sizes
         self.log_sd = nn.Parameter(start, requires_grad=learned)
+        if law == "student":
+            self.log_freedom = nn.Parameter(torch.full_like(start, FIRST_LOG_FREEDOM))
         self.register_buffer("location", None if location is None else location.clone())
         self.register_buffer("spread", None if spread is None else spread.clone())
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Return log p(x|z), a log density, `[*draws, batch]`, in nats."""
-        log_sd = self._log_sd()
+        log_sd, freedom = self._log_sd(), self._freedom()
         volume: Tensor | None = None
         if self.spread is not None and self.location is not None:
             x = (x - self.location) / self.spread
             volume = self.spread.double().log().sum().to(log_sd.dtype)
             log_sd = log_sd.expand(self.spread.shape).flatten()
+            if freedom is not None:
+                freedom = freedom.expand(self.spread.shape).flatten()
         error = (x.flatten(1) - parameters.flatten(-2)) * torch.exp(-log_sd)
-        density = (-0.5 * error**2 - log_sd - HALF_LOG_2PI).sum(-1)
+        density = (self._log_density(error, freedom) - log_sd).sum(-1)
         return density if volume is None else density - volume
 
     def mean(self, parameters: Tensor) -> Tensor:
         """Return the decoder's output in the caller's units, `[*lead, *event]`."""
         return self._outside(self.event.join(parameters))
+
+    def _log_density(self, error: Tensor, freedom: Tensor | None) -> Tensor:
+        """Return the log density of the law at errors in units of its scale."""
+        if self.law == "laplace":
+            return -error.abs() - math.log(2.0)
+        if freedom is None:
+            return -0.5 * error**2 - HALF_LOG_2PI
+        v = freedom.double()  # differences of log Γ at large v lose all digits of float32
+        constant = torch.lgamma(0.5 * (v + 1)) - torch.lgamma(0.5 * v) - 0.5 * (v * math.pi).log()
+        tails = 0.5 * (freedom + 1) * torch.log1p(error**2 / freedom)
+        return constant.to(error.dtype) - tails
+
+    def _freedom(self) -> Tensor | None:
+        """Return Student's degrees of freedom, above 1."""
+        if self.law != "student":
+            return None
+        return 1.0 + real(self.log_freedom).clamp(max=MAX_LOG_FREEDOM).exp().reshape(self.sizes)
+
+    def _noise(self, mean: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw from the law with scale 1, as mean."""
+        freedom, device = self._freedom(), mean.device
+        if self.law == "laplace":
+            u = torch.rand(mean.shape, generator=generator, device=device, dtype=torch.float64)
+            return _laplace_of(u).to(mean.dtype)
+        noise = torch.randn(mean.shape, generator=generator, device=device)
+        if freedom is None:
+            return noise
+        half = (0.5 * freedom).detach().expand(mean.shape).contiguous()
+        squared: Tensor = torch._standard_gamma(half, generator=generator) / half
+        return noise * squared.rsqrt()
 
     def _log_sd(self) -> Tensor:
         return self.log_sd.clamp(min=-7.0).reshape(self.sizes)
@@ -313,7 +408,7 @@ class Gaussian(nn.Module):
     def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
         """Draw x, `[*lead, *event]`."""
         mean = self.event.join(parameters)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        noise = self._noise(mean, generator)
         return self._outside(mean + self._log_sd().exp() * noise)
 
     def initial_bias(self, mean: Tensor) -> Tensor:
@@ -321,6 +416,146 @@ class Gaussian(nn.Module):
         if self.spread is not None and self.location is not None:
             mean = (mean - self.location) / self.spread
         return self.event.split(mean)[0]
+
+
+LAWS = ("normal", "laplace", "student")
+FIRST_LOG_FREEDOM = math.log(9.0)  # ten degrees of freedom: tails a little above a normal's
+MAX_LOG_FREEDOM = 7.0  # 1,100 degrees of freedom are a normal law
+
+
+class ContinuousBernoulli:
+    """Independent densities on [0, 1]: `log p(x|z) = Σ_d x_d l_d − log((e^{l_d} − 1)/l_d)`.
+
+    l are logits. The Bernoulli formula at values between 0 and 1, with the constant that makes it a
+    density; of continuous values only (on 256 levels a density has no maximum).
+    Reference: Loaiza-Ganem and Cunningham (2019), "The continuous Bernoulli", eq. 5.
+
+    Args:
+        event_shape: `[C, *spatial]` or `[D]`.
+
+    Example:
+        >>> ContinuousBernoulli((2,)).log_prob(torch.zeros(1, 1, 2), torch.tensor([[0.3, 1.0]]))
+        tensor([0.])
+    """
+
+    def __init__(self, event_shape: tuple[int, ...]) -> None:
+        self.event = Event(event_shape)
+        self.channels = self.event.colours
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """Return log p(x|z), a log density, `[*draws, batch]`, in nats."""
+        logits = real(parameters).flatten(-2)
+        return ((x.flatten(1) - 0.5) * logits - _log_sinh_ratio(0.5 * logits)).sum(-1)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """Return the expected x, `1/(1 − e^{−l}) − 1/l`, `[*lead, *event]`."""
+        return self.event.join(_continuous_mean(real(parameters)))
+
+    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw x by the inverse of its distribution function, `[*lead, *event]`."""
+        logits = real(parameters)
+        u = torch.rand(logits.shape, generator=generator, device=logits.device)
+        below, share = -logits.abs(), torch.where(logits > 0, 1.0 - u, u)
+        small = below > -CONTINUOUS_SERIES
+        safe = torch.where(small, -1.0, below)
+        drawn = torch.log1p(share * torch.expm1(safe)) / safe
+        drawn = torch.where(small, share + 0.5 * below * share * (1.0 - share), drawn)
+        return self.event.join(torch.where(logits > 0, 1.0 - drawn, drawn).clamp(0.0, 1.0))
+
+    def initial_bias(self, mean: Tensor) -> Tensor:
+        """Return the logits whose mean is the data's, by bisection within ±50."""
+        wanted = self.event.split(mean)[0]
+        low, high = torch.full_like(wanted, -50.0), torch.full_like(wanted, 50.0)
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            above = _continuous_mean(middle) > wanted
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return 0.5 * (low + high)
+
+
+def _laplace_of(u: Tensor) -> Tensor:
+    """Return what Laplace's law of scale 1 has below it with probability u."""
+    centred = u - 0.5
+    return -centred.sign() * torch.log1p(-2.0 * centred.abs())
+
+
+def _log_sinh_ratio(h: Tensor) -> Tensor:
+    """Return log(sinh(h)/h), by its series near 0."""
+    size = h.abs()
+    small = size < CONTINUOUS_SERIES
+    safe = torch.where(small, 1.0, size)
+    direct = safe + torch.log1p(-torch.exp(-2.0 * safe)) - torch.log(2.0 * safe)
+    square = torch.where(small, h * h, 0.0)
+    return torch.where(small, square * (1 / 6 - square * (1 / 180 - square / 2835)), direct)
+
+
+def _continuous_mean(logits: Tensor) -> Tensor:
+    small = logits.abs() < 2 * CONTINUOUS_SERIES
+    safe = torch.where(small, 1.0, logits)
+    direct = torch.where(safe > 0, 1.0, torch.exp(safe)) / -torch.expm1(-safe.abs())
+    direct = torch.where(safe > 0, direct, -direct) - 1.0 / safe
+    near = torch.where(small, logits, 0.0)
+    series = 0.5 + near * (1 / 12 - near**2 * (1 / 720 - near**2 / 30240))
+    return torch.where(small, series, direct)
+
+
+class BetaBinomial:
+    """Levels 0 … n as n coins whose bias is Beta(a, b): two outputs, log a and log b, a value.
+
+    `log p(x|z) = Σ_d log C(n, x_d) + log B(x_d + a_d, n − x_d + b_d) − log B(a_d, b_d)`: exact, in
+    float64. It has one peak, or two at both ends.
+    Reference: Townsend, Bird and Barber (2019), "Practical lossless compression with latent
+    variables using bits back coding", section 3.2.
+
+    Args:
+        event_shape: `[C, *spatial]` or `[D]`.
+        levels: How many values there are, n + 1.
+
+    Example:
+        >>> BetaBinomial((1,), levels=4).log_prob(torch.zeros(1, 2, 1), torch.tensor([[3]])).exp()
+        tensor([0.2500])
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], levels: int = 256) -> None:
+        self.event = Event(event_shape)
+        self.top = levels - 1
+        self.channels = 2 * self.event.colours
+
+    def _shapes(self, parameters: Tensor) -> tuple[Tensor, Tensor]:  # [*lead, colours, places]
+        low, high = BETA_LOG_SHAPE
+        pair = real(parameters).double().clamp(low, high).exp().chunk(2, -2)
+        return pair[0], pair[1]
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """Return log p(x|z), `[*draws, batch]`, in nats."""
+        a, b = self._shapes(parameters)
+        up = self.event.split(x).double()
+        down, whole = self.top - up, a + b
+        ways = math.lgamma(self.top + 1) - torch.lgamma(up + 1) - torch.lgamma(down + 1)
+        joint = torch.lgamma(up + a) + torch.lgamma(down + b) - torch.lgamma(whole + self.top)
+        alone = torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(whole)
+        return (ways + joint - alone).flatten(-2).sum(-1).to(real(parameters).dtype)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """Return the exact expected level, `n a/(a + b)`, `[*lead, *event]`."""
+        a, b = self._shapes(parameters)
+        return self.event.join(self.top * a / (a + b)).to(real(parameters).dtype)
+
+    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw levels, as floats, `[*lead, *event]`."""
+        a, b = (
+            torch._standard_gamma(shape.detach().contiguous(), generator=generator)
+            for shape in self._shapes(parameters)
+        )
+        bias = torch.where(a + b > 0, a / (a + b), 0.5)
+        count = torch.full_like(bias, self.top)
+        return self.event.join(torch.binomial(count, bias, generator=generator)).float()
+
+    def initial_bias(self, mean: Tensor) -> Tensor:
+        """Return log a and log b with the data's mean and a + b = 2."""
+        share = self.event.split(mean)[0] / self.top
+        share = share.clamp(0.01, 0.99)
+        return torch.cat([(2 * share).log(), (2 * (1 - share)).log()])
 
 
 class DiscretisedLogistics(nn.Module):
@@ -345,6 +580,7 @@ class DiscretisedLogistics(nn.Module):
         centre: `[C, places]` in levels; means and scales are then in units of centre and spread,
             which a decoder needs where data fill a small part of many levels.
         spread: As `centre`.
+        patch: Of `Event`; parameters are then `[*lead, patches, channels, places in a patch]`.
 
     Example:
         >>> logistics = DiscretisedLogistics((1,), components=1, levels=2)
@@ -363,9 +599,10 @@ class DiscretisedLogistics(nn.Module):
         levels: int = 256,
         centre: Tensor | None = None,
         spread: Tensor | None = None,
+        patch: int = 0,
     ) -> None:
         super().__init__()
-        self.event = Event(event_shape)
+        self.event = Event(event_shape, patch=patch)
         self.components, self.levels = components, levels
         colours = self.event.colours
         self.pairs = colours * (colours - 1) // 2
@@ -403,16 +640,31 @@ class DiscretisedLogistics(nn.Module):
         return real(x) * (2.0 / (self.levels - 1)) - 1.0
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
-        """Return log p(x|z), `[*draws, batch]`, in nats."""
+        """Return log p(x|z), `[*draws, batch]`, in nats.
+
+        Without patches and where no gradient is asked for the plain form is used, so that runs made
+        before the compiled one keep their figures to the last bit.
+        """
+        wanted = self.event.patch or (torch.is_grad_enabled() and parameters.requires_grad)
+        if wanted and self._compiles(parameters):
+            out: Tensor = _Mixture.apply(parameters, self.event.split(x), self)  # type: ignore[no-untyped-call]
+            return out
         log_pi, means, log_scales, weights = self._unpack(parameters)
         values = self._to_unit(self.event.split(x))
         half = 1.0 / (self.levels - 1)
         total = log_pi
         for colour in range(self.event.colours):
-            here = values[:, colour].unsqueeze(-2)  # [batch, 1, places]
+            here = values[..., colour, :].unsqueeze(-2)  # [batch, 1, places]
             mean = self._moved(means, weights, values, colour)
             total = total + log_mass(mean, log_scales[..., colour, :, :], here, half)
-        return torch.logsumexp(total, -2).sum(-1)
+        each = torch.logsumexp(total, -2)
+        return each.flatten(-2).sum(-1) if self.event.patch else each.sum(-1)
+
+    def _compiles(self, parameters: Tensor) -> bool:
+        """Say whether the compiled form can be used: on a CPU, without units of the data's own."""
+        plain = parameters.device.type == "cpu" and self.spread is None
+        known = parameters.dtype in (torch.float32, torch.bfloat16)
+        return plain and known and parameters.numel() > 0 and library() is not None
 
     def mean(self, parameters: Tensor) -> Tensor:
         """Return the mixture's mean level, `[*lead, *event]`, before the cut at both ends."""
@@ -447,7 +699,8 @@ class DiscretisedLogistics(nn.Module):
         of a logistic with their deviation.
         """
         k, colours = self.components, self.event.colours
-        bias = mean.new_zeros(self.channels, self.event.places)
+        flat = Event(self.event.shape)
+        bias = mean.new_zeros(self.channels, flat.places)
         if self.spread is not None:
             around = torch.linspace(-1.0, 1.0, k) if k > 1 else torch.zeros(1)
             around = around.to(mean.device).repeat(colours)
@@ -455,15 +708,65 @@ class DiscretisedLogistics(nn.Module):
             bias[k + k * colours : k + 2 * k * colours] = math.log(math.sqrt(3.0) / math.pi)
             return bias
         spread = torch.linspace(-0.6, 0.6, k, device=mean.device) if k > 1 else mean.new_zeros(1)
-        centre = self._to_unit(self.event.split(mean)[0])  # [colours, places]
+        centre = self._to_unit(flat.split(mean)[0])  # [colours, places]
         around = (centre.unsqueeze(1) + spread[:, None]).clamp(-1.0, 1.0)
         bias[k : k + k * colours] = around.reshape(k * colours, -1)
         bias[k + k * colours : k + 2 * k * colours] = -1.5
         return bias
 
 
+class _Mixture(torch.autograd.Function):
+    """`DiscretisedLogistics.log_prob` in C: one pass over the parameters, another for the gradient.
+
+    parameters: `[*lead, (patches,) channels, places]`; x: `[batch, (patches,) colours, places]`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, parameters: Tensor, x: Tensor, mixture: DiscretisedLogistics) -> Tensor:
+        parameters, x = parameters.contiguous(), x.float().contiguous()
+        ctx.save_for_backward(parameters, x)
+        ctx.mixture = mixture
+        value = torch.empty(parameters.shape[: -mixture.event.axes])
+        _mixture_pass(mixture, parameters, x, value, None)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        parameters, x = ctx.saved_tensors
+        by = torch.empty_like(parameters)
+        _mixture_pass(ctx.mixture, parameters, x, grad.float().contiguous(), by)
+        return by, None, None
+
+
+def _mixture_pass(
+    mixture: DiscretisedLogistics, parameters: Tensor, x: Tensor, value: Tensor, by: Tensor | None
+) -> None:
+    """Write the log-likelihood of every row into value or, given by, value times its gradient."""
+    event = mixture.event
+    tensors = (parameters, x, by, value)
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    runs = math.prod(parameters.shape[-event.axes : -2])
+    sizes = (len(x), runs, event.places, mixture.components, event.colours)
+    half, narrow = 1.0 / (mixture.levels - 1), int(parameters.dtype == torch.bfloat16)
+
+    def work(part: tuple[int, int]) -> int:
+        first, last = part
+        code: int = library().logistic_mixture(  # type: ignore[union-attr]  # see `_compiles`
+            *pointers, first, last, *sizes, half, mixture.least, narrow
+        )
+        return code
+
+    threads = max(1, min(torch.get_num_threads(), value.numel()))
+    ends = [value.numel() * k // threads for k in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        run = map if threads == 1 else pool.map
+        if any(run(work, itertools.pairwise(ends))):
+            raise MemoryError("of a block of a likelihood's places")
+
+
 def log_mass(
-    mean: Tensor, log_scale: Tensor, value: Tensor, half: float, bound: float = 1.0
+    mean: Tensor, log_scale: Tensor, value: Tensor, half: float, bound: float | Tensor = 1.0
 ) -> Tensor:
     """Return the log mass that logistics give the level around `value`, a width of 2·half.
 
@@ -495,7 +798,7 @@ class _LogMass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, mean: Tensor, log_scale: Tensor, value: Tensor, half: float, bound: float
+        ctx: Any, mean: Tensor, log_scale: Tensor, value: Tensor, half: float, bound: float | Tensor
     ) -> Tensor:
         sharpness = torch.exp(-log_scale)
         centred = (value - mean).mul_(sharpness)

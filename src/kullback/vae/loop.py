@@ -18,15 +18,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import DataError, Estimate, RunError
+from kullback.core import DataError, Estimate, RunError, require
 from kullback.data import Dataset, binarize_all
-from kullback.variational import objectives
+from kullback.variational import WeightedBound, objectives
 
 from . import checkpoint
 from .checkpoint import FlatParameters, State
 from .elbo_step import step_for
-from .evaluation import active_units, collapse_warning, over_images, varying_units
+from .evaluation import (
+    active_units,
+    collapse_of_rate,
+    collapse_warning,
+    kl_of_dimensions,
+    over_images,
+    varying_units,
+)
 from .evidence import bounds
+from .latents import InverseAutoregressive, draw_with_kl
 from .limits import (
     AVERAGE_STEPS,
     CALLBACK_SECONDS,
@@ -37,7 +45,7 @@ from .limits import (
     OVERFIT_LOOKS,
     TEST_STEPS,
 )
-from .model import VAE
+from .model import VAE, evaluating
 from .training import Training
 
 __all__ = [
@@ -66,8 +74,10 @@ def loss_terms(
     without gradient, are what they say whatever β is.
     """
     beta = settings.beta_at(progress)
-    if settings.importance_weighted_at(progress):
-        likelihood, kl, objective = model.tight_terms(x, noise, beta)
+    name = settings.bound_at(progress)
+    if name != "elbo":
+        bound = WeightedBound(name, settings.alpha, settings.groups)
+        likelihood, kl, objective = model.tight_terms(x, noise, beta, bound)
     else:
         likelihood, kl = model.elbo_terms(x, noise)
         objective = objectives.beta_elbo(likelihood, kl, beta=beta, free_bits=settings.free_bits)
@@ -75,6 +85,17 @@ def loss_terms(
         rate = kl.sum() / len(x)
         elbo = likelihood.sum() / likelihood.numel() - rate
     return -objective.mean(), torch.stack([elbo, rate])
+
+
+def require_parts_fit(model: VAE, settings: Training) -> None:
+    """Raise an ArgumentValueError where settings ask for what the model's parts do not have."""
+    known = not settings.free_bits or model.has_kl_per_dimension()
+    why = "0 where there is no KL of a single latent dimension (a learned prior, a full q)"
+    hint = "prior normal with posterior diagonal, or warmup"
+    require(known, "free_bits", why, settings.free_bits, hint)
+    apart = settings.objective != "piwae" or not isinstance(model.family, InverseAutoregressive)
+    why = "another with posterior iaf, whose log q at a given z takes many passes"
+    require(apart, "objective", why, "piwae", "miwae")
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
@@ -117,9 +138,11 @@ def fit(
         The same state, after every step.
 
     Raises:
+        ArgumentValueError: The settings ask for what the model's parts do not have.
         NonFiniteError: At the first non-finite loss or gradient, before it touches the weights,
             with the step, the batch items and the tensor.
     """
+    require_parts_fit(model, settings)
     flat, optimiser = state.flat, state.optimiser
     per_epoch = max(1, len(data.train) // settings.batch_size)
     started = clock() - state.seconds
@@ -194,18 +217,18 @@ def _bad_items(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def _first_bad_tensor(model: VAE, x: Tensor, noise: Tensor) -> tuple[str, Tensor]:
     """Follow one batch through the model to the first tensor with a NaN or infinity."""
-    mean, log_sd = model.encode(x)
-    z = mean + log_sd.exp() * noise
+    encoded = model.encoded(x)
+    z, kl = draw_with_kl(model.prior, model.family(encoded), noise)
     parameters = model.parameters_of(z)
     likelihood = model.likelihood.log_prob(parameters, x)
     for name, tensor in (
         ("the input x", x),
-        ("the encoder's mean", mean),
-        ("the encoder's log sd", log_sd),
+        ("the encoder's mean", encoded.mean),
+        ("the encoder's log sd", encoded.log_sd),
         ("the latent draw z", z.movedim(0, 1)),
         ("the decoder's output", parameters.movedim(0, 1)),
         ("log p(x|z)", likelihood.movedim(0, 1)),
-        ("KL(q(z|x) ‖ p(z))", model.prior.kl(mean, log_sd)),
+        ("KL(q(z|x) ‖ p(z))", kl),
     ):
         bad = _bad_items(tensor)
         if bool(bad.any()):
@@ -417,22 +440,26 @@ class Monitor:
     def _test(self, spent: float) -> dict[str, Any]:
         """Measure the averaged weights on test images, with the same noise every time."""
         generator = torch.Generator(self.test.device).manual_seed(self.settings.seed)
-        with self.state.flat.averaged():
+        with self.state.flat.averaged(), evaluating(self.model):
             figures = bounds(self.model, self.test, draws=1, generator=generator)
             more = self._look()
-        each = self.model.prior.kl(figures.mean, figures.log_sd).mean(0)
-        active, kl = active_units(figures.mean, each), each.tolist()
+        each = kl_of_dimensions(self.model, figures)
+        used: dict[str, Any] = {"varying_units": varying_units(figures.mean)}
+        if each is None:
+            collapse = collapse_of_rate(float(figures.rate.mean()), self.settings.beta)
+        else:
+            active, kl = active_units(figures.mean, each), each.tolist()
+            collapse = collapse_warning(kl, active, self.settings)
+            used = {"active_units": active} | used | {"kl_per_dimension": kl}
         self.test_elbo = over_images(figures.elbo.double().cpu(), bias="low", why="a bound")
         error = float(self.test_elbo.standard_error)
         if spent > max(COLLAPSE_AFTER, self.settings.warmup):
-            self._warn("collapse", collapse_warning(kl, active, self.settings.beta))
+            self._warn("collapse", collapse)
         return {
             "test_elbo": self.test_elbo.value,
             **({"test_elbo_error": error} if math.isfinite(error) else {}),
             "test_images": len(self.test),
-            "active_units": active,
-            "varying_units": varying_units(figures.mean),
-            "kl_per_dimension": kl,
+            **used,
             **more,
         }
 
@@ -460,7 +487,10 @@ class Monitor:
         return row
 
     def _objective(self) -> Tensor:
-        """Return the objective at its final β for every held-out example, `[n]`, on the CPU."""
+        """Return the objective at its final β for every held-out example, `[n]`, on the CPU.
+
+        Of every bound that weighs its draws it is L_K.
+        """
         x, settings = self.test if self.validation is None else self.validation, self.settings
         weighted = settings.importance_weighted_at(1.0)
         draws = settings.draws_at(1.0) if weighted else 1
@@ -511,7 +541,7 @@ class Monitor:
             step=state.step,
             seconds=state.seconds,
             seconds_left=left,
-            images_per_second=steps * self.batch / seconds if seconds > 0 else nan,
+            images_per_second=(steps - 1) * self.batch / seconds if steps > 1 else nan,
             elbo=self.latest.get("elbo", nan),
             rate=self.latest.get("rate", nan),
             distortion=self.latest.get("distortion", nan),

@@ -8,15 +8,25 @@ on their averages. `location_and_spread` finds the units in which a model of con
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kullback.core import DataError, RunError, describe, require, require_count
+from kullback.core import (
+    ArgumentValueError,
+    DataError,
+    RunError,
+    describe,
+    require,
+    require_count,
+)
 from kullback.data import PADDING
-from kullback.variational import objectives
+from kullback.variational import WeightedBound, objectives
 
 from .architecture import Architecture, Spec
 from .checkpoint import (
@@ -29,20 +39,108 @@ from .checkpoint import (
     write_config,
 )
 from .evidence import bounds
+from .latents import (
+    CouplingFlow,
+    Diagonal,
+    Encoded,
+    Factorised,
+    Family,
+    FullRank,
+    InverseAutoregressive,
+    LowRank,
+    MixtureOfGaussians,
+    Posterior,
+    Prior,
+    StandardNormal,
+    VampPrior,
+    draw_with_kl,
+    exact_kl,
+    held_log_ratio,
+    log_ratio,
+)
 from .likelihoods import (
     Bernoulli,
+    BetaBinomial,
     Categorical,
+    ContinuousBernoulli,
     DiscretisedLogistics,
     Event,
     Gaussian,
     Likelihood,
 )
 from .limits import CATEGORICAL_LEVELS, FLOAT32_RESOLUTION, NAMED_COLUMNS, UNIT_SCALE_LEVELS
-from .networks import ConvDecoder, ConvEncoder, MlpDecoder, MlpEncoder
-from .priors import StandardNormal, draw
+from .networks import (
+    ConvDecoder,
+    ConvEncoder,
+    MlpDecoder,
+    MlpEncoder,
+    OwnDecoder,
+    OwnEncoder,
+    PatchDecoder,
+    patch_side,
+)
 from .sound import AutoregressiveLogistics, SoundDecoder, SoundEncoder
 
-__all__ = ["VAE", "build", "location_and_spread"]
+__all__ = ["VAE", "Parts", "build", "location_and_spread", "with_parts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Modules of your own in the place of those that `build` makes; None keeps those.
+
+    Args:
+        encoder: `[batch, *event]` floats to (mean, log_sd), `[batch, latent]` each, and a third
+            tensor where the family of q needs more; x is centred and scaled.
+        decoder: `[rows, latent]` to the likelihood's parameters, `[rows, channels, places]` or the
+            same numbers in another shape.
+        likelihood: See `kullback.vae.likelihoods.Likelihood`.
+        prior: See `kullback.vae.latents.Prior`.
+
+    Example:
+        >>> Parts(decoder=nn.Linear(2, 4)).named()
+        {'decoder': 'torch.nn.modules.linear.Linear'}
+    """
+
+    encoder: nn.Module | None = None
+    decoder: nn.Module | None = None
+    likelihood: Likelihood | None = None
+    prior: Prior | None = None
+
+    def named(self) -> dict[str, str]:
+        """Return the parts that are given, with the names of their classes."""
+        every = {name: getattr(self, name) for name in self.__slots__}
+        given = {name: type(one) for name, one in every.items() if one is not None}
+        return {name: f"{one.__module__}.{one.__qualname__}" for name, one in given.items()}
+
+    def latent(self, x: Tensor) -> int | None:
+        """Return the dimensions of z that the encoder gives for x `[batch, *event]`."""
+        if self.encoder is None:
+            return None
+        with torch.no_grad(), evaluating(self.encoder):
+            mean = _tried("encoder", OwnEncoder(self.encoder), x)[0]
+        require(mean.ndim == 2, "encoder", "mean [batch, latent]", list(mean.shape))
+        return int(mean.shape[1])
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Let a module and all in it be in evaluation mode inside a `with` block."""
+    every = [(one, one.training) for one in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for one, mode in every:
+            one.training = mode
+
+
+def _tried(name: str, module: nn.Module, x: Tensor) -> Any:
+    """Call a user's module; where torch refuses the shapes say which it was given."""
+    try:
+        return module(x)
+    except RuntimeError as error:
+        text = f"{name}: expected a module that takes {describe(x)}; it fails: {error}"
+        raise ArgumentValueError(text) from error
 
 
 class VAE(nn.Module):
@@ -51,13 +149,15 @@ class VAE(nn.Module):
     Everywhere x is `[batch, *event]` in the data's own units: 0/1, levels 0 … K − 1, or continuous.
 
     Args:
-        encoder: `[batch, *event]` floats to (mean, log_sd), `[batch, latent]` each.
+        encoder: `[batch, *event]` floats to (mean, log_sd), `[batch, latent]` each; for a family
+            that needs more, (mean, log_sd, extra) with extra `[batch, family.extra]`.
         decoder: `[rows, latent]` to `[rows, channels, places]`.
         likelihood: See `kullback.vae.likelihoods`.
-        prior: See `kullback.vae.priors`.
+        prior: See `kullback.vae.latents.priors`.
         shift: x enters the encoder (and only it) as (x − shift) / scale; a number or `[*event]`.
         scale: As `shift`, positive.
         spec: The description that `save` writes; None for parts of your own.
+        family: Of q(z|x), see `kullback.vae.latents.posteriors`; by default `Diagonal()`.
 
     Example:
         >>> model = build((1, 4, 4), "binary", Architecture(hidden=(8,), latent=2))
@@ -73,13 +173,15 @@ class VAE(nn.Module):
         encoder: nn.Module,
         decoder: nn.Module,
         likelihood: Likelihood,
-        prior: StandardNormal,
+        prior: Prior,
         *,
         shift: Tensor | None = None,
         scale: float | Tensor = 1.0,
         spec: Spec | None = None,
+        family: Family | None = None,
     ) -> None:
         super().__init__()
+        self.family = Diagonal() if family is None else family
         self.encoder, self.decoder = encoder, decoder
         self.likelihood, self.prior = likelihood, prior
         self.register_buffer("shift", torch.zeros(()) if shift is None else shift.clone())
@@ -90,10 +192,32 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and log standard deviation of q(z|x), `[batch, latent]` each."""
+        if isinstance(self.family, Diagonal):
+            encoded: tuple[Tensor, Tensor] = self.encoder(self.encoder_input(x))
+            return encoded
+        return self.approximate_posterior(x).moments()
+
+    def encoded(self, x: Tensor) -> Encoded:
+        """Return what the encoder gives for x, of which `family` makes q(z|x)."""
+        if isinstance(self.family, Diagonal):
+            mean, log_sd = self.encode(x)
+            return Encoded(mean, log_sd)
+        outputs = self.encoder(self.encoder_input(x))
+        return Encoded(outputs[0], outputs[1], outputs[2] if len(outputs) > 2 else None)
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """Return x centred and scaled, as the encoder reads it; padding of sound is the centre."""
         if self.spec is not None and self.spec.kind == "sound":
             x = torch.where(x == PADDING, self.shift, x)
-        encoded: tuple[Tensor, Tensor] = self.encoder((x - self.shift) / self.scale)
-        return encoded
+        return (x - self.shift) / self.scale
+
+    def approximate_posterior(self, x: Tensor) -> Posterior:
+        """Return q(z|x), which can be drawn from and has a density."""
+        return self.family(self.encoded(x))
+
+    def has_kl_per_dimension(self) -> bool:
+        """Say whether KL(q(z|x) ‖ p(z)) is a sum over latent dimensions in closed form."""
+        return isinstance(self.family, Diagonal) and isinstance(self.prior, Factorised)
 
     def parameters_of(self, z: Tensor) -> Tensor:
         """Decode z `[*lead, latent]` to likelihood parameters `[*lead, channels, places]`."""
@@ -105,43 +229,57 @@ class VAE(nn.Module):
         return self.likelihood.mean(self.parameters_of(z))
 
     def tight_terms(
-        self, x: Tensor, noise: Tensor, beta: float = 1.0
+        self, x: Tensor, noise: Tensor, beta: float = 1.0, bound: WeightedBound | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return `elbo_terms` and L_K with its doubly reparameterised gradient, `[batch]`, in nats.
+        """Return `elbo_terms` and a bound by log-weights, `[batch]`, in nats; by default L_K.
+
+        Its gradient to q goes by the path of z (for L_K it is doubly reparameterised). With a q
+        whose density at a given z takes many passes it is the plain one.
 
         Args:
             x: `[batch, *event]`.
             noise: Standard normal, `[draws, batch, latent]`.
             beta: Weight of log p(z) − log q(z|x).
+            bound: Which, see `kullback.variational.objectives`.
 
         Returns:
-            log p(x|z) `[draws, batch]`, the KL `[batch, latent]`, and L_K `[batch]`; see
-            `variational.doubly_reparameterised`.
+            log p(x|z) `[draws, batch]`, the KL as in `terms`, and the bound `[batch]`.
         """
-        mean, log_sd = self.encode(x)
-        z = draw(mean, log_sd, noise)
+        bound = bound or WeightedBound()
+        q = self.approximate_posterior(x)
+        drawn = q.draw(noise)
+        apart = bound.name == "piwae"
+        z = drawn.z.detach().requires_grad_() if apart else drawn.z
         likelihood = self.likelihood.log_prob(self.parameters_of(z), x)
-        held = (mean.detach(), log_sd.detach())
-        ratio = self.prior.log_ratio(z, held[1], (z - held[0]) / held[1].exp())
+        held = apart or q.path_gradient
+        ratio = held_log_ratio(self.prior, q, z) if held else log_ratio(self.prior, q, drawn)
         weights = objectives.log_weights(likelihood, ratio, beta=beta)
-        bound = objectives.doubly_reparameterised(weights, z)
-        return likelihood, self.prior.kl(mean, log_sd), bound
+        if apart:
+            value = objectives.piwae(weights, z, drawn.z, bound.groups, beta=beta)
+        elif held:
+            value = objectives.with_path_gradient(weights, z, bound, beta=beta)
+        else:
+            value = bound.value(weights)
+        kl = exact_kl(self.prior, q)
+        kl = -ratio.detach().mean(0).unsqueeze(-1) if kl is None else kl
+        return likelihood, kl, value
 
     def terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what every objective is made of, in nats, for noise `[draws, batch, latent]`.
 
-        log p(x|z) `[draws, batch]`; log p(z) − log q(z|x) `[draws, batch]`; the exact
-        KL(q(z|x) ‖ p(z)) per latent dimension `[batch, latent]`. Differentiable.
+        log p(x|z) `[draws, batch]`; log p(z) − log q(z|x) `[draws, batch]`; KL(q(z|x) ‖ p(z)),
+        exact and per latent dimension, `[batch, latent]`, where the prior has a formula, else
+        `[batch, 1]`, minus the mean of the second over the draws. Differentiable.
         """
-        mean, log_sd = self.encode(x)
-        z, kl = self.prior.draw_and_kl(mean, log_sd, noise)
-        log_likelihood = self.likelihood.log_prob(self.parameters_of(z), x)
-        return log_likelihood, self.prior.log_ratio(z, log_sd, noise), kl
+        q = self.approximate_posterior(x)
+        drawn, kl = q.draw(noise), exact_kl(self.prior, q)
+        log_likelihood = self.likelihood.log_prob(self.parameters_of(drawn.z), x)
+        ratio = log_ratio(self.prior, q, drawn)
+        return log_likelihood, ratio, -ratio.mean(0).unsqueeze(-1) if kl is None else kl
 
     def elbo_terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first and the last of `terms`: all that the ELBO needs."""
-        mean, log_sd = self.encode(x)
-        z, kl = self.prior.draw_and_kl(mean, log_sd, noise)
+        z, kl = draw_with_kl(self.prior, self.approximate_posterior(x), noise)
         return self.likelihood.log_prob(self.parameters_of(z), x), kl
 
     def check(self, x: Tensor) -> Tensor:
@@ -179,6 +317,9 @@ class VAE(nn.Module):
             ok = bool(((x == x.round()) & (x >= 0) & (x <= top)).all())
             hint = "pass uint8 images" if kind == "8-bit" else "pass levels, see kullback.data.Grid"
             require(ok, "x", f"integers 0 to {top}", span, hint)
+        unit = self.spec is not None and isinstance(self.likelihood, ContinuousBernoulli)
+        inside = not unit or bool(((x >= 0) & (x <= 1)).all())
+        require(inside, "x", "values from 0 to 1 for a continuous Bernoulli", span, "gaussian")
         if self.spec is not None and self.spec.sound is not None:
             _check_sound(x, self.spec, span)
         return x
@@ -188,8 +329,8 @@ class VAE(nn.Module):
     ) -> Tensor:
         """Return `E_q[log p(x|z)] − KL(q(z|x) ‖ p(z))`, `[batch]`, in nats; higher is better.
 
-        The expectation is a mean of `draws` draws, the KL is exact (MATH 2.3). A lower bound on
-        log p(x) in expectation.
+        The expectation is a mean of `draws` draws, the KL is exact (MATH 2.3) where the prior has a
+        formula, else an average over the same draws. A lower bound on log p(x) in expectation.
 
         Args:
             x: `[batch, *event]`, checked.
@@ -269,7 +410,13 @@ class VAE(nn.Module):
         write_config(folder, {"model": self.spec.to_dict()})
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: str | torch.device = "cpu") -> "VAE":
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        parts: Parts | None = None,
+    ) -> "VAE":
         """Read a model from a run directory; nothing is unpickled, no code in it is run.
 
         Of a run that is not finished, the averaged weights of its last checkpoint are read; a
@@ -278,17 +425,19 @@ class VAE(nn.Module):
         Args:
             folder: What `save` or `train` wrote.
             device: Where the weights go.
+            parts: For a run of modules of your own: the same ones, into which the weights go.
 
         Returns:
             The model, in evaluation mode.
 
         Raises:
             RunError: A file is missing, damaged, changed (its hash differs), or does not match its
-                description.
+                description; or the run has parts of your own and they are not given.
         """
         folder = Path(folder)
         config = read_config(folder, "model")
         spec = Spec.from_dict(config["model"], source=str(folder / "config.json"))
+        require_own(folder, spec, parts)
         with torch.device("meta"):
             units = torch.ones(spec.event_shape) if _has_units(spec) else None
             model = build(
@@ -300,6 +449,8 @@ class VAE(nn.Module):
                 spread=units,
                 sound=spec.sound,
             )
+        if parts is not None:
+            model = _fitted_with(model.to_empty(device="cpu"), parts)
         expected = model.state_dict()
         path, hashed = folder / "model.safetensors", is_hashed(config)
         if path.exists():
@@ -309,6 +460,112 @@ class VAE(nn.Module):
             warnings.warn(model.unfinished, stacklevel=2)
         model.load_state_dict(tensors, assign=True)
         return model.to(device).eval()
+
+
+def with_parts(model: VAE, parts: Parts, x: Tensor, *, examples: Tensor | None = None) -> VAE:
+    """Put a user's modules into a model of `build` and try them on examples, forth and back.
+
+    Args:
+        model: For the same data and as many latent dimensions as the encoder gives.
+        parts: The modules; they are used themselves, not copied.
+        x: A few examples, `[batch, *event]`.
+        examples: As in `build`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ArgumentValueError: Shapes do not fit (both are named), the decoder's output has no gradient
+            in z, or a parameter has no part in the loss.
+        ArgumentTypeError: A part returns something else than tensors.
+
+    Example:
+        >>> class Halves(nn.Linear):
+        ...     def forward(self, x):
+        ...         return super().forward(x).chunk(2, -1)
+        >>> model = build((4,), "binary", Architecture(latent=3))
+        >>> parts = Parts(encoder=Halves(4, 6), decoder=nn.Linear(3, 4))
+        >>> with_parts(model, parts, torch.ones(2, 4)).spec.own["encoder"].rpartition(".")[2]
+        'Halves'
+    """
+    spec = model.spec
+    if spec is None:
+        raise RunError("only models from `build` take parts")
+    require(spec.kind != "sound", "data", "images or vectors for parts of your own", "sound")
+    for name in ("likelihood", "prior"):
+        if getattr(parts, name) is not None:
+            delattr(model, name)  # a module's place takes no other object
+            setattr(model, name, getattr(parts, name))
+    if parts.encoder is not None:
+        model.encoder = OwnEncoder(parts.encoder)
+    if parts.decoder is not None:
+        places = Event(spec.event_shape).places
+        model.decoder = OwnDecoder(parts.decoder, model.likelihood.channels, places)
+    if parts.prior is None and parts.encoder is not None and spec.architecture.prior == "vamp":
+        model = _with_prior(model, spec, examples)
+    model.spec = replace(spec, own=parts.named())
+    with evaluating(model):
+        _try_parts(model, model.check(x))
+    return model
+
+
+def _try_parts(model: VAE, x: Tensor) -> None:
+    """Run a model on a few examples, forth and back; refuse what does not fit."""
+    outputs = _tried("encoder", model.encoder, model.encoder_input(x))
+    mean, log_sd, latent = outputs[0], outputs[1], model.prior.latent
+    fits = mean.shape == log_sd.shape and mean.ndim == 2 and len(mean) == len(x)
+    shapes = f"{list(mean.shape)} and {list(log_sd.shape)}"
+    require(fits, "encoder", "mean and log_sd of one shape [batch, latent]", shapes)
+    fits = mean.shape[1] == latent
+    wanted = f"one of {mean.shape[1]} dimensions, as the encoder's mean {list(mean.shape)}"
+    require(fits, "prior", wanted, f"{latent} dimensions")
+    z = mean.detach().requires_grad_()
+    parameters = _tried("decoder", model.decoder, z)
+    slope = None
+    if parameters.requires_grad:
+        slope = torch.autograd.grad(parameters.sum(), z, allow_unused=True)[0]
+    hint = "no .detach(), no torch.no_grad() and no rounding in it"
+    got = f"{list(parameters.shape)} without one"
+    require(slope is not None, "decoder", "an output with a gradient in z", got, hint)
+    log_p, drawn = model.prior.log_prob(z), model.prior.sample(2, torch.Generator(z.device))
+    fits = log_p.shape == (len(x),) and drawn.shape == (2, latent)
+    wanted = f"log_prob of [{len(x)}] for z {list(z.shape)}, and samples [2, {latent}]"
+    require(fits, "prior", wanted, f"{list(log_p.shape)} and {list(drawn.shape)}")
+    noise = torch.randn(1, *mean.shape, generator=torch.Generator().manual_seed(0)).to(mean)
+    likelihood, kl = model.elbo_terms(x, noise)
+    fits = likelihood.shape == (1, len(x))
+    require(fits, "likelihood", f"log_prob of [1, {len(x)}]", list(likelihood.shape))
+    named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+    require(len(named) > 0, "parts", "a parameter to train", "none")
+    loss = kl.sum() - likelihood.sum()
+    slopes = torch.autograd.grad(loss, [one for _, one in named], allow_unused=True)
+    unused = [name for (name, _), one in zip(named, slopes, strict=True) if one is None]
+    hint = "requires_grad_(False) on it"
+    require(not unused, "parts", "parameters that the loss depends on", ", ".join(unused[:3]), hint)
+
+
+def _fitted_with(model: VAE, parts: Parts) -> VAE:
+    """Put parts into a model whose other weights are still to be read, on examples of zeros."""
+    spec = model.spec
+    if spec is None:
+        raise RunError("only models from `build` take parts")
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.fill_(1.0)
+    return with_parts(model, parts, torch.zeros(2, *spec.event_shape))
+
+
+def require_own(folder: Path, spec: Spec, parts: Parts | None) -> None:
+    """Raise a RunError where a run's own parts are not given, or others."""
+    wanted = set(spec.own or {})
+    given = set() if parts is None else set(parts.named())
+    if wanted != given:
+        names = ", ".join(f"{name} ({one})" for name, one in (spec.own or {}).items())
+        hint = "parts=kullback.vae.Parts(...) in Python, with the modules it was trained with"
+        got = ", ".join(sorted(given)) or "none"
+        raise RunError(
+            f"{folder}: expected its own parts, {names or 'none'}; got {got}. Try: {hint}"
+        )
 
 
 def build(
@@ -323,6 +580,8 @@ def build(
     spread: Tensor | None = None,
     sound: dict[str, int] | None = None,
     moments: Tensor | None = None,
+    shares: Tensor | None = None,
+    examples: Tensor | None = None,
 ) -> VAE:
     """Build a VAE for events of a shape and kind; weights come from torch's global generator.
 
@@ -340,6 +599,10 @@ def build(
             it for their unit, while x and every figure stay in the data's units.
         sound: Rate, step and clip length, for sound; see `Spec`.
         moments: Of the training data's sound, `kullback.vae.sound.second_moments`.
+        shares: Of the training data's sound, `kullback.vae.sound.shift_shares`.
+        examples: Training examples `[n, *event]` at which the pseudo-inputs of a "vamp" prior
+            start, repeated where they are fewer; without them they are standard normal, in the
+            encoder's units.
 
     Returns:
         The model, with fresh weights.
@@ -357,7 +620,7 @@ def build(
         tuple(event_shape), kind, architecture, levels, grid, standardised=inside, sound=sound
     )
     if kind == "sound":
-        return _of_sound(spec, scale, moments)
+        return _with_prior(_of_sound(spec, scale, moments, shares), spec, examples)
     top = levels - 1
     usual = {"binary": (0.5, 1.0), "8-bit": (127.5, 64.0), "continuous": (0.0, 1.0)}
     usual["levels"] = (top / 2, max(1.0, top / 4))
@@ -367,21 +630,63 @@ def build(
     likelihood = _likelihood(spec, mean, spread)
     bias = likelihood.initial_bias(mean)
     hidden, latent = architecture.hidden, architecture.latent
+    family = _family(architecture)
     if architecture.network == "mlp":
         act = architecture.activation
-        encoder: nn.Module = MlpEncoder(event_shape, hidden, latent, activation=act)
+        encoder: nn.Module = MlpEncoder(
+            event_shape, hidden, latent, activation=act, extra=family.extra
+        )
         decoder: nn.Module = MlpDecoder(latent, hidden[::-1], bias, activation=act)
     else:
-        encoder = ConvEncoder(event_shape, hidden, latent)
-        decoder = ConvDecoder(event_shape, latent, hidden, bias)
+        encoder = ConvEncoder(event_shape, hidden, latent, extra=family.extra)
+        decoder = _conv_decoder(spec, likelihood, bias)
     scale = width if scale is None else scale
     require(math.isfinite(scale) and scale > 0, "scale", "a positive number", scale)
     divide_by = scale if spread is None else spread
     prior = StandardNormal(latent)
-    return VAE(encoder, decoder, likelihood, prior, shift=mean, scale=divide_by, spec=spec)
+    model = VAE(
+        encoder,
+        decoder,
+        likelihood,
+        prior,
+        shift=mean,
+        scale=divide_by,
+        spec=spec,
+        family=family,
+    )
+    return _with_prior(model, spec, examples)
 
 
-def _of_sound(spec: Spec, scale: float | None, moments: Tensor | None) -> VAE:
+def _family(architecture: Architecture) -> Family:
+    """Return the family of q(z|x) of an architecture."""
+    latent = architecture.latent
+    if architecture.posterior == "full":
+        return FullRank(latent)
+    if architecture.posterior == "low_rank":
+        return LowRank(latent, architecture.rank)
+    return InverseAutoregressive(latent) if architecture.posterior == "iaf" else Diagonal()
+
+
+def _with_prior(model: VAE, spec: Spec, examples: Tensor | None) -> VAE:
+    """Give a model the prior of its description; "vamp" looks at the encoder and at examples."""
+    kind, latent = spec.architecture.prior, spec.architecture.latent
+    count = spec.architecture.prior_components
+    if kind == "mixture":
+        model.prior = MixtureOfGaussians(latent, count)
+    elif kind == "flow":
+        model.prior = CouplingFlow(latent)
+    elif kind == "vamp":
+        inputs = torch.randn(count, *spec.event_shape)
+        if examples is not None:
+            rows = torch.arange(count) % len(examples)
+            inputs = model.encoder_input(examples.float()[rows])
+        model.prior = VampPrior(model.encoder, inputs, latent=latent)
+    return model
+
+
+def _of_sound(
+    spec: Spec, scale: float | None, moments: Tensor | None, shares: Tensor | None
+) -> VAE:
     """Build a VAE of clips of integer samples; `scale` is their deviation."""
     known = spec.sound or {}
     good = len(spec.event_shape) == 2 and spec.event_shape[0] == 1
@@ -395,10 +700,13 @@ def _of_sound(spec: Spec, scale: float | None, moments: Tensor | None) -> VAE:
         levels=spec.levels,
         step=known.get("step", 1),
         moments=moments,
+        shares=shares,
     )
-    encoder, decoder = SoundEncoder(samples, width, latent), SoundDecoder(latent, width)
+    family = _family(spec.architecture)
+    encoder = SoundEncoder(samples, width, latent, extra=family.extra)
+    decoder, prior = SoundDecoder(latent, width), StandardNormal(latent)
     scale = 1.0 if scale is None else scale
-    return VAE(encoder, decoder, likelihood, StandardNormal(latent), scale=scale, spec=spec)
+    return VAE(encoder, decoder, likelihood, prior, scale=scale, spec=spec, family=family)
 
 
 def _check_sound(x: Tensor, spec: Spec, span: str) -> None:
@@ -418,17 +726,40 @@ def _has_units(spec: Spec) -> bool:
     return spec.standardised or (spec.kind == "levels" and spec.levels > UNIT_SCALE_LEVELS)
 
 
+def _conv_decoder(spec: Spec, likelihood: Any, bias: Tensor) -> nn.Module:
+    shape, architecture = spec.event_shape, spec.architecture
+    if architecture.network == "conv":
+        return ConvDecoder(shape, architecture.latent, architecture.hidden, bias)
+    patched = likelihood.event.patch > 0
+    return PatchDecoder(shape, architecture.latent, architecture.hidden, bias, patched=patched)
+
+
+_LAWS = {"gaussian": "normal", "laplace": "laplace", "student": "student"}
+
+
 def _likelihood(spec: Spec, mean: Tensor, spread: Tensor | None) -> Any:
     architecture, shape = spec.architecture, spec.event_shape
     if architecture.likelihood == "logistics":
         event = Event(shape)
         units = {} if spread is None else {"centre": mean, "spread": spread}
         split = {name: event.split(value)[0] for name, value in units.items()}
-        components = architecture.components
-        return DiscretisedLogistics(shape, components=components, levels=spec.levels, **split)
-    if architecture.likelihood == "gaussian":
+        patched = architecture.network == "patch" and spread is None
+        return DiscretisedLogistics(
+            shape,
+            components=architecture.components,
+            levels=spec.levels,
+            centre=split.get("centre"),
+            spread=split.get("spread"),
+            patch=patch_side(shape) if patched else 0,
+        )
+    if architecture.likelihood in _LAWS:
         location = None if spread is None else mean
-        return Gaussian(shape, location=location, spread=spread)
+        law = _LAWS[architecture.likelihood]
+        return Gaussian(shape, location=location, spread=spread, law=law)
+    if architecture.likelihood == "continuous_bernoulli":
+        return ContinuousBernoulli(shape)
+    if architecture.likelihood == "beta_binomial":
+        return BetaBinomial(shape, levels=spec.levels)
     if architecture.likelihood == "categorical":
         few = spec.levels <= CATEGORICAL_LEVELS
         require(

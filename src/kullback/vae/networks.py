@@ -1,9 +1,11 @@
 """Encoder and decoder networks: `[batch, *event]` to a Gaussian, `[rows, latent]` to parameters.
 
 Which to use: `Mlp` for small images, vectors and the classic models (784-200-200-50 with tanh is
-Burda et al. 2016); the convolutional pair for images: better figures in the same time. An encoder
-returns `(mean, log_sd)`, each `[batch, latent]`; a decoder returns `[rows, channels, places]`, the
-parameters of the likelihood. Any module that does so can take their place.
+Burda et al. 2016); the convolutional pair for images: better figures in the same time;
+`PatchDecoder` instead of `ConvDecoder` for larger and colour images. An encoder returns
+`(mean, log_sd)`, each `[batch, latent]`; a decoder returns `[rows, channels, places]`, the
+parameters of the likelihood (or the axes of its `Event`). Any module that does so can take their
+place.
 
 `mlp` is the perceptron as one operation with a hand-written gradient: equal to its plain PyTorch
 form (the tests compare them) in fewer passes over memory, since activations are overwritten in
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from kullback.core import require
+from kullback.core import require, require_type
 
 from .limits import LOG_SD_LIMIT
 
@@ -32,9 +34,14 @@ __all__ = [
     "Mlp",
     "MlpDecoder",
     "MlpEncoder",
+    "OwnDecoder",
+    "OwnEncoder",
+    "PatchDecoder",
+    "gaussian",
     "mlp",
     "mlp_backward",
     "mlp_forward",
+    "patch_side",
     "real",
 ]
 
@@ -207,9 +214,17 @@ class Mlp(nn.Module):
         return mlp(x, weights, biases, self.activation, buffers=self.buffers_of_gradient)
 
 
-def _gaussian(output: Tensor) -> tuple[Tensor, Tensor]:
-    mean, log_sd = real(output).chunk(2, -1)
-    return mean, log_sd.clamp(-LOG_SD_LIMIT, LOG_SD_LIMIT)
+def gaussian(output: Tensor, extra: int = 0) -> tuple[Tensor, ...]:
+    """Split an encoder's output `[batch, 2·latent + extra]` into mean, log sd and what is left.
+
+    Example:
+        >>> [part.shape[1] for part in gaussian(torch.zeros(1, 6)), *gaussian(torch.zeros(1, 7), 1)]
+        [3, 3, 3, 3, 1]
+    """
+    latent = (output.shape[-1] - extra) // 2
+    mean, log_sd, more = torch.split(real(output), [latent, latent, extra], -1)
+    bounded = log_sd.clamp(-LOG_SD_LIMIT, LOG_SD_LIMIT)
+    return (mean, bounded, more) if extra else (mean, bounded)
 
 
 class MlpEncoder(nn.Module):
@@ -220,6 +235,7 @@ class MlpEncoder(nn.Module):
         hidden: Widths of the hidden layers.
         latent: Dimensions of z.
         activation: As in `Mlp`.
+        extra: Outputs besides, `[batch, extra]`, for families of q that need them.
 
     Example:
         >>> MlpEncoder((1, 2, 2), (8,), 3)(torch.zeros(5, 1, 2, 2))[0].shape
@@ -233,13 +249,15 @@ class MlpEncoder(nn.Module):
         latent: int,
         *,
         activation: str = "tanh",
+        extra: int = 0,
     ) -> None:
         super().__init__()
-        self.net = Mlp((math.prod(event_shape), *hidden, 2 * latent), activation)
+        self.extra = extra
+        self.net = Mlp((math.prod(event_shape), *hidden, 2 * latent + extra), activation)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log sd, `[batch, latent]` each."""
-        return _gaussian(self.net(x.flatten(1)))
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return mean and log sd, `[batch, latent]` each, and the extra outputs if there are."""
+        return gaussian(self.net(x.flatten(1)), self.extra)
 
 
 class MlpDecoder(nn.Module):
@@ -323,6 +341,18 @@ class _Patches:
         return full.flatten(2)
 
 
+def patch_side(event_shape: Sequence[int]) -> int:
+    """Return the side of the patches that an image `[C, H, W]` divides into, or 0 if it does not.
+
+    Example:
+        >>> patch_side((3, 64, 64)), patch_side((3, 64, 50))
+        (8, 0)
+    """
+    patches = _Patches(event_shape)
+    whole = patches.height % patches.side == 0 and patches.width % patches.side == 0
+    return patches.side if whole else 0
+
+
 class ConvEncoder(nn.Module):
     """q(z|x) from patches: residual convolutions on a small grid, then a hidden layer.
 
@@ -334,14 +364,18 @@ class ConvEncoder(nn.Module):
         hidden: (width of the grid, …, width of the hidden layer); each width but the last stands
             for one residual convolution, so (32, 32, 32, 256) is three of 32 channels.
         latent: Dimensions of z.
+        extra: As in `MlpEncoder`.
 
     Example:
         >>> ConvEncoder((1, 28, 28), (8, 8, 16), 3)(torch.zeros(2, 1, 28, 28))[1].shape
         torch.Size([2, 3])
     """
 
-    def __init__(self, event_shape: Sequence[int], hidden: Sequence[int], latent: int) -> None:
+    def __init__(
+        self, event_shape: Sequence[int], hidden: Sequence[int], latent: int, *, extra: int = 0
+    ) -> None:
         super().__init__()
+        self.extra = extra
         width, depth, top = _grid_widths(hidden)
         self.patches = _Patches(event_shape)
         cells = math.prod(self.patches.grid)
@@ -349,14 +383,14 @@ class ConvEncoder(nn.Module):
         self.first = _scaled(_conv(patch, width), 1.15)
         self.body = _Residual(width, depth)
         self.hidden = _scaled(nn.Linear(width * cells, top), 1.41)
-        self.last = _scaled(nn.Linear(top, 2 * latent), 0.58)
+        self.last = _scaled(nn.Linear(top, 2 * latent + extra), 0.58)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log sd, `[batch, latent]` each."""
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return mean and log sd, `[batch, latent]` each, and the extra outputs if there are."""
         weight: Tensor = self.last.weight  # type: ignore[assignment]
         h = self.body(self.first(self.patches.split(x.to(weight.dtype))))
         h = self.hidden(F.silu(h).permute(0, 2, 3, 1).flatten(1))
-        return _gaussian(self.last(F.silu(h)))
+        return gaussian(self.last(F.silu(h)), self.extra)
 
 
 class ConvDecoder(nn.Module):
@@ -393,8 +427,141 @@ class ConvDecoder(nn.Module):
         return self.patches.join(self.last(F.silu(self.body(h)))) + self.bias
 
 
+class PatchDecoder(nn.Module):
+    """Parameters of p(x|z) as `ConvDecoder`, each patch a linear function of its own cell.
+
+    A 3x3 convolution into the pixels of a patch costs nine times as much and is most of a
+    `ConvDecoder`'s time where images are large. Where images divide into patches, their pixels
+    stay together in memory: `[rows, patches, channels, side²]`, the axes of `Event(…, patch=side)`.
+
+    Args:
+        event_shape: `(C, H, W)`.
+        latent: Dimensions of z.
+        hidden: As given to `ConvEncoder`.
+        bias: `[channels, places]`, the output to start from; its mean over places is used.
+        patched: Whether pixels stay together; `patch_side` must then be more than 0.
+
+    Example:
+        >>> bias = torch.zeros(1, 784)
+        >>> PatchDecoder((1, 28, 28), 3, (8, 8, 16), bias)(torch.zeros(2, 3)).shape
+        torch.Size([2, 1, 784])
+        >>> PatchDecoder((1, 28, 28), 3, (8, 16), bias, patched=True)(torch.zeros(2, 3)).shape
+        torch.Size([2, 49, 1, 16])
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        latent: int,
+        hidden: Sequence[int],
+        bias: Tensor,
+        *,
+        patched: bool = False,
+    ) -> None:
+        super().__init__()
+        width, depth, top = _grid_widths(hidden)
+        self.patches, self.patched = _Patches(event_shape), patched
+        cells, pixels = math.prod(self.patches.grid), self.patches.side**2
+        self.hidden = _scaled(nn.Linear(latent, top), 1.41)
+        self.spread = _scaled(nn.Linear(top, width * cells), 1.41)
+        self.body = _Residual(width, depth)
+        self.last = _scaled(nn.Linear(width, bias.shape[0] * pixels), 0.29)
+        with torch.no_grad():
+            start: Tensor = self.last.bias  # type: ignore[assignment]
+            start.copy_(bias.mean(-1).repeat_interleave(pixels))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return parameters, with pixels in the order that `patched` says."""
+        start: Tensor = self.last.bias  # type: ignore[assignment]
+        h: Tensor = self.spread(F.silu(self.hidden(z.to(start.dtype))))
+        h = h.reshape(len(z), *self.patches.grid, -1).permute(0, 3, 1, 2)  # channels last
+        h = self.last(F.silu(self.body(h)).permute(0, 2, 3, 1))
+        if self.patched:
+            return h.reshape(len(z), math.prod(self.patches.grid), -1, self.patches.side**2)
+        return self.patches.join(h.permute(0, 3, 1, 2))
+
+
 def _grid_widths(hidden: Sequence[int]) -> tuple[int, int, int]:
     """Read (width, …, width, top) as the grid's width, its depth, and the hidden layer's width."""
     ok = len(hidden) >= 2 and len(set(hidden[:-1])) == 1
     require(ok, "hidden", "equal widths, then one more, such as 32,32,32,256", tuple(hidden))
     return hidden[0], len(hidden) - 1, hidden[-1]
+
+
+class OwnEncoder(nn.Module):
+    """A user's encoder: outputs in float32, log sd within ±10.
+
+    While it trains, `products` is the dtype of its matrix products, by autocast: that leaves
+    parameters and normalisation in float32, whatever modules it is made of.
+
+    Args:
+        module: `[batch, *event]` to (mean, log_sd), or (mean, log_sd, extra).
+
+    Raises:
+        ArgumentTypeError: The module returns something else.
+
+    Example:
+        >>> class Halves(nn.Linear):
+        ...     def forward(self, x):
+        ...         return super().forward(x).chunk(2, -1)
+        >>> OwnEncoder(Halves(4, 6))(torch.zeros(5, 4))[0].shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.products = torch.float32
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return mean, log sd and what the module gives besides."""
+        with _autocast(self, x):
+            outputs = self.module(x.to(_dtype_of(self.module)))
+        require_type(outputs, (tuple, list), "encoder's output")
+        good = len(outputs) in (2, 3) and all(isinstance(one, Tensor) for one in outputs)
+        require(good, "encoder's output", "(mean, log_sd) or (mean, log_sd, extra)", len(outputs))
+        mean, log_sd, *extra = (real(one) for one in outputs)
+        return (mean, log_sd.clamp(-LOG_SD_LIMIT, LOG_SD_LIMIT), *extra)
+
+
+class OwnDecoder(nn.Module):
+    """A user's decoder: outputs in float32 as `[rows, channels, places]`; `products` as above.
+
+    Args:
+        module: `[rows, latent]` to as many numbers a row, in any shape with channels first.
+        channels: Of the likelihood.
+        places: Of the event.
+
+    Raises:
+        ArgumentValueError: The module gives another number of outputs.
+
+    Example:
+        >>> OwnDecoder(nn.Linear(3, 4), 1, 4)(torch.zeros(5, 3)).shape
+        torch.Size([5, 1, 4])
+    """
+
+    def __init__(self, module: nn.Module, channels: int, places: int) -> None:
+        super().__init__()
+        self.module, self.shape = module, (channels, places)
+        self.products = torch.float32
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return parameters, `[rows, channels, places]`."""
+        with _autocast(self, z):
+            out = self.module(z.to(_dtype_of(self.module)))
+        require_type(out, Tensor, "decoder's output")
+        fits = len(out) == len(z) and out.numel() == len(z) * math.prod(self.shape)
+        wanted = f"{[len(z), *self.shape]}, or the same numbers in another shape"
+        require(fits, "decoder's output", wanted, list(out.shape))
+        return real(out).reshape(len(z), *self.shape)
+
+
+def _autocast(own: OwnEncoder | OwnDecoder, x: Tensor) -> torch.autocast:
+    rounded = own.training and own.products != torch.float32
+    return torch.autocast(x.device.type, dtype=own.products, enabled=rounded)
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    """Return the dtype of a module's first floating parameter, else float32."""
+    found = (one.dtype for one in module.parameters() if one.is_floating_point())
+    return next(found, torch.float32)

@@ -11,12 +11,13 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from kullback.core import (
     DataError,
@@ -32,11 +33,14 @@ from kullback.data import PADDING, Dataset, load, reload
 from . import checkpoint
 from .architecture import Architecture, Spec
 from .checkpoint import State, is_hashed, read_config, write_config
+from .latents import Prior
+from .likelihoods import ContinuousBernoulli, Likelihood
 from .limits import MAX_THREADS, THREADS_GAIN, UNIT_SCALE_LEVELS
-from .loop import Monitor, NonFiniteError, Progress, fit, hold_out
-from .model import VAE, build, location_and_spread
-from .sound import second_moments
-from .training import Training
+from .loop import Monitor, NonFiniteError, Progress, fit, hold_out, require_parts_fit
+from .model import VAE, Parts, build, location_and_spread, require_own, with_parts
+from .networks import OwnDecoder, OwnEncoder
+from .sound import second_moments, shift_shares
+from .training import Training, too_short
 
 __all__ = [
     "Outcome",
@@ -62,6 +66,7 @@ class Outcome:
         finished: Whether the budget was spent.
         warnings: Sentences, such as that the posterior collapsed.
         selection: Which weights were picked and on what; "" where the last ones were kept.
+        short: That the run was too short for its data, and how long it should be; "" else.
         data: What it was trained on; None where a finished run was only read.
     """
 
@@ -71,6 +76,7 @@ class Outcome:
     warnings: tuple[str, ...] = ()
     data: Dataset | None = None
     selection: str = ""
+    short: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,10 @@ def train(
     *,
     architecture: Architecture | None = None,
     training: Training | None = None,
+    encoder: nn.Module | None = None,
+    decoder: nn.Module | None = None,
+    likelihood: Likelihood | None = None,
+    prior: Prior | None = None,
     folder: str | Path | None = None,
     device: str = "auto",
     progress: Callable[[Progress], None] | None = None,
@@ -99,6 +109,11 @@ def train(
         data: A `Dataset`, or anything `kullback.data.load` takes.
         architecture: What to build; by default `Architecture()`.
         training: How to train; by default `Training()`, two minutes.
+        encoder: A module of your own instead of the architecture's, see `Parts`; it is trained
+            itself, not a copy of it.
+        decoder: As `encoder`.
+        likelihood: As `encoder`.
+        prior: As `encoder`.
         folder: By default `runs/<data>-<UTC time>`; it must not exist.
         device: "auto", "cpu", "cuda" or "mps".
         progress: Called a few times a second.
@@ -121,11 +136,17 @@ def train(
         (True, torch.Size([3, 1, 28, 28]))
     """
     dataset = data if isinstance(data, Dataset) else load(data)
-    training = training or Training.usual(dataset.kind)
+    training = training or Training.usual(dataset.kind, dataset.event_shape)
     where = pick_device(device)
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
     rest, _ = hold_out(dataset, training.validation, seed=training.seed)
-    model = _fresh_model(rest, architecture or Architecture(), training.seed, None)
+    own = Parts(encoder, decoder, likelihood, prior)
+    parts = own if own.named() else None
+    model = _fresh_model(rest, architecture or Architecture(), training.seed, None, parts=parts)
+    require_parts_fit(model, training)
+    if isinstance(model.likelihood, ContinuousBernoulli):  # of which not every x is an outcome
+        model.check(dataset.train)
+        model.check(dataset.test)
     config = _describe(model, dataset, training, where, threads)
     path = _new_folder(folder, dataset)
     watch = Watch(progress, stop, checkpoint_seconds)
@@ -138,6 +159,7 @@ def resume(
     folder: str | Path,
     *,
     data: Dataset | None = None,
+    parts: Parts | None = None,
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -149,6 +171,7 @@ def resume(
     Args:
         folder: The run's.
         data: Needed only when the run was trained on a `Dataset` made in memory.
+        parts: Needed only when it trains modules of your own: the same ones.
         progress: As in `train`.
         stop: As in `train`.
         checkpoint_seconds: As in `train`.
@@ -165,17 +188,18 @@ def resume(
     config = read_config(path, *keys)
     spec = Spec.from_dict(config["model"], source=str(path / "config.json"))
     if (path / WEIGHTS).exists():
-        return Outcome(path, VAE.load(path), finished=True)
+        return Outcome(path, VAE.load(path, parts=parts), finished=True)
+    require_own(path, spec, parts)
     with only_writer(path):
         if (path / WEIGHTS).exists():  # another process has finished it meanwhile
-            return Outcome(path, VAE.load(path), finished=True)
+            return Outcome(path, VAE.load(path, parts=parts), finished=True)
         dataset = data or reload(config["data"])
         if dataset.protocol["sha256"] != config["data"]["sha256"]:
             what = "these are not the data the run was trained on"
             raise DataError(f"{path}: {what}: the hashes differ")
         settings, _, _ = _read_settings(config, path)
         rest, _ = hold_out(dataset, settings.validation, seed=settings.seed)
-        model = _fresh_model(rest, spec.architecture, settings.seed, spec)
+        model = _fresh_model(rest, spec.architecture, settings.seed, spec, parts=parts)
         watch = Watch(progress, stop, checkpoint_seconds)
         return _drive(path, model, dataset, config, watch)
 
@@ -198,7 +222,11 @@ def _drive(
     rest, held = hold_out(data, settings.validation, seed=settings.seed)
     model, rest = model.to(device), rest.to(device)
     held = None if held is None else held.to(device)
-    state = State.start(model, settings, precision=precision)
+    own = [m for m in model.modules() if isinstance(m, OwnEncoder | OwnDecoder)]
+    for module in own:
+        module.products = precision
+    working = torch.float32 if own else precision  # a user's modules round by autocast
+    state = State.start(model, settings, precision=working)
     checkpoint.load(folder, state, hashed=is_hashed(config))
     monitor = Monitor(folder, model, rest, settings, state, watch.progress, validation=held)
     before = torch.get_num_threads()
@@ -210,9 +238,11 @@ def _drive(
         raise
     finally:
         torch.set_num_threads(before)
-    selection = ""
+    selection = short = ""
     if finished:
         monitor.finish()
+        if rest.kind != "sound":  # the rule was measured on images
+            short = too_short(settings, state.step, state.seconds, len(rest.train))
         selection = monitor.select()
         if selection:
             write_json(folder / "selection.json", {"format": 1, "weights": selection})
@@ -222,7 +252,7 @@ def _drive(
     if finished:  # from here on the run counts as finished; until here it can be resumed
         checkpoint.save_tensors(folder / WEIGHTS, model.state_dict())
     found = tuple(monitor.warnings)
-    return Outcome(folder, model.eval(), finished, found, data.to(device), selection)
+    return Outcome(folder, model.eval(), finished, found, data.to(device), selection, short)
 
 
 def _loop(model: VAE, data: Dataset, state: State, monitor: Monitor, watch: Watch) -> bool:
@@ -289,7 +319,14 @@ def _spec(model: VAE) -> Spec:
     return model.spec
 
 
-def _fresh_model(data: Dataset, architecture: Architecture, seed: int, spec: Spec | None) -> VAE:
+def _fresh_model(
+    data: Dataset,
+    architecture: Architecture,
+    seed: int,
+    spec: Spec | None,
+    *,
+    parts: Parts | None = None,
+) -> VAE:
     """Build the model for the data, its weights a function of the seed alone.
 
     spec: of a run to go on with, which may have been made before data were standardised.
@@ -308,9 +345,12 @@ def _fresh_model(data: Dataset, architecture: Architecture, seed: int, spec: Spe
             scale = float((train - mean).std()) if len(train) > 1 else 1.0
         if data.dynamic:
             mean = mean / 255.0
+    latent = None if parts is None else parts.latent(data.train[:2].cpu().float())
+    architecture = architecture if latent is None else replace(architecture, latent=latent)
+    examples = _examples(data, architecture, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build(
+        model = build(
             data.event_shape,
             data.kind,
             architecture,
@@ -321,7 +361,25 @@ def _fresh_model(data: Dataset, architecture: Architecture, seed: int, spec: Spe
             spread=None if spread is None else (spread if inside else spread.clamp(min=1.0)),
             sound=None if sound is None else {n: int(sound[n]) for n in ("rate", "step", "clip")},
             moments=None if sound is None else second_moments(data.train, step=int(sound["step"])),
+            shares=None if sound is None else shift_shares(data.train, step=int(sound["step"])),
+            examples=examples,
         )
+        if parts is None:
+            return model
+        bits = torch.Generator(data.train.device).manual_seed(seed)
+        few = torch.arange(min(2, len(data.train)), device=data.train.device)
+        return with_parts(model, parts, data.batch(few, bits).cpu(), examples=examples)
+
+
+def _examples(data: Dataset, architecture: Architecture, seed: int) -> torch.Tensor | None:
+    """Pick the training examples at which the pseudo-inputs of a "vamp" prior start."""
+    if architecture.prior != "vamp":
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    picked = torch.randperm(len(data.train), generator=generator)[: architecture.prior_components]
+    device = data.train.device
+    bits = torch.Generator(device).manual_seed(seed)
+    return data.batch(picked.to(device), bits).float().cpu()
 
 
 def _deviation_of(clips: torch.Tensor) -> float:

@@ -8,6 +8,10 @@ the product of `p(x_t | x_<t, z)`: a normalised probability of the integers them
 a code length. Two of the predictors are fitted to the samples before by least squares, again every
 16 samples (backward adaptation, as in LD-CELP, ITU-T G.728); the others are learned.
 
+Recordings of few bits are often stored with many: all their samples are then multiples of 2^k. Each
+clip has a shift k with a probability of its own, and p(x|z) is the mixture over k; FLAC does the
+same by its "wasted bits".
+
 Samples are integers, `PADDING` where a clip has ended; padded places have no probability and are
 in no sum. How long a clip is counts as given.
 """
@@ -26,7 +30,6 @@ from .likelihoods import log_mass
 from .limits import (
     CLIPS_FOR_MOMENTS,
     ERRORS_SEEN,
-    LOG_SD_LIMIT,
     LOGISTIC_LOG_SCALE,
     LOUDEST_SAMPLE,
     REFIT_EXPANSION,
@@ -34,10 +37,11 @@ from .limits import (
     REFIT_SAMPLES,
     SOUND_FRAMES,
     SOUND_ORDER,
+    SOUND_SHIFTS,
     SOUND_WINDOWS,
     WIDE_SHARE,
 )
-from .networks import real
+from .networks import gaussian, real
 
 __all__ = [
     "AutoregressiveLogistics",
@@ -45,6 +49,7 @@ __all__ = [
     "SoundEncoder",
     "frame_length",
     "second_moments",
+    "shift_shares",
 ]
 
 _SCALE_WINDOW = 32  # samples whose mean magnitude is the unit of the prediction
@@ -73,6 +78,7 @@ class SoundEncoder(nn.Module):
         samples: T.
         width: Channels of the convolutions.
         latent: Dimensions of z.
+        extra: As in `MlpEncoder`.
 
     Example:
         >>> SoundEncoder(640, 8, 3)(torch.zeros(2, 1, 640))[0].shape
@@ -81,24 +87,24 @@ class SoundEncoder(nn.Module):
 
     window: Tensor
 
-    def __init__(self, samples: int, width: int, latent: int) -> None:
+    def __init__(self, samples: int, width: int, latent: int, *, extra: int = 0) -> None:
         super().__init__()
+        self.extra = extra
         self.frame = frame_length(samples)
         self.register_buffer("window", torch.hann_window(_EDGE * self.frame))
         bands = self.frame * _EDGE // 2 + 1
         self.first = nn.Conv1d(bands, width, 3, padding=1)
         self.second = nn.Conv1d(width, width, 4, stride=2, padding=1)
         self.third = nn.Conv1d(width, width, 4, stride=2, padding=1)
-        self.last = nn.Linear(width * (SOUND_FRAMES // 4), 2 * latent)
+        self.last = nn.Linear(width * (SOUND_FRAMES // 4), 2 * latent + extra)
         with torch.no_grad():
             self.last.weight.mul_(0.1)  # q(z|x) starts near the prior
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log sd, `[batch, latent]` each; x in units of the data's deviation."""
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return mean and log sd, `[batch, latent]` each, and extra outputs, of x in deviations."""
         h = F.silu(self.first(self._spectrogram(x[:, 0].to(self.window.dtype))))
         h = F.silu(self.third(F.silu(self.second(h))))
-        mean, log_sd = real(self.last(h.flatten(1))).chunk(2, -1)
-        return mean, log_sd.clamp(-LOG_SD_LIMIT, LOG_SD_LIMIT)
+        return gaussian(self.last(h.flatten(1)), self.extra)
 
     def _spectrogram(self, x: Tensor) -> Tensor:
         """Return log power `[batch, bands, frames]`, near 0 for noise of deviation 1."""
@@ -156,6 +162,11 @@ def _unit(magnitudes: Tensor) -> Tensor:
     return 1.0 + magnitudes[..., SOUND_WINDOWS.index(_SCALE_WINDOW), None]
 
 
+def _compressed(errors: Tensor, sums: Tensor) -> Tensor:
+    """Return asinh of errors in units of the 32 before each, whose magnitudes have these sums."""
+    return torch.asinh(errors / (1.0 + sums.clamp(min=0.0) / _SCALE_WINDOW))
+
+
 @torch.no_grad()
 def second_moments(clips: Tensor, *, step: int = 1) -> Tensor:
     """Return E[v vᵀ] of 32 samples and the next one, in units of their mean magnitude.
@@ -186,6 +197,40 @@ def second_moments(clips: Tensor, *, step: int = 1) -> Tensor:
         total += (every[steady].t() @ every[steady]).double()
         count += int(steady.sum())
     return total / max(1, count)
+
+
+def _divisible(x: Tensor, step: int) -> Tensor:
+    """Say of every clip and every shift k whether all samples are multiples of step · 2^k."""
+    real_x, padded = torch.where(x == PADDING, 0, x), x == PADDING
+    steps = [step << k for k in range(SOUND_SHIFTS)]
+    return torch.stack([(padded | (real_x % one == 0)).flatten(1).all(-1) for one in steps], -1)
+
+
+@torch.no_grad()
+def shift_shares(clips: Tensor, *, step: int = 1) -> Tensor:
+    """Return the share of each shift k: of clips whose samples are multiples of step · 2^k.
+
+    Every clip counts for its largest k, a silent one for 0. By Krichevsky and Trofimov's rule half
+    a clip is added to shift 0, which covers all clips, and to those that are there.
+
+    Args:
+        clips: `[N, 1, T]`, integers and `PADDING`.
+        step: Between levels.
+
+    Returns:
+        `[16]`, float64, of sum 1.
+
+    Example:
+        >>> shift_shares(torch.tensor([[[256, 512]], [[3, 4]], [[5, PADDING]]]))[[0, 8]]
+        tensor([0.6250, 0.3750], dtype=torch.float64)
+    """
+    counts = torch.zeros(SOUND_SHIFTS, dtype=torch.float64)
+    for block in torch.split(clips, CLIPS_FOR_MOMENTS):
+        largest = _divisible(block, step).sum(-1) - 1
+        largest[~((block != 0) & (block != PADDING)).flatten(1).any(-1)] = 0
+        counts += torch.bincount(largest.cpu(), minlength=SOUND_SHIFTS)
+    counts[(counts > 0) | (torch.arange(SOUND_SHIFTS) == 0)] += 0.5
+    return counts / counts.sum()
 
 
 def _uncorrelated(moments: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -259,8 +304,9 @@ _FITTED = (_Fitted(12, 96.0), _Fitted(16, 256.0))
 class _Seen:
     """What stands before each place, `[places, …]`, in levels.
 
-    samples: the last 32. errors: the last 160 of the first fitted predictor. magnitudes: means of
-    samples and of errors over several windows. fitted: the predictions of the place itself.
+    samples: the last 32. errors: the last 160 of the first fitted predictor, each in units of the
+    32 before it, compressed. magnitudes: means of samples and of errors over several windows.
+    fitted: the predictions of the place itself.
     """
 
     samples: Tensor
@@ -273,14 +319,16 @@ class _Seen:
 class _Past:
     """What the samples before each place say: `[places, …]`.
 
-    filtered: of the learned filters, in units of `unit`. loudness: logs of mean magnitudes, of the
+    learned, inputs: of the learned filters, in units of `unit`: predictions, and inputs of the
+    hidden layers. loudness: logs of mean magnitudes, of the
     samples and of the errors of the fitted predictors, over several windows. unit, error: the mean
     magnitude of the last 32 samples, and of the first predictor's last 32 errors, plus 1,
-    `[places, 1]`. errors: its last 160 errors in units of `error`, compressed, the oldest first:
-    they show where the pulses of a voice are. fitted: the predictions, `[places, 2]`.
+    `[places, 1]`. errors: its last 160 errors, compressed, the oldest first: they show where the
+    pulses of a voice are. fitted: the predictions, `[places, 2]`.
     """
 
-    filtered: Tensor
+    learned: Tensor
+    inputs: Tensor
     loudness: Tensor
     unit: Tensor
     error: Tensor
@@ -297,7 +345,7 @@ class _Drawn:
     def __init__(self, clips: int, samples: int, device: torch.device) -> None:
         self.longest = max(SOUND_WINDOWS)
         self.history = torch.zeros(clips, self.longest + samples, device=device)
-        self.errors = torch.zeros_like(self.history)  # of the first fitted predictor
+        self.errors = torch.zeros_like(self.history)  # of the first fitted predictor, compressed
         shape = (1 + len(_FITTED), clips, self.longest + 1 + samples)
         self.totals = torch.zeros(shape, device=device, dtype=torch.float64)
         self.spans = torch.tensor(SOUND_WINDOWS, device=device)
@@ -319,18 +367,17 @@ class _Drawn:
             self.fitted[:, i] = (self.history[:, None, at - one.order : at] @ weights)[:, 0, 0]
         means = (self.totals[..., at : at + 1] - self.totals[..., at - self.spans]) / self.spans
         magnitudes = means.clamp(min=0.0).transpose(0, 1).flatten(1).float()
-        samples, errors = (
-            self.history[:, at - SOUND_ORDER : at],
-            self.errors[:, at - ERRORS_SEEN : at],
-        )
-        return _Seen(samples, errors, magnitudes, self.fitted)
+        samples = self.history[:, at - SOUND_ORDER : at]
+        return _Seen(samples, self.errors[:, at - ERRORS_SEEN : at], magnitudes, self.fitted)
 
     def add(self, t: int, levels: Tensor) -> None:
         """Put the sample of place t, in levels, behind the others."""
         at = t + self.longest
         self.history[:, at] = levels
-        self.errors[:, at] = levels - self.fitted[:, 0]
-        size = torch.cat([levels[:, None], levels[:, None] - self.fitted], 1).abs()
+        errors = levels[:, None] - self.fitted
+        sums = self.totals[1, :, at] - self.totals[1, :, at - _SCALE_WINDOW]
+        self.errors[:, at] = _compressed(errors[:, 0], sums.float())
+        size = torch.cat([levels[:, None], errors], 1).abs()
         self.totals[..., at + 1] = self.totals[..., at] + size.t()
 
     def _refit(self, at: int) -> None:
@@ -348,7 +395,8 @@ class AutoregressiveLogistics(nn.Module):
     the masses of all levels sum to 1). Location, scale and π of each place are functions of the
     samples before it and of z: the location is a combination, chosen at every place, of two fitted
     and sixteen learned linear predictions; the scale is in units of the last errors. Places with
-    `PADDING` are left out of the sum.
+    `PADDING` are left out of the sum. That is p(x|z, k) of a shift k: levels are multiples of
+    step · 2^k. p(x|z) is its mean over k with the weights `shares`.
 
     Parameters are conditions `[*lead, width, 64]`, interpolated between the frames' centres.
 
@@ -360,6 +408,7 @@ class AutoregressiveLogistics(nn.Module):
         step: Between levels: 1 for 16 bits, 256 for files of 8 bits.
         moments: Of the training data, `second_moments`. The filters then work on uncorrelated
             inputs and the first predictor starts as the best one (least squares) for all places.
+        shares: Of the training data, `shift_shares`; by default all on shift 0.
 
     Example:
         >>> likelihood = AutoregressiveLogistics(4, width=8)
@@ -369,7 +418,7 @@ class AutoregressiveLogistics(nn.Module):
     """
 
     basis: Tensor
-    wide: Tensor
+    shares: Tensor
 
     def __init__(
         self,
@@ -380,23 +429,26 @@ class AutoregressiveLogistics(nn.Module):
         levels: int = 65_536,
         step: int = 1,
         moments: Tensor | None = None,
+        shares: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.samples, self.channels, self.components = samples, width, components
         self.levels, self.step = levels, step
         self.frame = frame_length(samples)
-        wide = torch.zeros(components)
-        wide[0] = levels / WIDE_SHARE if components > 1 else 0.0
-        self.register_buffer("wide", wide)
+        if shares is None:
+            shares = F.one_hot(torch.tensor(0), SOUND_SHIFTS)
+        self.register_buffer("shares", shares.float())
         basis, best = _uncorrelated(moments)
         self.register_buffer("basis", basis)
         filters = torch.randn(_PREDICTORS + width, SOUND_ORDER) / math.sqrt(SOUND_ORDER)
         self.filters = nn.Parameter(torch.cat([best[None], filters[1:]]))
         self.by_loudness = nn.Linear((1 + len(_FITTED)) * len(SOUND_WINDOWS), width)
         self.by_errors = nn.Linear(ERRORS_SEEN, width, bias=False)
+        self.by_shift = nn.Embedding(SOUND_SHIFTS, width)
         self.hidden = nn.Linear(width, width)
         self.last = nn.Linear(width, 3 * components + len(_FITTED) + _PREDICTORS)
         with torch.no_grad():
+            self.by_shift.weight.zero_()
             self.last.weight.zero_()  # at first what the first fitted predictor says, and no more
             self.last.bias.zero_()
             self.last.bias[3 * components] = 1.0
@@ -411,15 +463,26 @@ class AutoregressiveLogistics(nn.Module):
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Return log p(x|z), `[*draws, batch]`, in nats."""
-        x = x.reshape(len(x), -1)
-        lead = parameters.shape[:-2]
-        parameters = real(parameters).reshape(-1, len(x), *parameters.shape[-2:])
-        levels = torch.where(x == PADDING, 0.0, real(x) / self.step)
+        x, lead, n = x.reshape(len(x), -1), parameters.shape[:-2], len(x)
+        parameters = real(parameters).reshape(-1, n, *parameters.shape[-2:])
+        which, shift = (_divisible(x, self.step) & (self.shares > 0)).nonzero(as_tuple=True)
+        if len(which) > n:  # some clips have several shifts
+            parameters, x = parameters[:, which], x[which]
+        each = self._given_shifts(parameters, x, shift)
+        every = each.new_full((len(each), n, SOUND_SHIFTS), -math.inf)
+        every[:, which, shift] = each + self.shares.to(each.dtype).log()[shift]
+        return torch.logsumexp(every, -1).reshape(lead)
+
+    def _given_shifts(self, parameters: Tensor, x: Tensor, shift: Tensor) -> Tensor:
+        """Return log p(x|z, k) of clips `[batch, T]` with their shifts k, `[draws, batch]`."""
+        step = (self.step * 2**shift)[:, None]
+        levels = torch.where(x == PADDING, 0.0, real(x) / step)
         clip, place = (x != PADDING).nonzero(as_tuple=True)
         levels = levels[:, : int(place.max()) + 1]
         condition = self._condition(parameters, clip, place)
-        each = self._log_masses(self._past(levels, clip, place), condition, levels[clip, place])
-        return each.new_zeros(len(parameters), len(x)).index_add(1, clip, each).reshape(lead)
+        past = self._past(levels, clip, place)
+        each = self._log_masses(past, condition, shift[clip], levels[clip, place])
+        return each.new_zeros(len(parameters), len(x)).index_add(1, clip, each)
 
     def _past(self, levels: Tensor, clip: Tensor, place: Tensor) -> _Past:
         """Filter the samples before each place, predict it, and measure how loud they are."""
@@ -427,16 +490,20 @@ class AutoregressiveLogistics(nn.Module):
             fitted = torch.stack([one.predictions(levels) for one in _FITTED])
             loud = [levels, *(levels - fitted)]
             magnitudes = torch.cat([_magnitudes(one, clip, place) for one in loud], -1)
+            total = F.pad(loud[1].abs().double().cumsum(-1), (_SCALE_WINDOW + 1, 0))
+            sums = (total[:, _SCALE_WINDOW:] - total[:, :-_SCALE_WINDOW])[:, :-1]
+            compressed = _compressed(loud[1], sums.to(levels.dtype))
         samples = _windows(levels, clip, place, SOUND_ORDER)
-        errors = _windows(loud[1], clip, place, ERRORS_SEEN)
+        errors = _windows(compressed, clip, place, ERRORS_SEEN)
         return self._of(_Seen(samples, errors, magnitudes, fitted[:, clip, place].t()))
 
     def _of(self, seen: _Seen) -> _Past:
         magnitudes = seen.magnitudes
         unit, error = _unit(magnitudes), _unit(magnitudes[..., len(SOUND_WINDOWS) :])
-        filtered = (seen.samples @ (self.basis @ self.filters.t())) / unit
-        errors = torch.asinh(seen.errors / error)
-        return _Past(filtered, torch.log1p(magnitudes), unit, error, errors, seen.fitted)
+        filtered = (seen.samples / unit) @ (self.basis @ self.filters.t())
+        learned, inputs = torch.split(filtered, [_PREDICTORS, self.channels], -1)
+        loudness = torch.log1p(magnitudes)
+        return _Past(learned, inputs, loudness, unit, error, seen.errors, seen.fitted)
 
     def _condition(self, parameters: Tensor, clip: Tensor, place: Tensor) -> Tensor:
         """Interpolate `[draws, batch, width, frames]` linearly: `[draws, places, width]`."""
@@ -447,24 +514,31 @@ class AutoregressiveLogistics(nn.Module):
         flat = between.flatten(2, 3)  # from half a frame before the clip
         return flat[:, clip, place + self.frame // 2]
 
-    def _shape(self, past: _Past, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _shape(
+        self, past: _Past, condition: Tensor, shift: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return log π, location and log scale of the mixture, `[places, K]`, in levels."""
         k = self.components
-        h = past.filtered[..., _PREDICTORS:] + condition
+        h = past.inputs + condition + self.by_shift(shift)
         h = F.silu(h + self.by_loudness(0.5 * past.loudness - 2.0) + self.by_errors(past.errors))
         out = self.last(F.silu(self.hidden(h) + h))
         logits, offset, log_scale, by_fit, mix = out.split([k, k, k, len(_FITTED), _PREDICTORS], -1)
-        learned = (past.filtered[..., :_PREDICTORS] * mix).sum(-1, keepdim=True)
+        learned = (past.learned * mix).sum(-1, keepdim=True)
         fitted = (past.fitted * by_fit).sum(-1, keepdim=True)
         location = fitted + past.unit * learned + past.error * offset
-        units = past.error + self.wide  # the first component also covers what comes from silence
+        wide = F.pad(self._counts(shift) / WIDE_SHARE, (0, k - 1)) if k > 1 else 0.0
+        units = past.error + wide  # the first component also covers what comes from silence
         log_scale = (log_scale + units.log()).clamp(*LOGISTIC_LOG_SCALE)
         return torch.log_softmax(logits, -1), location, log_scale
 
-    def _log_masses(self, past: _Past, condition: Tensor, here: Tensor) -> Tensor:
-        log_pi, location, log_scale = self._shape(past, condition)
+    def _counts(self, shift: Tensor) -> Tensor:
+        """Return how many levels there are at each place's shift, `[places, 1]`."""
+        return (self.levels / 2**shift)[:, None].to(self.shares.dtype)
+
+    def _log_masses(self, past: _Past, condition: Tensor, shift: Tensor, here: Tensor) -> Tensor:
+        log_pi, location, log_scale = self._shape(past, condition, shift)
         value = here[:, None] + 0.5  # levels symmetric about 0
-        bound = 0.5 * (self.levels - 1)
+        bound = 0.5 * (self._counts(shift) - 1)
         mass = log_mass(location + 0.5, log_scale, value, half=0.5, bound=bound)
         return torch.logsumexp(log_pi + mass, -1)
 
@@ -482,16 +556,21 @@ class AutoregressiveLogistics(nn.Module):
         lead, device = parameters.shape[:-2], parameters.device
         parameters = real(parameters).reshape(-1, *parameters.shape[-2:])
         past = _Drawn(len(parameters), self.samples, device)
-        low, high = -self.levels // 2, self.levels // 2 - 1
+        shift = torch.multinomial(
+            self.shares, len(parameters), replacement=True, generator=generator
+        )
+        half = self._counts(shift)[:, 0] / 2
         for t in range(self.samples):
             seen = self._of(past.before(t))
-            log_pi, location, log_scale = self._shape(seen, self._condition_at(parameters, t))
+            log_pi, location, log_scale = self._shape(
+                seen, self._condition_at(parameters, t), shift
+            )
             pick = torch.multinomial(log_pi.exp(), 1, generator=generator)
             u = torch.rand(pick.shape, generator=generator, device=device)
             noise = torch.logit(u, eps=1e-7)
             drawn = location.gather(1, pick) + log_scale.gather(1, pick).exp() * noise
-            past.add(t, drawn[:, 0].round().clamp(low, high))
-        return (past.levels * self.step).reshape(*lead, 1, self.samples)
+            past.add(t, drawn[:, 0].round().clamp(-half, half - 1))
+        return (past.levels * (self.step * 2**shift)[:, None]).reshape(*lead, 1, self.samples)
 
     def _condition_at(self, parameters: Tensor, t: int) -> Tensor:
         """Return the condition of one place for every clip, `[batch, width]`."""

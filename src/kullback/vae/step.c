@@ -6,6 +6,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { TANH, RELU, SILU };
@@ -150,4 +151,217 @@ double bernoulli(float *restrict logits, const float *restrict bias, const float
         }
     }
     return total;
+}
+
+/* Discretised logistic mixtures: `DiscretisedLogistics` in likelihoods.py says what is computed. */
+
+enum { BLOCK = 64 };  /* places at a time: their terms stay in the first cache */
+
+typedef struct {
+    int64_t components, colours, places;
+    float half, least;  /* half a level in units of [-1, 1]; the least log-scale */
+} Mixture;
+
+static inline float bfloat16_to_float(uint16_t bits) {
+    union { uint32_t bits; float value; } wide = { (uint32_t)bits << 16 };
+    return wide.value;
+}
+
+static inline uint16_t float_to_bfloat16(float x) {  /* to nearest, ties to even; NaN stays */
+    union { float value; uint32_t bits; } wide = { x };
+    uint32_t rounded = (wide.bits + 0x7fff + ((wide.bits >> 16) & 1)) >> 16;
+    return (uint16_t)(x == x ? rounded : 0x7fc0);
+}
+
+static inline float log_of(float x) {  /* log x of a normal x > 0, to two ulps; NaN stays */
+    union { float value; int32_t bits; } u = { x };
+    int32_t shifted = u.bits - 0x3f3504f3;  /* mantissa from sqrt(1/2) to sqrt(2) */
+    float e = (float)(shifted >> 23);
+    u.bits = (shifted & 0x007fffff) + 0x3f3504f3;
+    float m = u.value - 1.0f, s = m / (2.0f + m), z = s * s;
+    float sum = z * (0.66666669f + z * (0.39999882f + z * (0.28619230f + z * 0.23344697f)));
+    return x == x ? e * 0.693147182f + (2.0f * s + s * sum) : x;
+}
+
+static inline float one_less_exp(float w, float e) {  /* 1 - e^-w for w > 0, given e^-w */
+    float sum = -1.0f / 5040;
+    sum = sum * w + 1.0f / 720;
+    sum = sum * w - 1.0f / 120;
+    sum = sum * w + 1.0f / 24;
+    sum = sum * w - 1.0f / 6;
+    sum = sum * w + 0.5f;
+    return w < 0.5f ? w * (1.0f - w * sum) : 1.0f - e;
+}
+
+/* One block of n <= BLOCK places: parameters p[channel * BLOCK + j] and levels v, in [-1, 1], to
+   log p(x|z) of every place, and to g, where it is not NULL, the gradient of their sum.
+   log_mass: scratch, BLOCK for each component. */
+static void mixture_block(const Mixture *mix, const float *restrict p, const float *restrict v,
+                          float *restrict g, float *restrict log_mass, float *restrict value,
+                          int64_t n) {
+    int64_t k_all = mix->components, colours = mix->colours;
+    int64_t means = k_all, scales = means + k_all * colours, pulls = scales + k_all * colours;
+    float prior[BLOCK], joint[BLOCK], most_prior[BLOCK], most_joint[BLOCK];
+    for (int64_t k = 0; k < k_all; k++) {
+        float linear[BLOCK], factor[BLOCK];
+        for (int64_t j = 0; j < n; j++) linear[j] = 0.0f, factor[j] = 1.0f;
+        for (int64_t c = 0; c < colours; c++) {
+            const float *mean = p + (means + c * k_all + k) * BLOCK;
+            const float *scale = p + (scales + c * k_all + k) * BLOCK;
+            const float *level = v + c * BLOCK;
+            float moved[BLOCK];
+            for (int64_t j = 0; j < n; j++) moved[j] = mean[j];
+            for (int64_t b = 0; b < c; b++) {
+                const float *pull = p + (pulls + (c * (c - 1) / 2 + b) * k_all + k) * BLOCK;
+                #pragma omp simd
+                for (int64_t j = 0; j < n; j++) moved[j] += tanh_of(pull[j]) * v[b * BLOCK + j];
+            }
+            float *by_mean = g ? g + (means + c * k_all + k) * BLOCK : moved;
+            float *by_scale = g ? g + (scales + c * k_all + k) * BLOCK : factor;
+            int derive = g != NULL;
+            float half = mix->half, least = mix->least;
+            #pragma omp simd
+            for (int64_t j = 0; j < n; j++) {
+                float s = scale[j] < least ? least : scale[j] > 7.0f ? 7.0f : scale[j];
+                float sharp = exp_of(-s), centred = (level[j] - moved[j]) * sharp;
+                float width = 2.0f * half * sharp;
+                float below = level[j] < 1.0f - half ? 1.0f : 0.0f;  /* not the top level */
+                float above = level[j] > half - 1.0f ? 1.0f : 0.0f;  /* not the lowest */
+                float upper = centred + 0.5f * width, lower = centred - 0.5f * width;
+                float e_upper = exp_of(-fabsf(upper)), e_lower = exp_of(-fabsf(lower));
+                float e_width = exp_of(-width), rest = one_less_exp(width, e_width);
+                float inv_upper = 1.0f / (1.0f + e_upper), inv_lower = 1.0f / (1.0f + e_lower);
+                float both = below * above;
+                linear[j] -= below * (upper < 0.0f ? -upper : 0.0f);
+                linear[j] -= above * (lower > 0.0f ? lower : 0.0f);
+                float part = both != 0.0f ? rest : 1.0f;
+                part *= below != 0.0f ? inv_upper : 1.0f;
+                factor[j] *= part * (above != 0.0f ? inv_lower : 1.0f);
+                if (derive) {
+                    float over = below * (upper >= 0.0f ? e_upper * inv_upper : inv_upper);
+                    float under = above * (lower >= 0.0f ? inv_lower : e_lower * inv_lower);
+                    float by_centre = over - under;
+                    float by_width = both * e_width / rest + 0.5f * (over + under);
+                    float inside = scale[j] >= least && scale[j] <= 7.0f ? 1.0f : 0.0f;
+                    by_mean[j] = -by_centre * sharp;
+                    by_scale[j] = -inside * (by_width * width + by_centre * centred);
+                }
+            }
+        }
+        float *mass = log_mass + k * BLOCK;
+        #pragma omp simd
+        for (int64_t j = 0; j < n; j++) mass[j] = linear[j] + log_of(factor[j]);
+    }
+    for (int64_t j = 0; j < n; j++) most_prior[j] = p[j], most_joint[j] = p[j] + log_mass[j];
+    for (int64_t k = 1; k < k_all; k++) {
+        #pragma omp simd
+        for (int64_t j = 0; j < n; j++) {
+            float logit = p[k * BLOCK + j], together = logit + log_mass[k * BLOCK + j];
+            most_prior[j] = logit > most_prior[j] ? logit : most_prior[j];
+            most_joint[j] = together > most_joint[j] ? together : most_joint[j];
+        }
+    }
+    for (int64_t j = 0; j < n; j++) prior[j] = joint[j] = 0.0f;
+    for (int64_t k = 0; k < k_all; k++) {
+        #pragma omp simd
+        for (int64_t j = 0; j < n; j++) {
+            float logit = p[k * BLOCK + j], *mass = log_mass + k * BLOCK;
+            float a = exp_of(logit - most_prior[j]);
+            float b = exp_of(logit + mass[j] - most_joint[j]);
+            prior[j] += a;
+            joint[j] += b;
+            mass[j] = b;
+            if (g) g[k * BLOCK + j] = a;
+        }
+    }
+    #pragma omp simd
+    for (int64_t j = 0; j < n; j++)
+        value[j] = most_joint[j] - most_prior[j] + log_of(joint[j]) - log_of(prior[j]);
+    if (!g) return;
+    for (int64_t k = 0; k < k_all; k++) {
+        float *share = log_mass + k * BLOCK, *by_logit = g + k * BLOCK;
+        #pragma omp simd
+        for (int64_t j = 0; j < n; j++) {
+            share[j] /= joint[j];
+            by_logit[j] = share[j] - by_logit[j] / prior[j];
+        }
+        for (int64_t c = 0; c < colours; c++) {
+            float *by_mean = g + (means + c * k_all + k) * BLOCK;
+            float *by_scale = g + (scales + c * k_all + k) * BLOCK;
+            #pragma omp simd
+            for (int64_t j = 0; j < n; j++) {
+                by_mean[j] *= share[j];
+                by_scale[j] *= share[j];
+            }
+            for (int64_t b = 0; b < c; b++) {
+                int64_t at = (pulls + (c * (c - 1) / 2 + b) * k_all + k) * BLOCK;
+                #pragma omp simd
+                for (int64_t j = 0; j < n; j++) {
+                    float t = tanh_of(p[at + j]);
+                    g[at + j] = by_mean[j] * v[b * BLOCK + j] * (1.0f - t * t);
+                }
+            }
+        }
+    }
+}
+
+/* log p(x|z) of rows [first, last) of parameters, each [runs, channels, inner] places, in value; or,
+   where by is not NULL, value's number times its gradient there. Levels x: [batch, runs, colours,
+   inner]; a row r is of item r % batch. Parameters and by are float32, or bfloat16 where
+   `half_width` is 1. Returns 1 where memory is refused, else 0. */
+int logistic_mixture(const void *parameters, const float *x, void *by, float *value,
+                     int64_t first, int64_t last, int64_t batch, int64_t runs, int64_t inner,
+                     int64_t components, int64_t colours, float half, float least, int half_width) {
+    Mixture mix = { components, colours, runs * inner, half, least };
+    int64_t channels = components * (1 + 2 * colours + colours * (colours - 1) / 2);
+    float *p = malloc(sizeof(float) * BLOCK * (2 * channels + colours + components + 1));
+    if (!p) return 1;
+    float *g = p + BLOCK * channels, *v = g + BLOCK * channels, *mass = v + BLOCK * colours;
+    float *each = mass + BLOCK * components;
+    for (int64_t r = first; r < last; r++) {
+        double total = 0.0;
+        for (int64_t start = 0; start < mix.places; start += BLOCK) {
+            int64_t n = mix.places - start < BLOCK ? mix.places - start : BLOCK;
+            for (int64_t done = 0, some; done < n; done += some) {
+                int64_t run = (start + done) / inner, at = (start + done) % inner;
+                some = inner - at < n - done ? inner - at : n - done;
+                int64_t from = ((r * runs + run) * channels) * inner + at;
+                const float *levels = x + ((r % batch * runs + run) * colours) * inner + at;
+                for (int64_t c = 0; c < channels; c++, from += inner) {
+                    float *to = p + c * BLOCK + done;
+                    if (half_width) {
+                        const uint16_t *narrow = (const uint16_t *)parameters + from;
+                        #pragma omp simd
+                        for (int64_t j = 0; j < some; j++) to[j] = bfloat16_to_float(narrow[j]);
+                    } else {
+                        memcpy(to, (const float *)parameters + from, some * sizeof(float));
+                    }
+                }
+                for (int64_t c = 0; c < colours; c++)
+                    for (int64_t j = 0; j < some; j++)
+                        v[c * BLOCK + done + j] = levels[c * inner + j] * (2.0f * half) - 1.0f;
+            }
+            mixture_block(&mix, p, v, by ? g : NULL, mass, each, n);
+            for (int64_t j = 0; j < n; j++) total += each[j];
+            for (int64_t done = 0, some; by && done < n; done += some) {
+                int64_t run = (start + done) / inner, at = (start + done) % inner;
+                some = inner - at < n - done ? inner - at : n - done;
+                int64_t to = ((r * runs + run) * channels) * inner + at;
+                for (int64_t c = 0; c < channels; c++, to += inner) {
+                    float *from = g + c * BLOCK + done;
+                    for (int64_t j = 0; j < some; j++) from[j] *= value[r];
+                    if (half_width) {
+                        uint16_t *narrow = (uint16_t *)by + to;
+                        #pragma omp simd
+                        for (int64_t j = 0; j < some; j++) narrow[j] = float_to_bfloat16(from[j]);
+                    } else {
+                        memcpy((float *)by + to, from, some * sizeof(float));
+                    }
+                }
+            }
+        }
+        if (!by) value[r] = (float)total;
+    }
+    free(p);
+    return 0;
 }

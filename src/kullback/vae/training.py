@@ -6,9 +6,22 @@ from typing import Any
 
 from kullback.core import require
 
-from .limits import SOUND_BATCH, SOUND_CLIP_NORM
+from .limits import (
+    IMAGE_BATCH,
+    LARGE_IMAGE_BATCH,
+    PATCH_NUMBERS,
+    SHORT_PASSES,
+    SHORT_STEPS,
+    SOUND_BATCH,
+    SOUND_CLIP_NORM,
+    SOUND_FREE_BITS,
+    SOUND_RATE,
+    SOUND_WARMUP,
+)
 
-__all__ = ["Training"]
+__all__ = ["OBJECTIVES", "Training", "too_short"]
+
+OBJECTIVES = ("elbo", "stl", "iwae", "renyi", "ciwae", "miwae", "piwae")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +29,13 @@ class Training:
     """Settings of one training run; every figure it leads to depends on them.
 
     Args:
-        objective: "elbo" (closed-form KL) or "iwae" (importance-weighted, with doubly
-            reparameterised gradients).
+        objective: "elbo" (with the closed-form KL where there is one); "stl", the ELBO with
+            gradients by the path of z alone; "iwae", importance-weighted with doubly
+            reparameterised gradients; "renyi", "ciwae", "miwae" or "piwae", see
+            `kullback.variational.WeightedBound`.
         draws: Of q(z|x) per image and step.
+        alpha: The order of "renyi", or the share of the ELBO in "ciwae".
+        groups: Of draws, in "miwae" and "piwae".
         tighten: The last share of the run that trains on the importance-weighted bound whatever
             the objective before; until then one draw.
         beta: Weight of the KL, in nats against nats, summed over dimensions; only β = 1 is the
@@ -64,17 +81,24 @@ class Training:
     precision: str = "auto"
     seed: int = 0
     validation: float = 0.0
+    alpha: float = 0.5
+    groups: int = 1
 
     def __post_init__(self) -> None:
-        known = self.objective in ("elbo", "iwae")
-        require(known, "objective", "elbo or iwae", repr(self.objective))
+        known = self.objective in OBJECTIVES
+        require(known, "objective", f"one of {', '.join(OBJECTIVES)}", repr(self.objective))
         require(self.draws >= 1, "draws", "at least 1", self.draws)
+        share = math.isfinite(self.alpha) and (self.objective != "ciwae" or 0 <= self.alpha <= 1)
+        require(share, "alpha", "a finite number, 0 to 1 for ciwae", self.alpha)
+        split = self.groups >= 1 and self.draws % self.groups == 0
+        require(split, "groups", f"a divisor of the {self.draws} draws", self.groups)
         require(0 <= self.tighten <= 1, "tighten", "a share of the run, 0 to 1", self.tighten)
         require(self.beta >= 0, "beta", "at least 0", self.beta)
         require(0 <= self.warmup <= 1, "warmup", "a fraction of the run, 0 to 1", self.warmup)
         require(self.free_bits >= 0, "free_bits", "nats, at least 0", self.free_bits)
         free = self.free_bits == 0 or self.objective == "elbo"
-        require(free, "free_bits", "0 with objective iwae", self.free_bits, "objective elbo")
+        why = f"0 with objective {self.objective}"
+        require(free, "free_bits", why, self.free_bits, "objective elbo")
         given = [b for b in (self.minutes, self.epochs, self.steps) if b is not None]
         require(
             len(given) <= 1, "budget", "one of minutes, epochs or steps", f"{len(given)} of them"
@@ -93,11 +117,14 @@ class Training:
         require(known, "precision", "auto, float32 or bfloat16", repr(self.precision))
 
     @classmethod
-    def usual(cls, kind: str, **given: Any) -> "Training":
-        """Return the usual settings for data of a kind, and those given: 16 clips of sound a step.
+    def usual(cls, kind: str, event_shape: tuple[int, ...] = (), **given: Any) -> "Training":
+        """Return the usual settings for data of a kind and shape, and those given.
+
+        A step has 4 clips of sound, 64 images, or 32 images of 3,000 numbers and more.
 
         Args:
             kind: As in `Dataset`.
+            event_shape: As in `Dataset`; without it a step has 128 examples.
             **given: Settings other than the usual ones.
 
         Returns:
@@ -105,10 +132,23 @@ class Training:
 
         Example:
             >>> Training.usual("sound").batch_size, Training.usual("8-bit").batch_size
-            (16, 128)
+            (4, 128)
+            >>> Training.usual("8-bit", (3, 64, 64)).batch_size
+            32
         """
-        usual: dict[str, Any] = {"batch_size": SOUND_BATCH, "clip": SOUND_CLIP_NORM}
-        return cls(**((usual if kind == "sound" else {}) | given))
+        usual: dict[str, Any] = {}
+        if kind == "sound":
+            usual = {
+                "batch_size": SOUND_BATCH,
+                "learning_rate": SOUND_RATE,
+                "clip": SOUND_CLIP_NORM,
+                "warmup": SOUND_WARMUP,
+                "free_bits": SOUND_FREE_BITS,
+            }
+        elif len(event_shape) == 3:
+            large = math.prod(event_shape) >= PATCH_NUMBERS
+            usual = {"batch_size": LARGE_IMAGE_BATCH if large else IMAGE_BATCH}
+        return cls(**(usual | given))
 
     @property
     def budget(self) -> tuple[str, float]:
@@ -137,8 +177,13 @@ class Training:
         return self.draws if progress >= 1.0 - self.tighten or not self.tighten else 1
 
     def importance_weighted_at(self, progress: float) -> bool:
-        """Return whether this step trains on the importance-weighted bound."""
-        return self.objective == "iwae" or (self.tighten > 0 and progress >= 1.0 - self.tighten)
+        """Return whether this step trains on a bound that weighs its draws."""
+        return self.bound_at(progress) not in ("elbo", "stl")
+
+    def bound_at(self, progress: float) -> str:
+        """Return the objective of this step: L_K in the part of the run that is tightened."""
+        tight = self.tighten > 0 and progress >= 1.0 - self.tighten
+        return "iwae" if tight and self.objective in ("elbo", "stl") else self.objective
 
     def beta_at(self, progress: float) -> float:
         """Return the step's β, rising linearly over the warm-up."""
@@ -147,3 +192,39 @@ class Training:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary of every setting."""
         return asdict(self)
+
+
+def too_short(settings: Training, step: int, seconds: float, examples: int) -> str:
+    """Say that a run was too short for its data, and how long it should be; "" where it was not.
+
+    Too short are fewer than 2,000 steps that are fewer than 50 passes over the training examples.
+    There the bound still rises by 2 % and more when a run is made twice as long.
+
+    Args:
+        settings: Of the run.
+        step: Its steps.
+        seconds: That they took.
+        examples: For training.
+
+    Returns:
+        A sentence, or "".
+
+    Example:
+        >>> too_short(Training(), 27, 120.0, 5000)[:50]
+        'too short for these data: 27 steps of 128 examples'
+        >>> too_short(Training(), 2000, 120.0, 5000)
+        ''
+    """
+    size = min(settings.batch_size, examples)
+    passes = step * size / examples
+    if not 0 < step < SHORT_STEPS or passes >= SHORT_PASSES:
+        return ""
+    unit, amount = settings.budget
+    more = min(SHORT_STEPS / step, SHORT_PASSES / passes)
+    longer = math.ceil(more * (seconds / 60 if unit == "minutes" else amount))
+    left = "" if unit == "minutes" else f" (about {math.ceil(more * seconds / 60):,} min)"
+    return (
+        f"too short for these data: {step:,} steps of {size:,} examples, {passes:.2g} passes over "
+        f"them; below {SHORT_STEPS:,} steps the bound still rises by 2 % and more in twice "
+        f"the time. Try: --{unit} {longer}{left}"
+    )

@@ -25,7 +25,19 @@ from .families import (
     StudentT,
 )
 from .fit import Fit, fit
-from .objectives import beta_elbo, doubly_reparameterised, elbo, iwae, renyi, score_function
+from .objectives import (
+    WeightedBound,
+    beta_elbo,
+    ciwae,
+    doubly_reparameterised,
+    elbo,
+    iwae,
+    miwae,
+    piwae,
+    renyi,
+    score_function,
+    with_path_gradient,
+)
 from .optimise.grid import Projection, find_box, project, search_box
 from .target.density import Target
 from .target.parameters import Parameter
@@ -44,8 +56,10 @@ __all__ = [
     "Projection",
     "StudentT",
     "Target",
+    "WeightedBound",
     "assess",
     "beta_elbo",
+    "ciwae",
     "compare",
     "diagnose",
     "doubly_reparameterised",
@@ -54,7 +68,9 @@ __all__ = [
     "fit",
     "iwae",
     "load",
+    "miwae",
     "objectives",
+    "piwae",
     "project",
     "renyi",
     "resample",
@@ -63,4 +79,5 @@ __all__ = [
     "search_box",
     "summarise",
     "to_arviz",
+    "with_path_gradient",
 ]

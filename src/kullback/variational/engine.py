@@ -261,10 +261,12 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
 
 def _improper(target: Target, start: Start) -> str:
     """Say where log p does not decay around the start, before time is spent on a fit."""
-    if target.dim > limits.MAX_SEARCHED_DIMENSIONS:
+    if target.dim > limits.MAX_SEARCHED_DIMENSIONS or target.rows is not None:
         return ""
     noise = fixed_normals(limits.RAY_DRAWS, target.dim, torch.Generator().manual_seed(0))
-    return improper(target, start.frame.outwards(noise))
+    draws = start.frame.outwards(noise)
+    target.refuse_all(target.score(draws)[0])
+    return improper(target, draws)
 
 
 def forwards(target: Target, settings: Settings, generator: torch.Generator) -> Work:

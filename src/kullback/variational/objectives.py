@@ -3,14 +3,17 @@
 A log-weight is `log w = log p(x, z) − log q(z|x)` at a draw z ~ q, summed over every dimension of
 x and z. Which to use: `elbo` when all there is are log-weights; `beta_elbo` when the KL to the
 prior has a closed form (less variance; β and free bits act on it); `iwae` for the tighter bound;
-`renyi` for what lies between and beyond. `score_function` is the ELBO for draws that cannot be
-differentiated. What is minimised is the *loss*, minus the batch mean of one of these.
+`renyi` for what lies between and beyond; `miwae` and `ciwae` between the two; `WeightedBound` names
+any of them, and `with_path_gradient` gives it the gradient of lower variance. `score_function` is
+the ELBO for draws that cannot be differentiated. What is minimised is the *loss*, minus the batch
+mean of one of these.
 
 `loss_of` puts an objective, a gradient estimator, a target and a family together: a function of the
 family and its noise, for `fit`.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -22,17 +25,23 @@ from kullback.variational.families import Draws, Family
 from kullback.variational.target.density import RowsDensity, Target
 
 __all__ = [
+    "BOUNDS",
     "Gradient",
     "Loss",
     "Objective",
+    "WeightedBound",
     "beta_elbo",
+    "ciwae",
     "doubly_reparameterised",
     "elbo",
     "iwae",
     "log_weights",
     "loss_of",
+    "miwae",
+    "piwae",
     "renyi",
     "score_function",
+    "with_path_gradient",
 ]
 
 
@@ -197,11 +206,212 @@ def doubly_reparameterised(log_weights: Tensor, z: Tensor) -> Tensor:
         >>> doubly_reparameterised(z.sum(-1) + torch.tensor([[0.0], [0.0]]), z)
         tensor([0.], grad_fn=<AddBackward0>)
     """
-    weights = torch.softmax(log_weights.detach(), 0)
+    return with_path_gradient(log_weights, z, WeightedBound("iwae"))
+
+
+def miwae(log_weights: Tensor, groups: int) -> Tensor:
+    """Return the mean over groups of `iwae`, `(1/M) Σ_m log (1/K) Σ_k w_mk`, `[batch]`, in nats.
+
+    M = 1 is `iwae` of all draws, one draw a group the ELBO; a lower bound on log p(x) between them,
+    whose gradient to q has less noise than that of `iwae`.
+    Reference: Rainforth et al. (2018), "Tighter variational bounds are not necessarily better",
+    eq. 13.
+
+    Args:
+        log_weights: `[draws, batch]`, in nats.
+        groups: M, a divisor of the number of draws.
+
+    Returns:
+        `[batch]`, differentiable in the weights.
+
+    Raises:
+        ArgumentValueError: for another shape, or groups of unequal size.
+
+    Example:
+        >>> miwae(torch.log(torch.tensor([[0.1], [0.3], [0.2], [0.2]])), 2).exp()
+        tensor([0.2000])
+    """
+    return log_mean_exp(_in_groups(log_weights, groups), dim=1).mean(0)
+
+
+def ciwae(log_weights: Tensor, share: float) -> Tensor:
+    """Return `share · elbo + (1 − share) · iwae` of the same draws, `[batch]`, in nats.
+
+    A lower bound on log p(x) in expectation for a share from 0 to 1.
+    Reference: Rainforth et al. (2018), eq. 15.
+
+    Args:
+        log_weights: `[draws, batch]`, in nats.
+        share: of the ELBO, 0 to 1.
+
+    Returns:
+        `[batch]`, differentiable in the weights.
+
+    Raises:
+        ArgumentValueError: for another shape, or a share outside 0 to 1.
+
+    Example:
+        >>> ciwae(torch.tensor([[-1.0], [-1.0]]), 0.5)
+        tensor([-1.])
+    """
+    require(0 <= share <= 1, "share", "0 to 1", share)
+    return share * elbo(log_weights) + (1.0 - share) * iwae(log_weights)
+
+
+BOUNDS = ("stl", "iwae", "renyi", "ciwae", "miwae", "piwae")
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedBound:
+    """Which function of K log-weights is maximised, and with which gradient to q.
+
+    Args:
+        name: "stl", the ELBO by the path of z alone (sticking the landing); "iwae"; "renyi";
+            "ciwae"; "miwae"; "piwae", whose gradient to q is that of "miwae" and to everything else
+            that of "iwae" of all draws.
+        alpha: the order of "renyi", or the share of the ELBO in "ciwae".
+        groups: M of "miwae" and "piwae".
+
+    Raises:
+        ArgumentValueError: for an unknown name or values outside these.
+
+    Example:
+        >>> WeightedBound("renyi", alpha=0.0).value(torch.log(torch.tensor([[0.1], [0.3]]))).exp()
+        tensor([0.2000])
+    """
+
+    name: str = "iwae"
+    alpha: float = 0.5
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.name in BOUNDS, "objective", f"one of {', '.join(BOUNDS)}", repr(self.name))
+        share = self.name != "ciwae" or 0 <= self.alpha <= 1
+        require(share and math.isfinite(self.alpha), "alpha", "0 to 1 for ciwae", self.alpha)
+        require(self.groups >= 1, "groups", "at least 1", self.groups)
+
+    def value(self, log_weights: Tensor) -> Tensor:
+        """Return the bound `[batch]`, in nats, with its plain gradient."""
+        if self.name == "stl":
+            return elbo(log_weights)
+        if self.name == "renyi":
+            return renyi(log_weights, self.alpha)
+        if self.name == "ciwae":
+            return ciwae(log_weights, self.alpha)
+        return miwae(log_weights, self.groups if self.name == "miwae" else 1)
+
+    def coefficients(self, log_weights: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Return what multiplies ∂log w_k: to all but q, and to q by the path of z.
+
+        With normalised weights v of order α the plain gradient to q is Σ v_k (∂_z log w_k ∂z − β ∂
+        log q(z_k)). The expectation of v_k ∂ log q(z_k) is that of ∂_z v_k ∂z = (1 − α)(v_k − v_k²)
+        ∂_z log w_k ∂z, which leaves `v_k − β(1 − α)(v_k − v_k²)`: v_k² for the importance-weighted
+        bound (Tucker et al. 2019, eq. 8), 1/K for the ELBO.
+
+        Args:
+            log_weights: `[draws, batch]`, in nats.
+            beta: the weight of log q in them.
+
+        Returns:
+            Two `[draws, batch]`, without a graph.
+        """
+        logs = log_weights.detach()
+        if self.name == "stl":
+            even = torch.full_like(logs, 1.0 / len(logs))
+            return even, even
+        groups = self.groups if self.name in ("miwae", "piwae") else 1
+        power = 1.0 - self.alpha if self.name == "renyi" else 1.0
+        v = torch.softmax(power * _in_groups(logs, groups), 1).reshape(logs.shape)
+        charged = beta * power
+        others, path = v / groups, v * ((1.0 - charged) + charged * v) / groups
+        if self.name == "piwae":
+            return torch.softmax(logs, 0), path
+        if self.name == "ciwae":
+            each, rest = self.alpha / len(logs), 1.0 - self.alpha
+            return each + rest * others, each + rest * path
+        return others, path
+
+
+def _in_groups(log_weights: Tensor, groups: int) -> Tensor:
+    """Return `[draws, batch]` as `[groups, draws/groups, batch]`."""
+    require(log_weights.ndim == 2, "log_weights", "[draws, batch]", list(log_weights.shape))
+    draws = len(log_weights)
+    fits = groups >= 1 and draws % groups == 0
+    require(fits, "groups", f"a divisor of the {draws} draws", groups)
+    return log_weights.reshape(groups, draws // groups, -1)
+
+
+def with_path_gradient(
+    log_weights: Tensor, z: Tensor, bound: WeightedBound, *, beta: float = 1.0
+) -> Tensor:
+    """Return a bound `[batch]` whose gradient to q goes by the path of z alone.
+
+    The value is `bound.value`, exactly; the expectation of the gradient is that of its plain one,
+    and its variance vanishes for "stl" as q tends to the posterior.
+    Reference: Roeder, Wu and Duvenaud (2017), "Sticking the landing"; Tucker et al. (2019).
+
+    Args:
+        log_weights: `[draws, batch]`, in nats, computed with the parameters of q *detached* in
+            log q(z|x).
+        z: `[draws, batch, latent]`, the reparameterised draws they were computed from; a hook on z
+            scales its gradient, so use z for nothing else.
+        bound: which, other than "piwae" (see `piwae`).
+        beta: the weight of log q in the log-weights.
+
+    Returns:
+        `[batch]`, in nats.
+
+    Raises:
+        ArgumentValueError: for log-weights of another shape, or "piwae".
+
+    Example:
+        >>> z = torch.zeros(2, 1, 1, requires_grad=True) * 1.0
+        >>> with_path_gradient(z.sum(-1), z, WeightedBound("stl"))
+        tensor([0.], grad_fn=<AddBackward0>)
+    """
+    apart = bound.name != "piwae"
+    require(apart, "bound", "one with a single weight for a draw", "piwae", "the function piwae")
+    others, path = bound.coefficients(log_weights, beta)
     if z.requires_grad:
-        z.register_hook(lambda gradient: gradient * weights.unsqueeze(-1))  # type: ignore[no-untyped-call]
-    surrogate = (weights * log_weights).sum(0)
-    return surrogate + (iwae(log_weights.detach()) - surrogate.detach())
+        ratio = torch.where(others > 0, path / others, 0.0).unsqueeze(-1)
+        z.register_hook(lambda gradient: gradient * ratio)  # type: ignore[no-untyped-call]
+    surrogate = (others * log_weights).sum(0)
+    return surrogate + (bound.value(log_weights.detach()) - surrogate.detach())
+
+
+def piwae(
+    log_weights: Tensor, leaf: Tensor, z: Tensor, groups: int, *, beta: float = 1.0
+) -> Tensor:
+    """Return `iwae` `[batch]` whose gradient to q is that of `miwae`, by the path of z.
+
+    Everything but q learns from the bound of all draws, q from groups, whose gradient has less
+    noise.
+    Reference: Rainforth et al. (2018), section 4.2.
+
+    Args:
+        log_weights: `[draws, batch]`, in nats, computed from `leaf` with the parameters of q
+            *detached* in log q(z|x).
+        leaf: `z.detach().requires_grad_()`, `[draws, batch, latent]`.
+        z: the reparameterised draws.
+        groups: M, a divisor of the number of draws.
+        beta: the weight of log q in the log-weights.
+
+    Returns:
+        `[batch]`, in nats.
+
+    Raises:
+        ArgumentValueError: for log-weights of another shape, or groups of unequal size.
+
+    Example:
+        >>> z = torch.zeros(2, 1, 1, requires_grad=True) * 1.0
+        >>> leaf = z.detach().requires_grad_()
+        >>> piwae(leaf.sum(-1), leaf, z, 2).detach()
+        tensor([0.])
+    """
+    _, path = WeightedBound("piwae", groups=groups).coefficients(log_weights, beta)
+    (slope,) = torch.autograd.grad((path * log_weights).sum(), leaf, retain_graph=True)
+    by_path = (slope * z).sum((0, -1))
+    return iwae(log_weights) + (by_path - by_path.detach())
 
 
 def beta_elbo(

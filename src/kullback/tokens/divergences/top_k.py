@@ -144,9 +144,8 @@ def upper(p: Known, q: Known, q_at_p: Tensor, p_at_q: Tensor) -> Tensor:
     mass, unlisted = p.log.exp(), q_at_p.isnan()
     floor = torch.where(q.empty, -math.inf, q.floor)
     at = torch.where(unlisted, floor[..., None], q_at_p)
-    log_ratio = torch.where(mass > 0, p.log - at, 0.0)
     rounding = p.rounding + q.coarsest[..., None]
-    known = torch.where(mass > 0, mass * log_ratio, 0.0)
+    known = torch.where(mass > 0, mass * (p.log - at), 0.0)
     off = 2 * rounding * (known.abs() + mass)
     known = torch.where(known == math.inf, known, known + off).sum(-1)
     rest = torch.where(p.whole, 0.0, p.rest + p.slack)

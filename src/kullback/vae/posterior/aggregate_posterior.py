@@ -14,9 +14,28 @@ import torch
 from torch import Tensor
 
 from kullback.core import Estimate, require
+from kullback.exact import HALF_LOG_2PI
 from kullback.sampled import log_mean_exp
 
-from ..limits import ACTIVE_KL, AGGREGATE_ITEMS, IMAGES_PER_BLOCK
+from ..latents import (
+    DiagonalGaussian,
+    Encoded,
+    InverseAutoregressive,
+    Posterior,
+    Prior,
+    StandardNormal,
+    exact_kl,
+    fixed,
+    numbers_of,
+)
+from ..limits import (
+    ACTIVE_KL,
+    AGGREGATE_FLOW_ITEMS,
+    AGGREGATE_ITEMS,
+    AGGREGATE_PAIRS,
+    DECODER_OUTPUTS,
+    IMAGES_PER_BLOCK,
+)
 from ..model import VAE
 
 __all__ = ["Aggregate", "aggregate", "aggregate_of", "aggregate_remarks"]
@@ -27,13 +46,16 @@ class Aggregate:
     """KL(q(z) ‖ p(z)) and I(x; z) of the population that N items are a sample of, in nats.
 
     Args:
-        rate: E_x KL(q(z|x) ‖ p(z)) = I(x; z) + KL(q(z) ‖ p(z)), exact for each item.
-        kl_low: Sum over dimensions of KL(q(z_d) ‖ p(z_d)), a lower bound on KL(q(z) ‖ p(z)) since p
-            has independent dimensions; by mixtures that leave the item out, which is lower still.
+        rate: E_x KL(q(z|x) ‖ p(z)) = I(x; z) + KL(q(z) ‖ p(z)), exact for each item where the prior
+            has a formula, else log q(z|x) − log p(z) at its draw.
+        kl_low: A lower bound on KL(q(z) ‖ p(z)) by mixtures that leave the item out: where p has
+            independent dimensions the sum over dimensions of KL(q(z_d) ‖ p(z_d)), else of all
+            dimensions together, which is lower.
         kl_high: The rate less `information_low`.
         information_low: E log q(z|x)/q_N(z), at most log N.
         information_high: The rate less `kl_low`.
-        rate_each: Rate per dimension, `[latent]`.
+        rate_each: Rate per dimension, `[latent]`; this and what follows is None where dimensions of
+            prior or q depend on each other, so that the KL is no sum over them.
         kl_low_each: KL(q(z_d) ‖ p(z_d)) per dimension from below, `[latent]`.
         kl_high_each: From above, `[latent]`.
         information_low_each: Rate less `kl_high_each`, I(x; z_d) from below, `[latent]`.
@@ -46,11 +68,11 @@ class Aggregate:
     kl_high: Estimate
     information_low: Estimate
     information_high: Estimate
-    rate_each: Estimate
-    kl_low_each: Estimate
-    kl_high_each: Estimate
-    information_low_each: Estimate
-    information_high_each: Estimate
+    rate_each: Estimate | None
+    kl_low_each: Estimate | None
+    kl_high_each: Estimate | None
+    information_low_each: Estimate | None
+    information_high_each: Estimate | None
     items: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,6 +83,8 @@ class Aggregate:
 
 def aggregate(model: VAE, x: Tensor, *, seed: int = 0) -> Aggregate:
     """Bound KL(q(z) ‖ p(z)) and I(x; z) with the mixture of q(z|x) over the first 2,000 items of x.
+
+    With an inverse autoregressive flow over the first 300, whose density takes many passes.
 
     Args:
         model: The model.
@@ -79,16 +103,51 @@ def aggregate(model: VAE, x: Tensor, *, seed: int = 0) -> Aggregate:
         >>> aggregate(build((2,), "binary"), x).items
         4
     """
-    x = model.check(x[:AGGREGATE_ITEMS])
+    x = model.check(x)
+    most = AGGREGATE_ITEMS
+    if isinstance(model.family, InverseAutoregressive):  # log q takes a pass for each dimension
+        most = AGGREGATE_FLOW_ITEMS
+    x = x[:most]
     with torch.no_grad():
-        parts = [model.encode(block) for block in torch.split(x, IMAGES_PER_BLOCK)]
-    mean, log_sd = (torch.cat([one[i] for one in parts]) for i in (0, 1))
-    generator = torch.Generator(x.device).manual_seed(seed)
-    return aggregate_of(mean, log_sd, generator=generator)
+        q = model.family(_encoded(model, x))
+        generator = torch.Generator(x.device).manual_seed(seed)
+        prior = fixed(model.prior)
+        if isinstance(q, DiagonalGaussian):
+            return aggregate_of(q.mean, q.log_sd, prior=prior, generator=generator)
+        return _aggregate_jointly(q, prior, generator)
 
 
-def aggregate_of(mean: Tensor, log_sd: Tensor, *, generator: torch.Generator) -> Aggregate:
-    """Do what `aggregate` does for q(z|x_n) = N(mean_n, sd_n²) and p(z) = N(0, I).
+def _encoded(model: VAE, x: Tensor) -> Encoded:
+    """Return what the encoder gives for all of x, by blocks."""
+    parts = [model.encoded(block) for block in torch.split(x, IMAGES_PER_BLOCK)]
+    extra = [one.extra for one in parts if one.extra is not None]
+    return Encoded(
+        torch.cat([one.mean for one in parts]),
+        torch.cat([one.log_sd for one in parts]),
+        torch.cat(extra) if extra else None,
+    )
+
+
+def _aggregate_jointly(q: Posterior, prior: Prior, generator: torch.Generator) -> Aggregate:
+    """Do what `aggregate` does for q whose dimensions depend on each other."""
+    items = len(q.centre)
+    require(items >= 3, "x", "at least 3 items", items)
+    noise = torch.randn(q.centre.shape, generator=generator, device=q.centre.device)
+    drawn = q.draw(noise.to(q.centre.dtype))
+    rows = max(1, AGGREGATE_PAIRS // items)
+    blocks = [q.log_prob(z.unsqueeze(1)) for z in torch.split(drawn.z, rows)]
+    joint, own = torch.cat(blocks).double(), drawn.log_q.double()
+    joint.diagonal().copy_(own)  # the same number without the rounding of an inverse
+    within, without = _mixed(joint)
+    log_p, kl = prior.log_prob(drawn.z).double(), exact_kl(prior, q)
+    rate = own - log_p if kl is None else kl.double().sum(-1)
+    return _of_dependent(rate, without - log_p, own - within, items)
+
+
+def aggregate_of(
+    mean: Tensor, log_sd: Tensor, *, prior: Prior | None = None, generator: torch.Generator
+) -> Aggregate:
+    """Do what `aggregate` does for q(z|x_n) = N(mean_n, sd_n²) and p(z), by default N(0, I).
 
     The error of each is that of a mean over items of the log ratio at a draw: to first order in
     1/N the mixture's own error does not add to it.
@@ -96,6 +155,7 @@ def aggregate_of(mean: Tensor, log_sd: Tensor, *, generator: torch.Generator) ->
     Args:
         mean: `[items, latent]`, at least 3 items.
         log_sd: As `mean`.
+        prior: p(z).
         generator: Source of the draws.
 
     Returns:
@@ -112,16 +172,19 @@ def aggregate_of(mean: Tensor, log_sd: Tensor, *, generator: torch.Generator) ->
     """
     items = len(mean)
     require(items >= 3, "x", "at least 3 items", items)
-    mean, log_sd = mean.double(), log_sd.double()
+    dtype, mean, log_sd = mean.dtype, mean.double(), log_sd.double()
     noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=torch.float64)
     z = mean + log_sd.exp() * noise
-    joint, low, high = _mixtures(mean, log_sd, z)
+    joint, others, low, high = _mixtures(mean, log_sd, z)
     own = (-0.5 * noise.square() - log_sd).sum(-1)  # log q(z|x) without ½ log 2π, as all below
-    prior = -0.5 * z.square()
+    information = own - joint
+    if not isinstance(prior, StandardNormal | None):
+        log_p = _log_density(prior, z.to(dtype))
+        return _of_dependent(own - log_p, others - log_p, information, items)
+    log_p = -0.5 * z.square()
     twice = 2 * log_sd
     rate = 0.5 * (mean.square() + torch.expm1(twice) - twice)
-    information = own - joint
-    below, above = low - prior, high - prior
+    below, above = low - log_p, high - log_p
     total = rate.sum(-1)
     ceiling = f"the mixture is over {items:,} items, so it is at most log {items:,}"
     other = "the mixture leaves the item out and dimensions are taken one by one"
@@ -141,12 +204,42 @@ def aggregate_of(mean: Tensor, log_sd: Tensor, *, generator: torch.Generator) ->
     )
 
 
+def _log_density(prior: Prior, z: Tensor) -> Tensor:
+    """Return log p(z) + ½ log 2π a dimension, float64 `[items]`, a block of rows at a time."""
+    rows = max(1, DECODER_OUTPUTS // numbers_of(prior))
+    log_p = torch.cat([prior.log_prob(part) for part in torch.split(z, rows)])
+    return log_p.double() + z.shape[1] * HALF_LOG_2PI
+
+
+def _of_dependent(rate: Tensor, below: Tensor, information: Tensor, items: int) -> Aggregate:
+    """Return the bounds where the KL is no sum over dimensions, from `[items]` each.
+
+    rate: KL(q(z|x) ‖ p(z)), or log q(z|x) − log p(z) at a draw; below: log q(z) − log p(z) by
+    mixtures that leave the item out.
+    """
+    ceiling = f"the mixture is over {items:,} items, so it is at most log {items:,}"
+    other = "the mixture leaves the item out"
+    return Aggregate(
+        rate=_over(rate),
+        kl_low=_over(below, bias="low", why=other),
+        kl_high=_over(rate - information, bias="high", why=ceiling),
+        information_low=_over(information, bias="low", why=ceiling),
+        information_high=_over(rate - below, bias="high", why=other),
+        rate_each=None,
+        kl_low_each=None,
+        kl_high_each=None,
+        information_low_each=None,
+        information_high_each=None,
+        items=items,
+    )
+
+
 def _over(terms: Tensor, **more: Any) -> Estimate:
     return Estimate.from_terms(terms.cpu(), **more)
 
 
-def _mixtures(mean: Tensor, log_sd: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return log q_N(z) `[N]`, and per dimension without and with the item itself `[N, latent]`.
+def _mixtures(mean: Tensor, log_sd: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return log q(z) with and without the item itself `[N]`, and per dimension without and with.
 
     Without the constant ½ log 2π a dimension.
     """
@@ -160,7 +253,15 @@ def _mixtures(mean: Tensor, log_sd: Tensor, z: Tensor) -> tuple[Tensor, Tensor, 
         high[:, d] = log_mean_exp(log_density)
         log_density.fill_diagonal_(-math.inf)
         low[:, d] = torch.logsumexp(log_density, -1) - math.log(items - 1)
-    return log_mean_exp(joint), low, high
+    within, without = _mixed(joint)
+    return within, without, low, high
+
+
+def _mixed(joint: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log mean of `[items, items]` densities, with and without the item itself."""
+    within = log_mean_exp(joint)
+    without = torch.logsumexp(joint.fill_diagonal_(-math.inf), -1) - math.log(len(joint) - 1)
+    return within, without
 
 
 def aggregate_remarks(found: Aggregate) -> list[str]:
@@ -183,6 +284,11 @@ def aggregate_remarks(found: Aggregate) -> list[str]:
             f"I(x; z) from below is limited by log {found.items:,} = {math.log(found.items):.2f} "
             "nats, the most that so many items can tell apart."
         )
+    if found.rate_each is None:
+        said.append(
+            "The KL to the prior is no sum over latent dimensions: there is none of a single one."
+        )
+        return said
     rates = found.rate_each.value
     unused = rates < ACTIVE_KL
     count, latent = int(unused.sum()), len(rates)

@@ -23,8 +23,8 @@ from kullback.core import Estimate, describe, require
 from kullback.sampled import effective_sample_size, log_evidence, log_mean_exp
 
 from ..evidence import LatentVariableModel
+from ..latents import Posterior, Prior, fixed, log_ratio, numbers_of
 from ..limits import ANNEALED_OUTPUTS, SETTLED_LOG_VARIANCE
-from ..priors import draw
 
 __all__ = ["Annealed", "Annealing", "anneal"]
 
@@ -149,16 +149,16 @@ def anneal(
     settings = settings or Annealing()
     require(len(x) >= 1, "x", "at least 1 image", len(x))
     with _weights_fixed(model), torch.no_grad():
-        mean, log_sd = model.encode(x)
+        q, prior = model.approximate_posterior(x), fixed(model.prior)
         if exact is not None:
-            fits = exact.shape == mean.shape
-            require(fits, "exact", f"[{len(x)}, {mean.shape[1]}]", describe(exact))
-        outputs = model.parameters_of(mean[:1]).numel()
+            fits = exact.shape == q.centre.shape
+            require(fits, "exact", f"[{len(x)}, {q.centre.shape[1]}]", describe(exact))
+        outputs = max(numbers_of(prior), model.parameters_of(q.centre[:1]).numel())
         images = max(1, ANNEALED_OUTPUTS // (settings.chains * max(1, outputs)))
         parts = []
         for start in range(0, len(x), images):
             part = slice(start, start + images)
-            path = _Path(model, x[part], mean[part], log_sd[part], settings.leapfrog, generator)
+            path = _Path(model, prior, x[part], q[part], settings.leapfrog, generator)
             parts.append(_annealed(path, settings, None if exact is None else exact[part]))
             if progress is not None:
                 progress(min(start + images, len(x)), len(x))
@@ -206,24 +206,24 @@ class _Path:
     """The distributions from q(z|x) to p(z|x) of a few images, and moves that keep each of them."""
 
     model: LatentVariableModel
+    prior: Prior
     x: Tensor
-    mean: Tensor
-    log_sd: Tensor
+    q: Posterior
     leapfrog: int
     generator: torch.Generator
 
     def normal(self, chains: int) -> Tensor:
-        shape = (chains, *self.mean.shape)
-        drawn = torch.randn(shape, generator=self.generator, device=self.mean.device)
-        return drawn.to(self.mean.dtype)
+        shape = (chains, *self.q.centre.shape)
+        drawn = torch.randn(shape, generator=self.generator, device=self.q.centre.device)
+        return drawn.to(self.q.centre.dtype)
 
     def at(self, noise: Tensor) -> _Point:
         """Evaluate log w = log p(x|z) + log p(z) − log q(z|x) and its gradient by ε."""
         with torch.enable_grad():
             noise = noise.detach().requires_grad_()
-            z = draw(self.mean, self.log_sd, noise)
-            value = self.model.likelihood.log_prob(self.model.parameters_of(z), self.x)
-            value = value + self.model.prior.log_ratio(z, self.log_sd, noise)
+            drawn = self.q.draw(noise)
+            value = self.model.likelihood.log_prob(self.model.parameters_of(drawn.z), self.x)
+            value = value + log_ratio(self.prior, self.q, drawn)
             (gradient,) = torch.autograd.grad(value.sum(), noise)
         return _Point(noise.detach(), value.detach(), gradient)
 
@@ -272,7 +272,7 @@ def _annealed(path: _Path, settings: Annealing, exact: Tensor | None) -> Anneale
     forward, acceptance = _forward(path, kernels, settings.chains)
     backward = None
     if exact is not None:
-        noise = (exact - path.mean) / path.log_sd.exp()
+        noise = path.q.noise_of(exact)
         backward = _backward(path, kernels, noise.expand(settings.chains, *noise.shape)).T
     return Annealed(forward.T, backward, acceptance)
 
@@ -308,9 +308,9 @@ def _backward(path: _Path, kernels: _Kernels, noise: Tensor) -> Tensor:
 def _adapted(path: _Path, settings: Annealing) -> _Kernels:
     """Find schedule and step sizes with pilot chains: twice, the second time from the first's."""
     count = max(2, settings.temperatures // 2)
-    betas = torch.linspace(0, 1, count + 1, dtype=torch.float64, device=path.mean.device).square()
+    betas = torch.linspace(0, 1, count + 1, dtype=torch.float64, device=path.x.device).square()
     largest = math.pi / (2 * settings.leapfrog)  # a trajectory of a quarter turn forgets its start
-    steps = path.mean.new_full((count + 1, len(path.x)), largest, dtype=torch.float64)
+    steps = path.q.centre.new_full((count + 1, len(path.x)), largest, dtype=torch.float64)
     kernels = _Kernels(betas, steps)
     for wanted in (count, settings.temperatures):
         found, spread = _pilot(path, kernels, settings.pilots, largest)

@@ -19,9 +19,9 @@ from kullback.core import Estimate, require
 
 from ..evaluation import over_images
 from ..evidence import bounds
+from ..latents import Encoded, Posterior, draw_with_kl, fixed
 from ..limits import ANNEALED_OUTPUTS, COLLAPSED_KL, SETTLED_WIDTH
 from ..model import VAE
-from ..priors import draw
 from .annealing import Annealing, anneal
 
 __all__ = ["Gap", "PerImage", "Refit", "gap_remarks", "made_by", "measure_gap", "refit"]
@@ -166,7 +166,7 @@ def measure_gap(
     )
     refitting = refitting or Refit()
     with torch.no_grad():
-        outputs = model.parameters_of(model.encode(x[:1])[0]).numel()
+        outputs = model.parameters_of(model.approximate_posterior(x[:1]).centre).numel()
     images = max(1, ANNEALED_OUTPUTS // (refitting.draws * outputs))
     elbos = [_elbos(model, part, refitting, generator) for part in torch.split(x, images)]
     columns = [torch.cat(column).double().cpu() for column in zip(*elbos, strict=True)]
@@ -217,29 +217,30 @@ def _elbos(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return ELBO of the encoder's and of the best q, and their KL to the prior, `[n]` each."""
     figures = bounds(model, x, draws=ELBO_DRAWS, generator=generator)
-    mean, log_sd = refit(model, x, refitting, generator=generator)
-    best = bounds(_With(model, mean, log_sd), x, draws=ELBO_DRAWS, generator=generator)
+    fitted = _With(model, _refitted(model, x, refitting, generator))
+    best = bounds(fitted, x, draws=ELBO_DRAWS, generator=generator)
     return figures.elbo, best.elbo, figures.rate, best.rate
 
 
 class _With:
     """A model with q given image by image instead of an encoder, for `bounds`."""
 
-    def __init__(self, model: VAE, mean: Tensor, log_sd: Tensor) -> None:
+    def __init__(self, model: VAE, q: Posterior) -> None:
         self.likelihood, self.prior = model.likelihood, model.prior
         self.parameters_of = model.parameters_of
-        self.q = mean, log_sd
+        self.q = q
 
-    def encode(self, _x: Tensor) -> tuple[Tensor, Tensor]:
+    def approximate_posterior(self, _x: Tensor) -> Posterior:
         return self.q
 
 
 def refit(
     model: VAE, x: Tensor, settings: Refit | None = None, *, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return mean and log sd of the diagonal Gaussian q with the highest ELBO for each x.
+    """Return mean and log sd of the q of the model's family with the highest ELBO for each x.
 
-    Adam from the encoder's q, with the closed-form KL and reparameterised draws. The decoder stays.
+    Adam on what the encoder gives for each x, with reparameterised draws and the prior's KL (its
+    closed form where there is one). Decoder and prior stay.
 
     Args:
         model: The model.
@@ -256,23 +257,36 @@ def refit(
         >>> refit(model, torch.ones(3, 4), Refit(steps=2), generator=torch.Generator())[0].shape
         torch.Size([3, 32])
     """
-    settings = settings or Refit()
+    return _refitted(model, x, settings or Refit(), generator).moments()
+
+
+def _refitted(model: VAE, x: Tensor, settings: Refit, generator: torch.Generator) -> Posterior:
+    """Do what `refit` does; return q."""
     with torch.no_grad():
-        mean, log_sd = model.encode(x)
-    shift, widen = (torch.zeros_like(mean, requires_grad=True) for _ in range(2))
-    optimiser = torch.optim.Adam([shift, widen], lr=settings.learning_rate)
+        start, prior = model.encoded(x), fixed(model.prior)
+    shift, widen = (torch.zeros_like(start.mean, requires_grad=True) for _ in range(2))
+    more = None if start.extra is None else torch.zeros_like(start.extra, requires_grad=True)
+    moved = [shift, widen] if more is None else [shift, widen, more]
+    optimiser = torch.optim.Adam(moved, lr=settings.learning_rate)
+
+    def q_now() -> Posterior:
+        place = start.mean + start.log_sd.exp() * shift
+        extra = None if start.extra is None or more is None else start.extra + more
+        return model.family(Encoded(place, start.log_sd + widen, extra))
+
     for step in range(settings.steps):
         rate = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         optimiser.param_groups[0]["lr"] = settings.learning_rate * rate
-        place, spread = mean + log_sd.exp() * shift, log_sd + widen
-        shape = (settings.draws, *mean.shape)
-        noise = torch.randn(shape, generator=generator, device=mean.device).to(mean.dtype)
-        z = draw(place, spread, noise)
+        shape = (settings.draws, *start.mean.shape)
+        noise = torch.randn(shape, generator=generator, device=x.device).to(start.mean.dtype)
+        z, kl = draw_with_kl(prior, q_now(), noise)
         likelihood = model.likelihood.log_prob(model.parameters_of(z), x).mean(0)
-        loss = (model.prior.kl(place, spread).sum(-1) - likelihood).sum()
-        shift.grad, widen.grad = torch.autograd.grad(loss, [shift, widen])
+        loss = (kl.sum(-1) - likelihood).sum()
+        for one, gradient in zip(moved, torch.autograd.grad(loss, moved), strict=True):
+            one.grad = gradient
         optimiser.step()
-    return (mean + log_sd.exp() * shift).detach(), (log_sd + widen).detach()
+    with torch.no_grad():
+        return q_now()
 
 
 def gap_remarks(test: Gap, own: Gap) -> list[str]:
@@ -345,8 +359,9 @@ def _split(test: Gap) -> list[str]:
     if encoder.value > family.value:
         return ["Most of the gap is amortisation. Try: more steps, or wider --hidden"]
     return [
-        "Most of the gap is approximation: no diagonal Gaussian is near p(z|x). "
-        "Try: --tighten 0.4 --draws 4, which trains for the importance-weighted bound"
+        "Most of the gap is approximation: no q of this family is near p(z|x). "
+        "Try: --posterior full or iaf, or --tighten 0.4 --draws 4, which trains for the "
+        "importance-weighted bound"
     ]
 
 

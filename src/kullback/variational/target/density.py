@@ -33,10 +33,11 @@ ITEM = ".item() on a Tensor"  # under vmap a distribution that refuses its argum
 
 @dataclass(slots=True)
 class Refusals:
-    """How many points a density refused, by an exception, and the first words of the last one."""
+    """How many points a density refused, by an exception, the last one and its first words."""
 
     count: int = 0
     words: str = ""
+    last: Exception | None = None
     value: float = -math.inf
 
     @contextlib.contextmanager
@@ -51,6 +52,7 @@ class Refusals:
     def add(self, error: Exception) -> None:
         """Count one point."""
         self.count += 1
+        self.last = error
         self.words = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
 
     def __str__(self) -> str:
@@ -233,6 +235,14 @@ class Target:
             text += self.rows.explain(self.constrain(point[None]))
         return f"{text}; {self.refusals}" if self.refusals.count else text
 
+    def refuse_all(self, log_p: Tensor) -> None:
+        """Raise what the density raised, where it refused every one of q's draws.
+
+        Then the function fails, not a point.
+        """
+        if self.refusals.last is not None and bool((log_p == -math.inf).all()):
+            raise self.refusals.last
+
     def _vectorised(
         self, function: PointDensity, name: str, batch: tuple[Tensor, ...]
     ) -> tuple[Callable[..., Tensor], bool, int]:
@@ -330,8 +340,10 @@ def _alone(
         return one({k: v[0] for k, v in values.items()}, *batch)[None]
     except (UNFACTORED, ValueError) as error:
         refusals.add(error)
-        first = next(iter(values.values()))
-        return first.new_full((1, len(batch[0])) if batch else (1,), refusals.value)
+        zero = (
+            0.0 * torch.stack([value.sum() for value in values.values()]).sum()
+        )  # keeps the graph
+        return (zero + refusals.value).expand((1, len(batch[0])) if batch else (1,))
 
 
 def _refuses(error: Exception) -> bool:

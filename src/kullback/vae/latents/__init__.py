@@ -1,0 +1,69 @@
+"""What is assumed and what is inferred about the latent code z.
+
+- `priors`: p(z), and the KL and log ratio of q(z|x) to it.
+- `posteriors`: q(z|x), as an encoder gives it.
+"""
+
+from .posteriors import (
+    Diagonal,
+    DiagonalGaussian,
+    Draws,
+    Encoded,
+    Family,
+    FlowPosterior,
+    FullGaussian,
+    FullRank,
+    InverseAutoregressive,
+    LowRank,
+    Posterior,
+    draw,
+    draw_and_kl,
+    kl_to_standard_normal,
+    log_ratio_to_standard_normal,
+)
+from .priors import (
+    CouplingFlow,
+    Factorised,
+    GaussianComponents,
+    MixtureOfGaussians,
+    Prior,
+    StandardNormal,
+    VampPrior,
+    draw_with_kl,
+    exact_kl,
+    fixed,
+    held_log_ratio,
+    log_ratio,
+    numbers_of,
+)
+
+__all__ = [
+    "CouplingFlow",
+    "Diagonal",
+    "DiagonalGaussian",
+    "Draws",
+    "Encoded",
+    "Factorised",
+    "Family",
+    "FlowPosterior",
+    "FullGaussian",
+    "FullRank",
+    "GaussianComponents",
+    "InverseAutoregressive",
+    "LowRank",
+    "MixtureOfGaussians",
+    "Posterior",
+    "Prior",
+    "StandardNormal",
+    "VampPrior",
+    "draw",
+    "draw_and_kl",
+    "draw_with_kl",
+    "exact_kl",
+    "fixed",
+    "held_log_ratio",
+    "kl_to_standard_normal",
+    "log_ratio",
+    "log_ratio_to_standard_normal",
+    "numbers_of",
+]

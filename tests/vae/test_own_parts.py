@@ -1,0 +1,304 @@
+"""A user's own modules: trained into a run folder, resumed, reported, and refused with reasons."""
+
+import itertools
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kullback import report
+from kullback.core import ArgumentTypeError, ArgumentValueError, Estimate, RunError
+from kullback.data import Dataset, load
+from kullback.vae import VAE, Architecture, Parts, Training, evaluate, image_bounds, resume, train
+from kullback.vae.latents import FullRank, MixtureOfGaussians, StandardNormal
+from oracles import LinearGaussian
+
+
+class Encoder(nn.Module):
+    def __init__(self, into=6, latent=3):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(into, 16), nn.Tanh())
+        self.mean, self.log_sd = nn.Linear(16, latent), nn.Linear(16, latent)
+
+    def forward(self, x):
+        h = self.net(x)
+        return self.mean(h), self.log_sd(h)
+
+
+def decoder(latent=3, out=6):
+    return nn.Sequential(nn.Linear(latent, 16), nn.Tanh(), nn.Linear(16, out))
+
+
+def parts(**more):
+    torch.manual_seed(0)
+    return {"encoder": Encoder(), "decoder": decoder()} | more
+
+
+def bits(n=90, shape=(6,)):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(2, (n, *shape), generator=generator, dtype=torch.uint8)
+    protocol = {
+        "source": "bits",
+        "sha256": {"train": "", "test": ""},
+        "skipped": {"count": 0, "files": []},
+        "notes": [],
+        "event_shape": list(shape),
+        "kind": "binary",
+    }
+    names = tuple(map(str, range(n)))
+    return Dataset(x[:60], x[60:], "binary", False, protocol, names[:60], names[60:])
+
+
+QUICK = Training(steps=12, batch_size=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prior", [None, "mixture"])
+def test_a_run_of_own_modules_is_kept_resumed_and_loaded(prior, tmp_path):
+    def fresh():
+        own = parts()
+        return own if prior is None else own | {"prior": MixtureOfGaussians(3, 4)}
+
+    data, mine = bits(), fresh()
+    whole = train(data, **mine, training=QUICK, folder=tmp_path / "a")
+    assert whole.finished and whole.model.encoder.module is mine["encoder"]
+    count = itertools.count()
+    mine = fresh()
+    stopped = {"folder": tmp_path / "b", "stop": lambda: next(count) == 4}
+    train(data, **mine, training=QUICK, **stopped)
+    torch.manual_seed(99)
+    other = Encoder(), decoder(), MixtureOfGaussians(3, 4) if prior else None  # other weights
+    again = Parts(encoder=other[0], decoder=other[1], prior=other[2])
+    found = resume(tmp_path / "b", data=data, parts=again)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, found.model.state_dict()[name]), name
+    loaded = VAE.load(tmp_path / "a", parts=Parts(**fresh()))
+    assert evaluate(loaded, data.test, draws=20) == evaluate(whole.model, data.test, draws=20)
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["model"]["own"]["encoder"].endswith("test_own_parts.Encoder")
+    assert config["model"]["architecture"]["latent"] == 3
+    page = report.write(tmp_path / "a", model=whole.model, data=data).read_text()
+    assert "parts of its author" in page and "test_own_parts.Encoder" in page
+    assert "kullback.vae.train(" in page
+    page = report.write(tmp_path / "a", data=data).read_text()
+    assert "kullback.report.write(RUN, model=...)" in page
+    for call in (VAE.load, resume):
+        with pytest.raises(RunError, match="expected its own parts, encoder"):
+            call(tmp_path / "a")
+    with pytest.raises(RunError, match="got encoder"):
+        VAE.load(tmp_path / "a", parts=Parts(encoder=Encoder()))
+
+
+def test_own_modules_are_trained_themselves_and_loaded(tmp_path):
+    mine = parts()
+    found = train(bits(), **mine, training=QUICK, folder=tmp_path / "a")
+    assert found.finished and found.model.encoder.module is mine["encoder"]
+    loaded = VAE.load(tmp_path / "a", parts=Parts(**parts()))
+    x = bits().test
+    assert torch.equal(loaded.elbo(x, draws=3), found.model.elbo(x, draws=3))
+    with pytest.raises(RunError, match="expected its own parts, encoder"):
+        VAE.load(tmp_path / "a")
+
+
+def test_a_decoder_may_give_any_shape_of_the_right_size(tmp_path):
+    class Picture(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(2, 64)
+
+        def forward(self, z):
+            return self.net(z).reshape(-1, 1, 8, 8)
+
+    own = {"encoder": Encoder(64, 2), "decoder": Picture()}
+    found = train(bits(shape=(1, 8, 8)), **own, training=QUICK, folder=tmp_path / "a")
+    assert found.model.sample(3).shape == (3, 1, 8, 8)
+
+
+def test_one_part_alone_and_the_usual_ones_besides(tmp_path):
+    small = Architecture(network="mlp", hidden=(8,), latent=5)
+    one = train(
+        bits(), encoder=Encoder(), architecture=small, training=QUICK, folder=tmp_path / "a"
+    )
+    assert one.model.prior.latent == 3  # the encoder's, not the architecture's
+    two = train(
+        bits(), decoder=decoder(5), architecture=small, training=QUICK, folder=tmp_path / "b"
+    )
+    assert two.model.prior.latent == 5
+    vamp = Architecture(network="mlp", hidden=(8,), prior="vamp", prior_components=3)
+    three = train(bits(), **parts(), architecture=vamp, training=QUICK, folder=tmp_path / "c")
+    assert math.isfinite(float(evaluate(three.model, bits().test, draws=5).elbo.value))
+    assert VAE.load(tmp_path / "c", parts=Parts(**parts())).prior.latent == 3
+
+
+def test_own_modules_train_in_bfloat16_and_with_normalisation(tmp_path):
+    torch.manual_seed(0)
+    encoder = Encoder()
+    encoder.net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.SiLU())
+    own = {"encoder": encoder, "decoder": decoder()}
+    training = Training(steps=8, batch_size=20, precision="bfloat16")
+    found = train(bits(), **own, training=training, folder=tmp_path / "a")
+    assert found.finished and found.model.encoder.module.mean.weight.dtype == torch.float32
+    assert not found.model.training
+
+
+def test_the_bounds_of_own_modules_hold_the_exact_evidence(tmp_path):
+    """A linear-Gaussian model as a user writes it: elbo ≤ L_K ≤ log p(x) after training."""
+    oracle = LinearGaussian(dims=3, latent=2, sd=1.0)
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(400, 2, generator=generator, dtype=torch.float64)
+    noise = torch.randn(400, 3, generator=generator, dtype=torch.float64)
+    x = (z @ oracle.w.T + oracle.b + noise).float()
+    np.save(tmp_path / "x.npy", x.numpy())
+    data = load(tmp_path / "x.npy", levels="none")
+    own = {"encoder": Encoder(3, 2), "decoder": nn.Linear(2, 3)}
+    model = train(data, **own, training=Training(steps=60), folder=tmp_path / "a").model
+    found = image_bounds(model, data.test, draws=50)
+    weight = model.decoder.module.weight.detach().double()
+    bias, gaussian = model.decoder.module.bias.detach().double(), model.likelihood
+    spread, location = gaussian.spread.double(), gaussian.location.double()
+    sd = gaussian.log_sd.detach().exp().double() * spread
+    scaled = spread[:, None] * weight
+    covariance = scaled @ scaled.T + torch.diag(sd**2)
+    law = torch.distributions.MultivariateNormal(location + spread * bias, covariance)
+    truth = law.log_prob(data.test.double())
+    for low, high in ((found.elbo, found.importance_weighted), (found.importance_weighted, truth)):
+        difference = Estimate.from_terms(low - high)
+        assert difference.value <= 4.5 * difference.standard_error
+    weights = Estimate.from_terms((found.importance_weighted - truth).exp())
+    assert abs(weights.value - 1) <= 4.5 * weights.standard_error
+
+
+def test_an_object_that_is_no_module_takes_the_place_of_one(tmp_path):
+    """A likelihood and a prior need no parameters, also where the usual ones have some."""
+
+    class Unit:
+        channels = 1
+
+        def log_prob(self, parameters, x):
+            return -0.5 * (x.flatten(1) - parameters.flatten(-2)).square().sum(-1)
+
+        def mean(self, parameters):
+            return parameters.squeeze(-2)
+
+        def sample(self, parameters, generator):
+            return self.mean(parameters)
+
+        def initial_bias(self, mean):
+            return mean[None]
+
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(80, 6)).astype("float32"))
+    data = load(tmp_path / "x.npy", levels="none")
+    own = parts(likelihood=Unit(), prior=StandardNormal(3))
+    mixture = Architecture(prior="mixture")
+    found = train(data, **own, architecture=mixture, training=QUICK, folder=tmp_path / "a")
+    assert found.model.likelihood is own["likelihood"] and found.model.prior is own["prior"]
+    assert found.model.sample(4).shape == (4, 6)
+
+
+class Detached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = decoder()
+
+    def forward(self, z):
+        return self.net(z.detach())
+
+
+class Rounded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = decoder()
+
+    def forward(self, z):
+        with torch.no_grad():
+            return self.net(z)
+
+
+class Unequal(Encoder):
+    def forward(self, x):
+        mean, log_sd = super().forward(x)
+        return mean, log_sd[:, :2]
+
+
+class Spare(Encoder):
+    def __init__(self):
+        super().__init__()
+        self.spare = nn.Linear(2, 2)
+
+
+class Bare(Encoder):
+    def forward(self, x):
+        return super().forward(x)[0]
+
+
+class OddPrior(StandardNormal):
+    def log_prob(self, z):
+        return -0.5 * z * z
+
+    kl = draw_and_kl = log_ratio = None
+
+
+REFUSED = {
+    "a prior of another shape": (
+        {"prior": StandardNormal(5)},
+        r"prior: expected one of 3 dimensions, as the encoder's mean \[2, 3\]; got 5 dimensions",
+    ),
+    "a decoder that detaches z": (
+        {"decoder": Detached()},
+        r"gradient in z; got \[2, 1, 6\] without",
+    ),
+    "a decoder without gradients": ({"decoder": Rounded()}, "decoder: expected an output with a"),
+    "a decoder of another latent": (
+        {"decoder": decoder(4)},
+        r"decoder: expected a module that takes float32 \[2, 3\]; it fails: mat1 and mat2",
+    ),
+    "a decoder of another event": (
+        {"decoder": decoder(3, 7)},
+        r"decoder's output: expected \[2, 1, 6\], or the same numbers .*; got \[2, 7\]",
+    ),
+    "an encoder of another event": (
+        {"encoder": Encoder(5)},
+        r"encoder: expected a module that takes float32 \[2, 6\]; it fails: mat1 and mat2",
+    ),
+    "a mean and log sd of two shapes": (
+        {"encoder": Unequal()},
+        r"mean and log_sd of one shape \[batch, latent\]; got \[2, 3\] and \[2, 2\]",
+    ),
+    "a parameter without a part": ({"encoder": Spare()}, "got encoder.module.spare.weight"),
+    "a prior whose log_prob is no sum": (
+        {"prior": OddPrior(3)},
+        r"prior: expected log_prob of \[2\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_refused_with_both_shapes(name, tmp_path):
+    changed, text = REFUSED[name]
+    with pytest.raises(ArgumentValueError, match=text):
+        train(bits(), **parts(**changed), training=QUICK, folder=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_encoder_that_returns_one_tensor_is_refused(tmp_path):
+    with pytest.raises(ArgumentTypeError, match="encoder's output"):
+        train(bits(), **parts(encoder=Bare()), training=QUICK, folder=tmp_path / "a")
+    full = Architecture(posterior="full")
+    with pytest.raises(ArgumentValueError, match="and 3 more numbers for this posterior; got mean"):
+        train(bits(), **parts(), architecture=full, training=QUICK, folder=tmp_path / "a")
+    assert FullRank(3).extra == 3
+
+
+@pytest.mark.slow
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "vae.md").read_text()
+    section = page[page.index("## Modules of your own") :]
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], {})
+    assert "±" in capsys.readouterr().out
+    assert "parts of its author" in (tmp_path / "mine" / "report.html").read_text()
