@@ -265,9 +265,7 @@ def _excess(
     return total.clamp_(min=0).double(), off.double()
 
 
-def _far_excess(
-    block: _Block, prob: Tensor, ratio: Tensor, other: Tensor
-) -> tuple[Tensor, Tensor]:
+def _far_excess(block: _Block, prob: Tensor, ratio: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """Return the same where some e^r would overflow; other: prob e^r."""
     near = torch.clamp(ratio, max=limits.FAR_LOG, out=block.room("a"))
     terms = torch.expm1(near, out=block.room("b"))

@@ -469,6 +469,17 @@ template <class R> struct Anchor {
         return fma(x, all<R>(scale), all<R>(-at));
 #endif
     }
+    // What rounding of an exponent loses; 0 where it is not finite, and without a fused product
+    INLINE Vec<R> lost(Vec<R> x, Vec<R> exponent) const {
+#if WIDTH == 16
+        return (void)x, exponent - exponent;
+#else
+        Vec<R> sum = exponent + at, back = sum - exponent;
+        Vec<R> of_sum = (exponent - (sum - back)) + (at - back);
+        Vec<R> found = fma(x, all<R>(scale), -sum) - of_sum;
+        return found == found ? found : Vec<R>{};
+#endif
+    }
     // from the other's anchor where k says so
     INLINE Vec<R> exponent(Vec<R> x, Bits<R> k, const Anchor& other) const {
 #if WIDTH == 16
@@ -649,7 +660,7 @@ template <class R> struct Norms {
 // that one side lacks is the limit d = ∞ (here 1e30).
 template <class R> struct Token {
     Mask<R> swapped, p_only, q_only;  // q is the larger; which side alone has it
-    Vec<R> log, W, d, less_one, excess;  // log2 W; 2^−d − 1; 2^−d − 1 + d log 2
+    Vec<R> log, rest, W, d, less_one, excess;  // log2 W and what it lacks; 2^−d − 1; 2^−d − 1 + d log 2
     Vec<R> large, small;  // W (…), of the larger's and of the smaller's divergence from the other
     INLINE Vec<R> lesser() const { return fma(W, less_one, W); }
     INLINE Vec<R> step() const { Vec<R> gap = W * less_one; return swapped ? -gap : gap; }  // q − p
@@ -660,15 +671,20 @@ template <class R> INLINE Vec<R> log_ratio_of(Vec<R> x, Vec<R> y, const Norms<R>
     lost = lost == lost ? lost : Vec<R>{};  // one of them is −inf
     return ratio(gap, n.p.scale, n.c) + fma(lost, all<R>(n.p.scale), all<R>(-n.c_more));
 }
-template <bool SHORT, class R> INLINE Token<R> token(Vec<R> x, Vec<R> y, const Norms<R>& n) {
+template <class R> INLINE Token<R> token(Vec<R> x, Vec<R> y, const Norms<R>& n) {
     const R inf = std::numeric_limits<R>::infinity();
     Token<R> t;
     Vec<R> gap = x == y ? Vec<R>{} : y - x, l = log_ratio_of(x, y, n);
     t.swapped = l > R(0);
     t.q_only = gap == inf, t.p_only = gap == -inf;
-    t.log = t.swapped ? n.q.exponent(y) + n.q_more : n.p.exponent(x);
-    t.log = bigger(all<R>(R(-1100)), t.log);
-    t.W = exp2<0, R, SHORT>(t.log);
+    Vec<R> of_p = n.p.exponent(x), of_q = n.q.exponent(y);
+    Vec<R> of = t.swapped ? of_q : of_p, more = t.swapped ? all<R>(n.q_more) : Vec<R>{};
+    Vec<R> sum = of + more, back = sum - of;
+    Vec<R> rest = (of - (sum - back)) + (more - back) + (t.swapped ? n.q.lost(y, of_q) : n.p.lost(x, of_p));
+    t.log = bigger(all<R>(R(-1100)), sum);
+    t.W = exp2<0, R>(t.log);
+    t.rest = rest == rest ? rest : Vec<R>{};
+    t.W = fma(t.W * R(LN2), t.rest, t.W);
     t.d = smaller(all<R>(R(1e30f)), t.swapped ? l : -l);
     Power<R> e = power<R>(-t.d);
     t.less_one = e.less_one(), t.excess = e.excess();
@@ -682,7 +698,7 @@ template <class R, bool MORE> Totals any_block(const R* p, const R* q, int64_t n
     const Vec<R> none{};
     Mask<R> p_alone{}, q_alone{};
     for (int64_t i = 0; i < n; i += LANES<R>) {
-        Token<R> t = token<!MORE, R>(load(p + i), load(q + i), norms);
+        Token<R> t = token<R>(load(p + i), load(q + i), norms);
         Vec<R> lesser = t.lesser();
         Mask<R> alone = t.p_only | t.q_only;
         U += alone ? none : t.swapped ? lesser : t.W, B += alone ? none : t.step();
@@ -691,7 +707,8 @@ template <class R, bool MORE> Totals any_block(const R* p, const R* q, int64_t n
         p_alone -= t.p_only, q_alone -= t.q_only;
         if (MORE) {
             back += alone ? none : t.swapped ? t.large : t.small;
-            Vec<R> of_large = t.W * t.log, of_small = lesser * (t.log - t.d);
+            Vec<R> of_large = fma(t.W, t.log, t.W * t.rest);
+            Vec<R> of_small = fma(lesser, t.log - t.d, lesser * t.rest);
             p_log += t.swapped ? of_small : of_large, q_log += t.swapped ? of_large : of_small;
             V += t.swapped ? t.W : lesser;
         }
@@ -1335,7 +1352,7 @@ void any_slopes(const R* p, const R* q, int64_t n, const Norms<R>& norms, R beta
                 const Weights<R>& cp, const Weights<R>& cq, R* gp, R* gq) {
     const R ln2 = R(LN2);
     for (int64_t i = 0; i < n; i += LANES<R>) {
-        Token<R> t = token<false, R>(load(p + i), load(q + i), norms);
+        Token<R> t = token<R>(load(p + i), load(q + i), norms);
         Vec<R> none{}, W = t.W * norms.p_times, lesser = fma(W, t.less_one, W), gap = t.d * ln2;
         Vec<R> u = t.swapped ? lesser : W, v = t.swapped ? W : lesser, step = t.step() * norms.p_times;
         Vec<R> line = t.p_only | t.q_only ? none : t.swapped ? gap : -gap;

@@ -148,7 +148,9 @@ def warn_of_rounding(
         ]
         floors = [each[keep.view(-1)].mean() for each in floors]
     else:
-        plain = (rounding_floor(x.detach()[at], temperature=task.temperature) for x in coarse.values())
+        plain = (
+            rounding_floor(x.detach()[at], temperature=task.temperature) for x in coarse.values()
+        )
         floors = [each.mean() for each in plain]
     floor = torch.stack(floors).sum() * weight
     value = found[number][at].mean()
