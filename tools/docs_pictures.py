@@ -19,6 +19,7 @@ PAGES = (
     "estimating_kl",
     "forward_and_reverse",
     "fitting",
+    "coming_from",
     "token_kl",
     "policy_kl",
     "audit",

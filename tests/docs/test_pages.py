@@ -3,6 +3,7 @@
 import importlib
 import re
 import sys
+import warnings
 import xml.etree.ElementTree as ElementTree
 from itertools import zip_longest
 from pathlib import Path
@@ -19,12 +20,14 @@ PAGES = (
     pytest.param("estimating_kl", marks=pytest.mark.slow),
     "forward_and_reverse",
     pytest.param("fitting", marks=pytest.mark.slow),
+    pytest.param("coming_from", marks=[pytest.mark.slow, pytest.mark.integration]),
     pytest.param("token_kl", marks=pytest.mark.slow),
     pytest.param("policy_kl", marks=pytest.mark.slow),
     pytest.param("audit", marks=pytest.mark.slow),
     pytest.param("logprobs", marks=pytest.mark.slow),
     "drift",
 )
+NEEDS = {"surprise": ("constriction",), "coming_from": ("numpyro", "pyro", "pymc")}
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
@@ -55,8 +58,10 @@ def assert_same_picture(made, committed):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_page_runs(page, pictures, tmp_path, monkeypatch):
-    if page == "surprise":
-        pytest.importorskip("constriction")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of their own imports
+        for package in NEEDS.get(page, ()):
+            pytest.importorskip(package)
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     monkeypatch.chdir(tmp_path)
     for block, printed in pictures.run(page):

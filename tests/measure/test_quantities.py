@@ -448,3 +448,11 @@ def test_pandas_samples_are_matched_by_name():
 def test_a_single_number_is_formatted_as_a_float_is():
     found = kb.kl(P, Q)
     assert (f"{found:.3f}", f"{found}") == (f"{float(found):.3f}", str(found))
+
+
+@pytest.mark.parametrize("wrong", [stats.norm(0, -1), stats.beta(1, -2), stats.binom(5, 1.5)])
+def test_scipy_parameters_are_checked_where_torchs_checks_are_off(wrong, monkeypatch):
+    """Another package (zuko) may switch them off for the whole process."""
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", False)
+    with pytest.raises(ValueError, match="parameters within the range"):
+        kb.kl(wrong, stats.norm())

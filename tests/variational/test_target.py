@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import (
@@ -17,11 +18,20 @@ from torch.distributions import (
     constraints,
 )
 
+from kullback.core import ArgumentValueError
 from kullback.exact import quadrature
-from kullback.variational import Parameter, Target
+from kullback.variational import Parameter, Target, fit
 from kullback.variational.optimise.stochastic import anchored
 from kullback.variational.target.batches import in_pieces, score_in_pieces
-from kullback.variational.target.parameters import bijection, ordered
+from kullback.variational.target.parameters import (
+    Layout,
+    bijection,
+    corr_matrix,
+    ordered,
+    positive_ordered,
+    sum_to_zero,
+    unit_vector,
+)
 
 F64 = torch.float64
 T = lambda *values: torch.tensor(values, dtype=F64)  # noqa: E731
@@ -37,6 +47,22 @@ NORMALISED = {
     "below": (constraints.less_than(2.0), (), lambda v: Gamma(T(3.0)[0], 1.0).log_prob(2 - v)),
     "simplex": (constraints.simplex, (3,), lambda v: Dirichlet(T(2.0, 3.0, 1.5)).log_prob(v)),
     "ordered": (ordered, (2,), lambda v: Normal(T(0.0)[0], 1.0).log_prob(v).sum() + math.log(2)),
+    "positive_ordered": (
+        positive_ordered,
+        (2,),
+        lambda v: Gamma(T(3.0)[0], T(2.0)[0]).log_prob(v).sum() + math.log(2),
+    ),
+    "sum_to_zero": (  # the contrast (v1 - v2)/sqrt(2) of two standard normals
+        sum_to_zero,
+        (2,),
+        lambda v: Normal(T(0.0)[0], 1.0).log_prob((v[0] - v[1]) / math.sqrt(2)),
+    ),
+    "unit_vector": (unit_vector, (2,), lambda v: 0 * v[0] - math.log(2 * math.pi)),
+    "corr_matrix": (  # LKJ of matrices with eta = 2: det R^(eta - 1), over B(2, 2) 2^3
+        corr_matrix,
+        (2, 2),
+        lambda v: torch.log1p(-(v[0, 1] ** 2)) - math.log(4 / 3),
+    ),
     "corr_cholesky": (
         constraints.corr_cholesky,
         (2, 2),
@@ -266,3 +292,191 @@ def test_pieces_are_the_whole(size):
         torch.testing.assert_close(in_pieces(function, some, size), truth)
     (slope,) = torch.autograd.grad(function(whole).sum(), whole)
     assert score_in_pieces(function, z, size)[1].equal(slope) and not z.requires_grad
+
+
+CONSTRAINED = {
+    "positive": (constraints.positive, ()),
+    "interval": (constraints.interval(0.0, 2.0), (2, 2)),
+    "simplex": (constraints.simplex, (3,)),
+    "ordered": (ordered, (3,)),
+    "positive_ordered": (positive_ordered, (3,)),
+    "sum_to_zero": (sum_to_zero, (4,)),
+    "corr_cholesky": (constraints.corr_cholesky, (3, 3)),
+    "corr_matrix": (corr_matrix, (3, 3)),
+    "lower_cholesky": (constraints.lower_cholesky, (3, 3)),
+    "positive_definite": (constraints.positive_definite, (3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", CONSTRAINED)
+def test_values_lie_in_their_constraint_and_map_back(name):
+    constraint, shape = CONSTRAINED[name]
+    part = bijection(constraint, shape)
+    z = torch.randn(5, part.size, generator=torch.Generator().manual_seed(0), dtype=F64)
+    value = part.forward(z)[0]
+    assert value.shape == (5, *shape) and bool(constraint.check(value).all())
+    torch.testing.assert_close(part.inverse(value), z, rtol=1e-9, atol=1e-9)
+
+
+def test_the_correlation_matrix_has_its_jacobian():
+    part = bijection(corr_matrix, (3, 3))
+    x = T(0.3, -0.8, 0.5)
+
+    def below(x):
+        return part.forward(x)[0][(1, 2, 2), (0, 0, 1)]
+
+    truth = torch.linalg.slogdet(torch.autograd.functional.jacobian(below, x)).logabsdet
+    torch.testing.assert_close(part.forward(x)[1], truth, rtol=1e-12, atol=1e-12)
+
+
+def test_contrasts_are_an_isometry():
+    part = bijection(sum_to_zero, (6,))
+    z = torch.randn(7, 5, generator=torch.Generator().manual_seed(0), dtype=F64)
+    value, log_jacobian = part.forward(z)
+    torch.testing.assert_close(value.norm(dim=1), z.norm(dim=1), rtol=1e-14, atol=0)
+    torch.testing.assert_close(value.sum(1), torch.zeros(7, dtype=F64), rtol=0, atol=1e-14)
+    assert not log_jacobian.any()
+
+
+def test_a_unit_vector_ignores_its_length():
+    part = bijection(unit_vector, (3,))
+    z = T(0.3, -2.0, 0.4)
+    torch.testing.assert_close(part.forward(z)[0], part.forward(7 * z)[0], rtol=1e-14, atol=1e-15)
+    assert bool(unit_vector.check(part.forward(z)[0]))
+
+
+DEPENDENT = {
+    "top": constraints.positive,
+    "x": Parameter((2,), lambda v: constraints.interval(0.0, v["top"])),
+    "y": lambda v: constraints.greater_than(v["x"].sum()),
+}
+
+
+def test_bounds_that_depend_on_other_parameters():
+    layout = Layout.of(DEPENDENT)
+    z = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
+    values, log_jacobian = layout.constrain(z)
+    assert bool((values["x"] < values["top"][:, None]).all() & (values["x"] > 0).all())
+    assert bool((values["y"] > values["x"].sum(1)).all())
+
+    def flat(z):
+        return torch.cat([value.reshape(-1) for value in layout.constrain(z)[0].values()])
+
+    truth = torch.linalg.slogdet(torch.autograd.functional.jacobian(flat, z[0])).logabsdet
+    torch.testing.assert_close(log_jacobian[0], truth, rtol=1e-12, atol=1e-12)
+    one = {name: value[0] for name, value in values.items()}
+    torch.testing.assert_close(layout.unconstrain(one), z[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"tau": 1.0}, "names"),
+        ({"tau": -1.0, "w": [0.5, 0.5]}, "inside its constraint"),
+        ({"tau": [1.0], "w": [0.5, 0.5]}, "shape"),
+    ],
+)
+def test_values_that_cannot_be_mapped_back_are_refused(values, words):
+    layout = Layout.of({"tau": constraints.positive, "w": Parameter((2,), constraints.simplex)})
+    with pytest.raises(ArgumentValueError, match=words):
+        layout.unconstrain(values)
+
+
+def scored(**options):
+    """Normals of sd 1 and 2 around 3 and -1, in NumPy."""
+    mean, sd = np.array([3.0, -1.0]), np.array([1.0, 2.0])
+
+    def score(z):
+        u = (z.numpy() - mean) / sd
+        return -0.5 * (u**2).sum(1), -u / sd
+
+    return Target.of_score(score, 2, **options)
+
+
+@pytest.mark.parametrize("pad", [False, True])
+def test_a_score_from_elsewhere_is_the_target_in_torch(pad):
+    mean, sd = T(3.0, -1.0), T(1.0, 2.0)
+    other, own = scored(pad=pad), Target.of(lambda z: -0.5 * ((z - mean) / sd).square().sum(), 2)
+    z = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=F64, requires_grad=True)
+    for one, two in zip(other.score(z), own.score(z), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-14, atol=1e-14)
+    assert torch.autograd.gradcheck(other.log_density, z)
+    found = fit(other, progress=False)
+    assert found.converged and found.diagnosis.level == "trust"
+    torch.testing.assert_close(found.family.absorb().shift, mean, rtol=0, atol=1e-6)
+
+
+def test_padding_asks_for_few_shapes():
+    asked = set()
+
+    def score(z):
+        asked.add(len(z))
+        return -0.5 * z.square().sum(1), -z
+
+    target = Target.of_score(score, 2, pad=True)
+    for n in range(1, 20):
+        assert target.score(torch.zeros(n, 2, dtype=F64))[1].shape == (n, 2)
+    assert asked == {1, 2, 4, 8, 16, 32}
+
+
+def test_named_values_of_another_program():
+    target = scored(constrain=lambda z: {"a": z[:, 0].exp(), "b": z[:, :1] + z}, names=["u", "v"])
+    assert target.names == ("u", "v") and target.layout.value_names == ("a", "b[1]", "b[2]")
+    found = fit(target, progress=False, init=T(3.0, 0.0))
+    assert target.constrain(T(0.0, 1.0))["a"].shape == ()
+    assert found.mean["b"].shape == (2,) and found.cov.shape == (3, 3)
+    assert abs(float(found.sd["b"][0]) - 2.0) < 0.1
+    with pytest.raises(ArgumentValueError, match="unconstrained"):
+        target.unconstrain({"a": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("score", "words"),
+    [
+        (lambda z: z.sum(1), "a pair"),
+        (lambda z: (z.sum(1), z.sum(1)), "shapes"),
+        (lambda z: (z.sum(), z), "shapes"),
+    ],
+)
+def test_a_score_of_another_form_is_refused(score, words):
+    with pytest.raises(ArgumentValueError, match=words):
+        Target.of_score(score, 2)
+
+
+def test_a_fit_begins_where_it_is_told():
+    """Two peaks 400 sd apart: the one near `init` is found, by name or as points."""
+
+    def log_density(x):
+        return torch.logaddexp(-0.5 * (x - 400.0) ** 2, -0.5 * (x + 400.0) ** 2)
+
+    for init, at in (({"x": 399.0}, 400), (T(-401.0), -400), (T(-401.0, -399.0)[:, None], -400)):
+        found = fit(log_density, {"x": ()}, init=init, progress=False)
+        assert abs(float(found.mean["x"]) - at) < 0.1
+    with pytest.raises(ArgumentValueError, match="init"):
+        fit(log_density, {"x": ()}, init=T(1.0, 2.0), progress=False)
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_a_simplex_decays_as_far_as_the_reals_reach(k):
+    """Near 0 it is PyTorch's transform; PyTorch's Jacobian stops falling at the smallest float."""
+    part, torchs = (
+        bijection(constraints.simplex, (k,)),
+        torch.distributions.StickBreakingTransform(),
+    )
+    z = torch.randn(6, k - 1, generator=torch.Generator().manual_seed(0), dtype=F64)
+    value, log_jacobian = part.forward(z)
+    torch.testing.assert_close(value, torchs(z), rtol=1e-12, atol=0)
+    wanted = torchs.log_abs_det_jacobian(z, torchs(z))
+    torch.testing.assert_close(log_jacobian, wanted, rtol=1e-12, atol=1e-12)
+    far = part.forward(-(10.0 ** torch.arange(3, 11, dtype=F64))[:, None].expand(-1, k - 1))
+    assert bool((far[0] > 0).all()) and bool((far[1].diff() < 0).all())
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_a_dirichlet_is_proper(alpha):
+    def log_density(w):
+        return (alpha - 1) * w.log().sum()
+
+    found = fit(log_density, {"w": Parameter((3,), constraints.simplex)}, progress=False)
+    assert "improper" not in found.diagnosis.judged.sentence
+    assert bool((found.mean["w"] - 1 / 3).abs().max() < 0.6 * found.sd["w"].max())

@@ -89,9 +89,9 @@ def read_reference(path: Path, target: "Target") -> "dict[str, Tensor]":
         got = f"{len(columns)} draws" if len(columns) < 2 else "NaN or infinity"
         raise DataError(message(str(path), "at least 2 draws of finite numbers", got))
     found, start = {}, 0
-    for name, part in target.layout.parts.items():
-        size = math.prod(part.shape)
-        found[name] = columns[:, start : start + size].reshape(len(columns), *part.shape)
+    for name, shape in target.layout.shapes.items():
+        size = math.prod(shape)
+        found[name] = columns[:, start : start + size].reshape(len(columns), *shape)
         start += size
     return found
 

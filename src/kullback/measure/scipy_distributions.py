@@ -15,6 +15,7 @@ import torch.distributions as families
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform
+from torch.distributions.utils import lazy_property
 
 from kullback.core import ArgumentValueError, message, require
 from kullback.exact import InverseGaussian
@@ -202,8 +203,19 @@ def _converted(frozen: Any) -> tuple[families.Distribution, Tensor]:
         parameters = _parameters(frozen)
         made = _FAMILIES[family.name](parameters)
         if made is not None:
+            _check_parameters(made)
             return made, _shift(family.name, parameters["loc"])
     return ScipyDistribution(frozen), none
+
+
+def _check_parameters(law: families.Distribution) -> None:
+    """Refuse parameters out of range, also where torch's own checks are off (zuko's import)."""
+    for name, constraint in law.arg_constraints.items():
+        lazy = isinstance(getattr(type(law), name, None), lazy_property)  # logits beside probs
+        if (lazy and name not in law.__dict__) or constraints.is_dependent(constraint):  # type: ignore[no-untyped-call]
+            continue
+        if not bool(constraint.check(getattr(law, name)).all()):  # type: ignore[no-untyped-call]
+            raise ValueError(f"{name} is not {constraint}")
 
 
 def _shift(family: str, loc: Tensor) -> Tensor:

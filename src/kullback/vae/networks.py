@@ -218,8 +218,8 @@ def gaussian(output: Tensor, extra: int = 0) -> tuple[Tensor, ...]:
     """Split an encoder's output `[batch, 2·latent + extra]` into mean, log sd and what is left.
 
     Example:
-        >>> [part.shape[1] for part in gaussian(torch.zeros(1, 6)), *gaussian(torch.zeros(1, 7), 1)]
-        [3, 3, 3, 3, 1]
+        >>> [part.shape[1] for part in gaussian(torch.zeros(1, 7), 1)]
+        [3, 3, 1]
     """
     latent = (output.shape[-1] - extra) // 2
     mean, log_sd, more = torch.split(real(output), [latent, latent, extra], -1)

@@ -40,7 +40,14 @@ from .objectives import (
 )
 from .optimise.grid import Projection, find_box, project, search_box
 from .target.density import Target
-from .target.parameters import Parameter
+from .target.parameters import (
+    Parameter,
+    corr_matrix,
+    ordered,
+    positive_ordered,
+    sum_to_zero,
+    unit_vector,
+)
 
 __all__ = [
     "Diagnosis",
@@ -61,6 +68,7 @@ __all__ = [
     "beta_elbo",
     "ciwae",
     "compare",
+    "corr_matrix",
     "diagnose",
     "doubly_reparameterised",
     "elbo",
@@ -70,14 +78,18 @@ __all__ = [
     "load",
     "miwae",
     "objectives",
+    "ordered",
     "piwae",
+    "positive_ordered",
     "project",
     "renyi",
     "resample",
     "save",
     "score_function",
     "search_box",
+    "sum_to_zero",
     "summarise",
     "to_arviz",
+    "unit_vector",
     "with_path_gradient",
 ]

@@ -63,6 +63,7 @@ class Settings:
     alpha: float = 0.5
     group: int = 8
     samples: Tensor | None = None
+    init: Tensor | None = None
     starts: int = 4
     draws: int | None = None
     evaluation_draws: int = 4000
@@ -234,7 +235,7 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
         one = rows is not None or target.looped  # with many rows one peak is left; calls are few
         starts = 1 if one else settings.starts
         try:
-            found = find_start(target, generator, starts=starts, rows=rows)
+            found = find_start(target, generator, starts=starts, rows=rows, first=settings.init)
         except RunError:
             bounded = _within_edges(problem)
             if bounded is None:
@@ -290,7 +291,7 @@ def forwards(target: Target, settings: Settings, generator: torch.Generator) -> 
     draws = 8000 if settings.draws is None else settings.draws
 
     def steps() -> Iterator[Progress]:
-        found = find_start(target, generator, starts=max(settings.starts, 8))
+        found = find_start(target, generator, starts=max(settings.starts, 8), first=settings.init)
         yield from forward_kl.adaptive(target, distinct(found), make, generator, draws=draws)
 
     return Work("importance_sampling", chosen, steps)
@@ -304,13 +305,13 @@ def _by_natural_gradient(problem: _Problem) -> Iterator[Progress]:
     where the user asked for full rank.
     """
     target, generator, how = problem.target, problem.generator, problem.how
-    start = near_zero(target, generator)
+    start = near_zero(target, generator, first=problem.settings.init)
     if start is not None:
         last = yield from _until_done(natural_gradient(start.frame, target, generator))
         if last.converged:
             yield last
             return
-    found = find_start(target, generator)
+    found = find_start(target, generator, first=problem.settings.init)
     again = yield from _until_done(natural_gradient(found[0].frame, target, generator))
     if again.converged:
         yield again

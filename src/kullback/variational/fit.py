@@ -12,10 +12,10 @@ log of a positive parameter, for example).
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -70,6 +70,30 @@ class FittedPosterior:
         """
         with torch.no_grad():
             return self.target.constrain(self.draws)
+
+    @cached_property
+    def mean(self) -> dict[str, Tensor]:
+        """Means of `posterior`, `{name: [*shape]}`; `summary` has bounds on their errors.
+
+        Example:
+            >>> from kullback.variational import fit
+            >>> found = fit(lambda mu: -0.5 * (mu - 3.0) ** 2, {"mu": ()})
+            >>> abs(float(found.mean["mu"]) - 3) < 0.1
+            True
+        """
+        return {name: value.mean(0) for name, value in self.posterior.items()}
+
+    @cached_property
+    def sd(self) -> dict[str, Tensor]:
+        """Standard deviations of `posterior`, `{name: [*shape]}`; `summary` bounds their errors."""
+        return {name: value.std(0) for name, value in self.posterior.items()}
+
+    @cached_property
+    def cov(self) -> Tensor:
+        """Covariance of all values, `[m, m]`, in the order of `target.layout.value_names`."""
+        flat = [value.reshape(len(value), -1) for value in self.posterior.values()]
+        size = sum(part.shape[1] for part in flat)
+        return torch.cov(torch.cat(flat, 1).mT).reshape(size, size)
 
     def sample_posterior(
         self, n: int, *, generator: torch.Generator | None = None
@@ -238,6 +262,7 @@ def fit(
     alpha: float = 0.5,
     group: int = 8,
     samples: Tensor | None = None,
+    init: Tensor | Mapping[str, Any] | None = None,
     starts: int = 4,
     draws: int | None = None,
     evaluation_draws: int | None = None,
@@ -271,6 +296,9 @@ def fit(
         group: draws in each importance-weighted term; see `loss_of`.
         samples: `[n, d]` of p on the unconstrained space, for "forward"; without them
             importance-weighted draws are used.
+        init: where to begin, instead of points near 0: one value of every parameter, by name; or
+            unconstrained points, `[d]` or `[n, d]`, such as draws of an earlier fit, of which as
+            many as `starts` are taken.
         starts: random places to begin from, the best of which is kept.
         draws: of q in each step.
         evaluation_draws: of q, made at the end: the ones in `Fit.draws`; 4,000 by default, 1,000
@@ -310,11 +338,23 @@ def fit(
         alpha=alpha,
         group=group,
         samples=samples,
+        init=None if init is None else _first(target, init),
         starts=starts,
         draws=draws,
         evaluation_draws=evaluation_draws,
     )
     return _carry_out(target, settings, generator, show=progress)
+
+
+def _first(target: Target, init: Tensor | Mapping[str, Any]) -> Tensor:
+    """Return the points where the climbs begin, `[n, d]`."""
+    given = target.unconstrain(init) if isinstance(init, Mapping) else torch.as_tensor(init)
+    z: Tensor = torch.atleast_2d(given.detach().double())  # type: ignore[no-untyped-call]
+    right = z.ndim == 2 and len(z) > 0 and z.shape[1] == target.dim
+    hint = f"a value for each of {[*target.layout.shapes]}"
+    require(right, "init", f"points [{target.dim}] or [n, {target.dim}]", list(z.shape), hint)
+    require(bool(z.isfinite().all()), "init", "finite numbers", "NaN or infinity")
+    return z
 
 
 def _carry_out(

@@ -114,36 +114,45 @@ class Start:
 
 
 def find_start(
-    target: Target, generator: torch.Generator, *, starts: int = 4, rows: Tensor | None = None
+    target: Target,
+    generator: torch.Generator,
+    *,
+    starts: int = 4,
+    rows: Tensor | None = None,
+    first: Tensor | None = None,
 ) -> list[Start]:
     """Return the Gaussian of the highest ELBO on each of `starts` paths, the best one first.
 
     The paths begin at uniform points on (−2, 2), the first one on (−0.1, 0.1); above 300 dimensions
     there is one path, and its Gaussian has no correlations. rows: a fixed
-    mini-batch to stand for the data. Paths without a finite ELBO are left out.
+    mini-batch to stand for the data. first: points `[n, d]` where they begin instead, as many as
+    `starts`, evenly among them. Paths without a finite ELBO are left out.
     Errors: `RunError` when no path has one; it says which parameter values (and which data row)
     were not finite.
     """
     require(starts >= 1, "starts", "at least 1", starts)
     if target.dim > limits.MAX_DENSE_DIMENSIONS:
         z = 0.2 * torch.rand(target.dim, generator=generator, dtype=torch.float64) - 0.1
+        z = z if first is None else first[0]
         frame, elbo = find_large_start(target, z, generator, rows)
         return [Start(frame, elbo)] if frame is not None else _refuse(target, z[None])
     noise = fixed_normals(32, target.dim, generator)
     reach = torch.full((starts, 1), 2.0, dtype=torch.float64)
     reach[0] = 0.1
     uniform = torch.rand(starts, target.dim, generator=generator, dtype=torch.float64)
-    first = reach * (2 * uniform - 1)
-    paths = _Paths.begin(target, first.clone(), noise, rows)
+    begin = reach * (2 * uniform - 1)
+    if first is not None:
+        begin = first[torch.linspace(0, len(first) - 1, min(starts, len(first))).long()]
+    paths = _Paths.begin(target, begin.clone(), noise, rows)
     for _ in range(limits.MAX_NEWTON_STEPS):
         if not paths.climb():
             break
     paths.evaluate_rest()
     found = [Start(f, e) for f, e in zip(paths.frames, paths.elbos.tolist(), strict=True) if f]
     if not found:
-        frame, elbo = _plain(target, first, noise, rows)
+        frame, elbo = _plain(target, begin, noise, rows)
         if frame is None:
-            _refuse(target, torch.cat([first, paths.z]))
+            _refuse(target, torch.cat([begin, paths.z]))
         found = [Start(Frame.dense(frame.shift, frame.factor), elbo)]
     return sorted(found, key=lambda start: -start.elbo)
 
@@ -281,11 +290,13 @@ def judged(target: Target, frame: Frame, generator: torch.Generator) -> Start:
     return Start(frame, _elbo(target, frame, fixed_normals(32, target.dim, generator), None))
 
 
-def near_zero(target: Target, generator: torch.Generator) -> Start | None:
-    """Return the best of N(z, s²) at a few points near 0, or None where no ELBO is finite."""
+def near_zero(
+    target: Target, generator: torch.Generator, *, first: Tensor | None = None
+) -> Start | None:
+    """Return the best of N(z, s²) near 0, or at the first point; None where no ELBO is finite."""
     noise = fixed_normals(32, target.dim, generator)
-    first = 0.2 * torch.rand(1, target.dim, generator=generator, dtype=torch.float64) - 0.1
-    frame, elbo = _plain(target, first, noise, None)
+    near = 0.2 * torch.rand(1, target.dim, generator=generator, dtype=torch.float64) - 0.1
+    frame, elbo = _plain(target, near if first is None else first[:1], noise, None)
     return None if frame is None else Start(frame, elbo)
 
 

@@ -1,7 +1,9 @@
 """The target p(z): a log density on unconstrained z, from what a user writes for one point.
 
 Which to use: `Target.of(log_density, parameters)` for a function of one point; with `data=` for a
-likelihood over rows, evaluated a batch of rows at a time, so that memory does not grow with them.
+likelihood over rows, evaluated a batch of rows at a time, so that memory does not grow with them;
+`Target.of_score(score, dim)` for a model of another program that gives log p and its gradient.
+`Target.from_numpyro`, `Target.from_pyro` and `Target.from_pymc` take a model of these as it is.
 Everything else in this folder sees a `Target`: `log_density(z)` and `score(z)` over many points at
 once, the Jacobians of constraints included.
 """
@@ -10,23 +12,27 @@ import contextlib
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kullback.core import ArgumentTypeError, ArgumentValueError, message, require
 from kullback.variational import limits
 
 from .batches import Rows, in_pieces, score_in_pieces
-from .parameters import Layout, Parameters
+from .parameters import Layout, Outside, Parameters
+from .programs import Model, numpyro_model, pymc_model, pyro_model
 
 __all__ = ["PointDensity", "RowsDensity", "Target"]
 
 PointDensity = Callable[..., Tensor]  # a user's function of one point: a scalar, in nats
 RowsDensity = Callable[[Tensor, Tensor | None], Tensor]  # z `[n, d]`, rows or None: `[n]`
+Score = Callable[[Tensor], tuple[Any, Any]]  # z `[n, d]`: log p `[n]` and its gradient `[n, d]`
 UNFACTORED: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 ITEM = ".item() on a Tensor"  # under vmap a distribution that refuses its arguments fails at this
 
@@ -76,6 +82,7 @@ class Target:
         rows: the data and their likelihood, or None.
         looped: whether points are evaluated one by one.
         piece: how many points are differentiated together.
+        scored: log p and its gradient at z, where another program has them (`of_score`).
         refusals: how many points the density refused by an exception so far; they have log p −inf.
 
     Example:
@@ -90,6 +97,7 @@ class Target:
     rows: Rows | None = None
     looped: bool = False
     piece: int = limits.MIN_PIECE
+    scored: "Score | None" = None
     refusals: Refusals = field(default_factory=Refusals, compare=False, repr=False)
 
     @classmethod
@@ -145,12 +153,162 @@ class Target:
         maker = cls(lambda _: torch.zeros(()), layout, dtype)
         if given is None:
             function, looped, piece = maker._vectorised(log_density, "log_density", ())
-            return cls(function, layout, dtype, None, looped, piece, maker.refusals)
+            return replace(maker, function=function, looped=looped, piece=piece)
         rows = Rows.of(given, batch_size=batch_size)
         row_terms, looped, _ = maker._vectorised(log_density, "log_density", rows.first())
         prior, prior_looped, _ = maker._vectorised(log_prior or _flat, "log_prior", ())
         rows = rows.with_terms(lambda values, batch: row_terms(values, *batch))
         return replace(maker, function=prior, rows=rows, looped=looped or prior_looped)
+
+    @classmethod
+    def of_score(
+        cls,
+        score: "Score",
+        dim: int,
+        *,
+        constrain: Callable[[Tensor], Mapping[str, Any]] | None = None,
+        names: Sequence[str] | None = None,
+        pad: bool = False,
+    ) -> "Target":
+        """Build a target from log p and its gradient at many points, whatever computes them.
+
+        The gradient is the function's own: nothing is differentiated here, so JAX, Stan, NumPy or
+        a compiled library can stand behind it. Few calls of many points each are made.
+
+        Args:
+            score: z `[n, dim]` of unconstrained reals to log p `[n]`, in nats, up to a constant,
+                the Jacobians of the constraints included, and `∂ log p/∂z` `[n, dim]`; both as
+                tensors or arrays. z is float64 and must not be changed. −inf marks a point outside
+                the support.
+            dim: how many reals z has.
+            constrain: z `[n, dim]` to the named values that a user reads, `[n, *shape]` each; by
+                default they are z itself.
+            names: of the `dim` entries of z; by default `z[1]`, ….
+            pad: add copies of the last point up to a power of two, so that what compiles for a
+                shape (XLA) does so a few times only.
+
+        Returns:
+            The target; `fit(target)` takes it.
+
+        Raises:
+            ArgumentTypeError: for a result that is not a pair of arrays.
+            ArgumentValueError: for results of other shapes, or names that do not fit.
+
+        Example:
+            >>> def score(z):
+            ...     z = z.numpy()
+            ...     return -0.5 * (z**2).sum(1), -z
+            >>> target = Target.of_score(score, 2, constrain=lambda z: {"sd": z[:, 0].exp()})
+            >>> log_p, gradient = target.score(torch.ones(1, 2, dtype=torch.float64))
+            >>> log_p.tolist(), gradient.tolist(), target.layout.value_names
+            ([-1.0], [[-1.0, -1.0]], ('sd',))
+        """
+        layout = Layout.of(dim)
+        if names is not None:
+            require(len(set(names)) == dim, "names", f"{dim} that differ", [*names])
+            layout = Layout.of(dict.fromkeys(names, ()))
+        outside = None if constrain is None else Outside.of(constrain, dim)
+        checked = _checked(score, dim, pad=pad)
+        checked(torch.zeros(1, dim, dtype=torch.float64))
+        return cls(_flat, replace(layout, outside=outside), scored=checked)
+
+    @classmethod
+    def from_numpyro(cls, model: Callable[..., Any], *args: Any, **kwargs: Any) -> "Target":
+        """Build a target from a NumPyro model and its data, in float64, compiled by XLA.
+
+        Log p and its gradient are NumPyro's own (`potential_energy`), so constants are kept. Values
+        have the names and shapes of `MCMC.get_samples()`, deterministic sites included. 64-bit JAX
+        is switched on inside the calls only. Data in float32 stay so.
+
+        Args:
+            model: a function with `numpyro.sample` sites, all continuous or observed.
+            *args: its data, as `MCMC.run` takes them after the key.
+            **kwargs: as for `args`.
+
+        Returns:
+            The target; `fit(target)` takes it.
+
+        Raises:
+            MissingExtraError: without NumPyro: `pip install 'kullback[numpyro]'`.
+            ArgumentTypeError: for a model that cannot be called with this data.
+            ArgumentValueError: for what is no model, for discrete parameters, or a subsampled
+                plate.
+
+        Example:
+            >>> Target.from_numpyro(3)
+            Traceback (most recent call last):
+                ...
+            kullback.core.errors.ArgumentValueError: model: expected a function; got int. Try: ...
+        """
+        return cls._of_model(numpyro_model(model, args, kwargs))
+
+    @classmethod
+    def from_pyro(cls, model: Callable[..., Any], *args: Any, **kwargs: Any) -> "Target":
+        """Build a target from a Pyro model and its data, in float64, vectorised with `vmap`.
+
+        Where `vmap` cannot follow the model (branches on values), points are evaluated one by one,
+        slowly, and a warning says so. Values have the names and shapes of `MCMC.get_samples()`,
+        and deterministic sites are among them. Data in `args` and `kwargs` are taken in float64;
+        tensors of float32 that the model closes over stay so.
+
+        Args:
+            model: a function with `pyro.sample` sites, all continuous or observed.
+            *args: its data, as `MCMC.run` takes them.
+            **kwargs: as for `args`.
+
+        Returns:
+            The target; `fit(target)` takes it.
+
+        Raises:
+            MissingExtraError: without Pyro: `pip install 'kullback[pyro]'`.
+            ArgumentTypeError: for a model that cannot be called with this data.
+            ArgumentValueError: for what is no model, for discrete parameters, or a subsampled
+                plate.
+        """
+        other = pyro_model(model, args, kwargs)
+        inner = cls.of(other.log_density, other.reals)
+
+        def constrain(z: Tensor) -> dict[str, Tensor]:
+            reals = inner.constrain(z)
+            with torch.no_grad():
+                if not inner.looped:
+                    values: dict[str, Tensor] = torch.func.vmap(other.values)(reals)
+                    return values
+                points = [other.values({k: v[i] for k, v in reals.items()}) for i in range(len(z))]
+            return {key: torch.stack([point[key] for point in points]) for key in points[0]}
+
+        made = cls._of_model(Model(inner.score, constrain, other.names), inner.refusals)
+        return replace(made, looped=inner.looped)
+
+    @classmethod
+    def from_pymc(cls, model: Any) -> "Target":
+        """Build a target from a PyMC model: its own graph, vectorised over points and compiled.
+
+        Values have the names and shapes of the posterior that `pymc.sample` returns, deterministic
+        ones included. Where a parameter leaves its bounds, log p is −inf at that point.
+
+        Args:
+            model: a `pymc.Model` with its data, all parameters continuous.
+
+        Returns:
+            The target; `fit(target)` takes it.
+
+        Raises:
+            MissingExtraError: without PyMC: `pip install 'kullback[pymc]'`.
+            ArgumentTypeError: for what is no `pymc.Model`.
+            ArgumentValueError: for a model without parameters, with discrete ones, or with
+                mini-batches.
+        """
+        return cls._of_model(pymc_model(model))
+
+    @classmethod
+    def _of_model(cls, model: Model, refusals: Refusals | None = None) -> "Target":
+        """Build a target from another program's model; points where log p is NaN are refused."""
+        refusals = refusals or Refusals()
+        score = _without_nan(model.score, refusals)
+        dim = len(model.names)
+        made = cls.of_score(score, dim, constrain=model.constrain, names=model.names)
+        return replace(made, refusals=refusals)
 
     @property
     def dim(self) -> int:
@@ -173,6 +331,27 @@ class Target:
         """
         return self.layout.constrain(z)[0]
 
+    def unconstrain(self, values: Mapping[str, Any]) -> Tensor:
+        """Map one value of every parameter, by name, to z `[dim]`: the inverse of `constrain`.
+
+        Args:
+            values: a number or an array for each parameter, of its shape.
+
+        Returns:
+            The unconstrained reals, float64.
+
+        Raises:
+            ArgumentValueError: for a missing or unknown name, another shape, or a value that its
+                constraint does not allow.
+
+        Example:
+            >>> from torch.distributions import constraints
+            >>> target = Target.of(lambda tau: -tau, {"tau": constraints.positive})
+            >>> target.unconstrain({"tau": 1.0})
+            tensor([0.], dtype=torch.float64)
+        """
+        return self.layout.unconstrain(values)
+
     def log_density(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return log p on the unconstrained space, `[n, dim]` → `[n]`, differentiable in z.
 
@@ -193,6 +372,9 @@ class Target:
 
     def prior(self, z: Tensor) -> Tensor:
         """Return the part of log p that no row enters, with Jacobians, `[n]`; all, without data."""
+        if self.scored is not None:
+            value: Tensor = _Scored.apply(z, self.scored)  # type: ignore[no-untyped-call]
+            return value
         return in_pieces(self._prior, z, self.piece)
 
     def _prior(self, z: Tensor) -> Tensor:
@@ -209,6 +391,8 @@ class Target:
         Returns:
             The values and their gradients.
         """
+        if self.scored is not None:
+            return self.scored(z.detach())
         return score_in_pieces(lambda part: self.log_density(part, rows), z, self.piece)
 
     def explain(self, z: Tensor) -> str:
@@ -281,6 +465,59 @@ class Target:
             warnings.warn(f"{name}: evaluated one point at a time, slowly: {reason}", stacklevel=4)
             return _surviving(_looped(one), one, self.refusals), True, piece
         return _surviving(vectorised, one, self.refusals), False, piece
+
+
+class _Scored(torch.autograd.Function):
+    """Log p of z with the gradient that came with it."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, score: Score) -> Tensor:
+        value, gradient = score(z.detach())
+        ctx.save_for_backward(gradient)
+        log_p: Tensor = value.to(z.dtype)
+        return log_p
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return upstream[0][:, None] * gradient, None
+
+
+def _checked(score: Score, dim: int, *, pad: bool) -> Score:
+    """Wrap a user's function: float64 in and out, shapes checked, padded where asked."""
+
+    def checked(z: Tensor) -> tuple[Tensor, Tensor]:
+        count = len(z)
+        room = (1 << max(0, count - 1).bit_length()) - count if pad else 0
+        asked = torch.cat([z, z[-1:].expand(room, dim)]) if room else z
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # far points are asked
+            result = score(asked.double())
+        pair = isinstance(result, tuple | list) and len(result) == 2
+        require(pair, "score", "a pair: log p [n] and its gradient [n, dim]", type(result).__name__)
+        value, gradient = (torch.as_tensor(part, dtype=torch.float64) for part in result)
+        shapes = [tuple(value.shape), tuple(gradient.shape)]
+        wanted = [(len(asked),), (len(asked), dim)]
+        require(shapes == wanted, "score", f"shapes {wanted[0]} and {wanted[1]}", shapes)
+        return value[:count], gradient[:count]
+
+    return checked
+
+
+def _without_nan(score: Score, refusals: Refusals) -> Score:
+    """Count points where log p is NaN as refused: another program leaves its bounds so."""
+
+    def scored(z: Tensor) -> tuple[Tensor, Any]:
+        value, gradient = score(z)
+        value = torch.as_tensor(value, dtype=torch.float64)
+        bad = value.isnan()
+        if bool(bad.any()):
+            refusals.count += int(bad.sum())
+            refusals.words = "log p is NaN"
+            value = value.masked_fill(bad, refusals.value)
+        return value, gradient
+
+    return scored
 
 
 def _flat(*_: Any, **__: Any) -> Tensor:

@@ -2,15 +2,17 @@
 
 Which to use: `Parameter(shape, constraint)` for one parameter, where a bare constraint, an integer
 or a shape do as well; `Layout.of` for all of them, which `Target` makes for you.
-`bijection(constraint, shape)` is the map from the real line onto one, with its Jacobian; `ordered`
-is the constraint that PyTorch lacks (a vector that strictly increases). Every constraint of
-`torch.distributions.constraints` that has a bijection from unconstrained reals is taken; matrices
-are packed, so that no unconstrained number is without effect.
+`bijection(constraint, shape)` is the map from the real line onto one, with its Jacobian. Every
+constraint of `torch.distributions.constraints` that has a bijection from unconstrained reals is
+taken; matrices are packed, so that no unconstrained number is without effect. Those that PyTorch
+lacks are `ordered`, `positive_ordered`, `sum_to_zero`, `unit_vector` and `corr_matrix`. A function
+in place of a constraint gives bounds that depend on the parameters before it.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, cast
 
@@ -20,7 +22,18 @@ from torch.distributions import biject_to, constraints
 
 from kullback.core import ArgumentValueError, message, require, require_type
 
-__all__ = ["Bijection", "Layout", "Parameter", "Parameters", "bijection", "ordered"]
+__all__ = [
+    "Bijection",
+    "Layout",
+    "Parameter",
+    "Parameters",
+    "bijection",
+    "corr_matrix",
+    "ordered",
+    "positive_ordered",
+    "sum_to_zero",
+    "unit_vector",
+]
 
 
 class _Ordered(constraints.Constraint):
@@ -33,9 +46,59 @@ class _Ordered(constraints.Constraint):
         return (value.diff(dim=-1) > 0).all(-1)
 
 
+class _PositiveOrdered(constraints.Constraint):
+    """Vectors `[n]` of positive entries that strictly increase."""
+
+    event_dim = 1
+
+    def check(self, value: Tensor) -> Tensor:
+        """Say which vectors of `[*batch, n]` are positive and increase, bool `[*batch]`."""
+        return (value.diff(dim=-1) > 0).all(-1) & (value[..., 0] > 0)
+
+
+class _SumToZero(constraints.Constraint):
+    """Vectors `[n]` whose entries sum to 0 (to rounding)."""
+
+    event_dim = 1
+
+    def check(self, value: Tensor) -> Tensor:
+        """Say which vectors of `[*batch, n]` sum to 0, bool `[*batch]`."""
+        room = 8 * torch.finfo(value.dtype).eps * value.abs().sum(-1)
+        return value.sum(-1).abs() <= room
+
+
+class _UnitVector(constraints.Constraint):
+    """Vectors `[n]` of length 1 (to rounding): directions."""
+
+    event_dim = 1
+
+    def check(self, value: Tensor) -> Tensor:
+        """Say which vectors of `[*batch, n]` have length 1, bool `[*batch]`."""
+        room = 8 * value.shape[-1] * torch.finfo(value.dtype).eps
+        return (value.square().sum(-1) - 1).abs() <= room
+
+
+class _CorrMatrix(constraints.Constraint):
+    """Correlation matrices `[n, n]`: positive definite, with ones on the diagonal."""
+
+    event_dim = 2
+
+    def check(self, value: Tensor) -> Tensor:
+        """Say which matrices of `[*batch, n, n]` are correlation matrices, bool `[*batch]`."""
+        room = 8 * value.shape[-1] * torch.finfo(value.dtype).eps
+        ones = ((value.diagonal(dim1=-2, dim2=-1) - 1).abs() <= room).all(-1)
+        definite: Tensor = torch.linalg.cholesky_ex(value).info == 0
+        return ones & definite
+
+
 ordered = _Ordered()
+positive_ordered = _PositiveOrdered()
+sum_to_zero = _SumToZero()
+unit_vector = _UnitVector()
+corr_matrix = _CorrMatrix()
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+Bounds = Callable[[dict[str, Tensor]], constraints.Constraint]  # of one point's earlier values
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +107,43 @@ class Bijection:
 
     size: how many unconstrained reals. shape: that of the value. forward: maps `[*batch, size]` to
     the value `[*batch, *shape]` and `log |det ∂value/∂reals|`, `[*batch]` (for a simplex or a
-    correlation matrix, with respect to its free coordinates).
+    correlation matrix, with respect to its free coordinates). inverse: back from a value (for a
+    unit vector one of many reals). bounds: where given, both maps are made anew from the values of
+    the parameters before; see `given`.
     """
 
     size: int
     shape: tuple[int, ...]
     forward: Forward
+    inverse: Callable[[Tensor], Tensor]
+    bounds: Bounds | None = None
+
+    def given(self, reals: Tensor, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return what `forward` does, with the bounds that the earlier values set at each point."""
+        bounds = self.bounds
+        if bounds is None:
+            return self.forward(reals)
+
+        def one(reals: Tensor, *known: Tensor) -> tuple[Tensor, Tensor]:
+            constraint = bounds(dict(zip(values, known, strict=True)))
+            require_type(constraint, constraints.Constraint, "bounds", "constraints.less_than(a)")
+            return _of_torch(constraint, self.shape).forward(reals)
+
+        batch = reals.shape[:-1]
+        for _ in batch:
+            one = torch.func.vmap(one)
+        return one(reals, *values.values())
 
 
 def bijection(constraint: Any, shape: tuple[int, ...]) -> Bijection:
     """Return the map from the real line onto `constraint`, for values of `shape`.
 
     Exact. Cholesky factors and positive definite matrices `[n, n]` take n(n+1)/2 reals, the logs of
-    the factor's diagonal last; a vector that is `ordered` its first entry and the logs of its gaps;
-    all else is PyTorch's `biject_to`.
+    the factor's diagonal last; a vector that is `ordered` its first entry and the logs of its gaps,
+    `positive_ordered` the logs of all; `sum_to_zero` n − 1 reals, turned by an isometry;
+    `corr_matrix` the n(n−1)/2 reals of PyTorch's `corr_cholesky`, times its transpose; all else is
+    PyTorch's `biject_to`. A `unit_vector` is n reals over their length: no one-to-one map exists,
+    and the length, on which the value does not depend, is standard normal's (as in Stan).
     Errors: `ArgumentTypeError` for what is no constraint, `ArgumentValueError` for a constraint
     that no map from the reals reaches (integers) or for a shape that does not fit it.
 
@@ -68,23 +154,35 @@ def bijection(constraint: Any, shape: tuple[int, ...]) -> Bijection:
     hint = "torch.distributions.constraints.positive"
     require_type(constraint, constraints.Constraint, "constraint", hint)
     size = math.prod(shape)
-    if isinstance(constraint, _Ordered):
-        _need(len(shape) == 1, "ordered", "[n]", shape)
-        return Bijection(size, shape, _increase)
-    for known, forward in ((_LOWER, _lower), (_DEFINITE, _definite)):
+    for kind, name, least, fewer, forward, inverse in _VECTORS:
+        if isinstance(constraint, kind):
+            _need(len(shape) == 1 and size >= least, name, f"[n], n at least {least}", shape)
+            return Bijection(size - fewer, shape, forward, inverse)
+    if isinstance(constraint, _CorrMatrix):
+        _need(len(shape) == 2 and shape[0] == shape[1] >= 2, "corr_matrix", "[n, n]", shape)
+        factor = _of_torch(constraints.corr_cholesky, shape)
+        return Bijection(
+            factor.size,
+            shape,
+            _correlations(factor, shape[0]),
+            lambda value: factor.inverse(torch.linalg.cholesky(value)),
+        )
+    for known, matrix, back in ((_LOWER, _lower, _packed), (_DEFINITE, _definite, _factored)):
         if isinstance(constraint, known):
             _need(len(shape) == 2 and shape[0] == shape[1], str(constraint), "[n, n]", shape)
             side = shape[0]
-            return Bijection(side * (side + 1) // 2, shape, forward(side))
+            return Bijection(side * (side + 1) // 2, shape, matrix(side), back)
     return _of_torch(constraint, shape)
 
 
+_SIMPLEX = type(constraints.simplex)
 _LOWER = type(constraints.lower_cholesky)
 _DEFINITE = type(constraints.positive_definite)
 
 
 def _need(ok: bool, name: str, wanted: str, shape: tuple[int, ...]) -> None:  # noqa: FBT001
-    require(ok, "shape", f"{wanted} for the constraint {name}", list(shape))
+    hint = f"Parameter(shape, {name})"
+    require(ok, "shape", f"{wanted} for the constraint {name}", list(shape), hint)
 
 
 def _of_torch(constraint: Any, shape: tuple[int, ...]) -> Bijection:
@@ -99,22 +197,103 @@ def _of_torch(constraint: Any, shape: tuple[int, ...]) -> Bijection:
         pointwise = constraint.event_dim == 0  # asking PyTorch would import sympy, half a second
         inner = shape if pointwise else tuple(transform.inverse_shape(torch.Size(shape)))
     except (ValueError, IndexError) as error:
-        words = message("shape", f"one that fits {constraint}", list(shape))
+        hint = f"Parameter((3,), {constraint}), with the shape of its value"
+        words = message("shape", f"one that fits {constraint}", list(shape), hint)
         raise ArgumentValueError(words) from error
 
     def forward(reals: Tensor) -> tuple[Tensor, Tensor]:
         batch = reals.shape[:-1]
         x = reals.reshape((*batch, *inner))
+        if isinstance(constraint, _SIMPLEX):
+            shares, log_jacobian = _break_stick(x)
+            return shares, log_jacobian.reshape((*batch, -1)).sum(-1)
         y: Tensor = transform(x)
         log_jacobian = transform.log_abs_det_jacobian(x, y)
         return y, log_jacobian.reshape((*batch, -1)).sum(-1)
 
-    return Bijection(math.prod(inner), shape, forward)
+    def inverse(value: Tensor) -> Tensor:
+        reals: Tensor = transform.inv(value)
+        return reals.reshape((*value.shape[: value.ndim - len(shape)], -1))
+
+    return Bijection(math.prod(inner), shape, forward, inverse)
+
+
+def _break_stick(reals: Tensor) -> tuple[Tensor, Tensor]:
+    """Map n − 1 reals to n shares as PyTorch does, but in logs, which fall without a floor."""
+    left = torch.arange(reals.shape[-1], 0, -1, dtype=reals.dtype, device=reals.device)
+    u = reals - left.log()
+    kept = torch.nn.functional.logsigmoid(-u)  # log of what is left of the stick, each time
+    logs = torch.nn.functional.logsigmoid(u) + kept.cumsum(-1) - kept
+    shares = torch.cat([logs, kept.sum(-1, keepdim=True)], -1).exp()
+    return shares.clamp_min(torch.finfo(reals.dtype).tiny), (logs + kept).sum(-1)
 
 
 def _increase(reals: Tensor) -> tuple[Tensor, Tensor]:
     gaps = reals[..., 1:]
     return torch.cat([reals[..., :1], gaps.exp()], -1).cumsum(-1), gaps.sum(-1)
+
+
+def _increase_from_zero(reals: Tensor) -> tuple[Tensor, Tensor]:
+    return reals.exp().cumsum(-1), reals.sum(-1)
+
+
+def _balance(reals: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn n − 1 reals into n that sum to 0, by orthonormal contrasts (Helmert's)."""
+    k = torch.arange(1, reals.shape[-1] + 1, dtype=reals.dtype, device=reals.device)
+    scaled = reals / (k * (k + 1)).sqrt()
+    after = torch.nn.functional.pad(scaled, (0, 1)).flip(-1).cumsum(-1).flip(-1)
+    value = after - torch.nn.functional.pad(scaled * k, (1, 0))
+    return value, reals.new_zeros(reals.shape[:-1])
+
+
+def _contrasts(value: Tensor) -> Tensor:
+    """Undo `_balance`: the products with the same orthonormal contrasts."""
+    k = torch.arange(1, value.shape[-1], dtype=value.dtype, device=value.device)
+    before = value.cumsum(-1)[..., :-1]
+    return (before - k * value[..., 1:]) / (k * (k + 1)).sqrt()
+
+
+def _gaps(value: Tensor) -> Tensor:
+    return torch.cat([value[..., :1], value.diff(dim=-1).log()], -1)
+
+
+def _logs_of_gaps(value: Tensor) -> Tensor:
+    return torch.cat([value[..., :1], value.diff(dim=-1)], -1).log()
+
+
+def _packed(factor: Tensor) -> Tensor:
+    rows, columns = torch.tril_indices(factor.shape[-1], factor.shape[-1], -1)
+    logs = factor.diagonal(dim1=-2, dim2=-1).log()
+    return torch.cat([factor[..., rows, columns], logs], -1)
+
+
+def _factored(value: Tensor) -> Tensor:
+    return _packed(torch.linalg.cholesky(value))
+
+
+def _direct(reals: Tensor) -> tuple[Tensor, Tensor]:
+    square = reals.square().sum(-1)
+    return reals / square.sqrt()[..., None], -0.5 * square
+
+
+_VECTORS: tuple[tuple[type, str, int, int, Forward, Callable[[Tensor], Tensor]], ...] = (
+    (_Ordered, "ordered", 1, 0, _increase, _gaps),
+    (_PositiveOrdered, "positive_ordered", 1, 0, _increase_from_zero, _logs_of_gaps),
+    (_SumToZero, "sum_to_zero", 2, 1, _balance, _contrasts),
+    (_UnitVector, "unit_vector", 2, 0, _direct, Tensor.clone),
+)
+
+
+def _correlations(factor: Bijection, side: int) -> Forward:
+    """Multiply a factor by its transpose: `dR = Π L_kk^(n − k) dL`, k from 1."""
+
+    def forward(reals: Tensor) -> tuple[Tensor, Tensor]:
+        lower, log_jacobian = factor.forward(reals)
+        powers = torch.arange(side - 1, -1, -1, dtype=reals.dtype, device=reals.device)
+        logs = lower.diagonal(dim1=-2, dim2=-1).log()
+        return lower @ lower.mT, log_jacobian + (powers * logs).sum(-1)
+
+    return forward
 
 
 def _lower(side: int) -> Forward:
@@ -150,25 +329,35 @@ class Parameter:
 
     Attributes:
         shape: of the constrained value; () for a scalar.
-        constraint: one of `torch.distributions.constraints`, or `parameters.ordered`.
+        constraint: one of `torch.distributions.constraints`; or `ordered`, `positive_ordered`,
+            `sum_to_zero`, `unit_vector`, `corr_matrix` of `kullback.variational`; or a function of
+            the values of the parameters before it, at one point, that returns a constraint of each
+            entry (an interval, `greater_than`, `less_than`).
 
     Example:
         >>> Parameter((3,), constraints.simplex).shape
         (3,)
+        >>> layout = Layout.of(
+        ...     {"top": constraints.positive, "x": lambda v: constraints.interval(0, v["top"])}
+        ... )
+        >>> layout.constrain(torch.zeros(2))[0]["x"]
+        tensor(0.5000)
     """
 
     shape: tuple[int, ...] = ()
     constraint: Any = constraints.real
 
 
-Parameters = int | Mapping[str, Parameter | constraints.Constraint | int | tuple[int, ...]]
+Parameters = int | Mapping[str, Parameter | constraints.Constraint | Bounds | int | tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where each parameter lies on z: its bijection and its slice; `dim` reals in all.
 
-    named: whether the user named the parameters; else there is one, "z", a vector.
+    named: whether the user named the parameters; else there is one, "z", a vector. outside: where
+    another program has the constraints, its map from z `[n, dim]` to values by name, and their
+    shapes.
 
     >>> shares = Parameter((3,), constraints.simplex)
     >>> layout = Layout.of({"mu": (), "tau": constraints.positive, "w": shares})
@@ -179,6 +368,7 @@ class Layout:
     parts: dict[str, Bijection]
     dim: int
     named: bool
+    outside: "Outside | None" = None
 
     @classmethod
     def of(cls, parameters: Parameters) -> "Layout":
@@ -198,6 +388,13 @@ class Layout:
         return cls(parts, sum(part.size for part in parts.values()), named=True)
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the constrained values, by name."""
+        if self.outside is not None:
+            return self.outside.shapes
+        return {name: part.shape for name, part in self.parts.items()}
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the `dim` entries of z, one-based: `theta[3]`.
 
@@ -208,22 +405,87 @@ class Layout:
     @property
     def value_names(self) -> tuple[str, ...]:
         """Names of the entries of the constrained values, in their order."""
-        return tuple(n for name, part in self.parts.items() for n in _entries(name, part.shape))
+        return tuple(n for name, shape in self.shapes.items() for n in _entries(name, shape))
 
     def constrain(self, z: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Map z `[*batch, dim]` to values `[*batch, *shape]` by name, and log |det J|."""
-        values, log_jacobian, start = {}, z.new_zeros(z.shape[:-1]), 0
+        if self.outside is not None:
+            return self.outside.constrain(z), z.new_zeros(z.shape[:-1])
+        values: dict[str, Tensor] = {}
+        log_jacobian, start = z.new_zeros(z.shape[:-1]), 0
         for name, part in self.parts.items():
-            value, log_det = part.forward(z[..., start : start + part.size])
+            value, log_det = part.given(z[..., start : start + part.size], values)
             values[name], log_jacobian = value, log_jacobian + log_det
             start += part.size
         return values, log_jacobian
+
+    def unconstrain(self, values: Mapping[str, Any]) -> Tensor:
+        """Map one value of every parameter, by name, to z `[dim]`, float64.
+
+        Errors: `ArgumentValueError` for a missing or unknown name, another shape, or a value that
+        its constraint does not allow.
+
+        >>> layout = Layout.of({"mu": (), "tau": constraints.positive})
+        >>> layout.unconstrain({"mu": 3.0, "tau": 1.0})
+        tensor([3., 0.], dtype=torch.float64)
+        """
+        known = self.outside is None
+        require(known, "values", "z itself, unconstrained", "values of another program's model")
+        require(set(values) == set(self.parts), "values", f"names {[*self.parts]}", [*values])
+        done: dict[str, Tensor] = {}
+        reals = []
+        for name, part in self.parts.items():
+            value = torch.as_tensor(values[name], dtype=torch.float64)
+            same = tuple(value.shape) == part.shape
+            require(same, name, f"shape {list(part.shape)}", list(value.shape))
+            back = part if part.bounds is None else _of_torch(part.bounds(done), part.shape)
+            try:
+                reals.append(back.inverse(value).reshape(-1))
+            except RuntimeError as error:  # no Cholesky factor
+                raise ArgumentValueError(
+                    message(name, "a value its constraint allows", value)
+                ) from error
+            ok = bool(reals[-1].isfinite().all())
+            require(ok, name, "a value inside its constraint", value.tolist())
+            done[name] = value
+        return torch.cat(reals)
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """Another program's map from unconstrained z to named values, `[n, *shape]` each."""
+
+    function: Callable[[Tensor], Mapping[str, Any]]
+    shapes: dict[str, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, function: Callable[[Tensor], Mapping[str, Any]], dim: int) -> "Outside":
+        """Ask for the values at one point, to know names and shapes."""
+        values = function(torch.zeros(1, dim, dtype=torch.float64))
+        require_type(values, Mapping, "constrain", "a mapping of names to arrays [n, *shape]")
+        shapes = {}
+        for name, value in values.items():
+            shape = tuple(torch.as_tensor(value).shape)
+            require(shape[:1] == (1,), f"constrain: {name}", "an array [n, *shape]", list(shape))
+            shapes[name] = shape[1:]
+        return cls(function, shapes)
+
+    def constrain(self, z: Tensor) -> dict[str, Tensor]:
+        """Return the values at z `[*batch, dim]`, `[*batch, *shape]` each, without a graph."""
+        flat = z.detach().reshape(-1, z.shape[-1])
+        values = self.function(flat)
+        return {
+            name: torch.as_tensor(values[name], dtype=torch.float64).reshape(
+                (*z.shape[:-1], *shape)
+            )
+            for name, shape in self.shapes.items()
+        }
 
 
 def _part(name: str, given: Any) -> Bijection:
     hint = "a shape such as (3,), a constraint, or Parameter(shape, constraint)"
     require_type(name, str, "parameters", "names as keys")
-    if isinstance(given, constraints.Constraint):
+    if isinstance(given, constraints.Constraint) or inspect.isfunction(given):
         given = Parameter((), given)
     elif isinstance(given, int | tuple | list) and not isinstance(given, bool):
         given = Parameter((given,) if isinstance(given, int) else tuple(given))
@@ -231,6 +493,9 @@ def _part(name: str, given: Any) -> Bijection:
     shape = (given.shape,) if isinstance(given.shape, int) else tuple(given.shape)
     whole = all(isinstance(side, int) and side >= 1 for side in shape)
     require(whole, f"parameters[{name!r}]", "a shape of positive integers", shape)
+    if inspect.isfunction(given.constraint):
+        free = bijection(constraints.real, shape)
+        return replace(free, bounds=given.constraint)
     return bijection(given.constraint, shape)
 
 

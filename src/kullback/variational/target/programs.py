@@ -1,0 +1,342 @@
+"""Models of other programs: log p, its gradient and its named values, by the program's own code.
+
+Which to use: `numpyro_model` for NumPyro and `pymc_model` for PyMC give a `Model`, of which
+`Target.from_numpyro` and `Target.from_pymc` make the target; `pyro_model` for Pyro gives a
+`PyroModel`, whose log density is PyTorch's and is vectorised as a user's own. Constraints and their
+Jacobians are the other program's, so names and shapes are those that its own samplers return.
+"""
+
+import contextlib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+
+from kullback.core import (
+    ArgumentTypeError,
+    import_extra,
+    message,
+    require,
+    require_type,
+    warn_caller,
+)
+from kullback.variational import limits
+
+from .parameters import Layout
+
+__all__ = ["Model", "PyroModel", "numpyro_model", "pymc_model", "pyro_model"]
+
+Arrays = Callable[[Any], Any]  # of many points `[n, dim]`: arrays with a leading `[n]`
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model of another program on unconstrained z: log p and gradient, values, names.
+
+    score: z `[n, dim]` to log p `[n]`, with Jacobians, and its gradient `[n, dim]`. constrain: z to
+    values `[n, *shape]` by name. names: of the entries of z.
+    """
+
+    score: Callable[[Tensor], tuple[Any, Any]]
+    constrain: Callable[[Tensor], Mapping[str, Any]]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PyroModel:
+    """A Pyro model at ONE unconstrained point: log p and values, of one keyword a parameter.
+
+    log_density: reals by name to log p, with Jacobians. values: reals by name to values by name.
+    reals: shapes of the reals by name. names: of the entries of z.
+    """
+
+    log_density: Callable[..., Tensor]
+    values: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    reals: dict[str, tuple[int, ...]]
+    names: tuple[str, ...]
+
+
+def numpyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Model:
+    """Read a NumPyro model, called with its data: XLA compiles it in float64, for three batches.
+
+    64-bit JAX is switched on inside the calls only. Errors: `MissingExtraError` without NumPyro;
+    `ArgumentTypeError` for what cannot be called with the data; `ArgumentValueError` for a model
+    without parameters, with discrete ones, or that draws a part of its rows.
+    """
+    _check_call(model, args, kwargs)
+    jax = import_extra("jax", "numpyro")
+    numpyro = import_extra("numpyro", "numpyro")
+    ravel = import_extra("jax.flatten_util", "numpyro").ravel_pytree
+    handlers, util = (import_extra(f"numpyro.{m}", "numpyro") for m in ("handlers", "infer.util"))
+    with jax.enable_x64(True), numpyro.validation_enabled(False):  # noqa: FBT003
+        seeded = handlers.substitute(handlers.seed(model, 0), substitute_fn=util.init_to_uniform)
+        sites = handlers.trace(seeded).get_trace(*args, **kwargs)
+        plates = {name: s["args"] for name, s in sites.items() if s["type"] == "plate"}
+        parts = [name for name, (size, seen) in plates.items() if _is_part(size, seen)]
+        require(not parts, "model", "one that sees all its rows", f"subsampled plates {parts}")
+        drawn = _latent(sites, lambda site: bool(site["fn"].support.is_discrete))
+        inits = {name: sites[name]["value"] for name in drawn}
+        free = dict(util.unconstrain_fn(model, args, kwargs, inits))
+        unravel = ravel(free)[1]
+
+        def log_p(z: Any) -> Any:
+            return -util.potential_energy(model, args, kwargs, unravel(z))
+
+        def values(z: Any) -> Any:
+            point = unravel(z)
+            return util.constrain_fn(model, args, kwargs, point, return_deterministic=True)
+
+        score = jax.jit(jax.vmap(jax.value_and_grad(log_p)))
+        constrain = jax.jit(jax.vmap(values))
+
+    def in_float64(compiled: Arrays) -> Arrays:
+        def called(z: Any) -> Any:
+            with jax.enable_x64(True):  # noqa: FBT003
+                return jax.tree.map(np.array, compiled(z))
+
+        return _padded(called, piece)
+
+    piece = _piece(np.size(site["value"]) for site in sites.values())
+    shapes = {name: (np.shape(free[name]), np.shape(inits[name])) for name in sorted(free)}
+    return Model(
+        lambda z: _in_pieces(in_float64(score), z, piece),
+        lambda z: _in_pieces(in_float64(constrain), z, piece),
+        _names(shapes),
+    )
+
+
+def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> PyroModel:
+    """Read a Pyro model, called with its data as float64.
+
+    PyTorch's default dtype and validation are changed inside the calls only. Bounds may depend on
+    other parameters: the transform is that of the support at each point. Errors: as
+    `numpyro_model`.
+    """
+    _check_call(model, args, kwargs)
+    pyro = import_extra("pyro", "pyro")
+    messenger = import_extra("pyro.poutine.messenger", "pyro").Messenger
+    start = import_extra("pyro.infer.autoguide.initialization", "pyro")
+    args, kwargs = (_in_double(given) for given in (tuple(args), dict(kwargs)))
+
+    class At(messenger):  # type: ignore[misc, valid-type]
+        """Put the values of given reals at their sites, and sum the Jacobians."""
+
+        def __init__(self, reals: dict[str, Tensor]) -> None:
+            super().__init__()
+            self.reals, self.log_jacobian = reals, torch.zeros((), dtype=torch.float64)
+
+        def _pyro_sample(self, site: dict[str, Any]) -> None:
+            if site["name"] in self.reals:
+                transform, x = biject_to(site["fn"].support), self.reals[site["name"]]
+                value = transform(x)
+                jacobian = transform.log_abs_det_jacobian(x, value).sum()
+                self.log_jacobian = self.log_jacobian + jacobian
+                site.update(value=value, done=True)
+
+    def traced(context: Any) -> Any:
+        with _torch_in_double(), pyro.validation_enabled(False), context:  # noqa: FBT003
+            return pyro.poutine.trace(model).get_trace(*args, **kwargs)
+
+    def log_density(**reals: Tensor) -> Tensor:
+        at = At(reals)
+        trace = traced(at)
+        with _torch_in_double(), pyro.validation_enabled(False):  # noqa: FBT003
+            return cast("Tensor", trace.log_prob_sum() + at.log_jacobian)
+
+    def values(reals: dict[str, Tensor]) -> dict[str, Tensor]:
+        nodes = traced(At(reals)).nodes
+        kept = [n for n, s in nodes.items() if n in reals or _is_deterministic(s)]
+        return {name: nodes[name]["value"] for name in kept}
+
+    def begin(site: dict[str, Any]) -> Any:
+        discrete = site["fn"].support.is_discrete  # refused below, by name
+        return site["fn"]() if discrete else start.init_to_uniform(site)
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        nodes = traced(start.InitMessenger(begin)).nodes
+    plates = {n: s for n, s in nodes.items() if type(s.get("fn")).__name__ == "_Subsample"}
+    parts = [n for n, s in plates.items() if _is_part(s["fn"].size, s["fn"].subsample_size)]
+    require(not parts, "model", "one that sees all its rows", f"subsampled plates {parts}")
+    sites = {name: site for name, site in nodes.items() if name not in plates}
+    drawn = _latent(sites, lambda site: bool(site["fn"].support.is_discrete))
+    shapes = {name: tuple(nodes[name]["value"].shape) for name in drawn}
+    reals = {
+        name: tuple(biject_to(nodes[name]["fn"].support).inverse_shape(shape))
+        for name, shape in shapes.items()
+    }
+    names = _names({name: (reals[name], shapes[name]) for name in drawn})
+    return PyroModel(log_density, values, reals, names)
+
+
+def pymc_model(model: Any) -> Model:
+    """Read a PyMC model: its graph for one point, vectorised over points and compiled.
+
+    Parameters outside their bounds give −inf at that point alone: PyMC's checks become switches
+    before the graph is vectorised, since a check of many points refuses all of them. Errors:
+    `MissingExtraError` without PyMC; `ArgumentTypeError` for another object; `ArgumentValueError`
+    for a model without parameters, with discrete ones, or with mini-batches.
+    """
+    pymc = import_extra("pymc", "pymc")
+    pytensor = import_extra("pytensor", "pymc")
+    graphs = import_extra("pymc.pytensorf", "pymc")
+    require_type(model, pymc.Model, "model", "the object of `with pymc.Model() as model:`")
+    free = [rv.name for rv in model.free_RVs]
+    discrete = [model.values_to_rvs[value].name for value in model.discrete_value_vars]
+    _check_parameters(free, discrete, bool(model.observed_RVs or model.potentials))
+    shown = [*model.free_RVs, *model.deterministics]
+    start = model.initial_point()
+    flat_size = sum(np.size(part) for part in start.values())
+    values = model.replace_rvs_by_values(shown)
+    outputs, flat = graphs.join_nonshared_inputs(
+        start, [model.logp(), *values], model.continuous_value_vars
+    )
+    log_p = _switched(outputs[0])
+    random = graphs.find_rng_nodes([log_p])
+    require(not random, "model", "one that sees all its rows", "one that draws mini-batches")
+    batch = pytensor.tensor.matrix("z", dtype=flat.dtype)
+    vectorised = import_extra("pytensor.graph.replace", "pymc").vectorize_graph
+
+    def compiled(each: list[Any]) -> Arrays:
+        function: Arrays = graphs.compile([batch], vectorised(each, {flat: batch}))
+        return function
+
+    score = compiled([log_p, pytensor.grad(log_p, flat)])
+    constrain = compiled(outputs[1:])
+
+    observed = (model.rvs_to_values[rv].shape.eval() for rv in model.observed_RVs)
+    piece = _piece([sum(math.prod(shape) for shape in observed) + flat_size])
+
+    def many(function: Arrays, z: Tensor) -> Any:
+        return _in_pieces(lambda part: tuple(function(part.astype(flat.dtype))), z, piece)
+
+    def named(z: Tensor) -> dict[str, Any]:
+        arrays = many(constrain, z)
+        return {rv.name: array for rv, array in zip(shown, arrays, strict=True)}
+
+    first = named(torch.zeros(1, flat_size))
+    shapes = {}
+    for value in model.continuous_value_vars:
+        name = model.values_to_rvs[value].name
+        shapes[name] = (np.shape(start[value.name]), first[name].shape[1:])
+    return Model(lambda z: many(score, z), named, _names(shapes))
+
+
+def _switched(log_p: Any) -> Any:
+    """Put a switch to −inf in the place of PyMC's checks of parameters, in a graph of one point."""
+    rewriting = import_extra("pytensor.graph.rewriting.basic", "pymc")
+    switch = import_extra("pymc.logprob.utils", "pymc").local_check_parameter_to_ninf_switch
+    graph = import_extra("pytensor.graph.fg", "pymc").FunctionGraph(outputs=[log_p], clone=False)
+    rewriting.dfs_rewriter(switch).rewrite(graph)
+    return graph.outputs[0]
+
+
+def _is_deterministic(site: Mapping[str, Any]) -> bool:
+    return bool((site.get("infer") or {}).get("_deterministic"))
+
+
+@contextlib.contextmanager
+def _torch_in_double() -> Iterator[None]:
+    """Let tensors that a model makes be float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _in_double(given: Any) -> Any:
+    """Return tensors of floating point as float64, in tuples, lists and dictionaries too."""
+    if isinstance(given, Tensor):
+        return given.double() if given.is_floating_point() else given
+    if isinstance(given, dict):
+        return {key: _in_double(value) for key, value in given.items()}
+    return type(given)(map(_in_double, given)) if type(given) in (list, tuple) else given
+
+
+def _check_call(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse what is no function of these arguments, before the other program does."""
+    hint = "the function itself, with its data after it"
+    require(callable(model), "model", "a function", type(model).__name__, hint)
+    try:
+        signature = inspect.signature(model)
+    except (TypeError, ValueError):  # a built-in function has none to look at
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        got = f"{getattr(model, '__name__', 'model')}{signature}: {error}"
+        hint = "pass the data after the model, as you would to the sampler"
+        raise ArgumentTypeError(message("model", "its own arguments", got, hint)) from error
+
+
+def _latent(sites: Mapping[str, Any], is_discrete: Callable[[Any], bool]) -> list[str]:
+    """Name the parameters among the sites of a trace; refuse a model that z cannot stand for."""
+    samples = {name: site for name, site in sites.items() if site["type"] == "sample"}
+    latent = [name for name, site in samples.items() if not site["is_observed"]]
+    discrete = [name for name in latent if is_discrete(samples[name])]
+    _check_parameters(latent, discrete, len(latent) < len(samples))
+    return latent
+
+
+def _check_parameters(free: list[str], discrete: list[str], observed: bool) -> None:  # noqa: FBT001
+    require(bool(free), "model", "one with parameters to fit (sample sites)", "none")
+    hint = "sum over it in the model (a mixture distribution)"
+    require(not discrete, "model", "continuous parameters", f"discrete {discrete}", hint)
+    if not observed:
+        words = "model: nothing is observed: the target is the prior. Try: pass the data"
+        warn_caller(words, UserWarning)
+
+
+def _is_part(size: int, subsample: int | None) -> bool:
+    return subsample is not None and subsample < size
+
+
+def _names(shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> tuple[str, ...]:
+    """Name the entries of z from the shapes of reals and of values: braces where they differ."""
+    names: list[str] = []
+    for name, (reals, value) in shapes.items():
+        entries = Layout.of({name: reals}).names
+        same = reals == value
+        names += entries if same else [n.replace("[", "{").replace("]", "}") for n in entries]
+    return tuple(names)
+
+
+def _piece(sizes: Iterable[int]) -> int:
+    """How many points are evaluated together: what is kept for the gradient stays in the cache."""
+    most = limits.CACHED_NUMBERS // max(1, sum(sizes))
+    room = min(limits.MAX_PIECE, max(limits.MIN_PIECE, most))
+    return 1 << (room.bit_length() - 1)
+
+
+def _in_pieces(function: Arrays, z: Tensor, piece: int) -> Any:
+    """Evaluate many points, `piece` at a time."""
+    results = [function(part) for part in np.split(z.numpy(), range(piece, len(z), piece))]
+    return _each(lambda *arrays: np.concatenate(arrays), *results)
+
+
+def _padded(function: Arrays, most: int) -> Arrays:
+    """Let a function see few numbers of points, 64, 512, … and `most`: each is compiled for."""
+
+    def called(part: Any) -> Any:
+        size = limits.FEWEST_COMPILED
+        while size < len(part):
+            size = min(most, size * limits.COMPILED_STEP)
+        asked = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+        return _each(lambda array: array[: len(part)], function(asked))
+
+    return called
+
+
+def _each(function: Callable[..., Any], *results: Any) -> Any:
+    """Apply a function to the arrays of results, all tuples or all dictionaries."""
+    first = results[0]
+    if isinstance(first, Mapping):
+        return {key: function(*(result[key] for result in results)) for key in first}
+    return tuple(function(*arrays) for arrays in zip(*results, strict=True))

@@ -1,0 +1,314 @@
+"""Models of NumPyro, Pyro and PyMC: the same log p, gradients, values and fits as our own."""
+
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import HalfCauchy, Normal, constraints
+
+from kullback.core import ArgumentTypeError, ArgumentValueError, MissingExtraError
+from kullback.variational import Target, fit
+
+pytestmark = pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS")
+F64 = torch.float64
+EFFECTS = np.array([28.0, 8, -3, 7, -1, 1, 18, 12])  # Rubin 1981
+ERRORS = np.array([15.0, 10, 16, 11, 9, 11, 10, 18])
+X = np.random.default_rng(0).normal(size=(40, 3))
+Y = (np.random.default_rng(1).random(40) < 1 / (1 + np.exp(-X @ [1.0, -1.0, 0.5]))).astype(float)
+
+
+def own_schools():
+    y, sigma = torch.tensor(EFFECTS), torch.tensor(ERRORS)
+
+    def log_density(mu, tau, eta):
+        prior = Normal(0.0, 5.0).log_prob(mu) + HalfCauchy(T(5.0)).log_prob(tau)
+        effects = Normal(0.0, 1.0).log_prob(eta).sum()
+        return prior + effects + Normal(mu + tau * eta, sigma).log_prob(y).sum()
+
+    return Target.of(log_density, {"mu": (), "tau": constraints.positive, "eta": (8,)})
+
+
+def own_logistic():
+    x, y = torch.tensor(X), torch.tensor(Y)
+
+    def log_density(a, b):
+        logits = a + x @ b
+        likelihood = (y * logits - torch.nn.functional.softplus(logits)).sum()
+        return Normal(0.0, 2.0).log_prob(a) + Normal(0.0, 1.0).log_prob(b).sum() + likelihood
+
+    return Target.of(log_density, {"a": (), "b": (3,)})
+
+
+def T(*numbers):
+    return torch.tensor(numbers if len(numbers) > 1 else numbers[0], dtype=F64)
+
+
+OWN = {"schools": own_schools, "logistic": own_logistic}
+EXTRA = {"schools": {"theta": (8,)}, "logistic": {"odds": (3,)}}  # deterministic sites
+
+
+def numpyro_target(name):
+    numpyro = pytest.importorskip("numpyro")
+    import jax.numpy as jnp
+
+    dist = numpyro.distributions
+
+    def schools(sigma, y=None):
+        mu = numpyro.sample("mu", dist.Normal(0, 5))
+        tau = numpyro.sample("tau", dist.HalfCauchy(5))
+        with numpyro.plate("J", 8):
+            eta = numpyro.sample("eta", dist.Normal(0, 1))
+            theta = numpyro.deterministic("theta", mu + tau * eta)
+            numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+    def logistic(x, y=None):
+        a = numpyro.sample("a", dist.Normal(0, 2))
+        b = numpyro.sample("b", dist.Normal(0, 1).expand([3]).to_event(1))
+        numpyro.deterministic("odds", jnp.exp(b))
+        numpyro.sample("y", dist.Bernoulli(logits=a + x @ b), obs=y)
+
+    if name == "schools":
+        return Target.from_numpyro(schools, ERRORS, y=EFFECTS)
+    return Target.from_numpyro(logistic, X, Y)
+
+
+def pyro_target(name):
+    pyro = pytest.importorskip("pyro")
+    dist = pyro.distributions
+
+    def schools(sigma, y=None):
+        mu = pyro.sample("mu", dist.Normal(0, 5))
+        tau = pyro.sample("tau", dist.HalfCauchy(5))
+        with pyro.plate("J", 8):
+            eta = pyro.sample("eta", dist.Normal(0, 1))
+            theta = pyro.deterministic("theta", mu + tau * eta)
+            pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+    def logistic(x, y=None):
+        a = pyro.sample("a", dist.Normal(0, 2))
+        b = pyro.sample("b", dist.Normal(torch.zeros(3), 1).to_event(1))
+        pyro.deterministic("odds", b.exp())
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Bernoulli(logits=a + x @ b), obs=y)
+
+    if name == "schools":  # whole numbers: float32 data lose nothing
+        return Target.from_pyro(schools, torch.tensor(ERRORS).float(), y=torch.tensor(EFFECTS))
+    return Target.from_pyro(logistic, torch.tensor(X), torch.tensor(Y))
+
+
+def pymc_or_skip():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own imports
+        return pytest.importorskip("pymc")
+
+
+def pymc_target(name):
+    pm = pymc_or_skip()
+    with pm.Model() as model:
+        if name == "schools":
+            mu, tau = pm.Normal("mu", 0, 5), pm.HalfCauchy("tau", 5)
+            eta = pm.Normal("eta", 0, 1, shape=8)
+            theta = pm.Deterministic("theta", mu + tau * eta)
+            pm.Normal("y", theta, ERRORS, observed=EFFECTS)
+        else:
+            a, b = pm.Normal("a", 0, 2), pm.Normal("b", 0, 1, shape=3)
+            pm.Deterministic("odds", pm.math.exp(b))
+            pm.Bernoulli("y", logit_p=a + X @ b, observed=Y)
+    return Target.from_pymc(model)
+
+
+MAKERS = {"numpyro": numpyro_target, "pyro": pyro_target, "pymc": pymc_target}
+CASES = [(program, name) for program in MAKERS for name in OWN]
+
+
+def on(other, own, z):
+    """The own target's z at the other's, whose parameters may come in another order."""
+    place = {name: k for k, name in enumerate(other.names)}
+    return z[:, [place[name] for name in own.names]]
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.parametrize(("program", "name"), CASES)
+def test_a_model_of_another_program_is_the_same_model(program, name):
+    other, own = MAKERS[program](name), OWN[name]()
+    assert sorted(other.names) == sorted(own.names)
+    assert other.layout.shapes == own.layout.shapes | EXTRA[name]
+    z = torch.randn(70, own.dim, generator=torch.Generator().manual_seed(0), dtype=F64)
+    (value, gradient), (wanted, slopes) = other.score(z), own.score(on(other, own, z))
+    torch.testing.assert_close(value - value[0], wanted - wanted[0], rtol=1e-12, atol=1e-10)
+    torch.testing.assert_close(on(other, own, gradient), slopes, rtol=1e-12, atol=1e-10)
+    values, same = other.constrain(z), own.constrain(on(other, own, z))
+    for key, part in same.items():
+        torch.testing.assert_close(values[key], part, rtol=1e-12, atol=1e-12)
+    if name == "schools":
+        theta = same["mu"][:, None] + same["tau"][:, None] * same["eta"]
+        torch.testing.assert_close(values["theta"], theta, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.parametrize(("program", "name"), CASES)
+def test_it_is_fitted_and_trusted(program, name):
+    found, own = (fit(target, progress=False) for target in (MAKERS[program](name), OWN[name]()))
+    assert found.diagnosis.level == own.diagnosis.level == "trust"
+    for key, mean in own.mean.items():  # each within the bound of "trust", 0.2 sd
+        torch.testing.assert_close(
+            found.mean[key] / own.sd[key], mean / own.sd[key], rtol=0, atol=0.4
+        )
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_numpyro_models_that_are_refused():
+    numpyro = pytest.importorskip("numpyro")
+    import jax
+
+    dist = numpyro.distributions
+
+    def counts(y):
+        k = numpyro.sample("k", dist.Poisson(3.0))
+        numpyro.sample("y", dist.Normal(k, 1.0), obs=y)
+
+    def part(y):
+        mu = numpyro.sample("mu", dist.Normal(0, 1))
+        with numpyro.plate("rows", 100, subsample_size=10):
+            numpyro.sample("y", dist.Normal(mu, 1.0), obs=numpyro.subsample(y, 0))
+
+    def prior():
+        numpyro.sample("x", dist.Uniform(0, numpyro.sample("top", dist.LogNormal(0, 1))))
+
+    with pytest.raises(ArgumentValueError, match=r"continuous parameters; got discrete \['k'\]"):
+        Target.from_numpyro(counts, 1.0)
+    with pytest.raises(ArgumentValueError, match="all its rows"):
+        Target.from_numpyro(part, np.zeros(100))
+    with pytest.raises(ArgumentTypeError, match="counts"):
+        Target.from_numpyro(counts)
+    with pytest.raises(ArgumentValueError, match="sample sites"):
+        Target.from_numpyro(lambda y: y, 1.0)
+    with pytest.raises(ArgumentValueError, match="a function"):
+        Target.from_numpyro("model.py")
+    with pytest.warns(UserWarning, match="prior"):  # bounds that depend on a parameter
+        target = Target.from_numpyro(prior)
+    values = target.constrain(torch.randn(9, 2, dtype=F64))
+    assert bool((values["x"] < values["top"]).all())
+    assert not jax.config.jax_enable_x64
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_pyro_models_that_are_refused():
+    pyro = pytest.importorskip("pyro")
+    dist = pyro.distributions
+
+    def counts(y):
+        k = pyro.sample("k", dist.Poisson(3.0))
+        pyro.sample("y", dist.Normal(k, 1.0), obs=y)
+
+    def part(y):
+        mu = pyro.sample("mu", dist.Normal(0, 1))
+        with pyro.plate("rows", 100, subsample_size=10) as rows:
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y[rows])
+
+    def prior():
+        pyro.sample("x", dist.Uniform(0, pyro.sample("top", dist.LogNormal(0, 1))))
+
+    with pytest.raises(ArgumentValueError, match=r"continuous parameters; got discrete \['k'\]"):
+        Target.from_pyro(counts, torch.tensor(1.0))
+    with pytest.raises(ArgumentValueError, match="all its rows"):
+        Target.from_pyro(part, torch.zeros(100))
+    with pytest.raises(ArgumentTypeError, match="counts"):
+        Target.from_pyro(counts)
+    with pytest.raises(ArgumentValueError, match="sample sites"):
+        Target.from_pyro(lambda y: y, 1.0)
+    with pytest.warns(UserWarning, match="prior"):  # bounds that depend on a parameter
+        target = Target.from_pyro(prior)
+    z = torch.randn(9, 2, dtype=F64)
+    values = target.constrain(z)
+    top, x = values["top"], values["x"]
+    assert bool((x < top).all())
+    share = x / top  # p(x, top) dx dtop/dz: uniform, log-normal, two Jacobians
+    wanted = -0.5 * top.log() ** 2 + (share * (1 - share)).log()
+    log_p = target.log_density(z)
+    torch.testing.assert_close(log_p - log_p[0], wanted - wanted[0], rtol=1e-10, atol=1e-10)
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_a_pyro_model_that_branches_is_evaluated_point_by_point():
+    pyro = pytest.importorskip("pyro")
+    dist = pyro.distributions
+
+    def hinge(y):
+        x = pyro.sample("x", dist.Normal(0, 1))
+        pyro.sample("y", dist.Normal(x if x > 0 else 2 * x, 1.0), obs=y)
+
+    with pytest.warns(UserWarning, match="one point at a time"):
+        target = Target.from_pyro(hinge, torch.tensor(1.0))
+    z = T(-1.0, 0.5)[:, None]
+    wanted = -0.5 * T(1.0, 0.25) - 0.5 * T(9.0, 0.25)
+    log_p, values = target.log_density(z), target.constrain(z)
+    torch.testing.assert_close(log_p - log_p[0], wanted - wanted[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(values["x"], z[:, 0])
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_pymc_models_that_are_refused():
+    pm = pymc_or_skip()
+    with pm.Model() as counts:
+        pm.Normal("y", pm.Poisson("k", 3.0), 1.0, observed=1.0)
+    with pytest.raises(ArgumentValueError, match=r"continuous parameters; got discrete \['k'\]"):
+        Target.from_pymc(counts)
+    with pm.Model() as part:
+        rows = pm.Minibatch(np.zeros(100), batch_size=10)
+        pm.Normal("y", pm.Normal("mu"), 1.0, observed=rows, total_size=100)
+    with pytest.raises(ArgumentValueError, match="all its rows"):
+        Target.from_pymc(part)
+    with pytest.raises(ArgumentValueError, match="parameters to fit"):
+        Target.from_pymc(pm.Model())
+    with pytest.raises(ArgumentTypeError, match="expected Model; got function"):
+        Target.from_pymc(pymc_target)
+
+
+def an_sd_that_may_be_negative(program):
+    ones = np.ones(3)
+    if program == "pymc":
+        pm = pymc_or_skip()
+        with pm.Model() as model:
+            pm.Normal("y", 0, pm.Normal("a", 0, 1), observed=ones)
+        return Target.from_pymc(model)
+    module = pytest.importorskip(program)
+    normal = module.distributions.Normal
+
+    def model(y):
+        a = module.sample("a", normal(0.0, 1.0))
+        with module.plate("rows", 3):
+            module.sample("y", normal(0.0, a), obs=y)
+
+    if program == "numpyro":
+        return Target.from_numpyro(model, ones)
+    return Target.from_pyro(model, torch.tensor(ones))
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.parametrize("program", MAKERS)
+def test_a_point_that_is_refused_leaves_the_others_their_density(program):
+    target = an_sd_that_may_be_negative(program)
+    log_p = target.log_density(T(1.0, -1.0, 2.0)[:, None])
+    wanted = T(-0.5 - 1.5, -np.inf, -2.0 - 3 * np.log(2.0) - 3 / 8)
+    torch.testing.assert_close(log_p - log_p[0], wanted - wanted[0], rtol=1e-12, atol=1e-12)
+
+
+MISSING = {"numpyro": "jax", "pyro": "pyro", "pymc": "pymc"}
+
+
+@pytest.mark.parametrize("extra", MISSING)
+def test_a_missing_package_is_named_with_its_install_command(extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, MISSING[extra], None)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'kullback\[{extra}\]'"):
+        getattr(Target, f"from_{extra}")(lambda: None)
