@@ -8,7 +8,8 @@ turn with the peer, once in a process whose C allocator keeps its memory (the pe
 in one that gives it back (the peer "cold", which pays page faults). Beside the times stand pairs of
 logits a second, the share of reading speed (a sum over a tensor beyond the caches) and the multiple
 of the larger of two floors: bytes that must move over the reading speed, and exponentials (two a
-pair and pass) over the rate of `torch.exp` in cache, both measured in the same process. Memory is
+pair and pass) over the rate of `torch.exp` in cache, both measured in the same process. With
+`--threads 1` all times are processor time, which other work on the machine hardly moves. Memory is
 the peak of resident memory above the inputs, each in a process of its own. Prints JSON and writes
 it to benchmarks/results/token_kl.json; `--only grid` (memory, precision, first_call) does one part
 again and keeps the others. `--only curves` measures cost against V and T instead, for
@@ -115,27 +116,34 @@ CELL_SECONDS = 1.5  # of the grid's 192 cells, fewer rounds in each rather than 
 KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**34), "MALLOC_TRIM_THRESHOLD_": str(2**35)}
 
 
-def speeds(rounds):
+def clock_of(threads):
+    """Processor time of one thread, which other work on the machine hardly moves; else elapsed."""
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def speeds(rounds, clock):
     """Bytes read a second, in a sum beyond the caches, and exponentials a second, in cache."""
     beyond, inside = torch.ones(2**27), torch.linspace(-20, 0, 2**16)
     out = torch.empty_like(inside)
     times = interleaved(
-        {"read": beyond.sum, "exp": lambda: [torch.exp(inside, out=out) for _ in range(50)]}, rounds
+        {"read": beyond.sum, "exp": lambda: [torch.exp(inside, out=out) for _ in range(50)]},
+        rounds,
+        clock,
     )
     read, exp = (min(times[name]) for name in ("read", "exp"))
     return {"bytes_per_s": 4 * beyond.numel() / read, "exps_per_s": 50 * inside.numel() / exp}
 
 
-def cell(p, q, rounds, limits):
+def cell(p, q, rounds, limits, clock):
     """Times of ours and of the peer, forward and with the gradient to q, and what they come to."""
     bursts = {}
     for name, method in (("ours", ours("auto")), ("peer", peer)):
         bursts[f"forward: {name}"] = forward(method, p, q)
         bursts[f"both ways: {name}"] = both_ways(method, p, q)
     start = time.perf_counter()
-    times = interleaved(bursts, 1)
+    times = interleaved(bursts, 1, clock)
     each = (time.perf_counter() - start) / 2  # it warms up by one round more
-    more = interleaved(bursts, max(1, min(rounds - 1, int(CELL_SECONDS / each))))
+    more = interleaved(bursts, max(1, min(rounds - 1, int(CELL_SECONDS / each))), clock)
     times = {name: times[name] + more[name] for name in bursts}
     with torch.no_grad():
         truth = tokens.kl(p[:4].double(), q[:4].double(), backend="reference")
@@ -160,7 +168,7 @@ def cell(p, q, rounds, limits):
     return result
 
 
-def functions(rows, vocab, rounds):
+def functions(rows, vocab, rounds, clock):
     """Pairs a second of the other functions, of a temperature and of rows with strides."""
     p, q = logits(rows, vocab)
     wide_p, wide_q = (torch.cat([x, x], -1)[:, :vocab] for x in (p, q))
@@ -182,15 +190,16 @@ def functions(rows, vocab, rounds):
     }
     half = p.bfloat16()
     with torch.no_grad():
-        times = interleaved(calls, rounds)
+        times = interleaved(calls, rounds, clock)
     return {name: {"pairs_per_s": p.numel() / min(found)} for name, found in times.items()}
 
 
 def grid_of(options):
     """Every cell in this process, whose allocator is what the environment makes it."""
     torch.set_num_threads(options.threads)
-    limits = speeds(options.rounds)
-    result = {"machine": machine(options.threads), **limits, "cells": {}}
+    clock = clock_of(options.threads)
+    limits = speeds(options.rounds, clock)
+    result = {"machine": machine(options.threads), "clock": clock.__name__, **limits, "cells": {}}
     for kind in INFINITIES:
         pair = infinities(kind, *logits(max(ROWS), options.vocab))
         for dtype in DTYPES:
@@ -198,9 +207,9 @@ def grid_of(options):
             for rows in ROWS:
                 name = f"{str(dtype).removeprefix('torch.')}, {kind}, T = {rows}"
                 rounds = options.rounds * (4 if rows < 16 else 1)
-                result["cells"][name] = cell(p[:rows], q[:rows], rounds, limits)
-    result["functions"] = functions(max(ROWS), options.vocab, options.rounds)
-    result["end"] = speeds(options.rounds)
+                result["cells"][name] = cell(p[:rows], q[:rows], rounds, limits, clock)
+    result["functions"] = functions(max(ROWS), options.vocab, options.rounds, clock)
+    result["end"] = speeds(options.rounds, clock)
     return result
 
 

@@ -72,8 +72,12 @@ def usable(p: Tensor, q: Tensor | None = None, *, task: Task | None = None) -> d
 def direct(p: Tensor, q: Tensor, task: Task) -> bool:
     """Say whether "auto" takes `native` without compiling first: `choose` for small calls."""
     native = _module("native")
-    ready = native.ready() and not native.refusal(p, q, task)
-    return ready and os.environ.get("TRITON_INTERPRET") != "1"
+    return native.ready() and not native.refusal(p, q, task) and not _interpreted()
+
+
+@cache
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @cache

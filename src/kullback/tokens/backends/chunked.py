@@ -6,7 +6,8 @@ float64 if a side is float64. Above the inputs it needs at most ten blocks, and 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -94,15 +95,25 @@ class _Side:
     def __init__(self, logits: Tensor, room: Tensor, task: Task, known: Tensor | None) -> None:
         self.logits, self.temperature = logits, task.temperature
         self.top = logits.amax(-1, keepdim=True).double() if known is None else known[0, :, None]
-        self.prob = _exp_(self.centred(room))
+        self.exp, self.normal = _exp_(self.centred(room)), False
         if known is None:
-            self.norm = self.prob.sum(-1, keepdim=True).double().log()
+            self.norm = self.exp.sum(-1, keepdim=True).double().log()
         else:
             self.norm = known[1, :, None]
-        self.prob.div_(self.norm.exp().to(room.dtype))
-        holes = logits.amin(-1) == -math.inf
-        # a row without a distribution stays NaN throughout
-        self.has = (logits > -math.inf) | self.norm.isnan() if bool(holes.any()) else None
+
+    @cached_property
+    def has(self) -> Tensor | None:
+        """Which tokens have mass; a row without a distribution stays NaN throughout."""
+        holes = self.logits.amin(-1) == -math.inf
+        return (self.logits > -math.inf) | self.norm.isnan() if bool(holes.any()) else None
+
+    @property
+    def prob(self) -> Tensor:
+        """The probabilities, in the same memory as `exp`, which they replace at first use."""
+        if not self.normal:
+            self.exp.div_(self.norm.exp().to(self.exp.dtype))
+            self.normal = True
+        return self.exp
 
     def centred(self, room: Tensor) -> Tensor:
         """Return (logits − max) / temperature, in `room`."""
@@ -143,14 +154,22 @@ class _Block:
         if task.temperature != 1:
             self.ratio.div_(task.temperature)
         self.ratio.sub_(shift.to(self.dtype))
-        has = [side.has for side in (self.p, self.q) if side.has is not None]
-        if has:
-            self.both = has[0] & has[-1]
-            self.ratio.masked_fill_(~self.both, 0)
-        top, low = float(self.ratio.amax()), float(self.ratio.amin())
-        self.far = max(top, -low) > limits.FAR_LOG
+        most = self.most()
+        if not math.isfinite(most):
+            has = [side.has for side in (self.p, self.q) if side.has is not None]
+            if has:
+                self.both = has[0] & has[-1]
+                self.ratio.masked_fill_(~self.both, 0)
+                most = self.most()
+        else:  # no logit is −inf
+            self.p.has = self.q.has = None
+        self.far = most > limits.FAR_LOG
         if self.far:
             self.ratio.clamp_(-limits.LARGEST_LOG_RATIO, limits.LARGEST_LOG_RATIO)
+
+    def most(self) -> float:
+        """Return the largest |l|, NaN where one is NaN."""
+        return max(float(self.ratio.amax()), -float(self.ratio.amin()))
 
     def step(self) -> Tensor:
         """Return q − p, as p (e^l − 1) where that cancels less."""
@@ -209,17 +228,17 @@ def _pair_sums(block: _Block, out: Tensor, task: Task) -> None:
             only = ~block.both if side.has is None else side.has & ~block.both
             out[alone], out[lost] = only.sum(-1), (side.prob * only).sum(-1)
     if task.asks("kl"):
-        out[Sum.KL], off = _excess(block, p.prob, ratio, q.prob)
+        out[Sum.KL], off = _excess(block, p.prob, ratio, lambda: q.prob)
         out[Sum.KL] += out[Sum.Q_LOST]
         _correct(out, off + out[Sum.Q_LOST] - out[Sum.P_LOST])
     if task.asks("reverse_kl"):
         back = torch.neg(ratio, out=block.room("x"))
-        out[Sum.REVERSE_KL] = _excess(block, q.prob, back, p.prob)[0] + out[Sum.P_LOST]
+        out[Sum.REVERSE_KL] = _excess(block, q.prob, back, lambda: p.prob)[0] + out[Sum.P_LOST]
     if task.asks("js"):
         x, y = block.mix(task.beta)
         m = torch.lerp(q.prob, p.prob, task.beta, out=block.room("m"))
-        out[Sum.JS_P] = _excess(block, p.prob, x, m)[0] + (1 - task.beta) * out[Sum.Q_LOST]
-        out[Sum.JS_Q] = _excess(block, q.prob, y, m)[0] + task.beta * out[Sum.P_LOST]
+        out[Sum.JS_P] = _excess(block, p.prob, x, lambda: m)[0] + (1 - task.beta) * out[Sum.Q_LOST]
+        out[Sum.JS_Q] = _excess(block, q.prob, y, lambda: m)[0] + task.beta * out[Sum.P_LOST]
 
 
 def _correct(out: Tensor, off: Tensor) -> None:
@@ -231,20 +250,28 @@ def _correct(out: Tensor, off: Tensor) -> None:
     out[Sum.KL] = (out[Sum.KL] + off.log1p() - off).clamp_(min=0)
 
 
-def _excess(block: _Block, prob: Tensor, ratio: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+def _excess(
+    block: _Block, prob: Tensor, ratio: Tensor, other: Callable[[], Tensor]
+) -> tuple[Tensor, Tensor]:
     """Return Σ prob (e^r − 1 − r), ≥ 0, and Σ prob (e^r − 1), over tokens that both sides have.
 
-    other is prob e^r, and used where e^r might overflow.
+    other: gives prob e^r, which is used where e^r might overflow.
     """
+    if block.far:
+        return _far_excess(block, prob, ratio, other())
+    terms = torch.expm1(ratio, out=block.room("b"))
+    total = terms.sub_(ratio).mul_(prob).sum(-1)
+    off = total + torch.mul(ratio, prob, out=terms).sum(-1)
+    return total.clamp_(min=0).double(), off.double()
+
+
+def _far_excess(block: _Block, prob: Tensor, ratio: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the same where some e^r would overflow; other: prob e^r."""
     near = torch.clamp(ratio, max=limits.FAR_LOG, out=block.room("a"))
     terms = torch.expm1(near, out=block.room("b"))
-    off: Tensor = torch.linalg.vecdot(terms, prob)
-    if not block.far:
-        total: Tensor = torch.linalg.vecdot(terms.sub_(near), prob)
-        return total.clamp_(min=0).double(), off.double()
     far = ratio > limits.FAR_LOG
-    off = (terms.mul_(prob)).where(~far, other - prob).sum(-1)
-    total = (terms - prob * near).where(~far, other - prob - prob * ratio).sum(-1)
+    total = (terms - near).mul_(prob).where(~far, other - prob - prob * ratio).sum(-1)
+    off = terms.mul_(prob).where(~far, other - prob).sum(-1)
     return total.clamp_(min=0).double(), off.double()
 
 

@@ -132,6 +132,8 @@ class Task:
     wants: tuple[Value, ...]
     temperature: float = 1.0
     beta: float = 0.5
+    # whether gradients may be asked for; if not, JS_P and JS_Q may be any whose weighted sum is js
+    slopes: bool = True
 
     def asks(self, *values: Value) -> bool:
         """Say whether any of `values` is wanted."""

@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <memory>
+#include <mutex>
 #include <system_error>
 #include <thread>
 #include <type_traits>
@@ -44,7 +46,7 @@ enum { P_MAX, P_LOG, Q_MAX, Q_LOG, P_ENTROPY, Q_ENTROPY, KL, REVERSE_KL, P_ALONE
 enum { ONE, RATIO, LOG, MIX, STEP, AT, SIDE };
 
 // what is asked of a call, a set of bits, and the dtypes; the same in native.py
-enum { ASK_KL = 1, ASK_MORE = 2, ASK_JS = 4, ASK_TOP = 8, ASK_ENTROPY = 16 };
+enum { ASK_KL = 1, ASK_MORE = 2, ASK_JS = 4, ASK_TOP = 8, ASK_ENTROPY = 16, ASK_HALVES = 32 };
 enum { FLOAT32, BFLOAT16, FLOAT16, FLOAT64 };
 const int64_t SIZES[] = {4, 2, 2, 8};
 
@@ -109,6 +111,40 @@ template <class R> INLINE double total(Vec<R> v) {
     return sum[0] + sum[1];
 }
 #endif
+
+// Lanes to keep: a register of bits with AVX-512, else a vector of 0 and −1
+#if WIDTH == 64
+template <class R> struct BitsOf { typedef __mmask16 B; };
+template <> struct BitsOf<double> { typedef __mmask8 B; };
+template <class R> using Bits = typename BitsOf<R>::B;
+INLINE __mmask16 lacks(VF x) { return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-INFINITY), _CMP_EQ_OQ); }
+INLINE __mmask8 lacks(VD x) { return _mm512_cmp_pd_mask((__m512d)x, _mm512_set1_pd(-INFINITY), _CMP_EQ_OQ); }
+INLINE VF where(__mmask16 k, VF a, VF b) { return (VF)_mm512_mask_blend_ps(k, (__m512)b, (__m512)a); }
+INLINE VD where(__mmask8 k, VD a, VD b) { return (VD)_mm512_mask_blend_pd(k, (__m512d)b, (__m512d)a); }
+INLINE VF kept(__mmask16 k, VF a) { return (VF)_mm512_maskz_mov_ps(k, (__m512)a); }
+INLINE VD kept(__mmask8 k, VD a) { return (VD)_mm512_maskz_mov_pd(k, (__m512d)a); }
+INLINE VF plus(VF sum, __mmask16 k, VF a) { return (VF)_mm512_mask_add_ps((__m512)sum, k, (__m512)sum, (__m512)a); }
+INLINE VD plus(VD sum, __mmask8 k, VD a) { return (VD)_mm512_mask_add_pd((__m512d)sum, k, (__m512d)sum, (__m512d)a); }
+INLINE int64_t count(unsigned k) { return __builtin_popcount(k); }
+#else
+template <class R> using Bits = Mask<R>;
+INLINE MF lacks(VF x) { return x == -INFINITY; }
+INLINE MD lacks(VD x) { return x == -double(INFINITY); }
+template <class M, class V> INLINE V where(M k, V a, V b) { return k ? a : b; }
+template <class M, class V> INLINE V kept(M k, V a) { return (V)(k & (M)a); }
+template <class M, class V> INLINE V plus(V sum, M k, V a) { return sum + kept(k, a); }
+template <class M> INLINE int64_t count(M k) {
+    int64_t sum = 0;
+    for (size_t i = 0; i < sizeof(M) / sizeof(k[0]); i++) sum -= k[i];
+    return sum;
+}
+#endif
+template <class M> INLINE bool any(M k) {
+    int64_t part[WIDTH / 8], found = 0;
+    std::memcpy(part, &k, WIDTH);
+    for (int64_t each : part) found |= each;
+    return found != 0;
+}
 template <class R> R largest(Vec<R> v) { R top = v[0]; for (int i = 1; i < LANES<R>; i++) top = v[i] > top ? v[i] : top; return top; }
 
 // Horner's rule, the highest power first
@@ -393,6 +429,7 @@ template <class R> struct Sum {
     Vec<R> all{}, part{};
     INLINE void operator+=(Vec<R> x) { part += x; }
     INLINE void add(Vec<R> x, Vec<R> y) { part = fma(x, y, part); }
+    INLINE void add_where(Bits<R> k, Vec<R> x) { part = plus(part, k, x); }
     INLINE void flush() { all += part, part = Vec<R>{}; }
     double total() const { return ::total<R>(all); }
 };
@@ -405,10 +442,13 @@ template <class... S> INLINE void flush(S&... sums) { (sums.flush(), ...); }
 const int LIFT = 60;
 const double MUCH = 16.0 * double(int64_t(1) << LIFT);  // of a block: its largest may be above the anchor
 
+struct Tables;
 struct Shared {  // the arguments that all rows have in common
     int64_t vocab;
     double temperature, beta;
     int asks;
+    const Tables* tables = nullptr;  // of functions of the log-ratio, for JS, or none
+    static bool half(int dtype) { return dtype == BFLOAT16 || dtype == FLOAT16; }
     double per_nat() const { return 1.0 / (LN2 * temperature); }  // powers of two per logit
 };
 
@@ -429,40 +469,75 @@ template <class R> struct Anchor {
         return fma(x, all<R>(scale), all<R>(-at));
 #endif
     }
+    // What rounding of an exponent loses; 0 where it is not finite, and without a fused product
+    INLINE Vec<R> lost(Vec<R> x, Vec<R> exponent) const {
+#if WIDTH == 16
+        return (void)x, exponent - exponent;
+#else
+        Vec<R> sum = exponent + at, back = sum - exponent;
+        Vec<R> of_sum = (exponent - (sum - back)) + (at - back);
+        Vec<R> found = fma(x, all<R>(scale), -sum) - of_sum;
+        return found == found ? found : Vec<R>{};
+#endif
+    }
+    // from the other's anchor where k says so
+    INLINE Vec<R> exponent(Vec<R> x, Bits<R> k, const Anchor& other) const {
+#if WIDTH == 16
+        return (x - where(k, all<R>(other.logit), all<R>(logit))) * scale;
+#else
+        return fma(x, all<R>(scale), where(k, all<R>(-other.at), all<R>(-at)));
+#endif
+    }
     double log(double sum) const {  // log of 2^from times the sum, less the logit over the temperature
         return LN2 * (std::log2(sum) + (from - logit * double(scale)));
     }
 };
 
-// Sums over tokens, 2^LIFT times too large. u and v are p and q up to factors, l = log2 v/u; c, which
-// makes v of q, is guessed and corrected so that V = U. Then B is 0, and nothing cancels in A.
+// Sums over tokens, 2^LIFT times too large; over those that both sides have, where nothing else is
+// said. u and v are p and q up to factors, l = log2 v/u; c, which makes v of q, is guessed and
+// corrected so that Σ u and Σ v are about equal: then nothing cancels in A. In the end it is moved to
+// where the whole of p and of q are equal.
 struct Totals {
-    double U = 0, A = 0, B = 0;  // Σ u, Σ v − u − u l log 2 (≥ 0; v where only q has it), Σ v − u
-    double back = 0;  // Σ u − v + v l log 2 (≥ 0; u where only p has it)
-    // Σ u log2 u, Σ v log2 v, of u and v without 2^LIFT, and the Σ v of the same roundings: U + B is
-    // another by some 2^-24, which the size of log2 v would multiply
+    double U = 0, A = 0, B = 0;  // Σ u, Σ v − u − u l log 2 (≥ 0), Σ v − u
+    double back = 0;  // Σ u − v + v l log 2 (≥ 0)
+    // Σ u log2 u, Σ v log2 v, of all tokens of a side, of u and v without 2^LIFT, and the Σ v of the
+    // same roundings: U + B is another by some 2^-24, which the size of log2 v would multiply
     double p_log = 0, q_log = 0, v_sum = 0;
     double p_lost = 0, q_lost = 0, p_alone = 0, q_alone = 0;  // u, v, tokens that only one side has
-    bool finite() const { return std::isfinite(U + A + B + back + p_log + q_log) && U >= 0; }
+    // Of what the errors of A and of B are some digits: sums of the sizes of their terms at the c of
+    // their time, carried on as the errors are
+    double A_rough = 0, B_rough = 0;
+    double p_all() const { return U + p_lost; }
+    double q_all() const { return U + B + q_lost; }
+    double excess() const { return A + q_lost; }
+    bool finite() const {
+        return std::isfinite(U + A + B + back + p_log + q_log + p_lost + q_lost) && U + p_lost >= 0;
+    }
+    // log Σ v / Σ u over tokens that both have, and over those of either side
     double off() const { return U > 0 && U + B > 0 ? std::log1p(B / U) : 0.0; }
+    double off_whole() const {
+        const double P = p_all(), Q = q_all();
+        if (!(P > 0 && Q > 0)) return 0.0;
+        return Q < 0.5 * P ? std::log(Q / P) : std::log1p((B + q_lost - p_lost) / P);
+    }
+    // Whether c is so near that to correct it would take less than half of A
+    bool near() const { return std::fabs(B) <= 0.25 * U && B * B <= A * U; }
     void add(const Totals& t) {
         U += t.U, A += t.A, B += t.B, back += t.back, p_log += t.p_log, q_log += t.q_log;
-        v_sum += t.v_sum;
+        v_sum += t.v_sum, A_rough += t.A, B_rough += t.A + std::fabs(t.B - t.A);
         p_lost += t.p_lost, q_lost += t.q_lost, p_alone += t.p_alone, q_alone += t.q_alone;
     }
     void raise(double powers) {  // to u 2^powers, v 2^powers
         double by = std::exp2(powers);
-        p_log = by * (p_log + powers * U), q_log = by * (q_log + powers * v_sum);
-        U *= by, v_sum *= by, A *= by, B *= by, back *= by, p_lost *= by, q_lost *= by;
+        p_log = by * (p_log + powers * p_all()), q_log = by * (q_log + powers * v_sum);
+        U *= by, v_sum *= by, A *= by, B *= by, back *= by, p_lost *= by, q_lost *= by, A_rough *= by, B_rough *= by;
     }
     void move(double shift) {  // to v e^−shift
-        double less = std::exp(-shift), V = U + B, both = U - p_lost, v_both = V - q_lost;
-        double moved = less * B + U * std::expm1(-shift);
-        A += moved - B + shift * both;
-        double old = back - p_lost;
-        back = p_lost + less * (old + both * (std::expm1(shift) - shift) - shift * (v_both - both));
+        double less = std::exp(-shift), moved = less * B + U * std::expm1(-shift);
+        A += moved - B + shift * U;
+        back = less * (back + U * (std::expm1(shift) - shift) - shift * B);
         q_log = less * (q_log - shift / LN2 * v_sum), v_sum *= less;
-        q_lost *= less;
+        q_lost *= less, A_rough += std::fabs(less - 1.0) * B_rough, B_rough *= less;
         B = moved;
     }
 };
@@ -478,11 +553,36 @@ template <class R> void block_tops(const R* x, int64_t n, double& top) {
     for (auto& each : most) top = std::max(top, double(largest<R>(each)));
 }
 
-// Both sides have the same tokens, and no log-ratio is beyond the range of 2^l: otherwise some sum
-// is not finite, and `any_block` has to do it.
-template <class In, bool MORE, class R = typename In::Real>
-Totals even_block(const char* p, const char* q, int64_t n, const Anchor<R>& a, R c, int64_t ahead) {
-    Sum<R> U, A, L, back, p_log, q_log, V;
+// log2 of v/u from the difference of logits. Without a fused product c is subtracted first, and is in
+// logits: the product would be rounded by what c may be far larger than the result.
+template <class V, class R> INLINE V ratio(V difference, R scale, R c) {
+#if WIDTH == 16
+    return (difference - c) * scale;
+#else
+    return fma(difference, scale - V{}, -c - V{});
+#endif
+}
+template <class R> INLINE R from_powers(double c, R scale) { return R(WIDTH == 16 ? c / double(scale) : c); }
+template <class R> INLINE double in_powers(R c, R scale) { return WIDTH == 16 ? double(c) * double(scale) : double(c); }
+
+// What a loop over a block takes account of: EVEN has no token that one side lacks; HOLES has some;
+// EXACT is that, and differences of logits keep what rounding to R would lose of them; ANY has any
+// log-ratio, by `any_block`: in the others a sum is not finite where one is beyond the range of 2^l.
+enum Form { EVEN, HOLES, EXACT, ANY };
+
+// What y − x loses by rounding (Knuth)
+template <class V> INLINE V lost_by(V x, V y, V difference) {
+    V back = difference - y;
+    return (y - (difference - back)) - (x + back);
+}
+
+// What only q has is summed as its exponents from q's anchor are, and put right in the end.
+template <class In, bool MORE, Form FORM, class R = typename In::Real>
+Totals even_block(const char* p, const char* q, int64_t n, const Anchor<R>& a, const Anchor<R>& q_a,
+                  R c, int64_t ahead) {
+    constexpr bool HOLED = FORM != EVEN;
+    Sum<R> U, A, L, back, p_log, q_log, V, p_lost, q_lost, lost_log;
+    int64_t p_alone = 0, q_alone = 0;
     const int64_t size = SIZES[In::dtype];
     for (int64_t i = 0; i < n; i += 2 * LANES<R>) {
         const char *at_p = p + i * size, *at_q = q + i * size;
@@ -491,28 +591,61 @@ Totals even_block(const char* p, const char* q, int64_t n, const Anchor<R>& a, R
         Vec<R> x[2], y[2];
         In::two(at_p, x[0], x[1]), In::two(at_q, y[0], y[1]);
         for (int j = 0; j < 2; j++) {
-            Vec<R> t = a.exponent(x[j]);
+            Bits<R> p_lacks{}, q_lacks{}, both{};
+            Vec<R> t, l;
+            if (HOLED) {
+                p_lacks = lacks(x[j]), q_lacks = lacks(y[j]), both = ~(p_lacks | q_lacks);
+                t = a.exponent(where(p_lacks, y[j], x[j]), p_lacks, q_a);
+                Vec<R> d = y[j] - x[j];
+                l = ratio(d, a.scale, c);
+                if (FORM == EXACT) l = fma(lost_by(x[j], y[j], d), all<R>(a.scale), l);
+                l = kept(both, l);
+            } else {
+                t = a.exponent(x[j]);
+                Vec<R> d = x[j] == y[j] ? Vec<R>{} : y[j] - x[j];
+                l = ratio(d, a.scale, c);
+            }
             if (MORE) t = bigger(all<R>(R(-1100)), t);
-            Vec<R> u = exp2<LIFT, R, !MORE>(t), d = x[j] == y[j] ? Vec<R>{} : y[j] - x[j];
-            Vec<R> l = fma(d, all<R>(a.scale), all<R>(-c));
+            Vec<R> u = exp2<LIFT, R, !MORE && FORM != EXACT>(t);
             Power<R> e = power<R, true>(l);
             Vec<R> excess = e.excess();
-            U += u, A.add(u, excess), L.add(u, l);
+            A.add(u, excess), L.add(u, l);
+            if (HOLED) {  // u is 0 where both lack the token
+                U.add_where(both, u), p_lost.add_where(q_lacks, u), q_lost.add_where(p_lacks, u);
+                p_alone += count(Bits<R>(q_lacks & ~p_lacks)), q_alone += count(Bits<R>(p_lacks & ~q_lacks));
+            } else {
+                U += u;
+            }
             if (MORE) {
                 Vec<R> line = l * R(LN2), less_one = line + excess, v = fma(u, less_one, u);
+                Vec<R> of_u = u * t, of_v = v * (t + l);
                 back.add(u, e.back());
-                p_log.add(u, t), q_log.add(v, t + l), V += v;
+                if (HOLED) {
+                    lost_log.add_where(p_lacks, of_u), p_log.add_where(~p_lacks, of_u);
+                    q_log.add_where(both, of_v), V.add_where(both, v);
+                } else {
+                    p_log += of_u, q_log += of_v, V += v;
+                }
             }
         }
         if (ends<R>(i + 2 * LANES<R>, n)) {
             flush(U, A, L);
+            if (HOLED) flush(p_lost, q_lost);
             if (MORE) flush(back, p_log, q_log, V);
+            if (MORE && HOLED) flush(lost_log);
         }
     }
     Totals sums;
     sums.U = U.total(), sums.A = A.total(), sums.B = sums.A + LN2 * L.total();
     if (MORE) sums.back = back.total(), sums.p_log = p_log.total(), sums.q_log = q_log.total();
     if (MORE) sums.v_sum = V.total();
+    if (HOLED) {
+        const double powers = q_a.from - a.from - in_powers(c, a.scale), times = std::exp2(powers);
+        const double lost = q_lost.total();
+        sums.p_lost = p_lost.total(), sums.q_lost = times * lost;
+        sums.p_alone = double(p_alone), sums.q_alone = double(q_alone);
+        if (MORE) sums.q_log += times * (lost_log.total() + powers * lost), sums.v_sum += times * lost;
+    }
     return sums;
 }
 
@@ -527,21 +660,31 @@ template <class R> struct Norms {
 // that one side lacks is the limit d = ∞ (here 1e30).
 template <class R> struct Token {
     Mask<R> swapped, p_only, q_only;  // q is the larger; which side alone has it
-    Vec<R> log, W, d, less_one, excess;  // log2 W; 2^−d − 1; 2^−d − 1 + d log 2
+    Vec<R> log, rest, W, d, less_one, excess;  // log2 W and what it lacks; 2^−d − 1; 2^−d − 1 + d log 2
     Vec<R> large, small;  // W (…), of the larger's and of the smaller's divergence from the other
     INLINE Vec<R> lesser() const { return fma(W, less_one, W); }
     INLINE Vec<R> step() const { Vec<R> gap = W * less_one; return swapped ? -gap : gap; }  // q − p
 };
-template <bool SHORT, class R> INLINE Token<R> token(Vec<R> x, Vec<R> y, const Norms<R>& n) {
+// log2 of q/p, with what rounding of y − x loses
+template <class R> INLINE Vec<R> log_ratio_of(Vec<R> x, Vec<R> y, const Norms<R>& n) {
+    Vec<R> gap = x == y ? Vec<R>{} : y - x, lost = lost_by(x, y, gap);
+    lost = lost == lost ? lost : Vec<R>{};  // one of them is −inf
+    return ratio(gap, n.p.scale, n.c) + fma(lost, all<R>(n.p.scale), all<R>(-n.c_more));
+}
+template <class R> INLINE Token<R> token(Vec<R> x, Vec<R> y, const Norms<R>& n) {
     const R inf = std::numeric_limits<R>::infinity();
     Token<R> t;
-    Vec<R> gap = x == y ? Vec<R>{} : y - x;
-    Vec<R> l = fma(gap, all<R>(n.p.scale), all<R>(-n.c)) - n.c_more;
+    Vec<R> gap = x == y ? Vec<R>{} : y - x, l = log_ratio_of(x, y, n);
     t.swapped = l > R(0);
     t.q_only = gap == inf, t.p_only = gap == -inf;
-    t.log = t.swapped ? n.q.exponent(y) + n.q_more : n.p.exponent(x);
-    t.log = bigger(all<R>(R(-1100)), t.log);
-    t.W = exp2<0, R, SHORT>(t.log);
+    Vec<R> of_p = n.p.exponent(x), of_q = n.q.exponent(y);
+    Vec<R> of = t.swapped ? of_q : of_p, more = t.swapped ? all<R>(n.q_more) : Vec<R>{};
+    Vec<R> sum = of + more, back = sum - of;
+    Vec<R> rest = (of - (sum - back)) + (more - back) + (t.swapped ? n.q.lost(y, of_q) : n.p.lost(x, of_p));
+    t.log = bigger(all<R>(R(-1100)), sum);
+    t.W = exp2<0, R>(t.log);
+    t.rest = rest == rest ? rest : Vec<R>{};
+    t.W = fma(t.W * R(LN2), t.rest, t.W);
     t.d = smaller(all<R>(R(1e30f)), t.swapped ? l : -l);
     Power<R> e = power<R>(-t.d);
     t.less_one = e.less_one(), t.excess = e.excess();
@@ -555,15 +698,17 @@ template <class R, bool MORE> Totals any_block(const R* p, const R* q, int64_t n
     const Vec<R> none{};
     Mask<R> p_alone{}, q_alone{};
     for (int64_t i = 0; i < n; i += LANES<R>) {
-        Token<R> t = token<!MORE, R>(load(p + i), load(q + i), norms);
+        Token<R> t = token<R>(load(p + i), load(q + i), norms);
         Vec<R> lesser = t.lesser();
-        U += t.swapped ? lesser : t.W, B += t.step();
-        A += t.p_only ? none : t.swapped ? t.small : t.large;
+        Mask<R> alone = t.p_only | t.q_only;
+        U += alone ? none : t.swapped ? lesser : t.W, B += alone ? none : t.step();
+        A += alone ? none : t.swapped ? t.small : t.large;
         p_lost += t.p_only ? t.W : none, q_lost += t.q_only ? t.W : none;
         p_alone -= t.p_only, q_alone -= t.q_only;
         if (MORE) {
-            back += t.q_only ? none : t.swapped ? t.large : t.small;
-            Vec<R> of_large = t.W * t.log, of_small = lesser * (t.log - t.d);
+            back += alone ? none : t.swapped ? t.large : t.small;
+            Vec<R> of_large = fma(t.W, t.log, t.W * t.rest);
+            Vec<R> of_small = fma(lesser, t.log - t.d, lesser * t.rest);
             p_log += t.swapped ? of_small : of_large, q_log += t.swapped ? of_large : of_small;
             V += t.swapped ? t.W : lesser;
         }
@@ -605,45 +750,186 @@ Mass side_block(const char* x, int64_t n, const Anchor<R>& a, int64_t ahead) {
     return {U.total(), T.total()};
 }
 
+#if WIDTH == 64
+// What JS sums, as functions of d = |log2 L/H| times the larger of H and L: of the sides, H has the
+// larger weight, L the other, s ≤ ½. With m = H + s (L − H) and g(x) = (1 + x) log(1 + x) − x
+//     MEAN:   JS over the larger, which is s g(E) − g(s E) with E = L/H − 1 where H is the larger
+//     HEAVY:  what KL(H‖m) sums, H (s E − log(1 + s E)), over the larger
+//     LARGER: log m/H or m/L, the larger below
+// Each is d² (LARGER: d) times a smooth function, here a polynomial in each of sixteen pieces, for
+// H ≥ L and then for L > H: from d + 2 = 2 up, four for every power of two; beyond d = FARTHEST they
+// are constant in float32. Interpolated at Chebyshev points, they are within 3e-8 of themselves for s
+// from LEAST_WEIGHT up (measured): for less, `js_block`.
+enum { MEAN, HEAVY, LARGER, TABLES };
+const int DEGREE = 5;
+const double FARTHEST = 29.99, LEAST_WEIGHT = 0.03;
+
+// (1 + x) log(1 + x) − x and x − log(1 + x), without cancellation near 0
+double mixed_excess(double x) {
+    double sum = 0.0;
+    if (std::fabs(x) > 0.02) return x > -1.0 ? (1.0 + x) * std::log1p(x) - x : 1.0;
+    for (int k = 9; k >= 2; k--) sum = (k % 2 ? -1.0 : 1.0) / (k * (k - 1)) + x * sum;
+    return x * x * sum;
+}
+double log_excess(double x) {
+    double sum = 0.0;
+    if (std::fabs(x) > 0.02) return x - std::log1p(x);
+    for (int k = 9; k >= 2; k--) sum = (k % 2 ? -1.0 : 1.0) / k + x * sum;
+    return x * x * sum;
+}
+double of_ratio(int which, double s, bool light, double d) {
+    const double l = d * LN2, E = std::expm1(light ? l : -l), scale = light ? std::exp(-l) : 1.0;
+    if (which == MEAN) return scale * (s * mixed_excess(E) - mixed_excess(s * E)) / (d * d);
+    if (which == HEAVY) return scale * log_excess(s * E) / (d * d);
+    return std::log1p((light ? 1.0 - s : s) * std::expm1(-l)) / d;
+}
+
+struct Tables {
+    float of[TABLES][DEGREE + 1][32];  // the highest power first
+    double weight;
+
+    explicit Tables(double s) : weight(s) {
+        for (int which = 0; which < TABLES; which++)
+            for (int piece = 0; piece < 32; piece++) {
+                const double octave = std::exp2(1 + piece % 16 / 4), width = octave / 4;
+                const double start = octave + piece % 4 * width - 2.0;
+                fit(which, piece, start, width);
+            }
+    }
+    // Newton's divided differences, multiplied out
+    void fit(int which, int piece, double start, double width) {
+        double z[DEGREE + 1], f[DEGREE + 1], c[DEGREE + 1] = {};
+        for (int i = 0; i <= DEGREE; i++) {
+            z[i] = width / 2 * (1 - std::cos((2 * i + 1) * std::acos(-1.0) / (2 * DEGREE + 2)));
+            f[i] = of_ratio(which, weight, piece >= 16, start + z[i]);
+        }
+        for (int k = 1; k <= DEGREE; k++)
+            for (int i = DEGREE; i >= k; i--) f[i] = (f[i] - f[i - 1]) / (z[i] - z[i - k]);
+        for (int i = DEGREE; i >= 0; i--) {  // c ← c (x − z_i) + f_i
+            for (int k = DEGREE; k > 0; k--) c[k] = c[k - 1] - z[i] * c[k];
+            c[0] = f[i] - z[i] * c[0];
+        }
+        for (int k = 0; k <= DEGREE; k++) of[which][DEGREE - k][piece] = float(c[k]);
+    }
+    static std::shared_ptr<const Tables> find(double beta) {  // the last one is kept
+        static std::mutex lock;
+        static std::shared_ptr<const Tables> last;
+        const double s = double(float(std::min(beta, 1.0 - beta)));
+        if (s < LEAST_WEIGHT) return nullptr;
+        std::lock_guard<std::mutex> guard(lock);
+        if (!last || last->weight != s) last = std::make_shared<const Tables>(s);
+        return last;
+    }
+};
+
+struct Place {  // a piece's number and how far inside it
+    __m512i piece; VF inside;
+    INLINE Place(VF d, __mmask16 light) {
+        const __m512i bits = (__m512i)(d + 2.0f), index = _mm512_srli_epi32(bits, 21);
+        inside = (d + 2.0f) - (VF)_mm512_and_si512(bits, _mm512_set1_epi32(int(0xffe00000)));
+        piece = _mm512_mask_or_epi32(index, light, index, _mm512_set1_epi32(16));
+    }
+    INLINE VF at(const float (&table)[DEGREE + 1][32]) const {
+        VF sum{};
+        for (int k = 0; k <= DEGREE; k++) {
+            const VF c = (VF)_mm512_permutex2var_ps(_mm512_loadu_ps(table[k]), piece, _mm512_loadu_ps(table[k] + 16));
+            sum = k ? fma(sum, inside, c) : c;
+        }
+        return sum;
+    }
+};
+
+// One token of both sides by their log-ratio: which is the larger, and its log2
+struct Apart {
+    __mmask16 light; VF d, log;
+    template <bool EXACT> static INLINE Apart of(VF heavy, VF light, const Norms<float>& n) {
+        VF gap = light - heavy, l = ratio(gap, n.p.scale, n.c) - n.c_more;
+        if (EXACT) {
+            VF lost = lost_by(heavy, light, gap);
+            l = fma(lost == lost ? lost : VF{}, all<float>(n.p.scale), l);
+        }
+        Apart a;
+        a.light = _mm512_cmp_ps_mask((__m512)l, _mm512_setzero_ps(), _CMP_GT_OQ);
+        a.d = smaller((VF)_mm512_abs_ps((__m512)l), all<float>(1000.0f));  // that where both lack it
+        a.log = where(a.light, n.q.exponent(light) + n.q_more, n.p.exponent(heavy));
+        return a;
+    }
+};
+#endif
+
 // JS of normalised sides, H the one of the larger weight, L the other, of weight s ≤ ½: with E = L/H − 1
 // the mixture is H (1 + s E), and JS = Σ H (s g(E) − g(s E)), g(x) = (1 + x) log(1 + x) − x ≥ 0; near
 // E = 0 that is H s (1 − s) E² / 2, so at most half of s g(E) cancels. Beside it KL(H‖m) is summed.
-// Returns the largest log2 L/H; where it is beyond LIMIT, FAR has to do it: there L is the mixture.
-const double LIMIT = 60.0;
-template <class R> struct Halves { double js = 0.0, heavy = 0.0; R most = 0; };
-template <bool FAR, class R>
-Halves<R> js_block(const R* heavy, const R* light, int64_t n, const Norms<R>& norms, R s) {
+// Where log2 L/H is above ABOVE most of the two is the same, and L is not well known as H times L/H:
+// there, with w = (1 − s) H / (s L), it is s L (−log s − log(1 + w)) − (1 − s) H log(1 + s E).
+const double LIMIT = 60.0, ABOVE = 4.0;
+struct Halves { double js = 0.0, heavy = 0.0; };
+template <class R>
+Halves js_block(const R* heavy, const R* light, int64_t n, const Norms<R>& norms, R s) {
     Sum<R> js, of_heavy;
-    Vec<R> most{};
     const Vec<R> slope = all<R>(R(-std::log(double(s))));
     for (int64_t i = 0; i < n; i += LANES<R>) {
-        Vec<R> x = load(heavy + i), y = load(light + i), gap = x == y ? Vec<R>{} : y - x;
-        Vec<R> l = fma(gap, all<R>(norms.p.scale), all<R>(-norms.c)) - norms.c_more;
-        Vec<R> u = exp2<LIFT, R>(norms.p.exponent(x)), far = l;
-        most = bigger(most, l), l = bigger(all<R>(R(-1e30f)), l);
-        if (FAR) l = smaller(all<R>(R(LIMIT)), l);
+        Vec<R> x = load(heavy + i), y = load(light + i), l = log_ratio_of(x, y, norms);
+        Vec<R> u = exp2<LIFT, R>(norms.p.exponent(x));
+        const Mask<R> above = l > R(ABOVE);
+        l = smaller(all<R>(R(LIMIT)), bigger(all<R>(R(-1e30f)), l));
         Power<R> e = power<R>(l);
         Vec<R> r = e.less_one() * s, m = r + R(1);
         Log<R> log = log_of<R>(r);
         Vec<R> log1p = log.log1p(), near = fma(r, r, -(m * log.excess));
-        Vec<R> term = fma(all<R>(s), e.back(), -(log.k == R(0) ? near : fma(m, log1p, -r)));
-        js.add(u, term), of_heavy.add(u, r - log1p);
-        if (FAR) {
-            Vec<R> v = exp2<LIFT, R>(norms.q.exponent(y) + norms.q_more);
-            v = far > R(LIMIT) ? v * s : Vec<R>{};
-            u = far > R(LIMIT) ? u : Vec<R>{};
-            js += v * slope - u * term, of_heavy += v - u * (r - log1p);
+        Vec<R> of_js = u * fma(all<R>(s), e.back(), -(log.k == R(0) ? near : fma(m, log1p, -r)));
+        Vec<R> of_h = u * (r - log1p);
+        if (any(above)) {
+            Vec<R> v = exp2<LIFT, R>(norms.q.exponent(y) + norms.q_more) * s;
+            Vec<R> rest = log_of<R>((R(1) - s) / (r + s)).log1p();
+            of_js = above ? v * (slope - rest) - u * ((R(1) - s) * log1p) : of_js;
+            of_h = above ? v - u * (s + log1p) : of_h;
         }
+        js += of_js, of_heavy += of_h;
         if (ends<R>(i + LANES<R>, n)) flush(js, of_heavy);
     }
-    return {js.total(), of_heavy.total(), largest<R>(most)};
+    return {js.total(), of_heavy.total()};
 }
+
+#if WIDTH == 64
+template <class In, bool EXACT, bool BOTH>
+Halves js_by_table(const char* heavy, const char* light, int64_t n, const Norms<float>& norms,
+                          const Tables& tables) {
+    Sum<float> js, of_heavy;
+    for (int64_t i = 0; i < n; i += 32) {
+        VF x[2], y[2];
+        In::two(heavy + i * SIZES[In::dtype], x[0], x[1]), In::two(light + i * SIZES[In::dtype], y[0], y[1]);
+        for (int j = 0; j < 2; j++) {
+            const Apart a = Apart::of<EXACT>(x[j], y[j], norms);
+            const VF d = smaller(a.d, all<float>(float(FARTHEST)));
+            const VF terms = exp2<LIFT, float>(a.log) * (d * d);
+            const Place place(d, a.light);
+            js.add(terms, place.at(tables.of[MEAN]));
+            if (BOTH) of_heavy.add(terms, place.at(tables.of[HEAVY]));
+        }
+        if (ends<float>(i + 32, n)) flush(js, of_heavy);
+    }
+    return {js.total(), of_heavy.total()};
+}
+template <class In>
+Halves js_by_table(const char* heavy, const char* light, int64_t n, const Norms<float>& norms,
+                          bool exact, const Shared& s) {
+    const bool both = s.asks & ASK_HALVES;
+    auto loop = exact ? both ? js_by_table<In, true, true> : js_by_table<In, true, false>
+                      : both ? js_by_table<In, false, true> : js_by_table<In, false, false>;
+    return loop(heavy, light, n, norms, *s.tables);
+}
+#endif
 
 // --- sums over a row ----------------------------------------------------------------------------
 
 // The loop over blocks of 2^LIFT times sums, exponents counted from the largest logit of the first
 // block; where that will not do (it is −inf, or a sum is not finite) they start again from the
 // largest of the row, and blocks without any mass are passed over.
+// Powers of two that a largest logit may be of: in float32 an exponent's own rounding is 4 there, in
+// float64 a log-normaliser is known to 1e-6; beyond, a row has no distribution that can be told
+template <class R> constexpr double LARGEST = sizeof(R) == 4 ? 67108864.0 : 8589934592.0;
+
 template <class R> struct Sides {
     const Shared& s;
     Blocks<R> p, q;
@@ -668,10 +954,13 @@ template <class R> struct Sides {
         p_top = q_top = -INFINITY;
         for (int64_t start = 0; start < s.vocab; start += BLOCK) tops(start);
     }
-    bool usable() const { return std::isfinite(p_top) && (!q.x || std::isfinite(q_top)); }
+    bool told(double top) const { return std::isfinite(top) && std::fabs(top * s.per_nat()) < LARGEST<R>; }
+    bool usable() const { return told(p_top) && (!q.x || told(q_top)); }
     // Says whether there are anchors to start from
     bool start() {
-        if (!whole) tops(0);
+        // the first block that both sides have tokens in
+        for (int64_t at = 0; !whole && at < s.vocab && !(p_top > -INFINITY && (!q.x || q_top > -INFINITY));)
+            tops(at), at += BLOCK;
         if (!usable() && !whole) all_tops();
         return usable();
     }
@@ -689,13 +978,13 @@ template <class R> struct Sides {
     bool passed(int64_t start) const { return whole && empty[start / BLOCK]; }
 };
 
-template <bool MORE, class R>
-Totals even_of(Sides<R>& r, int64_t start, const Anchor<R>& a, R c) {
+template <bool MORE, Form FORM, class R>
+Totals even_of(Sides<R>& r, int64_t start, const Anchor<R>& a, const Anchor<R>& q_a, R c) {
     const int64_t n = r.size(start), ahead = BLOCK * SIZES[r.p.x.dtype];
 #define TRY(In)                                                                            \
     if (r.p.x.dtype == In::dtype && r.q.x.dtype == In::dtype && n % (2 * LANES<R>) == 0)   \
-        return even_block<In, MORE>(r.p.x.byte(start), r.q.x.byte(start), n, a, c, ahead);
-    if constexpr (sizeof(R) == 4) {
+        return even_block<In, MORE, FORM>(r.p.x.byte(start), r.q.x.byte(start), n, a, q_a, c, ahead);
+    if constexpr (sizeof(R) == 4 && FORM != EXACT) {
         TRY(Bfloat16)
 #if WIDTH == 64
         TRY(Float16)
@@ -703,7 +992,7 @@ Totals even_of(Sides<R>& r, int64_t start, const Anchor<R>& a, R c) {
     }
 #undef TRY
     const char *x = r.p.get(start, n), *y = r.q.get(start, n);
-    return even_block<Plain<R>, MORE>(x, y, filled<R>(n), a, c, BLOCK * int64_t(sizeof(R)));
+    return even_block<Plain<R>, MORE, FORM>(x, y, filled<R>(n), a, q_a, c, BLOCK * int64_t(sizeof(R)));
 }
 
 template <bool LOGS, class R>
@@ -761,13 +1050,27 @@ template <class R> bool log_ratio(Sides<R>& r, double& log_c) {
     return true;
 }
 
-const double NEAR = 1e-3;  // a V below it times U is not known well from B
+const double NEAR = 1e-3;  // Σ v below it times Σ u is not known well from their difference
+const double MOVED = 30.0;  // nats, well within the range of sums
+const double ROUGH = 4.0;  // times A: what A may have been with the c of their time, of 3e-7 of it
+const double FAR = 8.0;  // nats; logs of a side this far from the other need exponents of its own
+// Where the square of the mean difference of logits, over the temperature, is above it times the
+// divergence (at most 1 nat), their rounding would cost more than 1.5e-7 of it: an rms of 0.29 units
+// in the last place, times √(2 KL) of log-ratios
+const double APART = 12.0;
+const double SURELY = 0.25;  // that a first block is above it by: it may have few tokens
 
 // False: no distribution on one side or the other, or none that can be told
 template <bool MORE, class R> bool pair_sums(Sides<R>& r, double* out) {
     const Shared& s = r.s;
-    bool uneven = false, settled = false;
+    const bool half = s.half(r.p.x.dtype) && s.half(r.q.x.dtype);  // differences are exact
+    bool holes = false, settled = false, exact = false;
     double log_c = 0.0;
+    auto apart = [&](const Totals& sum, double c_of_sum, double by) {
+        const double kl = std::min(std::max(sum.excess() / sum.p_all(), 0.0), 1.0);
+        const double difference = sum.U > 0.0 ? c_of_sum * LN2 + (sum.B - sum.A) / sum.U : 0.0;
+        return !exact && !half && difference * difference > APART * kl + by;
+    };
 again:
     if (!r.start()) return false;
     Anchor<R> a(r.p_top, s), q_a(r.q_top, s);
@@ -775,72 +1078,98 @@ again:
     Totals all_of;
     for (int64_t start = 0; start < s.vocab; start += BLOCK) {
         if (r.passed(start)) continue;
-        for (bool moved = false;;) {
-            R c = R(log_c);
+        bool raised = false;
+        for (int moves = 0;;) {
+            const R c = from_powers(log_c, a.scale);
+            const double now = in_powers(c, a.scale);
             Totals found;
-            // where one side is far from the other its logs need exponents of their own
-            const bool even = !uneven && !(MORE && settled);
-            if (even) found = even_of<MORE>(r, start, a, c);
-            if (!even || !found.finite()) {
+            Form form = MORE && settled ? ANY : exact ? EXACT : holes ? HOLES : EVEN;
+            if (form == EVEN) {
+                found = even_of<MORE, EVEN>(r, start, a, q_a, c);
+                if (!found.finite()) form = HOLES;
+            }
+            if (form == HOLES) found = even_of<MORE, HOLES>(r, start, a, q_a, c);
+            if (form == EXACT) found = even_of<MORE, EXACT>(r, start, a, q_a, c);
+            if (form != EVEN && !found.finite()) form = ANY;
+            if (form == ANY) {
                 int64_t n = r.size(start);
                 const R *x = (const R*)r.p.get(start, n), *y = (const R*)r.q.get(start, n);
-                Norms<R> norms{a, q_a, R(1), R(q_a.from - a.from - double(c)), c, R(0)};
+                Norms<R> norms{a, q_a, R(1), R(q_a.from - a.from - now), c, R(0)};
                 found = any_block<R, MORE>(x, y, filled<R>(n), norms);
-                uneven = found.p_alone + found.q_alone > 0;  // so will the next block be
                 if (!found.finite()) {
                     if (r.whole) return false;
                     r.all_tops();
                     goto again;
                 }
             }
+            holes = found.p_alone + found.q_alone > 0;  // so will the next block be
             double powers;
-            if (found.U > MUCH && r.higher(start, a, powers)) {
+            if (!raised && found.p_all() > MUCH && r.higher(start, a, powers)) {
+                raised = true;
                 all_of.raise(powers);
                 continue;
             }
             Totals sum = all_of;
             sum.add(found);
-            double shift = 0.0;
-            if (!settled) {
-                const double V = sum.U + sum.B, better = double(R(double(c) + sum.off() / LN2));
-                shift = (better - double(c)) * LN2, log_c = better;
-                Totals better_sum = sum;
-                better_sum.move(shift);
-                if (sum.A > 2.0 * better_sum.A && !moved && V > NEAR * sum.U) {
-                    moved = true;  // so far that A would lose digits: once more
-                    all_of.move(shift);
-                    continue;
-                }
-                if (std::fabs(shift) > 1.0 || !(V > NEAR * sum.U)) {  // no use: find c first
-                    if (!log_ratio(r, log_c)) return false;
+            if (!settled && !sum.near()) {
+                const bool told = sum.U + sum.B > NEAR * sum.U, begun = all_of.U > 0.0;
+                // where Σ v is not told, to the mean of the log-ratios: there it is at least Σ u
+                const double off = told ? sum.off() : (sum.B - sum.A) / sum.U;
+                if (told ? MORE && begun && std::fabs(off) > 1.0 : moves > 1 || !(std::fabs(off) < MOVED)) {
+                    if (!log_ratio(r, log_c)) return false;  // no use: find c first
                     settled = true;
                     goto again;
                 }
+                const double better = in_powers(from_powers(now + off / LN2, a.scale), a.scale);
+                const double shift = (better - now) * LN2;
+                Totals better_sum = sum;
+                better_sum.move(shift), log_c = better;
+                if ((sum.A > 2.0 * better_sum.A || !told) && moves++ < 2) {
+                    all_of.move(shift);  // so far that A would lose digits: once more
+                    continue;
+                }
+                sum = better_sum;
             }
-            sum.move(shift);
             all_of = sum;
             break;
         }
+        if (start == 0 && apart(all_of, log_c, SURELY)) {
+            exact = true;
+            goto again;
+        }
     }
-    double shift = all_of.off();
-    all_of.move(shift), log_c += shift / LN2;
-    const double U = all_of.U, V = U + all_of.B, lift = 1.0 / double(int64_t(1) << LIFT);
-    if (!(U > 0.0 && V > 0.0)) return false;
+    const double shift = all_of.off_whole();
+    all_of.move(shift);
+    const double P = all_of.p_all(), Q = all_of.q_all(), lift = 1.0 / double(int64_t(1) << LIFT);
+    if (!(P > 0.0 && Q > 0.0)) return false;
+    const double kl = std::max(all_of.excess() / P, 0.0);
+    const double back = std::max((all_of.back + all_of.p_lost) / Q, 0.0);
+    if (!settled && (all_of.A_rough > ROUGH * all_of.excess() || (MORE && std::max(kl, back) > FAR))) {
+        settled = true;
+        goto again;
+    }
+    if (apart(all_of, log_c + shift / LN2, 0.0)) {
+        exact = true;
+        goto again;
+    }
     out[P_MAX] = double(a.logit), out[Q_MAX] = double(q_a.logit);
-    out[P_LOG] = a.log(U * lift);
-    out[Q_LOG] = q_a.log(V * lift) + LN2 * (log_c - (q_a.from - a.from));
-    out[KL] = std::max(all_of.A / U, 0.0), out[REVERSE_KL] = std::max(all_of.back / V, 0.0);
-    out[P_LOST] = all_of.p_lost / U, out[Q_LOST] = all_of.q_lost / V;
+    out[P_LOG] = a.log(P * lift);
+    out[Q_LOG] = q_a.log(Q * lift) + LN2 * (log_c - (q_a.from - a.from)) + shift;
+    out[KL] = kl, out[REVERSE_KL] = back;
+    out[P_LOST] = all_of.p_lost / P, out[Q_LOST] = all_of.q_lost / Q;
     out[P_ALONE] = all_of.p_alone, out[Q_ALONE] = all_of.q_alone;
     if (MORE) {
-        out[P_ENTROPY] = std::max(std::log(U * lift) - LN2 * all_of.p_log / U, 0.0);
-        out[Q_ENTROPY] = std::max(std::log(V * lift) - LN2 * all_of.q_log / all_of.v_sum, 0.0);
+        out[P_ENTROPY] = std::max(std::log(P * lift) - LN2 * all_of.p_log / P, 0.0);
+        out[Q_ENTROPY] = std::max(std::log(Q * lift) - LN2 * all_of.q_log / all_of.v_sum, 0.0);
     }
-    out[NOTE] = uneven || all_of.p_alone + all_of.q_alone > 0;
+    out[NOTE] = all_of.p_alone + all_of.q_alone > 0;
     return true;
 }
 
-template <class R> Norms<R> norms(const double* sums, const Shared& s) {
+// turned: of q and p
+template <class R> Norms<R> norms(const double* sums, const Shared& s, bool turned = false) {
+    const int P_MAX = turned ? ::Q_MAX : ::P_MAX, P_LOG = turned ? ::Q_LOG : ::P_LOG;
+    const int Q_MAX = turned ? ::P_MAX : ::Q_MAX, Q_LOG = turned ? ::P_LOG : ::Q_LOG;
     Norms<R> n{Anchor<R>(0, s), Anchor<R>(0, s), 1, 0, 0, 0};
     auto from = [&](Anchor<R>& a, int top, int log) {  // log2 of the norm, in powers and one remainder
         double norm = sums[top] * double(a.scale) + sums[log] / LN2;
@@ -852,33 +1181,57 @@ template <class R> Norms<R> norms(const double* sums, const Shared& s) {
     double p_rest = n.p.from - p, q_rest = n.q.from - q;
     n.p_times = R(std::exp2(p_rest)), n.q_more = R(q_rest - p_rest);
     double c = (sums[Q_MAX] - sums[P_MAX]) * double(n.p.scale) + (sums[Q_LOG] - sums[P_LOG]) / LN2;
-    n.c = R(c), n.c_more = R(c - double(n.c));
+    n.c = from_powers(c, n.p.scale), n.c_more = R(c - in_powers(n.c, n.p.scale));
     return n;
+}
+
+// Of a block by tables where there are some, else by `js_block`
+template <class R>
+Halves js_of(Sides<R>& r, int64_t start, const Norms<R>& norms, R s, bool exact) {
+    const int64_t n = r.size(start);
+    auto sides = [&](const void* x, const void* y) {  // the one of the larger weight first
+        return r.s.beta < 0.5 ? std::make_pair((const char*)y, (const char*)x)
+                              : std::make_pair((const char*)x, (const char*)y);
+    };
+#if WIDTH == 64
+    if constexpr (sizeof(R) == 4) {
+        const int dtype = r.p.x.dtype;
+        if (r.s.tables && dtype == r.q.x.dtype && n % 32 == 0 && r.s.half(dtype)) {
+            const auto there = sides(r.p.x.byte(start), r.q.x.byte(start));
+            auto loop = dtype == BFLOAT16 ? js_by_table<Bfloat16> : js_by_table<Float16>;
+            return loop(there.first, there.second, n, norms, false, r.s);
+        }
+    }
+#endif
+    const auto read = sides(r.p.get(start, n), r.q.get(start, n));
+#if WIDTH == 64
+    if constexpr (sizeof(R) == 4)
+        if (r.s.tables)
+            return js_by_table<Plain<float>>(read.first, read.second, filled<R>(n), norms, exact, r.s);
+#endif
+    (void)exact;
+    return js_block<R>((const R*)read.first, (const R*)read.second, filled<R>(n), norms, s);
 }
 
 template <class R> void js_sums(Sides<R>& r, double* out) {
     const bool flipped = r.s.beta < 0.5;  // q is the one of the larger weight
-    double sums[SUMS] = {};
-    std::copy(out, out + P_ENTROPY, sums);
-    if (flipped) std::swap(sums[P_MAX], sums[Q_MAX]), std::swap(sums[P_LOG], sums[Q_LOG]);
-    const Norms<R> n = norms<R>(sums, r.s);
+    const bool half = r.s.half(r.p.x.dtype) && r.s.half(r.q.x.dtype);
+    const Norms<R> n = norms<R>(out, r.s, flipped);
     const R light = R(flipped ? r.s.beta : 1.0 - r.s.beta);
+    const double s = double(light), times = double(n.p_times) / double(int64_t(1) << LIFT);
     double js = 0.0, heavy = 0.0;
-    bool far = false;
-    for (int64_t start = 0; start < r.s.vocab; start += BLOCK) {
-        const int64_t size = r.size(start), full = filled<R>(size);
-        const R *x = (const R*)r.p.get(start, size), *y = (const R*)r.q.get(start, size);
-        if (flipped) std::swap(x, y);
-        Halves<R> found;
-        if (!far) found = js_block<false, R>(x, y, full, n, light);
-        if (far || !(double(found.most) < LIMIT)) {
-            found = js_block<true, R>(x, y, full, n, light);
-            far = !(double(found.most) < LIMIT);
+    for (bool exact : {false, true}) {
+        js = heavy = 0.0;
+        for (int64_t start = 0; start < r.s.vocab; start += BLOCK) {
+            const Halves found = js_of(r, start, n, light, exact);
+            js += found.js, heavy += found.heavy;
         }
-        js += found.js, heavy += found.heavy;
+        js = std::max(js * times, 0.0), heavy = std::max(heavy * times, 0.0);
+        // js is about s (1 − s) KL where that is small
+        const double kl = std::min(js / (s * (1.0 - s)), 1.0);
+        if (half || !r.s.tables || std::pow(in_powers(n.c, n.p.scale) * LN2, 2) <= APART * kl) break;
     }
-    const double times = double(n.p_times) / double(int64_t(1) << LIFT), s = double(light);
-    js = std::max(js * times, 0.0), heavy = std::max(heavy * times, 0.0);
+    if (!(r.s.asks & ASK_HALVES)) heavy = js;
     out[flipped ? JS_Q : JS_P] = heavy;
     out[flipped ? JS_P : JS_Q] = (js - (1.0 - s) * heavy) / s;  // their weighted sum is js
 }
@@ -930,11 +1283,13 @@ template <class R> struct Weights {  // the coefficients of one row and side
           at(R(c[AT])) {}
 };
 
-// As `even_block`; returns the largest |l|, beyond LIMIT of which `any_slopes` has to do it.
-template <class In, bool LOGS, class R = typename In::Real>
+// As `even_block`; returns the largest |l|, beyond LIMIT of which `any_slopes` has to do it. w is the
+// probability of p, and of q where p lacks the token.
+template <class In, bool LOGS, bool HOLES, class R = typename In::Real>
 R even_slopes(const char* p, const char* q, int64_t n, const Norms<R>& norms, const Weights<R>& cp,
               const Weights<R>& cq, char* gp, char* gq, int64_t ahead) {
     const int64_t size = SIZES[In::dtype];
+    const R q_times = R(double(norms.p_times) * std::exp2(double(norms.q_more)));
     Vec<R> most{};
     for (int64_t i = 0; i < n; i += 2 * LANES<R>) {
         const char *at_p = p + i * size, *at_q = q + i * size;
@@ -943,18 +1298,30 @@ R even_slopes(const char* p, const char* q, int64_t n, const Norms<R>& norms, co
         Vec<R> x[2], y[2], P[2], Q[2];
         In::two(at_p, x[0], x[1]), In::two(at_q, y[0], y[1]);
         for (int j = 0; j < 2; j++) {
-            Vec<R> p_log = norms.p.exponent(x[j]), d = x[j] == y[j] ? Vec<R>{} : y[j] - x[j];
-            Vec<R> u = exp2<0, R>(p_log) * norms.p_times;
-            Vec<R> l = fma(d, all<R>(norms.p.scale), all<R>(-norms.c)) - norms.c_more;
+            const Bits<R> p_lacks = HOLES ? lacks(x[j]) : Bits<R>{}, q_lacks = HOLES ? lacks(y[j]) : Bits<R>{};
+            const Bits<R> both = ~(p_lacks | q_lacks);
+            Vec<R> log, d, times = all<R>(norms.p_times);
+            if (HOLES) {
+                log = norms.p.exponent(where(p_lacks, y[j], x[j]), p_lacks, norms.q);
+                d = y[j] - x[j], times = where(p_lacks, all<R>(q_times), times);
+            } else {
+                log = norms.p.exponent(x[j]), d = x[j] == y[j] ? Vec<R>{} : y[j] - x[j];
+            }
+            Vec<R> w = exp2<0, R>(log) * times;
+            Vec<R> l = ratio(d, norms.p.scale, norms.c) - norms.c_more;
+            if (HOLES) l = kept(both, l);
             most = bigger(most, l > R(0) ? l : -l);
-            Vec<R> step = u * power<R, true>(l).less_one(), line = l * R(LN2);
-            P[j] = u * fma(line, all<R>(cp.ratio), all<R>(cp.one));
-            Q[j] = (u + step) * fma(line, all<R>(cq.ratio), all<R>(cq.one));
+            Vec<R> change = power<R, true>(l).less_one(), step = w * change, v = w + step, line = l * R(LN2);
+            if (HOLES) step = w * where(q_lacks, all<R>(R(-1)), where(p_lacks, all<R>(R(1)), change));
+            P[j] = w * fma(line, all<R>(cp.ratio), all<R>(cp.one));
+            Q[j] = v * fma(line, all<R>(cq.ratio), all<R>(cq.one));
             if (LOGS) {
-                p_log = R(LN2) * bigger(p_log, all<R>(R(-1100)));
-                P[j] += u * (cp.log * p_log), Q[j] += (u + step) * (cq.log * (p_log + line));
+                if (HOLES) log = plus(log, p_lacks, all<R>(norms.q_more));
+                log = R(LN2) * bigger(log, all<R>(R(-1100)));
+                P[j] += w * (cp.log * log), Q[j] += v * (cq.log * (log + line));
             }
             P[j] = fma(step, all<R>(cp.step), P[j]), Q[j] = fma(step, all<R>(cq.step), Q[j]);
+            if (HOLES) P[j] = kept(Bits<R>(~p_lacks), P[j]), Q[j] = kept(Bits<R>(~q_lacks), Q[j]);
         }
         if (gp) In::put_two(gp + i * size, P[0], P[1]);
         if (gq) In::put_two(gq + i * size, Q[0], Q[1]);
@@ -962,12 +1329,30 @@ R even_slopes(const char* p, const char* q, int64_t n, const Norms<R>& norms, co
     return largest<R>(most);
 }
 
+#if WIDTH == 64
+// The gradients of JS alone: of each side, its probability times (one + mix log m/itself)
+void js_slopes(const float* heavy, const float* light, int64_t n, const Norms<float>& norms,
+               const Tables& tables, const Weights<float>& ch, const Weights<float>& cl, float* gh, float* gl) {
+    const float ln2 = float(LN2);
+    for (int64_t i = 0; i < n; i += 16) {
+        const Apart a = Apart::of<true>(load(heavy + i), load(light + i), norms);
+        const VF d = smaller(a.d, all<float>(float(FARTHEST)));
+        const VF larger = d * Place(d, a.light).at(tables.of[LARGER]), smaller = fma(a.d, all<float>(ln2), larger);
+        const VF most = exp2<0, float>(a.log) * norms.p_times, least = most * exp2<0, float>(-a.d);
+        const VF H = where(a.light, least, most), L = where(a.light, most, least);
+        const VF h = where(a.light, smaller, larger), l = where(a.light, larger, smaller);
+        if (gh) store(gh + i, H * fma(h, all<float>(ch.mix), all<float>(ch.one)));
+        if (gl) store(gl + i, L * fma(l, all<float>(cl.mix), all<float>(cl.one)));
+    }
+}
+#endif
+
 template <bool MIXED, class R>
 void any_slopes(const R* p, const R* q, int64_t n, const Norms<R>& norms, R beta,
                 const Weights<R>& cp, const Weights<R>& cq, R* gp, R* gq) {
     const R ln2 = R(LN2);
     for (int64_t i = 0; i < n; i += LANES<R>) {
-        Token<R> t = token<false, R>(load(p + i), load(q + i), norms);
+        Token<R> t = token<R>(load(p + i), load(q + i), norms);
         Vec<R> none{}, W = t.W * norms.p_times, lesser = fma(W, t.less_one, W), gap = t.d * ln2;
         Vec<R> u = t.swapped ? lesser : W, v = t.swapped ? W : lesser, step = t.step() * norms.p_times;
         Vec<R> line = t.p_only | t.q_only ? none : t.swapped ? gap : -gap;
@@ -1000,34 +1385,50 @@ struct Out {  // where a row's gradients go; null: not wanted
 
 template <class R> struct RowSlopes {
     Sides<R> r;
-    const Norms<R> n;
+    const Norms<R> known, turned;  // of q and p
     const Weights<R> cp, cq;
     int64_t id;
     const Out& out;
-    bool uneven;
+    const bool holes;  // there are tokens that one side lacks
+    bool far = false;
     alignas(64) R p_room[BLOCK];
     alignas(64) R q_room[BLOCK];
 
     RowSlopes(const Row& p, const Row& q, const Shared& s, const double* sums, const double* c,
               int64_t at, const Out& o)
-        : r(p, q, s), n(norms<R>(sums, s)), cp(c), cq(c + SIDE), id(at), out(o),
-          uneven(sums[NOTE] != 0) {}
+        : r(p, q, s), known(norms<R>(sums, s)), turned(norms<R>(sums, s, true)), cp(c), cq(c + SIDE), id(at), out(o),
+          holes(sums[NOTE] != 0) {}
 
+    template <class In>
+    bool even(const char* x, const char* y, int64_t n, char* gp, char* gq, int64_t ahead) {
+        const bool logs = r.s.asks & ASK_ENTROPY;
+        auto loop = holes ? logs ? even_slopes<In, true, true, R> : even_slopes<In, false, true, R>
+                          : logs ? even_slopes<In, true, false, R> : even_slopes<In, false, false, R>;
+        return double(loop(x, y, n, known, cp, cq, gp, gq, ahead)) < LIMIT;
+    }
+    void js(const R* x, const R* y, int64_t n, R* gp, R* gq) {
+#if WIDTH == 64
+        auto only = [](const Weights<R>& c) { return c.ratio == 0 && c.log == 0 && c.step == 0; };
+        if constexpr (sizeof(R) == 4)
+            if (r.s.tables && only(cp) && only(cq)) {
+                if (r.s.beta < 0.5) js_slopes(y, x, n, turned, *r.s.tables, cq, cp, gq, gp);
+                else js_slopes(x, y, n, known, *r.s.tables, cp, cq, gp, gq);
+                return;
+            }
+#endif
+        any_slopes<true>(x, y, n, known, R(r.s.beta), cp, cq, gp, gq);
+    }
     // In place, if both sides and their gradients are of one dtype that a loop reads and writes
     template <class In> bool there(int64_t start, int64_t size) {
         if (r.p.x.dtype != In::dtype || r.q.x.dtype != In::dtype || size % (2 * LANES<R>)) return false;
-        const int64_t bytes = SIZES[In::dtype], from = start * bytes, ahead = BLOCK * bytes;
-        const char *x = r.p.x.byte(start), *y = r.q.x.byte(start);
+        const int64_t bytes = SIZES[In::dtype], from = start * bytes;
         char *gp = out.p ? out.p + from : nullptr, *gq = out.q ? out.q + from : nullptr;
-        R most = r.s.asks & ASK_ENTROPY
-            ? even_slopes<In, true>(x, y, size, n, cp, cq, gp, gq, ahead)
-            : even_slopes<In, false>(x, y, size, n, cp, cq, gp, gq, ahead);
-        return double(most) < LIMIT;
+        return even<In>(r.p.x.byte(start), r.q.x.byte(start), size, gp, gq, BLOCK * bytes);
     }
     void block(int64_t start) {
         const int64_t size = r.size(start), full = filled<R>(size);
         const bool has_id = id >= start && id < start + size;
-        if (r.q.x && !has_id && !uneven && !(r.s.asks & ASK_JS)) {
+        if (r.q.x && !has_id && !far && !(r.s.asks & ASK_JS)) {
             if constexpr (sizeof(R) == 4) {
                 if (there<Bfloat16>(start, size)) return;
 #if WIDTH == 64
@@ -1040,18 +1441,12 @@ template <class R> struct RowSlopes {
         const R* y = r.q.x ? (const R*)r.q.get(start, size) : nullptr;
         R *gp = out.p ? p_room : nullptr, *gq = out.q ? q_room : nullptr;
         if (!y) {
-            side_slopes(x, full, n, cp, gp);
+            side_slopes(x, full, known, cp, gp);
         } else if (r.s.asks & ASK_JS) {
-            any_slopes<true>(x, y, full, n, R(r.s.beta), cp, cq, gp, gq);
-        } else {
-            R most = R(LIMIT);
-            if (!uneven)
-                most = even_slopes<Plain<R>, true>((const char*)x, (const char*)y, full, n, cp, cq,
-                                                   (char*)gp, (char*)gq, 0);
-            if (!(double(most) < LIMIT)) {
-                uneven = true;
-                any_slopes<false>(x, y, full, n, R(r.s.beta), cp, cq, gp, gq);
-            }
+            js(x, y, full, gp, gq);
+        } else if (far || !even<Plain<R>>((const char*)x, (const char*)y, full, (char*)gp, (char*)gq, 0)) {
+            far = true;
+            any_slopes<false>(x, y, full, known, R(r.s.beta), cp, cq, gp, gq);
         }
         if (has_id && gp && x[id - start] > -INFINITY) p_room[id - start] += cp.at;
         if (has_id && gq && y[id - start] > -INFINITY) q_room[id - start] += cq.at;
@@ -1135,6 +1530,12 @@ struct Call {  // the same in native.py
     Row p_row(int64_t i) const { return {(const char*)p + i * p_stride, p_dtype}; }
     Row q_row(int64_t i) const { return {q ? (const char*)q + i * q_stride : nullptr, q_dtype}; }
     Shared shared() const { return {vocab, temperature, beta, asks}; }
+    std::shared_ptr<const Tables> tables() const {
+#if WIDTH == 64
+        if (asks & ASK_JS && !wide()) return Tables::find(beta);
+#endif
+        return nullptr;
+    }
     bool wide() const { return p_dtype == FLOAT64 || (q && q_dtype == FLOAT64); }
 };
 
@@ -1159,7 +1560,9 @@ void prefer_large_pages(void* start, int64_t bytes) {
 }  // namespace
 
 extern "C" void kullback_sums(const Call* call, double* out) {
-    const Shared s = call->shared();
+    Shared s = call->shared();
+    const std::shared_ptr<const Tables> tables = call->tables();
+    s.tables = tables.get();
     each_row(call->rows, call->vocab, call->threads, [&](int64_t i) {
         if (call->keep && !call->keep[i]) return;
         double found[SUMS];
@@ -1173,6 +1576,7 @@ extern "C" void kullback_sums(const Call* call, double* out) {
 extern "C" void kullback_rounding(const Call* call, const double* sums, double* out) {
     const Shared s = call->shared();
     each_row(call->rows, call->vocab, call->threads, [&](int64_t i) {
+        if (call->keep && !call->keep[i]) return;
         const double known[] = {sums[i], sums[call->rows + i]};
         out[i] = row_rounding(call->p_row(i), s, known);
     });
@@ -1182,7 +1586,9 @@ extern "C" void kullback_slopes(const Call* call, const Slopes* out) {
     const int64_t p_bytes = call->vocab * SIZES[call->p_dtype], q_bytes = call->vocab * SIZES[call->q_dtype];
     prefer_large_pages(out->grad_p, call->rows * p_bytes);
     prefer_large_pages(out->grad_q, call->rows * q_bytes);
-    const Shared s = call->shared();
+    Shared s = call->shared();
+    const std::shared_ptr<const Tables> tables = call->tables();
+    s.tables = tables.get();
     each_row(call->rows, call->vocab, call->threads, [&](int64_t i) {
         Out to{out->grad_p ? out->grad_p + i * out->p_stride : nullptr,
                out->grad_q ? out->grad_q + i * out->q_stride : nullptr, call->p_dtype, call->q_dtype};
@@ -1198,6 +1604,25 @@ extern "C" void kullback_slopes(const Call* call, const Slopes* out) {
         if (call->wide()) row_slopes<double>(call->p_row(i), call->q_row(i), s, found, c, id, to);
         else row_slopes<float>(call->p_row(i), call->q_row(i), s, found, c, id, to);
     });
+}
+
+// The gradients of what `kullback_kl` returned, by its sums; grads: those of the values, as they are
+extern "C" void kullback_kl_slopes(const void* p, const void* q, int64_t rows, int64_t vocab,
+                                   double temperature, int p_dtype, int q_dtype, int threads,
+                                   const double* sums, const void* grads, void* grad_p, void* grad_q) {
+    Call call{};
+    call.p = p, call.q = q, call.rows = rows, call.vocab = vocab, call.temperature = temperature;
+    call.p_stride = vocab * SIZES[p_dtype], call.q_stride = vocab * SIZES[q_dtype];
+    call.p_dtype = p_dtype, call.q_dtype = q_dtype, call.threads = threads;
+    std::vector<double> c(size_t(2 * SIDE * rows), 0.0);  // as `coefficients` in interface.py
+    for (int64_t i = 0; i < rows; i++) {
+        const double g = (call.wide() ? ((const double*)grads)[i] : ((const float*)grads)[i]) / temperature;
+        const double kl = sums[KL * rows + i], lost = sums[P_LOST * rows + i];
+        c[RATIO * rows + i] = -g, c[ONE * rows + i] = -g * (kl - lost);
+        c[(SIDE + STEP) * rows + i] = g, c[(SIDE + ONE) * rows + i] = -g * lost;
+    }
+    const Slopes out{sums, c.data(), (char*)grad_p, (char*)grad_q, call.p_stride, call.q_stride};
+    kullback_slopes(&call, &out);
 }
 
 // KL(p‖q) of contiguous rows, as `values` in interface.py has it, in float64 where a side is, else in
@@ -1220,14 +1645,15 @@ extern "C" int kullback_kl(const void* p, const void* q, int64_t rows, int64_t v
     kullback_sums(&call, sums);
     int status = 0;
     for (int64_t i = 0; i < rows; i++) {
-        auto size = [&](int top, int log) {
+        auto square = [&](int top, int log) {  // of logits, over the temperature, on average
             const double all = sums[top * rows + i] / temperature + sums[log * rows + i];
-            return std::fabs(all) + std::log(double(vocab) + std::exp(1.0));
+            const double most = std::log(double(vocab) + std::exp(1.0));
+            return all * all + most * most - std::min(2.0 * all * most, 0.0);
         };
-        double value = sums[KL * rows + i], by_p = size(P_MAX, P_LOG), by_q = size(Q_MAX, Q_LOG);
+        double value = sums[KL * rows + i], by_p = square(P_MAX, P_LOG), by_q = square(Q_MAX, Q_LOG);
         status |= std::isnan(value);
         if (sums[P_ALONE * rows + i] > 0) value = INFINITY;
-        if (value > 0 && p_step * by_p * by_p + q_step * by_q * by_q > value) status |= 2;
+        if (value > 0 && p_step * by_p + q_step * by_q > value) status |= 2;
         if (call.wide()) ((double*)values)[i] = value;
         else ((float*)values)[i] = float(value);
     }

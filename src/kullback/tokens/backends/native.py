@@ -2,13 +2,14 @@
 
 Which to use: `backend="auto"` takes it on the CPU wherever it is compiled, and compiles it from
 2^16 logits up, for float32, float64, bfloat16 and float16, also two of them, if there is a C++
-compiler; without one, `chunked` does the same some ten times slower. The first use on a machine
-compiles for about five seconds (`core.compiling`), for the widest vectors of its processor; the
+compiler; without one, `chunked` does the same some eight times slower. The first use on a machine
+compiles for about eight seconds (`core.compiling`), for the widest vectors of its processor; the
 first in a process loads for some tens of milliseconds. It runs on up to `torch.get_num_threads()`
 threads, on one where there is little to do, and needs no memory but the gradients.
 """
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from kullback.tokens import limits
 
 from .interface import Rows, Sum, Task
 
-__all__ = ["kl", "ready", "refusal", "slopes", "sums"]
+__all__ = ["kl", "kl_slopes", "ready", "refusal", "slopes", "sums"]
 
 SOURCE = Path(__file__).with_name("native.cpp")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -29,7 +30,7 @@ STEPS = {  # ε² / 24 over the share of a value that rounding may be
     dtype: torch.finfo(dtype).eps ** 2 / 24 / limits.ROUNDING_SHARE if dtype.itemsize < 4 else 0.0
     for dtype in DTYPES
 }
-ASK_KL, ASK_MORE, ASK_JS, ASK_TOP, ASK_ENTROPY = 1, 2, 4, 8, 16  # the same in native.cpp
+ASK_KL, ASK_MORE, ASK_JS, ASK_TOP, ASK_ENTROPY, ASK_HALVES = 1, 2, 4, 8, 16, 32  # as in native.cpp
 
 
 class _Call(ctypes.Structure):
@@ -94,7 +95,7 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
     out = torch.zeros(len(Sum), len(p), dtype=torch.float64)
     asks = ASK_KL * task.asks("kl") | ASK_JS * task.asks("js") | ASK_TOP * task.asks("same_top")
     asks |= ASK_MORE * task.asks("reverse_kl", "entropy", "q_entropy")
-    asks |= ASK_ENTROPY * task.asks("entropy")
+    asks |= ASK_ENTROPY * task.asks("entropy") | ASK_HALVES * task.slopes
     call = _call(Rows(p, q, keep=keep), task, asks)
     _library().kullback_sums(ctypes.byref(call), ctypes.c_void_p(out.data_ptr()))
     return out
@@ -132,13 +133,44 @@ def _kl() -> Any:
     return function
 
 
-def rounding(x: Tensor, log_norms: Tensor, temperature: float) -> Tensor:
+def kl_slopes(
+    p: Tensor, q: Tensor, temperature: float, sums: Tensor, grads: Tensor, wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """Return the gradients by p and by q of what `kl` returned, None for a side not wanted.
+
+    grads: those of the values, in their dtype.
+    """
+    vocab = p.shape[-1]
+    grads = grads.contiguous()
+    both = [torch.empty_like(x) if want else None for x, want in zip((p, q), wanted, strict=True)]
+    _kl_slopes()(
+        p.data_ptr(), q.data_ptr(), p.numel() // vocab, vocab, temperature, DTYPES[p.dtype],
+        DTYPES[q.dtype], torch.get_num_threads(), sums.data_ptr(), grads.data_ptr(),
+        _pointer(both[0]), _pointer(both[1]),
+    )  # fmt: skip
+    return both
+
+
+@cache
+def _kl_slopes() -> Any:
+    function = _library().kullback_kl_slopes
+    sizes: list[Any] = [ctypes.c_int64] * 2 + [ctypes.c_double] + [ctypes.c_int] * 3
+    function.argtypes = [ctypes.c_void_p] * 2 + sizes + [ctypes.c_void_p] * 4
+    function.restype = None
+    return function
+
+
+def rounding(
+    x: Tensor, log_norms: Tensor, temperature: float, keep: Tensor | None = None
+) -> Tensor:
     """Return `rounding_floor` of rows of half precision `[n, vocab]`, in one pass, float64.
 
-    log_norms: `[2, n]`, the rows' `Sum.P_MAX` and `Sum.P_LOG`, float64.
+    log_norms: `[2, n]`, the rows' `Sum.P_MAX` and `Sum.P_LOG`, float64. keep: bool `[n]`, the rows
+    to look at, or None for all; others may hold anything.
     """
     out = torch.empty(len(x), dtype=torch.float64)
-    call = _call(Rows(x), Task((), temperature), 0)
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    call = _call(Rows(x, keep=keep), Task((), temperature), 0)
     known = log_norms.contiguous()
     pointer = ctypes.c_void_p(known.data_ptr())
     _library().kullback_rounding(ctypes.byref(call), pointer, ctypes.c_void_p(out.data_ptr()))

@@ -8,7 +8,7 @@ other sources, which share the checks.
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -266,7 +266,8 @@ def measure(
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (a, b)):
             found = _Rows.apply(a, b, ask, module, sums)  # type: ignore[no-untyped-call]
         else:
-            found, sums, _ = values_of(a, b, ask, module)
+            values_only = replace(ask, task=replace(task, slopes=False))
+            found, sums, _ = values_of(a, b, values_only, module)
     if len(task.wants) > 1:
         found = found.masked_fill(found.detach().isnan().any(0), math.nan)
     if nan == "refuse":
@@ -292,7 +293,6 @@ def _direct(p: Tensor, q: Tensor, ask: Ask) -> Tensor | None:
         and p.is_contiguous()
         and q.is_contiguous()
         and p.numel() > 0
-        and not (torch.is_grad_enabled() and (p.requires_grad or q.requires_grad))
         and direct(p, q, ask.task)
     )
     found = native.kl(p, q, ask.task.temperature) if plain else None
@@ -301,7 +301,30 @@ def _direct(p: Tensor, q: Tensor, ask: Ask) -> Tensor | None:
     values, sums, coarse = found
     if coarse and ask.nan == "refuse":
         warn_of_rounding(p, q, values[None], ask.task, [sums], native)
+    if torch.is_grad_enabled() and (p.requires_grad or q.requires_grad):
+        temperature = ask.task.temperature
+        values = _Direct.apply(p, q, temperature, (values, sums))  # type: ignore[no-untyped-call]
     return values[None]
+
+
+class _Direct(torch.autograd.Function):
+    """The gradients of KL(p‖q) of contiguous logits, whose values and sums are known."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, p: Tensor, q: Tensor, temperature: float, found: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Return the values; found: them and the sums."""
+        ctx.save_for_backward(p, q, found[1])
+        ctx.temperature = temperature
+        return found[0]
+
+    @staticmethod
+    def backward(ctx: Any, grads: Tensor) -> Any:
+        p, q, sums = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:2]
+        both = native.kl_slopes(p.detach(), q.detach(), ctx.temperature, sums, grads, wanted)
+        return *_once(both, (p, q)), None, None
 
 
 def values_of(
@@ -348,13 +371,7 @@ class _Rows(torch.autograd.Function):
     def backward(ctx: Any, grads: Tensor) -> Any:
         with torch.no_grad():
             both = _Rows.slopes(ctx, grads)
-        if torch.is_grad_enabled():  # somebody asked for create_graph=True
-            inputs = ctx.saved_tensors[:2]
-            both = [
-                x if x is None else _Once.apply(x, logits)  # type: ignore[no-untyped-call]
-                for x, logits in zip(both, inputs, strict=True)
-            ]
-        return *both, None, None, None
+        return *_once(both, ctx.saved_tensors[:2]), None, None, None
 
     @staticmethod
     def slopes(ctx: Any, grads: Tensor) -> list[Tensor | None]:
@@ -391,6 +408,16 @@ def slopes_of(
         to_p, to_q = (_matrix(x, piece) for x in both)
         module.slopes(Rows(a, b, at, live), ask.task, sums, c, to_p, to_q)
     return both
+
+
+def _once(both: Sequence[Tensor | None], logits: Sequence[Tensor | None]) -> list[Any]:
+    """Return the gradients; where somebody asked for create_graph=True, as `_Once`."""
+    if not torch.is_grad_enabled():
+        return list(both)
+    return [
+        x if x is None else _Once.apply(x, side)  # type: ignore[no-untyped-call]
+        for x, side in zip(both, logits, strict=True)
+    ]
 
 
 class _Once(torch.autograd.Function):

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -137,13 +138,20 @@ def warn_of_rounding(
         return
     rows = limits.ROUNDING_ROWS
     at = good[:: max(1, len(good) // rows)][:rows].unbind(-1)
-    summed = hasattr(module, "rounding")
-    floors = [
-        module.rounding(x.detach()[at], norms[side][:, *at], task.temperature).mean()  # type: ignore[index]
-        if norms is not None and summed
-        else rounding_floor(x.detach()[at], temperature=task.temperature).mean()
-        for side, x in coarse.items()
-    ]
+    if norms is not None and hasattr(module, "rounding"):
+        keep = torch.zeros(found[number].shape, dtype=torch.bool)
+        keep[at] = True
+        matrices = {side: x.detach().reshape(-1, x.shape[-1]) for side, x in coarse.items()}
+        floors = [
+            module.rounding(x, norms[side].reshape(2, -1), task.temperature, keep.view(-1))
+            for side, x in matrices.items()
+        ]
+        floors = [each[keep.view(-1)].mean() for each in floors]
+    else:
+        plain = (
+            rounding_floor(x.detach()[at], temperature=task.temperature) for x in coarse.values()
+        )
+        floors = [each.mean() for each in plain]
     floor = torch.stack(floors).sum() * weight
     value = found[number][at].mean()
     if floor > limits.ROUNDING_SHARE * value:
@@ -176,12 +184,14 @@ def _may_matter(
 
     With A the log of the sum of e^(logit / τ), a logit is τ (A + log p), the distance of the
     numbers around it at most ε times it, and E log² p ≤ log²(V + e) by Jensen, as log²(e + x) is
-    concave: so the floor is at most ε²/24 (|A| + log(V + e))².
+    concave: so the floor is at most ε²/24 (|A| + log(V + e))², and without 2 A log(V + e) where
+    A > 0, as log p ≤ 0.
     """
     bound = 0.0
     for side, x in coarse.items():
         top, log = norms[side].cpu().numpy()
-        most = abs(top / task.temperature + log) + math.log(x.shape[-1] + math.e)
-        bound = bound + (torch.finfo(x.dtype).eps * most) ** 2 / 24
+        all_of, most = top / task.temperature + log, math.log(x.shape[-1] + math.e)
+        square = all_of**2 + most**2 - 2 * most * np.minimum(all_of, 0.0)
+        bound = bound + torch.finfo(x.dtype).eps ** 2 * square / 24
     found = values.cpu().numpy()
     return bool(((bound * weight > limits.ROUNDING_SHARE * found) & (found > 0)).any())
