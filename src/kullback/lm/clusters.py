@@ -8,7 +8,7 @@ such means over the same clusters, paired; `block_length` where there are fewer 
 `gate` to decide about a limit by an interval.
 
 The mean is the ratio estimator `R = Σ_c S_c / Σ_c n_c`, S_c the sum of the terms of cluster c and
-n_c its tokens. Its variance is the larger of two estimates, equal for clusters of one size. With
+n_c its tokens. Its variance is one of two estimates, equal for clusters of one size. With
 `u_c = S_c − R n_c`, N all tokens and `h_c = n_c / N`:
 
 - CR2, `Σ_c u_c² / (1 − h_c) / N²`: unbiased for equal variances a token. Few large clusters carry
@@ -17,13 +17,13 @@ n_c its tokens. Its variance is the larger of two estimates, equal for clusters 
   means, which counts a cluster by how well its mean is known and not by its tokens squared.
 
 For 30 sequences whose lengths differ by factors of e^1.2 to e^2, with means of a chi-squared law,
-95 % intervals by CR2 alone cover 87 to 91 %, these 97 to 99 %: too long where lengths differ that
-much, not too short (tests/lm/test_clusters.py). On 23 families that chose nothing (sizes equal,
+95 % intervals by CR2 alone cover 87 to 91 %; these are too long where lengths differ that much, not
+too short (tests/lm/test_clusters.py). On 23 families that chose nothing (sizes equal,
 geometric, uniform, Pareto; 12, 30 and 100 clusters) they cover 94.5 to 100 %. Not covered is a mean
 that depends on a cluster's size where most tokens are in a few clusters that a sample may miss
-(sizes of Pareto index 1.5: 77 % of 12 clusters, 86 % of 30, 95 % of 100;
-benchmarks/cluster_coverage.py). Student's t takes `G* − 1` degrees, `G* = 1 / Σ h_c²`: G − 1 for G
-clusters of equal size.
+(sizes of Pareto index 1.5: 77 % of 12 clusters, 85 % of 30, 95 % of 100;
+benchmarks/cluster_coverage.py). Student's t takes `G* − 1` degrees with CR2, `G* = 1 / Σ h_c²`, and
+G − 1 with random effects; the longer interval of the two is given.
 
 Reference: Cochran (1977), "Sampling Techniques", section 6; Bell and McCaffrey (2002), "Bias
 reduction in standard errors"; Carter, Schnepel and Steigerwald (2017) for the effective number;
@@ -39,7 +39,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from kullback.core import Estimate, json_value, require
+from kullback.core import Estimate, json_value, require, two_sided
 from kullback.sampled import error_bars
 
 from . import limits
@@ -84,8 +84,9 @@ class Clusters:
 class Clustered:
     """A mean over tokens with its clustered error, and the error of independent tokens beside it.
 
-    estimate: its `draws` are the effective number of clusters. influence: `[G]`, what each cluster
-    adds to the error; the sum is 0. naive_error: as if tokens were independent; NaN if unknown.
+    estimate: its `draws` are the degrees of freedom of its t, plus one. influence: `[G]`, what each
+    cluster adds to the error; the sum is 0. naive_error: as if tokens were independent; NaN if
+    unknown.
     """
 
     estimate: Estimate
@@ -134,8 +135,8 @@ def ratio_mean(
         unit: Of the mean.
 
     Returns:
-        A `Clustered`. The interval of its estimate uses t with `G* − 1` degrees and allows for the
-        skewness of the clusters' sums. No error bar for a single cluster, for fewer than ten
+        A `Clustered`. The interval of its estimate uses t with `draws − 1` degrees and allows for
+        the skewness of the clusters' sums. No error bar for a single cluster, for fewer than ten
         blocks, or for sums with so heavy a tail that no mean can be inferred.
 
     Raises:
@@ -336,9 +337,13 @@ def _estimate(
     scaled = influence / np.sqrt(1.0 - shares) * math.sqrt(count * (count - 1))
     robust = float((influence**2 / (1.0 - shares)).sum())
     alike = bool((clusters.sizes == clusters.sizes[0]).all())  # then both are one number
+    effective = max(2, int(clusters.effective))
     if robust > 0.0 and not alike and clusters.effective < limits.MANY_CLUSTERS:
         pooled = _random_effects(influence / shares, clusters, within)
-        scaled *= math.sqrt(max(1.0, pooled / robust))
+        longer = two_sided(0.95, count - 1) / two_sided(0.95, effective - 1)
+        if pooled * longer**2 > robust:  # the longer interval of the two
+            scaled *= math.sqrt(pooled / robust)
+            effective = count
     found = error_bars.estimate_of(
         torch.as_tensor(scaled),
         torch.tensor(value, dtype=torch.float64),
@@ -347,7 +352,6 @@ def _estimate(
     )
     # the doubts are about the independent terms, which are the clusters here
     doubts = tuple(text.replace(" draws", f" {clusters.name}") for text in found.warnings)
-    effective = max(2, int(clusters.effective))
     found = replace(found, unit=unit, draws=effective, warnings=doubts)
     found = replace(found, no_error=found.no_error.replace("these draws", f"these {clusters.name}"))
     if shares.max() > limits.DOMINANT_CLUSTER:
