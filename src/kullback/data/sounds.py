@@ -275,7 +275,7 @@ def read_clips(path: Path, how: Listening | None = None) -> Examples:
 def holds_clips(path: Path) -> bool:
     """Say whether an `.npz` holds `samples` and `offset`; False for one that cannot be read."""
     try:
-        with np.load(path, allow_pickle=False) as loaded:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
             return {"samples", "offset"} <= set(loaded.files)
     except numpy_errors():
         return False
@@ -284,7 +284,7 @@ def holds_clips(path: Path) -> bool:
 def _arrays_of(path: Path) -> dict[str, Samples]:
     wanted = ("samples", "offset", "rate", "test")
     try:
-        with np.load(path, allow_pickle=False) as loaded:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
             return {name: np.asarray(loaded[name]) for name in wanted if name in loaded.files}
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -260,7 +260,8 @@ def render(record: Record) -> str:
 def _short(record: Record) -> str:
     """Say that a finished run was too short for its data; "" where it was not."""
     config, counts = record.config, record.protocol.get("counts") or {}
-    finished = (record.folder / "model.safetensors").exists()
+    in_memory = record.model is not None and not record.model.unfinished
+    finished = in_memory or (record.folder / "model.safetensors").exists()
     known = finished and record.metrics and record.timing and counts.get("train")
     if not known or record.protocol.get("kind") == "sound":
         return ""
