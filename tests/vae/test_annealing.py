@@ -137,3 +137,12 @@ def test_exact_draws_of_another_shape_are_refused():
         anneal(model, x, exact=torch.zeros(3, 3), generator=generator)
     with pytest.raises(ArgumentValueError, match="x"):
         anneal(model, x[:0], generator=generator)
+
+
+@pytest.mark.parametrize("posterior", ["full", "low_rank", "iaf"])
+def test_families_in_float32_are_annealed(posterior):
+    """Chains move in float64, the model's weights are float32."""
+    model = build((4,), "binary", Architecture(hidden=(8,), latent=2, posterior=posterior, rank=1))
+    settings = Annealing(temperatures=2, chains=2, pilots=2)
+    found = anneal(model, torch.ones(2, 4), settings=settings, generator=torch.Generator())
+    assert bool(found.log_weights.isfinite().all())

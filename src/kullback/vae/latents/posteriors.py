@@ -292,7 +292,7 @@ class FullGaussian:
 
     def draw(self, noise: Tensor) -> Draws:
         """Return z = mean + L·noise for noise `[*draws, *batch, latent]`."""
-        turned = (self.lower @ noise.unsqueeze(-1)).squeeze(-1)
+        turned = (self.lower.to(noise.dtype) @ noise.unsqueeze(-1)).squeeze(-1)
         z = self.mean + self.log_diagonal.exp() * noise + turned
         return Draws(z, noise, self.log_diagonal.sum(-1))
 
