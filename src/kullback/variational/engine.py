@@ -266,7 +266,9 @@ def _improper(target: Target, start: Start) -> str:
         return ""
     noise = fixed_normals(limits.RAY_DRAWS, target.dim, torch.Generator().manual_seed(0))
     draws = start.frame.outwards(noise)
-    target.refuse_all(target.score(draws)[0])
+    if target.refusals.last is not None:
+        with torch.no_grad():
+            target.raise_if_all_refused(target.log_density(draws))
     return improper(target, draws)
 
 

@@ -374,7 +374,7 @@ def _carry_out(
     z = family.sample(settings.evaluation_draws, generator)
     log_p, by_p = target.score(z)
     log_q, by_q = score_in_pieces(family.log_prob, z, len(z))
-    target.refuse_all(log_p)
+    target.raise_if_all_refused(log_p)
     why = "" if bool(log_p.isfinite().all()) else target.explain(z)
     if not last.reason.startswith(IMPROPER) and not last.bounded:
         lost = _improper(target, last, z)

@@ -419,7 +419,7 @@ class Target:
             text += self.rows.explain(self.constrain(point[None]))
         return f"{text}; {self.refusals}" if self.refusals.count else text
 
-    def refuse_all(self, log_p: Tensor) -> None:
+    def raise_if_all_refused(self, log_p: Tensor) -> None:
         """Raise what the density raised, where it refused every one of q's draws.
 
         Then the function fails, not a point.
