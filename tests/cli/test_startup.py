@@ -39,31 +39,32 @@ CASES = {
 }
 
 
+LIMIT = 0.5  # CPU seconds on a machine whose bare interpreter takes BARE
+BARE = 0.05
+
+
 @pytest.mark.sweep(8)
 @pytest.mark.parametrize("name", CASES)
 def test_starts_without_torch(name):
     arguments, body, code = CASES[name]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, "-c", CODE.format(arguments=arguments, body=body)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-c", CODE.format(arguments=arguments, body=body)]
+    done, seconds = run(command)
     assert done.returncode == code, done.stderr
     assert done.stderr.endswith("HEAVY "), done.stderr[-200:]
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert seconds < 0.5 * SLOWNESS
+    # Other work on the machine only adds to a CPU time: the least of a few is the command's own.
+    others = [run(command)[1] for _ in range(2)] if seconds >= LIMIT else []
+    assert min([seconds, *others]) < LIMIT * (pace() if others else 1.0)
 
 
-def slowness() -> float:
-    """How much slower than usual this machine is now, by the CPU time of a bare interpreter."""
+def run(command):
+    """The finished process and its CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", "import json, dataclasses, typing"], check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return max(1.0, used / 0.05)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-SLOWNESS = slowness()
+def pace() -> float:
+    """How much slower than usual this machine is now, by the CPU time of a bare interpreter."""
+    bare = [sys.executable, "-c", "import json, dataclasses, typing"]
+    return max(1.0, min(run(bare)[1] for _ in range(3)) / BARE)
