@@ -160,7 +160,10 @@ def test_choose():
         ("8-bit", "student", "a continuous density on 8-bit levels has no maximum"),
         ("levels", "continuous_bernoulli", "a continuous density on levels has no maximum"),
         ("continuous", "beta_binomial", "use 'gaussian'"),
-        ("8-bit", "poisson", "likelihood: expected auto or one of"),
+        ("8-bit", "poisson", "for counts read the data with levels='counts'"),
+        ("counts", "gaussian", "a continuous density at whole numbers is no probability"),
+        ("counts", "student", "use 'negative_binomial'"),
+        ("8-bit", "weibull", "likelihood: expected auto or one of"),
     ],
 )
 def test_choose_refuses_with_the_reason(kind, name, text):

@@ -338,6 +338,7 @@ def images_for(
             grid=None if model.spec.grid is None else Grid.from_dict(model.spec.grid),
             background=background,
             frames=frames,
+            size_factors=model.spec.sizes or "none",
         )
     x, names = x[:most], names[:most]
     if model.spec.kind == "binary" and x.dtype == torch.uint8 and int(x.max()) > 1:
@@ -574,7 +575,12 @@ def _require_space(out: Path, size: int) -> None:
 
 
 def in_units(x: "Tensor", model: "VAE") -> Any:
-    """Return x in the caller's units: values where the model has levels of a grid, else x."""
+    """Return x in the caller's units: values where the model has levels of a grid, else x.
+
+    Of counts the last column is left out where it is the size factor.
+    """
+    if model.spec is not None and model.spec.sizes:
+        return x[:, :-1].numpy()
     if model.spec is None or model.spec.grid is None:
         return x.numpy()
     from kullback.data import Grid

@@ -141,7 +141,11 @@ class DataOptions:
     frames: Annotated[str, about("Of GIF, TIFF and animated files: first or all.")] = "first"
     binarize: Annotated[str, about("none, static (once) or dynamic (afresh every epoch).")] = "none"
     levels: Annotated[
-        str, about("auto (found in the values), none (a density), or quantise to so many: 256.")
+        str,
+        about("auto (found in the values), none (a density), counts, or quantise to so many: 256."),
+    ] = "auto"
+    size_factors: Annotated[
+        str, about("Of counts: auto (given ones), none, total (of each row) or given.")
     ] = "auto"
     test_fraction: Annotated[Real, about("Share kept for testing when the data have no split.")] = (
         0.1
@@ -175,7 +179,8 @@ class ModelOptions:
     likelihood: Annotated[
         str,
         about(
-            "auto, bernoulli; logistics, categorical or beta_binomial (levels); gaussian, laplace, "
+            "auto, bernoulli; logistics, categorical or beta_binomial (levels); poisson, "
+            "negative_binomial or zero_inflated_negative_binomial (counts); gaussian, laplace, "
             "student or continuous_bernoulli (densities); autoregressive (sound)."
         ),
     ] = "auto"

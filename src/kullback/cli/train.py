@@ -29,7 +29,7 @@ __all__ = ["close", "data_of", "evaluate", "measure", "show", "train"]
 
 def train(
     data: Annotated[
-        str, Parameter(help="fashion (embedded), a folder of images or sounds, .npy or .npz.")
+        str, Parameter(help="fashion (embedded), a folder of images or sounds, .npy, .npz or .csv.")
     ] = "fashion",
     /,
     *,
@@ -59,10 +59,10 @@ def train(
         architecture = (model or ModelOptions()).architecture()
         options = training or TrainingOptions()
         options.training("8-bit")  # so that a wrong option is told before the data are read
-        dataset = _read(data, reading or DataOptions(), options.seed)
+        dataset = _read(data, reading or DataOptions(), options.seed, architecture.likelihood)
         settings = options.training(dataset.kind, dataset.event_shape)
         work = _new_run(dataset, architecture, settings, out=out, device=device)
-        nouns = "clips" if dataset.kind == "sound" else "images"
+        nouns = {"sound": "clips", "counts": "vectors"}.get(dataset.kind, "images")
     else:
         work, nouns = _old_run(resume), "examples"
     said: set[str] = set()
@@ -105,9 +105,12 @@ def _old_run(run: Path) -> "Callable[..., Outcome]":
     return partial(vae.resume, run)
 
 
-def _read(source: str, reading: DataOptions, seed: int) -> "Dataset":
+def _read(source: str, reading: DataOptions, seed: int, likelihood: str) -> "Dataset":
+    """Read the data; a likelihood of counts says what whole numbers are."""
     from kullback.data import describe_protocol, load
+    from kullback.vae import COUNTS
 
+    levels = reading.parsed_levels()
     settings: dict[str, Any] = {
         "fit": reading.fit,
         "channels": reading.channels,
@@ -115,7 +118,8 @@ def _read(source: str, reading: DataOptions, seed: int) -> "Dataset":
         "frames": reading.frames,
         "binarize": reading.binarize,
         "test_fraction": reading.test_fraction,
-        "levels": reading.parsed_levels(),
+        "levels": "counts" if levels == "auto" and likelihood in COUNTS else levels,
+        "size_factors": reading.size_factors,
         "rate": reading.rate,
         "clip": reading.clip_seconds,
     }

@@ -6,6 +6,7 @@ __all__ = [
     "BYTE_MAX",
     "CACHED_FILES",
     "CLIPPED_PAIRS",
+    "COUNTING_RULES",
     "DEEP_SAMPLE_BITS",
     "DISTINCT_VALUES",
     "FEW_VALUES",
@@ -23,6 +24,7 @@ __all__ = [
     "MAX_SAMPLES",
     "MAX_SIDE",
     "MEMORY_COPIES",
+    "MOST_COUNT",
     "MOST_LEVELS",
     "NAMED_COLUMNS",
     "NAMED_SIZES",
@@ -64,6 +66,9 @@ REPEATS_PER_LEVEL = 4  # few values, so often each on average, are levels: a den
 BIT_DEPTH_FROM = 128  # more levels than this are a whole bit depth (8, 9, … 16 bits) with gaps
 FEW_VALUES = 256  # unequally spaced values so few are levels by rank (a gamma curve of 8 bits)
 ROWS_FOR_MEAN_PICTURE = 1000  # images in which a subtracted mean picture is looked for
+
+COUNTING_RULES = 3  # of reading values, from which integers of too many levels are counts
+MOST_COUNT = 2**24  # one of a cell's genes, a document's words; float32 holds all up to here
 
 # Doubts about a density of continuous values
 POINT_MASS_SHARE = 0.05  # of rows at one value, from which a column has no density there

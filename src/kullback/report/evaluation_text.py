@@ -270,6 +270,11 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
             f"{_percent(e.loose)} of {noun}s rest on fewer than {limits.LOOSE_DRAWS:g} effective "
             "draws: their bound is loose; kullback evaluate --sandwich measures how much."
         )
+    if e.given:
+        said.append(
+            f"log p(x) is conditional on {e.given}: the counts with it known. Compare it only with "
+            "models that are given the same."
+        )
     if not e.exact_rate:
         said.append(
             "There is no formula for the KL of this model: rate and ELBO average "

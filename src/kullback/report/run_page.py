@@ -550,6 +550,7 @@ USUAL_DATA: dict[str, Any] = {
     "channels": "auto",
     "binarize": "none",
     "reading": "auto",
+    "size_factors": "auto",
 }
 USUAL_DATA |= {"test_fraction": 0.1, "seed": None}
 
@@ -563,7 +564,7 @@ def _data(record: Record) -> dict[str, Any]:
         ("source", stored.get("source", "")),
         ("split", stored.get("split", "")),
         *((f"{side} examples", f"{int(n):,}") for side, n in counts.items()),
-        ("example", "×".join(str(size) for size in stored.get("event_shape") or ())),
+        ("example", _example_of(stored)),
         ("kind", stored.get("kind", "")),
         *((("levels", f"{int(stored['levels']):,}"),) if "levels" in stored else ()),
         *(
@@ -579,6 +580,14 @@ def _data(record: Record) -> dict[str, Any]:
     ]
     named = [f"{f.get('name')}: {f.get('reason')}" for f in (skipped.get("files") or ())[:LISTED]]
     return {"rows": rows, "notes": [*(stored.get("notes") or ())[:LISTED], *named]}
+
+
+def _example_of(stored: Mapping[str, Any]) -> str:
+    """Write the shape of an example; of counts without its size factor, which is named."""
+    shape = [int(size) for size in stored.get("event_shape") or ()]
+    if stored.get("sizes"):
+        return f"{shape[0] - 1} and a size factor ({stored['sizes']})"
+    return "×".join(map(str, shape))
 
 
 def _settings(record: Record) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -16,7 +16,7 @@ from kullback.core import lazy
 
 if TYPE_CHECKING:
     from . import limits
-    from .architecture import Architecture, choose
+    from .architecture import COUNTS, Architecture, choose
     from .elbo_step import compiled_state
     from .evaluation import Evaluation, evaluate, image_bounds, summarise
     from .evidence import Bounds
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .training import Training, too_short
 
 __all__ = [
+    "COUNTS",
     "VAE",
     "Aggregate",
     "Annealing",
@@ -80,6 +81,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "COUNTS": "architecture",
     "VAE": "model",
     "Aggregate": "posterior",
     "Annealing": "posterior",

@@ -18,26 +18,40 @@ from .limits import (
     PATCH_NUMBERS,
 )
 
-__all__ = ["KINDS", "LIKELIHOODS", "POSTERIORS", "PRIORS", "Architecture", "Spec", "choose"]
+__all__ = [
+    "COUNTS",
+    "KINDS",
+    "LIKELIHOODS",
+    "POSTERIORS",
+    "PRIORS",
+    "Architecture",
+    "Spec",
+    "choose",
+]
 
-KINDS = ("binary", "8-bit", "levels", "continuous", "sound")
+KINDS = ("binary", "8-bit", "levels", "counts", "continuous", "sound")
 
 LIKELIHOODS = {
     "bernoulli": ("binary",),
     "logistics": ("8-bit", "levels"),
     "categorical": ("8-bit", "levels"),
     "beta_binomial": ("8-bit", "levels"),
+    "poisson": ("counts",),
+    "negative_binomial": ("counts",),
+    "zero_inflated_negative_binomial": ("counts",),
     "gaussian": ("continuous",),
     "laplace": ("continuous",),
     "student": ("continuous",),
     "continuous_bernoulli": ("continuous",),
     "autoregressive": ("sound",),
 }
+COUNTS = tuple(name for name, kinds in LIKELIHOODS.items() if kinds == ("counts",))
 DENSITIES = tuple(name for name, kinds in LIKELIHOODS.items() if kinds == ("continuous",))
 _REASONS = {
     "binary": ("bernoulli", "the data are 0 and 1"),
     "8-bit": ("logistics", "the data are 8-bit levels"),
     "levels": ("logistics", "the data are equally spaced levels"),
+    "counts": ("negative_binomial", "the data are counts"),
     "continuous": ("gaussian", "the data are continuous"),
     "sound": ("autoregressive", "the data are integer samples of sound"),
 }
@@ -47,7 +61,7 @@ def choose(kind: str, name: str = "auto") -> tuple[str, str]:
     """Pick a likelihood for data of a kind and say why, or refuse one that does not fit.
 
     Args:
-        kind: "binary", "8-bit", "levels", "continuous" or "sound".
+        kind: "binary", "8-bit", "levels", "counts", "continuous" or "sound".
         name: One of `LIKELIHOODS`, or "auto".
 
     Returns:
@@ -77,12 +91,16 @@ def choose(kind: str, name: str = "auto") -> tuple[str, str]:
         (
             "levels",
             "gaussian",
-        ): "a continuous density on levels has no maximum; use 'logistics', or "
-        "read the data with levels='none'",
+        ): "a continuous density on levels has no maximum; use 'logistics', or for counts "
+        "'negative_binomial', or read the data with levels='none'",
+        ("counts", "gaussian"): "a continuous density at whole numbers is no probability, and has "
+        "no maximum where a column repeats one (a gene that no cell has); use 'negative_binomial'",
         ("sound", "gaussian"): "a continuous density at integer samples is no probability, and has "
         "no maximum where the sound is silent; use 'autoregressive'",
         ("binary", "gaussian"): "a continuous density on bits has no maximum; use 'bernoulli'",
     }.get((kind, "gaussian" if name in DENSITIES else name), f"use {best!r}")
+    if name in COUNTS:
+        why = f"use {best!r}, or for counts read the data with levels='counts'"
     require(kind in LIKELIHOODS[name], "likelihood", f"one that fits {kind} data", repr(name), why)
     return name, "as asked"
 
@@ -199,14 +217,15 @@ class Architecture:
 class Spec:
     """An architecture resolved for a data set: enough to build the same model again.
 
-    event_shape: `(C, H, W)`, `(D,)`, or `(1, T)`. kind: "binary", "8-bit", "levels", "continuous"
-    or "sound". The architecture's choices are resolved, never "auto". levels: how many the data
-    have, when they are levels. grid: what those stand for in the caller's units, as `Grid.to_dict`
-    writes it; None where they are the caller's numbers. standardised: continuous data are brought
-    to mean 0 and deviation 1 inside the model; models made before that are not, and keep their
-    figures. own: the parts that are modules of the user's own, with the names of their classes;
-    such a model is built with those alone. sound: rate, step and clip length of the data's sound,
-    as in `Dataset.protocol`.
+    event_shape: `(C, H, W)`, `(D,)`, or `(1, T)`. kind: one of `KINDS`. The architecture's choices
+    are resolved, never "auto". levels: how many the data have, when they are levels. grid: what
+    those stand for in the caller's units, as `Grid.to_dict` writes it; None where they are the
+    caller's numbers. standardised: continuous data are brought to mean 0 and deviation 1 inside the
+    model; models made before that are not, and keep their figures. own: the parts that are modules
+    of the user's own, with the names of their classes; such a model is built with those alone.
+    sound: rate, step and clip length of the data's sound, as in `Dataset.protocol`. sizes: of
+    counts, where the size factor in the last column is from: "total" or "given"; "" where there is
+    none.
 
     Example:
         >>> Spec((4,), "binary", Architecture(likelihood="bernoulli")).to_dict()["event_shape"]
@@ -221,13 +240,15 @@ class Spec:
     standardised: bool = False
     sound: dict[str, int] | None = None
     own: dict[str, str] | None = None
+    sizes: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
         fields = asdict(self)
         fields["event_shape"] = list(self.event_shape)
         fields["architecture"]["hidden"] = list(self.architecture.hidden)
-        usual = {"levels": 256, "grid": None, "standardised": False, "sound": None, "own": None}
+        usual: dict[str, Any] = {"levels": 256, "grid": None, "standardised": False}
+        usual |= {"sound": None, "own": None, "sizes": ""}
         for name in (n for n, value in usual.items() if fields[n] == value):
             del fields[name]
         return fields
@@ -245,7 +266,7 @@ class Spec:
             shape = tuple(fields["event_shape"])
             architecture = dict(fields["architecture"])
             architecture["hidden"] = tuple(architecture["hidden"])
-            later = ("levels", "grid", "standardised", "sound", "own")
+            later = ("levels", "grid", "standardised", "sound", "own", "sizes")
             more = {n: fields[n] for n in later if n in fields}
             spec = cls(shape, str(fields["kind"]), Architecture(**architecture), **more)
         except (KeyError, TypeError, ValueError) as error:
@@ -253,6 +274,7 @@ class Spec:
         sizes = (2,) if spec.kind == "sound" else (1, 3)
         fits = spec.kind in KINDS and len(shape) in sizes
         fits = fits and (spec.kind != "sound" or _is_sound(spec.sound))
+        fits = fits and spec.sizes in (("", "total", "given") if spec.kind == "counts" else ("",))
         fits = fits and _positive(spec.levels) and type(spec.standardised) is bool
         fits = fits and isinstance(spec.grid, dict | None) and isinstance(spec.own, dict | None)
         if not fits or not all(_positive(size) for size in shape):

@@ -76,6 +76,7 @@ class Evaluation:
             paired, over the first images; None where it was not measured.
         annealed_settled: For how many of those images more temperatures would gain little.
         exact_rate: Whether the rate of an image is exact.
+        given: What every log p(x) here is conditional on, in words; "" where on nothing.
     """
 
     elbo: Estimate
@@ -98,6 +99,7 @@ class Evaluation:
     annealed: Estimate | None = None
     annealed_settled: int | None = None
     exact_rate: bool = True
+    given: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; estimates become dictionaries of their fields."""
@@ -109,6 +111,7 @@ class Evaluation:
     def from_dict(cls, fields: dict[str, Any]) -> "Evaluation":
         """Rebuild from `to_dict`."""
         later: dict[str, Any] = {"varying_units": None, "levels": 256, "exact_rate": True}
+        later["given"] = ""
         later |= {"annealed": None, "annealed_settled": None}
         known = later | {n: fields[n] for n in cls.__slots__ if n in fields or n not in later}
         if known["draws"] < DRAWS_FOR_LOOSE:
@@ -243,7 +246,7 @@ def summarise(model: VAE, x: Tensor, found: Bounds, *, seed: int = 0) -> Evaluat
     tight = f"the importance-weighted bound of {draws} draws is below log p(x) in expectation"
     log_likelihood = over_images(weighted, bias="low", why=tight)
     spec = model.spec
-    levels = 0 if spec is None or spec.kind == "continuous" else spec.levels
+    levels = 0 if spec is None or spec.kind in ("continuous", "counts") else spec.levels
     levels = 2 if spec is not None and spec.kind == "binary" else levels
     discrete = spec is not None and spec.kind in ("8-bit", "levels")
     bits = (-log_likelihood.bits()).per(x[0].numel(), "dim") if discrete else None
@@ -268,7 +271,15 @@ def summarise(model: VAE, x: Tensor, found: Bounds, *, seed: int = 0) -> Evaluat
         varying_units=varying_units(means),
         levels=levels,
         exact_rate=found.exact_rate,
+        given="" if spec is None else GIVEN[spec.sizes],
     )
+
+
+GIVEN = {
+    "": "",
+    "total": "the size factor of each item, its own total count (so no probability of x alone)",
+    "given": "the size factor of each item, as given",
+}
 
 
 def bits_per_sample(log_likelihood: Tensor, samples: Tensor) -> Estimate:

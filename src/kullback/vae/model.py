@@ -25,10 +25,10 @@ from kullback.core import (
     require,
     require_count,
 )
-from kullback.data import PADDING
+from kullback.data import MOST_COUNT, PADDING
 from kullback.variational import WeightedBound, objectives
 
-from .architecture import Architecture, Spec
+from .architecture import COUNTS, Architecture, Spec
 from .checkpoint import (
     averaged_weights,
     is_hashed,
@@ -63,6 +63,7 @@ from .likelihoods import (
     BetaBinomial,
     Categorical,
     ContinuousBernoulli,
+    Counts,
     DiscretisedLogistics,
     Event,
     Gaussian,
@@ -206,9 +207,14 @@ class VAE(nn.Module):
         return Encoded(outputs[0], outputs[1], outputs[2] if len(outputs) > 2 else None)
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """Return x centred and scaled, as the encoder reads it; padding of sound is the centre."""
+        """Return x centred and scaled, as the encoder reads it; padding of sound is the centre.
+
+        Counts are read as log(1 + x).
+        """
         if self.spec is not None and self.spec.kind == "sound":
             x = torch.where(x == PADDING, self.shift, x)
+        if self.spec is not None and self.spec.kind == "counts":
+            x = x.log1p()
         return (x - self.shift) / self.scale
 
     def approximate_posterior(self, x: Tensor) -> Posterior:
@@ -294,7 +300,8 @@ class VAE(nn.Module):
         Raises:
             ArgumentValueError: The shape is not `[batch, *event]`, a binary model gets anything but
                 0 and 1, an 8-bit model anything but integers 0 … 255, a model of K levels anything
-                but 0 … K − 1, a model of sound anything but its signed levels followed by
+                but 0 … K − 1, a model of counts anything but whole numbers from 0 (and a positive
+                size factor), a model of sound anything but its signed levels followed by
                 `PADDING`, or x is not finite.
 
         Example:
@@ -317,6 +324,8 @@ class VAE(nn.Module):
             ok = bool(((x == x.round()) & (x >= 0) & (x <= top)).all())
             hint = "pass uint8 images" if kind == "8-bit" else "pass levels, see kullback.data.Grid"
             require(ok, "x", f"integers 0 to {top}", span, hint)
+        if self.spec is not None and kind == "counts":
+            _check_counts(x, self.spec, span)
         unit = self.spec is not None and isinstance(self.likelihood, ContinuousBernoulli)
         inside = not unit or bool(((x >= 0) & (x <= 1)).all())
         require(inside, "x", "values from 0 to 1 for a continuous Bernoulli", span, "gaussian")
@@ -448,6 +457,7 @@ class VAE(nn.Module):
                 grid=spec.grid,
                 spread=units,
                 sound=spec.sound,
+                sizes=spec.sizes,
             )
         if parts is not None:
             model = _fitted_with(model.to_empty(device="cpu"), parts)
@@ -499,7 +509,7 @@ def with_parts(model: VAE, parts: Parts, x: Tensor, *, examples: Tensor | None =
     if parts.encoder is not None:
         model.encoder = OwnEncoder(parts.encoder)
     if parts.decoder is not None:
-        places = Event(spec.event_shape).places
+        places = getattr(model.likelihood, "places", Event(spec.event_shape).places)
         model.decoder = OwnDecoder(parts.decoder, model.likelihood.channels, places)
     if parts.prior is None and parts.encoder is not None and spec.architecture.prior == "vamp":
         model = _with_prior(model, spec, examples)
@@ -545,14 +555,19 @@ def _try_parts(model: VAE, x: Tensor) -> None:
 
 
 def _fitted_with(model: VAE, parts: Parts) -> VAE:
-    """Put parts into a model whose other weights are still to be read, on examples of zeros."""
+    """Put parts into a model whose other weights are still to be read, on examples of zeros.
+
+    Size factors are 1.
+    """
     spec = model.spec
     if spec is None:
         raise RunError("only models from `build` take parts")
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.fill_(1.0)
-    return with_parts(model, parts, torch.zeros(2, *spec.event_shape))
+    x = torch.zeros(2, *spec.event_shape)
+    x[..., -1:] += 1.0 if spec.sizes else 0.0
+    return with_parts(model, parts, x)
 
 
 def require_own(folder: Path, spec: Spec, parts: Parts | None) -> None:
@@ -582,12 +597,13 @@ def build(
     moments: Tensor | None = None,
     shares: Tensor | None = None,
     examples: Tensor | None = None,
+    sizes: str = "",
 ) -> VAE:
     """Build a VAE for events of a shape and kind; weights come from torch's global generator.
 
     Args:
         event_shape: `(C, H, W)`, `(D,)`, or `(1, T)` for sound.
-        kind: "binary", "8-bit", "levels", "continuous" or "sound".
+        kind: "binary", "8-bit", "levels", "counts", "continuous" or "sound".
         architecture: By default `Architecture()`.
         mean: The training data's mean `[*event]` in its own units: it centres the encoder's input
             and is the decoder's first output.
@@ -603,6 +619,7 @@ def build(
         examples: Training examples `[n, *event]` at which the pseudo-inputs of a "vamp" prior
             start, repeated where they are fewer; without them they are standard normal, in the
             encoder's units.
+        sizes: Of counts, "total" or "given" where the last column is a size factor; see `Spec`.
 
     Returns:
         The model, with fresh weights.
@@ -617,13 +634,20 @@ def build(
     architecture = (architecture or Architecture()).resolved(tuple(event_shape), kind)
     inside = spread is not None and kind == "continuous"
     spec = Spec(
-        tuple(event_shape), kind, architecture, levels, grid, standardised=inside, sound=sound
+        tuple(event_shape),
+        kind,
+        architecture,
+        levels,
+        grid,
+        standardised=inside,
+        sound=sound,
+        sizes=sizes,
     )
     if kind == "sound":
         return _with_prior(_of_sound(spec, scale, moments, shares), spec, examples)
     top = levels - 1
     usual = {"binary": (0.5, 1.0), "8-bit": (127.5, 64.0), "continuous": (0.0, 1.0)}
-    usual["levels"] = (top / 2, max(1.0, top / 4))
+    usual |= {"levels": (top / 2, max(1.0, top / 4)), "counts": (1.0, 1.0)}
     shift, width = usual[kind]
     mean = torch.full(spec.event_shape, shift) if mean is None else mean.float()
     spread = None if spread is None else spread.float()
@@ -649,7 +673,7 @@ def build(
         decoder,
         likelihood,
         prior,
-        shift=mean,
+        shift=mean.log1p() if kind == "counts" else mean,
         scale=divide_by,
         spec=spec,
         family=family,
@@ -721,6 +745,15 @@ def _check_sound(x: Tensor, spec: Spec, span: str) -> None:
     require(ends, "x", "padding after the samples only, and one sample at least", "padding within")
 
 
+def _check_counts(x: Tensor, spec: Spec, span: str) -> None:
+    """Refuse what is no count, and size factors that are not positive."""
+    counts = x[:, :-1] if spec.sizes else x
+    ok = bool(((counts == counts.round()) & (counts >= 0) & (counts <= MOST_COUNT)).all())
+    require(ok, "x", f"whole numbers from 0 to {MOST_COUNT:,}", span, "raw counts, no logarithms")
+    sized = not spec.sizes or bool((x[:, -1] > 0).all())
+    require(sized, "x", "positive size factors in the last column", span, "drop items of total 0")
+
+
 def _has_units(spec: Spec) -> bool:
     """Say whether a model of this description holds the data's spread."""
     return spec.standardised or (spec.kind == "levels" and spec.levels > UNIT_SCALE_LEVELS)
@@ -756,6 +789,8 @@ def _likelihood(spec: Spec, mean: Tensor, spread: Tensor | None) -> Any:
         location = None if spread is None else mean
         law = _LAWS[architecture.likelihood]
         return Gaussian(shape, location=location, spread=spread, law=law)
+    if architecture.likelihood in COUNTS:
+        return Counts(shape, law=architecture.likelihood, typical=mean[-1] if spec.sizes else None)
     if architecture.likelihood == "continuous_bernoulli":
         return ContinuousBernoulli(shape)
     if architecture.likelihood == "beta_binomial":
