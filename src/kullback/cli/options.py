@@ -187,6 +187,10 @@ class ModelOptions:
     components: Annotated[Whole, about("Of the mixture of logistics; 0: the usual 3 or 5.")] = (
         ARCHITECTURE.components
     )
+    neighbours: Annotated[
+        Whole,
+        about("Pixels before it that a pixel depends on, 0 to 4; -1: 4 for 8-bit images, else 0."),
+    ] = ARCHITECTURE.neighbours
 
     prior: Annotated[
         str, about("normal, mixture, vamp (of pseudo-inputs) or flow: what z is drawn from.")
@@ -212,6 +216,7 @@ class ModelOptions:
             activation=self.activation,
             likelihood=self.likelihood,
             components=self.components,
+            neighbours=self.neighbours,
             prior=self.prior,
             prior_components=self.prior_components,
             posterior=self.posterior,

@@ -14,6 +14,7 @@ from .limits import (
     CONV_MIN_SIDE,
     MAX_LAYERS,
     MAX_WIDTH,
+    NEIGHBOURS,
     PATCH_COMPONENTS,
     PATCH_NUMBERS,
 )
@@ -130,6 +131,9 @@ class Architecture:
         activation: "relu", "silu" or "tanh"; of "mlp" only.
         likelihood: "auto" or one of `LIKELIHOODS`.
         components: Of the logistics mixture; 0 for the usual ones: 5, or 3 with patch.
+        neighbours: Pixels before it (left, above, above left, above right) on which a pixel of an
+            image depends besides z, 0 to 4, with "logistics" and "bernoulli"; -1 for the usual
+            ones: 4 for 8-bit images with conv and patch, else 0.
         prior: "normal" is N(0, I); "mixture" learns a mixture of Gaussians, "vamp" a mixture of
             q(z|u) over pseudo-inputs u, "flow" a normalising flow.
         prior_components: Gaussians of "mixture", pseudo-inputs of "vamp".
@@ -153,6 +157,7 @@ class Architecture:
     activation: str = "silu"
     likelihood: str = "auto"
     components: int = 0
+    neighbours: int = -1
     prior: str = "normal"
     prior_components: int = 50
     posterior: str = "diagonal"
@@ -168,6 +173,9 @@ class Architecture:
         require(_positive(self.latent), "latent", "at least 1 dimension", self.latent)
         good = self.components == 0 or _positive(self.components)
         require(good, "components", "at least 1, or 0 for the usual ones", self.components)
+        whole = isinstance(self.neighbours, int) and not isinstance(self.neighbours, bool)
+        beside = whole and -1 <= self.neighbours <= NEIGHBOURS
+        require(beside, "neighbours", "0 to 4, or -1 for the usual ones", self.neighbours)
         require(self.prior in PRIORS, "prior", f"one of {', '.join(PRIORS)}", repr(self.prior))
         several = _positive(self.prior_components)
         require(several, "prior_components", "at least 1", self.prior_components)
@@ -208,8 +216,20 @@ class Architecture:
         require(one, "hidden", "one width for sound, such as 48", hidden)
         likelihood, _ = choose(kind, self.likelihood)
         components = self.components or (PATCH_COMPONENTS if network == "patch" else COMPONENTS)
+        spatial = image and kind == "8-bit" and mixture and network in ("conv", "patch")
+        neighbours = self.neighbours if self.neighbours >= 0 else NEIGHBOURS * spatial
+        apart = neighbours == 0 or (
+            len(event_shape) == 3 and likelihood in ("logistics", "bernoulli")
+        )
+        what = f"0 with likelihood {likelihood} of {list(event_shape)}"
+        require(apart, "neighbours", what, neighbours, "logistics or bernoulli, of images")
         return replace(
-            self, network=network, hidden=hidden, likelihood=likelihood, components=components
+            self,
+            network=network,
+            hidden=hidden,
+            likelihood=likelihood,
+            components=components,
+            neighbours=neighbours,
         )
 
 
@@ -266,6 +286,7 @@ class Spec:
             shape = tuple(fields["event_shape"])
             architecture = dict(fields["architecture"])
             architecture["hidden"] = tuple(architecture["hidden"])
+            architecture.setdefault("neighbours", 0)  # models made before there were any
             later = ("levels", "grid", "standardised", "sound", "own", "sizes")
             more = {n: fields[n] for n in later if n in fields}
             spec = cls(shape, str(fields["kind"]), Architecture(**architecture), **more)

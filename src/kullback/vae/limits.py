@@ -37,6 +37,7 @@ __all__ = [
     "MAX_WIDTH",
     "MONITORED_IMAGES",
     "NAMED_COLUMNS",
+    "NEIGHBOURS",
     "OVERFIT_ERRORS",
     "OVERFIT_LOOKS",
     "PATCH_COMPONENTS",
@@ -78,6 +79,7 @@ CONV_MIN_SIDE = 8  # pixels: smaller images have too few 2x2 patches for convolu
 MAX_LAYERS, MAX_WIDTH = 32, 1_000_000  # a larger number is a typing error
 PATCH_NUMBERS = 3000  # of an image, 32x32 in colour: benchmarks/colour_steps.py
 COMPONENTS, PATCH_COMPONENTS = 5, 3  # of a logistic mixture: benchmarks/colour_steps.py
+NEIGHBOURS = 4  # pixels before it on which one depends: benchmarks/neighbours.py
 CATEGORICAL_LEVELS = 1024  # outputs a place: beyond it a free probability for each level is a waste
 UNIT_SCALE_LEVELS = 256  # more levels than this work in units of the data's own spread
 LOG_SD_LIMIT = 10.0  # e^±10 is far outside any useful posterior; beyond it exp() would overflow

@@ -68,6 +68,7 @@ from .likelihoods import (
     Event,
     Gaussian,
     Likelihood,
+    Neighbours,
 )
 from .limits import CATEGORICAL_LEVELS, FLOAT32_RESOLUTION, NAMED_COLUMNS, UNIT_SCALE_LEVELS
 from .networks import (
@@ -772,12 +773,15 @@ _LAWS = {"gaussian": "normal", "laplace": "laplace", "student": "student"}
 
 def _likelihood(spec: Spec, mean: Tensor, spread: Tensor | None) -> Any:
     architecture, shape = spec.architecture, spec.event_shape
+    beside = architecture.neighbours
     if architecture.likelihood == "logistics":
         event = Event(shape)
         units = {} if spread is None else {"centre": mean, "spread": spread}
         split = {name: event.split(value)[0] for name, value in units.items()}
         patched = architecture.network == "patch" and spread is None
-        return DiscretisedLogistics(
+        own = "0 where levels are in units of the data's own spread"
+        require(spread is None or not beside, "neighbours", own, beside)
+        mixture = DiscretisedLogistics(
             shape,
             components=architecture.components,
             levels=spec.levels,
@@ -785,6 +789,7 @@ def _likelihood(spec: Spec, mean: Tensor, spread: Tensor | None) -> Any:
             spread=split.get("spread"),
             patch=patch_side(shape) if patched else 0,
         )
+        return Neighbours(mixture, beside) if beside else mixture
     if architecture.likelihood in _LAWS:
         location = None if spread is None else mean
         law = _LAWS[architecture.likelihood]
@@ -801,7 +806,7 @@ def _likelihood(spec: Spec, mean: Tensor, spread: Tensor | None) -> Any:
             few, "likelihood", f"logistics for more than {CATEGORICAL_LEVELS} levels", "categorical"
         )
         return Categorical(shape, levels=spec.levels)
-    return Bernoulli(shape)
+    return Neighbours(Bernoulli(shape), beside) if beside else Bernoulli(shape)
 
 
 def location_and_spread(train: Tensor) -> tuple[Tensor, Tensor]:

@@ -351,6 +351,9 @@ def _fresh_model(
             mean = mean / 255.0
     latent = None if parts is None else parts.latent(data.train[:2].cpu().float())
     architecture = architecture if latent is None else replace(architecture, latent=latent)
+    outputs = parts is not None and (parts.decoder is not None or parts.likelihood is not None)
+    if outputs and architecture.neighbours < 0:  # what a decoder of one's own gives is its own
+        architecture = replace(architecture, neighbours=0)
     examples = _examples(data, architecture, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -12,7 +12,8 @@ Shapes: an event is `[C, *spatial]`, or a vector `[D]` which counts as one chann
 decoder gives `parameters`, `[*lead, channels, places]`, where `channels` is what the likelihood
 asks for and `places` the product of the spatial sizes. Log-likelihoods are summed over the event.
 
-`levels`: bits and levels; `densities`: continuous values; `counts`: counts.
+`levels`: bits and levels; `neighbours`: pixels that depend on those before them; `densities`:
+continuous values; `counts`: counts.
 """
 
 from .counts import COUNT_LAWS, Counts
@@ -31,9 +32,11 @@ from .levels import (
     library,
     log_mass,
 )
+from .neighbours import OFFSETS, Neighbours
 
 __all__ = [
     "COUNT_LAWS",
+    "OFFSETS",
     "SOURCE",
     "Bernoulli",
     "BetaBinomial",
@@ -44,6 +47,7 @@ __all__ = [
     "Event",
     "Gaussian",
     "Likelihood",
+    "Neighbours",
     "bernoulli_log_likelihood",
     "bernoulli_total",
     "bernoulli_value",

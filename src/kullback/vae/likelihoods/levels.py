@@ -103,6 +103,15 @@ class Event:
         cells = x.reshape(-1, rows, columns, self.colours, self.patch, self.patch)
         return cells.permute(0, 3, 1, 4, 2, 5).reshape(*lead, *self.shape)
 
+    def in_rows(self, parameters: Tensor) -> Tensor:
+        """Bring `[*lead, (patches,) channels, places]` to `[*lead, channels, all places]`."""
+        if not self.patch:
+            return parameters
+        lead, channels = parameters.shape[: -self.axes], parameters.shape[-2]
+        rows, columns = (size // self.patch for size in self.shape[1:])
+        cells = parameters.reshape(-1, rows, columns, channels, self.patch, self.patch)
+        return cells.permute(0, 3, 1, 4, 2, 5).reshape(*lead, channels, -1)
+
 
 class Likelihood(Protocol):
     """What a VAE asks of a likelihood; any object with these members serves."""
@@ -159,6 +168,18 @@ class Bernoulli:
     def initial_bias(self, mean: Tensor) -> Tensor:
         """Return the logit of the mean, held within ±5 where a bit never changes."""
         return torch.logit(self.event.split(mean)[0].clamp(0.0067, 0.9933))
+
+    def unit(self, x: Tensor) -> Tensor:
+        """Return −1 and 1 for 0 and 1: what `Neighbours` weighs."""
+        return 2.0 * real(x) - 1.0
+
+    def moved(self, parameters: Tensor, shift: Tensor) -> Tensor:
+        """Return logits with shift `[*lead, colours, places]` added."""
+        return real(parameters) + shift
+
+    def at(self, places: int) -> "Bernoulli":
+        """Return bits at as many places, of as many colours."""
+        return Bernoulli((self.event.colours, places))
 
 
 def bernoulli_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
@@ -391,7 +412,7 @@ class DiscretisedLogistics(nn.Module):
         self.channels = components * (1 + 2 * colours + self.pairs)
         self.least = -7.0 - max(0.0, math.log((levels - 1) / 255))
         unit = None if spread is None else spread * (2.0 / (levels - 1))
-        self.register_buffer("centre", None if centre is None else self._to_unit(centre))
+        self.register_buffer("centre", None if centre is None else self.unit(centre))
         self.register_buffer("spread", unit)
 
     def _unpack(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -418,8 +439,22 @@ class DiscretisedLogistics(nn.Module):
             moved = moved + weights[..., first + earlier, :, :] * value
         return moved
 
-    def _to_unit(self, x: Tensor) -> Tensor:  # levels 0 … n−1 to [−1, 1]
+    def unit(self, x: Tensor) -> Tensor:
+        """Return levels 0 … n−1 as values in [−1, 1], the scale of the means."""
         return real(x) * (2.0 / (self.levels - 1)) - 1.0
+
+    def moved(self, parameters: Tensor, shift: Tensor) -> Tensor:
+        """Return parameters with shift `[*lead, colours, places]` added to a colour's means."""
+        k = self.components
+        means = slice(k, k * (1 + self.event.colours))
+        added = parameters[..., means, :] + shift.repeat_interleave(k, -2)
+        before, after = parameters[..., :k, :], parameters[..., means.stop :, :]
+        return torch.cat([real(before), real(added), real(after)], -2)
+
+    def at(self, places: int) -> "DiscretisedLogistics":
+        """Return this mixture at as many places, of as many colours."""
+        shape = (self.event.colours, places)
+        return DiscretisedLogistics(shape, components=self.components, levels=self.levels)
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Return log p(x|z), `[*draws, batch]`, in nats.
@@ -432,7 +467,7 @@ class DiscretisedLogistics(nn.Module):
             out: Tensor = _Mixture.apply(parameters, self.event.split(x), self)  # type: ignore[no-untyped-call]
             return out
         log_pi, means, log_scales, weights = self._unpack(parameters)
-        values = self._to_unit(self.event.split(x))
+        values = self.unit(self.event.split(x))
         half = 1.0 / (self.levels - 1)
         total = log_pi
         for colour in range(self.event.colours):
@@ -490,7 +525,7 @@ class DiscretisedLogistics(nn.Module):
             bias[k + k * colours : k + 2 * k * colours] = math.log(math.sqrt(3.0) / math.pi)
             return bias
         spread = torch.linspace(-0.6, 0.6, k, device=mean.device) if k > 1 else mean.new_zeros(1)
-        centre = self._to_unit(flat.split(mean)[0])  # [colours, places]
+        centre = self.unit(flat.split(mean)[0])  # [colours, places]
         around = (centre.unsqueeze(1) + spread[:, None]).clamp(-1.0, 1.0)
         bias[k : k + k * colours] = around.reshape(k * colours, -1)
         bias[k + k * colours : k + 2 * k * colours] = -1.5

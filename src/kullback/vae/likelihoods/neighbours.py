@@ -1,0 +1,163 @@
+"""`Neighbours`: an image's pixels, each given z and the pixels beside and above it.
+
+Given z alone, pixels are independent: what a code of some dozens of numbers cannot hold of a
+texture counts as noise, pixel by pixel. Neighbouring pixels say most of it. The decoder runs once
+whatever the neighbours are: its outputs hold, besides the likelihood's parameters, one weight a
+neighbour.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kullback.core import require
+
+from ..networks import real
+from .levels import Event
+
+__all__ = ["OFFSETS", "Movable", "Neighbours"]
+
+# of a neighbour from its pixel, to the right and down: left, above, above left, above right
+OFFSETS = ((-1, 0), (0, -1), (-1, -1), (1, -1))
+
+
+class Movable(Protocol):
+    """What `Neighbours` asks of a likelihood of images, `Bernoulli` and `DiscretisedLogistics`."""
+
+    event: Event
+    channels: int
+
+    def unit(self, x: Tensor) -> Tensor:
+        """Return values of x on the scale of the location, around 0."""
+        ...
+
+    def moved(self, parameters: Tensor, shift: Tensor) -> Tensor:
+        """Return parameters with shift `[*lead, colours, places]` added to every location."""
+        ...
+
+    def at(self, places: int) -> Self:
+        """Return this likelihood for as many of its places, side by side."""
+        ...
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """As in `Likelihood`."""
+        ...
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """As in `Likelihood`."""
+        ...
+
+    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
+        """As in `Likelihood`."""
+        ...
+
+    def initial_bias(self, mean: Tensor) -> Tensor:
+        """As in `Likelihood`."""
+        ...
+
+
+class Neighbours(nn.Module):
+    """A likelihood of images in which a pixel depends on those before it, in rows from the top.
+
+    `log p(x|z) = Σ_i log p(x_i | z, x_<i)`. The location of pixel i (the means of its logistics, or
+    the logit of its bit) is the decoder's plus `Σ_j w_ij v_j` over its neighbours j: v_j is the
+    value of the same colour on the scale from −1 to 1, and 0 outside of the image; the weights
+    w_ij are outputs of the decoder, and start at 0. Exact: a product of conditional probabilities.
+
+    One pass gives the log-likelihood. Drawing takes W + 2(H − 1) steps: all pixels with the same
+    x + 2y depend on earlier ones alone. After the likelihood's own channels come the weights,
+    neighbour by neighbour, one for each colour.
+    Reference: van den Oord et al. (2016), "Pixel Recurrent Neural Networks", section 2, for the
+    factors; Gulrajani et al. (2017), "PixelVAE", for such a likelihood in a VAE.
+
+    Args:
+        likelihood: Of every pixel: `Bernoulli` or `DiscretisedLogistics`, of events `[C, H, W]`.
+        count: How many neighbours: 1 is the left one, 2 the one above too, 3 and 4 those above to
+            the left and the right too.
+
+    Raises:
+        ArgumentValueError: Events that are no images, or another count.
+
+    Example:
+        >>> from kullback.vae.likelihoods import Bernoulli
+        >>> beside = Neighbours(Bernoulli((1, 1, 2)), 1)
+        >>> strong = torch.tensor([[[0.0, 0.0], [9.0, 9.0]]])  # logits, weights of the left pixel
+        >>> beside.log_prob(strong, torch.tensor([[[[1, 1]]]])).exp()
+        tensor([0.4999])
+    """
+
+    def __init__(self, likelihood: Movable, count: int) -> None:
+        super().__init__()
+        self.likelihood, self.event = likelihood, likelihood.event
+        what = f"images [C, H, W], and 1 to {len(OFFSETS)}"
+        fits = len(self.event.shape) == 3 and 1 <= count <= len(OFFSETS)
+        require(fits, "neighbours", what, f"{count} of {list(self.event.shape)}", "0 neighbours")
+        self.count = count
+        self.channels = likelihood.channels + count * self.event.colours
+
+    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
+        """Return log p(x|z), `[*draws, batch]`, in nats."""
+        height, width = self.event.shape[1:]
+        values = F.pad(self.likelihood.unit(x.reshape(-1, *self.event.shape)), (1, 1, 1, 0))
+        around = [
+            self.event.split(values[..., 1 + down : 1 + down + height, 1 + right :][..., :width])
+            for right, down in OFFSETS[: self.count]
+        ]
+        own, weights = self._apart(parameters)
+        shift = torch.zeros_like(around[0])
+        for beside, weight in zip(around, weights, strict=True):
+            shift = torch.addcmul(shift, beside, real(weight))
+        return self.likelihood.log_prob(self.likelihood.moved(own, shift), x)
+
+    def _apart(self, parameters: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the likelihood's parameters and the weights of each neighbour."""
+        sizes = [self.likelihood.channels, *[self.event.colours] * self.count]
+        own, *weights = torch.split(parameters, sizes, -2)
+        return own, tuple(weights)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """Return each pixel's mean given z and the means of those before it, `[*lead, *event]`.
+
+        An approximation of E[x|z], which has no formula: exact where the mean is linear in the
+        neighbours, as between the ends of the levels.
+        """
+        return self._in_fronts(parameters, lambda part, at: part.mean(at))
+
+    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw x, `[*lead, *event]`, in the data's units."""
+        return self._in_fronts(parameters, lambda part, at: part.sample(at, generator))
+
+    def initial_bias(self, mean: Tensor) -> Tensor:
+        """Return the likelihood's own, and weights of 0."""
+        own = self.likelihood.initial_bias(mean)
+        return torch.cat([own, own.new_zeros(self.channels - len(own), own.shape[1])])
+
+    def _in_fronts(self, parameters: Tensor, take: Callable[[Movable, Tensor], Tensor]) -> Tensor:
+        """Take the pixels front by front, each given those taken before, `[*lead, *event]`."""
+        lead, (colours, height, width) = parameters.shape[: -self.event.axes], self.event.shape
+        flat = self.event.in_rows(parameters).reshape(-1, self.channels, height * width)
+        own, weights = self._apart(flat)
+        out = flat.new_zeros(len(flat), colours, height, width, dtype=torch.float32)
+        values = F.pad(out, (1, 1, 1, 0))
+        for x, y in _fronts(height, width, out.device):
+            here = y * width + x
+            shift = values.new_zeros(len(flat), colours, len(here))
+            for (right, down), weight in zip(OFFSETS, weights, strict=False):
+                beside = values[..., y + 1 + down, x + 1 + right]
+                shift = torch.addcmul(shift, beside, real(weight[..., here]))
+            part = self.likelihood.at(len(here))
+            taken = take(part, part.moved(own[..., here], shift))
+            out[..., y, x] = taken
+            values[..., y + 1, x + 1] = self.likelihood.unit(taken)
+        return out.reshape(*lead, *self.event.shape)
+
+
+def _fronts(height: int, width: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the columns and rows of the pixels with x + 2y = 0, 1, …: none needs one of its own."""
+    for front in range(width + 2 * (height - 1)):
+        first = max(0, (front - width + 2) // 2)
+        y = torch.arange(first, min(height - 1, front // 2) + 1, device=device)
+        yield front - 2 * y, y
