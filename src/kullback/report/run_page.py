@@ -637,7 +637,8 @@ def command(config: Mapping[str, Any]) -> str:
     usual |= USUAL_DATA | Training.usual(kind, shape).to_dict()
     given = architecture | dict(config["training"])
     given["components"] = given.get("components") or usual["components"]
-    given.setdefault("neighbours", 0)  # runs made before there were any
+    beside = given.get("neighbours", 0)  # runs made before there were any have none
+    given["neighbours"] = usual["neighbours"] if beside < 0 else beside
     given |= {key: data[key] for key in USUAL_DATA if key in data} | {"seed": given.get("seed")}
     if given.get("size"):
         given["size"] = "x".join(str(side) for side in given["size"])
