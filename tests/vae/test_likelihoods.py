@@ -453,7 +453,7 @@ def test_the_mean_of_a_colour_follows_the_earlier_ones():
 
 @pytest.mark.slow
 def test_dependence_between_colours_gains_on_a_photograph(tmp_path):
-    """Crops of 8x8 of the photograph that Matplotlib ships, paired: 0.3 bits/dim after 300 steps."""
+    """Crops of 8x8 of the photograph that Matplotlib ships, equal steps, paired."""
     cbook, image = pytest.importorskip("matplotlib.cbook"), pytest.importorskip("PIL.Image")
     path = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
     pixels = np.asarray(image.open(path).convert("RGB"))[:600, :512]

@@ -120,6 +120,7 @@ def _read(source: str, reading: DataOptions, seed: int, likelihood: str) -> "Dat
         "test_fraction": reading.test_fraction,
         "levels": "counts" if levels == "auto" and likelihood in COUNTS else levels,
         "size_factors": reading.size_factors,
+        "label": reading.label,
         "rate": reading.rate,
         "clip": reading.clip_seconds,
     }
@@ -182,7 +183,8 @@ def measure(model: "VAE", data: "Dataset", draws: int | None, seed: int) -> "Bou
     draws = draws_for(data) if draws is None else draws
     log(f"evaluation: {len(data.test):,} images, {draws} draws each, {threads} threads")
     with bar("evaluating") as update:
-        return image_bounds(model, data.test, draws=draws, seed=seed, progress=update)
+        how: dict[str, Any] = {"progress": update, "labels": data.test_labels}
+        return image_bounds(model, data.test, draws=draws, seed=seed, **how)
 
 
 def draws_for(data: "Dataset") -> int:
@@ -207,7 +209,7 @@ def close(outcome: "Outcome", *, as_json: bool) -> None:
     run, model = outcome.folder, outcome.model
     data = data_of(run) if outcome.data is None else outcome.data
     found = measure(model, data, None, 0)
-    evaluation = summarise(model, data.test, found, seed=0)
+    evaluation = summarise(model, data.test, found, seed=0, labels=data.test_labels)
     if not outcome.short:
         evaluation = anneal_loose(model, data, found, evaluation)
     fields = record(evaluation, data)
@@ -293,8 +295,10 @@ def evaluate(
     for note in dataset.protocol["notes"]:
         say(f"note: {note}")
     found = measure(model, dataset, draws, seed)
-    evaluation = summarise(model, dataset.test, found, seed=seed)
+    evaluation = summarise(model, dataset.test, found, seed=seed, labels=dataset.test_labels)
     fields = record(evaluation, dataset)
+    expected = "no labels, or one model for each in Python: VAE.at(label)"
+    require(not sandwich or dataset.test_labels is None, "--sandwich", expected, "labels")
     settings = Sandwich(items, annealing, seed, explain=explain)
     result = measure_sandwich(model, dataset, settings) if sandwich else None
     if result is not None:
