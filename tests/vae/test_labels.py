@@ -219,11 +219,11 @@ def test_a_run_with_labels_is_resumed_bit_for_bit(network, prior, tmp_path):
 
 @pytest.mark.slow
 def test_labels_that_matter_gain_evidence(tmp_path):
-    """The label is worth up to log 3 nats; a rate that need not code it says so, paired."""
+    """The label is worth up to log 8 nats; the rate, which need not code it, is lower; paired."""
     g = np.random.default_rng(0)
     y = g.integers(0, 8, 4000)
     x = (g.random((4000, 16)) < np.where(g.random((8, 16)) < 0.5, 0.1, 0.9)[y]).astype(np.uint8)
-    np.savez(tmp_path / "a.npz", x=x, y=y)
+    np.savez(tmp_path / "a.npz", x_train=x, y=y)
     found = {}
     for label in ("", "y"):
         data = load(tmp_path / "a.npz", label=label)

@@ -7,6 +7,7 @@ prints the table.
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -220,6 +221,23 @@ def close(outcome: "Outcome", *, as_json: bool) -> None:
     say(f"report: {page}")
 
 
+def _of_label(data: "Dataset", label: str) -> "Dataset":
+    """Return a data set with the test images of one label alone, which its source names."""
+    if data.test_labels is None:
+        raise DataError("expected data with labels; got none. Try: the run's own data")
+    labels = list(data.protocol["labels"])
+    own = data.test_labels == labels.index(label)
+    count = int(own.sum())
+    require(count > 0, "--label", "one with test images", label)
+    names = tuple(n for n, flag in zip(data.test_names, own.tolist(), strict=True) if flag)
+    protocol = data.protocol | {
+        "source": f"{data.protocol['source']}, label {label}",
+        "counts": data.protocol["counts"] | {"test": count},
+    }
+    kept = {"test": data.test[own], "test_names": names, "test_labels": None}
+    return replace(data, protocol=protocol, **kept)
+
+
 def record(evaluation: "Evaluation", data: "Dataset") -> dict[str, Any]:
     """Return what `evaluation.json` holds: the figures and the protocol they depend on."""
     return {
@@ -251,6 +269,9 @@ def evaluate(
     data: Annotated[
         str | None,
         Parameter(help="Other data than the run's own: all of it, or its own test part."),
+    ] = None,
+    label: Annotated[
+        str | None, Parameter(help="Of a model with labels: measure the images of this one alone.")
     ] = None,
     draws: Annotated[Whole, Parameter(help="Draws of q(z|x) per image: the K of L_K.")] = 500,
     seed: Annotated[Whole, Parameter(help="Of the draws.")] = 0,
@@ -294,18 +315,20 @@ def evaluate(
         say(f"note: {read_json(run / 'selection.json')['weights']}")
     for note in dataset.protocol["notes"]:
         say(f"note: {note}")
+    if label is not None:
+        model, dataset = model.at(label), _of_label(dataset, label)
     found = measure(model, dataset, draws, seed)
     evaluation = summarise(model, dataset.test, found, seed=seed, labels=dataset.test_labels)
     fields = record(evaluation, dataset)
-    expected = "no labels, or one model for each in Python: VAE.at(label)"
-    require(not sandwich or dataset.test_labels is None, "--sandwich", expected, "labels")
+    one = not sandwich or dataset.test_labels is None
+    require(one, "--sandwich", "one label at a time", "a model with labels", "--label with it")
     settings = Sandwich(items, annealing, seed, explain=explain)
     result = measure_sandwich(model, dataset, settings) if sandwich else None
     if result is not None:
         fields["sandwich"] = result.fields
     if per_item is not None:
         write_items(per_item, dataset, found, None if result is None else result.test)
-    if data is None and not model.unfinished:
+    if data is None and label is None and not model.unfinished:
         write_json(run / "evaluation.json", fields)
     unfinished = {"unfinished": model.unfinished} if model.unfinished else {}
     show(evaluation, dataset, fields | {"run": str(run)} | unfinished, as_json=json)

@@ -446,8 +446,9 @@ def _shown_by_label(model: VAE, data: Dataset | None) -> dict[str, Any]:
     shown: dict[str, Any] = {"samples": None, "rebuilt": None, "plane": None, "heard": None}
     if not is_pictures(model) or model.spec is None:
         return shown
-    labels = torch.arange(min(len(model.spec.labels), LABEL_ROWS)).repeat_interleave(8)
-    shown["samples"] = _samples(model.at(labels), len(labels))
+    names = model.spec.labels[:LABEL_ROWS]
+    labels = torch.arange(len(names)).repeat_interleave(8)
+    shown["samples"] = _samples(model.at(labels), len(labels)) | {"labels": names}
     if data is not None and data.test_labels is not None:
         test = data.test[:PAIRS].cpu()
         shown["rebuilt"] = _reconstructions(model.at(data.test_labels[: len(test)].cpu()), test)
