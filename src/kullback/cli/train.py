@@ -234,8 +234,8 @@ def _of_label(data: "Dataset", label: str) -> "Dataset":
         "source": f"{data.protocol['source']}, label {label}",
         "counts": data.protocol["counts"] | {"test": count},
     }
-    kept = {"test": data.test[own], "test_names": names, "test_labels": None}
-    return replace(data, protocol=protocol, **kept)
+    kept = replace(data, test=data.test[own], test_names=names, test_labels=None)
+    return replace(kept, protocol=protocol)
 
 
 def record(evaluation: "Evaluation", data: "Dataset") -> dict[str, Any]:

@@ -466,6 +466,7 @@ def _samples(model: VAE, count: int = 0) -> dict[str, Any]:
     lower = interleave(torch.cat([means[:DRAWS], drawn]), columns=8, gap=2)
     return {
         "count": count,
+        "labels": (),
         "means": html.picture(upper, "samples: expected images", budget=100_000),
         "means_note": note,
         "draws": html.picture(lower, "expected images above draws", budget=120_000),

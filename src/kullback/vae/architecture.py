@@ -273,6 +273,8 @@ class Spec:
             more = {n: fields[n] for n in later if n in fields}
             more["labels"] = tuple(str(one) for one in more.get("labels", ()))
             spec = cls(shape, str(fields["kind"]), Architecture(**architecture), **more)
+            if spec.kind in KINDS:
+                choose(spec.kind, spec.architecture.likelihood)
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{source}: the model's description is not usable: {error}") from error
         sizes = (2,) if spec.kind == "sound" else (1, 3)
