@@ -147,6 +147,9 @@ class DataOptions:
     size_factors: Annotated[
         str, about("Of counts: auto (given ones), none, total (of each row) or given.")
     ] = "auto"
+    label: Annotated[
+        str, about("Model p(x | label): folder (its name), or an array or column of the data.")
+    ] = ""
     test_fraction: Annotated[Real, about("Share kept for testing when the data have no split.")] = (
         0.1
     )

@@ -7,6 +7,7 @@ prints the table.
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -120,6 +121,7 @@ def _read(source: str, reading: DataOptions, seed: int, likelihood: str) -> "Dat
         "test_fraction": reading.test_fraction,
         "levels": "counts" if levels == "auto" and likelihood in COUNTS else levels,
         "size_factors": reading.size_factors,
+        "label": reading.label,
         "rate": reading.rate,
         "clip": reading.clip_seconds,
     }
@@ -182,7 +184,8 @@ def measure(model: "VAE", data: "Dataset", draws: int | None, seed: int) -> "Bou
     draws = draws_for(data) if draws is None else draws
     log(f"evaluation: {len(data.test):,} images, {draws} draws each, {threads} threads")
     with bar("evaluating") as update:
-        return image_bounds(model, data.test, draws=draws, seed=seed, progress=update)
+        how: dict[str, Any] = {"progress": update, "labels": data.test_labels}
+        return image_bounds(model, data.test, draws=draws, seed=seed, **how)
 
 
 def draws_for(data: "Dataset") -> int:
@@ -207,7 +210,7 @@ def close(outcome: "Outcome", *, as_json: bool) -> None:
     run, model = outcome.folder, outcome.model
     data = data_of(run) if outcome.data is None else outcome.data
     found = measure(model, data, None, 0)
-    evaluation = summarise(model, data.test, found, seed=0)
+    evaluation = summarise(model, data.test, found, seed=0, labels=data.test_labels)
     if not outcome.short:
         evaluation = anneal_loose(model, data, found, evaluation)
     fields = record(evaluation, data)
@@ -216,6 +219,23 @@ def close(outcome: "Outcome", *, as_json: bool) -> None:
     show(evaluation, data, fields | {"run": str(run), "report": str(page)}, as_json=as_json)
     say(f"run: {run}")
     say(f"report: {page}")
+
+
+def _of_label(data: "Dataset", label: str) -> "Dataset":
+    """Return a data set with the test images of one label alone, which its source names."""
+    if data.test_labels is None:
+        raise DataError("expected data with labels; got none. Try: the run's own data")
+    labels = list(data.protocol["labels"])
+    own = data.test_labels == labels.index(label)
+    count = int(own.sum())
+    require(count > 0, "--label", "one with test images", label)
+    names = tuple(n for n, flag in zip(data.test_names, own.tolist(), strict=True) if flag)
+    protocol = data.protocol | {
+        "source": f"{data.protocol['source']}, label {label}",
+        "counts": data.protocol["counts"] | {"test": count},
+    }
+    kept = replace(data, test=data.test[own], test_names=names, test_labels=None)
+    return replace(kept, protocol=protocol)
 
 
 def record(evaluation: "Evaluation", data: "Dataset") -> dict[str, Any]:
@@ -249,6 +269,9 @@ def evaluate(
     data: Annotated[
         str | None,
         Parameter(help="Other data than the run's own: all of it, or its own test part."),
+    ] = None,
+    label: Annotated[
+        str | None, Parameter(help="Of a model with labels: measure the images of this one alone.")
     ] = None,
     draws: Annotated[Whole, Parameter(help="Draws of q(z|x) per image: the K of L_K.")] = 500,
     seed: Annotated[Whole, Parameter(help="Of the draws.")] = 0,
@@ -292,16 +315,20 @@ def evaluate(
         say(f"note: {read_json(run / 'selection.json')['weights']}")
     for note in dataset.protocol["notes"]:
         say(f"note: {note}")
+    if label is not None:
+        model, dataset = model.at(label), _of_label(dataset, label)
     found = measure(model, dataset, draws, seed)
-    evaluation = summarise(model, dataset.test, found, seed=seed)
+    evaluation = summarise(model, dataset.test, found, seed=seed, labels=dataset.test_labels)
     fields = record(evaluation, dataset)
+    one = not sandwich or dataset.test_labels is None
+    require(one, "--sandwich", "one label at a time", "a model with labels", "--label with it")
     settings = Sandwich(items, annealing, seed, explain=explain)
     result = measure_sandwich(model, dataset, settings) if sandwich else None
     if result is not None:
         fields["sandwich"] = result.fields
     if per_item is not None:
         write_items(per_item, dataset, found, None if result is None else result.test)
-    if data is None and not model.unfinished:
+    if data is None and label is None and not model.unfinished:
         write_json(run / "evaluation.json", fields)
     unfinished = {"unfinished": model.unfinished} if model.unfinished else {}
     show(evaluation, dataset, fields | {"run": str(run)} | unfinished, as_json=json)

@@ -47,8 +47,9 @@ def read_arrays(path: Path, how: Reading | None = None) -> Examples:
     dtypes, shapes or ranges, NaN or infinity (naming the row).
     """
     how = how or Reading()
-    arrays, notes = _load(path)
+    arrays, notes = _load(path, how.label)
     given = {name: arrays.pop(name) for name in SIZE_NAMES if name in arrays}
+    labels = {name: arrays.pop(name) for name in _label_names(how.label) if name in arrays}
     laid_out = {name: _layout(array, f"{path}: {name}") for name, array in arrays.items()}
     _require_same_events(laid_out, path)
     counted, sizes = _are_counts(laid_out, how, sparse=_SPARSE in notes), ""
@@ -60,6 +61,7 @@ def read_arrays(path: Path, how: Reading | None = None) -> Examples:
         values, grid = _to_levels(laid_out, path, notes, how)
     names = [f"{name}[{row}]" for name, array in arrays.items() for row in range(len(array))]
     examples = Examples(values, names, digests_of(values), notes=notes, split="rows by SHA-256")
+    examples.labels = _labels_of(labels, arrays, f"{path}: {how.label}") if how.label else []
     examples.grid, examples.counted, examples.sizes = grid, counted, sizes
     if len(arrays) == 2:
         examples.split = "x_train and x_test"
@@ -67,10 +69,35 @@ def read_arrays(path: Path, how: Reading | None = None) -> Examples:
     return examples
 
 
-def _load(path: Path) -> tuple[Named, list[str]]:
+def _label_names(label: str) -> list[str]:
+    return [label, f"{label}_train", f"{label}_test"] if label else []
+
+
+def _labels_of(labels: Named, arrays: Named, name: str) -> list[str]:
+    """Return the label of every row as text, from one array or one for each of x."""
+    both = [one for one in labels.values() if len(labels) == len(arrays)]
+    wanted = [len(array) for array in arrays.values()]
+    if not both:
+        both, wanted = list(labels.values()), [sum(wanted)]
+    if len(both) != len(wanted):
+        given = ", ".join(labels) or "none"
+        raise DataError(f"{name}: expected an array of labels, or one for each of x; got {given}")
+    for array, rows in zip(both, wanted, strict=True):
+        whole = array.dtype.kind in "buiUS" or (
+            array.dtype.kind == "f" and bool((array == np.rint(array)).all())
+        )
+        if array.shape != (rows,) or not whole:
+            what = f"{rows:,} labels, integers or text, one a row"
+            raise DataError(f"{name}: expected {what}; got {describe(array)}")
+    every = [one for array in both for one in array.tolist()]
+    every = [int(one) if isinstance(one, float) else one for one in every]
+    return [one.decode() if isinstance(one, bytes) else str(one).strip() for one in every]
+
+
+def _load(path: Path, label: str = "") -> tuple[Named, list[str]]:
     """Read the arrays that are wanted and no others: labels may be anything."""
     if path.suffix.lower() in TABLE_SUFFIXES:
-        return read_table(path), []
+        return read_table(path, label), []
     try:
         with path.open("rb") as file:
             if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
@@ -81,10 +108,10 @@ def _load(path: Path) -> tuple[Named, list[str]]:
                 return {path.stem: np.load(file, allow_pickle=False)}, []
             file.seek(0)
             loaded: Any = np.load(file, allow_pickle=False)
-            names, notes = _choose(loaded.files, path)
+            names, notes = _choose(loaded.files, path, _label_names(label))
             _require_harmless(path, loaded.zip, names)
             found = {name: np.asarray(loaded[name]) for name in names}
-            return _without_zeros(found, path, notes), notes
+            return _without_zeros(found, path, notes, label), notes
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except numpy_errors() as error:
@@ -97,13 +124,14 @@ def _load(path: Path) -> tuple[Named, list[str]]:
 _SPARSE = "a sparse matrix, held with its zeros"
 
 
-def _without_zeros(found: Named, path: Path, notes: list[str]) -> Named:
+def _without_zeros(found: Named, path: Path, notes: list[str], label: str) -> Named:
     """Bring a sparse matrix, as SciPy saves it, to an array; leave other arrays as they are."""
     if any(name not in found for name in SPARSE_NAMES):
         return found
     notes.append(_SPARSE)
     dense = dense_of(found, path, lambda size: _require_memory(path, size, size))
-    return {"counts": dense} | {name: found[name] for name in SIZE_NAMES if name in found}
+    beside = (*SIZE_NAMES, *_label_names(label))
+    return {"counts": dense} | {name: found[name] for name in beside if name in found}
 
 
 def _are_counts(arrays: Named, how: Reading, *, sparse: bool) -> bool:
@@ -179,18 +207,18 @@ def _free_memory() -> int | None:
         return None
 
 
-def _choose(names: list[str], path: Path) -> tuple[list[str], list[str]]:
+def _choose(names: list[str], path: Path, labels: list[str]) -> tuple[list[str], list[str]]:
     """Pick x_train and x_test, or x_train, or the only array; say what is left out."""
-    sizes = [name for name in names if name in SIZE_NAMES]
+    beside = [name for name in names if name in SIZE_NAMES or name in labels]
     if all(name in names for name in SPARSE_NAMES):
         return names, []
     chosen: list[str] = [name for name in ("x_train", "x_test") if name in names]
     if "x_train" not in names:
-        chosen = [name for name in names if name not in sizes]
+        chosen = [name for name in names if name not in beside]
         if len(chosen) != 1:
             wanted = "x_train and x_test, or x_train, or exactly one array"
             raise DataError(f"{path}: expected {wanted}; got {', '.join(names) or 'none'}")
-    chosen += sizes
+    chosen = [*chosen, *beside]
     left = [name for name in names if name not in chosen]
     return chosen, [f"arrays left out: {', '.join(left)}"] if left else []
 

@@ -25,8 +25,10 @@ _TABLE_SIZES = ("size_factor", "size_factors")
 Named = dict[str, NDArray[Any]]
 
 
-def read_table(path: Path) -> Named:
+def read_table(path: Path, label: str = "") -> Named:
     """Read a table of numbers: `counts` `[n, D]`, and `size_factors` where a column is called so.
+
+    label: the name of a column of labels, of any text, or "".
 
     A first row of names and a first column of names are left out.
 
@@ -46,6 +48,7 @@ def read_table(path: Path) -> Named:
         rows, heading = [heading, *rows], []  # names of rows, and none of columns
     if not rows:
         raise DataError(f"{path}: expected rows of numbers; got none")
+    labels = _taken_out(label, rows, heading, path) if label else {}
     unnamed = len(heading) == len(rows[0]) - 1 or (bool(heading) and not heading[0].strip())
     named = unnamed or not _is_number(rows[0][0])
     heading = heading[1:] if named and len(heading) == len(rows[0]) else heading
@@ -54,11 +57,25 @@ def read_table(path: Path) -> Named:
         values = values.astype(np.int64)
     sized = [k for k, name in enumerate(heading) if name.strip().lower() in _TABLE_SIZES]
     if not sized:
-        return {"counts": values}
+        return {"counts": values} | labels
     return {
         "counts": np.delete(values, sized, axis=1),
         "size_factors": values[:, sized[0]].astype(float),
-    }
+    } | labels
+
+
+def _taken_out(label: str, rows: list[list[str]], heading: list[str], path: Path) -> Named:
+    """Take the column of labels out of a table."""
+    named = [name.strip() for name in heading]
+    if label not in named:
+        raise DataError(
+            f"{path}: expected a column {label!r}; got {', '.join(named) or 'no names'}"
+        )
+    place = named.index(label) - len(heading)  # from the end: names of rows may have no heading
+    heading.pop(place)
+    if any(len(row) < len(heading) + 1 for row in rows):
+        raise DataError(f"{path}: rows differ in length")
+    return {label: np.array([row.pop(place).strip() for row in rows])}
 
 
 def _is_number(text: str) -> bool:

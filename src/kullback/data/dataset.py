@@ -48,6 +48,8 @@ class Dataset:
         protocol: JSON-ready; see `describe_protocol`.
         train_names: One a row of `train`.
         test_names: One a row of `test`.
+        train_labels: One a row of `train`, int64 places in `protocol["labels"]`; None without.
+        test_labels: As `train_labels`, of `test`.
 
     Example:
         >>> from kullback.data import load
@@ -66,6 +68,8 @@ class Dataset:
     protocol: dict[str, Any]
     train_names: tuple[str, ...]
     test_names: tuple[str, ...]
+    train_labels: Tensor | None = None
+    test_labels: Tensor | None = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -114,8 +118,11 @@ class Dataset:
         return f"Dataset({source}: {shapes}, {kind})"
 
     def to(self, device: torch.device | str) -> "Dataset":
-        """Return the same data set with both tensors on `device`."""
-        return replace(self, train=self.train.to(device), test=self.test.to(device))
+        """Return the same data set with its tensors on `device`."""
+        tensors = ("train", "test", "train_labels", "test_labels")
+        held = {name: getattr(self, name) for name in tensors}
+        moved: dict[str, Any] = {n: None if t is None else t.to(device) for n, t in held.items()}
+        return replace(self, **moved)
 
 
 def sha256_of(values: Tensor) -> str:
@@ -167,6 +174,8 @@ def describe_protocol(protocol: dict[str, Any]) -> str:
         if kind == "sound":
             kind = f"{protocol['sound']['rate']:,} Hz, {int(protocol['levels']):,} levels"
         parts.append(kind if binarised == "none" else seeded)
+        if labels := protocol.get("labels"):
+            parts.append(f"{len(labels):,} labels")
         if skipped := protocol["skipped"]["count"]:
             parts.append(f"{skipped:,} skipped")
         parts.append(f"test sha256 {protocol['sha256']['test'][:8]}…")

@@ -40,7 +40,8 @@ class Reading:
     before backgrounds and frames were chosen, else 3. background: what transparent pictures are
     laid over; "auto" is white where what is seen of the picture is dark, else black. frames:
     "first" or "all" of GIF, TIFF and other files of several pictures; "" is the first, without GIF
-    and TIFF files. size_factors: of counts, as in `load`.
+    and TIFF files. size_factors: of counts, as in `load`. label: as in `load`, of
+    arrays.
     """
 
     levels: str = "auto"
@@ -49,6 +50,7 @@ class Reading:
     background: str = "black"
     frames: str = ""
     size_factors: str = "auto"
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Examples:
     split: that split in words. skipped: (name, reason) of what could not be read. sound: of clips,
     their rate, step and length, and how many samples are no padding. counted: the values are
     counts. sizes: where the size factors in their last column are from, "total" or "given", or "".
+    labels: one a row, or empty.
 
     Example:
         >>> Examples(np.zeros((2, 3), np.uint8), ["a[0]", "a[1]"]).skipped
@@ -88,6 +91,7 @@ class Examples:
     sound: dict[str, int] | None = None
     counted: bool = False
     sizes: str = ""
+    labels: list[str] = field(default_factory=list)
 
     @property
     def levels(self) -> int:

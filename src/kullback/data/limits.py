@@ -25,6 +25,7 @@ __all__ = [
     "MAX_SIDE",
     "MEMORY_COPIES",
     "MOST_COUNT",
+    "MOST_LABELS",
     "MOST_LEVELS",
     "NAMED_COLUMNS",
     "NAMED_SIZES",
@@ -69,6 +70,9 @@ ROWS_FOR_MEAN_PICTURE = 1000  # images in which a subtracted mean picture is loo
 
 COUNTING_RULES = 3  # of reading values, from which integers of too many levels are counts
 MOST_COUNT = 2**24  # one of a cell's genes, a document's words; float32 holds all up to here
+
+# Labels
+MOST_LABELS = 1000  # ImageNet's; more are names of items
 
 # Doubts about a density of continuous values
 POINT_MASS_SHARE = 0.05  # of rows at one value, from which a column has no density there

@@ -185,7 +185,39 @@ def assemble(
     }
     names = np.array(examples.names, dtype=object)
     train_names, test_names = tuple(names[~is_test]), tuple(names[is_test])
-    return Dataset(train, test, kind, binarize == "dynamic", protocol, train_names, test_names)
+    data = Dataset(train, test, kind, binarize == "dynamic", protocol, train_names, test_names)
+    return _labelled(data, examples.labels, is_test, source) if examples.labels else data
+
+
+def _labelled(data: Dataset, labels: list[str], is_test: NDArray[np.bool_], source: str) -> Dataset:
+    """Give a data set its labels, as places in the protocol's list of them."""
+    known = data.protocol.get("labels")
+    found = [str(one) for one in known] if known else _in_order(set(labels))
+    if not 2 <= len(found) <= limits.MOST_LABELS:
+        most = f"2 to {limits.MOST_LABELS:,} different labels"
+        raise DataError(f"{source}: expected {most}; got {len(found):,}")
+    place = {name: k for k, name in enumerate(found)}
+    new = next((one for one in labels if one not in place), None)
+    if new is not None:
+        raise DataError(f"{source}: expected labels {', '.join(found[:10])}, …; got {new!r}")
+    codes = np.array([place[one] for one in labels], dtype=np.int64)
+    train, test = torch.from_numpy(codes[~is_test]), torch.from_numpy(codes[is_test])
+    missing = sorted(set(test.tolist()) - set(train.tolist())) if len(train) else []
+    if missing:
+        named = ", ".join(found[k] for k in missing[:5])
+        raise DataError(
+            f"{source}: expected training examples of every label; none of {named}. "
+            "Try: leave those out, or another --test-fraction"
+        )
+    data.protocol["labels"] = found
+    data.protocol["sha256"]["labels"] = sha256_of(torch.cat([train, test]))
+    return replace(data, train_labels=train, test_labels=test)
+
+
+def _in_order(labels: set[str]) -> list[str]:
+    """Sort labels, as numbers where all are."""
+    whole = all(one.lstrip("-").isdigit() for one in labels)
+    return sorted(labels, key=int) if whole else sorted(labels)
 
 
 def _to_eight_bits(examples: Examples, source: str) -> None:
@@ -345,6 +377,8 @@ def load(
     background: str = "auto",
     frames: str = "first",
     size_factors: str = "auto",
+    label: str = "",
+    labels: tuple[str, ...] = (),
 ) -> Dataset:
     """Read a data set whole: `Dataset(train [N, *event], test [M, *event], kind, protocol, …)`.
 
@@ -389,6 +423,10 @@ def load(
         size_factors: Of counts: "total" (of each row), "given" (the array `size_factors` of an
             `.npz`, or `size_factors_train` and `size_factors_test`; a column of that name in a
             table), "none", or "auto": given ones if there are any. They become the last column.
+        label: Where labels are from: "folder" (the folder in which a picture lies), or the name of
+            an array of an `.npz` (`y`, or `y_train` and `y_test`) or of a column of a table; ""
+            for none.
+        labels: Those of a trained model, in its order, instead of those found.
 
     Returns:
         The data set. What was done (skipped, resized, left out) is in `protocol["notes"]` and
@@ -412,7 +450,8 @@ def load(
     require(fraction_ok, "test_fraction", "a number between 0 and 1", test_fraction)
     require_type(seed, int, "seed")
     wanted, how = as_size(size), replace(_reading(levels, rules), grid=grid)
-    how = replace(how, size_factors=_sizes(size_factors))
+    how = replace(how, size_factors=_sizes(size_factors), label=_array_label(label, source))
+    require(not label or listening is None, "label", "none for sound", label)
     if listening is not None:
         given = {"size": wanted, "levels": None if levels == "auto" else levels}
         for name, value in given.items():
@@ -424,6 +463,8 @@ def load(
         _check_pictures(background, frames)
         colours: Any = channels
         examples = _read(source, wanted, fit, colours, progress, how)
+    if label and not how.label:
+        examples.labels = _folder_labels(examples.names, str(source))
     uncounted = size_factors in ("auto", "none") or examples.counted
     require(uncounted, "size_factors", "auto for what is no counts", size_factors, "levels=counts")
     return assemble(
@@ -437,6 +478,7 @@ def load(
             **({"reading": levels, "rules": rules} if rules > 1 else {}),
             **({"background": background, "frames": frames} if rules > 2 else {}),
             **({"size_factors": size_factors} if size_factors != "auto" else {}),
+            **({"label": label, "labels": list(labels)} if label else {}),
         },
         binarize=binarize,
         seed=seed,
@@ -614,6 +656,26 @@ def _reading(levels: Any, rules: int) -> Reading:
     return Reading(str(levels), rules=rules)
 
 
+def _array_label(label: str, source: str | Path) -> str:
+    """Return the name of the array or column of labels, "" where they are names of folders."""
+    arrays = Path(source).suffix.lower() in ARRAY_SUFFIXES
+    fits = not label or (label == "folder") != arrays
+    wanted = "the name of an array or a column" if arrays else "folder for pictures"
+    require(fits, "label", wanted, repr(label))
+    return label if arrays else ""
+
+
+def _folder_labels(names: list[str], source: str) -> list[str]:
+    """Return the name of the folder in which each picture lies."""
+    labels = [Path(name).parent.name for name in names]
+    bare = next((k for k, one in enumerate(labels) if one in ("", "train", "test")), None)
+    if bare is not None:
+        raise DataError(
+            f"{source}: expected every picture in a folder named by its label; got {names[bare]}"
+        )
+    return labels
+
+
 def _sizes(size_factors: str) -> str:
     known = size_factors in ("auto", "none", "total", "given")
     require(known, "size_factors", "auto, none, total or given", repr(size_factors))
@@ -711,6 +773,8 @@ def reload(
         settings["background"] = protocol.get("background", "black")
         settings["frames"] = protocol.get("frames", "first")
         settings["size_factors"] = protocol.get("size_factors", "auto")
+        settings["label"] = str(protocol.get("label", ""))
+        settings["labels"] = tuple(protocol.get("labels", ()))
         if protocol.get("kind") == "sound":
             settings |= {name: protocol.get(name) for name in ("rate", "clip")}
         if source is not None:

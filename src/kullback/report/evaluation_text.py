@@ -272,9 +272,11 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
         )
     if e.given:
         said.append(
-            f"log p(x) is conditional on {e.given}: the counts with it known. Compare it only with "
+            f"log p(x) is conditional on {e.given}: the rest with it known. Compare it only with "
             "models that are given the same."
         )
+    if e.per_label:
+        said.append(_by_label(e, noun))
     if not e.exact_rate:
         said.append(
             "There is no formula for the KL of this model: rate and ELBO average "
@@ -290,6 +292,17 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
     named = (e.elbo, e.log_likelihood, e.gap, e.rate, e.distortion, e.bits_per_dim)
     doubts = [warning for figure in named if figure is not None for warning in figure.warnings]
     return said + list(dict.fromkeys(doubts))
+
+
+def _by_label(e: Evaluation, noun: str) -> str:
+    """Write L_K of every label, or of the six lowest and the six highest of many."""
+    ranked = sorted(e.per_label, key=lambda one: one.log_likelihood.value)
+    many = len(ranked) > limits.NAMED_LABELS
+    half = limits.NAMED_LABELS // 2
+    shown = [*ranked[:half], *ranked[-half:]] if many else list(e.per_label)
+    each = "; ".join(f"{o.label}: {plain(o.log_likelihood)} ({o.images:,})" for o in shown)
+    which = f", the {half} lowest and {half} highest of {len(ranked):,}" if many else ""
+    return f"L_{e.draws} by label, in nats/{noun}, and how many {noun}s{which}: {each}."
 
 
 def scope(evaluation: Evaluation, *, noun: str = "image") -> str:

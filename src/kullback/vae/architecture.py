@@ -245,7 +245,7 @@ class Spec:
     of the user's own, with the names of their classes; such a model is built with those alone.
     sound: rate, step and clip length of the data's sound, as in `Dataset.protocol`. sizes: of
     counts, where the size factor in the last column is from: "total" or "given"; "" where there is
-    none.
+    none. labels: on which the model is conditional; empty where on none.
 
     Example:
         >>> Spec((4,), "binary", Architecture(likelihood="bernoulli")).to_dict()["event_shape"]
@@ -261,6 +261,7 @@ class Spec:
     sound: dict[str, int] | None = None
     own: dict[str, str] | None = None
     sizes: str = ""
+    labels: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -268,9 +269,11 @@ class Spec:
         fields["event_shape"] = list(self.event_shape)
         fields["architecture"]["hidden"] = list(self.architecture.hidden)
         usual: dict[str, Any] = {"levels": 256, "grid": None, "standardised": False}
-        usual |= {"sound": None, "own": None, "sizes": ""}
+        usual |= {"sound": None, "own": None, "sizes": "", "labels": ()}
         for name in (n for n, value in usual.items() if fields[n] == value):
             del fields[name]
+        if self.labels:
+            fields["labels"] = list(self.labels)
         return fields
 
     @classmethod
@@ -287,9 +290,12 @@ class Spec:
             architecture = dict(fields["architecture"])
             architecture["hidden"] = tuple(architecture["hidden"])
             architecture.setdefault("neighbours", 0)  # models made before there were any
-            later = ("levels", "grid", "standardised", "sound", "own", "sizes")
+            later = ("levels", "grid", "standardised", "sound", "own", "sizes", "labels")
             more = {n: fields[n] for n in later if n in fields}
+            more["labels"] = tuple(str(one) for one in more.get("labels", ()))
             spec = cls(shape, str(fields["kind"]), Architecture(**architecture), **more)
+            if spec.kind in KINDS:
+                choose(spec.kind, spec.architecture.likelihood)
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{source}: the model's description is not usable: {error}") from error
         sizes = (2,) if spec.kind == "sound" else (1, 3)

@@ -8,7 +8,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,8 +32,10 @@ from .training import Training
 
 __all__ = [
     "Evaluation",
+    "LabelFigures",
     "active_units",
     "bits_per_sample",
+    "bounds_given",
     "collapse_of_rate",
     "collapse_warning",
     "evaluate",
@@ -76,6 +78,7 @@ class Evaluation:
             paired, over the first images; None where it was not measured.
         annealed_settled: For how many of those images more temperatures would gain little.
         exact_rate: Whether the rate of an image is exact.
+        per_label: Of every label with test images, by name: how many, ELBO and L_K.
         given: What every log p(x) here is conditional on, in words; "" where on nothing.
     """
 
@@ -100,26 +103,75 @@ class Evaluation:
     annealed_settled: int | None = None
     exact_rate: bool = True
     given: str = ""
+    per_label: tuple["LabelFigures", ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; estimates become dictionaries of their fields."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         fields["kl_per_dimension"] = list(self.kl_per_dimension)
+        fields["per_label"] = [one.to_dict() for one in self.per_label]
         return {k: v.to_dict() if isinstance(v, Estimate) else v for k, v in fields.items()}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Evaluation":
         """Rebuild from `to_dict`."""
         later: dict[str, Any] = {"varying_units": None, "levels": 256, "exact_rate": True}
-        later["given"] = ""
+        later |= {"given": "", "per_label": ()}
         later |= {"annealed": None, "annealed_settled": None}
         known = later | {n: fields[n] for n in cls.__slots__ if n in fields or n not in later}
         if known["draws"] < DRAWS_FOR_LOOSE:
             known["loose"] = None  # judged by fewer effective draws than ten, once
+        known["per_label"] = tuple(LabelFigures.from_dict(one) for one in known["per_label"])
         for name, value in known.items():
             if isinstance(value, dict):
                 known[name] = Estimate.from_dict(value)
         return cls(**(known | {"kl_per_dimension": tuple(known["kl_per_dimension"])}))
+
+
+@dataclass(frozen=True, slots=True)
+class LabelFigures:
+    """Figures of the test images of one label, in nats an image.
+
+    Args:
+        label: Its name.
+        images: How many there are.
+        elbo: A lower bound on log p(x | label), in expectation.
+        log_likelihood: The importance-weighted bound L_K.
+    """
+
+    label: str
+    images: int
+    elbo: Estimate
+    log_likelihood: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        figures = {"elbo": self.elbo.to_dict(), "log_likelihood": self.log_likelihood.to_dict()}
+        return {"label": self.label, "images": self.images} | figures
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "LabelFigures":
+        """Rebuild from `to_dict`."""
+        elbo, tight = (Estimate.from_dict(fields[name]) for name in ("elbo", "log_likelihood"))
+        return cls(str(fields["label"]), int(fields["images"]), elbo, tight)
+
+
+def bounds_given(
+    model: VAE, x: Tensor, labels: Tensor | None, *, draws: int, generator: torch.Generator
+) -> Bounds:
+    """Return `bounds` of every x given its label, in the order of x; labels `[n]` or None."""
+    if labels is None:
+        return bounds(model, x, draws=draws, generator=generator)
+    parts, places = [], []
+    for label in torch.unique(labels):
+        places.append((labels == label).nonzero().flatten())
+        parts.append(bounds(model.at(label), x[places[-1]], draws=draws, generator=generator))
+    order = torch.cat(places).argsort()
+    names = [n for n in Bounds.__slots__ if isinstance(getattr(parts[0], n), Tensor)]
+    joined: dict[str, Any] = {
+        n: torch.cat([getattr(part, n) for part in parts])[order] for n in names
+    }
+    return replace(parts[0], **joined)
 
 
 def evaluate(
@@ -130,6 +182,7 @@ def evaluate(
     seed: int = 0,
     precision: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] | None = None,
+    labels: Tensor | None = None,
 ) -> Evaluation:
     """Measure a model on x: ELBO, L_K, rate, distortion, each `Estimate` over images (MATH 2.5).
 
@@ -146,6 +199,7 @@ def evaluate(
         precision: Of the decoder; bfloat16 is faster where the hardware has it and moves figures by
             some thousandths of a nat (sums stay in float32; the encoder's q is the same).
         progress: Called with (images done, n).
+        labels: Of x, `[n]`, as in `Dataset.test_labels`, for a model with labels.
 
     Returns:
         The figures.
@@ -159,8 +213,9 @@ def evaluate(
         >>> abs(figures.elbo.value + figures.rate.value + figures.distortion.value) < 1e-5
         True
     """
-    found = image_bounds(model, x, draws=draws, seed=seed, precision=precision, progress=progress)
-    return summarise(model, x, found, seed=seed)
+    how: dict[str, Any] = {"precision": precision, "progress": progress, "labels": labels}
+    found = image_bounds(model, x, draws=draws, seed=seed, **how)
+    return summarise(model, x, found, seed=seed, labels=labels)
 
 
 def image_bounds(
@@ -171,6 +226,7 @@ def image_bounds(
     seed: int = 0,
     precision: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] | None = None,
+    labels: Tensor | None = None,
 ) -> Bounds:
     """Return the terms that `evaluate` averages, image by image, in float64 on the CPU.
 
@@ -181,6 +237,7 @@ def image_bounds(
         seed: As in `evaluate`.
         precision: As in `evaluate`.
         progress: As in `evaluate`.
+        labels: As in `evaluate`.
 
     Returns:
         Figures per image.
@@ -200,7 +257,8 @@ def image_bounds(
     with _decoder_in(model, precision):
         for start in range(0, len(x), IMAGES_PER_BLOCK):
             part = x[start : start + IMAGES_PER_BLOCK]
-            parts.append(bounds(model, part, draws=draws, generator=generator))
+            given = None if labels is None else labels[start : start + IMAGES_PER_BLOCK]
+            parts.append(bounds_given(model, part, given, draws=draws, generator=generator))
             if progress is not None:
                 progress(min(start + IMAGES_PER_BLOCK, len(x)), len(x))
     names = [name for name in Bounds.__slots__ if name not in ("draws", "exact_rate")]
@@ -220,7 +278,9 @@ def _decoder_in(model: VAE, precision: torch.dtype) -> Iterator[None]:
         model.decoder = kept
 
 
-def summarise(model: VAE, x: Tensor, found: Bounds, *, seed: int = 0) -> Evaluation:
+def summarise(
+    model: VAE, x: Tensor, found: Bounds, *, seed: int = 0, labels: Tensor | None = None
+) -> Evaluation:
     """Average the terms of `image_bounds` into an `Evaluation`.
 
     Args:
@@ -228,6 +288,7 @@ def summarise(model: VAE, x: Tensor, found: Bounds, *, seed: int = 0) -> Evaluat
         x: Of which they are.
         found: The terms.
         seed: Of their draws.
+        labels: As in `evaluate`.
 
     Returns:
         The figures.
@@ -271,12 +332,38 @@ def summarise(model: VAE, x: Tensor, found: Bounds, *, seed: int = 0) -> Evaluat
         varying_units=varying_units(means),
         levels=levels,
         exact_rate=found.exact_rate,
-        given="" if spec is None else GIVEN[spec.sizes],
+        given=_given_of(model),
+        per_label=()
+        if labels is None
+        else _per_label(model, found, labels.cpu(), why=(below, tight)),
     )
 
 
+def _given_of(model: VAE) -> str:
+    """Say what the figures of a model are conditional on."""
+    if model.spec is None:
+        return ""
+    parts = ["the label of each item"] if model.spec.labels else []
+    return " and ".join([*parts, *([GIVEN[model.spec.sizes]] if model.spec.sizes else [])])
+
+
+def _per_label(
+    model: VAE, found: Bounds, labels: Tensor, *, why: tuple[str, str]
+) -> tuple[LabelFigures, ...]:
+    """Average the bounds of each label's images by themselves."""
+    names = () if model.spec is None else model.spec.labels
+    figures = []
+    for label in torch.unique(labels).tolist():
+        own = labels == label
+        elbo, tight = (
+            over_images(terms[own], bias="low", why=said)
+            for terms, said in zip((found.elbo, found.importance_weighted), why, strict=True)
+        )
+        figures.append(LabelFigures(names[label], int(own.sum()), elbo, tight))
+    return tuple(figures)
+
+
 GIVEN = {
-    "": "",
     "total": "the size factor of each item, its own total count (so no probability of x alone)",
     "given": "the size factor of each item, as given",
 }

@@ -27,13 +27,13 @@ from .checkpoint import FlatParameters, State
 from .elbo_step import step_for
 from .evaluation import (
     active_units,
+    bounds_given,
     collapse_of_rate,
     collapse_warning,
     kl_of_dimensions,
     over_images,
     varying_units,
 )
-from .evidence import bounds
 from .latents import InverseAutoregressive, draw_with_kl
 from .limits import (
     AVERAGE_STEPS,
@@ -156,12 +156,15 @@ def fit(
         x = data.batch(indices, state.generator).float()
         shape = (settings.draws_at(progress), len(x), model.prior.latent)
         noise = torch.randn(shape, generator=state.generator, device=x.device)
-        loss, figures = gradient(x, noise, progress)
+        given = model
+        if data.train_labels is not None:
+            given = model.at(data.train_labels.index_select(0, indices))
+        loss, figures = gradient(given, x, noise, progress)
         norm = float(flat.norm())
         if not math.isfinite(norm + float(loss.detach())):
             names = [data.train_names[i] for i in indices.tolist()]
             state.generator.set_state(untouched)
-            raise NonFiniteError(diagnose(model, state, Batch(x, noise, names), folder))
+            raise NonFiniteError(diagnose(given, state, Batch(x, noise, names), folder))
         _clip(flat, norm, settings.clip)
         rate = settings.learning_rate_at(progress, state.step)
         flat.decay(rate * settings.weight_decay)
@@ -177,17 +180,18 @@ def fit(
 
 def _gradient(
     model: VAE, flat: FlatParameters, settings: Training
-) -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]:
+) -> Callable[[VAE, Tensor, Tensor, float], tuple[Tensor, Tensor]]:
     """Return how a step gets its gradient into `flat`: by hand where that is written, or autograd.
 
-    The function takes x, noise and the progress of the run; it returns what `loss_terms` does.
+    The function takes the model (with the labels of x given, if it has any), x, noise and the
+    progress of the run; it returns what `loss_terms` does.
     """
     by_hand = step_for(model, flat, settings)
 
-    def gradient(x: Tensor, noise: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+    def gradient(given: VAE, x: Tensor, noise: Tensor, progress: float) -> tuple[Tensor, Tensor]:
         if by_hand is not None:
             return by_hand(x, noise, settings.beta_at(progress))
-        loss, figures = loss_terms(model, x, noise, settings, progress)
+        loss, figures = loss_terms(given, x, noise, settings, progress)
         flat.differentiate(loss)
         return loss, figures
 
@@ -311,6 +315,23 @@ def hold_out(data: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Te
     """
     if share == 0:
         return data, None
+    flags = _held_out(data, share)
+    held, kept = data.train[flags], data.train[~flags]
+    if data.dynamic:
+        held = binarize_all(held, seed=seed, label="validation")
+    names = tuple(n for n, flag in zip(data.train_names, flags.tolist(), strict=True) if not flag)
+    labels = None if data.train_labels is None else data.train_labels[~flags]
+    return replace(data, train=kept, train_names=names, train_labels=labels), held
+
+
+def held_labels(data: Dataset, share: float) -> Tensor | None:
+    """Return the labels of what `hold_out` keeps from training, where there are any."""
+    labels = data.train_labels
+    return None if labels is None or share == 0 else labels[_held_out(data, share)]
+
+
+def _held_out(data: Dataset, share: float) -> Tensor:
+    """Return which training examples are held out, `[N]`, or raise a DataError."""
     rows = data.train.cpu().flatten(1).numpy()
     digests = [hashlib.sha256(b"validation" + row.tobytes()).digest() for row in rows]
     ranked = sorted(set(digests))
@@ -321,12 +342,7 @@ def hold_out(data: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Te
             f"some; got {len(ranked):,} and {share:g}. Try: more data"
         )
     limit = ranked[wanted]
-    flags = torch.tensor([digest < limit for digest in digests])
-    held, kept = data.train[flags], data.train[~flags]
-    if data.dynamic:
-        held = binarize_all(held, seed=seed, label="validation")
-    names = tuple(n for n, flag in zip(data.train_names, flags.tolist(), strict=True) if not flag)
-    return replace(data, train=kept, train_names=names), held
+    return torch.tensor([digest < limit for digest in digests])
 
 
 @dataclass(slots=True)
@@ -374,7 +390,8 @@ class Monitor:
     """Writes the logs of one run, calls its progress callback, and keeps the best weights.
 
     validation: held-out training examples, `[n, *event]`, to pick the best weights on; None picks
-    none, and then overfitting is looked for on test images, for a warning alone.
+    none, and then overfitting is looked for on test images, for a warning alone. held_labels: of
+    the former, where the data have labels.
     """
 
     def __init__(
@@ -387,6 +404,7 @@ class Monitor:
         progress: Callable[[Progress], None] | None,
         *,
         validation: Tensor | None = None,
+        held_labels: Tensor | None = None,
     ) -> None:
         self.folder, self.model, self.settings, self.state = folder, model, settings, state
         self.progress = progress
@@ -395,6 +413,9 @@ class Monitor:
         self.log_every = min(LOG_STEPS, self.per_epoch)
         self.test_every = self.log_every * max(1, math.ceil(TEST_STEPS / self.log_every))
         self.test = model.check(data.test[:MONITORED_IMAGES])
+        labels = data.test_labels
+        self.test_labels = None if labels is None else labels[:MONITORED_IMAGES]
+        self.held_labels = held_labels
         self.validation = None if validation is None else model.check(validation)
         self.best = BestLook.load(folder, state.step)
         self.warnings: list[str] = []
@@ -441,7 +462,9 @@ class Monitor:
         """Measure the averaged weights on test images, with the same noise every time."""
         generator = torch.Generator(self.test.device).manual_seed(self.settings.seed)
         with self.state.flat.averaged(), evaluating(self.model):
-            figures = bounds(self.model, self.test, draws=1, generator=generator)
+            figures = bounds_given(
+                self.model, self.test, self.test_labels, draws=1, generator=generator
+            )
             more = self._look()
         each = kl_of_dimensions(self.model, figures)
         used: dict[str, Any] = {"varying_units": varying_units(figures.mean)}
@@ -495,7 +518,8 @@ class Monitor:
         weighted = settings.importance_weighted_at(1.0)
         draws = settings.draws_at(1.0) if weighted else 1
         generator = torch.Generator(x.device).manual_seed(settings.seed)
-        figures = bounds(self.model, x, draws=draws, generator=generator)
+        labels = self.test_labels if self.validation is None else self.held_labels
+        figures = bounds_given(self.model, x, labels, draws=draws, generator=generator)
         plain = -figures.distortion - settings.beta * figures.rate
         return (figures.importance_weighted if weighted else plain).double().cpu()
 

@@ -6,6 +6,7 @@ and `log_likelihood` are lower bounds, higher is better; `kullback.vae.evaluate`
 on their averages. `location_and_spread` finds the units in which a model of continuous data works.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from kullback.core import (
     DataError,
     RunError,
     describe,
+    message,
     require,
     require_count,
 )
@@ -70,7 +72,13 @@ from .likelihoods import (
     Likelihood,
     Neighbours,
 )
-from .limits import CATEGORICAL_LEVELS, FLOAT32_RESOLUTION, NAMED_COLUMNS, UNIT_SCALE_LEVELS
+from .limits import (
+    CATEGORICAL_LEVELS,
+    FLOAT32_RESOLUTION,
+    NAMED_COLUMNS,
+    NAMED_LABELS,
+    UNIT_SCALE_LEVELS,
+)
 from .networks import (
     ConvDecoder,
     ConvEncoder,
@@ -169,6 +177,10 @@ class VAE(nn.Module):
 
     shift: Tensor
     scale: Tensor
+    label: Tensor | None = None  # by `at`
+    label_inputs: (
+        Tensor  # [labels, *event], added to what the encoder reads, where there are labels
+    )
 
     def __init__(
         self,
@@ -207,6 +219,46 @@ class VAE(nn.Module):
         outputs = self.encoder(self.encoder_input(x))
         return Encoded(outputs[0], outputs[1], outputs[2] if len(outputs) > 2 else None)
 
+    def at(self, label: str | int | Tensor) -> "VAE":
+        """Return this model with the label given: q(z|x, y), p(x|z, y), sharing all weights.
+
+        Args:
+            label: One of the model's labels, for all x; or a tensor of places in the list of them,
+                `[]` for all x or `[batch]`, one for each x.
+
+        Returns:
+            The conditional model: every figure of it is one of log p(x | y).
+
+        Raises:
+            ArgumentValueError: The model has no such label, or none at all.
+
+        Example:
+            >>> model = build((4,), "binary", labels=("cat", "dog"))
+            >>> model.at("dog").sample(3).shape
+            torch.Size([3, 4])
+        """
+        labels = () if self.spec is None else self.spec.labels
+        if not isinstance(label, Tensor):
+            known = str(label) in labels
+            require(known, "label", _one_of(labels), repr(label))
+            label = torch.tensor(labels.index(str(label)), device=self.scale.device)
+        given = copy.copy(self)
+        given.label = label
+        return given
+
+    def given_label(self) -> Tensor | None:
+        """Return the label's place, None for a model without labels.
+
+        Raises:
+            ArgumentValueError: The model is conditional on a label, and none is given.
+        """
+        labels = () if self.spec is None else self.spec.labels
+        if labels and self.label is None:
+            hint = f"label={labels[0]!r}"
+            text = f"{_one_of(labels)}: the model is conditional on it"
+            raise ArgumentValueError(message("label", text, "none", hint))
+        return self.label if labels else None
+
     def encoder_input(self, x: Tensor) -> Tensor:
         """Return x centred and scaled, as the encoder reads it; padding of sound is the centre.
 
@@ -216,7 +268,8 @@ class VAE(nn.Module):
             x = torch.where(x == PADDING, self.shift, x)
         if self.spec is not None and self.spec.kind == "counts":
             x = x.log1p()
-        return (x - self.shift) / self.scale
+        centred, label = (x - self.shift) / self.scale, self.given_label()
+        return centred if label is None else centred + self.label_inputs[label]
 
     def approximate_posterior(self, x: Tensor) -> Posterior:
         """Return q(z|x), which can be drawn from and has a density."""
@@ -228,6 +281,10 @@ class VAE(nn.Module):
 
     def parameters_of(self, z: Tensor) -> Tensor:
         """Decode z `[*lead, latent]` to likelihood parameters `[*lead, channels, places]`."""
+        label = self.given_label()
+        if label is not None and self.spec is not None:
+            one_hot = torch.nn.functional.one_hot(label.to(z.device), len(self.spec.labels))
+            z = torch.cat([z, one_hot.to(z).expand(*z.shape[:-1], -1)], -1)
         flat: Tensor = self.decoder(z.reshape(-1, z.shape[-1]))
         return flat.reshape(*z.shape[:-1], *flat.shape[1:])
 
@@ -459,6 +516,7 @@ class VAE(nn.Module):
                 spread=units,
                 sound=spec.sound,
                 sizes=spec.sizes,
+                labels=spec.labels,
             )
         if parts is not None:
             model = _fitted_with(model.to_empty(device="cpu"), parts)
@@ -503,6 +561,7 @@ def with_parts(model: VAE, parts: Parts, x: Tensor, *, examples: Tensor | None =
     if spec is None:
         raise RunError("only models from `build` take parts")
     require(spec.kind != "sound", "data", "images or vectors for parts of your own", "sound")
+    require(not spec.labels, "labels", "none with parts of your own", "some")
     for name in ("likelihood", "prior"):
         if getattr(parts, name) is not None:
             delattr(model, name)  # a module's place takes no other object
@@ -599,6 +658,7 @@ def build(
     shares: Tensor | None = None,
     examples: Tensor | None = None,
     sizes: str = "",
+    labels: tuple[str, ...] = (),
 ) -> VAE:
     """Build a VAE for events of a shape and kind; weights come from torch's global generator.
 
@@ -620,6 +680,7 @@ def build(
         examples: Training examples `[n, *event]` at which the pseudo-inputs of a "vamp" prior
             start, repeated where they are fewer; without them they are standard normal, in the
             encoder's units.
+        labels: On which the model is to be conditional, by name: see `VAE.at`.
         sizes: Of counts, "total" or "given" where the last column is a size factor; see `Spec`.
 
     Returns:
@@ -643,7 +704,9 @@ def build(
         standardised=inside,
         sound=sound,
         sizes=sizes,
+        labels=labels,
     )
+    require(kind != "sound" or not labels, "labels", "none for sound", labels)
     if kind == "sound":
         return _with_prior(_of_sound(spec, scale, moments, shares), spec, examples)
     top = levels - 1
@@ -655,16 +718,17 @@ def build(
     likelihood = _likelihood(spec, mean, spread)
     bias = likelihood.initial_bias(mean)
     hidden, latent = architecture.hidden, architecture.latent
+    codes = latent + len(labels)  # the decoder reads z and which label it is
     family = _family(architecture)
     if architecture.network == "mlp":
         act = architecture.activation
         encoder: nn.Module = MlpEncoder(
             event_shape, hidden, latent, activation=act, extra=family.extra
         )
-        decoder: nn.Module = MlpDecoder(latent, hidden[::-1], bias, activation=act)
+        decoder: nn.Module = MlpDecoder(codes, hidden[::-1], bias, activation=act)
     else:
         encoder = ConvEncoder(event_shape, hidden, latent, extra=family.extra)
-        decoder = _conv_decoder(spec, likelihood, bias)
+        decoder = _conv_decoder(spec, likelihood, bias, codes)
     scale = width if scale is None else scale
     require(math.isfinite(scale) and scale > 0, "scale", "a positive number", scale)
     divide_by = scale if spread is None else spread
@@ -679,7 +743,17 @@ def build(
         spec=spec,
         family=family,
     )
+    if labels:
+        model.label_inputs = nn.Parameter(torch.zeros(len(labels), *spec.event_shape))
     return _with_prior(model, spec, examples)
+
+
+def _one_of(labels: tuple[str, ...]) -> str:
+    """Name the labels of a model, the first ten of many."""
+    more = ", …" if len(labels) > NAMED_LABELS else ""
+    return (
+        f"one of {', '.join(labels[:NAMED_LABELS])}{more}" if labels else "none: it has no labels"
+    )
 
 
 def _family(architecture: Architecture) -> Family:
@@ -704,7 +778,8 @@ def _with_prior(model: VAE, spec: Spec, examples: Tensor | None) -> VAE:
         inputs = torch.randn(count, *spec.event_shape)
         if examples is not None:
             rows = torch.arange(count) % len(examples)
-            inputs = model.encoder_input(examples.float()[rows])
+            first = model.at(torch.tensor(0)) if spec.labels else model
+            inputs = first.encoder_input(examples.float()[rows])
         model.prior = VampPrior(model.encoder, inputs, latent=latent)
     return model
 
@@ -760,12 +835,12 @@ def _has_units(spec: Spec) -> bool:
     return spec.standardised or (spec.kind == "levels" and spec.levels > UNIT_SCALE_LEVELS)
 
 
-def _conv_decoder(spec: Spec, likelihood: Any, bias: Tensor) -> nn.Module:
-    shape, architecture = spec.event_shape, spec.architecture
-    if architecture.network == "conv":
-        return ConvDecoder(shape, architecture.latent, architecture.hidden, bias)
+def _conv_decoder(spec: Spec, likelihood: Any, bias: Tensor, codes: int) -> nn.Module:
+    shape, hidden = spec.event_shape, spec.architecture.hidden
+    if spec.architecture.network == "conv":
+        return ConvDecoder(shape, codes, hidden, bias)
     patched = likelihood.event.patch > 0
-    return PatchDecoder(shape, architecture.latent, architecture.hidden, bias, patched=patched)
+    return PatchDecoder(shape, codes, hidden, bias, patched=patched)
 
 
 _LAWS = {"gaussian": "normal", "laplace": "laplace", "student": "student"}

@@ -36,7 +36,7 @@ from .checkpoint import State, is_hashed, read_config, write_config
 from .latents import Prior
 from .likelihoods import ContinuousBernoulli, Likelihood
 from .limits import MAX_THREADS, THREADS_GAIN, UNIT_SCALE_LEVELS
-from .loop import Monitor, NonFiniteError, Progress, fit, hold_out, require_parts_fit
+from .loop import Monitor, NonFiniteError, Progress, fit, held_labels, hold_out, require_parts_fit
 from .model import VAE, Parts, build, location_and_spread, require_own, with_parts
 from .networks import OwnDecoder, OwnEncoder
 from .sound import second_moments, shift_shares
@@ -223,14 +223,18 @@ def _drive(
     settings, precision, threads = _read_settings(config, folder)
     rest, held = hold_out(data, settings.validation, seed=settings.seed)
     model, rest = model.to(device), rest.to(device)
+    labels = held_labels(data, settings.validation)
     held = None if held is None else held.to(device)
+    labels = None if labels is None else labels.to(device)
     own = [m for m in model.modules() if isinstance(m, OwnEncoder | OwnDecoder)]
     for module in own:
         module.products = precision
     working = torch.float32 if own else precision  # a user's modules round by autocast
     state = State.start(model, settings, precision=working)
     checkpoint.load(folder, state, hashed=is_hashed(config))
-    monitor = Monitor(folder, model, rest, settings, state, watch.progress, validation=held)
+    monitor = Monitor(
+        folder, model, rest, settings, state, watch.progress, validation=held, held_labels=labels
+    )
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -371,6 +375,7 @@ def _fresh_model(
             shares=None if sound is None else shift_shares(data.train, step=int(sound["step"])),
             examples=examples,
             sizes=str(data.protocol.get("sizes", "")),
+            labels=tuple(data.protocol.get("labels", ())),
         )
         if parts is None:
             return model

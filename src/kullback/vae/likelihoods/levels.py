@@ -367,7 +367,8 @@ class DiscretisedLogistics(nn.Module):
     `log p(x|z) = Σ_places log Σ_k π_k Π_c [σ(b_c) − σ(a_c)]`, where a and b are the standardised
     lower and upper edge of level x_c; the lowest level reaches to −∞, the highest to +∞, so the
     levels' probabilities sum to one exactly. Colours of one place share the component, and the
-    mean of a later colour moves linearly with the earlier ones.
+    mean of a later colour moves linearly with the earlier ones: that of green with red, that of
+    blue with red and green.
 
     x holds integers 0 … levels − 1. Parameters per place: K mixture logits, K·C means, K·C
     log-scales (held within ±7, on a scale where all levels span 2; lower by log(levels/256) where
@@ -383,6 +384,8 @@ class DiscretisedLogistics(nn.Module):
         centre: `[C, places]` in levels; means and scales are then in units of centre and spread,
             which a decoder needs where data fill a small part of many levels.
         spread: As `centre`.
+        dependent: Whether a colour's mean moves with the earlier ones; without, colours share the
+            component alone and there are no colour weights.
         patch: Of `Event`; parameters are then `[*lead, patches, channels, places in a patch]`.
 
     Example:
@@ -403,12 +406,13 @@ class DiscretisedLogistics(nn.Module):
         centre: Tensor | None = None,
         spread: Tensor | None = None,
         patch: int = 0,
+        dependent: bool = True,
     ) -> None:
         super().__init__()
         self.event = Event(event_shape, patch=patch)
         self.components, self.levels = components, levels
         colours = self.event.colours
-        self.pairs = colours * (colours - 1) // 2
+        self.pairs = colours * (colours - 1) // 2 if dependent else 0
         self.channels = components * (1 + 2 * colours + self.pairs)
         self.least = -7.0 - max(0.0, math.log((levels - 1) / 255))
         unit = None if spread is None else spread * (2.0 / (levels - 1))
@@ -434,7 +438,7 @@ class DiscretisedLogistics(nn.Module):
         """Add to the mean of one colour what the earlier colours say: `[*lead, K, places]`."""
         moved = means[..., colour, :, :]
         first = colour * (colour - 1) // 2
-        for earlier in range(colour):
+        for earlier in range(colour if self.pairs else 0):
             value = values[..., earlier, :].unsqueeze(-2)
             moved = moved + weights[..., first + earlier, :, :] * value
         return moved
@@ -480,6 +484,7 @@ class DiscretisedLogistics(nn.Module):
     def _compiles(self, parameters: Tensor) -> bool:
         """Say whether the compiled form can be used: on a CPU, without units of the data's own."""
         plain = parameters.device.type == "cpu" and self.spread is None
+        plain = plain and (self.pairs > 0 or self.event.colours == 1)  # it has the colour weights
         known = parameters.dtype in (torch.float32, torch.bfloat16)
         return plain and known and parameters.numel() > 0 and library() is not None
 
