@@ -65,7 +65,7 @@ class Neighbours(nn.Module):
     `log p(x|z) = Σ_i log p(x_i | z, x_<i)`. The location of pixel i (the means of its logistics, or
     the logit of its bit) is the decoder's plus `Σ_j w_ij v_j` over its neighbours j: v_j is the
     value of the same colour on the scale from −1 to 1, and 0 outside of the image; the weights
-    w_ij are outputs of the decoder, and start around 0. Exact: a product of conditional probabilities.
+    w_ij are outputs of the decoder, around 0 at first. Exact: a product of conditionals.
 
     One pass gives the log-likelihood. Drawing takes W + 2(H − 1) steps: all pixels with the same
     x + 2y depend on earlier ones alone. After the likelihood's own channels come the weights,
