@@ -23,7 +23,8 @@ from kullback.vae.likelihoods import (
 def made(kind, shape, count, patch=0):
     if kind == "bits":
         return Neighbours(Bernoulli(shape), count), 2
-    mixture = DiscretisedLogistics(shape, components=2, levels=3, patch=patch)
+    dependent = kind != "colours apart"
+    mixture = DiscretisedLogistics(shape, components=2, levels=3, patch=patch, dependent=dependent)
     return Neighbours(mixture, count), 3
 
 
@@ -41,6 +42,7 @@ def every(shape, levels):
 
 
 SMALL = [("bits", (1, 2, 3)), ("bits", (2, 2, 2)), ("levels", (1, 2, 3)), ("levels", (2, 1, 3))]
+SMALL += [("colours apart", (2, 1, 3))]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])

@@ -7,6 +7,7 @@ Sums with a hand-written gradient, equal to their plain PyTorch form in fewer pa
 compiler, the whole mixture of logistics (`step.c`, which `library` compiles).
 """
 
+import copy
 import ctypes
 import itertools
 import math
@@ -457,8 +458,9 @@ class DiscretisedLogistics(nn.Module):
 
     def at(self, places: int) -> "DiscretisedLogistics":
         """Return this mixture at as many places, of as many colours."""
-        shape = (self.event.colours, places)
-        return DiscretisedLogistics(shape, components=self.components, levels=self.levels)
+        part = copy.copy(self)
+        part.event = Event((self.event.colours, places))
+        return part
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Return log p(x|z), `[*draws, batch]`, in nats.
