@@ -59,18 +59,20 @@ def test_the_probabilities_of_all_images_sum_to_one(kind, shape, count):
 @pytest.mark.parametrize(("kind", "shape"), [("bits", (1, 3, 4)), ("levels", (2, 3, 4))])
 def test_it_is_the_product_of_its_factors(kind, shape, count):
     likelihood, levels = made(kind, shape, count)
-    inner, colours = likelihood.likelihood, shape[0]
+    inner = likelihood.likelihood
     x = torch.randint(levels, (5, *shape), generator=torch.Generator().manual_seed(1)).double()
     parameters = outputs(likelihood, rows=5).double()
     own = parameters[:, : inner.channels].reshape(5, -1, *shape[1:])
-    weights = parameters[:, inner.channels :].reshape(5, count, colours, *shape[1:])
+    weights = parameters[:, inner.channels :].reshape(5, count, inner.moves, *shape[1:])
     unit = 2.0 * x / (levels - 1) - 1.0
     total = torch.zeros(5).double()
     for row, column in itertools.product(range(shape[1]), range(shape[2])):
-        shift = torch.zeros(5, colours, 1).double()
+        shift = torch.zeros(5, inner.moves, 1).double()
         for n, (right, down) in enumerate(OFFSETS[:count]):
             if row + down >= 0 and 0 <= column + right < shape[2]:
                 value = unit[:, :, row + down, column + right]
+                if kind == "levels":  # two logits, then a mean for each colour
+                    value = torch.cat([value.mean(1, keepdim=True)] * 2 + [value], 1)
                 shift[..., 0] += weights[:, n, :, row, column] * value
         pixel = inner.at(1)
         here = inner.moved(own[:, :, row, column].unsqueeze(-1), shift)

@@ -174,6 +174,15 @@ class Bernoulli:
         """Return −1 and 1 for 0 and 1: what `Neighbours` weighs."""
         return 2.0 * real(x) - 1.0
 
+    @property
+    def moves(self) -> int:
+        """How many parameters a place has that move with others' values: a logit a colour."""
+        return self.channels
+
+    def movers(self, values: Tensor) -> Tensor:
+        """Return what each of them moves with: the same colour's value."""
+        return values
+
     def moved(self, parameters: Tensor, shift: Tensor) -> Tensor:
         """Return logits with shift `[*lead, colours, places]` added."""
         return real(parameters) + shift
@@ -448,13 +457,23 @@ class DiscretisedLogistics(nn.Module):
         """Return levels 0 … n−1 as values in [−1, 1], the scale of the means."""
         return real(x) * (2.0 / (self.levels - 1)) - 1.0
 
+    @property
+    def moves(self) -> int:
+        """How many parameters a place has that move with others' values: K logits, C means."""
+        return self.components + self.event.colours
+
+    def movers(self, values: Tensor) -> Tensor:
+        """Return what each moves with, of `[..., C, places]`: the colours' mean, or its own."""
+        grey = values.mean(-2, keepdim=True)
+        return torch.cat([grey.expand(*values.shape[:-2], self.components, -1), values], -2)
+
     def moved(self, parameters: Tensor, shift: Tensor) -> Tensor:
-        """Return parameters with shift `[*lead, colours, places]` added to a colour's means."""
+        """Return parameters with shift `[*lead, K + C, places]`: of logits, of a colour's means."""
         k = self.components
-        means = slice(k, k * (1 + self.event.colours))
-        added = parameters[..., means, :] + shift.repeat_interleave(k, -2)
-        before, after = parameters[..., :k, :], parameters[..., means.stop :, :]
-        return torch.cat([real(before), real(added), real(after)], -2)
+        end = k * (1 + self.event.colours)
+        logits, means, rest = torch.tensor_split(parameters, (k, end), -2)
+        means = means + shift[..., k:, :].repeat_interleave(k, -2)
+        return torch.cat([logits + shift[..., :k, :], means, real(rest)], -2)
 
     def at(self, places: int) -> "DiscretisedLogistics":
         """Return this mixture at as many places, of as many colours."""

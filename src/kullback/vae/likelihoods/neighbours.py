@@ -30,12 +30,21 @@ class Movable(Protocol):
     event: Event
     channels: int
 
+    @property
+    def moves(self) -> int:
+        """How many parameters of a place move with the values of others."""
+        ...
+
+    def movers(self, values: Tensor) -> Tensor:
+        """Return what each moves with, `[..., moves, places]`, of `[..., colours, places]`."""
+        ...
+
     def unit(self, x: Tensor) -> Tensor:
-        """Return values of x on the scale of the location, around 0."""
+        """Return values of x on a scale around 0."""
         ...
 
     def moved(self, parameters: Tensor, shift: Tensor) -> Tensor:
-        """Return parameters with shift `[*lead, colours, places]` added to every location."""
+        """Return parameters with shift `[*lead, moves, places]` added to those that move."""
         ...
 
     def at(self, places: int) -> Self:
@@ -62,14 +71,15 @@ class Movable(Protocol):
 class Neighbours(nn.Module):
     """A likelihood of images in which a pixel depends on those before it, in rows from the top.
 
-    `log p(x|z) = Σ_i log p(x_i | z, x_<i)`. The location of pixel i (the means of its logistics, or
-    the logit of its bit) is the decoder's plus `Σ_j w_ij v_j` over its neighbours j: v_j is the
-    value of the same colour on the scale from −1 to 1, and 0 outside of the image; the weights
-    w_ij are outputs of the decoder, around 0 at first. Exact: a product of conditionals.
+    `log p(x|z) = Σ_i log p(x_i | z, x_<i)`. Some parameters of pixel i are the decoder's plus
+    `Σ_j w_ij v_j` over its neighbours j: the logit of a bit; the mixture's logits, and the means of
+    a colour's logistics together. v_j is the neighbour's value from −1 to 1, of the same colour
+    (for the mixture's logits the mean over colours), and 0 outside of the image; the weights w_ij
+    are outputs of the decoder, around 0 at first. Exact: a product of conditionals.
 
     One pass gives the log-likelihood. Drawing takes W + 2(H − 1) steps: all pixels with the same
     x + 2y depend on earlier ones alone. After the likelihood's own channels come the weights,
-    neighbour by neighbour, one for each colour.
+    neighbour by neighbour, one for each parameter that moves.
     Reference: van den Oord et al. (2016), "Pixel Recurrent Neural Networks", section 2, for the
     factors; Gulrajani et al. (2017), "PixelVAE", for such a likelihood in a VAE.
 
@@ -96,7 +106,7 @@ class Neighbours(nn.Module):
         fits = len(self.event.shape) == 3 and 1 <= count <= len(OFFSETS)
         require(fits, "neighbours", what, f"{count} of {list(self.event.shape)}", "0 neighbours")
         self.count = count
-        self.channels = likelihood.channels + count * self.event.colours
+        self.channels = likelihood.channels + count * likelihood.moves
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Return log p(x|z), `[*draws, batch]`, in nats."""
@@ -107,14 +117,14 @@ class Neighbours(nn.Module):
             for right, down in OFFSETS[: self.count]
         ]
         own, weights = self._apart(parameters)
-        shift = torch.zeros_like(around[0])
+        shift = torch.zeros((), device=values.device, dtype=values.dtype)
         for beside, weight in zip(around, weights, strict=True):
-            shift = torch.addcmul(shift, beside, real(weight))
+            shift = torch.addcmul(shift, self.likelihood.movers(beside), real(weight))
         return self.likelihood.log_prob(self.likelihood.moved(own, shift), x)
 
     def _apart(self, parameters: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the likelihood's parameters and the weights of each neighbour."""
-        sizes = [self.likelihood.channels, *[self.event.colours] * self.count]
+        sizes = [self.likelihood.channels, *[self.likelihood.moves] * self.count]
         own, *weights = torch.split(parameters, sizes, -2)
         return own, tuple(weights)
 
@@ -144,11 +154,11 @@ class Neighbours(nn.Module):
         values = F.pad(out, (1, 1, 1, 0))
         for x, y in _fronts(height, width, out.device):
             here = y * width + x
-            shift = values.new_zeros(len(flat), colours, len(here))
-            for (right, down), weight in zip(OFFSETS, weights, strict=False):
-                beside = values[..., y + 1 + down, x + 1 + right]
-                shift = torch.addcmul(shift, beside, real(weight[..., here]))
             part = self.likelihood.at(len(here))
+            shift = values.new_zeros(())
+            for (right, down), weight in zip(OFFSETS, weights, strict=False):
+                beside = part.movers(values[..., y + 1 + down, x + 1 + right])
+                shift = torch.addcmul(shift, beside, real(weight[..., here]))
             taken = take(part, part.moved(own[..., here], shift))
             out[..., y, x] = taken
             values[..., y + 1, x + 1] = self.likelihood.unit(taken)
