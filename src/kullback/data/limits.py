@@ -30,6 +30,7 @@ __all__ = [
     "NAMED_SOUNDS",
     "NEARLY_EMPTY_BYTE",
     "PADDING",
+    "PIXELS_BETWEEN_LOOKS",
     "POINT_MASS_SHARE",
     "READING_THREADS",
     "REPEATS_PER_LEVEL",
@@ -79,6 +80,7 @@ INFLATION_FROM = 2**26  # bytes of an array, below which any inflation is harmle
 # Pictures
 MAX_FRAMES = 10_000  # of one file: seven minutes of an animation
 MAX_FRAME_PIXELS = 2**28  # of all frames of one file, where they keep their size
+PIXELS_BETWEEN_LOOKS = 8  # for colour, before every pixel is looked at: a 64th of them
 READING_THREADS = 8  # chosen, not measured: the interpreter runs one thread at a time
 FILES_PER_TASK = 64  # of one thread: tens of milliseconds
 CACHED_FILES = 1_000  # from which a folder is cached: fewer are decoded in about a second
