@@ -5,7 +5,7 @@
 Each mutation flips bits, changes, inserts, deletes, doubles or zeroes bytes, or cuts a file, as
 often as not several times. Weights, checkpoints and `config.json` must be refused, always: a
 mutated one that loads is counted as silent. Pictures, sounds and arrays must end in values or in
-the package's own error. Anything else is counted as a traceback, and its first examples are printed.
+the package's own error. Anything else is counted as a traceback; its first examples are printed.
 Memory is the process's peak. The trainings are killed with SIGKILL at random moments and resumed;
 logs and weights must then be those of a training that was never killed, byte for byte. Exit code 1
 when one of it is not so.

@@ -263,7 +263,7 @@ def _short(record: Record) -> str:
     in_memory = record.model is not None and not record.model.unfinished
     finished = in_memory or (record.folder / "model.safetensors").exists()
     known = finished and record.metrics and record.timing and counts.get("train")
-    if not known or record.protocol.get("kind") == "sound":
+    if not known:
         return ""
     step, seconds = int(record.metrics[-1]["step"]), float(record.timing[-1]["seconds"])
     try:
@@ -271,7 +271,8 @@ def _short(record: Record) -> str:
     except (ValueError, TypeError):  # a damaged config.json: the page shows it as it is
         return ""
     examples = round(counts["train"] * (1 - settings.validation))
-    said = too_short(settings, step, seconds, max(1, examples))
+    kind = str(record.protocol.get("kind"))
+    said = too_short(settings, step, seconds, max(1, examples), kind=kind)
     return said[:1].upper() + said[1:]
 
 

@@ -132,9 +132,13 @@ def bounds(
 
 def _rows(model: LatentVariableModel, prior: Prior, q: Posterior) -> int:
     """Return how many rows decoder and prior should take at once, at least one."""
+    return max(1, DECODER_OUTPUTS // max(numbers_of(prior), outputs_of(model, q)))
+
+
+def outputs_of(model: LatentVariableModel, q: Posterior) -> int:
+    """Return the most numbers that decoder and likelihood compute of one row, at least 1."""
     numbers = getattr(model.likelihood, "numbers", 0)  # what a likelihood computes besides
-    outputs = model.parameters_of(q.centre[:1]).numel()
-    return max(1, DECODER_OUTPUTS // max(1, numbers, numbers_of(prior), outputs))
+    return max(1, numbers, model.parameters_of(q.centre[:1]).numel())
 
 
 def _log_terms(

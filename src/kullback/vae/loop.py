@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import DataError, Estimate, RunError, require
+from kullback.core import DataError, Estimate, RunError, import_extra, require
 from kullback.data import Dataset, binarize_all
 from kullback.variational import WeightedBound, objectives
 
@@ -51,6 +51,7 @@ from .training import Training
 __all__ = [
     "Batch",
     "BestLook",
+    "Board",
     "Monitor",
     "NonFiniteError",
     "Progress",
@@ -370,6 +371,40 @@ class BestLook:
 BEST = "checkpoints/best.safetensors"
 
 
+class Board:
+    """The numbers of `metrics.jsonl` for TensorBoard, in the run's folder `tensorboard`.
+
+    A run has one where that folder exists. What a killed training wrote after its last checkpoint
+    is taken back when it goes on.
+
+    Args:
+        folder: The run's.
+        step: From which it goes on; 0 for a new one.
+
+    Raises:
+        MissingExtraError: The extra `tensorboard` is not installed.
+    """
+
+    FOLDER = "tensorboard"
+
+    def __init__(self, folder: Path, step: int) -> None:
+        import_extra("tensorboard", "tensorboard")
+        module = import_extra("torch.utils.tensorboard", "tensorboard")
+        place = str(folder / self.FOLDER)
+        self.writer = module.SummaryWriter(place, purge_step=step + 1 if step else None)
+
+    def add(self, row: dict[str, Any], step: int) -> None:
+        """Write every number of a row under its name."""
+        for name, value in row.items():
+            if isinstance(value, int | float) and name != "step":
+                self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.writer.close()
+
+
 class Monitor:
     """Writes the logs of one run, calls its progress callback, and keeps the best weights.
 
@@ -403,6 +438,8 @@ class Monitor:
         self.test_elbo: Estimate | None = None
         self.first = (state.step, state.seconds)
         self.called = -math.inf
+        shown = (folder / Board.FOLDER).is_dir()
+        self.board = Board(folder, state.step) if shown else None
 
     def after_step(self) -> None:
         """Log when a reading is due; call back at most ten times a second."""
@@ -418,7 +455,10 @@ class Monitor:
             self._log(last=True)
         elif self.state.step % self.test_every:  # the training row is written already
             spent = self.settings.progress(self.state.step, self.state.seconds, self.per_epoch)
-            checkpoint.extend_last_row(self.folder, "metrics.jsonl", self._test(spent))
+            row = self._test(spent)
+            checkpoint.extend_last_row(self.folder, "metrics.jsonl", row)
+            if self.board is not None:
+                self.board.add(row, self.state.step)
 
     def _log(self, *, last: bool = False) -> None:
         state = self.state
@@ -434,6 +474,8 @@ class Monitor:
         if last or state.step % self.test_every == 0:
             row |= self._test(spent)
         checkpoint.append_row(self.folder, "metrics.jsonl", row)
+        if self.board is not None:
+            self.board.add(row, state.step)
         timing = {"step": state.step, "seconds": state.seconds}
         checkpoint.append_row(self.folder, "timing.jsonl", timing)
 

@@ -11,6 +11,7 @@ from .limits import (
     LARGE_IMAGE_BATCH,
     PATCH_NUMBERS,
     SHORT_PASSES,
+    SHORT_SOUND_STEPS,
     SHORT_STEPS,
     SOUND_BATCH,
     SOUND_CLIP_NORM,
@@ -194,17 +195,21 @@ class Training:
         return asdict(self)
 
 
-def too_short(settings: Training, step: int, seconds: float, examples: int) -> str:
+def too_short(
+    settings: Training, step: int, seconds: float, examples: int, *, kind: str = "8-bit"
+) -> str:
     """Say that a run was too short for its data, and how long it should be; "" where it was not.
 
     Too short are fewer than 2,000 steps that are fewer than 50 passes over the training examples.
-    There the bound still rises by 2 % and more when a run is made twice as long.
+    There the bound still rises by 2 % and more when a run is made twice as long. For sound it is
+    fewer than 400 steps, where bits a sample still fall by 1 %.
 
     Args:
         settings: Of the run.
         step: Its steps.
         seconds: That they took.
         examples: For training.
+        kind: As in `Dataset`.
 
     Returns:
         A sentence, or "".
@@ -217,14 +222,16 @@ def too_short(settings: Training, step: int, seconds: float, examples: int) -> s
     """
     size = min(settings.batch_size, examples)
     passes = step * size / examples
-    if not 0 < step < SHORT_STEPS or passes >= SHORT_PASSES:
+    sound = kind == "sound"
+    enough = SHORT_SOUND_STEPS if sound else SHORT_STEPS
+    rises = "bits a sample still fall by 1 %" if sound else "the bound still rises by 2 % and more"
+    if not 0 < step < enough or passes >= SHORT_PASSES:
         return ""
     unit, amount = settings.budget
-    more = min(SHORT_STEPS / step, SHORT_PASSES / passes)
+    more = min(enough / step, SHORT_PASSES / passes)
     longer = math.ceil(more * (seconds / 60 if unit == "minutes" else amount))
     left = "" if unit == "minutes" else f" (about {math.ceil(more * seconds / 60):,} min)"
     return (
         f"too short for these data: {step:,} steps of {size:,} examples, {passes:.2g} passes over "
-        f"them; below {SHORT_STEPS:,} steps the bound still rises by 2 % and more in twice "
-        f"the time. Try: --{unit} {longer}{left}"
+        f"them; below {enough:,} steps {rises} in twice the time. Try: --{unit} {longer}{left}"
     )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from kullback.core import Estimate, describe, require
 from kullback.sampled import effective_sample_size, log_evidence, log_mean_exp
 
-from ..evidence import LatentVariableModel
+from ..evidence import LatentVariableModel, outputs_of
 from ..latents import Posterior, Prior, fixed, log_ratio, numbers_of
 from ..limits import ANNEALED_OUTPUTS, SETTLED_LOG_VARIANCE
 
@@ -62,6 +62,23 @@ class Annealing:
         require(self.temperatures >= 2, "temperatures", "at least 2", self.temperatures)
         require(self.leapfrog >= 1, "leapfrog", "at least 1", self.leapfrog)
         require(self.pilots >= 2, "pilots", "at least 2", self.pilots)
+
+    def evaluations(self, *, backward: bool = False) -> int:
+        """Return how often log p(x, z) and its gradient are evaluated for one image.
+
+        Args:
+            backward: Whether chains run back from an exact posterior draw too.
+
+        Returns:
+            The count: of pilots, twice over half of the temperatures, and of the chains.
+
+        Example:
+            >>> Annealing(chains=2, temperatures=4, leapfrog=1, pilots=2).evaluations()
+            20
+        """
+        pilots = 2 * (1 + self.leapfrog * max(2, self.temperatures // 2))
+        chains = self.chains * (1 + self.leapfrog * (self.temperatures - 1))
+        return self.pilots * pilots + (2 if backward else 1) * chains
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +170,8 @@ def anneal(
         if exact is not None:
             fits = exact.shape == q.centre.shape
             require(fits, "exact", f"[{len(x)}, {q.centre.shape[1]}]", describe(exact))
-        outputs = max(numbers_of(prior), model.parameters_of(q.centre[:1]).numel())
-        images = max(1, ANNEALED_OUTPUTS // (settings.chains * max(1, outputs)))
+        outputs = max(numbers_of(prior), outputs_of(model, q))
+        images = max(1, ANNEALED_OUTPUTS // (settings.chains * outputs))
         parts = []
         for start in range(0, len(x), images):
             part = slice(start, start + images)

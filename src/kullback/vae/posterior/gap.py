@@ -18,7 +18,7 @@ from torch import Tensor
 from kullback.core import Estimate, require
 
 from ..evaluation import over_images
-from ..evidence import bounds
+from ..evidence import bounds, outputs_of
 from ..latents import Encoded, Posterior, draw_with_kl, fixed
 from ..limits import ANNEALED_OUTPUTS, COLLAPSED_KL, SETTLED_WIDTH
 from ..model import VAE
@@ -166,7 +166,7 @@ def measure_gap(
     )
     refitting = refitting or Refit()
     with torch.no_grad():
-        outputs = model.parameters_of(model.approximate_posterior(x[:1]).centre).numel()
+        outputs = outputs_of(model, model.approximate_posterior(x[:1]))
     images = max(1, ANNEALED_OUTPUTS // (refitting.draws * outputs))
     elbos = [_elbos(model, part, refitting, generator) for part in torch.split(x, images)]
     columns = [torch.cat(column).double().cpu() for column in zip(*elbos, strict=True)]
