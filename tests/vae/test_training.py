@@ -8,6 +8,7 @@ import random
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -400,7 +401,7 @@ def test_metrics_are_json_without_the_clock(tmp_path):
 class Scalars:
     """Stands for TensorBoard's writer: keeps what it is given."""
 
-    written: dict[str, list] = {}
+    written: ClassVar[dict[str, list]] = {}
 
     def __init__(self, folder, purge_step):
         self.rows = self.written.setdefault(folder, [])

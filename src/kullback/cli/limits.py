@@ -5,6 +5,8 @@ Sizes keep a mistyped number from taking all memory; the others decide when a me
 
 __all__ = [
     "CLIPS_PER_BLOCK",
+    "CLIP_REFIT_DRAWS",
+    "CLIP_REFIT_STEPS",
     "CLOSING_ANNEALED",
     "CLOSING_CHAINS",
     "CLOSING_DRAWS",
@@ -33,7 +35,6 @@ __all__ = [
     "SAMPLES_PER_BLOCK",
     "SANDWICH_CLIPS",
     "SANDWICH_IMAGES",
-    "SANDWICH_REFIT_OF_CLIPS",
     "SECONDS_BEFORE_BAR",
     "SECONDS_BETWEEN_LINES",
     "SECONDS_TO_FIRST_LINE",
@@ -56,7 +57,7 @@ CLOSING_ANNEALED = (8, 24_000)  # test images annealed then, and numbers in them
 CLOSING_CHAINS, CLOSING_TEMPERATURES = 8, 50  # of them: half of what --sandwich takes
 SANDWICH_IMAGES = (20, 16, 100)  # items, chains and temperatures of --sandwich
 SANDWICH_CLIPS = (4, 4, 20)  # the same of sound, whose clips have 8,000 places in a second
-SANDWICH_REFIT_OF_CLIPS = (100, 2)  # steps and draws of each: a twelfth of the usual
+CLIP_REFIT_STEPS, CLIP_REFIT_DRAWS = 100, 2  # of q of each clip: a twelfth of the usual work
 MAX_SAMPLED_IMAGES = 10**9  # in one .npy, written in blocks; the free disk is the nearer limit
 MAX_IMAGES_OF_A_PICTURE = 100_000  # of one .png, which is made in memory
 MAX_PIXELS_OF_A_PICTURE = 2**26  # of one .png: 8,192 x 8,192, or 85,000 images of 28x28

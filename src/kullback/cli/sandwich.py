@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from kullback.core import write_atomic
 
 from .limits import (
+    CLIP_REFIT_DRAWS,
+    CLIP_REFIT_STEPS,
     CLOSING_ANNEALED,
     CLOSING_CHAINS,
     CLOSING_TEMPERATURES,
     SANDWICH_CLIPS,
     SANDWICH_IMAGES,
-    SANDWICH_REFIT_OF_CLIPS,
     SECONDS_WORTH_TELLING,
 )
 from .session import bar, log, say
@@ -70,10 +71,8 @@ def measure_sandwich(model: "VAE", data: "Dataset", settings: Sandwich) -> Sandw
     from kullback.vae import Refit, aggregate, made_by, measure_gap
 
     items, how = settings.of(data.kind)
-    seed, refit = (
-        settings.seed,
-        Refit(*SANDWICH_REFIT_OF_CLIPS) if data.kind == "sound" else Refit(),
-    )
+    seed, few = settings.seed, Refit(steps=CLIP_REFIT_STEPS, draws=CLIP_REFIT_DRAWS)
+    refit = few if data.kind == "sound" else Refit()
     x, noun = data.test[:items], evaluation_text.noun_of(data.protocol)
     made, exact = made_by(model, len(x), seed=seed)
     log(f"sandwich: {len(x)} {noun}s, {how}, {refit}")
