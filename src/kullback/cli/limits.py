@@ -11,6 +11,7 @@ __all__ = [
     "CLOSING_CHAINS",
     "CLOSING_DRAWS",
     "CLOSING_NUMBERS",
+    "CLOSING_SAMPLES",
     "CLOSING_TEMPERATURES",
     "EVALUATION_DRAWS",
     "FEWEST_DRAWS",
@@ -53,6 +54,7 @@ MAX_DRAWS_PER_IMAGE = 1_000_000
 EVALUATION_DRAWS = 500  # K of `kullback evaluate`; of sound as in the evaluation that closes
 CLOSING_DRAWS = (20, 50, 100, 200, 500)  # K of the evaluation that closes a training
 CLOSING_NUMBERS = 80_000_000  # test images x dimensions x K: 20 s for small images on two cores
+CLOSING_SAMPLES = 8_000_000  # the same of sound, of which each takes a microsecond: 10 s
 CLOSING_ANNEALED = (8, 24_000)  # test images annealed then, and numbers in them: seconds of a core
 CLOSING_CHAINS, CLOSING_TEMPERATURES = 8, 50  # of them: half of what --sandwich takes
 SANDWICH_IMAGES = (20, 16, 100)  # items, chains and temperatures of --sandwich

@@ -15,7 +15,13 @@ from cyclopts import Parameter
 
 from kullback.core import DataError, __version__, read_json, require, write_json
 
-from .limits import CLOSING_DRAWS, CLOSING_NUMBERS, EVALUATION_DRAWS, MAX_DRAWS_PER_IMAGE
+from .limits import (
+    CLOSING_DRAWS,
+    CLOSING_NUMBERS,
+    CLOSING_SAMPLES,
+    EVALUATION_DRAWS,
+    MAX_DRAWS_PER_IMAGE,
+)
 from .options import DataOptions, ModelOptions, Real, Shared, TrainingOptions, Whole
 from .sandwich import Sandwich, anneal_loose, measure_sandwich, write_items
 from .session import INTERRUPTED, Stop, bar, check_new, log, prepare, print_json, say, write
@@ -192,9 +198,8 @@ def draws_for(data: "Dataset") -> int:
     They depend on the data alone, so that a run's figures do not depend on the machine.
     """
     numbers = max(1, data.test.numel())
-    return max(
-        (k for k in CLOSING_DRAWS if k * numbers <= CLOSING_NUMBERS), default=min(CLOSING_DRAWS)
-    )
+    most = CLOSING_SAMPLES if data.kind == "sound" else CLOSING_NUMBERS
+    return max((k for k in CLOSING_DRAWS if k * numbers <= most), default=min(CLOSING_DRAWS))
 
 
 def close(outcome: "Outcome", *, as_json: bool) -> None:
