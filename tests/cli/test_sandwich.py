@@ -230,8 +230,15 @@ def test_what_is_not_asked_for_depends_on_the_kind_of_data(kind, asked, found):
     assert (items, how.chains, how.temperatures) == found
 
 
-def test_how_long_annealing_takes_is_said_before_it_begins(trained, monkeypatch, capsys):
+def test_how_long_annealing_takes_is_said_before_it_begins(monkeypatch, capsys):
+    def begin(_text):
+        raise InterruptedError
+
     monkeypatch.setattr(sandwich, "SECONDS_WORTH_TELLING", 0.0)
-    assert run("evaluate", trained, *QUICK) == 0
+    monkeypatch.setattr(sandwich, "bar", begin)
+    data = load("fashion", size=8, binarize="static")
+    model = build((1, 8, 8), "binary", Architecture(network="mlp", hidden=(4,), latent=2))
+    with pytest.raises(InterruptedError):
+        sandwich.measure_sandwich(model, data, Sandwich(3, 2, 3, 0, explain=False))
     said = capsys.readouterr().err
     assert " min: 3 test images and 3 of the model's own, 2 chains of 3 temperatures each" in said
