@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import Estimate, require
+from kullback.core import Estimate, describe, require
 from kullback.data import PADDING
 
 from .evidence import Bounds, bounds
@@ -251,6 +251,10 @@ def image_bounds(
         torch.Size([8])
     """
     require(len(x) >= 1, "x", "at least 1 image", len(x))
+    fits = labels is None or labels.shape == (len(x),)
+    require(
+        fits, "labels", f"[{len(x)}], one for each x", None if labels is None else describe(labels)
+    )
     x = model.check(x)
     generator = torch.Generator(x.device).manual_seed(seed)
     parts: list[Bounds] = []
