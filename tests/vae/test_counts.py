@@ -239,7 +239,7 @@ def sparse(path, x, **more):
 def test_the_same_counts_from_every_kind_of_file(tmp_path):
     x = cells()
     np.save(tmp_path / "a.npy", x)
-    np.save(tmp_path / "b.npy", x.astype(np.float32))
+    np.save(tmp_path / "b.npy", x.astype(np.float16))
     sparse(tmp_path / "c.npz", x)
     head = "cell," + ",".join(f"g{k}" for k in range(x.shape[1]))
     lines = [f"c{k}," + ",".join(map(str, row)) for k, row in enumerate(x.tolist())]
@@ -354,6 +354,8 @@ def test_damaged_sparse_matrices_are_refused(change, text, tmp_path):
         ("1,2\n3\n", "row 2: expected 2 numbers; got 1"),
         ("", "expected rows of numbers; got none"),
         ("a,b\n", "expected rows of numbers; got none"),
+        ("1,2\n3,inf\n", "got inf in row 1"),
+        ("1,2\n3,1e300\n", "got 1e[+]300 in row 1"),
         ("1,2\n3,nan\n", "NaN, infinity|whole numbers"),
     ],
 )

@@ -96,6 +96,8 @@ def test_a_missing_or_unknown_label_is_refused():
     with pytest.raises(ArgumentValueError, match="none: it has no labels; got 7"):
         build((3,), "binary").at(7)
     assert model.at("dog").sample(2).shape == (2, 3)
+    with pytest.raises(ArgumentValueError, match=r"label: expected \[8\], one for each x"):
+        model.at(torch.tensor([0, 1])).encode(x)
     assert step_for(build((3,), "binary", TINY, labels=("a", "b")), None, Training()) is None
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "MOST_COUNT",
     "MOST_LABELS",
     "MOST_LEVELS",
+    "MOST_WHOLE",
     "NAMED_COLUMNS",
     "NAMED_SIZES",
     "NAMED_SKIPS",
@@ -70,6 +71,8 @@ ROWS_FOR_MEAN_PICTURE = 1000  # images in which a subtracted mean picture is loo
 
 COUNTING_RULES = 3  # of reading values, from which integers of too many levels are counts
 MOST_COUNT = 2**24  # one of a cell's genes, a document's words; float32 holds all up to here
+
+MOST_WHOLE = 2**53  # of a table's cell: float64 holds all up to here
 
 # Labels
 MOST_LABELS = 1000  # ImageNet's; more are names of items

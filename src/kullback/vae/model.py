@@ -268,6 +268,8 @@ class VAE(nn.Module):
         if self.spec is not None and self.spec.kind == "counts":
             x = x.log1p()
         centred, label = (x - self.shift) / self.scale, self.given_label()
+        fits = label is None or label.ndim == 0 or label.shape == (len(x),)
+        require(fits, "label", f"[{len(x)}], one for each x", None if fits else describe(label))
         return centred if label is None else centred + self.label_inputs[label]
 
     def approximate_posterior(self, x: Tensor) -> Posterior:
