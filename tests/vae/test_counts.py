@@ -311,6 +311,7 @@ def test_what_is_no_count_is_refused(x, more, text, tmp_path):
     ("sizes", "text"),
     [
         ([1.0, 2.0, 3.0], "size_factors: expected 120 numbers, one a row"),
+        ([1e-50] * 120, "got 1e-50 in row 0"),
         ([0.0] * 120, "got 0 in row 0, the first of 120 rows"),
         ([math.nan] * 120, "got nan in row 0"),
         ([math.inf] * 120, "got inf in row 0"),

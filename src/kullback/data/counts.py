@@ -179,7 +179,8 @@ def as_counts(
         return counts.astype(_least_dtype(counts)), ""
     totals = counts.sum(1, dtype=np.int64)
     sizes = totals if how == "total" else _given_sizes(arrays, given, path)
-    bad = ~(np.isfinite(sizes) & (sizes > 0) & (sizes < np.finfo(np.float32).max))
+    single = np.finfo(np.float32)
+    bad = ~((sizes >= single.tiny) & (sizes <= single.max))  # NaN fails every comparison
     if bad.any():
         row = int(bad.argmax())
         hint = "leave out rows without counts" if how == "total" else "leave those rows out"

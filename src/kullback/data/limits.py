@@ -48,6 +48,7 @@ __all__ = [
     "SOUND_LEVELS",
     "SURPRISE_OF_GRID",
     "SURPRISE_OF_REPEATED_GRID",
+    "TABLE_GROWTH",
     "UNKNOWN_SIZE",
     "USUAL_CLIP",
     "USUAL_RATE",
@@ -73,6 +74,8 @@ COUNTING_RULES = 3  # of reading values, from which integers of too many levels 
 MOST_COUNT = 2**24  # one of a cell's genes, a document's words; float32 holds all up to here
 
 MOST_WHOLE = 2**53  # of a table's cell: float64 holds all up to here
+
+TABLE_GROWTH = 12  # bytes of memory for each of a table, with MEMORY_COPIES: 36 for "0," as a list
 
 # Labels
 MOST_LABELS = 1000  # ImageNet's; more are names of items
