@@ -118,6 +118,9 @@ class Architecture:
         posterior: The family of q(z|x): "diagonal", "full" or "low_rank" Gaussians, or "iaf", an
             inverse autoregressive flow. "vamp" goes with "diagonal" only.
         rank: Of "low_rank".
+        layers: Stochastic layers: groups of the dimensions of z, from the top down, each of which
+            depends on those above it. More than one goes with prior "normal" (of the top one) and
+            posterior "diagonal" (of each, given those above).
 
     Raises:
         ArgumentValueError: A value outside these.
@@ -139,6 +142,7 @@ class Architecture:
     prior_components: int = 50
     posterior: str = "diagonal"
     rank: int = 4
+    layers: int = 1
 
     def __post_init__(self) -> None:
         known = self.network in ("auto", *USUAL)
@@ -160,6 +164,12 @@ class Architecture:
         both = self.prior != "vamp" or self.posterior == "diagonal"
         what = "diagonal with prior vamp, which is a mixture of q(z|u)"
         require(both, "posterior", what, repr(self.posterior), "prior mixture or flow")
+        good = _positive(self.layers) and self.layers <= min(self.latent, MAX_LAYERS)
+        most = f"from 1 to {min(self.latent, MAX_LAYERS)}, at most latent = {self.latent}"
+        require(good, "layers", most, self.layers)
+        alone = self.layers == 1 or (self.prior == "normal" and self.posterior == "diagonal")
+        what = "prior normal and posterior diagonal: layers make both dependent themselves"
+        require(alone, "layers", f"1, or {what}", f"{self.layers} with {self.prior}, {self.posterior}")
         known = self.likelihood == "auto" or self.likelihood in LIKELIHOODS
         names = ", ".join(("auto", *LIKELIHOODS))
         require(known, "likelihood", f"one of {names}", repr(self.likelihood))

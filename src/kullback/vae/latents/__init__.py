@@ -2,8 +2,10 @@
 
 - `priors`: p(z), and the KL and log ratio of q(z|x) to it.
 - `posteriors`: q(z|x), as an encoder gives it.
+- `hierarchy`: both for several stochastic layers.
 """
 
+from .hierarchy import GroupNet, TopDown, TopDownGaussian, TopDownPrior, layer_sizes
 from .posteriors import (
     Diagonal,
     DiagonalGaussian,
@@ -33,6 +35,8 @@ from .priors import (
     exact_kl,
     fixed,
     held_log_ratio,
+    kl_given_above,
+    kl_of_draws,
     log_ratio,
     numbers_of,
 )
@@ -49,12 +53,16 @@ __all__ = [
     "FullGaussian",
     "FullRank",
     "GaussianComponents",
+    "GroupNet",
     "InverseAutoregressive",
     "LowRank",
     "MixtureOfGaussians",
     "Posterior",
     "Prior",
     "StandardNormal",
+    "TopDown",
+    "TopDownGaussian",
+    "TopDownPrior",
     "VampPrior",
     "draw",
     "draw_and_kl",
@@ -62,7 +70,10 @@ __all__ = [
     "exact_kl",
     "fixed",
     "held_log_ratio",
+    "kl_given_above",
+    "kl_of_draws",
     "kl_to_standard_normal",
+    "layer_sizes",
     "log_ratio",
     "log_ratio_to_standard_normal",
     "numbers_of",

@@ -24,6 +24,7 @@ from ..latents import (
     Posterior,
     Prior,
     StandardNormal,
+    TopDown,
     exact_kl,
     fixed,
     numbers_of,
@@ -84,7 +85,8 @@ class Aggregate:
 def aggregate(model: VAE, x: Tensor, *, seed: int = 0) -> Aggregate:
     """Bound KL(q(z) ‖ p(z)) and I(x; z) with the mixture of q(z|x) over the first 2,000 items of x.
 
-    With an inverse autoregressive flow over the first 300, whose density takes many passes.
+    With an inverse autoregressive flow or several layers over the first 300: their density takes
+    several passes.
 
     Args:
         model: The model.
@@ -105,7 +107,7 @@ def aggregate(model: VAE, x: Tensor, *, seed: int = 0) -> Aggregate:
     """
     x = model.check(x)
     most = AGGREGATE_ITEMS
-    if isinstance(model.family, InverseAutoregressive):  # log q takes a pass for each dimension
+    if isinstance(model.family, InverseAutoregressive | TopDown):  # log q takes several passes
         most = AGGREGATE_FLOW_ITEMS
     x = x[:most]
     with torch.no_grad():
