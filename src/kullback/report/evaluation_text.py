@@ -17,7 +17,15 @@ from typing import Any
 
 from kullback.core import DataError, Estimate
 from kullback.data import describe_protocol
-from kullback.vae import Aggregate, Evaluation, Gap, aggregate_remarks, gap_remarks, limits
+from kullback.vae import (
+    Aggregate,
+    Evaluation,
+    Gap,
+    aggregate_remarks,
+    gap_remarks,
+    limits,
+    unused_layers,
+)
 
 from .text_layout import aligned
 
@@ -138,7 +146,7 @@ def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]
             f"{k} as a code length: bits for each {_value_of(e.levels)}. "
             f"Raw data take {math.log2(max(e.levels, 2)):.3g}; lower is better.",
         )
-    return found | _rate_and_distortion(e, unit, noun) | _health(e, noun)
+    return found | _rate_and_distortion(e, unit, noun) | _layers(e, unit) | _health(e, noun)
 
 
 def _rate_and_distortion(e: Evaluation, unit: str, noun: str) -> dict[str, Figure]:
@@ -159,6 +167,23 @@ def _rate_and_distortion(e: Evaluation, unit: str, noun: str) -> dict[str, Figur
             "Rate + distortion = −ELBO.",
         ),
     }
+
+
+def _layers(e: Evaluation, unit: str) -> dict[str, Figure]:
+    """Return the KL of every stochastic layer, the top one first; nothing where there is one."""
+    found, above = {}, ""
+    for layer, kl in zip(range(len(e.kl_per_layer), 0, -1), e.kl_per_layer, strict=True):
+        size = e.layer_sizes[-layer]
+        meaning = f"KL(q(z_{layer}|{above}x) ‖ p(z_{layer}{'|' + above[:-2] if above else ''}))"
+        found[f"kl_layer_{layer}"] = Figure(
+            f"KL of z_{layer}",
+            plain(kl),
+            unit,
+            f"of the rate; {size} dimensions",
+            f"{meaning}: the part of the rate of this layer, of {size} dimensions.",
+        )
+        above = f"z_>{layer - 1}, "
+    return found
 
 
 def _health(e: Evaluation, noun: str) -> dict[str, Figure]:
@@ -270,7 +295,14 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
             f"{_percent(e.loose)} of {noun}s rest on fewer than {limits.LOOSE_DRAWS:g} effective "
             "draws: their bound is loose; kullback evaluate --sandwich measures how much."
         )
-    if not e.exact_rate:
+    if e.kl_per_layer:
+        said.append(
+            "The KL of a layer given those above it has a closed form; it is averaged over draws "
+            "of those above. The layers together are the rate."
+        )
+        unused = unused_layers([one.value for one in e.kl_per_layer])
+        said += [f"{unused[0].upper()}{unused[1:]}."] if unused else []
+    elif not e.exact_rate:
         said.append(
             "There is no formula for the KL of this model: rate and ELBO average "
             "log q(z|x) - log p(z) over the draws."
