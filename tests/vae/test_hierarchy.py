@@ -548,27 +548,22 @@ def test_refitting_finds_the_exact_posterior():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["8-bit", "continuous", "sound"])
-def test_layers_go_with_every_kind_of_data_and_bfloat16(kind, tmp_path):
+def test_layers_go_with_every_kind_of_data_and_bfloat16(kind):
     generator = torch.Generator().manual_seed(0)
-    shape = (1, 300) if kind == "sound" else (1, 8, 8)
-    model = build(
-        shape,
-        kind,
-        Architecture(latent=6, layers=3, hidden=(8,) if kind == "sound" else (4, 8)),
-        **(
-            {"sound": {"rate": 8000, "step": 1, "clip": 300}, "levels": 65536}
-            if kind == "sound"
-            else {}
-        ),
-    )
+    sound = kind == "sound"
+    shape, more = (1, 8, 8), {}
+    if sound:
+        shape, more = (1, 300), {"sound": {"rate": 8000, "step": 1, "clip": 300}, "levels": 65536}
+    architecture = Architecture(latent=6, layers=3, hidden=(8,) if sound else (4, 8))
+    model = build(shape, kind, architecture, **more)
     x = torch.randint(0, 255, (4, *shape), generator=generator).float()
     x = x / 255 if kind == "continuous" else x
     noise = torch.randn(1, 4, 6, generator=generator)
     model.train()
-    if kind != "sound":
+    if not sound:
         model.encoder.to(torch.bfloat16), model.decoder.to(torch.bfloat16)
         model.prior.to(torch.bfloat16), model.family.to(torch.bfloat16)
-    loss, figures = loss_terms(model, x, noise, Training(objective="iwae"))
+    loss, _ = loss_terms(model, x, noise, Training(objective="iwae"))
     slopes = torch.autograd.grad(loss, [*model.prior.parameters(), *model.family.parameters()])
     assert math.isfinite(float(loss.detach())) and all(bool(one.isfinite().all()) for one in slopes)
     model.float()

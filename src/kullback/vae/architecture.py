@@ -169,9 +169,8 @@ class Architecture:
         require(good, "layers", most, self.layers)
         alone = self.layers == 1 or (self.prior == "normal" and self.posterior == "diagonal")
         what = "prior normal and posterior diagonal: layers make both dependent themselves"
-        require(
-            alone, "layers", f"1, or {what}", f"{self.layers} with {self.prior}, {self.posterior}"
-        )
+        got = f"{self.layers} with {self.prior}, {self.posterior}"
+        require(alone, "layers", f"1, or {what}", got)
         known = self.likelihood == "auto" or self.likelihood in LIKELIHOODS
         names = ", ".join(("auto", *LIKELIHOODS))
         require(known, "likelihood", f"one of {names}", repr(self.likelihood))

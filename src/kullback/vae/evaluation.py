@@ -355,7 +355,7 @@ def kl_of_layers(model: VAE, found: Bounds) -> Tensor | None:
     sizes = model.layer_sizes
     if len(sizes) == 1 or found.kl is None:
         return None
-    return torch.stack([part.sum(-1) for part in found.kl.split(sizes, -1)], -1)
+    return torch.stack([part.sum(-1) for part in torch.split(found.kl, list(sizes), -1)], -1)
 
 
 def varying_units(means: torch.Tensor) -> int:

@@ -113,7 +113,7 @@ def balance_weights(kl: Tensor, sizes: Sequence[int]) -> Tensor:
         >>> balance_weights(torch.tensor([[3.0, 1.0, 1.0]]), (1, 2))
         tensor([1.5000, 0.5000, 0.5000])
     """
-    means = torch.stack([part.mean() for part in kl.split(list(sizes), -1)])
+    means = torch.stack([part.mean() for part in torch.split(kl, list(sizes), -1)])
     total = means.sum()
     weights = torch.where(total > 0, len(sizes) * means / total, 1.0)
     return weights.repeat_interleave(torch.tensor(sizes, device=kl.device))

@@ -231,8 +231,9 @@ class VAE(nn.Module):
     @property
     def layer_sizes(self) -> tuple[int, ...]:
         """The latent dimensions of every stochastic layer, the top one first."""
-        several = isinstance(self.family, TopDown) and self.family.prior is self.prior
-        return self.family.prior.sizes if several else (self.prior.latent,)
+        if isinstance(self.family, TopDown) and self.family.prior is self.prior:
+            return self.family.prior.sizes
+        return (self.prior.latent,)
 
     def parameters_of(self, z: Tensor) -> Tensor:
         """Decode z `[*lead, latent]` to likelihood parameters `[*lead, channels, places]`."""

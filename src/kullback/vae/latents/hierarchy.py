@@ -7,8 +7,8 @@ and deviations are shifts and factors of those of p(z_l | z_>l), as in NVAE, so 
 group given those above it has a closed form, dimension by dimension. The decoder reads all groups.
 At its start this is a VAE of one layer: p(z) = N(0, I), and q has independent dimensions.
 
-References: Burda, Grosse and Salakhutdinov (2016), section 5, two stochastic layers; Sønderby et al.
-(2016), "Ladder variational autoencoders"; Vahdat and Kautz (2020), "NVAE", section 3.2.
+References: Burda, Grosse and Salakhutdinov (2016), section 5, two stochastic layers; Sønderby et
+al. (2016), "Ladder variational autoencoders"; Vahdat and Kautz (2020), "NVAE", section 3.2.
 """
 
 import itertools
@@ -152,10 +152,11 @@ def _checked(sizes: Sequence[int], nets: Sequence[nn.Module] | None) -> tuple[in
 
 
 class TopDown(nn.Module):
-    """The family q(z|x) = Π_l N(z_l; m_l + s_l·mean_l, (s_l·sd_l)²), m_l and s_l those of the prior.
+    """The family q(z|x) = Π_l N(z_l; m_l + s_l·mean_l, (s_l·sd_l)²), with p(z) = Π_l N(m_l, s_l²).
 
-    mean_l and log sd_l are what the encoder gives for the group plus a function of the groups above
-    and of a context, which the encoder gives as well. At 0 both q and the prior are the same.
+    m_l and s_l depend on the groups above. mean_l and log sd_l are what the encoder gives for the
+    group plus a function of the groups above and of a context, which the encoder gives as well.
+    Where they are 0, q is the prior.
     Reference: Vahdat and Kautz (2020), "NVAE", eq. 3, with the shift in units of s_l.
 
     Args:
