@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from kullback.core import ArgumentValueError, Estimate
 from kullback.data import Dataset
+from kullback.report.run_page import command
 from kullback.vae import (
     VAE,
     Architecture,
@@ -455,6 +457,18 @@ def test_aggregate_bounds_are_of_the_joint_latent():
     assert found.rate_each is None and found.items == 8
     sums = found.kl_high.value + found.information_low.value
     assert sums == pytest.approx(found.rate.value, abs=1e-9)
+
+
+def test_the_report_names_the_command_that_trains_it_again():
+    architecture = Architecture(layers=3).resolved((6,), "binary")
+    training = Training.usual("binary", (6,), steps=9, warmup=0.5, balance=True)
+    config = {
+        "model": {"architecture": asdict(architecture)},
+        "training": training.to_dict(),
+        "data": {"source": "bits.npy", "event_shape": [6], "kind": "binary"},
+    }
+    told = "kullback train bits.npy --layers 3 --warmup 0.5 --steps 9 --balance"
+    assert command(config) == told
 
 
 def test_unused_layers_are_named():
