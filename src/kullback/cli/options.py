@@ -191,12 +191,18 @@ class ModelOptions:
     ] = ARCHITECTURE.prior_components
 
     posterior: Annotated[
-        str, about("diagonal, full, low_rank or iaf (a flow): the family of q(z|x).")
+        str,
+        about(
+            "diagonal, full, low_rank or iaf (a flow): the family of q(z|x); or quantised (codes)."
+        ),
     ] = ARCHITECTURE.posterior
     rank: Annotated[Whole, about("Of --posterior low_rank.")] = ARCHITECTURE.rank
     layers: Annotated[
         Whole, about("Stochastic layers: groups of z, each dependent on those above it.")
     ] = ARCHITECTURE.layers
+    codes: Annotated[Whole, about("Values of a dimension of z, --posterior quantised.")] = (
+        ARCHITECTURE.codes
+    )
 
     def architecture(self) -> Architecture:
         """Return the library's settings; a ValueError says which option is wrong."""
@@ -215,6 +221,7 @@ class ModelOptions:
             posterior=self.posterior,
             rank=self.rank,
             layers=self.layers,
+            codes=self.codes,
         )
 
 

@@ -110,7 +110,7 @@ def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]
         'elbo log_likelihood gap rate distortion effective_draws loose active_units'
     """
     e = evaluation
-    unit, k = f"nats/{noun}", f"L_{e.draws}"
+    unit, k = f"nats/{noun}", "ELBO" if e.coded else f"L_{e.draws}"
     found = {
         "elbo": Figure(
             "ELBO",
@@ -146,7 +146,14 @@ def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]
             f"{k} as a code length: bits for each {_value_of(e.levels)}. "
             f"Raw data take {math.log2(max(e.levels, 2)):.3g}; lower is better.",
         )
-    return found | _rate_and_distortion(e, unit, noun) | _layers(e, unit) | _health(e, noun)
+    found |= _rate_and_distortion(e, unit, noun) | _layers(e, unit) | _health(e, noun)
+    if e.coded:  # all draws of q are the same
+        for key in ("log_likelihood", "gap", "effective_draws", "loose"):
+            del found[key]
+        rate, meaning = found["rate"], "Length of the code of z under the learned prior, −log p(c)"
+        note = "length of the code, -log p(c)"
+        found["rate"] = replace(rate, note=note, meaning=f"{meaning}, for each {noun}.")
+    return found
 
 
 def _rate_and_distortion(e: Evaluation, unit: str, noun: str) -> dict[str, Figure]:
@@ -279,7 +286,14 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
     """
     e = evaluation
     said = [f"ELBO and L_{e.draws} are lower bounds on log p(x): higher is better."]
-    if e.loose is None:
+    if e.coded:
+        bits = e.rate.bits()
+        said = [
+            "The ELBO is a lower bound on log p(x): higher is better. z is a deterministic code: "
+            f"rate + distortion is the length of a code for x, {plain(bits)} bits of it for z. "
+            "There is no KL of densities, and more draws do not tighten the bound."
+        ]
+    elif e.loose is None:
         said.append(
             f"How many bounds are loose is not known with {e.draws} draws; "
             f"use --draws {limits.DRAWS_FOR_LOOSE} or more."

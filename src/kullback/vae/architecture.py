@@ -88,7 +88,7 @@ def choose(kind: str, name: str = "auto") -> tuple[str, str]:
 
 
 ACTIVATIONS = ("relu", "silu", "tanh")
-POSTERIORS = ("diagonal", "full", "low_rank", "iaf")
+POSTERIORS = ("diagonal", "full", "low_rank", "iaf", "quantised")
 PRIORS = ("normal", "mixture", "vamp", "flow")
 USUAL = {
     "mlp": (500, 500),
@@ -116,11 +116,13 @@ class Architecture:
             q(z|u) over pseudo-inputs u, "flow" a normalising flow.
         prior_components: Gaussians of "mixture", pseudo-inputs of "vamp".
         posterior: The family of q(z|x): "diagonal", "full" or "low_rank" Gaussians, or "iaf", an
-            inverse autoregressive flow. "vamp" goes with "diagonal" only.
+            inverse autoregressive flow; "vamp" goes with "diagonal" only. "quantised" is a
+            deterministic code with a prior over codes, which is learned.
         rank: Of "low_rank".
         layers: Stochastic layers: groups of the dimensions of z, from the top down, each of which
             depends on those above it. More than one goes with prior "normal" (of the top one) and
             posterior "diagonal" (of each, given those above).
+        codes: Values that a dimension of z takes with posterior "quantised".
 
     Raises:
         ArgumentValueError: A value outside these.
@@ -143,6 +145,7 @@ class Architecture:
     posterior: str = "diagonal"
     rank: int = 4
     layers: int = 1
+    codes: int = 8
 
     def __post_init__(self) -> None:
         known = self.network in ("auto", *USUAL)
@@ -164,6 +167,11 @@ class Architecture:
         both = self.prior != "vamp" or self.posterior == "diagonal"
         what = "diagonal with prior vamp, which is a mixture of q(z|u)"
         require(both, "posterior", what, repr(self.posterior), "prior mixture or flow")
+        several = _positive(self.codes) and self.codes >= 2
+        require(several, "codes", "at least 2 values a dimension", self.codes)
+        coded = self.posterior != "quantised" or self.prior == "normal"
+        own = "normal (the default) with posterior quantised, which has a prior over codes"
+        require(coded, "prior", own, repr(self.prior))
         good = _positive(self.layers) and self.layers <= min(self.latent, MAX_LAYERS)
         most = f"from 1 to {min(self.latent, MAX_LAYERS)}, at most latent = {self.latent}"
         require(good, "layers", most, self.layers)

@@ -18,7 +18,7 @@ from kullback.core import Estimate, require
 from kullback.data import PADDING
 
 from .evidence import Bounds, bounds
-from .latents import DiagonalGaussian, TopDown, exact_kl
+from .latents import DiagonalGaussian, Quantised, TopDown, exact_kl
 from .limits import (
     ACTIVE_KL,
     ACTIVE_VARIANCE,
@@ -81,6 +81,8 @@ class Evaluation:
         kl_per_layer: KL of every stochastic layer given those above it, the top one first,
             with the rate as their sum; empty where there is one layer.
         layer_sizes: Latent dimensions of every layer, the top one first; empty where there is one.
+        coded: Whether q(z|x) is a deterministic code: the rate is then its length −log p(c) under
+            the learned prior, no KL of densities, and L_K is the ELBO for every K.
     """
 
     elbo: Estimate
@@ -105,6 +107,7 @@ class Evaluation:
     exact_rate: bool = True
     kl_per_layer: tuple[Estimate, ...] = ()
     layer_sizes: tuple[int, ...] = ()
+    coded: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; estimates become dictionaries of their fields."""
@@ -119,7 +122,7 @@ class Evaluation:
         """Rebuild from `to_dict`."""
         later: dict[str, Any] = {"varying_units": None, "levels": 256, "exact_rate": True}
         later |= {"annealed": None, "annealed_settled": None}
-        later |= {"kl_per_layer": (), "layer_sizes": ()}
+        later |= {"kl_per_layer": (), "layer_sizes": (), "coded": False}
         known = later | {n: fields[n] for n in cls.__slots__ if n in fields or n not in later}
         if known["draws"] < DRAWS_FOR_LOOSE:
             known["loose"] = None  # judged by fewer effective draws than ten, once
@@ -251,6 +254,7 @@ def summarise(model: VAE, x: Tensor, found: Bounds, *, seed: int = 0) -> Evaluat
     effective, means = found.effective_draws, found.mean
     loose = float((effective < LOOSE_DRAWS).double().mean())
     kl, layers = kl_of_dimensions(model, found), kl_of_layers(model, found)
+    coded = isinstance(model.family, Quantised)
     below = "a lower bound on log p(x), in expectation"
     tight = f"the importance-weighted bound of {draws} draws is below log p(x) in expectation"
     log_likelihood = over_images(weighted, bias="low", why=tight)
@@ -272,7 +276,7 @@ def summarise(model: VAE, x: Tensor, found: Bounds, *, seed: int = 0) -> Evaluat
         images=len(x),
         effective_draws_median=float(effective.median()),
         effective_draws_minimum=float(effective.min()),
-        loose=loose if draws >= DRAWS_FOR_LOOSE else None,
+        loose=loose if draws >= DRAWS_FOR_LOOSE and not coded else None,
         active_units=None if kl is None else active_units(means, kl),
         latent=means.shape[1],
         kl_per_dimension=() if kl is None else tuple(kl.tolist()),
@@ -282,6 +286,7 @@ def summarise(model: VAE, x: Tensor, found: Bounds, *, seed: int = 0) -> Evaluat
         exact_rate=found.exact_rate,
         kl_per_layer=() if layers is None else tuple(map(over_images, layers.T)),
         layer_sizes=() if layers is None else model.layer_sizes,
+        coded=coded,
     )
 
 

@@ -14,6 +14,7 @@ from kullback.core import require
 from kullback.sampled import effective_sample_size, log_mean_exp
 
 from .latents import (
+    Codes,
     Posterior,
     Prior,
     exact_kl,
@@ -141,7 +142,7 @@ def bounds(
         mean=mean,
         log_sd=log_sd,
         draws=draws,
-        exact_rate=exact,
+        exact_rate=exact or isinstance(q, Codes),
         kl=kl,
     )
 

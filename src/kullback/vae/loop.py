@@ -36,7 +36,7 @@ from .evaluation import (
     varying_units,
 )
 from .evidence import bounds
-from .latents import InverseAutoregressive, draw_with_kl
+from .latents import InverseAutoregressive, Quantised, draw_with_kl
 from .limits import (
     AVERAGE_STEPS,
     CALLBACK_SECONDS,
@@ -128,6 +128,12 @@ def require_parts_fit(model: VAE, settings: Training) -> None:
     several = len(model.layer_sizes) > 1
     why = "several stochastic layers, between which the KL is balanced"
     require(several or not settings.balance, "balance", why, "one", "layers 2")
+    plain = settings.objective == "elbo" and settings.draws == 1 and not settings.tighten
+    coded = isinstance(model.family, Quantised)
+    why = (
+        "elbo with one draw and no tighten for a quantised posterior, whose draws are all the same"
+    )
+    require(plain or not coded, "objective", why, f"{settings.objective}, {settings.draws} draws")
     apart = settings.objective != "piwae" or not isinstance(model.family, InverseAutoregressive)
     why = "another with posterior iaf, whose log q at a given z takes many passes"
     require(apart, "objective", why, "piwae", "miwae")

@@ -40,6 +40,7 @@ from .checkpoint import (
 )
 from .evidence import bounds
 from .latents import (
+    CodePrior,
     CouplingFlow,
     Diagonal,
     Encoded,
@@ -51,6 +52,7 @@ from .latents import (
     MixtureOfGaussians,
     Posterior,
     Prior,
+    Quantised,
     StandardNormal,
     TopDown,
     TopDownPrior,
@@ -505,8 +507,9 @@ def with_parts(model: VAE, parts: Parts, x: Tensor, *, examples: Tensor | None =
     if spec is None:
         raise RunError("only models from `build` take parts")
     require(spec.kind != "sound", "data", "images or vectors for parts of your own", "sound")
-    alone = parts.prior is None or spec.architecture.layers == 1
-    require(alone, "prior", "the model's own, which q shares, with several layers", "another")
+    shared = isinstance(model.family, TopDown | Quantised)
+    what = "the model's own, which q shares, with several layers or a quantised posterior"
+    require(parts.prior is None or not shared, "prior", what, "another")
     for name in ("likelihood", "prior"):
         if getattr(parts, name) is not None:
             delattr(model, name)  # a module's place takes no other object
@@ -681,6 +684,8 @@ def _family(architecture: Architecture) -> Family:
         return FullRank(latent)
     if architecture.posterior == "low_rank":
         return LowRank(latent, architecture.rank)
+    if architecture.posterior == "quantised":
+        return Quantised(CodePrior(latent, architecture.codes))
     return InverseAutoregressive(latent) if architecture.posterior == "iaf" else Diagonal()
 
 
@@ -688,7 +693,7 @@ def _with_prior(model: VAE, spec: Spec, examples: Tensor | None) -> VAE:
     """Give a model the prior of its description; "vamp" looks at the encoder and at examples."""
     kind, latent = spec.architecture.prior, spec.architecture.latent
     count = spec.architecture.prior_components
-    if isinstance(model.family, TopDown):
+    if isinstance(model.family, TopDown | Quantised):
         model.prior = model.family.prior
     elif kind == "mixture":
         model.prior = MixtureOfGaussians(latent, count)

@@ -3,8 +3,10 @@
 - `priors`: p(z), and the KL and log ratio of q(z|x) to it.
 - `posteriors`: q(z|x), as an encoder gives it.
 - `hierarchy`: both for several stochastic layers.
+- `codes`: both for quantised latents.
 """
 
+from .codes import CodePrior, Codes, Quantised
 from .hierarchy import GroupNet, TopDown, TopDownGaussian, TopDownPrior, layer_sizes
 from .posteriors import (
     Diagonal,
@@ -42,6 +44,8 @@ from .priors import (
 )
 
 __all__ = [
+    "CodePrior",
+    "Codes",
     "CouplingFlow",
     "Diagonal",
     "DiagonalGaussian",
@@ -59,6 +63,7 @@ __all__ = [
     "MixtureOfGaussians",
     "Posterior",
     "Prior",
+    "Quantised",
     "StandardNormal",
     "TopDown",
     "TopDownGaussian",

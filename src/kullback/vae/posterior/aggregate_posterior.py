@@ -23,6 +23,7 @@ from ..latents import (
     InverseAutoregressive,
     Posterior,
     Prior,
+    Quantised,
     StandardNormal,
     TopDown,
     exact_kl,
@@ -97,7 +98,7 @@ def aggregate(model: VAE, x: Tensor, *, seed: int = 0) -> Aggregate:
         The bounds, with errors over items.
 
     Raises:
-        ArgumentValueError: Fewer than 3 items, or x does not fit the model.
+        ArgumentValueError: Fewer than 3 items, a quantised posterior, or x does not fit the model.
 
     Example:
         >>> from ..model import build
@@ -106,6 +107,8 @@ def aggregate(model: VAE, x: Tensor, *, seed: int = 0) -> Aggregate:
         4
     """
     x = model.check(x)
+    continuous = not isinstance(model.family, Quantised)
+    require(continuous, "posterior", "a density q(z|x)", "quantised: one code for each x")
     most = AGGREGATE_ITEMS
     if isinstance(model.family, InverseAutoregressive | TopDown):  # log q takes several passes
         most = AGGREGATE_FLOW_ITEMS

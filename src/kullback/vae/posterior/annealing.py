@@ -22,7 +22,7 @@ from kullback.core import Estimate, describe, require
 from kullback.sampled import effective_sample_size, log_evidence, log_mean_exp
 
 from ..evidence import LatentVariableModel
-from ..latents import Posterior, Prior, fixed, log_ratio, numbers_of
+from ..latents import Codes, Posterior, Prior, fixed, log_ratio, numbers_of
 from ..limits import ANNEALED_OUTPUTS, SETTLED_LOG_VARIANCE
 from ..networks import weights_held
 
@@ -137,7 +137,7 @@ def anneal(
         The weights.
 
     Raises:
-        ArgumentValueError: No images, or `exact` of another shape.
+        ArgumentValueError: No images, a quantised posterior, or `exact` of another shape.
 
     Example:
         >>> from ..model import build
@@ -150,6 +150,9 @@ def anneal(
     require(len(x) >= 1, "x", "at least 1 image", len(x))
     with weights_held(model), torch.no_grad():
         q, prior = model.approximate_posterior(x), fixed(model.prior)
+        continuous = not isinstance(q, Codes)
+        why = "a density q(z|x), from which chains can move to p(z|x)"
+        require(continuous, "posterior", why, "quantised: one code for each x")
         if exact is not None:
             fits = exact.shape == q.centre.shape
             require(fits, "exact", f"[{len(x)}, {q.centre.shape[1]}]", describe(exact))
