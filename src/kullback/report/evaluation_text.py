@@ -152,6 +152,11 @@ def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]
             del found[key]
         rate, meaning = found["rate"], "Length of the code of z under the learned prior, −log p(c)"
         note = "length of the code, -log p(c)"
+        varying = (
+            f"Dimensions of the code whose value varies from {noun} to {noun} (variance above "
+        )
+        varying += f"{limits.ACTIVE_VARIANCE:g})."
+        found["active_units"] = replace(found["active_units"], meaning=varying)
         found["rate"] = replace(rate, note=note, meaning=f"{meaning}, for each {noun}.")
     return found
 

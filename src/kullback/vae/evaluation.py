@@ -26,6 +26,7 @@ from .limits import (
     DRAWS_FOR_LOOSE,
     IMAGES_PER_BLOCK,
     LOOSE_DRAWS,
+    NAMED_COLUMNS,
 )
 from .model import VAE
 from .training import Training
@@ -434,12 +435,13 @@ def collapse_warning(kl: list[float], active: int, settings: Training) -> str:
     )
 
 
-def collapse_of_rate(rate: float, beta: float) -> str:
+def collapse_of_rate(rate: float, beta: float, *, name: str = "KL") -> str:
     """Say that the posterior has collapsed where all that is known is the rate; else say nothing.
 
     Args:
         rate: The mean KL(q(z|x) ‖ p(z)), at least the information I(x; z), in nats.
         beta: The weight of the KL.
+        name: What the rate is.
 
     Returns:
         The warning, or "".
@@ -453,7 +455,8 @@ def collapse_of_rate(rate: float, beta: float) -> str:
     remedy = "--warmup 0.3 or a lower --learning-rate"
     remedy = f"a smaller --beta (now {beta:g}), {remedy}" if beta > 1 else remedy
     return (
-        f"posterior collapse: the KL is {rate:.2g} nats, so z says nothing about x. Try: {remedy}"
+        f"posterior collapse: the {name} is {rate:.2g} nats, so z says nothing about x. "
+        f"Try: {remedy}"
     )
 
 
@@ -473,7 +476,9 @@ def unused_layers(kl: list[float]) -> str:
     unused = [(len(kl) - place, nats) for place, nats in enumerate(kl) if nats < ACTIVE_KL]
     if not unused:
         return ""
-    named = ", ".join(f"z_{layer} ({nats:.2g} nats)" for layer, nats in unused)
+    named = ", ".join(f"z_{layer} ({nats:.2g} nats)" for layer, nats in unused[:NAMED_COLUMNS])
+    more = len(unused) - NAMED_COLUMNS
+    named += f" and {more} more" if more > 0 else ""
     return (
         f"unused stochastic layers: {len(unused)} of {len(kl)} carry less than {ACTIVE_KL:g} nats: "
         f"{named}. Try: --warmup 0.3 with --balance, or fewer --layers"

@@ -487,7 +487,10 @@ class Monitor:
         each = kl_of_dimensions(self.model, figures)
         used: dict[str, Any] = {"varying_units": varying_units(figures.mean)}
         if each is None:
-            collapse = collapse_of_rate(float(figures.rate.mean()), self.settings.beta)
+            coded = isinstance(self.model.family, Quantised)
+            name = "length of the code" if coded else "KL"
+            rate = float(figures.rate.mean())
+            collapse = collapse_of_rate(rate, self.settings.beta, name=name)
         else:
             active, kl = active_units(figures.mean, each), each.tolist()
             collapse = collapse_warning(kl, active, self.settings)
