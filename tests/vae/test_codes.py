@@ -115,6 +115,11 @@ def test_rounding_passes_the_gradient_and_the_rate_teaches_the_prior_alone():
     torch.testing.assert_close(slope, 2 * (1 - mean.detach().tanh() ** 2))
     assert torch.equal(q.log_prob(drawn.z[0]), torch.zeros(1, dtype=DOUBLE))
     assert q.log_prob(drawn.z[0] + 1)[0] == -math.inf
+    means = torch.randn(1000, 2, dtype=DOUBLE)
+    many = Quantised(prior)(Encoded(means, torch.zeros(1000, 2)))
+    assert torch.equal(many.z, many.value)
+    broken = Quantised(prior)(Encoded(means * math.nan, torch.zeros(1000, 2)))
+    assert bool(broken.z.isnan().all())
     model, x = tiny(), every_x()
     loss, figures = loss_terms(model, x, torch.zeros(1, 8, 2), Training())
     torch.testing.assert_close(loss.detach(), -figures[0])
@@ -143,7 +148,9 @@ def test_figures_say_what_they_are():
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: Architecture(codes=1), "codes: expected at least 2"),
+        (lambda: Architecture(codes=1), "codes: expected from 2 to 1,024"),
+        (lambda: Architecture(codes=1025), "codes: expected from 2 to 1,024"),
+        (lambda: CodePrior(2, 1), "codes: expected at least 2"),
         (lambda: Architecture(posterior="quantised", prior="flow"), "prior over codes; got 'flow'"),
         (lambda: Architecture(posterior="quantised", layers=2), "layers: expected 1, or"),
         (

@@ -10,6 +10,7 @@ from typing import Any
 from kullback.core import RunError, require
 
 from .limits import (
+    CATEGORICAL_LEVELS,
     COMPONENTS,
     CONV_MIN_SIDE,
     MAX_LAYERS,
@@ -167,8 +168,9 @@ class Architecture:
         both = self.prior != "vamp" or self.posterior == "diagonal"
         what = "diagonal with prior vamp, which is a mixture of q(z|u)"
         require(both, "posterior", what, repr(self.posterior), "prior mixture or flow")
-        several = _positive(self.codes) and self.codes >= 2
-        require(several, "codes", "at least 2 values a dimension", self.codes)
+        several = _positive(self.codes) and 2 <= self.codes <= CATEGORICAL_LEVELS
+        expected = f"from 2 to {CATEGORICAL_LEVELS:,} values a dimension"
+        require(several, "codes", expected, self.codes)
         coded = self.posterior != "quantised" or self.prior == "normal"
         own = "normal (the default) with posterior quantised, which has a prior over codes"
         require(coded, "prior", own, repr(self.prior))

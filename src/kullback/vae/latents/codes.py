@@ -50,7 +50,7 @@ class CodePrior(nn.Module):
     def __init__(self, latent: int, codes: int, *, hidden: int = 128) -> None:
         super().__init__()
         require(codes >= 2, "codes", "at least 2 values a dimension", codes)
-        self.latent, self.codes = latent, codes
+        self.latent, self.codes, self.numbers = latent, codes, latent * codes
         degree = torch.arange(hidden) % max(1, latent - 1)  # sees dimensions 0 … degree
         place = torch.arange(latent)
         self.register_buffer("into", (place[None] <= degree[:, None]).float())
@@ -121,7 +121,7 @@ class Quantised:
         prior = self.prior
         smooth = _REACH * torch.tanh(encoded.mean)
         code = prior.values_of(prior.index_of(smooth.detach()))
-        return Codes(smooth + (code - smooth).detach(), code)
+        return Codes(code + (smooth - smooth.detach()), code)  # the code itself, to the bit
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from kullback.exact import HALF_LOG_2PI
 
 from ..limits import LOG_SD_LIMIT
 from ..networks import Mlp, real
+from .codes import CodePrior
 from .hierarchy import TopDownGaussian, TopDownPrior
 from .posteriors import (
     DiagonalGaussian,
@@ -537,6 +538,6 @@ def numbers_of(prior: Prior) -> int:
         >>> numbers_of(StandardNormal(2)), numbers_of(fixed(MixtureOfGaussians(2, 3)))
         (2, 6)
     """
-    if isinstance(prior, TopDownPrior):
+    if isinstance(prior, TopDownPrior | CodePrior):
         return prior.numbers
     return prior.mean.numel() if isinstance(prior, GaussianComponents) else prior.latent
