@@ -476,6 +476,7 @@ def test_unused_layers_are_named():
     assert unused_layers([]) == "" and unused_layers([0.1, 5.0]) == ""
 
 
+@pytest.mark.slow
 def test_another_prior_than_the_familys_is_not_taken_for_it():
     """A model whose prior was replaced keeps right figures: from log-densities alone."""
     model, x = random_ladder((1, 1)), every_x()[:1]
