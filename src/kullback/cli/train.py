@@ -310,6 +310,9 @@ def evaluate(
 
     annealing = Annealing(chains=chains, temperatures=temperatures)
     model = VAE.load(run)
+    coded = model.spec is not None and model.spec.architecture.posterior == "quantised"
+    what = "a run with a density q(z|x), from which chains can move"
+    require(not (sandwich and coded), "--sandwich", what, "one with quantised codes")
     dataset = data_of(run, data)
     if (run / "selection.json").exists():
         say(f"note: {read_json(run / 'selection.json')['weights']}")

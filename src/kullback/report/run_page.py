@@ -291,6 +291,8 @@ def _lead(record: Record) -> str:
     learned = "" if prior == "normal" else f", {prior} prior"
     family = architecture.get("posterior", "diagonal")
     learned += "" if family == "diagonal" else f", {family} posterior"
+    layers = architecture.get("layers", 1)
+    learned += "" if layers == 1 else f", {layers} stochastic layers"
     return (
         f"A variational autoencoder trained on {source}: "
         f"{architecture.get('network')} {hidden}, {architecture.get('latent')} latent dimensions, "
@@ -666,7 +668,8 @@ def command(config: Mapping[str, Any]) -> str:
     words = ["kullback", "train", str(data.get("source", "DATA"))]
     for key, value in given.items():
         if value is not None and _plain(value) != _plain(usual.get(key)):
-            words += [f"--{key.replace('_', '-')}", _plain(value)]
+            flag = f"--{key.replace('_', '-')}"
+            words += [flag] if value is True else [flag, _plain(value)]
     return shlex.join(words)
 
 
