@@ -42,6 +42,7 @@ __all__ = [
     "SERIES_BELOW",
     "SHOWN_VERSIONS",
     "SNIFFED_BYTES",
+    "SPREAD_CODES",
     "TAIL_KEPT",
 ]
 
@@ -70,6 +71,9 @@ SERIES_BELOW = 0.01  # |log r| below which r − 1 − log r is summed as a seri
 TAIL_KEPT = 513  # largest ratios read back a group: a tail of 512 gives k-hat to ±0.07
 CLIP = 0.2  # PPO's ratio is clipped outside 1 ± 0.2 (Schulman et al. 2017, section 6.1)
 MAX_GROUPS = 10_000  # groups of --by: more are identifiers, not groups
+# Codes of rows are numbered through a table of their range, where it is at most so many times
+# longer than the rows, and by a sort else, which takes about as long then
+SPREAD_CODES = 8
 MAX_EXACT_QUANTILES = 20_000_000  # rows of which exact quantiles are taken: 8 bytes of memory each
 
 # --- Checks (logprob_checks.py; counted by benchmarks/logprob_checks.py)

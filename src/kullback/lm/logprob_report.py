@@ -22,6 +22,7 @@ from .logprob_sums import (
     Draws,
     Sums,
     bin_edges,
+    dense_codes,
     histogram,
     kinds_of_missing,
     largest_ratios,
@@ -355,7 +356,7 @@ def _with_figures(
 
 def _asked(study: _Study, sums: Sums, sample: Sample) -> list[Asked]:
     """Return what to estimate: of all tokens for each other model, then of each group."""
-    tails = {} if study.draws.data else largest_ratios(study.table, study.draws, len(sums.groups))
+    tails = {} if study.draws.data else largest_ratios(study.table, study.draws, sums)
     asked, groups = [], []
     for place, name in enumerate(study.others):
         found = tails.get("lw" if study.draws.weighted else f"x{place}")
@@ -424,7 +425,7 @@ def _figures(study: _Study, sums: Sums, asked: Sequence[Asked]) -> list[Figures]
 
 def _block_of(sums: Sums) -> int:
     """Return the tokens of a block where there are too few clusters; one sequence stays whole."""
-    clusters = len(np.unique(sums.cluster[sums.columns["n"] > 0]))
+    clusters = int(dense_codes(sums.cluster[sums.columns["n"] > 0]).max(initial=-1)) + 1
     alone = clusters == 1 and sums.cluster_name != "blocks"
     return 0 if alone else block_length(sums.tokens, clusters)
 
