@@ -1,5 +1,6 @@
 """One P, many Q: stored hidden states, lists with bounds, llama.cpp's file, runs that go on."""
 
+import contextlib
 import json
 import struct
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kullback.core import DataError
+from kullback.core import DataError, RunError
 from kullback.lm import (
     LanguageModel,
     drift,
@@ -17,6 +18,7 @@ from kullback.lm import (
     read_kept,
     read_kld,
     store,
+    stored,
     stored_kind,
 )
 from kullback.lm.stored import Parts
@@ -126,6 +128,53 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path):
     with pytest.raises(DataError, match="expected a new folder"):
         Parts(tmp_path, {})
     assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_that_could_not_be_begun_is_taken_again(tmp_path, monkeypatch):
+    """A disk that is full from the first file on, and then is not."""
+    with monkeypatch.context() as full:
+        full.setattr("kullback.lm.stored.write_json", raise_full)
+        with pytest.raises(RunError, match="No space left"):
+            Parts(tmp_path / "run", {"a": 1})
+    Parts(tmp_path / "run", {"a": 1}).save(0, {"kl": np.zeros(3)})
+    assert Parts(tmp_path / "run", {"a": 1}).find(0) is not None
+
+
+def raise_full(path, *_):
+    raise RunError(f"{path}: cannot be written: No space left on device")
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_a_disk_that_fills_leaves_only_whole_files(models, tmp_path, monkeypatch, place):
+    """Each file in turn is one too many; then there is room, and the command goes on."""
+    p, _, documents = models
+    made = []
+
+    def write(path, content):
+        made.append(path)
+        if len(made) == place + 1:
+            raise_full(path)
+        whole(path, content)
+
+    whole = stored.write_atomic
+    monkeypatch.setattr("kullback.lm.stored.write_atomic", write)
+    with contextlib.suppress(RunError):
+        store(p, documents, tmp_path / "kept", context=16)
+    store(p, documents, tmp_path / "kept", context=16)
+    kept, _ = read_kept(tmp_path / "kept", [])
+    assert len(made) > place + 1
+    assert torch.equal(kept.head, p.head)
+
+
+def test_a_tokenizer_that_cannot_be_written_is_an_error_in_words(tmp_path):
+    """The library tokenizers raises a plain Exception on a full disk."""
+
+    class Full:
+        def save_pretrained(self, folder):
+            raise Exception("No space left on device (os error 28)")
+
+    with pytest.raises(RunError, match=r"tokenizer: cannot be written: No space left"):
+        stored._write_tokenizer(tmp_path / "tokenizer", Full())
 
 
 def kld_file(path, logits, ids):

@@ -315,8 +315,14 @@ def _clip(clip: float | tuple[float, float]) -> tuple[float, float]:
 
 
 def _summed(study: _Study) -> tuple[_Study, Sums]:
-    """Sum, once more where a column holds exactly one −100: it may be a log-probability then."""
+    """Sum, once more where a column holds exactly one −100: it may be a log-probability then.
+
+    And once more where NaN passed for a log-probability, hidden by a file's statistics.
+    """
     sums = summed(study.table, study.draws)
+    if sums.hidden_nan:
+        study.table.engine.distrust_statistics()
+        sums = summed(study.table, study.draws)
     if not sums.total("rows") and "mask" not in study.table.rows.columns:
         raise DataError(f"{study.table.source}: expected rows; got none")
     if sums.total("n") == sums.total("rows"):

@@ -115,6 +115,11 @@ class Sums:
         return int(self.total("n"))
 
     @property
+    def hidden_nan(self) -> bool:
+        """Whether a sum is NaN: of values that passed for log-probabilities, or of an overflow."""
+        return any(bool(np.isnan(self.columns[name]).any()) for name in self.columns)
+
+    @property
     def sequences(self) -> int:
         """How many sequences the rows are of."""
         return int(dense_codes(self.sequence).max(initial=-1)) + 1
@@ -313,7 +318,8 @@ def _features(table: LogProbTable, draws: Draws, *, block: int = 0) -> Any:
     if draws.weighted:
         new["lw"] = ibis.ifelse(live, d - source, None)
     if table.has("entropy"):
-        new["e"] = ibis.ifelse(live, -source - rows.entropy, None)
+        known = live & (rows.entropy < math.inf)  # neither NaN nor null
+        new["e"] = ibis.ifelse(known, -source - rows.entropy, None)
     if block:
         new["block"] = (_place(table, rows) / float(block)).floor().cast("int64")
     kept = [name for name in _keys(table, block=0) if name in rows.columns]
@@ -422,8 +428,9 @@ def _spread_sequences(sums: Sums, wanted: int) -> Any:
 
 
 def _floats(column: Any) -> Floats:
-    values = column.cast("float64").to_numpy(zero_copy_only=False)
-    return np.asarray(np.where(np.isnan(values), 0.0, values) if column.null_count else values)
+    """Return numbers, 0 for null: the sum of no token."""
+    column = column.cast("float64").fill_null(0.0)
+    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
 def dense_codes(codes: Codes) -> Codes:

@@ -11,6 +11,7 @@ list is. Decoded as probabilities and renormalised, a KL of 3e-7 nats becomes 1.
 
 import bisect
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from kullback import tokens
-from kullback.core import DataError, read_json, require, write_atomic, write_json
+from kullback.core import DataError, RunError, read_json, require, write_atomic, write_json
 
 from . import limits
 from .documents import Batch, Document, Plan, Window, batches, windows
@@ -137,12 +138,13 @@ class Parts:
             raise DataError(
                 f"{folder}: expected a new folder, or one of an earlier run; got other files"
             )
-        else:
-            try:
-                (folder / "parts").mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise DataError(f"{folder}: cannot be made: {error.strerror}") from None
-            write_json(manifest, {"settings": settings})
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not manifest.exists():
+                write_json(manifest, {"settings": settings})
+            (folder / "parts").mkdir(exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be made: {error.strerror}") from None
 
     def path(self, number: int) -> Path:
         """Return where a part lies."""
@@ -253,7 +255,7 @@ def _write_frame(
     named = [{"name": one.name, "roles": list(one.roles)} for one in documents]
     write_json(path / "documents.json", named)
     if p.tokenizer is not None:
-        p.tokenizer.save_pretrained(path / "tokenizer")
+        _write_tokenizer(path / "tokenizer", p.tokenizer)
     if head:
         weights = {"head": p.head.detach().cpu().contiguous()}
         if p.bias is not None:
@@ -261,6 +263,19 @@ def _write_frame(
         write_atomic(path / "head.safetensors", save(weights))
     facts = {"softcap": p.softcap, "scale": p.scale, "context": p.context, "vocab": p.vocab}
     write_json(path / "model.json", {"name": p.name, "facts": p.facts, **facts})
+
+
+def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """Write a tokenizer's files, each whole or not at all."""
+    try:
+        with tempfile.TemporaryDirectory() as made:
+            tokenizer.save_pretrained(made)
+            files = [(one.name, one.read_bytes()) for one in Path(made).iterdir()]
+        folder.mkdir(exist_ok=True)
+    except Exception as error:  # of tokenizers: a plain Exception, on a full disk
+        raise RunError(f"{folder}: cannot be written: {error}") from error
+    for name, content in files:
+        write_atomic(folder / name, content)
 
 
 def read_store(
