@@ -5,11 +5,13 @@ for the checks alone. `LogProbReport` holds checks, figures and paired compariso
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from kullback.core import DataError, Estimate, require
 
@@ -199,12 +201,28 @@ def logprobs(
     opened = engine if isinstance(engine, Engine) else connect(engine)
     study = _study(tables, columns, opened, drawn_from, clip)
     study, sums = _summed(study)
-    sample = sample_of(study.table, sums, study.draws)
-    checks = checks_of(study.table, sums, study.draws, sample, skip=missing == "skip")
-    report = study.report(checks)
-    if report.refused:
-        raise _Refused(report)
-    return _with_figures(study, sums, sample, report, details=details)
+    with _one_thread():
+        sample = sample_of(study.table, sums, study.draws)
+        checks = checks_of(study.table, sums, study.draws, sample, skip=missing == "skip")
+        report = study.report(checks)
+        if report.refused:
+            raise _Refused(report)
+        return _with_figures(study, sums, sample, report, details=details)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let PyTorch compute with one thread.
+
+    Its operations here are on some thousand numbers each. The threads of several wait for each
+    other in a loop, and beside other work took 14 s where one thread took 2 s.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def check_logprobs(*tables: Any, **options: Any) -> LogProbReport:
