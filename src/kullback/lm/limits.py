@@ -1,6 +1,7 @@
 """Every threshold of this folder, with its source or the benchmark that set it."""
 
 __all__ = [
+    "ANSWERS_FLOOR",
     "BATCH_TOKENS",
     "BISECTIONS",
     "BLOCKS",
@@ -18,6 +19,7 @@ __all__ = [
     "MANY_CLUSTERS",
     "MAX_COPIES",
     "MAX_EXACT_QUANTILES",
+    "MAX_EXCESS_MASS",
     "MAX_GROUPS",
     "MIN_BLOCK_TOKENS",
     "MIN_CLUSTERS",
@@ -117,3 +119,7 @@ CONTEXT = 2048  # tokens of context by default, where the models could read more
 # KL that the 16-bit codes of llama.cpp's file make of equal models, in nats a token: 6e-7 to 6e-6
 # for logits of standard deviation 3 and 6 (tests/lm/test_stored.py)
 KLD_FLOOR = 6e-6
+# KL that float32 log-probabilities of a service make of equal models, in nats a token: an error of
+# 1e-6 of each in a sum of 1 (tests/lm/test_stored.py)
+ANSWERS_FLOOR = 1e-6
+MAX_EXCESS_MASS = 1e-3  # by which listed probabilities may exceed 1: half precision, summed
