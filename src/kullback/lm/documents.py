@@ -303,7 +303,7 @@ class _Encoded:
 
     def marked(self, spans: Iterable[tuple[int, int, str]]) -> dict[int, str]:
         """Return the labels of the tokens that lie in spans (start, stop, label), the last's."""
-        found = {}
+        found: dict[int, str] = {}
         if self.offsets:
             first, end = np.array(self.offsets).T
             for start, stop, label in spans:

@@ -235,9 +235,9 @@ def _copies(sums: Sums) -> Check:
     parts = [columns[part][long] for part in ("n", "d", "f11_0")]
     keys = [np.frexp(part) for part in parts]  # sums are equal to all but their last digits
     rounded = [np.round(mantissa, 9) + exponent for mantissa, exponent in keys]
-    columns_of = [sums.cluster[long], *rounded]
-    order = np.lexsort(columns_of)  # by the terms, then by cluster
-    new = [np.diff(each[order], prepend=np.nan) != 0 for each in columns_of]
+    keys_of: list[Any] = [sums.cluster[long], *rounded]
+    order = np.lexsort(keys_of)  # by the terms, then by cluster
+    new = [np.diff(each[order], prepend=np.nan) != 0 for each in keys_of]
     terms = new[1] | new[2] | new[3]  # they are not those of the row before
     clusters, copies = int((terms | new[0]).sum()), int((~terms & new[0]).sum())
     if not copies:

@@ -255,7 +255,9 @@ def _listing(name: str, places: Sequence[_Place]) -> Listing:
     scored = [place for place in places if place.candidates is not None]
     if not scored or places[-len(scored) :] != scored:
         raise ValueError("lists are missing at some positions after the first that has one")
-    texts, lists, own = {}, [], []
+    texts: dict[int, str] = {}
+    lists: list[dict[int, float]] = []
+    own: list[float] = []
     for place in scored:
         candidates = place.candidates or {}
         texts |= {number: text for number, (_, text) in candidates.items()}
@@ -274,7 +276,7 @@ def _vllm_listings(body: Mapping[str, Any]) -> Iterator[list[_Place]]:
             raise ValueError("there are no prompt_token_ids")
         lists = [None] * len(ids) if lists is None else lists
         yield [
-            *(_vllm_place(*pair) for pair in zip(ids, lists, strict=True)),
+            *(_vllm_place(one, entry) for one, entry in zip(ids, lists, strict=True)),
             *_vllm_output(choice.get("logprobs")),
         ]
 
