@@ -84,6 +84,7 @@ def test_identity_and_tail_are_those_of_all_ratios(simulated, report):
     assert abs(figures.k_hat - float(pareto_k(log_q - log_p))) < 1e-9
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("sequences", [600, 500])  # above and below the 513 that are kept
 def test_largest_ratios_are_those_of_a_sort(sequences):
     """Read with the bound of the sequences' largest ones, where there are enough, or all."""

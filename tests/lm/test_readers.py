@@ -231,6 +231,7 @@ def test_bad_values(columns):
     wrong("log_q: 1 −inf", both, **PAIR)
 
 
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("place", [0, 700, -1])
 def test_nan_that_a_file_s_statistics_hide(columns, tmp_path, dtype, place):
@@ -246,6 +247,7 @@ def test_nan_that_a_file_s_statistics_hide(columns, tmp_path, dtype, place):
     assert math.isfinite(skipped.main.estimate.value)
 
 
+@pytest.mark.slow
 def test_entropies_that_are_no_numbers_are_left_out(columns, tmp_path):
     values = np.full(len(columns["log_p"]), 1.0)
     values[::3] = np.nan

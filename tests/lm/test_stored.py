@@ -147,6 +147,7 @@ def raise_full(path, *_):
     raise RunError(f"{path}: cannot be written: No space left on device")
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("place", range(6))
 def test_a_disk_that_fills_leaves_only_whole_files(models, tmp_path, monkeypatch, place):
     """Each file in turn is one too many; then there is room, and the command goes on."""
@@ -237,6 +238,7 @@ def answers(path, records):
     return path
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("k", [1, 5, 19])
 @pytest.mark.parametrize("answer", [vllm, vllm_output, sglang], ids=lambda one: one.__name__)
 def test_lists_of_services_are_a_stored_p(models, tmp_path, answer, k):
