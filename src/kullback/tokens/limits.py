@@ -39,6 +39,10 @@ LARGEST_LOG = 300.0
 FAR_LOG = 20.0
 # log-ratios end here, lest those of finite masks overflow float32
 LARGEST_LOG_RATIO = 1e30
+# of KL without a compiler: log-ratios that are summed by their powers, as above some ten passes
+# cost more than a tanh; tokens at the head of a row that say whether it is worth trying; and the
+# logarithm of a sum of exponentials in float32 from whose tokens none of 2^-24 of it is missing
+SMALL_LOG, FIRST_TOKENS, SAFE_LOG = 0.1, 16, 45.0
 # below it the kernels take the series of e^l − 1 to l^6, whose remainder there is 5e-8 of it, and
 # 4e-7 of e^l − 1 − l
 SERIES_LOG = 0.25

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kullback.tokens import limits
 
+from .chunked_kl import kl_slopes, kl_sums
 from .interface import Rows, Slope, Sum, Task
 
 __all__ = ["refusal", "slopes", "sums"]
@@ -34,6 +35,17 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
     >>> sums(torch.zeros(1, 4), None, None, Task(("entropy",)))[Sum.P_ENTROPY].exp()
     tensor([4.0000], dtype=torch.float64)
     """
+    out = torch.zeros(len(Sum), len(p), dtype=torch.float64, device=p.device)
+    if q is not None and len(p) and task.wants == ("kl",):
+        kl_sums(p, q, task.temperature, out)
+        left = (out[Sum.NOTE] == 0).nonzero()[:, 0]
+        if len(left):
+            out[:, left] = _general_sums(p[left], q[left], task)
+        return out
+    return _general_sums(p, q, task)
+
+
+def _general_sums(p: Tensor, q: Tensor | None, task: Task) -> Tensor:
     out = torch.zeros(len(Sum), len(p), dtype=torch.float64, device=p.device)
     for rows, block in _blocks(p, q, task):
         part = out[:, rows]
@@ -67,6 +79,13 @@ def slopes(
     tensor([[0.5000, 0.5000]])
     """
     ids, keep = rows.ids, rows.keep
+    done = sums[Sum.NOTE] < 0 if keep is None else (sums[Sum.NOTE] < 0) | ~keep
+    if task.wants == ("kl",) and bool(done.all()):
+        kl_slopes(rows, task.temperature, sums, coefficients, grad_p, grad_q)
+        for grad in (grad_p, grad_q):
+            if grad is not None and keep is not None:
+                grad[~keep] = 0
+        return
     for some, block in _blocks(rows.p, rows.q, task, sums):
         c = coefficients[:, some, None].to(block.dtype)
         at = None if ids is None else ids[some, None]
