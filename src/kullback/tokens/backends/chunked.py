@@ -6,7 +6,7 @@ float64 if a side is float64. Above the inputs it needs at most ten blocks, and 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from kullback.tokens import limits
 
-from .chunked_kl import kl_slopes, kl_sums
+from . import chunked_kl, interface
 from .interface import Rows, Slope, Sum, Task
 
-__all__ = ["refusal", "slopes", "sums"]
+__all__ = ["kl", "kl_slopes", "refusal", "slopes", "sums"]
 
 
 def refusal(p: Tensor, q: Tensor | None, task: Task) -> str:
@@ -35,14 +35,79 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
     >>> sums(torch.zeros(1, 4), None, None, Task(("entropy",)))[Sum.P_ENTROPY].exp()
     tensor([4.0000], dtype=torch.float64)
     """
-    out = torch.zeros(len(Sum), len(p), dtype=torch.float64, device=p.device)
-    if q is not None and len(p) and task.wants == ("kl",):
-        kl_sums(p, q, task.temperature, out)
-        left = (out[Sum.NOTE] == 0).nonzero()[:, 0]
-        if len(left):
-            out[:, left] = _general_sums(p[left], q[left], task)
-        return out
-    return _general_sums(p, q, task)
+    if q is None or task.wants != ("kl",) or not len(p):
+        return _general_sums(p, q, task)
+    found, done = chunked_kl.kl_sums(p, q, task.temperature)
+    out = torch.from_numpy(found).to(p.device)
+    if not done.all():
+        left = torch.from_numpy(~done).to(p.device).nonzero()[:, 0]
+        out[:, left] = _general_sums(p[left], q[left], task)
+    return out
+
+
+def kl(p: Tensor, q: Tensor, temperature: float) -> tuple[Tensor, Tensor, bool] | None:
+    """Return KL(p‖q) `[*batch]` of contiguous logits, sums, and whether rounding may matter.
+
+    None where a row has no distribution, or the logits may be probabilities: then the general way
+    has something to say. The sums are those of `sums`, or of few logits the values in float64.
+
+    >>> kl(torch.ones(4), torch.ones(4), 1.0) is None
+    True
+    """
+    batch, vocab = p.shape[:-1], p.shape[-1]
+    p, q = p.detach().view(-1, vocab), q.detach().view(-1, vocab)
+    if any(min(x) >= 0 and max(x) <= 2 for x in (p[0, :8].tolist(), q[0, :8].tolist())):
+        return None
+    if _few(p, q):
+        prob, log, less_one = _in_float64(p, q, temperature)
+        found = values = less_one.sub_(log).mul_(prob).sum(-1)
+        good = math.isfinite(float(found.sum()))
+    else:
+        task = Task(("kl",), temperature)
+        found = sums(p, q, None, task)
+        values = interface.values(found, task)[0]
+        good = not bool(values.isnan().any())
+    dtypes = p.dtype, q.dtype
+    values = values.to(torch.float64 if torch.float64 in dtypes else torch.float32).view(batch)
+    return (values, found, min(x.itemsize for x in dtypes) < 4) if good else None
+
+
+def kl_slopes(
+    p: Tensor, q: Tensor, temperature: float, sums: Tensor, grads: Tensor, wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """Return the gradients by p and by q of what `kl` returned, None for a side not wanted.
+
+    grads: those of the values.
+    """
+    vocab = p.shape[-1]
+    a, b, grads = p.view(-1, vocab), q.view(-1, vocab), grads.reshape(-1).double()
+    both = [torch.empty_like(x) if want else None for x, want in zip((p, q), wanted, strict=True)]
+    to_p, to_q = (x if x is None else x.view(-1, vocab) for x in both)
+    if sums.ndim == 1:
+        prob, log, less_one = _in_float64(a, b, temperature)
+        prob *= (grads / temperature)[:, None]
+        if to_p is not None:
+            to_p.copy_(prob * (-log - sums[:, None]))
+        if to_q is not None:
+            to_q.copy_(less_one.mul_(prob))
+    else:
+        task = Task(("kl",), temperature)
+        slopes(Rows(a, b), task, sums, interface.coefficients(sums, grads[None], task), to_p, to_q)
+    return both
+
+
+def _few(p: Tensor, q: Tensor) -> bool:
+    return p.numel() <= limits.FEW_LOGITS and min(p.dtype.itemsize, q.dtype.itemsize) >= 4
+
+
+def _in_float64(p: Tensor, q: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return p, l = log q/p and e^l − 1."""
+    p, q = p.double(), q.double()
+    if temperature != 1:
+        p, q = p / temperature, q / temperature
+    log_p = p.log_softmax(-1)
+    log = q.log_softmax(-1).sub_(log_p)
+    return log_p.exp_(), log, log.expm1()
 
 
 def _general_sums(p: Tensor, q: Tensor | None, task: Task) -> Tensor:
@@ -81,7 +146,7 @@ def slopes(
     ids, keep = rows.ids, rows.keep
     done = sums[Sum.NOTE] < 0 if keep is None else (sums[Sum.NOTE] < 0) | ~keep
     if task.wants == ("kl",) and bool(done.all()):
-        kl_slopes(rows, task.temperature, sums, coefficients, grad_p, grad_q)
+        chunked_kl.kl_slopes(rows, task.temperature, sums, coefficients, grad_p, grad_q)
         for grad in (grad_p, grad_q):
             if grad is not None and keep is not None:
                 grad[~keep] = 0
