@@ -35,41 +35,34 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
     >>> sums(torch.zeros(1, 4), None, None, Task(("entropy",)))[Sum.P_ENTROPY].exp()
     tensor([4.0000], dtype=torch.float64)
     """
-    if q is None or task.wants != ("kl",) or not len(p):
+    if q is None or task.wants != ("kl",) or not chunked_kl.takes(p, q):
         return _general_sums(p, q, task)
-    found, done = chunked_kl.kl_sums(p, q, task.temperature)
-    out = torch.from_numpy(found).to(p.device)
+    out, done = chunked_kl.kl_sums(p, q, task.temperature)
     if not done.all():
-        left = torch.from_numpy(~done).to(p.device).nonzero()[:, 0]
+        left = torch.from_numpy(~done).nonzero()[:, 0]
         out[:, left] = _general_sums(p[left], q[left], task)
     return out
 
 
 def kl(p: Tensor, q: Tensor, temperature: float) -> tuple[Tensor, Tensor, bool] | None:
-    """Return KL(p‖q) `[*batch]` of contiguous logits, sums, and whether rounding may matter.
+    """Return KL(p‖q) `[*batch]` of contiguous logits, the sums, and whether rounding may matter.
 
     None where a row has no distribution, or the logits may be probabilities: then the general way
-    has something to say. The sums are those of `sums`, or of few logits the values in float64.
+    has something to say.
 
     >>> kl(torch.ones(4), torch.ones(4), 1.0) is None
     True
     """
-    batch, vocab = p.shape[:-1], p.shape[-1]
-    p, q = p.detach().view(-1, vocab), q.detach().view(-1, vocab)
+    vocab, dtypes, task = p.shape[-1], (p.dtype, q.dtype), Task(("kl",), temperature)
+    batch, p, q = p.shape[:-1], p.detach().view(-1, vocab), q.detach().view(-1, vocab)
     if any(min(x) >= 0 and max(x) <= 2 for x in (p[0, :8].tolist(), q[0, :8].tolist())):
         return None
-    if _few(p, q):
-        prob, log, less_one = _in_float64(p, q, temperature)
-        found = values = less_one.sub_(log).mul_(prob).sum(-1)
-        good = math.isfinite(float(found.sum()))
-    else:
-        task = Task(("kl",), temperature)
-        found = sums(p, q, None, task)
-        values = interface.values(found, task)[0]
-        good = not bool(values.isnan().any())
-    dtypes = p.dtype, q.dtype
-    values = values.to(torch.float64 if torch.float64 in dtypes else torch.float32).view(batch)
-    return (values, found, min(x.itemsize for x in dtypes) < 4) if good else None
+    found = sums(p, q, None, task)
+    values = found[Sum.KL] if found[Sum.P_ALONE].max() == 0 else interface.values(found, task)[0]
+    if math.isnan(float(values.sum())):
+        return None
+    values = values.to(torch.float64 if torch.float64 in dtypes else torch.float32)
+    return values.view(batch), found, min(x.itemsize for x in dtypes) < 4
 
 
 def kl_slopes(
@@ -79,35 +72,12 @@ def kl_slopes(
 
     grads: those of the values.
     """
-    vocab = p.shape[-1]
-    a, b, grads = p.view(-1, vocab), q.view(-1, vocab), grads.reshape(-1).double()
+    vocab, task = p.shape[-1], Task(("kl",), temperature)
     both = [torch.empty_like(x) if want else None for x, want in zip((p, q), wanted, strict=True)]
     to_p, to_q = (x if x is None else x.view(-1, vocab) for x in both)
-    if sums.ndim == 1:
-        prob, log, less_one = _in_float64(a, b, temperature)
-        prob *= (grads / temperature)[:, None]
-        if to_p is not None:
-            to_p.copy_(prob * (-log - sums[:, None]))
-        if to_q is not None:
-            to_q.copy_(less_one.mul_(prob))
-    else:
-        task = Task(("kl",), temperature)
-        slopes(Rows(a, b), task, sums, interface.coefficients(sums, grads[None], task), to_p, to_q)
+    c = interface.coefficients(sums, grads.reshape(1, -1), task)
+    slopes(Rows(p.view(-1, vocab), q.view(-1, vocab)), task, sums, c, to_p, to_q)
     return both
-
-
-def _few(p: Tensor, q: Tensor) -> bool:
-    return p.numel() <= limits.FEW_LOGITS and min(p.dtype.itemsize, q.dtype.itemsize) >= 4
-
-
-def _in_float64(p: Tensor, q: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return p, l = log q/p and e^l − 1."""
-    p, q = p.double(), q.double()
-    if temperature != 1:
-        p, q = p / temperature, q / temperature
-    log_p = p.log_softmax(-1)
-    log = q.log_softmax(-1).sub_(log_p)
-    return log_p.exp_(), log, log.expm1()
 
 
 def _general_sums(p: Tensor, q: Tensor | None, task: Task) -> Tensor:

@@ -247,9 +247,9 @@ def measure(
     if q is not None:
         check_logits(q, names[1])
         ask = Ask(task, ids=ids, mask=mask, nan=nan, backend=backend)
-        p, q = common(p, q, align)
         if (plain := _direct(p, q, ask)) is not None:
             return plain
+        p, q = common(p, q, align)
         given = {name: p, names[1]: q}
     keep = spread_mask(mask, p)
     if nan == "refuse" or p.device.type == "cpu":
@@ -290,10 +290,10 @@ def _direct(p: Tensor, q: Tensor, ask: Ask) -> Tensor | None:
         and ask.ids is None
         and ask.mask is None
         and p.shape == q.shape
-        and (p.numel() <= limits.FEW_LOGITS or (p.is_contiguous() and q.is_contiguous()))
+        and p.is_contiguous()
+        and q.is_contiguous()
         and p.numel() > 0
     )
-    p, q = (p.contiguous(), q.contiguous()) if plain else (p, q)
     module = direct(ask.backend, p, q, ask.task) if plain else None
     found = None if module is None else module.kl(p, q, ask.task.temperature)
     if module is None or found is None:
