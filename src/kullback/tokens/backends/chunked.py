@@ -35,13 +35,19 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
     >>> sums(torch.zeros(1, 4), None, None, Task(("entropy",)))[Sum.P_ENTROPY].exp()
     tensor([4.0000], dtype=torch.float64)
     """
+    return _sums(p, q, task)[0]
+
+
+def _sums(p: Tensor, q: Tensor | None, task: Task) -> tuple[Tensor, bool]:
+    """Return the sums, and whether all rows are known to have a distribution and finite values."""
     if q is None or task.wants != ("kl",) or not chunked_kl.takes(p, q):
-        return _general_sums(p, q, task)
+        return _general_sums(p, q, task), False
     out, done = chunked_kl.kl_sums(p, q, task.temperature)
-    if not done.all():
-        left = torch.from_numpy(~done).nonzero()[:, 0]
-        out[:, left] = _general_sums(p[left], q[left], task)
-    return out
+    if done.all():
+        return out, True
+    left = torch.from_numpy(~done).nonzero()[:, 0]
+    out[:, left] = _general_sums(p[left], q[left], task)
+    return out, False
 
 
 def kl(p: Tensor, q: Tensor, temperature: float) -> tuple[Tensor, Tensor, bool] | None:
@@ -57,9 +63,9 @@ def kl(p: Tensor, q: Tensor, temperature: float) -> tuple[Tensor, Tensor, bool] 
     batch, p, q = p.shape[:-1], p.detach().view(-1, vocab), q.detach().view(-1, vocab)
     if any(min(x) >= 0 and max(x) <= 2 for x in (p[0, :8].tolist(), q[0, :8].tolist())):
         return None
-    found = sums(p, q, None, task)
-    values = found[Sum.KL] if found[Sum.P_ALONE].max() == 0 else interface.values(found, task)[0]
-    if math.isnan(float(values.sum())):
+    found, plain = _sums(p, q, task)
+    values = found[Sum.KL] if plain else interface.values(found, task)[0]
+    if not plain and bool(values.isnan().any()):
         return None
     values = values.to(torch.float64 if torch.float64 in dtypes else torch.float32)
     return values.view(batch), found, min(x.itemsize for x in dtypes) < 4
@@ -113,14 +119,35 @@ def slopes(
     >>> grad
     tensor([[0.5000, 0.5000]])
     """
-    ids, keep = rows.ids, rows.keep
-    done = sums[Sum.NOTE] < 0 if keep is None else (sums[Sum.NOTE] < 0) | ~keep
-    if task.wants == ("kl",) and bool(done.all()):
+    done = sums[Sum.NOTE] < 0 if rows.keep is None else (sums[Sum.NOTE] < 0) | ~rows.keep
+    if task.wants != ("kl",) or not bool(done.any()):
+        _general_slopes(rows, task, sums, coefficients, grad_p, grad_q)
+    elif bool(done.all()):
         chunked_kl.kl_slopes(rows, task.temperature, sums, coefficients, grad_p, grad_q)
         for grad in (grad_p, grad_q):
-            if grad is not None and keep is not None:
-                grad[~keep] = 0
-        return
+            if grad is not None and rows.keep is not None:
+                grad[~rows.keep] = 0
+    else:  # some rows by one way, some by the other
+        for some in (done.nonzero()[:, 0], (~done).nonzero()[:, 0]):
+            p, q, ids, keep = (
+                x if x is None else x[some] for x in (rows.p, rows.q, rows.ids, rows.keep)
+            )
+            to_p, to_q = (x if x is None else x[some] for x in (grad_p, grad_q))
+            slopes(Rows(p, q, ids, keep), task, sums[:, some], coefficients[:, some], to_p, to_q)
+            for grad, part in ((grad_p, to_p), (grad_q, to_q)):
+                if grad is not None:
+                    grad[some] = part
+
+
+def _general_slopes(
+    rows: Rows,
+    task: Task,
+    sums: Tensor,
+    coefficients: Tensor,
+    grad_p: Tensor | None,
+    grad_q: Tensor | None,
+) -> None:
+    ids, keep = rows.ids, rows.keep
     for some, block in _blocks(rows.p, rows.q, task, sums):
         c = coefficients[:, some, None].to(block.dtype)
         at = None if ids is None else ids[some, None]

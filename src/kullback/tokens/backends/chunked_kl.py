@@ -1,17 +1,17 @@
 """KL(p‖q) in pure PyTorch on a CPU, of logits up to 32 bits wide: in float64, by few passes.
 
 Which to use: nothing here directly; `chunked` takes it where KL(p‖q) is what is asked, and its
-general way for the rows that this one leaves: those where p alone has a token, those without a
-distribution, and logits over the temperature beyond some ±600.
+general way for the rows that this one leaves: those where p alone has a token, and those without a
+distribution.
 
 With u and v the unnormalised masses, and d the differences of the logits, q's less p's,
 
     KL(p‖q) = log(Σ v / Σ u) − Σ u d / Σ u.
 
-In float32 that would cost most digits of a small KL. In float64 it is known to 1e-15, and takes no
-care of largest logits and of exponents: eight passes over a block that stays in a cache. They are
-sums, so that rows are cut along the vocabulary too. Where KL is so small that 1e-15 is a part in
-10⁷ of it, the terms `u (e^l − 1 − l)` are summed instead, l = d less the first logarithm.
+In float32 that would cost most digits of a small KL. In float64 it is known to 1e-15, and no logit
+up to ±600 is too large: eight passes over a block that stays in a cache. They are sums, so rows are
+cut along the vocabulary too. Where KL is so small that 1e-15 is a part in 10⁷ of it, the terms
+`p (e^l − 1 − l)` of the normalised sides are summed instead, l = log q/p.
 """
 
 import math
@@ -47,26 +47,32 @@ def kl_sums(p: Tensor, q: Tensor, temperature: float) -> tuple[Tensor, np.ndarra
     ([True, False], 0.1206)
     """
     holes = p[0, -1].item() == -math.inf  # tokens that both sides lack are most often at the end
-    sums = _sums(p, q, temperature, holes=holes)
-    lost = np.flatnonzero(np.isnan(sums[2]))
-    if len(lost) and not holes:
-        holes = True
-        sums[:, lost] = _sums(p[lost], q[lost], temperature, holes=True)
-    out = np.zeros((len(Sum), len(p)))
+    tops = None  # what exponents are counted from
     with np.errstate(all="ignore"):
+        sums = _sums(p, q, temperature, None, holes=holes)
+        if not holes and (lost := np.flatnonzero(np.isnan(sums[2]))).size:
+            holes = True
+            sums[:, lost] = _sums(p[lost], q[lost], temperature, None, holes=True)
         logs = np.log(sums[:2])
+        if (far := np.flatnonzero(~(abs(logs) < limits.SAFE_LOG).all(0))).size:
+            tops = np.zeros_like(logs)
+            tops[:, far] = [x[far].amax(-1).double().numpy() / temperature for x in (p, q)]
+            tops_of = torch.from_numpy(tops[:, far, None])
+            sums[:, far] = _sums(p[far], q[far], temperature, tops_of, holes=holes)
+            logs = np.log(sums[:2])
         c = logs[1] - logs[0]
         kl = np.maximum(c - sums[2] / sums[0], 0.0)
-        done = np.isfinite(kl) & (abs(logs) < limits.SAFE_LOG).all(0)
-        small = np.flatnonzero(done & (kl < limits.SMALL_KL * (1 + abs(c))))
-        if len(small):
-            found = _excess(p[small], q[small], temperature, c[small, None], holes=holes)
-            A, B = found / sums[0, small]
+        done = np.isfinite(kl)
+        if (small := np.flatnonzero(done & (kl < limits.SMALL_KL * (1 + abs(c))))).size:
+            normal = torch.from_numpy((logs if tops is None else logs + tops)[:, small, None])
+            A, B = _excess(p[small], q[small], temperature, normal, holes=holes)
             logs[1, small] += np.log1p(B)
             kl[small] = np.maximum(A + np.log1p(B) - B, 0.0)
+        logs = logs if tops is None else logs + tops
         # a log-normaliser as a logit that float32 holds, and what is left
-        out[[Sum.P_MAX, Sum.Q_MAX]] = tops = (logs * temperature).astype(np.float32)
-        out[[Sum.P_LOG, Sum.Q_LOG]] = logs - tops.astype(np.float64) / temperature
+        out = np.zeros((len(Sum), len(p)))
+        out[[Sum.P_MAX, Sum.Q_MAX]] = rounded = (logs * temperature).astype(np.float32)
+        out[[Sum.P_LOG, Sum.Q_LOG]] = logs - rounded.astype(np.float64) / temperature
         out[Sum.KL], out[Sum.NOTE] = kl, np.where(done, HOLES if holes else PLAIN, 0.0)
     return torch.from_numpy(out), done
 
@@ -83,29 +89,20 @@ def kl_slopes(
     p, q = rows.p, rows.p if rows.q is None else rows.q
     holes = bool((sums[Sum.NOTE] != PLAIN).any())
     logs = sums[[Sum.P_MAX, Sum.Q_MAX]] / temperature + sums[[Sum.P_LOG, Sum.Q_LOG]]
-    one, ratio, step = coefficients[[Slope.P_ONE, Slope.P_RATIO, Slope.Q_STEP]]
-    p_over, q_over = (-logs).exp()
-    # p's: p (one + ratio (d − c)); q's: step (q − p), which is 0 where they are equal
-    of_rows = (
-        (one - ratio * (logs[1] - logs[0])) * p_over,
-        ratio * p_over,
-        step * p_over,
-        step * q_over,
-    )
-    const, times, p_step, q_step = torch.stack(of_rows)[..., None]
-    for some, at, a, b, x in _blocks(p, q, temperature):
-        d = _difference(a, b, x, holes=holes)
-        u = a.exp_()
+    one, ratio, step = coefficients[[Slope.P_ONE, Slope.P_RATIO, Slope.Q_STEP], :, None]
+    for some, at, a, b, x in _blocks(p, q, temperature, logs[..., None]):
+        l = _difference(a, b, x, holes=holes)  # noqa: E741
+        u = a.exp_()  # p itself
         if grad_p is not None:
-            grad_p[some, at] = d.mul_(u).mul_(times[some]).addcmul_(u, const[some])
+            grad_p[some, at] = l.mul_(ratio[some]).add_(one[some]).mul_(u)
         if grad_q is not None:
-            grad_q[some, at] = b.exp_().mul_(q_step[some]).sub_(u.mul_(p_step[some]))
+            grad_q[some, at] = b.exp_().sub_(u).mul_(step[some])
 
 
 def _blocks(
-    p: Tensor, q: Tensor, temperature: float
+    p: Tensor, q: Tensor, temperature: float, tops: Tensor | None
 ) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
-    """Yield rows and columns of a block, both logits there over the temperature, and scratch."""
+    """Yield rows and columns of a block, both logits (over the temperature, less tops), scratch."""
     n, vocab = p.shape
     width = -(-vocab // -(-vocab // limits.FLOAT64_BLOCK))  # few blocks to a row, of one size
     rows = max(1, min(n, limits.FLOAT64_BLOCK // vocab))
@@ -121,6 +118,8 @@ def _blocks(
             a.copy_(p[some, at]), b.copy_(q[some, at])
             if temperature != 1:
                 a.div_(temperature), b.div_(temperature)
+            if tops is not None:
+                a.sub_(tops[0, some]), b.sub_(tops[1, some])
             yield some, at, a, b, x
 
 
@@ -136,21 +135,23 @@ def _of_rows(found: list[Tensor], n: int) -> np.ndarray:
     return sums.numpy().reshape(len(sums), n, -1).sum(-1)
 
 
-def _sums(p: Tensor, q: Tensor, temperature: float, *, holes: bool) -> np.ndarray:
-    """Return Σ u, Σ v and Σ u d, `[3, n]`."""
+def _sums(
+    p: Tensor, q: Tensor, temperature: float, tops: Tensor | None, *, holes: bool
+) -> np.ndarray:
+    """Return Σ u, Σ v and Σ u d, `[3, n]`; tops: `[2, n, 1]`, subtracted from the exponents."""
     found = []
-    for _, _, a, b, x in _blocks(p, q, temperature):
+    for _, _, a, b, x in _blocks(p, q, temperature, tops):
         d = _difference(a, b, x, holes=holes)
         u = a.exp_()
         found.append(torch.stack((u.sum(-1), b.exp_().sum(-1), d.mul_(u).sum(-1))))
     return _of_rows(found, len(p))
 
 
-def _excess(p: Tensor, q: Tensor, temperature: float, c: np.ndarray, *, holes: bool) -> np.ndarray:
-    """Return Σ u (e^l − 1 − l) and Σ u (e^l − 1), `[2, n]`, with l = d − c, c `[n, 1]`."""
-    found, shift = [], torch.from_numpy(c)
-    for some, _, a, b, x in _blocks(p, q, temperature):
-        l = _difference(a, b, x, holes=holes).sub_(shift[some])  # noqa: E741
+def _excess(p: Tensor, q: Tensor, temperature: float, logs: Tensor, *, holes: bool) -> np.ndarray:
+    """Return Σ p (e^l − 1 − l) and Σ p (e^l − 1), `[2, n]`, of the log-normalisers `[2, n, 1]`."""
+    found = []
+    for _, _, a, b, x in _blocks(p, q, temperature, logs):
+        l = _difference(a, b, x, holes=holes)  # noqa: E741
         u = a.exp_()
         step = torch.expm1(l, out=b)
         B = torch.linalg.vecdot(step, u)
