@@ -2,7 +2,8 @@
 
 Which to use: what `backend="auto"` falls back to where nothing faster can run. A block of rows (at
 least one) is worked off in scratch memory that is allocated once and reused, in float32, or in
-float64 if a side is float64. Above the inputs it needs at most ten blocks, and the gradients.
+float64 if a side is float64. Above the inputs it needs at most ten blocks, and the gradients. KL alone
+is summed in fewer passes by `chunked_kl`.
 """
 
 import math

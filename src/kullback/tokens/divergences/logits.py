@@ -323,9 +323,9 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grads: Tensor) -> Any:
         p, q, sums = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:2]
-        given = p.detach(), q.detach(), ctx.temperature, sums, grads
-        both = ctx.module.kl_slopes(*given, wanted)
+        both = ctx.module.kl_slopes(
+            p.detach(), q.detach(), ctx.temperature, sums, grads, ctx.needs_input_grad[:2]
+        )
         return *_once(both, (p, q)), None, None
 
 
