@@ -2,8 +2,8 @@
 
 Which to use: what `backend="auto"` falls back to where nothing faster can run. A block of rows (at
 least one) is worked off in scratch memory that is allocated once and reused, in float32, or in
-float64 if a side is float64. Above the inputs it needs at most ten blocks, and the gradients. KL alone
-is summed in fewer passes by `chunked_kl`.
+float64 if a side is float64. Above the inputs it needs at most ten blocks, and the gradients. KL
+alone is summed in fewer passes by `chunked_kl`.
 """
 
 import math
@@ -130,14 +130,14 @@ def slopes(
                 grad[~rows.keep] = 0
     else:  # some rows by one way, some by the other
         for some in (done.nonzero()[:, 0], (~done).nonzero()[:, 0]):
-            p, q, ids, keep = (
-                x if x is None else x[some] for x in (rows.p, rows.q, rows.ids, rows.keep)
+            q, ids, keep, to_p, to_q = (
+                x if x is None else x[some] for x in (rows.q, rows.ids, rows.keep, grad_p, grad_q)
             )
-            to_p, to_q = (x if x is None else x[some] for x in (grad_p, grad_q))
-            slopes(Rows(p, q, ids, keep), task, sums[:, some], coefficients[:, some], to_p, to_q)
-            for grad, part in ((grad_p, to_p), (grad_q, to_q)):
-                if grad is not None:
-                    grad[some] = part
+            part = Rows(rows.p[some], q, ids, keep)
+            slopes(part, task, sums[:, some], coefficients[:, some], to_p, to_q)
+            for grad, found in ((grad_p, to_p), (grad_q, to_q)):
+                if grad is not None and found is not None:
+                    grad[some] = found
 
 
 def _general_slopes(

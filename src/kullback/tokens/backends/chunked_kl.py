@@ -132,7 +132,8 @@ def _difference(a: Tensor, b: Tensor, x: Tensor, *, holes: bool) -> Tensor:
 def _of_rows(found: list[Tensor], n: int) -> np.ndarray:
     """Return the sums `[sums, n]` of blocks' `[sums, rows]`, of which a row may have several."""
     sums = found[0] if len(found) == 1 else torch.cat(found, -1)
-    return sums.numpy().reshape(len(sums), n, -1).sum(-1)
+    whole: np.ndarray = sums.numpy().reshape(len(sums), n, -1).sum(-1)
+    return whole
 
 
 def _sums(

@@ -298,6 +298,7 @@ def _direct(p: Tensor, q: Tensor, ask: Ask) -> Tensor | None:
     found = None if module is None else module.kl(p, q, ask.task.temperature)
     if module is None or found is None:
         return None
+    values: Tensor
     values, sums, coarse = found
     if coarse and ask.nan == "refuse":
         warn_of_rounding(p, q, values[None], ask.task, [sums], module)
