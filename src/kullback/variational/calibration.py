@@ -117,7 +117,7 @@ class Calibration:
     @property
     def calibrated(self) -> bool:
         """Whether no test of any quantity found a deviation."""
-        return all(row.verdict == UNIFORM for row in self.rows)
+        return all(row.verdict == NO_DEVIATION for row in self.rows)
 
     @property
     def detectable(self) -> tuple[float, float]:
@@ -132,7 +132,7 @@ class Calibration:
     @property
     def verdict(self) -> str:
         """The result in a sentence or two."""
-        wrong = [row for row in self.rows if row.verdict != UNIFORM]
+        wrong = [row for row in self.rows if row.verdict != NO_DEVIATION]
         count, total = len(self.ranks), len(self.ranks) + len(self.failures)
         fits = f"{count:,} fits" if not self.failures else f"the {count:,} fits of {total:,}"
         shift, sd = self.detectable
@@ -213,11 +213,11 @@ class Calibration:
             p_shift=p_shift,
             p_sd=p_sd,
             histogram=tuple(bins),
-            verdict="; ".join(words) if words else UNIFORM,
+            verdict="; ".join(words) if words else NO_DEVIATION,
         )
 
 
-UNIFORM = "uniform"
+NO_DEVIATION = "uniform"
 LEVELS = ("trust", "partly", "do not trust")
 
 
@@ -286,7 +286,7 @@ def ecdf_band(n: int, points: Tensor, level: float) -> tuple[Tensor, Tensor]:
     low, high = math.log(level / (2 * len(points))), math.log(level / 2)  # Bonferroni; one point
     for _ in range(limits.BAND_BISECTIONS):
         middle = (low + high) / 2
-        inside = tails.coverage(*tails.ends(math.exp(middle))) >= 1 - level
+        inside = tails.coverage(tails.ends(math.exp(middle))) >= 1 - level
         low, high = (middle, high) if inside else (low, middle)
     return tails.ends(math.exp(low))
 
@@ -299,8 +299,8 @@ def _band_p_value(u: Tensor) -> float:
     below = tails.below.gather(1, counts[:, None])[:, 0]
     above = tails.above.gather(1, counts[:, None])[:, 0]
     least = float(torch.minimum(below, above).min())
-    lower, upper = tails.ends(least * (1 + limits.TAIL_ROUNDING))
-    return min(1.0, max(0.0, 1.0 - tails.coverage(lower, upper)))
+    ends = tails.ends(least * (1 + limits.TAIL_ROUNDING))
+    return min(1.0, max(0.0, 1.0 - tails.coverage(ends)))
 
 
 class _Tails:
@@ -319,12 +319,13 @@ class _Tails:
         """Return the fewest and the most counts of which neither tail is `tail` or less."""
         return (self.below <= tail).sum(1), self.n - (self.above <= tail).sum(1)
 
-    def coverage(self, lower: Tensor, upper: Tensor) -> float:
+    def coverage(self, ends: tuple[Tensor, Tensor]) -> float:
         """Return P(lower_i ≤ count_i ≤ upper_i for all i).
 
         Increments are independent Poisson(n Δz) given that they sum to n, so that a step of the
         recursion is a convolution.
         """
+        lower, upper = ends
         n, edges = self.n, [0.0, *self.points.tolist(), 1.0]
         weight = torch.zeros(n + 1, dtype=torch.float64)
         weight[0] = 1.0
@@ -531,7 +532,7 @@ def calibrate(
 
 def _collected(every: list[_Simulated], job: _Job, level: float) -> Calibration:
     values = torch.stack([one.values for one in every])
-    alone = len(values.unique(dim=0)) == len(values)
+    alone = len({tuple(row) for row in values.tolist()}) == len(values)
     hint = "the generator that it is given"
     require(alone, "simulate", "independent draws", "the same values twice", hint)
     kept = [(one.ranks, one.level) for one in every if one.ranks is not None]
