@@ -10,7 +10,7 @@ what the level means, up to the error of the reference draws (4.5 standard error
 draws: 0.14 sd is more than any here has).
 
 `--peers PYTHON` (one with numpyro or pymc; posteriordb_peers.py) adds NumPyro's AutoNormal and
-AutoMultivariateNormal, PyMC's ADVI and Pathfinder, each in a process of its own; wall seconds.
+AutoMultivariateNormal, PyMC's ADVI and Pathfinder, each in a process of its own; processor seconds.
 `--data` takes a folder with a folder for each posterior: `data.json`, `reference_draws.npz` (an
 array `draws`, `[chains, n, columns]`), and for models that are not in posterior_targets.py a file
 `target.py`. Prints JSON and writes it to benchmarks/results/posteriordb.json.
