@@ -5,8 +5,12 @@ No torch is imported before the command runs.
 """
 
 import csv
+import functools
+import inspect
 import io
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +27,7 @@ from kullback.core import (
 )
 
 from .options import FitOptions, Shared
-from .session import log, prepare, print_json, quiet, say, ticking, write
+from .session import bar, log, prepare, print_json, quiet, say, ticking, write
 from .user_code import TargetFile, read_target, user_code
 
 if TYPE_CHECKING:
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 
     from kullback.variational import Fit, Projection, Target
 
-__all__ = ["fit", "fit_both", "fit_one", "read_reference"]
+__all__ = ["calibrate_fits", "fit", "fit_both", "fit_one", "read_reference"]
 
 NODES = {1: 600, 2: 150}  # of the quadrature, a dimension
 NAMES_SHOWN = 6  # in a message
@@ -53,11 +57,17 @@ def fit(
     The file is run as Python. Its function takes one point z (a vector) or the parameters by name,
     computes with torch, and returns the log density up to a constant; `parameters` beside it is the
     dimension of z, or a mapping of names to shapes and constraints.
+
+    --sbc tests fit and model together by simulation-based calibration; simulate(generator) in the
+    file draws from the model.
     """
     prepare(shared)
     options = options or FitOptions()
     options.check()
     found = read_target(target, dim=options.dim)
+    if options.sbc is not None:
+        calibrate_fits(found, options)
+        return
     (fit_both if options.direction == "both" else fit_one)(found, options)
 
 
@@ -197,6 +207,67 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
         held_to = "" if against is None else f"\n{against}\n"
         write(f"{table}\n{held_to}\n{_numbers(found, judged)}\n{words}")
     _said(options)
+
+
+def calibrate_fits(file: TargetFile, options: FitOptions) -> None:
+    """Fit to simulated data, and print whether the true parameters rank uniformly (`--sbc`).
+
+    Errors: `DataError` for a file that cannot simulate, or whose density takes no data.
+    """
+    import torch
+
+    from kullback.report import plot_calibration
+    from kullback.variational import calibrate
+    from kullback.variational import fit as fit_density
+
+    simulate = file.simulate
+    if simulate is None:
+        hint = "def simulate(generator): return parameters, data"
+        raise DataError(
+            f"{file.path}: --sbc needs a function that draws from the model. Try: {hint}"
+        )
+    fitter = functools.partial(
+        fit_density,
+        family=options.family,
+        direction="forward" if options.direction == "forward" else "reverse",
+        evaluation_draws=options.draws,
+    )
+    with user_code(file.path), bar(f"calibrating {file.name}") as update:
+        try:
+            found = calibrate(
+                simulate,
+                _of_data(file),
+                simulations=options.sbc or 0,
+                fitter=fitter,
+                resampled=options.resample,
+                workers=options.workers,
+                generator=torch.Generator().manual_seed(options.seed),
+                progress=lambda done, total: update(done, total, f"{done:,} of {total:,} fits"),
+            )
+        except (ArgumentTypeError, ArgumentValueError) as error:
+            if str(error).startswith("family"):  # an option
+                raise
+            raise DataError(f"{file.path}: {error}") from error
+    if options.plot is not None:
+        write_atomic(options.plot, plot_calibration(found))
+    if options.json:
+        print_json({"target": file.name, "seed": options.seed} | found.to_dict())
+    else:
+        write(f"{found}\n")
+    _said(options)
+
+
+def _of_data(file: TargetFile) -> "Callable[[Any], Target]":
+    """Return the target of given data: by `data=` of the density, or by the file's rows."""
+    if file.data is not None:
+        return lambda data: _target(replace(file, data=data))
+    takes = inspect.signature(file.log_density).parameters.values()
+    if not any(one.name == "data" or one.kind is one.VAR_KEYWORD for one in takes):
+        function = file.name.partition(":")[2]
+        hint = f"def {function}({', '.join([*map(str, takes), 'data=observed'])})"
+        raise DataError(f"{file.path}: --sbc needs a {function} that takes data. Try: {hint}")
+    density = file.log_density
+    return lambda data: _target(replace(file, log_density=functools.partial(density, data=data)))
 
 
 def _facts(file: TargetFile, found: "Fit", options: FitOptions) -> dict[str, Any]:

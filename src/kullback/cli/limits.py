@@ -47,6 +47,7 @@ __all__ = [
 FEWEST_DRAWS = 4  # a variance of each half, which `best` needs
 MAX_DRAWS = 10_000_000  # 2 to 10 s and 1 GB; the error is then 1/3000 of one sample's
 FEWEST_FIT_DRAWS = 100  # fewer leave too small a tail for Pareto k-hat (not benchmarked)
+FEWEST_SBC_FITS = 20  # as kullback.variational.calibrate has it
 MAX_FIT_DRAWS = 1_000_000  # the verdict's own limits do not improve beyond
 MAX_NUMBERS = 200_000_000  # --dim times --draws: 1.6 GB an array
 MAX_DIMENSION = MAX_NUMBERS // FEWEST_FIT_DRAWS

@@ -161,6 +161,7 @@ VERBS = {
         (
             "kullback fit examples/two_peaks.py --family full_rank --explain --plot fit.svg",
             "kullback fit examples/two_peaks.py --direction both --plot two_peaks.svg",
+            "kullback fit examples/calibrated.py --family full_rank --sbc 20 --plot sbc.svg",
         ),
     ),
     "audit": Verb(

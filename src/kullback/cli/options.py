@@ -19,6 +19,7 @@ from kullback.vae import Architecture, Training
 from .limits import (
     FEWEST_DRAWS,
     FEWEST_FIT_DRAWS,
+    FEWEST_SBC_FITS,
     MAX_DIMENSION,
     MAX_DRAWS,
     MAX_FIT_DRAWS,
@@ -406,6 +407,17 @@ class FitOptions:
         bool,
         Parameter(help="Write out log p(x) = ELBO + KL with the fit's numbers.", negative=""),
     ] = False
+    sbc: Annotated[
+        Whole | None,
+        Parameter(
+            help="Fit to this many data sets simulated from the model, and test that the parameters"
+            " they were drawn with rank uniformly among a fit's draws. The file's"
+            " simulate(generator) returns (parameters, data); log_density takes data= as well."
+        ),
+    ] = None
+    workers: Annotated[
+        Whole | None, Parameter(help="Processes for --sbc; by default one a core.")
+    ] = None
     plot: Annotated[Path | None, Parameter(help="Draw it to this .svg file.")] = None
     out: Annotated[Path | None, Parameter(help="Keep draws, summary and verdict here.")] = None
     force: Annotated[bool, Parameter(help="Replace existing files.", negative="")] = False
@@ -431,6 +443,14 @@ class FitOptions:
         require(not (both and self.family != "auto"), "--family", "one direction", "both")
         require(not (both and self.reference), "--reference", "one direction", "both")
         require(not (both and self.explain), "--explain", "one direction", "both")
+        few = f"at least {FEWEST_SBC_FITS}"
+        require(self.sbc is None or self.sbc >= FEWEST_SBC_FITS, "--sbc", few, self.sbc)
+        others = {"--out": self.out, "--reference": self.reference, "--explain": self.explain}
+        for flag, value in ({"--direction both": both} | others).items():
+            require(self.sbc is None or not value, flag, "a fit to data of its own", "--sbc")
+        alone = self.workers is None or self.sbc is not None
+        require(alone, "--workers", "--sbc beside it", "none")
+        require(self.workers is None or self.workers >= 1, "--workers", "at least 1", self.workers)
         if self.plot is not None:
             check_new("--plot", self.plot, ".svg", force=self.force)
         if self.out is not None:

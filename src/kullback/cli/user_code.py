@@ -159,7 +159,10 @@ def _module(name: str) -> ModuleType:
 
 @dataclass(frozen=True, slots=True)
 class TargetFile:
-    """A log density of one point and what its file says about it: `parameters`, `data`, prior."""
+    """A log density of one point and what its file says about it: `parameters`, `data`, prior.
+
+    simulate: draws parameters and data from the model, for `--sbc`.
+    """
 
     path: Path
     name: str
@@ -167,6 +170,7 @@ class TargetFile:
     parameters: Any
     data: Any = None
     log_prior: Callable[..., Any] | None = None
+    simulate: Callable[..., Any] | None = None
 
 
 def read_target(text: str, *, dim: int | None = None) -> TargetFile:
@@ -174,7 +178,7 @@ def read_target(text: str, *, dim: int | None = None) -> TargetFile:
 
     text: `file.py:function`; the function is `log_density` where it is left out. The file's
     `parameters` is a dimension or a mapping of names to shapes and constraints; dim stands in for
-    it. Optional: `data` (tensors with rows) and `log_prior`.
+    it. Optional: `data` (tensors with rows) and `log_prior`; `simulate`, which `--sbc` needs.
     Errors: `DataError` for a file that is missing or fails (with its last line), or lacks a name;
     `ArgumentValueError` for text in another form.
 
@@ -208,4 +212,5 @@ def read_target(text: str, *, dim: int | None = None) -> TargetFile:
         parameters=parameters,
         data=found.get("data"),
         log_prior=found.get("log_prior"),
+        simulate=found.get("simulate"),
     )

@@ -3,6 +3,7 @@
 Which file answers which question:
 
 - `fit`: how is q fitted, and what can be asked of the result? `archive`: how is it kept on disk?
+- `calibration`: are ranks of known parameters uniform over fits to simulated data?
 - `engine`: what is chosen where it was left open, and which stages does a fit have?
 - `objectives`: what is maximised? ELBO, importance-weighted and Rényi bounds, as the VAE uses them.
 - `target/`: the log density, its parameters, rows of data. `families/`: the families of q.
@@ -12,6 +13,7 @@ Which file answers which question:
 """
 
 from .archive import load, save
+from .calibration import Calibration, CalibrationRow, calibrate, ecdf_band
 from .diagnostics.diagnose import Diagnosis, diagnose
 from .diagnostics.summary import assess, compare, resample, summarise, to_arviz
 from .families import (
@@ -50,6 +52,8 @@ from .target.parameters import (
 )
 
 __all__ = [
+    "Calibration",
+    "CalibrationRow",
     "Diagnosis",
     "Family",
     "FamilyDistribution",
@@ -66,11 +70,13 @@ __all__ = [
     "WeightedBound",
     "assess",
     "beta_elbo",
+    "calibrate",
     "ciwae",
     "compare",
     "corr_matrix",
     "diagnose",
     "doubly_reparameterised",
+    "ecdf_band",
     "elbo",
     "find_box",
     "fit",
