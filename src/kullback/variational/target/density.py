@@ -27,7 +27,8 @@ from kullback.variational import limits
 
 from .batches import Rows, in_pieces, score_in_pieces
 from .parameters import Layout, Outside, Parameters
-from .programs import Compiling, Model, Simulation, numpyro_model, pymc_model, pyro_model
+from .programs import Compiling, Model, numpyro_model, pymc_model, pyro_model
+from .simulation import Simulation
 from .stan import stan_model
 
 __all__ = ["PointDensity", "RowsDensity", "Target"]
@@ -283,7 +284,8 @@ class Target:
                 points = [other.values({k: v[i] for k, v in reals.items()}) for i in range(len(z))]
             return {key: torch.stack([point[key] for point in points]) for key in points[0]}
 
-        made = cls._of_model(Model(inner.score, constrain, other.names), inner.refusals)
+        model_at = Model(inner.score, constrain, other.names, simulation=other.simulation)
+        made = cls._of_model(model_at, inner.refusals)
         return replace(made, looped=inner.looped)
 
     @classmethod

@@ -30,28 +30,11 @@ from kullback.core import (
 from kullback.variational import limits
 
 from .parameters import Layout
+from .simulation import Simulation, numpyro_simulation, pymc_simulation, pyro_simulation
 
 __all__ = ["Model", "PyroModel", "numpyro_model", "pymc_model", "pyro_model"]
 
 Arrays = Callable[[Any], Any]  # of many points `[n, dim]`: arrays with a leading `[n]`
-
-
-@dataclass(frozen=True, slots=True)
-class Simulation:
-    """What a model says of its data, given draws of its values, `{name: [n, *shape]}`.
-
-    observed: the data that it is conditioned on, by name. log_likelihood: values to log p of each
-    observation, `[n, *rows]` by name. predictive: values and a seed to new data of the same shapes.
-    quantities: values and a seed to other generated quantities. dims: names of the axes of a value.
-    coords: labels along an axis.
-    """
-
-    observed: Mapping[str, Any]
-    log_likelihood: Callable[[Mapping[str, Tensor]], Mapping[str, Any]] | None = None
-    predictive: Callable[[Mapping[str, Tensor], int], Mapping[str, Any]] | None = None
-    quantities: Callable[[Mapping[str, Tensor], int], Mapping[str, Any]] | None = None
-    dims: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    coords: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -94,13 +77,14 @@ class PyroModel:
     """A Pyro model at ONE unconstrained point: log p and values, of one keyword a parameter.
 
     log_density: reals by name to log p, with Jacobians. values: reals by name to values by name.
-    reals: shapes of the reals by name. names: of the entries of z.
+    reals: shapes of the reals by name. names: of the entries of z. simulation: as in `Model`.
     """
 
     log_density: Callable[..., Tensor]
     values: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     reals: dict[str, tuple[int, ...]]
     names: tuple[str, ...]
+    simulation: Simulation
 
 
 def numpyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Model:
@@ -147,11 +131,13 @@ def numpyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     piece = _piece(np.size(site["value"]) for site in sites.values())
     shapes = {name: (np.shape(free[name]), np.shape(inits[name])) for name in sorted(free)}
     scored, constrained = in_float64(score), in_float64(constrain)
+    simulation = numpyro_simulation(lambda: model(*args, **kwargs), sites)
     return Model(
         lambda z: _in_pieces(scored, z, piece),
         lambda z: _in_pieces(constrained, z, piece),
         _names(shapes),
         compiling=compiling,
+        simulation=simulation,
     )
 
 
@@ -215,7 +201,12 @@ def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Py
         for name, shape in shapes.items()
     }
     names = _names({name: (reals[name], shapes[name]) for name in drawn})
-    return PyroModel(log_density, values, reals, names)
+
+    def in_double() -> Any:
+        with _torch_in_double(), pyro.validation_enabled(False):  # noqa: FBT003
+            return model(*args, **kwargs)
+
+    return PyroModel(log_density, values, reals, names, pyro_simulation(in_double, sites))
 
 
 def pymc_model(model: Any) -> Model:
@@ -271,7 +262,13 @@ def pymc_model(model: Any) -> Model:
     for value in model.continuous_value_vars:
         name = model.values_to_rvs[value].name
         shapes[name] = (np.shape(start[value.name]), first[name].shape[1:])
-    return Model(lambda z: many(score, z), named, _names(shapes), compiling=compiling)
+    return Model(
+        lambda z: many(score, z),
+        named,
+        _names(shapes),
+        compiling=compiling,
+        simulation=pymc_simulation(model),
+    )
 
 
 def _switched(log_p: Any) -> Any:

@@ -36,7 +36,8 @@ from kullback.core import (
 from kullback.core.compiling import cache_folder, find_compiler
 from kullback.variational import limits
 
-from .programs import Compiling, Model, Simulation
+from .programs import Compiling, Model
+from .simulation import Simulation
 
 __all__ = ["stan_model"]
 
