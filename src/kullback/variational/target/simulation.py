@@ -103,15 +103,16 @@ def numpyro_simulation(model: Callable[[], Any], sites: Mapping[str, Any]) -> Si
 def pyro_simulation(model: Callable[[], Any], sites: Mapping[str, Any]) -> Simulation:
     """Take observations and new data from a Pyro model, closed over its data."""
     observed = _observed(sites)
-    latent = [name for name, site in sites.items() if site["type"] == "sample"]
-    latent = [name for name in latent if name not in observed]
+    samples = (name for name, site in sites.items() if site["type"] == "sample")
+    latent = [name for name in samples if not sites[name]["is_observed"]]
 
     def log_likelihood(values: Values) -> Mapping[str, Any]:
-        poutine = import_extra("pyro.poutine", "pyro")
+        pyro, poutine = (import_extra(name, "pyro") for name in ("pyro", "pyro.poutine"))
 
         def one(draw: dict[str, Tensor]) -> dict[str, Tensor]:
             trace = poutine.trace(poutine.condition(model, data=draw)).get_trace()
-            trace.compute_log_prob()
+            with pyro.validation_enabled(False):  # noqa: FBT003
+                trace.compute_log_prob()
             return {name: trace.nodes[name]["log_prob"] for name in observed}
 
         found: Mapping[str, Any] = over_draws(one, {name: values[name] for name in latent})
@@ -119,10 +120,17 @@ def pyro_simulation(model: Callable[[], Any], sites: Mapping[str, Any]) -> Simul
 
     def predictive(values: Values, seed: int) -> Mapping[str, Any]:
         poutine = import_extra("pyro.poutine", "pyro")
-        anew = poutine.uncondition(model)
+        messenger = import_extra("pyro.poutine.messenger", "pyro").Messenger
+
+        class Anew(messenger):  # type: ignore[misc, valid-type]
+            """Draw what was observed."""
+
+            def _pyro_sample(self, site: dict[str, Any]) -> None:
+                if site["name"] in observed:
+                    site.update(is_observed=False, value=None, done=False)
 
         def one(draw: dict[str, Tensor]) -> dict[str, Tensor]:
-            trace = poutine.trace(poutine.condition(anew, data=draw)).get_trace()
+            trace = poutine.trace(poutine.condition(Anew()(model), data=draw)).get_trace()
             return {name: trace.nodes[name]["value"] for name in observed}
 
         found: Mapping[str, Any] = over_draws(one, {name: values[name] for name in latent}, seed)
@@ -169,7 +177,11 @@ def pymc_simulation(model: Any) -> Simulation:
 def _observed(sites: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a trace of NumPyro or Pyro observes."""
     samples = {name: site for name, site in sites.items() if site["type"] == "sample"}
-    return {name: site["value"] for name, site in samples.items() if site["is_observed"]}
+    return {
+        name: site["value"]
+        for name, site in samples.items()
+        if site["is_observed"] and not (site.get("infer") or {}).get("_deterministic")
+    }
 
 
 def _plates(sites: Mapping[str, Any]) -> dict[str, tuple[str | None, ...]]:
