@@ -190,7 +190,11 @@ class _Engine:
             file = Path(folder) / "model.stan"
             file.write_text(code, encoding="utf-8")
             command = [str(self.folder / "stanc"), what, "--name", "kullback_model"]
-            command += [f"--include-paths={includes.resolve()}", "--filename-in-msg=model", str(file)]
+            command += [
+                f"--include-paths={includes.resolve()}",
+                "--filename-in-msg=model",
+                str(file),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             words = done.stderr.strip()
