@@ -1,8 +1,8 @@
 """The user's own Python: `kullback audit`, and reading the file that `kullback fit` is given.
 
-Which to use: `read_target` for FILE.py:log_density or a model of another program, `function_at` for FILE.py:name or
-package.module:name, `user_code` around everything that runs it. The file is the user's program: it
-is executed, with all that implies.
+Which to use: `read_target` for a log density or a model of another program, `function_at` for
+FILE.py:name or package.module:name, `user_code` around everything that runs it. The file is the
+user's program: it is executed, with all that implies.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Stan models, compiled here and called in this process: many points a call, and no server.
 
-Which to use: `stan_model`, of which `Target.from_stan` makes the target. Stan's compiler (stanc) and
-its C++ come with the httpstan wheel, PyStan's own engine; the model is compiled with `stan.cpp` of
-this folder behind it and kept in the user's cache folder. Nothing is downloaded.
+Which to use: `stan_model`, of which `Target.from_stan` makes the target. Stan's compiler (stanc)
+and its C++ come with the httpstan wheel, PyStan's own engine; the model is compiled with `stan.cpp`
+of this folder behind it and kept in the user's cache folder. Nothing is downloaded.
 """
 
 import ctypes
@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -313,18 +314,42 @@ class _Loaded:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Name the entries of z: `theta[1,2]`, or `theta{1}` where they are not theta's own."""
+        """Name the entries of z: `theta[1,2]`, or `theta{1}` where they are not theta's own.
+
+        Stan names the entries of an array of vectors in another order than z has them, so the
+        places of a value with two axes or more are found by moving one entry of z at a time.
+        """
         shapes = self.shapes(generated=False)
         parts = [name.partition(".")[::2] for name in self.unconstrained]
-        counts: dict[str, int] = {}
-        names = []
-        for base, place in parts:
-            counts[base] = counts.get(base, 0) + 1
-            own = sum(base == other for other, _ in parts) == int(np.prod(shapes[base]))
-            own = own and len(shapes[base]) == len(place.split(".")) * bool(place)
-            indexed = f"{base}[{place.replace('.', ',')}]" if place else base
-            names.append(indexed if own else f"{base}{{{counts[base]}}}")
+        rows: dict[str, list[int]] = {}
+        for row, (base, _) in enumerate(parts):
+            rows.setdefault(base, []).append(row)
+        names = [""] * self.dim
+        for base, own in rows.items():
+            shape = shapes[base]
+            places = [parts[row][1].replace(".", ",") for row in own]
+            if len(own) != math.prod(shape):
+                places = []
+            elif len(shape) > 1:
+                places = self._places(base, own, shape)
+            for i, row in enumerate(own):
+                indexed = f"{base}[{places[i]}]" if places and shape else base
+                names[row] = indexed if places else f"{base}{{{i + 1}}}"
         return tuple(names)
+
+    def _places(self, base: str, rows: list[int], shape: tuple[int, ...]) -> list[str]:
+        """Return which entry of a value each entry of z moves, `1,2`; none if it moves several."""
+        places = []
+        for row in rows:
+            z = torch.zeros(2, self.dim, dtype=torch.float64)
+            z[1, row] = 1.0
+            still, moved = self.values(z, generated=False)[base].reshape(2, -1)
+            changed = np.flatnonzero(still != moved)
+            if len(changed) != 1:
+                return []
+            place = np.unravel_index(int(changed[0]), shape)
+            places.append(",".join(str(int(one) + 1) for one in place))
+        return places
 
     def score(self, z: Tensor) -> tuple[Numbers, Numbers]:
         """Return log p `[n]` and its gradient `[n, dim]`; NaN at points that Stan refuses."""
@@ -386,7 +411,7 @@ class _Block:
 
     def __init__(self, arrays: Mapping[str, Numbers], dtype: type) -> None:
         sides = [side for array in arrays.values() for side in array.shape]
-        flat = [array.astype(dtype).ravel(order="F") for array in arrays.values()]
+        flat: list[Numbers] = [array.astype(dtype).ravel(order="F") for array in arrays.values()]
         self.kept = (
             np.array([array.ndim for array in arrays.values()], dtype=np.int64),
             np.array(sides, dtype=np.int64),
