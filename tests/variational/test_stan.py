@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -82,7 +83,8 @@ def test_stan_log_p_has_all_constants_and_jacobians(schools):
     mu, log_tau, eta = z[:, 0], z[:, 1], z[:, 2:]
     tau = log_tau.exp()
     theta = mu[:, None] + tau[:, None] * eta
-    prior = Normal(0.0, 5.0).log_prob(mu) + HalfCauchy(torch.tensor(5.0, dtype=F64)).log_prob(tau)
+    zero, five = torch.tensor([0.0, 5.0], dtype=F64)
+    prior = Normal(zero, five).log_prob(mu) + HalfCauchy(five).log_prob(tau)
     wanted = prior - math.log(2) + log_tau  # Stan's cauchy is not halved
     wanted = wanted + Normal(0.0, 1.0).log_prob(eta).sum(1)
     wanted = wanted + Normal(theta, ERRORS).log_prob(EFFECTS).sum(1)
@@ -118,7 +120,9 @@ def test_a_stan_fit_is_trusted_and_simulates_its_data(schools):
     apart = ((new - theta) / ERRORS).flatten()  # standard normal, 32,000 of them
     assert abs(float(apart.mean())) < 4.5 / math.sqrt(len(apart))
     assert abs(float(apart.var()) - 1) < 4.5 * math.sqrt(2 / len(apart))
-    assert -32 < loo(tree).elpd < -29  # Vehtari et al. (2017), section 4.2: -30.8
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # eight rows for nine parameters: k-hat above 0.7
+        assert -32 < loo(tree).elpd < -29  # Vehtari et al. (2017), section 4.2: -30.8
 
 
 def test_stan_values_have_the_shapes_and_places_of_the_program(shapes):

@@ -31,10 +31,10 @@ from kullback.core import (
     DataError,
     MissingExtraError,
     RunError,
+    compiling,
     message,
     require,
 )
-from kullback.core.compiling import cache_folder, find_compiler
 from kullback.variational import limits
 
 from .programs import Compiling, Model
@@ -62,8 +62,8 @@ def stan_model(model: str | Path, data: Mapping[str, Any] | str | Path | None) -
     """
     code, folder = _program(model)
     given = _data(data)
-    engine, compiling = _Engine.find(), Compiling()
-    with compiling.timed():
+    engine, timer = _Engine.find(), Compiling()
+    with timer.timed():
         program = engine.compiled(code, folder)
     loaded = _Loaded.of(program, _declared(given, program.inputs))
     require(loaded.dim > 0, "model", "one with parameters to fit", "none")
@@ -71,7 +71,7 @@ def stan_model(model: str | Path, data: Mapping[str, Any] | str | Path | None) -
         score=loaded.score,
         constrain=lambda z: loaded.values(z, generated=False),
         names=loaded.names,
-        compiling=compiling,
+        compiling=timer,
         reason=lambda: loaded.words,
         unconstrain=loaded.unconstrain,
         simulation=_simulation(loaded, given),
@@ -174,7 +174,7 @@ class _Engine:
         about = json.loads(self._stanc(code, includes, "--info"))
         _check_types(about)
         cpp = self._stanc(code, includes, "--print-cpp") + _SHIM.read_text(encoding="utf-8")
-        compiler = find_compiler(".cpp")
+        compiler = compiling.find_compiler(".cpp")
         hint = "apt install g++, or the command line tools of a Mac"
         if compiler is None:
             raise RunError(f"a Stan model needs a C++ compiler, and none was found. Try: {hint}")
@@ -235,7 +235,7 @@ def _check_types(about: Mapping[str, Any]) -> None:
 def _kept(name: str, compile_to: Callable[[Path], None]) -> ctypes.CDLL:
     """Load a library from the cache folder, made first if it is not there."""
     try:
-        folder = cache_folder()
+        folder = compiling.cache_folder()
     except OSError:  # no home, or one that others write to: for this process only
         folder = Path(tempfile.mkdtemp(prefix="kullback-"))
     path = folder / name
