@@ -8,6 +8,7 @@ import csv
 import inspect
 import io
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -289,6 +290,13 @@ def _own(file: TargetFile) -> "Target":
 
     log_density = file.model
     if file.arguments is not None:
+        shape, own = inspect.signature(log_density), file.parameters
+        taken = [*own] if isinstance(own, Mapping) else []
+        spare = any(one.kind is one.VAR_KEYWORD for one in shape.parameters.values())
+        odd = [n for n in file.arguments if n in taken or not (spare or n in shape.parameters)]
+        if odd:
+            wanted = f"names of {file.name}{shape} that are no parameters"
+            raise DataError(message("data", wanted, odd))
         log_density = partial(log_density, **_tensors(file.arguments))
     extra = {} if file.data is None else {"data": file.data, "log_prior": file.log_prior}
     return Target.of(log_density, file.parameters, **extra)
