@@ -191,12 +191,10 @@ class _Engine:
             file = Path(folder) / "model.stan"
             file.write_text(code, encoding="utf-8")
             command = [str(self.folder / "stanc"), what, "--name", "kullback_model"]
-            command += [
-                f"--include-paths={includes.resolve()}",
-                "--filename-in-msg=model",
-                str(file),
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            command += ["--include-paths=.", "--filename-in-msg=model", str(file)]
+            done = subprocess.run(  # in the folder of includes, so that no path is in the C++
+                command, cwd=includes.resolve(), capture_output=True, text=True, check=False
+            )
         if done.returncode != 0:
             words = done.stderr.strip()
             raise ArgumentValueError(f"model: not a Stan program that stanc accepts:\n{words}")
