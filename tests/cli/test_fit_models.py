@@ -11,6 +11,8 @@ from kullback.cli import fit
 from kullback.cli.main import main
 from kullback.cli.user_code import read_target
 from kullback.core import DataError
+from stan_programs import EFFECTS_STAN
+from stan_programs import SCHOOLS as STAN
 
 SCHOOLS = {"sigma": [15.0, 10, 16, 11, 9, 11, 10, 18], "y": [28.0, 8, -3, 7, -1, 1, 18, 12]}
 HEAD = {
@@ -34,12 +36,6 @@ def build(sigma, y):
         mu, tau = pm.Normal("mu", 0, 5), pm.HalfCauchy("tau", 5)
         pm.Normal("y", mu + tau * pm.Normal("eta", shape=8), sigma, observed=y)
     return model
-"""
-STAN = """
-data { vector[8] y; vector<lower=0>[8] sigma; }
-parameters { real mu; real<lower=0> tau; vector[8] eta; }
-model { mu ~ normal(0, 5); tau ~ cauchy(0, 5); eta ~ std_normal();
-        y ~ normal(mu + tau * eta, sigma); }
 """
 
 
@@ -135,7 +131,8 @@ def test_a_model_with_its_data_is_fitted(program, tmp_path, capsys):
     text = {"stan": STAN, "pymc": PYMC}.get(program) or f"{HEAD[program]}\n{SAMPLED}"
     path = write(tmp_path, "model.stan" if program == "stan" else "model.py", text)
     place = f"{path}:build" if program == "pymc" else path
-    data = write(tmp_path, "data.json", SCHOOLS)
+    write(tmp_path, "effects.stan", EFFECTS_STAN)
+    data = write(tmp_path, "data.json", SCHOOLS | ({"J": 8} if program == "stan" else {}))
     assert run("fit", place, "--data", data, "--json", "-q") == 0
     fields = json.loads(capsys.readouterr().out)
     assert fields["level"] == "trust"

@@ -13,27 +13,12 @@ from torch.distributions import HalfCauchy, Normal
 from kullback.core import ArgumentTypeError, ArgumentValueError, DataError, MissingExtraError
 from kullback.variational import Target, fit, to_arviz
 from kullback.variational.target import stan
+from stan_programs import EFFECTS_STAN, SCHOOLS
 
 F64 = torch.float64
 integration = [pytest.mark.integration, pytest.mark.slow]
 EFFECTS = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12], dtype=F64)  # Rubin 1981
 ERRORS = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18], dtype=F64)
-SCHOOLS = """
-functions {
-#include effects.stan
-}
-data { int<lower=0> J; array[J] real y; vector<lower=0>[J] sigma; }
-parameters { real mu; real<lower=0> tau; vector[J] eta; }
-transformed parameters { vector[J] theta = effects(mu, tau, eta); }
-model { mu ~ normal(0, 5); tau ~ cauchy(0, 5); eta ~ std_normal(); y ~ normal(theta, sigma); }
-generated quantities {
-  array[J] real y_rep = normal_rng(theta, sigma);
-  vector[J] log_lik;
-  real best = max(theta);
-  for (j in 1:J) log_lik[j] = normal_lpdf(y[j] | theta[j], sigma[j]);
-}
-"""
-EFFECT = "vector effects(real mu, real tau, vector eta) { return mu + tau * eta; }"
 SHAPES = """
 data { int N; array[N, 2] int k; matrix[2, N] x; }
 parameters {
@@ -57,7 +42,7 @@ def data():
 def program(tmp_path_factory):
     pytest.importorskip("httpstan")
     folder = tmp_path_factory.mktemp("stan")
-    (folder / "effects.stan").write_text(EFFECT)
+    (folder / "effects.stan").write_text(EFFECTS_STAN)
     (folder / "schools.stan").write_text(SCHOOLS)
     return folder / "schools.stan"
 
