@@ -66,6 +66,7 @@ def encode(
     data: Annotated[str, Parameter(help="Images or sound: fashion, a folder, a file, .npy, .npz.")],
     /,
     *,
+    label: Annotated[str | None, Parameter(help="Of a model with labels: which.")] = None,
     out: Annotated[Path, Parameter(help="A .npz: mean, sd, name.")] = Path("latent.npz"),
     force: Annotated[bool, Parameter(help="Replace an existing file.", negative="")] = False,
     shared: Shared = None,
@@ -76,10 +77,7 @@ def encode(
     """
     prepare(shared)
     check_new("--out", out, ".npz", force=force)
-    from kullback.vae import VAE
-
-    model = VAE.load(run)
-    log(f"model: {run}")
+    model = _loaded(run, label)
     x, names = images_for(model, data, run=run)
     mean, sd = encoded(model, x)
     save_arrays(out, {"mean": mean, "sd": sd, "name": names})
@@ -98,6 +96,7 @@ def reconstruct(
     out: Annotated[
         Path, Parameter(help="A .png; clips of sound go to .wav files beside it.")
     ] = Path("reconstructions.png"),
+    label: Annotated[str | None, Parameter(help="Of a model with labels: which.")] = None,
     seed: Annotated[Whole, Parameter(help="Of the draws of sound.")] = 0,
     force: Annotated[bool, Parameter(help="Replace an existing file.", negative="")] = False,
     shared: Shared = None,
@@ -111,10 +110,8 @@ def reconstruct(
     require(n is None or n >= 1, "-n", "at least 1", n)
     check_new("--out", out, ".png", force=force)
     from kullback.report import pictures
-    from kullback.vae import VAE
 
-    model = VAE.load(run)
-    log(f"model: {run}")
+    model = _loaded(run, label)
     if model.spec is not None and model.spec.sound is not None:
         _reconstruct_sound(model, data, run, SoundFiles(out, n or SOUNDS, seed, force))
         return
@@ -140,6 +137,7 @@ def sample(
         Path,
         Parameter(help="A .png, or .npy for the numbers; sound goes to .wav files beside it."),
     ] = Path("samples.png"),
+    label: Annotated[str | None, Parameter(help="Of a model with labels: which.")] = None,
     seed: Annotated[Whole, Parameter(help="Of the draws.")] = 0,
     noise: Annotated[bool, Parameter(help="Draw x ~ p(x|z); without, show its mean.")] = False,
     force: Annotated[bool, Parameter(help="Replace an existing file.", negative="")] = False,
@@ -162,10 +160,7 @@ def sample(
     require(1 <= given <= most, "-n", expected, f"{given:,}", hint)
     import torch
 
-    from kullback.vae import VAE
-
-    model = VAE.load(run)
-    log(f"model: {run}")
+    model = _loaded(run, label)
     generator = torch.Generator().manual_seed(seed)
     if model.spec is not None and model.spec.sound is not None:
         n = SOUNDS if n is None else n
@@ -182,6 +177,17 @@ def sample(
         n, blocks = len(rows), image_blocks(model, rows, generator if noise else None)
     save_in_blocks(blocks, n, out, model=model, force=force)
     say(f"{n} samples: {out}")
+
+
+def _loaded(run: Path, label: str | None) -> "VAE":
+    """Read a model, with its label given where it has labels; refuse one that is missing."""
+    from kullback.vae import VAE
+
+    model = VAE.load(run)
+    log(f"model: {run}")
+    model = model if label is None else model.at(label)
+    model.given_label()
+    return model
 
 
 def save_in_blocks(
@@ -205,6 +211,7 @@ def decode(
     /,
     *,
     out: Annotated[Path, Parameter(help="A .png, or .npy for the numbers.")] = Path("decoded.png"),
+    label: Annotated[str | None, Parameter(help="Of a model with labels: which.")] = None,
     seed: Annotated[Whole, Parameter(help="Of the draws.")] = 0,
     noise: Annotated[bool, Parameter(help="Draw x ~ p(x|z); without, show its mean.")] = False,
     force: Annotated[bool, Parameter(help="Replace an existing file.", negative="")] = False,
@@ -218,10 +225,7 @@ def decode(
     check_new("--out", out, ".png", ".npy", force=force)
     import torch
 
-    from kullback.vae import VAE
-
-    model = VAE.load(run)
-    log(f"model: {run}")
+    model = _loaded(run, label)
     z = latents_from("LATENTS", str(latents), model)
     if model.spec is not None and model.spec.sound is not None:
         _draw_sound(model, z, SoundFiles(out, len(z), seed, force))
@@ -338,6 +342,7 @@ def images_for(
             grid=None if model.spec.grid is None else Grid.from_dict(model.spec.grid),
             background=background,
             frames=frames,
+            size_factors=model.spec.sizes or "none",
         )
     x, names = x[:most], names[:most]
     if model.spec.kind == "binary" and x.dtype == torch.uint8 and int(x.max()) > 1:
@@ -574,7 +579,12 @@ def _require_space(out: Path, size: int) -> None:
 
 
 def in_units(x: "Tensor", model: "VAE") -> Any:
-    """Return x in the caller's units: values where the model has levels of a grid, else x."""
+    """Return x in the caller's units: values where the model has levels of a grid, else x.
+
+    Of counts the last column is left out where it is the size factor.
+    """
+    if model.spec is not None and model.spec.sizes:
+        return x[:, :-1].numpy()
     if model.spec is None or model.spec.grid is None:
         return x.numpy()
     from kullback.data import Grid

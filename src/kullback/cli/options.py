@@ -141,8 +141,15 @@ class DataOptions:
     frames: Annotated[str, about("Of GIF, TIFF and animated files: first or all.")] = "first"
     binarize: Annotated[str, about("none, static (once) or dynamic (afresh every epoch).")] = "none"
     levels: Annotated[
-        str, about("auto (found in the values), none (a density), or quantise to so many: 256.")
+        str,
+        about("auto (found in the values), none (a density), counts, or quantise to so many: 256."),
     ] = "auto"
+    size_factors: Annotated[
+        str, about("Of counts: auto (given ones), none, total (of each row) or given.")
+    ] = "auto"
+    label: Annotated[
+        str, about("Model p(x | label): folder (its name), or an array or column of the data.")
+    ] = ""
     test_fraction: Annotated[Real, about("Share kept for testing when the data have no split.")] = (
         0.1
     )
@@ -175,7 +182,8 @@ class ModelOptions:
     likelihood: Annotated[
         str,
         about(
-            "auto, bernoulli; logistics, categorical or beta_binomial (levels); gaussian, laplace, "
+            "auto, bernoulli; logistics, categorical or beta_binomial (levels); poisson, "
+            "negative_binomial or zero_inflated_negative_binomial (counts); gaussian, laplace, "
             "student or continuous_bernoulli (densities); autoregressive (sound)."
         ),
     ] = "auto"
@@ -191,9 +199,18 @@ class ModelOptions:
     ] = ARCHITECTURE.prior_components
 
     posterior: Annotated[
-        str, about("diagonal, full, low_rank or iaf (a flow): the family of q(z|x).")
+        str,
+        about(
+            "diagonal, full, low_rank or iaf (a flow): the family of q(z|x); or quantised (codes)."
+        ),
     ] = ARCHITECTURE.posterior
     rank: Annotated[Whole, about("Of --posterior low_rank.")] = ARCHITECTURE.rank
+    layers: Annotated[
+        Whole, about("Stochastic layers: groups of z, each dependent on those above it.")
+    ] = ARCHITECTURE.layers
+    codes: Annotated[Whole, about("Values of a dimension of z, --posterior quantised.")] = (
+        ARCHITECTURE.codes
+    )
 
     def architecture(self) -> Architecture:
         """Return the library's settings; a ValueError says which option is wrong."""
@@ -211,6 +228,8 @@ class ModelOptions:
             prior_components=self.prior_components,
             posterior=self.posterior,
             rank=self.rank,
+            layers=self.layers,
+            codes=self.codes,
         )
 
 
@@ -227,6 +246,9 @@ class TrainingOptions:
     draws: Annotated[Whole, about("Draws of q(z|x) per image and step.")] = TRAINING.draws
     alpha: Annotated[Real, about("Order of renyi, or share of the ELBO in ciwae.")] = TRAINING.alpha
     groups: Annotated[Whole, about("Groups of draws of miwae and piwae.")] = TRAINING.groups
+    balance: Annotated[
+        bool, about("During --warmup weight the KL of each of several --layers by its share.")
+    ] = TRAINING.balance
     tighten: Annotated[Real, about("Last share of the run on the tighter bound.")] = 0.0
     beta: Annotated[Real, about("Weight of the KL; only 1 is the ELBO.")] = TRAINING.beta
     warmup: Annotated[

@@ -7,6 +7,7 @@ prints the table.
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +30,7 @@ __all__ = ["close", "data_of", "evaluate", "measure", "show", "train"]
 
 def train(
     data: Annotated[
-        str, Parameter(help="fashion (embedded), a folder of images or sounds, .npy or .npz.")
+        str, Parameter(help="fashion (embedded), a folder of images or sounds, .npy, .npz or .csv.")
     ] = "fashion",
     /,
     *,
@@ -59,10 +60,10 @@ def train(
         architecture = (model or ModelOptions()).architecture()
         options = training or TrainingOptions()
         options.training("8-bit")  # so that a wrong option is told before the data are read
-        dataset = _read(data, reading or DataOptions(), options.seed)
+        dataset = _read(data, reading or DataOptions(), options.seed, architecture.likelihood)
         settings = options.training(dataset.kind, dataset.event_shape)
         work = _new_run(dataset, architecture, settings, out=out, device=device)
-        nouns = "clips" if dataset.kind == "sound" else "images"
+        nouns = {"sound": "clips", "counts": "vectors"}.get(dataset.kind, "images")
     else:
         work, nouns = _old_run(resume), "examples"
     said: set[str] = set()
@@ -105,9 +106,12 @@ def _old_run(run: Path) -> "Callable[..., Outcome]":
     return partial(vae.resume, run)
 
 
-def _read(source: str, reading: DataOptions, seed: int) -> "Dataset":
+def _read(source: str, reading: DataOptions, seed: int, likelihood: str) -> "Dataset":
+    """Read the data; a likelihood of counts says what whole numbers are."""
     from kullback.data import describe_protocol, load
+    from kullback.vae import COUNTS
 
+    levels = reading.parsed_levels()
     settings: dict[str, Any] = {
         "fit": reading.fit,
         "channels": reading.channels,
@@ -115,7 +119,9 @@ def _read(source: str, reading: DataOptions, seed: int) -> "Dataset":
         "frames": reading.frames,
         "binarize": reading.binarize,
         "test_fraction": reading.test_fraction,
-        "levels": reading.parsed_levels(),
+        "levels": "counts" if levels == "auto" and likelihood in COUNTS else levels,
+        "size_factors": reading.size_factors,
+        "label": reading.label,
         "rate": reading.rate,
         "clip": reading.clip_seconds,
     }
@@ -178,7 +184,8 @@ def measure(model: "VAE", data: "Dataset", draws: int | None, seed: int) -> "Bou
     draws = draws_for(data) if draws is None else draws
     log(f"evaluation: {len(data.test):,} images, {draws} draws each, {threads} threads")
     with bar("evaluating") as update:
-        return image_bounds(model, data.test, draws=draws, seed=seed, progress=update)
+        how: dict[str, Any] = {"progress": update, "labels": data.test_labels}
+        return image_bounds(model, data.test, draws=draws, seed=seed, **how)
 
 
 def draws_for(data: "Dataset") -> int:
@@ -203,7 +210,7 @@ def close(outcome: "Outcome", *, as_json: bool) -> None:
     run, model = outcome.folder, outcome.model
     data = data_of(run) if outcome.data is None else outcome.data
     found = measure(model, data, None, 0)
-    evaluation = summarise(model, data.test, found, seed=0)
+    evaluation = summarise(model, data.test, found, seed=0, labels=data.test_labels)
     if not outcome.short:
         evaluation = anneal_loose(model, data, found, evaluation)
     fields = record(evaluation, data)
@@ -212,6 +219,23 @@ def close(outcome: "Outcome", *, as_json: bool) -> None:
     show(evaluation, data, fields | {"run": str(run), "report": str(page)}, as_json=as_json)
     say(f"run: {run}")
     say(f"report: {page}")
+
+
+def _of_label(data: "Dataset", label: str) -> "Dataset":
+    """Return a data set with the test images of one label alone, which its source names."""
+    if data.test_labels is None:
+        raise DataError("expected data with labels; got none. Try: the run's own data")
+    labels = list(data.protocol["labels"])
+    own = data.test_labels == labels.index(label)
+    count = int(own.sum())
+    require(count > 0, "--label", "one with test images", label)
+    names = tuple(n for n, flag in zip(data.test_names, own.tolist(), strict=True) if flag)
+    protocol = data.protocol | {
+        "source": f"{data.protocol['source']}, label {label}",
+        "counts": data.protocol["counts"] | {"test": count},
+    }
+    kept = replace(data, test=data.test[own], test_names=names, test_labels=None)
+    return replace(kept, protocol=protocol)
 
 
 def record(evaluation: "Evaluation", data: "Dataset") -> dict[str, Any]:
@@ -245,6 +269,9 @@ def evaluate(
     data: Annotated[
         str | None,
         Parameter(help="Other data than the run's own: all of it, or its own test part."),
+    ] = None,
+    label: Annotated[
+        str | None, Parameter(help="Of a model with labels: measure the images of this one alone.")
     ] = None,
     draws: Annotated[Whole, Parameter(help="Draws of q(z|x) per image: the K of L_K.")] = 500,
     seed: Annotated[Whole, Parameter(help="Of the draws.")] = 0,
@@ -283,21 +310,28 @@ def evaluate(
 
     annealing = Annealing(chains=chains, temperatures=temperatures)
     model = VAE.load(run)
+    coded = model.spec is not None and model.spec.architecture.posterior == "quantised"
+    what = "a run with a density q(z|x), from which chains can move"
+    require(not (sandwich and coded), "--sandwich", what, "one with quantised codes")
     dataset = data_of(run, data)
     if (run / "selection.json").exists():
         say(f"note: {read_json(run / 'selection.json')['weights']}")
     for note in dataset.protocol["notes"]:
         say(f"note: {note}")
+    if label is not None:
+        model, dataset = model.at(label), _of_label(dataset, label)
     found = measure(model, dataset, draws, seed)
-    evaluation = summarise(model, dataset.test, found, seed=seed)
+    evaluation = summarise(model, dataset.test, found, seed=seed, labels=dataset.test_labels)
     fields = record(evaluation, dataset)
+    one = not sandwich or dataset.test_labels is None
+    require(one, "--sandwich", "one label at a time", "a model with labels", "--label with it")
     settings = Sandwich(items, annealing, seed, explain=explain)
     result = measure_sandwich(model, dataset, settings) if sandwich else None
     if result is not None:
         fields["sandwich"] = result.fields
     if per_item is not None:
         write_items(per_item, dataset, found, None if result is None else result.test)
-    if data is None and not model.unfinished:
+    if data is None and label is None and not model.unfinished:
         write_json(run / "evaluation.json", fields)
     unfinished = {"unfinished": model.unfinished} if model.unfinished else {}
     show(evaluation, dataset, fields | {"run": str(run)} | unfinished, as_json=json)

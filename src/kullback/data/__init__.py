@@ -4,18 +4,20 @@ Which to use: `load` to train and evaluate (a `Dataset`: split, binarisation, ha
 `load_images` and `load_sounds` to bring anything to the shape of a trained model; `binarize` for
 grey pixels to bits; `describe_protocol` for the one line that belongs beside every figure.
 
-`loading`: from a source to a `Dataset`; `arrays`: NumPy files; `pictures`: image files and folders;
-`sounds`: sound files, folders and clips; `quantisation`: which levels stored numbers lie on;
-`examples`: what every reader returns; `dataset`: the tensors, their binarisation and protocol;
-`limits`: the thresholds.
+`loading`: from a source to a `Dataset`; `arrays`: NumPy files; `counts`: tables, sparse matrices,
+size factors; `pictures`: image files and folders; `sounds`: sound files, folders and clips;
+`quantisation`: which levels stored numbers lie on; `examples`: what every reader returns;
+`dataset`: the tensors, their binarisation and protocol; `limits`: the thresholds.
 """
 
 from .dataset import Dataset, binarize, binarize_all, describe_protocol, sha256_of
+from .limits import MOST_COUNT
 from .loading import load, load_images, load_sounds, reload
 from .quantisation import Grid
 from .sounds import PADDING, wav_of
 
 __all__ = [
+    "MOST_COUNT",
     "PADDING",
     "Dataset",
     "Grid",

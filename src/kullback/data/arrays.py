@@ -1,4 +1,4 @@
-"""NumPy files to 8-bit or continuous examples: names, layout, dtype, range.
+"""NumPy files and tables to levels, counts or continuous examples: names, layout, dtype, range.
 
 Which to use: `read_arrays`. Nothing is ever unpickled.
 """
@@ -14,18 +14,29 @@ from numpy.typing import NDArray
 from kullback.core import DataError, describe, numpy_error, numpy_errors
 
 from . import limits
+from .counts import SIZE_NAMES, SPARSE_NAMES, as_counts, dense_of, read_table
 from .examples import Examples, Reading, digests_of, plural
-from .limits import BIT_DEPTH_FROM, BYTE_LEVELS, BYTE_MAX, FEW_VALUES, MOST_LEVELS
+from .limits import (
+    BIT_DEPTH_FROM,
+    BYTE_LEVELS,
+    BYTE_MAX,
+    COUNTING_RULES,
+    FEW_VALUES,
+    MOST_LEVELS,
+)
 from .quantisation import Grid, grid_of, is_shifted_grid, named, quantised
 
-__all__ = ["read_arrays"]
+__all__ = ["ARRAY_SUFFIXES", "TABLE_SUFFIXES", "read_arrays"]
+
+TABLE_SUFFIXES = (".csv", ".tsv")
+ARRAY_SUFFIXES = (".npy", ".npz", *TABLE_SUFFIXES)
 
 _CHUNK = 1 << 20
 Named = dict[str, NDArray[Any]]
 
 
 def read_arrays(path: Path, how: Reading | None = None) -> Examples:
-    """Read `.npy`, or `.npz` with x_train and x_test, or x_train alone, or exactly one array.
+    """Read `.npy`, a table, or `.npz` with x_train and x_test, or x_train, or exactly one array.
 
     `[N, H, W]`, `[N, H, W, C]` and `[N, C, H, W]` (C = 1 or 3; the second reading wins only when
     the third is impossible) become `[N, C, H, W]`; `[N, D]` stays. Values on a grid of at most
@@ -36,21 +47,59 @@ def read_arrays(path: Path, how: Reading | None = None) -> Examples:
     dtypes, shapes or ranges, NaN or infinity (naming the row).
     """
     how = how or Reading()
-    arrays, notes = _load(path)
+    arrays, notes = _load(path, how.label)
+    given = {name: arrays.pop(name) for name in SIZE_NAMES if name in arrays}
+    labels = {name: arrays.pop(name) for name in _label_names(how.label) if name in arrays}
     laid_out = {name: _layout(array, f"{path}: {name}") for name, array in arrays.items()}
     _require_same_events(laid_out, path)
-    values, grid = _to_levels(laid_out, path, notes, how)
+    counted, sizes = _are_counts(laid_out, how, sparse=_SPARSE in notes), ""
+    if counted:
+        values, sizes = as_counts(laid_out, given, path, how.size_factors, notes)
+        grid = None
+    else:
+        notes += [f"arrays left out: {', '.join(given)}"] if given else []
+        values, grid = _to_levels(laid_out, path, notes, how)
     names = [f"{name}[{row}]" for name, array in arrays.items() for row in range(len(array))]
     examples = Examples(values, names, digests_of(values), notes=notes, split="rows by SHA-256")
-    examples.grid = grid
+    examples.labels = _labels_of(labels, arrays, f"{path}: {how.label}") if how.label else []
+    examples.grid, examples.counted, examples.sizes = grid, counted, sizes
     if len(arrays) == 2:
         examples.split = "x_train and x_test"
         examples.is_test = np.arange(len(values)) >= len(arrays["x_train"])
     return examples
 
 
-def _load(path: Path) -> tuple[Named, list[str]]:
+def _label_names(label: str) -> list[str]:
+    return [label, f"{label}_train", f"{label}_test"] if label else []
+
+
+def _labels_of(labels: Named, arrays: Named, name: str) -> list[str]:
+    """Return the label of every row as text, from one array or one for each of x."""
+    both = [one for one in labels.values() if len(labels) == len(arrays)]
+    wanted = [len(array) for array in arrays.values()]
+    if not both:
+        both, wanted = list(labels.values()), [sum(wanted)]
+    if len(both) != len(wanted):
+        given = ", ".join(labels) or "none"
+        raise DataError(f"{name}: expected an array of labels, or one for each of x; got {given}")
+    for array, rows in zip(both, wanted, strict=True):
+        whole = array.dtype.kind in "buiUS" or (
+            array.dtype.kind == "f" and bool((array == np.rint(array)).all())
+        )
+        if array.shape != (rows,) or not whole:
+            what = f"{rows:,} labels, integers or text, one a row"
+            raise DataError(f"{name}: expected {what}; got {describe(array)}")
+    every = [one for array in both for one in array.tolist()]
+    every = [int(one) if isinstance(one, float) else one for one in every]
+    return [one.decode() if isinstance(one, bytes) else str(one).strip() for one in every]
+
+
+def _load(path: Path, label: str = "") -> tuple[Named, list[str]]:
     """Read the arrays that are wanted and no others: labels may be anything."""
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        held = limits.TABLE_GROWTH * path.stat().st_size
+        _require_memory(path, held, held)
+        return read_table(path, label), []
     try:
         with path.open("rb") as file:
             if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
@@ -61,9 +110,10 @@ def _load(path: Path) -> tuple[Named, list[str]]:
                 return {path.stem: np.load(file, allow_pickle=False)}, []
             file.seek(0)
             loaded: Any = np.load(file, allow_pickle=False)
-            names, notes = _choose(loaded.files, path)
+            names, notes = _choose(loaded.files, path, _label_names(label))
             _require_harmless(path, loaded.zip, names)
-            return {name: np.asarray(loaded[name]) for name in names}, notes
+            found = {name: np.asarray(loaded[name]) for name in names}
+            return _without_zeros(found, path, notes, label), notes
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except numpy_errors() as error:
@@ -71,6 +121,39 @@ def _load(path: Path) -> tuple[Named, list[str]]:
         raise DataError(
             f"{path}: damaged or not a NumPy file ({numpy_error(error)}); {hint}"
         ) from error
+
+
+_SPARSE = "a sparse matrix, held with its zeros"
+
+
+def _without_zeros(found: Named, path: Path, notes: list[str], label: str) -> Named:
+    """Bring a sparse matrix, as SciPy saves it, to an array; leave other arrays as they are."""
+    if any(name not in found for name in SPARSE_NAMES):
+        return found
+    notes.append(_SPARSE)
+    dense = dense_of(found, path, lambda size: _require_memory(path, size, size))
+    beside = (*SIZE_NAMES, *_label_names(label))
+    return {"counts": dense} | {name: found[name] for name in beside if name in found}
+
+
+def _are_counts(arrays: Named, how: Reading, *, sparse: bool) -> bool:
+    """Say whether values are counts: as asked, or as whole numbers that nothing else fits.
+
+    Those of a sparse matrix, and vectors of integers from 0 with too many levels for a mixture.
+    """
+    if how.levels != "auto" or how.grid is not None or how.rules < COUNTING_RULES:
+        return how.levels == "counts"
+    parts = list(arrays.values())
+    if any(part.ndim != 2 or part.min() < 0 for part in parts):
+        return False
+    if sparse:
+        return all(bool((part == np.rint(part)).all()) for part in _pieces(parts))
+    high = max(int(part.max()) for part in parts) if parts[0].dtype.kind in "iu" else 0
+    if high < MOST_LEVELS:
+        return False
+    found = {int(value) for part in parts for value in np.unique(part)}
+    low = min(found)
+    return (high - low) // (math.gcd(*(value - low for value in found)) or 1) >= MOST_LEVELS
 
 
 def _declared_bytes(file: IO[bytes]) -> int:
@@ -126,14 +209,18 @@ def _free_memory() -> int | None:
         return None
 
 
-def _choose(names: list[str], path: Path) -> tuple[list[str], list[str]]:
+def _choose(names: list[str], path: Path, labels: list[str]) -> tuple[list[str], list[str]]:
     """Pick x_train and x_test, or x_train, or the only array; say what is left out."""
+    beside = [name for name in names if name in SIZE_NAMES or name in labels]
+    if all(name in names for name in SPARSE_NAMES):
+        return names, []
     chosen: list[str] = [name for name in ("x_train", "x_test") if name in names]
     if "x_train" not in names:
-        chosen = names
-        if len(names) != 1:
+        chosen = [name for name in names if name not in beside]
+        if len(chosen) != 1:
             wanted = "x_train and x_test, or x_train, or exactly one array"
             raise DataError(f"{path}: expected {wanted}; got {', '.join(names) or 'none'}")
+    chosen = [*chosen, *beside]
     left = [name for name in names if name not in chosen]
     return chosen, [f"arrays left out: {', '.join(left)}"] if left else []
 

@@ -28,7 +28,7 @@ _LEVELS_PER_PIXEL = 65536 / 255
 _PIECE = 32_000  # below this torch starts no threads, which here cost more than they save
 _PIXELS_AT_ONCE = 4_194_304
 
-Kind = Literal["binary", "8-bit", "levels", "continuous", "sound"]
+Kind = Literal["binary", "8-bit", "levels", "counts", "continuous", "sound"]
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -40,12 +40,16 @@ class Dataset:
             kind is "continuous". Images are `[N, C, H, W]`, vectors `[N, D]`.
         test: `[M, *event]`, of the same dtype; binarised already, once, whenever kind is "binary".
         kind: "binary" (values 0 and 1, or drawn so by `batch`), "8-bit" (0..255), "levels"
-            (0..`levels` − 1, see `grid` for what they stand for), "continuous" or "sound" (clips
-            `[N, 1, T]` of signed integers, `PADDING` after the end of a short one).
+            (0..`levels` − 1, see `grid` for what they stand for), "counts" (whole numbers from 0,
+            with a size factor in the last column where `protocol["sizes"]` says so), "continuous"
+            or "sound" (clips `[N, 1, T]` of signed integers, `PADDING` after the end of a short
+            one).
         dynamic: `train` holds grey levels and every `batch` draws its bits afresh.
         protocol: JSON-ready; see `describe_protocol`.
         train_names: One a row of `train`.
         test_names: One a row of `test`.
+        train_labels: One a row of `train`, int64 places in `protocol["labels"]`; None without.
+        test_labels: As `train_labels`, of `test`.
 
     Example:
         >>> from kullback.data import load
@@ -64,6 +68,8 @@ class Dataset:
     protocol: dict[str, Any]
     train_names: tuple[str, ...]
     test_names: tuple[str, ...]
+    train_labels: Tensor | None = None
+    test_labels: Tensor | None = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -72,8 +78,8 @@ class Dataset:
 
     @property
     def levels(self) -> int:
-        """How many levels the values have: 2, 256 or `protocol["levels"]`; 0 when continuous."""
-        fixed = {"binary": 2, "8-bit": 256, "continuous": 0}
+        """How many levels the values have: 2, 256 or `protocol["levels"]`; 0 without an end."""
+        fixed = {"binary": 2, "8-bit": 256, "continuous": 0, "counts": 0}
         return fixed[self.kind] if self.kind in fixed else int(self.protocol["levels"])
 
     @property
@@ -112,8 +118,11 @@ class Dataset:
         return f"Dataset({source}: {shapes}, {kind})"
 
     def to(self, device: torch.device | str) -> "Dataset":
-        """Return the same data set with both tensors on `device`."""
-        return replace(self, train=self.train.to(device), test=self.test.to(device))
+        """Return the same data set with its tensors on `device`."""
+        tensors = ("train", "test", "train_labels", "test_labels")
+        held = {name: getattr(self, name) for name in tensors}
+        moved: dict[str, Any] = {n: None if t is None else t.to(device) for n, t in held.items()}
+        return replace(self, **moved)
 
 
 def sha256_of(values: Tensor) -> str:
@@ -155,13 +164,18 @@ def describe_protocol(protocol: dict[str, Any]) -> str:
     try:
         counts, binarised = protocol["counts"], protocol["binarize"]
         parts = [f"{counts['train']:,} train / {counts['test']:,} test"]
-        parts.append(_shape_in_words(protocol["event_shape"]))
+        sizes = protocol.get("sizes", "")
+        shape = protocol["event_shape"]
+        parts.append(_shape_in_words([shape[0] - 1] if sizes else shape))
         seeded = f"{binarised} binarisation (seed {protocol['seed']})"
         kind = protocol["kind"]
         kind = f"{int(protocol['levels']):,} levels" if kind == "levels" else kind
+        kind += f", size factors: {sizes}" if sizes else ""
         if kind == "sound":
             kind = f"{protocol['sound']['rate']:,} Hz, {int(protocol['levels']):,} levels"
         parts.append(kind if binarised == "none" else seeded)
+        if labels := protocol.get("labels"):
+            parts.append(f"{len(labels):,} labels")
         if skipped := protocol["skipped"]["count"]:
             parts.append(f"{skipped:,} skipped")
         parts.append(f"test sha256 {protocol['sha256']['test'][:8]}…")

@@ -40,7 +40,8 @@ class Reading:
     before backgrounds and frames were chosen, else 3. background: what transparent pictures are
     laid over; "auto" is white where what is seen of the picture is dark, else black. frames:
     "first" or "all" of GIF, TIFF and other files of several pictures; "" is the first, without GIF
-    and TIFF files.
+    and TIFF files. size_factors: of counts, as in `load`. label: as in `load`, of
+    arrays.
     """
 
     levels: str = "auto"
@@ -48,6 +49,8 @@ class Reading:
     rules: int = 3
     background: str = "black"
     frames: str = ""
+    size_factors: str = "auto"
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,9 @@ class Examples:
     names: one a row. digests: SHA-256 of the file or of the row, one a row, or empty.
     is_test: one flag a row where the source has a split of its own, else None.
     split: that split in words. skipped: (name, reason) of what could not be read. sound: of clips,
-    their rate, step and length, and how many samples are no padding.
+    their rate, step and length, and how many samples are no padding. counted: the values are
+    counts. sizes: where the size factors in their last column are from, "total" or "given", or "".
+    labels: one a row, or empty.
 
     Example:
         >>> Examples(np.zeros((2, 3), np.uint8), ["a[0]", "a[1]"]).skipped
@@ -84,6 +89,9 @@ class Examples:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     grid: Grid | None = None
     sound: dict[str, int] | None = None
+    counted: bool = False
+    sizes: str = ""
+    labels: list[str] = field(default_factory=list)
 
     @property
     def levels(self) -> int:

@@ -6,6 +6,7 @@ __all__ = [
     "BYTE_MAX",
     "CACHED_FILES",
     "CLIPPED_PAIRS",
+    "COUNTING_RULES",
     "DEEP_SAMPLE_BITS",
     "DISTINCT_VALUES",
     "FEW_VALUES",
@@ -23,7 +24,10 @@ __all__ = [
     "MAX_SAMPLES",
     "MAX_SIDE",
     "MEMORY_COPIES",
+    "MOST_COUNT",
+    "MOST_LABELS",
     "MOST_LEVELS",
+    "MOST_WHOLE",
     "NAMED_COLUMNS",
     "NAMED_SIZES",
     "NAMED_SKIPS",
@@ -44,6 +48,7 @@ __all__ = [
     "SOUND_LEVELS",
     "SURPRISE_OF_GRID",
     "SURPRISE_OF_REPEATED_GRID",
+    "TABLE_GROWTH",
     "UNKNOWN_SIZE",
     "USUAL_CLIP",
     "USUAL_RATE",
@@ -64,6 +69,16 @@ REPEATS_PER_LEVEL = 4  # few values, so often each on average, are levels: a den
 BIT_DEPTH_FROM = 128  # more levels than this are a whole bit depth (8, 9, … 16 bits) with gaps
 FEW_VALUES = 256  # unequally spaced values so few are levels by rank (a gamma curve of 8 bits)
 ROWS_FOR_MEAN_PICTURE = 1000  # images in which a subtracted mean picture is looked for
+
+COUNTING_RULES = 3  # of reading values, from which integers of too many levels are counts
+MOST_COUNT = 2**24  # one of a cell's genes, a document's words; float32 holds all up to here
+
+MOST_WHOLE = 2**53  # of a table's cell: float64 holds all up to here
+
+TABLE_GROWTH = 12  # bytes of memory for each of a table, with MEMORY_COPIES: 36 for "0," as a list
+
+# Labels
+MOST_LABELS = 1000  # ImageNet's; more are names of items
 
 # Doubts about a density of continuous values
 POINT_MASS_SHARE = 0.05  # of rows at one value, from which a column has no density there

@@ -23,7 +23,7 @@ from torch import Tensor
 from kullback.core import DataError, require, require_type
 
 from . import limits
-from .arrays import read_arrays
+from .arrays import ARRAY_SUFFIXES, read_arrays
 from .dataset import Dataset, Kind, binarize_all, sha256_of
 from .examples import Channels, Examples, Fit, Progress, Reading, as_size, plural
 from .pictures import (
@@ -144,6 +144,8 @@ def assemble(
     rules = asked.get("rules", 1)
     if binarize != "none" and examples.sound is not None:
         raise DataError(f"{source}: expected images to binarise; got sound. Try: binarize none")
+    if binarize != "none" and examples.counted:
+        raise DataError(f"{source}: expected images to binarise; got counts. Try: binarize none")
     if binarize != "none":
         _to_eight_bits(examples, source)
     whole = whole and examples.is_test is None
@@ -171,6 +173,7 @@ def assemble(
         "kind": kind,
         **({"levels": levels} if kind in ("levels", "sound") else {}),
         **({"sound": examples.sound} if examples.sound is not None else {}),
+        **({"sizes": examples.sizes} if examples.sizes else {}),
         **({"grid": grid.to_dict()} if grid is not None and binarize == "none" else {}),
         **asked,
         "binarize": binarize,
@@ -182,7 +185,39 @@ def assemble(
     }
     names = np.array(examples.names, dtype=object)
     train_names, test_names = tuple(names[~is_test]), tuple(names[is_test])
-    return Dataset(train, test, kind, binarize == "dynamic", protocol, train_names, test_names)
+    data = Dataset(train, test, kind, binarize == "dynamic", protocol, train_names, test_names)
+    return _labelled(data, examples.labels, is_test, source) if examples.labels else data
+
+
+def _labelled(data: Dataset, labels: list[str], is_test: NDArray[np.bool_], source: str) -> Dataset:
+    """Give a data set its labels, as places in the protocol's list of them."""
+    known = data.protocol.get("labels")
+    found = [str(one) for one in known] if known else _in_order(set(labels))
+    if not 2 <= len(found) <= limits.MOST_LABELS:
+        most = f"2 to {limits.MOST_LABELS:,} different labels"
+        raise DataError(f"{source}: expected {most}; got {len(found):,}")
+    place = {name: k for k, name in enumerate(found)}
+    new = next((one for one in labels if one not in place), None)
+    if new is not None:
+        raise DataError(f"{source}: expected labels {', '.join(found[:10])}, …; got {new!r}")
+    codes = np.array([place[one] for one in labels], dtype=np.int64)
+    train, test = torch.from_numpy(codes[~is_test]), torch.from_numpy(codes[is_test])
+    missing = sorted(set(test.tolist()) - set(train.tolist())) if len(train) else []
+    if missing:
+        named = ", ".join(found[k] for k in missing[:5])
+        raise DataError(
+            f"{source}: expected training examples of every label; none of {named}. "
+            "Try: leave those out, or another --test-fraction"
+        )
+    data.protocol["labels"] = found
+    data.protocol["sha256"]["labels"] = sha256_of(torch.cat([train, test]))
+    return replace(data, train_labels=train, test_labels=test)
+
+
+def _in_order(labels: set[str]) -> list[str]:
+    """Sort labels, as numbers where all are."""
+    whole = all(one.lstrip("-").isdigit() for one in labels)
+    return sorted(labels, key=int) if whole else sorted(labels)
 
 
 def _to_eight_bits(examples: Examples, source: str) -> None:
@@ -262,6 +297,8 @@ def _judge(examples: Examples, binarize: Binarize) -> tuple[Kind, Binarize]:
     values = examples.values
     if examples.sound is not None:
         return "sound", binarize
+    if examples.counted:
+        return "counts", binarize
     if values.dtype == np.float32:
         return "continuous", binarize
     if examples.levels != limits.BYTE_LEVELS and examples.levels != 2:
@@ -339,6 +376,9 @@ def load(
     whole: bool = False,
     background: str = "auto",
     frames: str = "first",
+    size_factors: str = "auto",
+    label: str = "",
+    labels: tuple[str, ...] = (),
 ) -> Dataset:
     """Read a data set whole: `Dataset(train [N, *event], test [M, *event], kind, protocol, …)`.
 
@@ -349,8 +389,9 @@ def load(
 
     Args:
         source: "fashion" (embedded, 10,000 + 2,000 images of 28x28), a folder of PNG, JPEG, WebP,
-            BMP, GIF or TIFF images at any depth, or a `.npy` or `.npz` file (names x_train and
-            x_test, or one array). A folder that is itself called fashion is written "./fashion". A
+            BMP, GIF or TIFF images at any depth, a `.npy` or `.npz` file (names x_train and
+            x_test, or one array, or a matrix of `scipy.sparse.save_npz`), or a `.csv` or `.tsv`
+            table. A folder that is itself called fashion is written "./fashion". A
             folder with more WAV, FLAC, OGG or MP3 files than images is sound, and so is an `.npz`
             with `samples` and `offset` (extra `audio`).
         size: Height and width in pixels, or one number for squares; None keeps the images' own.
@@ -364,7 +405,9 @@ def load(
         test_fraction: Share of examples to test on, where the source has no split of its own.
         levels: "auto" finds out whether the values lie on a grid of levels (k/255, (k/255 − ½)/½,
             12 bits in a 16-bit file) and keeps those levels; "none" takes floats as continuous all
-            the same; a number from 2 to 65,536 quantises them to so many.
+            the same; "counts" takes whole numbers of vectors as counts without an upper end, which
+            "auto" does for sparse matrices and for integers of more than 65,536 levels; a number
+            from 2 to 65,536 quantises them to so many.
         progress: Called with (done, total) files.
         rules: Of reading values; `reload` passes those that a run was made with.
         grid: A trained model's levels, instead of those found.
@@ -377,6 +420,13 @@ def load(
         rate: Of sound: samples a second, to which others are resampled; by default the commonest.
         clip: Of sound: seconds of a clip, at most 60; by default 1, or the longest sound if that
             is shorter. Shorter sounds are padded, longer ones cut into consecutive clips.
+        size_factors: Of counts: "total" (of each row), "given" (the array `size_factors` of an
+            `.npz`, or `size_factors_train` and `size_factors_test`; a column of that name in a
+            table), "none", or "auto": given ones if there are any. They become the last column.
+        label: Where labels are from: "folder" (the folder in which a picture lies), or the name of
+            an array of an `.npz` (`y`, or `y_train` and `y_test`) or of a column of a table; ""
+            for none.
+        labels: Those of a trained model, in its order, instead of those found.
 
     Returns:
         The data set. What was done (skipped, resized, left out) is in `protocol["notes"]` and
@@ -400,6 +450,8 @@ def load(
     require(fraction_ok, "test_fraction", "a number between 0 and 1", test_fraction)
     require_type(seed, int, "seed")
     wanted, how = as_size(size), replace(_reading(levels, rules), grid=grid)
+    how = replace(how, size_factors=_sizes(size_factors), label=_array_label(label, source))
+    require(not label or listening is None, "label", "none for sound", label)
     if listening is not None:
         given = {"size": wanted, "levels": None if levels == "auto" else levels}
         for name, value in given.items():
@@ -411,6 +463,10 @@ def load(
         _check_pictures(background, frames)
         colours: Any = channels
         examples = _read(source, wanted, fit, colours, progress, how)
+    if label and not how.label:
+        examples.labels = _folder_labels(examples.names, str(source))
+    uncounted = size_factors in ("auto", "none") or examples.counted
+    require(uncounted, "size_factors", "auto for what is no counts", size_factors, "levels=counts")
     return assemble(
         examples,
         str(source),
@@ -421,6 +477,8 @@ def load(
             "channels": channels,
             **({"reading": levels, "rules": rules} if rules > 1 else {}),
             **({"background": background, "frames": frames} if rules > 2 else {}),
+            **({"size_factors": size_factors} if size_factors != "auto" else {}),
+            **({"label": label, "labels": list(labels)} if label else {}),
         },
         binarize=binarize,
         seed=seed,
@@ -517,6 +575,7 @@ def load_images(
     grid: Grid | None = None,
     background: str = "auto",
     frames: str = "first",
+    size_factors: str = "auto",
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Read everything in a source, unsplit, as `[N, *event_shape]` with one name a row.
 
@@ -533,6 +592,7 @@ def load_images(
         grid: Of a trained model, as `kind`.
         background: As in `load`; for a trained model that of its data.
         frames: As in `load`.
+        size_factors: As in `load`, of a trained model of counts.
 
     Returns:
         uint8 `[N, *event_shape]`, or float32 for continuous arrays; and the names.
@@ -551,9 +611,10 @@ def load_images(
     require(good, "event_shape", "(C, H, W) with C = 1 or 3, or (D,)", shape)
     channels: Channels = "grey" if shape[0] == 1 else "rgb"
     _check_choices(fit, channels)
-    arrays = Path(source).suffix.lower() in (".npy", ".npz")
+    arrays = Path(source).suffix.lower() in ARRAY_SUFFIXES
     how = Reading("none") if kind == "continuous" and arrays else Reading(grid=grid)
     how = Reading(rules=1) if kind in ("8-bit", "binary") and grid is None else how
+    how = Reading("counts", size_factors=_sizes(size_factors)) if kind == "counts" else how
     _check_pictures(background, frames)
     how = replace(how, background=background, frames=frames)
     if len(shape) == 3:
@@ -584,12 +645,41 @@ def _check_choices(fit: str, channels: str) -> None:
 
 
 def _reading(levels: Any, rules: int) -> Reading:
-    named = levels in ("auto", "none") and isinstance(levels, str)
+    named = levels in ("auto", "none", "counts") and isinstance(levels, str)
     good = named or (type(levels) is int and 2 <= levels <= limits.MOST_LEVELS)
     require(
-        good, "levels", f"auto, none or a number from 2 to {limits.MOST_LEVELS:,}", repr(levels)
+        good,
+        "levels",
+        f"auto, none or a number from 2 to {limits.MOST_LEVELS:,}, or counts",
+        repr(levels),
     )
     return Reading(str(levels), rules=rules)
+
+
+def _array_label(label: str, source: str | Path) -> str:
+    """Return the name of the array or column of labels, "" where they are names of folders."""
+    arrays = Path(str(source)).suffix.lower() in ARRAY_SUFFIXES
+    fits = not label or (label == "folder") != arrays
+    wanted = "the name of an array or a column" if arrays else "folder for pictures"
+    require(fits, "label", wanted, repr(label))
+    return label if arrays else ""
+
+
+def _folder_labels(names: list[str], source: str) -> list[str]:
+    """Return the name of the folder in which each picture lies."""
+    labels = [Path(name).parent.name for name in names]
+    bare = next((k for k, one in enumerate(labels) if one in ("", "train", "test")), None)
+    if bare is not None:
+        raise DataError(
+            f"{source}: expected every picture in a folder named by its label; got {names[bare]}"
+        )
+    return labels
+
+
+def _sizes(size_factors: str) -> str:
+    known = size_factors in ("auto", "none", "total", "given")
+    require(known, "size_factors", "auto, none, total or given", repr(size_factors))
+    return size_factors
 
 
 def _read(
@@ -601,15 +691,17 @@ def _read(
     how: Reading,
 ) -> Examples:
     """Send the source to its reader."""
-    require_type(source, (str, Path), "source", "'fashion', a folder, a .npy or .npz file")
+    require_type(source, (str, Path), "source", "'fashion', a folder, a .npy, .npz or .csv file")
     path = Path(source)
     what = "embedded" if source == "fashion" else _what_is(path)
+    counted = how.levels == "counts" and what != "array"
+    require(not counted, "levels", "auto or a number for pictures", "counts")
     if what == "folder":
         return read_folder(path, size=size, fit=fit, channels=channels, progress=progress, how=how)
     if what == "image" and size is not None:
         return read_file(path, size=size, fit=fit, channels=channels, how=how)
     if what not in ("embedded", "array"):
-        raise DataError(f"{path}: expected a folder of images, a .npy or an .npz file")
+        raise DataError(f"{path}: expected a folder of images, a .npy, .npz or .csv file")
     arrays = what == "array"
     examples = read_arrays(path, how) if arrays else as_asked(read_fashion(), how)
     try:
@@ -629,9 +721,7 @@ def _what_is(path: Path) -> Literal["folder", "image", "array", "other"]:
     if stat.S_ISDIR(mode):
         return "folder"
     suffix = path.suffix.lower() if stat.S_ISREG(mode) else ""
-    return (
-        "image" if suffix in FRAME_SUFFIXES else "array" if suffix in (".npy", ".npz") else "other"
-    )
+    return "image" if suffix in FRAME_SUFFIXES else "array" if suffix in ARRAY_SUFFIXES else "other"
 
 
 def _skips_in_words(skipped: list[tuple[str, str]], what: str = "image") -> str:
@@ -682,6 +772,9 @@ def reload(
         settings["rules"] = int(protocol.get("rules", 1))
         settings["background"] = protocol.get("background", "black")
         settings["frames"] = protocol.get("frames", "first")
+        settings["size_factors"] = protocol.get("size_factors", "auto")
+        settings["label"] = str(protocol.get("label", ""))
+        settings["labels"] = tuple(protocol.get("labels", ()))
         if protocol.get("kind") == "sound":
             settings |= {name: protocol.get(name) for name in ("rate", "clip")}
         if source is not None:
@@ -699,6 +792,9 @@ def _like(protocol: dict[str, Any]) -> dict[str, Any]:
     if protocol["kind"] == "sound":
         sound = protocol["sound"]
         return {"rate": int(sound["rate"]), "clip": sound["clip"] / sound["rate"]}
+    if protocol["kind"] == "counts":
+        sizes = str(protocol.get("sizes", "")) or "none"
+        return {"levels": "counts", "rules": RULES, "size": None, "size_factors": sizes}
     if protocol["kind"] == "continuous":
         return {"levels": "none", "rules": RULES, "size": None}
     shape = protocol["event_shape"]

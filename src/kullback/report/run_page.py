@@ -291,6 +291,8 @@ def _lead(record: Record) -> str:
     learned = "" if prior == "normal" else f", {prior} prior"
     family = architecture.get("posterior", "diagonal")
     learned += "" if family == "diagonal" else f", {family} posterior"
+    layers = architecture.get("layers", 1)
+    learned += "" if layers == 1 else f", {layers} stochastic layers"
     return (
         f"A variational autoencoder trained on {source}: "
         f"{architecture.get('network')} {hidden}, {architecture.get('latent')} latent dimensions, "
@@ -413,6 +415,7 @@ def _kl(record: Record) -> dict[str, Any] | None:
 MEANS, DRAWS, PAIRS, CODES = 32, 16, 16, 2000
 CLIPS = 8  # of sound, drawn and reconstructed
 FEWEST, VALUES = 250, 12_000_000  # large images: fewer codes, so that the report stays quick
+LABEL_ROWS = 10  # of samples, one a label
 MAP, GRID = 22, 11  # cells a side
 SIDE, SMALL = 96, 32  # pixels: the longest side of an image as shown, and on the map
 
@@ -426,6 +429,8 @@ def is_pictures(model: VAE) -> bool:
 def _shown(record: Record) -> dict[str, Any]:
     """Return what needs the model, and the data where they are there."""
     model, data = record.model, record.data
+    if model is not None and model.spec is not None and model.spec.labels:
+        return _shown_by_label(model, data)
     shown: dict[str, Any] = {"samples": None, "rebuilt": None, "plane": None, "heard": None}
     if model is not None and is_pictures(model):
         shown["samples"] = _samples(model)
@@ -438,17 +443,32 @@ def _shown(record: Record) -> dict[str, Any]:
     return shown
 
 
+def _shown_by_label(model: VAE, data: Dataset | None) -> dict[str, Any]:
+    """Show samples of every label, a row each, and reconstructions; there is no one latent map."""
+    shown: dict[str, Any] = {"samples": None, "rebuilt": None, "plane": None, "heard": None}
+    if not is_pictures(model) or model.spec is None:
+        return shown
+    names = model.spec.labels[:LABEL_ROWS]
+    labels = torch.arange(len(names)).repeat_interleave(8)
+    shown["samples"] = _samples(model.at(labels), len(labels)) | {"labels": names}
+    if data is not None and data.test_labels is not None:
+        test = data.test[:PAIRS].cpu()
+        shown["rebuilt"] = _reconstructions(model.at(data.test_labels[: len(test)].cpu()), test)
+    return shown
+
+
 @torch.no_grad()
-def _samples(model: VAE) -> dict[str, Any]:
+def _samples(model: VAE, count: int = 0) -> dict[str, Any]:
     """Show the means of p(x|z) for z from the prior, and draws from it."""
-    generator = torch.Generator().manual_seed(0)
-    parameters = model.parameters_of(model.prior.sample(MEANS, generator))
+    generator, count = torch.Generator().manual_seed(0), count or MEANS
+    parameters = model.parameters_of(model.prior.sample(count, generator))
     means, note = _levels(model, model.likelihood.mean(parameters))
     drawn, drawn_note = _levels(model, model.likelihood.sample(parameters[:DRAWS], generator))
     upper = compose(means, columns=8, gap=2)
     lower = interleave(torch.cat([means[:DRAWS], drawn]), columns=8, gap=2)
     return {
-        "count": MEANS,
+        "count": count,
+        "labels": (),
         "means": html.picture(upper, "samples: expected images", budget=100_000),
         "means_note": note,
         "draws": html.picture(lower, "expected images above draws", budget=120_000),
@@ -550,6 +570,8 @@ USUAL_DATA: dict[str, Any] = {
     "channels": "auto",
     "binarize": "none",
     "reading": "auto",
+    "size_factors": "auto",
+    "label": "",
 }
 USUAL_DATA |= {"test_fraction": 0.1, "seed": None}
 
@@ -563,7 +585,7 @@ def _data(record: Record) -> dict[str, Any]:
         ("source", stored.get("source", "")),
         ("split", stored.get("split", "")),
         *((f"{side} examples", f"{int(n):,}") for side, n in counts.items()),
-        ("example", "×".join(str(size) for size in stored.get("event_shape") or ())),
+        ("example", _example_of(stored)),
         ("kind", stored.get("kind", "")),
         *((("levels", f"{int(stored['levels']):,}"),) if "levels" in stored else ()),
         *(
@@ -579,6 +601,14 @@ def _data(record: Record) -> dict[str, Any]:
     ]
     named = [f"{f.get('name')}: {f.get('reason')}" for f in (skipped.get("files") or ())[:LISTED]]
     return {"rows": rows, "notes": [*(stored.get("notes") or ())[:LISTED], *named]}
+
+
+def _example_of(stored: Mapping[str, Any]) -> str:
+    """Write the shape of an example; of counts without its size factor, which is named."""
+    shape = [int(size) for size in stored.get("event_shape") or ()]
+    if stored.get("sizes"):
+        return f"{shape[0] - 1} and a size factor ({stored['sizes']})"
+    return "×".join(map(str, shape))
 
 
 def _settings(record: Record) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -638,7 +668,8 @@ def command(config: Mapping[str, Any]) -> str:
     words = ["kullback", "train", str(data.get("source", "DATA"))]
     for key, value in given.items():
         if value is not None and _plain(value) != _plain(usual.get(key)):
-            words += [f"--{key.replace('_', '-')}", _plain(value)]
+            flag = f"--{key.replace('_', '-')}"
+            words += [flag] if value is True else [flag, _plain(value)]
     return shlex.join(words)
 
 

@@ -16,9 +16,9 @@ from kullback.core import lazy
 
 if TYPE_CHECKING:
     from . import limits
-    from .architecture import Architecture, choose
+    from .architecture import COUNTS, Architecture, choose
     from .elbo_step import compiled_state
-    from .evaluation import Evaluation, evaluate, image_bounds, summarise
+    from .evaluation import Evaluation, evaluate, image_bounds, summarise, unused_layers
     from .evidence import Bounds
     from .loop import Progress
     from .model import VAE, Parts, build
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .training import Training, too_short
 
 __all__ = [
+    "COUNTS",
     "VAE",
     "Aggregate",
     "Annealing",
@@ -77,9 +78,11 @@ __all__ = [
     "summarise",
     "too_short",
     "train",
+    "unused_layers",
 ]
 
 _HOME = {
+    "COUNTS": "architecture",
     "VAE": "model",
     "Aggregate": "posterior",
     "Annealing": "posterior",
@@ -111,6 +114,7 @@ _HOME = {
     "summarise": "evaluation",
     "too_short": "training",
     "train": "run",
+    "unused_layers": "evaluation",
 }
 __getattr__, __dir__ = lazy(
     "kullback.vae", {name: f"kullback.vae.{home}" for name, home in _HOME.items()}

@@ -10,6 +10,7 @@ from typing import Any
 from kullback.core import RunError, require
 
 from .limits import (
+    CATEGORICAL_LEVELS,
     COMPONENTS,
     CONV_MIN_SIDE,
     MAX_LAYERS,
@@ -18,26 +19,40 @@ from .limits import (
     PATCH_NUMBERS,
 )
 
-__all__ = ["KINDS", "LIKELIHOODS", "POSTERIORS", "PRIORS", "Architecture", "Spec", "choose"]
+__all__ = [
+    "COUNTS",
+    "KINDS",
+    "LIKELIHOODS",
+    "POSTERIORS",
+    "PRIORS",
+    "Architecture",
+    "Spec",
+    "choose",
+]
 
-KINDS = ("binary", "8-bit", "levels", "continuous", "sound")
+KINDS = ("binary", "8-bit", "levels", "counts", "continuous", "sound")
 
 LIKELIHOODS = {
     "bernoulli": ("binary",),
     "logistics": ("8-bit", "levels"),
     "categorical": ("8-bit", "levels"),
     "beta_binomial": ("8-bit", "levels"),
+    "poisson": ("counts",),
+    "negative_binomial": ("counts",),
+    "zero_inflated_negative_binomial": ("counts",),
     "gaussian": ("continuous",),
     "laplace": ("continuous",),
     "student": ("continuous",),
     "continuous_bernoulli": ("continuous",),
     "autoregressive": ("sound",),
 }
+COUNTS = tuple(name for name, kinds in LIKELIHOODS.items() if kinds == ("counts",))
 DENSITIES = tuple(name for name, kinds in LIKELIHOODS.items() if kinds == ("continuous",))
 _REASONS = {
     "binary": ("bernoulli", "the data are 0 and 1"),
     "8-bit": ("logistics", "the data are 8-bit levels"),
     "levels": ("logistics", "the data are equally spaced levels"),
+    "counts": ("negative_binomial", "the data are counts"),
     "continuous": ("gaussian", "the data are continuous"),
     "sound": ("autoregressive", "the data are integer samples of sound"),
 }
@@ -47,7 +62,7 @@ def choose(kind: str, name: str = "auto") -> tuple[str, str]:
     """Pick a likelihood for data of a kind and say why, or refuse one that does not fit.
 
     Args:
-        kind: "binary", "8-bit", "levels", "continuous" or "sound".
+        kind: "binary", "8-bit", "levels", "counts", "continuous" or "sound".
         name: One of `LIKELIHOODS`, or "auto".
 
     Returns:
@@ -77,18 +92,22 @@ def choose(kind: str, name: str = "auto") -> tuple[str, str]:
         (
             "levels",
             "gaussian",
-        ): "a continuous density on levels has no maximum; use 'logistics', or "
-        "read the data with levels='none'",
+        ): "a continuous density on levels has no maximum; use 'logistics', or for counts "
+        "'negative_binomial', or read the data with levels='none'",
+        ("counts", "gaussian"): "a continuous density at whole numbers is no probability, and has "
+        "no maximum where a column repeats one (a gene that no cell has); use 'negative_binomial'",
         ("sound", "gaussian"): "a continuous density at integer samples is no probability, and has "
         "no maximum where the sound is silent; use 'autoregressive'",
         ("binary", "gaussian"): "a continuous density on bits has no maximum; use 'bernoulli'",
     }.get((kind, "gaussian" if name in DENSITIES else name), f"use {best!r}")
+    if name in COUNTS:
+        why = f"use {best!r}, or for counts read the data with levels='counts'"
     require(kind in LIKELIHOODS[name], "likelihood", f"one that fits {kind} data", repr(name), why)
     return name, "as asked"
 
 
 ACTIVATIONS = ("relu", "silu", "tanh")
-POSTERIORS = ("diagonal", "full", "low_rank", "iaf")
+POSTERIORS = ("diagonal", "full", "low_rank", "iaf", "quantised")
 PRIORS = ("normal", "mixture", "vamp", "flow")
 USUAL = {
     "mlp": (500, 500),
@@ -116,8 +135,13 @@ class Architecture:
             q(z|u) over pseudo-inputs u, "flow" a normalising flow.
         prior_components: Gaussians of "mixture", pseudo-inputs of "vamp".
         posterior: The family of q(z|x): "diagonal", "full" or "low_rank" Gaussians, or "iaf", an
-            inverse autoregressive flow. "vamp" goes with "diagonal" only.
+            inverse autoregressive flow; "vamp" goes with "diagonal" only. "quantised" is a
+            deterministic code with a prior over codes, which is learned.
         rank: Of "low_rank".
+        layers: Stochastic layers: groups of the dimensions of z, from the top down, each of which
+            depends on those above it. More than one goes with prior "normal" (of the top one) and
+            posterior "diagonal" (of each, given those above).
+        codes: Values that a dimension of z takes with posterior "quantised".
 
     Raises:
         ArgumentValueError: A value outside these.
@@ -139,6 +163,8 @@ class Architecture:
     prior_components: int = 50
     posterior: str = "diagonal"
     rank: int = 4
+    layers: int = 1
+    codes: int = 8
 
     def __post_init__(self) -> None:
         known = self.network in ("auto", *USUAL)
@@ -160,6 +186,19 @@ class Architecture:
         both = self.prior != "vamp" or self.posterior == "diagonal"
         what = "diagonal with prior vamp, which is a mixture of q(z|u)"
         require(both, "posterior", what, repr(self.posterior), "prior mixture or flow")
+        several = _positive(self.codes) and 2 <= self.codes <= CATEGORICAL_LEVELS
+        expected = f"from 2 to {CATEGORICAL_LEVELS:,} values a dimension"
+        require(several, "codes", expected, self.codes)
+        coded = self.posterior != "quantised" or self.prior == "normal"
+        own = "normal (the default) with posterior quantised, which has a prior over codes"
+        require(coded, "prior", own, repr(self.prior))
+        good = _positive(self.layers) and self.layers <= min(self.latent, MAX_LAYERS)
+        most = f"from 1 to {min(self.latent, MAX_LAYERS)}, at most latent = {self.latent}"
+        require(good, "layers", most, self.layers)
+        alone = self.layers == 1 or (self.prior == "normal" and self.posterior == "diagonal")
+        what = "prior normal and posterior diagonal: layers make both dependent themselves"
+        got = f"{self.layers} with {self.prior}, {self.posterior}"
+        require(alone, "layers", f"1, or {what}", got)
         known = self.likelihood == "auto" or self.likelihood in LIKELIHOODS
         names = ", ".join(("auto", *LIKELIHOODS))
         require(known, "likelihood", f"one of {names}", repr(self.likelihood))
@@ -199,14 +238,15 @@ class Architecture:
 class Spec:
     """An architecture resolved for a data set: enough to build the same model again.
 
-    event_shape: `(C, H, W)`, `(D,)`, or `(1, T)`. kind: "binary", "8-bit", "levels", "continuous"
-    or "sound". The architecture's choices are resolved, never "auto". levels: how many the data
-    have, when they are levels. grid: what those stand for in the caller's units, as `Grid.to_dict`
-    writes it; None where they are the caller's numbers. standardised: continuous data are brought
-    to mean 0 and deviation 1 inside the model; models made before that are not, and keep their
-    figures. own: the parts that are modules of the user's own, with the names of their classes;
-    such a model is built with those alone. sound: rate, step and clip length of the data's sound,
-    as in `Dataset.protocol`.
+    event_shape: `(C, H, W)`, `(D,)`, or `(1, T)`. kind: one of `KINDS`. The architecture's choices
+    are resolved, never "auto". levels: how many the data have, when they are levels. grid: what
+    those stand for in the caller's units, as `Grid.to_dict` writes it; None where they are the
+    caller's numbers. standardised: continuous data are brought to mean 0 and deviation 1 inside the
+    model; models made before that are not, and keep their figures. own: the parts that are modules
+    of the user's own, with the names of their classes; such a model is built with those alone.
+    sound: rate, step and clip length of the data's sound, as in `Dataset.protocol`. sizes: of
+    counts, where the size factor in the last column is from: "total" or "given"; "" where there is
+    none. labels: on which the model is conditional; empty where on none.
 
     Example:
         >>> Spec((4,), "binary", Architecture(likelihood="bernoulli")).to_dict()["event_shape"]
@@ -221,15 +261,20 @@ class Spec:
     standardised: bool = False
     sound: dict[str, int] | None = None
     own: dict[str, str] | None = None
+    sizes: str = ""
+    labels: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
         fields = asdict(self)
         fields["event_shape"] = list(self.event_shape)
         fields["architecture"]["hidden"] = list(self.architecture.hidden)
-        usual = {"levels": 256, "grid": None, "standardised": False, "sound": None, "own": None}
+        usual: dict[str, Any] = {"levels": 256, "grid": None, "standardised": False}
+        usual |= {"sound": None, "own": None, "sizes": "", "labels": ()}
         for name in (n for n, value in usual.items() if fields[n] == value):
             del fields[name]
+        if self.labels:
+            fields["labels"] = list(self.labels)
         return fields
 
     @classmethod
@@ -245,14 +290,18 @@ class Spec:
             shape = tuple(fields["event_shape"])
             architecture = dict(fields["architecture"])
             architecture["hidden"] = tuple(architecture["hidden"])
-            later = ("levels", "grid", "standardised", "sound", "own")
+            later = ("levels", "grid", "standardised", "sound", "own", "sizes", "labels")
             more = {n: fields[n] for n in later if n in fields}
+            more["labels"] = tuple(str(one) for one in more.get("labels", ()))
             spec = cls(shape, str(fields["kind"]), Architecture(**architecture), **more)
+            if spec.kind in KINDS:
+                choose(spec.kind, spec.architecture.likelihood)
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{source}: the model's description is not usable: {error}") from error
         sizes = (2,) if spec.kind == "sound" else (1, 3)
         fits = spec.kind in KINDS and len(shape) in sizes
         fits = fits and (spec.kind != "sound" or _is_sound(spec.sound))
+        fits = fits and spec.sizes in (("", "total", "given") if spec.kind == "counts" else ("",))
         fits = fits and _positive(spec.levels) and type(spec.standardised) is bool
         fits = fits and isinstance(spec.grid, dict | None) and isinstance(spec.own, dict | None)
         if not fits or not all(_positive(size) for size in shape):

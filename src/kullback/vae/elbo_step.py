@@ -133,6 +133,7 @@ def step_for(model: VAE, flat: FlatParameters, settings: Training) -> "ElboStep 
     parts = isinstance(model.encoder, MlpEncoder) and isinstance(model.decoder, MlpDecoder)
     parts = parts and isinstance(model.likelihood, Bernoulli)
     parts = parts and isinstance(model.prior, StandardNormal) and isinstance(model.family, Diagonal)
+    parts = parts and not (model.spec is not None and model.spec.labels)
     plain = settings.objective == "elbo" and settings.draws_at(0.0) == 1 and not settings.free_bits
     return ElboStep(model, flat) if parts and plain and not settings.tighten else None
 

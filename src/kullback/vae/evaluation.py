@@ -8,17 +8,17 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kullback.core import Estimate, require
+from kullback.core import Estimate, describe, require
 from kullback.data import PADDING
 
 from .evidence import Bounds, bounds
-from .latents import DiagonalGaussian, exact_kl
+from .latents import DiagonalGaussian, Quantised, TopDown, exact_kl
 from .limits import (
     ACTIVE_KL,
     ACTIVE_VARIANCE,
@@ -26,21 +26,26 @@ from .limits import (
     DRAWS_FOR_LOOSE,
     IMAGES_PER_BLOCK,
     LOOSE_DRAWS,
+    NAMED_COLUMNS,
 )
 from .model import VAE
 from .training import Training
 
 __all__ = [
     "Evaluation",
+    "LabelFigures",
     "active_units",
     "bits_per_sample",
+    "bounds_given",
     "collapse_of_rate",
     "collapse_warning",
     "evaluate",
     "image_bounds",
     "kl_of_dimensions",
+    "kl_of_layers",
     "over_images",
     "summarise",
+    "unused_layers",
     "varying_units",
 ]
 
@@ -76,6 +81,13 @@ class Evaluation:
             paired, over the first images; None where it was not measured.
         annealed_settled: For how many of those images more temperatures would gain little.
         exact_rate: Whether the rate of an image is exact.
+        per_label: Of every label with test images, by name: how many, ELBO and L_K.
+        given: What every log p(x) here is conditional on, in words; "" where on nothing.
+        kl_per_layer: KL of every stochastic layer given those above it, the top one first,
+            with the rate as their sum; empty where there is one layer.
+        layer_sizes: Latent dimensions of every layer, the top one first; empty where there is one.
+        coded: Whether q(z|x) is a deterministic code: the rate is then its length −log p(c) under
+            the learned prior, no KL of densities, and L_K is the ELBO for every K.
     """
 
     elbo: Estimate
@@ -98,25 +110,84 @@ class Evaluation:
     annealed: Estimate | None = None
     annealed_settled: int | None = None
     exact_rate: bool = True
+    given: str = ""
+    per_label: tuple["LabelFigures", ...] = ()
+    kl_per_layer: tuple[Estimate, ...] = ()
+    layer_sizes: tuple[int, ...] = ()
+    coded: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; estimates become dictionaries of their fields."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         fields["kl_per_dimension"] = list(self.kl_per_dimension)
+        fields["per_label"] = [one.to_dict() for one in self.per_label]
+        fields["layer_sizes"] = list(self.layer_sizes)
+        fields["kl_per_layer"] = [one.to_dict() for one in self.kl_per_layer]
         return {k: v.to_dict() if isinstance(v, Estimate) else v for k, v in fields.items()}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Evaluation":
         """Rebuild from `to_dict`."""
         later: dict[str, Any] = {"varying_units": None, "levels": 256, "exact_rate": True}
+        later |= {"given": "", "per_label": ()}
         later |= {"annealed": None, "annealed_settled": None}
+        later |= {"kl_per_layer": (), "layer_sizes": (), "coded": False}
         known = later | {n: fields[n] for n in cls.__slots__ if n in fields or n not in later}
         if known["draws"] < DRAWS_FOR_LOOSE:
             known["loose"] = None  # judged by fewer effective draws than ten, once
+        known["per_label"] = tuple(LabelFigures.from_dict(one) for one in known["per_label"])
         for name, value in known.items():
             if isinstance(value, dict):
                 known[name] = Estimate.from_dict(value)
-        return cls(**(known | {"kl_per_dimension": tuple(known["kl_per_dimension"])}))
+        tuples = {name: tuple(known[name]) for name in ("kl_per_dimension", "layer_sizes")}
+        layers = tuple(Estimate.from_dict(one) for one in known["kl_per_layer"])
+        return cls(**(known | tuples | {"kl_per_layer": layers}))
+
+
+@dataclass(frozen=True, slots=True)
+class LabelFigures:
+    """Figures of the test images of one label, in nats an image.
+
+    Args:
+        label: Its name.
+        images: How many there are.
+        elbo: A lower bound on log p(x | label), in expectation.
+        log_likelihood: The importance-weighted bound L_K.
+    """
+
+    label: str
+    images: int
+    elbo: Estimate
+    log_likelihood: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        figures = {"elbo": self.elbo.to_dict(), "log_likelihood": self.log_likelihood.to_dict()}
+        return {"label": self.label, "images": self.images} | figures
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "LabelFigures":
+        """Rebuild from `to_dict`."""
+        elbo, tight = (Estimate.from_dict(fields[name]) for name in ("elbo", "log_likelihood"))
+        return cls(str(fields["label"]), int(fields["images"]), elbo, tight)
+
+
+def bounds_given(
+    model: VAE, x: Tensor, labels: Tensor | None, *, draws: int, generator: torch.Generator
+) -> Bounds:
+    """Return `bounds` of every x given its label, in the order of x; labels `[n]` or None."""
+    if labels is None:
+        return bounds(model, x, draws=draws, generator=generator)
+    parts, places = [], []
+    for label in torch.unique(labels):
+        places.append((labels == label).nonzero().flatten())
+        parts.append(bounds(model.at(label), x[places[-1]], draws=draws, generator=generator))
+    order = torch.cat(places).argsort()
+    names = [n for n in Bounds.__slots__ if isinstance(getattr(parts[0], n), Tensor)]
+    joined: dict[str, Any] = {
+        n: torch.cat([getattr(part, n) for part in parts])[order] for n in names
+    }
+    return replace(parts[0], **joined)
 
 
 def evaluate(
@@ -127,6 +198,7 @@ def evaluate(
     seed: int = 0,
     precision: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] | None = None,
+    labels: Tensor | None = None,
 ) -> Evaluation:
     """Measure a model on x: ELBO, L_K, rate, distortion, each `Estimate` over images (MATH 2.5).
 
@@ -143,6 +215,7 @@ def evaluate(
         precision: Of the decoder; bfloat16 is faster where the hardware has it and moves figures by
             some thousandths of a nat (sums stay in float32; the encoder's q is the same).
         progress: Called with (images done, n).
+        labels: Of x, `[n]`, as in `Dataset.test_labels`, for a model with labels.
 
     Returns:
         The figures.
@@ -156,8 +229,9 @@ def evaluate(
         >>> abs(figures.elbo.value + figures.rate.value + figures.distortion.value) < 1e-5
         True
     """
-    found = image_bounds(model, x, draws=draws, seed=seed, precision=precision, progress=progress)
-    return summarise(model, x, found, seed=seed)
+    how: dict[str, Any] = {"precision": precision, "progress": progress, "labels": labels}
+    found = image_bounds(model, x, draws=draws, seed=seed, **how)
+    return summarise(model, x, found, seed=seed, labels=labels)
 
 
 def image_bounds(
@@ -168,6 +242,7 @@ def image_bounds(
     seed: int = 0,
     precision: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] | None = None,
+    labels: Tensor | None = None,
 ) -> Bounds:
     """Return the terms that `evaluate` averages, image by image, in float64 on the CPU.
 
@@ -178,6 +253,7 @@ def image_bounds(
         seed: As in `evaluate`.
         precision: As in `evaluate`.
         progress: As in `evaluate`.
+        labels: As in `evaluate`.
 
     Returns:
         Figures per image.
@@ -191,13 +267,18 @@ def image_bounds(
         torch.Size([8])
     """
     require(len(x) >= 1, "x", "at least 1 image", len(x))
+    fits = labels is None or labels.shape == (len(x),)
+    require(
+        fits, "labels", f"[{len(x)}], one for each x", None if labels is None else describe(labels)
+    )
     x = model.check(x)
     generator = torch.Generator(x.device).manual_seed(seed)
     parts: list[Bounds] = []
     with _decoder_in(model, precision):
         for start in range(0, len(x), IMAGES_PER_BLOCK):
             part = x[start : start + IMAGES_PER_BLOCK]
-            parts.append(bounds(model, part, draws=draws, generator=generator))
+            given = None if labels is None else labels[start : start + IMAGES_PER_BLOCK]
+            parts.append(bounds_given(model, part, given, draws=draws, generator=generator))
             if progress is not None:
                 progress(min(start + IMAGES_PER_BLOCK, len(x)), len(x))
     names = [name for name in Bounds.__slots__ if name not in ("draws", "exact_rate")]
@@ -217,7 +298,9 @@ def _decoder_in(model: VAE, precision: torch.dtype) -> Iterator[None]:
         model.decoder = kept
 
 
-def summarise(model: VAE, x: Tensor, found: Bounds, *, seed: int = 0) -> Evaluation:
+def summarise(
+    model: VAE, x: Tensor, found: Bounds, *, seed: int = 0, labels: Tensor | None = None
+) -> Evaluation:
     """Average the terms of `image_bounds` into an `Evaluation`.
 
     Args:
@@ -225,6 +308,7 @@ def summarise(model: VAE, x: Tensor, found: Bounds, *, seed: int = 0) -> Evaluat
         x: Of which they are.
         found: The terms.
         seed: Of their draws.
+        labels: As in `evaluate`.
 
     Returns:
         The figures.
@@ -238,12 +322,13 @@ def summarise(model: VAE, x: Tensor, found: Bounds, *, seed: int = 0) -> Evaluat
     elbo, weighted, draws = found.elbo, found.importance_weighted, found.draws
     effective, means = found.effective_draws, found.mean
     loose = float((effective < LOOSE_DRAWS).double().mean())
-    kl = kl_of_dimensions(model, found)
+    kl, layers = kl_of_dimensions(model, found), kl_of_layers(model, found)
+    coded = isinstance(model.family, Quantised)
     below = "a lower bound on log p(x), in expectation"
     tight = f"the importance-weighted bound of {draws} draws is below log p(x) in expectation"
     log_likelihood = over_images(weighted, bias="low", why=tight)
     spec = model.spec
-    levels = 0 if spec is None or spec.kind == "continuous" else spec.levels
+    levels = 0 if spec is None or spec.kind in ("continuous", "counts") else spec.levels
     levels = 2 if spec is not None and spec.kind == "binary" else levels
     discrete = spec is not None and spec.kind in ("8-bit", "levels")
     bits = (-log_likelihood.bits()).per(x[0].numel(), "dim") if discrete else None
@@ -260,7 +345,7 @@ def summarise(model: VAE, x: Tensor, found: Bounds, *, seed: int = 0) -> Evaluat
         images=len(x),
         effective_draws_median=float(effective.median()),
         effective_draws_minimum=float(effective.min()),
-        loose=loose if draws >= DRAWS_FOR_LOOSE else None,
+        loose=loose if draws >= DRAWS_FOR_LOOSE and not coded else None,
         active_units=None if kl is None else active_units(means, kl),
         latent=means.shape[1],
         kl_per_dimension=() if kl is None else tuple(kl.tolist()),
@@ -268,7 +353,44 @@ def summarise(model: VAE, x: Tensor, found: Bounds, *, seed: int = 0) -> Evaluat
         varying_units=varying_units(means),
         levels=levels,
         exact_rate=found.exact_rate,
+        given=_given_of(model),
+        per_label=()
+        if labels is None
+        else _per_label(model, found, labels.cpu(), why=(below, tight)),
+        kl_per_layer=() if layers is None else tuple(map(over_images, layers.T)),
+        layer_sizes=() if layers is None else model.layer_sizes,
+        coded=coded,
     )
+
+
+def _given_of(model: VAE) -> str:
+    """Say what the figures of a model are conditional on."""
+    if model.spec is None:
+        return ""
+    parts = ["the label of each item"] if model.spec.labels else []
+    return " and ".join([*parts, *([GIVEN[model.spec.sizes]] if model.spec.sizes else [])])
+
+
+def _per_label(
+    model: VAE, found: Bounds, labels: Tensor, *, why: tuple[str, str]
+) -> tuple[LabelFigures, ...]:
+    """Average the bounds of each label's images by themselves."""
+    names = () if model.spec is None else model.spec.labels
+    figures = []
+    for label in torch.unique(labels).tolist():
+        own = labels == label
+        elbo, tight = (
+            over_images(terms[own], bias="low", why=said)
+            for terms, said in zip((found.elbo, found.importance_weighted), why, strict=True)
+        )
+        figures.append(LabelFigures(names[label], int(own.sum()), elbo, tight))
+    return tuple(figures)
+
+
+GIVEN = {
+    "total": "the size factor of each item, its own total count (so no probability of x alone)",
+    "given": "the size factor of each item, as given",
+}
 
 
 def bits_per_sample(log_likelihood: Tensor, samples: Tensor) -> Estimate:
@@ -314,8 +436,34 @@ def kl_of_dimensions(model: VAE, found: Bounds) -> Tensor | None:
     """
     if not model.has_kl_per_dimension():
         return None
+    if isinstance(model.family, TopDown):
+        return None if found.kl is None else found.kl.mean(0)
     kl = exact_kl(model.prior, DiagonalGaussian(found.mean, found.log_sd))
     return None if kl is None else kl.mean(0)
+
+
+def kl_of_layers(model: VAE, found: Bounds) -> Tensor | None:
+    """Return KL(q(z_l|z_>l, x) ‖ p(z_l|z_>l)) of every stochastic layer, `[n, layers]`, in nats.
+
+    On average over the draws of the layers above. Their sum is the rate.
+
+    Args:
+        model: That the bounds are of.
+        found: Bounds of some images.
+
+    Returns:
+        The top layer first; None where there is one layer.
+
+    Example:
+        >>> from kullback.vae import Architecture, build
+        >>> model, x = build((4,), "binary", Architecture(latent=4, layers=2)), torch.ones(8, 4)
+        >>> kl_of_layers(model, image_bounds(model, x, draws=3)).shape
+        torch.Size([8, 2])
+    """
+    sizes = model.layer_sizes
+    if len(sizes) == 1 or found.kl is None:
+        return None
+    return torch.stack([part.sum(-1) for part in torch.split(found.kl, list(sizes), -1)], -1)
 
 
 def varying_units(means: torch.Tensor) -> int:
@@ -389,12 +537,13 @@ def collapse_warning(kl: list[float], active: int, settings: Training) -> str:
     )
 
 
-def collapse_of_rate(rate: float, beta: float) -> str:
+def collapse_of_rate(rate: float, beta: float, *, name: str = "KL") -> str:
     """Say that the posterior has collapsed where all that is known is the rate; else say nothing.
 
     Args:
         rate: The mean KL(q(z|x) ‖ p(z)), at least the information I(x; z), in nats.
         beta: The weight of the KL.
+        name: What the rate is.
 
     Returns:
         The warning, or "".
@@ -408,7 +557,33 @@ def collapse_of_rate(rate: float, beta: float) -> str:
     remedy = "--warmup 0.3 or a lower --learning-rate"
     remedy = f"a smaller --beta (now {beta:g}), {remedy}" if beta > 1 else remedy
     return (
-        f"posterior collapse: the KL is {rate:.2g} nats, so z says nothing about x. Try: {remedy}"
+        f"posterior collapse: the {name} is {rate:.2g} nats, so z says nothing about x. "
+        f"Try: {remedy}"
+    )
+
+
+def unused_layers(kl: list[float]) -> str:
+    """Say which stochastic layers carry less than 0.1 nats, and what to do; "" where none.
+
+    Args:
+        kl: The mean KL of every layer, the top one first, in nats.
+
+    Returns:
+        The warning, or "".
+
+    Example:
+        >>> unused_layers([0.01, 9.0])[:27], unused_layers([2.0, 9.0])
+        ('unused stochastic layers: 1', '')
+    """
+    unused = [(len(kl) - place, nats) for place, nats in enumerate(kl) if nats < ACTIVE_KL]
+    if not unused:
+        return ""
+    named = ", ".join(f"z_{layer} ({nats:.2g} nats)" for layer, nats in unused[:NAMED_COLUMNS])
+    more = len(unused) - NAMED_COLUMNS
+    named += f" and {more} more" if more > 0 else ""
+    return (
+        f"unused stochastic layers: {len(unused)} of {len(kl)} carry less than {ACTIVE_KL:g} nats: "
+        f"{named}. Try: --warmup 0.3 with --balance, or fewer --layers"
     )
 
 

@@ -17,6 +17,9 @@ __all__ = [
     "COMPONENTS",
     "CONTINUOUS_SERIES",
     "CONV_MIN_SIDE",
+    "COUNT_LOG_DISPERSION",
+    "COUNT_LOG_RATE",
+    "COUNT_RARE_RATE",
     "DECODER_OUTPUTS",
     "DRAWS_FOR_LOOSE",
     "ERRORS_SEEN",
@@ -34,6 +37,7 @@ __all__ = [
     "MAX_WIDTH",
     "MONITORED_IMAGES",
     "NAMED_COLUMNS",
+    "NAMED_LABELS",
     "OVERFIT_ERRORS",
     "OVERFIT_LOOKS",
     "PATCH_COMPONENTS",
@@ -79,9 +83,13 @@ CATEGORICAL_LEVELS = 1024  # outputs a place: beyond it a free probability for e
 UNIT_SCALE_LEVELS = 256  # more levels than this work in units of the data's own spread
 LOG_SD_LIMIT = 10.0  # e^±10 is far outside any useful posterior; beyond it exp() would overflow
 BETA_LOG_SHAPE = (-5.0, 10.0)  # of a and b: nearly all mass at both ends, and nearly a binomial
+COUNT_LOG_RATE = (-30.0, 20.0)  # rates from 1e-13 to 5e8: no count read is larger than 1.7e7
+COUNT_LOG_DISPERSION = (-15.0, 15.0)  # θ: 99.9999 % zeros, and a Poisson law; beyond, lgamma rounds
+COUNT_RARE_RATE = 1e-4  # the first rate, at least: of columns that are 0 in all training examples
 CONTINUOUS_SERIES = 0.1  # of half a logit, below which three terms of the series have 13 digits
 FLOAT32_RESOLUTION = 1e-3  # of a deviation: coarser float32 rounding makes a column a staircase
 NAMED_COLUMNS = 5  # in one message
+NAMED_LABELS = 12  # in one message, and with figures of their own in the remarks
 
 # Sound
 CLIPS_FOR_MOMENTS = 1000  # millions of samples for 561 numbers

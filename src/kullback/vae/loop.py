@@ -27,14 +27,16 @@ from .checkpoint import FlatParameters, State
 from .elbo_step import step_for
 from .evaluation import (
     active_units,
+    bounds_given,
     collapse_of_rate,
     collapse_warning,
     kl_of_dimensions,
+    kl_of_layers,
     over_images,
+    unused_layers,
     varying_units,
 )
-from .evidence import bounds
-from .latents import InverseAutoregressive, draw_with_kl
+from .latents import InverseAutoregressive, Quantised, draw_with_kl
 from .limits import (
     AVERAGE_STEPS,
     CALLBACK_SECONDS,
@@ -54,6 +56,7 @@ __all__ = [
     "Monitor",
     "NonFiniteError",
     "Progress",
+    "balance_weights",
     "diagnose",
     "fit",
     "hold_out",
@@ -80,11 +83,40 @@ def loss_terms(
         likelihood, kl, objective = model.tight_terms(x, noise, beta, bound)
     else:
         likelihood, kl = model.elbo_terms(x, noise)
-        objective = objectives.beta_elbo(likelihood, kl, beta=beta, free_bits=settings.free_bits)
+        balanced = settings.balance and progress < settings.warmup
+        charged = kl * balance_weights(kl, model.layer_sizes) if balanced else kl
+        free = settings.free_bits
+        objective = objectives.beta_elbo(likelihood, charged, beta=beta, free_bits=free)
     with torch.no_grad():
         rate = kl.sum() / len(x)
         elbo = likelihood.sum() / likelihood.numel() - rate
     return -objective.mean(), torch.stack([elbo, rate])
+
+
+@torch.no_grad()
+def balance_weights(kl: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return the weight of every latent dimension's KL, `[latent]`, of mean 1 over layers.
+
+    The weight of a layer is proportional to its KL a dimension, on average over the batch: a layer
+    that carries little is charged little, so that it is not given up before it is used. Where no
+    layer has a KL every weight is 1.
+    Reference: Vahdat and Kautz (2020), "NVAE", appendix A.
+
+    Args:
+        kl: `[batch, latent]`, in nats.
+        sizes: Dimensions of every layer.
+
+    Returns:
+        Without a graph.
+
+    Example:
+        >>> balance_weights(torch.tensor([[3.0, 1.0, 1.0]]), (1, 2))
+        tensor([1.5000, 0.5000, 0.5000])
+    """
+    means = torch.stack([part.mean() for part in torch.split(kl, list(sizes), -1)])
+    total = means.sum()
+    weights = torch.where(total > 0, len(sizes) * means / total, 1.0)
+    return weights.repeat_interleave(torch.tensor(sizes, device=kl.device))
 
 
 def require_parts_fit(model: VAE, settings: Training) -> None:
@@ -93,6 +125,15 @@ def require_parts_fit(model: VAE, settings: Training) -> None:
     why = "0 where there is no KL of a single latent dimension (a learned prior, a full q)"
     hint = "prior normal with posterior diagonal, or warmup"
     require(known, "free_bits", why, settings.free_bits, hint)
+    several = len(model.layer_sizes) > 1
+    why = "several stochastic layers, between which the KL is balanced"
+    require(several or not settings.balance, "balance", why, "one", "layers 2")
+    plain = settings.objective == "elbo" and settings.draws == 1 and not settings.tighten
+    coded = isinstance(model.family, Quantised)
+    why = (
+        "elbo with one draw and no tighten for a quantised posterior, whose draws are all the same"
+    )
+    require(plain or not coded, "objective", why, f"{settings.objective}, {settings.draws} draws")
     apart = settings.objective != "piwae" or not isinstance(model.family, InverseAutoregressive)
     why = "another with posterior iaf, whose log q at a given z takes many passes"
     require(apart, "objective", why, "piwae", "miwae")
@@ -156,12 +197,15 @@ def fit(
         x = data.batch(indices, state.generator).float()
         shape = (settings.draws_at(progress), len(x), model.prior.latent)
         noise = torch.randn(shape, generator=state.generator, device=x.device)
-        loss, figures = gradient(x, noise, progress)
+        given = model
+        if data.train_labels is not None:
+            given = model.at(data.train_labels.index_select(0, indices))
+        loss, figures = gradient(given, x, noise, progress)
         norm = float(flat.norm())
         if not math.isfinite(norm + float(loss.detach())):
             names = [data.train_names[i] for i in indices.tolist()]
             state.generator.set_state(untouched)
-            raise NonFiniteError(diagnose(model, state, Batch(x, noise, names), folder))
+            raise NonFiniteError(diagnose(given, state, Batch(x, noise, names), folder))
         _clip(flat, norm, settings.clip)
         rate = settings.learning_rate_at(progress, state.step)
         flat.decay(rate * settings.weight_decay)
@@ -177,17 +221,18 @@ def fit(
 
 def _gradient(
     model: VAE, flat: FlatParameters, settings: Training
-) -> Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]:
+) -> Callable[[VAE, Tensor, Tensor, float], tuple[Tensor, Tensor]]:
     """Return how a step gets its gradient into `flat`: by hand where that is written, or autograd.
 
-    The function takes x, noise and the progress of the run; it returns what `loss_terms` does.
+    The function takes the model (with the labels of x given, if it has any), x, noise and the
+    progress of the run; it returns what `loss_terms` does.
     """
     by_hand = step_for(model, flat, settings)
 
-    def gradient(x: Tensor, noise: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+    def gradient(given: VAE, x: Tensor, noise: Tensor, progress: float) -> tuple[Tensor, Tensor]:
         if by_hand is not None:
             return by_hand(x, noise, settings.beta_at(progress))
-        loss, figures = loss_terms(model, x, noise, settings, progress)
+        loss, figures = loss_terms(given, x, noise, settings, progress)
         flat.differentiate(loss)
         return loss, figures
 
@@ -311,6 +356,23 @@ def hold_out(data: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Te
     """
     if share == 0:
         return data, None
+    flags = _held_out(data, share)
+    held, kept = data.train[flags], data.train[~flags]
+    if data.dynamic:
+        held = binarize_all(held, seed=seed, label="validation")
+    names = tuple(n for n, flag in zip(data.train_names, flags.tolist(), strict=True) if not flag)
+    labels = None if data.train_labels is None else data.train_labels[~flags]
+    return replace(data, train=kept, train_names=names, train_labels=labels), held
+
+
+def held_labels(data: Dataset, share: float) -> Tensor | None:
+    """Return the labels of what `hold_out` keeps from training, where there are any."""
+    labels = data.train_labels
+    return None if labels is None or share == 0 else labels[_held_out(data, share)]
+
+
+def _held_out(data: Dataset, share: float) -> Tensor:
+    """Return which training examples are held out, `[N]`, or raise a DataError."""
     rows = data.train.cpu().flatten(1).numpy()
     digests = [hashlib.sha256(b"validation" + row.tobytes()).digest() for row in rows]
     ranked = sorted(set(digests))
@@ -321,12 +383,7 @@ def hold_out(data: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Te
             f"some; got {len(ranked):,} and {share:g}. Try: more data"
         )
     limit = ranked[wanted]
-    flags = torch.tensor([digest < limit for digest in digests])
-    held, kept = data.train[flags], data.train[~flags]
-    if data.dynamic:
-        held = binarize_all(held, seed=seed, label="validation")
-    names = tuple(n for n, flag in zip(data.train_names, flags.tolist(), strict=True) if not flag)
-    return replace(data, train=kept, train_names=names), held
+    return torch.tensor([digest < limit for digest in digests])
 
 
 @dataclass(slots=True)
@@ -374,7 +431,8 @@ class Monitor:
     """Writes the logs of one run, calls its progress callback, and keeps the best weights.
 
     validation: held-out training examples, `[n, *event]`, to pick the best weights on; None picks
-    none, and then overfitting is looked for on test images, for a warning alone.
+    none, and then overfitting is looked for on test images, for a warning alone. held_labels: of
+    the former, where the data have labels.
     """
 
     def __init__(
@@ -387,6 +445,7 @@ class Monitor:
         progress: Callable[[Progress], None] | None,
         *,
         validation: Tensor | None = None,
+        held_labels: Tensor | None = None,
     ) -> None:
         self.folder, self.model, self.settings, self.state = folder, model, settings, state
         self.progress = progress
@@ -395,6 +454,9 @@ class Monitor:
         self.log_every = min(LOG_STEPS, self.per_epoch)
         self.test_every = self.log_every * max(1, math.ceil(TEST_STEPS / self.log_every))
         self.test = model.check(data.test[:MONITORED_IMAGES])
+        labels = data.test_labels
+        self.test_labels = None if labels is None else labels[:MONITORED_IMAGES]
+        self.held_labels = held_labels
         self.validation = None if validation is None else model.check(validation)
         self.best = BestLook.load(folder, state.step)
         self.warnings: list[str] = []
@@ -441,20 +503,30 @@ class Monitor:
         """Measure the averaged weights on test images, with the same noise every time."""
         generator = torch.Generator(self.test.device).manual_seed(self.settings.seed)
         with self.state.flat.averaged(), evaluating(self.model):
-            figures = bounds(self.model, self.test, draws=1, generator=generator)
+            figures = bounds_given(
+                self.model, self.test, self.test_labels, draws=1, generator=generator
+            )
             more = self._look()
         each = kl_of_dimensions(self.model, figures)
         used: dict[str, Any] = {"varying_units": varying_units(figures.mean)}
         if each is None:
-            collapse = collapse_of_rate(float(figures.rate.mean()), self.settings.beta)
+            coded = isinstance(self.model.family, Quantised)
+            name = "length of the code" if coded else "KL"
+            rate = float(figures.rate.mean())
+            collapse = collapse_of_rate(rate, self.settings.beta, name=name)
         else:
             active, kl = active_units(figures.mean, each), each.tolist()
             collapse = collapse_warning(kl, active, self.settings)
             used = {"active_units": active} | used | {"kl_per_dimension": kl}
         self.test_elbo = over_images(figures.elbo.double().cpu(), bias="low", why="a bound")
         error = float(self.test_elbo.standard_error)
+        layers = kl_of_layers(self.model, figures)
+        nats = [] if layers is None else layers.mean(0).tolist()
+        if nats:
+            used["kl_per_layer"] = nats
         if spent > max(COLLAPSE_AFTER, self.settings.warmup):
             self._warn("collapse", collapse)
+            self._warn("layers", "" if collapse else unused_layers(nats))
         return {
             "test_elbo": self.test_elbo.value,
             **({"test_elbo_error": error} if math.isfinite(error) else {}),
@@ -495,7 +567,8 @@ class Monitor:
         weighted = settings.importance_weighted_at(1.0)
         draws = settings.draws_at(1.0) if weighted else 1
         generator = torch.Generator(x.device).manual_seed(settings.seed)
-        figures = bounds(self.model, x, draws=draws, generator=generator)
+        labels = self.test_labels if self.validation is None else self.held_labels
+        figures = bounds_given(self.model, x, labels, draws=draws, generator=generator)
         plain = -figures.distortion - settings.beta * figures.rate
         return (figures.importance_weighted if weighted else plain).double().cpu()
 

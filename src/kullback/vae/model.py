@@ -6,6 +6,7 @@ and `log_likelihood` are lower bounds, higher is better; `kullback.vae.evaluate`
 on their averages. `location_and_spread` finds the units in which a model of continuous data works.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -22,13 +23,14 @@ from kullback.core import (
     DataError,
     RunError,
     describe,
+    message,
     require,
     require_count,
 )
-from kullback.data import PADDING
+from kullback.data import MOST_COUNT, PADDING
 from kullback.variational import WeightedBound, objectives
 
-from .architecture import Architecture, Spec
+from .architecture import COUNTS, Architecture, Spec
 from .checkpoint import (
     averaged_weights,
     is_hashed,
@@ -40,6 +42,7 @@ from .checkpoint import (
 )
 from .evidence import bounds
 from .latents import (
+    CodePrior,
     CouplingFlow,
     Diagonal,
     Encoded,
@@ -51,11 +54,15 @@ from .latents import (
     MixtureOfGaussians,
     Posterior,
     Prior,
+    Quantised,
     StandardNormal,
+    TopDown,
+    TopDownPrior,
     VampPrior,
     draw_with_kl,
-    exact_kl,
     held_log_ratio,
+    kl_of_draws,
+    layer_sizes,
     log_ratio,
 )
 from .likelihoods import (
@@ -63,12 +70,19 @@ from .likelihoods import (
     BetaBinomial,
     Categorical,
     ContinuousBernoulli,
+    Counts,
     DiscretisedLogistics,
     Event,
     Gaussian,
     Likelihood,
 )
-from .limits import CATEGORICAL_LEVELS, FLOAT32_RESOLUTION, NAMED_COLUMNS, UNIT_SCALE_LEVELS
+from .limits import (
+    CATEGORICAL_LEVELS,
+    FLOAT32_RESOLUTION,
+    NAMED_COLUMNS,
+    NAMED_LABELS,
+    UNIT_SCALE_LEVELS,
+)
 from .networks import (
     ConvDecoder,
     ConvEncoder,
@@ -167,6 +181,10 @@ class VAE(nn.Module):
 
     shift: Tensor
     scale: Tensor
+    label: Tensor | None = None  # by `at`
+    label_inputs: (
+        Tensor  # [labels, *event], added to what the encoder reads, where there are labels
+    )
 
     def __init__(
         self,
@@ -205,22 +223,87 @@ class VAE(nn.Module):
         outputs = self.encoder(self.encoder_input(x))
         return Encoded(outputs[0], outputs[1], outputs[2] if len(outputs) > 2 else None)
 
+    def at(self, label: str | int | Tensor) -> "VAE":
+        """Return this model with the label given: q(z|x, y), p(x|z, y), sharing all weights.
+
+        Args:
+            label: One of the model's labels, for all x; or a tensor of places in the list of them,
+                `[]` for all x or `[batch]`, one for each x.
+
+        Returns:
+            The conditional model: every figure of it is one of log p(x | y).
+
+        Raises:
+            ArgumentValueError: The model has no such label, or none at all.
+
+        Example:
+            >>> model = build((4,), "binary", labels=("cat", "dog"))
+            >>> model.at("dog").sample(3).shape
+            torch.Size([3, 4])
+        """
+        labels = () if self.spec is None else self.spec.labels
+        if not isinstance(label, Tensor):
+            known = str(label) in labels
+            require(known, "label", _one_of(labels), repr(label))
+            label = torch.tensor(labels.index(str(label)), device=self.scale.device)
+        given = copy.copy(self)
+        given.label = label
+        return given
+
+    def given_label(self) -> Tensor | None:
+        """Return the label's place, None for a model without labels.
+
+        Raises:
+            ArgumentValueError: The model is conditional on a label, and none is given.
+        """
+        labels = () if self.spec is None else self.spec.labels
+        if labels and self.label is None:
+            hint = f"label={labels[0]!r}"
+            text = f"{_one_of(labels)}: the model is conditional on it"
+            raise ArgumentValueError(message("label", text, "none", hint))
+        return self.label if labels else None
+
     def encoder_input(self, x: Tensor) -> Tensor:
-        """Return x centred and scaled, as the encoder reads it; padding of sound is the centre."""
+        """Return x centred and scaled, as the encoder reads it; padding of sound is the centre.
+
+        Counts are read as log(1 + x).
+        """
         if self.spec is not None and self.spec.kind == "sound":
             x = torch.where(x == PADDING, self.shift, x)
-        return (x - self.shift) / self.scale
+        if self.spec is not None and self.spec.kind == "counts":
+            x = x.log1p()
+        centred, label = (x - self.shift) / self.scale, self.given_label()
+        fits = label is None or label.ndim == 0 or label.shape == (len(x),)
+        require(fits, "label", f"[{len(x)}], one for each x", None if fits else describe(label))
+        return centred if label is None else centred + self.label_inputs[label]
 
     def approximate_posterior(self, x: Tensor) -> Posterior:
         """Return q(z|x), which can be drawn from and has a density."""
         return self.family(self.encoded(x))
 
     def has_kl_per_dimension(self) -> bool:
-        """Say whether KL(q(z|x) ‖ p(z)) is a sum over latent dimensions in closed form."""
+        """Say whether KL(q(z|x) ‖ p(z)) is a sum over latent dimensions in closed form.
+
+        With several stochastic layers the KL of a dimension is that given the groups above, on
+        average over draws of them.
+        """
+        if isinstance(self.family, TopDown):
+            return self.family.prior is self.prior
         return isinstance(self.family, Diagonal) and isinstance(self.prior, Factorised)
+
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """The latent dimensions of every stochastic layer, the top one first."""
+        if isinstance(self.family, TopDown) and self.family.prior is self.prior:
+            return self.family.prior.sizes
+        return (self.prior.latent,)
 
     def parameters_of(self, z: Tensor) -> Tensor:
         """Decode z `[*lead, latent]` to likelihood parameters `[*lead, channels, places]`."""
+        label = self.given_label()
+        if label is not None and self.spec is not None:
+            one_hot = torch.nn.functional.one_hot(label.to(z.device), len(self.spec.labels))
+            z = torch.cat([z, one_hot.to(z).expand(*z.shape[:-1], -1)], -1)
         flat: Tensor = self.decoder(z.reshape(-1, z.shape[-1]))
         return flat.reshape(*z.shape[:-1], *flat.shape[1:])
 
@@ -260,22 +343,19 @@ class VAE(nn.Module):
             value = objectives.with_path_gradient(weights, z, bound, beta=beta)
         else:
             value = bound.value(weights)
-        kl = exact_kl(self.prior, q)
-        kl = -ratio.detach().mean(0).unsqueeze(-1) if kl is None else kl
-        return likelihood, kl, value
+        return likelihood, kl_of_draws(self.prior, q, drawn, ratio.detach()), value
 
     def terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what every objective is made of, in nats, for noise `[draws, batch, latent]`.
 
         log p(x|z) `[draws, batch]`; log p(z) − log q(z|x) `[draws, batch]`; KL(q(z|x) ‖ p(z)),
-        exact and per latent dimension, `[batch, latent]`, where the prior has a formula, else
-        `[batch, 1]`, minus the mean of the second over the draws. Differentiable.
+        as `kl_of_draws` gives it. Differentiable.
         """
         q = self.approximate_posterior(x)
-        drawn, kl = q.draw(noise), exact_kl(self.prior, q)
+        drawn = q.draw(noise)
         log_likelihood = self.likelihood.log_prob(self.parameters_of(drawn.z), x)
         ratio = log_ratio(self.prior, q, drawn)
-        return log_likelihood, ratio, -ratio.mean(0).unsqueeze(-1) if kl is None else kl
+        return log_likelihood, ratio, kl_of_draws(self.prior, q, drawn, ratio)
 
     def elbo_terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first and the last of `terms`: all that the ELBO needs."""
@@ -294,7 +374,8 @@ class VAE(nn.Module):
         Raises:
             ArgumentValueError: The shape is not `[batch, *event]`, a binary model gets anything but
                 0 and 1, an 8-bit model anything but integers 0 … 255, a model of K levels anything
-                but 0 … K − 1, a model of sound anything but its signed levels followed by
+                but 0 … K − 1, a model of counts anything but whole numbers from 0 (and a positive
+                size factor), a model of sound anything but its signed levels followed by
                 `PADDING`, or x is not finite.
 
         Example:
@@ -317,6 +398,8 @@ class VAE(nn.Module):
             ok = bool(((x == x.round()) & (x >= 0) & (x <= top)).all())
             hint = "pass uint8 images" if kind == "8-bit" else "pass levels, see kullback.data.Grid"
             require(ok, "x", f"integers 0 to {top}", span, hint)
+        if self.spec is not None and kind == "counts":
+            _check_counts(x, self.spec, span)
         unit = self.spec is not None and isinstance(self.likelihood, ContinuousBernoulli)
         inside = not unit or bool(((x >= 0) & (x <= 1)).all())
         require(inside, "x", "values from 0 to 1 for a continuous Bernoulli", span, "gaussian")
@@ -448,6 +531,8 @@ class VAE(nn.Module):
                 grid=spec.grid,
                 spread=units,
                 sound=spec.sound,
+                sizes=spec.sizes,
+                labels=spec.labels,
             )
         if parts is not None:
             model = _fitted_with(model.to_empty(device="cpu"), parts)
@@ -492,6 +577,10 @@ def with_parts(model: VAE, parts: Parts, x: Tensor, *, examples: Tensor | None =
     if spec is None:
         raise RunError("only models from `build` take parts")
     require(spec.kind != "sound", "data", "images or vectors for parts of your own", "sound")
+    require(not spec.labels, "labels", "none with parts of your own", "some")
+    shared = isinstance(model.family, TopDown | Quantised)
+    what = "the model's own, which q shares, with several layers or a quantised posterior"
+    require(parts.prior is None or not shared, "prior", what, "another")
     for name in ("likelihood", "prior"):
         if getattr(parts, name) is not None:
             delattr(model, name)  # a module's place takes no other object
@@ -499,7 +588,7 @@ def with_parts(model: VAE, parts: Parts, x: Tensor, *, examples: Tensor | None =
     if parts.encoder is not None:
         model.encoder = OwnEncoder(parts.encoder)
     if parts.decoder is not None:
-        places = Event(spec.event_shape).places
+        places = getattr(model.likelihood, "places", Event(spec.event_shape).places)
         model.decoder = OwnDecoder(parts.decoder, model.likelihood.channels, places)
     if parts.prior is None and parts.encoder is not None and spec.architecture.prior == "vamp":
         model = _with_prior(model, spec, examples)
@@ -545,14 +634,19 @@ def _try_parts(model: VAE, x: Tensor) -> None:
 
 
 def _fitted_with(model: VAE, parts: Parts) -> VAE:
-    """Put parts into a model whose other weights are still to be read, on examples of zeros."""
+    """Put parts into a model whose other weights are still to be read, on examples of zeros.
+
+    Size factors are 1.
+    """
     spec = model.spec
     if spec is None:
         raise RunError("only models from `build` take parts")
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.fill_(1.0)
-    return with_parts(model, parts, torch.zeros(2, *spec.event_shape))
+    x = torch.zeros(2, *spec.event_shape)
+    x[..., -1:] += 1.0 if spec.sizes else 0.0
+    return with_parts(model, parts, x)
 
 
 def require_own(folder: Path, spec: Spec, parts: Parts | None) -> None:
@@ -582,12 +676,14 @@ def build(
     moments: Tensor | None = None,
     shares: Tensor | None = None,
     examples: Tensor | None = None,
+    sizes: str = "",
+    labels: tuple[str, ...] = (),
 ) -> VAE:
     """Build a VAE for events of a shape and kind; weights come from torch's global generator.
 
     Args:
         event_shape: `(C, H, W)`, `(D,)`, or `(1, T)` for sound.
-        kind: "binary", "8-bit", "levels", "continuous" or "sound".
+        kind: "binary", "8-bit", "levels", "counts", "continuous" or "sound".
         architecture: By default `Architecture()`.
         mean: The training data's mean `[*event]` in its own units: it centres the encoder's input
             and is the decoder's first output.
@@ -603,6 +699,8 @@ def build(
         examples: Training examples `[n, *event]` at which the pseudo-inputs of a "vamp" prior
             start, repeated where they are fewer; without them they are standard normal, in the
             encoder's units.
+        labels: On which the model is to be conditional, by name: see `VAE.at`.
+        sizes: Of counts, "total" or "given" where the last column is a size factor; see `Spec`.
 
     Returns:
         The model, with fresh weights.
@@ -617,29 +715,39 @@ def build(
     architecture = (architecture or Architecture()).resolved(tuple(event_shape), kind)
     inside = spread is not None and kind == "continuous"
     spec = Spec(
-        tuple(event_shape), kind, architecture, levels, grid, standardised=inside, sound=sound
+        tuple(event_shape),
+        kind,
+        architecture,
+        levels,
+        grid,
+        standardised=inside,
+        sound=sound,
+        sizes=sizes,
+        labels=labels,
     )
+    require(kind != "sound" or not labels, "labels", "none for sound", labels)
     if kind == "sound":
         return _with_prior(_of_sound(spec, scale, moments, shares), spec, examples)
     top = levels - 1
     usual = {"binary": (0.5, 1.0), "8-bit": (127.5, 64.0), "continuous": (0.0, 1.0)}
-    usual["levels"] = (top / 2, max(1.0, top / 4))
+    usual |= {"levels": (top / 2, max(1.0, top / 4)), "counts": (1.0, 1.0)}
     shift, width = usual[kind]
     mean = torch.full(spec.event_shape, shift) if mean is None else mean.float()
     spread = None if spread is None else spread.float()
     likelihood = _likelihood(spec, mean, spread)
     bias = likelihood.initial_bias(mean)
     hidden, latent = architecture.hidden, architecture.latent
+    codes = latent + len(labels)  # the decoder reads z and which label it is
     family = _family(architecture)
     if architecture.network == "mlp":
         act = architecture.activation
         encoder: nn.Module = MlpEncoder(
             event_shape, hidden, latent, activation=act, extra=family.extra
         )
-        decoder: nn.Module = MlpDecoder(latent, hidden[::-1], bias, activation=act)
+        decoder: nn.Module = MlpDecoder(codes, hidden[::-1], bias, activation=act)
     else:
         encoder = ConvEncoder(event_shape, hidden, latent, extra=family.extra)
-        decoder = _conv_decoder(spec, likelihood, bias)
+        decoder = _conv_decoder(spec, likelihood, bias, codes)
     scale = width if scale is None else scale
     require(math.isfinite(scale) and scale > 0, "scale", "a positive number", scale)
     divide_by = scale if spread is None else spread
@@ -649,21 +757,35 @@ def build(
         decoder,
         likelihood,
         prior,
-        shift=mean,
+        shift=mean.log1p() if kind == "counts" else mean,
         scale=divide_by,
         spec=spec,
         family=family,
     )
+    if labels:
+        model.label_inputs = nn.Parameter(torch.zeros(len(labels), *spec.event_shape))
     return _with_prior(model, spec, examples)
+
+
+def _one_of(labels: tuple[str, ...]) -> str:
+    """Name the labels of a model, the first ten of many."""
+    more = ", …" if len(labels) > NAMED_LABELS else ""
+    return (
+        f"one of {', '.join(labels[:NAMED_LABELS])}{more}" if labels else "none: it has no labels"
+    )
 
 
 def _family(architecture: Architecture) -> Family:
     """Return the family of q(z|x) of an architecture."""
     latent = architecture.latent
+    if architecture.layers > 1:
+        return TopDown(TopDownPrior(layer_sizes(latent, architecture.layers)))
     if architecture.posterior == "full":
         return FullRank(latent)
     if architecture.posterior == "low_rank":
         return LowRank(latent, architecture.rank)
+    if architecture.posterior == "quantised":
+        return Quantised(CodePrior(latent, architecture.codes))
     return InverseAutoregressive(latent) if architecture.posterior == "iaf" else Diagonal()
 
 
@@ -671,7 +793,9 @@ def _with_prior(model: VAE, spec: Spec, examples: Tensor | None) -> VAE:
     """Give a model the prior of its description; "vamp" looks at the encoder and at examples."""
     kind, latent = spec.architecture.prior, spec.architecture.latent
     count = spec.architecture.prior_components
-    if kind == "mixture":
+    if isinstance(model.family, TopDown | Quantised):
+        model.prior = model.family.prior
+    elif kind == "mixture":
         model.prior = MixtureOfGaussians(latent, count)
     elif kind == "flow":
         model.prior = CouplingFlow(latent)
@@ -679,7 +803,8 @@ def _with_prior(model: VAE, spec: Spec, examples: Tensor | None) -> VAE:
         inputs = torch.randn(count, *spec.event_shape)
         if examples is not None:
             rows = torch.arange(count) % len(examples)
-            inputs = model.encoder_input(examples.float()[rows])
+            first = model.at(torch.tensor(0)) if spec.labels else model
+            inputs = first.encoder_input(examples.float()[rows])
         model.prior = VampPrior(model.encoder, inputs, latent=latent)
     return model
 
@@ -721,17 +846,26 @@ def _check_sound(x: Tensor, spec: Spec, span: str) -> None:
     require(ends, "x", "padding after the samples only, and one sample at least", "padding within")
 
 
+def _check_counts(x: Tensor, spec: Spec, span: str) -> None:
+    """Refuse what is no count, and size factors that are not positive."""
+    counts = x[:, :-1] if spec.sizes else x
+    ok = bool(((counts == counts.round()) & (counts >= 0) & (counts <= MOST_COUNT)).all())
+    require(ok, "x", f"whole numbers from 0 to {MOST_COUNT:,}", span, "raw counts, no logarithms")
+    sized = not spec.sizes or bool((x[:, -1] > 0).all())
+    require(sized, "x", "positive size factors in the last column", span, "drop items of total 0")
+
+
 def _has_units(spec: Spec) -> bool:
     """Say whether a model of this description holds the data's spread."""
     return spec.standardised or (spec.kind == "levels" and spec.levels > UNIT_SCALE_LEVELS)
 
 
-def _conv_decoder(spec: Spec, likelihood: Any, bias: Tensor) -> nn.Module:
-    shape, architecture = spec.event_shape, spec.architecture
-    if architecture.network == "conv":
-        return ConvDecoder(shape, architecture.latent, architecture.hidden, bias)
+def _conv_decoder(spec: Spec, likelihood: Any, bias: Tensor, codes: int) -> nn.Module:
+    shape, hidden = spec.event_shape, spec.architecture.hidden
+    if spec.architecture.network == "conv":
+        return ConvDecoder(shape, codes, hidden, bias)
     patched = likelihood.event.patch > 0
-    return PatchDecoder(shape, architecture.latent, architecture.hidden, bias, patched=patched)
+    return PatchDecoder(shape, codes, hidden, bias, patched=patched)
 
 
 _LAWS = {"gaussian": "normal", "laplace": "laplace", "student": "student"}
@@ -756,6 +890,8 @@ def _likelihood(spec: Spec, mean: Tensor, spread: Tensor | None) -> Any:
         location = None if spread is None else mean
         law = _LAWS[architecture.likelihood]
         return Gaussian(shape, location=location, spread=spread, law=law)
+    if architecture.likelihood in COUNTS:
+        return Counts(shape, law=architecture.likelihood, typical=mean[-1] if spec.sizes else None)
     if architecture.likelihood == "continuous_bernoulli":
         return ContinuousBernoulli(shape)
     if architecture.likelihood == "beta_binomial":

@@ -31,12 +31,12 @@ from kullback.core import (
 from kullback.data import PADDING, Dataset, load, reload
 
 from . import checkpoint
-from .architecture import Architecture, Spec
+from .architecture import COUNTS, Architecture, Spec
 from .checkpoint import State, is_hashed, read_config, write_config
 from .latents import Prior
 from .likelihoods import ContinuousBernoulli, Likelihood
 from .limits import MAX_THREADS, THREADS_GAIN, UNIT_SCALE_LEVELS
-from .loop import Monitor, NonFiniteError, Progress, fit, hold_out, require_parts_fit
+from .loop import Monitor, NonFiniteError, Progress, fit, held_labels, hold_out, require_parts_fit
 from .model import VAE, Parts, build, location_and_spread, require_own, with_parts
 from .networks import OwnDecoder, OwnEncoder
 from .sound import second_moments, shift_shares
@@ -135,14 +135,16 @@ def train(
         >>> found.finished, found.model.sample(3).shape
         (True, torch.Size([3, 1, 28, 28]))
     """
-    dataset = data if isinstance(data, Dataset) else load(data)
+    architecture = architecture or Architecture()
+    levels = "counts" if architecture.likelihood in COUNTS else "auto"
+    dataset = data if isinstance(data, Dataset) else load(data, levels=levels)
     training = training or Training.usual(dataset.kind, dataset.event_shape)
     where = pick_device(device)
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
     rest, _ = hold_out(dataset, training.validation, seed=training.seed)
     own = Parts(encoder, decoder, likelihood, prior)
     parts = own if own.named() else None
-    model = _fresh_model(rest, architecture or Architecture(), training.seed, None, parts=parts)
+    model = _fresh_model(rest, architecture, training.seed, None, parts=parts)
     require_parts_fit(model, training)
     if isinstance(model.likelihood, ContinuousBernoulli):  # of which not every x is an outcome
         model.check(dataset.train)
@@ -221,14 +223,18 @@ def _drive(
     settings, precision, threads = _read_settings(config, folder)
     rest, held = hold_out(data, settings.validation, seed=settings.seed)
     model, rest = model.to(device), rest.to(device)
+    labels = held_labels(data, settings.validation)
     held = None if held is None else held.to(device)
+    labels = None if labels is None else labels.to(device)
     own = [m for m in model.modules() if isinstance(m, OwnEncoder | OwnDecoder)]
     for module in own:
         module.products = precision
     working = torch.float32 if own else precision  # a user's modules round by autocast
     state = State.start(model, settings, precision=working)
     checkpoint.load(folder, state, hashed=is_hashed(config))
-    monitor = Monitor(folder, model, rest, settings, state, watch.progress, validation=held)
+    monitor = Monitor(
+        folder, model, rest, settings, state, watch.progress, validation=held, held_labels=labels
+    )
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -341,7 +347,9 @@ def _fresh_model(
     elif mean is None:
         train = data.train.float()
         mean = train.mean(0)
-        if data.kind != "binary":
+        if data.kind == "counts" and len(train) > 1:
+            scale = float((train.log1p() - mean.log1p()).std())
+        elif data.kind != "binary":
             scale = float((train - mean).std()) if len(train) > 1 else 1.0
         if data.dynamic:
             mean = mean / 255.0
@@ -363,6 +371,8 @@ def _fresh_model(
             moments=None if sound is None else second_moments(data.train, step=int(sound["step"])),
             shares=None if sound is None else shift_shares(data.train, step=int(sound["step"])),
             examples=examples,
+            sizes=str(data.protocol.get("sizes", "")),
+            labels=tuple(data.protocol.get("labels", ())),
         )
         if parts is None:
             return model

@@ -36,6 +36,8 @@ class Training:
         draws: Of q(z|x) per image and step.
         alpha: The order of "renyi", or the share of the ELBO in "ciwae".
         groups: Of draws, in "miwae" and "piwae".
+        balance: Whether the KL of every stochastic layer is weighted during the warm-up by its
+            share, so that no layer is given up early (see `balance_weights`); "elbo" only.
         tighten: The last share of the run that trains on the importance-weighted bound whatever
             the objective before; until then one draw.
         beta: Weight of the KL, in nats against nats, summed over dimensions; only β = 1 is the
@@ -83,6 +85,7 @@ class Training:
     validation: float = 0.0
     alpha: float = 0.5
     groups: int = 1
+    balance: bool = False
 
     def __post_init__(self) -> None:
         known = self.objective in OBJECTIVES
@@ -99,6 +102,9 @@ class Training:
         free = self.free_bits == 0 or self.objective == "elbo"
         why = f"0 with objective {self.objective}"
         require(free, "free_bits", why, self.free_bits, "objective elbo")
+        held = not self.balance or (self.objective == "elbo" and self.warmup > 0)
+        hint = "objective elbo, and warmup 0.3"
+        require(held, "balance", "a warm-up of the plain ELBO, during which it acts", "none", hint)
         given = [b for b in (self.minutes, self.epochs, self.steps) if b is not None]
         require(
             len(given) <= 1, "budget", "one of minutes, epochs or steps", f"{len(given)} of them"

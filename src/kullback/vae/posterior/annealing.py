@@ -12,19 +12,19 @@ Wu, Burda, Salakhutdinov and Grosse (2017), "On the quantitative analysis of dec
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kullback.core import Estimate, describe, require
 from kullback.sampled import effective_sample_size, log_evidence, log_mean_exp
 
 from ..evidence import LatentVariableModel
-from ..latents import Posterior, Prior, fixed, log_ratio, numbers_of
+from ..latents import Codes, Posterior, Prior, fixed, log_ratio, numbers_of
 from ..limits import ANNEALED_OUTPUTS, SETTLED_LOG_VARIANCE
+from ..networks import weights_held
 
 __all__ = ["Annealed", "Annealing", "anneal"]
 
@@ -137,7 +137,7 @@ def anneal(
         The weights.
 
     Raises:
-        ArgumentValueError: No images, or `exact` of another shape.
+        ArgumentValueError: No images, a quantised posterior, or `exact` of another shape.
 
     Example:
         >>> from ..model import build
@@ -148,8 +148,11 @@ def anneal(
     """
     settings = settings or Annealing()
     require(len(x) >= 1, "x", "at least 1 image", len(x))
-    with _weights_fixed(model), torch.no_grad():
+    with weights_held(model), torch.no_grad():
         q, prior = model.approximate_posterior(x), fixed(model.prior)
+        continuous = not isinstance(q, Codes)
+        why = "a density q(z|x), from which chains can move to p(z|x)"
+        require(continuous, "posterior", why, "quantised: one code for each x")
         if exact is not None:
             fits = exact.shape == q.centre.shape
             require(fits, "exact", f"[{len(x)}, {q.centre.shape[1]}]", describe(exact))
@@ -168,20 +171,6 @@ def anneal(
         torch.cat(backward) if backward else None,
         torch.cat([one.acceptance for one in parts]),
     )
-
-
-@contextmanager
-def _weights_fixed(model: LatentVariableModel) -> Iterator[None]:
-    """Let no gradient flow to the model's weights inside a `with` block: half the work."""
-    weights = list(model.parameters()) if isinstance(model, nn.Module) else []
-    wanted = [one.requires_grad for one in weights]
-    for one in weights:
-        one.requires_grad = False
-    try:
-        yield
-    finally:
-        for one, flag in zip(weights, wanted, strict=True):
-            one.requires_grad = flag
 
 
 @dataclass(frozen=True, slots=True)

@@ -282,7 +282,8 @@ def _refitted(model: VAE, x: Tensor, settings: Refit, generator: torch.Generator
         z, kl = draw_with_kl(prior, q_now(), noise)
         likelihood = model.likelihood.log_prob(model.parameters_of(z), x).mean(0)
         loss = (kl.sum(-1) - likelihood).sum()
-        for one, gradient in zip(moved, torch.autograd.grad(loss, moved), strict=True):
+        gradients = torch.autograd.grad(loss, moved, allow_unused=True, materialize_grads=True)
+        for one, gradient in zip(moved, gradients, strict=True):
             one.grad = gradient
         optimiser.step()
     with torch.no_grad():

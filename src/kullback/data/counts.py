@@ -1,0 +1,242 @@
+"""Counts `[n, genes]`: tables of text, sparse matrices as SciPy saves them, and size factors.
+
+Which to use: `read_table` for a `.csv` or `.tsv` file, `dense_of` for the arrays of a sparse
+matrix, `as_counts` to bring matrices to whole numbers with a size factor for each row.
+"""
+
+import csv
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kullback.core import DataError, describe
+
+from .examples import plural
+from .limits import MOST_COUNT, MOST_WHOLE
+
+__all__ = ["SIZE_NAMES", "SPARSE_NAMES", "as_counts", "dense_of", "read_table"]
+
+SIZE_NAMES = ("size_factors", "size_factors_train", "size_factors_test")
+SPARSE_NAMES = ("format", "shape", "data")  # of what scipy.sparse.save_npz writes
+_TABLE_SIZES = ("size_factor", "size_factors")
+Named = dict[str, NDArray[Any]]
+
+
+def read_table(path: Path, label: str = "") -> Named:
+    """Read a table of numbers: `counts` `[n, D]`, and `size_factors` where a column is called so.
+
+    label: the name of a column of labels, of any text, or "".
+
+    A first row of names and a first column of names are left out.
+
+    Raises:
+        DataError: The file cannot be read, a cell is no number, or rows differ in length.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            first = file.readline()
+            mark = max("\t,;", key=first.count)
+            file.seek(0)
+            rows = [row for row in csv.reader(file, delimiter=mark) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as a table: {error}") from error
+    heading = rows.pop(0) if rows and not all(_is_number(one) for one in rows[0]) else []
+    if len(rows) > 0 and heading and all(_is_number(one) for one in heading[1:]) and heading[0]:
+        rows, heading = [heading, *rows], []  # names of rows, and none of columns
+    if not rows:
+        raise DataError(f"{path}: expected rows of numbers; got none")
+    labels = _taken_out(label, rows, heading, path) if label else {}
+    unnamed = len(heading) == len(rows[0]) - 1 or (bool(heading) and not heading[0].strip())
+    named = unnamed or not _is_number(rows[0][0])
+    heading = heading[1:] if named and len(heading) == len(rows[0]) else heading
+    values = _numbers([row[named:] for row in rows], path, after=bool(heading))
+    whole = (abs(values) <= MOST_WHOLE) & (values == np.rint(values))
+    if values.shape[1] and bool(whole.all()):
+        values = values.astype(np.int64)
+    sized = [k for k, name in enumerate(heading) if name.strip().lower() in _TABLE_SIZES]
+    if not sized:
+        return {"counts": values} | labels
+    return {
+        "counts": np.delete(values, sized, axis=1),
+        "size_factors": values[:, sized[0]].astype(float),
+    } | labels
+
+
+def _taken_out(label: str, rows: list[list[str]], heading: list[str], path: Path) -> Named:
+    """Take the column of labels out of a table."""
+    named = [name.strip() for name in heading]
+    if label not in named:
+        raise DataError(
+            f"{path}: expected a column {label!r}; got {', '.join(named) or 'no names'}"
+        )
+    place = named.index(label) - len(heading)  # from the end: names of rows may have no heading
+    heading.pop(place)
+    if any(len(row) < len(heading) + 1 for row in rows):
+        raise DataError(f"{path}: rows differ in length")
+    return {label: np.array([row.pop(place).strip() for row in rows])}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _numbers(rows: list[list[str]], path: Path, *, after: bool) -> NDArray[Any]:
+    """Return cells as numbers, or say which is none."""
+    width = len(rows[0])
+    for number, row in enumerate(rows, start=1 + after):
+        if len(row) != width:
+            raise DataError(f"{path}: row {number}: expected {width} numbers; got {len(row)}")
+        bad = next((one for one in row if not _is_number(one)), None)
+        if bad is not None:
+            raise DataError(f"{path}: row {number}: expected numbers; got {bad[:20]!r}")
+    return np.array([[float(one) for one in row] for row in rows])
+
+
+def dense_of(
+    arrays: Mapping[str, NDArray[Any]], path: Path, check: Callable[[int], None]
+) -> NDArray[Any]:
+    """Return the matrix `[n, D]` of the arrays of `scipy.sparse.save_npz`: csr, csc or coo.
+
+    Entries that stand twice are added, as SciPy does. check: called with the bytes it will take.
+
+    Raises:
+        DataError: Another format, or arrays that are no such matrix.
+    """
+    kind, shape = arrays["format"].item(), arrays["shape"]
+    kind = kind.decode() if isinstance(kind, bytes) else str(kind)
+    if kind not in ("csr", "csc", "coo"):
+        raise DataError(f"{path}: expected a csr, csc or coo matrix; got {kind!r}. Try: .tocsr()")
+    data = arrays["data"]
+    good = shape.shape == (2,) and shape.dtype.kind in "iu" and bool((shape > 0).all())
+    if not good or data.ndim != 1 or data.dtype.kind not in "buif":
+        raise DataError(f"{path}: not a sparse matrix of numbers: shape {shape.tolist()}")
+    n, columns = (int(size) for size in shape)
+    places = _places(arrays, kind, (n, columns), path)
+    wide = data.astype(np.int64 if data.dtype.kind in "bui" else data.dtype)
+    check(n * columns * wide.itemsize)
+    dense = np.zeros((n, columns), wide.dtype)
+    np.add.at(dense, places, wide)
+    return dense
+
+
+def _places(
+    arrays: Mapping[str, NDArray[Any]], kind: str, shape: tuple[int, int], path: Path
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the row and the column of every entry, checked."""
+    wanted = ("row", "col") if kind == "coo" else ("indices", "indptr")
+    missing = [name for name in wanted if name not in arrays]
+    if missing:
+        raise DataError(f"{path}: a {kind} matrix without {' and '.join(missing)}")
+    one, other = arrays[wanted[0]], arrays[wanted[1]]
+    entries = len(arrays["data"])
+    if kind == "coo":
+        places = one, other
+    else:
+        lines = shape[kind == "csc"]
+        steps = np.diff(other)
+        good = other.shape == (lines + 1,) and bool((steps >= 0).all()) and other[0] == 0
+        if not good or int(other[-1]) != entries:
+            raise DataError(f"{path}: its indptr does not fit {lines:,} lines, {entries:,} entries")
+        line = np.repeat(np.arange(lines), steps)
+        places = (line, one) if kind == "csr" else (one, line)
+    for index, size in zip(places, shape, strict=True):
+        fits = index.shape == (entries,) and index.dtype.kind in "iu"
+        if not fits or (entries and (int(index.min()) < 0 or int(index.max()) >= size)):
+            raise DataError(f"{path}: its indices do not fit a matrix of {list(shape)}")
+    return places
+
+
+def as_counts(
+    arrays: Named, given: Named, path: Path, how: str, notes: list[str]
+) -> tuple[NDArray[Any], str]:
+    """Join matrices `[n, D]` as whole numbers, with the size factor of each row as a last column.
+
+    Args:
+        arrays: x_train and x_test, or one matrix.
+        given: Size factors by name, `SIZE_NAMES`.
+        path: Of the file.
+        how: "auto" (given ones, if there are any), "none", "total" or "given".
+        notes: To which what was done is added.
+
+    Returns:
+        `[N, D]`, or `[N, D + 1]` with size factors; and where those are from: "", "total", "given".
+
+    Raises:
+        DataError: A value is no count, or size factors are missing, not positive or too few.
+    """
+    for name, array in arrays.items():
+        _require_counts(array, f"{path}: {name}")
+    counts = np.concatenate([array.astype(np.int32) for array in arrays.values()])
+    how = ("given" if given else "none") if how == "auto" else how
+    if how == "none":
+        return counts.astype(_least_dtype(counts)), ""
+    totals = counts.sum(1, dtype=np.int64)
+    sizes = totals if how == "total" else _given_sizes(arrays, given, path)
+    single = np.finfo(np.float32)
+    bad = ~((sizes >= single.tiny) & (sizes <= single.max))  # NaN fails every comparison
+    if bad.any():
+        row = int(bad.argmax())
+        hint = "leave out rows without counts" if how == "total" else "leave those rows out"
+        raise DataError(
+            f"{path}: expected positive size factors; got {sizes[row]:g} in row {row}, the first "
+            f"of {plural(int(bad.sum()), 'row')}. Try: {hint}"
+        )
+    source = "each row's total count" if how == "total" else "as given"
+    notes.append(f"size factors: {source}; every log p(x) is conditional on them")
+    whole = how == "total" and int(totals.max()) <= np.iinfo(np.int32).max
+    column = sizes[:, None].astype(np.int64 if whole else np.float32)
+    joined = np.concatenate([counts, column.astype(np.int32 if whole else np.float32)], axis=1)
+    return joined.astype(_least_dtype(joined) if whole else np.float32), how
+
+
+def _least_dtype(counts: NDArray[Any]) -> Any:
+    """Return the smallest dtype that holds counts and that torch computes with."""
+    most = int(counts.max())
+    return next(t for t in (np.uint8, np.int16, np.int32) if most <= np.iinfo(t).max)
+
+
+def _require_counts(array: NDArray[Any], name: str) -> None:
+    if array.ndim != 2:
+        shape = list(array.shape)
+        raise DataError(
+            f"{name}: expected counts as vectors [n, D]; got {shape}. Try: .reshape(len(x), -1)"
+        )
+    hint = "the raw counts: not normalised, no logarithms"
+    for row, stored in enumerate(array):
+        values = stored.astype(np.float64)  # float16 has no 2^24
+        good = (values >= 0) & (values <= MOST_COUNT)
+        good &= values == np.rint(values)
+        if not good.all():
+            found = values[~good][0]
+            raise DataError(
+                f"{name}: expected counts, whole numbers from 0 to {MOST_COUNT:,}; got {found:.6g} "
+                f"in row {row}. Try: {hint}"
+            )
+
+
+def _given_sizes(arrays: Named, given: Named, path: Path) -> NDArray[Any]:
+    """Return the size factors of all rows, or say which are missing."""
+    apart = len(arrays) == 2 and "size_factors" not in given
+    names = SIZE_NAMES[1:] if apart else SIZE_NAMES[:1]
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise DataError(
+            f"{path}: expected size factors in an array {' and '.join(names)}; "
+            f"got {', '.join(given) or 'none'}"
+        )
+    parts = [given[name] for name in names]
+    wanted = [len(array) for array in arrays.values()]
+    wanted = wanted if apart else [sum(wanted)]
+    for name, part, rows in zip(names, parts, wanted, strict=True):
+        if part.ndim > 2 or part.size != rows or part.dtype.kind not in "uif":
+            raise DataError(
+                f"{path}: {name}: expected {rows:,} numbers, one a row; got {describe(part)}"
+            )
+    return np.concatenate([part.reshape(-1).astype(np.float64) for part in parts])
