@@ -8,14 +8,15 @@ Which file answers which question:
 - `objectives`: what is maximised? ELBO, importance-weighted and Rényi bounds, as the VAE uses them.
 - `target/`: the log density, its parameters, rows of data. `families/`: the families of q.
 - `optimise/`: where does a fit start, and how is q brought to p?
-- `diagnostics/`: how wrong may means and standard deviations be? Table, resampling, ArviZ.
+- `diagnostics/`: how wrong may means and standard deviations be? Table, resampling.
+- `predictions`: what follows from the draws? New data, log likelihoods, the tree for ArviZ.
 - `limits`: every threshold, with its source.
 """
 
 from .archive import load, save
 from .calibration import Calibration, CalibrationRow, calibrate, ecdf_band
 from .diagnostics.diagnose import Diagnosis, diagnose
-from .diagnostics.summary import assess, compare, resample, summarise, to_arviz
+from .diagnostics.summary import assess, compare, resample, summarise
 from .families import (
     Family,
     FamilyDistribution,
@@ -41,6 +42,7 @@ from .objectives import (
     with_path_gradient,
 )
 from .optimise.grid import Projection, find_box, project, search_box
+from .predictions import predict, to_arviz
 from .target.density import Target
 from .target.parameters import (
     Parameter,
@@ -87,6 +89,7 @@ __all__ = [
     "ordered",
     "piwae",
     "positive_ordered",
+    "predict",
     "project",
     "renyi",
     "resample",

@@ -267,3 +267,7 @@ RANK_EDGE = 1e-12  # of 0 and 1, so that normal scores are finite
 FIT_FORMAT = 2  # of fit.json
 CHECKED_DRAWS = 8  # stored draws at which a target given to `load` must agree
 CHECK_TOLERANCE = 1e-6  # relative to the largest
+
+# target/stan
+STAN_COMPILE_SECONDS = 900  # eight schools takes 33 s of processor time, large models a few minutes
+STAN_MESSAGE = 4096  # bytes kept of what Stan says
