@@ -187,7 +187,8 @@ def read_target(text: str, *, dim: int | None = None, data: Path | None = None) 
     left out. A function that calls `sample` of NumPyro or Pyro is a model of it; a function that
     calls PyMC makes one. Any other function is a log density: the file's `parameters` is a
     dimension or a mapping of names to shapes and constraints; dim stands in for it. Optional: its
-    `log_prior`, `simulate` (which `--sbc` needs), and `data`: tensors with rows, or the arguments of a model.
+    `log_prior`, `simulate` (which `--sbc` needs), and `data`: tensors with rows, or the arguments
+    of a model.
     data: a JSON file with the arguments of a model, or of a log density, by name.
     Errors: `DataError` for a file that is missing or fails (with its last line), or lacks a name;
     `ArgumentValueError` for text in another form.
