@@ -150,7 +150,7 @@ def test_calibration_by_simulation(text, tmp_path, capsys):
             CONJUGATE.replace("mu, data=torch.ones(4)", "mu").replace("(data", "(1.0"),
             ["--sbc", "20"],
             3,
-            "Try: def log_density(mu, data=observed)",
+            "Try: def log_density(mu, data)",
         ),
         (CONJUGATE.replace('{"mu": z[0]}, ', ""), ["--sbc", "20"], 3, "simulate(generator): exp"),
         (CONJUGATE, ["--sbc", "5"], 2, "--sbc: expected at least 20; got 5"),

@@ -278,7 +278,7 @@ def _of_data(file: TargetFile) -> "Callable[[Any], Target]":
     takes = inspect.signature(file.model).parameters.values()
     if not any(one.name == "data" or one.kind is one.VAR_KEYWORD for one in takes):
         function = file.name.partition(":")[2]
-        hint = f"def {function}({', '.join([*map(str, takes), 'data=observed'])})"
+        hint = f"def {function}({', '.join([*map(str, takes), 'data'])})"
         raise DataError(f"{file.path}: --sbc needs a {function} that takes data. Try: {hint}")
     density = file.model
     return lambda data: _target(replace(file, model=partial(density, data=data)))
