@@ -4,8 +4,8 @@
 
 Each mutation flips bits, changes, inserts, deletes, doubles or zeroes bytes, or cuts a file, as
 often as not several times. Weights, checkpoints and `config.json` must be refused, always: a
-mutated one that loads is counted as silent. Pictures and arrays must end in values or in the
-package's own error. Anything else is counted as a traceback, and its first examples are printed.
+mutated one that loads is counted as silent. Pictures, sounds and arrays must end in values or in
+the package's own error. Anything else is counted as a traceback; its first examples are printed.
 Memory is the process's peak. The trainings are killed with SIGKILL at random moments and resumed;
 logs and weights must then be those of a training that was never killed, byte for byte. Exit code 1
 when one of it is not so.
@@ -28,12 +28,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import soundfile
 from PIL import Image
 
 from kullback.core import KullbackError
 from kullback.data.arrays import read_arrays
 from kullback.data.examples import Fitting, Reading
 from kullback.data.pictures import read_frames
+from kullback.data.sounds import read_clips, read_sound
 from kullback.vae import VAE, Architecture, Training, train
 
 
@@ -155,13 +157,41 @@ def archives() -> list[bytes]:
     return made
 
 
+def sounds() -> dict[str, list[bytes]]:
+    """Encode sounds in every format that is read, of one and two channels."""
+    rng = np.random.default_rng(0)
+    tone = np.sin(np.arange(4000) * 0.2)[:, None] * [0.5, 0.3] + rng.normal(0, 0.01, (4000, 2))
+    made = {
+        "WAV": ("PCM_16", "PCM_U8", "PCM_24", "FLOAT"),
+        "FLAC": ("PCM_16", "PCM_24"),
+        "OGG": ("VORBIS",),
+        "MP3": ("MPEG_LAYER_III",),
+    }
+    encoded: dict[str, list[bytes]] = {}
+    for kind, subtypes in made.items():
+        for subtype in subtypes:
+            for samples in (tone, tone[:, 0]):
+                buffer = io.BytesIO()
+                soundfile.write(buffer, samples, 8000, format=kind, subtype=subtype)
+                encoded.setdefault(kind, []).append(buffer.getvalue())
+    return encoded
+
+
+def clips() -> bytes:
+    """Encode clips as .npz."""
+    levels = np.random.default_rng(0).integers(-900, 900, 4000).astype(np.int16)
+    buffer = io.BytesIO()
+    np.savez(buffer, samples=levels, offset=np.arange(0, 4001, 500), rate=np.int64(8000))
+    return buffer.getvalue()
+
+
 def damage(files: int, folder: Path) -> list[Count]:
-    """Read `files` mutated files, a third each of runs, pictures and arrays."""
+    """Read `files` mutated files, a quarter each of runs, pictures, sounds and arrays."""
     chance, counts = random.Random(0), []
     targets = runs(folder)
     for kind, run, path in targets:
         count, content = Count(kind), path.read_bytes()
-        for _ in range(files // 12):
+        for _ in range(files // 4 // len(targets)):
             changed = mutated(content, chance)
             if changed != content:
                 path.write_bytes(changed)
@@ -173,19 +203,33 @@ def damage(files: int, folder: Path) -> list[Count]:
     encoded = pictures()
     for kind, images in encoded.items():
         count = Count(f"picture, {kind}")
-        for number in range(files // 3 // len(encoded)):
+        for number in range(files // 4 // len(encoded)):
             changed = mutated(images[number % len(images)], chance)
             count.try_one(
                 lambda data=changed: read_frames(data, asked[0], asked[1]), loaded="image"
             )
         counts.append(count)
         print(count.line(), flush=True)
-    count, made, path = Count("arrays, .npz"), archives(), folder / "damaged.npz"
-    for number in range(files // 3):
-        path.write_bytes(mutated(made[number % len(made)], chance))
-        count.try_one(lambda: read_arrays(path), loaded="values")
-    print(count.line(), flush=True)
-    return [*counts, count]
+    heard = sounds()
+    for kind, made in heard.items():
+        count = Count(f"sound, {kind}")
+        for number in range(files // 4 // len(heard)):
+            changed = mutated(made[number % len(made)], chance)
+            count.try_one(lambda data=changed: read_sound(data), loaded="sound")
+        counts.append(count)
+        print(count.line(), flush=True)
+    path = folder / "damaged.npz"
+    for kind, made, read in (
+        ("arrays, .npz", archives(), read_arrays),
+        ("clips, .npz", [clips()], read_clips),
+    ):
+        count = Count(kind)
+        for number in range(files // 8):
+            path.write_bytes(mutated(made[number % len(made)], chance))
+            count.try_one(lambda read=read: read(path), loaded="values")
+        counts.append(count)
+        print(count.line(), flush=True)
+    return counts
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:

@@ -113,6 +113,58 @@ def test_what_goes_wrong_is_said_plainly(text, arguments, code, message, tmp_pat
     assert captured.out == ""
 
 
+CONJUGATE = """
+import torch
+parameters = {"mu": ()}
+def log_density(mu, data=torch.ones(4)):
+    return -0.5 * mu**2 - 0.5 * (data - mu).square().sum()
+def simulate(generator):
+    z = torch.randn(5, generator=generator, dtype=torch.float64)
+    return {"mu": z[0]}, z[0] + z[1:]
+"""
+BY_ROWS = CONJUGATE.replace("mu, data=torch.ones(4)", "rows, mu").replace(
+    "-0.5 * mu**2 - 0.5 * (data - mu).square().sum()",
+    "-0.5 * (rows - mu).square()\ndata = torch.ones(4)\ndef log_prior(mu): return -0.5 * mu**2",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [CONJUGATE, BY_ROWS])
+def test_calibration_by_simulation(text, tmp_path, capsys):
+    path, plot = write(tmp_path, text), tmp_path / "sbc.svg"
+    options = ("--family", "full_rank", "--sbc", "20", "--workers", "1", "--json")
+    assert run("fit", path, *options, "--plot", plot) == 0
+    fields = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert fields["fits"] == 20 and set(fields["ranks"]) == {"mu", "log density"}
+    assert fields["levels"] == {"trust": 20}
+    low = fields["quantities"][0]["p_shift"], fields["quantities"][0]["p_sd"]
+    assert min(low) > 1e-5  # P(z > 4.4)
+    assert "rank of the true value" in "".join(ElementTree.parse(plot).getroot().itertext())
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "code", "message"),
+    [
+        (NORMAL, ["--sbc", "20"], 3, "--sbc needs a function that draws from the model"),
+        (
+            CONJUGATE.replace("mu, data=torch.ones(4)", "mu").replace("(data", "(1.0"),
+            ["--sbc", "20"],
+            3,
+            "Try: def log_density(mu, data)",
+        ),
+        (CONJUGATE.replace('{"mu": z[0]}, ', ""), ["--sbc", "20"], 3, "simulate(generator): exp"),
+        (CONJUGATE, ["--sbc", "5"], 2, "--sbc: expected at least 20; got 5"),
+        (CONJUGATE, ["--sbc", "20", "--out", "x"], 2, "--out: expected a fit to data of its own"),
+        (CONJUGATE, ["--workers", "2"], 2, "--workers: expected --sbc beside it"),
+    ],
+)
+def test_what_calibration_needs_is_said(text, arguments, code, message, tmp_path, capsys):
+    assert run("fit", write(tmp_path, text), *arguments) == code
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+
+
 def test_nan_names_the_value_that_is_to_blame(tmp_path, capsys):
     path = write(
         tmp_path, "import torch\nparameters = 1\ndef log_density(z): return torch.log(-z[0]**2 - 1)"

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from kullback.cli import sandwich
 from kullback.cli.main import main
-from kullback.cli.sandwich import anneal_loose
+from kullback.cli.sandwich import Sandwich, anneal_loose
 from kullback.cli.train import draws_for
 from kullback.data import load
 from kullback.vae import Annealing, Architecture, anneal, build, image_bounds, summarise
@@ -213,3 +214,31 @@ def test_a_training_that_ends_with_loose_bounds_anneals_the_first_test_images(mo
     assert anneal_loose(model, data, found, replace(evaluation, loose=0.0)).annealed is None
     monkeypatch.setattr("kullback.cli.sandwich.CLOSING_ANNEALED", (8, 100))  # one image: too few
     assert anneal_loose(model, data, found, evaluation).annealed is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "found"),
+    [
+        ("8-bit", (None, None, None), (20, 16, 100)),
+        ("sound", (None, None, None), (4, 4, 20)),
+        ("sound", (7, None, 30), (7, 4, 30)),
+        ("binary", (None, 2, None), (20, 2, 100)),
+    ],
+)
+def test_what_is_not_asked_for_depends_on_the_kind_of_data(kind, asked, found):
+    items, how = Sandwich(*asked, 0, explain=False).of(kind)
+    assert (items, how.chains, how.temperatures) == found
+
+
+def test_how_long_annealing_takes_is_said_before_it_begins(monkeypatch, capsys):
+    def begin(_text):
+        raise InterruptedError
+
+    monkeypatch.setattr(sandwich, "SECONDS_WORTH_TELLING", 0.0)
+    monkeypatch.setattr(sandwich, "bar", begin)
+    data = load("fashion", size=8, binarize="static")
+    model = build((1, 8, 8), "binary", Architecture(network="mlp", hidden=(4,), latent=2))
+    with pytest.raises(InterruptedError):
+        sandwich.measure_sandwich(model, data, Sandwich(3, 2, 3, 0, explain=False))
+    said = capsys.readouterr().err
+    assert " min: 3 test images and 3 of the model's own, 2 chains of 3 temperatures each" in said

@@ -8,7 +8,7 @@ import torch
 
 from kullback.core import DataError, MissingExtraError
 from kullback.data import PADDING, describe_protocol, load, load_sounds, reload, wav_of
-from kullback.data.sounds import read_sound
+from kullback.data.sounds import read_clips, read_sound
 
 soundfile = pytest.importorskip("soundfile")
 soxr = pytest.importorskip("soxr")
@@ -228,6 +228,15 @@ def test_npz_of_floats_and_bad_clips(tmp_path):
         "clip[2]": "no samples in it",
     }
     assert np.array_equal(joined(data)["clip[3]"], tone(100, 2))
+
+
+@pytest.mark.parametrize("missing", ["samples", "offset"])
+def test_clips_without_one_of_their_arrays(tmp_path, missing):
+    arrays = {"samples": tone(100), "offset": np.array([0, 100])}
+    del arrays[missing]
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=f"expected arrays samples and offset; no {missing}"):
+        read_clips(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ PAGES = (
     pytest.param("logprobs", marks=pytest.mark.slow),
     "drift",
 )
-NEEDS = {"surprise": ("constriction",), "coming_from": ("numpyro", "pyro", "pymc")}
+NEEDS = {"surprise": ("constriction",), "coming_from": ("numpyro", "pyro", "pymc", "httpstan")}
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 

@@ -257,6 +257,65 @@ def test_chat_roles_mark_answers_and_their_first_token(tiny, tmp_path):
     assert set(parts) == {"user", "assistant", first, "text"}
 
 
+TOOLS = (
+    "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] or '' }} "
+    "{% for call in m['tool_calls'] or [] %}it {{ call['function']['name'] }} by {% endfor %}"
+    "night {% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+
+def test_tool_calls_and_fenced_code_have_roles_of_their_own(tmp_path):
+    made = tiny_models.tokenizer(extra=("```", "<tool_call>", "</tool_call>", "<tool>"))
+    made.chat_template = TOOLS
+    call = {"type": "function", "function": {"name": "far", "arguments": {}}}
+    chat = [
+        {"role": "user", "content": "the cat"},
+        {"role": "assistant", "content": "on", "tool_calls": [call, call]},
+        {"role": "tool", "content": "home"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "assistant", "content": "sat\n```\nsaw it\n```\nrun"},
+        {"role": "assistant", "content": "on <tool_call> far </tool_call> a"},
+    ]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": chat}))
+    (found,) = read_documents([tmp_path / "a.jsonl"], made)
+    words = made.convert_ids_to_tokens(found.ids.tolist())
+    mine, first, tool, code = (f"assistant{one}" for one in ("", "/first", "/tool call", "/code"))
+    assert list(zip(words, found.roles, strict=True)) == [
+        ("<user>", "user"), ("the", "user"), ("cat", "user"), ("night", "user"),
+        ("<assistant>", mine), ("on", first), *2 * [("it", tool), ("far", tool), ("by", tool)],
+        ("night", mine), ("<tool>", "tool"), ("home", "tool"), ("night", "tool"),
+        ("<assistant>", mine), ("it", first), ("far", tool), ("by", tool), ("night", mine),
+        ("<assistant>", mine), ("sat", first), ("```", code), ("saw", code), ("it", code),
+        ("```", code), ("run", mine), ("night", mine),
+        ("<assistant>", mine), ("on", first), *[(w, tool) for w in words[-5:-2]],
+        ("a", mine), ("night", mine),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("the\n```py\ncat\n```\nsat", "```py cat ```"),
+        ("```\ncat", "``` cat"),
+        ("~~~~\ncat\n~~~\non\n~~~~\nsat", "~~~~ cat ~~~ on ~~~~"),
+        ("the ``` cat ``` sat", ""),
+        ("the\n    ```\ncat", ""),
+        ("```\n```\nthe\n  ```\n  cat\n  ```", "``` ``` ``` cat ```"),
+        ("", ""),
+    ],
+)
+def test_fences_are_those_of_markdown(tmp_path, text, code):
+    (tmp_path / "a.md").write_text(text)
+    (tmp_path / "b.md").write_text("the cat sat")
+    marks = ("```", "```py", "~~~", "~~~~")
+    found, other = read_documents([tmp_path], tiny_models.tokenizer(extra=marks))
+    words = tiny_models.tokenizer(extra=marks).convert_ids_to_tokens(found.ids.tolist())
+    inside = [w for w, role in zip(words, found.roles, strict=bool(code)) if role == "text/code"]
+    assert " ".join(inside) == code
+    assert other.roles == ()
+    assert set(found.roles) <= {"text", "text/code"}
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -14,7 +14,13 @@ from kullback.core import DataError
 from kullback.lm import check_logprobs, logprobs
 from kullback.lm.clusters import Clusters, ratio_mean
 from kullback.lm.engines import compiled, connect
-from kullback.lm.logprob_sums import Draws, summed, sums_expression
+from kullback.lm.logprob_sums import (
+    Draws,
+    dense_codes,
+    largest_ratios,
+    summed,
+    sums_expression,
+)
 from kullback.lm.logprob_tables import Columns, read_tables
 from kullback.sampled import pareto_k, ratio_identity
 from lm.simulated_logs import CLEAN, FAULTS, logs, table
@@ -76,6 +82,32 @@ def test_identity_and_tail_are_those_of_all_ratios(simulated, report):
     close(figures.identity.error, truth.error, 1e-9)
     assert abs(figures.identity.z - truth.z) < 1e-6
     assert abs(figures.k_hat - float(pareto_k(log_q - log_p))) < 1e-9
+
+
+@pytest.mark.sweep(2)
+@pytest.mark.parametrize("sequences", [600, 500])  # above and below the 513 that are kept
+def test_largest_ratios_are_those_of_a_sort(sequences):
+    """Read with the bound of the sequences' largest ones, where there are enough, or all."""
+    seed = np.random.default_rng(3)
+    step = np.repeat([0, 1, 2], [3 * sequences, 4 * sequences, 5 * sequences])
+    sequence = np.concatenate([np.arange(size * sequences) % sequences for size in (3, 4, 5)])
+    p = -seed.exponential(1.0, len(step))
+    q = np.where(seed.random(len(step)) < 0.05, -9999.0, p - seed.exponential(0.1, len(step)))
+    columns = pa.table({"p": p, "q": q, "step": step, "sequence": sequence})
+    found = read_tables([columns], Columns("p", ("q",), by=("step",)))
+    draws = Draws("p", ("q0",), "p")
+    tail = largest_ratios(found, draws, summed(found, draws))["x0"].to_pandas()
+    for group in range(3):
+        own = np.sort((q - p)[(step == group) & (q > -700)])[::-1][:513]
+        values = np.sort(tail.value[tail.by0 == group])[::-1]
+        np.testing.assert_array_equal(values, own)
+
+
+@pytest.mark.parametrize("spread", [1, 5, 1000])
+def test_codes_are_numbered_in_order(spread):
+    codes = np.random.default_rng(0).integers(-3, 40, 30) * spread
+    np.testing.assert_array_equal(dense_codes(codes), np.unique(codes, return_inverse=True)[1])
+    assert len(dense_codes(codes[:0])) == 0
 
 
 def test_best_is_cross_fitted_over_halves_of_the_clusters(simulated, report):

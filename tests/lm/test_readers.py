@@ -1,6 +1,7 @@
 """Every format that is read, by its published schema, and every input that is refused."""
 
 import json
+import math
 
 import numpy as np
 import pandas as pd
@@ -230,6 +231,32 @@ def test_bad_values(columns):
     wrong("log_q: 1 −inf", both, **PAIR)
 
 
+@pytest.mark.sweep(6)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("place", [0, 700, -1])
+def test_nan_that_a_file_s_statistics_hide(columns, tmp_path, dtype, place):
+    """Writers of Parquet leave NaN out of least and largest value, which DuckDB trusts."""
+    values = np.array(columns["log_p"], dtype=dtype)
+    values[place] = np.nan
+    path = tmp_path / "nan.parquet"
+    pq.write_table(pa.table(columns | {"log_p": values}), path)
+    assert math.isfinite(pq.ParquetFile(path).metadata.row_group(0).column(0).statistics.max)
+    wrong("log_p: 1 NaN", path, **PAIR)
+    skipped = logprobs(path, **PAIR, missing="skip").overall[0]
+    assert skipped.tokens == len(values) - 1
+    assert math.isfinite(skipped.main.estimate.value)
+
+
+@pytest.mark.slow
+def test_entropies_that_are_no_numbers_are_left_out(columns, tmp_path):
+    values = np.full(len(columns["log_p"]), 1.0)
+    values[::3] = np.nan
+    path = tmp_path / "nan.parquet"
+    pq.write_table(pa.table(columns | {"entropy": values}), path)
+    found = {one.name: one for one in check_logprobs(path, **PAIR, entropy="entropy").checks}
+    assert "nan" not in found["entropy"].words
+
+
 def test_bad_options(columns):
     tokens = table(columns)
     wrong("behaviour: expected a column if and only if", tokens, **PAIR, drawn_from="behaviour")
@@ -264,9 +291,9 @@ def test_bad_files(columns, tmp_path):
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"log_p": -1.0, "log_q": -1.0}\n{"log_p": -1.0, "log')
     wrong("broken.jsonl: cannot be read by duckdb", broken, **PAIR)
-    empty = tmp_path / "empty.jsonl"
-    empty.write_text("")
-    wrong("empty.jsonl: expected rows", empty, **PAIR)
+    for name in ("empty.jsonl", "empty.csv", "empty.parquet"):
+        (tmp_path / name).write_text("")
+        wrong(f"{name}: expected rows; got an empty file", tmp_path / name, **PAIR)
 
 
 def test_bad_answers(columns, tmp_path):

@@ -1,8 +1,12 @@
 """The same expressions on a real local Spark session; skipped where PySpark or Java is missing."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -77,3 +81,25 @@ def test_spark_that_is_not_there(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyspark.errors", None)
     with pytest.raises(MissingExtraError, match="pip install pyspark, and needs Java"):
         connect("spark")
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_spark_without_java(tmp_path):
+    """PySpark is installed, and neither JAVA_HOME nor the path leads to a Java."""
+    pytest.importorskip("pyspark")
+    rows = pd.DataFrame({"p": [-1.0, -2.0], "q": [-1.1, -1.9]})
+    rows.to_csv(tmp_path / "a.csv")
+    command = "import sys; from kullback.cli.main import main; main(sys.argv[1:])"
+    words = ["logprobs", tmp_path / "a.csv", "--p", "p", "--q", "q", "--engine", "spark"]
+    kept = {name: value for name, value in os.environ.items() if name != "JAVA_HOME"}
+    done = subprocess.run(
+        [sys.executable, "-c", command, *words],
+        capture_output=True,
+        text=True,
+        env=kept | {"PATH": str(tmp_path)},
+    )
+    assert done.returncode == 1
+    assert "--engine: Spark does not start" in done.stderr
+    assert "install Java (default-jre-headless)" in done.stderr
+    assert done.stdout == ""

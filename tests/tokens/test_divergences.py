@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kullback import exact, tokens
+from kullback.tokens import limits
 from kullback.tokens.backends.interface import Task
 
 INF = math.inf
@@ -571,3 +572,56 @@ def test_auto_takes_the_native_loop_where_it_pays():
     names = [choose("auto", x, x, task).__name__.rpartition(".")[2] for x in (big, small)]
     assert names == ["chunked" if NATIVE else "native"] * 2  # compiled, it takes small ones too
     assert choose("auto", big.to("meta"), big.to("meta"), task).__name__.endswith("chunked")
+
+
+# --- KL without a compiler -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("distance", [1e-6, 1e-4, 1e-2, 0.5, 6.0])
+@pytest.mark.parametrize("vocab", [100, 1003, 70_001])
+def test_without_a_compiler_kl_is_rounded_once(vocab, distance):
+    """From KL 1e-13 to 10, over rows that are cut: off by float32's half ulp of the value, 6e-8."""
+    p, q = logits(2, vocab, distance=distance, seed=3)
+    truth = tokens.kl(p.double(), q.double(), backend="reference")
+    for more in (0.0, 500.0):  # a row's logits all larger, or its side's
+        a, b = (p + more).float(), (q + more).float()
+        if more:
+            truth = tokens.kl(a.double(), b.double(), backend="reference")
+        found = tokens.kl(a, b, backend="chunked").double()
+        assert ((found - truth).abs() <= 1e-7 * truth).all()
+
+
+@pytest.mark.parametrize("temperature", [0.7, 30.0])
+def test_without_a_compiler_rows_of_all_kinds_stand_together(temperature):
+    p, q = logits(9, 40_000, seed=4)  # more than one block
+    q[1] = p[1]
+    q[2] = p[2] + 7.0  # another normaliser
+    p[3, -9:] = q[3, -9:] = -INF  # padding
+    p[4, 5] = -INF  # q alone has it
+    q[5, 5] = -INF  # p alone has it
+    p[6, ::2] = q[6, 1::2] = -INF
+    p[7] *= 400  # beyond the range of exponentials
+    p[8, 30_000:] = q[8, 30_000:] = -INF  # a block without tokens
+    found = with_gradients("kl", p, q, None, temperature=temperature, backend="chunked")
+    wide = p.double(), q.double()
+    truth = with_gradients("kl", *wide, None, temperature=temperature, backend="reference")
+    assert found[0].isinf().tolist() == [False] * 5 + [True, True, False, False]
+    for mine, true in zip(found, truth, strict=True):
+        torch.testing.assert_close(mine.double(), true, rtol=2e-5, atol=1e-9)
+    good = found[0].isfinite()
+    assert (found[0].double() - truth[0])[good].abs().max() <= 2**-24 * truth[0][good].max()
+
+
+def test_without_a_compiler_a_row_is_read_in_blocks():
+    """Scratch memory does not grow with the vocabulary."""
+    sizes, empty = [], torch.empty
+
+    def watched(*shape, **more):
+        sizes.append(math.prod(shape[0]) if isinstance(shape[0], tuple) else math.prod(shape))
+        return empty(*shape, **more)
+
+    p, q = logits(2, 300_000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", watched)
+        tokens.kl(p, q, backend="chunked")
+    assert max(sizes) <= 3 * limits.FLOAT64_BLOCK

@@ -146,3 +146,20 @@ def test_families_in_float32_are_annealed(posterior):
     settings = Annealing(temperatures=2, chains=2, pilots=2)
     found = anneal(model, torch.ones(2, 4), settings=settings, generator=torch.Generator())
     assert bool(found.log_weights.isfinite().all())
+
+
+@pytest.mark.parametrize(("temperatures", "backward"), [(2, False), (5, True), (12, True)])
+def test_evaluations_are_counted_before_they_are_made(temperatures, backward):
+    model, rows = build((4,), "binary", Architecture(latent=2)), []
+    settings = Annealing(chains=3, temperatures=temperatures, leapfrog=2, pilots=2)
+    log_prob = model.likelihood.log_prob
+
+    def counted(parameters, x):
+        rows.append(parameters.shape[0] * len(x))
+        return log_prob(parameters, x)
+
+    model.likelihood.log_prob = counted
+    exact = torch.zeros(5, 2) if backward else None
+    generator = torch.Generator().manual_seed(0)
+    anneal(model, torch.ones(5, 4), settings=settings, exact=exact, generator=generator)
+    assert sum(rows) == 5 * settings.evaluations(backward=backward)

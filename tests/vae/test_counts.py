@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kullback import report
+from kullback.cli.main import main
 from kullback.core import ArgumentValueError, DataError
 from kullback.data import load, reload
 from kullback.vae import VAE, Architecture, Parts, Training, build, evaluate, resume, train
@@ -137,7 +138,8 @@ def test_draws_have_the_probabilities_and_the_mean(law):
     assert ((drawn[:, :2].double().mean(0) - mean[:2]) / error).abs().max() <= 4.5
 
 
-@pytest.mark.parametrize("law", slow_but(COUNTS[2], COUNTS[:2]))
+@pytest.mark.slow
+@pytest.mark.parametrize("law", COUNTS)
 def test_gradients_are_those_of_differences(law):
     likelihood, theta = random_counts(law, dims=2, sized=True)
     x = torch.tensor([[0.0, 400.0, 2.0]], dtype=torch.float64)
@@ -237,7 +239,7 @@ def sparse(path, x, **more):
 def test_the_same_counts_from_every_kind_of_file(tmp_path):
     x = cells()
     np.save(tmp_path / "a.npy", x)
-    np.save(tmp_path / "b.npy", x.astype(np.float32))
+    np.save(tmp_path / "b.npy", x.astype(np.float16))
     sparse(tmp_path / "c.npz", x)
     head = "cell," + ",".join(f"g{k}" for k in range(x.shape[1]))
     lines = [f"c{k}," + ",".join(map(str, row)) for k, row in enumerate(x.tolist())]
@@ -309,6 +311,7 @@ def test_what_is_no_count_is_refused(x, more, text, tmp_path):
     ("sizes", "text"),
     [
         ([1.0, 2.0, 3.0], "size_factors: expected 120 numbers, one a row"),
+        ([1e-50] * 120, "got 1e-50 in row 0"),
         ([0.0] * 120, "got 0 in row 0, the first of 120 rows"),
         ([math.nan] * 120, "got nan in row 0"),
         ([math.inf] * 120, "got inf in row 0"),
@@ -352,6 +355,8 @@ def test_damaged_sparse_matrices_are_refused(change, text, tmp_path):
         ("1,2\n3\n", "row 2: expected 2 numbers; got 1"),
         ("", "expected rows of numbers; got none"),
         ("a,b\n", "expected rows of numbers; got none"),
+        ("1,2\n3,inf\n", "got inf in row 1"),
+        ("1,2\n3,1e300\n", "got 1e[+]300 in row 1"),
         ("1,2\n3,nan\n", "NaN, infinity|whole numbers"),
     ],
 )
@@ -433,3 +438,36 @@ def test_a_decoder_of_your_own_gives_log_rates(tmp_path):
     found = train(data, architecture=TINY, training=Training(steps=2), folder=tmp_path / "a", **own)
     loaded = VAE.load(tmp_path / "a", parts=Parts(decoder=nn.Linear(2, 5)))
     assert evaluate(loaded, data.test, draws=5) == evaluate(found.model, data.test, draws=5)
+
+
+@pytest.mark.slow
+def test_the_command_from_counts_to_samples(tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        return stop.value.code
+
+    monkeypatch.chdir(tmp_path)
+    sparse(tmp_path / "c.npz", cells())
+    np.save("plain.npy", cells())
+    fast = "--hidden 8 --latent 2 --steps 4"
+    assert run(*f"train plain.npy --likelihood poisson {fast} --out p".split()) == 0
+    assert "vectors of 5, counts" in capsys.readouterr().out
+    assert run(*f"train c.npz --size-factors total {fast} --out r".split()) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "log p(x) is conditional on the size factor of each item" in said
+    assert run("train", "c.npz", "--likelihood", "gaussian") == 2
+    assert "a continuous density at whole numbers is no probability" in capsys.readouterr().err
+    assert run("sample", "r", "-n", 7, "--noise", "--out", "x.npy") == 0
+    drawn = np.load("x.npy")
+    assert drawn.shape == (7, 5) and (drawn == np.rint(drawn)).all()  # without the size factor
+    assert run("encode", "r", "c.npz") == 0 and np.load("latent.npz")["mean"].shape == (120, 2)
+    how = ("--items", 2, "--chains", 2, "--temperatures", 4, "--draws", 5)
+    assert run("evaluate", "r", "--sandwich", *how) == 0
+    assert run("evaluate", "r", "--data", "plain.npy", "--draws", 5) == 0
+    capsys.readouterr()
+    x = cells()
+    x[0] = 0
+    np.save("empty.npy", x)
+    assert run("evaluate", "r", "--data", "empty.npy", "--draws", 5) == 3
+    assert "positive size factors; got 0 in row 0" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from kullback import report
+from kullback.cli.main import main
 from kullback.core import ArgumentValueError, DataError
 from kullback.data import load, reload
 from kullback.vae import VAE, Architecture, Training, build, evaluate, image_bounds, resume, train
@@ -95,6 +96,8 @@ def test_a_missing_or_unknown_label_is_refused():
     with pytest.raises(ArgumentValueError, match="none: it has no labels; got 7"):
         build((3,), "binary").at(7)
     assert model.at("dog").sample(2).shape == (2, 3)
+    with pytest.raises(ArgumentValueError, match=r"label: expected \[8\], one for each x"):
+        model.at(torch.tensor([0, 1])).encode(x)
     assert step_for(build((3,), "binary", TINY, labels=("a", "b")), None, Training()) is None
 
 
@@ -170,6 +173,7 @@ def test_a_label_without_training_examples_is_refused(tmp_path):
         load(tmp_path / "a.npz", label="y")
 
 
+@pytest.mark.slow
 def test_conditional_figures_and_samples_of_a_trained_run(tmp_path):
     x, y = digits()
     np.savez(tmp_path / "a.npz", x=x, y=y)
@@ -237,3 +241,30 @@ def test_labels_that_matter_gain_evidence(tmp_path):
     gain = found["y"].importance_weighted - found[""].importance_weighted
     assert gain.mean() > 4.5 * gain.std() / math.sqrt(len(gain))
     assert found["y"].rate.mean() < found[""].rate.mean()
+
+
+@pytest.mark.slow
+def test_the_command_asks_for_a_missing_label(tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        return stop.value.code
+
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path / "photos", *digits())
+    train = "train photos --label folder --network mlp --hidden 8 --latent 2 --steps 4 --out r"
+    assert run(*train.split()) == 0
+    assert "L_500 by label" in " ".join(capsys.readouterr().out.split())
+    assert run("sample", "r") == 2
+    said = capsys.readouterr().err
+    assert "--label: expected one of no 0, no 1, no 2" in said and "Try: --label 'no 0'" in said
+    assert run("sample", "r", "--label", "no 2", "--out", "x.npy", "-n", 3) == 0
+    assert np.load("x.npy").shape == (3, 1, 8, 8)
+    assert run("sample", "r", "--label", "7") == 2
+    assert run("evaluate", "r", "--sandwich", "--draws", 5) == 2
+    assert "--sandwich: expected one label at a time" in capsys.readouterr().err
+    how = ("--items", 2, "--chains", 2, "--temperatures", 4, "--draws", 5)
+    assert run("evaluate", "r", "--label", "no 1", "--sandwich", *how) == 0
+    assert (
+        json.loads((tmp_path / "r" / "evaluation.json").read_text())["evaluation"]["draws"] == 500
+    )

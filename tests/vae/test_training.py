@@ -5,13 +5,16 @@ import json
 import math
 import os
 import random
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
-from kullback.core import DataError, Estimate, RunError
+from kullback.core import DataError, Estimate, MissingExtraError, RunError
 from kullback.data import Dataset
 from kullback.data.dataset import sha256_of
 from kullback.vae import VAE, Architecture, Training, build, evaluate, pick_threads, resume, train
@@ -395,6 +398,71 @@ def test_metrics_are_json_without_the_clock(tmp_path):
         assert row["elbo"] == pytest.approx(-row["rate"] - row["distortion"], abs=1e-4)
 
 
+class Scalars:
+    """Stands for TensorBoard's writer: keeps what it is given."""
+
+    written: ClassVar[dict[str, list]] = {}
+
+    def __init__(self, folder, purge_step):
+        self.rows = self.written.setdefault(folder, [])
+        self.rows[:] = [row for row in self.rows if purge_step is None or row[2] < purge_step]
+
+    def add_scalar(self, name, value, step):
+        self.rows.append((name, value, step))
+
+    def flush(self):
+        pass
+
+    close = flush
+
+
+@pytest.mark.parametrize("stop_at", [None, 5, 7])
+def test_tensorboard_shows_every_number_of_the_log(stop_at, tmp_path, monkeypatch):
+    """The rows are those of metrics.jsonl, also of a run that was stopped and resumed."""
+    monkeypatch.setattr(Scalars, "written", {})
+    monkeypatch.setitem(sys.modules, "tensorboard", SimpleNamespace())
+    fake = SimpleNamespace(SummaryWriter=Scalars)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    data, calls = toy(), itertools.count(1)
+    train(
+        data,
+        architecture=SMALL,
+        training=Training(epochs=4.5, batch_size=16),
+        folder=tmp_path / "run",
+        stop=lambda: next(calls) == stop_at,
+        tensorboard=True,
+    )
+    resume(tmp_path / "run", data=data)
+    rows = rows_of(tmp_path / "run" / "metrics.jsonl")
+    numbers = [
+        (name, value, row["step"])
+        for row in rows
+        for name, value in row.items()
+        if isinstance(value, int | float) and name != "step"
+    ]
+    assert Scalars.written == {str(tmp_path / "run" / "tensorboard"): numbers}
+    assert {"elbo", "test_elbo", "active_units"} <= {name for name, _, _ in numbers}
+
+
+def test_without_the_extra_tensorboard_nothing_is_made(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'kullback\[tensorboard\]'"):
+        train(toy(), training=Training(steps=1), folder=tmp_path / "run", tensorboard=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.integration
+def test_tensorboard_reads_its_file(tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    settings = Training(steps=8, batch_size=16)
+    train(toy(), architecture=SMALL, training=settings, folder=tmp_path / "run", tensorboard=True)
+    found = reader.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    found.Reload()
+    rows = rows_of(tmp_path / "run" / "metrics.jsonl")
+    read = {event.step: event.value for event in found.Scalars("elbo")}
+    assert read == pytest.approx({row["step"]: row["elbo"] for row in rows})
+
+
 def test_collapse_is_noticed():
     text = collapse_warning([1e-4, 2e-3], 0, Training())
     assert "posterior collapse" in text
@@ -487,20 +555,25 @@ def test_threads_are_at_most_the_cores_of_this_process(allowed, threads, monkeyp
         ({}, 2000, 120.0, 1_000_000, ""),
         ({}, 200, 1.0, 128, ""),  # 200 passes
         ({}, 0, 0.0, 100, ""),
+        ({"kind": "sound", "batch_size": 4}, 100, 60.0, 2400, "--minutes 4"),  # 400 steps
+        ({"kind": "sound", "batch_size": 4}, 400, 60.0, 2400, ""),
+        ({"kind": "sound", "batch_size": 4, "steps": 150}, 150, 60.0, 6, ""),  # 100 passes
     ],
 )
 def test_a_run_too_short_for_its_data_says_how_long_it_should_be(
     settings, step, seconds, examples, advice
 ):
-    said = too_short(Training(**settings), step, seconds, examples)
+    kind = settings.get("kind", "8-bit")
+    given = Training(**{name: value for name, value in settings.items() if name != "kind"})
+    said = too_short(given, step, seconds, examples, kind=kind)
     assert said.endswith(f"Try: {advice}" if advice else "")
     assert bool(said) == bool(advice)
     if advice:
         asked = float(advice.split()[1])
-        unit, amount = Training(**settings).budget
+        unit, amount = given.budget
         spent = seconds / 60 if unit == "minutes" else amount
         steps = step * asked / spent
-        assert not too_short(Training(**settings), math.ceil(steps), seconds, examples)
+        assert not too_short(given, math.ceil(steps), seconds, examples, kind=kind)
 
 
 def test_the_usual_batch_is_smaller_for_larger_examples():

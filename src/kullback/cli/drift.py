@@ -80,7 +80,8 @@ def drift(
         Path,
         Parameter(
             help="The reference: a checkpoint's folder, a .gguf file, a LoRA adapter's folder, a "
-            "folder made with --store, or llama.cpp's file of logits."
+            "folder made with --store, llama.cpp's file of logits, or .jsonl of vLLM's or SGLang's "
+            "answers with lists of candidates."
         ),
     ],
     /,

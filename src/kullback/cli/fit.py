@@ -5,8 +5,12 @@ No torch is imported before the command runs.
 """
 
 import csv
+import inspect
 import io
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +27,7 @@ from kullback.core import (
 )
 
 from .options import FitOptions, Shared
-from .session import log, prepare, print_json, quiet, say, ticking, write
+from .session import bar, log, prepare, print_json, quiet, say, ticking, write
 from .user_code import TargetFile, read_target, user_code
 
 if TYPE_CHECKING:
@@ -32,15 +36,21 @@ if TYPE_CHECKING:
 
     from kullback.variational import Fit, Projection, Target
 
-__all__ = ["fit", "fit_both", "fit_one", "read_reference"]
+__all__ = ["calibrate_fits", "fit", "fit_both", "fit_one", "read_reference"]
 
 NODES = {1: 600, 2: 150}  # of the quadrature, a dimension
 NAMES_SHOWN = 6  # in a message
 
 
 def fit(
-    target: Annotated[str, Parameter(help="file.py:log_density, the file's function.")],
+    target: Annotated[
+        str,
+        Parameter(help="file.py:log_density, file.py:model (PyMC, NumPyro, Pyro), or model.stan."),
+    ],
     /,
+    data: Annotated[
+        Path | None, Parameter(help="A .json file with the model's data, by name.")
+    ] = None,
     *,
     options: Annotated[FitOptions | None, Parameter(name="*")] = None,
     shared: Shared = None,
@@ -53,11 +63,21 @@ def fit(
     The file is run as Python. Its function takes one point z (a vector) or the parameters by name,
     computes with torch, and returns the log density up to a constant; `parameters` beside it is the
     dimension of z, or a mapping of names to shapes and constraints.
+
+    A model of another program is fitted as it is: `kullback fit model.stan data.json`, or
+    `kullback fit file.py:model --data data.json` for a PyMC model, or for a function of the data
+    that NumPyro or Pyro samples from.
+
+    --sbc tests fit and model together by simulation-based calibration; simulate(generator) in the
+    file draws from the model.
     """
     prepare(shared)
     options = options or FitOptions()
     options.check()
-    found = read_target(target, dim=options.dim)
+    found = read_target(target, dim=options.dim, data=data)
+    if options.sbc is not None:
+        calibrate_fits(found, options)
+        return
     (fit_both if options.direction == "both" else fit_one)(found, options)
 
 
@@ -165,6 +185,8 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
             progress=not quiet(),
         )
         name = type(found.family).__name__
+        if found.compile_seconds:
+            log(f"compiled: {file.program}, {found.compile_seconds:.1f} s, apart from the fit")
         log(f"q: {name}, {found.method}, {found.seconds:.1f} s: {found.reason}")
         now(f"{target.dim:,} parameters: diagnosing the fit")
         if found.improper:
@@ -199,7 +221,71 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
     _said(options)
 
 
+def calibrate_fits(file: TargetFile, options: FitOptions) -> None:
+    """Fit to simulated data, and print whether the true parameters rank uniformly (`--sbc`).
+
+    Errors: `DataError` for a file that cannot simulate, or whose density takes no data.
+    """
+    import torch
+
+    from kullback.report import plot_calibration
+    from kullback.variational import calibrate
+    from kullback.variational import fit as fit_density
+
+    simulate = file.simulate
+    if simulate is None:
+        hint = "def simulate(generator): return parameters, data"
+        raise DataError(
+            f"{file.path}: --sbc needs a function that draws from the model. Try: {hint}"
+        )
+    fitter = partial(
+        fit_density,
+        family=options.family,
+        direction="forward" if options.direction == "forward" else "reverse",
+        evaluation_draws=options.draws,
+    )
+    with user_code(file.path), bar(f"calibrating {file.name}") as update:
+        try:
+            found = calibrate(
+                simulate,
+                _of_data(file),
+                simulations=options.sbc or 0,
+                fitter=fitter,
+                resampled=options.resample,
+                workers=options.workers,
+                generator=torch.Generator().manual_seed(options.seed),
+                progress=lambda done, total: update(done, total, f"{done:,} of {total:,} fits"),
+            )
+        except (ArgumentTypeError, ArgumentValueError) as error:
+            if str(error).startswith("family"):  # an option
+                raise
+            raise DataError(f"{file.path}: {error}") from error
+    if options.plot is not None:
+        write_atomic(options.plot, plot_calibration(found))
+    if options.json:
+        print_json({"target": file.name, "seed": options.seed} | found.to_dict())
+    else:
+        write(f"{found}\n")
+    _said(options)
+
+
+def _of_data(file: TargetFile) -> "Callable[[Any], Target]":
+    """Return the target of given data: the file's rows, a model's arguments, or `data=`."""
+    if file.data is not None:
+        return lambda data: _target(replace(file, data=data))
+    if file.program:
+        return lambda data: _target(replace(file, arguments=data))
+    takes = inspect.signature(file.model).parameters.values()
+    if not any(one.name == "data" or one.kind is one.VAR_KEYWORD for one in takes):
+        function = file.name.partition(":")[2]
+        hint = f"def {function}({', '.join([*map(str, takes), 'data'])})"
+        raise DataError(f"{file.path}: --sbc needs a {function} that takes data. Try: {hint}")
+    density = file.model
+    return lambda data: _target(replace(file, model=partial(density, data=data)))
+
+
 def _facts(file: TargetFile, found: "Fit", options: FitOptions) -> dict[str, Any]:
+    times = {"seconds": found.seconds, "compile_seconds": found.compile_seconds}
     return {
         "target": file.name,
         "family": type(found.family).__name__,
@@ -209,6 +295,7 @@ def _facts(file: TargetFile, found: "Fit", options: FitOptions) -> dict[str, Any
         "reason": found.reason,
         "seed": options.seed,
         "draws": options.draws,
+        **(times if file.program else {}),
     }
 
 
@@ -261,13 +348,67 @@ def fit_both(file: TargetFile, options: FitOptions) -> None:
 
 
 def _target(file: TargetFile) -> "Target":
-    from kullback.variational import Target
-
-    extra = {} if file.data is None else {"data": file.data, "log_prior": file.log_prior}
     try:
-        return Target.of(file.log_density, file.parameters, **extra)
+        return _own(file) if not file.program else _of_program(file)
     except (ArgumentTypeError, ArgumentValueError) as error:  # the file's fault, not an option's
         raise DataError(f"{file.path}: {error}") from error
+
+
+def _own(file: TargetFile) -> "Target":
+    """Build the target of a log density; arguments from a file are tensors that it is given."""
+    from kullback.variational import Target
+
+    log_density = file.model
+    if file.arguments is not None:
+        shape, own = inspect.signature(log_density), file.parameters
+        taken = [*own] if isinstance(own, Mapping) else []
+        spare = any(one.kind is one.VAR_KEYWORD for one in shape.parameters.values())
+        odd = [n for n in file.arguments if n in taken or not (spare or n in shape.parameters)]
+        if odd:
+            wanted = f"names of {file.name}{shape} that are no parameters"
+            raise DataError(message("data", wanted, odd))
+        log_density = partial(log_density, **_tensors(file.arguments))
+    extra = {} if file.data is None else {"data": file.data, "log_prior": file.log_prior}
+    return Target.of(log_density, file.parameters, **extra)
+
+
+def _of_program(file: TargetFile) -> "Target":
+    """Build the target of another program's model, with its data by name or in order."""
+    import numpy as np
+
+    from kullback.variational import Target
+
+    given = {} if file.arguments is None else file.arguments
+    if file.program == "stan":
+        return Target.from_stan(file.model, given)
+    if file.program == "pymc" and not callable(file.model):
+        hint = "a function of the data that returns the model"
+        got = "data beside a PyMC model, which has its own"
+        if file.arguments is not None:
+            raise DataError(message(str(file.path), "no data", got, hint))
+        return Target.from_pymc(file.model)
+    if not isinstance(given, dict):
+        given = given if isinstance(given, list | tuple) else (given,)
+        given = dict(zip(inspect.signature(file.model).parameters, given, strict=False))
+    if file.program == "pyro":
+        return Target.from_pyro(file.model, **_tensors(given))
+    arrays = {k: np.asarray(v) if isinstance(v, list) else v for k, v in given.items()}
+    if file.program == "numpyro":
+        return Target.from_numpyro(file.model, **arrays)
+    return Target.from_pymc(file.model(**arrays))
+
+
+def _tensors(given: dict[str, Any]) -> dict[str, Any]:
+    """Return lists of numbers as tensors, real ones in float64; anything else as it is."""
+    import torch
+
+    def tensor(value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        found = torch.tensor(value)
+        return torch.tensor(value, dtype=torch.float64) if found.is_floating_point() else found
+
+    return {name: tensor(value) for name, value in given.items()}
 
 
 def _numbers(found: "Fit", judged: Any) -> str:
@@ -281,6 +422,10 @@ def _numbers(found: "Fit", judged: Any) -> str:
         ("sd of log weights", f"{judged.sd_log_weights:.3g} nats"),
         ("fit", f"{type(found.family).__name__}, {found.method}: {found.reason}"),
     ]
+    if found.compile_seconds:
+        rows.append(
+            ("time", f"{found.seconds:.1f} s, and {found.compile_seconds:.1f} s to compile")
+        )
     lines = [f"{name:<19}{value}" for name, value in rows]
     lines += [f"- {reason}" for reason in judged.reasons]
     if judged.resampling:

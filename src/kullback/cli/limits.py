@@ -5,11 +5,15 @@ Sizes keep a mistyped number from taking all memory; the others decide when a me
 
 __all__ = [
     "CLIPS_PER_BLOCK",
+    "CLIP_REFIT_DRAWS",
+    "CLIP_REFIT_STEPS",
     "CLOSING_ANNEALED",
     "CLOSING_CHAINS",
     "CLOSING_DRAWS",
     "CLOSING_NUMBERS",
+    "CLOSING_SAMPLES",
     "CLOSING_TEMPERATURES",
+    "EVALUATION_DRAWS",
     "FEWEST_DRAWS",
     "FEWEST_FIT_DRAWS",
     "IMAGES_PER_BLOCK",
@@ -30,9 +34,12 @@ __all__ = [
     "PILOT_DRAWS",
     "REPEATS",
     "SAMPLES_PER_BLOCK",
+    "SANDWICH_CLIPS",
+    "SANDWICH_IMAGES",
     "SECONDS_BEFORE_BAR",
     "SECONDS_BETWEEN_LINES",
     "SECONDS_TO_FIRST_LINE",
+    "SECONDS_WORTH_TELLING",
     "SOUNDS",
 ]
 
@@ -40,14 +47,20 @@ __all__ = [
 FEWEST_DRAWS = 4  # a variance of each half, which `best` needs
 MAX_DRAWS = 10_000_000  # 2 to 10 s and 1 GB; the error is then 1/3000 of one sample's
 FEWEST_FIT_DRAWS = 100  # fewer leave too small a tail for Pareto k-hat (not benchmarked)
+FEWEST_SBC_FITS = 20  # as kullback.variational.calibrate has it
 MAX_FIT_DRAWS = 1_000_000  # the verdict's own limits do not improve beyond
 MAX_NUMBERS = 200_000_000  # --dim times --draws: 1.6 GB an array
 MAX_DIMENSION = MAX_NUMBERS // FEWEST_FIT_DRAWS
 MAX_DRAWS_PER_IMAGE = 1_000_000
+EVALUATION_DRAWS = 500  # K of `kullback evaluate`; of sound as in the evaluation that closes
 CLOSING_DRAWS = (20, 50, 100, 200, 500)  # K of the evaluation that closes a training
 CLOSING_NUMBERS = 80_000_000  # test images x dimensions x K: 20 s for small images on two cores
+CLOSING_SAMPLES = 8_000_000  # the same of sound, of which each takes a microsecond: 10 s
 CLOSING_ANNEALED = (8, 24_000)  # test images annealed then, and numbers in them: seconds of a core
 CLOSING_CHAINS, CLOSING_TEMPERATURES = 8, 50  # of them: half of what --sandwich takes
+SANDWICH_IMAGES = (20, 16, 100)  # items, chains and temperatures of --sandwich
+SANDWICH_CLIPS = (4, 4, 20)  # the same of sound, whose clips have 8,000 places in a second
+CLIP_REFIT_STEPS, CLIP_REFIT_DRAWS = 100, 2  # of q of each clip: a twelfth of the usual work
 MAX_SAMPLED_IMAGES = 10**9  # in one .npy, written in blocks; the free disk is the nearer limit
 MAX_IMAGES_OF_A_PICTURE = 100_000  # of one .png, which is made in memory
 MAX_PIXELS_OF_A_PICTURE = 2**26  # of one .png: 8,192 x 8,192, or 85,000 images of 28x28
@@ -68,5 +81,6 @@ MAX_LOG_PROBABILITY = 1e-6  # log 1 with the rounding of float32
 # seconds
 PILOT_DRAWS = 50_000  # are timed first, where more than twice as many are asked for
 SECONDS_BEFORE_BAR = 2.0  # without a sign of work
+SECONDS_WORTH_TELLING = 20.0  # before work begins: longer than one waits without asking
 SECONDS_TO_FIRST_LINE = 4.0  # of a fit where there is no terminal
 SECONDS_BETWEEN_LINES = 10.0  # Nielsen (1993): beyond 10 s users want to know how far it is

@@ -83,7 +83,7 @@ def _flag(name: str, known: set[str]) -> str | None:
 def _option(known: set[str]) -> Callable[[re.Match[str]], str]:
     def written(found: re.Match[str]) -> str:
         flag = _flag(found[1], known)
-        value = found[2].strip("'")
+        value = found[2] if " " in found[2] else found[2].strip("'")
         if flag is None or not flag.startswith("-") or flag == "--name":
             return found[0]
         return flag if value in ("True", "") else f"{flag} {value}"
@@ -161,6 +161,7 @@ VERBS = {
         (
             "kullback fit examples/two_peaks.py --family full_rank --explain --plot fit.svg",
             "kullback fit examples/two_peaks.py --direction both --plot two_peaks.svg",
+            "kullback fit examples/calibrated.py --family full_rank --sbc 20 --plot sbc.svg",
         ),
     ),
     "audit": Verb(

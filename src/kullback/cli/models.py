@@ -56,6 +56,7 @@ EXTRAS = {
     "flows": ["zuko"],
     "lm": ["transformers"],
     "tables": ["ibis", "duckdb", "pyarrow"],
+    "tensorboard": ["tensorboard"],
 }
 LATENT_FILES = (".npz", ".npy")
 PACKAGES = ("torch", "numpy", "safetensors", "cyclopts", "rich", "pillow", "matplotlib")

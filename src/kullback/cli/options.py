@@ -19,6 +19,7 @@ from kullback.vae import Architecture, Training
 from .limits import (
     FEWEST_DRAWS,
     FEWEST_FIT_DRAWS,
+    FEWEST_SBC_FITS,
     MAX_DIMENSION,
     MAX_DRAWS,
     MAX_FIT_DRAWS,
@@ -203,9 +204,18 @@ class ModelOptions:
     ] = ARCHITECTURE.prior_components
 
     posterior: Annotated[
-        str, about("diagonal, full, low_rank or iaf (a flow): the family of q(z|x).")
+        str,
+        about(
+            "diagonal, full, low_rank or iaf (a flow): the family of q(z|x); or quantised (codes)."
+        ),
     ] = ARCHITECTURE.posterior
     rank: Annotated[Whole, about("Of --posterior low_rank.")] = ARCHITECTURE.rank
+    layers: Annotated[
+        Whole, about("Stochastic layers: groups of z, each dependent on those above it.")
+    ] = ARCHITECTURE.layers
+    codes: Annotated[Whole, about("Values of a dimension of z, --posterior quantised.")] = (
+        ARCHITECTURE.codes
+    )
 
     def architecture(self) -> Architecture:
         """Return the library's settings; a ValueError says which option is wrong."""
@@ -224,6 +234,8 @@ class ModelOptions:
             prior_components=self.prior_components,
             posterior=self.posterior,
             rank=self.rank,
+            layers=self.layers,
+            codes=self.codes,
         )
 
 
@@ -240,6 +252,9 @@ class TrainingOptions:
     draws: Annotated[Whole, about("Draws of q(z|x) per image and step.")] = TRAINING.draws
     alpha: Annotated[Real, about("Order of renyi, or share of the ELBO in ciwae.")] = TRAINING.alpha
     groups: Annotated[Whole, about("Groups of draws of miwae and piwae.")] = TRAINING.groups
+    balance: Annotated[
+        bool, about("During --warmup weight the KL of each of several --layers by its share.")
+    ] = TRAINING.balance
     tighten: Annotated[Real, about("Last share of the run on the tighter bound.")] = 0.0
     beta: Annotated[Real, about("Weight of the KL; only 1 is the ELBO.")] = TRAINING.beta
     warmup: Annotated[
@@ -397,6 +412,17 @@ class FitOptions:
         bool,
         Parameter(help="Write out log p(x) = ELBO + KL with the fit's numbers.", negative=""),
     ] = False
+    sbc: Annotated[
+        Whole | None,
+        Parameter(
+            help="Fit to this many data sets simulated from the model, and test that the parameters"
+            " they were drawn with rank uniformly among a fit's draws. The file's"
+            " simulate(generator) returns (parameters, data); log_density takes data= as well."
+        ),
+    ] = None
+    workers: Annotated[
+        Whole | None, Parameter(help="Processes for --sbc; by default one a core.")
+    ] = None
     plot: Annotated[Path | None, Parameter(help="Draw it to this .svg file.")] = None
     out: Annotated[Path | None, Parameter(help="Keep draws, summary and verdict here.")] = None
     force: Annotated[bool, Parameter(help="Replace existing files.", negative="")] = False
@@ -422,6 +448,14 @@ class FitOptions:
         require(not (both and self.family != "auto"), "--family", "one direction", "both")
         require(not (both and self.reference), "--reference", "one direction", "both")
         require(not (both and self.explain), "--explain", "one direction", "both")
+        few = f"at least {FEWEST_SBC_FITS}"
+        require(self.sbc is None or self.sbc >= FEWEST_SBC_FITS, "--sbc", few, self.sbc)
+        others = {"--out": self.out, "--reference": self.reference, "--explain": self.explain}
+        for flag, value in ({"--direction both": both} | others).items():
+            require(self.sbc is None or not value, flag, "a fit to data of its own", "--sbc")
+        alone = self.workers is None or self.sbc is not None
+        require(alone, "--workers", "--sbc beside it", "none")
+        require(self.workers is None or self.workers >= 1, "--workers", "at least 1", self.workers)
         if self.plot is not None:
             check_new("--plot", self.plot, ".svg", force=self.force)
         if self.out is not None:

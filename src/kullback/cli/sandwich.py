@@ -7,30 +7,53 @@ is imported before one of them runs.
 
 import csv
 import io
+import math
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kullback.core import write_atomic
 
-from .limits import CLOSING_ANNEALED, CLOSING_CHAINS, CLOSING_TEMPERATURES
+from .limits import (
+    CLIP_REFIT_DRAWS,
+    CLIP_REFIT_STEPS,
+    CLOSING_ANNEALED,
+    CLOSING_CHAINS,
+    CLOSING_TEMPERATURES,
+    SANDWICH_CLIPS,
+    SANDWICH_IMAGES,
+    SECONDS_WORTH_TELLING,
+)
 from .session import bar, log, say
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from kullback.data import Dataset
-    from kullback.vae import VAE, Annealing, Bounds, Evaluation, Gap
+    from kullback.vae import VAE, Annealing, Bounds, Evaluation, Gap, Refit
 
 __all__ = ["Sandwich", "SandwichResult", "anneal_loose", "measure_sandwich", "write_items"]
 
 
 @dataclass(frozen=True, slots=True)
 class Sandwich:
-    """What `--sandwich` was asked for."""
+    """What `--sandwich` was asked for; None: the usual number, which the kind of data decides."""
 
-    items: int
-    annealing: "Annealing"
+    items: int | None
+    chains: int | None
+    temperatures: int | None
     seed: int
     explain: bool
+
+    def of(self, kind: str) -> "tuple[int, Annealing]":
+        """Return how many items, and the settings of their chains, for data of a kind."""
+        from kullback.vae import Annealing
+
+        usual = SANDWICH_CLIPS if kind == "sound" else SANDWICH_IMAGES
+        asked = (self.items, self.chains, self.temperatures)
+        items, chains, count = (u if a is None else a for a, u in zip(asked, usual, strict=True))
+        return items, Annealing(chains=chains, temperatures=count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +68,28 @@ class SandwichResult:
 def measure_sandwich(model: "VAE", data: "Dataset", settings: Sandwich) -> SandwichResult:
     """Measure log p(x) = ELBO + KL on the first test images and on as many of the model's own."""
     from kullback.report import evaluation_text
-    from kullback.vae import aggregate, made_by, measure_gap
+    from kullback.vae import Refit, aggregate, made_by, measure_gap
 
-    seed, how = settings.seed, settings.annealing
-    x = data.test[: settings.items]
+    items, how = settings.of(data.kind)
+    seed, few = settings.seed, Refit(steps=CLIP_REFIT_STEPS, draws=CLIP_REFIT_DRAWS)
+    refit = few if data.kind == "sound" else Refit()
+    x, noun = data.test[:items], evaluation_text.noun_of(data.protocol)
     made, exact = made_by(model, len(x), seed=seed)
-    log(f"sandwich: {len(x)} images, {how}")
-    with bar("annealing, test images") as update:
-        test = measure_gap(model, x, annealing=how, seed=seed, progress=update)
-    with bar("annealing, the model's own images") as update:
-        own = measure_gap(model, made, exact=exact, annealing=how, seed=seed + 1, progress=update)
+    log(f"sandwich: {len(x)} {noun}s, {how}, {refit}")
+    seconds = _seconds(model, (x, made), how, refit)
+    if seconds > SECONDS_WORTH_TELLING:
+        say(
+            f"this takes about {math.ceil(seconds / 60):,} min: {len(x)} test {noun}s and {len(x)} "
+            f"of the model's own, {how.chains} chains of {how.temperatures} temperatures each; "
+            "fewer --items, --chains or --temperatures take less"
+        )
+    given: dict[str, Any] = {"annealing": how, "refitting": refit}
+    with bar(f"annealing, test {noun}s") as update:
+        test = measure_gap(model, x, seed=seed, progress=update, **given)
+    with bar(f"annealing, the model's own {noun}s") as update:
+        own = measure_gap(model, made, exact=exact, seed=seed + 1, progress=update, **given)
     enough = len(data.test) >= 3
     whole = aggregate(model, data.test, seed=seed) if enough else None
-    noun = evaluation_text.noun_of(data.protocol)
     text = evaluation_text.sandwich_table(test, own, whole, noun=noun, explain=settings.explain)
     fields = {
         "annealing": asdict(how),
@@ -66,6 +98,28 @@ def measure_sandwich(model: "VAE", data: "Dataset", settings: Sandwich) -> Sandw
         "aggregate": None if whole is None else whole.to_dict(),
     }
     return SandwichResult(fields, text, test)
+
+
+def _seconds(
+    model: "VAE", parts: "tuple[Tensor, Tensor]", how: "Annealing", refit: "Refit"
+) -> float:
+    """Return about how long annealing of test items and of as many own ones will take.
+
+    Short chains are timed. Draws of their own, so that no figure depends on it.
+    """
+    import torch
+
+    from kullback.vae import anneal
+
+    trial, total = replace(how, temperatures=2, leapfrog=1, pilots=2), 0.0
+    for part, backward in zip(parts, (False, True), strict=True):
+        x = model.check(part)
+        generator = torch.Generator(x.device).manual_seed(0)
+        start = time.perf_counter()
+        anneal(model, x, settings=trial, generator=generator)
+        each = (time.perf_counter() - start) / trial.evaluations()
+        total += each * (how.evaluations(backward=backward) + refit.steps * refit.draws)
+    return total
 
 
 def write_items(out: Path, data: "Dataset", found: "Bounds", test: "Gap | None") -> None:

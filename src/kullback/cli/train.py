@@ -16,7 +16,13 @@ from cyclopts import Parameter
 
 from kullback.core import DataError, __version__, read_json, require, write_json
 
-from .limits import CLOSING_DRAWS, CLOSING_NUMBERS, MAX_DRAWS_PER_IMAGE
+from .limits import (
+    CLOSING_DRAWS,
+    CLOSING_NUMBERS,
+    CLOSING_SAMPLES,
+    EVALUATION_DRAWS,
+    MAX_DRAWS_PER_IMAGE,
+)
 from .options import DataOptions, ModelOptions, Real, Shared, TrainingOptions, Whole
 from .sandwich import Sandwich, anneal_loose, measure_sandwich, write_items
 from .session import INTERRUPTED, Stop, bar, check_new, log, prepare, print_json, say, write
@@ -38,6 +44,12 @@ def train(
     resume: Annotated[Path | None, Parameter(help="Go on with this run instead.")] = None,
     device: Annotated[str, Parameter(help="auto, cpu, cuda or mps.")] = "auto",
     checkpoint_seconds: Annotated[Real, Parameter(help="How much work a crash may cost.")] = 15.0,
+    tensorboard: Annotated[
+        bool,
+        Parameter(
+            help="Log for TensorBoard too (extra tensorboard): RUN/tensorboard.", negative=""
+        ),
+    ] = False,
     json: Annotated[
         bool, Parameter(help="Print the figures as one JSON object.", negative="")
     ] = False,
@@ -51,7 +63,7 @@ def train(
     Ctrl-C saves a checkpoint and exits with 130; `--resume RUN` goes on from it.
     """
     prepare(shared)
-    given = (out, reading, model, training)
+    given = (out, reading, model, training, tensorboard or None)
     lone = resume is None or (data == "fashion" and all(option is None for option in given))
     require(lone, "--resume", "no other settings: they are those of the run", "others too")
     new = out is None or not out.exists()
@@ -62,7 +74,8 @@ def train(
         options.training("8-bit")  # so that a wrong option is told before the data are read
         dataset = _read(data, reading or DataOptions(), options.seed, architecture.likelihood)
         settings = options.training(dataset.kind, dataset.event_shape)
-        work = _new_run(dataset, architecture, settings, out=out, device=device)
+        where: Any = {"folder": out, "device": device, "tensorboard": tensorboard}
+        work = _new_run(dataset, architecture, settings, where)
         nouns = {"sound": "clips", "counts": "vectors"}.get(dataset.kind, "images")
     else:
         work, nouns = _old_run(resume), "examples"
@@ -87,16 +100,14 @@ def _new_run(
     dataset: "Dataset",
     model: "Architecture",
     training: "Training",
-    *,
-    out: Path | None,
-    device: str,
+    where: dict[str, Any],
 ) -> "Callable[..., Outcome]":
     from kullback import vae
 
     name, reason = vae.choose(dataset.kind, model.likelihood)
     say(f"likelihood: {name} ({reason})")
     log(f"{model}; {training}")
-    settings: Any = {"architecture": model, "training": training, "folder": out, "device": device}
+    settings: Any = {"architecture": model, "training": training} | where
     return partial(vae.train, dataset, **settings)
 
 
@@ -194,9 +205,8 @@ def draws_for(data: "Dataset") -> int:
     They depend on the data alone, so that a run's figures do not depend on the machine.
     """
     numbers = max(1, data.test.numel())
-    return max(
-        (k for k in CLOSING_DRAWS if k * numbers <= CLOSING_NUMBERS), default=min(CLOSING_DRAWS)
-    )
+    most = CLOSING_SAMPLES if data.kind == "sound" else CLOSING_NUMBERS
+    return max((k for k in CLOSING_DRAWS if k * numbers <= most), default=min(CLOSING_DRAWS))
 
 
 def close(outcome: "Outcome", *, as_json: bool) -> None:
@@ -273,7 +283,10 @@ def evaluate(
     label: Annotated[
         str | None, Parameter(help="Of a model with labels: measure the images of this one alone.")
     ] = None,
-    draws: Annotated[Whole, Parameter(help="Draws of q(z|x) per image: the K of L_K.")] = 500,
+    draws: Annotated[
+        Whole | None,
+        Parameter(help="Draws of q(z|x) each: the K of L_K (default: 500; 20 to 500 of sound)."),
+    ] = None,
     seed: Annotated[Whole, Parameter(help="Of the draws.")] = 0,
     per_item: Annotated[
         Path | None, Parameter(help="Write bounds and effective draws of every image to this .csv.")
@@ -281,9 +294,17 @@ def evaluate(
     sandwich: Annotated[
         bool, Parameter(help="Measure log p(x) = ELBO + KL by annealing.", negative="")
     ] = False,
-    items: Annotated[Whole, Parameter(help="Images for --sandwich, from the first on.")] = 20,
-    chains: Annotated[Whole, Parameter(help="Annealed chains per image.")] = 16,
-    temperatures: Annotated[Whole, Parameter(help="Steps of a chain from q to p(z|x).")] = 100,
+    items: Annotated[
+        Whole | None,
+        Parameter(help="Images for --sandwich, from the first on (default: 20; 4 clips of sound)."),
+    ] = None,
+    chains: Annotated[
+        Whole | None, Parameter(help="Annealed chains of each (default: 16; 4 of sound).")
+    ] = None,
+    temperatures: Annotated[
+        Whole | None,
+        Parameter(help="Steps of a chain from q to p(z|x) (default: 100; 20 of sound)."),
+    ] = None,
     explain: Annotated[
         bool, Parameter(help="With --sandwich: the sum in words, every dimension.", negative="")
     ] = False,
@@ -301,20 +322,27 @@ def evaluate(
     """
     prepare(shared)
     expected = f"from 1 to {MAX_DRAWS_PER_IMAGE:,}"
-    require(1 <= draws <= MAX_DRAWS_PER_IMAGE, "--draws", expected, f"{draws:,}")
-    require(items >= 2, "--items", "at least 2", items)
+    good = draws is None or 1 <= draws <= MAX_DRAWS_PER_IMAGE
+    require(good, "--draws", expected, f"{draws or 0:,}")
+    require(items is None or items >= 2, "--items", "at least 2", items)
     require(sandwich or not explain, "--explain", "--sandwich with it", "--explain alone")
     if per_item is not None:
         check_new("--per-item", per_item, ".csv", force=force)
-    from kullback.vae import VAE, Annealing, summarise
+    from kullback.vae import VAE, summarise
 
-    annealing = Annealing(chains=chains, temperatures=temperatures)
+    settings = Sandwich(items, chains, temperatures, seed, explain=explain)
+    settings.of("8-bit")  # so that a wrong option is told before anything is read
     model = VAE.load(run)
+    coded = model.spec is not None and model.spec.architecture.posterior == "quantised"
+    what = "a run with a density q(z|x), from which chains can move"
+    require(not (sandwich and coded), "--sandwich", what, "one with quantised codes")
     dataset = data_of(run, data)
     if (run / "selection.json").exists():
         say(f"note: {read_json(run / 'selection.json')['weights']}")
     for note in dataset.protocol["notes"]:
         say(f"note: {note}")
+    if draws is None and dataset.kind != "sound":
+        draws = EVALUATION_DRAWS
     if label is not None:
         model, dataset = model.at(label), _of_label(dataset, label)
     found = measure(model, dataset, draws, seed)
@@ -322,7 +350,6 @@ def evaluate(
     fields = record(evaluation, dataset)
     one = not sandwich or dataset.test_labels is None
     require(one, "--sandwich", "one label at a time", "a model with labels", "--label with it")
-    settings = Sandwich(items, annealing, seed, explain=explain)
     result = measure_sandwich(model, dataset, settings) if sandwich else None
     if result is not None:
         fields["sandwich"] = result.fields

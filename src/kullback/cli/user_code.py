@@ -1,24 +1,26 @@
 """The user's own Python: `kullback audit`, and reading the file that `kullback fit` is given.
 
-Which to use: `read_target` for FILE.py:log_density, `function_at` for FILE.py:name or
-package.module:name, `user_code` around everything that runs it. The file is the user's program: it
-is executed, with all that implies.
+Which to use: `read_target` for a log density or a model of another program, `function_at` for
+FILE.py:name or package.module:name, `user_code` around everything that runs it. The file is the
+user's program: it is executed, with all that implies.
 """
 
 import contextlib
 import importlib
 import importlib.util
+import inspect
+import json
 import runpy
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from kullback.core import DataError, KullbackError, require
+from kullback.core import DataError, KullbackError, message, require
 
 from .options import AuditOptions, Shared
 from .session import log, prepare, print_json, say, write
@@ -159,22 +161,35 @@ def _module(name: str) -> ModuleType:
 
 @dataclass(frozen=True, slots=True)
 class TargetFile:
-    """A log density of one point and what its file says about it: `parameters`, `data`, prior."""
+    """A log density of one point, or another program's model, and what its file says about it.
+
+    model: what the name stands for: a log density, or a model. program: whose it is: "" (a log
+    density), "stan", "numpyro", "pyro" or "pymc". parameters, data, log_prior: of a log density, as
+    `Target.of` takes them. arguments: of a model, by name or in order.
+    simulate: draws parameters and data from the model, for `--sbc`.
+    """
 
     path: Path
     name: str
-    log_density: Callable[..., Any]
-    parameters: Any
+    model: Any
+    program: str = ""
+    parameters: Any = None
     data: Any = None
     log_prior: Callable[..., Any] | None = None
+    simulate: Callable[..., Any] | None = None
+    arguments: Any = None
 
 
-def read_target(text: str, *, dim: int | None = None) -> TargetFile:
-    """Run a Python file and take its log density and its `parameters`.
+def read_target(text: str, *, dim: int | None = None, data: Path | None = None) -> TargetFile:
+    """Read what is to be fitted: a Stan program, or a log density or a model in a Python file.
 
-    text: `file.py:function`; the function is `log_density` where it is left out. The file's
-    `parameters` is a dimension or a mapping of names to shapes and constraints; dim stands in for
-    it. Optional: `data` (tensors with rows) and `log_prior`.
+    text: `model.stan`, or `file.py:name`; the name is `log_density`, or else `model`, where it is
+    left out. A function that calls `sample` of NumPyro or Pyro is a model of it; a function that
+    calls PyMC makes one. Any other function is a log density: the file's `parameters` is a
+    dimension or a mapping of names to shapes and constraints; dim stands in for it. Optional: its
+    `log_prior`, `simulate` (which `--sbc` needs), and `data`: tensors with rows, or the arguments
+    of a model.
+    data: a JSON file with the arguments of a model, or of a log density, by name.
     Errors: `DataError` for a file that is missing or fails (with its last line), or lacks a name;
     `ArgumentValueError` for text in another form.
 
@@ -182,19 +197,30 @@ def read_target(text: str, *, dim: int | None = None) -> TargetFile:
     >>> read_target("normal.py").parameters
     1
     """
-    place, _, function = text.rpartition(":")
-    if not place or function.endswith(".py"):
-        place, function = text, "log_density"
-    require(place.endswith(".py"), "TARGET", "file.py:function", repr(text))
+    arguments = None if data is None else _json(data)
+    if text.endswith(".stan"):
+        path = Path(text)
+        if not path.is_file():
+            raise DataError(f"{path}: no such file. Try: kullback fit model.stan data.json")
+        return TargetFile(path, path.name, path, "stan", arguments=arguments)
+    place, _, name = text.rpartition(":")
+    if not place or name.endswith(".py"):
+        place, name = text, ""
+    require(place.endswith(".py"), "TARGET", "file.py:function or a .stan file", repr(text))
     path = Path(place)
     if not path.is_file():
-        raise DataError(f"{path}: no such file. Try: file.py:log_density")
+        raise DataError(f"{path}: no such file. Try: file.py:log_density, or model.stan data.json")
     with user_code(path):
         found = runpy.run_path(str(path), run_name="kullback_target")
-    if not callable(found.get(function)):
-        names = [name for name, value in found.items() if callable(value) and name[0] != "_"]
+    name = name or ("model" if "log_density" not in found and "model" in found else "log_density")
+    model, program = found.get(name), _program(found.get(name))
+    if not callable(model) and program != "pymc":
+        names = [k for k, v in found.items() if (callable(v) or _program(v)) and k[0] != "_"]
         listed = f" (it has {', '.join(sorted(names)[:8])})" if names else ""
-        raise DataError(f"{path}: no function {function!r}{listed}")
+        raise DataError(f"{path}: no function or model {name!r}{listed}")
+    if program:
+        known = found.get("data") if data is None else arguments
+        return TargetFile(path, f"{path.name}:{name}", model, program, arguments=known)
     parameters = found.get("parameters") if dim is None else dim
     if parameters is None:
         raise DataError(
@@ -203,9 +229,69 @@ def read_target(text: str, *, dim: int | None = None) -> TargetFile:
         )
     return TargetFile(
         path=path,
-        name=f"{path.name}:{function}",
-        log_density=found[function],
+        name=f"{path.name}:{name}",
+        model=model,
         parameters=parameters,
-        data=found.get("data"),
+        data=found.get("data") if data is None else None,
         log_prior=found.get("log_prior"),
+        simulate=found.get("simulate"),
+        arguments=arguments,
     )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Read values by name from a JSON file."""
+    from .reading import decoded, read_bytes
+
+    if path.suffix.lower() != ".json":
+        raise DataError(message(str(path), "a .json file with values by name", repr(path.suffix)))
+    try:
+        found = json.loads(decoded(read_bytes(path), str(path)))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}") from error
+    if not isinstance(found, dict):
+        got = type(found).__name__
+        raise DataError(message(str(path), 'an object with values by name, {"y": [1, 2]}', got))
+    return found
+
+
+def _program(model: Any) -> str:
+    """Say whose model it is: "numpyro", "pyro", "pymc", or "" of a log density or anything else."""
+    if not isinstance(model, FunctionType):
+        roots = [kind.__module__.partition(".")[0] for kind in type(model).__mro__]
+        return "pymc" if "pymc" in roots and type(model).__name__ == "Model" else ""
+    used = _used(model, set())
+    if "pymc" in {package for package, _ in used}:
+        return "pymc"
+    samplers = [package for package in ("numpyro", "pyro") if (package, "sample") in used]
+    if len(samplers) > 1:
+        raise DataError(f"{model.__name__}: samples with NumPyro and with Pyro. Try: one of them")
+    return samplers[0] if samplers else ""
+
+
+def _used(function: FunctionType, seen: set[CodeType]) -> set[tuple[str, str]]:
+    """Return (package, name) of what a function and those it calls use of other packages.
+
+    A package that is used as a module goes with every name in the code that uses it.
+    """
+    found: set[tuple[str, str]] = set()
+    codes, names = [function.__code__], set()
+    while codes:
+        code = codes.pop()
+        if code not in seen:
+            seen.add(code)
+            names |= set(code.co_names)
+            codes += [one for one in code.co_consts if isinstance(one, CodeType)]
+    closed = inspect.getclosurevars(function).nonlocals if function.__closure__ else {}
+    known = {**function.__globals__, **closed}
+    names |= set(closed)
+    for name in names:
+        value = known.get(name, sys.modules.get(name))
+        if isinstance(value, ModuleType):
+            found |= {(value.__name__.partition(".")[0], other) for other in names}
+        elif isinstance(value, FunctionType):
+            package = value.__module__.partition(".")[0]
+            found.add((package, value.__name__))
+            if value.__globals__ is function.__globals__:
+                found |= _used(value, seen)
+    return found

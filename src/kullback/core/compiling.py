@@ -53,7 +53,7 @@ def load(source: Path) -> tuple[ctypes.CDLL | None, str]:
     if not source.exists():
         return None, f"{source.name} is missing"
     variable, *names = _COMPILERS[source.suffix]
-    compiler = _compiler(os.environ.get(variable, ""), *names)
+    compiler = find_compiler(source.suffix)
     if compiler is None:
         return None, f"no compiler: none in ${variable}, and no {', '.join(names)} on the path"
     file = _file(source, compiler)
@@ -87,8 +87,7 @@ def _is_kept(source: Path) -> bool:
     """Say whether the cache folder had the library when this was first asked."""
     if os.environ.get("KULLBACK_NATIVE") == "off" or not source.exists():
         return False
-    variable, *names = _COMPILERS[source.suffix]
-    compiler = _compiler(os.environ.get(variable, ""), *names)
+    compiler = find_compiler(source.suffix)
     with contextlib.suppress(OSError):
         return compiler is not None and (cache_folder() / _file(source, compiler)).exists()
     return False
@@ -98,9 +97,12 @@ def _file(source: Path, compiler: str) -> str:
     return f"{source.stem}-{_key(source, compiler)}.so"
 
 
-def _compiler(*names: str) -> str | None:
+def find_compiler(suffix: str) -> str | None:
+    """Return the path of a compiler of `.c` or `.cpp` files, or None where there is none."""
     if os.name != "posix":
         return None
+    variable, *names = _COMPILERS[suffix]
+    names = [os.environ.get(variable, ""), *names]
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 

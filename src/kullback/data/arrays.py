@@ -97,6 +97,8 @@ def _labels_of(labels: Named, arrays: Named, name: str) -> list[str]:
 def _load(path: Path, label: str = "") -> tuple[Named, list[str]]:
     """Read the arrays that are wanted and no others: labels may be anything."""
     if path.suffix.lower() in TABLE_SUFFIXES:
+        held = limits.TABLE_GROWTH * path.stat().st_size
+        _require_memory(path, held, held)
         return read_table(path, label), []
     try:
         with path.open("rb") as file:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kullback.core import DataError, describe
 
 from .examples import plural
-from .limits import MOST_COUNT
+from .limits import MOST_COUNT, MOST_WHOLE
 
 __all__ = ["SIZE_NAMES", "SPARSE_NAMES", "as_counts", "dense_of", "read_table"]
 
@@ -53,7 +53,8 @@ def read_table(path: Path, label: str = "") -> Named:
     named = unnamed or not _is_number(rows[0][0])
     heading = heading[1:] if named and len(heading) == len(rows[0]) else heading
     values = _numbers([row[named:] for row in rows], path, after=bool(heading))
-    if values.shape[1] and bool((values == np.rint(values)).all()):
+    whole = (abs(values) <= MOST_WHOLE) & (values == np.rint(values))
+    if values.shape[1] and bool(whole.all()):
         values = values.astype(np.int64)
     sized = [k for k, name in enumerate(heading) if name.strip().lower() in _TABLE_SIZES]
     if not sized:
@@ -178,7 +179,8 @@ def as_counts(
         return counts.astype(_least_dtype(counts)), ""
     totals = counts.sum(1, dtype=np.int64)
     sizes = totals if how == "total" else _given_sizes(arrays, given, path)
-    bad = ~(np.isfinite(sizes) & (sizes > 0) & (sizes < np.finfo(np.float32).max))
+    single = np.finfo(np.float32)
+    bad = ~((sizes >= single.tiny) & (sizes <= single.max))  # NaN fails every comparison
     if bad.any():
         row = int(bad.argmax())
         hint = "leave out rows without counts" if how == "total" else "leave those rows out"
@@ -207,9 +209,10 @@ def _require_counts(array: NDArray[Any], name: str) -> None:
             f"{name}: expected counts as vectors [n, D]; got {shape}. Try: .reshape(len(x), -1)"
         )
     hint = "the raw counts: not normalised, no logarithms"
-    for row, values in enumerate(array):
+    for row, stored in enumerate(array):
+        values = stored.astype(np.float64)  # float16 has no 2^24
         good = (values >= 0) & (values <= MOST_COUNT)
-        good &= values == np.rint(values) if array.dtype.kind == "f" else True
+        good &= values == np.rint(values)
         if not good.all():
             found = values[~good][0]
             raise DataError(

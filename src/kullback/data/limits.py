@@ -27,12 +27,14 @@ __all__ = [
     "MOST_COUNT",
     "MOST_LABELS",
     "MOST_LEVELS",
+    "MOST_WHOLE",
     "NAMED_COLUMNS",
     "NAMED_SIZES",
     "NAMED_SKIPS",
     "NAMED_SOUNDS",
     "NEARLY_EMPTY_BYTE",
     "PADDING",
+    "PIXELS_BETWEEN_LOOKS",
     "POINT_MASS_SHARE",
     "READING_THREADS",
     "REPEATS_PER_LEVEL",
@@ -47,6 +49,7 @@ __all__ = [
     "SOUND_LEVELS",
     "SURPRISE_OF_GRID",
     "SURPRISE_OF_REPEATED_GRID",
+    "TABLE_GROWTH",
     "UNKNOWN_SIZE",
     "USUAL_CLIP",
     "USUAL_RATE",
@@ -71,6 +74,10 @@ ROWS_FOR_MEAN_PICTURE = 1000  # images in which a subtracted mean picture is loo
 COUNTING_RULES = 3  # of reading values, from which integers of too many levels are counts
 MOST_COUNT = 2**24  # one of a cell's genes, a document's words; float32 holds all up to here
 
+MOST_WHOLE = 2**53  # of a table's cell: float64 holds all up to here
+
+TABLE_GROWTH = 12  # bytes of memory for each of a table, with MEMORY_COPIES: 36 for "0," as a list
+
 # Labels
 MOST_LABELS = 1000  # ImageNet's; more are names of items
 
@@ -88,6 +95,7 @@ INFLATION_FROM = 2**26  # bytes of an array, below which any inflation is harmle
 # Pictures
 MAX_FRAMES = 10_000  # of one file: seven minutes of an animation
 MAX_FRAME_PIXELS = 2**28  # of all frames of one file, where they keep their size
+PIXELS_BETWEEN_LOOKS = 8  # for colour, before every pixel is looked at: a 64th of them
 READING_THREADS = 8  # chosen, not measured: the interpreter runs one thread at a time
 FILES_PER_TASK = 64  # of one thread: tens of milliseconds
 CACHED_FILES = 1_000  # from which a folder is cached: fewer are decoded in about a second

@@ -658,7 +658,7 @@ def _reading(levels: Any, rules: int) -> Reading:
 
 def _array_label(label: str, source: str | Path) -> str:
     """Return the name of the array or column of labels, "" where they are names of folders."""
-    arrays = Path(source).suffix.lower() in ARRAY_SUFFIXES
+    arrays = Path(str(source)).suffix.lower() in ARRAY_SUFFIXES
     fits = not label or (label == "folder") != arrays
     wanted = "the name of an array or a column" if arrays else "folder for pictures"
     require(fits, "label", wanted, repr(label))

@@ -16,6 +16,7 @@ import io
 import math
 import os
 import re
+import stat
 import struct
 import warnings
 import zlib
@@ -53,9 +54,11 @@ __all__ = [
 ]
 
 _DEEP_COLOUR = (b"\x10\x02", b"\x10\x04", b"\x10\x06")  # IHDR: depth 16, colour type
+_NO_FILE = "not a regular file, or a link to nothing"
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _FRAME_FORMATS = (*_FORMATS, "GIF", "TIFF")
 _BITS_PER_SAMPLE = 258  # a tag of TIFF
+_SAY_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 _ITU_601 = (0.299, 0.587, 0.114)  # of red, green and blue in a grey level
 _DAMAGE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError),
@@ -163,8 +166,9 @@ def _decode(
         image.draft(None, (2 * max(size), 2 * max(size)))
     image.load()
     cut = _is_deep_colour(image, data)
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-    ImageOps.exif_transpose(image, in_place=True)
+    turned = _orientation(image) in range(2, 9)
+    if turned:
+        ImageOps.exif_transpose(image, in_place=True)
     image, background, alpha = _plain(image, deep=how.rules > 1, background=how.background)
     if cut and max(high for _, high in _extrema(image)) < limits.NEARLY_EMPTY_BYTE:
         raise DataError(
@@ -182,9 +186,9 @@ def _decode(
     if image.mode == "I":
         pixels = pixels.clip(0, 65535).astype(np.uint16)
     if pixels.ndim == 3 and _is_grey(pixels):
-        pixels = pixels[..., 0]
+        pixels = pixels[..., 0].copy()
     return Picture(
-        pixels.copy(),
+        pixels,
         fitted,
         bool(background),
         recoloured,
@@ -263,9 +267,15 @@ def _require_few_pixels(image: Image.Image) -> None:
 
 
 def _shown_size(image: Image.Image) -> tuple[int, int]:
-    told = "exif" in image.info or "xmp" in image.info  # else asking would decode a PNG
-    turned = told and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    turned = _orientation(image) in range(5, 9)
     return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 where none is told; a PNG is not decoded to find out."""
+    info = image.info
+    told = any(name in info for name in _SAY_ORIENTATION) or hasattr(image, "tag_v2")
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1)) if told else 1
 
 
 def _plain(image: Image.Image, *, deep: bool, background: str) -> tuple[Image.Image, str, bool]:
@@ -284,7 +294,8 @@ def _plain(image: Image.Image, *, deep: bool, background: str) -> tuple[Image.Im
         levels = (wide * 255 + 32767) // 65535
         return Image.fromarray(levels.astype(np.uint8)), "", alpha
     if not image.has_transparency_data:
-        return image.convert("L" if image.mode in ("1", "L") else "RGB"), "", False
+        wanted = "L" if image.mode in ("1", "L") else "RGB"
+        return image if image.mode == wanted else image.convert(wanted), "", False
     layered = image.convert("RGBA")
     if layered.getchannel("A").getextrema() == (255, 255):
         return layered.convert("RGB"), "", True
@@ -331,8 +342,10 @@ def _extrema(image: Image.Image) -> list[tuple[int, int]]:
 
 
 def _is_grey(pixels: NDArray[Any]) -> bool:
-    red = pixels[..., :1]
-    return bool((pixels[..., 1:] == red).all())
+    step = limits.PIXELS_BETWEEN_LOOKS  # colour shows in a few pixels; grey has to be looked for
+    return all(
+        bool((part[..., :1] == part[..., 1:]).all()) for part in (pixels[::step, ::step], pixels)
+    )
 
 
 def fit_images(
@@ -554,13 +567,21 @@ def _decoded(folder: Path, paths: list[Path], fitting: Fitting, how: Reading) ->
 
 
 def _decode_file(folder: Path, path: Path, fitting: Fitting, how: Reading) -> _File:
-    name = path.relative_to(folder).as_posix()
+    name = _name_in(folder, path)
     try:
         data = bytes_of(path)
         frames = _read_frames(data, fitting, how)
     except DataError as error:
         return _File(name, [], skipped=str(error))
     return _File(name, frames, hashlib.sha256(data).digest())
+
+
+def _name_in(folder: Path, path: Path) -> str:
+    """Return `path.relative_to(folder).as_posix()`, which takes a tenth of the time of decoding."""
+    start, text = f"{folder}{os.sep}", str(path)
+    if not text.startswith(start):
+        return path.relative_to(folder).as_posix()
+    return text[len(start) :].replace(os.sep, "/")
 
 
 def _examples_of(folder: Path, files: list[_File], channels: Channels, how: Reading) -> Examples:
@@ -588,11 +609,15 @@ def _examples_of(folder: Path, files: list[_File], channels: Channels, how: Read
 
 def bytes_of(path: Path) -> bytes:
     try:
-        if not path.is_file():
-            raise DataError("not a regular file, or a link to nothing")
-        if path.stat().st_size > limits.MAX_FILE_BYTES:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise DataError(_NO_FILE)
+        if about.st_size > limits.MAX_FILE_BYTES:
             raise DataError(f"larger than {limits.MAX_FILE_BYTES // 2**20} MB")
-        return path.read_bytes()
+        with path.open("rb", buffering=0) as file:
+            return file.read()
+    except FileNotFoundError as error:
+        raise DataError(_NO_FILE) from error
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}") from error
 

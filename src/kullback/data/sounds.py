@@ -239,6 +239,9 @@ def read_clips(path: Path, how: Listening | None = None) -> Examples:
     """
     how = how or Listening()
     arrays = _arrays_of(path)
+    if missing := [name for name in ("samples", "offset") if name not in arrays]:
+        found = ", ".join(arrays) or "none of its names"
+        raise DataError(f"{path}: expected arrays samples and offset; no {missing[0]} in {found}")
     samples, offset = arrays["samples"], arrays["offset"]
     if samples.ndim != 1 or samples.dtype.kind not in "iuf":
         found = f"{samples.dtype} {list(samples.shape)}"

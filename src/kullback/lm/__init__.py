@@ -5,7 +5,7 @@ Which file answers which question:
 - `model_drift`: how far has Q moved from P on a corpus (`drift`, `store`, `Drift`).
   `documents`: text as token ids and windows; `models`: checkpoints, adapters, GGUF files as hidden
   states and a head; `token_table`: exact divergences token by token; `stored`: P kept in a folder,
-  llama.cpp's file.
+  llama.cpp's file, vLLM's and SGLang's lists.
 - `logprob_report`: KL from tables of logged log-probabilities, checked first (`logprobs`).
   `logprob_tables`: which files and columns; `service_formats`: answers of OpenAI, vLLM, SGLang,
   lm-eval; `logprob_checks`: are they log-probabilities of these draws? `logprob_sums`: one pass
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from .stored import (
         ListedModel,
         StoredModel,
+        read_answers,
         read_kept,
         read_kld,
         read_store,
@@ -101,6 +102,7 @@ __all__ = [
     "plan_windows",
     "ratio_difference",
     "ratio_mean",
+    "read_answers",
     "read_documents",
     "read_kept",
     "read_kld",
@@ -148,6 +150,7 @@ _HOLDS = {
     "stored": (
         "ListedModel",
         "StoredModel",
+        "read_answers",
         "read_kept",
         "read_kld",
         "read_store",

@@ -5,14 +5,19 @@ token ids at hand; `windows` for what is given to a model at a time and which to
 
 A token is scored if the model sees at least one token of the same document before it: the first
 token of a document never is. Documents stay apart: no window holds parts of two.
+
+A token's role is that of its message in a chat, with "/first" at the first token of an answer,
+"/tool call" in the calls that it makes, and "/code" in fenced code; in other text "text", likewise.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +29,12 @@ __all__ = ["Batch", "Document", "Plan", "Window", "batches", "read_documents", "
 
 TEXT_FILES = (".txt", ".md", ".rst", ".text", "")
 LINES_FILES = (".jsonl", ".ndjson")
+MARKED = {  # spans of text that have a role of their own, of which the last named wins
+    "code": re.compile(  # fenced (CommonMark 0.31, section 4.5), to the text's end if left open
+        r"^ {0,3}(`{3,}|~{3,})[^\n]*(?:\n(?:.*?^ {0,3}\1[`~]*[ \t]*$|.*\Z)|\Z)", re.M | re.S
+    ),
+    "tool call": re.compile(r"<(tool_call|function_call)>.*?</\1>", re.S),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +42,7 @@ class Document:
     """One document: its name, its token ids `[n]`, and the role of each token.
 
     roles: for every token the role of its message in a chat ("user", "assistant", …), with
-    "/first" after it for the first token of an answer; empty for plain text.
+    "/first", "/tool call" or "/code" after it where it is one; empty for plain text without code.
     """
 
     name: str
@@ -236,7 +247,7 @@ def _read(path: Path, tokenizer: Any, text_field: str) -> Iterator[Document]:
     elif path.suffix in LINES_FILES:
         yield from _read_lines(path, tokenizer, text_field)
     else:
-        yield Document(str(path), _ids(tokenizer, _text_of(path)))
+        yield _plain(str(path), tokenizer, _text_of(path))
 
 
 def _text_of(path: Path) -> str:
@@ -266,7 +277,7 @@ def _read_lines(path: Path, tokenizer: Any, text_field: str) -> Iterator[Documen
 
 def _document_of(row: Any, place: str, tokenizer: Any, text_field: str) -> Document:
     if isinstance(row, dict) and isinstance(row.get(text_field), str):
-        return Document(place, _ids(tokenizer, row[text_field]))
+        return _plain(place, tokenizer, row[text_field])
     if isinstance(row, dict) and isinstance(row.get("messages"), list):
         return _chat(row["messages"], place, tokenizer)
     got = f"the fields {', '.join(map(str, row))}" if isinstance(row, dict) else type(row).__name__
@@ -276,8 +287,47 @@ def _document_of(row: Any, place: str, tokenizer: Any, text_field: str) -> Docum
     )
 
 
-def _ids(tokenizer: Any, text: str) -> Tensor:
-    return torch.tensor(tokenizer(text)["input_ids"], dtype=torch.long)
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """Text, its token ids, and of each token where in the text it lies; empty if not known."""
+
+    text: str
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, tokenizer: Any, text: str, **options: Any) -> "_Encoded":
+        fast = bool(getattr(tokenizer, "is_fast", False))
+        found = tokenizer(text, **options, **({"return_offsets_mapping": True} if fast else {}))
+        return cls(text, found["input_ids"], found["offset_mapping"] if fast else [])
+
+    def marked(self, spans: Iterable[tuple[int, int, str]]) -> dict[int, str]:
+        """Return the labels of the tokens that lie in spans (start, stop, label), the last's."""
+        found: dict[int, str] = {}
+        if self.offsets:
+            first, end = np.array(self.offsets).T
+            for start, stop, label in spans:
+                inside = np.flatnonzero((first < stop) & (end > start))
+                found |= dict.fromkeys(inside.tolist(), label)
+        return found
+
+
+def _spans(text: str, shift: int = 0) -> list[tuple[int, int, str]]:
+    """Return where fenced code and tool calls lie in a text: start, stop, label."""
+    return [
+        (shift + one.start(), shift + one.end(), label)
+        for label, form in MARKED.items()
+        for one in form.finditer(text)
+    ]
+
+
+def _plain(name: str, tokenizer: Any, text: str) -> Document:
+    """Return a document of plain text; its roles only where it has fenced code or tool calls."""
+    found = _Encoded.of(tokenizer, text)
+    marked = found.marked(_spans(text))
+    labels = [f"text/{marked[at]}" if at in marked else "text" for at in range(len(found.ids))]
+    ids = torch.tensor(found.ids, dtype=torch.long)
+    return Document(name, ids, tuple(labels) if marked else ())
 
 
 def _chat(messages: list[Any], place: str, tokenizer: Any) -> Document:
@@ -294,28 +344,65 @@ def _chat(messages: list[Any], place: str, tokenizer: Any) -> Document:
             f"{place}: expected a tokenizer with a chat template for a chat; got one without. "
             f'Try: text in a field ("text")'
         )
-    ids: list[int] = []
+    before = _Encoded("", [], [])
     roles: list[str] = []
     for count in range(1, len(messages) + 1):
         longer = _rendered(messages[:count], place, tokenizer)
-        if longer[: len(ids)] != ids:  # templates that rewrite earlier messages
-            ids, roles = longer, ["chat"] * len(longer)
+        start, stop = len(before.ids), len(longer.ids)
+        if longer.ids[:start] != before.ids:  # templates that rewrite earlier messages
+            before, roles = longer, ["chat"] * stop
             continue
         role = messages[count - 1]["role"]
-        added = len(longer) - len(ids)
-        first = _first_of_answer(messages[:count], ids, longer, place, tokenizer)
-        roles += [f"{role}/first" if len(ids) + at == first else role for at in range(added)]
-        ids = longer
-    return Document(place, torch.tensor(ids, dtype=torch.long), tuple(roles))
+        marked = longer.marked(_content_spans(messages[count - 1], before.text, longer.text))
+        marked |= _tool_calls(messages[:count], start, longer.ids, place, tokenizer)
+        first = _first_of_answer(messages[:count], before.ids, longer.ids, place, tokenizer)
+        marked |= {first: "first"}
+        roles += [f"{role}/{marked[at]}" if at in marked else role for at in range(start, stop)]
+        before = longer
+    return Document(place, torch.tensor(before.ids, dtype=torch.long), tuple(roles))
 
 
-def _rendered(messages: list[Any], place: str, tokenizer: Any, **options: Any) -> list[int]:
+def _content_spans(message: Any, before: str, text: str) -> list[tuple[int, int, str]]:
+    """Return the spans of a message's content, where the template has put it into the text."""
+    content = message.get("content")
+    if not isinstance(content, str) or not content.strip():
+        return []
+    content = content.strip()  # as many templates do
+    at = text.find(content, len(before) if text.startswith(before) else 0)
+    return _spans(content, at) if at >= 0 else []
+
+
+def _tool_calls(
+    messages: list[Any], start: int, whole: list[int], place: str, tokenizer: Any
+) -> dict[int, str]:
+    """Label the tokens by which a message with tool calls differs from the same without them.
+
+    whole: ids of all messages, the last one's from `start` on.
+    """
+    message = messages[-1]
+    if not message.get("tool_calls"):
+        return {}
+    bare = {name: value for name, value in message.items() if name != "tool_calls"}
+    bare["content"] = bare.get("content") or ""
+    try:
+        without = _rendered([*messages[:-1], bare], place, tokenizer).ids
+    except DataError:  # a template that requires something of every message
+        return {}
+    if without[:start] != whole[:start]:
+        return {}
+    ours, theirs = whole[start:], without[start:]
+    most = min(len(ours), len(theirs))
+    head = next((n for n in range(most) if ours[n] != theirs[n]), most)
+    tail = next((n for n in range(most - head) if ours[-1 - n] != theirs[-1 - n]), most - head)
+    return dict.fromkeys(range(start + head, len(whole) - tail), "tool call")
+
+
+def _rendered(messages: list[Any], place: str, tokenizer: Any, **options: Any) -> _Encoded:
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
     except Exception as error:  # noqa: BLE001 - templates are programs of the model's authors
         raise DataError(f"{place}: the chat template refuses this chat: {error}") from None
-    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return found
+    return _Encoded.of(tokenizer, text, add_special_tokens=False)
 
 
 def _first_of_answer(
@@ -324,6 +411,6 @@ def _first_of_answer(
     """Return where the assistant's own first token lies, after the template's header; −1: none."""
     if messages[-1]["role"] != "assistant" or len(messages) < 2:
         return -1
-    header = _rendered(messages[:-1], place, tokenizer, add_generation_prompt=True)
+    header = _rendered(messages[:-1], place, tokenizer, add_generation_prompt=True).ids
     inside = len(before) <= len(header) < len(whole) and whole[: len(header)] == header
     return len(header) if inside else -1

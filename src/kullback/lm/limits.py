@@ -1,6 +1,7 @@
 """Every threshold of this folder, with its source or the benchmark that set it."""
 
 __all__ = [
+    "ANSWERS_FLOOR",
     "BATCH_TOKENS",
     "BISECTIONS",
     "BLOCKS",
@@ -18,6 +19,7 @@ __all__ = [
     "MANY_CLUSTERS",
     "MAX_COPIES",
     "MAX_EXACT_QUANTILES",
+    "MAX_EXCESS_MASS",
     "MAX_GROUPS",
     "MIN_BLOCK_TOKENS",
     "MIN_CLUSTERS",
@@ -42,6 +44,7 @@ __all__ = [
     "SERIES_BELOW",
     "SHOWN_VERSIONS",
     "SNIFFED_BYTES",
+    "SPREAD_CODES",
     "TAIL_KEPT",
 ]
 
@@ -70,6 +73,9 @@ SERIES_BELOW = 0.01  # |log r| below which r − 1 − log r is summed as a seri
 TAIL_KEPT = 513  # largest ratios read back a group: a tail of 512 gives k-hat to ±0.07
 CLIP = 0.2  # PPO's ratio is clipped outside 1 ± 0.2 (Schulman et al. 2017, section 6.1)
 MAX_GROUPS = 10_000  # groups of --by: more are identifiers, not groups
+# Codes of rows are numbered through a table of their range, where it is at most so many times
+# longer than the rows, and by a sort else, which takes about as long then
+SPREAD_CODES = 8
 MAX_EXACT_QUANTILES = 20_000_000  # rows of which exact quantiles are taken: 8 bytes of memory each
 
 # --- Checks (logprob_checks.py; counted by benchmarks/logprob_checks.py)
@@ -113,3 +119,7 @@ CONTEXT = 2048  # tokens of context by default, where the models could read more
 # KL that the 16-bit codes of llama.cpp's file make of equal models, in nats a token: 6e-7 to 6e-6
 # for logits of standard deviation 3 and 6 (tests/lm/test_stored.py)
 KLD_FLOOR = 6e-6
+# KL that float32 log-probabilities of a service make of equal models, in nats a token: an error of
+# 1e-6 of each in a sum of 1 (tests/lm/test_stored.py)
+ANSWERS_FLOOR = 1e-6
+MAX_EXCESS_MASS = 1e-3  # by which listed probabilities may exceed 1: half precision, summed

@@ -32,7 +32,7 @@ from kullback.sampled import (
 from . import limits
 from .clusters import Clusters, ratio_mean
 from .logprob_estimates import Rounding
-from .logprob_sums import Draws, Sums, kinds_of_missing, row_codes, sampled_tokens
+from .logprob_sums import Draws, Sums, dense_codes, kinds_of_missing, row_codes, sampled_tokens
 from .logprob_tables import LogProbTable
 
 __all__ = ["Check", "Sample", "checks_of", "identity_checks", "sample_of"]
@@ -163,7 +163,7 @@ def _lengths(table: LogProbTable, sums: Sums) -> Check:
         return Check(name, "the mask leaves no token", "refuse", "another mask, or none")
     if not table.has("length") or not sums.sequences_known:
         return Check(name, "every column has a value for each token")
-    codes = np.unique(sums.sequence, return_inverse=True)[1].reshape(-1)
+    codes = dense_codes(sums.sequence)
     counted = np.bincount(codes, weights=sums.columns["rows"])
     said = np.zeros(len(counted))
     said[codes] = sums.columns["longest"]
@@ -235,14 +235,16 @@ def _copies(sums: Sums) -> Check:
     parts = [columns[part][long] for part in ("n", "d", "f11_0")]
     keys = [np.frexp(part) for part in parts]  # sums are equal to all but their last digits
     rounded = [np.round(mantissa, 9) + exponent for mantissa, exponent in keys]
-    cluster = sums.cluster[long].astype(np.float64)
-    clusters = np.unique(np.stack([*rounded, cluster]), axis=1)[: len(rounded)]
-    copies = clusters.shape[1] - np.unique(clusters, axis=1).shape[1]
+    keys_of: list[Any] = [sums.cluster[long], *rounded]
+    order = np.lexsort(keys_of)  # by the terms, then by cluster
+    new = [np.diff(each[order], prepend=np.nan) != 0 for each in keys_of]
+    terms = new[1] | new[2] | new[3]  # they are not those of the row before
+    clusters, copies = int((terms | new[0]).sum()), int((~terms & new[0]).sum())
     if not copies:
         return Check(name, f"no two {sums.cluster_name} have the same log-probabilities")
-    share = copies / clusters.shape[1]
+    share = copies / clusters
     words = (
-        f"{copies:,} of {clusters.shape[1]:,} {sums.cluster_name} repeat the log-probabilities of "
+        f"{copies:,} of {clusters:,} {sums.cluster_name} repeat the log-probabilities of "
         "another: rows that are there twice, or greedy decoding; they count as independent here"
     )
     effect: Effect = "limit" if share > limits.MAX_COPIES else "warn"
@@ -381,7 +383,7 @@ def _versions(table: LogProbTable, sums: Sums, draws: Draws) -> Check:
         part = sums.at(sums.version == code)
         if not part.tokens:
             continue
-        codes = np.unique(part.cluster, return_inverse=True)[1].reshape(-1)
+        codes = dense_codes(part.cluster)
         sizes = np.bincount(codes, weights=part.columns["n"]).astype(np.float64)
         totals = np.bincount(codes, weights=-part.columns["f1_0"])
         clusters = Clusters(sizes[sizes > 0], sums.cluster_name)

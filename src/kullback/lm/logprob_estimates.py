@@ -42,7 +42,7 @@ from kullback.sampled import (
 
 from . import limits
 from .clusters import Clustered, Clusters, Floats, ratio_difference, ratio_mean
-from .logprob_sums import Draws, Sums
+from .logprob_sums import Draws, Sums, dense_codes
 
 __all__ = ["Figures", "Rounding", "Tail", "figures_of", "identities", "paired"]
 
@@ -186,7 +186,7 @@ def figures_of(sums: Sums, asked: Asked, *, whole: Sums | None = None) -> Figure
         asked.label,
         asked.name,
         int(tokens),
-        len(np.unique(sums.sequence)) if sums.sequences_known else 0,
+        sums.sequences if sums.sequences_known else 0,
         token,
         sequence,
         left_out | {f"sequence {name}": reason for name, reason in why.items()},
@@ -305,6 +305,7 @@ def _features(sums: Sums, asked: Asked) -> _Features:
     none = np.zeros_like(sums.columns["n"])
     names = ("f1", "f2", "f3", "f11", "f12", "f22", "f33")
     own = {name: get(f"{name}_{j}", none) for name in names}
+    own["f3"] = own["f3"] if asked.draws.weighted else 0.5 * own["f11"]
     totals = {name: float(values.sum()) for name, values in own.items()}
     totals |= {"ccc": float(get(f"ccc_{j}", none).sum())}
     totals |= {name: float(get(name, none).sum()) for name in ("w1", "w2", "w3")}
@@ -327,7 +328,7 @@ class _By:
 
     @classmethod
     def of(cls, cluster: Any, n: Floats, name: str, block: int = 0) -> "_By":
-        codes = np.unique(cluster, return_inverse=True)[1].reshape(-1)
+        codes = dense_codes(cluster)
         sizes = np.bincount(codes, weights=n).astype(np.float64)
         return cls(codes, Clusters(sizes[sizes > 0], name, block), sizes > 0)
 
@@ -474,7 +475,7 @@ class _Sequences:
         """Add up each sequence's tokens; None where rows are not sequences."""
         if not sums.sequences_known or sums.block or not len(sums.sequence):
             return None
-        codes = np.unique(sums.sequence, return_inverse=True)[1].reshape(-1)
+        codes = dense_codes(sums.sequence)
         n, rows = (np.bincount(codes, weights=sums.columns[name]) for name in ("n", "rows"))
         complete = (n == rows) & (n > 0)  # a sequence that lacks a token has no log-ratio
         if complete.sum() < 2:
@@ -565,7 +566,7 @@ def _data_figures(features: _Features, by: _By, asked: Asked, sums: Sums) -> Fig
         asked.label,
         asked.name,
         int(tokens),
-        len(np.unique(sums.sequence)) if sums.sequences_known else 0,
+        sums.sequences if sums.sequences_known else 0,
         {"log_ratio": difference},
         log_likelihoods=(mean, mean - difference.estimate.value),
     )

@@ -5,11 +5,13 @@ for the checks alone. `LogProbReport` holds checks, figures and paired compariso
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from kullback.core import DataError, Estimate, require
 
@@ -22,6 +24,7 @@ from .logprob_sums import (
     Draws,
     Sums,
     bin_edges,
+    dense_codes,
     histogram,
     kinds_of_missing,
     largest_ratios,
@@ -198,12 +201,28 @@ def logprobs(
     opened = engine if isinstance(engine, Engine) else connect(engine)
     study = _study(tables, columns, opened, drawn_from, clip)
     study, sums = _summed(study)
-    sample = sample_of(study.table, sums, study.draws)
-    checks = checks_of(study.table, sums, study.draws, sample, skip=missing == "skip")
-    report = study.report(checks)
-    if report.refused:
-        raise _Refused(report)
-    return _with_figures(study, sums, sample, report, details=details)
+    with _one_thread():
+        sample = sample_of(study.table, sums, study.draws)
+        checks = checks_of(study.table, sums, study.draws, sample, skip=missing == "skip")
+        report = study.report(checks)
+        if report.refused:
+            raise _Refused(report)
+        return _with_figures(study, sums, sample, report, details=details)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let PyTorch compute with one thread.
+
+    Its operations here are on some thousand numbers each. The threads of several wait for each
+    other in a loop, and beside other work took 14 s where one thread took 2 s.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def check_logprobs(*tables: Any, **options: Any) -> LogProbReport:
@@ -314,8 +333,14 @@ def _clip(clip: float | tuple[float, float]) -> tuple[float, float]:
 
 
 def _summed(study: _Study) -> tuple[_Study, Sums]:
-    """Sum, once more where a column holds exactly one −100: it may be a log-probability then."""
+    """Sum, once more where a column holds exactly one −100: it may be a log-probability then.
+
+    And once more where NaN passed for a log-probability, hidden by a file's statistics.
+    """
     sums = summed(study.table, study.draws)
+    if sums.hidden_nan:
+        study.table.engine.distrust_statistics()
+        sums = summed(study.table, study.draws)
     if not sums.total("rows") and "mask" not in study.table.rows.columns:
         raise DataError(f"{study.table.source}: expected rows; got none")
     if sums.total("n") == sums.total("rows"):
@@ -355,7 +380,7 @@ def _with_figures(
 
 def _asked(study: _Study, sums: Sums, sample: Sample) -> list[Asked]:
     """Return what to estimate: of all tokens for each other model, then of each group."""
-    tails = {} if study.draws.data else largest_ratios(study.table, study.draws, len(sums.groups))
+    tails = {} if study.draws.data else largest_ratios(study.table, study.draws, sums)
     asked, groups = [], []
     for place, name in enumerate(study.others):
         found = tails.get("lw" if study.draws.weighted else f"x{place}")
@@ -424,7 +449,7 @@ def _figures(study: _Study, sums: Sums, asked: Sequence[Asked]) -> list[Figures]
 
 def _block_of(sums: Sums) -> int:
     """Return the tokens of a block where there are too few clusters; one sequence stays whole."""
-    clusters = len(np.unique(sums.cluster[sums.columns["n"] > 0]))
+    clusters = int(dense_codes(sums.cluster[sums.columns["n"] > 0]).max(initial=-1)) + 1
     alone = clusters == 1 and sums.cluster_name != "blocks"
     return 0 if alone else block_length(sums.tokens, clusters)
 

@@ -31,6 +31,7 @@ __all__ = [
     "Draws",
     "Sums",
     "bin_edges",
+    "dense_codes",
     "histogram",
     "kinds_of_missing",
     "largest_ratios",
@@ -113,6 +114,16 @@ class Sums:
         """How many tokens were summed."""
         return int(self.total("n"))
 
+    @property
+    def hidden_nan(self) -> bool:
+        """Whether a sum is NaN: of values that passed for log-probabilities, or of an overflow."""
+        return any(bool(np.isnan(self.columns[name]).any()) for name in self.columns)
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences the rows are of."""
+        return int(dense_codes(self.sequence).max(initial=-1)) + 1
+
 
 def summed(table: LogProbTable, draws: Draws, *, block: int = 0) -> Sums:
     """Sum the features of the tokens by group and cluster, in one pass.
@@ -166,7 +177,7 @@ def sums_expression(table: LogProbTable, draws: Draws, *, block: int = 0) -> Any
         asked |= _asked(rows, number, draws)
     if draws.weighted:
         asked |= {f"w{power}": _power(rows.w, power).sum() for power in (1, 2, 3)}
-        asked |= {"lw": rows.lw.sum()}
+        asked |= {"lw": rows.lw.sum(), "top_lw": rows.lw.max()}
     if table.has("entropy"):
         asked |= {f"e{power}": _power(rows.e, power).sum() for power in (1, 2, 3)}
         asked |= {"e0": rows.e.count()}
@@ -176,25 +187,42 @@ def sums_expression(table: LogProbTable, draws: Draws, *, block: int = 0) -> Any
     return rows.group_by(keys).aggregate(**asked) if keys else rows.aggregate(**asked)
 
 
-def largest_ratios(table: LogProbTable, draws: Draws, groups: int) -> dict[str, Any]:
+def largest_ratios(table: LogProbTable, draws: Draws, sums: Sums) -> dict[str, Any]:
     """Return the largest log r (and log weights) of each group, descending, as Arrow tables.
 
     Returns:
         By name ("x0", …, "lw"): a table of the `by` columns and `value`, of each group at most
         `TAIL_KEPT` rows, fewer where there are many groups.
     """
-    kept = max(50, min(limits.TAIL_KEPT, 500_000 // max(groups, 1)))
+    kept = max(50, min(limits.TAIL_KEPT, 500_000 // max(len(sums.groups), 1)))
     rows, by = _features(table, draws), table.keys("by")
-    names = [f"x{number}" for number in range(len(draws.others))]
-    names += ["lw"] if draws.weighted else []
-    tails = {name: rows.select(*by, value=rows[name]) for name in names}
-    return {name: table.run(_largest(table, tail, by, kept)) for name, tail in tails.items()}
+    names = {f"x{number}": f"top_{number}" for number in range(len(draws.others))}
+    names |= {"lw": "top_lw"} if draws.weighted else {}
+    found = {}
+    for name, top in names.items():
+        tail, least = rows.select(*by, value=rows[name]), _least_of_largest(sums, top, kept)
+        tail = tail.filter(tail.value.notnull() if least is None else tail.value >= least)
+        found[name] = table.run(_largest(table, tail, by, kept))
+    return found
+
+
+def _least_of_largest(sums: Sums, top: str, kept: int) -> float | None:
+    """Return a value that at least `kept` tokens of every group reach; None: it is not known.
+
+    The largest values of `kept` sequences of a group are as many tokens.
+    """
+    live = sums.columns["n"] > 0
+    group, value = sums.group[live], sums.columns[top][live]
+    if not len(group) or np.bincount(group, minlength=len(sums.groups)).min() < kept:
+        return None
+    order = np.lexsort((-value, group))
+    first = np.searchsorted(group[order], np.arange(len(sums.groups)))
+    return float(value[order][first + kept - 1].min())
 
 
 def _largest(table: LogProbTable, tail: Any, by: list[str], kept: int) -> Any:
-    """Return the `kept` largest values of each group; null is none."""
+    """Return the `kept` largest values of each group."""
     ibis = ibis_module()
-    tail = tail.filter(tail.value.notnull())
     if not by:
         return tail.order_by(ibis.desc(tail.value)).limit(kept)
     if table.engine.name == "duckdb":  # its max(x, n) holds n values; a window sorts them all
@@ -237,7 +265,7 @@ def sampled_tokens(table: LogProbTable, sums: Sums | None, names: Sequence[str])
     columns = list(dict.fromkeys([*keys, *([order] if order else []), *names]))
     if not keys or sums is None:
         return table.run(rows.select(*columns).limit(limits.SAMPLE_TOKENS))
-    tokens = max(sums.tokens / max(len(np.unique(sums.sequence)), 1), 1.0)
+    tokens = max(sums.tokens / max(sums.sequences, 1), 1.0)
     wanted = max(1, min(limits.SAMPLE_SEQUENCES, round(limits.SAMPLE_TOKENS / tokens)))
     chosen = rows.semi_join(_spread_sequences(sums, wanted), keys).select(*columns)
     if order:
@@ -290,7 +318,8 @@ def _features(table: LogProbTable, draws: Draws, *, block: int = 0) -> Any:
     if draws.weighted:
         new["lw"] = ibis.ifelse(live, d - source, None)
     if table.has("entropy"):
-        new["e"] = ibis.ifelse(live, -source - rows.entropy, None)
+        known = live & (rows.entropy < math.inf)  # neither NaN nor null
+        new["e"] = ibis.ifelse(known, -source - rows.entropy, None)
     if block:
         new["block"] = (_place(table, rows) / float(block)).floor().cast("int64")
     kept = [name for name in _keys(table, block=0) if name in rows.columns]
@@ -312,10 +341,9 @@ def _asked(rows: Any, j: int, draws: Draws) -> dict[str, Any]:
     if draws.weighted:
         first, second, third = (rows.w * each for each in (first, second, third))
     control = first + second
-    return {
+    found = {
         f"f1_{j}": first.sum(),
         f"f2_{j}": second.sum(),
-        f"f3_{j}": third.sum(),
         f"f11_{j}": (first * first).sum(),
         f"f12_{j}": (first * second).sum(),
         f"f22_{j}": (second * second).sum(),
@@ -323,7 +351,9 @@ def _asked(rows: Any, j: int, draws: Draws) -> dict[str, Any]:
         f"ccc_{j}": (control * control * control).sum(),
         f"high_{j}": (x > high).sum(),
         f"low_{j}": (x < low).sum(),
-    } | ({f"x_{j}": x.sum()} if draws.weighted else {})
+        f"top_{j}": x.max(),
+    }  # f3 of plain draws is half of f11
+    return found | ({f"x_{j}": x.sum(), f"f3_{j}": third.sum()} if draws.weighted else {})
 
 
 def _power(value: Any, power: int) -> Any:
@@ -398,8 +428,24 @@ def _spread_sequences(sums: Sums, wanted: int) -> Any:
 
 
 def _floats(column: Any) -> Floats:
-    values = column.cast("float64").to_numpy(zero_copy_only=False)
-    return np.asarray(np.where(np.isnan(values), 0.0, values) if column.null_count else values)
+    """Return numbers, 0 for null: the sum of no token."""
+    column = column.cast("float64").fill_null(0.0)
+    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def dense_codes(codes: Codes) -> Codes:
+    """Return codes renumbered 0, 1, … in their order, without a sort where they lie close.
+
+    Example:
+        >>> dense_codes(np.array([7, 3, 7, 5])).tolist()
+        [2, 0, 2, 1]
+    """
+    first, last = (int(codes.min()), int(codes.max())) if len(codes) else (0, -1)
+    if last - first >= limits.SPREAD_CODES * len(codes):
+        return np.unique(codes, return_inverse=True)[1].reshape(-1)
+    there = np.zeros(last - first + 1, dtype=bool)
+    there[codes - first] = True
+    return (np.cumsum(there) - 1)[codes - first]
 
 
 def row_codes(table: Any, names: Sequence[str]) -> Codes:
@@ -421,7 +467,7 @@ def _codes(
         rank = np.empty(len(order), dtype=np.int64)
         rank[order] = np.arange(len(order))
         codes = codes * len(order) + rank[own.indices.to_numpy(zero_copy_only=False)]
-        codes = np.unique(codes, return_inverse=True)[1].reshape(-1)
+        codes = dense_codes(codes)
     if not labelled:
         return codes, ()
     count = int(codes.max()) + 1 if len(codes) else 0

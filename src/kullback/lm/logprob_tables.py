@@ -350,6 +350,8 @@ def _files(texts: Sequence[str | Path]) -> tuple[list[Path], tuple[str, ...]]:
             )
         if not path.exists():
             raise DataError(f"{path}: there is no such file")
+        if path.is_file() and not path.stat().st_size:
+            raise DataError(f"{path}: expected rows; got an empty file")
     if not files:
         raise DataError(f"{', '.join(map(str, texts))}: no file of {', '.join(KINDS)} there")
     return files, tuple(notes)

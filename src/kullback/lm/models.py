@@ -203,7 +203,10 @@ def _load_module(path: Path, dtype: str, device: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    if isinstance(error, KeyError) or not reason:
+        return f"{type(error).__name__} {reason}".strip()
+    return reason
 
 
 def _where(path: Path) -> dict[str, str]:
@@ -356,6 +359,11 @@ def _verify(model: LanguageModel, module: Any, path: Path) -> None:
     ids = torch.arange(limits.PROBE_TOKENS).remainder(model.vocab)[None].to(model.head.device)
     theirs = module(input_ids=ids, use_cache=False).logits[0].float()
     ours = model.logits(model.hidden(ids)[0])[..., : theirs.shape[-1]].float()
+    if not bool(theirs.isfinite().all()):
+        raise DataError(
+            f"{path}: expected finite logits; some are NaN or infinite on the first tokens. Try: "
+            "copy or download the checkpoint again, or another --dtype"
+        )
     scale = theirs.abs().max().clamp(min=1.0)
     error = float((ours - theirs).abs().max() / scale)
     if not error <= limits.PROBE_ERROR * max(1.0, torch.finfo(model.head.dtype).eps / 1e-7):

@@ -3,7 +3,8 @@
 Which to use: `format_of` to tell a format from a record; `rows_of` for all tokens of a file as an
 Arrow table, a row a token: `sequence`, `prompt`, `position`, `part` ("prompt" or "output"),
 `token`, `log_prob`. Such a file holds one model's log-probabilities; two files of the same tokens
-make a pair (`logprob_tables.read_pair`).
+make a pair (`logprob_tables.read_pair`). `listings_of` for the most probable tokens at each
+position, by id, of vLLM and SGLang: what `drift` takes for a stored P (`stored.read_answers`).
 
 Reference: the schemas of the OpenAI API (chat and completions), of vLLM's protocol
 (`prompt_logprobs`, `return_token_ids`), of SGLang's `meta_info`, and of lm-evaluation-harness.
@@ -11,15 +12,17 @@ Reference: the schemas of the OpenAI API (chat and completions), of vLLM's proto
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kullback.core import DataError, import_extra
+from kullback.sampled import MIN_LOG_PROB
 
 from .limits import SNIFFED_BYTES
 
-__all__ = ["FORMATS", "first_record", "format_of", "rows_of"]
+__all__ = ["FORMATS", "Listing", "first_record", "format_of", "listings_of", "rows_of"]
 
 Token = tuple[str, Any]  # what names the token, and its log-probability or None
 
@@ -186,6 +189,154 @@ def _lm_eval(body: Mapping[str, Any]) -> Iterator[list[tuple[str, list[Token]]]]
             ) from None
         target = body.get("target_hash", "")
         yield [("output", [(f"{place}:{target}", number)])]
+
+
+# --- The most probable tokens at each position
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One sequence of an answer: its tokens, and lists of candidates at the last of them.
+
+    name: of the sequence. ids: all tokens, the prompt's first. lists: for each of the last tokens
+    the candidates' log-probabilities by id. log_probs: of these tokens themselves. texts: what a
+    service writes some ids as.
+    """
+
+    name: str
+    ids: list[int]
+    lists: list[dict[int, float]]
+    log_probs: list[float]
+    texts: dict[int, str]
+
+
+def listings_of(path: Path) -> Iterator[Listing]:
+    """Yield the sequences of a file of vLLM's or SGLang's answers with lists of candidates.
+
+    Args:
+        path: vLLM's answers of completions or chats with `prompt_logprobs` and `prompt_token_ids`,
+            and outputs written as `token_id:…`; or SGLang's with `input_top_logprobs` and
+            `output_top_logprobs`.
+
+    Yields:
+        A `Listing` for each choice.
+
+    Raises:
+        DataError: A record without lists, or without ids; which one, and what to ask for.
+    """
+    for number, record in enumerate(_records(path)):
+        body = _unwrapped(record)
+        kind = format_of(record)
+        reader = {"openai": _vllm_listings, "sglang": _sglang_listings}.get(kind)
+        try:
+            if reader is None:
+                raise ValueError("it is neither vLLM's nor SGLang's")
+            for choice, found in enumerate(reader(body)):
+                name = f"{_identifier(record, number)}/{choice}"
+                yield _listing(name, found)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise DataError(
+                f"{path}: record {number + 1} has no lists of candidates by token id: "
+                f"{type(error).__name__}: {error}. Try: vLLM with prompt_logprobs=20 and "
+                "return_token_ids=true, or SGLang with top_logprobs_num=20 and logprob_start_len=0"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A token and its candidates: log-probabilities and texts by id; None where not scored."""
+
+    id: int
+    log_prob: float | None
+    candidates: dict[int, tuple[float, str]] | None
+
+
+def _listing(name: str, places: Sequence[_Place]) -> Listing:
+    scored = [place for place in places if place.candidates is not None]
+    if not scored or places[-len(scored) :] != scored:
+        raise ValueError("lists are missing at some positions after the first that has one")
+    texts: dict[int, str] = {}
+    lists: list[dict[int, float]] = []
+    own: list[float] = []
+    for place in scored:
+        candidates = place.candidates or {}
+        texts |= {number: text for number, (_, text) in candidates.items()}
+        lists.append({one: log for one, (log, _) in candidates.items() if log > MIN_LOG_PROB})
+        if place.log_prob is None or not place.log_prob > MIN_LOG_PROB or not lists[-1]:
+            raise ValueError("the log-probability of a token itself, or of its list, is missing")
+        own.append(place.log_prob)
+    return Listing(name, [one.id for one in places], lists, own, texts)
+
+
+def _vllm_listings(body: Mapping[str, Any]) -> Iterator[list[_Place]]:
+    for choice in body["choices"]:
+        lists = choice.get("prompt_logprobs", body.get("prompt_logprobs"))
+        ids = choice.get("prompt_token_ids", body.get("prompt_token_ids"))
+        if ids is None:
+            raise ValueError("there are no prompt_token_ids")
+        lists = [None] * len(ids) if lists is None else lists
+        yield [
+            *(_vllm_place(one, entry) for one, entry in zip(ids, lists, strict=True)),
+            *_vllm_output(choice.get("logprobs")),
+        ]
+
+
+def _vllm_place(number: int, entry: Mapping[str, Any] | None) -> _Place:
+    if entry is None:
+        return _Place(number, None, None)
+    found = {}
+    for key, value in entry.items():
+        found[int(key)] = (float(value["logprob"]), value.get("decoded_token") or "")
+    best = min((value.get("rank") or 1 for value in entry.values()), default=0)
+    if best != 1:
+        raise ValueError("the most probable token is not listed")
+    return _Place(number, found[number][0], found)
+
+
+def _vllm_output(logs: Mapping[str, Any] | None) -> Iterator[_Place]:
+    """Yield the places of an output whose tokens are written as `token_id:…`."""
+    if logs is None:
+        return
+    if "content" in logs:
+        for each in logs["content"] or []:
+            top = {one["token"]: one["logprob"] for one in each.get("top_logprobs") or []}
+            yield _output_place(each["token"], each["logprob"], top)
+        return
+    tops = logs.get("top_logprobs") or [{}] * len(logs["tokens"])
+    for token, log, top in zip(logs["tokens"], logs["token_logprobs"], tops, strict=True):
+        yield _output_place(token, log, top or {})
+
+
+def _output_place(token: str, log_prob: float, top: Mapping[str, float]) -> _Place:
+    found = {_token_id(name): (float(log), "") for name, log in top.items()}
+    if not found:
+        raise ValueError("an output token has no top_logprobs")
+    return _Place(_token_id(token), float(log_prob), found)
+
+
+def _token_id(token: str) -> int:
+    mark, _, number = token.partition(":")
+    if mark != "token_id":
+        raise ValueError(
+            f"{token[:20]!r} is a text and no id: ask for return_tokens_as_token_ids=true"
+        )
+    return int(number)
+
+
+def _sglang_listings(body: Mapping[str, Any]) -> Iterator[list[_Place]]:
+    meta, places = body["meta_info"], []
+    for part in ("input", "output"):
+        own = meta.get(f"{part}_token_logprobs") or []
+        tops = meta.get(f"{part}_top_logprobs") or [None] * len(own)
+        for (log, number, *_), top in zip(own, tops, strict=True):
+            found = None
+            if top and log is not None:
+                found = {int(one): (float(value), text or "") for value, one, text in top}
+            places.append(_Place(int(number), log, found))
+        asked = meta.get("prompt_tokens", len(own)) if part == "input" else len(own)
+        if asked != len(own):
+            raise ValueError(f"of {asked} tokens of the prompt {len(own)} are there")
+    yield places
 
 
 def _identifier(record: Mapping[str, Any], number: int) -> Any:

@@ -1,8 +1,9 @@
 """P's distributions kept in a folder, and llama.cpp's files of logits: one P, many Q.
 
-Which to use: `write_store` keeps P's hidden states and head (exact), or its most probable tokens
-(small, bounds); `read_store` gives them back as a model with its text; `read_kld` reads the file
-that llama.cpp's `llama-perplexity --kl-divergence-base` writes.
+Which to use: `read_kept` for whatever a path holds. `write_store` keeps P's hidden states and head
+(exact), or its most probable tokens (small, bounds); `read_store` gives them back as a model with
+its text; `read_kld` reads the file that llama.cpp's `llama-perplexity --kl-divergence-base` writes;
+`read_answers` the lists of candidates in vLLM's and SGLang's answers.
 
 A llama.cpp row holds 16-bit codes of log-probabilities down to 16 nats below the largest. Code 0
 means "there or below", not a probability: those tokens are one bucket here, as the tail of a top-k
@@ -11,6 +12,7 @@ list is. Decoded as probabilities and renormalised, a KL of 3e-7 nats becomes 1.
 
 import bisect
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,9 +28,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from kullback import tokens
-from kullback.core import DataError, read_json, require, write_atomic, write_json
+from kullback.core import DataError, RunError, read_json, require, write_atomic, write_json
 
-from . import limits
+from . import limits, service_formats
 from .documents import Batch, Document, Plan, Window, batches, windows
 from .models import LanguageModel, check_same_tokens, load_tokenizer
 
@@ -38,6 +40,7 @@ __all__ = [
     "Parts",
     "StoredModel",
     "check_pair",
+    "read_answers",
     "read_kept",
     "read_kld",
     "read_store",
@@ -137,12 +140,13 @@ class Parts:
             raise DataError(
                 f"{folder}: expected a new folder, or one of an earlier run; got other files"
             )
-        else:
-            try:
-                (folder / "parts").mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise DataError(f"{folder}: cannot be made: {error.strerror}") from None
-            write_json(manifest, {"settings": settings})
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not manifest.exists():
+                write_json(manifest, {"settings": settings})
+            (folder / "parts").mkdir(exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be made: {error.strerror}") from None
 
     def path(self, number: int) -> Path:
         """Return where a part lies."""
@@ -253,7 +257,7 @@ def _write_frame(
     named = [{"name": one.name, "roles": list(one.roles)} for one in documents]
     write_json(path / "documents.json", named)
     if p.tokenizer is not None:
-        p.tokenizer.save_pretrained(path / "tokenizer")
+        _write_tokenizer(path / "tokenizer", p.tokenizer)
     if head:
         weights = {"head": p.head.detach().cpu().contiguous()}
         if p.bias is not None:
@@ -261,6 +265,19 @@ def _write_frame(
         write_atomic(path / "head.safetensors", save(weights))
     facts = {"softcap": p.softcap, "scale": p.scale, "context": p.context, "vocab": p.vocab}
     write_json(path / "model.json", {"name": p.name, "facts": p.facts, **facts})
+
+
+def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """Write a tokenizer's files, each whole or not at all."""
+    try:
+        with tempfile.TemporaryDirectory() as made:
+            tokenizer.save_pretrained(made)
+            files = [(one.name, one.read_bytes()) for one in Path(made).iterdir()]
+        folder.mkdir(exist_ok=True)
+    except Exception as error:  # of tokenizers: a plain Exception, on a full disk
+        raise RunError(f"{folder}: cannot be written: {error}") from error
+    for name, content in files:
+        write_atomic(folder / name, content)
 
 
 def read_store(
@@ -392,13 +409,18 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def stored_kind(path: str | Path) -> str:
-    """Return what a path holds of P: "store", "kld" (llama.cpp's logits), or "" for a checkpoint.
+    """Return what a path holds of P: a kind of stored results, or "" for a checkpoint.
 
     Args:
         path: A file or a folder.
+
+    Returns:
+        "store" (of this package), "kld" (llama.cpp's logits), "answers" (vLLM's or SGLang's).
     """
     path = Path(path)
     if path.is_file():
+        if path.suffix in ANSWER_FILES:
+            return "answers"
         with path.open("rb") as file:
             return "kld" if file.read(len(KLD_MARK)).startswith(KLD_MARK) else ""
     manifest = path / "manifest.json"
@@ -412,8 +434,9 @@ def read_kept(
     """Read a stored P and the windows that candidates are to read.
 
     Args:
-        path: A folder of `write_store`, or llama.cpp's file of logits.
-        qs: The candidates; their tokenizer says how llama.cpp's chunks began.
+        path: A folder of `write_store`, llama.cpp's file of logits, or vLLM's or SGLang's answers.
+        qs: The candidates; their tokenizer says how llama.cpp's chunks began, and whether the ids
+            of answers are theirs.
         device: Where P's states go.
 
     Returns:
@@ -428,6 +451,8 @@ def read_kept(
         model: StoredModel | ListedModel = found
         check_pair(model, qs)
         return model, plan
+    if stored_kind(path) == "answers":
+        return read_answers(path, qs)
     model, documents, settings = read_store(path, device)
     check_pair(model, qs)
     cut = windows(documents, settings["context"], settings["stride"])
@@ -451,6 +476,118 @@ def _bos(tokenizer: Any) -> int | None:
         return None
     begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return int(tokenizer.bos_token_id) if begins else None
+
+
+# --- Answers of vLLM and SGLang
+
+ANSWER_FILES = (".jsonl", ".ndjson", ".json")
+
+
+def read_answers(path: str | Path, qs: Sequence[LanguageModel]) -> tuple[ListedModel, Plan]:
+    """Read the lists of candidates in vLLM's or SGLang's answers as a stored P.
+
+    Args:
+        path: JSON lines of answers (`service_formats.listings_of`).
+        qs: The candidates, whose vocabulary the ids are of.
+
+    Returns:
+        P as a `ListedModel`, of each position the k most probable tokens, k the fewest that a
+        position has; and the windows that it scores, a document an answer, read as a whole.
+
+    Raises:
+        DataError: Answers without lists or ids; ids that are not those of the candidates'
+            tokenizer; probabilities that add up to more than 1; an answer longer than a candidate
+            reads.
+    """
+    path, q = Path(path), qs[0]
+    found = list(service_formats.listings_of(path))
+    service_formats.require_rows(path, bool(found))
+    _check_ids(path, found, q)
+    count = min(len(each) for one in found for each in one.lists)
+    lists = _moved(_most_probable(path, found, count, q.vocab), str(q.head.device))
+    longest = max(len(one.ids) for one in found)
+    readable = min((one.context for one in qs if one.context), default=longest)
+    if longest > readable:
+        raise DataError(
+            f"{path}: expected answers of at most {readable:,} tokens, which the candidates read; "
+            f"got one of {longest:,}. Try: shorter prompts"
+        )
+    documents = [Document(one.name, torch.tensor(one.ids)) for one in found]
+    cut, row = [], 0
+    for number, one in enumerate(found):
+        first = len(one.ids) - len(one.lists)
+        require(first > 0, str(path), "no list at the first token", "one", "leave it out")
+        cut.append(Window(number, documents[number].ids, 0, first, row))
+        row += len(one.lists)
+    words = (
+        f"bounds from the {count} most probable tokens of a service's answers and the mass of the "
+        "rest; the entropy of P is a lower bound"
+    )
+    facts = {"path": str(path), "format": "answers of vLLM or SGLang"}
+    p = ListedModel(
+        path.stem,
+        q.vocab,
+        lambda rows, _came: lists.rows(slice(rows.start, rows.stop)),
+        words,
+        limits.ANSWERS_FLOOR,
+        facts=facts,
+        device=q.head.device,
+    )
+    return p, Plan(documents, batches(cut, limits.BATCH_TOKENS), longest, longest, row)
+
+
+def _most_probable(
+    path: Path, found: Sequence[service_formats.Listing], count: int, vocab: int
+) -> dict[str, Tensor]:
+    """Return the `count` most probable tokens of every list, and the mass of the others."""
+    ids, logs = [], []
+    for one in (each for listing in found for each in listing.lists):
+        largest = sorted(one.items(), key=lambda pair: -pair[1])[:count]
+        ids.append([number for number, _ in largest])
+        logs.append([log for _, log in largest])
+    log_probs = torch.tensor(logs, dtype=torch.float64)
+    total = log_probs.exp().sum(-1)
+    most = float(total.max())
+    if not most <= 1.0 + limits.MAX_EXCESS_MASS:
+        raise DataError(
+            f"{path}: expected probabilities that add up to at most 1; got {most:.6g}. Try: the "
+            "service's raw log-probabilities, natural logarithms before any temperature or top-p"
+        )
+    whole = total if count == vocab else total.clamp(min=1.0)  # more, or less, by rounding
+    log_probs -= whole.log()[:, None]
+    rest = (1.0 - log_probs.exp().sum(-1)).clamp(min=0.0) * (count < vocab)
+    log_tail = rest.log()
+    parts = torch.cat([log_probs, log_tail[:, None]], -1)
+    entropy = -(parts.exp() * parts).nan_to_num(0.0).sum(-1)
+    came = torch.tensor([log for one in found for log in one.log_probs])
+    return {
+        "ids": torch.tensor(ids).int(),
+        "log_probs": log_probs.float(),
+        "log_tail": log_tail.float(),
+        "entropy": entropy.float(),
+        "log_prob": came,
+    }
+
+
+def _check_ids(path: Path, found: Sequence[service_formats.Listing], q: LanguageModel) -> None:
+    """Require that ids are the candidate's, and that its tokenizer writes them as the service."""
+    largest = max(max(*one.ids, *(max(each) for each in one.lists)) for one in found)
+    if largest >= q.vocab:
+        raise DataError(
+            f"{path}: expected token ids below {q.vocab:,} ({q.name}); got {largest:,}, of another "
+            "tokenizer. Try: answers of a model with the candidates' tokenizer"
+        )
+    if q.tokenizer is None:
+        return
+    texts = {number: text for one in found for number, text in one.texts.items()}
+    for number, text in sorted(texts.items()):
+        own = str(q.tokenizer.decode([number]))
+        known = text.strip() and own.strip() and "\ufffd" not in text + own
+        if known and own.strip() != text.strip():
+            raise DataError(
+                f"{path} and {q.name}: expected one tokenizer; got {text!r} and {own!r} for id "
+                f"{number}"
+            )
 
 
 # --- llama.cpp

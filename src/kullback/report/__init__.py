@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         pictures,
     )
     from .divergence_plot import plot
-    from .fit_plot import plot_directions, plot_fit
+    from .fit_plot import plot_calibration, plot_directions, plot_fit
     from .language_models.drift_page import drift_text, write_drift
     from .language_models.logprobs_page import logprobs_text, write_logprobs
     from .run_page import write
@@ -48,6 +48,7 @@ __all__ = [
     "number",
     "pictures",
     "plot",
+    "plot_calibration",
     "plot_directions",
     "plot_fit",
     "write",
@@ -69,6 +70,7 @@ _MODULES = {
     "number": "text_layout",
     "pictures": "pictures",
     "plot": "divergence_plot",
+    "plot_calibration": "fit_plot",
     "plot_directions": "fit_plot",
     "plot_fit": "fit_plot",
     "write": "run_page",

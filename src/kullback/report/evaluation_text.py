@@ -17,7 +17,15 @@ from typing import Any
 
 from kullback.core import DataError, Estimate
 from kullback.data import describe_protocol
-from kullback.vae import Aggregate, Evaluation, Gap, aggregate_remarks, gap_remarks, limits
+from kullback.vae import (
+    Aggregate,
+    Evaluation,
+    Gap,
+    aggregate_remarks,
+    gap_remarks,
+    limits,
+    unused_layers,
+)
 
 from .text_layout import aligned
 
@@ -102,7 +110,7 @@ def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]
         'elbo log_likelihood gap rate distortion effective_draws loose active_units'
     """
     e = evaluation
-    unit, k = f"nats/{noun}", f"L_{e.draws}"
+    unit, k = f"nats/{noun}", "ELBO" if e.coded else f"L_{e.draws}"
     found = {
         "elbo": Figure(
             "ELBO",
@@ -138,7 +146,19 @@ def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]
             f"{k} as a code length: bits for each {_value_of(e.levels)}. "
             f"Raw data take {math.log2(max(e.levels, 2)):.3g}; lower is better.",
         )
-    return found | _rate_and_distortion(e, unit, noun) | _health(e, noun)
+    found |= _rate_and_distortion(e, unit, noun) | _layers(e, unit) | _health(e, noun)
+    if e.coded:  # all draws of q are the same
+        for key in ("log_likelihood", "gap", "effective_draws", "loose"):
+            del found[key]
+        rate, meaning = found["rate"], "Length of the code of z under the learned prior, −log p(c)"
+        note = "length of the code, -log p(c)"
+        varying = (
+            f"Dimensions of the code whose value varies from {noun} to {noun} (variance above "
+        )
+        varying += f"{limits.ACTIVE_VARIANCE:g})."
+        found["active_units"] = replace(found["active_units"], meaning=varying)
+        found["rate"] = replace(rate, note=note, meaning=f"{meaning}, for each {noun}.")
+    return found
 
 
 def _rate_and_distortion(e: Evaluation, unit: str, noun: str) -> dict[str, Figure]:
@@ -159,6 +179,23 @@ def _rate_and_distortion(e: Evaluation, unit: str, noun: str) -> dict[str, Figur
             "Rate + distortion = −ELBO.",
         ),
     }
+
+
+def _layers(e: Evaluation, unit: str) -> dict[str, Figure]:
+    """Return the KL of every stochastic layer, the top one first; nothing where there is one."""
+    found, above = {}, ""
+    for layer, kl in zip(range(len(e.kl_per_layer), 0, -1), e.kl_per_layer, strict=True):
+        size = e.layer_sizes[-layer]
+        meaning = f"KL(q(z_{layer}|{above}x) ‖ p(z_{layer}{'|' + above[:-2] if above else ''}))"
+        found[f"kl_layer_{layer}"] = Figure(
+            f"KL of z_{layer}",
+            plain(kl),
+            unit,
+            f"of the rate; {size} dimensions",
+            f"{meaning}: the part of the rate of this layer, of {size} dimensions.",
+        )
+        above = f"z_>{layer - 1}, "
+    return found
 
 
 def _health(e: Evaluation, noun: str) -> dict[str, Figure]:
@@ -254,7 +291,14 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
     """
     e = evaluation
     said = [f"ELBO and L_{e.draws} are lower bounds on log p(x): higher is better."]
-    if e.loose is None:
+    if e.coded:
+        bits = e.rate.bits()
+        said = [
+            "The ELBO is a lower bound on log p(x): higher is better. z is a deterministic code: "
+            f"rate + distortion is the length of a code for x, {plain(bits)} bits of it for z. "
+            "There is no KL of densities, and more draws do not tighten the bound."
+        ]
+    elif e.loose is None:
         said.append(
             f"How many bounds are loose is not known with {e.draws} draws; "
             f"use --draws {limits.DRAWS_FOR_LOOSE} or more."
@@ -277,7 +321,14 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
         )
     if e.per_label:
         said.append(_by_label(e, noun))
-    if not e.exact_rate:
+    if e.kl_per_layer:
+        said.append(
+            "The KL of a layer given those above it has a closed form; it is averaged over draws "
+            "of those above. The layers together are the rate."
+        )
+        unused = unused_layers([one.value for one in e.kl_per_layer])
+        said += [f"{unused[0].upper()}{unused[1:]}."] if unused else []
+    elif not e.exact_rate:
         said.append(
             "There is no formula for the KL of this model: rate and ELBO average "
             "log q(z|x) - log p(z) over the draws."

@@ -1,8 +1,8 @@
 """Pictures of a fit: marginals and pairs of q, with draws of a reference beside them; its trace.
 
 Which to use: `plot_fit` for marginals on the diagonal and pairs below it, with the trace in the
-corner that this leaves free; `plot_trace` for the objective alone. All return SVG text on a white
-card. Orange is q, blue the reference.
+corner that this leaves free; `plot_trace` for the objective alone; `plot_calibration` for ranks of
+simulated parameters. All return SVG text on a white card. Orange is q, blue the reference.
 
 Mode covering and mode seeking: `plot_directions` for p and the q nearest to it in both directions,
 with one Gaussian and with a mixture; `plot_identity` for ELBO + KL = log evidence, step by step.
@@ -18,12 +18,12 @@ from torch import Tensor
 
 from kullback.core import require
 from kullback.exact import quadrature
-from kullback.variational import Projection
+from kullback.variational import Calibration, Projection, ecdf_band
 
 from .figures import BLUE, FAINT, GREEN, INK, ORANGE, figure_of, svg_of
-from .limits import FIT_ENTRIES, LIKELY_DEPTH
+from .limits import BAR_LEVEL, FIT_ENTRIES, LIKELY_DEPTH
 
-__all__ = ["plot_directions", "plot_fit", "plot_identity", "plot_trace"]
+__all__ = ["plot_calibration", "plot_directions", "plot_fit", "plot_identity", "plot_trace"]
 
 _DOTS, _BINS, _TAIL = 400, 40, 0.001
 
@@ -81,6 +81,55 @@ def plot_fit(
             axes[0, 0].legend(fontsize=7, loc="upper right", handlelength=1.0)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10, wrap=True)
         return svg_of(figure)
+
+
+def plot_calibration(found: Calibration) -> str:
+    """Draw rank histograms, and the ranks' distribution functions less the diagonal, as SVG.
+
+    One row a quantity, those that are not uniform first, six at most. Grey is where uniform ranks
+    stay: in the histogram a bar alone, 99 times of 100; beside it the whole curve at once.
+
+    Args:
+        found: What `calibrate` returned.
+
+    Returns:
+        The SVG document.
+
+    Example:
+        >>> import torch
+        >>> plot_calibration(Calibration(("mu",), torch.rand(50, 1))).startswith("<?xml")
+        True
+    """
+    order = sorted(range(len(found.rows)), key=lambda i: found.rows[i].verdict == "uniform")
+    chosen = order[:FIT_ENTRIES]
+    points, lower, upper = (x.numpy() for x in found.band())
+    with figure_of(8.0, 1.6 * len(chosen) + 0.9) as figure:
+        axes = figure.subplots(len(chosen), 2, squeeze=False)
+        for (left, right), place in zip(axes, chosen, strict=True):
+            row, ranks = found.rows[place], found.ranks[:, place].numpy()
+            color = GREEN if row.verdict == "uniform" else ORANGE
+            _rank_histogram(left, row.histogram, color)
+            left.set_title(row.name, fontsize=10)
+            share = (ranks[:, None] <= points).mean(0)
+            right.fill_between(points, lower - points, upper - points, color=FAINT, alpha=0.25)
+            right.plot(points, share - points, color=color, linewidth=1.4)
+            right.set_title(row.verdict, fontsize=10)
+            for axis in (left, right):
+                axis.set_xlim(0, 1)
+                axis.tick_params(labelsize=7, colors=FAINT)
+        axes[-1, 0].set_xlabel("rank of the true value", fontsize=8)
+        axes[-1, 1].set_xlabel("rank; curve: share of ranks below, less the rank", fontsize=8)
+        figure.suptitle(found.verdict, x=0.01, ha="left", fontsize=10, wrap=True)
+        return svg_of(figure)
+
+
+def _rank_histogram(axis: Any, counts: Sequence[int], color: str) -> None:
+    """Draw counts of equal bins, and in grey what 99 of 100 uniform ones would be."""
+    n, bins = sum(counts), len(counts)
+    low, high = ecdf_band(n, torch.tensor([1 / bins]), BAR_LEVEL)
+    axis.axhspan(int(low), int(high), color=FAINT, alpha=0.25)
+    middle = (np.arange(bins) + 0.5) / bins
+    axis.bar(middle, counts, 0.9 / bins, color=color)
 
 
 def plot_trace(trace: Sequence[float]) -> str:

@@ -78,6 +78,7 @@ EQUAL_BITS = 1e-9  # relative: code lengths and means this close are equal, far 
 OUTCOMES = 4000  # of a discrete distribution drawn one by one: several a pixel
 TAIL_REACH = 8.0  # quartile distances from the quartiles beyond which tails are not drawn
 FIT_ENTRIES = 6  # parameters in a matrix of pairs: more are too small to read
+BAR_LEVEL = 0.01  # probability that a bar of a histogram of ranks leaves the grey
 LIKELY_DEPTH = 9.0  # nats below a density's peak that are drawn: 1e-4 of its height
 DENSITY_DRAWN = 1e-2  # of the highest density: where a drawing in text begins and ends
 MASS_OUTSIDE = 1e-6  # of q outside the box: its ELBO is off by less than the four digits shown

@@ -263,7 +263,7 @@ def _short(record: Record) -> str:
     in_memory = record.model is not None and not record.model.unfinished
     finished = in_memory or (record.folder / "model.safetensors").exists()
     known = finished and record.metrics and record.timing and counts.get("train")
-    if not known or record.protocol.get("kind") == "sound":
+    if not known:
         return ""
     step, seconds = int(record.metrics[-1]["step"]), float(record.timing[-1]["seconds"])
     try:
@@ -271,7 +271,8 @@ def _short(record: Record) -> str:
     except (ValueError, TypeError):  # a damaged config.json: the page shows it as it is
         return ""
     examples = round(counts["train"] * (1 - settings.validation))
-    said = too_short(settings, step, seconds, max(1, examples))
+    kind = str(record.protocol.get("kind"))
+    said = too_short(settings, step, seconds, max(1, examples), kind=kind)
     return said[:1].upper() + said[1:]
 
 
@@ -291,6 +292,8 @@ def _lead(record: Record) -> str:
     learned = "" if prior == "normal" else f", {prior} prior"
     family = architecture.get("posterior", "diagonal")
     learned += "" if family == "diagonal" else f", {family} posterior"
+    layers = architecture.get("layers", 1)
+    learned += "" if layers == 1 else f", {layers} stochastic layers"
     return (
         f"A variational autoencoder trained on {source}: "
         f"{architecture.get('network')} {hidden}, {architecture.get('latent')} latent dimensions, "
@@ -668,7 +671,8 @@ def command(config: Mapping[str, Any]) -> str:
     words = ["kullback", "train", str(data.get("source", "DATA"))]
     for key, value in given.items():
         if value is not None and _plain(value) != _plain(usual.get(key)):
-            words += [f"--{key.replace('_', '-')}", _plain(value)]
+            flag = f"--{key.replace('_', '-')}"
+            words += [flag] if value is True else [flag, _plain(value)]
     return shlex.join(words)
 
 

@@ -39,6 +39,9 @@ LARGEST_LOG = 300.0
 FAR_LOG = 20.0
 # log-ratios end here, lest those of finite masks overflow float32
 LARGEST_LOG_RATIO = 1e30
+# of KL without a compiler, in float64: logarithms of sums of exponentials so far within their range
+# that nothing which counts is lost, and the KL of which 1e-15 is a part in 10⁷
+SAFE_LOG, SMALL_KL = 600.0, 1e-8
 # below it the kernels take the series of e^l − 1 to l^6, whose remainder there is 5e-8 of it, and
 # 4e-7 of e^l − 1 − l
 SERIES_LOG = 0.25
@@ -75,6 +78,7 @@ BLOCK = 1 << 17
 # of the chunked backend: logits that stay in a cache with their scratch, and on an accelerator,
 # where it is launching kernels that costs
 CACHED_BLOCK, ACCELERATOR_BLOCK = 1 << 16, 1 << 24
+FLOAT64_BLOCK = 1 << 15  # the same of KL in float64
 # logits from which "auto" compiles the native loop, which takes some five seconds once a machine;
 # where it has been loaded already it takes all
 COMPILED_FROM = 1 << 16

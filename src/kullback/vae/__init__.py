@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from . import limits
     from .architecture import COUNTS, Architecture, choose
     from .elbo_step import compiled_state
-    from .evaluation import Evaluation, evaluate, image_bounds, summarise
+    from .evaluation import Evaluation, evaluate, image_bounds, summarise, unused_layers
     from .evidence import Bounds
     from .loop import Progress
     from .model import VAE, Parts, build
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Aggregate,
         Annealing,
         Gap,
+        Refit,
         aggregate,
         aggregate_remarks,
         anneal,
@@ -56,6 +57,7 @@ __all__ = [
     "Outcome",
     "Parts",
     "Progress",
+    "Refit",
     "Training",
     "aggregate",
     "aggregate_remarks",
@@ -78,6 +80,7 @@ __all__ = [
     "summarise",
     "too_short",
     "train",
+    "unused_layers",
 ]
 
 _HOME = {
@@ -92,6 +95,7 @@ _HOME = {
     "Outcome": "run",
     "Parts": "model",
     "Progress": "loop",
+    "Refit": "posterior",
     "Training": "training",
     "aggregate": "posterior",
     "aggregate_remarks": "posterior",
@@ -113,6 +117,7 @@ _HOME = {
     "summarise": "evaluation",
     "too_short": "training",
     "train": "run",
+    "unused_layers": "evaluation",
 }
 __getattr__, __dir__ = lazy(
     "kullback.vae", {name: f"kullback.vae.{home}" for name, home in _HOME.items()}

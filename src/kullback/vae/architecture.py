@@ -10,6 +10,7 @@ from typing import Any
 from kullback.core import RunError, require
 
 from .limits import (
+    CATEGORICAL_LEVELS,
     COMPONENTS,
     CONV_MIN_SIDE,
     MAX_LAYERS,
@@ -107,7 +108,7 @@ def choose(kind: str, name: str = "auto") -> tuple[str, str]:
 
 
 ACTIVATIONS = ("relu", "silu", "tanh")
-POSTERIORS = ("diagonal", "full", "low_rank", "iaf")
+POSTERIORS = ("diagonal", "full", "low_rank", "iaf", "quantised")
 PRIORS = ("normal", "mixture", "vamp", "flow")
 USUAL = {
     "mlp": (500, 500),
@@ -138,8 +139,13 @@ class Architecture:
             q(z|u) over pseudo-inputs u, "flow" a normalising flow.
         prior_components: Gaussians of "mixture", pseudo-inputs of "vamp".
         posterior: The family of q(z|x): "diagonal", "full" or "low_rank" Gaussians, or "iaf", an
-            inverse autoregressive flow. "vamp" goes with "diagonal" only.
+            inverse autoregressive flow; "vamp" goes with "diagonal" only. "quantised" is a
+            deterministic code with a prior over codes, which is learned.
         rank: Of "low_rank".
+        layers: Stochastic layers: groups of the dimensions of z, from the top down, each of which
+            depends on those above it. More than one goes with prior "normal" (of the top one) and
+            posterior "diagonal" (of each, given those above).
+        codes: Values that a dimension of z takes with posterior "quantised".
 
     Raises:
         ArgumentValueError: A value outside these.
@@ -162,6 +168,8 @@ class Architecture:
     prior_components: int = 50
     posterior: str = "diagonal"
     rank: int = 4
+    layers: int = 1
+    codes: int = 8
 
     def __post_init__(self) -> None:
         known = self.network in ("auto", *USUAL)
@@ -186,6 +194,19 @@ class Architecture:
         both = self.prior != "vamp" or self.posterior == "diagonal"
         what = "diagonal with prior vamp, which is a mixture of q(z|u)"
         require(both, "posterior", what, repr(self.posterior), "prior mixture or flow")
+        several = _positive(self.codes) and 2 <= self.codes <= CATEGORICAL_LEVELS
+        expected = f"from 2 to {CATEGORICAL_LEVELS:,} values a dimension"
+        require(several, "codes", expected, self.codes)
+        coded = self.posterior != "quantised" or self.prior == "normal"
+        own = "normal (the default) with posterior quantised, which has a prior over codes"
+        require(coded, "prior", own, repr(self.prior))
+        good = _positive(self.layers) and self.layers <= min(self.latent, MAX_LAYERS)
+        most = f"from 1 to {min(self.latent, MAX_LAYERS)}, at most latent = {self.latent}"
+        require(good, "layers", most, self.layers)
+        alone = self.layers == 1 or (self.prior == "normal" and self.posterior == "diagonal")
+        what = "prior normal and posterior diagonal: layers make both dependent themselves"
+        got = f"{self.layers} with {self.prior}, {self.posterior}"
+        require(alone, "layers", f"1, or {what}", got)
         known = self.likelihood == "auto" or self.likelihood in LIKELIHOODS
         names = ", ".join(("auto", *LIKELIHOODS))
         require(known, "likelihood", f"one of {names}", repr(self.likelihood))

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import Estimate, require
+from kullback.core import Estimate, describe, require
 from kullback.data import PADDING
 
 from .evidence import Bounds, bounds
-from .latents import DiagonalGaussian, exact_kl
+from .latents import DiagonalGaussian, Quantised, TopDown, exact_kl
 from .limits import (
     ACTIVE_KL,
     ACTIVE_VARIANCE,
@@ -26,6 +26,7 @@ from .limits import (
     DRAWS_FOR_LOOSE,
     IMAGES_PER_BLOCK,
     LOOSE_DRAWS,
+    NAMED_COLUMNS,
 )
 from .model import VAE
 from .training import Training
@@ -41,8 +42,10 @@ __all__ = [
     "evaluate",
     "image_bounds",
     "kl_of_dimensions",
+    "kl_of_layers",
     "over_images",
     "summarise",
+    "unused_layers",
     "varying_units",
 ]
 
@@ -80,6 +83,11 @@ class Evaluation:
         exact_rate: Whether the rate of an image is exact.
         per_label: Of every label with test images, by name: how many, ELBO and L_K.
         given: What every log p(x) here is conditional on, in words; "" where on nothing.
+        kl_per_layer: KL of every stochastic layer given those above it, the top one first,
+            with the rate as their sum; empty where there is one layer.
+        layer_sizes: Latent dimensions of every layer, the top one first; empty where there is one.
+        coded: Whether q(z|x) is a deterministic code: the rate is then its length −log p(c) under
+            the learned prior, no KL of densities, and L_K is the ELBO for every K.
     """
 
     elbo: Estimate
@@ -104,12 +112,17 @@ class Evaluation:
     exact_rate: bool = True
     given: str = ""
     per_label: tuple["LabelFigures", ...] = ()
+    kl_per_layer: tuple[Estimate, ...] = ()
+    layer_sizes: tuple[int, ...] = ()
+    coded: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; estimates become dictionaries of their fields."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         fields["kl_per_dimension"] = list(self.kl_per_dimension)
         fields["per_label"] = [one.to_dict() for one in self.per_label]
+        fields["layer_sizes"] = list(self.layer_sizes)
+        fields["kl_per_layer"] = [one.to_dict() for one in self.kl_per_layer]
         return {k: v.to_dict() if isinstance(v, Estimate) else v for k, v in fields.items()}
 
     @classmethod
@@ -118,6 +131,7 @@ class Evaluation:
         later: dict[str, Any] = {"varying_units": None, "levels": 256, "exact_rate": True}
         later |= {"given": "", "per_label": ()}
         later |= {"annealed": None, "annealed_settled": None}
+        later |= {"kl_per_layer": (), "layer_sizes": (), "coded": False}
         known = later | {n: fields[n] for n in cls.__slots__ if n in fields or n not in later}
         if known["draws"] < DRAWS_FOR_LOOSE:
             known["loose"] = None  # judged by fewer effective draws than ten, once
@@ -125,7 +139,9 @@ class Evaluation:
         for name, value in known.items():
             if isinstance(value, dict):
                 known[name] = Estimate.from_dict(value)
-        return cls(**(known | {"kl_per_dimension": tuple(known["kl_per_dimension"])}))
+        tuples = {name: tuple(known[name]) for name in ("kl_per_dimension", "layer_sizes")}
+        layers = tuple(Estimate.from_dict(one) for one in known["kl_per_layer"])
+        return cls(**(known | tuples | {"kl_per_layer": layers}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +267,10 @@ def image_bounds(
         torch.Size([8])
     """
     require(len(x) >= 1, "x", "at least 1 image", len(x))
+    fits = labels is None or labels.shape == (len(x),)
+    require(
+        fits, "labels", f"[{len(x)}], one for each x", None if labels is None else describe(labels)
+    )
     x = model.check(x)
     generator = torch.Generator(x.device).manual_seed(seed)
     parts: list[Bounds] = []
@@ -302,7 +322,8 @@ def summarise(
     elbo, weighted, draws = found.elbo, found.importance_weighted, found.draws
     effective, means = found.effective_draws, found.mean
     loose = float((effective < LOOSE_DRAWS).double().mean())
-    kl = kl_of_dimensions(model, found)
+    kl, layers = kl_of_dimensions(model, found), kl_of_layers(model, found)
+    coded = isinstance(model.family, Quantised)
     below = "a lower bound on log p(x), in expectation"
     tight = f"the importance-weighted bound of {draws} draws is below log p(x) in expectation"
     log_likelihood = over_images(weighted, bias="low", why=tight)
@@ -324,7 +345,7 @@ def summarise(
         images=len(x),
         effective_draws_median=float(effective.median()),
         effective_draws_minimum=float(effective.min()),
-        loose=loose if draws >= DRAWS_FOR_LOOSE else None,
+        loose=loose if draws >= DRAWS_FOR_LOOSE and not coded else None,
         active_units=None if kl is None else active_units(means, kl),
         latent=means.shape[1],
         kl_per_dimension=() if kl is None else tuple(kl.tolist()),
@@ -336,6 +357,9 @@ def summarise(
         per_label=()
         if labels is None
         else _per_label(model, found, labels.cpu(), why=(below, tight)),
+        kl_per_layer=() if layers is None else tuple(map(over_images, layers.T)),
+        layer_sizes=() if layers is None else model.layer_sizes,
+        coded=coded,
     )
 
 
@@ -412,8 +436,34 @@ def kl_of_dimensions(model: VAE, found: Bounds) -> Tensor | None:
     """
     if not model.has_kl_per_dimension():
         return None
+    if isinstance(model.family, TopDown):
+        return None if found.kl is None else found.kl.mean(0)
     kl = exact_kl(model.prior, DiagonalGaussian(found.mean, found.log_sd))
     return None if kl is None else kl.mean(0)
+
+
+def kl_of_layers(model: VAE, found: Bounds) -> Tensor | None:
+    """Return KL(q(z_l|z_>l, x) ‖ p(z_l|z_>l)) of every stochastic layer, `[n, layers]`, in nats.
+
+    On average over the draws of the layers above. Their sum is the rate.
+
+    Args:
+        model: That the bounds are of.
+        found: Bounds of some images.
+
+    Returns:
+        The top layer first; None where there is one layer.
+
+    Example:
+        >>> from kullback.vae import Architecture, build
+        >>> model, x = build((4,), "binary", Architecture(latent=4, layers=2)), torch.ones(8, 4)
+        >>> kl_of_layers(model, image_bounds(model, x, draws=3)).shape
+        torch.Size([8, 2])
+    """
+    sizes = model.layer_sizes
+    if len(sizes) == 1 or found.kl is None:
+        return None
+    return torch.stack([part.sum(-1) for part in torch.split(found.kl, list(sizes), -1)], -1)
 
 
 def varying_units(means: torch.Tensor) -> int:
@@ -487,12 +537,13 @@ def collapse_warning(kl: list[float], active: int, settings: Training) -> str:
     )
 
 
-def collapse_of_rate(rate: float, beta: float) -> str:
+def collapse_of_rate(rate: float, beta: float, *, name: str = "KL") -> str:
     """Say that the posterior has collapsed where all that is known is the rate; else say nothing.
 
     Args:
         rate: The mean KL(q(z|x) ‖ p(z)), at least the information I(x; z), in nats.
         beta: The weight of the KL.
+        name: What the rate is.
 
     Returns:
         The warning, or "".
@@ -506,7 +557,33 @@ def collapse_of_rate(rate: float, beta: float) -> str:
     remedy = "--warmup 0.3 or a lower --learning-rate"
     remedy = f"a smaller --beta (now {beta:g}), {remedy}" if beta > 1 else remedy
     return (
-        f"posterior collapse: the KL is {rate:.2g} nats, so z says nothing about x. Try: {remedy}"
+        f"posterior collapse: the {name} is {rate:.2g} nats, so z says nothing about x. "
+        f"Try: {remedy}"
+    )
+
+
+def unused_layers(kl: list[float]) -> str:
+    """Say which stochastic layers carry less than 0.1 nats, and what to do; "" where none.
+
+    Args:
+        kl: The mean KL of every layer, the top one first, in nats.
+
+    Returns:
+        The warning, or "".
+
+    Example:
+        >>> unused_layers([0.01, 9.0])[:27], unused_layers([2.0, 9.0])
+        ('unused stochastic layers: 1', '')
+    """
+    unused = [(len(kl) - place, nats) for place, nats in enumerate(kl) if nats < ACTIVE_KL]
+    if not unused:
+        return ""
+    named = ", ".join(f"z_{layer} ({nats:.2g} nats)" for layer, nats in unused[:NAMED_COLUMNS])
+    more = len(unused) - NAMED_COLUMNS
+    named += f" and {more} more" if more > 0 else ""
+    return (
+        f"unused stochastic layers: {len(unused)} of {len(kl)} carry less than {ACTIVE_KL:g} nats: "
+        f"{named}. Try: --warmup 0.3 with --balance, or fewer --layers"
     )
 
 

@@ -13,7 +13,16 @@ from torch import Tensor
 from kullback.core import require
 from kullback.sampled import effective_sample_size, log_mean_exp
 
-from .latents import Posterior, Prior, exact_kl, fixed, log_ratio, numbers_of
+from .latents import (
+    Codes,
+    Posterior,
+    Prior,
+    exact_kl,
+    fixed,
+    kl_given_above,
+    log_ratio,
+    numbers_of,
+)
 from .likelihoods import Likelihood
 from .limits import DECODER_OUTPUTS
 
@@ -42,14 +51,16 @@ class Bounds:
     Args:
         elbo: Mean log-likelihood less the rate, a lower bound on log p(x) in expectation.
         importance_weighted: `L_K = log mean w`, the tighter one.
-        rate: KL(q(z|x) ‖ p(z)): exact where the prior has a formula, else the mean of
-            log q(z|x) − log p(z) over the draws, unbiased.
+        rate: KL(q(z|x) ‖ p(z)): exact where the prior has a formula, else from the draws, unbiased
+            (see `latents.kl_of_draws`).
         distortion: Minus the mean log-likelihood.
         effective_draws: Kong's effective sample size, of the K draws.
         mean: Of q(z|x), `[n, latent]`, as `moments` of it gives them.
         log_sd: As `mean`.
         draws: K.
         exact_rate: Whether the rate has no error from the draws.
+        kl: With the rate as its sum, `[n, latent]`, or `[n, 1]` where it is no sum over dimensions;
+            None in bounds made by hand.
     """
 
     elbo: Tensor
@@ -61,6 +72,7 @@ class Bounds:
     log_sd: Tensor
     draws: int
     exact_rate: bool = True
+    kl: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,17 +118,21 @@ def bounds(
     rows = _rows(model, prior, q)
     images = max(1, rows // draws)  # images a block of log-weights covers
     blocks = _Blocks(draws, rows, generator)
-    elbo, weighted, effective, ratios = [], [], [], []
+    elbo, weighted, effective, ratios, layered = [], [], [], [], []
     for start in range(0, len(x), images):
         part = slice(start, start + images)
-        likelihood, ratio = _log_terms(model, prior, x[part], q[part], blocks)
+        likelihood, ratio, given_above = _log_terms(model, prior, x[part], q[part], blocks)
+        if given_above is not None:
+            layered.append(given_above)
         log_weights = likelihood + ratio
         ratios.append(ratio.mean(0))
         elbo.append(likelihood.mean(0))
         weighted.append(log_mean_exp(log_weights, dim=0))
         effective.append(effective_sample_size(log_weights, dim=0))
-    log_likelihood = torch.cat(elbo)
-    rate = -torch.cat(ratios) if kl is None else kl.sum(-1)
+    log_likelihood, exact = torch.cat(elbo), kl is not None
+    kl = torch.cat(layered) if layered and kl is None else kl
+    kl = -torch.cat(ratios).unsqueeze(-1) if kl is None else kl
+    rate = kl.sum(-1)
     return Bounds(
         elbo=log_likelihood - rate,
         importance_weighted=torch.cat(weighted),
@@ -126,15 +142,20 @@ def bounds(
         mean=mean,
         log_sd=log_sd,
         draws=draws,
-        exact_rate=kl is not None,
+        exact_rate=exact or isinstance(q, Codes),
+        kl=kl,
     )
 
 
 def _rows(model: LatentVariableModel, prior: Prior, q: Posterior) -> int:
     """Return how many rows decoder and prior should take at once, at least one."""
+    return max(1, DECODER_OUTPUTS // max(numbers_of(prior), outputs_of(model, q)))
+
+
+def outputs_of(model: LatentVariableModel, q: Posterior) -> int:
+    """Return the most numbers that decoder and likelihood compute of one row, at least 1."""
     numbers = getattr(model.likelihood, "numbers", 0)  # what a likelihood computes besides
-    outputs = model.parameters_of(q.centre[:1]).numel()
-    return max(1, DECODER_OUTPUTS // max(1, numbers, numbers_of(prior), outputs))
+    return max(1, numbers, model.parameters_of(q.centre[:1]).numel())
 
 
 def _log_terms(
@@ -143,9 +164,12 @@ def _log_terms(
     x: Tensor,
     q: Posterior,
     blocks: _Blocks,
-) -> tuple[Tensor, Tensor]:
-    """Return log p(x|z) and log p(z) − log q(z|x), `[draws, batch]` each, by blocks of draws."""
-    draws, generator = blocks.draws, blocks.generator
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return log p(x|z) and log p(z) − log q(z|x), `[draws, batch]` each, by blocks of draws.
+
+    And `kl_given_above` of all draws, `[batch, latent]` or None.
+    """
+    draws, generator, given_above = blocks.draws, blocks.generator, None
     likelihood = q.centre.new_empty(draws, len(x))
     ratio = q.centre.new_empty(draws, len(x))
     block = max(1, blocks.rows // len(x))
@@ -157,4 +181,8 @@ def _log_terms(
         part = slice(start, start + count)
         likelihood[part] = model.likelihood.log_prob(model.parameters_of(drawn.z), x)
         ratio[part] = log_ratio(prior, q, drawn)
-    return likelihood, ratio
+        kl = kl_given_above(prior, q, drawn)
+        if kl is not None:
+            kl = kl * (count / draws)
+            given_above = kl if given_above is None else given_above + kl
+    return likelihood, ratio, given_above

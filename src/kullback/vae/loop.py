@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import DataError, Estimate, RunError, require
+from kullback.core import DataError, Estimate, RunError, import_extra, require
 from kullback.data import Dataset, binarize_all
 from kullback.variational import WeightedBound, objectives
 
@@ -31,10 +31,12 @@ from .evaluation import (
     collapse_of_rate,
     collapse_warning,
     kl_of_dimensions,
+    kl_of_layers,
     over_images,
+    unused_layers,
     varying_units,
 )
-from .latents import InverseAutoregressive, draw_with_kl
+from .latents import InverseAutoregressive, Quantised, draw_with_kl
 from .limits import (
     AVERAGE_STEPS,
     CALLBACK_SECONDS,
@@ -51,9 +53,11 @@ from .training import Training
 __all__ = [
     "Batch",
     "BestLook",
+    "Board",
     "Monitor",
     "NonFiniteError",
     "Progress",
+    "balance_weights",
     "diagnose",
     "fit",
     "hold_out",
@@ -80,11 +84,40 @@ def loss_terms(
         likelihood, kl, objective = model.tight_terms(x, noise, beta, bound)
     else:
         likelihood, kl = model.elbo_terms(x, noise)
-        objective = objectives.beta_elbo(likelihood, kl, beta=beta, free_bits=settings.free_bits)
+        balanced = settings.balance and progress < settings.warmup
+        charged = kl * balance_weights(kl, model.layer_sizes) if balanced else kl
+        free = settings.free_bits
+        objective = objectives.beta_elbo(likelihood, charged, beta=beta, free_bits=free)
     with torch.no_grad():
         rate = kl.sum() / len(x)
         elbo = likelihood.sum() / likelihood.numel() - rate
     return -objective.mean(), torch.stack([elbo, rate])
+
+
+@torch.no_grad()
+def balance_weights(kl: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return the weight of every latent dimension's KL, `[latent]`, of mean 1 over layers.
+
+    The weight of a layer is proportional to its KL a dimension, on average over the batch: a layer
+    that carries little is charged little, so that it is not given up before it is used. Where no
+    layer has a KL every weight is 1.
+    Reference: Vahdat and Kautz (2020), "NVAE", appendix A.
+
+    Args:
+        kl: `[batch, latent]`, in nats.
+        sizes: Dimensions of every layer.
+
+    Returns:
+        Without a graph.
+
+    Example:
+        >>> balance_weights(torch.tensor([[3.0, 1.0, 1.0]]), (1, 2))
+        tensor([1.5000, 0.5000, 0.5000])
+    """
+    means = torch.stack([part.mean() for part in torch.split(kl, list(sizes), -1)])
+    total = means.sum()
+    weights = torch.where(total > 0, len(sizes) * means / total, 1.0)
+    return weights.repeat_interleave(torch.tensor(sizes, device=kl.device))
 
 
 def require_parts_fit(model: VAE, settings: Training) -> None:
@@ -93,6 +126,15 @@ def require_parts_fit(model: VAE, settings: Training) -> None:
     why = "0 where there is no KL of a single latent dimension (a learned prior, a full q)"
     hint = "prior normal with posterior diagonal, or warmup"
     require(known, "free_bits", why, settings.free_bits, hint)
+    several = len(model.layer_sizes) > 1
+    why = "several stochastic layers, between which the KL is balanced"
+    require(several or not settings.balance, "balance", why, "one", "layers 2")
+    plain = settings.objective == "elbo" and settings.draws == 1 and not settings.tighten
+    coded = isinstance(model.family, Quantised)
+    why = (
+        "elbo with one draw and no tighten for a quantised posterior, whose draws are all the same"
+    )
+    require(plain or not coded, "objective", why, f"{settings.objective}, {settings.draws} draws")
     apart = settings.objective != "piwae" or not isinstance(model.family, InverseAutoregressive)
     why = "another with posterior iaf, whose log q at a given z takes many passes"
     require(apart, "objective", why, "piwae", "miwae")
@@ -386,6 +428,40 @@ class BestLook:
 BEST = "checkpoints/best.safetensors"
 
 
+class Board:
+    """The numbers of `metrics.jsonl` for TensorBoard, in the run's folder `tensorboard`.
+
+    A run has one where that folder exists. What a killed training wrote after its last checkpoint
+    is taken back when it goes on.
+
+    Args:
+        folder: The run's.
+        step: From which it goes on; 0 for a new one.
+
+    Raises:
+        MissingExtraError: The extra `tensorboard` is not installed.
+    """
+
+    FOLDER = "tensorboard"
+
+    def __init__(self, folder: Path, step: int) -> None:
+        import_extra("tensorboard", "tensorboard")
+        module = import_extra("torch.utils.tensorboard", "tensorboard")
+        place = str(folder / self.FOLDER)
+        self.writer = module.SummaryWriter(place, purge_step=step + 1 if step else None)
+
+    def add(self, row: dict[str, Any], step: int) -> None:
+        """Write every number of a row under its name."""
+        for name, value in row.items():
+            if isinstance(value, int | float) and name != "step":
+                self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.writer.close()
+
+
 class Monitor:
     """Writes the logs of one run, calls its progress callback, and keeps the best weights.
 
@@ -424,6 +500,8 @@ class Monitor:
         self.test_elbo: Estimate | None = None
         self.first = (state.step, state.seconds)
         self.called = -math.inf
+        shown = (folder / Board.FOLDER).is_dir()
+        self.board = Board(folder, state.step) if shown else None
 
     def after_step(self) -> None:
         """Log when a reading is due; call back at most ten times a second."""
@@ -439,7 +517,10 @@ class Monitor:
             self._log(last=True)
         elif self.state.step % self.test_every:  # the training row is written already
             spent = self.settings.progress(self.state.step, self.state.seconds, self.per_epoch)
-            checkpoint.extend_last_row(self.folder, "metrics.jsonl", self._test(spent))
+            row = self._test(spent)
+            checkpoint.extend_last_row(self.folder, "metrics.jsonl", row)
+            if self.board is not None:
+                self.board.add(row, self.state.step)
 
     def _log(self, *, last: bool = False) -> None:
         state = self.state
@@ -455,6 +536,8 @@ class Monitor:
         if last or state.step % self.test_every == 0:
             row |= self._test(spent)
         checkpoint.append_row(self.folder, "metrics.jsonl", row)
+        if self.board is not None:
+            self.board.add(row, state.step)
         timing = {"step": state.step, "seconds": state.seconds}
         checkpoint.append_row(self.folder, "timing.jsonl", timing)
 
@@ -469,15 +552,23 @@ class Monitor:
         each = kl_of_dimensions(self.model, figures)
         used: dict[str, Any] = {"varying_units": varying_units(figures.mean)}
         if each is None:
-            collapse = collapse_of_rate(float(figures.rate.mean()), self.settings.beta)
+            coded = isinstance(self.model.family, Quantised)
+            name = "length of the code" if coded else "KL"
+            rate = float(figures.rate.mean())
+            collapse = collapse_of_rate(rate, self.settings.beta, name=name)
         else:
             active, kl = active_units(figures.mean, each), each.tolist()
             collapse = collapse_warning(kl, active, self.settings)
             used = {"active_units": active} | used | {"kl_per_dimension": kl}
         self.test_elbo = over_images(figures.elbo.double().cpu(), bias="low", why="a bound")
         error = float(self.test_elbo.standard_error)
+        layers = kl_of_layers(self.model, figures)
+        nats = [] if layers is None else layers.mean(0).tolist()
+        if nats:
+            used["kl_per_layer"] = nats
         if spent > max(COLLAPSE_AFTER, self.settings.warmup):
             self._warn("collapse", collapse)
+            self._warn("layers", "" if collapse else unused_layers(nats))
         return {
             "test_elbo": self.test_elbo.value,
             **({"test_elbo_error": error} if math.isfinite(error) else {}),

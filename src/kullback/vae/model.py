@@ -42,6 +42,7 @@ from .checkpoint import (
 )
 from .evidence import bounds
 from .latents import (
+    CodePrior,
     CouplingFlow,
     Diagonal,
     Encoded,
@@ -53,11 +54,15 @@ from .latents import (
     MixtureOfGaussians,
     Posterior,
     Prior,
+    Quantised,
     StandardNormal,
+    TopDown,
+    TopDownPrior,
     VampPrior,
     draw_with_kl,
-    exact_kl,
     held_log_ratio,
+    kl_of_draws,
+    layer_sizes,
     log_ratio,
 )
 from .likelihoods import (
@@ -269,6 +274,8 @@ class VAE(nn.Module):
         if self.spec is not None and self.spec.kind == "counts":
             x = x.log1p()
         centred, label = (x - self.shift) / self.scale, self.given_label()
+        fits = label is None or label.ndim == 0 or label.shape == (len(x),)
+        require(fits, "label", f"[{len(x)}], one for each x", None if fits else describe(label))
         return centred if label is None else centred + self.label_inputs[label]
 
     def approximate_posterior(self, x: Tensor) -> Posterior:
@@ -276,8 +283,21 @@ class VAE(nn.Module):
         return self.family(self.encoded(x))
 
     def has_kl_per_dimension(self) -> bool:
-        """Say whether KL(q(z|x) ‖ p(z)) is a sum over latent dimensions in closed form."""
+        """Say whether KL(q(z|x) ‖ p(z)) is a sum over latent dimensions in closed form.
+
+        With several stochastic layers the KL of a dimension is that given the groups above, on
+        average over draws of them.
+        """
+        if isinstance(self.family, TopDown):
+            return self.family.prior is self.prior
         return isinstance(self.family, Diagonal) and isinstance(self.prior, Factorised)
+
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """The latent dimensions of every stochastic layer, the top one first."""
+        if isinstance(self.family, TopDown) and self.family.prior is self.prior:
+            return self.family.prior.sizes
+        return (self.prior.latent,)
 
     def parameters_of(self, z: Tensor) -> Tensor:
         """Decode z `[*lead, latent]` to likelihood parameters `[*lead, channels, places]`."""
@@ -324,22 +344,19 @@ class VAE(nn.Module):
             value = objectives.with_path_gradient(weights, z, bound, beta=beta)
         else:
             value = bound.value(weights)
-        kl = exact_kl(self.prior, q)
-        kl = -ratio.detach().mean(0).unsqueeze(-1) if kl is None else kl
-        return likelihood, kl, value
+        return likelihood, kl_of_draws(self.prior, q, drawn, ratio.detach()), value
 
     def terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what every objective is made of, in nats, for noise `[draws, batch, latent]`.
 
         log p(x|z) `[draws, batch]`; log p(z) − log q(z|x) `[draws, batch]`; KL(q(z|x) ‖ p(z)),
-        exact and per latent dimension, `[batch, latent]`, where the prior has a formula, else
-        `[batch, 1]`, minus the mean of the second over the draws. Differentiable.
+        as `kl_of_draws` gives it. Differentiable.
         """
         q = self.approximate_posterior(x)
-        drawn, kl = q.draw(noise), exact_kl(self.prior, q)
+        drawn = q.draw(noise)
         log_likelihood = self.likelihood.log_prob(self.parameters_of(drawn.z), x)
         ratio = log_ratio(self.prior, q, drawn)
-        return log_likelihood, ratio, -ratio.mean(0).unsqueeze(-1) if kl is None else kl
+        return log_likelihood, ratio, kl_of_draws(self.prior, q, drawn, ratio)
 
     def elbo_terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first and the last of `terms`: all that the ELBO needs."""
@@ -562,6 +579,9 @@ def with_parts(model: VAE, parts: Parts, x: Tensor, *, examples: Tensor | None =
         raise RunError("only models from `build` take parts")
     require(spec.kind != "sound", "data", "images or vectors for parts of your own", "sound")
     require(not spec.labels, "labels", "none with parts of your own", "some")
+    shared = isinstance(model.family, TopDown | Quantised)
+    what = "the model's own, which q shares, with several layers or a quantised posterior"
+    require(parts.prior is None or not shared, "prior", what, "another")
     for name in ("likelihood", "prior"):
         if getattr(parts, name) is not None:
             delattr(model, name)  # a module's place takes no other object
@@ -759,10 +779,14 @@ def _one_of(labels: tuple[str, ...]) -> str:
 def _family(architecture: Architecture) -> Family:
     """Return the family of q(z|x) of an architecture."""
     latent = architecture.latent
+    if architecture.layers > 1:
+        return TopDown(TopDownPrior(layer_sizes(latent, architecture.layers)))
     if architecture.posterior == "full":
         return FullRank(latent)
     if architecture.posterior == "low_rank":
         return LowRank(latent, architecture.rank)
+    if architecture.posterior == "quantised":
+        return Quantised(CodePrior(latent, architecture.codes))
     return InverseAutoregressive(latent) if architecture.posterior == "iaf" else Diagonal()
 
 
@@ -770,7 +794,9 @@ def _with_prior(model: VAE, spec: Spec, examples: Tensor | None) -> VAE:
     """Give a model the prior of its description; "vamp" looks at the encoder and at examples."""
     kind, latent = spec.architecture.prior, spec.architecture.latent
     count = spec.architecture.prior_components
-    if kind == "mixture":
+    if isinstance(model.family, TopDown | Quantised):
+        model.prior = model.family.prior
+    elif kind == "mixture":
         model.prior = MixtureOfGaussians(latent, count)
     elif kind == "flow":
         model.prior = CouplingFlow(latent)

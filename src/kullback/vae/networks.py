@@ -15,7 +15,8 @@ of the weights. First derivatives only.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ __all__ = [
     "mlp_forward",
     "patch_side",
     "real",
+    "weights_held",
 ]
 
 
@@ -486,6 +488,21 @@ def _grid_widths(hidden: Sequence[int]) -> tuple[int, int, int]:
     ok = len(hidden) >= 2 and len(set(hidden[:-1])) == 1
     require(ok, "hidden", "equal widths, then one more, such as 32,32,32,256", tuple(hidden))
     return hidden[0], len(hidden) - 1, hidden[-1]
+
+
+@contextmanager
+def weights_held(*modules: object) -> Iterator[None]:
+    """Let no gradient flow to the parameters of modules inside a `with` block."""
+    every = [one for one in modules if isinstance(one, nn.Module)]
+    weights = [weight for one in every for weight in one.parameters()]
+    wanted = [weight.requires_grad for weight in weights]
+    for weight in weights:
+        weight.requires_grad = False
+    try:
+        yield
+    finally:
+        for weight, flag in zip(weights, wanted, strict=True):
+            weight.requires_grad = flag
 
 
 class OwnEncoder(nn.Module):

@@ -23,6 +23,7 @@ from kullback.core import (
     DataError,
     RunError,
     __version__,
+    import_extra,
     only_writer,
     remove_temporaries,
     require,
@@ -36,7 +37,16 @@ from .checkpoint import State, is_hashed, read_config, write_config
 from .latents import Prior
 from .likelihoods import ContinuousBernoulli, Likelihood
 from .limits import MAX_THREADS, THREADS_GAIN, UNIT_SCALE_LEVELS
-from .loop import Monitor, NonFiniteError, Progress, fit, held_labels, hold_out, require_parts_fit
+from .loop import (
+    Board,
+    Monitor,
+    NonFiniteError,
+    Progress,
+    fit,
+    held_labels,
+    hold_out,
+    require_parts_fit,
+)
 from .model import VAE, Parts, build, location_and_spread, require_own, with_parts
 from .networks import OwnDecoder, OwnEncoder
 from .sound import second_moments, shift_shares
@@ -102,6 +112,7 @@ def train(
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    tensorboard: bool = False,
 ) -> Outcome:
     """Train a VAE from scratch in a new run directory and return it.
 
@@ -119,6 +130,8 @@ def train(
         progress: Called a few times a second.
         stop: Asked after every step; True saves a checkpoint and ends early.
         checkpoint_seconds: How much work a crash may cost.
+        tensorboard: Write the rows of `metrics.jsonl` for TensorBoard too, to `tensorboard` in the
+            folder (extra `tensorboard`); `resume` then goes on with it.
 
     Returns:
         The folder, the model with averaged weights, the data, and whether the run finished.
@@ -126,6 +139,7 @@ def train(
     Raises:
         DataError: The data cannot be used.
         ArgumentValueError: The settings do not fit the data.
+        MissingExtraError: `tensorboard` is asked for and not installed.
         RunError: The folder exists, another process writes to it, or the loss is no longer finite.
 
     Example:
@@ -135,6 +149,8 @@ def train(
         >>> found.finished, found.model.sample(3).shape
         (True, torch.Size([3, 1, 28, 28]))
     """
+    if tensorboard:  # told before anything is read or written
+        import_extra("tensorboard", "tensorboard")
     architecture = architecture or Architecture()
     levels = "counts" if architecture.likelihood in COUNTS else "auto"
     dataset = data if isinstance(data, Dataset) else load(data, levels=levels)
@@ -154,6 +170,8 @@ def train(
     watch = Watch(progress, stop, checkpoint_seconds)
     with only_writer(path):
         write_config(path, config)
+        if tensorboard:
+            (path / Board.FOLDER).mkdir()
         return _drive(path, model, dataset, read_config(path), watch)
 
 
@@ -247,13 +265,15 @@ def _drive(
     selection = short = ""
     if finished:
         monitor.finish()
-        if rest.kind != "sound":  # the rule was measured on images
-            short = too_short(settings, state.step, state.seconds, len(rest.train))
+        examples = len(rest.train)
+        short = too_short(settings, state.step, state.seconds, examples, kind=rest.kind)
         selection = monitor.select()
         if selection:
             write_json(folder / "selection.json", {"format": 1, "weights": selection})
     else:
         checkpoint.save(folder, state)
+    if monitor.board is not None:
+        monitor.board.close()
     state.flat.release(model)
     if finished:  # from here on the run counts as finished; until here it can be resumed
         checkpoint.save_tensors(folder / WEIGHTS, model.state_dict())

@@ -11,6 +11,7 @@ from .limits import (
     LARGE_IMAGE_BATCH,
     PATCH_NUMBERS,
     SHORT_PASSES,
+    SHORT_SOUND_STEPS,
     SHORT_STEPS,
     SOUND_BATCH,
     SOUND_CLIP_NORM,
@@ -36,6 +37,8 @@ class Training:
         draws: Of q(z|x) per image and step.
         alpha: The order of "renyi", or the share of the ELBO in "ciwae".
         groups: Of draws, in "miwae" and "piwae".
+        balance: Whether the KL of every stochastic layer is weighted during the warm-up by its
+            share, so that no layer is given up early (see `balance_weights`); "elbo" only.
         tighten: The last share of the run that trains on the importance-weighted bound whatever
             the objective before; until then one draw.
         beta: Weight of the KL, in nats against nats, summed over dimensions; only β = 1 is the
@@ -83,6 +86,7 @@ class Training:
     validation: float = 0.0
     alpha: float = 0.5
     groups: int = 1
+    balance: bool = False
 
     def __post_init__(self) -> None:
         known = self.objective in OBJECTIVES
@@ -99,6 +103,9 @@ class Training:
         free = self.free_bits == 0 or self.objective == "elbo"
         why = f"0 with objective {self.objective}"
         require(free, "free_bits", why, self.free_bits, "objective elbo")
+        held = not self.balance or (self.objective == "elbo" and self.warmup > 0)
+        hint = "objective elbo, and warmup 0.3"
+        require(held, "balance", "a warm-up of the plain ELBO, during which it acts", "none", hint)
         given = [b for b in (self.minutes, self.epochs, self.steps) if b is not None]
         require(
             len(given) <= 1, "budget", "one of minutes, epochs or steps", f"{len(given)} of them"
@@ -194,17 +201,21 @@ class Training:
         return asdict(self)
 
 
-def too_short(settings: Training, step: int, seconds: float, examples: int) -> str:
+def too_short(
+    settings: Training, step: int, seconds: float, examples: int, *, kind: str = "8-bit"
+) -> str:
     """Say that a run was too short for its data, and how long it should be; "" where it was not.
 
     Too short are fewer than 2,000 steps that are fewer than 50 passes over the training examples.
-    There the bound still rises by 2 % and more when a run is made twice as long.
+    There the bound still rises by 2 % and more when a run is made twice as long. For sound it is
+    fewer than 400 steps, where bits a sample still fall by 1 %.
 
     Args:
         settings: Of the run.
         step: Its steps.
         seconds: That they took.
         examples: For training.
+        kind: As in `Dataset`.
 
     Returns:
         A sentence, or "".
@@ -217,14 +228,16 @@ def too_short(settings: Training, step: int, seconds: float, examples: int) -> s
     """
     size = min(settings.batch_size, examples)
     passes = step * size / examples
-    if not 0 < step < SHORT_STEPS or passes >= SHORT_PASSES:
+    sound = kind == "sound"
+    enough = SHORT_SOUND_STEPS if sound else SHORT_STEPS
+    rises = "bits a sample still fall by 1 %" if sound else "the bound still rises by 2 % and more"
+    if not 0 < step < enough or passes >= SHORT_PASSES:
         return ""
     unit, amount = settings.budget
-    more = min(SHORT_STEPS / step, SHORT_PASSES / passes)
+    more = min(enough / step, SHORT_PASSES / passes)
     longer = math.ceil(more * (seconds / 60 if unit == "minutes" else amount))
     left = "" if unit == "minutes" else f" (about {math.ceil(more * seconds / 60):,} min)"
     return (
         f"too short for these data: {step:,} steps of {size:,} examples, {passes:.2g} passes over "
-        f"them; below {SHORT_STEPS:,} steps the bound still rises by 2 % and more in twice "
-        f"the time. Try: --{unit} {longer}{left}"
+        f"them; below {enough:,} steps {rises} in twice the time. Try: --{unit} {longer}{left}"
     )

@@ -3,17 +3,20 @@
 Which file answers which question:
 
 - `fit`: how is q fitted, and what can be asked of the result? `archive`: how is it kept on disk?
+- `calibration`: are ranks of known parameters uniform over fits to simulated data?
 - `engine`: what is chosen where it was left open, and which stages does a fit have?
 - `objectives`: what is maximised? ELBO, importance-weighted and Rényi bounds, as the VAE uses them.
 - `target/`: the log density, its parameters, rows of data. `families/`: the families of q.
 - `optimise/`: where does a fit start, and how is q brought to p?
-- `diagnostics/`: how wrong may means and standard deviations be? Table, resampling, ArviZ.
+- `diagnostics/`: how wrong may means and standard deviations be? Table, resampling.
+- `predictions`: what follows from the draws? New data, log likelihoods, the tree for ArviZ.
 - `limits`: every threshold, with its source.
 """
 
 from .archive import load, save
+from .calibration import Calibration, CalibrationRow, calibrate, ecdf_band
 from .diagnostics.diagnose import Diagnosis, diagnose
-from .diagnostics.summary import assess, compare, resample, summarise, to_arviz
+from .diagnostics.summary import assess, compare, resample, summarise
 from .families import (
     Family,
     FamilyDistribution,
@@ -39,6 +42,7 @@ from .objectives import (
     with_path_gradient,
 )
 from .optimise.grid import Projection, find_box, project, search_box
+from .predictions import predict, to_arviz
 from .target.density import Target
 from .target.parameters import (
     Parameter,
@@ -50,6 +54,8 @@ from .target.parameters import (
 )
 
 __all__ = [
+    "Calibration",
+    "CalibrationRow",
     "Diagnosis",
     "Family",
     "FamilyDistribution",
@@ -66,11 +72,13 @@ __all__ = [
     "WeightedBound",
     "assess",
     "beta_elbo",
+    "calibrate",
     "ciwae",
     "compare",
     "corr_matrix",
     "diagnose",
     "doubly_reparameterised",
+    "ecdf_band",
     "elbo",
     "find_box",
     "fit",
@@ -81,6 +89,7 @@ __all__ = [
     "ordered",
     "piwae",
     "positive_ordered",
+    "predict",
     "project",
     "renyi",
     "resample",

@@ -12,7 +12,7 @@ log of a positive parameter, for example).
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -33,6 +33,7 @@ from .families import Family
 from .families.family import as_distribution
 from .objectives import Gradient, Objective
 from .optimise import IMPROPER, Progress, shown
+from .predictions import predict
 from .target.batches import score_in_pieces
 from .target.density import PointDensity, Target
 from .target.parameters import Parameters
@@ -46,6 +47,8 @@ class FittedPosterior:
     target: Target
     family: Family | None
     draws: Tensor
+    log_p: Tensor
+    log_q: Tensor
 
     @cached_property
     def posterior(self) -> dict[str, Tensor]:
@@ -121,6 +124,35 @@ class FittedPosterior:
         with torch.no_grad():
             return self.target.constrain(self.sample(n, generator))
 
+    def predict(
+        self,
+        function: Callable[..., Any] | None = None,
+        *,
+        draws: Mapping[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Evaluate a function at every draw: the posterior predictive (see `predictions.predict`).
+
+        Args:
+            function: of one draw, with one keyword a parameter; by default the model's own
+                simulation of its observations, where it has one.
+            draws: `{name: [n, *shape]}`; by default `posterior`.
+            generator: the source of randomness; seed 0 by default.
+
+        Returns:
+            `{name: [n, …]}`; a function's bare tensor is called "obs".
+
+        Raises:
+            ArgumentValueError: without a function, where the target cannot simulate.
+
+        Example:
+            >>> from kullback.variational import fit
+            >>> found = fit(lambda mu: -0.5 * (mu - 3.0) ** 2, {"mu": ()})
+            >>> found.predict(lambda mu: {"double": 2 * mu})["double"].shape
+            torch.Size([4000])
+        """
+        return predict(self, function, draws=draws, generator=generator)
+
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n points of q on the unconstrained space, `[n, d]`.
 
@@ -195,7 +227,8 @@ class Fit(FittedPosterior):
         reason: why it stopped, in words.
         gradient_norm: the largest entry of the objective's gradient at the end, in about posterior
             standard deviations.
-        seconds: of wall time.
+        seconds: of wall time, without that of other programs' compilers.
+        compile_seconds: of these, for the target so far (XLA, PyTensor, Stan's C++).
         draws: `[n, d]` independent draws of q on the unconstrained space, made at the end
             (`posterior` has them in the user's own parameters, by name).
         log_p: `[n]` at the draws, in nats, up to p's constant.
@@ -224,6 +257,7 @@ class Fit(FittedPosterior):
     log_q: Tensor
     scores: tuple[Tensor, Tensor]
     chosen: str = ""
+    compile_seconds: float = 0.0
 
     @cached_property
     def elbo(self) -> Estimate:
@@ -361,7 +395,7 @@ def _carry_out(
     target: Target, settings: Settings, generator: torch.Generator, *, show: bool
 ) -> Fit:
     work = (forwards if settings.direction == "forward" else reverse)(target, settings, generator)
-    begin, trace = time.perf_counter(), []
+    begin, trace, compiled = time.perf_counter(), [], target.compiling.seconds
     try:
         for last in shown(work.steps(), work.method, progress=show):
             trace.append(-last.loss)
@@ -389,12 +423,13 @@ def _carry_out(
         converged=last.converged and (not why or last.bounded),
         reason="; ".join(text for text in (last.reason, why or str(target.refusals)) if text),
         gradient_norm=last.gradient_norm,
-        seconds=time.perf_counter() - begin,
+        seconds=time.perf_counter() - begin - (target.compiling.seconds - compiled),
         draws=z,
         log_p=log_p,
         log_q=log_q,
         scores=(by_p, by_q),
         chosen=work.chosen(family),
+        compile_seconds=target.compiling.seconds,
     )
 
 

@@ -250,7 +250,24 @@ MAX_SD_RATIO_SHOWN = 10.0  # in the table: above, "unknown"
 MIN_EFFECTIVE_DRAWS = 100.0
 MAX_DRAW_SHARE = 0.02  # of all weight, on one draw
 
+# calibration: ranks of simulated parameters
+CALIBRATION_LEVEL = 0.05  # probability of a false alarm, over all quantities and tests
+BAND_SHARE, SHIFT_SHARE, SD_SHARE = 0.5, 0.25, 0.25  # of it, for each of the three tests
+DETECTED = 0.9  # probability with which a deviation is found that the verdict names
+FEWEST_SIMULATIONS = 20  # with which a band is narrower than half the unit interval
+BAND_POINTS = 100  # at which the distribution function is looked at, at most
+BAND_BISECTIONS = 30  # of the log of a pointwise tail probability: to 1e-8 of it
+TAIL_ROUNDING = 1e-9  # relative, of a tail probability summed from either side
+NEGLIGIBLE_MASS = 1e-20  # of a Poisson count, left out of a convolution
+RANK_BINS = 20  # of a histogram
+RANKED_DRAWS = 1000  # that are resampled for each rank
+RANK_EDGE = 1e-12  # of 0 and 1, so that normal scores are finite
+
 # archive
 FIT_FORMAT = 2  # of fit.json
 CHECKED_DRAWS = 8  # stored draws at which a target given to `load` must agree
 CHECK_TOLERANCE = 1e-6  # relative to the largest
+
+# target/stan
+STAN_COMPILE_SECONDS = 900  # eight schools takes 33 s of processor time, large models a few minutes
+STAN_MESSAGE = 4096  # bytes kept of what Stan says

@@ -69,10 +69,18 @@ def usable(p: Tensor, q: Tensor | None = None, *, task: Task | None = None) -> d
     return {name: _module(name).refusal(p, q, task) for name in MODULES}
 
 
-def direct(p: Tensor, q: Tensor, task: Task) -> bool:
-    """Say whether "auto" takes `native` without compiling first: `choose` for small calls."""
+def direct(name: str, p: Tensor, q: Tensor, task: Task) -> Any:
+    """Return the module of `choose` that offers `kl` and `kl_slopes`, or None: for plain calls.
+
+    `native` is asked only where it need not be compiled first.
+    """
     native = _module("native")
-    return native.ready() and not native.refusal(p, q, task) and not _interpreted()
+    if name != "chunked" and native.ready() and not native.refusal(p, q, task):
+        return None if _interpreted() else native
+    if name == "native" or p.device.type != "cpu" or q.device.type != "cpu" or _interpreted():
+        return None
+    module = _module("chunked") if name == "chunked" else choose(name, p, q, task)
+    return module if module is _module("chunked") else None
 
 
 @cache

@@ -2,11 +2,12 @@
 
 Which to use: what `backend="auto"` falls back to where nothing faster can run. A block of rows (at
 least one) is worked off in scratch memory that is allocated once and reused, in float32, or in
-float64 if a side is float64. Above the inputs it needs at most ten blocks, and the gradients.
+float64 if a side is float64. Above the inputs it needs at most ten blocks, and the gradients. KL
+alone is summed in fewer passes by `chunked_kl`.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from kullback.tokens import limits
 
+from . import chunked_kl, interface
 from .interface import Rows, Slope, Sum, Task
 
-__all__ = ["refusal", "slopes", "sums"]
+__all__ = ["kl", "kl_slopes", "refusal", "slopes", "sums"]
 
 
 def refusal(p: Tensor, q: Tensor | None, task: Task) -> str:
@@ -34,6 +36,58 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
     >>> sums(torch.zeros(1, 4), None, None, Task(("entropy",)))[Sum.P_ENTROPY].exp()
     tensor([4.0000], dtype=torch.float64)
     """
+    return _sums(p, q, task)[0]
+
+
+def _sums(p: Tensor, q: Tensor | None, task: Task) -> tuple[Tensor, bool]:
+    """Return the sums, and whether all rows are known to have a distribution and finite values."""
+    if q is None or task.wants != ("kl",) or not chunked_kl.takes(p, q):
+        return _general_sums(p, q, task), False
+    out, done = chunked_kl.kl_sums(p, q, task.temperature)
+    if done.all():
+        return out, True
+    left = torch.from_numpy(~done).nonzero()[:, 0]
+    out[:, left] = _general_sums(p[left], q[left], task)
+    return out, False
+
+
+def kl(p: Tensor, q: Tensor, temperature: float) -> tuple[Tensor, Tensor, bool] | None:
+    """Return KL(p‖q) `[*batch]` of contiguous logits, the sums, and whether rounding may matter.
+
+    None where a row has no distribution, or the logits may be probabilities: then the general way
+    has something to say.
+
+    >>> kl(torch.ones(4), torch.ones(4), 1.0) is None
+    True
+    """
+    vocab, dtypes, task = p.shape[-1], (p.dtype, q.dtype), Task(("kl",), temperature)
+    batch, p, q = p.shape[:-1], p.detach().view(-1, vocab), q.detach().view(-1, vocab)
+    if any(min(x) >= 0 and max(x) <= 2 for x in (p[0, :8].tolist(), q[0, :8].tolist())):
+        return None
+    found, plain = _sums(p, q, task)
+    values = found[Sum.KL] if plain else interface.values(found, task)[0]
+    if not plain and bool(values.isnan().any()):
+        return None
+    values = values.to(torch.float64 if torch.float64 in dtypes else torch.float32)
+    return values.view(batch), found, min(x.itemsize for x in dtypes) < 4
+
+
+def kl_slopes(
+    p: Tensor, q: Tensor, temperature: float, sums: Tensor, grads: Tensor, wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """Return the gradients by p and by q of what `kl` returned, None for a side not wanted.
+
+    grads: those of the values.
+    """
+    vocab, task = p.shape[-1], Task(("kl",), temperature)
+    both = [torch.empty_like(x) if want else None for x, want in zip((p, q), wanted, strict=True)]
+    to_p, to_q = (x if x is None else x.view(-1, vocab) for x in both)
+    c = interface.coefficients(sums, grads.reshape(1, -1), task)
+    slopes(Rows(p.view(-1, vocab), q.view(-1, vocab)), task, sums, c, to_p, to_q)
+    return both
+
+
+def _general_sums(p: Tensor, q: Tensor | None, task: Task) -> Tensor:
     out = torch.zeros(len(Sum), len(p), dtype=torch.float64, device=p.device)
     for rows, block in _blocks(p, q, task):
         part = out[:, rows]
@@ -66,6 +120,34 @@ def slopes(
     >>> grad
     tensor([[0.5000, 0.5000]])
     """
+    done = sums[Sum.NOTE] < 0 if rows.keep is None else (sums[Sum.NOTE] < 0) | ~rows.keep
+    if task.wants != ("kl",) or not bool(done.any()):
+        _general_slopes(rows, task, sums, coefficients, grad_p, grad_q)
+    elif bool(done.all()):
+        chunked_kl.kl_slopes(rows, task.temperature, sums, coefficients, grad_p, grad_q)
+        for grad in (grad_p, grad_q):
+            if grad is not None and rows.keep is not None:
+                grad[~rows.keep] = 0
+    else:  # some rows by one way, some by the other
+        for some in (done.nonzero()[:, 0], (~done).nonzero()[:, 0]):
+            q, ids, keep, to_p, to_q = (
+                x if x is None else x[some] for x in (rows.q, rows.ids, rows.keep, grad_p, grad_q)
+            )
+            part = Rows(rows.p[some], q, ids, keep)
+            slopes(part, task, sums[:, some], coefficients[:, some], to_p, to_q)
+            for grad, found in ((grad_p, to_p), (grad_q, to_q)):
+                if grad is not None and found is not None:
+                    grad[some] = found
+
+
+def _general_slopes(
+    rows: Rows,
+    task: Task,
+    sums: Tensor,
+    coefficients: Tensor,
+    grad_p: Tensor | None,
+    grad_q: Tensor | None,
+) -> None:
     ids, keep = rows.ids, rows.keep
     for some, block in _blocks(rows.p, rows.q, task, sums):
         c = coefficients[:, some, None].to(block.dtype)

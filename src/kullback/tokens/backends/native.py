@@ -2,7 +2,7 @@
 
 Which to use: `backend="auto"` takes it on the CPU wherever it is compiled, and compiles it from
 2^16 logits up, for float32, float64, bfloat16 and float16, also two of them, if there is a C++
-compiler; without one, `chunked` does the same some eight times slower. The first use on a machine
+compiler; without one, `chunked` does the same some six times slower. The first use on a machine
 compiles for about eight seconds (`core.compiling`), for the widest vectors of its processor; the
 first in a process loads for some tens of milliseconds. It runs on up to `torch.get_num_threads()`
 threads, on one where there is little to do, and needs no memory but the gradients.

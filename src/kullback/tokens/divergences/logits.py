@@ -24,7 +24,7 @@ from kullback.core import (
     warn_caller,
 )
 from kullback.tokens import limits
-from kullback.tokens.backends import interface, native
+from kullback.tokens.backends import interface
 from kullback.tokens.backends.choose import choose, direct
 from kullback.tokens.backends.interface import Rows, Task
 
@@ -278,32 +278,34 @@ def measure(
 
 
 def _direct(p: Tensor, q: Tensor, ask: Ask) -> Tensor | None:
-    """Return KL(p‖q) `[1, *batch]` where nothing but one call of the compiled loop is needed.
+    """Return KL(p‖q) `[1, *batch]` where nothing but one call of the backend is needed.
 
-    None for all that is not plain: another value, a gradient, strides, a row without a
-    distribution. What it saves is some sixty microseconds, most of a call of few logits.
+    None for all that is not plain: another value, strides, a row without a distribution. What it
+    saves is some sixty microseconds, most of a call of few logits.
     """
     plain = (
         ask.task.wants == ("kl",)
         and not torch.compiler.is_compiling()
-        and ask.backend in ("auto", "native")
+        and ask.backend in ("auto", "native", "chunked")
         and ask.ids is None
         and ask.mask is None
         and p.shape == q.shape
         and p.is_contiguous()
         and q.is_contiguous()
         and p.numel() > 0
-        and direct(p, q, ask.task)
     )
-    found = native.kl(p, q, ask.task.temperature) if plain else None
-    if found is None:
+    module = direct(ask.backend, p, q, ask.task) if plain else None
+    found = None if module is None else module.kl(p, q, ask.task.temperature)
+    if module is None or found is None:
         return None
+    values: Tensor
     values, sums, coarse = found
     if coarse and ask.nan == "refuse":
-        warn_of_rounding(p, q, values[None], ask.task, [sums], native)
+        warn_of_rounding(p, q, values[None], ask.task, [sums], module)
     if torch.is_grad_enabled() and (p.requires_grad or q.requires_grad):
         temperature = ask.task.temperature
-        values = _Direct.apply(p, q, temperature, (values, sums))  # type: ignore[no-untyped-call]
+        found = values, sums, module
+        values = _Direct.apply(p, q, temperature, found)  # type: ignore[no-untyped-call]
     return values[None]
 
 
@@ -312,18 +314,19 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, p: Tensor, q: Tensor, temperature: float, found: tuple[Tensor, Tensor]
+        ctx: Any, p: Tensor, q: Tensor, temperature: float, found: tuple[Tensor, Tensor, Any]
     ) -> Tensor:
-        """Return the values; found: them and the sums."""
+        """Return the values; found: them, the sums, and the backend's module."""
         ctx.save_for_backward(p, q, found[1])
-        ctx.temperature = temperature
+        ctx.temperature, ctx.module = temperature, found[2]
         return found[0]
 
     @staticmethod
     def backward(ctx: Any, grads: Tensor) -> Any:
         p, q, sums = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:2]
-        both = native.kl_slopes(p.detach(), q.detach(), ctx.temperature, sums, grads, wanted)
+        both = ctx.module.kl_slopes(
+            p.detach(), q.detach(), ctx.temperature, sums, grads, ctx.needs_input_grad[:2]
+        )
         return *_once(both, (p, q)), None, None
 
 

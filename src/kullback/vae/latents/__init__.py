@@ -2,8 +2,12 @@
 
 - `priors`: p(z), and the KL and log ratio of q(z|x) to it.
 - `posteriors`: q(z|x), as an encoder gives it.
+- `hierarchy`: both for several stochastic layers.
+- `codes`: both for quantised latents.
 """
 
+from .codes import CodePrior, Codes, Quantised
+from .hierarchy import GroupNet, TopDown, TopDownGaussian, TopDownPrior, layer_sizes
 from .posteriors import (
     Diagonal,
     DiagonalGaussian,
@@ -33,11 +37,15 @@ from .priors import (
     exact_kl,
     fixed,
     held_log_ratio,
+    kl_given_above,
+    kl_of_draws,
     log_ratio,
     numbers_of,
 )
 
 __all__ = [
+    "CodePrior",
+    "Codes",
     "CouplingFlow",
     "Diagonal",
     "DiagonalGaussian",
@@ -49,12 +57,17 @@ __all__ = [
     "FullGaussian",
     "FullRank",
     "GaussianComponents",
+    "GroupNet",
     "InverseAutoregressive",
     "LowRank",
     "MixtureOfGaussians",
     "Posterior",
     "Prior",
+    "Quantised",
     "StandardNormal",
+    "TopDown",
+    "TopDownGaussian",
+    "TopDownPrior",
     "VampPrior",
     "draw",
     "draw_and_kl",
@@ -62,7 +75,10 @@ __all__ = [
     "exact_kl",
     "fixed",
     "held_log_ratio",
+    "kl_given_above",
+    "kl_of_draws",
     "kl_to_standard_normal",
+    "layer_sizes",
     "log_ratio",
     "log_ratio_to_standard_normal",
     "numbers_of",

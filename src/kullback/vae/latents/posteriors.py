@@ -38,6 +38,7 @@ __all__ = [
     "Posterior",
     "draw",
     "draw_and_kl",
+    "extra_of",
     "kl_to_standard_normal",
     "log_ratio_to_standard_normal",
 ]
@@ -148,11 +149,14 @@ class Draws:
         z: The draws.
         noise: Standard normal numbers that they were made from, as z.
         log_det: log |det dz/dnoise|, `[*draws, *batch]` or `[*batch]`, in nats.
+        units: Where q is Gaussian group by group: that of every group given those above it, in the
+            units of the prior of the group, `[*draws, *batch, latent]`; else None.
     """
 
     z: Tensor
     noise: Tensor
     log_det: Tensor
+    units: "DiagonalGaussian | None" = None
 
     @property
     def log_q(self) -> Tensor:
@@ -439,7 +443,7 @@ class FullRank:
 
     def __call__(self, encoded: Encoded) -> FullGaussian:
         """Return q of a batch."""
-        entries = _extra_of(encoded, self.extra)
+        entries = extra_of(encoded, self.extra)
         rows, columns = torch.tril_indices(self.latent, self.latent, -1, device=entries.device)
         lower = entries.new_zeros(*entries.shape[:-1], self.latent, self.latent)
         lower[..., rows, columns] = self.latent**-0.5 * entries
@@ -467,7 +471,7 @@ class LowRank:
 
     def __call__(self, encoded: Encoded) -> FullGaussian:
         """Return q of a batch."""
-        entries = _extra_of(encoded, self.extra)
+        entries = extra_of(encoded, self.extra)
         entries = self.latent**-0.5 * entries
         factor = entries.reshape(*entries.shape[:-1], self.latent, self.rank)
         eye = torch.eye(self.latent, dtype=factor.dtype, device=factor.device)
@@ -477,7 +481,7 @@ class LowRank:
         return FullGaussian(encoded.mean, diagonal, lower)
 
 
-def _extra_of(encoded: Encoded, wanted: int) -> Tensor:
+def extra_of(encoded: Encoded, wanted: int) -> Tensor:
     """Return the extra outputs of an encoder, or say with both shapes that they do not fit."""
     extra = encoded.mean.new_empty(len(encoded.mean), 0) if wanted == 0 else encoded.extra
     got = "mean and log_sd alone" if extra is None else f"{extra.shape[-1]} more"
@@ -518,7 +522,7 @@ class InverseAutoregressive(nn.Module):
     def __call__(self, encoded: Encoded) -> FlowPosterior:
         """Return q of a batch."""
         base = DiagonalGaussian(encoded.mean, encoded.log_sd)
-        return FlowPosterior(base, _extra_of(encoded, self.extra), self)
+        return FlowPosterior(base, extra_of(encoded, self.extra), self)
 
     def push(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """Return where the steps take z `[*draws, *batch, latent]`, and log |det|."""

@@ -3,7 +3,8 @@
 Which to use: `StandardNormal`, N(0, I), is the usual one and has a closed form of the KL, dimension
 by dimension. `MixtureOfGaussians` learns its components. `VampPrior` is the mixture of q(z|u) over
 learned pseudo-inputs u, so that the prior is near the codes of all images together.
-`CouplingFlow` is a normalising flow. Any object with `latent`, `log_prob` and `sample` is a prior;
+`CouplingFlow` is a normalising flow. (`TopDownPrior` in `hierarchy` is that of several stochastic
+layers.) Any object with `latent`, `log_prob` and `sample` is a prior;
 one whose dimensions are independent and which has the KL from a diagonal Gaussian in closed form is
 `Factorised` as well. For every other the KL is estimated by log q(z|x) − log p(z) at draws of q,
 and there is no KL of a single dimension.
@@ -26,6 +27,8 @@ from kullback.exact import HALF_LOG_2PI
 
 from ..limits import LOG_SD_LIMIT
 from ..networks import Mlp, real
+from .codes import CodePrior
+from .hierarchy import TopDownGaussian, TopDownPrior
 from .posteriors import (
     DiagonalGaussian,
     Draws,
@@ -47,6 +50,8 @@ __all__ = [
     "exact_kl",
     "fixed",
     "held_log_ratio",
+    "kl_given_above",
+    "kl_of_draws",
     "log_ratio",
     "numbers_of",
 ]
@@ -390,7 +395,65 @@ def log_ratio(prior: Prior, q: Posterior, drawn: Draws) -> Tensor:
     """
     if isinstance(q, DiagonalGaussian) and isinstance(prior, Factorised):
         return prior.log_ratio(drawn.z, q.log_sd, drawn.noise)
+    units = _units(prior, q, drawn)
+    if units is not None:
+        z = units.draw(drawn.noise).z
+        return log_ratio_to_standard_normal(z, units.log_sd, drawn.noise)
     return prior.log_prob(drawn.z) - drawn.log_q
+
+
+def _units(prior: Prior, q: Posterior, drawn: Draws) -> DiagonalGaussian | None:
+    """Return q of every group in the units of this prior, where it is one of several layers."""
+    own = isinstance(q, TopDownGaussian) and q.family.prior is prior
+    return drawn.units if own else None
+
+
+def kl_given_above(prior: Prior, q: Posterior, drawn: Draws) -> Tensor | None:
+    """Return the KL of every dimension given the groups above it, averaged over draws of those.
+
+    Args:
+        prior: p(z).
+        q: q(z|x) of a batch.
+        drawn: What `q.draw` gave, `[draws, batch, latent]`.
+
+    Returns:
+        `[batch, latent]`, in nats, unbiased; None where q is not one of several layers in the units
+        of this prior.
+
+    Example:
+        >>> q = DiagonalGaussian(torch.zeros(5, 2), torch.zeros(5, 2))
+        >>> kl_given_above(StandardNormal(2), q, q.draw(torch.zeros(3, 5, 2))) is None
+        True
+    """
+    units = _units(prior, q, drawn)
+    return None if units is None else units.kl_to_standard_normal().mean(0)
+
+
+def kl_of_draws(prior: Prior, q: Posterior, drawn: Draws, ratio: Tensor) -> Tensor:
+    """Return KL(q ‖ p) in nats, `[batch, groups]` with the KL as their sum.
+
+    Exact where there is a formula. With several stochastic layers, of every dimension given the
+    groups above, in closed form, averaged over the draws of those; else minus the mean of the
+    log ratio over the draws. Both are unbiased.
+
+    Args:
+        prior: p(z).
+        q: q(z|x) of a batch.
+        drawn: What `q.draw` gave, `[draws, batch, latent]`.
+        ratio: `log_ratio` of them.
+
+    Returns:
+        `[batch, latent]`, or `[batch, 1]` where the KL is no sum over dimensions.
+
+    Example:
+        >>> q, prior = DiagonalGaussian(torch.zeros(5, 2), torch.zeros(5, 2)), StandardNormal(2)
+        >>> drawn = q.draw(torch.zeros(3, 5, 2))
+        >>> kl_of_draws(prior, q, drawn, log_ratio(prior, q, drawn)).shape
+        torch.Size([5, 2])
+    """
+    kl = exact_kl(prior, q)
+    kl = kl_given_above(prior, q, drawn) if kl is None else kl
+    return -ratio.mean(0).unsqueeze(-1) if kl is None else kl
 
 
 def held_log_ratio(prior: Prior, q: Posterior, z: Tensor) -> Tensor:
@@ -427,8 +490,7 @@ def draw_with_kl(prior: Prior, q: Posterior, noise: Tensor) -> tuple[Tensor, Ten
         noise: Standard normal, `[draws, batch, latent]`.
 
     Returns:
-        z `[draws, batch, latent]`, and the KL: that of `exact_kl`, else `[batch, 1]`, the mean of
-        log q(z|x) − log p(z) over the draws, unbiased.
+        z `[draws, batch, latent]`, and the KL as in `kl_of_draws`.
 
     Example:
         >>> q = DiagonalGaussian(torch.zeros(5, 2), torch.zeros(5, 2))
@@ -437,10 +499,8 @@ def draw_with_kl(prior: Prior, q: Posterior, noise: Tensor) -> tuple[Tensor, Ten
     """
     if isinstance(q, DiagonalGaussian) and isinstance(prior, Factorised):
         return prior.draw_and_kl(q.mean, q.log_sd, noise)
-    drawn, kl = q.draw(noise), exact_kl(prior, q)
-    if kl is None:
-        kl = -log_ratio(prior, q, drawn).mean(0).unsqueeze(-1)
-    return drawn.z, kl
+    drawn = q.draw(noise)
+    return drawn.z, kl_of_draws(prior, q, drawn, log_ratio(prior, q, drawn))
 
 
 def fixed(prior: Prior) -> Prior:
@@ -478,4 +538,6 @@ def numbers_of(prior: Prior) -> int:
         >>> numbers_of(StandardNormal(2)), numbers_of(fixed(MixtureOfGaussians(2, 3)))
         (2, 6)
     """
+    if isinstance(prior, TopDownPrior | CodePrior):
+        return prior.numbers
     return prior.mean.numel() if isinstance(prior, GaussianComponents) else prior.latent

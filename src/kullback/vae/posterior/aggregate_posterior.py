@@ -23,7 +23,9 @@ from ..latents import (
     InverseAutoregressive,
     Posterior,
     Prior,
+    Quantised,
     StandardNormal,
+    TopDown,
     exact_kl,
     fixed,
     numbers_of,
@@ -84,7 +86,8 @@ class Aggregate:
 def aggregate(model: VAE, x: Tensor, *, seed: int = 0) -> Aggregate:
     """Bound KL(q(z) ‖ p(z)) and I(x; z) with the mixture of q(z|x) over the first 2,000 items of x.
 
-    With an inverse autoregressive flow over the first 300, whose density takes many passes.
+    With an inverse autoregressive flow or several layers over the first 300: their density takes
+    several passes.
 
     Args:
         model: The model.
@@ -95,7 +98,7 @@ def aggregate(model: VAE, x: Tensor, *, seed: int = 0) -> Aggregate:
         The bounds, with errors over items.
 
     Raises:
-        ArgumentValueError: Fewer than 3 items, or x does not fit the model.
+        ArgumentValueError: Fewer than 3 items, a quantised posterior, or x does not fit the model.
 
     Example:
         >>> from ..model import build
@@ -104,8 +107,10 @@ def aggregate(model: VAE, x: Tensor, *, seed: int = 0) -> Aggregate:
         4
     """
     x = model.check(x)
+    continuous = not isinstance(model.family, Quantised)
+    require(continuous, "posterior", "a density q(z|x)", "quantised: one code for each x")
     most = AGGREGATE_ITEMS
-    if isinstance(model.family, InverseAutoregressive):  # log q takes a pass for each dimension
+    if isinstance(model.family, InverseAutoregressive | TopDown):  # log q takes several passes
         most = AGGREGATE_FLOW_ITEMS
     x = x[:most]
     with torch.no_grad():

@@ -12,19 +12,19 @@ Wu, Burda, Salakhutdinov and Grosse (2017), "On the quantitative analysis of dec
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kullback.core import Estimate, describe, require
 from kullback.sampled import effective_sample_size, log_evidence, log_mean_exp
 
-from ..evidence import LatentVariableModel
-from ..latents import Posterior, Prior, fixed, log_ratio, numbers_of
+from ..evidence import LatentVariableModel, outputs_of
+from ..latents import Codes, Posterior, Prior, fixed, log_ratio, numbers_of
 from ..limits import ANNEALED_OUTPUTS, SETTLED_LOG_VARIANCE
+from ..networks import weights_held
 
 __all__ = ["Annealed", "Annealing", "anneal"]
 
@@ -62,6 +62,23 @@ class Annealing:
         require(self.temperatures >= 2, "temperatures", "at least 2", self.temperatures)
         require(self.leapfrog >= 1, "leapfrog", "at least 1", self.leapfrog)
         require(self.pilots >= 2, "pilots", "at least 2", self.pilots)
+
+    def evaluations(self, *, backward: bool = False) -> int:
+        """Return how often log p(x, z) and its gradient are evaluated for one image.
+
+        Args:
+            backward: Whether chains run back from an exact posterior draw too.
+
+        Returns:
+            The count: of pilots, twice over half of the temperatures, and of the chains.
+
+        Example:
+            >>> Annealing(chains=2, temperatures=4, leapfrog=1, pilots=2).evaluations()
+            20
+        """
+        pilots = 2 * (1 + self.leapfrog * max(2, self.temperatures // 2))
+        chains = self.chains * (1 + self.leapfrog * (self.temperatures - 1))
+        return self.pilots * pilots + (2 if backward else 1) * chains
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +154,7 @@ def anneal(
         The weights.
 
     Raises:
-        ArgumentValueError: No images, or `exact` of another shape.
+        ArgumentValueError: No images, a quantised posterior, or `exact` of another shape.
 
     Example:
         >>> from ..model import build
@@ -148,13 +165,16 @@ def anneal(
     """
     settings = settings or Annealing()
     require(len(x) >= 1, "x", "at least 1 image", len(x))
-    with _weights_fixed(model), torch.no_grad():
+    with weights_held(model), torch.no_grad():
         q, prior = model.approximate_posterior(x), fixed(model.prior)
+        continuous = not isinstance(q, Codes)
+        why = "a density q(z|x), from which chains can move to p(z|x)"
+        require(continuous, "posterior", why, "quantised: one code for each x")
         if exact is not None:
             fits = exact.shape == q.centre.shape
             require(fits, "exact", f"[{len(x)}, {q.centre.shape[1]}]", describe(exact))
-        outputs = max(numbers_of(prior), model.parameters_of(q.centre[:1]).numel())
-        images = max(1, ANNEALED_OUTPUTS // (settings.chains * max(1, outputs)))
+        outputs = max(numbers_of(prior), outputs_of(model, q))
+        images = max(1, ANNEALED_OUTPUTS // (settings.chains * outputs))
         parts = []
         for start in range(0, len(x), images):
             part = slice(start, start + images)
@@ -168,20 +188,6 @@ def anneal(
         torch.cat(backward) if backward else None,
         torch.cat([one.acceptance for one in parts]),
     )
-
-
-@contextmanager
-def _weights_fixed(model: LatentVariableModel) -> Iterator[None]:
-    """Let no gradient flow to the model's weights inside a `with` block: half the work."""
-    weights = list(model.parameters()) if isinstance(model, nn.Module) else []
-    wanted = [one.requires_grad for one in weights]
-    for one in weights:
-        one.requires_grad = False
-    try:
-        yield
-    finally:
-        for one, flag in zip(weights, wanted, strict=True):
-            one.requires_grad = flag
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from kullback.core import Estimate, require
 
 from ..evaluation import over_images
-from ..evidence import bounds
+from ..evidence import bounds, outputs_of
 from ..latents import Encoded, Posterior, draw_with_kl, fixed
 from ..limits import ANNEALED_OUTPUTS, COLLAPSED_KL, SETTLED_WIDTH
 from ..model import VAE
@@ -166,7 +166,7 @@ def measure_gap(
     )
     refitting = refitting or Refit()
     with torch.no_grad():
-        outputs = model.parameters_of(model.approximate_posterior(x[:1]).centre).numel()
+        outputs = outputs_of(model, model.approximate_posterior(x[:1]))
     images = max(1, ANNEALED_OUTPUTS // (refitting.draws * outputs))
     elbos = [_elbos(model, part, refitting, generator) for part in torch.split(x, images)]
     columns = [torch.cat(column).double().cpu() for column in zip(*elbos, strict=True)]
@@ -282,7 +282,8 @@ def _refitted(model: VAE, x: Tensor, settings: Refit, generator: torch.Generator
         z, kl = draw_with_kl(prior, q_now(), noise)
         likelihood = model.likelihood.log_prob(model.parameters_of(z), x).mean(0)
         loss = (kl.sum(-1) - likelihood).sum()
-        for one, gradient in zip(moved, torch.autograd.grad(loss, moved), strict=True):
+        gradients = torch.autograd.grad(loss, moved, allow_unused=True, materialize_grads=True)
+        for one, gradient in zip(moved, gradients, strict=True):
             one.grad = gradient
         optimiser.step()
     with torch.no_grad():

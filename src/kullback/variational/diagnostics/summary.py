@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from kullback.core import RunError, import_extra, require
+from kullback.core import RunError, require
 from kullback.sampled import pareto_smooth
 from kullback.variational import limits
+from kullback.variational.predictions import to_arviz
 from kullback.variational.target.density import Target
 
 from .diagnose import Diagnosis, diagnose_beyond, diagnose_sample
@@ -311,36 +312,6 @@ def resample(
     picked = torch.searchsorted(share.cumsum(0), places).clamp_max(len(share) - 1)
     picked = picked[torch.randperm(n, generator=generator)]
     return fit.target.constrain(pool.draws[picked])
-
-
-def to_arviz(fit: Fitted, draws: dict[str, Tensor] | None = None) -> Any:
-    """Return an ArviZ data tree with the group `posterior`: one chain of the fit's draws.
-
-    Args:
-        fit: what `fit` or `load` returned.
-        draws: `{name: [n, *shape]}`, such as `resample` returns; by default those of q. Then log p
-            and log q at them go to the group `sample_stats`, so that weights can be computed there.
-
-    Returns:
-        What `arviz_base.from_dict` makes: arrays `[1, n, *shape]`, by name.
-
-    Raises:
-        MissingExtraError: where arviz-base is not installed.
-
-    Example:
-        >>> from kullback.variational import fit
-        >>> tree = to_arviz(fit(lambda z: -0.5 * (z * z).sum(), 2))
-        >>> tree["posterior"]["z"].shape
-        (1, 4000, 2)
-    """
-    arviz: Any = import_extra("arviz_base", "arviz")
-    own = draws is None
-    values = fit.target.constrain(fit.draws) if draws is None else draws
-    groups = {"posterior": {name: value.detach()[None].numpy() for name, value in values.items()}}
-    if own:
-        logs = {"lp": fit.log_p, "log_q": fit.log_q}
-        groups["sample_stats"] = {name: value[None].numpy() for name, value in logs.items()}
-    return arviz.from_dict(groups)
 
 
 def _flat(target: Target, z: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Which to use: `Target.of(log_density, parameters)` for a function of one point; with `data=` for a
 likelihood over rows, evaluated a batch of rows at a time, so that memory does not grow with them;
 `Target.of_score(score, dim)` for a model of another program that gives log p and its gradient.
-`Target.from_numpyro`, `Target.from_pyro` and `Target.from_pymc` take a model of these as it is.
+`Target.from_numpyro`, `from_pyro`, `from_pymc` and `from_stan` take a model of these as it is.
 Everything else in this folder sees a `Target`: `log_density(z)` and `score(z)` over many points at
 once, the Jacobians of constraints included.
 """
@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,9 @@ from kullback.variational import limits
 
 from .batches import Rows, in_pieces, score_in_pieces
 from .parameters import Layout, Outside, Parameters
-from .programs import Model, numpyro_model, pymc_model, pyro_model
+from .programs import Compiling, Model, numpyro_model, pymc_model, pyro_model
+from .simulation import Simulation
+from .stan import stan_model
 
 __all__ = ["PointDensity", "RowsDensity", "Target"]
 
@@ -84,6 +87,8 @@ class Target:
         piece: how many points are differentiated together.
         scored: log p and its gradient at z, where another program has them (`of_score`).
         refusals: how many points the density refused by an exception so far; they have log p −inf.
+        simulation: what another program's model says of its data, or None.
+        compiling: how long another program's compilers took so far.
 
     Example:
         >>> target = Target.of(lambda z: -0.5 * (z * z).sum(), 2)
@@ -99,6 +104,8 @@ class Target:
     piece: int = limits.MIN_PIECE
     scored: "Score | None" = None
     refusals: Refusals = field(default_factory=Refusals, compare=False, repr=False)
+    simulation: Simulation | None = None
+    compiling: Compiling = field(default_factory=Compiling, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -277,7 +284,8 @@ class Target:
                 points = [other.values({k: v[i] for k, v in reals.items()}) for i in range(len(z))]
             return {key: torch.stack([point[key] for point in points]) for key in points[0]}
 
-        made = cls._of_model(Model(inner.score, constrain, other.names), inner.refusals)
+        model_at = Model(inner.score, constrain, other.names, simulation=other.simulation)
+        made = cls._of_model(model_at, inner.refusals)
         return replace(made, looped=inner.looped)
 
     @classmethod
@@ -302,13 +310,54 @@ class Target:
         return cls._of_model(pymc_model(model))
 
     @classmethod
+    def from_stan(
+        cls, model: str | Path, data: Mapping[str, Any] | str | Path | None = None
+    ) -> "Target":
+        """Build a target from a Stan program and its data, compiled by Stan's own compiler.
+
+        Log p and its gradient are Stan's, with Jacobians and all constants, many points a call.
+        Values are the parameters and transformed parameters; generated quantities are computed by
+        `fit.predict()` and `to_arviz`. A C++ compiler must be there; a model takes about half a
+        minute to compile, once: the result is kept in the user's cache folder.
+
+        Args:
+            model: a path to a `.stan` file, or the program's text.
+            data: values by name, or a path to a JSON file, as CmdStan takes it.
+
+        Returns:
+            The target; `fit(target)` takes it.
+
+        Raises:
+            MissingExtraError: without httpstan (PyStan's engine): `pip install 'kullback[stan]'`.
+            ArgumentValueError: for a program that Stan refuses, with its words; for data that are
+                not what it declares; for complex or tuple variables.
+            ArgumentTypeError: for data that are no mapping.
+            DataError: for a file that cannot be read.
+            RunError: without a C++ compiler, or where it fails.
+
+        Example:
+            >>> Target.from_stan("model.txt")
+            Traceback (most recent call last):
+                ...
+            kullback.core.errors.ArgumentValueError: model: expected a .stan file; got ...
+        """
+        return cls._of_model(stan_model(model, data))
+
+    @classmethod
     def _of_model(cls, model: Model, refusals: Refusals | None = None) -> "Target":
         """Build a target from another program's model; points where log p is NaN are refused."""
         refusals = refusals or Refusals()
-        score = _without_nan(model.score, refusals)
+        score = _without_nan(model, refusals)
         dim = len(model.names)
-        made = cls.of_score(score, dim, constrain=model.constrain, names=model.names)
-        return replace(made, refusals=refusals)
+        made = cls.of_score(score, dim, names=model.names)
+        outside = Outside.of(model.constrain, dim, model.unconstrain)
+        return replace(
+            made,
+            layout=replace(made.layout, outside=outside),
+            refusals=refusals,
+            simulation=model.simulation,
+            compiling=model.compiling,
+        )
 
     @property
     def dim(self) -> int:
@@ -504,16 +553,16 @@ def _checked(score: Score, dim: int, *, pad: bool) -> Score:
     return checked
 
 
-def _without_nan(score: Score, refusals: Refusals) -> Score:
+def _without_nan(model: Model, refusals: Refusals) -> Score:
     """Count points where log p is NaN as refused: another program leaves its bounds so."""
 
     def scored(z: Tensor) -> tuple[Tensor, Any]:
-        value, gradient = score(z)
+        value, gradient = model.score(z)
         value = torch.as_tensor(value, dtype=torch.float64)
         bad = value.isnan()
         if bool(bad.any()):
             refusals.count += int(bad.sum())
-            refusals.words = "log p is NaN"
+            refusals.words = model.reason()
             value = value.masked_fill(bad, refusals.value)
         return value, gradient
 

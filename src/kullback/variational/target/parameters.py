@@ -429,6 +429,8 @@ class Layout:
         >>> layout.unconstrain({"mu": 3.0, "tau": 1.0})
         tensor([3., 0.], dtype=torch.float64)
         """
+        if self.outside is not None and self.outside.inverse is not None:
+            return torch.as_tensor(self.outside.inverse(values), dtype=torch.float64)
         known = self.outside is None
         require(known, "values", "z itself, unconstrained", "values of another program's model")
         require(set(values) == set(self.parts), "values", f"names {[*self.parts]}", [*values])
@@ -453,13 +455,22 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """Another program's map from unconstrained z to named values, `[n, *shape]` each."""
+    """Another program's map from unconstrained z to named values, `[n, *shape]` each.
+
+    inverse: back from one value of every parameter, by name, to z `[dim]`, where it has one.
+    """
 
     function: Callable[[Tensor], Mapping[str, Any]]
     shapes: dict[str, tuple[int, ...]]
+    inverse: Callable[[Mapping[str, Any]], Any] | None = None
 
     @classmethod
-    def of(cls, function: Callable[[Tensor], Mapping[str, Any]], dim: int) -> "Outside":
+    def of(
+        cls,
+        function: Callable[[Tensor], Mapping[str, Any]],
+        dim: int,
+        inverse: Callable[[Mapping[str, Any]], Any] | None = None,
+    ) -> "Outside":
         """Ask for the values at one point, to know names and shapes."""
         values = function(torch.zeros(1, dim, dtype=torch.float64))
         require_type(values, Mapping, "constrain", "a mapping of names to arrays [n, *shape]")
@@ -468,7 +479,7 @@ class Outside:
             shape = tuple(torch.as_tensor(value).shape)
             require(shape[:1] == (1,), f"constrain: {name}", "an array [n, *shape]", list(shape))
             shapes[name] = shape[1:]
-        return cls(function, shapes)
+        return cls(function, shapes, inverse)
 
     def constrain(self, z: Tensor) -> dict[str, Tensor]:
         """Return the values at z `[*batch, dim]`, `[*batch, *shape]` each, without a graph."""

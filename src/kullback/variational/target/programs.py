@@ -9,8 +9,9 @@ Jacobians are the other program's, so names and shapes are those that its own sa
 import contextlib
 import inspect
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -29,10 +30,27 @@ from kullback.core import (
 from kullback.variational import limits
 
 from .parameters import Layout
+from .simulation import Simulation, numpyro_simulation, pymc_simulation, pyro_simulation
 
 __all__ = ["Model", "PyroModel", "numpyro_model", "pymc_model", "pyro_model"]
 
 Arrays = Callable[[Any], Any]  # of many points `[n, dim]`: arrays with a leading `[n]`
+
+
+@dataclass(slots=True)
+class Compiling:
+    """How long other programs' compilers took so far, in seconds."""
+
+    seconds: float = 0.0
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the time of a block."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +58,18 @@ class Model:
     """A model of another program on unconstrained z: log p and gradient, values, names.
 
     score: z `[n, dim]` to log p `[n]`, with Jacobians, and its gradient `[n, dim]`. constrain: z to
-    values `[n, *shape]` by name. names: of the entries of z.
+    values `[n, *shape]` by name. names: of the entries of z. compiling: the time it took.
+    reason: why the last point with a NaN was refused. unconstrain: one value of every parameter to
+    z. simulation: what it says of its data.
     """
 
     score: Callable[[Tensor], tuple[Any, Any]]
     constrain: Callable[[Tensor], Mapping[str, Any]]
     names: tuple[str, ...]
+    compiling: Compiling = field(default_factory=Compiling)
+    reason: Callable[[], str] = lambda: "log p is NaN"
+    unconstrain: Callable[[Mapping[str, Any]], Any] | None = None
+    simulation: Simulation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +77,14 @@ class PyroModel:
     """A Pyro model at ONE unconstrained point: log p and values, of one keyword a parameter.
 
     log_density: reals by name to log p, with Jacobians. values: reals by name to values by name.
-    reals: shapes of the reals by name. names: of the entries of z.
+    reals: shapes of the reals by name. names: of the entries of z. simulation: as in `Model`.
     """
 
     log_density: Callable[..., Tensor]
     values: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     reals: dict[str, tuple[int, ...]]
     names: tuple[str, ...]
+    simulation: Simulation
 
 
 def numpyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Model:
@@ -100,14 +125,19 @@ def numpyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
             with jax.enable_x64(True):  # noqa: FBT003
                 return jax.tree.map(np.array, compiled(z))
 
-        return _padded(called, piece)
+        return _padded(called, piece, compiling)
 
+    compiling = Compiling()
     piece = _piece(np.size(site["value"]) for site in sites.values())
     shapes = {name: (np.shape(free[name]), np.shape(inits[name])) for name in sorted(free)}
+    scored, constrained = in_float64(score), in_float64(constrain)
+    simulation = numpyro_simulation(lambda: model(*args, **kwargs), sites)
     return Model(
-        lambda z: _in_pieces(in_float64(score), z, piece),
-        lambda z: _in_pieces(in_float64(constrain), z, piece),
+        lambda z: _in_pieces(scored, z, piece),
+        lambda z: _in_pieces(constrained, z, piece),
         _names(shapes),
+        compiling=compiling,
+        simulation=simulation,
     )
 
 
@@ -171,7 +201,12 @@ def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Py
         for name, shape in shapes.items()
     }
     names = _names({name: (reals[name], shapes[name]) for name in drawn})
-    return PyroModel(log_density, values, reals, names)
+
+    def in_double() -> Any:
+        with _torch_in_double(), pyro.validation_enabled(False):  # noqa: FBT003
+            return model(*args, **kwargs)
+
+    return PyroModel(log_density, values, reals, names, pyro_simulation(in_double, sites))
 
 
 def pymc_model(model: Any) -> Model:
@@ -206,8 +241,10 @@ def pymc_model(model: Any) -> Model:
         function: Arrays = graphs.compile([batch], vectorised(each, {flat: batch}))
         return function
 
-    score = compiled([log_p, pytensor.grad(log_p, flat)])
-    constrain = compiled(outputs[1:])
+    compiling = Compiling()
+    with compiling.timed():
+        score = compiled([log_p, pytensor.grad(log_p, flat)])
+        constrain = compiled(outputs[1:])
 
     observed = (model.rvs_to_values[rv].shape.eval() for rv in model.observed_RVs)
     piece = _piece([sum(math.prod(shape) for shape in observed) + flat_size])
@@ -219,12 +256,19 @@ def pymc_model(model: Any) -> Model:
         arrays = many(constrain, z)
         return {rv.name: array for rv, array in zip(shown, arrays, strict=True)}
 
-    first = named(torch.zeros(1, flat_size))
+    with compiling.timed():
+        first = named(torch.zeros(1, flat_size))
     shapes = {}
     for value in model.continuous_value_vars:
         name = model.values_to_rvs[value].name
         shapes[name] = (np.shape(start[value.name]), first[name].shape[1:])
-    return Model(lambda z: many(score, z), named, _names(shapes))
+    return Model(
+        lambda z: many(score, z),
+        named,
+        _names(shapes),
+        compiling=compiling,
+        simulation=pymc_simulation(model),
+    )
 
 
 def _switched(log_p: Any) -> Any:
@@ -321,15 +365,19 @@ def _in_pieces(function: Arrays, z: Tensor, piece: int) -> Any:
     return _each(lambda *arrays: np.concatenate(arrays), *results)
 
 
-def _padded(function: Arrays, most: int) -> Arrays:
+def _padded(function: Arrays, most: int, compiling: Compiling) -> Arrays:
     """Let a function see few numbers of points, 64, 512, … and `most`: each is compiled for."""
+    known: set[int] = set()
 
     def called(part: Any) -> Any:
         size = limits.FEWEST_COMPILED
         while size < len(part):
             size = min(most, size * limits.COMPILED_STEP)
         asked = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-        return _each(lambda array: array[: len(part)], function(asked))
+        with contextlib.nullcontext() if size in known else compiling.timed():
+            found = function(asked)
+        known.add(size)
+        return _each(lambda array: array[: len(part)], found)
 
     return called
 
