@@ -105,7 +105,9 @@ def _new_run(
     from kullback import vae
 
     name, reason = vae.choose(dataset.kind, model.likelihood)
-    say(f"likelihood: {name} ({reason})")
+    beside = model.resolved(dataset.event_shape, dataset.kind).neighbours
+    said = f", each pixel given {beside} before it too" if beside else ""
+    say(f"likelihood: {name} ({reason}){said}")
     log(f"{model}; {training}")
     settings: Any = {"architecture": model, "training": training} | where
     return partial(vae.train, dataset, **settings)
