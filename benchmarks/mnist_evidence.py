@@ -1,13 +1,14 @@
 """Evidence on MNIST after a few minutes of training on this machine, from scratch.
 
     python benchmarks/mnist_evidence.py [--minutes 3] [--draws 5000] [--data mnist.npz]
-                                        [--decoder bfloat16] [--work DIR --only …]
+                                        [--decoder bfloat16] [--neighbours 4] [--work DIR --only …]
 
 Protocol: dynamic binarisation in training, one fixed binarisation of the 10,000 test images (seed
 0); L_5000 on all of them. The minutes count from the start of this process, imports and reading
 included. Two models: the library's convolutional default with a tightened end (`kullback train
 mnist.npz --binarize dynamic --tighten 0.4 --draws 4`), and the classic 784-200-200-50 tanh network
-of Burda et al. (2016) with its curve over the minutes. Prints JSON and writes it to
+of Burda et al. (2016) with its curve over the minutes. With `--neighbours` the first alone, bits
+given those before them; its row is added. Prints JSON and writes it to
 benchmarks/results/mnist_evidence.json.
 
 The data are not part of the package: an .npz with x_train and x_test, uint8 28x28.
@@ -98,10 +99,10 @@ def keep(work, name, rows):
     write_json(work / f"{name}.json", [row for row, _ in rows])
 
 
-def train_default(data, minutes, work):
+def train_default(data, minutes, work, neighbours):
     left = minutes - (time.perf_counter() - START + 2.5) / 60
     settings = Training(minutes=left, tighten=0.4, draws=4)
-    kept = train(data, Architecture(), settings, [])
+    kept = train(data, Architecture(neighbours=neighbours), settings, [])
     seconds = time.perf_counter() - START
     step, _, weights = kept[-1]
     epochs = step * settings.batch_size / len(data.train)
@@ -116,9 +117,9 @@ def train_classic(data, minutes, work):
     keep(work, "classic", [({"steps": n, "training_seconds": s}, w) for n, s, w in kept])
 
 
-def measure_default(data, draws, most, work, precision):
+def measure_default(data, draws, most, work, precision, *, neighbours):
     """Measure on all images with `most` draws and, when that is fewer, on 1,000 with `draws`."""
-    model = build(data.event_shape, data.kind, Architecture())
+    model = build(data.event_shape, data.kind, Architecture(neighbours=neighbours))
     (row,) = read_json(work / "default.json")
     weights = load_tensors(work / "default-0.safetensors")
     few = [measured(model, weights, data.test[:200], 100, p) for p in (torch.float32, precision)]
@@ -152,21 +153,25 @@ def main():
     parser.add_argument("--only", choices=parts)
     parser.add_argument("--decoder", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--most", type=int, default=5000, help="draws on all images, default model")
+    parser.add_argument("--neighbours", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = load(options.data, binarize="dynamic")
     work = options.work or Path(tempfile.mkdtemp())
     work.mkdir(exist_ok=True)
     if options.only in (None, "train default"):
-        train_default(data, options.minutes, work)
-    if options.only in (None, "train classic"):
+        train_default(data, options.minutes, work, options.neighbours)
+    if options.only in (None, "train classic") and not options.neighbours:
         train_classic(data, options.minutes, work)
     if options.only in parts[:2]:
         return
     precision = getattr(torch, options.decoder)
-    if options.only == "measure default":
+    beside = {"neighbours": options.neighbours}
+    if options.only == "measure default" or options.neighbours:
         result = read_json(RESULTS / "mnist_evidence.json")
-        result["default"] = measure_default(data, options.draws, options.most, work, precision)
+        row = measure_default(data, options.draws, options.most, work, precision, **beside)
+        name = f"{options.neighbours} neighbours, {options.minutes:g} minutes"
+        result[name if options.neighbours else "default"] = row
         finish("mnist_evidence", result)
         return
     protocol = describe_protocol(data.protocol | {"source": options.data.name})
@@ -180,7 +185,9 @@ def main():
         "classic 784-200-200-50": measure_classic(data, options.draws, work),
     }
     finish("mnist_evidence", result)
-    result["default"] = measure_default(data, options.draws, options.most, work, precision)
+    result["default"] = measure_default(
+        data, options.draws, options.most, work, precision, **beside
+    )
     finish("mnist_evidence", result)
 
 
