@@ -87,7 +87,7 @@ def test_both_directions_exactly(tmp_path, capsys):
     ("text", "arguments", "code", "message"),
     [
         (None, [], 3, "no such file"),
-        ("parameters = 1", [], 3, "no function 'log_density'"),
+        ("parameters = 1", [], 3, "no function or model 'log_density'"),
         ("def log_density(z):\n    return z.sum()", [], 3, "says nothing about its parameters"),
         ("import nonsense_of_no_kind", [], 3, "target.py, line 1: ModuleNotFoundError"),
         ("x = (", [], 3, "target.py, line 1: SyntaxError"),
