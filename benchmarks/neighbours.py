@@ -12,6 +12,7 @@ writes it to benchmarks/results/neighbours.json.
 import argparse
 import math
 import time
+from pathlib import Path
 
 import torch
 from measuring import finish, machine
@@ -81,7 +82,7 @@ def main():
     }
     for source in options.data:
         data = load(source, binarize=options.binarize)
-        name = f"{data.kind}, {len(data.train):,} of {list(data.event_shape)}, {source[-20:]}"
+        name = f"{data.kind}, {len(data.train):,} of {list(data.event_shape)}, {Path(source).name}"
         rows = result["sets"].setdefault(name, {})
         for seed in options.seeds:
             rows[f"seed {seed}"] = compared(data, options, seed)
