@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from kullback.core import require
 
 from ..networks import real
-from .levels import Event
+from .levels import Event, Likelihood
 
 __all__ = ["OFFSETS", "Movable", "Neighbours"]
 
@@ -24,11 +24,10 @@ __all__ = ["OFFSETS", "Movable", "Neighbours"]
 OFFSETS = ((-1, 0), (0, -1), (-1, -1), (1, -1))
 
 
-class Movable(Protocol):
-    """What `Neighbours` asks of a likelihood of images, `Bernoulli` and `DiscretisedLogistics`."""
+class Movable(Likelihood, Protocol):
+    """What `Neighbours` asks of a likelihood besides; `Bernoulli` and the logistics have it."""
 
     event: Event
-    channels: int
 
     @property
     def moves(self) -> int:
@@ -49,22 +48,6 @@ class Movable(Protocol):
 
     def at(self, places: int) -> Self:
         """Return this likelihood for as many of its places, side by side."""
-        ...
-
-    def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
-        """As in `Likelihood`."""
-        ...
-
-    def mean(self, parameters: Tensor) -> Tensor:
-        """As in `Likelihood`."""
-        ...
-
-    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
-        """As in `Likelihood`."""
-        ...
-
-    def initial_bias(self, mean: Tensor) -> Tensor:
-        """As in `Likelihood`."""
         ...
 
 

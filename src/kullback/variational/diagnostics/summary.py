@@ -16,7 +16,7 @@ from torch import Tensor
 from kullback.core import RunError, require
 from kullback.sampled import pareto_smooth
 from kullback.variational import limits
-from kullback.variational.predictions import to_arviz
+from kullback.variational.predictions import Drawn, to_arviz
 from kullback.variational.target.density import Target
 
 from .diagnose import Diagnosis, diagnose_beyond, diagnose_sample
@@ -117,24 +117,8 @@ def _columns(values: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> Tenso
     return torch.cat([values[n].detach().double().reshape(len(values[n]), -1) for n in names], 1)
 
 
-class Fitted(Protocol):
-    """What is judged: a `Fit`, or anything with these parts."""
-
-    @property
-    def target(self) -> Target:
-        """The density p."""
-
-    @property
-    def draws(self) -> Tensor:
-        """Draws of q, `[n, d]`, unconstrained."""
-
-    @property
-    def log_p(self) -> Tensor:
-        """Log p at the draws, `[n]`, nats."""
-
-    @property
-    def log_q(self) -> Tensor:
-        """Log q at the draws, `[n]`, nats."""
+class Fitted(Drawn, Protocol):
+    """What is judged: a `Fit`, or anything with these parts; densities are in nats."""
 
     @property
     def scores(self) -> tuple[Tensor, Tensor]:
