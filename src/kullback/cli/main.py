@@ -24,6 +24,7 @@ from kullback.core import (
     __version__,
     message,
     printable,
+    processes,
     require,
 )
 
@@ -423,7 +424,8 @@ def _placed(text: str) -> str:
 
 
 def _failed(text: str, code: int) -> int:
-    sys.stderr.write(f"kullback: {printable(text)}\n")
+    if processes.speaks():
+        sys.stderr.write(f"kullback: {printable(text)}\n")
     return code
 
 

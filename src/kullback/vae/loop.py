@@ -165,12 +165,21 @@ def require_parts_fit(model: VAE, settings: Training) -> None:
 
 
 def require_equal_shares(
-    settings: Training, examples: int, group: processes.Processes, *, resumed: bool = False
+    model: VAE,
+    settings: Training,
+    examples: int,
+    group: processes.Processes,
+    *,
+    resumed: bool = False,
 ) -> None:
     """Raise an ArgumentValueError where a step's batch does not divide over the processes.
 
     resumed: whether the batch is that of a run begun, so that only the processes can change.
     """
+    kinds = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
+    mixes = next((n for n, one in model.named_modules() if isinstance(one, kinds)), "")
+    why = "no BatchNorm with several processes, each of which sees a share of the batch"
+    require(not mixes or group.size == 1, "modules", why, mixes, "GroupNorm or SyncBatchNorm")
     n, size = min(settings.batch_size, examples), group.size
     if n % size == 0:
         return
@@ -233,7 +242,7 @@ def fit(
     """
     require_parts_fit(model, settings)
     shared = SharedStep(processes.Processes()) if shared is None else shared
-    require_equal_shares(settings, len(data.train), shared.group, resumed=state.step > 0)
+    require_equal_shares(model, settings, len(data.train), shared.group, resumed=state.step > 0)
     flat, optimiser = state.flat, state.optimiser
     per_epoch = max(1, len(data.train) // settings.batch_size)
     started = clock() - state.seconds

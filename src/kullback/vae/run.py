@@ -167,6 +167,7 @@ def train(
     dataset = data if isinstance(data, Dataset) else load(data, levels=levels)
     training = training or Training.usual(dataset.kind, dataset.event_shape)
     where = pick_device(device)
+    processes.own_gpu(str(where))  # told before anything is written
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
     rest, _ = hold_out(dataset, training.validation, seed=training.seed)
     own = Parts(encoder, decoder, likelihood, prior)
@@ -177,7 +178,7 @@ def train(
         model.check(dataset.train)
         model.check(dataset.test)
     group = processes.current()
-    require_equal_shares(training, len(rest.train), group)
+    require_equal_shares(model, training, len(rest.train), group)
     config = _describe(model, dataset, training, where, threads)
     same = {name: config[name] for name in ("model", "training", "data", "precision")}
     group.require_same("settings and data", same)
@@ -238,8 +239,8 @@ def resume(
             raise DataError(f"{path}: {what}: the hashes differ")
         settings, _, _ = _read_settings(config, path)
         rest, _ = hold_out(dataset, settings.validation, seed=settings.seed)
-        require_equal_shares(settings, len(rest.train), group, resumed=True)
         model = _fresh_model(rest, spec.architecture, settings.seed, spec, parts=parts)
+        require_equal_shares(model, settings, len(rest.train), group, resumed=True)
         watch = Watch(progress, stop, checkpoint_seconds, group)
         return _drive(path, model, dataset, config, watch)
 
