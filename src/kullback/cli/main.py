@@ -390,7 +390,7 @@ def _code(given: list[str]) -> int:
     """Run the command; return its exit code, and say on standard error what went wrong."""
     try:
         try:
-            code = app(given, result_action="return_value")
+            code = app(given, result_action="return_value", print_error=processes.speaks())
             log("done")
         finally:
             sys.stdout.flush()

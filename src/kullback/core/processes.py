@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,9 +121,7 @@ class Processes:
         except RuntimeError as error:
             late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
             what = f"did not answer in {_seconds():g} s" if late else "has ended or was killed"
-            raise LostProcessError(
-                f"processes: one of the other {self.size - 1} {what}"
-            ) from error
+            raise LostProcessError(f"processes: another of the {self.size} {what}") from error
 
 
 def current() -> Processes:
@@ -254,9 +253,13 @@ def _elect(store: Any, rank: int, error: Exception) -> None:
         if rank == 0:
             store.set(key, "0")
             return
-        store.set_timeout(timedelta(seconds=SECONDS_TO_SPEAK))
-        store.wait([key])
-    except RuntimeError:  # the first one has told nothing
-        _elected = store.add(f"{key} by another", 1) == 1
-        if _elected and error.args:
-            error.args = (f"process {rank}: {error}", *error.args[1:])
+        last = time.monotonic() + SECONDS_TO_SPEAK
+        while not store.check([key]):
+            if time.monotonic() > last:
+                _elected = store.add(f"{key} by another", 1) == 1
+                break
+            time.sleep(0.1)
+    except RuntimeError:  # torchrun, which holds the store, is gone
+        return
+    if _elected and error.args:
+        error.args = (f"process {rank}: {error}", *error.args[1:])
