@@ -24,7 +24,7 @@ from kullback.core.processes import LostProcessError, Processes
 from kullback.data import Dataset
 from kullback.vae import Architecture, Bounds, Training, build, image_bounds, summarise
 from kullback.vae.checkpoint import State
-from kullback.vae.loop import NonFiniteError, SharedStep, batches, fit, require_equal_shares
+from kullback.vae.loop import NonFiniteError, SharedStep, fit, require_equal_shares
 
 WAIT = 60.0  # seconds for another thread or process: more is a failure
 
@@ -217,7 +217,9 @@ def test_a_budget_of_minutes_ends_all_at_the_same_step():
     def run(group):
         ticks = iter(range(10_000))
         speed = (0.01, 0.5, 0.0001)[group.rank]
-        found = played(data, settings, several[group.rank], group, clock=lambda: next(ticks) * speed)
+        found = played(
+            data, settings, several[group.rank], group, clock=lambda: next(ticks) * speed
+        )
         return found.state
 
     states = together(3, run)
@@ -329,7 +331,7 @@ def test_batch_norm_is_refused_with_several_processes():
 @pytest.mark.parametrize("count", [0, 1, 5, 14])
 def test_shares_are_all_items_once_in_order(size, count):
     parts = [list(range(count))[Processes(rank, size).share(count)] for rank in range(size)]
-    assert sum(parts, []) == list(range(count))
+    assert [one for part in parts for one in part] == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -467,7 +469,9 @@ def test_a_process_that_hangs_ends_the_run_with_a_message(pixels, tmp_path):
     held = workers(run)[1]
     os.kill(held, signal.SIGSTOP)
     first = workers(run)[0]
-    wait_for(lambda: not Path(f"/proc/{first}").exists() or first not in workers(run).values(), process)
+    wait_for(
+        lambda: not Path(f"/proc/{first}").exists() or first not in workers(run).values(), process
+    )
     os.kill(held, signal.SIGKILL)
     code, _, error = ended(process)
     assert code != 0

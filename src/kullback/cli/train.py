@@ -239,9 +239,7 @@ def draws_for(data: "Dataset") -> int:
     return max((k for k in CLOSING_DRAWS if k * numbers <= most), default=min(CLOSING_DRAWS))
 
 
-def close(
-    outcome: "Outcome", *, as_json: bool, group: processes.Processes | None = None
-) -> None:
+def close(outcome: "Outcome", *, as_json: bool, group: processes.Processes | None = None) -> None:
     """Evaluate a finished run, write `evaluation.json` and `report.html`, and print the table.
 
     Model and data are those in memory; data are read again only where a resumed run has none.

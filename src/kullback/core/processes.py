@@ -223,8 +223,9 @@ def joined(*, gpus: bool = False) -> Iterator[Processes]:
         return
     import torch
     from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
 
-    store, rank, size = next(iter(distributed.rendezvous("env://")))
+    store, rank, size = next(iter(rendezvous("env://")))
     nccl = gpus and torch.cuda.is_available() and distributed.is_nccl_available()
     if nccl:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0))
