@@ -24,6 +24,7 @@ from kullback.core import (
     __version__,
     message,
     printable,
+    processes,
     require,
 )
 
@@ -389,7 +390,7 @@ def _code(given: list[str]) -> int:
     """Run the command; return its exit code, and say on standard error what went wrong."""
     try:
         try:
-            code = app(given, result_action="return_value")
+            code = app(given, result_action="return_value", print_error=processes.speaks())
             log("done")
         finally:
             sys.stdout.flush()
@@ -423,7 +424,8 @@ def _placed(text: str) -> str:
 
 
 def _failed(text: str, code: int) -> int:
-    sys.stderr.write(f"kullback: {printable(text)}\n")
+    if processes.speaks():
+        sys.stderr.write(f"kullback: {printable(text)}\n")
     return code
 
 

@@ -10,7 +10,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from kullback.core import (
     __version__,
     import_extra,
     only_writer,
+    processes,
     remove_temporaries,
     require,
     write_json,
@@ -42,9 +44,11 @@ from .loop import (
     Monitor,
     NonFiniteError,
     Progress,
+    SharedStep,
     fit,
     held_labels,
     hold_out,
+    require_equal_shares,
     require_parts_fit,
 )
 from .model import VAE, Parts, build, location_and_spread, require_own, with_parts
@@ -91,11 +95,15 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """How a caller follows and interrupts a run, and how often it is saved."""
+    """How a caller follows and interrupts a run, how often it is saved, and by how many it is made.
+
+    group: the processes of the run, of which the first one alone writes and calls `progress`.
+    """
 
     progress: Callable[[Progress], None] | None
     stop: Callable[[], bool] | None
     checkpoint_seconds: float
+    group: processes.Processes
 
 
 def train(
@@ -115,6 +123,9 @@ def train(
     tensorboard: bool = False,
 ) -> Outcome:
     """Train a VAE from scratch in a new run directory and return it.
+
+    In a `torch.distributed` group every process calls it with the same settings and data, and
+    takes an equal share of every batch (docs/scale.md).
 
     Args:
         data: A `Dataset`, or anything `kullback.data.load` takes.
@@ -156,6 +167,7 @@ def train(
     dataset = data if isinstance(data, Dataset) else load(data, levels=levels)
     training = training or Training.usual(dataset.kind, dataset.event_shape)
     where = pick_device(device)
+    processes.own_gpu(str(where))  # told before anything is written
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
     rest, _ = hold_out(dataset, training.validation, seed=training.seed)
     own = Parts(encoder, decoder, likelihood, prior)
@@ -165,13 +177,20 @@ def train(
     if isinstance(model.likelihood, ContinuousBernoulli):  # of which not every x is an outcome
         model.check(dataset.train)
         model.check(dataset.test)
+    group = processes.current()
+    require_equal_shares(model, training, len(rest.train), group)
     config = _describe(model, dataset, training, where, threads)
-    path = _new_folder(folder, dataset)
-    watch = Watch(progress, stop, checkpoint_seconds)
-    with only_writer(path):
-        write_config(path, config)
-        if tensorboard:
-            (path / Board.FOLDER).mkdir()
+    same = {name: config[name] for name in ("model", "training", "data", "precision")}
+    group.require_same("settings and data", same)
+    path = _new_folder(folder, dataset) if group.first else None
+    path = Path(group.told(str(path)))
+    watch = Watch(progress, stop, checkpoint_seconds, group)
+    with _writing(path, group):
+        if group.first:
+            write_config(path, config)
+            if tensorboard:
+                (path / Board.FOLDER).mkdir()
+        group.wait()
         return _drive(path, model, dataset, read_config(path), watch)
 
 
@@ -186,7 +205,8 @@ def resume(
 ) -> Outcome:
     """Go on with a run from its last checkpoint; on a CPU the result is bit for bit the same.
 
-    (With `epochs` or `steps`; a budget in minutes follows the clock.)
+    (With `epochs` or `steps`; a budget in minutes follows the clock.) By another number of
+    processes than before it is the same but for rounding.
 
     Args:
         folder: The run's.
@@ -203,15 +223,15 @@ def resume(
         RunError: The folder holds no run, or a damaged one, or another process writes to it.
         DataError: The data are not those of the run (their hashes differ).
     """
-    path = Path(folder)
+    path, group = Path(folder), processes.current()
     keys = ("model", "training", "data", "device", "threads", "precision")
     config = read_config(path, *keys)
     spec = Spec.from_dict(config["model"], source=str(path / "config.json"))
-    if (path / WEIGHTS).exists():
+    if group.told((path / WEIGHTS).exists()):
         return Outcome(path, VAE.load(path, parts=parts), finished=True)
     require_own(path, spec, parts)
-    with only_writer(path):
-        if (path / WEIGHTS).exists():  # another process has finished it meanwhile
+    with _writing(path, group):
+        if group.told((path / WEIGHTS).exists()):  # another process has finished it meanwhile
             return Outcome(path, VAE.load(path, parts=parts), finished=True)
         dataset = data or reload(config["data"])
         if dataset.protocol["sha256"] != config["data"]["sha256"]:
@@ -220,7 +240,8 @@ def resume(
         settings, _, _ = _read_settings(config, path)
         rest, _ = hold_out(dataset, settings.validation, seed=settings.seed)
         model = _fresh_model(rest, spec.architecture, settings.seed, spec, parts=parts)
-        watch = Watch(progress, stop, checkpoint_seconds)
+        require_equal_shares(model, settings, len(rest.train), group, resumed=True)
+        watch = Watch(progress, stop, checkpoint_seconds, group)
         return _drive(path, model, dataset, config, watch)
 
 
@@ -235,9 +256,11 @@ def _drive(
 
     The caller holds the folder's lock.
     """
-    for place in (folder, folder / "checkpoints"):
-        remove_temporaries(place)
-    device = pick_device(config["device"])
+    group = watch.group
+    if group.first:
+        for place in (folder, folder / "checkpoints"):
+            remove_temporaries(place)
+    device = torch.device(processes.own_gpu(str(pick_device(config["device"]))))
     settings, precision, threads = _read_settings(config, folder)
     rest, held = hold_out(data, settings.validation, seed=settings.seed)
     model, rest = model.to(device), rest.to(device)
@@ -249,48 +272,101 @@ def _drive(
         module.products = precision
     working = torch.float32 if own else precision  # a user's modules round by autocast
     state = State.start(model, settings, precision=working)
-    checkpoint.load(folder, state, hashed=is_hashed(config))
-    monitor = Monitor(
-        folder, model, rest, settings, state, watch.progress, validation=held, held_labels=labels
-    )
+    monitor = None
+    if group.first:
+        checkpoint.load(folder, state, hashed=is_hashed(config))
+        more: Any = {"validation": held, "held_labels": labels}
+        monitor = Monitor(folder, model, rest, settings, state, watch.progress, **more)
+    checkpoint.copy_first(state, group)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        finished = _loop(model, rest, state, monitor, watch)
+        finished = _loop(model, rest, state, monitor, settings, folder=folder, watch=watch)
     except NonFiniteError:
-        checkpoint.save(folder, state)  # the weights are those before the step that failed
+        if group.first:
+            checkpoint.save(folder, state)  # the weights are those before the step that failed
         raise
+    except processes.LostProcessError as error:
+        raise _lost(error, folder, state, group) from error
     finally:
         torch.set_num_threads(before)
     selection = short = ""
     if finished:
-        monitor.finish()
         examples = len(rest.train)
         short = too_short(settings, state.step, state.seconds, examples, kind=rest.kind)
+    if monitor is not None:
+        selection = _ended(folder, monitor, finished=finished)
+    if finished:
+        group.copy_first_(state.flat.average)  # which the first one may have picked
+    state.flat.release(model)
+    if finished and group.first:  # from here on the run counts as finished
+        checkpoint.save_tensors(folder / WEIGHTS, model.state_dict())
+    found = () if monitor is None else tuple(monitor.warnings)
+    return Outcome(folder, model.eval(), finished, found, data.to(device), selection, short)
+
+
+def _ended(folder: Path, monitor: Monitor, *, finished: bool) -> str:
+    """Write the last rows and pick the weights, or save what is to be resumed."""
+    selection = ""
+    if finished:
+        monitor.finish()
         selection = monitor.select()
         if selection:
             write_json(folder / "selection.json", {"format": 1, "weights": selection})
     else:
-        checkpoint.save(folder, state)
+        checkpoint.save(folder, monitor.state)
     if monitor.board is not None:
         monitor.board.close()
-    state.flat.release(model)
-    if finished:  # from here on the run counts as finished; until here it can be resumed
-        checkpoint.save_tensors(folder / WEIGHTS, model.state_dict())
-    found = tuple(monitor.warnings)
-    return Outcome(folder, model.eval(), finished, found, data.to(device), selection, short)
+    return selection
 
 
-def _loop(model: VAE, data: Dataset, state: State, monitor: Monitor, watch: Watch) -> bool:
-    """Step, watch and save until the budget is spent (True) or the caller says stop (False)."""
-    folder, settings = monitor.folder, monitor.settings
+def _lost(
+    error: processes.LostProcessError, folder: Path, state: State, group: processes.Processes
+) -> processes.LostProcessError:
+    """Save what the run has come to when another process is gone, and say how to go on."""
+    kept = "the last checkpoint is kept"
+    if group.first:
+        checkpoint.save(folder, state)
+        kept = f"saved at step {state.step:,}"
+    hint = f"kullback train --resume {folder}, with this or another number of processes"
+    return processes.LostProcessError(f"{error}; {kept}. Try: {hint}")
+
+
+@contextmanager
+def _writing(folder: Path, group: processes.Processes) -> Iterator[None]:
+    """Hold the folder's lock, if this process writes to it."""
+    if not group.first:
+        yield
+        return
+    with only_writer(folder):
+        yield
+
+
+def _loop(
+    model: VAE,
+    data: Dataset,
+    state: State,
+    monitor: Monitor | None,
+    settings: Training,
+    *,
+    folder: Path,
+    watch: Watch,
+) -> bool:
+    """Step, watch and save until the budget is spent (True) or the caller says stop (False).
+
+    monitor: None in all processes but the first one.
+    """
     saved = time.monotonic()
-    for _ in fit(model, data, settings, state, folder=folder):
-        monitor.after_step()
-        if watch.stop is not None and watch.stop():
+    shared = SharedStep(watch.group)
+    kept = folder if watch.group.first else None
+    for _ in fit(model, data, settings, state, folder=kept, shared=shared):
+        if monitor is not None:
+            monitor.after_step()
+        if shared.agreed(watch.stop is not None and watch.stop()):
             return False
         if time.monotonic() - saved > watch.checkpoint_seconds:
-            checkpoint.save(folder, state)
+            if monitor is not None:
+                checkpoint.save(folder, state)
             if settings.budget[0] == "minutes" and state.flat.vector.device.type == "cpu":
                 torch.set_num_threads(pick_threads())  # the machine may be busier by now, or less
             saved = time.monotonic()
@@ -548,6 +624,7 @@ def pick_threads() -> int:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
+    cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))  # a share a process
     allowed = os.environ.get("OMP_NUM_THREADS", "")
     most = min(cores, int(allowed)) if allowed.isdigit() and int(allowed) else cores
     return most if most > 1 and matmul_gflops(most) > THREADS_GAIN * matmul_gflops(1) else 1
