@@ -27,7 +27,7 @@ from kullback.core import (
     require,
     require_count,
 )
-from kullback.data import MOST_COUNT, PADDING
+from kullback.data import MOST_COUNT, PADDING, Moments, moments_of
 from kullback.variational import WeightedBound, objectives
 
 from .architecture import COUNTS, Architecture, Spec
@@ -96,7 +96,7 @@ from .networks import (
 )
 from .sound import AutoregressiveLogistics, SoundDecoder, SoundEncoder
 
-__all__ = ["VAE", "Parts", "build", "location_and_spread", "with_parts"]
+__all__ = ["VAE", "Parts", "build", "location_and_spread", "location_and_spread_of", "with_parts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -930,30 +930,37 @@ def location_and_spread(train: Tensor) -> tuple[Tensor, Tensor]:
         >>> location_and_spread(torch.tensor([[1.0, 0.0], [3.0, 1e-6]]))
         (tensor([2.0000e+00, 5.0000e-07]), tensor([1.0000e+00, 5.0000e-07]))
     """
-    largest = train.abs().amax(0).double()
-    mean = train.mean(0, dtype=torch.float64).clamp(-largest, largest).float()
-    centred = train - mean
-    over = (0, *range(2, train.ndim))
-    reach = centred.abs().amax(over, keepdim=True).double().clamp(min=1e-300)
-    squares = (centred / reach).square().mean(over, keepdim=True, dtype=torch.float64)
-    spread = (reach * squares.sqrt())[0]
-    if train.is_floating_point():
-        _require_resolved(spread.flatten(), train.abs().amax(over), train)
-    return mean, spread.expand(mean.shape).float().contiguous()
+    return location_and_spread_of(moments_of(train), floats=train.is_floating_point())
 
 
-def _require_resolved(spread: Tensor, extreme: Tensor, train: Tensor) -> None:
+def location_and_spread_of(moments: Moments, *, floats: bool) -> tuple[Tensor, Tensor]:
+    """Return what `location_and_spread` does, of examples whose moments are known.
+
+    floats: whether the examples are continuous, of which no column may be constant.
+    """
+    over = tuple(range(1, moments.mean.ndim))
+    rows = moments.squares / moments.count
+    spread = (rows.mean(over, keepdim=True) if over else rows).sqrt()
+    if floats:
+        _require_resolved(spread.flatten(), moments)
+    return moments.mean.float(), spread.expand(moments.mean.shape).float().contiguous()
+
+
+def _require_resolved(spread: Tensor, moments: Moments) -> None:
     """Refuse what is constant or below float32's resolution, by name."""
-    what = "column" if train.ndim == 2 else "channel"
+    what = "column" if moments.mean.ndim == 1 else "channel"
+    over = tuple(range(1, moments.mean.ndim))
+    extreme = torch.maximum(moments.low.abs(), moments.high.abs())
+    extreme = (extreme.amax(over) if over else extreme).float()
     infinite = torch.full_like(extreme, torch.inf)
-    ulp = torch.nextafter(extreme.float(), infinite.float()).double() - extreme.double()
+    ulp = torch.nextafter(extreme, infinite).double() - extreme.double()
     tiny = ~(spread >= torch.finfo(torch.float32).tiny) | spread.isinf()
-    same = (train.amin(0) == train.amax(0)).reshape(len(spread), -1)
+    same = (moments.low == moments.high).reshape(len(spread), -1)
     constant = (spread == 0) | same.all(1)
     if bool(constant.any()):
         raise DataError(
-            f"{_named(constant, what)} constant in the {len(train):,} training examples: a density "
-            f"on a constant has no finite maximum. Try: leave {what}s like that out"
+            f"{_named(constant, what)} constant in the {moments.count:,} training examples: a "
+            f"density on a constant has no finite maximum. Try: leave {what}s like that out"
         )
     coarse = (ulp > FLOAT32_RESOLUTION * spread) | tiny
     if bool(coarse.any()):

@@ -29,7 +29,7 @@ from kullback.core import (
     require,
     write_json,
 )
-from kullback.data import PADDING, Dataset, load, reload
+from kullback.data import PADDING, Dataset, Rows, load, reload
 
 from . import checkpoint
 from .architecture import COUNTS, Architecture, Spec
@@ -47,7 +47,7 @@ from .loop import (
     hold_out,
     require_parts_fit,
 )
-from .model import VAE, Parts, build, location_and_spread, require_own, with_parts
+from .model import VAE, Parts, build, location_and_spread_of, require_own, with_parts
 from .networks import OwnDecoder, OwnEncoder
 from .sound import second_moments, shift_shares
 from .training import Training, too_short
@@ -163,7 +163,8 @@ def train(
     model = _fresh_model(rest, architecture, training.seed, None, parts=parts)
     require_parts_fit(model, training)
     if isinstance(model.likelihood, ContinuousBernoulli):  # of which not every x is an outcome
-        model.check(dataset.train)
+        for block in dataset.blocks():
+            model.check(block)
         model.check(dataset.test)
     config = _describe(model, dataset, training, where, threads)
     path = _new_folder(folder, dataset)
@@ -359,18 +360,21 @@ def _fresh_model(
     """
     inside = data.kind == "continuous" and (spec is None or spec.standardised)
     units = inside or (data.kind == "levels" and data.levels > UNIT_SCALE_LEVELS)
-    mean, spread = location_and_spread(data.train) if units else (None, None)
+    sound, train = data.protocol.get("sound"), data.train
+    mean = spread = None
     scale = 1.0
-    sound = data.protocol.get("sound")
     if sound is not None:
-        scale = _deviation_of(data.train)
-    elif mean is None:
-        train = data.train.float()
-        mean = train.mean(0)
-        if data.kind == "counts" and len(train) > 1:
-            scale = float((train.log1p() - mean.log1p()).std())
+        scale = _deviation_of(_in_memory(train))
+    else:
+        moments = data.moments()
+        mean = moments.mean.float()
+        if units:
+            mean, spread = location_and_spread_of(moments, floats=data.kind == "continuous")
+        elif data.kind == "counts" and len(train) > 1:
+            scale = float((_in_memory(train).float().log1p() - mean.log1p()).std())
         elif data.kind != "binary":
-            scale = float((train - mean).std()) if len(train) > 1 else 1.0
+            numbers = moments.count * mean.numel()
+            scale = math.sqrt(float(moments.squares.sum()) / max(1, numbers - 1))
         if data.dynamic:
             mean = mean / 255.0
     latent = None if parts is None else parts.latent(data.train[:2].cpu().float())
@@ -391,8 +395,12 @@ def _fresh_model(
             grid=data.protocol.get("grid"),
             spread=None if spread is None else (spread if inside else spread.clamp(min=1.0)),
             sound=None if sound is None else {n: int(sound[n]) for n in ("rate", "step", "clip")},
-            moments=None if sound is None else second_moments(data.train, step=int(sound["step"])),
-            shares=None if sound is None else shift_shares(data.train, step=int(sound["step"])),
+            moments=None
+            if sound is None
+            else second_moments(_in_memory(train), step=int(sound["step"])),
+            shares=None
+            if sound is None
+            else shift_shares(_in_memory(train), step=int(sound["step"])),
             examples=examples,
             sizes=str(data.protocol.get("sizes", "")),
             labels=tuple(data.protocol.get("labels", ())),
@@ -402,6 +410,10 @@ def _fresh_model(
         bits = torch.Generator(data.train.device).manual_seed(seed)
         few = torch.arange(min(2, len(data.train)), device=data.train.device)
         return with_parts(model, parts, data.batch(few, bits).cpu(), examples=examples)
+
+
+def _in_memory(rows: torch.Tensor | Rows) -> torch.Tensor:
+    return rows[:] if isinstance(rows, Rows) else rows
 
 
 def _examples(data: Dataset, architecture: Architecture, seed: int) -> torch.Tensor | None:
