@@ -36,12 +36,19 @@ __all__ = ["close", "data_of", "evaluate", "measure", "show", "train"]
 
 def train(
     data: Annotated[
-        str, Parameter(help="fashion (embedded), a folder of images or sounds, .npy, .npz or .csv.")
+        str,
+        Parameter(
+            help="fashion (embedded), a folder of images, sounds or shards, .npy, .npz, .csv."
+        ),
     ] = "fashion",
     /,
     *,
     out: Annotated[Path | None, Parameter(help="The run's new folder (default: runs/…).")] = None,
     resume: Annotated[Path | None, Parameter(help="Go on with this run instead.")] = None,
+    start: Annotated[
+        Path | None,
+        Parameter(name="--from", help="Start from the weights of this run, of the same model."),
+    ] = None,
     device: Annotated[str, Parameter(help="auto, cpu, cuda or mps.")] = "auto",
     checkpoint_seconds: Annotated[Real, Parameter(help="How much work a crash may cost.")] = 15.0,
     tensorboard: Annotated[
@@ -63,18 +70,18 @@ def train(
     Ctrl-C saves a checkpoint and exits with 130; `--resume RUN` goes on from it.
     """
     prepare(shared)
-    given = (out, reading, model, training, tensorboard or None)
+    given = (out, start, reading, model, training, tensorboard or None)
     lone = resume is None or (data == "fashion" and all(option is None for option in given))
     require(lone, "--resume", "no other settings: they are those of the run", "others too")
     new = out is None or not out.exists()
     require(new, "--out", "a folder that does not exist", str(out), "another name")
     if resume is None:
-        architecture = (model or ModelOptions()).architecture()
+        architecture = _architecture(model, start)
         options = training or TrainingOptions()
         options.training("8-bit")  # so that a wrong option is told before the data are read
         dataset = _read(data, reading or DataOptions(), options.seed, architecture.likelihood)
         settings = options.training(dataset.kind, dataset.event_shape)
-        where: Any = {"folder": out, "device": device, "tensorboard": tensorboard}
+        where: Any = {"start": start, "folder": out, "device": device, "tensorboard": tensorboard}
         work = _new_run(dataset, architecture, settings, where)
         nouns = {"sound": "clips", "counts": "vectors"}.get(dataset.kind, "images")
     else:
@@ -94,6 +101,15 @@ def train(
         return INTERRUPTED
     close(outcome, as_json=json)
     return 0
+
+
+def _architecture(model: ModelOptions | None, start: Path | None) -> "Architecture":
+    """Return the architecture that is asked for; without any, that of the run to start from."""
+    if model is None and start is not None:
+        from kullback.vae import architecture_of
+
+        return architecture_of(start)
+    return (model or ModelOptions()).architecture()
 
 
 def _new_run(
@@ -135,6 +151,7 @@ def _read(source: str, reading: DataOptions, seed: int, likelihood: str) -> "Dat
         "levels": "counts" if levels == "auto" and likelihood in COUNTS else levels,
         "size_factors": reading.size_factors,
         "label": reading.label,
+        "storage": reading.storage,
         "rate": reading.rate,
         "clip": reading.clip_seconds,
     }

@@ -215,6 +215,7 @@ def _stacked(examples: Iterable[Any], name: str, label: str) -> Given:
     held, free = 0, free_memory()
     for k, one in enumerate(examples):
         pair = isinstance(one, tuple | list) and len(one) == 2
+        pair = pair and not isinstance(one[0], int | float | list | tuple)  # those are an example
         row = _as_array(one[0] if pair else one)
         if label:
             if not pair:

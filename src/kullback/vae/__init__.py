@@ -36,11 +36,13 @@ if TYPE_CHECKING:
     )
     from .run import (
         Outcome,
+        architecture_of,
         matmul_gflops,
         pick_device,
         pick_precision,
         pick_threads,
         resume,
+        start_in_words,
         train,
     )
     from .training import Training, too_short
@@ -63,6 +65,7 @@ __all__ = [
     "aggregate_remarks",
     "anneal",
     "architecture",
+    "architecture_of",
     "build",
     "choose",
     "compiled_state",
@@ -77,6 +80,7 @@ __all__ = [
     "pick_precision",
     "pick_threads",
     "resume",
+    "start_in_words",
     "summarise",
     "too_short",
     "train",
@@ -100,6 +104,7 @@ _HOME = {
     "aggregate": "posterior",
     "aggregate_remarks": "posterior",
     "anneal": "posterior",
+    "architecture_of": "run",
     "build": "model",
     "choose": "architecture",
     "compiled_state": "elbo_step",
@@ -114,6 +119,7 @@ _HOME = {
     "pick_precision": "run",
     "pick_threads": "run",
     "resume": "run",
+    "start_in_words": "run",
     "summarise": "evaluation",
     "too_short": "training",
     "train": "run",

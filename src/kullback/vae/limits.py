@@ -37,6 +37,7 @@ __all__ = [
     "MAX_WIDTH",
     "MONITORED_IMAGES",
     "NAMED_COLUMNS",
+    "NAMED_DIFFERENCES",
     "NAMED_LABELS",
     "NEIGHBOURS",
     "OVERFIT_ERRORS",
@@ -92,6 +93,7 @@ COUNT_RARE_RATE = 1e-4  # the first rate, at least: of columns that are 0 in all
 CONTINUOUS_SERIES = 0.1  # of half a logit, below which three terms of the series have 13 digits
 FLOAT32_RESOLUTION = 1e-3  # of a deviation: coarser float32 rounding makes a column a staircase
 NAMED_COLUMNS = 5  # in one message
+NAMED_DIFFERENCES = 4  # between two models, in one message
 NAMED_LABELS = 12  # in one message, and with figures of their own in the remarks
 
 # Sound

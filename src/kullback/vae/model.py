@@ -107,7 +107,8 @@ class Parts:
         encoder: `[batch, *event]` floats to (mean, log_sd), `[batch, latent]` each, and a third
             tensor where the family of q needs more; x is centred and scaled.
         decoder: `[rows, latent]` to the likelihood's parameters, `[rows, channels, places]` or the
-            same numbers in another shape.
+            same numbers in another shape; with labels `[rows, latent + labels]`, a 1 in the place
+            of the label after z.
         likelihood: See `kullback.vae.likelihoods.Likelihood`.
         prior: See `kullback.vae.latents.Prior`.
 
@@ -301,12 +302,17 @@ class VAE(nn.Module):
 
     def parameters_of(self, z: Tensor) -> Tensor:
         """Decode z `[*lead, latent]` to likelihood parameters `[*lead, channels, places]`."""
-        label = self.given_label()
-        if label is not None and self.spec is not None:
-            one_hot = torch.nn.functional.one_hot(label.to(z.device), len(self.spec.labels))
-            z = torch.cat([z, one_hot.to(z).expand(*z.shape[:-1], -1)], -1)
-        flat: Tensor = self.decoder(z.reshape(-1, z.shape[-1]))
+        given = self.decoder_input(z)
+        flat: Tensor = self.decoder(given.reshape(-1, given.shape[-1]))
         return flat.reshape(*z.shape[:-1], *flat.shape[1:])
+
+    def decoder_input(self, z: Tensor) -> Tensor:
+        """Return what the decoder reads: z `[*lead, latent]`, then a 1 in the label's place."""
+        label = self.given_label()
+        if label is None or self.spec is None:
+            return z
+        one_hot = torch.nn.functional.one_hot(label.to(z.device), len(self.spec.labels))
+        return torch.cat([z, one_hot.to(z).expand(*z.shape[:-1], -1)], -1)
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the expected x given z: `[*lead, latent]` to `[*lead, *event]`."""
@@ -578,7 +584,6 @@ def with_parts(model: VAE, parts: Parts, x: Tensor, *, examples: Tensor | None =
     if spec is None:
         raise RunError("only models from `build` take parts")
     require(spec.kind != "sound", "data", "images or vectors for parts of your own", "sound")
-    require(not spec.labels, "labels", "none with parts of your own", "some")
     shared = isinstance(model.family, TopDown | Quantised)
     what = "the model's own, which q shares, with several layers or a quantised posterior"
     require(parts.prior is None or not shared, "prior", what, "another")
@@ -595,7 +600,7 @@ def with_parts(model: VAE, parts: Parts, x: Tensor, *, examples: Tensor | None =
         model = _with_prior(model, spec, examples)
     model.spec = replace(spec, own=parts.named())
     with evaluating(model):
-        _try_parts(model, model.check(x))
+        _try_parts(model.at(torch.tensor(0)) if spec.labels else model, model.check(x))
     return model
 
 
@@ -610,7 +615,7 @@ def _try_parts(model: VAE, x: Tensor) -> None:
     wanted = f"one of {mean.shape[1]} dimensions, as the encoder's mean {list(mean.shape)}"
     require(fits, "prior", wanted, f"{latent} dimensions")
     z = mean.detach().requires_grad_()
-    parameters = _tried("decoder", model.decoder, z)
+    parameters = _tried("decoder", model.decoder, model.decoder_input(z))
     slope = None
     if parameters.requires_grad:
         slope = torch.autograd.grad(parameters.sum(), z, allow_unused=True)[0]

@@ -5,12 +5,13 @@ the data's protocol, versions), `metrics.jsonl` (a function of the settings alon
 (the clock), `checkpoints/`, and at the end `model.safetensors` with the averaged weights.
 """
 
+import hashlib
 import math
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +37,7 @@ from .architecture import COUNTS, Architecture, Spec
 from .checkpoint import State, is_hashed, read_config, write_config
 from .latents import Prior
 from .likelihoods import ContinuousBernoulli, Likelihood
-from .limits import MAX_THREADS, THREADS_GAIN, UNIT_SCALE_LEVELS
+from .limits import MAX_THREADS, NAMED_DIFFERENCES, THREADS_GAIN, UNIT_SCALE_LEVELS
 from .loop import (
     Board,
     Monitor,
@@ -54,16 +55,19 @@ from .training import Training, too_short
 
 __all__ = [
     "Outcome",
+    "architecture_of",
     "matmul_gflops",
     "pick_device",
     "pick_precision",
     "pick_threads",
     "resume",
+    "start_in_words",
     "train",
 ]
 
 CHECKPOINT_SECONDS = 15.0
 WEIGHTS = "model.safetensors"
+START = "start.safetensors"  # the weights of another run, from which this one starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ class Watch:
 
 
 def train(
-    data: Dataset | str | Path = "fashion",
+    data: Any = "fashion",
     *,
     architecture: Architecture | None = None,
     training: Training | None = None,
@@ -107,6 +111,7 @@ def train(
     decoder: nn.Module | None = None,
     likelihood: Likelihood | None = None,
     prior: Prior | None = None,
+    start: str | Path | None = None,
     folder: str | Path | None = None,
     device: str = "auto",
     progress: Callable[[Progress], None] | None = None,
@@ -117,14 +122,17 @@ def train(
     """Train a VAE from scratch in a new run directory and return it.
 
     Args:
-        data: A `Dataset`, or anything `kullback.data.load` takes.
-        architecture: What to build; by default `Architecture()`.
+        data: A `Dataset`, or anything `kullback.data.load` takes: paths, shards, tensors, PyTorch
+            data sets, iterables.
+        architecture: What to build; by default `Architecture()`, or that of `start`.
         training: How to train; by default `Training()`, two minutes.
         encoder: A module of your own instead of the architecture's, see `Parts`; it is trained
             itself, not a copy of it.
         decoder: As `encoder`.
         likelihood: As `encoder`.
         prior: As `encoder`.
+        start: Another run of the same architecture, from whose weights (and units) this one starts;
+            its optimiser is fresh. The run keeps a copy of them and says where they are from.
         folder: By default `runs/<data>-<UTC time>`; it must not exist.
         device: "auto", "cpu", "cuda" or "mps".
         progress: Called a few times a second.
@@ -138,7 +146,7 @@ def train(
 
     Raises:
         DataError: The data cannot be used.
-        ArgumentValueError: The settings do not fit the data.
+        ArgumentValueError: The settings do not fit the data, or `start` has another architecture.
         MissingExtraError: `tensorboard` is asked for and not installed.
         RunError: The folder exists, another process writes to it, or the loss is no longer finite.
 
@@ -151,7 +159,9 @@ def train(
     """
     if tensorboard:  # told before anything is read or written
         import_extra("tensorboard", "tensorboard")
-    architecture = architecture or Architecture()
+    origin = None if start is None else Origin.read(start)
+    if architecture is None:
+        architecture = Architecture() if origin is None else origin.spec.architecture
     levels = "counts" if architecture.likelihood in COUNTS else "auto"
     dataset = data if isinstance(data, Dataset) else load(data, levels=levels)
     training = training or Training.usual(dataset.kind, dataset.event_shape)
@@ -162,24 +172,30 @@ def train(
     parts = own if own.named() else None
     model = _fresh_model(rest, architecture, training.seed, None, parts=parts)
     require_parts_fit(model, training)
+    weights = None if origin is None else origin.weights_for(model)
     if isinstance(model.likelihood, ContinuousBernoulli):  # of which not every x is an outcome
         for block in dataset.blocks():
             model.check(block)
         model.check(dataset.test)
     config = _describe(model, dataset, training, where, threads)
+    if origin is not None:
+        config["start"] = origin.described(dataset)
     path = _new_folder(folder, dataset)
     watch = Watch(progress, stop, checkpoint_seconds)
     with only_writer(path):
         write_config(path, config)
         if tensorboard:
             (path / Board.FOLDER).mkdir()
+        if weights is not None:
+            checkpoint.save_tensors(path / START, weights)
+            model.load_state_dict(weights)
         return _drive(path, model, dataset, read_config(path), watch)
 
 
 def resume(
     folder: str | Path,
     *,
-    data: Dataset | None = None,
+    data: Any = None,
     parts: Parts | None = None,
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
@@ -191,7 +207,7 @@ def resume(
 
     Args:
         folder: The run's.
-        data: Needed only when the run was trained on a `Dataset` made in memory.
+        data: Needed only when the run was trained on a `Dataset` or an object in memory: the same.
         parts: Needed only when it trains modules of your own: the same ones.
         progress: As in `train`.
         stop: As in `train`.
@@ -214,15 +230,93 @@ def resume(
     with only_writer(path):
         if (path / WEIGHTS).exists():  # another process has finished it meanwhile
             return Outcome(path, VAE.load(path, parts=parts), finished=True)
-        dataset = data or reload(config["data"])
+        dataset = data if isinstance(data, Dataset) else reload(config["data"], source=data)
         if dataset.protocol["sha256"] != config["data"]["sha256"]:
             what = "these are not the data the run was trained on"
             raise DataError(f"{path}: {what}: the hashes differ")
         settings, _, _ = _read_settings(config, path)
         rest, _ = hold_out(dataset, settings.validation, seed=settings.seed)
         model = _fresh_model(rest, spec.architecture, settings.seed, spec, parts=parts)
+        if config.get("start"):
+            model.load_state_dict(checkpoint.load_tensors(path / START, like=model.state_dict()))
         watch = Watch(progress, stop, checkpoint_seconds)
         return _drive(path, model, dataset, config, watch)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Another run, from whose weights a training starts: its description and where it is."""
+
+    folder: Path
+    spec: Spec
+    config: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Origin":
+        """Read a run's description; a RunError where the folder holds none."""
+        path = Path(folder)
+        config = read_config(path, "model")
+        return cls(path, Spec.from_dict(config["model"], source=str(path / "config.json")), config)
+
+    def weights_for(self, model: VAE) -> dict[str, torch.Tensor]:
+        """Return the run's weights for a model of the same description, or say what differs."""
+        theirs, ours = self.spec.compared(), _spec(model).compared()
+        apart = [name for name in ours if ours[name] != theirs.get(name)]
+        got = ", ".join(f"{name} {ours[name]}" for name in apart[:NAMED_DIFFERENCES])
+        wanted = ", ".join(f"{name} {theirs.get(name)}" for name in apart[:NAMED_DIFFERENCES])
+        expected = f"the model of {self.folder}, with {wanted}"
+        hint = "data and options as that run has, or leave --from out"
+        require(not apart, "start", expected, got, hint)
+        expect, hashed = model.state_dict(), is_hashed(self.config)
+        if (self.folder / WEIGHTS).exists():
+            return checkpoint.load_tensors(self.folder / WEIGHTS, like=expect, hashed=hashed)
+        return checkpoint.averaged_weights(self.folder, model, hashed=hashed)[0]
+
+    def described(self, data: Dataset) -> dict[str, Any]:
+        """Return what a run's `config.json` holds about where its weights are from."""
+        protocol = self.config.get("data") or {}
+        finished = (self.folder / WEIGHTS).exists()
+        name = WEIGHTS if finished else checkpoint.NAME
+        content = (self.folder / name).read_bytes()
+        return {
+            "run": str(self.folder),
+            "weights": name,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "source": str(protocol.get("source", "unknown data")),
+            "same_data": protocol.get("sha256") == data.protocol["sha256"],
+            **({"start": self.config["start"]} if self.config.get("start") else {}),
+        }
+
+
+def architecture_of(folder: str | Path) -> Architecture:
+    """Return the architecture of a run, as `train` can build it again.
+
+    Args:
+        folder: The run's.
+
+    Returns:
+        The architecture, nothing in it "auto".
+
+    Raises:
+        RunError: The folder holds no run.
+    """
+    return Origin.read(folder).spec.architecture
+
+
+def start_in_words(start: Mapping[str, Any]) -> str:
+    """Say where a run's first weights are from, as `config.json` holds it under "start".
+
+    Example:
+        >>> start_in_words({"run": "runs/a", "sha256": "ab" * 32, "source": "b", "same_data": True})
+        'started from the weights of runs/a (sha256 abababab…), trained on the same data'
+    """
+    said = f"started from the weights of {start.get('run')} (sha256 {start.get('sha256', '')[:8]}…)"
+    if start.get("same_data"):
+        return f"{said}, trained on the same data"
+    return (
+        f"{said}, trained on {start.get('source')}: test examples of this run may have been among "
+        "its training examples"
+    )
 
 
 def _drive(
@@ -279,6 +373,9 @@ def _drive(
     if finished:  # from here on the run counts as finished; until here it can be resumed
         checkpoint.save_tensors(folder / WEIGHTS, model.state_dict())
     found = tuple(monitor.warnings)
+    start = config.get("start")
+    if start and not start.get("same_data"):
+        found = (f"this run {start_in_words(start)}", *found)
     return Outcome(folder, model.eval(), finished, found, data.to(device), selection, short)
 
 
