@@ -275,8 +275,10 @@ class VAE(nn.Module):
         if self.spec is not None and self.spec.kind == "counts":
             x = x.log1p()
         centred, label = (x - self.shift) / self.scale, self.given_label()
-        fits = label is None or label.ndim == 0 or label.shape == (len(x),)
-        require(fits, "label", f"[{len(x)}], one for each x", None if fits else describe(label))
+        rows = x.shape[0]  # not len(x), which would be a constant in an exported graph
+        fits = label is None or label.ndim == 0 or label.shape == (rows,)
+        if not fits:
+            require(fits, "label", f"[{rows}], one for each x", describe(label))
         return centred if label is None else centred + self.label_inputs[label]
 
     def approximate_posterior(self, x: Tensor) -> Posterior:
