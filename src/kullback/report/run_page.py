@@ -48,7 +48,16 @@ from .run_charts import (
     traversal,
 )
 
-__all__ = ["Record", "command", "duration", "is_pictures", "read", "render", "write"]
+__all__ = [
+    "Record",
+    "command",
+    "duration",
+    "evaluation_of",
+    "is_pictures",
+    "read",
+    "render",
+    "write",
+]
 
 CARDS = ("elbo", "log_likelihood", "bits_per_dim", "gap", "rate", "distortion", "active_units")
 
@@ -99,7 +108,7 @@ def read(folder: str | Path, *, model: VAE | None = None, data: Dataset | None =
         if not isinstance(config, dict) or not isinstance(config.get(key), dict):
             raise RunError(f"{folder / 'config.json'}: not the description of a run: no {key!r}")
     missing: dict[str, str] = {}
-    evaluation, evaluated = _evaluation_of(folder, missing)
+    evaluation, evaluated = evaluation_of(folder, missing)
     return Record(
         folder,
         config,
@@ -151,9 +160,10 @@ def _dataset_of(
     return dataset
 
 
-def _evaluation_of(
+def evaluation_of(
     folder: Path, missing: dict[str, str]
 ) -> tuple[Evaluation | None, Mapping[str, Any]]:
+    """Return the evaluation that a run holds and the protocol of its data, or say what is missing."""
     path = folder / "evaluation.json"
     if not path.exists():
         missing["evaluation"] = "Not evaluated yet: kullback evaluate RUN"
