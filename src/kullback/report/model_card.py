@@ -62,7 +62,8 @@ def export(
     if onnx:
         require_exportable(model)
     config = read_json(source / "config.json")
-    evaluation, evaluated = evaluation_of(source, missing := {})
+    missing: dict[str, str] = {}
+    evaluation, evaluated = evaluation_of(source, missing)
     record = Record(source, config, [], [], evaluation, evaluated, model, None, missing)
     partial = target.parent / f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
@@ -98,6 +99,7 @@ def _write_fields(folder: Path, record: Record, parity: Parity | None) -> None:
             "encoder_error": parity.encoder,
             "decoder_error": parity.decoder,
             "log_likelihood_error": parity.log_likelihood,
+            "log_likelihood": parity.nats,
         }
     write_json(folder / "config.json", fields, hashed=True)
     write_json(folder / "preprocessor_config.json", _preprocessing(record))

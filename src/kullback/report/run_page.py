@@ -163,7 +163,7 @@ def _dataset_of(
 def evaluation_of(
     folder: Path, missing: dict[str, str]
 ) -> tuple[Evaluation | None, Mapping[str, Any]]:
-    """Return the evaluation that a run holds and the protocol of its data, or say what is missing."""
+    """Return the evaluation that a run holds and the protocol of its data; or note it missing."""
     path = folder / "evaluation.json"
     if not path.exists():
         missing["evaluation"] = "Not evaluated yet: kullback evaluate RUN"

@@ -37,7 +37,7 @@ class Parity:
 
     examples: how many. encoder, decoder: the largest difference of an output, as a share of its
     largest absolute value. log_likelihood: the largest difference of log p(x|z), in nats, through
-    both graphs. codes: the share of quantised codes that differ (a value between two codes may be
+    both graphs; nats: the mean of log p(x|z) itself. codes: the share of quantised codes that differ (a value between two codes may be
     rounded either way).
     """
 
@@ -45,20 +45,21 @@ class Parity:
     encoder: float
     decoder: float
     log_likelihood: float
+    nats: float
     codes: float = 0.0
 
     def describe(self) -> str:
         """Say it in a sentence.
 
         Example:
-            >>> Parity(64, 1e-7, 2e-7, 3e-5).describe()[:45]
+            >>> Parity(64, 1e-7, 2e-7, 3e-5, -90.0).describe()[:45]
             'On 64 examples that the model drew, outputs o'
         """
         said = (
             f"On {self.examples} examples that the model drew, outputs of the encoder in ONNX "
             f"Runtime differ from PyTorch by at most {self.encoder:.1e} of their largest value, "
             f"those of the decoder by {self.decoder:.1e}, and log p(x|z) through both by "
-            f"{self.log_likelihood:.1e} nats."
+            f"{self.log_likelihood:.1e} of about {self.nats:,.0f} nats."
         )
         return said + (f" {100 * self.codes:.2g} % of codes differ." if self.codes else "")
 
@@ -215,7 +216,8 @@ def _compared(
             f"{decoder_error:.1e} of the largest value, log p(x|z) {apart:.1e} nats; nothing is "
             f"kept. Try: {HINT}"
         )
-    return Parity(len(inputs["x"]), encoder_error, decoder_error, apart, codes)
+    nats = float(log_p.mean())
+    return Parity(len(inputs["x"]), encoder_error, decoder_error, apart, nats, codes)
 
 
 def _run(
