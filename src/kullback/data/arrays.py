@@ -33,7 +33,6 @@ __all__ = [
     "layout",
     "read_arrays",
     "read_given",
-    "require_finite",
     "to_levels",
 ]
 
@@ -271,7 +270,7 @@ def to_levels(
     parts = list(arrays.values())
     if parts[0].dtype.kind == "f":
         for name, array in arrays.items():
-            require_finite(array, f"{path}: {name}")
+            _require_finite(array, f"{path}: {name}")
     if how.grid is not None:
         return _on_known_grid(arrays, path, how.grid)
     if how.levels == "none":
@@ -384,7 +383,7 @@ def _as_floats(parts: list[NDArray[Any]], notes: list[str], how: Reading) -> NDA
     return np.concatenate([part.astype(np.float32) for part in parts])
 
 
-def require_finite(array: NDArray[Any], name: str) -> None:
+def _require_finite(array: NDArray[Any], name: str) -> None:
     """Refuse NaN, infinity and what float32 cannot hold, with the first row."""
     flat = array.reshape(len(array), -1)
     limit = np.finfo(np.float32).max

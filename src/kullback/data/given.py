@@ -213,7 +213,8 @@ def _stacked(examples: Iterable[Any], name: str, label: str) -> Given:
     rows: list[NDArray[Any]] = []
     labels: list[Any] = []
     held, free = 0, free_memory()
-    for k, one in enumerate(examples):
+    for k, item in enumerate(examples):
+        one = item[0] if isinstance(item, tuple) and len(item) == 1 else item
         pair = isinstance(one, tuple | list) and len(one) == 2
         pair = pair and not isinstance(one[0], int | float | list | tuple)  # those are an example
         row = _as_array(one[0] if pair else one)

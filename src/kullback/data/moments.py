@@ -34,7 +34,7 @@ class Moments:
     @classmethod
     def of_block(cls, rows: Tensor) -> "Moments":
         """Return those of a few rows, two passes over them."""
-        values = rows.double()
+        values = rows.contiguous().double()  # strides decide the order of a sum
         mean = values.mean(0)
         return cls(len(rows), mean, (values - mean).square().sum(0), values.amin(0), values.amax(0))
 

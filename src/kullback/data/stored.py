@@ -27,7 +27,7 @@ from torch import Tensor
 from kullback.core import DataError, numpy_error, numpy_errors
 
 from . import limits
-from .arrays import layout, require_finite, to_levels
+from .arrays import layout, to_levels
 from .examples import Progress, Reading, plural
 from .moments import Moments, Summing
 from .quantisation import Grid
@@ -65,12 +65,11 @@ class Values:
     form: str
     grid: Grid | None = None
 
-    def of(self, array: NDArray[Any], name: str) -> NDArray[Any]:
+    def of(self, array: NDArray[Any]) -> NDArray[Any]:
         """Bring rows as stored to values; DataError where one does not fit."""
         if self.grid is not None:
             return self.grid.levels_of(array)
         if self.form == "floats":
-            require_finite(array, name)
             return array.astype(np.float32)
         if array.dtype not in (np.uint8, np.bool_):
             low, high = array.min(), array.max()
@@ -210,7 +209,7 @@ class Rows:
             os.posix_fadvise(file.fileno(), place, shard.row_bytes, os.POSIX_FADV_WILLNEED)
 
     def _read(self, numbers: list[int]) -> Tensor:
-        values = self.values.of(self.stored(numbers), str(self.shards[0].path))
+        values = self.values.of(self.stored(numbers))
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
 
     def stored(self, numbers: list[int]) -> NDArray[Any]:
@@ -432,14 +431,27 @@ def blocks(shards: tuple[Shard, ...], values: Values) -> Iterator[tuple[Shard, N
             for start in range(0, shard.rows, step):
                 count = min(step, shard.rows - start)
                 array = _next_rows(file, shard, count)
+                bad = _first_bad(array)
+                if bad is not None:
+                    where = f"{shard.path}: row {start + bad:,}"
+                    raise DataError(f"{where}: NaN, infinity or beyond float32")
                 try:
-                    yield shard, values.of(array, str(shard.path))
+                    yield shard, values.of(array)
                 except DataError as error:
                     where = f"{shard.path}: rows {start:,} to {start + count - 1:,}"
                     hint = "levels none for a density, or numpy.uint8; or storage memory"
                     text = f"{where}: {error}; what values are is decided from "
                     text += f"{limits.STORED_LOOK:,} rows. Try: {hint}"
                     raise DataError(text) from error
+
+
+def _first_bad(array: NDArray[Any]) -> int | None:
+    """Return the first row that float32 cannot hold, None where there is none."""
+    if array.dtype.kind != "f":
+        return None
+    largest = np.abs(array.reshape(len(array), -1)).max(1)  # NaN where a row holds one
+    bad = ~(largest <= np.finfo(np.float32).max)
+    return int(bad.argmax()) if bad.any() else None
 
 
 def _next_rows(file: IO[bytes], shard: Shard, count: int) -> NDArray[Any]:
@@ -464,7 +476,10 @@ def decide(shards: tuple[Shard, ...], how: Reading) -> tuple[Values, list[str]]:
     count = min(total, limits.STORED_LOOK, most)
     numbers = torch.from_numpy(np.linspace(0, total - 1, count).astype(np.int64))
     sample, notes = Rows(shards, numbers, Values("bytes")).stored(numbers.tolist()), list[str]()
-    name = str(first.path)
+    looked, name = RowNames(shards, numbers), str(first.path)
+    bad = _first_bad(sample)
+    if bad is not None:
+        raise DataError(f"{name}: NaN, infinity or beyond float32 in {looked[bad]}")
     values, grid = to_levels({plural(count, "row"): sample}, Path(name), notes, how)
     form = "floats" if values.dtype == np.float32 else "bytes"
     return Values(form, grid), notes

@@ -37,8 +37,8 @@ class Parity:
 
     examples: how many. encoder, decoder: the largest difference of an output, as a share of its
     largest absolute value. log_likelihood: the largest difference of log p(x|z), in nats, through
-    both graphs; nats: the mean of log p(x|z) itself. codes: the share of quantised codes that differ (a value between two codes may be
-    rounded either way).
+    both graphs; nats: the mean of log p(x|z) itself. codes: the share of quantised codes that
+    differ (a value between two codes may be rounded either way).
     """
 
     examples: int
