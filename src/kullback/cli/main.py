@@ -232,6 +232,14 @@ VERBS = {
         "The page report.html of a trained run, written again.",
         ("kullback report runs/garments",),
     ),
+    "export": Verb(
+        "models:export",
+        "A run as a folder to publish: weights, ONNX graphs, model card; nothing is uploaded.",
+        (
+            "kullback export runs/garments garments-vae",
+            "kullback export runs/garments garments-vae --without-onnx",
+        ),
+    ),
     "checks": Verb(
         "models:checks",
         "What this machine and installation can do.",

@@ -36,12 +36,19 @@ __all__ = ["close", "data_of", "evaluate", "measure", "show", "train"]
 
 def train(
     data: Annotated[
-        str, Parameter(help="fashion (embedded), a folder of images or sounds, .npy, .npz or .csv.")
+        str,
+        Parameter(
+            help="fashion (embedded), a folder of images, sounds or shards, .npy, .npz, .csv."
+        ),
     ] = "fashion",
     /,
     *,
     out: Annotated[Path | None, Parameter(help="The run's new folder (default: runs/…).")] = None,
     resume: Annotated[Path | None, Parameter(help="Go on with this run instead.")] = None,
+    start: Annotated[
+        Path | None,
+        Parameter(name="--from", help="Start from the weights of this run, of the same model."),
+    ] = None,
     device: Annotated[str, Parameter(help="auto, cpu, cuda or mps.")] = "auto",
     checkpoint_seconds: Annotated[Real, Parameter(help="How much work a crash may cost.")] = 15.0,
     tensorboard: Annotated[
@@ -64,7 +71,7 @@ def train(
     processes share every batch: `torchrun --nproc-per-node 4 -m kullback train …`.
     """
     prepare(shared)
-    given = (out, reading, model, training, tensorboard or None)
+    given = (out, start, reading, model, training, tensorboard or None)
     lone = resume is None or (data == "fashion" and all(option is None for option in given))
     require(lone, "--resume", "no other settings: they are those of the run", "others too")
     new = out is None or not out.exists()
@@ -73,11 +80,16 @@ def train(
     options.training("8-bit")  # so that a wrong option is told before the data are read
     with processes.joined(gpus=True) as group:
         if resume is None:
-            architecture = (model or ModelOptions()).architecture()
+            architecture = _architecture(model, start)
             reads = partial(_read, data, reading or DataOptions(), options.seed)
             dataset = _in_turn(group, partial(reads, architecture.likelihood))
             settings = options.training(dataset.kind, dataset.event_shape)
-            where: Any = {"folder": out, "device": device, "tensorboard": tensorboard}
+            where: Any = {
+                "start": start,
+                "folder": out,
+                "device": device,
+                "tensorboard": tensorboard,
+            }
             work = _new_run(dataset, architecture, settings, where)
             nouns = {"sound": "clips", "counts": "vectors"}.get(dataset.kind, "images")
         else:
@@ -113,6 +125,15 @@ def _followed(work: "Callable[..., Outcome]", nouns: str, checkpoint_seconds: fl
         if sentence:
             say(sentence)
     return outcome
+
+
+def _architecture(model: ModelOptions | None, start: Path | None) -> "Architecture":
+    """Return the architecture that is asked for; without any, that of the run to start from."""
+    if model is None and start is not None:
+        from kullback.vae import architecture_of
+
+        return architecture_of(start)
+    return (model or ModelOptions()).architecture()
 
 
 def _new_run(
@@ -154,6 +175,7 @@ def _read(source: str, reading: DataOptions, seed: int, likelihood: str) -> "Dat
         "levels": "counts" if levels == "auto" and likelihood in COUNTS else levels,
         "size_factors": reading.size_factors,
         "label": reading.label,
+        "storage": reading.storage,
         "rate": reading.rate,
         "clip": reading.clip_seconds,
     }

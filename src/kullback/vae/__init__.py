@@ -7,7 +7,8 @@ What a model is: `architecture` (names only), `networks`, `likelihoods`, `latent
 `model`. How it is trained: `training` (settings and schedules), `loop` (the loop, its logs and
 warnings), `elbo_step` and `step.c` (the gradient by hand), `checkpoint`, `run` (the run folder, the
 device). How good it is: `evidence` (bounds image by image), `evaluation` (means with error bars,
-active units, collapse), `posterior` (log p(x) = ELBO + KL, from both sides). `limits`: thresholds.
+active units, collapse), `posterior` (log p(x) = ELBO + KL, from both sides). `onnx_graphs`: export.
+`limits`: thresholds.
 """
 
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .evidence import Bounds
     from .loop import Progress
     from .model import VAE, Parts, build
+    from .onnx_graphs import Parity, require_exportable, write_graphs
     from .posterior import (
         Aggregate,
         Annealing,
@@ -36,11 +38,13 @@ if TYPE_CHECKING:
     )
     from .run import (
         Outcome,
+        architecture_of,
         matmul_gflops,
         pick_device,
         pick_precision,
         pick_threads,
         resume,
+        start_in_words,
         train,
     )
     from .training import Training, too_short
@@ -55,6 +59,7 @@ __all__ = [
     "Evaluation",
     "Gap",
     "Outcome",
+    "Parity",
     "Parts",
     "Progress",
     "Refit",
@@ -63,6 +68,7 @@ __all__ = [
     "aggregate_remarks",
     "anneal",
     "architecture",
+    "architecture_of",
     "build",
     "choose",
     "compiled_state",
@@ -76,11 +82,14 @@ __all__ = [
     "pick_device",
     "pick_precision",
     "pick_threads",
+    "require_exportable",
     "resume",
+    "start_in_words",
     "summarise",
     "too_short",
     "train",
     "unused_layers",
+    "write_graphs",
 ]
 
 _HOME = {
@@ -93,6 +102,7 @@ _HOME = {
     "Evaluation": "evaluation",
     "Gap": "posterior",
     "Outcome": "run",
+    "Parity": "onnx_graphs",
     "Parts": "model",
     "Progress": "loop",
     "Refit": "posterior",
@@ -100,6 +110,7 @@ _HOME = {
     "aggregate": "posterior",
     "aggregate_remarks": "posterior",
     "anneal": "posterior",
+    "architecture_of": "run",
     "build": "model",
     "choose": "architecture",
     "compiled_state": "elbo_step",
@@ -113,11 +124,14 @@ _HOME = {
     "pick_device": "run",
     "pick_precision": "run",
     "pick_threads": "run",
+    "require_exportable": "onnx_graphs",
     "resume": "run",
+    "start_in_words": "run",
     "summarise": "evaluation",
     "too_short": "training",
     "train": "run",
     "unused_layers": "evaluation",
+    "write_graphs": "onnx_graphs",
 }
 __getattr__, __dir__ = lazy(
     "kullback.vae", {name: f"kullback.vae.{home}" for name, home in _HOME.items()}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kullback.core import DataError, Estimate, RunError, import_extra, processes, require
-from kullback.data import Dataset, binarize_all
+from kullback.data import Dataset, Rows, binarize_all
 from kullback.variational import WeightedBound, objectives
 
 from . import checkpoint
@@ -207,6 +207,7 @@ def batches(data: Dataset, settings: Training, state: State) -> Iterator[Tensor]
         epoch, first = divmod(state.step, per_epoch)
         order = epoch_order(settings.seed, epoch, n).to(data.train.device)
         for i in range(first, per_epoch):
+            data.expect(order[(i + 1) * size : (i + 2) * size])
             yield order[i * size : (i + 1) * size]
 
 
@@ -489,7 +490,9 @@ def hold_out(data: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Te
     if share == 0:
         return data, None
     flags = _held_out(data, share)
-    held, kept = data.train[flags], data.train[~flags]
+    train = data.train
+    kept = train.keep(~flags) if isinstance(train, Rows) else train[~flags]
+    held = train.index_select(0, flags.nonzero()[:, 0].to(train.device))
     if data.dynamic:
         held = binarize_all(held, seed=seed, label="validation")
     names = tuple(n for n, flag in zip(data.train_names, flags.tolist(), strict=True) if not flag)
@@ -505,7 +508,7 @@ def held_labels(data: Dataset, share: float) -> Tensor | None:
 
 def _held_out(data: Dataset, share: float) -> Tensor:
     """Return which training examples are held out, `[N]`, or raise a DataError."""
-    rows = data.train.cpu().flatten(1).numpy()
+    rows = (row for block in data.blocks() for row in block.cpu().flatten(1).numpy())
     digests = [hashlib.sha256(b"validation" + row.tobytes()).digest() for row in rows]
     ranked = sorted(set(digests))
     wanted = max(2, round(share * len(ranked)))

@@ -5,12 +5,13 @@ the data's protocol, versions), `metrics.jsonl` (a function of the settings alon
 (the clock), `checkpoints/`, and at the end `model.safetensors` with the averaged weights.
 """
 
+import hashlib
 import math
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -31,14 +32,14 @@ from kullback.core import (
     require,
     write_json,
 )
-from kullback.data import PADDING, Dataset, load, reload
+from kullback.data import PADDING, Dataset, Rows, load, reload
 
 from . import checkpoint
 from .architecture import COUNTS, Architecture, Spec
 from .checkpoint import State, is_hashed, read_config, write_config
 from .latents import Prior
 from .likelihoods import ContinuousBernoulli, Likelihood
-from .limits import MAX_THREADS, THREADS_GAIN, UNIT_SCALE_LEVELS
+from .limits import MAX_THREADS, NAMED_DIFFERENCES, THREADS_GAIN, UNIT_SCALE_LEVELS
 from .loop import (
     Board,
     Monitor,
@@ -51,23 +52,26 @@ from .loop import (
     require_equal_shares,
     require_parts_fit,
 )
-from .model import VAE, Parts, build, location_and_spread, require_own, with_parts
+from .model import VAE, Parts, build, location_and_spread_of, require_own, with_parts
 from .networks import OwnDecoder, OwnEncoder
 from .sound import second_moments, shift_shares
 from .training import Training, too_short
 
 __all__ = [
     "Outcome",
+    "architecture_of",
     "matmul_gflops",
     "pick_device",
     "pick_precision",
     "pick_threads",
     "resume",
+    "start_in_words",
     "train",
 ]
 
 CHECKPOINT_SECONDS = 15.0
 WEIGHTS = "model.safetensors"
+START = "start.safetensors"  # the weights of another run, from which this one starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,7 @@ class Watch:
 
 
 def train(
-    data: Dataset | str | Path = "fashion",
+    data: Any = "fashion",
     *,
     architecture: Architecture | None = None,
     training: Training | None = None,
@@ -115,6 +119,7 @@ def train(
     decoder: nn.Module | None = None,
     likelihood: Likelihood | None = None,
     prior: Prior | None = None,
+    start: str | Path | None = None,
     folder: str | Path | None = None,
     device: str = "auto",
     progress: Callable[[Progress], None] | None = None,
@@ -128,14 +133,17 @@ def train(
     takes an equal share of every batch (docs/scale.md).
 
     Args:
-        data: A `Dataset`, or anything `kullback.data.load` takes.
-        architecture: What to build; by default `Architecture()`.
+        data: A `Dataset`, or anything `kullback.data.load` takes: paths, shards, tensors, PyTorch
+            data sets, iterables.
+        architecture: What to build; by default `Architecture()`, or that of `start`.
         training: How to train; by default `Training()`, two minutes.
         encoder: A module of your own instead of the architecture's, see `Parts`; it is trained
             itself, not a copy of it.
         decoder: As `encoder`.
         likelihood: As `encoder`.
         prior: As `encoder`.
+        start: Another run of the same architecture, from whose weights (and units) this one starts;
+            its optimiser is fresh. The run keeps a copy of them and says where they are from.
         folder: By default `runs/<data>-<UTC time>`; it must not exist.
         device: "auto", "cpu", "cuda" or "mps".
         progress: Called a few times a second.
@@ -149,7 +157,7 @@ def train(
 
     Raises:
         DataError: The data cannot be used.
-        ArgumentValueError: The settings do not fit the data.
+        ArgumentValueError: The settings do not fit the data, or `start` has another architecture.
         MissingExtraError: `tensorboard` is asked for and not installed.
         RunError: The folder exists, another process writes to it, or the loss is no longer finite.
 
@@ -162,7 +170,9 @@ def train(
     """
     if tensorboard:  # told before anything is read or written
         import_extra("tensorboard", "tensorboard")
-    architecture = architecture or Architecture()
+    origin = None if start is None else Origin.read(start)
+    if architecture is None:
+        architecture = Architecture() if origin is None else origin.spec.architecture
     levels = "counts" if architecture.likelihood in COUNTS else "auto"
     dataset = data if isinstance(data, Dataset) else load(data, levels=levels)
     training = training or Training.usual(dataset.kind, dataset.event_shape)
@@ -174,13 +184,18 @@ def train(
     parts = own if own.named() else None
     model = _fresh_model(rest, architecture, training.seed, None, parts=parts)
     require_parts_fit(model, training)
+    weights = None if origin is None else origin.weights_for(model)
     if isinstance(model.likelihood, ContinuousBernoulli):  # of which not every x is an outcome
-        model.check(dataset.train)
+        for block in dataset.blocks():
+            model.check(block)
         model.check(dataset.test)
     group = processes.current()
     require_equal_shares(model, training, len(rest.train), group)
     config = _describe(model, dataset, training, where, threads)
     same = {name: config[name] for name in ("model", "training", "data", "precision")}
+    if origin is not None:
+        config["start"] = origin.described(dataset)
+        same["start"] = config["start"]
     group.require_same("settings and data", same)
     path = _new_folder(folder, dataset) if group.first else None
     path = Path(group.told(str(path)))
@@ -190,6 +205,10 @@ def train(
             write_config(path, config)
             if tensorboard:
                 (path / Board.FOLDER).mkdir()
+            if weights is not None:
+                checkpoint.save_tensors(path / START, weights)
+        if weights is not None:
+            model.load_state_dict(weights)
         group.wait()
         return _drive(path, model, dataset, read_config(path), watch)
 
@@ -197,7 +216,7 @@ def train(
 def resume(
     folder: str | Path,
     *,
-    data: Dataset | None = None,
+    data: Any = None,
     parts: Parts | None = None,
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
@@ -210,7 +229,7 @@ def resume(
 
     Args:
         folder: The run's.
-        data: Needed only when the run was trained on a `Dataset` made in memory.
+        data: Needed only when the run was trained on a `Dataset` or an object in memory: the same.
         parts: Needed only when it trains modules of your own: the same ones.
         progress: As in `train`.
         stop: As in `train`.
@@ -233,7 +252,7 @@ def resume(
     with _writing(path, group):
         if group.told((path / WEIGHTS).exists()):  # another process has finished it meanwhile
             return Outcome(path, VAE.load(path, parts=parts), finished=True)
-        dataset = data or reload(config["data"])
+        dataset = data if isinstance(data, Dataset) else reload(config["data"], source=data)
         if dataset.protocol["sha256"] != config["data"]["sha256"]:
             what = "these are not the data the run was trained on"
             raise DataError(f"{path}: {what}: the hashes differ")
@@ -241,8 +260,86 @@ def resume(
         rest, _ = hold_out(dataset, settings.validation, seed=settings.seed)
         model = _fresh_model(rest, spec.architecture, settings.seed, spec, parts=parts)
         require_equal_shares(model, settings, len(rest.train), group, resumed=True)
+        if config.get("start"):
+            model.load_state_dict(checkpoint.load_tensors(path / START, like=model.state_dict()))
         watch = Watch(progress, stop, checkpoint_seconds, group)
         return _drive(path, model, dataset, config, watch)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Another run, from whose weights a training starts: its description and where it is."""
+
+    folder: Path
+    spec: Spec
+    config: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Origin":
+        """Read a run's description; a RunError where the folder holds none."""
+        path = Path(folder)
+        config = read_config(path, "model")
+        return cls(path, Spec.from_dict(config["model"], source=str(path / "config.json")), config)
+
+    def weights_for(self, model: VAE) -> dict[str, torch.Tensor]:
+        """Return the run's weights for a model of the same description, or say what differs."""
+        theirs, ours = self.spec.compared(), _spec(model).compared()
+        apart = [name for name in ours if ours[name] != theirs.get(name)]
+        got = ", ".join(f"{name} {ours[name]}" for name in apart[:NAMED_DIFFERENCES])
+        wanted = ", ".join(f"{name} {theirs.get(name)}" for name in apart[:NAMED_DIFFERENCES])
+        expected = f"the model of {self.folder}, with {wanted}"
+        hint = "data and options as that run has, or leave --from out"
+        require(not apart, "start", expected, got, hint)
+        expect, hashed = model.state_dict(), is_hashed(self.config)
+        if (self.folder / WEIGHTS).exists():
+            return checkpoint.load_tensors(self.folder / WEIGHTS, like=expect, hashed=hashed)
+        return checkpoint.averaged_weights(self.folder, model, hashed=hashed)[0]
+
+    def described(self, data: Dataset) -> dict[str, Any]:
+        """Return what a run's `config.json` holds about where its weights are from."""
+        protocol = self.config.get("data") or {}
+        finished = (self.folder / WEIGHTS).exists()
+        name = WEIGHTS if finished else checkpoint.NAME
+        content = (self.folder / name).read_bytes()
+        return {
+            "run": str(self.folder),
+            "weights": name,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "source": str(protocol.get("source", "unknown data")),
+            "same_data": protocol.get("sha256") == data.protocol["sha256"],
+            **({"start": self.config["start"]} if self.config.get("start") else {}),
+        }
+
+
+def architecture_of(folder: str | Path) -> Architecture:
+    """Return the architecture of a run, as `train` can build it again.
+
+    Args:
+        folder: The run's.
+
+    Returns:
+        The architecture, nothing in it "auto".
+
+    Raises:
+        RunError: The folder holds no run.
+    """
+    return Origin.read(folder).spec.architecture
+
+
+def start_in_words(start: Mapping[str, Any]) -> str:
+    """Say where a run's first weights are from, as `config.json` holds it under "start".
+
+    Example:
+        >>> start_in_words({"run": "runs/a", "sha256": "ab" * 32, "source": "b", "same_data": True})
+        'started from the weights of runs/a (sha256 abababab…), trained on the same data'
+    """
+    said = f"started from the weights of {start.get('run')} (sha256 {start.get('sha256', '')[:8]}…)"
+    if start.get("same_data"):
+        return f"{said}, trained on the same data"
+    return (
+        f"{said}, trained on {start.get('source')}: test examples of this run may have been among "
+        "its training examples"
+    )
 
 
 def _drive(
@@ -302,6 +399,9 @@ def _drive(
     if finished and group.first:  # from here on the run counts as finished
         checkpoint.save_tensors(folder / WEIGHTS, model.state_dict())
     found = () if monitor is None else tuple(monitor.warnings)
+    start = config.get("start")
+    if start and not start.get("same_data"):
+        found = (f"this run {start_in_words(start)}", *found)
     return Outcome(folder, model.eval(), finished, found, data.to(device), selection, short)
 
 
@@ -435,18 +535,21 @@ def _fresh_model(
     """
     inside = data.kind == "continuous" and (spec is None or spec.standardised)
     units = inside or (data.kind == "levels" and data.levels > UNIT_SCALE_LEVELS)
-    mean, spread = location_and_spread(data.train) if units else (None, None)
+    sound, train = data.protocol.get("sound"), data.train
+    mean = spread = None
     scale = 1.0
-    sound = data.protocol.get("sound")
     if sound is not None:
-        scale = _deviation_of(data.train)
-    elif mean is None:
-        train = data.train.float()
-        mean = train.mean(0)
-        if data.kind == "counts" and len(train) > 1:
-            scale = float((train.log1p() - mean.log1p()).std())
+        scale = _deviation_of(_in_memory(train))
+    else:
+        moments = data.moments()
+        mean = moments.mean.float()
+        if units:
+            mean, spread = location_and_spread_of(moments, floats=data.kind == "continuous")
+        elif data.kind == "counts" and len(train) > 1:
+            scale = float((_in_memory(train).float().log1p() - mean.log1p()).std())
         elif data.kind != "binary":
-            scale = float((train - mean).std()) if len(train) > 1 else 1.0
+            numbers = moments.count * mean.numel()
+            scale = math.sqrt(float(moments.squares.sum()) / max(1, numbers - 1))
         if data.dynamic:
             mean = mean / 255.0
     latent = None if parts is None else parts.latent(data.train[:2].cpu().float())
@@ -467,8 +570,12 @@ def _fresh_model(
             grid=data.protocol.get("grid"),
             spread=None if spread is None else (spread if inside else spread.clamp(min=1.0)),
             sound=None if sound is None else {n: int(sound[n]) for n in ("rate", "step", "clip")},
-            moments=None if sound is None else second_moments(data.train, step=int(sound["step"])),
-            shares=None if sound is None else shift_shares(data.train, step=int(sound["step"])),
+            moments=None
+            if sound is None
+            else second_moments(_in_memory(train), step=int(sound["step"])),
+            shares=None
+            if sound is None
+            else shift_shares(_in_memory(train), step=int(sound["step"])),
             examples=examples,
             sizes=str(data.protocol.get("sizes", "")),
             labels=tuple(data.protocol.get("labels", ())),
@@ -478,6 +585,10 @@ def _fresh_model(
         bits = torch.Generator(data.train.device).manual_seed(seed)
         few = torch.arange(min(2, len(data.train)), device=data.train.device)
         return with_parts(model, parts, data.batch(few, bits).cpu(), examples=examples)
+
+
+def _in_memory(rows: torch.Tensor | Rows) -> torch.Tensor:
+    return rows[:] if isinstance(rows, Rows) else rows
 
 
 def _examples(data: Dataset, architecture: Architecture, seed: int) -> torch.Tensor | None:
