@@ -42,10 +42,10 @@ from .loop import (
     Monitor,
     NonFiniteError,
     Progress,
+    Validation,
     fit,
-    held_labels,
-    hold_out,
     require_parts_fit,
+    validation_of,
 )
 from .model import VAE, Parts, build, location_and_spread, require_own, with_parts
 from .networks import OwnDecoder, OwnEncoder
@@ -157,10 +157,10 @@ def train(
     training = training or Training.usual(dataset.kind, dataset.event_shape)
     where = pick_device(device)
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
-    rest, _ = hold_out(dataset, training.validation, seed=training.seed)
+    kept = validation_of(dataset, training.validation, seed=training.seed)
     own = Parts(encoder, decoder, likelihood, prior)
     parts = own if own.named() else None
-    model = _fresh_model(rest, architecture, training.seed, None, parts=parts)
+    model = _fresh_model(kept.rest, architecture, training.seed, None, parts=parts)
     require_parts_fit(model, training)
     if isinstance(model.likelihood, ContinuousBernoulli):  # of which not every x is an outcome
         model.check(dataset.train)
@@ -172,7 +172,7 @@ def train(
         write_config(path, config)
         if tensorboard:
             (path / Board.FOLDER).mkdir()
-        return _drive(path, model, dataset, read_config(path), watch)
+        return _drive(path, model, dataset, kept, read_config(path), watch)
 
 
 def resume(
@@ -218,16 +218,17 @@ def resume(
             what = "these are not the data the run was trained on"
             raise DataError(f"{path}: {what}: the hashes differ")
         settings, _, _ = _read_settings(config, path)
-        rest, _ = hold_out(dataset, settings.validation, seed=settings.seed)
-        model = _fresh_model(rest, spec.architecture, settings.seed, spec, parts=parts)
+        kept = validation_of(dataset, settings.validation, seed=settings.seed)
+        model = _fresh_model(kept.rest, spec.architecture, settings.seed, spec, parts=parts)
         watch = Watch(progress, stop, checkpoint_seconds)
-        return _drive(path, model, dataset, config, watch)
+        return _drive(path, model, dataset, kept, config, watch)
 
 
 def _drive(
     folder: Path,
     model: VAE,
     data: Dataset,
+    kept: Validation,
     config: dict[str, Any],
     watch: Watch,
 ) -> Outcome:
@@ -239,11 +240,9 @@ def _drive(
         remove_temporaries(place)
     device = pick_device(config["device"])
     settings, precision, threads = _read_settings(config, folder)
-    rest, held = hold_out(data, settings.validation, seed=settings.seed)
-    model, rest = model.to(device), rest.to(device)
-    labels = held_labels(data, settings.validation)
-    held = None if held is None else held.to(device)
-    labels = None if labels is None else labels.to(device)
+    model, rest = model.to(device), kept.rest.to(device)
+    held = None if kept.held is None else kept.held.to(device)
+    labels = None if kept.labels is None else kept.labels.to(device)
     own = [m for m in model.modules() if isinstance(m, OwnEncoder | OwnDecoder)]
     for module in own:
         module.products = precision
