@@ -1,9 +1,11 @@
 """`evaluate --sandwich` and `--per-item`, `compare`, `decode`: figures by image and in pairs."""
 
 import csv
+import itertools
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from kullback.cli.main import main
 from kullback.cli.sandwich import Sandwich, anneal_loose
 from kullback.cli.train import draws_for
 from kullback.data import load
-from kullback.vae import Annealing, Architecture, anneal, build, image_bounds, summarise
+from kullback.vae import Annealing, Architecture, Refit, anneal, build, image_bounds, summarise
 
 pytestmark = pytest.mark.usefixtures("fashion_once")
 
@@ -242,3 +244,64 @@ def test_how_long_annealing_takes_is_said_before_it_begins(monkeypatch, capsys):
         sandwich.measure_sandwich(model, data, Sandwich(3, 2, 3, 0, explain=False))
     said = capsys.readouterr().err
     assert " min: 3 test images and 3 of the model's own, 2 chains of 3 temperatures each" in said
+
+
+def frozen_clock(monkeypatch, seconds_a_reading=0.0):
+    """A clock that goes on by as much at every reading: no test depends on the machine."""
+    readings = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: seconds_a_reading * next(readings))
+    monkeypatch.setattr(sandwich, "time", clock)
+
+
+def test_temperatures_are_doubled_until_the_bounds_meet_or_time_is_up(monkeypatch, capsys):
+    data = load("fashion", size=8, binarize="static")
+    torch.manual_seed(0)
+    model = build((1, 8, 8), "binary", Architecture(network="mlp", hidden=(4,), latent=2)).eval()
+    asked = Sandwich(3, 2, None, 0, explain=False, minutes=1.0)
+    widths = iter([9.0, 4.0, 2.0, 0.4])
+    pilots = []
+
+    def pilot(_model, _x, *, settings, exact=None, generator, progress=None):
+        if exact is None or settings.pilots == 2:  # a trial of the clock
+            return None
+        pilots.append(settings.temperatures)
+        return SimpleNamespace(upper=torch.tensor([next(widths)]), lower=torch.zeros(1))
+
+    monkeypatch.setattr("kullback.vae.anneal", pilot, raising=False)
+    made = (data.test[:3], torch.zeros(3, 2))
+    start, refit = asked.of("binary")[1], Refit(steps=1, draws=1)
+    frozen_clock(monkeypatch)
+    found = sandwich._lengthened(model, made, start, asked, (0.0, 0.0), refit)
+    assert pilots == [10, 20, 40, 80] and found == replace(start, temperatures=80)
+    assert "--temperatures 80, as pilots chose" in capsys.readouterr().err
+    widths = iter([9.0] * 20)
+    frozen_clock(monkeypatch, 5.0)  # after two pilots of 5 s a third and the chains no longer fit
+    found = sandwich._lengthened(model, made, start, asked, (1e-3, 1e-3), refit)
+    assert 10 <= found.temperatures < 80
+    said = " ".join(capsys.readouterr().err.split())
+    assert "were 9 nats apart (settled: 0.5)" in said and "would take longer than asked" in said
+
+
+@pytest.mark.slow
+def test_chains_of_chosen_temperatures_are_those_asked_for(trained, monkeypatch, capsys):
+    frozen_clock(monkeypatch)
+    few = ["--sandwich", "--items", "2", "--chains", "2", "--draws", "3", "--json"]
+    assert run("evaluate", trained, *few, "--sandwich-minutes", "1") == 0
+    chosen = json.loads(capsys.readouterr().out)["sandwich"]
+    count = chosen["annealing"]["temperatures"]
+    assert run("evaluate", trained, *few, "--temperatures", count) == 0
+    assert json.loads(capsys.readouterr().out)["sandwich"] == chosen
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--sandwich", "--sandwich-minutes", "0"], "a positive number"),
+        (["--sandwich", "--sandwich-minutes", "nan"], "a positive number"),
+        (["--sandwich-minutes", "1"], "--sandwich with it"),
+        (["--sandwich", "--sandwich-minutes", "1", "--temperatures", "5"], "which finds them"),
+    ],
+)
+def test_minutes_that_cannot_be_used_are_refused(trained, options, said, capsys):
+    assert run("evaluate", trained, *options) == 2
+    assert said in capsys.readouterr().err
