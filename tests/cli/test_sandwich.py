@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from kullback.cli import compare as comparing
 from kullback.cli import sandwich
 from kullback.cli.main import main
 from kullback.cli.sandwich import Sandwich, anneal_loose
 from kullback.cli.train import draws_for
-from kullback.data import load
+from kullback.data import PADDING, load
 from kullback.vae import Annealing, Architecture, Refit, anneal, build, image_bounds, summarise
 
 pytestmark = pytest.mark.usefixtures("fashion_once")
@@ -154,6 +155,42 @@ def test_compare_refuses_other_protocols_and_bad_lists(trained, others, tmp_path
     assert run("compare", trained, others["seed"]) == 2
     assert "the seed" in capsys.readouterr().err
     assert run("compare", trained, tmp_path / "nothing") == 1
+
+
+def test_compare_counts_in_bits_where_x_has_levels_and_calls_clips_clips():
+    generator = torch.Generator().manual_seed(0)
+    clips = torch.randint(-5, 5, (6, 1, 10), generator=generator)
+    for row, length in enumerate((10, 4, 7, 10, 3, 8)):
+        clips[row, :, length:] = PADDING
+    bounds = -30 * torch.rand(2, 6, generator=generator, dtype=torch.float64)
+    groups = [
+        comparing.Group(name, [name], b, b, [0.0]) for name, b in zip("ab", bounds, strict=True)
+    ]
+    protocol = {"event_shape": [1, 10]}
+    sound = SimpleNamespace(kind="sound", test=clips, protocol=protocol)
+    first, second = (comparing._fields(group, groups[0], 20, sound) for group in groups)
+    counted = int((clips != PADDING).sum())
+    assert counted == 42
+    truth = -bounds.sum(1) / (math.log(2) * counted)
+    assert first["bits"]["value"] == pytest.approx(float(truth[0]), rel=1e-12)
+    assert first["bits"]["unit"] == "bits/sample" and "more_bits" not in first
+    assert second["more_bits"]["value"] == pytest.approx(float(truth[1] - truth[0]), rel=1e-12)
+    table = comparing._table([first, second], 20, sound)
+    assert "bits/sample - first" in table and "6 test clips" in table and "image" not in table
+    for kind, known in (
+        ("8-bit", True),
+        ("levels", True),
+        ("continuous", False),
+        ("counts", False),
+    ):
+        images = SimpleNamespace(kind=kind, test=clips.abs(), protocol={"event_shape": [1, 2, 5]})
+        fields = [comparing._fields(group, groups[0], 20, images) for group in groups]
+        assert (
+            ("bits" in fields[0]) == known == ("bits/dim" in comparing._table(fields, 20, images))
+        )
+        if known:
+            truth = (bounds[0] - bounds[1]).mean() / (10 * math.log(2))
+            assert fields[1]["more_bits"]["value"] == pytest.approx(float(truth), rel=1e-12)
 
 
 # decode and sample --z

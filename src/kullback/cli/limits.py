@@ -13,6 +13,7 @@ __all__ = [
     "CLOSING_NUMBERS",
     "CLOSING_SAMPLES",
     "CLOSING_TEMPERATURES",
+    "COMPARISON_DRAWS",
     "EVALUATION_DRAWS",
     "FEWEST_DRAWS",
     "FEWEST_FIT_DRAWS",
@@ -58,6 +59,7 @@ EVALUATION_DRAWS = 500  # K of `kullback evaluate`; of sound as in the evaluatio
 CLOSING_DRAWS = (20, 50, 100, 200, 500)  # K of the evaluation that closes a training
 CLOSING_NUMBERS = 80_000_000  # test images x dimensions x K: 20 s for small images on two cores
 CLOSING_SAMPLES = 8_000_000  # the same of sound, of which each takes a microsecond: 10 s
+COMPARISON_DRAWS = 100  # K of kullback compare: differences of bounds move little with K
 CLOSING_ANNEALED = (8, 24_000)  # test images annealed then, and numbers in them: seconds of a core
 CLOSING_CHAINS, CLOSING_TEMPERATURES = 8, 50  # of them: half of what --sandwich takes
 SANDWICH_IMAGES = (20, 16, 100)  # items, chains and temperatures of --sandwich

@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from . import limits
     from .architecture import COUNTS, Architecture, choose
     from .elbo_step import compiled_state
-    from .evaluation import Evaluation, evaluate, image_bounds, summarise, unused_layers
+    from .evaluation import (
+        Evaluation,
+        bits_per_sample,
+        evaluate,
+        image_bounds,
+        summarise,
+        unused_layers,
+    )
     from .evidence import Bounds
     from .loop import Progress
     from .model import VAE, Parts, build
@@ -63,6 +70,7 @@ __all__ = [
     "aggregate_remarks",
     "anneal",
     "architecture",
+    "bits_per_sample",
     "build",
     "choose",
     "compiled_state",
@@ -100,6 +108,7 @@ _HOME = {
     "aggregate": "posterior",
     "aggregate_remarks": "posterior",
     "anneal": "posterior",
+    "bits_per_sample": "evaluation",
     "build": "model",
     "choose": "architecture",
     "compiled_state": "elbo_step",
