@@ -4,6 +4,7 @@
 prints the table.
 """
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -360,6 +361,10 @@ def evaluate(
         Whole | None,
         Parameter(help="Steps of a chain from q to p(z|x) (default: 100; 20 of sound)."),
     ] = None,
+    sandwich_minutes: Annotated[
+        float | None,
+        Parameter(help="Lengthen the chains of --sandwich until the bounds meet, in this time."),
+    ] = None,
     explain: Annotated[
         bool, Parameter(help="With --sandwich: the sum in words, every dimension.", negative="")
     ] = False,
@@ -385,7 +390,15 @@ def evaluate(
         check_new("--per-item", per_item, ".csv", force=force)
     from kullback.vae import VAE, summarise
 
-    settings = Sandwich(items, chains, temperatures, seed, explain=explain)
+    if sandwich_minutes is not None:
+        good = math.isfinite(sandwich_minutes) and sandwich_minutes > 0
+        require(good, "--sandwich-minutes", "a positive number", sandwich_minutes)
+        require(sandwich, "--sandwich-minutes", "--sandwich with it", "it alone")
+        fixed = temperatures is None
+        require(fixed, "--temperatures", "none with --sandwich-minutes, which finds them", "both")
+    settings = Sandwich(
+        items, chains, temperatures, seed, explain=explain, minutes=sandwich_minutes
+    )
     settings.of("8-bit")  # so that a wrong option is told before anything is read
     model = VAE.load(run)
     coded = model.spec is not None and model.spec.architecture.posterior == "quantised"

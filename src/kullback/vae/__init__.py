@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from . import limits
     from .architecture import COUNTS, Architecture, choose
     from .elbo_step import compiled_state
-    from .evaluation import Evaluation, evaluate, image_bounds, summarise, unused_layers
+    from .evaluation import (
+        Evaluation,
+        bits_per_sample,
+        evaluate,
+        image_bounds,
+        summarise,
+        unused_layers,
+    )
     from .evidence import Bounds
     from .loop import Progress
     from .model import VAE, Parts, build
@@ -69,6 +76,7 @@ __all__ = [
     "anneal",
     "architecture",
     "architecture_of",
+    "bits_per_sample",
     "build",
     "choose",
     "compiled_state",
@@ -111,6 +119,7 @@ _HOME = {
     "aggregate_remarks": "posterior",
     "anneal": "posterior",
     "architecture_of": "run",
+    "bits_per_sample": "evaluation",
     "build": "model",
     "choose": "architecture",
     "compiled_state": "elbo_step",

@@ -58,12 +58,14 @@ __all__ = [
     "NonFiniteError",
     "Progress",
     "SharedStep",
+    "Validation",
     "balance_weights",
     "diagnose",
     "fit",
     "hold_out",
     "loss_terms",
     "require_equal_shares",
+    "validation_of",
 ]
 
 
@@ -465,6 +467,15 @@ class Progress:
     warning: str
 
 
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What is kept from training, `[n, *event]`, its labels where there are any, and the rest."""
+
+    rest: Dataset
+    held: Tensor | None = None
+    labels: Tensor | None = None
+
+
 def hold_out(data: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Tensor | None]:
     """Keep a share of the different training examples from training, by their digests.
 
@@ -487,8 +498,14 @@ def hold_out(data: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Te
         >>> len(rest.train), len(held)
         (9000, 1000)
     """
+    kept = validation_of(data, share, seed=seed)
+    return kept.rest, kept.held
+
+
+def validation_of(data: Dataset, share: float, *, seed: int = 0) -> Validation:
+    """Return what `hold_out` does, with the labels of what it keeps from training."""
     if share == 0:
-        return data, None
+        return Validation(data)
     flags = _held_out(data, share)
     train = data.train
     kept = train.keep(~flags) if isinstance(train, Rows) else train[~flags]
@@ -496,14 +513,10 @@ def hold_out(data: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Te
     if data.dynamic:
         held = binarize_all(held, seed=seed, label="validation")
     names = tuple(n for n, flag in zip(data.train_names, flags.tolist(), strict=True) if not flag)
-    labels = None if data.train_labels is None else data.train_labels[~flags]
-    return replace(data, train=kept, train_names=names, train_labels=labels), held
-
-
-def held_labels(data: Dataset, share: float) -> Tensor | None:
-    """Return the labels of what `hold_out` keeps from training, where there are any."""
     labels = data.train_labels
-    return None if labels is None or share == 0 else labels[_held_out(data, share)]
+    left = None if labels is None else labels[~flags]
+    rest = replace(data, train=kept, train_names=names, train_labels=left)
+    return Validation(rest, held, None if labels is None else labels[flags])
 
 
 def _held_out(data: Dataset, share: float) -> Tensor:

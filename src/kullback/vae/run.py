@@ -46,11 +46,11 @@ from .loop import (
     NonFiniteError,
     Progress,
     SharedStep,
+    Validation,
     fit,
-    held_labels,
-    hold_out,
     require_equal_shares,
     require_parts_fit,
+    validation_of,
 )
 from .model import VAE, Parts, build, location_and_spread_of, require_own, with_parts
 from .networks import OwnDecoder, OwnEncoder
@@ -179,10 +179,10 @@ def train(
     where = pick_device(device)
     processes.own_gpu(str(where))  # told before anything is written
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
-    rest, _ = hold_out(dataset, training.validation, seed=training.seed)
+    kept = validation_of(dataset, training.validation, seed=training.seed)
     own = Parts(encoder, decoder, likelihood, prior)
     parts = own if own.named() else None
-    model = _fresh_model(rest, architecture, training.seed, None, parts=parts)
+    model = _fresh_model(kept.rest, architecture, training.seed, None, parts=parts)
     require_parts_fit(model, training)
     weights = None if origin is None else origin.weights_for(model)
     if isinstance(model.likelihood, ContinuousBernoulli):  # of which not every x is an outcome
@@ -190,7 +190,7 @@ def train(
             model.check(block)
         model.check(dataset.test)
     group = processes.current()
-    require_equal_shares(model, training, len(rest.train), group)
+    require_equal_shares(model, training, len(kept.rest.train), group)
     config = _describe(model, dataset, training, where, threads)
     same = {name: config[name] for name in ("model", "training", "data", "precision")}
     if origin is not None:
@@ -210,7 +210,7 @@ def train(
         if weights is not None:
             model.load_state_dict(weights)
         group.wait()
-        return _drive(path, model, dataset, read_config(path), watch)
+        return _drive(path, model, dataset, kept, read_config(path), watch)
 
 
 def resume(
@@ -257,13 +257,13 @@ def resume(
             what = "these are not the data the run was trained on"
             raise DataError(f"{path}: {what}: the hashes differ")
         settings, _, _ = _read_settings(config, path)
-        rest, _ = hold_out(dataset, settings.validation, seed=settings.seed)
-        model = _fresh_model(rest, spec.architecture, settings.seed, spec, parts=parts)
-        require_equal_shares(model, settings, len(rest.train), group, resumed=True)
+        kept = validation_of(dataset, settings.validation, seed=settings.seed)
+        model = _fresh_model(kept.rest, spec.architecture, settings.seed, spec, parts=parts)
+        require_equal_shares(model, settings, len(kept.rest.train), group, resumed=True)
         if config.get("start"):
             model.load_state_dict(checkpoint.load_tensors(path / START, like=model.state_dict()))
         watch = Watch(progress, stop, checkpoint_seconds, group)
-        return _drive(path, model, dataset, config, watch)
+        return _drive(path, model, dataset, kept, config, watch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +346,7 @@ def _drive(
     folder: Path,
     model: VAE,
     data: Dataset,
+    kept: Validation,
     config: dict[str, Any],
     watch: Watch,
 ) -> Outcome:
@@ -359,11 +360,9 @@ def _drive(
             remove_temporaries(place)
     device = torch.device(processes.own_gpu(str(pick_device(config["device"]))))
     settings, precision, threads = _read_settings(config, folder)
-    rest, held = hold_out(data, settings.validation, seed=settings.seed)
-    model, rest = model.to(device), rest.to(device)
-    labels = held_labels(data, settings.validation)
-    held = None if held is None else held.to(device)
-    labels = None if labels is None else labels.to(device)
+    model, rest = model.to(device), kept.rest.to(device)
+    held = None if kept.held is None else kept.held.to(device)
+    labels = None if kept.labels is None else kept.labels.to(device)
     own = [m for m in model.modules() if isinstance(m, OwnEncoder | OwnDecoder)]
     for module in own:
         module.products = precision
