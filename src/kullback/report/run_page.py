@@ -293,7 +293,10 @@ def _lead(record: Record) -> str:
     family = architecture.get("posterior", "diagonal")
     learned += "" if family == "diagonal" else f", {family} posterior"
     layers = architecture.get("layers", 1)
-    learned += "" if layers == 1 else f", {layers} stochastic layers"
+    if isinstance(layers, list):
+        learned += f", stochastic layers of {', '.join(map(str, layers))} dimensions, from the top"
+    else:
+        learned += "" if layers == 1 else f", {layers} stochastic layers"
     return (
         f"A variational autoencoder trained on {source}: "
         f"{architecture.get('network')} {hidden}, {architecture.get('latent')} latent dimensions, "

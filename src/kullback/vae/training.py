@@ -22,7 +22,7 @@ from .limits import (
 
 __all__ = ["OBJECTIVES", "Training", "too_short"]
 
-OBJECTIVES = ("elbo", "stl", "iwae", "renyi", "ciwae", "miwae", "piwae")
+OBJECTIVES = ("elbo", "stl", "iwae", "renyi", "ciwae", "miwae", "piwae", "dreg", "iwae_plain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ class Training:
 
     Args:
         objective: "elbo" (with the closed-form KL where there is one); "stl", the ELBO with
-            gradients by the path of z alone; "iwae", importance-weighted with doubly
-            reparameterised gradients; "renyi", "ciwae", "miwae" or "piwae", see
-            `kullback.variational.WeightedBound`.
+            gradients by the path of z alone; "iwae", or "dreg", importance-weighted with doubly
+            reparameterised gradients; "iwae_plain", the same with the plain gradient; "renyi",
+            "ciwae", "miwae" or "piwae", see `kullback.variational.WeightedBound`.
         draws: Of q(z|x) per image and step.
         alpha: The order of "renyi", or the share of the ELBO in "ciwae".
         groups: Of draws, in "miwae" and "piwae".
@@ -190,7 +190,8 @@ class Training:
     def bound_at(self, progress: float) -> str:
         """Return the objective of this step: L_K in the part of the run that is tightened."""
         tight = self.tighten > 0 and progress >= 1.0 - self.tighten
-        return "iwae" if tight and self.objective in ("elbo", "stl") else self.objective
+        weighs = tight and self.objective in ("elbo", "stl")
+        return "iwae" if weighs or self.objective == "dreg" else self.objective
 
     def beta_at(self, progress: float) -> float:
         """Return the step's β, rising linearly over the warm-up."""
