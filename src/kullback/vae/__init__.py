@@ -4,9 +4,9 @@
 your own; `evaluate` for figures with error bars. Loads on first use.
 
 What a model is: `architecture` (names only), `networks`, `likelihoods`, `latents` (p(z), q(z|x)),
-`model`. How it is trained: `training` (settings and schedules), `loop` (the loop, its logs and
-warnings), `elbo_step` and `step.c` (the gradient by hand), `checkpoint`, `run` (the run folder, the
-device). How good it is: `evidence` (bounds image by image), `evaluation` (means with error bars,
+`model`. How it is trained: `training` (settings and schedules), `presets` (named values of both),
+`loop` (the loop, its logs and warnings), `elbo_step` and `step.c` (the gradient by hand),
+`checkpoint`, `run` (the run folder, the device). How good it is: `evidence` (bounds image by image), `evaluation` (means with error bars,
 active units, collapse), `posterior` (log p(x) = ELBO + KL, from both sides). `limits`: thresholds.
 """
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         made_by,
         measure_gap,
     )
+    from .presets import PRESETS, Preset, preset
     from .run import (
         Outcome,
         matmul_gflops,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COUNTS",
+    "PRESETS",
     "VAE",
     "Aggregate",
     "Annealing",
@@ -56,6 +58,7 @@ __all__ = [
     "Gap",
     "Outcome",
     "Parts",
+    "Preset",
     "Progress",
     "Refit",
     "Training",
@@ -76,6 +79,7 @@ __all__ = [
     "pick_device",
     "pick_precision",
     "pick_threads",
+    "preset",
     "resume",
     "summarise",
     "too_short",
@@ -85,6 +89,7 @@ __all__ = [
 
 _HOME = {
     "COUNTS": "architecture",
+    "PRESETS": "presets",
     "VAE": "model",
     "Aggregate": "posterior",
     "Annealing": "posterior",
@@ -94,6 +99,7 @@ _HOME = {
     "Gap": "posterior",
     "Outcome": "run",
     "Parts": "model",
+    "Preset": "presets",
     "Progress": "loop",
     "Refit": "posterior",
     "Training": "training",
@@ -113,6 +119,7 @@ _HOME = {
     "pick_device": "run",
     "pick_precision": "run",
     "pick_threads": "run",
+    "preset": "presets",
     "resume": "run",
     "summarise": "evaluation",
     "too_short": "training",

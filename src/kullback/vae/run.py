@@ -49,6 +49,8 @@ from .loop import (
 )
 from .model import VAE, Parts, build, location_and_spread, require_own, with_parts
 from .networks import OwnDecoder, OwnEncoder
+from .presets import Preset
+from .presets import preset as find_preset
 from .sound import second_moments, shift_shares
 from .training import Training, too_short
 
@@ -103,6 +105,7 @@ def train(
     *,
     architecture: Architecture | None = None,
     training: Training | None = None,
+    preset: str | Preset = "",
     encoder: nn.Module | None = None,
     decoder: nn.Module | None = None,
     likelihood: Likelihood | None = None,
@@ -120,6 +123,8 @@ def train(
         data: A `Dataset`, or anything `kullback.data.load` takes.
         architecture: What to build; by default `Architecture()`.
         training: How to train; by default `Training()`, two minutes.
+        preset: A name of `kullback.vae.PRESETS`, or one of your own: values for all that
+            architecture and training leave at the default.
         encoder: A module of your own instead of the architecture's, see `Parts`; it is trained
             itself, not a copy of it.
         decoder: As `encoder`.
@@ -151,10 +156,11 @@ def train(
     """
     if tensorboard:  # told before anything is read or written
         import_extra("tensorboard", "tensorboard")
-    architecture = architecture or Architecture()
+    chosen = preset if isinstance(preset, Preset) else find_preset(preset or "default")
+    architecture = chosen.architecture_with(architecture)
     levels = "counts" if architecture.likelihood in COUNTS else "auto"
     dataset = data if isinstance(data, Dataset) else load(data, levels=levels)
-    training = training or Training.usual(dataset.kind, dataset.event_shape)
+    training = chosen.training_with(training, dataset.kind, dataset.event_shape)
     where = pick_device(device)
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
     rest, _ = hold_out(dataset, training.validation, seed=training.seed)
@@ -166,6 +172,8 @@ def train(
         model.check(dataset.train)
         model.check(dataset.test)
     config = _describe(model, dataset, training, where, threads)
+    if preset:
+        config["preset"] = chosen.record(architecture, training)
     path = _new_folder(folder, dataset)
     watch = Watch(progress, stop, checkpoint_seconds)
     with only_writer(path):
