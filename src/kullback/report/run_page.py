@@ -634,6 +634,10 @@ def _settings(record: Record) -> list[tuple[str, list[tuple[str, str]]]]:
         architecture["parameters"] = f"{count:,}"
     machine |= config.get("versions") or {}
     parts = {"Model": architecture, "Training": config["training"], "Machine": machine}
+    preset = config.get("preset")
+    if preset:
+        instead = {f"{name}, given instead": v for name, v in preset["given_instead"].items()}
+        parts = {"Preset": {"name": preset["name"]} | preset["options"] | instead} | parts
     return [
         (name, [(key.replace("_", " "), _plain(value)) for key, value in part.items()])
         for name, part in parts.items()
