@@ -13,6 +13,7 @@ Prints JSON and writes it to benchmarks/results/gradient_noise.json.
 """
 
 import argparse
+import itertools
 import math
 
 import torch
@@ -75,8 +76,10 @@ def rows_of(repeats):
 
 def slopes(rows, name):
     """Return d log ratio / d log K between neighbouring K."""
-    pairs = zip(rows, rows[1:], strict=False)
-    return [math.log(b[name] / a[name]) / math.log(b["draws"] / a["draws"]) for a, b in pairs]
+    return [
+        math.log(b[name] / a[name]) / math.log(b["draws"] / a["draws"])
+        for a, b in itertools.pairwise(rows)
+    ]
 
 
 def draw(rows, path):

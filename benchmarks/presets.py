@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kullback.core import read_json, write_json
 from kullback.data import describe_protocol, load
-from kullback.vae import PRESETS, Training
+from kullback.vae import PRESETS
 from kullback.vae.checkpoint import load_tensors, save_tensors
 from kullback.vae.evidence import bounds
 from kullback.vae.loop import State, fit, loss_terms

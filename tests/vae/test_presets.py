@@ -173,6 +173,7 @@ def test_layers_that_are_no_numbers(typed, bits, capsys):
     assert "--layers: expected a number such as 2, or sizes such as 8,24" in capsys.readouterr().err
 
 
-def test_two_names_of_the_doubly_reparameterised_bound():
-    assert Training(objective="dreg", draws=4).bound_at(1.0) == "iwae"
+def test_the_name_of_the_gradient_is_told():
+    with pytest.raises(ArgumentValueError, match="Try: iwae, whose gradient is doubly"):
+        Training(objective="dreg", draws=4)
     assert Training(objective="iwae_plain", draws=4).bound_at(1.0) == "iwae_plain"

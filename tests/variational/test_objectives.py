@@ -329,7 +329,9 @@ def test_signal_to_noise_has_the_rates_of_theory():
 
 def test_the_plain_gradient_is_not_taken_by_the_path():
     z = torch.zeros(2, 1, 1, requires_grad=True) * 1.0
-    with pytest.raises(ValueError, match="bound: expected one whose gradient to q goes by the path"):
+    with pytest.raises(
+        ValueError, match="bound: expected one whose gradient to q goes by the path"
+    ):
         with_path_gradient(z.sum(-1), z, WeightedBound("iwae_plain"))
     logs_of_two = WEIGHTS.log()
     torch.testing.assert_close(WeightedBound("iwae_plain").value(logs_of_two), iwae(logs_of_two))

@@ -261,9 +261,12 @@ class TrainingOptions:
     minutes: Annotated[Real | None, about("Train for so long (default: 2).")] = None
     epochs: Annotated[Real | None, about("Or for so many passes over the data.")] = None
     steps: Annotated[Whole | None, about("Or for so many steps.")] = None
-    objective: Annotated[str, about("elbo, stl, iwae (dreg), iwae_plain, renyi, ciwae, miwae or piwae.")] = (
-        TRAINING.objective
-    )
+    objective: Annotated[
+        str,
+        about(
+            "elbo, stl, iwae (doubly reparameterised), iwae_plain, renyi, ciwae, miwae or piwae."
+        ),
+    ] = TRAINING.objective
     draws: Annotated[Whole, about("Draws of q(z|x) per image and step.")] = TRAINING.draws
     alpha: Annotated[Real, about("Order of renyi, or share of the ELBO in ciwae.")] = TRAINING.alpha
     groups: Annotated[Whole, about("Groups of draws of miwae and piwae.")] = TRAINING.groups

@@ -29,7 +29,16 @@ from .session import INTERRUPTED, Stop, bar, check_new, log, prepare, print_json
 
 if TYPE_CHECKING:
     from kullback.data import Dataset
-    from kullback.vae import VAE, Architecture, Bounds, Evaluation, Outcome, Preset, Progress, Training
+    from kullback.vae import (
+        VAE,
+        Architecture,
+        Bounds,
+        Evaluation,
+        Outcome,
+        Preset,
+        Progress,
+        Training,
+    )
 
 __all__ = ["close", "data_of", "evaluate", "measure", "show", "train"]
 

@@ -73,7 +73,9 @@ class Preset:
     def record(self, architecture: Architecture, training: Training) -> dict[str, Any]:
         """Return what a run's `config.json` says: its name and values, and those given instead."""
         found = _values(architecture) | _values(training)
-        instead = {name: found[name] for name, value in self.options.items() if found[name] != value}
+        instead = {
+            name: found[name] for name, value in self.options.items() if found[name] != value
+        }
         return {"name": self.name, "options": self.options, "given_instead": instead}
 
     def _unset(self, chosen: Any, usual: Any, values: dict[str, Any]) -> dict[str, Any]:
