@@ -30,7 +30,16 @@ from .session import INTERRUPTED, Stop, bar, check_new, log, prepare, print_json
 
 if TYPE_CHECKING:
     from kullback.data import Dataset
-    from kullback.vae import VAE, Architecture, Bounds, Evaluation, Outcome, Progress, Training
+    from kullback.vae import (
+        VAE,
+        Architecture,
+        Bounds,
+        Evaluation,
+        Outcome,
+        Preset,
+        Progress,
+        Training,
+    )
 
 __all__ = ["close", "data_of", "evaluate", "measure", "show", "train"]
 
@@ -44,6 +53,13 @@ def train(
     ] = "fashion",
     /,
     *,
+    preset: Annotated[
+        str,
+        Parameter(
+            help="Values for options that are not typed: default, classic, tight, iwae, vamp, iaf, "
+            "ladder, deep or neighbours."
+        ),
+    ] = "",
     out: Annotated[Path | None, Parameter(help="The run's new folder (default: runs/…).")] = None,
     resume: Annotated[Path | None, Parameter(help="Go on with this run instead.")] = None,
     start: Annotated[
@@ -72,7 +88,7 @@ def train(
     processes share every batch: `torchrun --nproc-per-node 4 -m kullback train …`.
     """
     prepare(shared)
-    given = (out, start, reading, model, training, tensorboard or None)
+    given = (out, start, reading, model, training, tensorboard or None, preset or None)
     lone = resume is None or (data == "fashion" and all(option is None for option in given))
     require(lone, "--resume", "no other settings: they are those of the run", "others too")
     new = out is None or not out.exists()
@@ -91,6 +107,8 @@ def train(
                 "device": device,
                 "tensorboard": tensorboard,
             }
+            if preset:
+                where["preset"] = _announced(preset, architecture, settings)
             work = _new_run(dataset, architecture, settings, where)
             nouns = {"sound": "clips", "counts": "vectors"}.get(dataset.kind, "images")
         else:
@@ -152,6 +170,18 @@ def _new_run(
     log(f"{model}; {training}")
     settings: Any = {"architecture": model, "training": training} | where
     return partial(vae.train, dataset, **settings)
+
+
+def _announced(name: str, architecture: "Architecture", training: "Training") -> "Preset":
+    """Say what a preset sets and what was typed instead; the values are in the two already."""
+    from kullback.vae import preset
+
+    chosen = preset(name).beside(architecture, training)
+    listed = {n: ",".join(map(str, v)) for n, v in chosen.options.items() if isinstance(v, tuple)}
+    values = ", ".join(f"{n} {v}" for n, v in (chosen.options | listed).items())
+    typed = f"; typed instead: {', '.join(chosen.given)}" if chosen.given else ""
+    say(f"preset {name}: {chosen.reason} ({values or 'no values of its own'}{typed})")
+    return chosen
 
 
 def _old_run(run: Path) -> "Callable[..., Outcome]":

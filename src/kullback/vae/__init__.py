@@ -4,11 +4,11 @@
 your own; `evaluate` for figures with error bars. Loads on first use.
 
 What a model is: `architecture` (names only), `networks`, `likelihoods`, `latents` (p(z), q(z|x)),
-`model`. How it is trained: `training` (settings and schedules), `loop` (the loop, its logs and
-warnings), `elbo_step` and `step.c` (the gradient by hand), `checkpoint`, `run` (the run folder, the
-device). How good it is: `evidence` (bounds image by image), `evaluation` (means with error bars,
-active units, collapse), `posterior` (log p(x) = ELBO + KL, from both sides). `onnx_graphs`: export.
-`limits`: thresholds.
+`model`. How it is trained: `training` (settings and schedules), `presets` (named values of both),
+`loop` (the loop, its logs and warnings), `elbo_step` and `step.c` (the gradient by hand),
+`checkpoint`, `run` (the run folder, the device). How good it is: `evidence` (bounds image by image),
+`evaluation` (means with error bars, active units, collapse), `posterior` (log p(x) = ELBO + KL, from
+both sides). `onnx_graphs`: export. `limits`: thresholds.
 """
 
 from typing import TYPE_CHECKING
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         made_by,
         measure_gap,
     )
+    from .presets import PRESETS, Preset, preset
     from .run import (
         Outcome,
         architecture_of,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COUNTS",
+    "PRESETS",
     "VAE",
     "Aggregate",
     "Annealing",
@@ -68,6 +70,7 @@ __all__ = [
     "Outcome",
     "Parity",
     "Parts",
+    "Preset",
     "Progress",
     "Refit",
     "Training",
@@ -90,6 +93,7 @@ __all__ = [
     "pick_device",
     "pick_precision",
     "pick_threads",
+    "preset",
     "require_exportable",
     "resume",
     "start_in_words",
@@ -102,6 +106,7 @@ __all__ = [
 
 _HOME = {
     "COUNTS": "architecture",
+    "PRESETS": "presets",
     "VAE": "model",
     "Aggregate": "posterior",
     "Annealing": "posterior",
@@ -112,6 +117,7 @@ _HOME = {
     "Outcome": "run",
     "Parity": "onnx_graphs",
     "Parts": "model",
+    "Preset": "presets",
     "Progress": "loop",
     "Refit": "posterior",
     "Training": "training",
@@ -133,6 +139,7 @@ _HOME = {
     "pick_device": "run",
     "pick_precision": "run",
     "pick_threads": "run",
+    "preset": "presets",
     "require_exportable": "onnx_graphs",
     "resume": "run",
     "start_in_words": "run",

@@ -54,6 +54,8 @@ from .loop import (
 )
 from .model import VAE, Parts, build, location_and_spread_of, require_own, with_parts
 from .networks import OwnDecoder, OwnEncoder
+from .presets import Preset
+from .presets import preset as find_preset
 from .sound import second_moments, shift_shares
 from .training import Training, too_short
 
@@ -115,6 +117,7 @@ def train(
     *,
     architecture: Architecture | None = None,
     training: Training | None = None,
+    preset: str | Preset = "",
     encoder: nn.Module | None = None,
     decoder: nn.Module | None = None,
     likelihood: Likelihood | None = None,
@@ -137,6 +140,8 @@ def train(
             data sets, iterables.
         architecture: What to build; by default `Architecture()`, or that of `start`.
         training: How to train; by default `Training()`, two minutes.
+        preset: A name of `kullback.vae.PRESETS`, or one of your own: values for all that
+            architecture and training leave at the default.
         encoder: A module of your own instead of the architecture's, see `Parts`; it is trained
             itself, not a copy of it.
         decoder: As `encoder`.
@@ -171,11 +176,13 @@ def train(
     if tensorboard:  # told before anything is read or written
         import_extra("tensorboard", "tensorboard")
     origin = None if start is None else Origin.read(start)
-    if architecture is None:
-        architecture = Architecture() if origin is None else origin.spec.architecture
+    if architecture is None and origin is not None:
+        architecture = origin.spec.architecture
+    chosen = preset if isinstance(preset, Preset) else find_preset(preset or "default")
+    architecture = chosen.architecture_with(architecture)
     levels = "counts" if architecture.likelihood in COUNTS else "auto"
     dataset = data if isinstance(data, Dataset) else load(data, levels=levels)
-    training = training or Training.usual(dataset.kind, dataset.event_shape)
+    training = chosen.training_with(training, dataset.kind, dataset.event_shape)
     where = pick_device(device)
     processes.own_gpu(str(where))  # told before anything is written
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
@@ -192,6 +199,8 @@ def train(
     group = processes.current()
     require_equal_shares(model, training, len(kept.rest.train), group)
     config = _describe(model, dataset, training, where, threads)
+    if preset:
+        config["preset"] = chosen.record(architecture, training)
     same = {name: config[name] for name in ("model", "training", "data", "precision")}
     if origin is not None:
         config["start"] = origin.described(dataset)
