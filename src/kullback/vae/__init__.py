@@ -54,7 +54,7 @@ if TYPE_CHECKING:
         start_in_words,
         train,
     )
-    from .training import PRESETS, Preset, Training, too_short
+    from .training import PRESETS, Preset, Training, preset, too_short
 
 __all__ = [
     "COUNTS",
