@@ -6,9 +6,9 @@ your own; `evaluate` for figures with error bars. Loads on first use.
 What a model is: `architecture` (names only), `networks`, `likelihoods`, `latents` (p(z), q(z|x)),
 `model`. How it is trained: `training` (settings and schedules), `presets` (named values of both),
 `loop` (the loop, its logs and warnings), `elbo_step` and `step.c` (the gradient by hand),
-`checkpoint`, `run` (the run folder, the device). How good it is: `evidence` (bounds image by image),
-`evaluation` (means with error bars, active units, collapse), `posterior` (log p(x) = ELBO + KL, from
-both sides). `limits`: thresholds.
+`checkpoint`, `run` (the run folder, the device). How good it is: `evidence` (bounds image by
+image), `evaluation` (means with error bars, active units, collapse), `posterior` (log p(x) = ELBO +
+KL, from both sides). `limits`: thresholds.
 """
 
 from typing import TYPE_CHECKING
