@@ -24,6 +24,7 @@ from kullback.core import (
     __version__,
     message,
     printable,
+    processes,
     require,
 )
 
@@ -231,6 +232,14 @@ VERBS = {
         "The page report.html of a trained run, written again.",
         ("kullback report runs/garments",),
     ),
+    "export": Verb(
+        "models:export",
+        "A run as a folder to publish: weights, ONNX graphs, model card; nothing is uploaded.",
+        (
+            "kullback export runs/garments garments-vae",
+            "kullback export runs/garments garments-vae --without-onnx",
+        ),
+    ),
     "checks": Verb(
         "models:checks",
         "What this machine and installation can do.",
@@ -410,7 +419,7 @@ def _code(given: list[str]) -> int:
     """Run the command; return its exit code, and say on standard error what went wrong."""
     try:
         try:
-            code = app(given, result_action="return_value")
+            code = app(given, result_action="return_value", print_error=processes.speaks())
             log("done")
         finally:
             sys.stdout.flush()
@@ -444,7 +453,8 @@ def _placed(text: str) -> str:
 
 
 def _failed(text: str, code: int) -> int:
-    sys.stderr.write(f"kullback: {printable(text)}\n")
+    if processes.speaks():
+        sys.stderr.write(f"kullback: {printable(text)}\n")
     return code
 
 

@@ -151,6 +151,10 @@ class DataOptions:
     label: Annotated[
         str, about("Model p(x | label): folder (its name), or an array or column of the data.")
     ] = ""
+    storage: Annotated[
+        str,
+        about("Of arrays: auto, memory, or disk (a batch at a time; shards, large .npy files)."),
+    ] = "auto"
     test_fraction: Annotated[Real, about("Share kept for testing when the data have no split.")] = (
         0.1
     )

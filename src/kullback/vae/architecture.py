@@ -312,6 +312,19 @@ class Spec:
             fields["labels"] = list(self.labels)
         return fields
 
+    def compared(self) -> dict[str, Any]:
+        """Return, by name, all that two models must share for one to take the other's weights.
+
+        Example:
+            >>> Spec((4,), "binary", Architecture(latent=8)).compared()["latent"]
+            8
+        """
+        parts = sorted(self.own or {})
+        fields = asdict(self) | {"shape": list(self.event_shape), "own parts": parts}
+        for name in ("event_shape", "architecture", "own"):
+            del fields[name]
+        return fields | asdict(self.architecture)
+
     @classmethod
     def from_dict(cls, fields: Any, *, source: str = "config.json") -> "Spec":
         """Rebuild from `to_dict`; a RunError names the source when the fields do not fit.

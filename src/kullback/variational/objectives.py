@@ -423,7 +423,12 @@ def piwae(
 
 
 def beta_elbo(
-    log_likelihood: Tensor, kl: Tensor, *, beta: float = 1.0, free_bits: float = 0.0
+    log_likelihood: Tensor,
+    kl: Tensor,
+    *,
+    beta: float = 1.0,
+    free_bits: float = 0.0,
+    means: Tensor | None = None,
 ) -> Tensor:
     """Return `(1/K) Σ_k log p(x|z_k) − β Σ_j KL_j`, `[batch]`, in nats, with a closed-form KL.
 
@@ -437,6 +442,7 @@ def beta_elbo(
         beta: the weight of the KL, at least 0.
         free_bits: nats each latent dimension may spend before it is charged: the *batch mean* of
             KL_j is replaced by free_bits where it is lower (its gradient is then zero).
+        means: the batch mean of every KL_j, `[latent]`, where `kl` is of a share of a batch.
 
     Returns:
         `[batch]`, differentiable in both.
@@ -454,7 +460,7 @@ def beta_elbo(
     require(free_bits >= 0, "free_bits", "nats, at least 0", free_bits)
     require(kl.ndim == 2, "kl", "[batch, latent]", list(kl.shape))
     if free_bits > 0:
-        means = kl.mean(0)
+        means = kl.mean(0) if means is None else means
         kl = kl + torch.clamp(free_bits - means, min=0.0)
         kl = torch.where(means < free_bits, kl.detach(), kl)
     return elbo(log_likelihood) - beta * kl.sum(-1)
