@@ -6,7 +6,7 @@ Four models that both have: VAE, IWAE (K = 5), VampPrior (100 pseudo-inputs) and
 inverse autoregressive flow. Same data (MNIST, bits drawn once, since pythae trains on a fixed
 tensor), the same networks (784-200-200-50, tanh), batches of 100, one thread. pythae trains with
 its own trainer, whole epochs of Adam at 1e-3, until the seconds are spent; its VampPrior has a
-warm-up of two epochs, without which it had collapsed after the first. kullback then gets the
+warm-up of two epochs (it collapses with it and without). kullback then gets the
 processor seconds that pythae took, at 2e-3 along a cosine. Both are measured by one estimator: L_K
 of the same images, K draws of the model's own q(z|x), log mean p(x, z)/q(z|x); pythae's with its
 own modules. On ten images it stands beside pythae's `get_nll`. Errors are over images; one seed.
