@@ -1,8 +1,7 @@
 """How to train: the settings of a run, the schedules that follow from them, and presets.
 
-A preset is nothing but values for model and training under a name, with the reason for it; every
-one of them can be given by hand as well, and what the caller gives goes first. Their evidence and
-time are in docs/vae.md ("Presets"). Names only, no torch.
+A preset is a named set of option values for model and training; every one of them can be given by
+hand as well, and what the caller gives goes first. Their evidence and time: docs/vae.md.
 """
 
 import difflib
