@@ -164,6 +164,22 @@ NATURAL_ROUNDING = 1e-9  # of the ELBO, by which it may fall as well
 NATURAL_AVERAGED = 0.5  # sd a step, from which noise may be all that moves q
 NATURAL_TOLERANCE = 0.02  # sd that fresh draws may move q at the end
 
+# optimise/hamiltonian (chosen on gp_pois_regr and the non-centred row of benchmarks/shapes.py)
+CHAINS = 256  # that move together, up to 50 dimensions,
+MANY_CHAINS = 128  # and above 300
+MIN_SCORE_RESIDUAL = 0.3  # of the scores, from which a large Gaussian is held to a run
+RUN_STEPS, RUN_BATCH, RUN_RATE = 600, 256, 0.01  # of Adam, that fit a flow to a run
+RUN_COMPONENTS = 6  # of the mixture that is fitted to it without zuko
+CHAIN_WARM_UP, CHAIN_KEPT = 40, 40  # iterations
+CHAIN_FIRST_STEP = 0.5  # in q's frame, times d^(-1/4)
+CHAIN_LENGTH = 1.5  # mean of a trajectory: about a quarter of a turn in a round p
+MAX_LEAPS = 64  # of a trajectory
+CHAIN_ACCEPTANCE = 0.65  # mean (Hoffman et al. 2021)
+CHAIN_ADAPTATION = 2.0  # of the log step, for an acceptance of 1 too many
+CHAIN_JITTER = 0.2  # of a chain's own step, so that no trajectory is periodic
+CHAIN_ERRORS = 4.0  # standard errors of a change between halves that are noise
+MAX_CHAIN_MOVING = 0.05  # sd that moments may still move between halves, beyond these
+
 # optimise/edges
 INTERIOR_POINTS, INTERIOR_WIDTHS = 8192, (0.1, 1.0, 4.0, 16.0, 100.0)  # half widths of the cubes
 MIN_INTERIOR = 16  # points of finite log p with which a fit begins

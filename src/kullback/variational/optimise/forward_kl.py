@@ -6,6 +6,7 @@ Both make `E_p[log q]` large (MATH 4.1): q covers every mode, and is moment-matc
 Reference: Cappé et al. (2008), "Adaptive importance sampling in general mixture classes".
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,8 +24,9 @@ from kullback.variational.target.density import Target
 from . import Progress
 from .deterministic import deterministic
 from .starts import Start
+from .stochastic import one_round
 
-__all__ = ["adaptive", "maximum_likelihood"]
+__all__ = ["adaptive", "by_steps", "maximum_likelihood"]
 
 
 def maximum_likelihood(
@@ -54,6 +56,29 @@ def maximum_likelihood(
         return -(weights * family.log_prob(z)).sum()
 
     yield from deterministic(family, loss, generator, draws=2, max_draws=2, iterations=iterations)
+
+
+def by_steps(samples: Tensor, family: Family, generator: torch.Generator) -> Iterator[Progress]:
+    """Fit q by maximising `E_p[log q]` over mini-batches of samples `[n, d]`, for networks.
+
+    One fall of Adam's step size. There is no test of convergence: what q misses is measured by
+    weights p/q.
+    """
+    draw = functools.partial(torch.randint, len(samples), (limits.RUN_BATCH,), generator=generator)
+
+    def loss(family: Family, noise: Tensor) -> Tensor:
+        return -family.log_prob(samples[draw()]).mean()
+
+    steps = one_round(
+        family, loss, generator, draws=2, steps=limits.RUN_STEPS, rate=limits.RUN_RATE
+    )
+    now = Progress(family, math.nan, math.nan)
+    for now in steps:
+        if now.done:
+            yield now
+            return
+        yield now
+    yield replace(now, done=True, converged=True, reason=f"{limits.RUN_STEPS} steps of Adam")
 
 
 def moments(z: Tensor, weights: Tensor) -> Frame:
