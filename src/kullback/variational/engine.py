@@ -43,8 +43,15 @@ from .optimise.starts import (
     mixture_of,
     near_zero,
 )
-from .optimise.stochastic import anchor, anchored, cosine_annealing, stochastic, widen_tails
-from .target.density import Target
+from .optimise.stochastic import (
+    anchor,
+    anchored,
+    cosine_annealing,
+    one_round,
+    stochastic,
+    widen_tails,
+)
+from .target.density import OutOfTime, Target
 
 __all__ = ["Direction", "Make", "Plan", "Settings", "Work", "forwards", "maker", "plan", "reverse"]
 
@@ -69,6 +76,7 @@ class Settings:
     starts: int = 4
     draws: int | None = None
     evaluation_draws: int = 4000
+    max_seconds: float = limits.MAX_FIT_SECONDS
 
     @property
     def maximised(self) -> str:
@@ -338,7 +346,8 @@ def _corrected(problem: _Problem, last: Progress) -> Progress:
     """
     target, generator, begin = problem.target, problem.generator, time.perf_counter()
     frame = last.family.absorb()
-    if not problem.how.automatic or frame is None:
+    whole = target.rows is None and not target.looped and problem.settings.objective == "elbo"
+    if not (problem.how.automatic and whole) or frame is None or not frame.is_dense:
         return last
     z = last.family.sample(problem.settings.evaluation_draws, generator)
     log_p, slope = target.score(z)
@@ -347,7 +356,7 @@ def _corrected(problem: _Problem, last: Progress) -> Progress:
     equal = torch.full((len(z),), 1 / len(z), dtype=torch.float64)
     if not usable or by_scores(z, difference, equal).residual < limits.MIN_SCORE_RESIDUAL:
         return last
-    first = z[log_p.isfinite()][: limits.MANY_CHAINS]
+    first = z[log_p.isfinite()][: limits.CHAINS]
     chains = hamiltonian(target, frame, first, generator)
     words = f"a Hamiltonian run, {time.perf_counter() - begin:.1f} s"
     if chains.moving > limits.MAX_CHAIN_MOVING:
@@ -375,8 +384,20 @@ def _mended(target: Target, found: list[Start], generator: torch.Generator) -> l
 
 
 def _by_fixed_draws(problem: _Problem, found: list[Start]) -> Iterator[Progress]:
-    """Fit by fixed draws; while a search finds mass elsewhere, fit again with that peak."""
+    """Fit by fixed draws, and reach further where that falls short; see `_improved`."""
     last = yield from _until_done(_fitted(problem, found))
+    try:
+        better = yield from _improved(problem, last, found)
+    except OutOfTime as error:
+        text = f"{last.reason}; what would follow {error}"
+        better = replace(last, reason=text)
+    yield better
+
+
+def _improved(
+    problem: _Problem, last: Progress, found: list[Start]
+) -> Generator[Progress, None, Progress]:
+    """Fit again with peaks that a search finds; then match moments and reach missed mass."""
     searched = problem.how.refine
     for _ in range(limits.MAX_SEARCHES if searched else 0):
         if not last.converged:
@@ -391,12 +412,13 @@ def _by_fixed_draws(problem: _Problem, found: list[Start]) -> Iterator[Progress]
     if searched and problem.settings.objective == "elbo":
         bounded = _within_edges(problem) if _meets_edges(problem, last.family) else None
         if bounded is not None:
-            yield from bounded
-            return
+            return (yield from _until_done(bounded))
         if not last.reason.startswith(IMPROPER):
             last, seen = yield from _matched(problem, last)
             last = yield from _reached(problem, last, seen)
-    yield last
+    elif problem.target.dim > limits.MAX_REFINED_DIMENSIONS and last.converged:
+        last = _corrected(problem, last)
+    return last
 
 
 def _meets_edges(problem: _Problem, family: Family) -> bool:
@@ -557,43 +579,50 @@ def _matched(
 def _reached(
     problem: _Problem, last: Progress, seen: _Pooled | None
 ) -> Generator[Progress, None, Progress]:
-    """Fit a flow or a mixture to a short Hamiltonian run where q has no draws and p has mass.
+    """Fit a flow where q has no draws and p has mass: to weighted draws first, then by KL(q‖p).
 
-    The run begins at weighted draws, so that it need not find p's mass, but spread over it.
+    The first part, KL(p‖q), costs no evaluation of p, and leads to where few steps of the second
+    are left. Without zuko a mixture is fitted to the draws.
     """
     if seen is None or not last.converged or seen.missed <= limits.LIMITS.unreached:
         return last
     target, generator, begin = problem.target, problem.generator, time.perf_counter()
-    if seen.size < limits.CHAINS:
+    if seen.size < limits.MIN_MATCHED_DRAWS or target.dim == 1:
         return last
-    first = seen.resampled(limits.CHAINS, generator)
-    frame = Frame.of_draws(seen.resampled(limits.RESAMPLED_DRAWS, generator))
-    chains = hamiltonian(target, frame, first, generator)
-    if chains.moving > limits.MAX_CHAIN_MOVING:
-        cost = f"a Hamiltonian run, {time.perf_counter() - begin:.1f} s, still moves"
-        return replace(last, reason=f"{last.reason}; {cost} by {chains.moving:.2f} sd: not kept")
-    now = yield from _until_done(_fitted_to(problem, chains.pooled))
-    after = _pool_of(problem, now.family)
-    words = f"{now.family.name} fitted to a Hamiltonian run, KL(p||q), "
-    words += f"{time.perf_counter() - begin:.1f} s"
-    if after.missed > limits.MIN_MATCHED_GAIN * seen.missed:
-        return replace(last, reason=f"{last.reason}; {words}, was tried and not kept")
-    text = f"converged: p's mass beyond q was {seen.missed:.0%}, now {after.missed:.0%}, by a "
-    return replace(now, loss=last.loss, converged=True, reason=f"{text}{words}; {last.reason}")
-
-
-def _fitted_to(problem: _Problem, draws: Tensor) -> Iterator[Progress]:
-    """Fit a flow to draws of p, or without zuko a mixture."""
-    generator = problem.generator
-    if importlib.util.find_spec("zuko") is None or problem.target.dim == 1:
-        make = functools.partial(Mixture, components=limits.RUN_COMPONENTS)
-        yield from forward_kl.maximum_likelihood(
+    draws = seen.resampled(limits.RESAMPLED_DRAWS, generator)
+    if importlib.util.find_spec("zuko") is None:
+        make = functools.partial(Mixture, components=limits.MORE_COMPONENTS)
+        steps = forward_kl.maximum_likelihood(
             draws, make, generator, iterations=limits.MATCHED_ITERATIONS
         )
-        return
+    else:
+        steps = _flow_to(problem, draws)
+    now = yield from _until_done(steps)
+    after = _pool_of(problem, now.family)
+    words = f"a {now.family.name} fitted to weighted draws, {time.perf_counter() - begin:.1f} s"
+    if not after.missed < limits.MIN_MATCHED_GAIN * seen.missed:
+        return replace(last, reason=f"{last.reason}; {words}, was tried and not kept")
+    text = f"converged: q had next to no draws where {seen.missed:.0%} of p is, now"
+    text += f" {after.missed:.1%}, by {words}; {last.reason}"
+    return replace(now, loss=last.loss, converged=True, reason=text)
+
+
+def _flow_to(problem: _Problem, draws: Tensor) -> Iterator[Progress]:
+    """Fit a flow to draws of p, and then by a few steps of KL(q‖p)."""
+    generator = problem.generator
     flow = Flow(Frame.of_draws(draws))
-    for now in forward_kl.by_steps(draws, flow, generator):
-        yield _finished(now, problem.target, generator)
+    last = yield from _until_done(forward_kl.by_steps(draws, flow, generator))
+    for now in one_round(
+        flow,
+        loss_of(problem.target, gradient="stl"),
+        generator,
+        draws=limits.POLISH_DRAWS,
+        steps=limits.POLISH_STEPS,
+        rate=limits.POLISH_RATE,
+    ):
+        last = now
+        yield replace(now, done=False)
+    yield _finished(replace(last, done=True), problem.target, generator)
 
 
 def _elsewhere(

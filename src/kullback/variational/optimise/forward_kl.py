@@ -64,13 +64,13 @@ def by_steps(samples: Tensor, family: Family, generator: torch.Generator) -> Ite
     One fall of Adam's step size. There is no test of convergence: what q misses is measured by
     weights p/q.
     """
-    draw = functools.partial(torch.randint, len(samples), (limits.RUN_BATCH,), generator=generator)
+    draw = functools.partial(torch.randint, len(samples), (limits.FITTED_BATCH,), generator=generator)
 
     def loss(family: Family, noise: Tensor) -> Tensor:
         return -family.log_prob(samples[draw()]).mean()
 
     steps = one_round(
-        family, loss, generator, draws=2, steps=limits.RUN_STEPS, rate=limits.RUN_RATE
+        family, loss, generator, draws=2, steps=limits.FITTED_STEPS, rate=limits.FITTED_RATE
     )
     now = Progress(family, math.nan, math.nan)
     for now in steps:
@@ -78,7 +78,7 @@ def by_steps(samples: Tensor, family: Family, generator: torch.Generator) -> Ite
             yield now
             return
         yield now
-    yield replace(now, done=True, converged=True, reason=f"{limits.RUN_STEPS} steps of Adam")
+    yield replace(now, done=True, converged=True, reason=f"{limits.FITTED_STEPS} steps of Adam")
 
 
 def moments(z: Tensor, weights: Tensor) -> Frame:
