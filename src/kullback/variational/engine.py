@@ -586,8 +586,8 @@ def _reached(
     """
     if seen is None or not last.converged or seen.missed <= limits.LIMITS.unreached:
         return last
-    target, generator, begin = problem.target, problem.generator, time.perf_counter()
-    if seen.size < limits.MIN_MATCHED_DRAWS or target.dim == 1:
+    generator, begin = problem.generator, time.perf_counter()
+    if seen.size < limits.MIN_MATCHED_DRAWS or problem.target.dim == 1:
         return last
     draws = seen.resampled(limits.RESAMPLED_DRAWS, generator)
     if importlib.util.find_spec("zuko") is None:
@@ -595,10 +595,16 @@ def _reached(
         steps = forward_kl.maximum_likelihood(
             draws, make, generator, iterations=limits.MATCHED_ITERATIONS
         )
+        now = yield from _until_done(steps)
+        after = _pool_of(problem, now.family)
     else:
-        steps = _flow_to(problem, draws)
-    now = yield from _until_done(steps)
-    after = _pool_of(problem, now.family)
+        flow = Flow(Frame.of_draws(draws))
+        now = yield from _until_done(forward_kl.by_steps(draws, flow, generator))
+        for _ in range(limits.POLISH_ROUNDS):
+            now = yield from _until_done(_polished(problem, flow))
+            after = _pool_of(problem, flow)
+            if after.missed <= limits.LIMITS.unreached:
+                break
     words = f"a {now.family.name} fitted to weighted draws, {time.perf_counter() - begin:.1f} s"
     if not after.missed < limits.MIN_MATCHED_GAIN * seen.missed:
         return replace(last, reason=f"{last.reason}; {words}, was tried and not kept")
@@ -607,22 +613,20 @@ def _reached(
     return replace(now, loss=last.loss, converged=True, reason=text)
 
 
-def _flow_to(problem: _Problem, draws: Tensor) -> Iterator[Progress]:
-    """Fit a flow to draws of p, and then by a few steps of KL(q‖p)."""
-    generator = problem.generator
-    flow = Flow(Frame.of_draws(draws))
-    last = yield from _until_done(forward_kl.by_steps(draws, flow, generator))
-    for now in one_round(
+def _polished(problem: _Problem, flow: Flow) -> Iterator[Progress]:
+    """Improve a flow by steps of KL(q‖p), one fall of the step size, and widen its tails."""
+    flow.widen(0.0)
+    last = Progress(flow, math.nan, math.nan)
+    for last in one_round(
         flow,
         loss_of(problem.target, gradient="stl"),
-        generator,
+        problem.generator,
         draws=limits.POLISH_DRAWS,
         steps=limits.POLISH_STEPS,
         rate=limits.POLISH_RATE,
     ):
-        last = now
-        yield replace(now, done=False)
-    yield _finished(replace(last, done=True), problem.target, generator)
+        yield replace(last, done=False)
+    yield _finished(replace(last, done=True), problem.target, problem.generator)
 
 
 def _elsewhere(

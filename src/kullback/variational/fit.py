@@ -408,7 +408,8 @@ def _carry_out(
     seconds = (1 - limits.EVALUATION_SHARE) * settings.max_seconds
     try:
         with target.deadline.within(seconds):
-            for last in shown(work.steps(), work.method, progress=show):
+            steps = work.steps()
+            for last in shown(steps, work.method, seconds=settings.max_seconds, progress=show):
                 trace.append(-last.loss)
     except OutOfTime:
         last, in_time = _unfinished(last, settings.max_seconds), False

@@ -90,7 +90,8 @@ MATCHED_ITERATIONS = 60  # of L-BFGS a round
 
 # engine: a flow where a mixture still misses mass (chosen on gp_pois_regr and eight schools)
 FITTED_STEPS, FITTED_BATCH, FITTED_RATE = 300, 256, 0.01  # of Adam by KL(p||q), to weighted draws
-POLISH_STEPS, POLISH_DRAWS, POLISH_RATE = 300, 128, 3e-3  # and then by KL(q||p)
+POLISH_STEPS, POLISH_DRAWS, POLISH_RATE = 300, 128, 3e-3  # and then by KL(q||p),
+POLISH_ROUNDS = 3  # at most, until q misses no more than LIMITS.unreached
 MORE_COMPONENTS = 6  # of the mixture that is fitted to the draws without zuko
 
 # engine: refinement of a Gaussian by a mixture

@@ -6,7 +6,6 @@ Both make `E_p[log q]` large (MATH 4.1): q covers every mode, and is moment-matc
 Reference: Cappé et al. (2008), "Adaptive importance sampling in general mixture classes".
 """
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -64,10 +63,10 @@ def by_steps(samples: Tensor, family: Family, generator: torch.Generator) -> Ite
     One fall of Adam's step size. There is no test of convergence: what q misses is measured by
     weights p/q.
     """
-    draw = functools.partial(torch.randint, len(samples), (limits.FITTED_BATCH,), generator=generator)
 
     def loss(family: Family, noise: Tensor) -> Tensor:
-        return -family.log_prob(samples[draw()]).mean()
+        some = torch.randint(len(samples), (limits.FITTED_BATCH,), generator=generator)
+        return -family.log_prob(samples[some]).mean()
 
     steps = one_round(
         family, loss, generator, draws=2, steps=limits.FITTED_STEPS, rate=limits.FITTED_RATE
