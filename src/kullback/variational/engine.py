@@ -344,7 +344,8 @@ def _corrected(problem: _Problem, last: Progress) -> Progress:
     Its correlations stay: a run has too few draws for them. Where the scores of p at q's draws are
     linear in z, as a Gaussian's are, there is no run.
     """
-    target, generator, begin = problem.target, problem.generator, time.perf_counter()
+    target, begin = problem.target, time.perf_counter()
+    generator = torch.Generator().manual_seed(0)  # its own: other fits keep their draws
     frame = last.family.absorb()
     whole = target.rows is None and not target.looped and problem.settings.objective == "elbo"
     if not (problem.how.automatic and whole) or frame is None or not frame.is_dense:
