@@ -59,6 +59,12 @@ def test_a_run_that_still_moves_says_so():
     assert Chains(steady + drift, 0.7, 0).moving > 0.3
 
 
+def test_chains_that_stand_still_have_a_large_error():
+    still = torch.randn(1, 64, 3, generator=seeded(), dtype=F64).expand(20, 64, 3)
+    assert abs(Chains(still, 0.0, 0).error - 1 / 8) < 0.01
+    assert Chains(torch.randn(20, 64, 3, generator=seeded(), dtype=F64), 1.0, 0).error < 0.06
+
+
 def test_a_run_never_enters_where_there_is_no_mass():
     target = Target.of(lambda z: torch.where(z[0] > 0, -z[0], -math.inf), 1)
     generator = seeded()

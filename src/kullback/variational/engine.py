@@ -321,12 +321,12 @@ def _by_natural_gradient(problem: _Problem) -> Iterator[Progress]:
     if start is not None:
         last = yield from _until_done(natural_gradient(start.frame, target, generator))
         if last.converged:
-            yield _corrected(problem, last)
+            yield _in_time(problem, last)
             return
     found = find_start(target, generator, first=problem.settings.init)
     again = yield from _until_done(natural_gradient(found[0].frame, target, generator))
     if again.converged:
-        yield _corrected(problem, again)
+        yield _in_time(problem, again)
         return
     name = LowRank.name if how.automatic else FullRank.name
     method = "auto" if how.automatic else "deterministic"
@@ -336,6 +336,14 @@ def _by_natural_gradient(problem: _Problem) -> Iterator[Progress]:
     for now in fitted(other, found):
         why = f"{now.reason}; {name} by {other.how.method}, since full rank {again.reason}"
         yield replace(now, reason=why) if now.done else now
+
+
+def _in_time(problem: _Problem, last: Progress) -> Progress:
+    """Return `_corrected`, or what there was where the time is over."""
+    try:
+        return _corrected(problem, last)
+    except OutOfTime as error:
+        return replace(last, reason=f"{last.reason}; what would follow {error}")
 
 
 def _corrected(problem: _Problem, last: Progress) -> Progress:
@@ -360,8 +368,8 @@ def _corrected(problem: _Problem, last: Progress) -> Progress:
     first = z[log_p.isfinite()][: limits.CHAINS]
     chains = hamiltonian(target, frame, first, generator)
     words = f"a Hamiltonian run, {time.perf_counter() - begin:.1f} s"
-    if chains.moving > limits.MAX_CHAIN_MOVING:
-        text = f"{words}, still moves by {chains.moving:.2f} sd: not kept"
+    if chains.moving > limits.MAX_CHAIN_MOVING or chains.error > limits.MAX_CHAIN_ERROR:
+        text = f"{words}, still moves by {chains.moving:.2f} sd, error {chains.error:.2f}: not kept"
         return replace(last, reason=f"{last.reason}; {text}")
     mean, sd = chains.pooled.mean(0), chains.pooled.std(0)
     moved = torch.cat([(mean - frame.shift) / frame.sd, (sd / frame.sd).log()]).abs().max()

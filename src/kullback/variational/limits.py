@@ -185,6 +185,7 @@ CHAIN_ACCEPTANCE = 0.65  # mean (Hoffman et al. 2021)
 CHAIN_ADAPTATION = 2.0  # of the log step, for an acceptance of 1 too many
 CHAIN_JITTER = 0.2  # of a chain's own step, so that no trajectory is periodic
 CHAIN_ERRORS = 4.0  # standard errors of a change between halves that are noise
+MAX_CHAIN_ERROR = 0.06  # sd, of a mean; 0.09 where no chain moves
 MAX_CHAIN_MOVING = 0.05  # sd that moments may still move between halves, beyond these
 
 # optimise/edges

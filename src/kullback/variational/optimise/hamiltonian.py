@@ -44,6 +44,12 @@ class Chains:
         return self.draws.flatten(0, 1)
 
     @property
+    def error(self) -> float:
+        """Largest standard error of a mean, in sd: 1/√chains where no chain moves."""
+        spread = self.draws.mean(0).std(0) / self.pooled.std(0).clamp_min(1e-300)
+        return float(spread.max()) / math.sqrt(self.draws.shape[1])
+
+    @property
     def moving(self) -> float:
         """Largest change of a mean (sd) or log sd between the run's halves, less 4 errors; ≥ 0.
 
