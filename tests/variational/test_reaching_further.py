@@ -151,3 +151,36 @@ def test_time_that_is_over_ends_a_loop_between_two_points():
 def test_max_seconds_must_be_positive():
     with pytest.raises(ArgumentValueError, match="max_seconds"):
         fit(lambda z: -z.square().sum(), 1, max_seconds=0)
+
+
+@slow
+def test_a_centred_hierarchy_of_few_groups_is_reached_by_a_flow():
+    """Eight schools: mean and sd of tau by quadrature; the verdict's own limit, 0.2, holds."""
+    pytest.importorskip("zuko")
+    effect = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12], dtype=F64)
+    error = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18], dtype=F64)
+
+    def log_density(mu, tau, theta):
+        prior = Normal(0, 5).log_prob(mu) - torch.log1p((tau / 5) ** 2)
+        return (
+            prior
+            + Normal(mu, tau).log_prob(theta).sum()
+            + Normal(theta, error).log_prob(effect).sum()
+        )
+
+    tau = torch.linspace(-9, 6, 6001, dtype=F64).exp()
+    precisions = 1 / (tau[:, None] ** 2 + error**2)
+    precision = precisions.sum(1) + 1 / 25
+    centre = (precisions * effect).sum(1) / precision
+    square = (precisions * effect**2).sum(1) - precision * centre**2
+    logs = 0.5 * precisions.log().sum(1) - 0.5 * square - 0.5 * precision.log()
+    w = (logs - torch.log1p((tau / 5) ** 2) + tau.log()).softmax(0)
+    mean = float(w @ tau)
+    sd = float((w @ (tau - mean) ** 2).sqrt())
+    parameters = {"mu": (), "tau": constraints.positive, "theta": (8,)}
+    found = fit(log_density, parameters, generator=seeded(), progress=False)
+    assert "a flow fitted to weighted draws" in found.reason
+    got = found.posterior["tau"]
+    assert abs(float(got.mean()) - mean) < 0.2 * sd
+    assert abs(math.log(float(got.std()) / sd)) < 0.2
+    assert found.diagnosis.level != "do not trust"
