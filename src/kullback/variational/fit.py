@@ -454,7 +454,7 @@ def _unfinished(last: Progress | None, seconds: float) -> Progress:
     if last is None:
         hint = "more max_seconds, or a log_density that is vectorised over points"
         got = f"{seconds:g} s, which were over before any q was found"
-        raise RunError(message("max_seconds", "time for a start", got, hint))
+        raise RunError(message("max_seconds", "time for a start", got, hint)) from None
     text = f"stopped: {seconds:g} s of wall time (max_seconds) were over"
     return replace(last, done=True, converged=False, reason=text)
 
