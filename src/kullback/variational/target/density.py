@@ -11,6 +11,7 @@ once, the Jacobians of constraints included.
 import contextlib
 import inspect
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,7 @@ from .programs import Compiling, Model, numpyro_model, pymc_model, pyro_model
 from .simulation import Simulation
 from .stan import stan_model
 
-__all__ = ["PointDensity", "RowsDensity", "Target"]
+__all__ = ["OutOfTime", "PointDensity", "RowsDensity", "Target"]
 
 PointDensity = Callable[..., Tensor]  # a user's function of one point: a scalar, in nats
 RowsDensity = Callable[[Tensor, Tensor | None], Tensor]  # z `[n, d]`, rows or None: `[n]`
@@ -71,6 +72,33 @@ class Refusals:
         return f"{self.count:,} {points} refused by log_density count as log p = -inf: {self.words}"
 
 
+class OutOfTime(Exception):
+    """The time that a fit may take is over; raised where the density is evaluated."""
+
+
+@dataclass(slots=True)
+class Deadline:
+    """When a fit must stop, on the clock of `time.monotonic`, and how long it was given."""
+
+    ends: float = math.inf
+    seconds: float = math.inf
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Let evaluations raise `OutOfTime` after so many seconds."""
+        before = (self.ends, self.seconds)
+        self.ends, self.seconds = time.monotonic() + seconds, seconds
+        try:
+            yield
+        finally:
+            self.ends, self.seconds = before
+
+    def check(self) -> None:
+        """Raise `OutOfTime` where the time is over."""
+        if self.ends < math.inf and time.monotonic() > self.ends:
+            raise OutOfTime(f"stopped after {self.seconds:g} s, the most that it was given")
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """An unnormalised log density `log p(z)` on `dim` reals, z of shape `[n, dim]`, in nats.
@@ -89,6 +117,7 @@ class Target:
         refusals: how many points the density refused by an exception so far; they have log p −inf.
         simulation: what another program's model says of its data, or None.
         compiling: how long another program's compilers took so far.
+        deadline: when evaluations end, while a fit runs.
 
     Example:
         >>> target = Target.of(lambda z: -0.5 * (z * z).sum(), 2)
@@ -106,6 +135,7 @@ class Target:
     refusals: Refusals = field(default_factory=Refusals, compare=False, repr=False)
     simulation: Simulation | None = None
     compiling: Compiling = field(default_factory=Compiling, compare=False, repr=False)
+    deadline: Deadline = field(default_factory=Deadline, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -421,12 +451,14 @@ class Target:
 
     def prior(self, z: Tensor) -> Tensor:
         """Return the part of log p that no row enters, with Jacobians, `[n]`; all, without data."""
+        self.deadline.check()
         if self.scored is not None:
             value: Tensor = _Scored.apply(z, self.scored)  # type: ignore[no-untyped-call]
             return value
         return in_pieces(self._prior, z, self.piece)
 
     def _prior(self, z: Tensor) -> Tensor:
+        self.deadline.check()
         values, log_jacobian = self.layout.constrain(z)
         return self.function(values) + log_jacobian
 
@@ -440,6 +472,7 @@ class Target:
         Returns:
             The values and their gradients.
         """
+        self.deadline.check()
         if self.scored is not None:
             return self.scored(z.detach())
         return score_in_pieces(lambda part: self.log_density(part, rows), z, self.piece)
@@ -512,7 +545,7 @@ class Target:
                 return _surviving(vectorised, one, self.refusals), False, piece
             reason = str(error).strip().splitlines()[0]
             warnings.warn(f"{name}: evaluated one point at a time, slowly: {reason}", stacklevel=4)
-            return _surviving(_looped(one), one, self.refusals), True, piece
+            return _surviving(_looped(one, self.deadline), one, self.refusals), True, piece
         return _surviving(vectorised, one, self.refusals), False, piece
 
 
@@ -573,12 +606,15 @@ def _flat(*_: Any, **__: Any) -> Tensor:
     return torch.zeros(())
 
 
-def _looped(one: PointDensity) -> PointDensity:
+def _looped(one: PointDensity, deadline: Deadline) -> PointDensity:
+    def at(values: dict[str, Tensor], i: int, batch: tuple[Tensor, ...]) -> Tensor:
+        deadline.check()
+        value: Tensor = one({k: v[i] for k, v in values.items()}, *batch)
+        return value
+
     def many(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
         count = len(next(iter(values.values())))
-        return torch.stack(
-            [one({k: v[i] for k, v in values.items()}, *batch) for i in range(count)]
-        )
+        return torch.stack([at(values, i, batch) for i in range(count)])
 
     return many
 
