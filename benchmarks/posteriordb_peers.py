@@ -172,10 +172,8 @@ def pymc_model(name, data):
 
 
 def by_pymc(method, name, data):
-    here = sys.path.pop(0)  # its coverage.py is not what PyMC's compiler imports
     import pymc as pm
 
-    sys.path.insert(0, here)
     if method == "Pathfinder":
         import pymc_extras
 
