@@ -150,6 +150,15 @@ def test_what_another_program_refuses_is_one_line_and_a_bug_here_is_a_traceback(
         fit._target(file)
 
 
+def test_a_model_of_another_program_may_simulate(packages, tmp_path, capsys):
+    simulates = "def simulate(generator): return {'mu': 1.0}, {'y': [2.0]}"
+    path = write(tmp_path, "model.py", f"{HEAD['pyro']}\n{SAMPLED}\n{simulates}")
+    assert read_target(str(path)).simulate(None) == ({"mu": 1.0}, {"y": [2.0]})
+    path = write(tmp_path, "model.stan", STAN)
+    assert run("fit", path, "--sbc", 200) == 3
+    assert "Try: in Python, calibrate(simulate, lambda data: Target" in capsys.readouterr().err
+
+
 def test_lists_of_numbers_become_arrays_and_other_lists_stay():
     mixed, ragged = ["a", 1.0], [[1.0], [2.0, 3.0]]
     given = {"x": [1, 2], "w": [[0.5]], "n": 3, "names": ["a"], "mixed": mixed, "ragged": ragged}

@@ -242,6 +242,8 @@ def calibrate_fits(file: TargetFile, options: FitOptions) -> None:
     simulate = file.simulate
     if simulate is None:
         hint = "def simulate(generator): return parameters, data"
+        if file.program == "stan":  # which has no place for it
+            hint = "in Python, calibrate(simulate, lambda data: Target.from_stan(path, data))"
         raise DataError(
             f"{file.path}: --sbc needs a function that draws from the model. Try: {hint}"
         )

@@ -245,7 +245,9 @@ def read_target(text: str, *, dim: int | None = None, data: Path | None = None) 
         raise DataError(f"{path}: no function or model {name!r}{listed}")
     if program:
         known = found.get("data") if data is None else arguments
-        return TargetFile(path, f"{path.name}:{name}", model, program, arguments=known)
+        simulate = found.get("simulate")
+        title = f"{path.name}:{name}"
+        return TargetFile(path, title, model, program, arguments=known, simulate=simulate)
     parameters = found.get("parameters") if dim is None else dim
     if parameters is None:
         raise DataError(
