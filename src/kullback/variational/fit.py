@@ -50,6 +50,8 @@ class FittedPosterior:
     draws: Tensor
     log_p: Tensor
     log_q: Tensor
+    scores: tuple[Tensor, Tensor]
+    converged: bool
 
     @cached_property
     def posterior(self) -> dict[str, Tensor]:

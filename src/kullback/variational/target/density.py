@@ -499,7 +499,8 @@ class Target:
         _check_signature(function, name, self.layout, batch)
         probe = torch.linspace(-0.5, 0.5, self.dim, dtype=self.dtype)
         kept, result, known = limits.CACHED_NUMBERS, None, False
-        with contextlib.suppress(UNFACTORED, ValueError), _hinted(name):  # perhaps not elsewhere
+        # what is refused here is perhaps not elsewhere
+        with contextlib.suppress(UNFACTORED, ValueError), _hinted(name):
             result, kept = _counted(lambda z: one(self.constrain(z), *batch), probe.clone())
             known = True
         if known:
