@@ -96,7 +96,7 @@ def kl_slopes(
     rows = (-1, p.shape[-1])
     both = [torch.empty_like(x) if want else None for x, want in zip((p, q), wanted, strict=True)]
     to_p, to_q = (x if x is None else x.view(rows) for x in both)
-    p, q, of = p.view(rows), q.view(rows), sums.numpy()
+    p, q, of = _matrix(p), _matrix(q), sums.numpy()
     if (of[Sum.NOTE] < 0).all():
         g = grads.detach().reshape(-1).double().numpy() / temperature
         c = np.stack((-g * of[Sum.KL], -g, g))
