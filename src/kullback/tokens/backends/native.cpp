@@ -126,6 +126,7 @@ INLINE VD kept(__mmask8 k, VD a) { return (VD)_mm512_maskz_mov_pd(k, (__m512d)a)
 INLINE VF plus(VF sum, __mmask16 k, VF a) { return (VF)_mm512_mask_add_ps((__m512)sum, k, (__m512)sum, (__m512)a); }
 INLINE VD plus(VD sum, __mmask8 k, VD a) { return (VD)_mm512_mask_add_pd((__m512d)sum, k, (__m512d)sum, (__m512d)a); }
 INLINE int64_t count(unsigned k) { return __builtin_popcount(k); }
+INLINE bool none(unsigned k) { return k == 0; }
 #else
 template <class R> using Bits = Mask<R>;
 INLINE MF lacks(VF x) { return x == -INFINITY; }
@@ -145,6 +146,9 @@ template <class M> INLINE bool any(M k) {
     for (int64_t each : part) found |= each;
     return found != 0;
 }
+#if WIDTH != 64
+template <class M> INLINE bool none(M k) { return !any(k); }
+#endif
 template <class R> R largest(Vec<R> v) { R top = v[0]; for (int i = 1; i < LANES<R>; i++) top = v[i] > top ? v[i] : top; return top; }
 
 // Horner's rule, the highest power first
@@ -619,6 +623,12 @@ Totals even_block(const char* p, const char* q, int64_t n, const Anchor<R>& a, c
             }
             if (MORE) t = bigger(all<R>(R(-1100)), t);
             Vec<R> u = exp2<LIFT, R, !MORE && FORM != EXACT>(t);
+            if (HOLED && none(both)) {  // where few tokens are allowed most vectors are such
+                p_lost.add_where(q_lacks, u), q_lost.add_where(p_lacks, u);
+                p_alone += count(Bits<R>(q_lacks & ~p_lacks)), q_alone += count(Bits<R>(p_lacks & ~q_lacks));
+                if (MORE) lost_log.add_where(p_lacks, u * t), p_log.add_where(~p_lacks, u * t);
+                continue;
+            }
             Power<R> e = power<R, true>(l);
             Vec<R> excess = e.excess();
             A.add(u, excess), L.add(u, l);
