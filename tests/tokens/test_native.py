@@ -274,8 +274,7 @@ def test_gradients_beyond_the_caches_are_those_of_each_row_alone(wanted):
         found = []
         for some in (slice(None), rows):
             a, b = (
-                x[some].clone().requires_grad_(want)
-                for x, want in zip((p, q), wanted, strict=True)
+                x[some].clone().requires_grad_(want) for x, want in zip((p, q), wanted, strict=True)
             )
             tokens.kl(a, b, backend="native").sum().backward()
             found.append([x.grad for x in (a, b) if x.grad is not None])

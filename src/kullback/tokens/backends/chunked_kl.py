@@ -19,7 +19,7 @@ call works on, and NumPy, whose calls are shorter, has slices and what is known 
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -117,10 +117,7 @@ def kl_slopes(
                 block.write(v.sub_(u), grads[1])
 
 
-_Logits = np.ndarray | Tensor
-
-
-def _of(x: Tensor | None) -> _Logits | None:
+def _of(x: Tensor | None) -> Any:
     """Return logits as an array, whose slices cost little, where NumPy has their dtype at speed."""
     return x.numpy() if x is not None and x.dtype == torch.float32 else x
 
@@ -135,14 +132,14 @@ class _Block(NamedTuple):
     sides: np.ndarray  # the same memory as `both`
     difference: np.ndarray  # and as `d`
 
-    def read(self, side: int, x: _Logits) -> None:
+    def read(self, side: int, x: np.ndarray | Tensor) -> None:
         """Copy the block of logits x."""
         if isinstance(x, Tensor):
             self.both[side].copy_(x[self.rows, self.columns])
         else:
             self.sides[side] = x[self.rows, self.columns]
 
-    def write(self, found: Tensor, x: _Logits) -> None:
+    def write(self, found: Tensor, x: np.ndarray | Tensor) -> None:
         """Copy what was found into the block of x."""
         x[self.rows, self.columns] = found if isinstance(x, Tensor) else found.numpy()
 
@@ -164,7 +161,7 @@ def _blocks(n: int, vocab: int) -> Iterator[_Block]:
 
 
 def _load(
-    block: _Block, sides: tuple[_Logits, _Logits], temperature: float, tops: np.ndarray | None
+    block: _Block, sides: tuple[Any, Any], temperature: float, tops: np.ndarray | None
 ) -> None:
     """Fill a block with the logits over the temperature, less tops `[2, n]`."""
     for side, x in enumerate(sides):
@@ -208,8 +205,10 @@ def _dot(block: _Block) -> np.ndarray:
     """Return Σ u d `[rows]`. NumPy's calls are shorter, but of long rows it may start threads."""
     d, u = block.difference, block.sides[0]
     if d.shape[1] <= limits.SHORT_ROW:
-        return (d[:, None, :] @ u[:, :, None]).reshape(-1)
-    return torch.linalg.vecdot(block.d, block.both[0]).numpy()
+        found: np.ndarray = (d[:, None, :] @ u[:, :, None]).reshape(-1)
+    else:
+        found = torch.linalg.vecdot(block.d, block.both[0]).numpy()
+    return found
 
 
 def _excess(

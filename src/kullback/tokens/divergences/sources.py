@@ -30,7 +30,16 @@ from .sharded import measure_shards
 from .slices import Pointwise
 from .top_k import TopK, kl_bounds
 
-__all__ = ["HiddenStates", "Sharded", "Source", "bounds", "constant", "matched", "measure", "measure_one"]
+__all__ = [
+    "HiddenStates",
+    "Sharded",
+    "Source",
+    "bounds",
+    "constant",
+    "matched",
+    "measure",
+    "measure_one",
+]
 
 
 class Source:
