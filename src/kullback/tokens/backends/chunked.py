@@ -146,8 +146,8 @@ def slopes(
         _general_slopes(rows, task, sums, coefficients, grad_p, grad_q)
     elif bool(done.all()):
         c = coefficients[[Slope.P_ONE, Slope.P_RATIO, Slope.Q_STEP]].numpy()
-        q = rows.p if rows.q is None else rows.q
-        chunked_kl.kl_slopes(rows.p, q, task.temperature, sums.numpy(), c, grad_p, grad_q)
+        other = rows.p if rows.q is None else rows.q
+        chunked_kl.kl_slopes(rows.p, other, task.temperature, sums.numpy(), c, grad_p, grad_q)
         for grad in (grad_p, grad_q):
             if grad is not None and rows.keep is not None:
                 grad[~rows.keep] = 0

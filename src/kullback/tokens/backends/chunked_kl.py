@@ -139,7 +139,7 @@ class _Block(NamedTuple):
         else:
             self.sides[side] = x[self.rows, self.columns]
 
-    def write(self, found: Tensor, x: np.ndarray | Tensor) -> None:
+    def write(self, found: Tensor, x: Any) -> None:
         """Copy what was found into the block of x."""
         x[self.rows, self.columns] = found if isinstance(x, Tensor) else found.numpy()
 
