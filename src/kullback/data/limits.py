@@ -10,6 +10,7 @@ __all__ = [
     "DEEP_SAMPLE_BITS",
     "DISTINCT_VALUES",
     "FEW_VALUES",
+    "FILES_FOR_PROCESSES",
     "FILES_PER_TASK",
     "GREATEST_SAMPLE",
     "HEAVY_TAIL_RANGES",
@@ -24,6 +25,8 @@ __all__ = [
     "MAX_SAMPLES",
     "MAX_SIDE",
     "MEMORY_COPIES",
+    "MOMENT_NUMBERS",
+    "MOMENT_ROWS",
     "MOST_COUNT",
     "MOST_LABELS",
     "MOST_LEVELS",
@@ -33,9 +36,11 @@ __all__ = [
     "NAMED_SKIPS",
     "NAMED_SOUNDS",
     "NEARLY_EMPTY_BYTE",
+    "OPEN_SHARDS",
     "PADDING",
     "PIXELS_BETWEEN_LOOKS",
     "POINT_MASS_SHARE",
+    "READING_PROCESSES",
     "READING_THREADS",
     "REPEATS_PER_LEVEL",
     "ROUNDINGS",
@@ -47,6 +52,10 @@ __all__ = [
     "SETTLED_SECONDS",
     "SHORTER_SIDE",
     "SOUND_LEVELS",
+    "STORED_BLOCK_BYTES",
+    "STORED_LOOK",
+    "STORED_LOOK_BYTES",
+    "STORED_TEST_BYTES",
     "SURPRISE_OF_GRID",
     "SURPRISE_OF_REPEATED_GRID",
     "TABLE_GROWTH",
@@ -92,11 +101,24 @@ MEMORY_COPIES = 3  # of an array while it is read: the file's, joined, in the mo
 MAX_INFLATION = 200  # bytes from one of a .npz, chosen: deflate reaches 1,032; not measured on data
 INFLATION_FROM = 2**26  # bytes of an array, below which any inflation is harmless
 
+# Rows on disk
+STORED_LOOK = 4096  # rows spread over all of them, from which it is decided how values are read
+STORED_LOOK_BYTES = 2**26  # of those rows: 64 MB
+STORED_BLOCK_BYTES = 2**22  # of rows read at once in the pass over all: 4 MB
+STORED_TEST_BYTES = 2**29  # of test examples, which are held in memory
+OPEN_SHARDS = 128  # files open at once; systems allow 256 and more
+
+# Moments
+MOMENT_ROWS = 1024  # summed at once; fixed, so that sums are the same wherever the rows are
+MOMENT_NUMBERS = 2**20  # of those rows: 8 MB as float64
+
 # Pictures
 MAX_FRAMES = 10_000  # of one file: seven minutes of an animation
 MAX_FRAME_PIXELS = 2**28  # of all frames of one file, where they keep their size
 PIXELS_BETWEEN_LOOKS = 8  # for colour, before every pixel is looked at: a 64th of them
 READING_THREADS = 8  # chosen, not measured: the interpreter runs one thread at a time
+READING_PROCESSES = 8  # at most, on as many cores: 60 MB of memory each
+FILES_FOR_PROCESSES = 5_000  # from which they repay their start, 0.3 CPU seconds each
 FILES_PER_TASK = 64  # of one thread: tens of milliseconds
 CACHED_FILES = 1_000  # from which a folder is cached: fewer are decoded in about a second
 MAX_CACHE_BYTES = 2**32  # of all cached folders: 350,000 colour pictures of 64x64
