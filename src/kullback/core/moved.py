@@ -284,6 +284,8 @@ def renamed(**names: str) -> Callable[[_Function], _Function]:
     def decorate(function: _Function) -> _Function:
         @functools.wraps(function)
         def called(*arguments: Any, **options: Any) -> Any:
+            if not options:
+                return function(*arguments)
             found = {new: old for new, old in names.items() if old in options}
             for new, old in found.items():
                 if new in options:
