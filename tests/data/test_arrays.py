@@ -302,7 +302,7 @@ def test_declared_sizes_are_checked_before_memory_is_taken(tmp_path, monkeypatch
     np.savez_compressed(tmp_path / "b.npz", x=np.zeros((100_000, 800), np.uint8))
     with pytest.raises(DataError, match=r"x: .* inflate to 80,000,128; at most 200 times"):
         read_arrays(tmp_path / "b.npz")
-    monkeypatch.setattr("kullback.data.arrays._free_memory", lambda: 10_000)
+    monkeypatch.setattr("kullback.data.arrays.free_memory", lambda: 10_000)
     np.save(path, np.zeros((100, 100), np.uint8))
     with pytest.raises(DataError, match=r"3 times as much while they are read; 0\.0 GB of memory"):
         read_arrays(path)

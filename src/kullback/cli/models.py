@@ -1,4 +1,4 @@
-"""`sample`, `reconstruct`, `encode`, `decode`, `report`, `checks`: what a trained model gives.
+"""`sample`, `reconstruct`, `encode`, `decode`, `report`, `export`, `checks`: a trained model's use.
 
 No torch is imported before a command runs.
 """
@@ -48,13 +48,14 @@ if TYPE_CHECKING:
 
     from kullback.vae import VAE
 
-__all__ = ["checks", "decode", "encode", "reconstruct", "report", "sample"]
+__all__ = ["checks", "decode", "encode", "export", "reconstruct", "report", "sample"]
 
 EXTRAS = {
     "audio": ["soundfile", "soxr"],
     "codec": ["constriction"],
     "flows": ["zuko"],
     "lm": ["transformers"],
+    "onnx": ["onnx", "onnxscript", "onnxruntime"],
     "tables": ["ibis", "duckdb", "pyarrow"],
     "tensorboard": ["tensorboard"],
 }
@@ -248,6 +249,35 @@ def report(
     from kullback import report as pages
 
     write(f"{pages.write(run)}\n")
+
+
+def export(
+    run: Annotated[Path, Parameter(help="A run directory.")],
+    out: Annotated[Path, Parameter(help="The new folder.")],
+    /,
+    *,
+    without_onnx: Annotated[
+        bool, Parameter(help="Leave encoder.onnx and decoder.onnx out.", negative="")
+    ] = False,
+    name: Annotated[str, Parameter(help="Of the model in its card (default: OUT's).")] = "",
+    shared: Shared = None,
+) -> None:
+    """Write a run as a folder to publish: weights, ONNX graphs, model card; nothing is uploaded.
+
+    The layout is that of a Hugging Face model repository. The ONNX graphs are compared with PyTorch
+    first (extra `onnx`). The folder is written whole or not at all; its license is yours to choose.
+    """
+    prepare(shared)
+    from kullback import report as pages
+
+    found = pages.export(run, out, onnx=not without_onnx, name=name)
+    onnx = read_json(found / "config.json").get("onnx")
+    if onnx is not None:
+        say(
+            f"ONNX against PyTorch on {onnx['examples']} examples: log p(x|z) differs by at most "
+            f"{onnx['log_likelihood_error']:.1e} nats"
+        )
+    write(f"{found}\n")
 
 
 def checks(

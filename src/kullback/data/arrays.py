@@ -26,7 +26,15 @@ from .limits import (
 )
 from .quantisation import Grid, grid_of, is_shifted_grid, named, quantised
 
-__all__ = ["ARRAY_SUFFIXES", "TABLE_SUFFIXES", "read_arrays"]
+__all__ = [
+    "ARRAY_SUFFIXES",
+    "TABLE_SUFFIXES",
+    "free_memory",
+    "layout",
+    "read_arrays",
+    "read_given",
+    "to_levels",
+]
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 ARRAY_SUFFIXES = (".npy", ".npz", *TABLE_SUFFIXES)
@@ -48,9 +56,15 @@ def read_arrays(path: Path, how: Reading | None = None) -> Examples:
     """
     how = how or Reading()
     arrays, notes = _load(path, how.label)
+    return read_given(arrays, path, how, notes)
+
+
+def read_given(arrays: Named, path: Path, how: Reading, notes: list[str] | None = None) -> Examples:
+    """Read arrays in memory by their names as `read_arrays` does; `path` stands in messages."""
+    notes = [] if notes is None else notes
     given = {name: arrays.pop(name) for name in SIZE_NAMES if name in arrays}
     labels = {name: arrays.pop(name) for name in _label_names(how.label) if name in arrays}
-    laid_out = {name: _layout(array, f"{path}: {name}") for name, array in arrays.items()}
+    laid_out = {name: layout(array, f"{path}: {name}") for name, array in arrays.items()}
     _require_same_events(laid_out, path)
     counted, sizes = _are_counts(laid_out, how, sparse=_SPARSE in notes), ""
     if counted:
@@ -58,7 +72,7 @@ def read_arrays(path: Path, how: Reading | None = None) -> Examples:
         grid = None
     else:
         notes += [f"arrays left out: {', '.join(given)}"] if given else []
-        values, grid = _to_levels(laid_out, path, notes, how)
+        values, grid = to_levels(laid_out, path, notes, how)
     names = [f"{name}[{row}]" for name, array in arrays.items() for row in range(len(array))]
     examples = Examples(values, names, digests_of(values), notes=notes, split="rows by SHA-256")
     examples.labels = _labels_of(labels, arrays, f"{path}: {how.label}") if how.label else []
@@ -191,7 +205,7 @@ def _require_memory(path: Path, declared: int, present: int) -> None:
     """Refuse an array that its header makes larger than its file, or than memory has room for."""
     if declared > present:
         raise ValueError(f"its header says {declared:,} bytes; the file has {present:,}")
-    free = _free_memory()
+    free = free_memory()
     if free is not None and declared * limits.MEMORY_COPIES > free:
         raise DataError(
             f"{path}: {declared / 2**30:.1f} GB, which take {limits.MEMORY_COPIES} times as much "
@@ -200,7 +214,7 @@ def _require_memory(path: Path, declared: int, present: int) -> None:
         )
 
 
-def _free_memory() -> int | None:
+def free_memory() -> int | None:
     """Return the bytes of memory that are free or can be freed; None where that is not known."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -225,7 +239,8 @@ def _choose(names: list[str], path: Path, labels: list[str]) -> tuple[list[str],
     return chosen, [f"arrays left out: {', '.join(left)}"] if left else []
 
 
-def _layout(array: NDArray[Any], name: str) -> NDArray[Any]:
+def layout(array: NDArray[Any], name: str) -> NDArray[Any]:
+    """Bring `[N, H, W]` and `[N, H, W, C]` to `[N, C, H, W]`; leave `[N, D]` and `[N, C, H, W]`."""
     if array.dtype.kind not in "buif":
         raise DataError(f"{name}: expected numbers (bool, integer or float); got {array.dtype}")
     if array.ndim not in (2, 3, 4) or array.size == 0:
@@ -248,7 +263,7 @@ def _require_same_events(arrays: Named, path: Path) -> None:
         raise DataError(f"{path}: expected x_train and x_test alike in shape and kind; got {found}")
 
 
-def _to_levels(
+def to_levels(
     arrays: Named, path: Path, notes: list[str], how: Reading
 ) -> tuple[NDArray[Any], Grid | None]:
     """Join the arrays and bring them to levels with their grid, or to float32 without one."""
@@ -369,6 +384,7 @@ def _as_floats(parts: list[NDArray[Any]], notes: list[str], how: Reading) -> NDA
 
 
 def _require_finite(array: NDArray[Any], name: str) -> None:
+    """Refuse NaN, infinity and what float32 cannot hold, with the first row."""
     flat = array.reshape(len(array), -1)
     limit = np.finfo(np.float32).max
     # NaN fails every comparison

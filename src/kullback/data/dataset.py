@@ -10,6 +10,7 @@ each batch (dynamic). The two protocols differ by about two nats on MNIST and mu
 
 import ctypes
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,9 @@ from torch import Tensor
 
 from kullback.core import DataError, compiling, describe, require, require_type
 
+from .moments import Moments, moments_of
 from .quantisation import Grid
+from .stored import Rows
 
 __all__ = ["Dataset", "Kind", "binarize", "binarize_all", "describe_protocol", "sha256_of"]
 
@@ -37,7 +40,8 @@ class Dataset:
 
     Args:
         train: `[N, *event]`: levels as uint8 (int32 when they are more than 256), or float32 when
-            kind is "continuous". Images are `[N, C, H, W]`, vectors `[N, D]`.
+            kind is "continuous". Images are `[N, C, H, W]`, vectors `[N, D]`. `Rows` where the
+            examples stay on disk.
         test: `[M, *event]`, of the same dtype; binarised already, once, whenever kind is "binary".
         kind: "binary" (values 0 and 1, or drawn so by `batch`), "8-bit" (0..255), "levels"
             (0..`levels` − 1, see `grid` for what they stand for), "counts" (whole numbers from 0,
@@ -61,13 +65,13 @@ class Dataset:
         (torch.Size([2, 1, 28, 28]), 1)
     """
 
-    train: Tensor
+    train: Tensor | Rows
     test: Tensor
     kind: Kind
     dynamic: bool
     protocol: dict[str, Any]
-    train_names: tuple[str, ...]
-    test_names: tuple[str, ...]
+    train_names: Sequence[str]
+    test_names: Sequence[str]
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
 
@@ -103,6 +107,19 @@ class Dataset:
         rows = self.train.index_select(0, indices)
         return binarize(rows, generator) if self.dynamic else rows
 
+    def moments(self) -> Moments:
+        """Return mean, squares and range of the training rows, the same in memory as on disk."""
+        return self.train.summed() if isinstance(self.train, Rows) else moments_of(self.train)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Yield the training rows in their order, in blocks where they stay on disk."""
+        yield from self.train.blocks() if isinstance(self.train, Rows) else (self.train,)
+
+    def expect(self, indices: Tensor) -> None:
+        """Say which training rows are asked for next, so that the system may read them ahead."""
+        if isinstance(self.train, Rows):
+            self.train.expect(indices)
+
     def __repr__(self) -> str:
         """Say what the set holds in one line: source, shapes and kind, no values.
 
@@ -114,7 +131,7 @@ class Dataset:
         kind = f"{self.levels} levels" if self.kind == "levels" else self.kind
         kind += " (drawn afresh)" if self.dynamic else ""
         source = self.protocol.get("source", "unnamed")
-        shapes = f"train {describe(self.train)}, test {describe(self.test)}"
+        shapes = f"train {_shown(self.train)}, test {describe(self.test)}"
         return f"Dataset({source}: {shapes}, {kind})"
 
     def to(self, device: torch.device | str) -> "Dataset":
@@ -123,6 +140,10 @@ class Dataset:
         held = {name: getattr(self, name) for name in tensors}
         moved: dict[str, Any] = {n: None if t is None else t.to(device) for n, t in held.items()}
         return replace(self, **moved)
+
+
+def _shown(rows: Tensor | Rows) -> str:
+    return repr(rows) if isinstance(rows, Rows) else describe(rows)
 
 
 def sha256_of(values: Tensor) -> str:

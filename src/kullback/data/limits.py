@@ -25,6 +25,8 @@ __all__ = [
     "MAX_SAMPLES",
     "MAX_SIDE",
     "MEMORY_COPIES",
+    "MOMENT_NUMBERS",
+    "MOMENT_ROWS",
     "MOST_COUNT",
     "MOST_LABELS",
     "MOST_LEVELS",
@@ -34,6 +36,7 @@ __all__ = [
     "NAMED_SKIPS",
     "NAMED_SOUNDS",
     "NEARLY_EMPTY_BYTE",
+    "OPEN_SHARDS",
     "PADDING",
     "PIXELS_BETWEEN_LOOKS",
     "POINT_MASS_SHARE",
@@ -49,6 +52,10 @@ __all__ = [
     "SETTLED_SECONDS",
     "SHORTER_SIDE",
     "SOUND_LEVELS",
+    "STORED_BLOCK_BYTES",
+    "STORED_LOOK",
+    "STORED_LOOK_BYTES",
+    "STORED_TEST_BYTES",
     "SURPRISE_OF_GRID",
     "SURPRISE_OF_REPEATED_GRID",
     "TABLE_GROWTH",
@@ -93,6 +100,17 @@ NAMED_COLUMNS = 5  # in one note
 MEMORY_COPIES = 3  # of an array while it is read: the file's, joined, in the model's dtype
 MAX_INFLATION = 200  # bytes from one of a .npz, chosen: deflate reaches 1,032; not measured on data
 INFLATION_FROM = 2**26  # bytes of an array, below which any inflation is harmless
+
+# Rows on disk
+STORED_LOOK = 4096  # rows spread over all of them, from which it is decided how values are read
+STORED_LOOK_BYTES = 2**26  # of those rows: 64 MB
+STORED_BLOCK_BYTES = 2**22  # of rows read at once in the pass over all: 4 MB
+STORED_TEST_BYTES = 2**29  # of test examples, which are held in memory
+OPEN_SHARDS = 128  # files open at once; systems allow 256 and more
+
+# Moments
+MOMENT_ROWS = 1024  # summed at once; fixed, so that sums are the same wherever the rows are
+MOMENT_NUMBERS = 2**20  # of those rows: 8 MB as float64
 
 # Pictures
 MAX_FRAMES = 10_000  # of one file: seven minutes of an animation

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ from torch import Tensor
 from kullback.core import DataError, require, require_type
 
 from . import limits
-from .arrays import ARRAY_SUFFIXES, read_arrays
+from .arrays import ARRAY_SUFFIXES, read_arrays, read_given
 from .dataset import Dataset, Kind, binarize_all, sha256_of
 from .examples import Channels, Examples, Fit, Progress, Reading, as_size, plural
+from .given import Shards, arrays_of, shards_in
 from .pictures import (
     FRAME_SUFFIXES,
     as_asked,
@@ -45,6 +46,7 @@ from .sounds import (
     read_sound_file,
     read_sound_folder,
 )
+from .stored import Pass, RowNames
 
 __all__ = [
     "Binarize",
@@ -359,7 +361,7 @@ RULES = 3  # of reading values; 2: transparency over black, no GIF or TIFF; 1: k
 
 
 def load(
-    source: str | Path = "fashion",
+    source: Any = "fashion",
     *,
     size: int | tuple[int, int] | None = None,
     fit: Fit = "crop",
@@ -379,6 +381,7 @@ def load(
     size_factors: str = "auto",
     label: str = "",
     labels: tuple[str, ...] = (),
+    storage: str = "auto",
 ) -> Dataset:
     """Read a data set whole: `Dataset(train [N, *event], test [M, *event], kind, protocol, …)`.
 
@@ -427,6 +430,8 @@ def load(
             an array of an `.npz` (`y`, or `y_train` and `y_test`) or of a column of a table; ""
             for none.
         labels: Those of a trained model, in its order, instead of those found.
+        storage: Where training rows of arrays are: "memory", "disk" (read a batch at a time, of one
+            `.npy` or of shards), or "auto": on disk for shards and for what memory has no room for.
 
     Returns:
         The data set. What was done (skipped, resized, left out) is in `protocol["notes"]` and
@@ -441,7 +446,10 @@ def load(
         >>> data.event_shape, data.kind, data.protocol["notes"]
         ((1, 16, 16), 'binary', ['12,000 images shrunk to 16x16'])
     """
-    listening = _listening(source, rate, clip, channels)
+    require(storage in ("auto", "memory", "disk"), "storage", "auto, memory or disk", repr(storage))
+    shards = shards_in(source, storage)
+    objects = shards is None and not isinstance(source, str | Path)
+    listening = None if shards or objects else _listening(source, rate, clip, channels)
     if listening is None:
         _check_choices(fit, channels)
     known = binarize in get_args(Binarize)
@@ -450,11 +458,36 @@ def load(
     require(fraction_ok, "test_fraction", "a number between 0 and 1", test_fraction)
     require_type(seed, int, "seed")
     wanted, how = as_size(size), replace(_reading(levels, rules), grid=grid)
-    how = replace(how, size_factors=_sizes(size_factors), label=_array_label(label, source))
+    of_arrays = objects or shards is not None
+    named = label if of_arrays else _array_label(label, source)
+    how = replace(how, size_factors=_sizes(size_factors), label=named)
     require(not label or listening is None, "label", "none for sound", label)
-    if listening is not None:
-        given = {"size": wanted, "levels": None if levels == "auto" else levels}
-        for name, value in given.items():
+    asked: dict[str, Any] = {
+        **({"rate": rate, "clip": clip} if listening is not None else {}),
+        "size": list(wanted) if wanted else None,
+        "fit": fit,
+        "channels": channels,
+        **({"reading": levels, "rules": rules} if rules > 1 else {}),
+        **({"background": background, "frames": frames} if rules > 2 else {}),
+        **({"size_factors": size_factors} if size_factors != "auto" else {}),
+        **({"label": label, "labels": list(labels)} if label else {}),
+        **({"storage": storage} if storage != "auto" else {}),
+    }
+    if shards is not None:
+        asked |= shards.asked()
+    if shards is not None and storage != "memory":
+        plain = {"size": wanted, "channels": channels, "size_factors": size_factors}
+        _require_plain(plain, binarize)
+        split = float(test_fraction), whole
+        return _from_disk(shards, how, asked, binarize, seed, split, progress)
+    if objects or shards is not None:
+        given = arrays_of(source, label) if shards is None else shards.in_memory(label)
+        examples, source = read_given(given.arrays, Path(given.name), how), given.name
+        asked |= {"given": True} if objects else {}
+        fit_images(examples, wanted, fit=fit, channels=cast(Any, channels))
+    elif listening is not None:
+        given_too = {"size": wanted, "levels": None if levels == "auto" else levels}
+        for name, value in given_too.items():
             require(value is None, name, "none for sound", repr(value))
         examples = _hear(Path(source), listening, progress)
     else:
@@ -470,21 +503,83 @@ def load(
     return assemble(
         examples,
         str(source),
-        asked={
-            **({"rate": rate, "clip": clip} if listening is not None else {}),
-            "size": list(wanted) if wanted else None,
-            "fit": fit,
-            "channels": channels,
-            **({"reading": levels, "rules": rules} if rules > 1 else {}),
-            **({"background": background, "frames": frames} if rules > 2 else {}),
-            **({"size_factors": size_factors} if size_factors != "auto" else {}),
-            **({"label": label, "labels": list(labels)} if label else {}),
-        },
+        asked=asked,
         binarize=binarize,
         seed=seed,
         test_fraction=float(test_fraction),
         whole=whole,
     )
+
+
+def _require_plain(options: dict[str, Any], binarize: str) -> None:
+    """Refuse options that rows on disk do not have."""
+    hint = "storage memory"
+    require(binarize != "static", "binarize", "dynamic or none for rows on disk", binarize, hint)
+    usual = {"size": None, "channels": "auto", "size_factors": "auto"}
+    for name, value in options.items():
+        expected = f"{usual[name] or 'none'} for rows on disk"
+        require(value == usual[name], name, expected, value, hint)
+
+
+def _from_disk(
+    shards: Shards,
+    how: Reading,
+    asked: dict[str, Any],
+    binarize: Binarize,
+    seed: int,
+    split: tuple[float, bool],
+    progress: Progress | None,
+) -> Dataset:
+    """Make a `Dataset` whose training rows stay on disk, by one pass over all rows."""
+    every, (fraction, whole) = shards.headers(how.label), split
+    own, notes = shards.has_split(), list[str]()
+    total = sum(one.rows * one.row_bytes for one in every)
+    most = limits.STORED_TEST_BYTES / max(1, total)
+    if fraction > most and not own and not whole:
+        notes.append(f"test_fraction {fraction:g} lowered to {most:.3g}: test rows are in memory")
+        fraction = most
+    found = Pass.over(
+        every, how, fraction=2.0 if whole else fraction, own_split=own, progress=progress
+    )
+    train, test = found.train(), torch.from_numpy(np.concatenate(found.test))
+    source = shards.source
+    if len(test) < 2 or (len(train) < 1 and not whole):
+        raise DataError(
+            f"{source}: expected at least 1 training and 2 test examples; got {len(train):,} and "
+            f"{len(test):,}. Try: storage memory, or more data"
+        )
+    kind, binarize = found.kind(binarize, notes)
+    if kind == "continuous" and not whole:
+        notes += doubts(train[: limits.STORED_LOOK].numpy())
+    if binarize == "dynamic":
+        bytes_ = train.dtype == torch.uint8 and found.values.count == limits.BYTE_LEVELS
+        good = "8-bit levels on disk to binarise"
+        require(bytes_, "data", good, found.values.describe(), "storage memory")
+        kind, test = "binary", binarize_all(test, seed=seed, label="test")
+    grid = found.values.grid
+    protocol = {
+        "source": source,
+        "split": "train/ and test/ folders"
+        if own
+        else f"rows by SHA-256, test_fraction {fraction:g}",
+        "counts": {"train": len(train), "test": len(test)},
+        "event_shape": list(train.shape[1:]),
+        "kind": kind,
+        **({"levels": found.values.count} if kind == "levels" else {}),
+        **({"grid": grid.to_dict()} if grid is not None and binarize == "none" else {}),
+        **asked,
+        "binarize": binarize,
+        "seed": seed,
+        "test_fraction": split[0],
+        "sha256": {"train": found.train_hash, "test": sha256_of(test)},
+        "skipped": _skips([]),
+        "notes": [f"{plural(len(train), 'training row')} stay on disk", *found.notes, *notes],
+    }
+    places = torch.from_numpy(np.flatnonzero(found.is_test))
+    names = RowNames(every, train.numbers), tuple(RowNames(every, places))
+    data = Dataset(train, test, kind, binarize == "dynamic", protocol, *names)
+    labels = [one for shard in every for one in shard.labels]
+    return _labelled(data, labels, found.is_test, source) if how.label else data
 
 
 def _listening(
@@ -737,7 +832,7 @@ def _skips_in_words(skipped: list[tuple[str, str]], what: str = "image") -> str:
 def reload(
     protocol: dict[str, Any],
     *,
-    source: str | None = None,
+    source: Any = None,
     whole: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
@@ -748,7 +843,8 @@ def reload(
     Args:
         protocol: As in `Dataset.protocol`.
         source: Other data, read as those were: on the same grid of levels, or as continuous values
-            where those were, whatever grid the others lie on.
+            where those were, whatever grid the others lie on. Objects in memory, as `load` takes
+            them, are read by the settings of the protocol alone.
         whole: As in `load`.
         progress: As in `load`.
 
@@ -777,9 +873,13 @@ def reload(
         settings["labels"] = tuple(protocol.get("labels", ()))
         if protocol.get("kind") == "sound":
             settings |= {name: protocol.get(name) for name in ("rate", "clip")}
-        if source is not None:
-            settings |= _like(protocol)
-        source = protocol["source"] if source is None else source
+        settings["storage"] = str(protocol.get("storage", "auto"))
+        if isinstance(source, str | Path):
+            settings |= _like(protocol) | {"storage": "auto"}
+        if source is None and protocol.get("given"):
+            what = f"{protocol['source']}: made in memory, so it cannot be read again"
+            raise DataError(f"{what}. Try: data=... in Python, the same object")
+        source = protocol.get("paths", protocol["source"]) if source is None else source
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"protocol: expected what load() stores; wrong or missing: {error}"

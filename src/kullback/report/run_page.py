@@ -22,7 +22,7 @@ from torch import Tensor
 from kullback import data as kdata
 from kullback.core import DataError, RunError, read_json, require_type, write_atomic
 from kullback.data import Dataset
-from kullback.vae import VAE, Architecture, Evaluation, Training, too_short
+from kullback.vae import VAE, Architecture, Evaluation, Training, start_in_words, too_short
 from kullback.vae import limits as vae_limits
 
 from . import html, pictures
@@ -48,7 +48,16 @@ from .run_charts import (
     traversal,
 )
 
-__all__ = ["Record", "command", "duration", "is_pictures", "read", "render", "write"]
+__all__ = [
+    "Record",
+    "command",
+    "duration",
+    "evaluation_of",
+    "is_pictures",
+    "read",
+    "render",
+    "write",
+]
 
 CARDS = ("elbo", "log_likelihood", "bits_per_dim", "gap", "rate", "distortion", "active_units")
 
@@ -99,7 +108,7 @@ def read(folder: str | Path, *, model: VAE | None = None, data: Dataset | None =
         if not isinstance(config, dict) or not isinstance(config.get(key), dict):
             raise RunError(f"{folder / 'config.json'}: not the description of a run: no {key!r}")
     missing: dict[str, str] = {}
-    evaluation, evaluated = _evaluation_of(folder, missing)
+    evaluation, evaluated = evaluation_of(folder, missing)
     return Record(
         folder,
         config,
@@ -151,9 +160,10 @@ def _dataset_of(
     return dataset
 
 
-def _evaluation_of(
+def evaluation_of(
     folder: Path, missing: dict[str, str]
 ) -> tuple[Evaluation | None, Mapping[str, Any]]:
+    """Return the evaluation that a run holds and the protocol of its data; or note it missing."""
     path = folder / "evaluation.json"
     if not path.exists():
         missing["evaluation"] = "Not evaluated yet: kullback evaluate RUN"
@@ -280,12 +290,13 @@ def _lead(record: Record) -> str:
     """Say what was trained, and on what."""
     architecture = record.config["model"].get("architecture") or {}
     source = record.protocol.get("source", "data")
-    own = record.config["model"].get("own")
+    own, start = record.config["model"].get("own"), record.config.get("start")
+    began = "" if not start else f" Its training {start_in_words(start)}."
     if own:
         parts = ", ".join(f"{name} {one}" for name, one in own.items())
         return (
             f"A variational autoencoder trained on {source}, {architecture.get('latent')} latent "
-            f"dimensions, with parts of its author's: {parts}."
+            f"dimensions, with parts of its author's: {parts}.{began}"
         )
     hidden = "-".join(str(width) for width in architecture.get("hidden") or ())
     prior = architecture.get("prior", "normal")
@@ -293,11 +304,14 @@ def _lead(record: Record) -> str:
     family = architecture.get("posterior", "diagonal")
     learned += "" if family == "diagonal" else f", {family} posterior"
     layers = architecture.get("layers", 1)
-    learned += "" if layers == 1 else f", {layers} stochastic layers"
+    if isinstance(layers, list):
+        learned += f", stochastic layers of {', '.join(map(str, layers))} dimensions, from the top"
+    else:
+        learned += "" if layers == 1 else f", {layers} stochastic layers"
     return (
         f"A variational autoencoder trained on {source}: "
         f"{architecture.get('network')} {hidden}, {architecture.get('latent')} latent dimensions, "
-        f"{architecture.get('likelihood')} likelihood{learned}."
+        f"{architecture.get('likelihood')} likelihood{learned}.{began}"
     )
 
 
@@ -574,6 +588,7 @@ USUAL_DATA: dict[str, Any] = {
     "reading": "auto",
     "size_factors": "auto",
     "label": "",
+    "storage": "auto",
 }
 USUAL_DATA |= {"test_fraction": 0.1, "seed": None}
 
@@ -631,6 +646,10 @@ def _settings(record: Record) -> list[tuple[str, list[tuple[str, str]]]]:
         architecture["parameters"] = f"{count:,}"
     machine |= config.get("versions") or {}
     parts = {"Model": architecture, "Training": config["training"], "Machine": machine}
+    preset = config.get("preset")
+    if preset:
+        instead = {f"{name}, given instead": v for name, v in preset["given_instead"].items()}
+        parts = {"Preset": {"name": preset["name"]} | preset["options"] | instead} | parts
     return [
         (name, [(key.replace("_", " "), _plain(value)) for key, value in part.items()])
         for name, part in parts.items()
@@ -645,12 +664,12 @@ def command(config: Mapping[str, Any]) -> str:
     "kullback train 'my dir' --steps 9 --seed 1"
     """
     data, own = config["data"], config["model"].get("own")
-    if own:
-        parts = ", ".join(f"{name}=…" for name in own)
+    start = {"from": config["start"]["run"]} if config.get("start") else {}
+    if own or data.get("given") or data.get("paths"):
+        parts = "".join(f"{name}=…, " for name in own or ())
+        parts += f"start={start['from']!r}, " if start else ""
         settings = {name: value for name, value in config["training"].items() if value is not None}
-        return (
-            f"kullback.vae.train({data.get('source')!r}, {parts}, training=Training(**{settings}))"
-        )
+        return f"kullback.vae.train({data.get('source')!r}, {parts}training=Training(**{settings}))"
     shape, kind = tuple(data.get("event_shape") or (1,)), data.get("kind", "continuous")
     architecture = dict(config["model"].get("architecture") or {})
     network = Architecture().resolved(shape, kind).network
@@ -658,7 +677,7 @@ def command(config: Mapping[str, Any]) -> str:
     named = str(known) if known in ("mlp", "conv", "patch") and len(shape) == 3 else network
     usual = asdict(Architecture(network=named).resolved(shape, kind)) | {"network": network}
     usual |= USUAL_DATA | Training.usual(kind, shape).to_dict()
-    given = architecture | dict(config["training"])
+    given = architecture | dict(config["training"]) | start
     given["components"] = given.get("components") or usual["components"]
     beside = given.get("neighbours", 0)  # runs made before there were any have none
     given["neighbours"] = usual["neighbours"] if beside < 0 else beside

@@ -4,10 +4,11 @@
 your own; `evaluate` for figures with error bars. Loads on first use.
 
 What a model is: `architecture` (names only), `networks`, `likelihoods`, `latents` (p(z), q(z|x)),
-`model`. How it is trained: `training` (settings and schedules), `loop` (the loop, its logs and
-warnings), `elbo_step` and `step.c` (the gradient by hand), `checkpoint`, `run` (the run folder, the
-device). How good it is: `evidence` (bounds image by image), `evaluation` (means with error bars,
-active units, collapse), `posterior` (log p(x) = ELBO + KL, from both sides). `limits`: thresholds.
+`model`. How it is trained: `training` (settings and schedules), `presets` (named values of both),
+`loop` (the loop, its logs and warnings), `elbo_step` and `step.c` (the gradient by hand),
+`checkpoint`, `run` (the run folder, the device). How good it is: `evidence` (bounds image by
+image), `evaluation` (means with error bars, active units, collapse), `posterior` (log p(x) = ELBO +
+KL, from both sides). `onnx_graphs`: export. `limits`: thresholds.
 """
 
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .evidence import Bounds
     from .loop import Progress
     from .model import VAE, Parts, build
+    from .onnx_graphs import Parity, require_exportable, write_graphs
     from .posterior import (
         Aggregate,
         Annealing,
@@ -41,19 +43,23 @@ if TYPE_CHECKING:
         made_by,
         measure_gap,
     )
+    from .presets import PRESETS, Preset, preset
     from .run import (
         Outcome,
+        architecture_of,
         matmul_gflops,
         pick_device,
         pick_precision,
         pick_threads,
         resume,
+        start_in_words,
         train,
     )
     from .training import Training, too_short
 
 __all__ = [
     "COUNTS",
+    "PRESETS",
     "VAE",
     "Aggregate",
     "Annealing",
@@ -62,7 +68,9 @@ __all__ = [
     "Evaluation",
     "Gap",
     "Outcome",
+    "Parity",
     "Parts",
+    "Preset",
     "Progress",
     "Refit",
     "Training",
@@ -70,6 +78,7 @@ __all__ = [
     "aggregate_remarks",
     "anneal",
     "architecture",
+    "architecture_of",
     "bits_per_sample",
     "build",
     "choose",
@@ -84,15 +93,20 @@ __all__ = [
     "pick_device",
     "pick_precision",
     "pick_threads",
+    "preset",
+    "require_exportable",
     "resume",
+    "start_in_words",
     "summarise",
     "too_short",
     "train",
     "unused_layers",
+    "write_graphs",
 ]
 
 _HOME = {
     "COUNTS": "architecture",
+    "PRESETS": "presets",
     "VAE": "model",
     "Aggregate": "posterior",
     "Annealing": "posterior",
@@ -101,13 +115,16 @@ _HOME = {
     "Evaluation": "evaluation",
     "Gap": "posterior",
     "Outcome": "run",
+    "Parity": "onnx_graphs",
     "Parts": "model",
+    "Preset": "presets",
     "Progress": "loop",
     "Refit": "posterior",
     "Training": "training",
     "aggregate": "posterior",
     "aggregate_remarks": "posterior",
     "anneal": "posterior",
+    "architecture_of": "run",
     "bits_per_sample": "evaluation",
     "build": "model",
     "choose": "architecture",
@@ -122,11 +139,15 @@ _HOME = {
     "pick_device": "run",
     "pick_precision": "run",
     "pick_threads": "run",
+    "preset": "presets",
+    "require_exportable": "onnx_graphs",
     "resume": "run",
+    "start_in_words": "run",
     "summarise": "evaluation",
     "too_short": "training",
     "train": "run",
     "unused_layers": "evaluation",
+    "write_graphs": "onnx_graphs",
 }
 __getattr__, __dir__ = lazy(
     "kullback.vae", {name: f"kullback.vae.{home}" for name, home in _HOME.items()}

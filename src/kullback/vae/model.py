@@ -27,7 +27,7 @@ from kullback.core import (
     require,
     require_count,
 )
-from kullback.data import MOST_COUNT, PADDING
+from kullback.data import MOST_COUNT, PADDING, Moments, moments_of
 from kullback.variational import WeightedBound, objectives
 
 from .architecture import COUNTS, Architecture, Spec
@@ -96,7 +96,7 @@ from .networks import (
 )
 from .sound import AutoregressiveLogistics, SoundDecoder, SoundEncoder
 
-__all__ = ["VAE", "Parts", "build", "location_and_spread", "with_parts"]
+__all__ = ["VAE", "Parts", "build", "location_and_spread", "location_and_spread_of", "with_parts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,8 @@ class Parts:
         encoder: `[batch, *event]` floats to (mean, log_sd), `[batch, latent]` each, and a third
             tensor where the family of q needs more; x is centred and scaled.
         decoder: `[rows, latent]` to the likelihood's parameters, `[rows, channels, places]` or the
-            same numbers in another shape.
+            same numbers in another shape; with labels `[rows, latent + labels]`, a 1 in the place
+            of the label after z.
         likelihood: See `kullback.vae.likelihoods.Likelihood`.
         prior: See `kullback.vae.latents.Prior`.
 
@@ -274,8 +275,10 @@ class VAE(nn.Module):
         if self.spec is not None and self.spec.kind == "counts":
             x = x.log1p()
         centred, label = (x - self.shift) / self.scale, self.given_label()
-        fits = label is None or label.ndim == 0 or label.shape == (len(x),)
-        require(fits, "label", f"[{len(x)}], one for each x", None if fits else describe(label))
+        rows = x.shape[0]  # not len(x), which would be a constant in an exported graph
+        fits = label is None or label.ndim == 0 or label.shape == (rows,)
+        if not fits:
+            require(fits, "label", f"[{rows}], one for each x", describe(label))
         return centred if label is None else centred + self.label_inputs[label]
 
     def approximate_posterior(self, x: Tensor) -> Posterior:
@@ -301,12 +304,17 @@ class VAE(nn.Module):
 
     def parameters_of(self, z: Tensor) -> Tensor:
         """Decode z `[*lead, latent]` to likelihood parameters `[*lead, channels, places]`."""
-        label = self.given_label()
-        if label is not None and self.spec is not None:
-            one_hot = torch.nn.functional.one_hot(label.to(z.device), len(self.spec.labels))
-            z = torch.cat([z, one_hot.to(z).expand(*z.shape[:-1], -1)], -1)
-        flat: Tensor = self.decoder(z.reshape(-1, z.shape[-1]))
+        given = self.decoder_input(z)
+        flat: Tensor = self.decoder(given.reshape(-1, given.shape[-1]))
         return flat.reshape(*z.shape[:-1], *flat.shape[1:])
+
+    def decoder_input(self, z: Tensor) -> Tensor:
+        """Return what the decoder reads: z `[*lead, latent]`, then a 1 in the label's place."""
+        label = self.given_label()
+        if label is None or self.spec is None:
+            return z
+        one_hot = torch.nn.functional.one_hot(label.to(z.device), len(self.spec.labels))
+        return torch.cat([z, one_hot.to(z).expand(*z.shape[:-1], -1)], -1)
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the expected x given z: `[*lead, latent]` to `[*lead, *event]`."""
@@ -317,8 +325,8 @@ class VAE(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return `elbo_terms` and a bound by log-weights, `[batch]`, in nats; by default L_K.
 
-        Its gradient to q goes by the path of z (for L_K it is doubly reparameterised). With a q
-        whose density at a given z takes many passes it is the plain one.
+        Its gradient to q goes by the path of z (for L_K it is doubly reparameterised). With
+        "iwae_plain", or a q whose density at a given z takes many passes, it is the plain one.
 
         Args:
             x: `[batch, *event]`.
@@ -335,7 +343,7 @@ class VAE(nn.Module):
         apart = bound.name == "piwae"
         z = drawn.z.detach().requires_grad_() if apart else drawn.z
         likelihood = self.likelihood.log_prob(self.parameters_of(z), x)
-        held = apart or q.path_gradient
+        held = apart or (q.path_gradient and bound.by_path)
         ratio = held_log_ratio(self.prior, q, z) if held else log_ratio(self.prior, q, drawn)
         weights = objectives.log_weights(likelihood, ratio, beta=beta)
         if apart:
@@ -578,7 +586,6 @@ def with_parts(model: VAE, parts: Parts, x: Tensor, *, examples: Tensor | None =
     if spec is None:
         raise RunError("only models from `build` take parts")
     require(spec.kind != "sound", "data", "images or vectors for parts of your own", "sound")
-    require(not spec.labels, "labels", "none with parts of your own", "some")
     shared = isinstance(model.family, TopDown | Quantised)
     what = "the model's own, which q shares, with several layers or a quantised posterior"
     require(parts.prior is None or not shared, "prior", what, "another")
@@ -595,7 +602,7 @@ def with_parts(model: VAE, parts: Parts, x: Tensor, *, examples: Tensor | None =
         model = _with_prior(model, spec, examples)
     model.spec = replace(spec, own=parts.named())
     with evaluating(model):
-        _try_parts(model, model.check(x))
+        _try_parts(model.at(torch.tensor(0)) if spec.labels else model, model.check(x))
     return model
 
 
@@ -610,7 +617,7 @@ def _try_parts(model: VAE, x: Tensor) -> None:
     wanted = f"one of {mean.shape[1]} dimensions, as the encoder's mean {list(mean.shape)}"
     require(fits, "prior", wanted, f"{latent} dimensions")
     z = mean.detach().requires_grad_()
-    parameters = _tried("decoder", model.decoder, z)
+    parameters = _tried("decoder", model.decoder, model.decoder_input(z))
     slope = None
     if parameters.requires_grad:
         slope = torch.autograd.grad(parameters.sum(), z, allow_unused=True)[0]
@@ -779,8 +786,10 @@ def _one_of(labels: tuple[str, ...]) -> str:
 def _family(architecture: Architecture) -> Family:
     """Return the family of q(z|x) of an architecture."""
     latent = architecture.latent
-    if architecture.layers > 1:
-        return TopDown(TopDownPrior(layer_sizes(latent, architecture.layers)))
+    layers = architecture.layers
+    sizes = layer_sizes(latent, layers) if isinstance(layers, int) else layers
+    if len(sizes) > 1:
+        return TopDown(TopDownPrior(sizes))
     if architecture.posterior == "full":
         return FullRank(latent)
     if architecture.posterior == "low_rank":
@@ -930,30 +939,37 @@ def location_and_spread(train: Tensor) -> tuple[Tensor, Tensor]:
         >>> location_and_spread(torch.tensor([[1.0, 0.0], [3.0, 1e-6]]))
         (tensor([2.0000e+00, 5.0000e-07]), tensor([1.0000e+00, 5.0000e-07]))
     """
-    largest = train.abs().amax(0).double()
-    mean = train.mean(0, dtype=torch.float64).clamp(-largest, largest).float()
-    centred = train - mean
-    over = (0, *range(2, train.ndim))
-    reach = centred.abs().amax(over, keepdim=True).double().clamp(min=1e-300)
-    squares = (centred / reach).square().mean(over, keepdim=True, dtype=torch.float64)
-    spread = (reach * squares.sqrt())[0]
-    if train.is_floating_point():
-        _require_resolved(spread.flatten(), train.abs().amax(over), train)
-    return mean, spread.expand(mean.shape).float().contiguous()
+    return location_and_spread_of(moments_of(train), floats=train.is_floating_point())
 
 
-def _require_resolved(spread: Tensor, extreme: Tensor, train: Tensor) -> None:
+def location_and_spread_of(moments: Moments, *, floats: bool) -> tuple[Tensor, Tensor]:
+    """Return what `location_and_spread` does, of examples whose moments are known.
+
+    floats: whether the examples are continuous, of which no column may be constant.
+    """
+    over = tuple(range(1, moments.mean.ndim))
+    rows = moments.squares / moments.count
+    spread = (rows.mean(over, keepdim=True) if over else rows).sqrt()
+    if floats:
+        _require_resolved(spread.flatten(), moments)
+    return moments.mean.float(), spread.expand(moments.mean.shape).float().contiguous()
+
+
+def _require_resolved(spread: Tensor, moments: Moments) -> None:
     """Refuse what is constant or below float32's resolution, by name."""
-    what = "column" if train.ndim == 2 else "channel"
+    what = "column" if moments.mean.ndim == 1 else "channel"
+    over = tuple(range(1, moments.mean.ndim))
+    extreme = torch.maximum(moments.low.abs(), moments.high.abs())
+    extreme = (extreme.amax(over) if over else extreme).float()
     infinite = torch.full_like(extreme, torch.inf)
-    ulp = torch.nextafter(extreme.float(), infinite.float()).double() - extreme.double()
+    ulp = torch.nextafter(extreme, infinite).double() - extreme.double()
     tiny = ~(spread >= torch.finfo(torch.float32).tiny) | spread.isinf()
-    same = (train.amin(0) == train.amax(0)).reshape(len(spread), -1)
+    same = (moments.low == moments.high).reshape(len(spread), -1)
     constant = (spread == 0) | same.all(1)
     if bool(constant.any()):
         raise DataError(
-            f"{_named(constant, what)} constant in the {len(train):,} training examples: a density "
-            f"on a constant has no finite maximum. Try: leave {what}s like that out"
+            f"{_named(constant, what)} constant in the {moments.count:,} training examples: a "
+            f"density on a constant has no finite maximum. Try: leave {what}s like that out"
         )
     coarse = (ulp > FLOAT32_RESOLUTION * spread) | tiny
     if bool(coarse.any()):

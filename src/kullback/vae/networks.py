@@ -425,7 +425,7 @@ class ConvDecoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Return parameters, `[rows, channels, places]`."""
         h = self.spread(F.silu(self.hidden(z.to(self.bias.dtype))))
-        h = h.reshape(len(z), *self.patches.grid, -1).permute(0, 3, 1, 2)  # channels last
+        h = h.reshape(z.shape[0], *self.patches.grid, -1).permute(0, 3, 1, 2)  # channels last
         return self.patches.join(self.last(F.silu(self.body(h)))) + self.bias
 
 
@@ -476,10 +476,10 @@ class PatchDecoder(nn.Module):
         """Return parameters, with pixels in the order that `patched` says."""
         start: Tensor = self.last.bias  # type: ignore[assignment]
         h: Tensor = self.spread(F.silu(self.hidden(z.to(start.dtype))))
-        h = h.reshape(len(z), *self.patches.grid, -1).permute(0, 3, 1, 2)  # channels last
+        h = h.reshape(z.shape[0], *self.patches.grid, -1).permute(0, 3, 1, 2)  # channels last
         h = self.last(F.silu(self.body(h)).permute(0, 2, 3, 1))
         if self.patched:
-            return h.reshape(len(z), math.prod(self.patches.grid), -1, self.patches.side**2)
+            return h.reshape(z.shape[0], math.prod(self.patches.grid), -1, self.patches.side**2)
         return self.patches.join(h.permute(0, 3, 1, 2))
 
 
@@ -567,10 +567,12 @@ class OwnDecoder(nn.Module):
         with _autocast(self, z):
             out = self.module(z.to(_dtype_of(self.module)))
         require_type(out, Tensor, "decoder's output")
-        fits = len(out) == len(z) and out.numel() == len(z) * math.prod(self.shape)
-        wanted = f"{[len(z), *self.shape]}, or the same numbers in another shape"
-        require(fits, "decoder's output", wanted, list(out.shape))
-        return real(out).reshape(len(z), *self.shape)
+        rows = z.shape[0]  # not len(z), which would be a constant in an exported graph
+        fits = out.shape[0] == rows and out.numel() == rows * math.prod(self.shape)
+        if not fits:
+            wanted = f"{[rows, *self.shape]}, or the same numbers in another shape"
+            require(fits, "decoder's output", wanted, list(out.shape))
+        return real(out).reshape(rows, *self.shape)
 
 
 def _autocast(own: OwnEncoder | OwnDecoder, x: Tensor) -> torch.autocast:

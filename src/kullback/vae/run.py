@@ -5,12 +5,14 @@ the data's protocol, versions), `metrics.jsonl` (a function of the settings alon
 (the clock), `checkpoints/`, and at the end `model.safetensors` with the averaged weights.
 """
 
+import hashlib
 import math
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,45 +27,53 @@ from kullback.core import (
     __version__,
     import_extra,
     only_writer,
+    processes,
     remove_temporaries,
     require,
     write_json,
 )
-from kullback.data import PADDING, Dataset, load, reload
+from kullback.data import PADDING, Dataset, Rows, load, reload
 
 from . import checkpoint
 from .architecture import COUNTS, Architecture, Spec
 from .checkpoint import State, is_hashed, read_config, write_config
 from .latents import Prior
 from .likelihoods import ContinuousBernoulli, Likelihood
-from .limits import MAX_THREADS, THREADS_GAIN, UNIT_SCALE_LEVELS
+from .limits import MAX_THREADS, NAMED_DIFFERENCES, THREADS_GAIN, UNIT_SCALE_LEVELS
 from .loop import (
     Board,
     Monitor,
     NonFiniteError,
     Progress,
+    SharedStep,
     Validation,
     fit,
+    require_equal_shares,
     require_parts_fit,
     validation_of,
 )
-from .model import VAE, Parts, build, location_and_spread, require_own, with_parts
+from .model import VAE, Parts, build, location_and_spread_of, require_own, with_parts
 from .networks import OwnDecoder, OwnEncoder
+from .presets import Preset
+from .presets import preset as find_preset
 from .sound import second_moments, shift_shares
 from .training import Training, too_short
 
 __all__ = [
     "Outcome",
+    "architecture_of",
     "matmul_gflops",
     "pick_device",
     "pick_precision",
     "pick_threads",
     "resume",
+    "start_in_words",
     "train",
 ]
 
 CHECKPOINT_SECONDS = 15.0
 WEIGHTS = "model.safetensors"
+START = "start.safetensors"  # the weights of another run, from which this one starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +101,28 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """How a caller follows and interrupts a run, and how often it is saved."""
+    """How a caller follows and interrupts a run, how often it is saved, and by how many it is made.
+
+    group: the processes of the run, of which the first one alone writes and calls `progress`.
+    """
 
     progress: Callable[[Progress], None] | None
     stop: Callable[[], bool] | None
     checkpoint_seconds: float
+    group: processes.Processes
 
 
 def train(
-    data: Dataset | str | Path = "fashion",
+    data: Any = "fashion",
     *,
     architecture: Architecture | None = None,
     training: Training | None = None,
+    preset: str | Preset = "",
     encoder: nn.Module | None = None,
     decoder: nn.Module | None = None,
     likelihood: Likelihood | None = None,
     prior: Prior | None = None,
+    start: str | Path | None = None,
     folder: str | Path | None = None,
     device: str = "auto",
     progress: Callable[[Progress], None] | None = None,
@@ -116,15 +132,23 @@ def train(
 ) -> Outcome:
     """Train a VAE from scratch in a new run directory and return it.
 
+    In a `torch.distributed` group every process calls it with the same settings and data, and
+    takes an equal share of every batch (docs/scale.md).
+
     Args:
-        data: A `Dataset`, or anything `kullback.data.load` takes.
-        architecture: What to build; by default `Architecture()`.
+        data: A `Dataset`, or anything `kullback.data.load` takes: paths, shards, tensors, PyTorch
+            data sets, iterables.
+        architecture: What to build; by default `Architecture()`, or that of `start`.
         training: How to train; by default `Training()`, two minutes.
+        preset: A name of `kullback.vae.PRESETS`, or one of your own: values for all that
+            architecture and training leave at the default.
         encoder: A module of your own instead of the architecture's, see `Parts`; it is trained
             itself, not a copy of it.
         decoder: As `encoder`.
         likelihood: As `encoder`.
         prior: As `encoder`.
+        start: Another run of the same architecture, from whose weights (and units) this one starts;
+            its optimiser is fresh. The run keeps a copy of them and says where they are from.
         folder: By default `runs/<data>-<UTC time>`; it must not exist.
         device: "auto", "cpu", "cuda" or "mps".
         progress: Called a few times a second.
@@ -138,7 +162,7 @@ def train(
 
     Raises:
         DataError: The data cannot be used.
-        ArgumentValueError: The settings do not fit the data.
+        ArgumentValueError: The settings do not fit the data, or `start` has another architecture.
         MissingExtraError: `tensorboard` is asked for and not installed.
         RunError: The folder exists, another process writes to it, or the loss is no longer finite.
 
@@ -151,34 +175,57 @@ def train(
     """
     if tensorboard:  # told before anything is read or written
         import_extra("tensorboard", "tensorboard")
-    architecture = architecture or Architecture()
+    origin = None if start is None else Origin.read(start)
+    if architecture is None and origin is not None:
+        architecture = origin.spec.architecture
+    chosen = preset if isinstance(preset, Preset) else find_preset(preset or "default")
+    architecture = chosen.architecture_with(architecture)
     levels = "counts" if architecture.likelihood in COUNTS else "auto"
     dataset = data if isinstance(data, Dataset) else load(data, levels=levels)
-    training = training or Training.usual(dataset.kind, dataset.event_shape)
+    training = chosen.training_with(training, dataset.kind, dataset.event_shape)
     where = pick_device(device)
+    processes.own_gpu(str(where))  # told before anything is written
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
     kept = validation_of(dataset, training.validation, seed=training.seed)
     own = Parts(encoder, decoder, likelihood, prior)
     parts = own if own.named() else None
     model = _fresh_model(kept.rest, architecture, training.seed, None, parts=parts)
     require_parts_fit(model, training)
+    weights = None if origin is None else origin.weights_for(model)
     if isinstance(model.likelihood, ContinuousBernoulli):  # of which not every x is an outcome
-        model.check(dataset.train)
+        for block in dataset.blocks():
+            model.check(block)
         model.check(dataset.test)
+    group = processes.current()
+    require_equal_shares(model, training, len(kept.rest.train), group)
     config = _describe(model, dataset, training, where, threads)
-    path = _new_folder(folder, dataset)
-    watch = Watch(progress, stop, checkpoint_seconds)
-    with only_writer(path):
-        write_config(path, config)
-        if tensorboard:
-            (path / Board.FOLDER).mkdir()
+    if preset:
+        config["preset"] = chosen.record(architecture, training)
+    same = {name: config[name] for name in ("model", "training", "data", "precision")}
+    if origin is not None:
+        config["start"] = origin.described(dataset)
+        same["start"] = config["start"]
+    group.require_same("settings and data", same)
+    path = _new_folder(folder, dataset) if group.first else None
+    path = Path(group.told(str(path)))
+    watch = Watch(progress, stop, checkpoint_seconds, group)
+    with _writing(path, group):
+        if group.first:
+            write_config(path, config)
+            if tensorboard:
+                (path / Board.FOLDER).mkdir()
+            if weights is not None:
+                checkpoint.save_tensors(path / START, weights)
+        if weights is not None:
+            model.load_state_dict(weights)
+        group.wait()
         return _drive(path, model, dataset, kept, read_config(path), watch)
 
 
 def resume(
     folder: str | Path,
     *,
-    data: Dataset | None = None,
+    data: Any = None,
     parts: Parts | None = None,
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
@@ -186,11 +233,12 @@ def resume(
 ) -> Outcome:
     """Go on with a run from its last checkpoint; on a CPU the result is bit for bit the same.
 
-    (With `epochs` or `steps`; a budget in minutes follows the clock.)
+    (With `epochs` or `steps`; a budget in minutes follows the clock.) By another number of
+    processes than before it is the same but for rounding.
 
     Args:
         folder: The run's.
-        data: Needed only when the run was trained on a `Dataset` made in memory.
+        data: Needed only when the run was trained on a `Dataset` or an object in memory: the same.
         parts: Needed only when it trains modules of your own: the same ones.
         progress: As in `train`.
         stop: As in `train`.
@@ -203,25 +251,104 @@ def resume(
         RunError: The folder holds no run, or a damaged one, or another process writes to it.
         DataError: The data are not those of the run (their hashes differ).
     """
-    path = Path(folder)
+    path, group = Path(folder), processes.current()
     keys = ("model", "training", "data", "device", "threads", "precision")
     config = read_config(path, *keys)
     spec = Spec.from_dict(config["model"], source=str(path / "config.json"))
-    if (path / WEIGHTS).exists():
+    if group.told((path / WEIGHTS).exists()):
         return Outcome(path, VAE.load(path, parts=parts), finished=True)
     require_own(path, spec, parts)
-    with only_writer(path):
-        if (path / WEIGHTS).exists():  # another process has finished it meanwhile
+    with _writing(path, group):
+        if group.told((path / WEIGHTS).exists()):  # another process has finished it meanwhile
             return Outcome(path, VAE.load(path, parts=parts), finished=True)
-        dataset = data or reload(config["data"])
+        dataset = data if isinstance(data, Dataset) else reload(config["data"], source=data)
         if dataset.protocol["sha256"] != config["data"]["sha256"]:
             what = "these are not the data the run was trained on"
             raise DataError(f"{path}: {what}: the hashes differ")
         settings, _, _ = _read_settings(config, path)
         kept = validation_of(dataset, settings.validation, seed=settings.seed)
         model = _fresh_model(kept.rest, spec.architecture, settings.seed, spec, parts=parts)
-        watch = Watch(progress, stop, checkpoint_seconds)
+        require_equal_shares(model, settings, len(kept.rest.train), group, resumed=True)
+        if config.get("start"):
+            model.load_state_dict(checkpoint.load_tensors(path / START, like=model.state_dict()))
+        watch = Watch(progress, stop, checkpoint_seconds, group)
         return _drive(path, model, dataset, kept, config, watch)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Another run, from whose weights a training starts: its description and where it is."""
+
+    folder: Path
+    spec: Spec
+    config: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Origin":
+        """Read a run's description; a RunError where the folder holds none."""
+        path = Path(folder)
+        config = read_config(path, "model")
+        return cls(path, Spec.from_dict(config["model"], source=str(path / "config.json")), config)
+
+    def weights_for(self, model: VAE) -> dict[str, torch.Tensor]:
+        """Return the run's weights for a model of the same description, or say what differs."""
+        theirs, ours = self.spec.compared(), _spec(model).compared()
+        apart = [name for name in ours if ours[name] != theirs.get(name)]
+        got = ", ".join(f"{name} {ours[name]}" for name in apart[:NAMED_DIFFERENCES])
+        wanted = ", ".join(f"{name} {theirs.get(name)}" for name in apart[:NAMED_DIFFERENCES])
+        expected = f"the model of {self.folder}, with {wanted}"
+        hint = "data and options as that run has, or leave --from out"
+        require(not apart, "start", expected, got, hint)
+        expect, hashed = model.state_dict(), is_hashed(self.config)
+        if (self.folder / WEIGHTS).exists():
+            return checkpoint.load_tensors(self.folder / WEIGHTS, like=expect, hashed=hashed)
+        return checkpoint.averaged_weights(self.folder, model, hashed=hashed)[0]
+
+    def described(self, data: Dataset) -> dict[str, Any]:
+        """Return what a run's `config.json` holds about where its weights are from."""
+        protocol = self.config.get("data") or {}
+        finished = (self.folder / WEIGHTS).exists()
+        name = WEIGHTS if finished else checkpoint.NAME
+        content = (self.folder / name).read_bytes()
+        return {
+            "run": str(self.folder),
+            "weights": name,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "source": str(protocol.get("source", "unknown data")),
+            "same_data": protocol.get("sha256") == data.protocol["sha256"],
+            **({"start": self.config["start"]} if self.config.get("start") else {}),
+        }
+
+
+def architecture_of(folder: str | Path) -> Architecture:
+    """Return the architecture of a run, as `train` can build it again.
+
+    Args:
+        folder: The run's.
+
+    Returns:
+        The architecture, nothing in it "auto".
+
+    Raises:
+        RunError: The folder holds no run.
+    """
+    return Origin.read(folder).spec.architecture
+
+
+def start_in_words(start: Mapping[str, Any]) -> str:
+    """Say where a run's first weights are from, as `config.json` holds it under "start".
+
+    Example:
+        >>> start_in_words({"run": "runs/a", "sha256": "ab" * 32, "source": "b", "same_data": True})
+        'started from the weights of runs/a (sha256 abababab…), trained on the same data'
+    """
+    said = f"started from the weights of {start.get('run')} (sha256 {start.get('sha256', '')[:8]}…)"
+    if start.get("same_data"):
+        return f"{said}, trained on the same data"
+    return (
+        f"{said}, trained on {start.get('source')}: test examples of this run may have been among "
+        "its training examples"
+    )
 
 
 def _drive(
@@ -236,9 +363,11 @@ def _drive(
 
     The caller holds the folder's lock.
     """
-    for place in (folder, folder / "checkpoints"):
-        remove_temporaries(place)
-    device = pick_device(config["device"])
+    group = watch.group
+    if group.first:
+        for place in (folder, folder / "checkpoints"):
+            remove_temporaries(place)
+    device = torch.device(processes.own_gpu(str(pick_device(config["device"]))))
     settings, precision, threads = _read_settings(config, folder)
     model, rest = model.to(device), kept.rest.to(device)
     held = None if kept.held is None else kept.held.to(device)
@@ -248,48 +377,104 @@ def _drive(
         module.products = precision
     working = torch.float32 if own else precision  # a user's modules round by autocast
     state = State.start(model, settings, precision=working)
-    checkpoint.load(folder, state, hashed=is_hashed(config))
-    monitor = Monitor(
-        folder, model, rest, settings, state, watch.progress, validation=held, held_labels=labels
-    )
+    monitor = None
+    if group.first:
+        checkpoint.load(folder, state, hashed=is_hashed(config))
+        more: Any = {"validation": held, "held_labels": labels}
+        monitor = Monitor(folder, model, rest, settings, state, watch.progress, **more)
+    checkpoint.copy_first(state, group)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        finished = _loop(model, rest, state, monitor, watch)
+        finished = _loop(model, rest, state, monitor, settings, folder=folder, watch=watch)
     except NonFiniteError:
-        checkpoint.save(folder, state)  # the weights are those before the step that failed
+        if group.first:
+            checkpoint.save(folder, state)  # the weights are those before the step that failed
         raise
+    except processes.LostProcessError as error:
+        raise _lost(error, folder, state, group) from error
     finally:
         torch.set_num_threads(before)
     selection = short = ""
     if finished:
-        monitor.finish()
         examples = len(rest.train)
         short = too_short(settings, state.step, state.seconds, examples, kind=rest.kind)
+    if monitor is not None:
+        selection = _ended(folder, monitor, finished=finished)
+    if finished:
+        group.copy_first_(state.flat.average)  # which the first one may have picked
+    state.flat.release(model)
+    if finished and group.first:  # from here on the run counts as finished
+        checkpoint.save_tensors(folder / WEIGHTS, model.state_dict())
+    found = () if monitor is None else tuple(monitor.warnings)
+    start = config.get("start")
+    if start and not start.get("same_data"):
+        found = (f"this run {start_in_words(start)}", *found)
+    return Outcome(folder, model.eval(), finished, found, data.to(device), selection, short)
+
+
+def _ended(folder: Path, monitor: Monitor, *, finished: bool) -> str:
+    """Write the last rows and pick the weights, or save what is to be resumed."""
+    selection = ""
+    if finished:
+        monitor.finish()
         selection = monitor.select()
         if selection:
             write_json(folder / "selection.json", {"format": 1, "weights": selection})
     else:
-        checkpoint.save(folder, state)
+        checkpoint.save(folder, monitor.state)
     if monitor.board is not None:
         monitor.board.close()
-    state.flat.release(model)
-    if finished:  # from here on the run counts as finished; until here it can be resumed
-        checkpoint.save_tensors(folder / WEIGHTS, model.state_dict())
-    found = tuple(monitor.warnings)
-    return Outcome(folder, model.eval(), finished, found, data.to(device), selection, short)
+    return selection
 
 
-def _loop(model: VAE, data: Dataset, state: State, monitor: Monitor, watch: Watch) -> bool:
-    """Step, watch and save until the budget is spent (True) or the caller says stop (False)."""
-    folder, settings = monitor.folder, monitor.settings
+def _lost(
+    error: processes.LostProcessError, folder: Path, state: State, group: processes.Processes
+) -> processes.LostProcessError:
+    """Save what the run has come to when another process is gone, and say how to go on."""
+    kept = "the last checkpoint is kept"
+    if group.first:
+        checkpoint.save(folder, state)
+        kept = f"saved at step {state.step:,}"
+    hint = f"kullback train --resume {folder}, with this or another number of processes"
+    return processes.LostProcessError(f"{error}; {kept}. Try: {hint}")
+
+
+@contextmanager
+def _writing(folder: Path, group: processes.Processes) -> Iterator[None]:
+    """Hold the folder's lock, if this process writes to it."""
+    if not group.first:
+        yield
+        return
+    with only_writer(folder):
+        yield
+
+
+def _loop(
+    model: VAE,
+    data: Dataset,
+    state: State,
+    monitor: Monitor | None,
+    settings: Training,
+    *,
+    folder: Path,
+    watch: Watch,
+) -> bool:
+    """Step, watch and save until the budget is spent (True) or the caller says stop (False).
+
+    monitor: None in all processes but the first one.
+    """
     saved = time.monotonic()
-    for _ in fit(model, data, settings, state, folder=folder):
-        monitor.after_step()
-        if watch.stop is not None and watch.stop():
+    shared = SharedStep(watch.group)
+    kept = folder if watch.group.first else None
+    for _ in fit(model, data, settings, state, folder=kept, shared=shared):
+        if monitor is not None:
+            monitor.after_step()
+        if shared.agreed(watch.stop is not None and watch.stop()):
             return False
         if time.monotonic() - saved > watch.checkpoint_seconds:
-            checkpoint.save(folder, state)
+            if monitor is not None:
+                checkpoint.save(folder, state)
             if settings.budget[0] == "minutes" and state.flat.vector.device.type == "cpu":
                 torch.set_num_threads(pick_threads())  # the machine may be busier by now, or less
             saved = time.monotonic()
@@ -358,18 +543,21 @@ def _fresh_model(
     """
     inside = data.kind == "continuous" and (spec is None or spec.standardised)
     units = inside or (data.kind == "levels" and data.levels > UNIT_SCALE_LEVELS)
-    mean, spread = location_and_spread(data.train) if units else (None, None)
+    sound, train = data.protocol.get("sound"), data.train
+    mean = spread = None
     scale = 1.0
-    sound = data.protocol.get("sound")
     if sound is not None:
-        scale = _deviation_of(data.train)
-    elif mean is None:
-        train = data.train.float()
-        mean = train.mean(0)
-        if data.kind == "counts" and len(train) > 1:
-            scale = float((train.log1p() - mean.log1p()).std())
+        scale = _deviation_of(_in_memory(train))
+    else:
+        moments = data.moments()
+        mean = moments.mean.float()
+        if units:
+            mean, spread = location_and_spread_of(moments, floats=data.kind == "continuous")
+        elif data.kind == "counts" and len(train) > 1:
+            scale = float((_in_memory(train).float().log1p() - mean.log1p()).std())
         elif data.kind != "binary":
-            scale = float((train - mean).std()) if len(train) > 1 else 1.0
+            numbers = moments.count * mean.numel()
+            scale = math.sqrt(float(moments.squares.sum()) / max(1, numbers - 1))
         if data.dynamic:
             mean = mean / 255.0
     latent = None if parts is None else parts.latent(data.train[:2].cpu().float())
@@ -390,8 +578,12 @@ def _fresh_model(
             grid=data.protocol.get("grid"),
             spread=None if spread is None else (spread if inside else spread.clamp(min=1.0)),
             sound=None if sound is None else {n: int(sound[n]) for n in ("rate", "step", "clip")},
-            moments=None if sound is None else second_moments(data.train, step=int(sound["step"])),
-            shares=None if sound is None else shift_shares(data.train, step=int(sound["step"])),
+            moments=None
+            if sound is None
+            else second_moments(_in_memory(train), step=int(sound["step"])),
+            shares=None
+            if sound is None
+            else shift_shares(_in_memory(train), step=int(sound["step"])),
             examples=examples,
             sizes=str(data.protocol.get("sizes", "")),
             labels=tuple(data.protocol.get("labels", ())),
@@ -401,6 +593,10 @@ def _fresh_model(
         bits = torch.Generator(data.train.device).manual_seed(seed)
         few = torch.arange(min(2, len(data.train)), device=data.train.device)
         return with_parts(model, parts, data.batch(few, bits).cpu(), examples=examples)
+
+
+def _in_memory(rows: torch.Tensor | Rows) -> torch.Tensor:
+    return rows[:] if isinstance(rows, Rows) else rows
 
 
 def _examples(data: Dataset, architecture: Architecture, seed: int) -> torch.Tensor | None:
@@ -547,6 +743,7 @@ def pick_threads() -> int:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
+    cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))  # a share a process
     allowed = os.environ.get("OMP_NUM_THREADS", "")
     most = min(cores, int(allowed)) if allowed.isdigit() and int(allowed) else cores
     return most if most > 1 and matmul_gflops(most) > THREADS_GAIN * matmul_gflops(1) else 1

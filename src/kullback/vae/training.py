@@ -22,7 +22,7 @@ from .limits import (
 
 __all__ = ["OBJECTIVES", "Training", "too_short"]
 
-OBJECTIVES = ("elbo", "stl", "iwae", "renyi", "ciwae", "miwae", "piwae")
+OBJECTIVES = ("elbo", "stl", "iwae", "renyi", "ciwae", "miwae", "piwae", "iwae_plain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class Training:
     Args:
         objective: "elbo" (with the closed-form KL where there is one); "stl", the ELBO with
             gradients by the path of z alone; "iwae", importance-weighted with doubly
-            reparameterised gradients; "renyi", "ciwae", "miwae" or "piwae", see
-            `kullback.variational.WeightedBound`.
+            reparameterised gradients; "iwae_plain", the same with the plain gradient; "renyi",
+            "ciwae", "miwae" or "piwae", see `kullback.variational.WeightedBound`.
         draws: Of q(z|x) per image and step.
         alpha: The order of "renyi", or the share of the ELBO in "ciwae".
         groups: Of draws, in "miwae" and "piwae".
@@ -90,7 +90,9 @@ class Training:
 
     def __post_init__(self) -> None:
         known = self.objective in OBJECTIVES
-        require(known, "objective", f"one of {', '.join(OBJECTIVES)}", repr(self.objective))
+        hint = "iwae, whose gradient is doubly reparameterised" if self.objective == "dreg" else ""
+        names = ", ".join(OBJECTIVES)
+        require(known, "objective", f"one of {names}", repr(self.objective), hint)
         require(self.draws >= 1, "draws", "at least 1", self.draws)
         share = math.isfinite(self.alpha) and (self.objective != "ciwae" or 0 <= self.alpha <= 1)
         require(share, "alpha", "a finite number, 0 to 1 for ciwae", self.alpha)

@@ -1,0 +1,216 @@
+"""Training from disk, from objects in memory and from another run's weights."""
+
+import itertools
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kullback import report
+from kullback.cli.main import main
+from kullback.core import ArgumentValueError, DataError, RunError
+from kullback.data import load
+from kullback.vae import VAE, Architecture, Parts, Training, evaluate, resume, train
+
+TINY = Architecture(network="mlp", hidden=(8,), latent=2)
+QUICK = Training(steps=12, batch_size=20, precision="float32")
+BYTES = np.random.default_rng(0).integers(0, 256, (120, 6), dtype=np.uint8)
+
+
+def same_weights(one, other):
+    for name, value in one.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[name]), name
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "shards").mkdir()
+    for k, part in enumerate(np.array_split(BYTES, 3)):
+        np.save(tmp_path / "shards" / f"{k}.npy", part)
+    return tmp_path / "shards"
+
+
+@pytest.mark.parametrize("kind", ["8-bit", "continuous", "dynamic", "validation"])
+def test_training_from_disk_is_training_from_memory_and_resumes(kind, folder, tmp_path):
+    if kind == "continuous":
+        for k in range(3):
+            noise = np.random.default_rng(k).normal(size=(40, 3))
+            np.save(folder / f"{k}.npy", noise * [1, 10, 1e-3] + 4)
+    how = {"binarize": "dynamic"} if kind == "dynamic" else {}
+    fresh = {"validation": 0.2} if kind == "validation" else {}
+    training = Training(steps=12, batch_size=20, precision="float32", **fresh)
+    memory, disk = (load(folder, storage=storage, **how) for storage in ("memory", "auto"))
+    settings = {"architecture": TINY, "training": training}
+    whole = train(memory, folder=tmp_path / "a", **settings)
+    same_weights(whole, train(disk, folder=tmp_path / "b", **settings))
+    count = itertools.count()
+    stopped = {"folder": tmp_path / "c", "stop": lambda: next(count) == 5}
+    train(disk, **settings, **stopped)
+    found = resume(tmp_path / "c")
+    same_weights(whole, found)
+    logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in "abc"]
+    assert logs[0] == logs[1] == logs[2]
+    assert evaluate(found.model, memory.test) == evaluate(whole.model, disk.test)
+
+
+def test_a_run_from_an_object_goes_on_with_the_same_one_alone(tmp_path):
+    x, count = torch.from_numpy(BYTES), itertools.count()
+    settings = {"architecture": TINY, "training": QUICK}
+    train(x, folder=tmp_path / "a", stop=lambda: next(count) == 4, **settings)
+    with pytest.raises(DataError, match=r"made in memory, .* Try: data="):
+        resume(tmp_path / "a")
+    with pytest.raises(DataError, match="the hashes differ"):
+        resume(tmp_path / "a", data=255 - x)
+    found = resume(tmp_path / "a", data=x)
+    same_weights(found, train(x, folder=tmp_path / "b", **settings))
+
+
+class Encoder(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).chunk(2, -1)
+
+
+def test_own_modules_read_labels_beside_z(tmp_path):
+    pairs = [(row, k % 3) for k, row in enumerate(BYTES % 2)]
+    data = load(pairs, label="y")
+    torch.manual_seed(0)
+    own = {"encoder": Encoder(6, 4), "decoder": nn.Linear(2 + 3, 6)}
+    found = train(data, **own, training=QUICK, folder=tmp_path / "a")
+    assert found.model.at("2").sample(2).shape == (2, 6)
+    again = Parts(encoder=Encoder(6, 4), decoder=nn.Linear(5, 6))
+    loaded = VAE.load(tmp_path / "a", parts=again)
+    figures = [
+        evaluate(m, data.test, draws=5, labels=data.test_labels) for m in (found.model, loaded)
+    ]
+    assert figures[0] == figures[1]
+    assert {one.label for one in figures[0].per_label} == {"0", "1", "2"}
+    with pytest.raises(ArgumentValueError, match=r"decoder: .* takes float32 \[2, 5\]; it fails"):
+        own = {"encoder": Encoder(6, 4), "decoder": nn.Linear(2, 6)}
+        train(data, **own, training=QUICK, folder=tmp_path / "b")
+
+
+def test_a_run_starts_from_another_runs_weights(folder, tmp_path):
+    first = train(folder, architecture=TINY, training=QUICK, folder=tmp_path / "a")
+    still = Training(steps=1, batch_size=20, learning_rate=1e-12, precision="float32")
+    second = train(folder, start=tmp_path / "a", training=still, folder=tmp_path / "b")
+    for name, value in first.model.state_dict().items():
+        torch.testing.assert_close(second.model.state_dict()[name], value, rtol=0, atol=1e-9)
+    start = json.loads((tmp_path / "b" / "config.json").read_text())["start"]
+    assert start["run"] == str(tmp_path / "a") and start["same_data"] is True
+    assert not second.warnings
+    other = 255 - BYTES
+    third = train(other, start=tmp_path / "b", training=still, folder=tmp_path / "c")
+    assert "may have been among its training examples" in third.warnings[0]
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert config["start"]["start"]["run"] == str(tmp_path / "a")
+
+
+def test_a_started_run_resumes_without_the_other_one(folder, tmp_path):
+    train(folder, architecture=TINY, training=QUICK, folder=tmp_path / "a")
+    settings = {"start": tmp_path / "a", "training": QUICK}
+    whole = train(folder, **settings, folder=tmp_path / "b")
+    for last in (0, 5):  # before the first step there is no checkpoint
+        count = itertools.count()
+        path = tmp_path / f"c{last}"
+        train(folder, **settings, folder=path, stop=lambda at=last, n=count: next(n) == at)
+        if last == 0:
+            (path / "checkpoints" / "last.safetensors").unlink()
+            for log in ("metrics.jsonl", "timing.jsonl"):
+                (path / log).unlink(missing_ok=True)
+    (tmp_path / "a").rename(tmp_path / "gone")
+    for last in (0, 5):
+        same_weights(whole, resume(tmp_path / f"c{last}"))
+
+
+APART = {
+    "another latent": (
+        {"architecture": Architecture(network="mlp", hidden=(8,), latent=3)},
+        6,
+        "latent 2; got latent 3",
+    ),
+    "another width": (
+        {"architecture": Architecture(network="mlp", hidden=(9,), latent=2)},
+        6,
+        r"hidden \(8,\); got hidden \(9,\)",
+    ),
+    "another shape": ({}, 5, r"shape \[6\]; got shape \[5\]"),
+    "parts of one's own": ({"decoder": nn.Linear(2, 6)}, 6, "own parts"),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_a_run_of_another_model_is_no_start(name, tmp_path):
+    more, columns, text = APART[name]
+    train(BYTES % 2, architecture=TINY, training=QUICK, folder=tmp_path / "a")
+    with pytest.raises(ArgumentValueError, match=f"start: expected the model of .*{text}"):
+        train(BYTES[:, :columns] % 2, start=tmp_path / "a", **more, folder=tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_no_run_is_no_start(tmp_path):
+    with pytest.raises(RunError, match="nothing"):
+        train(BYTES, start=tmp_path / "nothing", folder=tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_reports_say_where_weights_and_data_are_from(tmp_path):
+    x = torch.from_numpy(BYTES)
+    found = train(x, architecture=TINY, training=QUICK, folder=tmp_path / "a")
+    assert "kullback.vae.train(" in report.write(tmp_path / "a", data=found.data).read_text()
+    np.save(tmp_path / "x.npy", BYTES)
+    train(tmp_path / "x.npy", start=tmp_path / "a", training=QUICK, folder=tmp_path / "b")
+    page = report.write(tmp_path / "b").read_text()
+    assert "started from the weights of" in page and "--from" in page
+
+
+def command(*words):
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    assert ended.value.code in (0, None)
+
+
+@pytest.mark.slow
+def test_the_command_starts_from_a_run_and_exports_without_onnx(folder, tmp_path, capsys):
+    small = ["--network", "mlp", "--hidden", "8", "--latent", "2", "--steps", "3", "--quiet"]
+    command("train", folder, *small, "--out", tmp_path / "a")
+    more = ["--from", tmp_path / "a", "--steps", "3", "--out", tmp_path / "b"]
+    command("train", folder, "--storage", "disk", *more)
+    command("export", tmp_path / "b", tmp_path / "card", "--without-onnx")
+    assert capsys.readouterr().out.endswith("card\n")
+    written = {path.name for path in (tmp_path / "card").iterdir()}
+    wanted = {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"}
+    assert written == wanted | {"evaluation.json"}
+    card = (tmp_path / "card" / "README.md").read_text()
+    evaluation = json.loads((tmp_path / "b" / "evaluation.json").read_text())["evaluation"]
+    assert f"{evaluation['elbo']['value']:.1f}"[:4] in card and "started from the weights" in card
+    texts = [path.read_text() for path in (tmp_path / "card").glob("*.[jm]*[nd]")]
+    assert len(texts) == 4 and str(tmp_path) not in "".join(texts)
+    assert re.search(r"^library_name: kullback$", card, re.MULTILINE) and "license:" in card
+    x = torch.from_numpy(BYTES)
+    models = [VAE.load(tmp_path / one) for one in ("b", "card")]
+    assert torch.equal(models[0].elbo(x), models[1].elbo(x))
+
+
+@pytest.mark.parametrize("why", ["exists", "unfinished", "no run", "broken weights"])
+def test_an_export_that_fails_leaves_nothing(why, tmp_path):
+    count = itertools.count()
+    early = {"stop": lambda: next(count) == 2} if why == "unfinished" else {}
+    train(BYTES, architecture=TINY, training=QUICK, folder=tmp_path / "a", **early)
+    run, text = tmp_path / "a", "expected a finished run"
+    if why == "exists":
+        (tmp_path / "out").mkdir()
+        text = "exists already"
+    elif why == "no run":
+        run, text = tmp_path / "b", "No such file"
+    elif why == "broken weights":
+        content = bytearray((run / "model.safetensors").read_bytes())
+        content[-3] ^= 1
+        (run / "model.safetensors").write_bytes(content)
+        text = "damaged"
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(RunError, match=text):
+        report.export(run, tmp_path / "out", onnx=False)
+    assert sorted(tmp_path.iterdir()) == before
