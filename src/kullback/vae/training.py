@@ -389,7 +389,7 @@ def preset(name: str) -> Preset:
         >>> preset("vamp").options
         {'prior': 'vamp', 'prior_components': 100}
     """
-    near = difflib.get_close_matches(name, list(PRESETS), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), list(PRESETS), n=1, cutoff=0.5)
     names = f"one of {', '.join(PRESETS)}"
     require(name in PRESETS, "preset", names, repr(name), near[0] if near else "")
     return PRESETS[name]
