@@ -578,8 +578,8 @@ def _from_disk(
         "notes": [f"{plural(len(train), 'training row')} stay on disk", *found.notes, *notes],
     }
     places = torch.from_numpy(np.flatnonzero(found.is_test))
-    names = RowNames(every, train.numbers), tuple(RowNames(every, places))
-    data = Dataset(train, test, kind, binarize == "dynamic", protocol, *names)
+    names, held = RowNames(every, train.numbers), tuple(RowNames(every, places))
+    data = Dataset(train, test, kind, binarize == "dynamic", protocol, names, held)
     labels = [one for shard in every for one in shard.labels]
     return _labelled(data, labels, found.is_test, source) if how.label else data
 

@@ -8,7 +8,6 @@
 - `pictures`: images as PNG, clips of sound as WAV files, players and spectrograms;
   `divergence_plot`, `fit_plot`: SVG of a divergence, of a fit.
 - `explain_tables`, `explain_named`, `explain_fit`: what `--explain` prints.
-- `model_card`: a run as a folder to publish, with ONNX graphs and a model card.
 - `evaluation_text`: what `kullback evaluate` prints; `text_layout`: numbers and columns of text.
 - `limits`: every threshold.
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from .fit_plot import plot_calibration, plot_directions, plot_fit
     from .language_models.drift_page import drift_text, write_drift
     from .language_models.logprobs_page import logprobs_text, write_logprobs
-    from .model_card import export
     from .run_page import write
     from .text_layout import UNITS, aligned, measured_text, number
 
@@ -45,7 +43,6 @@ __all__ = [
     "explain_fit",
     "explain_named",
     "explain_tables",
-    "export",
     "logprobs_text",
     "measured_text",
     "number",
@@ -68,7 +65,6 @@ _MODULES = {
     "explain_fit": "explain_fit",
     "explain_named": "explain_named",
     "explain_tables": "explain_tables",
-    "export": "model_card",
     "logprobs_text": "language_models.logprobs_page",
     "measured_text": "text_layout",
     "number": "text_layout",

@@ -7,7 +7,7 @@ What a model is: `architecture` (names only), `networks`, `likelihoods`, `latent
 `model`. How it is trained: `training` (settings and schedules), `loop` (the loop, its logs and
 warnings), `elbo_step` and `step.c` (the gradient by hand), `checkpoint`, `run` (the run folder, the
 device). How good it is: `evidence` (bounds image by image), `evaluation` (means with error bars,
-active units, collapse), `posterior` (log p(x) = ELBO + KL, from both sides). `onnx_graphs`: export.
+active units, collapse), `posterior` (log p(x) = ELBO + KL, from both sides).
 `limits`: thresholds.
 """
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .evidence import Bounds
     from .loop import Progress
     from .model import VAE, Parts, build
-    from .onnx_graphs import Parity, require_exportable, write_graphs
     from .posterior import (
         Aggregate,
         Annealing,
@@ -59,7 +58,6 @@ __all__ = [
     "Evaluation",
     "Gap",
     "Outcome",
-    "Parity",
     "Parts",
     "Progress",
     "Refit",
@@ -82,14 +80,12 @@ __all__ = [
     "pick_device",
     "pick_precision",
     "pick_threads",
-    "require_exportable",
     "resume",
     "start_in_words",
     "summarise",
     "too_short",
     "train",
     "unused_layers",
-    "write_graphs",
 ]
 
 _HOME = {
@@ -102,7 +98,6 @@ _HOME = {
     "Evaluation": "evaluation",
     "Gap": "posterior",
     "Outcome": "run",
-    "Parity": "onnx_graphs",
     "Parts": "model",
     "Progress": "loop",
     "Refit": "posterior",
@@ -124,14 +119,12 @@ _HOME = {
     "pick_device": "run",
     "pick_precision": "run",
     "pick_threads": "run",
-    "require_exportable": "onnx_graphs",
     "resume": "run",
     "start_in_words": "run",
     "summarise": "evaluation",
     "too_short": "training",
     "train": "run",
     "unused_layers": "evaluation",
-    "write_graphs": "onnx_graphs",
 }
 __getattr__, __dir__ = lazy(
     "kullback.vae", {name: f"kullback.vae.{home}" for name, home in _HOME.items()}
