@@ -50,7 +50,6 @@ __all__ = [
     "kl_from_log_probs",
     "measure",
     "mutual_information",
-    "publishing",
     "renyi",
     "report",
     "sampled",
@@ -59,18 +58,7 @@ __all__ = [
     "variational",
 ]
 
-_FOLDERS = (
-    "core",
-    "data",
-    "exact",
-    "measure",
-    "publishing",
-    "report",
-    "sampled",
-    "tokens",
-    "vae",
-    "variational",
-)
+_FOLDERS = ("core", "data", "exact", "measure", "report", "sampled", "tokens", "vae", "variational")
 _FRONT = (
     "cross_entropy",
     "entropy",

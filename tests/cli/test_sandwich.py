@@ -1,22 +1,39 @@
 """`evaluate --sandwich` and `--per-item`, `compare`, `decode`: figures by image and in pairs."""
 
 import csv
+import itertools
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from kullback.cli import compare as comparing
 from kullback.cli import sandwich
 from kullback.cli.main import main
 from kullback.cli.sandwich import Sandwich, anneal_loose
 from kullback.cli.train import draws_for
-from kullback.data import load
-from kullback.vae import Annealing, Architecture, anneal, build, image_bounds, summarise
+from kullback.core import Estimate
+from kullback.data import PADDING, load
+from kullback.vae import Annealing, Architecture, Refit, anneal, build, image_bounds, summarise
+from kullback.vae.posterior.annealing import Annealed
 
 pytestmark = pytest.mark.usefixtures("fashion_once")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The fields of an `Evaluation` that closing a training reads and sets."""
+
+    loose: float
+    seed: int
+    log_likelihood: Estimate
+    annealed: Estimate | None = None
+    annealed_settled: int | None = None
+
 
 TINY = ["--steps", "30", "--network", "mlp", "--hidden", "16", "--latent", "3", "--size", "8"]
 QUICK = ["--sandwich", "--items", "3", "--chains", "2", "--temperatures", "3", "--draws", "3"]
@@ -154,6 +171,42 @@ def test_compare_refuses_other_protocols_and_bad_lists(trained, others, tmp_path
     assert run("compare", trained, tmp_path / "nothing") == 1
 
 
+def test_compare_counts_in_bits_where_x_has_levels_and_calls_clips_clips():
+    generator = torch.Generator().manual_seed(0)
+    clips = torch.randint(-5, 5, (6, 1, 10), generator=generator)
+    for row, length in enumerate((10, 4, 7, 10, 3, 8)):
+        clips[row, :, length:] = PADDING
+    bounds = -30 * torch.rand(2, 6, generator=generator, dtype=torch.float64)
+    groups = [
+        comparing.Group(name, [name], b, b, [0.0]) for name, b in zip("ab", bounds, strict=True)
+    ]
+    protocol = {"event_shape": [1, 10]}
+    sound = SimpleNamespace(kind="sound", test=clips, protocol=protocol)
+    first, second = (comparing._fields(group, groups[0], 20, sound) for group in groups)
+    counted = int((clips != PADDING).sum())
+    assert counted == 42
+    truth = -bounds.sum(1) / (math.log(2) * counted)
+    assert first["bits"]["value"] == pytest.approx(float(truth[0]), rel=1e-12)
+    assert first["bits"]["unit"] == "bits/sample" and "more_bits" not in first
+    assert second["more_bits"]["value"] == pytest.approx(float(truth[1] - truth[0]), rel=1e-12)
+    table = comparing._table([first, second], 20, sound)
+    assert "bits/sample - first" in table and "6 test clips" in table and "image" not in table
+    for kind, known in (
+        ("8-bit", True),
+        ("levels", True),
+        ("continuous", False),
+        ("counts", False),
+    ):
+        images = SimpleNamespace(kind=kind, test=clips.abs(), protocol={"event_shape": [1, 2, 5]})
+        fields = [comparing._fields(group, groups[0], 20, images) for group in groups]
+        assert (
+            ("bits" in fields[0]) == known == ("bits/dim" in comparing._table(fields, 20, images))
+        )
+        if known:
+            truth = (bounds[0] - bounds[1]).mean() / (10 * math.log(2))
+            assert fields[1]["more_bits"]["value"] == pytest.approx(float(truth), rel=1e-12)
+
+
 # decode and sample --z
 
 
@@ -216,6 +269,37 @@ def test_a_training_that_ends_with_loose_bounds_anneals_the_first_test_images(mo
     assert anneal_loose(model, data, found, evaluation).annealed is None
 
 
+@pytest.mark.parametrize("labelled", [False, True])
+def test_loose_bounds_of_clips_and_of_labelled_images_are_annealed_too(labelled, monkeypatch):
+    calls = []
+
+    def chains(model, x, *, settings, generator, progress):
+        calls.append((model, x.clone(), settings))
+        first = sum(len(each) for _, each, _ in calls[:-1])
+        log_weights = torch.arange(2.0 * len(x)).reshape(-1, 2).double() + 2 * first
+        return Annealed(log_weights, None, torch.ones(len(x)))
+
+    monkeypatch.setattr("kullback.vae.anneal", chains, raising=False)
+    test = torch.zeros(9, 1, 8, 8) if labelled else torch.zeros(9, 1, 8_000)
+    labels = torch.arange(9) % 2 if labelled else None
+    kind = "binary" if labelled else "sound"
+    data = SimpleNamespace(kind=kind, test=test, test_labels=labels)
+    model = SimpleNamespace(check=lambda x: x, at=lambda labels: ("at", labels.tolist()))
+    found = SimpleNamespace(importance_weighted=torch.zeros(9))
+    loose = Estimate(-10.0, 0.1, draws=9)
+    evaluation = Evaluated(loose=1.0, seed=0, log_likelihood=loose)
+    result = anneal_loose(model, data, found, evaluation)
+    settings, count = calls[0][2], 8 if labelled else 4
+    assert sum(len(x) for _, x, _ in calls) == count == result.annealed.draws
+    truth = torch.logsumexp(torch.arange(2.0 * count).reshape(-1, 2), 1).mean() - math.log(2)
+    assert result.annealed.value == pytest.approx(float(truth), rel=1e-6)
+    given = [one for one, _, _ in calls]
+    assert given == ([("at", k % 2) for k in range(8)] if labelled else [model])
+    assert (settings.chains, settings.temperatures) == ((8, 50) if labelled else (4, 10))
+    long = SimpleNamespace(kind=kind, test=torch.zeros(9, 1, 30_000), test_labels=None)
+    assert anneal_loose(model, long, found, evaluation) is evaluation
+
+
 @pytest.mark.parametrize(
     ("kind", "asked", "found"),
     [
@@ -242,3 +326,64 @@ def test_how_long_annealing_takes_is_said_before_it_begins(monkeypatch, capsys):
         sandwich.measure_sandwich(model, data, Sandwich(3, 2, 3, 0, explain=False))
     said = capsys.readouterr().err
     assert " min: 3 test images and 3 of the model's own, 2 chains of 3 temperatures each" in said
+
+
+def frozen_clock(monkeypatch, seconds_a_reading=0.0):
+    """A clock that goes on by as much at every reading: no test depends on the machine."""
+    readings = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: seconds_a_reading * next(readings))
+    monkeypatch.setattr(sandwich, "time", clock)
+
+
+def test_temperatures_are_doubled_until_the_bounds_meet_or_time_is_up(monkeypatch, capsys):
+    data = load("fashion", size=8, binarize="static")
+    torch.manual_seed(0)
+    model = build((1, 8, 8), "binary", Architecture(network="mlp", hidden=(4,), latent=2)).eval()
+    asked = Sandwich(3, 2, None, 0, explain=False, minutes=1.0)
+    widths = iter([9.0, 4.0, 2.0, 0.4])
+    pilots = []
+
+    def pilot(_model, _x, *, settings, exact=None, generator, progress=None):
+        if exact is None or settings.pilots == 2:  # a trial of the clock
+            return None
+        pilots.append(settings.temperatures)
+        return SimpleNamespace(upper=torch.tensor([next(widths)]), lower=torch.zeros(1))
+
+    monkeypatch.setattr("kullback.vae.anneal", pilot, raising=False)
+    made = (data.test[:3], torch.zeros(3, 2))
+    start, refit = asked.of("binary")[1], Refit(steps=1, draws=1)
+    frozen_clock(monkeypatch)
+    found = sandwich._lengthened(model, made, start, asked, (0.0, 0.0), refit)
+    assert pilots == [10, 20, 40, 80] and found == replace(start, temperatures=80)
+    assert "--temperatures 80, as pilots chose" in capsys.readouterr().err
+    widths = iter([9.0] * 20)
+    frozen_clock(monkeypatch, 5.0)  # after two pilots of 5 s a third and the chains no longer fit
+    found = sandwich._lengthened(model, made, start, asked, (1e-3, 1e-3), refit)
+    assert 10 <= found.temperatures < 80
+    said = " ".join(capsys.readouterr().err.split())
+    assert "were 9 nats apart (settled: 0.5)" in said and "would take longer than asked" in said
+
+
+@pytest.mark.slow
+def test_chains_of_chosen_temperatures_are_those_asked_for(trained, monkeypatch, capsys):
+    frozen_clock(monkeypatch)
+    few = ["--sandwich", "--items", "2", "--chains", "2", "--draws", "3", "--json"]
+    assert run("evaluate", trained, *few, "--sandwich-minutes", "1") == 0
+    chosen = json.loads(capsys.readouterr().out)["sandwich"]
+    count = chosen["annealing"]["temperatures"]
+    assert run("evaluate", trained, *few, "--temperatures", count) == 0
+    assert json.loads(capsys.readouterr().out)["sandwich"] == chosen
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--sandwich", "--sandwich-minutes", "0"], "a positive number"),
+        (["--sandwich", "--sandwich-minutes", "nan"], "a positive number"),
+        (["--sandwich-minutes", "1"], "--sandwich with it"),
+        (["--sandwich", "--sandwich-minutes", "1", "--temperatures", "5"], "which finds them"),
+    ],
+)
+def test_minutes_that_cannot_be_used_are_refused(trained, options, said, capsys):
+    assert run("evaluate", trained, *options) == 2
+    assert said in capsys.readouterr().err

@@ -359,6 +359,28 @@ def test_a_refuted_identity_leaves_k1_and_says_why():
     assert abs(estimate.value - kl) < 4.5 * estimate.standard_error
 
 
+def test_rows_written_twice_are_refused_without_positions():
+    columns = dict(CLEAN["clean"](np.random.default_rng(0))[0])
+    columns.pop("position", None)
+    twice = {name: np.concatenate([values, values]) for name, values in columns.items()}
+    (found,) = check_logprobs(table(twice), **PAIR).found
+    assert (found.name, found.effect) == ("sequence names", "refuse")
+
+
+def test_a_rare_mean_of_the_ratio_is_a_note_and_a_common_one_is_not():
+    """A constant factor on q moves the mean of q/p by as much; 4.05 and 2 of its errors."""
+    rng = np.random.default_rng(4)
+    log_r = 0.1 * rng.standard_normal(30_000)
+    error = np.exp(log_r).std() / np.sqrt(30_000)
+    for errors, noted in ((4.05, ["ratio identity"]), (2.0, [])):
+        log_r -= np.log(np.exp(log_r).mean()) - np.log1p(errors * error)
+        log_p = -1.0 - rng.exponential(1.0, 30_000)
+        columns = {"sequence": np.arange(30_000) // 100, "p": log_p, "q": log_p + log_r}
+        found = logprobs(table(columns), p="p", q="q", drawn_from="p").checks
+        notes = [one.name for one in found if one.effect]
+        assert notes == noted
+
+
 @pytest.mark.slow
 def test_another_temperature_leaves_no_error_bar():
     columns, options = FAULTS["temperature 0.7, entropies logged"][0](np.random.default_rng(5))

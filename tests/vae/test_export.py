@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from kullback import publishing
+from kullback import report
 from kullback.core import ArgumentValueError, MissingExtraError, RunError
-from kullback.publishing import onnx_graphs, require_exportable, write_graphs
-from kullback.vae import Architecture, Parts, Training, build, train
+from kullback.vae import Architecture, Parts, Training, build, require_exportable, train
 from kullback.vae.latents import LowRank
 
 PARTS = {
@@ -52,6 +51,8 @@ def model_of(shape, kind, more):
 def test_graphs_are_the_model(name, tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
+    from kullback.vae import write_graphs
+
     parity = write_graphs(model_of(*PARTS[name]), tmp_path)
     # float32 has 6e-8; sums of hundreds of products and exponentials of them some ten of those
     assert max(parity.encoder, parity.decoder) < 1e-5 and parity.examples == 64
@@ -79,14 +80,14 @@ def test_a_run_of_own_modules_is_exported_or_refused_whole(decoder, tmp_path):
     own = {"encoder": Halves(6, 4), "decoder": decoder(2, 6)}
     train(x, **own, training=Training(steps=3, batch_size=20), folder=tmp_path / "a")
     with pytest.raises(RunError, match="expected its own parts, encoder"):
-        publishing.export(tmp_path / "a", tmp_path / "out")
+        report.export(tmp_path / "a", tmp_path / "out")
     parts = Parts(encoder=Halves(6, 4), decoder=decoder(2, 6))
     if decoder is FixedRows:
         with pytest.raises(ArgumentValueError, match=r"x\.shape\[0\] instead of len\(x\)"):
-            publishing.export(tmp_path / "a", tmp_path / "out", parts=parts)
+            report.export(tmp_path / "a", tmp_path / "out", parts=parts)
         assert [path.name for path in tmp_path.iterdir()] == ["a"]
         return
-    out = publishing.export(tmp_path / "a", tmp_path / "out", parts=parts)
+    out = report.export(tmp_path / "a", tmp_path / "out", parts=parts)
     fields = json.loads((out / "config.json").read_text())
     assert fields["onnx"]["encoder_error"] < 1e-5
     assert "ONNX Runtime differ" in (out / "README.md").read_text()
@@ -106,6 +107,7 @@ def test_what_onnx_cannot_hold_is_refused_in_one_line(tmp_path, monkeypatch):
         with pytest.raises(ArgumentValueError, match=text) as refused:
             require_exportable(model)
         assert "\n" not in str(refused.value) and "--without-onnx" in str(refused.value)
+    from kullback.vae import onnx_graphs
 
     def missing(module, extra):
         raise MissingExtraError(f"{module} is not installed; pip install 'kullback[{extra}]'")

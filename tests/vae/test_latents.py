@@ -401,6 +401,7 @@ OBJECTIVES = [
     {"objective": "ciwae", "draws": 2, "alpha": 0.3},
     {"objective": "miwae", "draws": 2, "groups": 2},
     {"objective": "iwae", "draws": 2},
+    {"objective": "iwae_plain", "draws": 2},
 ]
 
 

@@ -18,6 +18,7 @@ from kullback.vae.likelihoods import (
     Event,
     Neighbours,
 )
+from kullback.vae.likelihoods.levels import library
 
 
 def made(kind, shape, count, patch=0):
@@ -212,3 +213,69 @@ def test_a_run_learns_a_texture_that_z_cannot_hold(tmp_path):
         figures.append(out.model.elbo(data.test))
     gain = figures[1] - figures[0]
     assert gain.mean() > 4.5 * gain.std() / len(gain) ** 0.5
+
+
+@pytest.mark.skipif(library() is None, reason="no C compiler here")
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("shape", "components", "levels", "patch"),
+    [
+        ((3, 8, 12), 3, 256, 4),
+        ((1, 5, 13), 1, 256, 0),
+        ((2, 6, 6), 2, 7, 3),
+        ((1, 16, 16), 5, 2, 8),
+    ],
+)
+@pytest.mark.parametrize("scale", [0.3, 3.0])
+def test_the_compiled_form_is_the_plain_one_in_float64(
+    shape, components, levels, patch, count, scale
+):
+    """Value and gradient, at both end levels and at those between, for two draws of three items."""
+    mixture = DiscretisedLogistics(shape, components=components, levels=levels, patch=patch)
+    likelihood = Neighbours(mixture, count)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(levels, (3, *shape), generator=generator).double()
+    x[0], x[1, ..., 0] = 0, levels - 1
+    places = (likelihood.channels, likelihood.event.places)
+    lead = (2, 3, math.prod(shape[1:]) // patch**2) if patch else (2, 3)
+    theta = scale * torch.randn(*lead, *places, generator=generator, dtype=torch.float64)
+    weights = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    for dtype, ulp, often in ((torch.float32, 2**-24, 300), (torch.bfloat16, 2**-9, 4)):
+        given = theta.to(dtype).requires_grad_()
+        exact = given.detach().double().requires_grad_()
+        truth, ours = likelihood.log_prob(exact, x), likelihood.log_prob(given, x.float())
+        assert type(ours.grad_fn).__name__ == "_MixtureBackward"
+        # some roundings of each place's term, of the edges in it and of what moves them
+        bound = 30 * 2**-24 * (1 + count) * (truth.abs() + math.prod(shape))
+        assert ((ours - truth).abs() <= bound).all()
+        (by_exact,) = torch.autograd.grad((weights * truth).sum(), exact)
+        (by_given,) = torch.autograd.grad((weights.float() * ours).sum(), given)
+        assert (by_given - by_exact).abs().max() <= often * ulp * (1 + count) * by_exact.abs().max()
+
+
+@pytest.mark.skipif(library() is None, reason="no C compiler here")
+@pytest.mark.parametrize("channel", range(11))  # 3 of the mixture, then 2 for each neighbour
+def test_the_compiled_form_hides_no_nan(channel):
+    likelihood = Neighbours(DiscretisedLogistics((1, 3, 3), components=1), 4)
+    theta = torch.zeros(1, likelihood.channels, 9)
+    theta[0, channel, 4] = math.nan
+    value = likelihood.log_prob(theta.requires_grad_(), torch.full((1, 1, 3, 3), 100.0))
+    assert type(value.grad_fn).__name__ == "_MixtureBackward"
+    assert not torch.isfinite(value).all()
+
+
+@pytest.mark.skipif(library() is None, reason="no C compiler here")
+def test_a_gradient_can_be_taken_twice_and_is_the_same_in_threads():
+    likelihood = Neighbours(DiscretisedLogistics((3, 8, 8), components=2, patch=4), 4)
+    theta = outputs(likelihood, rows=7).requires_grad_()
+    x = torch.randint(256, (7, 3, 8, 8), generator=torch.Generator().manual_seed(1)).float()
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            value = likelihood.log_prob(theta, x).square().sum()
+            found += [torch.autograd.grad(value, theta, retain_graph=True)[0] for _ in range(2)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, found[0]) for one in found)

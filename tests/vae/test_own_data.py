@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from kullback import publishing, report
+from kullback import report
 from kullback.cli.main import main
 from kullback.core import ArgumentValueError, DataError, RunError
 from kullback.data import load
@@ -212,5 +212,5 @@ def test_an_export_that_fails_leaves_nothing(why, tmp_path):
         text = "damaged"
     before = sorted(tmp_path.iterdir())
     with pytest.raises(RunError, match=text):
-        publishing.export(run, tmp_path / "out", onnx=False)
+        report.export(run, tmp_path / "out", onnx=False)
     assert sorted(tmp_path.iterdir()) == before

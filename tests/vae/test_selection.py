@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from kullback.core import DataError, RunError
 from kullback.data import Dataset
 from kullback.data.dataset import sha256_of
-from kullback.vae import Architecture, Training, resume, train
+from kullback.vae import Architecture, Training, loop, resume, train
 from kullback.vae.evidence import bounds
 from kullback.vae.loop import BestLook, hold_out
 
@@ -79,6 +81,19 @@ def test_held_out_grey_levels_become_bits_once():
     rest, held = hold_out(data, 0.2, seed=1)
     assert set(held.unique().tolist()) <= {0, 1} and rest.train.max() > 1
     assert torch.equal(held, hold_out(data, 0.2, seed=1)[1])
+
+
+def test_labels_go_with_their_examples_and_each_is_hashed_once(monkeypatch):
+    data = noise_bits()
+    data = replace(data, train_labels=data.train[:, 0].long())  # one that can be read off x
+    hashed, sha256 = [], loop.hashlib.sha256
+    spy = lambda row: hashed.append(row) or sha256(row)  # noqa: E731
+    monkeypatch.setattr(loop, "hashlib", SimpleNamespace(sha256=spy))
+    kept = loop.validation_of(data, 0.25)
+    assert len(hashed) == len(data.train)
+    assert torch.equal(kept.labels, kept.held[:, 0].long())
+    assert torch.equal(kept.rest.train_labels, kept.rest.train[:, 0].long())
+    assert (len(kept.held), len(kept.rest.train)) == (6, 18)
 
 
 def test_at_least_two_examples_are_held_out():

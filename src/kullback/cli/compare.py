@@ -7,7 +7,7 @@ differ in nothing but the training seed are averaged first. No torch is imported
 import json as json_format
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +15,10 @@ from cyclopts import Parameter
 
 from kullback.core import DataError, Estimate, RunError, message, read_json, require
 
-from .limits import MAX_DRAWS_PER_IMAGE
+from .limits import COMPARISON_DRAWS, MAX_DRAWS_PER_IMAGE
 from .options import Shared, Whole
 from .session import prepare, print_json, say, write
-from .train import data_of, measure
+from .train import data_of, draws_for, measure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,10 @@ class Group:
 
 def compare(
     *runs: Annotated[Path, Parameter(help="Run directories; the first is the reference.")],
-    draws: Annotated[Whole, Parameter(help="Draws of q(z|x) per image: the K of L_K.")] = 100,
+    draws: Annotated[
+        Whole | None,
+        Parameter(help="Draws of q(z|x) each: the K of L_K (default: 100; 20 to 500 of sound)."),
+    ] = None,
     seed: Annotated[Whole, Parameter(help="Of the draws.")] = 0,
     json: Annotated[bool, Parameter(help="Print one JSON object.", negative="")] = False,
     shared: Shared = None,
@@ -56,7 +59,8 @@ def compare(
     """
     prepare(shared)
     expected = f"from 1 to {MAX_DRAWS_PER_IMAGE:,}"
-    require(1 <= draws <= MAX_DRAWS_PER_IMAGE, "--draws", expected, f"{draws:,}")
+    good = draws is None or 1 <= draws <= MAX_DRAWS_PER_IMAGE
+    require(good, "--draws", expected, f"{draws or 0:,}")
     names = [str(run) for run in runs]
     require(len(names) >= 2, "RUNS", "at least 2 run directories", f"{len(names)}")
     require(len(set(names)) == len(names), "RUNS", "each run once", "one twice")
@@ -65,14 +69,16 @@ def compare(
     data = data_of(runs[0])
     if data.protocol["sha256"] != configs[0]["data"]["sha256"]:
         raise DataError(f"{names[0]}: its data have changed since it was trained: hashes differ")
+    if draws is None:
+        draws = draws_for(data) if data.kind == "sound" else COMPARISON_DRAWS
     groups = _grouped(runs, configs, data, draws, seed)
     require(len(groups) >= 2, "RUNS", "runs that differ in more than the seed", "seeds alone")
-    fields = [_fields(group, groups[0], draws) for group in groups]
+    fields = [_fields(group, groups[0], draws, data) for group in groups]
     if json:
         result = {"format": 1, "unit": "nats", "draws": draws, "seed": seed, "groups": fields}
         print_json(result | {"data": data.protocol})
         return
-    write(_table(fields, draws, len(data.test)) + "\n")
+    write(_table(fields, draws, data) + "\n")
 
 
 def _config(run: Path) -> dict[str, Any]:
@@ -116,7 +122,10 @@ def _grouped(
     for run, config in zip(runs, configs, strict=True):
         settings = {k: v for k, v in config["training"].items() if k != "seed"}
         key = json_format.dumps([config["model"], settings], sort_keys=True)
-        found = measure(VAE.load(run), data, draws, seed)
+        model = VAE.load(run)
+        if model.unfinished:
+            say(f"note: {run}: {model.unfinished}")
+        found = measure(model, data, draws, seed)
         together.setdefault(key, []).append((str(run), found))
     groups = []
     for members in together.values():
@@ -129,31 +138,53 @@ def _grouped(
     return groups
 
 
-def _fields(group: Group, first: Group, draws: int) -> dict[str, Any]:
+def _bits(bound: "Tensor", data: "Dataset") -> Estimate | None:
+    """Return −L_K, or a difference of two, in bits a sample or a dimension; None for densities."""
+    from kullback.data import PADDING
+    from kullback.vae import bits_per_sample
+
+    if data.kind == "sound":
+        return bits_per_sample(bound, (data.test != PADDING).flatten(1).sum(1))
+    if data.kind not in ("8-bit", "levels"):
+        return None
+    return (-Estimate.from_terms(bound).bits()).per(data.test[0].numel(), "dim")
+
+
+def _fields(group: Group, first: Group, draws: int, data: "Dataset") -> dict[str, Any]:
     """Return a group's figures, and what they are more than the first group's."""
     count, why = len(group.means), f"L_{draws} and ELBO are lower bounds on log p(x)"
     found: dict[str, Any] = {"name": group.name, "runs": group.runs}
     found["elbo"] = Estimate.from_terms(group.elbo, bias="low", why=why).to_dict()
     found["log_likelihood"] = Estimate.from_terms(group.bound, bias="low", why=why).to_dict()
+    bits = _bits(group.bound, data)
+    if bits is not None:
+        found["bits"] = bits.to_dict()
     found["sd_over_seeds"] = statistics.stdev(group.means) if count > 1 else None
     if group is not first:
         found["more_elbo"] = Estimate.from_terms(group.elbo - first.elbo).to_dict()
         found["more_log_likelihood"] = Estimate.from_terms(group.bound - first.bound).to_dict()
+        more = _bits(group.bound - first.bound, data)
+        if more is not None:
+            found["more_bits"] = replace(more, bias="none", why="").to_dict()
         if count > 1 and len(first.means) > 1:
             parts = [statistics.variance(one.means) / len(one.means) for one in (group, first)]
             found["more_error_over_seeds"] = math.sqrt(sum(parts))
     return found
 
 
-def _table(fields: list[dict[str, Any]], draws: int, images: int) -> str:
+def _table(fields: list[dict[str, Any]], draws: int, data: "Dataset") -> str:
     from kullback.report import aligned, evaluation_text
 
+    noun = evaluation_text.noun_of(data.protocol)
     columns = {
         f"L_{draws}": "log_likelihood",
         "ELBO": "elbo",
         f"L_{draws} - first": "more_log_likelihood",
         "ELBO - first": "more_elbo",
     }
+    if "bits" in fields[0]:
+        unit = fields[0]["bits"]["unit"]
+        columns |= {unit: "bits", f"{unit} - first": "more_bits"}
     rows = [["run", *columns]]
     for one in fields:
         cells = [one.get(key) for key in columns.values()]
@@ -161,10 +192,12 @@ def _table(fields: list[dict[str, Any]], draws: int, images: int) -> str:
         rows.append([one["name"], *shown])
     lines = [*aligned(rows, gap=evaluation_text.GAP), ""]
     lines.append(
-        f"{images:,} test images, the same for every run, {draws} draws each; nats an image; "
-        "± is one standard error over images, of differences paired by image"
+        f"{len(data.test):,} test {noun}s, the same for every run, {draws} draws each; "
+        f"nats/{noun}; ± is one standard error over {noun}s, of differences paired by {noun}"
     )
-    lines.append("The error is over images, not over training seeds: another seed moves a run too.")
+    lines.append(
+        f"The error is over {noun}s, not over training seeds: another seed moves a run too."
+    )
     for one in fields:
         if one["sd_over_seeds"] is not None:
             sd = f"{one['sd_over_seeds']:.2g} nats over {len(one['runs'])} seeds"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from kullback.core import ArgumentValueError, printable, require, write_atomic
+from kullback.core import ArgumentValueError, printable, processes, require, write_atomic
 
 from .options import GateOptions, Shared, Whole, about, exit_code
 from .session import bar, check_new, prepare, print_json, say, write
@@ -109,18 +109,10 @@ def drift(
 @contextmanager
 def _processes(options: DriftOptions) -> Iterator[bool]:
     """Join the other processes that torchrun started; yield whether this one shows results."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield True
-        return
-    from torch import distributed
-
     if options.device == "cuda":
-        options.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    distributed.init_process_group("gloo")
-    try:
-        yield distributed.get_rank() == 0
-    finally:
-        distributed.destroy_process_group()
+        options.device = processes.own_gpu(options.device)
+    with processes.joined() as group:
+        yield group.first
 
 
 def _store(path: Path, options: DriftOptions, *, first: bool) -> None:

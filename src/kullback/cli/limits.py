@@ -8,11 +8,14 @@ __all__ = [
     "CLIP_REFIT_DRAWS",
     "CLIP_REFIT_STEPS",
     "CLOSING_ANNEALED",
+    "CLOSING_ANNEALED_CLIPS",
     "CLOSING_CHAINS",
+    "CLOSING_CLIP_CHAINS",
     "CLOSING_DRAWS",
     "CLOSING_NUMBERS",
     "CLOSING_SAMPLES",
     "CLOSING_TEMPERATURES",
+    "COMPARISON_DRAWS",
     "EVALUATION_DRAWS",
     "FEWEST_DRAWS",
     "FEWEST_FIT_DRAWS",
@@ -35,7 +38,9 @@ __all__ = [
     "REPEATS",
     "SAMPLES_PER_BLOCK",
     "SANDWICH_CLIPS",
+    "SANDWICH_FIRST",
     "SANDWICH_IMAGES",
+    "SANDWICH_PILOTS",
     "SECONDS_BEFORE_BAR",
     "SECONDS_BETWEEN_LINES",
     "SECONDS_TO_FIRST_LINE",
@@ -56,10 +61,15 @@ EVALUATION_DRAWS = 500  # K of `kullback evaluate`; of sound as in the evaluatio
 CLOSING_DRAWS = (20, 50, 100, 200, 500)  # K of the evaluation that closes a training
 CLOSING_NUMBERS = 80_000_000  # test images x dimensions x K: 20 s for small images on two cores
 CLOSING_SAMPLES = 8_000_000  # the same of sound, of which each takes a microsecond: 10 s
+COMPARISON_DRAWS = 100  # K of kullback compare: differences of bounds move little with K
 CLOSING_ANNEALED = (8, 24_000)  # test images annealed then, and numbers in them: seconds of a core
 CLOSING_CHAINS, CLOSING_TEMPERATURES = 8, 50  # of them: half of what --sandwich takes
+CLOSING_ANNEALED_CLIPS = (4, 32_000)  # clips annealed then, and samples in them
+CLOSING_CLIP_CHAINS = (4, 10, 2, 2)  # chains, temperatures, leapfrog steps, pilots: 2 CPU s a clip
 SANDWICH_IMAGES = (20, 16, 100)  # items, chains and temperatures of --sandwich
 SANDWICH_CLIPS = (4, 4, 20)  # the same of sound, whose clips have 8,000 places in a second
+SANDWICH_FIRST = 10  # temperatures with which --sandwich-minutes begins; they are doubled
+SANDWICH_PILOTS = 2  # of the model's own items, on which it looks whether the bounds meet
 CLIP_REFIT_STEPS, CLIP_REFIT_DRAWS = 100, 2  # of q of each clip: a twelfth of the usual work
 MAX_SAMPLED_IMAGES = 10**9  # in one .npy, written in blocks; the free disk is the nearer limit
 MAX_IMAGES_OF_A_PICTURE = 100_000  # of one .png, which is made in memory

@@ -24,6 +24,7 @@ from kullback.core import (
     __version__,
     message,
     printable,
+    processes,
     require,
 )
 
@@ -315,6 +316,27 @@ class ConfigFile:
                 found.append(Token(keyword=f"--{key}", source=name, index=index, **implied))
 
 
+def read_preset(_app: App, _verbs: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Add the values of `--preset` to a verb's arguments, for options that have none yet."""
+    flag: Any = next((one for one in arguments if "--preset" in one.names and one.tokens), None)
+    if flag is None:
+        return
+    from kullback.vae import preset
+
+    source = f"--preset {flag.tokens[0].value}"
+    values = dict(preset(str(flag.tokens[0].value)).options)
+    if _argument(arguments, "layers", source).tokens:  # their sizes, typed, have a sum of their own
+        values.pop("latent", None)
+    for key, value in values.items():
+        name = key.replace("_", "-")
+        found = _argument(arguments, name, source)
+        if found.tokens:
+            continue
+        listed = list(value) if isinstance(value, tuple) else value
+        for index, text in enumerate(_texts(found.hint, listed, source) or []):
+            found.append(Token(keyword=f"--{name}", source=source, index=index, value=text))
+
+
 def _options_in(name: str, verbs: tuple[str, ...]) -> dict[str, Any]:
     """Read the options of a verb from a file; those in its table go before those above it."""
     import tomllib
@@ -376,7 +398,7 @@ def _texts(hint: Any, value: Any, where: str) -> list[str] | None:
 
 
 config = ConfigFile()
-app.config = (config,)
+app.config = (config, read_preset)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -397,7 +419,7 @@ def _code(given: list[str]) -> int:
     """Run the command; return its exit code, and say on standard error what went wrong."""
     try:
         try:
-            code = app(given, result_action="return_value")
+            code = app(given, result_action="return_value", print_error=processes.speaks())
             log("done")
         finally:
             sys.stdout.flush()
@@ -431,7 +453,8 @@ def _placed(text: str) -> str:
 
 
 def _failed(text: str, code: int) -> int:
-    sys.stderr.write(f"kullback: {printable(text)}\n")
+    if processes.speaks():
+        sys.stderr.write(f"kullback: {printable(text)}\n")
     return code
 
 

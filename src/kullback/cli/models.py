@@ -268,9 +268,9 @@ def export(
     first (extra `onnx`). The folder is written whole or not at all; its license is yours to choose.
     """
     prepare(shared)
-    from kullback import publishing
+    from kullback import report as pages
 
-    found = publishing.export(run, out, onnx=not without_onnx, name=name)
+    found = pages.export(run, out, onnx=not without_onnx, name=name)
     onnx = read_json(found / "config.json").get("onnx")
     if onnx is not None:
         say(

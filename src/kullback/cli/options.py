@@ -182,7 +182,9 @@ class ModelOptions:
     hidden: Annotated[
         str, about("Widths such as 200,200 (conv, patch: 32,32,32,256); default: usual.")
     ] = ""
-    latent: Annotated[Whole, about("Dimensions of z.")] = ARCHITECTURE.latent
+    latent: Annotated[
+        Whole | None, about("Dimensions of z (default: 32, or the sum of --layers 8,24).")
+    ] = None
     activation: Annotated[str, about("silu, tanh or relu (mlp only).")] = ARCHITECTURE.activation
     likelihood: Annotated[
         str,
@@ -215,21 +217,34 @@ class ModelOptions:
     ] = ARCHITECTURE.posterior
     rank: Annotated[Whole, about("Of --posterior low_rank.")] = ARCHITECTURE.rank
     layers: Annotated[
-        Whole, about("Stochastic layers: groups of z, each dependent on those above it.")
-    ] = ARCHITECTURE.layers
+        str,
+        about(
+            "Stochastic layers: groups of z, each dependent on those above it; how many, or their "
+            "sizes from the top down: 8,24."
+        ),
+    ] = "1"
     codes: Annotated[Whole, about("Values of a dimension of z, --posterior quantised.")] = (
         ARCHITECTURE.codes
     )
+
+    def parsed_layers(self) -> int | tuple[int, ...]:
+        """Return --layers as the library takes it: how many, or the size of each."""
+        parts = [part.strip() for part in self.layers.split(",")]
+        good = all(re.fullmatch(r"\d{1,9}", part) for part in parts)
+        require(good, "--layers", "a number such as 2, or sizes such as 8,24", repr(self.layers))
+        return int(parts[0]) if len(parts) == 1 else tuple(map(int, parts))
 
     def architecture(self) -> Architecture:
         """Return the library's settings; a ValueError says which option is wrong."""
         parts = self.hidden.split(",") if self.hidden else []
         good = all(part.strip().isdigit() for part in parts)
         require(good, "--hidden", "widths such as 200,200", repr(self.hidden))
+        layers = self.parsed_layers()
+        sizes = layers if isinstance(layers, tuple) else (ARCHITECTURE.latent,)
         return Architecture(
             network=self.network,
             hidden=tuple(int(part) for part in parts),
-            latent=self.latent,
+            latent=sum(sizes) if self.latent is None else self.latent,
             activation=self.activation,
             likelihood=self.likelihood,
             components=self.components,
@@ -238,7 +253,7 @@ class ModelOptions:
             prior_components=self.prior_components,
             posterior=self.posterior,
             rank=self.rank,
-            layers=self.layers,
+            layers=layers,
             codes=self.codes,
         )
 
@@ -250,9 +265,12 @@ class TrainingOptions:
     minutes: Annotated[Real | None, about("Train for so long (default: 2).")] = None
     epochs: Annotated[Real | None, about("Or for so many passes over the data.")] = None
     steps: Annotated[Whole | None, about("Or for so many steps.")] = None
-    objective: Annotated[str, about("elbo, stl, iwae, renyi, ciwae, miwae or piwae.")] = (
-        TRAINING.objective
-    )
+    objective: Annotated[
+        str,
+        about(
+            "elbo, stl, iwae (doubly reparameterised), iwae_plain, renyi, ciwae, miwae or piwae."
+        ),
+    ] = TRAINING.objective
     draws: Annotated[Whole, about("Draws of q(z|x) per image and step.")] = TRAINING.draws
     alpha: Annotated[Real, about("Order of renyi, or share of the ELBO in ciwae.")] = TRAINING.alpha
     groups: Annotated[Whole, about("Groups of draws of miwae and piwae.")] = TRAINING.groups

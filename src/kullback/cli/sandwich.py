@@ -19,10 +19,14 @@ from .limits import (
     CLIP_REFIT_DRAWS,
     CLIP_REFIT_STEPS,
     CLOSING_ANNEALED,
+    CLOSING_ANNEALED_CLIPS,
     CLOSING_CHAINS,
+    CLOSING_CLIP_CHAINS,
     CLOSING_TEMPERATURES,
     SANDWICH_CLIPS,
+    SANDWICH_FIRST,
     SANDWICH_IMAGES,
+    SANDWICH_PILOTS,
     SECONDS_WORTH_TELLING,
 )
 from .session import bar, log, say
@@ -38,19 +42,25 @@ __all__ = ["Sandwich", "SandwichResult", "anneal_loose", "measure_sandwich", "wr
 
 @dataclass(frozen=True, slots=True)
 class Sandwich:
-    """What `--sandwich` was asked for; None: the usual number, which the kind of data decides."""
+    """What `--sandwich` was asked for; None: the usual number, which the kind of data decides.
+
+    minutes: in which temperatures are doubled until the bounds meet; None leaves them as they are.
+    """
 
     items: int | None
     chains: int | None
     temperatures: int | None
     seed: int
     explain: bool
+    minutes: float | None = None
 
     def of(self, kind: str) -> "tuple[int, Annealing]":
         """Return how many items, and the settings of their chains, for data of a kind."""
         from kullback.vae import Annealing
 
         usual = SANDWICH_CLIPS if kind == "sound" else SANDWICH_IMAGES
+        if self.minutes is not None:
+            usual = (*usual[:2], SANDWICH_FIRST)
         asked = (self.items, self.chains, self.temperatures)
         items, chains, count = (u if a is None else a for a, u in zip(asked, usual, strict=True))
         return items, Annealing(chains=chains, temperatures=count)
@@ -76,7 +86,10 @@ def measure_sandwich(model: "VAE", data: "Dataset", settings: Sandwich) -> Sandw
     x, noun = data.test[:items], evaluation_text.noun_of(data.protocol)
     made, exact = made_by(model, len(x), seed=seed)
     log(f"sandwich: {len(x)} {noun}s, {how}, {refit}")
-    seconds = _seconds(model, (x, made), how, refit)
+    rates = _rates(model, (x, made), how)
+    if settings.minutes is not None:
+        how = _lengthened(model, (made, exact), how, settings, rates, refit)
+    seconds = _seconds(rates, len(x), how, refit)
     if seconds > SECONDS_WORTH_TELLING:
         say(
             f"this takes about {math.ceil(seconds / 60):,} min: {len(x)} test {noun}s and {len(x)} "
@@ -100,10 +113,8 @@ def measure_sandwich(model: "VAE", data: "Dataset", settings: Sandwich) -> Sandw
     return SandwichResult(fields, text, test)
 
 
-def _seconds(
-    model: "VAE", parts: "tuple[Tensor, Tensor]", how: "Annealing", refit: "Refit"
-) -> float:
-    """Return about how long annealing of test items and of as many own ones will take.
+def _rates(model: "VAE", parts: "tuple[Tensor, Tensor]", how: "Annealing") -> tuple[float, float]:
+    """Return seconds an evaluation of log p(x, z) takes, of one test item and of one of its own.
 
     Short chains are timed. Draws of their own, so that no figure depends on it.
     """
@@ -111,15 +122,62 @@ def _seconds(
 
     from kullback.vae import anneal
 
-    trial, total = replace(how, temperatures=2, leapfrog=1, pilots=2), 0.0
-    for part, backward in zip(parts, (False, True), strict=True):
+    trial, rates = replace(how, temperatures=2, leapfrog=1, pilots=2), []
+    for part in parts:
         x = model.check(part)
         generator = torch.Generator(x.device).manual_seed(0)
         start = time.perf_counter()
         anneal(model, x, settings=trial, generator=generator)
-        each = (time.perf_counter() - start) / trial.evaluations()
-        total += each * (how.evaluations(backward=backward) + refit.steps * refit.draws)
-    return total
+        rates.append((time.perf_counter() - start) / (trial.evaluations() * len(x)))
+    return rates[0], rates[1]
+
+
+def _seconds(rates: tuple[float, float], items: int, how: "Annealing", refit: "Refit") -> float:
+    """Return about how long annealing of as many test items and own ones will take."""
+    return sum(
+        rate * items * (how.evaluations(backward=backward) + refit.steps * refit.draws)
+        for rate, backward in zip(rates, (False, True), strict=True)
+    )
+
+
+def _lengthened(
+    model: "VAE",
+    own: "tuple[Tensor, Tensor]",
+    how: "Annealing",
+    settings: Sandwich,
+    rates: tuple[float, float],
+    refit: "Refit",
+) -> "Annealing":
+    """Double the temperatures until the bounds of pilots meet, or the next would take too long.
+
+    The pilots are chains of their own on the first own items: those that bound are made afterwards,
+    with temperatures that are then fixed. own: items and the z they were made from.
+    """
+    import torch
+
+    from kullback.vae import anneal, limits
+
+    made, exact = own
+    few, ends = slice(0, SANDWICH_PILOTS), time.perf_counter() + 60 * (settings.minutes or 0)
+    x = model.check(made[few])
+    generator = torch.Generator(x.device).manual_seed(settings.seed + 2)
+    while True:
+        start = time.perf_counter()
+        found = anneal(model, x, settings=how, exact=exact[few], generator=generator)
+        now = time.perf_counter()
+        width = float((found.upper - found.lower).mean())  # type: ignore[operator]  # with exact
+        longer = replace(how, temperatures=2 * how.temperatures)
+        needed = 2 * (now - start) + _seconds(rates, len(made), longer, refit)
+        if width <= limits.SETTLED_WIDTH or now + needed > ends:
+            break
+        how = longer
+    met = f"; {longer.temperatures} would take longer than asked"
+    met = "" if width <= limits.SETTLED_WIDTH else met
+    say(
+        f"--temperatures {how.temperatures}, as pilots chose: their bounds on the model's own "
+        f"were {width:.3g} nats apart (settled: {limits.SETTLED_WIDTH:g}){met}"
+    )
+    return how
 
 
 def write_items(out: Path, data: "Dataset", found: "Bounds", test: "Gap | None") -> None:
@@ -148,31 +206,48 @@ def write_items(out: Path, data: "Dataset", found: "Bounds", test: "Gap | None")
     )
 
 
+def closing_chains(kind: str) -> "Annealing":
+    """Return the settings of the chains that close a training."""
+    from kullback.vae import Annealing
+
+    if kind == "sound":
+        chains, temperatures, leapfrog, pilots = CLOSING_CLIP_CHAINS
+        return Annealing(chains, temperatures, leapfrog, pilots)
+    return Annealing(chains=CLOSING_CHAINS, temperatures=CLOSING_TEMPERATURES)
+
+
 def anneal_loose(
     model: "VAE", data: "Dataset", found: "Bounds", evaluation: "Evaluation"
 ) -> "Evaluation":
     """Where bounds are loose, add how far annealing lies above them on the first test images.
 
-    Their number depends on the data alone: 8 small images, fewer large ones, none where two would
-    take minutes.
+    Their number depends on the data alone: 8 small images, fewer large ones, 4 clips of a second at
+    8 kHz, none where two would take minutes.
     """
     import torch
 
     from kullback.core import Estimate
-    from kullback.vae import Annealing, anneal
+    from kullback.vae import anneal
 
-    most, numbers = CLOSING_ANNEALED
-    images = min(most, numbers // data.test[0].numel(), len(data.test))
-    without = data.kind == "sound" or data.test_labels is not None
-    if not evaluation.loose or images < 2 or without:
+    sound = data.kind == "sound"
+    most, numbers = CLOSING_ANNEALED_CLIPS if sound else CLOSING_ANNEALED
+    items = min(most, numbers // data.test[0].numel(), len(data.test))
+    if not evaluation.loose or items < 2:
         return evaluation
-    how = Annealing(chains=CLOSING_CHAINS, temperatures=CLOSING_TEMPERATURES)
     generator = torch.Generator(data.test.device).manual_seed(evaluation.seed)
+    how, labels, x = closing_chains(data.kind), data.test_labels, model.check(data.test[:items])
+    parts = [(model, x)]
+    if labels is not None:  # each with its own
+        parts = [(model.at(labels[k]), x[k : k + 1]) for k in range(items)]
     with bar("annealing") as update:
-        x = model.check(data.test[:images])
-        chains = anneal(model, x, settings=how, generator=generator, progress=update)
-    above = chains.lower.double().cpu() - found.importance_weighted[:images]
+        chains = [
+            anneal(given, part, settings=how, generator=generator, progress=update)
+            for given, part in parts
+        ]
+    lower = torch.cat([one.lower.double().cpu() for one in chains])
+    above = lower - found.importance_weighted[:items].cpu()
     gain = Estimate.from_terms(above, bias="low", why="annealing bounds log p(x) from below")
     if gain.value <= 0:  # too few temperatures for this model: nothing is known above L_K
         return evaluation
-    return replace(evaluation, annealed=gain, annealed_settled=int(chains.settled.sum()))
+    settled = sum(int(one.settled.sum()) for one in chains)
+    return replace(evaluation, annealed=gain, annealed_settled=settled)

@@ -27,7 +27,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from kullback.core import RunError, printable, require
+from kullback.core import RunError, printable, processes, require
 
 from .limits import SECONDS_BETWEEN_LINES, SECONDS_TO_FIRST_LINE
 
@@ -169,8 +169,11 @@ def console() -> Console:
 
 
 def say(text: str, *, always: bool = False) -> None:
-    """Print one line on standard error; with `--quiet` only what is said always."""
-    if always or not _voice.quiet:
+    """Print one line on standard error; with `--quiet` only what is said always.
+
+    Of several processes the first one says it.
+    """
+    if (always or not _voice.quiet) and processes.speaks():
         console().print(printable(text), markup=False, soft_wrap=True)
 
 
@@ -197,7 +200,7 @@ def bar(what: str, unit: str = "") -> Iterator[Callable[..., None]]:
     seconds.
     """
     terminal = console()
-    if terminal.is_terminal and not _voice.quiet:
+    if terminal.is_terminal and not _voice.quiet and processes.speaks():
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),

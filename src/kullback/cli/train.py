@@ -4,6 +4,7 @@
 prints the table.
 """
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from kullback.core import DataError, __version__, read_json, require, write_json
+from kullback.core import DataError, __version__, processes, read_json, require, write_json
 
 from .limits import (
     CLOSING_DRAWS,
@@ -29,7 +30,16 @@ from .session import INTERRUPTED, Stop, bar, check_new, log, prepare, print_json
 
 if TYPE_CHECKING:
     from kullback.data import Dataset
-    from kullback.vae import VAE, Architecture, Bounds, Evaluation, Outcome, Progress, Training
+    from kullback.vae import (
+        VAE,
+        Architecture,
+        Bounds,
+        Evaluation,
+        Outcome,
+        Preset,
+        Progress,
+        Training,
+    )
 
 __all__ = ["close", "data_of", "evaluate", "measure", "show", "train"]
 
@@ -43,6 +53,13 @@ def train(
     ] = "fashion",
     /,
     *,
+    preset: Annotated[
+        str,
+        Parameter(
+            help="Values for options that are not typed: default, classic, tight, iwae, vamp, iaf, "
+            "ladder, deep or neighbours."
+        ),
+    ] = "",
     out: Annotated[Path | None, Parameter(help="The run's new folder (default: runs/…).")] = None,
     resume: Annotated[Path | None, Parameter(help="Go on with this run instead.")] = None,
     start: Annotated[
@@ -67,25 +84,55 @@ def train(
 ) -> int:
     """Train a VAE, measure it on held-out images, and write a report one can send.
 
-    Ctrl-C saves a checkpoint and exits with 130; `--resume RUN` goes on from it.
+    Ctrl-C saves a checkpoint and exits with 130; `--resume RUN` goes on from it. With torchrun the
+    processes share every batch: `torchrun --nproc-per-node 4 -m kullback train …`.
     """
     prepare(shared)
-    given = (out, start, reading, model, training, tensorboard or None)
+    given = (out, start, reading, model, training, tensorboard or None, preset or None)
     lone = resume is None or (data == "fashion" and all(option is None for option in given))
     require(lone, "--resume", "no other settings: they are those of the run", "others too")
     new = out is None or not out.exists()
     require(new, "--out", "a folder that does not exist", str(out), "another name")
-    if resume is None:
-        architecture = _architecture(model, start)
-        options = training or TrainingOptions()
-        options.training("8-bit")  # so that a wrong option is told before the data are read
-        dataset = _read(data, reading or DataOptions(), options.seed, architecture.likelihood)
-        settings = options.training(dataset.kind, dataset.event_shape)
-        where: Any = {"start": start, "folder": out, "device": device, "tensorboard": tensorboard}
-        work = _new_run(dataset, architecture, settings, where)
-        nouns = {"sound": "clips", "counts": "vectors"}.get(dataset.kind, "images")
-    else:
-        work, nouns = _old_run(resume), "examples"
+    options = training or TrainingOptions()
+    options.training("8-bit")  # so that a wrong option is told before the data are read
+    with processes.joined(gpus=True) as group:
+        if resume is None:
+            architecture = _architecture(model, start)
+            reads = partial(_read, data, reading or DataOptions(), options.seed)
+            dataset = _in_turn(group, partial(reads, architecture.likelihood))
+            settings = options.training(dataset.kind, dataset.event_shape)
+            where: Any = {
+                "start": start,
+                "folder": out,
+                "device": device,
+                "tensorboard": tensorboard,
+            }
+            if preset:
+                where["preset"] = _announced(preset, architecture, settings)
+            work = _new_run(dataset, architecture, settings, where)
+            nouns = {"sound": "clips", "counts": "vectors"}.get(dataset.kind, "images")
+        else:
+            work, nouns = _old_run(resume), "examples"
+        if group.size > 1:
+            say(f"processes: {group.size}, each with an equal share of every batch")
+        outcome = _followed(work, nouns, checkpoint_seconds)
+        if outcome.finished:
+            close(outcome, as_json=json, group=group)
+    if not outcome.finished:
+        say(f"saved; go on with: kullback train --resume {outcome.folder}", always=True)
+    return 0 if outcome.finished else INTERRUPTED
+
+
+def _in_turn(group: processes.Processes, read: "Callable[[], Dataset]") -> "Dataset":
+    """Read the data by the first process, then by all others: what it decoded is then kept."""
+    if group.first:
+        found = read()
+    group.wait()
+    return found if group.first else read()
+
+
+def _followed(work: "Callable[..., Outcome]", nouns: str, checkpoint_seconds: float) -> "Outcome":
+    """Train with a bar, until it ends or is asked to stop; say what it warns of."""
     said: set[str] = set()
     with Stop() as stop, bar("training") as update:
         show = _shown(update, said, nouns)
@@ -96,11 +143,7 @@ def train(
     for sentence in (outcome.selection, outcome.short):
         if sentence:
             say(sentence)
-    if not outcome.finished:
-        say(f"saved; go on with: kullback train --resume {outcome.folder}", always=True)
-        return INTERRUPTED
-    close(outcome, as_json=json)
-    return 0
+    return outcome
 
 
 def _architecture(model: ModelOptions | None, start: Path | None) -> "Architecture":
@@ -127,6 +170,22 @@ def _new_run(
     log(f"{model}; {training}")
     settings: Any = {"architecture": model, "training": training} | where
     return partial(vae.train, dataset, **settings)
+
+
+def _announced(name: str, architecture: "Architecture", training: "Training") -> "Preset":
+    """Say what a preset sets and what was typed instead; the values are in the two already."""
+    from kullback.vae import preset
+
+    chosen = preset(name).beside(architecture, training)
+    texts = {
+        f"--{n.replace('_', '-')}": ",".join(map(str, v)) if isinstance(v, tuple) else str(v)
+        for n, v in chosen.options.items()
+    }
+    values = " ".join(f"{flag} {text}" for flag, text in texts.items())
+    flags = " ".join(f"--{n.replace('_', '-')}" for n in chosen.given)
+    typed = f"; typed instead: {flags}" if flags else ""
+    say(f"preset {name}: {chosen.reason} ({values or 'no values of its own'}{typed})")
+    return chosen
 
 
 def _old_run(run: Path) -> "Callable[..., Outcome]":
@@ -203,8 +262,17 @@ def data_of(run: Path, source: str | None = None) -> "Dataset":
     return dataset
 
 
-def measure(model: "VAE", data: "Dataset", draws: int | None, seed: int) -> "Bounds":
-    """Bound log p(x) of every test image, with a bar; without draws, by `draws_for` of them."""
+def measure(
+    model: "VAE",
+    data: "Dataset",
+    draws: int | None,
+    seed: int,
+    group: processes.Processes | None = None,
+) -> "Bounds":
+    """Bound log p(x) of every test image, with a bar; without draws, by `draws_for` of them.
+
+    group: processes that share the images.
+    """
     import torch
 
     from kullback.vae import image_bounds, pick_threads
@@ -214,7 +282,7 @@ def measure(model: "VAE", data: "Dataset", draws: int | None, seed: int) -> "Bou
     draws = draws_for(data) if draws is None else draws
     log(f"evaluation: {len(data.test):,} images, {draws} draws each, {threads} threads")
     with bar("evaluating") as update:
-        how: dict[str, Any] = {"progress": update, "labels": data.test_labels}
+        how: dict[str, Any] = {"progress": update, "labels": data.test_labels, "group": group}
         return image_bounds(model, data.test, draws=draws, seed=seed, **how)
 
 
@@ -228,17 +296,20 @@ def draws_for(data: "Dataset") -> int:
     return max((k for k in CLOSING_DRAWS if k * numbers <= most), default=min(CLOSING_DRAWS))
 
 
-def close(outcome: "Outcome", *, as_json: bool) -> None:
+def close(outcome: "Outcome", *, as_json: bool, group: processes.Processes | None = None) -> None:
     """Evaluate a finished run, write `evaluation.json` and `report.html`, and print the table.
 
     Model and data are those in memory; data are read again only where a resumed run has none.
+    group: processes that share the images; the first one writes.
     """
     from kullback import report
     from kullback.vae import summarise
 
     run, model = outcome.folder, outcome.model
     data = data_of(run) if outcome.data is None else outcome.data
-    found = measure(model, data, None, 0)
+    found = measure(model, data, None, 0, group)
+    if group is not None and not group.first:
+        return
     evaluation = summarise(model, data.test, found, seed=0, labels=data.test_labels)
     if not outcome.short:
         evaluation = anneal_loose(model, data, found, evaluation)
@@ -324,6 +395,10 @@ def evaluate(
         Whole | None,
         Parameter(help="Steps of a chain from q to p(z|x) (default: 100; 20 of sound)."),
     ] = None,
+    sandwich_minutes: Annotated[
+        float | None,
+        Parameter(help="Lengthen the chains of --sandwich until the bounds meet, in this time."),
+    ] = None,
     explain: Annotated[
         bool, Parameter(help="With --sandwich: the sum in words, every dimension.", negative="")
     ] = False,
@@ -349,7 +424,15 @@ def evaluate(
         check_new("--per-item", per_item, ".csv", force=force)
     from kullback.vae import VAE, summarise
 
-    settings = Sandwich(items, chains, temperatures, seed, explain=explain)
+    if sandwich_minutes is not None:
+        good = math.isfinite(sandwich_minutes) and sandwich_minutes > 0
+        require(good, "--sandwich-minutes", "a positive number", sandwich_minutes)
+        require(sandwich, "--sandwich-minutes", "--sandwich with it", "it alone")
+        fixed = temperatures is None
+        require(fixed, "--temperatures", "none with --sandwich-minutes, which finds them", "both")
+    settings = Sandwich(
+        items, chains, temperatures, seed, explain=explain, minutes=sandwich_minutes
+    )
     settings.of("8-bit")  # so that a wrong option is told before anything is read
     model = VAE.load(run)
     coded = model.spec is not None and model.spec.architecture.posterior == "quantised"
@@ -364,7 +447,10 @@ def evaluate(
         draws = EVALUATION_DRAWS
     if label is not None:
         model, dataset = model.at(label), _of_label(dataset, label)
-    found = measure(model, dataset, draws, seed)
+    with processes.joined(gpus=True) as group:
+        found = measure(model, dataset, draws, seed, group)
+    if not group.first:
+        return
     evaluation = summarise(model, dataset.test, found, seed=seed, labels=dataset.test_labels)
     fields = record(evaluation, dataset)
     one = not sandwich or dataset.test_labels is None

@@ -3,9 +3,10 @@
 `estimate`: a sampled number with its error bar; `errors`: the errors of the package and the
 argument checks that raise them; `files`: files written whole or not at all, JSON and NumPy's files;
 `compiling`: C compiled at first use; `moved`: names imported on first use, and old names of
-modules; `limits`: the thresholds of this folder.
+modules; `processes`: several processes of one command; `limits`: the thresholds of this folder.
 """
 
+from . import processes
 from .errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -63,6 +64,7 @@ __all__ = [
     "open_atomic",
     "parse_json",
     "printable",
+    "processes",
     "read_json",
     "read_npy",
     "remove_temporaries",

@@ -9,16 +9,22 @@ grey pixels to bits; `describe_protocol` for the one line that belongs beside ev
 tables, sparse matrices, size factors; `pictures`: image files and folders; `sounds`: sound files,
 folders and clips;
 `quantisation`: which levels stored numbers lie on; `examples`: what every reader returns;
-`dataset`: the tensors, their binarisation and protocol; `limits`: the thresholds.
+`workers`: processes that decode many files; `dataset`: the tensors, their binarisation and
+protocol; `limits`: the thresholds.
 """
 
-from .dataset import Dataset, binarize, binarize_all, describe_protocol, sha256_of
-from .limits import MOST_COUNT
-from .loading import load, load_images, load_sounds, reload
-from .moments import Moments, moments_of
-from .quantisation import Grid
-from .sounds import PADDING, wav_of
-from .stored import Rows
+from typing import TYPE_CHECKING
+
+from kullback.core import lazy
+
+if TYPE_CHECKING:
+    from .dataset import Dataset, binarize, binarize_all, describe_protocol, sha256_of
+    from .limits import MOST_COUNT
+    from .loading import load, load_images, load_sounds, reload
+    from .moments import Moments, moments_of
+    from .quantisation import Grid
+    from .sounds import PADDING, wav_of
+    from .stored import Rows
 
 __all__ = [
     "MOST_COUNT",
@@ -38,3 +44,26 @@ __all__ = [
     "sha256_of",
     "wav_of",
 ]
+
+_HOME = {
+    "Dataset": "dataset",
+    "Grid": "quantisation",
+    "MOST_COUNT": "limits",
+    "Moments": "moments",
+    "PADDING": "sounds",
+    "Rows": "stored",
+    "binarize": "dataset",
+    "binarize_all": "dataset",
+    "describe_protocol": "dataset",
+    "load": "loading",
+    "load_images": "loading",
+    "load_sounds": "loading",
+    "moments_of": "moments",
+    "reload": "loading",
+    "sha256_of": "dataset",
+    "wav_of": "sounds",
+}
+# on first use: a process that decodes pictures needs no torch
+__getattr__, __dir__ = lazy(
+    "kullback.data", {name: f"kullback.data.{home}" for name, home in _HOME.items()}
+)

@@ -10,6 +10,7 @@ __all__ = [
     "DEEP_SAMPLE_BITS",
     "DISTINCT_VALUES",
     "FEW_VALUES",
+    "FILES_FOR_PROCESSES",
     "FILES_PER_TASK",
     "GREATEST_SAMPLE",
     "HEAVY_TAIL_RANGES",
@@ -39,6 +40,7 @@ __all__ = [
     "PADDING",
     "PIXELS_BETWEEN_LOOKS",
     "POINT_MASS_SHARE",
+    "READING_PROCESSES",
     "READING_THREADS",
     "REPEATS_PER_LEVEL",
     "ROUNDINGS",
@@ -115,6 +117,8 @@ MAX_FRAMES = 10_000  # of one file: seven minutes of an animation
 MAX_FRAME_PIXELS = 2**28  # of all frames of one file, where they keep their size
 PIXELS_BETWEEN_LOOKS = 8  # for colour, before every pixel is looked at: a 64th of them
 READING_THREADS = 8  # chosen, not measured: the interpreter runs one thread at a time
+READING_PROCESSES = 8  # at most, on as many cores: 60 MB of memory each
+FILES_FOR_PROCESSES = 5_000  # from which they repay their start, 0.3 CPU seconds each
 FILES_PER_TASK = 64  # of one thread: tens of milliseconds
 CACHED_FILES = 1_000  # from which a folder is cached: fewer are decoded in about a second
 MAX_CACHE_BYTES = 2**32  # of all cached folders: 350,000 colour pictures of 64x64

@@ -21,20 +21,21 @@ import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from kullback.core import DataError, require
 
-from . import cache, limits
+from . import cache, limits, workers
 from .examples import Channels, Examples, Fit, Fitting, Progress, Reading, plural
 from .quantisation import Grid, named
 
@@ -546,14 +547,18 @@ def _read(
 
 
 def _decoded(folder: Path, paths: list[Path], fitting: Fitting, how: Reading) -> Iterator[_File]:
-    """Decode files in threads, in the order of their paths."""
-
-    def decode(part: list[Path]) -> list[_File]:
-        return [_decode_file(folder, path, fitting, how) for path in part]
-
+    """Decode files in the order of their paths: many in processes, few in threads."""
+    cores = workers.available_cores()
+    state = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
+    decode = partial(_decode_files, folder, fitting, how, state)
     step = limits.FILES_PER_TASK
     tasks = [paths[start : start + step] for start in range(0, len(paths), step)]
-    threads = min(limits.READING_THREADS, len(tasks), os.cpu_count() or 1)
+    if len(paths) >= limits.FILES_FOR_PROCESSES and cores > 1:
+        names = [[str(path) for path in task] for task in tasks]
+        parts = workers.in_processes(decode, names, min(limits.READING_PROCESSES, cores))
+        yield from (file for part in parts for file in part)
+        return
+    threads = min(limits.READING_THREADS, len(tasks), cores)
     with _silent():
         if threads == 1:
             yield from (file for task in tasks for file in decode(task))
@@ -564,6 +569,18 @@ def _decoded(folder: Path, paths: list[Path], fitting: Fitting, how: Reading) ->
             except BaseException:  # Ctrl-C, or sizes that differ: what is not begun is left
                 pool.shutdown(cancel_futures=True)
                 raise
+
+
+def _decode_files(
+    folder: Path,
+    fitting: Fitting,
+    how: Reading,
+    state: tuple[int | None, bool],
+    paths: Sequence[Path | str],
+) -> list[_File]:
+    """Decode files under Pillow's settings `state`, which a process does not share."""
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = state
+    return [_decode_file(folder, Path(path), fitting, how) for path in paths]
 
 
 def _decode_file(folder: Path, path: Path, fitting: Fitting, how: Reading) -> _File:
@@ -726,7 +743,7 @@ def _stack(pictures: list[Picture], channels: Channels) -> NDArray[Any]:
     """Stack to `[N, C, H, W]`, with three channels if asked for or if any picture has colour."""
     coloured = channels == "rgb" or any(picture.pixels.ndim == 3 for picture in pictures)
     height, width = pictures[0].pixels.shape[:2]
-    wide = any(picture.pixels.max() > limits.BYTE_MAX for picture in pictures)
+    wide = any(p.pixels.dtype != np.uint8 and p.pixels.max() > limits.BYTE_MAX for p in pictures)
     shape = (len(pictures), 3 if coloured else 1, height, width)
     values = np.empty(shape, np.int32 if wide else np.uint8)
     for row, picture in zip(values, pictures, strict=True):

@@ -26,6 +26,7 @@ __all__ = [
     "MIN_COPIED_TOKENS",
     "MIN_CROSS_FIT",
     "MIN_DISTINCT",
+    "MIN_DOUBLED_SHARE",
     "MIN_PADDED",
     "MIN_PADDED_SHARE",
     "MIN_PARETO_K",
@@ -36,6 +37,7 @@ __all__ = [
     "PADDING_TOKENS",
     "PROBE_ERROR",
     "PROBE_TOKENS",
+    "RARE",
     "REACH",
     "ROUNDING",
     "SAME_BASE",
@@ -79,6 +81,7 @@ SPREAD_CODES = 8
 MAX_EXACT_QUANTILES = 20_000_000  # rows of which exact quantiles are taken: 8 bytes of memory each
 
 # --- Checks (logprob_checks.py; counted by benchmarks/logprob_checks.py)
+RARE = 1e-3  # chance of a mean of q/p that is named as rare; refuted at TEST_LEVEL of sampled
 
 # Tokens, in whole sequences, that are read back to look for a lag, zeros and a half-precision grid:
 # with them a lag is found where neighbours correlate by 0.02 less.
@@ -86,6 +89,7 @@ SAMPLE_TOKENS = 20_000
 SAMPLE_SEQUENCES = 2_000
 SHOWN_VERSIONS = 6  # policy versions whose mean log-ratio is shown
 MIN_COPIED_TOKENS = 8  # shorter sequences have the same log-probabilities by chance
+MIN_DOUBLED_SHARE = 0.5  # of sequences whose tokens all repeat: a text in a loop may, a file not
 MAX_COPIES = 0.05  # share of copies that makes an error bar too short by 2.5 %
 # A lowest value that repeats: how many share it, and the part of the others that differ
 MIN_TIES, MIN_DISTINCT = 5, 0.5

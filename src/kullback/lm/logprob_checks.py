@@ -12,6 +12,7 @@ model whose log-probabilities were then computed in float32.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -148,10 +149,25 @@ def identity_checks(
             words = f"{where}{identity.reason}"
             checks.append(Check("ratio identity", words, "limit", remedy))
     if identities and not checks:
-        worst = max((one for _, one in identities), key=lambda one: abs(one.z))
-        mean = f"{worst.mean:.6g} ± {worst.error:.2g}"
-        checks = [Check("ratio identity", f"the mean of q/p is {mean}, as it should be 1")]
+        checks = [_standing([one for _, one in identities])]
     return [*checks, _entropy(table, sums, rounding)]
+
+
+def _standing(identities: Sequence[Identity]) -> Check:
+    """Report a mean of q/p that is not refuted, and whether it is nevertheless rare."""
+    name = "ratio identity"
+    worst = max(identities, key=lambda one: abs(one.z))
+    mean = f"the mean of q/p is {worst.mean:.6g} ± {worst.error:.2g}"
+    if not math.isfinite(worst.z):
+        return Check(name, f"not made: {mean} over too few tokens", made=False)
+    if abs(worst.z) <= NormalDist().inv_cdf(1 - limits.RARE / 2 / len(identities)):
+        return Check(name, f"{mean}, as it should be 1")
+    words = (
+        f"{mean}, {abs(worst.z):.1f} standard errors from 1: rare for normalised log-probabilities "
+        "of the policy that sampled, and not enough to refute them"
+    )
+    remedy = "a larger file; until then rely on k1, which does not use the mean of q/p"
+    return Check(name, words, "warn", remedy)
 
 
 def _lengths(table: LogProbTable, sums: Sums) -> Check:
@@ -213,15 +229,35 @@ def _looks_like(counts: Mapping[str, int], rows: float) -> tuple[str, ...]:
 
 
 def _repeated(table: LogProbTable, sample: Sample) -> Check:
-    """Find names that stand for several sequences: two tokens at one position."""
+    """Find names that stand for several sequences, or rows that are there twice."""
     name = "sequence names"
-    if not table.has("position") or not table.keys("sequence"):
-        return Check(name, "not made: it needs sequences and positions", made=False)
+    if not table.keys("sequence") or sample.mask is None:
+        return Check(name, "not made: it needs sequences", made=False)
+    if not table.has("position"):
+        return _doubled(name, sample, sample.mask)
     of = f"of {sample.sequences:,} sequences in a sample"
     if not sample.repeated:
         return Check(name, f"none {of} has two tokens at one position")
     words = f"{sample.repeated:,} {of} have two tokens at one position"
     remedy = "several columns that name a sequence together, such as --sequence step,sequence"
+    return Check(name, words, "refuse", remedy)
+
+
+def _doubled(name: str, sample: Sample, mask: Tensor) -> Check:
+    """Find sequences of which every token is there at least twice, by its log-probabilities."""
+    tokens = torch.stack(list(sample.columns.values()), dim=-1)
+    doubled = 0
+    for row, live in zip(tokens, mask, strict=True):
+        distinct, times = torch.unique(row[live], dim=0, return_counts=True)
+        doubled += len(distinct) >= limits.MIN_COPIED_TOKENS and bool((times > 1).all())
+    if doubled < max(limits.MIN_DOUBLED_SHARE * sample.sequences, 1):
+        words = f"no name stands for two copies, in a sample of {sample.sequences:,} sequences"
+        return Check(name, words)
+    words = (
+        f"in {doubled:,} of {sample.sequences:,} sequences in a sample the log-probabilities of "
+        "every token are there at least twice"
+    )
+    remedy = "each row once; or several columns that name a sequence together"
     return Check(name, words, "refuse", remedy)
 
 

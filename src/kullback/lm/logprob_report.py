@@ -197,6 +197,7 @@ def logprobs(
     """
     columns = Columns(p, _many(q), behaviour, entropy, _many(mask), _many(sequence), prompt,
                       position, version, length, _many(by))  # fmt: skip
+    require(not tables or p not in columns.q, "q", "another column than p", repr(p))
     require(missing in ("refuse", "skip"), "missing", "'refuse' or 'skip'", repr(missing))
     opened = engine if isinstance(engine, Engine) else connect(engine)
     study = _study(tables, columns, opened, drawn_from, clip)

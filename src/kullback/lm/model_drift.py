@@ -24,7 +24,14 @@ import torch
 from numpy.typing import NDArray
 
 from kullback import tokens
-from kullback.core import Estimate, MissingExtraError, __version__, json_value, require
+from kullback.core import (
+    Estimate,
+    MissingExtraError,
+    __version__,
+    json_value,
+    processes,
+    require,
+)
 
 from . import clusters, limits
 from .clusters import Clustered, Clusters
@@ -586,11 +593,8 @@ def _manifest(
 
 def _share() -> tuple[int, int]:
     """Return this process's number and how many there are."""
-    from torch import distributed
-
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
+    group = processes.current()
+    return group.rank, group.size
 
 
 def _wait() -> None:

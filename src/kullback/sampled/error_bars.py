@@ -11,7 +11,8 @@ Which to use: `estimate_of` for the mean of terms; `mean_of` and `judged` for a 
 interval is symmetric.
 
 Reference: Hall (1992), "The Bootstrap and Edgeworth Expansion", section 2.6, for the skewness;
-Vehtari et al. (2024) for k̂. The limits stand in limits.py; benchmarks/coverage.py checks them.
+Vehtari et al. (2024) for k̂. The limits stand in limits.py; they are checked by
+benchmarks/interval_coverage.py.
 """
 
 import math
@@ -255,12 +256,12 @@ def about_rare_events(draws: int, like: Tensor) -> Doubt:
         >>> bool(about_rare_events(100, torch.tensor(0.0)).where)
         True
     """
+    rare = f"what happens once in {draws // 3}" if draws > 3 else "much"
     words = (
-        "only {:.0f} draws: what happens once in {:.0f} may not have been drawn yet, "
+        f"only {{:.0f}} draw{'s'[: draws != 1]}: {rare} may not have been drawn yet, "
         "and r − 1 hides how much that is; draw 500, or use k1"
     )
     few = torch.full_like(like, draws)
-    words = words.replace("{:.0f} may", f"{draws / 3:.0f} may")
     return Doubt(few, few < limits.MIN_DRAWS_FOR_RARE_EVENTS, words)
 
 

@@ -4,10 +4,10 @@
 your own; `evaluate` for figures with error bars. Loads on first use.
 
 What a model is: `architecture` (names only), `networks`, `likelihoods`, `latents` (p(z), q(z|x)),
-`model`. How it is trained: `training` (settings and schedules), `loop` (the loop, its logs and
-warnings), `elbo_step` and `step.c` (the gradient by hand), `checkpoint`, `run` (the run folder, the
-device). How good it is: `evidence` (bounds image by image), `evaluation` (means with error bars,
-active units, collapse), `posterior` (log p(x) = ELBO + KL, from both sides).
+`model`. How it is trained: `training` (settings, schedules and presets), `loop` (the loop, its logs
+and warnings), `elbo_step` (the gradient by hand), `checkpoint`, `run` (the run folder, the device).
+How good it is: `evidence` (bounds image by image), `evaluation` (means with error bars, active
+units, collapse), `posterior` (log p(x) = ELBO + KL, from both sides). `onnx_graphs`: export.
 `limits`: thresholds.
 """
 
@@ -19,10 +19,18 @@ if TYPE_CHECKING:
     from . import limits
     from .architecture import COUNTS, Architecture, choose
     from .elbo_step import compiled_state
-    from .evaluation import Evaluation, evaluate, image_bounds, summarise, unused_layers
+    from .evaluation import (
+        Evaluation,
+        bits_per_sample,
+        evaluate,
+        image_bounds,
+        summarise,
+        unused_layers,
+    )
     from .evidence import Bounds
     from .loop import Progress
     from .model import VAE, Parts, build
+    from .onnx_graphs import Parity, require_exportable, write_graphs
     from .posterior import (
         Aggregate,
         Annealing,
@@ -46,10 +54,11 @@ if TYPE_CHECKING:
         start_in_words,
         train,
     )
-    from .training import Training, too_short
+    from .training import PRESETS, Preset, Training, preset, too_short
 
 __all__ = [
     "COUNTS",
+    "PRESETS",
     "VAE",
     "Aggregate",
     "Annealing",
@@ -58,7 +67,9 @@ __all__ = [
     "Evaluation",
     "Gap",
     "Outcome",
+    "Parity",
     "Parts",
+    "Preset",
     "Progress",
     "Refit",
     "Training",
@@ -67,6 +78,7 @@ __all__ = [
     "anneal",
     "architecture",
     "architecture_of",
+    "bits_per_sample",
     "build",
     "choose",
     "compiled_state",
@@ -80,16 +92,20 @@ __all__ = [
     "pick_device",
     "pick_precision",
     "pick_threads",
+    "preset",
+    "require_exportable",
     "resume",
     "start_in_words",
     "summarise",
     "too_short",
     "train",
     "unused_layers",
+    "write_graphs",
 ]
 
 _HOME = {
     "COUNTS": "architecture",
+    "PRESETS": "training",
     "VAE": "model",
     "Aggregate": "posterior",
     "Annealing": "posterior",
@@ -98,7 +114,9 @@ _HOME = {
     "Evaluation": "evaluation",
     "Gap": "posterior",
     "Outcome": "run",
+    "Parity": "onnx_graphs",
     "Parts": "model",
+    "Preset": "training",
     "Progress": "loop",
     "Refit": "posterior",
     "Training": "training",
@@ -106,6 +124,7 @@ _HOME = {
     "aggregate_remarks": "posterior",
     "anneal": "posterior",
     "architecture_of": "run",
+    "bits_per_sample": "evaluation",
     "build": "model",
     "choose": "architecture",
     "compiled_state": "elbo_step",
@@ -119,12 +138,15 @@ _HOME = {
     "pick_device": "run",
     "pick_precision": "run",
     "pick_threads": "run",
+    "preset": "training",
+    "require_exportable": "onnx_graphs",
     "resume": "run",
     "start_in_words": "run",
     "summarise": "evaluation",
     "too_short": "training",
     "train": "run",
     "unused_layers": "evaluation",
+    "write_graphs": "onnx_graphs",
 }
 __getattr__, __dir__ = lazy(
     "kullback.vae", {name: f"kullback.vae.{home}" for name, home in _HOME.items()}

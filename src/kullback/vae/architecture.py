@@ -143,8 +143,9 @@ class Architecture:
             deterministic code with a prior over codes, which is learned.
         rank: Of "low_rank".
         layers: Stochastic layers: groups of the dimensions of z, from the top down, each of which
-            depends on those above it. More than one goes with prior "normal" (of the top one) and
-            posterior "diagonal" (of each, given those above).
+            depends on those above it: how many of equal size, or the sizes, which add up to latent.
+            More than one goes with prior "normal" (of the top one) and posterior "diagonal" (of
+            each, given those above).
         codes: Values that a dimension of z takes with posterior "quantised".
 
     Raises:
@@ -168,7 +169,7 @@ class Architecture:
     prior_components: int = 50
     posterior: str = "diagonal"
     rank: int = 4
-    layers: int = 1
+    layers: int | tuple[int, ...] = 1
     codes: int = 8
 
     def __post_init__(self) -> None:
@@ -200,16 +201,28 @@ class Architecture:
         coded = self.posterior != "quantised" or self.prior == "normal"
         own = "normal (the default) with posterior quantised, which has a prior over codes"
         require(coded, "prior", own, repr(self.prior))
-        good = _positive(self.layers) and self.layers <= min(self.latent, MAX_LAYERS)
-        most = f"from 1 to {min(self.latent, MAX_LAYERS)}, at most latent = {self.latent}"
-        require(good, "layers", most, self.layers)
-        alone = self.layers == 1 or (self.prior == "normal" and self.posterior == "diagonal")
+        self._check_layers()
+        count = self.layers if isinstance(self.layers, int) else len(self.layers)
+        alone = count == 1 or (self.prior == "normal" and self.posterior == "diagonal")
         what = "prior normal and posterior diagonal: layers make both dependent themselves"
-        got = f"{self.layers} with {self.prior}, {self.posterior}"
+        got = f"{count} with {self.prior}, {self.posterior}"
         require(alone, "layers", f"1, or {what}", got)
         known = self.likelihood == "auto" or self.likelihood in LIKELIHOODS
         names = ", ".join(("auto", *LIKELIHOODS))
         require(known, "likelihood", f"one of {names}", repr(self.likelihood))
+
+    def _check_layers(self) -> None:
+        """Raise an ArgumentValueError where the stochastic layers are no split of z."""
+        if not isinstance(self.layers, tuple):
+            good = _positive(self.layers) and self.layers <= min(self.latent, MAX_LAYERS)
+            most = f"from 1 to {min(self.latent, MAX_LAYERS)}, at most latent = {self.latent}"
+            require(good, "layers", most, self.layers)
+            return
+        good = 1 <= len(self.layers) <= MAX_LAYERS and all(_positive(n) for n in self.layers)
+        require(good, "layers", f"1 to {MAX_LAYERS} positive sizes, such as 8,24", self.layers)
+        total, listed = sum(self.layers), ",".join(map(str, self.layers))
+        what, got = f"sizes that add up to latent = {self.latent}", f"{listed}, which is {total}"
+        require(total == self.latent, "layers", what, got, f"latent {total}")
 
     def resolved(self, event_shape: tuple[int, ...], kind: str) -> "Architecture":
         """Return this architecture with every "auto" decided for data of a shape and kind.
@@ -289,6 +302,8 @@ class Spec:
         fields = asdict(self)
         fields["event_shape"] = list(self.event_shape)
         fields["architecture"]["hidden"] = list(self.architecture.hidden)
+        if isinstance(self.architecture.layers, tuple):
+            fields["architecture"]["layers"] = list(self.architecture.layers)
         usual: dict[str, Any] = {"levels": 256, "grid": None, "standardised": False}
         usual |= {"sound": None, "own": None, "sizes": "", "labels": ()}
         for name in (n for n, value in usual.items() if fields[n] == value):
@@ -323,6 +338,8 @@ class Spec:
             shape = tuple(fields["event_shape"])
             architecture = dict(fields["architecture"])
             architecture["hidden"] = tuple(architecture["hidden"])
+            if isinstance(architecture.get("layers"), list):
+                architecture["layers"] = tuple(architecture["layers"])
             architecture.setdefault("neighbours", 0)  # models made before there were any
             later = ("levels", "grid", "standardised", "sound", "own", "sizes", "labels")
             more = {n: fields[n] for n in later if n in fields}

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from kullback.core import (
     RunError,
     check_file_hash,
+    processes,
     read_json,
     with_file_hash,
     write_atomic,
@@ -40,6 +41,7 @@ __all__ = [
     "State",
     "append_row",
     "averaged_weights",
+    "copy_first",
     "extend_last_row",
     "load",
     "load_tensors",
@@ -53,6 +55,7 @@ __all__ = [
 LOGS = ("metrics.jsonl", "timing.jsonl")
 NAME = "checkpoints/last.safetensors"
 NO_HASH = "0" * 64
+FIGURES = 5  # of a step, after the gradient: see `loop.SharedStep`
 BUFFER = "buffer."  # begins the names of a model's buffers in a checkpoint
 
 
@@ -98,9 +101,10 @@ class FlatParameters:
     """All trainable parameters of a model, moved into one vector that the model then shares.
 
     vector: the weights, in float32 or float64, with `gradient` of the same shape; matrices and
-    filters come first, so that weight decay can leave the rest and the prior alone. average: their
-    running average, the weights to evaluate with. With `precision` bfloat16 the model itself works
-    on a rounded copy of the vector, renewed by `refresh`.
+    filters come first, so that weight decay can leave the rest and the prior alone. sums: the
+    gradient and room for the figures of a step, which several processes sum at once. average: the
+    running average of the weights, to evaluate with. With `precision` bfloat16 the model itself
+    works on a rounded copy of the vector, renewed by `refresh`.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -117,7 +121,8 @@ class FlatParameters:
         self.names = [name for name, _ in named]
         self.parameters = [parameter for _, parameter in named]
         self.vector = torch.cat([p.detach().reshape(-1) for p in self.parameters])
-        self.gradient = torch.zeros_like(self.vector)
+        self.sums = self.vector.new_zeros(self.vector.numel() + FIGURES)
+        self.gradient = self.sums[:-FIGURES]
         self.average = self.vector.clone()
         self.matrices = sum(p.numel() for n, p in named if _decays(n, p))
         rounded = precision != torch.float32
@@ -231,6 +236,22 @@ class State:
         buffers = {n: t for n, t in model.state_dict().items() if n not in flat.names}
         totals = torch.zeros(2, device=device)
         return cls(flat, optimiser, generator, totals=totals, buffers=buffers)
+
+
+def copy_first(state: State, group: processes.Processes) -> None:
+    """Give every process the state of the first one."""
+    if group.size == 1:
+        return
+    begun = bool(group.told(len(state.optimiser.state) > 0))
+    if begun and not state.optimiser.state:
+        _make_moments(state)
+    for tensor in _tensors(state).values():
+        generator = tensor.dtype == torch.uint8
+        group.copy_first_(tensor)
+        if generator:
+            state.generator.set_state(tensor)
+    state.flat.refresh()
+    state.step, state.seconds = group.told([state.step, state.seconds])
 
 
 def append_row(folder: Path, log: str, row: dict[str, Any]) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import Estimate, describe, require
+from kullback.core import Estimate, describe, processes, require
 from kullback.data import PADDING
 
-from .evidence import Bounds, bounds
+from .evidence import Bounds, bounds, skip_noise
 from .latents import DiagonalGaussian, Quantised, TopDown, exact_kl
 from .limits import (
     ACTIVE_KL,
@@ -243,8 +243,13 @@ def image_bounds(
     precision: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] | None = None,
     labels: Tensor | None = None,
+    group: processes.Processes | None = None,
 ) -> Bounds:
     """Return the terms that `evaluate` averages, image by image, in float64 on the CPU.
+
+    Several processes share the blocks of images, and each gets the terms of all: the same numbers
+    as one process alone, since each block has the same noise. Each draws the noise of the blocks
+    before its own as well.
 
     Args:
         model: As in `evaluate`.
@@ -254,6 +259,7 @@ def image_bounds(
         precision: As in `evaluate`.
         progress: As in `evaluate`.
         labels: As in `evaluate`.
+        group: The processes that share the images and all call this; None: this one alone.
 
     Returns:
         Figures per image.
@@ -272,18 +278,51 @@ def image_bounds(
         fits, "labels", f"[{len(x)}], one for each x", None if labels is None else describe(labels)
     )
     x = model.check(x)
+    group = processes.Processes() if group is None else group
     generator = torch.Generator(x.device).manual_seed(seed)
+    starts = list(range(0, len(x), IMAGES_PER_BLOCK))
+    own = range(len(starts))[group.share(len(starts))]
     parts: list[Bounds] = []
     with _decoder_in(model, precision):
-        for start in range(0, len(x), IMAGES_PER_BLOCK):
-            part = x[start : start + IMAGES_PER_BLOCK]
-            given = None if labels is None else labels[start : start + IMAGES_PER_BLOCK]
-            parts.append(bounds_given(model, part, given, draws=draws, generator=generator))
+        for number in range(own.stop if own else 0):
+            block = slice(starts[number], starts[number] + IMAGES_PER_BLOCK)
+            given = None if labels is None else labels[block]
+            if number < own.start:
+                _skip_given(model, x[block], given, draws=draws, generator=generator)
+                continue
+            parts.append(bounds_given(model, x[block], given, draws=draws, generator=generator))
             if progress is not None:
-                progress(min(start + IMAGES_PER_BLOCK, len(x)), len(x))
+                done = (number + 1 - own.start) * group.size * IMAGES_PER_BLOCK
+                progress(min(done, len(x)), len(x))
+        if not parts:  # fewer blocks than processes: only the shapes are needed
+            first = None if labels is None else labels[:1]
+            parts = [bounds_given(model, x[:1], first, draws=1, generator=generator)]
     names = [name for name in Bounds.__slots__ if name not in ("draws", "exact_rate")]
-    joined = {n: torch.cat([getattr(part, n) for part in parts]).double().cpu() for n in names}
+    joined: dict[str, Any] = {}
+    for name in names:
+        mine = torch.cat([getattr(part, name) for part in parts]).double().cpu()
+        place = slice(own.start * IMAGES_PER_BLOCK, min(own.stop * IMAGES_PER_BLOCK, len(x)))
+        joined[name] = mine if group.size == 1 else _of_all(mine, place, len(x), group)
     return Bounds(**joined, draws=draws, exact_rate=parts[0].exact_rate)
+
+
+def _of_all(own: Tensor, place: slice, n: int, group: processes.Processes) -> Tensor:
+    """Return the rows of all processes, `[n, …]`; place: of this one's, which may be empty."""
+    whole = own.new_zeros(n, *own.shape[1:])
+    if place.start < place.stop:
+        whole[place] = own
+    return group.sum_(whole)
+
+
+def _skip_given(
+    model: VAE, x: Tensor, labels: Tensor | None, *, draws: int, generator: torch.Generator
+) -> None:
+    """Take from the generator what `bounds_given` would take."""
+    if labels is None:
+        skip_noise(model, x, draws=draws, generator=generator)
+        return
+    for label in torch.unique(labels):
+        skip_noise(model.at(label), x[labels == label], draws=draws, generator=generator)
 
 
 @contextmanager

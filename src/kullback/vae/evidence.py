@@ -4,6 +4,7 @@ The encoder runs once per image; the decoder runs in blocks of rows small enough
 Nothing here keeps a graph.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,7 +27,7 @@ from .latents import (
 from .likelihoods import Likelihood
 from .limits import DECODER_OUTPUTS
 
-__all__ = ["Bounds", "bounds"]
+__all__ = ["Bounds", "bounds", "skip_noise"]
 
 
 class LatentVariableModel(Protocol):
@@ -169,16 +170,15 @@ def _log_terms(
 
     And `kl_given_above` of all draws, `[batch, latent]` or None.
     """
-    draws, generator, given_above = blocks.draws, blocks.generator, None
+    draws, given_above = blocks.draws, None
     likelihood = q.centre.new_empty(draws, len(x))
     ratio = q.centre.new_empty(draws, len(x))
-    block = max(1, blocks.rows // len(x))
-    for start in range(0, draws, block):
-        count = min(block, draws - start)
-        shape = (count, *q.centre.shape)
-        noise = torch.randn(shape, generator=generator, device=x.device)
+    start = 0
+    for noise in _noise(q.centre.shape, blocks):
+        count = len(noise)
         drawn = q.draw(noise.to(q.centre.dtype))
         part = slice(start, start + count)
+        start += count
         likelihood[part] = model.likelihood.log_prob(model.parameters_of(drawn.z), x)
         ratio[part] = log_ratio(prior, q, drawn)
         kl = kl_given_above(prior, q, drawn)
@@ -186,3 +186,32 @@ def _log_terms(
             kl = kl * (count / draws)
             given_above = kl if given_above is None else given_above + kl
     return likelihood, ratio, given_above
+
+
+def _noise(shape: torch.Size, blocks: _Blocks) -> Iterator[Tensor]:
+    """Yield the noise of all draws for images of a `shape` `[batch, latent]`, by blocks."""
+    generator, block = blocks.generator, max(1, blocks.rows // shape[0])
+    for start in range(0, blocks.draws, block):
+        count = min(block, blocks.draws - start)
+        yield torch.randn((count, *shape), generator=generator, device=generator.device)
+
+
+@torch.no_grad()
+def skip_noise(
+    model: LatentVariableModel, x: Tensor, *, draws: int, generator: torch.Generator
+) -> None:
+    """Take from the generator what `bounds` would take of it, and compute nothing else.
+
+    Args:
+        model: As in `bounds`.
+        x: As in `bounds`; of its values nothing depends.
+        draws: As in `bounds`.
+        generator: As in `bounds`; the next bounds are then the same as if these had been computed.
+    """
+    q, prior = model.approximate_posterior(x[:1]), fixed(model.prior)
+    rows = _rows(model, prior, q)
+    images, blocks = max(1, rows // draws), _Blocks(draws, rows, generator)
+    for start in range(0, len(x), images):
+        count = min(images, len(x) - start)
+        for _ in _noise(torch.Size((count, *q.centre.shape[1:])), blocks):
+            pass

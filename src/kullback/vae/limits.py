@@ -23,6 +23,9 @@ __all__ = [
     "DECODER_OUTPUTS",
     "DRAWS_FOR_LOOSE",
     "ERRORS_SEEN",
+    "EXPORT_CODES",
+    "EXPORT_ERROR",
+    "EXPORT_EXAMPLES",
     "FLOAT32_RESOLUTION",
     "IMAGES_PER_BLOCK",
     "IMAGE_BATCH",
@@ -130,6 +133,11 @@ OVERFIT_ERRORS = 4.5  # of a paired difference: by chance in less than one of 10
 OVERFIT_LOOKS = 2  # in a row that are so much worse than the best
 COLLAPSE_AFTER = 0.1  # of the run, before which a small KL is no collapse yet
 CALLBACK_SECONDS = 0.1  # between calls of progress, at least
+
+# Export
+EXPORT_EXAMPLES = 64  # on which ONNX is compared with PyTorch
+EXPORT_ERROR = 1e-4  # of the largest value: 800 float32 roundings; 17 kinds of model had 1e-6
+EXPORT_CODES = 1e-3  # share of quantised codes that may be rounded the other way
 
 # The run folder
 RUN_FORMAT = 2  # of config.json; in 1 neither it nor the weights had hashes

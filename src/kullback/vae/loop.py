@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kullback.core import DataError, Estimate, RunError, import_extra, require
+from kullback.core import DataError, Estimate, RunError, import_extra, processes, require
 from kullback.data import Dataset, Rows, binarize_all
 from kullback.variational import WeightedBound, objectives
 
@@ -57,11 +57,15 @@ __all__ = [
     "Monitor",
     "NonFiniteError",
     "Progress",
+    "SharedStep",
+    "Validation",
     "balance_weights",
     "diagnose",
     "fit",
     "hold_out",
     "loss_terms",
+    "require_equal_shares",
+    "validation_of",
 ]
 
 
@@ -70,12 +74,19 @@ class NonFiniteError(RunError):
 
 
 def loss_terms(
-    model: VAE, x: Tensor, noise: Tensor, settings: Training, progress: float = 1.0
+    model: VAE,
+    x: Tensor,
+    noise: Tensor,
+    settings: Training,
+    progress: float = 1.0,
+    *,
+    group: processes.Processes | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss and (ELBO, rate), batch means in nats, for noise `[draws, batch, latent]`.
 
     The loss is minus the objective of this point of the run; the ELBO and the rate, `[2]` and
-    without gradient, are what they say whatever β is.
+    without gradient, are what they say whatever β is. group: processes that have equal shares of
+    the batch; what depends on a mean over the whole batch then gets it, and all else is of x.
     """
     beta = settings.beta_at(progress)
     name = settings.bound_at(progress)
@@ -85,13 +96,28 @@ def loss_terms(
     else:
         likelihood, kl = model.elbo_terms(x, noise)
         balanced = settings.balance and progress < settings.warmup
-        charged = kl * balance_weights(kl, model.layer_sizes) if balanced else kl
         free = settings.free_bits
-        objective = objectives.beta_elbo(likelihood, charged, beta=beta, free_bits=free)
+        means = _mean_of_all(kl, group) if balanced or free else None
+        if balanced:
+            weights = balance_weights(kl if means is None else means[None], model.layer_sizes)
+            kl_charged, means = kl * weights, None if means is None else means * weights
+        else:
+            kl_charged = kl
+        objective = objectives.beta_elbo(
+            likelihood, kl_charged, beta=beta, free_bits=free, means=means
+        )
     with torch.no_grad():
         rate = kl.sum() / len(x)
         elbo = likelihood.sum() / likelihood.numel() - rate
     return -objective.mean(), torch.stack([elbo, rate])
+
+
+@torch.no_grad()
+def _mean_of_all(kl: Tensor, group: processes.Processes | None) -> Tensor | None:
+    """Return the mean over the batches of all processes, `[latent]`; None where there is one."""
+    if group is None or group.size == 1:
+        return None
+    return group.sum_(kl.mean(0)) / group.size
 
 
 @torch.no_grad()
@@ -140,6 +166,35 @@ def require_parts_fit(model: VAE, settings: Training) -> None:
     require(apart, "objective", why, "piwae", "miwae")
 
 
+def require_equal_shares(
+    model: VAE,
+    settings: Training,
+    examples: int,
+    group: processes.Processes,
+    *,
+    resumed: bool = False,
+) -> None:
+    """Raise an ArgumentValueError where a step's batch does not divide over the processes.
+
+    resumed: whether the batch is that of a run begun, so that only the processes can change.
+    """
+    kinds = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
+    mixes = next((n for n, one in model.named_modules() if isinstance(one, kinds)), "")
+    why = "no BatchNorm with several processes, each of which sees a share of the batch"
+    require(not mixes or group.size == 1, "modules", why, mixes, "GroupNorm or SyncBatchNorm")
+    n, size = min(settings.batch_size, examples), group.size
+    if n % size == 0:
+        return
+    sizes = [k for k in (n // size * size, (n // size + 1) * size) if 0 < k <= examples]
+    counts = [k for k in range(1, n + 1) if n % k == 0]
+    near = [max(k for k in counts if k < size), *[k for k in counts if k > size][:1]]
+    hint = f"--nproc-per-node {' or '.join(map(str, near))}"
+    if sizes and not resumed:
+        hint = f"batch_size={sizes[0]}, or {hint}"
+    few = " (all training examples)" if n < settings.batch_size else ""
+    require(False, "batch_size", f"a multiple of the {size} processes", f"{n}{few}", hint)  # noqa: FBT003
+
+
 def epoch_order(seed: int, epoch: int, n: int) -> Tensor:
     """Return the order of the training items in one epoch: a function of seed and epoch alone."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
@@ -166,6 +221,7 @@ def fit(
     *,
     folder: Path | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    shared: "SharedStep | None" = None,
 ) -> Iterator[State]:
     """Train in place, yielding the state after every step until the budget is spent.
 
@@ -176,6 +232,7 @@ def fit(
         state: From `State.start`, or restored by `checkpoint.load`.
         folder: Where a batch is kept that makes the loss non-finite; None keeps none.
         clock: Seconds from any start.
+        shared: Of the processes that each take an equal share of every batch; None: this one alone.
 
     Yields:
         The same state, after every step.
@@ -184,30 +241,40 @@ def fit(
         ArgumentValueError: The settings ask for what the model's parts do not have.
         NonFiniteError: At the first non-finite loss or gradient, before it touches the weights,
             with the step, the batch items and the tensor.
+        LostProcessError: Another process ended; the state is then that before the step.
     """
     require_parts_fit(model, settings)
+    shared = SharedStep(processes.Processes()) if shared is None else shared
+    require_equal_shares(model, settings, len(data.train), shared.group, resumed=state.step > 0)
     flat, optimiser = state.flat, state.optimiser
     per_epoch = max(1, len(data.train) // settings.batch_size)
     started = clock() - state.seconds
-    gradient = _gradient(model, flat, settings)
+    gradient = _gradient(model, flat, settings, shared.group)
     for indices in batches(data, settings, state):
-        state.seconds = clock() - started
+        state.seconds = shared.seconds_at(state.seconds, clock() - started)
         progress = settings.progress(state.step, state.seconds, per_epoch)
         if progress >= 1.0:
             return
         untouched = state.generator.get_state()
-        x = data.batch(indices, state.generator).float()
-        shape = (settings.draws_at(progress), len(x), model.prior.latent)
+        own = shared.group.share(len(indices))
+        x = _own_batch(data, indices, own, state.generator)
+        shape = (settings.draws_at(progress), len(indices), model.prior.latent)
         noise = torch.randn(shape, generator=state.generator, device=x.device)
-        given = model
-        if data.train_labels is not None:
-            given = model.at(data.train_labels.index_select(0, indices))
-        loss, figures = gradient(given, x, noise, progress)
+        given = _given(model, data, indices[own])
+        try:
+            loss, figures = gradient(given, x, noise[:, own], progress)
+            loss, figures = shared.average(flat, loss, figures, clock() - started)
+        except processes.LostProcessError:
+            state.generator.set_state(untouched)
+            raise
         norm = float(flat.norm())
         if not math.isfinite(norm + float(loss.detach())):
+            state.generator.set_state(untouched)
+            x = data.batch(indices, state.generator).float()
             names = [data.train_names[i] for i in indices.tolist()]
             state.generator.set_state(untouched)
-            raise NonFiniteError(diagnose(given, state, Batch(x, noise, names), folder))
+            batch, given = Batch(x, noise, names), _given(model, data, indices)
+            raise NonFiniteError(diagnose(given, state, batch, folder))
         _clip(flat, norm, settings.clip)
         rate = settings.learning_rate_at(progress, state.step)
         flat.decay(rate * settings.weight_decay)
@@ -221,8 +288,74 @@ def fit(
         yield state
 
 
+def _own_batch(data: Dataset, indices: Tensor, own: slice, generator: torch.Generator) -> Tensor:
+    """Return this process's rows of a batch; bits are drawn for all, so that they are the same."""
+    if data.dynamic:
+        return data.batch(indices, generator)[own].float()
+    return data.batch(indices[own], generator).float()
+
+
+def _given(model: VAE, data: Dataset, indices: Tensor) -> VAE:
+    """Return the model given the labels of some training rows, where the data have any."""
+    if data.train_labels is None:
+        return model
+    return model.at(data.train_labels.index_select(0, indices))
+
+
+class SharedStep:
+    """What the processes of one training send each other in a step: one sum over all of them.
+
+    With the gradient of its share of the batch every process sends its loss and figures, and
+    whether it was asked to stop; the first one sends its clock. So all have the same weights and
+    figures, and take the same decisions, without another message. With one process nothing is
+    sent and nothing is delayed; with several, the clock and a request to stop take effect a step
+    later.
+
+    Args:
+        group: The processes.
+
+    Example:
+        >>> shared = SharedStep(processes.Processes())
+        >>> shared.agreed(False), shared.agreed(True)
+        (False, True)
+    """
+
+    def __init__(self, group: processes.Processes) -> None:
+        self.group = group
+        self.asked = self.stop = False
+        self.seconds = math.nan
+
+    def seconds_at(self, before: float, now: float) -> float:
+        """Return the clock of this step, the same in all: the first process's, as sent last."""
+        if self.group.size == 1:
+            return now
+        return before if math.isnan(self.seconds) else self.seconds
+
+    def agreed(self, asked: bool) -> bool:  # noqa: FBT001
+        """Note whether this process was asked to stop; return whether all are to stop now."""
+        self.asked = asked
+        return asked if self.group.size == 1 else self.stop
+
+    def average(
+        self, flat: FlatParameters, loss: Tensor, figures: Tensor, seconds: float
+    ) -> tuple[Tensor, Tensor]:
+        """Make gradient, loss and (ELBO, rate) those of the whole batch, from those of shares."""
+        if self.group.size == 1:
+            return loss, figures
+        more = flat.sums[len(flat.gradient) :]
+        more[0], more[1:3] = loss.detach(), figures
+        more[3] = seconds if self.group.first else 0.0
+        more[4] = float(self.asked)
+        self.group.sum_(flat.sums)
+        flat.gradient.div_(self.group.size)
+        *means, self.seconds, asked = more.tolist()
+        self.stop = asked > 0
+        loss, elbo, rate = (torch.tensor(one / self.group.size) for one in means)
+        return loss, torch.stack([elbo, rate]).to(figures)
+
+
 def _gradient(
-    model: VAE, flat: FlatParameters, settings: Training
+    model: VAE, flat: FlatParameters, settings: Training, group: processes.Processes
 ) -> Callable[[VAE, Tensor, Tensor, float], tuple[Tensor, Tensor]]:
     """Return how a step gets its gradient into `flat`: by hand where that is written, or autograd.
 
@@ -234,7 +367,7 @@ def _gradient(
     def gradient(given: VAE, x: Tensor, noise: Tensor, progress: float) -> tuple[Tensor, Tensor]:
         if by_hand is not None:
             return by_hand(x, noise, settings.beta_at(progress))
-        loss, figures = loss_terms(given, x, noise, settings, progress)
+        loss, figures = loss_terms(given, x, noise, settings, progress, group=group)
         flat.differentiate(loss)
         return loss, figures
 
@@ -334,6 +467,15 @@ class Progress:
     warning: str
 
 
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What is kept from training, `[n, *event]`, its labels where there are any, and the rest."""
+
+    rest: Dataset
+    held: Tensor | None = None
+    labels: Tensor | None = None
+
+
 def hold_out(data: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Tensor | None]:
     """Keep a share of the different training examples from training, by their digests.
 
@@ -356,8 +498,14 @@ def hold_out(data: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Te
         >>> len(rest.train), len(held)
         (9000, 1000)
     """
+    kept = validation_of(data, share, seed=seed)
+    return kept.rest, kept.held
+
+
+def validation_of(data: Dataset, share: float, *, seed: int = 0) -> Validation:
+    """Return what `hold_out` does, with the labels of what it keeps from training."""
     if share == 0:
-        return data, None
+        return Validation(data)
     flags = _held_out(data, share)
     train = data.train
     kept = train.keep(~flags) if isinstance(train, Rows) else train[~flags]
@@ -365,14 +513,10 @@ def hold_out(data: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Te
     if data.dynamic:
         held = binarize_all(held, seed=seed, label="validation")
     names = tuple(n for n, flag in zip(data.train_names, flags.tolist(), strict=True) if not flag)
-    labels = None if data.train_labels is None else data.train_labels[~flags]
-    return replace(data, train=kept, train_names=names, train_labels=labels), held
-
-
-def held_labels(data: Dataset, share: float) -> Tensor | None:
-    """Return the labels of what `hold_out` keeps from training, where there are any."""
     labels = data.train_labels
-    return None if labels is None or share == 0 else labels[_held_out(data, share)]
+    left = None if labels is None else labels[~flags]
+    rest = replace(data, train=kept, train_names=names, train_labels=left)
+    return Validation(rest, held, None if labels is None else labels[flags])
 
 
 def _held_out(data: Dataset, share: float) -> Tensor:

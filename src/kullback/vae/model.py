@@ -325,8 +325,8 @@ class VAE(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return `elbo_terms` and a bound by log-weights, `[batch]`, in nats; by default L_K.
 
-        Its gradient to q goes by the path of z (for L_K it is doubly reparameterised). With a q
-        whose density at a given z takes many passes it is the plain one.
+        Its gradient to q goes by the path of z (for L_K it is doubly reparameterised). With
+        "iwae_plain", or a q whose density at a given z takes many passes, it is the plain one.
 
         Args:
             x: `[batch, *event]`.
@@ -343,7 +343,7 @@ class VAE(nn.Module):
         apart = bound.name == "piwae"
         z = drawn.z.detach().requires_grad_() if apart else drawn.z
         likelihood = self.likelihood.log_prob(self.parameters_of(z), x)
-        held = apart or q.path_gradient
+        held = apart or (q.path_gradient and bound.by_path)
         ratio = held_log_ratio(self.prior, q, z) if held else log_ratio(self.prior, q, drawn)
         weights = objectives.log_weights(likelihood, ratio, beta=beta)
         if apart:
@@ -786,8 +786,10 @@ def _one_of(labels: tuple[str, ...]) -> str:
 def _family(architecture: Architecture) -> Family:
     """Return the family of q(z|x) of an architecture."""
     latent = architecture.latent
-    if architecture.layers > 1:
-        return TopDown(TopDownPrior(layer_sizes(latent, architecture.layers)))
+    layers = architecture.layers
+    sizes = layer_sizes(latent, layers) if isinstance(layers, int) else layers
+    if len(sizes) > 1:
+        return TopDown(TopDownPrior(sizes))
     if architecture.posterior == "full":
         return FullRank(latent)
     if architecture.posterior == "low_rank":

@@ -11,7 +11,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ from kullback.core import (
     __version__,
     import_extra,
     only_writer,
+    processes,
     remove_temporaries,
     require,
     write_json,
@@ -43,15 +45,18 @@ from .loop import (
     Monitor,
     NonFiniteError,
     Progress,
+    SharedStep,
+    Validation,
     fit,
-    held_labels,
-    hold_out,
+    require_equal_shares,
     require_parts_fit,
+    validation_of,
 )
 from .model import VAE, Parts, build, location_and_spread_of, require_own, with_parts
 from .networks import OwnDecoder, OwnEncoder
 from .sound import second_moments, shift_shares
-from .training import Training, too_short
+from .training import Preset, Training, too_short
+from .training import preset as find_preset
 
 __all__ = [
     "Outcome",
@@ -95,11 +100,15 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """How a caller follows and interrupts a run, and how often it is saved."""
+    """How a caller follows and interrupts a run, how often it is saved, and by how many it is made.
+
+    group: the processes of the run, of which the first one alone writes and calls `progress`.
+    """
 
     progress: Callable[[Progress], None] | None
     stop: Callable[[], bool] | None
     checkpoint_seconds: float
+    group: processes.Processes
 
 
 def train(
@@ -107,6 +116,7 @@ def train(
     *,
     architecture: Architecture | None = None,
     training: Training | None = None,
+    preset: str | Preset = "",
     encoder: nn.Module | None = None,
     decoder: nn.Module | None = None,
     likelihood: Likelihood | None = None,
@@ -121,11 +131,16 @@ def train(
 ) -> Outcome:
     """Train a VAE from scratch in a new run directory and return it.
 
+    In a `torch.distributed` group every process calls it with the same settings and data, and
+    takes an equal share of every batch (docs/scale.md).
+
     Args:
         data: A `Dataset`, or anything `kullback.data.load` takes: paths, shards, tensors, PyTorch
             data sets, iterables.
         architecture: What to build; by default `Architecture()`, or that of `start`.
         training: How to train; by default `Training()`, two minutes.
+        preset: A name of `kullback.vae.PRESETS`, or one of your own: values for all that
+            architecture and training leave at the default.
         encoder: A module of your own instead of the architecture's, see `Parts`; it is trained
             itself, not a copy of it.
         decoder: As `encoder`.
@@ -160,36 +175,50 @@ def train(
     if tensorboard:  # told before anything is read or written
         import_extra("tensorboard", "tensorboard")
     origin = None if start is None else Origin.read(start)
-    if architecture is None:
-        architecture = Architecture() if origin is None else origin.spec.architecture
+    if architecture is None and origin is not None:
+        architecture = origin.spec.architecture
+    chosen = preset if isinstance(preset, Preset) else find_preset(preset or "default")
+    architecture = chosen.architecture_with(architecture)
     levels = "counts" if architecture.likelihood in COUNTS else "auto"
     dataset = data if isinstance(data, Dataset) else load(data, levels=levels)
-    training = training or Training.usual(dataset.kind, dataset.event_shape)
+    training = chosen.training_with(training, dataset.kind, dataset.event_shape)
     where = pick_device(device)
+    processes.own_gpu(str(where))  # told before anything is written
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
-    rest, _ = hold_out(dataset, training.validation, seed=training.seed)
+    kept = validation_of(dataset, training.validation, seed=training.seed)
     own = Parts(encoder, decoder, likelihood, prior)
     parts = own if own.named() else None
-    model = _fresh_model(rest, architecture, training.seed, None, parts=parts)
+    model = _fresh_model(kept.rest, architecture, training.seed, None, parts=parts)
     require_parts_fit(model, training)
     weights = None if origin is None else origin.weights_for(model)
     if isinstance(model.likelihood, ContinuousBernoulli):  # of which not every x is an outcome
         for block in dataset.blocks():
             model.check(block)
         model.check(dataset.test)
+    group = processes.current()
+    require_equal_shares(model, training, len(kept.rest.train), group)
     config = _describe(model, dataset, training, where, threads)
+    if preset:
+        config["preset"] = chosen.record(architecture, training)
+    same = {name: config[name] for name in ("model", "training", "data", "precision")}
     if origin is not None:
         config["start"] = origin.described(dataset)
-    path = _new_folder(folder, dataset)
-    watch = Watch(progress, stop, checkpoint_seconds)
-    with only_writer(path):
-        write_config(path, config)
-        if tensorboard:
-            (path / Board.FOLDER).mkdir()
+        same["start"] = config["start"]
+    group.require_same("settings and data", same)
+    path = _new_folder(folder, dataset) if group.first else None
+    path = Path(group.told(str(path)))
+    watch = Watch(progress, stop, checkpoint_seconds, group)
+    with _writing(path, group):
+        if group.first:
+            write_config(path, config)
+            if tensorboard:
+                (path / Board.FOLDER).mkdir()
+            if weights is not None:
+                checkpoint.save_tensors(path / START, weights)
         if weights is not None:
-            checkpoint.save_tensors(path / START, weights)
             model.load_state_dict(weights)
-        return _drive(path, model, dataset, read_config(path), watch)
+        group.wait()
+        return _drive(path, model, dataset, kept, read_config(path), watch)
 
 
 def resume(
@@ -203,7 +232,8 @@ def resume(
 ) -> Outcome:
     """Go on with a run from its last checkpoint; on a CPU the result is bit for bit the same.
 
-    (With `epochs` or `steps`; a budget in minutes follows the clock.)
+    (With `epochs` or `steps`; a budget in minutes follows the clock.) By another number of
+    processes than before it is the same but for rounding.
 
     Args:
         folder: The run's.
@@ -220,27 +250,28 @@ def resume(
         RunError: The folder holds no run, or a damaged one, or another process writes to it.
         DataError: The data are not those of the run (their hashes differ).
     """
-    path = Path(folder)
+    path, group = Path(folder), processes.current()
     keys = ("model", "training", "data", "device", "threads", "precision")
     config = read_config(path, *keys)
     spec = Spec.from_dict(config["model"], source=str(path / "config.json"))
-    if (path / WEIGHTS).exists():
+    if group.told((path / WEIGHTS).exists()):
         return Outcome(path, VAE.load(path, parts=parts), finished=True)
     require_own(path, spec, parts)
-    with only_writer(path):
-        if (path / WEIGHTS).exists():  # another process has finished it meanwhile
+    with _writing(path, group):
+        if group.told((path / WEIGHTS).exists()):  # another process has finished it meanwhile
             return Outcome(path, VAE.load(path, parts=parts), finished=True)
         dataset = data if isinstance(data, Dataset) else reload(config["data"], source=data)
         if dataset.protocol["sha256"] != config["data"]["sha256"]:
             what = "these are not the data the run was trained on"
             raise DataError(f"{path}: {what}: the hashes differ")
         settings, _, _ = _read_settings(config, path)
-        rest, _ = hold_out(dataset, settings.validation, seed=settings.seed)
-        model = _fresh_model(rest, spec.architecture, settings.seed, spec, parts=parts)
+        kept = validation_of(dataset, settings.validation, seed=settings.seed)
+        model = _fresh_model(kept.rest, spec.architecture, settings.seed, spec, parts=parts)
+        require_equal_shares(model, settings, len(kept.rest.train), group, resumed=True)
         if config.get("start"):
             model.load_state_dict(checkpoint.load_tensors(path / START, like=model.state_dict()))
-        watch = Watch(progress, stop, checkpoint_seconds)
-        return _drive(path, model, dataset, config, watch)
+        watch = Watch(progress, stop, checkpoint_seconds, group)
+        return _drive(path, model, dataset, kept, config, watch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +354,7 @@ def _drive(
     folder: Path,
     model: VAE,
     data: Dataset,
+    kept: Validation,
     config: dict[str, Any],
     watch: Watch,
 ) -> Outcome:
@@ -330,65 +362,118 @@ def _drive(
 
     The caller holds the folder's lock.
     """
-    for place in (folder, folder / "checkpoints"):
-        remove_temporaries(place)
-    device = pick_device(config["device"])
+    group = watch.group
+    if group.first:
+        for place in (folder, folder / "checkpoints"):
+            remove_temporaries(place)
+    device = torch.device(processes.own_gpu(str(pick_device(config["device"]))))
     settings, precision, threads = _read_settings(config, folder)
-    rest, held = hold_out(data, settings.validation, seed=settings.seed)
-    model, rest = model.to(device), rest.to(device)
-    labels = held_labels(data, settings.validation)
-    held = None if held is None else held.to(device)
-    labels = None if labels is None else labels.to(device)
+    model, rest = model.to(device), kept.rest.to(device)
+    held = None if kept.held is None else kept.held.to(device)
+    labels = None if kept.labels is None else kept.labels.to(device)
     own = [m for m in model.modules() if isinstance(m, OwnEncoder | OwnDecoder)]
     for module in own:
         module.products = precision
     working = torch.float32 if own else precision  # a user's modules round by autocast
     state = State.start(model, settings, precision=working)
-    checkpoint.load(folder, state, hashed=is_hashed(config))
-    monitor = Monitor(
-        folder, model, rest, settings, state, watch.progress, validation=held, held_labels=labels
-    )
+    monitor = None
+    if group.first:
+        checkpoint.load(folder, state, hashed=is_hashed(config))
+        more: Any = {"validation": held, "held_labels": labels}
+        monitor = Monitor(folder, model, rest, settings, state, watch.progress, **more)
+    checkpoint.copy_first(state, group)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        finished = _loop(model, rest, state, monitor, watch)
+        finished = _loop(model, rest, state, monitor, settings, folder=folder, watch=watch)
     except NonFiniteError:
-        checkpoint.save(folder, state)  # the weights are those before the step that failed
+        if group.first:
+            checkpoint.save(folder, state)  # the weights are those before the step that failed
         raise
+    except processes.LostProcessError as error:
+        raise _lost(error, folder, state, group) from error
     finally:
         torch.set_num_threads(before)
     selection = short = ""
     if finished:
-        monitor.finish()
         examples = len(rest.train)
         short = too_short(settings, state.step, state.seconds, examples, kind=rest.kind)
-        selection = monitor.select()
-        if selection:
-            write_json(folder / "selection.json", {"format": 1, "weights": selection})
-    else:
-        checkpoint.save(folder, state)
-    if monitor.board is not None:
-        monitor.board.close()
+    if monitor is not None:
+        selection = _ended(folder, monitor, finished=finished)
+    if finished:
+        group.copy_first_(state.flat.average)  # which the first one may have picked
     state.flat.release(model)
-    if finished:  # from here on the run counts as finished; until here it can be resumed
+    if finished and group.first:  # from here on the run counts as finished
         checkpoint.save_tensors(folder / WEIGHTS, model.state_dict())
-    found = tuple(monitor.warnings)
+    found = () if monitor is None else tuple(monitor.warnings)
     start = config.get("start")
     if start and not start.get("same_data"):
         found = (f"this run {start_in_words(start)}", *found)
     return Outcome(folder, model.eval(), finished, found, data.to(device), selection, short)
 
 
-def _loop(model: VAE, data: Dataset, state: State, monitor: Monitor, watch: Watch) -> bool:
-    """Step, watch and save until the budget is spent (True) or the caller says stop (False)."""
-    folder, settings = monitor.folder, monitor.settings
+def _ended(folder: Path, monitor: Monitor, *, finished: bool) -> str:
+    """Write the last rows and pick the weights, or save what is to be resumed."""
+    selection = ""
+    if finished:
+        monitor.finish()
+        selection = monitor.select()
+        if selection:
+            write_json(folder / "selection.json", {"format": 1, "weights": selection})
+    else:
+        checkpoint.save(folder, monitor.state)
+    if monitor.board is not None:
+        monitor.board.close()
+    return selection
+
+
+def _lost(
+    error: processes.LostProcessError, folder: Path, state: State, group: processes.Processes
+) -> processes.LostProcessError:
+    """Save what the run has come to when another process is gone, and say how to go on."""
+    kept = "the last checkpoint is kept"
+    if group.first:
+        checkpoint.save(folder, state)
+        kept = f"saved at step {state.step:,}"
+    hint = f"kullback train --resume {folder}, with this or another number of processes"
+    return processes.LostProcessError(f"{error}; {kept}. Try: {hint}")
+
+
+@contextmanager
+def _writing(folder: Path, group: processes.Processes) -> Iterator[None]:
+    """Hold the folder's lock, if this process writes to it."""
+    if not group.first:
+        yield
+        return
+    with only_writer(folder):
+        yield
+
+
+def _loop(
+    model: VAE,
+    data: Dataset,
+    state: State,
+    monitor: Monitor | None,
+    settings: Training,
+    *,
+    folder: Path,
+    watch: Watch,
+) -> bool:
+    """Step, watch and save until the budget is spent (True) or the caller says stop (False).
+
+    monitor: None in all processes but the first one.
+    """
     saved = time.monotonic()
-    for _ in fit(model, data, settings, state, folder=folder):
-        monitor.after_step()
-        if watch.stop is not None and watch.stop():
+    shared = SharedStep(watch.group)
+    kept = folder if watch.group.first else None
+    for _ in fit(model, data, settings, state, folder=kept, shared=shared):
+        if monitor is not None:
+            monitor.after_step()
+        if shared.agreed(watch.stop is not None and watch.stop()):
             return False
         if time.monotonic() - saved > watch.checkpoint_seconds:
-            checkpoint.save(folder, state)
+            if monitor is not None:
+                checkpoint.save(folder, state)
             if settings.budget[0] == "minutes" and state.flat.vector.device.type == "cpu":
                 torch.set_num_threads(pick_threads())  # the machine may be busier by now, or less
             saved = time.monotonic()
@@ -657,6 +742,7 @@ def pick_threads() -> int:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
+    cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))  # a share a process
     allowed = os.environ.get("OMP_NUM_THREADS", "")
     most = min(cores, int(allowed)) if allowed.isdigit() and int(allowed) else cores
     return most if most > 1 and matmul_gflops(most) > THREADS_GAIN * matmul_gflops(1) else 1

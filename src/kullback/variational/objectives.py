@@ -258,7 +258,7 @@ def ciwae(log_weights: Tensor, share: float) -> Tensor:
     return share * elbo(log_weights) + (1.0 - share) * iwae(log_weights)
 
 
-BOUNDS = ("stl", "iwae", "renyi", "ciwae", "miwae", "piwae")
+BOUNDS = ("stl", "iwae", "iwae_plain", "renyi", "ciwae", "miwae", "piwae")
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,9 +266,10 @@ class WeightedBound:
     """Which function of K log-weights is maximised, and with which gradient to q.
 
     Args:
-        name: "stl", the ELBO by the path of z alone (sticking the landing); "iwae"; "renyi";
-            "ciwae"; "miwae"; "piwae", whose gradient to q is that of "miwae" and to everything else
-            that of "iwae" of all draws.
+        name: "stl", the ELBO by the path of z alone (sticking the landing); "iwae"; "iwae_plain",
+            the same bound with its plain gradient to q (Burda et al. 2016, eq. 13), whose
+            signal-to-noise ratio sinks with K; "renyi"; "ciwae"; "miwae"; "piwae", whose gradient
+            to q is that of "miwae" and to everything else that of "iwae" of all draws.
         alpha: the order of "renyi", or the share of the ELBO in "ciwae".
         groups: M of "miwae" and "piwae".
 
@@ -283,6 +284,11 @@ class WeightedBound:
     name: str = "iwae"
     alpha: float = 0.5
     groups: int = 1
+
+    @property
+    def by_path(self) -> bool:
+        """Whether its gradient to q goes by the path of z alone."""
+        return self.name != "iwae_plain"
 
     def __post_init__(self) -> None:
         require(self.name in BOUNDS, "objective", f"one of {', '.join(BOUNDS)}", repr(self.name))
@@ -355,14 +361,14 @@ def with_path_gradient(
             log q(z|x).
         z: `[draws, batch, latent]`, the reparameterised draws they were computed from; a hook on z
             scales its gradient, so use z for nothing else.
-        bound: which, other than "piwae" (see `piwae`).
+        bound: which, other than "piwae" (see `piwae`) and "iwae_plain".
         beta: the weight of log q in the log-weights.
 
     Returns:
         `[batch]`, in nats.
 
     Raises:
-        ArgumentValueError: for log-weights of another shape, or "piwae".
+        ArgumentValueError: for log-weights of another shape, "piwae" or "iwae_plain".
 
     Example:
         >>> z = torch.zeros(2, 1, 1, requires_grad=True) * 1.0
@@ -371,6 +377,8 @@ def with_path_gradient(
     """
     apart = bound.name != "piwae"
     require(apart, "bound", "one with a single weight for a draw", "piwae", "the function piwae")
+    plain = "one whose gradient to q goes by the path of z"
+    require(bound.by_path, "bound", plain, bound.name, "iwae, or the function iwae")
     others, path = bound.coefficients(log_weights, beta)
     if z.requires_grad:
         ratio = torch.where(others > 0, path / others, 0.0).unsqueeze(-1)
@@ -415,7 +423,12 @@ def piwae(
 
 
 def beta_elbo(
-    log_likelihood: Tensor, kl: Tensor, *, beta: float = 1.0, free_bits: float = 0.0
+    log_likelihood: Tensor,
+    kl: Tensor,
+    *,
+    beta: float = 1.0,
+    free_bits: float = 0.0,
+    means: Tensor | None = None,
 ) -> Tensor:
     """Return `(1/K) Σ_k log p(x|z_k) − β Σ_j KL_j`, `[batch]`, in nats, with a closed-form KL.
 
@@ -429,6 +442,7 @@ def beta_elbo(
         beta: the weight of the KL, at least 0.
         free_bits: nats each latent dimension may spend before it is charged: the *batch mean* of
             KL_j is replaced by free_bits where it is lower (its gradient is then zero).
+        means: the batch mean of every KL_j, `[latent]`, where `kl` is of a share of a batch.
 
     Returns:
         `[batch]`, differentiable in both.
@@ -446,7 +460,7 @@ def beta_elbo(
     require(free_bits >= 0, "free_bits", "nats, at least 0", free_bits)
     require(kl.ndim == 2, "kl", "[batch, latent]", list(kl.shape))
     if free_bits > 0:
-        means = kl.mean(0)
+        means = kl.mean(0) if means is None else means
         kl = kl + torch.clamp(free_bits - means, min=0.0)
         kl = torch.where(means < free_bits, kl.detach(), kl)
     return elbo(log_likelihood) - beta * kl.sum(-1)

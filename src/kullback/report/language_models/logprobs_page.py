@@ -285,6 +285,8 @@ def _errors(main: Clustered) -> list[str]:
     if not math.isfinite(main.naive_error) or main.estimate.no_error:
         return []
     of = f"{len(clusters.sizes):,} {'blocks' if clusters.block else clusters.name}"
+    if not main.naive_error:
+        return [f"errors: clustered by {of}"]
     return [
         f"errors: clustered by {of}; tokens taken as independent would give "
         f"± {main.naive_error:.2g} (design effect {main.design_effect:.2f})"

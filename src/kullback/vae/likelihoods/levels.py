@@ -9,8 +9,8 @@ compiler, the whole mixture of logistics (`step.c`, which `library` compiles).
 
 import copy
 import ctypes
-import itertools
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,7 +40,7 @@ __all__ = [
     "log_mass",
 ]
 
-SOURCE = Path(__file__).parent.with_name("step.c")
+SOURCE = Path(__file__).with_name("step.c")
 _POINTER, _WHOLE, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "activate": ([_POINTER] * 3 + [_WHOLE] * 2 + [ctypes.c_int], None),
@@ -49,9 +49,10 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "sample_latent_back": ([_POINTER] * 5 + [_WHOLE] * 2 + [_REAL] * 2, None),
     "bernoulli": ([_POINTER] * 4 + [_WHOLE] * 2 + [_REAL], ctypes.c_double),
     "logistic_mixture": (
-        [_POINTER] * 4 + [_WHOLE] * 7 + [_REAL] * 2 + [ctypes.c_int],
+        [_POINTER] * 5 + [_WHOLE] * 8 + [_REAL] * 2 + [ctypes.c_int],
         ctypes.c_int,
     ),
+    "scale_rows": ([_POINTER] * 3 + [_WHOLE] * 3 + [ctypes.c_int], None),
 }
 
 
@@ -487,10 +488,8 @@ class DiscretisedLogistics(nn.Module):
         Without patches and where no gradient is asked for the plain form is used, so that runs made
         before the compiled one keep their figures to the last bit.
         """
-        wanted = self.event.patch or (torch.is_grad_enabled() and parameters.requires_grad)
-        if wanted and self._compiles(parameters):
-            out: Tensor = _Mixture.apply(parameters, self.event.split(x), self)  # type: ignore[no-untyped-call]
-            return out
+        if self.compiles(parameters):
+            return self.compiled(parameters, x)
         log_pi, means, log_scales, weights = self._unpack(parameters)
         values = self.unit(self.event.split(x))
         half = 1.0 / (self.levels - 1)
@@ -502,8 +501,26 @@ class DiscretisedLogistics(nn.Module):
         each = torch.logsumexp(total, -2)
         return each.flatten(-2).sum(-1) if self.event.patch else each.sum(-1)
 
-    def _compiles(self, parameters: Tensor) -> bool:
-        """Say whether the compiled form can be used: on a CPU, without units of the data's own."""
+    def compiled(self, parameters: Tensor, x: Tensor, around: Tensor | None = None) -> Tensor:
+        """Return log p(x|z), `[*draws, batch]`, in nats, from the compiled form.
+
+        Args:
+            parameters: For which `compiles` holds; behind the mixture's own channels, where
+                `around` is given, `moves` weights for each of the neighbours.
+            x: `[batch, *event]`.
+            around: The neighbours' values as `unit` gives them, a neighbour after the other,
+                `[batch, (patches,) neighbours * C, places]`.
+
+        Returns:
+            With a gradient to the parameters.
+        """
+        out: Tensor = _Mixture.apply(parameters, self.event.split(x), around, self)  # type: ignore[no-untyped-call]
+        return out
+
+    def compiles(self, parameters: Tensor) -> bool:
+        """Say whether `log_prob` takes the compiled form: on a CPU, in units of the levels."""
+        if not (self.event.patch or (torch.is_grad_enabled() and parameters.requires_grad)):
+            return False
         plain = parameters.device.type == "cpu" and self.spread is None
         plain = plain and (self.pairs > 0 or self.event.colours == 1)  # it has the colour weights
         known = parameters.dtype in (torch.float32, torch.bfloat16)
@@ -559,53 +576,75 @@ class DiscretisedLogistics(nn.Module):
 
 
 class _Mixture(torch.autograd.Function):
-    """`DiscretisedLogistics.log_prob` in C: one pass over the parameters, another for the gradient.
+    """`DiscretisedLogistics.log_prob` in C: value and gradient in one pass over the parameters.
 
-    parameters: `[*lead, (patches,) channels, places]`; x: `[batch, (patches,) colours, places]`.
+    parameters: `[*lead, (patches,) channels, places]`; x: `[batch, (patches,) colours, places]`;
+    around: None, or as in `DiscretisedLogistics.compiled`.
     """
 
     @staticmethod
-    def forward(ctx: Any, parameters: Tensor, x: Tensor, mixture: DiscretisedLogistics) -> Tensor:
+    def forward(
+        ctx: Any,
+        parameters: Tensor,
+        x: Tensor,
+        around: Tensor | None,
+        mixture: DiscretisedLogistics,
+    ) -> Tensor:
         parameters, x = parameters.contiguous(), x.float().contiguous()
-        ctx.save_for_backward(parameters, x)
-        ctx.mixture = mixture
+        around = None if around is None else around.float().contiguous()
         value = torch.empty(parameters.shape[: -mixture.event.axes])
-        _mixture_pass(mixture, parameters, x, value, None)
+        by = torch.empty_like(parameters) if ctx.needs_input_grad[0] else None
+        _mixture_pass(mixture, (parameters, x, around), value, by)
+        ctx.by = by
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        parameters, x = ctx.saved_tensors
-        by = torch.empty_like(parameters)
-        _mixture_pass(ctx.mixture, parameters, x, grad.float().contiguous(), by)
-        return by, None, None
+        by, factor = ctx.by, grad.float().contiguous()
+        out, rows = torch.empty_like(by), factor.numel()
+        pointers = [tensor.data_ptr() for tensor in (by, factor, out)]
+        sizes = (by.numel() // rows, int(by.dtype == torch.bfloat16))
+        _in_threads(lambda a, b: library().scale_rows(*pointers, a, b, *sizes), rows)  # type: ignore[union-attr]
+        return out, None, None, None
 
 
 def _mixture_pass(
-    mixture: DiscretisedLogistics, parameters: Tensor, x: Tensor, value: Tensor, by: Tensor | None
+    mixture: DiscretisedLogistics,
+    given: tuple[Tensor, Tensor, Tensor | None],
+    value: Tensor,
+    by: Tensor | None,
 ) -> None:
-    """Write the log-likelihood of every row into value or, given by, value times its gradient."""
-    event = mixture.event
-    tensors = (parameters, x, by, value)
+    """Write the log-likelihood of every row into value, and its gradient into by.
+
+    given: parameters, x and around, as in `_Mixture`.
+    """
+    event, (parameters, x, around) = mixture.event, given
+    count = 0 if around is None else around.shape[-2] // event.colours
+    tensors = (parameters, x, around, by, value)
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
     runs = math.prod(parameters.shape[-event.axes : -2])
-    sizes = (len(x), runs, event.places, mixture.components, event.colours)
+    sizes = (len(x), runs, event.places, mixture.components, event.colours, count)
     half, narrow = 1.0 / (mixture.levels - 1), int(parameters.dtype == torch.bfloat16)
 
-    def work(part: tuple[int, int]) -> int:
-        first, last = part
-        code: int = library().logistic_mixture(  # type: ignore[union-attr]  # see `_compiles`
+    def work(first: int, last: int) -> int:
+        code: int = library().logistic_mixture(  # type: ignore[union-attr]  # see `compiles`
             *pointers, first, last, *sizes, half, mixture.least, narrow
         )
         return code
 
-    threads = max(1, min(torch.get_num_threads(), value.numel()))
-    ends = [value.numel() * k // threads for k in range(threads + 1)]
+    if any(_in_threads(work, value.numel())):
+        raise MemoryError("of a block of a likelihood's places")
+
+
+def _in_threads(work: Callable[[int, int], Any], rows: int) -> list[Any]:
+    """Call work(first, last) on as many parts of the rows as PyTorch has threads."""
+    threads = max(1, min(torch.get_num_threads(), rows))
+    ends = [rows * k // threads for k in range(threads + 1)]
+    if threads == 1:
+        return [work(0, rows)]
     with ThreadPoolExecutor(threads) as pool:
-        run = map if threads == 1 else pool.map
-        if any(run(work, itertools.pairwise(ends))):
-            raise MemoryError("of a block of a likelihood's places")
+        return list(pool.map(work, ends[:-1], ends[1:]))
 
 
 def log_mass(

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from kullback.core import require
 
 from ..networks import real
-from .levels import Event, Likelihood
+from .levels import DiscretisedLogistics, Event, Likelihood
 
 __all__ = ["OFFSETS", "Movable", "Neighbours"]
 
@@ -99,6 +99,10 @@ class Neighbours(nn.Module):
             self.event.split(values[..., 1 + down : 1 + down + height, 1 + right :][..., :width])
             for right, down in OFFSETS[: self.count]
         ]
+        if isinstance(self.likelihood, DiscretisedLogistics) and self.likelihood.compiles(
+            parameters
+        ):
+            return self.likelihood.compiled(parameters, x, torch.cat(around, -2))
         own, weights = self._apart(parameters)
         shift = torch.zeros((), device=values.device, dtype=values.dtype)
         for beside, weight in zip(around, weights, strict=True):

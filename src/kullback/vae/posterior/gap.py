@@ -329,9 +329,9 @@ def _width(width: Estimate) -> str:
             "average: there the chains find the whole posterior."
         )
     return (
-        f"On the model's own images the two bounds are {width.value:.2g} nats apart on average: "
-        "the chains are too short, and the lower bounds may be low by as much. "
-        "Try: twice the --temperatures"
+        f"Not settled: on the model's own images the two bounds are {width.value:.3g} nats apart "
+        "on average. The chains are too short, and every lower bound here, also one called "
+        "settled, may be low by as much. Try: twice the --temperatures, or --sandwich-minutes 10"
     )
 
 

@@ -305,19 +305,79 @@ static void mixture_block(const Mixture *mix, const float *restrict p, const flo
     }
 }
 
-/* log p(x|z) of rows [first, last) of parameters, each [runs, channels, inner] places, in value; or,
-   where by is not NULL, value's number times its gradient there. Levels x: [batch, runs, colours,
-   inner]; a row r is of item r % batch. Parameters and by are float32, or bfloat16 where
-   `half_width` is 1. Returns 1 where memory is refused, else 0. */
-int logistic_mixture(const void *parameters, const float *x, void *by, float *value,
-                     int64_t first, int64_t last, int64_t batch, int64_t runs, int64_t inner,
-                     int64_t components, int64_t colours, float half, float least, int half_width) {
+/* Neighbouring pixels, `Neighbours` in likelihoods/neighbours.py. Behind the mixture's `own`
+   channels p has, for each of `count` neighbours, a weight of every mixture logit and one of every
+   colour's means; beside[(neighbour * colours + colour) * BLOCK + j] is what they weigh. */
+static void move_block(const Mixture *mix, float *restrict p, const float *restrict beside,
+                       const float *restrict grey, int64_t own, int64_t count, int64_t n) {
+    int64_t k_all = mix->components, colours = mix->colours, moves = k_all + colours;
+    for (int64_t k = 0; k < k_all; k++)
+        for (int64_t b = 0; b < count; b++) {
+            const float *weight = p + (own + b * moves + k) * BLOCK, *value = grey + b * BLOCK;
+            float *logit = p + k * BLOCK;
+            #pragma omp simd
+            for (int64_t j = 0; j < n; j++) logit[j] += weight[j] * value[j];
+        }
+    for (int64_t c = 0; c < colours; c++) {
+        float shift[BLOCK] = { 0 };
+        for (int64_t b = 0; b < count; b++) {
+            const float *weight = p + (own + b * moves + k_all + c) * BLOCK;
+            const float *value = beside + (b * colours + c) * BLOCK;
+            #pragma omp simd
+            for (int64_t j = 0; j < n; j++) shift[j] += weight[j] * value[j];
+        }
+        for (int64_t k = 0; k < k_all; k++) {
+            float *mean = p + (k_all + c * k_all + k) * BLOCK;
+            #pragma omp simd
+            for (int64_t j = 0; j < n; j++) mean[j] += shift[j];
+        }
+    }
+}
+
+/* The gradient by the weights, from that by the logits and means that they move. */
+static void move_block_back(const Mixture *mix, float *restrict g, const float *restrict beside,
+                            const float *restrict grey, int64_t own, int64_t count, int64_t n) {
+    int64_t k_all = mix->components, colours = mix->colours, moves = k_all + colours;
+    for (int64_t k = 0; k < k_all; k++)
+        for (int64_t b = 0; b < count; b++) {
+            float *by = g + (own + b * moves + k) * BLOCK;
+            const float *by_logit = g + k * BLOCK, *value = grey + b * BLOCK;
+            #pragma omp simd
+            for (int64_t j = 0; j < n; j++) by[j] = by_logit[j] * value[j];
+        }
+    for (int64_t c = 0; c < colours; c++) {
+        float by_shift[BLOCK] = { 0 };
+        for (int64_t k = 0; k < k_all; k++) {
+            const float *by_mean = g + (k_all + c * k_all + k) * BLOCK;
+            #pragma omp simd
+            for (int64_t j = 0; j < n; j++) by_shift[j] += by_mean[j];
+        }
+        for (int64_t b = 0; b < count; b++) {
+            float *by = g + (own + b * moves + k_all + c) * BLOCK;
+            const float *value = beside + (b * colours + c) * BLOCK;
+            #pragma omp simd
+            for (int64_t j = 0; j < n; j++) by[j] = by_shift[j] * value[j];
+        }
+    }
+}
+
+/* log p(x|z) of rows [first, last) of parameters, each [runs, channels, inner] places, in value, and
+   its gradient in by, where that is not NULL. Levels x: [batch, runs, colours, inner]; a row r is of
+   item r % batch. around: [batch, runs, count * colours, inner], the values of `count` neighbours,
+   or NULL where count is 0. Parameters and by are float32, or bfloat16 where `half_width` is 1.
+   Returns 1 where memory is refused, else 0. */
+int logistic_mixture(const void *parameters, const float *x, const float *around, void *by,
+                     float *value, int64_t first, int64_t last, int64_t batch, int64_t runs,
+                     int64_t inner, int64_t components, int64_t colours, int64_t count, float half,
+                     float least, int half_width) {
     Mixture mix = { components, colours, runs * inner, half, least };
-    int64_t channels = components * (1 + 2 * colours + colours * (colours - 1) / 2);
-    float *p = malloc(sizeof(float) * BLOCK * (2 * channels + colours + components + 1));
+    int64_t own = components * (1 + 2 * colours + colours * (colours - 1) / 2);
+    int64_t channels = own + count * (components + colours), values = count * colours;
+    int64_t scratch = 2 * channels + colours + components + 1 + values + count;
+    float *p = malloc(sizeof(float) * BLOCK * scratch);
     if (!p) return 1;
     float *g = p + BLOCK * channels, *v = g + BLOCK * channels, *mass = v + BLOCK * colours;
-    float *each = mass + BLOCK * components;
+    float *each = mass + BLOCK * components, *beside = each + BLOCK, *grey = beside + BLOCK * values;
     for (int64_t r = first; r < last; r++) {
         double total = 0.0;
         for (int64_t start = 0; start < mix.places; start += BLOCK) {
@@ -340,16 +400,27 @@ int logistic_mixture(const void *parameters, const float *x, void *by, float *va
                 for (int64_t c = 0; c < colours; c++)
                     for (int64_t j = 0; j < some; j++)
                         v[c * BLOCK + done + j] = levels[c * inner + j] * (2.0f * half) - 1.0f;
+                int64_t there = ((r % batch * runs + run) * values) * inner + at;
+                for (int64_t b = 0; b < values; b++, there += inner)
+                    memcpy(beside + b * BLOCK + done, around + there, some * sizeof(float));
             }
+            for (int64_t b = 0; b < count; b++)
+                for (int64_t j = 0; j < n; j++) {
+                    float sum = 0.0f;
+                    for (int64_t c = 0; c < colours; c++)
+                        sum += beside[(b * colours + c) * BLOCK + j];
+                    grey[b * BLOCK + j] = sum / colours;
+                }
+            if (count) move_block(&mix, p, beside, grey, own, count, n);
             mixture_block(&mix, p, v, by ? g : NULL, mass, each, n);
             for (int64_t j = 0; j < n; j++) total += each[j];
+            if (by && count) move_block_back(&mix, g, beside, grey, own, count, n);
             for (int64_t done = 0, some; by && done < n; done += some) {
                 int64_t run = (start + done) / inner, at = (start + done) % inner;
                 some = inner - at < n - done ? inner - at : n - done;
                 int64_t to = ((r * runs + run) * channels) * inner + at;
                 for (int64_t c = 0; c < channels; c++, to += inner) {
                     float *from = g + c * BLOCK + done;
-                    for (int64_t j = 0; j < some; j++) from[j] *= value[r];
                     if (half_width) {
                         uint16_t *narrow = (uint16_t *)by + to;
                         #pragma omp simd
@@ -360,8 +431,28 @@ int logistic_mixture(const void *parameters, const float *x, void *by, float *va
                 }
             }
         }
-        if (!by) value[r] = (float)total;
+        value[r] = (float)total;
     }
     free(p);
     return 0;
+}
+
+/* Rows of by, `width` numbers each, times the rows' factors, in out. */
+void scale_rows(const void *by, const float *factor, void *out, int64_t first, int64_t last,
+                int64_t width, int half_width) {
+    for (int64_t r = first; r < last; r++) {
+        float f = factor[r];
+        if (half_width) {
+            const uint16_t *from = (const uint16_t *)by + r * width;
+            uint16_t *to = (uint16_t *)out + r * width;
+            #pragma omp simd
+            for (int64_t j = 0; j < width; j++)
+                to[j] = float_to_bfloat16(f * bfloat16_to_float(from[j]));
+        } else {
+            const float *from = (const float *)by + r * width;
+            float *to = (float *)out + r * width;
+            #pragma omp simd
+            for (int64_t j = 0; j < width; j++) to[j] = f * from[j];
+        }
+    }
 }

@@ -15,10 +15,11 @@ from typing import Any
 
 from kullback.core import RunError, __version__, read_json, write_atomic, write_json
 from kullback.data import describe_protocol
-from kullback.report import evaluation_text, run_page
-from kullback.vae import VAE, Parts, start_in_words
+from kullback.vae import VAE, Parity, Parts, require_exportable, start_in_words, write_graphs
 
-from .onnx_graphs import Parity, require_exportable, write_graphs
+from ..evaluation_text import figures, noun_of, remarks, scope
+from ..limits import GRID_LETTERS
+from .run_page import Record, evaluation_of
 
 __all__ = ["export"]
 
@@ -63,8 +64,8 @@ def export(
         require_exportable(model)
     config = read_json(source / "config.json")
     missing: dict[str, str] = {}
-    evaluation, evaluated = run_page.evaluation_of(source, missing)
-    record = run_page.Record(source, config, [], [], evaluation, evaluated, model, None, missing)
+    evaluation, evaluated = evaluation_of(source, missing)
+    record = Record(source, config, [], [], evaluation, evaluated, model, None, missing)
     partial = target.parent / f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
         partial.mkdir(parents=True)
@@ -82,7 +83,7 @@ def export(
     return target
 
 
-def _write_fields(folder: Path, record: run_page.Record, parity: Parity | None) -> None:
+def _write_fields(folder: Path, record: Record, parity: Parity | None) -> None:
     """Write `config.json`, which `VAE.load` reads, and `preprocessor_config.json`."""
     kept = ("model", "training", "precision", "versions", "created", "start")
     fields: dict[str, Any] = {"format": record.config["format"]}
@@ -119,7 +120,7 @@ def _public(protocol: Mapping[str, Any]) -> dict[str, Any]:
     return fields | {"skipped": skipped | {"files": []}}
 
 
-def _preprocessing(record: run_page.Record) -> dict[str, Any]:
+def _preprocessing(record: Record) -> dict[str, Any]:
     """Return what x must be before it goes into the model."""
     protocol, spec = record.protocol, record.config["model"]
     names = ("size", "fit", "channels", "background", "frames", "binarize", "sound", "sizes")
@@ -134,7 +135,7 @@ def _preprocessing(record: run_page.Record) -> dict[str, Any]:
     }
 
 
-def _values(record: run_page.Record) -> str:
+def _values(record: Record) -> str:
     """Say what the numbers of x are."""
     spec = record.config["model"]
     shape = " x ".join(str(size) for size in spec["event_shape"])
@@ -150,12 +151,13 @@ def _values(record: run_page.Record) -> str:
     grid = spec.get("grid")
     stands = ""
     if grid:
-        stands = "; preprocessor_config.json says what they stand for"
+        stands = f"; what a level stands for is in preprocessor_config.json ({json.dumps(grid)})"
+        stands = stands if len(stands) < GRID_LETTERS else "; preprocessor_config.json says what they are"
     sized = ", the last column a size factor" if spec.get("sizes") else ""
     return f"float32 [batch, {shape.replace(' x ', ', ')}]: {what}{sized}{stands}"
 
 
-def _card(record: run_page.Record, parity: Parity | None, name: str, model: VAE) -> str:
+def _card(record: Record, parity: Parity | None, name: str, model: VAE) -> str:
     """Write the model card: front matter, figures, use, data and what is left to its author."""
     spec = record.config["model"]
     tags = ["variational-autoencoder", "generative-model", "kullback"]
@@ -180,7 +182,7 @@ def _card(record: run_page.Record, parity: Parity | None, name: str, model: VAE)
     return "\n".join(lines)
 
 
-def _lead(record: run_page.Record) -> str:
+def _lead(record: Record) -> str:
     spec = record.config["model"]
     architecture = spec["architecture"]
     own = spec.get("own")
@@ -201,23 +203,21 @@ def _public_start(start: Mapping[str, Any]) -> dict[str, Any]:
     return dict(start) | names | earlier
 
 
-def _measured(record: run_page.Record) -> list[str]:
+def _measured(record: Record) -> list[str]:
     """Return the run's figures as a table with what must be known before using them."""
     if record.evaluation is None:
         return ["Nothing is measured yet: `kullback evaluate RUN`, then export again."]
-    noun = evaluation_text.noun_of(record.evaluated)
-    rows = evaluation_text.figures(record.evaluation, noun=noun).values()
+    noun = noun_of(record.evaluated)
+    rows = figures(record.evaluation, noun=noun).values()
     lines = ["| figure | value ± standard error | unit | note |", "|---|---|---|---|"]
     cells = [(row.name, row.value, row.unit, row.note.replace("|", "\\|")) for row in rows]
     lines += [f"| {' | '.join(row)} |" for row in cells]
-    lines += ["", evaluation_text.scope(record.evaluation, noun=noun) + ".", ""]
+    lines += ["", scope(record.evaluation, noun=noun) + ".", ""]
     lines += [f"Data: {describe_protocol(_public(record.evaluated))}.", ""]
-    return lines + [
-        f"- {sentence}" for sentence in evaluation_text.remarks(record.evaluation, noun=noun)
-    ]
+    return lines + [f"- {sentence}" for sentence in remarks(record.evaluation, noun=noun)]
 
 
-def _use(record: run_page.Record, parity: Parity | None, model: VAE) -> list[str]:
+def _use(record: Record, parity: Parity | None, model: VAE) -> list[str]:
     """Return code that loads the model, and what the graphs take and give."""
     own = record.config["model"].get("own")
     given = ", parts=vae.Parts(...)" if own else ""
@@ -249,13 +249,13 @@ def _use(record: run_page.Record, parity: Parity | None, model: VAE) -> list[str
     ]
 
 
-def _is_plain(record: run_page.Record) -> bool:
+def _is_plain(record: Record) -> bool:
     architecture = record.config["model"]["architecture"]
     usual = architecture.get("layers", 1) == 1 and architecture.get("posterior") != "quantised"
     return usual and "prior" not in (record.config["model"].get("own") or {})
 
 
-def _data(record: run_page.Record) -> list[str]:
+def _data(record: Record) -> list[str]:
     """Return what the model was trained on: the protocol's line, split, hashes and notes."""
     protocol = _public(record.protocol)
     hashes = protocol.get("sha256") or {}
@@ -264,6 +264,6 @@ def _data(record: run_page.Record) -> list[str]:
     return lines + [f"- {note}" for note in protocol.get("notes") or ()]
 
 
-def _settings(record: run_page.Record) -> dict[str, Any]:
+def _settings(record: Record) -> dict[str, Any]:
     used = {key: value for key, value in record.config["training"].items() if value is not None}
     return {"architecture": record.config["model"]["architecture"], "training": used}

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from kullback.core import ArgumentValueError, RunError, import_extra, message, require
-from kullback.vae import VAE
 
+from .latents import Diagonal, FullRank, LowRank, Quantised
+from .likelihoods import Neighbours
 from .limits import EXPORT_CODES, EXPORT_ERROR, EXPORT_EXAMPLES
+from .model import VAE
 
 __all__ = ["Parity", "require_exportable", "write_graphs"]
 
@@ -68,10 +70,9 @@ class EncoderGraph(nn.Module):
     def __init__(self, model: VAE) -> None:
         super().__init__()
         self.model = model
-        built = spec_of(model).architecture
-        closed = built.posterior in ("diagonal", "full") and built.layers == 1
+        closed = isinstance(model.family, Diagonal | FullRank)
         self.outputs = ["z", "mean", "log_sd"] if closed else ["z"]
-        labelled = bool(spec_of(model).labels)
+        labelled = model.spec is not None and bool(model.spec.labels)
         self.inputs = ["x", "noise", *(["label"] if labelled else [])]
 
     def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -88,9 +89,9 @@ class DecoderGraph(nn.Module):
     def __init__(self, model: VAE) -> None:
         super().__init__()
         self.model = model
-        one_by_one = spec_of(model).architecture.neighbours > 0  # its mean goes pixel by pixel
+        one_by_one = isinstance(model.likelihood, Neighbours)  # its mean goes pixel by pixel
         self.outputs = ["parameters"] if one_by_one else ["parameters", "mean"]
-        labelled = bool(spec_of(model).labels)
+        labelled = model.spec is not None and bool(model.spec.labels)
         self.inputs = ["z", *(["label"] if labelled else [])]
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -104,19 +105,11 @@ class DecoderGraph(nn.Module):
 
 def require_exportable(model: VAE) -> None:
     """Raise an ArgumentValueError for a model that ONNX cannot hold, with the reason."""
-    spec = spec_of(model)
-    sound = spec.kind == "sound"
+    sound = model.spec is not None and model.spec.kind == "sound"
     what = "images or vectors: p(x|z) of sound is a network over earlier samples too"
     require(not sound, "model", what, "sound", HINT)
     what = "a posterior that ONNX can draw from: low_rank needs a Cholesky factor"
-    require(spec.architecture.posterior != "low_rank", "model", what, "low_rank", HINT)
-
-
-def spec_of(model: VAE) -> Any:
-    """Return a model's description, which those composed by hand do not have."""
-    if model.spec is None:
-        raise RunError("this VAE was composed by hand: only models from `build` can be exported")
-    return model.spec
+    require(not isinstance(model.family, LowRank), "model", what, "low_rank", HINT)
 
 
 def write_graphs(model: VAE, folder: Path) -> Parity:
@@ -149,11 +142,11 @@ def write_graphs(model: VAE, folder: Path) -> Parity:
 
 def _examples(model: VAE) -> dict[str, Tensor]:
     """Draw examples from the model, noise and labels: a tensor for each input of the graphs."""
-    spec, count = spec_of(model), EXPORT_EXAMPLES
+    spec, count = model.spec, EXPORT_EXAMPLES
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(count) % len(spec.labels) if spec.labels else None
+    labels = torch.arange(count) % len(spec.labels) if spec is not None and spec.labels else None
     x = (model if labels is None else model.at(labels)).sample(count, generator=generator).float()
-    if spec.sizes and x.shape[1:] != spec.event_shape:
+    if spec is not None and spec.sizes and x.shape[1:] != spec.event_shape:
         x = torch.cat([x, torch.ones(count, 1)], 1)  # a size factor of 1
     noise = torch.randn(count, model.prior.latent, generator=generator)
     return {"x": x, "noise": noise} | ({} if labels is None else {"label": labels})
@@ -206,7 +199,7 @@ def _compared(
     encoded, encoder_error = _run(encoder, paths[0], inputs)
     agree = torch.ones(len(inputs["z"]), dtype=torch.bool)
     codes = 0.0
-    if spec_of(model).architecture.posterior == "quantised":
+    if isinstance(model.family, Quantised):
         same = encoded["z"] == inputs["z"]
         agree, codes = same.all(1), 1.0 - float(same.double().mean())
         encoder_error = 0.0 if codes <= EXPORT_CODES else encoder_error

@@ -25,9 +25,9 @@ from kullback.data import Dataset
 from kullback.vae import VAE, Architecture, Evaluation, Training, start_in_words, too_short
 from kullback.vae import limits as vae_limits
 
-from . import html, pictures
-from .evaluation_text import figures, noun_of, protocol_line, remarks, scope
-from .limits import (
+from .. import html, pictures
+from ..evaluation_text import figures, noun_of, protocol_line, remarks, scope
+from ..limits import (
     KL_BARS,
     LATENT_REACH,
     MARK_GAP,
@@ -36,7 +36,7 @@ from .limits import (
     SOUND_PAGE_BYTES,
     WHOLE_EPOCHS,
 )
-from .pictures import compose, interleave, to_levels
+from ..pictures import compose, interleave, to_levels
 from .run_charts import (
     Series,
     codes,
@@ -304,7 +304,10 @@ def _lead(record: Record) -> str:
     family = architecture.get("posterior", "diagonal")
     learned += "" if family == "diagonal" else f", {family} posterior"
     layers = architecture.get("layers", 1)
-    learned += "" if layers == 1 else f", {layers} stochastic layers"
+    if isinstance(layers, list):
+        learned += f", stochastic layers of {', '.join(map(str, layers))} dimensions, from the top"
+    else:
+        learned += "" if layers == 1 else f", {layers} stochastic layers"
     return (
         f"A variational autoencoder trained on {source}: "
         f"{architecture.get('network')} {hidden}, {architecture.get('latent')} latent dimensions, "
@@ -643,6 +646,10 @@ def _settings(record: Record) -> list[tuple[str, list[tuple[str, str]]]]:
         architecture["parameters"] = f"{count:,}"
     machine |= config.get("versions") or {}
     parts = {"Model": architecture, "Training": config["training"], "Machine": machine}
+    preset = config.get("preset")
+    if preset:
+        instead = {f"{name}, given instead": v for name, v in preset["given_instead"].items()}
+        parts = {"Preset": {"name": preset["name"]} | preset["options"] | instead} | parts
     return [
         (name, [(key.replace("_", " "), _plain(value)) for key, value in part.items()])
         for name, part in parts.items()

@@ -1,0 +1,480 @@
+"""Several processes against one: the same steps, figures, files and messages.
+
+In the fast tier threads play the processes: what each sends is summed as gloo would. The slow tier
+starts the command with torchrun, on 127.0.0.1.
+"""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from kullback.core import ArgumentValueError
+from kullback.core.processes import LostProcessError, Processes
+from kullback.data import Dataset
+from kullback.vae import Architecture, Bounds, Training, build, image_bounds, summarise
+from kullback.vae.checkpoint import State
+from kullback.vae.loop import NonFiniteError, SharedStep, fit, require_equal_shares
+
+WAIT = 60.0  # seconds for another thread or process: more is a failure
+
+
+@dataclass
+class Table:
+    """Where the threads of one group lay what they send."""
+
+    size: int
+    slots: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.barrier = threading.Barrier(self.size)
+
+    def all(self, rank, value):
+        self.slots[rank] = value
+        self.barrier.wait(WAIT)
+        found = [self.slots[n] for n in range(self.size)]
+        self.barrier.wait(WAIT)
+        return found
+
+
+class Thread(Processes):
+    """A process that is a thread; `lost` is the number of the sum at which another is gone."""
+
+    def __init__(self, rank, table, lost=None):
+        super().__init__(rank, table.size)
+        self.table, self.lost = table, lost
+
+    def sum_(self, values):
+        self.calls += 1
+        self.sent += values.numel() * values.element_size()
+        if self.calls == self.lost:
+            raise LostProcessError("processes: gone")
+        parts = self.table.all(self.rank, values.clone())
+        return values.copy_(torch.stack(parts).sum(0))
+
+    def copy_first_(self, values):
+        return values.copy_(self.table.all(self.rank, values.clone())[0])
+
+
+def together(size, work, **more):
+    """Return what `work(group)` gives in every thread; the first error is raised."""
+    table, results, errors = Table(size), [None] * size, []
+
+    def run(rank):
+        try:
+            results[rank] = work(Thread(rank, table, **more))
+        except BaseException as error:  # noqa: BLE001 - raised below
+            errors.append((rank, error))
+            if not isinstance(error, LostProcessError):  # which all meet at the same sum
+                table.barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(2 * WAIT)
+    if errors:
+        raise next((e for _, e in errors if not isinstance(e, threading.BrokenBarrierError)))
+    return results
+
+
+def some(kind, shape, n=96, *, dynamic=False, labels=0):
+    """Training and test examples of a kind, at random."""
+    draw = torch.Generator().manual_seed(0)
+    levels = {"binary": 2, "8-bit": 256, "counts": 9}
+    if kind == "continuous":
+        x = torch.randn((n + 30, *shape), generator=draw)
+    else:
+        top = 256 if dynamic else levels[kind]
+        x = torch.randint(top, (n + 30, *shape), generator=draw)
+        x = x.to(torch.int32 if kind == "counts" else torch.uint8)
+    y = torch.randint(max(1, labels), (n + 30,), generator=draw)
+    names = tuple(f"train[{i}]" for i in range(n))
+    test = (x[n:] > 127).to(torch.uint8) if dynamic else x[n:]
+    protocol = {"labels": [str(one) for one in range(labels)]} if labels else {}
+    more = {"train_labels": y[:n], "test_labels": y[n:]} if labels else {}
+    return Dataset(x[:n], test, kind, dynamic, protocol, names, names[:30], **more)
+
+
+SMALL = {"latent": 4, "components": 1}
+MLP = SMALL | {"network": "mlp", "hidden": (8,)}
+CASES = {
+    "bits": ("binary", (6,), MLP, {}),
+    "bits drawn afresh": ("binary", (6,), MLP, {"dynamic": True}),
+    "several draws": ("binary", (6,), MLP, {"objective": "iwae", "draws": 3}),
+    "tightened": ("binary", (6,), MLP, {"tighten": 0.5, "draws": 2}),
+    "free bits": ("binary", (6,), MLP, {"free_bits": 0.2}),
+    "balanced layers": (
+        "binary",
+        (6,),
+        MLP | {"layers": 2, "latent": 4},
+        {"balance": True, "warmup": 0.8, "free_bits": 0.02},
+    ),
+    "pictures": ("8-bit", (1, 8, 8), SMALL | {"hidden": (8, 16)}, {}),
+    "colours": ("8-bit", (3, 8, 8), SMALL | {"hidden": (8, 16)}, {"warmup": 0.5}),
+    "counts": ("counts", (5,), MLP | {"likelihood": "poisson"}, {}),
+    "labels": ("binary", (6,), MLP, {"labels": 3}),
+    "vamp": ("binary", (6,), MLP | {"prior": "mixture", "prior_components": 3}, {}),
+    "numbers": ("continuous", (5,), MLP, {"precision": "float32"}),
+}
+
+
+def parts_of(case):
+    """Return data, settings, and a function that builds the model and its state."""
+    kind, shape, architecture, given = CASES[case]
+    given = dict(given)
+    more = {name: given.pop(name) for name in ("dynamic", "labels") if name in given}
+    data = some(kind, shape, **more)
+    settings = Training(**({"steps": 5, "batch_size": 16} | given))
+
+    def made():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            labels = tuple(data.protocol.get("labels", ()))
+            model = build(shape, kind, Architecture(**architecture), labels=labels)
+        return model, State.start(model, settings)
+
+    return data, settings, made
+
+
+ULP = torch.finfo(torch.float32).eps
+
+
+@dataclass
+class Played:
+    """What one process had after some steps: figures of every step, the first gradient, weights."""
+
+    figures: torch.Tensor
+    gradient: torch.Tensor
+    state: State
+
+
+def played(data, settings, made, group=None, **how):
+    """Train to the end of the budget as one process of a group."""
+    model, state = made
+    figures, gradient = [], None
+    for _ in fit(model, data, settings, state, shared=group and SharedStep(group), **how):
+        figures.append(state.totals.clone())
+        gradient = state.flat.gradient.clone() if gradient is None else gradient
+    return Played(torch.stack(figures), gradient, state)
+
+
+def played_by(size, data, settings, made, **how):
+    several = [made() for _ in range(size)]  # torch's global generator is one for all threads
+    return together(size, lambda group: played(data, settings, several[group.rank], group, **how))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("case", CASES)
+def test_equal_shares_make_the_step_of_the_whole_batch(case, size):
+    """Every term of a gradient or figure is rounded the same; only the order of sums differs.
+
+    A sum of n terms is off by at most n/2 ulps of the sum of magnitudes, on either side; here
+    n is at most 16 items, and the figures follow the weights of at most five steps.
+    """
+    data, settings, made = parts_of(case)
+    one = played(data, settings, made())
+    found = played_by(size, data, settings, made)
+    for each in found:
+        assert torch.equal(each.state.flat.vector, found[0].state.flat.vector)
+        assert torch.equal(each.state.generator.get_state(), one.state.generator.get_state())
+        assert (each.state.step, len(each.figures)) == (5, 5)
+    off = (found[0].gradient - one.gradient).abs().max()
+    assert off <= 16 * ULP * one.gradient.abs().max()
+    assert torch.allclose(found[0].figures, one.figures, rtol=5 * 16 * ULP, atol=1e-5)
+
+
+def test_several_processes_send_one_sum_a_step():
+    """Gradient, loss, ELBO, rate, clock and stop together; free bits send a mean KL more."""
+    data, settings, made = parts_of("bits")
+    several = [made() for _ in range(2)]
+    groups = together(2, lambda g: (played(data, settings, several[g.rank], g), g)[1])
+    weights = several[0][1].flat.vector.numel()
+    assert {(g.calls, g.sent) for g in groups} == {(5, 5 * 4 * (weights + 5))}
+    data, settings, made = parts_of("free bits")
+    several = [made() for _ in range(2)]
+    groups = together(2, lambda g: (played(data, settings, several[g.rank], g), g)[1])
+    assert {(g.calls, g.sent) for g in groups} == {(10, 5 * 4 * (weights + 5 + 4))}
+
+
+def test_a_budget_of_minutes_ends_all_at_the_same_step():
+    """Every process has a clock of its own; the first one's counts, and the rate follows it."""
+    data, _, made = parts_of("bits")
+    settings = Training(minutes=1 / 60, batch_size=16)
+    several = [made() for _ in range(3)]
+    settings = replace(settings, batch_size=15)
+
+    def run(group):
+        ticks = iter(range(10_000))
+        speed = (0.01, 0.5, 0.0001)[group.rank]
+        found = played(
+            data, settings, several[group.rank], group, clock=lambda: next(ticks) * speed
+        )
+        return found.state
+
+    states = together(3, run)
+    assert {state.step for state in states} == {states[0].step}
+    assert 30 < states[0].step < 110  # a second of two ticks of 0.01 a step, seen a step later
+    assert all(torch.equal(one.flat.vector, states[0].flat.vector) for one in states)
+
+
+def test_a_request_to_stop_at_one_process_stops_all_at_the_same_step():
+    data, settings, made = parts_of("bits")
+    settings = replace(settings, steps=50)
+    several = [made() for _ in range(4)]
+
+    def run(group):
+        model, state = several[group.rank]
+        shared = SharedStep(group)
+        for _ in fit(model, data, settings, state, shared=shared):
+            if shared.agreed(group.rank == 2 and state.step >= 7):
+                break
+        return state.step
+
+    assert together(4, run) == [8] * 4
+
+
+def test_a_nonfinite_loss_is_named_as_by_one_process(tmp_path):
+    data, settings, made = parts_of("numbers")
+    poisoned = data.train.clone()
+    poisoned[7] = 2e19  # its square overflows
+    data = replace(data, train=poisoned)
+    with pytest.raises(NonFiniteError) as one:
+        played(data, replace(settings, steps=50), made())
+    with pytest.raises(NonFiniteError) as found:
+        played_by(2, data, replace(settings, steps=50), made)
+    assert str(found.value) == str(one.value)
+    assert "1 of 16 batch items (train[7])" in str(one.value)
+
+
+@pytest.mark.parametrize("case", ["bits drawn afresh", "free bits"])
+def test_a_lost_process_leaves_the_state_before_the_step(case):
+    """So that the checkpoint goes on as if nothing had happened."""
+    data, settings, made = parts_of(case)
+    whole = played_by(2, data, settings, made)[0]
+    several = [made() for _ in range(2)]
+    with pytest.raises(LostProcessError):
+        together(2, lambda g: played(data, settings, several[g.rank], g), lost=4)
+    assert several[0][1].step in (1, 3)
+    found = together(2, lambda g: played(data, settings, several[g.rank], g))[0]
+    assert torch.equal(found.state.flat.vector, whole.state.flat.vector)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize(("n", "labels"), [(250, 0), (250, 3), (90, 0), (301, 2)])
+def test_evaluation_over_uneven_shares_is_that_of_one_process(n, labels, size):
+    """The same terms of each image, to the bit, and so the same means and errors."""
+    data = some("binary", (6,), n=4, labels=labels)
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randint(2, (n, 6), generator=draw).to(torch.uint8)
+    y = torch.randint(labels, (n,), generator=draw) if labels else None
+    names = tuple(map(str, range(labels)))
+    model = build((6,), "binary", Architecture(**MLP), labels=names)
+    one = image_bounds(model, x, draws=3, labels=y)
+    several = together(size, lambda g: image_bounds(model, x, draws=3, labels=y, group=g))
+    for found in several:
+        for name in ("elbo", "importance_weighted", "rate", "kl", "mean", "effective_draws"):
+            assert torch.equal(getattr(found, name), getattr(one, name)), name
+        assert (found.draws, found.exact_rate) == (one.draws, one.exact_rate)
+    assert summarise(model, x, several[0], labels=y) == summarise(model, x, one, labels=y)
+    assert data.event_shape == (6,)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "outputs"), [({"layers": 2}, 5000), ({"prior": "mixture"}, 5000), ({}, 100)]
+)
+def test_skipped_noise_is_what_many_draws_would_take(architecture, outputs, monkeypatch):
+    """Also where the draws of a few images are cut into blocks of rows."""
+    module = sys.modules[Bounds.__module__]
+    monkeypatch.setattr(module, "DECODER_OUTPUTS", outputs)
+    model = build((6,), "binary", Architecture(**(MLP | architecture)))
+    x = torch.randint(2, (103, 6), generator=torch.Generator().manual_seed(1))
+    one = image_bounds(model, x, draws=5)
+    several = together(2, lambda g: image_bounds(model, x, draws=5, group=g))
+    assert torch.equal(several[1].importance_weighted, one.importance_weighted)
+
+
+@pytest.mark.parametrize(
+    ("batch", "examples", "size", "resumed", "text"),
+    [
+        (64, 1000, 3, False, "got 64. Try: batch_size=63, or --nproc-per-node 2 or 4"),
+        (64, 1000, 3, True, "got 64. Try: --nproc-per-node 2 or 4"),
+        (128, 90, 4, False, "got 90 (all training examples). Try: batch_size=88, or"),
+        (7, 100, 2, False, "got 7. Try: batch_size=6, or --nproc-per-node 1 or 7"),
+        (2, 100, 4, False, "got 2. Try: batch_size=4, or --nproc-per-node 2"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused(batch, examples, size, resumed, text):
+    settings, group = Training(batch_size=batch), Processes(1, size)
+    with pytest.raises(ArgumentValueError) as error:
+        require_equal_shares(nn.Identity(), settings, examples, group, resumed=resumed)
+    assert f"batch_size: expected a multiple of the {size} processes; {text}" in str(error.value)
+    require_equal_shares(nn.Identity(), settings, examples, Processes())
+
+
+def test_batch_norm_is_refused_with_several_processes():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    with pytest.raises(ArgumentValueError, match="no BatchNorm with several processes"):
+        require_equal_shares(model, Training(batch_size=4), 8, Processes(0, 2))
+    require_equal_shares(model, Training(batch_size=4), 8, Processes())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [0, 1, 5, 14])
+def test_shares_are_all_items_once_in_order(size, count):
+    parts = [list(range(count))[Processes(rank, size).share(count)] for rank in range(size)]
+    assert [one for part in parts for one in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_others_settings_are_told_in_all_and_what_the_first_says_reaches_all():
+    def run(group):
+        said = group.told({"rank": group.rank, "x": [0.1, None, "é"]})
+        group.require_same("settings", {"a": 1, "b": 2})
+        with pytest.raises(ArgumentValueError, match="the same data in all 3; got others"):
+            group.require_same("data", int(group.rank == 2))
+        return said
+
+    assert together(3, run) == [{"rank": 0, "x": [0.1, None, "é"]}] * 3
+
+
+# --- The command under torchrun
+
+ARGUMENTS = "--steps 12 --batch-size 24 --network mlp --hidden 16 --latent 3 --binarize dynamic"
+OFTEN = ["--checkpoint-seconds", "0.05"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+
+
+def started(size, *arguments, **more):
+    """Start the command in one process, or in several on free ports of 127.0.0.1."""
+    run = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    run += ["--nproc-per-node", str(size)]
+    command = [sys.executable, *(run if size > 1 else []), "-m", "kullback", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=ENVIRONMENT | more, **pipes)
+
+
+def ended(process):
+    """Return exit code, standard output and error; a command that hangs is a failure."""
+    try:
+        out, error = process.communicate(timeout=4 * WAIT)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        out, error = process.communicate(timeout=WAIT)
+        pytest.fail(f"the command did not end in {4 * WAIT:.0f} s: {out}{error}")
+    return process.returncode, out, error
+
+
+def workers(run):
+    """Return the process ids of a run by rank."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (place / "cmdline").read_bytes().split(b"\0")
+            about = (place / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        ranks = [int(one[5:]) for one in about if one.startswith(b"RANK=")]
+        if ranks and str(run).encode() in command and b"torch.distributed.run" not in command:
+            found[ranks[0]] = int(place.name)
+    return found
+
+
+def wait_for(there, process):
+    end = time.monotonic() + 4 * WAIT
+    while not there():
+        assert process.poll() is None, ended(process)
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+
+
+def figures_of(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["elbo"], row["rate"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory):
+    """A small file of grey images."""
+    np = pytest.importorskip("numpy")
+    path = tmp_path_factory.mktemp("data") / "x.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 256, (400, 4, 4), dtype=np.uint8))
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(pixels, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    code, _, error = ended(started(1, "train", pixels, *ARGUMENTS.split(), "--out", folder))
+    assert code == 0, error
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+def test_torchrun_trains_and_evaluates_as_one_process(size, pixels, alone, tmp_path):
+    run = tmp_path / "run"
+    given = ["train", pixels, *ARGUMENTS.split(), "--json", "--out", run]
+    code, out, error = ended(started(size, *given))
+    assert code == 0, error
+    assert json.loads(out)["run"] == str(run)  # printed once
+    assert error.count("likelihood: bernoulli") == 1
+    for found, one in zip(figures_of(run), figures_of(alone), strict=True):
+        assert found[0] == one[0]
+        assert math.isclose(found[1], one[1], rel_tol=12 * 24 * ULP)
+        assert math.isclose(found[2], one[2], rel_tol=12 * 24 * ULP, abs_tol=1e-6)
+    written = json.loads((run / "evaluation.json").read_text())
+    code, out, error = ended(started(1, "evaluate", run, "--draws", "500", "--json"))
+    assert code == 0, error
+    assert json.loads(out)["evaluation"] == written["evaluation"]
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_a_run_that_another_number_finishes(pixels, tmp_path):
+    run = tmp_path / "run"
+    steps = ARGUMENTS.replace("--steps 12", "--steps 100000").split()
+    process = started(2, "train", pixels, *steps, *OFTEN, "--out", run)
+    wait_for((run / "checkpoints" / "last.safetensors").exists, process)
+    os.kill(workers(run)[1], signal.SIGKILL)
+    code, _, error = ended(process)
+    assert code != 0
+    (line,) = [line for line in error.splitlines() if line.startswith("kullback: ")]
+    assert "another of the 2 has ended or was killed; saved at step" in line
+    assert f"Try: kullback train --resume {run}" in line
+    process = started(3, "train", "--resume", run, *OFTEN)
+    before = (run / "checkpoints" / "last.safetensors").stat().st_mtime_ns
+    wait_for(
+        lambda: (run / "checkpoints" / "last.safetensors").stat().st_mtime_ns > before, process
+    )
+    process.send_signal(signal.SIGTERM)
+    code, _, error = ended(process)
+    assert f"saved; go on with: kullback train --resume {run}" in error
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_ends_the_run_with_a_message(pixels, tmp_path):
+    run = tmp_path / "run"
+    steps = ARGUMENTS.replace("--steps 12", "--steps 100000").split()
+    given = ["train", pixels, *steps, *OFTEN, "--out", run]
+    process = started(2, *given, KULLBACK_COLLECTIVE_SECONDS="20")
+    wait_for((run / "checkpoints" / "last.safetensors").exists, process)
+    held = workers(run)[1]
+    os.kill(held, signal.SIGSTOP)
+    first = workers(run)[0]
+    wait_for(
+        lambda: not Path(f"/proc/{first}").exists() or first not in workers(run).values(), process
+    )
+    os.kill(held, signal.SIGKILL)
+    code, _, error = ended(process)
+    assert code != 0
+    assert "another of the 2 did not answer in 20 s; saved at step" in error
