@@ -479,7 +479,8 @@ def load(
         plain = {"size": wanted, "channels": channels, "size_factors": size_factors}
         _require_plain(plain, binarize)
         split = float(test_fraction), whole
-        return _from_disk(shards, how, asked, binarize, seed, split, progress)
+        more: Any = {"binarize": binarize, "seed": seed, "split": split, "progress": progress}
+        return _from_disk(shards, how, asked, **more)
     if objects or shards is not None:
         given = arrays_of(source, label) if shards is None else shards.in_memory(label)
         examples, source = read_given(given.arrays, Path(given.name), how), given.name
@@ -525,6 +526,7 @@ def _from_disk(
     shards: Shards,
     how: Reading,
     asked: dict[str, Any],
+    *,
     binarize: Binarize,
     seed: int,
     split: tuple[float, bool],
@@ -576,8 +578,8 @@ def _from_disk(
         "notes": [f"{plural(len(train), 'training row')} stay on disk", *found.notes, *notes],
     }
     places = torch.from_numpy(np.flatnonzero(found.is_test))
-    names = RowNames(every, train.numbers), tuple(RowNames(every, places))
-    data = Dataset(train, test, kind, binarize == "dynamic", protocol, *names)
+    names, held = RowNames(every, train.numbers), tuple(RowNames(every, places))
+    data = Dataset(train, test, kind, binarize == "dynamic", protocol, names, held)
     labels = [one for shard in every for one in shard.labels]
     return _labelled(data, labels, found.is_test, source) if how.label else data
 
@@ -795,6 +797,9 @@ def _read(
         return read_folder(path, size=size, fit=fit, channels=channels, progress=progress, how=how)
     if what == "image" and size is not None:
         return read_file(path, size=size, fit=fit, channels=channels, how=how)
+    if path.suffix.lower() in (".h5ad", ".h5", ".loom"):
+        hint = "scipy.sparse.save_npz('counts.npz', adata.X), or numpy.savez of adata.X.toarray()"
+        raise DataError(f"{path}: expected .npz, .npy or .csv counts; got HDF5. Try: {hint}")
     if what not in ("embedded", "array"):
         raise DataError(f"{path}: expected a folder of images, a .npy, .npz or .csv file")
     arrays = what == "array"

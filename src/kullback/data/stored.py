@@ -27,7 +27,7 @@ from torch import Tensor
 from kullback.core import DataError, numpy_error, numpy_errors
 
 from . import limits
-from .arrays import layout, to_levels
+from .arrays import free_memory, layout, to_levels
 from .examples import Progress, Reading, plural
 from .moments import Moments, Summing
 from .quantisation import Grid
@@ -147,10 +147,15 @@ class Rows:
     ) -> None:
         self.shards, self.numbers, self.values = shards, numbers, values
         self.moments, self.device = moments, torch.device(device)
-        self.starts = [0, *itertools.accumulate(shard.rows for shard in shards)]
+        self._starts = np.cumsum([0, *(shard.rows for shard in shards[:-1])])
+        self._offsets = np.array([shard.offset for shard in shards])
         first = shards[0]
         event = layout(np.empty((1, *first.event), first.dtype), str(first.path)).shape[1:]
         self.shape = torch.Size((len(numbers), *event))
+        # files that memory has room for are in the system's cache since the pass over them
+        free, total = free_memory(), sum(shard.rows * shard.row_bytes for shard in shards)
+        roomy = free is not None and 2 * total < free
+        self.ahead = hasattr(os, "posix_fadvise") and not roomy
         self.dtype = values.dtype
         self.ndim = len(self.shape)
         self._open: dict[int, IO[bytes]] = {}
@@ -161,7 +166,7 @@ class Rows:
 
     def __getitem__(self, rows: slice) -> Tensor:
         """Read a run of rows."""
-        return self._read(self.numbers[rows].tolist())
+        return self._read(self.numbers[rows])
 
     def __repr__(self) -> str:
         """Say what there is in one line."""
@@ -173,7 +178,7 @@ class Rows:
 
     def index_select(self, dim: int, indices: Tensor) -> Tensor:
         """Read rows by their places, `[B]` to `[B, *event]`, as a tensor's method of this name."""
-        return self._read(self.numbers[indices.cpu()].tolist())
+        return self._read(self.numbers[indices.cpu()])
 
     def keep(self, flags: Tensor) -> "Rows":
         """Return the rows that are flagged, `[N]`, still on disk."""
@@ -200,44 +205,58 @@ class Rows:
 
     def expect(self, indices: Tensor) -> None:
         """Let the system read rows ahead that are asked for next, where it can."""
-        if not hasattr(os, "posix_fadvise"):
+        if not self.ahead:
             return
-        for number in self.numbers[indices.cpu()].tolist():
-            k = bisect.bisect_right(self.starts, number) - 1
-            shard, file = self.shards[k], self._file(k)
-            place = shard.offset + (number - self.starts[k]) * shard.row_bytes
-            os.posix_fadvise(file.fileno(), place, shard.row_bytes, os.POSIX_FADV_WILLNEED)
+        advise, size = os.posix_fadvise, self.shards[0].row_bytes
+        for k, place in self._places(self.numbers[indices.cpu()]):
+            advise(self._file(k), place, size, os.POSIX_FADV_WILLNEED)
 
-    def _read(self, numbers: list[int]) -> Tensor:
+    def _places(self, numbers: Tensor) -> Iterator[tuple[int, int]]:
+        """Yield, for rows of all the shards together, the shard and the place in its file."""
+        rows = numbers.numpy()
+        shard = np.searchsorted(self._starts, rows, side="right") - 1
+        places = self._offsets[shard] + (rows - self._starts[shard]) * self.shards[0].row_bytes
+        return zip(shard.tolist(), places.tolist(), strict=True)
+
+    def _read(self, numbers: Tensor) -> Tensor:
         values = self.values.of(self.stored(numbers))
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
 
-    def stored(self, numbers: list[int]) -> NDArray[Any]:
-        """Read rows of all the shards together, as they are stored."""
-        first = self.shards[0]
-        found = np.empty((len(numbers), first.row_bytes), np.uint8)
-        for into, number in zip(_row_views(found), numbers, strict=True):
-            k = bisect.bisect_right(self.starts, number) - 1
-            shard, row = self.shards[k], number - self.starts[k]
-            file = self._file(k)
-            file.seek(shard.offset + row * shard.row_bytes)
-            if cast(Any, file).readinto(into) != shard.row_bytes:
+    def stored(self, numbers: Tensor) -> NDArray[Any]:
+        """Read rows of all the shards together, `[n]`, as they are stored."""
+        first, count = self.shards[0], len(numbers)
+        found, size = np.empty((count, first.row_bytes), np.uint8), first.row_bytes
+        for into, (k, place) in zip(_row_views(found), self._places(numbers), strict=True):
+            if read_at(self._file(k), into, place) != size:
+                shard = self.shards[k]
+                row = (place - shard.offset) // size
                 raise DataError(f"{shard.path}: ends before row {row:,}: it was cut short")
-        array = found.view(first.dtype).reshape(len(numbers), *first.event)
+        array = found.view(first.dtype).reshape(count, *first.event)
         return layout(array, str(first.path))
 
-    def _file(self, k: int) -> IO[bytes]:
-        """Return shard k's open file; of many the one opened first is closed."""
-        if k not in self._open:
+    def _file(self, k: int) -> int:
+        """Return the descriptor of shard k's file; of many the one opened first is closed."""
+        file = self._open.get(k)
+        if file is None:
             if len(self._open) >= limits.OPEN_SHARDS:
                 self._open.pop(next(iter(self._open))).close()
-            self._open[k] = opened(self.shards[k])
-        return self._open[k]
+            file = self._open[k] = opened(self.shards[k])
+        return file.fileno()
 
     def __del__(self) -> None:
         """Close what is open."""
         for file in getattr(self, "_open", {}).values():
             file.close()
+
+
+def read_at(descriptor: int, into: memoryview, place: int) -> int:
+    """Read bytes of a file from a place on; return how many there were."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, (into,), place)
+    os.lseek(descriptor, place, os.SEEK_SET)
+    found = os.read(descriptor, len(into))
+    into[: len(found)] = found
+    return len(found)
 
 
 def _row_views(stored: NDArray[np.uint8]) -> Iterator[memoryview]:
@@ -475,7 +494,7 @@ def decide(shards: tuple[Shard, ...], how: Reading) -> tuple[Values, list[str]]:
     most = max(2, limits.STORED_LOOK_BYTES // max(1, first.row_bytes))
     count = min(total, limits.STORED_LOOK, most)
     numbers = torch.from_numpy(np.linspace(0, total - 1, count).astype(np.int64))
-    sample, notes = Rows(shards, numbers, Values("bytes")).stored(numbers.tolist()), list[str]()
+    sample, notes = Rows(shards, numbers, Values("bytes")).stored(numbers), list[str]()
     looked, name = RowNames(shards, numbers), str(first.path)
     bad = _first_bad(sample)
     if bad is not None:
