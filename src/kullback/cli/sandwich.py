@@ -155,8 +155,7 @@ def _lengthened(
     """
     import torch
 
-    from kullback.vae import anneal
-    from kullback.vae.limits import SETTLED_WIDTH
+    from kullback.vae import anneal, limits
 
     made, exact = own
     few, ends = slice(0, SANDWICH_PILOTS), time.perf_counter() + 60 * (settings.minutes or 0)
@@ -169,13 +168,17 @@ def _lengthened(
         width = float((found.upper - found.lower).mean())  # type: ignore[operator]  # with exact
         longer = replace(how, temperatures=2 * how.temperatures)
         needed = 2 * (now - start) + _seconds(rates, len(made), longer, refit)
-        if width <= SETTLED_WIDTH or now + needed > ends:
+        if width <= limits.SETTLED_WIDTH or now + needed > ends:
             break
         how = longer
-    met = "" if width <= SETTLED_WIDTH else f"; {longer.temperatures} would take longer than asked"
+    met = (
+        ""
+        if width <= limits.SETTLED_WIDTH
+        else f"; {longer.temperatures} would take longer than asked"
+    )
     say(
         f"--temperatures {how.temperatures}, as pilots chose: their bounds on the model's own "
-        f"were {width:.3g} nats apart (settled: {SETTLED_WIDTH:g}){met}"
+        f"were {width:.3g} nats apart (settled: {limits.SETTLED_WIDTH:g}){met}"
     )
     return how
 
