@@ -171,11 +171,8 @@ def _lengthened(
         if width <= limits.SETTLED_WIDTH or now + needed > ends:
             break
         how = longer
-    met = (
-        ""
-        if width <= limits.SETTLED_WIDTH
-        else f"; {longer.temperatures} would take longer than asked"
-    )
+    met = f"; {longer.temperatures} would take longer than asked"
+    met = "" if width <= limits.SETTLED_WIDTH else met
     say(
         f"--temperatures {how.temperatures}, as pilots chose: their bounds on the model's own "
         f"were {width:.3g} nats apart (settled: {limits.SETTLED_WIDTH:g}){met}"
