@@ -66,13 +66,14 @@ def compare(
     require(len(set(names)) == len(names), "RUNS", "each run once", "one twice")
     configs = [_config(run) for run in runs]
     _require_same(names, configs)
+    several = len({_settings(config) for config in configs}) > 1  # told before anything is measured
+    require(several, "RUNS", "runs that differ in more than the seed", "seeds alone")
     data = data_of(runs[0])
     if data.protocol["sha256"] != configs[0]["data"]["sha256"]:
         raise DataError(f"{names[0]}: its data have changed since it was trained: hashes differ")
     if draws is None:
         draws = draws_for(data) if data.kind == "sound" else COMPARISON_DRAWS
     groups = _grouped(runs, configs, data, draws, seed)
-    require(len(groups) >= 2, "RUNS", "runs that differ in more than the seed", "seeds alone")
     fields = [_fields(group, groups[0], draws, data) for group in groups]
     if json:
         result = {"format": 1, "unit": "nats", "draws": draws, "seed": seed, "groups": fields}
@@ -86,6 +87,12 @@ def _config(run: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not {"data", "model", "training"} <= set(config):
         raise RunError(f"{run / 'config.json'}: not the description of a run")
     return config
+
+
+def _settings(config: dict[str, Any]) -> str:
+    """Return a run's model and training without the seed: what runs that are averaged share."""
+    training = {name: value for name, value in config["training"].items() if name != "seed"}
+    return json_format.dumps([config["model"], training], sort_keys=True)
 
 
 def _require_same(names: list[str], configs: list[dict[str, Any]]) -> None:
@@ -120,13 +127,11 @@ def _grouped(
 
     together: dict[str, list[tuple[str, Any]]] = {}
     for run, config in zip(runs, configs, strict=True):
-        settings = {k: v for k, v in config["training"].items() if k != "seed"}
-        key = json_format.dumps([config["model"], settings], sort_keys=True)
         model = VAE.load(run)
         if model.unfinished:
             say(f"note: {run}: {model.unfinished}")
         found = measure(model, data, draws, seed)
-        together.setdefault(key, []).append((str(run), found))
+        together.setdefault(_settings(config), []).append((str(run), found))
     groups = []
     for members in together.values():
         elbos = torch.stack([found.elbo for _, found in members])
