@@ -262,6 +262,26 @@ def test_the_short_way_of_small_calls_gives_the_same_gradients(shape):
         assert torch.equal(mine, true)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("wanted", [(False, True), (True, True)])
+def test_gradients_beyond_the_caches_are_those_of_each_row_alone(wanted):
+    """What is 16 MiB and more is written past the caches, from wherever its rows begin."""
+    for vocab in (65_536 + 512, 65_536 + 7):
+        p = torch.linspace(-3, 3, 64 * vocab).sin_().view(64, vocab) * 4
+        q = p.flip(0).contiguous()
+        p[3, 5] = q[3, 5] = p[4, -9] = -INF
+        rows = [0, 3, 4, 63]
+        found = []
+        for some in (slice(None), rows):
+            a, b = (
+                x[some].clone().requires_grad_(want) for x, want in zip((p, q), wanted, strict=True)
+            )
+            tokens.kl(a, b, backend="native").sum().backward()
+            found.append([x.grad for x in (a, b) if x.grad is not None])
+        for whole, few in zip(*found, strict=True):
+            assert torch.equal(whole[rows], few)
+
+
 def test_the_largest_logit_may_come_late_and_far_above():
     """Anchors taken from the first block have to move: by less, and by more, than float32 holds.
 

@@ -54,24 +54,26 @@ _NEW = {
     "report.audit_charts": "report.audit_page",
     "report.audit_report": "report.audit_page",
     "report.audit_text": "report.audit_page",
-    "report.charts": "report.run_charts",
+    "report.charts": "report.runs.run_charts",
     "report.code_words": "report.explain_tables",
     "report.directions_plot": "report.fit_plot",
-    "report.facts": "report.run_page",
-    "report.gallery": "report.run_page",
-    "report.guide": "report.run_page",
-    "report.latent": "report.run_charts",
+    "report.facts": "report.runs.run_page",
+    "report.gallery": "report.runs.run_page",
+    "report.guide": "report.runs.run_page",
+    "report.latent": "report.runs.run_charts",
     "report.logprobs_page": "report.language_models.logprobs_page",
     "report.drift_page": "report.language_models.drift_page",
     "report.layout": "report.text_layout",
     "report.markup": "report.html",
-    "report.origin": "report.run_page",
-    "report.page": "report.run_page",
-    "report.record": "report.run_page",
+    "report.origin": "report.runs.run_page",
+    "report.page": "report.runs.run_page",
+    "report.record": "report.runs.run_page",
     "report.profile": "report.divergence_plot",
     "report.repeats": "report.divergence_plot",
     "report.terminal": "report.evaluation_text",
     "report.words": "report.evaluation_text",
+    "report.run_charts": "report.runs.run_charts",
+    "report.run_page": "report.runs.run_page",
     "sampled.classifier": "sampled.two_sample",
     "sampled.densities": "sampled.distributions",
     "sampled.draw": "sampled.distributions",
@@ -282,6 +284,8 @@ def renamed(**names: str) -> Callable[[_Function], _Function]:
     def decorate(function: _Function) -> _Function:
         @functools.wraps(function)
         def called(*arguments: Any, **options: Any) -> Any:
+            if not options:
+                return function(*arguments)
             found = {new: old for new, old in names.items() if old in options}
             for new, old in found.items():
                 if new in options:

@@ -79,6 +79,7 @@ BLOCK = 1 << 17
 # where it is launching kernels that costs
 CACHED_BLOCK, ACCELERATOR_BLOCK = 1 << 16, 1 << 24
 FLOAT64_BLOCK = 1 << 15  # the same of KL in float64
+SHORT_ROW = 8192  # numbers of which OpenBLAS adds a scalar product up in one thread (10,000)
 # logits from which "auto" compiles the native loop, which takes some five seconds once a machine;
 # where it has been loaded already it takes all
 COMPILED_FROM = 1 << 16

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,7 +28,7 @@ from kullback.core import Estimate, RunError, message, require, require_count
 from . import limits
 from .diagnostics.diagnose import Diagnosis
 from .diagnostics.propriety import improper
-from .diagnostics.summary import Summary, assess, summarise
+from .diagnostics.summary import Summary, assess, resample, summarise
 from .engine import Direction, Make, Settings, forwards, reverse
 from .families import Family
 from .families.family import as_distribution
@@ -49,6 +50,8 @@ class FittedPosterior:
     draws: Tensor
     log_p: Tensor
     log_q: Tensor
+    scores: tuple[Tensor, Tensor]
+    converged: bool
 
     @cached_property
     def posterior(self) -> dict[str, Tensor]:
@@ -131,27 +134,12 @@ class FittedPosterior:
         draws: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """Evaluate a function at every draw: the posterior predictive (see `predictions.predict`).
-
-        Args:
-            function: of one draw, with one keyword a parameter; by default the model's own
-                simulation of its observations, where it has one.
-            draws: `{name: [n, *shape]}`; by default `posterior`.
-            generator: the source of randomness; seed 0 by default.
-
-        Returns:
-            `{name: [n, …]}`; a function's bare tensor is called "obs".
-
-        Raises:
-            ArgumentValueError: without a function, where the target cannot simulate.
-
-        Example:
-            >>> from kullback.variational import fit
-            >>> found = fit(lambda mu: -0.5 * (mu - 3.0) ** 2, {"mu": ()})
-            >>> found.predict(lambda mu: {"double": 2 * mu})["double"].shape
-            torch.Size([4000])
-        """
+        """Evaluate a function at every draw: `kullback.variational.predict` of this fit."""
         return predict(self, function, draws=draws, generator=generator)
+
+    def resample(self, n: int, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Draw n by importance weights: `kullback.variational.resample` of this fit."""
+        return resample(self, n, generator=generator)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n points of q on the unconstrained space, `[n, d]`.
@@ -210,6 +198,9 @@ class FittedPosterior:
                 "q is of a class of your own, which was not saved. Try: the stored draws"
             )
         return self.family
+
+
+Init = Tensor | Mapping[str, Any] | FittedPosterior
 
 
 @dataclass(frozen=True)
@@ -296,7 +287,7 @@ def fit(
     alpha: float = 0.5,
     group: int = 8,
     samples: Tensor | None = None,
-    init: Tensor | Mapping[str, Any] | None = None,
+    init: "Init | None" = None,
     starts: int = 4,
     draws: int | None = None,
     evaluation_draws: int | None = None,
@@ -333,9 +324,9 @@ def fit(
         group: draws in each importance-weighted term; see `loss_of`.
         samples: `[n, d]` of p on the unconstrained space, for "forward"; without them
             importance-weighted draws are used.
-        init: where to begin, instead of points near 0: one value of every parameter, by name; or
-            unconstrained points, `[d]` or `[n, d]`, such as draws of an earlier fit, of which as
-            many as `starts` are taken.
+        init: where to begin, instead of points near 0: one value of every parameter, by name, or
+            draws `[n, *shape]` of each; an earlier fit, also one that `load` read; or
+            unconstrained points, `[d]` or `[n, d]`. Of many, as many as `starts` are taken.
         starts: random places to begin from, the best of which is kept.
         draws: of q in each step.
         evaluation_draws: of q, made at the end: the ones in `Fit.draws`; 4,000 by default, 1,000
@@ -388,15 +379,34 @@ def fit(
     return _carry_out(target, settings, generator, show=progress)
 
 
-def _first(target: Target, init: Tensor | Mapping[str, Any]) -> Tensor:
+def _first(target: Target, init: Init) -> Tensor:
     """Return the points where the climbs begin, `[n, d]`."""
-    given = target.unconstrain(init) if isinstance(init, Mapping) else torch.as_tensor(init)
+    wanted = "values by name, points, or a fit"
+    require(not isinstance(init, str | Path), "init", wanted, "a path", "load(path, target)")
+    if isinstance(init, FittedPosterior):
+        given = init.draws
+    elif isinstance(init, Mapping):
+        given = _points(target, init)
+    else:
+        given = torch.as_tensor(init)
     z: Tensor = torch.atleast_2d(given.detach().double())  # type: ignore[no-untyped-call]
     right = z.ndim == 2 and len(z) > 0 and z.shape[1] == target.dim
     hint = f"a value for each of {[*target.layout.shapes]}"
     require(right, "init", f"points [{target.dim}] or [n, {target.dim}]", list(z.shape), hint)
     require(bool(z.isfinite().all()), "init", "finite numbers", "NaN or infinity")
     return z
+
+
+def _points(target: Target, init: Mapping[str, Any]) -> Tensor:
+    """Return z `[d]` of a value of every parameter, or `[n, d]` of draws `[n, *shape]` of each."""
+    ranks = {name: len(shape) for name, shape in target.layout.shapes.items()}
+    held = {name: torch.as_tensor(value) for name, value in init.items()}
+    drawn = all(value.ndim == ranks.get(name, -1) + 1 for name, value in held.items())
+    counts = {len(value) for value in held.values()} if drawn else set()
+    if len(counts) != 1:
+        return target.unconstrain(init)
+    each = torch.linspace(0, max(counts) - 1, min(limits.MOST_FIRST_POINTS, max(counts))).long()
+    return torch.stack([target.unconstrain({k: v[i] for k, v in held.items()}) for i in each])
 
 
 def _carry_out(

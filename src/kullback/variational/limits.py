@@ -295,3 +295,6 @@ CHECK_TOLERANCE = 1e-6  # relative to the largest
 # target/stan
 STAN_COMPILE_SECONDS = 900  # eight schools takes 33 s of processor time, large models a few minutes
 STAN_MESSAGE = 4096  # bytes kept of what Stan says
+
+# fit
+MOST_FIRST_POINTS = 64  # of draws given as init: more than any default of `starts`

@@ -69,17 +69,20 @@ def usable(p: Tensor, q: Tensor | None = None, *, task: Task | None = None) -> d
     return {name: _module(name).refusal(p, q, task) for name in MODULES}
 
 
-def direct(name: str, p: Tensor, q: Tensor, task: Task) -> Any:
+_KL = Task(("kl",))
+
+
+def direct(name: str, p: Tensor, q: Tensor) -> Any:
     """Return the module of `choose` that offers `kl` and `kl_slopes`, or None: for plain calls.
 
     `native` is asked only where it need not be compiled first.
     """
     native = _module("native")
-    if name != "chunked" and native.ready() and not native.refusal(p, q, task):
+    if name != "chunked" and native.ready() and not native.refusal(p, q, _KL):
         return None if _interpreted() else native
     if name == "native" or p.device.type != "cpu" or q.device.type != "cpu" or _interpreted():
         return None
-    module = _module("chunked") if name == "chunked" else choose(name, p, q, task)
+    module = _module("chunked") if name == "chunked" else choose(name, p, q, _KL)
     return module if module is _module("chunked") else None
 
 

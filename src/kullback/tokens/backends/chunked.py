@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +44,8 @@ def _sums(p: Tensor, q: Tensor | None, task: Task) -> tuple[Tensor, bool]:
     """Return the sums, and whether all rows are known to have a distribution and finite values."""
     if q is None or task.wants != ("kl",) or not chunked_kl.takes(p, q):
         return _general_sums(p, q, task), False
-    out, done = chunked_kl.kl_sums(p, q, task.temperature)
+    sums, done = chunked_kl.kl_sums(p, q, task.temperature)
+    out = torch.from_numpy(sums)
     if done.all():
         return out, True
     left = torch.from_numpy(~done).nonzero()[:, 0]
@@ -60,16 +62,28 @@ def kl(p: Tensor, q: Tensor, temperature: float) -> tuple[Tensor, Tensor, bool] 
     >>> kl(torch.ones(4), torch.ones(4), 1.0) is None
     True
     """
-    vocab, dtypes, task = p.shape[-1], (p.dtype, q.dtype), Task(("kl",), temperature)
-    batch, p, q = p.shape[:-1], p.detach().view(-1, vocab), q.detach().view(-1, vocab)
-    if any(min(x) >= 0 and max(x) <= 2 for x in (p[0, :8].tolist(), q[0, :8].tolist())):
+    batch, p, q = p.shape[:-1], _matrix(p), _matrix(q)
+    if any(min(x) >= 0 and max(x) <= 2 for x in (_first(p), _first(q))):
         return None
-    found, plain = _sums(p, q, task)
-    values = found[Sum.KL] if plain else interface.values(found, task)[0]
-    if not plain and bool(values.isnan().any()):
+    task, sizes = Task(("kl",), temperature), (p.dtype.itemsize, q.dtype.itemsize)
+    sums, plain = _sums(p, q, task)
+    values = sums.numpy()[Sum.KL] if plain else interface.values(sums, task)[0].numpy()
+    if not plain and np.isnan(values).any():
         return None
-    values = values.to(torch.float64 if torch.float64 in dtypes else torch.float32)
-    return values.view(batch), found, min(x.itemsize for x in dtypes) < 4
+    values = values.reshape(batch).astype(np.float64 if max(sizes) > 4 else np.float32)
+    return torch.from_numpy(values), sums, min(sizes) < 4
+
+
+def _first(x: Tensor) -> list[float]:
+    """Return the first numbers of the first row."""
+    found: list[float] = (x.numpy() if x.dtype == torch.float32 else x)[0, :8].tolist()
+    return found
+
+
+def _matrix(x: Tensor) -> Tensor:
+    """Return contiguous logits as `[n, vocab]`, without gradient."""
+    x = x.detach()
+    return x if x.ndim == 2 else x.view(-1, x.shape[-1])
 
 
 def kl_slopes(
@@ -79,11 +93,18 @@ def kl_slopes(
 
     grads: those of the values.
     """
-    vocab, task = p.shape[-1], Task(("kl",), temperature)
+    rows = (-1, p.shape[-1])
     both = [torch.empty_like(x) if want else None for x, want in zip((p, q), wanted, strict=True)]
-    to_p, to_q = (x if x is None else x.view(-1, vocab) for x in both)
-    c = interface.coefficients(sums, grads.reshape(1, -1), task)
-    slopes(Rows(p.view(-1, vocab), q.view(-1, vocab)), task, sums, c, to_p, to_q)
+    to_p, to_q = (x if x is None else x.view(rows) for x in both)
+    p, q, of = _matrix(p), _matrix(q), sums.numpy()
+    if (of[Sum.NOTE] < 0).all():
+        g = grads.detach().reshape(-1).double().numpy() / temperature
+        c = np.stack((-g * of[Sum.KL], -g, g))
+        chunked_kl.kl_slopes(p, q, temperature, of, c, to_p, to_q)
+    else:
+        task = Task(("kl",), temperature)
+        coefficients = interface.coefficients(sums, grads.reshape(1, -1), task)
+        slopes(Rows(p, q), task, sums, coefficients, to_p, to_q)
     return both
 
 
@@ -124,7 +145,9 @@ def slopes(
     if task.wants != ("kl",) or not bool(done.any()):
         _general_slopes(rows, task, sums, coefficients, grad_p, grad_q)
     elif bool(done.all()):
-        chunked_kl.kl_slopes(rows, task.temperature, sums, coefficients, grad_p, grad_q)
+        c = coefficients[[Slope.P_ONE, Slope.P_RATIO, Slope.Q_STEP]].numpy()
+        other = rows.p if rows.q is None else rows.q
+        chunked_kl.kl_slopes(rows.p, other, task.temperature, sums.numpy(), c, grad_p, grad_q)
         for grad in (grad_p, grad_q):
             if grad is not None and rows.keep is not None:
                 grad[~rows.keep] = 0

@@ -126,6 +126,7 @@ INLINE VD kept(__mmask8 k, VD a) { return (VD)_mm512_maskz_mov_pd(k, (__m512d)a)
 INLINE VF plus(VF sum, __mmask16 k, VF a) { return (VF)_mm512_mask_add_ps((__m512)sum, k, (__m512)sum, (__m512)a); }
 INLINE VD plus(VD sum, __mmask8 k, VD a) { return (VD)_mm512_mask_add_pd((__m512d)sum, k, (__m512d)sum, (__m512d)a); }
 INLINE int64_t count(unsigned k) { return __builtin_popcount(k); }
+INLINE bool none(unsigned k) { return k == 0; }
 #else
 template <class R> using Bits = Mask<R>;
 INLINE MF lacks(VF x) { return x == -INFINITY; }
@@ -145,6 +146,9 @@ template <class M> INLINE bool any(M k) {
     for (int64_t each : part) found |= each;
     return found != 0;
 }
+#if WIDTH != 64
+template <class M> INLINE bool none(M k) { return !any(k); }
+#endif
 template <class R> R largest(Vec<R> v) { R top = v[0]; for (int i = 1; i < LANES<R>; i++) top = v[i] > top ? v[i] : top; return top; }
 
 // Horner's rule, the highest power first
@@ -359,6 +363,18 @@ template <class R> void write(const R* x, int64_t n, int dtype, char* out) {
     if (dtype == FLOAT64) narrow(x, n, (double*)out);
 }
 
+// Writes a vector, past the caches where x is a multiple of WIDTH: memory that is written whole need
+// not be read first, which for gradients larger than the caches is a quarter of the bytes that move.
+template <class V> INLINE void put(char* x, V v, bool past) {
+#if WIDTH == 64
+    if (past) return _mm512_stream_si512((__m512i*)x, (__m512i)v);
+#elif WIDTH == 32
+    if (past) return _mm256_stream_si256((__m256i*)x, (__m256i)v);
+#endif
+    (void)past, std::memcpy(x, &v, WIDTH);
+}
+const int64_t PAST_CACHES = int64_t(1) << 24;  // bytes of a gradient from which it is written so
+
 // Two vectors at a time of one dtype, as floats. Pairs of bfloat16 are taken apart where they lie:
 // the even ones, then the odd ones, which is the same order for every row of that dtype.
 template <class R> struct Plain {
@@ -367,8 +383,8 @@ template <class R> struct Plain {
     static INLINE void two(const char* x, Vec<R>& a, Vec<R>& b) {
         a = load((const R*)x), b = load((const R*)x + LANES<R>);
     }
-    static INLINE void put_two(char* x, Vec<R> a, Vec<R> b) {
-        store((R*)x, a), store((R*)x + LANES<R>, b);
+    static INLINE void put_two(char* x, Vec<R> a, Vec<R> b, bool past) {
+        put(x, a, past), put(x + WIDTH, b, past);
     }
 };
 struct Bfloat16 {
@@ -380,9 +396,9 @@ struct Bfloat16 {
         a = (VF)(both << 16), b = (VF)(both & int32_t(0xffff0000));
     }
     static INLINE MF rounded(VF x) { return (MF)x + 0x7fff + (((MF)x >> 16) & 1); }
-    static INLINE void put_two(char* x, VF a, VF b) {
+    static INLINE void put_two(char* x, VF a, VF b, bool past) {
         MF low = (rounded(a) >> 16) & 0xffff, both = (rounded(b) & int32_t(0xffff0000)) | low;
-        std::memcpy(x, &both, WIDTH);
+        put(x, both, past);
     }
 };
 #if WIDTH == 64
@@ -393,9 +409,9 @@ struct Float16 {
         a = (VF)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)x));
         b = (VF)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)x + 1));
     }
-    static INLINE void put_two(char* x, VF a, VF b) {
-        _mm256_storeu_si256((__m256i*)x, _mm512_cvtps_ph((__m512)a, 0));
-        _mm256_storeu_si256((__m256i*)x + 1, _mm512_cvtps_ph((__m512)b, 0));
+    static INLINE void put_two(char* x, VF a, VF b, bool past) {
+        const __m512i low = _mm512_castsi256_si512(_mm512_cvtps_ph((__m512)a, 0));
+        put(x, _mm512_inserti64x4(low, _mm512_cvtps_ph((__m512)b, 0), 1), past);
     }
 };
 #endif
@@ -607,6 +623,12 @@ Totals even_block(const char* p, const char* q, int64_t n, const Anchor<R>& a, c
             }
             if (MORE) t = bigger(all<R>(R(-1100)), t);
             Vec<R> u = exp2<LIFT, R, !MORE && FORM != EXACT>(t);
+            if (HOLED && none(both)) {  // where few tokens are allowed most vectors are such
+                p_lost.add_where(q_lacks, u), q_lost.add_where(p_lacks, u);
+                p_alone += count(Bits<R>(q_lacks & ~p_lacks)), q_alone += count(Bits<R>(p_lacks & ~q_lacks));
+                if (MORE) lost_log.add_where(p_lacks, u * t), p_log.add_where(~p_lacks, u * t);
+                continue;
+            }
             Power<R> e = power<R, true>(l);
             Vec<R> excess = e.excess();
             A.add(u, excess), L.add(u, l);
@@ -1284,10 +1306,11 @@ template <class R> struct Weights {  // the coefficients of one row and side
 };
 
 // As `even_block`; returns the largest |l|, beyond LIMIT of which `any_slopes` has to do it. w is the
-// probability of p, and of q where p lacks the token.
-template <class In, bool LOGS, bool HOLES, class R = typename In::Real>
+// probability of p, and of q where p lacks the token. STEPS: of gradients to q that are q − p times a
+// number, those of KL(p‖q), and none to p.
+template <class In, bool LOGS, bool HOLES, bool STEPS, class R = typename In::Real>
 R even_slopes(const char* p, const char* q, int64_t n, const Norms<R>& norms, const Weights<R>& cp,
-              const Weights<R>& cq, char* gp, char* gq, int64_t ahead) {
+              const Weights<R>& cq, char* gp, char* gq, int64_t ahead, bool past) {
     const int64_t size = SIZES[In::dtype];
     const R q_times = R(double(norms.p_times) * std::exp2(double(norms.q_more)));
     Vec<R> most{};
@@ -1312,6 +1335,10 @@ R even_slopes(const char* p, const char* q, int64_t n, const Norms<R>& norms, co
             if (HOLES) l = kept(both, l);
             most = bigger(most, l > R(0) ? l : -l);
             Vec<R> change = power<R, true>(l).less_one(), step = w * change, v = w + step, line = l * R(LN2);
+            if (STEPS) {
+                Q[j] = step * cq.step;
+                continue;
+            }
             if (HOLES) step = w * where(q_lacks, all<R>(R(-1)), where(p_lacks, all<R>(R(1)), change));
             P[j] = w * fma(line, all<R>(cp.ratio), all<R>(cp.one));
             Q[j] = v * fma(line, all<R>(cq.ratio), all<R>(cq.one));
@@ -1323,8 +1350,8 @@ R even_slopes(const char* p, const char* q, int64_t n, const Norms<R>& norms, co
             P[j] = fma(step, all<R>(cp.step), P[j]), Q[j] = fma(step, all<R>(cq.step), Q[j]);
             if (HOLES) P[j] = kept(Bits<R>(~p_lacks), P[j]), Q[j] = kept(Bits<R>(~q_lacks), Q[j]);
         }
-        if (gp) In::put_two(gp + i * size, P[0], P[1]);
-        if (gq) In::put_two(gq + i * size, Q[0], Q[1]);
+        if (gp && !STEPS) In::put_two(gp + i * size, P[0], P[1], past);
+        if (gq) In::put_two(gq + i * size, Q[0], Q[1], past);
     }
     return largest<R>(most);
 }
@@ -1381,6 +1408,7 @@ void side_slopes(const R* p, int64_t n, const Norms<R>& norms, const Weights<R>&
 struct Out {  // where a row's gradients go; null: not wanted
     char *p, *q;
     int p_dtype, q_dtype;
+    bool past;  // whether they are written past the caches
 };
 
 template <class R> struct RowSlopes {
@@ -1400,11 +1428,12 @@ template <class R> struct RowSlopes {
           holes(sums[NOTE] != 0) {}
 
     template <class In>
-    bool even(const char* x, const char* y, int64_t n, char* gp, char* gq, int64_t ahead) {
-        const bool logs = r.s.asks & ASK_ENTROPY;
-        auto loop = holes ? logs ? even_slopes<In, true, true, R> : even_slopes<In, false, true, R>
-                          : logs ? even_slopes<In, true, false, R> : even_slopes<In, false, false, R>;
-        return double(loop(x, y, n, known, cp, cq, gp, gq, ahead)) < LIMIT;
+    bool even(const char* x, const char* y, int64_t n, char* gp, char* gq, int64_t ahead, bool past) {
+        const bool logs = r.s.asks & ASK_ENTROPY, steps = !gp && cq.one == 0 && cq.ratio == 0;
+        auto loop = holes ? logs ? even_slopes<In, true, true, false> : even_slopes<In, false, true, false>
+                  : logs  ? even_slopes<In, true, false, false>
+                  : steps ? even_slopes<In, false, false, true> : even_slopes<In, false, false, false>;
+        return double(loop(x, y, n, known, cp, cq, gp, gq, ahead, past)) < LIMIT;
     }
     void js(const R* x, const R* y, int64_t n, R* gp, R* gq) {
 #if WIDTH == 64
@@ -1423,7 +1452,8 @@ template <class R> struct RowSlopes {
         if (r.p.x.dtype != In::dtype || r.q.x.dtype != In::dtype || size % (2 * LANES<R>)) return false;
         const int64_t bytes = SIZES[In::dtype], from = start * bytes;
         char *gp = out.p ? out.p + from : nullptr, *gq = out.q ? out.q + from : nullptr;
-        return even<In>(r.p.x.byte(start), r.q.x.byte(start), size, gp, gq, BLOCK * bytes);
+        const bool past = out.past && (uintptr_t(gp) | uintptr_t(gq)) % WIDTH == 0;
+        return even<In>(r.p.x.byte(start), r.q.x.byte(start), size, gp, gq, BLOCK * bytes, past);
     }
     void block(int64_t start) {
         const int64_t size = r.size(start), full = filled<R>(size);
@@ -1444,7 +1474,7 @@ template <class R> struct RowSlopes {
             side_slopes(x, full, known, cp, gp);
         } else if (r.s.asks & ASK_JS) {
             js(x, y, full, gp, gq);
-        } else if (far || !even<Plain<R>>((const char*)x, (const char*)y, full, (char*)gp, (char*)gq, 0)) {
+        } else if (far || !even<Plain<R>>((const char*)x, (const char*)y, full, (char*)gp, (char*)gq, 0, false)) {
             far = true;
             any_slopes<false>(x, y, full, known, R(r.s.beta), cp, cq, gp, gq);
         }
@@ -1470,6 +1500,9 @@ void row_slopes(const Row& p, const Row& q, const Shared& s, const double* sums,
     }
     RowSlopes<R> row(p, q, s, sums, c, id, out);
     for (int64_t start = 0; start < s.vocab; start += BLOCK) row.block(start);
+#if WIDTH >= 32
+    _mm_sfence();  // what was written past the caches, before any other thread is told
+#endif
 }
 
 // --- rounding -----------------------------------------------------------------------------------
@@ -1586,12 +1619,14 @@ extern "C" void kullback_slopes(const Call* call, const Slopes* out) {
     const int64_t p_bytes = call->vocab * SIZES[call->p_dtype], q_bytes = call->vocab * SIZES[call->q_dtype];
     prefer_large_pages(out->grad_p, call->rows * p_bytes);
     prefer_large_pages(out->grad_q, call->rows * q_bytes);
+    const int64_t most = call->rows * std::max(out->grad_p ? p_bytes : 0, out->grad_q ? q_bytes : 0);
     Shared s = call->shared();
     const std::shared_ptr<const Tables> tables = call->tables();
     s.tables = tables.get();
     each_row(call->rows, call->vocab, call->threads, [&](int64_t i) {
         Out to{out->grad_p ? out->grad_p + i * out->p_stride : nullptr,
-               out->grad_q ? out->grad_q + i * out->q_stride : nullptr, call->p_dtype, call->q_dtype};
+               out->grad_q ? out->grad_q + i * out->q_stride : nullptr, call->p_dtype, call->q_dtype,
+               most >= PAST_CACHES};
         if (call->keep && !call->keep[i]) {
             if (to.p) std::memset(to.p, 0, p_bytes);
             if (to.q) std::memset(to.q, 0, q_bytes);

@@ -140,15 +140,14 @@ def kl_slopes(
 
     grads: those of the values, in their dtype.
     """
-    vocab = p.shape[-1]
-    grads = grads.contiguous()
-    both = [torch.empty_like(x) if want else None for x, want in zip((p, q), wanted, strict=True)]
+    rows, vocab, grads = sums.shape[1], p.shape[-1], grads.contiguous()
+    to_p = torch.empty_like(p) if wanted[0] else None
+    to_q = torch.empty_like(q) if wanted[1] else None
     _kl_slopes()(
-        p.data_ptr(), q.data_ptr(), p.numel() // vocab, vocab, temperature, DTYPES[p.dtype],
-        DTYPES[q.dtype], torch.get_num_threads(), sums.data_ptr(), grads.data_ptr(),
-        _pointer(both[0]), _pointer(both[1]),
+        p.data_ptr(), q.data_ptr(), rows, vocab, temperature, DTYPES[p.dtype], DTYPES[q.dtype],
+        torch.get_num_threads(), sums.data_ptr(), grads.data_ptr(), _pointer(to_p), _pointer(to_q),
     )  # fmt: skip
-    return both
+    return [to_p, to_q]
 
 
 @cache

@@ -27,7 +27,7 @@ from kullback.tokens import limits
 from kullback.tokens.backends.interface import Task, Value
 from kullback.tokens.divergences.logits import common, warn_of_probabilities
 from kullback.tokens.divergences.slices import Pointwise
-from kullback.tokens.divergences.sources import Source, constant, matched, measure
+from kullback.tokens.divergences.sources import Source, constant, matched, measure, measure_one
 
 from .policy_terms import attach
 from .sampled_tokens import ahead, check
@@ -112,7 +112,7 @@ def distill_terms(
     if divergence in ("forward", "reverse", "jsd"):
         value: Value = "js" if divergence == "jsd" else "kl"
         beta = weight if divergence == "jsd" else 0.5
-        terms = measure(first, second, Task((value,), temperature, beta), **options)[0]
+        terms = measure_one(first, second, Task((value,), temperature, beta), **options)
     elif isinstance(first, Source):
         kind = "tv" if divergence == "tv" else "skew_forward"
         what = Pointwise(kind, weight, temperature)
@@ -278,7 +278,7 @@ def _skewed(first: Tensor, second: Tensor, weight: float) -> Tensor:
     banned = (logs[0] == -math.inf) & (logs[1] == -math.inf)
     a, b = (x.masked_fill(banned, 0.0) for x in logs)
     mixture = torch.logaddexp(a + math.log(weight), b + math.log1p(-weight))
-    return measure(logs[0], mixture.masked_fill(banned, -math.inf), Task(("kl",)))[0]
+    return measure_one(logs[0], mixture.masked_fill(banned, -math.inf), Task(("kl",)))
 
 
 def _log_sum(logs: Tensor, kept: Tensor) -> Tensor:

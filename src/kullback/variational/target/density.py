@@ -314,7 +314,13 @@ class Target:
                 points = [other.values({k: v[i] for k, v in reals.items()}) for i in range(len(z))]
             return {key: torch.stack([point[key] for point in points]) for key in points[0]}
 
-        model_at = Model(inner.score, constrain, other.names, simulation=other.simulation)
+        model_at = Model(
+            inner.score,
+            constrain,
+            other.names,
+            unconstrain=other.unconstrain,
+            simulation=other.simulation,
+        )
         made = cls._of_model(model_at, inner.refusals)
         return replace(made, looped=inner.looped)
 
@@ -380,6 +386,8 @@ class Target:
         score = _without_nan(model, refusals)
         dim = len(model.names)
         made = cls.of_score(score, dim, names=model.names)
+        if model.simulation is not None:
+            _check_observed(model.simulation.observed, made)
         outside = Outside.of(model.constrain, dim, model.unconstrain)
         return replace(
             made,
@@ -524,7 +532,8 @@ class Target:
         _check_signature(function, name, self.layout, batch)
         probe = torch.linspace(-0.5, 0.5, self.dim, dtype=self.dtype)
         kept, result, known = limits.CACHED_NUMBERS, None, False
-        with contextlib.suppress(UNFACTORED, ValueError):  # not here, but perhaps elsewhere
+        # what is refused here is perhaps not elsewhere
+        with contextlib.suppress(UNFACTORED, ValueError), _hinted(name):
             result, kept = _counted(lambda z: one(self.constrain(z), *batch), probe.clone())
             known = True
         if known:
@@ -600,6 +609,15 @@ def _without_nan(model: Model, refusals: Refusals) -> Score:
         return value, gradient
 
     return scored
+
+
+def _check_observed(observed: Mapping[str, Any], target: "Target") -> None:
+    """Refuse observed NaN where log p is not finite: masked and imputed ones do no harm."""
+    arrays = {name: np.asarray(value) for name, value in observed.items()}
+    holed = [n for n, a in arrays.items() if a.dtype.kind == "f" and np.isnan(a).any()]
+    if holed and not bool(target.score(torch.zeros(1, target.dim).double())[0].isfinite()):
+        hint = "leave those rows out, or mask them in the model"
+        raise ArgumentValueError(message("model", "observed numbers", f"NaN in {holed}", hint))
 
 
 def _flat(*_: Any, **__: Any) -> Tensor:
@@ -700,10 +718,28 @@ def _check_signature(
     try:
         shape.bind(*batch, **layout.parts) if layout.named else shape.bind(None, *batch)
     except TypeError as error:
-        got = f"{name}{shape}"
+        got, hint = f"{name}{shape}", ""
+        if layout.named and not rows and len(shape.parameters) == 1:  # of a dictionary?
+            hint = f"a function of each value, or lambda **values: {name}(values)"
         raise ArgumentTypeError(
-            message(name, f"a function of ({', '.join(words)})", got)
+            message(name, f"a function of ({', '.join(words)})", got, hint)
         ) from error
+
+
+@contextlib.contextmanager
+def _hinted(name: str) -> Iterator[None]:
+    """Say what to do where PyTorch refuses to mix float32 with z, or to leave for NumPy."""
+    try:
+        yield
+    except RuntimeError as error:
+        words, hint = str(error).strip().splitlines()[0], ""
+        if "dtype" in words or "scalar type" in words:
+            hint = "data in float64, x.double(), as the parameters are"
+        elif "numpy()" in words:
+            hint = "compute with torch, or give log p and its gradient: Target.of_score"
+        if hint and not isinstance(error, UNFACTORED):
+            raise ArgumentTypeError(f"{name}: {words}. Try: {hint}") from error
+        raise
 
 
 def _check_result(result: Any, name: str, rows: int | None) -> None:
