@@ -267,7 +267,10 @@ ROWS = {
     "edge interval": interval,
     "edge half-normal": half_normal,
     **{f"hierarchy {d}": (lambda d=d: hierarchy(d - 2)) for d in (102, 302, 402, 1002)},
-    "hierarchy non-centred 402": lambda: hierarchy(400, centred=False),
+    **{
+        f"hierarchy non-centred {d}": (lambda d=d: hierarchy(d - 2, centred=False))
+        for d in (102, 202, 402)
+    },
     "ar1 500": lambda: ar1(500),
     "ar1 1000": lambda: ar1(1000),
     "peaks 65 nats": lambda: nats_apart(65.0),
