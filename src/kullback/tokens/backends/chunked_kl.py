@@ -27,7 +27,7 @@ from torch import Tensor
 
 from kullback.tokens import limits
 
-from .interface import Sum
+from .interface import Rows, Sum
 
 __all__ = ["kl_slopes", "kl_sums", "takes"]
 
@@ -79,8 +79,7 @@ def kl_sums(p: Tensor, q: Tensor, temperature: float) -> tuple[np.ndarray, np.nd
 
 
 def kl_slopes(
-    p: Tensor,
-    q: Tensor,
+    rows: Rows,
     temperature: float,
     sums: np.ndarray,
     c: np.ndarray,
@@ -92,6 +91,7 @@ def kl_slopes(
     sums: `[len(Sum), n]`; c: the rows' coefficients `P_ONE`, `P_RATIO` and `Q_STEP` (see `Slope`),
     float64 `[3, n]`.
     """
+    p, q = rows.p, rows.p if rows.q is None else rows.q
     logs = sums[_TOPS] / temperature + sums[_LOGS]
     one, ratio, step = c
     holes, tops = bool((sums[Sum.NOTE] != PLAIN).any()), None
