@@ -1,24 +1,38 @@
 """Models from the example galleries of Stan, PyMC, NumPyro and Pyro, fitted by two lines each.
 
-    python benchmarks/galleries.py [--only stan pymc numpyro pyro] [--seed 0]
+    python benchmarks/galleries.py [--only stan pymc numpyro pyro] [--seed 0] [--reference]
 
-Five models in each program's own idiom, after its examples: eight schools (centred as in Stan's and
-Pyro's introductions, non-centred in PyMC's and NumPyro's), a varying-intercept regression like
-radon, logistic and Poisson regression, a change point or a robust regression, a small horseshoe.
-Data are simulated here with a fixed seed, so nothing is downloaded. Prints a line a model: verdict,
-seconds of the fit, seconds of the other program's compiler; and writes
-benchmarks/results/galleries.json. A program that is not installed is left out, and said so.
+Five models in each program's own idiom, after its examples: eight schools, a varying-intercept
+regression like radon, logistic and Poisson regression, a change point, a robust regression, a small
+horseshoe, a mixture. Data are simulated here with a fixed seed, so nothing is downloaded. A line a
+model: verdict, seconds of the fit, seconds of the other program's compiler (less where it kept what
+it compiled in an earlier run; XDG_CACHE_HOME and PyTensor's base_compiledir name other folders).
+
+`--reference` draws by the program's own NUTS too (Stan's through PyStan, the package pystan) and
+counts how far the fit is from it: the largest error of a mean, in sd, and the smallest and largest
+ratio of sds, over all values of the model. They carry NUTS's own error: `reference_ess` is the
+smallest effective number of its draws. A program that is not installed is left out, and said so;
+the rows that benchmarks/results/galleries.json has of it are kept.
 """
 
 import argparse
+import contextlib
 import importlib.util
+import io
+import json
+import time
 import warnings
+from functools import partial
 
 import numpy as np
 import torch
-from measuring import finish, machine
+from measuring import RESULTS, finish, machine
 
 from kullback.variational import Target, fit
+
+CHAINS, WARMUP, DRAWS, ACCEPT = 2, 500, 1_500, 0.95  # of NUTS
+PYRO_DRAWS = 600  # a chain: 7 to 60 gradients a draw at 1 ms
+WITHIN_MEAN, WITHIN_LOG_SD = 0.2, 0.2  # what "trust" means
 
 DRAWN = np.random.default_rng(8)
 EFFECTS = np.array([28.0, 8, -3, 7, -1, 1, 18, 12])  # Rubin 1981
@@ -78,7 +92,7 @@ STAN = {
 
 def of_stan():
     for name, (program, data) in STAN.items():
-        yield name, lambda program=program, data=data: Target.from_stan(program, data)
+        yield name, (program, data), partial(Target.from_stan, program, data)
 
 
 def of_pymc():
@@ -111,7 +125,7 @@ def of_pymc():
 
     models = [schools, radon, logistic, poisson, robust]
     for name, model in zip(STAN, models, strict=True):
-        yield name, lambda model=model: Target.from_pymc(model)
+        yield name, model, partial(Target.from_pymc, model)
 
 
 def of_numpyro():
@@ -165,7 +179,7 @@ def of_numpyro():
         "horseshoe": (horseshoe, (WIDE, SPARSE)),
     }
     for name, (model, data) in models.items():
-        yield name, lambda model=model, data=data: Target.from_numpyro(model, *data)
+        yield name, (model, data), partial(Target.from_numpyro, model, *data)
 
 
 def of_pyro():
@@ -219,47 +233,161 @@ def of_pyro():
         "mixture": (mixture, as_tensors(groups)),
     }
     for name, (model, data) in models.items():
-        yield name, lambda model=model, data=data: Target.from_pyro(model, *data)
+        yield name, (model, data), partial(Target.from_pyro, model, *data)
+
+
+def nuts_of_stan(given, seed):
+    import stan  # PyStan
+
+    program, data = given
+    lists = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in data.items()}
+    built = stan.build(program, data=lists, random_seed=seed + 1)
+    sizes = {"num_chains": CHAINS, "num_warmup": WARMUP, "num_samples": DRAWS}
+    found = built.sample(**sizes, delta=ACCEPT)
+    return {name: np.moveaxis(found[name], -1, 0) for name in found.param_names}  # draw by chain
+
+
+def nuts_of_pymc(model, seed):
+    import pymc as pm
+
+    sizes = {"chains": CHAINS, "tune": WARMUP, "draws": DRAWS, "cores": 1, "progressbar": False}
+    with model:
+        found = pm.sample(**sizes, target_accept=ACCEPT, random_seed=seed)
+    held = found.posterior.transpose("draw", "chain", ...)
+    return {name: held[name].to_numpy().reshape(-1, *held[name].shape[2:]) for name in held}
+
+
+def nuts_of_numpyro(given, seed):
+    import jax
+    from numpyro.infer import MCMC, NUTS
+
+    jax.config.update("jax_enable_x64", True)
+    model, data = given
+    sizes = {"num_warmup": WARMUP, "num_samples": DRAWS, "num_chains": CHAINS}
+    sizes["chain_method"] = "sequential"
+    chains = MCMC(NUTS(model, target_accept_prob=ACCEPT), **sizes, progress_bar=False)
+    chains.run(jax.random.PRNGKey(seed), *data)
+    held = chains.get_samples(group_by_chain=True)
+    return {name: _draw_by_chain(np.asarray(value)) for name, value in held.items()}
+
+
+def nuts_of_pyro(given, seed):
+    import pyro
+    from pyro.infer import MCMC, NUTS
+
+    torch.set_default_dtype(torch.float64)
+    pyro.set_rng_seed(seed)
+    model, data = given
+    kernel = NUTS(model, target_accept_prob=0.9, jit_compile=True, ignore_jit_warnings=True)
+    sizes = {"num_samples": PYRO_DRAWS, "warmup_steps": PYRO_DRAWS // 2, "num_chains": 1}
+    held = []
+    for _ in range(CHAINS):
+        chain = MCMC(kernel, **sizes, disable_progbar=True)
+        chain.run(*data)
+        held.append(chain.get_samples())
+    torch.set_default_dtype(torch.float32)
+    return {k: _draw_by_chain(np.stack([one[k].numpy() for one in held])) for k in held[0]}
+
+
+def _draw_by_chain(values):
+    """Draws `[chains, n, *shape]` as `[n · chains, *shape]`."""
+    return values.swapaxes(0, 1).reshape(-1, *values.shape[2:])
+
+
+def compared(found, reference):
+    """Errors of means and sds against draws of NUTS, and the smallest effective number of these."""
+    from arviz_stats.base import array_stats
+
+    off, ratios, ess = [], [], []
+    for name, draws in reference.items():
+        if name not in found.posterior:
+            continue
+        flat = draws.reshape(len(draws), -1).astype(float)
+        mean, sd = found.mean[name].numpy().ravel(), found.sd[name].numpy().ravel()
+        off.extend(np.abs(mean - flat.mean(0)) / flat.std(0))
+        ratios.extend(sd / flat.std(0))
+        by_chain = flat.reshape(-1, CHAINS, flat.shape[1]).swapaxes(0, 1)
+        ess.extend(array_stats.ess(by_chain, chain_axis=0, draw_axis=1, method="bulk"))
+    right = max(off) <= WITHIN_MEAN and np.abs(np.log(ratios)).max() <= WITHIN_LOG_SD
+    return {
+        "mean_error": round(float(max(off)), 3),
+        "sd_low": round(float(min(ratios)), 3),
+        "sd_high": round(float(max(ratios)), 3),
+        "within_trust": bool(right),
+        "reference_ess": round(float(min(ess))),
+    }
 
 
 PROGRAMS = {
-    "stan": ("httpstan", of_stan),
-    "pymc": ("pymc", of_pymc),
-    "numpyro": ("numpyro", of_numpyro),
-    "pyro": ("pyro", of_pyro),
+    "stan": ("httpstan", of_stan, nuts_of_stan),
+    "pymc": ("pymc", of_pymc, nuts_of_pymc),
+    "numpyro": ("numpyro", of_numpyro, nuts_of_numpyro),
+    "pyro": ("pyro", of_pyro, nuts_of_pyro),
 }
+
+
+def once(program, name, given, make, options):
+    """Fit one model by the defaults; its row."""
+    target = make()
+    generator = torch.Generator().manual_seed(options.seed)
+    found = fit(target, generator=generator, progress=False)
+    row = {
+        "program": program,
+        "model": name,
+        "dimensions": target.dim,
+        "level": found.diagnosis.level,
+        "seconds": round(found.seconds, 2),
+        "compile_seconds": round(found.compile_seconds, 2),
+        "verdict": found.diagnosis.verdict,
+    }
+    times = f"{row['seconds']:6.1f} s + {row['compile_seconds']:5.1f} s to compile"
+    print(f"{program:8} {name:20} d={target.dim:3} {times}  {row['verdict']}", flush=True)
+    if options.reference:
+        begin = time.perf_counter()
+        reference = PROGRAMS[program][2](given, options.seed)
+        row["reference_seconds"] = round(time.perf_counter() - begin, 1)
+        row |= compared(found, reference)
+        print(f"{'':30}{json.dumps({k: row[k] for k in [*row][7:]})}", flush=True)
+    return row
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="*", choices=PROGRAMS, default=[*PROGRAMS])
+    parser.add_argument("--models", nargs="*", help="beginnings of names; all without one")
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    parser.add_argument("--reference", action="store_true", help="draw by each program's NUTS too")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="PyTensor could not link")
-    rows = []
-    for program in asked.only:
-        package, models = PROGRAMS[program]
+    kept = RESULTS / "galleries.json"
+    held = json.loads(kept.read_text())["models"] if kept.exists() else []
+    table = {(row["program"], row["model"]): row for row in held}
+    for program in options.only:
+        package, models, _ = PROGRAMS[program]
         if importlib.util.find_spec(package) is None:
             print(f"{program}: {package} is not installed, left out")
             continue
-        for name, make in models():
-            target = make()
-            found = fit(target, generator=torch.Generator().manual_seed(asked.seed), progress=False)
-            row = {
-                "program": program,
-                "model": name,
-                "dimensions": target.dim,
-                "level": found.diagnosis.level,
-                "seconds": round(found.seconds, 2),
-                "compile_seconds": round(found.compile_seconds, 2),
-                "verdict": found.diagnosis.verdict,
-            }
-            rows.append(row)
-            times = f"{row['seconds']:6.1f} s + {row['compile_seconds']:5.1f} s to compile"
-            print(f"{program:8} {name:20} d={target.dim:3} {times}  {row['verdict']}", flush=True)
-    trusted = sum(row["level"] == "trust" for row in rows)
-    print(f"{trusted} of {len(rows)} trusted")
-    finish("galleries", {"machine": machine(torch.get_num_threads()), "models": rows})
+        for name, given, make in models():
+            if not options.models or name.startswith(tuple(options.models)):
+                table[program, name] = once(program, name, given, make, options)
+                keep(table)
+
+
+def keep(table):
+    """Write all rows, those of earlier calls too."""
+    order = [*PROGRAMS]
+    rows = sorted(table.values(), key=lambda row: order.index(row["program"]))
+    trusted = [row for row in rows if row["level"] == "trust"]
+    right = [row["within_trust"] for row in trusted if "within_trust" in row]
+    counted = {
+        "models": len(rows),
+        "trusted": len(trusted),
+        "trusted_with_reference": len(right),
+        "trust_right": sum(right),
+    }
+    with contextlib.redirect_stdout(io.StringIO()):  # a table is printed as it grows
+        finish("galleries", {"machine": machine(1), "counted": counted, "models": rows})
 
 
 if __name__ == "__main__":

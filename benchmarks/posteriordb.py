@@ -10,7 +10,11 @@ what the level means, up to the error of the reference draws (4.5 standard error
 draws: 0.14 sd is more than any here has).
 
 `--peers PYTHON` (one with numpyro or pymc; posteriordb_peers.py) adds NumPyro's AutoNormal and
-AutoMultivariateNormal, PyMC's ADVI and Pathfinder, each in a process of its own; processor seconds.
+AutoMultivariateNormal, PyMC's ADVI and Pathfinder, each in a process of its own; processor seconds,
+at most 600 a peer and posterior; what failed is a reason in words. All 18 posteriors:
+
+    python benchmarks/posteriordb.py --only-peers --peers PYTHON
+
 `--data` takes a folder with a folder for each posterior: `data.json`, `reference_draws.npz` (an
 array `draws`, `[chains, n, columns]`), and for models that are not in posterior_targets.py a file
 `target.py`. Prints JSON and writes it to benchmarks/results/posteriordb.json.
@@ -18,6 +22,7 @@ array `draws`, `[chains, n, columns]`), and for models that are not in posterior
 
 import argparse
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -28,6 +33,7 @@ import posterior_race
 import torch
 from measuring import RESULTS, finish, machine
 from posterior_targets import DATA, known, posterior
+from posteriordb_peers import LIMIT
 
 from kullback.variational import assess, fit
 
@@ -75,7 +81,9 @@ def peers(name, folder, python):
     for peer in PEERS:
         call = [python, str(script), peer, str((folder / name).resolve())]
         done = subprocess.run(call, capture_output=True, text=True, cwd=script.parent)
-        if done.returncode:
+        if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+            found[peer] = {"failed": f"more than {LIMIT} processor seconds"}
+        elif done.returncode:
             words = (done.stderr.strip() or "no word").splitlines()[-1]
             found[peer] = {"failed": words}
         else:

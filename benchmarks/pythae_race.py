@@ -5,11 +5,11 @@
 Four models that both have: VAE, IWAE (K = 5), VampPrior (100 pseudo-inputs) and a posterior by an
 inverse autoregressive flow. Same data (MNIST, bits drawn once, since pythae trains on a fixed
 tensor), the same networks (784-200-200-50, tanh), batches of 100, one thread. pythae trains with
-its own trainer, whole epochs of Adam at 1e-3, until the seconds are spent; kullback then gets the
-processor seconds that pythae took, at 2e-3 along a cosine. (pythae's VampPrior has a warm-up of two
-epochs; without one it collapses here.) Both are measured by one estimator: L_K of the same images,
-K draws of the model's own q(z|x), log mean p(x, z)/q(z|x); pythae's with its own modules. On ten
-images it stands beside pythae's `get_nll`. Errors are over images; one seed.
+its own trainer, whole epochs of Adam at 1e-3, until the seconds are spent; its VampPrior has a
+warm-up of two epochs (it collapses with it and without). kullback then gets the
+processor seconds that pythae took, at 2e-3 along a cosine. Both are measured by one estimator: L_K
+of the same images, K draws of the model's own q(z|x), log mean p(x, z)/q(z|x); pythae's with its
+own modules. On ten images it stands beside pythae's `get_nll`. Errors are over images; one seed.
 
 Every model is kept in DIR when it is done. Prints JSON and writes it to
 benchmarks/results/pythae_race.json. Needs pythae==0.1.2; the data are not part of the package.

@@ -114,6 +114,65 @@ def test_data_that_do_not_fit_are_named(name, content, words, tmp_path, capsys):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("program", ["numpyro", "pyro", "pymc"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "model(sigma, y); got none. Try: --data FILE.json with a value for each name"),
+        ({"y": [1.0]}, "got ['y']: missing a required argument: 'sigma'"),
+        ({"y": [1.0], "sigma": [1.0], "w": 1}, "got an unexpected keyword argument 'w'"),
+    ],
+)
+def test_data_that_a_model_does_not_take(program, content, words, packages, tmp_path, capsys):
+    needed = SAMPLED.replace("y=None", "y")
+    text = PYMC.replace("build", "model") if program == "pymc" else f"{HEAD[program]}\n{needed}"
+    path = write(tmp_path, "model.py", text)
+    data = [] if content is None else ["--data", write(tmp_path, "x.json", content)]
+    assert run("fit", path, *data) == 3
+    assert words in capsys.readouterr().err
+
+
+def test_what_another_program_refuses_is_one_line_and_a_bug_here_is_a_traceback(
+    packages, tmp_path, monkeypatch
+):
+    path = write(tmp_path, "model.py", f"{HEAD['pyro']}\n{SAMPLED}")
+    file = read_target(str(path), data=write(tmp_path, "x.json", SCHOOLS))
+
+    def theirs(model, **data):
+        return json.loads("[1, 2")
+
+    monkeypatch.setattr("kullback.variational.Target.from_pyro", theirs)
+    with pytest.raises(DataError, match=r"model\.py: pyro refuses .* data: JSONDecode"):
+        fit._target(file)
+    tensors = fit._tensors
+    monkeypatch.setattr("kullback.cli.fit._tensors", lambda given: tensors(None))
+    with pytest.raises(AttributeError):
+        fit._target(file)
+
+
+def test_a_model_of_another_program_may_simulate(packages, tmp_path, capsys):
+    simulates = "def simulate(generator): return {'mu': 1.0}, {'y': [2.0]}"
+    path = write(tmp_path, "model.py", f"{HEAD['pyro']}\n{SAMPLED}\n{simulates}")
+    assert read_target(str(path)).simulate(None) == ({"mu": 1.0}, {"y": [2.0]})
+    path = write(tmp_path, "model.stan", STAN)
+    assert run("fit", path, "--sbc", 200) == 3
+    assert "Try: in Python, calibrate(simulate, lambda data: Target" in capsys.readouterr().err
+
+
+def test_lists_of_numbers_become_arrays_and_other_lists_stay():
+    mixed, ragged = ["a", 1.0], [[1.0], [2.0, 3.0]]
+    given = {"x": [1, 2], "w": [[0.5]], "n": 3, "names": ["a"], "mixed": mixed, "ragged": ragged}
+    found = fit._tensors(given)
+    assert found["x"].tolist() == [1, 2] and found["x"].dtype == torch.int64
+    assert found["w"].tolist() == [[0.5]] and found["w"].dtype == torch.float64
+    assert {k: found[k] for k in ("n", "names", "mixed", "ragged")} == {
+        "n": 3,
+        "names": ["a"],
+        "mixed": mixed,
+        "ragged": ragged,
+    }
+
+
 def test_a_file_without_the_model_lists_what_it_has(packages, tmp_path, capsys):
     path = write(tmp_path, "model.py", f"{HEAD['pyro']}\n{SAMPLED}")
     assert run("fit", f"{path}:modell") == 3

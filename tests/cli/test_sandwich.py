@@ -4,7 +4,7 @@ import csv
 import itertools
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,10 +16,24 @@ from kullback.cli import sandwich
 from kullback.cli.main import main
 from kullback.cli.sandwich import Sandwich, anneal_loose
 from kullback.cli.train import draws_for
+from kullback.core import Estimate
 from kullback.data import PADDING, load
 from kullback.vae import Annealing, Architecture, Refit, anneal, build, image_bounds, summarise
+from kullback.vae.posterior.annealing import Annealed
 
 pytestmark = pytest.mark.usefixtures("fashion_once")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The fields of an `Evaluation` that closing a training reads and sets."""
+
+    loose: float
+    seed: int
+    log_likelihood: Estimate
+    annealed: Estimate | None = None
+    annealed_settled: int | None = None
+
 
 TINY = ["--steps", "30", "--network", "mlp", "--hidden", "16", "--latent", "3", "--size", "8"]
 QUICK = ["--sandwich", "--items", "3", "--chains", "2", "--temperatures", "3", "--draws", "3"]
@@ -253,6 +267,37 @@ def test_a_training_that_ends_with_loose_bounds_anneals_the_first_test_images(mo
     assert anneal_loose(model, data, found, replace(evaluation, loose=0.0)).annealed is None
     monkeypatch.setattr("kullback.cli.sandwich.CLOSING_ANNEALED", (8, 100))  # one image: too few
     assert anneal_loose(model, data, found, evaluation).annealed is None
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_loose_bounds_of_clips_and_of_labelled_images_are_annealed_too(labelled, monkeypatch):
+    calls = []
+
+    def chains(model, x, *, settings, generator, progress):
+        calls.append((model, x.clone(), settings))
+        first = sum(len(each) for _, each, _ in calls[:-1])
+        log_weights = torch.arange(2.0 * len(x)).reshape(-1, 2).double() + 2 * first
+        return Annealed(log_weights, None, torch.ones(len(x)))
+
+    monkeypatch.setattr("kullback.vae.anneal", chains, raising=False)
+    test = torch.zeros(9, 1, 8, 8) if labelled else torch.zeros(9, 1, 8_000)
+    labels = torch.arange(9) % 2 if labelled else None
+    kind = "binary" if labelled else "sound"
+    data = SimpleNamespace(kind=kind, test=test, test_labels=labels)
+    model = SimpleNamespace(check=lambda x: x, at=lambda labels: ("at", labels.tolist()))
+    found = SimpleNamespace(importance_weighted=torch.zeros(9))
+    loose = Estimate(-10.0, 0.1, draws=9)
+    evaluation = Evaluated(loose=1.0, seed=0, log_likelihood=loose)
+    result = anneal_loose(model, data, found, evaluation)
+    settings, count = calls[0][2], 8 if labelled else 4
+    assert sum(len(x) for _, x, _ in calls) == count == result.annealed.draws
+    truth = torch.logsumexp(torch.arange(2.0 * count).reshape(-1, 2), 1).mean() - math.log(2)
+    assert result.annealed.value == pytest.approx(float(truth), rel=1e-6)
+    given = [one for one, _, _ in calls]
+    assert given == ([("at", k % 2) for k in range(8)] if labelled else [model])
+    assert (settings.chains, settings.temperatures) == ((8, 50) if labelled else (4, 10))
+    long = SimpleNamespace(kind=kind, test=torch.zeros(9, 1, 30_000), test_labels=None)
+    assert anneal_loose(model, long, found, evaluation) is evaluation
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from kullback.report import run_charts as latent
 from kullback.report.limits import LATENT_REACH
+from kullback.report.runs import run_charts as latent
 from kullback.vae import Architecture, build
 
 

@@ -11,7 +11,7 @@ from kullback import vae
 from kullback.cli.main import main
 from kullback.core import ArgumentValueError
 from kullback.data import load
-from kullback.report.run_page import command
+from kullback.report.runs.run_page import command
 from kullback.vae import PRESETS, VAE, Architecture, Preset, Training, build
 from kullback.vae.architecture import Spec
 from kullback.vae.loop import State, fit
@@ -35,7 +35,7 @@ def bits(tmp_path):
 @pytest.fixture
 def trained(bits, monkeypatch):
     """Train from the command line and return what the run's record says."""
-    monkeypatch.setattr("kullback.cli.train.close", lambda outcome, as_json: None)
+    monkeypatch.setattr("kullback.cli.train.close", lambda outcome, **_: None)
 
     def train(*options):
         out = bits.parent / f"run{len(list(bits.parent.iterdir()))}"
@@ -113,7 +113,7 @@ def test_typed_options_go_first_also_with_their_default_value(trained, capsys):
     assert (model["latent"], model["hidden"], model["activation"]) == (32, [3], "tanh")
     assert config["preset"]["given_instead"] == {"hidden": [3], "latent": 32}
     assert config["preset"]["options"]["latent"] == 50
-    assert "typed instead: hidden, latent" in capsys.readouterr().err
+    assert "typed instead: --hidden --latent" in capsys.readouterr().err
     assert "--latent" not in command(config) and "--activation tanh" in command(config)
     assert run("train", "--resume", out, "--preset", "classic") == 2
 

@@ -290,13 +290,15 @@ def test_evaluation_over_uneven_shares_is_that_of_one_process(n, labels, size):
     assert data.event_shape == (6,)
 
 
-@pytest.mark.parametrize("architecture", [{"layers": 2}, {"prior": "mixture"}, {}])
-def test_skipped_noise_is_what_many_draws_would_take(architecture, monkeypatch):
+@pytest.mark.parametrize(
+    ("architecture", "outputs"), [({"layers": 2}, 5000), ({"prior": "mixture"}, 5000), ({}, 100)]
+)
+def test_skipped_noise_is_what_many_draws_would_take(architecture, outputs, monkeypatch):
     """Also where the draws of a few images are cut into blocks of rows."""
     module = sys.modules[Bounds.__module__]
-    monkeypatch.setattr(module, "DECODER_OUTPUTS", 70)
+    monkeypatch.setattr(module, "DECODER_OUTPUTS", outputs)
     model = build((6,), "binary", Architecture(**(MLP | architecture)))
-    x = torch.randint(2, (130, 6), generator=torch.Generator().manual_seed(1))
+    x = torch.randint(2, (103, 6), generator=torch.Generator().manual_seed(1))
     one = image_bounds(model, x, draws=5)
     several = together(2, lambda g: image_bounds(model, x, draws=5, group=g))
     assert torch.equal(several[1].importance_weighted, one.importance_weighted)

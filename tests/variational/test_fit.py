@@ -16,7 +16,7 @@ from kullback.variational.objectives import loss_of
 from kullback.variational.optimise.batch_and_match import match
 from kullback.variational.optimise.deterministic import deterministic, fixed_normals
 from kullback.variational.optimise.starts import find_start
-from kullback.variational.optimise.stochastic import Adam, Window, _round, stochastic
+from kullback.variational.optimise.stochastic import Adam, Window, one_round, stochastic
 
 F64 = torch.float64
 
@@ -383,5 +383,5 @@ def test_the_first_stochastic_step_is_the_rate_along_each_axis(draws):
     after = torch.nn.utils.parameters_to_vector(next(steps).family.parameters())
     torch.testing.assert_close(after.detach(), before - 0.03)
     assert rows[0] == 2 * ((draws + 1) // 2)
-    next(_round(family, loss, seeded(), draws, 3, 0.03))
+    next(one_round(family, loss, seeded(), draws=draws, steps=3, rate=0.03))
     assert rows[-1] == rows[0]

@@ -304,6 +304,44 @@ def test_a_point_that_is_refused_leaves_the_others_their_density(program):
     torch.testing.assert_close(log_p - log_p[0], wanted - wanted[0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.parametrize("program", MAKERS)
+def test_values_by_name_are_put_into_z(program):
+    target = MAKERS[program]("schools")
+    z = torch.randn(3, target.dim, generator=torch.Generator().manual_seed(0), dtype=F64)
+    values = target.constrain(z)
+    back = torch.stack([target.unconstrain({k: v[i] for k, v in values.items()}) for i in range(3)])
+    torch.testing.assert_close(back, z, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ArgumentValueError, match=r"one of each of \[.*; got none of \['eta'\]"):
+        target.unconstrain({"mu": 1.0, "tau": 1.0})
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Out-of-support")  # of NumPyro, about the NaN
+@pytest.mark.parametrize("program", ["numpyro", "pyro"])
+def test_fixed_parameters_are_named_and_so_are_missing_rows(program):
+    module = pytest.importorskip(program)
+    normal, as_data = module.distributions.Normal, {"numpyro": np.array, "pyro": torch.tensor}
+
+    make = getattr(Target, f"from_{program}")
+
+    def model(y):
+        scale = module.param(f"scale of {program}", as_data[program](2.0))
+        module.sample("y", normal(module.sample("a", normal(0.0, scale)), 1.0), obs=y)
+
+    with pytest.warns(UserWarning, match=rf"model: \['scale of {program}'\] of `param` keep"):
+        target = make(model, as_data[program](1.0))
+    log_p = target.log_density(T(0.0, 2.0)[:, None])
+    torch.testing.assert_close(log_p[1] - log_p[0], T(-0.5), rtol=1e-12, atol=1e-12)
+    with (
+        pytest.warns(UserWarning, match="param"),
+        pytest.raises(ArgumentValueError, match=r"got NaN in \['y'\]. Try: leave those rows out"),
+    ):
+        make(model, as_data[program](float("nan")))
+
+
 MISSING = {"numpyro": "jax", "pyro": "pyro", "pymc": "pymc"}
 
 

@@ -160,6 +160,7 @@ def test_stan_says_what_is_wrong_with_program_and_data(program):
         (data() | {"J": 8.5}, r"data\['J'\]: expected whole numbers"),
         (data() | {"y": 3.0}, r"data\['y'\]: expected an array of 1 axes"),
         (data() | {"y": [[1, 2], [3]]}, r"data\['y'\]: expected a full array"),
+        (data() | {"y": [None] * 8}, r"data\['y'\]: expected a full array of numbers; got null"),
         (data() | {"y": ["a"] * 8}, r"data\['y'\]: expected a full array"),
         (data() | {"sigma": -ERRORS}, "data: refused by the model: .*sigma"),
         (data() | {"J": 9}, "data: refused by the model: "),

@@ -21,6 +21,7 @@ from torch.distributions import (
 from kullback.core import ArgumentValueError
 from kullback.exact import quadrature
 from kullback.variational import Parameter, Target, fit
+from kullback.variational.fit import _points
 from kullback.variational.optimise.stochastic import anchored
 from kullback.variational.target.batches import in_pieces, score_in_pieces
 from kullback.variational.target.parameters import (
@@ -222,6 +223,10 @@ def test_it_says_which_value_and_which_row():
     assert target.explain(T(1.0, 1.0).reshape(1, 2)) == ""
 
 
+def _below_b(values):
+    return constraints.less_than(values["b"])
+
+
 @pytest.mark.parametrize(
     ("make", "kind", "words"),
     [
@@ -239,7 +244,52 @@ def test_it_says_which_value_and_which_row():
         (
             lambda: Target.of(lambda k: k, {"k": constraints.lower_cholesky}),
             ValueError,
-            r"shape: expected \[n, n\]",
+            r"parameters\['k'\]: shape: expected \[n, n\] .*\(\(3, 3\), constraints.lower_cholesky",
+        ),
+        (
+            lambda: Target.of(lambda w: w, {"w": constraints.simplex}),
+            ValueError,
+            r"parameters\['w'\]: .* Try: Parameter\(\(3,\), constraints.simplex\)",
+        ),
+        (
+            lambda: Target.of(lambda w: w, {"w": constraints.corr_cholesky}),
+            ValueError,
+            r"Try: Parameter\(\(3, 3\), constraints.corr_cholesky\)",
+        ),
+        (
+            lambda: Target.of(lambda w: w, {"w": ordered}),
+            ValueError,
+            r"Try: Parameter\(\(3,\), ordered\)",
+        ),
+        (
+            lambda: Target.of(lambda w: w, {"w": ((3,), constraints.positive)}),
+            ValueError,
+            r"Try: Parameter\(\(3,\), constraints.positive\)",
+        ),
+        (
+            lambda: Target.of(lambda w: w.sum(), {"w": Parameter((1,), constraints.simplex)}),
+            ValueError,
+            "at least one that can vary",
+        ),
+        (
+            lambda: Target.of(lambda a, b: a + b, {"a": _below_b, "b": ()}),
+            ValueError,
+            r"parameters before: \[\]; got 'b'. Try: put 'b' before",
+        ),
+        (
+            lambda: Target.of(lambda values: values["a"], {"a": (), "b": ()}),
+            TypeError,
+            r"got log_density\(values\). Try: .* lambda \*\*values: log_density\(values\)",
+        ),
+        (
+            lambda: Target.of(lambda b: (torch.ones(5, 3) @ b).sum(), {"b": (3,)}),
+            TypeError,
+            r"log_density: .*dtype.* Try: data in float64, x.double\(\)",
+        ),
+        (
+            lambda: Target.of(lambda z: torch.tensor(z.numpy().sum()), 2),
+            TypeError,
+            "Try: compute with torch, or .* Target.of_score",
         ),
         (lambda: Target.of(lambda z: z.sum() * torch.rand(()), 2), ValueError, "draws at random"),
         (
@@ -449,11 +499,31 @@ def test_a_fit_begins_where_it_is_told():
     def log_density(x):
         return torch.logaddexp(-0.5 * (x - 400.0) ** 2, -0.5 * (x + 400.0) ** 2)
 
-    for init, at in (({"x": 399.0}, 400), (T(-401.0), -400), (T(-401.0, -399.0)[:, None], -400)):
+    for init, at in (
+        ({"x": 399.0}, 400),
+        (T(-401.0), -400),
+        (T(-401.0, -399.0)[:, None], -400),
+        ({"x": np.linspace(-403, -397, 200)}, -400),  # draws of it
+    ):
         found = fit(log_density, {"x": ()}, init=init, progress=False)
         assert abs(float(found.mean["x"]) - at) < 0.1
-    with pytest.raises(ArgumentValueError, match="init"):
-        fit(log_density, {"x": ()}, init=T(1.0, 2.0), progress=False)
+    again = fit(log_density, {"x": ()}, init=found, progress=False)
+    assert abs(float(again.mean["x"]) + 400) < 0.1
+    for wrong, words in ((T(1.0, 2.0), "init"), ("kept/fit", r"Try: load\(path, target\)")):
+        with pytest.raises(ArgumentValueError, match=words):
+            fit(log_density, {"x": ()}, init=wrong, progress=False)
+    with pytest.raises(ArgumentValueError, match="x: expected shape"):
+        fit(log_density, {"x": ()}, init={"x": np.zeros((2, 2))}, progress=False)
+
+
+def test_draws_of_several_parameters_are_put_into_z():
+    parameters = {"a": constraints.positive, "b": (2,)}
+    target = Target.of(lambda a, b: -a - b.square().sum(), parameters)
+    draws = {"a": torch.rand(9) + 0.5, "b": torch.randn(9, 2)}
+    z = _points(target, draws)
+    torch.testing.assert_close(z, torch.cat([draws["a"].log()[:, None], draws["b"]], 1).double())
+    with pytest.raises(ArgumentValueError, match="shape"):
+        _points(target, draws | {"b": torch.zeros(8, 2)})
 
 
 @pytest.mark.parametrize("k", [2, 3, 5])

@@ -28,7 +28,14 @@ from kullback.core import (
 
 from .options import FitOptions, Shared
 from .session import bar, log, prepare, print_json, quiet, say, ticking, write
-from .user_code import TargetFile, read_target, user_code
+from .user_code import (
+    TargetFile,
+    first_line,
+    raised_in,
+    read_target,
+    user_code,
+    went_through,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -235,6 +242,8 @@ def calibrate_fits(file: TargetFile, options: FitOptions) -> None:
     simulate = file.simulate
     if simulate is None:
         hint = "def simulate(generator): return parameters, data"
+        if file.program == "stan":  # which has no place for it
+            hint = "in Python, calibrate(simulate, lambda data: Target.from_stan(path, data))"
         raise DataError(
             f"{file.path}: --sbc needs a function that draws from the model. Try: {hint}"
         )
@@ -352,6 +361,13 @@ def _target(file: TargetFile) -> "Target":
         return _own(file) if not file.program else _of_program(file)
     except (ArgumentTypeError, ArgumentValueError) as error:  # the file's fault, not an option's
         raise DataError(f"{file.path}: {error}") from error
+    except Exception as error:
+        if not file.program or raised_in(error, "kullback") or went_through(error, file.path):
+            raise
+        words = f"{type(error).__name__}: {first_line(error)}"
+        raise DataError(
+            f"{file.path}: {file.program} refuses the model or its data: {words}"
+        ) from error
 
 
 def _own(file: TargetFile) -> "Target":
@@ -374,8 +390,6 @@ def _own(file: TargetFile) -> "Target":
 
 def _of_program(file: TargetFile) -> "Target":
     """Build the target of another program's model, with its data by name or in order."""
-    import numpy as np
-
     from kullback.variational import Target
 
     given = {} if file.arguments is None else file.arguments
@@ -390,25 +404,47 @@ def _of_program(file: TargetFile) -> "Target":
     if not isinstance(given, dict):
         given = given if isinstance(given, list | tuple) else (given,)
         given = dict(zip(inspect.signature(file.model).parameters, given, strict=False))
+    _check_arguments(file, given)
     if file.program == "pyro":
         return Target.from_pyro(file.model, **_tensors(given))
-    arrays = {k: np.asarray(v) if isinstance(v, list) else v for k, v in given.items()}
+    arrays = {name: _array(value) for name, value in given.items()}
     if file.program == "numpyro":
         return Target.from_numpyro(file.model, **arrays)
     return Target.from_pymc(file.model(**arrays))
 
 
+def _check_arguments(file: TargetFile, given: dict[str, Any]) -> None:
+    """Refuse data that are not the arguments of a model's function."""
+    shape = inspect.signature(file.model)
+    try:
+        shape.bind(**given)
+    except TypeError as error:
+        wanted = f"values for {file.name}{shape}"
+        got = f"{[*given]}: {error}" if given else "none"
+        hint = "--data FILE.json with a value for each name"
+        raise DataError(message("data", wanted, got, hint)) from error
+
+
+def _array(value: Any) -> Any:
+    """Return a list of numbers as an array; anything else (names, rows of other lengths) as is."""
+    import numpy as np
+
+    if not isinstance(value, list):
+        return value
+    try:
+        array = np.asarray(value)
+    except ValueError:  # ragged
+        return value
+    return array if array.dtype.kind in "biuf" else value
+
+
 def _tensors(given: dict[str, Any]) -> dict[str, Any]:
-    """Return lists of numbers as tensors, real ones in float64; anything else as it is."""
+    """Return arrays, and lists of numbers, as tensors, reals in float64; anything else as is."""
+    import numpy as np
     import torch
 
-    def tensor(value: Any) -> Any:
-        if not isinstance(value, list):
-            return value
-        found = torch.tensor(value)
-        return torch.tensor(value, dtype=torch.float64) if found.is_floating_point() else found
-
-    return {name: tensor(value) for name, value in given.items()}
+    arrays = {name: _array(value) for name, value in given.items()}
+    return {k: torch.as_tensor(v) if isinstance(v, np.ndarray) else v for k, v in arrays.items()}
 
 
 def _numbers(found: "Fit", judged: Any) -> str:

@@ -8,7 +8,9 @@ __all__ = [
     "CLIP_REFIT_DRAWS",
     "CLIP_REFIT_STEPS",
     "CLOSING_ANNEALED",
+    "CLOSING_ANNEALED_CLIPS",
     "CLOSING_CHAINS",
+    "CLOSING_CLIP_CHAINS",
     "CLOSING_DRAWS",
     "CLOSING_NUMBERS",
     "CLOSING_SAMPLES",
@@ -62,6 +64,8 @@ CLOSING_SAMPLES = 8_000_000  # the same of sound, of which each takes a microsec
 COMPARISON_DRAWS = 100  # K of kullback compare: differences of bounds move little with K
 CLOSING_ANNEALED = (8, 24_000)  # test images annealed then, and numbers in them: seconds of a core
 CLOSING_CHAINS, CLOSING_TEMPERATURES = 8, 50  # of them: half of what --sandwich takes
+CLOSING_ANNEALED_CLIPS = (4, 32_000)  # clips annealed then, and samples in them
+CLOSING_CLIP_CHAINS = (4, 10, 2, 2)  # chains, temperatures, leapfrog steps, pilots: 2 CPU s a clip
 SANDWICH_IMAGES = (20, 16, 100)  # items, chains and temperatures of --sandwich
 SANDWICH_CLIPS = (4, 4, 20)  # the same of sound, whose clips have 8,000 places in a second
 SANDWICH_FIRST = 10  # temperatures with which --sandwich-minutes begins; they are doubled

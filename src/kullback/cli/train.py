@@ -177,9 +177,13 @@ def _announced(name: str, architecture: "Architecture", training: "Training") ->
     from kullback.vae import preset
 
     chosen = preset(name).beside(architecture, training)
-    listed = {n: ",".join(map(str, v)) for n, v in chosen.options.items() if isinstance(v, tuple)}
-    values = ", ".join(f"{n} {v}" for n, v in (chosen.options | listed).items())
-    typed = f"; typed instead: {', '.join(chosen.given)}" if chosen.given else ""
+    texts = {
+        f"--{n.replace('_', '-')}": ",".join(map(str, v)) if isinstance(v, tuple) else str(v)
+        for n, v in chosen.options.items()
+    }
+    values = " ".join(f"{flag} {text}" for flag, text in texts.items())
+    flags = " ".join(f"--{n.replace('_', '-')}" for n in chosen.given)
+    typed = f"; typed instead: {flags}" if flags else ""
     say(f"preset {name}: {chosen.reason} ({values or 'no values of its own'}{typed})")
     return chosen
 

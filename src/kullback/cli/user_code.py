@@ -12,6 +12,7 @@ import inspect
 import json
 import runpy
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,16 @@ from kullback.core import DataError, KullbackError, message, require
 from .options import AuditOptions, Shared
 from .session import log, prepare, print_json, say, write
 
-__all__ = ["TargetFile", "audit", "function_at", "read_target", "user_code"]
+__all__ = [
+    "TargetFile",
+    "audit",
+    "first_line",
+    "function_at",
+    "raised_in",
+    "read_target",
+    "user_code",
+    "went_through",
+]
 
 
 def audit(
@@ -86,9 +96,24 @@ def user_code(path: Path | None, *, traceback: bool = False) -> Iterator[None]:
             raise
         if not _where(path, error) and not isinstance(error, SyntaxError):
             raise  # not the user's
-        first = (str(error).strip() or "without a message").splitlines()[0]
-        words = f"{type(error).__name__}: {first}"
+        words = f"{type(error).__name__}: {first_line(error)}"
         raise DataError(f"{path}{_where(path, error)}: {words}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an exception says."""
+    return (str(error).strip() or "without a message").splitlines()[0]
+
+
+def went_through(error: BaseException, path: Path) -> bool:
+    """Say whether an exception went through code of a file."""
+    return bool(_where(path, error))
+
+
+def raised_in(error: BaseException, package: str) -> bool:
+    """Say whether the code that raised an exception is of a package, such as "kullback"."""
+    *_, last = traceback.walk_tb(error.__traceback__)
+    return str(last[0].f_globals.get("__name__")).partition(".")[0] == package
 
 
 def _where(path: Path, error: BaseException) -> str:
@@ -220,7 +245,9 @@ def read_target(text: str, *, dim: int | None = None, data: Path | None = None) 
         raise DataError(f"{path}: no function or model {name!r}{listed}")
     if program:
         known = found.get("data") if data is None else arguments
-        return TargetFile(path, f"{path.name}:{name}", model, program, arguments=known)
+        simulate = found.get("simulate")
+        title = f"{path.name}:{name}"
+        return TargetFile(path, title, model, program, arguments=known, simulate=simulate)
     parameters = found.get("parameters") if dim is None else dim
     if parameters is None:
         raise DataError(

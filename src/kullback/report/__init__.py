@@ -1,14 +1,13 @@
 """Layer 5, report: what was found, as HTML pages, pictures and text.
 
-- `run_page`: what a run directory holds, and `write`, its page; `run_charts`: the learning curve,
-  KL bars and map of the latent space.
+- `runs`: what a run directory holds, and `write`, its page with its charts; `export`: a run as a
+  folder to publish, with ONNX graphs and a model card.
 - `audit_page`: the audit of a loss as text and as a page.
 - `language_models`: drift of language models, and logged log-probabilities, as text and as a page.
 - `html`: pages from `templates/`; `figures`: the one style of all charts, drawn by matplotlib.
 - `pictures`: images as PNG, clips of sound as WAV files, players and spectrograms;
   `divergence_plot`, `fit_plot`: SVG of a divergence, of a fit.
 - `explain_tables`, `explain_named`, `explain_fit`: what `--explain` prints.
-- `model_card`: a run as a folder to publish, with ONNX graphs and a model card.
 - `evaluation_text`: what `kullback evaluate` prints; `text_layout`: numbers and columns of text.
 - `limits`: every threshold.
 
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
     from .fit_plot import plot_calibration, plot_directions, plot_fit
     from .language_models.drift_page import drift_text, write_drift
     from .language_models.logprobs_page import logprobs_text, write_logprobs
-    from .model_card import export
-    from .run_page import write
+    from .runs.model_card import export
+    from .runs.run_page import write
     from .text_layout import UNITS, aligned, measured_text, number
 
 __all__ = [
@@ -68,7 +67,7 @@ _MODULES = {
     "explain_fit": "explain_fit",
     "explain_named": "explain_named",
     "explain_tables": "explain_tables",
-    "export": "model_card",
+    "export": "runs.model_card",
     "logprobs_text": "language_models.logprobs_page",
     "measured_text": "text_layout",
     "number": "text_layout",
@@ -77,7 +76,7 @@ _MODULES = {
     "plot_calibration": "fit_plot",
     "plot_directions": "fit_plot",
     "plot_fit": "fit_plot",
-    "write": "run_page",
+    "write": "runs.run_page",
     "write_drift": "language_models.drift_page",
     "write_logprobs": "language_models.logprobs_page",
 }

@@ -304,10 +304,14 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
             f"use --draws {limits.DRAWS_FOR_LOOSE} or more."
         )
     elif e.loose > 0 and e.annealed is not None:
+        share = ""
+        if e.bits_per_dim is not None:  # of the same clips or images: in proportion
+            ratio = e.annealed.value / abs(e.log_likelihood.value)
+            share = f" ({ratio * e.bits_per_dim.value:.2g} {e.bits_per_dim.unit})"
         said.append(
-            f"log p(x) is higher: by annealing at least {plain(e.annealed)} nats above L_{e.draws} "
-            f"on the first {e.annealed.draws} test {noun}s (settled for {e.annealed_settled} of "
-            f"them); kullback evaluate --sandwich measures more."
+            f"log p(x) is higher: by annealing at least {plain(e.annealed)} nats{share} above "
+            f"L_{e.draws} on the first {e.annealed.draws} test {noun}s (settled for "
+            f"{e.annealed_settled} of them); kullback evaluate --sandwich measures more."
         )
     elif e.loose > 0:
         said.append(

@@ -13,6 +13,7 @@ __all__ = [
     "DRIFT_BYTES",
     "EQUAL_BITS",
     "FIT_ENTRIES",
+    "GRID_LETTERS",
     "KL_BARS",
     "LABEL_LETTERS",
     "LARGE",
@@ -77,6 +78,7 @@ EQUAL_BITS = 1e-9  # relative: code lengths and means this close are equal, far 
 # Pictures of divergences and fits
 OUTCOMES = 4000  # of a discrete distribution drawn one by one: several a pixel
 TAIL_REACH = 8.0  # quartile distances from the quartiles beyond which tails are not drawn
+GRID_LETTERS = 300  # of a grid's description in a signature: longer ones are in a file beside it
 FIT_ENTRIES = 6  # parameters in a matrix of pairs: more are too small to read
 BAR_LEVEL = 0.01  # probability that a bar of a histogram of ranks leaves the grey
 LIKELY_DEPTH = 9.0  # nats below a density's peak that are drawn: 1e-4 of its height

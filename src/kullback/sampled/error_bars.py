@@ -11,7 +11,8 @@ Which to use: `estimate_of` for the mean of terms; `mean_of` and `judged` for a 
 interval is symmetric.
 
 Reference: Hall (1992), "The Bootstrap and Edgeworth Expansion", section 2.6, for the skewness;
-Vehtari et al. (2024) for k̂. The limits stand in limits.py; benchmarks/coverage.py checks them.
+Vehtari et al. (2024) for k̂. The limits stand in limits.py; they are checked by
+benchmarks/interval_coverage.py.
 """
 
 import math

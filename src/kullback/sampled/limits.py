@@ -1,6 +1,7 @@
 """Every threshold of this folder that decides on a warning, a refusal or a missing error bar.
 
-Each stands here with its source, or with the settings of benchmarks/coverage.py that set it.
+Each stands here with its source, or with the settings of benchmarks/interval_coverage.py that set
+it.
 """
 
 __all__ = [
@@ -106,10 +107,11 @@ MAX_BIAS_IN_ERRORS = 0.3  # standard errors of bias: a 95 % interval then covers
 MAX_SKEWNESS_OF_MEAN = 0.08
 MIN_SKEWNESS_FOR_TAIL = 0.01  # skewness of the mean below which no tail carries weight
 
-# Intervals that allow for skewness. Chosen on the 28 laws of CHOOSING in benchmarks/coverage.py,
-# counted on the 20 of COUNTING. The skewness of the draws, too low where the extreme tail was not
-# drawn, is multiplied by 1.2 and by 8 (k-hat − 0.35) more, at most 4: with it intervals hold at
-# infinite variance (Pareto k = 0.7: 96 % at 1,000 draws, 69 % by Student's t)
+# Intervals that allow for skewness. Chosen on the 28 laws of CHOOSING in
+# benchmarks/interval_coverage.py, counted on the 20 of COUNTING. The skewness of the draws, too low
+# where the extreme tail was not drawn, is multiplied by 1.2 and by 8 (k-hat − 0.35) more, at most
+# 4: with it intervals hold at infinite variance (Pareto k = 0.7: 96 % at 1,000 draws, 69 % by
+# Student's t)
 SKEWNESS_FACTOR = 1.2
 SKEWNESS_FACTOR_SLOPE, SKEWNESS_FACTOR_FROM_K, MAX_SKEWNESS_FACTOR_RISE = 8.0, 0.35, 4.0
 MAX_SKEWNESS_OF_INTERVAL = 0.8  # beyond it Hall's interval gets shorter again
@@ -176,7 +178,8 @@ NEAR_DUPLICATE_DEVIATIONS, NEAR_DUPLICATE_EXTRA = 5.0, 6
 # spread of the others, above the rounding of float32 inputs (6e-8).
 MIN_RELATIVE_EIGENVALUE = 1e-10
 
-# k-NN KL: k from 1 to n / 20, but 10 to 20, extrapolated to k = 0 (benchmarks/coverage.py).
+# k-NN KL: k from 1 to n / 20, but 10 to 20, extrapolated to k = 0
+# (benchmarks/interval_coverage.py).
 MIN_NEIGHBOURS, MAX_NEIGHBOURS, DRAWS_PER_NEIGHBOUR = 10, 20, 20
 # Dimensions above which the extrapolated bias rivals the error bar at any practical n: of KL, of
 # Jensen-Shannon, and of the information (of x and y together).

@@ -4,9 +4,9 @@ Which to use: `log_ratio` when all draws are at hand; `LogRatios` when they come
 many processes, or are too many to keep: `LogRatios.of` each piece, add them up, `estimate`. The
 first is the second with one piece. k1 is right whatever the supports. With full supports
 `estimator="best"` (cross-fitted, unbiased) has less variance, and is k1 where r = q/p has a heavy
-tail: over the families of benchmarks/coverage.py its true error was 0.98 times that of the better
-of k1 and k3 in the median, at worst 1.8 times (Var(r) infinite, 1,000 draws). k3 is the choice
-when single terms must not be negative.
+tail: over the families of benchmarks/interval_coverage.py its true error was 0.98 times that of
+the better of k1 and k3 in the median, at worst 1.8 times (Var(r) infinite, 1,000 draws). k3 is the
+choice when single terms must not be negative.
 
 Reference: MATH 5; Schulman (2020); Chan, Golub and LeVeque (1979) for the merging.
 """

@@ -4,11 +4,11 @@
 your own; `evaluate` for figures with error bars. Loads on first use.
 
 What a model is: `architecture` (names only), `networks`, `likelihoods`, `latents` (p(z), q(z|x)),
-`model`. How it is trained: `training` (settings and schedules), `presets` (named values of both),
-`loop` (the loop, its logs and warnings), `elbo_step` and `step.c` (the gradient by hand),
-`checkpoint`, `run` (the run folder, the device). How good it is: `evidence` (bounds image by
-image), `evaluation` (means with error bars, active units, collapse), `posterior` (log p(x) = ELBO +
-KL, from both sides). `onnx_graphs`: export. `limits`: thresholds.
+`model`. How it is trained: `training` (settings, schedules and presets), `loop` (the loop, its logs
+and warnings), `elbo_step` (the gradient by hand), `checkpoint`, `run` (the run folder, the device).
+How good it is: `evidence` (bounds image by image), `evaluation` (means with error bars, active
+units, collapse), `posterior` (log p(x) = ELBO + KL, from both sides). `onnx_graphs`: export.
+`limits`: thresholds.
 """
 
 from typing import TYPE_CHECKING
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
         made_by,
         measure_gap,
     )
-    from .presets import PRESETS, Preset, preset
     from .run import (
         Outcome,
         architecture_of,
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
         start_in_words,
         train,
     )
-    from .training import Training, too_short
+    from .training import PRESETS, Preset, Training, preset, too_short
 
 __all__ = [
     "COUNTS",
@@ -106,7 +105,7 @@ __all__ = [
 
 _HOME = {
     "COUNTS": "architecture",
-    "PRESETS": "presets",
+    "PRESETS": "training",
     "VAE": "model",
     "Aggregate": "posterior",
     "Annealing": "posterior",
@@ -117,7 +116,7 @@ _HOME = {
     "Outcome": "run",
     "Parity": "onnx_graphs",
     "Parts": "model",
-    "Preset": "presets",
+    "Preset": "training",
     "Progress": "loop",
     "Refit": "posterior",
     "Training": "training",
@@ -139,7 +138,7 @@ _HOME = {
     "pick_device": "run",
     "pick_precision": "run",
     "pick_threads": "run",
-    "preset": "presets",
+    "preset": "training",
     "require_exportable": "onnx_graphs",
     "resume": "run",
     "start_in_words": "run",

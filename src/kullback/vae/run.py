@@ -54,10 +54,9 @@ from .loop import (
 )
 from .model import VAE, Parts, build, location_and_spread_of, require_own, with_parts
 from .networks import OwnDecoder, OwnEncoder
-from .presets import Preset
-from .presets import preset as find_preset
 from .sound import second_moments, shift_shares
-from .training import Training, too_short
+from .training import Preset, Training, too_short
+from .training import preset as find_preset
 
 __all__ = [
     "Outcome",

@@ -25,7 +25,7 @@ from kullback.core import (
 
 from . import limits
 from .diagnostics.diagnose import Diagnosis
-from .diagnostics.summary import Fitted, summarise
+from .diagnostics.summary import Fitted, assess, summarise
 from .families import NAMED, Family
 from .families.family import Frame
 from .fit import FittedPosterior
@@ -66,7 +66,9 @@ class Saved(FittedPosterior):
     record: dict[str, Any]
 
 
-def save(fit: Fitted, folder: str | Path, diagnosis: Diagnosis, *, force: bool = False) -> Path:
+def save(
+    fit: Fitted, folder: str | Path, diagnosis: Diagnosis | None = None, *, force: bool = False
+) -> Path:
     """Write q, its draws, log densities, scores, summary and diagnosis to a folder; return it.
 
     Two files, each whole or not at all. q is kept where it is one of `kullback.variational`'s own
@@ -75,7 +77,7 @@ def save(fit: Fitted, folder: str | Path, diagnosis: Diagnosis, *, force: bool =
     Args:
         fit: what `fit` or `load` returned.
         folder: is made where it does not exist.
-        diagnosis: what `assess` says of the fit.
+        diagnosis: what `assess` says of the fit; by default the fit's own, or `assess(fit)`.
         force: replace a fit that is in the folder.
 
     Returns:
@@ -86,9 +88,8 @@ def save(fit: Fitted, folder: str | Path, diagnosis: Diagnosis, *, force: bool =
 
     Example:
         >>> from kullback.variational import fit
-        >>> from kullback.variational.diagnostics.summary import assess
         >>> found = fit(lambda z: -0.5 * (z * z).sum(), 2)
-        >>> kept = save(found, "normal", assess(found))
+        >>> kept = save(found, "normal")
         >>> again = load("normal", found.target)
         >>> again.draws.equal(found.draws), again.sample_posterior(1000)["z"].shape
         (True, torch.Size([1000, 2]))
@@ -100,6 +101,7 @@ def save(fit: Fitted, folder: str | Path, diagnosis: Diagnosis, *, force: bool =
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder}: cannot be made: {error.strerror or error}") from error
+    diagnosis = diagnosis or getattr(fit, "diagnosis", None) or assess(fit)
     names = ("draws", "log_p", "log_q", "score_p", "score_q")
     tensors = (fit.draws, fit.log_p, fit.log_q, *fit.scores)
     q = getattr(fit, "family", None)

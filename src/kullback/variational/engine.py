@@ -6,6 +6,7 @@ to do, as a stream of `Progress`.
 """
 
 import functools
+import importlib.util
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -19,9 +20,9 @@ from kullback.core import Estimate, RunError, require
 from kullback.sampled import pareto_k
 
 from . import limits
-from .diagnostics.defensive_sampling import draw_wider, pooled
+from .diagnostics.defensive_sampling import draw_wider, pooled, unreached
 from .diagnostics.diagnose import ridges_of
-from .diagnostics.evidence import Pool, Sample
+from .diagnostics.evidence import Pool, Sample, by_scores
 from .diagnostics.missed_modes import probe
 from .diagnostics.propriety import improper
 from .families import NAMED, Family, Flow, FullRank, LowRank, MeanField, Mixture
@@ -31,6 +32,7 @@ from .optimise import IMPROPER, Progress, forward_kl
 from .optimise.batch_and_match import batch_and_match
 from .optimise.deterministic import deterministic, fixed_normals
 from .optimise.edges import edges, interior, proposals
+from .optimise.hamiltonian import hamiltonian
 from .optimise.natural_gradient import natural_gradient
 from .optimise.starts import (
     Start,
@@ -41,8 +43,15 @@ from .optimise.starts import (
     mixture_of,
     near_zero,
 )
-from .optimise.stochastic import anchor, anchored, cosine_annealing, stochastic, widen_tails
-from .target.density import Target
+from .optimise.stochastic import (
+    anchor,
+    anchored,
+    cosine_annealing,
+    one_round,
+    stochastic,
+    widen_tails,
+)
+from .target.density import OutOfTime, Target
 
 __all__ = ["Direction", "Make", "Plan", "Settings", "Work", "forwards", "maker", "plan", "reverse"]
 
@@ -67,6 +76,7 @@ class Settings:
     starts: int = 4
     draws: int | None = None
     evaluation_draws: int = 4000
+    max_seconds: float = limits.MAX_FIT_SECONDS
 
     @property
     def maximised(self) -> str:
@@ -311,12 +321,12 @@ def _by_natural_gradient(problem: _Problem) -> Iterator[Progress]:
     if start is not None:
         last = yield from _until_done(natural_gradient(start.frame, target, generator))
         if last.converged:
-            yield last
+            yield _in_time(problem, last)
             return
     found = find_start(target, generator, first=problem.settings.init)
     again = yield from _until_done(natural_gradient(found[0].frame, target, generator))
     if again.converged:
-        yield again
+        yield _in_time(problem, again)
         return
     name = LowRank.name if how.automatic else FullRank.name
     method = "auto" if how.automatic else "deterministic"
@@ -326,6 +336,46 @@ def _by_natural_gradient(problem: _Problem) -> Iterator[Progress]:
     for now in fitted(other, found):
         why = f"{now.reason}; {name} by {other.how.method}, since full rank {again.reason}"
         yield replace(now, reason=why) if now.done else now
+
+
+def _in_time(problem: _Problem, last: Progress) -> Progress:
+    """Return `_corrected`, or what there was where the time is over."""
+    try:
+        return _corrected(problem, last)
+    except OutOfTime as error:
+        return replace(last, reason=f"{last.reason}; what would follow {error}")
+
+
+def _corrected(problem: _Problem, last: Progress) -> Progress:
+    """Give a large Gaussian the means and sds of a short Hamiltonian run where p is not Gaussian.
+
+    Its correlations stay: a run has too few draws for them. Where the scores of p at q's draws are
+    linear in z, as a Gaussian's are, there is no run.
+    """
+    target, begin = problem.target, time.perf_counter()
+    generator = torch.Generator().manual_seed(0)  # its own: other fits keep their draws
+    frame = last.family.absorb()
+    whole = target.rows is None and not target.looped and problem.settings.objective == "elbo"
+    if not (problem.how.automatic and whole) or frame is None or not frame.is_dense:
+        return last
+    z = last.family.sample(problem.settings.evaluation_draws, generator)
+    log_p, slope = target.score(z)
+    difference = slope + frame.inwards(z) @ torch.linalg.inv(frame.factor)
+    usable = bool(difference.isfinite().all()) and len(z) > 2 * target.dim
+    equal = torch.full((len(z),), 1 / len(z), dtype=torch.float64)
+    if not usable or by_scores(z, difference, equal).residual < limits.MIN_SCORE_RESIDUAL:
+        return last
+    first = z[log_p.isfinite()][: limits.CHAINS]
+    chains = hamiltonian(target, frame, first, generator)
+    words = f"a Hamiltonian run, {time.perf_counter() - begin:.1f} s"
+    if chains.moving > limits.MAX_CHAIN_MOVING or chains.error > limits.MAX_CHAIN_ERROR:
+        text = f"{words}, still moves by {chains.moving:.2f} sd, error {chains.error:.2f}: not kept"
+        return replace(last, reason=f"{last.reason}; {text}")
+    mean, sd = chains.pooled.mean(0), chains.pooled.std(0)
+    moved = torch.cat([(mean - frame.shift) / frame.sd, (sd / frame.sd).log()]).abs().max()
+    better = FullRank(Frame.dense(mean, (sd / frame.sd)[:, None] * frame.factor))
+    text = f"{last.reason}; means and sds by {words}: they moved by up to {float(moved):.2f} sd"
+    return replace(last, family=better, reason=text)
 
 
 def _mended(target: Target, found: list[Start], generator: torch.Generator) -> list[Start]:
@@ -343,8 +393,20 @@ def _mended(target: Target, found: list[Start], generator: torch.Generator) -> l
 
 
 def _by_fixed_draws(problem: _Problem, found: list[Start]) -> Iterator[Progress]:
-    """Fit by fixed draws; while a search finds mass elsewhere, fit again with that peak."""
+    """Fit by fixed draws, and reach further where that falls short; see `_improved`."""
     last = yield from _until_done(_fitted(problem, found))
+    try:
+        better = yield from _improved(problem, last, found)
+    except OutOfTime as error:
+        text = f"{last.reason}; what would follow {error}"
+        better = replace(last, reason=text)
+    yield better
+
+
+def _improved(
+    problem: _Problem, last: Progress, found: list[Start]
+) -> Generator[Progress, None, Progress]:
+    """Fit again with peaks that a search finds; then match moments and reach missed mass."""
     searched = problem.how.refine
     for _ in range(limits.MAX_SEARCHES if searched else 0):
         if not last.converged:
@@ -359,11 +421,13 @@ def _by_fixed_draws(problem: _Problem, found: list[Start]) -> Iterator[Progress]
     if searched and problem.settings.objective == "elbo":
         bounded = _within_edges(problem) if _meets_edges(problem, last.family) else None
         if bounded is not None:
-            yield from bounded
-            return
+            return (yield from _until_done(bounded))
         if not last.reason.startswith(IMPROPER):
-            last = yield from _until_done(_matched(problem, last))
-    yield last
+            last, seen = yield from _matched(problem, last)
+            last = yield from _reached(problem, last, seen)
+    elif problem.target.dim > limits.MAX_REFINED_DIMENSIONS and last.converged:
+        last = _corrected(problem, last)
+    return last
 
 
 def _meets_edges(problem: _Problem, family: Family) -> bool:
@@ -399,8 +463,33 @@ def _within_edges(problem: _Problem) -> Iterator[Progress] | None:
     return steps()
 
 
-def _pool_of(problem: _Problem, family: Family) -> tuple[Tensor, Pool]:
-    """Return draws of q, and draws of q, a wider law and funnels with weights p/(their mixture)."""
+@dataclass(frozen=True, slots=True)
+class _Pooled:
+    """Draws of q `[n, d]`; draws of q, a wider law and funnels with weights p/(their mixture).
+
+    missed: share of p where q has next to no draws. size: effective draws of the pool.
+    """
+
+    draws: Tensor
+    pool: Pool
+    missed: float
+
+    @property
+    def size(self) -> float:
+        """Effective draws."""
+        log_weights = self.pool.log_weights
+        usable = len(log_weights) > 0 and bool(log_weights.isfinite().all())
+        return float(1 / log_weights.softmax(0).square().sum()) if usable else 0.0
+
+    def resampled(self, number: int, generator: torch.Generator) -> Tensor:
+        """Draw from the pool in proportion to the weights, `[number, d]`."""
+        shares = self.pool.log_weights.softmax(0)
+        chosen = torch.multinomial(shares, number, replacement=True, generator=generator)
+        return self.pool.draws[chosen]
+
+
+def _pool_of(problem: _Problem, family: Family) -> _Pooled:
+    """Draw from q and beyond it."""
     target, generator = problem.target, problem.generator
     z = family.sample(limits.MATCHED_DRAWS, generator)
     log_p, slope = target.score(z)
@@ -416,7 +505,8 @@ def _pool_of(problem: _Problem, family: Family) -> tuple[Tensor, Pool]:
         ridges=ridges,
         generator=generator,
     )
-    return z, pooled(z, log_p, log_q, wide)
+    missed = unreached(log_p, log_q, wide, times=limits.UNREACHED_RATIO)
+    return _Pooled(z, pooled(z, log_p, log_q, wide), missed)
 
 
 def _shift(target: Target, z: Tensor, pool: Pool) -> tuple[float, float, float]:
@@ -453,49 +543,99 @@ def _is_close(problem: _Problem, family: Family) -> bool:
     return _shift(problem.target, z, Pool(z, log_weights))[0] < limits.MIN_MOMENT_SHIFT
 
 
-def _matched(problem: _Problem, last: Progress) -> Iterator[Progress]:
-    """Fit a mixture to p's own moments, KL(p‖q), where weighted draws show that q's are off."""
+def _matched(
+    problem: _Problem, last: Progress
+) -> Generator[Progress, None, tuple[Progress, _Pooled | None]]:
+    """Fit a mixture to p's own moments, KL(p‖q), where weighted draws show that q's are off.
+
+    Returns what is kept, with its pooled draws where q's own weights did not settle it.
+    """
     target, begin = problem.target, time.perf_counter()
     if _is_close(problem, last.family):
-        yield last
-        return
-    draws, pool = _pool_of(problem, last.family)
-    before, error, size = _shift(target, draws, pool)
+        return last, None
+    seen = kept = _pool_of(problem, last.family)
+    before, error, size = _shift(target, seen.draws, seen.pool)
     if (
         size < limits.MIN_MATCHED_DRAWS
         or before < limits.MIN_MOMENT_SHIFT + limits.MOMENT_SHIFT_ERRORS * error
     ):
-        yield last
-        return
+        return last, seen
     make = functools.partial(Mixture, components=COMPONENTS)
     best, least = last, limits.MIN_MATCHED_GAIN * before
     for _ in range(limits.MATCHED_ROUNDS):
-        chosen = torch.multinomial(
-            pool.log_weights.softmax(0),
-            limits.RESAMPLED_DRAWS,
-            replacement=True,
-            generator=problem.generator,
-        )
         now = yield from _until_done(
             forward_kl.maximum_likelihood(
-                pool.draws[chosen],
+                seen.resampled(limits.RESAMPLED_DRAWS, problem.generator),
                 make,
                 problem.generator,
                 iterations=limits.MATCHED_ITERATIONS,
             )
         )
-        draws, pool = _pool_of(problem, now.family)
-        after, _, size = _shift(target, draws, pool)
+        seen = _pool_of(problem, now.family)
+        after, _, size = _shift(target, seen.draws, seen.pool)
         if size < limits.MIN_MATCHED_DRAWS:
             break
         if after < least:
-            best, least = now, after
+            best, least, kept = now, after, seen
     cost = f"importance sampling of KL(p||q), {time.perf_counter() - begin:.1f} s"
     if best is last:
-        yield replace(last, reason=f"{last.reason}; {cost}, was tried and not kept")
-        return
+        tried = replace(last, reason=f"{last.reason}; {cost}, was tried and not kept")
+        return tried, kept
     text = f"converged: moments were {before:.2f} off, now {least:.2f}, by {cost}; {last.reason}"
-    yield replace(best, loss=last.loss, converged=True, reason=text)
+    return replace(best, loss=last.loss, converged=True, reason=text), kept
+
+
+def _reached(
+    problem: _Problem, last: Progress, seen: _Pooled | None
+) -> Generator[Progress, None, Progress]:
+    """Fit a flow where q has no draws and p has mass: to weighted draws first, then by KL(q‖p).
+
+    The first part, KL(p‖q), costs no evaluation of p, and leads to where few steps of the second
+    are left. Without zuko a mixture is fitted to the draws.
+    """
+    if seen is None or not last.converged or seen.missed <= limits.LIMITS.unreached:
+        return last
+    generator, begin = problem.generator, time.perf_counter()
+    if seen.size < limits.MIN_MATCHED_DRAWS or problem.target.dim == 1:
+        return last
+    draws = seen.resampled(limits.RESAMPLED_DRAWS, generator)
+    if importlib.util.find_spec("zuko") is None:
+        make = functools.partial(Mixture, components=limits.MORE_COMPONENTS)
+        steps = forward_kl.maximum_likelihood(
+            draws, make, generator, iterations=limits.MATCHED_ITERATIONS
+        )
+        now = yield from _until_done(steps)
+        after = _pool_of(problem, now.family)
+    else:
+        flow = Flow(Frame.of_draws(draws))
+        now = yield from _until_done(forward_kl.by_steps(draws, flow, generator))
+        for _ in range(limits.POLISH_ROUNDS):
+            now = yield from _until_done(_polished(problem, flow))
+            after = _pool_of(problem, flow)
+            if after.missed <= limits.LIMITS.unreached:
+                break
+    words = f"a {now.family.name} fitted to weighted draws, {time.perf_counter() - begin:.1f} s"
+    if not after.missed < limits.MIN_MATCHED_GAIN * seen.missed:
+        return replace(last, reason=f"{last.reason}; {words}, was tried and not kept")
+    text = f"converged: q had next to no draws where {seen.missed:.0%} of p is, now"
+    text += f" {after.missed:.1%}, by {words}; {last.reason}"
+    return replace(now, loss=last.loss, converged=True, reason=text)
+
+
+def _polished(problem: _Problem, flow: Flow) -> Iterator[Progress]:
+    """Improve a flow by steps of KL(q‖p), one fall of the step size, and widen its tails."""
+    flow.widen(0.0)
+    last = Progress(flow, math.nan, math.nan)
+    for last in one_round(
+        flow,
+        loss_of(problem.target, gradient="stl"),
+        problem.generator,
+        draws=limits.POLISH_DRAWS,
+        steps=limits.POLISH_STEPS,
+        rate=limits.POLISH_RATE,
+    ):
+        yield replace(last, done=False)
+    yield _finished(replace(last, done=True), problem.target, problem.generator)
 
 
 def _elsewhere(

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,12 +23,12 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from kullback.core import Estimate, RunError, require, require_count
+from kullback.core import Estimate, RunError, message, require, require_count
 
 from . import limits
 from .diagnostics.diagnose import Diagnosis
 from .diagnostics.propriety import improper
-from .diagnostics.summary import Summary, assess, summarise
+from .diagnostics.summary import Summary, assess, resample, summarise
 from .engine import Direction, Make, Settings, forwards, reverse
 from .families import Family
 from .families.family import as_distribution
@@ -35,7 +36,7 @@ from .objectives import Gradient, Objective
 from .optimise import IMPROPER, Progress, shown
 from .predictions import predict
 from .target.batches import score_in_pieces
-from .target.density import PointDensity, Target
+from .target.density import OutOfTime, PointDensity, Target
 from .target.parameters import Parameters
 
 __all__ = ["Fit", "FittedPosterior", "fit"]
@@ -49,6 +50,8 @@ class FittedPosterior:
     draws: Tensor
     log_p: Tensor
     log_q: Tensor
+    scores: tuple[Tensor, Tensor]
+    converged: bool
 
     @cached_property
     def posterior(self) -> dict[str, Tensor]:
@@ -131,27 +134,12 @@ class FittedPosterior:
         draws: Mapping[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """Evaluate a function at every draw: the posterior predictive (see `predictions.predict`).
-
-        Args:
-            function: of one draw, with one keyword a parameter; by default the model's own
-                simulation of its observations, where it has one.
-            draws: `{name: [n, *shape]}`; by default `posterior`.
-            generator: the source of randomness; seed 0 by default.
-
-        Returns:
-            `{name: [n, …]}`; a function's bare tensor is called "obs".
-
-        Raises:
-            ArgumentValueError: without a function, where the target cannot simulate.
-
-        Example:
-            >>> from kullback.variational import fit
-            >>> found = fit(lambda mu: -0.5 * (mu - 3.0) ** 2, {"mu": ()})
-            >>> found.predict(lambda mu: {"double": 2 * mu})["double"].shape
-            torch.Size([4000])
-        """
+        """Evaluate a function at every draw: `kullback.variational.predict` of this fit."""
         return predict(self, function, draws=draws, generator=generator)
+
+    def resample(self, n: int, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Draw n by importance weights: `kullback.variational.resample` of this fit."""
+        return resample(self, n, generator=generator)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n points of q on the unconstrained space, `[n, d]`.
@@ -210,6 +198,9 @@ class FittedPosterior:
                 "q is of a class of your own, which was not saved. Try: the stored draws"
             )
         return self.family
+
+
+Init = Tensor | Mapping[str, Any] | FittedPosterior
 
 
 @dataclass(frozen=True)
@@ -296,10 +287,11 @@ def fit(
     alpha: float = 0.5,
     group: int = 8,
     samples: Tensor | None = None,
-    init: Tensor | Mapping[str, Any] | None = None,
+    init: "Init | None" = None,
     starts: int = 4,
     draws: int | None = None,
     evaluation_draws: int | None = None,
+    max_seconds: float = limits.MAX_FIT_SECONDS,
     generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> Fit:
@@ -320,7 +312,9 @@ def fit(
             full-rank Gaussian up to 1,200 dimensions, low rank above, and a mixture of Gaussians
             where fresh draws show that one falls short and the mixture's ELBO is higher, where a
             search finds another peak, or where weighted draws show that moments are off (a mixture
-            then fitted to those draws, or to a short Hamiltonian run, by KL(p‖q)).
+            then fitted to those draws by KL(p‖q)). Where that still misses mass it is a flow (with
+            zuko; else more Gaussians); above 50 dimensions, where the scores are not linear in z,
+            means and sds are those of a short Hamiltonian run from q's draws.
         direction: "reverse" for KL(q‖p); "forward" for KL(p‖q), by maximum likelihood.
         objective: what is maximised; see `loss_of`.
         gradient: its estimator; see `loss_of`.
@@ -330,13 +324,16 @@ def fit(
         group: draws in each importance-weighted term; see `loss_of`.
         samples: `[n, d]` of p on the unconstrained space, for "forward"; without them
             importance-weighted draws are used.
-        init: where to begin, instead of points near 0: one value of every parameter, by name; or
-            unconstrained points, `[d]` or `[n, d]`, such as draws of an earlier fit, of which as
-            many as `starts` are taken.
+        init: where to begin, instead of points near 0: one value of every parameter, by name, or
+            draws `[n, *shape]` of each; an earlier fit, also one that `load` read; or
+            unconstrained points, `[d]` or `[n, d]`. Of many, as many as `starts` are taken.
         starts: random places to begin from, the best of which is kept.
         draws: of q in each step.
         evaluation_draws: of q, made at the end: the ones in `Fit.draws`; 4,000 by default, 1,000
             where the density is evaluated one point at a time.
+        max_seconds: wall time after which a fit stops, between two evaluations of the density, and
+            returns the q that it has; `reason` says so. Of them a tenth is for the draws at the
+            end, which are fewer where they would take longer, and never below 100.
         generator: all randomness; without one, seed 0, so that a fit can be repeated.
         progress: a line on stderr, where that is a terminal.
 
@@ -346,7 +343,7 @@ def fit(
 
     Raises:
         RunError: when no finite start is found, with the parameter values (and the data row) that
-            are to blame.
+            are to blame; when `max_seconds` are over before there is any q.
         ArgumentValueError: for names that do not exist, and as `Target.of` raises.
         ArgumentTypeError: as `Target.of` raises.
 
@@ -362,6 +359,7 @@ def fit(
     if evaluation_draws is None:
         evaluation_draws = limits.LOOPED_EVALUATION_DRAWS if target.looped else 4000
     require(evaluation_draws >= 2, "evaluation_draws", "at least 2", evaluation_draws)
+    require(max_seconds > 0, "max_seconds", "above 0", max_seconds)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     settings = Settings(
         family=family,
@@ -376,13 +374,21 @@ def fit(
         starts=starts,
         draws=draws,
         evaluation_draws=evaluation_draws,
+        max_seconds=max_seconds,
     )
     return _carry_out(target, settings, generator, show=progress)
 
 
-def _first(target: Target, init: Tensor | Mapping[str, Any]) -> Tensor:
+def _first(target: Target, init: Init) -> Tensor:
     """Return the points where the climbs begin, `[n, d]`."""
-    given = target.unconstrain(init) if isinstance(init, Mapping) else torch.as_tensor(init)
+    wanted = "values by name, points, or a fit"
+    require(not isinstance(init, str | Path), "init", wanted, "a path", "load(path, target)")
+    if isinstance(init, FittedPosterior):
+        given = init.draws
+    elif isinstance(init, Mapping):
+        given = _points(target, init)
+    else:
+        given = torch.as_tensor(init)
     z: Tensor = torch.atleast_2d(given.detach().double())  # type: ignore[no-untyped-call]
     right = z.ndim == 2 and len(z) > 0 and z.shape[1] == target.dim
     hint = f"a value for each of {[*target.layout.shapes]}"
@@ -391,22 +397,42 @@ def _first(target: Target, init: Tensor | Mapping[str, Any]) -> Tensor:
     return z
 
 
+def _points(target: Target, init: Mapping[str, Any]) -> Tensor:
+    """Return z `[d]` of a value of every parameter, or `[n, d]` of draws `[n, *shape]` of each."""
+    ranks = {name: len(shape) for name, shape in target.layout.shapes.items()}
+    held = {name: torch.as_tensor(value) for name, value in init.items()}
+    drawn = all(value.ndim == ranks.get(name, -1) + 1 for name, value in held.items())
+    counts = {len(value) for value in held.values()} if drawn else set()
+    if len(counts) != 1:
+        return target.unconstrain(init)
+    each = torch.linspace(0, max(counts) - 1, min(limits.MOST_FIRST_POINTS, max(counts))).long()
+    return torch.stack([target.unconstrain({k: v[i] for k, v in held.items()}) for i in each])
+
+
 def _carry_out(
     target: Target, settings: Settings, generator: torch.Generator, *, show: bool
 ) -> Fit:
     work = (forwards if settings.direction == "forward" else reverse)(target, settings, generator)
     begin, trace, compiled = time.perf_counter(), [], target.compiling.seconds
+    last, in_time = None, True
+    seconds = (1 - limits.EVALUATION_SHARE) * settings.max_seconds
     try:
-        for last in shown(work.steps(), work.method, progress=show):
-            trace.append(-last.loss)
+        with target.deadline.within(seconds):
+            steps = work.steps()
+            for last in shown(steps, work.method, seconds=settings.max_seconds, progress=show):
+                trace.append(-last.loss)
+    except OutOfTime:
+        last, in_time = _unfinished(last, settings.max_seconds), False
     except LinAlgError as error:
         hint = "a proper prior for every parameter"
         raise RunError(
             f"q became a matrix of no rank: is the target proper? Try: {hint}"
         ) from error
+    if last is None:
+        raise RunError("the fit ended before it began")
     family = last.family.requires_grad_(requires_grad=False)
     z = family.sample(settings.evaluation_draws, generator)
-    log_p, by_p = target.score(z)
+    z, log_p, by_p = _evaluated(target, z, math.inf if in_time else settings.max_seconds)
     log_q, by_q = score_in_pieces(family.log_prob, z, len(z))
     target.raise_if_all_refused(log_p)
     why = "" if bool(log_p.isfinite().all()) else target.explain(z)
@@ -431,6 +457,29 @@ def _carry_out(
         chosen=work.chosen(family),
         compile_seconds=target.compiling.seconds,
     )
+
+
+def _unfinished(last: Progress | None, seconds: float) -> Progress:
+    """Return what there was when the time was over, and say so."""
+    if last is None:
+        hint = "more max_seconds, or a log_density that is vectorised over points"
+        got = f"{seconds:g} s, which were over before any q was found"
+        raise RunError(message("max_seconds", "time for a start", got, hint)) from None
+    text = f"stopped: {seconds:g} s of wall time (max_seconds) were over"
+    return replace(last, done=True, converged=False, reason=text)
+
+
+def _evaluated(target: Target, z: Tensor, seconds: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return draws of q, log p and its gradient there; fewer draws where they take too long."""
+    if seconds == math.inf:
+        return (z, *target.score(z))
+    begin, few = time.monotonic(), min(len(z), limits.MIN_DRAWS)
+    parts = [target.score(z[:few])]
+    each = (time.monotonic() - begin) / few
+    room = max(few, int(limits.EVALUATION_SHARE * seconds / max(each, 1e-12)))
+    if few < min(room, len(z)):
+        parts.append(target.score(z[few:room]))
+    return z[:room], torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
 def _improper(target: Target, last: Progress, z: Tensor) -> str:

@@ -70,6 +70,10 @@ LOOPED_DRAWS = 128  # fixed draws of q
 LOOPED_EVALUATION_DRAWS = 1000  # at the end, where their number is left open
 LOOPED_CLIMBS = 8  # of the search for other peaks
 
+# fit
+MAX_FIT_SECONDS = 600.0  # by default: what no row of benchmarks/posteriors.py takes on one core
+EVALUATION_SHARE = 0.1  # of it, left to evaluate draws of the fitted q
+
 # engine: what the search elsewhere finds is fitted too
 MIN_SHARE_ELSEWHERE = 0.005  # of p's mass on a peak that q has not, from which q is fitted again
 MAX_SEARCHES = 3
@@ -83,6 +87,12 @@ MATCHED_DRAWS, MATCHED_ROUNDS = 8000, 2  # draws of q a round, twice as many of 
 RESAMPLED_DRAWS = 6000  # of them, in proportion to their weights, to which the mixture is fitted
 MIN_MATCHED_GAIN = 0.7  # times the old shift that the new one may be
 MATCHED_ITERATIONS = 60  # of L-BFGS a round
+
+# engine: a flow where a mixture still misses mass (chosen on gp_pois_regr and eight schools)
+FITTED_STEPS, FITTED_BATCH, FITTED_RATE = 300, 256, 0.01  # of Adam by KL(p||q), to weighted draws
+POLISH_STEPS, POLISH_DRAWS, POLISH_RATE = 300, 128, 3e-3  # and then by KL(q||p),
+POLISH_ROUNDS = 3  # at most, until q misses no more than LIMITS.unreached
+MORE_COMPONENTS = 6  # of the mixture that is fitted to the draws without zuko
 
 # engine: refinement of a Gaussian by a mixture
 MIN_SD_LOG_WEIGHTS = 0.4  # nats: spread of log weights above which a Gaussian is refined
@@ -163,6 +173,20 @@ NATURAL_SLACK = 3.0  # standard errors by which the ELBO may fall in a step
 NATURAL_ROUNDING = 1e-9  # of the ELBO, by which it may fall as well
 NATURAL_AVERAGED = 0.5  # sd a step, from which noise may be all that moves q
 NATURAL_TOLERANCE = 0.02  # sd that fresh draws may move q at the end
+
+# optimise/hamiltonian (chosen on the row "hierarchy non-centred" of benchmarks/shapes.py)
+MIN_SCORE_RESIDUAL = 0.3  # of the scores, from which a large Gaussian is held to a run
+CHAINS = 128  # that move together
+CHAIN_WARM_UP, CHAIN_KEPT = 40, 40  # iterations
+CHAIN_FIRST_STEP = 0.5  # in q's frame, times d^(-1/4)
+CHAIN_LENGTH = 1.5  # mean of a trajectory: about a quarter of a turn in a round p
+MAX_LEAPS = 64  # of a trajectory
+CHAIN_ACCEPTANCE = 0.65  # mean (Hoffman et al. 2021)
+CHAIN_ADAPTATION = 2.0  # of the log step, for an acceptance of 1 too many
+CHAIN_JITTER = 0.2  # of a chain's own step, so that no trajectory is periodic
+CHAIN_ERRORS = 4.0  # standard errors of a change between halves that are noise
+MAX_CHAIN_ERROR = 0.06  # sd, of a mean; 0.09 where no chain moves
+MAX_CHAIN_MOVING = 0.05  # sd that moments may still move between halves, beyond these
 
 # optimise/edges
 INTERIOR_POINTS, INTERIOR_WIDTHS = 8192, (0.1, 1.0, 4.0, 16.0, 100.0)  # half widths of the cubes
@@ -271,3 +295,6 @@ CHECK_TOLERANCE = 1e-6  # relative to the largest
 # target/stan
 STAN_COMPILE_SECONDS = 900  # eight schools takes 33 s of processor time, large models a few minutes
 STAN_MESSAGE = 4096  # bytes kept of what Stan says
+
+# fit
+MOST_FIRST_POINTS = 64  # of draws given as init: more than any default of `starts`

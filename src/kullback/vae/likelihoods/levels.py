@@ -40,7 +40,7 @@ __all__ = [
     "log_mass",
 ]
 
-SOURCE = Path(__file__).parent.with_name("step.c")
+SOURCE = Path(__file__).with_name("step.c")
 _POINTER, _WHOLE, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "activate": ([_POINTER] * 3 + [_WHOLE] * 2 + [ctypes.c_int], None),

@@ -257,7 +257,11 @@ def summarise(fit: Fitted, diagnosis: Diagnosis) -> Summary:
 
 
 def resample(
-    fit: Fitted, n: int, diagnosis: Diagnosis, *, generator: torch.Generator | None = None
+    fit: Fitted,
+    n: int,
+    diagnosis: Diagnosis | None = None,
+    *,
+    generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
     """Return n draws `{name: [n, *shape]}` picked by Pareto-smoothed importance weights p/q.
 
@@ -269,7 +273,7 @@ def resample(
     Args:
         fit: what `fit` or `load` returned.
         n: how many draws, at least 1.
-        diagnosis: what `assess` says of the fit.
+        diagnosis: what `assess` says of the fit; by default the fit's own, or `assess(fit)`.
         generator: the source of randomness; torch's global one by default.
 
     Returns:
@@ -283,10 +287,11 @@ def resample(
     Example:
         >>> from kullback.variational import fit
         >>> found = fit(lambda z: -0.5 * (z * z).sum(), 2)
-        >>> resample(found, 500, assess(found))["z"].shape
+        >>> resample(found, 500)["z"].shape
         torch.Size([500, 2])
     """
     require(n >= 1, "n", "at least 1 draw", n)
+    diagnosis = diagnosis or getattr(fit, "diagnosis", None) or assess(fit)
     if diagnosis.resampling:
         raise RunError(f"importance-resampled draws would be unsound: {diagnosis.resampling}")
     pool = diagnosis.pool or Pool(fit.draws, fit.log_p - fit.log_q)

@@ -5,6 +5,7 @@ Which file answers which question:
 - `starts`: where does a fit begin, and on which peaks? `deterministic`: L-BFGS on fixed draws;
 - `stochastic`: Adam's steps, averaged, or in rounds of cosine annealing (flows); the control
   variate for mini-batches;
+- `hamiltonian`: a short run of many chains, for moments that no Gaussian has;
 - `natural_gradient`: hundreds of dimensions, and kinks; `edges`: −inf beyond an edge;
 - `batch_and_match`: scores matched in closed form; `forward_kl`: KL(p‖q) from weighted draws;
 - `grid`: both directions by quadrature in one or two dimensions.
@@ -45,17 +46,23 @@ class Progress:
     bounded: bool = False
 
 
-def shown(steps: Iterator[Progress], title: str, *, progress: bool) -> Iterator[Progress]:
-    """Pass the steps on, with one line on stderr where that is a terminal and `progress` is set."""
+def shown(
+    steps: Iterator[Progress], title: str, *, seconds: float, progress: bool
+) -> Iterator[Progress]:
+    """Pass the steps on, with one line on stderr where that is a terminal and `progress` is set.
+
+    seconds: the most that all of it may take, which the line shows beside what it took.
+    """
     if not progress or not sys.stderr.isatty():
         yield from steps
         return
-    last = 0.0
+    last, begin = 0.0, time.monotonic()
     for count, step in enumerate(steps, 1):
         now = time.monotonic()
         if now - last > limits.PROGRESS_SECONDS:
             text = f"{title}: step {count}, objective {-step.loss:.3f}, gradient"
-            sys.stderr.write(f"\r\x1b[K{text} {step.gradient_norm:.1e}")
+            spent = f"{now - begin:.0f} of at most {seconds:.0f} s"
+            sys.stderr.write(f"\r\x1b[K{text} {step.gradient_norm:.1e}, {spent}")
             last = now
         yield step
     sys.stderr.write("\r\x1b[K")

@@ -23,8 +23,9 @@ from kullback.variational.target.density import Target
 from . import Progress
 from .deterministic import deterministic
 from .starts import Start
+from .stochastic import one_round
 
-__all__ = ["adaptive", "maximum_likelihood"]
+__all__ = ["adaptive", "by_steps", "maximum_likelihood"]
 
 
 def maximum_likelihood(
@@ -54,6 +55,29 @@ def maximum_likelihood(
         return -(weights * family.log_prob(z)).sum()
 
     yield from deterministic(family, loss, generator, draws=2, max_draws=2, iterations=iterations)
+
+
+def by_steps(samples: Tensor, family: Family, generator: torch.Generator) -> Iterator[Progress]:
+    """Fit q by maximising `E_p[log q]` over mini-batches of samples `[n, d]`, for networks.
+
+    One fall of Adam's step size. There is no test of convergence: what q misses is measured by
+    weights p/q.
+    """
+
+    def loss(family: Family, noise: Tensor) -> Tensor:
+        some = torch.randint(len(samples), (limits.FITTED_BATCH,), generator=generator)
+        return -family.log_prob(samples[some]).mean()
+
+    steps = one_round(
+        family, loss, generator, draws=2, steps=limits.FITTED_STEPS, rate=limits.FITTED_RATE
+    )
+    now = Progress(family, math.nan, math.nan)
+    for now in steps:
+        if now.done:
+            yield now
+            return
+        yield now
+    yield replace(now, done=True, converged=True, reason=f"{limits.FITTED_STEPS} steps of Adam")
 
 
 def moments(z: Tensor, weights: Tensor) -> Frame:

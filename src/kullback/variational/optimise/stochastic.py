@@ -46,7 +46,16 @@ from kullback.variational.target.density import Target
 from . import Progress
 from .deterministic import Loss, value_and_gradient
 
-__all__ = ["Adam", "Window", "anchor", "anchored", "cosine_annealing", "stochastic", "widen_tails"]
+__all__ = [
+    "Adam",
+    "Window",
+    "anchor",
+    "anchored",
+    "cosine_annealing",
+    "one_round",
+    "stochastic",
+    "widen_tails",
+]
 
 FAST, SLOW = 0.9, 0.99  # the memories, of gradients and of their squares
 
@@ -247,7 +256,8 @@ def cosine_annealing(
     for number in range(limits.MAX_ROUNDS):
         ends: list[float] = []
         steps = limits.FIRST_ROUND_STEPS << number
-        for now in _round(family, loss, generator, draws, steps, limits.FIRST_RATE * 0.5**number):
+        rate = limits.FIRST_RATE * 0.5**number
+        for now in one_round(family, loss, generator, draws=draws, steps=steps, rate=rate):
             if now.done:
                 yield now
                 return
@@ -290,10 +300,11 @@ def _k_hat(flow: Flow, target: Target, generator: torch.Generator) -> float:
         return float(pareto_k(target.log_density(z) - flow.log_prob(z)))
 
 
-def _round(
+def one_round(
     family: Family,
     loss: Loss,
     generator: torch.Generator,
+    *,
     draws: int,
     steps: int,
     rate: float,

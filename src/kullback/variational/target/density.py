@@ -11,6 +11,7 @@ once, the Jacobians of constraints included.
 import contextlib
 import inspect
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,7 @@ from .programs import Compiling, Model, numpyro_model, pymc_model, pyro_model
 from .simulation import Simulation
 from .stan import stan_model
 
-__all__ = ["PointDensity", "RowsDensity", "Target"]
+__all__ = ["OutOfTime", "PointDensity", "RowsDensity", "Target"]
 
 PointDensity = Callable[..., Tensor]  # a user's function of one point: a scalar, in nats
 RowsDensity = Callable[[Tensor, Tensor | None], Tensor]  # z `[n, d]`, rows or None: `[n]`
@@ -71,6 +72,33 @@ class Refusals:
         return f"{self.count:,} {points} refused by log_density count as log p = -inf: {self.words}"
 
 
+class OutOfTime(Exception):
+    """The time that a fit may take is over; raised where the density is evaluated."""
+
+
+@dataclass(slots=True)
+class Deadline:
+    """When a fit must stop, on the clock of `time.monotonic`, and how long it was given."""
+
+    ends: float = math.inf
+    seconds: float = math.inf
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Let evaluations raise `OutOfTime` after so many seconds."""
+        before = (self.ends, self.seconds)
+        self.ends, self.seconds = time.monotonic() + seconds, seconds
+        try:
+            yield
+        finally:
+            self.ends, self.seconds = before
+
+    def check(self) -> None:
+        """Raise `OutOfTime` where the time is over."""
+        if self.ends < math.inf and time.monotonic() > self.ends:
+            raise OutOfTime(f"stopped after {self.seconds:g} s, the most that it was given")
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """An unnormalised log density `log p(z)` on `dim` reals, z of shape `[n, dim]`, in nats.
@@ -89,6 +117,7 @@ class Target:
         refusals: how many points the density refused by an exception so far; they have log p −inf.
         simulation: what another program's model says of its data, or None.
         compiling: how long another program's compilers took so far.
+        deadline: when evaluations end, while a fit runs.
 
     Example:
         >>> target = Target.of(lambda z: -0.5 * (z * z).sum(), 2)
@@ -106,6 +135,7 @@ class Target:
     refusals: Refusals = field(default_factory=Refusals, compare=False, repr=False)
     simulation: Simulation | None = None
     compiling: Compiling = field(default_factory=Compiling, compare=False, repr=False)
+    deadline: Deadline = field(default_factory=Deadline, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -284,7 +314,13 @@ class Target:
                 points = [other.values({k: v[i] for k, v in reals.items()}) for i in range(len(z))]
             return {key: torch.stack([point[key] for point in points]) for key in points[0]}
 
-        model_at = Model(inner.score, constrain, other.names, simulation=other.simulation)
+        model_at = Model(
+            inner.score,
+            constrain,
+            other.names,
+            unconstrain=other.unconstrain,
+            simulation=other.simulation,
+        )
         made = cls._of_model(model_at, inner.refusals)
         return replace(made, looped=inner.looped)
 
@@ -350,6 +386,8 @@ class Target:
         score = _without_nan(model, refusals)
         dim = len(model.names)
         made = cls.of_score(score, dim, names=model.names)
+        if model.simulation is not None:
+            _check_observed(model.simulation.observed, made)
         outside = Outside.of(model.constrain, dim, model.unconstrain)
         return replace(
             made,
@@ -421,12 +459,14 @@ class Target:
 
     def prior(self, z: Tensor) -> Tensor:
         """Return the part of log p that no row enters, with Jacobians, `[n]`; all, without data."""
+        self.deadline.check()
         if self.scored is not None:
             value: Tensor = _Scored.apply(z, self.scored)  # type: ignore[no-untyped-call]
             return value
         return in_pieces(self._prior, z, self.piece)
 
     def _prior(self, z: Tensor) -> Tensor:
+        self.deadline.check()
         values, log_jacobian = self.layout.constrain(z)
         return self.function(values) + log_jacobian
 
@@ -440,6 +480,7 @@ class Target:
         Returns:
             The values and their gradients.
         """
+        self.deadline.check()
         if self.scored is not None:
             return self.scored(z.detach())
         return score_in_pieces(lambda part: self.log_density(part, rows), z, self.piece)
@@ -491,7 +532,8 @@ class Target:
         _check_signature(function, name, self.layout, batch)
         probe = torch.linspace(-0.5, 0.5, self.dim, dtype=self.dtype)
         kept, result, known = limits.CACHED_NUMBERS, None, False
-        with contextlib.suppress(UNFACTORED, ValueError):  # not here, but perhaps elsewhere
+        # what is refused here is perhaps not elsewhere
+        with contextlib.suppress(UNFACTORED, ValueError), _hinted(name):
             result, kept = _counted(lambda z: one(self.constrain(z), *batch), probe.clone())
             known = True
         if known:
@@ -512,7 +554,7 @@ class Target:
                 return _surviving(vectorised, one, self.refusals), False, piece
             reason = str(error).strip().splitlines()[0]
             warnings.warn(f"{name}: evaluated one point at a time, slowly: {reason}", stacklevel=4)
-            return _surviving(_looped(one), one, self.refusals), True, piece
+            return _surviving(_looped(one, self.deadline), one, self.refusals), True, piece
         return _surviving(vectorised, one, self.refusals), False, piece
 
 
@@ -569,16 +611,28 @@ def _without_nan(model: Model, refusals: Refusals) -> Score:
     return scored
 
 
+def _check_observed(observed: Mapping[str, Any], target: "Target") -> None:
+    """Refuse observed NaN where log p is not finite: masked and imputed ones do no harm."""
+    arrays = {name: np.asarray(value) for name, value in observed.items()}
+    holed = [n for n, a in arrays.items() if a.dtype.kind == "f" and np.isnan(a).any()]
+    if holed and not bool(target.score(torch.zeros(1, target.dim).double())[0].isfinite()):
+        hint = "leave those rows out, or mask them in the model"
+        raise ArgumentValueError(message("model", "observed numbers", f"NaN in {holed}", hint))
+
+
 def _flat(*_: Any, **__: Any) -> Tensor:
     return torch.zeros(())
 
 
-def _looped(one: PointDensity) -> PointDensity:
+def _looped(one: PointDensity, deadline: Deadline) -> PointDensity:
+    def at(values: dict[str, Tensor], i: int, batch: tuple[Tensor, ...]) -> Tensor:
+        deadline.check()
+        value: Tensor = one({k: v[i] for k, v in values.items()}, *batch)
+        return value
+
     def many(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
         count = len(next(iter(values.values())))
-        return torch.stack(
-            [one({k: v[i] for k, v in values.items()}, *batch) for i in range(count)]
-        )
+        return torch.stack([at(values, i, batch) for i in range(count)])
 
     return many
 
@@ -664,10 +718,28 @@ def _check_signature(
     try:
         shape.bind(*batch, **layout.parts) if layout.named else shape.bind(None, *batch)
     except TypeError as error:
-        got = f"{name}{shape}"
+        got, hint = f"{name}{shape}", ""
+        if layout.named and not rows and len(shape.parameters) == 1:  # of a dictionary?
+            hint = f"a function of each value, or lambda **values: {name}(values)"
         raise ArgumentTypeError(
-            message(name, f"a function of ({', '.join(words)})", got)
+            message(name, f"a function of ({', '.join(words)})", got, hint)
         ) from error
+
+
+@contextlib.contextmanager
+def _hinted(name: str) -> Iterator[None]:
+    """Say what to do where PyTorch refuses to mix float32 with z, or to leave for NumPy."""
+    try:
+        yield
+    except RuntimeError as error:
+        words, hint = str(error).strip().splitlines()[0], ""
+        if "dtype" in words or "scalar type" in words:
+            hint = "data in float64, x.double(), as the parameters are"
+        elif "numpy()" in words:
+            hint = "compute with torch, or give log p and its gradient: Target.of_score"
+        if hint and not isinstance(error, UNFACTORED):
+            raise ArgumentTypeError(f"{name}: {words}. Try: {hint}") from error
+        raise
 
 
 def _check_result(result: Any, name: str, rows: int | None) -> None:

@@ -125,8 +125,14 @@ class Bijection:
             return self.forward(reals)
 
         def one(reals: Tensor, *known: Tensor) -> tuple[Tensor, Tensor]:
-            constraint = bounds(dict(zip(values, known, strict=True)))
-            require_type(constraint, constraints.Constraint, "bounds", "constraints.less_than(a)")
+            try:
+                constraint = bounds(dict(zip(values, known, strict=True)))
+            except KeyError as error:
+                hint = f"put {error} before, in the mapping of parameters"
+                words = message("bounds", f"parameters before: {[*values]}", f"{error}", hint)
+                raise ArgumentValueError(words) from error
+            hint = "constraints.less_than(a); a shape: Parameter((3,), lambda values: …)"
+            require_type(constraint, constraints.Constraint, "bounds", hint)
             return _of_torch(constraint, self.shape).forward(reals)
 
         batch = reals.shape[:-1]
@@ -169,7 +175,7 @@ def bijection(constraint: Any, shape: tuple[int, ...]) -> Bijection:
         )
     for known, matrix, back in ((_LOWER, _lower, _packed), (_DEFINITE, _definite, _factored)):
         if isinstance(constraint, known):
-            _need(len(shape) == 2 and shape[0] == shape[1], str(constraint), "[n, n]", shape)
+            _need(len(shape) == 2 and shape[0] == shape[1], _spelled(constraint), "[n, n]", shape)
             side = shape[0]
             return Bijection(side * (side + 1) // 2, shape, matrix(side), back)
     return _of_torch(constraint, shape)
@@ -181,8 +187,16 @@ _DEFINITE = type(constraints.positive_definite)
 
 
 def _need(ok: bool, name: str, wanted: str, shape: tuple[int, ...]) -> None:  # noqa: FBT001
-    hint = f"Parameter(shape, {name})"
+    sides = "(3, 3)" if wanted == "[n, n]" else "(3,)"
+    hint = f"Parameter({sides}, {name}), with the shape of its value"
     require(ok, "shape", f"{wanted} for the constraint {name}", list(shape), hint)
+
+
+def _spelled(constraint: Any) -> str:
+    """Return how a user writes a constraint: `constraints.simplex`, not `Simplex()`."""
+    names = (name for name in constraints.__all__ if getattr(constraints, name) is constraint)
+    found = next(names, None)
+    return f"constraints.{found}" if found else str(constraint)
 
 
 def _of_torch(constraint: Any, shape: tuple[int, ...]) -> Bijection:
@@ -191,14 +205,15 @@ def _of_torch(constraint: Any, shape: tuple[int, ...]) -> Bijection:
         transform: Any = biject_to(constraint)
     except NotImplementedError as error:
         hint = "leave it out of z and sum over it, or use a score-function estimator"
-        words = message("constraint", "one that reals map onto", str(constraint), hint)
+        words = message("constraint", "one that reals map onto", _spelled(constraint), hint)
         raise ArgumentValueError(words) from error
     try:
         pointwise = constraint.event_dim == 0  # asking PyTorch would import sympy, half a second
         inner = shape if pointwise else tuple(transform.inverse_shape(torch.Size(shape)))
     except (ValueError, IndexError) as error:
-        hint = f"Parameter((3,), {constraint}), with the shape of its value"
-        words = message("shape", f"one that fits {constraint}", list(shape), hint)
+        spelled, sides = _spelled(constraint), "(3, 3)" if constraint.event_dim == 2 else "(3,)"
+        hint = f"Parameter({sides}, {spelled}), with the shape of its value"
+        words = message("shape", f"one that fits {spelled}", list(shape), hint)
         raise ArgumentValueError(words) from error
 
     def forward(reals: Tensor) -> tuple[Tensor, Tensor]:
@@ -385,7 +400,12 @@ class Layout:
         parameters = cast("Mapping[str, Any]", parameters)
         require(len(parameters) > 0, "parameters", "at least one parameter", "none")
         parts = {name: _part(name, given) for name, given in parameters.items()}
-        return cls(parts, sum(part.size for part in parts.values()), named=True)
+        dim = sum(part.size for part in parts.values())
+        require(dim > 0, "parameters", "at least one that can vary", f"constants {[*parts]}")
+        made = cls(parts, dim, named=True)
+        if any(part.bounds is not None for part in parts.values()):
+            made.constrain(torch.zeros(dim))  # so that wrong bounds are refused here
+        return made
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -496,6 +516,10 @@ class Outside:
 def _part(name: str, given: Any) -> Bijection:
     hint = "a shape such as (3,), a constraint, or Parameter(shape, constraint)"
     require_type(name, str, "parameters", "names as keys")
+    if isinstance(given, tuple | list):
+        mixed = any(isinstance(one, constraints.Constraint) for one in given)
+        two = "Parameter((3,), constraints.positive), for a shape with a constraint"
+        require(not mixed, f"parameters[{name!r}]", "a shape", "a tuple with a constraint", two)
     if isinstance(given, constraints.Constraint) or inspect.isfunction(given):
         given = Parameter((), given)
     elif isinstance(given, int | tuple | list) and not isinstance(given, bool):
@@ -507,7 +531,10 @@ def _part(name: str, given: Any) -> Bijection:
     if inspect.isfunction(given.constraint):
         free = bijection(constraints.real, shape)
         return replace(free, bounds=given.constraint)
-    return bijection(given.constraint, shape)
+    try:
+        return bijection(given.constraint, shape)
+    except ArgumentValueError as error:
+        raise ArgumentValueError(f"parameters[{name!r}]: {error}") from error
 
 
 def _entries(name: str, shape: tuple[int, ...]) -> list[str]:

@@ -77,13 +77,15 @@ class PyroModel:
     """A Pyro model at ONE unconstrained point: log p and values, of one keyword a parameter.
 
     log_density: reals by name to log p, with Jacobians. values: reals by name to values by name.
-    reals: shapes of the reals by name. names: of the entries of z. simulation: as in `Model`.
+    reals: shapes of the reals by name. names: of the entries of z. unconstrain, simulation: as in
+    `Model`.
     """
 
     log_density: Callable[..., Tensor]
     values: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     reals: dict[str, tuple[int, ...]]
     names: tuple[str, ...]
+    unconstrain: Callable[[Mapping[str, Any]], Any]
     simulation: Simulation
 
 
@@ -131,12 +133,20 @@ def numpyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     piece = _piece(np.size(site["value"]) for site in sites.values())
     shapes = {name: (np.shape(free[name]), np.shape(inits[name])) for name in sorted(free)}
     scored, constrained = in_float64(score), in_float64(constrain)
+
+    def unconstrain(values: Mapping[str, Any]) -> Any:
+        with jax.enable_x64(True), numpyro.validation_enabled(False):  # noqa: FBT003
+            given = {name: np.asarray(values[name], dtype=np.float64) for name in drawn}
+            point = util.unconstrain_fn(model, args, kwargs, given)
+            return np.array(ravel({name: point[name] for name in drawn})[0])
+
     simulation = numpyro_simulation(lambda: model(*args, **kwargs), sites)
     return Model(
         lambda z: _in_pieces(scored, z, piece),
         lambda z: _in_pieces(constrained, z, piece),
         _names(shapes),
         compiling=compiling,
+        unconstrain=_of_all(drawn, unconstrain),
         simulation=simulation,
     )
 
@@ -184,6 +194,12 @@ def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Py
         kept = [n for n, s in nodes.items() if n in reals or _is_deterministic(s)]
         return {name: nodes[name]["value"] for name in kept}
 
+    def unconstrain(values: Mapping[str, Any]) -> Tensor:
+        given = {name: torch.as_tensor(values[name], dtype=torch.float64) for name in drawn}
+        nodes = traced(pyro.poutine.condition(data=given)).nodes
+        parts = [biject_to(nodes[n]["fn"].support).inv(given[n]).reshape(-1) for n in drawn]
+        return torch.cat(parts)
+
     def begin(site: dict[str, Any]) -> Any:
         discrete = site["fn"].support.is_discrete  # refused below, by name
         return site["fn"]() if discrete else start.init_to_uniform(site)
@@ -206,7 +222,8 @@ def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Py
         with _torch_in_double(), pyro.validation_enabled(False):  # noqa: FBT003
             return model(*args, **kwargs)
 
-    return PyroModel(log_density, values, reals, names, pyro_simulation(in_double, sites))
+    inverse, simulation = _of_all(drawn, unconstrain), pyro_simulation(in_double, sites)
+    return PyroModel(log_density, values, reals, names, inverse, simulation)
 
 
 def pymc_model(model: Any) -> Model:
@@ -258,6 +275,13 @@ def pymc_model(model: Any) -> Model:
 
     with compiling.timed():
         first = named(torch.zeros(1, flat_size))
+
+    def unconstrain(values: Mapping[str, Any]) -> Any:
+        making = import_extra("pymc.initial_point", "pymc").make_initial_point_fn
+        given = {rv: np.asarray(values[rv.name], dtype=np.float64) for rv in model.free_RVs}
+        point = making(model=model, overrides=given, jitter_rvs=set())(0)
+        return np.concatenate([np.ravel(point[v.name]) for v in model.continuous_value_vars])
+
     shapes = {}
     for value in model.continuous_value_vars:
         name = model.values_to_rvs[value].name
@@ -267,6 +291,7 @@ def pymc_model(model: Any) -> Model:
         named,
         _names(shapes),
         compiling=compiling,
+        unconstrain=_of_all(free, unconstrain),
         simulation=pymc_simulation(model),
     )
 
@@ -278,6 +303,17 @@ def _switched(log_p: Any) -> Any:
     graph = import_extra("pytensor.graph.fg", "pymc").FunctionGraph(outputs=[log_p], clone=False)
     rewriting.dfs_rewriter(switch).rewrite(graph)
     return graph.outputs[0]
+
+
+def _of_all(names: Sequence[str], unconstrain: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """Let values by name be put into z, once there is one of every parameter."""
+
+    def checked(values: Mapping[str, Any]) -> Any:
+        missing = [name for name in names if name not in values]
+        require(not missing, "values", f"one of each of {[*names]}", f"none of {missing}")
+        return unconstrain(values)
+
+    return checked
 
 
 def _is_deterministic(site: Mapping[str, Any]) -> bool:
@@ -326,6 +362,10 @@ def _latent(sites: Mapping[str, Any], is_discrete: Callable[[Any], bool]) -> lis
     latent = [name for name, site in samples.items() if not site["is_observed"]]
     discrete = [name for name in latent if is_discrete(samples[name])]
     _check_parameters(latent, discrete, len(latent) < len(samples))
+    fixed = [name for name, site in sites.items() if site["type"] == "param"]
+    if fixed:
+        words = f"model: {fixed} of `param` keep their first values: only what is sampled is fitted"
+        warn_caller(f"{words}. Try: a prior, with `sample`", UserWarning)
     return latent
 
 

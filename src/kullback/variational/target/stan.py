@@ -63,9 +63,11 @@ def stan_model(model: str | Path, data: Mapping[str, Any] | str | Path | None) -
     code, folder = _program(model)
     given = _data(data)
     engine, timer = _Engine.find(), Compiling()
+    about = engine.about(code, folder)
+    declared = _declared(given, about["inputs"])  # before the compiler, which takes half a minute
     with timer.timed():
-        program = engine.compiled(code, folder)
-    loaded = _Loaded.of(program, _declared(given, program.inputs))
+        library = engine.compiled(code, folder)
+    loaded = _Loaded.of(_Program(library, tuple(about["generated quantities"])), declared)
     require(loaded.dim > 0, "model", "one with parameters to fit", "none")
     return Model(
         score=loaded.score,
@@ -125,9 +127,12 @@ def _array(name: str, value: Any, about: Mapping[str, Any]) -> Numbers:
     value = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
     try:
         array = np.asarray(value)
+        if array.dtype.kind == "O" and any(one is None for one in array.flat):
+            raise TypeError  # NumPy would make NaN of it
         array = array.astype(np.float64) if array.dtype.kind in "UO" else array  # "NaN", "inf"
     except (ValueError, TypeError):
-        raise ArgumentValueError(message(place, "a full array of numbers", "another")) from None
+        got = "null, text, or rows of other lengths"
+        raise ArgumentValueError(message(place, "a full array of numbers", got)) from None
     require(array.dtype.kind in "biuf", place, "numbers", str(array.dtype))
     if array.size == 0 and array.ndim < rank:
         array = array.reshape((*array.shape, *(0 for _ in range(rank - array.ndim))))
@@ -143,10 +148,9 @@ def _array(name: str, value: Any, about: Mapping[str, Any]) -> Numbers:
 
 @dataclass(frozen=True, slots=True)
 class _Program:
-    """A compiled program: its library and what it declares, by name."""
+    """A compiled program: its library and the names of its generated quantities."""
 
     library: ctypes.CDLL
-    inputs: Mapping[str, Any]
     generated: tuple[str, ...]
 
 
@@ -169,10 +173,14 @@ class _Engine:
             raise MissingExtraError(words)
         return cls(Path(found.origin).parent, importlib.metadata.version("httpstan"))
 
-    def compiled(self, code: str, includes: Path) -> _Program:
-        """Translate a program to C++ and compile it, or load it from the cache."""
-        about = json.loads(self._stanc(code, includes, "--info"))
+    def about(self, code: str, includes: Path) -> dict[str, Any]:
+        """Return what a program declares, by block and name; refuse what is not numbers."""
+        about: dict[str, Any] = json.loads(self._stanc(code, includes, "--info"))
         _check_types(about)
+        return about
+
+    def compiled(self, code: str, includes: Path) -> ctypes.CDLL:
+        """Translate a program to C++ and compile it, or load it from the cache."""
         cpp = self._stanc(code, includes, "--print-cpp") + _SHIM.read_text(encoding="utf-8")
         compiler = compiling.find_compiler(".cpp")
         hint = "apt install g++, or the command line tools of a Mac"
@@ -181,10 +189,9 @@ class _Engine:
         parts = (cpp, self.version, str(self.folder), compiler, _FLAGS, sys.platform)
         key = hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
         try:
-            library = _kept(f"stan-{key}.so", lambda made: self._compile(compiler, cpp, made))
+            return _kept(f"stan-{key}.so", lambda made: self._compile(compiler, cpp, made))
         except OSError as error:
             raise RunError(f"the compiled Stan model cannot be kept or loaded: {error}") from error
-        return _Program(library, about["inputs"], tuple(about["generated quantities"]))
 
     def _stanc(self, code: str, includes: Path, what: str) -> str:
         with tempfile.TemporaryDirectory(prefix="kullback-") as folder:

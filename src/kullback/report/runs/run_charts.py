@@ -19,8 +19,8 @@ from torch import Tensor
 from kullback.core import require
 from kullback.vae import VAE
 
-from .figures import PAGE_COLORS, inline_svg, page_figure, round_ticks
-from .limits import CURVE_POINTS, DOTTED_POINTS, LATENT_REACH, NO_VARIANCE
+from ..figures import PAGE_COLORS, inline_svg, page_figure, round_ticks
+from ..limits import CURVE_POINTS, DOTTED_POINTS, LATENT_REACH, NO_VARIANCE
 
 __all__ = [
     "Plane",

@@ -17,7 +17,8 @@ from kullback.core import RunError, __version__, read_json, write_atomic, write_
 from kullback.data import describe_protocol
 from kullback.vae import VAE, Parity, Parts, require_exportable, start_in_words, write_graphs
 
-from .evaluation_text import figures, noun_of, remarks, scope
+from ..evaluation_text import figures, noun_of, remarks, scope
+from ..limits import GRID_LETTERS
 from .run_page import Record, evaluation_of
 
 __all__ = ["export"]
@@ -151,7 +152,7 @@ def _values(record: Record) -> str:
     stands = ""
     if grid:
         stands = f"; what a level stands for is in preprocessor_config.json ({json.dumps(grid)})"
-        stands = stands if len(stands) < 300 else "; preprocessor_config.json says what they are"
+        stands = stands if len(stands) < GRID_LETTERS else "; preprocessor_config.json says what they are"
     sized = ", the last column a size factor" if spec.get("sizes") else ""
     return f"float32 [batch, {shape.replace(' x ', ', ')}]: {what}{sized}{stands}"
 

@@ -25,9 +25,9 @@ from kullback.data import Dataset
 from kullback.vae import VAE, Architecture, Evaluation, Training, start_in_words, too_short
 from kullback.vae import limits as vae_limits
 
-from . import html, pictures
-from .evaluation_text import figures, noun_of, protocol_line, remarks, scope
-from .limits import (
+from .. import html, pictures
+from ..evaluation_text import figures, noun_of, protocol_line, remarks, scope
+from ..limits import (
     KL_BARS,
     LATENT_REACH,
     MARK_GAP,
@@ -36,7 +36,7 @@ from .limits import (
     SOUND_PAGE_BYTES,
     WHOLE_EPOCHS,
 )
-from .pictures import compose, interleave, to_levels
+from ..pictures import compose, interleave, to_levels
 from .run_charts import (
     Series,
     codes,

@@ -1,6 +1,6 @@
 """Do the error bars tell the truth? Coverage of nominal 95 % intervals, function by function.
 
-    python benchmarks/coverage.py --json coverage.json --svg docs/img/coverage.svg
+    python benchmarks/interval_coverage.py --json coverage.json --svg docs/img/coverage.svg
 
 Every public function of `kullback.sampled` that returns an `Estimate`, in easy, hard, heavy-
 tailed, tiny-KL and float32 settings, unequal supports and infinite KL (which must be +inf every
