@@ -157,7 +157,7 @@ def _blocks(n: int, vocab: int) -> Iterator[_Block]:
                 three = scratch[: 3 * shape[0] * shape[1]].reshape(3, *shape)
                 sides, d = three[:2], three[2]
                 block = _Block(some, at, torch.from_numpy(sides), torch.from_numpy(d), sides, d)
-            yield _Block(some, at, *block[2:])
+            yield _Block(some, at, block.both, block.d, block.sides, block.difference)
 
 
 def _load(
