@@ -52,6 +52,45 @@ def test_divergences_in_one_graph(name, dtype):
         assert (mine is None and eager is None) or torch.equal(mine, eager)
 
 
+def without(x, *places):
+    """Return logits of which tokens at these places are −inf."""
+    return x.index_fill(-1, torch.tensor(places), -torch.inf)
+
+
+SMALL = some(3, 4, 90)
+KINDS = {
+    "two dtypes": (SMALL.bfloat16(), SMALL.flip(0)),
+    "float64 and float16": (SMALL.double(), SMALL.flip(0).half()),
+    "every other position": (some(3, 8, 90)[:, ::2], SMALL),
+    "every other token": (some(3, 180, 4).transpose(1, 2)[..., ::2], SMALL),
+    "one position": (SMALL[:1, :1], SMALL[1:2, 1:2]),
+    "no batch": (SMALL[0, 0], SMALL[1, 1]),
+    "one token": (SMALL[..., :1], SMALL[..., 1:2]),
+    "both broadcast": (SMALL[:, :1], SMALL[0]),
+    "−inf on both sides": (without(SMALL, 3, 88, 89), without(SMALL.flip(0), 3, 88, 89)),
+    "−inf in p": (without(SMALL, 3, 89), SMALL.flip(0)),
+    "−inf in q": (SMALL, without(SMALL.flip(0), 3, 89)),
+    "no positions": (SMALL[:0], SMALL[:0]),
+}
+
+
+@pytest.mark.filterwarnings("ignore::kullback.tokens.PrecisionWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_logits_in_one_graph(kind):
+    torch.compiler.reset()
+    p, q = KINDS[kind]
+
+    def values_and_gradients(function):
+        sides = [x.detach().requires_grad_() for x in (p, q)]
+        value = function(*sides)
+        value.where(value.isfinite(), 0.0 * value.detach()).nansum().backward()
+        return value.detach(), *(x.grad for x in sides)
+
+    found = values_and_gradients(torch.compile(tokens.kl, fullgraph=True, backend="aot_eager"))
+    for mine, eager in zip(found, values_and_gradients(tokens.kl), strict=True):
+        torch.testing.assert_close(mine, eager)
+
+
 def test_rows_without_a_distribution_are_refused_there_too():
     torch.compiler.reset()
     function = torch.compile(DIVERGENCES["kl"], fullgraph=True, backend="aot_eager")

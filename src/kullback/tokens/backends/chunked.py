@@ -100,7 +100,7 @@ def kl_slopes(
     if (of[Sum.NOTE] < 0).all():
         g = grads.detach().reshape(-1).double().numpy() / temperature
         c = np.stack((-g * of[Sum.KL], -g, g))
-        chunked_kl.kl_slopes(p, q, temperature, of, c, to_p, to_q)
+        chunked_kl.kl_slopes(Rows(p, q), temperature, of, c, to_p, to_q)
     else:
         task = Task(("kl",), temperature)
         coefficients = interface.coefficients(sums, grads.reshape(1, -1), task)
@@ -146,8 +146,7 @@ def slopes(
         _general_slopes(rows, task, sums, coefficients, grad_p, grad_q)
     elif bool(done.all()):
         c = coefficients[[Slope.P_ONE, Slope.P_RATIO, Slope.Q_STEP]].numpy()
-        other = rows.p if rows.q is None else rows.q
-        chunked_kl.kl_slopes(rows.p, other, task.temperature, sums.numpy(), c, grad_p, grad_q)
+        chunked_kl.kl_slopes(rows, task.temperature, sums.numpy(), c, grad_p, grad_q)
         for grad in (grad_p, grad_q):
             if grad is not None and rows.keep is not None:
                 grad[~rows.keep] = 0

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from kullback.tokens import limits
 
-from .interface import Sum
+from .interface import Rows, Sum
 
 __all__ = ["kl_slopes", "kl_sums", "takes"]
 
@@ -79,8 +79,7 @@ def kl_sums(p: Tensor, q: Tensor, temperature: float) -> tuple[np.ndarray, np.nd
 
 
 def kl_slopes(
-    p: Tensor,
-    q: Tensor,
+    rows: Rows,
     temperature: float,
     sums: np.ndarray,
     c: np.ndarray,
@@ -92,6 +91,7 @@ def kl_slopes(
     sums: `[len(Sum), n]`; c: the rows' coefficients `P_ONE`, `P_RATIO` and `Q_STEP` (see `Slope`),
     float64 `[3, n]`.
     """
+    p, q = rows.p, rows.p if rows.q is None else rows.q
     logs = sums[_TOPS] / temperature + sums[_LOGS]
     one, ratio, step = c
     holes, tops = bool((sums[Sum.NOTE] != PLAIN).any()), None
@@ -157,7 +157,7 @@ def _blocks(n: int, vocab: int) -> Iterator[_Block]:
                 three = scratch[: 3 * shape[0] * shape[1]].reshape(3, *shape)
                 sides, d = three[:2], three[2]
                 block = _Block(some, at, torch.from_numpy(sides), torch.from_numpy(d), sides, d)
-            yield _Block(some, at, *block[2:])
+            yield _Block(some, at, block.both, block.d, block.sides, block.difference)
 
 
 def _load(
