@@ -104,7 +104,7 @@ def kl_slopes(
         by_p = torch.from_numpy(np.stack((one, ratio))[..., None] * over[0, :, None])
         by_q = torch.from_numpy((step * over)[..., None])
         sides, grads = (_of(p), _of(q)), (_of(grad_p), _of(grad_q))
-        for block in _blocks(*p.shape):
+        for block in _blocks(p.shape[0], p.shape[1]):
             _load(block, sides, temperature, tops)
             if grad_p is not None:
                 _difference(block, holes=holes)
@@ -216,7 +216,7 @@ def _excess(
 ) -> np.ndarray:
     """Return Σ p (e^l − 1 − l) and Σ p (e^l − 1), `[2, n]`, of the log-normalisers `[2, n]`."""
     sums, sides = np.zeros((2, len(p))), (_of(p), _of(q))
-    for block in _blocks(*p.shape):
+    for block in _blocks(p.shape[0], p.shape[1]):
         _load(block, sides, temperature, logs)
         l = _difference(block, holes=holes)  # noqa: E741
         u, step = block.both[0].exp_(), torch.expm1(l, out=block.both[1])
