@@ -283,7 +283,7 @@ def test_verbose_of_a_run(trained, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("verb", sorted(name for name in app if not name.startswith("-")))
 def test_quiet_and_verbose_together_are_refused(verb, capsys):
     words = {"kl": 2, "js": 2, "cross-entropy": 2, "reconstruct": 2, "encode": 2, "decode": 2}
-    words |= {"checks": 0, "train": 0, "decode": 2}
+    words |= {"checks": 0, "train": 0, "export": 2}
     given = ["bash"] if verb == "completion" else ["0.5,0.5"] * words.get(verb, 1)
     assert run(verb, *given, "-q", "-v") == 2
     error = capsys.readouterr().err

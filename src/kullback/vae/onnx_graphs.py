@@ -104,7 +104,21 @@ class DecoderGraph(nn.Module):
 
 
 def require_exportable(model: VAE) -> None:
-    """Raise an ArgumentValueError for a model that ONNX cannot hold, with the reason."""
+    """Raise an error for a model that ONNX cannot hold.
+
+    Args:
+        model: To be exported.
+
+    Raises:
+        ArgumentValueError: A model of sound, or a posterior of low rank; the text has the reason.
+
+    Example:
+        >>> from kullback.vae import Architecture, build
+        >>> model = build((4,), "binary", Architecture(posterior="low_rank", latent=6))
+        >>> require_exportable(model)
+        Traceback (most recent call last):
+        kullback.core.errors.ArgumentValueError: model: expected a posterior that ONNX can draw...
+    """
     sound = model.spec is not None and model.spec.kind == "sound"
     what = "images or vectors: p(x|z) of sound is a network over earlier samples too"
     require(not sound, "model", what, "sound", HINT)

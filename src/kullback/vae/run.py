@@ -337,6 +337,12 @@ def architecture_of(folder: str | Path) -> Architecture:
 def start_in_words(start: Mapping[str, Any]) -> str:
     """Say where a run's first weights are from, as `config.json` holds it under "start".
 
+    Args:
+        start: That part of `config.json`: "run", "sha256", "source" and "same_data".
+
+    Returns:
+        A clause that goes on from "this run".
+
     Example:
         >>> start_in_words({"run": "runs/a", "sha256": "ab" * 32, "source": "b", "same_data": True})
         'started from the weights of runs/a (sha256 abababab…), trained on the same data'
