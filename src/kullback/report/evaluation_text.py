@@ -307,11 +307,11 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
         share = ""
         if e.bits_per_dim is not None:  # of the same clips or images: in proportion
             ratio = e.annealed.value / abs(e.log_likelihood.value)
-            share = f" ({ratio * e.bits_per_dim.value:.2g} {e.bits_per_dim.unit})"
+            share = f"; {ratio * e.bits_per_dim.value:.2g} {e.bits_per_dim.unit}"
         said.append(
-            f"log p(x) is higher: by annealing at least {plain(e.annealed)} nats{share} above "
+            f"log p(x) is higher: by annealing at least {plain(e.annealed)} nats above "
             f"L_{e.draws} on the first {e.annealed.draws} test {noun}s (settled for "
-            f"{e.annealed_settled} of them); kullback evaluate --sandwich measures more."
+            f"{e.annealed_settled} of them{share}); kullback evaluate --sandwich measures more."
         )
     elif e.loose > 0:
         said.append(
