@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -106,6 +107,32 @@ def test_a_run_starts_from_another_runs_weights(folder, tmp_path):
     assert "may have been among its training examples" in third.warnings[0]
     config = json.loads((tmp_path / "c" / "config.json").read_text())
     assert config["start"]["start"]["run"] == str(tmp_path / "a")
+    fourth = train(other, start=tmp_path / "c", training=still, folder=tmp_path / "d")
+    assert "trained on the same data, which itself started from" in fourth.warnings[0]
+    assert "may have been among its training examples" in fourth.warnings[0]
+
+
+def test_compare_tells_first_weights_apart_and_data_by_their_hashes(folder, tmp_path, capsys):
+    train(folder, architecture=TINY, training=QUICK, folder=tmp_path / "a")
+    shutil.copytree(folder, tmp_path / "copy")
+    memory = load(tmp_path / "copy", storage="memory")
+    train(memory, start=tmp_path / "a", training=QUICK, folder=tmp_path / "b")
+    report.export(tmp_path / "b", tmp_path / "exported", onnx=False)
+    for other in ("b", "exported"):
+        with pytest.raises(SystemExit) as stop:
+            main(["compare", *(str(tmp_path / name) for name in ("a", other)), "--json"])
+        assert stop.value.code == 0
+        groups = json.loads(capsys.readouterr().out)["groups"]
+        assert [len(one["runs"]) for one in groups] == [1, 1]
+    pairs = [(row, k % 3) for k, row in enumerate(BYTES)]
+    labels = {"y": np.array([y for _, y in pairs]), "z": np.array([(y + 1) % 3 for _, y in pairs])}
+    for name, values in labels.items():
+        np.savez(tmp_path / f"{name}.npz", x=BYTES, y=values)
+        settings = {"architecture": TINY, "training": QUICK}
+        train(load(tmp_path / f"{name}.npz", label="y"), **settings, folder=tmp_path / name)
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", str(tmp_path / "y"), str(tmp_path / "z"), "--draws", "5"])
+    assert stop.value.code == 3 and "labels (sha256)" in capsys.readouterr().err
 
 
 def test_a_started_run_resumes_without_the_other_one(folder, tmp_path):
