@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kullback.core import ArgumentTypeError, ArgumentValueError, DataError
-from kullback.data import load, moments_of, reload
+from kullback.data import load, load_images, moments_of, reload
 from kullback.vae.loop import hold_out
 
 RNG = np.random.default_rng(0)
@@ -268,3 +268,42 @@ def test_a_folder_of_pictures_with_an_array_in_it_stays_a_folder_of_pictures(tmp
     np.save(tmp_path / "labels.npy", np.arange(5))
     assert load(tmp_path).event_shape == (1, 8, 8)
     assert load(tmp_path).train_names[0].endswith(".png")
+
+
+def test_a_model_takes_shards_and_files_with_labels(tmp_path):
+    pictures = BYTES.reshape(60, 3, 4)
+    labels = np.array(["a", "b"] * 30)
+    for part, rows in (("train", slice(0, 40)), ("test", slice(40, 60))):
+        (tmp_path / "shards" / part).mkdir(parents=True)
+        np.savez(tmp_path / "shards" / part / "s.npz", x=pictures[rows], y=labels[rows])
+    np.savez(tmp_path / "x.npz", x=pictures, y=labels)
+    np.save(tmp_path / "x.npy", pictures)
+    how = {"event_shape": (1, 3, 4), "kind": "8-bit", "label": "y"}
+    for name in ("shards", "x.npz", "x.npy"):
+        found, _ = load_images(tmp_path / name, **how)
+        assert np.array_equal(found[:, 0].numpy(), pictures), name
+    assert load_images(tmp_path / "shards", **how)[1][39:41] == ("train/s[39]", "test/s[0]")
+    table = tmp_path / "x.csv"
+    rows = [",".join(map(str, [*row, y])) for row, y in zip(BYTES, labels, strict=False)]
+    table.write_text("\n".join(["a,b,c,d,e,f,y", *rows]))
+    found, _ = load_images(table, event_shape=(6,), kind="8-bit", label="y")
+    assert np.array_equal(found.numpy(), BYTES[: len(rows)])
+
+
+def test_rows_on_disk_take_the_size_that_they_have(tmp_path):
+    pictures = BYTES.reshape(60, 3, 4)
+    folder = shards(tmp_path / "many", pictures)
+    np.save(tmp_path / "x.npy", pictures)
+    for channels in ("auto", "grey"):
+        protocol = load(tmp_path / "x.npy", channels=channels).protocol
+        found = reload(protocol, source=folder, whole=True)
+        assert np.array_equal(found.test[:, 0].numpy(), pictures) and not found.protocol["notes"]
+    with pytest.raises(ArgumentValueError, match="size"):
+        load(folder, size=(4, 3))
+    with pytest.raises(ArgumentValueError, match="channels"):
+        load(folder, channels="rgb")
+
+
+def test_data_that_are_gone_are_named_with_labels_too(tmp_path):
+    with pytest.raises(DataError, match="gone: cannot be read: No such file"):
+        load(tmp_path / "gone", label="y")

@@ -124,6 +124,8 @@ def test_compare_tells_first_weights_apart_and_data_by_their_hashes(folder, tmp_
         assert stop.value.code == 0
         groups = json.loads(capsys.readouterr().out)["groups"]
         assert [len(one["runs"]) for one in groups] == [1, 1]
+    with pytest.raises(RunError, match=r"an exported run, .* Try: kullback train DATA --from"):
+        resume(tmp_path / "exported")
     pairs = [(row, k % 3) for k, row in enumerate(BYTES)]
     labels = {"y": np.array([y for _, y in pairs]), "z": np.array([(y + 1) % 3 for _, y in pairs])}
     for name, values in labels.items():

@@ -4,6 +4,7 @@ Which to use: `read_arrays`. Nothing is ever unpickled.
 """
 
 import math
+import re
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +31,7 @@ __all__ = [
     "ARRAY_SUFFIXES",
     "TABLE_SUFFIXES",
     "free_memory",
+    "label_in",
     "layout",
     "read_arrays",
     "read_given",
@@ -81,6 +83,21 @@ def read_given(arrays: Named, path: Path, how: Reading, notes: list[str] | None 
         examples.split = "x_train and x_test"
         examples.is_test = np.arange(len(values)) >= len(arrays["x_train"])
     return examples
+
+
+def label_in(path: Path, label: str) -> str:
+    """Return the name of labels where a file has an array or a column of them, else ""."""
+    try:
+        if path.suffix.lower() in TABLE_SUFFIXES:
+            with path.open(encoding="utf-8-sig") as file:
+                heading = file.readline()
+            names = [one.strip().strip('"') for one in re.split("[\t,;]", heading)]
+        else:
+            with zipfile.ZipFile(path) as archive:
+                names = [one.removesuffix(".npy") for one in archive.namelist()]
+    except (OSError, UnicodeDecodeError, zipfile.BadZipFile):
+        return ""  # a plain array, or the reader says why
+    return label if any(one in names for one in _label_names(label)) else ""
 
 
 def _label_names(label: str) -> list[str]:

@@ -57,6 +57,11 @@ class Shard:
         """Bytes of one row."""
         return math.prod(self.event) * self.dtype.itemsize
 
+    @property
+    def laid_out(self) -> tuple[int, ...]:
+        """The shape of a row as a value: `(C, H, W)` of images."""
+        return layout(np.empty((1, *self.event), self.dtype), str(self.path)).shape[1:]
+
 
 @dataclass(frozen=True, slots=True)
 class Values:
@@ -149,9 +154,7 @@ class Rows:
         self.moments, self.device = moments, torch.device(device)
         self._starts = np.cumsum([0, *(shard.rows for shard in shards[:-1])])
         self._offsets = np.array([shard.offset for shard in shards])
-        first = shards[0]
-        event = layout(np.empty((1, *first.event), first.dtype), str(first.path)).shape[1:]
-        self.shape = torch.Size((len(numbers), *event))
+        self.shape = torch.Size((len(numbers), *shards[0].laid_out))
         # files that memory has room for are in the system's cache since the pass over them
         free, total = free_memory(), sum(shard.rows * shard.row_bytes for shard in shards)
         roomy = free is not None and 2 * total < free

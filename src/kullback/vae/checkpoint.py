@@ -76,6 +76,11 @@ def read_config(folder: Path, *required: str) -> dict[str, Any]:
     if config["format"] == RUN_FORMAT and "file_sha256" not in config:
         raise RunError(f"{path}: damaged: it has lost its hash (file_sha256)")
     for key in required:
+        if key not in config and "model_type" in config:
+            hint = f"kullback train DATA --from {folder}"
+            raise RunError(
+                f"{folder}: an exported run, which holds no training to go on with. Try: {hint}"
+            )
         if key not in config:
             raise RunError(f"{path}: not the description of a run: no {key!r}")
     return config
