@@ -1,6 +1,7 @@
 """Rows on disk: the values, the split and the hashes of data in memory, and what is refused."""
 
 import copy
+import os
 
 import numpy as np
 import pytest
@@ -164,6 +165,12 @@ def test_a_shard_that_changes_or_goes_while_it_is_used_is_named(tmp_path):
         data.train.index_select(0, last)
     with pytest.raises(DataError, match=r"2\.npy: a shard is missing"):
         other.train.index_select(0, last)
+    os.utime(shards(tmp_path / "v", BYTES) / "2.npy", (1e9, 1e9))  # clocks of files tick coarsely
+    over = load(tmp_path / "v")
+    over.train.index_select(0, last)  # it is open now
+    np.save(tmp_path / "v" / "2.npy", 255 - np.load(tmp_path / "v" / "2.npy"))
+    with pytest.raises(DataError, match=r"2\.npy: changed since its rows were first read"):
+        over.train.index_select(0, last)
     cut = load(shards(tmp_path / "u", BYTES))
     cut.train.index_select(0, last)  # it is open now
     with (tmp_path / "u" / "2.npy").open("r+b") as file:

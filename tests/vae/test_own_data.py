@@ -223,6 +223,13 @@ def test_the_command_starts_from_a_run_and_exports_without_onnx(folder, tmp_path
     assert torch.equal(models[0].elbo(x), models[1].elbo(x))
 
 
+def test_the_command_that_goes_on_can_be_pasted(tmp_path):
+    folder = tmp_path / "a b"
+    train(BYTES, architecture=TINY, training=QUICK, folder=folder, stop=lambda: True)
+    with pytest.raises(RunError, match=re.escape(f"kullback train --resume '{folder}'")):
+        report.export(folder, tmp_path / "out", onnx=False)
+
+
 @pytest.mark.parametrize("why", ["exists", "unfinished", "no run", "broken weights"])
 def test_an_export_that_fails_leaves_nothing(why, tmp_path):
     count = itertools.count()

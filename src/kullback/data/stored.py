@@ -229,11 +229,15 @@ class Rows:
         """Read rows of all the shards together, `[n]`, as they are stored."""
         first, count = self.shards[0], len(numbers)
         found, size = np.empty((count, first.row_bytes), np.uint8), first.row_bytes
+        used = set[int]()
         for into, (k, place) in zip(_row_views(found), self._places(numbers), strict=True):
+            used.add(k)
             if read_at(self._file(k), into, place) != size:
                 shard = self.shards[k]
                 row = (place - shard.offset) // size
                 raise DataError(f"{shard.path}: ends before row {row:,}: it was cut short")
+        for k in used:  # after reading: a file may be written over while it is open
+            _require_unchanged(self.shards[k], self._file(k))
         array = found.view(first.dtype).reshape(count, *first.event)
         return layout(array, str(first.path))
 
@@ -273,14 +277,22 @@ def opened(shard: Shard) -> IO[bytes]:
     """Open a shard's file, or raise a DataError where it is gone or was changed."""
     try:
         file = shard.path.open("rb", buffering=0)
-        about = os.fstat(file.fileno())
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{shard.path}: a shard is missing or cannot be read: {reason}") from error
-    if (about.st_size, about.st_mtime_ns) != (shard.size, shard.modified):
+    try:
+        _require_unchanged(shard, file.fileno())
+    except DataError:
         file.close()
-        raise DataError(f"{shard.path}: changed since its rows were first read")
+        raise
     return cast(IO[bytes], file)
+
+
+def _require_unchanged(shard: Shard, descriptor: int) -> None:
+    """Refuse an open file whose size or time is another than when it was first looked at."""
+    about = os.fstat(descriptor)
+    if (about.st_size, about.st_mtime_ns) != (shard.size, shard.modified):
+        raise DataError(f"{shard.path}: changed since its rows were first read")
 
 
 def read_shards(paths: Sequence[Path], root: Path | None, label: str = "") -> tuple[Shard, ...]:

@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 import platform
+import shlex
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -449,7 +450,8 @@ def _lost(
     if group.first:
         checkpoint.save(folder, state)
         kept = f"saved at step {state.step:,}"
-    hint = f"kullback train --resume {folder}, with this or another number of processes"
+    again = f"kullback train --resume {shlex.quote(str(folder))}"
+    hint = f"{again}, with this or another number of processes"
     return processes.LostProcessError(f"{error}; {kept}. Try: {hint}")
 
 
