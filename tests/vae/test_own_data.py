@@ -137,6 +137,16 @@ def test_compare_tells_first_weights_apart_and_data_by_their_hashes(folder, tmp_
     assert stop.value.code == 3 and "labels (sha256)" in capsys.readouterr().err
 
 
+def test_a_run_of_few_steps_leaves_trained_weights(tmp_path):
+    models = {}
+    for steps in (1, 2, 9):
+        few = Training(steps=steps, batch_size=20, precision="float32")
+        folder = tmp_path / f"{steps}"
+        models[steps] = train(BYTES, architecture=TINY, training=few, folder=folder).model
+    weights = [one.decoder(torch.ones(1, 2)).detach() for one in models.values()]
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+
+
 def test_a_started_run_resumes_without_the_other_one(folder, tmp_path):
     train(folder, architecture=TINY, training=QUICK, folder=tmp_path / "a")
     settings = {"start": tmp_path / "a", "training": QUICK}
