@@ -314,3 +314,19 @@ def test_rows_on_disk_take_the_size_that_they_have(tmp_path):
 def test_data_that_are_gone_are_named_with_labels_too(tmp_path):
     with pytest.raises(DataError, match="gone: cannot be read: No such file"):
         load(tmp_path / "gone", label="y")
+
+
+@pytest.mark.parametrize("kind", ["float64", "bytes", "bool", "int8"])
+def test_labels_on_disk_are_those_in_memory(kind, tmp_path):
+    numbers = np.arange(60) % 2
+    labels = numbers.astype("S1" if kind == "bytes" else kind)
+    (tmp_path / "s").mkdir()
+    np.savez(tmp_path / "s" / "0.npz", x=BYTES[:60], y=labels)
+    found = load(tmp_path / "s", label="y")
+    wanted = load(tmp_path / "s" / "0.npz", label="y")
+    assert found.protocol["labels"] == wanted.protocol["labels"]
+    assert torch.equal(found.train_labels, wanted.train_labels)
+    for bad in (numbers + 0.5, numbers[:59], np.stack([numbers, numbers], 1)):
+        np.savez(tmp_path / "s" / "0.npz", x=BYTES[:60], y=bad)
+        with pytest.raises(DataError, match="expected 60 labels, integers or text, one a row"):
+            load(tmp_path / "s", label="y")

@@ -32,6 +32,7 @@ __all__ = [
     "TABLE_SUFFIXES",
     "free_memory",
     "label_in",
+    "label_texts",
     "layout",
     "read_arrays",
     "read_given",
@@ -113,15 +114,19 @@ def _labels_of(labels: Named, arrays: Named, name: str) -> list[str]:
     if len(both) != len(wanted):
         given = ", ".join(labels) or "none"
         raise DataError(f"{name}: expected an array of labels, or one for each of x; got {given}")
-    for array, rows in zip(both, wanted, strict=True):
-        whole = array.dtype.kind in "buiUS" or (
-            array.dtype.kind == "f" and bool((array == np.rint(array)).all())
-        )
-        if array.shape != (rows,) or not whole:
-            what = f"{rows:,} labels, integers or text, one a row"
-            raise DataError(f"{name}: expected {what}; got {describe(array)}")
-    every = [one for array in both for one in array.tolist()]
-    every = [int(one) if isinstance(one, float) else one for one in every]
+    pairs = zip(both, wanted, strict=True)
+    return [one for array, rows in pairs for one in label_texts(array, rows, name)]
+
+
+def label_texts(array: NDArray[Any], rows: int, name: str) -> list[str]:
+    """Return an array of labels as text, one a row; DataError where they are none."""
+    whole = array.dtype.kind in "buiUS" or (
+        array.dtype.kind == "f" and bool((array == np.rint(array)).all())
+    )
+    if array.shape != (rows,) or not whole:
+        what = f"{rows:,} labels, integers or text, one a row"
+        raise DataError(f"{name}: expected {what}; got {describe(array)}")
+    every = [int(one) if isinstance(one, float) else one for one in array.tolist()]
     return [one.decode() if isinstance(one, bytes) else str(one).strip() for one in every]
 
 

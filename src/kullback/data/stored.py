@@ -27,7 +27,7 @@ from torch import Tensor
 from kullback.core import DataError, numpy_error, numpy_errors
 
 from . import limits
-from .arrays import free_memory, layout, to_levels
+from .arrays import free_memory, label_texts, layout, to_levels
 from .examples import Progress, Reading, plural
 from .moments import Moments, Summing
 from .quantisation import Grid
@@ -316,9 +316,9 @@ def _shard(path: Path, root: Path | None, label: str) -> Shard:
     try:
         with path.open("rb") as file:
             about = os.fstat(file.fileno())
-            labels: tuple[str, ...] = ()
+            named: NDArray[Any] | None = None
             if path.suffix.lower() == ".npz":
-                start, labels = _member(path, file, label)
+                start, named = _member(path, file, label)
                 file.seek(start)
             elif label:
                 raise DataError(f"{path}: expected .npz shards with an array {label!r}; got .npy")
@@ -333,11 +333,12 @@ def _shard(path: Path, root: Path | None, label: str) -> Shard:
     if fortran:
         raise DataError(f"{path}: expected rows one after another (C order); got Fortran order")
     name, offset, size, modified = place
+    labels: tuple[str, ...] = ()
+    if named is not None:
+        labels = tuple(label_texts(named, shape[0], f"{path}: {label}"))
     shard = Shard(path, name, offset, shape[0], shape[1:], dtype, size, modified, labels)
     if offset + shard.rows * shard.row_bytes > size:
         raise DataError(f"{path}: its header says {shard.rows:,} rows; the file is shorter")
-    if labels and len(labels) != shard.rows:
-        raise DataError(f"{path}: expected {shard.rows:,} labels in {label!r}; got {len(labels):,}")
     return shard
 
 
@@ -350,7 +351,7 @@ def header_of(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return shape, bool(fortran), dtype
 
 
-def _member(path: Path, file: IO[bytes], label: str) -> tuple[int, tuple[str, ...]]:
+def _member(path: Path, file: IO[bytes], label: str) -> tuple[int, NDArray[Any] | None]:
     """Return where the array of a `.npz` begins in its file, and its labels."""
     with zipfile.ZipFile(file) as archive:
         names = [name for name in archive.namelist() if name != f"{label}.npy"]
@@ -362,13 +363,12 @@ def _member(path: Path, file: IO[bytes], label: str) -> tuple[int, tuple[str, ..
         if info.compress_type != zipfile.ZIP_STORED:
             hint = "numpy.savez or numpy.save; or storage memory"
             raise DataError(f"{path}: compressed, so its rows cannot be read alone. Try: {hint}")
-        labels: tuple[str, ...] = ()
+        labels: NDArray[Any] | None = None
         if label:
             if f"{label}.npy" not in archive.namelist():
                 raise DataError(f"{path}: expected an array {label!r} of labels; got none")
             with archive.open(f"{label}.npy") as member:
-                array = np.lib.format.read_array(member, allow_pickle=False)
-            labels = tuple(str(one).strip() for one in array.reshape(-1).tolist())
+                labels = np.lib.format.read_array(member, allow_pickle=False)
     file.seek(info.header_offset + 26)  # lengths of the name and of the extra field
     name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
     return info.header_offset + 30 + name + extra, labels
