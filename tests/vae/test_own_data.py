@@ -233,6 +233,16 @@ def test_the_command_starts_from_a_run_and_exports_without_onnx(folder, tmp_path
     assert torch.equal(models[0].elbo(x), models[1].elbo(x))
 
 
+def test_the_command_line_names_the_option_that_differs(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", BYTES)
+    train(tmp_path / "x.npy", architecture=TINY, training=QUICK, folder=tmp_path / "a")
+    given = ["train", str(tmp_path / "x.npy"), "--from", str(tmp_path / "a"), "--latent", "3"]
+    with pytest.raises(SystemExit) as stop:
+        main([*given, "--network", "mlp", "--hidden", "8", "--out", str(tmp_path / "b")])
+    assert stop.value.code == 2
+    assert "kullback: --from: expected the model of" in capsys.readouterr().err
+
+
 def test_the_command_that_goes_on_can_be_pasted(tmp_path):
     folder = tmp_path / "a b"
     train(BYTES, architecture=TINY, training=QUICK, folder=folder, stop=lambda: True)

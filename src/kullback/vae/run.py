@@ -422,7 +422,7 @@ def _drive(
         checkpoint.save_tensors(folder / WEIGHTS, model.state_dict())
     found = () if monitor is None else tuple(monitor.warnings)
     start = config.get("start")
-    if not _on_same_data(start):
+    if start and not _on_same_data(start):
         found = (f"this run {start_in_words(start)}", *found)
     return Outcome(folder, model.eval(), finished, found, data.to(device), selection, short)
 
