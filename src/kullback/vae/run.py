@@ -356,7 +356,7 @@ def start_in_words(start: Mapping[str, Any]) -> str:
         )
     said = f"{said}, trained on the same data"
     return (
-        said if _on_same_data(start) else f"{said}, which itself {start_in_words(start['start'])}"
+        said if _on_same_data(start) else f"{said}; that run {start_in_words(start['start'])}"
     )
 
 
