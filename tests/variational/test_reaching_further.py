@@ -184,3 +184,18 @@ def test_a_centred_hierarchy_of_few_groups_is_reached_by_a_flow():
     assert abs(float(got.mean()) - mean) < 0.2 * sd
     assert abs(math.log(float(got.std()) / sd)) < 0.2
     assert found.diagnosis.level != "do not trust"
+
+
+def test_a_second_peak_in_20_dimensions_gets_its_gaussian():
+    """Peaks 8 sd apart, nearer than sqrt(d) + 4; the lower one holds 1 / (1 + e) of p."""
+
+    def two(z):
+        rest = -0.5 * z[1:].square().sum()
+        return rest + torch.logaddexp(-0.5 * (z[0] - 4) ** 2, -0.5 * (z[0] + 4) ** 2 - 1)
+
+    found = fit(two, 20, progress=False)
+    assert found.family.name == "mixture"
+    share, n = 1 / (1 + math.e), len(found.draws)
+    there = float((found.draws[:, 0] < 0).double().mean())
+    assert there == pytest.approx(share, abs=0.03 + 4.5 * math.sqrt(share * (1 - share) / n))
+    assert found.diagnosis.level == "trust"

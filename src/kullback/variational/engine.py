@@ -653,6 +653,7 @@ def _elsewhere(
         return None
     weights = cast(Tensor, found_there.log_weights).softmax(0)
     there = judged(target, forward_kl.moments(found_there.draws, weights), generator)
+    there = replace(there, apart=True)
     here = last.family.absorb()
     known = [Start(here, -last.loss)] if here is not None else found
     every = sorted([*known, there], key=lambda start: -start.elbo)
