@@ -612,6 +612,23 @@ def test_without_a_compiler_rows_of_all_kinds_stand_together(temperature):
     assert (found[0].double() - truth[0])[good].abs().max() <= 2**-24 * truth[0][good].max()
 
 
+@pytest.mark.parametrize("vocab", [3, 70_001])
+@pytest.mark.parametrize("offset", [0.0, 1000.0, 3e4])
+def test_without_a_compiler_small_kl_of_tokens_that_p_lacks(vocab, offset):
+    """KL is -log of the mass that q has where p has any: 2e-3 to 5e-12, where q has little else."""
+    depths = torch.tensor([0.0, -5.0, -12.0, -18.0, -25.0])
+    p, q = torch.zeros(5, vocab), torch.zeros(5, vocab)
+    q[:, 1] = depths - math.log(vocab)
+    q += offset
+    p[:, 1] = -INF
+    truth = with_gradients("kl", p.double(), q.double(), None, backend="reference")
+    found = with_gradients("kl", p, q, None, backend="chunked")
+    assert ((found[0].double() - truth[0]).abs() <= EPS * truth[0]).all()
+    rounding = 8 * 2**-52 * (1 + offset)  # of float64's exponentials and their sums
+    for mine, true in zip(found[1:], truth[1:], strict=True):
+        assert ((mine.double() - true).abs() <= EPS * true.abs() + rounding).all()
+
+
 def test_without_a_compiler_a_row_is_read_in_blocks():
     """Scratch memory does not grow with the vocabulary."""
     sizes, empty = [], torch.empty
