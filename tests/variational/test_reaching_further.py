@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal, constraints
 
-from kullback.core import ArgumentValueError, RunError
+from kullback.core import ArgumentTypeError, ArgumentValueError, RunError
 from kullback.variational import Target, fit, limits
 from kullback.variational.families.family import Frame
 from kullback.variational.optimise import hamiltonian as module
@@ -148,9 +148,10 @@ def test_time_that_is_over_ends_a_loop_between_two_points():
     assert target.log_density(torch.zeros(5, 1).double()).tolist() == [0.0] * 5
 
 
-def test_max_seconds_must_be_positive():
-    with pytest.raises(ArgumentValueError, match="max_seconds"):
-        fit(lambda z: -z.square().sum(), 1, max_seconds=0)
+@pytest.mark.parametrize("seconds", [0, -1.0, math.nan, "5", None])
+def test_max_seconds_must_be_positive(seconds):
+    with pytest.raises((ArgumentValueError, ArgumentTypeError), match="max_seconds: expected"):
+        fit(lambda z: -z.square().sum(), 1, max_seconds=seconds)
 
 
 @slow
