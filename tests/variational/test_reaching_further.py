@@ -116,6 +116,14 @@ def test_a_large_gaussian_needs_no_run(monkeypatch):
     assert found.converged and "Hamiltonian" not in found.reason
 
 
+def test_a_run_whose_errors_are_not_known_is_not_kept(monkeypatch):
+    chains = Chains(torch.full((4, 8, 60), math.nan, dtype=F64), 0.7, 0)
+    monkeypatch.setattr("kullback.variational.engine.hamiltonian", lambda *_: chains)
+    found = fit(lambda z: (z - z.exp()).sum(), 60, evaluation_draws=500, progress=False)
+    assert "was tried and not kept: its moments" in found.reason
+    assert bool(found.draws.isfinite().all())
+
+
 def test_a_fit_ends_in_time(monkeypatch):
     """No clock is read: the time is over at the 36th look at it."""
     looks = iter(range(10**9))
@@ -127,7 +135,7 @@ def test_a_fit_ends_in_time(monkeypatch):
     assert not found.converged
     assert found.reason.startswith("stopped: 40 s of wall time (max_seconds) were over")
     assert len(found.draws) >= limits.MIN_DRAWS
-    with pytest.raises(RunError, match="before any q was found"):
+    with pytest.raises(RunError, match=r"before any q was found. Try: more max_seconds$"):
         fit(target, max_seconds=3.0, progress=False)
     assert target.deadline.ends == math.inf
 

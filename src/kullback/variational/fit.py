@@ -452,7 +452,7 @@ def _carry_out(
             for last in shown(steps, work.method, seconds=settings.max_seconds, progress=show):
                 trace.append(-last.loss)
     except OutOfTime:
-        last, in_time = _unfinished(last, settings.max_seconds), False
+        last, in_time = _unfinished(target, last, settings.max_seconds), False
     except LinAlgError as error:
         hint = "a proper prior for every parameter"
         raise RunError(
@@ -489,10 +489,11 @@ def _carry_out(
     )
 
 
-def _unfinished(last: Progress | None, seconds: float) -> Progress:
+def _unfinished(target: Target, last: Progress | None, seconds: float) -> Progress:
     """Return what there was when the time was over, and say so."""
     if last is None:
-        hint = "more max_seconds, or a log_density that is vectorised over points"
+        faster = ", or a log_density that is vectorised over points" if target.looped else ""
+        hint = f"more max_seconds{faster}"
         got = f"{seconds:g} s, which were over before any q was found"
         raise RunError(message("max_seconds", "time for a start", got, hint)) from None
     text = f"stopped: {seconds:g} s of wall time (max_seconds) were over"

@@ -324,8 +324,8 @@ def distinct(starts: Sequence[Start], *, within: float = limits.NEGLIGIBLE_PEAK)
     """Keep the starts that lie on peaks of their own, the best first.
 
     A start is another's double where it lies within 4 of its standard deviations, √d more in d
-    dimensions unless one of them is known to be a peak of its own; one whose ELBO is more than `within` nats below the best carries no mass worth
-    having.
+    dimensions unless one of them is known to be a peak of its own. One whose ELBO is more than
+    `within` nats below the best carries no mass worth having.
     """
     kept: list[Start] = []
     for start in starts:
