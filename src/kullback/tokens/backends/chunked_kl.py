@@ -147,7 +147,7 @@ class _Block(NamedTuple):
 def _blocks(n: int, vocab: int) -> Iterator[_Block]:
     width = -(-vocab // -(-vocab // limits.FLOAT64_BLOCK))  # few blocks to a row, of one size
     rows = max(1, min(n, limits.FLOAT64_BLOCK // vocab))
-    scratch = torch.empty(3 * rows * width, dtype=torch.float64).numpy()
+    scratch = torch.empty(3 * rows * width, dtype=torch.float64, device="cpu").numpy()
     block = None
     for start in range(0, n, rows):
         for left in range(0, vocab, width):
