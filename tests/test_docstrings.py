@@ -11,7 +11,7 @@ import kullback
 SLOW = (  # half a second or more: they train, fit, or audit
     "data.loading",
     "report.audit_page",
-    "report.runs.run_page",
+    "report.training_runs.run_page",
     "sampled.two_sample",
     "tokens.auditing.run",
     "variational.optimise.grid",

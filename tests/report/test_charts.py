@@ -9,7 +9,7 @@ import pytest
 
 from kullback.report.figures import PAGE_COLORS, page_figure, round_ticks
 from kullback.report.limits import CURVE_POINTS
-from kullback.report.runs.run_charts import Series, kl_bars, latent_scatter, learning_curve
+from kullback.report.training_runs.run_charts import Series, kl_bars, latent_scatter, learning_curve
 
 
 @pytest.mark.parametrize(

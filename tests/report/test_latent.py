@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from kullback.report.limits import LATENT_REACH
-from kullback.report.runs import run_charts as latent
+from kullback.report.training_runs import run_charts as latent
 from kullback.vae import Architecture, build
 
 

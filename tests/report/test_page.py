@@ -17,7 +17,7 @@ from kullback.core import DataError, RunError
 from kullback.data import describe_protocol, load
 from kullback.report import write
 from kullback.report.html import _environment, picture
-from kullback.report.runs.run_page import command
+from kullback.report.training_runs.run_page import command
 from kullback.vae import VAE, Architecture, Evaluation, Training, train
 
 from .conftest import TINY, in_memory, noise

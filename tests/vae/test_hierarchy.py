@@ -11,7 +11,7 @@ from torch import nn
 
 from kullback.core import ArgumentValueError, Estimate
 from kullback.data import Dataset
-from kullback.report.runs.run_page import command
+from kullback.report.training_runs.run_page import command
 from kullback.vae import (
     VAE,
     Architecture,

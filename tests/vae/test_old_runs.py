@@ -13,7 +13,7 @@ import torch
 
 from kullback import report
 from kullback.data import reload
-from kullback.report.runs.run_page import read
+from kullback.report.training_runs.run_page import read
 from kullback.vae import VAE, Evaluation, evaluate, resume
 
 OLD = Path(__file__).parent / "old_runs"

@@ -11,7 +11,7 @@ from kullback import vae
 from kullback.cli.main import main
 from kullback.core import ArgumentValueError
 from kullback.data import load
-from kullback.report.runs.run_page import command
+from kullback.report.training_runs.run_page import command
 from kullback.vae import PRESETS, VAE, Architecture, Preset, Training, build
 from kullback.vae.architecture import Spec
 from kullback.vae.loop import State, fit

@@ -1,6 +1,6 @@
 """Layer 5, report: what was found, as HTML pages, pictures and text.
 
-- `runs`: what a run directory holds, and `write`, its page with its charts; `export`: a run as a
+- `training_runs`: `write`, the page of a run directory, with its charts; `export`: a run as a
   folder to publish, with ONNX graphs and a model card.
 - `audit_page`: the audit of a loss as text and as a page.
 - `language_models`: drift of language models, and logged log-probabilities, as text and as a page.
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from .fit_plot import plot_calibration, plot_directions, plot_fit
     from .language_models.drift_page import drift_text, write_drift
     from .language_models.logprobs_page import logprobs_text, write_logprobs
-    from .runs.model_card import export
-    from .runs.run_page import write
     from .text_layout import UNITS, aligned, measured_text, number
+    from .training_runs.model_card import export
+    from .training_runs.run_page import write
 
 __all__ = [
     "UNITS",
@@ -67,7 +67,7 @@ _MODULES = {
     "explain_fit": "explain_fit",
     "explain_named": "explain_named",
     "explain_tables": "explain_tables",
-    "export": "runs.model_card",
+    "export": "training_runs.model_card",
     "logprobs_text": "language_models.logprobs_page",
     "measured_text": "text_layout",
     "number": "text_layout",
@@ -76,7 +76,7 @@ _MODULES = {
     "plot_calibration": "fit_plot",
     "plot_directions": "fit_plot",
     "plot_fit": "fit_plot",
-    "write": "runs.run_page",
+    "write": "training_runs.run_page",
     "write_drift": "language_models.drift_page",
     "write_logprobs": "language_models.logprobs_page",
 }

@@ -152,7 +152,11 @@ def _values(record: Record) -> str:
     stands = ""
     if grid:
         stands = f"; what a level stands for is in preprocessor_config.json ({json.dumps(grid)})"
-        stands = stands if len(stands) < GRID_LETTERS else "; preprocessor_config.json says what they are"
+        stands = (
+            stands
+            if len(stands) < GRID_LETTERS
+            else "; preprocessor_config.json says what they are"
+        )
     sized = ", the last column a size factor" if spec.get("sizes") else ""
     return f"float32 [batch, {shape.replace(' x ', ', ')}]: {what}{sized}{stands}"
 
