@@ -138,8 +138,9 @@ def _outside(u: Tensor, peak: Tensor) -> Tensor:
     one direction. Along that direction a Gaussian q has less than 1e-4 of its draws beyond.
     """
     along = u @ (peak / peak.norm())
-    out: Tensor = along > 1 + limits.OUTSIDE_SDS
-    return out | (u.norm(dim=1) > math.sqrt(len(peak)) + limits.OUTSIDE_SDS)
+    far = u.norm(dim=1) > math.sqrt(len(peak)) + limits.OUTSIDE_SDS
+    outside: Tensor = far | (along > 1 + limits.OUTSIDE_SDS)
+    return outside
 
 
 def _climb(log_density: LogDensity, starts: Tensor) -> tuple[Tensor, Tensor]:
