@@ -174,7 +174,7 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
     import torch
 
     from kullback.report import explain_fit, plot_fit
-    from kullback.variational import assess, compare, limits, resample, save, summarise
+    from kullback.variational import assess, compare, resample, save, summarise
     from kullback.variational import fit as fit_density
 
     with user_code(file.path), ticking(f"fitting {file.name}") as now:
@@ -188,9 +188,9 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
             family=options.family,
             direction="forward" if options.direction == "forward" else "reverse",
             evaluation_draws=options.draws,
-            max_seconds=options.max_seconds or limits.MAX_FIT_SECONDS,
             generator=generator,
             progress=not quiet(),
+            **options.time,
         )
         name = type(found.family).__name__
         if found.compile_seconds:
@@ -237,7 +237,7 @@ def calibrate_fits(file: TargetFile, options: FitOptions) -> None:
     import torch
 
     from kullback.report import plot_calibration
-    from kullback.variational import calibrate, limits
+    from kullback.variational import calibrate
     from kullback.variational import fit as fit_density
 
     simulate = file.simulate
@@ -253,7 +253,7 @@ def calibrate_fits(file: TargetFile, options: FitOptions) -> None:
         family=options.family,
         direction="forward" if options.direction == "forward" else "reverse",
         evaluation_draws=options.draws,
-        max_seconds=options.max_seconds or limits.MAX_FIT_SECONDS,
+        **options.time,
     )
     with user_code(file.path), bar(f"calibrating {file.name}") as update:
         try:

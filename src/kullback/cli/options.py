@@ -456,6 +456,11 @@ class FitOptions:
     force: Annotated[bool, Parameter(help="Replace existing files.", negative="")] = False
     json: Annotated[bool, Parameter(help="Print one JSON object.", negative="")] = False
 
+    @property
+    def time(self) -> dict[str, Any]:
+        """The argument `max_seconds` of `fit`, where it was given."""
+        return {} if self.max_seconds is None else {"max_seconds": self.max_seconds}
+
     def check(self) -> None:
         """Raise a ValueError that says which option is wrong, if one is."""
         few = f"at least {FEWEST_FIT_DRAWS}"
