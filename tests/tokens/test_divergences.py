@@ -612,6 +612,57 @@ def test_without_a_compiler_rows_of_all_kinds_stand_together(temperature):
     assert (found[0].double() - truth[0])[good].abs().max() <= 2**-24 * truth[0][good].max()
 
 
+@every_backend
+@pytest.mark.parametrize("bad", [INF, math.nan])
+def test_a_row_without_a_distribution_is_never_infinite(bad, backend):
+    """NaN or +inf beside a token that the other side lacks: refused, or NaN."""
+    rows = torch.tensor([[0.5, bad], [bad, 0.5], [0.5, 0.5]])
+    other = torch.tensor([[-0.5, -INF], [-0.5, -INF], [-0.5, -INF]])
+    for p, q in ((rows, other), (other, rows)):
+        with pytest.raises(ValueError, match="2 positions of 3 that are not"):
+            tokens.kl(p, q, backend=backend)
+        found = tokens.compare(p, q, backend=backend, nan="pass")
+        for value in (tokens.kl(p, q, backend=backend, nan="pass"), found.kl, found.reverse_kl):
+            assert value.isnan().tolist() == [True, True, False]
+
+
+@every_backend
+def test_another_default_device_changes_nothing(backend):
+    """The default device would else be that of scratch memory, to which a CPU loop then writes."""
+    p, q = logits(3, 40)
+    half = p.bfloat16(), q.bfloat16()
+    truth = with_gradients("kl", p, q, None, backend=backend)
+    before = torch.get_default_device()
+    torch.set_default_device("meta")
+    try:
+        x = q.detach().requires_grad_()
+        value = tokens.kl(p, x, backend=backend)
+        (slope,) = torch.autograd.grad(value, x, truth[0])
+        again = tokens.js(p, q, backend=backend), tokens.kl(*half, backend=backend)
+        floor = tokens.rounding_floor(*half)
+    finally:
+        torch.set_default_device(before)
+    assert value.equal(truth[0]) and slope.isfinite().all()
+    assert all(bool(x.isfinite().all()) for x in (*again, floor))
+
+
+@pytest.mark.parametrize("vocab", [3, 70_001])
+@pytest.mark.parametrize("offset", [0.0, 1000.0, 3e4])
+def test_without_a_compiler_small_kl_of_tokens_that_p_lacks(vocab, offset):
+    """KL is -log of the mass that q has where p has any: 2e-3 to 5e-12, where q has little else."""
+    depths = torch.tensor([0.0, -5.0, -12.0, -18.0, -25.0])
+    p, q = torch.zeros(5, vocab), torch.zeros(5, vocab)
+    q[:, 1] = depths - math.log(vocab)
+    q += offset
+    p[:, 1] = -INF
+    truth = with_gradients("kl", p.double(), q.double(), None, backend="reference")
+    found = with_gradients("kl", p, q, None, backend="chunked")
+    assert ((found[0].double() - truth[0]).abs() <= EPS * truth[0]).all()
+    rounding = 8 * 2**-52 * (1 + offset)  # of float64's exponentials and their sums
+    for mine, true in zip(found[1:], truth[1:], strict=True):
+        assert ((mine.double() - true).abs() <= EPS * true.abs() + rounding).all()
+
+
 def test_without_a_compiler_a_row_is_read_in_blocks():
     """Scratch memory does not grow with the vocabulary."""
     sizes, empty = [], torch.empty

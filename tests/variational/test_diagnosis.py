@@ -158,6 +158,39 @@ def test_a_missed_peak_is_seen_by_the_probe_alone():
     assert float(found.mean_bound.min()) > 4.4  # the truth: 4.5 sd
 
 
+@pytest.mark.parametrize(("dim", "distance"), [(20, 6.0), (49, 8.0), (60, 8.0), (90, 7.0)])
+def test_a_peak_within_the_radius_of_the_draws_is_seen(dim, distance):
+    way = torch.full((dim,), dim**-0.5, dtype=torch.float64)
+
+    def two(z):
+        return torch.logaddexp(standard(z), standard(z - distance * way) - 1.0)
+
+    z = normals(4000, dim)
+    log_q = standard(z) - 0.5 * dim * math.log(2 * math.pi)
+    seen = probe(two, z, two(z), log_q, generator=seeded())
+    assert seen.share == pytest.approx(1 / (1 + math.e), abs=0.05)
+    assert seen.distance == pytest.approx(distance, abs=0.5)
+
+
+@pytest.mark.parametrize(("dim", "share"), [(1, 0.02), (1, 0.05), (3, 0.05)])
+def test_a_far_peak_on_which_q_has_its_draws_is_not_elsewhere(dim, share):
+    far = torch.zeros(dim, dtype=torch.float64)
+    far[0] = 30.0
+
+    def two(z):
+        parts = standard(z) + math.log1p(-share), standard(z - far) + math.log(share)
+        return torch.logaddexp(*parts)
+
+    there = torch.rand(4000, 1, generator=seeded(), dtype=torch.float64) < share
+    z = normals(4000, dim) + far * there
+    log_q = two(z) - 0.5 * dim * math.log(2 * math.pi)
+    assert probe(two, z, two(z), log_q, generator=seeded()).share < 0.01
+    less = normals(4000, dim)
+    log_less = standard(less) - 0.5 * dim * math.log(2 * math.pi)
+    seen = probe(two, less, two(less), log_less, generator=seeded())
+    assert seen.share == pytest.approx(share, rel=4.5 / math.sqrt(300))  # 300 effective draws
+
+
 @pytest.mark.parametrize("kind", ["gaussian", "student", "wide"])
 def test_the_probe_finds_nothing_where_nothing_is(kind):
     densities = {

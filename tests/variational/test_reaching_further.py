@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal, constraints
 
-from kullback.core import ArgumentValueError, RunError
+from kullback.core import ArgumentTypeError, ArgumentValueError, RunError
 from kullback.variational import Target, fit, limits
 from kullback.variational.families.family import Frame
 from kullback.variational.optimise import hamiltonian as module
@@ -116,6 +116,14 @@ def test_a_large_gaussian_needs_no_run(monkeypatch):
     assert found.converged and "Hamiltonian" not in found.reason
 
 
+def test_a_run_whose_errors_are_not_known_is_not_kept(monkeypatch):
+    chains = Chains(torch.full((4, 8, 60), math.nan, dtype=F64), 0.7, 0)
+    monkeypatch.setattr("kullback.variational.engine.hamiltonian", lambda *_: chains)
+    found = fit(lambda z: (z - z.exp()).sum(), 60, evaluation_draws=500, progress=False)
+    assert "was tried and not kept: its moments" in found.reason
+    assert bool(found.draws.isfinite().all())
+
+
 def test_a_fit_ends_in_time(monkeypatch):
     """No clock is read: the time is over at the 36th look at it."""
     looks = iter(range(10**9))
@@ -127,7 +135,7 @@ def test_a_fit_ends_in_time(monkeypatch):
     assert not found.converged
     assert found.reason.startswith("stopped: 40 s of wall time (max_seconds) were over")
     assert len(found.draws) >= limits.MIN_DRAWS
-    with pytest.raises(RunError, match="before any q was found"):
+    with pytest.raises(RunError, match=r"before any q was found. Try: more max_seconds$"):
         fit(target, max_seconds=3.0, progress=False)
     assert target.deadline.ends == math.inf
 
@@ -148,9 +156,10 @@ def test_time_that_is_over_ends_a_loop_between_two_points():
     assert target.log_density(torch.zeros(5, 1).double()).tolist() == [0.0] * 5
 
 
-def test_max_seconds_must_be_positive():
-    with pytest.raises(ArgumentValueError, match="max_seconds"):
-        fit(lambda z: -z.square().sum(), 1, max_seconds=0)
+@pytest.mark.parametrize("seconds", [0, -1.0, math.nan, "5", None])
+def test_max_seconds_must_be_positive(seconds):
+    with pytest.raises((ArgumentValueError, ArgumentTypeError), match="max_seconds: expected"):
+        fit(lambda z: -z.square().sum(), 1, max_seconds=seconds)
 
 
 @slow
@@ -184,3 +193,18 @@ def test_a_centred_hierarchy_of_few_groups_is_reached_by_a_flow():
     assert abs(float(got.mean()) - mean) < 0.2 * sd
     assert abs(math.log(float(got.std()) / sd)) < 0.2
     assert found.diagnosis.level != "do not trust"
+
+
+def test_a_second_peak_in_20_dimensions_gets_its_gaussian():
+    """Peaks 8 sd apart, nearer than sqrt(d) + 4; the lower one holds 1 / (1 + e) of p."""
+
+    def two(z):
+        rest = -0.5 * z[1:].square().sum()
+        return rest + torch.logaddexp(-0.5 * (z[0] - 4) ** 2, -0.5 * (z[0] + 4) ** 2 - 1)
+
+    found = fit(two, 20, progress=False)
+    assert found.family.name == "mixture"
+    share, n = 1 / (1 + math.e), len(found.draws)
+    there = float((found.draws[:, 0] < 0).double().mean())
+    assert there == pytest.approx(share, abs=0.03 + 4.5 * math.sqrt(share * (1 - share) / n))
+    assert found.diagnosis.level == "trust"

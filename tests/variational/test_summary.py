@@ -65,6 +65,9 @@ def test_unsound_draws_are_refused_with_the_reason():
         resample(moved, 10, judged)
     with pytest.raises(ValueError, match="n: expected at least 1 draw; got 0"):
         resample(far, 0, assess(far))
+    for wrong in (2.5, "3", None, True):
+        with pytest.raises(TypeError, match="n: expected int; got"):
+            far.resample(wrong)
 
 
 def test_arviz_gets_one_chain_with_its_densities(found):

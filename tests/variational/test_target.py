@@ -18,7 +18,7 @@ from torch.distributions import (
     constraints,
 )
 
-from kullback.core import ArgumentValueError
+from kullback.core import ArgumentTypeError, ArgumentValueError
 from kullback.exact import quadrature
 from kullback.variational import Parameter, Target, fit
 from kullback.variational.fit import _points
@@ -514,6 +514,32 @@ def test_a_fit_begins_where_it_is_told():
             fit(log_density, {"x": ()}, init=wrong, progress=False)
     with pytest.raises(ArgumentValueError, match="x: expected shape"):
         fit(log_density, {"x": ()}, init={"x": np.zeros((2, 2))}, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("init", "words"),
+    [
+        ({"a": T(1.0, 2.0), "b": np.ones((3, 2))}, r"of each; got a \[2\], b \[3, 2\]"),
+        ({"a": 1.0, "b": np.ones((3, 2))}, r"of each; got a \[\], b \[3, 2\]"),
+        ({"a": np.ones(0), "b": np.ones((0, 2))}, "as many draws"),
+        ({"a": np.ones(3), "b": np.ones((3, 2)), "c": 1.0}, r"expected names \['a', 'b'\]"),
+        ({"a": np.ones(3)}, r"expected names \['a', 'b'\]"),
+        ({"a": "one", "b": [1.0, 1.0]}, r"init\['a'\]: expected numbers; got 'one'"),
+        ({"a": None, "b": [1.0, 1.0]}, r"init\['a'\]: expected numbers; got None"),
+        ({"a": 1.0, "b": [[1.0], [1.0, 2.0]]}, r"init\['b'\]: expected numbers"),
+        (torch.zeros(3, dtype=torch.complex128), "init: expected real numbers"),
+    ],
+)
+def test_wrong_places_to_begin_are_refused_by_name(init, words):
+    parameters = {"a": constraints.positive, "b": (2,)}
+    with pytest.raises((ArgumentValueError, ArgumentTypeError), match=words):
+        fit(lambda a, b: -a - b.square().sum(), parameters, init=init, progress=False)
+
+
+@pytest.mark.parametrize("name", ["starts", "draws", "evaluation_draws"])
+def test_numbers_of_draws_and_starts_are_whole(name):
+    with pytest.raises(ArgumentTypeError, match=f"{name}: expected int; got float"):
+        fit(lambda z: -z.square().sum(), 1, progress=False, **{name: 2.5})
 
 
 def test_draws_of_several_parameters_are_put_into_z():

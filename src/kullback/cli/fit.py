@@ -190,6 +190,7 @@ def fit_one(file: TargetFile, options: FitOptions) -> None:
             evaluation_draws=options.draws,
             generator=generator,
             progress=not quiet(),
+            **options.time,
         )
         name = type(found.family).__name__
         if found.compile_seconds:
@@ -252,6 +253,7 @@ def calibrate_fits(file: TargetFile, options: FitOptions) -> None:
         family=options.family,
         direction="forward" if options.direction == "forward" else "reverse",
         evaluation_draws=options.draws,
+        **options.time,
     )
     with user_code(file.path), bar(f"calibrating {file.name}") as update:
         try:

@@ -422,6 +422,12 @@ class FitOptions:
         Whole | None, Parameter(help="Dimension of z, where the file has no `parameters`.")
     ] = None
     draws: Annotated[Whole, Parameter(help="Samples of q, on which the verdict rests.")] = 4000
+    max_seconds: Annotated[
+        float | None,
+        Parameter(
+            help="Wall time after which a fit stops and returns the q that it has; by default 600."
+        ),
+    ] = None
     seed: Annotated[Whole, Parameter(help="Of everything random.")] = 0
     resample: Annotated[
         bool, Parameter(help="Correct the table by importance weights.", negative="")
@@ -450,6 +456,11 @@ class FitOptions:
     force: Annotated[bool, Parameter(help="Replace existing files.", negative="")] = False
     json: Annotated[bool, Parameter(help="Print one JSON object.", negative="")] = False
 
+    @property
+    def time(self) -> dict[str, Any]:
+        """The argument `max_seconds` of `fit`, where it was given."""
+        return {} if self.max_seconds is None else {"max_seconds": self.max_seconds}
+
     def check(self) -> None:
         """Raise a ValueError that says which option is wrong, if one is."""
         few = f"at least {FEWEST_FIT_DRAWS}"
@@ -465,7 +476,11 @@ class FitOptions:
         got = f"{held:,} (--dim times --draws)"
         require(held <= MAX_NUMBERS, "--draws", few, got, f"--draws {MAX_NUMBERS // dim}")
         require(self.components >= 1, "--components", "at least 1", self.components)
+        seconds = 1.0 if self.max_seconds is None else self.max_seconds
+        require(seconds > 0, "--max-seconds", "seconds above 0", f"{seconds:g}")
         both = self.direction == "both"
+        timed = both and self.max_seconds is not None
+        require(not timed, "--max-seconds", "one direction", "both")
         require(not (both and self.out), "--out", "one direction", "both")
         require(not (both and self.family != "auto"), "--family", "one direction", "both")
         require(not (both and self.reference), "--reference", "one direction", "both")

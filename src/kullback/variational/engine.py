@@ -366,10 +366,13 @@ def _corrected(problem: _Problem, last: Progress) -> Progress:
     if not usable or by_scores(z, difference, equal).residual < limits.MIN_SCORE_RESIDUAL:
         return last
     first = z[log_p.isfinite()][: limits.CHAINS]
+    if len(first) < limits.CHAINS:
+        return last
     chains = hamiltonian(target, frame, first, generator)
     words = f"a Hamiltonian run, {time.perf_counter() - begin:.1f} s"
-    if chains.moving > limits.MAX_CHAIN_MOVING or chains.error > limits.MAX_CHAIN_ERROR:
-        text = f"{words}, still moves by {chains.moving:.2f} sd, error {chains.error:.2f}: not kept"
+    if chains.moving > limits.MAX_CHAIN_MOVING or not chains.error <= limits.MAX_CHAIN_ERROR:
+        text = f"{words}, was tried and not kept: its moments still move by {chains.moving:.2f} sd"
+        text += f" and have errors of up to {chains.error:.2f} sd"
         return replace(last, reason=f"{last.reason}; {text}")
     mean, sd = chains.pooled.mean(0), chains.pooled.std(0)
     moved = torch.cat([(mean - frame.shift) / frame.sd, (sd / frame.sd).log()]).abs().max()
@@ -653,6 +656,7 @@ def _elsewhere(
         return None
     weights = cast(Tensor, found_there.log_weights).softmax(0)
     there = judged(target, forward_kl.moments(found_there.draws, weights), generator)
+    there = replace(there, apart=True)
     here = last.family.absorb()
     known = [Start(here, -last.loss)] if here is not None else found
     every = sorted([*known, there], key=lambda start: -start.elbo)

@@ -23,7 +23,15 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from kullback.core import Estimate, RunError, message, require, require_count
+from kullback.core import (
+    ArgumentTypeError,
+    Estimate,
+    RunError,
+    message,
+    require,
+    require_count,
+    require_type,
+)
 
 from . import limits
 from .diagnostics.diagnose import Diagnosis
@@ -304,7 +312,8 @@ def fit(
         log_density: log p up to a constant, in nats, for one point, as `Target.of` takes it; or a
             `Target`, and then without the four arguments that follow.
         parameters: the dimension of z, or names with shapes and constraints.
-        data: tensors of rows, of which `log_density` is then the likelihood.
+        data: tensors of rows, of which `log_density` is then the likelihood: of z or of values by
+            name, and of some rows of each tensor, it returns one term a row, `[rows]`.
         log_prior: with `data`, the log density of the parameters.
         batch_size: rows that are evaluated together.
         family: a name ("full_rank", "mean_field", "low_rank", "mixture", "student_t", "flow"), or a
@@ -358,8 +367,12 @@ def fit(
     require(samples is None or direction == "forward", "samples", "direction forward", direction)
     if evaluation_draws is None:
         evaluation_draws = limits.LOOPED_EVALUATION_DRAWS if target.looped else 4000
-    require(evaluation_draws >= 2, "evaluation_draws", "at least 2", evaluation_draws)
-    require(max_seconds > 0, "max_seconds", "above 0", max_seconds)
+    require_count(evaluation_draws, "evaluation_draws", 2)
+    require_count(starts, "starts")
+    require_count(1 if draws is None else draws, "draws")
+    hint = "math.inf for no limit"
+    require_type(max_seconds, (int, float), "max_seconds", hint)
+    require(max_seconds > 0, "max_seconds", "seconds above 0", max_seconds, hint)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     settings = Settings(
         family=family,
@@ -388,7 +401,7 @@ def _first(target: Target, init: Init) -> Tensor:
     elif isinstance(init, Mapping):
         given = _points(target, init)
     else:
-        given = torch.as_tensor(init)
+        given = _numbers("init", init)
     z: Tensor = torch.atleast_2d(given.detach().double())  # type: ignore[no-untyped-call]
     right = z.ndim == 2 and len(z) > 0 and z.shape[1] == target.dim
     hint = f"a value for each of {[*target.layout.shapes]}"
@@ -399,14 +412,31 @@ def _first(target: Target, init: Init) -> Tensor:
 
 def _points(target: Target, init: Mapping[str, Any]) -> Tensor:
     """Return z `[d]` of a value of every parameter, or `[n, d]` of draws `[n, *shape]` of each."""
-    ranks = {name: len(shape) for name, shape in target.layout.shapes.items()}
-    held = {name: torch.as_tensor(value) for name, value in init.items()}
-    drawn = all(value.ndim == ranks.get(name, -1) + 1 for name, value in held.items())
-    counts = {len(value) for value in held.values()} if drawn else set()
-    if len(counts) != 1:
+    shapes = target.layout.shapes
+    held = {name: _numbers(f"init[{name!r}]", value) for name, value in init.items()}
+    known = [name for name in held if name in shapes]
+    drawn = [name for name in known if held[name].ndim == len(shapes[name]) + 1]
+    if not drawn:
         return target.unconstrain(init)
-    each = torch.linspace(0, max(counts) - 1, min(limits.MOST_FIRST_POINTS, max(counts))).long()
-    return torch.stack([target.unconstrain({k: v[i] for k, v in held.items()}) for i in each])
+    counts = {name: len(held[name]) for name in drawn}
+    number = counts[drawn[0]]
+    same = len(drawn) == len(known) and number > 0 and {*counts.values()} == {number}
+    got = ", ".join(f"{name} {list(held[name].shape)}" for name in known)
+    require(same, "init", "a value of each parameter, or as many draws [n, *shape] of each", got)
+    each = torch.linspace(0, number - 1, min(limits.MOST_FIRST_POINTS, number)).long()
+    points = ({k: v[i] if k in drawn else v for k, v in held.items()} for i in each)
+    return torch.stack([target.unconstrain(point) for point in points])
+
+
+def _numbers(name: str, given: Any) -> Tensor:
+    """Return what was given as a tensor of real numbers."""
+    try:
+        made = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:  # text, None, ragged lists
+        raise ArgumentTypeError(message(name, "numbers", repr(given)[:60])) from error
+    if made.is_complex():
+        raise ArgumentTypeError(message(name, "real numbers", "complex"))
+    return made
 
 
 def _carry_out(
@@ -422,7 +452,7 @@ def _carry_out(
             for last in shown(steps, work.method, seconds=settings.max_seconds, progress=show):
                 trace.append(-last.loss)
     except OutOfTime:
-        last, in_time = _unfinished(last, settings.max_seconds), False
+        last, in_time = _unfinished(target, last, settings.max_seconds), False
     except LinAlgError as error:
         hint = "a proper prior for every parameter"
         raise RunError(
@@ -459,10 +489,11 @@ def _carry_out(
     )
 
 
-def _unfinished(last: Progress | None, seconds: float) -> Progress:
+def _unfinished(target: Target, last: Progress | None, seconds: float) -> Progress:
     """Return what there was when the time was over, and say so."""
     if last is None:
-        hint = "more max_seconds, or a log_density that is vectorised over points"
+        faster = ", or a log_density that is vectorised over points" if target.looped else ""
+        hint = f"more max_seconds{faster}"
         got = f"{seconds:g} s, which were over before any q was found"
         raise RunError(message("max_seconds", "time for a start", got, hint)) from None
     text = f"stopped: {seconds:g} s of wall time (max_seconds) were over"

@@ -11,7 +11,7 @@ With u and v the unnormalised masses, and d the differences of the logits, q's l
 In float32 that would cost most digits of a small KL. In float64 it is known to 1e-15, and no logit
 up to ±600 is too large: seven passes over a block that stays in a cache. They are sums, so rows are
 cut along the vocabulary too. Where KL is so small that 1e-15 is a part in 10⁷ of it, the terms
-`p (e^l − 1 − l)` of the normalised sides are summed instead, l = log q/p.
+`p (e^l − 1 − l)` of the normalised sides are summed instead, l = log q/p, and q where p has none.
 
 Of few logits the calls cost more than the arithmetic. So both sides lie in one tensor, which one
 call works on, and NumPy, whose calls are shorter, has slices and what is known of whole rows.
@@ -147,7 +147,7 @@ class _Block(NamedTuple):
 def _blocks(n: int, vocab: int) -> Iterator[_Block]:
     width = -(-vocab // -(-vocab // limits.FLOAT64_BLOCK))  # few blocks to a row, of one size
     rows = max(1, min(n, limits.FLOAT64_BLOCK // vocab))
-    scratch = torch.empty(3 * rows * width, dtype=torch.float64).numpy()
+    scratch = torch.empty(3 * rows * width, dtype=torch.float64, device="cpu").numpy()
     block = None
     for start in range(0, n, rows):
         for left in range(0, vocab, width):
@@ -214,11 +214,17 @@ def _dot(block: _Block) -> np.ndarray:
 def _excess(
     p: Tensor, q: Tensor, temperature: float, logs: np.ndarray, *, holes: bool
 ) -> np.ndarray:
-    """Return Σ p (e^l − 1 − l) and Σ p (e^l − 1), `[2, n]`, of the log-normalisers `[2, n]`."""
+    """Return Σ p (e^l − 1 − l) and Σ p (e^l − 1), `[2, n]`, of the log-normalisers `[2, n]`.
+
+    A token that p lacks adds its q to both: the limit of its terms as its p goes to 0.
+    """
     sums, sides = np.zeros((2, len(p))), (_of(p), _of(q))
     for block in _blocks(p.shape[0], p.shape[1]):
         _load(block, sides, temperature, logs)
         l = _difference(block, holes=holes)  # noqa: E741
+        if holes:
+            lacks = block.sides[0] == -math.inf
+            sums[:, block.rows] += np.where(lacks, np.exp(block.sides[1]), 0.0).sum(-1)
         u, step = block.both[0].exp_(), torch.expm1(l, out=block.both[1])
         sums[1, block.rows] += torch.linalg.vecdot(step, u).numpy()
         sums[0, block.rows] += torch.linalg.vecdot(step.sub_(l), u).numpy()

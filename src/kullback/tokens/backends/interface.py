@@ -203,7 +203,10 @@ def _value(sums: Tensor, want: str, beta: float) -> Tensor:
         nan = 0 * (sums[Sum.P_LOG] + sums[Sum.Q_LOG])
         return (sums[Sum.P_TOP] == sums[Sum.Q_TOP]) + nan
     found = sums[_ROWS[want]]
-    return found.masked_fill(sums[_ALONE[want]] > 0, math.inf) if want in _ALONE else found
+    if want not in _ALONE:
+        return found
+    whole = ~(sums[Sum.P_LOG] + sums[Sum.Q_LOG]).isnan()  # rows without a distribution stay NaN
+    return found.masked_fill((sums[_ALONE[want]] > 0) & whole, math.inf)
 
 
 def coefficients(sums: Tensor, grads: Tensor, task: Task) -> Tensor:

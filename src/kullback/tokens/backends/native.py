@@ -92,7 +92,7 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
     >>> usable(p)["native"] != "" or bool(sums(p, None, None, Task(("log_prob",)))[0] == 0)
     True
     """
-    out = torch.zeros(len(Sum), len(p), dtype=torch.float64)
+    out = torch.zeros(len(Sum), len(p), dtype=torch.float64, device="cpu")
     asks = ASK_KL * task.asks("kl") | ASK_JS * task.asks("js") | ASK_TOP * task.asks("same_top")
     asks |= ASK_MORE * task.asks("reverse_kl", "entropy", "q_entropy")
     asks |= ASK_ENTROPY * task.asks("entropy") | ASK_HALVES * task.slopes
@@ -114,8 +114,8 @@ def kl(p: Tensor, q: Tensor, temperature: float) -> tuple[Tensor, Tensor, bool] 
     wide = torch.float64 in (p_dtype, q_dtype)
     *batch, vocab = p.shape
     rows = p.numel() // vocab
-    values = torch.empty(batch, dtype=torch.float64 if wide else torch.float32)
-    sums = torch.empty(len(Sum), rows, dtype=torch.float64)
+    values = torch.empty(batch, dtype=torch.float64 if wide else torch.float32, device="cpu")
+    sums = torch.empty(len(Sum), rows, dtype=torch.float64, device="cpu")
     status = _kl()(
         p.data_ptr(), q.data_ptr(), rows, vocab, temperature, DTYPES[p_dtype], DTYPES[q_dtype],
         torch.get_num_threads(), STEPS[p_dtype], STEPS[q_dtype], sums.data_ptr(), values.data_ptr(),
@@ -167,7 +167,7 @@ def rounding(
     log_norms: `[2, n]`, the rows' `Sum.P_MAX` and `Sum.P_LOG`, float64. keep: bool `[n]`, the rows
     to look at, or None for all; others may hold anything.
     """
-    out = torch.empty(len(x), dtype=torch.float64)
+    out = torch.empty(len(x), dtype=torch.float64, device="cpu")
     x = x if x.stride(-1) == 1 else x.contiguous()
     call = _call(Rows(x, keep=keep), Task((), temperature), 0)
     known = log_norms.contiguous()

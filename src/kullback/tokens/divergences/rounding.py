@@ -139,7 +139,7 @@ def warn_of_rounding(
     rows = limits.ROUNDING_ROWS
     at = good[:: max(1, len(good) // rows)][:rows].unbind(-1)
     if norms is not None and hasattr(module, "rounding"):
-        keep = torch.zeros(found[number].shape, dtype=torch.bool)
+        keep = torch.zeros(found[number].shape, dtype=torch.bool, device=found[number].device)
         keep[at] = True
         matrices = {side: x.detach().reshape(-1, x.shape[-1]) for side, x in coarse.items()}
         floors = [

@@ -62,8 +62,10 @@ def probe(
 
     log_density: `[n, d]` to `[n]`, differentiable. draws `[n, d]` from q, log_p, log_q `[n]`, in
     nats. Costs 120 gradients of `starts` points each. The mass of a peak comes from draws of a
-    wide t around it, weighted; only those outside the body of q count. Approximate: peaks
-    narrower than the steps, or hidden in many dimensions, are missed.
+    wide t around it, weighted; only those outside the body of q count: beyond a radius that q's
+    draws hardly reach, or towards the peak by more than they go in any one direction. A peak on
+    which q has its share of draws is not elsewhere. Approximate: peaks narrower than the steps,
+    or hidden in many dimensions, are missed.
     Errors: `ArgumentValueError` for no starts.
 
     >>> def two_peaks(z):
@@ -76,7 +78,7 @@ def probe(
     """
     require(starts >= 1, "starts", "at least 1", starts)
     frame, dims = Frame.of_draws(draws), draws.shape[1]
-    body = math.sqrt(dims) + limits.OUTSIDE_SDS
+    own_places = frame.inwards(draws)
 
     def whitened(u: Tensor) -> Tensor:
         return log_density(frame.outwards(u))
@@ -92,13 +94,14 @@ def probe(
     here = float(log_mean_exp(log_p - log_q)) - float(frame.log_det)
     counts = [len(first) for first, _ in sets]
     found = Probed(0.0, sum(counts), scanned=scanned, reach=reach)
-    ends, heights = _climb(whitened, torch.cat([first for first, _ in sets]), body)
+    ends, heights = _climb(whitened, torch.cat([first for first, _ in sets]))
     parts = zip(torch.split(ends, counts), torch.split(heights, counts), sets, strict=True)
     for some, theirs, (_, source) in parts:
-        for end in _distinct(some, theirs, body):
-            local, weights = _weighed(whitened, end, body, source)
+        for end in _distinct(some, theirs):
+            local, weights = _weighed(whitened, end, source)
             share = float(torch.sigmoid(log_mean_exp(weights) - here))
-            if share > found.share:
+            has = float(_outside(own_places, end).double().mean())
+            if share > found.share and has < limits.OWN_SHARE * share:
                 there = frame.outwards(local)
                 found = replace(
                     found,
@@ -128,10 +131,22 @@ def _scan(log_density: LogDensity, dims: int, number: int, generator: torch.Gene
     return kept
 
 
-def _climb(log_density: LogDensity, starts: Tensor, body: float) -> tuple[Tensor, Tensor]:
+def _outside(u: Tensor, peak: Tensor) -> Tensor:
+    """Say which points `[n, d]` of the frame are outside the body of q, seen towards a peak.
+
+    In many dimensions the radius of q's draws, about sqrt(d), hides a peak that is many sd off in
+    one direction. Along that direction a Gaussian q has less than 1e-4 of its draws beyond.
+    """
+    along = u @ (peak / peak.norm())
+    far = u.norm(dim=1) > math.sqrt(len(peak)) + limits.OUTSIDE_SDS
+    outside: Tensor = far | (along > 1 + limits.OUTSIDE_SDS)
+    return outside
+
+
+def _climb(log_density: LogDensity, starts: Tensor) -> tuple[Tensor, Tensor]:
     """Climb by Adam with a falling pace, each start on its own; where that ends, how high.
 
-    A climb that two looks in a row find inside the body of q ends there.
+    A climb that two looks in a row find near q's mean ends there.
     """
     ends, going, adam = starts.clone(), torch.arange(len(starts)), Adam()
     places, inside = starts, torch.zeros(len(starts), dtype=torch.bool)
@@ -143,7 +158,7 @@ def _climb(log_density: LogDensity, starts: Tensor, body: float) -> tuple[Tensor
         places = places + adam.step(slope.nan_to_num(0.0, 0.0, 0.0), pace)
         ends[going] = places
         if (step + 1) % limits.CLIMB_LOOK == 0:
-            before, inside = inside, places.norm(dim=1) <= body
+            before, inside = inside, places.norm(dim=1) <= 1 + limits.OUTSIDE_SDS
             far = ~(before & inside)
             going, places, inside = going[far], places[far], inside[far]
             adam.keep(far)
@@ -152,10 +167,10 @@ def _climb(log_density: LogDensity, starts: Tensor, body: float) -> tuple[Tensor
     return ends, log_density(ends).detach()
 
 
-def _distinct(ends: Tensor, heights: Tensor, body: float) -> list[Tensor]:
-    """Return the highest few ends outside the body, no two within one sd of each other."""
+def _distinct(ends: Tensor, heights: Tensor) -> list[Tensor]:
+    """Return the highest few ends away from q's mean, no two within one sd of each other."""
     kept: list[Tensor] = []
-    outside = (ends.norm(dim=1) > body) & heights.isfinite()
+    outside = (ends.norm(dim=1) > 1 + limits.OUTSIDE_SDS) & heights.isfinite()
     for place in heights[outside].argsort(descending=True).tolist():
         end = ends[outside][place]
         if len(kept) < limits.MAX_PEAKS and all(
@@ -168,7 +183,6 @@ def _distinct(ends: Tensor, heights: Tensor, body: float) -> list[Tensor]:
 def _weighed(
     log_density: LogDensity,
     peak: Tensor,
-    body: float,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
     """Draw from a t with 5 degrees of freedom shaped by the peak's curvature; log weights."""
@@ -182,7 +196,7 @@ def _weighed(
     log_det = torch.linalg.slogdet(scale)[1]
     log_t = student_t_log_prob(noise.square().sum(1), dims, degrees, log_det)
     weights = log_density(local).detach() - log_t
-    covered = (local.norm(dim=1) <= body) | weights.isnan() | (not still)
+    covered = ~_outside(local, peak) | weights.isnan() | (not still)
     return local, torch.where(covered, -math.inf, weights)
 
 

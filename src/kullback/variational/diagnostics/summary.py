@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from kullback.core import RunError, require
+from kullback.core import RunError, require, require_count
 from kullback.sampled import pareto_smooth
 from kullback.variational import limits
 from kullback.variational.predictions import Drawn, to_arviz
@@ -290,7 +290,8 @@ def resample(
         >>> resample(found, 500)["z"].shape
         torch.Size([500, 2])
     """
-    require(n >= 1, "n", "at least 1 draw", n)
+    require(not isinstance(n, int) or n >= 1, "n", "at least 1 draw", n)
+    n = require_count(n, "n")
     diagnosis = diagnosis or getattr(fit, "diagnosis", None) or assess(fit)
     if diagnosis.resampling:
         raise RunError(f"importance-resampled draws would be unsound: {diagnosis.resampling}")

@@ -107,10 +107,14 @@ HALVINGS = (range(1), range(1, 4), range(4, 10), range(10, 25))  # tried at once
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A Gaussian to begin with, N(0, I) in its frame, and its ELBO in nats."""
+    """A Gaussian to begin with, N(0, I) in its frame, and its ELBO in nats.
+
+    apart: whether a search from the others' draws found it, on a peak of its own.
+    """
 
     frame: Frame
     elbo: float
+    apart: bool = False
 
 
 def find_start(
@@ -320,16 +324,17 @@ def distinct(starts: Sequence[Start], *, within: float = limits.NEGLIGIBLE_PEAK)
     """Keep the starts that lie on peaks of their own, the best first.
 
     A start is another's double where it lies within 4 of its standard deviations, √d more in d
-    dimensions; one whose ELBO is more than `within` nats below the best carries no mass worth
-    having.
+    dimensions unless one of them is known to be a peak of its own. One whose ELBO is more than
+    `within` nats below the best carries no mass worth having.
     """
     kept: list[Start] = []
     for start in starts:
         if start.elbo < starts[0].elbo - within:
             continue
-        reach = limits.SAME_PEAK_SDS + len(start.frame.shift) ** 0.5
+        further = len(start.frame.shift) ** 0.5
+        reaches = [limits.SAME_PEAK_SDS + further * (not (start.apart or k.apart)) for k in kept]
         gaps = [float(k.frame.inwards(start.frame.shift).norm()) for k in kept]
-        if all(gap > reach for gap in gaps):
+        if all(gap > reach for gap, reach in zip(gaps, reaches, strict=True)):
             kept.append(start)
     return kept
 
