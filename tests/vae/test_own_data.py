@@ -108,7 +108,7 @@ def test_a_run_starts_from_another_runs_weights(folder, tmp_path):
     config = json.loads((tmp_path / "c" / "config.json").read_text())
     assert config["start"]["start"]["run"] == str(tmp_path / "a")
     fourth = train(other, start=tmp_path / "c", training=still, folder=tmp_path / "d")
-    assert "trained on the same data, which itself started from" in fourth.warnings[0]
+    assert "trained on the same data; that run started from" in fourth.warnings[0]
     assert "may have been among its training examples" in fourth.warnings[0]
 
 

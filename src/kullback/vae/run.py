@@ -355,9 +355,7 @@ def start_in_words(start: Mapping[str, Any]) -> str:
             "among its training examples"
         )
     said = f"{said}, trained on the same data"
-    return (
-        said if _on_same_data(start) else f"{said}, which itself {start_in_words(start['start'])}"
-    )
+    return said if _on_same_data(start) else f"{said}; that run {start_in_words(start['start'])}"
 
 
 def _on_same_data(start: Mapping[str, Any] | None) -> bool:
