@@ -1,6 +1,7 @@
 """Rows on disk: the values, the split and the hashes of data in memory, and what is refused."""
 
 import copy
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kullback.core import ArgumentTypeError, ArgumentValueError, DataError
-from kullback.data import load, moments_of, reload
+from kullback.data import load, load_images, moments_of, reload
 from kullback.vae.loop import hold_out
 
 RNG = np.random.default_rng(0)
@@ -164,6 +165,12 @@ def test_a_shard_that_changes_or_goes_while_it_is_used_is_named(tmp_path):
         data.train.index_select(0, last)
     with pytest.raises(DataError, match=r"2\.npy: a shard is missing"):
         other.train.index_select(0, last)
+    os.utime(shards(tmp_path / "v", BYTES) / "2.npy", (1e9, 1e9))  # clocks of files tick coarsely
+    over = load(tmp_path / "v")
+    over.train.index_select(0, last)  # it is open now
+    np.save(tmp_path / "v" / "2.npy", 255 - np.load(tmp_path / "v" / "2.npy"))
+    with pytest.raises(DataError, match=r"2\.npy: changed since its rows were first read"):
+        over.train.index_select(0, last)
     cut = load(shards(tmp_path / "u", BYTES))
     cut.train.index_select(0, last)  # it is open now
     with (tmp_path / "u" / "2.npy").open("r+b") as file:
@@ -268,3 +275,58 @@ def test_a_folder_of_pictures_with_an_array_in_it_stays_a_folder_of_pictures(tmp
     np.save(tmp_path / "labels.npy", np.arange(5))
     assert load(tmp_path).event_shape == (1, 8, 8)
     assert load(tmp_path).train_names[0].endswith(".png")
+
+
+def test_a_model_takes_shards_and_files_with_labels(tmp_path):
+    pictures = BYTES.reshape(60, 3, 4)
+    labels = np.array(["a", "b"] * 30)
+    for part, rows in (("train", slice(0, 40)), ("test", slice(40, 60))):
+        (tmp_path / "shards" / part).mkdir(parents=True)
+        np.savez(tmp_path / "shards" / part / "s.npz", x=pictures[rows], y=labels[rows])
+    np.savez(tmp_path / "x.npz", x=pictures, y=labels)
+    np.save(tmp_path / "x.npy", pictures)
+    how = {"event_shape": (1, 3, 4), "kind": "8-bit", "label": "y"}
+    for name in ("shards", "x.npz", "x.npy"):
+        found, _ = load_images(tmp_path / name, **how)
+        assert np.array_equal(found[:, 0].numpy(), pictures), name
+    assert load_images(tmp_path / "shards", **how)[1][39:41] == ("train/s[39]", "test/s[0]")
+    table = tmp_path / "x.csv"
+    rows = [",".join(map(str, [*row, y])) for row, y in zip(BYTES, labels, strict=False)]
+    table.write_text("\n".join(["a,b,c,d,e,f,y", *rows]))
+    found, _ = load_images(table, event_shape=(6,), kind="8-bit", label="y")
+    assert np.array_equal(found.numpy(), BYTES[: len(rows)])
+
+
+def test_rows_on_disk_take_the_size_that_they_have(tmp_path):
+    pictures = BYTES.reshape(60, 3, 4)
+    folder = shards(tmp_path / "many", pictures)
+    np.save(tmp_path / "x.npy", pictures)
+    for channels in ("auto", "grey"):
+        protocol = load(tmp_path / "x.npy", channels=channels).protocol
+        found = reload(protocol, source=folder, whole=True)
+        assert np.array_equal(found.test[:, 0].numpy(), pictures) and not found.protocol["notes"]
+    with pytest.raises(ArgumentValueError, match="size"):
+        load(folder, size=(4, 3))
+    with pytest.raises(ArgumentValueError, match="channels"):
+        load(folder, channels="rgb")
+
+
+def test_data_that_are_gone_are_named_with_labels_too(tmp_path):
+    with pytest.raises(DataError, match="gone: cannot be read: No such file"):
+        load(tmp_path / "gone", label="y")
+
+
+@pytest.mark.parametrize("kind", ["float64", "bytes", "bool", "int8"])
+def test_labels_on_disk_are_those_in_memory(kind, tmp_path):
+    numbers = np.arange(60) % 2
+    labels = numbers.astype("S1" if kind == "bytes" else kind)
+    (tmp_path / "s").mkdir()
+    np.savez(tmp_path / "s" / "0.npz", x=BYTES[:60], y=labels)
+    found = load(tmp_path / "s", label="y")
+    wanted = load(tmp_path / "s" / "0.npz", label="y")
+    assert found.protocol["labels"] == wanted.protocol["labels"]
+    assert torch.equal(found.train_labels, wanted.train_labels)
+    for bad in (numbers + 0.5, numbers[:59], np.stack([numbers, numbers], 1)):
+        np.savez(tmp_path / "s" / "0.npz", x=BYTES[:60], y=bad)
+        with pytest.raises(DataError, match="expected 60 labels, integers or text, one a row"):
+            load(tmp_path / "s", label="y")

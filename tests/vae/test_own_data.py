@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -106,6 +107,44 @@ def test_a_run_starts_from_another_runs_weights(folder, tmp_path):
     assert "may have been among its training examples" in third.warnings[0]
     config = json.loads((tmp_path / "c" / "config.json").read_text())
     assert config["start"]["start"]["run"] == str(tmp_path / "a")
+    fourth = train(other, start=tmp_path / "c", training=still, folder=tmp_path / "d")
+    assert "trained on the same data, which itself started from" in fourth.warnings[0]
+    assert "may have been among its training examples" in fourth.warnings[0]
+
+
+def test_compare_tells_first_weights_apart_and_data_by_their_hashes(folder, tmp_path, capsys):
+    train(folder, architecture=TINY, training=QUICK, folder=tmp_path / "a")
+    shutil.copytree(folder, tmp_path / "copy")
+    memory = load(tmp_path / "copy", storage="memory")
+    train(memory, start=tmp_path / "a", training=QUICK, folder=tmp_path / "b")
+    report.export(tmp_path / "b", tmp_path / "exported", onnx=False)
+    for other in ("b", "exported"):
+        with pytest.raises(SystemExit) as stop:
+            main(["compare", *(str(tmp_path / name) for name in ("a", other)), "--json"])
+        assert stop.value.code == 0
+        groups = json.loads(capsys.readouterr().out)["groups"]
+        assert [len(one["runs"]) for one in groups] == [1, 1]
+    with pytest.raises(RunError, match=r"an exported run, .* Try: kullback train DATA --from"):
+        resume(tmp_path / "exported")
+    pairs = [(row, k % 3) for k, row in enumerate(BYTES)]
+    labels = {"y": np.array([y for _, y in pairs]), "z": np.array([(y + 1) % 3 for _, y in pairs])}
+    for name, values in labels.items():
+        np.savez(tmp_path / f"{name}.npz", x=BYTES, y=values)
+        settings = {"architecture": TINY, "training": QUICK}
+        train(load(tmp_path / f"{name}.npz", label="y"), **settings, folder=tmp_path / name)
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", str(tmp_path / "y"), str(tmp_path / "z"), "--draws", "5"])
+    assert stop.value.code == 3 and "labels (sha256)" in capsys.readouterr().err
+
+
+def test_a_run_of_few_steps_leaves_trained_weights(tmp_path):
+    models = {}
+    for steps in (1, 2, 9):
+        few = Training(steps=steps, batch_size=20, precision="float32")
+        folder = tmp_path / f"{steps}"
+        models[steps] = train(BYTES, architecture=TINY, training=few, folder=folder).model
+    weights = [one.decoder(torch.ones(1, 2)).detach() for one in models.values()]
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
 
 
 def test_a_started_run_resumes_without_the_other_one(folder, tmp_path):
@@ -192,6 +231,23 @@ def test_the_command_starts_from_a_run_and_exports_without_onnx(folder, tmp_path
     x = torch.from_numpy(BYTES)
     models = [VAE.load(tmp_path / one) for one in ("b", "card")]
     assert torch.equal(models[0].elbo(x), models[1].elbo(x))
+
+
+def test_the_command_line_names_the_option_that_differs(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", BYTES)
+    train(tmp_path / "x.npy", architecture=TINY, training=QUICK, folder=tmp_path / "a")
+    given = ["train", str(tmp_path / "x.npy"), "--from", str(tmp_path / "a"), "--latent", "3"]
+    with pytest.raises(SystemExit) as stop:
+        main([*given, "--network", "mlp", "--hidden", "8", "--out", str(tmp_path / "b")])
+    assert stop.value.code == 2
+    assert "kullback: --from: expected the model of" in capsys.readouterr().err
+
+
+def test_the_command_that_goes_on_can_be_pasted(tmp_path):
+    folder = tmp_path / "a b"
+    train(BYTES, architecture=TINY, training=QUICK, folder=folder, stop=lambda: True)
+    with pytest.raises(RunError, match=re.escape(f"kullback train --resume '{folder}'")):
+        report.export(folder, tmp_path / "out", onnx=False)
 
 
 @pytest.mark.parametrize("why", ["exists", "unfinished", "no run", "broken weights"])

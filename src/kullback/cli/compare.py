@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["compare"]
 
 # what may differ between protocols: the seed of the bits, with what follows from it, and remarks
-FREE = ("seed", "sha256", "notes", "skipped")
+FREE = ("seed", "sha256", "notes", "skipped", "storage")
+PLACES = ("source", "paths", "given")  # of data whose hashes say that they are the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +91,10 @@ def _config(run: Path) -> dict[str, Any]:
 
 
 def _settings(config: dict[str, Any]) -> str:
-    """Return a run's model and training without the seed: what runs that are averaged share."""
+    """Return a run's model, training without the seed, and first weights: what seeds share."""
     training = {name: value for name, value in config["training"].items() if name != "seed"}
-    return json_format.dumps([config["model"], training], sort_keys=True)
+    start = (config.get("start") or {}).get("sha256")
+    return json_format.dumps([config["model"], training, start], sort_keys=True)
 
 
 def _require_same(names: list[str], configs: list[dict[str, Any]]) -> None:
@@ -100,11 +102,14 @@ def _require_same(names: list[str], configs: list[dict[str, Any]]) -> None:
     first = configs[0]["data"]
     for name, config in zip(names[1:], configs[1:], strict=True):
         other = config["data"]
-        keys = [key for key in sorted(first.keys() | other.keys()) if key not in FREE]
-        parts = {key: (first.get(key), other.get(key)) for key in keys}
-        parts["training data (sha256)"] = (first["sha256"]["train"], other["sha256"]["train"])
+        hashes = {"training data": "train", "labels": "labels"}
         if first["seed"] == other["seed"] or first["binarize"] == "none":
-            parts["test data (sha256)"] = (first["sha256"]["test"], other["sha256"]["test"])
+            hashes["test data"] = "test"
+        free = FREE + (PLACES if "test data" in hashes else ())
+        keys = [key for key in sorted(first.keys() | other.keys()) if key not in free]
+        parts = {key: (first.get(key), other.get(key)) for key in keys}
+        for what, key in hashes.items():
+            parts[f"{what} (sha256)"] = (first["sha256"].get(key), other["sha256"].get(key))
         differ = [f"{key} {a} and {b}" for key, (a, b) in parts.items() if a != b]
         if differ:
             got = f"{names[0]} and {name}: {'; '.join(differ)}"

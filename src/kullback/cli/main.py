@@ -44,6 +44,7 @@ __all__ = ["EXIT_CODES", "VERBS", "app", "completion", "in_flags", "main"]
 
 # arguments whose option has another name
 OTHER = {
+    "start": "from",
     "generator": "seed",
     "evaluation_draws": "draws",
     "overwrite": "force",

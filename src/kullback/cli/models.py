@@ -362,7 +362,7 @@ def images_for(
                 say=lambda t: say(f"note: {t}"),
             )
         return model.check(x[:most]), names[:most]
-    background, frames = _picture_options(run)
+    background, frames, labelled = _reading_options(run)
     with bar("reading") as update:
         x, names = load_images(
             source,
@@ -374,6 +374,7 @@ def images_for(
             background=background,
             frames=frames,
             size_factors=model.spec.sizes or "none",
+            label=labelled,
         )
     x, names = x[:most], names[:most]
     if model.spec.kind == "binary" and x.dtype == torch.uint8 and int(x.max()) > 1:
@@ -448,10 +449,15 @@ def image_blocks(
                 yield model.likelihood.sample(parameters, generator)
 
 
-def _picture_options(run: Path) -> tuple[str, str]:
-    """Return how the run's own pictures were read; a run made before has black backgrounds."""
+def _reading_options(run: Path) -> tuple[str, str, str]:
+    """Return how the run's own data were read: background, frames and the array of labels.
+
+    A run made before has black backgrounds.
+    """
     data = read_json(run / "config.json").get("data", {})
-    return data.get("background", "black"), data.get("frames", "first")
+    label = str(data.get("label", ""))
+    known = data.get("background", "black"), data.get("frames", "first")
+    return *known, "" if label == "folder" else label
 
 
 def encoded(model: "VAE", x: "Tensor") -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ prints the table.
 
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -119,7 +120,8 @@ def train(
         if outcome.finished:
             close(outcome, as_json=json, group=group)
     if not outcome.finished:
-        say(f"saved; go on with: kullback train --resume {outcome.folder}", always=True)
+        again = shlex.quote(str(outcome.folder))
+        say(f"saved; go on with: kullback train --resume {again}", always=True)
     return 0 if outcome.finished else INTERRUPTED
 
 

@@ -4,6 +4,7 @@ Which to use: `read_arrays`. Nothing is ever unpickled.
 """
 
 import math
+import re
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +31,8 @@ __all__ = [
     "ARRAY_SUFFIXES",
     "TABLE_SUFFIXES",
     "free_memory",
+    "label_in",
+    "label_texts",
     "layout",
     "read_arrays",
     "read_given",
@@ -83,6 +86,21 @@ def read_given(arrays: Named, path: Path, how: Reading, notes: list[str] | None 
     return examples
 
 
+def label_in(path: Path, label: str) -> str:
+    """Return the name of labels where a file has an array or a column of them, else ""."""
+    try:
+        if path.suffix.lower() in TABLE_SUFFIXES:
+            with path.open(encoding="utf-8-sig") as file:
+                heading = file.readline()
+            names = [one.strip().strip('"') for one in re.split("[\t,;]", heading)]
+        else:
+            with zipfile.ZipFile(path) as archive:
+                names = [one.removesuffix(".npy") for one in archive.namelist()]
+    except (OSError, UnicodeDecodeError, zipfile.BadZipFile):
+        return ""  # a plain array, or the reader says why
+    return label if any(one in names for one in _label_names(label)) else ""
+
+
 def _label_names(label: str) -> list[str]:
     return [label, f"{label}_train", f"{label}_test"] if label else []
 
@@ -96,15 +114,19 @@ def _labels_of(labels: Named, arrays: Named, name: str) -> list[str]:
     if len(both) != len(wanted):
         given = ", ".join(labels) or "none"
         raise DataError(f"{name}: expected an array of labels, or one for each of x; got {given}")
-    for array, rows in zip(both, wanted, strict=True):
-        whole = array.dtype.kind in "buiUS" or (
-            array.dtype.kind == "f" and bool((array == np.rint(array)).all())
-        )
-        if array.shape != (rows,) or not whole:
-            what = f"{rows:,} labels, integers or text, one a row"
-            raise DataError(f"{name}: expected {what}; got {describe(array)}")
-    every = [one for array in both for one in array.tolist()]
-    every = [int(one) if isinstance(one, float) else one for one in every]
+    pairs = zip(both, wanted, strict=True)
+    return [one for array, rows in pairs for one in label_texts(array, rows, name)]
+
+
+def label_texts(array: NDArray[Any], rows: int, name: str) -> list[str]:
+    """Return an array of labels as text, one a row; DataError where they are none."""
+    whole = array.dtype.kind in "buiUS" or (
+        array.dtype.kind == "f" and bool((array == np.rint(array)).all())
+    )
+    if array.shape != (rows,) or not whole:
+        what = f"{rows:,} labels, integers or text, one a row"
+        raise DataError(f"{name}: expected {what}; got {describe(array)}")
+    every = [int(one) if isinstance(one, float) else one for one in array.tolist()]
     return [one.decode() if isinstance(one, bytes) else str(one).strip() for one in every]
 
 

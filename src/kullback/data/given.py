@@ -32,10 +32,14 @@ KNOWN = (
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Arrays in memory by the names of an `.npz`, and what they are called in a protocol."""
+    """Arrays in memory by the names of an `.npz`, and what they are called in a protocol.
+
+    rows: the names of all rows of x, where they have names of their own.
+    """
 
     arrays: dict[str, NDArray[Any]]
     name: str
+    rows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,8 @@ class Shards:
             if label:
                 each = [one for shard in some for one in shard.labels]
                 found[label + name.removeprefix("x")] = np.array(each)
-        return Given(found, self.source)
+        rows = [f"{s.name}[{k}]" for some in split.values() for s in some for k in range(s.rows)]
+        return Given(found, self.source, tuple(rows))
 
 
 def _whole(shard: Shard) -> NDArray[Any]:

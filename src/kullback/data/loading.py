@@ -23,7 +23,7 @@ from torch import Tensor
 from kullback.core import DataError, require, require_type
 
 from . import limits
-from .arrays import ARRAY_SUFFIXES, read_arrays, read_given
+from .arrays import ARRAY_SUFFIXES, label_in, read_arrays, read_given
 from .dataset import Dataset, Kind, binarize_all, sha256_of
 from .examples import Channels, Examples, Fit, Progress, Reading, as_size, plural
 from .given import Shards, arrays_of, shards_in
@@ -477,13 +477,14 @@ def load(
         asked |= shards.asked()
     if shards is not None and storage != "memory":
         plain = {"size": wanted, "channels": channels, "size_factors": size_factors}
-        _require_plain(plain, binarize)
+        _require_plain(plain, binarize, shards, how.label)
         split = float(test_fraction), whole
         more: Any = {"binarize": binarize, "seed": seed, "split": split, "progress": progress}
         return _from_disk(shards, how, asked, **more)
     if objects or shards is not None:
         given = arrays_of(source, label) if shards is None else shards.in_memory(label)
         examples, source = read_given(given.arrays, Path(given.name), how), given.name
+        examples.names = list(given.rows) or examples.names
         asked |= {"given": True} if objects else {}
         fit_images(examples, wanted, fit=fit, channels=cast(Any, channels))
     elif listening is not None:
@@ -512,14 +513,19 @@ def load(
     )
 
 
-def _require_plain(options: dict[str, Any], binarize: str) -> None:
-    """Refuse options that rows on disk do not have."""
+def _require_plain(options: dict[str, Any], binarize: str, shards: Shards, label: str) -> None:
+    """Refuse options that rows on disk do not have, unless the rows are so already."""
     hint = "storage memory"
     require(binarize != "static", "binarize", "dynamic or none for rows on disk", binarize, hint)
     usual = {"size": None, "channels": "auto", "size_factors": "auto"}
-    for name, value in options.items():
+    changed = [name for name in options if options[name] != usual[name]]
+    shape = shards.headers(label)[0].laid_out if changed else ()
+    found: dict[str, Any] = {}
+    if len(shape) == 3:
+        found = {"size": shape[1:], "channels": "grey" if shape[0] == 1 else "rgb"}
+    for name in changed:
         expected = f"{usual[name] or 'none'} for rows on disk"
-        require(value == usual[name], name, expected, value, hint)
+        require(options[name] == found.get(name), name, expected, options[name], hint)
 
 
 def _from_disk(
@@ -559,6 +565,7 @@ def _from_disk(
         require(bytes_, "data", good, found.values.describe(), "storage memory")
         kind, test = "binary", binarize_all(test, seed=seed, label="test")
     grid = found.values.grid
+    stay = [f"{plural(len(train), 'training row')} stay on disk"] if len(train) else []
     protocol = {
         "source": source,
         "split": "train/ and test/ folders"
@@ -575,7 +582,7 @@ def _from_disk(
         "test_fraction": split[0],
         "sha256": {"train": found.train_hash, "test": sha256_of(test)},
         "skipped": _skips([]),
-        "notes": [f"{plural(len(train), 'training row')} stay on disk", *found.notes, *notes],
+        "notes": [*stay, *found.notes, *notes],
     }
     places = torch.from_numpy(np.flatnonzero(found.is_test))
     names, held = RowNames(every, train.numbers), tuple(RowNames(every, places))
@@ -673,13 +680,14 @@ def load_images(
     background: str = "auto",
     frames: str = "first",
     size_factors: str = "auto",
+    label: str = "",
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Read everything in a source, unsplit, as `[N, *event_shape]` with one name a row.
 
     Nothing is binarised.
 
     Args:
-        source: As in `load`, or one image file.
+        source: As in `load`, or one image file; shards are read whole.
         event_shape: `(C, H, W)`, to which images are brought, or `(D,)`, which vectors must have.
         fit: As in `load`.
         progress: Called with (done, total) files.
@@ -690,6 +698,7 @@ def load_images(
         background: As in `load`; for a trained model that of its data.
         frames: As in `load`.
         size_factors: As in `load`, of a trained model of counts.
+        label: An array or a column of this name is left out, where there is one.
 
     Returns:
         uint8 `[N, *event_shape]`, or float32 for continuous arrays; and the names.
@@ -708,13 +717,24 @@ def load_images(
     require(good, "event_shape", "(C, H, W) with C = 1 or 3, or (D,)", shape)
     channels: Channels = "grey" if shape[0] == 1 else "rgb"
     _check_choices(fit, channels)
-    arrays = Path(source).suffix.lower() in ARRAY_SUFFIXES
+    shards = shards_in(source, "memory")
+    arrays = shards is not None or Path(source).suffix.lower() in ARRAY_SUFFIXES
     how = Reading("none") if kind == "continuous" and arrays else Reading(grid=grid)
     how = Reading(rules=1) if kind in ("8-bit", "binary") and grid is None else how
     how = Reading("counts", size_factors=_sizes(size_factors)) if kind == "counts" else how
     _check_pictures(background, frames)
     how = replace(how, background=background, frames=frames)
-    if len(shape) == 3:
+    if arrays and label:
+        how = replace(
+            how, label=label_in(Path(source) if shards is None else shards.paths[0], label)
+        )
+    size = (shape[1], shape[2]) if len(shape) == 3 else None
+    if shards is not None:
+        given = shards.in_memory(how.label)
+        examples = read_given(given.arrays, Path(source), how)
+        examples.names = list(given.rows)
+        fit_images(examples, size, fit=fit, channels=channels if size else "auto")
+    elif len(shape) == 3:
         examples = _read(source, (shape[1], shape[2]), fit, channels, progress, how)
     elif arrays:
         examples = _read(source, None, fit, "auto", progress, how)
@@ -756,6 +776,8 @@ def _reading(levels: Any, rules: int) -> Reading:
 def _array_label(label: str, source: str | Path) -> str:
     """Return the name of the array or column of labels, "" where they are names of folders."""
     arrays = Path(str(source)).suffix.lower() in ARRAY_SUFFIXES
+    if label and source != "fashion":
+        _what_is(Path(source))  # which says so where there is nothing
     fits = not label or (label == "folder") != arrays
     wanted = "the name of an array or a column" if arrays else "folder for pictures"
     require(fits, "label", wanted, repr(label))

@@ -27,7 +27,7 @@ from torch import Tensor
 from kullback.core import DataError, numpy_error, numpy_errors
 
 from . import limits
-from .arrays import free_memory, layout, to_levels
+from .arrays import free_memory, label_texts, layout, to_levels
 from .examples import Progress, Reading, plural
 from .moments import Moments, Summing
 from .quantisation import Grid
@@ -56,6 +56,11 @@ class Shard:
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return math.prod(self.event) * self.dtype.itemsize
+
+    @property
+    def laid_out(self) -> tuple[int, ...]:
+        """The shape of a row as a value: `(C, H, W)` of images."""
+        return layout(np.empty((1, *self.event), self.dtype), str(self.path)).shape[1:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +154,7 @@ class Rows:
         self.moments, self.device = moments, torch.device(device)
         self._starts = np.cumsum([0, *(shard.rows for shard in shards[:-1])])
         self._offsets = np.array([shard.offset for shard in shards])
-        first = shards[0]
-        event = layout(np.empty((1, *first.event), first.dtype), str(first.path)).shape[1:]
-        self.shape = torch.Size((len(numbers), *event))
+        self.shape = torch.Size((len(numbers), *shards[0].laid_out))
         # files that memory has room for are in the system's cache since the pass over them
         free, total = free_memory(), sum(shard.rows * shard.row_bytes for shard in shards)
         roomy = free is not None and 2 * total < free
@@ -226,11 +229,15 @@ class Rows:
         """Read rows of all the shards together, `[n]`, as they are stored."""
         first, count = self.shards[0], len(numbers)
         found, size = np.empty((count, first.row_bytes), np.uint8), first.row_bytes
+        used = set[int]()
         for into, (k, place) in zip(_row_views(found), self._places(numbers), strict=True):
+            used.add(k)
             if read_at(self._file(k), into, place) != size:
                 shard = self.shards[k]
                 row = (place - shard.offset) // size
                 raise DataError(f"{shard.path}: ends before row {row:,}: it was cut short")
+        for k in used:  # after reading: a file may be written over while it is open
+            _require_unchanged(self.shards[k], self._file(k))
         array = found.view(first.dtype).reshape(count, *first.event)
         return layout(array, str(first.path))
 
@@ -270,14 +277,22 @@ def opened(shard: Shard) -> IO[bytes]:
     """Open a shard's file, or raise a DataError where it is gone or was changed."""
     try:
         file = shard.path.open("rb", buffering=0)
-        about = os.fstat(file.fileno())
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{shard.path}: a shard is missing or cannot be read: {reason}") from error
-    if (about.st_size, about.st_mtime_ns) != (shard.size, shard.modified):
+    try:
+        _require_unchanged(shard, file.fileno())
+    except DataError:
         file.close()
-        raise DataError(f"{shard.path}: changed since its rows were first read")
+        raise
     return cast(IO[bytes], file)
+
+
+def _require_unchanged(shard: Shard, descriptor: int) -> None:
+    """Refuse an open file whose size or time is another than when it was first looked at."""
+    about = os.fstat(descriptor)
+    if (about.st_size, about.st_mtime_ns) != (shard.size, shard.modified):
+        raise DataError(f"{shard.path}: changed since its rows were first read")
 
 
 def read_shards(paths: Sequence[Path], root: Path | None, label: str = "") -> tuple[Shard, ...]:
@@ -301,9 +316,9 @@ def _shard(path: Path, root: Path | None, label: str) -> Shard:
     try:
         with path.open("rb") as file:
             about = os.fstat(file.fileno())
-            labels: tuple[str, ...] = ()
+            named: NDArray[Any] | None = None
             if path.suffix.lower() == ".npz":
-                start, labels = _member(path, file, label)
+                start, named = _member(path, file, label)
                 file.seek(start)
             elif label:
                 raise DataError(f"{path}: expected .npz shards with an array {label!r}; got .npy")
@@ -318,11 +333,12 @@ def _shard(path: Path, root: Path | None, label: str) -> Shard:
     if fortran:
         raise DataError(f"{path}: expected rows one after another (C order); got Fortran order")
     name, offset, size, modified = place
+    labels: tuple[str, ...] = ()
+    if named is not None:
+        labels = tuple(label_texts(named, shape[0], f"{path}: {label}"))
     shard = Shard(path, name, offset, shape[0], shape[1:], dtype, size, modified, labels)
     if offset + shard.rows * shard.row_bytes > size:
         raise DataError(f"{path}: its header says {shard.rows:,} rows; the file is shorter")
-    if labels and len(labels) != shard.rows:
-        raise DataError(f"{path}: expected {shard.rows:,} labels in {label!r}; got {len(labels):,}")
     return shard
 
 
@@ -335,7 +351,7 @@ def header_of(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return shape, bool(fortran), dtype
 
 
-def _member(path: Path, file: IO[bytes], label: str) -> tuple[int, tuple[str, ...]]:
+def _member(path: Path, file: IO[bytes], label: str) -> tuple[int, NDArray[Any] | None]:
     """Return where the array of a `.npz` begins in its file, and its labels."""
     with zipfile.ZipFile(file) as archive:
         names = [name for name in archive.namelist() if name != f"{label}.npy"]
@@ -347,13 +363,12 @@ def _member(path: Path, file: IO[bytes], label: str) -> tuple[int, tuple[str, ..
         if info.compress_type != zipfile.ZIP_STORED:
             hint = "numpy.savez or numpy.save; or storage memory"
             raise DataError(f"{path}: compressed, so its rows cannot be read alone. Try: {hint}")
-        labels: tuple[str, ...] = ()
+        labels: NDArray[Any] | None = None
         if label:
             if f"{label}.npy" not in archive.namelist():
                 raise DataError(f"{path}: expected an array {label!r} of labels; got none")
             with archive.open(f"{label}.npy") as member:
-                array = np.lib.format.read_array(member, allow_pickle=False)
-            labels = tuple(str(one).strip() for one in array.reshape(-1).tolist())
+                labels = np.lib.format.read_array(member, allow_pickle=False)
     file.seek(info.header_offset + 26)  # lengths of the name and of the extra field
     name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
     return info.header_offset + 30 + name + extra, labels

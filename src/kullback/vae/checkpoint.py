@@ -10,6 +10,7 @@ returns the weights that a model of an unfinished run has.
 """
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -76,6 +77,11 @@ def read_config(folder: Path, *required: str) -> dict[str, Any]:
     if config["format"] == RUN_FORMAT and "file_sha256" not in config:
         raise RunError(f"{path}: damaged: it has lost its hash (file_sha256)")
     for key in required:
+        if key not in config and "model_type" in config:
+            hint = f"kullback train DATA --from {shlex.quote(str(folder))}"
+            raise RunError(
+                f"{folder}: an exported run, which holds no training to go on with. Try: {hint}"
+            )
         if key not in config:
             raise RunError(f"{path}: not the description of a run: no {key!r}")
     return config
@@ -336,7 +342,7 @@ def averaged_weights(
     note = _parse_note(metadata, path)
     found = {n.removeprefix(BUFFER): t for n, t in tensors.items() if n.startswith(BUFFER)}
     if not found:
-        hint = f"kullback train --resume {folder}"
+        hint = f"kullback train --resume {shlex.quote(str(folder))}"
         raise RunError(f"{path}: of an earlier version, without the data's mean. Try: {hint}")
     named, average = trainable(model), tensors.get("average", torch.zeros(0))
     sizes = [parameter.numel() for _, parameter in named]

@@ -282,7 +282,7 @@ def fit(
         optimiser.step()
         flat.refresh()
         state.step += 1
-        if state.step % AVERAGE_STEPS == 0:
+        if state.step % AVERAGE_STEPS == 0 or state.step < AVERAGE_STEPS:
             flat.update_average(min(1.0, AVERAGE_STEPS / (settings.average * state.step)))
         state.totals += figures
         yield state

@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 import platform
+import shlex
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -348,12 +349,20 @@ def start_in_words(start: Mapping[str, Any]) -> str:
         'started from the weights of runs/a (sha256 abababab…), trained on the same data'
     """
     said = f"started from the weights of {start.get('run')} (sha256 {start.get('sha256', '')[:8]}…)"
-    if start.get("same_data"):
-        return f"{said}, trained on the same data"
+    if not start.get("same_data"):
+        return (
+            f"{said}, trained on {start.get('source')}: test examples of this run may have been "
+            "among its training examples"
+        )
+    said = f"{said}, trained on the same data"
     return (
-        f"{said}, trained on {start.get('source')}: test examples of this run may have been among "
-        "its training examples"
+        said if _on_same_data(start) else f"{said}, which itself {start_in_words(start['start'])}"
     )
+
+
+def _on_same_data(start: Mapping[str, Any] | None) -> bool:
+    """Say whether all runs that a run goes back to were trained on its data."""
+    return not start or (bool(start.get("same_data")) and _on_same_data(start.get("start")))
 
 
 def _drive(
@@ -413,7 +422,7 @@ def _drive(
         checkpoint.save_tensors(folder / WEIGHTS, model.state_dict())
     found = () if monitor is None else tuple(monitor.warnings)
     start = config.get("start")
-    if start and not start.get("same_data"):
+    if start and not _on_same_data(start):
         found = (f"this run {start_in_words(start)}", *found)
     return Outcome(folder, model.eval(), finished, found, data.to(device), selection, short)
 
@@ -441,7 +450,8 @@ def _lost(
     if group.first:
         checkpoint.save(folder, state)
         kept = f"saved at step {state.step:,}"
-    hint = f"kullback train --resume {folder}, with this or another number of processes"
+    again = f"kullback train --resume {shlex.quote(str(folder))}"
+    hint = f"{again}, with this or another number of processes"
     return processes.LostProcessError(f"{error}; {kept}. Try: {hint}")
 
 

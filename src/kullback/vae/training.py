@@ -110,7 +110,7 @@ class Training:
         require(self.free_bits >= 0, "free_bits", "nats, at least 0", self.free_bits)
         free = self.free_bits == 0 or self.objective == "elbo"
         why = f"0 with objective {self.objective}"
-        require(free, "free_bits", why, self.free_bits, "objective elbo")
+        require(free, "free_bits", why, self.free_bits, "free_bits=0, or objective=elbo")
         held = not self.balance or (self.objective == "elbo" and self.warmup > 0)
         hint = "objective elbo, and warmup 0.3"
         require(held, "balance", "a warm-up of the plain ELBO, during which it acts", "none", hint)

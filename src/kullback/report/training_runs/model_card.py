@@ -8,6 +8,7 @@ it as they read a run. Nothing is uploaded, and no license is chosen.
 import json
 import os
 import secrets
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +58,7 @@ def export(
     if target.exists():
         raise RunError(f"{target} exists already and is never overwritten. Try: another folder")
     if not (source / WEIGHTS).exists() and (source / "config.json").exists():
-        hint = f"kullback train --resume {source}"
+        hint = f"kullback train --resume {shlex.quote(str(source))}"
         raise RunError(f"{source}: expected a finished run; got one that is not. Try: {hint}")
     model = VAE.load(source, parts=parts)
     if onnx:
