@@ -6,10 +6,11 @@ the error of a mean is known from the means of the chains. Momenta are drawn in 
 p is about round. Step sizes follow the acceptance rate in a first part, which is not kept;
 trajectories have random lengths (Neal 2011, section 5.4.2).
 
-Which to use: `hamiltonian`, through `fit`: where the scores or the weights of q's draws show that
-its shape is not p's, a family is then fitted to the run by KL(p‖q). Approximate: a run this short
-does not cross between peaks, and keeps part of the error of where it began; `Chains.moving` says
-how much it still moves. Own code: kept implementations (BlackJAX, NumPyro) need JAX.
+Which to use: `hamiltonian`, through `fit`: above 50 dimensions, where the scores of p at q's draws
+are not linear, a Gaussian q gets means and sds of the run (its correlations stay). Approximate: a
+run this short does not cross between peaks, and keeps part of the error of where it began;
+`Chains.moving` says how much it still moves. Own code: kept implementations (BlackJAX, NumPyro)
+need JAX.
 
 Reference: Neal (2011), "MCMC using Hamiltonian dynamics"; Hoffman, Radul and Sountsov (2021), "An
 adaptive-MCMC scheme for setting trajectory lengths in Hamiltonian Monte Carlo", for many chains and
