@@ -111,6 +111,9 @@ def language_models(tmp_path_factory):
 @pytest.mark.sweep(7)
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_runs(example, folder, tmp_path, monkeypatch, request):
+    if " export " in example and "--without-onnx" not in example:
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
     if "runs/" in example and " train " not in example:
         trained = request.getfixturevalue("trained")
         (tmp_path / "runs").symlink_to(trained)
@@ -340,7 +343,7 @@ def bash_script():
     ("words", "found"),
     [
         ("kullback cro", {"cross-entropy"}),
-        ("kullback e", {"encode", "entropy", "evaluate"}),
+        ("kullback e", {"encode", "entropy", "evaluate", "export"}),
         ("kullback kl --dra", {"--draws"}),
         ("kullback train --qui", {"--quiet"}),
         ("kullback fit --conf", {"--config"}),

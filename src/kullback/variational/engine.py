@@ -594,7 +594,8 @@ def _reached(
     """Fit a flow where q has no draws and p has mass: to weighted draws first, then by KL(q‖p).
 
     The first part, KL(p‖q), costs no evaluation of p, and leads to where few steps of the second
-    are left. Without zuko a mixture is fitted to the draws.
+    are left. Without zuko a mixture is fitted to the draws. It is kept where less of p is missed
+    and weighted draws move its moments no further than those of q.
     """
     if seen is None or not last.converged or seen.missed <= limits.LIMITS.unreached:
         return last
@@ -618,7 +619,9 @@ def _reached(
             if after.missed <= limits.LIMITS.unreached:
                 break
     words = f"a {now.family.name} fitted to weighted draws, {time.perf_counter() - begin:.1f} s"
-    if not after.missed < limits.MIN_MATCHED_GAIN * seen.missed:
+    off, was_off = (_shift(problem.target, one.draws, one.pool)[0] for one in (after, seen))
+    worse = off > max(was_off, limits.MIN_MOMENT_SHIFT)
+    if worse or not after.missed < limits.MIN_MATCHED_GAIN * seen.missed:
         return replace(last, reason=f"{last.reason}; {words}, was tried and not kept")
     text = f"converged: q had next to no draws where {seen.missed:.0%} of p is, now"
     text += f" {after.missed:.1%}, by {words}; {last.reason}"

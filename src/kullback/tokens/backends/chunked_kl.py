@@ -48,7 +48,7 @@ def kl_sums(p: Tensor, q: Tensor, temperature: float) -> tuple[np.ndarray, np.nd
 
     >>> p, q = torch.zeros(2, 3), torch.tensor([[0, 0, 1.0], [0, 0, -math.inf]])
     >>> found, done = kl_sums(p, q, 1.0)
-    >>> done.tolist(), round(found[Sum.KL, 0], 4)
+    >>> done.tolist(), round(float(found[Sum.KL, 0]), 4)
     ([True, False], 0.1195)
     """
     with np.errstate(all="ignore"):
