@@ -420,6 +420,18 @@ def alone(pixels, tmp_path_factory):
     return folder
 
 
+def test_one_of_several_processes_leaves_without_the_interpreters_end():
+    code = "import atexit\nfrom kullback.core import processes\natexit.register(print, 'ended')\n"
+    code += "print('said', end=' ')\nprocesses.leave(3)"
+    found = []
+    for size in ("1", "2"):
+        variables = ENVIRONMENT | {"WORLD_SIZE": size}
+        given = {"env": variables, "capture_output": True, "text": True}
+        done = subprocess.run([sys.executable, "-c", code], **given, check=False)
+        found.append((done.returncode, done.stdout))
+    assert found == [(3, "said ended\n"), (3, "said ")]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_torchrun_trains_and_evaluates_as_one_process(size, pixels, alone, tmp_path):

@@ -413,7 +413,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.write("kullback: standard output is closed\n")
         sys.exit(1)
     with plain_letters():
-        sys.exit(_code(given))
+        code = _code(given)
+    processes.leave(code)
 
 
 def _code(given: list[str]) -> int:

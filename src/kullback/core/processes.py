@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from .limits import COLLECTIVE_SECONDS, SECONDS_TO_SPEAK
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LostProcessError", "Processes", "current", "joined", "own_gpu", "speaks"]
+__all__ = ["LostProcessError", "Processes", "current", "joined", "leave", "own_gpu", "speaks"]
 
 
 class LostProcessError(RunError):
@@ -168,6 +169,31 @@ def speaks() -> bool:
     return _elected or _started() == 1 or int(os.environ.get("RANK") or 0) == 0
 
 
+def leave(code: int) -> None:
+    """Exit with a code, from the main thread of a command.
+
+    One of several processes leaves without the interpreter's own end: threads of torch's sums then
+    sometimes abort it ("terminate called without an active exception"), for which torchrun says
+    that the command has failed.
+
+    Args:
+        code: The exit code.
+
+    Example:
+        >>> try:
+        ...     leave(3)
+        ... except SystemExit as end:
+        ...     print(end.code)
+        3
+    """
+    if _started() > 1:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def own_gpu(device: str) -> str:
     """Return the GPU of this process where "cuda" stands for any; other devices as they are.
 
@@ -238,6 +264,7 @@ def joined(*, gpus: bool = False) -> Iterator[Processes]:
     )
     try:
         yield current()
+        current().wait()  # torchrun ends all when one ends badly, a report half written
     except Exception as error:
         _elect(store, rank, error)
         raise
