@@ -185,3 +185,21 @@ def _piece(p, q, a, b, nodes=2001, reach=6.3):
         log_p, log_q = p.logpdf(x[inside]), q.logpdf(x[inside])
         terms = np.exp(log_p) * (log_p - log_q) * dx[inside]
     return float(np.sum(np.where(np.exp(log_p) * dx[inside] > 0, terms, 0.0)))
+
+
+def sd_of_groups(y):
+    """Mean and sd of tau given y `[groups, each]`, y ~ N(theta, 1), theta ~ N(mu, tau).
+
+    mu ~ N(0, 5), tau > 0 with density exp(-tau^2 / 8). By quadrature over log tau; theta and mu
+    are integrated in closed form.
+    """
+    groups, each = y.shape
+    tau = torch.linspace(-4, 1.5, 3001, dtype=torch.float64).exp()
+    variance = tau**2 + 1 / each
+    precision = groups / variance + 1 / 25
+    centre = y.mean(1).sum() / variance / precision
+    square = y.mean(1).square().sum() / variance - precision * centre**2
+    logs = -0.5 * groups * variance.log() - 0.5 * square - 0.5 * precision.log()
+    w = (logs - tau**2 / 8 + tau.log()).softmax(0)
+    mean = float(w @ tau)
+    return mean, float((w @ (tau - mean) ** 2).sqrt())

@@ -12,6 +12,7 @@ from kullback.variational.families.family import Frame
 from kullback.variational.optimise import hamiltonian as module
 from kullback.variational.optimise.hamiltonian import Chains, hamiltonian
 from kullback.variational.target.density import OutOfTime
+from truths import sd_of_groups
 
 F64 = torch.float64
 slow = pytest.mark.slow
@@ -86,15 +87,7 @@ def non_centred(groups, each, seed):
         likelihood = Normal((mu + tau * u)[:, None], 1.0).log_prob(y).sum()
         return prior + Normal(0.0, 1.0).log_prob(u).sum() + likelihood
 
-    tau = torch.linspace(-4, 1.5, 3001, dtype=F64).exp()
-    variance = tau**2 + 1 / each
-    precision = groups / variance + 1 / 25
-    centre = y.mean(1).sum() / variance / precision
-    square = y.mean(1).square().sum() / variance - precision * centre**2
-    logs = -0.5 * groups * variance.log() - 0.5 * square - 0.5 * precision.log()
-    w = (logs - tau**2 / 8 + tau.log()).softmax(0)
-    mean = float(w @ tau)
-    sd = float((w @ (tau - mean) ** 2).sqrt())
+    mean, sd = sd_of_groups(y)
     return log_density, {"mu": (), "tau": constraints.positive, "u": (groups,)}, mean, sd
 
 

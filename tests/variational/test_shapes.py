@@ -11,6 +11,7 @@ from kullback.variational.diagnostics.missed_modes import probe
 from kullback.variational.families.family import Frame
 from kullback.variational.optimise.edges import edges, interior
 from kullback.variational.optimise.natural_gradient import columns_of, natural_gradient
+from truths import sd_of_groups
 
 F64 = torch.float64
 slow = pytest.mark.slow
@@ -118,15 +119,7 @@ def test_a_large_centred_hierarchy():
         inner = Normal(mu, tau).log_prob(theta).sum()
         return prior + inner + Normal(theta[:, None], 1.0).log_prob(y).sum()
 
-    tau = torch.linspace(-4, 1.5, 3001, dtype=F64).exp()
-    variance = tau**2 + 1 / each
-    precision = groups / variance + 1 / 25
-    centre = y.mean(1).sum() / variance / precision
-    square = y.mean(1).square().sum() / variance - precision * centre**2
-    logs = -0.5 * groups * variance.log() - 0.5 * square - 0.5 * precision.log()
-    w = (logs - tau**2 / 8 + tau.log()).softmax(0)
-    mean = float(w @ tau)
-    sd = float((w @ (tau - mean) ** 2).sqrt())
+    mean, sd = sd_of_groups(y)
     found = fitted(log_density, {"mu": (), "tau": constraints.positive, "theta": (groups,)})
     got = found.posterior["tau"]
     assert abs(float(got.mean()) - mean) < 0.15 * sd

@@ -46,8 +46,7 @@ from kullback.core import renamed
 from kullback.exact import Bounds
 from kullback.tokens.backends.interface import Task, Value
 
-from .logits import plain_kl
-from .sources import Source, bounds, measure
+from .sources import Source, bounds, measure, measure_one
 from .top_k import TopK
 
 __all__ = [
@@ -129,12 +128,8 @@ def kl(
         return bounds(
             p, q, temperature=temperature, mask=mask, align=align, nan=nan, backend=backend
         )
-    if mask is None and align is None and isinstance(p, Tensor) and isinstance(q, Tensor):
-        found = plain_kl(p, q, temperature, nan, backend)
-        if found is not None:
-            return found
     task = Task(("kl",), temperature)
-    return measure(p, q, task, mask=mask, align=align, nan=nan, backend=backend)[0]
+    return measure_one(p, q, task, mask=mask, align=align, nan=nan, backend=backend)
 
 
 @renamed(p="p_logits", q="q_logits")
