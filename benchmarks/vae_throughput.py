@@ -102,33 +102,10 @@ def pythae(x):
 
     from pythae.data.datasets import BaseDataset
     from pythae.models import VAE, VAEConfig
-    from pythae.models.base.base_utils import ModelOutput
-    from pythae.models.nn import BaseDecoder, BaseEncoder
     from pythae.trainers import BaseTrainer, BaseTrainerConfig
+    from pythae_networks import Decoder, Encoder
 
     logging.disable(logging.WARNING)
-
-    class Encoder(BaseEncoder):
-        def __init__(self):
-            super().__init__()
-            self.body = nn.Sequential(
-                nn.Linear(784, 200), nn.Tanh(), nn.Linear(200, 200), nn.Tanh()
-            )
-            self.mean, self.log_variance = nn.Linear(200, 50), nn.Linear(200, 50)
-
-        def forward(self, x):
-            h = self.body(x.reshape(-1, 784))
-            return ModelOutput(embedding=self.mean(h), log_covariance=self.log_variance(h))
-
-    class Decoder(BaseDecoder):
-        def __init__(self):
-            super().__init__()
-            self.body = nn.Sequential(
-                nn.Linear(50, 200), nn.Tanh(), nn.Linear(200, 200), nn.Tanh(), nn.Linear(200, 784)
-            )
-
-        def forward(self, z):
-            return ModelOutput(reconstruction=torch.sigmoid(self.body(z)).reshape(-1, 1, 28, 28))
 
     bits = torch.bernoulli(x[: BATCH * STEPS].float() / 255)
     config = VAEConfig(input_dim=(1, 28, 28), latent_dim=50, reconstruction_loss="bce")
