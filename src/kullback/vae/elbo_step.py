@@ -166,7 +166,7 @@ class ElboStep:
     @torch.no_grad()
     def __call__(self, x: Tensor, noise: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         """Return the loss and (ELBO, rate), batch means in nats; leave the gradient in `flat`."""
-        x, noise = x.flatten(1), noise[0]
+        x, noise = x.flatten(1).contiguous(), noise[0].contiguous()
         centred = x - self.shift if self.scale == 1.0 else (x - self.shift) / self.scale
         if self.functions is None:
             likelihood, rate = self._in_torch(x, centred, noise, beta)
