@@ -210,17 +210,9 @@ class _Gradients(torch.autograd.Function):
     """`_slopes` there; a derivative of it is refused."""
 
     @staticmethod
-    def forward(
-        p: Tensor,
-        q: Tensor | None,
-        ids: Tensor | None,
-        mask: Tensor | None,
-        sums: Tensor,
-        grads: Tensor,
-        ask: Ask,
-        wanted: tuple[bool, bool],
-    ) -> tuple[Tensor, Tensor]:
-        to_p, to_q = wanted
+    def forward(*given: Any) -> tuple[Tensor, Tensor]:
+        """Return them; given: p, q, ids, mask, sums, gradients of values, the `Ask`, and wanted."""
+        p, q, ids, mask, sums, grads, ask, (to_p, to_q) = given
         options = {**_options(ask), "to_p": to_p, "to_q": to_q}
         slopes = _gradients if _are_here(p, q) else _slopes
         return slopes(p, q, ids, mask, sums, grads, **options)
