@@ -356,8 +356,9 @@ def read_fashion() -> Examples:
     return Examples(values, names, is_test=is_test, split="embedded")
 
 
-RULES = 3  # of reading values; 2: transparency over black, no GIF or TIFF; 1: k/255 and whole
-# numbers only, 16-bit pictures cut to 8 bits
+RULES = 4  # of reading values; 3: the depth of 16-bit pictures looked for after resizing them; 2:
+# transparency over black, no GIF or TIFF; 1: k/255 and whole numbers only, 16-bit pictures cut to
+# 8 bits
 
 
 def load(

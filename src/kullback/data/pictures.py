@@ -78,6 +78,8 @@ class Picture:
     alpha: an alpha channel or transparent colour was left out that changed no pixel, or could not
     be applied (16-bit grey). turned: by its EXIF orientation. frames: left out after the first.
     cut: 16 bits a colour, of which the upper 8 were kept. shown: (height, width) before fitting.
+    step, largest: of grey pixels of 16 bits before fitting, their greatest common divisor and
+    maximum.
     """
 
     pixels: NDArray[Any]
@@ -90,6 +92,8 @@ class Picture:
     cut: bool = False
     background: str = ""
     shown: tuple[int, int] = (0, 0)
+    step: int = 0
+    largest: int = 0
 
 
 def header_size(data: bytes) -> tuple[int, int]:
@@ -176,6 +180,10 @@ def _decode(
             "16 bits a colour, of which the upper 8 are read, and those are nearly empty "
             "(values of 12 bits?). Try: scale the values to 16 bits, or save them as .npy"
         )
+    step = largest = 0
+    if image.mode == "I":  # Lanczos resampling mixes the levels: they are looked for before it
+        stored = np.asarray(image)
+        step, largest = int(np.gcd.reduce(stored, axis=None)), int(stored.max())
     recoloured = False
     if fitting.channels == "grey" and image.mode == "RGB":
         recoloured = not _is_grey(np.asarray(image))
@@ -199,6 +207,8 @@ def _decode(
         cut=cut,
         background=background,
         shown=shown,
+        step=step,
+        largest=largest,
     )
 
 
@@ -674,18 +684,13 @@ def _depth_of(
     pictures: list[Picture], channels: Channels, notes: list[str], how: Reading
 ) -> tuple[list[Picture], Grid | None]:
     """Find the levels that 16-bit pictures use; where others have 8 bits, cut them to 8 bits."""
-    deep = [picture.pixels for picture in pictures if picture.pixels.dtype == np.uint16]
+    deep = [picture for picture in pictures if picture.pixels.dtype == np.uint16]
     if not deep:
         return pictures, None
-    largest = max(int(pixels.max()) for pixels in deep)
-    step = math.gcd(*(int(v) for pixels in deep for v in np.unique(pixels))) or 1
+    step, largest = _step_of(deep, how)
     grid = how.grid or named(0.0, float(step), max(1, largest // step))
     bits = (grid.count - 1).bit_length()
     if len(deep) == len(pictures) and channels != "rgb":
-        levels = [
-            replace(p, pixels=_known(grid, p.pixels) if how.grid else p.pixels // step)
-            for p in pictures
-        ]
         if how.grid is None:
             said = (
                 "8-bit"
@@ -697,7 +702,7 @@ def _depth_of(
                 f"{plural(len(deep), 'image')} of 16 bits with values up to {largest:,}{every} "
                 f"modelled as {said}"
             )
-        return levels, grid
+        return [replace(p, pixels=_levels_in(grid, p, how)) for p in pictures], grid
     top = grid.count - 1
     notes.append(
         f"{plural(len(deep), 'image')} of 16 bits, with {bits} bits in use, cut to 8 bits "
@@ -707,10 +712,42 @@ def _depth_of(
     def cut(picture: Picture) -> Picture:
         if picture.pixels.dtype != np.uint16:
             return picture
-        level = (picture.pixels // step).astype(np.int64)
+        level = _levels_in(grid, picture, how).astype(np.int64)
         return replace(picture, pixels=((level * 510 + top) // (2 * top)).astype(np.uint8))
 
     return [cut(picture) for picture in pictures], None
+
+
+def _step_of(deep: list[Picture], how: Reading) -> tuple[int, int]:
+    """Return the step between the levels of 16-bit pictures and their largest value.
+
+    Pictures are looked at as stored. Resampled ones have values between the levels of a mask or
+    of few labels: at least as many levels as 8 bits have are kept for those.
+    """
+    if how.rules < limits.DEPTH_AS_STORED_RULES:
+        values = [np.unique(picture.pixels) for picture in deep]
+        largest = max(int(one[-1]) for one in values)
+        return math.gcd(*(int(v) for one in values for v in one)) or 1, largest
+    step, largest = math.gcd(*(p.step for p in deep)) or 1, max(p.largest for p in deep)
+    if any(_is_resampled(picture) for picture in deep):
+        step = min(step, max(1, largest // limits.BYTE_MAX))
+    return step, largest
+
+
+def _is_resampled(picture: Picture) -> bool:
+    return picture.fitted.startswith(("shrunk", "enlarged"))
+
+
+def _levels_in(grid: Grid, picture: Picture, how: Reading) -> NDArray[Any]:
+    """Return the levels of one 16-bit picture; of a resampled one the nearest."""
+    if how.rules < limits.DEPTH_AS_STORED_RULES or not _is_resampled(picture):
+        if how.grid is not None:
+            return _known(grid, picture.pixels)
+        return picture.pixels // int(grid.step[0])
+    if how.grid is not None:
+        _known(grid, np.array([[picture.step, picture.largest]]))  # the stored values are on it
+    levels = np.rint((picture.pixels - grid.offset[0]) / grid.step[0])
+    return levels.clip(0, grid.count - 1).astype(grid.dtype)
 
 
 def _known(grid: Grid, pixels: NDArray[Any]) -> NDArray[Any]:
@@ -779,4 +816,5 @@ def _what_was_done(pictures: list[Picture], values: NDArray[Any], how: Reading) 
 def _nothing_in(folder: Path, others: Counter[str]) -> str:
     kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in others.most_common(5))
     instead = f"; it holds other files: {kinds}" if others else ""
-    return f"{folder}: no PNG, JPEG, WebP or BMP images found{instead}"
+    sounds = "" if not others else ", and no WAV, FLAC, OGG or MP3 sounds"
+    return f"{folder}: no PNG, JPEG, WebP or BMP images found{sounds}{instead}"
