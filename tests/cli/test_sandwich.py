@@ -353,12 +353,13 @@ def test_temperatures_are_doubled_until_the_bounds_meet_or_time_is_up(monkeypatc
     made = (data.test[:3], torch.zeros(3, 2))
     start, refit = asked.of("binary")[1], Refit(steps=1, draws=1)
     frozen_clock(monkeypatch)
-    found = sandwich._lengthened(model, made, start, asked, (0.0, 0.0), refit)
+    found, fits = sandwich._lengthened(model, made, start, asked, (0.0, 0.0), refit)
+    assert fits >= 3  # the clock stands still
     assert pilots == [10, 20, 40, 80] and found == replace(start, temperatures=80)
     assert "--temperatures 80, as pilots chose" in capsys.readouterr().err
     widths = iter([9.0] * 20)
     frozen_clock(monkeypatch, 5.0)  # after two pilots of 5 s a third and the chains no longer fit
-    found = sandwich._lengthened(model, made, start, asked, (1e-3, 1e-3), refit)
+    found, _ = sandwich._lengthened(model, made, start, asked, (1e-3, 1e-3), refit)
     assert 10 <= found.temperatures < 80
     said = " ".join(capsys.readouterr().err.split())
     assert "were 9 nats apart (settled: 0.5)" in said and "would take longer than asked" in said
@@ -373,6 +374,22 @@ def test_chains_of_chosen_temperatures_are_those_asked_for(trained, monkeypatch,
     count = chosen["annealing"]["temperatures"]
     assert run("evaluate", trained, *few, "--temperatures", count) == 0
     assert json.loads(capsys.readouterr().out)["sandwich"] == chosen
+
+
+def test_as_many_items_as_the_minutes_allow(trained, monkeypatch, capsys):
+    given = []
+
+    def measure(_model, x, **_):
+        given.append(len(x))
+        raise KeyboardInterrupt
+
+    few = ["--sandwich", "--chains", "2", "--draws", "3", "--sandwich-minutes"]
+    monkeypatch.setattr("kullback.vae.measure_gap", measure)
+    run("evaluate", trained, *few, "1e-4")
+    assert given == [2]
+    assert "--items 2: more would take longer than asked" in capsys.readouterr().err
+    run("evaluate", trained, *few, "1e-4", "--items", "5")  # typed: as asked
+    assert given == [2, 5]
 
 
 @pytest.mark.parametrize(
