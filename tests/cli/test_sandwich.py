@@ -157,6 +157,18 @@ def test_compare_averages_over_seeds_on_the_same_bits(trained, others, capsys):
 
 
 @pytest.mark.slow
+def test_compare_of_seeds_alone_shows_each_and_their_deviation(trained, others, capsys):
+    names = [trained, others["seed"]]
+    assert run("compare", *names, "--draws", "3", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    values = [group["log_likelihood"]["value"] for group in found["groups"]]
+    assert [group["runs"] for group in found["groups"]] == [[str(name)] for name in names]
+    assert math.isclose(found["sd_over_seeds"], abs(values[0] - values[1]) / math.sqrt(2))
+    assert run("compare", *names, "--draws", "3") == 0
+    assert "differ in the training seed alone" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_compare_refuses_other_protocols_and_bad_lists(trained, others, tmp_path, capsys):
     grey = tmp_path / "grey"
     with pytest.MonkeyPatch.context() as patch:
@@ -166,8 +178,6 @@ def test_compare_refuses_other_protocols_and_bad_lists(trained, others, tmp_path
     assert "binarize static and none" in capsys.readouterr().err
     assert run("compare", trained) == 2
     assert run("compare", trained, trained) == 2
-    assert run("compare", trained, others["seed"]) == 2
-    assert "the seed" in capsys.readouterr().err
     assert run("compare", trained, tmp_path / "nothing") == 1
 
 
@@ -223,6 +233,8 @@ def test_decode_undoes_encode_as_reconstruct_does(trained, tmp_path):
     assert run("sample", trained, "--z", typed, "-n", "3", "--out", tmp_path / "same.npy") == 0
     same = np.load(tmp_path / "same.npy")
     np.testing.assert_allclose(same, np.broadcast_to(x[0], same.shape), rtol=0, atol=1e-6)
+    assert run("sample", trained, "--z", typed, "--out", tmp_path / "one.npy") == 0
+    assert np.load(tmp_path / "one.npy").shape == (1, 1, 8, 8)  # the mean of one z
     few = tmp_path / "few.npz"
     assert run("sample", trained, "--z", few, "--noise", "--out", tmp_path / "bits.npy") == 0
     bits = np.load(tmp_path / "bits.npy")
