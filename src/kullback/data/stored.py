@@ -358,7 +358,9 @@ def _member(path: Path, file: IO[bytes], label: str) -> tuple[int, NDArray[Any] 
         if len(names) != 1:
             beside = f" beside {label}" if label else ""
             got = ", ".join(n.removesuffix(".npy") for n in names) or "none"
-            raise DataError(f"{path}: expected one array in a shard{beside}; got {got}")
+            whole = {"x_train.npy", "offset.npy"} & {*names}  # images, or clips of sound
+            hint = ". Try: that file, not its folder" if whole else ""
+            raise DataError(f"{path}: expected one array in a shard{beside}; got {got}{hint}")
         info = archive.getinfo(names[0])
         if info.compress_type != zipfile.ZIP_STORED:
             hint = "numpy.savez or numpy.save; or storage memory"

@@ -761,7 +761,7 @@ class Monitor:
         held = self.validation
         where = f"{len(self.test):,} test" if held is None else f"{len(held):,} held-out"
         remedy = (
-            "the weights of the best step are kept"
+            "The weights of the best step are kept"
             if held is not None
             else "Try: --validation 0.1, which keeps the weights of the best step, or a shorter run"
         )
