@@ -31,6 +31,7 @@ __all__ = [
     "ARRAY_SUFFIXES",
     "TABLE_SUFFIXES",
     "free_memory",
+    "header_of",
     "label_in",
     "label_texts",
     "layout",
@@ -146,7 +147,7 @@ def _load(path: Path, label: str = "") -> tuple[Named, list[str]]:
                 return {path.stem: np.load(file, allow_pickle=False)}, []
             file.seek(0)
             loaded: Any = np.load(file, allow_pickle=False)
-            names, notes = _choose(loaded.files, path, _label_names(label))
+            names, notes = _choose(loaded, path, _label_names(label))
             _require_harmless(path, loaded.zip, names)
             found = {name: np.asarray(loaded[name]) for name in names}
             return _without_zeros(found, path, notes, label), notes
@@ -192,12 +193,18 @@ def _are_counts(arrays: Named, how: Reading, *, sparse: bool) -> bool:
     return (high - low) // (math.gcd(*(value - low for value in found)) or 1) >= MOST_LEVELS
 
 
-def _declared_bytes(file: IO[bytes]) -> int:
-    """Return how many bytes the header of a `.npy` file says that its array has."""
+def header_of(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read the header of a `.npy` file: shape, Fortran order, dtype."""
     version = np.lib.format.read_magic(file)
     one = version == (1, 0)
     read = np.lib.format.read_array_header_1_0 if one else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    shape, fortran, dtype = read(file)
+    return shape, bool(fortran), dtype
+
+
+def _declared_bytes(file: IO[bytes]) -> int:
+    """Return how many bytes the header of a `.npy` file says that its array has."""
+    shape, _, dtype = header_of(file)
     return math.prod(shape) * dtype.itemsize
 
 
@@ -245,8 +252,9 @@ def free_memory() -> int | None:
         return None
 
 
-def _choose(names: list[str], path: Path, labels: list[str]) -> tuple[list[str], list[str]]:
+def _choose(loaded: Any, path: Path, labels: list[str]) -> tuple[list[str], list[str]]:
     """Pick x_train and x_test, or x_train, or the only array; say what is left out."""
+    names: list[str] = loaded.files
     beside = [name for name in names if name in SIZE_NAMES or name in labels]
     if all(name in names for name in SPARSE_NAMES):
         return names, []
@@ -254,11 +262,31 @@ def _choose(names: list[str], path: Path, labels: list[str]) -> tuple[list[str],
     if "x_train" not in names:
         chosen = [name for name in names if name not in beside]
         if len(chosen) != 1:
-            wanted = "x_train and x_test, or x_train, or exactly one array"
-            raise DataError(f"{path}: expected {wanted}; got {', '.join(names) or 'none'}")
+            raise DataError(_several(_members(loaded.zip), path))
     chosen = [*chosen, *beside]
     left = [name for name in names if name not in chosen]
     return chosen, [f"arrays left out: {', '.join(left)}"] if left else []
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Return shape and dtype of every array of a `.npz`, by its name, from the headers."""
+    found = {}
+    for name in archive.namelist():
+        with archive.open(name) as file:
+            shape, _, dtype = header_of(file)
+        found[name.removesuffix(".npy")] = shape, dtype
+    return found
+
+
+def _several(members: dict[str, tuple[tuple[int, ...], np.dtype[Any]]], path: Path) -> str:
+    """Say which arrays a `.npz` has where none of them is the examples by its name."""
+    got = ", ".join(f"{n} {dtype} {list(shape)}" for n, (shape, dtype) in members.items())
+    rows = [(n, shape[0]) for n, (shape, _) in members.items() if len(shape) > 1]
+    one = {n: shape[0] for n, (shape, _) in members.items() if len(shape) == 1 == len(rows)}
+    label = next((n for n, size in one.items() if size == rows[0][1]), "")
+    hint = f"label={label!r}, or save {rows[0][0]} alone" if label else "those names"
+    wanted = "x_train and x_test, or x_train, or exactly one array"
+    return f"{path}: expected {wanted}; got {got or 'none'}. Try: {hint}"
 
 
 def layout(array: NDArray[Any], name: str) -> NDArray[Any]:

@@ -135,7 +135,8 @@ class Training:
     def usual(cls, kind: str, event_shape: tuple[int, ...] = (), **given: Any) -> "Training":
         """Return the usual settings for data of a kind and shape, and those given.
 
-        A step has 4 clips of sound, 64 images, or 32 images of 3,000 numbers and more.
+        A step has 4 clips of sound, 64 images, or 32 images of 3,000 numbers and more. Free bits of
+        sound go with objective "elbo" alone.
 
         Args:
             kind: As in `Dataset`.
@@ -158,8 +159,9 @@ class Training:
                 "learning_rate": SOUND_RATE,
                 "clip": SOUND_CLIP_NORM,
                 "warmup": SOUND_WARMUP,
-                "free_bits": SOUND_FREE_BITS,
             }
+            if given.get("objective", "elbo") == "elbo":
+                usual["free_bits"] = SOUND_FREE_BITS
         elif len(event_shape) == 3:
             large = math.prod(event_shape) >= PATCH_NUMBERS
             usual = {"batch_size": LARGE_IMAGE_BATCH if large else IMAGE_BATCH}
@@ -190,6 +192,16 @@ class Training:
     def draws_at(self, progress: float) -> int:
         """Return how many draws an image gets at this step."""
         return self.draws if progress >= 1.0 - self.tighten or not self.tighten else 1
+
+    def groups_at(self, progress: float) -> int:
+        """Return in how many groups this step's draws are: before the tightened part there is one.
+
+        Example:
+            >>> given = Training(objective="miwae", draws=4, groups=2, tighten=0.5)
+            >>> given.groups_at(0.0), given.groups_at(0.5)
+            (1, 2)
+        """
+        return self.groups if self.draws_at(progress) == self.draws else 1
 
     def importance_weighted_at(self, progress: float) -> bool:
         """Return whether this step trains on a bound that weighs its draws."""
