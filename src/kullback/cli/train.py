@@ -101,7 +101,10 @@ def train(
             architecture = _architecture(model, start)
             reads = partial(_read, data, reading or DataOptions(), options.seed)
             dataset = _in_turn(group, partial(reads, architecture.likelihood))
-            settings = options.training(dataset.kind, dataset.event_shape)
+            closed = architecture.has_kl_per_dimension
+            settings = options.training(
+                dataset.kind, dataset.event_shape, kl_per_dimension=closed
+            )
             where: Any = {
                 "start": start,
                 "folder": out,

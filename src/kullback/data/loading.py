@@ -426,9 +426,9 @@ def load(
         size_factors: Of counts: "total" (of each row), "given" (the array `size_factors` of an
             `.npz`, or `size_factors_train` and `size_factors_test`; a column of that name in a
             table), "none", or "auto": given ones if there are any. They become the last column.
-        label: Where labels are from: "folder" (the folder in which a picture lies), or the name of
-            an array of an `.npz` (`y`, or `y_train` and `y_test`) or of a column of a table; ""
-            for none.
+        label: Where labels are from: "folder" (the folder in which a picture or a sound lies), or
+            the name of an array of an `.npz` (`y`, or `y_train` and `y_test`) or of a column of a
+            table; "" for none.
         labels: Those of a trained model, in its order, instead of those found.
         storage: Where training rows of arrays are: "memory", "disk" (read a batch at a time, of one
             `.npy` or of shards), or "auto": on disk for shards and for what memory has no room for.
@@ -461,7 +461,6 @@ def load(
     of_arrays = objects or shards is not None
     named = label if of_arrays else _array_label(label, source)
     how = replace(how, size_factors=_sizes(size_factors), label=named)
-    require(not label or listening is None, "label", "none for sound", label)
     asked: dict[str, Any] = {
         **({"rate": rate, "clip": clip} if listening is not None else {}),
         "size": list(wanted) if wanted else None,
@@ -491,7 +490,7 @@ def load(
         given_too = {"size": wanted, "levels": None if levels == "auto" else levels}
         for name, value in given_too.items():
             require(value is None, name, "none for sound", repr(value))
-        examples = _hear(Path(source), listening, progress)
+        examples = _hear(Path(source), replace(listening, label=named), progress)
     else:
         if rules > 2:
             how = replace(how, background=background, frames=frames)
@@ -779,18 +778,18 @@ def _array_label(label: str, source: str | Path) -> str:
     if label and source != "fashion":
         _what_is(Path(source))  # which says so where there is nothing
     fits = not label or (label == "folder") != arrays
-    wanted = "the name of an array or a column" if arrays else "folder for pictures"
+    wanted = "the name of an array or a column" if arrays else "folder for pictures and sound"
     require(fits, "label", wanted, repr(label))
     return label if arrays else ""
 
 
 def _folder_labels(names: list[str], source: str) -> list[str]:
-    """Return the name of the folder in which each picture lies."""
+    """Return the name of the folder in which each picture or sound lies."""
     labels = [Path(name).parent.name for name in names]
     bare = next((k for k, one in enumerate(labels) if one in ("", "train", "test")), None)
     if bare is not None:
         raise DataError(
-            f"{source}: expected every picture in a folder named by its label; got {names[bare]}"
+            f"{source}: expected every file in a folder named by its label; got {names[bare]}"
         )
     return labels
 

@@ -154,7 +154,7 @@ def require_parts_fit(model: VAE, settings: Training) -> None:
     require(known, "free_bits", why, settings.free_bits, hint)
     several = len(model.layer_sizes) > 1
     why = "several stochastic layers, between which the KL is balanced"
-    require(several or not settings.balance, "balance", why, "one", "layers 2")
+    require(several or not settings.balance, "balance", why, "one", "layers=2")
     plain = settings.objective == "elbo" and settings.draws == 1 and not settings.tighten
     coded = isinstance(model.family, Quantised)
     why = (
