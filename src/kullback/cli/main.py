@@ -454,14 +454,14 @@ def _code(given: list[str]) -> int:
 def _takes_part(given: list[str]) -> bool:
     """Say whether this process runs the command: of a verb that is not shared the first one."""
     rank, size = processes.place()
-    if size == 1 or _verb(given) in SHARED:
+    if size == 1 or _verb_of(given) in SHARED:
         return True
     if rank == 0 and not {"-q", "--quiet"} & set(given):
-        say(f"note: {_verb(given) or 'this'} takes one process: the first of {size:,}")
+        say(f"note: {_verb_of(given) or 'this'} takes one process: the first of {size:,}")
     return rank == 0
 
 
-def _verb(given: list[str]) -> str | None:
+def _verb_of(given: list[str]) -> str | None:
     return next((text for text in given if not text.startswith("-")), None)
 
 
@@ -481,7 +481,7 @@ def _failed(text: str, code: int) -> int:
 
 def _flags(given: list[str]) -> list[str]:
     """Return the options and arguments of the command that was asked for."""
-    name = _verb(given)
+    name = _verb_of(given)
     if name is None or name not in set(app):
         return []
     command: Any = app[name]

@@ -56,6 +56,7 @@ __all__ = [
     "load_images",
     "load_sounds",
     "reload",
+    "settings_like",
 ]
 
 Binarize = Literal["none", "static", "dynamic"]
@@ -885,9 +886,44 @@ def reload(
         >>> reload(data.protocol).protocol["sha256"] == data.protocol["sha256"]
         True
     """
+    settings = _settings_of(protocol)
+    if isinstance(source, str | Path):
+        settings = settings_like(protocol)
+    if source is None and protocol.get("given"):
+        what = f"{protocol['source']}: made in memory, so it cannot be read again"
+        raise DataError(f"{what}. Try: data=... in Python, the same object")
+    source = protocol.get("paths", protocol["source"]) if source is None else source
+    return load(source, progress=progress, whole=whole, **settings)
+
+
+def settings_like(protocol: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of `load` that read other data as a protocol's were read.
+
+    On the same grid of levels, in the same size, with the same labels in the same order.
+
+    Args:
+        protocol: As in `Dataset.protocol`.
+
+    Returns:
+        Options of `load` by name.
+
+    Raises:
+        DataError: The protocol is damaged.
+
+    Example:
+        >>> found = settings_like(load("fashion", size=14, binarize="dynamic").protocol)
+        >>> found["size"], found["binarize"]
+        ((14, 14), 'dynamic')
+    """
+    return _settings_of(protocol) | _like(protocol) | {"storage": "auto"}
+
+
+def _settings_of(protocol: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of `load` that a protocol was made with."""
     names = ("size", "fit", "channels", "binarize", "seed", "test_fraction")
     try:
         settings = {name: protocol[name] for name in names}
+        protocol["source"], protocol["kind"], protocol["event_shape"]
         size = settings["size"]
         settings["size"] = tuple(size) if size else None
         settings["levels"] = protocol.get("reading", "auto")
@@ -900,17 +936,11 @@ def reload(
         if protocol.get("kind") == "sound":
             settings |= {name: protocol.get(name) for name in ("rate", "clip")}
         settings["storage"] = str(protocol.get("storage", "auto"))
-        if isinstance(source, str | Path):
-            settings |= _like(protocol) | {"storage": "auto"}
-        if source is None and protocol.get("given"):
-            what = f"{protocol['source']}: made in memory, so it cannot be read again"
-            raise DataError(f"{what}. Try: data=... in Python, the same object")
-        source = protocol.get("paths", protocol["source"]) if source is None else source
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"protocol: expected what load() stores; wrong or missing: {error}"
         ) from error
-    return load(source, progress=progress, whole=whole, **settings)
+    return settings
 
 
 def _like(protocol: dict[str, Any]) -> dict[str, Any]:
@@ -924,5 +954,7 @@ def _like(protocol: dict[str, Any]) -> dict[str, Any]:
     if protocol["kind"] == "continuous":
         return {"levels": "none", "rules": RULES, "size": None}
     shape = protocol["event_shape"]
-    found = {"size": tuple(shape[1:]) or None}
+    found: dict[str, Any] = {"size": tuple(shape[1:]) or None}
+    if len(shape) == 3:
+        found["channels"] = "grey" if shape[0] == 1 else "rgb"
     return found | ({"grid": Grid.from_dict(protocol["grid"])} if "grid" in protocol else {})
