@@ -6,6 +6,7 @@ Which to use: `read_arrays`. Nothing is ever unpickled.
 import math
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +16,17 @@ from numpy.typing import NDArray
 from kullback.core import DataError, describe, numpy_error, numpy_errors
 
 from . import limits
-from .counts import SIZE_NAMES, SPARSE_NAMES, as_counts, dense_of, read_table
+from .counts import (
+    ANNDATA_SUFFIX,
+    MATRICES,
+    SIZE_NAMES,
+    SPARSE_NAMES,
+    as_counts,
+    column_in,
+    dense_of,
+    read_anndata,
+    read_table,
+)
 from .examples import Examples, Reading, digests_of, plural
 from .limits import (
     BIT_DEPTH_FROM,
@@ -41,14 +52,14 @@ __all__ = [
 ]
 
 TABLE_SUFFIXES = (".csv", ".tsv")
-ARRAY_SUFFIXES = (".npy", ".npz", *TABLE_SUFFIXES)
+ARRAY_SUFFIXES = (".npy", ".npz", *TABLE_SUFFIXES, ANNDATA_SUFFIX)
 
 _CHUNK = 1 << 20
 Named = dict[str, NDArray[Any]]
 
 
 def read_arrays(path: Path, how: Reading | None = None) -> Examples:
-    """Read `.npy`, a table, or `.npz` with x_train and x_test, or x_train, or exactly one array.
+    """Read `.npy`, a table, AnnData, or `.npz` with x_train and x_test, x_train, or one array.
 
     `[N, H, W]`, `[N, H, W, C]` and `[N, C, H, W]` (C = 1 or 3; the second reading wins only when
     the third is impossible) become `[N, C, H, W]`; `[N, D]` stays. Values on a grid of at most
@@ -59,6 +70,10 @@ def read_arrays(path: Path, how: Reading | None = None) -> Examples:
     dtypes, shapes or ranges, NaN or infinity (naming the row).
     """
     how = how or Reading()
+    if path.suffix.lower() == ANNDATA_SUFFIX:
+        wanted = how.levels in ("auto", "counts")
+        arrays, said = read_anndata(path, how.label, _enough_memory(path), counts=wanted)
+        return read_given(arrays, path, how, [said])
     arrays, notes = _load(path, how.label)
     return read_given(arrays, path, how, notes)
 
@@ -70,7 +85,7 @@ def read_given(arrays: Named, path: Path, how: Reading, notes: list[str] | None 
     labels = {name: arrays.pop(name) for name in _label_names(how.label) if name in arrays}
     laid_out = {name: layout(array, f"{path}: {name}") for name, array in arrays.items()}
     _require_same_events(laid_out, path)
-    counted, sizes = _are_counts(laid_out, how, sparse=_SPARSE in notes), ""
+    counted, sizes = _are_counts(laid_out, how, sparse=any(note in _COUNTED for note in notes)), ""
     if counted:
         values, sizes = as_counts(laid_out, given, path, how.size_factors, notes)
         grid = None
@@ -89,6 +104,8 @@ def read_given(arrays: Named, path: Path, how: Reading, notes: list[str] | None 
 
 def label_in(path: Path, label: str) -> str:
     """Return the name of labels where a file has an array or a column of them, else ""."""
+    if path.suffix.lower() == ANNDATA_SUFFIX:
+        return label if column_in(path, label) else ""
     try:
         if path.suffix.lower() in TABLE_SUFFIXES:
             with path.open(encoding="utf-8-sig") as file:
@@ -161,6 +178,7 @@ def _load(path: Path, label: str = "") -> tuple[Named, list[str]]:
 
 
 _SPARSE = "a sparse matrix, held with its zeros"
+_COUNTED = (_SPARSE, *MATRICES)  # notes on what holds counts where its numbers are whole
 
 
 def _without_zeros(found: Named, path: Path, notes: list[str], label: str) -> Named:
@@ -168,7 +186,7 @@ def _without_zeros(found: Named, path: Path, notes: list[str], label: str) -> Na
     if any(name not in found for name in SPARSE_NAMES):
         return found
     notes.append(_SPARSE)
-    dense = dense_of(found, path, lambda size: _require_memory(path, size, size))
+    dense = dense_of(found, path, _enough_memory(path))
     beside = (*SIZE_NAMES, *_label_names(label))
     return {"counts": dense} | {name: found[name] for name in beside if name in found}
 
@@ -241,6 +259,11 @@ def _require_memory(path: Path, declared: int, present: int) -> None:
             f"while they are read; {free / 2**30:.1f} GB of memory are free. "
             "Try: fewer examples, or 8-bit levels"
         )
+
+
+def _enough_memory(path: Path) -> Callable[[int], None]:
+    """Return a check that memory has room for so many bytes of a file."""
+    return lambda size: _require_memory(path, size, size)
 
 
 def free_memory() -> int | None:

@@ -426,7 +426,8 @@ def load(
             is shorter. Shorter sounds are padded, longer ones cut into consecutive clips.
         size_factors: Of counts: "total" (of each row), "given" (the array `size_factors` of an
             `.npz`, or `size_factors_train` and `size_factors_test`; a column of that name in a
-            table), "none", or "auto": given ones if there are any. They become the last column.
+            table or in `obs`), "none", or "auto": given ones if there are any. They become the last
+            column.
         label: Where labels are from: "folder" (the folder in which a picture or a sound lies), or
             the name of an array of an `.npz` (`y`, or `y_train` and `y_test`) or of a column of a
             table; "" for none.
@@ -819,9 +820,9 @@ def _read(
         return read_folder(path, size=size, fit=fit, channels=channels, progress=progress, how=how)
     if what == "image" and size is not None:
         return read_file(path, size=size, fit=fit, channels=channels, how=how)
-    if path.suffix.lower() in (".h5ad", ".h5", ".loom"):
+    if path.suffix.lower() in (".h5", ".loom"):
         hint = "scipy.sparse.save_npz('counts.npz', adata.X), or numpy.savez of adata.X.toarray()"
-        raise DataError(f"{path}: expected .npz, .npy or .csv counts; got HDF5. Try: {hint}")
+        raise DataError(f"{path}: expected .h5ad, .npz, .npy or .csv counts; got HDF5. Try: {hint}")
     if what not in ("embedded", "array"):
         raise DataError(f"{path}: expected a folder of images, a .npy, .npz or .csv file")
     arrays = what == "array"
