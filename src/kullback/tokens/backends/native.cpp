@@ -1551,6 +1551,12 @@ template <class Work> void each_row(int64_t n, int64_t vocab, int threads, Work 
     for (auto& other : others) other.join();
 }
 
+// Tokens up to which a row is summed in float64 whatever its dtype: errors of few terms do not average
+// out (1e-6 of KL), and the time is that of the call
+#ifndef FEW
+const int64_t FEW = 128;
+#endif
+
 struct Call {  // the same in native.py
     const void *p, *q;
     int64_t p_stride, q_stride;  // bytes
@@ -1565,11 +1571,12 @@ struct Call {  // the same in native.py
     Shared shared() const { return {vocab, temperature, beta, asks}; }
     std::shared_ptr<const Tables> tables() const {
 #if WIDTH == 64
-        if (asks & ASK_JS && !wide()) return Tables::find(beta);
+        if (asks & ASK_JS && !doubles()) return Tables::find(beta);
 #endif
         return nullptr;
     }
     bool wide() const { return p_dtype == FLOAT64 || (q && q_dtype == FLOAT64); }
+    bool doubles() const { return wide() || vocab <= FEW; }
 };
 
 struct Slopes {
@@ -1599,7 +1606,7 @@ extern "C" void kullback_sums(const Call* call, double* out) {
     each_row(call->rows, call->vocab, call->threads, [&](int64_t i) {
         if (call->keep && !call->keep[i]) return;
         double found[SUMS];
-        if (call->wide()) row_sums<double>(call->p_row(i), call->q_row(i), s, found);
+        if (call->doubles()) row_sums<double>(call->p_row(i), call->q_row(i), s, found);
         else row_sums<float>(call->p_row(i), call->q_row(i), s, found);
         for (int each = 0; each < SUMS; each++) out[each * call->rows + i] = found[each];
     });
@@ -1636,7 +1643,7 @@ extern "C" void kullback_slopes(const Call* call, const Slopes* out) {
         for (int each = 0; each < SUMS; each++) found[each] = out->sums[each * call->rows + i];
         for (int each = 0; each < 2 * SIDE; each++) c[each] = out->coefficients[each * call->rows + i];
         const int64_t id = call->ids ? call->ids[i] : -1;
-        if (call->wide()) row_slopes<double>(call->p_row(i), call->q_row(i), s, found, c, id, to);
+        if (call->doubles()) row_slopes<double>(call->p_row(i), call->q_row(i), s, found, c, id, to);
         else row_slopes<float>(call->p_row(i), call->q_row(i), s, found, c, id, to);
     });
 }
