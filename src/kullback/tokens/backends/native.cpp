@@ -1557,6 +1557,10 @@ template <class Work> void each_row(int64_t n, int64_t vocab, int threads, Work 
 const int64_t FEW = 128;
 #endif
 
+// Powers of two of a largest logit from which its row is summed in float64: in float32 exponents are
+// rounded by 2^-24 of it there, and with them the log-probabilities that gradients hold
+const double LARGE = 1024.0;
+
 struct Call {  // the same in native.py
     const void *p, *q;
     int64_t p_stride, q_stride;  // bytes
@@ -1577,6 +1581,11 @@ struct Call {  // the same in native.py
     }
     bool wide() const { return p_dtype == FLOAT64 || (q && q_dtype == FLOAT64); }
     bool doubles() const { return wide() || vocab <= FEW; }
+    // Whether a row's largest logits are finite and one is LARGE
+    bool large(double p_top, double q_top) const {
+        const double most = std::max(std::fabs(p_top), std::fabs(q_top)) * shared().per_nat();
+        return std::isfinite(most) && most > LARGE;
+    }
 };
 
 struct Slopes {
@@ -1606,8 +1615,9 @@ extern "C" void kullback_sums(const Call* call, double* out) {
     each_row(call->rows, call->vocab, call->threads, [&](int64_t i) {
         if (call->keep && !call->keep[i]) return;
         double found[SUMS];
-        if (call->doubles()) row_sums<double>(call->p_row(i), call->q_row(i), s, found);
-        else row_sums<float>(call->p_row(i), call->q_row(i), s, found);
+        if (!call->doubles()) row_sums<float>(call->p_row(i), call->q_row(i), s, found);
+        if (call->doubles() || call->large(found[P_MAX], found[Q_MAX]))
+            row_sums<double>(call->p_row(i), call->q_row(i), call->shared(), found);
         for (int each = 0; each < SUMS; each++) out[each * call->rows + i] = found[each];
     });
 }
@@ -1643,7 +1653,8 @@ extern "C" void kullback_slopes(const Call* call, const Slopes* out) {
         for (int each = 0; each < SUMS; each++) found[each] = out->sums[each * call->rows + i];
         for (int each = 0; each < 2 * SIDE; each++) c[each] = out->coefficients[each * call->rows + i];
         const int64_t id = call->ids ? call->ids[i] : -1;
-        if (call->doubles()) row_slopes<double>(call->p_row(i), call->q_row(i), s, found, c, id, to);
+        if (call->doubles() || call->large(found[P_MAX], found[Q_MAX]))
+            row_slopes<double>(call->p_row(i), call->q_row(i), call->shared(), found, c, id, to);
         else row_slopes<float>(call->p_row(i), call->q_row(i), s, found, c, id, to);
     });
 }
