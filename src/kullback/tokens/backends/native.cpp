@@ -471,12 +471,13 @@ struct Shared {  // the arguments that all rows have in common
 // A logit that exponents are counted from: x per_nat − from
 template <class R> struct Anchor {
     R logit, scale, at;
-    double from;
+    double from, rest;  // rest: from less the logit in powers, once: two roundings would be two numbers
     Anchor(double x, const Shared& s) : logit(R(x)), scale(R(s.per_nat())) {
         at = R(logit * double(scale));
         if (at > logit * double(scale))  // its own exponent is 0 or just above: 2^f is best there
             at = std::nextafter(at, -std::numeric_limits<R>::infinity());
         from = WIDTH == 16 ? logit * double(scale) : double(at);
+        rest = WIDTH == 16 ? 0.0 : std::fma(-double(logit), double(scale), from);
     }
     INLINE Vec<R> exponent(Vec<R> x) const {
 #if WIDTH == 16
@@ -505,7 +506,7 @@ template <class R> struct Anchor {
 #endif
     }
     double log(double sum) const {  // log of 2^from times the sum, less the logit over the temperature
-        return LN2 * (std::log2(sum) + (from - logit * double(scale)));
+        return LN2 * (std::log2(sum) + rest);
     }
 };
 
