@@ -280,11 +280,11 @@ def nuts_of_pyro(given, seed):
     torch.set_default_dtype(torch.float64)
     pyro.set_rng_seed(seed)
     model, data = given
-    kernel = NUTS(model, target_accept_prob=0.9, jit_compile=True, ignore_jit_warnings=True)
+    options = {"target_accept_prob": 0.9, "jit_compile": True, "ignore_jit_warnings": True}
     sizes = {"num_samples": PYRO_DRAWS, "warmup_steps": PYRO_DRAWS // 2, "num_chains": 1}
     held = []
-    for _ in range(CHAINS):
-        chain = MCMC(kernel, **sizes, disable_progbar=True)
+    for _ in range(CHAINS):  # a kernel keeps the state of its chain
+        chain = MCMC(NUTS(model, **options), **sizes, disable_progbar=True)
         chain.run(*data)
         held.append(chain.get_samples())
     torch.set_default_dtype(torch.float32)
