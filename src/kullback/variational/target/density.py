@@ -230,7 +230,7 @@ class Target:
         Raises:
             ArgumentTypeError: for a result that is not a pair of arrays.
             ArgumentValueError: for results of other shapes, names that do not fit, or a gradient
-                that differences of log p contradict at every point of a few.
+                that differences of log p contradict at most points of a few.
 
         Example:
             >>> def score(z):
@@ -615,7 +615,7 @@ def _without_nan(model: Model, refusals: Refusals) -> Score:
 
 
 def _check_slope(score: Score, dim: int) -> None:
-    """Refuse a gradient that central differences of log p contradict at each of a few points."""
+    """Refuse a gradient that central differences of log p contradict at most of a few points."""
     generator = torch.Generator().manual_seed(0)
     z, way = torch.randn(2, limits.SLOPE_PROBES, dim, generator=generator, dtype=torch.float64)
     way = way / way.norm(dim=1, keepdim=True)
@@ -628,8 +628,8 @@ def _check_slope(score: Score, dim: int) -> None:
     noise = limits.SLOPE_ROUNDING * middle.abs() / step
     bend = (up - 2 * middle + down).abs() / step
     wrong = ~((seen - said).abs() <= limits.SLOPE_TOLERANCE * size + bend + noise)
-    if bool(known.any()) and bool(wrong[known].all()):
-        k = int(known.nonzero()[0])
+    if int(wrong[known].sum()) > 0.5 * int(known.sum()):
+        k = int((known & wrong).nonzero()[0])
         got = f"a slope of {float(said[k]):.4g} where log p rises by {float(seen[k]):.4g}"
         hint = "∂ log p/∂z, of log p itself, not of −log p, at each point"
         require(False, "score", "the gradient of its log p", got, hint)  # noqa: FBT003
