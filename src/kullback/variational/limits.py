@@ -60,6 +60,11 @@ SHOWN_ENTRIES = 6  # of a vector, in an error message
 # target/density: NaN in the data of other programs
 DATA_PROBES = 8  # points in (-2, 2)^d, as Stan's starts, at none of which log p is finite
 
+# target/density: a gradient of a user's own against differences of log p along random directions
+SLOPE_PROBES, SLOPE_STEP = 4, 1e-3  # standard normal points; a step of unconstrained z
+SLOPE_TOLERANCE = 0.05  # of the terms' size, beside the change of slope within a step,
+SLOPE_ROUNDING = 1e-6  # and rounding of log p, relative: ten units of float32
+
 # engine: choice of family and method
 MAX_MIXTURE_FULL_DIMENSIONS = 100  # up to which a mixture has full covariances: K d^2 a draw
 MAX_LOW_RANK_FIXED_DIMENSIONS = 64  # up to which fixed draws fit a low-rank Gaussian
