@@ -15,6 +15,8 @@ from kullback.variational.diagnostics.missed_modes import Probed, narrowest, pro
 
 Z = 4.5
 
+slow = pytest.mark.slow
+
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
