@@ -72,14 +72,14 @@ class Probed:
 def narrowest(dims: int, points: int) -> float:
     """Return the sd of the narrowest peak whose basin holds 3 of so many random points on average.
 
-    In units of q's sd, 1 at most. With s < 1 a peak N(m, s² I) at a distance D has the higher density of two
-    in a ball about m / (1 − s²) of squared radius s² (D² + 2 (1 − s²)(d log 1/s + log odds)) /
-    (1 − s²)². Points have uniform directions and log-uniform radii; 3 on average are missed in 5 %.
-    Of D = 5, 9, 20 and 40 the worst; the peak holds 2 % of p. Approximate: p's other part and the peak
-    are round in q's frame. By bisection.
+    In units of q's sd, 1 at most. With s < 1 a peak N(m, s² I) at a distance D has the higher
+    density of two in a ball about m / (1 − s²) of squared radius
+    s² (D² + 2 (1 − s²)(d log 1/s + log odds)) / (1 − s²)². Points have uniform directions and
+    log-uniform radii; where 3 meet it on average, none does in 5 %. Of D = 5, 9, 20 and 40 the
+    worst; the peak holds 2 % of p. Approximate: both parts of p are round in q's frame.
 
     >>> [round(narrowest(d, 4096), 2) for d in (2, 10, 30)]
-    [0.07, 0.66, 0.88]
+    [0.07, 0.66, 0.89]
     """
     low, high = math.log(1e-3), math.log(0.999)
     for _ in range(limits.WIDTH_BISECTIONS):
@@ -165,13 +165,14 @@ def probe(
     home = _newton(whitened, torch.zeros(dims, dtype=draws.dtype))
     for end in _settled(whitened, *_climb(whitened, begin)):
         apart = _is_apart(whitened, end, home)
-        local, share = _missing(whitened, end, own_places, here, own, apart=apart)
-        if share is not None and share[0] > found.share:
+        missing = _missing(whitened, end, own_places, here, own, apart=apart)
+        if missing is not None and missing[0] > found.share:
+            share, local, weights = missing
             found = replace(
                 found,
-                share=share[0],
+                share=share,
                 draws=frame.outwards(local),
-                log_weights=share[1],
+                log_weights=weights,
                 distance=float(end.norm()),
             )
     return found
@@ -390,11 +391,12 @@ def _missing(
     generator: torch.Generator,
     *,
     apart: bool,
-) -> tuple[Tensor, tuple[float, Tensor] | None]:
+) -> tuple[float, Tensor, Tensor] | None:
     """Weigh a peak by draws of a t with 5 degrees of freedom shaped by its curvature.
 
-    apart: whether it is known to be no part of the peak on which q's mean is. Returns the draws, and the share of p there that q's draws `own` have not, with the log weights
-    that count; None where q has its share of draws, or the end is no peak.
+    apart: whether it is known to be no part of the peak on which q's mean is. Returns the share of
+    p there that q's draws `own` have not, draws of the t and the log weights that count; None where
+    q has its share of draws, or the end is no peak.
     """
     dims, peak = len(end), _Peak.at(log_density, end)
     noise = torch.randn(limits.PEAK_DRAWS, dims, generator=generator, dtype=end.dtype)
@@ -403,12 +405,12 @@ def _missing(
     noise = noise * (degrees / size.square().sum(1)).sqrt()[:, None]
     local = end + noise @ peak.root.mT
     if not peak.top or peak.decrement > limits.MAX_PEAK_DISTANCE**2:
-        return local, None
+        return None
     log_det = torch.linalg.slogdet(peak.root)[1]
     log_t = student_t_log_prob(noise.square().sum(1), dims, degrees, log_det)
     with torch.no_grad():
         weights = (log_density(local) - log_t).nan_to_num(-math.inf, math.inf, -math.inf)
-    best: tuple[float, Tensor] | None = None
+    best: tuple[float, Tensor, Tensor] | None = None
     white = torch.linalg.solve(peak.root, (own - end).mT).mT  # q's draws, in sd of the peak
     body = white.norm(dim=1) < math.sqrt(dims) + limits.OUTSIDE_SDS
     away = apart and float(white.mean(0).norm()) > 1 + limits.OUTSIDE_SDS
@@ -419,5 +421,5 @@ def _missing(
         share = float(torch.sigmoid(log_mean_exp(counted) - here))
         has = float(theirs.double().mean())
         if has < limits.OWN_SHARE * share and (best is None or share - has > best[0]):
-            best = share - has, counted
-    return local, best
+            best = share - has, local, counted
+    return best
