@@ -183,7 +183,8 @@ def _around(dims: int, number: int, generator: torch.Generator) -> Tensor:
     way = torch.randn(number, dims, generator=generator, dtype=torch.float64)
     low, high = math.log(limits.OUTSIDE_SDS), math.log(limits.SCAN_REACH)
     log_r = torch.linspace(low, high, number, dtype=torch.float64)
-    return way / way.norm(dim=1, keepdim=True) * log_r.exp()[:, None]
+    points: Tensor = way / way.norm(dim=1, keepdim=True) * log_r.exp()[:, None]
+    return points
 
 
 def _ways(frame: Frame) -> Tensor:
