@@ -163,7 +163,8 @@ def probe(
     here = float(log_mean_exp(log_p - log_q)) - float(frame.log_det)
     found = Probed(0.0, climbs, scanned=scanned, rays=rays, dims=dims)
     home = _newton(whitened, torch.zeros(dims, dtype=draws.dtype))
-    for end in _settled(whitened, *_climb(whitened, begin)):
+    ends, heights = _climb(whitened, begin)
+    for end in _settled(whitened, ends, heights):
         apart = _is_apart(whitened, end, home)
         missing = _missing(whitened, end, own_places, here, own, apart=apart)
         if missing is not None and missing[0] > found.share:
