@@ -57,6 +57,9 @@ FEWEST_COMPILED, COMPILED_STEP = 64, 8  # for each, and 2 ms to evaluate 4,096 p
 MAX_ROWS_TOGETHER = 8192  # rows of data evaluated together, by default
 SHOWN_ENTRIES = 6  # of a vector, in an error message
 
+# target/density: NaN in the data of other programs
+DATA_PROBES = 8  # points in (-2, 2)^d, as Stan's starts, at none of which log p is finite
+
 # engine: choice of family and method
 MAX_MIXTURE_FULL_DIMENSIONS = 100  # up to which a mixture has full covariances: K d^2 a draw
 MAX_LOW_RANK_FIXED_DIMENSIONS = 64  # up to which fixed draws fit a low-rank Gaussian
@@ -288,6 +291,7 @@ MAX_DRAW_SHARE = 0.02  # of all weight, on one draw
 # calibration: ranks of simulated parameters
 CALIBRATION_LEVEL = 0.05  # probability of a false alarm, over all quantities and tests
 BAND_SHARE, SHIFT_SHARE, SD_SHARE = 0.5, 0.25, 0.25  # of it, for each of the three tests
+CERTAIN_DEVIATION = 0.001  # p-value over all quantities, above which a second look is advised
 DETECTED = 0.9  # probability with which a deviation is found that the verdict names
 FEWEST_SIMULATIONS = 20  # with which a band is narrower than half the unit interval
 BAND_POINTS = 100  # at which the distribution function is looked at, at most
