@@ -304,13 +304,19 @@ class TrainingOptions:
         TRAINING.seed
     )
     validation: Annotated[
-        Real, about("Share of the training data held out to pick the best weights on.")
-    ] = TRAINING.validation
+        Real | None,
+        about(
+            "Share of the training data held out to pick the best weights on (default: 0; 0.1 "
+            "of 100 to 1,999 images)."
+        ),
+    ] = None
 
-    def training(self, kind: str, event_shape: tuple[int, ...] = ()) -> Training:
+    def training(
+        self, kind: str, event_shape: tuple[int, ...] = (), examples: int | None = None
+    ) -> Training:
         """Return the library's settings for data; a ValueError says which option is wrong."""
         given = {name: value for name, value in vars(self).items() if value is not None}
-        return Training.usual(kind, event_shape, **given)
+        return Training.usual(kind, event_shape, examples=examples, **given)
 
 
 @dataclass(kw_only=True)

@@ -101,7 +101,8 @@ def train(
             architecture = _architecture(model, start)
             reads = partial(_read, data, reading or DataOptions(), options.seed)
             dataset = _in_turn(group, partial(reads, architecture.likelihood))
-            settings = options.training(dataset.kind, dataset.event_shape)
+            known = dataset.kind, dataset.event_shape, len(dataset.train)
+            settings = options.training(*known)
             where: Any = {
                 "start": start,
                 "folder": out,

@@ -287,8 +287,8 @@ def fit(
 def _own_batch(data: Dataset, indices: Tensor, own: slice, generator: torch.Generator) -> Tensor:
     """Return this process's rows of a batch; bits are drawn for all, so that they are the same."""
     if data.dynamic:
-        return data.batch(indices, generator)[own].float()
-    return data.batch(indices[own], generator).float()
+        return data.batch(indices, generator)[own]
+    return data.batch(indices[own], generator)
 
 
 def _given(model: VAE, data: Dataset, indices: Tensor) -> VAE:
@@ -364,7 +364,7 @@ def _gradient(
     def gradient(given: VAE, x: Tensor, noise: Tensor, progress: float) -> tuple[Tensor, Tensor]:
         if by_hand is not None:
             return by_hand(x, noise, settings.beta_at(progress))
-        loss, figures = loss_terms(given, x, noise, settings, progress, group=group)
+        loss, figures = loss_terms(given, x.float(), noise, settings, progress, group=group)
         flat.differentiate(loss)
         return loss, figures
 

@@ -182,7 +182,9 @@ def train(
     architecture = chosen.architecture_with(architecture)
     levels = "counts" if architecture.likelihood in COUNTS else "auto"
     dataset = data if isinstance(data, Dataset) else load(data, levels=levels)
-    training = chosen.training_with(training, dataset.kind, dataset.event_shape)
+    training = chosen.training_with(
+        training, dataset.kind, dataset.event_shape, examples=len(dataset.train)
+    )
     where = pick_device(device)
     processes.own_gpu(str(where))  # told before anything is written
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()

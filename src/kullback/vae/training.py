@@ -13,6 +13,8 @@ from kullback.core import require
 
 from .architecture import Architecture
 from .limits import (
+    FEW_IMAGES,
+    FEW_VALIDATION,
     IMAGE_BATCH,
     LARGE_IMAGE_BATCH,
     PATCH_NUMBERS,
@@ -132,14 +134,23 @@ class Training:
         require(known, "precision", "auto, float32 or bfloat16", repr(self.precision))
 
     @classmethod
-    def usual(cls, kind: str, event_shape: tuple[int, ...] = (), **given: Any) -> "Training":
+    def usual(
+        cls,
+        kind: str,
+        event_shape: tuple[int, ...] = (),
+        *,
+        examples: int | None = None,
+        **given: Any,
+    ) -> "Training":
         """Return the usual settings for data of a kind and shape, and those given.
 
-        A step has 4 clips of sound, 64 images, or 32 images of 3,000 numbers and more.
+        A step has 4 clips of sound, 64 images, or 32 images of 3,000 numbers and more. Of 100 to
+        1,999 training images a tenth is held out, and the best weights are picked on it.
 
         Args:
             kind: As in `Dataset`.
             event_shape: As in `Dataset`; without it a step has 128 examples.
+            examples: For training; without it none is held out.
             **given: Settings other than the usual ones.
 
         Returns:
@@ -150,6 +161,8 @@ class Training:
             (4, 128)
             >>> Training.usual("8-bit", (3, 64, 64)).batch_size
             32
+            >>> Training.usual("8-bit", (1, 28, 28), examples=300).validation
+            0.1
         """
         usual: dict[str, Any] = {}
         if kind == "sound":
@@ -163,6 +176,8 @@ class Training:
         elif len(event_shape) == 3:
             large = math.prod(event_shape) >= PATCH_NUMBERS
             usual = {"batch_size": LARGE_IMAGE_BATCH if large else IMAGE_BATCH}
+            if examples is not None and FEW_IMAGES[0] <= examples < FEW_IMAGES[1]:
+                usual["validation"] = FEW_VALIDATION
         return cls(**(usual | given))
 
     @property
@@ -289,7 +304,12 @@ class Preset:
         return replace(chosen, **values)
 
     def training_with(
-        self, given: Training | None, kind: str = "8-bit", event_shape: tuple[int, ...] = ()
+        self,
+        given: Training | None,
+        kind: str = "8-bit",
+        event_shape: tuple[int, ...] = (),
+        *,
+        examples: int | None = None,
     ) -> Training:
         """Return its settings, except where the given ones differ from `Training()`.
 
@@ -297,7 +317,7 @@ class Preset:
         `Training.usual`).
         """
         if given is None:
-            return Training.usual(kind, event_shape, **self.training)
+            return Training.usual(kind, event_shape, examples=examples, **self.training)
         return replace(given, **self._unset(given, Training(), self.training))
 
     def beside(self, architecture: Architecture, training: Training) -> "Preset":
