@@ -8,7 +8,7 @@ import torch
 
 from kullback.core import DataError, MissingExtraError
 from kullback.data import PADDING, describe_protocol, load, load_sounds, reload, wav_of
-from kullback.data.sounds import read_clips, read_sound
+from kullback.data.sounds import read_clips, read_sound, read_sound_folder
 
 soundfile = pytest.importorskip("soundfile")
 soxr = pytest.importorskip("soxr")
@@ -230,6 +230,30 @@ def test_npz_of_floats_and_bad_clips(tmp_path):
     assert np.array_equal(joined(data)["clip[3]"], tone(100, 2))
 
 
+def test_labels_of_clips_are_those_of_their_files(folder, tmp_path):
+    data = load(folder, label="folder", clip=0.05, test_fraction=0.4)
+    assert data.protocol["labels"] == ["d0", "d1", "d2"]
+    for names, labels in (
+        (data.train_names, data.train_labels),
+        (data.test_names, data.test_labels),
+    ):
+        assert len(names) == len(labels)
+        assert [name[:2] for name in names] == [f"d{k}" for k in labels.tolist()]
+    again = reload(data.protocol)
+    assert torch.equal(again.train_labels, data.train_labels)
+    with pytest.raises(ValueError, match="label: expected folder for pictures and sound"):
+        load(folder, label="who")
+    flags, said = np.arange(8) % 4 == 3, np.array(list("abababab"))
+    clips_file(tmp_path / "a.npz", rate=8000, test=flags, who=said, short=said[1:])
+    clips = load(tmp_path / "a.npz", label="who", clip=0.02)
+    for name, label in zip(clips.train_names, clips.train_labels.tolist(), strict=True):
+        assert "ab"[label] == said[int(name[5])]
+    with pytest.raises(DataError, match="expected an array 'where' of labels; got none"):
+        load(tmp_path / "a.npz", label="where")
+    with pytest.raises(DataError, match=r"short: expected 8 labels, integers or text, one a row"):
+        load(tmp_path / "a.npz", label="short")
+
+
 @pytest.mark.parametrize("missing", ["samples", "offset"])
 def test_clips_without_one_of_their_arrays(tmp_path, missing):
     arrays = {"samples": tone(100), "offset": np.array([0, 100])}
@@ -320,3 +344,22 @@ def test_without_the_extra_the_message_says_how(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'kullback\[audio\]'"):
         load(folder)
+
+
+@pytest.mark.parametrize("scale", [32767.0, 2.0**23, 20.0])
+def test_floats_far_beyond_full_scale_are_refused(tmp_path, scale):
+    loud = np.sin(np.arange(400) * 0.3) * scale
+    save(tmp_path / "loud.wav", loud.astype(np.float32), subtype="FLOAT")
+    with pytest.raises(DataError, match=r"where full scale is 1\. Try: integers as int16"):
+        read_sound((tmp_path / "loud.wav").read_bytes())
+    np.savez(tmp_path / "x.npz", samples=loud, offset=np.array([0, 100, 400]))
+    with pytest.raises(DataError, match="full scale is 1"):
+        read_clips(tmp_path / "x.npz")
+
+
+def test_opus_is_read_by_its_suffix(tmp_path):
+    for k in range(4):
+        samples = np.sin(np.arange(4800) * (0.1 + 0.02 * k)) * 0.5
+        soundfile.write(tmp_path / f"{k}.ogg", samples, 48000, format="OGG", subtype="OPUS")
+        (tmp_path / f"{k}.ogg").rename(tmp_path / f"{k}.opus")
+    assert read_sound_folder(tmp_path).sound["rate"] == 48000

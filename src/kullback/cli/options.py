@@ -312,11 +312,17 @@ class TrainingOptions:
     ] = None
 
     def training(
-        self, kind: str, event_shape: tuple[int, ...] = (), examples: int | None = None
+        self,
+        kind: str,
+        event_shape: tuple[int, ...] = (),
+        *,
+        kl_per_dimension: bool = True,
+        examples: int | None = None,
     ) -> Training:
         """Return the library's settings for data; a ValueError says which option is wrong."""
         given = {name: value for name, value in vars(self).items() if value is not None}
-        return Training.usual(kind, event_shape, examples=examples, **given)
+        known: dict[str, Any] = {"kl_per_dimension": kl_per_dimension, "examples": examples}
+        return Training.usual(kind, event_shape, **known, **given)
 
 
 @dataclass(kw_only=True)

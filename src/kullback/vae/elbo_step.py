@@ -189,7 +189,7 @@ class ElboStep:
     @torch.no_grad()
     def __call__(self, x: Tensor, noise: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         """Return the loss and (ELBO, rate), batch means in nats; leave the gradient in `flat`."""
-        x, noise = x.flatten(1).contiguous(), noise[0]
+        x, noise = x.flatten(1).contiguous(), noise[0].contiguous()
         if self.functions is None:
             likelihood, rate = self._in_torch(*self._centred(x), noise, beta)
             return beta * rate - likelihood, torch.stack([likelihood - rate, rate])

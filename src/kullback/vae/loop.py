@@ -91,7 +91,7 @@ def loss_terms(
     beta = settings.beta_at(progress)
     name = settings.bound_at(progress)
     if name != "elbo":
-        bound = WeightedBound(name, settings.alpha, settings.groups)
+        bound = WeightedBound(name, settings.alpha, settings.groups_at(progress))
         likelihood, kl, objective = model.tight_terms(x, noise, beta, bound)
     else:
         likelihood, kl = model.elbo_terms(x, noise)
@@ -150,11 +150,11 @@ def require_parts_fit(model: VAE, settings: Training) -> None:
     """Raise an ArgumentValueError where settings ask for what the model's parts do not have."""
     known = not settings.free_bits or model.has_kl_per_dimension()
     why = "0 where there is no KL of a single latent dimension (a learned prior, a full q)"
-    hint = "prior normal with posterior diagonal, or warmup"
+    hint = "free_bits=0, or prior normal with posterior diagonal"
     require(known, "free_bits", why, settings.free_bits, hint)
     several = len(model.layer_sizes) > 1
     why = "several stochastic layers, between which the KL is balanced"
-    require(several or not settings.balance, "balance", why, "one", "layers 2")
+    require(several or not settings.balance, "balance", why, "one", "layers=2")
     plain = settings.objective == "elbo" and settings.draws == 1 and not settings.tighten
     coded = isinstance(model.family, Quantised)
     why = (
@@ -761,7 +761,7 @@ class Monitor:
         held = self.validation
         where = f"{len(self.test):,} test" if held is None else f"{len(held):,} held-out"
         remedy = (
-            "the weights of the best step are kept"
+            "The weights of the best step are kept"
             if held is not None
             else "Try: --validation 0.1, which keeps the weights of the best step, or a shorter run"
         )

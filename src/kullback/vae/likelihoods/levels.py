@@ -594,8 +594,8 @@ class _Mixture(torch.autograd.Function):
         around: Tensor | None,
         mixture: DiscretisedLogistics,
     ) -> Tensor:
-        parameters, x = parameters.contiguous(), x.float().contiguous()
-        around = None if around is None else around.float().contiguous()
+        parameters, x = _as_read(parameters), _as_read(x.float())
+        around = None if around is None else _as_read(around.float())
         value = torch.empty(parameters.shape[: -mixture.event.axes])
         by = torch.empty_like(parameters) if ctx.needs_input_grad[0] else None
         _mixture_pass(mixture, (parameters, x, around), value, by)
@@ -605,12 +605,17 @@ class _Mixture(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        by, factor = ctx.by, grad.float().contiguous()
+        by, factor = ctx.by, _as_read(grad.float())
         out, rows = torch.empty_like(by), factor.numel()
         pointers = [tensor.data_ptr() for tensor in (by, factor, out)]
         sizes = (by.numel() // rows, int(by.dtype == torch.bfloat16))
         in_threads(lambda a, b: library().scale_rows(*pointers, a, b, *sizes), rows)  # type: ignore[union-attr]
         return out, None, None, None
+
+
+def _as_read(x: Tensor) -> Tensor:
+    """Return x as C reads it: contiguous, without a negative bit."""
+    return x.resolve_neg().contiguous()
 
 
 def _mixture_pass(
