@@ -22,7 +22,7 @@ from kullback.vae.checkpoint import FlatParameters, load_tensors
 from kullback.vae.evaluation import collapse_warning
 from kullback.vae.evidence import bounds
 from kullback.vae.loop import State, batches, fit, loss_terms
-from kullback.vae.training import too_short
+from kullback.vae.training import preset, too_short
 
 SMALL = Architecture(hidden=(16,), latent=3)
 
@@ -574,6 +574,26 @@ def test_a_run_too_short_for_its_data_says_how_long_it_should_be(
         spent = seconds / 60 if unit == "minutes" else amount
         steps = step * asked / spent
         assert not too_short(given, math.ceil(steps), seconds, examples, kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "examples", "share"),
+    [
+        ("8-bit", (1, 28, 28), 99, 0.0),
+        ("8-bit", (1, 28, 28), 100, 0.1),
+        ("8-bit", (3, 64, 64), 300, 0.1),
+        ("binary", (1, 28, 28), 1999, 0.1),
+        ("8-bit", (1, 28, 28), 2000, 0.0),
+        ("8-bit", (1, 28, 28), None, 0.0),
+        ("continuous", (7,), 300, 0.0),
+        ("sound", (1, 8000), 300, 0.0),
+    ],
+)
+def test_of_few_images_a_tenth_is_held_out_by_default(kind, shape, examples, share):
+    assert Training.usual(kind, shape, examples=examples).validation == share
+    assert Training.usual(kind, shape, examples=examples, validation=0.0).validation == 0.0
+    chosen = preset("tight").training_with(None, kind, shape, examples=examples)
+    assert chosen.validation == share
 
 
 def test_the_usual_batch_is_smaller_for_larger_examples():
