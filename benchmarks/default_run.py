@@ -8,13 +8,14 @@ each image to the log; lines that are there already are not made again. Stages:
 
 - screen: a tenth of the training images is held out and measured; short runs, embedded images cut
   to a quarter, so that passes over the data are those of a whole run.
-- choose: the same with longer runs and two seeds, all training images but the tenth.
+- choose: the same with longer runs and two seeds, where a screen is too close to call.
 - count: the test images, with seeds that no stage before had. Nothing is chosen on them.
 
-One trajectory gives several averages of its weights and the curve over the run, so that averaging
-and stopping early cost no run of their own. Sets: `fashion` (the embedded images, 8-bit),
-`mnist` (dynamic bits, `--mnist` says where), `crops` (1,883 training crops of 16x16 in colour, of
-scikit-learn's two sample photographs), `small` (300 of the embedded images).
+`usual` is a rate of 0.004 and a decay of 0.1, the default before. One trajectory gives several
+averages of its weights and the curve over the run, so that averaging and stopping early cost no run
+of their own. Sets: `fashion` (the embedded images, 8-bit), `mnist` (dynamic bits, `--mnist` says
+where), `crops` (1,883 training crops of 16x16 in colour, of scikit-learn's two sample photographs),
+`small` (300 of the embedded images).
 `table` writes paired differences to benchmarks/results/default_run.json: errors are over images;
 differences of single seeds stand beside them.
 """

@@ -6,7 +6,7 @@ Batch 100, tanh, Bernoulli, dynamic binarisation (pythae has none: it trains on 
 of 20 steps of every variant, interleaved in one process, so that all meet the same machine; the
 floor is the time of the step's matrix products at the rate measured in the same rounds. Peers that
 are not installed are left out: pip install pythae==0.1.2 numpyro. Prints JSON and writes it to
-benchmarks/results/vae_throughput.json. With --processor it takes processor time of one thread on one
+benchmarks/results/vae_throughput.json. With --processor it takes processor time of one thread on a
 core, so that it can run beside other work, and writes vae_throughput_one_thread.json.
 """
 

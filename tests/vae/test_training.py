@@ -596,6 +596,27 @@ def test_of_few_images_a_tenth_is_held_out_by_default(kind, shape, examples, sha
     assert chosen.validation == share
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape", "plain", "given", "tuned"),
+    [
+        ("8-bit", (1, 28, 28), True, {}, True),
+        ("binary", (1, 28, 28), True, {"draws": 1}, True),
+        ("8-bit", (3, 32, 32), True, {}, False),
+        ("8-bit", (1, 28, 28), False, {}, False),
+        ("8-bit", (1, 28, 28), True, {"objective": "iwae"}, False),
+        ("8-bit", (1, 28, 28), True, {"batch_size": 16}, False),
+        ("continuous", (1, 28, 28), True, {}, False),
+        ("8-bit", (784,), True, {}, False),
+    ],
+)
+def test_the_tuned_rate_is_for_what_it_was_tuned_on(kind, shape, plain, given, tuned):
+    found = Training.usual(kind, shape, plain=plain, **given)
+    expected = (8e-3, 0.3) if tuned else (4e-3, 0.1)
+    assert (found.learning_rate, found.weight_decay) == expected
+    assert Training.usual(kind, shape, plain=plain, learning_rate=1e-3).learning_rate == 1e-3
+    assert preset("tight").training_with(None, kind, shape, plain=plain).learning_rate == 4e-3
+
+
 def test_the_usual_batch_is_smaller_for_larger_examples():
     shapes = {"8-bit": [(1, 28, 28), (3, 64, 64)], "continuous": [(7,)], "sound": [(1, 8000)]}
     found = [Training.usual(k, shape).batch_size for k, every in shapes.items() for shape in every]

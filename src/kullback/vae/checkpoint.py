@@ -161,11 +161,12 @@ class FlatParameters:
         if self.rounded_gradient is not self.gradient:
             self.gradient.copy_(self.rounded_gradient)
 
-    def norm(self) -> float:
+    def norm(self) -> Tensor:
         """Return the gradient's Euclidean norm."""
         if self.squares is not None:
-            return math.sqrt(self.squares)
-        return float(torch.linalg.vector_norm(self.gradient))
+            return torch.tensor(math.sqrt(self.squares))
+        norm: Tensor = torch.linalg.vector_norm(self.gradient)
+        return norm
 
     def refresh(self) -> None:
         """Bring the model's working copy up to date after the vector has changed."""

@@ -73,8 +73,8 @@ class NativeStep:
 
     def centred(self, bits: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         """Return uint8 bits `[n, D]` in float32, and the same less shift: this step's own room."""
-        pointers = _at(bits, shift, self.x, self.less)
-        self.functions.centre(*pointers, *bits.shape)
+        pointers, (rows, width) = _at(bits, shift, self.x, self.less), bits.shape
+        self.functions.centre_bits(*pointers, rows, width)
         return self.x, self.less
 
     def __call__(
@@ -191,7 +191,8 @@ class ElboStep:
         """Return the loss and (ELBO, rate), batch means in nats; leave the gradient in `flat`."""
         x, noise = x.flatten(1).contiguous(), noise[0].contiguous()
         if self.functions is None:
-            likelihood, rate = self._in_torch(*self._centred(x), noise, beta)
+            x, centred = self._centred(x)
+            likelihood, rate = self._in_torch(x, centred, noise, beta)
             return beta * rate - likelihood, torch.stack([likelihood - rate, rate])
         if self.native is None or self.native.n != len(x):
             self.native = NativeStep(self.encoder, self.decoder, len(x), self.functions)

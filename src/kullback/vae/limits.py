@@ -29,10 +29,13 @@ __all__ = [
     "EXPORT_ERROR",
     "EXPORT_EXAMPLES",
     "FEW_IMAGES",
+    "FEW_TEST_STEPS",
     "FEW_VALIDATION",
     "FLOAT32_RESOLUTION",
     "IMAGES_PER_BLOCK",
     "IMAGE_BATCH",
+    "IMAGE_DECAY",
+    "IMAGE_RATE",
     "LARGE_IMAGE_BATCH",
     "LOGISTIC_LOG_SCALE",
     "LOG_SD_LIMIT",
@@ -126,7 +129,10 @@ LOGISTIC_LOG_SCALE = (-5.0, 11.0)  # of levels: all mass on one level (1 − 1e-
 
 # The loop and what it logs
 IMAGE_BATCH, LARGE_IMAGE_BATCH = 64, 32  # images a step, below PATCH_NUMBERS and from there on
+# Of the usual network on bits and 8-bit images below PATCH_NUMBERS: benchmarks/default_run.py
+IMAGE_RATE, IMAGE_DECAY = 8e-3, 0.3  # the learning rate's peak; weight decay
 FEW_IMAGES = (100, 2000)  # for training: of fewer a tenth says little; of more 2 min overfit little
+FEW_TEST_STEPS = 100  # between looks at those held out of few images: 300 were best at step 300
 FEW_VALIDATION = 0.1  # the share of them that is held out to pick the best weights on
 SHORT_STEPS = 2000  # twice the steps, up to here, gained 2 % and more: benchmarks/colour_steps.py
 SHORT_SOUND_STEPS = 400  # of spoken digits: 50, 100, 200, 400 steps: 7.79, 7.76, 7.68, 7.59 bits

@@ -16,6 +16,8 @@ from .limits import (
     FEW_IMAGES,
     FEW_VALIDATION,
     IMAGE_BATCH,
+    IMAGE_DECAY,
+    IMAGE_RATE,
     LARGE_IMAGE_BATCH,
     PATCH_NUMBERS,
     SHORT_PASSES,
@@ -141,6 +143,7 @@ class Training:
         *,
         examples: int | None = None,
         kl_per_dimension: bool = True,
+        plain: bool = False,
         **given: Any,
     ) -> "Training":
         """Return the usual settings for data of a kind and shape, and those given.
@@ -154,6 +157,9 @@ class Training:
             examples: For training; without it none is held out.
             kl_per_dimension: Of the architecture; without it, or with another objective than the
                 ELBO, sound has no free bits.
+            plain: Whether the architecture is the default one and starts from scratch. With the
+                ELBO and the usual batch its learning rate and weight decay are then those that
+                were tuned for bits and 8-bit images of fewer than 3,000 numbers.
             **given: Settings other than the usual ones.
 
         Returns:
@@ -182,6 +188,9 @@ class Training:
             usual = {"batch_size": LARGE_IMAGE_BATCH if large else IMAGE_BATCH}
             if examples is not None and FEW_IMAGES[0] <= examples < FEW_IMAGES[1]:
                 usual["validation"] = FEW_VALIDATION
+            tuned = plain and not large and kind in ("binary", "8-bit")
+            if tuned and given.get("objective", "elbo") == "elbo" and "batch_size" not in given:
+                usual |= {"learning_rate": IMAGE_RATE, "weight_decay": IMAGE_DECAY}
         return cls(**(usual | given))
 
     @property
@@ -325,14 +334,16 @@ class Preset:
         *,
         examples: int | None = None,
         kl_per_dimension: bool = True,
+        plain: bool = False,
     ) -> Training:
         """Return its settings, except where the given ones differ from `Training()`.
 
         Without any given, those it does not name are the usual ones of the data (see
-        `Training.usual`).
+        `Training.usual`; plain: for a preset without options of its own).
         """
         if given is None:
             known: dict[str, Any] = {"kl_per_dimension": kl_per_dimension, "examples": examples}
+            known["plain"] = plain and not self.options
             return Training.usual(kind, event_shape, **known, **self.training)
         return replace(given, **self._unset(given, Training(), self.training))
 

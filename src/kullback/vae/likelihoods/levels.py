@@ -44,7 +44,7 @@ __all__ = [
 SOURCE = Path(__file__).with_name("step.c")
 _POINTER, _WHOLE, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
-    "centre": ([_POINTER] * 4 + [_WHOLE] * 2, None),
+    "centre_bits": ([_POINTER] * 4 + [_WHOLE] * 2, None),
     "activate": ([_POINTER] * 3 + [_WHOLE] * 2 + [ctypes.c_int], None),
     "deactivate": ([_POINTER] * 3 + [_WHOLE] * 2 + [ctypes.c_int], None),
     "sample_latent": ([_POINTER] * 4 + [_WHOLE] * 2 + [_REAL], ctypes.c_double),

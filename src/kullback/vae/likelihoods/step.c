@@ -43,8 +43,8 @@ static inline float tanh_of(float x) {
 }
 
 /* Bits as floats in x, and less shift in centred. */
-void centre(const uint8_t *restrict bits, const float *restrict shift, float *restrict x,
-            float *restrict centred, int64_t rows, int64_t width) {
+void centre_bits(const uint8_t *restrict bits, const float *restrict shift, float *restrict x,
+                 float *restrict centred, int64_t rows, int64_t width) {
     for (int64_t i = 0; i < rows; i++) {
         const uint8_t *b = bits + i * width;
         float *o = x + i * width, *c = centred + i * width;
