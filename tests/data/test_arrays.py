@@ -17,6 +17,9 @@ RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (40, 5, 7), dtype=np.uint8)
 
 
+LETTERS = np.array(list("ab" * 20))
+
+
 class Hostile:
     def __reduce__(self):
         return (pytest.fail, ("a pickle was run",))
@@ -146,7 +149,12 @@ def test_train_and_test_are_judged_together(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"a": GREY, "b": GREY}, "exactly one array; got a, b$"),
+        (
+            {"a": GREY, "b": GREY},
+            r"exactly one array; got a uint8 \[40, 5, 7\], b uint8 \[.*: those",
+        ),
+        ({"x": GREY, "y": np.arange(40)}, r"y int64 \[40\]. Try: label='y', or save x alone"),
+        ({"w": np.arange(3.0), "u": GREY, "v": LETTERS}, "Try: label='v', or save u alone"),
         ({"x_train": GREY, "x_test": GREY[:, :4]}, "alike in shape and kind"),
         ({"x_train": GREY, "x_test": GREY / 255}, "alike in shape and kind"),
         ({"x_train": GREY, "x_test": GREY[:1]}, "got 40 and 1"),

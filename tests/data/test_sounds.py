@@ -230,6 +230,30 @@ def test_npz_of_floats_and_bad_clips(tmp_path):
     assert np.array_equal(joined(data)["clip[3]"], tone(100, 2))
 
 
+def test_labels_of_clips_are_those_of_their_files(folder, tmp_path):
+    data = load(folder, label="folder", clip=0.05, test_fraction=0.4)
+    assert data.protocol["labels"] == ["d0", "d1", "d2"]
+    for names, labels in (
+        (data.train_names, data.train_labels),
+        (data.test_names, data.test_labels),
+    ):
+        assert len(names) == len(labels)
+        assert [name[:2] for name in names] == [f"d{k}" for k in labels.tolist()]
+    again = reload(data.protocol)
+    assert torch.equal(again.train_labels, data.train_labels)
+    with pytest.raises(ValueError, match="label: expected folder for pictures and sound"):
+        load(folder, label="who")
+    flags, said = np.arange(8) % 4 == 3, np.array(list("abababab"))
+    clips_file(tmp_path / "a.npz", rate=8000, test=flags, who=said, short=said[1:])
+    clips = load(tmp_path / "a.npz", label="who", clip=0.02)
+    for name, label in zip(clips.train_names, clips.train_labels.tolist(), strict=True):
+        assert "ab"[label] == said[int(name[5])]
+    with pytest.raises(DataError, match="expected an array 'where' of labels; got none"):
+        load(tmp_path / "a.npz", label="where")
+    with pytest.raises(DataError, match=r"short: expected 8 labels, integers or text, one a row"):
+        load(tmp_path / "a.npz", label="short")
+
+
 @pytest.mark.parametrize("missing", ["samples", "offset"])
 def test_clips_without_one_of_their_arrays(tmp_path, missing):
     arrays = {"samples": tone(100), "offset": np.array([0, 100])}

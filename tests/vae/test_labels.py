@@ -12,7 +12,7 @@ from PIL import Image
 from kullback import report
 from kullback.cli.main import main
 from kullback.core import ArgumentValueError, DataError
-from kullback.data import load, reload
+from kullback.data import PADDING, load, reload
 from kullback.vae import VAE, Architecture, Training, build, evaluate, image_bounds, resume, train
 from kullback.vae.elbo_step import step_for
 from kullback.vae.evaluation import Evaluation, bounds_given
@@ -99,6 +99,33 @@ def test_a_missing_or_unknown_label_is_refused():
     with pytest.raises(ArgumentValueError, match=r"label: expected \[8\], one for each x"):
         model.at(torch.tensor([0, 1])).encode(x)
     assert step_for(build((3,), "binary", TINY, labels=("a", "b")), None, Training()) is None
+
+
+@torch.no_grad()
+def test_a_label_of_sound_changes_p_and_not_q():
+    """Each p(x | z, y) is a distribution of the next sample: its probabilities sum to one."""
+    torch.manual_seed(0)
+    sound = {"rate": 8000, "step": 4096, "clip": 64}
+    small = Architecture(latent=2, hidden=(6,))
+    more = {"sound": sound, "levels": 16, "labels": ("a", "b")}
+    model = build((1, 64), "sound", small, **more)
+    for parameter in model.parameters():
+        parameter.add_(0.3 * torch.randn_like(parameter))
+    x = 4096 * torch.randint(-8, 8, (1, 1, 64), generator=torch.Generator().manual_seed(0))
+    x[..., 4:] = PADDING
+    every_last = x.repeat(16, 1, 1).float()
+    every_last[:, 0, 3] = 4096.0 * torch.arange(-8, 8)
+    one, two = model.at("a"), model.at("b")
+    z = torch.randn(1, 1, 2).expand(1, 16, 2)
+    logs = [m.likelihood.log_prob(m.parameters_of(z), every_last)[0].double() for m in (one, two)]
+    totals = [torch.logsumexp(log, 0) for log in logs]
+    shorter = every_last[:1].clone()
+    shorter[..., 3:] = PADDING
+    for given, total in zip((one, two), totals, strict=True):
+        first = given.likelihood.log_prob(given.parameters_of(z[:, :1]), shorter)[0, 0]
+        assert total.item() == pytest.approx(first.item(), abs=1e-4)
+    assert (logs[0] - logs[1]).abs().max() > 1e-3
+    assert torch.equal(one.encode(every_last)[0], two.encode(every_last)[0])
 
 
 def digits(n=80, seed=0):

@@ -112,6 +112,28 @@ def test_a_run_starts_from_another_runs_weights(folder, tmp_path):
     assert "may have been among its training examples" in fourth.warnings[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("typed", [[], ["--binarize", "static"]])
+def test_data_of_a_run_that_starts_from_another_are_read_as_its_were(typed, tmp_path, capsys):
+    pixels, others = BYTES.reshape(-1, 1, 2, 3).repeat(4, 2).repeat(3, 3), 255 - BYTES
+    labels = np.arange(len(pixels)) % 3
+    np.savez(tmp_path / "a.npz", x=pixels, y=labels)
+    data = load(tmp_path / "a.npz", size=(5, 4), binarize="dynamic", label="y", seed=3)
+    train(data, architecture=TINY, training=QUICK, folder=tmp_path / "a")
+    given = ["--from", tmp_path / "a", "--steps", "2", "--out", tmp_path / "b", *typed]
+    np.savez(tmp_path / "b.npz", x=others.reshape(-1, 2, 3).repeat(9, 1).repeat(7, 2), y=labels)
+    command("train", tmp_path / "b.npz", *given)
+    said = capsys.readouterr().err
+    assert f"read as {tmp_path / 'a'} was: --size 5x4 --channels grey" in said
+    assert (" --binarize dynamic" in said) == (not typed)
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert config["data"]["event_shape"] == [1, 5, 4]
+    assert config["data"]["binarize"] == (typed or ["", "dynamic"])[-1]
+    assert config["data"]["seed"] == 3 and config["data"]["labels"] == ["0", "1", "2"]
+    again = train(tmp_path / "b.npz", start=tmp_path / "a", training=QUICK, folder=tmp_path / "c")
+    assert again.data.protocol["binarize"] == "dynamic"
+
+
 def test_compare_tells_first_weights_apart_and_data_by_their_hashes(folder, tmp_path, capsys):
     train(folder, architecture=TINY, training=QUICK, folder=tmp_path / "a")
     shutil.copytree(folder, tmp_path / "copy")

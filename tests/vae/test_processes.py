@@ -432,6 +432,23 @@ def test_one_of_several_processes_leaves_without_the_interpreters_end():
     assert found == [(3, "said ended\n"), (3, "said ")]
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "a", "RANK": "0"}, "entropy takes one process: the first of 3"),
+        ({"TORCHELASTIC_RUN_ID": "a", "RANK": "2"}, None),
+        ({"RANK": "2"}, ""),  # of another launcher, whose shell this may be
+    ],
+)
+def test_a_verb_of_one_process_is_the_work_of_torchruns_first(variables, said):
+    command = [sys.executable, "-m", "kullback", "entropy", "1/2,1/2", "--unit", "bits"]
+    given = {"env": ENVIRONMENT | variables | {"WORLD_SIZE": "3"}, "capture_output": True}
+    done = subprocess.run(command, text=True, **given, check=False)
+    assert done.returncode == 0
+    assert bool(done.stdout) == (said is not None)
+    assert (said or "") in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_torchrun_trains_and_evaluates_as_one_process(size, pixels, alone, tmp_path):

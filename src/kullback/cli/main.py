@@ -37,6 +37,7 @@ from .session import (
     log,
     plain_letters,
     prepare,
+    say,
     write,
 )
 
@@ -92,6 +93,8 @@ def _option(known: set[str]) -> Callable[[re.Match[str]], str]:
 
     return written
 
+
+SHARED = ("train", "evaluate")  # verbs whose work several processes share
 
 EXIT_CODES = {
     0: "done",
@@ -419,6 +422,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _code(given: list[str]) -> int:
     """Run the command; return its exit code, and say on standard error what went wrong."""
+    if not _takes_part(given):
+        return 0
     try:
         try:
             code = app(given, result_action="return_value", print_error=processes.speaks())
@@ -446,6 +451,20 @@ def _code(given: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _takes_part(given: list[str]) -> bool:
+    """Say whether this process runs the command: of a verb that is not shared the first one."""
+    rank, size = processes.place()
+    if size == 1 or _verb_of(given) in SHARED:
+        return True
+    if rank == 0 and not {"-q", "--quiet"} & set(given):
+        say(f"note: {_verb_of(given) or 'this'} takes one process: the first of {size:,}")
+    return rank == 0
+
+
+def _verb_of(given: list[str]) -> str | None:
+    return next((text for text in given if not text.startswith("-")), None)
+
+
 def _placed(text: str) -> str:
     """Name the file that an option came from: `my.toml: draws: expected …`."""
     flag, colon, rest = text.partition(":")
@@ -462,8 +481,8 @@ def _failed(text: str, code: int) -> int:
 
 def _flags(given: list[str]) -> list[str]:
     """Return the options and arguments of the command that was asked for."""
-    name = next((text for text in given if not text.startswith("-")), None)
-    if name not in set(app):
+    name = _verb_of(given)
+    if name is None or name not in set(app):
         return []
     command: Any = app[name]
     return [flag for one in command.assemble_argument_collection() for flag in one.names]

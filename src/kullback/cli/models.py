@@ -54,6 +54,7 @@ EXTRAS = {
     "audio": ["soundfile", "soxr"],
     "codec": ["constriction"],
     "flows": ["zuko"],
+    "h5ad": ["h5py"],
     "lm": ["transformers"],
     "onnx": ["onnx", "onnxscript", "onnxruntime"],
     "tables": ["ibis", "duckdb", "pyarrow"],

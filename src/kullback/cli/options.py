@@ -307,10 +307,12 @@ class TrainingOptions:
         Real, about("Share of the training data held out to pick the best weights on.")
     ] = TRAINING.validation
 
-    def training(self, kind: str, event_shape: tuple[int, ...] = ()) -> Training:
+    def training(
+        self, kind: str, event_shape: tuple[int, ...] = (), *, kl_per_dimension: bool = True
+    ) -> Training:
         """Return the library's settings for data; a ValueError says which option is wrong."""
         given = {name: value for name, value in vars(self).items() if value is not None}
-        return Training.usual(kind, event_shape, **given)
+        return Training.usual(kind, event_shape, kl_per_dimension=kl_per_dimension, **given)
 
 
 @dataclass(kw_only=True)

@@ -99,9 +99,10 @@ def train(
     with processes.joined(gpus=True) as group:
         if resume is None:
             architecture = _architecture(model, start)
-            reads = partial(_read, data, reading or DataOptions(), options.seed)
-            dataset = _in_turn(group, partial(reads, architecture.likelihood))
-            settings = options.training(dataset.kind, dataset.event_shape)
+            asked = _asked(reading or DataOptions(), options.seed, architecture.likelihood, start)
+            dataset = _in_turn(group, partial(_read, data, asked))
+            closed = architecture.has_kl_per_dimension
+            settings = options.training(dataset.kind, dataset.event_shape, kl_per_dimension=closed)
             where: Any = {
                 "start": start,
                 "folder": out,
@@ -196,28 +197,56 @@ def _old_run(run: Path) -> "Callable[..., Outcome]":
     return partial(vae.resume, run)
 
 
-def _read(source: str, reading: DataOptions, seed: int, likelihood: str) -> "Dataset":
-    """Read the data; a likelihood of counts says what whole numbers are."""
-    from kullback.data import describe_protocol, load
-    from kullback.vae import COUNTS
+def _asked(reading: DataOptions, seed: int, likelihood: str, start: Path | None) -> dict[str, Any]:
+    """Return the options of `load`: a likelihood of counts says what whole numbers are.
 
-    levels = reading.parsed_levels()
-    settings: dict[str, Any] = {
-        "fit": reading.fit,
-        "channels": reading.channels,
-        "background": reading.background,
-        "frames": reading.frames,
-        "binarize": reading.binarize,
-        "test_fraction": reading.test_fraction,
-        "levels": "counts" if levels == "auto" and likelihood in COUNTS else levels,
-        "size_factors": reading.size_factors,
-        "label": reading.label,
-        "storage": reading.storage,
-        "rate": reading.rate,
+    start: a run, whose options those take that are left as usual.
+    """
+    from kullback.vae import COUNTS, reading_of
+
+    asked, usual = _options_of(reading, seed), _options_of(DataOptions(), 0)
+    if start is None:
+        counted = asked["levels"] == "auto" and likelihood in COUNTS
+        return asked | ({"levels": "counts"} if counted else {})
+    theirs = reading_of(start)
+    given = {name: value for name, value in asked.items() if value != usual[name]}
+    if "levels" in given:
+        theirs.pop("grid", None)
+    taken = {n: v for n, v in theirs.items() if n not in given and v != usual.get(n, v)}
+    if words := _taken_in_words(taken):
+        say(f"read as {start} was: {words}")
+    return theirs | given
+
+
+def _options_of(reading: DataOptions, seed: int) -> dict[str, Any]:
+    """Return options of the command by their names in `load`."""
+    same = "fit channels background frames binarize test_fraction size_factors label storage rate"
+    return {
+        "size": reading.parsed_size(),
+        "levels": reading.parsed_levels(),
         "clip": reading.clip_seconds,
+        "seed": seed,
+        **{name: getattr(reading, name) for name in same.split()},
     }
+
+
+def _taken_in_words(taken: dict[str, Any]) -> str:
+    """Write options as they would be typed."""
+    flags = {
+        "clip": "clip-seconds",
+        "size_factors": "size-factors",
+        "test_fraction": "test-fraction",
+    }
+    texts = {n: "x".join(map(str, v)) if isinstance(v, tuple) else str(v) for n, v in taken.items()}
+    return " ".join(f"--{flags.get(name, name)} {text}" for name, text in texts.items())
+
+
+def _read(source: str, asked: dict[str, Any]) -> "Dataset":
+    """Read the data and say what they are."""
+    from kullback.data import describe_protocol, load
+
     with bar("reading") as update:
-        dataset = load(source, size=reading.parsed_size(), seed=seed, progress=update, **settings)
+        dataset = load(source, progress=update, **asked)
     say(describe_protocol(dataset.protocol))
     for note in dataset.protocol["notes"]:
         say(f"note: {note}")

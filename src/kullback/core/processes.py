@@ -25,7 +25,16 @@ from .limits import COLLECTIVE_SECONDS, SECONDS_TO_SPEAK
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LostProcessError", "Processes", "current", "joined", "leave", "own_gpu", "speaks"]
+__all__ = [
+    "LostProcessError",
+    "Processes",
+    "current",
+    "joined",
+    "leave",
+    "own_gpu",
+    "place",
+    "speaks",
+]
 
 
 class LostProcessError(RunError):
@@ -167,6 +176,23 @@ def speaks() -> bool:
         True
     """
     return _elected or _started() == 1 or int(os.environ.get("RANK") or 0) == 0
+
+
+def place() -> tuple[int, int]:
+    """Return which process of torchrun's this is, and how many it started.
+
+    Variables of other launchers (`WORLD_SIZE` alone) do not count: there is then one process.
+
+    Returns:
+        Number from 0, and size.
+
+    Example:
+        >>> place()
+        (0, 1)
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return 0, 1
+    return int(os.environ.get("RANK") or 0), _started()
 
 
 def leave(code: int) -> None:

@@ -6,8 +6,8 @@ grey pixels to bits; `describe_protocol` for the one line that belongs beside ev
 
 `loading`: from a source to a `Dataset`; `given`: objects in memory, lists and folders of shards;
 `stored`: rows that stay on disk; `moments`: their mean and range; `arrays`: NumPy files; `counts`:
-tables, sparse matrices, size factors; `pictures`: image files and folders; `sounds`: sound files,
-folders and clips;
+tables, sparse matrices, AnnData, size factors; `pictures`: image files and
+folders; `sounds`: sound files, folders and clips;
 `quantisation`: which levels stored numbers lie on; `examples`: what every reader returns;
 `workers`: processes that decode many files; `dataset`: the tensors, their binarisation and
 protocol; `limits`: the thresholds.
@@ -20,7 +20,7 @@ from kullback.core import lazy
 if TYPE_CHECKING:
     from .dataset import Dataset, binarize, binarize_all, describe_protocol, sha256_of
     from .limits import MOST_COUNT
-    from .loading import load, load_images, load_sounds, reload
+    from .loading import load, load_images, load_sounds, reload, settings_like
     from .moments import Moments, moments_of
     from .quantisation import Grid
     from .sounds import PADDING, wav_of
@@ -41,6 +41,7 @@ __all__ = [
     "load_sounds",
     "moments_of",
     "reload",
+    "settings_like",
     "sha256_of",
     "wav_of",
 ]
@@ -60,6 +61,7 @@ _HOME = {
     "load_sounds": "loading",
     "moments_of": "moments",
     "reload": "loading",
+    "settings_like": "loading",
     "sha256_of": "dataset",
     "wav_of": "sounds",
 }

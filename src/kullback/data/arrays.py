@@ -6,6 +6,7 @@ Which to use: `read_arrays`. Nothing is ever unpickled.
 import math
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +16,17 @@ from numpy.typing import NDArray
 from kullback.core import DataError, describe, numpy_error, numpy_errors
 
 from . import limits
-from .counts import SIZE_NAMES, SPARSE_NAMES, as_counts, dense_of, read_table
+from .counts import (
+    ANNDATA_SUFFIX,
+    MATRICES,
+    SIZE_NAMES,
+    SPARSE_NAMES,
+    as_counts,
+    column_in,
+    dense_of,
+    read_anndata,
+    read_table,
+)
 from .examples import Examples, Reading, digests_of, plural
 from .limits import (
     BIT_DEPTH_FROM,
@@ -31,6 +42,7 @@ __all__ = [
     "ARRAY_SUFFIXES",
     "TABLE_SUFFIXES",
     "free_memory",
+    "header_of",
     "label_in",
     "label_texts",
     "layout",
@@ -41,14 +53,14 @@ __all__ = [
 ]
 
 TABLE_SUFFIXES = (".csv", ".tsv")
-ARRAY_SUFFIXES = (".npy", ".npz", *TABLE_SUFFIXES)
+ARRAY_SUFFIXES = (".npy", ".npz", *TABLE_SUFFIXES, ANNDATA_SUFFIX)
 
 _CHUNK = 1 << 20
 Named = dict[str, NDArray[Any]]
 
 
 def read_arrays(path: Path, how: Reading | None = None) -> Examples:
-    """Read `.npy`, a table, or `.npz` with x_train and x_test, or x_train, or exactly one array.
+    """Read `.npy`, a table, AnnData, or `.npz` with x_train and x_test, x_train, or one array.
 
     `[N, H, W]`, `[N, H, W, C]` and `[N, C, H, W]` (C = 1 or 3; the second reading wins only when
     the third is impossible) become `[N, C, H, W]`; `[N, D]` stays. Values on a grid of at most
@@ -59,6 +71,10 @@ def read_arrays(path: Path, how: Reading | None = None) -> Examples:
     dtypes, shapes or ranges, NaN or infinity (naming the row).
     """
     how = how or Reading()
+    if path.suffix.lower() == ANNDATA_SUFFIX:
+        wanted = how.levels in ("auto", "counts")
+        arrays, said = read_anndata(path, how.label, _enough_memory(path), counts=wanted)
+        return read_given(arrays, path, how, [said])
     arrays, notes = _load(path, how.label)
     return read_given(arrays, path, how, notes)
 
@@ -70,7 +86,7 @@ def read_given(arrays: Named, path: Path, how: Reading, notes: list[str] | None 
     labels = {name: arrays.pop(name) for name in _label_names(how.label) if name in arrays}
     laid_out = {name: layout(array, f"{path}: {name}") for name, array in arrays.items()}
     _require_same_events(laid_out, path)
-    counted, sizes = _are_counts(laid_out, how, sparse=_SPARSE in notes), ""
+    counted, sizes = _are_counts(laid_out, how, sparse=any(note in _COUNTED for note in notes)), ""
     if counted:
         values, sizes = as_counts(laid_out, given, path, how.size_factors, notes)
         grid = None
@@ -89,6 +105,8 @@ def read_given(arrays: Named, path: Path, how: Reading, notes: list[str] | None 
 
 def label_in(path: Path, label: str) -> str:
     """Return the name of labels where a file has an array or a column of them, else ""."""
+    if path.suffix.lower() == ANNDATA_SUFFIX:
+        return label if column_in(path, label) else ""
     try:
         if path.suffix.lower() in TABLE_SUFFIXES:
             with path.open(encoding="utf-8-sig") as file:
@@ -147,7 +165,7 @@ def _load(path: Path, label: str = "") -> tuple[Named, list[str]]:
                 return {path.stem: np.load(file, allow_pickle=False)}, []
             file.seek(0)
             loaded: Any = np.load(file, allow_pickle=False)
-            names, notes = _choose(loaded.files, path, _label_names(label))
+            names, notes = _choose(loaded, path, _label_names(label))
             require_harmless(path, loaded.zip, names)
             found = {name: np.asarray(loaded[name]) for name in names}
             return _without_zeros(found, path, notes, label), notes
@@ -161,6 +179,7 @@ def _load(path: Path, label: str = "") -> tuple[Named, list[str]]:
 
 
 _SPARSE = "a sparse matrix, held with its zeros"
+_COUNTED = (_SPARSE, *MATRICES)  # notes on what holds counts where its numbers are whole
 
 
 def _without_zeros(found: Named, path: Path, notes: list[str], label: str) -> Named:
@@ -168,7 +187,7 @@ def _without_zeros(found: Named, path: Path, notes: list[str], label: str) -> Na
     if any(name not in found for name in SPARSE_NAMES):
         return found
     notes.append(_SPARSE)
-    dense = dense_of(found, path, lambda size: _require_memory(path, size, size))
+    dense = dense_of(found, path, _enough_memory(path))
     beside = (*SIZE_NAMES, *_label_names(label))
     return {"counts": dense} | {name: found[name] for name in beside if name in found}
 
@@ -193,12 +212,18 @@ def _are_counts(arrays: Named, how: Reading, *, sparse: bool) -> bool:
     return (high - low) // (math.gcd(*(value - low for value in found)) or 1) >= MOST_LEVELS
 
 
-def _declared_bytes(file: IO[bytes]) -> int:
-    """Return how many bytes the header of a `.npy` file says that its array has."""
+def header_of(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read the header of a `.npy` file: shape, Fortran order, dtype."""
     version = np.lib.format.read_magic(file)
     one = version == (1, 0)
     read = np.lib.format.read_array_header_1_0 if one else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    shape, fortran, dtype = read(file)
+    return shape, bool(fortran), dtype
+
+
+def _declared_bytes(file: IO[bytes]) -> int:
+    """Return how many bytes the header of a `.npy` file says that its array has."""
+    shape, _, dtype = header_of(file)
     return math.prod(shape) * dtype.itemsize
 
 
@@ -237,6 +262,11 @@ def _require_memory(path: Path, declared: int, present: int) -> None:
         )
 
 
+def _enough_memory(path: Path) -> Callable[[int], None]:
+    """Return a check that memory has room for so many bytes of a file."""
+    return lambda size: _require_memory(path, size, size)
+
+
 def free_memory() -> int | None:
     """Return the bytes of memory that are free or can be freed; None where that is not known."""
     try:
@@ -246,8 +276,9 @@ def free_memory() -> int | None:
         return None
 
 
-def _choose(names: list[str], path: Path, labels: list[str]) -> tuple[list[str], list[str]]:
+def _choose(loaded: Any, path: Path, labels: list[str]) -> tuple[list[str], list[str]]:
     """Pick x_train and x_test, or x_train, or the only array; say what is left out."""
+    names: list[str] = loaded.files
     beside = [name for name in names if name in SIZE_NAMES or name in labels]
     if all(name in names for name in SPARSE_NAMES):
         return names, []
@@ -255,11 +286,31 @@ def _choose(names: list[str], path: Path, labels: list[str]) -> tuple[list[str],
     if "x_train" not in names:
         chosen = [name for name in names if name not in beside]
         if len(chosen) != 1:
-            wanted = "x_train and x_test, or x_train, or exactly one array"
-            raise DataError(f"{path}: expected {wanted}; got {', '.join(names) or 'none'}")
+            raise DataError(_several(_members(loaded.zip), path))
     chosen = [*chosen, *beside]
     left = [name for name in names if name not in chosen]
     return chosen, [f"arrays left out: {', '.join(left)}"] if left else []
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Return shape and dtype of every array of a `.npz`, by its name, from the headers."""
+    found = {}
+    for name in archive.namelist():
+        with archive.open(name) as file:
+            shape, _, dtype = header_of(file)
+        found[name.removesuffix(".npy")] = shape, dtype
+    return found
+
+
+def _several(members: dict[str, tuple[tuple[int, ...], np.dtype[Any]]], path: Path) -> str:
+    """Say which arrays a `.npz` has where none of them is the examples by its name."""
+    got = ", ".join(f"{n} {dtype} {list(shape)}" for n, (shape, dtype) in members.items())
+    rows = [(n, shape[0]) for n, (shape, _) in members.items() if len(shape) > 1]
+    one = {n: shape[0] for n, (shape, _) in members.items() if len(shape) == 1 == len(rows)}
+    label = next((n for n, size in one.items() if size == rows[0][1]), "")
+    hint = f"label={label!r}, or save {rows[0][0]} alone" if label else "those names"
+    wanted = "x_train and x_test, or x_train, or exactly one array"
+    return f"{path}: expected {wanted}; got {got or 'none'}. Try: {hint}"
 
 
 def layout(array: NDArray[Any], name: str) -> NDArray[Any]:

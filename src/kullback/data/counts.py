@@ -1,7 +1,9 @@
-"""Counts `[n, genes]`: tables of text, sparse matrices as SciPy saves them, and size factors.
+"""Counts `[n, genes]`: tables of text, sparse matrices as SciPy saves them, AnnData, size factors.
 
 Which to use: `read_table` for a `.csv` or `.tsv` file, `dense_of` for the arrays of a sparse
-matrix, `as_counts` to bring matrices to whole numbers with a size factor for each row.
+matrix, `read_anndata` for an AnnData file (extra `h5ad`), `as_counts` to bring matrices to whole
+numbers with a size factor for each row. Of AnnData `layers/counts` is read where there is one, else
+`X`; size factors and labels are columns of `obs` (the on-disk format of anndata 0.8 and later).
 """
 
 import csv
@@ -12,16 +14,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kullback.core import DataError, describe
+from kullback.core import DataError, describe, import_extra
 
 from .examples import plural
 from .limits import MOST_COUNT, MOST_WHOLE
 
-__all__ = ["SIZE_NAMES", "SPARSE_NAMES", "as_counts", "dense_of", "read_table"]
+__all__ = [
+    "ANNDATA_SUFFIX",
+    "MATRICES",
+    "SIZE_NAMES",
+    "SPARSE_NAMES",
+    "as_counts",
+    "column_in",
+    "dense_of",
+    "read_anndata",
+    "read_table",
+]
 
 SIZE_NAMES = ("size_factors", "size_factors_train", "size_factors_test")
 SPARSE_NAMES = ("format", "shape", "data")  # of what scipy.sparse.save_npz writes
-_TABLE_SIZES = ("size_factor", "size_factors")
+_TABLE_SIZES = ("size_factor", "size_factors")  # columns
+ANNDATA_SUFFIX = ".h5ad"
+SPARSE_KINDS = {"csr_matrix": "csr", "csc_matrix": "csc"}
+LAYER = "layers/counts"
+MATRICES = (f"{LAYER} of an AnnData file", "X of an AnnData file")
+DAMAGE = (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError)  # what h5py raises for it
 Named = dict[str, NDArray[Any]]
 
 
@@ -240,3 +257,107 @@ def _given_sizes(arrays: Named, given: Named, path: Path) -> NDArray[Any]:
                 f"{path}: {name}: expected {rows:,} numbers, one a row; got {describe(part)}"
             )
     return np.concatenate([part.reshape(-1).astype(np.float64) for part in parts])
+
+
+def read_anndata(
+    path: Path, label: str, check: Callable[[int], None], *, counts: bool = True
+) -> tuple[Named, str]:
+    """Read the matrix of a file, with size factors and labels where there are any.
+
+    Args:
+        path: The file.
+        label: A column of `obs`, or "".
+        check: Called with the bytes that the dense matrix will take.
+        counts: Whether `layers/counts` goes before `X`.
+
+    Returns:
+        Arrays by name (`counts` `[n, D]`, `size_factors` `[n]`, labels `[n]`), and which matrix
+        that is, in words.
+
+    Raises:
+        DataError: No such file, another layout, or no column of that name.
+        MissingExtraError: h5py is not installed.
+    """
+    h5py = import_extra("h5py", "h5ad")
+    try:
+        with h5py.File(path, "r") as file:
+            place = LAYER if counts and LAYER in file else "X"
+            if place not in file or "obs" not in file:
+                raise DataError(f"{path}: expected X and obs, as AnnData writes them; got others")
+            found = {"counts": _matrix(file[place], path, check)}
+            columns = _columns(file["obs"], path)
+            size = next((name for name in columns if name in _TABLE_SIZES), None)
+            if size is not None:
+                found["size_factors"] = _column(file["obs"][size], f"{path}: obs/{size}")
+            if label and label not in columns:
+                got = ", ".join(columns) or "no columns"
+                raise DataError(f"{path}: expected a column {label!r} of obs; got {got}")
+            if label:
+                found[label] = _column(file["obs"][label], f"{path}: obs/{label}")
+    except DAMAGE as error:
+        reason = getattr(error, "strerror", None) or str(error.args[0]).splitlines()[0]
+        raise DataError(f"{path}: cannot be read as HDF5: {reason}") from error
+    return found, MATRICES[place == "X"]
+
+
+def column_in(path: Path, name: str) -> bool:
+    """Say whether `obs` has a column; False for a file that cannot be read."""
+    h5py = import_extra("h5py", "h5ad")
+    try:
+        with h5py.File(path, "r") as file:
+            return "obs" in file and name in _columns(file["obs"], path)
+    except DAMAGE:
+        return False  # the reader says why
+
+
+def _matrix(node: Any, path: Path, check: Callable[[int], None]) -> NDArray[Any]:
+    """Return a dense matrix of a data set, or of a group with the arrays of a sparse one."""
+    if hasattr(node, "dtype"):
+        return _read(node, check)
+    kind = SPARSE_KINDS.get(str(node.attrs.get("encoding-type")))
+    missing = [name for name in ("data", "indices", "indptr") if name not in node]
+    if kind is None or missing or "shape" not in node.attrs:
+        got = node.attrs.get("encoding-type", "a group without encoding-type")
+        hint = "anndata.read_h5ad(...).write_h5ad(...) with a current anndata"
+        raise DataError(f"{path}: expected a dense, csr or csc matrix; got {got}. Try: {hint}")
+    arrays = {name: _read(node[name], check) for name in ("data", "indices", "indptr")}
+    arrays |= {"format": np.array(kind), "shape": np.asarray(node.attrs["shape"])}
+    return dense_of(arrays, path, check)
+
+
+def _read(node: Any, check: Callable[[int], None]) -> NDArray[Any]:
+    check(int(node.size) * node.dtype.itemsize)
+    return np.asarray(node[()])
+
+
+def _columns(obs: Any, path: Path) -> list[str]:
+    """Return the names of the columns of a data frame."""
+    if hasattr(obs, "dtype"):
+        hint = "anndata.read_h5ad(...).write_h5ad(...) with a current anndata"
+        raise DataError(f"{path}: obs is a table of an old anndata. Try: {hint}")
+    return [name for name in obs if name != obs.attrs.get("_index", "_index")]
+
+
+def _column(node: Any, name: str) -> NDArray[Any]:
+    """Return a column of numbers or texts; a categorical one as its categories."""
+    if hasattr(node, "dtype"):
+        return _texts(np.asarray(node[()]))
+    if "codes" in node and "categories" in node:
+        codes = np.asarray(node["codes"][()])
+        missing = codes < 0
+        values = _column(node["categories"], name)[np.where(missing, 0, codes)]
+    elif "values" in node and "mask" in node:
+        values, missing = _column(node["values"], name), np.asarray(node["mask"][()])
+    else:
+        got = node.attrs.get("encoding-type", "a group")
+        raise DataError(f"{name}: expected numbers, texts or categories; got {got}")
+    if missing.any():
+        raise DataError(f"{name}: {plural(int(missing.sum()), 'row')} without a value")
+    return values
+
+
+def _texts(values: NDArray[Any]) -> NDArray[Any]:
+    """Return texts, which HDF5 gives as bytes in an array of objects, as NumPy's own."""
+    if values.dtype.kind != "O":
+        return values
+    return np.array([one.decode() if isinstance(one, bytes) else str(one) for one in values])

@@ -18,8 +18,8 @@ from torch import Tensor
 from kullback.core import ArgumentTypeError, DataError, describe, numpy_error, numpy_errors
 
 from . import limits
-from .arrays import free_memory
-from .stored import Shard, header_of, read_shards
+from .arrays import free_memory, header_of
+from .stored import Shard, read_shards
 
 __all__ = ["Given", "Shards", "arrays_of", "shards_in"]
 

@@ -56,6 +56,7 @@ __all__ = [
     "load_images",
     "load_sounds",
     "reload",
+    "settings_like",
 ]
 
 Binarize = Literal["none", "static", "dynamic"]
@@ -426,10 +427,11 @@ def load(
             is shorter. Shorter sounds are padded, longer ones cut into consecutive clips.
         size_factors: Of counts: "total" (of each row), "given" (the array `size_factors` of an
             `.npz`, or `size_factors_train` and `size_factors_test`; a column of that name in a
-            table), "none", or "auto": given ones if there are any. They become the last column.
-        label: Where labels are from: "folder" (the folder in which a picture lies), or the name of
-            an array of an `.npz` (`y`, or `y_train` and `y_test`) or of a column of a table; ""
-            for none.
+            table or in `obs`), "none", or "auto": given ones if there are any. They become the last
+            column.
+        label: Where labels are from: "folder" (the folder in which a picture or a sound lies), or
+            the name of an array of an `.npz` (`y`, or `y_train` and `y_test`) or of a column of a
+            table; "" for none.
         labels: Those of a trained model, in its order, instead of those found.
         storage: Where training rows of arrays are: "memory", "disk" (read a batch at a time, of one
             `.npy` or of shards), or "auto": on disk for shards and for what memory has no room for.
@@ -462,7 +464,6 @@ def load(
     of_arrays = objects or shards is not None
     named = label if of_arrays else _array_label(label, source)
     how = replace(how, size_factors=_sizes(size_factors), label=named)
-    require(not label or listening is None, "label", "none for sound", label)
     asked: dict[str, Any] = {
         **({"rate": rate, "clip": clip} if listening is not None else {}),
         "size": list(wanted) if wanted else None,
@@ -492,7 +493,7 @@ def load(
         given_too = {"size": wanted, "levels": None if levels == "auto" else levels}
         for name, value in given_too.items():
             require(value is None, name, "none for sound", repr(value))
-        examples = _hear(Path(source), listening, progress)
+        examples = _hear(Path(source), replace(listening, label=named), progress)
     else:
         if rules > 2:
             how = replace(how, background=background, frames=frames)
@@ -783,18 +784,18 @@ def _array_label(label: str, source: str | Path) -> str:
     if label and source != "fashion":
         _what_is(Path(source))  # which says so where there is nothing
     fits = not label or (label == "folder") != arrays
-    wanted = "the name of an array or a column" if arrays else "folder for pictures"
+    wanted = "the name of an array or a column" if arrays else "folder for pictures and sound"
     require(fits, "label", wanted, repr(label))
     return label if arrays else ""
 
 
 def _folder_labels(names: list[str], source: str) -> list[str]:
-    """Return the name of the folder in which each picture lies."""
+    """Return the name of the folder in which each picture or sound lies."""
     labels = [Path(name).parent.name for name in names]
     bare = next((k for k, one in enumerate(labels) if one in ("", "train", "test")), None)
     if bare is not None:
         raise DataError(
-            f"{source}: expected every picture in a folder named by its label; got {names[bare]}"
+            f"{source}: expected every file in a folder named by its label; got {names[bare]}"
         )
     return labels
 
@@ -823,9 +824,9 @@ def _read(
         return read_folder(path, size=size, fit=fit, channels=channels, progress=progress, how=how)
     if what == "image" and size is not None:
         return read_file(path, size=size, fit=fit, channels=channels, how=how)
-    if path.suffix.lower() in (".h5ad", ".h5", ".loom"):
+    if path.suffix.lower() in (".h5", ".loom"):
         hint = "scipy.sparse.save_npz('counts.npz', adata.X), or numpy.savez of adata.X.toarray()"
-        raise DataError(f"{path}: expected .npz, .npy or .csv counts; got HDF5. Try: {hint}")
+        raise DataError(f"{path}: expected .h5ad, .npz, .npy or .csv counts; got HDF5. Try: {hint}")
     if what not in ("embedded", "array"):
         raise DataError(f"{path}: expected a folder of images, a .npy, .npz or .csv file")
     arrays = what == "array"
@@ -890,9 +891,44 @@ def reload(
         >>> reload(data.protocol).protocol["sha256"] == data.protocol["sha256"]
         True
     """
+    settings = _settings_of(protocol)
+    if isinstance(source, str | Path):
+        settings = settings_like(protocol)
+    if source is None and protocol.get("given"):
+        what = f"{protocol['source']}: made in memory, so it cannot be read again"
+        raise DataError(f"{what}. Try: data=... in Python, the same object")
+    source = protocol.get("paths", protocol["source"]) if source is None else source
+    return load(source, progress=progress, whole=whole, **settings)
+
+
+def settings_like(protocol: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of `load` that read other data as a protocol's were read.
+
+    On the same grid of levels, in the same size, with the same labels in the same order.
+
+    Args:
+        protocol: As in `Dataset.protocol`.
+
+    Returns:
+        Options of `load` by name.
+
+    Raises:
+        DataError: The protocol is damaged.
+
+    Example:
+        >>> found = settings_like(load("fashion", size=14, binarize="dynamic").protocol)
+        >>> found["size"], found["binarize"]
+        ((14, 14), 'dynamic')
+    """
+    return _settings_of(protocol) | _like(protocol) | {"storage": "auto"}
+
+
+def _settings_of(protocol: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of `load` that a protocol was made with."""
     names = ("size", "fit", "channels", "binarize", "seed", "test_fraction")
     try:
         settings = {name: protocol[name] for name in names}
+        protocol["source"], protocol["kind"], protocol["event_shape"]
         size = settings["size"]
         settings["size"] = tuple(size) if size else None
         settings["levels"] = protocol.get("reading", "auto")
@@ -905,17 +941,11 @@ def reload(
         if protocol.get("kind") == "sound":
             settings |= {name: protocol.get(name) for name in ("rate", "clip")}
         settings["storage"] = str(protocol.get("storage", "auto"))
-        if isinstance(source, str | Path):
-            settings |= _like(protocol) | {"storage": "auto"}
-        if source is None and protocol.get("given"):
-            what = f"{protocol['source']}: made in memory, so it cannot be read again"
-            raise DataError(f"{what}. Try: data=... in Python, the same object")
-        source = protocol.get("paths", protocol["source"]) if source is None else source
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"protocol: expected what load() stores; wrong or missing: {error}"
         ) from error
-    return load(source, progress=progress, whole=whole, **settings)
+    return settings
 
 
 def _like(protocol: dict[str, Any]) -> dict[str, Any]:
@@ -929,5 +959,7 @@ def _like(protocol: dict[str, Any]) -> dict[str, Any]:
     if protocol["kind"] == "continuous":
         return {"levels": "none", "rules": RULES, "size": None}
     shape = protocol["event_shape"]
-    found = {"size": tuple(shape[1:]) or None}
+    found: dict[str, Any] = {"size": tuple(shape[1:]) or None}
+    if len(shape) == 3:
+        found["channels"] = "grey" if shape[0] == 1 else "rgb"
     return found | ({"grid": Grid.from_dict(protocol["grid"])} if "grid" in protocol else {})

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from kullback.core import DataError, import_extra, numpy_error, numpy_errors, require
 
 from . import limits
-from .arrays import require_harmless
+from .arrays import label_texts, require_harmless
 from .examples import Examples, Progress, plural
 from .limits import GREATEST_SAMPLE, LEAST_SAMPLE, PADDING
 from .pictures import bytes_of, picture_files
@@ -49,7 +49,7 @@ class Listening:
     rate: samples a second that they are brought to; None for the commonest among the files.
     clip: seconds of one clip. channels: "mix" (the mean of a file's channels) or "each" (every
     channel a clip of its own). length: of a trained model's clips in samples, instead of `clip`.
-    step: of a trained model's levels, 1 for 16 bits.
+    step: of a trained model's levels, 1 for 16 bits. label: the array of labels of an `.npz`.
     """
 
     rate: int | None = None
@@ -57,6 +57,7 @@ class Listening:
     channels: str = "mix"
     length: int | None = None
     step: int | None = None
+    label: str = ""
 
     def __post_init__(self) -> None:
         known = self.channels in ("mix", "each")
@@ -237,8 +238,8 @@ def read_clips(path: Path, how: Listening | None = None) -> Examples:
 
     `samples` `[total]` holds integers of 16 bits or floats in −1..1; clip i is
     samples[offset[i] : offset[i+1]], `offset` `[n + 1]`. Where they are there, `rate` (one number)
-    is the rate, and `test` `[n]` (0 or 1) is the split. Without `rate`, that of `how` is taken for
-    the file's own, else 8,000 samples a second.
+    is the rate, and `test` `[n]` (0 or 1) is the split; `how` may name an array of labels `[n]`.
+    Without `rate`, that of `how` is taken for the file's own, else 8,000 samples a second.
 
     Args:
         path: The file.
@@ -251,7 +252,7 @@ def read_clips(path: Path, how: Listening | None = None) -> Examples:
         DataError: Damage, other names, shapes or dtypes, offsets that do not rise.
     """
     how = how or Listening()
-    arrays = _arrays_of(path)
+    arrays = _arrays_of(path, how.label)
     if missing := [name for name in ("samples", "offset") if name not in arrays]:
         found = ", ".join(arrays) or "none of its names"
         raise DataError(f"{path}: expected arrays samples and offset; no {missing[0]} in {found}")
@@ -264,6 +265,8 @@ def read_clips(path: Path, how: Listening | None = None) -> Examples:
     good = good and bool((np.diff(offset.astype(np.int64)) >= 0).all())
     if not good:
         raise DataError(f"{path}: offset: expected rising integers [n + 1] within the samples")
+    if how.label and how.label not in arrays:
+        raise DataError(f"{path}: expected an array {how.label!r} of labels; got none")
     rate, notes = _rate_of(arrays, how, path)
     names = [f"clip[{i}]" for i in range(len(offset) - 1)]
     kept, sounds, skipped = [], [], []
@@ -285,6 +288,10 @@ def read_clips(path: Path, how: Listening | None = None) -> Examples:
         of_name = {names[i]: bool(flags[i]) for i in kept}
         examples.is_test = np.array([of_name[_file_of(name)] for name in examples.names])
         examples.split = "test of the file"
+    if how.label:
+        texts = label_texts(arrays[how.label], len(names), f"{path}: {how.label}")
+        text_of = dict(zip(names, texts, strict=True))
+        examples.labels = [text_of[_file_of(name)] for name in examples.names]
     return examples
 
 
@@ -297,8 +304,8 @@ def holds_clips(path: Path) -> bool:
         return False
 
 
-def _arrays_of(path: Path) -> dict[str, Samples]:
-    wanted = ("samples", "offset", "rate", "test")
+def _arrays_of(path: Path, label: str) -> dict[str, Samples]:
+    wanted = ("samples", "offset", "rate", "test", label)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
             found = [name for name in wanted if name in loaded.files]

@@ -27,12 +27,12 @@ from torch import Tensor
 from kullback.core import DataError, numpy_error, numpy_errors
 
 from . import limits
-from .arrays import free_memory, label_texts, layout, to_levels
+from .arrays import free_memory, header_of, label_texts, layout, to_levels
 from .examples import Progress, Reading, plural
 from .moments import Moments, Summing
 from .quantisation import Grid
 
-__all__ = ["Pass", "RowNames", "Rows", "Shard", "header_of", "read_shards"]
+__all__ = ["Pass", "RowNames", "Rows", "Shard", "read_shards"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,15 +340,6 @@ def _shard(path: Path, root: Path | None, label: str) -> Shard:
     if offset + shard.rows * shard.row_bytes > size:
         raise DataError(f"{path}: its header says {shard.rows:,} rows; the file is shorter")
     return shard
-
-
-def header_of(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read the header of a `.npy` file: shape, Fortran order, dtype."""
-    version = np.lib.format.read_magic(file)
-    one = version == (1, 0)
-    read = np.lib.format.read_array_header_1_0 if one else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
-    return shape, bool(fortran), dtype
 
 
 def _member(path: Path, file: IO[bytes], label: str) -> tuple[int, NDArray[Any] | None]:

@@ -91,7 +91,7 @@ def loss_terms(
     beta = settings.beta_at(progress)
     name = settings.bound_at(progress)
     if name != "elbo":
-        bound = WeightedBound(name, settings.alpha, settings.groups)
+        bound = WeightedBound(name, settings.alpha, settings.groups_at(progress))
         likelihood, kl, objective = model.tight_terms(x, noise, beta, bound)
     else:
         likelihood, kl = model.elbo_terms(x, noise)
@@ -150,11 +150,11 @@ def require_parts_fit(model: VAE, settings: Training) -> None:
     """Raise an ArgumentValueError where settings ask for what the model's parts do not have."""
     known = not settings.free_bits or model.has_kl_per_dimension()
     why = "0 where there is no KL of a single latent dimension (a learned prior, a full q)"
-    hint = "prior normal with posterior diagonal, or warmup"
+    hint = "free_bits=0, or prior normal with posterior diagonal"
     require(known, "free_bits", why, settings.free_bits, hint)
     several = len(model.layer_sizes) > 1
     why = "several stochastic layers, between which the KL is balanced"
-    require(several or not settings.balance, "balance", why, "one", "layers 2")
+    require(several or not settings.balance, "balance", why, "one", "layers=2")
     plain = settings.objective == "elbo" and settings.draws == 1 and not settings.tighten
     coded = isinstance(model.family, Quantised)
     why = (
@@ -246,7 +246,7 @@ def fit(
     require_parts_fit(model, settings)
     shared = SharedStep(processes.Processes()) if shared is None else shared
     require_equal_shares(model, settings, len(data.train), shared.group, resumed=state.step > 0)
-    flat, optimiser = state.flat, state.optimiser
+    flat = state.flat
     per_epoch = max(1, len(data.train) // settings.batch_size)
     started = clock() - state.seconds
     gradient = _gradient(model, flat, settings, shared.group)
@@ -267,7 +267,7 @@ def fit(
         except processes.LostProcessError:
             state.generator.set_state(untouched)
             raise
-        norm = float(flat.norm())
+        norm = flat.norm()
         if not math.isfinite(norm + float(loss.detach())):
             state.generator.set_state(untouched)
             x = data.batch(indices, state.generator).float()
@@ -275,12 +275,8 @@ def fit(
             state.generator.set_state(untouched)
             batch, given = Batch(x, noise, names), _given(model, data, indices)
             raise NonFiniteError(diagnose(given, state, batch, folder))
-        _clip(flat, norm, settings.clip)
         rate = settings.learning_rate_at(progress, state.step)
-        flat.decay(rate * settings.weight_decay)
-        optimiser.param_groups[0]["lr"] = rate
-        optimiser.step()
-        flat.refresh()
+        state.update(rate, rate * settings.weight_decay, _clipped(norm, settings.clip))
         state.step += 1
         if state.step % AVERAGE_STEPS == 0 or state.step < AVERAGE_STEPS:
             flat.update_average(min(1.0, AVERAGE_STEPS / (settings.average * state.step)))
@@ -347,6 +343,7 @@ class SharedStep:
         more[3] = seconds if self.group.first else 0.0
         more[4] = float(self.asked)
         self.group.sum_(flat.sums)
+        flat.squares = None
         flat.gradient.div_(self.group.size)
         *means, self.seconds, asked = more.tolist()
         self.stop = asked > 0
@@ -374,10 +371,9 @@ def _gradient(
     return gradient
 
 
-def _clip(flat: FlatParameters, norm: float, largest: float) -> None:
-    """Scale the gradient down to the largest norm allowed, when it is above it."""
-    if norm > largest:
-        flat.gradient.mul_(largest / norm)
+def _clipped(norm: float, largest: float) -> float:
+    """Return the factor that brings a gradient's norm down to the largest one allowed."""
+    return largest / norm if norm > largest else 1.0
 
 
 @dataclass(frozen=True, slots=True)

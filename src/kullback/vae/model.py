@@ -268,18 +268,20 @@ class VAE(nn.Module):
     def encoder_input(self, x: Tensor) -> Tensor:
         """Return x centred and scaled, as the encoder reads it; padding of sound is the centre.
 
-        Counts are read as log(1 + x).
+        Counts are read as log(1 + x). With labels a learned row of the label is added; not to
+        sound, where the decoder alone reads the label.
         """
         if self.spec is not None and self.spec.kind == "sound":
             x = torch.where(x == PADDING, self.shift, x)
         if self.spec is not None and self.spec.kind == "counts":
             x = x.log1p()
         centred, label = (x - self.shift) / self.scale, self.given_label()
+        reads = label is not None and self.spec is not None and self.spec.kind != "sound"
         rows = x.shape[0]  # not len(x), which would be a constant in an exported graph
         fits = label is None or label.ndim == 0 or label.shape == (rows,)
         if not fits:
             require(fits, "label", f"[{rows}], one for each x", describe(label))
-        return centred if label is None else centred + self.label_inputs[label]
+        return centred + self.label_inputs[label] if reads else centred
 
     def approximate_posterior(self, x: Tensor) -> Posterior:
         """Return q(z|x), which can be drawn from and has a density."""
@@ -733,7 +735,6 @@ def build(
         sizes=sizes,
         labels=labels,
     )
-    require(kind != "sound" or not labels, "labels", "none for sound", labels)
     if kind == "sound":
         return _with_prior(_of_sound(spec, scale, moments, shares), spec, examples)
     top = levels - 1
@@ -839,7 +840,8 @@ def _of_sound(
     )
     family = _family(spec.architecture)
     encoder = SoundEncoder(samples, width, latent, extra=family.extra)
-    decoder, prior = SoundDecoder(latent, width), StandardNormal(latent)
+    decoder = SoundDecoder(latent + len(spec.labels), width)
+    prior = StandardNormal(latent)
     scale = 1.0 if scale is None else scale
     return VAE(encoder, decoder, likelihood, prior, scale=scale, spec=spec, family=family)
 

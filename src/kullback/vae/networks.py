@@ -325,7 +325,7 @@ class _Patches:
 
     def __init__(self, event_shape: Sequence[int]) -> None:
         conv_only = "[C, H, W] for conv"
-        require(len(event_shape) == 3, "event_shape", conv_only, list(event_shape), "mlp")
+        require(len(event_shape) == 3, "event_shape", conv_only, list(event_shape), "network=mlp")
         self.colours, self.height, self.width = (int(size) for size in event_shape)
         self.side = max(2, min(8, max(self.height, self.width) // 7))
         self.grid = (-(-self.height // self.side), -(-self.width // self.side))

@@ -33,7 +33,7 @@ from kullback.core import (
     require,
     write_json,
 )
-from kullback.data import PADDING, Dataset, Rows, load, reload
+from kullback.data import PADDING, Dataset, Rows, load, reload, settings_like
 
 from . import checkpoint
 from .architecture import COUNTS, Architecture, Spec
@@ -66,6 +66,7 @@ __all__ = [
     "pick_device",
     "pick_precision",
     "pick_threads",
+    "reading_of",
     "resume",
     "start_in_words",
     "train",
@@ -148,7 +149,8 @@ def train(
         likelihood: As `encoder`.
         prior: As `encoder`.
         start: Another run of the same architecture, from whose weights (and units) this one starts;
-            its optimiser is fresh. The run keeps a copy of them and says where they are from.
+            its optimiser is fresh. The run keeps a copy of them and says where they are from. Data
+            that are no `Dataset` are read as that run's were.
         folder: By default `runs/<data>-<UTC time>`; it must not exist.
         device: "auto", "cpu", "cuda" or "mps".
         progress: Called a few times a second.
@@ -181,8 +183,14 @@ def train(
     chosen = preset if isinstance(preset, Preset) else find_preset(preset or "default")
     architecture = chosen.architecture_with(architecture)
     levels = "counts" if architecture.likelihood in COUNTS else "auto"
-    dataset = data if isinstance(data, Dataset) else load(data, levels=levels)
-    training = chosen.training_with(training, dataset.kind, dataset.event_shape)
+    usual: dict[str, Any] = {"levels": levels}
+    if origin is not None and "data" in origin.config:
+        usual = settings_like(origin.config["data"])
+    dataset = data if isinstance(data, Dataset) else load(data, **usual)
+    closed = architecture.has_kl_per_dimension
+    training = chosen.training_with(
+        training, dataset.kind, dataset.event_shape, kl_per_dimension=closed
+    )
     where = pick_device(device)
     processes.own_gpu(str(where))  # told before anything is written
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
@@ -333,6 +341,22 @@ def architecture_of(folder: str | Path) -> Architecture:
         RunError: The folder holds no run.
     """
     return Origin.read(folder).spec.architecture
+
+
+def reading_of(folder: str | Path) -> dict[str, Any]:
+    """Return the options of `kullback.data.load` that read other data as those of a run were.
+
+    Args:
+        folder: The run's.
+
+    Returns:
+        Options by name; none where the run says nothing about its data.
+
+    Raises:
+        RunError: The folder holds no run.
+    """
+    config = Origin.read(folder).config
+    return settings_like(config["data"]) if "data" in config else {}
 
 
 def start_in_words(start: Mapping[str, Any]) -> str:

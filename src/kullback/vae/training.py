@@ -112,7 +112,7 @@ class Training:
         why = f"0 with objective {self.objective}"
         require(free, "free_bits", why, self.free_bits, "free_bits=0, or objective=elbo")
         held = not self.balance or (self.objective == "elbo" and self.warmup > 0)
-        hint = "objective elbo, and warmup 0.3"
+        hint = "objective='elbo', warmup=0.3"
         require(held, "balance", "a warm-up of the plain ELBO, during which it acts", "none", hint)
         given = [b for b in (self.minutes, self.epochs, self.steps) if b is not None]
         require(
@@ -132,7 +132,14 @@ class Training:
         require(known, "precision", "auto, float32 or bfloat16", repr(self.precision))
 
     @classmethod
-    def usual(cls, kind: str, event_shape: tuple[int, ...] = (), **given: Any) -> "Training":
+    def usual(
+        cls,
+        kind: str,
+        event_shape: tuple[int, ...] = (),
+        *,
+        kl_per_dimension: bool = True,
+        **given: Any,
+    ) -> "Training":
         """Return the usual settings for data of a kind and shape, and those given.
 
         A step has 4 clips of sound, 64 images, or 32 images of 3,000 numbers and more.
@@ -140,6 +147,8 @@ class Training:
         Args:
             kind: As in `Dataset`.
             event_shape: As in `Dataset`; without it a step has 128 examples.
+            kl_per_dimension: Of the architecture; without it, or with another objective than the
+                ELBO, sound has no free bits.
             **given: Settings other than the usual ones.
 
         Returns:
@@ -158,8 +167,9 @@ class Training:
                 "learning_rate": SOUND_RATE,
                 "clip": SOUND_CLIP_NORM,
                 "warmup": SOUND_WARMUP,
-                "free_bits": SOUND_FREE_BITS,
             }
+            if kl_per_dimension and given.get("objective", "elbo") == "elbo":
+                usual["free_bits"] = SOUND_FREE_BITS
         elif len(event_shape) == 3:
             large = math.prod(event_shape) >= PATCH_NUMBERS
             usual = {"batch_size": LARGE_IMAGE_BATCH if large else IMAGE_BATCH}
@@ -190,6 +200,16 @@ class Training:
     def draws_at(self, progress: float) -> int:
         """Return how many draws an image gets at this step."""
         return self.draws if progress >= 1.0 - self.tighten or not self.tighten else 1
+
+    def groups_at(self, progress: float) -> int:
+        """Return in how many groups this step's draws are: before the tightened part there is one.
+
+        Example:
+            >>> given = Training(objective="miwae", draws=4, groups=2, tighten=0.5)
+            >>> given.groups_at(0.0), given.groups_at(0.5)
+            (1, 2)
+        """
+        return self.groups if self.draws_at(progress) == self.draws else 1
 
     def importance_weighted_at(self, progress: float) -> bool:
         """Return whether this step trains on a bound that weighs its draws."""
@@ -289,7 +309,12 @@ class Preset:
         return replace(chosen, **values)
 
     def training_with(
-        self, given: Training | None, kind: str = "8-bit", event_shape: tuple[int, ...] = ()
+        self,
+        given: Training | None,
+        kind: str = "8-bit",
+        event_shape: tuple[int, ...] = (),
+        *,
+        kl_per_dimension: bool = True,
     ) -> Training:
         """Return its settings, except where the given ones differ from `Training()`.
 
@@ -297,7 +322,8 @@ class Preset:
         `Training.usual`).
         """
         if given is None:
-            return Training.usual(kind, event_shape, **self.training)
+            closed: dict[str, Any] = {"kl_per_dimension": kl_per_dimension}
+            return Training.usual(kind, event_shape, **closed, **self.training)
         return replace(given, **self._unset(given, Training(), self.training))
 
     def beside(self, architecture: Architecture, training: Training) -> "Preset":

@@ -335,9 +335,8 @@ def _headline(record: Record) -> dict[str, Any] | None:
         return None
     noun = noun_of(record.evaluated)
     found = figures(record.evaluation, noun=noun)
-    keys = [key for key in CARDS if key in found]
-    if "bits_per_dim" in keys:
-        keys.remove("gap")
+    less = "gap" if "bits_per_dim" in found else ""  # quantised codes have no gap at all
+    keys = [key for key in CARDS if key in found and key != less]
     sentences = remarks(record.evaluation, noun=noun)
     if record.evaluated.get("sha256") != record.protocol.get("sha256"):
         sentences.append("These figures are for other data than those of the training; see below.")
