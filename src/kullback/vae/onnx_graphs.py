@@ -234,8 +234,8 @@ def _compared(
     if max(encoder_error, decoder_error) > EXPORT_ERROR or not apart <= allowed:
         raise RunError(
             f"the ONNX graphs differ from PyTorch: encoder {encoder_error:.1e}, decoder "
-            f"{decoder_error:.1e} of the largest value, log p(x|z) {apart:.1e} nats (rounding allows "
-            f"{allowed:.1e}); nothing is kept. Try: {HINT}"
+            f"{decoder_error:.1e} of the largest value, log p(x|z) {apart:.1e} nats where "
+            f"rounding allows {allowed:.1e}; nothing is kept. Try: {HINT}"
         )
     nats = float(log_p.mean())
     return Parity(len(inputs["x"]), encoder_error, decoder_error, apart, nats, codes)
