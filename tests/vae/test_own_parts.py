@@ -309,7 +309,7 @@ class Three(Encoder):
         (
             "prior",
             torch.distributions.Normal(0.0, 1.0),
-            "prior: expected .*; got Normal without lat",
+            "prior: expected .*; got Normal without l",
         ),
         ("likelihood", Bernoulli, "likelihood: expected .*; got .*Bernoulli"),
         ("likelihood", torch.distributions.Bernoulli, "got Bernoulli without channels"),
