@@ -2,14 +2,16 @@
 
     python benchmarks/mnist_evidence.py [--minutes 3] [--draws 5000] [--data mnist.npz]
                                         [--decoder bfloat16] [--neighbours 4] [--work DIR --only …]
+    python benchmarks/mnist_evidence.py --run RUN [--draws 1000] [--images 1000]
 
 Protocol: dynamic binarisation in training, one fixed binarisation of the 10,000 test images (seed
 0); L_5000 on all of them. The minutes count from the start of this process, imports and reading
 included. Two models: the library's convolutional default with a tightened end (`kullback train
 mnist.npz --binarize dynamic --tighten 0.4 --draws 4`), and the classic 784-200-200-50 tanh network
 of Burda et al. (2016) with its curve over the minutes. With `--neighbours` the first alone, bits
-given those before them; its row is added. Prints JSON and writes it to
-benchmarks/results/mnist_evidence.json.
+given those before them; its row is added. With `--run` a run that `kullback train mnist.npz
+--binarize dynamic` made is measured instead, and named by its preset and steps; every call adds
+what it measured. Prints JSON and writes it to benchmarks/results/mnist_evidence.json.
 
 The data are not part of the package: an .npz with x_train and x_test, uint8 28x28.
 """
@@ -27,7 +29,7 @@ from measuring import RESULTS, finish, machine  # noqa: E402
 
 from kullback.core import read_json, write_json  # noqa: E402
 from kullback.data import describe_protocol, load  # noqa: E402
-from kullback.vae import Architecture, Training, build, evaluate  # noqa: E402
+from kullback.vae import VAE, Architecture, Training, build, evaluate  # noqa: E402
 from kullback.vae.checkpoint import load_tensors, save_tensors  # noqa: E402
 from kullback.vae.loop import State, fit  # noqa: E402
 from kullback.vae.run import pick_precision  # noqa: E402
@@ -142,6 +144,22 @@ def measure_classic(data, draws, work):
     return curve
 
 
+def measure_run(data, options, precision):
+    """Measure a finished run and add it to the row of its preset and steps."""
+    config = read_json(options.run / "config.json")
+    if config["data"]["sha256"] != data.protocol["sha256"]:
+        raise SystemExit(f"{options.run}: trained on other data, or tested on them")
+    model, x = VAE.load(options.run), data.test[: options.images]
+    figures = measured(model, model.state_dict(), x, options.draws, precision)
+    steps, batch = config["training"]["steps"], config["training"]["batch_size"]
+    name = f"{config['preset']['name']}, {steps} steps"
+    result = read_json(RESULTS / "mnist_evidence.json")
+    row = result.get(name, {"steps": steps, "epochs": steps * batch / len(data.train)})
+    row["trained in"] = config["precision"]
+    row[f"first {len(x)} images, K = {options.draws}"] = figures
+    finish("mnist_evidence", result | {name: row})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=3.0)
@@ -154,9 +172,14 @@ def main():
     parser.add_argument("--decoder", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--most", type=int, default=5000, help="draws on all images, default model")
     parser.add_argument("--neighbours", type=int, default=0)
+    parser.add_argument("--run", type=Path, help="measure this run of `kullback train` instead")
+    parser.add_argument("--images", type=int, help="with --run, the first so many (default: all)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     data = load(options.data, binarize="dynamic")
+    if options.run:
+        measure_run(data, options, getattr(torch, options.decoder))
+        return
     work = options.work or Path(tempfile.mkdtemp())
     work.mkdir(exist_ok=True)
     if options.only in (None, "train default"):

@@ -157,6 +157,18 @@ def test_compare_averages_over_seeds_on_the_same_bits(trained, others, capsys):
 
 
 @pytest.mark.slow
+def test_compare_of_seeds_alone_shows_each_and_their_deviation(trained, others, capsys):
+    names = [trained, others["seed"]]
+    assert run("compare", *names, "--draws", "3", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    values = [group["log_likelihood"]["value"] for group in found["groups"]]
+    assert [group["runs"] for group in found["groups"]] == [[str(name)] for name in names]
+    assert math.isclose(found["sd_over_seeds"], abs(values[0] - values[1]) / math.sqrt(2))
+    assert run("compare", *names, "--draws", "3") == 0
+    assert "differ in the training seed alone" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_compare_refuses_other_protocols_and_bad_lists(trained, others, tmp_path, capsys):
     grey = tmp_path / "grey"
     with pytest.MonkeyPatch.context() as patch:
@@ -166,8 +178,6 @@ def test_compare_refuses_other_protocols_and_bad_lists(trained, others, tmp_path
     assert "binarize static and none" in capsys.readouterr().err
     assert run("compare", trained) == 2
     assert run("compare", trained, trained) == 2
-    assert run("compare", trained, others["seed"]) == 2
-    assert "the seed" in capsys.readouterr().err
     assert run("compare", trained, tmp_path / "nothing") == 1
 
 
@@ -223,6 +233,8 @@ def test_decode_undoes_encode_as_reconstruct_does(trained, tmp_path):
     assert run("sample", trained, "--z", typed, "-n", "3", "--out", tmp_path / "same.npy") == 0
     same = np.load(tmp_path / "same.npy")
     np.testing.assert_allclose(same, np.broadcast_to(x[0], same.shape), rtol=0, atol=1e-6)
+    assert run("sample", trained, "--z", typed, "--out", tmp_path / "one.npy") == 0
+    assert np.load(tmp_path / "one.npy").shape == (1, 1, 8, 8)  # the mean of one z
     few = tmp_path / "few.npz"
     assert run("sample", trained, "--z", few, "--noise", "--out", tmp_path / "bits.npy") == 0
     bits = np.load(tmp_path / "bits.npy")
@@ -353,12 +365,13 @@ def test_temperatures_are_doubled_until_the_bounds_meet_or_time_is_up(monkeypatc
     made = (data.test[:3], torch.zeros(3, 2))
     start, refit = asked.of("binary")[1], Refit(steps=1, draws=1)
     frozen_clock(monkeypatch)
-    found = sandwich._lengthened(model, made, start, asked, (0.0, 0.0), refit)
+    found, fits = sandwich._lengthened(model, made, start, asked, (0.0, 0.0), refit)
+    assert fits >= 3  # the clock stands still
     assert pilots == [10, 20, 40, 80] and found == replace(start, temperatures=80)
     assert "--temperatures 80, as pilots chose" in capsys.readouterr().err
     widths = iter([9.0] * 20)
     frozen_clock(monkeypatch, 5.0)  # after two pilots of 5 s a third and the chains no longer fit
-    found = sandwich._lengthened(model, made, start, asked, (1e-3, 1e-3), refit)
+    found, _ = sandwich._lengthened(model, made, start, asked, (1e-3, 1e-3), refit)
     assert 10 <= found.temperatures < 80
     said = " ".join(capsys.readouterr().err.split())
     assert "were 9 nats apart (settled: 0.5)" in said and "would take longer than asked" in said
@@ -373,6 +386,22 @@ def test_chains_of_chosen_temperatures_are_those_asked_for(trained, monkeypatch,
     count = chosen["annealing"]["temperatures"]
     assert run("evaluate", trained, *few, "--temperatures", count) == 0
     assert json.loads(capsys.readouterr().out)["sandwich"] == chosen
+
+
+def test_as_many_items_as_the_minutes_allow(trained, monkeypatch, capsys):
+    given = []
+
+    def measure(_model, x, **_):
+        given.append(len(x))
+        raise KeyboardInterrupt
+
+    few = ["--sandwich", "--chains", "2", "--draws", "3", "--sandwich-minutes"]
+    monkeypatch.setattr("kullback.vae.measure_gap", measure)
+    run("evaluate", trained, *few, "1e-4")
+    assert given == [2]
+    assert "--items 2: more would take longer than asked" in capsys.readouterr().err
+    run("evaluate", trained, *few, "1e-4", "--items", "5")  # typed: as asked
+    assert given == [2, 5]
 
 
 @pytest.mark.parametrize(

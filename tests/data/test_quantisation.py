@@ -10,6 +10,7 @@ from PIL import Image
 
 from kullback.core import DataError
 from kullback.data import Grid, load, load_images, reload
+from kullback.data.pictures import fit_to
 from kullback.data.quantisation import find_grid, grid_of
 
 RNG = np.random.default_rng(0)
@@ -275,3 +276,40 @@ def test_values_near_unequal_levels_are_theirs():
 def test_values_on_a_grid_may_be_off_by_a_few_roundings(roundings, on_it):
     off = roundings * np.finfo(np.float32).eps * np.where(np.arange(17) % 2, 1, -1)
     assert (find_grid(np.arange(17) / 16 + off, 1000, np.float32) is not None) == on_it
+
+
+@pytest.mark.parametrize(
+    ("step", "top", "kind", "levels"),
+    [(257, 255, "8-bit", 256), (16, 4095, "levels", 4096), (1, 4095, "levels", 4096)],
+)
+def test_the_depth_of_sixteen_bit_pictures_is_that_before_resizing(
+    tmp_path, step, top, kind, levels
+):
+    smooth = np.clip(np.add.outer(np.arange(24), np.arange(20)) * top // 42, 0, top)
+    pixels = [np.roll(smooth, k, 0) * step for k in range(20)]
+    for number, values in enumerate(pixels):
+        Image.fromarray(values.astype(np.uint16)).save(tmp_path / f"{number:02}.png")
+    data = load(tmp_path, size=8, test_fraction=0.4)
+    assert (data.kind, data.levels) == (kind, levels)
+    assert f"up to {top * step:,}" in " ".join(data.protocol["notes"])
+    resized = Image.fromarray(pixels[int(data.train_names[0][:2])].astype(np.int32))
+    there = np.asarray(fit_to(resized, (8, 8), fit="crop")[0])
+    expected = np.rint(there / step).clip(0, top)
+    assert np.array_equal(data.train[0, 0].numpy(), expected)
+    grid = Grid.from_dict(data.protocol["grid"])
+    told: list[str] = []
+    read = {"event_shape": (1, 8, 8), "kind": kind, "grid": grid, "say": told.append}
+    again, names = load_images(tmp_path, **read)
+    assert np.array_equal(again[names.index(data.train_names[0])], data.train[0])
+    before = load(tmp_path, size=8, test_fraction=0.4, rules=3)
+    assert before.levels == (65536 if step > 1 else 4096)
+
+
+def test_a_resized_mask_of_sixteen_bits_keeps_the_levels_between(tmp_path):
+    for number in range(12):
+        mask = np.roll(np.arange(24 * 20).reshape(24, 20) % 7 > 2, number, 0)
+        Image.fromarray(mask.astype(np.uint16) * 65535).save(tmp_path / f"{number:02}.png")
+    data = load(tmp_path, size=9, test_fraction=0.4)
+    assert data.levels == 256
+    assert len(np.unique(data.train)) > 20
+    assert load(tmp_path, test_fraction=0.4).levels == 2

@@ -8,7 +8,7 @@ import torch
 
 from kullback.core import DataError, MissingExtraError
 from kullback.data import PADDING, describe_protocol, load, load_sounds, reload, wav_of
-from kullback.data.sounds import read_clips, read_sound
+from kullback.data.sounds import read_clips, read_sound, read_sound_folder
 
 soundfile = pytest.importorskip("soundfile")
 soxr = pytest.importorskip("soxr")
@@ -344,3 +344,22 @@ def test_without_the_extra_the_message_says_how(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'kullback\[audio\]'"):
         load(folder)
+
+
+@pytest.mark.parametrize("scale", [32767.0, 2.0**23, 20.0])
+def test_floats_far_beyond_full_scale_are_refused(tmp_path, scale):
+    loud = np.sin(np.arange(400) * 0.3) * scale
+    save(tmp_path / "loud.wav", loud.astype(np.float32), subtype="FLOAT")
+    with pytest.raises(DataError, match=r"where full scale is 1\. Try: integers as int16"):
+        read_sound((tmp_path / "loud.wav").read_bytes())
+    np.savez(tmp_path / "x.npz", samples=loud, offset=np.array([0, 100, 400]))
+    with pytest.raises(DataError, match="full scale is 1"):
+        read_clips(tmp_path / "x.npz")
+
+
+def test_opus_is_read_by_its_suffix(tmp_path):
+    for k in range(4):
+        samples = np.sin(np.arange(4800) * (0.1 + 0.02 * k)) * 0.5
+        soundfile.write(tmp_path / f"{k}.ogg", samples, 48000, format="OGG", subtype="OPUS")
+        (tmp_path / f"{k}.ogg").rename(tmp_path / f"{k}.opus")
+    assert read_sound_folder(tmp_path).sound["rate"] == 48000

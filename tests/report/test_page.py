@@ -17,7 +17,7 @@ from kullback.core import DataError, RunError
 from kullback.data import describe_protocol, load
 from kullback.report import write
 from kullback.report.html import _environment, picture
-from kullback.report.training_runs.run_page import command
+from kullback.report.training_runs.run_page import _whole_stretches, command
 from kullback.vae import VAE, Architecture, Evaluation, Training, train
 
 from .conftest import TINY, in_memory, noise
@@ -345,3 +345,11 @@ def test_the_command_names_what_was_asked_for():
         "kullback train fashion --network mlp --hidden 16,32 --beta 2.0 --epochs 3 --seed 7 "
         "--size 16x16 --binarize dynamic"
     )
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept"),
+    [([100, 200, 215], 2), ([100, 200, 250], 3), ([100, 200, 300], 3), ([100, 110], 2), ([], 0)],
+)
+def test_a_last_reading_over_few_steps_is_no_point_of_a_curve(steps, kept):
+    assert len(_whole_stretches([{"step": step} for step in steps])) == kept

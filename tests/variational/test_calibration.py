@@ -9,11 +9,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch.distributions import Normal, constraints
 
 from kullback.core import ArgumentValueError, RunError
 from kullback.variational import Calibration, calibrate, ecdf_band
-from kullback.variational.calibration import NO_DEVIATION, _band_p_value, _ranks, _Tails
+from kullback.variational import limits
+from kullback.variational.calibration import (
+    NO_DEVIATION,
+    _band_p_value,
+    _points,
+    _ranks,
+    _Tails,
+)
 
 F64 = torch.float64
 PRIOR, NOISE, ROWS = 2.0, 1.5, 4
@@ -213,6 +221,64 @@ def test_a_fitter_that_is_too_sure_is_found():
     assert not found.calibrated
     assert "too small" in found.rows[0].verdict
     assert found.verdict.startswith("Not calibrated: mu (q's sd is")
+
+
+def alarms_of_uniform_ranks(simulations, quantities, cases, seed):
+    """How many of some calibrations with uniform ranks alarm, by each test's own limit."""
+    some = Calibration(tuple(map(str, range(quantities))), torch.rand(simulations, quantities))
+    points = _points(simulations)
+    lower, upper = ecdf_band(simulations, points, some._share(limits.BAND_SHARE))
+    alarms, g = 0, seeded(seed)
+    for _ in range(cases):
+        u = torch.rand(simulations, quantities, generator=g, dtype=F64)
+        scores = torch.special.ndtri(u).numpy()
+        p_mean = 2 * stats.norm.sf(abs(scores.mean(0)) * math.sqrt(simulations))
+        spread = scores.var(0, ddof=1) * (simulations - 1)
+        p_sd = 2 * np.minimum(
+            *(one(spread, simulations - 1) for one in (stats.chi2.cdf, stats.chi2.sf))
+        )
+        counts = (u[:, :, None] <= points).sum(0)
+        outside = ((counts < lower) | (counts > upper)).any(1)
+        wrong = bool(outside.any()) or p_mean.min() <= some._share(limits.SHIFT_SHARE)
+        alarms += wrong or p_sd.min() <= some._share(limits.SD_SHARE)
+        if _ < 3:  # the same decision as the class's own
+            own = Calibration(some.names, u)
+            assert own.calibrated == (own.p_value > own.level)
+            assert own.calibrated == (not (wrong or p_sd.min() <= some._share(limits.SD_SHARE)))
+    return alarms
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("simulations", "quantities"), [(20, 1), (20, 50), (50, 10), (100, 3), (200, 1)]
+)
+def test_the_level_is_that_of_all_quantities_together(simulations, quantities):
+    cases = 400
+    alarms = alarms_of_uniform_ranks(simulations, quantities, cases, seed=quantities)
+    assert alarms / cases <= 0.05 + 4.5 * math.sqrt(0.05 * 0.95 / cases)
+    assert alarms > 0  # and the tests have not been divided away
+
+
+def test_the_p_value_over_all_quantities_is_that_of_the_verdict():
+    u = torch.rand(60, 4, generator=seeded(5), dtype=F64)
+    found = Calibration(("a", "b", "c", "d"), u)
+    assert found.calibrated and found.p_value > 0.05
+    u[:, 2] = u[:, 2] ** 1.4  # too low, by little
+    near = Calibration(found.names, u)
+    assert not near.calibrated and 0.001 < near.p_value <= 0.05
+    assert near.p_value == pytest.approx(
+        4
+        * min(
+            near.rows[2].p_shift / limits.SHIFT_SHARE,
+            near.rows[2].p_sd / limits.SD_SHARE,
+            near.rows[2].p_band / limits.BAND_SHARE,
+        )
+    )
+    assert "over all quantities together. Try: another generator or more" in near.verdict
+    assert dataclasses.replace(near, level=near.p_value * 0.99).calibrated
+    assert not dataclasses.replace(near, level=near.p_value * 1.01).calibrated
+    certain = Calibration(found.names, u**3)
+    assert certain.p_value < 1e-4 and "Try" not in certain.verdict
 
 
 def test_a_fit_of_the_prior_is_found_by_the_log_density():

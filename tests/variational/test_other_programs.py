@@ -10,6 +10,7 @@ from torch.distributions import HalfCauchy, Normal, constraints
 
 from kullback.core import ArgumentTypeError, ArgumentValueError, MissingExtraError
 from kullback.variational import Target, fit
+from kullback.variational.target.programs import Model
 
 pytestmark = pytest.mark.filterwarnings("ignore:PyTensor could not link to a BLAS")
 F64 = torch.float64
@@ -317,6 +318,41 @@ def test_values_by_name_are_put_into_z(program):
         target.unconstrain({"mu": 1.0, "tau": 1.0})
 
 
+def a_line_with_data(program, x, y):
+    """y ~ N(a x, s)."""
+    package = pytest.importorskip(program)
+    if program == "pymc":
+        with package.Model() as model:
+            a, s = package.Normal("a"), package.HalfNormal("s")
+            package.Normal("y", a * x, s, observed=y)
+        return Target.from_pymc(model)
+    dist = package.distributions
+
+    def model(x, y):
+        a = package.sample("a", dist.Normal(0.0, 1.0))
+        s = package.sample("s", dist.HalfNormal(1.0))
+        with package.plate("rows", len(x)):
+            package.sample("y", dist.Normal(a * x, s), obs=y)
+
+    if program == "numpyro":
+        return Target.from_numpyro(model, x, y=y)
+    return Target.from_pyro(model, torch.tensor(x), y=torch.tensor(y))
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Out-of-support")  # of NumPyro, about the NaN
+@pytest.mark.parametrize("program", MAKERS)
+@pytest.mark.parametrize(("broken", "kind"), [(np.nan, "NaN"), (np.inf, "infinity")])
+def test_a_missing_number_of_a_covariate_is_named(program, broken, kind):
+    x = np.linspace(-1, 1, 12)
+    y = x.copy()
+    x[3] = broken
+    place = r"an array of shape \[12\], at \[3\]" if program == "pymc" else r"x\[3\]"
+    with pytest.raises(ArgumentValueError, match=rf"got {kind} in {place} \(log p"):
+        a_line_with_data(program, x, y)
+
+
 @pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Out-of-support")  # of NumPyro, about the NaN
@@ -337,9 +373,45 @@ def test_fixed_parameters_are_named_and_so_are_missing_rows(program):
     torch.testing.assert_close(log_p[1] - log_p[0], T(-0.5), rtol=1e-12, atol=1e-12)
     with (
         pytest.warns(UserWarning, match="param"),
-        pytest.raises(ArgumentValueError, match=r"got NaN in \['y'\]. Try: leave those rows out"),
+        pytest.raises(
+            ArgumentValueError, match=r"got NaN in y \(log p is .*Try: leave those rows out"
+        ),
     ):
         make(model, as_data[program](float("nan")))
+
+
+def model_with_data(data, log_p, **options):
+    """What a program is read into, of N(0, 1) times what log_p says of the data."""
+
+    def score(z):
+        value = -0.5 * z[:, 0] ** 2
+        return torch.full_like(value, log_p) if log_p is not None else value, -z
+
+    return Model(score, lambda z: {"a": z[:, 0]}, ("a",), data=data, **options)
+
+
+@pytest.mark.parametrize(
+    ("data", "log_p", "words"),
+    [
+        ({"x": np.ones(3), "y": np.array([1.0, np.nan])}, np.nan, "NaN in y[1] (log p is finite"),
+        ({"x": np.array([[1, np.inf], [np.inf, 0]])}, -np.inf, "infinity in x[0,1] and 1 more"),
+        ({"a": np.array(np.nan), "b": np.array([np.nan])}, np.nan, "NaN in a, NaN in b[0] (log p"),
+        ({"x": np.array([np.inf, np.nan])}, np.nan, "NaN in x[1] (log p"),
+    ],
+)
+def test_a_missing_number_is_named_where_no_point_has_a_density(data, log_p, words):
+    with pytest.raises(ArgumentValueError) as caught:
+        Target._of_model(model_with_data(data, log_p))
+    assert f"data: expected finite numbers; got {words}" in str(caught.value)
+    assert str(caught.value).endswith("Try: leave those rows out, or mask them in the model")
+
+
+def test_a_missing_number_that_does_no_harm_is_no_error():
+    masked = Target._of_model(model_with_data({"x": np.array([np.nan])}, None))
+    assert float(masked.log_density(torch.ones(1, 1).double())) == -0.5
+    assert masked.refusals.count == 0
+    whole = Target._of_model(model_with_data({"x": np.ones(2)}, -np.inf))  # another fault
+    assert whole.refusals.count == 0
 
 
 MISSING = {"numpyro": "jax", "pyro": "pyro", "pymc": "pymc"}

@@ -205,12 +205,15 @@ def test_a_far_spike_is_found(seed):
 
 def test_the_search_says_how_far_it_looked():
     found = fitted(lambda z: -0.5 * z.square().sum(), 2)
-    words = "searched for other peaks at 8,192 points to 100 sd from q's mean and 64 climbs"
+    cost = "4,096 points and 20 rays to 100 sd, 96 climbs"
+    words = f"searched for other peaks to 40 sd from q's mean ({cost}): "
+    words += "one narrower than 0.08 of q's sd may have been missed"
     assert assess(found).searched == words
     assert words in str(found.summary)
     z = found.draws
     few = probe(found.target.log_density, z, found.log_p, found.log_q, starts=8, scanned=0)
-    assert few.words == "searched for other peaks at 8 climbs"
+    words = "searched for other peaks to 40 sd from q's mean (8 climbs): "
+    assert few.words.startswith(words) and few.narrowest > 0.9
 
 
 def test_refused_points_have_no_mass_and_are_counted():

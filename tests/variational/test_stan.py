@@ -110,6 +110,13 @@ def test_a_stan_fit_is_trusted_and_simulates_its_data(schools):
         assert -32 < loo(tree).elpd < -29  # Vehtari et al. (2017), section 4.2: -30.8
 
 
+def test_a_missing_number_of_a_matrix_is_named_by_its_place(shapes):
+    x = np.arange(6.0).reshape(2, 3)
+    x[1, 2] = math.nan
+    with pytest.raises(ArgumentValueError, match=r"got NaN in x\[2,3\] .* declare the missing"):
+        Target.from_stan(SHAPES, {"N": 3, "k": [[1, 2], [3, 4], [5, 6]], "x": x})
+
+
 def test_stan_values_have_the_shapes_and_places_of_the_program(shapes):
     target, z = shapes, points(20, shapes.dim)
     z[3, 14] = 5.0  # b = 1.987
@@ -164,6 +171,9 @@ def test_stan_says_what_is_wrong_with_program_and_data(program):
         (data() | {"y": ["a"] * 8}, r"data\['y'\]: expected a full array"),
         (data() | {"sigma": -ERRORS}, "data: refused by the model: .*sigma"),
         (data() | {"J": 9}, "data: refused by the model: "),
+        (data() | {"y": [28, 8, math.nan, 7, -1, math.inf, 18, 12]}, r"got NaN in y\[3\] \(log p"),
+        (data() | {"y": [28, math.inf, *[0.0] * 5, math.inf]}, r"infinity in y\[2\] and 1 more"),
+        (data() | {"sigma": [math.nan, *[1.0] * 7]}, r"refused by the model: .*sigma\[1\] is nan"),
     ]:
         with pytest.raises(ArgumentValueError, match=words):
             Target.from_stan(program, wrong)

@@ -56,7 +56,8 @@ def compare(
     """Compare runs on the same test images and the same bits, with errors of the differences.
 
     Runs whose data or protocols differ are refused: their figures cannot be compared. Runs that
-    differ in the training seed alone are averaged image by image.
+    differ in the training seed alone are averaged image by image; where all do, each is shown, and
+    their standard deviation.
     """
     prepare(shared)
     expected = f"from 1 to {MAX_DRAWS_PER_IMAGE:,}"
@@ -67,8 +68,6 @@ def compare(
     require(len(set(names)) == len(names), "RUNS", "each run once", "one twice")
     configs = [_config(run) for run in runs]
     _require_same(names, configs)
-    several = len({_settings(config) for config in configs}) > 1  # told before anything is measured
-    require(several, "RUNS", "runs that differ in more than the seed", "seeds alone")
     data = data_of(runs[0])
     if data.protocol["sha256"] != configs[0]["data"]["sha256"]:
         raise DataError(f"{names[0]}: its data have changed since it was trained: hashes differ")
@@ -76,11 +75,14 @@ def compare(
         draws = draws_for(data) if data.kind == "sound" else COMPARISON_DRAWS
     groups = _grouped(runs, configs, data, draws, seed)
     fields = [_fields(group, groups[0], draws, data) for group in groups]
+    seeds = None
+    if len({_settings(config) for config in configs}) == 1:
+        seeds = statistics.stdev(group.means[0] for group in groups)
     if json:
         result = {"format": 1, "unit": "nats", "draws": draws, "seed": seed, "groups": fields}
-        print_json(result | {"data": data.protocol})
+        print_json(result | {"sd_over_seeds": seeds, "data": data.protocol})
         return
-    write(_table(fields, draws, data) + "\n")
+    write(_table(fields, draws, data, seeds) + "\n")
 
 
 def _config(run: Path) -> dict[str, Any]:
@@ -125,18 +127,22 @@ def _grouped(
     draws: int,
     seed: int,
 ) -> list[Group]:
-    """Bound every run on the test images; average those that differ in the seed alone."""
+    """Bound every run on the test images; average those that differ in the seed alone.
+
+    Where all do, each stays by itself.
+    """
     import torch
 
     from kullback.vae import VAE
 
+    alone = len({_settings(config) for config in configs}) == 1
     together: dict[str, list[tuple[str, Any]]] = {}
     for run, config in zip(runs, configs, strict=True):
         model = VAE.load(run)
         if model.unfinished:
             say(f"note: {run}: {model.unfinished}")
         found = measure(model, data, draws, seed)
-        together.setdefault(_settings(config), []).append((str(run), found))
+        together.setdefault(str(run) if alone else _settings(config), []).append((str(run), found))
     groups = []
     for members in together.values():
         elbos = torch.stack([found.elbo for _, found in members])
@@ -182,7 +188,10 @@ def _fields(group: Group, first: Group, draws: int, data: "Dataset") -> dict[str
     return found
 
 
-def _table(fields: list[dict[str, Any]], draws: int, data: "Dataset") -> str:
+def _table(
+    fields: list[dict[str, Any]], draws: int, data: "Dataset", seeds: float | None = None
+) -> str:
+    """Return the comparison as text; seeds: the sd of runs that differ in the seed alone."""
     from kullback.report import aligned, evaluation_text
 
     noun = evaluation_text.noun_of(data.protocol)
@@ -208,6 +217,11 @@ def _table(fields: list[dict[str, Any]], draws: int, data: "Dataset") -> str:
     lines.append(
         f"The error is over {noun}s, not over training seeds: another seed moves a run too."
     )
+    if seeds is not None:
+        lines.append(
+            "The runs differ in the training seed alone: standard deviation of "
+            f"L_{draws} {seeds:.2g} nats over {len(fields)} seeds"
+        )
     for one in fields:
         if one["sd_over_seeds"] is not None:
             sd = f"{one['sd_over_seeds']:.2g} nats over {len(one['runs'])} seeds"

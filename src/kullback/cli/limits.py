@@ -38,6 +38,7 @@ __all__ = [
     "REPEATS",
     "SAMPLES_PER_BLOCK",
     "SANDWICH_CLIPS",
+    "SANDWICH_FEWEST",
     "SANDWICH_FIRST",
     "SANDWICH_IMAGES",
     "SANDWICH_PILOTS",
@@ -68,6 +69,7 @@ CLOSING_ANNEALED_CLIPS = (4, 32_000)  # clips annealed then, and samples in them
 CLOSING_CLIP_CHAINS = (4, 10, 2, 2)  # chains, temperatures, leapfrog steps, pilots: 2 CPU s a clip
 SANDWICH_IMAGES = (20, 16, 100)  # items, chains and temperatures of --sandwich
 SANDWICH_CLIPS = (4, 4, 20)  # the same of sound, whose clips have 8,000 places in a second
+SANDWICH_FEWEST = 2  # items, for which there is an error
 SANDWICH_FIRST = 10  # temperatures with which --sandwich-minutes begins; they are doubled
 SANDWICH_PILOTS = 2  # of the model's own items, on which it looks whether the bounds meet
 CLIP_REFIT_STEPS, CLIP_REFIT_DRAWS = 100, 2  # of q of each clip: a twelfth of the usual work

@@ -149,8 +149,9 @@ def sample(
     """Draw z from the prior and decode it: new images from a run.
 
     By default each image is the mean of p(x|z); `--noise` draws from p(x|z) as well, which is what
-    the model's evidence speaks of. With `--z` as numbers all n images are of that z, so that
-    `--noise` shows how much z leaves open; with a file they are of its first n rows.
+    the model's evidence speaks of. With `--z` as numbers there is one image, of that z, and
+    with `--noise` n draws, which show how much z leaves open; with a file they are of its first
+    n rows.
     Sound is always drawn: NAME-01.wav and so on, with a picture of their spectrograms.
     """
     prepare(shared)
@@ -172,14 +173,16 @@ def sample(
         codes = codes.expand(n, -1) if one else codes[:n]
         _draw_sound(model, codes, SoundFiles(out, len(codes), seed, force))
         return
-    n = 64 if n is None else n
+    typed = z is not None and Path(z).suffix.lower() not in LATENT_FILES
+    if n is None:
+        n = 1 if typed and not noise else 64  # the mean of one z is one image
     blocks = sample_blocks(model, n, generator, noise=noise)
     if z is not None:
         rows = latents_from("--z", z, model)
-        rows = rows.expand(n, -1) if Path(z).suffix.lower() not in LATENT_FILES else rows[:n]
+        rows = rows.expand(n, -1) if typed else rows[:n]
         n, blocks = len(rows), image_blocks(model, rows, generator if noise else None)
     save_in_blocks(blocks, n, out, model=model, force=force)
-    say(f"{n} samples: {out}")
+    say(f"{n} sample{'' if n == 1 else 's'}: {out}")
 
 
 def _loaded(run: Path, label: str | None) -> "VAE":

@@ -24,6 +24,7 @@ from .limits import (
     CLOSING_CLIP_CHAINS,
     CLOSING_TEMPERATURES,
     SANDWICH_CLIPS,
+    SANDWICH_FEWEST,
     SANDWICH_FIRST,
     SANDWICH_IMAGES,
     SANDWICH_PILOTS,
@@ -88,7 +89,10 @@ def measure_sandwich(model: "VAE", data: "Dataset", settings: Sandwich) -> Sandw
     log(f"sandwich: {len(x)} {noun}s, {how}, {refit}")
     rates = _rates(model, (x, made), how)
     if settings.minutes is not None:
-        how = _lengthened(model, (made, exact), how, settings, rates, refit)
+        how, fits = _lengthened(model, (made, exact), how, settings, rates, refit)
+        if settings.items is None and fits < len(x):
+            x, made, exact = (part[: max(SANDWICH_FEWEST, fits)] for part in (x, made, exact))
+            say(f"--items {len(x)}: more would take longer than asked")
     seconds = _seconds(rates, len(x), how, refit)
     if seconds > SECONDS_WORTH_TELLING:
         say(
@@ -147,11 +151,12 @@ def _lengthened(
     settings: Sandwich,
     rates: tuple[float, float],
     refit: "Refit",
-) -> "Annealing":
+) -> "tuple[Annealing, int]":
     """Double the temperatures until the bounds of pilots meet, or the next would take too long.
 
     The pilots are chains of their own on the first own items: those that bound are made afterwards,
-    with temperatures that are then fixed. own: items and the z they were made from.
+    with temperatures that are then fixed. own: items and the z they were made from. Also returns
+    for how many items the time that is left is enough.
     """
     import torch
 
@@ -177,7 +182,10 @@ def _lengthened(
         f"--temperatures {how.temperatures}, as pilots chose: their bounds on the model's own "
         f"were {width:.3g} nats apart (settled: {limits.SETTLED_WIDTH:g}){met}"
     )
-    return how
+    own_seconds = (now - start) / len(x)
+    test_seconds = own_seconds * how.evaluations(backward=False) / how.evaluations(backward=True)
+    each = own_seconds + test_seconds + sum(rates) * refit.steps * refit.draws
+    return how, int((ends - now) / each) if each > 0 else len(made)
 
 
 def write_items(out: Path, data: "Dataset", found: "Bounds", test: "Gap | None") -> None:

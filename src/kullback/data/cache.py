@@ -1,8 +1,8 @@
 """Decoded folders of pictures, kept in the user's cache folder: read again, they are not decoded.
 
-Which to use: `key_of` for the name of what is read; `fetch` and `keep` for the decoded examples. A
-key covers the path, size and times of every file, the options of reading and the versions of the
-decoder, so a changed file is decoded again. An entry is one file: a `.npy` array, then names and
+Which to use: `key_of` for the name of what is read; `fetch` and `keep` for the decoded examples,
+and `finish` before they may change. A key covers the path, size and times of every file, the
+options of reading and the versions of the decoder, so a changed file is decoded again. An entry is one file: a `.npy` array, then names and
 notes as JSON, then the SHA-256 of both; a damaged one is removed and made again. The oldest entries
 go when all together exceed `limits.MAX_CACHE_BYTES`. `KULLBACK_CACHE=off` switches it off.
 """
@@ -11,12 +11,14 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL
+from numpy.typing import NDArray
 
 from kullback.core import KullbackError, __version__, compiling, open_atomic, remove_temporaries
 
@@ -24,8 +26,9 @@ from . import limits
 from .examples import Examples, Fitting, Reading
 from .quantisation import Grid
 
-__all__ = ["fetch", "keep", "key_of"]
+__all__ = ["fetch", "finish", "keep", "key_of"]
 
+_writers: list[threading.Thread] = []
 FRAME_BYTES = 128 + 32  # the header of a `.npy` before, the hash after
 
 
@@ -55,6 +58,7 @@ def key_of(folder: Path, paths: list[Path], fitting: Fitting, how: Reading) -> s
 
 def fetch(key: str) -> Examples | None:
     """Return the examples kept under a key, or None; a damaged entry is removed."""
+    finish()
     try:
         path = _path(key)
         with path.open("rb") as file:
@@ -68,7 +72,11 @@ def fetch(key: str) -> Examples | None:
 
 
 def keep(key: str, examples: Examples) -> None:
-    """Keep examples under a key, where there is room; a disk that refuses is no failure."""
+    """Begin to keep examples under a key, where there is room; a disk that refuses is no failure.
+
+    They are written by a thread beside what follows, a sixth of the time of reading them. Their
+    values must stay as they are until `finish` returns.
+    """
     fields = {
         "names": examples.names,
         "digests": [digest.hex() for digest in examples.digests],
@@ -81,12 +89,24 @@ def keep(key: str, examples: Examples) -> None:
     size = examples.values.nbytes + len(words) + FRAME_BYTES
     if size > limits.MAX_CACHE_BYTES:
         return
+    thread = threading.Thread(target=_write, args=(key, examples.values, words, size))
+    thread.start()
+    _writers.append(thread)
+
+
+def finish() -> None:
+    """Wait until everything that is to be kept is written."""
+    while _writers:
+        _writers.pop().join()
+
+
+def _write(key: str, values: NDArray[Any], words: bytes, size: int) -> None:
     with contextlib.suppress(OSError, KullbackError):
         path = _path(key)
         _make_room(path.parent, size)
         with open_atomic(path) as file:
             writer = _Hashing(file)
-            np.lib.format.write_array(writer, np.ascontiguousarray(examples.values))
+            np.lib.format.write_array(writer, np.ascontiguousarray(values))
             writer.write(words)
             file.write(writer.digest.digest())
 

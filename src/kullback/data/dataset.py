@@ -247,7 +247,8 @@ def binarize(x: Tensor, generator: torch.Generator) -> Tensor:
     words = torch.empty((count + 3) // 4, dtype=torch.int64, device=generator.device)
     words.random_(-(2**63), None, generator=generator)  # without bounds the top bit stays 0
     draws = words.view(torch.int16)[:count].to(x.device)
-    pixels, bits = x.reshape(-1), torch.empty(count, dtype=torch.bool, device=x.device)
+    pixels = x.resolve_neg().contiguous().view(-1)  # as the loop in C reads them
+    bits = torch.empty(count, dtype=torch.bool, device=x.device)
     if x.device.type == "cpu" and (compare := _compiled()) is not None:
         compare(pixels.data_ptr(), draws.data_ptr(), bits.data_ptr(), count)
     else:

@@ -37,7 +37,8 @@ class Reading:
     levels: "auto" finds the grid they lie on; "none" takes them as continuous; a number quantises
     them to so many levels. grid: the levels of a trained model, for data that go into it. rules: 1
     for runs made before grids were looked for (k/255 and whole numbers only), 2 for those made
-    before backgrounds and frames were chosen, else 3. background: what transparent pictures are
+    before backgrounds and frames were chosen, 3 for those made before the depth of pictures was
+    looked for before resizing, else 4. background: what transparent pictures are
     laid over; "auto" is white where what is seen of the picture is dark, else black. frames:
     "first" or "all" of GIF, TIFF and other files of several pictures; "" is the first, without GIF
     and TIFF files. size_factors: of counts, as in `load`. label: as in `load`, of
@@ -46,7 +47,7 @@ class Reading:
 
     levels: str = "auto"
     grid: Grid | None = None
-    rules: int = 3
+    rules: int = 4
     background: str = "black"
     frames: str = ""
     size_factors: str = "auto"

@@ -8,10 +8,12 @@ __all__ = [
     "CLIPPED_PAIRS",
     "COUNTING_RULES",
     "DEEP_SAMPLE_BITS",
+    "DEPTH_AS_STORED_RULES",
     "DISTINCT_VALUES",
     "FEW_VALUES",
     "FILES_FOR_PROCESSES",
     "FILES_PER_TASK",
+    "GREATEST_FLOAT",
     "GREATEST_SAMPLE",
     "HEAVY_TAIL_RANGES",
     "INFLATION_FROM",
@@ -127,12 +129,14 @@ MAX_SIDE = 4096  # pixels asked for: 64 MB an image in float32
 SHORTER_SIDE = 64  # pixels kept where no size is given: trains in minutes on a CPU
 MAX_FILE_BYTES = 2**28  # of one picture: above, it is no picture to train on
 NEARLY_EMPTY_BYTE = 32  # of 256: the upper byte of 16-bit colours that have at most 13 bits
+DEPTH_AS_STORED_RULES = 4  # of reading values, from which a depth is looked for before resizing
 DEEP_SAMPLE_BITS = 16  # of a colour sample, of which the upper 8 are read
 NAMED_SIZES = 5  # in one message
 NAMED_SKIPS = 20  # skipped files kept by name in a protocol
 
 # Sounds
 LEAST_SAMPLE, GREATEST_SAMPLE = -32_768, 32_767  # of 16 bits
+GREATEST_FLOAT = 16.0  # of samples whose full scale is 1: 24 dB above; more are integers as floats
 PADDING = -65_536  # after a clip's last sample; outside 16 bits, and exact in float32
 SOUND_LEVELS = 65_536  # of a sample: 16 bits
 SAMPLE_RATES = 100, 768_000  # a second: what files can say and a clip can hold

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kullback.core import DataError, require, require_type
 
-from . import limits
+from . import cache, limits
 from .arrays import ARRAY_SUFFIXES, label_in, read_arrays, read_given
 from .dataset import Dataset, Kind, binarize_all, sha256_of
 from .examples import Channels, Examples, Fit, Progress, Reading, as_size, plural
@@ -357,8 +357,9 @@ def read_fashion() -> Examples:
     return Examples(values, names, is_test=is_test, split="embedded")
 
 
-RULES = 3  # of reading values; 2: transparency over black, no GIF or TIFF; 1: k/255 and whole
-# numbers only, 16-bit pictures cut to 8 bits
+RULES = 4  # of reading values; 3: the depth of 16-bit pictures looked for after resizing them; 2:
+# transparency over black, no GIF or TIFF; 1: k/255 and whole numbers only, 16-bit pictures cut to
+# 8 bits
 
 
 def load(
@@ -503,7 +504,7 @@ def load(
         examples.labels = _folder_labels(examples.names, str(source))
     uncounted = size_factors in ("auto", "none") or examples.counted
     require(uncounted, "size_factors", "auto for what is no counts", size_factors, "levels=counts")
-    return assemble(
+    data = assemble(
         examples,
         str(source),
         asked=asked,
@@ -512,6 +513,8 @@ def load(
         test_fraction=float(test_fraction),
         whole=whole,
     )
+    cache.finish()  # written beside the split and its hashes
+    return data
 
 
 def _require_plain(options: dict[str, Any], binarize: str, shards: Shards, label: str) -> None:
@@ -748,6 +751,7 @@ def load_images(
         say(note)
     if examples.skipped:
         say(_skips_in_words(examples.skipped))
+    cache.finish()
     return torch.from_numpy(np.ascontiguousarray(examples.values)), tuple(examples.names)
 
 

@@ -24,10 +24,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +58,7 @@ _NO_FILE = "not a regular file, or a link to nothing"
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _FRAME_FORMATS = (*_FORMATS, "GIF", "TIFF")
 _BITS_PER_SAMPLE = 258  # a tag of TIFF
-_SAY_ORIENTATION = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+_SAY_ORIENTATION = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"})
 _ITU_601 = (0.299, 0.587, 0.114)  # of red, green and blue in a grey level
 _DAMAGE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError),
@@ -67,8 +66,7 @@ _DAMAGE = (
 )  # what Pillow's readers have been seen to raise on bad bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
+class Picture(NamedTuple):
     """Decoded pixels, uint8 `[H, W]` when grey and `[H, W, 3]` when not, and what was done.
 
     Grey pictures of 16 bits have uint16 pixels where that was asked for.
@@ -78,6 +76,8 @@ class Picture:
     alpha: an alpha channel or transparent colour was left out that changed no pixel, or could not
     be applied (16-bit grey). turned: by its EXIF orientation. frames: left out after the first.
     cut: 16 bits a colour, of which the upper 8 were kept. shown: (height, width) before fitting.
+    step, largest: of grey pixels of 16 bits before fitting, their greatest common divisor and
+    maximum.
     """
 
     pixels: NDArray[Any]
@@ -90,6 +90,8 @@ class Picture:
     cut: bool = False
     background: str = ""
     shown: tuple[int, int] = (0, 0)
+    step: int = 0
+    largest: int = 0
 
 
 def header_size(data: bytes) -> tuple[int, int]:
@@ -163,7 +165,7 @@ def _decode(
 ) -> Picture:
     """Decode one frame; `left`: frames of the file that are left out."""
     size, shown = fitting.size, _shown_size(image)
-    if size is not None:
+    if size is not None and min(image.size) >= 4 * max(size):  # else no scale is small enough
         image.draft(None, (2 * max(size), 2 * max(size)))
     image.load()
     cut = _is_deep_colour(image, data)
@@ -176,6 +178,10 @@ def _decode(
             "16 bits a colour, of which the upper 8 are read, and those are nearly empty "
             "(values of 12 bits?). Try: scale the values to 16 bits, or save them as .npy"
         )
+    step = largest = 0
+    if image.mode == "I":  # Lanczos resampling mixes the levels: they are looked for before it
+        stored = np.asarray(image)
+        step, largest = int(np.gcd.reduce(stored, axis=None)), int(stored.max())
     recoloured = False
     if fitting.channels == "grey" and image.mode == "RGB":
         recoloured = not _is_grey(np.asarray(image))
@@ -183,9 +189,13 @@ def _decode(
     fitted = ""
     if size is not None:
         image, fitted = fit_to(image, size, fit=fitting.fit)
-    pixels = np.asarray(image)
     if image.mode == "I":
-        pixels = pixels.clip(0, 65535).astype(np.uint16)
+        pixels = np.asarray(image).clip(0, 65535).astype(np.uint16)
+    elif image.mode == "RGB":  # np.asarray(image), with rows of one colour: faster to stack
+        rows = np.frombuffer(image.tobytes("raw", "RGB;L"), np.uint8)
+        pixels = rows.reshape(image.height, 3, image.width).transpose(0, 2, 1)
+    else:
+        pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width)
     if pixels.ndim == 3 and _is_grey(pixels):
         pixels = pixels[..., 0].copy()
     return Picture(
@@ -199,6 +209,8 @@ def _decode(
         cut=cut,
         background=background,
         shown=shown,
+        step=step,
+        largest=largest,
     )
 
 
@@ -274,8 +286,7 @@ def _shown_size(image: Image.Image) -> tuple[int, int]:
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 where none is told; a PNG is not decoded to find out."""
-    info = image.info
-    told = any(name in info for name in _SAY_ORIENTATION) or hasattr(image, "tag_v2")
+    told = not _SAY_ORIENTATION.isdisjoint(image.info) or "tag_v2" in vars(image)
     return int(image.getexif().get(ExifTags.Base.Orientation, 1)) if told else 1
 
 
@@ -332,7 +343,7 @@ def _is_deep_colour(image: Image.Image, data: bytes) -> bool:
     """Say whether a file stores 16 bits a sample of colour or of grey with alpha."""
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return data[24:26] in _DEEP_COLOUR  # its IHDR
-    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, ())
+    bits = vars(image).get("tag_v2", {}).get(_BITS_PER_SAMPLE, ())
     several = isinstance(bits, tuple) and len(bits) > 1
     return several and max(bits) >= limits.DEEP_SAMPLE_BITS
 
@@ -343,6 +354,9 @@ def _extrema(image: Image.Image) -> list[tuple[int, int]]:
 
 
 def _is_grey(pixels: NDArray[Any]) -> bool:
+    red, green, blue = pixels[len(pixels) // 2, pixels.shape[1] // 2].tolist()
+    if not red == green == blue:
+        return False
     step = limits.PIXELS_BETWEEN_LOOKS  # colour shows in a few pixels; grey has to be looked for
     return all(
         bool((part[..., :1] == part[..., 1:]).all()) for part in (pixels[::step, ::step], pixels)
@@ -502,8 +516,7 @@ def picture_files(
     return [Path(path) for path in pictures], others
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
+class _File(NamedTuple):
     """What one file gave: its frames and digest, or the reason why it is skipped."""
 
     name: str
@@ -551,12 +564,13 @@ def _decoded(folder: Path, paths: list[Path], fitting: Fitting, how: Reading) ->
     cores = workers.available_cores()
     state = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
     decode = partial(_decode_files, folder, fitting, how, state)
+    pack = partial(_decode_packed, folder, fitting, how, state)
     step = limits.FILES_PER_TASK
     tasks = [paths[start : start + step] for start in range(0, len(paths), step)]
     if len(paths) >= limits.FILES_FOR_PROCESSES and cores > 1:
         names = [[str(path) for path in task] for task in tasks]
-        parts = workers.in_processes(decode, names, min(limits.READING_PROCESSES, cores))
-        yield from (file for part in parts for file in part)
+        parts = workers.in_processes(pack, names, min(limits.READING_PROCESSES, cores))
+        yield from (file for part in parts for file in _unpacked(part))
         return
     threads = min(limits.READING_THREADS, len(tasks), cores)
     with _silent():
@@ -580,10 +594,49 @@ def _decode_files(
 ) -> list[_File]:
     """Decode files under Pillow's settings `state`, which a process does not share."""
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = state
-    return [_decode_file(folder, Path(path), fitting, how) for path in paths]
+    return [_decode_file(folder, str(path), fitting, how) for path in paths]
 
 
-def _decode_file(folder: Path, path: Path, fitting: Fitting, how: Reading) -> _File:
+class _Packed(NamedTuple):
+    """Files with all their pixels in one array, which is sent to another process at once.
+
+    pixels: `[frames, H, W]` or `[frames, 3, H, W]`, None where they are of several shapes and stay
+    in the files.
+    """
+
+    files: list[_File]
+    pixels: NDArray[Any] | None
+
+
+def _decode_packed(
+    folder: Path,
+    fitting: Fitting,
+    how: Reading,
+    state: tuple[int | None, bool],
+    paths: Sequence[str],
+) -> _Packed:
+    files = _decode_files(folder, fitting, how, state, paths)
+    every = [frame.pixels for file in files for frame in file.frames]
+    if len({(one.shape, one.dtype) for one in every}) != 1:
+        return _Packed(files, None)
+    planes = [one.transpose(2, 0, 1) if one.ndim == 3 else one for one in every]
+    none = np.empty(0, np.uint8)
+    bare = [file._replace(frames=[f._replace(pixels=none) for f in file.frames]) for file in files]
+    return _Packed(bare, np.stack(planes))
+
+
+def _unpacked(packed: _Packed) -> list[_File]:
+    if packed.pixels is None:
+        return packed.files
+    planes = packed.pixels
+    rows = iter(planes.transpose(0, 2, 3, 1) if planes.ndim == 4 else planes)
+    return [
+        file._replace(frames=[frame._replace(pixels=next(rows)) for frame in file.frames])
+        for file in packed.files
+    ]
+
+
+def _decode_file(folder: Path, path: str, fitting: Fitting, how: Reading) -> _File:
     name = _name_in(folder, path)
     try:
         data = bytes_of(path)
@@ -593,12 +646,12 @@ def _decode_file(folder: Path, path: Path, fitting: Fitting, how: Reading) -> _F
     return _File(name, frames, hashlib.sha256(data).digest())
 
 
-def _name_in(folder: Path, path: Path) -> str:
-    """Return `path.relative_to(folder).as_posix()`, which takes a tenth of the time of decoding."""
-    start, text = f"{folder}{os.sep}", str(path)
-    if not text.startswith(start):
-        return path.relative_to(folder).as_posix()
-    return text[len(start) :].replace(os.sep, "/")
+def _name_in(folder: Path, path: str) -> str:
+    """Return `Path(path).relative_to(folder).as_posix()`, which takes a tenth of the decoding."""
+    start = f"{folder}{os.sep}"
+    if not path.startswith(start):
+        return Path(path).relative_to(folder).as_posix()
+    return path[len(start) :].replace(os.sep, "/")
 
 
 def _examples_of(folder: Path, files: list[_File], channels: Channels, how: Reading) -> Examples:
@@ -624,14 +677,14 @@ def _examples_of(folder: Path, files: list[_File], channels: Channels, how: Read
     return as_asked(examples, how)
 
 
-def bytes_of(path: Path) -> bytes:
+def bytes_of(path: Path | str) -> bytes:
     try:
-        about = path.stat()
+        about = os.stat(path)  # noqa: PTH116 - a Path made of each of 100,000 takes seconds
         if not stat.S_ISREG(about.st_mode):
             raise DataError(_NO_FILE)
         if about.st_size > limits.MAX_FILE_BYTES:
             raise DataError(f"larger than {limits.MAX_FILE_BYTES // 2**20} MB")
-        with path.open("rb", buffering=0) as file:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123
             return file.read()
     except FileNotFoundError as error:
         raise DataError(_NO_FILE) from error
@@ -674,18 +727,13 @@ def _depth_of(
     pictures: list[Picture], channels: Channels, notes: list[str], how: Reading
 ) -> tuple[list[Picture], Grid | None]:
     """Find the levels that 16-bit pictures use; where others have 8 bits, cut them to 8 bits."""
-    deep = [picture.pixels for picture in pictures if picture.pixels.dtype == np.uint16]
+    deep = [picture for picture in pictures if picture.pixels.dtype == np.uint16]
     if not deep:
         return pictures, None
-    largest = max(int(pixels.max()) for pixels in deep)
-    step = math.gcd(*(int(v) for pixels in deep for v in np.unique(pixels))) or 1
+    step, largest = _step_of(deep, how)
     grid = how.grid or named(0.0, float(step), max(1, largest // step))
     bits = (grid.count - 1).bit_length()
     if len(deep) == len(pictures) and channels != "rgb":
-        levels = [
-            replace(p, pixels=_known(grid, p.pixels) if how.grid else p.pixels // step)
-            for p in pictures
-        ]
         if how.grid is None:
             said = (
                 "8-bit"
@@ -697,7 +745,7 @@ def _depth_of(
                 f"{plural(len(deep), 'image')} of 16 bits with values up to {largest:,}{every} "
                 f"modelled as {said}"
             )
-        return levels, grid
+        return [p._replace(pixels=_levels_in(grid, p, how)) for p in pictures], grid
     top = grid.count - 1
     notes.append(
         f"{plural(len(deep), 'image')} of 16 bits, with {bits} bits in use, cut to 8 bits "
@@ -707,10 +755,42 @@ def _depth_of(
     def cut(picture: Picture) -> Picture:
         if picture.pixels.dtype != np.uint16:
             return picture
-        level = (picture.pixels // step).astype(np.int64)
-        return replace(picture, pixels=((level * 510 + top) // (2 * top)).astype(np.uint8))
+        level = _levels_in(grid, picture, how).astype(np.int64)
+        return picture._replace(pixels=((level * 510 + top) // (2 * top)).astype(np.uint8))
 
     return [cut(picture) for picture in pictures], None
+
+
+def _step_of(deep: list[Picture], how: Reading) -> tuple[int, int]:
+    """Return the step between the levels of 16-bit pictures and their largest value.
+
+    Pictures are looked at as stored. Resampled ones have values between the levels of a mask or
+    of few labels: at least as many levels as 8 bits have are kept for those.
+    """
+    if how.rules < limits.DEPTH_AS_STORED_RULES:
+        values = [np.unique(picture.pixels) for picture in deep]
+        largest = max(int(one[-1]) for one in values)
+        return math.gcd(*(int(v) for one in values for v in one)) or 1, largest
+    step, largest = math.gcd(*(p.step for p in deep)) or 1, max(p.largest for p in deep)
+    if any(_is_resampled(picture) for picture in deep):
+        step = min(step, max(1, largest // limits.BYTE_MAX))
+    return step, largest
+
+
+def _is_resampled(picture: Picture) -> bool:
+    return picture.fitted.startswith(("shrunk", "enlarged"))
+
+
+def _levels_in(grid: Grid, picture: Picture, how: Reading) -> NDArray[Any]:
+    """Return the levels of one 16-bit picture; of a resampled one the nearest."""
+    if how.rules < limits.DEPTH_AS_STORED_RULES or not _is_resampled(picture):
+        if how.grid is not None:
+            return _known(grid, picture.pixels)
+        return picture.pixels // int(grid.step[0])
+    if how.grid is not None:
+        _known(grid, np.array([[picture.step, picture.largest]]))  # the stored values are on it
+    levels = np.rint((picture.pixels - grid.offset[0]) / grid.step[0])
+    return levels.clip(0, grid.count - 1).astype(grid.dtype)
 
 
 def _known(grid: Grid, pixels: NDArray[Any]) -> NDArray[Any]:
@@ -779,4 +859,5 @@ def _what_was_done(pictures: list[Picture], values: NDArray[Any], how: Reading) 
 def _nothing_in(folder: Path, others: Counter[str]) -> str:
     kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in others.most_common(5))
     instead = f"; it holds other files: {kinds}" if others else ""
-    return f"{folder}: no PNG, JPEG, WebP or BMP images found{instead}"
+    sounds = "" if not others else ", and no WAV, FLAC, OGG or MP3 sounds"
+    return f"{folder}: no PNG, JPEG, WebP or BMP images found{sounds}{instead}"

@@ -38,7 +38,7 @@ __all__ = [
     "wav_of",
 ]
 
-SOUND_SUFFIXES = frozenset({".wav", ".wave", ".flac", ".ogg", ".oga", ".mp3"})
+SOUND_SUFFIXES = frozenset({".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
 Samples = NDArray[Any]
 
 
@@ -144,6 +144,9 @@ def _to_integers(samples: Samples) -> tuple[Samples, int]:
     """Round floats, 1.0 full scale, to 16 bits; count those outside, which become the ends."""
     if not np.isfinite(samples).all():
         raise DataError("NaN or infinity in its samples")
+    if (peak := float(abs(samples).max())) > limits.GREATEST_FLOAT:
+        hint = "integers as int16, or floats over 32,768"
+        raise DataError(f"floats up to {peak:,.6g}, where full scale is 1. Try: {hint}")
     levels = np.rint(samples.astype(np.float64) * -LEAST_SAMPLE)
     outside = (levels < LEAST_SAMPLE) | (levels > -LEAST_SAMPLE)  # +1.0 itself is full scale
     beyond = int(outside.sum())
@@ -434,7 +437,7 @@ def _clip_length(parts: list[Samples], rate: int, how: Listening, notes: list[st
         return max(1, round(how.clip * rate))
     longest = max(len(part) for part in parts)
     length = min(round(limits.USUAL_CLIP * rate), longest)
-    notes.append(f"no clip length was given: {length / rate:.3g} s, {length:,} samples")
+    notes.append(f"no clip length was given: {length / rate:.3g} s, {plural(length, 'sample')}")
     return length
 
 

@@ -345,10 +345,11 @@ def _member(path: Path, file: IO[bytes], label: str) -> tuple[int, NDArray[Any] 
         if len(names) != 1:
             beside = f" beside {label}" if label else ""
             got = ", ".join(n.removesuffix(".npy") for n in names) or "none"
+            whole = {"x_train.npy", "offset.npy"} & {*names}  # images, or clips of sound
             hint = "one array a file, and label with the name of an array of labels beside it"
-            raise DataError(
-                f"{path}: expected one array in a shard{beside}; got {got}. Try: {hint}"
-            )
+            hint = "that file, not its folder" if whole else hint
+            wanted = f"one array in a shard{beside}"
+            raise DataError(f"{path}: expected {wanted}; got {got}. Try: {hint}")
         info = archive.getinfo(names[0])
         if info.compress_type != zipfile.ZIP_STORED:
             hint = "numpy.savez or numpy.save; or storage memory"

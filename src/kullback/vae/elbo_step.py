@@ -58,7 +58,8 @@ class NativeStep:
     """Computes what `ElboStep` does, for batches of n images in float32 on the CPU.
 
     Call with x and x centred, both `[n, D]`, noise `[n, latent]` and β; it writes the gradient
-    where the layers say and returns (log-likelihood, rate), batch means in nats.
+    where the layers say and returns (log-likelihood, rate), batch means in nats. squares: the sum
+    of squares of that gradient.
     """
 
     def __init__(self, encoder: Layers, decoder: Layers, n: int, functions: ctypes.CDLL) -> None:
@@ -67,6 +68,7 @@ class NativeStep:
         self.encoder, self.decoder = (_Pass(net, n, functions) for net in (encoder, decoder))
         self.z, self.by_z = torch.empty(2, n, latent)
         self.by_code = torch.empty(n, 2 * latent)
+        self.squares = 0.0
 
     def __call__(
         self, x: Tensor, centred: Tensor, noise: Tensor, beta: float
@@ -86,6 +88,7 @@ class NativeStep:
         pointers = _at(self.by_z, code, noise, self.by_code, by_last)
         self.functions.sample_latent_back(*pointers, n, self.latent, LOG_SD_LIMIT, beta / n)
         encoder.backward(self.by_code)
+        self.squares = encoder.squares() + decoder.squares()
         return likelihood, rate
 
 
@@ -102,6 +105,7 @@ class _Pass:
         self.after = [torch.empty_like(t) if apart else t for t in self.before[:-1]]
         self.by_before = [torch.empty_like(t) for t in self.before[:-1]]
         self.inputs: list[Tensor] = []
+        self.of_weights = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the last layer's product, its bias not yet added."""
@@ -115,13 +119,22 @@ class _Pass:
 
     def backward(self, grad: Tensor) -> Tensor:
         """Write the gradients of all but the last bias; return that by the first product."""
+        self.of_weights = 0.0
         for i in reversed(range(len(self.layers.weights))):
-            torch.mm(grad.t(), self.inputs[i], out=self.layers.by_weights[i])
+            by_weight = torch.mm(grad.t(), self.inputs[i], out=self.layers.by_weights[i])
+            self.of_weights += self.functions.squares(by_weight.data_ptr(), by_weight.numel())
             if i > 0:
                 grad = torch.mm(grad, self.layers.weights[i], out=self.by_before[i - 1])
                 pointers = _at(grad, self.before[i - 1], self.layers.by_biases[i - 1])
                 self.functions.deactivate(*pointers, self.n, grad.shape[1], self.kind)
         return grad
+
+    def squares(self) -> float:
+        """Return the sum of squares of the gradient; the weights' were taken when written."""
+        biases = self.layers.by_biases
+        return self.of_weights + sum(
+            self.functions.squares(by.data_ptr(), by.numel()) for by in biases
+        )
 
 
 def _at(*tensors: Tensor) -> list[int]:
@@ -162,11 +175,14 @@ class ElboStep:
         single = flat.working.dtype == torch.float32 and flat.working.device.type == "cpu"
         self.functions = library() if single else None
         self.native: NativeStep | None = None
+        parts = [part for net in (self.encoder, self.decoder) for part in net.by_weights]
+        parts += [part for net in (self.encoder, self.decoder) for part in net.by_biases]
+        self.whole = sum(part.numel() for part in parts) == flat.gradient.numel()
 
     @torch.no_grad()
     def __call__(self, x: Tensor, noise: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         """Return the loss and (ELBO, rate), batch means in nats; leave the gradient in `flat`."""
-        x, noise = x.flatten(1), noise[0]
+        x, noise = x.flatten(1).contiguous(), noise[0].contiguous()
         centred = x - self.shift if self.scale == 1.0 else (x - self.shift) / self.scale
         if self.functions is None:
             likelihood, rate = self._in_torch(x, centred, noise, beta)
@@ -174,6 +190,7 @@ class ElboStep:
         if self.native is None or self.native.n != len(x):
             self.native = NativeStep(self.encoder, self.decoder, len(x), self.functions)
         reward, cost = self.native(x, centred, noise, beta)
+        self.flat.squares = self.native.squares if self.whole else None
         return torch.tensor(beta * cost - reward), torch.tensor([reward - cost, cost])
 
     def _in_torch(

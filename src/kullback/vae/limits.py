@@ -3,6 +3,7 @@
 __all__ = [
     "ACTIVE_KL",
     "ACTIVE_VARIANCE",
+    "ADAM_NUMBERS",
     "AGGREGATE_FLOW_ITEMS",
     "AGGREGATE_ITEMS",
     "AGGREGATE_PAIRS",
@@ -152,6 +153,7 @@ AGGREGATE_ITEMS = 2000  # of a mixture: N² densities a dimension, 2 s for 50 di
 AGGREGATE_FLOW_ITEMS = 300  # N² densities of a flow, each a pass for every dimension
 AGGREGATE_PAIRS = 20_000  # densities of a dependent q at once: 20 numbers a dimension and pair
 ANNEALED_OUTPUTS = 2_000_000  # at once, kept for the gradient: some 50 MB
+ADAM_NUMBERS = 1_000_000  # below it threads cost more to start than they save: 0.8 ms of one
 IMAGES_PER_BLOCK = 100  # of one call of the progress callback of `evaluate`
 THREADS_GAIN = 1.2  # in speed of matrix products, below which more threads do not pay
 MAX_THREADS = 4096  # in a config.json: more is damage

@@ -246,7 +246,7 @@ def fit(
     require_parts_fit(model, settings)
     shared = SharedStep(processes.Processes()) if shared is None else shared
     require_equal_shares(model, settings, len(data.train), shared.group, resumed=state.step > 0)
-    flat, optimiser = state.flat, state.optimiser
+    flat = state.flat
     per_epoch = max(1, len(data.train) // settings.batch_size)
     started = clock() - state.seconds
     gradient = _gradient(model, flat, settings, shared.group)
@@ -267,7 +267,7 @@ def fit(
         except processes.LostProcessError:
             state.generator.set_state(untouched)
             raise
-        norm = float(flat.norm())
+        norm = flat.norm()
         if not math.isfinite(norm + float(loss.detach())):
             state.generator.set_state(untouched)
             x = data.batch(indices, state.generator).float()
@@ -275,12 +275,8 @@ def fit(
             state.generator.set_state(untouched)
             batch, given = Batch(x, noise, names), _given(model, data, indices)
             raise NonFiniteError(diagnose(given, state, batch, folder))
-        _clip(flat, norm, settings.clip)
         rate = settings.learning_rate_at(progress, state.step)
-        flat.decay(rate * settings.weight_decay)
-        optimiser.param_groups[0]["lr"] = rate
-        optimiser.step()
-        flat.refresh()
+        state.update(rate, rate * settings.weight_decay, _clipped(norm, settings.clip))
         state.step += 1
         if state.step % AVERAGE_STEPS == 0 or state.step < AVERAGE_STEPS:
             flat.update_average(min(1.0, AVERAGE_STEPS / (settings.average * state.step)))
@@ -347,6 +343,7 @@ class SharedStep:
         more[3] = seconds if self.group.first else 0.0
         more[4] = float(self.asked)
         self.group.sum_(flat.sums)
+        flat.squares = None
         flat.gradient.div_(self.group.size)
         *means, self.seconds, asked = more.tolist()
         self.stop = asked > 0
@@ -374,10 +371,9 @@ def _gradient(
     return gradient
 
 
-def _clip(flat: FlatParameters, norm: float, largest: float) -> None:
-    """Scale the gradient down to the largest norm allowed, when it is above it."""
-    if norm > largest:
-        flat.gradient.mul_(largest / norm)
+def _clipped(norm: float, largest: float) -> float:
+    """Return the factor that brings a gradient's norm down to the largest one allowed."""
+    return largest / norm if norm > largest else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -765,7 +761,7 @@ class Monitor:
         held = self.validation
         where = f"{len(self.test):,} test" if held is None else f"{len(held):,} held-out"
         remedy = (
-            "the weights of the best step are kept"
+            "The weights of the best step are kept"
             if held is not None
             else "Try: --validation 0.1, which keeps the weights of the best step, or a shorter run"
         )

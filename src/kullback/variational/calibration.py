@@ -116,8 +116,25 @@ class Calibration:
 
     @property
     def calibrated(self) -> bool:
-        """Whether no test of any quantity found a deviation."""
+        """Whether no test of any quantity found a deviation: `p_value` is above `level`."""
         return all(row.verdict == NO_DEVIATION for row in self.rows)
+
+    @property
+    def p_value(self) -> float:
+        """The probability that a calibrated pipeline deviates as far in any quantity and test.
+
+        At most: the least of each test's own p over its share of the level, times the number of
+        quantities (weighted Bonferroni), so that it holds whatever their dependence is.
+        """
+        least = min(
+            min(
+                row.p_shift / limits.SHIFT_SHARE,
+                row.p_sd / limits.SD_SHARE,
+                row.p_band / limits.BAND_SHARE,
+            )
+            for row in self.rows
+        )
+        return min(1.0, least * len(self.rows))
 
     @property
     def detectable(self) -> tuple[float, float]:
@@ -140,6 +157,10 @@ class Calibration:
         head = (
             f"Calibrated, as far as {power}." if not wrong else f"Not calibrated: {_named(wrong)}."
         )
+        if wrong:
+            head += f" p = {self.p_value:.1g} over all quantities together."
+            if self.p_value > limits.CERTAIN_DEVIATION:
+                head += " Try: another generator or more simulations, to rule out chance."
         if self.failures:
             first = Counter(self.failures).most_common(1)[0][0]
             failed = f"{len(self.failures):,} of {total:,} simulations have no fit"
@@ -157,7 +178,8 @@ class Calibration:
             lines.append(f"{row.name:<{wide}}{cells}   {row.verdict}")
         counted = Counter(self.levels)
         levels = ", ".join(f"{counted[name]:,} {name}" for name in LEVELS if counted[name])
-        foot = f"ranks among {self.ranked}; false alarms in {self.level:.0%} of calibrated models"
+        foot = f"ranks among {self.ranked}; false alarms in at most {self.level:.0%} of calibrated"
+        foot += f" pipelines, over all {len(self.names)} quantities together"
         return "\n".join([*lines, "", foot, *([f"verdicts: {levels}"] if levels else [])])
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,6 +187,7 @@ class Calibration:
         shift, sd = self.detectable
         return {
             "calibrated": self.calibrated,
+            "p_value": self.p_value,
             "verdict": self.verdict,
             "simulations": len(self.ranks) + len(self.failures),
             "fits": len(self.ranks),

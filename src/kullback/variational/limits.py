@@ -57,6 +57,9 @@ FEWEST_COMPILED, COMPILED_STEP = 64, 8  # for each, and 2 ms to evaluate 4,096 p
 MAX_ROWS_TOGETHER = 8192  # rows of data evaluated together, by default
 SHOWN_ENTRIES = 6  # of a vector, in an error message
 
+# target/density: NaN in the data of other programs
+DATA_PROBES = 8  # points in (-2, 2)^d, as Stan's starts, at none of which log p is finite
+
 # engine: choice of family and method
 MAX_MIXTURE_FULL_DIMENSIONS = 100  # up to which a mixture has full covariances: K d^2 a draw
 MAX_LOW_RANK_FIXED_DIMENSIONS = 64  # up to which fixed draws fit a low-rank Gaussian
@@ -231,20 +234,29 @@ RIDGE_DEGREES = 8  # of freedom of the draws about a node
 MAX_NODE_STEPS, NODE_TOLERANCE = 6, 0.02  # Newton steps at a node; nats still to be gained
 HESSIAN_STEP = 1e-4  # of differences of the gradient, in sd of the draws
 
-# diagnostics/missed_modes
+# diagnostics/missed_modes (chosen on tests/variational/test_missed_modes.py's table of peaks)
 CLIMBS = 32  # from far outside the draws
 START_SCALES = (2.0, 4.0, 8.0, 16.0)  # of the starts, in sd of the draws
-SCANNED_POINTS, SCANNED_SHELLS = 8192, 16  # at which log p is looked at; two climbs from each shell
+SCANNED_POINTS, SCANNED_SHELLS = 4096, 16  # of random direction
 SCAN_REACH = 100.0  # sd from the mean of q's draws, the furthest of them
-CLIMB_STEPS, CLIMB_RATE = 120, 0.4  # of the ascent, in the same unit
-CLIMB_LOOK = 10  # steps, up to 4 sd, between two looks whether a climb is near q's mean
+RAY_FIRST, RAY_POINTS = 1.5, 28  # sd; points on a ray, each 1.17 times as far as the one before
+RAY_KINKS = 3  # points of a ray, at most, from which a first step is taken
+RAY_SEES = 0.1  # sd of q: a peak on a ray of at least this sd has one of these points
+CLIMBERS = (512, 128, 64)  # points that go on after one step, two and three
+HOME_SDS = 2.0  # from the mean of q's draws, within which no climb goes on
+SHORTER_STEPS = (1.0, 0.3, 0.1, 0.01)  # times a step that leads down
+CLIMB_STEPS, CLIMB_TOLERANCE = 30, 0.01  # of the ascent; sd below which a step is the last
+PEAK_STEPS, PEAK_TOLERANCE = 8, 1e-4  # of Newton's method at a peak; squared sd still to go
 OUTSIDE_SDS = 3.0  # and sqrt(d) in radius, or 1 in one direction: q has next to no draws beyond
 OWN_SHARE = 0.5  # of p's mass on a peak, from which q's draws there count as q's own peak
 PEAK_DRAWS = 512  # that weigh a peak
-MAX_PEAKS = 4  # that are weighed, the highest
+MAX_PEAKS = 8  # that are weighed, the highest of every shell
 SAME_ENDS = 1.0  # sd within which two climbs have ended on one peak
 MAX_PEAK_DISTANCE = 1.0  # sd from a peak at which a climb may end
-MAX_CURVED_DIMENSIONS = 64  # up to which the curvature of a peak is computed
+WIDTH_DISTANCES, WIDTH_BISECTIONS = (
+    (5.0, 9.0, 20.0, 40.0),
+    30,
+)  # of the narrowest peak that is found
 
 # diagnostics/propriety
 RAY_LINES = 5  # parallel lines on each direction, from draws of q
@@ -278,6 +290,7 @@ MAX_DRAW_SHARE = 0.02  # of all weight, on one draw
 # calibration: ranks of simulated parameters
 CALIBRATION_LEVEL = 0.05  # probability of a false alarm, over all quantities and tests
 BAND_SHARE, SHIFT_SHARE, SD_SHARE = 0.5, 0.25, 0.25  # of it, for each of the three tests
+CERTAIN_DEVIATION = 0.001  # p-value over all quantities, above which a second look is advised
 DETECTED = 0.9  # probability with which a deviation is found that the verdict names
 FEWEST_SIMULATIONS = 20  # with which a band is narrower than half the unit interval
 BAND_POINTS = 100  # at which the distribution function is looked at, at most

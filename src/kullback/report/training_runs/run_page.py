@@ -351,7 +351,8 @@ def _headline(record: Record) -> dict[str, Any] | None:
 def _curves(record: Record, test: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Draw the ELBO, the rate and the distortion against steps, with minutes above."""
     rows, marks = record.metrics, _minutes(record.timing)
-    series = {name: [_series(name, rows)] for name in ("elbo", "rate", "distortion")}
+    whole = _whole_stretches(rows)
+    series = {name: [_series(name, whole)] for name in ("elbo", "rate", "distortion")}
     if test:
         errors = _column(test, "test_elbo_error")
         held_out = _series("test_elbo", test)
@@ -362,6 +363,13 @@ def _curves(record: Record, test: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for name, each in series.items()
     )
     return [{"title": name, "chart": html.markup(chart)} for name, chart in drawn if chart]
+
+
+def _whole_stretches(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out a last reading over fewer than half the steps of the one before: mostly noise."""
+    steps = [float(row["step"]) for row in rows[-3:]]
+    short = len(steps) == 3 and 2 * (steps[2] - steps[1]) < steps[1] - steps[0]
+    return rows[:-1] if short else rows
 
 
 def _series(name: str, rows: list[dict[str, Any]]) -> Series:

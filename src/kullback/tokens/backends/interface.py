@@ -43,12 +43,29 @@ over the temperature are
 import math
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-__all__ = ["Rows", "Slope", "Sum", "Task", "Value", "coefficients", "fill_log_probs", "values"]
+from kullback.core import require
+
+__all__ = [
+    "Rows",
+    "Slope",
+    "Sum",
+    "Task",
+    "Value",
+    "coefficients",
+    "fill_log_probs",
+    "for_backward",
+    "freed",
+    "in_memory",
+    "refuse_mapped",
+    "transformed",
+    "values",
+]
 
 Value = Literal[
     "kl",  # KL(p‖q)
@@ -152,6 +169,80 @@ class Rows:
     q: Tensor | None = None
     ids: Tensor | None = None
     keep: Tensor | None = None
+
+
+_PLAIN, _DENSE = (Tensor, torch.nn.Parameter), torch.strided
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
+
+def in_memory(x: Tensor) -> bool:
+    """Say whether the numbers of x lie at `x.data_ptr()`, by its strides, and are all it holds.
+
+    Not so: a negative bit (`resolve_neg` removes it), no dense layout, no numbers (meta), memory
+    that was freed, a subclass with its own dispatch, and what `transformed` names.
+
+    >>> in_memory(torch.zeros(2)), in_memory(torch.zeros(2, device="meta"))
+    (True, False)
+    """
+    if type(x) not in _PLAIN and type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return False
+    if x.layout is not _DENSE or x.is_nested or x.is_neg() or _is_wrapped(x):
+        return False
+    if forward_ad._current_level >= 0 and transformed(x):
+        return False
+    return x.data_ptr() != 0 or not (x.numel() or x.is_meta)
+
+
+def _tangent(x: Tensor) -> Tensor | None:
+    found: Tensor | None = forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call]
+    return found
+
+
+def transformed(x: Tensor) -> bool:
+    """Say whether x is inside a transform of `torch.func`, or carries a forward-mode derivative.
+
+    >>> torch.vmap(lambda x: torch.zeros(()) if transformed(x) else x)(torch.ones(2))
+    tensor([0., 0.])
+    """
+    if _is_wrapped(x):
+        return True
+    return forward_ad._current_level >= 0 and _tangent(x) is not None
+
+
+def freed(x: Tensor) -> bool:
+    """Say whether the storage of x was given back (as sharded training does between steps).
+
+    >>> freed(torch.zeros(2))
+    False
+    """
+    plain = type(x) in _PLAIN and not (x.is_meta or transformed(x))
+    return plain and x.numel() > 0 and x.untyped_storage().nbytes() == 0
+
+
+def refuse_mapped(x: Any, name: str, hint: str = "") -> None:
+    """Require that x is not inside `vmap`, where no number may be looked at.
+
+    >>> refuse_mapped(torch.zeros(2), "x")
+    """
+    if not isinstance(x, Tensor):
+        return
+    mapped, inner = torch._C._functorch.is_legacy_batchedtensor(x), x
+    while not mapped and _is_wrapped(inner):
+        mapped = torch._C._functorch.is_batchedtensor(inner)
+        inner = torch._C._functorch.get_unwrapped(inner)
+    hint = hint or "without vmap: it takes any batch"
+    require(not mapped, name, "a tensor outside of vmap", "one inside", hint)
+
+
+def for_backward(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Return what a backward pass may keep: copies of tensors made in inference mode.
+
+    >>> with torch.inference_mode():
+    ...     teacher = torch.zeros(2)
+    >>> for_backward(teacher)[0].is_inference()
+    False
+    """
+    return [x.clone() if x is not None and x.is_inference() else x for x in tensors]
 
 
 def fill_log_probs(

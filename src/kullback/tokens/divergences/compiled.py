@@ -1,16 +1,21 @@
 """The divergences of logits as operators that `torch.compile` keeps whole: values and gradients.
 
-Which to use: nothing here directly; `sources.measure` calls `measured` while a graph is compiled.
-Outside of one, operators cost more than the calculation of few logits.
+Which to use: nothing here directly; `sources.measure` calls `measured` while a graph is compiled,
+and for logits that are not in memory as they stand (`interface.in_memory`): inside `vmap`, `grad`
+and `jacrev` of `torch.func`, of a tensor subclass with its own dispatch, on the meta device.
+Elsewhere operators cost more than the calculation of few logits.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from kullback.core import ArgumentValueError, message, require
 from kullback.tokens.backends.choose import choose
-from kullback.tokens.backends.interface import Sum, Task
+from kullback.tokens.backends.interface import Sum, Task, for_backward, freed, in_memory
 
 from .logits import (
     Ask,
@@ -31,16 +36,26 @@ __all__ = ["measured"]
 
 def measured(p: Tensor, q: Tensor | None, ask: Ask) -> Tensor:
     """Return the values of `ask.task`, `[len(wants), *batch]`, as a node of a compiled graph."""
-    check_logits(p, "logits" if q is None else "p_logits")
+    p = check_logits(p, "logits" if q is None else "p_logits")
     check_options(ask.task, ask.nan, ask.align)
     if q is not None:
-        check_logits(q, "q_logits")
-        p, q = common(p, q, ask.align)
-    options = {"nan": ask.nan, "backend": ask.backend}
+        p, q = common(p, check_logits(q, "q_logits"), ask.align)
+    if torch.compiler.is_compiling():
+        whole: Tensor = _measure(p, q, ask.ids, ask.mask, **_options(ask), nan=ask.nan)[0]
+        return whole
+    for x in (p, q):
+        kept = x is None or not freed(x)
+        require(kept, "logits", "a tensor with its memory", "one whose storage is freed")
+    given = p, q, ask.ids, ask.mask
+    found: Tensor = _Transformed.apply(*given, replace(ask, ids=None, mask=None))[0]  # type: ignore[no-untyped-call]
+    return found
+
+
+def _options(ask: Ask) -> dict[str, Any]:
+    """Return the operators' options but `nan`."""
     task = ask.task
     given = {"wants": ",".join(task.wants), "temperature": task.temperature, "beta": task.beta}
-    found: Tensor = _measure(p, q, ask.ids, ask.mask, **given, **options)[0]
-    return found
+    return given | {"backend": ask.backend}
 
 
 def _ask(p: Tensor, ids: Tensor | None, mask: Tensor | None, given: dict[str, Any]) -> Ask:
@@ -58,8 +73,7 @@ def _matrices(*sides: Tensor | None) -> list[Any]:
     return [x if x is None or x.stride(-1) == 1 else x.contiguous() for x in flat]
 
 
-@torch.library.custom_op("kullback::measure", mutates_args=())
-def _measure(
+def _values(
     p: Tensor,
     q: Tensor | None,
     ids: Tensor | None,
@@ -89,6 +103,9 @@ def _measure(
     return shaped, saved[0] if saved else none
 
 
+_measure = torch.library.custom_op("kullback::measure", _values, mutates_args=())
+
+
 @_measure.register_fake
 def _(p: Tensor, q: Any, ids: Any, mask: Any, *, wants: str, **options: Any) -> Any:
     wide = torch.float64 in (p.dtype, p.dtype if q is None else q.dtype)
@@ -103,8 +120,7 @@ def _(p: Tensor, q: Any, ids: Any, mask: Any, *, wants: str, **options: Any) -> 
     )
 
 
-@torch.library.custom_op("kullback::measure_slopes", mutates_args=())
-def _slopes(
+def _gradients(
     p: Tensor,
     q: Tensor | None,
     ids: Tensor | None,
@@ -131,6 +147,9 @@ def _slopes(
     return gp, gq
 
 
+_slopes = torch.library.custom_op("kullback::measure_slopes", _gradients, mutates_args=())
+
+
 @_slopes.register_fake
 def _(p: Tensor, q: Any, *rest: Any, to_p: bool, to_q: bool, **options: Any) -> Any:
     gp = p.new_empty(p.shape if to_p else 0)
@@ -152,3 +171,114 @@ def _backward(ctx: Any, grads: Tensor, _sums: Tensor) -> Any:
 
 
 _measure.register_autograd(_backward, setup_context=_keep)
+
+
+class _Transformed(torch.autograd.Function):
+    """`_measure` inside the transforms of `torch.func`, which take no operator's own formulas."""
+
+    @staticmethod
+    def forward(
+        p: Tensor, q: Tensor | None, ids: Tensor | None, mask: Tensor | None, ask: Ask
+    ) -> tuple[Tensor, Tensor]:
+        measure = _values if _are_here(p, q) else _measure
+        return measure(p, q, ids, mask, **_options(ask), nan=ask.nan)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*for_backward(*inputs[:4]), output[1])
+        ctx.mark_non_differentiable(output[1])
+        ctx.ask = inputs[4]
+
+    @staticmethod
+    def backward(ctx: Any, grads: Tensor, _sums: Tensor) -> Any:
+        wanted = ctx.needs_input_grad[:2]
+        both = _Gradients.apply(*ctx.saved_tensors, grads, ctx.ask, wanted)  # type: ignore[no-untyped-call]
+        pairs = zip(both, wanted, strict=True)
+        return *(x if each else None for x, each in pairs), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        _refuse_derivative()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Sequence[int | None], *inputs: Any) -> Any:
+        *given, ask = inputs
+        return _over_batch(_Transformed.apply, info.batch_size, in_dims, given, ask)
+
+
+class _Gradients(torch.autograd.Function):
+    """`_slopes` there; a derivative of it is refused."""
+
+    @staticmethod
+    def forward(*given: Any) -> tuple[Tensor, Tensor]:
+        """Return them; given: p, q, ids, mask, sums, gradients of values, the `Ask`, and wanted."""
+        p, q, ids, mask, sums, grads, ask, (to_p, to_q) = given
+        options = {**_options(ask), "to_p": to_p, "to_q": to_q}
+        slopes = _gradients if _are_here(p, q) else _slopes
+        return slopes(p, q, ids, mask, sums, grads, **options)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> NoReturn:
+        _refuse_derivative()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        _refuse_derivative()
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Sequence[int | None], *inputs: Any) -> Any:
+        *given, ask, wanted = inputs
+        return _slopes_over_batch(_Gradients.apply, info.batch_size, in_dims, given, ask, wanted)
+
+
+def _are_here(*tensors: Tensor | None) -> bool:
+    """Say whether an operator, whose first call imports for seconds, can be left out."""
+    return all(x is None or in_memory(x) for x in tensors)
+
+
+def _refuse_derivative() -> NoReturn:
+    expected = "'reference', the one that differentiates twice and in forward mode"
+    raise ArgumentValueError(message("backend", expected, "another"))
+
+
+def _over_batch(
+    call: Any, size: int, in_dims: Sequence[int | None], given: Sequence[Any], *rest: Any
+) -> Any:
+    """Return values and sums over a mapped axis, which comes first in the batch, and its place."""
+    values, sums = call(*_batch_first(size, in_dims, given), *rest)
+    return (values, sums.reshape(len(sums), size, -1)), (1, 1)
+
+
+def _batch_first(
+    size: int, in_dims: Sequence[int | None], given: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Return p, q, ids and mask with the mapped axis, of this size, first; all need not have it."""
+    sides = [_first(x, dim) for x, dim in zip(given, in_dims, strict=False)]
+    logits = [x if x is None else x.expand(size, *x.shape[1:]) for x in sides[:2]]
+    batch = 0 if logits[0] is None else logits[0].ndim - 1  # with the mapped axis
+    small = [
+        x if x is None else x.reshape(len(x), *(1,) * (batch - x.ndim), *x.shape[1:])
+        for x in sides[2:4]
+    ]
+    return [*logits, *small]
+
+
+def _first(x: Tensor | None, dim: int | None) -> Tensor | None:
+    return x if x is None else x[None] if dim is None else x.movedim(dim, 0)
+
+
+def _slopes_over_batch(
+    call: Any, size: int, in_dims: Sequence[int | None], given: Sequence[Any], *rest: Any
+) -> Any:
+    """Return the gradients over a mapped axis, which comes first, and its place."""
+    sums, grads = (
+        x[:, None].expand(-1, size, *x.shape[1:]) if dim is None else x.movedim(dim, 1)
+        for x, dim in zip(given[4:6], in_dims[4:6], strict=True)
+    )
+    logits = _batch_first(size, in_dims, given[:4])
+    both = call(*logits, sums.reshape(len(sums), -1), grads, *rest)
+    return both, tuple(0 if x.ndim > 1 else None for x in both)

@@ -26,10 +26,10 @@ from kullback.core import ArgumentTypeError, describe, message, require, require
 from kullback.tokens import limits
 from kullback.tokens.backends import interface
 from kullback.tokens.backends.choose import choose
-from kullback.tokens.backends.interface import Sum, Task
+from kullback.tokens.backends.interface import Sum, Task, transformed
 
 from . import slices
-from .logits import Ask, check_options, refuse_nan, spread_ids, spread_mask
+from .logits import Ask, check_dense, check_options, refuse_nan, spread_ids, spread_mask
 from .slices import Pointwise, Whole
 
 __all__ = [
@@ -232,7 +232,7 @@ class FromHidden(torch.autograd.Function):
                 )
                 found[:, rows] = total = sum(each, whole.new_zeros(()))
                 value[:, rows] = total[:1].to(work.dtype)
-        ctx.save_for_backward(sums, found, ids, *tensors)
+        ctx.save_for_backward(sums, found, *interface.for_backward(ids, *tensors))
         ctx.work = work
         return value
 
@@ -400,6 +400,9 @@ def from_hidden(p: Given, q: Given | None, ask: Ask, memory: int | None = None) 
     """
     names, given = ("p_", "q_") if q is not None else ("",), [p] if q is None else [p, q]
     _check(names, given)
+    hint = "HiddenStates(...).whole(), the logits, which may be transformed"
+    free = not any(transformed(x) for side in given for x in side[:3] if x is not None)
+    require(free, f"{names[0]}hidden", "tensors outside of torch.func", "transformed ones", hint)
     check_options(ask.task, ask.nan, ask.align)
     hidden = p.hidden
     vocab = _vocab([len(side.head) for side in given], ask.align)
@@ -472,6 +475,7 @@ def _check_floats(x: Any, name: str, first: Tensor) -> None:
     require_type(x, Tensor, name, "torch.as_tensor(...)")
     if not x.is_floating_point():
         raise ArgumentTypeError(message(name, "a float tensor", describe(x), f"{name}.float()"))
+    check_dense(x, name)
     require(x.device == first.device, name, f"a tensor on {first.device}", x.device)
 
 

@@ -26,7 +26,7 @@ from kullback.core import (
 from kullback.tokens import limits
 from kullback.tokens.backends import interface
 from kullback.tokens.backends.choose import choose, direct
-from kullback.tokens.backends.interface import Rows, Task
+from kullback.tokens.backends.interface import Rows, Task, in_memory, transformed
 
 from .rounding import warn_of_rounding
 from .slices import Pointwise
@@ -34,7 +34,9 @@ from .slices import Pointwise
 __all__ = [
     "Ask",
     "InputWarning",
+    "check_dense",
     "check_logits",
+    "check_memory",
     "check_options",
     "common",
     "measure",
@@ -75,15 +77,37 @@ class Ask:
     backend: str = "auto"
 
 
-def check_logits(logits: Tensor, name: str) -> None:
-    """Require a float tensor `[*batch, vocab]` with a token."""
+def check_logits(logits: Tensor, name: str) -> Tensor:
+    """Return dense float logits `[*batch, vocab]` with a token, without a negative bit."""
     require_type(logits, Tensor, name, "torch.as_tensor(...)")
     if not logits.is_floating_point():
-        got = describe(logits)
-        raise ArgumentTypeError(message(name, "a float tensor", got, f"{name}.float()"))
+        got, to_float = describe(logits), "real" if logits.is_complex() else "float()"
+        to_float = "dequantize()" if logits.is_quantized else to_float
+        raise ArgumentTypeError(message(name, "a float tensor", got, f"{name}.{to_float}"))
+    check_dense(logits, name)
     if not logits.ndim or not logits.shape[-1]:
         text = "a tensor [*batch, vocab] with at least one token"
         raise ArgumentValueError(message(name, text, describe(logits)))
+    return logits.resolve_neg()
+
+
+def check_dense(x: Tensor, name: str) -> None:
+    """Require a tensor that is neither sparse nor nested nor of another layout."""
+    if x.is_nested:
+        hint = "torch.nested.to_padded_tensor(...), and mask="
+        raise ArgumentTypeError(message(name, "a dense tensor", "a nested one", hint))
+    if x.layout is not torch.strided:
+        got = f"one of layout {x.layout}"
+        raise ArgumentTypeError(message(name, "a dense tensor", got, f"{name}.to_dense()"))
+
+
+def check_memory(logits: Tensor, name: str) -> Tensor:
+    """Return what `check_logits` does; require numbers in memory, and no transform of them."""
+    logits = check_logits(logits, name)
+    expected = "a tensor whose numbers lie in memory, outside of torch.func and forward mode"
+    hint = "logits themselves (tokens.kl(p_logits, q_logits)), which may be transformed"
+    require(in_memory(logits), name, expected, type(logits).__name__, hint)
+    return logits
 
 
 def check_options(task: Task, nan: str, align: str | None) -> None:
@@ -141,7 +165,7 @@ def spread_ids(ids: Tensor | None, keep: Tensor | None, logits: Tensor) -> Tenso
     ids = _spread(ids.long(), logits, "ids")
     ids = ids if keep is None else ids.where(keep, 0)
     wrong = (ids < 0) | (ids >= logits.shape[-1])
-    if bool(wrong.any()):
+    if not transformed(ids) and bool(wrong.any()):
         hint = "mask= for positions that have no token (-100, padding)"
         expected = f"token ids from 0 to {logits.shape[-1] - 1}"
         raise ArgumentValueError(message("ids", expected, int(ids[wrong][0]), hint))
@@ -152,7 +176,7 @@ def _spread(x: Tensor, logits: Tensor, name: str) -> Tensor:
     batch, device = logits.shape[:-1], logits.device
     require(x.device == device, name, f"a tensor on {device}, with the logits", x.device)
     try:
-        return x.expand(batch).contiguous()
+        return x.expand(batch).contiguous().resolve_neg()
     except RuntimeError:
         expected = f"a tensor that broadcasts to the batch {list(batch)}"
         raise ArgumentValueError(message(name, expected, describe(x))) from None
@@ -177,6 +201,8 @@ def warn_of_probabilities(logits: dict[str, Tensor], keep: Tensor | None) -> Non
     Rows of a single 1 and 0s say so only where both sides are of that kind. Looks at some numbers
     of the first row, and further only where these leave it open.
     """
+    if any(map(transformed, logits.values())):  # inside a transform no number is at hand
+        return
     found = {name: x for name, x in logits.items() if _are_probabilities(x.detach(), keep)}
     if found and len(found) < len(logits):
         found = {name: x for name, x in found.items() if not _are_one_hot(x.detach(), keep)}
@@ -242,13 +268,15 @@ def measure(
     tensor([[0., 0., 0.]])
     """
     name = "logits" if q is None else names[0]
-    check_logits(p, name)
+    p = check_logits(p, name)
     check_options(task, nan, align)
     given = {name: p}
     if q is not None:
-        check_logits(q, names[1])
-        p, q = common(p, q, align)
+        p, q = common(p, check_logits(q, names[1]), align)
         given = {name: p, names[1]: q}
+    if any(map(transformed, given.values())):  # by "reference": others are taken by `compiled`
+        hint = "nan='pass', or another backend"
+        require(nan == "pass", "nan", "'pass' with 'reference' inside torch.func", repr(nan), hint)
     keep = spread_mask(mask, p)
     if nan == "refuse" or p.device.type == "cpu":
         warn_of_probabilities(given, keep)
@@ -287,13 +315,15 @@ def plain_kl(p: Tensor, q: Tensor, temperature: float, nan: str, backend: str) -
     """
     plain = (
         not torch.compiler.is_compiling()
+        and in_memory(p)
+        and in_memory(q)
         and p.shape == q.shape
+        and p.is_floating_point()
+        and q.is_floating_point()
         and p.is_contiguous()
         and q.is_contiguous()
         and p.numel() > 0
         and p.ndim > 0
-        and p.is_floating_point()
-        and q.is_floating_point()
         and backend in ("auto", "native", "chunked")
         and nan in ("refuse", "pass")
         and type(temperature) in (float, int)
@@ -321,7 +351,7 @@ class _Direct(torch.autograd.Function):
         ctx: Any, p: Tensor, q: Tensor, temperature: float, found: tuple[Tensor, Tensor, Any]
     ) -> Tensor:
         """Return the values; found: them, the sums, and the backend's module."""
-        ctx.save_for_backward(p, q)
+        ctx.save_for_backward(*interface.for_backward(p, q))
         ctx.temperature, ctx.found = temperature, found[1:]
         return found[0]
 
@@ -329,10 +359,17 @@ class _Direct(torch.autograd.Function):
     def backward(ctx: Any, grads: Tensor) -> Any:
         p, q = ctx.saved_tensors
         sums, module = ctx.found
+        grads = _readable(grads)
         both = module.kl_slopes(p, q, ctx.temperature, sums, grads, ctx.needs_input_grad[:2])
         if torch.is_grad_enabled():
             both = _once(both, (p, q))
         return both[0], both[1], None, None
+
+
+def _readable(grads: Tensor) -> Tensor:
+    """Return gradients of values without a negative bit; refuse many of them at a time."""
+    interface.refuse_mapped(grads, "grads", "torch.func.jacrev, or one gradient at a time")
+    return grads.resolve_neg()
 
 
 def values_of(
@@ -371,14 +408,14 @@ class _Rows(torch.autograd.Function):
         """Return the values; `summed` is given the sums of every piece."""
         found, saved, ctx.pieces = values_of(p, q, ask, module)
         summed.extend(saved)
-        ctx.save_for_backward(p, q, ask.ids, ask.mask, *saved)
+        ctx.save_for_backward(*interface.for_backward(p, q, ask.ids, ask.mask), *saved)
         ctx.task, ctx.module = ask.task, module
         return found
 
     @staticmethod
     def backward(ctx: Any, grads: Tensor) -> Any:
         with torch.no_grad():
-            both = _Rows.slopes(ctx, grads)
+            both = _Rows.slopes(ctx, _readable(grads))
         return *_once(both, ctx.saved_tensors[:2]), None, None, None
 
     @staticmethod

@@ -30,7 +30,7 @@ from kullback.tokens.backends.choose import choose
 from kullback.tokens.backends.interface import Sum, Task
 
 from . import slices
-from .logits import Ask, check_logits, check_options, common, refuse_nan, spread_mask
+from .logits import Ask, check_memory, check_options, common, refuse_nan, spread_mask
 from .slices import Pointwise, Whole
 
 __all__ = ["measure_shards"]
@@ -56,7 +56,7 @@ class _Sums(torch.autograd.Function):
         module = choose(ask.backend, p, q, task)
         own = slices.sums_of(p, q, at, keep, task, module, start=start)
         sums = _joined(own, task, group)
-        ctx.save_for_backward(p, q, at, keep, sums)
+        ctx.save_for_backward(*interface.for_backward(p, q, at, keep), sums)
         ctx.task, ctx.backend = task, ask.backend
         return _rounded(interface.values(sums, task), p, q, keep)
 
@@ -90,7 +90,7 @@ class _Pointwise(torch.autograd.Function):
         sums = _joined(own, task, group)
         found = slices.pointwise_sums(p, q, sums, what)
         dist.all_reduce(found, group=group)
-        ctx.save_for_backward(p, q, keep, sums, found)
+        ctx.save_for_backward(*interface.for_backward(p, q, keep), sums, found)
         ctx.what = what
         return _rounded(found[0], p, q, keep)
 
@@ -164,13 +164,12 @@ def measure_shards(p: Tensor, q: Tensor | None, ask: Ask, group: Any) -> Tensor:
     Errors: `ValueError` without a process group, and those of `logits.measure`.
     """
     name, task = "logits" if q is None else "p_logits", ask.task
-    check_logits(p, name)
+    p = check_memory(p, name)
     check_options(task, ask.nan, None)
     hint = "drop the padding from the last slices"
     require(ask.align is None, "align", "None for a vocabulary cut over processes", ask.align, hint)
     if q is not None:
-        check_logits(q, "q_logits")
-        p, q = common(p, q, None)
+        p, q = common(p, check_memory(q, "q_logits"), None)
     sums = ask.backend != "reference"
     require(sums, "backend", "one that sums rows", repr(ask.backend), "'auto' or 'chunked'")
     hint = "torch.distributed.init_process_group(...)"

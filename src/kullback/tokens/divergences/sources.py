@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kullback.core import ArgumentTypeError, ArgumentValueError, describe, message
 from kullback.exact import Bounds
-from kullback.tokens.backends.interface import Task
+from kullback.tokens.backends.interface import Task, in_memory
 
 from . import logits
 from .compiled import measured
@@ -198,11 +198,17 @@ def measure(
                 what = Pointwise("jsd", task.beta, task.temperature)
                 task = replace(task, wants=("kl",))
             return p.measure(q, Ask(task, what, ids, mask, align, nan, backend))
-    if torch.compiler.is_compiling() and backend != "reference":
+    if backend != "reference" and (torch.compiler.is_compiling() or _elsewhere(p, q, ids, mask)):
         return measured(p, q, Ask(task, None, ids, mask, align, nan, backend))
     return logits.measure(
         p, q, task, ids=ids, mask=mask, align=align, nan=nan, backend=backend, names=names
     )
+
+
+def _elsewhere(*given: Any) -> bool:
+    """Say whether the numbers of some dense tensor are not in memory as they stand."""
+    dense = (x for x in given if isinstance(x, Tensor) and x.layout is torch.strided)
+    return any(not x.is_neg() and not in_memory(x) for x in dense)
 
 
 def measure_one(

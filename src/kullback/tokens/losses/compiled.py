@@ -1,11 +1,13 @@
 """The policy loss as an operator that `torch.compile` keeps whole.
 
-Which to use: nothing here directly; `policy_kl_loss` calls `policy_kl` while a graph is compiled.
+Which to use: nothing here directly; `policy_kl_loss` calls `policy_kl` while a graph is compiled,
+and inside the transforms of `torch.func` (`vmap`, `grad`, `jacrev`).
 """
 
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -33,13 +35,15 @@ def policy_kl(
     missing="skip" is refused: which tokens count would not be known while compiling.
     """
     known = request.missing != "skip"
-    require(known, "missing", "'refuse' or 'keep' inside torch.compile", "'skip'", "a mask")
-    loss, _, terms, log_ratio, log_weight, log_step, log_arrival, martingale = _policy_kl(
-        sampled.current, sampled.reference, sampled.behaviour, sampled.mask, exact_kl,
-        direction=request.direction, level=request.level, normalise=request.normalise,
-        missing=request.missing, on_mismatch=request.on_mismatch, truncate=request.truncate,
-        estimator=str(estimator), log_limits=list(log_limits or ()),
-    )  # fmt: skip
+    where = "'refuse' or 'keep' inside torch.compile and torch.func"
+    require(known, "missing", where, "'skip'", "a mask")
+    given = sampled.current, sampled.reference, sampled.behaviour, sampled.mask, exact_kl
+    options = _Options(request, estimator, log_limits)
+    if torch.compiler.is_compiling():
+        found = _policy_kl(*given, **options.named())
+    else:
+        found = _Transformed.apply(*given, options)  # type: ignore[no-untyped-call]
+    loss, _, terms, log_ratio, log_weight, log_step, log_arrival, martingale = found
     off_policy = sampled.behaviour is not None
     weighted = off_policy or request.direction == "forward"
     drawn = Drawn(
@@ -65,8 +69,23 @@ def policy_kl(
     )
 
 
-@torch.library.custom_op("kullback::policy_kl", mutates_args=())
-def _policy_kl(
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """The operator's options."""
+
+    request: Request
+    estimator: Estimator
+    log_limits: tuple[float, float] | None
+
+    def named(self) -> dict[str, Any]:
+        """Return them as the operator takes them."""
+        return asdict(self.request) | {
+            "estimator": str(self.estimator),
+            "log_limits": list(self.log_limits or ()),
+        }
+
+
+def _parts(
     current: Tensor,
     reference: Tensor,
     behaviour: Tensor | None,
@@ -97,6 +116,9 @@ def _policy_kl(
     copies = [none if x is None else x for x in found]
     a, b, c, d, e, f, g, h = (x.clone(memory_format=torch.contiguous_format) for x in copies)
     return a, b, c, d, e, f, g, h
+
+
+_policy_kl = torch.library.custom_op("kullback::policy_kl", _parts, mutates_args=())
 
 
 @_policy_kl.register_fake
@@ -130,3 +152,40 @@ def _backward(ctx: Any, grad: Tensor, *rest: Any) -> Any:
 
 
 _policy_kl.register_autograd(_backward, setup_context=_keep)
+
+
+class _Transformed(torch.autograd.Function):
+    """`_policy_kl` inside `torch.func`, which takes no operator's own formulas."""
+
+    @staticmethod
+    def forward(
+        current: Tensor,
+        reference: Tensor,
+        behaviour: Tensor | None,
+        mask: Tensor | None,
+        exact_kl: Tensor | None,
+        options: _Options,
+    ) -> tuple[Tensor, ...]:
+        return _parts(current, reference, behaviour, mask, exact_kl, **options.named())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
+        _keep(ctx, inputs, {}, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return *_backward(ctx, *grads), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Sequence[int | None], *inputs: Any) -> Any:
+        *given, options = inputs
+        rows = (
+            [_at(x, dim, place) for x, dim in zip(given, in_dims, strict=False)]
+            for place in range(info.batch_size)
+        )
+        each = [_Transformed.apply(*row, options) for row in rows]  # type: ignore[no-untyped-call]
+        return tuple(map(torch.stack, zip(*each, strict=True))), (0,) * len(each[0])
+
+
+def _at(x: Tensor | None, dim: int | None, place: int) -> Tensor | None:
+    return x if x is None or dim is None else x.select(dim, place)

@@ -24,7 +24,7 @@ from kullback.core import describe, require, require_type
 from kullback.exact import tables
 from kullback.sampled import is_sentinel
 from kullback.tokens import limits
-from kullback.tokens.backends.interface import Task, Value
+from kullback.tokens.backends.interface import Task, Value, refuse_mapped
 from kullback.tokens.divergences.logits import common, warn_of_probabilities
 from kullback.tokens.divergences.slices import Pointwise
 from kullback.tokens.divergences.sources import Source, constant, matched, measure, measure_one
@@ -125,6 +125,8 @@ def distill_terms(
             keep = mask if mask is None or mask.shape == first.shape[:-1] else None
             warn_of_probabilities(dict(zip(names, (first, second), strict=True)), keep)
         if divergence == "tv":
+            refuse_mapped(student, "student_logits")
+            refuse_mapped(teacher, "teacher_logits")
             terms = tables.total_variation(
                 student / temperature, teacher / temperature, form="logits"
             )
@@ -181,6 +183,8 @@ def distill_terms_top_k(
         tensor(0.1438)
     """
     check_options(divergence, weight, temperature)
+    for name, x in (("student_logits", student_logits), ("teacher_log_probs", teacher_log_probs)):
+        refuse_mapped(x, name)
     _check_stored(student_logits, teacher_log_probs, teacher_ids, mask)
     logits = _hidden(student_logits, mask) / temperature
     ids = teacher_ids if mask is None else teacher_ids.masked_fill(~mask[..., None], 0)

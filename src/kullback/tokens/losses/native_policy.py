@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kullback.core import compiling
 from kullback.tokens import limits
+from kullback.tokens.backends.interface import in_memory
 
 from .sampled_tokens import Drawn, Request, Sampled
 from .sequence_sums import NORMALISATIONS
@@ -27,7 +28,6 @@ __all__ = ["Swept", "sweep"]
 
 SOURCE = Path(__file__).with_name("policy.c")
 _NUMBERS = {name: number for number, name in enumerate(NORMALISATIONS)}
-_PLAIN = (Tensor, torch.nn.Parameter)  # a subclass may keep its numbers elsewhere
 _CALL = struct.Struct("@ 4P 6q 4P 6f i")  # `Call` in policy.c; packed, as ctypes' own costs 5 µs
 _GIVEN_UP, _ODD_WEIGHT, _ODD_RATIO = 1, 2, 4  # what `policy_terms` returns, a set of bits
 
@@ -71,14 +71,9 @@ def sweep(
     function = _function() if first.numel() >= limits.FEWEST_SWEPT else None
     if function is None or not all(map(_ordinary, sampled.logs)):
         return None
-    if mask is not None and not (mask.is_cpu and mask.stride(1) == 1):
+    if mask is not None and not (mask.is_cpu and mask.stride(1) == 1 and in_memory(mask)):
         return None
-    try:
-        starts, strides = zip(
-            *map(_where, (first, sampled.reference, step_from, mask)), strict=True
-        )
-    except RuntimeError:  # a tensor without memory of its own, as in torch.func
-        return None
+    starts, strides = zip(*map(_where, (first, sampled.reference, step_from, mask)), strict=True)
     log_ratio, terms, slope = (first.new_empty(first.shape) for _ in range(3))
     log_step = None if step_from is None else first.new_empty(first.shape)
     written = [0 if x is None else x.data_ptr() for x in (log_ratio, log_step, terms, slope)]
@@ -110,8 +105,7 @@ def _function() -> Callable[..., int] | None:
 
 
 def _ordinary(log: Tensor) -> bool:
-    here = log.dtype is torch.float32 and log.is_cpu and log.stride(1) == 1
-    return here and type(log) in _PLAIN
+    return log.dtype is torch.float32 and log.is_cpu and in_memory(log) and log.stride(1) == 1
 
 
 def _where(x: Tensor | None) -> tuple[int, int]:

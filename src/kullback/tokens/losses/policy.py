@@ -33,6 +33,7 @@ from torch import Tensor
 
 from kullback.core import require, require_type
 from kullback.sampled import Estimator, coefficients
+from kullback.tokens.backends.interface import refuse_mapped, transformed
 
 from .compiled import policy_kl
 from .input_checks import mismatch, refuse_infinite, report
@@ -57,6 +58,8 @@ __all__ = [
     "rao_blackwell_kl_loss",
     "reward_to_go",
 ]
+
+_UNCHECKED = "without vmap, or with missing='keep' (and on_mismatch='ignore'): nothing is looked at"
 
 
 def policy_kl_loss(
@@ -136,7 +139,7 @@ def policy_kl_loss(
     request = Request(direction, level, normalise, truncate, missing, on_mismatch)
     request.check(sampled)
     region = _log_limits(trust_region, log_behaviour)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or any(map(transformed, sampled.logs)):
         return policy_kl(sampled, request, estimator, exact_kl, region)
     return policy_kl_of(sampled, request, estimator, exact_kl, region)[0]
 
@@ -208,6 +211,8 @@ def rao_blackwell_kl_loss(
     sampled = Sampled(log_current, log_reference, log_behaviour, mask)
     request = Request(direction, level, normalise, truncate, missing, on_mismatch)
     request.check(sampled)
+    if (missing, on_mismatch) != ("keep", "ignore"):
+        refuse_mapped(log_current, "log_current", _UNCHECKED)
     check({"log_current": log_current, "exact_kl": exact_kl}, mask)
     trained = torch.is_grad_enabled() and log_current.requires_grad
     lost = trained and direction == "reverse" and not exact_kl.requires_grad
@@ -275,6 +280,8 @@ def kl_penalties(
     """
     sampled, request = Sampled(log_current, log_reference, mask=mask), Request(missing=missing)
     request.check(sampled)
+    if missing != "keep":
+        refuse_mapped(log_current, "log_current", _UNCHECKED)
     drawn = drawn_from(sampled, request)
     if missing != "keep":
         refuse_infinite(drawn, -drawn.log_ratio, -drawn.log_ratio)
@@ -330,6 +337,7 @@ def kl_penalty_to_go(
     sampled = Sampled(log_current, log_reference, log_behaviour, mask)
     request = Request(level="sequence", truncate=truncate, missing=missing, on_mismatch=on_mismatch)
     request.check(sampled)
+    refuse_mapped(log_current, "log_current")
     drawn = drawn_from(sampled, request)
     known = estimator not in ("k2", "best")
     require(known, "estimator", "'k1', 'k3' or a number λ", repr(estimator), "'k3'")

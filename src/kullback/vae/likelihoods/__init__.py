@@ -29,6 +29,7 @@ from .levels import (
     bernoulli_log_likelihood,
     bernoulli_total,
     bernoulli_value,
+    in_threads,
     library,
     log_mass,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "bernoulli_log_likelihood",
     "bernoulli_total",
     "bernoulli_value",
+    "in_threads",
     "library",
     "log_mass",
 ]

@@ -36,6 +36,7 @@ __all__ = [
     "bernoulli_log_likelihood",
     "bernoulli_total",
     "bernoulli_value",
+    "in_threads",
     "library",
     "log_mass",
 ]
@@ -48,6 +49,8 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "sample_latent": ([_POINTER] * 4 + [_WHOLE] * 2 + [_REAL], ctypes.c_double),
     "sample_latent_back": ([_POINTER] * 5 + [_WHOLE] * 2 + [_REAL] * 2, None),
     "bernoulli": ([_POINTER] * 4 + [_WHOLE] * 2 + [_REAL], ctypes.c_double),
+    "squares": ([_POINTER, _WHOLE], ctypes.c_double),
+    "adam": ([_POINTER] * 4 + [_WHOLE] * 2 + [ctypes.c_double] * 2 + [_REAL] * 5, None),
     "logistic_mixture": (
         [_POINTER] * 5 + [_WHOLE] * 8 + [_REAL] * 2 + [ctypes.c_int],
         ctypes.c_int,
@@ -590,8 +593,8 @@ class _Mixture(torch.autograd.Function):
         around: Tensor | None,
         mixture: DiscretisedLogistics,
     ) -> Tensor:
-        parameters, x = parameters.contiguous(), x.float().contiguous()
-        around = None if around is None else around.float().contiguous()
+        parameters, x = _as_read(parameters), _as_read(x.float())
+        around = None if around is None else _as_read(around.float())
         value = torch.empty(parameters.shape[: -mixture.event.axes])
         by = torch.empty_like(parameters) if ctx.needs_input_grad[0] else None
         _mixture_pass(mixture, (parameters, x, around), value, by)
@@ -601,12 +604,17 @@ class _Mixture(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        by, factor = ctx.by, grad.float().contiguous()
+        by, factor = ctx.by, _as_read(grad.float())
         out, rows = torch.empty_like(by), factor.numel()
         pointers = [tensor.data_ptr() for tensor in (by, factor, out)]
         sizes = (by.numel() // rows, int(by.dtype == torch.bfloat16))
-        _in_threads(lambda a, b: library().scale_rows(*pointers, a, b, *sizes), rows)  # type: ignore[union-attr]
+        in_threads(lambda a, b: library().scale_rows(*pointers, a, b, *sizes), rows)  # type: ignore[union-attr]
         return out, None, None, None
+
+
+def _as_read(x: Tensor) -> Tensor:
+    """Return x as C reads it: contiguous, without a negative bit."""
+    return x.resolve_neg().contiguous()
 
 
 def _mixture_pass(
@@ -633,11 +641,11 @@ def _mixture_pass(
         )
         return code
 
-    if any(_in_threads(work, value.numel())):
+    if any(in_threads(work, value.numel())):
         raise MemoryError("of a block of a likelihood's places")
 
 
-def _in_threads(work: Callable[[int, int], Any], rows: int) -> list[Any]:
+def in_threads(work: Callable[[int, int], Any], rows: int) -> list[Any]:
     """Call work(first, last) on as many parts of the rows as PyTorch has threads."""
     threads = max(1, min(torch.get_num_threads(), rows))
     ends = [rows * k // threads for k in range(threads + 1)]

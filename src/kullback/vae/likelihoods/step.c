@@ -10,6 +10,7 @@
 #include <string.h>
 
 enum { TANH, RELU, SILU };
+enum { ROW = 1024 };  /* squares summed in float32 before they are added to the total */
 enum { GROUP = 112 };  /* factors of at most 2 multiplied before one logarithm is taken */
 
 static inline float within(float x, float limit) {
@@ -151,6 +152,36 @@ double bernoulli(float *restrict logits, const float *restrict bias, const float
         }
     }
     return total;
+}
+
+/* The sum of squares of n numbers, each block of them in float32. */
+double squares(const float *restrict x, int64_t n) {
+    double total = 0.0;
+    for (int64_t first = 0; first < n; first += ROW) {
+        int64_t last = first + ROW < n ? first + ROW : n;
+        float sum = 0.0f;
+        #pragma omp simd reduction(+ : sum)
+        for (int64_t j = first; j < last; j++) sum += x[j] * x[j];
+        total += sum;
+    }
+    return total;
+}
+
+/* Numbers [first, last) of Adam's step (Kingma and Ba 2015): factor times the gradient g, its moments
+   m and v, of which beta1 and beta2 are kept, and weights p, of which `kept` is kept before. rate and
+   root hold the corrections of m, and of the root of v, for their start at 0. */
+void adam(float *restrict p, const float *restrict g, float *restrict m, float *restrict v,
+          int64_t first, int64_t last, double beta1, double beta2, float factor, float kept,
+          float rate, float root, float least) {
+    float keep1 = (float)beta1, new1 = (float)(1.0 - beta1);
+    float keep2 = (float)beta2, new2 = (float)(1.0 - beta2);
+    #pragma omp simd
+    for (int64_t j = first; j < last; j++) {
+        float x = factor * g[j];
+        m[j] = keep1 * m[j] + new1 * x;
+        v[j] = keep2 * v[j] + new2 * (x * x);
+        p[j] = kept * p[j] - rate * m[j] / (sqrtf(v[j]) * root + least);
+    }
 }
 
 /* Discretised logistic mixtures: `DiscretisedLogistics` in likelihoods.py says what is computed. */

@@ -84,8 +84,12 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """The level in words."""
-        return self.judged.sentence
+        """The level in words, and which peaks the search may have missed, where that is many."""
+        sentence = self.judged.sentence
+        few = self.probed is None or self.probed.narrowest <= limits.RAY_SEES
+        if self.probed is None or few or self.level == "do not trust":
+            return sentence
+        return f"{sentence.removesuffix('.')}; of other peaks {self.probed.seen}."
 
     @property
     def reasons(self) -> tuple[str, ...]:

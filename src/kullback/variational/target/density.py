@@ -320,6 +320,7 @@ class Target:
             other.names,
             unconstrain=other.unconstrain,
             simulation=other.simulation,
+            data=other.data,
         )
         made = cls._of_model(model_at, inner.refusals)
         return replace(made, looped=inner.looped)
@@ -386,16 +387,16 @@ class Target:
         score = _without_nan(model, refusals)
         dim = len(model.names)
         made = cls.of_score(score, dim, names=model.names)
-        if model.simulation is not None:
-            _check_observed(model.simulation.observed, made)
         outside = Outside.of(model.constrain, dim, model.unconstrain)
-        return replace(
+        made = replace(
             made,
             layout=replace(made.layout, outside=outside),
             refusals=refusals,
             simulation=model.simulation,
             compiling=model.compiling,
         )
+        _check_data(model, made)
+        return made
 
     @property
     def dim(self) -> int:
@@ -611,13 +612,32 @@ def _without_nan(model: Model, refusals: Refusals) -> Score:
     return scored
 
 
-def _check_observed(observed: Mapping[str, Any], target: "Target") -> None:
-    """Refuse observed NaN where log p is not finite: masked and imputed ones do no harm."""
-    arrays = {name: np.asarray(value) for name, value in observed.items()}
-    holed = [n for n, a in arrays.items() if a.dtype.kind == "f" and np.isnan(a).any()]
-    if holed and not bool(target.score(torch.zeros(1, target.dim).double())[0].isfinite()):
-        hint = "leave those rows out, or mask them in the model"
-        raise ArgumentValueError(message("model", "observed numbers", f"NaN in {holed}", hint))
+def _check_data(model: Model, target: "Target") -> None:
+    """Name NaN and infinities in the data where log p is finite nowhere: masked ones do no harm."""
+    places = [_not_finite(name, value, model.first_index) for name, value in model.data.items()]
+    held = ", ".join(place for place in places if place)
+    if not held:
+        return
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.rand(limits.DATA_PROBES, target.dim, generator=generator, dtype=torch.float64)
+    z = torch.cat([torch.zeros(1, target.dim, dtype=torch.float64), 4 * spread - 2])
+    with target.refusals.unknown():
+        finite = bool(target.score(z)[0].isfinite().any())
+    hint = f"leave those rows out, or {model.missing}"
+    words = f"{held} (log p is finite at none of {len(z)} points)"
+    require(finite, "data", "finite numbers", words, hint)
+
+
+def _not_finite(name: str, value: Any, first_index: int) -> str:
+    """Return where an array is NaN or infinite, "NaN in x[3] and 2 more"; "" where it is not."""
+    array = np.asarray(value)
+    if array.dtype.kind != "f" or bool(np.isfinite(array).all()):
+        return ""
+    bad = np.argwhere(np.isnan(array) if np.isnan(array).any() else np.isinf(array))
+    index = ",".join(str(int(i) + first_index) for i in bad[0])
+    more = f" and {len(bad) - 1:,} more" if len(bad) > 1 else ""
+    kind = "NaN" if np.isnan(array).any() else "infinity"
+    return f"{kind} in {name}{f'[{index}]' if index else ''}{more}"
 
 
 def _flat(*_: Any, **__: Any) -> Tensor:

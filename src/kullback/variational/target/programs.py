@@ -60,7 +60,8 @@ class Model:
     score: z `[n, dim]` to log p `[n]`, with Jacobians, and its gradient `[n, dim]`. constrain: z to
     values `[n, *shape]` by name. names: of the entries of z. compiling: the time it took.
     reason: why the last point with a NaN was refused. unconstrain: one value of every parameter to
-    z. simulation: what it says of its data.
+    z. simulation: what it says of its data. data: numbers by name, to name one that is missing;
+    first_index: of an array in that program; missing: what its users do about a missing number.
     """
 
     score: Callable[[Tensor], tuple[Any, Any]]
@@ -70,6 +71,9 @@ class Model:
     reason: Callable[[], str] = lambda: "log p is NaN"
     unconstrain: Callable[[Mapping[str, Any]], Any] | None = None
     simulation: Simulation | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    first_index: int = 0
+    missing: str = "mask them in the model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +81,8 @@ class PyroModel:
     """A Pyro model at ONE unconstrained point: log p and values, of one keyword a parameter.
 
     log_density: reals by name to log p, with Jacobians. values: reals by name to values by name.
-    reals: shapes of the reals by name. names: of the entries of z. unconstrain, simulation: as in
-    `Model`.
+    reals: shapes of the reals by name. names: of the entries of z. unconstrain, simulation, data: as
+    in `Model`.
     """
 
     log_density: Callable[..., Tensor]
@@ -87,6 +91,7 @@ class PyroModel:
     names: tuple[str, ...]
     unconstrain: Callable[[Mapping[str, Any]], Any]
     simulation: Simulation
+    data: Mapping[str, Any]
 
 
 def numpyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Model:
@@ -148,6 +153,7 @@ def numpyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         compiling=compiling,
         unconstrain=_of_all(drawn, unconstrain),
         simulation=simulation,
+        data=_given(model, args, kwargs) | dict(simulation.observed),
     )
 
 
@@ -223,7 +229,8 @@ def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Py
             return model(*args, **kwargs)
 
     inverse, simulation = _of_all(drawn, unconstrain), pyro_simulation(in_double, sites)
-    return PyroModel(log_density, values, reals, names, inverse, simulation)
+    data = _given(model, args, kwargs) | dict(simulation.observed)
+    return PyroModel(log_density, values, reals, names, inverse, simulation, data)
 
 
 def pymc_model(model: Any) -> Model:
@@ -282,6 +289,7 @@ def pymc_model(model: Any) -> Model:
         point = making(model=model, overrides=given, jitter_rvs=set())(0)
         return np.concatenate([np.ravel(point[v.name]) for v in model.continuous_value_vars])
 
+    simulation = pymc_simulation(model)
     shapes = {}
     for value in model.continuous_value_vars:
         name = model.values_to_rvs[value].name
@@ -292,7 +300,8 @@ def pymc_model(model: Any) -> Model:
         _names(shapes),
         compiling=compiling,
         unconstrain=_of_all(free, unconstrain),
-        simulation=pymc_simulation(model),
+        simulation=simulation,
+        data=_constants(log_p) | _shared(model) | dict(simulation.observed),
     )
 
 
@@ -303,6 +312,47 @@ def _switched(log_p: Any) -> Any:
     graph = import_extra("pytensor.graph.fg", "pymc").FunctionGraph(outputs=[log_p], clone=False)
     rewriting.dfs_rewriter(switch).rewrite(graph)
     return graph.outputs[0]
+
+
+def _constants(graph: Any) -> dict[str, Any]:
+    """Return constant arrays of a graph of PyTensor that are not finite; they have no names."""
+    seen: set[Any] = set()
+    waiting, found = [graph], {}
+    while waiting:
+        one = waiting.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        waiting += one.owner.inputs if one.owner is not None else []
+        array = np.asarray(getattr(one, "data", 0.0))
+        if array.ndim and array.dtype.kind == "f" and not np.isfinite(array).all():
+            found.setdefault(f"an array of shape {list(array.shape)}, at ", array)
+    return found
+
+
+def _shared(model: Any) -> dict[str, Any]:
+    """Return what `pymc.Data` holds, by name."""
+    return {one.name: one.get_value() for one in model.data_vars if hasattr(one, "get_value")}
+
+
+def _given(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arrays of floating point that a model is called with, by the names it has."""
+    bound = inspect.signature(model).bind(*args, **kwargs).arguments
+    return dict(part for name, value in bound.items() for part in _floats(name, value))
+
+
+def _floats(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Find arrays of floating point in tuples, lists and dictionaries."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _floats(f"{name}[{key!r}]", each)
+    elif isinstance(value, tuple | list) and not all(isinstance(each, float) for each in value):
+        for i, each in enumerate(value):
+            yield from _floats(f"{name}[{i}]", each)
+    elif isinstance(value, Tensor):
+        yield name, value.detach().cpu().numpy()
+    elif isinstance(value, float | tuple | list) or hasattr(value, "__array__"):
+        yield name, np.asarray(value)
 
 
 def _of_all(names: Sequence[str], unconstrain: Callable[[Mapping[str, Any]], Any]) -> Any:

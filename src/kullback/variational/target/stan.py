@@ -77,6 +77,9 @@ def stan_model(model: str | Path, data: Mapping[str, Any] | str | Path | None) -
         reason=lambda: loaded.words,
         unconstrain=loaded.unconstrain,
         simulation=_simulation(loaded, given),
+        data=declared,
+        first_index=1,
+        missing="declare the missing values as parameters (Stan User's Guide, Missing Data)",
     )
 
 
