@@ -623,3 +623,26 @@ def test_the_usual_batch_is_smaller_for_larger_examples():
     found = [Training.usual(k, shape).batch_size for k, every in shapes.items() for shape in every]
     assert found == [64, 32, 128, 4]
     assert Training.usual("8-bit", (3, 64, 64), batch_size=5).batch_size == 5
+
+
+def test_free_bits_of_sound_go_with_the_elbo_and_a_kl_of_each_dimension():
+    assert Training.usual("sound").free_bits > 0
+    assert Training.usual("sound", objective="iwae").free_bits == 0
+    assert Training.usual("sound", kl_per_dimension=False).free_bits == 0
+    assert preset("vamp").training_with(None, "sound", kl_per_dimension=False).free_bits == 0
+    assert Training.usual("sound", kl_per_dimension=False, free_bits=0.2).free_bits == 0.2
+
+
+@pytest.mark.parametrize("objective", ["miwae", "piwae"])
+def test_groups_wait_for_the_draws_of_the_tightened_part(objective):
+    """Before it there is one draw, whose bound is the ELBO, and then the bound of the groups."""
+    settings = Training(objective=objective, draws=4, groups=2, tighten=0.5, steps=4)
+    model = build((4,), "binary", Architecture(hidden=(4,), latent=2))
+    x = torch.tensor([[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0]])
+    noise = torch.randn(4, 2, 2, generator=torch.Generator().manual_seed(0))
+    early, _ = loss_terms(model, x, noise[:1], settings, 0.0)
+    likelihood, ratio, _ = model.terms(x, noise[:1])
+    torch.testing.assert_close(early, -(likelihood + ratio).mean())
+    late, _ = loss_terms(model, x, noise, settings, 0.5)
+    whole = Training(objective=objective, draws=4, groups=2, steps=4)
+    torch.testing.assert_close(late, loss_terms(model, x, noise, whole, 0.5)[0])
