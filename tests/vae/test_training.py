@@ -582,8 +582,8 @@ def test_a_run_too_short_for_its_data_says_how_long_it_should_be(
         ("8-bit", (1, 28, 28), 99, 0.0),
         ("8-bit", (1, 28, 28), 100, 0.1),
         ("8-bit", (3, 64, 64), 300, 0.1),
-        ("binary", (1, 28, 28), 1999, 0.1),
-        ("8-bit", (1, 28, 28), 2000, 0.0),
+        ("binary", (1, 28, 28), 4999, 0.1),
+        ("8-bit", (1, 28, 28), 5000, 0.0),
         ("8-bit", (1, 28, 28), None, 0.0),
         ("continuous", (7,), 300, 0.0),
         ("sound", (1, 8000), 300, 0.0),
@@ -613,6 +613,7 @@ def test_the_tuned_rate_is_for_what_it_was_tuned_on(kind, shape, plain, given, t
     found = Training.usual(kind, shape, plain=plain, **given)
     expected = (8e-3, 0.3) if tuned else (4e-3, 0.1)
     assert (found.learning_rate, found.weight_decay) == expected
+    assert Training.usual(kind, shape, plain=plain, examples=99, **given).learning_rate == 4e-3
     assert Training.usual(kind, shape, plain=plain, learning_rate=1e-3).learning_rate == 1e-3
     assert preset("tight").training_with(None, kind, shape, plain=plain).learning_rate == 4e-3
 

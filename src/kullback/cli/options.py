@@ -293,8 +293,8 @@ class TrainingOptions:
     learning_rate: Annotated[
         Real | None,
         about(
-            "The peak of its schedule (default: 0.004; 0.003 for sound; 0.008 for images below "
-            "3,000 numbers with the default network)."
+            "The peak of its schedule (default: 0.004; 0.003 for sound; 0.008 for 100 images and "
+            "more, below 3,000 numbers, with the default network)."
         ),
     ] = None
     weight_decay: Annotated[
@@ -313,7 +313,7 @@ class TrainingOptions:
         Real | None,
         about(
             "Share of the training data held out to pick the best weights on (default: 0; 0.1 "
-            "of 100 to 1,999 images)."
+            "of 100 to 4,999 images)."
         ),
     ] = None
 

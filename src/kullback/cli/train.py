@@ -106,7 +106,7 @@ def train(
                 dataset.event_shape,
                 kl_per_dimension=architecture.has_kl_per_dimension,
                 examples=len(dataset.train),
-                plain=architecture.is_default and start is None and not preset,
+                plain=architecture.is_default and start is None and preset in ("", "default"),
             )
             where: Any = {
                 "start": start,

@@ -138,10 +138,10 @@ class _Pass:
 
     def squares(self) -> float:
         """Return the sum of squares of the gradient; the weights' were taken when written."""
-        biases = self.layers.by_biases
-        return self.of_weights + sum(
-            self.functions.squares(by.data_ptr(), by.numel()) for by in biases
-        )
+        total = self.of_weights
+        for by in self.layers.by_biases:
+            total += float(self.functions.squares(by.data_ptr(), by.numel()))
+        return total
 
 
 def _at(*tensors: Tensor) -> list[int]:

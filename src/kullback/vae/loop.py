@@ -41,9 +41,9 @@ from .limits import (
     AVERAGE_STEPS,
     CALLBACK_SECONDS,
     COLLAPSE_AFTER,
-    FEW_IMAGES,
-    FEW_TEST_STEPS,
     LOG_STEPS,
+    LOOK_PASSES,
+    LOOK_STEPS,
     MONITORED_IMAGES,
     OVERFIT_ERRORS,
     OVERFIT_LOOKS,
@@ -632,8 +632,9 @@ class Monitor:
         size = min(settings.batch_size, len(data.train))
         self.batch, self.per_epoch = size, len(data.train) // size
         self.log_every = min(LOG_STEPS, self.per_epoch)
-        few = validation is not None and len(data.train) < FEW_IMAGES[1]
-        steps = min(TEST_STEPS, FEW_TEST_STEPS) if few else TEST_STEPS
+        steps = TEST_STEPS
+        if validation is not None:
+            steps = min(steps, max(LOOK_STEPS, LOOK_PASSES * self.per_epoch))
         self.test_every = self.log_every * max(1, math.ceil(steps / self.log_every))
         self.test = model.check(data.test[:MONITORED_IMAGES])
         labels = data.test_labels

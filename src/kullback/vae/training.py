@@ -149,7 +149,7 @@ class Training:
         """Return the usual settings for data of a kind and shape, and those given.
 
         A step has 4 clips of sound, 64 images, or 32 images of 3,000 numbers and more. Of 100 to
-        1,999 training images a tenth is held out, and the best weights are picked on it.
+        4,999 training images a tenth is held out, and the best weights are picked on it.
 
         Args:
             kind: As in `Dataset`.
@@ -159,7 +159,7 @@ class Training:
                 ELBO, sound has no free bits.
             plain: Whether the architecture is the default one and starts from scratch. With the
                 ELBO and the usual batch its learning rate and weight decay are then those that
-                were tuned for bits and 8-bit images of fewer than 3,000 numbers.
+                were tuned for 100 or more bits and 8-bit images of fewer than 3,000 numbers.
             **given: Settings other than the usual ones.
 
         Returns:
@@ -189,6 +189,7 @@ class Training:
             if examples is not None and FEW_IMAGES[0] <= examples < FEW_IMAGES[1]:
                 usual["validation"] = FEW_VALIDATION
             tuned = plain and not large and kind in ("binary", "8-bit")
+            tuned = tuned and (examples is None or examples >= FEW_IMAGES[0])
             if tuned and given.get("objective", "elbo") == "elbo" and "batch_size" not in given:
                 usual |= {"learning_rate": IMAGE_RATE, "weight_decay": IMAGE_DECAY}
         return cls(**(usual | given))
