@@ -221,7 +221,8 @@ def _in_float64(
     grads: tuple[Tensor | None, Tensor | None],
 ) -> None:
     """Fill the gradients of large rows in float64, and those of the others."""
-    others = torch.ones(len(rows.p), dtype=torch.bool, device="cpu").index_fill(0, large, False)
+    others = torch.ones(len(rows.p), dtype=torch.bool, device="cpu")
+    others[large] = False
     for some in (large, others.nonzero()[:, 0]):
         if not len(some):
             continue

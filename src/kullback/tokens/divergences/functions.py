@@ -24,8 +24,8 @@ These rules hold for all of them:
 - **Tokens without mass** (logit −inf): neither side has it: nothing. Only q: its mass counts. Only
   p: KL(p‖q) is +inf. An infinite term is a constant to the gradient, an infinite log-probability
   too; other terms keep theirs.
-- **No distribution** (no finite logit, or NaN, +inf or one beyond 5e9 temperatures among them, where
-  rounding leaves none; "reference" takes the last): `ArgumentValueError`; with
+- **No distribution** (no finite logit, or NaN, +inf or one beyond 5e9 temperatures among them,
+  where rounding leaves none; "reference" takes the last): `ArgumentValueError`; with
   nan="pass" values and gradients are NaN at that position, and nowhere else. "refuse" looks at the
   values, and so waits for a GPU; "pass" does not.
 - **Rounding**: KL in float32 is exact to 6e-8 of itself up to 128 tokens, to 1e-6 up to some 4,000
