@@ -1,6 +1,6 @@
 """Damaged files and killed trainings, counted: what loads, what is refused, what is lost.
 
-    python benchmarks/damage.py --files 10000 --kills 100
+    python benchmarks/damage.py --files 10000 --kills 100 [--seed 0]
 
 Each mutation flips bits, changes, inserts, deletes, doubles or zeroes bytes, or cuts a file, as
 often as not several times. Weights, checkpoints and `config.json` must be refused, always: a
@@ -32,9 +32,11 @@ import soundfile
 from PIL import Image
 
 from kullback.core import KullbackError
+from kullback.data import limits as data_limits
+from kullback.data import load
 from kullback.data.arrays import read_arrays
 from kullback.data.examples import Fitting, Reading
-from kullback.data.pictures import read_frames
+from kullback.data.pictures import read_folder, read_frames
 from kullback.data.sounds import read_clips, read_sound
 from kullback.vae import VAE, Architecture, Training, train
 
@@ -185,9 +187,9 @@ def clips() -> bytes:
     return buffer.getvalue()
 
 
-def damage(files: int, folder: Path) -> list[Count]:
+def damage(files: int, folder: Path, seed: int) -> list[Count]:
     """Read `files` mutated files, a quarter each of runs, pictures, sounds and arrays."""
-    chance, counts = random.Random(0), []
+    chance, counts = random.Random(seed), []
     targets = runs(folder)
     for kind, run, path in targets:
         count, content = Count(kind), path.read_bytes()
@@ -229,7 +231,48 @@ def damage(files: int, folder: Path) -> list[Count]:
             count.try_one(lambda read=read: read(path), loaded="values")
         counts.append(count)
         print(count.line(), flush=True)
+    counts += [shards(files // 20, folder, chance), folders(files // 100, encoded, folder, chance)]
     return counts
+
+
+def shards(files: int, folder: Path, chance: random.Random) -> Count:
+    """Damage one of two shards of a folder and read all its rows from disk."""
+    count, place = Count("shards, .npy and .npz"), folder / "shards"
+    place.mkdir()
+    rows = np.random.default_rng(0).integers(0, 256, (2, 40, 6), dtype=np.uint8)
+    np.save(place / "a.npy", rows[0])
+    made = []
+    for write in (np.save, np.savez):
+        buffer = io.BytesIO()
+        write(buffer, rows[1])
+        made.append(buffer.getvalue())
+    for number in range(files):
+        path = place / ("b.npy", "b.npz")[number % 2]
+        path.write_bytes(mutated(made[number % 2], chance))
+        count.try_one(lambda: load(place).train[:].sum(), loaded="values")
+        path.unlink()
+    print(count.line(), flush=True)
+    return count
+
+
+def folders(
+    rounds: int, encoded: dict[str, list[bytes]], folder: Path, chance: random.Random
+) -> Count:
+    """Damage half of 60 pictures of a folder that is decoded in processes."""
+    count, before = Count("folders, in processes"), data_limits.FILES_FOR_PROCESSES
+    kinds = [(kind, image) for kind in ("PNG", "JPEG", "WebP", "BMP") for image in encoded[kind]]
+    data_limits.FILES_FOR_PROCESSES = 1
+    for number in range(rounds):
+        place = folder / f"folder{number}"
+        place.mkdir()
+        for k in range(60):
+            kind, image = kinds[k % len(kinds)]
+            content = image if k % 2 else mutated(image, chance)
+            (place / f"{k:02}.{kind.lower()}").write_bytes(content)
+        count.try_one(lambda place=place: read_folder(place, size=(16, 16)), loaded="values")
+    data_limits.FILES_FOR_PROCESSES = before
+    print(count.line(), flush=True)
+    return count
 
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
@@ -245,9 +288,9 @@ def finish(process: subprocess.Popen[bytes]) -> None:
         raise SystemExit(said.decode())
 
 
-def kills(wanted: int, folder: Path) -> tuple[int, int, int]:
+def kills(wanted: int, folder: Path, seed: int) -> tuple[int, int, int]:
     """Kill trainings so often, and return (kills, trainings, trainings that differ after all)."""
-    chance, done, trained, lost = random.Random(0), 0, 0, 0
+    chance, done, trained, lost = random.Random(seed), 0, 0, 0
     settings = "--epochs 20 --size 14 --binarize dynamic --network mlp --hidden 64,64 --latent 8"
     often = ("--checkpoint-seconds", "0.05")
     whole = folder / "never-killed"
@@ -280,11 +323,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Damaged files and killed trainings, counted.")
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     warnings.simplefilter("ignore")  # that a run is unfinished; what a picture's damage is
     with tempfile.TemporaryDirectory() as name:
-        counts = damage(asked.files, Path(name)) if asked.files else []
-        done, trained, lost = kills(asked.kills, Path(name)) if asked.kills else (0, 0, 0)
+        counts = damage(asked.files, Path(name), asked.seed) if asked.files else []
+        nothing = (0, 0, 0)
+        done, trained, lost = kills(asked.kills, Path(name), asked.seed) if asked.kills else nothing
     total = sum((count.outcomes for count in counts), Counter())
     print(f"{total.total():,} files: {total['silent']} silent, {total['traceback']} tracebacks")
     print(f"{done} kills of {trained} trainings: {lost} trainings lost something")

@@ -363,3 +363,22 @@ def test_opus_is_read_by_its_suffix(tmp_path):
         soundfile.write(tmp_path / f"{k}.ogg", samples, 48000, format="OGG", subtype="OPUS")
         (tmp_path / f"{k}.ogg").rename(tmp_path / f"{k}.opus")
     assert read_sound_folder(tmp_path).sound["rate"] == 48000
+
+
+@pytest.mark.parametrize(("samples", "said"), [(2**27, "inflate to"), (1000, "no samples in it")])
+def test_clips_that_inflate_are_refused_before_they_are_read(tmp_path, samples, said):
+    path = tmp_path / "zeros.npz"
+    np.savez_compressed(path, samples=np.zeros(samples, np.int16), offset=np.zeros(3, np.int64))
+    with pytest.raises(DataError, match=said):
+        read_clips(path)
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("WAV", "FLOAT"), ("FLAC", "PCM_24")])
+def test_blocks_of_a_long_sound_are_the_whole(tmp_path, monkeypatch, kind, subtype):
+    x = np.random.default_rng(0).uniform(-0.9, 0.9, (1000, 2))
+    soundfile.write(tmp_path / "x", x, 8000, format=kind, subtype=subtype)
+    whole = read_sound((tmp_path / "x").read_bytes())
+    monkeypatch.setattr("kullback.data.limits.SOUND_BLOCK", 64)
+    cut = read_sound((tmp_path / "x").read_bytes())
+    assert np.array_equal(cut.samples, whole.samples) and cut.rounded and whole.rounded
+    assert abs(whole.samples.T - x * 32768).max() <= 0.5 + 32768 / 2**23

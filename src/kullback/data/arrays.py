@@ -48,6 +48,7 @@ __all__ = [
     "layout",
     "read_arrays",
     "read_given",
+    "require_harmless",
     "to_levels",
 ]
 
@@ -165,7 +166,7 @@ def _load(path: Path, label: str = "") -> tuple[Named, list[str]]:
             file.seek(0)
             loaded: Any = np.load(file, allow_pickle=False)
             names, notes = _choose(loaded, path, _label_names(label))
-            _require_harmless(path, loaded.zip, names)
+            require_harmless(path, loaded.zip, names)
             found = {name: np.asarray(loaded[name]) for name in names}
             return _without_zeros(found, path, notes, label), notes
     except OSError as error:
@@ -226,7 +227,7 @@ def _declared_bytes(file: IO[bytes]) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def _require_harmless(path: Path, archive: zipfile.ZipFile, names: list[str]) -> None:
+def require_harmless(path: Path, archive: zipfile.ZipFile, names: list[str]) -> None:
     """Refuse arrays of a `.npz` by their declared sizes, before they are inflated."""
     total = 0
     for name in names:

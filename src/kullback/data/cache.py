@@ -2,9 +2,10 @@
 
 Which to use: `key_of` for the name of what is read; `fetch` and `keep` for the decoded examples,
 and `finish` before they may change. A key covers the path, size and times of every file, the
-options of reading and the versions of the decoder, so a changed file is decoded again. An entry is one file: a `.npy` array, then names and
-notes as JSON, then the SHA-256 of both; a damaged one is removed and made again. The oldest entries
-go when all together exceed `limits.MAX_CACHE_BYTES`. `KULLBACK_CACHE=off` switches it off.
+options of reading and the versions of the decoder, so a changed file is decoded again. An entry is
+one file: a `.npy` array, then names and notes as JSON, then the SHA-256 of both; a damaged one is
+removed and made again. The oldest entries go when all together exceed `limits.MAX_CACHE_BYTES`.
+`KULLBACK_CACHE=off` switches it off.
 """
 
 import contextlib

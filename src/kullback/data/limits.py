@@ -53,6 +53,7 @@ __all__ = [
     "SAMPLE_RATES",
     "SETTLED_SECONDS",
     "SHORTER_SIDE",
+    "SOUND_BLOCK",
     "SOUND_LEVELS",
     "STORED_BLOCK_BYTES",
     "STORED_LOOK",
@@ -138,6 +139,7 @@ NAMED_SKIPS = 20  # skipped files kept by name in a protocol
 LEAST_SAMPLE, GREATEST_SAMPLE = -32_768, 32_767  # of 16 bits
 GREATEST_FLOAT = 16.0  # of samples whose full scale is 1: 24 dB above; more are integers as floats
 PADDING = -65_536  # after a clip's last sample; outside 16 bits, and exact in float32
+SOUND_BLOCK = 2**20  # samples of each channel, read at once as floats: 8 MB
 SOUND_LEVELS = 65_536  # of a sample: 16 bits
 SAMPLE_RATES = 100, 768_000  # a second: what files can say and a clip can hold
 UNKNOWN_SIZE = 0x7FFFF000  # of a WAV file's samples, written to a pipe: from here on (SoX, FFmpeg)

@@ -189,6 +189,7 @@ def _decode(
     fitted = ""
     if size is not None:
         image, fitted = fit_to(image, size, fit=fitting.fit)
+    pixels: NDArray[Any]
     if image.mode == "I":
         pixels = np.asarray(image).clip(0, 65535).astype(np.uint16)
     elif image.mode == "RGB":  # np.asarray(image), with rows of one colour: faster to stack

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from kullback.core import DataError, import_extra, numpy_error, numpy_errors, require
 
 from . import limits
-from .arrays import label_texts
+from .arrays import label_texts, require_harmless
 from .examples import Examples, Progress, plural
 from .limits import GREATEST_SAMPLE, LEAST_SAMPLE, PADDING
 from .pictures import bytes_of, picture_files
@@ -105,9 +105,11 @@ def read_sound(data: bytes) -> Sound:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             if file.frames * file.channels > limits.MAX_SAMPLES:
                 raise DataError(f"more than {limits.MAX_SAMPLES:,} samples. Try: cut it in parts")
-            whole = file.subtype in ("PCM_16", "PCM_S8", "PCM_U8")
-            samples = file.read(dtype="int16" if whole else "float64", always_2d=True).T
-            rate = int(file.samplerate)
+            whole, rate = file.subtype in ("PCM_16", "PCM_S8", "PCM_U8"), int(file.samplerate)
+            if whole:
+                samples, beyond = file.read(dtype="int16", always_2d=True).T, 0
+            else:
+                samples, beyond = _rounded(file)
     except DataError:
         raise
     except (RuntimeError, OSError, ValueError, TypeError, MemoryError) as error:
@@ -120,10 +122,17 @@ def read_sound(data: bytes) -> Sound:
     low, high = limits.SAMPLE_RATES
     if not low <= rate <= high:
         raise DataError(f"{rate:,} samples a second; {low:,} to {high:,} are read")
-    if whole:
-        return Sound(samples, rate)
-    rounded, beyond = _to_integers(samples)
-    return Sound(rounded, rate, rounded=True, beyond=beyond)
+    return Sound(samples, rate, rounded=not whole, beyond=beyond)
+
+
+def _rounded(file: Any) -> tuple[Samples, int]:
+    """Read floats a block at a time, rounded to 16 bits: hours of silence are a small file."""
+    blocks, beyond = [np.empty((file.channels, 0), np.int16)], 0
+    while len(block := file.read(limits.SOUND_BLOCK, dtype="float64", always_2d=True)):
+        levels, outside = _to_integers(block.T)
+        blocks.append(levels)
+        beyond += outside
+    return np.concatenate(blocks, axis=1), beyond
 
 
 def _missing_bytes(data: bytes) -> int:
@@ -299,7 +308,9 @@ def _arrays_of(path: Path, label: str) -> dict[str, Samples]:
     wanted = ("samples", "offset", "rate", "test", label)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
-            return {name: np.asarray(loaded[name]) for name in wanted if name in loaded.files}
+            found = [name for name in wanted if name in loaded.files]
+            require_harmless(path, loaded.zip, [f"{name}.npy" for name in found])
+            return {name: np.asarray(loaded[name]) for name in found}
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except numpy_errors() as error:
