@@ -150,6 +150,8 @@ def measure_run(data, options, precision):
     if config["data"]["sha256"] != data.protocol["sha256"]:
         raise SystemExit(f"{options.run}: trained on other data, or tested on them")
     model, x = VAE.load(options.run), data.test[: options.images]
+    if model.unfinished:
+        raise SystemExit(model.unfinished)
     figures = measured(model, model.state_dict(), x, options.draws, precision)
     steps, batch = config["training"]["steps"], config["training"]["batch_size"]
     name = f"{config['preset']['name']}, {steps} steps"

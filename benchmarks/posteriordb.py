@@ -11,16 +11,18 @@ draws: 0.14 sd is more than any here has).
 
 `--peers PYTHON` (one with numpyro or pymc; posteriordb_peers.py) adds NumPyro's AutoNormal and
 AutoMultivariateNormal, PyMC's ADVI and Pathfinder, each in a process of its own; processor seconds,
-at most 600 a peer and posterior; what failed is a reason in words. All 18 posteriors:
+at most `--limit` a peer and posterior; what failed is a reason in words. All 18 posteriors:
 
     python benchmarks/posteriordb.py --only-peers --peers PYTHON
 
 `--data` takes a folder with a folder for each posterior: `data.json`, `reference_draws.npz` (an
 array `draws`, `[chains, n, columns]`), and for models that are not in posterior_targets.py a file
-`target.py`. Prints JSON and writes it to benchmarks/results/posteriordb.json.
+`target.py`. Prints what is new and writes all to benchmarks/results/posteriordb.json.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import signal
 import statistics
@@ -75,14 +77,14 @@ def errors(values, truth):
     return {"mean_error": off, "sd_low": low, "sd_high": high, "within_trust": right}
 
 
-def peers(name, folder, python):
+def peers(name, folder, python, limit):
     """Each peer in a process of its own; what failed is a reason in words."""
     found, script = {}, Path(__file__).with_name("posteriordb_peers.py")
     for peer in PEERS:
-        call = [python, str(script), peer, str((folder / name).resolve())]
+        call = [python, str(script), peer, str((folder / name).resolve()), str(limit)]
         done = subprocess.run(call, capture_output=True, text=True, cwd=script.parent)
         if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-            found[peer] = {"failed": f"more than {LIMIT} processor seconds"}
+            found[peer] = {"failed": f"more than {limit} processor seconds"}
         elif done.returncode:
             words = (done.stderr.strip() or "no word").splitlines()[-1]
             found[peer] = {"failed": words}
@@ -95,7 +97,8 @@ def peers(name, folder, python):
 
 def counted(table):
     """What the verdicts are worth over all posteriors and seeds."""
-    runs = [run for entry in table.values() for run in entry["runs"]]
+    runs = [run for entry in table.values() for run in entry.get("runs", [])]
+    others = [(name, found) for entry in table.values() for name, found in of_peers(entry)]
     trusted = [run for run in runs if run["level"] == "trust"]
     return {
         "posteriors": len(table),
@@ -106,7 +109,21 @@ def counted(table):
         "median_fit_cpu_s": statistics.median(run["fit_cpu_s"] for run in runs),
         "median_verdict_cpu_s": statistics.median(run["verdict_cpu_s"] for run in runs),
         "slowest_fit_cpu_s": max(run["fit_cpu_s"] for run in runs),
+        "peers": {
+            peer: {
+                "ran": sum(name == peer and "failed" not in one for name, one in others),
+                "within_trust": sum(
+                    name == peer and one.get("within_trust", False) for name, one in others
+                ),
+            }
+            for peer in PEERS
+        },
     }
+
+
+def of_peers(entry):
+    """Each peer's outcome on one posterior."""
+    return entry.get("peers", {}).items()
 
 
 def main():
@@ -115,29 +132,32 @@ def main():
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--peers", help="a Python that has numpyro or pymc")
+    parser.add_argument("--limit", type=int, default=LIMIT, help="processor seconds of a peer")
     parser.add_argument("--only-peers", action="store_true", help="keep our runs of the last call")
     options = parser.parse_args()
     torch.set_num_threads(1)
     names, unknown = known(options.data)
     if unknown:
         sys.stderr.write(f"left out, without a log density: {', '.join(unknown)}\n")
-    kept = RESULTS / "posteriordb.json"
-    held = json.loads(kept.read_text()) if kept.exists() else {}
-    table = held.get("posteriors", {})
     for name in names:
         if options.names and not any(name.startswith(begin) for begin in options.names):
             continue
-        entry = table.setdefault(name, {})
         if not options.only_peers:
-            entry["runs"] = [once(name, options.data, seed) for seed in range(options.seeds)]
-            for run in entry["runs"]:
-                shown = {k: v for k, v in run.items() if k != "reason"}
-                sys.stderr.write(f"{name}: {json.dumps(shown)}\n")
+            keep(name, "runs", [once(name, options.data, seed) for seed in range(options.seeds)])
         if options.peers:
-            entry["peers"] = peers(name, options.data, options.peers)
-            sys.stderr.write(f"{name}: {json.dumps(entry['peers'])}\n")
+            keep(name, "peers", peers(name, options.data, options.peers, options.limit))
+
+
+def keep(name, part, found):
+    """Write what is new of one posterior beside what earlier calls wrote, and print it."""
+    sys.stderr.write(f"{name}: {json.dumps(found)}\n")
+    kept = RESULTS / "posteriordb.json"
+    table = json.loads(kept.read_text())["posteriors"] if kept.exists() else {}
+    table.setdefault(name, {})[part] = found
     table = dict(sorted(table.items()))
-    finish("posteriordb", {"machine": machine(1), "counted": counted(table), "posteriors": table})
+    with contextlib.redirect_stdout(io.StringIO()):  # written as it grows
+        whole = {"machine": machine(1), "counted": counted(table), "posteriors": table}
+        finish("posteriordb", whole, digits=4)
 
 
 if __name__ == "__main__":

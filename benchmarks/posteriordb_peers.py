@@ -1,9 +1,10 @@
 """Variational inference of NumPyro or PyMC on one posterior: its draws, and how long it took.
 
 Run by posteriordb.py with a Python that has them (`--peers`):
-`python posteriordb_peers.py "NumPyro AutoNormal" FOLDER` prints JSON: 4,000 draws in the columns of
-the reference, processor seconds of a fit with building and compiling. 10,000 steps, PyMC's default
-number, of Adam at 0.01, in NumPyro falling to 0.0001; at most LIMIT processor seconds. The models
+`python posteriordb_peers.py "NumPyro AutoNormal" FOLDER [SECONDS]` prints JSON: 4,000 draws in the
+columns of the reference, processor seconds of a fit with building and compiling. 10,000 steps,
+PyMC's default number, of Adam at 0.01, in NumPyro falling to 0.0001; at most SECONDS of processor
+time. The models
 are NumPyro's and PyMC's own; NumPyro has all 18. PyMC has no step through a differential equation
 or a hidden Markov model that compiles in that time: these end with a message. Pathfinder is that of
 pymc-extras.
@@ -382,8 +383,8 @@ def by_pymc(method, name, data):
     return values, time.process_time() - begin
 
 
-def main(peer, folder):
-    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
+def main(peer, folder, limit=LIMIT):
+    resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit)))
     folder = Path(folder)
     data = json.loads((folder / "data.json").read_text())
     program, method = peer.split()

@@ -330,3 +330,18 @@ def test_labels_on_disk_are_those_in_memory(kind, tmp_path):
         np.savez(tmp_path / "s" / "0.npz", x=BYTES[:60], y=bad)
         with pytest.raises(DataError, match="expected 60 labels, integers or text, one a row"):
             load(tmp_path / "s", label="y")
+
+
+def test_a_shard_that_is_gone_or_holds_nan_is_named(tmp_path):
+    data = load(shards(tmp_path / "a", BYTES))
+    assert data.protocol["shards"] == ["0.npy", "1.npy", "2.npy"]
+    (tmp_path / "a" / "1.npy").unlink()
+    with pytest.raises(DataError, match=r"a: a shard is missing: 1\.npy$"):
+        reload(data.protocol)
+    (tmp_path / "a" / "2.npy").unlink()
+    with pytest.raises(DataError, match=r"a: a shard is missing: 1\.npy and 1 more"):
+        reload(data.protocol)
+    values = BYTES.astype(np.float32)
+    values[53, 2] = np.nan
+    with pytest.raises(DataError, match=r"1\.npy: row 13: NaN, infinity or beyond float32"):
+        load(shards(tmp_path / "b", values))

@@ -345,6 +345,10 @@ def test_the_command_names_what_was_asked_for():
         "kullback train fashion --network mlp --hidden 16,32 --beta 2.0 --epochs 3 --seed 7 "
         "--size 16x16 --binarize dynamic"
     )
+    few = config["data"] | {"counts": {"train": 300, "test": 100}}
+    assert command(config | {"data": few}).count("--validation 0.0") == 1
+    usual = Training.usual("binary", (1, 16, 16), examples=300, seed=7).to_dict()
+    assert "--validation" not in command(config | {"data": few, "training": usual})
 
 
 @pytest.mark.parametrize(

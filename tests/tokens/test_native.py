@@ -243,6 +243,38 @@ def test_huge_logits_and_a_single_token(dtype, size):
             assert (found.isnan() if size > 1e10 else found.abs() < 1e-6).all()
 
 
+@pytest.mark.parametrize("backend", ["native", "chunked"])
+@pytest.mark.parametrize("name", ["kl", "js", "jeffreys", "cross_entropy", "entropy"])
+@pytest.mark.parametrize("size", [1e4, 1e6, 1e9])
+@pytest.mark.parametrize("vocab", [3, 200])
+def test_large_logits_as_the_reference_has_them(backend, name, size, vocab):
+    """Errors in float32 ulps of what a log-probability may be, beside offsets and scales."""
+    normal = torch.Generator().manual_seed(vocab)
+    a, b = torch.randn(2, 6, vocab, generator=normal)
+    function = getattr(tokens, name)
+    for p, q in ((size * a, size * b), (3 * a + size, 3 * b + size), (3 * a + size, 3 * b - size)):
+        both = []
+        for change, by in ((torch.Tensor.double, "reference"), (torch.clone, backend)):
+            sides = [change(x).requires_grad_() for x in (p, q)]
+            given = sides[:1] if name == "entropy" else sides
+            value = function(*given, backend=by)
+            slopes = torch.autograd.grad(value.sum(), given)
+            both.append([x.detach().double() for x in (value, *slopes)])
+        scale = 1 + both[0][0].abs()[:, None]  # of log-ratios, which gradients are products of
+        for truth, found in zip(*both, strict=True):
+            assert ((found - truth).view(6, -1).abs() <= 4e-7 * scale).all()
+
+
+@pytest.mark.parametrize("distance", [1e-3, 0.1, 2.0])
+@pytest.mark.parametrize("vocab", [2, 5, 128])
+def test_kl_of_few_tokens_is_exact_to_half_an_ulp(vocab, distance):
+    p, q = logits(500, vocab, distance)
+    p, q = p.float(), q.float()
+    found = tokens.kl(p, q, backend="native").double()
+    exact = tokens.kl(p.double(), q.double(), backend="reference")
+    assert ((found - exact).abs() <= 6.1e-8 * exact + 1e-15).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_rows_without_a_distribution(dtype, bad):

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from kullback.core import ArgumentValueError
+from kullback import report
+from kullback.core import ArgumentValueError, write_json
 from kullback.data import Dataset
 from kullback.report import evaluation_text
 from kullback.vae import (
@@ -209,3 +210,17 @@ def test_a_run_is_kept_resumed_and_measured(tmp_path):
     codes = loaded.encode(data.test)[0]
     assert torch.equal(loaded.prior.values_of(loaded.prior.index_of(codes)), codes)
     assert loaded.sample(3).shape == (3, 6)
+
+
+@pytest.mark.slow
+def test_the_page_of_quantised_pixels_has_bits_and_no_gap(tmp_path):
+    x = torch.randint(0, 256, (60, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    how = Architecture(network="mlp", hidden=(8,), latent=4, posterior="quantised", codes=3)
+    found = train(
+        x.to(torch.uint8), architecture=how, training=Training(steps=3), folder=tmp_path / "a"
+    )
+    evaluation = evaluate(found.model, found.data.test, draws=4)
+    fields = {"evaluation": evaluation.to_dict(), "data": found.data.protocol}
+    write_json(tmp_path / "a" / "evaluation.json", {"format": 1, "unit": "nats", **fields})
+    page = report.write(tmp_path / "a", model=found.model, data=found.data).read_text()
+    assert evaluation.coded and "bits/dim" in page and ">gap<" not in page

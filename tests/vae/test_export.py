@@ -60,6 +60,23 @@ def test_graphs_are_the_model(name, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"encoder.onnx", "decoder.onnx"}
 
 
+@pytest.mark.parametrize("name", ["vectors of bits", "labels", "Student", "counts", "pixels"])
+def test_the_gate_is_a_few_roundings_of_log_p(name):
+    from kullback.vae import onnx_graphs
+
+    model = model_of(*PARTS[name])
+    with torch.no_grad():
+        inputs = onnx_graphs._examples(model)
+        encoder, decoder = onnx_graphs.EncoderGraph(model), onnx_graphs.DecoderGraph(model)
+        inputs["z"] = encoder(*(inputs[one] for one in encoder.inputs))[0]
+        wanted = decoder(*(inputs[one] for one in decoder.inputs))[0]
+        log_p = model.likelihood.log_prob(wanted, inputs["x"])
+        found = onnx_graphs._rounding(model, inputs, log_p, torch.ones(64, dtype=torch.bool))
+    one = torch.finfo(torch.float32).eps * log_p.abs().max().item()
+    assert one <= found <= 20 * one
+    assert next(model.parameters()).dtype == torch.float32
+
+
 class Halves(nn.Linear):
     def forward(self, x):
         return super().forward(x).chunk(2, -1)

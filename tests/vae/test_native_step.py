@@ -4,15 +4,22 @@ import pytest
 import torch
 
 from kullback.vae import Architecture, Training, build
-from kullback.vae.checkpoint import FlatParameters
+from kullback.vae.checkpoint import FlatParameters, State
 from kullback.vae.elbo_step import library, step_for
+from kullback.vae.limits import ADAM_BLOCK
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler here")
 SETTINGS = Training(steps=1)
 
 
-def gradients(activation, dtype, *, size, hidden, latent, batch, gain, beta):
+def gradients(activation, dtype, **options):
     """Return (loss, ELBO and rate, flat gradient) of one step from the same weights and noise."""
+    loss, figures, flat = step_taken(activation, dtype, **options)
+    return loss, figures, flat.gradient
+
+
+def step_taken(activation, dtype, *, size, hidden, latent, batch, gain, beta):
+    """Return (loss, ELBO and rate, flat parameters) after such a step."""
     architecture = Architecture(
         network="mlp", hidden=hidden, latent=latent, activation=activation, likelihood="auto"
     )
@@ -29,7 +36,7 @@ def gradients(activation, dtype, *, size, hidden, latent, batch, gain, beta):
     step = step_for(model, flat, SETTINGS)
     assert (step.functions is not None) == (dtype == torch.float32)
     loss, figures = step(x, noise, beta)
-    return loss, figures, flat.gradient
+    return loss, figures, flat
 
 
 @pytest.mark.sweep(4)
@@ -86,3 +93,76 @@ def test_a_batch_of_another_size_is_another_step():
     first = step(whole, noise, 1.0)[1]
     step(whole[:3], noise[:, :3], 1.0)
     assert torch.equal(step(whole, noise, 1.0)[1], first)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.03])
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e8])
+def test_adam_is_that_of_pytorch_in_float64(scale, factor):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(37, 5)
+    exact = torch.nn.Linear(37, 5, dtype=torch.float64)
+    exact.load_state_dict(model.state_dict())
+    groups = [
+        {"params": [exact.weight], "weight_decay": 20.0},
+        {"params": [exact.bias], "weight_decay": 0.0},
+    ]
+    truth = torch.optim.AdamW(groups)
+    state = State.start(model, SETTINGS)
+    generator = torch.Generator().manual_seed(1)
+    rates = [1e-3, 4e-3, 0.0, 1e-2, 2e-3]
+    for rate in rates:
+        gradient = scale * torch.randn(5 * 38, generator=generator)
+        state.flat.gradient.copy_(gradient)
+        state.update(rate, 20.0 * rate, factor)
+        gradient = gradient.double() * factor
+        exact.weight.grad = gradient[: 5 * 37].view(5, 37)
+        exact.bias.grad = gradient[5 * 37 :]
+        for group in truth.param_groups:
+            group["lr"] = rate
+        truth.step()
+    ours = torch.cat([p.detach().flatten() for p in (model.weight, model.bias)])
+    exactly = torch.cat([p.detach().flatten() for p in (exact.weight, exact.bias)])
+    # a step rounds a weight below 1 three times, and a ratio below 4 of moments twenty times
+    bound = 2**-24 * sum(3.0 + 20.0 * 4.0 * rate for rate in rates)
+    assert (ours.double() - exactly).abs().max() <= bound
+
+
+@pytest.mark.parametrize("matrices", [0, 5000, 10_001])
+def test_adam_in_parts_is_adam(matrices):
+    tensors = torch.rand(4, 10_001, generator=torch.Generator().manual_seed(0))
+    again = tensors.clone()
+    constants = (10_001, matrices, 0.9, 0.999, 0.5, 0.99, 1e-3, 1.5, 1e-8)
+    library().adam(*(tensor.data_ptr() for tensor in tensors), 0, 3, *constants)
+    for first, last in ((2, 3), (0, 2)):
+        library().adam(*(tensor.data_ptr() for tensor in again), first, last, *constants)
+    assert ADAM_BLOCK == 4096
+    assert torch.equal(tensors, again)
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.0, float("nan")])
+def test_the_norm_is_that_of_the_gradient(gain):
+    shape = {"size": 784, "hidden": (200, 200), "latent": 50, "batch": 100}
+    flat = step_taken("tanh", torch.float32, **shape, gain=gain, beta=1.0)[2]
+    exact = torch.linalg.vector_norm(flat.gradient.double())
+    norm = flat.norm().double()
+    # blocks of 1,024 squares in float32
+    torch.testing.assert_close(norm, exact, rtol=1024 * 2**-24, atol=0.0, equal_nan=True)
+    assert flat.squares is not None
+    flat.differentiate(sum(p.sum() for p in flat.parameters))
+    assert float(flat.norm()) == pytest.approx(len(flat.vector) ** 0.5, rel=1024 * 2**-24)
+
+
+def test_bits_of_any_dtype_give_the_same_step():
+    torch.manual_seed(0)
+    mean = torch.linspace(0.1, 0.9, 33)
+    model = build((33,), "binary", Architecture(network="mlp", hidden=(4,), latent=2), mean=mean)
+    flat = FlatParameters(model)
+    step = step_for(model, flat, SETTINGS)
+    bits = torch.bernoulli(torch.full((5, 33), 0.5)).to(torch.uint8)
+    noise = torch.randn(1, 5, 2)
+    found = []
+    for x in (bits, bits.float(), bits.t().contiguous().t()):
+        step(x, noise, 1.0)
+        found.append(flat.gradient.clone())
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])

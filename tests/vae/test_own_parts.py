@@ -16,6 +16,7 @@ from kullback.core import ArgumentTypeError, ArgumentValueError, Estimate, RunEr
 from kullback.data import Dataset, load
 from kullback.vae import VAE, Architecture, Parts, Training, evaluate, image_bounds, resume, train
 from kullback.vae.latents import FullRank, MixtureOfGaussians, StandardNormal
+from kullback.vae.likelihoods import Bernoulli
 from oracles import LinearGaussian
 
 
@@ -292,6 +293,33 @@ def test_an_encoder_that_returns_one_tensor_is_refused(tmp_path):
     with pytest.raises(ArgumentValueError, match="and 3 more numbers for this posterior; got mean"):
         train(bits(), **parts(), architecture=full, training=QUICK, folder=tmp_path / "a")
     assert FullRank(3).extra == 3
+
+
+class Three(Encoder):
+    def forward(self, x):
+        mean, log_sd = super().forward(x)
+        return mean, log_sd, mean
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "text"),
+    [
+        ("encoder", Encoder, "encoder: expected a torch.nn.Module; got the class Encoder"),
+        ("decoder", torch.sigmoid, "decoder: expected a torch.nn.Module; got builtin_function"),
+        (
+            "prior",
+            torch.distributions.Normal(0.0, 1.0),
+            "prior: expected .*; got Normal without l",
+        ),
+        ("likelihood", Bernoulli, "likelihood: expected .*; got .*Bernoulli"),
+        ("likelihood", torch.distributions.Bernoulli, "got Bernoulli without channels"),
+        ("encoder", Three(), r"mean and log_sd alone for this posterior; got \[\[2, 3\]\] besides"),
+    ],
+)
+def test_what_is_no_part_is_refused_by_name(name, part, text, tmp_path):
+    with pytest.raises((ArgumentTypeError, ArgumentValueError), match=text):
+        train(bits(), **parts(**{name: part}), training=QUICK, folder=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.slow

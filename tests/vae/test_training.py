@@ -22,7 +22,7 @@ from kullback.vae.checkpoint import FlatParameters, load_tensors
 from kullback.vae.evaluation import collapse_warning
 from kullback.vae.evidence import bounds
 from kullback.vae.loop import State, batches, fit, loss_terms
-from kullback.vae.training import too_short
+from kullback.vae.training import preset, too_short
 
 SMALL = Architecture(hidden=(16,), latent=3)
 
@@ -576,8 +576,72 @@ def test_a_run_too_short_for_its_data_says_how_long_it_should_be(
         assert not too_short(given, math.ceil(steps), seconds, examples, kind=kind)
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape", "examples", "share"),
+    [
+        ("8-bit", (1, 28, 28), 99, 0.0),
+        ("8-bit", (1, 28, 28), 100, 0.1),
+        ("8-bit", (3, 64, 64), 300, 0.1),
+        ("binary", (1, 28, 28), 1999, 0.1),
+        ("8-bit", (1, 28, 28), 2000, 0.0),
+        ("8-bit", (1, 28, 28), None, 0.0),
+        ("continuous", (7,), 300, 0.0),
+        ("sound", (1, 8000), 300, 0.0),
+    ],
+)
+def test_of_few_images_a_tenth_is_held_out_by_default(kind, shape, examples, share):
+    assert Training.usual(kind, shape, examples=examples).validation == share
+    assert Training.usual(kind, shape, examples=examples, validation=0.0).validation == 0.0
+    chosen = preset("tight").training_with(None, kind, shape, examples=examples)
+    assert chosen.validation == share
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "plain", "given", "tuned"),
+    [
+        ("8-bit", (1, 28, 28), True, {}, True),
+        ("binary", (1, 28, 28), True, {"draws": 1}, True),
+        ("8-bit", (3, 32, 32), True, {}, False),
+        ("8-bit", (1, 28, 28), False, {}, False),
+        ("8-bit", (1, 28, 28), True, {"objective": "iwae"}, False),
+        ("8-bit", (1, 28, 28), True, {"batch_size": 16}, False),
+        ("continuous", (1, 28, 28), True, {}, False),
+        ("8-bit", (784,), True, {}, False),
+    ],
+)
+def test_the_tuned_rate_is_for_what_it_was_tuned_on(kind, shape, plain, given, tuned):
+    found = Training.usual(kind, shape, plain=plain, **given)
+    expected = (8e-3, 0.3) if tuned else (4e-3, 0.1)
+    assert (found.learning_rate, found.weight_decay) == expected
+    assert Training.usual(kind, shape, plain=plain, learning_rate=1e-3).learning_rate == 1e-3
+    assert preset("tight").training_with(None, kind, shape, plain=plain).learning_rate == 4e-3
+
+
 def test_the_usual_batch_is_smaller_for_larger_examples():
     shapes = {"8-bit": [(1, 28, 28), (3, 64, 64)], "continuous": [(7,)], "sound": [(1, 8000)]}
     found = [Training.usual(k, shape).batch_size for k, every in shapes.items() for shape in every]
     assert found == [64, 32, 128, 4]
     assert Training.usual("8-bit", (3, 64, 64), batch_size=5).batch_size == 5
+
+
+def test_free_bits_of_sound_go_with_the_elbo_and_a_kl_of_each_dimension():
+    assert Training.usual("sound").free_bits > 0
+    assert Training.usual("sound", objective="iwae").free_bits == 0
+    assert Training.usual("sound", kl_per_dimension=False).free_bits == 0
+    assert preset("vamp").training_with(None, "sound", kl_per_dimension=False).free_bits == 0
+    assert Training.usual("sound", kl_per_dimension=False, free_bits=0.2).free_bits == 0.2
+
+
+@pytest.mark.parametrize("objective", ["miwae", "piwae"])
+def test_groups_wait_for_the_draws_of_the_tightened_part(objective):
+    """Before it there is one draw, whose bound is the ELBO, and then the bound of the groups."""
+    settings = Training(objective=objective, draws=4, groups=2, tighten=0.5, steps=4)
+    model = build((4,), "binary", Architecture(hidden=(4,), latent=2))
+    x = torch.tensor([[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0]])
+    noise = torch.randn(4, 2, 2, generator=torch.Generator().manual_seed(0))
+    early, _ = loss_terms(model, x, noise[:1], settings, 0.0)
+    likelihood, ratio, _ = model.terms(x, noise[:1])
+    torch.testing.assert_close(early, -(likelihood + ratio).mean())
+    late, _ = loss_terms(model, x, noise, settings, 0.5)
+    whole = Training(objective=objective, draws=4, groups=2, steps=4)
+    torch.testing.assert_close(late, loss_terms(model, x, noise, whole, 0.5)[0])

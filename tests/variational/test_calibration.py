@@ -13,8 +13,7 @@ from scipy import stats
 from torch.distributions import Normal, constraints
 
 from kullback.core import ArgumentValueError, RunError
-from kullback.variational import Calibration, calibrate, ecdf_band
-from kullback.variational import limits
+from kullback.variational import Calibration, calibrate, ecdf_band, limits
 from kullback.variational.calibration import (
     NO_DEVIATION,
     _band_p_value,

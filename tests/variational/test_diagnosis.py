@@ -15,6 +15,8 @@ from kullback.variational.diagnostics.missed_modes import Probed, narrowest, pro
 
 Z = 4.5
 
+slow = pytest.mark.slow
+
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
@@ -190,8 +192,8 @@ def probed_at(place, sd, share, seed=0):
     return probe(two, z, two(z), log_q, generator=seeded())
 
 
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
-@pytest.mark.parametrize(("sd", "distance"), [(0.1, 4.0), (0.1, 20.0), (0.5, 9.0), (0.9, 9.0)])
+@pytest.mark.parametrize("share", [0.02, 0.98])
+@pytest.mark.parametrize(("sd", "distance"), [(0.1, 4.0), (0.1, 20.0), (0.5, 9.0)])
 @pytest.mark.parametrize("dim", [2, 30, 100])
 @pytest.mark.parametrize("way", ["axis", "diagonal"])
 def test_a_narrow_peak_on_an_axis_or_diagonal_is_found_and_weighed(way, dim, sd, distance, share):
@@ -258,6 +260,19 @@ def test_a_far_peak_on_which_q_has_its_draws_is_not_elsewhere(dim, share):
     log_less = standard(less) - 0.5 * dim * math.log(2 * math.pi)
     seen = probe(two, less, two(less), log_less, generator=seeded())
     assert seen.share == pytest.approx(share, rel=4.5 / math.sqrt(300))  # 300 effective draws
+
+
+def test_the_neck_of_a_funnel_is_no_other_peak():
+    """Its mode is 4.5 sd from the mean, narrow, and q, the funnel itself, has few draws there."""
+
+    def funnel(z):
+        v, x = z[:, :1], z[:, 1:]
+        return (-0.5 * v.square() - 0.5 * (x.square() * (-v).exp() + v).sum(1, keepdim=True))[:, 0]
+
+    z = normals(4000, 10, seed=4)
+    z = torch.cat([z[:, :1], z[:, 1:] * (0.5 * z[:, :1]).exp()], 1)
+    log_q = funnel(z) - 5 * math.log(2 * math.pi)
+    assert probe(funnel, z, funnel(z), log_q, generator=seeded()).share < 0.005
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "student", "wide"])

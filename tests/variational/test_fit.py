@@ -166,6 +166,24 @@ def two_peaks(z):
     return torch.logsumexp(-2 * (z - peaks).square() + torch.tensor([0.0, 0.5], dtype=F64), 0)
 
 
+@pytest.mark.parametrize("family", ["auto", "mean_field", "mixture"])
+@pytest.mark.parametrize(("still", "shown"), [((0, 1), "z[1], z[2]"), ((1,), "z[2]")])
+def test_samples_that_are_all_equal_are_said_to_be(family, still, shown):
+    samples = torch.randn(50, 2, generator=seeded(), dtype=torch.float64)
+    samples[:, still] = 3.0
+    wanted = "samples: expected samples that differ in every entry; got 50 samples that are all "
+    wanted += f"equal in {shown}"
+    with pytest.raises(ValueError, match=re.escape(wanted)):
+        fit(
+            lambda z: -z.square().sum(),
+            2,
+            direction="forward",
+            samples=samples,
+            family=family,
+            progress=False,
+        )
+
+
 def test_forward_covers_and_reverse_seeks():
     """KL(p‖q) has the moments of p; KL(q‖p) sits on the heavier peak (MATH 4)."""
     law = quadrature.posterior(

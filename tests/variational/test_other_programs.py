@@ -373,7 +373,9 @@ def test_fixed_parameters_are_named_and_so_are_missing_rows(program):
     torch.testing.assert_close(log_p[1] - log_p[0], T(-0.5), rtol=1e-12, atol=1e-12)
     with (
         pytest.warns(UserWarning, match="param"),
-        pytest.raises(ArgumentValueError, match=r"got NaN in y \(log p is .*Try: leave those rows out"),
+        pytest.raises(
+            ArgumentValueError, match=r"got NaN in y \(log p is .*Try: leave those rows out"
+        ),
     ):
         make(model, as_data[program](float("nan")))
 

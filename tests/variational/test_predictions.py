@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import Normal, constraints
 
-from kullback.core import ArgumentValueError
+from kullback.core import ArgumentTypeError, ArgumentValueError
 from kullback.variational import Target, fit, resample, to_arviz
 
 F64 = torch.float64
@@ -54,6 +54,30 @@ def test_what_vmap_cannot_follow_is_evaluated_draw_by_draw(found):
     values = found.predict(sign, draws=draws)
     assert values["above"].equal((draws["mu"] > 1).float())
     assert values["new"].shape == (50, 2)
+
+
+def test_a_function_of_other_names_is_refused(found):
+    with pytest.raises(
+        ArgumentTypeError, match=r"\(mu=, sigma=\); got one of \(mu\). Try: take"
+    ):
+        found.predict(lambda mu: mu)
+    assert found.predict(lambda mu, **rest: mu)["obs"].equal(found.posterior["mu"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dims": {"tau": ["x"]}}, r"dims: expected names among .*; got 'tau'"),
+        ({"dims": {"b": "x"}}, r"dims\['b'\]: expected 1 names of axes, in a list; got 'x'"),
+        ({"dims": {"b": ["x", "y"]}}, r"Try: \{\"b\": \['axis 1'\]\}"),
+        ({"dims": {"b": ["x"]}, "coords": {"x": [1, 2]}}, r"coords\['x'\]: expected 3 labels"),
+    ],
+)
+def test_axes_that_fit_no_value_are_refused(options, words):
+    pytest.importorskip("arviz_base")
+    small = fit(lambda b: -0.5 * b.square().sum(), {"b": (3,)}, progress=False)
+    with pytest.raises(ArgumentValueError, match=words):
+        to_arviz(small, **options)
 
 
 def test_predict_without_a_function_says_what_is_missing(found):

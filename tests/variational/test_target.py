@@ -418,6 +418,32 @@ def test_bounds_that_depend_on_other_parameters():
     torch.testing.assert_close(layout.unconstrain(one), z[0], rtol=1e-9, atol=1e-9)
 
 
+def test_bounds_may_be_any_constraint_of_as_many_reals():
+    layout = Layout.of({"top": (), "x": Parameter((3,), lambda _: ordered)})
+    values, log_jacobian = layout.constrain(torch.randn(5, 4, dtype=F64))
+    assert bool((values["x"].diff(dim=1) > 0).all()) and log_jacobian.shape == (5,)
+    with pytest.raises(ArgumentValueError, match=r"3 reals; got constraints\.simplex, 2"):
+        Layout.of({"top": (), "x": Parameter((3,), lambda _: constraints.simplex)})
+
+
+def test_an_interval_whose_ends_cross_is_empty():
+    """It has no mass: top, uniform in (0, 2) but for that, is below 1."""
+    layout = Layout.of(
+        {
+            "top": constraints.interval(0.0, 2.0),
+            "x": lambda values: constraints.interval(values["top"], 1.0),
+        }
+    )
+    z = torch.linspace(-3, 3, 12, dtype=F64)[:, None].expand(12, 2).clone().requires_grad_()
+    values, log_jacobian = layout.constrain(z)
+    assert log_jacobian.isfinite().equal(values["top"] < 1)
+    assert bool((log_jacobian[values["top"] >= 1] == -math.inf).all())
+    (slope,) = torch.autograd.grad(log_jacobian[values["top"] < 1].sum(), z)
+    assert bool(slope.isfinite().all())
+    with pytest.raises(ArgumentValueError, match="a lower end below the upper; got 2 and 1"):
+        Layout.of({"x": constraints.interval(2, 1)})
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -491,6 +517,42 @@ def test_named_values_of_another_program():
 def test_a_score_of_another_form_is_refused(score, words):
     with pytest.raises(ArgumentValueError, match=words):
         Target.of_score(score, 2)
+
+
+NORMAL = (lambda z: -0.5 * z.square().sum(1), lambda z: -z)
+
+
+@pytest.mark.parametrize(
+    ("log_p", "slope"),
+    [
+        (NORMAL[0], lambda z: z),  # of -log p
+        (NORMAL[0], lambda z: -2 * z),
+        (NORMAL[0], lambda z: z * math.nan),
+        (NORMAL[0], lambda z: -z * torch.tensor([1.0, 1.0, -1.0])),
+        (lambda z: -z.exp().sum(1), lambda z: -z),
+        (lambda z: -(z - 3).square().sum(1), lambda z: torch.zeros_like(z)),
+    ],
+)
+def test_a_gradient_of_something_else_is_refused(log_p, slope):
+    with pytest.raises(ArgumentValueError, match="score: expected the gradient of its log p"):
+        Target.of_score(lambda z: (log_p(z), slope(z)), 3)
+
+
+@pytest.mark.parametrize(
+    ("log_p", "slope"),
+    [
+        (lambda z: -z.abs().sum(1), lambda z: -z.sign()),
+        (lambda z: -0.5e6 * z.square().sum(1), lambda z: -1e6 * z),
+        (lambda z: -(5 * z).exp().sum(1), lambda z: -5 * (5 * z).exp()),
+        (lambda z: (-0.5 * z.float().square().sum(1) - 1e6).double(), lambda z: -z),  # float32
+        (lambda z: torch.where(z[:, 0] > 5, -z[:, 0], -math.inf), lambda z: -torch.ones_like(z)),
+        (lambda z: 1e-9 * z.sum(1), lambda z: 1e-9 * torch.ones_like(z)),
+        (lambda z: 0 * z.sum(1), torch.zeros_like),
+        (lambda z: -z.abs().amax(1), lambda z: -z.sign() * (z.abs() == z.abs().amax(1)[:, None])),
+    ],
+)
+def test_a_right_gradient_is_taken_whatever_its_size(log_p, slope):
+    assert Target.of_score(lambda z: (log_p(z), slope(z)), 3).dim == 3
 
 
 def test_a_fit_begins_where_it_is_told():

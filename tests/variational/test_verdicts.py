@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from kullback.variational.diagnostics.evidence import Evidence, Shift
+from kullback.variational.diagnostics.verdict import judge
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -37,3 +40,41 @@ def test_trust_holds_and_distrust_is_deserved(verdicts):
     assert min(counted[level]["fits"] for level in ("trust", "do not trust")) > 50
     assert counted["trust"]["bounds_held"] >= 0.95
     assert counted["do not trust"]["fit_was_good"] <= 0.10
+
+
+def an_evidence(*, bound, unreached, endless=False):
+    """What is known of a fit whose pooled draws move a mean by `bound`, without an error bar."""
+    moved = Shift(*(torch.tensor([x], dtype=torch.float64) for x in (bound, 0.0, 0.0, 0.0)))
+    return Evidence(
+        draws=4000,
+        broken=0,
+        empty=0,
+        k_hat=0.3,
+        ess_fraction=0.95,
+        sd_log_weights=0.2,
+        own=moved,
+        pooled=moved,
+        unreached=unreached,
+        endless=endless,
+        names=("x",),
+        converged=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("bound", "unreached", "level"),
+    [
+        (0.1, 0.01, "trust"),
+        (0.1, 0.03, "partly"),  # the bound counts that mass; no draw of q is there
+        (0.1, 0.2, "partly"),
+        (0.3, 0.01, "partly"),
+        (0.3, 0.03, "do not trust"),
+        (0.7, 0.0, "do not trust"),
+    ],
+)
+def test_mass_that_q_does_not_reach_is_partly_where_the_moments_are_known(bound, unreached, level):
+    verdict = judge(an_evidence(bound=bound, unreached=unreached))
+    assert verdict.level == level
+    assert ("where 3% of p's mass is" in verdict.sentence) == (unreached == 0.03)
+    improper = an_evidence(bound=bound, unreached=unreached, endless=True)
+    assert judge(improper).level == "do not trust"

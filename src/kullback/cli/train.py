@@ -101,8 +101,13 @@ def train(
             architecture = _architecture(model, start)
             asked = _asked(reading or DataOptions(), options.seed, architecture.likelihood, start)
             dataset = _in_turn(group, partial(_read, data, asked))
-            closed = architecture.has_kl_per_dimension
-            settings = options.training(dataset.kind, dataset.event_shape, kl_per_dimension=closed)
+            settings = options.training(
+                dataset.kind,
+                dataset.event_shape,
+                kl_per_dimension=architecture.has_kl_per_dimension,
+                examples=len(dataset.train),
+                plain=architecture.is_default and start is None and not preset,
+            )
             where: Any = {
                 "start": start,
                 "folder": out,

@@ -5,7 +5,7 @@ name, as an `.npz` holds them; `shards_in` finds the shards that a source stands
 """
 
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,21 @@ class Shards:
     listed: bool = False
 
     def asked(self) -> dict[str, Any]:
-        """Return what a protocol holds besides the source: the paths of a list."""
-        return {"paths": [str(path) for path in self.paths]} if self.listed else {}
+        """Return what a protocol holds besides the source: paths of a list, names in a folder."""
+        if self.listed:
+            return {"paths": [str(path) for path in self.paths]}
+        return {} if self.root is None else {"shards": self.names()}
+
+    def names(self) -> list[str]:
+        """Return the paths of the files below their folder."""
+        return [path.relative_to(self.root or path.parent).as_posix() for path in self.paths]
+
+    def require(self, names: Sequence[str]) -> None:
+        """Raise a DataError where a file of these names is missing."""
+        missing = sorted(set(names) - set(self.names()))
+        if missing:
+            more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+            raise DataError(f"{self.source}: a shard is missing: {missing[0]}{more}")
 
     def has_split(self) -> bool:
         """Say whether the folder has train/ and test/."""

@@ -897,7 +897,11 @@ def reload(
     if source is None and protocol.get("given"):
         what = f"{protocol['source']}: made in memory, so it cannot be read again"
         raise DataError(f"{what}. Try: data=... in Python, the same object")
-    source = protocol.get("paths", protocol["source"]) if source is None else source
+    own = source is None
+    source = protocol.get("paths", protocol["source"]) if own else source
+    shards = shards_in(source, settings["storage"]) if own and "shards" in protocol else None
+    if shards is not None:
+        shards.require(protocol["shards"])
     return load(source, progress=progress, whole=whole, **settings)
 
 

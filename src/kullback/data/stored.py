@@ -227,18 +227,22 @@ class Rows:
 
     def stored(self, numbers: Tensor) -> NDArray[Any]:
         """Read rows of all the shards together, `[n]`, as they are stored."""
-        first, count = self.shards[0], len(numbers)
-        found, size = np.empty((count, first.row_bytes), np.uint8), first.row_bytes
-        used = set[int]()
-        for into, (k, place) in zip(_row_views(found), self._places(numbers), strict=True):
-            used.add(k)
-            if read_at(self._file(k), into, place) != size:
-                shard = self.shards[k]
-                row = (place - shard.offset) // size
-                raise DataError(f"{shard.path}: ends before row {row:,}: it was cut short")
-        for k in used:  # after reading: a file may be written over while it is open
+        first, size, last, file = self.shards[0], self.shards[0].row_bytes, -1, -1
+        parts = list[bytes]()
+        places = list(self._places(numbers))
+        for k, place in places:
+            if k != last:
+                last, file = k, self._file(k)
+            parts.append(read_at(file, size, place))
+        found = bytearray().join(parts)
+        if len(found) != size * len(parts):
+            short = next(n for n, part in enumerate(parts) if len(part) != size)
+            shard, place = self.shards[places[short][0]], places[short][1]
+            row = (place - shard.offset) // size
+            raise DataError(f"{shard.path}: ends before row {row:,}: it was cut short")
+        for k in {k for k, _ in places}:  # after reading: a file may be written over while open
             _require_unchanged(self.shards[k], self._file(k))
-        array = found.view(first.dtype).reshape(count, *first.event)
+        array = np.frombuffer(found, first.dtype).reshape(len(parts), *first.event)
         return layout(array, str(first.path))
 
     def _file(self, k: int) -> int:
@@ -256,21 +260,13 @@ class Rows:
             file.close()
 
 
-def read_at(descriptor: int, into: memoryview, place: int) -> int:
-    """Read bytes of a file from a place on; return how many there were."""
-    if hasattr(os, "preadv"):
-        return os.preadv(descriptor, (into,), place)
-    os.lseek(descriptor, place, os.SEEK_SET)
-    found = os.read(descriptor, len(into))
-    into[: len(found)] = found
-    return len(found)
+def _read_at(file: int, size: int, place: int) -> bytes:
+    """Read bytes of a file from a place on, where the system has no `pread`."""
+    os.lseek(file, place, os.SEEK_SET)
+    return os.read(file, size)
 
 
-def _row_views(stored: NDArray[np.uint8]) -> Iterator[memoryview]:
-    """Yield the bytes of every row, to be written into."""
-    size, whole = stored.shape[1], stored.reshape(-1).data
-    for start in range(0, len(whole), max(1, size)):
-        yield whole[start : start + size]
+read_at = getattr(os, "pread", _read_at)
 
 
 def opened(shard: Shard) -> IO[bytes]:
@@ -350,8 +346,10 @@ def _member(path: Path, file: IO[bytes], label: str) -> tuple[int, NDArray[Any] 
             beside = f" beside {label}" if label else ""
             got = ", ".join(n.removesuffix(".npy") for n in names) or "none"
             whole = {"x_train.npy", "offset.npy"} & {*names}  # images, or clips of sound
-            hint = ". Try: that file, not its folder" if whole else ""
-            raise DataError(f"{path}: expected one array in a shard{beside}; got {got}{hint}")
+            hint = "one array a file, and label with the name of an array of labels beside it"
+            hint = "that file, not its folder" if whole else hint
+            wanted = f"one array in a shard{beside}"
+            raise DataError(f"{path}: expected {wanted}; got {got}. Try: {hint}")
         info = archive.getinfo(names[0])
         if info.compress_type != zipfile.ZIP_STORED:
             hint = "numpy.savez or numpy.save; or storage memory"
@@ -503,10 +501,12 @@ def decide(shards: tuple[Shard, ...], how: Reading) -> tuple[Values, list[str]]:
     count = min(total, limits.STORED_LOOK, most)
     numbers = torch.from_numpy(np.linspace(0, total - 1, count).astype(np.int64))
     sample, notes = Rows(shards, numbers, Values("bytes")).stored(numbers), list[str]()
-    looked, name = RowNames(shards, numbers), str(first.path)
-    bad = _first_bad(sample)
+    name, bad = str(first.path), _first_bad(sample)
     if bad is not None:
-        raise DataError(f"{name}: NaN, infinity or beyond float32 in {looked[bad]}")
+        starts = [0, *itertools.accumulate(shard.rows for shard in shards)]
+        k = bisect.bisect_right(starts, int(numbers[bad])) - 1
+        where = f"{shards[k].path}: row {int(numbers[bad]) - starts[k]:,}"
+        raise DataError(f"{where}: NaN, infinity or beyond float32")
     values, grid = to_levels({plural(count, "row"): sample}, Path(name), notes, how)
     form = "floats" if values.dtype == np.float32 else "bytes"
     return Values(form, grid), notes

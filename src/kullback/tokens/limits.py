@@ -37,6 +37,10 @@ LARGEST_LOG = 300.0
 
 # e^l − 1 − l needs no care up to this: e^20 times a mass is within float32
 FAR_LOG = 20.0
+# logits over the temperature above which float32 rounds exponents by 6e-8 of them too much: such rows
+# are summed in float64 (tests/tokens/test_native.py; LARGE in native.cpp, in powers of two), and up
+# to which a log-normaliser in float64 is known to 1e-6: beyond, no distribution can be told
+LARGE_LOGIT, LARGEST_LOGIT = 700.0, 5.9e9
 # log-ratios end here, lest those of finite masks overflow float32
 LARGEST_LOG_RATIO = 1e30
 # of KL without a compiler, in float64: logarithms of sums of exponentials so far within their range

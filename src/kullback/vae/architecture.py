@@ -225,6 +225,16 @@ class Architecture:
         require(total == self.latent, "layers", what, got, f"latent {total}")
 
     @property
+    def is_default(self) -> bool:
+        """Whether every option has its default value.
+
+        Example:
+            >>> Architecture().is_default, Architecture(latent=8).is_default
+            (True, False)
+        """
+        return self == Architecture()
+
+    @property
     def has_kl_per_dimension(self) -> bool:
         """Whether KL(q(z|x) ‖ p(z)) is a sum over latent dimensions in closed form.
 

@@ -35,7 +35,7 @@ from kullback.core import (
 )
 
 from .likelihoods import in_threads, library
-from .limits import ADAM_NUMBERS, RUN_FORMAT
+from .limits import ADAM_BLOCK, ADAM_NUMBERS, RUN_FORMAT
 from .networks import Mlp
 from .training import Training
 
@@ -161,11 +161,12 @@ class FlatParameters:
         if self.rounded_gradient is not self.gradient:
             self.gradient.copy_(self.rounded_gradient)
 
-    def norm(self) -> float:
+    def norm(self) -> Tensor:
         """Return the gradient's Euclidean norm."""
         if self.squares is not None:
-            return math.sqrt(self.squares)
-        return float(torch.linalg.vector_norm(self.gradient))
+            return torch.tensor(math.sqrt(self.squares))
+        norm: Tensor = torch.linalg.vector_norm(self.gradient)
+        return norm
 
     def refresh(self) -> None:
         """Bring the model's working copy up to date after the vector has changed."""
@@ -278,21 +279,17 @@ class State:
         tensors = (flat.vector, flat.gradient, moments["exp_avg"], moments["exp_avg_sq"])
         pointers = [tensor.data_ptr() for tensor in tensors]
         rate, root = settings["lr"] / (1.0 - beta1**steps), (1.0 - beta2**steps) ** -0.5
-        numbers, matrices = flat.vector.numel(), flat.matrices
+        numbers, blocks = flat.vector.numel(), -(-flat.vector.numel() // ADAM_BLOCK)
+        shrunk = (numbers, flat.matrices)
+        constants = (beta1, beta2, factor, 1.0 - decay, rate, root, settings["eps"])
 
         def work(first: int, last: int) -> None:
-            for start, end, kept in (
-                (first, min(last, matrices), 1.0 - decay),
-                (max(first, matrices), last, 1.0),
-            ):
-                functions.adam(
-                    *pointers, start, end, beta1, beta2, factor, kept, rate, root, settings["eps"]
-                )
+            functions.adam(*pointers, first, last, *shrunk, *constants)
 
         if numbers < ADAM_NUMBERS:
-            work(0, numbers)
+            work(0, blocks)
         else:
-            in_threads(work, numbers)
+            in_threads(work, blocks)
 
 
 def copy_first(state: State, group: processes.Processes) -> None:

@@ -69,6 +69,13 @@ class NativeStep:
         self.z, self.by_z = torch.empty(2, n, latent)
         self.by_code = torch.empty(n, 2 * latent)
         self.squares = 0.0
+        self.x, self.less = torch.empty(2, n, encoder.weights[0].shape[1])
+
+    def centred(self, bits: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """Return uint8 bits `[n, D]` in float32, and the same less shift: this step's own room."""
+        pointers, (rows, width) = _at(bits, shift, self.x, self.less), bits.shape
+        self.functions.centre_bits(*pointers, rows, width)
+        return self.x, self.less
 
     def __call__(
         self, x: Tensor, centred: Tensor, noise: Tensor, beta: float
@@ -154,13 +161,13 @@ def step_for(model: VAE, flat: FlatParameters, settings: Training) -> "ElboStep 
 class ElboStep:
     """Computes loss, ELBO and rate of a batch and writes the gradient into the flat vector.
 
-    Call with x `[batch, *event]` (0 and 1), noise `[1, batch, latent]` and β; it returns the loss
-    and (ELBO, rate) exactly as `loop.loss_terms` does.
+    Call with x `[batch, *event]` (0 and 1, of any dtype), noise `[1, batch, latent]` and β; it
+    returns the loss and (ELBO, rate) exactly as `loop.loss_terms` does.
     """
 
     def __init__(self, model: VAE, flat: FlatParameters) -> None:
         self.flat = flat
-        self.shift, self.scale = model.shift.flatten(), float(model.scale)
+        self.shift, self.scale = model.shift.flatten().contiguous(), float(model.scale)
         weights = dict(zip(map(id, flat.parameters), flat.views_of(flat.working), strict=True))
         gradients = dict(zip(map(id, flat.parameters), flat.rounded_views, strict=True))
 
@@ -183,15 +190,21 @@ class ElboStep:
     def __call__(self, x: Tensor, noise: Tensor, beta: float) -> tuple[Tensor, Tensor]:
         """Return the loss and (ELBO, rate), batch means in nats; leave the gradient in `flat`."""
         x, noise = x.flatten(1).contiguous(), noise[0].contiguous()
-        centred = x - self.shift if self.scale == 1.0 else (x - self.shift) / self.scale
         if self.functions is None:
+            x, centred = self._centred(x)
             likelihood, rate = self._in_torch(x, centred, noise, beta)
             return beta * rate - likelihood, torch.stack([likelihood - rate, rate])
         if self.native is None or self.native.n != len(x):
             self.native = NativeStep(self.encoder, self.decoder, len(x), self.functions)
+        bits = x.dtype == torch.uint8 and self.scale == 1.0 and len(self.shift) == x.shape[1]
+        x, centred = self.native.centred(x, self.shift) if bits else self._centred(x)
         reward, cost = self.native(x, centred, noise, beta)
         self.flat.squares = self.native.squares if self.whole else None
         return torch.tensor(beta * cost - reward), torch.tensor([reward - cost, cost])
+
+    def _centred(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = real(x)
+        return x, x - self.shift if self.scale == 1.0 else (x - self.shift) / self.scale
 
     def _in_torch(
         self, x: Tensor, centred: Tensor, noise: Tensor, beta: float

@@ -3,6 +3,7 @@
 __all__ = [
     "ACTIVE_KL",
     "ACTIVE_VARIANCE",
+    "ADAM_BLOCK",
     "ADAM_NUMBERS",
     "AGGREGATE_FLOW_ITEMS",
     "AGGREGATE_ITEMS",
@@ -27,9 +28,16 @@ __all__ = [
     "EXPORT_CODES",
     "EXPORT_ERROR",
     "EXPORT_EXAMPLES",
+    "EXPORT_ROUNDINGS",
+    "EXPORT_SUMS",
+    "FEW_IMAGES",
+    "FEW_TEST_STEPS",
+    "FEW_VALIDATION",
     "FLOAT32_RESOLUTION",
     "IMAGES_PER_BLOCK",
     "IMAGE_BATCH",
+    "IMAGE_DECAY",
+    "IMAGE_RATE",
     "LARGE_IMAGE_BATCH",
     "LOGISTIC_LOG_SCALE",
     "LOG_SD_LIMIT",
@@ -123,6 +131,11 @@ LOGISTIC_LOG_SCALE = (-5.0, 11.0)  # of levels: all mass on one level (1 − 1e-
 
 # The loop and what it logs
 IMAGE_BATCH, LARGE_IMAGE_BATCH = 64, 32  # images a step, below PATCH_NUMBERS and from there on
+# Of the usual network on bits and 8-bit images below PATCH_NUMBERS: benchmarks/default_run.py
+IMAGE_RATE, IMAGE_DECAY = 8e-3, 0.3  # the learning rate's peak; weight decay
+FEW_IMAGES = (100, 2000)  # for training: of fewer a tenth says little; of more 2 min overfit little
+FEW_TEST_STEPS = 100  # between looks at those held out of few images: 300 were best at step 300
+FEW_VALIDATION = 0.1  # the share of them that is held out to pick the best weights on
 SHORT_STEPS = 2000  # twice the steps, up to here, gained 2 % and more: benchmarks/colour_steps.py
 SHORT_SOUND_STEPS = 400  # of spoken digits: 50, 100, 200, 400 steps: 7.79, 7.76, 7.68, 7.59 bits
 SHORT_PASSES = 50  # over the training examples, from which steps are not what is missing
@@ -138,6 +151,8 @@ CALLBACK_SECONDS = 0.1  # between calls of progress, at least
 # Export
 EXPORT_EXAMPLES = 64  # on which ONNX is compared with PyTorch
 EXPORT_ERROR = 1e-4  # of the largest value: 800 float32 roundings; 17 kinds of model had 1e-6
+EXPORT_ROUNDINGS = 16.0  # times the error of PyTorch's own float32: other sums of the same terms
+EXPORT_SUMS = 10.0  # roundings of PyTorch's log p(x|z): 17 kinds of model had 0.4 to 9.6
 EXPORT_CODES = 1e-3  # share of quantised codes that may be rounded the other way
 
 # The run folder
@@ -149,6 +164,9 @@ AGGREGATE_ITEMS = 2000  # of a mixture: N² densities a dimension, 2 s for 50 di
 AGGREGATE_FLOW_ITEMS = 300  # N² densities of a flow, each a pass for every dimension
 AGGREGATE_PAIRS = 20_000  # densities of a dependent q at once: 20 numbers a dimension and pair
 ANNEALED_OUTPUTS = 2_000_000  # at once, kept for the gradient: some 50 MB
+ADAM_BLOCK = (
+    4096  # numbers, as in step.c: threads divide whole blocks, so that rounding is the same
+)
 ADAM_NUMBERS = 1_000_000  # below it threads cost more to start than they save: 0.8 ms of one
 IMAGES_PER_BLOCK = 100  # of one call of the progress callback of `evaluate`
 THREADS_GAIN = 1.2  # in speed of matrix products, below which more threads do not pay

@@ -41,6 +41,8 @@ from .limits import (
     AVERAGE_STEPS,
     CALLBACK_SECONDS,
     COLLAPSE_AFTER,
+    FEW_IMAGES,
+    FEW_TEST_STEPS,
     LOG_STEPS,
     MONITORED_IMAGES,
     OVERFIT_ERRORS,
@@ -267,7 +269,7 @@ def fit(
         except processes.LostProcessError:
             state.generator.set_state(untouched)
             raise
-        norm = flat.norm()
+        norm = float(flat.norm())
         if not math.isfinite(norm + float(loss.detach())):
             state.generator.set_state(untouched)
             x = data.batch(indices, state.generator).float()
@@ -287,8 +289,8 @@ def fit(
 def _own_batch(data: Dataset, indices: Tensor, own: slice, generator: torch.Generator) -> Tensor:
     """Return this process's rows of a batch; bits are drawn for all, so that they are the same."""
     if data.dynamic:
-        return data.batch(indices, generator)[own].float()
-    return data.batch(indices[own], generator).float()
+        return data.batch(indices, generator)[own]
+    return data.batch(indices[own], generator)
 
 
 def _given(model: VAE, data: Dataset, indices: Tensor) -> VAE:
@@ -364,7 +366,7 @@ def _gradient(
     def gradient(given: VAE, x: Tensor, noise: Tensor, progress: float) -> tuple[Tensor, Tensor]:
         if by_hand is not None:
             return by_hand(x, noise, settings.beta_at(progress))
-        loss, figures = loss_terms(given, x, noise, settings, progress, group=group)
+        loss, figures = loss_terms(given, x.float(), noise, settings, progress, group=group)
         flat.differentiate(loss)
         return loss, figures
 
@@ -630,7 +632,9 @@ class Monitor:
         size = min(settings.batch_size, len(data.train))
         self.batch, self.per_epoch = size, len(data.train) // size
         self.log_every = min(LOG_STEPS, self.per_epoch)
-        self.test_every = self.log_every * max(1, math.ceil(TEST_STEPS / self.log_every))
+        few = validation is not None and len(data.train) < FEW_IMAGES[1]
+        steps = min(TEST_STEPS, FEW_TEST_STEPS) if few else TEST_STEPS
+        self.test_every = self.log_every * max(1, math.ceil(steps / self.log_every))
         self.test = model.check(data.test[:MONITORED_IMAGES])
         labels = data.test_labels
         self.test_labels = None if labels is None else labels[:MONITORED_IMAGES]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kullback.core import (
+    ArgumentTypeError,
     ArgumentValueError,
     DataError,
     RunError,
@@ -112,6 +113,9 @@ class Parts:
         likelihood: See `kullback.vae.likelihoods.Likelihood`.
         prior: See `kullback.vae.latents.Prior`.
 
+    Raises:
+        ArgumentTypeError: A part is no module, or lacks a member.
+
     Example:
         >>> Parts(decoder=nn.Linear(2, 4)).named()
         {'decoder': 'torch.nn.modules.linear.Linear'}
@@ -121,6 +125,24 @@ class Parts:
     decoder: nn.Module | None = None
     likelihood: Likelihood | None = None
     prior: Prior | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("encoder", "decoder"):
+            one = getattr(self, name)
+            got = f"the class {one.__name__}" if isinstance(one, type) else type(one).__name__
+            if one is not None and not isinstance(one, nn.Module):
+                raise ArgumentTypeError(message(name, "a torch.nn.Module", got))
+        wanted = {
+            "likelihood": ("channels", "log_prob", "mean", "sample"),
+            "prior": ("latent", "log_prob", "sample"),
+        }
+        for name, members in wanted.items():
+            one = getattr(self, name)
+            missing = [member for member in members if not hasattr(one, member)]
+            if one is not None and (missing or isinstance(one, type)):
+                got = f"{getattr(one, '__name__', type(one).__name__)} without {', '.join(missing)}"
+                got = got if missing else f"the class {one.__name__}"
+                raise ArgumentTypeError(message(name, f"an object with {', '.join(members)}", got))
 
     def named(self) -> dict[str, str]:
         """Return the parts that are given, with the names of their classes."""
@@ -615,6 +637,9 @@ def _try_parts(model: VAE, x: Tensor) -> None:
     fits = mean.shape == log_sd.shape and mean.ndim == 2 and len(mean) == len(x)
     shapes = f"{list(mean.shape)} and {list(log_sd.shape)}"
     require(fits, "encoder", "mean and log_sd of one shape [batch, latent]", shapes)
+    more = [list(one.shape) for one in outputs[2:]]  # of those needed the family says what is wrong
+    alone = "mean and log_sd alone for this posterior"
+    require(model.family.extra > 0 or not more, "encoder", alone, f"{more} besides")
     fits = mean.shape[1] == latent
     wanted = f"one of {mean.shape[1]} dimensions, as the encoder's mean {list(mean.shape)}"
     require(fits, "prior", wanted, f"{latent} dimensions")

@@ -536,7 +536,8 @@ class OwnEncoder(nn.Module):
             outputs = self.module(x.to(_dtype_of(self.module)))
         require_type(outputs, (tuple, list), "encoder's output")
         good = len(outputs) in (2, 3) and all(isinstance(one, Tensor) for one in outputs)
-        require(good, "encoder's output", "(mean, log_sd) or (mean, log_sd, extra)", len(outputs))
+        got = f"({', '.join(type(one).__name__ for one in outputs)})"
+        require(good, "encoder's output", "tensors (mean, log_sd) or (mean, log_sd, extra)", got)
         mean, log_sd, *extra = (real(one) for one in outputs)
         return (mean, log_sd.clamp(-LOG_SD_LIMIT, LOG_SD_LIMIT), *extra)
 
@@ -568,7 +569,7 @@ class OwnDecoder(nn.Module):
             out = self.module(z.to(_dtype_of(self.module)))
         require_type(out, Tensor, "decoder's output")
         rows = z.shape[0]  # not len(z), which would be a constant in an exported graph
-        fits = out.shape[0] == rows and out.numel() == rows * math.prod(self.shape)
+        fits = out.shape[:1] == (rows,) and out.numel() == rows * math.prod(self.shape)
         if not fits:
             wanted = f"{[rows, *self.shape]}, or the same numbers in another shape"
             require(fits, "decoder's output", wanted, list(out.shape))

@@ -187,15 +187,19 @@ def train(
     if origin is not None and "data" in origin.config:
         usual = settings_like(origin.config["data"])
     dataset = data if isinstance(data, Dataset) else load(data, **usual)
-    closed = architecture.has_kl_per_dimension
+    own = Parts(encoder, decoder, likelihood, prior)
     training = chosen.training_with(
-        training, dataset.kind, dataset.event_shape, kl_per_dimension=closed
+        training,
+        dataset.kind,
+        dataset.event_shape,
+        kl_per_dimension=architecture.has_kl_per_dimension,
+        examples=len(dataset.train),
+        plain=architecture.is_default and origin is None and not own.named(),
     )
     where = pick_device(device)
     processes.own_gpu(str(where))  # told before anything is written
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
     kept = validation_of(dataset, training.validation, seed=training.seed)
-    own = Parts(encoder, decoder, likelihood, prior)
     parts = own if own.named() else None
     model = _fresh_model(kept.rest, architecture, training.seed, None, parts=parts)
     require_parts_fit(model, training)

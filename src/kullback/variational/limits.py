@@ -60,6 +60,11 @@ SHOWN_ENTRIES = 6  # of a vector, in an error message
 # target/density: NaN in the data of other programs
 DATA_PROBES = 8  # points in (-2, 2)^d, as Stan's starts, at none of which log p is finite
 
+# target/density: a gradient of a user's own against differences of log p along random directions
+SLOPE_PROBES, SLOPE_STEP = 4, 1e-3  # standard normal points; a step of unconstrained z
+SLOPE_TOLERANCE = 0.05  # of the terms' size, beside the change of slope within a step,
+SLOPE_ROUNDING = 1e-6  # and rounding of log p, relative: ten units of float32
+
 # engine: choice of family and method
 MAX_MIXTURE_FULL_DIMENSIONS = 100  # up to which a mixture has full covariances: K d^2 a draw
 MAX_LOW_RANK_FIXED_DIMENSIONS = 64  # up to which fixed draws fit a low-rank Gaussian
@@ -247,13 +252,17 @@ HOME_SDS = 2.0  # from the mean of q's draws, within which no climb goes on
 SHORTER_STEPS = (1.0, 0.3, 0.1, 0.01)  # times a step that leads down
 CLIMB_STEPS, CLIMB_TOLERANCE = 30, 0.01  # of the ascent; sd below which a step is the last
 PEAK_STEPS, PEAK_TOLERANCE = 8, 1e-4  # of Newton's method at a peak; squared sd still to go
+APART_TOLERANCE, APART_POINTS, APART_DEPTH = 1e-3, 33, 1.0  # squared sd; on the line; nats
 OUTSIDE_SDS = 3.0  # and sqrt(d) in radius, or 1 in one direction: q has next to no draws beyond
 OWN_SHARE = 0.5  # of p's mass on a peak, from which q's draws there count as q's own peak
 PEAK_DRAWS = 512  # that weigh a peak
 MAX_PEAKS = 8  # that are weighed, the highest of every shell
 SAME_ENDS = 1.0  # sd within which two climbs have ended on one peak
 MAX_PEAK_DISTANCE = 1.0  # sd from a peak at which a climb may end
-WIDTH_DISTANCES, WIDTH_BISECTIONS = (5.0, 9.0, 20.0, 40.0), 30  # of the narrowest peak that is found
+WIDTH_DISTANCES, WIDTH_BISECTIONS = (
+    (5.0, 9.0, 20.0, 40.0),
+    30,
+)  # of the narrowest peak that is found
 
 # diagnostics/propriety
 RAY_LINES = 5  # parallel lines on each direction, from draws of q

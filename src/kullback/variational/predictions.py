@@ -5,6 +5,7 @@ the model's own simulation; `to_arviz` for everything that ArviZ does: `loo`, pr
 plots.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kullback.core import import_extra, require
+from kullback.core import ArgumentTypeError, import_extra, message, require
 
 from .target.density import Target
 from .target.simulation import Simulation, over_draws
@@ -68,6 +69,7 @@ def predict(
 
     Raises:
         ArgumentValueError: without a function, where the target cannot simulate.
+        ArgumentTypeError: for a function of other names than the parameters'.
 
     Example:
         >>> from kullback.variational import fit
@@ -124,7 +126,9 @@ def to_arviz(
 
     Raises:
         MissingExtraError: where arviz-base is not installed.
-        ArgumentValueError: for arrays of another number of draws.
+        ArgumentValueError: for arrays of another number of draws, and for dims and coords that fit
+            no value.
+        ArgumentTypeError: for a function of other names than the parameters'.
 
     Example:
         >>> from kullback.variational import fit
@@ -160,6 +164,7 @@ def to_arviz(
     }
     if observed:
         chains["observed_data"] = {name: _array(value) for name, value in observed.items()}
+    _check_axes(chains, dims or {}, coords or {})
     axes = _axes(chains, {**model.dims, **(dims or {})})
     return arviz.from_dict(chains, dims=axes, coords={**model.coords, **(coords or {})})
 
@@ -178,8 +183,24 @@ def _called(
     function: Callable[..., Any], values: Values, seed: int, name: str = UNNAMED
 ) -> dict[str, Any]:
     """Evaluate a user's function of one draw at all draws."""
+    _check_names(function, values)
     found = over_draws(lambda draw: function(**draw), values, seed)
     return dict(found) if isinstance(found, Mapping) else {name: found}
+
+
+def _check_names(function: Callable[..., Any], values: Values) -> None:
+    """Refuse a function that cannot be called with one keyword a value."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a built-in function has none to look at
+        return
+    try:
+        signature.bind(**values)
+    except TypeError as error:
+        wanted = f"a function of ({', '.join(f'{name}=' for name in values)})"
+        hint = "take what is not needed by **rest"
+        words = message("function", wanted, f"one of {signature}", hint)
+        raise ArgumentTypeError(words) from error
 
 
 def _own_log_likelihood(
@@ -213,6 +234,28 @@ def _array(value: Any) -> Any:
 
 def _tensors(found: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: torch.as_tensor(value) for name, value in found.items()}
+
+
+def _check_axes(
+    groups: Mapping[str, Mapping[str, Any]],
+    dims: Mapping[str, Sequence[str]],
+    coords: Mapping[str, Any],
+) -> None:
+    """Refuse names of axes that fit no value, and labels of another number."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for group, values in groups.items():
+        begin = 0 if group == "observed_data" else 2  # chain and draw
+        shapes |= {name: np.shape(value)[begin:] for name, value in values.items()}
+    for name, axes in dims.items():
+        require(name in shapes, "dims", f"names among {[*shapes]}", repr(name))
+        count, given = len(shapes[name]), [*axes]
+        listed = not isinstance(axes, str) and len(given) == count
+        hint = f'{{"{name}": {[f"axis {i + 1}" for i in range(count)]}}}'
+        require(listed, f"dims[{name!r}]", f"{count} names of axes, in a list", repr(axes), hint)
+        for side, axis in zip(shapes[name], given, strict=True):
+            labels = coords.get(axis, range(side))
+            right = len(labels) == side
+            require(right, f"coords[{axis!r}]", f"{side} labels, as {name!r} has", len(labels))
 
 
 def _axes(

@@ -678,16 +678,21 @@ def command(config: Mapping[str, Any]) -> str:
         settings = {name: value for name, value in config["training"].items() if value is not None}
         return f"kullback.vae.train({data.get('source')!r}, {parts}training=Training(**{settings}))"
     shape, kind = tuple(data.get("event_shape") or (1,)), data.get("kind", "continuous")
+    examples = (data.get("counts") or {}).get("train")
     architecture = dict(config["model"].get("architecture") or {})
     network = Architecture().resolved(shape, kind).network
     known = architecture.get("network") if kind != "sound" else network
     named = str(known) if known in ("mlp", "conv", "patch") and len(shape) == 3 else network
     usual = asdict(Architecture(network=named).resolved(shape, kind)) | {"network": network}
-    usual |= USUAL_DATA | Training.usual(kind, shape).to_dict()
     given = architecture | dict(config["training"]) | start
     given["components"] = given.get("components") or usual["components"]
     beside = given.get("neighbours", 0)  # runs made before there were any have none
     given["neighbours"] = usual["neighbours"] if beside < 0 else beside
+    told = [n for n in usual if given.get(n) is not None and _plain(given[n]) != _plain(usual[n])]
+    same = given.get("batch_size") == Training.usual(kind, shape).batch_size
+    plain = not told and not start and same and given.get("objective", "elbo") == "elbo"
+    usual |= USUAL_DATA
+    usual |= Training.usual(kind, shape, examples=examples, plain=plain).to_dict()
     given |= {key: data[key] for key in USUAL_DATA if key in data} | {"seed": given.get("seed")}
     if given.get("size"):
         given["size"] = "x".join(str(side) for side in given["size"])

@@ -121,7 +121,27 @@ def _general_sums(p: Tensor, q: Tensor | None, task: Task) -> Tensor:
         if task.asks("q_entropy"):
             part[Sum.Q_ENTROPY] = -torch.linalg.vecdot(block.q.prob, block.q.log(block.room("a")))
         _pair_sums(block, part, task)
-    return out
+    if len(large := _large(p, q, out, task)):
+        out[:, large] = _general_sums(p[large].double(), q if q is None else q[large], task)
+    return _told(out, task)
+
+
+def _large(p: Tensor, q: Tensor | None, sums: Tensor, task: Task) -> Tensor:
+    """Return the rows whose logits float32 rounds too much; on a CPU only, as it waits for them."""
+    if p.device.type != "cpu" or torch.float64 in (p.dtype, p.dtype if q is None else q.dtype):
+        return torch.empty(0, dtype=torch.int64, device="cpu")
+    most = sums[[Sum.P_MAX, Sum.Q_MAX]].abs().amax(0) / task.temperature
+    return ((most > limits.LARGE_LOGIT) & most.isfinite()).nonzero()[:, 0]
+
+
+def _told(sums: Tensor, task: Task) -> Tensor:
+    """Return sums, NaN where logits are so large that no distribution can be told."""
+    most = sums[[Sum.P_MAX, Sum.Q_MAX]].abs().amax(0) / task.temperature
+    beyond = (most > limits.LARGEST_LOGIT) & most.isfinite()
+    tops = sums[[Sum.P_MAX, Sum.Q_MAX]]
+    sums = sums.masked_fill(beyond, math.nan)
+    sums[[Sum.P_MAX, Sum.Q_MAX]] = tops
+    return sums
 
 
 def slopes(
@@ -171,6 +191,9 @@ def _general_slopes(
     grad_q: Tensor | None,
 ) -> None:
     ids, keep = rows.ids, rows.keep
+    if len(large := _large(rows.p, rows.q, sums, task)):
+        _in_float64(large, rows, task, sums, coefficients, (grad_p, grad_q))
+        return
     for some, block in _blocks(rows.p, rows.q, task, sums):
         c = coefficients[:, some, None].to(block.dtype)
         at = None if ids is None else ids[some, None]
@@ -186,6 +209,30 @@ def _general_slopes(
             if keep is not None:
                 found.masked_fill_(~keep[some, None], 0)
             if room.dtype != grad.dtype:
+                grad[some] = found
+
+
+def _in_float64(
+    large: Tensor,
+    rows: Rows,
+    task: Task,
+    sums: Tensor,
+    coefficients: Tensor,
+    grads: tuple[Tensor | None, Tensor | None],
+) -> None:
+    """Fill the gradients of large rows in float64, and those of the others."""
+    others = torch.ones(len(rows.p), dtype=torch.bool, device="cpu").index_fill(0, large, False)
+    for some in (large, others.nonzero()[:, 0]):
+        if not len(some):
+            continue
+        q, ids, keep, to_p, to_q = (
+            x if x is None else x[some] for x in (rows.q, rows.ids, rows.keep, *grads)
+        )
+        p = rows.p[some].double() if some is large else rows.p[some]
+        of, c = sums[:, some], coefficients[:, some]
+        _general_slopes(Rows(p, q, ids, keep), task, of, c, to_p, to_q)
+        for grad, found in zip(grads, (to_p, to_q), strict=True):
+            if grad is not None and found is not None:
                 grad[some] = found
 
 

@@ -471,12 +471,13 @@ struct Shared {  // the arguments that all rows have in common
 // A logit that exponents are counted from: x per_nat − from
 template <class R> struct Anchor {
     R logit, scale, at;
-    double from;
+    double from, rest;  // rest: from less the logit in powers, once: two roundings would be two numbers
     Anchor(double x, const Shared& s) : logit(R(x)), scale(R(s.per_nat())) {
         at = R(logit * double(scale));
         if (at > logit * double(scale))  // its own exponent is 0 or just above: 2^f is best there
             at = std::nextafter(at, -std::numeric_limits<R>::infinity());
         from = WIDTH == 16 ? logit * double(scale) : double(at);
+        rest = WIDTH == 16 ? 0.0 : std::fma(-double(logit), double(scale), from);
     }
     INLINE Vec<R> exponent(Vec<R> x) const {
 #if WIDTH == 16
@@ -505,7 +506,7 @@ template <class R> struct Anchor {
 #endif
     }
     double log(double sum) const {  // log of 2^from times the sum, less the logit over the temperature
-        return LN2 * (std::log2(sum) + (from - logit * double(scale)));
+        return LN2 * (std::log2(sum) + rest);
     }
 };
 
@@ -1551,6 +1552,16 @@ template <class Work> void each_row(int64_t n, int64_t vocab, int threads, Work 
     for (auto& other : others) other.join();
 }
 
+// Tokens up to which a row is summed in float64 whatever its dtype: errors of few terms do not average
+// out (1e-6 of KL), and the time is that of the call
+#ifndef FEW
+const int64_t FEW = 128;
+#endif
+
+// Powers of two of a largest logit from which its row is summed in float64: in float32 exponents are
+// rounded by 2^-24 of it there, and with them the log-probabilities that gradients hold
+const double LARGE = 1024.0;
+
 struct Call {  // the same in native.py
     const void *p, *q;
     int64_t p_stride, q_stride;  // bytes
@@ -1565,11 +1576,17 @@ struct Call {  // the same in native.py
     Shared shared() const { return {vocab, temperature, beta, asks}; }
     std::shared_ptr<const Tables> tables() const {
 #if WIDTH == 64
-        if (asks & ASK_JS && !wide()) return Tables::find(beta);
+        if (asks & ASK_JS && !doubles()) return Tables::find(beta);
 #endif
         return nullptr;
     }
     bool wide() const { return p_dtype == FLOAT64 || (q && q_dtype == FLOAT64); }
+    bool doubles() const { return wide() || vocab <= FEW; }
+    // Whether a row's largest logits are finite and one is LARGE
+    bool large(double p_top, double q_top) const {
+        const double most = std::max(std::fabs(p_top), std::fabs(q_top)) * shared().per_nat();
+        return std::isfinite(most) && most > LARGE;
+    }
 };
 
 struct Slopes {
@@ -1599,8 +1616,9 @@ extern "C" void kullback_sums(const Call* call, double* out) {
     each_row(call->rows, call->vocab, call->threads, [&](int64_t i) {
         if (call->keep && !call->keep[i]) return;
         double found[SUMS];
-        if (call->wide()) row_sums<double>(call->p_row(i), call->q_row(i), s, found);
-        else row_sums<float>(call->p_row(i), call->q_row(i), s, found);
+        if (!call->doubles()) row_sums<float>(call->p_row(i), call->q_row(i), s, found);
+        if (call->doubles() || call->large(found[P_MAX], found[Q_MAX]))
+            row_sums<double>(call->p_row(i), call->q_row(i), call->shared(), found);
         for (int each = 0; each < SUMS; each++) out[each * call->rows + i] = found[each];
     });
 }
@@ -1636,7 +1654,8 @@ extern "C" void kullback_slopes(const Call* call, const Slopes* out) {
         for (int each = 0; each < SUMS; each++) found[each] = out->sums[each * call->rows + i];
         for (int each = 0; each < 2 * SIDE; each++) c[each] = out->coefficients[each * call->rows + i];
         const int64_t id = call->ids ? call->ids[i] : -1;
-        if (call->wide()) row_slopes<double>(call->p_row(i), call->q_row(i), s, found, c, id, to);
+        if (call->doubles() || call->large(found[P_MAX], found[Q_MAX]))
+            row_slopes<double>(call->p_row(i), call->q_row(i), call->shared(), found, c, id, to);
         else row_slopes<float>(call->p_row(i), call->q_row(i), s, found, c, id, to);
     });
 }

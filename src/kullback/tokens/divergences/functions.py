@@ -24,9 +24,13 @@ These rules hold for all of them:
 - **Tokens without mass** (logit −inf): neither side has it: nothing. Only q: its mass counts. Only
   p: KL(p‖q) is +inf. An infinite term is a constant to the gradient, an infinite log-probability
   too; other terms keep theirs.
-- **No distribution** (no finite logit, or NaN or +inf among them): `ArgumentValueError`; with
+- **No distribution** (no finite logit, or NaN, +inf or one beyond 5e9 temperatures among them, where
+  rounding leaves none; "reference" takes the last): `ArgumentValueError`; with
   nan="pass" values and gradients are NaN at that position, and nowhere else. "refuse" looks at the
   values, and so waits for a GPU; "pass" does not.
+- **Rounding**: KL in float32 is exact to 6e-8 of itself up to 128 tokens, to 1e-6 up to some 4,000
+  and to 3e-7 beyond (the largest of thousands of rows, for values from 1e-7 to 14); an entropy to
+  2e-7 nats, so where nearly all mass is on one token it has few digits. Float64 logits have all.
 - **Half precision**: where rounding the logits to bfloat16 or float16 may have moved a divergence
   by a tenth or more, `PrecisionWarning` says so, once (not with nan="pass"). `rounding_floor`
   gives by how much, for every position.

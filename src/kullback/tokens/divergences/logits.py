@@ -190,7 +190,7 @@ def refuse_nan(found: Tensor, name: str) -> None:
     bad = bad.any(0)
     first = tuple(bad.nonzero()[0].tolist())
     got = f"{int(bad.sum())} positions of {bad.numel()} that are not, the first at {first}"
-    expected = "at every position some finite logit, none NaN or +inf"
+    expected = "at every position some finite logit, none NaN, +inf or beyond 5e9 temperatures"
     hint = "mask= to leave them out, or nan='pass' to get NaN there"
     raise ArgumentValueError(message(name, expected, got, hint))
 

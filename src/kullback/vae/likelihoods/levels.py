@@ -44,13 +44,14 @@ __all__ = [
 SOURCE = Path(__file__).with_name("step.c")
 _POINTER, _WHOLE, _REAL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
+    "centre_bits": ([_POINTER] * 4 + [_WHOLE] * 2, None),
     "activate": ([_POINTER] * 3 + [_WHOLE] * 2 + [ctypes.c_int], None),
     "deactivate": ([_POINTER] * 3 + [_WHOLE] * 2 + [ctypes.c_int], None),
     "sample_latent": ([_POINTER] * 4 + [_WHOLE] * 2 + [_REAL], ctypes.c_double),
     "sample_latent_back": ([_POINTER] * 5 + [_WHOLE] * 2 + [_REAL] * 2, None),
     "bernoulli": ([_POINTER] * 4 + [_WHOLE] * 2 + [_REAL], ctypes.c_double),
     "squares": ([_POINTER, _WHOLE], ctypes.c_double),
-    "adam": ([_POINTER] * 4 + [_WHOLE] * 2 + [ctypes.c_double] * 2 + [_REAL] * 5, None),
+    "adam": ([_POINTER] * 4 + [_WHOLE] * 4 + [ctypes.c_double] * 2 + [_REAL] * 5, None),
     "logistic_mixture": (
         [_POINTER] * 5 + [_WHOLE] * 8 + [_REAL] * 2 + [ctypes.c_int],
         ctypes.c_int,

@@ -10,6 +10,7 @@
 #include <string.h>
 
 enum { TANH, RELU, SILU };
+enum { ADAM = 4096 };  /* numbers of a block: ADAM_BLOCK in limits.py */
 enum { ROW = 1024 };  /* squares summed in float32 before they are added to the total */
 enum { GROUP = 112 };  /* factors of at most 2 multiplied before one logarithm is taken */
 
@@ -39,6 +40,20 @@ static inline float sigmoid(float x) { return 1.0f / (1.0f + exp_of(-x)); }
 static inline float tanh_of(float x) {
     float t = exp_of(-2.0f * fabsf(x));
     return copysignf((1.0f - t) / (1.0f + t), x);
+}
+
+/* Bits as floats in x, and less shift in centred. */
+void centre_bits(const uint8_t *restrict bits, const float *restrict shift, float *restrict x,
+                 float *restrict centred, int64_t rows, int64_t width) {
+    for (int64_t i = 0; i < rows; i++) {
+        const uint8_t *b = bits + i * width;
+        float *o = x + i * width, *c = centred + i * width;
+        #pragma omp simd
+        for (int64_t j = 0; j < width; j++) {
+            o[j] = (float)b[j];
+            c[j] = o[j] - shift[j];
+        }
+    }
 }
 
 /* out = a(pre + bias); silu leaves pre + bias in pre, the others work where out is pre */
@@ -167,12 +182,12 @@ double squares(const float *restrict x, int64_t n) {
     return total;
 }
 
-/* Numbers [first, last) of Adam's step (Kingma and Ba 2015): factor times the gradient g, its moments
-   m and v, of which beta1 and beta2 are kept, and weights p, of which `kept` is kept before. rate and
-   root hold the corrections of m, and of the root of v, for their start at 0. */
-void adam(float *restrict p, const float *restrict g, float *restrict m, float *restrict v,
-          int64_t first, int64_t last, double beta1, double beta2, float factor, float kept,
-          float rate, float root, float least) {
+/* Adam's step (Kingma and Ba 2015) on numbers [first, last) of some: factor times the gradient g,
+   its moments m and v, of which beta1 and beta2 are kept, and weights p; `kept` of those is kept
+   before. rate and root hold the corrections of m, and of the root of v, for their start at 0. */
+static void adam_block(float *restrict p, const float *restrict g, float *restrict m,
+                       float *restrict v, int64_t first, int64_t last, double beta1, double beta2,
+                       float factor, float kept, float rate, float root, float least) {
     float keep1 = (float)beta1, new1 = (float)(1.0 - beta1);
     float keep2 = (float)beta2, new2 = (float)(1.0 - beta2);
     #pragma omp simd
@@ -181,6 +196,19 @@ void adam(float *restrict p, const float *restrict g, float *restrict m, float *
         m[j] = keep1 * m[j] + new1 * x;
         v[j] = keep2 * v[j] + new2 * (x * x);
         p[j] = kept * p[j] - rate * m[j] / (sqrtf(v[j]) * root + least);
+    }
+}
+
+/* The same on blocks [first, last) of ADAM of n numbers, of which the first `matrices` shrink. What
+   comes out does not depend on which blocks a call has. */
+void adam(float *p, const float *g, float *m, float *v, int64_t first, int64_t last, int64_t n,
+          int64_t matrices, double beta1, double beta2, float factor, float kept, float rate,
+          float root, float least) {
+    for (int64_t block = first; block < last; block++) {
+        int64_t start = block * ADAM, end = start + ADAM < n ? start + ADAM : n;
+        int64_t middle = matrices < start ? start : matrices < end ? matrices : end;
+        adam_block(p, g, m, v, start, middle, beta1, beta2, factor, kept, rate, root, least);
+        adam_block(p, g, m, v, middle, end, beta1, beta2, factor, 1.0f, rate, root, least);
     }
 }
 

@@ -61,9 +61,8 @@ class Probed:
     def seen(self) -> str:
         """Which peaks would have been found, and which would not."""
         width = math.ceil(100 * self.narrowest) / 100  # rounded up: what is said to be found is
-        if width > 1:
-            return "no kind of peak is sure to be found by so few"
-        said = f"one narrower than {width:g} of q's sd may have been missed"
+        kind = f"narrower than {width:g} of q's sd" if width < 1 else "no wider than q"
+        said = f"one {kind} may have been missed"
         if not self.rays or width <= limits.RAY_SEES:
             return said
         return f"{said}, along coordinates and diagonals one narrower than {limits.RAY_SEES:g}"
@@ -73,14 +72,14 @@ class Probed:
 def narrowest(dims: int, points: int) -> float:
     """Return the sd of the narrowest peak whose basin holds 3 of so many random points on average.
 
-    In units of q's sd. With s < 1 a peak N(m, s² I) at a distance D has the higher density of two
-    in a ball about m / (1 − s²) of squared radius s² (D² + 2 (1 − s²)(d log 1/s + log odds)) /
-    (1 − s²)². Points have uniform directions and log-uniform radii; 3 on average are missed in 5 %.
-    Of D = 5, 9, 20 and 40 the worst; the peak holds 2 % of p. Approximate: p's other part and the peak
-    are round in q's frame. By bisection.
+    In units of q's sd, 1 at most. With s < 1 a peak N(m, s² I) at a distance D has the higher
+    density of two in a ball about m / (1 − s²) of squared radius
+    s² (D² + 2 (1 − s²)(d log 1/s + log odds)) / (1 − s²)². Points have uniform directions and
+    log-uniform radii; where 3 meet it on average, none does in 5 %. Of D = 5, 9, 20 and 40 the
+    worst; the peak holds 2 % of p. Approximate: both parts of p are round in q's frame.
 
     >>> [round(narrowest(d, 4096), 2) for d in (2, 10, 30)]
-    [0.07, 0.66, 0.88]
+    [0.07, 0.66, 0.89]
     """
     low, high = math.log(1e-3), math.log(0.999)
     for _ in range(limits.WIDTH_BISECTIONS):
@@ -129,10 +128,9 @@ def probe(
     and the peaks are settled by Newton's method. Costs `2 scanned + 60 starts` gradients, and
     28 log densities for each of `6 d + 8` rays. The mass of a peak comes from draws of a
     wide t around it, weighted; only those outside the body of q count: beyond a radius that q's
-    draws hardly reach, or towards the peak by more than they go in any one direction; or all of
-    them where q's mean is outside of the peak's body. A peak on
-    which q has its share of draws is not elsewhere. Approximate: narrow peaks are missed; see
-    `narrowest`.
+    draws hardly reach, or towards the peak by more than they go in any one direction; or those in
+    its body, where p is lower between it and the top at q's mean. A peak on which q has its share
+    of draws is not elsewhere. Approximate: narrow peaks are missed; see `narrowest`.
     Errors: `ArgumentValueError` for no starts.
 
     >>> def two_peaks(z):
@@ -164,14 +162,18 @@ def probe(
         begin, climbs = torch.cat([begin, pool]), starts + limits.CLIMBERS[-1]
     here = float(log_mean_exp(log_p - log_q)) - float(frame.log_det)
     found = Probed(0.0, climbs, scanned=scanned, rays=rays, dims=dims)
-    for end in _settled(whitened, *_climb(whitened, begin)):
-        local, share = _missing(whitened, end, own_places, here, own)
-        if share is not None and share[0] > found.share:
+    home = _newton(whitened, torch.zeros(dims, dtype=draws.dtype))
+    ends, heights = _climb(whitened, begin)
+    for end in _settled(whitened, ends, heights):
+        apart = _is_apart(whitened, end, home)
+        missing = _missing(whitened, end, own_places, here, own, apart=apart)
+        if missing is not None and missing[0] > found.share:
+            share, local, weights = missing
             found = replace(
                 found,
-                share=share[0],
+                share=share,
                 draws=frame.outwards(local),
-                log_weights=share[1],
+                log_weights=weights,
                 distance=float(end.norm()),
             )
     return found
@@ -182,7 +184,8 @@ def _around(dims: int, number: int, generator: torch.Generator) -> Tensor:
     way = torch.randn(number, dims, generator=generator, dtype=torch.float64)
     low, high = math.log(limits.OUTSIDE_SDS), math.log(limits.SCAN_REACH)
     log_r = torch.linspace(low, high, number, dtype=torch.float64)
-    return way / way.norm(dim=1, keepdim=True) * log_r.exp()[:, None]
+    points: Tensor = way / way.norm(dim=1, keepdim=True) * log_r.exp()[:, None]
+    return points
 
 
 def _ways(frame: Frame) -> Tensor:
@@ -367,17 +370,35 @@ class _Peak:
         return cls(float(values[0]), root, vectors @ (along / size), decrement, top)
 
 
+def _is_apart(log_density: LogDensity, end: Tensor, home: Tensor) -> bool:
+    """Say whether p is lower between two tops than on both: one is not a bend of the other.
+
+    Both have to be settled; on a bent ridge a climb may end anywhere.
+    """
+    for place in (end, home):
+        peak = _Peak.at(log_density, place)
+        if not peak.top or peak.decrement > limits.APART_TOLERANCE:
+            return False
+    shares = torch.linspace(0, 1, limits.APART_POINTS, dtype=end.dtype)[:, None]
+    with torch.no_grad():
+        heights = log_density(end + shares * (home - end))
+    return bool(heights.min() < heights[[0, -1]].min() - limits.APART_DEPTH)
+
+
 def _missing(
     log_density: LogDensity,
     end: Tensor,
     own: Tensor,
     here: float,
     generator: torch.Generator,
-) -> tuple[Tensor, tuple[float, Tensor] | None]:
+    *,
+    apart: bool,
+) -> tuple[float, Tensor, Tensor] | None:
     """Weigh a peak by draws of a t with 5 degrees of freedom shaped by its curvature.
 
-    Returns the draws, and the share of p there that q's draws `own` have not, with the log weights
-    that count; None where q has its share of draws, or the end is no peak.
+    apart: whether it is known to be no part of the peak on which q's mean is. Returns the share of
+    p there that q's draws `own` have not, draws of the t and the log weights that count; None where
+    q has its share of draws, or the end is no peak.
     """
     dims, peak = len(end), _Peak.at(log_density, end)
     noise = torch.randn(limits.PEAK_DRAWS, dims, generator=generator, dtype=end.dtype)
@@ -386,15 +407,15 @@ def _missing(
     noise = noise * (degrees / size.square().sum(1)).sqrt()[:, None]
     local = end + noise @ peak.root.mT
     if not peak.top or peak.decrement > limits.MAX_PEAK_DISTANCE**2:
-        return local, None
+        return None
     log_det = torch.linalg.slogdet(peak.root)[1]
     log_t = student_t_log_prob(noise.square().sum(1), dims, degrees, log_det)
     with torch.no_grad():
         weights = (log_density(local) - log_t).nan_to_num(-math.inf, math.inf, -math.inf)
-    best: tuple[float, Tensor] | None = None
+    best: tuple[float, Tensor, Tensor] | None = None
     white = torch.linalg.solve(peak.root, (own - end).mT).mT  # q's draws, in sd of the peak
     body = white.norm(dim=1) < math.sqrt(dims) + limits.OUTSIDE_SDS
-    away = float(white.mean(0).norm()) > 1 + limits.OUTSIDE_SDS
+    away = apart and float(white.mean(0).norm()) > 1 + limits.OUTSIDE_SDS
     inside = noise.norm(dim=1) < math.sqrt(dims) + limits.OUTSIDE_SDS
     regions = [(_outside(local, end), _outside(own, end)), *([(inside, body)] if away else [])]
     for there, theirs in regions:
@@ -402,5 +423,5 @@ def _missing(
         share = float(torch.sigmoid(log_mean_exp(counted) - here))
         has = float(theirs.double().mean())
         if has < limits.OWN_SHARE * share and (best is None or share - has > best[0]):
-            best = share - has, counted
-    return local, best
+            best = share - has, local, counted
+    return best

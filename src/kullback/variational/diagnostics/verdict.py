@@ -112,23 +112,25 @@ class Verdict:
 def judge(evidence: Evidence, limits: Limits = LIMITS) -> Verdict:
     """Return the level, the sentence, the reasons, most important first, and the bounds.
 
-    "trust": every bound is at most 0.2, in sd of the draws and in log sd. "partly": at most 0.6,
-    or the shape of q is not p's, or the fit has not converged. Else "do not trust", as well as
-    where more than 2 % of p's mass is where q has less than a hundredth of p's density, and where p
-    does not decay along a scale parameter.
+    "trust": every bound is at most 0.2, in sd of the draws and in log sd. "partly": at most 0.6;
+    or at most 0.2 where the shape of q is not p's, the fit has not converged, or more than 2 % of
+    p's mass is where q has less than a hundredth of p's density: those bounds count that mass, and
+    no draw of q is there. Else "do not trust", as well as with bounds above 0.2 beside such mass,
+    and where p does not decay along a scale parameter.
     """
     if evidence.broken or evidence.empty == evidence.draws:
         return _unusable(evidence)
     bounds = moment_bounds(evidence, limits)
     worst = max(_largest(bounds.mean), _largest(bounds.log_sd))
+    missed = evidence.unreached > limits.unreached
     level: Level = "do not trust"
-    if worst <= limits.fair and not _missed(evidence, limits):
+    if worst <= (limits.good if missed else limits.fair) and not evidence.endless:
         level = "trust" if worst <= limits.good else "partly"
-    if level == "trust" and (_other_shape(evidence, limits) or not evidence.converged):
-        level = "partly"
+    if missed or _other_shape(evidence, limits) or not evidence.converged:
+        level = "partly" if level == "trust" else level
     reasons = _reasons(evidence, limits)
     words = _sentence(level, bounds, evidence.names, limits)
-    if reasons and (level == "do not trust" or not evidence.converged):
+    if reasons and (level == "do not trust" or missed or not evidence.converged):
         words = f"{words} ({reasons[0]})"
     if level != "do not trust":
         words += "; the shape is not p's" if _other_shape(evidence, limits) else _tails(evidence)
@@ -154,11 +156,6 @@ def _untrusted(what: str, evidence: Evidence, lost: Tensor) -> Verdict:
     return Verdict(
         "do not trust", f"Do not trust: {what}.", (what,), MomentBounds(evidence.own, lost, lost)
     )
-
-
-def _missed(evidence: Evidence, limits: Limits) -> bool:
-    """Say whether p has mass where q has none, or has no finite mass."""
-    return evidence.unreached > limits.unreached or evidence.endless
 
 
 def _other_shape(evidence: Evidence, limits: Limits) -> bool:

@@ -48,6 +48,7 @@ def maximum_likelihood(
     require(n > d, "samples", f"more than {d} of them", n)
     require(bool(samples.isfinite().all()), "samples", "finite numbers", "NaN or infinity")
     z = samples.detach().double()
+    _check_varies(z)
     weights = torch.full((n,), 1 / n).double() if log_weights is None else log_weights.softmax(0)
     family = make(moments(z, weights))
 
@@ -55,6 +56,16 @@ def maximum_likelihood(
         return -(weights * family.log_prob(z)).sum()
 
     yield from deterministic(family, loss, generator, draws=2, max_draws=2, iterations=iterations)
+
+
+def _check_varies(z: Tensor) -> None:
+    """Refuse samples `[n, d]` of which an entry is one number in all: log q has no maximum."""
+    still = ((z == z[0]).all(0).nonzero().flatten() + 1).tolist()
+    shown = ", ".join(f"z[{j}]" for j in still[: limits.SHOWN_ENTRIES])
+    more = ", …" if len(still) > limits.SHOWN_ENTRIES else ""
+    found = f"{len(z):,} samples that are all equal in {shown}{more}"
+    hint = "independent samples of p, without entries that do not vary"
+    require(not still, "samples", "samples that differ in every entry", found, hint)
 
 
 def by_steps(samples: Tensor, family: Family, generator: torch.Generator) -> Iterator[Progress]:

@@ -229,7 +229,8 @@ class Target:
 
         Raises:
             ArgumentTypeError: for a result that is not a pair of arrays.
-            ArgumentValueError: for results of other shapes, or names that do not fit.
+            ArgumentValueError: for results of other shapes, names that do not fit, or a gradient
+                that differences of log p contradict at most points of a few.
 
         Example:
             >>> def score(z):
@@ -246,7 +247,7 @@ class Target:
             layout = Layout.of(dict.fromkeys(names, ()))
         outside = None if constrain is None else Outside.of(constrain, dim)
         checked = _checked(score, dim, pad=pad)
-        checked(torch.zeros(1, dim, dtype=torch.float64))
+        _check_slope(checked, dim)
         return cls(_flat, replace(layout, outside=outside), scored=checked)
 
     @classmethod
@@ -386,7 +387,8 @@ class Target:
         refusals = refusals or Refusals()
         score = _without_nan(model, refusals)
         dim = len(model.names)
-        made = cls.of_score(score, dim, names=model.names)
+        layout = Layout.of(dict.fromkeys(model.names, ()))
+        made = cls(_flat, layout, scored=_checked(score, dim, pad=False))
         outside = Outside.of(model.constrain, dim, model.unconstrain)
         made = replace(
             made,
@@ -610,6 +612,27 @@ def _without_nan(model: Model, refusals: Refusals) -> Score:
         return value, gradient
 
     return scored
+
+
+def _check_slope(score: Score, dim: int) -> None:
+    """Refuse a gradient that central differences of log p contradict at most of a few points."""
+    generator = torch.Generator().manual_seed(0)
+    z, way = torch.randn(2, limits.SLOPE_PROBES, dim, generator=generator, dtype=torch.float64)
+    way = way / way.norm(dim=1, keepdim=True)
+    step = limits.SLOPE_STEP
+    value, gradient = score(torch.cat([z, z + step * way, z - step * way]))
+    middle, up, down = value.chunk(3)
+    known = torch.stack([middle, up, down]).isfinite().all(0)
+    seen, said = (up - down) / (2 * step), (gradient[: len(z)] * way).sum(1)
+    size = torch.maximum(seen.abs(), (gradient[: len(z)] * way).norm(dim=1))
+    noise = limits.SLOPE_ROUNDING * middle.abs() / step
+    bend = (up - 2 * middle + down).abs() / step
+    wrong = ~((seen - said).abs() <= limits.SLOPE_TOLERANCE * size + bend + noise)
+    if int(wrong[known].sum()) > 0.5 * int(known.sum()):
+        k = int((known & wrong).nonzero()[0])
+        got = f"a slope of {float(said[k]):.4g} where log p rises by {float(seen[k]):.4g}"
+        hint = "∂ log p/∂z, of log p itself, not of −log p, at each point"
+        require(False, "score", "the gradient of its log p", got, hint)  # noqa: FBT003
 
 
 def _check_data(model: Model, target: "Target") -> None:

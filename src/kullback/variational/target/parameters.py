@@ -131,14 +131,38 @@ class Bijection:
                 hint = f"put {error} before, in the mapping of parameters"
                 words = message("bounds", f"parameters before: {[*values]}", f"{error}", hint)
                 raise ArgumentValueError(words) from error
-            hint = "constraints.less_than(a); a shape: Parameter((3,), lambda values: …)"
-            require_type(constraint, constraints.Constraint, "bounds", hint)
-            return _of_torch(constraint, self.shape).forward(reals)
+            value, log_jacobian = self.of(constraint).forward(reals)
+            return value, _within(constraint, log_jacobian)
 
         batch = reals.shape[:-1]
         for _ in batch:
             one = torch.func.vmap(one)
         return one(reals, *values.values())
+
+    def of(self, constraint: Any) -> "Bijection":
+        """Return the map of one constraint that `bounds` returned."""
+        hint = "constraints.less_than(a); a shape: Parameter((3,), lambda values: …)"
+        require_type(constraint, constraints.Constraint, "bounds", hint)
+        made = bijection(constraint, self.shape)
+        if made.size != self.size:  # asked first: a constraint that vmap has cannot be printed
+            words = f"a constraint of each entry, {self.size} reals"
+            raise ArgumentValueError(
+                message("bounds", words, f"{_spelled(constraint)}, {made.size}")
+            )
+        return made
+
+
+def _within(constraint: Any, log_jacobian: Tensor) -> Tensor:
+    """Return log |det J| where an interval is one, −inf where its lower end is not below."""
+    low, high = _ends(constraint)
+    if low is None or high is None:
+        return log_jacobian
+    empty = torch.as_tensor(low >= high).any()
+    return torch.where(empty, -math.inf, log_jacobian)
+
+
+def _ends(constraint: Any) -> tuple[Any, Any]:
+    return getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
 
 
 def bijection(constraint: Any, shape: tuple[int, ...]) -> Bijection:
@@ -159,6 +183,9 @@ def bijection(constraint: Any, shape: tuple[int, ...]) -> Bijection:
     """
     hint = "torch.distributions.constraints.positive"
     require_type(constraint, constraints.Constraint, "constraint", hint)
+    low, high = _ends(constraint)
+    if isinstance(low, int | float) and isinstance(high, int | float):
+        require(low < high, "constraint", "a lower end below the upper", f"{low} and {high}")
     size = math.prod(shape)
     for kind, name, least, fewer, forward, inverse in _VECTORS:
         if isinstance(constraint, kind):
@@ -460,7 +487,7 @@ class Layout:
             value = torch.as_tensor(values[name], dtype=torch.float64)
             same = tuple(value.shape) == part.shape
             require(same, name, f"shape {list(part.shape)}", list(value.shape))
-            back = part if part.bounds is None else _of_torch(part.bounds(done), part.shape)
+            back = part if part.bounds is None else part.of(part.bounds(done))
             try:
                 reals.append(back.inverse(value).reshape(-1))
             except RuntimeError as error:  # no Cholesky factor

@@ -81,8 +81,8 @@ class PyroModel:
     """A Pyro model at ONE unconstrained point: log p and values, of one keyword a parameter.
 
     log_density: reals by name to log p, with Jacobians. values: reals by name to values by name.
-    reals: shapes of the reals by name. names: of the entries of z. unconstrain, simulation, data: as
-    in `Model`.
+    reals: shapes of the reals by name. names: of the entries of z. unconstrain, simulation and
+    data: as in `Model`.
     """
 
     log_density: Callable[..., Tensor]
