@@ -317,7 +317,8 @@ def _switched(log_p: Any) -> Any:
 def _constants(graph: Any) -> dict[str, Any]:
     """Return constant arrays of a graph of PyTensor that are not finite; they have no names."""
     seen: set[Any] = set()
-    waiting, found = [graph], {}
+    waiting = [graph]
+    found: dict[str, Any] = {}
     while waiting:
         one = waiting.pop()
         if one in seen:
