@@ -144,7 +144,7 @@ def test_a_target_file_that_fails_is_one_line(name, tmp_path, capsys):
 
 def test_what_a_target_file_prints_does_not_enter_the_result(tmp_path, capsys):
     (tmp_path / "t.py").write_text(TARGET)
-    assert run("fit", tmp_path / "t.py", "--json", "--draws", "200") == 0
+    assert run("fit", tmp_path / "t.py", "--json", "--draws", "1000") == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["level"] == "trust"
     assert captured.err.startswith("noise\n")
