@@ -57,9 +57,7 @@ def test_what_vmap_cannot_follow_is_evaluated_draw_by_draw(found):
 
 
 def test_a_function_of_other_names_is_refused(found):
-    with pytest.raises(
-        ArgumentTypeError, match=r"\(mu=, sigma=\); got one of \(mu\). Try: take"
-    ):
+    with pytest.raises(ArgumentTypeError, match=r"\(mu=, sigma=\); got one of \(mu\). Try: take"):
         found.predict(lambda mu: mu)
     assert found.predict(lambda mu, **rest: mu)["obs"].equal(found.posterior["mu"])
 
