@@ -280,7 +280,14 @@ def test_values_on_a_grid_may_be_off_by_a_few_roundings(roundings, on_it):
 
 @pytest.mark.parametrize(
     ("step", "top", "kind", "levels"),
-    [(257, 255, "8-bit", 256), (16, 4095, "levels", 4096), (1, 4095, "levels", 4096)],
+    [
+        (257, 255, "8-bit", 256),
+        (257, 250, "8-bit", 256),  # none is white
+        (256, 199, "8-bit", 256),
+        (16, 4095, "levels", 4096),
+        (16, 700, "levels", 1024),
+        (1, 4095, "levels", 4096),
+    ],
 )
 def test_the_depth_of_sixteen_bit_pictures_is_that_before_resizing(
     tmp_path, step, top, kind, levels
@@ -291,10 +298,11 @@ def test_the_depth_of_sixteen_bit_pictures_is_that_before_resizing(
         Image.fromarray(values.astype(np.uint16)).save(tmp_path / f"{number:02}.png")
     data = load(tmp_path, size=8, test_fraction=0.4)
     assert (data.kind, data.levels) == (kind, levels)
-    assert f"up to {top * step:,}" in " ".join(data.protocol["notes"])
+    every = f", all multiples of {step}," if step > 1 else ""
+    assert f"up to {top * step:,}{every} modelled" in " ".join(data.protocol["notes"])
     resized = Image.fromarray(pixels[int(data.train_names[0][:2])].astype(np.int32))
     there = np.asarray(fit_to(resized, (8, 8), fit="crop")[0])
-    expected = np.rint(there / step).clip(0, top)
+    expected = np.rint(there / step).clip(0, levels - 1)
     assert np.array_equal(data.train[0, 0].numpy(), expected)
     grid = Grid.from_dict(data.protocol["grid"])
     told: list[str] = []
@@ -302,14 +310,22 @@ def test_the_depth_of_sixteen_bit_pictures_is_that_before_resizing(
     again, names = load_images(tmp_path, **read)
     assert np.array_equal(again[names.index(data.train_names[0])], data.train[0])
     before = load(tmp_path, size=8, test_fraction=0.4, rules=3)
-    assert before.levels == (65536 if step > 1 else 4096)
+    assert step == 1 or before.levels > levels
 
 
-def test_a_resized_mask_of_sixteen_bits_keeps_the_levels_between(tmp_path):
+@pytest.mark.parametrize(
+    ("value", "most", "levels"), [(65535, 1, 256), (1000, 3, 512), (251, 5, 2048), (1, 3, 4)]
+)
+def test_a_resized_mask_of_sixteen_bits_keeps_the_levels_between(tmp_path, value, most, levels):
     for number in range(12):
-        mask = np.roll(np.arange(24 * 20).reshape(24, 20) % 7 > 2, number, 0)
-        Image.fromarray(mask.astype(np.uint16) * 65535).save(tmp_path / f"{number:02}.png")
+        mask = np.roll(np.arange(24 * 20).reshape(24, 20) % 7 % (most + 1), number, 0)
+        Image.fromarray((mask * value).astype(np.uint16)).save(tmp_path / f"{number:02}.png")
     data = load(tmp_path, size=9, test_fraction=0.4)
-    assert data.levels == 256
-    assert len(np.unique(data.train)) > 20
-    assert load(tmp_path, test_fraction=0.4).levels == 2
+    assert data.levels == levels
+    assert value == 1 or len(np.unique(data.train)) > 20
+    grid = Grid.from_dict(data.protocol["grid"])
+    told: list[str] = []
+    read = {"event_shape": (1, 9, 9), "kind": data.kind, "grid": grid, "say": told.append}
+    again, names = load_images(tmp_path, **read)  # its own files are on its levels
+    assert np.array_equal(again[names.index(data.train_names[0])], data.train[0])
+    assert load(tmp_path, test_fraction=0.4).levels == most + 1

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from kullback.vae import Architecture, Training, build
+from kullback.vae import Architecture, Training, build, checkpoint
 from kullback.vae.checkpoint import FlatParameters
 from kullback.vae.elbo_step import step_for
+from kullback.vae.likelihoods import Bernoulli
 from kullback.vae.loop import loss_terms
 
 SETTINGS = Training(steps=1, beta=0.7)
@@ -79,3 +80,28 @@ def test_in_bfloat16_it_is_near():
 def test_it_claims_no_other_case(architecture, kind, settings):
     model = build((1, 8, 8), kind, architecture)
     assert step_for(model, FlatParameters(model), Training(steps=1, **settings)) is None
+
+
+class Tripled(Bernoulli):
+    def log_prob(self, parameters, x):
+        return 3.0 * super().log_prob(parameters, x)
+
+
+@pytest.mark.parametrize("kind", ["derived", "frozen", "shared"])
+def test_it_leaves_derived_classes_and_frozen_or_shared_weights_to_autograd(kind):
+    model, x, noise = world("tanh", torch.float64)
+    own = model.decoder.net
+    if kind == "derived":
+        model.likelihood = Tripled((6,))
+    elif kind == "frozen":
+        own.weights[0].requires_grad_(False)
+    else:
+        own.biases[1] = model.encoder.net.biases[0]
+    trained = checkpoint.trainable(model)
+    loss = loss_terms(model, x, noise, SETTINGS)[0]
+    expected = torch.autograd.grad(loss, [one for _, one in trained])
+    flat = FlatParameters(model)
+    assert step_for(model, flat, SETTINGS) is None
+    flat.differentiate(loss_terms(model, x, noise, SETTINGS)[0])
+    for ours, truth in zip(flat.views_of(flat.gradient), expected, strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-14)

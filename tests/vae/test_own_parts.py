@@ -106,6 +106,61 @@ def test_own_modules_are_trained_themselves_and_loaded(tmp_path):
         VAE.load(tmp_path / "a")
 
 
+class Centring(nn.Module):
+    """An encoder that puts another tensor in the place of its buffer, as moving averages do."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(6, 6)
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return self.net(x - self.mean).chunk(2, -1)
+
+
+class Transposed(nn.Module):
+    """A decoder with the weights of another module."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other, self.bias = other, nn.Parameter(torch.zeros(6))
+
+    def forward(self, z):
+        return torch.tanh(z @ self.other.weight[:3]) + self.bias
+
+
+@pytest.mark.parametrize("kind", ["replaced", "shared"])
+def test_a_checkpoint_has_replaced_buffers_and_the_average_of_shared_weights(kind, tmp_path):
+    def fresh():
+        torch.manual_seed(0)
+        encoder = Centring()
+        return {"encoder": encoder} | (
+            {"decoder": decoder() if kind == "replaced" else Transposed(encoder.net)}
+        )
+
+    whole = train(bits(), **fresh(), training=QUICK, folder=tmp_path / "a")
+    count = itertools.count()
+    stopped = train(
+        bits(), **fresh(), training=QUICK, folder=tmp_path / "b", stop=lambda: next(count) == 4
+    )
+    with pytest.warns(UserWarning, match="not finished"):
+        loaded = VAE.load(tmp_path / "b", parts=Parts(**fresh())).state_dict()
+    for name, value in stopped.model.state_dict().items():
+        assert torch.equal(value, loaded[name]), name
+    found = resume(tmp_path / "b", data=bits(), parts=Parts(**fresh()))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, found.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16,) * 2, (torch.float32, torch.float64)])
+def test_parameters_of_half_precision_or_of_two_dtypes_are_refused(dtypes, tmp_path):
+    own = {"encoder": Encoder().to(dtypes[0]), "decoder": decoder().to(dtypes[1])}
+    with pytest.raises(ArgumentValueError, match="expected parameters of one dtype, float32 or"):
+        train(bits(), **own, training=QUICK, folder=tmp_path / "a")
+
+
 def test_a_decoder_may_give_any_shape_of_the_right_size(tmp_path):
     class Picture(nn.Module):
         def __init__(self):

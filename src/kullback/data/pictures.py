@@ -766,15 +766,17 @@ def _step_of(deep: list[Picture], how: Reading) -> tuple[int, int]:
     """Return the step between the levels of 16-bit pictures and their largest value.
 
     Pictures are looked at as stored. Resampled ones have values between the levels of a mask or
-    of few labels: at least as many levels as 8 bits have are kept for those.
+    of few labels: those get at least as many levels as 8 bits have, of which their own are some.
     """
     if how.rules < limits.DEPTH_AS_STORED_RULES:
         values = [np.unique(picture.pixels) for picture in deep]
         largest = max(int(one[-1]) for one in values)
         return math.gcd(*(int(v) for one in values for v in one)) or 1, largest
     step, largest = math.gcd(*(p.step for p in deep)) or 1, max(p.largest for p in deep)
-    if any(_is_resampled(picture) for picture in deep):
-        step = min(step, max(1, largest // limits.BYTE_MAX))
+    few = largest // step < limits.FEW_STORED_LEVELS
+    if few and any(_is_resampled(picture) for picture in deep):
+        finest = max(1, largest // limits.BYTE_MAX)
+        step = max(one for one in range(1, min(step, finest) + 1) if step % one == 0)
     return step, largest
 
 

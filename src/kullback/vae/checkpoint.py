@@ -13,6 +13,7 @@ import ctypes
 import json
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -201,12 +202,14 @@ class FlatParameters:
         return ""
 
     def _lend_buffers(self, model: nn.Module) -> None:
-        """Let each `Mlp` write its gradients where they belong."""
+        """Let each `Mlp` write its gradients where they belong, if the places are its alone."""
         place = {id(p): view for p, view in zip(self.parameters, self.rounded_views, strict=True)}
-        for module in model.modules():
-            if isinstance(module, Mlp):
-                parameters = [*module.weights, *module.biases]
-                module.buffers_of_gradient = [place[id(p)] for p in parameters]
+        nets = [module for module in model.modules() if isinstance(module, Mlp)]
+        weights = [[id(p) for p in (*net.weights, *net.biases)] for net in nets]
+        uses = Counter(one for every in weights for one in every)
+        for net, every in zip(nets, weights, strict=True):
+            if all(one in place and uses[one] == 1 for one in every):
+                net.buffers_of_gradient = [place[one] for one in every]
 
     def views_of(self, vector: Tensor) -> list[Tensor]:
         """Return a vector of this size in the shapes of the parameters, sharing its memory."""
@@ -223,17 +226,17 @@ class FlatParameters:
 class State:
     """All that the next step needs; what a checkpoint holds.
 
-    totals: sums over the steps since the last reading of (ELBO, rate). buffers: what the model
-    holds besides its parameters, so that a checkpoint alone is a whole model.
+    totals: sums over the steps since the last reading of (ELBO, rate). model: what it holds besides
+    its trained parameters is kept too, so that a checkpoint alone is a whole model.
     """
 
     flat: FlatParameters
     optimiser: torch.optim.AdamW
     generator: torch.Generator
+    model: nn.Module
     step: int = 0
     seconds: float = 0.0
     totals: Tensor = field(default_factory=lambda: torch.zeros(2))
-    buffers: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def start(
@@ -246,9 +249,14 @@ class State:
         optimiser = torch.optim.AdamW([weights], weight_decay=0.0, fused=True)
         device = flat.vector.device
         generator = torch.Generator(device).manual_seed(settings.seed)
-        buffers = {n: t for n, t in model.state_dict().items() if n not in flat.names}
         totals = torch.zeros(2, device=device)
-        return cls(flat, optimiser, generator, totals=totals, buffers=buffers)
+        return cls(flat, optimiser, generator, model, totals=totals)
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """What the model holds now besides the vector; a module may have put others in place."""
+        trained = set(self.flat.names)
+        return {n: t for n, t in self.model.state_dict().items() if n not in trained}
 
     @torch.no_grad()
     def update(self, rate: float, decay: float, factor: float = 1.0) -> None:
@@ -397,7 +405,9 @@ def averaged_weights(
     if sum(sizes) != average.numel():
         raise RunError(f"{path}: average: expected {sum(sizes):,} numbers; got {average.numel():,}")
     parts = torch.split(average, sizes)
-    found |= {n: part.reshape(p.shape) for (n, p), part in zip(named, parts, strict=True)}
+    places = {id(p): part.reshape(p.shape) for (_, p), part in zip(named, parts, strict=True)}
+    every = model.named_parameters(remove_duplicate=False)  # a shared one has several names
+    found |= {n: places[id(p)] for n, p in every if id(p) in places}
     _compare(path, found, expected)
     said = f"the training is not finished: these are its averaged weights after {note['step']:,} "
     return found, f"{folder}: {said}steps ({note['seconds']:.0f} s)"

@@ -149,11 +149,17 @@ def _at(*tensors: Tensor) -> list[int]:
 
 
 def step_for(model: VAE, flat: FlatParameters, settings: Training) -> "ElboStep | None":
-    """Return the step by hand where there is one: perceptrons, bits, the plain ELBO, one draw."""
-    parts = isinstance(model.encoder, MlpEncoder) and isinstance(model.decoder, MlpDecoder)
-    parts = parts and isinstance(model.likelihood, Bernoulli)
-    parts = parts and isinstance(model.prior, StandardNormal) and isinstance(model.family, Diagonal)
+    """Return the step by hand where there is one: perceptrons, bits, the plain ELBO, one draw.
+
+    A class derived from one of these may compute something else, and a frozen or shared weight has
+    no place of its own in the gradient: those are left to autograd.
+    """
+    kinds = (MlpEncoder, MlpDecoder, Bernoulli, StandardNormal, Diagonal)
+    these = (model.encoder, model.decoder, model.likelihood, model.prior, model.family)
+    parts = all(type(one) is kind for one, kind in zip(these, kinds, strict=True))
     parts = parts and not (model.spec is not None and model.spec.labels)
+    owned = [id(one) for net in (model.encoder, model.decoder) for one in net.parameters()]
+    parts = parts and len(set(owned)) == len(owned) and set(owned) <= set(map(id, flat.parameters))
     plain = settings.objective == "elbo" and settings.draws_at(0.0) == 1 and not settings.free_bits
     return ElboStep(model, flat) if parts and plain and not settings.tighten else None
 

@@ -661,6 +661,10 @@ def _try_parts(model: VAE, x: Tensor) -> None:
     require(fits, "likelihood", f"log_prob of [1, {len(x)}]", list(likelihood.shape))
     named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
     require(len(named) > 0, "parts", "a parameter to train", "none")
+    dtypes = sorted({str(one.dtype).removeprefix("torch.") for _, one in named})
+    good = dtypes in (["float32"], ["float64"])  # an average moves by less than a bfloat16 has
+    wanted = "parameters of one dtype, float32 or float64"
+    require(good, "parts", wanted, " and ".join(dtypes), ".float() on them; precision='bfloat16'")
     loss = kl.sum() - likelihood.sum()
     slopes = torch.autograd.grad(loss, [one for _, one in named], allow_unused=True)
     unused = [name for (name, _), one in zip(named, slopes, strict=True) if one is None]
