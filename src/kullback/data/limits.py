@@ -132,9 +132,7 @@ SHORTER_SIDE = 64  # pixels kept where no size is given: trains in minutes on a 
 MAX_FILE_BYTES = 2**28  # of one picture: above, it is no picture to train on
 NEARLY_EMPTY_BYTE = 32  # of 256: the upper byte of 16-bit colours that have at most 13 bits
 DEPTH_AS_STORED_RULES = 4  # of reading values, from which a depth is looked for before resizing
-FEW_STORED_LEVELS = (
-    32  # below it 16-bit pictures are a mask or labels, not shades of 5 bits or more
-)
+FEW_STORED_LEVELS = 32  # below it 16-bit pictures are a mask or labels, not shades of 5 bits
 DEEP_SAMPLE_BITS = 16  # of a colour sample, of which the upper 8 are read
 NAMED_SIZES = 5  # in one message
 NAMED_SKIPS = 20  # skipped files kept by name in a protocol
