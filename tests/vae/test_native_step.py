@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kullback.vae import Architecture, Training, build
+from kullback.vae import Architecture, Training, build, checkpoint
 from kullback.vae.checkpoint import FlatParameters, State
 from kullback.vae.elbo_step import library, step_for
 from kullback.vae.limits import ADAM_BLOCK
@@ -166,3 +166,14 @@ def test_bits_of_any_dtype_give_the_same_step():
         found.append(flat.gradient.clone())
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+def test_naming_the_state_before_the_first_step_leaves_the_optimiser_empty():
+    """As several processes do when they begin: the first step then makes the moments."""
+    model = build((4,), "binary", Architecture(network="mlp", hidden=(2,), latent=1))
+    state = State.start(model, Training(steps=1))
+    assert "vector" in checkpoint._tensors(state)
+    state.flat.gradient.fill_(1.0)
+    before = state.flat.vector.clone()
+    state.update(1e-3, 0.0)
+    torch.testing.assert_close(state.flat.vector, before - 1e-3, rtol=0, atol=1e-6)

@@ -375,7 +375,7 @@ def _tensors(state: State) -> dict[str, Tensor]:
     tensors = {"vector": flat.vector, "average": flat.average, "totals": state.totals}
     tensors["generator"] = state.generator.get_state()
     for number, group in enumerate(state.optimiser.param_groups):
-        moments = state.optimiser.state[group["params"][0]]
+        moments = state.optimiser.state.get(group["params"][0], {})  # reading must not make it
         tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in moments.items()}
     return tensors | {BUFFER + name: tensor for name, tensor in state.buffers.items()}
 
