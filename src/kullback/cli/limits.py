@@ -36,6 +36,7 @@ __all__ = [
     "OUTPUTS_PER_BLOCK",
     "PILOT_DRAWS",
     "REPEATS",
+    "SAME_STEPS",
     "SAMPLES_PER_BLOCK",
     "SANDWICH_CLIPS",
     "SANDWICH_FEWEST",
@@ -82,6 +83,8 @@ MAX_BYTES = 1 << 30  # of a file of numbers: a table of 40 million outcomes
 CLIPS_PER_BLOCK = 64  # drawn at once, sample by sample
 SOUNDS = 8  # clips drawn or reconstructed where no number is given: seconds of work
 IMAGES_PER_BLOCK = 500  # encoded at once, so that memory does not grow with the data
+
+SAME_STEPS = 0.03  # of the steps: 100 of 2,000 to 4,000 steps moved L_K as much as a seed
 
 # what numbers that are no table look like
 MIN_OBSERVATIONS = 20  # unnamed numbers from which a list may well be of observations

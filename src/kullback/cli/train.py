@@ -47,11 +47,12 @@ __all__ = ["close", "data_of", "evaluate", "measure", "show", "train"]
 
 def train(
     data: Annotated[
-        str,
+        str | None,
         Parameter(
-            help="fashion (embedded), a folder of images, sounds or shards, .npy, .npz, .csv."
+            help="fashion (embedded, the default; with --from: that run's data), a folder of images, "
+            "sounds or shards, .npy, .npz, .csv."
         ),
-    ] = "fashion",
+    ] = None,
     /,
     *,
     preset: Annotated[
@@ -90,7 +91,7 @@ def train(
     """
     prepare(shared)
     given = (out, start, reading, model, training, tensorboard or None, preset or None)
-    lone = resume is None or (data == "fashion" and all(option is None for option in given))
+    lone = resume is None or (data is None and all(option is None for option in given))
     require(lone, "--resume", "no other settings: they are those of the run", "others too")
     new = out is None or not out.exists()
     require(new, "--out", "a folder that does not exist", str(out), "another name")
@@ -99,8 +100,7 @@ def train(
     with processes.joined(gpus=True) as group:
         if resume is None:
             architecture = _architecture(model, start)
-            asked = _asked(reading or DataOptions(), options.seed, architecture.likelihood, start)
-            dataset = _in_turn(group, partial(_read, data, asked))
+            dataset = _in_turn(group, _reader(data, reading, options.seed, architecture, start))
             settings = options.training(
                 dataset.kind,
                 dataset.event_shape,
@@ -129,6 +129,32 @@ def train(
         again = shlex.quote(str(outcome.folder))
         say(f"saved; go on with: kullback train --resume {again}", always=True)
     return 0 if outcome.finished else INTERRUPTED
+
+
+def _reader(
+    data: str | None,
+    reading: DataOptions | None,
+    seed: int,
+    architecture: "Architecture",
+    start: Path | None,
+) -> "Callable[[], Dataset]":
+    """Return what reads the data: without any named those of the run to start from, or fashion."""
+    if data is None and start is not None:
+        plain = reading is None
+        hint = f"kullback train DATA --from {shlex.quote(str(start))}"
+        require(plain, "DATA", "the data that options of reading are for", "none", hint)
+        return partial(_read_as, start)
+    asked = _asked(reading or DataOptions(), seed, architecture.likelihood, start)
+    return partial(_read, data or "fashion", asked)
+
+
+def _read_as(start: Path) -> "Dataset":
+    """Read the data of the run to start from, unchanged, and say what they are."""
+    from kullback.data import describe_protocol
+
+    dataset = data_of(start, hint=f"kullback train DATA --from {shlex.quote(str(start))}")
+    say(f"the data of {start}: {describe_protocol(dataset.protocol)}")
+    return dataset
 
 
 def _in_turn(group: processes.Processes, read: "Callable[[], Dataset]") -> "Dataset":
@@ -280,20 +306,25 @@ def _shown(update: Callable[..., None], said: set[str], nouns: str) -> Callable[
     return show
 
 
-def data_of(run: Path, source: str | None = None) -> "Dataset":
-    """Read the data set of a run again, unchanged, or another source with the run's settings."""
+def data_of(run: Path, source: str | None = None, *, hint: str = "") -> "Dataset":
+    """Read the data set of a run again, unchanged, or another source with the run's settings.
+
+    hint: what to try where the data have changed or cannot be read again.
+    """
     from kullback.data import reload
 
     config = read_json(run / "config.json")
     if not isinstance(config, dict) or "data" not in config:
-        raise DataError(f"{run / 'config.json'}: says nothing about data. Try: --data")
+        raise DataError(f"{run / 'config.json'}: says nothing about data. Try: {hint or '--data'}")
+    if hint and source is None and config["data"].get("given"):
+        raise DataError(f"{run}: its data were in memory and cannot be read again. Try: {hint}")
     with bar("reading") as update:
         dataset = reload(config["data"], source=source, whole=source is not None, progress=update)
     if source is None and dataset.protocol["sha256"] != config["data"].get("sha256"):
         changed = config["data"]["source"]
         raise DataError(
             f"{changed}: these are not the data {run} was trained on: the hashes differ. "
-            f"Try: --data {changed}, which measures on other data"
+            f"Try: {hint or f'--data {changed}, which measures on other data'}"
         )
     return dataset
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .evaluation import (
         Evaluation,
         bits_per_sample,
+        collapse_of_information,
         evaluate,
         image_bounds,
         summarise,
@@ -82,6 +83,7 @@ __all__ = [
     "bits_per_sample",
     "build",
     "choose",
+    "collapse_of_information",
     "compiled_state",
     "evaluate",
     "gap_remarks",
@@ -128,6 +130,7 @@ _HOME = {
     "architecture_of": "run",
     "bits_per_sample": "evaluation",
     "build": "model",
+    "collapse_of_information": "evaluation",
     "choose": "architecture",
     "compiled_state": "elbo_step",
     "evaluate": "evaluation",

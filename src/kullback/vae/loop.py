@@ -28,20 +28,22 @@ from .elbo_step import step_for
 from .evaluation import (
     active_units,
     bounds_given,
+    collapse_of_information,
     collapse_of_rate,
     collapse_warning,
     kl_of_dimensions,
     kl_of_layers,
-    over_images,
     unused_layers,
     varying_units,
 )
+from .evidence import over_images
 from .latents import InverseAutoregressive, Quantised, draw_with_kl
 from .limits import (
     AVERAGE_STEPS,
     CALLBACK_SECONDS,
     COLLAPSE_AFTER,
     LOG_STEPS,
+    LOOKS_A_RUN,
     LOOK_PASSES,
     LOOK_STEPS,
     MONITORED_IMAGES,
@@ -50,6 +52,7 @@ from .limits import (
     TEST_STEPS,
 )
 from .model import VAE, evaluating
+from .posterior import information_of
 from .training import Training
 
 __all__ = [
@@ -632,9 +635,12 @@ class Monitor:
         size = min(settings.batch_size, len(data.train))
         self.batch, self.per_epoch = size, len(data.train) // size
         self.log_every = min(LOG_STEPS, self.per_epoch)
-        steps = TEST_STEPS
-        if validation is not None:
-            steps = min(steps, max(LOOK_STEPS, LOOK_PASSES * self.per_epoch))
+        steps = float(TEST_STEPS)
+        if validation is not None:  # weights are picked from what was looked at
+            unit, amount = settings.budget
+            total = {"steps": amount, "epochs": amount * self.per_epoch}.get(unit, math.inf)
+            few = min(LOOK_PASSES * self.per_epoch, total / LOOKS_A_RUN)
+            steps = min(steps, max(LOOK_STEPS, few))
         self.test_every = self.log_every * max(1, math.ceil(steps / self.log_every))
         self.test = model.check(data.test[:MONITORED_IMAGES])
         labels = data.test_labels
@@ -642,6 +648,7 @@ class Monitor:
         self.held_labels = held_labels
         self.validation = None if validation is None else model.check(validation)
         self.best = BestLook.load(folder, state.step)
+        self.looked = (state.step, settings.progress(state.step, state.seconds, self.per_epoch))
         self.warnings: list[str] = []
         self.warned: set[str] = set()
         self.latest: dict[str, float] = {}
@@ -681,7 +688,7 @@ class Monitor:
         row: dict[str, Any] = {"step": state.step, "epoch": state.step / self.per_epoch}
         row |= self.latest | {"beta": self.settings.beta_at(spent)}
         row["learning_rate"] = state.optimiser.param_groups[0]["lr"]
-        if last or state.step % self.test_every == 0:
+        if last or state.step % self.test_every == 0 or self._minutes_pass(spent):
             row |= self._test(spent)
         checkpoint.append_row(self.folder, "metrics.jsonl", row)
         if self.board is not None:
@@ -689,13 +696,21 @@ class Monitor:
         timing = {"step": state.step, "seconds": state.seconds}
         checkpoint.append_row(self.folder, "timing.jsonl", timing)
 
+    def _minutes_pass(self, spent: float) -> bool:
+        """Say whether a tenth of a budget in minutes is over since the last look to pick from."""
+        step, share = self.looked
+        timed = self.validation is not None and self.settings.budget[0] == "minutes"
+        return timed and self.state.step - step >= LOOK_STEPS and spent - share >= 1 / LOOKS_A_RUN
+
     def _test(self, spent: float) -> dict[str, Any]:
         """Measure the averaged weights on test images, with the same noise every time."""
+        self.looked = (self.state.step, spent)
         generator = torch.Generator(self.test.device).manual_seed(self.settings.seed)
         with self.state.flat.averaged(), evaluating(self.model):
             figures = bounds_given(
                 self.model, self.test, self.test_labels, draws=1, generator=generator
             )
+            whole = information_of(self.model, self.test, labels=self.test_labels)
             more = self._look()
         each = kl_of_dimensions(self.model, figures)
         used: dict[str, Any] = {"varying_units": varying_units(figures.mean)}
@@ -704,9 +719,13 @@ class Monitor:
             name = "length of the code" if coded else "KL"
             rate = float(figures.rate.mean())
             collapse = collapse_of_rate(rate, self.settings.beta, name=name)
+            if not collapse and whole is not None:
+                collapse = collapse_of_information(rate, whole.information_high, self.settings)
         else:
             active, kl = active_units(figures.mean, each), each.tolist()
-            collapse = collapse_warning(kl, active, self.settings)
+            collapse = collapse_warning(
+                kl, active, self.settings, None if whole is None else whole.information_high
+            )
             used = {"active_units": active} | used | {"kl_per_dimension": kl}
         self.test_elbo = over_images(figures.elbo.double().cpu(), bias="low", why="a bound")
         error = float(self.test_elbo.standard_error)
