@@ -7,7 +7,7 @@ differ in nothing but the training seed are averaged first. No torch is imported
 import json as json_format
 import math
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,7 +41,7 @@ class Group:
     elbo: "Tensor"
     bound: "Tensor"
     means: list[float]
-    steps: list[int | None]
+    steps: list[int | None] = field(default_factory=list)
 
 
 def compare(

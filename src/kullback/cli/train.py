@@ -174,9 +174,8 @@ def _followed(work: "Callable[..., Outcome]", nouns: str, checkpoint_seconds: fl
     for warning in dict.fromkeys(outcome.warnings):
         if warning not in said:
             say(f"warning: {warning}")
-    for sentence in (outcome.selection, outcome.short):
-        if sentence:
-            say(sentence)
+    if outcome.short:
+        say(outcome.short)
     return outcome
 
 
@@ -382,10 +381,17 @@ def close(outcome: "Outcome", *, as_json: bool, group: processes.Processes | Non
         evaluation = anneal_loose(model, data, found, evaluation)
     fields = record(evaluation, data)
     write_json(run / "evaluation.json", fields)
+    fields = fields | _held_out(run)
     page = report.write(run, model=model, data=data)
     show(evaluation, data, fields | {"run": str(run), "report": str(page)}, as_json=as_json)
     say(f"run: {run}")
     say(f"report: {page}")
+
+
+def _held_out(run: Path) -> dict[str, str]:
+    """Return which weights were picked, and on how many held-out training examples."""
+    path = run / "selection.json"
+    return {"weights": str(read_json(path)["weights"])} if path.exists() else {}
 
 
 def _of_label(data: "Dataset", label: str) -> "Dataset":
@@ -427,6 +433,8 @@ def show(
 
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     write(evaluation_text.evaluation_table(evaluation, data.protocol, color=color) + "\n")
+    if "weights" in fields:
+        write(f"{fields['weights']}\n")
 
 
 def evaluate(
@@ -506,8 +514,6 @@ def evaluate(
     what = "a run with a density q(z|x), from which chains can move"
     require(not (sandwich and coded), "--sandwich", what, "one with quantised codes")
     dataset = data_of(run, data)
-    if (run / "selection.json").exists():
-        say(f"note: {read_json(run / 'selection.json')['weights']}")
     for note in dataset.protocol["notes"]:
         say(f"note: {note}")
     if draws is None and dataset.kind != "sound":
@@ -530,7 +536,7 @@ def evaluate(
     if data is None and label is None and not model.unfinished:
         write_json(run / "evaluation.json", fields)
     unfinished = {"unfinished": model.unfinished} if model.unfinished else {}
-    show(evaluation, dataset, fields | {"run": str(run)} | unfinished, as_json=json)
+    show(evaluation, dataset, fields | {"run": str(run)} | unfinished | _held_out(run), as_json=json)
     if result is not None and not json:
         write(f"\n{result.text}\n")
     if model.unfinished and not json:

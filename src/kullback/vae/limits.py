@@ -138,7 +138,7 @@ IMAGE_BATCH, LARGE_IMAGE_BATCH = 64, 32  # images a step, below PATCH_NUMBERS an
 IMAGE_RATE, IMAGE_DECAY = 8e-3, 0.3  # the learning rate's peak; weight decay
 FEW_IMAGES = (100, 5000)  # for training: of fewer a tenth says little; of more 2 min overfit little
 LOOK_PASSES, LOOK_STEPS = 20, 100  # the more of them between looks: 300 images were best at pass 64
-LOOKS_A_RUN = 10  # where that is more often: a look at 2,000 images takes as long as 10 steps
+LOOKS_A_RUN = 10  # where that is more often, LOOK_STEPS apart: a look is 30 batches forward
 FEW_VALIDATION = 0.1  # the share of them that is held out to pick the best weights on
 SHORT_STEPS = 2000  # twice the steps, up to here, gained 2 % and more: benchmarks/colour_steps.py
 SHORT_SOUND_STEPS = 400  # of spoken digits: 50, 100, 200, 400 steps: 7.79, 7.76, 7.68, 7.59 bits
@@ -165,7 +165,7 @@ RUN_FORMAT = 2  # of config.json; in 1 neither it nor the weights had hashes
 # The machine
 DECODER_OUTPUTS = 800_000  # at once: what a core's cache holds
 AGGREGATE_ITEMS = 2000  # of a mixture: N² densities a dimension, 2 s for 50 dimensions
-INFORMATION_ITEMS = 500  # for I(x; z) beside an evaluation: 0.1 s for 32 dimensions
+INFORMATION_ITEMS = 500  # for I(x; z) beside an evaluation: 0.2 CPU s for 302 clips
 AGGREGATE_FLOW_ITEMS = 300  # N² densities of a flow, each a pass for every dimension
 AGGREGATE_PAIRS = 20_000  # densities of a dependent q at once: 20 numbers a dimension and pair
 ANNEALED_OUTPUTS = 2_000_000  # at once, kept for the gradient: some 50 MB
