@@ -49,8 +49,8 @@ def train(
     data: Annotated[
         str | None,
         Parameter(
-            help="fashion (embedded, the default; with --from: that run's data), a folder of images, "
-            "sounds or shards, .npy, .npz, .csv."
+            help="fashion (embedded), a folder of images, sounds or shards, .npy, .npz, .csv "
+            "(default: fashion; with --from the data of that run)."
         ),
     ] = None,
     /,
@@ -101,11 +101,12 @@ def train(
         if resume is None:
             architecture = _architecture(model, start)
             dataset = _in_turn(group, _reader(data, reading, options.seed, architecture, start))
+            from kullback.vae import different_examples
+
             settings = options.training(
                 dataset.kind,
                 dataset.event_shape,
-                kl_per_dimension=architecture.has_kl_per_dimension,
-                examples=len(dataset.train),
+                examples=different_examples(dataset),
                 plain=architecture.is_default and start is None and preset in ("", "default"),
             )
             where: Any = {
@@ -536,7 +537,9 @@ def evaluate(
     if data is None and label is None and not model.unfinished:
         write_json(run / "evaluation.json", fields)
     unfinished = {"unfinished": model.unfinished} if model.unfinished else {}
-    show(evaluation, dataset, fields | {"run": str(run)} | unfinished | _held_out(run), as_json=json)
+    show(
+        evaluation, dataset, fields | {"run": str(run)} | unfinished | _held_out(run), as_json=json
+    )
     if result is not None and not json:
         write(f"\n{result.text}\n")
     if model.unfinished and not json:

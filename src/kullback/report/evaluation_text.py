@@ -356,13 +356,18 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
         )
     none_active = e.active_units is None and e.rate.value <= limits.COLLAPSED_KL
     rate, known = e.rate.value, e.information_high
-    unsaid = collapse_of_information(rate, known) if known and rate > limits.COLLAPSED_KL else ""
+    kind = "sound" if noun == "clip" else ""
+    unsaid = (
+        collapse_of_information(rate, known, kind=kind)
+        if known and rate > limits.COLLAPSED_KL
+        else ""
+    )
     if unsaid:
         said.append(f"{unsaid[0].upper()}{unsaid[1:]}.")
     elif known and known.value < rate / 2:
         said.append(
-            f"Of the rate of {rate:.3g} nats z says at most {known.value:.3g} about x, I(x; z); the "
-            "rest pays for codes that are not distributed as the prior."
+            f"Of the rate of {rate:.3g} nats z says at most {known.value:.3g} about x, I(x; z); "
+            "the rest pays for codes that are not distributed as the prior."
         )
     elif known is None and not e.coded and rate > limits.COLLAPSED_KL:
         said.append(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         unused_layers,
     )
     from .evidence import Bounds
-    from .loop import Progress
+    from .loop import Progress, different_examples
     from .model import VAE, Parts, build
     from .onnx_graphs import Parity, require_exportable, write_graphs
     from .posterior import (
@@ -85,6 +85,7 @@ __all__ = [
     "choose",
     "collapse_of_information",
     "compiled_state",
+    "different_examples",
     "evaluate",
     "gap_remarks",
     "image_bounds",
@@ -133,6 +134,7 @@ _HOME = {
     "collapse_of_information": "evaluation",
     "choose": "architecture",
     "compiled_state": "elbo_step",
+    "different_examples": "loop",
     "evaluate": "evaluation",
     "gap_remarks": "posterior",
     "image_bounds": "evaluation",

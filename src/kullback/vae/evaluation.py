@@ -554,8 +554,20 @@ def active_units(means: torch.Tensor, kl: torch.Tensor) -> int:
     return int((varies & (kl.to(means) >= ACTIVE_KL)).sum())
 
 
+COLLAPSE_OF_SOUND = (
+    "Of sound that is usual: p(x|z) predicts each sample from those before it, and no setting is "
+    "known that makes z useful (docs/sound.md). The bits a sample hold; codes and reconstructions "
+    "say next to nothing about a clip"
+)
+
+
 def collapse_warning(
-    kl: list[float], active: int, settings: Training, information: Estimate | None = None
+    kl: list[float],
+    active: int,
+    settings: Training,
+    information: Estimate | None = None,
+    *,
+    kind: str = "8-bit",
 ) -> str:
     """Say that the posterior has collapsed, and what to do; empty when it has not.
 
@@ -564,6 +576,7 @@ def collapse_warning(
         active: How many are active.
         settings: Of the training: what is in use already is no remedy.
         information: I(x; z) from above; None where it is not known.
+        kind: As in `Dataset`: of sound no setting is known that helps.
 
     Returns:
         The warning, or "".
@@ -576,7 +589,7 @@ def collapse_warning(
     """
     total = sum(kl)
     if total > COLLAPSED_KL and information is not None:
-        said = collapse_of_information(total, information, settings)
+        said = collapse_of_information(total, information, settings, kind=kind)
         if said:
             return said
     if active > 0 and total > COLLAPSED_KL:
@@ -586,15 +599,20 @@ def collapse_warning(
     remedies += [] if settings.warmup else ["--warmup 0.3"]
     more = f"larger --free-bits (now {settings.free_bits:g})"
     remedies += [more if settings.free_bits else "--free-bits 0.1"]
-    remedy = ", ".join(remedies) + " or a lower --learning-rate"
+    remedy = f"Try: {', '.join(remedies)} or a lower --learning-rate"
+    remedy = COLLAPSE_OF_SOUND if kind == "sound" else remedy
     return (
         f"posterior collapse: {active} of {len(kl)} latent dimensions are active and the KL is "
-        f"{total:.2g} nats, so z says {says} about x. Try: {remedy}"
+        f"{total:.2g} nats, so z says {says} about x. {remedy}"
     )
 
 
 def collapse_of_information(
-    rate: float, information: Estimate, settings: Training | None = None
+    rate: float,
+    information: Estimate,
+    settings: Training | None = None,
+    *,
+    kind: str = "8-bit",
 ) -> str:
     """Say that z says nothing about x in spite of the rate; "" where it says 0.5 nats or more.
 
@@ -605,6 +623,7 @@ def collapse_of_information(
         rate: The mean KL(q(z|x) ‖ p(z)), in nats.
         information: I(x; z) from above.
         settings: Of the training; None where they are not known.
+        kind: As in `Dataset`: of sound no setting is known that helps.
 
     Returns:
         The warning, or "".
@@ -621,12 +640,13 @@ def collapse_of_information(
     free, warmup = (None, None) if settings is None else (settings.free_bits, settings.warmup)
     remedies = [] if free == 0 else ["--free-bits 0" + (f" (now {free:g})" if free else "")]
     remedies += [] if warmup else ["--warmup 0.3"]
-    remedy = ", ".join(remedies) + " or " if remedies else ""
+    remedy = f"Try: {', '.join(remedies)}{' or ' if remedies else ''}a lower --learning-rate"
+    remedy = COLLAPSE_OF_SOUND if kind == "sound" else remedy
     return (
         f"posterior collapse: I(x; z) is at most {max(information.value, 0.0):.2g} nats of a rate "
         f"of {rate:.3g}, so z says next to nothing about x. The rest of the rate, "
         "KL(q(z) || p(z)), pays for codes that are away from the prior and alike for every x. "
-        f"Try: {remedy}a lower --learning-rate"
+        f"{remedy}"
     )
 
 

@@ -71,7 +71,6 @@ __all__ = [
     "SOUND_BATCH",
     "SOUND_CLIP_NORM",
     "SOUND_FRAMES",
-    "SOUND_FREE_BITS",
     "SOUND_ORDER",
     "SOUND_RATE",
     "SOUND_SHIFTS",
@@ -123,7 +122,6 @@ LOUDEST_SAMPLE = 8.0  # mean magnitudes, in moments: else onsets would be all th
 SOUND_BATCH = 4  # clips a step: 14,000 samples of short words
 SOUND_RATE = 3e-3  # the learning rate's peak
 SOUND_WARMUP = 0.5  # share of the run over which the KL's weight rises; alone it changes nothing
-SOUND_FREE_BITS = 0.5  # nats a dimension; with 1.0: 8.769 and 17.6 nats
 SOUND_CLIP_NORM = 20_000.0  # of the gradient: nats a clip of thousands of samples
 SOUND_FRAMES = 64  # a clip: 16 ms each in a second, the time in which speech changes little
 SOUND_SHIFTS = 16  # powers of two that all samples of a clip may share: all of 16 bits

@@ -42,10 +42,11 @@ from .limits import (
     AVERAGE_STEPS,
     CALLBACK_SECONDS,
     COLLAPSE_AFTER,
+    FEW_IMAGES,
     LOG_STEPS,
-    LOOKS_A_RUN,
     LOOK_PASSES,
     LOOK_STEPS,
+    LOOKS_A_RUN,
     MONITORED_IMAGES,
     OVERFIT_ERRORS,
     OVERFIT_LOOKS,
@@ -66,6 +67,7 @@ __all__ = [
     "Validation",
     "balance_weights",
     "diagnose",
+    "different_examples",
     "fit",
     "hold_out",
     "loss_terms",
@@ -520,10 +522,34 @@ def validation_of(data: Dataset, share: float, *, seed: int = 0) -> Validation:
     return Validation(rest, held, None if labels is None else labels[flags])
 
 
+def different_examples(data: Dataset) -> int:
+    """Count the training examples that differ; of 5,000 and more only how many there are.
+
+    Below that many some are held out by default, for which copies are of no use.
+
+    Args:
+        data: The data set.
+
+    Returns:
+        The count.
+
+    Example:
+        >>> from kullback.data import load
+        >>> different_examples(load(torch.ones(30, 1, 8, 8)))
+        1
+    """
+    n = len(data.train)
+    return n if n >= FEW_IMAGES[1] else len(set(_digests(data)))
+
+
+def _digests(data: Dataset) -> list[bytes]:
+    rows = (row for block in data.blocks() for row in block.cpu().flatten(1).numpy())
+    return [hashlib.sha256(b"validation" + row.tobytes()).digest() for row in rows]
+
+
 def _held_out(data: Dataset, share: float) -> Tensor:
     """Return which training examples are held out, `[N]`, or raise a DataError."""
-    rows = (row for block in data.blocks() for row in block.cpu().flatten(1).numpy())
-    digests = [hashlib.sha256(b"validation" + row.tobytes()).digest() for row in rows]
+    digests = _digests(data)
     ranked = sorted(set(digests))
     wanted = max(2, round(share * len(ranked)))
     if wanted >= len(ranked):
@@ -631,7 +657,7 @@ class Monitor:
         held_labels: Tensor | None = None,
     ) -> None:
         self.folder, self.model, self.settings, self.state = folder, model, settings, state
-        self.progress = progress
+        self.progress, self.kind = progress, data.kind
         size = min(settings.batch_size, len(data.train))
         self.batch, self.per_epoch = size, len(data.train) // size
         self.log_every = min(LOG_STEPS, self.per_epoch)
@@ -720,12 +746,13 @@ class Monitor:
             rate = float(figures.rate.mean())
             collapse = collapse_of_rate(rate, self.settings.beta, name=name)
             if not collapse and whole is not None:
-                collapse = collapse_of_information(rate, whole.information_high, self.settings)
+                collapse = collapse_of_information(
+                    rate, whole.information_high, self.settings, kind=self.kind
+                )
         else:
             active, kl = active_units(figures.mean, each), each.tolist()
-            collapse = collapse_warning(
-                kl, active, self.settings, None if whole is None else whole.information_high
-            )
+            most = None if whole is None else whole.information_high
+            collapse = collapse_warning(kl, active, self.settings, most, kind=self.kind)
             used = {"active_units": active} | used | {"kl_per_dimension": kl}
         self.test_elbo = over_images(figures.elbo.double().cpu(), bias="low", why="a bound")
         error = float(self.test_elbo.standard_error)

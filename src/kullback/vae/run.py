@@ -48,6 +48,7 @@ from .loop import (
     Progress,
     SharedStep,
     Validation,
+    different_examples,
     fit,
     require_equal_shares,
     require_parts_fit,
@@ -195,8 +196,7 @@ def train(
         training,
         dataset.kind,
         dataset.event_shape,
-        kl_per_dimension=architecture.has_kl_per_dimension,
-        examples=len(dataset.train),
+        examples=different_examples(dataset),
         plain=architecture.is_default and origin is None and not own.named(),
     )
     where = pick_device(device)
