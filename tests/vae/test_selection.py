@@ -132,7 +132,7 @@ def test_the_best_look_is_kept_and_is_better_than_the_last(tmp_path):
         ({"steps": 2000}, True, 200),  # a tenth of the run
         ({"steps": 100_000}, True, 500),
         ({"steps": 300}, False, 500),
-        ({"epochs": 20.0}, True, 280),  # of 140 steps
+        ({"epochs": 20.0}, True, 300),  # of 140 steps: 280, at the next row
         ({"minutes": 2.0}, True, 500),  # and each tenth of the time
     ],
 )
@@ -153,8 +153,9 @@ def test_how_often_held_out_examples_are_looked_at(budget, held, every, tmp_path
 
 
 def test_copies_are_counted_once_and_hold_nothing_out_by_default(tmp_path):
-    alike = load(torch.ones(300, 1, 8, 8, dtype=torch.uint8))
-    assert loop.different_examples(alike) == 1
+    few = (torch.arange(300) % 3)[:, None, None, None].expand(-1, 1, 8, 8)
+    alike = load(few.to(torch.uint8).contiguous())
+    assert loop.different_examples(alike) <= 2  # at least one is for testing
     small = Architecture(network="mlp", hidden=(4,), latent=2)
     assert train(alike, architecture=small, folder=tmp_path / "r", stop=lambda: True)
 

@@ -117,8 +117,7 @@ REFIT_SAMPLES = 16  # after which predictors are fitted again: every 8 gained 0.
 REFIT_EXPANSION = 0.98  # a lag: drawn clips grow without bound at 1; 0.005 bits a sample better
 REFIT_RIDGE = 100.0  # levels²: the rounding of the last hundred samples, ten times
 LOUDEST_SAMPLE = 8.0  # mean magnitudes, in moments: else onsets would be all that they see
-# Settings of sound: on 160 held-out training clips of spoken digits, after 1,600 clips in 47 CPU s:
-# 8.759 bits a sample and a rate of 11.9 nats a clip; without free bits 8.765 and 0.7 to 0.9 nats
+# Settings of sound, compared on 160 held-out training clips of spoken digits (docs/sound.md)
 SOUND_BATCH = 4  # clips a step: 14,000 samples of short words
 SOUND_RATE = 3e-3  # the learning rate's peak
 SOUND_WARMUP = 0.5  # share of the run over which the KL's weight rises; alone it changes nothing
