@@ -631,7 +631,7 @@ def collapse_of_information(
     Example:
         >>> none = Estimate(0.1, 0.02, draws=500, bias="high", why="…")
         >>> collapse_of_information(11.5, none)[:55]
-        'posterior collapse: I(x; z) is at most 0.1 nats of a rat'
+        'posterior collapse: I(x; z) is at most 0.1 nats of a ra'
         >>> collapse_of_information(11.5, none + 3.0)
         ''
     """
