@@ -141,6 +141,16 @@ def test_compare_gives_paired_differences(trained, tanh, capsys):
         two = math.hypot(first[name]["standard_error"], second[name]["standard_error"])
         assert second[f"more_{name}"]["standard_error"] < 0.5 * two  # paired by image
     assert "more_elbo" not in first and first["sd_over_seeds"] is None
+    last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+    assert first["steps"] == [last["step"]] == second["steps"]
+
+
+def test_compare_says_where_runs_of_one_setting_took_other_steps():
+    assert comparing._unequal_steps([415, 163]).startswith("The runs took 163 to 415 steps")
+    assert comparing._unequal_steps([415, 404]) == ""
+    assert comparing._unequal_steps([None, 415]) == comparing._unequal_steps([None]) == ""
+    assert comparing._range_of([415, 163, 300]) == "163 to 415"
+    assert comparing._range_of([415, 415]) == "415" and comparing._range_of([None]) == "unknown"
 
 
 @pytest.mark.slow

@@ -112,6 +112,34 @@ def test_a_run_starts_from_another_runs_weights(folder, tmp_path):
     assert "may have been among its training examples" in fourth.warnings[0]
 
 
+def test_without_data_a_run_goes_on_with_the_data_of_the_other_one(tmp_path, capsys):
+    """Not with the embedded images; changed data, data in memory and typed options are refused."""
+    np.save(tmp_path / "x.npy", BYTES)
+    train(tmp_path / "x.npy", architecture=TINY, training=QUICK, folder=tmp_path / "a")
+    second = train(start=tmp_path / "a", training=QUICK, folder=tmp_path / "b")
+    assert second.data.protocol["source"] == str(tmp_path / "x.npy")
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert config["start"]["same_data"] is True
+    command("train", "--from", tmp_path / "a", "--steps", "2", "--out", tmp_path / "c")
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert config["data"] == second.data.protocol
+    assert f"the data of {tmp_path / 'a'}: " in capsys.readouterr().err
+    train(BYTES, architecture=TINY, training=QUICK, folder=tmp_path / "memory")
+    np.save(tmp_path / "x.npy", 255 - BYTES)
+    with pytest.raises(DataError, match="hashes differ"):
+        train(start=tmp_path / "a", training=QUICK, folder=tmp_path / "d")
+    refused = {
+        ("a",): "the hashes differ. Try: kullback train DATA --from",
+        ("memory",): "its data were in memory and cannot be read again. Try: kullback train DATA",
+        ("a", "--binarize", "static"): "DATA: expected the data that options of reading are for",
+    }
+    for (name, *more), words in refused.items():
+        with pytest.raises(SystemExit):
+            main(["train", "--from", str(tmp_path / name), *more, "--out", str(tmp_path / "d")])
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("typed", [[], ["--binarize", "static"]])
 def test_data_of_a_run_that_starts_from_another_are_read_as_its_were(typed, tmp_path, capsys):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from kullback.core import DataError, RunError
-from kullback.data import Dataset
+from kullback.data import Dataset, load
 from kullback.data.dataset import sha256_of
-from kullback.vae import Architecture, Training, loop, resume, train
+from kullback.vae import Architecture, Training, build, loop, resume, train
 from kullback.vae.evidence import bounds
 from kullback.vae.loop import BestLook, hold_out
 
@@ -122,6 +122,42 @@ def test_the_best_look_is_kept_and_is_better_than_the_last(tmp_path):
         outcome.model, held.float(), draws=1, generator=torch.Generator().manual_seed(0)
     )
     assert math.isclose(float(figures.elbo.double().mean()), looks[best], rel_tol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("budget", "held", "every"),
+    [
+        ({"steps": 5}, True, 100),  # only at the end
+        ({"steps": 300}, True, 100),
+        ({"steps": 2000}, True, 200),  # a tenth of the run
+        ({"steps": 100_000}, True, 500),
+        ({"steps": 300}, False, 500),
+        ({"epochs": 20.0}, True, 300),  # of 140 steps: 280, at the next row
+        ({"minutes": 2.0}, True, 500),  # and each tenth of the time
+    ],
+)
+def test_how_often_held_out_examples_are_looked_at(budget, held, every, tmp_path, monkeypatch):
+    monkeypatch.setattr("kullback.vae.loop.TEST_STEPS", 500)
+    data = noise_bits(1400)
+    training = Training(batch_size=10, **budget)
+    model = build((30,), "binary", WIDE)
+    state = loop.State.start(model, training)
+    held = data.train[:20] if held else None
+    monitor = loop.Monitor(tmp_path, model, data, training, state, None, validation=held)
+    assert monitor.test_every == every
+    monitor.looked, state.step = (100, 0.1), 200
+    assert monitor._minutes_pass(0.2) == ("minutes" in budget)
+    assert not monitor._minutes_pass(0.15)
+    state.step = 150
+    assert not monitor._minutes_pass(0.5)
+
+
+def test_copies_are_counted_once_and_hold_nothing_out_by_default(tmp_path):
+    few = (torch.arange(300) % 3)[:, None, None, None].expand(-1, 1, 8, 8)
+    alike = load(few.to(torch.uint8).contiguous())
+    assert loop.different_examples(alike) <= 2  # at least one is for testing
+    small = Architecture(network="mlp", hidden=(4,), latent=2)
+    assert train(alike, architecture=small, folder=tmp_path / "r", stop=lambda: True)
 
 
 def test_overfitting_is_noticed_on_test_images_too_and_changes_no_weights(tmp_path):

@@ -22,6 +22,7 @@ from kullback.vae.checkpoint import FlatParameters, load_tensors
 from kullback.vae.evaluation import collapse_warning
 from kullback.vae.evidence import bounds
 from kullback.vae.loop import State, batches, fit, loss_terms
+from kullback.vae.posterior import aggregate_of
 from kullback.vae.training import preset, too_short
 
 SMALL = Architecture(hidden=(16,), latent=3)
@@ -474,6 +475,24 @@ def test_collapse_is_noticed():
     assert "larger --free-bits (now 0.5)" in used
 
 
+def test_collapse_is_judged_by_information_where_it_is_known():
+    """A rate of 11.5 nats that a constant shift of q takes says nothing about x."""
+    shifted, told = torch.full((400, 32), 0.85), torch.randn(400, 32)
+    generator = torch.Generator().manual_seed(0)
+    found = aggregate_of(shifted, torch.zeros(400, 32), generator=generator)
+    kl = found.rate_each.value.tolist()
+    assert sum(kl) == pytest.approx(32 * 0.85**2 / 2, rel=1e-6)
+    assert abs(found.information_high.value) < 1e-9 and abs(found.information_low.value) < 1e-9
+    assert collapse_warning(kl, 1, Training(free_bits=0.5)) == ""  # by the rate alone
+    said = collapse_warning(kl, 1, Training(free_bits=0.5), found.information_high)
+    assert "I(x; z) is at most 0 nats of a rate of 11.6" in said
+    assert "Try: --free-bits 0 (now 0.5), --warmup 0.3 or a lower --learning-rate" in said
+    of_sound = collapse_warning(kl, 1, Training(), found.information_high, kind="sound")
+    assert "Try" not in of_sound and "docs/sound.md" in of_sound
+    found = aggregate_of(told, torch.full((400, 32), -1.0), generator=generator)
+    assert collapse_warning([3.0] * 32, 32, Training(), found.information_high) == ""
+
+
 @pytest.mark.slow
 def test_collapse_is_reported_while_training(tmp_path):
     readings = []
@@ -625,12 +644,10 @@ def test_the_usual_batch_is_smaller_for_larger_examples():
     assert Training.usual("8-bit", (3, 64, 64), batch_size=5).batch_size == 5
 
 
-def test_free_bits_of_sound_go_with_the_elbo_and_a_kl_of_each_dimension():
-    assert Training.usual("sound").free_bits > 0
-    assert Training.usual("sound", objective="iwae").free_bits == 0
-    assert Training.usual("sound", kl_per_dimension=False).free_bits == 0
-    assert preset("vamp").training_with(None, "sound", kl_per_dimension=False).free_bits == 0
-    assert Training.usual("sound", kl_per_dimension=False, free_bits=0.2).free_bits == 0.2
+def test_sound_has_no_free_bits_unless_they_are_asked_for():
+    assert Training.usual("sound").free_bits == 0
+    assert Training.usual("sound", free_bits=0.2).free_bits == 0.2
+    assert preset("vamp").training_with(None, "sound").free_bits == 0
 
 
 @pytest.mark.parametrize("objective", ["miwae", "piwae"])

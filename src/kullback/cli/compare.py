@@ -7,7 +7,7 @@ differ in nothing but the training seed are averaged first. No torch is imported
 import json as json_format
 import math
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,7 @@ from cyclopts import Parameter
 
 from kullback.core import DataError, Estimate, RunError, message, read_json, require
 
-from .limits import COMPARISON_DRAWS, MAX_DRAWS_PER_IMAGE
+from .limits import COMPARISON_DRAWS, MAX_DRAWS_PER_IMAGE, SAME_STEPS
 from .options import Shared, Whole
 from .session import prepare, print_json, say, write
 from .train import data_of, draws_for, measure
@@ -41,6 +41,7 @@ class Group:
     elbo: "Tensor"
     bound: "Tensor"
     means: list[float]
+    steps: list[int | None] = field(default_factory=list)
 
 
 def compare(
@@ -57,7 +58,7 @@ def compare(
 
     Runs whose data or protocols differ are refused: their figures cannot be compared. Runs that
     differ in the training seed alone are averaged image by image; where all do, each is shown, and
-    their standard deviation.
+    their standard deviation. How many steps each took is shown: with --minutes they differ.
     """
     prepare(shared)
     expected = f"from 1 to {MAX_DRAWS_PER_IMAGE:,}"
@@ -83,6 +84,26 @@ def compare(
         print_json(result | {"sd_over_seeds": seeds, "data": data.protocol})
         return
     write(_table(fields, draws, data, seeds) + "\n")
+
+
+def _steps_of(run: Path) -> int | None:
+    """Return how many steps a run has taken, as its log says; None where it says nothing."""
+    try:
+        rows = (run / "metrics.jsonl").read_text().splitlines()
+        return int(json_format.loads(rows[-1])["step"])
+    except (OSError, IndexError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _unequal_steps(steps: list[int | None]) -> str:
+    """Say that runs of the same settings took different numbers of steps; "" where they did not."""
+    known = [one for one in steps if one]
+    if not known or min(known) >= (1 - SAME_STEPS) * max(known):
+        return ""
+    return (
+        f"The runs took {min(known):,} to {max(known):,} steps in the same budget: they differ in "
+        "the length of training too, and their spread is not that of seeds alone. Try: --steps"
+    )
 
 
 def _config(run: Path) -> dict[str, Any]:
@@ -150,7 +171,8 @@ def _grouped(
         names = [name for name, _ in members]
         label = names[0] if len(names) == 1 else f"{names[0]} (mean of {len(names)} seeds)"
         means = bounds.mean(-1).tolist()
-        groups.append(Group(label, names, elbos.mean(0), bounds.mean(0), means))
+        steps = [_steps_of(Path(name)) for name in names]
+        groups.append(Group(label, names, elbos.mean(0), bounds.mean(0), means, steps))
     return groups
 
 
@@ -170,6 +192,7 @@ def _fields(group: Group, first: Group, draws: int, data: "Dataset") -> dict[str
     """Return a group's figures, and what they are more than the first group's."""
     count, why = len(group.means), f"L_{draws} and ELBO are lower bounds on log p(x)"
     found: dict[str, Any] = {"name": group.name, "runs": group.runs}
+    found["steps"] = group.steps
     found["elbo"] = Estimate.from_terms(group.elbo, bias="low", why=why).to_dict()
     found["log_likelihood"] = Estimate.from_terms(group.bound, bias="low", why=why).to_dict()
     bits = _bits(group.bound, data)
@@ -188,6 +211,11 @@ def _fields(group: Group, first: Group, draws: int, data: "Dataset") -> dict[str
     return found
 
 
+def _range_of(steps: list[int | None]) -> str:
+    known = sorted({one for one in steps if one is not None})
+    return " to ".join(f"{one:,}" for one in dict.fromkeys([*known[:1], *known[-1:]])) or "unknown"
+
+
 def _table(
     fields: list[dict[str, Any]], draws: int, data: "Dataset", seeds: float | None = None
 ) -> str:
@@ -204,11 +232,11 @@ def _table(
     if "bits" in fields[0]:
         unit = fields[0]["bits"]["unit"]
         columns |= {unit: "bits", f"{unit} - first": "more_bits"}
-    rows = [["run", *columns]]
+    rows = [["run", "steps", *columns]]
     for one in fields:
         cells = [one.get(key) for key in columns.values()]
         shown = ["" if c is None else evaluation_text.plain(Estimate.from_dict(c)) for c in cells]
-        rows.append([one["name"], *shown])
+        rows.append([one["name"], _range_of(one["steps"]), *shown])
     lines = [*aligned(rows, gap=evaluation_text.GAP), ""]
     lines.append(
         f"{len(data.test):,} test {noun}s, the same for every run, {draws} draws each; "
@@ -222,10 +250,14 @@ def _table(
             "The runs differ in the training seed alone: standard deviation of "
             f"L_{draws} {seeds:.2g} nats over {len(fields)} seeds"
         )
+        apart = _unequal_steps([steps for one in fields for steps in one["steps"]])
+        lines += [apart] if apart else []
     for one in fields:
         if one["sd_over_seeds"] is not None:
             sd = f"{one['sd_over_seeds']:.2g} nats over {len(one['runs'])} seeds"
             lines.append(f"{one['name']}: standard deviation of L_{draws} {sd}")
+            apart = _unequal_steps(one["steps"])
+            lines += [f"{one['name']}: {apart}"] if apart else []
         if "more_error_over_seeds" in one:
             error = one["more_error_over_seeds"]
             lines.append(f"{one['name']}: L_{draws} - first has an error of {error:.2g} over seeds")

@@ -36,6 +36,7 @@ __all__ = [
     "OUTPUTS_PER_BLOCK",
     "PILOT_DRAWS",
     "REPEATS",
+    "SAME_STEPS",
     "SAMPLES_PER_BLOCK",
     "SANDWICH_CLIPS",
     "SANDWICH_FEWEST",
@@ -82,6 +83,8 @@ MAX_BYTES = 1 << 30  # of a file of numbers: a table of 40 million outcomes
 CLIPS_PER_BLOCK = 64  # drawn at once, sample by sample
 SOUNDS = 8  # clips drawn or reconstructed where no number is given: seconds of work
 IMAGES_PER_BLOCK = 500  # encoded at once, so that memory does not grow with the data
+
+SAME_STEPS = 0.03  # of the steps: twice as many gain about 2 % (SHORT_STEPS), so these under 0.1 %
 
 # what numbers that are no table look like
 MIN_OBSERVATIONS = 20  # unnamed numbers from which a list may well be of observations

@@ -322,14 +322,12 @@ class TrainingOptions:
         kind: str,
         event_shape: tuple[int, ...] = (),
         *,
-        kl_per_dimension: bool = True,
         examples: int | None = None,
         plain: bool = False,
     ) -> Training:
         """Return the library's settings for data; a ValueError says which option is wrong."""
         given = {name: value for name, value in vars(self).items() if value is not None}
-        known: dict[str, Any] = {"kl_per_dimension": kl_per_dimension, "examples": examples}
-        known["plain"] = plain
+        known: dict[str, Any] = {"examples": examples, "plain": plain}
         return Training.usual(kind, event_shape, **known, **given)
 
 

@@ -47,11 +47,12 @@ __all__ = ["close", "data_of", "evaluate", "measure", "show", "train"]
 
 def train(
     data: Annotated[
-        str,
+        str | None,
         Parameter(
-            help="fashion (embedded), a folder of images, sounds or shards, .npy, .npz, .csv."
+            help="fashion (embedded), a folder of images, sounds or shards, .npy, .npz, .csv "
+            "(default: fashion; with --from the data of that run)."
         ),
-    ] = "fashion",
+    ] = None,
     /,
     *,
     preset: Annotated[
@@ -90,7 +91,7 @@ def train(
     """
     prepare(shared)
     given = (out, start, reading, model, training, tensorboard or None, preset or None)
-    lone = resume is None or (data == "fashion" and all(option is None for option in given))
+    lone = resume is None or (data is None and all(option is None for option in given))
     require(lone, "--resume", "no other settings: they are those of the run", "others too")
     new = out is None or not out.exists()
     require(new, "--out", "a folder that does not exist", str(out), "another name")
@@ -99,13 +100,13 @@ def train(
     with processes.joined(gpus=True) as group:
         if resume is None:
             architecture = _architecture(model, start)
-            asked = _asked(reading or DataOptions(), options.seed, architecture.likelihood, start)
-            dataset = _in_turn(group, partial(_read, data, asked))
+            dataset = _in_turn(group, _reader(data, reading, options.seed, architecture, start))
+            from kullback.vae import different_examples
+
             settings = options.training(
                 dataset.kind,
                 dataset.event_shape,
-                kl_per_dimension=architecture.has_kl_per_dimension,
-                examples=len(dataset.train),
+                examples=different_examples(dataset),
                 plain=architecture.is_default and start is None and preset in ("", "default"),
             )
             where: Any = {
@@ -131,6 +132,32 @@ def train(
     return 0 if outcome.finished else INTERRUPTED
 
 
+def _reader(
+    data: str | None,
+    reading: DataOptions | None,
+    seed: int,
+    architecture: "Architecture",
+    start: Path | None,
+) -> "Callable[[], Dataset]":
+    """Return what reads the data: without any named those of the run to start from, or fashion."""
+    if data is None and start is not None:
+        plain = reading is None
+        hint = f"kullback train DATA --from {shlex.quote(str(start))}"
+        require(plain, "DATA", "the data that options of reading are for", "none", hint)
+        return partial(_read_as, start)
+    asked = _asked(reading or DataOptions(), seed, architecture.likelihood, start)
+    return partial(_read, data or "fashion", asked)
+
+
+def _read_as(start: Path) -> "Dataset":
+    """Read the data of the run to start from, unchanged, and say what they are."""
+    from kullback.data import describe_protocol
+
+    dataset = data_of(start, hint=f"kullback train DATA --from {shlex.quote(str(start))}")
+    say(f"the data of {start}: {describe_protocol(dataset.protocol)}")
+    return dataset
+
+
 def _in_turn(group: processes.Processes, read: "Callable[[], Dataset]") -> "Dataset":
     """Read the data by the first process, then by all others: what it decoded is then kept."""
     if group.first:
@@ -148,9 +175,8 @@ def _followed(work: "Callable[..., Outcome]", nouns: str, checkpoint_seconds: fl
     for warning in dict.fromkeys(outcome.warnings):
         if warning not in said:
             say(f"warning: {warning}")
-    for sentence in (outcome.selection, outcome.short):
-        if sentence:
-            say(sentence)
+    if outcome.short:
+        say(outcome.short)
     return outcome
 
 
@@ -280,20 +306,25 @@ def _shown(update: Callable[..., None], said: set[str], nouns: str) -> Callable[
     return show
 
 
-def data_of(run: Path, source: str | None = None) -> "Dataset":
-    """Read the data set of a run again, unchanged, or another source with the run's settings."""
+def data_of(run: Path, source: str | None = None, *, hint: str = "") -> "Dataset":
+    """Read the data set of a run again, unchanged, or another source with the run's settings.
+
+    hint: what to try where the data have changed or cannot be read again.
+    """
     from kullback.data import reload
 
     config = read_json(run / "config.json")
     if not isinstance(config, dict) or "data" not in config:
-        raise DataError(f"{run / 'config.json'}: says nothing about data. Try: --data")
+        raise DataError(f"{run / 'config.json'}: says nothing about data. Try: {hint or '--data'}")
+    if hint and source is None and config["data"].get("given"):
+        raise DataError(f"{run}: its data were in memory and cannot be read again. Try: {hint}")
     with bar("reading") as update:
         dataset = reload(config["data"], source=source, whole=source is not None, progress=update)
     if source is None and dataset.protocol["sha256"] != config["data"].get("sha256"):
         changed = config["data"]["source"]
         raise DataError(
             f"{changed}: these are not the data {run} was trained on: the hashes differ. "
-            f"Try: --data {changed}, which measures on other data"
+            f"Try: {hint or f'--data {changed}, which measures on other data'}"
         )
     return dataset
 
@@ -351,10 +382,17 @@ def close(outcome: "Outcome", *, as_json: bool, group: processes.Processes | Non
         evaluation = anneal_loose(model, data, found, evaluation)
     fields = record(evaluation, data)
     write_json(run / "evaluation.json", fields)
+    fields = fields | _held_out(run)
     page = report.write(run, model=model, data=data)
     show(evaluation, data, fields | {"run": str(run), "report": str(page)}, as_json=as_json)
     say(f"run: {run}")
     say(f"report: {page}")
+
+
+def _held_out(run: Path) -> dict[str, str]:
+    """Return which weights were picked, and on how many held-out training examples."""
+    path = run / "selection.json"
+    return {"weights": str(read_json(path)["weights"])} if path.exists() else {}
 
 
 def _of_label(data: "Dataset", label: str) -> "Dataset":
@@ -396,6 +434,8 @@ def show(
 
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     write(evaluation_text.evaluation_table(evaluation, data.protocol, color=color) + "\n")
+    if "weights" in fields:
+        write(f"{fields['weights']}\n")
 
 
 def evaluate(
@@ -475,8 +515,6 @@ def evaluate(
     what = "a run with a density q(z|x), from which chains can move"
     require(not (sandwich and coded), "--sandwich", what, "one with quantised codes")
     dataset = data_of(run, data)
-    if (run / "selection.json").exists():
-        say(f"note: {read_json(run / 'selection.json')['weights']}")
     for note in dataset.protocol["notes"]:
         say(f"note: {note}")
     if draws is None and dataset.kind != "sound":
@@ -499,7 +537,9 @@ def evaluate(
     if data is None and label is None and not model.unfinished:
         write_json(run / "evaluation.json", fields)
     unfinished = {"unfinished": model.unfinished} if model.unfinished else {}
-    show(evaluation, dataset, fields | {"run": str(run)} | unfinished, as_json=json)
+    show(
+        evaluation, dataset, fields | {"run": str(run)} | unfinished | _held_out(run), as_json=json
+    )
     if result is not None and not json:
         write(f"\n{result.text}\n")
     if model.unfinished and not json:

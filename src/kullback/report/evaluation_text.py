@@ -22,6 +22,7 @@ from kullback.vae import (
     Evaluation,
     Gap,
     aggregate_remarks,
+    collapse_of_information,
     gap_remarks,
     limits,
     unused_layers,
@@ -42,6 +43,7 @@ __all__ = [
     "scope",
 ]
 
+UNKNOWN = "not known"
 GAP = 3  # spaces between the columns of a table of evidence
 
 
@@ -107,7 +109,7 @@ def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]
         >>> from kullback.vae import build, evaluate
         >>> found = figures(evaluate(build((4,), "binary"), torch.ones(8, 4), draws=16))
         >>> " ".join(found)
-        'elbo log_likelihood gap rate distortion effective_draws loose active_units'
+        'elbo log_likelihood gap rate information distortion effective_draws loose active_units'
     """
     e = evaluation
     unit, k = f"nats/{noun}", "ELBO" if e.coded else f"L_{e.draws}"
@@ -170,6 +172,7 @@ def _rate_and_distortion(e: Evaluation, unit: str, noun: str) -> dict[str, Figur
             "KL(q(z|x) || p(z))",
             f"KL(q(z|x) ‖ p(z)): the cost of coding z, for each {noun}.",
         ),
+        **_information(e, unit, noun),
         "distortion": Figure(
             "distortion",
             plain(e.distortion),
@@ -179,6 +182,20 @@ def _rate_and_distortion(e: Evaluation, unit: str, noun: str) -> dict[str, Figur
             "Rate + distortion = −ELBO.",
         ),
     }
+
+
+def _information(e: Evaluation, unit: str, noun: str) -> dict[str, Figure]:
+    """Return the row of I(x; z), which codes without a density q(z|x) have none of."""
+    low, high = e.information_low, e.information_high
+    if e.coded:
+        return {}
+    if low is None or high is None:
+        value, note = UNKNOWN, "not measured: the rate is above it"
+    else:
+        value = f"{max(0.0, low.value):.3g} to {max(0.0, high.value):.3g}"
+        note = f"of the rate, what z says about x; first {low.draws:,} {noun}s"
+    meaning = "The rate is I(x; z) + KL(q(z) ‖ p(z)); only the first part says something about x."
+    return {"information": Figure("I(x; z)", value, unit, note, meaning)}
 
 
 def _layers(e: Evaluation, unit: str) -> dict[str, Figure]:
@@ -338,7 +355,26 @@ def remarks(evaluation: Evaluation, *, noun: str = "image") -> list[str]:
             "log q(z|x) - log p(z) over the draws."
         )
     none_active = e.active_units is None and e.rate.value <= limits.COLLAPSED_KL
-    if e.active_units == 0 or none_active:
+    rate, known = e.rate.value, e.information_high
+    kind = "sound" if noun == "clip" else ""
+    unsaid = (
+        collapse_of_information(rate, known, kind=kind)
+        if known and rate > limits.COLLAPSED_KL
+        else ""
+    )
+    if unsaid:
+        said.append(f"{unsaid[0].upper()}{unsaid[1:]}.")
+    elif known and known.value < rate / 2:
+        said.append(
+            f"Of the rate of {rate:.3g} nats z says at most {known.value:.3g} about x, I(x; z); "
+            "the rest pays for codes that are not distributed as the prior."
+        )
+    elif known is None and not e.coded and rate > limits.COLLAPSED_KL:
+        said.append(
+            "I(x; z) was not measured: the rate is at least what z says about x, and can be paid "
+            "for nothing."
+        )
+    if not unsaid and (e.active_units == 0 or none_active):
         said.append(
             "No latent dimension is active: the posterior has collapsed to the prior, or nearly."
         )
@@ -446,9 +482,6 @@ def evaluation_table(
     for sentence in remarks(evaluation, noun=noun):
         lines += textwrap.wrap(sentence, width=max(20, width), subsequent_indent="  ")
     return "\n".join(lines)
-
-
-UNKNOWN = "not known"
 
 
 def sandwich_table(

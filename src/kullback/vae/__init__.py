@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from .evaluation import (
         Evaluation,
         bits_per_sample,
+        collapse_of_information,
         evaluate,
         image_bounds,
         summarise,
         unused_layers,
     )
     from .evidence import Bounds
-    from .loop import Progress
+    from .loop import Progress, different_examples
     from .model import VAE, Parts, build
     from .onnx_graphs import Parity, require_exportable, write_graphs
     from .posterior import (
@@ -82,7 +83,9 @@ __all__ = [
     "bits_per_sample",
     "build",
     "choose",
+    "collapse_of_information",
     "compiled_state",
+    "different_examples",
     "evaluate",
     "gap_remarks",
     "image_bounds",
@@ -128,8 +131,10 @@ _HOME = {
     "architecture_of": "run",
     "bits_per_sample": "evaluation",
     "build": "model",
+    "collapse_of_information": "evaluation",
     "choose": "architecture",
     "compiled_state": "elbo_step",
+    "different_examples": "loop",
     "evaluate": "evaluation",
     "gap_remarks": "posterior",
     "image_bounds": "evaluation",

@@ -234,16 +234,6 @@ class Architecture:
         """
         return self == Architecture()
 
-    @property
-    def has_kl_per_dimension(self) -> bool:
-        """Whether KL(q(z|x) ‖ p(z)) is a sum over latent dimensions in closed form.
-
-        Example:
-            >>> Architecture(prior="vamp").has_kl_per_dimension
-            False
-        """
-        return self.prior == "normal" and self.posterior == "diagonal"
-
     def resolved(self, event_shape: tuple[int, ...], kind: str) -> "Architecture":
         """Return this architecture with every "auto" decided for data of a shape and kind.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from kullback.core import Estimate, describe, processes, require
 from kullback.data import PADDING
 
-from .evidence import Bounds, bounds, skip_noise
+from .evidence import Bounds, bounds, over_images, skip_noise
 from .latents import DiagonalGaussian, Quantised, TopDown, exact_kl
 from .limits import (
     ACTIVE_KL,
@@ -29,6 +29,7 @@ from .limits import (
     NAMED_COLUMNS,
 )
 from .model import VAE
+from .posterior import information_of
 from .training import Training
 
 __all__ = [
@@ -37,13 +38,13 @@ __all__ = [
     "active_units",
     "bits_per_sample",
     "bounds_given",
+    "collapse_of_information",
     "collapse_of_rate",
     "collapse_warning",
     "evaluate",
     "image_bounds",
     "kl_of_dimensions",
     "kl_of_layers",
-    "over_images",
     "summarise",
     "unused_layers",
     "varying_units",
@@ -88,6 +89,9 @@ class Evaluation:
         layer_sizes: Latent dimensions of every layer, the top one first; empty where there is one.
         coded: Whether q(z|x) is a deterministic code: the rate is then its length −log p(c) under
             the learned prior, no KL of densities, and L_K is the ELBO for every K.
+        information_low: I(x; z) from below, of the first 500 images: the part of the rate that says
+            something about x (`kullback.vae.aggregate`); None where it was not measured.
+        information_high: From above.
     """
 
     elbo: Estimate
@@ -115,6 +119,8 @@ class Evaluation:
     kl_per_layer: tuple[Estimate, ...] = ()
     layer_sizes: tuple[int, ...] = ()
     coded: bool = False
+    information_low: Estimate | None = None
+    information_high: Estimate | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary; estimates become dictionaries of their fields."""
@@ -132,6 +138,7 @@ class Evaluation:
         later |= {"given": "", "per_label": ()}
         later |= {"annealed": None, "annealed_settled": None}
         later |= {"kl_per_layer": (), "layer_sizes": (), "coded": False}
+        later |= {"information_low": None, "information_high": None}
         known = later | {n: fields[n] for n in cls.__slots__ if n in fields or n not in later}
         if known["draws"] < DRAWS_FOR_LOOSE:
             known["loose"] = None  # judged by fewer effective draws than ten, once
@@ -370,6 +377,7 @@ def summarise(
     levels = 0 if spec is None or spec.kind in ("continuous", "counts") else spec.levels
     levels = 2 if spec is not None and spec.kind == "binary" else levels
     discrete = spec is not None and spec.kind in ("8-bit", "levels")
+    whole = information_of(model, x, labels=labels, seed=seed)
     bits = (-log_likelihood.bits()).per(x[0].numel(), "dim") if discrete else None
     if spec is not None and spec.kind == "sound":
         bits = bits_per_sample(weighted, (x != PADDING).flatten(1).sum(1))
@@ -399,6 +407,8 @@ def summarise(
         kl_per_layer=() if layers is None else tuple(map(over_images, layers.T)),
         layer_sizes=() if layers is None else model.layer_sizes,
         coded=coded,
+        information_low=None if whole is None else whole.information_low,
+        information_high=None if whole is None else whole.information_high,
     )
 
 
@@ -544,13 +554,29 @@ def active_units(means: torch.Tensor, kl: torch.Tensor) -> int:
     return int((varies & (kl.to(means) >= ACTIVE_KL)).sum())
 
 
-def collapse_warning(kl: list[float], active: int, settings: Training) -> str:
+COLLAPSE_OF_SOUND = (
+    "Of sound that is usual: p(x|z) predicts each sample from those before it, and no setting is "
+    "known that makes z useful (docs/sound.md). The bits a sample hold; codes and reconstructions "
+    "say next to nothing about a clip"
+)
+
+
+def collapse_warning(
+    kl: list[float],
+    active: int,
+    settings: Training,
+    information: Estimate | None = None,
+    *,
+    kind: str = "8-bit",
+) -> str:
     """Say that the posterior has collapsed, and what to do; empty when it has not.
 
     Args:
         kl: The mean KL of every latent dimension, in nats.
         active: How many are active.
         settings: Of the training: what is in use already is no remedy.
+        information: I(x; z) from above; None where it is not known.
+        kind: As in `Dataset`: of sound no setting is known that helps.
 
     Returns:
         The warning, or "".
@@ -562,6 +588,10 @@ def collapse_warning(kl: list[float], active: int, settings: Training) -> str:
         ''
     """
     total = sum(kl)
+    if total > COLLAPSED_KL and information is not None:
+        said = collapse_of_information(total, information, settings, kind=kind)
+        if said:
+            return said
     if active > 0 and total > COLLAPSED_KL:
         return ""
     says = "nothing" if total <= COLLAPSED_KL else "little"
@@ -569,10 +599,54 @@ def collapse_warning(kl: list[float], active: int, settings: Training) -> str:
     remedies += [] if settings.warmup else ["--warmup 0.3"]
     more = f"larger --free-bits (now {settings.free_bits:g})"
     remedies += [more if settings.free_bits else "--free-bits 0.1"]
-    remedy = ", ".join(remedies) + " or a lower --learning-rate"
+    remedy = f"Try: {', '.join(remedies)} or a lower --learning-rate"
+    remedy = COLLAPSE_OF_SOUND if kind == "sound" else remedy
     return (
         f"posterior collapse: {active} of {len(kl)} latent dimensions are active and the KL is "
-        f"{total:.2g} nats, so z says {says} about x. Try: {remedy}"
+        f"{total:.2g} nats, so z says {says} about x. {remedy}"
+    )
+
+
+def collapse_of_information(
+    rate: float,
+    information: Estimate,
+    settings: Training | None = None,
+    *,
+    kind: str = "8-bit",
+) -> str:
+    """Say that z says nothing about x in spite of the rate; "" where it says 0.5 nats or more.
+
+    The rate is I(x; z) + KL(q(z) ‖ p(z)): the same shift of q(z|x) for every x has the second part
+    alone.
+
+    Args:
+        rate: The mean KL(q(z|x) ‖ p(z)), in nats.
+        information: I(x; z) from above.
+        settings: Of the training; None where they are not known.
+        kind: As in `Dataset`: of sound no setting is known that helps.
+
+    Returns:
+        The warning, or "".
+
+    Example:
+        >>> none = Estimate(0.1, 0.02, draws=500, bias="high", why="…")
+        >>> collapse_of_information(11.5, none)[:55]
+        'posterior collapse: I(x; z) is at most 0.1 nats of a ra'
+        >>> collapse_of_information(11.5, none + 3.0)
+        ''
+    """
+    if information.value > COLLAPSED_KL:
+        return ""
+    free, warmup = (None, None) if settings is None else (settings.free_bits, settings.warmup)
+    remedies = [] if free == 0 else ["--free-bits 0" + (f" (now {free:g})" if free else "")]
+    remedies += [] if warmup else ["--warmup 0.3"]
+    remedy = f"Try: {', '.join(remedies)}{' or ' if remedies else ''}a lower --learning-rate"
+    remedy = COLLAPSE_OF_SOUND if kind == "sound" else remedy
+    return (
+        f"posterior collapse: I(x; z) is at most {max(information.value, 0.0):.2g} nats of a rate "
+        f"of {rate:.3g}, so z says next to nothing about x. The rest of the rate, "
+        "KL(q(z) || p(z)), pays for codes that are away from the prior and alike for every x. "
+        f"{remedy}"
     )
 
 
@@ -624,11 +698,3 @@ def unused_layers(kl: list[float]) -> str:
         f"unused stochastic layers: {len(unused)} of {len(kl)} carry less than {ACTIVE_KL:g} nats: "
         f"{named}. Try: --warmup 0.3 with --balance, or fewer --layers"
     )
-
-
-def over_images(terms: torch.Tensor, **more: Any) -> Estimate:
-    """Return `Estimate.from_terms`, or for a single image its value without an error."""
-    if len(terms) > 1:
-        return Estimate.from_terms(terms, **more)
-    alone = Estimate(float(terms[0]), 0.0, 1, **more)
-    return alone.without_error("there is one image only, and errors are over images")

@@ -6,12 +6,12 @@ Nothing here keeps a graph.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from kullback.core import require
+from kullback.core import Estimate, require
 from kullback.sampled import effective_sample_size, log_mean_exp
 
 from .latents import (
@@ -27,7 +27,7 @@ from .latents import (
 from .likelihoods import Likelihood
 from .limits import DECODER_OUTPUTS
 
-__all__ = ["Bounds", "bounds", "skip_noise"]
+__all__ = ["Bounds", "bounds", "over_images", "skip_noise"]
 
 
 class LatentVariableModel(Protocol):
@@ -215,3 +215,11 @@ def skip_noise(
         count = min(images, len(x) - start)
         for _ in _noise(torch.Size((count, *q.centre.shape[1:])), blocks):
             pass
+
+
+def over_images(terms: Tensor, **more: Any) -> Estimate:
+    """Return `Estimate.from_terms`, or for a single image its value without an error."""
+    if len(terms) > 1:
+        return Estimate.from_terms(terms, **more)
+    alone = Estimate(float(terms[0]), 0.0, 1, **more)
+    return alone.without_error("there is one image only, and errors are over images")

@@ -37,10 +37,12 @@ __all__ = [
     "IMAGE_BATCH",
     "IMAGE_DECAY",
     "IMAGE_RATE",
+    "INFORMATION_ITEMS",
     "LARGE_IMAGE_BATCH",
     "LOGISTIC_LOG_SCALE",
     "LOG_SD_LIMIT",
     "LOG_STEPS",
+    "LOOKS_A_RUN",
     "LOOK_PASSES",
     "LOOK_STEPS",
     "LOOSE_DRAWS",
@@ -69,7 +71,6 @@ __all__ = [
     "SOUND_BATCH",
     "SOUND_CLIP_NORM",
     "SOUND_FRAMES",
-    "SOUND_FREE_BITS",
     "SOUND_ORDER",
     "SOUND_RATE",
     "SOUND_SHIFTS",
@@ -84,7 +85,7 @@ __all__ = [
 # Judging a model
 ACTIVE_VARIANCE = 0.01  # of E_q[z_d|x] over x: Burda, Grosse and Salakhutdinov (2016), section 5.2
 ACTIVE_KL = 0.1  # nats of mean KL(q(z_d|x) ‖ p(z_d)): benchmarks/active_units.py, a sweep over β
-COLLAPSED_KL = 0.5  # nats in all dimensions together; below, z carries no useful information
+COLLAPSED_KL = 0.5  # nats in all dimensions together, of rate or I(x; z); below, z is of no use
 LOOSE_DRAWS = 10.0  # below, an image's bound rests on a handful of draws
 DRAWS_FOR_LOOSE = 20  # with fewer, all draws could count and an image still be called loose
 SETTLED_LOG_VARIANCE = 1.0  # of log w over annealed chains: each is then about half a nat low
@@ -116,12 +117,10 @@ REFIT_SAMPLES = 16  # after which predictors are fitted again: every 8 gained 0.
 REFIT_EXPANSION = 0.98  # a lag: drawn clips grow without bound at 1; 0.005 bits a sample better
 REFIT_RIDGE = 100.0  # levels²: the rounding of the last hundred samples, ten times
 LOUDEST_SAMPLE = 8.0  # mean magnitudes, in moments: else onsets would be all that they see
-# Settings of sound: on 160 held-out training clips of spoken digits, after 1,600 clips in 47 CPU s:
-# 8.759 bits a sample and a rate of 11.9 nats a clip; without free bits 8.765 and 0.7 to 0.9 nats
+# Settings of sound, compared on 160 held-out training clips of spoken digits (docs/sound.md)
 SOUND_BATCH = 4  # clips a step: 14,000 samples of short words
 SOUND_RATE = 3e-3  # the learning rate's peak
 SOUND_WARMUP = 0.5  # share of the run over which the KL's weight rises; alone it changes nothing
-SOUND_FREE_BITS = 0.5  # nats a dimension; with 1.0: 8.769 and 17.6 nats
 SOUND_CLIP_NORM = 20_000.0  # of the gradient: nats a clip of thousands of samples
 SOUND_FRAMES = 64  # a clip: 16 ms each in a second, the time in which speech changes little
 SOUND_SHIFTS = 16  # powers of two that all samples of a clip may share: all of 16 bits
@@ -136,6 +135,7 @@ IMAGE_BATCH, LARGE_IMAGE_BATCH = 64, 32  # images a step, below PATCH_NUMBERS an
 IMAGE_RATE, IMAGE_DECAY = 8e-3, 0.3  # the learning rate's peak; weight decay
 FEW_IMAGES = (100, 5000)  # for training: of fewer a tenth says little; of more 2 min overfit little
 LOOK_PASSES, LOOK_STEPS = 20, 100  # the more of them between looks: 300 images were best at pass 64
+LOOKS_A_RUN = 10  # where that is more often, LOOK_STEPS apart: a look is 30 batches forward
 FEW_VALIDATION = 0.1  # the share of them that is held out to pick the best weights on
 SHORT_STEPS = 2000  # twice the steps, up to here, gained 2 % and more: benchmarks/colour_steps.py
 SHORT_SOUND_STEPS = 400  # of spoken digits: 50, 100, 200, 400 steps: 7.79, 7.76, 7.68, 7.59 bits
@@ -162,6 +162,7 @@ RUN_FORMAT = 2  # of config.json; in 1 neither it nor the weights had hashes
 # The machine
 DECODER_OUTPUTS = 800_000  # at once: what a core's cache holds
 AGGREGATE_ITEMS = 2000  # of a mixture: N² densities a dimension, 2 s for 50 dimensions
+INFORMATION_ITEMS = 500  # for I(x; z) beside an evaluation: 0.2 CPU s for 302 clips
 AGGREGATE_FLOW_ITEMS = 300  # N² densities of a flow, each a pass for every dimension
 AGGREGATE_PAIRS = 20_000  # densities of a dependent q at once: 20 numbers a dimension and pair
 ANNEALED_OUTPUTS = 2_000_000  # at once, kept for the gradient: some 50 MB

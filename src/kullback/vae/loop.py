@@ -28,28 +28,32 @@ from .elbo_step import step_for
 from .evaluation import (
     active_units,
     bounds_given,
+    collapse_of_information,
     collapse_of_rate,
     collapse_warning,
     kl_of_dimensions,
     kl_of_layers,
-    over_images,
     unused_layers,
     varying_units,
 )
+from .evidence import over_images
 from .latents import InverseAutoregressive, Quantised, draw_with_kl
 from .limits import (
     AVERAGE_STEPS,
     CALLBACK_SECONDS,
     COLLAPSE_AFTER,
+    FEW_IMAGES,
     LOG_STEPS,
     LOOK_PASSES,
     LOOK_STEPS,
+    LOOKS_A_RUN,
     MONITORED_IMAGES,
     OVERFIT_ERRORS,
     OVERFIT_LOOKS,
     TEST_STEPS,
 )
 from .model import VAE, evaluating
+from .posterior import information_of
 from .training import Training
 
 __all__ = [
@@ -63,6 +67,7 @@ __all__ = [
     "Validation",
     "balance_weights",
     "diagnose",
+    "different_examples",
     "fit",
     "hold_out",
     "loss_terms",
@@ -517,10 +522,34 @@ def validation_of(data: Dataset, share: float, *, seed: int = 0) -> Validation:
     return Validation(rest, held, None if labels is None else labels[flags])
 
 
+def different_examples(data: Dataset) -> int:
+    """Count the training examples that differ; of 5,000 and more only how many there are.
+
+    Below that many some are held out by default, for which copies are of no use.
+
+    Args:
+        data: The data set.
+
+    Returns:
+        The count.
+
+    Example:
+        >>> from kullback.data import load
+        >>> different_examples(load(size=8))
+        10000
+    """
+    n = len(data.train)
+    return n if n >= FEW_IMAGES[1] else len(set(_digests(data)))
+
+
+def _digests(data: Dataset) -> list[bytes]:
+    rows = (row for block in data.blocks() for row in block.cpu().flatten(1).numpy())
+    return [hashlib.sha256(b"validation" + row.tobytes()).digest() for row in rows]
+
+
 def _held_out(data: Dataset, share: float) -> Tensor:
     """Return which training examples are held out, `[N]`, or raise a DataError."""
-    rows = (row for block in data.blocks() for row in block.cpu().flatten(1).numpy())
-    digests = [hashlib.sha256(b"validation" + row.tobytes()).digest() for row in rows]
+    digests = _digests(data)
     ranked = sorted(set(digests))
     wanted = max(2, round(share * len(ranked)))
     if wanted >= len(ranked):
@@ -628,13 +657,16 @@ class Monitor:
         held_labels: Tensor | None = None,
     ) -> None:
         self.folder, self.model, self.settings, self.state = folder, model, settings, state
-        self.progress = progress
+        self.progress, self.kind = progress, data.kind
         size = min(settings.batch_size, len(data.train))
         self.batch, self.per_epoch = size, len(data.train) // size
         self.log_every = min(LOG_STEPS, self.per_epoch)
-        steps = TEST_STEPS
-        if validation is not None:
-            steps = min(steps, max(LOOK_STEPS, LOOK_PASSES * self.per_epoch))
+        steps = float(TEST_STEPS)
+        if validation is not None:  # weights are picked from what was looked at
+            unit, amount = settings.budget
+            total = {"steps": amount, "epochs": amount * self.per_epoch}.get(unit, math.inf)
+            few = min(LOOK_PASSES * self.per_epoch, total / LOOKS_A_RUN)
+            steps = min(steps, max(LOOK_STEPS, few))
         self.test_every = self.log_every * max(1, math.ceil(steps / self.log_every))
         self.test = model.check(data.test[:MONITORED_IMAGES])
         labels = data.test_labels
@@ -642,6 +674,7 @@ class Monitor:
         self.held_labels = held_labels
         self.validation = None if validation is None else model.check(validation)
         self.best = BestLook.load(folder, state.step)
+        self.looked = (state.step, settings.progress(state.step, state.seconds, self.per_epoch))
         self.warnings: list[str] = []
         self.warned: set[str] = set()
         self.latest: dict[str, float] = {}
@@ -681,7 +714,7 @@ class Monitor:
         row: dict[str, Any] = {"step": state.step, "epoch": state.step / self.per_epoch}
         row |= self.latest | {"beta": self.settings.beta_at(spent)}
         row["learning_rate"] = state.optimiser.param_groups[0]["lr"]
-        if last or state.step % self.test_every == 0:
+        if last or state.step % self.test_every == 0 or self._minutes_pass(spent):
             row |= self._test(spent)
         checkpoint.append_row(self.folder, "metrics.jsonl", row)
         if self.board is not None:
@@ -689,13 +722,21 @@ class Monitor:
         timing = {"step": state.step, "seconds": state.seconds}
         checkpoint.append_row(self.folder, "timing.jsonl", timing)
 
+    def _minutes_pass(self, spent: float) -> bool:
+        """Say whether a tenth of a budget in minutes is over since the last look to pick from."""
+        step, share = self.looked
+        timed = self.validation is not None and self.settings.budget[0] == "minutes"
+        return timed and self.state.step - step >= LOOK_STEPS and spent - share >= 1 / LOOKS_A_RUN
+
     def _test(self, spent: float) -> dict[str, Any]:
         """Measure the averaged weights on test images, with the same noise every time."""
+        self.looked = (self.state.step, spent)
         generator = torch.Generator(self.test.device).manual_seed(self.settings.seed)
         with self.state.flat.averaged(), evaluating(self.model):
             figures = bounds_given(
                 self.model, self.test, self.test_labels, draws=1, generator=generator
             )
+            whole = information_of(self.model, self.test, labels=self.test_labels)
             more = self._look()
         each = kl_of_dimensions(self.model, figures)
         used: dict[str, Any] = {"varying_units": varying_units(figures.mean)}
@@ -704,9 +745,14 @@ class Monitor:
             name = "length of the code" if coded else "KL"
             rate = float(figures.rate.mean())
             collapse = collapse_of_rate(rate, self.settings.beta, name=name)
+            if not collapse and whole is not None:
+                collapse = collapse_of_information(
+                    rate, whole.information_high, self.settings, kind=self.kind
+                )
         else:
             active, kl = active_units(figures.mean, each), each.tolist()
-            collapse = collapse_warning(kl, active, self.settings)
+            most = None if whole is None else whole.information_high
+            collapse = collapse_warning(kl, active, self.settings, most, kind=self.kind)
             used = {"active_units": active} | used | {"kl_per_dimension": kl}
         self.test_elbo = over_images(figures.elbo.double().cpu(), bias="low", why="a bound")
         error = float(self.test_elbo.standard_error)

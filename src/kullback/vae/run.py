@@ -48,6 +48,7 @@ from .loop import (
     Progress,
     SharedStep,
     Validation,
+    different_examples,
     fit,
     require_equal_shares,
     require_parts_fit,
@@ -114,7 +115,7 @@ class Watch:
 
 
 def train(
-    data: Any = "fashion",
+    data: Any = None,
     *,
     architecture: Architecture | None = None,
     training: Training | None = None,
@@ -138,7 +139,7 @@ def train(
 
     Args:
         data: A `Dataset`, or anything `kullback.data.load` takes: paths, shards, tensors, PyTorch
-            data sets, iterables.
+            data sets, iterables. By default those of `start`, unchanged, else "fashion".
         architecture: What to build; by default `Architecture()`, or that of `start`.
         training: How to train; by default `Training()`, two minutes.
         preset: A name of `kullback.vae.PRESETS`, or one of your own: values for all that
@@ -184,16 +185,18 @@ def train(
     architecture = chosen.architecture_with(architecture)
     levels = "counts" if architecture.likelihood in COUNTS else "auto"
     usual: dict[str, Any] = {"levels": levels}
-    if origin is not None and "data" in origin.config:
+    if data is None and origin is not None:
+        data = origin.data()
+    elif origin is not None and "data" in origin.config:
         usual = settings_like(origin.config["data"])
-    dataset = data if isinstance(data, Dataset) else load(data, **usual)
+    source = "fashion" if data is None else data
+    dataset = source if isinstance(source, Dataset) else load(source, **usual)
     own = Parts(encoder, decoder, likelihood, prior)
     training = chosen.training_with(
         training,
         dataset.kind,
         dataset.event_shape,
-        kl_per_dimension=architecture.has_kl_per_dimension,
-        examples=len(dataset.train),
+        examples=different_examples(dataset),
         plain=architecture.is_default and origin is None and not own.named(),
     )
     where = pick_device(device)
@@ -301,6 +304,17 @@ class Origin:
         path = Path(folder)
         config = read_config(path, "model")
         return cls(path, Spec.from_dict(config["model"], source=str(path / "config.json")), config)
+
+    def data(self) -> Dataset:
+        """Read the run's data again; a DataError where they cannot be read, or have changed."""
+        protocol = self.config.get("data") or {}
+        if "source" not in protocol:
+            raise DataError(f"{self.folder}: says nothing about its data. Try: train(data, start=)")
+        found = reload(protocol)
+        if found.protocol["sha256"] != protocol.get("sha256"):
+            what = f"these are not the data {self.folder} was trained on: the hashes differ"
+            raise DataError(f"{protocol['source']}: {what}. Try: train(data, start=…)")
+        return found
 
     def weights_for(self, model: VAE) -> dict[str, torch.Tensor]:
         """Return the run's weights for a model of the same description, or say what differs."""

@@ -25,7 +25,6 @@ from .limits import (
     SHORT_STEPS,
     SOUND_BATCH,
     SOUND_CLIP_NORM,
-    SOUND_FREE_BITS,
     SOUND_RATE,
     SOUND_WARMUP,
 )
@@ -142,7 +141,6 @@ class Training:
         event_shape: tuple[int, ...] = (),
         *,
         examples: int | None = None,
-        kl_per_dimension: bool = True,
         plain: bool = False,
         **given: Any,
     ) -> "Training":
@@ -154,9 +152,7 @@ class Training:
         Args:
             kind: As in `Dataset`.
             event_shape: As in `Dataset`; without it a step has 128 examples.
-            examples: For training; without it none is held out.
-            kl_per_dimension: Of the architecture; without it, or with another objective than the
-                ELBO, sound has no free bits.
+            examples: Different ones for training; without it none is held out.
             plain: Whether the architecture is the default one and starts from scratch. With the
                 ELBO and the usual batch its learning rate and weight decay are then those that
                 were tuned for 100 or more bits and 8-bit images of fewer than 3,000 numbers.
@@ -181,8 +177,6 @@ class Training:
                 "clip": SOUND_CLIP_NORM,
                 "warmup": SOUND_WARMUP,
             }
-            if kl_per_dimension and given.get("objective", "elbo") == "elbo":
-                usual["free_bits"] = SOUND_FREE_BITS
         elif len(event_shape) == 3:
             large = math.prod(event_shape) >= PATCH_NUMBERS
             usual = {"batch_size": LARGE_IMAGE_BATCH if large else IMAGE_BATCH}
@@ -334,7 +328,6 @@ class Preset:
         event_shape: tuple[int, ...] = (),
         *,
         examples: int | None = None,
-        kl_per_dimension: bool = True,
         plain: bool = False,
     ) -> Training:
         """Return its settings, except where the given ones differ from `Training()`.
@@ -343,7 +336,7 @@ class Preset:
         `Training.usual`; plain: for a preset without options of its own).
         """
         if given is None:
-            known: dict[str, Any] = {"kl_per_dimension": kl_per_dimension, "examples": examples}
+            known: dict[str, Any] = {"examples": examples}
             known["plain"] = plain and not self.options
             return Training.usual(kind, event_shape, **known, **self.training)
         return replace(given, **self._unset(given, Training(), self.training))

@@ -5,7 +5,13 @@
 - `aggregate_posterior`: KL(q(z) ‖ p(z)) and I(x; z).
 """
 
-from .aggregate_posterior import Aggregate, aggregate, aggregate_of, aggregate_remarks
+from .aggregate_posterior import (
+    Aggregate,
+    aggregate,
+    aggregate_of,
+    aggregate_remarks,
+    information_of,
+)
 from .annealing import Annealed, Annealing, anneal
 from .gap import Gap, PerImage, Refit, gap_remarks, made_by, measure_gap, refit
 
@@ -21,6 +27,7 @@ __all__ = [
     "aggregate_remarks",
     "anneal",
     "gap_remarks",
+    "information_of",
     "made_by",
     "measure_gap",
     "refit",

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from kullback.core import Estimate, require
 
-from ..evaluation import over_images
-from ..evidence import bounds, outputs_of
+from ..evidence import bounds, outputs_of, over_images
 from ..latents import Encoded, Posterior, draw_with_kl, fixed
 from ..limits import ANNEALED_OUTPUTS, COLLAPSED_KL, SETTLED_WIDTH
 from ..model import VAE
