@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Normal, constraints
 
 from kullback.variational import Parameter, Target, fit
-from kullback.variational.diagnostics.propriety import improper, undecaying
+from kullback.variational.diagnostics.propriety import improper, tail_index, undecaying
 from kullback.variational.optimise.starts import find_start
 
 F64 = torch.float64
@@ -236,3 +236,31 @@ def test_a_bounded_support_is_no_flat_direction():
 
     assert undecaying(box, z) == ""
     assert undecaying(lambda z: torch.where(z[:, 0].abs() < 1e4, 0.0, -math.inf), z) != ""
+
+
+@pytest.mark.parametrize("degrees", [1.0, 1.6, 1.9, 2.1, 2.5, 3.0, 4.0, 5.0])
+def test_an_sd_that_draws_do_not_show_is_bounded_by_the_tail_index(degrees):
+    """The truth of a t distribution: sd = √(ν/(ν−2)), none at ν ≤ 2, no mean at ν ≤ 1."""
+
+    def student(z):
+        return -(degrees + 1) / 2 * torch.log1p(z[0] ** 2 / degrees)
+
+    found = fit(student, 1, progress=False)
+    row = found.summary.rows[0]
+    if degrees <= 2:
+        assert found.diagnosis.level == "do not trust"
+        assert row.sd_error == math.inf
+        assert (row.mean_error == math.inf) == (degrees <= 1)
+    else:
+        off = abs(math.log(row.sd / math.sqrt(degrees / (degrees - 2))))
+        assert found.diagnosis.level == "do not trust" or off < math.log1p(row.sd_error)
+
+
+def test_the_tail_index_is_that_of_the_coordinates_that_have_it():
+    z = torch.randn(200, 3, generator=seeded(), dtype=F64)
+
+    def log_density(z):
+        heavy = -1.3 * torch.log1p(z[:, 0] ** 2) - 1.75 * torch.log1p((z[:, 1] - 5) ** 2)
+        return heavy - z[:, 2].abs()
+
+    assert tail_index(log_density, z).tolist() == [1.6, 2.5, math.inf]

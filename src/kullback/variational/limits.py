@@ -270,6 +270,9 @@ MAX_RAYS = 128  # directions
 RAY_DECADES = 10  # of distance, in sd of the draws
 RAY_SLOPES = 2  # last slopes of log p against log t that must be above -1
 SLOPE_MARGIN = 0.01  # below -1: a tail of 1/t has no mass, one of t^-1.1 has
+MAX_TAIL_INDEX = (
+    4  # moments of order s exist up to it: above 4 the sample variance has an error bar
+)
 UNDERFLOW_DEPTH = (
     600.0  # nats: a fall to p near the smallest float64, e^-708, where transforms clip
 )

@@ -37,6 +37,7 @@ from .defensive_sampling import (
 )
 from .evidence import Evidence, Pool, Sample, gather
 from .missed_modes import Probed, probe
+from .propriety import tail_index
 from .verdict import Level, Verdict, judge, unsound
 
 __all__ = ["Diagnosis", "diagnose", "diagnose_beyond", "diagnose_sample", "ridges_of"]
@@ -257,7 +258,8 @@ def diagnose_beyond(
     no wider distribution. The search costs 120 gradients of 32 points, the wider distribution twice
     as many draws as q has. In more than eight dimensions these are few: a verdict that is not
     "trust" is given by four times as many instead. Where the scores say that a coordinate is the
-    scale of others, p is followed along it (see `follow`), up to 64 dimensions. Where log p raises
+    scale of others, p is followed along it (see `follow`), up to 64 dimensions. Bounds of
+    moments count tails that fall by a power (see `tail_index`). Where log p raises
     far out, the diagnosis is that of q's own draws, with a warning. few: whether each evaluation
     is dear, so that climbs are few and there is no second look.
 
@@ -285,10 +287,12 @@ def diagnose_beyond(
         if log_prob is None:
             return _diagnosed(sample, probed, None)
         ridges = ridges_of(log_density, sample)
+        tails = tail_index(log_density, draws)
         for times in (limits.WIDE_DRAWS, limits.MORE_WIDE_DRAWS):
             options = {"number": times * len(draws), "ridges": ridges, "generator": generator}
             wide = draw_wider(log_density, log_prob, draws, **options)  # type: ignore[arg-type]
-            found = _diagnosed(sample, probed, wide, endless=any(r.endless for r in ridges))
+            endless = any(ridge.endless for ridge in ridges)
+            found = _diagnosed(sample, probed, wide, endless=endless, tails=tails)
             if few or found.level == "trust" or draws.shape[1] <= limits.MAX_FIRST_LOOK_DIMENSIONS:
                 break
         return found
@@ -319,7 +323,12 @@ def ridges_of(log_density: LogDensity, sample: Sample) -> list[Ridge]:
 
 
 def _diagnosed(
-    sample: Sample, probed: Probed | None, wide: WiderDraws | None, *, endless: bool = False
+    sample: Sample,
+    probed: Probed | None,
+    wide: WiderDraws | None,
+    *,
+    endless: bool = False,
+    tails: Tensor | None = None,
 ) -> Diagnosis:
     logs = sample.log_weights
     pool, missing = None, 0.0
@@ -327,7 +336,9 @@ def _diagnosed(
         pool = _pool(sample, wide)
         if pool is not None:
             missing = unreached(sample.log_p, sample.log_q, wide, times=limits.UNREACHED_RATIO)
-    evidence = gather(sample, pool=pool, probed=probed, missing=missing, endless=endless)
+    evidence = gather(
+        sample, pool=pool, probed=probed, missing=missing, endless=endless, tail_index=tails
+    )
     judged = judge(evidence)
     if math.isnan(evidence.k_hat):
         nothing = Estimate(math.nan, math.nan, len(logs))

@@ -231,7 +231,8 @@ class Evidence:
     tails: see `tail_ratio`. elsewhere, away: share of p's mass on a missed peak and `[m]` its
     distance from q's mean, in sd of q. unreached: p's mass where q has less than a hundredth of its
     density, 0 without wider proposals. endless: whether p's marginal does not decay along a
-    coordinate that was followed. names, converged: see `Sample`.
+    coordinate that was followed. tail_index: `[m]`, see `tail_index`; inf where nothing was
+    found, None where nothing was asked. names, converged: see `Sample`.
     """
 
     draws: int
@@ -250,6 +251,7 @@ class Evidence:
     away: Tensor | None = None
     unreached: float = 0.0
     endless: bool = False
+    tail_index: Tensor | None = None
     names: tuple[str, ...]
     converged: bool
 
@@ -260,11 +262,11 @@ class Evidence:
     @classmethod
     def from_dict(cls, kept: dict[str, Any]) -> "Evidence":
         """Make the record that `to_dict` wrote down."""
-        return cls(**{f.name: _read(f.name, kept[f.name]) for f in fields(cls)})
+        return cls(**{f.name: _read(f.name, kept[f.name]) for f in fields(cls) if f.name in kept})
 
 
 _SHIFTS = ("own", "pooled", "pushed")
-_TENSORS = ("tails", "away")
+_TENSORS = ("tails", "away", "tail_index")
 
 
 def gather(
@@ -274,11 +276,13 @@ def gather(
     probed: Probed | None = None,
     missing: float = 0.0,
     endless: bool = False,
+    tail_index: Tensor | None = None,
 ) -> Evidence:
     """Compute the evidence from draws of q, from pooled draws, and from what was found elsewhere.
 
     pool: draws of q and of wider proposals `[k, d]`, and their log weights `[k]` (see `pooled`).
     missing: what `unreached` found. endless: what `Ridge.endless` says of any.
+    tail_index: `[d]`, that of z.
 
     >>> z = torch.linspace(-2, 2, 401, dtype=torch.float64)[:, None]
     >>> sample = Sample(draws=z, log_p=0.1 * z[:, 0], log_q=0 * z[:, 0])
@@ -312,11 +316,19 @@ def gather(
         away=_away(sample, values, probed),
         unreached=missing,
         endless=endless,
+        tail_index=None if tail_index is None else _carried(tail_index, sample.draws, values),
         names=sample.names,
         converged=sample.converged,
         pooled=pooled,
         tails=tails,
     )
+
+
+def _carried(of_z: Tensor, draws: Tensor, values: Tensor) -> Tensor:
+    """Return for functions `[m]` what is known of z `[d]`, inf where one is no entry of z."""
+    some = slice(limits.MIN_DRAWS)
+    same = (values[some, :, None] == draws[some, None, :]).all(0)  # [m, d]
+    return torch.where(same, of_z, math.inf).amin(-1)
 
 
 def spread(log_weights: Tensor) -> float:

@@ -21,7 +21,7 @@ from kullback.variational.optimise import IMPROPER
 from kullback.variational.target.batches import LogDensity
 from kullback.variational.target.density import Target
 
-__all__ = ["improper", "undecaying"]
+__all__ = ["improper", "tail_index", "undecaying"]
 
 
 def improper(target: Target, draws: Tensor) -> str:
@@ -78,6 +78,13 @@ def _endless_way(log_density: LogDensity, draws: Tensor) -> Tensor | None:
     """Return a direction `[d]` in which log p does not decay, or None."""
     if not bool(draws.isfinite().all()):
         return None
+    ways, logs, far = _followed(log_density, draws)
+    flat = _mostly(logs, far, 1.0)
+    return ways[int(flat.int().argmax())] if bool(flat.any()) else None
+
+
+def _followed(log_density: LogDensity, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return directions `[k, d]`, log p along them `[lines, k, places]`, and the distances."""
     ways = _directions(draws)
     first = draws[torch.linspace(0, len(draws) - 1, limits.RAY_LINES).long()]
     far = 10.0 ** torch.linspace(
@@ -85,9 +92,32 @@ def _endless_way(log_density: LogDensity, draws: Tensor) -> Tensor | None:
     )
     points = first[:, None, None] + far[:, None] * ways[:, None]  # [lines, ways, places, d]
     with torch.no_grad():
-        logs = _evaluated(log_density, points)
-    flat = _flat(logs, far).sum(0) > limits.RAY_LINES // 2
-    return ways[int(flat.int().argmax())] if bool(flat.any()) else None
+        return ways, _evaluated(log_density, points), far
+
+
+def _mostly(logs: Tensor, far: Tensor, power: float) -> Tensor:
+    """Say along which directions `[k]` most parallel lines fall by at most t^-power."""
+    return _flat(logs, far, power).sum(0) > limits.RAY_LINES // 2
+
+
+def tail_index(log_density: LogDensity, draws: Tensor) -> Tensor:
+    """Return for each coordinate `[d]` of z an index ν with E|z|^s = ∞ for s ≥ ν; inf: none found.
+
+    Where p falls by at most t^-(ν+1) along parallel lines that move a coordinate, ∫ |z|^ν p is
+    infinite. Lines and distances are those of `undecaying`; ν is looked for up to 4, in steps of
+    0.1, rounded up. Tails that are heavy only along a bent path, or over a bundle of lines that
+    widens, as those of a t distribution in several dimensions, are lighter on each line.
+
+    >>> z = torch.randn(100, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    >>> tail_index(lambda z: -torch.log1p(z[:, 0] ** 2) - z[:, 1] ** 2, z).tolist()
+    [1.0, inf]
+    """
+    ways, logs, far = _followed(log_density, draws)
+    found = draws.new_full(draws.shape[1:], math.inf)
+    for tenths in range(limits.MAX_TAIL_INDEX * 10, 9, -1):  # the heaviest last
+        for way in ways[_mostly(logs, far, 1.0 + tenths / 10)]:
+            found[_movers(way, draws)] = tenths / 10
+    return found
 
 
 def _evaluated(log_density: LogDensity, points: Tensor) -> Tensor:
@@ -121,12 +151,12 @@ def _directions(draws: Tensor) -> Tensor:
     return torch.cat([one_way, -one_way])
 
 
-def _flat(logs: Tensor, far: Tensor) -> Tensor:
-    """Say where the last slopes of log p against log t, `[..., places]`, are above −1."""
+def _flat(logs: Tensor, far: Tensor, power: float) -> Tensor:
+    """Say where the last slopes of log p against log t, `[..., places]`, are above −power."""
     slopes = logs.diff(dim=-1) / far.log().diff()
     known = logs.isfinite().cummin(-1)[0]  # up to the first that is not a number
     count = known.sum(-1)
-    good = (slopes > -1.0 - limits.SLOPE_MARGIN) & known[..., 1:]
+    good = (slopes > -power - limits.SLOPE_MARGIN) & known[..., 1:]
     last = torch.stack(
         [
             good.gather(-1, (count - 2 - k).clamp_min(0)[..., None])[..., 0]

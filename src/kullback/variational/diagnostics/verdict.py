@@ -41,17 +41,32 @@ def moment_bounds(evidence: Evidence, limits: Limits = LIMITS) -> MomentBounds:
     at most twice the sd of the log weights, which it is for a smooth tilt along one axis, and by
     less than its square where k̂ is below 0.7 and the weights already include most of that shift;
     nor is it more than Cauchy and Schwarz allow, `|E_p f − E_q f| ≤ sd_q(f) √χ²`, χ² = n/ESS − 1.
-    Mass found elsewhere is added.
+    Mass found elsewhere is added. So is what tails of index ν
+    leave out: a mean of n draws of f, E|f|^s = ∞ from s = ν on, errs by n^(1/ν - 1) where ν < 2, a
+    variance by n^(2/ν - 1) where ν < 4, in the scale of f, and there is none at ν ≤ 1 and ν ≤ 2
+    (stable laws: Feller 1971, volume 2, XVII.5). A draw beyond all others is not in the error bar.
     Errors: Owen (2013), "Monte Carlo theory, methods and examples", eq. 9.9, for reweighted
     moments.
     """
     moved = _within_reach(evidence, limits)
+    if evidence.tail_index is not None:
+        mean, log_sd = (
+            bound + _of_tails(evidence.tail_index, order, evidence.draws)
+            for order, bound in ((1, moved.mean), (2, moved.log_sd))
+        )
+        moved = MomentBounds(moved.shift, mean, log_sd)
     if evidence.away is None:
         return moved
     share = evidence.elsewhere
     wide = 0.5 * torch.log1p(share * (1 - share) * evidence.away**2)
     mean = moved.mean + share * evidence.away.abs()
     return MomentBounds(moved.shift, mean, moved.log_sd + wide)
+
+
+def _of_tails(index: Tensor, order: int, draws: int) -> Tensor:
+    """Return n^(order/ν − 1) where ν is between `order` and twice that, inf below, 0 above."""
+    error = draws ** (order / index - 1)
+    return torch.where(index <= order, math.inf, torch.where(index < 2 * order, error, 0.0))
 
 
 def _within_reach(evidence: Evidence, limits: Limits) -> MomentBounds:
@@ -193,7 +208,10 @@ def unsound(log_weights: Tensor, *, pooled: bool) -> str:
 def _reasons(evidence: Evidence, limits: Limits) -> list[str]:
     """List what speaks against the fit, most important first."""
     e, size = evidence, evidence.residual or 0.0
+    index = math.inf if e.tail_index is None else float(e.tail_index.min())
     said = {
+        f"p falls by t^-{index + 1:.2g} far out: it has no variance": index <= 2,
+        f"p falls by t^-{index + 1:.2g} far out: few draws make up its variance": 2 < index < 4,
         "p does not seem to decay along a scale parameter: is its prior proper?": e.endless,
         f"another peak, which q does not have, holds about {e.elsewhere:.0%} of p": e.elsewhere
         > thresholds.NAMED_ELSEWHERE,
