@@ -95,7 +95,7 @@ def _evaluated(log_density: LogDensity, points: Tensor) -> Tensor:
 
     A distribution that checks its arguments raises where a scale is rounded to 0. Points `[lines,
     ways, places, d]` are then taken one way at a time, and where that fails by halves of its
-    places. Beyond a place that is refused on every line nothing is asked: a ray is used up to there.
+    places. Beyond a place that is refused on every line nothing is asked: rays are used up to it.
     """
     flat = points.reshape(-1, points.shape[-1])
     try:
