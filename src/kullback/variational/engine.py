@@ -595,7 +595,8 @@ def _reached(
 
     The first part, KL(p‖q), costs no evaluation of p, and leads to where few steps of the second
     are left. Without zuko a mixture is fitted to the draws. It is kept where less of p is missed
-    and weighted draws move its moments no further than those of q, beyond standard errors.
+    and weighted draws move its moments no further than those of q, by no
+    more than standard errors where next to none is missed.
     """
     if seen is None or not last.converged or seen.missed <= limits.LIMITS.unreached:
         return last
@@ -621,7 +622,8 @@ def _reached(
     words = f"a {now.family.name} fitted to weighted draws, {time.perf_counter() - begin:.1f} s"
     was_off = _shift(problem.target, seen.draws, seen.pool)[0]
     off, error, _ = _shift(problem.target, after.draws, after.pool)
-    noise = limits.MOMENT_SHIFT_ERRORS * error
+    whole = after.missed < limits.WHOLE_GAIN * seen.missed
+    noise = limits.MOMENT_SHIFT_ERRORS * error if whole else 0.0
     worse = off > max(was_off, limits.MIN_MOMENT_SHIFT) + noise
     if worse or not after.missed < limits.MIN_MATCHED_GAIN * seen.missed:
         return replace(last, reason=f"{last.reason}; {words}, was tried and not kept")
