@@ -123,10 +123,10 @@ def kept_in(name):
 
 def gather(name, options):
     """Make the fits of one list, and keep their evidence."""
-    generator = torch.Generator().manual_seed(options.seed)
     rows = []
     chosen = list(enumerate(targets(name, options.seed)))[options.first :: options.step]
     for place, target in chosen:
+        generator = torch.Generator().manual_seed(options.seed + place)
         for fit in (*FITS, SPOILT[place // options.step % len(SPOILT)]):
             try:
                 rows.append(gathered(target, fit, generator))

@@ -595,7 +595,8 @@ def _reached(
 
     The first part, KL(p‖q), costs no evaluation of p, and leads to where few steps of the second
     are left. Without zuko a mixture is fitted to the draws. It is kept where less of p is missed
-    and weighted draws move its moments no further than those of q.
+    and weighted draws move its moments no further than those of q, by no
+    more than standard errors where next to none is missed.
     """
     if seen is None or not last.converged or seen.missed <= limits.LIMITS.unreached:
         return last
@@ -619,8 +620,11 @@ def _reached(
             if after.missed <= limits.LIMITS.unreached:
                 break
     words = f"a {now.family.name} fitted to weighted draws, {time.perf_counter() - begin:.1f} s"
-    off, was_off = (_shift(problem.target, one.draws, one.pool)[0] for one in (after, seen))
-    worse = off > max(was_off, limits.MIN_MOMENT_SHIFT)
+    was_off = _shift(problem.target, seen.draws, seen.pool)[0]
+    off, error, _ = _shift(problem.target, after.draws, after.pool)
+    whole = after.missed < limits.WHOLE_GAIN * seen.missed
+    noise = limits.MOMENT_SHIFT_ERRORS * error if whole else 0.0
+    worse = off > max(was_off, limits.MIN_MOMENT_SHIFT) + noise
     if worse or not after.missed < limits.MIN_MATCHED_GAIN * seen.missed:
         return replace(last, reason=f"{last.reason}; {words}, was tried and not kept")
     text = f"converged: q had next to no draws where {seen.missed:.0%} of p is, now"

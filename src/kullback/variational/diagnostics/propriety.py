@@ -124,18 +124,24 @@ def _evaluated(log_density: LogDensity, points: Tensor) -> Tensor:
     """Return log p of points `[..., d]`, NaN where the user's function refuses to be evaluated.
 
     A distribution that checks its arguments raises where a scale is rounded to 0. Points `[lines,
-    ways, places, d]` are then taken one way, and where that fails one place of it, at a time.
+    ways, places, d]` are then taken one way at a time, and where that fails by halves of its
+    places. Beyond a place that is refused on every line nothing is asked: rays are used up to it.
     """
     flat = points.reshape(-1, points.shape[-1])
     try:
         logs = torch.cat([log_density(part) for part in torch.split(flat, limits.MAX_PIECE)])
         return logs.view(points.shape[:-1])
     except (RuntimeError, ValueError):
-        axis = next((i for i in (1, 2) if points.shape[i] > 1), None)
-        if axis is None:
+        if points.shape[1] > 1:
+            ways = points.chunk(points.shape[1], 1)
+            return torch.cat([_evaluated(log_density, way) for way in ways], 1)
+        if points.shape[2] == 1:
             return points.new_full(points.shape[:-1], math.nan)
-        parts = [_evaluated(log_density, part) for part in points.split(1, axis)]  # type: ignore[no-untyped-call]
-        return torch.cat(parts, axis)
+        near, far = points.chunk(2, 2)
+        first = _evaluated(log_density, near)
+        if bool(first[..., -1].isnan().all()):
+            return torch.cat([first, far.new_full(far.shape[:-1], math.nan)], 2)
+        return torch.cat([first, _evaluated(log_density, far)], 2)
 
 
 def _directions(draws: Tensor) -> Tensor:
