@@ -21,6 +21,11 @@ def two_peaks(z):
     return torch.logaddexp(-0.5 * ((z - 4) ** 2).sum(), -0.5 * ((z + 4) ** 2).sum() - 0.7)
 
 
+def wording(verdict):
+    """A verdict without its numbers: bounds come from other random draws than they did."""
+    return re.sub(r"\d+(\.\d+)?", "#", verdict)
+
+
 @pytest.mark.sweep(2)
 @pytest.mark.parametrize("name", sorted(path.name for path in OLD.iterdir()))
 def test_an_old_fit_loads_and_is_judged_as_it_was(name, tmp_path):
@@ -28,7 +33,9 @@ def test_an_old_fit_loads_and_is_judged_as_it_was(name, tmp_path):
     assert found.family.name == name
     diagnosis, before = assess(found), found.record["diagnosis"]
     assert diagnosis.level == before["level"]
-    assert diagnosis.verdict == re.sub(r"\d+% of p", f"{LOW}% of p", before["verdict"])
+    share = re.search(r"about (\d+)% of p", diagnosis.verdict)
+    assert share is None or int(share[1]) == LOW
+    assert wording(diagnosis.verdict) == wording(before["verdict"])
     assert math.isclose(diagnosis.elbo.value, before["elbo"]["value"], rel_tol=1e-12)
     again = load(save(found, tmp_path / name, diagnosis), found.target)
     assert again.draws.equal(found.draws)
