@@ -574,7 +574,7 @@ class _Stacked:
         shape = (3 if self.coloured else 1, *pixels.shape[2:])
         if end > len(self.array) or shape != self.array.shape[1:]:
             larger = max(self.expected, len(self.array), end if end <= self.expected else 2 * end)
-            before, self.array = self.array, np.empty((larger, *shape), np.uint8)
+            before, self.array = self.array, _room(larger, shape)
             if self.rows:
                 self.array[: self.rows] = before[: self.rows]
         self.array[self.rows : end] = pixels
@@ -582,6 +582,16 @@ class _Stacked:
 
     def values(self) -> NDArray[np.uint8]:
         return self.array[: self.rows]
+
+
+def _room(rows: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Reserve memory for so many pictures; it is used as they are written into it."""
+    try:
+        return np.empty((rows, *shape), np.uint8)
+    except MemoryError as error:
+        need = f"{rows * math.prod(shape) / 2**30:,.1f} GB"
+        found = f"{plural(rows, 'image')} of {shape[1]}x{shape[2]}, which take {need}"
+        raise DataError(f"not enough memory for {found}. Try: a smaller --size") from error
 
 
 def _read(
@@ -669,7 +679,10 @@ def _packed(files: list[_File]) -> _Packed:
 
     def bare(picture: Picture) -> Picture:
         axes = picture.pixels.ndim
-        return told.setdefault((axes, *picture[1:]), picture._replace(pixels=_NO_PIXELS[axes]))
+        key = (axes, *picture[1:])
+        if key not in told:
+            told[key] = picture._replace(pixels=_NO_PIXELS[axes])
+        return told[key]
 
     return _Packed([file._replace(frames=[bare(f) for f in file.frames]) for file in files], pixels)
 
