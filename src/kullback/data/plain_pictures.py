@@ -51,7 +51,7 @@ def decode(data: bytes, wanted: _Wanted) -> Image.Image | None:
 def _png(data: bytes, wanted: _Wanted) -> Image.Image | None:
     width, height, depth, colour, *methods = _HEADER.unpack_from(data, len(_PNG))
     mode = _PNG_MODES.get((depth, colour))
-    if mode is None or any(methods) or not wanted(width, height):
+    if mode is None or any(methods) or not (width and height and wanted(width, height)):
         return None
     view = memoryview(data)
     place = len(_PNG) + _HEADER.size
@@ -92,12 +92,11 @@ def _jpeg(data: bytes, wanted: _Wanted) -> Image.Image | None:
             bits, height, width, components = _FRAME.unpack_from(data, start)
             again, size, mode = mode is not None, (width, height), _JPEG_MODES.get(components)
             good = bits == 8 and mode is not None and length == 8 + 3 * components
-            if again or not good or not wanted(width, height):
+            if again or not good or not (width and height and wanted(width, height)):
                 return None
         elif marker == _QUANTISATION:
-            if (end - start) % _TABLE_BYTES or any(
-                one > 15 for one in data[start:end:_TABLE_BYTES]
-            ):
+            numbers = data[start:end:_TABLE_BYTES]  # of 16 bits a step, from 16
+            if (end - start) % _TABLE_BYTES or max(numbers, default=0) > 15:
                 return None
         elif marker == _JFIF:
             if length < 16 or data[start : start + 5] != b"JFIF\0":
