@@ -9,6 +9,7 @@ inputs are worked on in the parent.
 """
 
 import contextlib
+import gc
 import os
 import pickle
 import queue
@@ -132,6 +133,7 @@ def serve() -> None:
     warnings.simplefilter("ignore")
     source = sys.stdin.buffer
     function = pickle.load(source)
+    gc.freeze()  # the modules are not searched for garbage again and again
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             pickle.dump(function(pickle.load(source)), results, pickle.HIGHEST_PROTOCOL)
