@@ -43,7 +43,52 @@ CASES = {
     "mask": (4, 30, {"mask": True}),
     "strided": (4, 32, {"strided": True}),
     "nan": (3, 2100, {"nan": True}),
+    # cuts, and logits that sums which begin with the first tile's cannot know of
+    "cuts": (1, 20_001, {}),
+    "cuts banned": (1, 20_001, {"edit": "cut"}),
+    "cold": (2, 5000, {"temperature": 0.1}),
+    "hot": (2, 5000, {"temperature": 10.0}),
+    "offset": (2, 5000, {"edit": "offset", "apart": 1e-3}),
+    "peaked": (2, 5000, {"edit": "peaked", "apart": 1e-3}),
+    "high": (4, 5000, {"edit": "high"}),
+    "low": (2, 5000, {"edit": "low"}),
+    "first ban": (3, 5000, {"edit": "first"}),
+    "late nan": (4, 5000, {"edit": "nan"}),
+    "late ban": (4, 5000, {"edit": "late"}),
+    "padded": (2, 5000, {"edit": "padded"}),
+    "kl of padded": (2, 5000, {"edit": "padded", "wants": ("kl",)}),
 }
+
+
+def edited(p, q, how):
+    """Change logits `[rows, vocab]` in place; tiles have at most 2048."""
+    first, late = slice(0, 2048), 4444
+    if how == "offset":  # the first tile has little mass and another ratio
+        p[:, first] -= 8
+        q[:, first] -= 9
+    elif how == "peaked":  # one token has nearly all, and its ratio is not that of the others
+        p[:, late], q[:, late] = 30, 29.9
+    elif how == "high":
+        p[0, late] += 200
+        q[1, late] += 200
+        p[2, late], q[2, late] = p[2, late] + 200, q[2, late] + 199
+        p[3, late], q[3, late] = p[3, late] + 40, q[3, late] + 40.5
+    elif how == "low":
+        p[0, late:], q[0, late:] = p[0, late:] - 300, q[0, late:] - 301
+        p[1, first], q[1, first] = p[1, first] - 300, q[1, first] - 250
+    elif how == "first":
+        p[:2, first], q[1:, first] = -math.inf, -math.inf
+    elif how == "nan":
+        p[0, late], q[1, late], p[2, late], q[3, late] = math.nan, math.nan, math.inf, math.inf
+    elif how == "late":  # the second has no mass in float32
+        p[0, late], q[1, late] = -math.inf, -math.inf
+        p[2, late], q[2, late] = -math.inf, -300
+        p[3, late], q[3, late] = -300, -math.inf
+    elif how == "padded":
+        p[:, late:], q[:, late:] = -math.inf, -math.inf
+        p[1, :7], q[1, :7] = -math.inf, -math.inf
+    elif how == "cut":  # a cut has 4096
+        p[:, 4096:8192], q[:, 4096:8192] = -math.inf, -math.inf
 
 
 def make(name):
@@ -62,6 +107,7 @@ def make(name):
         p[:, ::2], q[:, 1::2] = -math.inf, -math.inf
     if "nan" in how:
         p[0, 7], q[1, 2090], p[2] = math.nan, math.inf, -math.inf
+    edited(p, q, how.get("edit"))
     if "strided" in how:
         p, q = p[::2, ::2].contiguous().repeat(2, 2)[::2], q[:2, :].t().contiguous().t()
     p, q = p.to(how.get("dtype")), q.to(how.get("q_dtype", how.get("dtype")))
@@ -69,7 +115,7 @@ def make(name):
     mask = torch.arange(len(p)) % 3 != 1 if "mask" in how else None
     if mask is not None:
         p[1, 3] = math.nan
-    return p, q, ids, mask, Task(how.get("wants", ALL), 1.3, 0.3)
+    return p, q, ids, mask, Task(how.get("wants", ALL), how.get("temperature", 1.3), 0.3)
 
 
 def found_by(backend, name, device="cpu"):
@@ -115,10 +161,13 @@ def check_case(ours, name):
         torch.testing.assert_close(our, their, rtol=rounded, atol=rounded, equal_nan=True)
 
 
-def check_close(ours):
-    """Check the digits of a KL below 1e-6, `[rows]`."""
-    theirs = found_by("reference", "close")[0][0]
-    assert theirs.max() < 1e-6
+CLOSE = {"close": 1e-6, "offset": 1e-3, "peaked": 1e-6}  # and what their KL is below
+
+
+def check_close(ours, name):
+    """Check the digits of both KLs of a case where they are small, `[2, rows]`."""
+    theirs = found_by("reference", name)[0][:2]
+    assert theirs.max() < CLOSE[name]
     assert ((ours - theirs).abs() <= 1e-3 * theirs).all()
 
 
@@ -129,8 +178,9 @@ def test_kernels_equal_the_reference(interpreted, name):
 
 
 @pytest.mark.slow
-def test_close_logits_keep_their_digits(interpreted):
-    check_close(torch.tensor(interpreted["close"][0][0], dtype=torch.float64))
+@pytest.mark.parametrize("name", CLOSE)
+def test_close_logits_keep_their_digits(interpreted, name):
+    check_close(torch.tensor(interpreted[name][0][:2], dtype=torch.float64), name)
 
 
 @on_a_gpu
@@ -140,8 +190,9 @@ def test_on_a_gpu_kernels_equal_the_reference(name):
 
 
 @on_a_gpu
-def test_on_a_gpu_close_logits_keep_their_digits():
-    check_close(found_by("triton", "close", "cuda")[0][0])
+@pytest.mark.parametrize("name", CLOSE)
+def test_on_a_gpu_close_logits_keep_their_digits(name):
+    check_close(found_by("triton", name, "cuda")[0][:2], name)
 
 
 @on_a_gpu
