@@ -87,7 +87,7 @@ def edited(p, q, how):
     elif how == "padded":
         p[:, late:], q[:, late:] = -math.inf, -math.inf
         p[1, :7], q[1, :7] = -math.inf, -math.inf
-    elif how == "cut":  # a cut has 4096
+    elif how == "cut":  # some cuts, which have at most 4096
         p[:, 4096:8192], q[:, 4096:8192] = -math.inf, -math.inf
 
 

@@ -472,15 +472,20 @@ def _mixed(l, both, p_only, beta):
 
 
 @triton.jit
-def _probs(p, q, row, p_stride, q_stride, at, vocab, sums, rows, scale):
+def _norms(sums, row, rows):
+    """Return a row's maximum and log-normaliser in p, and those in q."""
+    at = sums + row
+    top = tl.load(at + P_MAX * rows).to(tl.float32)
+    log = tl.load(at + P_LOG_SUM * rows).to(tl.float32)
+    n = tl.load(at + Q_MAX * rows).to(tl.float32)
+    return top, log, n, tl.load(at + Q_LOG_SUM * rows).to(tl.float32)
+
+
+@triton.jit
+def _probs(p, q, row, p_stride, q_stride, at, vocab, top, log, n, q_norm, scale):
     """Return log p, log q, p, q and l = log q/p of a tile, and which tokens who has."""
     a, b, both, p_only, q_only = read(p, q, row, p_stride, q_stride, at, vocab)
-    at_row = sums + row
-    top = tl.load(at_row + P_MAX * rows).to(tl.float32)
-    log = tl.load(at_row + P_LOG_SUM * rows).to(tl.float32)
     p_log = (a - tl.where(top == LOW, 0.0, top)) * scale - log
-    n = tl.load(at_row + Q_MAX * rows).to(tl.float32)
-    q_norm = tl.load(at_row + Q_LOG_SUM * rows).to(tl.float32)
     q_log = (b - tl.where(n == LOW, 0.0, n)) * scale - q_norm
     l = tl.where(both, ((b - a) - (n - top)) * scale + (log - q_norm), 0.0)
     nan = 0 * (log + q_norm)
@@ -497,16 +502,18 @@ def js(
 ):  # fmt: skip
     """Sum KL(p‖m) and KL(q‖m) over one cut of one row, `[2, rows, cuts]`; programs: rows × cuts."""
     row, part = tl.program_id(0), tl.program_id(1)
-    over_p, over_q = scale * 0.0, scale * 0.0
+    over_p, over_q = tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
+    top, log, n, q_norm = _norms(sums, row, rows)
     for start in range(part * cut, tl.minimum(part * cut + cut, vocab), TILE):
         at = start + tl.arange(0, TILE)
         _, _, u, v, l, both, p_only, q_only = _probs(
-            p, q, row, p_stride, q_stride, at, vocab, sums, rows, scale
+            p, q, row, p_stride, q_stride, at, vocab, top, log, n, q_norm, scale
         )
         x, y = _mixed(l, both, p_only, beta)
         mix = beta * u + (1 - beta) * v
-        over_p += tl.sum(tl.where(q_only, (1 - beta) * v, excess(u, mix, x)), 0)
-        over_q += tl.sum(tl.where(p_only, beta * u, excess(v, mix, y)), 0)
+        over_p += tl.where(q_only, (1 - beta) * v, excess(u, mix, x))
+        over_q += tl.where(p_only, beta * u, excess(v, mix, y))
+    over_p, over_q = tl.sum(over_p, 0), tl.sum(over_q, 0)
     at = partial + row * tl.num_programs(1) + part
     tl.store(at, over_p)
     tl.store(at + rows * tl.num_programs(1), over_q)
@@ -543,8 +550,9 @@ def slopes(
     """Write a tile of both gradients (see `Slope`); programs: rows × tiles."""
     row = tl.program_id(0)  # the first axis, which alone may have more than 65,535
     at = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    top, log, n, q_norm = _norms(sums, row, rows)
     p_log, q_log, u, v, l, both, p_only, q_only = _probs(
-        p, q, row, p_stride, q_stride, at, vocab, sums, rows, scale
+        p, q, row, p_stride, q_stride, at, vocab, top, log, n, q_norm, scale
     )
     x, y = l, l
     if MIX:
