@@ -22,10 +22,10 @@ __all__ = ["refusal", "slopes", "sums"]
 _TILE = 1024  # logits of each side that one program holds at a time
 # and where gradients are written, by bytes of a logit (0.83 and 0.92 of a copy's speed on an H100)
 _SLOPE_TILES = {2: 1024, 4: 2048}
-# registers of a thread that sums divergences, and of one that finds entropies or the top besides:
-# enough for all sums of a tile, not for what is done with care, which is rare. The more, the fewer
-# programs a processor runs at once (an H100 eight of 64, four of 128)
-_REGISTERS, _MORE_REGISTERS = 64, 128
+# registers of a thread that sums divergences; entropies besides; the top besides: enough for all
+# sums of a tile, not for what is done with care, which is rare. The more, the fewer programs a
+# processor runs at once (an H100's eight of 64, four of 128)
+_REGISTERS, _WITH_ENTROPY, _WITH_TOP = 64, 80, 128
 _PROGRAMS = 1024  # rows are cut until there are so many: several for each processor of a large GPU
 
 
@@ -55,7 +55,7 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
     cut, cuts = _cuts(rows, vocab, tile)
     warps = _warps(tile)
     entropy, top = task.asks("entropy", "q_entropy"), task.asks("same_top")
-    registers = _MORE_REGISTERS if entropy or top else _REGISTERS
+    registers = _WITH_TOP if top else _WITH_ENTROPY if entropy else _REGISTERS
     limit = {} if torch.version.hip else {"maxnreg": registers}
     scale = 1.0 / task.temperature
     state = torch.empty(rows, cuts, triton_kernels.STATE.value, device=p.device)

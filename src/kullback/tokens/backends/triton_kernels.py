@@ -18,8 +18,9 @@ tile as if it were the whole vocabulary, an online softmax, and the tiles joined
 
 Tokens are of three kinds: both sides have them, or only p, or only q. The divergences are summed
 over the first; of the others, of which there are usually none, only the mass is kept. Of a set of
-logits x are kept: the maximum, or a logit near it, Σ w, Σ w log w with w = e^((x − max)/temperature),
-and the place of the maximum; that is m, s, e, i for p and n, t, f, j for q. All sums are in float32.
+logits x are kept: the maximum, or a logit near it, Σ w, Σ w log w with w = e^((x − maximum) /
+temperature), and the place of the maximum; that is m, s, e, i for p and n, t, f, j for q. All sums
+are in float32.
 
 `js` and `slopes` read both logits once more, for the Jensen-Shannon sums and the gradients. They
 need every row's maxima and log-normalisers.
