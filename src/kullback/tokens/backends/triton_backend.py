@@ -91,7 +91,7 @@ def slopes(
     count, vocab = p.shape
     if not count:
         return
-    tile = _tile(_SLOPE_TILES[max(p.element_size(), q.element_size())], vocab)
+    tile = _tile(_SLOPE_TILES.get(max(p.element_size(), q.element_size()), _TILE), vocab)
     to_p, to_q = (p if grad is None else grad for grad in (grad_p, grad_q))
     triton_kernels.slopes[(count, -(-vocab // tile))](
         p, q, sums, coefficients, rows.ids, rows.keep, to_p, to_q,

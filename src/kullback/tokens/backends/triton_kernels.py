@@ -331,6 +331,7 @@ def _centred(s, t, kl, rk, BACK: tl.constexpr):
     r = tl.log(t / s)
     kl = kl / s - excess(1.0, t / s, r)
     rk = rk / t - excess(1.0, s / t, -r) if BACK else rk
+    kl, rk = tl.where(kl < 0, 0.0, kl), tl.where(rk < 0, 0.0, rk)  # by rounding
     least = tl.minimum(kl, rk) if BACK else kl
     off = tl.abs(r) * (1 + tl.abs(r))
     centred = (off < CENTRED) | (off * CENTRED_SHARE < least)
