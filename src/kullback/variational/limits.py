@@ -231,6 +231,7 @@ UNREACHED_RATIO = 100.0  # p/q from which q has next to no draws: of 4,000, 0.8 
 # diagnostics/defensive_sampling: nested Laplace approximations (Tierney and Kadane 1986; Rue et al.
 # 2009)
 MIN_FUNNEL_CORRELATION = 0.15  # of a coordinate with the log size of the other scores
+MIN_BEND = 0.1  # third derivatives of log p in q's sd: 0.02 to 0.06 is noise of 4,000 draws
 MAX_FUNNELS = 3  # coordinates that are followed, those of the largest correlation
 MAX_FOLLOWED_DIMENSIONS = 64  # up to which a coordinate is followed: 2 d gradients a curvature
 MAX_PATH_NODES = 16  # steps of one sd in either direction
