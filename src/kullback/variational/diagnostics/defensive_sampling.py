@@ -37,7 +37,19 @@ from kullback.variational.target.batches import LogDensity
 
 from .evidence import Pool
 
-__all__ = ["Ridge", "WiderDraws", "bends", "draw_wider", "follow", "funnels", "pooled", "unreached"]
+__all__ = [
+    "ConditionalMode",
+    "Ridge",
+    "WiderDraws",
+    "basis_of",
+    "bends",
+    "conditional_mode",
+    "draw_wider",
+    "follow",
+    "funnels",
+    "pooled",
+    "unreached",
+]
 
 Score = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -164,7 +176,7 @@ class Ridge:
         return along + student_t_log_prob(squares, others, limits.RIDGE_DEGREES, size)
 
 
-class _Node(NamedTuple):
+class ConditionalMode(NamedTuple):
     """A conditional mode: w `[d]`, log marginal, tangent and root, and whether it is one."""
 
     w: Tensor
@@ -189,9 +201,9 @@ def follow(score: Score, frame: Frame, axis: Tensor) -> Ridge | None:
     >>> ridge.at.tolist()[:3], [round(h, 6) for h in ridge.heights.tolist()[:3]]
     ([0.0, 1.0, 2.0], [0.0, -0.5, -2.0])
     """
-    basis = _basis(axis)
+    basis = basis_of(axis)
     begin = torch.zeros_like(axis)
-    first = _node(score, frame, basis, begin)
+    first = conditional_mode(score, frame, basis, begin)
     if not first.found:
         return None
     nodes, top = [first], first.height
@@ -199,7 +211,7 @@ def follow(score: Score, frame: Frame, axis: Tensor) -> Ridge | None:
         node = first
         for _ in range(limits.MAX_PATH_NODES):
             ahead = torch.cat([torch.ones(1, dtype=axis.dtype), node.tangent])
-            node = _node(score, frame, basis, node.w + way * ahead)
+            node = conditional_mode(score, frame, basis, node.w + way * ahead)
             if not node.found:
                 break
             nodes.append(node)
@@ -215,7 +227,7 @@ def follow(score: Score, frame: Frame, axis: Tensor) -> Ridge | None:
     return Ridge(frame, basis, at, modes, tangents, roots, heights - heights.max())
 
 
-def _basis(axis: Tensor) -> Tensor:
+def basis_of(axis: Tensor) -> Tensor:
     """Return an orthogonal matrix `[d, d]` whose first column is the axis."""
     whole = torch.cat([axis[:, None], torch.eye(len(axis), dtype=axis.dtype)], 1)
     q = torch.linalg.qr(whole)[0][:, : len(axis)]
@@ -223,8 +235,14 @@ def _basis(axis: Tensor) -> Tensor:
     return signed
 
 
-def _node(score: Score, frame: Frame, basis: Tensor, w: Tensor) -> _Node:
-    """Find the mode of all entries of w but the first, which stays, by damped Newton steps."""
+def conditional_mode(
+    score: Score, frame: Frame, basis: Tensor, w: Tensor, *, step: float = limits.HESSIAN_STEP
+) -> ConditionalMode:
+    """Find the mode of all entries of w but the first, which stays, by damped Newton steps.
+
+    score, frame: as for `follow`; basis: of `basis_of`; w: `[d]`, u in that basis. step: of
+    differences of the gradient, in units of the frame.
+    """
     outwards = frame.factor @ basis
 
     def local(points: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,7 +251,7 @@ def _node(score: Score, frame: Frame, basis: Tensor, w: Tensor) -> _Node:
 
     lengths = torch.tensor([1.0, 0.5, 0.25, 0.06, 0.01], dtype=w.dtype)
     for _ in range(limits.MAX_NODE_STEPS):
-        value, slope, curve = _curvature(local, w)
+        value, slope, curve = _curvature(local, w, step)
         size, vectors = torch.linalg.eigh(curve[1:, 1:])
         positive = size.abs().clamp_min(1e-6)
         push = vectors.mT @ slope[1:]
@@ -246,18 +264,18 @@ def _node(score: Score, frame: Frame, basis: Tensor, w: Tensor) -> _Node:
         if not float(values.max()) > float(value):
             break
         w = tried[int(values.argmax())]
-    found = bool(size[0] > 0) and left < 1.0 and bool(value.isfinite())
+    found = bool((size > 0).all()) and left < 1.0 and bool(value.isfinite())
     tangent = -(vectors / positive) @ (vectors.mT @ curve[1:, 0])
     height = float(value - 0.5 * positive.log().sum())
-    return _Node(w, height, tangent, vectors * positive.rsqrt(), found)
+    return ConditionalMode(w, height, tangent, vectors * positive.rsqrt(), found)
 
 
-def _curvature(local: Score, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _curvature(local: Score, w: Tensor, step: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return log p, its gradient and minus its Hessian at w, by differences of the gradient."""
-    steps = limits.HESSIAN_STEP * torch.eye(len(w), dtype=w.dtype)
+    steps = step * torch.eye(len(w), dtype=w.dtype)
     values, slopes = local(torch.cat([w[None], w + steps, w - steps]))
     d = len(w)
-    curve = (slopes[1 + d :] - slopes[1 : 1 + d]) / (2 * limits.HESSIAN_STEP)
+    curve = (slopes[1 + d :] - slopes[1 : 1 + d]) / (2 * step)
     return values[0], slopes[0], (0.5 * (curve + curve.mT)).nan_to_num(0.0, 0.0, 0.0)
 
 

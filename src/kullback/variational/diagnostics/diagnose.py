@@ -37,8 +37,8 @@ from .defensive_sampling import (
     unreached,
 )
 from .evidence import Evidence, Pool, Sample, gather
+from .heavy_tails import tail_index
 from .missed_modes import Probed, probe
-from .propriety import tail_index
 from .verdict import Level, Verdict, judge, unsound
 
 __all__ = ["Diagnosis", "diagnose", "diagnose_beyond", "diagnose_sample", "ridges_of"]
