@@ -8,8 +8,7 @@ heavy direction may lie anywhere between the axes, the others may stay as wide a
 ridge) or widen with the distance (a t distribution in several dimensions).
 
 Which to use: `tail_index`, through `diagnose_beyond`. What it finds falls by a power; it does not find
-every such tail: none where the conditional mode has no curvature (a kink), and none along a
-path on which log p underflows.
+every such tail: none along a path on which log p underflows or the conditional mode is lost.
 """
 
 import math
@@ -69,7 +68,8 @@ def _far_modes(log_density: LogDensity, frame: Frame) -> list[tuple[Tensor, Tens
     with torch.no_grad():
         middle = float(log_density(frame.shift[None]))
     for t in limits.TAIL_PLACES:
-        there, height = _climbed(log_density, frame, ways, here + (t - reached) * ahead)
+        begin = _better(log_density, frame, here, (t - reached) * ways, (t - reached) * ahead)
+        there, height = _climbed(log_density, frame, ways, begin)
         ahead = (there - here) / (t - reached)
         most = (dims + limits.MAX_TAIL_INDEX) * (math.log(t) + limits.TAIL_SLACK)
         slow = middle - height < most
@@ -80,11 +80,20 @@ def _far_modes(log_density: LogDensity, frame: Frame) -> list[tuple[Tensor, Tens
     return [(ways[k], here[k], ahead[k]) for k in order]
 
 
+def _better(log_density: LogDensity, frame: Frame, u: Tensor, *moves: Tensor) -> Tensor:
+    """Return u `[k, d]` after the one of several moves, `[k, d]` each, that leads to the higher p."""
+    ends = u + torch.stack(moves)
+    with torch.no_grad():
+        heights = log_density(frame.outwards(ends.flatten(0, 1))).view(ends.shape[:2])
+    best = heights.nan_to_num(-math.inf, -math.inf, -math.inf).argmax(0)
+    return ends[best, torch.arange(len(u))]
+
+
 def _climbed(
     log_density: LogDensity, frame: Frame, ways: Tensor, u: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Climb from u `[k, d]` with its place along the ways held; where that ends, and log p there."""
-    lengths = torch.tensor(limits.SHORTER_STEPS, dtype=u.dtype)[:, None, None]
+    lengths = torch.tensor(limits.TAIL_STEPS, dtype=u.dtype)[:, None, None]
 
     def held(x: Tensor) -> Tensor:
         return x - (x * ways).sum(-1, keepdim=True) * ways
@@ -121,7 +130,7 @@ def _index(
     """Return ν of the marginal along a way, inf where it falls by no power, and the last step.
 
     The other directions are measured in units of the distance, in which those that widen with it
-    stay as they are.
+    stay as they are, and by differences over one sd of q, which see the width of a kink.
     """
     basis, heights, reached = basis_of(way), [], limits.TAIL_PLACES[-1]
     for t in limits.FAR_PLACES:
@@ -130,9 +139,11 @@ def _index(
         def score(z: Tensor) -> tuple[Tensor, Tensor]:
             return score_in_pieces(log_density, z, len(z))
 
-        w = ((u + (t - reached) * ahead) / t) @ basis
+        far = t - reached
+        begin = _better(log_density, frame, u[None], far * way[None], far * ahead[None])
+        w = (_climbed(log_density, frame, way[None], begin)[0][0] / t) @ basis
         w[0] = 1.0
-        mode = conditional_mode(score, wide, basis, w, step=limits.HESSIAN_STEP / t)
+        mode = conditional_mode(score, wide, basis, w, step=1.0 / t)
         if not mode.found:
             return math.inf, ahead
         there = t * (basis @ mode.w)
