@@ -26,7 +26,8 @@ class Limits:
     misled: k-hat from which weights say nothing of regions without draws (Vehtari et al. 2024).
     unreached: share of p's mass where q has less than a hundredth of p's density.
     shape: residual of the scores and sd of log weights from which the shape of q is not p's, and
-    near: ESS/n above which that does not matter. They guard draws of q, not its moments.
+    near, pooled_near: ESS/n above which that does not matter, of draws of q alone and where wider
+    draws bear them out. They guard draws of q, not its moments.
     """
 
     good: float = 0.2
@@ -38,6 +39,7 @@ class Limits:
     unreached: float = 0.02
     shape: float = 1.0
     near: float = 0.9
+    pooled_near: float = 0.5  # a chi-square of 1; on TRYING 143 trusted for 133, none wrongly
 
 
 LIMITS = Limits()
