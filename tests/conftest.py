@@ -35,14 +35,29 @@ def pytest_collection_modifyitems(config, items):
         seen[of] += 1
     if config.getoption("--slow"):
         return
-    skip = pytest.mark.skip(reason="slow tier: run with --slow")
-    for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(skip)
+    slow = [item for item in items if "slow" in item.keywords]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if "slow" not in item.keywords]
 
 
-def pytest_collection_finish():
-    gc.freeze()  # thousands of items and the modules stay to the end: not to be walked again
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect without garbage collection: rewriting asserts makes millions of short-lived nodes.
+
+    What is then left, thousands of items and the modules, stays to the end: not to be walked again.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.getoption("--slow"):
+        terminalreporter.write_line("The fast tier: tests marked slow are left out (--slow).")
 
 
 @pytest.fixture(autouse=True)
