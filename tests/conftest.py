@@ -1,6 +1,7 @@
 """Fixtures and the two tiers: the fast one by default, the slow one with --slow."""
 
 import copy
+import dataclasses
 import gc
 import os
 import sys
@@ -73,6 +74,25 @@ def fashion():
     from kullback.data import load
 
     return sys.modules[load.__module__].read_fashion()
+
+
+@pytest.fixture(scope="module")
+def fashion_few(fashion):
+    """`load("fashion")` has one image in 20 (500 and 100), where their number is not what is tested.
+
+    Resizing all of them takes half a second at every command.
+    """
+    from kullback.data import load
+
+    few = dataclasses.replace(
+        fashion,
+        values=fashion.values[::20],
+        names=fashion.names[::20],
+        is_test=fashion.is_test[::20],
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[load.__module__], "read_fashion", lambda: copy.deepcopy(few))
+        yield
 
 
 @pytest.fixture
