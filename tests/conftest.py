@@ -54,6 +54,7 @@ def pytest_collection():
     finally:
         gc.freeze()
         gc.enable()
+        gc.set_threshold(20_000, 10, 10)  # 700: a sixth of the tier's time
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -78,7 +79,7 @@ def fashion():
 
 @pytest.fixture(scope="module")
 def fashion_few(fashion):
-    """`load("fashion")` has one image in 20 (500 and 100), where their number is not what is tested.
+    """`load("fashion")` has one image in 20, where their number is not what is tested.
 
     Resizing all of them takes half a second at every command.
     """
@@ -92,6 +93,14 @@ def fashion_few(fashion):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules[load.__module__], "read_fashion", lambda: copy.deepcopy(few))
+        yield
+
+
+@pytest.fixture(scope="module")
+def empty_charts():
+    """Pages of runs have empty charts, where only the files beside them are looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kullback.report.figures.svg_of", lambda _figure: "<svg></svg>")
         yield
 
 

@@ -21,7 +21,7 @@ from kullback.data import PADDING, Dataset, load
 from kullback.vae import Annealing, Architecture, Refit, anneal, build, image_bounds, summarise
 from kullback.vae.posterior.annealing import Annealed
 
-pytestmark = pytest.mark.usefixtures("fashion_few")
+pytestmark = pytest.mark.usefixtures("fashion_few", "empty_charts")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def trained_as(folder, *more):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, fashion_few):
+def trained(tmp_path_factory, fashion_few, empty_charts):
     return trained_as(tmp_path_factory.mktemp("runs") / "tiny")
 
 
@@ -116,12 +116,12 @@ def test_closing_draws_depend_on_the_data_alone():
 
 
 @pytest.fixture(scope="module")
-def tanh(tmp_path_factory, fashion_few):
+def tanh(tmp_path_factory, fashion_few, empty_charts):
     return trained_as(tmp_path_factory.mktemp("others") / "tanh", "--activation", "tanh")
 
 
 @pytest.fixture(scope="module")
-def others(tmp_path_factory, tanh, fashion_few):
+def others(tmp_path_factory, tanh, fashion_few, empty_charts):
     """Another seed (whose test bits are others) and two runs that differ from the first."""
     folder = tmp_path_factory.mktemp("seeds")
     return {
