@@ -100,7 +100,8 @@ def fashion_few(fashion):
 def empty_charts():
     """Pages of runs have empty charts, where only the files beside them are looked at."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kullback.report.figures.svg_of", lambda _figure: "<svg></svg>")
+        empty = '<svg width="1pt" height="1pt" viewBox="0 0 1 1"></svg>'
+        patch.setattr("kullback.report.figures.svg_of", lambda _figure: empty)
         yield
 
 

@@ -1,6 +1,8 @@
 """`evaluate --sandwich` and `--per-item`, `compare`, `decode`: figures by image and in pairs."""
 
+import contextlib
 import csv
+import io
 import itertools
 import json
 import math
@@ -57,9 +59,18 @@ def trained(tmp_path_factory, fashion_few, empty_charts):
     return trained_as(tmp_path_factory.mktemp("runs") / "tiny")
 
 
-def test_sandwich_adds_to_the_figures_of_the_run(trained, capsys):
-    assert run("evaluate", trained, *QUICK, "--json") == 0
-    found = json.loads(capsys.readouterr().out)["sandwich"]
+@pytest.fixture(scope="module")
+def measured(trained, tmp_path_factory):
+    """What `--sandwich --per-item` prints, says and writes."""
+    rows = tmp_path_factory.mktemp("rows") / "items.csv"
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        assert run("evaluate", trained, *QUICK, "--per-item", rows, "--json") == 0
+    return json.loads(out.getvalue()), error.getvalue(), rows
+
+
+def test_sandwich_adds_to_the_figures_of_the_run(trained, measured):
+    found = measured[0]["sandwich"]
     test, own = found["test"], found["own"]
     assert test["upper"] is None and test["kl_upper"] is None and own["upper"]["bias"] == "high"
     parts = test["approximation"]["value"] + test["amortisation"]["value"]
@@ -89,12 +100,10 @@ def test_wrong_options_end_with_2(trained, wrong, capsys):
     assert wrong[-2 if len(wrong) > 1 else -1] in capsys.readouterr().err
 
 
-def test_per_item_rows_average_to_the_figures(trained, tmp_path, capsys):
-    out = tmp_path / "items.csv"
-    assert run("evaluate", trained, *QUICK, "--per-item", out, "--json") == 0
-    captured = capsys.readouterr()
-    found = json.loads(captured.out)["evaluation"]
-    assert "anomal" in captured.err or "usual image" in captured.err
+def test_per_item_rows_average_to_the_figures(trained, measured):
+    printed, said, out = measured
+    found = printed["evaluation"]
+    assert "anomal" in said or "usual image" in said
     with out.open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 100
