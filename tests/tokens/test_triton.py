@@ -1,7 +1,8 @@
-"""The Triton kernels, run on the CPU by Triton's interpreter, against the reference in float64.
+"""The Triton kernels against the reference in float64: on a GPU, and by Triton's interpreter.
 
-The interpreter is switched on before Triton is imported, so they run in a process of their own,
-which is this file as a script; what it finds comes back as JSON.
+The interpreter runs them on the CPU. It is switched on before Triton is imported, so they run in a
+process of their own, which is this file as a script; what it finds comes back as JSON. Tests named
+`on_a_gpu` are skipped where there is none.
 """
 
 import importlib.util
@@ -21,6 +22,7 @@ from kullback.tokens.divergences.logits import measure
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
 )
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 ALL = ("kl", "reverse_kl", "js", "entropy", "q_entropy", "log_prob", "q_log_prob", "same_top")
 CASES = {
     "one token": (2, 1, {}),
@@ -70,9 +72,10 @@ def make(name):
     return p, q, ids, mask, Task(how.get("wants", ALL), 1.3, 0.3)
 
 
-def found_by(backend, name):
-    """Return values and gradients of a case, as float64 tensors."""
+def found_by(backend, name, device="cpu"):
+    """Return values and gradients of a case, as float64 tensors on the CPU."""
     p, q, ids, mask, task = make(name)
+    p, q, ids, mask = (x if x is None else x.to(device) for x in (p, q, ids, mask))
     sides = CASES[name][2].get("sides", (True, True))
     if backend == "reference":
         p, q = p.double(), q.double()
@@ -84,7 +87,7 @@ def found_by(backend, name):
     weights = torch.linspace(0.5, 2.0, values.numel()).reshape(values.shape)
     asking = [x for x in pair if x.requires_grad]
     grads = torch.autograd.grad((values * weights.to(values)).sum(), asking)
-    return [x.detach().double() for x in (values, *grads)]
+    return [x.detach().double().cpu() for x in (values, *grads)]
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +101,9 @@ def interpreted():
     return json.loads(done.stdout)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_kernels_equal_the_reference(interpreted, name):
+def check_case(ours, name):
+    """Compare values and gradients of a case with the reference's."""
     p, q, *_ = make(name)
-    ours = [torch.tensor(x, dtype=torch.float64) for x in interpreted[name]]
     theirs = found_by("reference", name)
     finite = [x[x.isfinite()].abs().max().item() for x in (p.double(), q.double())]
     # a log-probability is off by some ulps of the largest logit, a sum by as much of itself
@@ -114,12 +115,56 @@ def test_kernels_equal_the_reference(interpreted, name):
         torch.testing.assert_close(our, their, rtol=rounded, atol=rounded, equal_nan=True)
 
 
-@pytest.mark.slow
-def test_close_logits_keep_their_digits(interpreted):
-    ours = torch.tensor(interpreted["close"][0][0], dtype=torch.float64)
+def check_close(ours):
+    """Check the digits of a KL below 1e-6, `[rows]`."""
     theirs = found_by("reference", "close")[0][0]
     assert theirs.max() < 1e-6
     assert ((ours - theirs).abs() <= 1e-3 * theirs).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_equal_the_reference(interpreted, name):
+    check_case([torch.tensor(x, dtype=torch.float64) for x in interpreted[name]], name)
+
+
+@pytest.mark.slow
+def test_close_logits_keep_their_digits(interpreted):
+    check_close(torch.tensor(interpreted["close"][0][0], dtype=torch.float64))
+
+
+@on_a_gpu
+@pytest.mark.parametrize("name", CASES)
+def test_on_a_gpu_kernels_equal_the_reference(name):
+    check_case(found_by("triton", name, "cuda"), name)
+
+
+@on_a_gpu
+def test_on_a_gpu_close_logits_keep_their_digits():
+    check_close(found_by("triton", "close", "cuda")[0][0])
+
+
+@on_a_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [(1, 200_000), (64, 151_936), (3, 262_144), (70_000, 300)])
+@pytest.mark.parametrize("apart", [1e-2, 0.5])
+def test_on_a_gpu_sizes_of_language_models(size, dtype, apart):
+    """Few rows, which are cut, and more than the 65,535 that a grid's second axis may have."""
+    draw = torch.Generator("cuda").manual_seed(0)
+    p = 3 * torch.randn(size, generator=draw, device="cuda")
+    q = p + apart * torch.randn(size, generator=draw, device="cuda")
+    q[:, -64:] = p[:, -64:] = -math.inf
+    p, q = p.to(dtype).requires_grad_(), q.to(dtype).requires_grad_()
+    value = kl(p, q, backend="auto")
+    found = value, *torch.autograd.grad(value.sum(), (p, q))
+    p, q = (x.detach().double().requires_grad_() for x in (p[-64:], q[-64:]))
+    truth = kl(p, q, backend="reference")
+    expected = truth, *torch.autograd.grad(truth.sum(), (p, q))
+    for ours, theirs in zip(found, expected, strict=True):
+        # ulps of logits near 15 in the logs of ratios of size `apart`
+        rtol = 15 * torch.finfo(torch.float32).eps / apart + torch.finfo(ours.dtype).eps
+        atol = rtol * theirs.abs().max().item()
+        torch.testing.assert_close(ours[-64:].double(), theirs, rtol=rtol, atol=atol)
 
 
 def test_refusals_say_why():
@@ -131,17 +176,18 @@ def test_refusals_say_why():
             measure(logits, None, Task(("entropy",)), backend="triton")
 
 
-def from_hidden(backend, dtype):
+def from_hidden(backend, dtype, device="cpu"):
     """KL from hidden states in several blocks, with tokens that p, q or both ban, and gradients."""
     draw = torch.Generator().manual_seed(0)
     tensors = [torch.randn(*size, generator=draw) for size in ((5, 8), (90, 8), (90,)) * 2]
     tensors[2][::3], tensors[5][::6] = -math.inf, -math.inf
-    tensors = [x.to(dtype).requires_grad_() for x in tensors]
+    tensors = [x.to(device, dtype).requires_grad_() for x in tensors]
     p, q = tensors[:3], tensors[3:]
     pair = (HiddenStates(*x[:2], bias=x[2], softcap=9.0, memory=8000) for x in (p, q))
     value = kl(*pair, backend=backend)
     weights = torch.linspace(0.5, 2.0, 5).to(value)
-    return [x.detach().double() for x in (value, *torch.autograd.grad(value @ weights, tensors))]
+    found = value, *torch.autograd.grad(value @ weights, tensors)
+    return [x.detach().double().cpu() for x in found]
 
 
 @pytest.mark.slow
@@ -150,6 +196,13 @@ def test_blocks_from_hidden_states(interpreted):
     for ours, theirs in zip(interpreted["hidden"], expected, strict=True):
         # products of eight terms near 10, whose float32 rounding the log ratios see
         torch.testing.assert_close(torch.tensor(ours).double(), theirs, rtol=1e-5, atol=1e-5)
+
+
+@on_a_gpu
+def test_on_a_gpu_blocks_from_hidden_states():
+    expected = from_hidden("chunked", torch.float64)
+    for ours, theirs in zip(from_hidden("triton", torch.float32, "cuda"), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 if __name__ == "__main__":

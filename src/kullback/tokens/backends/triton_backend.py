@@ -46,7 +46,7 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
         return out
     q = p if q is None else q
     tile, cut, cuts = _cuts(rows, vocab)
-    warps = max(1, min(8, tile // 256))
+    warps = _warps(tile)
     scale = 1.0 / task.temperature
     state = torch.empty(rows, cuts, triton_kernels.STATE.value, device=p.device)
     strides = p.stride(0), q.stride(0)
@@ -83,7 +83,7 @@ def slopes(
         return
     tile, _, _ = _cuts(count, vocab)
     to_p, to_q = (p if grad is None else grad for grad in (grad_p, grad_q))
-    triton_kernels.slopes[(-(-vocab // tile), count)](
+    triton_kernels.slopes[(count, -(-vocab // tile))](
         p, q, sums, coefficients, rows.ids, rows.keep, to_p, to_q,
         p.stride(0), q.stride(0), to_p.stride(0), to_q.stride(0),
         vocab, count, 1.0 / task.temperature, task.beta,
@@ -91,7 +91,7 @@ def slopes(
         KL=task.asks("kl"), BACK=task.asks("reverse_kl"), P_LOG=task.asks("entropy"),
         Q_LOG=task.asks("q_entropy"), MIX=task.asks("js"),
         AT=rows.ids is not None, KEEP=rows.keep is not None, TILE=tile,
-        num_warps=max(1, min(8, tile // 256)),
+        num_warps=_warps(tile),
     )  # fmt: skip
 
 
@@ -102,6 +102,10 @@ def _cuts(rows: int, vocab: int) -> tuple[int, int, int]:
     wanted = max(1, min(-(-_PROGRAMS // rows), tiles // 2))
     cut = -(-tiles // wanted) * tile
     return tile, cut, -(-vocab // cut)
+
+
+def _warps(tile: int) -> int:
+    return max(1, min(8, tile // 256))
 
 
 @cache

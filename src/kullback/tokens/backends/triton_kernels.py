@@ -363,9 +363,9 @@ def slopes(
     P_LOG: tl.constexpr, Q_LOG: tl.constexpr, MIX: tl.constexpr, AT: tl.constexpr,
     KEEP: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Write a tile of both gradients (see `Slope`); programs: tiles × rows."""
-    row = tl.program_id(1)
-    at = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    """Write a tile of both gradients (see `Slope`); programs: rows × tiles."""
+    row = tl.program_id(0)  # the first axis, which alone may have more than 65,535
+    at = tl.program_id(1) * TILE + tl.arange(0, TILE)
     p_log, q_log, u, v, l, both, p_only, q_only = _probs(
         p, q, row, p_stride, q_stride, at, vocab, sums, rows, scale
     )
