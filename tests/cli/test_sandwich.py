@@ -61,23 +61,25 @@ def trained(tmp_path_factory, fashion_few, empty_charts):
 
 @pytest.fixture(scope="module")
 def measured(trained, tmp_path_factory):
-    """What `--sandwich --per-item` prints, says and writes."""
+    """What `--sandwich --per-item` prints, says and writes: figures, words, rows, what is kept."""
     rows = tmp_path_factory.mktemp("rows") / "items.csv"
     out, error = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
         assert run("evaluate", trained, *QUICK, "--per-item", rows, "--json") == 0
-    return json.loads(out.getvalue()), error.getvalue(), rows
+    kept = json.loads((trained / "evaluation.json").read_text())
+    return json.loads(out.getvalue()), error.getvalue(), rows, kept
 
 
-def test_sandwich_adds_to_the_figures_of_the_run(trained, measured):
-    found = measured[0]["sandwich"]
+def test_sandwich_adds_to_the_figures_of_the_run(measured):
+    printed, _, _, kept = measured
+    found = printed["sandwich"]
     test, own = found["test"], found["own"]
     assert test["upper"] is None and test["kl_upper"] is None and own["upper"]["bias"] == "high"
     parts = test["approximation"]["value"] + test["amortisation"]["value"]
     assert math.isclose(parts, test["kl_lower"]["value"], abs_tol=1e-9)
     assert found["aggregate"]["items"] == 100
     assert found["annealing"]["temperatures"] == 3
-    assert "sandwich" in json.loads((trained / "evaluation.json").read_text())
+    assert "sandwich" in kept
 
 
 @pytest.mark.slow
@@ -101,7 +103,7 @@ def test_wrong_options_end_with_2(trained, wrong, capsys):
 
 
 def test_per_item_rows_average_to_the_figures(trained, measured):
-    printed, said, out = measured
+    printed, said, out, _ = measured
     found = printed["evaluation"]
     assert "anomal" in said or "usual image" in said
     with out.open() as file:
