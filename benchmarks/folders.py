@@ -20,7 +20,7 @@ them to benchmarks/results/folders.json. Errors are over images.
 `--loading N` measures reading alone: N files of 64x64 colour pixels, JPEG and PNG by turns, smooth
 with noise. Printed are wall and CPU seconds (of the processes too) of the first `load`, which
 decodes, of the second, which takes the cache, and of the floor: one loop that reads, hashes and
-decodes every file with Pillow, and keeps nothing. They go to benchmarks/results/folder_loading.json.
+decodes every file with Pillow and keeps nothing. They go to benchmarks/results/folder_loading.json.
 """
 
 import argparse
