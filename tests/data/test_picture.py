@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from kullback.core import DataError
-from kullback.data import plain_pictures
+from kullback.data import pictures
 from kullback.data.examples import Fitting, Reading
 from kullback.data.pictures import fit_to, header_size, read_frames, read_picture
 
@@ -293,7 +293,7 @@ def test_grey_tiff_of_sixteen_bits_keeps_them():
 
 def readers_alone(patch):
     """Let Pillow's readers open every file."""
-    patch.setattr("kullback.data.plain_pictures.decode", lambda data, wanted: None)
+    patch.setattr("kullback.data.pictures._plain_image", lambda data, wanted: None)
 
 
 def found(data, size=(5, 7), **options):
@@ -352,7 +352,7 @@ def test_a_file_without_extras_is_read_as_pillow_reads_it(
     image = Image.fromarray(pixels)
     data = encode(image.convert("CMYK") if options.get("inks") else image, kind, **options)
     sizes = (None, (5, 7), pixels.shape[:2])
-    assert (plain_pictures.decode(data, lambda *_: True) is not None) == plain
+    assert (pictures._plain_image(data, lambda *_: True) is not None) == plain
     here = [found(data, size, channels=channels) for size in sizes]
     readers_alone(monkeypatch)
     assert here == [found(data, size, channels=channels) for size in sizes]
