@@ -249,11 +249,8 @@ def _jpeg(data: bytes, wanted: _Wanted) -> Image.Image | None:
             return None if mode is None else Image.frombytes(mode, size, data, "jpeg", mode, "")
         if marker in _FRAMES:
             bits, height, width, components = _FRAME.unpack_from(data, start)
-            again, size, mode = (
-                mode is not None,
-                (width, height),
-                _JPEG_MODES.get((bits, components)),
-            )
+            again, mode = mode is not None, _JPEG_MODES.get((bits, components))
+            size = width, height
             good = mode is not None and end - start == _FRAME.size + 3 * components
             if again or not good or not (width and height and wanted(width, height)):
                 return None
