@@ -73,7 +73,8 @@ def _recorded(compute: Compute, x: Tensor, noise: Tensor) -> _Recording | None:
             compute(x, noise)
     torch.cuda.current_stream().wait_stream(stream)
     try:
-        with torch.cuda.graph(graph, stream=stream):
+        # other threads, as one that reads rows ahead, may call CUDA meanwhile
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             loss, figures = compute(x, noise)
     except RuntimeError:  # it waits for the GPU, or memory for the recording is refused
         torch.cuda.synchronize()
