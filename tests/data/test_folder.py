@@ -253,5 +253,139 @@ def test_load_images_of_one_file(folder):
 
 def test_a_model_of_vectors_refuses_pictures(folder):
     for source in (folder, "fashion", next(folder.rglob("*.png"))):
-        with pytest.raises(DataError, match="not enough memory for .* images of 3x2, which take .* GB"):
+        with pytest.raises(DataError, match=r"vectors \[64\]; got images"):
+            load_images(source, event_shape=(64,))
+
+
+def test_clip_art_keeps_its_drawing(tmp_path):
+    """Black and white drawings on transparent ground: over black, the black ones were all black."""
+    for k in range(20):
+        pixels = np.zeros((8, 8, 4), np.uint8)
+        pixels[2:6, 2 : 3 + k % 4] = 255 * (k % 2), 255 * (k % 2), 255 * (k % 2), 255
+        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
+    data = load(tmp_path, test_fraction=0.4)
+    assert "10 images with transparency laid over white" in data.protocol["notes"]
+    assert "10 images with transparency laid over black" in data.protocol["notes"]
+    assert all(row.float().std() > 0 for row in torch.cat([data.train, data.test]))
+    black = load(tmp_path, test_fraction=0.4, background="black")
+    assert "10 images of one colour everywhere" in black.protocol["notes"]
+    old = {k: v for k, v in black.protocol.items() if k not in ("background", "frames")}
+    assert reload(old | {"rules": 2}).protocol["sha256"] == black.protocol["sha256"]
+    assert reload(data.protocol).protocol == data.protocol
+    for wrong in ("teal", "#12", ""):
+        with pytest.raises(ValueError, match="background: expected auto, white, black or #rrggbb"):
+            load(tmp_path, background=wrong)
+
+
+def test_pictures_that_are_all_alike_are_said(tmp_path):
+    for k in range(4):
+        (tmp_path / f"{k}.png").parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8), 7).save(tmp_path / f"{k}.png", compress_level=k, dpi=(k + 1, 1))
+    notes = load(tmp_path, test_fraction=0.5).protocol["notes"]
+    assert any(note.startswith("all 4 examples are identical") for note in notes)
+
+
+def test_frames_of_a_file_stay_on_one_side(tmp_path):
+    for k in range(12):
+        frames = [Image.new("L", (8, 8), 20 * k + j) for j in range(3)]
+        frames[0].save(tmp_path / f"{k}.gif", save_all=True, append_images=frames[1:])
+    first = load(tmp_path, test_fraction=0.4)
+    assert len(first.train) + len(first.test) == 12
+    assert "12 animations: first frames taken, 24 others left out" in first.protocol["notes"]
+    data = load(tmp_path, test_fraction=0.4, frames="all")
+    assert len(data.train) + len(data.test) == 36
+    assert "12 animations: all 36 frames taken" in data.protocol["notes"]
+    files = [{name.partition("[")[0] for name in s} for s in (data.train_names, data.test_names)]
+    assert not files[0] & files[1]
+
+
+@pytest.fixture
+def cached(folder, tmp_path_factory, monkeypatch):
+    """The folder of 40 pictures, with a cache of its own that takes folders of any size at once."""
+    place = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+    monkeypatch.setattr("kullback.data.limits.CACHED_FILES", 1)
+    monkeypatch.setattr("kullback.data.limits.SETTLED_SECONDS", -1.0)
+    return place / "kullback" / "pictures"
+
+
+def same(one, other):
+    assert one.protocol == other.protocol
+    assert torch.equal(one.train, other.train)
+    assert torch.equal(one.test, other.test)
+    assert one.train_names == other.train_names
+
+
+def test_a_cached_folder_is_read_and_not_decoded(folder, cached, monkeypatch):
+    (folder / "broken.png").write_bytes(b"x")
+    settings = {"test_fraction": 0.3, "size": 6}
+    before = load(folder, **settings)
+    (entry,) = cached.glob("*.npy")
+    with monkeypatch.context() as patch:
+        patch.setattr("kullback.data.pictures._decode_file", None)  # called, it would raise
+        same(load(folder, **settings), before)
+    load(folder, test_fraction=0.3, size=8)  # other options are another entry
+    assert len(list(cached.iterdir())) == 2
+    content = entry.read_bytes()
+    for damaged in (content[:-1], content[:40], b"", content[:200] + b"\0" + content[201:]):
+        entry.write_bytes(damaged)
+        same(load(folder, **settings), before)
+        assert entry.read_bytes() == content
+
+
+@pytest.mark.parametrize("change", ["content", "new", "gone", "same size and time"])
+def test_a_changed_folder_is_decoded_again(folder, cached, monkeypatch, change):
+    path = (
+        next(folder.rglob("04.PNG")) if list(folder.rglob("04.PNG")) else next(folder.rglob("04.*"))
+    )
+    before, about = load(folder, test_fraction=0.3), path.stat()
+    if change == "gone":
+        path.unlink()
+    elif change == "new":
+        save(folder / "new.png", 99)
+    elif change == "content":
+        Image.new("L", (8, 8), 3).save(path)
+    else:
+        other = bytearray(path.read_bytes())
+        path.write_bytes(other)
+        os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    monkeypatch.setattr("kullback.data.limits.SETTLED_SECONDS", 3600.0)
+    truth = load(folder, test_fraction=0.3)  # too fresh for the cache
+    monkeypatch.setattr("kullback.data.limits.SETTLED_SECONDS", -1.0)
+    same(load(folder, test_fraction=0.3), truth)
+    entries = len(list(cached.iterdir()))
+    assert entries == 2
+    assert (before.protocol == truth.protocol) == (change == "same size and time")
+
+
+def test_the_cache_keeps_to_its_limit_and_can_be_off(folder, cached, monkeypatch):
+    monkeypatch.setenv("KULLBACK_CACHE", "off")
+    load(folder, size=4)
+    assert not cached.exists()
+    monkeypatch.delenv("KULLBACK_CACHE")
+    monkeypatch.setattr("kullback.data.limits.MAX_CACHE_BYTES", 12_000)
+    for size in (4, 5, 6, 7):
+        load(folder, size=size)
+        assert sum(entry.stat().st_size for entry in cached.iterdir()) <= 12_000
+    kept = sorted(cached.iterdir())
+    assert kept
+    monkeypatch.setattr("kullback.data.limits.MAX_CACHE_BYTES", 100)
+    load(folder, size=8)  # larger than all of it: not kept, and nothing goes for it
+    assert sorted(cached.iterdir()) == kept
+
+
+def test_pixels_of_many_pictures_stand_in_one_array_in_their_order():
+    """Grey ones, then one of colour, more than were expected; and more than memory holds."""
+    rng = np.random.default_rng(0)
+    parts = [
+        rng.integers(0, 256, (n, c, 3, 2), dtype=np.uint8) for n, c in ((2, 1), (1, 3), (5, 1))
+    ]
+    for expected in (0, 3, 8, 20):
+        stacked = pictures._Stacked(expected, coloured=False)
+        for k, part in enumerate(parts):
+            stacked.add(part)
+            channels = 1 if k == 0 else 3
+            truth = [np.broadcast_to(one, (len(one), channels, 3, 2)) for one in parts[: k + 1]]
+            assert np.array_equal(stacked.values(), np.concatenate(truth))
+    with pytest.raises(DataError, match="not enough memory for .* images of 3x2, which take .* GB"):
         pictures._Stacked(10**17, coloured=False).add(parts[0])  # more than there are addresses
