@@ -387,5 +387,7 @@ def test_pixels_of_many_pictures_stand_in_one_array_in_their_order():
             channels = 1 if k == 0 else 3
             truth = [np.broadcast_to(one, (len(one), channels, 3, 2)) for one in parts[: k + 1]]
             assert np.array_equal(stacked.values(), np.concatenate(truth))
-    with pytest.raises(DataError, match="not enough memory for .* images of 3x2, which take .* GB"):
+    with pytest.raises(
+        DataError, match=r"not enough memory for .* images of 3x2, which take .* GB"
+    ):
         pictures._Stacked(10**17, coloured=False).add(parts[0])  # more than there are addresses
