@@ -104,9 +104,7 @@ COMPONENTS, PATCH_COMPONENTS = 5, 3  # of a logistic mixture: benchmarks/colour_
 CONTEXT_REACH = 3  # pixels up, left and right that a context reads: benchmarks/neighbours.py
 NEIGHBOURS = 4  # pixels before it on which one depends: benchmarks/neighbours.py
 CATEGORICAL_LEVELS = 1024  # outputs a place: beyond it a free probability for each level is a waste
-TRIAL_DRAWS = (
-    4096  # by which the KL of a prior of one's own is checked: it is off by 0.1 nats or less
-)
+TRIAL_DRAWS = 4096  # by which the KL of a prior of one's own is checked: seconds at most
 TRIAL_ERRORS = 6.0  # standard errors that a right one may be off: odds 2e-9
 TRIAL_ROUNDINGS = 64  # of float32 in log p(z) and log q(z|x), each a sum over the latent dimensions
 UNIT_SCALE_LEVELS = 256  # more levels than this work in units of the data's own spread
