@@ -23,9 +23,8 @@ from kullback.data import Dataset, Rows, binarize_all
 from kullback.variational import WeightedBound, objectives
 
 from . import checkpoint
-from .captured import CapturedSteps
 from .checkpoint import FlatParameters, State
-from .elbo_step import step_for
+from .elbo_step import CapturedSteps, step_for
 from .evaluation import (
     active_units,
     bounds_given,
