@@ -108,8 +108,9 @@ class Event:
 
         That is how C reads them, without a look at their shape. An x of one event is for any batch.
         """
-        batch, patches = x.numel() // math.prod(self.shape), math.prod(self.shape[1:]) // self.places
-        wanted = (*[patches] * bool(self.patch), channels, self.places)
+        batch, places = x.numel() // math.prod(self.shape), math.prod(self.shape[1:])
+        patches = [places // self.places] if self.patch else []
+        wanted = (*patches, channels, self.places)
         own = parameters.shape[-self.axes - 1] if parameters.dim() > self.axes else 1
         return parameters.shape[-self.axes :] == wanted and batch in (1, own)
 
