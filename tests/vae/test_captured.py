@@ -72,6 +72,25 @@ def test_on_a_gpu_what_waits_for_it_is_called():
     assert float(torch.ones(2, device="cuda").sum()) == 2.0
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two CUDA devices")
+def test_on_a_gpu_that_is_not_the_current_one_steps_are_recorded():
+    steps = CapturedSteps()
+    x, noise = torch.ones(3, device="cuda:1"), torch.zeros(2, device="cuda:1")
+    for factor in (1.0, 5.0, 7.0):
+        found = steps("key", lambda x, noise: (x.sum(), noise + 1.0), factor * x, noise)[0]
+        assert float(found) == 3.0 * factor
+
+
+@on_a_gpu
+def test_on_a_gpu_one_recording_is_kept():
+    steps = CapturedSteps()
+    x, noise = torch.ones(3, device="cuda"), torch.zeros(2, device="cuda")
+    for key, factor in (("elbo", 1.0), ("elbo", 2.0), ("iwae", 3.0), ("iwae", 4.0)):
+        found = steps(key, lambda x, noise: (x.sum(), noise + 1.0), factor * x, noise)[0]
+        assert float(found) == 3.0 * factor
+        assert [one for (one, *_) in steps.recordings] == [key]
+
+
 @on_a_gpu
 def test_on_a_gpu_a_run_ends(tmp_path):
     data = load(size=8)

@@ -294,7 +294,9 @@ class CapturedSteps:
             return compute(x, noise)
         key = (key, x.shape, x.dtype, noise.shape)
         if key not in self.recordings:
-            self.recordings[key] = _recorded(compute, x, noise)
+            self.recordings.clear()  # a run goes on to another key for good: its memory is free
+            with torch.cuda.device(x.device):  # a stream of another records nothing
+                self.recordings[key] = _recorded(compute, x, noise)
         known = self.recordings[key]
         if known is None:
             return compute(x, noise)
