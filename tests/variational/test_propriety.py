@@ -184,8 +184,8 @@ def test_proper_targets_with_heavy_tails_are_not(name):
     assert improper(target, frame.outwards(10 * noise)) == ""
 
 
-@pytest.mark.parametrize("power", [4, 8, 20, 40])
-@pytest.mark.parametrize("width", [0.05, 50.0, 1e5])
+@pytest.mark.parametrize("power", [4, 8, 20])
+@pytest.mark.parametrize("width", [10.0, 50.0, 1e5])
 def test_a_start_inside_a_flat_top_is_as_wide_as_the_top(power, width):
     """The sd of exp(−|z/a|^k) is a √(Γ(3/k)/Γ(1/k)); at 0 there is no curvature that says so."""
     target = Target.of(lambda z: -((z / width) ** power).sum(), 2)
@@ -199,6 +199,17 @@ def test_a_slope_that_rounding_hides_is_not_flat():
     z = torch.randn(200, 2, generator=seeded(), dtype=F64)
     for away, said in ((1e128, ""), (1e6, "log p does not decay as z[1] goes to infinity")):
         assert undecaying(lambda z, low=away: -low - 0 * z[:, 0], z[:, :1]) == said
+
+
+@pytest.mark.sweep(1)
+@pytest.mark.parametrize(("power", "width"), [(20, 50.0), (100, 3.0), (200, 1.0)])
+def test_a_flat_top_is_fitted(power, width):
+    """Steep walls beside it are no unbounded density, and no direction without end."""
+    found = fit(lambda z: -((z / width) ** power).sum(), 2, generator=seeded(), progress=False)
+    truth = width * math.exp(0.5 * (math.lgamma(3 / power) - math.lgamma(1 / power)))
+    assert not found.improper, found.reason
+    off = (found.draws.std(0) / truth).log().abs()
+    assert bool((off <= found.diagnosis.log_sd_bound).all())
 
 
 @pytest.mark.slow

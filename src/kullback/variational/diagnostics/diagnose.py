@@ -316,13 +316,14 @@ def ridges_of(log_density: LogDensity, sample: Sample) -> list[Ridge]:
         return []
     frame = Frame.of_draws(sample.draws)
     draws, scores = sample.draws, sample.scores[0].double()
-    axes = [frame.axes[j] for j in funnels(frame, draws, scores)]
-    axes += list(bends(frame, draws, scores))
+    scales = [frame.axes[j] for j in funnels(frame, draws, scores)]
+    bent = bends(frame, draws, scores)
 
     def score(z: Tensor) -> tuple[Tensor, Tensor]:
         return score_in_pieces(log_density, z, len(z))
 
-    found = (follow(score, frame, axis) for axis in axes)
+    found = [follow(score, frame, axis) for axis in scales]
+    found += [follow(score, frame, axis, scale=False) for axis in bent]
     return [ridge for ridge in found if ridge is not None]
 
 
