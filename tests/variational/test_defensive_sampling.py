@@ -49,6 +49,7 @@ def test_pooled_weights_find_what_a_wrong_width_hides(shrink):
     assert float(pareto_k(logs)) < 0.5
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("rate", [0.3, 0.5, 0.7])
 @pytest.mark.parametrize("dims", [3, 5, 8])
 def test_p_is_followed_where_it_bends(rate, dims):

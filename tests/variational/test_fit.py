@@ -405,6 +405,7 @@ def test_the_first_stochastic_step_is_the_rate_along_each_axis(draws):
     assert rows[-1] == rows[0]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("mean", "sd", "double", "said"),
     [(1e4, 0.01, False, True), (1e4, 0.01, True, False), (1000.0, 0.01, False, False)],

@@ -37,6 +37,7 @@ NOISES = {
 }
 
 
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("dims", [2, 5, 10])
 @pytest.mark.parametrize("degrees", [1.2, 1.9, 2.5, 4.0, 5.0])
@@ -60,6 +61,7 @@ def test_a_heavy_ridge_with_kinks_beside_it():
     assert found.tolist() == [1.9, 1.9]
 
 
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("condition", [1.0, 30.0])
 @pytest.mark.parametrize("dims", [2, 3, 6, 10])
 @pytest.mark.parametrize("degrees", [1.2, 2.5, 4.0, 5.5])
@@ -94,6 +96,7 @@ LIGHT = {
 }
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", LIGHT)
 @pytest.mark.parametrize("dims", [2, 5, 10])
 def test_lighter_tails_have_all_moments(name, dims):

@@ -201,7 +201,7 @@ def test_a_slope_that_rounding_hides_is_not_flat():
         assert undecaying(lambda z, low=away: -low - 0 * z[:, 0], z[:, :1]) == said
 
 
-@pytest.mark.sweep(1)
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("power", "width"), [(20, 50.0), (100, 3.0), (200, 1.0)])
 def test_a_flat_top_is_fitted(power, width):
     """Steep walls beside it are no unbounded density, and no direction without end."""
