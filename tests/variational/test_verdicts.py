@@ -98,6 +98,7 @@ def test_a_shape_is_judged_by_the_draws_that_count(share, level):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # in torch.func.hessian
 def test_true_moments_of_regressions_are_those_of_a_grid(verdicts):
     """In two dimensions, where 1,200,000 draws err by 0.002 sd; up to 0.06 without p's moments."""
     small = [t for t in verdicts.targets("counting", 2026) if t.kind in ("logistic", "probit")]
