@@ -133,13 +133,12 @@ class Ridge:
     @property
     def endless(self) -> bool:
         """Whether the marginal decays by less than log t in the last half of a path: improper."""
-        if not self.scale:
-            return False
         for way in (1.0, -1.0):
             far = self.heights[way * self.at >= limits.MAX_PATH_NODES - 0.5]
             near = self.heights[(way * self.at - limits.MAX_PATH_NODES / 2).abs() < 0.5]
-            if len(far) and len(near) and float(far[0] - near[0]) > -math.log(2):
-                return True
+            rise = float(far[0] - near[0]) if len(far) and len(near) else -math.inf
+            if rise > -math.log(2) and (self.scale or rise < math.log(2)):
+                return True  # a marginal that rises along a bend says only that q is elsewhere
         return False
 
     @property
