@@ -469,6 +469,7 @@ def _carry_out(
     if not last.reason.startswith(IMPROPER) and not last.bounded:
         lost = _improper(target, last, z)
         last = replace(last, converged=False, reason=f"{lost}; {last.reason}") if lost else last
+    single = _rounds(target, z, log_p, converged=last.converged)
     return Fit(
         target=target,
         family=family,
@@ -477,7 +478,7 @@ def _carry_out(
         method=work.method,
         trace=tuple(trace),
         converged=last.converged and (not why or last.bounded),
-        reason="; ".join(text for text in (last.reason, why or str(target.refusals)) if text),
+        reason="; ".join(t for t in (last.reason, single, why or str(target.refusals)) if t),
         gradient_norm=last.gradient_norm,
         seconds=time.perf_counter() - begin - (target.compiling.seconds - compiled),
         draws=z,
@@ -518,6 +519,26 @@ def _improper(target: Target, last: Progress, z: Tensor) -> str:
     if not last.converged and (away := _away(target, z)):
         return f"{IMPROPER}: {away}"
     return improper(target, z)
+
+
+def _rounds(target: Target, z: Tensor, log_p: Tensor, *, converged: bool) -> str:
+    """Say that log p rounds z to float32, where that is coarse or the fit has not converged.
+
+    Then log p is the same at z and at z (1 + 1e-10), for all draws that differ in log p.
+    """
+    far = z.abs().amax(0) * torch.finfo(torch.float32).eps / z.std(0).clamp_min(1e-300)
+    if target.rows is not None or (converged and float(far.max()) < limits.COARSE_ROUNDING):
+        return ""
+    some = slice(limits.MIN_DRAWS)
+    with torch.no_grad():
+        same = target.log_density(z[some] * (1 + 1e-10)) == log_p[some]
+    if not bool(same.all()) or float(log_p[some].std()) == 0:
+        return ""
+    worst = int(far.argmax())
+    return (
+        f"log_density rounds z to float32, {float(far[worst]):.1g} sd of {target.names[worst]} "
+        "here, and gradients with it: evaluate it in float64"
+    )
 
 
 def _away(target: Target, z: Tensor) -> str:

@@ -81,6 +81,7 @@ LOOPED_EVALUATION_DRAWS = 1000  # at the end, where their number is left open
 LOOPED_CLIMBS = 8  # of the search for other peaks
 
 # fit
+COARSE_ROUNDING = 0.05  # sd: resolution of float32 from which it is said
 MAX_FIT_SECONDS = 600.0  # by default: what no row of benchmarks/posteriors.py takes on one core
 EVALUATION_SHARE = 0.1  # of it, left to evaluate draws of the fitted q
 
@@ -284,6 +285,7 @@ WIDTH_DISTANCES, WIDTH_BISECTIONS = (
 # diagnostics/propriety
 RAY_LINES = 5  # parallel lines on each direction, from draws of q
 MAX_RAYS = 128  # directions
+MIN_RAY_SD = 1e-6  # of the distance from 0, or of 1: no narrower is a direction's unit
 RAY_DECADES = 10  # of distance, in sd of the draws
 RAY_SLOPES = 2  # last slopes of log p against log t that must be above -1
 SLOPE_MARGIN = 0.01  # below -1: a tail of 1/t has no mass, one of t^-1.1 has

@@ -60,7 +60,8 @@ class Probed:
     @property
     def seen(self) -> str:
         """Which peaks would have been found, and which would not."""
-        width = math.ceil(100 * self.narrowest) / 100  # rounded up: what is said to be found is
+        digits = 10 ** max(2, -math.floor(math.log10(self.narrowest)))
+        width = math.ceil(digits * self.narrowest) / digits  # up: what is said to be found is
         kind = f"narrower than {width:g} of q's sd" if width < 1 else "no wider than q"
         said = f"one {kind} may have been missed"
         if not self.rays or width <= limits.RAY_SEES:
