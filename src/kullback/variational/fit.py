@@ -35,6 +35,7 @@ from kullback.core import (
 
 from . import limits
 from .diagnostics.diagnose import Diagnosis
+from .diagnostics.missed_modes import Probed
 from .diagnostics.propriety import improper
 from .diagnostics.summary import Summary, assess, resample, summarise
 from .engine import Direction, Make, Settings, forwards, reverse
@@ -234,6 +235,8 @@ class Fit(FittedPosterior):
         log_q: `[n]` at the draws, in nats.
         scores: `∂ log p/∂z` and `∂ log q/∂z` at the draws, `[n, d]` each.
         chosen: what was left to choose, and was.
+        probed: what a search for other peaks from this q found, where the fit made one; a verdict
+            does not repeat it.
 
     Example:
         >>> found = fit(lambda z: -0.5 * z.square().sum(), 1)
@@ -257,6 +260,7 @@ class Fit(FittedPosterior):
     scores: tuple[Tensor, Tensor]
     chosen: str = ""
     compile_seconds: float = 0.0
+    probed: Probed | None = None
 
     @cached_property
     def elbo(self) -> Estimate:
@@ -486,7 +490,17 @@ def _carry_out(
         scores=(by_p, by_q),
         chosen=work.chosen(family),
         compile_seconds=target.compiling.seconds,
+        probed=None
+        if last.searched is None or last.searched[0] is not family
+        else last.searched[1],
     )
+
+
+def _probed(last: Progress) -> Probed | None:
+    """Return what a search from this very q found."""
+    if last.searched is None or last.searched[0] is not last.family:
+        return None
+    return last.searched[1]
 
 
 def _unfinished(target: Target, last: Progress | None, seconds: float) -> Progress:
