@@ -563,7 +563,7 @@ def _still(target: Target, seen: _Pooled) -> bool:
     """Say whether p's moments are q's, both by the same pooled draws.
 
     The difference of two weighted means of the same draws has less noise than either: their terms
-    all but cancel where p is all but q. It is held to the error that many draws have.
+    all but cancel where p is all but q. With its errors it must be below what many draws allow.
     """
     draws = torch.cat([seen.draws, seen.wide.draws])
     log_p, log_q = seen.sample.log_p, seen.sample.log_q
@@ -581,9 +581,10 @@ def _still(target: Target, seen: _Pooled) -> bool:
         (w * (values - means[0]) - v * (values - means[1])) / sd,
         0.5 * (w * (squares[0] / variances[0] - 1) - v * (squares[1] / variances[1] - 1)),
     ]
-    errors = torch.cat([term.square().sum(0) for term in terms]) + 1 / limits.MATCHED_DRAWS
-    allowed = limits.MIN_MOMENT_SHIFT + limits.MOMENT_SHIFT_ERRORS * errors.sqrt()
-    return bool((moves.abs() < allowed).all())
+    errors = torch.cat([term.square().sum(0).sqrt() for term in terms])
+    most = moves.abs() + limits.MOMENT_SHIFT_ERRORS * errors
+    own = limits.MOMENT_SHIFT_ERRORS / math.sqrt(limits.MATCHED_DRAWS)
+    return bool((most < limits.MIN_MOMENT_SHIFT + own).all())
 
 
 def _close_by(problem: _Problem, family: Family) -> tuple[bool, _Pooled | None]:
