@@ -2,7 +2,7 @@
 
     python benchmarks/mnist_evidence.py [--minutes 3] [--draws 5000] [--data mnist.npz]
                                         [--decoder bfloat16] [--neighbours 4] [--work DIR --only …]
-    python benchmarks/mnist_evidence.py --run RUN [--draws 1000] [--images 1000]
+    python benchmarks/mnist_evidence.py --run RUN [--draws 1000] [--images 1000] [--device cuda]
 
 Protocol: dynamic binarisation in training, one fixed binarisation of the 10,000 test images (seed
 0); L_5000 on all of them. The minutes count from the start of this process, imports and reading
@@ -17,6 +17,7 @@ The data are not part of the package: an .npz with x_train and x_test, uint8 28x
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -149,15 +150,20 @@ def measure_run(data, options, precision):
     config = read_json(options.run / "config.json")
     if config["data"]["sha256"] != data.protocol["sha256"]:
         raise SystemExit(f"{options.run}: trained on other data, or tested on them")
-    model, x = VAE.load(options.run), data.test[: options.images]
+    model, x = VAE.load(options.run).to(options.device), data.test[: options.images]
     if model.unfinished:
         raise SystemExit(model.unfinished)
-    figures = measured(model, model.state_dict(), x, options.draws, precision)
-    steps, batch = config["training"]["steps"], config["training"]["batch_size"]
-    name = f"{config['preset']['name']}, {steps} steps"
+    figures = measured(model, model.state_dict(), x.to(options.device), options.draws, precision)
+    last = json.loads((options.run / "metrics.jsonl").read_text().splitlines()[-1])
+    clock = json.loads((options.run / "timing.jsonl").read_text().splitlines()[-1])
+    steps, batch = last["step"], config["training"]["batch_size"]
+    typed = config["preset"]["given_instead"]
+    more = "".join(f", {key} {value}" for key, value in typed.items())
+    name = f"{config['preset']['name']}{more}, {steps} steps"
     result = read_json(RESULTS / "mnist_evidence.json")
     row = result.get(name, {"steps": steps, "epochs": steps * batch / len(data.train)})
     row["trained in"] = config["precision"]
+    row["trained on"] = f"{config['device']}, {clock['seconds']:.0f} s"
     row[f"first {len(x)} images, K = {options.draws}"] = figures
     finish("mnist_evidence", result | {name: row})
 
@@ -175,6 +181,7 @@ def main():
     parser.add_argument("--most", type=int, default=5000, help="draws on all images, default model")
     parser.add_argument("--neighbours", type=int, default=0)
     parser.add_argument("--run", type=Path, help="measure this run of `kullback train` instead")
+    parser.add_argument("--device", default="cpu", help="with --run, where it is measured")
     parser.add_argument("--images", type=int, help="with --run, the first so many (default: all)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

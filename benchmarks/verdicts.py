@@ -1,6 +1,8 @@
 """How often is a verdict right? Fits to targets whose moments are known, judged and counted.
 
     python benchmarks/verdicts.py gather choosing counting   # fit; keep the evidence of every fit
+    python benchmarks/verdicts.py gather counting --shard 3/14 --out 3.json    # a part of them,
+    python benchmarks/verdicts.py merge counting --from *.json                 # and all parts
     python benchmarks/verdicts.py                            # judge what was kept, and count
     python benchmarks/verdicts.py --ablation                 # the same with each limit dropped
 
@@ -20,6 +22,8 @@ import gzip
 import json
 import math
 import sys
+import time
+from pathlib import Path
 
 import torch
 from measuring import RESULTS, finish, machine, shortened
@@ -122,18 +126,39 @@ def kept_in(name):
 
 
 def gather(name, options):
-    """Make the fits of one list, and keep their evidence."""
-    rows = []
-    chosen = list(enumerate(targets(name, options.seed)))[options.first :: options.step]
-    for place, target in chosen:
+    """Make the fits of one list, or of a part of it, and keep their evidence."""
+    rows, begin = [], time.process_time()
+    for place, target in part_of(name, options):
         generator = torch.Generator().manual_seed(options.seed + place)
-        for fit in (*FITS, SPOILT[place // options.step % len(SPOILT)]):
+        for fit in (*FITS, SPOILT[place % len(SPOILT)]):
             try:
-                rows.append(gathered(target, fit, generator))
+                rows.append(gathered(target, fit, generator) | {"place": place})
             except kullback.core.KullbackError as error:
-                sys.stderr.write(f"{target.kind}, {fit}: {error}\n")
-        sys.stderr.write(f"{name} {place + 1}: {target.kind}, {target.dims}\n")
+                sys.stderr.write(f"{name} {place}: {target.kind}, {fit}: {error}\n")
+        used = time.process_time() - begin
+        sys.stderr.write(f"{name} {place}: {target.kind}, {target.dims}; {used:.0f} s in all\n")
+        if options.out:
+            options.out.write_text(json.dumps(shortened(rows, 4)))
+    if not options.out:
         write(name, options.seed, rows)
+
+
+def part_of(name, options):
+    """Places and targets of a shard `i/n`, i from 1, the dearest first and dealt in turn."""
+    first, shards = (int(number) for number in options.shard.split("/"))
+    chosen = sorted(enumerate(targets(name, options.seed)), key=lambda one: -one[1].dims)
+    return chosen[first - 1 :: shards]
+
+
+def merge(name, options):
+    """Put the parts of a list together, in the order of a whole run."""
+    rows = [row for part in options.parts for row in json.loads(part.read_text())]
+    fits = (*FITS, *SPOILT)
+    rows.sort(key=lambda row: (row["place"], fits.index(row["fit"])))
+    pairs = {(row["place"], row["fit"]) for row in rows}
+    wanted = (len(FITS) + 1) * len(targets(name, options.seed))
+    sys.stderr.write(f"{name}: {len(rows)} fits, {len(pairs)} different ones, of {wanted}\n")
+    write(name, options.seed, rows)
 
 
 def write(name, seed, rows):
@@ -245,10 +270,11 @@ def by(rows, name):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="*", help="gather, and lists: choosing, counting")
+    parser.add_argument("what", nargs="*", help=f"gather or merge, and lists: {', '.join(LISTS)}")
     parser.add_argument("--seed", type=int, default=2026)
-    parser.add_argument("--step", type=int, default=1, help="only every so many-th target")
-    parser.add_argument("--first", type=int, default=0, help="the first of them")
+    parser.add_argument("--shard", default="1/1", help="gather: only part i of n, as i/n")
+    parser.add_argument("--out", type=Path, help="gather: the file of a part")
+    parser.add_argument("--from", dest="parts", type=Path, nargs="+", help="merge: these files")
     parser.add_argument("--ablation", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -256,6 +282,11 @@ def main():
     if "gather" in options.what:
         for name in names:
             gather(name, options)
+        if options.out:
+            return
+    if "merge" in options.what:
+        for name in names:
+            merge(name, options)
     kept = {name: read(name) for name in names if kept_in(name).exists()}
     if options.ablation:
         tables = {name: ablation(rows) for name, rows in kept.items()}

@@ -21,6 +21,7 @@ PARTS = {
     "flow prior": ((6,), "binary", {"prior": "flow"}),
     "labels": ((6,), "binary", {"labels": ("a", "b", "c")}),
     "pixels": ((1, 8, 8), "8-bit", {"neighbours": 4}),
+    "context": ((1, 8, 8), "binary", {"context": (4, 4)}),
     "colours": ((3, 9, 10), "8-bit", {"neighbours": 0}),
     "4096 levels": ((6,), "levels", {"levels": 4096, "spread": torch.full((6,), 50.0)}),
     "beta-binomial": ((6,), "levels", {"likelihood": "beta_binomial", "levels": 16}),

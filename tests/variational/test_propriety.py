@@ -8,7 +8,8 @@ import torch
 from torch.distributions import Normal, constraints
 
 from kullback.variational import Parameter, Target, fit
-from kullback.variational.diagnostics.propriety import improper, tail_index, undecaying
+from kullback.variational.diagnostics.heavy_tails import tail_index
+from kullback.variational.diagnostics.propriety import improper, undecaying
 from kullback.variational.optimise.starts import find_start
 
 F64 = torch.float64

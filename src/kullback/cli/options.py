@@ -82,6 +82,14 @@ def about(text: str) -> Parameter:
     return Parameter(help=text, negative="", consume_multiple=False)
 
 
+def _widths(option: str, text: str, example: str) -> tuple[int, ...]:
+    """Return numbers separated by commas; a ValueError names the option."""
+    parts = text.split(",") if text else []
+    good = all(part.strip().isdigit() for part in parts)
+    require(good, option, f"widths such as {example}", repr(text))
+    return tuple(int(part) for part in parts)
+
+
 @dataclass(kw_only=True)
 class GateOptions:
     """What a measured KL must keep to: limits that decide about the exit code."""
@@ -201,6 +209,13 @@ class ModelOptions:
         Whole,
         about("Pixels before it that a pixel depends on, 0 to 4; -1: 4 for 8-bit images, else 0."),
     ] = ARCHITECTURE.neighbours
+    context: Annotated[
+        str,
+        about(
+            "Features of all pixels before it that a pixel depends on, their number once for each "
+            "convolution: 16,16 (default: none)."
+        ),
+    ] = ""
 
     prior: Annotated[
         str, about("normal, mixture, vamp (of pseudo-inputs) or flow: what z is drawn from.")
@@ -236,19 +251,18 @@ class ModelOptions:
 
     def architecture(self) -> Architecture:
         """Return the library's settings; a ValueError says which option is wrong."""
-        parts = self.hidden.split(",") if self.hidden else []
-        good = all(part.strip().isdigit() for part in parts)
-        require(good, "--hidden", "widths such as 200,200", repr(self.hidden))
+        hidden = _widths("--hidden", self.hidden, "200,200")
         layers = self.parsed_layers()
         sizes = layers if isinstance(layers, tuple) else (ARCHITECTURE.latent,)
         return Architecture(
             network=self.network,
-            hidden=tuple(int(part) for part in parts),
+            hidden=hidden,
             latent=sum(sizes) if self.latent is None else self.latent,
             activation=self.activation,
             likelihood=self.likelihood,
             components=self.components,
             neighbours=self.neighbours,
+            context=_widths("--context", self.context, "16,16"),
             prior=self.prior,
             prior_components=self.prior_components,
             posterior=self.posterior,

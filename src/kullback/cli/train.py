@@ -59,7 +59,7 @@ def train(
         str,
         Parameter(
             help="Values for options that are not typed: default, classic, tight, iwae, vamp, iaf, "
-            "ladder, deep or neighbours."
+            "ladder, deep, neighbours or context."
         ),
     ] = "",
     out: Annotated[Path | None, Parameter(help="The run's new folder (default: runs/…).")] = None,
@@ -198,8 +198,8 @@ def _new_run(
     from kullback import vae
 
     name, reason = vae.choose(dataset.kind, model.likelihood)
-    beside = model.resolved(dataset.event_shape, dataset.kind).neighbours
-    said = f", each pixel given {beside} before it too" if beside else ""
+    before = model.resolved(dataset.event_shape, dataset.kind).pixels_before
+    said = f", each pixel given {before} too" if before else ""
     say(f"likelihood: {name} ({reason}){said}")
     log(f"{model}; {training}")
     settings: Any = {"architecture": model, "training": training} | where

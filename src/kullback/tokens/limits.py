@@ -49,6 +49,12 @@ SAFE_LOG, SMALL_KL = 600.0, 1e-8
 # below it the kernels take the series of e^l − 1 to l^6, whose remainder there is 5e-8 of it, and
 # 4e-7 of e^l − 1 − l
 SERIES_LOG = 0.25
+# sums in float32 from a common offset of log q/p lose some 3e-7 of that offset: nothing that counts
+# up to the first, 3e-4 of a KL where the offset is less than 1/CENTRED_SHARE of it
+CENTRED, CENTRED_SHARE = 1e-6, 1e-3
+# masses, counted from a logit, above which it is too far below the largest: e^14, whose exponent
+# float32 rounds by 5e-7
+HIGH_LOG = 1.2e6
 
 # Auditing (tests/tokens/test_audit.py: no loss is misnamed)
 

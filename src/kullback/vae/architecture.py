@@ -135,6 +135,9 @@ class Architecture:
         neighbours: Pixels before it (left, above, above left, above right) on which a pixel of an
             image depends besides z, 0 to 4, with "logistics" and "bernoulli"; -1 for the usual
             ones: 4 for 8-bit images with conv and patch, else 0.
+        context: Learned features of all pixels before it, within a window, on which a pixel of an
+            image depends instead of `neighbours`, with "logistics" and "bernoulli": their number,
+            once for each of the convolutions that make them, such as (16, 16); empty for none.
         prior: "normal" is N(0, I); "mixture" learns a mixture of Gaussians, "vamp" a mixture of
             q(z|u) over pseudo-inputs u, "flow" a normalising flow.
         prior_components: Gaussians of "mixture", pseudo-inputs of "vamp".
@@ -165,6 +168,7 @@ class Architecture:
     likelihood: str = "auto"
     components: int = 0
     neighbours: int = -1
+    context: tuple[int, ...] = ()
     prior: str = "normal"
     prior_components: int = 50
     posterior: str = "diagonal"
@@ -185,6 +189,7 @@ class Architecture:
         whole = isinstance(self.neighbours, int) and not isinstance(self.neighbours, bool)
         beside = whole and -1 <= self.neighbours <= NEIGHBOURS
         require(beside, "neighbours", "0 to 4, or -1 for the usual ones", self.neighbours)
+        self._check_context()
         require(self.prior in PRIORS, "prior", f"one of {', '.join(PRIORS)}", repr(self.prior))
         several = _positive(self.prior_components)
         require(several, "prior_components", "at least 1", self.prior_components)
@@ -211,6 +216,16 @@ class Architecture:
         names = ", ".join(("auto", *LIKELIHOODS))
         require(known, "likelihood", f"one of {names}", repr(self.likelihood))
 
+    def _check_context(self) -> None:
+        """Raise an ArgumentValueError where the context is none that can be made."""
+        widths = self.context
+        good = len(widths) <= MAX_LAYERS and len(set(widths)) <= 1
+        good = good and all(_positive(one) for one in widths)
+        require(good, "context", "up to 32 equal positive numbers, such as 16,16", widths)
+        alone = not widths or self.neighbours <= 0
+        hint = "a context, which reads the nearest pixels too, or neighbours"
+        require(alone, "neighbours", "0 with a context", self.neighbours, hint)
+
     def _check_layers(self) -> None:
         """Raise an ArgumentValueError where the stochastic layers are no split of z."""
         if not isinstance(self.layers, tuple):
@@ -233,6 +248,18 @@ class Architecture:
             (True, False)
         """
         return self == Architecture()
+
+    @property
+    def pixels_before(self) -> str:
+        """On which other pixels one depends, in words; "" where on none.
+
+        Example:
+            >>> Architecture(neighbours=2).pixels_before, Architecture(context=(8,)).pixels_before
+            ('the 2 pixels before it', '8 features of all pixels before it')
+        """
+        if self.context:
+            return f"{self.context[0]} features of all pixels before it"
+        return f"the {self.neighbours} pixels before it" if self.neighbours > 0 else ""
 
     def resolved(self, event_shape: tuple[int, ...], kind: str) -> "Architecture":
         """Return this architecture with every "auto" decided for data of a shape and kind.
@@ -261,12 +288,13 @@ class Architecture:
         likelihood, _ = choose(kind, self.likelihood)
         components = self.components or (PATCH_COMPONENTS if network == "patch" else COMPONENTS)
         spatial = image and kind == "8-bit" and mixture and network in ("conv", "patch")
-        neighbours = self.neighbours if self.neighbours >= 0 else NEIGHBOURS * spatial
-        apart = neighbours == 0 or (
-            len(event_shape) == 3 and likelihood in ("logistics", "bernoulli")
-        )
-        what = f"0 with likelihood {likelihood} of {list(event_shape)}"
-        require(apart, "neighbours", what, neighbours, "logistics or bernoulli, of images")
+        nearest = NEIGHBOURS * (spatial and not self.context)
+        neighbours = self.neighbours if self.neighbours >= 0 else nearest
+        before = len(event_shape) == 3 and likelihood in ("logistics", "bernoulli")
+        what = f"with likelihood {likelihood} of {list(event_shape)}"
+        hint = "logistics or bernoulli, of images"
+        require(before or neighbours == 0, "neighbours", f"0 {what}", neighbours, hint)
+        require(before or not self.context, "context", f"none {what}", self.context, hint)
         return replace(
             self,
             network=network,
@@ -312,6 +340,7 @@ class Spec:
         fields = asdict(self)
         fields["event_shape"] = list(self.event_shape)
         fields["architecture"]["hidden"] = list(self.architecture.hidden)
+        fields["architecture"]["context"] = list(self.architecture.context)
         if isinstance(self.architecture.layers, tuple):
             fields["architecture"]["layers"] = list(self.architecture.layers)
         usual: dict[str, Any] = {"levels": 256, "grid": None, "standardised": False}
@@ -351,6 +380,7 @@ class Spec:
             if isinstance(architecture.get("layers"), list):
                 architecture["layers"] = tuple(architecture["layers"])
             architecture.setdefault("neighbours", 0)  # models made before there were any
+            architecture["context"] = tuple(architecture.get("context", ()))
             later = ("levels", "grid", "standardised", "sound", "own", "sizes", "labels")
             more = {n: fields[n] for n in later if n in fields}
             more["labels"] = tuple(str(one) for one in more.get("labels", ()))

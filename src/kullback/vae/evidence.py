@@ -25,7 +25,7 @@ from .latents import (
     numbers_of,
 )
 from .likelihoods import Likelihood
-from .limits import DECODER_OUTPUTS
+from .limits import DECODER_OUTPUTS, DECODER_OUTPUTS_ON_GPU
 
 __all__ = ["Bounds", "bounds", "over_images", "skip_noise"]
 
@@ -150,7 +150,8 @@ def bounds(
 
 def _rows(model: LatentVariableModel, prior: Prior, q: Posterior) -> int:
     """Return how many rows decoder and prior should take at once, at least one."""
-    return max(1, DECODER_OUTPUTS // max(numbers_of(prior), outputs_of(model, q)))
+    most = DECODER_OUTPUTS_ON_GPU if q.centre.is_cuda else DECODER_OUTPUTS
+    return max(1, most // max(numbers_of(prior), outputs_of(model, q)))
 
 
 def outputs_of(model: LatentVariableModel, q: Posterior) -> int:

@@ -17,12 +17,14 @@ __all__ = [
     "COLLAPSED_KL",
     "COLLAPSE_AFTER",
     "COMPONENTS",
+    "CONTEXT_REACH",
     "CONTINUOUS_SERIES",
     "CONV_MIN_SIDE",
     "COUNT_LOG_DISPERSION",
     "COUNT_LOG_RATE",
     "COUNT_RARE_RATE",
     "DECODER_OUTPUTS",
+    "DECODER_OUTPUTS_ON_GPU",
     "DRAWS_FOR_LOOSE",
     "ERRORS_SEEN",
     "EXPORT_CODES",
@@ -96,6 +98,7 @@ CONV_MIN_SIDE = 8  # pixels: smaller images have too few 2x2 patches for convolu
 MAX_LAYERS, MAX_WIDTH = 32, 1_000_000  # a larger number is a typing error
 PATCH_NUMBERS = 3000  # of an image, 32x32 in colour: benchmarks/colour_steps.py
 COMPONENTS, PATCH_COMPONENTS = 5, 3  # of a logistic mixture: benchmarks/colour_steps.py
+CONTEXT_REACH = 3  # pixels up, left and right that a context reads: benchmarks/neighbours.py
 NEIGHBOURS = 4  # pixels before it on which one depends: benchmarks/neighbours.py
 CATEGORICAL_LEVELS = 1024  # outputs a place: beyond it a free probability for each level is a waste
 UNIT_SCALE_LEVELS = 256  # more levels than this work in units of the data's own spread
@@ -161,6 +164,7 @@ RUN_FORMAT = 2  # of config.json; in 1 neither it nor the weights had hashes
 
 # The machine
 DECODER_OUTPUTS = 800_000  # at once: what a core's cache holds
+DECODER_OUTPUTS_ON_GPU = 2**26  # at once: a quarter of a GiB in float32, so that calls cost little
 AGGREGATE_ITEMS = 2000  # of a mixture: N² densities a dimension, 2 s for 50 dimensions
 INFORMATION_ITEMS = 500  # for I(x; z) beside an evaluation: 0.2 CPU s for 302 clips
 AGGREGATE_FLOW_ITEMS = 300  # N² densities of a flow, each a pass for every dimension

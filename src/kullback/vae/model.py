@@ -77,6 +77,7 @@ from .likelihoods import (
     Gaussian,
     Likelihood,
     Neighbours,
+    WithContext,
 )
 from .limits import (
     CATEGORICAL_LEVELS,
@@ -914,7 +915,7 @@ _LAWS = {"gaussian": "normal", "laplace": "laplace", "student": "student"}
 
 def _likelihood(spec: Spec, mean: Tensor, spread: Tensor | None) -> Any:
     architecture, shape = spec.architecture, spec.event_shape
-    beside = architecture.neighbours
+    beside, context = architecture.neighbours, architecture.context
     if architecture.likelihood == "logistics":
         event = Event(shape)
         units = {} if spread is None else {"centre": mean, "spread": spread}
@@ -922,6 +923,8 @@ def _likelihood(spec: Spec, mean: Tensor, spread: Tensor | None) -> Any:
         patched = architecture.network == "patch" and spread is None
         own = "0 where levels are in units of the data's own spread"
         require(spread is None or not beside, "neighbours", own, beside)
+        own = own.replace("0", "none", 1)
+        require(spread is None or not context, "context", own, context)
         mixture = DiscretisedLogistics(
             shape,
             components=architecture.components,
@@ -930,7 +933,7 @@ def _likelihood(spec: Spec, mean: Tensor, spread: Tensor | None) -> Any:
             spread=split.get("spread"),
             patch=patch_side(shape) if patched else 0,
         )
-        return Neighbours(mixture, beside) if beside else mixture
+        return _given_pixels(mixture, architecture)
     if architecture.likelihood in _LAWS:
         location = None if spread is None else mean
         law = _LAWS[architecture.likelihood]
@@ -947,7 +950,16 @@ def _likelihood(spec: Spec, mean: Tensor, spread: Tensor | None) -> Any:
             few, "likelihood", f"logistics for more than {CATEGORICAL_LEVELS} levels", "categorical"
         )
         return Categorical(shape, levels=spec.levels)
-    return Neighbours(Bernoulli(shape), beside) if beside else Bernoulli(shape)
+    return _given_pixels(Bernoulli(shape), architecture)
+
+
+def _given_pixels(likelihood: Any, architecture: Architecture) -> Any:
+    """Return a likelihood of pixels that depend on those before them, where they are to."""
+    if architecture.context:
+        return WithContext(likelihood, architecture.context)
+    if architecture.neighbours:
+        return Neighbours(likelihood, architecture.neighbours)
+    return likelihood
 
 
 def location_and_spread(train: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from kullback.core import ArgumentValueError, RunError, import_extra, message, require
 
 from .latents import Diagonal, FullRank, LowRank, Quantised
-from .likelihoods import Neighbours
+from .likelihoods import InRasterOrder
 from .limits import (
     EXPORT_CODES,
     EXPORT_ERROR,
@@ -96,7 +96,7 @@ class DecoderGraph(nn.Module):
     def __init__(self, model: VAE) -> None:
         super().__init__()
         self.model = model
-        one_by_one = isinstance(model.likelihood, Neighbours)  # its mean goes pixel by pixel
+        one_by_one = isinstance(model.likelihood, InRasterOrder)  # its mean goes pixel by pixel
         self.outputs = ["parameters"] if one_by_one else ["parameters", "mean"]
         labelled = model.spec is not None and bool(model.spec.labels)
         self.inputs = ["z", *(["label"] if labelled else [])]

@@ -407,8 +407,14 @@ _ALL = (
     ),
     Preset(
         "neighbours",
-        "images alone: pixels given the four before them, tightened: the highest evidence",
+        "images alone: pixels given the four before them, tightened: much evidence at little time",
         {"neighbours": 4},
+        {"tighten": 0.4, "draws": 4},
+    ),
+    Preset(
+        "context",
+        "images alone: pixels given features of all before them: the most evidence, a small rate",
+        {"context": (16, 16)},
         {"tighten": 0.4, "draws": 4},
     ),
 )

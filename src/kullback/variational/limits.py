@@ -26,7 +26,8 @@ class Limits:
     misled: k-hat from which weights say nothing of regions without draws (Vehtari et al. 2024).
     unreached: share of p's mass where q has less than a hundredth of p's density.
     shape: residual of the scores and sd of log weights from which the shape of q is not p's, and
-    near: ESS/n above which that does not matter. They guard draws of q, not its moments.
+    near, pooled_near: ESS/n above which that does not matter, of draws of q alone and where wider
+    draws bear them out. They guard draws of q, not its moments.
     """
 
     good: float = 0.2
@@ -38,6 +39,7 @@ class Limits:
     unreached: float = 0.02
     shape: float = 1.0
     near: float = 0.9
+    pooled_near: float = 0.5  # a chi-square of 1; on TRYING 143 trusted for 133, none wrongly
 
 
 LIMITS = Limits()
@@ -121,6 +123,8 @@ PLAIN_WIDTHS = (1.0, 0.3, 0.1, 0.03, 0.01)  # sd of the Gaussians tried where th
 MAX_WIDTH_RATIO = 10.0  # of a start's variance to the one that its draws' scores ask for
 MENDED_POINTS, MENDED_STEPS = 1024, 40  # gradients a step, and steps, that mend such a start
 MAX_START_SLOPE = 3.0  # sd that they ask for it to be moved
+MAX_START_DROP, START_DROP = 8.0, 0.5  # nats that log p falls one sd off: of a Gaussian 0.5
+START_HALVINGS = 100  # of an sd, at most: from 1e12, where no curvature was seen, to 1e-18
 MAX_LBFGS_STEPS, MAX_NEWTON_STEPS = 300, 100
 JUDGED_EVERY = 10  # L-BFGS steps between two evaluations of the ELBO
 MIN_START_GRADIENT = 1e-4  # norm at which the climb by L-BFGS ends
@@ -234,6 +238,7 @@ UNREACHED_RATIO = 100.0  # p/q from which q has next to no draws: of 4,000, 0.8 
 # diagnostics/defensive_sampling: nested Laplace approximations (Tierney and Kadane 1986; Rue et al.
 # 2009)
 MIN_FUNNEL_CORRELATION = 0.15  # of a coordinate with the log size of the other scores
+MIN_BEND = 0.1  # third derivatives of log p in q's sd: 0.02 to 0.06 is noise of 4,000 draws
 MAX_FUNNELS = 3  # coordinates that are followed, those of the largest correlation
 MAX_FOLLOWED_DIMENSIONS = 64  # up to which a coordinate is followed: 2 d gradients a curvature
 MAX_PATH_NODES = 16  # steps of one sd in either direction
@@ -242,6 +247,17 @@ PATH_KERNEL = 0.7  # sd of the draws about a node along the path, in steps
 RIDGE_DEGREES = 8  # of freedom of the draws about a node
 MAX_NODE_STEPS, NODE_TOLERANCE = 6, 0.02  # Newton steps at a node; nats still to be gained
 HESSIAN_STEP = 1e-4  # of differences of the gradient, in sd of the draws
+
+# diagnostics/heavy_tails (chosen on its docstring's examples; swept in tests/variational)
+MAX_TAIL_INDEX = 4  # moments of order s exist up to it: above, the sample variance has an error bar
+TAIL_PLACES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # sd along a way
+TAIL_SLACK = 4.0  # log of the sd in units of p's middle, up to which no slow fall is overlooked
+TAIL_CLIMB = 6  # steps at a place, of these lengths: at a kink no curvature says how long
+TAIL_STEPS = (1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-5)
+MAX_TAIL_WAYS = 24  # on which an index is taken
+FAR_PLACES = (1e3, 3e3, 1e4, 3e4)  # sd: beyond, p of a ridge is rounded
+TAIL_AGREES = 0.02  # change of the power between them: a log-normal of scale 5 changes by 0.05
+TAIL_GROWTH = 0.01  # of the largest move, in sd, from which a coordinate has the tail
 
 # diagnostics/missed_modes (chosen on tests/variational/test_missed_modes.py's table of peaks)
 CLIMBS = 32  # from far outside the draws
@@ -274,12 +290,10 @@ MAX_RAYS = 128  # directions
 RAY_DECADES = 10  # of distance, in sd of the draws
 RAY_SLOPES = 2  # last slopes of log p against log t that must be above -1
 SLOPE_MARGIN = 0.01  # below -1: a tail of 1/t has no mass, one of t^-1.1 has
-MAX_TAIL_INDEX = (
-    4  # moments of order s exist up to it: above 4 the sample variance has an error bar
-)
 UNDERFLOW_DEPTH = (
     600.0  # nats: a fall to p near the smallest float64, e^-708, where transforms clip
 )
+MAX_RESOLVED = 1e13  # nats: beyond, float64 does not tell a change of 0.002
 MAX_COORDINATE = 1e9  # on the unconstrained space: a fit that has not converged has run away
 RAY_DRAWS = 256  # of a start, whose spread directs the rays
 SHOWN_COORDINATES = 5  # in a reason

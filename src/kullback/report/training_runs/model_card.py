@@ -237,7 +237,8 @@ def _use(record: Record, parity: Parity | None, model: VAE) -> list[str]:
     label = ", `label` int64 [batch]" if labels else ""
     latent = model.prior.latent
     closed = "`parameters` of p(x|z) and the `mean` of x"
-    if record.config["model"]["architecture"].get("neighbours"):
+    architecture = record.config["model"]["architecture"]
+    if architecture.get("neighbours") or architecture.get("context"):
         closed = (
             "`parameters` of p(x|z); its mean goes pixel by pixel, which `kullback decode` does"
         )

@@ -491,7 +491,7 @@ def _samples(model: VAE, count: int = 0) -> dict[str, Any]:
     return {
         "count": count,
         "labels": (),
-        "neighbours": 0 if model.spec is None else model.spec.architecture.neighbours,
+        "before": "" if model.spec is None else model.spec.architecture.pixels_before,
         "means": html.picture(upper, "samples: expected images", budget=100_000),
         "means_note": note,
         "draws": html.picture(lower, "expected images above draws", budget=120_000),

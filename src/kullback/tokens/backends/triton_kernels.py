@@ -3,14 +3,24 @@
 """Triton kernels that read both logits once and sum what the values are made of.
 
 Which to use: none of these directly; `triton_backend` launches them, and importing this file
-imports the compiler. Each row of logits is read in tiles, each tile summed as if it were the whole
-vocabulary, and the tiles joined by the chain rule (as in `slices`): an online softmax that keeps
-the small differences between p and q. Few rows are cut between programs; `finish` joins the cuts.
+imports the compiler. Rows of logits are cut between programs, each cut is read in tiles, and
+`finish` joins the cuts by the chain rule (as in `slices`), which keeps the small differences
+between p and q. All tiles of a cut are summed from the same two logits m and n, place by place:
+w = e^((a − m)/temperature), v = e^((b − n)/temperature), l = log v/w, and the excess
+w (e^l − 1 − l); sums over the places are taken once, after the last tile. With r = Σ v / Σ w,
+
+    KL(p‖q) within the cut = Σ w (e^l − 1 − l) / Σ w − (r − 1 − log r)
+
+which keeps its digits where log r is small beside the KL (`_centred`). First m and n are the
+log-normalisers of the first tile; where they turn out to be wrong, those of the cut, which is then
+read again. Where one side lacks a token, or a sum is not finite, the cut is summed with care: each
+tile as if it were the whole vocabulary, an online softmax, and the tiles joined by the chain rule.
 
 Tokens are of three kinds: both sides have them, or only p, or only q. The divergences are summed
 over the first; of the others, of which there are usually none, only the mass is kept. Of a set of
-logits x are kept: the maximum, Σ w, Σ w log w with w = e^((x − max)/temperature), and the place of
-the maximum; that is m, s, e, i for p and n, t, f, j for q. All sums are in float32.
+logits x are kept: the maximum, or a logit near it, Σ w, Σ w log w with w = e^((x − maximum) /
+temperature), and the place of the maximum; that is m, s, e, i for p and n, t, f, j for q. All sums
+are in float32.
 
 `js` and `slopes` read both logits once more, for the Jensen-Shannon sums and the gradients. They
 need every row's maxima and log-normalisers.
@@ -28,6 +38,11 @@ __all__ = ["finish", "forward", "js", "slopes"]
 LOW: tl.constexpr = tl.constexpr(float("-inf"))
 SERIES: tl.constexpr = tl.constexpr(limits.SERIES_LOG)
 NONE: tl.constexpr = tl.constexpr(1 << 30)  # the place of no token
+FAR: tl.constexpr = tl.constexpr(limits.LARGEST_LOG_RATIO)
+CENTRED: tl.constexpr = tl.constexpr(limits.CENTRED)
+CENTRED_SHARE: tl.constexpr = tl.constexpr(limits.CENTRED_SHARE)
+HIGH: tl.constexpr = tl.constexpr(limits.HIGH_LOG)
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 # Where the numbers that are kept of a cut stand, and how many there are (STATE). A set of tokens
 # has m, s, e, i and, where one side has them alone, a count.
 KEPT_KL, KEPT_BACK = tl.constexpr(0), tl.constexpr(1)
@@ -147,6 +162,13 @@ def _keep_alone(to, m, s, e, i, count):
 
 
 @triton.jit
+def _owners(a, b):
+    """Return which tokens both sides, only p, only q has."""
+    p_has, q_has = a != LOW, b != LOW
+    return p_has & q_has, p_has & (b == LOW), q_has & (a == LOW)
+
+
+@triton.jit
 def read(p, q, row, p_stride, q_stride, at, vocab):
     """Return a tile of both logits in float32, and which tokens both sides, only p, only q has."""
     a = tl.load(p + row.to(tl.int64) * p_stride + at, mask=at < vocab, other=float("-inf")).to(
@@ -155,30 +177,29 @@ def read(p, q, row, p_stride, q_stride, at, vocab):
     b = tl.load(q + row.to(tl.int64) * q_stride + at, mask=at < vocab, other=float("-inf")).to(
         tl.float32
     )
-    p_has, q_has = a != LOW, b != LOW
-    return a, b, p_has & q_has, p_has & (b == LOW), q_has & (a == LOW)
+    both, p_only, q_only = _owners(a, b)
+    return a, b, both, p_only, q_only
 
 
 @triton.jit
-def forward(
-    p, q, state, p_stride, q_stride, vocab, cut, scale,
+def _carefully(
+    p, q, to, begin, end, scale,
     BACK: tl.constexpr, ENTROPY: tl.constexpr, TOP: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Sum one cut of one row; programs: rows × cuts.
+    """Sum one cut tile by tile, whoever has its tokens.
 
     A tile is summed as if both sides had every token. Where one lacks some, that gives ±inf or NaN,
     which is cheaper to see than the tokens; then the tile is summed again, with care.
     """
-    row, part = tl.program_id(0), tl.program_id(1)
     zero, low = scale * 0.0, scale * 0.0 - float("inf")  # scalars on the device, as sums are
     kl, rk, ac, bc = zero, zero, zero, zero
     m, s, e, i = low, zero, zero, NONE
     n, t, f, j = low, zero, zero, NONE
     am, as_, ae, ai = low, zero, zero, NONE
     bm, bs, be, bi = low, zero, zero, NONE
-    for start in range(part * cut, tl.minimum(part * cut + cut, vocab), TILE):
-        at = start + tl.arange(0, TILE)
-        a, b, both, p_only, q_only = read(p, q, row, p_stride, q_stride, at, vocab)
+    for start in range(begin, end, TILE):
+        a, b, at = _pair(p, q, start, end, True, TILE)
+        both, p_only, q_only = _owners(a, b)
         m2, s2, e2, i2, w = _tile(a, both, at, scale, True, ENTROPY, TOP)
         n2, t2, f2, j2, v = _tile(b, both, at, scale, True, ENTROPY, TOP)
         kl2, rk2 = _within(a, b, both, w, v, m2, s2, n2, t2, scale, True, BACK)
@@ -195,13 +216,171 @@ def forward(
         kl, rk = _chain(kl, rk, m, s, n, t, kl2, rk2, m2, s2, n2, t2, scale)
         m, s, e, i = _online(m, s, e, i, m2, s2, e2, i2, scale)
         n, t, f, j = _online(n, t, f, j, n2, t2, f2, j2, scale)
-    to = state + (row * tl.num_programs(1) + part) * STATE
     tl.store(to + KEPT_KL, kl)
     tl.store(to + KEPT_BACK, rk)
     _keep(to + KEPT_P, m, s, e, i)
     _keep(to + KEPT_Q, n, t, f, j)
     _keep_alone(to + KEPT_P_ALONE, am, as_, ae, ai, ac)
     _keep_alone(to + KEPT_Q_ALONE, bm, bs, be, bi, bc)
+
+
+@triton.jit
+def _pair(p, q, start, end, MASK: tl.constexpr, TILE: tl.constexpr):
+    """Return a tile of both logits in float32; p, q: pointers to the row."""
+    at = start + tl.arange(0, TILE)
+    if MASK:
+        a = tl.load(p + at, mask=at < end, other=float("-inf"))
+        b = tl.load(q + at, mask=at < end, other=float("-inf"))
+    else:
+        a, b = tl.load(p + at), tl.load(q + at)
+    return a.to(tl.float32), b.to(tl.float32), at
+
+
+@triton.jit
+def _top(x):
+    """Return the largest logit of a tile, 0 where there is none."""
+    top = tl.max(x, 0)
+    return tl.where(top == LOW, 0.0, top)
+
+
+@triton.jit
+def _moved(m, s, scale):
+    """Return the logit whose e^(m / temperature) is s times that of m, or m where s is no mass."""
+    return m + tl.where((s > 0) & (s < float("inf")), tl.log(s) / scale, 0.0)
+
+
+@triton.jit
+def _first(p, q, start, end, scale, TILE: tl.constexpr):
+    """Return the log-normalisers, as logits, of a cut's first tile."""
+    a, b, _ = _pair(p, q, start, end, True, TILE)
+    m, n = _top(a), _top(b)
+    s = tl.sum(tl.exp((a - m) * scale), 0)
+    t = tl.sum(tl.exp((b - n) * scale), 0)
+    return _moved(m, s, scale), _moved(n, t, scale)
+
+
+@triton.jit
+def _add(
+    a, b, at, m, n, scale, s, t, kl, rk, far, e, f, pm, pi, qm, qi,
+    BACK: tl.constexpr, ENTROPY: tl.constexpr, TOP: tl.constexpr,
+):  # fmt: skip
+    """Add a tile to the sums, which stay apart for every place in it.
+
+    Where both lack a token, w = v = 0 and l is NaN, which `maximum` turns into a number: its terms
+    are 0. Where one lacks it, `far` becomes infinite.
+    """
+    y, z = (a - m) * (scale * LOG2_E), (b - n) * (scale * LOG2_E)
+    w, v = tl.exp2(y), tl.exp2(z)
+    d = b - a
+    far = tl.maximum(far, tl.abs(d))
+    l = (tl.maximum(d, -FAR) - (n - m)) * scale
+    s += w
+    t += v
+    kl += excess(w, v, l)
+    if BACK:
+        rk += excess(v, w, -l)
+    if ENTROPY:
+        e += w * tl.maximum(y, -FAR)
+        f += v * tl.maximum(z, -FAR)
+    if TOP:
+        pi = tl.where(a > pm, at, pi)
+        qi = tl.where(b > qm, at, qi)
+        pm, qm = tl.maximum(pm, a), tl.maximum(qm, b)
+    return s, t, kl, rk, far, e, f, pm, pi, qm, qi
+
+
+@triton.jit
+def _sums(
+    p, q, begin, end, m, n, scale,
+    BACK: tl.constexpr, ENTROPY: tl.constexpr, TOP: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Return the sums over a cut and whether all tokens are of both sides, or of none."""
+    zero = tl.zeros([TILE], tl.float32)
+    s, t, kl, rk, far, e, f = zero, zero, zero, zero, zero, zero, zero
+    pm, qm = zero - float("inf"), zero - float("inf")
+    pi, qi = tl.full([TILE], NONE, tl.int32), tl.full([TILE], NONE, tl.int32)
+    whole = begin + (end - begin) // TILE * TILE
+    for start in range(begin, whole, TILE):
+        a, b, at = _pair(p, q, start, end, False, TILE)
+        s, t, kl, rk, far, e, f, pm, pi, qm, qi = _add(
+            a, b, at, m, n, scale, s, t, kl, rk, far, e, f, pm, pi, qm, qi, BACK, ENTROPY, TOP
+        )
+    if whole < end:
+        a, b, at = _pair(p, q, whole, end, True, TILE)
+        s, t, kl, rk, far, e, f, pm, pi, qm, qi = _add(
+            a, b, at, m, n, scale, s, t, kl, rk, far, e, f, pm, pi, qm, qi, BACK, ENTROPY, TOP
+        )
+    s, t, kl, far = tl.sum(s, 0), tl.sum(t, 0), tl.sum(kl, 0), tl.max(far, 0)
+    none = 0 * s
+    rk = tl.sum(rk, 0) if BACK else none
+    e = tl.sum(e, 0) / LOG2_E if ENTROPY else none
+    f = tl.sum(f, 0) / LOG2_E if ENTROPY else none
+    top_p = tl.max(pm, 0) if TOP else none + m
+    top_q = tl.max(qm, 0) if TOP else none + n
+    i = tl.min(tl.where(pm == top_p, pi, NONE), 0) if TOP else NONE
+    j = tl.min(tl.where(qm == top_q, qi, NONE), 0) if TOP else NONE
+    return s, t, kl, rk, far < FAR, e, f, top_p, i, top_q, j
+
+
+@triton.jit
+def _centred(s, t, kl, rk, BACK: tl.constexpr):
+    """Return both divergences within a cut from its sums; whether they are finite; and exact."""
+    inf = float("inf")
+    finite = (s > 0) & (s < inf) & (t > 0) & (t < inf) & (kl < inf) & (rk < inf)
+    s, t = tl.where(finite, s, 1.0), tl.where(finite, t, 1.0)
+    r = tl.log(t / s)
+    kl = kl / s - excess(1.0, t / s, r)
+    rk = rk / t - excess(1.0, s / t, -r) if BACK else rk
+    kl, rk = tl.where(kl < 0, 0.0, kl), tl.where(rk < 0, 0.0, rk)  # by rounding
+    least = tl.minimum(kl, rk) if BACK else kl
+    off = tl.abs(r) * (1 + tl.abs(r))
+    centred = (off < CENTRED) | (off * CENTRED_SHARE < least)
+    centred = centred & (s < HIGH) & (t < HIGH)
+    return kl, rk, finite, centred
+
+
+@triton.jit
+def _on_top(s, e, m, top, scale):
+    """Return s and e counted from the logit `top` where they were counted from m."""
+    change = (m - top) * scale
+    return tl.exp(change) * s, tl.exp(change) * (e + s * change)
+
+
+@triton.jit
+def forward(
+    p, q, state, p_stride, q_stride, vocab, cut, scale,
+    BACK: tl.constexpr, ENTROPY: tl.constexpr, TOP: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Sum one cut of one row; programs: rows × cuts."""
+    row, part = tl.program_id(0), tl.program_id(1)
+    p += row.to(tl.int64) * p_stride
+    q += row.to(tl.int64) * q_stride
+    begin, end = part * cut, tl.minimum(part * cut + cut, vocab)
+    m, n = _first(p, q, begin, end, scale, TILE)
+    s, t, kl, rk, e, f = m * 0.0, m * 0.0, m * 0.0, m * 0.0, m * 0.0, m * 0.0
+    top_p, top_q, i, j = m, n, NONE, NONE
+    tries, good = 0, 0
+    while tries < 2:
+        m, n = _moved(m, s, scale), _moved(n, t, scale)
+        s, t, kl, rk, shared, e, f, top_p, i, top_q, j = _sums(
+            p, q, begin, end, m, n, scale, BACK, ENTROPY, TOP, TILE
+        )
+        kl, rk, finite, centred = _centred(s, t, kl, rk, BACK)
+        good = (finite & shared).to(tl.int32)
+        tries = tl.where(finite & shared & (centred == 0), tries + 1, 2)
+    to = state + (row * tl.num_programs(1) + part) * STATE
+    if good == 0:
+        _carefully(p, q, to, begin, end, scale, BACK, ENTROPY, TOP, TILE)
+    else:
+        if TOP:
+            s, e = _on_top(s, e, m, top_p, scale)
+            t, f = _on_top(t, f, n, top_q, scale)
+        tl.store(to + KEPT_KL, kl)
+        tl.store(to + KEPT_BACK, rk)
+        _keep(to + KEPT_P, top_p, s, e, i)
+        _keep(to + KEPT_Q, top_q, t, f, j)
+        _keep_alone(to + KEPT_P_ALONE, float("-inf"), 0.0, 0.0, NONE, 0.0)
+        _keep_alone(to + KEPT_Q_ALONE, float("-inf"), 0.0, 0.0, NONE, 0.0)
 
 
 @triton.jit
@@ -287,23 +466,28 @@ def _log1p(z):
 @triton.jit
 def _mixed(l, both, p_only, beta):
     """Return log m/p and log m/q, m = β p + (1−β) q, from l = log q/p."""
-    down = _log1p((1 - beta) * _expm1(tl.minimum(l, 0.0)))
-    up = _log1p(beta * _expm1(-tl.maximum(l, 0.0)))
-    x = tl.where(l > 0, up + l, down)
-    y = tl.where(l > 0, up, down - l)
+    other = tl.where(l > 0, beta, 1 - beta)  # weight of the side that has less of the token
+    more = _log1p(other * _expm1(-tl.abs(l)))
+    x = tl.where(l > 0, more + l, more)
+    y = tl.where(l > 0, more, more - l)
     return tl.where(both, x, tl.log(beta)), tl.where(both, y, tl.log(1 - beta))
 
 
 @triton.jit
-def _probs(p, q, row, p_stride, q_stride, at, vocab, sums, rows, scale):
+def _norms(sums, row, rows):
+    """Return a row's maximum and log-normaliser in p, and those in q."""
+    at = sums + row
+    top = tl.load(at + P_MAX * rows).to(tl.float32)
+    log = tl.load(at + P_LOG_SUM * rows).to(tl.float32)
+    n = tl.load(at + Q_MAX * rows).to(tl.float32)
+    return top, log, n, tl.load(at + Q_LOG_SUM * rows).to(tl.float32)
+
+
+@triton.jit
+def _probs(p, q, row, p_stride, q_stride, at, vocab, top, log, n, q_norm, scale):
     """Return log p, log q, p, q and l = log q/p of a tile, and which tokens who has."""
     a, b, both, p_only, q_only = read(p, q, row, p_stride, q_stride, at, vocab)
-    at_row = sums + row
-    top = tl.load(at_row + P_MAX * rows).to(tl.float32)
-    log = tl.load(at_row + P_LOG_SUM * rows).to(tl.float32)
     p_log = (a - tl.where(top == LOW, 0.0, top)) * scale - log
-    n = tl.load(at_row + Q_MAX * rows).to(tl.float32)
-    q_norm = tl.load(at_row + Q_LOG_SUM * rows).to(tl.float32)
     q_log = (b - tl.where(n == LOW, 0.0, n)) * scale - q_norm
     l = tl.where(both, ((b - a) - (n - top)) * scale + (log - q_norm), 0.0)
     nan = 0 * (log + q_norm)
@@ -320,16 +504,18 @@ def js(
 ):  # fmt: skip
     """Sum KL(p‖m) and KL(q‖m) over one cut of one row, `[2, rows, cuts]`; programs: rows × cuts."""
     row, part = tl.program_id(0), tl.program_id(1)
-    over_p, over_q = scale * 0.0, scale * 0.0
+    over_p, over_q = tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
+    top, log, n, q_norm = _norms(sums, row, rows)
     for start in range(part * cut, tl.minimum(part * cut + cut, vocab), TILE):
         at = start + tl.arange(0, TILE)
         _, _, u, v, l, both, p_only, q_only = _probs(
-            p, q, row, p_stride, q_stride, at, vocab, sums, rows, scale
+            p, q, row, p_stride, q_stride, at, vocab, top, log, n, q_norm, scale
         )
         x, y = _mixed(l, both, p_only, beta)
         mix = beta * u + (1 - beta) * v
-        over_p += tl.sum(tl.where(q_only, (1 - beta) * v, excess(u, mix, x)), 0)
-        over_q += tl.sum(tl.where(p_only, beta * u, excess(v, mix, y)), 0)
+        over_p += tl.where(q_only, (1 - beta) * v, excess(u, mix, x))
+        over_q += tl.where(p_only, beta * u, excess(v, mix, y))
+    over_p, over_q = tl.sum(over_p, 0), tl.sum(over_q, 0)
     at = partial + row * tl.num_programs(1) + part
     tl.store(at, over_p)
     tl.store(at + rows * tl.num_programs(1), over_q)
@@ -363,11 +549,12 @@ def slopes(
     P_LOG: tl.constexpr, Q_LOG: tl.constexpr, MIX: tl.constexpr, AT: tl.constexpr,
     KEEP: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Write a tile of both gradients (see `Slope`); programs: tiles × rows."""
-    row = tl.program_id(1)
-    at = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    """Write a tile of both gradients (see `Slope`); programs: rows × tiles."""
+    row = tl.program_id(0)  # the first axis, which alone may have more than 65,535
+    at = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    top, log, n, q_norm = _norms(sums, row, rows)
     p_log, q_log, u, v, l, both, p_only, q_only = _probs(
-        p, q, row, p_stride, q_stride, at, vocab, sums, rows, scale
+        p, q, row, p_stride, q_stride, at, vocab, top, log, n, q_norm, scale
     )
     x, y = l, l
     if MIX:

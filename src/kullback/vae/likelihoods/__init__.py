@@ -12,10 +12,11 @@ Shapes: an event is `[C, *spatial]`, or a vector `[D]` which counts as one chann
 decoder gives `parameters`, `[*lead, channels, places]`, where `channels` is what the likelihood
 asks for and `places` the product of the spatial sizes. Log-likelihoods are summed over the event.
 
-`levels`: bits and levels; `neighbours`: pixels that depend on those before them; `densities`:
-continuous values; `counts`: counts.
+`levels`: bits and levels; `neighbours` and `context`: pixels that depend on those before them;
+`densities`: continuous values; `counts`: counts.
 """
 
+from .context import CausalFeatures, WithContext, weighted_bits
 from .counts import COUNT_LAWS, Counts
 from .densities import ContinuousBernoulli, Gaussian
 from .levels import (
@@ -33,7 +34,7 @@ from .levels import (
     library,
     log_mass,
 )
-from .neighbours import OFFSETS, Neighbours
+from .neighbours import OFFSETS, InRasterOrder, Neighbours
 
 __all__ = [
     "COUNT_LAWS",
@@ -42,17 +43,21 @@ __all__ = [
     "Bernoulli",
     "BetaBinomial",
     "Categorical",
+    "CausalFeatures",
     "ContinuousBernoulli",
     "Counts",
     "DiscretisedLogistics",
     "Event",
     "Gaussian",
+    "InRasterOrder",
     "Likelihood",
     "Neighbours",
+    "WithContext",
     "bernoulli_log_likelihood",
     "bernoulli_total",
     "bernoulli_value",
     "in_threads",
     "library",
     "log_mass",
+    "weighted_bits",
 ]

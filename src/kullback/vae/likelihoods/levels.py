@@ -33,6 +33,7 @@ __all__ = [
     "DiscretisedLogistics",
     "Event",
     "Likelihood",
+    "as_read",
     "bernoulli_log_likelihood",
     "bernoulli_total",
     "bernoulli_value",
@@ -56,6 +57,8 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
         [_POINTER] * 5 + [_WHOLE] * 8 + [_REAL] * 2 + [ctypes.c_int],
         ctypes.c_int,
     ),
+    "bits_in_context": ([_POINTER] * 5 + [_WHOLE] * 6 + [ctypes.c_int], None),
+    "bits_in_context_back": ([_POINTER] * 6 + [_WHOLE] * 7 + [ctypes.c_int], None),
     "scale_rows": ([_POINTER] * 3 + [_WHOLE] * 3 + [ctypes.c_int], None),
 }
 
@@ -594,8 +597,8 @@ class _Mixture(torch.autograd.Function):
         around: Tensor | None,
         mixture: DiscretisedLogistics,
     ) -> Tensor:
-        parameters, x = _as_read(parameters), _as_read(x.float())
-        around = None if around is None else _as_read(around.float())
+        parameters, x = as_read(parameters), as_read(x.float())
+        around = None if around is None else as_read(around.float())
         value = torch.empty(parameters.shape[: -mixture.event.axes])
         by = torch.empty_like(parameters) if ctx.needs_input_grad[0] else None
         _mixture_pass(mixture, (parameters, x, around), value, by)
@@ -605,7 +608,7 @@ class _Mixture(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        by, factor = ctx.by, _as_read(grad.float())
+        by, factor = ctx.by, as_read(grad.float())
         out, rows = torch.empty_like(by), factor.numel()
         pointers = [tensor.data_ptr() for tensor in (by, factor, out)]
         sizes = (by.numel() // rows, int(by.dtype == torch.bfloat16))
@@ -613,7 +616,7 @@ class _Mixture(torch.autograd.Function):
         return out, None, None, None
 
 
-def _as_read(x: Tensor) -> Tensor:
+def as_read(x: Tensor) -> Tensor:
     """Return x as C reads it: contiguous, without a negative bit."""
     return x.resolve_neg().contiguous()
 

@@ -3,7 +3,7 @@
 Given z alone, pixels are independent: what a code of some dozens of numbers cannot hold of a
 texture counts as noise, pixel by pixel. Neighbouring pixels say most of it. The decoder runs once
 whatever the neighbours are: its outputs hold, besides the likelihood's parameters, one weight a
-neighbour.
+neighbour. `InRasterOrder` is what such likelihoods share; `WithContext` is the other one.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from kullback.core import require
 from ..networks import real
 from .levels import DiscretisedLogistics, Event, Likelihood
 
-__all__ = ["OFFSETS", "Movable", "Neighbours"]
+__all__ = ["OFFSETS", "InRasterOrder", "Movable", "Neighbours"]
 
 # of a neighbour from its pixel, to the right and down: left, above, above left, above right
 OFFSETS = ((-1, 0), (0, -1), (-1, -1), (1, -1))
@@ -51,7 +51,94 @@ class Movable(Likelihood, Protocol):
         ...
 
 
-class Neighbours(nn.Module):
+class InRasterOrder(nn.Module):
+    """A likelihood of images in which a pixel depends on those before it, in rows from the top.
+
+    `log p(x|z) = Σ_i log p(x_i | z, x_<i)`. Some parameters of pixel i, those that move (see
+    `Movable`), are the decoder's plus `Σ_j w_ij f_j(x_<i)`, with weights that are outputs of the
+    decoder, behind the likelihood's own channels: for each f one of every parameter that moves.
+    A class derived from this one says what the f are.
+
+    Args:
+        likelihood: Of every pixel, of events `[C, H, W]`.
+        count: How many f there are.
+        reach: How many pixels to the right, to the left and up an f reads at most.
+
+    Pixels with the same x + (reach + 1) y do not depend on each other, and are drawn at once.
+    """
+
+    def __init__(self, likelihood: Movable, count: int, reach: int) -> None:
+        super().__init__()
+        self.likelihood, self.event = likelihood, likelihood.event
+        self.count, self.reach = count, reach
+        self.channels = likelihood.channels + count * likelihood.moves
+
+    def before(self, values: Tensor, x: Tensor, y: Tensor) -> list[Tensor]:
+        """Return every f at some pixels, `[rows, 1 or moves, pixels]`.
+
+        values: what `unit` gives, 0 where there is none yet, with `reach` zeros around but for
+            below, `[rows, C, H + reach, W + 2 reach]`.
+        """
+        raise NotImplementedError
+
+    def padded(self, values: Tensor) -> Tensor:
+        """Return `[rows, C, H, W]` with zeros to the left, to the right and above."""
+        return F.pad(values, (self.reach, self.reach, self.reach, 0))
+
+    def apart(self, parameters: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the likelihood's parameters and the weights of each f."""
+        sizes = [self.likelihood.channels, *[self.likelihood.moves] * self.count]
+        own, *weights = torch.split(parameters, sizes, -2)
+        return own, tuple(weights)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """Return each pixel's mean given z and the means of those before it, `[*lead, *event]`.
+
+        An approximation of E[x|z], which has no formula: exact where the mean is linear in the
+        pixels before it, as with `Neighbours` between the ends of the levels.
+        """
+        return self._in_fronts(parameters, lambda part, at: part.mean(at))
+
+    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw x, `[*lead, *event]`, in the data's units."""
+        return self._in_fronts(parameters, lambda part, at: part.sample(at, generator))
+
+    def initial_bias(self, mean: Tensor) -> Tensor:
+        """Return the likelihood's own, and weights of 0."""
+        own = self.likelihood.initial_bias(mean)
+        return torch.cat([own, own.new_zeros(self.channels - len(own), own.shape[1])])
+
+    def _in_fronts(self, parameters: Tensor, take: Callable[[Movable, Tensor], Tensor]) -> Tensor:
+        """Take the pixels front by front, each given those taken before, `[*lead, *event]`."""
+        lead, (colours, height, width) = parameters.shape[: -self.event.axes], self.event.shape
+        flat = self.event.in_rows(parameters).reshape(-1, self.channels, height * width)
+        own, weights = self.apart(flat)
+        out = flat.new_zeros(len(flat), colours, height, width, dtype=torch.float32)
+        values = self.padded(out)
+        for x, y in _fronts(height, width, self.reach + 1, out.device):
+            here = y * width + x
+            part = self.likelihood.at(len(here))
+            shift = values.new_zeros(())
+            for beside, weight in zip(self.before(values, x, y), weights, strict=True):
+                shift = torch.addcmul(shift, beside, real(weight[..., here]))
+            taken = take(part, part.moved(own[..., here], shift))
+            out[..., y, x] = taken
+            values[..., y + self.reach, x + self.reach] = self.likelihood.unit(taken)
+        return out.reshape(*lead, *self.event.shape)
+
+
+def _fronts(
+    height: int, width: int, slope: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the columns and rows of the pixels with x + slope·y = 0, then 1, and so on."""
+    for front in range(width + slope * (height - 1)):
+        first = max(0, (front - width + slope) // slope)
+        y = torch.arange(first, min(height - 1, front // slope) + 1, device=device)
+        if len(y):
+            yield front - slope * y, y
+
+
+class Neighbours(InRasterOrder):
     """A likelihood of images in which a pixel depends on those before it, in rows from the top.
 
     `log p(x|z) = Σ_i log p(x_i | z, x_<i)`. Some parameters of pixel i are the decoder's plus
@@ -83,18 +170,16 @@ class Neighbours(nn.Module):
     """
 
     def __init__(self, likelihood: Movable, count: int) -> None:
-        super().__init__()
-        self.likelihood, self.event = likelihood, likelihood.event
+        shape = list(likelihood.event.shape)
         what = f"images [C, H, W], and 1 to {len(OFFSETS)}"
-        fits = len(self.event.shape) == 3 and 1 <= count <= len(OFFSETS)
-        require(fits, "neighbours", what, f"{count} of {list(self.event.shape)}", "0 neighbours")
-        self.count = count
-        self.channels = likelihood.channels + count * likelihood.moves
+        fits = len(shape) == 3 and 1 <= count <= len(OFFSETS)
+        require(fits, "neighbours", what, f"{count} of {shape}", "0 neighbours")
+        super().__init__(likelihood, count, reach=1)
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Return log p(x|z), `[*draws, batch]`, in nats."""
         height, width = self.event.shape[1:]
-        values = F.pad(self.likelihood.unit(x.reshape(-1, *self.event.shape)), (1, 1, 1, 0))
+        values = self.padded(self.likelihood.unit(x.reshape(-1, *self.event.shape)))
         around = [
             self.event.split(values[..., 1 + down : 1 + down + height, 1 + right :][..., :width])
             for right, down in OFFSETS[: self.count]
@@ -103,58 +188,15 @@ class Neighbours(nn.Module):
             parameters
         ):
             return self.likelihood.compiled(parameters, x, torch.cat(around, -2))
-        own, weights = self._apart(parameters)
+        own, weights = self.apart(parameters)
         shift = torch.zeros((), device=values.device, dtype=values.dtype)
         for beside, weight in zip(around, weights, strict=True):
             shift = torch.addcmul(shift, self.likelihood.movers(beside), real(weight))
         return self.likelihood.log_prob(self.likelihood.moved(own, shift), x)
 
-    def _apart(self, parameters: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the likelihood's parameters and the weights of each neighbour."""
-        sizes = [self.likelihood.channels, *[self.likelihood.moves] * self.count]
-        own, *weights = torch.split(parameters, sizes, -2)
-        return own, tuple(weights)
-
-    def mean(self, parameters: Tensor) -> Tensor:
-        """Return each pixel's mean given z and the means of those before it, `[*lead, *event]`.
-
-        An approximation of E[x|z], which has no formula: exact where the mean is linear in the
-        neighbours, as between the ends of the levels.
-        """
-        return self._in_fronts(parameters, lambda part, at: part.mean(at))
-
-    def sample(self, parameters: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw x, `[*lead, *event]`, in the data's units."""
-        return self._in_fronts(parameters, lambda part, at: part.sample(at, generator))
-
-    def initial_bias(self, mean: Tensor) -> Tensor:
-        """Return the likelihood's own, and weights of 0."""
-        own = self.likelihood.initial_bias(mean)
-        return torch.cat([own, own.new_zeros(self.channels - len(own), own.shape[1])])
-
-    def _in_fronts(self, parameters: Tensor, take: Callable[[Movable, Tensor], Tensor]) -> Tensor:
-        """Take the pixels front by front, each given those taken before, `[*lead, *event]`."""
-        lead, (colours, height, width) = parameters.shape[: -self.event.axes], self.event.shape
-        flat = self.event.in_rows(parameters).reshape(-1, self.channels, height * width)
-        own, weights = self._apart(flat)
-        out = flat.new_zeros(len(flat), colours, height, width, dtype=torch.float32)
-        values = F.pad(out, (1, 1, 1, 0))
-        for x, y in _fronts(height, width, out.device):
-            here = y * width + x
-            part = self.likelihood.at(len(here))
-            shift = values.new_zeros(())
-            for (right, down), weight in zip(OFFSETS, weights, strict=False):
-                beside = part.movers(values[..., y + 1 + down, x + 1 + right])
-                shift = torch.addcmul(shift, beside, real(weight[..., here]))
-            taken = take(part, part.moved(own[..., here], shift))
-            out[..., y, x] = taken
-            values[..., y + 1, x + 1] = self.likelihood.unit(taken)
-        return out.reshape(*lead, *self.event.shape)
-
-
-def _fronts(height: int, width: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the columns and rows of the pixels with x + 2y = 0, 1, …: none needs one of its own."""
-    for front in range(width + 2 * (height - 1)):
-        first = max(0, (front - width + 2) // 2)
-        y = torch.arange(first, min(height - 1, front // 2) + 1, device=device)
-        yield front - 2 * y, y
+    def before(self, values: Tensor, x: Tensor, y: Tensor) -> list[Tensor]:
+        """Return the neighbours of some pixels, for each parameter that moves."""
+        return [
+            self.likelihood.movers(values[..., y + 1 + down, x + 1 + right])
+            for right, down in OFFSETS[: self.count]
+        ]

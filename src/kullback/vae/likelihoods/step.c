@@ -496,6 +496,105 @@ int logistic_mixture(const void *parameters, const float *x, const float *around
     return 0;
 }
 
+static inline void read_numbers(float *restrict to, const void *from, int64_t at, int64_t n,
+                                int half_width) {
+    if (half_width) {
+        const uint16_t *narrow = (const uint16_t *)from + at;
+        #pragma omp simd
+        for (int64_t j = 0; j < n; j++) to[j] = bfloat16_to_float(narrow[j]);
+    } else {
+        memcpy(to, (const float *)from + at, n * sizeof(float));
+    }
+}
+
+static inline void write_numbers(void *to, const float *restrict from, int64_t at, int64_t n,
+                                 int half_width) {
+    if (half_width) {
+        uint16_t *narrow = (uint16_t *)to + at;
+        #pragma omp simd
+        for (int64_t j = 0; j < n; j++) narrow[j] = float_to_bfloat16(from[j]);
+    } else {
+        memcpy((float *)to + at, from, n * sizeof(float));
+    }
+}
+
+/* Bits given features of those before them: `weighted_bits` in likelihoods/context.py. Rows
+   [first, last) of parameters, each [colours * (1 + width), places]; a row r is of item r % batch
+   of x, [batch, colours, places], and of features, [batch, width, places]. Writes log p(x|z) of
+   each row in value, and x - sigma, its gradient by the logits, in residual. */
+void bits_in_context(const void *parameters, const float *x, const float *features,
+                     float *residual, float *value, int64_t first, int64_t last, int64_t batch,
+                     int64_t places, int64_t colours, int64_t width, int half_width) {
+    for (int64_t r = first; r < last; r++) {
+        const float *bits = x + r % batch * colours * places;
+        const float *feature = features + r % batch * width * places;
+        int64_t row = r * colours * (1 + width);
+        double total = 0.0;
+        for (int64_t c = 0; c < colours; c++)
+            for (int64_t start = 0; start < places; start += BLOCK) {
+                int64_t n = places - start < BLOCK ? places - start : BLOCK;
+                float logit[BLOCK], weight[BLOCK], linear = 0.0f, product = 1.0f;
+                read_numbers(logit, parameters, (row + c) * places + start, n, half_width);
+                for (int64_t k = 0; k < width; k++) {
+                    int64_t channel = row + colours * (1 + k) + c;
+                    const float *f = feature + k * places + start;
+                    read_numbers(weight, parameters, channel * places + start, n, half_width);
+                    #pragma omp simd
+                    for (int64_t j = 0; j < n; j++) logit[j] += weight[j] * f[j];
+                }
+                const float *bit = bits + c * places + start;
+                float *rest = residual + (r * colours + c) * places + start;
+                #pragma omp simd reduction(+ : linear) reduction(* : product)
+                for (int64_t j = 0; j < n; j++) {
+                    float v = logit[j], e = exp_of(-fabsf(v)), whole = 1.0f + e;
+                    float larger = 1.0f / whole, p = v >= 0.0f ? larger : e * larger;
+                    linear += bit[j] * v - (v < 0.0f ? 0.0f : v);
+                    product *= whole;
+                    rest[j] = bit[j] - p;
+                }
+                total += (double)linear - (double)logf(product);
+            }
+        value[r] = (float)total;
+    }
+}
+
+/* The gradient of factor times that, by parameters and, summed over the rows of each of the items
+   [first, last), by features. */
+void bits_in_context_back(const void *parameters, const float *features, const float *residual,
+                          const float *factor, void *by, float *by_features, int64_t first,
+                          int64_t last, int64_t rows, int64_t batch, int64_t places,
+                          int64_t colours, int64_t width, int half_width) {
+    for (int64_t item = first; item < last; item++) {
+        const float *feature = features + item * width * places;
+        float *by_feature = by_features + item * width * places;
+        memset(by_feature, 0, width * places * sizeof(float));
+        for (int64_t r = item; r < rows; r += batch) {
+            int64_t row = r * colours * (1 + width);
+            for (int64_t c = 0; c < colours; c++)
+                for (int64_t start = 0; start < places; start += BLOCK) {
+                    int64_t n = places - start < BLOCK ? places - start : BLOCK;
+                    const float *rest = residual + (r * colours + c) * places + start;
+                    float g[BLOCK], weight[BLOCK], by_weight[BLOCK], scale = factor[r];
+                    #pragma omp simd
+                    for (int64_t j = 0; j < n; j++) g[j] = scale * rest[j];
+                    write_numbers(by, g, (row + c) * places + start, n, half_width);
+                    for (int64_t k = 0; k < width; k++) {
+                        int64_t at = (row + colours * (1 + k) + c) * places + start;
+                        const float *f = feature + k * places + start;
+                        float *sum = by_feature + k * places + start;
+                        read_numbers(weight, parameters, at, n, half_width);
+                        #pragma omp simd
+                        for (int64_t j = 0; j < n; j++) {
+                            by_weight[j] = g[j] * f[j];
+                            sum[j] += g[j] * weight[j];
+                        }
+                        write_numbers(by, by_weight, at, n, half_width);
+                    }
+                }
+        }
+    }
+}
+
 /* Rows of by, `width` numbers each, times the rows' factors, in out. */
 void scale_rows(const void *by, const float *factor, void *out, int64_t first, int64_t last,
                 int64_t width, int half_width) {

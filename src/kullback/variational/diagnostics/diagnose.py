@@ -29,6 +29,7 @@ from kullback.variational.target.batches import LogDensity, score_in_pieces
 from .defensive_sampling import (
     Ridge,
     WiderDraws,
+    bends,
     draw_wider,
     follow,
     funnels,
@@ -36,8 +37,8 @@ from .defensive_sampling import (
     unreached,
 )
 from .evidence import Evidence, Pool, Sample, gather
+from .heavy_tails import tail_index
 from .missed_modes import Probed, probe
-from .propriety import tail_index
 from .verdict import Level, Verdict, judge, unsound
 
 __all__ = ["Diagnosis", "diagnose", "diagnose_beyond", "diagnose_sample", "ridges_of"]
@@ -305,7 +306,7 @@ def diagnose_beyond(
 
 
 def ridges_of(log_density: LogDensity, sample: Sample) -> list[Ridge]:
-    """Follow p along the coordinates that are the scale of others, if any is."""
+    """Follow p along the coordinates that are the scale of others, and where p bends, if it does."""
     usable = sample.scores is not None and bool(sample.scores[0].isfinite().all())
     if (
         sample.scores is None
@@ -314,13 +315,14 @@ def ridges_of(log_density: LogDensity, sample: Sample) -> list[Ridge]:
     ):
         return []
     frame = Frame.of_draws(sample.draws)
-    axes = frame.axes
+    draws, scores = sample.draws, sample.scores[0].double()
+    axes = [frame.axes[j] for j in funnels(frame, draws, scores)]
+    axes += list(bends(frame, draws, scores))
 
     def score(z: Tensor) -> tuple[Tensor, Tensor]:
         return score_in_pieces(log_density, z, len(z))
 
-    places = funnels(frame, sample.draws, sample.scores[0])
-    found = (follow(score, frame, axes[j]) for j in places)
+    found = (follow(score, frame, axis) for axis in axes)
     return [ridge for ridge in found if ridge is not None]
 
 

@@ -130,16 +130,18 @@ def judge(evidence: Evidence, limits: Limits = LIMITS) -> Verdict:
     "trust": every bound is at most 0.2, in sd of the draws and in log sd. "partly": at most 0.6;
     or at most 0.2 where the shape of q is not p's, the fit has not converged, or more than 2 % of
     p's mass is where q has less than a hundredth of p's density: those bounds count that mass, and
-    no draw of q is there. Else "do not trust", as well as with bounds above 0.2 beside such mass,
-    and where p does not decay along a scale parameter.
+    no draw of q is there. Else "do not trust", as well as with bounds above 0.2 beside such mass.
+    Where p does not decay along a scale parameter there are no moments, and no bound is finite.
     """
     if evidence.broken or evidence.empty == evidence.draws:
         return _unusable(evidence)
+    if evidence.endless:
+        return _untrusted(_ENDLESS, evidence, evidence.own.mean.new_full((), math.inf))
     bounds = moment_bounds(evidence, limits)
     worst = max(_largest(bounds.mean), _largest(bounds.log_sd))
     missed = evidence.unreached > limits.unreached
     level: Level = "do not trust"
-    if worst <= (limits.good if missed else limits.fair) and not evidence.endless:
+    if worst <= (limits.good if missed else limits.fair):
         level = "trust" if worst <= limits.good else "partly"
     if missed or _other_shape(evidence, limits) or not evidence.converged:
         level = "partly" if level == "trust" else level
@@ -150,6 +152,12 @@ def judge(evidence: Evidence, limits: Limits = LIMITS) -> Verdict:
     if level != "do not trust":
         words += "; the shape is not p's" if _other_shape(evidence, limits) else _tails(evidence)
     return Verdict(level, f"{words}.", tuple(reasons), bounds)
+
+
+_ENDLESS = (
+    "improper target, as far as p can be followed: its marginal does not decay along a scale "
+    "parameter: is the prior proper?"
+)
 
 
 def _unusable(evidence: Evidence) -> Verdict:
@@ -175,7 +183,8 @@ def _untrusted(what: str, evidence: Evidence, lost: Tensor) -> Verdict:
 
 def _other_shape(evidence: Evidence, limits: Limits) -> bool:
     """Say whether p/q varies so much, and not quadratically, that moments alone may be right."""
-    if evidence.residual is None or evidence.ess_fraction >= limits.near:
+    near = limits.near if evidence.pooled is None else limits.pooled_near
+    if evidence.residual is None or evidence.ess_fraction >= near:
         return False
     return min(evidence.residual, evidence.sd_log_weights) > limits.shape
 
@@ -212,7 +221,6 @@ def _reasons(evidence: Evidence, limits: Limits) -> list[str]:
     said = {
         f"p falls by t^-{index + 1:.2g} far out: it has no variance": index <= 2,
         f"p falls by t^-{index + 1:.2g} far out: few draws make up its variance": 2 < index < 4,
-        "p does not seem to decay along a scale parameter: is its prior proper?": e.endless,
         f"another peak, which q does not have, holds about {e.elsewhere:.0%} of p": e.elsewhere
         > thresholds.NAMED_ELSEWHERE,
         f"q has next to no draws where {e.unreached:.0%} of p's mass is": e.unreached

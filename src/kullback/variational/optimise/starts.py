@@ -158,7 +158,40 @@ def find_start(
         if frame is None:
             _refuse(target, torch.cat([begin, paths.z]))
         found = [Start(Frame.dense(frame.shift, frame.factor), elbo)]
+    found = [_narrowed(target, start, noise, rows) for start in found]
     return sorted(found, key=lambda start: -start.elbo)
+
+
+def _narrowed(target: Target, start: Start, noise: Tensor, rows: Tensor | None) -> Start:
+    """Return a start as wide as p is along its axes, where curvature at a point does not say that.
+
+    Inside a flat top there is no curvature, and the Gaussian is too wide by any factor. Where log p
+    falls by more than 8 nats one sd off (a Gaussian's by 1/2), the sd is halved until it falls by
+    1/2 at most. The better one is returned.
+    """
+    centre, factor = start.frame.shift, start.frame.factor
+    vectors, sizes, _ = torch.linalg.svd(factor)
+    axes = (vectors * sizes).mT  # [d, d], one sd each
+
+    def drops(steps: Tensor, some: Tensor) -> Tensor:
+        away = steps[:, None, None] * some
+        points = torch.stack([centre + away, centre - away]).flatten(0, 2)
+        with torch.no_grad():
+            middle = target.log_density(centre[None], rows)
+            heights = target.log_density(points, rows).view(2, len(steps), len(some))
+        return (middle - heights.nan_to_num(-math.inf, math.inf, -math.inf)).amax(0)
+
+    steep = drops(centre.new_ones(1), axes)[0] > limits.MAX_START_DROP
+    if not bool(steep.any()):
+        return start
+    steps = 0.5 ** torch.arange(limits.START_HALVINGS, dtype=centre.dtype)
+    fits = drops(steps, axes[steep]) <= limits.START_DROP
+    width = torch.ones_like(sizes)
+    width[steep] = torch.where(fits.any(0), steps[fits.int().argmax(0)], 1.0)
+    root = vectors * (sizes * width)
+    frame = Frame.dense(centre, torch.linalg.cholesky(root @ root.mT))
+    elbo = _elbo(target, frame, noise, rows)
+    return Start(frame, elbo) if elbo > start.elbo else start
 
 
 def _refuse(target: Target, z: Tensor) -> NoReturn:

@@ -1,0 +1,207 @@
+"""Pixels that depend on features of those before them, against enumeration and float64."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from kullback.core import ArgumentValueError
+from kullback.data import load
+from kullback.vae import VAE, Architecture, Training, build, run
+from kullback.vae.architecture import Spec
+from kullback.vae.likelihoods import (
+    Bernoulli,
+    CausalFeatures,
+    DiscretisedLogistics,
+    Event,
+    WithContext,
+    library,
+)
+
+compiled = pytest.mark.skipif(library() is None, reason="no C compiler here")
+SMALL = [("bits", (1, 2, 3)), ("bits", (2, 2, 2)), ("levels", (1, 2, 3)), ("levels", (2, 1, 3))]
+
+
+def made(kind, shape, widths=(3, 3), patch=0):
+    torch.manual_seed(0)
+    if kind == "bits":
+        return WithContext(Bernoulli(shape), widths), 2
+    mixture = DiscretisedLogistics(shape, components=2, levels=3, patch=patch)
+    return WithContext(mixture, widths), 3
+
+
+def outputs(likelihood, rows=1, seed=0):
+    event = likelihood.event
+    lead = (rows, math.prod(event.shape[1:]) // event.places) if event.patch else (rows,)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((*lead, likelihood.channels, event.places), generator=generator)
+
+
+def every(shape, levels):
+    values = itertools.product(range(levels), repeat=math.prod(shape))
+    return torch.tensor(list(values)).reshape(-1, *shape).float()
+
+
+@pytest.mark.parametrize("widths", [(1,), (4, 4), (2, 2, 2)])
+@pytest.mark.parametrize(("kind", "shape"), SMALL)
+def test_the_probabilities_of_all_images_sum_to_one(kind, shape, widths):
+    likelihood, levels = made(kind, shape, widths)
+    x = every(shape, levels)
+    parameters = outputs(likelihood).expand(len(x), -1, -1).double()
+    total = likelihood.double().log_prob(parameters, x.double()).logsumexp(0)
+    assert abs(float(total.detach())) < 1e-12
+
+
+@pytest.mark.parametrize(("depth", "colours"), [(1, 1), (2, 3), (5, 1)])
+def test_a_feature_reads_only_what_comes_before_it(depth, colours):
+    torch.manual_seed(0)
+    features = CausalFeatures(colours, (4,) * depth)
+    x = torch.randn(1, colours, 7, 9, requires_grad=True)
+    found = features(features.padded(x))
+    for row, column in ((0, 0), (0, 5), (3, 4), (6, 8)):
+        (by,) = torch.autograd.grad(found[..., row, column].sum(), x, retain_graph=True)
+        read = by.abs().sum((0, 1)).nonzero()
+        assert all(r < row or (r == row and c < column) for r, c in read.tolist())
+        assert len(read) > 0 or (row, column) == (0, 0)
+
+
+@pytest.mark.parametrize(("kind", "shape"), SMALL)
+def test_draws_have_the_probabilities_it_gives(kind, shape):
+    likelihood, levels = made(kind, shape)
+    x, parameters = every(shape, levels), outputs(likelihood)
+    with torch.no_grad():
+        expected = likelihood.log_prob(parameters.expand(len(x), -1, -1), x).exp()
+        draws, generator = 20_000, torch.Generator().manual_seed(0)
+        drawn = likelihood.sample(parameters.expand(draws, -1, -1), generator)
+    base = levels ** torch.arange(math.prod(shape) - 1, -1, -1)
+    counts = torch.bincount((drawn.flatten(1).long() * base).sum(1), minlength=len(x))
+    often = expected * draws >= 5
+    rest = expected[~often].sum() * draws
+    terms = (counts[often] - draws * expected[often]).square() / (draws * expected[often])
+    left = (counts[~often].sum() - rest).square() / rest if rest > 5 else torch.zeros(())
+    degrees = int(often.sum()) - 1 + int(rest > 5)
+    assert float(terms.sum() + left - degrees) < 4.5 * math.sqrt(2 * degrees)
+
+
+def test_drawing_in_fronts_is_drawing_pixel_by_pixel():
+    """The mean of a pixel, given the means before it, one pixel at a time over a larger image."""
+    likelihood, _ = made("bits", (1, 6, 11))
+    parameters = outputs(likelihood, rows=2)
+    with torch.no_grad():
+        fronts = likelihood.mean(parameters)
+        own, weights = likelihood.apart(parameters)
+        slow = torch.zeros(2, 1, 6, 11)
+        for row, column in itertools.product(range(6), range(11)):
+            features = likelihood.features(likelihood.padded(2.0 * slow - 1.0))
+            # pixels that are not taken yet are 0 in units, not −1: only those before are read
+            here, seen = row * 11 + column, features[:, :, row, column]
+            shift = sum(w[..., here] * seen[:, j, None] for j, w in enumerate(weights))
+            slow[..., row, column] = torch.sigmoid(own[..., here] + shift)
+    assert torch.allclose(fronts, slow, atol=1e-6)
+
+
+def test_patches_are_only_another_order():
+    plain, _ = made("levels", (2, 4, 6))
+    patched, _ = made("levels", (2, 4, 6), patch=2)
+    patched.load_state_dict(plain.state_dict())
+    parameters = outputs(plain, rows=3)
+    split = Event((plain.channels, 4, 6), patch=2).split(parameters.reshape(3, -1, 4, 6))
+    x = torch.randint(3, (3, 2, 4, 6), generator=torch.Generator().manual_seed(2)).float()
+    with torch.no_grad():
+        assert torch.allclose(plain.log_prob(parameters, x), patched.log_prob(split, x), rtol=1e-5)
+        assert torch.equal(plain.mean(parameters), patched.mean(split))
+
+
+@compiled
+@pytest.mark.parametrize(("shape", "width"), [((1, 9, 11), 1), ((2, 8, 8), 5), ((1, 28, 28), 16)])
+@pytest.mark.parametrize("scale", [0.3, 6.0])
+def test_the_compiled_bits_are_the_plain_ones_in_float64(shape, width, scale):
+    likelihood, _ = made("bits", shape, (width, width))
+    exact, _ = made("bits", shape, (width, width))
+    exact = exact.double()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(2, (3, *shape), generator=generator)
+    theta = scale * torch.randn(2, 3, likelihood.channels, shape[1] * shape[2], generator=generator)
+    factors = torch.randn(2, 3, generator=generator)
+    for dtype, ulp in ((torch.float32, 2**-24), (torch.bfloat16, 2**-9)):
+        given = theta.to(dtype).requires_grad_()
+        wide = given.detach().double().requires_grad_()
+        ours, truth = likelihood.log_prob(given, x.float()), exact.log_prob(wide, x.double())
+        assert type(ours.grad_fn).__name__ == "_WeightedBitsBackward"
+        # roundings of a logit of `width` terms, of each place's term, and of their sum
+        size = float(wide.detach().abs().sum(-2).amax())
+        bound = 30 * 2**-24 * (truth.abs() + math.prod(shape) * size**0.5)
+        assert ((ours - truth).abs() <= bound).all()
+        found = torch.autograd.grad((factors * ours).sum(), [given, *likelihood.parameters()])
+        wanted = torch.autograd.grad((factors * truth).sum(), [wide, *exact.parameters()])
+        for by, by_exact, one in zip(found, wanted, [ulp, *[2**-24] * len(wanted)], strict=False):
+            assert (by - by_exact).abs().max() <= 300 * one * by_exact.abs().max()
+
+
+@compiled
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_the_compiled_bits_hide_no_nan(place):
+    likelihood, _ = made("bits", (1, 3, 3), (3,))
+    theta = torch.zeros(1, likelihood.channels, 9)
+    theta[0, place, 4] = math.nan
+    assert torch.isnan(likelihood.log_prob(theta, torch.ones(1, 1, 3, 3))).all()
+
+
+def test_which_models_have_one():
+    resolved = Architecture(context=(8, 8)).resolved
+    assert resolved((1, 28, 28), "8-bit").neighbours == 0
+    assert resolved((1, 28, 28), "binary").context == (8, 8)
+    assert Architecture().resolved((3, 64, 64), "8-bit").context == ()
+
+
+def test_models_made_before_have_none():
+    spec = Spec((1, 28, 28), "binary", Architecture(context=(4,)).resolved((1, 28, 28), "binary"))
+    fields = spec.to_dict()
+    assert Spec.from_dict(fields) == spec
+    del fields["architecture"]["context"]
+    assert Spec.from_dict(fields).architecture.context == ()
+
+
+@pytest.mark.parametrize("widths", [(0,), (8, 4), (-1,), (1.5,), (8,) * 33])
+def test_other_widths_are_refused(widths):
+    with pytest.raises(ArgumentValueError, match="context: expected up to 32 equal"):
+        Architecture(context=widths)
+
+
+def test_neighbours_beside_it_are_refused():
+    with pytest.raises(ArgumentValueError, match="neighbours: expected 0 with a context"):
+        Architecture(context=(8,), neighbours=4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "likelihood"),
+    [
+        ((10,), "binary", "auto"),
+        ((1, 28, 28), "8-bit", "categorical"),
+        ((1, 28, 28), "continuous", "auto"),
+        ((1, 100), "sound", "auto"),
+    ],
+)
+def test_what_has_none_is_refused(shape, kind, likelihood):
+    asked = Architecture(context=(8,), likelihood=likelihood)
+    with pytest.raises(ArgumentValueError, match="context: expected none with likelihood"):
+        asked.resolved(shape, kind)
+
+
+def test_units_of_the_data_are_refused():
+    moments = {"mean": torch.full((1, 8, 8), 900.0), "spread": torch.full((1, 8, 8), 10.0)}
+    with pytest.raises(ArgumentValueError, match="none where levels are in units of the data's"):
+        build((1, 8, 8), "levels", Architecture(context=(4,)), levels=2000, **moments)
+
+
+@pytest.mark.parametrize("kind", ["binary", "8-bit"])
+def test_a_run_with_one_can_be_read_again(kind, tmp_path):
+    data = load(size=8, binarize="dynamic" if kind == "binary" else "none")
+    small = Architecture(hidden=(8, 16), latent=3, context=(4, 4))
+    training = Training(steps=4, batch_size=8, tighten=0.5, draws=2)
+    out = run.train(data, architecture=small, training=training, folder=tmp_path / "run")
+    again = VAE.load(tmp_path / "run")
+    x = data.test[:5]
+    assert torch.equal(again.elbo(x), out.model.elbo(x))
+    assert again.sample(2).shape == (2, 1, 8, 8)
