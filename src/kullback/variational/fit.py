@@ -319,7 +319,8 @@ def fit(
         data: tensors of rows, of which `log_density` is then the likelihood: of z or of values by
             name, and of some rows of each tensor, it returns one term a row, `[rows]`.
         log_prior: with `data`, the log density of the parameters.
-        batch_size: rows that are evaluated together.
+        batch_size: rows that are evaluated together; a step takes one batch, a full pass as many
+            calls as there are batches. Few rows are slow: see docs/fitting.md.
         family: a name ("full_rank", "mean_field", "low_rank", "mixture", "student_t", "flow"), or a
             function of a frame such as `functools.partial(Mixture, components=3)`; "auto" takes a
             full-rank Gaussian up to 1,200 dimensions, low rank above, and a mixture of Gaussians
@@ -344,7 +345,7 @@ def fit(
         draws: of q in each step.
         evaluation_draws: of q, made at the end: the ones in `Fit.draws`; 4,000 by default, 1,000
             where the density is evaluated one point at a time.
-        max_seconds: wall time after which a fit stops, between two evaluations of the density, and
+        max_seconds: wall time, not processor time, after which a fit stops, between two evaluations of the density, and
             returns the q that it has; `reason` says so. Of them a tenth is for the draws at the
             end, which are fewer where they would take longer, and never below 100.
         generator: all randomness; without one, seed 0, so that a fit can be repeated.
