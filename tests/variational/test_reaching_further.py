@@ -10,7 +10,7 @@ from torch.distributions import Normal, constraints
 from kullback.core import ArgumentTypeError, ArgumentValueError, RunError
 from kullback.variational import FullRank, Target, assess, fit, limits
 from kullback.variational.diagnostics import diagnose as diagnose_module
-from kullback.variational.engine import Settings, _pool_of, _Problem, _sample, _still, plan
+from kullback.variational.engine import Settings, _pool_of, _Problem, _still, plan
 from kullback.variational.families.family import Frame
 from kullback.variational.optimise import hamiltonian as module
 from kullback.variational.optimise.hamiltonian import Chains, hamiltonian
@@ -228,6 +228,6 @@ def test_a_first_look_says_whether_moments_are_off(shift, stretch):
     target = Target.of(lambda z: -0.5 * z.square().sum(), 3)
     q = FullRank(Frame.dense(torch.full((3,), shift, dtype=F64), stretch * torch.eye(3).double()))
     problem = _Problem(target, Settings(), plan(target, Settings()), seeded())
-    seen = _pool_of(problem, q, _sample(problem, q, limits.CLOSE_DRAWS))
+    seen = _pool_of(problem, q, limits.CLOSE_DRAWS)
     moved = max(shift / stretch, abs(math.log(stretch)))
     assert _still(target, seen) == (moved < limits.MIN_MOMENT_SHIFT)

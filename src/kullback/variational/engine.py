@@ -21,6 +21,7 @@ from kullback.sampled import pareto_k
 
 from . import limits
 from .diagnostics.defensive_sampling import (
+    Ridge,
     WiderDraws,
     draw_wider,
     mixture_log_weights,
@@ -484,6 +485,7 @@ class _Pooled:
 
     sample: Sample
     wide: WiderDraws
+    ridges: list[Ridge]
     pool: Pool
     missed: float
 
@@ -515,20 +517,33 @@ def _sample(problem: _Problem, family: Family, number: int) -> Sample:
     return Sample(draws=z, log_p=log_p, log_q=log_q, scores=(slope, slope))
 
 
-def _pool_of(problem: _Problem, family: Family, sample: Sample | None = None) -> _Pooled:
-    """Draw from q, where there is no sample yet, and beyond it."""
-    sample = _sample(problem, family, limits.MATCHED_DRAWS) if sample is None else sample
+def _more(problem: _Problem, family: Family, seen: _Pooled) -> _Pooled:
+    """Draw anew where a few draws do not settle it, about the paths that they showed."""
+    z = family.sample(limits.MATCHED_DRAWS, problem.generator)
+    with torch.no_grad():
+        log_p, log_q = problem.target.log_density(z), family.log_prob(z)
+    return _pooled_with(problem, family, Sample(draws=z, log_p=log_p, log_q=log_q), seen.ridges)
+
+
+def _pool_of(problem: _Problem, family: Family, number: int = limits.MATCHED_DRAWS) -> _Pooled:
+    """Draw from q and beyond it."""
+    sample = _sample(problem, family, number)
+    ridges = ridges_of(problem.target.log_density, sample)
+    return _pooled_with(problem, family, sample, ridges)
+
+
+def _pooled_with(problem: _Problem, family: Family, sample: Sample, ridges: list[Ridge]) -> _Pooled:
     z, log_p, log_q = sample.draws, sample.log_p, sample.log_q
     wide = draw_wider(
         problem.target.log_density,
         lambda x: family.log_prob(x).detach(),
         z,
         number=limits.WIDE_DRAWS * len(z),
-        ridges=ridges_of(problem.target.log_density, sample),
+        ridges=ridges,
         generator=problem.generator,
     )
     missed = unreached(log_p, log_q, wide, times=limits.UNREACHED_RATIO)
-    return _Pooled(sample, wide, pooled(z, log_p, log_q, wide), missed)
+    return _Pooled(sample, wide, ridges, pooled(z, log_p, log_q, wide), missed)
 
 
 def _shift(target: Target, z: Tensor, pool: Pool) -> tuple[float, float, float]:
@@ -599,7 +614,8 @@ def _close_by(problem: _Problem, family: Family) -> tuple[bool, _Pooled | None]:
         pool = Pool(sample.draws, log_weights)
         if _shift(problem.target, sample.draws, pool)[0] < limits.MIN_MOMENT_SHIFT:
             return True, None
-    seen = _pool_of(problem, family, sample)
+    ridges = ridges_of(problem.target.log_density, sample)
+    seen = _pooled_with(problem, family, sample, ridges)
     whole = seen.missed < limits.CLOSE_MISSED * limits.LIMITS.unreached
     enough = seen.size > limits.MIN_MATCHED_DRAWS
     return enough and whole and _still(problem.target, seen), seen
@@ -614,9 +630,9 @@ def _matched(
     """
     target, begin = problem.target, time.perf_counter()
     close, first = _close_by(problem, last.family)
-    if close:
+    if close or first is None:
         return last, first
-    seen = kept = _pool_of(problem, last.family)
+    seen = kept = _more(problem, last.family, first)
     before, error, size = _shift(target, seen.draws, seen.pool)
     if (
         size < limits.MIN_MATCHED_DRAWS

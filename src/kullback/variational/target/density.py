@@ -733,7 +733,7 @@ class _Factoring(TorchFunctionMode):
     """Factor the identity instead of a matrix that has no Cholesky factor, and note that."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.bad = torch.zeros((), dtype=torch.bool)
 
     def __torch_function__(
