@@ -632,7 +632,10 @@ def _matched(
     close, first = _close_by(problem, last.family)
     if close or first is None:
         return last, first
-    seen = kept = _more(problem, last.family, first)
+    seen = _more(problem, last.family, first)
+    if seen.size < limits.MIN_MATCHED_DRAWS < first.size:  # a few draws that weigh much: what is
+        seen = first  # fitted to either is judged by draws of its own
+    kept = seen
     before, error, size = _shift(target, seen.draws, seen.pool)
     if (
         size < limits.MIN_MATCHED_DRAWS
