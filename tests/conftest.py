@@ -1,6 +1,7 @@
 """Fixtures and the two tiers: the fast one by default, the slow one with --slow."""
 
 import copy
+import dataclasses
 import gc
 import os
 import sys
@@ -35,14 +36,30 @@ def pytest_collection_modifyitems(config, items):
         seen[of] += 1
     if config.getoption("--slow"):
         return
-    skip = pytest.mark.skip(reason="slow tier: run with --slow")
-    for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(skip)
+    slow = [item for item in items if "slow" in item.keywords]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if "slow" not in item.keywords]
 
 
-def pytest_collection_finish():
-    gc.freeze()  # thousands of items and the modules stay to the end: not to be walked again
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect without garbage collection: rewriting asserts makes millions of short-lived nodes.
+
+    What is then left, thousands of items and the modules, stays to the end: not to be walked again.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+        gc.set_threshold(20_000, 10, 10)  # 700: a sixth of the tier's time
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not config.getoption("--slow"):
+        terminalreporter.write_line("The fast tier: tests marked slow are left out (--slow).")
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +75,34 @@ def fashion():
     from kullback.data import load
 
     return sys.modules[load.__module__].read_fashion()
+
+
+@pytest.fixture(scope="module")
+def fashion_few(fashion):
+    """`load("fashion")` has one image in 20, where their number is not what is tested.
+
+    Resizing all of them takes half a second at every command.
+    """
+    from kullback.data import load
+
+    few = dataclasses.replace(
+        fashion,
+        values=fashion.values[::20],
+        names=fashion.names[::20],
+        is_test=fashion.is_test[::20],
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[load.__module__], "read_fashion", lambda: copy.deepcopy(few))
+        yield
+
+
+@pytest.fixture(scope="module")
+def empty_charts():
+    """Pages of runs have empty charts, where only the files beside them are looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        empty = '<svg width="1pt" height="1pt" viewBox="0 0 1 1"></svg>'
+        patch.setattr("kullback.report.figures.svg_of", lambda _figure: empty)
+        yield
 
 
 @pytest.fixture

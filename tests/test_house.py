@@ -1,6 +1,7 @@
 """The rules of the house that a machine can check: arrows, circles, names, words."""
 
 import ast
+import functools
 import importlib
 import inspect
 from pathlib import Path
@@ -27,8 +28,16 @@ MOST_ENTRIES = 16  # files and folders of one folder
 MOST_FILES_A_THOUSAND_LINES = 4.5
 COUNTS = {-1, 0, 1, 2, 3, 4, 0.5, 1.5}  # small numbers of things, and halves, are no thresholds
 FILES = sorted(ROOT.rglob("*.py"))
-TREES = {path: ast.parse(path.read_text()) for path in FILES}
-NODES = {path: list(ast.walk(tree)) for path, tree in TREES.items()}  # walked once
+
+
+@functools.cache  # read where a test asks: every process collects all, and runs a share
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    return list(ast.walk(tree_of(path)))
 
 
 def name_of(path: Path) -> str:
@@ -41,11 +50,12 @@ def room_of(module: str) -> str:
     return parts[1] if len(parts) > 1 else ""
 
 
+@functools.cache
 def imports_of(path: Path) -> set[str]:
     """Every kullback module that a file imports anywhere, also inside its functions."""
     package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
     found = set()
-    for node in NODES[path]:
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -58,8 +68,7 @@ def imports_of(path: Path) -> set[str]:
     return {name for name in found if name in MODULES}
 
 
-MODULES = {name_of(path) for path in FILES}
-GRAPH = {name_of(path): imports_of(path) for path in FILES}
+MODULES = {name_of(path): path for path in FILES}
 
 
 def test_every_room_is_on_a_floor():
@@ -72,7 +81,7 @@ def test_imports_go_down(module):
     here = room_of(module)
     if here not in FLOORS:
         return  # the face of the package, which names rooms lazily
-    for other in GRAPH[module]:
+    for other in imports_of(MODULES[module]):
         there = room_of(other)
         allowed = there == here or there not in FLOORS or FLOORS[there] < FLOORS[here]
         assert allowed, f"{module} imports {other}: an import goes to a lower floor"
@@ -86,7 +95,7 @@ def test_no_import_cycles():
         if module in done:
             return
         path.append(module)
-        for other in GRAPH[module] - {module}:
+        for other in imports_of(MODULES[module]) - {module}:
             # a folder's face imports its files; a file importing its own folder's face is a circle
             visit(other)
         path.pop()
@@ -98,13 +107,13 @@ def test_no_import_cycles():
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_no_assert_and_no_print(path):
-    for node in NODES[path]:
+    for node in nodes_of(path):
         assert not isinstance(node, ast.Assert), f"{path.name}:{node.lineno} assert"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id != "print", f"{path.name}:{node.lineno} print"
 
 
-@pytest.mark.parametrize("name", sorted(MODULES - {"kullback.__main__"}))
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"kullback.__main__"}))
 def test_public_names_are_listed_and_documented(name):
     if "triton_" in name and not name.endswith("backend"):
         pytest.importorskip("triton")  # kernels are functions of it
@@ -123,7 +132,7 @@ def test_public_names_are_listed_and_documented(name):
 
 
 def functions_of(path: Path) -> list[ast.FunctionDef]:
-    return [node for node in NODES[path] if isinstance(node, ast.FunctionDef)]
+    return [node for node in nodes_of(path) if isinstance(node, ast.FunctionDef)]
 
 
 def positional(function: ast.FunctionDef) -> int:
@@ -146,11 +155,12 @@ def test_at_most_six_positional_parameters():
     ]
 
 
+@functools.cache
 def fixed_parameters() -> set[str]:
     """Functions and classes of the package that do not declare `*args`."""
     fixed, open_ended = set(), set()
-    for nodes in NODES.values():
-        for node in nodes:
+    for path in FILES:
+        for node in nodes_of(path):
             if isinstance(node, ast.ClassDef):
                 fixed.add(node.name)
             elif isinstance(node, ast.FunctionDef):
@@ -159,7 +169,6 @@ def fixed_parameters() -> set[str]:
 
 
 TENSOR_METHODS = {name for name in dir(__import__("torch").Tensor) if not name.startswith("_")}
-FIXED = fixed_parameters()
 
 
 def unpacks(node: ast.AST) -> bool:
@@ -167,7 +176,7 @@ def unpacks(node: ast.AST) -> bool:
     if not isinstance(node, ast.Call) or not any(isinstance(a, ast.Starred) for a in node.args):
         return False
     name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-    return name == "cls" or name in FIXED
+    return name == "cls" or name in fixed_parameters()
 
 
 def test_no_tuple_is_unpacked_into_parameters():
@@ -175,21 +184,19 @@ def test_no_tuple_is_unpacked_into_parameters():
     assert not [
         f"{name_of(path)}:{node.lineno} {ast.unparse(node)}"
         for path in FILES
-        for node in NODES[path]
+        for node in nodes_of(path)
         if unpacks(node)
     ]
 
 
+@functools.cache
 def offered(folder: str) -> set[str]:
-    init = TREES[ROOT / folder / "__init__.py"]
+    init = tree_of(ROOT / folder / "__init__.py")
     return {
         node.value
         for node in ast.walk(init)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
-
-
-OFFERED = {name: offered(name) for name in FLOORS if (ROOT / name).is_dir()}
 
 
 def source_of(path: Path, node: ast.ImportFrom) -> list[str]:
@@ -207,14 +214,14 @@ def goes_deep(path: Path, node: ast.ImportFrom) -> bool:
         return False
     if source[1] in (here, "__main__"):
         return False
-    return len(source) > 2 or not {one.name for one in node.names} <= OFFERED[source[1]]
+    return len(source) > 2 or not {one.name for one in node.names} <= offered(source[1])
 
 
 def test_other_folders_are_entered_by_their_init():
     assert not [
         f"{name_of(path)}:{node.lineno} {ast.unparse(node)}"
         for path in FILES
-        for node in NODES[path]
+        for node in nodes_of(path)
         if isinstance(node, ast.ImportFrom) and goes_deep(path, node)
     ]
 
@@ -228,18 +235,16 @@ def literals(node: ast.Compare) -> list[float]:
     return [one for one in found if isinstance(one, (int, float)) and not isinstance(one, bool)]
 
 
+@functools.cache
 def names_compared() -> set[str]:
     return {
         name
-        for nodes in NODES.values()
-        for node in nodes
+        for path in FILES
+        for node in nodes_of(path)
         if isinstance(node, ast.Compare)
         for part in ast.walk(node)
         if (name := getattr(part, "attr", getattr(part, "id", ""))).isupper()
     }
-
-
-COMPARED = names_compared()
 
 
 NUMBER_PARTS = (ast.Constant, ast.UnaryOp, ast.BinOp, ast.operator, ast.unaryop)
@@ -251,7 +256,7 @@ def is_limit(node: ast.stmt) -> bool:
         return False
     parts = list(ast.walk(node.value))
     text = any(isinstance(one, ast.Constant) and isinstance(one.value, str) for one in parts)
-    names = {one.id for one in node.targets if isinstance(one, ast.Name)} & COMPARED
+    names = {one.id for one in node.targets if isinstance(one, ast.Name)} & names_compared()
     return bool(names) and not text and all(isinstance(one, NUMBER_PARTS) for one in parts)
 
 
@@ -261,13 +266,13 @@ def test_no_threshold_outside_the_limits():
     assert not [
         f"{name_of(path)}:{node.lineno} {ast.unparse(node)}"
         for path in rest
-        for node in NODES[path]
+        for node in nodes_of(path)
         if isinstance(node, ast.Compare) and set(literals(node)) - COUNTS
     ]
     assert not [
         f"{name_of(path)}:{node.lineno} {ast.unparse(node)}"
         for path in rest
-        for node in TREES[path].body
+        for node in tree_of(path).body
         if is_limit(node)
     ]
 

@@ -1,6 +1,8 @@
 """`evaluate --sandwich` and `--per-item`, `compare`, `decode`: figures by image and in pairs."""
 
+import contextlib
 import csv
+import io
 import itertools
 import json
 import math
@@ -17,11 +19,11 @@ from kullback.cli.main import main
 from kullback.cli.sandwich import Sandwich, anneal_loose
 from kullback.cli.train import draws_for
 from kullback.core import Estimate
-from kullback.data import PADDING, load
+from kullback.data import PADDING, Dataset, load
 from kullback.vae import Annealing, Architecture, Refit, anneal, build, image_bounds, summarise
 from kullback.vae.posterior.annealing import Annealed
 
-pytestmark = pytest.mark.usefixtures("fashion_once")
+pytestmark = pytest.mark.usefixtures("fashion_few", "empty_charts")
 
 
 @dataclass(frozen=True)
@@ -53,20 +55,31 @@ def trained_as(folder, *more):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, fashion_few, empty_charts):
     return trained_as(tmp_path_factory.mktemp("runs") / "tiny")
 
 
-def test_sandwich_adds_to_the_figures_of_the_run(trained, capsys):
-    assert run("evaluate", trained, *QUICK, "--json") == 0
-    found = json.loads(capsys.readouterr().out)["sandwich"]
+@pytest.fixture(scope="module")
+def measured(trained, tmp_path_factory):
+    """What `--sandwich --per-item` prints, says and writes: figures, words, rows, what is kept."""
+    rows = tmp_path_factory.mktemp("rows") / "items.csv"
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        assert run("evaluate", trained, *QUICK, "--per-item", rows, "--json") == 0
+    kept = json.loads((trained / "evaluation.json").read_text())
+    return json.loads(out.getvalue()), error.getvalue(), rows, kept
+
+
+def test_sandwich_adds_to_the_figures_of_the_run(measured):
+    printed, _, _, kept = measured
+    found = printed["sandwich"]
     test, own = found["test"], found["own"]
     assert test["upper"] is None and test["kl_upper"] is None and own["upper"]["bias"] == "high"
     parts = test["approximation"]["value"] + test["amortisation"]["value"]
     assert math.isclose(parts, test["kl_lower"]["value"], abs_tol=1e-9)
-    assert found["aggregate"]["items"] == 2000
+    assert found["aggregate"]["items"] == 100
     assert found["annealing"]["temperatures"] == 3
-    assert "sandwich" in json.loads((trained / "evaluation.json").read_text())
+    assert "sandwich" in kept
 
 
 @pytest.mark.slow
@@ -89,15 +102,13 @@ def test_wrong_options_end_with_2(trained, wrong, capsys):
     assert wrong[-2 if len(wrong) > 1 else -1] in capsys.readouterr().err
 
 
-def test_per_item_rows_average_to_the_figures(trained, tmp_path, capsys):
-    out = tmp_path / "items.csv"
-    assert run("evaluate", trained, *QUICK, "--per-item", out, "--json") == 0
-    captured = capsys.readouterr()
-    found = json.loads(captured.out)["evaluation"]
-    assert "anomal" in captured.err or "usual image" in captured.err
+def test_per_item_rows_average_to_the_figures(trained, measured):
+    printed, said, out, _ = measured
+    found = printed["evaluation"]
+    assert "anomal" in said or "usual image" in said
     with out.open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2000
+    assert len(rows) == 100
     for column, name in (("elbo", "elbo"), ("L_3", "log_likelihood"), ("rate", "rate")):
         mean = sum(float(row[column]) for row in rows) / len(rows)
         assert math.isclose(mean, found[name]["value"], rel_tol=1e-12)
@@ -105,24 +116,23 @@ def test_per_item_rows_average_to_the_figures(trained, tmp_path, capsys):
     assert run("evaluate", trained, "--per-item", out) == 2
 
 
-def test_closing_draws_depend_on_the_data_alone(fashion_once):
-    data = load("fashion", size=8)
-    assert draws_for(data) == 500
-    few = {n: torch.zeros(n, 1, 28, 28) for n in (200, 2000, 10_000)}
-    found = [draws_for(type(data)(x, x, "8-bit", False, {}, (), ())) for x in few.values()]
-    assert found == [500, 50, 20]
+def test_closing_draws_depend_on_the_data_alone():
+    shapes = [(2000, 1, 8, 8), (200, 1, 28, 28), (2000, 1, 28, 28), (10_000, 1, 28, 28)]
+    tests = [torch.zeros(*shape) for shape in shapes]
+    found = [draws_for(Dataset(x, x, "8-bit", False, {}, (), ())) for x in tests]
+    assert found == [500, 500, 50, 20]
 
 
 # compare
 
 
 @pytest.fixture(scope="module")
-def tanh(tmp_path_factory):
+def tanh(tmp_path_factory, fashion_few, empty_charts):
     return trained_as(tmp_path_factory.mktemp("others") / "tanh", "--activation", "tanh")
 
 
 @pytest.fixture(scope="module")
-def others(tmp_path_factory, tanh):
+def others(tmp_path_factory, tanh, fashion_few, empty_charts):
     """Another seed (whose test bits are others) and two runs that differ from the first."""
     folder = tmp_path_factory.mktemp("seeds")
     return {

@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(folder):
+def trained(folder, empty_charts):
     """The run that the examples use, smaller than theirs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -211,6 +211,7 @@ def test_typed_options_and_the_verbs_table_go_before_the_file(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["draws"] == 400
 
 
+@pytest.mark.usefixtures("empty_charts")
 def test_a_config_file_gives_every_kind_of_option(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     photos = folder / "photos"

@@ -198,6 +198,7 @@ def test_relative_error_from_a_ten_millionth_to_fourteen(distance):
     assert ((found / truth - 1).abs() <= 3e-7).all()
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("offset", [-300.0, -22.5, 0.7, 37.3, 60.0])
 @pytest.mark.parametrize("distance", [4.2e-4, 0.042, 0.42, 3.0])
 def test_a_constant_between_the_sides_costs_no_digits(offset, distance):
@@ -243,6 +244,7 @@ def test_huge_logits_and_a_single_token(dtype, size):
             assert (found.isnan() if size > 1e10 else found.abs() < 1e-6).all()
 
 
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("backend", ["native", "chunked"])
 @pytest.mark.parametrize("name", ["kl", "js", "jeffreys", "cross_entropy", "entropy"])
 @pytest.mark.parametrize("size", [1e4, 1e6, 1e9])

@@ -86,6 +86,7 @@ VALUES = {
 IMPORTS = {"wrapper": pytest.mark.slow}  # PyTorch imports SymPy for it
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in SKIP])
 @pytest.mark.parametrize("kind", [pytest.param(x, marks=IMPORTS.get(x, ())) for x in TENSORS])
 def test_logits_are_read_as_they_are(kind, backend):
@@ -95,6 +96,7 @@ def test_logits_are_read_as_they_are(kind, backend):
         assert torch.equal(plain, found)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in SKIP])
 @pytest.mark.parametrize("kind", sorted(set(TENSORS) - {"wrapper"}))
 def test_gradients_beside_and_through_them(kind, backend):

@@ -15,6 +15,7 @@ from kullback.vae.likelihoods import (
     CausalFeatures,
     DiscretisedLogistics,
     Event,
+    Neighbours,
     WithContext,
     library,
 )
@@ -146,6 +147,64 @@ def test_the_compiled_bits_hide_no_nan(place):
     theta = torch.zeros(1, likelihood.channels, 9)
     theta[0, place, 4] = math.nan
     assert torch.isnan(likelihood.log_prob(theta, torch.ones(1, 1, 3, 3))).all()
+
+
+MIXTURE = {"components": 2, "levels": 5, "patch": 2}
+KINDS = {
+    "bits in a context": lambda: WithContext(Bernoulli((2, 4, 4)), (3, 3)),
+    "levels in a context": lambda: WithContext(DiscretisedLogistics((2, 4, 4), **MIXTURE), (3,)),
+    "levels and neighbours": lambda: Neighbours(DiscretisedLogistics((2, 4, 4), **MIXTURE), 2),
+    "levels": lambda: DiscretisedLogistics((2, 4, 4), **MIXTURE),
+    "bits and neighbours": lambda: Neighbours(Bernoulli((2, 4, 4)), 3),
+}
+
+
+def case(kind, rows=3):
+    torch.manual_seed(0)
+    likelihood = KINDS[kind]()
+    event = likelihood.event
+    lead = (rows, 4) if event.patch else (rows,)
+    theta = torch.randn(*lead, likelihood.channels, event.places)
+    return likelihood, theta, torch.randint(2, (rows, *event.shape)).float()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_of_another_shape_are_never_read_as_if_they_fitted(kind):
+    likelihood, theta, x = case(kind)
+    theta.requires_grad_()
+    for wrong in (theta[..., :-1, :], theta[..., :-1], theta[:2], theta.expand(2, *theta.shape)):
+        data = x.expand(2, *x.shape) if wrong.dim() > theta.dim() else x  # six events, not three
+        with pytest.raises(RuntimeError):
+            likelihood.log_prob(wrong, data)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_image_for_all_rows_and_one_row_for_all_images(kind):
+    likelihood, theta, x = case(kind)
+    theta.requires_grad_()
+    each = torch.cat([likelihood.log_prob(row[None], x[:1]) for row in theta]).detach()
+    assert torch.allclose(likelihood.log_prob(theta, x[:1]), each, rtol=1e-5)
+    if kind == "bits in a context":
+        each = torch.cat([likelihood.log_prob(theta[:1], one[None]) for one in x]).detach()
+        assert torch.allclose(likelihood.log_prob(theta[:1], x), each, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_means_and_draws_of_double_precision_and_the_gradient_of_a_mean(kind):
+    likelihood, theta, _ = case(kind, rows=1)
+    single = likelihood.mean(theta)
+    likelihood = likelihood.double() if isinstance(likelihood, torch.nn.Module) else likelihood
+    theta = (0.3 * theta).double().requires_grad_()
+    double = likelihood.mean(theta / 0.3)
+    assert double.dtype == torch.float64 and torch.allclose(double.float(), single, rtol=1e-4)
+    drawn = likelihood.sample(theta, torch.Generator().manual_seed(0))
+    assert drawn.shape == double.shape
+    (by,) = torch.autograd.grad(likelihood.mean(theta).square().sum(), theta)
+    step = 1e-6 * torch.randn(theta.shape, generator=torch.Generator().manual_seed(1)).double()
+    with torch.no_grad():
+        sides = [likelihood.mean(theta + sign * step).square().sum() for sign in (1, -1)]
+    expected = float(sides[0] - sides[1]) / 2
+    assert float((by * step).sum()) == pytest.approx(expected, rel=1e-5, abs=1e-12)
 
 
 def test_which_models_have_one():

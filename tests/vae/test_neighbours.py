@@ -215,6 +215,7 @@ def test_a_run_learns_a_texture_that_z_cannot_hold(tmp_path):
     assert gain.mean() > 4.5 * gain.std() / len(gain) ** 0.5
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.skipif(library() is None, reason="no C compiler here")
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize(

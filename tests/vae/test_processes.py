@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import nn
 
+from kullback.cli import main as main_module
 from kullback.core import ArgumentValueError
 from kullback.core.processes import LostProcessError, Processes
 from kullback.data import Dataset
@@ -174,6 +175,7 @@ def played_by(size, data, settings, made, **how):
     return together(size, lambda group: played(data, settings, several[group.rank], group, **how))
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("case", CASES)
 def test_equal_shares_make_the_step_of_the_whole_batch(case, size):
@@ -432,14 +434,30 @@ def test_one_of_several_processes_leaves_without_the_interpreters_end():
     assert found == [(3, "said ended\n"), (3, "said ")]
 
 
-@pytest.mark.parametrize(
-    ("variables", "said"),
-    [
-        ({"TORCHELASTIC_RUN_ID": "a", "RANK": "0"}, "entropy takes one process: the first of 3"),
-        ({"TORCHELASTIC_RUN_ID": "a", "RANK": "2"}, None),
-        ({"RANK": "2"}, ""),  # of another launcher, whose shell this may be
-    ],
-)
+PLACES = [
+    ({"TORCHELASTIC_RUN_ID": "a", "RANK": "0"}, "entropy takes one process: the first of 3"),
+    ({"TORCHELASTIC_RUN_ID": "a", "RANK": "2"}, None),
+    ({"RANK": "2"}, ""),  # of another launcher, whose shell this may be
+]
+
+
+@pytest.mark.parametrize(("variables", "said"), PLACES)
+def test_which_process_takes_a_verb_of_one(variables, said, monkeypatch, capsys):
+    for name in ("TORCHELASTIC_RUN_ID", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (variables | {"WORLD_SIZE": "3"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(main_module.processes, "leave", sys.exit)
+    with pytest.raises(SystemExit) as stop:
+        main_module.main(["entropy", "1/2,1/2", "--unit", "bits"])
+    assert stop.value.code == 0
+    out, error = capsys.readouterr()
+    assert bool(out) == (said is not None)
+    assert (said or "") in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variables", "said"), PLACES)
 def test_a_verb_of_one_process_is_the_work_of_torchruns_first(variables, said):
     command = [sys.executable, "-m", "kullback", "entropy", "1/2,1/2", "--unit", "bits"]
     given = {"env": ENVIRONMENT | variables | {"WORLD_SIZE": "3"}, "capture_output": True}

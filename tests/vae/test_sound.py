@@ -41,6 +41,7 @@ def clip_of(*values):
 BEFORE = [(), (120.0,), (-32768.0, 32767.0), (0.0, 0.0, 0.0), tuple(range(0, 9000, 100))]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("scale", [0.3, 3.0])
 @pytest.mark.parametrize("before", BEFORE, ids=len)
 def test_masses_of_all_65536_levels_sum_to_one(before, scale):

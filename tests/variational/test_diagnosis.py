@@ -192,6 +192,7 @@ def probed_at(place, sd, share, seed=0):
     return probe(two, z, two(z), log_q, generator=seeded())
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize("share", [0.02, 0.98])
 @pytest.mark.parametrize(("sd", "distance"), [(0.1, 4.0), (0.1, 20.0), (0.5, 9.0)])
 @pytest.mark.parametrize("dim", [2, 30, 100])

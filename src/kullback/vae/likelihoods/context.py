@@ -118,7 +118,8 @@ class WithContext(InRasterOrder):
         """Return log p(x|z), `[*draws, batch]`, in nats."""
         values = self.likelihood.unit(x.reshape(-1, *self.event.shape))
         features = self.places.split(real(self.features(self.padded(values))))
-        if type(self.likelihood) is Bernoulli and _compiles(parameters):
+        bits = type(self.likelihood) is Bernoulli and _compiles(parameters)
+        if bits and self.event.matches(parameters, self.channels, x):
             return weighted_bits(parameters, self.event.split(x), features)
         sizes = [self.likelihood.channels, self.channels - self.likelihood.channels]
         own, weights = torch.split(parameters, sizes, -2)
@@ -128,7 +129,7 @@ class WithContext(InRasterOrder):
 
     def before(self, values: Tensor, x: Tensor, y: Tensor) -> list[Tensor]:
         """Return the features of some pixels."""
-        found = real(self.features(values))[..., y, x]
+        found = real(self.features(values.clone()))[..., y, x]  # values are written to later
         return [found[:, place : place + 1] for place in range(self.count)]
 
 

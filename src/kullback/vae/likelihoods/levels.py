@@ -103,6 +103,17 @@ class Event:
             -1, rows * columns, *self.shape[:1], self.places
         )
 
+    def matches(self, parameters: Tensor, channels: int, x: Tensor) -> bool:
+        """Say whether parameters are `[*draws, batch, (patches,) channels, places]` for x's batch.
+
+        That is how C reads them, without a look at their shape. An x of one event is for any batch.
+        """
+        batch, places = x.numel() // math.prod(self.shape), math.prod(self.shape[1:])
+        patches = [places // self.places] if self.patch else []
+        wanted = (*patches, channels, self.places)
+        own = parameters.shape[-self.axes - 1] if parameters.dim() > self.axes else 1
+        return parameters.shape[-self.axes :] == wanted and batch in (1, own)
+
     def join(self, x: Tensor) -> Tensor:
         """Reshape `[*lead, colours, places]` to `[*lead, *event]`."""
         lead = x.shape[: -self.axes]
@@ -495,7 +506,7 @@ class DiscretisedLogistics(nn.Module):
         Without patches and where no gradient is asked for the plain form is used, so that runs made
         before the compiled one keep their figures to the last bit.
         """
-        if self.compiles(parameters):
+        if self.compiles(parameters) and self.event.matches(parameters, self.channels, x):
             return self.compiled(parameters, x)
         log_pi, means, log_scales, weights = self._unpack(parameters)
         values = self.unit(self.event.split(x))
@@ -512,8 +523,8 @@ class DiscretisedLogistics(nn.Module):
         """Return log p(x|z), `[*draws, batch]`, in nats, from the compiled form.
 
         Args:
-            parameters: For which `compiles` holds; behind the mixture's own channels, where
-                `around` is given, `moves` weights for each of the neighbours.
+            parameters: For which `compiles` and `Event.matches` hold; behind the mixture's own
+                channels, where `around` is given, `moves` weights for each of the neighbours.
             x: `[batch, *event]`.
             around: The neighbours' values as `unit` gives them, a neighbour after the other,
                 `[batch, (patches,) neighbours * C, places]`.

@@ -113,7 +113,7 @@ class InRasterOrder(nn.Module):
         lead, (colours, height, width) = parameters.shape[: -self.event.axes], self.event.shape
         flat = self.event.in_rows(parameters).reshape(-1, self.channels, height * width)
         own, weights = self.apart(flat)
-        out = flat.new_zeros(len(flat), colours, height, width, dtype=torch.float32)
+        out = real(flat).new_zeros(len(flat), colours, height, width)
         values = self.padded(out)
         for x, y in _fronts(height, width, self.reach + 1, out.device):
             here = y * width + x
@@ -121,7 +121,7 @@ class InRasterOrder(nn.Module):
             shift = values.new_zeros(())
             for beside, weight in zip(self.before(values, x, y), weights, strict=True):
                 shift = torch.addcmul(shift, beside, real(weight[..., here]))
-            taken = take(part, part.moved(own[..., here], shift))
+            taken = take(part, part.moved(own[..., here], shift)).to(out)
             out[..., y, x] = taken
             values[..., y + self.reach, x + self.reach] = self.likelihood.unit(taken)
         return out.reshape(*lead, *self.event.shape)
@@ -184,9 +184,9 @@ class Neighbours(InRasterOrder):
             self.event.split(values[..., 1 + down : 1 + down + height, 1 + right :][..., :width])
             for right, down in OFFSETS[: self.count]
         ]
-        if isinstance(self.likelihood, DiscretisedLogistics) and self.likelihood.compiles(
-            parameters
-        ):
+        fits = self.event.matches(parameters, self.channels, x)
+        mixture = isinstance(self.likelihood, DiscretisedLogistics)
+        if mixture and fits and self.likelihood.compiles(parameters):
             return self.likelihood.compiled(parameters, x, torch.cat(around, -2))
         own, weights = self.apart(parameters)
         shift = torch.zeros((), device=values.device, dtype=values.dtype)
