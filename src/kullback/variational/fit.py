@@ -346,8 +346,8 @@ def fit(
         evaluation_draws: of q, made at the end: the ones in `Fit.draws`; 4,000 by default, 1,000
             where the density is evaluated one point at a time.
         max_seconds: wall time, not processor time, after which a fit stops, between two evaluations
-            of the density, and returns the q that it has; `reason` says so. Of them a tenth is for the draws at the
-            end, which are fewer where they would take longer, and never below 100.
+            of the density, and returns the q that it has; `reason` says so. Of them a tenth is for
+            the draws at the end, which are fewer where they would take longer, and never below 100.
         generator: all randomness; without one, seed 0, so that a fit can be repeated.
         progress: a line on stderr, where that is a terminal.
 
