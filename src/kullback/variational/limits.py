@@ -53,7 +53,9 @@ MIN_VARIANCE_LEFT = 1e-12  # share of a coordinate's variance: below, the others
 
 # target/density, target/batches
 MIN_PIECE, MAX_PIECE = 128, 4096  # points differentiated together,
-CACHED_NUMBERS = 1 << 21  # so many that what is kept for the gradient, 16 MiB, stays in the cache
+CACHED_NUMBERS = 1 << 21  # so many that what is kept for the gradient, 16 MiB, stays in the cache,
+SMALL_TENSOR = 1 << 13  # and that a tensor has so many numbers: calls cost more than fewer of them
+MAX_KEPT_NUMBERS = 1 << 24  # (Lotka-Volterra, 4,096 gradients: 0.39 s in 735s, 0.14 s at once)
 # target/programs: sizes that XLA compiles for, 64, 512, 4096; eight schools takes about a second
 FEWEST_COMPILED, COMPILED_STEP = 64, 8  # for each, and 2 ms to evaluate 4,096 points
 MAX_ROWS_TOGETHER = 8192  # rows of data evaluated together, by default
@@ -90,7 +92,8 @@ MIN_SHARE_ELSEWHERE = 0.005  # of p's mass on a peak that q has not, from which 
 MAX_SEARCHES = 3
 
 # engine: moments matched by importance sampling (KL(p||q)) where those of KL(q||p) are off
-CLOSE_DRAWS = 2000  # of q, whose weights say whether a wider law is asked at all
+CLOSE_DRAWS = 2000  # of q, at a first look: whether a wider law is asked, and more draws,
+CLOSE_MISSED = 0.5  # which they are where they miss more than this share of LIMITS.unreached
 MIN_MOMENT_SHIFT = 0.05  # sd, or log sd, by which weighted draws must move a moment
 MOMENT_SHIFT_ERRORS = 2.5  # and standard errors
 MIN_MATCHED_DRAWS = 400.0  # effective, of the weighted draws

@@ -47,6 +47,7 @@ __all__ = [
     "draw_wider",
     "follow",
     "funnels",
+    "mixture_log_weights",
     "pooled",
     "unreached",
 ]
@@ -383,7 +384,7 @@ def pooled(draws: Tensor, log_p: Tensor, log_q: Tensor, wide: WiderDraws) -> Poo
     (tensor([[0.],
             [0.]]), tensor([0., 0.]))
     """
-    logs = _log_weights(log_p, log_q, wide)
+    logs = mixture_log_weights(log_p, log_q, wide)
     kept = torch.softmax(logs, 0) > 0
     return Pool(torch.cat([draws, wide.draws])[kept], logs[kept])
 
@@ -398,14 +399,19 @@ def unreached(log_p: Tensor, log_q: Tensor, wide: WiderDraws, *, times: float) -
     >>> round(unreached(z, z, WiderDraws(z[:, None], z, z - 9.0, z, z), times=100.0), 2)
     0.67
     """
-    logs = _log_weights(log_p, log_q, wide)
+    logs = mixture_log_weights(log_p, log_q, wide)
     constant = torch.logsumexp(logs, 0) - math.log(len(logs))
     ratio = torch.cat([log_p - log_q, wide.log_p - wide.log_q]) - constant
     return float(torch.softmax(logs, 0)[ratio > math.log(times)].sum())
 
 
-def _log_weights(log_p: Tensor, log_q: Tensor, wide: WiderDraws) -> Tensor:
-    """Return log p/(mixture) at q's draws and then at the wide proposal's."""
+def mixture_log_weights(log_p: Tensor, log_q: Tensor, wide: WiderDraws) -> Tensor:
+    """Return log p/(mixture of q and the wide proposal) at q's draws and then at the others, nats.
+
+    >>> z = torch.zeros(2)
+    >>> mixture_log_weights(z + 1, z, WiderDraws(z[:, None], z + 1, z, z, z)).tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    """
     n, m = len(log_p), len(wide.draws)
     both = (torch.cat([log_q, wide.log_q]), torch.cat([wide.here, wide.there]))
     shares = (math.log(n / (n + m)), math.log(m / (n + m)))

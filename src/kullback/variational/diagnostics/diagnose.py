@@ -252,6 +252,7 @@ def diagnose_beyond(
     log_prob: LogDensity | None,
     sample: Sample,
     *,
+    probed: Probed | None = None,
     few: bool = False,
     generator: torch.Generator | None = None,
 ) -> Diagnosis:
@@ -263,7 +264,8 @@ def diagnose_beyond(
     "trust" is given by four times as many instead. Where the scores say that a coordinate is the
     scale of others, p is followed along it (see `follow`), up to 64 dimensions. Bounds of
     moments count tails that fall by a power (see `tail_index`). Where log p raises
-    far out, the diagnosis is that of q's own draws, with a warning. few: whether each evaluation
+    far out, the diagnosis is that of q's own draws, with a warning. probed: what an earlier search
+    from this q found; none is made then. few: whether each evaluation
     is dear, so that climbs are few and there is no second look.
 
     >>> def normal(z):
@@ -276,16 +278,16 @@ def diagnose_beyond(
     sample = _in_double(sample)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     draws = sample.draws
-    probed = None
+    own = torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=generator)))
     try:
-        probed = probe(
+        probed = probed or probe(
             log_density,
             draws,
             sample.log_p,
             sample.log_q,
             starts=limits.LOOPED_CLIMBS if few else limits.CLIMBS,
             scanned=0 if few else limits.SCANNED_POINTS,
-            generator=generator,
+            generator=own,
         )
         if log_prob is None:
             return _diagnosed(sample, probed, None)
