@@ -167,7 +167,7 @@ def test_sample_reconstruct_and_encode(trained, tmp_path, capsys):
     assert size_of(tmp_path / "r.png")[1] > 16
     capsys.readouterr()
     assert run("encode", trained, "fashion", "--out", tmp_path / "z.npz") == 0
-    assert "12,000 images: " in capsys.readouterr().err
+    assert "600 images: " in capsys.readouterr().err
     with np.load(tmp_path / "z.npz", allow_pickle=False) as encoded:
         assert encoded["mean"].shape == (600, 3)
         assert (encoded["sd"] > 0).all()

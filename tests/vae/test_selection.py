@@ -165,7 +165,7 @@ def test_overfitting_is_noticed_on_test_images_too_and_changes_no_weights(tmp_pa
     data = noise_bits()
     outcome = train(data, architecture=WIDE, training=settings(), folder=tmp_path / "run")
     (warning,) = [one for one in outcome.warnings if one.startswith("overfitting")]
-    assert "--validation 0.1" in warning and "200 test images" in warning
+    assert "--validation 0.1" in warning and "200 test examples" in warning
     assert outcome.selection == "" and not (tmp_path / "run/selection.json").exists()
 
 

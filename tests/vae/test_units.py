@@ -212,7 +212,7 @@ def test_loose_is_not_known_from_few_draws():
 def test_one_image_has_figures_without_an_error():
     figures = evaluate(build((4,), "binary", TINY), torch.ones(1, 4), draws=20)
     assert math.isnan(figures.elbo.standard_error)
-    assert "one image" in figures.elbo.no_error
+    assert "one example" in figures.elbo.no_error
     assert math.isfinite(figures.elbo.value)
 
 
