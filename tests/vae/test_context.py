@@ -224,7 +224,7 @@ def test_a_decoder_of_ones_own_gives_the_weights():
 def test_a_context_of_ones_own_needs_a_decoder_that_gives_its_weights():
     plain = build((1, 8, 8), "binary", Architecture(hidden=(8, 16), latent=3))
     own = Parts(likelihood=WithContext(Bernoulli((1, 8, 8)), (4,)))
-    with pytest.raises(ArgumentValueError, match="likelihood: expected one of 1 channels.*got 5"):
+    with pytest.raises(ArgumentValueError, match=r"likelihood: expected one of 1 channels.*got 5"):
         with_parts(plain, own, torch.zeros(2, 1, 8, 8))
 
 
