@@ -1,6 +1,7 @@
 """Evidence against time on folders of pictures as people have them.
 
     python benchmarks/folders.py [--steps 250 500 1000] [--threads 1] [--also NAME=PATH …]
+    python benchmarks/folders.py --loading 100000
 
 Three folders of PNG files are made, and read as `kullback train FOLDER` reads them:
 
@@ -15,10 +16,19 @@ They stand in for sets that cannot be shipped; `--also frey=FOLDER` measures suc
 For every number of steps a run of its own, since the schedule ends with the run: the usual
 settings, one seed. Prints L_20 of up to 300 test images over CPU seconds of training and writes
 them to benchmarks/results/folders.json. Errors are over images.
+
+`--loading N` measures reading alone: N files of 64x64 colour pixels, JPEG and PNG by turns, smooth
+with noise. Printed are wall and CPU seconds (of the processes too) of the first `load`, which
+decodes, of the second, which takes the cache, and of the floor: one loop that reads, hashes and
+decodes every file with Pillow and keeps nothing. They go to benchmarks/results/folder_loading.json.
 """
 
 import argparse
+import hashlib
+import io
 import math
+import os
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -137,14 +147,70 @@ def line(row):
     return f"  {row['cpu_seconds']:7.1f} CPU s {row['steps']:6,} steps {nats}{bits}"
 
 
+def textures(folder, count):
+    """Write pictures of 64x64 cut out of a smooth colour texture, with noise: JPEG, PNG, JPEG, …"""
+    chance = np.random.default_rng(0)
+    place = np.add.outer(2 * np.arange(256), 3 * np.arange(256))
+    smooth = np.stack([np.sin(place / 40), np.cos(place / 31), np.sin(place / 57)], -1)
+    for number in range(count):
+        inside = folder / f"{number // 1000:03}"
+        inside.mkdir(exist_ok=True)
+        row, column = chance.integers(0, 190, 2)
+        part = smooth[row : row + 64, column : column + 64] * chance.uniform(0.3, 1, 3)
+        noisy = (part + 1) * 100 + chance.normal(0, 6, (64, 64, 1))
+        picture = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+        picture.save(inside / f"{number:06}.{'png' if number % 2 else 'jpg'}")
+
+
+def bare(folder):
+    """Read, hash and decode every file, and keep nothing."""
+    for path in folder.rglob("*.*"):
+        content = path.read_bytes()
+        hashlib.sha256(content).digest()
+        np.asarray(Image.open(io.BytesIO(content)))
+
+
+def seconds_of(call):
+    """Return the wall seconds of a call, and its CPU seconds with those of its processes."""
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+
+    def cpu():
+        used = [resource.getrusage(who) for who in whose]
+        return sum(one.ru_utime + one.ru_stime for one in used)
+
+    start, before = time.perf_counter(), cpu()
+    call()
+    return {"wall_seconds": time.perf_counter() - start, "cpu_seconds": cpu() - before}
+
+
+def loading(count, threads):
+    """Measure a folder of `count` files: the floor, the first and the second `load`."""
+    result = {"benchmark": "folder_loading", "machine": machine(threads), "files": count}
+    with tempfile.TemporaryDirectory() as work:
+        os.environ["XDG_CACHE_HOME"] = str(Path(work) / "cache")
+        folder = Path(work) / "textures"
+        folder.mkdir()
+        textures(folder, count)
+        time.sleep(3)  # files changed a moment ago are not cached
+        calls = {"bare loop": bare, "first load": load, "second load": load}
+        for name, call in calls.items():
+            result[name] = seconds_of(lambda call=call: call(folder))
+            wall, cpu = result[name]["wall_seconds"], result[name]["cpu_seconds"]
+            print(f"{name:12} {wall:7.2f} s, {cpu:7.2f} CPU s", flush=True)
+    finish("folder_loading", result, digits=4)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, nargs="*", default=[250, 500, 1000])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sets", nargs="*", choices=[*MADE], default=[*MADE])
     parser.add_argument("--also", nargs="*", default=[], metavar="NAME=PATH")
+    parser.add_argument("--loading", type=int, metavar="FILES", help="measure reading alone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.loading:
+        return loading(options.loading, options.threads)
     result = {"benchmark": "folders", "machine": machine(options.threads), "sets": {}}
     with tempfile.TemporaryDirectory() as work:
         sources = {}

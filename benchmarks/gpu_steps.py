@@ -19,7 +19,7 @@ from measuring import finish, machine
 
 from kullback.data import load
 from kullback.vae import Architecture, Training, build
-from kullback.vae.captured import CapturedSteps
+from kullback.vae.elbo_step import CapturedSteps
 from kullback.vae.loop import State, fit
 from kullback.vae.run import pick_precision
 

@@ -225,7 +225,8 @@ def hidden_markov(log_emissions, theta1, theta2):
     while len(products) > 1:
         last = products[len(products) // 2 * 2 :]
         left, right = products[:-1:2], products[1::2]
-        products = torch.cat([(left[..., None] + right[:, None]).logsumexp(2), last])
+        first, second = (left[:, :, k, None] + right[:, k, None] for k in (0, 1))
+        products = torch.cat([torch.logaddexp(first, second), last])  # faster than logsumexp of 2
     return (log_emissions[0][:, None] + products[0]).logsumexp((0, 1))
 
 

@@ -11,9 +11,11 @@ draws: 0.14 sd is more than any here has).
 
 `--peers PYTHON` (one with numpyro or pymc; posteriordb_peers.py) adds NumPyro's AutoNormal and
 AutoMultivariateNormal, PyMC's ADVI and Pathfinder, each in a process of its own; processor seconds,
-at most `--limit` a peer and posterior; what failed is a reason in words. All 18 posteriors:
+at most `--limit` a peer and posterior; what failed is a reason in words. All 18 posteriors, and
+with `--missing` only what earlier calls have not (each peer's result is written when it is there,
+so that a call that was cut off can go on):
 
-    python benchmarks/posteriordb.py --only-peers --peers PYTHON
+    python benchmarks/posteriordb.py --only-peers --peers PYTHON --missing
 
 `--data` takes a folder with a folder for each posterior: `data.json`, `reference_draws.npz` (an
 array `draws`, `[chains, n, columns]`), and for models that are not in posterior_targets.py a file
@@ -77,10 +79,12 @@ def errors(values, truth):
     return {"mean_error": off, "sd_low": low, "sd_high": high, "within_trust": right}
 
 
-def peers(name, folder, python, limit):
-    """Each peer in a process of its own; what failed is a reason in words."""
-    found, script = {}, Path(__file__).with_name("posteriordb_peers.py")
+def peers(name, folder, python, limit, known):
+    """Each peer that is not known, in a process of its own; what failed is a reason in words."""
+    found, script = dict(known), Path(__file__).with_name("posteriordb_peers.py")
     for peer in PEERS:
+        if peer in known:
+            continue
         call = [python, str(script), peer, str((folder / name).resolve()), str(limit)]
         done = subprocess.run(call, capture_output=True, text=True, cwd=script.parent)
         if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
@@ -92,7 +96,7 @@ def peers(name, folder, python, limit):
             held = json.loads(done.stdout.splitlines()[-1])
             values = torch.tensor(held.pop("values"), dtype=torch.float64)
             found[peer] = errors(values, posterior(name, folder)[3]) | held
-    return found
+        keep(name, "peers", found)
 
 
 def counted(table):
@@ -134,6 +138,7 @@ def main():
     parser.add_argument("--peers", help="a Python that has numpyro or pymc")
     parser.add_argument("--limit", type=int, default=LIMIT, help="processor seconds of a peer")
     parser.add_argument("--only-peers", action="store_true", help="keep our runs of the last call")
+    parser.add_argument("--missing", action="store_true", help="leave out what is there already")
     options = parser.parse_args()
     torch.set_num_threads(1)
     names, unknown = known(options.data)
@@ -142,17 +147,23 @@ def main():
     for name in names:
         if options.names and not any(name.startswith(begin) for begin in options.names):
             continue
-        if not options.only_peers:
+        has = written().get(name, {}) if options.missing else {}
+        if not options.only_peers and len(has.get("runs", [])) < options.seeds:
             keep(name, "runs", [once(name, options.data, seed) for seed in range(options.seeds)])
         if options.peers:
-            keep(name, "peers", peers(name, options.data, options.peers, options.limit))
+            peers(name, options.data, options.peers, options.limit, has.get("peers", {}))
+
+
+def written():
+    """What earlier calls wrote, by posterior."""
+    kept = RESULTS / "posteriordb.json"
+    return json.loads(kept.read_text())["posteriors"] if kept.exists() else {}
 
 
 def keep(name, part, found):
     """Write what is new of one posterior beside what earlier calls wrote, and print it."""
     sys.stderr.write(f"{name}: {json.dumps(found)}\n")
-    kept = RESULTS / "posteriordb.json"
-    table = json.loads(kept.read_text())["posteriors"] if kept.exists() else {}
+    table = written()
     table.setdefault(name, {})[part] = found
     table = dict(sorted(table.items()))
     with contextlib.redirect_stdout(io.StringIO()):  # written as it grows

@@ -160,9 +160,7 @@ def equation_in_numpyro(kind, data):
     def lotka():
         y, first = jnp.array(data["y"], float), jnp.array(data["y_init"], float)
         centres, widths = jnp.array([1, 0.05, 1, 0.05]), jnp.array([0.5, 0.05, 0.5, 0.05])
-        positive = dist.constraints.positive
-        theta = sample("theta", dist.ImproperUniform(positive, (), (4,)))
-        numpyro.factor("prior", dist.Normal(centres, widths).log_prob(theta).sum())
+        theta = sample("theta", dist.TruncatedNormal(centres, widths, low=0).to_event(1))
         z_init = sample("z_init", dist.LogNormal(np.log(10), 1).expand([2]).to_event(1))
         sigma = sample("sigma", dist.LogNormal(-1, 1).expand([2]).to_event(1))
 
@@ -319,6 +317,7 @@ def pymc_model(name, data):
     """The model, and a function of its draws that returns the reference's columns."""
     import pymc as pm
     from posterior_race_pymc import columns, model
+    from pytensor.tensor.slinalg import cholesky
 
     kind = name.split("-")[1]
     if kind == "eight_schools_noncentered" or kind in ("blr", "wells_dist100ars_model"):
@@ -343,7 +342,7 @@ def pymc_model(name, data):
             rho, alpha = pm.Gamma("rho", 25, 4), pm.HalfNormal("alpha", 2)
             tilde = pm.Normal("tilde", shape=len(x))
             kernel = alpha**2 * pm.math.exp(-0.5 * apart / rho**2) + 1e-10 * np.eye(len(x))
-            path = pm.math.dot(pm.math.cholesky(kernel), tilde)
+            path = pm.math.dot(cholesky(kernel), tilde)
             pm.Poisson("k", pm.math.exp(path), observed=data["k"])
 
         def paths(v):

@@ -3,6 +3,7 @@
     python benchmarks/verdicts.py gather choosing counting   # fit; keep the evidence of every fit
     python benchmarks/verdicts.py gather counting --shard 3/14 --out 3.json    # a part of them,
     python benchmarks/verdicts.py merge counting --from *.json                 # and all parts
+    python benchmarks/verdicts.py gather trying --seed 4000  # the list on which changes are tried
     python benchmarks/verdicts.py                            # judge what was kept, and count
     python benchmarks/verdicts.py --ablation                 # the same with each limit dropped
 

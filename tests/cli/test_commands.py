@@ -158,14 +158,16 @@ def test_many_samples_are_written_in_blocks(trained, tmp_path, capsys, monkeypat
     assert "at most 10 in one picture; got 11 images of 8x8" in capsys.readouterr().err
 
 
-def test_sample_reconstruct_and_encode(trained, tmp_path):
+def test_sample_reconstruct_and_encode(trained, tmp_path, capsys):
     assert run("sample", trained, "-n", "5", "--out", tmp_path / "s.png") == 0
     assert size_of(tmp_path / "s.png")[0] > 8
     assert run("sample", trained, "-n", "5", "--out", tmp_path / "s.npy") == 0
     assert np.load(tmp_path / "s.npy", allow_pickle=False).shape == (5, 1, 8, 8)
     assert run("reconstruct", trained, "fashion", "-n", "4", "--out", tmp_path / "r.png") == 0
     assert size_of(tmp_path / "r.png")[1] > 16
+    capsys.readouterr()
     assert run("encode", trained, "fashion", "--out", tmp_path / "z.npz") == 0
+    assert "12,000 images: " in capsys.readouterr().err
     with np.load(tmp_path / "z.npz", allow_pickle=False) as encoded:
         assert encoded["mean"].shape == (600, 3)
         assert (encoded["sd"] > 0).all()

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from kullback.core import DataError
-from kullback.data import describe_protocol, load, load_images, reload
+from kullback.data import describe_protocol, load, load_images, pictures, reload
 from kullback.data.pictures import picture_files
 
 
@@ -372,3 +372,22 @@ def test_the_cache_keeps_to_its_limit_and_can_be_off(folder, cached, monkeypatch
     monkeypatch.setattr("kullback.data.limits.MAX_CACHE_BYTES", 100)
     load(folder, size=8)  # larger than all of it: not kept, and nothing goes for it
     assert sorted(cached.iterdir()) == kept
+
+
+def test_pixels_of_many_pictures_stand_in_one_array_in_their_order():
+    """Grey ones, then one of colour, more than were expected; and more than memory holds."""
+    rng = np.random.default_rng(0)
+    parts = [
+        rng.integers(0, 256, (n, c, 3, 2), dtype=np.uint8) for n, c in ((2, 1), (1, 3), (5, 1))
+    ]
+    for expected in (0, 3, 8, 20):
+        stacked = pictures._Stacked(expected, coloured=False)
+        for k, part in enumerate(parts):
+            stacked.add(part)
+            channels = 1 if k == 0 else 3
+            truth = [np.broadcast_to(one, (len(one), channels, 3, 2)) for one in parts[: k + 1]]
+            assert np.array_equal(stacked.values(), np.concatenate(truth))
+    with pytest.raises(
+        DataError, match=r"not enough memory for .* images of 3x2, which take .* GB"
+    ):
+        pictures._Stacked(10**17, coloured=False).add(parts[0])  # more than there are addresses

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from kullback.core import DataError
+from kullback.data import pictures
 from kullback.data.examples import Fitting, Reading
 from kullback.data.pictures import fit_to, header_size, read_frames, read_picture
 
@@ -288,3 +289,95 @@ def test_grey_tiff_of_sixteen_bits_keeps_them():
     (picture,) = read_frames(data, Fitting(None, "crop", "auto"), Reading(frames="first"))
     assert picture.pixels.dtype == np.uint16
     assert np.array_equal(picture.pixels, wide)
+
+
+def readers_alone(patch):
+    """Let Pillow's readers open every file."""
+    patch.setattr("kullback.data.pictures._plain_image", lambda data, wanted: None)
+
+
+def found(data, size=(5, 7), **options):
+    """All that is said of one file, its pixels or why it has none."""
+    fitting = Fitting(size, "crop", options.pop("channels", "auto"))
+    try:
+        read = read_frames(data, fitting, Reading(frames="first", background="auto"))
+    except DataError as error:
+        return str(error)
+    return [(one.pixels.tobytes(), one.pixels.shape, one[1:]) for one in read]
+
+
+GREY = NOISE[..., 0]
+TURNED = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+PLAIN = [
+    (NOISE, "PNG", {}),
+    (GREY, "PNG", {}),
+    (NOISE, "PNG", {"compress_level": 0}),
+    (NOISE, "PNG", {"optimize": True, "dpi": (72, 72)}),
+    (np.stack([GREY] * 3, -1), "PNG", {}),
+    (np.tile(NOISE, (60, 60, 1)), "PNG", {}),  # several IDAT
+    (NOISE, "JPEG", {}),
+    (GREY, "JPEG", {"quality": 20}),
+    (NOISE, "JPEG", {"progressive": True, "subsampling": 0}),
+    (NOISE, "JPEG", {"optimize": True, "comment": b"a word", "dpi": (72, 72)}),
+    (np.tile(NOISE, (9, 9, 1)), "JPEG", {"restart_marker_blocks": 3}),
+]
+NOT_PLAIN = [
+    (np.dstack([NOISE, GREY]), "PNG", {}),
+    (GREY > 99, "PNG", {}),
+    (NOISE, "PNG", {"transparency": (1, 2, 3)}),
+    (GREY.astype(np.uint16) * 257, "PNG", {}),
+    (
+        NOISE,
+        "PNG",
+        {"exif": TURNED},
+    ),
+    (
+        NOISE,
+        "JPEG",
+        {"exif": TURNED},
+    ),
+    (NOISE, "JPEG", {"icc_profile": b"a profile"}),
+    (NOISE, "JPEG", {"inks": True}),
+    (NOISE, "WEBP", {"lossless": True}),
+    (NOISE, "BMP", {}),
+]
+
+
+@pytest.mark.parametrize("channels", ["auto", "grey", "rgb"])
+@pytest.mark.parametrize(("pixels", "kind", "options"), PLAIN + NOT_PLAIN)
+def test_a_file_without_extras_is_read_as_pillow_reads_it(
+    monkeypatch, pixels, kind, options, channels
+):
+    plain = any(options is one[2] for one in PLAIN)
+    image = Image.fromarray(pixels)
+    data = encode(image.convert("CMYK") if options.get("inks") else image, kind, **options)
+    sizes = (None, (5, 7), pixels.shape[:2])
+    assert (pictures._plain_image(data, lambda *_: True) is not None) == plain
+    here = [found(data, size, channels=channels) for size in sizes]
+    readers_alone(monkeypatch)
+    assert here == [found(data, size, channels=channels) for size in sizes]
+
+
+@pytest.mark.sweep(2)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_damage_is_found_in_files_without_extras_too(monkeypatch, kind):
+    """Cut files and changed bytes give the pixels or the reason that Pillow's readers give."""
+    chance = random.Random(kind)
+    whole = [encode(Image.fromarray(one), kind) for one in (np.tile(NOISE, (3, 3, 1)), GREY)]
+    broken = [data[:place] for data in whole for place in range(0, len(data), 7)]
+    for _ in range(600):
+        data = bytearray(chance.choice(whole))
+        for _ in range(chance.randrange(1, 4)):  # early ones: headers and tables
+            data[int(len(data) * chance.random() ** 2)] = chance.randrange(256)
+        broken.append(bytes(data))
+    place = 16 if kind == "PNG" else whole[0].index(b"\xff\xc0") + 5
+    for sides in ((0, 5), (5, 0)):
+        data = bytearray(whole[0])
+        struct.pack_into(">II" if kind == "PNG" else ">HH", data, place, *sides)
+        if kind == "PNG":
+            struct.pack_into(">I", data, 29, zlib.crc32(data[12:29]))
+        broken.append(bytes(data))
+    here = [found(data) for data in broken]
+    assert sum(isinstance(one, list) for one in here) > 20
+    readers_alone(monkeypatch)
+    assert here == [found(data) for data in broken]

@@ -268,6 +268,28 @@ def test_on_a_gpu_blocks_from_hidden_states():
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@on_a_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_on_a_gpu_hidden_states_of_language_models(dtype):
+    draw = torch.Generator("cuda").manual_seed(0)
+    sizes = ((65, 256), (9000, 256)) * 2
+    tensors = [torch.randn(*size, generator=draw, device="cuda") for size in sizes]
+    tensors = [x.mul(0.4).to(dtype).requires_grad_() for x in tensors]
+    exact = [x.detach().double().requires_grad_() for x in tensors]
+    values = []
+    for p, p_head, q, q_head in (tensors, exact):
+        pair = (HiddenStates(*x, memory=1 << 20) for x in ((p, p_head), (q, q_head)))
+        values.append(kl(*pair))
+    found = values[0], *torch.autograd.grad(values[0].sum(), tensors)
+    expected = values[1], *torch.autograd.grad(values[1].sum(), exact)
+    for ours, theirs in zip(found, expected, strict=True):
+        # products of 256 terms in float32 (TF32 is off), summed gradients rounded once a block
+        bound = 1e-4 + 20 * torch.finfo(ours.dtype).eps
+        torch.testing.assert_close(
+            ours.double(), theirs, rtol=bound, atol=bound * theirs.abs().max().item()
+        )
+
+
 if __name__ == "__main__":
     found = {name: [x.tolist() for x in found_by("triton", name)] for name in CASES}
     found["hidden"] = [x.tolist() for x in from_hidden("triton", torch.float32)]

@@ -462,6 +462,7 @@ def test_the_command_from_counts_to_samples(tmp_path, monkeypatch, capsys):
     drawn = np.load("x.npy")
     assert drawn.shape == (7, 5) and (drawn == np.rint(drawn)).all()  # without the size factor
     assert run("encode", "r", "c.npz") == 0 and np.load("latent.npz")["mean"].shape == (120, 2)
+    assert "120 vectors: latent.npz" in capsys.readouterr().err
     how = ("--items", 2, "--chains", 2, "--temperatures", 4, "--draws", 5)
     assert run("evaluate", "r", "--sandwich", *how) == 0
     assert run("evaluate", "r", "--data", "plain.npy", "--draws", 5) == 0

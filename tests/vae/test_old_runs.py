@@ -1,7 +1,8 @@
 """Run folders written before levels were looked for and data standardised: same figures, same data.
 
 `old_runs/` holds three, as they were written then: pictures k/255, pictures (k/255 − ½)/½ read as
-continuous values, and a table of numbers.
+continuous values, and a table of numbers. `unfinished` was stopped after 7 of 16 steps, under other
+usual settings; `whole.safetensors` are the weights of the same run without the stop.
 """
 
 import json
@@ -14,7 +15,8 @@ import torch
 from kullback import report
 from kullback.data import reload
 from kullback.report.training_runs.run_page import read
-from kullback.vae import VAE, Evaluation, evaluate, resume
+from kullback.vae import VAE, Evaluation, Training, evaluate, resume
+from kullback.vae.checkpoint import load_tensors, read_config
 
 OLD = Path(__file__).parent / "old_runs"
 
@@ -70,3 +72,21 @@ def test_an_old_run_goes_on_as_it_was(run):
     assert not outcome.model.spec.standardised
     assert outcome.model.scale.ndim == 0
     torch.testing.assert_close(VAE.load(run).state_dict(), outcome.model.state_dict())
+
+
+def test_an_unfinished_run_goes_on_by_the_settings_that_it_began_with(tmp_path, monkeypatch):
+    """Begun when the usual learning rate was 0.004 and the weight decay 0.1; then 0.008 and 0.3."""
+    folder = shutil.copytree(OLD / "unfinished", tmp_path / "unfinished")
+    monkeypatch.chdir(folder)
+    before = read_config(folder, "training")["training"]
+    assert (before["learning_rate"], before["weight_decay"]) == (0.004, 0.1)
+    usual = Training.usual("8-bit", (1, 6, 6), examples=118, plain=True)
+    assert (usual.learning_rate, usual.weight_decay) == (0.008, 0.3)
+    found = resume(folder)
+    assert found.finished and read_config(folder, "training")["training"] == before
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == sorted(set(steps)) and steps[-1] == 16
+    whole = load_tensors(folder / "whole.safetensors", like=found.model.state_dict())
+    # 10 steps of at most 0.004 apart, had they another rate; in another order of sums 1e-6
+    torch.testing.assert_close(found.model.state_dict(), whole, rtol=1e-4, atol=1e-5)

@@ -14,9 +14,29 @@ from torch import nn
 from kullback import report
 from kullback.core import ArgumentTypeError, ArgumentValueError, Estimate, RunError
 from kullback.data import Dataset, load
-from kullback.vae import VAE, Architecture, Parts, Training, evaluate, image_bounds, resume, train
-from kullback.vae.latents import FullRank, MixtureOfGaussians, StandardNormal
+from kullback.vae import (
+    VAE,
+    Architecture,
+    Parts,
+    Training,
+    build,
+    evaluate,
+    image_bounds,
+    resume,
+    train,
+)
+from kullback.vae.latents import (
+    FullRank,
+    MixtureOfGaussians,
+    StandardNormal,
+    draw_with_kl,
+    fixed,
+    has_closed_form,
+    is_standard_normal,
+    log_ratio,
+)
 from kullback.vae.likelihoods import Bernoulli
+from kullback.vae.model import with_parts
 from oracles import LinearGaussian
 
 
@@ -385,3 +405,125 @@ def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
     exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], {})
     assert "±" in capsys.readouterr().out
     assert "parts of its author" in (tmp_path / "mine" / "report.html").read_text()
+
+
+class Laplace:
+    """p(z) = Π ½ exp(−|z_d|), with a sampler of its own."""
+
+    def __init__(self, latent):
+        self.latent = latent
+
+    def log_prob(self, z):
+        return -(z.abs() + math.log(2)).sum(-1)
+
+    def sample(self, n, generator):
+        signs = torch.rand(n, self.latent, generator=generator) - 0.5
+        return -signs.sign() * torch.log1p(-2 * signs.abs())
+
+
+class InLaplace(StandardNormal):
+    """A density of its own, and the closed forms of N(0, I)."""
+
+    log_prob, sample = Laplace.log_prob, Laplace.sample
+
+
+class InMixture(MixtureOfGaussians):
+    """A density of its own, and the components of the mixture."""
+
+    log_prob, sample = Laplace.log_prob, Laplace.sample
+
+
+class Right(Laplace):
+    """The same with the closed form of Laplace: E|z| of N(m, s²) in every dimension."""
+
+    def kl(self, mean, log_sd):
+        sd = log_sd.exp()
+        distance = sd * math.sqrt(2 / math.pi) * torch.exp(-0.5 * (mean / sd) ** 2)
+        distance = distance + mean * torch.erf(mean / sd / math.sqrt(2))
+        return distance + math.log(2) - log_sd - 0.5 * math.log(2 * math.pi * math.e)
+
+    def draw_and_kl(self, mean, log_sd, noise):
+        return mean + log_sd.exp() * noise, self.kl(mean, log_sd)
+
+    def log_ratio(self, z, log_sd, noise):
+        own = -0.5 * noise**2 - log_sd - 0.5 * math.log(2 * math.pi)
+        return self.log_prob(z) - own.sum(-1)
+
+
+@pytest.mark.parametrize("prior", [InLaplace(3), InMixture(3, 2), Right(3)])
+@pytest.mark.parametrize("posterior", ["diagonal", "full", "iaf"])
+def test_a_closed_form_is_used_for_its_own_density_alone(prior, posterior):
+    """The KL of a derived prior is that of the same prior written from nothing."""
+    torch.manual_seed(0)
+    model = build((6,), "binary", Architecture(latent=3, posterior=posterior, hidden=(8,)))
+    noise, plain = torch.randn(4096, 5, 3), Laplace(3)
+    with torch.no_grad():
+        q = model.approximate_posterior(torch.bernoulli(torch.full((5, 6), 0.5)))
+        drawn = q.draw(noise)
+        ratio = plain.log_prob(drawn.z) - drawn.log_q
+        found = draw_with_kl(prior, q, noise)[1].sum(-1)
+        assert torch.allclose(log_ratio(prior, q, drawn), ratio, atol=1e-5)
+        assert torch.equal(fixed(prior).log_prob(drawn.z), plain.log_prob(drawn.z))
+        assert not is_standard_normal(prior)
+    exact = isinstance(prior, Right) and posterior == "diagonal"
+    assert has_closed_form(prior) == isinstance(prior, Right)
+    error = 4.5 * ratio.std(0) / len(noise) ** 0.5 if exact else 1e-5
+    assert bool(((found + ratio.mean(0)).abs() <= error).all())
+
+
+class Half(Right):
+    def kl(self, mean, log_sd):
+        return 0.5 * super().kl(mean, log_sd)
+
+    draw_and_kl = Right.draw_and_kl
+    log_ratio = Right.log_ratio
+
+
+class Shifted(Right):
+    kl = Right.kl
+    draw_and_kl = Right.draw_and_kl
+
+    def log_ratio(self, z, log_sd, noise):
+        return super().log_ratio(z, log_sd, noise) + 0.1
+
+
+class Doubled(StandardNormal):
+    def log_prob(self, z):
+        return super().log_prob(2 * z) + self.latent * math.log(2)
+
+
+class Sharper(Bernoulli):
+    def log_prob(self, parameters, x):
+        return super().log_prob(2 * parameters, x)
+
+
+class Floored(StandardNormal):
+    def kl(self, mean, log_sd):
+        return super().kl(mean, log_sd).clamp(min=0.5)
+
+
+DISAGREEING = {
+    "density alone": (
+        {"prior": Doubled(3)},
+        "prior: expected sample of the same distribution as log_prob, which Doubled has; got that "
+        "of StandardNormal",
+    ),
+    "density of one in two": ({"likelihood": Sharper((6,))}, "likelihood: expected mean of the"),
+    "kl alone": ({"prior": Floored(3)}, "expected draw_and_kl of the same distribution as kl"),
+    "half the kl": ({"prior": Half(3)}, r"kl and draw_and_kl = the mean .*; got .* ± .* by draws"),
+    "another ratio": ({"prior": Shifted(3)}, r"log_ratio = log_prob\(z\) − log q\(z\)"),
+}
+
+
+@pytest.mark.parametrize("name", DISAGREEING)
+def test_members_that_do_not_agree_are_refused(name):
+    changed, text = DISAGREEING[name]
+    model = build((6,), "binary", Architecture(latent=3))
+    with pytest.raises(ArgumentValueError, match=text):
+        with_parts(model, Parts(**parts(**changed)), torch.ones(2, 6))
+
+
+@pytest.mark.parametrize("prior", [InLaplace(3), Right(3), Laplace(3), StandardNormal(3)])
+def test_members_that_agree_are_taken(prior):
+    model = build((6,), "binary", Architecture(latent=3))
+    assert with_parts(model, Parts(**parts(prior=prior)), torch.ones(2, 6)).prior is prior

@@ -5,13 +5,14 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from kullback.core import DataError, RunError
 from kullback.data import Dataset, load
 from kullback.data.dataset import sha256_of
-from kullback.vae import Architecture, Training, build, loop, resume, train
+from kullback.vae import Architecture, Training, build, loop, resume, run, train
 from kullback.vae.evidence import bounds
 from kullback.vae.loop import BestLook, hold_out
 
@@ -225,3 +226,21 @@ def test_tightened_runs_are_judged_by_the_tighter_bound(tmp_path):
     rows = [json.loads(line) for line in rows_of(tmp_path / "run")]
     best = max(row.get("validation_objective", -math.inf) for row in rows)
     assert math.isclose(best, float(look.terms.mean()), rel_tol=1e-12)
+
+
+def test_the_hashes_of_few_examples_are_made_once(tmp_path, monkeypatch):
+    """They say how many examples differ, and which are held out."""
+    made = []
+    digests = loop.digests_of_examples
+    for module in (loop, run):
+        spy = lambda data: made.append(len(data.train)) or digests(data)  # noqa: E731
+        monkeypatch.setattr(module, "digests_of_examples", spy)
+    x = np.random.default_rng(0).integers(0, 256, (300, 1, 6, 6), dtype=np.uint8)
+    found = train(
+        {"x_train": x[:250], "x_test": x[250:]},
+        architecture=Architecture(network="mlp", hidden=(4,), latent=2),
+        folder=tmp_path / "a",
+        stop=lambda: True,
+    )
+    assert made == [250]
+    assert not found.finished

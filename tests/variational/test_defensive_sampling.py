@@ -9,8 +9,8 @@ from torch.distributions import MultivariateNormal, StudentT
 from kullback.sampled import pareto_k
 from kullback.variational import fit
 from kullback.variational.diagnostics.defensive_sampling import draw_wider, pooled
-from kullback.variational.diagnostics.diagnose import diagnose
-from kullback.variational.diagnostics.evidence import by_weights, tail_ratio
+from kullback.variational.diagnostics.diagnose import diagnose, ridges_of
+from kullback.variational.diagnostics.evidence import Sample, by_weights, tail_ratio
 
 F64 = torch.float64
 Z = 4.5
@@ -47,6 +47,39 @@ def test_pooled_weights_find_what_a_wrong_width_hides(shrink):
     assert bool(((shift.log_sd - truth).abs() <= Z * shift.log_sd_error).all())
     assert bool((shift.log_sd_error < 0.06).all())
     assert float(pareto_k(logs)) < 0.5
+
+
+@pytest.mark.sweep(4)
+@pytest.mark.parametrize("rate", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("dims", [3, 5, 8])
+def test_p_is_followed_where_it_bends(rate, dims):
+    """x[0] is normal, the others N(exp(rate x[0]), 1); q has p's mean and covariance."""
+
+    def log_p(z):
+        return -0.5 * (z[:, 0] ** 2 + (z[:, 1:] - (rate * z[:, :1]).exp()).square().sum(1))
+
+    mean = torch.full((dims,), math.exp(rate**2 / 2), dtype=F64)
+    covariance = torch.full((dims, dims), (math.exp(rate**2) - 1) * math.exp(rate**2), dtype=F64)
+    covariance += torch.eye(dims, dtype=F64)
+    covariance[0], covariance[:, 0] = rate * mean, rate * mean
+    mean[0], covariance[0, 0] = 0.0, 1.0
+    q = MultivariateNormal(mean, covariance)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        z = q.sample((4000,))
+    points = z.clone().requires_grad_()
+    slope = torch.autograd.grad(log_p(points).sum(), points)[0]
+    seen = Sample(draws=z, log_p=log_p(z), log_q=q.log_prob(z), scores=(slope, slope))
+    ridges = ridges_of(log_p, seen)
+    assert ridges
+    seed = torch.Generator().manual_seed(1)
+    wide = draw_wider(log_p, q.log_prob, z, ridges=ridges, generator=seed)
+    draws, logs = pooled(z, seen.log_p, seen.log_q, wide)
+    shift = by_weights(draws, logs, against=z)
+    truth = (covariance.diagonal().sqrt() / z.std(0, correction=0)).log()
+    assert bool(((shift.log_sd - truth).abs() <= Z * shift.log_sd_error).all())
+    off = (mean - z.mean(0)) / z.std(0, correction=0)
+    assert bool(((shift.mean - off).abs() <= Z * shift.mean_error).all())
 
 
 def test_the_tails_that_are_wrong_are_named():

@@ -244,6 +244,16 @@ def test_the_sentence_says_which_peaks_may_have_been_missed():
     )
 
 
+def test_the_sentence_covers_a_needle_and_says_where_nothing_was_searched():
+    """A width of 1e-5 is below 0.003, in one dimension; without a search there is no width."""
+    z = normals(4000, 1, seed=2)
+    log_q = standard(z) - 0.5 * math.log(2 * math.pi)
+    found = diagnose(z, standard(z), log_q, probed=probe(standard, z, standard(z), log_q))
+    assert "of other peaks one narrower than 0.003 of q's sd may have been missed" in found.verdict
+    blind = diagnose(z, standard(z), log_q)
+    assert blind.verdict.endswith("; other peaks were not searched for.")
+
+
 @pytest.mark.parametrize(("dim", "share"), [(1, 0.02), (1, 0.05), (3, 0.05)])
 def test_a_far_peak_on_which_q_has_its_draws_is_not_elsewhere(dim, share):
     far = torch.zeros(dim, dtype=torch.float64)

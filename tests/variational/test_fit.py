@@ -403,3 +403,20 @@ def test_the_first_stochastic_step_is_the_rate_along_each_axis(draws):
     assert rows[0] == 2 * ((draws + 1) // 2)
     next(one_round(family, loss, seeded(), draws=draws, steps=3, rate=0.03))
     assert rows[-1] == rows[0]
+
+
+@pytest.mark.sweep(3)
+@pytest.mark.parametrize(
+    ("mean", "sd", "double", "said"),
+    [(1e4, 0.01, False, True), (1e4, 0.01, True, False), (1000.0, 0.01, False, False)],
+)
+def test_a_density_that_rounds_to_float32_is_told_where_that_is_coarse(mean, sd, double, said):
+    """At 10,000 float32 has steps of 0.001, a tenth of the sd; at 1,000 of 0.006 sd."""
+
+    def log_density(z):
+        place = z[0] if double else z[0].float()
+        return -0.5 * ((place - mean) / sd) ** 2
+
+    found = fit(log_density, 1, progress=False)
+    assert ("log_density rounds z to float32" in found.reason) == said
+    assert (found.diagnosis.level == "trust") == (not said)

@@ -1,13 +1,16 @@
 """Where a Gaussian falls short: Hamiltonian runs, flows; and the time that a fit may take."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.distributions import Normal, constraints
 
 from kullback.core import ArgumentTypeError, ArgumentValueError, RunError
-from kullback.variational import Target, fit, limits
+from kullback.variational import FullRank, Target, assess, fit, limits
+from kullback.variational.diagnostics import diagnose as diagnose_module
+from kullback.variational.engine import Settings, _pool_of, _Problem, _still, plan
 from kullback.variational.families.family import Frame
 from kullback.variational.optimise import hamiltonian as module
 from kullback.variational.optimise.hamiltonian import Chains, hamiltonian
@@ -201,3 +204,30 @@ def test_a_second_peak_in_20_dimensions_gets_its_gaussian():
     there = float((found.draws[:, 0] < 0).double().mean())
     assert there == pytest.approx(share, abs=0.03 + 4.5 * math.sqrt(share * (1 - share) / n))
     assert found.diagnosis.level == "trust"
+
+
+def test_a_verdict_does_not_repeat_the_search_of_its_fit(monkeypatch):
+    """The fit searched from this q; a fit without that record, as one read from disk, searches."""
+    found = fit(lambda z: -0.5 * z.square().sum() - 0.05 * z[0] ** 4, 2, progress=False)
+    assert found.probed is not None
+    calls = []
+    original = diagnose_module.probe
+    monkeypatch.setattr(
+        diagnose_module, "probe", lambda *a, **k: calls.append(1) or original(*a, **k)
+    )
+    first = assess(found)
+    assert not calls
+    again = assess(replace(found, probed=None))
+    assert calls == [1]
+    assert first.verdict == again.verdict and first.mean_bound.equal(again.mean_bound)
+
+
+@pytest.mark.parametrize(("shift", "stretch"), [(0.0, 1.0), (0.3, 1.0), (0.0, 1.3), (0.02, 1.01)])
+def test_a_first_look_says_whether_moments_are_off(shift, stretch):
+    """p is N(0, I); q is N(shift, stretch^2 I), so that the moves are known in closed form."""
+    target = Target.of(lambda z: -0.5 * z.square().sum(), 3)
+    q = FullRank(Frame.dense(torch.full((3,), shift, dtype=F64), stretch * torch.eye(3).double()))
+    problem = _Problem(target, Settings(), plan(target, Settings()), seeded())
+    seen = _pool_of(problem, q, limits.CLOSE_DRAWS)
+    moved = max(shift / stretch, abs(math.log(stretch)))
+    assert _still(target, seen) == (moved < limits.MIN_MOMENT_SHIFT)

@@ -104,6 +104,64 @@ def test_validated_distributions_of_parameters_are_vectorised(name):
     torch.testing.assert_close(target.log_density(z), truth, rtol=1e-12, atol=1e-12)
 
 
+def curved(way):
+    """log N(0; 0, A) of A = [[1, r], [r, 1]] and a trace of its root, with r free: A may be no
+    covariance. The factor is taken in one of the ways torch has."""
+
+    def log_density(r, s):
+        matrix = torch.eye(2, dtype=F64) + r * (1 - torch.eye(2, dtype=F64))
+        if way == "law":
+            law = MultivariateNormal(T(0, 0), matrix, validate_args=False)
+            return law.log_prob(torch.stack([s, 2 * s])) - s**2
+        root = matrix.cholesky() if way == "method" else torch.linalg.cholesky(matrix)
+        return -root.diagonal().log().sum() - s**2
+
+    return log_density
+
+
+@pytest.mark.parametrize("way", ["function", "method", "law"])
+@pytest.mark.parametrize("count", [1, 2, 7, 300])
+@pytest.mark.filterwarnings("ignore:torch.cholesky is deprecated")
+def test_matrices_without_a_factor_are_found_in_one_call(way, count):
+    """Every point alone, in plain Python, is the truth; |r| >= 1 has no factor."""
+    log_density = curved(way)
+    target = Target.of(log_density, {"r": (), "s": ()})
+    z = 1.5 * torch.randn(count, 2, generator=torch.Generator().manual_seed(count), dtype=F64)
+    z[0, 0] = 2.0
+    calls = []
+    value, slope = target.score(z)
+    bad = z[:, 0].abs() >= 1
+    assert bool((value[bad] == -math.inf).all()) and bool((slope[bad] == 0).all())
+    assert target.refusals.count == int(bad.sum()) and "positive-definite" in str(target.refusals)
+    for point, found, gradient in zip(z[~bad], value[~bad], slope[~bad], strict=True):
+        leaf = point.clone().requires_grad_()
+        alone = log_density(leaf[0], leaf[1])
+        (wanted,) = torch.autograd.grad(alone, leaf)
+        torch.testing.assert_close(found, alone.detach(), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-12)
+
+    def counted(r, s):
+        calls.append(1)
+        return log_density(r, s)
+
+    Target.of(counted, {"r": (), "s": ()}).log_density(z)
+    assert len(calls) <= 9  # three to look at it, one for all, one that factors, one for words
+
+
+def test_steps_of_small_numbers_are_evaluated_together():
+    """A chain of 400 operations on single numbers: all 4,096 points at once, not in pieces."""
+
+    def chain(z):
+        x = z
+        for _ in range(400):
+            x = x + 0.01 * x.sin()
+        return -0.5 * x.square().sum()
+
+    assert Target.of(chain, 2).piece == 4096
+    data = torch.linspace(0, 1, 20_000, dtype=F64)
+    assert Target.of(lambda z: -(data * z[0] - z[1]).square().sum(), 2).piece == 128
+
+
 @pytest.mark.parametrize("name", sorted(NORMALISED))
 def test_jacobians_by_quadrature(name):
     constraint, shape, log_density = NORMALISED[name]

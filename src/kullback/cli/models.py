@@ -84,7 +84,7 @@ def encode(
     x, names = images_for(model, data, run=run)
     mean, sd = encoded(model, x)
     save_arrays(out, {"mean": mean, "sd": sd, "name": names})
-    say(f"{len(x)} {_nouns(model)}: {out}")
+    say(f"{_counted(len(x), model)}: {out}")
 
 
 def reconstruct(
@@ -123,7 +123,7 @@ def reconstruct(
     kind, levels = (model.spec.kind, model.spec.levels) if model.spec else ("", 256)
     pair = pictures.pairs(x, reconstructions(model, x), kind=kind, levels=levels)
     pictures.save(pair, out, overwrite=force)
-    say(f"{len(x)} images above their reconstructions: {out}")
+    say(f"{_counted(len(x), model)} above their reconstructions: {out}")
 
 
 def sample(
@@ -239,7 +239,7 @@ def decode(
     generator = torch.Generator().manual_seed(seed) if noise else None
     blocks = image_blocks(model, z, generator)
     save_in_blocks(blocks, len(z), out, model=model, force=force)
-    say(f"{len(z)} images: {out}")
+    say(f"{_counted(len(z), model)}: {out}")
 
 
 def report(
@@ -551,8 +551,13 @@ def _reconstruct_sound(model: "VAE", data: str, run: Path, files: SoundFiles) ->
     )
 
 
-def _nouns(model: "VAE") -> str:
-    return "clips" if model.spec is not None and model.spec.sound is not None else "images"
+def _counted(n: int, model: "VAE") -> str:
+    """Write how many examples of a model's data there are: 60 images, 1 clip, 1,200 vectors."""
+    from kullback.report import evaluation_text
+
+    shape = () if model.spec is None else model.spec.event_shape
+    noun = evaluation_text.noun_of({"event_shape": shape})
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def save_images(x: "Tensor", out: Path, *, model: "VAE", force: bool) -> None:

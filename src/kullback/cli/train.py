@@ -118,7 +118,7 @@ def train(
             if preset:
                 where["preset"] = _announced(preset, architecture, settings)
             work = _new_run(dataset, architecture, settings, where)
-            nouns = {"sound": "clips", "counts": "vectors"}.get(dataset.kind, "images")
+            nouns = f"{_noun(dataset)}s"
         else:
             work, nouns = _old_run(resume), "examples"
         if group.size > 1:
@@ -329,6 +329,12 @@ def data_of(run: Path, source: str | None = None, *, hint: str = "") -> "Dataset
     return dataset
 
 
+def _noun(data: "Dataset") -> str:
+    from kullback.report import evaluation_text
+
+    return evaluation_text.noun_of(data.protocol)
+
+
 def measure(
     model: "VAE",
     data: "Dataset",
@@ -347,7 +353,8 @@ def measure(
     threads = pick_threads()
     torch.set_num_threads(threads)
     draws = draws_for(data) if draws is None else draws
-    log(f"evaluation: {len(data.test):,} images, {draws} draws each, {threads} threads")
+    counted = f"{len(data.test):,} {_noun(data)}{'' if len(data.test) == 1 else 's'}"
+    log(f"evaluation: {counted}, {draws} draws each, {threads} threads")
     with bar("evaluating") as update:
         how: dict[str, Any] = {"progress": update, "labels": data.test_labels, "group": group}
         return image_bounds(model, data.test, draws=draws, seed=seed, **how)
@@ -402,7 +409,7 @@ def _of_label(data: "Dataset", label: str) -> "Dataset":
     labels = list(data.protocol["labels"])
     own = data.test_labels == labels.index(label)
     count = int(own.sum())
-    require(count > 0, "--label", "one with test images", label)
+    require(count > 0, "--label", f"one with test {_noun(data)}s", label)
     names = tuple(n for n, flag in zip(data.test_names, own.tolist(), strict=True) if flag)
     protocol = data.protocol | {
         "source": f"{data.protocol['source']}, label {label}",

@@ -66,7 +66,7 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
+def open_atomic(path: str | Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """Open a file for writing that takes its name only when the block ends without an error.
 
     The bytes go to a file without a name (where the system has such: Linux's `O_TMPFILE`) or with
@@ -75,6 +75,8 @@ def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
 
     Args:
         path: The file.
+        sync: Whether to wait until the bytes are on the disk. Without, a power cut may leave a file
+            of other bytes: for one that holds its own hash and can be made again.
 
     Yields:
         A binary file, open for writing.
@@ -96,7 +98,8 @@ def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
         with nameless or temporary.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
             if nameless is not None:
                 handle = file.fileno()  # src_dir_fd makes link() follow the link in /proc
                 os.link(f"/proc/self/fd/{handle}", temporary, src_dir_fd=handle)
@@ -106,7 +109,8 @@ def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):  # gone already when all went well
             temporary.unlink()
-    _sync_folder(path.parent)
+    if sync:
+        _sync_folder(path.parent)
 
 
 def _open_nameless(folder: Path) -> BinaryIO | None:

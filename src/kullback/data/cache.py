@@ -11,6 +11,7 @@ removed and made again. The oldest entries go when all together exceed `limits.M
 import contextlib
 import hashlib
 import json
+import math
 import os
 import threading
 import time
@@ -33,7 +34,7 @@ _writers: list[threading.Thread] = []
 FRAME_BYTES = 128 + 32  # the header of a `.npy` before, the hash after
 
 
-def key_of(folder: Path, paths: list[Path], fitting: Fitting, how: Reading) -> str | None:
+def key_of(folder: Path, paths: list[str], fitting: Fitting, how: Reading) -> str | None:
     """Return the name under which the decoded files are kept; None where they are not to be.
 
     That is for few files, which are quickly decoded, and for files changed so recently that a
@@ -44,7 +45,7 @@ def key_of(folder: Path, paths: list[Path], fitting: Fitting, how: Reading) -> s
     settings = (__version__, PIL.__version__, str(folder.resolve()), fitting, how)
     digest = hashlib.sha256(repr(settings).encode())
     newest, parts = 0, []
-    for path in map(str, paths):
+    for path in paths:
         parts.append(path)
         try:
             about = os.stat(path)  # noqa: PTH116 - 100,000 of them
@@ -105,7 +106,7 @@ def _write(key: str, values: NDArray[Any], words: bytes, size: int) -> None:
     with contextlib.suppress(OSError, KullbackError):
         path = _path(key)
         _make_room(path.parent, size)
-        with open_atomic(path) as file:
+        with open_atomic(path, sync=False) as file:  # what a power cut damages, its hash shows
             writer = _Hashing(file)
             np.lib.format.write_array(writer, np.ascontiguousarray(values))
             writer.write(words)
@@ -131,22 +132,25 @@ def _path(key: str) -> Path:
 
 def _read(file: Any) -> Examples:
     """Read an entry whose hash is right; ValueError for any other."""
-    digest = hashlib.sha256()
-    length = file.seek(0, os.SEEK_END) - digest.digest_size
+    length = file.seek(0, os.SEEK_END) - hashlib.sha256().digest_size
     file.seek(0)
-    left = length
-    while left > 0:
-        block = file.read(min(left, 1 << 22))
-        digest.update(block)
-        left -= len(block) or left
-    if length < 0 or file.read() != digest.digest():
+    np.lib.format.read_magic(file)
+    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+    start, count = file.tell(), math.prod(shape)
+    if by_columns or dtype.hasobject or start + count * dtype.itemsize > length:
         raise ValueError("damaged")
+    values = np.fromfile(file, dtype, count)
+    words = file.read(length - file.tell())
+    digest, hashed = hashlib.sha256(), file.read()
     file.seek(0)
-    values = np.lib.format.read_array(file)
-    fields = json.loads(file.read(length - file.tell()))
+    for part in (file.read(start), values.data, words):
+        digest.update(part)
+    if hashed != digest.digest():
+        raise ValueError("damaged")
+    fields = json.loads(words)
     os.utime(file.fileno())  # used now: the oldest go first
     return Examples(
-        values,
+        values.reshape(shape),
         fields["names"],
         [bytes.fromhex(digest) for digest in fields["digests"]],
         split=fields["split"],

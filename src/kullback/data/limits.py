@@ -18,6 +18,7 @@ __all__ = [
     "GREATEST_SAMPLE",
     "HEAVY_TAIL_RANGES",
     "INFLATION_FROM",
+    "KEPT_MEMORY",
     "LEAST_SAMPLE",
     "LONGEST_CLIP",
     "MAX_CACHE_BYTES",
@@ -123,6 +124,7 @@ PIXELS_BETWEEN_LOOKS = 8  # for colour, before every pixel is looked at: a 64th 
 READING_THREADS = 8  # chosen, not measured: the interpreter runs one thread at a time
 READING_PROCESSES = 8  # at most, on as many cores: 60 MB of memory each
 FILES_FOR_PROCESSES = 5_000  # from which they repay their start, 0.3 CPU seconds each
+KEPT_MEMORY = 2**26  # of a process; glibc gives back 128 KB: small JPEGs then take twice as long
 FILES_PER_TASK = 64  # of one thread: tens of milliseconds
 CACHED_FILES = 1_000  # from which a folder is cached: fewer are decoded in about a second
 MAX_CACHE_BYTES = 2**32  # of all cached folders: 350,000 colour pictures of 64x64

@@ -90,10 +90,16 @@ def sameness(values: NDArray[Any]) -> list[str]:
     if values.ndim == 4:
         step = limits.ROWS_FOR_MEAN_PICTURE
         parts = (values[start : start + step] for start in range(0, len(values), step))
-        plain = sum(int((part == part[:, :, :1, :1]).all((1, 2, 3)).sum()) for part in parts)
+        plain = sum(_of_one_colour(part) for part in parts)
         if plain:
             notes.append(f"{plural(plain, 'image')} of one colour everywhere")
     return notes
+
+
+def _of_one_colour(images: NDArray[Any]) -> int:
+    """Count the images that are one colour everywhere; most differ in two corners already."""
+    alike = images[(images[:, :, 0, 0] == images[:, :, -1, -1]).all(1)]
+    return int((alike == alike[:, :, :1, :1]).all((1, 2, 3)).sum())
 
 
 def _doubt(column: NDArray[Any]) -> tuple[str, str] | None:
@@ -306,12 +312,12 @@ def _judge(examples: Examples, binarize: Binarize) -> tuple[Kind, Binarize]:
         return "continuous", binarize
     if examples.levels != limits.BYTE_LEVELS and examples.levels != 2:
         return "levels", binarize
-    if int(values.max()) <= 1:
+    step = limits.ROWS_FOR_MEAN_PICTURE
+    parts = [values[start : start + step] for start in range(0, len(values), step)]
+    if all(int(part.max()) <= 1 for part in parts):  # which ends at the first that is not
         if binarize != "none":
             examples.notes.append("values are 0 and 1 already: nothing to binarise")
         return "binary", "none"
-    step = limits.ROWS_FOR_MEAN_PICTURE
-    parts = (values[start : start + step] for start in range(0, len(values), step))
     black_and_white = all(bool(((p == 0) | (p == limits.BYTE_MAX)).all()) for p in parts)
     if binarize == "none" and black_and_white:
         examples.notes.append("values are only 0 and 255: binarize static makes them 0 and 1")
@@ -791,7 +797,7 @@ def _array_label(label: str, source: str | Path) -> str:
 
 def _folder_labels(names: list[str], source: str) -> list[str]:
     """Return the name of the folder in which each picture or sound lies."""
-    labels = [Path(name).parent.name for name in names]
+    labels = [f"/{name}".rsplit("/", 2)[-2] for name in names]
     bare = next((k for k, one in enumerate(labels) if one in ("", "train", "test")), None)
     if bare is not None:
         raise DataError(

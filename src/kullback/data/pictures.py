@@ -21,7 +21,7 @@ import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -66,6 +66,26 @@ _DAMAGE = (
 )  # what Pillow's readers have been seen to raise on bad bytes
 
 
+_Wanted = Callable[[int, int], bool]
+
+_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_PNG_MODES = {(8, 0): "L", (8, 2): "RGB"}  # of depth and colour type
+_PNG_BEFORE = {b"gAMA": 4, b"pHYs": 9, b"sRGB": 1, b"cHRM": 32}  # lengths of what Pillow ignores
+_HEADER = struct.Struct(">II5B")  # width, height, depth, colour type, three methods
+_CHUNK = struct.Struct(">I4s")
+
+_JPEG = b"\xff\xd8\xff"
+_JPEG_MODES = {(8, 1): "L", (8, 3): "RGB"}  # of bits and the number of components
+_SEGMENT = struct.Struct(">cBH")
+_FRAME = struct.Struct(">BHHB")  # bits, height, width, components
+_JFIF, _QUANTISATION, _SCAN = 0xE0, 0xDB, 0xDA
+_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive; Huffman codes
+_OTHERS = frozenset({0xC4, 0xDD, 0xFE})  # Huffman codes, restart interval, comment
+_TABLE_BYTES = 65  # of 64 steps in 8 bits, and its number
+_TABLES = frozenset(range(16))  # numbers of tables in 8 bits; from 16 on they have 16
+_JFIF_HEAD = struct.Struct(">5sHBHHBB")  # what Pillow reads of it
+
+
 class Picture(NamedTuple):
     """Decoded pixels, uint8 `[H, W]` when grey and `[H, W, 3]` when not, and what was done.
 
@@ -92,6 +112,9 @@ class Picture(NamedTuple):
     shown: tuple[int, int] = (0, 0)
     step: int = 0
     largest: int = 0
+
+
+_NO_PIXELS = {2: np.empty((0, 0), np.uint8), 3: np.empty((0, 0, 0), np.uint8)}  # of so many axes
 
 
 def header_size(data: bytes) -> tuple[int, int]:
@@ -142,6 +165,11 @@ def read_frames(data: bytes, fitting: Fitting, how: Reading) -> list[Picture]:
 
 def _read_frames(data: bytes, fitting: Fitting, how: Reading) -> list[Picture]:
     """`read_frames`, with warnings left to the caller, so that threads can use it."""
+    plain = _plain_image(data, partial(_is_decoded_whole, fitting.size))
+    if plain is not None:
+        return [
+            _fitted_to(plain, fitting, Picture(_NO_PIXELS[2], shown=(plain.height, plain.width)))
+        ]
     with _open(data, _FRAME_FORMATS if how.frames else _FORMATS) as opened:
         count = int(getattr(opened, "n_frames", 1))
         if how.frames != "all" or count == 1:
@@ -158,6 +186,91 @@ def _read_frames(data: bytes, fitting: Fitting, how: Reading) -> list[Picture]:
         if len({picture.pixels.shape[:2] for picture in pictures}) > 1:
             raise DataError("frames of different sizes. Try: a size, for instance --size 64")
         return pictures
+
+
+def _plain_image(data: bytes, wanted: _Wanted) -> Image.Image | None:
+    """Decode a PNG or JPEG that holds only pixels by Pillow's decoders, without its readers.
+
+    Of a small file the readers, which are Python, take more time than the decoders, which are C. A
+    file of 8 bits of grey or colour without transparency, orientation, frames or interlacing needs
+    only the decoder. Of any other file, and of a damaged one, the answer is None: `Image.open` then
+    gives the pixels or the error. wanted: whether a picture of this width and height is to be
+    decoded here.
+    """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        return None
+    try:
+        if data.startswith(_PNG):
+            return _png(data, wanted)
+        return _jpeg(data, wanted) if data.startswith(_JPEG) else None
+    except _DAMAGE:
+        return None
+
+
+def _png(data: bytes, wanted: _Wanted) -> Image.Image | None:
+    width, height, depth, colour, *methods = _HEADER.unpack_from(data, len(_PNG))
+    mode = _PNG_MODES.get((depth, colour))
+    if mode is None or any(methods) or not (width and height and wanted(width, height)):
+        return None
+    view = memoryview(data)
+    place = len(_PNG) + _HEADER.size
+    if not _is_whole(view, 8, place):
+        return None
+    place += 4
+    parts: list[memoryview] = []
+    while True:
+        length, kind = _CHUNK.unpack_from(data, place)
+        end = place + _CHUNK.size + length
+        if not _is_whole(view, place, end):
+            return None
+        if kind == b"IDAT":
+            parts.append(view[place + _CHUNK.size : end])
+        elif kind == b"IEND":
+            pixels = parts[0] if len(parts) == 1 else b"".join(parts)
+            return Image.frombytes(mode, (width, height), pixels, "zip", mode)
+        elif parts or length != _PNG_BEFORE.get(kind):
+            return None
+        place = end + 4
+
+
+def _is_whole(view: memoryview, start: int, end: int) -> bool:
+    """Say whether the chunk from `start` to `end` is followed by its checksum."""
+    return zlib.crc32(view[start + 4 : end]) == int.from_bytes(view[end : end + 4], "big")
+
+
+def _jpeg(data: bytes, wanted: _Wanted) -> Image.Image | None:
+    mode, size, place = None, (0, 0), 2
+    while True:
+        mark, marker, length = _SEGMENT.unpack_from(data, place)
+        start, end = place + _SEGMENT.size, place + 2 + length
+        if mark != b"\xff" or length < 2 or end > len(data):
+            return None
+        if marker == _SCAN:
+            return None if mode is None else Image.frombytes(mode, size, data, "jpeg", mode, "")
+        if marker in _FRAMES:
+            bits, height, width, components = _FRAME.unpack_from(data, start)
+            again, mode = mode is not None, _JPEG_MODES.get((bits, components))
+            size = width, height
+            good = mode is not None and end - start == _FRAME.size + 3 * components
+            if again or not good or not (width and height and wanted(width, height)):
+                return None
+        elif marker == _QUANTISATION:
+            numbers = data[start:end:_TABLE_BYTES]
+            if (end - start) % _TABLE_BYTES or not _TABLES.issuperset(numbers):
+                return None
+        elif marker == _JFIF:
+            if end - start < _JFIF_HEAD.size or data[start : start + 5] != b"JFIF\0":
+                return None
+        elif marker not in _OTHERS:
+            return None
+        place = end
+
+
+def _is_decoded_whole(size: tuple[int, int] | None, width: int, height: int) -> bool:
+    """Say whether a picture is neither too large nor, if a JPEG, decoded at a reduced scale."""
+    most = Image.MAX_IMAGE_PIXELS
+    small = most is None or width * height <= most
+    return small and (size is None or min(width, height) < 4 * max(size))
 
 
 def _decode(
@@ -182,12 +295,28 @@ def _decode(
     if image.mode == "I":  # Lanczos resampling mixes the levels: they are looked for before it
         stored = np.asarray(image)
         step, largest = int(np.gcd.reduce(stored, axis=None)), int(stored.max())
-    recoloured = False
+    told = Picture(
+        _NO_PIXELS[2],
+        transparent=bool(background),
+        alpha=alpha,
+        turned=turned,
+        frames=left,
+        cut=cut,
+        background=background,
+        shown=shown,
+        step=step,
+        largest=largest,
+    )
+    return _fitted_to(image, fitting, told)
+
+
+def _fitted_to(image: Image.Image, fitting: Fitting, told: Picture) -> Picture:
+    """Bring a decoded picture, mode "L", "RGB" or "I", to size and channels; `told`: the rest."""
+    size, recoloured, fitted = fitting.size, False, ""
     if fitting.channels == "grey" and image.mode == "RGB":
         recoloured = not _is_grey(np.asarray(image))
         image = image.convert("L")
-    fitted = ""
-    if size is not None:
+    if size is not None and (image.height, image.width) != size:
         image, fitted = fit_to(image, size, fit=fitting.fit)
     pixels: NDArray[Any]
     if image.mode == "I":
@@ -199,20 +328,7 @@ def _decode(
         pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width)
     if pixels.ndim == 3 and _is_grey(pixels):
         pixels = pixels[..., 0].copy()
-    return Picture(
-        pixels,
-        fitted,
-        bool(background),
-        recoloured,
-        alpha=alpha,
-        turned=turned,
-        frames=left,
-        cut=cut,
-        background=background,
-        shown=shown,
-        step=step,
-        largest=largest,
-    )
+    return told._replace(pixels=pixels, fitted=fitted, recoloured=recoloured)
 
 
 def fit_to(image: Image.Image, size: tuple[int, int], *, fit: Fit) -> tuple[Image.Image, str]:
@@ -447,10 +563,10 @@ def read_folder(
     """
     notes: list[str] = []
     how = how or Reading(frames="first", background="auto")
-    paths, others = picture_files(folder, FRAME_SUFFIXES if how.frames else SUFFIXES)
+    paths, others = _listed(folder, FRAME_SUFFIXES if how.frames else SUFFIXES)
     divided = (folder / "train").is_dir() and (folder / "test").is_dir()
     if divided:
-        inside = [p for p in paths if p.relative_to(folder).parts[0] in ("train", "test")]
+        inside = [p for p in paths if _name_in(folder, p).startswith(("train/", "test/"))]
         if beside := len(paths) - len(inside):
             notes.append(f"{plural(beside, 'image')} outside train/ and test/ left out")
         paths = inside
@@ -478,7 +594,7 @@ def read_file(
 ) -> Examples:
     """Read a single picture as levels `[1, C, H, W]`. Raises `DataError` when it cannot be read."""
     how = how or Reading(frames="first", background="auto")
-    return _read(path.parent, [path], Fitting(size, fit, channels), None, how)
+    return _read(path.parent, [str(path)], Fitting(size, fit, channels), None, how)
 
 
 def picture_files(
@@ -489,7 +605,13 @@ def picture_files(
     Hidden files and folders are passed over. Linked folders are followed, each real folder once,
     so circles of links end. Raises `DataError` when a folder cannot be listed.
     """
-    pictures: list[str] = []  # 100,000 of them: a Path is made of each once, at the end
+    pictures, others = _listed(folder, suffixes)
+    return [Path(path) for path in pictures], others
+
+
+def _listed(folder: Path, suffixes: frozenset[str]) -> tuple[list[str], Counter[str]]:
+    """`picture_files`, as strings: to make 100,000 paths takes as long as to list them."""
+    pictures: list[str] = []
     others: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()
     waiting = [str(folder)]
@@ -514,7 +636,7 @@ def picture_files(
         except OSError as error:
             raise DataError(f"{here}: cannot be listed: {error.strerror or error}") from error
     pictures.sort(key=lambda path: path.replace(os.sep, "/"))
-    return [Path(path) for path in pictures], others
+    return pictures, others
 
 
 class _File(NamedTuple):
@@ -526,9 +648,53 @@ class _File(NamedTuple):
     skipped: str = ""
 
 
+class _Packed(NamedTuple):
+    """Files with all their pixels in one array, which is sent to another process at once.
+
+    pixels: `[frames, C, H, W]` of 8 bits, which are then no longer in the files; None where not all
+    have 8 bits and one size.
+    """
+
+    files: list[_File]
+    pixels: NDArray[np.uint8] | None
+
+
+class _Stacked:
+    """The pixels of many pictures as they come, `[rows, C, H, W]`, in one array from the start."""
+
+    def __init__(self, expected: int, *, coloured: bool) -> None:
+        self.expected, self.rows, self.array = expected, 0, np.empty((0, 1, 0, 0), np.uint8)
+        self.coloured = coloured
+
+    def add(self, pixels: NDArray[np.uint8]) -> None:
+        end = self.rows + len(pixels)
+        self.coloured |= pixels.shape[1] == 3
+        shape = (3 if self.coloured else 1, *pixels.shape[2:])
+        if end > len(self.array) or shape != self.array.shape[1:]:
+            larger = max(self.expected, len(self.array), end if end <= self.expected else 2 * end)
+            before, self.array = self.array, _room(larger, shape)
+            if self.rows:
+                self.array[: self.rows] = before[: self.rows]
+        self.array[self.rows : end] = pixels
+        self.rows = end
+
+    def values(self) -> NDArray[np.uint8]:
+        return self.array[: self.rows]
+
+
+def _room(rows: int, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Reserve memory for so many pictures; it is used as they are written into it."""
+    try:
+        return np.empty((rows, *shape), np.uint8)
+    except MemoryError as error:
+        need = f"{rows * math.prod(shape) / 2**30:,.1f} GB"
+        found = f"{plural(rows, 'image')} of {shape[1]}x{shape[2]}, which take {need}"
+        raise DataError(f"not enough memory for {found}. Try: a smaller --size") from error
+
+
 def _read(
     folder: Path,
-    paths: list[Path],
+    paths: list[str],
     fitting: Fitting,
     progress: Progress | None,
     how: Reading,
@@ -547,40 +713,41 @@ def _read(
         return kept
     files: list[_File] = []
     sizes: set[tuple[int, int]] = set()
-    for file in _decoded(folder, paths, fitting, how):
-        files.append(file)
-        sizes |= {frame.shown for frame in file.frames}
-        if alike and len(sizes) > 1:
-            raise _of_several_sizes(folder, paths, how)
-        if progress is not None:
-            progress(len(files), len(paths))
-    examples = _examples_of(folder, files, fitting.channels, how)
+    stacked = _Stacked(len(paths), coloured=fitting.channels == "rgb")
+    for part in _decoded(folder, paths, fitting, how):
+        for file in part.files:
+            files.append(file)
+            sizes |= {frame.shown for frame in file.frames}
+            if alike and len(sizes) > 1:
+                raise _of_several_sizes(folder, paths, how)
+            if progress is not None:
+                progress(len(files), len(paths))
+        if part.pixels is not None:
+            stacked.add(part.pixels)
+    examples = _examples_of(folder, files, stacked.values(), fitting.channels, how)
     if key is not None:
         cache.keep(key, examples)
     return examples
 
 
-def _decoded(folder: Path, paths: list[Path], fitting: Fitting, how: Reading) -> Iterator[_File]:
+def _decoded(folder: Path, paths: list[str], fitting: Fitting, how: Reading) -> Iterator[_Packed]:
     """Decode files in the order of their paths: many in processes, few in threads."""
     cores = workers.available_cores()
     state = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
     decode = partial(_decode_files, folder, fitting, how, state)
-    pack = partial(_decode_packed, folder, fitting, how, state)
     step = limits.FILES_PER_TASK
     tasks = [paths[start : start + step] for start in range(0, len(paths), step)]
     if len(paths) >= limits.FILES_FOR_PROCESSES and cores > 1:
-        names = [[str(path) for path in task] for task in tasks]
-        parts = workers.in_processes(pack, names, min(limits.READING_PROCESSES, cores))
-        yield from (file for part in parts for file in _unpacked(part))
+        yield from workers.in_processes(decode, tasks, min(limits.READING_PROCESSES, cores))
         return
     threads = min(limits.READING_THREADS, len(tasks), cores)
     with _silent():
         if threads == 1:
-            yield from (file for task in tasks for file in decode(task))
+            yield from map(decode, tasks)
             return
         with ThreadPoolExecutor(threads) as pool:
             try:
-                yield from (file for part in pool.map(decode, tasks) for file in part)
+                yield from pool.map(decode, tasks)
             except BaseException:  # Ctrl-C, or sizes that differ: what is not begun is left
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -591,50 +758,46 @@ def _decode_files(
     fitting: Fitting,
     how: Reading,
     state: tuple[int | None, bool],
-    paths: Sequence[Path | str],
-) -> list[_File]:
-    """Decode files under Pillow's settings `state`, which a process does not share."""
-    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = state
-    return [_decode_file(folder, str(path), fitting, how) for path in paths]
-
-
-class _Packed(NamedTuple):
-    """Files with all their pixels in one array, which is sent to another process at once.
-
-    pixels: `[frames, H, W]` or `[frames, 3, H, W]`, None where they are of several shapes and stay
-    in the files.
-    """
-
-    files: list[_File]
-    pixels: NDArray[Any] | None
-
-
-def _decode_packed(
-    folder: Path,
-    fitting: Fitting,
-    how: Reading,
-    state: tuple[int | None, bool],
     paths: Sequence[str],
 ) -> _Packed:
-    files = _decode_files(folder, fitting, how, state, paths)
-    every = [frame.pixels for file in files for frame in file.frames]
-    if len({(one.shape, one.dtype) for one in every}) != 1:
+    """Decode files under Pillow's settings `state`, which a process does not share."""
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = state
+    return _packed([_decode_file(folder, path, fitting, how) for path in paths])
+
+
+def _packed(files: list[_File]) -> _Packed:
+    """Move the pixels of files into one array; of pictures that are then equal one is kept."""
+    pictures = [picture for file in files for picture in file.frames]
+    if len({(one.pixels.shape[:2], one.pixels.dtype == np.uint8) for one in pictures}) != 1:
         return _Packed(files, None)
-    planes = [one.transpose(2, 0, 1) if one.ndim == 3 else one for one in every]
-    none = np.empty(0, np.uint8)
-    bare = [file._replace(frames=[f._replace(pixels=none) for f in file.frames]) for file in files]
-    return _Packed(bare, np.stack(planes))
+    if pictures[0].pixels.dtype != np.uint8:
+        return _Packed(files, None)
+    pixels = _stack(pictures, coloured=any(one.pixels.ndim == 3 for one in pictures))
+    told: dict[tuple[Any, ...], Picture] = {}
+
+    def bare(picture: Picture) -> Picture:
+        axes = picture.pixels.ndim
+        key = (axes, *picture[1:])
+        if key not in told:
+            told[key] = picture._replace(pixels=_NO_PIXELS[axes])
+        return told[key]
+
+    return _Packed([file._replace(frames=[bare(f) for f in file.frames]) for file in files], pixels)
 
 
-def _unpacked(packed: _Packed) -> list[_File]:
-    if packed.pixels is None:
-        return packed.files
-    planes = packed.pixels
-    rows = iter(planes.transpose(0, 2, 3, 1) if planes.ndim == 4 else planes)
-    return [
-        file._replace(frames=[frame._replace(pixels=next(rows)) for frame in file.frames])
-        for file in packed.files
-    ]
+def _with_pixels(pictures: list[Picture], stacked: NDArray[np.uint8]) -> list[Picture]:
+    """Give pictures their pixels back, those whose pixels were packed."""
+    rows = iter(stacked)
+
+    def whole(picture: Picture) -> Picture:
+        if picture.pixels.size:
+            return picture
+        row = next(rows)
+        return picture._replace(
+            pixels=row[0] if picture.pixels.ndim == 2 else np.moveaxis(row, 0, 2)
+        )
+
+    return [whole(picture) for picture in pictures]
 
 
 def _decode_file(folder: Path, path: str, fitting: Fitting, how: Reading) -> _File:
@@ -655,8 +818,17 @@ def _name_in(folder: Path, path: str) -> str:
     return path[len(start) :].replace(os.sep, "/")
 
 
-def _examples_of(folder: Path, files: list[_File], channels: Channels, how: Reading) -> Examples:
-    """Stack the frames of all files; frames of one file share its digest, and so its side."""
+def _examples_of(
+    folder: Path,
+    files: list[_File],
+    stacked: NDArray[np.uint8],
+    channels: Channels,
+    how: Reading,
+) -> Examples:
+    """Describe the frames of all files; those of one file share its digest, and so its side.
+
+    stacked: the pixels that are no longer in the files.
+    """
     skipped = [(file.name, file.skipped) for file in files if not file.frames]
     pictures = [picture for file in files for picture in file.frames]
     if not pictures:
@@ -668,8 +840,12 @@ def _examples_of(folder: Path, files: list[_File], channels: Channels, how: Read
         names += [f"{file.name}[{k}]" if several else file.name for k in range(len(file.frames))]
         digests += [file.digest] * len(file.frames)
     notes: list[str] = []
-    pictures, grid = _depth_of(pictures, channels, notes, how)
-    values = _stack(pictures, channels)
+    values: NDArray[Any] = stacked
+    grid = None
+    if len(stacked) < len(pictures):  # some have 16 bits
+        pictures, grid = _depth_of(_with_pixels(pictures, stacked), channels, notes, how)
+        coloured = channels == "rgb" or any(picture.pixels.ndim == 3 for picture in pictures)
+        values = _stack(pictures, coloured=coloured)
     notes = _what_was_done(pictures, values, how) + notes
     moving = [len(file.frames) for file in files if len(file.frames) > 1]
     if moving:
@@ -693,7 +869,7 @@ def bytes_of(path: Path | str) -> bytes:
         raise DataError(f"cannot be read: {error.strerror or error}") from error
 
 
-def _of_several_sizes(folder: Path, paths: list[Path], how: Reading) -> DataError:
+def _of_several_sizes(folder: Path, paths: list[str], how: Reading) -> DataError:
     """Return the error that names the sizes of all pictures, from their headers."""
     sizes: Counter[tuple[int, int]] = Counter()
     for path in paths:
@@ -709,7 +885,7 @@ def _of_several_sizes(folder: Path, paths: list[Path], how: Reading) -> DataErro
     )
 
 
-def _size_of_first(paths: list[Path], how: Reading, notes: list[str]) -> tuple[int, int] | None:
+def _size_of_first(paths: list[str], how: Reading, notes: list[str]) -> tuple[int, int] | None:
     """Return the size of the first picture that can be opened, at most 64 on the shorter side."""
     for path in paths:
         with suppress(DataError), _silent():
@@ -822,9 +998,8 @@ def as_asked(examples: Examples, how: Reading) -> Examples:
     return examples
 
 
-def _stack(pictures: list[Picture], channels: Channels) -> NDArray[Any]:
-    """Stack to `[N, C, H, W]`, with three channels if asked for or if any picture has colour."""
-    coloured = channels == "rgb" or any(picture.pixels.ndim == 3 for picture in pictures)
+def _stack(pictures: list[Picture], *, coloured: bool) -> NDArray[Any]:
+    """Stack to `[N, C, H, W]`, with three channels if coloured."""
     height, width = pictures[0].pixels.shape[:2]
     wide = any(p.pixels.dtype != np.uint8 and p.pixels.max() > limits.BYTE_MAX for p in pictures)
     shape = (len(pictures), 3 if coloured else 1, height, width)

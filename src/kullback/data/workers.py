@@ -9,6 +9,7 @@ inputs are worked on in the parent.
 """
 
 import contextlib
+import gc
 import os
 import pickle
 import queue
@@ -20,6 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, TypeVar
 
+from . import limits
+
 __all__ = ["available_cores", "in_processes", "serve"]
 
 _Input = TypeVar("_Input")
@@ -29,6 +32,8 @@ _START = (
     "from kullback.data.workers import serve; serve()"
 )
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_MEMORY = str(limits.KEPT_MEMORY)  # glibc gives memory of small files back, and faults it in again
+_KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": _MEMORY, "MALLOC_MMAP_THRESHOLD_": _MEMORY}
 _GONE = (OSError, EOFError, ValueError, pickle.UnpicklingError)  # of a pipe whose process died
 
 
@@ -88,7 +93,7 @@ class _Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, **_ONE_THREAD},
+                env={**_KEEP_MEMORY, **os.environ, **_ONE_THREAD},
             )
         with contextlib.suppress(*_GONE):
             self._send(path)
@@ -128,6 +133,7 @@ def serve() -> None:
     warnings.simplefilter("ignore")
     source = sys.stdin.buffer
     function = pickle.load(source)
+    gc.freeze()  # the modules are not searched for garbage again and again
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             pickle.dump(function(pickle.load(source)), results, pickle.HIGHEST_PROTOCOL)

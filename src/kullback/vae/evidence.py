@@ -223,4 +223,4 @@ def over_images(terms: Tensor, **more: Any) -> Estimate:
     if len(terms) > 1:
         return Estimate.from_terms(terms, **more)
     alone = Estimate(float(terms[0]), 0.0, 1, **more)
-    return alone.without_error("there is one image only, and errors are over images")
+    return alone.without_error("there is one example only, and errors are over examples")

@@ -80,6 +80,9 @@ __all__ = [
     "SOUND_WINDOWS",
     "TEST_STEPS",
     "THREADS_GAIN",
+    "TRIAL_DRAWS",
+    "TRIAL_ERRORS",
+    "TRIAL_ROUNDINGS",
     "UNIT_SCALE_LEVELS",
     "WIDE_SHARE",
 ]
@@ -101,6 +104,9 @@ COMPONENTS, PATCH_COMPONENTS = 5, 3  # of a logistic mixture: benchmarks/colour_
 CONTEXT_REACH = 3  # pixels up, left and right that a context reads: benchmarks/neighbours.py
 NEIGHBOURS = 4  # pixels before it on which one depends: benchmarks/neighbours.py
 CATEGORICAL_LEVELS = 1024  # outputs a place: beyond it a free probability for each level is a waste
+TRIAL_DRAWS = 4096  # by which the KL of a prior of one's own is checked: seconds at most
+TRIAL_ERRORS = 6.0  # standard errors that a right one may be off: odds 2e-9
+TRIAL_ROUNDINGS = 64  # of float32 in log p(z) and log q(z|x), each a sum over the latent dimensions
 UNIT_SCALE_LEVELS = 256  # more levels than this work in units of the data's own spread
 LOG_SD_LIMIT = 10.0  # e^±10 is far outside any useful posterior; beyond it exp() would overflow
 BETA_LOG_SHAPE = (-5.0, 10.0)  # of a and b: nearly all mass at both ends, and nearly a binomial

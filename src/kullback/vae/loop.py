@@ -23,9 +23,8 @@ from kullback.data import Dataset, Rows, binarize_all
 from kullback.variational import WeightedBound, objectives
 
 from . import checkpoint
-from .captured import CapturedSteps
 from .checkpoint import FlatParameters, State
-from .elbo_step import step_for
+from .elbo_step import CapturedSteps, step_for
 from .evaluation import (
     active_units,
     bounds_given,
@@ -69,6 +68,7 @@ __all__ = [
     "balance_weights",
     "diagnose",
     "different_examples",
+    "digests_of_examples",
     "fit",
     "hold_out",
     "loss_terms",
@@ -513,11 +513,16 @@ def hold_out(data: Dataset, share: float, *, seed: int = 0) -> tuple[Dataset, Te
     return kept.rest, kept.held
 
 
-def validation_of(data: Dataset, share: float, *, seed: int = 0) -> Validation:
-    """Return what `hold_out` does, with the labels of what it keeps from training."""
+def validation_of(
+    data: Dataset, share: float, *, seed: int = 0, digests: list[bytes] | None = None
+) -> Validation:
+    """Return what `hold_out` does, with the labels of what it keeps from training.
+
+    digests: of the training examples, where they have been made already.
+    """
     if share == 0:
         return Validation(data)
-    flags = _held_out(data, share)
+    flags = _held_out(digests_of_examples(data) if digests is None else digests, share)
     train = data.train
     kept = train.keep(~flags) if isinstance(train, Rows) else train[~flags]
     held = train.index_select(0, flags.nonzero()[:, 0].to(train.device))
@@ -547,17 +552,17 @@ def different_examples(data: Dataset) -> int:
         10000
     """
     n = len(data.train)
-    return n if n >= FEW_IMAGES[1] else len(set(_digests(data)))
+    return n if n >= FEW_IMAGES[1] else len(set(digests_of_examples(data)))
 
 
-def _digests(data: Dataset) -> list[bytes]:
+def digests_of_examples(data: Dataset) -> list[bytes]:
+    """Return the SHA-256 of every training example, by which `hold_out` goes."""
     rows = (row for block in data.blocks() for row in block.cpu().flatten(1).numpy())
     return [hashlib.sha256(b"validation" + row.tobytes()).digest() for row in rows]
 
 
-def _held_out(data: Dataset, share: float) -> Tensor:
+def _held_out(digests: list[bytes], share: float) -> Tensor:
     """Return which training examples are held out, `[N]`, or raise a DataError."""
-    digests = _digests(data)
     ranked = sorted(set(digests))
     wanted = max(2, round(share * len(ranked)))
     if wanted >= len(ranked):
@@ -825,8 +830,8 @@ class Monitor:
             else "Try: --validation 0.1, which keeps the weights of the best step, or a shorter run"
         )
         return (
-            f"overfitting: on {where} images the bound has fallen by {fall.brief} since step "
-            f"{best.step:,}, while it rose on training images. {remedy}"
+            f"overfitting: on {where} examples the bound has fallen by {fall.brief} since step "
+            f"{best.step:,}, while it rose on training examples. {remedy}"
         )
 
     def select(self) -> str:

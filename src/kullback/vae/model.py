@@ -46,8 +46,8 @@ from .latents import (
     CodePrior,
     CouplingFlow,
     Diagonal,
+    DiagonalGaussian,
     Encoded,
-    Factorised,
     Family,
     FullRank,
     InverseAutoregressive,
@@ -61,10 +61,12 @@ from .latents import (
     TopDownPrior,
     VampPrior,
     draw_with_kl,
+    has_closed_form,
     held_log_ratio,
     kl_of_draws,
     layer_sizes,
     log_ratio,
+    place_of,
 )
 from .likelihoods import (
     Bernoulli,
@@ -84,6 +86,9 @@ from .limits import (
     FLOAT32_RESOLUTION,
     NAMED_COLUMNS,
     NAMED_LABELS,
+    TRIAL_DRAWS,
+    TRIAL_ERRORS,
+    TRIAL_ROUNDINGS,
     UNIT_SCALE_LEVELS,
 )
 from .networks import (
@@ -318,7 +323,7 @@ class VAE(nn.Module):
         """
         if isinstance(self.family, TopDown):
             return self.family.prior is self.prior
-        return isinstance(self.family, Diagonal) and isinstance(self.prior, Factorised)
+        return isinstance(self.family, Diagonal) and has_closed_form(self.prior)
 
     @property
     def layer_sizes(self) -> tuple[int, ...]:
@@ -660,6 +665,10 @@ def _try_parts(model: VAE, x: Tensor) -> None:
     fits = log_p.shape == (len(x),) and drawn.shape == (2, latent)
     wanted = f"log_prob of [{len(x)}] for z {list(z.shape)}, and samples [2, {latent}]"
     require(fits, "prior", wanted, f"{list(log_p.shape)} and {list(drawn.shape)}")
+    _require_agreeing("prior", model.prior, ("log_prob", "sample"))
+    _require_agreeing("prior", model.prior, ("kl", "draw_and_kl", "log_ratio"))
+    _require_agreeing("likelihood", model.likelihood, ("log_prob", "mean", "sample"))
+    _require_own_kl(model, x)
     noise = torch.randn(1, *mean.shape, generator=torch.Generator().manual_seed(0)).to(mean)
     likelihood, kl = model.elbo_terms(x, noise)
     fits = likelihood.shape == (1, len(x))
@@ -675,6 +684,47 @@ def _try_parts(model: VAE, x: Tensor) -> None:
     unused = [name for (name, _), one in zip(named, slopes, strict=True) if one is None]
     hint = "requires_grad_(False) on it"
     require(not unused, "parts", "parameters that the loss depends on", ", ".join(unused[:3]), hint)
+
+
+def _require_agreeing(name: str, part: object, members: tuple[str, ...]) -> None:
+    """Refuse a class that overrides one of several members which are of one distribution."""
+    for own in members:
+        for other in members:
+            base = next((one for one in type(part).__mro__ if other in vars(one)), object)
+            overridden = place_of(part, own) < place_of(part, other) and hasattr(base, own)
+            wanted = f"{other} of the same distribution as {own}, which {type(part).__name__} has"
+            hint = f"{other} too; {other} = {base.__name__}.{other} if that is right"
+            require(not overridden, name, wanted, f"that of {base.__name__}", hint)
+
+
+def _require_own_kl(model: VAE, x: Tensor) -> None:
+    """Refuse a prior whose closed forms are not those of its log_prob, by draws of q."""
+    q, prior = model.approximate_posterior(x), model.prior
+    if type(prior) is StandardNormal or not isinstance(q, DiagonalGaussian):
+        return
+    closed = prior
+    if not has_closed_form(closed):
+        return
+    noise = torch.randn(TRIAL_DRAWS, *q.mean.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        drawn = q.draw(noise.to(q.mean))
+        log_p = prior.log_prob(drawn.z)
+        ratio, exact = log_p - drawn.log_q, closed.kl(q.mean, q.log_sd).sum(-1)
+        rounding = (
+            TRIAL_ROUNDINGS
+            * torch.finfo(x.dtype).eps
+            * (log_p.abs() + drawn.log_q.abs() + prior.latent)
+        )
+        apart = (closed.log_ratio(drawn.z, q.log_sd, drawn.noise) - ratio).abs() > rounding
+        error = ratio.std(0) / TRIAL_DRAWS**0.5
+        off = (exact + ratio.mean(0)).abs() > TRIAL_ERRORS * error + rounding.amax(0)
+        _, joint = closed.draw_and_kl(q.mean, q.log_sd, drawn.noise)
+        off |= (joint.sum(-1) - exact).abs() > rounding.amax(0)
+    good = "log_ratio = log_prob(z) − log q(z)"
+    require(not bool(apart.any()), "prior", good, "another value at draws of q")
+    good = "kl and draw_and_kl = the mean of log q(z) − log_prob(z)"
+    got = f"{exact[0]:.5g} against {-ratio.mean(0)[0]:.5g} ± {error[0]:.2g} by draws"
+    require(not bool(off.any()), "prior", good, got, "no kl: then it is estimated")
 
 
 def _fitted_with(model: VAE, parts: Parts) -> VAE:

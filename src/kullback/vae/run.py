@@ -40,7 +40,7 @@ from .architecture import COUNTS, Architecture, Spec
 from .checkpoint import State, is_hashed, read_config, write_config
 from .latents import Prior
 from .likelihoods import ContinuousBernoulli, Likelihood
-from .limits import MAX_THREADS, NAMED_DIFFERENCES, THREADS_GAIN, UNIT_SCALE_LEVELS
+from .limits import FEW_IMAGES, MAX_THREADS, NAMED_DIFFERENCES, THREADS_GAIN, UNIT_SCALE_LEVELS
 from .loop import (
     Board,
     Monitor,
@@ -48,7 +48,7 @@ from .loop import (
     Progress,
     SharedStep,
     Validation,
-    different_examples,
+    digests_of_examples,
     fit,
     require_equal_shares,
     require_parts_fit,
@@ -192,17 +192,19 @@ def train(
     source = "fashion" if data is None else data
     dataset = source if isinstance(source, Dataset) else load(source, **usual)
     own = Parts(encoder, decoder, likelihood, prior)
+    few = training is None and len(dataset.train) < FEW_IMAGES[1]
+    digests = digests_of_examples(dataset) if few else None  # made once, also to hold some out
     training = chosen.training_with(
         training,
         dataset.kind,
         dataset.event_shape,
-        examples=different_examples(dataset),
+        examples=len(dataset.train) if digests is None else len(set(digests)),
         plain=architecture.is_default and origin is None and not own.named(),
     )
     where = pick_device(device)
     processes.own_gpu(str(where))  # told before anything is written
     threads = pick_threads() if where.type == "cpu" else torch.get_num_threads()
-    kept = validation_of(dataset, training.validation, seed=training.seed)
+    kept = validation_of(dataset, training.validation, seed=training.seed, digests=digests)
     parts = own if own.named() else None
     model = _fresh_model(kept.rest, architecture, training.seed, None, parts=parts)
     require_parts_fit(model, training)

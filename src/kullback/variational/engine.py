@@ -20,10 +20,17 @@ from kullback.core import Estimate, RunError, require
 from kullback.sampled import pareto_k
 
 from . import limits
-from .diagnostics.defensive_sampling import draw_wider, pooled, unreached
+from .diagnostics.defensive_sampling import (
+    Ridge,
+    WiderDraws,
+    draw_wider,
+    mixture_log_weights,
+    pooled,
+    unreached,
+)
 from .diagnostics.diagnose import ridges_of
 from .diagnostics.evidence import Pool, Sample, by_scores
-from .diagnostics.missed_modes import probe
+from .diagnostics.missed_modes import Probed, probe
 from .diagnostics.propriety import improper
 from .families import NAMED, Family, Flow, FullRank, LowRank, MeanField, Mixture
 from .families.family import Frame, Make
@@ -414,10 +421,13 @@ def _improved(
     for _ in range(limits.MAX_SEARCHES if searched else 0):
         if not last.converged:
             break
-        more = _elsewhere(problem, last, found)
-        if more is None:
+        probed = _elsewhere(problem, last)
+        if probed is None:
             break
-        found, share = more
+        last = replace(last, searched=(last.family, probed))
+        if probed.draws is None or probed.share < limits.MIN_SHARE_ELSEWHERE:
+            break
+        found, share = _with_peak(problem, last, found, probed), probed.share
         last = yield from _until_done(_fitted(problem, found))
         text = f"{last.reason}; fitted again with a peak of {share:.0%} of p that a search found"
         last = replace(last, reason=text)
@@ -468,14 +478,21 @@ def _within_edges(problem: _Problem) -> Iterator[Progress] | None:
 
 @dataclass(frozen=True, slots=True)
 class _Pooled:
-    """Draws of q `[n, d]`; draws of q, a wider law and funnels with weights p/(their mixture).
+    """Draws of q, those of a wider law and of funnels, and all with weights p/(their mixture).
 
     missed: share of p where q has next to no draws. size: effective draws of the pool.
     """
 
-    draws: Tensor
+    sample: Sample
+    wide: WiderDraws
+    ridges: list[Ridge]
     pool: Pool
     missed: float
+
+    @property
+    def draws(self) -> Tensor:
+        """Draws of q `[n, d]`."""
+        return self.sample.draws
 
     @property
     def size(self) -> float:
@@ -491,25 +508,42 @@ class _Pooled:
         return self.pool.draws[chosen]
 
 
-def _pool_of(problem: _Problem, family: Family) -> _Pooled:
-    """Draw from q and beyond it."""
-    target, generator = problem.target, problem.generator
-    z = family.sample(limits.MATCHED_DRAWS, generator)
-    log_p, slope = target.score(z)
+def _sample(problem: _Problem, family: Family, number: int) -> Sample:
+    """Draw from q, with log p, log q and the gradient of log p."""
+    z = family.sample(number, problem.generator)
+    log_p, slope = problem.target.score(z)
     with torch.no_grad():
         log_q = family.log_prob(z)
-    sample = Sample(draws=z, log_p=log_p, log_q=log_q, scores=(slope, slope))
-    ridges = ridges_of(target.log_density, sample)
+    return Sample(draws=z, log_p=log_p, log_q=log_q, scores=(slope, slope))
+
+
+def _more(problem: _Problem, family: Family, seen: _Pooled) -> _Pooled:
+    """Draw anew where a few draws do not settle it, about the paths that they showed."""
+    z = family.sample(limits.MATCHED_DRAWS, problem.generator)
+    with torch.no_grad():
+        log_p, log_q = problem.target.log_density(z), family.log_prob(z)
+    return _pooled_with(problem, family, Sample(draws=z, log_p=log_p, log_q=log_q), seen.ridges)
+
+
+def _pool_of(problem: _Problem, family: Family, number: int = limits.MATCHED_DRAWS) -> _Pooled:
+    """Draw from q and beyond it."""
+    sample = _sample(problem, family, number)
+    ridges = ridges_of(problem.target.log_density, sample)
+    return _pooled_with(problem, family, sample, ridges)
+
+
+def _pooled_with(problem: _Problem, family: Family, sample: Sample, ridges: list[Ridge]) -> _Pooled:
+    z, log_p, log_q = sample.draws, sample.log_p, sample.log_q
     wide = draw_wider(
-        target.log_density,
+        problem.target.log_density,
         lambda x: family.log_prob(x).detach(),
         z,
-        number=limits.WIDE_DRAWS * limits.MATCHED_DRAWS,
+        number=limits.WIDE_DRAWS * len(z),
         ridges=ridges,
-        generator=generator,
+        generator=problem.generator,
     )
     missed = unreached(log_p, log_q, wide, times=limits.UNREACHED_RATIO)
-    return _Pooled(z, pooled(z, log_p, log_q, wide), missed)
+    return _Pooled(sample, wide, ridges, pooled(z, log_p, log_q, wide), missed)
 
 
 def _shift(target: Target, z: Tensor, pool: Pool) -> tuple[float, float, float]:
@@ -520,8 +554,7 @@ def _shift(target: Target, z: Tensor, pool: Pool) -> tuple[float, float, float]:
     """
     if len(pool.draws) == 0 or not bool(pool.log_weights.isfinite().all()):
         return 0.0, math.inf, 0.0
-    values = target.constrain(torch.cat([z, pool.draws]))
-    flat = torch.cat([v.reshape(len(v), -1) for v in values.values()], 1)
+    flat = _flat_values(target, torch.cat([z, pool.draws]))
     own, every = flat[: len(z)], flat[len(z) :]
     w = pool.log_weights.softmax(0)
     mean = w @ every
@@ -536,14 +569,56 @@ def _shift(target: Target, z: Tensor, pool: Pool) -> tuple[float, float, float]:
     return float(moves[worst]), float(errors[worst]), float(1 / w.square().sum())
 
 
-def _is_close(problem: _Problem, family: Family) -> bool:
-    """Say whether q's own weights have light tails and move no moment."""
-    z = family.sample(limits.CLOSE_DRAWS, problem.generator)
-    with torch.no_grad():
-        log_weights = problem.target.log_density(z) - family.log_prob(z)
-    if not float(pareto_k(log_weights)) < limits.LIMITS.light:
-        return False
-    return _shift(problem.target, z, Pool(z, log_weights))[0] < limits.MIN_MOMENT_SHIFT
+def _flat_values(target: Target, z: Tensor) -> Tensor:
+    """Return all parameters as they were declared, side by side, `[n, m]`."""
+    return torch.cat([v.reshape(len(v), -1) for v in target.constrain(z).values()], 1)
+
+
+def _still(target: Target, seen: _Pooled) -> bool:
+    """Say whether p's moments are q's, both by the same pooled draws.
+
+    The difference of two weighted means of the same draws has less noise than either: their terms
+    all but cancel where p is all but q. With its errors it must be below what many draws allow.
+    """
+    draws = torch.cat([seen.draws, seen.wide.draws])
+    log_p, log_q = seen.sample.log_p, seen.sample.log_q
+    of_q = seen.wide._replace(log_p=seen.wide.log_q)
+    w = mixture_log_weights(log_p, log_q, seen.wide).softmax(0)[:, None]
+    v = mixture_log_weights(log_q, log_q, of_q).softmax(0)[:, None]
+    kept = ((w > 0) | (v > 0))[:, 0]
+    values, w, v = _flat_values(target, draws[kept]), w[kept], v[kept]
+    means = [(share * values).sum(0) for share in (w, v)]
+    squares = [(values - mean).square() for mean in means]
+    variances = [(s * x).sum(0) for s, x in zip((w, v), squares, strict=True)]
+    sd = variances[1].sqrt()
+    moves = torch.cat([(means[0] - means[1]) / sd, 0.5 * (variances[0] / variances[1]).log()])
+    terms = [
+        (w * (values - means[0]) - v * (values - means[1])) / sd,
+        0.5 * (w * (squares[0] / variances[0] - 1) - v * (squares[1] / variances[1] - 1)),
+    ]
+    errors = torch.cat([term.square().sum(0).sqrt() for term in terms])
+    most = moves.abs() + limits.MOMENT_SHIFT_ERRORS * errors
+    own = limits.MOMENT_SHIFT_ERRORS / math.sqrt(limits.MATCHED_DRAWS)
+    return bool((most < limits.MIN_MOMENT_SHIFT + own).all())
+
+
+def _close_by(problem: _Problem, family: Family) -> tuple[bool, _Pooled | None]:
+    """Say by a few draws whether no moment of q is off and next to nothing is missed.
+
+    Either q's own weights have light tails and move no moment; or pooled draws, which are returned,
+    move none.
+    """
+    sample = _sample(problem, family, limits.CLOSE_DRAWS)
+    log_weights = sample.log_weights
+    if float(pareto_k(log_weights)) < limits.LIMITS.light:
+        pool = Pool(sample.draws, log_weights)
+        if _shift(problem.target, sample.draws, pool)[0] < limits.MIN_MOMENT_SHIFT:
+            return True, None
+    ridges = ridges_of(problem.target.log_density, sample)
+    seen = _pooled_with(problem, family, sample, ridges)
+    whole = seen.missed < limits.CLOSE_MISSED * limits.LIMITS.unreached
+    enough = seen.size > limits.MIN_MATCHED_DRAWS
+    return enough and whole and _still(problem.target, seen), seen
 
 
 def _matched(
@@ -554,9 +629,13 @@ def _matched(
     Returns what is kept, with its pooled draws where q's own weights did not settle it.
     """
     target, begin = problem.target, time.perf_counter()
-    if _is_close(problem, last.family):
-        return last, None
-    seen = kept = _pool_of(problem, last.family)
+    close, first = _close_by(problem, last.family)
+    if close or first is None:
+        return last, first
+    seen = _more(problem, last.family, first)
+    if seen.size < limits.MIN_MATCHED_DRAWS < first.size:  # a few draws that weigh much: what is
+        seen = first  # fitted to either is judged by draws of its own
+    kept = seen
     before, error, size = _shift(target, seen.draws, seen.pool)
     if (
         size < limits.MIN_MATCHED_DRAWS
@@ -648,26 +727,27 @@ def _polished(problem: _Problem, flow: Flow) -> Iterator[Progress]:
     yield _finished(replace(last, done=True), problem.target, problem.generator)
 
 
-def _elsewhere(
-    problem: _Problem, last: Progress, found: list[Start]
-) -> tuple[list[Start], float] | None:
-    """Return all starts and one on a peak that q has not, with its share of p; None without."""
+def _elsewhere(problem: _Problem, last: Progress) -> Probed | None:
+    """Search for a peak that q has not; None where log p is not finite at q's draws."""
     target, generator = problem.target, problem.generator
     z = last.family.sample(limits.CHECK_DRAWS, generator)
     with torch.no_grad():
         log_p, log_q = target.log_density(z), last.family.log_prob(z)
     if not bool(log_p.isfinite().all()):
         return None
-    found_there = probe(target.log_density, z, log_p, log_q, generator=generator)
-    if found_there.draws is None or found_there.share < limits.MIN_SHARE_ELSEWHERE:
-        return None
-    weights = cast(Tensor, found_there.log_weights).softmax(0)
-    there = judged(target, forward_kl.moments(found_there.draws, weights), generator)
-    there = replace(there, apart=True)
+    return probe(target.log_density, z, log_p, log_q, generator=generator)
+
+
+def _with_peak(
+    problem: _Problem, last: Progress, found: list[Start], probed: Probed
+) -> list[Start]:
+    """Return all starts and one on the peak that was found."""
+    weights = cast(Tensor, probed.log_weights).softmax(0)
+    frame = forward_kl.moments(cast(Tensor, probed.draws), weights)
+    there = replace(judged(problem.target, frame, problem.generator), apart=True)
     here = last.family.absorb()
     known = [Start(here, -last.loss)] if here is not None else found
-    every = sorted([*known, there], key=lambda start: -start.elbo)
-    return every, found_there.share
+    return sorted([*known, there], key=lambda start: -start.elbo)
 
 
 def _fitted(problem: _Problem, found: list[Start]) -> Iterator[Progress]:

@@ -35,6 +35,7 @@ from kullback.core import (
 
 from . import limits
 from .diagnostics.diagnose import Diagnosis
+from .diagnostics.missed_modes import Probed
 from .diagnostics.propriety import improper
 from .diagnostics.summary import Summary, assess, resample, summarise
 from .engine import Direction, Make, Settings, forwards, reverse
@@ -234,6 +235,8 @@ class Fit(FittedPosterior):
         log_q: `[n]` at the draws, in nats.
         scores: `∂ log p/∂z` and `∂ log q/∂z` at the draws, `[n, d]` each.
         chosen: what was left to choose, and was.
+        probed: what a search for other peaks from this q found, where the fit made one; a verdict
+            does not repeat it.
 
     Example:
         >>> found = fit(lambda z: -0.5 * z.square().sum(), 1)
@@ -257,6 +260,7 @@ class Fit(FittedPosterior):
     scores: tuple[Tensor, Tensor]
     chosen: str = ""
     compile_seconds: float = 0.0
+    probed: Probed | None = None
 
     @cached_property
     def elbo(self) -> Estimate:
@@ -315,7 +319,8 @@ def fit(
         data: tensors of rows, of which `log_density` is then the likelihood: of z or of values by
             name, and of some rows of each tensor, it returns one term a row, `[rows]`.
         log_prior: with `data`, the log density of the parameters.
-        batch_size: rows that are evaluated together.
+        batch_size: rows that are evaluated together; a step takes one batch, a full pass as many
+            calls as there are batches. Few rows are slow: see docs/fitting.md.
         family: a name ("full_rank", "mean_field", "low_rank", "mixture", "student_t", "flow"), or a
             function of a frame such as `functools.partial(Mixture, components=3)`; "auto" takes a
             full-rank Gaussian up to 1,200 dimensions, low rank above, and a mixture of Gaussians
@@ -340,9 +345,9 @@ def fit(
         draws: of q in each step.
         evaluation_draws: of q, made at the end: the ones in `Fit.draws`; 4,000 by default, 1,000
             where the density is evaluated one point at a time.
-        max_seconds: wall time after which a fit stops, between two evaluations of the density, and
-            returns the q that it has; `reason` says so. Of them a tenth is for the draws at the
-            end, which are fewer where they would take longer, and never below 100.
+        max_seconds: wall time, not processor time, after which a fit stops, between two evaluations
+            of the density, and returns the q that it has; `reason` says so. Of them a tenth is for
+            the draws at the end, which are fewer where they would take longer, and never below 100.
         generator: all randomness; without one, seed 0, so that a fit can be repeated.
         progress: a line on stderr, where that is a terminal.
 
@@ -469,6 +474,7 @@ def _carry_out(
     if not last.reason.startswith(IMPROPER) and not last.bounded:
         lost = _improper(target, last, z)
         last = replace(last, converged=False, reason=f"{lost}; {last.reason}") if lost else last
+    single = _rounds(target, z, log_p, converged=last.converged)
     return Fit(
         target=target,
         family=family,
@@ -477,7 +483,7 @@ def _carry_out(
         method=work.method,
         trace=tuple(trace),
         converged=last.converged and (not why or last.bounded),
-        reason="; ".join(text for text in (last.reason, why or str(target.refusals)) if text),
+        reason="; ".join(t for t in (last.reason, single, why or str(target.refusals)) if t),
         gradient_norm=last.gradient_norm,
         seconds=time.perf_counter() - begin - (target.compiling.seconds - compiled),
         draws=z,
@@ -486,7 +492,15 @@ def _carry_out(
         scores=(by_p, by_q),
         chosen=work.chosen(family),
         compile_seconds=target.compiling.seconds,
+        probed=_probed(last),
     )
+
+
+def _probed(last: Progress) -> Probed | None:
+    """Return what a search from this very q found."""
+    if last.searched is None or last.searched[0] is not last.family:
+        return None
+    return last.searched[1]
 
 
 def _unfinished(target: Target, last: Progress | None, seconds: float) -> Progress:
@@ -518,6 +532,26 @@ def _improper(target: Target, last: Progress, z: Tensor) -> str:
     if not last.converged and (away := _away(target, z)):
         return f"{IMPROPER}: {away}"
     return improper(target, z)
+
+
+def _rounds(target: Target, z: Tensor, log_p: Tensor, *, converged: bool) -> str:
+    """Say that log p rounds z to float32, where that is coarse or the fit has not converged.
+
+    Then log p is the same at z and at z (1 + 1e-10), for all draws that differ in log p.
+    """
+    far = z.abs().amax(0) * torch.finfo(torch.float32).eps / z.std(0).clamp_min(1e-300)
+    if target.rows is not None or (converged and float(far.max()) < limits.COARSE_ROUNDING):
+        return ""
+    some = slice(limits.MIN_DRAWS)
+    with torch.no_grad():
+        same = target.log_density(z[some] * (1 + 1e-10)) == log_p[some]
+    if not bool(same.all()) or float(log_p[some].std()) == 0:
+        return ""
+    worst = int(far.argmax())
+    return (
+        f"log_density rounds z to float32, {float(far[worst]):.1g} sd of {target.names[worst]} "
+        "here, and gradients with it: evaluate it in float64"
+    )
 
 
 def _away(target: Target, z: Tensor) -> str:

@@ -53,7 +53,9 @@ MIN_VARIANCE_LEFT = 1e-12  # share of a coordinate's variance: below, the others
 
 # target/density, target/batches
 MIN_PIECE, MAX_PIECE = 128, 4096  # points differentiated together,
-CACHED_NUMBERS = 1 << 21  # so many that what is kept for the gradient, 16 MiB, stays in the cache
+CACHED_NUMBERS = 1 << 21  # so many that what is kept for the gradient, 16 MiB, stays in the cache,
+SMALL_TENSOR = 1 << 13  # and that a tensor has so many numbers: calls cost more than fewer of them
+MAX_KEPT_NUMBERS = 1 << 24  # (Lotka-Volterra, 4,096 gradients: 0.39 s in 735s, 0.14 s at once)
 # target/programs: sizes that XLA compiles for, 64, 512, 4096; eight schools takes about a second
 FEWEST_COMPILED, COMPILED_STEP = 64, 8  # for each, and 2 ms to evaluate 4,096 points
 MAX_ROWS_TOGETHER = 8192  # rows of data evaluated together, by default
@@ -81,6 +83,7 @@ LOOPED_EVALUATION_DRAWS = 1000  # at the end, where their number is left open
 LOOPED_CLIMBS = 8  # of the search for other peaks
 
 # fit
+COARSE_ROUNDING = 0.05  # sd: resolution of float32 from which it is said
 MAX_FIT_SECONDS = 600.0  # by default: what no row of benchmarks/posteriors.py takes on one core
 EVALUATION_SHARE = 0.1  # of it, left to evaluate draws of the fitted q
 
@@ -89,7 +92,8 @@ MIN_SHARE_ELSEWHERE = 0.005  # of p's mass on a peak that q has not, from which 
 MAX_SEARCHES = 3
 
 # engine: moments matched by importance sampling (KL(p||q)) where those of KL(q||p) are off
-CLOSE_DRAWS = 2000  # of q, whose weights say whether a wider law is asked at all
+CLOSE_DRAWS = 2000  # of q, at a first look: whether a wider law is asked, and more draws,
+CLOSE_MISSED = 0.5  # which they are where they miss more than this share of LIMITS.unreached
 MIN_MOMENT_SHIFT = 0.05  # sd, or log sd, by which weighted draws must move a moment
 MOMENT_SHIFT_ERRORS = 2.5  # and standard errors
 MIN_MATCHED_DRAWS = 400.0  # effective, of the weighted draws
@@ -284,6 +288,7 @@ WIDTH_DISTANCES, WIDTH_BISECTIONS = (
 # diagnostics/propriety
 RAY_LINES = 5  # parallel lines on each direction, from draws of q
 MAX_RAYS = 128  # directions
+MIN_RAY_SD = 1e-6  # of the distance from 0, or of 1: no narrower is a direction's unit
 RAY_DECADES = 10  # of distance, in sd of the draws
 RAY_SLOPES = 2  # last slopes of log p against log t that must be above -1
 SLOPE_MARGIN = 0.01  # below -1: a tail of 1/t has no mass, one of t^-1.1 has

@@ -36,11 +36,14 @@ from .priors import (
     draw_with_kl,
     exact_kl,
     fixed,
+    has_closed_form,
     held_log_ratio,
+    is_standard_normal,
     kl_given_above,
     kl_of_draws,
     log_ratio,
     numbers_of,
+    place_of,
 )
 
 __all__ = [
@@ -74,7 +77,9 @@ __all__ = [
     "draw_with_kl",
     "exact_kl",
     "fixed",
+    "has_closed_form",
     "held_log_ratio",
+    "is_standard_normal",
     "kl_given_above",
     "kl_of_draws",
     "kl_to_standard_normal",
@@ -82,4 +87,5 @@ __all__ = [
     "log_ratio",
     "log_ratio_to_standard_normal",
     "numbers_of",
+    "place_of",
 ]

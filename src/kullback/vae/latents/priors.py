@@ -6,8 +6,8 @@ learned pseudo-inputs u, so that the prior is near the codes of all images toget
 `CouplingFlow` is a normalising flow. (`TopDownPrior` in `hierarchy` is that of several stochastic
 layers.) Any object with `latent`, `log_prob` and `sample` is a prior;
 one whose dimensions are independent and which has the KL from a diagonal Gaussian in closed form is
-`Factorised` as well. For every other the KL is estimated by log q(z|x) − log p(z) at draws of q,
-and there is no KL of a single dimension.
+`Factorised` as well, unless a derived class has another `log_prob`. For every other the KL is
+estimated by log q(z|x) − log p(z) at draws of q, and there is no KL of a single dimension.
 
 The flow is this project's own affine coupling, not zuko's: a run then loads without an extra, its
 file has names that no other package can change, and importing zuko switches off the argument checks
@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -49,11 +49,14 @@ __all__ = [
     "draw_with_kl",
     "exact_kl",
     "fixed",
+    "has_closed_form",
     "held_log_ratio",
+    "is_standard_normal",
     "kl_given_above",
     "kl_of_draws",
     "log_ratio",
     "numbers_of",
+    "place_of",
 ]
 
 
@@ -355,6 +358,73 @@ class CouplingFlow(nn.Module):
         return shift, 2.0 * torch.tanh(0.5 * raw)
 
 
+def has_closed_form(prior: Prior) -> TypeGuard[Factorised]:
+    """Say whether the KL from a diagonal Gaussian has a closed form that is of this log_prob.
+
+    It is not where a class overrides `log_prob` and inherits the closed form of another density.
+
+    Args:
+        prior: p(z).
+
+    Returns:
+        Whether `kl`, `draw_and_kl` and `log_ratio` may be used.
+
+    Example:
+        >>> class Wide(StandardNormal):
+        ...     def log_prob(self, z):
+        ...         return super().log_prob(z / 2) - self.latent * math.log(2)
+        >>> has_closed_form(StandardNormal(1)), has_closed_form(Wide(1))
+        (True, False)
+    """
+    formulas = ("kl", "draw_and_kl", "log_ratio")
+    return isinstance(prior, Factorised) and all(_is_of_log_prob(prior, one) for one in formulas)
+
+
+def is_standard_normal(prior: object) -> bool:
+    """Say whether p(z) = N(0, I), also of a class derived from `StandardNormal`.
+
+    Args:
+        prior: p(z).
+
+    Returns:
+        False where a derived class has another `log_prob`.
+
+    Example:
+        >>> is_standard_normal(StandardNormal(1)), is_standard_normal(CouplingFlow(1))
+        (True, False)
+    """
+    own = "log_prob" not in getattr(prior, "__dict__", {})
+    return (
+        isinstance(prior, StandardNormal)
+        and own
+        and type(prior).log_prob is StandardNormal.log_prob
+    )
+
+
+def _is_of_log_prob(prior: object, name: str) -> bool:
+    """Say whether a formula is defined by the class that defines `log_prob`, or a derived one."""
+    return place_of(prior, name) <= place_of(prior, "log_prob")
+
+
+def place_of(part: object, name: str) -> int:
+    """Return which class of a part defines an attribute: 0 for its own, 1 for the next base.
+
+    Args:
+        part: Any object.
+        name: Of the attribute.
+
+    Returns:
+        The place in the order in which Python looks; −1 where no class defines it.
+
+    Example:
+        >>> place_of(StandardNormal(1), "log_prob"), place_of(StandardNormal(1), "latent")
+        (0, -1)
+    """
+    classes = enumerate(type(part).__mro__)
+    own = name in getattr(part, "__dict__", {})
+    return -1 if own else next((k for k, one in classes if name in vars(one)), -1)
+
+
 def exact_kl(prior: Prior, q: Posterior) -> Tensor | None:
     """Return the exact KL(q ‖ p), `[*batch, groups]` with the KL as their sum, or None.
 
@@ -373,8 +443,8 @@ def exact_kl(prior: Prior, q: Posterior) -> Tensor | None:
         (tensor([[0., 0.]]), None)
     """
     if isinstance(q, DiagonalGaussian):
-        return prior.kl(q.mean, q.log_sd) if isinstance(prior, Factorised) else None
-    return q.kl_to_standard_normal() if isinstance(prior, StandardNormal) else None
+        return prior.kl(q.mean, q.log_sd) if has_closed_form(prior) else None
+    return q.kl_to_standard_normal() if is_standard_normal(prior) else None
 
 
 def log_ratio(prior: Prior, q: Posterior, drawn: Draws) -> Tensor:
@@ -393,7 +463,7 @@ def log_ratio(prior: Prior, q: Posterior, drawn: Draws) -> Tensor:
         >>> log_ratio(StandardNormal(1), q, q.draw(torch.ones(3, 1, 1))).flatten()
         tensor([0., 0., 0.])
     """
-    if isinstance(q, DiagonalGaussian) and isinstance(prior, Factorised):
+    if isinstance(q, DiagonalGaussian) and has_closed_form(prior):
         return prior.log_ratio(drawn.z, q.log_sd, drawn.noise)
     units = _units(prior, q, drawn)
     if units is not None:
@@ -497,7 +567,7 @@ def draw_with_kl(prior: Prior, q: Posterior, noise: Tensor) -> tuple[Tensor, Ten
         >>> draw_with_kl(MixtureOfGaussians(2, 3), q, torch.zeros(4, 5, 2))[1].shape
         torch.Size([5, 1])
     """
-    if isinstance(q, DiagonalGaussian) and isinstance(prior, Factorised):
+    if isinstance(q, DiagonalGaussian) and has_closed_form(prior):
         return prior.draw_and_kl(q.mean, q.log_sd, noise)
     drawn = q.draw(noise)
     return drawn.z, kl_of_draws(prior, q, drawn, log_ratio(prior, q, drawn))
@@ -516,7 +586,7 @@ def fixed(prior: Prior) -> Prior:
         >>> type(fixed(MixtureOfGaussians(2, 3))).__name__
         'GaussianComponents'
     """
-    if isinstance(prior, MixtureOfGaussians | VampPrior):
+    if isinstance(prior, MixtureOfGaussians | VampPrior) and _is_of_log_prob(prior, "components"):
         with torch.no_grad():
             found = prior.components()
         return GaussianComponents(

@@ -185,9 +185,9 @@ class Neighbours(InRasterOrder):
             for right, down in OFFSETS[: self.count]
         ]
         fits = self.event.matches(parameters, self.channels, x)
-        mixture = isinstance(self.likelihood, DiscretisedLogistics)
-        if mixture and fits and self.likelihood.compiles(parameters):
-            return self.likelihood.compiled(parameters, x, torch.cat(around, -2))
+        mixture = self.likelihood
+        if isinstance(mixture, DiscretisedLogistics) and fits and mixture.compiles(parameters):
+            return mixture.compiled(parameters, x, torch.cat(around, -2))
         own, weights = self.apart(parameters)
         shift = torch.zeros((), device=values.device, dtype=values.dtype)
         for beside, weight in zip(around, weights, strict=True):

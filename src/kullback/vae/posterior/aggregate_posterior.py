@@ -24,10 +24,10 @@ from ..latents import (
     Posterior,
     Prior,
     Quantised,
-    StandardNormal,
     TopDown,
     exact_kl,
     fixed,
+    is_standard_normal,
     numbers_of,
 )
 from ..limits import (
@@ -212,7 +212,7 @@ def aggregate_of(
     own_each = -0.5 * noise.square() - log_sd  # log q(z_d|x) without ½ log 2π, as all below
     own = own_each.sum(-1)
     information = own - joint
-    if not isinstance(prior, StandardNormal | None):
+    if prior is not None and not is_standard_normal(prior):
         log_p = _log_density(prior, z.to(dtype))
         return _of_dependent(own - log_p, own - others, information, items)
     log_p = -0.5 * z.square()

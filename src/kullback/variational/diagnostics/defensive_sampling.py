@@ -47,6 +47,7 @@ __all__ = [
     "draw_wider",
     "follow",
     "funnels",
+    "mixture_log_weights",
     "pooled",
     "unreached",
 ]
@@ -117,7 +118,8 @@ class Ridge:
 
     at: `[K]`, places on the path; modes, tangents: `[K, d − 1]`, the others' conditional mode and
     its derivative; roots: `[K, d − 1, d − 1]`, with covariance root rootᵀ; heights: `[K]`, log of
-    the Laplace approximation to p's marginal, nats, up to a constant.
+    the Laplace approximation to p's marginal, nats, up to a constant. scale: whether the path is
+    that of a scale of others, whose marginal has to decay.
     """
 
     frame: Frame
@@ -127,6 +129,7 @@ class Ridge:
     tangents: Tensor
     roots: Tensor
     heights: Tensor
+    scale: bool = True
 
     @property
     def endless(self) -> bool:
@@ -134,8 +137,9 @@ class Ridge:
         for way in (1.0, -1.0):
             far = self.heights[way * self.at >= limits.MAX_PATH_NODES - 0.5]
             near = self.heights[(way * self.at - limits.MAX_PATH_NODES / 2).abs() < 0.5]
-            if len(far) and len(near) and float(far[0] - near[0]) > -math.log(2):
-                return True
+            rise = float(far[0] - near[0]) if len(far) and len(near) else -math.inf
+            if rise > -math.log(2) and (self.scale or rise < math.log(2)):
+                return True  # a marginal that rises along a bend says only that q is elsewhere
         return False
 
     @property
@@ -186,13 +190,13 @@ class ConditionalMode(NamedTuple):
     found: bool
 
 
-def follow(score: Score, frame: Frame, axis: Tensor) -> Ridge | None:
+def follow(score: Score, frame: Frame, axis: Tensor, *, scale: bool = True) -> Ridge | None:
     """Follow p along a direction from the centre of q's draws, to where its marginal is negligible.
 
     score: log p `[n]` and its gradient `[n, d]` at z `[n, d]`. axis: `[d]`, a unit vector in the
-    frame. Steps of one standard deviation, at most 16 either way, until the marginal is 14 nats
-    below its highest node or no conditional mode is found. None where there is none to begin with.
-    Costs 2 d + 1 gradients for each step of Newton's method at each node.
+    frame; scale: see `Ridge`. Steps of one standard deviation, at most 16 either way, until the
+    marginal is 14 nats below its highest node or no conditional mode is found. None where there is
+    none to begin with. Costs 2 d + 1 gradients for each step of Newton's method at each node.
 
     >>> def score(z):
     ...     return -0.5 * z.square().sum(1), -z
@@ -224,7 +228,7 @@ def follow(score: Score, frame: Frame, axis: Tensor) -> Ridge | None:
         torch.stack(x) for x in zip(*((n.w[1:], n.tangent) for n in nodes), strict=True)
     )
     roots = torch.stack([n.root for n in nodes])
-    return Ridge(frame, basis, at, modes, tangents, roots, heights - heights.max())
+    return Ridge(frame, basis, at, modes, tangents, roots, heights - heights.max(), scale)
 
 
 def basis_of(axis: Tensor) -> Tensor:
@@ -380,7 +384,7 @@ def pooled(draws: Tensor, log_p: Tensor, log_q: Tensor, wide: WiderDraws) -> Poo
     (tensor([[0.],
             [0.]]), tensor([0., 0.]))
     """
-    logs = _log_weights(log_p, log_q, wide)
+    logs = mixture_log_weights(log_p, log_q, wide)
     kept = torch.softmax(logs, 0) > 0
     return Pool(torch.cat([draws, wide.draws])[kept], logs[kept])
 
@@ -395,14 +399,19 @@ def unreached(log_p: Tensor, log_q: Tensor, wide: WiderDraws, *, times: float) -
     >>> round(unreached(z, z, WiderDraws(z[:, None], z, z - 9.0, z, z), times=100.0), 2)
     0.67
     """
-    logs = _log_weights(log_p, log_q, wide)
+    logs = mixture_log_weights(log_p, log_q, wide)
     constant = torch.logsumexp(logs, 0) - math.log(len(logs))
     ratio = torch.cat([log_p - log_q, wide.log_p - wide.log_q]) - constant
     return float(torch.softmax(logs, 0)[ratio > math.log(times)].sum())
 
 
-def _log_weights(log_p: Tensor, log_q: Tensor, wide: WiderDraws) -> Tensor:
-    """Return log p/(mixture) at q's draws and then at the wide proposal's."""
+def mixture_log_weights(log_p: Tensor, log_q: Tensor, wide: WiderDraws) -> Tensor:
+    """Return log p/(mixture of q and the wide proposal) at q's draws and then at the others, nats.
+
+    >>> z = torch.zeros(2)
+    >>> mixture_log_weights(z + 1, z, WiderDraws(z[:, None], z + 1, z, z, z)).tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    """
     n, m = len(log_p), len(wide.draws)
     both = (torch.cat([log_q, wide.log_q]), torch.cat([wide.here, wide.there]))
     shares = (math.log(n / (n + m)), math.log(m / (n + m)))

@@ -86,12 +86,14 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """The level in words, and which peaks the search may have missed, where that is many."""
+        """The level in words, and which other peaks the search may have missed."""
         sentence = self.judged.sentence
-        few = self.probed is None or self.probed.narrowest <= limits.RAY_SEES
-        if self.probed is None or few or self.level == "do not trust":
+        if self.level == "do not trust":
             return sentence
-        return f"{sentence.removesuffix('.')}; of other peaks {self.probed.seen}."
+        unseen = "other peaks were not searched for"
+        if self.probed is not None:
+            unseen = f"of other peaks {self.probed.seen}"
+        return f"{sentence.removesuffix('.')}; {unseen}."
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -216,8 +218,8 @@ def diagnose(
         >>> seed = torch.Generator().manual_seed(0)
         >>> z = torch.randn(4000, 2, generator=seed, dtype=torch.float64)
         >>> log_q = -0.5 * z.square().sum(-1) - math.log(2 * math.pi)
-        >>> print(diagnose(z, log_q + 3.0, log_q).verdict)
-        Trust: means to about 0.05 sd, standard deviations to about 4 %.
+        >>> diagnose(z, log_q + 3.0, log_q).verdict
+        'Trust: means to about 0.05 sd, ... about 4 %; other peaks were not searched for.'
     """
     sample = Sample(
         draws=draws,
@@ -250,6 +252,7 @@ def diagnose_beyond(
     log_prob: LogDensity | None,
     sample: Sample,
     *,
+    probed: Probed | None = None,
     few: bool = False,
     generator: torch.Generator | None = None,
 ) -> Diagnosis:
@@ -261,7 +264,8 @@ def diagnose_beyond(
     "trust" is given by four times as many instead. Where the scores say that a coordinate is the
     scale of others, p is followed along it (see `follow`), up to 64 dimensions. Bounds of
     moments count tails that fall by a power (see `tail_index`). Where log p raises
-    far out, the diagnosis is that of q's own draws, with a warning. few: whether each evaluation
+    far out, the diagnosis is that of q's own draws, with a warning. probed: what an earlier search
+    from this q found; none is made then. few: whether each evaluation
     is dear, so that climbs are few and there is no second look.
 
     >>> def normal(z):
@@ -274,16 +278,16 @@ def diagnose_beyond(
     sample = _in_double(sample)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     draws = sample.draws
-    probed = None
+    own = torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=generator)))
     try:
-        probed = probe(
+        probed = probed or probe(
             log_density,
             draws,
             sample.log_p,
             sample.log_q,
             starts=limits.LOOPED_CLIMBS if few else limits.CLIMBS,
             scanned=0 if few else limits.SCANNED_POINTS,
-            generator=generator,
+            generator=own,
         )
         if log_prob is None:
             return _diagnosed(sample, probed, None)
@@ -304,7 +308,7 @@ def diagnose_beyond(
 
 
 def ridges_of(log_density: LogDensity, sample: Sample) -> list[Ridge]:
-    """Follow p along the coordinates that are the scale of others, and where p bends, if it does."""
+    """Follow p along the coordinates that are the scale of others, and along its bends."""
     usable = sample.scores is not None and bool(sample.scores[0].isfinite().all())
     if (
         sample.scores is None
@@ -314,13 +318,14 @@ def ridges_of(log_density: LogDensity, sample: Sample) -> list[Ridge]:
         return []
     frame = Frame.of_draws(sample.draws)
     draws, scores = sample.draws, sample.scores[0].double()
-    axes = [frame.axes[j] for j in funnels(frame, draws, scores)]
-    axes += list(bends(frame, draws, scores))
+    scales = [frame.axes[j] for j in funnels(frame, draws, scores)]
+    bent = bends(frame, draws, scores)
 
     def score(z: Tensor) -> tuple[Tensor, Tensor]:
         return score_in_pieces(log_density, z, len(z))
 
-    found = (follow(score, frame, axis) for axis in axes)
+    found = [follow(score, frame, axis) for axis in scales]
+    found += [follow(score, frame, axis, scale=False) for axis in bent]
     return [ridge for ridge in found if ridge is not None]
 
 

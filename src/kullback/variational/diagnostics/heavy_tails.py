@@ -7,8 +7,8 @@ approximation to the marginal there (Tierney and Kadane 1986; `follow` does the 
 heavy direction may lie anywhere between the axes, the others may stay as wide as they are (a heavy
 ridge) or widen with the distance (a t distribution in several dimensions).
 
-Which to use: `tail_index`, through `diagnose_beyond`. What it finds falls by a power; it does not find
-every such tail: none along a path on which log p underflows or the conditional mode is lost.
+Which to use: `tail_index`, through `diagnose_beyond`. What it finds falls by a power; it does not
+find every such tail: none along a path on which log p underflows or the conditional mode is lost.
 """
 
 import math
@@ -29,9 +29,9 @@ def tail_index(log_density: LogDensity, draws: Tensor) -> Tensor:
     """Return for each coordinate `[d]` of z an index ν with E|z|^s = ∞ for s ≥ ν; inf: none found.
 
     log_density: `[n, d]` to `[n]`, differentiable, nats. draws: `[n, d]` of q. An index is
-    looked for up to 4, in steps of 0.1, rounded up, and holds for all coordinates that grow along the
-    path. Costs some 60 evaluations for each of 4 d ways, most of which end at 30 sd, and 16 d + 8
-    gradients for each way that falls no faster than a power.
+    looked for up to 4, in steps of 0.1, rounded up, and holds for all coordinates that grow along
+    the path. Costs up to 60 evaluations a place for each of 4 d ways, most of which end at 30 sd,
+    and some 16 d gradients for each way that falls no faster than a power.
 
     >>> z = torch.randn(400, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     >>> tail_index(lambda z: -torch.log1p(z[:, 0] ** 2) - z[:, 1] ** 2, z).tolist()
@@ -56,7 +56,7 @@ def tail_index(log_density: LogDensity, draws: Tensor) -> Tensor:
 
 
 def _far_modes(log_density: LogDensity, frame: Frame) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Return ways `[d]` of the frame on which p falls slowly, the place reached, and the step there.
+    """Return ways `[d]` of the frame on which p falls slowly, the places reached, and the steps.
 
     A power of d + 4 is slow: that of a marginal with index 4 whose other directions all widen. The
     slack is for a p that is much narrower in its middle than its sd.
@@ -81,7 +81,7 @@ def _far_modes(log_density: LogDensity, frame: Frame) -> list[tuple[Tensor, Tens
 
 
 def _better(log_density: LogDensity, frame: Frame, u: Tensor, *moves: Tensor) -> Tensor:
-    """Return u `[k, d]` after the one of several moves, `[k, d]` each, that leads to the higher p."""
+    """Return u `[k, d]` after the one of several moves, `[k, d]` each, that ends highest."""
     ends = u + torch.stack(moves)
     with torch.no_grad():
         heights = log_density(frame.outwards(ends.flatten(0, 1))).view(ends.shape[:2])
@@ -92,7 +92,7 @@ def _better(log_density: LogDensity, frame: Frame, u: Tensor, *moves: Tensor) ->
 def _climbed(
     log_density: LogDensity, frame: Frame, ways: Tensor, u: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Climb from u `[k, d]` with its place along the ways held; where that ends, and log p there."""
+    """Climb from u `[k, d]`, its place along the ways held; where that ends, and log p there."""
     lengths = torch.tensor(limits.TAIL_STEPS, dtype=u.dtype)[:, None, None]
 
     def held(x: Tensor) -> Tensor:

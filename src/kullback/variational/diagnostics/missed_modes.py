@@ -60,7 +60,8 @@ class Probed:
     @property
     def seen(self) -> str:
         """Which peaks would have been found, and which would not."""
-        width = math.ceil(100 * self.narrowest) / 100  # rounded up: what is said to be found is
+        digits = 10 ** max(2, -math.floor(math.log10(self.narrowest)))
+        width = math.ceil(digits * self.narrowest) / digits  # up: what is said to be found is
         kind = f"narrower than {width:g} of q's sd" if width < 1 else "no wider than q"
         said = f"one {kind} may have been missed"
         if not self.rays or width <= limits.RAY_SEES:
@@ -162,11 +163,13 @@ def probe(
         begin, climbs = torch.cat([begin, pool]), starts + limits.CLIMBERS[-1]
     here = float(log_mean_exp(log_p - log_q)) - float(frame.log_det)
     found = Probed(0.0, climbs, scanned=scanned, rays=rays, dims=dims)
-    home = _newton(whitened, torch.zeros(dims, dtype=draws.dtype))
+    home = _newton(whitened, torch.zeros(1, dims, dtype=draws.dtype))
     ends, heights = _climb(whitened, begin)
-    for end in _settled(whitened, ends, heights):
-        apart = _is_apart(whitened, end, home)
-        missing = _missing(whitened, end, own_places, here, own, apart=apart)
+    tops = torch.stack([*home, *_settled(whitened, ends, heights)])
+    middle, *peaks = _peaks_at(whitened, tops)
+    for end, peak in zip(tops[1:], peaks, strict=True):
+        apart = _is_apart(whitened, (end, peak), (tops[0], middle))
+        missing = _missing(whitened, end, peak, own_places, here, own, apart=apart)
         if missing is not None and missing[0] > found.share:
             share, local, weights = missing
             found = replace(
@@ -307,8 +310,8 @@ def _climb(log_density: LogDensity, starts: Tensor) -> tuple[Tensor, Tensor]:
 def _settled(log_density: LogDensity, ends: Tensor, heights: Tensor) -> list[Tensor]:
     """Take the highest few ends of all shells to their tops; no two within one sd of each other."""
     kept: list[Tensor] = []
-    for place in _distinct(ends, _best_of_shells(ends, heights, len(ends))):
-        top = _newton(log_density, place)
+    places = _distinct(ends, _best_of_shells(ends, heights, len(ends)))
+    for top in _newton(log_density, torch.stack(places)) if places else ():
         if all(float((top - other).norm()) > limits.SAME_ENDS for other in kept):
             kept.append(top)
     return kept
@@ -325,18 +328,27 @@ def _distinct(ends: Tensor, order: Tensor) -> list[Tensor]:
 
 
 def _newton(log_density: LogDensity, u: Tensor) -> Tensor:
-    """Take Newton steps from one point to the top, as long as they lead up."""
+    """Take Newton steps from each point `[k, d]` to its top, as long as they lead up."""
+    u, going = u.clone(), list(range(len(u)))
+    shorter = torch.tensor(limits.SHORTER_STEPS, dtype=u.dtype)[:, None]
     for _ in range(limits.PEAK_STEPS):
-        peak = _Peak.at(log_density, u)
-        if peak.decrement < limits.PEAK_TOLERANCE:
+        found = zip(going, _peaks_at(log_density, u[going]), strict=True)
+        moving = [(i, peak) for i, peak in found if not peak.decrement < limits.PEAK_TOLERANCE]
+        if not moving:
             break
-        tried = u + torch.tensor(limits.SHORTER_STEPS, dtype=u.dtype)[:, None] * peak.move
+        tried = torch.stack([u[i] + shorter * peak.move for i, peak in moving])
         with torch.no_grad():
-            heights = log_density(tried).nan_to_num(-math.inf, -math.inf, -math.inf)
-        best = int(heights.argmax())
-        if not float(heights[best]) > peak.height:
+            heights = log_density(tried.flatten(0, 1)).nan_to_num(-math.inf, -math.inf, -math.inf)
+        going = []
+        for (i, peak), high, there in zip(
+            moving, heights.view(tried.shape[:2]), tried, strict=True
+        ):
+            best = int(high.argmax())
+            if float(high[best]) > peak.height:
+                u[i] = there[best]
+                going.append(i)
+        if not going:
             break
-        u = tried[best]
     return u
 
 
@@ -354,10 +366,11 @@ class _Peak:
     top: bool
 
     @classmethod
-    def at(cls, log_density: LogDensity, u: Tensor) -> "_Peak":
-        """Differentiate the gradient, and take absolute values of its eigenvalues."""
-        steps = limits.HESSIAN_STEP * torch.eye(len(u), dtype=u.dtype)
-        values, slopes = _score(log_density, torch.cat([u[None], u + steps, u - steps]))
+    def of(cls, values: Tensor, slopes: Tensor) -> "_Peak":
+        """Differentiate the gradient, and take absolute values of its eigenvalues.
+
+        values `[1 + 2 d]`, slopes `[1 + 2 d, d]`: at a point, and a small step away on each axis.
+        """
         high, low = slopes[1:].chunk(2)
         curve = (high - low) / (2 * limits.HESSIAN_STEP)  # autograd's own fails where p underflows
         curve = 0.5 * (curve + curve.mT)
@@ -370,13 +383,24 @@ class _Peak:
         return cls(float(values[0]), root, vectors @ (along / size), decrement, top)
 
 
-def _is_apart(log_density: LogDensity, end: Tensor, home: Tensor) -> bool:
+def _peaks_at(log_density: LogDensity, u: Tensor) -> list[_Peak]:
+    """Return what is known at each point `[k, d]`, from one call of the density."""
+    steps = limits.HESSIAN_STEP * torch.eye(u.shape[1], dtype=u.dtype)
+    points = torch.cat([u[:, None], u[:, None] + steps, u[:, None] - steps], 1)
+    values, slopes = _score(log_density, points.flatten(0, 1))
+    each = zip(values.view(points.shape[:2]), slopes.view(points.shape), strict=True)
+    return [_Peak.of(value, slope) for value, slope in each]
+
+
+def _is_apart(
+    log_density: LogDensity, there: tuple[Tensor, _Peak], here: tuple[Tensor, _Peak]
+) -> bool:
     """Say whether p is lower between two tops than on both: one is not a bend of the other.
 
     Both have to be settled; on a bent ridge a climb may end anywhere.
     """
-    for place in (end, home):
-        peak = _Peak.at(log_density, place)
+    end, home = there[0], here[0]
+    for peak in (there[1], here[1]):
         if not peak.top or peak.decrement > limits.APART_TOLERANCE:
             return False
     shares = torch.linspace(0, 1, limits.APART_POINTS, dtype=end.dtype)[:, None]
@@ -388,6 +412,7 @@ def _is_apart(log_density: LogDensity, end: Tensor, home: Tensor) -> bool:
 def _missing(
     log_density: LogDensity,
     end: Tensor,
+    peak: _Peak,
     own: Tensor,
     here: float,
     generator: torch.Generator,
@@ -400,7 +425,7 @@ def _missing(
     p there that q's draws `own` have not, draws of the t and the log weights that count; None where
     q has its share of draws, or the end is no peak.
     """
-    dims, peak = len(end), _Peak.at(log_density, end)
+    dims = len(end)
     noise = torch.randn(limits.PEAK_DRAWS, dims, generator=generator, dtype=end.dtype)
     degrees = limits.WIDE_DEGREES
     size = torch.randn(limits.PEAK_DRAWS, degrees, generator=generator, dtype=end.dtype)

@@ -126,8 +126,13 @@ def _evaluated(log_density: LogDensity, points: Tensor) -> Tensor:
 
 
 def _directions(draws: Tensor) -> Tensor:
-    """Return directions `[k, d]` of a length of one standard deviation of the draws, both ways."""
-    centre, sd = draws.mean(0), draws.std(0).clamp_min(1e-300)
+    """Return directions `[k, d]` of a length of one standard deviation of the draws, both ways.
+
+    Of a start in a steep wall it may be nothing beside p's width: it counts as a millionth of the
+    distance from 0, or of 1, at least.
+    """
+    centre = draws.mean(0)
+    sd = draws.std(0).maximum(limits.MIN_RAY_SD * (1 + centre.abs()))
     vectors = torch.linalg.eigh(torch.corrcoef(draws.mT).reshape(len(sd), len(sd)))[1]
     some = (
         torch.cat([torch.eye(len(sd), dtype=sd.dtype), vectors.mT.flip(0)])[: limits.MAX_RAYS] * sd
@@ -151,8 +156,8 @@ def _flat(logs: Tensor, far: Tensor, power: float) -> Tensor:
             for k in range(limits.RAY_SLOPES)
         ]
     )
-    cut = logs.gather(-1, count.clamp_max(logs.shape[-1] - 1)[..., None])[..., 0] == -math.inf
-    ended = (count < logs.shape[-1]) & cut  # p is 0 from there on
+    cut = logs.gather(-1, count.clamp_max(logs.shape[-1] - 1)[..., None])[..., 0]
+    ended = (count < logs.shape[-1]) & (cut <= -limits.MAX_RESOLVED)  # p is 0 from there on
     fallen = torch.where(known, logs, math.inf).amin(-1) < logs[..., 0] - limits.UNDERFLOW_DEPTH
     return last.all(0) & (count > limits.RAY_SLOPES + 1) & ~ended & ~fallen
 

@@ -214,8 +214,14 @@ def assess(
     if not search or target.dim > limits.MAX_SEARCHED_DIMENSIONS or target.rows is not None:
         return diagnose_sample(sample)
     log_prob = getattr(fit, "log_prob", None)  # a fit read back from disk may have no q
-    few = target.looped
-    return diagnose_beyond(target.log_density, log_prob, sample, few=few, generator=generator)
+    return diagnose_beyond(
+        target.log_density,
+        log_prob,
+        sample,
+        probed=getattr(fit, "probed", None),
+        few=target.looped,
+        generator=generator,
+    )
 
 
 def summarise(fit: Fitted, diagnosis: Diagnosis) -> Summary:

@@ -155,8 +155,8 @@ def judge(evidence: Evidence, limits: Limits = LIMITS) -> Verdict:
 
 
 _ENDLESS = (
-    "improper target, as far as p can be followed: its marginal does not decay along a scale "
-    "parameter: is the prior proper?"
+    "an improper target, as far as p can be followed (is the prior proper?): its marginal does not "
+    "decay along a scale parameter"
 )
 
 

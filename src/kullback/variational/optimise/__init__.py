@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kullback.variational import limits
+from kullback.variational.diagnostics.missed_modes import Probed
 from kullback.variational.families import Family
 
 __all__ = ["IMPROPER", "Progress", "shown"]
@@ -33,7 +34,8 @@ class Progress:
     gradient_norm: the largest entry of the objective's gradient in the frame's coordinates, about
     the distance to the optimum in posterior standard deviations. disagreement: how far fresh draws
     would move an optimum on fixed ones, as that. bounded: whether p has hard edges, so that q may
-    have draws where p has no mass.
+    have draws where p has no mass. searched: the q from which other peaks were last searched for,
+    and what was found.
     """
 
     family: Family
@@ -44,6 +46,7 @@ class Progress:
     reason: str = ""
     disagreement: float = 0.0
     bounded: bool = False
+    searched: tuple[Family, Probed] | None = None
 
 
 def shown(

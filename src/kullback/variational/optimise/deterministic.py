@@ -261,7 +261,7 @@ def improper(first: Frame, now: Frame, names: Sequence[str] = ()) -> str:
 
 def _verdict(step: Step, norm: float, used: int, iterations: int, *, settled: bool) -> str:
     """Say why to stop, or nothing."""
-    if abs(step.loss) > limits.MAX_OBJECTIVE:
+    if step.loss < -limits.MAX_OBJECTIVE:
         return f"{IMPROPER}: the objective passes 1e15 nats, so the density has no bound"
     if settled:
         return f"converged: largest gradient entry {norm:.1e}, in posterior standard deviations"

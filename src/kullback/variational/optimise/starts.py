@@ -158,7 +158,11 @@ def find_start(
         if frame is None:
             _refuse(target, torch.cat([begin, paths.z]))
         found = [Start(Frame.dense(frame.shift, frame.factor), elbo)]
-    found = [_narrowed(target, start, noise, rows) for start in found]
+    found.sort(key=lambda start: -start.elbo)
+    best = _narrowed(target, found[0], noise, rows)
+    if best is found[0]:
+        return found
+    found = [best, *(_narrowed(target, start, noise, rows) for start in found[1:])]
     return sorted(found, key=lambda start: -start.elbo)
 
 
@@ -177,9 +181,9 @@ def _narrowed(target: Target, start: Start, noise: Tensor, rows: Tensor | None) 
         away = steps[:, None, None] * some
         points = torch.stack([centre + away, centre - away]).flatten(0, 2)
         with torch.no_grad():
-            middle = target.log_density(centre[None], rows)
-            heights = target.log_density(points, rows).view(2, len(steps), len(some))
-        return (middle - heights.nan_to_num(-math.inf, math.inf, -math.inf)).amax(0)
+            logs = target.log_density(torch.cat([points, centre[None]]), rows)
+        heights = logs[:-1].view(2, len(steps), len(some))
+        return (logs[-1] - heights.nan_to_num(-math.inf, math.inf, -math.inf)).amax(0)
 
     steep = drops(centre.new_ones(1), axes)[0] > limits.MAX_START_DROP
     if not bool(steep.any()):

@@ -16,12 +16,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
 
 from kullback.core import ArgumentTypeError, ArgumentValueError, message, require
 from kullback.variational import limits
@@ -534,16 +535,17 @@ class Target:
 
         _check_signature(function, name, self.layout, batch)
         probe = torch.linspace(-0.5, 0.5, self.dim, dtype=self.dtype)
-        kept, result, known = limits.CACHED_NUMBERS, None, False
+        kept, result, known = _Kept(limits.CACHED_NUMBERS, 1), None, False
         # what is refused here is perhaps not elsewhere
         with contextlib.suppress(UNFACTORED, ValueError), _hinted(name):
             result, kept = _counted(lambda z: one(self.constrain(z), *batch), probe.clone())
             known = True
         if known:
             _check_result(result, name, len(batch[0]) if batch else None)
-        piece = min(limits.MAX_PIECE, max(limits.MIN_PIECE, limits.CACHED_NUMBERS // max(1, kept)))
+        piece = kept.piece
         axes = (0, *(None for _ in batch))
         vectorised = torch.func.vmap(one, in_dims=axes)
+        factored = torch.func.vmap(_factored(one), in_dims=axes)
         two = torch.stack([probe, -probe])
         try:
             vectorised(self.constrain(two), *batch)
@@ -554,11 +556,11 @@ class Target:
                 words = message(name, "a function of z alone", "one that draws at random")
                 raise ArgumentValueError(words) from error
             if not isinstance(error, ValueError) and _refused(one, self.constrain(two), batch):
-                return _surviving(vectorised, one, self.refusals), False, piece
+                return _surviving(vectorised, one, self.refusals, factored), False, piece
             reason = str(error).strip().splitlines()[0]
             warnings.warn(f"{name}: evaluated one point at a time, slowly: {reason}", stacklevel=4)
             return _surviving(_looped(one, self.deadline), one, self.refusals), True, piece
-        return _surviving(vectorised, one, self.refusals), False, piece
+        return _surviving(vectorised, one, self.refusals, factored), False, piece
 
 
 class _Scored(torch.autograd.Function):
@@ -680,29 +682,90 @@ def _looped(one: PointDensity, deadline: Deadline) -> PointDensity:
     return many
 
 
-def _surviving(many: PointDensity, one: PointDensity, refusals: Refusals) -> PointDensity:
-    """Give −inf to points that the density refuses by an exception, found by halving; count them.
+def _surviving(
+    many: PointDensity,
+    one: PointDensity,
+    refusals: Refusals,
+    factored: Callable[..., tuple[Tensor, Tensor]] | None = None,
+) -> PointDensity:
+    """Give −inf to points that the density refuses by an exception, and count them.
 
-    A matrix that cannot be factored, or a distribution that refuses its arguments.
+    A matrix that cannot be factored, or a distribution that refuses its arguments. Where Cholesky
+    factors are all that fails, `factored` (see `_factored`) finds those points in one call; other
+    points are found by halving.
     """
 
     def survived(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
         try:
             return many(values, *batch)
         except (UNFACTORED, ValueError, RuntimeError) as error:
-            first = next(iter(values.values()))
             if not _refuses(error):
                 raise
-            half = len(first) // 2
-            if half == 0:
-                return _alone(one, values, batch, refusals)
-            parts = (
-                {k: v[:half] for k, v in values.items()},
-                {k: v[half:] for k, v in values.items()},
-            )
-            return torch.cat([survived(part, *batch) for part in parts])
+            at_once = isinstance(error, UNFACTORED) and factored is not None
+            found = _found(values, batch) if at_once else None
+            return _halved(values, batch) if found is None else found
+
+    def _found(values: dict[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor | None:
+        try:
+            result, bad = cast(Any, factored)(values, *batch)
+        except (UNFACTORED, ValueError, RuntimeError):
+            return None  # something else fails as well
+        places = bad.nonzero().flatten()
+        if len(places) == 0:
+            return None
+        first = int(places[0])
+        _alone(one, {k: v[first : first + 1] for k, v in values.items()}, batch, refusals)
+        refusals.count += len(places) - 1
+        return torch.where(bad[:, None] if result.ndim > 1 else bad, refusals.value, result)
+
+    def _halved(values: dict[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+        first = next(iter(values.values()))
+        half = len(first) // 2
+        if half == 0:
+            return _alone(one, values, batch, refusals)
+        parts = ({k: v[:half] for k, v in values.items()}, {k: v[half:] for k, v in values.items()})
+        return torch.cat([survived(part, *batch) for part in parts])
 
     return survived
+
+
+class _Factoring(TorchFunctionMode):
+    """Factor the identity instead of a matrix that has no Cholesky factor, and note that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bad = torch.zeros((), dtype=torch.bool)
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Replace the argument of Cholesky factorisations."""
+        kwargs = kwargs or {}
+        if func in CHOLESKY and args:
+            matrix, *others = args
+            failed = torch.linalg.cholesky_ex(matrix.detach())[1] != 0
+            self.bad = self.bad | failed.any()
+            whole = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+            args = (torch.where(failed[..., None, None], whole, matrix), *others)
+        return func(*args, **kwargs)
+
+
+CHOLESKY = (torch.linalg.cholesky, torch.cholesky, torch.Tensor.cholesky)
+
+
+def _factored(one: PointDensity) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return a function that also says whether a matrix at this point has no Cholesky factor."""
+
+    def checked(values: dict[str, Tensor], *batch: Tensor) -> tuple[Tensor, Tensor]:
+        with _Factoring() as factoring:
+            result = one(values, *batch)
+        return result, factoring.bad
+
+    return checked
 
 
 def _refused(one: PointDensity, values: dict[str, Tensor], batch: tuple[Tensor, ...]) -> bool:
@@ -734,18 +797,38 @@ def _refuses(error: Exception) -> bool:
     return isinstance(error, UNFACTORED | ValueError) or ITEM in str(error)
 
 
-def _counted(function: Callable[[Tensor], Any], z: Tensor) -> tuple[Any, int]:
-    """Return function(z) and how many numbers are kept for its gradient."""
-    kept = 0
+class _Kept(NamedTuple):
+    """How many numbers, in how many tensors, are kept for the gradient at one point."""
+
+    numbers: int
+    tensors: int
+
+    @property
+    def piece(self) -> int:
+        """How many points to differentiate together.
+
+        As many as keep the graph in the cache; more where its tensors would be so small that the
+        calls cost more than the numbers in them, as in the steps of a differential equation.
+        """
+        numbers = max(1, self.numbers)
+        small = limits.SMALL_TENSOR * self.tensors // numbers
+        roomy = min(small, limits.MAX_KEPT_NUMBERS // numbers)
+        piece = max(limits.MIN_PIECE, limits.CACHED_NUMBERS // numbers, roomy)
+        return min(limits.MAX_PIECE, piece)
+
+
+def _counted(function: Callable[[Tensor], Any], z: Tensor) -> tuple[Any, _Kept]:
+    """Return function(z) and what is kept for its gradient."""
+    sizes: list[int] = []
 
     def count(saved: Tensor) -> Tensor:
-        nonlocal kept
-        kept += saved.numel()
+        sizes.append(saved.numel())
         return saved
 
     hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved)
     with torch.enable_grad(), hooks:
-        return function(z.requires_grad_()), kept
+        result = function(z.requires_grad_())
+    return result, _Kept(sum(sizes), len(sizes))
 
 
 def _check_signature(
