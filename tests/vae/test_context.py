@@ -8,7 +8,7 @@ import torch
 
 from kullback.core import ArgumentValueError
 from kullback.data import load
-from kullback.vae import VAE, Architecture, Training, build, run
+from kullback.vae import VAE, Architecture, Parts, Training, build, run
 from kullback.vae.architecture import Spec
 from kullback.vae.likelihoods import (
     Bernoulli,
@@ -19,6 +19,7 @@ from kullback.vae.likelihoods import (
     WithContext,
     library,
 )
+from kullback.vae.model import with_parts
 
 compiled = pytest.mark.skipif(library() is None, reason="no C compiler here")
 SMALL = [("bits", (1, 2, 3)), ("bits", (2, 2, 2)), ("levels", (1, 2, 3)), ("levels", (2, 1, 3))]
@@ -205,6 +206,26 @@ def test_means_and_draws_of_double_precision_and_the_gradient_of_a_mean(kind):
         sides = [likelihood.mean(theta + sign * step).square().sum() for sign in (1, -1)]
     expected = float(sides[0] - sides[1]) / 2
     assert float((by * step).sum()) == pytest.approx(expected, rel=1e-5, abs=1e-12)
+
+
+def test_a_decoder_of_ones_own_gives_the_weights():
+    data = load(size=8, binarize="dynamic")
+    small = Architecture(hidden=(8, 16), latent=3, context=(4, 4))
+    model = build(data.event_shape, data.kind, small)
+    again = with_parts(model, Parts(decoder=torch.nn.Linear(3, 5 * 64)), data.test[:3].float())
+    z = torch.randn(3, 3)
+    wanted = again.decoder.module(z).reshape(3, 5, 64)
+    assert torch.equal(again.parameters_of(z), wanted)
+    assert again.elbo(data.test[:3]).isfinite().all()
+    with pytest.raises(ArgumentValueError, match=r"decoder.*: expected \[3, 5, 64\]"):
+        with_parts(model, Parts(decoder=torch.nn.Linear(3, 4 * 64)), data.test[:3].float())
+
+
+def test_a_context_of_ones_own_needs_a_decoder_that_gives_its_weights():
+    plain = build((1, 8, 8), "binary", Architecture(hidden=(8, 16), latent=3))
+    own = Parts(likelihood=WithContext(Bernoulli((1, 8, 8)), (4,)))
+    with pytest.raises(ArgumentValueError, match=r"likelihood: expected one of 1 channels.*got 5"):
+        with_parts(plain, own, torch.zeros(2, 1, 8, 8))
 
 
 def test_which_models_have_one():

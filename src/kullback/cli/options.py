@@ -212,7 +212,7 @@ class ModelOptions:
     context: Annotated[
         str,
         about(
-            "Features of all pixels before it that a pixel depends on, their number once for each "
+            "Features of the pixels before it that a pixel depends on, their number once for each "
             "convolution: 16,16 (default: none)."
         ),
     ] = ""

@@ -135,7 +135,7 @@ class Architecture:
         neighbours: Pixels before it (left, above, above left, above right) on which a pixel of an
             image depends besides z, 0 to 4, with "logistics" and "bernoulli"; -1 for the usual
             ones: 4 for 8-bit images with conv and patch, else 0.
-        context: Learned features of all pixels before it, within a window, on which a pixel of an
+        context: Learned features of the pixels before it, within a window, on which a pixel of an
             image depends instead of `neighbours`, with "logistics" and "bernoulli": their number,
             once for each of the convolutions that make them, such as (16, 16); empty for none.
         prior: "normal" is N(0, I); "mixture" learns a mixture of Gaussians, "vamp" a mixture of
@@ -255,10 +255,10 @@ class Architecture:
 
         Example:
             >>> Architecture(neighbours=2).pixels_before, Architecture(context=(8,)).pixels_before
-            ('the 2 pixels before it', '8 features of all pixels before it')
+            ('the 2 pixels before it', '8 features of the pixels before it')
         """
         if self.context:
-            return f"{self.context[0]} features of all pixels before it"
+            return f"{self.context[0]} features of the pixels before it"
         return f"the {self.neighbours} pixels before it" if self.neighbours > 0 else ""
 
     def resolved(self, event_shape: tuple[int, ...], kind: str) -> "Architecture":

@@ -654,6 +654,10 @@ def _try_parts(model: VAE, x: Tensor) -> None:
     slope = None
     if parameters.requires_grad:
         slope = torch.autograd.grad(parameters.sum(), z, allow_unused=True)[0]
+    channels = model.likelihood.channels
+    wanted = f"one of {parameters.shape[-2]} channels, as the decoder's output"
+    hint = "a decoder of your own too, or an architecture with this likelihood"
+    require(parameters.shape[-2] == channels, "likelihood", wanted, f"{channels} channels", hint)
     hint = "no .detach(), no torch.no_grad() and no rounding in it"
     got = f"{list(parameters.shape)} without one"
     require(slope is not None, "decoder", "an output with a gradient in z", got, hint)

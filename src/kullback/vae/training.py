@@ -413,7 +413,7 @@ _ALL = (
     ),
     Preset(
         "context",
-        "images alone: pixels given features of all before them: the most evidence, a small rate",
+        "images alone: pixels given features of those before them: the most evidence, a small rate",
         {"context": (16, 16)},
         {"tighten": 0.4, "draws": 4},
     ),

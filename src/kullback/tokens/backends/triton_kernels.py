@@ -69,6 +69,12 @@ def excess(u, v, m):
 
 
 @triton.jit
+def _held(x):
+    """Return x, or ±FAR beyond: of finite masks 0 times that is 0, not 0 times infinity."""
+    return tl.where(x < -FAR, -FAR, tl.where(x > FAR, FAR, x))
+
+
+@triton.jit
 def _shrink(top, new, scale):
     """Return e^((top − new)/temperature), 0 for the maximum of nothing."""
     return tl.where(
@@ -81,11 +87,11 @@ def _tile(x, has, at, scale, ALL: tl.constexpr, ENTROPY: tl.constexpr, TOP: tl.c
     """Return what is kept of one tile's logits, and w; ALL: as if every place had a token."""
     if ALL:
         top = tl.max(x, 0)
-        z = (x - top) * scale
+        z = _held((x - top) * scale)
         w = tl.exp(z)
     else:
         top = tl.max(tl.where(has, x, LOW), 0)
-        z = tl.where(has, (x - tl.where(top == LOW, 0.0, top)) * scale, 0.0)
+        z = tl.where(has, _held((x - tl.where(top == LOW, 0.0, top)) * scale), 0.0)
         w = tl.where(has, tl.exp(z), 0.0)
     e = tl.sum(w * z, 0) if ENTROPY else 0 * top
     i = tl.min(tl.where(has & (x == top), at, NONE), 0) if TOP else NONE
@@ -97,8 +103,8 @@ def _online(m, s, e, i, m2, s2, e2, i2, scale):
     """Join what is kept of two sets of logits of one side."""
     new = tl.maximum(m, m2)
     f, f2 = _shrink(m, new, scale), _shrink(m2, new, scale)
-    e = tl.where(m == float("-inf"), 0.0, f * (e + s * (m - new) * scale))
-    e2 = tl.where(m2 == float("-inf"), 0.0, f2 * (e2 + s2 * (m2 - new) * scale))
+    e = tl.where(m == float("-inf"), 0.0, f * (e + s * _held((m - new) * scale)))
+    e2 = tl.where(m2 == float("-inf"), 0.0, f2 * (e2 + s2 * _held((m2 - new) * scale)))
     first = (m > m2) | ((m == m2) & (i < i2))
     return new, f * s + f2 * s2, e + e2, tl.where(first, i, i2)
 
@@ -109,7 +115,7 @@ def _within(a, b, both, w, v, m, s, n, t, scale, ALL: tl.constexpr, BACK: tl.con
     s, t = tl.where(s == 0, 1.0, s), tl.where(t == 0, 1.0, t)
     step = ((b - a) - (n - m)) * scale + tl.log(s / t)
     if not ALL:
-        step = tl.where(both, step, 0.0)
+        step = tl.where(both, _held(step), 0.0)
     p, q = w * (1 / s), v * (1 / t)
     there = tl.sum(excess(p, q, step), 0)
     return there, tl.sum(excess(q, p, -step), 0) if BACK else 0 * there
@@ -122,7 +128,7 @@ def _share(m, s, new, total, n, t, n_new, n_total, scale):
     total, n_total = tl.where(has, total, 1.0), tl.where(has, n_total, 1.0)
     ratio = tl.where(has, t, 1.0) / tl.where(has, s, 1.0)
     ratio = tl.log(ratio) + tl.log(total / n_total)
-    step = tl.where(has, ratio + ((n - n_new) - (m - new)) * scale, 0.0)
+    step = tl.where(has, _held(ratio + ((n - n_new) - (m - new)) * scale), 0.0)
     u = tl.where(has, s / total * _shrink(m, new, scale), 0 * s)  # 0 · NaN stays NaN
     v = tl.where(has, t / n_total * _shrink(n, n_new, scale), 0 * t)
     return u, v, excess(u, v, step), excess(v, u, -step)
@@ -491,6 +497,7 @@ def _probs(p, q, row, p_stride, q_stride, at, vocab, top, log, n, q_norm, scale)
     q_log = (b - tl.where(n == LOW, 0.0, n)) * scale - q_norm
     l = tl.where(both, ((b - a) - (n - top)) * scale + (log - q_norm), 0.0)
     nan = 0 * (log + q_norm)
+    p_log, q_log, l = _held(p_log), _held(q_log), _held(l)
     p_log = tl.where(a == LOW, nan, p_log)
     q_log = tl.where(b == LOW, nan, q_log)
     u = tl.where(both | p_only, tl.exp(p_log), nan)

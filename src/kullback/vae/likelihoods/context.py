@@ -112,12 +112,12 @@ class WithContext(InRasterOrder):
         require(len(shape) == 3, "context", "images [C, H, W]", shape, "no context")
         super().__init__(likelihood, widths[0], CONTEXT_REACH)
         self.features = CausalFeatures(shape[0], widths)
-        self.places = Event((widths[0], *shape[1:]), patch=likelihood.event.patch)
+        self.of_features = Event((widths[0], *shape[1:]), patch=likelihood.event.patch)
 
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Return log p(x|z), `[*draws, batch]`, in nats."""
         values = self.likelihood.unit(x.reshape(-1, *self.event.shape))
-        features = self.places.split(real(self.features(self.padded(values))))
+        features = self.of_features.split(real(self.features(self.padded(values))))
         bits = type(self.likelihood) is Bernoulli and _compiles(parameters)
         if bits and self.event.matches(parameters, self.channels, x):
             return weighted_bits(parameters, self.event.split(x), features)
