@@ -195,6 +195,45 @@ def test_close_logits_keep_their_digits(interpreted, name):
     check_close(torch.tensor(interpreted[name][0][:2], dtype=torch.float64), name)
 
 
+POINTERS = {"state": "fp32", "sums": "fp64", "partial": "fp32", "c": "fp64", "out": "fp64"}
+POINTERS |= {"ids": "i64", "keep": "i1"}
+FLAGS = ("TO_P", "TO_Q", "KL", "BACK", "P_LOG", "Q_LOG", "MIX", "AT", "KEEP")
+FORMS = [
+    ("forward", {"BACK": False, "ENTROPY": False, "TOP": False}, {"maxnreg": 64}),
+    ("forward", {"BACK": True, "ENTROPY": True, "TOP": True}, {"maxnreg": 128}),
+    ("js", {}, {}),
+    ("slopes", dict.fromkeys(FLAGS, True), {}),
+    ("slopes", dict.fromkeys(FLAGS, False) | {"TO_Q": True, "KL": True}, {}),
+    ("finish", None, {}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize(("name", "flags", "more"), FORMS)
+def test_kernels_compile_for_a_gpu(name, flags, more, dtype):
+    """Machine code for compute capability 9.0, for which no GPU is needed: types and registers."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from kullback.tokens.backends import triton_kernels
+
+    kernel = getattr(triton_kernels, name)
+    constants = {} if flags is None else {**flags, "TILE": 1024}
+    types = dict.fromkeys(kernel.arg_names, "i32") | {"scale": "fp32", "beta": "fp32"}
+    types |= dict.fromkeys(("p", "q", "grad_p", "grad_q"), f"*{dtype}")
+    types |= {n: f"*{one}" for n, one in POINTERS.items()} | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(
+        kernel,
+        {n: types[n] for n in kernel.arg_names},
+        constexprs={(kernel.arg_names.index(n),): value for n, value in constants.items()},
+        attrs={},
+    )
+    options = {"num_warps": 4, "enable_fp_fusion": True, **more}
+    assert "cubin" in triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm
+
+
 @on_a_gpu
 @pytest.mark.parametrize("name", CASES)
 def test_on_a_gpu_kernels_equal_the_reference(name):

@@ -26,6 +26,9 @@ _SLOPE_TILES = {2: 1024, 4: 2048}
 # sums of a tile, not for what is done with care, which is rare. The more, the fewer programs a
 # processor runs at once (an H100's eight of 64, four of 128)
 _REGISTERS, _WITH_ENTROPY, _WITH_TOP = 64, 80, 128
+_FUSED = {
+    "enable_fp_fusion": True
+}  # products and sums in one rounding; Triton 3.9 warns without it
 _PROGRAMS = 1024  # rows are cut until there are so many: several for each processor of a large GPU
 
 
@@ -56,7 +59,7 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
     warps = _warps(tile)
     entropy, top = task.asks("entropy", "q_entropy"), task.asks("same_top")
     registers = _WITH_TOP if top else _WITH_ENTROPY if entropy else _REGISTERS
-    limit = {} if torch.version.hip else {"maxnreg": registers}
+    limit = _FUSED if torch.version.hip else {"maxnreg": registers, **_FUSED}
     scale = 1.0 / task.temperature
     state = torch.empty(rows, cuts, triton_kernels.STATE.value, device=p.device)
     strides = p.stride(0), q.stride(0)
@@ -65,12 +68,12 @@ def sums(p: Tensor, q: Tensor | None, keep: Tensor | None, task: Task) -> Tensor
         BACK=task.asks("reverse_kl"), ENTROPY=entropy, TOP=top, TILE=tile, num_warps=warps,
         **limit,
     )  # fmt: skip
-    triton_kernels.finish[(rows,)](state, out, rows, cuts, scale, num_warps=1)
+    triton_kernels.finish[(rows,)](state, out, rows, cuts, scale, num_warps=1, **_FUSED)
     if task.asks("js"):
         parts = torch.empty(2, rows, cuts, device=p.device)
         triton_kernels.js[(rows, cuts)](
             p, q, out, parts, *strides, vocab, rows, cut, scale, task.beta, TILE=tile,
-            num_warps=warps,
+            num_warps=warps, **_FUSED,
         )  # fmt: skip
         out[Sum.JS_P : Sum.JS_Q + 1] = parts.sum(-1, dtype=torch.float64)
     return out
@@ -101,7 +104,7 @@ def slopes(
         KL=task.asks("kl"), BACK=task.asks("reverse_kl"), P_LOG=task.asks("entropy"),
         Q_LOG=task.asks("q_entropy"), MIX=task.asks("js"),
         AT=rows.ids is not None, KEEP=rows.keep is not None, TILE=tile,
-        num_warps=_warps(tile),
+        num_warps=_warps(tile), **_FUSED,
     )  # fmt: skip
 
 
