@@ -675,7 +675,8 @@ def _reached(
     The first part, KL(p‖q), costs no evaluation of p, and leads to where few steps of the second
     are left. Without zuko a mixture is fitted to the draws. It is kept where less of p is missed
     and weighted draws move its moments no further than those of q, by no
-    more than standard errors where next to none is missed.
+    more than standard errors where next to none is missed, or by little where a verdict would trust
+    what is missed.
     """
     if seen is None or not last.converged or seen.missed <= limits.LIMITS.unreached:
         return last
@@ -703,7 +704,9 @@ def _reached(
     off, error, _ = _shift(problem.target, after.draws, after.pool)
     whole = after.missed < limits.WHOLE_GAIN * seen.missed
     noise = limits.MOMENT_SHIFT_ERRORS * error if whole else 0.0
-    worse = off > max(was_off, limits.MIN_MOMENT_SHIFT) + noise
+    reached = after.missed <= limits.LIMITS.unreached
+    allowed = max(was_off, limits.MIN_MOMENT_SHIFT) + noise
+    worse = off > (max(allowed, limits.REACHED_SHIFT) if reached else allowed)
     if worse or not after.missed < limits.MIN_MATCHED_GAIN * seen.missed:
         return replace(last, reason=f"{last.reason}; {words}, was tried and not kept")
     text = f"converged: q had next to no draws where {seen.missed:.0%} of p is, now"

@@ -106,6 +106,8 @@ MATCHED_ITERATIONS = 60  # of L-BFGS a round
 FITTED_STEPS, FITTED_BATCH, FITTED_RATE = 300, 256, 0.01  # of Adam by KL(p||q), to weighted draws
 POLISH_STEPS, POLISH_DRAWS, POLISH_RATE = 300, 128, 3e-3  # and then by KL(q||p),
 POLISH_ROUNDS = 3  # at most, until q misses no more than LIMITS.unreached
+# sd, or log sd, by which weighted draws may move the moments of a flow that misses less than
+REACHED_SHIFT = 0.1  # LIMITS.unreached: gp_pois_regr 0.06 to 0.1, Laplace in 20 dimensions 0.13
 WHOLE_GAIN = 0.02  # of what q missed: gp_pois_regr 0.006 (kept), Laplace in 20 dimensions 0.2 (not)
 MORE_COMPONENTS = 6  # of the mixture that is fitted to the draws without zuko
 
