@@ -232,6 +232,28 @@ static inline uint16_t float_to_bfloat16(float x) {  /* to nearest, ties to even
     return (uint16_t)(x == x ? rounded : 0x7fc0);
 }
 
+static inline void read_numbers(float *restrict to, const void *from, int64_t at, int64_t n,
+                                int half_width) {
+    if (half_width) {
+        const uint16_t *narrow = (const uint16_t *)from + at;
+        #pragma omp simd
+        for (int64_t j = 0; j < n; j++) to[j] = bfloat16_to_float(narrow[j]);
+    } else {
+        memcpy(to, (const float *)from + at, n * sizeof(float));
+    }
+}
+
+static inline void write_numbers(void *to, const float *restrict from, int64_t at, int64_t n,
+                                 int half_width) {
+    if (half_width) {
+        uint16_t *narrow = (uint16_t *)to + at;
+        #pragma omp simd
+        for (int64_t j = 0; j < n; j++) narrow[j] = float_to_bfloat16(from[j]);
+    } else {
+        memcpy((float *)to + at, from, n * sizeof(float));
+    }
+}
+
 static inline float log_of(float x) {  /* log x of a normal x > 0, to two ulps; NaN stays */
     union { float value; int32_t bits; } u = { x };
     int32_t shifted = u.bits - 0x3f3504f3;  /* mantissa from sqrt(1/2) to sqrt(2) */
@@ -446,16 +468,8 @@ int logistic_mixture(const void *parameters, const float *x, const float *around
                 some = inner - at < n - done ? inner - at : n - done;
                 int64_t from = ((r * runs + run) * channels) * inner + at;
                 const float *levels = x + ((r % batch * runs + run) * colours) * inner + at;
-                for (int64_t c = 0; c < channels; c++, from += inner) {
-                    float *to = p + c * BLOCK + done;
-                    if (half_width) {
-                        const uint16_t *narrow = (const uint16_t *)parameters + from;
-                        #pragma omp simd
-                        for (int64_t j = 0; j < some; j++) to[j] = bfloat16_to_float(narrow[j]);
-                    } else {
-                        memcpy(to, (const float *)parameters + from, some * sizeof(float));
-                    }
-                }
+                for (int64_t c = 0; c < channels; c++, from += inner)
+                    read_numbers(p + c * BLOCK + done, parameters, from, some, half_width);
                 for (int64_t c = 0; c < colours; c++)
                     for (int64_t j = 0; j < some; j++)
                         v[c * BLOCK + done + j] = levels[c * inner + j] * (2.0f * half) - 1.0f;
@@ -478,44 +492,14 @@ int logistic_mixture(const void *parameters, const float *x, const float *around
                 int64_t run = (start + done) / inner, at = (start + done) % inner;
                 some = inner - at < n - done ? inner - at : n - done;
                 int64_t to = ((r * runs + run) * channels) * inner + at;
-                for (int64_t c = 0; c < channels; c++, to += inner) {
-                    float *from = g + c * BLOCK + done;
-                    if (half_width) {
-                        uint16_t *narrow = (uint16_t *)by + to;
-                        #pragma omp simd
-                        for (int64_t j = 0; j < some; j++) narrow[j] = float_to_bfloat16(from[j]);
-                    } else {
-                        memcpy((float *)by + to, from, some * sizeof(float));
-                    }
-                }
+                for (int64_t c = 0; c < channels; c++, to += inner)
+                    write_numbers(by, g + c * BLOCK + done, to, some, half_width);
             }
         }
         value[r] = (float)total;
     }
     free(p);
     return 0;
-}
-
-static inline void read_numbers(float *restrict to, const void *from, int64_t at, int64_t n,
-                                int half_width) {
-    if (half_width) {
-        const uint16_t *narrow = (const uint16_t *)from + at;
-        #pragma omp simd
-        for (int64_t j = 0; j < n; j++) to[j] = bfloat16_to_float(narrow[j]);
-    } else {
-        memcpy(to, (const float *)from + at, n * sizeof(float));
-    }
-}
-
-static inline void write_numbers(void *to, const float *restrict from, int64_t at, int64_t n,
-                                 int half_width) {
-    if (half_width) {
-        uint16_t *narrow = (uint16_t *)to + at;
-        #pragma omp simd
-        for (int64_t j = 0; j < n; j++) narrow[j] = float_to_bfloat16(from[j]);
-    } else {
-        memcpy((float *)to + at, from, n * sizeof(float));
-    }
 }
 
 /* Bits given features of those before them: `weighted_bits` in likelihoods/context.py. Rows
