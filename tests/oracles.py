@@ -65,3 +65,20 @@ class LinearGaussian:
         likelihood = Gaussian((self.dims,), log_sd=math.log(self.sd), learned=False).double()
         likelihood.log_sd.data = torch.tensor(math.log(self.sd), dtype=torch.float64)
         return VAE(Encoder(), Decoder(), likelihood, StandardNormal(self.latent)).double()
+
+
+def check_frequencies(drawn, expected, levels):
+    """Assert that draws `[n, *event]` of 0 … levels − 1 have the probabilities of all events.
+
+    Pearson's χ² over events expected five times or more, the others counted as one; expected:
+    `[levels^numbers]`, the last number of an event changing first.
+    """
+    draws, flat = len(drawn), drawn.flatten(1).long()
+    base = levels ** torch.arange(flat.shape[1] - 1, -1, -1)
+    counts = torch.bincount((flat * base).sum(1), minlength=len(expected))
+    often = expected * draws >= 5
+    rest = expected[~often].sum() * draws
+    terms = (counts[often] - draws * expected[often]).square() / (draws * expected[often])
+    left = (counts[~often].sum() - rest).square() / rest if rest > 5 else torch.zeros(())
+    degrees = int(often.sum()) - 1 + int(rest > 5)
+    assert float(terms.sum() + left - degrees) < 4.5 * math.sqrt(2 * degrees)
