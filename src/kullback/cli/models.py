@@ -556,8 +556,7 @@ def _counted(n: int, model: "VAE") -> str:
     from kullback.report import evaluation_text
 
     shape = () if model.spec is None else model.spec.event_shape
-    noun = evaluation_text.noun_of({"event_shape": shape})
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+    return evaluation_text.counted(n, {"event_shape": shape})
 
 
 def save_images(x: "Tensor", out: Path, *, model: "VAE", force: bool) -> None:

@@ -348,12 +348,13 @@ def measure(
     """
     import torch
 
+    from kullback.report import evaluation_text
     from kullback.vae import image_bounds, pick_threads
 
     threads = pick_threads()
     torch.set_num_threads(threads)
     draws = draws_for(data) if draws is None else draws
-    counted = f"{len(data.test):,} {_noun(data)}{'' if len(data.test) == 1 else 's'}"
+    counted = evaluation_text.counted(len(data.test), data.protocol)
     log(f"evaluation: {counted}, {draws} draws each, {threads} threads")
     with bar("evaluating") as update:
         how: dict[str, Any] = {"progress": update, "labels": data.test_labels, "group": group}

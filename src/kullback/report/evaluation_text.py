@@ -33,6 +33,7 @@ from .text_layout import aligned
 __all__ = [
     "GAP",
     "Figure",
+    "counted",
     "evaluation_table",
     "figures",
     "noun_of",
@@ -92,6 +93,16 @@ def noun_of(protocol: Mapping[str, Any]) -> str:
         'image'
     """
     return {1: "vector", 2: "clip"}.get(len(protocol.get("event_shape") or ()), "image")
+
+
+def counted(n: int, protocol: Mapping[str, Any]) -> str:
+    """Write how many examples there are, by their own name (see `noun_of`).
+
+    Example:
+        >>> counted(1, {"event_shape": [1, 800]}), counted(1200, {"event_shape": [7]})
+        ('1 clip', '1,200 vectors')
+    """
+    return f"{n:,} {noun_of(protocol)}{'' if n == 1 else 's'}"
 
 
 def figures(evaluation: Evaluation, *, noun: str = "image") -> dict[str, Figure]:
