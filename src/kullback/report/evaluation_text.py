@@ -98,6 +98,13 @@ def noun_of(protocol: Mapping[str, Any]) -> str:
 def counted(n: int, protocol: Mapping[str, Any]) -> str:
     """Write how many examples there are, by their own name (see `noun_of`).
 
+    Args:
+        n: The number of examples.
+        protocol: As in `Dataset.protocol`; only "event_shape" is used, which may be missing.
+
+    Returns:
+        The number with commas, then the name, in the plural unless there is one.
+
     Example:
         >>> counted(1, {"event_shape": [1, 800]}), counted(1200, {"event_shape": [7]})
         ('1 clip', '1,200 vectors')
