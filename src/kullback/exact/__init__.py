@@ -17,7 +17,7 @@ Which file answers which question:
 from . import closed_forms, codes, countable, joint, quadrature, supports, tables, tails
 from .bregman import HALF_LOG_2PI, NORMAL_ENTROPY, log_excess, write_log_excess
 from .closed_forms import register_with_torch
-from .families import Bounds, InverseGaussian, mixture_kl_bounds
+from .families import Bounds, InverseGaussian, mixture_kl_bounds, scores_as
 from .joint import KLChain, conditional_entropy, kl_chain, mutual_information, total_correlation
 from .linear_gaussian import LinearGaussian
 from .quadrature import Posterior
@@ -66,6 +66,7 @@ __all__ = [
     "quadrature",
     "register_with_torch",
     "renyi",
+    "scores_as",
     "supports",
     "surprisal",
     "tables",

@@ -29,7 +29,7 @@ from .families.discrete import PAIRS as DISCRETE
 from .families.entropies import ENTROPIES
 from .families.gaussian import PAIRS as GAUSSIAN
 from .families.gaussian import Bounds, mixture_kl_bounds
-from .families.pair import Pair
+from .families.pair import Pair, scores_as
 from .families.renyi import RENYI
 
 __all__ = [
@@ -160,14 +160,16 @@ def find_entropy(p: Any) -> Pair | None:
         True
     """
     require_type(p, families.Distribution, "p")
-    if isinstance(p, families.Independent):
-        return _independent_entropy(p) if find_entropy(p.base_dist) else None
     generic = (families.Distribution, families.ExponentialFamily)
     for ancestor in type(p).__mro__:
-        if ancestor in ENTROPIES:
+        if ancestor is families.Independent and scores_as(p, ancestor):
+            return _independent_entropy(p) if find_entropy(p.base_dist) else None
+        if ancestor in ENTROPIES and scores_as(p, ancestor):
             return ENTROPIES[ancestor]
         if "entropy" in vars(ancestor):
             return None if ancestor in generic else _OWN_ENTROPY
+        if "log_prob" in vars(ancestor):
+            return None  # the entropies of its ancestors are of another density
     return None
 
 
@@ -299,10 +301,24 @@ def _candidates(known: dict[tuple[type, type], Pair], p: Any, q: Any) -> list[Pa
     shapes = tuple(p.event_shape), tuple(q.event_shape)
     got = f"{shapes[0]} and {shapes[1]}"
     steps_p, steps_q = list(enumerate(type(p).__mro__)), list(enumerate(type(q).__mro__))
-    near = [(i + j, (a, b)) for i, a in steps_p for j, b in steps_q if (a, b) in known]
+    near = [
+        (i + j, (a, b))
+        for i, a in steps_p
+        for j, b in steps_q
+        if (a, b) in known and _holds(known[a, b], (p, a), (q, b))
+    ]
     if near:
         require(shapes[0] == shapes[1], "p and q", "the same event shape", got)
     return [known[pair] for _, pair in sorted(near, key=lambda row: row[0])]
+
+
+def _holds(pair: Pair, *instances: tuple[Any, type]) -> bool:
+    """Say whether a formula of two classes is one of their instances p and q.
+
+    Not where a subclass scores by a rule of its own; what users registered is theirs to answer for.
+    """
+    own = pair.source.startswith(_BY_USERS)
+    return own or all(scores_as(instance, family) for instance, family in instances)
 
 
 def _first(candidates: list[Pair], p: Any, q: Any) -> Pair | None:
@@ -320,7 +336,7 @@ def _unknown(candidates: list[Pair], p: Any, q: Any, quantity: str) -> Exception
 def _with_registered() -> dict[tuple[type, type], Pair]:
     """Return the table of closed forms and, for pairs not in it, what users registered."""
     users = {
-        pair: Pair(function, f"registered by {function.__module__}.{function.__qualname__}")
+        pair: Pair(function, f"{_BY_USERS}{function.__module__}.{function.__qualname__}")
         for pair, function in registered._KL_REGISTRY.items()
         if not function.__module__.startswith(("torch.distributions", __name__))
     }
@@ -376,6 +392,7 @@ def _independent_entropy(p: Any) -> Pair:
     return Pair(lambda p: _sum_last(entropy(p.base_dist), p.reinterpreted_batch_ndims), source)
 
 
+_BY_USERS = "registered by "
 _OWN_ENTROPY = Pair(lambda p: p.entropy(), "the distribution's own `entropy`")
 
 _TRY = "quadrature.kl in one or two dimensions, an estimate from draws, or mixture_kl_bounds"

@@ -30,6 +30,7 @@ from kullback.core import require
 
 from . import limits
 from .bregman import HALF_LOG_2PI
+from .families.pair import scores_as
 from .table_sums import Table, alpha_sum, cross_sum, js_sum
 
 __all__ = [
@@ -83,7 +84,7 @@ def lattice_of(p: Any) -> Lattice | None:
     """
     if p.event_shape:
         return None
-    mixture = isinstance(p, d.MixtureSameFamily)
+    mixture = isinstance(p, d.MixtureSameFamily) and scores_as(p, d.MixtureSameFamily)
     family = p.component_distribution if mixture else p
     found = _lattice(family) if _scores_alike(family) else None
     if found is None:
@@ -143,7 +144,7 @@ def log_masses(p: Any, x: Tensor) -> Tensor:
 def _scores_alike(p: Any) -> bool:
     """Say whether p scores as the family that it is an instance of: no rule of a subclass."""
     owner = next((c for c in type(p).__mro__ if c in _lattice.registry and c is not object), None)
-    return owner is not None and owner.log_prob is type(p).log_prob  # type: ignore[attr-defined]
+    return owner is not None and scores_as(p, owner)
 
 
 Parts = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -24,6 +24,7 @@ from torch.distributions import transforms
 from . import limits, tails
 from .countable import Lattice, lattice_of, log_masses, outcomes
 from .families.continuous import InverseGaussian
+from .families.pair import scores_as
 from .tails import Tail
 
 __all__ = ["Comparison", "Line", "beta_cdf", "cdf", "compare", "line_of", "unresolved"]
@@ -190,7 +191,7 @@ def compare(p: Any, q: Any) -> Comparison | None:
     """
     batch = (torch.empty(p.batch_shape) + torch.empty(q.batch_shape)).shape
     p, q = (one if one.batch_shape == batch else one.expand(batch) for one in (p, q))
-    if isinstance(p, d.Independent) and isinstance(q, d.Independent):
+    if _is(p, d.Independent) and _is(q, d.Independent):
         axes = p.reinterpreted_batch_ndims
         inner = compare(p.base_dist, q.base_dist) if axes == q.reinterpreted_batch_ndims else None
         return inner if inner is None or not axes else _product(inner, axes)
@@ -204,6 +205,11 @@ def compare(p: Any, q: Any) -> Comparison | None:
     if _shares_transforms(p, q):
         return compare(p.base_dist, q.base_dist)
     return _same_space(p, q, batch)
+
+
+def _is(p: Any, family: Any) -> bool:
+    """Say whether p is an instance of a family and scores as one."""
+    return isinstance(p, family) and scores_as(p, family)
 
 
 def line_of(p: Any) -> Line | None:
@@ -221,7 +227,7 @@ def line_of(p: Any) -> Line | None:
     """
     if p.event_shape:
         return None
-    if isinstance(p, d.MixtureSameFamily):
+    if _is(p, d.MixtureSameFamily):
         parts = _ends(p.component_distribution)
         alive = p.mixture_distribution.probs > 0
     else:
@@ -239,7 +245,7 @@ def line_of(p: Any) -> Line | None:
     return Line(low, high, lower, upper, alive, slack)
 
 
-def unresolved(line: Line, dtype: torch.dtype) -> Tensor:
+def unresolved(line: Line, dtype: torch.dtype, *, bounded: bool = False) -> Tensor:
     """Return by how much a mean of log p under p may be off because draws are rounded to a dtype.
 
     Within δ of an end, numbers of the dtype cannot be distinguished. Where p falls as `u^(b − 1)`
@@ -249,9 +255,11 @@ def unresolved(line: Line, dtype: torch.dtype) -> Tensor:
     Args:
         line: Intervals and tails of p, as from `line_of`.
         dtype: The floating type of the draws.
+        bounded: For the mean of a function between 0 and 1, which is off by the mass alone.
 
     Returns:
-        `[*batch]`, float64, in nats: the largest over both ends of the components with mass.
+        `[*batch]`, float64, in nats (a mass if bounded): the largest over both ends of the
+        components with mass.
 
     Example:
         >>> line = line_of(d.Beta(5.0, 0.001))
@@ -264,7 +272,7 @@ def unresolved(line: Line, dtype: torch.dtype) -> Tensor:
     for end, tail in ((line.low, line.lower), (line.high, line.upper)):
         near = info.eps * end.abs() / torch.minimum(width, end.abs())
         gap = torch.where(end == 0, info.tiny, torch.where(end.isfinite(), near, 1 / info.max))
-        lost = gap.clamp(max=1.0) ** tail.rate / tail.rate
+        lost = gap.clamp(max=1.0) ** tail.rate / (1.0 if bounded else tail.rate)
         lost = torch.where((tail.level == 1) & (tail.order == 1), lost, 0.0)
         total = torch.maximum(total, torch.where(tail.level > 1, 1.0, lost))
     return torch.where(line.alive, total, 0.0).amax(-1)
@@ -294,7 +302,7 @@ def _product(inner: Comparison, axes: int) -> Comparison:
 
 def _shares_transforms(p: Any, q: Any) -> bool:
     """Say whether p and q are images under one invertible map, which changes neither KL nor q/p."""
-    both = isinstance(p, d.TransformedDistribution) and isinstance(q, d.TransformedDistribution)
+    both = _is(p, d.TransformedDistribution) and _is(q, d.TransformedDistribution)
     return both and p.transforms == q.transforms and all(t.bijective for t in p.transforms)
 
 
@@ -337,7 +345,7 @@ def _same_space(p: Any, q: Any, batch: Any) -> Comparison | None:
 
 def _space(p: Any) -> Any:
     """Name the space that a family fills with mass, so that equal names are equal supports."""
-    if isinstance(p, d.MixtureSameFamily):
+    if _is(p, d.MixtureSameFamily):
         return _space(p.component_distribution)
     names = {
         d.MultivariateNormal: (-INF, INF),
@@ -346,7 +354,7 @@ def _space(p: Any) -> Any:
         d.LogisticNormal: "simplex",
         d.Wishart: "positive definite",
     }
-    if not isinstance(p, d.Independent) or len(p.event_shape) != 1 or p.base_dist.event_shape:
+    if not _is(p, d.Independent) or len(p.event_shape) != 1 or p.base_dist.event_shape:
         return names.get(type(p))
     line, lattice = line_of(p.base_dist), lattice_of(p.base_dist)
     if line is not None:
@@ -491,10 +499,7 @@ def _ends(p: Any) -> Ends | None:
     """
     known = _family.dispatch(type(p))
     owner = next((c for c in type(p).__mro__ if c in _family.registry), object)
-    own = getattr(owner, "log_prob", None)
-    if own is not type(p).log_prob:
-        return None
-    return known(p)
+    return known(p) if scores_as(p, owner) else None
 
 
 def _on(p: Any, low: Any, high: Any, lower: Tail, upper: Tail, slack: Any = 0.0) -> Ends:

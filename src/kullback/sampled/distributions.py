@@ -30,11 +30,12 @@ from torch.distributions import (
     Multinomial,
     NegativeBinomial,
     OneHotCategorical,
+    Poisson,
 )
 from torch.nn.functional import logsigmoid
 
 from kullback.core import Estimate, require, require_count, require_type
-from kullback.exact import supports
+from kullback.exact import countable, scores_as, supports
 
 from . import limits
 from .estimators import Estimator, coefficients
@@ -102,6 +103,10 @@ def draw_from(p: Distribution, draws: int, *, generator: Generator | None = None
 def sampler_fault(p: Distribution) -> str | None:
     """Say what is wrong with the draws of p, also of one inside it; None when nothing is known.
 
+    torch draws counts by rejection: whether one is accepted is the difference of log-gamma values,
+    which for means (binomial: trials) above 2^40 rounds to more than 0.003, and above 2^53 to
+    whole nats; above 2^63 a Poisson draw is a negative number.
+
     torch's `LKJCholesky.sample` in 3 dimensions and more: the square of row i's length left of the
     diagonal must be Beta(½(i − 1), …), and is drawn from Beta(i − 3/2, …). Its `log_prob` is right.
     Reference: Lewandowski, Kurowicka and Joe (2009), section 3.2 (the onion method).
@@ -115,13 +120,24 @@ def sampler_fault(p: Distribution) -> str | None:
     if isinstance(p, LKJCholesky):
         size = p.dim
         return f"LKJCholesky of {size} dimensions, {_FAULT}" if size >= 3 else None
+    if isinstance(p, Binomial | NegativeBinomial | Poisson):
+        count = p.total_count if isinstance(p, Binomial) else p.mean
+        most = float(count.max()) if count.numel() else 0.0
+        words = (
+            f"{type(p).__name__} of {'trials' if isinstance(p, Binomial) else 'mean'} {most:.3g}"
+        )
+        return f"{words}, {_TOO_LARGE}" if most > limits.MAX_DRAWN_COUNT else None
     parts = [getattr(p, name, None) for name in ("base_dist", "_component_distribution")]
     faults = (sampler_fault(part) for part in parts if isinstance(part, Distribution))
     return next((fault for fault in faults if fault), None)
 
 
 _FAULT = "which torch draws from the wrong law"
-_INSTEAD = "exact.closed_forms.kl between two LKJCholesky, or draws of your own"
+_TOO_LARGE = f"above {limits.MAX_DRAWN_COUNT:.3g}, where torch draws from the wrong law"
+_INSTEAD = (
+    "a closed form (exact.closed_forms); for large counts a Normal of their mean and variance; or "
+    "draws of your own"
+)
 
 
 def log_density(q: Distribution, x: Tensor) -> Tensor:
@@ -142,17 +158,24 @@ def log_density(q: Distribution, x: Tensor) -> Tensor:
         >>> log_density(Bernoulli(0.0), torch.tensor([0.0, 1.0]))
         tensor([0., -inf])
     """
-    if isinstance(q, Independent | MixtureSameFamily):
-        return _scored(q, x)
+    score = _scored if _scores_as_known(q) else type(q).log_prob
+    if score is _scored and isinstance(q, Independent | MixtureSameFamily):
+        return score(q, x)
     try:
         inside: Tensor = q.support.check(x)  # type: ignore[union-attr]
     except NotImplementedError:
         return q.log_prob(x)
     if bool(inside.all()):
-        return _scored(q, x)
+        return score(q, x)
     mask = inside.reshape(*inside.shape, *[1] * len(q.event_shape))
     stand_in = draw_from(q, 1, generator=Generator().manual_seed(0))[0]
-    return _scored(q, torch.where(mask, x, stand_in)).masked_fill(~inside, -math.inf)
+    return score(q, torch.where(mask, x, stand_in)).masked_fill(~inside, -math.inf)
+
+
+def _scores_as_known(q: Distribution) -> bool:
+    """Say whether q scores as the family of the rule that `_scored` has for it."""
+    owner = next((kind for kind in type(q).__mro__ if kind in _scored.registry), object)
+    return owner is not object and scores_as(q, owner)
 
 
 @singledispatch
@@ -179,18 +202,14 @@ def _bernoulli(q: Bernoulli, x: Tensor) -> Tensor:
     return _powers(q, x, 1.0 - x)
 
 
-@_scored.register
-def _binomial(q: Binomial, x: Tensor) -> Tensor:
-    count = q.total_count.to(x)
-    ways = torch.lgamma(count + 1) - torch.lgamma(x + 1) - torch.lgamma(count - x + 1)
-    return ways + _powers(q, x, count - x)
-
-
-@_scored.register
-def _negative_binomial(q: NegativeBinomial, x: Tensor) -> Tensor:
-    count = q.total_count.to(x)
-    ways = torch.lgamma(count + x) - torch.lgamma(x + 1) - torch.lgamma(count)
-    return ways + _powers(q, x, count)
+@_scored.register(Binomial)
+@_scored.register(NegativeBinomial)
+@_scored.register(Poisson)
+def _counted(q: Any, x: Tensor) -> Tensor:
+    """Loader's masses, in float64: differences of log-gamma values of large counts cancel."""
+    shape = torch.broadcast_shapes(x.shape, q.batch_shape)  # type: ignore[no-untyped-call]
+    rows = x.expand(shape).reshape(-1, *q.batch_shape).movedim(0, -1)
+    return countable.log_masses(q, rows).movedim(-1, 0).reshape(shape)
 
 
 @_scored.register
@@ -282,8 +301,6 @@ class Support:
         mean = torch.zeros_like(no, dtype=torch.float64)
         mean = mean if found.ratio_mean is None else found.ratio_mean
         centred = (mean > 0) | found.infinite
-        line = supports.line_of(p)
-        lost = no.double() if line is None else supports.unresolved(line, dtype_of(p)) + no.double()
         gap = torch.where(centred & ~found.infinite, mean - 1, 0.0)
         return cls(
             infinite=found.infinite,
@@ -292,7 +309,7 @@ class Support:
             heavy_ratio=found.heavy_ratio,
             heavy_control=found.heavy_control,
             heavy_log=found.heavy_log,
-            unresolved=lost,
+            unresolved=at_ends(p) + no.double(),
             finite=found.decided,
         )
 
@@ -344,11 +361,7 @@ class Support:
         if bool(heavy.any()):
             words = "the variance of log q/p is infinite, by the tails of p and q"
             found = found.without_error(words, where=_part(heavy))
-        rounded = self.unresolved > limits.MAX_BIAS_IN_ERRORS * found.standard_error
-        rounded = rounded & ~self.infinite
-        if bool(rounded.any()):
-            words = "draws of p are rounded near an end of its support, where much of log p is"
-            found = found.without_error(words, where=_part(rounded))
+        found = unless_rounded(found, torch.where(self.infinite, 0.0, self.unresolved))
         found = self._at_ends(found) if self.finite else found
         if not bool(self.infinite.any()):
             return found
@@ -384,6 +397,32 @@ class Support:
             return ""
         ends = dict.fromkeys(f"{float(end):.3g}" for end in (masses.amin(), masses.amax()))
         return f"λ centred at Q(supp p) = {' to '.join(ends)}"
+
+
+def at_ends(p: Distribution, *, bounded: bool = False) -> Tensor:
+    """Return by how much rounding of p's draws at its ends may move a mean, `[*batch]`.
+
+    0 where nothing is known; as `exact.supports.unresolved`.
+
+    >>> from torch.distributions import Beta
+    >>> bool(at_ends(Beta(torch.tensor(1.0), torch.tensor(0.01))) > 1)
+    True
+    """
+    line, nothing = supports.line_of(p), torch.zeros(p.batch_shape, dtype=torch.float64)
+    return nothing + supports.unresolved(line, dtype_of(p), bounded=bounded) if line else nothing
+
+
+def unless_rounded(found: Estimate, lost: Tensor) -> Estimate:
+    """Take away error bars that rounding at the ends of a support may exceed: `lost` `[*batch]`.
+
+    >>> print(unless_rounded(Estimate(0.5, 0.1, draws=100), torch.tensor(0.001)))
+    0.50 ± 0.10 nats
+    """
+    rounded = lost > limits.MAX_BIAS_IN_ERRORS * torch.as_tensor(found.standard_error)
+    if not bool(rounded.any()):
+        return found
+    words = "draws of p are rounded near an end of its support, where much of log p is"
+    return found.without_error(words, where=_part(rounded))
 
 
 def dtype_of(p: Any) -> torch.dtype:

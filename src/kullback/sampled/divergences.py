@@ -22,10 +22,18 @@ from torch.distributions import (
 )
 
 from kullback.core import Estimate, require, require_type, short_values
-from kullback.exact import closed_forms, countable, supports, tables
+from kullback.exact import closed_forms, countable, scores_as, supports, tables
 
 from . import error_bars, limits
-from .distributions import Support, checked_draws, draw_from, dtype_of, log_density
+from .distributions import (
+    Support,
+    at_ends,
+    checked_draws,
+    draw_from,
+    dtype_of,
+    log_density,
+    unless_rounded,
+)
 from .distributions import kl as kl_sampled
 from .estimators import Estimator
 
@@ -212,9 +220,10 @@ def js(p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = Non
     half = draws // 2
     points = torch.cat([draw_from(d, half, generator=generator) for d in _batched(p, q)])
     log_p, log_q = log_density(p, points).double(), log_density(q, points).double()
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2.0)
-    a, b = torch.exp(log_p - log_m), torch.exp(log_q - log_m)
-    return _mean((torch.xlogy(a, a) + torch.xlogy(b, b)) / 2, 2 * half)
+    lost = (at_ends(p, bounded=True) + at_ends(q, bounded=True)) * math.log(2.0) / 2
+    terms = _js_terms(log_p - log_q)
+    unseen = terms.detach().amin(0) / (2 * half)  # by an overlap of p and q of which no draw is
+    return _mean(terms, 2 * half, lost, unseen)
 
 
 def entropy(p: Any, *, draws: int = 10_000, generator: Generator | None = None) -> Measured:
@@ -250,7 +259,7 @@ def entropy(p: Any, *, draws: int = 10_000, generator: Generator | None = None) 
     if total is not None:
         return _of_sum(total, p)
     points = draw_from(p, draws, generator=generator)
-    return _mean(-log_density(p, points), draws)
+    return _mean(-log_density(p, points), draws, at_ends(p))
 
 
 def cross_entropy(
@@ -388,25 +397,53 @@ def _discrete(p: Distribution) -> bool | None:
 
 
 def _as_tables(p: Distribution, q: Distribution) -> tuple[Tensor, Tensor] | None:
-    if isinstance(p, Categorical) and isinstance(q, Categorical):
+    if _both(p, q, Categorical):
         return p.probs, q.probs
-    if isinstance(p, Bernoulli) and isinstance(q, Bernoulli):
+    if _both(p, q, Bernoulli):
         return torch.stack([1 - p.probs, p.probs], -1), torch.stack([1 - q.probs, q.probs], -1)
     return None
 
 
+def _both(p: Distribution, q: Distribution, family: Any) -> bool:
+    return all(isinstance(one, family) and scores_as(one, family) for one in (p, q))
+
+
 def _batched(p: Distribution, q: Distribution) -> tuple[Distribution, Distribution]:
     batch = torch.broadcast_shapes(p.batch_shape, q.batch_shape)  # type: ignore[no-untyped-call]
-    return p.expand(batch), q.expand(batch)
+    first, second = (one if one.batch_shape == batch else one.expand(batch) for one in (p, q))
+    return first, second
 
 
-def _mean(terms: Tensor, draws: int) -> Measured:
-    """Average terms `[draws, *batch]`, with the doubts that such a mean can raise."""
+def _js_terms(gap: Tensor) -> Tensor:
+    """Return `½ (a log a + b log b)`, a = p/m and b = q/m, from gap = log p − log q, to a few ulps.
+
+    `½ (log(1 − t²) + t gap)`, t = tanh(gap/2), where p and q are near, which is gap²/8 for small
+    gaps; elsewhere `log 2 − log(1 + e) − |gap| e/(1 + e)`, e = exp(−|gap|).
+    """
+    size = gap.abs()
+    e = torch.exp(-size)
+    near = torch.where(size < 1.0, size, 0.0)
+    t = torch.tanh(near / 2)
+    close = 0.5 * (torch.log1p(-t * t) + t * near)
+    far = math.log(2.0) - torch.log1p(e) - torch.where(e > 0, size, 0.0) * e / (1 + e)
+    return torch.where(size < 1.0, close, far)
+
+
+def _mean(
+    terms: Tensor, draws: int, lost: Tensor | None = None, unseen: Tensor | None = None
+) -> Measured:
+    """Average terms `[draws, *batch]`, with the doubts that such a mean can raise.
+
+    lost: `[*batch]`, by how much rounding of the draws may move the mean. unseen: `[*batch]`, by
+    how much an event does that one draw in `draws` is, on average.
+    """
     terms = terms.detach().double().movedim(0, -1)
     value = terms.mean(-1)
     centred = torch.where(value.isinf()[..., None], 0.0, terms - value[..., None])
     error, doubts, k_hat = error_bars.mean_of(centred, value)
+    error = error if unseen is None else torch.hypot(error, unseen)
     found = error_bars.judged(value, error, draws, k_hat, doubts)
+    found = found if lost is None else unless_rounded(found, lost)
     return Measured(found.value, how_sampled(found), found)
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "MAX_DIMENSIONS_JS",
     "MAX_DIMENSIONS_KL",
     "MAX_DIMENSIONS_MI",
+    "MAX_DRAWN_COUNT",
     "MAX_ERRORS_OUT_OF_RANGE",
     "MAX_EXTRAPOLATION_ERRORS",
     "MAX_GRID_TOLERANCE",
@@ -78,6 +79,12 @@ __all__ = [
     "ZERO_TEST_PRIOR_TOKENS",
     "ZERO_TEST_TOKENS",
 ]
+
+# --- Draws (distributions)
+
+# Mean of a Poisson law (trials of a binomial) up to which torch's rejection, a difference of
+# log-gamma values of about m log m, is within 0.003: 2^40 · 28 · 2^−53
+MAX_DRAWN_COUNT = 2.0**40
 
 # --- Pareto k-hat (tails)
 

@@ -2,6 +2,6 @@
 
 from .continuous import InverseGaussian
 from .gaussian import Bounds, mixture_kl_bounds
-from .pair import Pair
+from .pair import Pair, scores_as
 
-__all__ = ["Bounds", "InverseGaussian", "Pair", "mixture_kl_bounds"]
+__all__ = ["Bounds", "InverseGaussian", "Pair", "mixture_kl_bounds", "scores_as"]

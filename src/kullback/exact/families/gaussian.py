@@ -22,7 +22,7 @@ from kullback.exact import limits
 from kullback.exact.bregman import HALF_LOG_2PI, NORMAL_ENTROPY, log_excess, log_ratio
 
 from .continuous import normal_kl
-from .pair import Pair, float_dtype, solve_lower
+from .pair import Pair, float_dtype, scores_as, solve_lower
 
 __all__ = [
     "PAIRS",
@@ -69,15 +69,19 @@ def gaussian_of(distribution: Any) -> Gaussian | None:
 
     Returns None for anything else.
     """
-    if isinstance(distribution, families.Normal):
+    if _is(distribution, families.Normal):
         return Gaussian(distribution.loc[..., None], distribution.scale[..., None], full=False)
-    if isinstance(distribution, families.MultivariateNormal):
+    if _is(distribution, families.MultivariateNormal):
         return Gaussian(distribution.loc, distribution._unbroadcasted_scale_tril, full=True)
     one_axis = getattr(distribution, "reinterpreted_batch_ndims", 0) == 1
     base = getattr(distribution, "base_dist", None)
-    if one_axis and isinstance(base, families.Normal):
+    if one_axis and _is(base, families.Normal):
         return Gaussian(base.loc, base.scale, full=False)
     return None
+
+
+def _is(distribution: Any, family: Any) -> bool:
+    return isinstance(distribution, family) and scores_as(distribution, family)
 
 
 def not_gaussian(p: Any, q: Any) -> Exception | None:
@@ -358,7 +362,7 @@ def mixture_kl_bounds(p: Any, q: Any, *, iterations: int = 20) -> Bounds:
 def _components(distribution: Any, name: str) -> tuple[Tensor, Gaussian]:
     """Return the log weights `[*batch, K]` and the components with batch shape `[*batch, K]`."""
     require_type(distribution, families.Distribution, name)
-    if isinstance(distribution, families.MixtureSameFamily):
+    if _is(distribution, families.MixtureSameFamily):
         parts = gaussian_of(distribution.component_distribution)
         log_weights = distribution.mixture_distribution.probs.log()
     else:

@@ -1,7 +1,7 @@
 """What a closed form between two families is: a function of two distributions, and its source.
 
 Which to use: `Pair` to hold one; `in_float64` around a formula of the two distributions'
-parameters.
+parameters; `scores_as` before a formula of a family is used for an instance of a subclass.
 
 Two operations on Cholesky factors `[*batch, n, n]`, shared by the families that have one.
 """
@@ -13,7 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Pair", "Parameters", "float_dtype", "in_float64", "log_diagonal", "solve_lower"]
+__all__ = [
+    "Pair",
+    "Parameters",
+    "float_dtype",
+    "in_float64",
+    "log_diagonal",
+    "scores_as",
+    "solve_lower",
+]
 
 
 def _never(*distributions: Any) -> Exception | None:
@@ -30,6 +38,31 @@ class Pair(NamedTuple):
     function: Callable[..., Tensor]
     source: str
     refuses: Callable[..., Exception | None] = _never
+
+
+def scores_as(p: Any, family: Any) -> bool:
+    """Say whether p has the density of `family`, or a `log_prob` of its own, and so another one.
+
+    A subclass of Normal that overrides `log_prob`, a truncated Normal for instance, has none of a
+    Normal's divergences.
+
+    Args:
+        p: A torch distribution, an instance of `family`.
+        family: A class of distributions.
+
+    Returns:
+        Whether p's class inherits the `log_prob` of `family`.
+
+    Example:
+        >>> import math
+        >>> import torch.distributions as d
+        >>> class Doubled(d.Normal):
+        ...     def log_prob(self, value):
+        ...         return super().log_prob(2 * value) + math.log(2)
+        >>> scores_as(d.Chi2(3.0), d.Gamma), scores_as(Doubled(0.0, 1.0), d.Normal)
+        (True, False)
+    """
+    return getattr(type(p), "log_prob", None) is getattr(family, "log_prob", None)
 
 
 class Parameters:
