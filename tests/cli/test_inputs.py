@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from kullback.cli.main import main
-from kullback.cli.reading import looks_like, read
+from kullback.cli.reading import Tables, looks_like, read
 from kullback.measure.named_distributions import FAMILIES, SPELLINGS, parse
 
 LN2 = math.log(2)
@@ -300,6 +300,25 @@ FILES = {
     "huge.json": (b"[1" + b"0" * 400 + b"]", "beyond float64"),
     "deep.json": (b"[" * 100_000, "not valid JSON"),
     "big.csv": (b"1e308\n1e308\n", "a sum of inf"),
+    # a first row that is no heading: it was left out, and the rest divided by its sum
+    "first_missing.csv": (b"a,NA\nb,0.5\nc,0.5\n", "'a,NA'"),
+    "first_empty.csv": (b"a,\nb,0.5\nc,0.5\n", "'a,'"),
+    "first_hex.csv": (b"a,0x10\nb,16\n", "'a,0x10'"),
+    "first_money.csv": (b"a,$1\nb,3\n", "'a,$1'"),
+    "first_alone.csv": (b"n/a\n0.5\n0.5\n", "'n/a'"),
+    "first_below.csv": (b"<5\n20\n30\n", "'<5'"),
+    "turned.txt": (b"   3 the\n   1 of\n", "names first, then numbers"),
+    # separators of thousands: 1,500 was outcome 1 of weight 500
+    "thousands.csv": (b"1,500\n3,000\n12,250\n", "1000 for 1,000"),
+    "thousands.tsv": (b"a\t1,500\nb\t3,250\n", "1000 for 1,000"),
+    "thousands_quoted.csv": (b'a,"1,500"\nb,"3,250"\n', "1000 for 1,000"),
+    "thousands_swiss.csv": (b"a,1'500\nb,20\n", "1000 for 1,000"),
+    # an outcome whose name begins with # was taken for a comment
+    "hash.csv": (b"#tag,1\n#other,1\nx,2\n", "'#tag,1', which may be either"),
+    "widths.csv": (b"a,1\nb,2,3\nc,4\n", "'b,2,3'"),
+    "null.json": (b"[0.5, null, 0.5]", "a list with null in it"),
+    "table.parquet": (b"PAR1....", "a Parquet file, which is not read"),
+    "table.xlsx": (b"PK\x03\x04....", "a spreadsheet (.zip, .xlsx), which is not read"),
 }
 
 
@@ -313,6 +332,37 @@ def test_unreadable_files_are_named_with_what_is_wrong(name, tmp_path, capsys):
     assert part in error
     assert name in error
     assert "pickle" not in error
+
+
+@pytest.mark.sweep(2)
+@pytest.mark.parametrize(
+    ("content", "labels"),
+    [
+        ("New York, NY\t3\nParis, FR\t1\n", ("New York, NY", "Paris, FR")),
+        ('"a;b",3\nc,1\n', ("a;b", "c")),
+        (",0\na,3\nb,1\n", ("a", "b")),  # pandas' Series.to_csv
+        ("name,p [%]\na,75\nb,25\n", ("a", "b")),
+        ("a,3,\nb,1,\n", ("a", "b")),
+        ("#name,count\na,3\nb,1\n", ("a", "b")),
+        ("# 5 in all\n#0.5\na,3\nb,1\n", ("a", "b")),
+        ("a\x0bx,3\nb\u2028y,1\n", ("a\x0bx", "b\u2028y")),
+    ],
+)
+def test_names_keep_the_letters_that_separate_other_files(content, labels, tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text(content, newline="", encoding="utf-8")
+    found = read(str(path), how=Tables(normalise=True))
+    assert found.labels == labels
+    assert found.value.tolist() == [0.75, 0.25]
+
+
+def test_three_digits_after_a_comma_are_said_to_be_a_number_with_a_name(tmp_path, capsys):
+    (tmp_path / "p.csv").write_text("1,500\n12,250\n")
+    assert run("entropy", tmp_path / "p.csv", "--normalise") == 0
+    assert "'1,500' is read as the number 500 of an outcome named 1" in capsys.readouterr().err
+    (tmp_path / "p.csv").write_text("value,count\n1,500\n12,250\n")
+    assert run("entropy", tmp_path / "p.csv", "--normalise") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_arrays_that_are_no_table(tmp_path, capsys):

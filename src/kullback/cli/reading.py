@@ -398,7 +398,19 @@ def _refuse_mass(
     raise ArgumentValueError(message(name, expected, got, "" if kind is None else kind.remedy))
 
 
+_OTHER_FORMATS = {
+    b"PAR1": "a Parquet file",
+    b"PK\x03\x04": "an archive or a spreadsheet (.zip, .xlsx)",
+    b"\x1f\x8b": "compressed (.gz)",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet (.xls)",
+    b"\x89HDF": "an HDF5 file",
+}
+
+
 def _from_text(content: bytes, name: str, suffix: str) -> tuple[tuple[str, ...], list[float]]:
+    what = next((words for mark, words in _OTHER_FORMATS.items() if content.startswith(mark)), None)
+    if what is not None:
+        raise DataError(f"{name}: {what}, which is not read. Try: save as .csv, .json or .npy")
     text = decoded(content, name)
     start = text.lstrip()[:1]
     typed = read_typed(text) if suffix != ".json" and start in ("[", "(") else None
@@ -416,15 +428,25 @@ def _from_json(text: str, name: str) -> tuple[tuple[str, ...], list[float]]:
         raise DataError(str(error)) from error
     pairs = held if isinstance(held, _Pairs) else None
     numbers = held if pairs is None else [value for _, value in pairs]
-    if not isinstance(numbers, list) or any(type(n) not in (int, float) for n in numbers):
-        kind = "object" if pairs is not None else type(held).__name__
-        raise DataError(message(name, expected, f"{kind} of other things"))
+    if not isinstance(numbers, list):
+        raise DataError(message(name, expected, type(held).__name__))
+    if any(type(n) not in (int, float) for n in numbers):
+        wrong = next(n for n in numbers if type(n) not in (int, float))
+        kind = "a list" if pairs is None else "an object"
+        raise DataError(message(name, expected, f"{kind} with {_as_json(wrong)} in it"))
     labels = () if pairs is None else tuple(key for key, _ in pairs)
     _require_once(labels, name)
     try:
         return labels, [float(n) for n in numbers]
     except OverflowError as error:
         raise DataError(message(name, expected, "an integer beyond float64")) from error
+
+
+def _as_json(value: Any) -> str:
+    """Name a value of JSON that is no number: null, true, a string, a list or an object."""
+    if isinstance(value, _Pairs | list):
+        return "an object" if isinstance(value, _Pairs) else "a list"
+    return short(value) if isinstance(value, str) else {None: "null"}.get(value, str(value).lower())
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -447,42 +469,121 @@ def _from_npy(content: bytes, name: str) -> tuple[tuple[str, ...], list[float]]:
 
 
 def _rows(text: str, name: str) -> list[list[str]]:
-    """Cut text into rows of cells at commas, semicolons, tabs or white space."""
-    lines = [line for line in text.splitlines() if line.strip() and line.lstrip()[0] != "#"]
-    mark = next((mark for mark in ";,\t" if any(mark in line for line in lines)), None)
-    cells = [cells_of(line) for line in lines]
-    plain = [None not in map(number, row) for row in cells]
-    if mark is None or (mark == "\t" and all(plain)):
-        return [
-            row if good else [part.strip() for part in line.rsplit(maxsplit=1)]
-            for row, good, line in zip(cells, plain, lines, strict=True)
-        ]
-    try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark)]
-    except csv.Error as error:
-        raise DataError(f"{name}: not a table of text: {error}") from error
+    """Cut text into rows of cells: at a tab, semicolon or comma of every line, or white space."""
+    every = [line for line in re.split(r"\r\n|\r|\n", text) if line.strip()]
+    lines = [line for line in every if line.lstrip()[0] != "#"]
+    mark = _mark_of(lines)
+    rows = _cut(lines, mark, name)
+    if mark is not None and all(len(row) > 1 and not row[-1] for row in rows):
+        rows = [row[:-1] for row in rows]  # a separator that ends every line
+    for line in every:
+        if re.match(r"\s*#[^\s#]", line):
+            _require_comment(line, _cut([line], mark, name)[0], name)
     if mark == ";" and any(re.fullmatch(r"[+-]?\d*,\d+", row[-1]) for row in rows if row):
         raise DataError(f"{name}: decimal commas, which are not read. Try: 0.5 for 0,5")
     return rows
 
 
+def _mark_of(lines: list[str]) -> str | None:
+    """Return what separates cells; None for white space, also of plain numbers with tabs."""
+    everywhere = (mark for mark in "\t;," if lines and all(mark in line for line in lines))
+    somewhere = (mark for mark in ";,\t" if any(mark in line for line in lines))
+    mark = next(everywhere, next(somewhere, None))
+    plain = all(None not in map(number, cells_of(line)) for line in lines)
+    return None if mark == "\t" and plain else mark
+
+
+def _cut(lines: list[str], mark: str | None, name: str) -> list[list[str]]:
+    if mark is None:
+        cells = [(line, cells_of(line)) for line in lines]
+        return [
+            row if None not in map(number, row) else [part.strip() for part in line.rsplit(None, 1)]
+            for line, row in cells
+        ]
+    try:
+        return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark)]
+    except csv.Error as error:
+        raise DataError(f"{name}: not a table of text: {error}") from error
+
+
+def _require_comment(line: str, row: list[str], name: str) -> None:
+    """Refuse `#tag,5`, which is a comment or an outcome: it would be left out in silence."""
+    if len(row) == 2 and number(row[1]) is not None:
+        hint = "the name in quotes, or '# ' before a comment"
+        got = f"{short(line.strip())}, which may be either"
+        raise DataError(message(name, "a comment, or a name and a number", got, hint))
+
+
 def _from_csv(text: str, name: str) -> tuple[tuple[str, ...], list[float]]:
     """Read one row, one column, or two columns: names and numbers; a heading is left out."""
     rows = _rows(text, name)
-    if len(rows) > 1 and number(rows[0][-1]) is None:
-        rows = rows[1:]
+    headed = len(rows) > 1 and _heading(rows[0], name)
+    rows = rows[1:] if headed else rows
     if len(rows) == 1 and not (len(rows[0]) == 2 and number(rows[0][0]) is None):
         rows = [[cell] for cell in rows[0]]
     widths = {len(row) for row in rows}
     numbers = [number(row[-1]) for row in rows]
     if widths not in ({1}, {2}) or None in numbers:
-        wrong = next((row for row in rows if number(row[-1]) is None), rows[0] if rows else [])
-        expected = "one row or one column of numbers, or two columns: names and numbers"
-        raise DataError(message(name, expected, repr(",".join(wrong)[:60])))
+        _refuse_rows(rows, name)
     labels = tuple(row[0] for row in rows) if widths == {2} else ()
     _require_one_table(labels, numbers, name)
     _require_once(labels, name)
+    if labels and not headed:
+        _require_no_thousands(rows, name)
     return labels, [n for n in numbers if n is not None]
+
+
+_MISSING = ("", "-", ".", "?", "na", "n/a", "#n/a", "null", "none", "missing")
+
+
+def _heading(row: list[str], name: str) -> bool:
+    """Say whether the first row is a heading; refuse one whose number cannot be read.
+
+    pandas writes a Series without a name under `,0`.
+    """
+    if row == ["", "0"]:
+        return True
+    if number(row[-1]) is not None:
+        return False
+    broken = row[-1].lower() in _MISSING or re.match(r"\W*\d", row[-1]) or _hint(row)
+    if broken and len(row) <= 2:
+        got = repr(",".join(row)[:60])
+        raise DataError(message(name, "a heading in words, or a number", got, _hint(row)))
+    return True
+
+
+_THOUSANDS = "numbers without separators of thousands: 1000 for 1,000"
+
+
+def _hint(row: list[str]) -> str:
+    """Say what to try where the last cell of a row is no number."""
+    if re.fullmatch(r"[+-]?\d{1,3}([,.'’ \u00a0\u202f]\d{3})+", row[-1]):
+        return _THOUSANDS
+    turned = len(row) == 2 and number(row[0]) is not None and number(row[1]) is None
+    return "names first, then numbers: awk '{print $2, $1}'" if turned else ""
+
+
+def _refuse_rows(rows: list[list[str]], name: str) -> NoReturn:
+    """Say which row is not like the others, or has no number."""
+    widths = [len(row) for row in rows]
+    common = max(set(widths) & {1, 2}, key=widths.count, default=0)
+    wrong = next((row for row in rows if len(row) != common or number(row[-1]) is None), [])
+    expected = "one row or one column of numbers, or two columns: names and numbers"
+    got = repr(",".join(wrong)[:60])
+    raise DataError(message(name, expected, got, _hint(wrong) if wrong else ""))
+
+
+def _require_no_thousands(rows: list[list[str]], name: str) -> None:
+    """Refuse `1,500` and `12,000` for names and numbers; say how `1,500` alone is read."""
+    groups = all(re.fullmatch(r"[1-9]\d{0,2}", a) and re.fullmatch(r"\d{3}", b) for a, b in rows)
+    if not groups:
+        return
+    if any(cell[0] == "0" for _, cell in rows):
+        got = repr(",".join(next(row for row in rows if row[1][0] == "0")))
+        raise DataError(message(name, "names and numbers", got, _THOUSANDS))
+    first = rows[0]
+    read_as = f"the number {first[1]} of an outcome named {first[0]}"
+    say(f"note: {name}: '{first[0]},{first[1]}' is read as {read_as}")
 
 
 def _require_one_table(labels: Sequence[str], numbers: Sequence[float | None], name: str) -> None:
