@@ -128,7 +128,7 @@ class Answer:
             if self.measured.exact and not tail and not self.given[0].table:
                 why += " or too little, or the value is beyond float64"
             said.append(f"infinite: {why}")
-        elif self.exact == math.inf:
+        elif self.exact == math.inf and not self.measured.exact:
             said.append(
                 "the exact value is infinite, which these draws and their scores do not show"
             )

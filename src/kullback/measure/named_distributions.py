@@ -55,7 +55,7 @@ FAMILIES = {
     "cauchy": Family(families.Cauchy, "cauchy(loc, scale > 0)"),
     "chi2": Family(families.Chi2, "chi2(df > 0)"),
     "continuous_bernoulli": Family(
-        families.ContinuousBernoulli, "continuous_bernoulli(probs in 0..1)"
+        families.ContinuousBernoulli, "continuous_bernoulli(probs above 0 and below 1)"
     ),
     "dirichlet": Family(families.Dirichlet, "dirichlet(c1, c2, ...), each > 0", mixes=False),
     "exponential": Family(families.Exponential, "exponential(rate > 0)"),
@@ -227,6 +227,9 @@ def parse(
         distribution = family.make(**made, validate_args=True)
     except ValueError as error:
         raise ArgumentValueError(message(name, family.usage, short(text))) from error
+    if terms[0].name == "continuous_bernoulli":  # torch moves others by 2^-52: another law
+        kept = torch.equal(distribution.probs, made["probs"])
+        require(kept, name, family.usage, f"{short(text)}, nearer to 0 or 1 than 2^-52")
     if len(terms) == 1:
         return distribution
     weights = torch.tensor([term.weight for term in terms], dtype=torch.float64)

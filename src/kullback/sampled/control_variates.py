@@ -244,11 +244,19 @@ def _mean_square(moments: Moments, form: Tensor) -> Tensor:
 
 
 def known_means(
-    whole: SummaryStats, off: Tensor, gap: Tensor, *, log_scale: Tensor, weighted: bool, ratio: bool
+    whole: SummaryStats,
+    off: Tensor,
+    gap: Tensor,
+    *,
+    log_scale: Tensor,
+    time: Tensor | None = None,
+    weighted: bool,
+    ratio: bool,
 ) -> list[Identity]:
     """Test what must hold on these draws: the mean of q/p, `1 + gap`, and that of plain weights.
 
-    off: as in `judge`. log_scale: `[*batch]`, the log of what weights were divided by. Rounding of
+    off: as in `judge`. log_scale: `[*batch]`, the log of what weights were divided by. time:
+    `[*batch]`, the autocorrelation time of the draws, 1 if None. Rounding of
     r: `E|r d| ≤ √(E r² E d²)`.
     """
     moments, ones = whole.moments, torch.ones_like(gap)
@@ -264,6 +272,7 @@ def known_means(
         mean = level(moments, Form(form, torch.zeros_like(gap)), ratio=ratio) + start
         mean = mean + 1.0 if ratio else mean
         error = (moments.squares(tilt) / (moments.count * max(moments.count - 1, 1))).sqrt()
+        error = error if time is None else error * time.sqrt()
         largest = (whole.tails.keys[..., end, 0] - log_scale).exp() / (own if ratio else 1.0)
         missed = missed_ratio(largest, whole.tails.shape(end), moments.count)
         size = (_mean_square(moments, form) + mean**2).sqrt()

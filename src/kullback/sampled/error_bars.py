@@ -16,6 +16,8 @@ benchmarks/interval_coverage.py.
 """
 
 import math
+from dataclasses import replace
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +29,7 @@ from . import limits
 from .tails import fit_tail, tail_length
 
 __all__ = [
+    "Chain",
     "Doubt",
     "about_bias",
     "about_control",
@@ -34,9 +37,13 @@ __all__ = [
     "about_skewed_terms",
     "about_terms",
     "allowance",
+    "autocorrelation_time",
+    "chain_of",
+    "correlated_neighbours",
     "estimate_of",
     "judged",
     "mean_of",
+    "of_a_chain",
     "standard_error",
 ]
 
@@ -189,6 +196,141 @@ def allowance(skewness: Tensor, k_hat: Tensor) -> Tensor:
     heavier = (limits.SKEWNESS_FACTOR_SLOPE * beyond).clamp(0.0, limits.MAX_SKEWNESS_FACTOR_RISE)
     most = limits.MAX_SKEWNESS_OF_INTERVAL
     return (skewness * (limits.SKEWNESS_FACTOR + heavier)).clamp(-most, most)
+
+
+def correlated_neighbours(terms: Tensor) -> tuple[Tensor, Tensor]:
+    """Test whether neighbouring terms are alike, as the states of a Markov chain are.
+
+    The lag-1 correlation of n independent draws, in any order, has mean 0 and variance 1/n; its
+    test is one-sided, at 1e-5 for a call. Sorted terms are left out: no chain is monotone.
+
+    Args:
+        terms: `[*batch, draws]`, one a draw, in the order in which they were drawn.
+
+    Returns:
+        Where neighbours are correlated, bool `[*batch]`, and the correlation `[*batch]`.
+
+    Example:
+        >>> noise = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+        >>> [bool(correlated_neighbours(x)[0]) for x in (noise, noise.sort().values)]
+        [False, False]
+        >>> bool(correlated_neighbours(noise[1:] + noise[:-1])[0])
+        True
+    """
+    x = terms.detach()[..., : limits.MAX_ORDERED_DRAWS].double()
+    none = torch.zeros(x.shape[:-1], dtype=torch.bool, device=x.device)
+    draws = x.shape[-1]
+    if draws < limits.MIN_DRAWS_FOR_ORDER or not none.numel():
+        return none, none.double()
+    ends = torch.tensor([0.25, 0.5, 0.75], dtype=x.dtype, device=x.device)
+    some = x[..., :: -(-draws // 10_000)]
+    low, middle, high = some.quantile(ends, -1)
+    width = (limits.MAX_STANDARDISED_TERM * (high - low))[..., None]
+    cut = torch.minimum(torch.maximum(x - middle[..., None], -width), width)
+    cut = torch.where(width > 0, cut, x - middle[..., None])  # most are one number: none is cut
+    cut = cut - cut.mean(-1, keepdim=True)
+    found = (cut[..., 1:] * cut[..., :-1]).sum(-1) / cut.square().sum(-1)
+    steps = x.diff()
+    ordered = (steps >= 0).all(-1) | (steps <= 0).all(-1)
+    level = NormalDist().inv_cdf(1 - limits.TEST_LEVEL / none.numel())
+    alike = (found * math.sqrt(draws) > level) & ~ordered  # NaN, of equal or infinite terms, fails
+    return alike, torch.where(alike, found, 0.0)
+
+
+def autocorrelation_time(terms: Tensor) -> Tensor:
+    """Return `τ = 1 + 2 Σ ρ_k ≥ 1`: the variance of a chain's mean over that of independent draws.
+
+    By the initial monotone sequence of sums of neighbouring autocorrelations. Reference: Geyer
+    (1992), "Practical Markov chain Monte Carlo", section 3.3.
+
+    Args:
+        terms: `[*batch, draws]`, in the order in which they were drawn; the first 2^20 are used.
+
+    Returns:
+        `[*batch]`; 1 where terms are equal.
+
+    Example:
+        >>> noise = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+        >>> round(float(autocorrelation_time(noise[1:] + noise[:-1])), 1)
+        2.0
+    """
+    x = terms.detach()[..., : limits.MAX_ORDERED_DRAWS].double()
+    x = x - x.mean(-1, keepdim=True)
+    draws = x.shape[-1]
+    spectrum = torch.fft.rfft(x, n=2 * draws).abs().square()
+    products = torch.fft.irfft(spectrum, n=2 * draws)[..., : draws // 2 * 2]
+    pairs = products.unflatten(-1, (-1, 2)).sum(-1) / products[..., :1]
+    positive = (pairs > 0).cumprod(-1) * pairs.cummin(-1).values
+    return (2 * positive.nan_to_num(0.5).sum(-1) - 1).clamp(min=1.0)
+
+
+class Chain(NamedTuple):
+    """How correlated draws are, `[*batch]`: where neighbours are, by how much, and τ."""
+
+    where: Tensor
+    correlation: Tensor
+    time: Tensor
+
+
+def chain_of(terms: list[Tensor]) -> Chain | None:
+    """Return how correlated neighbouring draws are; None where they are not.
+
+    Args:
+        terms: Each `[*batch, draws]`: what is averaged, or its parts. The longest autocorrelation
+            time counts.
+
+    Returns:
+        The `Chain`, with a time of 1 where neighbours are not correlated.
+
+    Example:
+        >>> noise = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+        >>> chain_of([noise]) is None
+        True
+    """
+    tests = [correlated_neighbours(each) for each in terms]
+    alike = torch.stack([where for where, _ in tests]).any(0)
+    if not bool(alike.any()):
+        return None
+    time = torch.stack([autocorrelation_time(each) for each in terms]).amax(0)
+    size = torch.stack([size for _, size in tests]).amax(0)
+    return Chain(alike, size, torch.where(alike, time, 1.0))
+
+
+def of_a_chain(found: Estimate, chain: Chain) -> Estimate:
+    """Widen the error of independent draws by what the draws of a chain need, and say so.
+
+    Args:
+        found: The estimate, with the error of independent draws.
+        chain: As from `chain_of`.
+
+    Returns:
+        The estimate with a larger standard error and a warning where neighbours are correlated;
+        without one where they are worth fewer than 100 independent draws.
+
+    Example:
+        >>> noise = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+        >>> chain = chain_of([noise[1:] + noise[:-1]])
+        >>> print(of_a_chain(Estimate(0.0, 0.014, draws=9999), chain).brief)
+        0.000 ± 0.020 nats
+    """
+    single, time = not chain.where.dim(), chain.time
+    error = torch.as_tensor(found.standard_error, dtype=torch.float64) * time.sqrt()
+    worth = found.draws / time
+    found = replace(found, standard_error=float(error) if single else error)
+    words = (
+        f"neighbouring draws are correlated (by {chain.correlation.max():.2f}), as those of a "
+        f"chain are: they are worth {worth.min():,.0f} independent draws, {{}}; shuffle draws that "
+        "are independent and stand in an order of their own"
+    )
+    few = chain.where & (worth < limits.MIN_WORTH_OF_A_CHAIN)
+    if bool(few.any()):
+        text = words.format("too few for an error bar")
+        found = found.without_error(text, where=None if single else few)
+    enough = chain.where & ~few
+    if not bool(enough.any()):
+        return found
+    text = words.format("and so the standard error is larger")
+    return found.warn(text, where=None if single else enough)
 
 
 def may_be_heavy(k_hat: Tensor, draws: int) -> Tensor:

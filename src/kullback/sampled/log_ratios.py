@@ -20,8 +20,10 @@ from torch import Tensor
 
 from kullback.core import Estimate, require, require_type
 
+from . import limits
 from .control_variates import choose_parts, judge, known_means, told_of
-from .estimators import RATIO, WEIGHT, Estimator, Moments, coefficients
+from .error_bars import chain_of, of_a_chain
+from .estimators import RATIO, WEIGHT, Estimator, Moments, coefficients, log_ratio_terms
 from .identity import Identity, coarsest_type, entropy_identity, half_ulps
 from .summary_stats import Draws, Entrants, SummaryStats
 
@@ -78,8 +80,10 @@ def log_ratio(
         holds; k2's expectation is ½E[log² r], another number. `k_hat` is that of the heaviest thing
         in the terms; `rounding` what the rounding of log_p and log_q may add. No error bar where
         every term is the same, or where the largest have so heavy a tail that no mean can be
-        inferred. Where the draws refute `E_p[r] = 1`: k1 has `bias="unknown"` and says why, and no
-        error bar if the mean is above 1, which no supports explain.
+        inferred. Where neighbouring draws are correlated (a chain) the error is widened by their
+        autocorrelation time, with a warning. Where the draws refute `E_p[r] = 1`: k1 has
+        `bias="unknown"` and says why, and no error bar if the mean is above 1, which no supports
+        explain.
         log q = −inf at a draw: +inf, as KL is. NaN stays NaN. No gradient flows; float64 inside.
 
     Raises:
@@ -98,13 +102,40 @@ def log_ratio(
     pieces = LogRatios.of(log_p, log_q, log_weights=log_weights, controls=controls)
     if entropies is not None:
         entropy_identity(log_p, entropies, log_weights=log_weights).require("entropies")
-    return pieces.estimate(
+    chain = chain_of(_in_order(log_p, log_q, estimator, log_weights, centred=self_normalise))
+    found = pieces.estimate(
         estimator,
         cross_fit=cross_fit,
         self_normalise=self_normalise,
         full_support=full_support,
         ratio_mean=ratio_mean,
+        time=None if chain is None else chain.time,
     )
+    return found if chain is None else of_a_chain(found, chain)
+
+
+def _in_order(
+    log_p: Tensor,
+    log_q: Tensor,
+    estimator: Estimator,
+    log_weights: Tensor | None,
+    *,
+    centred: bool,
+) -> list[Tensor]:
+    """Return the terms by draw, `[*batch, draws]`; for "best" those of k1 and of k3.
+
+    centred: their weighted mean is taken off, as where weights are normalised by their own mean.
+    """
+    first = slice(limits.MAX_ORDERED_DRAWS)
+    p, q = log_p[..., first].detach().double(), log_q[..., first].detach().double()
+    names: list[Estimator] = ["k1", "k3"] if estimator == "best" else [estimator]
+    terms = [log_ratio_terms(p, q, estimator=name) for name in names]
+    if log_weights is None:
+        return terms
+    weights = log_weights[..., first].detach().double().softmax(-1)
+    if centred:
+        terms = [each - (weights * each).sum(-1, keepdim=True) for each in terms]
+    return [weights * each for each in terms]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +223,12 @@ class LogRatios:
         self_normalise: bool = False,
         full_support: bool = False,
         ratio_mean: Tensor | float | None = None,
+        time: Tensor | None = None,
     ) -> Estimate:
         """Return the `Estimate` of KL(p‖q) by one estimator; arguments, errors as in `log_ratio`.
+
+        time: `[*batch]`, the autocorrelation time of the draws, 1 if None, for the tests of known
+        means; the error bar is that of independent draws.
 
         >>> LogRatios.of(torch.zeros(8), torch.full((8,), -1.0)).estimate("k1").value
         1.0
@@ -211,7 +246,7 @@ class LogRatios:
         found = self.averaged(
             estimator, cross_fit=cross_fit, self_normalise=self_normalise, gap=gap
         )
-        first, *others = self.identities(self_normalise=self_normalise, gap=gap)
+        first, *others = self.identities(self_normalise=self_normalise, gap=gap, time=time)
         if known:
             first.require("full_support" if ratio_mean is None else "ratio_mean", _K1)
         for test in others:
@@ -245,8 +280,12 @@ class LogRatios:
         whole = here.halves[0] + here.halves[1]
         return judge(parts, whole, off, estimator, finite_variance=finite_variance, **kind)
 
-    def identities(self, *, self_normalise: bool = False, gap: Tensor) -> list[Identity]:
+    def identities(
+        self, *, self_normalise: bool = False, gap: Tensor, time: Tensor | None = None
+    ) -> list[Identity]:
         """Test the mean of q/p, known to be `1 + gap`, and the mean of plain weights, 1.
+
+        time: `[*batch]`, the autocorrelation time of the draws, 1 if None.
 
         >>> LogRatios.of(torch.zeros(8), torch.zeros(8)).identities(gap=torch.tensor(0.0))[0].mean
         1.0
@@ -254,7 +293,7 @@ class LogRatios:
         here = self if self_normalise else self._at(torch.zeros_like(self.log_scale))
         kind = {"weighted": self.weighted, "ratio": self_normalise}
         whole, off = here.halves[0] + here.halves[1], here.rounding / self.draws
-        return known_means(whole, off, gap, log_scale=here.log_scale, **kind)
+        return known_means(whole, off, gap, log_scale=here.log_scale, time=time, **kind)
 
     def _at(self, log_scale: Tensor) -> "LogRatios":
         if not self.weighted or torch.equal(log_scale, self.log_scale):

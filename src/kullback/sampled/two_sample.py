@@ -220,9 +220,10 @@ def kl_from_draws(
 
     Returns:
         The value, never clipped; near p = q the neighbours' scatters around 0. No error bar
-        (`no_error`) in more than 3 dimensions, where many x have hardly any y near, or where the
-        extrapolation moves the value by more than 2.5 errors. `how` names the columns whose
-        rounding was undone (KL is then of the rounded laws, exactly) or that were left out.
+        (`no_error`) in more than 3 dimensions, where neighbouring rows are alike (a chain), where
+        many x have hardly any y near, or where the extrapolation moves the value by more than 2.5
+        errors. `how` names the columns whose rounding was undone (KL is then of the rounded laws,
+        exactly) or that were left out.
         Disjoint supports give a finite number, not +inf. No gradient flows.
 
     Raises:
@@ -489,7 +490,8 @@ def _estimate(found: _Found, doubts: list[Doubt], why: str, *, most: float) -> E
 
 
 def _told(estimate: Estimate, draws: Samples) -> Estimate:
-    return replace(estimate, how="; ".join(filter(None, (estimate.how, *draws.notes))))
+    told = replace(estimate, how="; ".join(filter(None, (estimate.how, *draws.notes))))
+    return told.without_error(draws.chain) if draws.chain else told
 
 
 def _bounded(x: Tensor, y: Tensor, *, kind: Literal["kl", "js", "pairs"]) -> Estimate:

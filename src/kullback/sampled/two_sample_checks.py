@@ -19,7 +19,7 @@ distances far below the next ones, which independent draws do not have.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -27,6 +27,7 @@ from torch import Generator, Tensor
 from kullback.core import require
 
 from . import limits
+from .error_bars import correlated_neighbours
 from .nearest_neighbours import nearest
 
 __all__ = [
@@ -161,11 +162,15 @@ _UNDONE = "uniform noise of one step added"
 
 @dataclass(frozen=True)
 class Samples:
-    """Two samples `[*batch, n, d]` and `[*batch, m, e]` in float64, and what was done to them."""
+    """Two samples `[*batch, n, d]` and `[*batch, m, e]` in float64, and what was done to them.
+
+    chain: why their rows seem not to be independent, in words; empty where they do not.
+    """
 
     x: Tensor
     y: Tensor
     notes: tuple[str, ...] = ()
+    chain: str = ""
 
 
 def two_samples(x: Tensor, y: Tensor, generator: Generator, *, continuous: bool = True) -> Samples:
@@ -174,14 +179,36 @@ def two_samples(x: Tensor, y: Tensor, generator: Generator, *, continuous: bool 
     continuous: a density is needed, so rounding is undone and atoms are refused (neighbours); a
     classifier needs none.
     """
-    return _each(x, y, lambda a, b: _two(a, b, generator, continuous=continuous))
+    found = _each(x, y, lambda a, b: _two(a, b, generator, continuous=continuous))
+    return replace(found, chain=_in_a_chain(x, "x") or _in_a_chain(y, "y"))
 
 
 def paired_samples(
     x: Tensor, y: Tensor, generator: Generator, *, continuous: bool = True
 ) -> Samples:
     """Return pairs (x_i, y_i) checked, x and y whitened each by its own covariance."""
-    return _each(x, y, lambda a, b: _paired(a, b, generator, continuous=continuous))
+    found = _each(x, y, lambda a, b: _paired(a, b, generator, continuous=continuous))
+    both = _in_a_chain(x, "x") and _in_a_chain(
+        y, "y"
+    )  # of one alone the pairs are as good as drawn
+    return replace(found, chain=both)
+
+
+def _in_a_chain(points: Tensor, name: str) -> str:
+    """Say which column of a sample `[*batch, n, d]` has neighbouring rows that are alike."""
+    columns = points.detach().double().movedim(-2, -1)  # [*batch, d, n]
+    spread = (columns - columns.median(-1, keepdim=True).values).abs()
+    steps = columns.diff()
+    ordered = ((steps >= 0).all(-1) | (steps <= 0).all(-1)).any(-1)  # rows sorted by a column
+    alike, size = correlated_neighbours(torch.stack([columns, spread]))
+    alike = alike & ~ordered[..., None]
+    if not bool(alike.any()):
+        return ""
+    most = float(torch.where(alike, size, 0.0).max())
+    return (
+        f"neighbouring rows of {name} are alike (correlation {most:.2f}), as the states of a chain "
+        "are: thin it; shuffle rows that are independent and stand in an order of their own"
+    )
 
 
 def _each(x: Tensor, y: Tensor, prepared: Callable[[Tensor, Tensor], Samples]) -> Samples:

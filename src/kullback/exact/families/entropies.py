@@ -99,6 +99,11 @@ def _student_t(p: Parameters) -> Tensor:
     return slopes - gammas + HALF_LOG_2PI + p.scale.log() + 0 * p.loc
 
 
+def _uniform(p: Parameters) -> Tensor:
+    """`log(b − a)`, also where b − a is beyond the largest number."""
+    return (p.high / 2 - p.low / 2).log() + math.log(2)
+
+
 def _wishart(p: Parameters) -> Tensor:
     """`(d + 1) log det L + ½ d(d + 1) log 2 + ¼ d(d − 1) log π + Σ_j h(a_j)`, a_j = (ν − j)/2.
 
@@ -154,7 +159,7 @@ _ONE_DIMENSION: tuple[tuple[type, Callable[[Parameters], Tensor], str], ...] = (
     (families.Normal, lambda p: NORMAL_ENTROPY + p.scale.log() + 0 * p.loc, "½ log 2πe σ²"),
     (families.Pareto, lambda p: 1 + 1 / p.alpha + (p.scale / p.alpha).log(), "log(s/α) + 1 + 1/α"),
     (families.StudentT, _student_t, "ψ and log Γ, in Stirling's form"),
-    (families.Uniform, lambda p: (p.high - p.low).log(), "log(b − a)"),
+    (families.Uniform, _uniform, "log(b − a)"),
     (families.VonMises, _von_mises, "log 2π I₀(κ) − κ I₁(κ)/I₀(κ)"),
     (
         families.Weibull,
