@@ -207,3 +207,27 @@ def test_nothing_is_registered_on_import():
         "raise SystemExit(before != kl._KL_REGISTRY)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_formula_is_of_a_density(registry):
+    """A subclass with a `log_prob` of its own has none, unless it is registered for that class."""
+
+    class Doubled(D.Normal):
+        def log_prob(self, value):
+            return super().log_prob(2 * value) + torch.tensor(2.0).log()
+
+    p = Doubled(t(0.0), t(1.0))
+    wide = D.MultivariateNormal(t(0.0, 0.0), torch.eye(2).double())
+    assert closed_forms.find(p, NORMAL) is None
+    assert closed_forms.find(D.Independent(p.expand((2,)), 1), wide) is None
+    assert closed_forms.find_entropy(p) is None
+    with pytest.raises(TypeError, match="closed form"):
+        closed_forms.renyi(p, NORMAL, alpha=2)
+    with pytest.raises(TypeError, match="mixture of Gaussians"):
+        closed_forms.mixture_kl_bounds(D.Independent(p.expand((2,)), 1), wide)
+
+    @D.register_kl(D.Normal, D.StudentT)
+    def mine(p, q):
+        return torch.tensor(7.0)
+
+    assert closed_forms.kl(p, STUDENT) == 7

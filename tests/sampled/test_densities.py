@@ -107,3 +107,32 @@ def test_a_belief_without_mass_costs_infinity(estimator):
     seed = torch.Generator().manual_seed(0)
     sure = kl(Bernoulli(ONE), Bernoulli(0.25 * ONE), estimator="k1", generator=seed)
     assert sure.value == pytest.approx(math.log(4.0), rel=1e-14)
+
+
+@pytest.mark.parametrize("mean", [1e3, 1e9, 1e12, 1e15])
+def test_masses_of_large_counts_do_not_cancel(mean):
+    """Against 50 digits; by differences of log-gamma values Poisson(1e15) was off by 1 nat."""
+    import mpmath
+
+    rate = torch.tensor(mean, dtype=torch.float64)
+    counts = torch.tensor([mean, mean + math.sqrt(mean).__floor__(), mean / 2], dtype=rate.dtype)
+    laws = {
+        "poisson": Poisson(rate),
+        "binomial": Binomial(2 * rate, HALF),
+        "negative binomial": NegativeBinomial(rate, HALF),
+    }
+    with mpmath.workdps(50):
+        m = mpmath.mpf(mean)
+        log2, lgamma = mpmath.log(2), mpmath.loggamma
+        truths = {
+            "poisson": lambda x: x * mpmath.log(m) - m - lgamma(x + 1),
+            "binomial": lambda x: (
+                lgamma(2 * m + 1) - lgamma(x + 1) - lgamma(2 * m - x + 1) - 2 * m * log2
+            ),
+            "negative binomial": lambda x: (
+                lgamma(m + x) - lgamma(x + 1) - lgamma(m) - (m + x) * log2
+            ),
+        }
+        for name, law in laws.items():
+            truth = [float(truths[name](mpmath.mpf(x))) for x in counts.tolist()]
+            assert log_density(law, counts).tolist() == pytest.approx(truth, rel=1e-12), name

@@ -6,12 +6,14 @@ import pickle
 
 import numpy as np
 import pytest
+import scipy.signal
 import torch
 from torch.distributions import Cauchy, Exponential, Normal, StudentT
 
 from kullback import sampled
 from kullback.sampled import LogRatios, log_ratio_terms
 from kullback.sampled.distributions import draw_from
+from kullback.sampled.error_bars import correlated_neighbours
 from kullback.sampled.estimators import Moments, best_form
 from kullback.sampled.tails import tail_length
 
@@ -722,3 +724,44 @@ def test_the_floor_of_k2_at_equal_densities_holds_whatever_the_weights():
     found = log_ratio(stored, stored, estimator="k2", log_weights=weights.log())
     assert found.value == 0
     assert found.rounding >= 0.5 * (2.0**-6) ** 2
+
+
+def chain(seed, repeats, draws, correlation):
+    """AR(1) chains of standard normal states, `[repeats, draws]`."""
+    noise = np.random.default_rng(seed).normal(size=(repeats, draws))
+    noise[:, 1:] *= math.sqrt(1 - correlation**2)
+    return torch.tensor(scipy.signal.lfilter([1.0], [1.0, -correlation], noise, axis=1))
+
+
+@pytest.mark.parametrize("estimator", ["k1", "best"])
+def test_draws_of_a_chain_widen_the_error(estimator):
+    """60 chains worth 444 draws: 57 less 4.5 sd of 1.7. By the error of independent draws 26."""
+    x = chain(1, 60, 4000, 0.8)
+    found = log_ratio(-0.5 * x**2, -0.5 * (x - 0.5) ** 2, estimator)
+    low, high = found.interval(0.95)
+    assert int(((low < 0.125) & (high > 0.125)).sum()) >= 49
+    assert bool(torch.as_tensor(found.warned).all())
+    assert "neighbouring draws are correlated" in str(found)
+
+
+def test_a_chain_worth_few_draws_has_no_error_bar():
+    x = chain(2, 1, 1000, 0.97)[0]
+    assert (
+        "too few for an error bar" in log_ratio(-0.5 * x**2, -0.5 * (x - 0.5) ** 2, "k1").no_error
+    )
+
+
+def test_weighted_draws_of_a_chain_widen_the_error():
+    x = chain(3, 1, 10_000, 0.8)[0]
+    log_p, log_q, log_m = -0.5 * x**2, -0.5 * (x - 0.5) ** 2, -0.5 * x**2
+    plain = log_ratio(log_p, log_q, "k1").standard_error
+    for normalised in (False, True):
+        found = log_ratio(log_p, log_q, "k1", log_weights=log_p - log_m, self_normalise=normalised)
+        assert found.standard_error == pytest.approx(plain, rel=1e-6)
+
+
+def test_independent_draws_are_no_chain_in_any_order():
+    x = torch.tensor(np.random.default_rng(0).standard_t(2, size=(500, 200)))
+    assert not bool(correlated_neighbours(x)[0].any())  # 500 at 1e-5 in all
+    for order in (x.sort(-1).values, -x.sort(-1).values, (x > 1).double(), 0 * x, 0 * x + math.inf):
+        assert not bool(correlated_neighbours(order)[0].any())

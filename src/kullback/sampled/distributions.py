@@ -132,6 +132,7 @@ def sampler_fault(p: Distribution) -> str | None:
     return next((fault for fault in faults if fault), None)
 
 
+_BEYOND = "parameters that are farther from the ends of the floating type"
 _FAULT = "which torch draws from the wrong law"
 _TOO_LARGE = f"above {limits.MAX_DRAWN_COUNT:.3g}, where torch draws from the wrong law"
 _INSTEAD = (
@@ -169,6 +170,8 @@ def log_density(q: Distribution, x: Tensor) -> Tensor:
         return score(q, x)
     mask = inside.reshape(*inside.shape, *[1] * len(q.event_shape))
     stand_in = draw_from(q, 1, generator=Generator().manual_seed(0))[0]
+    fits = bool(q.support.check(stand_in).all())  # type: ignore[union-attr]
+    require(fits, "q", "a distribution whose draws lie in its support", "others", _BEYOND)
     return score(q, torch.where(mask, x, stand_in)).masked_fill(~inside, -math.inf)
 
 

@@ -428,6 +428,9 @@ def about_bias(bias: Tensor, error: Tensor, words: str) -> Doubt:
     return Doubt(size, size > limits.MAX_BIAS_IN_ERRORS, words)
 
 
+_K_HAT, _NO_K_HAT = "Pareto k-hat {:.2f}", "too few for Pareto k-hat, which needs 25"
+
+
 def judged(
     value: Tensor,
     error: Tensor,
@@ -473,7 +476,9 @@ def judged(
     for doubt in doubts:
         where = (doubt.where & value.isfinite()).expand(value.shape)
         if bool(where.any()):
-            text = doubt.words.format(doubt.size.expand(value.shape)[where].max().item())
+            size = doubt.size.expand(value.shape)[where].max().item()
+            words = doubt.words.replace(_K_HAT, _NO_K_HAT) if math.isnan(size) else doubt.words
+            text = words.format(size)
             text = (f"in {int(where.sum())} of {where.numel()}: " if where.dim() else "") + text
             part = where if where.dim() else None
             say = found.without_error if doubt.refused else found.warn

@@ -250,10 +250,10 @@ def _pareto(p: Parameters, q: Parameters) -> Tensor:
 
 def _uniform(p: Parameters, q: Parameters) -> Tensor:
     """`log(w_q/w_p)`, from the two gaps between the ends; +inf where p sticks out."""
-    left, right = p.low - q.low, q.high - p.high
+    left, right = p.low / 2 - q.low / 2, q.high / 2 - p.high / 2  # halves do not overflow
     outside = (left < 0) | (right < 0)
     gaps = torch.where(outside, 0, left + right)
-    return torch.log1p(gaps / (p.high - p.low)).masked_fill(outside, math.inf)
+    return torch.log1p(gaps / (p.high / 2 - p.low / 2)).masked_fill(outside, math.inf)
 
 
 def _von_mises(p: Parameters, q: Parameters) -> Tensor:
