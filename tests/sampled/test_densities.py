@@ -136,3 +136,12 @@ def test_masses_of_large_counts_do_not_cancel(mean):
         for name, law in laws.items():
             truth = [float(truths[name](mpmath.mpf(x))) for x in counts.tolist()]
             assert log_density(law, counts).tolist() == pytest.approx(truth, rel=1e-12), name
+
+
+def test_a_law_without_a_density_is_named():
+    """torch has no density of |x|: its error said nothing."""
+    folded = torch.distributions.TransformedDistribution(
+        torch.distributions.Normal(ZERO, ONE), [torch.distributions.AbsTransform()]
+    )
+    with pytest.raises(TypeError, match="with a log density; got TransformedDistribution"):
+        kl(folded, Exponential(ONE))

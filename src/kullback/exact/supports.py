@@ -675,6 +675,14 @@ def _sent(transform: Any, end: Tensor, tail: Tail) -> tuple[Tensor, Tail] | None
         inside = (end > 0) & end.isfinite()
         near = tails.scaled(tail, torch.where(inside, end, 1.0))
         return end.log(), near.where(inside, tails.exponentiated(tail, -1))
+    if type(inner) in _LOGS:
+        low, curve, times, per_slope = _LOGS[type(inner)]
+        if bool(((end < low) | (end > 1)).any()):
+            return None
+        inside = (end > low) & (end < 1)
+        near = tails.scaled(tail, per_slope(torch.where(inside, end, 0.5)))
+        far = tails.scaled(tails.exponentiated(tail, -1), torch.full_like(end, times))
+        return curve(end), near.where(inside, far)
     if isinstance(transform, transforms.PowerTransform):
         power = transform.exponent.double()
         if bool(((tail.level < 0) & (power != 1)).any()):
@@ -697,6 +705,12 @@ def _sent(transform: Any, end: Tensor, tail: Tail) -> tuple[Tensor, Tail] | None
         far = tail.where(end > 0, far)
     return curve(end), tails.scaled(tail, 1 / slope).where(end.isfinite(), far)
 
+
+# Inverses of maps onto (low, 1): low, the curve, the m of y → m log y at an end, and 1/T'
+_LOGS: dict[type, tuple[float, Any, float, Any]] = {
+    transforms.SigmoidTransform: (0.0, torch.logit, 1.0, lambda x: x * (1 - x)),
+    transforms.TanhTransform: (-1.0, torch.atanh, 0.5, lambda x: 1 - x**2),
+}
 
 # T, the m of y → e^(m y) at an infinite end, T'
 _CURVES: dict[type, tuple[Any, float, Any]] = {

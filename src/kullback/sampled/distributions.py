@@ -34,7 +34,7 @@ from torch.distributions import (
 )
 from torch.nn.functional import logsigmoid
 
-from kullback.core import Estimate, require, require_count, require_type
+from kullback.core import ArgumentTypeError, Estimate, message, require, require_count, require_type
 from kullback.exact import countable, scores_as, supports
 
 from . import limits
@@ -132,6 +132,7 @@ def sampler_fault(p: Distribution) -> str | None:
     return next((fault for fault in faults if fault), None)
 
 
+_FOLDED = "a family of its own, such as HalfNormal for |x| of a Normal"
 _BEYOND = "parameters that are farther from the ends of the floating type"
 _FAULT = "which torch draws from the wrong law"
 _TOO_LARGE = f"above {limits.MAX_DRAWN_COUNT:.3g}, where torch draws from the wrong law"
@@ -159,13 +160,13 @@ def log_density(q: Distribution, x: Tensor) -> Tensor:
         >>> log_density(Bernoulli(0.0), torch.tensor([0.0, 1.0]))
         tensor([0., -inf])
     """
-    score = _scored if _scores_as_known(q) else type(q).log_prob
+    score = _scored if _scores_as_known(q) else _log_prob
     if score is _scored and isinstance(q, Independent | MixtureSameFamily):
         return score(q, x)
     try:
         inside: Tensor = q.support.check(x)  # type: ignore[union-attr]
     except NotImplementedError:
-        return q.log_prob(x)
+        return _log_prob(q, x)
     if bool(inside.all()):
         return score(q, x)
     mask = inside.reshape(*inside.shape, *[1] * len(q.event_shape))
@@ -183,7 +184,17 @@ def _scores_as_known(q: Distribution) -> bool:
 
 @singledispatch
 def _scored(q: Distribution, x: Tensor) -> Tensor:
-    return q.log_prob(x)
+    return _log_prob(q, x)
+
+
+def _log_prob(q: Distribution, x: Tensor) -> Tensor:
+    """Return `q.log_prob(x)`; torch says nothing where there is none (a map that folds, as |x|)."""
+    try:
+        return q.log_prob(x)
+    except NotImplementedError as error:
+        expected = "a distribution with a log density"
+        got = f"{type(q).__name__}, for which torch has none"
+        raise ArgumentTypeError(message("q", expected, got, _FOLDED)) from error
 
 
 @_scored.register(Independent)
