@@ -339,40 +339,44 @@ def test_ends_that_transforms_compute_are_equal_within_eight_ulps(ulps, out):
     assert bool(compare(p, d.Uniform(*t64(0, 1))).infinite) == out
 
 
+def one(value):
+    return torch.tensor(value, dtype=torch.float64)
+
+
 def _moved_by(base, *parts):
     return d.TransformedDistribution(base, list(parts))
 
 
-def _logit_beta(one, zero):
-    return _moved_by(d.Beta(t64(one), t64(zero)), tf.SigmoidTransform().inv)
+def _logit_beta(alpha, beta):
+    return _moved_by(d.Beta(one(alpha), one(beta)), tf.SigmoidTransform().inv)
 
 
 def _logistic(scale):
-    unit = d.Uniform(t64(0.0), t64(1.0))
-    return _moved_by(unit, tf.SigmoidTransform().inv, tf.AffineTransform(t64(1.0), t64(scale)))
+    unit = d.Uniform(one(0.0), one(1.0))
+    return _moved_by(unit, tf.SigmoidTransform().inv, tf.AffineTransform(one(1.0), one(scale)))
 
 
-SECH2 = _moved_by(d.Uniform(t64(-1.0), t64(1.0)), tf.TanhTransform().inv)  # ½ sech² y
+SECH2 = _moved_by(d.Uniform(one(-1.0), one(1.0)), tf.TanhTransform().inv)  # ½ sech² y
 
 
 @pytest.mark.parametrize(
     ("p", "q", "infinite", "heavy"),
     [  # densities fall as e^(−y/scale), e^(−one |y|) and e^(−zero y), and e^(−2|y|)
-        (d.Cauchy(t64(0.0), t64(1.0)), _logistic(1.0), True, None),
-        (d.StudentT(t64(1.1)), _logistic(1.0), False, False),
-        (_logistic(1.0), d.Laplace(t64(0.0), t64(1.9)), False, False),
-        (_logistic(1.0), d.Laplace(t64(0.0), t64(2.1)), False, True),
+        (d.Cauchy(one(0.0), one(1.0)), _logistic(1.0), True, None),
+        (d.StudentT(one(1.1)), _logistic(1.0), False, False),
+        (_logistic(1.0), d.Laplace(one(0.0), one(1.9)), False, False),
+        (_logistic(1.0), d.Laplace(one(0.0), one(2.1)), False, True),
         (_logistic(0.5), _logistic(0.9), False, False),
         (_logistic(0.5), _logistic(1.1), False, True),
-        (_logit_beta(2.0, 3.0), d.Laplace(t64(0.0), t64(0.65)), False, False),
-        (_logit_beta(2.0, 3.0), d.Laplace(t64(0.0), t64(0.7)), False, True),
-        (_logit_beta(3.0, 2.0), d.Laplace(t64(0.0), t64(0.7)), False, True),
-        (SECH2, d.Laplace(t64(0.0), t64(0.95)), False, False),
-        (SECH2, d.Laplace(t64(0.0), t64(1.05)), False, True),
-        (d.Cauchy(t64(0.0), t64(1.0)), SECH2, True, None),
+        (_logit_beta(2.0, 3.0), d.Laplace(one(0.0), one(0.65)), False, False),
+        (_logit_beta(2.0, 3.0), d.Laplace(one(0.0), one(0.7)), False, True),
+        (_logit_beta(3.0, 2.0), d.Laplace(one(0.0), one(0.7)), False, True),
+        (SECH2, d.Laplace(one(0.0), one(0.95)), False, False),
+        (SECH2, d.Laplace(one(0.0), one(1.05)), False, True),
+        (d.Cauchy(one(0.0), one(1.0)), SECH2, True, None),
         (
-            d.Normal(t64(0.0), t64(1.0)),
-            _moved_by(d.Uniform(t64(0.2), t64(0.8)), tf.SigmoidTransform().inv),
+            d.Normal(one(0.0), one(1.0)),
+            _moved_by(d.Uniform(one(0.2), one(0.8)), tf.SigmoidTransform().inv),
             True,
             None,
         ),
@@ -385,8 +389,8 @@ def test_tails_of_inverse_sigmoids(p, q, infinite, heavy):
 
 
 def test_ends_of_inverse_sigmoids():
-    inner = _moved_by(d.Uniform(t64(0.2), t64(0.8)), tf.SigmoidTransform().inv)
+    inner = _moved_by(d.Uniform(one(0.2), one(0.8)), tf.SigmoidTransform().inv)
     line = line_of(inner)
     assert float(line.low) == pytest.approx(math.log(0.25), rel=1e-14)
     assert float(line.high) == pytest.approx(math.log(4.0), rel=1e-14)
-    assert line_of(_moved_by(d.Uniform(t64(-0.5), t64(0.5)), tf.SigmoidTransform().inv)) is None
+    assert line_of(_moved_by(d.Uniform(one(-0.5), one(0.5)), tf.SigmoidTransform().inv)) is None

@@ -396,7 +396,7 @@ def _discrete(p: Distribution) -> bool | None:
         return None
 
 
-def _as_tables(p: Distribution, q: Distribution) -> tuple[Tensor, Tensor] | None:
+def _as_tables(p: Any, q: Any) -> tuple[Tensor, Tensor] | None:
     if _both(p, q, Categorical):
         return p.probs, q.probs
     if _both(p, q, Bernoulli):

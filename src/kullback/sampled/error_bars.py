@@ -261,7 +261,8 @@ def autocorrelation_time(terms: Tensor) -> Tensor:
     products = torch.fft.irfft(spectrum, n=2 * draws)[..., : draws // 2 * 2]
     pairs = products.unflatten(-1, (-1, 2)).sum(-1) / products[..., :1]
     positive = (pairs > 0).cumprod(-1) * pairs.cummin(-1).values
-    return (2 * positive.nan_to_num(0.5).sum(-1) - 1).clamp(min=1.0)
+    time: Tensor = 2 * positive.nan_to_num(0.5).sum(-1) - 1
+    return time.clamp(min=1.0)
 
 
 class Chain(NamedTuple):

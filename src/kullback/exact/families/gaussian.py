@@ -74,7 +74,7 @@ def gaussian_of(distribution: Any) -> Gaussian | None:
     if _is(distribution, families.MultivariateNormal):
         return Gaussian(distribution.loc, distribution._unbroadcasted_scale_tril, full=True)
     one_axis = getattr(distribution, "reinterpreted_batch_ndims", 0) == 1
-    base = getattr(distribution, "base_dist", None)
+    base: Any = getattr(distribution, "base_dist", None)
     if one_axis and _is(base, families.Normal):
         return Gaussian(base.loc, base.scale, full=False)
     return None
