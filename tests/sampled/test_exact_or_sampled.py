@@ -284,3 +284,34 @@ def test_uniforms_as_wide_as_the_type_reaches():
     assert float(entropy(wider)) == pytest.approx(math.log(1.7e308) + math.log(2), rel=1e-14)
     with pytest.raises(ValueError, match="draws lie in its support"):
         js(wide, wider)
+
+
+@pytest.mark.parametrize("function", [kl, js, entropy])
+def test_draws_too_coarse_for_their_law_give_no_error_bar(function):
+    """float32 at 1e7 has steps of 1, where the normals have an sd of 1."""
+
+    def measured(loc, dtype):
+        locs = torch.tensor([loc, loc + 3], dtype=dtype)
+        p = d.MixtureSameFamily(d.Categorical(torch.ones(2, dtype=dtype)), d.Normal(locs, 1.0))
+        q = d.Normal(locs[0] + 1.5, torch.tensor(1.0, dtype=dtype))
+        return function(*((p,) if function is entropy else (p, q)), generator=seeded())
+
+    assert "rounded so coarsely" in measured(1e7, torch.float32).no_error
+    assert not measured(1e3, torch.float32).no_error
+    assert not measured(1e7, torch.float64).no_error
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(ValueError, match="float32 or float64 parameters for draws"):
+            measured(0.0, dtype)
+
+
+def test_nan_in_a_table_of_a_distribution_is_nan():
+    """Sums took it for an outcome without mass: KL was 1."""
+    for p in (
+        d.Categorical(logits=torch.tensor([math.nan, 1.0]), validate_args=False),
+        d.Categorical(probs=torch.tensor([math.nan, 1.0]), validate_args=False),
+        d.Bernoulli(logits=torch.tensor(math.nan), validate_args=False),
+    ):
+        q = d.Bernoulli(torch.tensor(0.5)) if isinstance(p, d.Bernoulli) else None
+        q = q or d.Categorical(torch.ones(2))
+        for found in (kl(p, q), kl(q, p), entropy(p)):
+            assert bool(found.value.isnan())

@@ -6,6 +6,7 @@ Which to use: `kl(p, q)` for tensors and torch distributions (`kullback.kl` take
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -26,11 +27,14 @@ from kullback.exact import closed_forms, countable, scores_as, supports, tables
 
 from . import error_bars, limits
 from .distributions import (
+    COARSE,
     Support,
     at_ends,
     checked_draws,
+    coarse_draws,
     draw_from,
     dtype_of,
+    is_discrete,
     log_density,
     unless_rounded,
 )
@@ -223,7 +227,8 @@ def js(p: Any, q: Any, *, draws: int = 10_000, generator: Generator | None = Non
     lost = (at_ends(p, bounded=True) + at_ends(q, bounded=True)) * math.log(2.0) / 2
     terms = _js_terms(log_p - log_q)
     unseen = terms.detach().amin(0) / (2 * half)  # by an overlap of p and q of which no draw is
-    return _mean(terms, 2 * half, lost, unseen)
+    coarse = 0.0 if is_discrete(p) else coarse_draws(points, _js_score(p, q))
+    return _mean(terms, 2 * half, lost, unseen, coarse=coarse)
 
 
 def entropy(p: Any, *, draws: int = 10_000, generator: Generator | None = None) -> Measured:
@@ -259,7 +264,8 @@ def entropy(p: Any, *, draws: int = 10_000, generator: Generator | None = None) 
     if total is not None:
         return _of_sum(total, p)
     points = draw_from(p, draws, generator=generator)
-    return _mean(-log_density(p, points), draws, at_ends(p))
+    coarse = 0.0 if is_discrete(p) else coarse_draws(points, lambda x: log_density(p, x))
+    return _mean(-log_density(p, points), draws, at_ends(p), coarse=coarse)
 
 
 def cross_entropy(
@@ -381,19 +387,12 @@ def _tables(p: Any, q: Any) -> bool:
     shapes = tuple(p.event_shape), tuple(q.event_shape)
     same = shapes[0] == shapes[1]
     require(same, "p and q", "the same event shape", f"{shapes[0]} and {shapes[1]}")
-    kinds = _discrete(p), _discrete(q)
+    kinds = is_discrete(p), is_discrete(q)
     words = {True: "discrete", False: "continuous"}
     fit = None in kinds or kinds[0] == kinds[1]
     got = " and ".join(words.get(bool(kind), "") for kind in kinds)
     require(fit, "p and q", "both discrete or both continuous", got)
     return False
-
-
-def _discrete(p: Distribution) -> bool | None:
-    try:
-        return bool(p.support.is_discrete)  # type: ignore[union-attr]
-    except NotImplementedError:
-        return None
 
 
 def _as_tables(p: Any, q: Any) -> tuple[Tensor, Tensor] | None:
@@ -414,6 +413,10 @@ def _batched(p: Distribution, q: Distribution) -> tuple[Distribution, Distributi
     return first, second
 
 
+def _js_score(p: Distribution, q: Distribution) -> Callable[[Tensor], Tensor]:
+    return lambda x: _js_terms(log_density(p, x).double() - log_density(q, x).double())
+
+
 def _js_terms(gap: Tensor) -> Tensor:
     """Return `½ (a log a + b log b)`, a = p/m and b = q/m, from gap = log p − log q, to a few ulps.
 
@@ -430,12 +433,17 @@ def _js_terms(gap: Tensor) -> Tensor:
 
 
 def _mean(
-    terms: Tensor, draws: int, lost: Tensor | None = None, unseen: Tensor | None = None
+    terms: Tensor,
+    draws: int,
+    lost: Tensor | None = None,
+    unseen: Tensor | None = None,
+    *,
+    coarse: Tensor | float = 0.0,
 ) -> Measured:
     """Average terms `[draws, *batch]`, with the doubts that such a mean can raise.
 
     lost: `[*batch]`, by how much rounding of the draws may move the mean. unseen: `[*batch]`, by
-    how much an event does that one draw in `draws` is, on average.
+    how much an event does that one draw in `draws` is, on average. coarse: as from `coarse_draws`.
     """
     terms = terms.detach().double().movedim(0, -1)
     value = terms.mean(-1)
@@ -444,6 +452,7 @@ def _mean(
     error = error if unseen is None else torch.hypot(error, unseen)
     found = error_bars.judged(value, error, draws, k_hat, doubts)
     found = found if lost is None else unless_rounded(found, lost)
+    found = unless_rounded(found, torch.as_tensor(coarse), COARSE)
     return Measured(found.value, how_sampled(found), found)
 
 

@@ -5,6 +5,7 @@ it.
 """
 
 __all__ = [
+    "DRAWS_FOR_ROUNDING",
     "DRAWS_PER_BLOCK",
     "DRAWS_PER_CROSS_TERM",
     "DRAWS_PER_NEIGHBOUR",
@@ -89,6 +90,9 @@ __all__ = [
 # Mean of a Poisson law (trials of a binomial) up to which torch's rejection, a difference of
 # log-gamma values of about m log m, is within 0.003: 2^40 · 28 · 2^−53
 MAX_DRAWN_COUNT = 2.0**40
+
+# Draws of which the next number of their floating type is scored too, to see how coarse it is
+DRAWS_FOR_ROUNDING = 1000
 
 # --- Pareto k-hat (tails)
 

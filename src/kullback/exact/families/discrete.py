@@ -25,7 +25,15 @@ from kullback.exact.table_sums import Table, alpha_sum
 
 from .pair import Pair, float_dtype, in_float64
 
-__all__ = ["PAIRS", "bernoulli_kl", "log_binomial", "result_dtype", "table_of", "tables_of"]
+__all__ = [
+    "PAIRS",
+    "bernoulli_kl",
+    "log_binomial",
+    "result_dtype",
+    "table_of",
+    "tables_of",
+    "with_nan",
+]
 
 
 def table_of(distribution: Any) -> Table:
@@ -91,12 +99,25 @@ def _table_kl(p: Any, q: Any) -> Tensor:
     value = alpha_sum(first, second, 1.0)
     gaps = _log_steps(first, second)
     near = ((gaps.abs() <= 1) & (first.has == second.has)).all(-1)
+    value = with_nan(value, first, second)
     if not bool(near.any()):
         return value
     shares = first.prob / first.prob.sum(-1, keepdim=True)
     gaps = torch.where(near[..., None], gaps, 0)
     centred = gaps - (shares * gaps).sum(-1, keepdim=True)
-    return torch.where(near, torch.log1p((shares * log_excess(centred)).sum(-1)), value)
+    centred_kl = torch.log1p((shares * log_excess(centred)).sum(-1))
+    return torch.where(near & ~value.isnan(), centred_kl, value)
+
+
+def with_nan(value: Tensor, *tables: Table) -> Tensor:
+    """Return NaN for a table that holds one, which sums take for an outcome without mass.
+
+    >>> rows = torch.tensor([[0.5, 0.5], [0.5, math.nan]])
+    >>> with_nan(torch.zeros(2), Table(rows, by_mass=True))
+    tensor([0., nan])
+    """
+    missing = sum((table.given.isnan().any(-1) for table in tables), start=value.isnan())
+    return value.masked_fill(missing, math.nan)
 
 
 def _log_steps(p: Table, q: Table) -> Tensor:

@@ -23,7 +23,7 @@ from kullback.exact.table_sums import cross_sum
 
 from .continuous import EULER, tilt
 from .crossed import beta_negentropy, gamma_negentropy
-from .discrete import log_binomial, result_dtype, table_of
+from .discrete import log_binomial, result_dtype, table_of, with_nan
 from .pair import Pair, Parameters, in_float64, log_diagonal
 
 __all__ = ["ENTROPIES"]
@@ -31,7 +31,8 @@ __all__ = ["ENTROPIES"]
 
 def _table(p: Any) -> Tensor:
     """`−Σ p log p`."""
-    return cross_sum(table_of(p), table_of(p)).to(result_dtype(p))
+    table = table_of(p)
+    return with_nan(cross_sum(table, table), table).to(result_dtype(p))
 
 
 def _geometric(p: Any) -> Tensor:
