@@ -282,7 +282,7 @@ def test_masks_that_broadcast_hide_what_is_there(divergence):
     torch.testing.assert_close(found[:, mask], plain)
     assert bool((found[:, 1] == 0).all())
     for wrong in (mask.long(), torch.ones(4, dtype=torch.bool)):
-        with pytest.raises((ArgumentValueError, ArgumentTypeError), match="^mask"):
+        with pytest.raises((ArgumentValueError, ArgumentTypeError), match=r"^mask"):
             distill_terms(student, teacher, divergence=divergence, mask=wrong)
 
 
