@@ -27,7 +27,7 @@ USUAL: dict[str, tuple[str, ...]] = {
     "mask": ("loss_mask", "token_loss_mask", "response_mask", "completion_mask", "action_mask"),
     "sequence": ("sequence", "sequence_id", "sequence_idx", "seq_id", "request_id", "sample_id",
                  "trajectory_id", "rollout_id", "document", "document_id", "doc_id"),
-    "prompt": ("prompt_id", "prompt_hash", "prompt_idx", "group_id", "problem_id", "uid"),
+    "prompt": ("prompt_id", "prompt", "prompt_hash", "prompt_idx", "group_id", "problem_id", "uid"),
     "position": ("position", "pos", "token_idx", "token_index", "position_id"),
     "version": ("policy_version", "version", "weight_version", "weights_version", "model_version"),
     "length": ("length", "response_length", "completion_length"),
