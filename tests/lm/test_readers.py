@@ -365,6 +365,10 @@ def test_a_byte_order_mark_and_a_column_of_prompts(tmp_path):
         for x in (asked, asked.rename(columns={"prompt": "prompt_id"}))
     )
     assert found.standard_error == named.standard_error
+    plain = logprobs(lists, p="log_p", q="log_q").main
+    for prompts in ([[{"role": "user"}]] * 24, [{"text": "a"}] * 24, [[1, 2]] * 24, [None] * 24):
+        found = logprobs(lists.assign(prompt=prompts), p="log_p", q="log_q").main
+        assert found.value == plain.value  # messages and ids name nothing
 
 
 def test_names_from_data_hold_no_control_characters_on_the_terminal_or_the_page(tmp_path, capsys):

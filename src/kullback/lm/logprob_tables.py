@@ -170,6 +170,10 @@ def read_tables(
     if columns.p in names and raw[columns.p].type().is_array():  # a row is a sequence
         columns = replace(columns, sequence=given.sequence)
         found = tuple(note for note in found if not note.startswith("sequence:"))
+    kind = raw[columns.prompt].type() if columns.prompt in names else None
+    if given.prompt is None and kind and not (kind.is_string() or kind.is_integer()):  # messages
+        columns = replace(columns, prompt=None)
+        found = tuple(note for note in found if not note.startswith("prompt:"))
     roles = columns.named()
     _check_names(roles, names, source)
     lists = _check_types(_Source(engine, raw, source), roles)
