@@ -189,6 +189,8 @@ class PolicyKL:
                 λ or "best" is to assert that q has no mass where the sampler had none (full
                 softmaxes, no top-p, no top-k): a gap below what the draws resolve, about 4.5
                 standard errors of k1, cannot be detected.
+            groups: Integers `[batch]`, the same for sequences of one prompt; None where every
+                sequence has a prompt of its own, or the prompts are all there are.
 
         Returns:
             An `Estimate` in the unit of `normalise`.
@@ -264,7 +266,7 @@ class PolicyKL:
         words = f"an integer tensor [{len(self._lengths)}], the prompt of every sequence"
         require(fits, "groups", words, describe(groups))
         kept: Tensor = groups.to(self._lengths.device)[self._lengths > 0]
-        labels = kept.unique(return_inverse=True)[1]
+        labels: Tensor = torch.unique(kept, return_inverse=True)[1]
         count = int(labels.max()) + 1
         require(count >= fewest, "groups", f"at least {fewest} groups", count)
         return labels
