@@ -324,12 +324,36 @@ def test_fences_are_those_of_markdown(tmp_path, text, code):
         ('{"messages": [{"content": "x"}]}', 'expected messages with "role"'),
         ("", "expected a document of at least two tokens; got 0 documents"),
         ('{"text": ""}\n{"text": "cat"}', "got 2 documents"),
+        ('{"text": null}', "got null in 'text'"),
+        ('{"text": "a cat"}\n{"text": "\\ud800 a"}', "a.jsonl:2: expected Unicode text"),
     ],
 )
 def test_text_that_cannot_be_read(tmp_path, content, words):
     (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(DataError, match=words.replace("(", r"\(")):
         read_documents([tmp_path / "a.jsonl"], tiny_models.tokenizer())
+
+
+def test_json_lines_end_at_line_feeds_alone(tmp_path):
+    """U+2028 and U+0085 are characters of a JSON string; a byte order mark is none of the text."""
+    content = '\ufeff{"text": "the\u2028cat\x85sat"}\r\n{"text": "a mat"}\r\n'
+    (tmp_path / "a.jsonl").write_bytes(content.encode())
+    found = read_documents([tmp_path / "a.jsonl"], tiny_models.tokenizer())
+    assert [len(one.ids) for one in found] == [3, 2]
+
+
+def test_copies_of_a_document_are_one_cluster(tiny):
+    """As often as they are there, errors stay those of the documents (they were 0 for one)."""
+    p, q = load_models(tiny / "p", [tiny / "q"])
+    once = read_documents([tiny / "texts"], p.tokenizer)
+    twice = [Document(f"{one.name}, {n}", one.ids) for n in range(3) for one in once]
+    plain, copied = (drift(p, q, many).mean("kl") for many in (once, twice))
+    assert copied.estimate.value == pytest.approx(plain.estimate.value)
+    assert copied.estimate.standard_error == pytest.approx(plain.estimate.standard_error)
+    assert len(copied.clusters.sizes) == len(once)
+    alone = drift(p, q, twice[::12] * 10).mean("kl")
+    assert alone.estimate.no_error
+    assert alone.clusters.name == "blocks"
 
 
 def test_files_that_are_no_text(tmp_path):

@@ -351,6 +351,26 @@ def test_lists_with_positions_a_json_array_and_masks_of_labels(tmp_path):
         assert logprobs(source, p="log_p", q="log_q").main.value == pytest.approx(value, rel=1e-9)
 
 
+def test_a_byte_order_mark_and_a_column_of_prompts(tmp_path):
+    columns, _ = logs(np.random.default_rng(0), sequences=24, length=30)
+    frame = pd.DataFrame(columns)
+    lists = frame.groupby("sequence").agg(list)[["log_p", "log_q"]]
+    lines = lists.to_json(orient="records", lines=True, double_precision=15)
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    read = logprobs(tmp_path / "a.jsonl", p="log_p", q="log_q").main.value
+    assert read == pytest.approx(logprobs(frame, p="log_p", q="log_q").main.value, rel=1e-9)
+    asked = frame.assign(prompt=[f"question {n // 2}" for n in frame["sequence"]])
+    found, named = (
+        logprobs(x, p="log_p", q="log_q").main
+        for x in (asked, asked.rename(columns={"prompt": "prompt_id"}))
+    )
+    assert found.standard_error == named.standard_error
+    plain = logprobs(lists, p="log_p", q="log_q").main
+    for prompts in ([[{"role": "user"}]] * 24, [{"text": "a"}] * 24, [[1, 2]] * 24, [None] * 24):
+        found = logprobs(lists.assign(prompt=prompts), p="log_p", q="log_q").main
+        assert found.value == plain.value  # messages and ids name nothing
+
+
 def test_names_from_data_hold_no_control_characters_on_the_terminal_or_the_page(tmp_path, capsys):
     hostile = "\x1b[31m</script><script>alert(1)</script>\u202e"
     columns, _ = logs(np.random.default_rng(0), sequences=12, length=30)

@@ -208,6 +208,39 @@ def test_gradients_that_are_not_finite_are_said():
     json.dumps(report.to_json(), allow_nan=False)
 
 
+def test_half_precision_is_not_taken_for_the_gradient_of_no_function():
+    """Gradients that jump have no derivative to look at; float32's are resolved."""
+
+    def kl(logits, ref_logits, dtype=torch.bfloat16):
+        p, q = (x.to(dtype).float().log_softmax(-1) for x in (logits, ref_logits))
+        return (p.exp() * (p - q)).sum(-1)
+
+    finding = audit(kl).on_policy
+    assert (finding.kind, finding.gradient_of, finding.descends) == ("none", "unknown", REVERSE)
+    assert "up to its rounding" in audit(kl).verdict
+    assert found(audit(functools.partial(kl, dtype=torch.float32)).on_policy) == EXACT_TOKEN
+
+    def renyi(logits, ref_logits):
+        p, q = (x.float().log_softmax(-1) for x in (logits, ref_logits))
+        return -(0.3 * p + 0.7 * q).logsumexp(-1)
+
+    assert audit(renyi).on_policy.gradient_of == "tokens"
+
+
+def test_a_dictionary_of_outputs_is_understood():
+    report = audit(lambda logp, ref_logp: {"loss": peers.k2(logp, ref_logp).mean(), "kl": 1.0})
+    assert found(report.on_policy) == EXACT_TOKEN
+
+
+def dropped(logp, ref_logp):
+    return torch.nn.functional.dropout(logp - ref_logp, 0.5) ** 2
+
+
+def counting(logp, ref_logp):
+    counting.calls = getattr(counting, "calls", 0) + 1
+    return counting.calls * (logp - ref_logp) ** 2
+
+
 def raises(logp, ref_logp):
     raise ZeroDivisionError
 
@@ -224,6 +257,8 @@ WRONG = {
     "importance": (peers.k1, {"importance": "full"}, ArgumentValueError, "importance"),
     "batch": (peers.k1, {"batch": 0}, ArgumentValueError, "batch"),
     "role": (lambda x: x, {"names": {"x": "cat"}}, ArgumentValueError, "'cat'"),
+    "dropout": (dropped, {}, ArgumentValueError, "the same value and gradient"),
+    "a state": (counting, {}, ArgumentValueError, "the same value and gradient"),
     "its own error": (raises, {}, ZeroDivisionError, None),
 }
 

@@ -69,6 +69,24 @@ def test_temperature(divergence):
     torch.testing.assert_close(squared, 6.25 * softer)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_half_precision_is_divided_by_the_temperature_in_float32(divergence, dtype):
+    """Quotients rounded to 8 bits moved skewed KLs and top-k terms by 15 to 43 %."""
+    student, teacher = (x.to(dtype) for x in pair(6, 500, scale=4.0))
+    student = (teacher.float() + 0.1 * student.float() / 4).to(dtype)
+    options = {"divergence": divergence, "weight": 0.3, "temperature": 1.7}
+    log_p, ids = (teacher.double() / 1.7).log_softmax(-1).topk(20, -1)
+    for wide in (torch.float32, torch.float64):
+        found = distill_terms(student, teacher.to(wide), **options)
+        assert found.dtype == (torch.float32 if wide == torch.float32 else F64)
+        expected = distill_terms(student.double(), teacher.double(), **options)
+        torch.testing.assert_close(found, expected, rtol=3e-5, atol=0, check_dtype=False)
+    found = distill_terms_top_k(student, log_p, ids, **options)
+    expected = distill_terms_top_k(student.double(), log_p, ids, **options)
+    torch.testing.assert_close(found, expected, rtol=3e-5, atol=0, check_dtype=False)
+
+
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_edges(divergence):
     """Equal: 0. Banned by both: no part. Disjoint: +inf for KL, finite for the bounded ones."""
@@ -231,6 +249,41 @@ def test_labels_and_normalisation():
     mixed = distill_loss(terms, mask=mask, log_labels=labels, label_weight=0.25)
     assert float(mixed) == pytest.approx(float(0.75 * kept.mean() - 0.25 * named.mean()))
     assert float(distill_loss(terms, mask=torch.zeros_like(mask))) == 0
+
+
+NO_LOGITS = {
+    "ints": (lambda s, t: (s.long(), t), "student_logits: expected a float tensor"),
+    "arrays": (lambda s, t: (s, t.numpy()), "teacher_logits: expected Tensor"),
+    "8 bits": (lambda s, t: (s.to(torch.float8_e4m3fn), t), "student_logits: expected .* 16 bits"),
+    "complex": (lambda s, t: (s, t + 0j), r"Try: teacher_logits\.real"),
+    "vocabulary": (lambda s, t: (s, t[..., :3]), "one vocabulary size"),
+    "batch": (lambda s, t: (s, t[:1].expand(3, 4)), "batches that broadcast"),
+    "NaN": (lambda s, t: (s, t * math.nan), "teacher_logits.* positions of 2"),
+    "no token": (lambda s, t: (s - math.inf, t), "student_logits.* positions of 2"),
+}
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("name", NO_LOGITS)
+def test_what_is_no_logits_is_refused_by_name_for_every_divergence(divergence, name):
+    change, words = NO_LOGITS[name]
+    student, teacher = change(*pair(2, 4))
+    with pytest.raises((ArgumentValueError, ArgumentTypeError), match=words):
+        distill_terms(student, teacher, divergence=divergence)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_masks_that_broadcast_hide_what_is_there(divergence):
+    student, teacher = pair(2, 3, 4)
+    student[:, 1] = math.nan
+    mask = torch.tensor([True, False, True])
+    found = distill_terms(student, teacher[:1], divergence=divergence, mask=mask)
+    plain = distill_terms(student[:, mask], teacher[:1, mask], divergence=divergence)
+    torch.testing.assert_close(found[:, mask], plain)
+    assert bool((found[:, 1] == 0).all())
+    for wrong in (mask.long(), torch.ones(4, dtype=torch.bool)):
+        with pytest.raises((ArgumentValueError, ArgumentTypeError), match=r"^mask"):
+            distill_terms(student, teacher, divergence=divergence, mask=wrong)
 
 
 WRONG = {

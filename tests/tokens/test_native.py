@@ -268,6 +268,33 @@ def test_large_logits_as_the_reference_has_them(backend, name, size, vocab):
             assert (off <= 4e-7 * scale + 4 * torch.finfo(torch.float64).eps * size).all()
 
 
+@pytest.mark.parametrize("backend", ["native", "chunked"])
+@pytest.mark.parametrize("vocab", [5, 200, 3000])
+@pytest.mark.parametrize("ban", [-1e2, -1e4, -1e6, -1e9])
+def test_a_token_that_one_side_bans_by_a_finite_logit(backend, vocab, ban):
+    """KL is huge, and the gradient to the side with the ban, q − p, is as precise as ever.
+
+    Beyond 8 nats log-normalisers are found by themselves; up to there 1e-6 of KL is their error.
+    """
+    p, q = (x.float() for x in logits(100 if vocab < 3000 else 10, vocab, 1.0, spread=1.0))
+    places = torch.randint(vocab, (len(p), 1), generator=torch.Generator().manual_seed(1))
+    q.scatter_(1, places, ban)
+    for name in ("kl", "jeffreys", "cross_entropy"):
+        truth, found = (
+            [x.requires_grad_() for x in (p.to(dtype, copy=True), q.to(dtype, copy=True))]
+            for dtype in (torch.float64, torch.float32)
+        )
+        function = getattr(tokens, name)
+        value, exact = function(*found, backend=backend), function(*truth, backend="reference")
+        torch.testing.assert_close(value.double(), exact, rtol=2e-6, atol=0)
+        (value.sum() + exact.sum()).backward()
+        for mine, theirs in zip(found, truth, strict=True):
+            off = (mine.grad - theirs.grad).norm(dim=-1) / theirs.grad.norm(dim=-1)
+            assert float(off.max()) < 1e-6 * (1 + 8)
+    lowest = q.scatter(1, places, torch.finfo(torch.float32).min)
+    assert bool(tokens.compare(p, lowest, backend=backend).kl.isfinite().all())
+
+
 @pytest.mark.parametrize("distance", [1e-3, 0.1, 2.0])
 @pytest.mark.parametrize("vocab", [2, 5, 128])
 def test_kl_of_few_tokens_is_exact_to_half_an_ulp(vocab, distance):

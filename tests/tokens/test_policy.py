@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from kullback.core import ArgumentValueError
 from kullback.sampled import effective_sample_size, log_ratio, log_ratio_terms
 from kullback.tokens.losses import policy_kl_loss, rao_blackwell_kl_loss
 from kullback.tokens.losses.policy_kl import TrustRegion
@@ -369,6 +370,43 @@ def test_the_error_bar_is_over_sequences():
     batch = policy_kl_loss(log_current=current, log_reference=reference, normalise="batch")
     one = policy_kl_loss(log_current=current, log_reference=reference).estimate()
     assert batch.estimate().standard_error == pytest.approx(40 * one.standard_error, rel=1e-12)
+
+
+@pytest.mark.parametrize("normalise", ["sequence", "batch", "token", "sequence_mean"])
+@pytest.mark.parametrize("estimator", ["k1", "k3", "exact"])
+def test_groups_of_sequences_are_the_draws(normalise, estimator):
+    """The error of a ratio over groups by hand; groups of one sequence change nothing."""
+    generator = torch.Generator().manual_seed(3)
+    current, reference = -0.5 - torch.rand(2, 24, 5, generator=generator, dtype=F64)
+    mask = torch.arange(5) < torch.randint(1, 6, (24, 1), generator=generator)
+    mask[3] = False
+    exact = torch.rand(24, 5, generator=generator, dtype=F64) if estimator == "exact" else None
+    kl = policy_kl_loss(
+        log_current=current,
+        log_reference=reference,
+        mask=mask,
+        normalise=normalise,
+        exact_kl=exact,
+    )
+    plain, own = kl.estimate(estimator), kl.estimate(estimator, groups=torch.arange(24) * 7 - 3)
+    assert own.value == pytest.approx(plain.value, rel=1e-12)
+    assert own.standard_error == pytest.approx(plain.standard_error, rel=1e-12)
+    groups = torch.randperm(24, generator=generator) % 6
+    found = kl.estimate(estimator, groups=groups)
+    away = reference - current
+    terms = {"k1": -away, "k3": away.exp() - 1 - away, "exact": exact}[estimator]
+    sums, lengths = torch.where(mask, terms, 0.0).sum(1), mask.sum(1).double()
+    sums = sums / lengths.clamp(min=1) if normalise == "sequence_mean" else sums
+    sizes = lengths if normalise == "token" else (lengths > 0).double()
+    totals, counts = (torch.zeros(6, dtype=F64).index_add(0, groups, x) for x in (sums, sizes))
+    value = totals.sum() / counts.sum()
+    error = 6**0.5 * ((totals - value * counts) / counts.mean()).std() / 6
+    times = 23 if normalise == "batch" else 1
+    assert found.value == pytest.approx(times * float(value), rel=1e-12)
+    assert found.standard_error == pytest.approx(times * float(error), rel=1e-12)
+    for wrong in (groups[:-1], groups.double(), torch.zeros_like(groups)):
+        with pytest.raises(ArgumentValueError, match=r"^groups: expected"):
+            kl.estimate(estimator, groups=wrong)
 
 
 def test_on_policy_a_sequence_of_one_token_is_a_draw_of_log_ratio():

@@ -249,6 +249,22 @@ def test_the_log_has_the_kl_of_all_micro_batches_with_its_interval(monkeypatch):
     assert "kl" not in seen[1]
 
 
+def test_a_token_that_the_sampler_could_not_score_has_the_trainers_own():
+    """vLLM gives NaN there; TRL's weights take the log-probability from before the update."""
+    batch = unequal()
+    old = batch["logp"] - 0.1
+    sampled = torch.where(torch.arange(12) == 2, torch.nan, batch["logp"] - 0.2)
+    known = torch.where(torch.arange(12) == 2, old, sampled)
+    found, expected = (
+        ours(batch | {"old_per_token_logps": old, "sampling_per_token_logps": x})[0]
+        for x in (sampled, known)
+    )
+    assert found == expected
+    alone = ours(batch | {"sampling_per_token_logps": sampled})[0]
+    known = torch.where(torch.arange(12) == 2, batch["logp"], sampled)
+    assert alone == ours(batch | {"sampling_per_token_logps": known})[0]
+
+
 def test_accumulation_without_the_window_s_tokens_is_refused():
     made = stub(example().PolicyKLTrainer)
     made.logged = {"train": _Logged()}

@@ -252,7 +252,7 @@ def _read(path: Path, tokenizer: Any, text_field: str) -> Iterator[Document]:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # a byte order mark is no text
     except FileNotFoundError:
         raise DataError(f"{path}: expected a text file; got no file of that name") from None
     except UnicodeDecodeError as error:
@@ -264,7 +264,8 @@ def _text_of(path: Path) -> str:
 
 
 def _read_lines(path: Path, tokenizer: Any, text_field: str) -> Iterator[Document]:
-    for number, line in enumerate(_text_of(path).splitlines(), 1):
+    # not splitlines: U+2028, U+0085 and the like may stand inside a JSON string
+    for number, line in enumerate(_text_of(path).split("\n"), 1):
         if not line.strip():
             continue
         place = f"{path}:{number}"
@@ -272,7 +273,17 @@ def _read_lines(path: Path, tokenizer: Any, text_field: str) -> Iterator[Documen
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{place}: expected a line of JSON; got {error.msg}") from None
+        if "\\ud" in line.lower():  # the escape of a surrogate, of which pairs alone are characters
+            _check_characters(row, place)
         yield _document_of(row, place, tokenizer, text_field)
+
+
+def _check_characters(row: Any, place: str) -> None:
+    try:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])[1:-1]
+        raise DataError(f"{place}: expected Unicode text; got {half}, half a pair") from None
 
 
 def _document_of(row: Any, place: str, tokenizer: Any, text_field: str) -> Document:
@@ -281,6 +292,8 @@ def _document_of(row: Any, place: str, tokenizer: Any, text_field: str) -> Docum
     if isinstance(row, dict) and isinstance(row.get("messages"), list):
         return _chat(row["messages"], place, tokenizer)
     got = f"the fields {', '.join(map(str, row))}" if isinstance(row, dict) else type(row).__name__
+    if isinstance(row, dict) and text_field in row:
+        got = f"{json.dumps(row[text_field])[:40]} in {text_field!r}"
     raise DataError(
         f'{place}: expected an object with text in "{text_field}" or a chat in "messages"; got '
         f"{got}. Try: --field NAME"

@@ -27,7 +27,7 @@ USUAL: dict[str, tuple[str, ...]] = {
     "mask": ("loss_mask", "token_loss_mask", "response_mask", "completion_mask", "action_mask"),
     "sequence": ("sequence", "sequence_id", "sequence_idx", "seq_id", "request_id", "sample_id",
                  "trajectory_id", "rollout_id", "document", "document_id", "doc_id"),
-    "prompt": ("prompt_id", "prompt_hash", "prompt_idx", "group_id", "problem_id", "uid"),
+    "prompt": ("prompt_id", "prompt", "prompt_hash", "prompt_idx", "group_id", "problem_id", "uid"),
     "position": ("position", "pos", "token_idx", "token_index", "position_id"),
     "version": ("policy_version", "version", "weight_version", "weights_version", "model_version"),
     "length": ("length", "response_length", "completion_length"),
@@ -170,6 +170,10 @@ def read_tables(
     if columns.p in names and raw[columns.p].type().is_array():  # a row is a sequence
         columns = replace(columns, sequence=given.sequence)
         found = tuple(note for note in found if not note.startswith("sequence:"))
+    kind = raw[columns.prompt].type() if columns.prompt in names else None
+    if given.prompt is None and kind and not (kind.is_string() or kind.is_integer()):  # messages
+        columns = replace(columns, prompt=None)
+        found = tuple(note for note in found if not note.startswith("prompt:"))
     roles = columns.named()
     _check_names(roles, names, source)
     lists = _check_types(_Source(engine, raw, source), roles)

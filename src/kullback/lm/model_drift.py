@@ -8,6 +8,7 @@ Every mean is over tokens; its error treats documents as the independent units (
 tokens of one document are correlated. The error of independent tokens is given beside it.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -113,7 +114,7 @@ class Worst:
     kl: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Drift:
     """What was measured: the documents, the models' names, a row a token, and rounding floors.
 
@@ -196,15 +197,24 @@ class Drift:
         documents = self.table.place["document"]
         documents = documents if keep is None else documents[keep]
         require(len(documents) > 0, "tokens", "at least one that counts", "none")
-        _, labels, sizes = np.unique(documents, return_inverse=True, return_counts=True)
+        originals = self._originals[documents]
+        _, labels, sizes = np.unique(originals, return_inverse=True, return_counts=True)
         block = clusters.block_length(len(documents), len(sizes))
         if block == 0:
             return labels, Clusters(sizes.astype(np.float64))
-        inside = np.arange(len(labels)) - np.concatenate([[0], np.cumsum(sizes)[:-1]])[labels]
+        _, first, place = np.unique(documents, return_index=True, return_inverse=True)
+        inside = np.arange(len(documents)) - first[place]
         _, labels, sizes = np.unique(
             np.stack([labels, inside // block]), axis=1, return_inverse=True, return_counts=True
         )
         return labels.reshape(-1), Clusters(sizes.astype(np.float64), "blocks", block)
+
+    @functools.cached_property
+    def _originals(self) -> Column:
+        """For every document the number of the first with the same tokens: copies are no draws."""
+        first: dict[bytes, int] = {}
+        hashes = (hashlib.sha256(one.ids.numpy().tobytes()).digest() for one in self.documents)
+        return np.array([first.setdefault(one, n) for n, one in enumerate(hashes)])
 
     def quantities(self, q: int = 0) -> list[str]:
         """Return the names of what was measured of a candidate."""

@@ -382,6 +382,6 @@ def _parsed(text: str, path: Path, line: int) -> Any:
 def _opened(path: Path) -> Any:
     try:
         opener = gzip.open if path.suffix == ".gz" else open
-        return opener(path, "rt", encoding="utf-8")
+        return opener(path, "rt", encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -146,10 +146,11 @@ class PolicyKLMixin:
             return loss
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         kept = mask.bool()
+        current = self._log_probs(outputs[-1] if outputs else None, inputs)
         found = tokens.policy_kl_loss(
-            log_current=self._log_probs(outputs[-1] if outputs else None, inputs),
+            log_current=current,
             log_reference=reference,
-            log_behaviour=inputs.get("sampling_per_token_logps", inputs.get("old_per_token_logps")),
+            log_behaviour=_behaviour(inputs, current.detach()),
             mask=kept,
             normalise="batch",
         )
@@ -217,6 +218,19 @@ class PolicyKLMixin:
         share = steps / self.args.steps_per_generation  # the count is of what was generated at once
         count = torch.as_tensor(held).clamp(min=1.0) * share
         return torch.as_tensor(count / self.accelerator.num_processes)
+
+
+def _behaviour(inputs: Mapping[str, Any], current: Tensor) -> Tensor | None:
+    """Return log-probabilities of the policy that drew the tokens; None: the current one.
+
+    Where the sampler could not score a token (NaN), the trainer's own from before the update stands
+    for it, and if there is none the current one, as in the trainer's weights.
+    """
+    sampled, old = (inputs.get(f"{name}_per_token_logps") for name in ("sampling", "old"))
+    if sampled is None:
+        return old
+    known: Tensor = torch.where(sampled.isnan(), current if old is None else old, sampled)
+    return known
 
 
 def _prompts(inputs: Mapping[str, Any]) -> list[str]:

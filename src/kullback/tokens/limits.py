@@ -67,6 +67,9 @@ ZERO_GRADIENT = 1e-6
 CONSTANT = 1e-12
 # ‖J − Jᵀ‖/‖J + Jᵀ‖ above which a field is no gradient; central differences leave 1e-6
 ASYMMETRY = 1e-4
+# and how many times what twice the step changes it must be: of float64 and float32 it is 100 and
+# more, of bfloat16, whose gradients jump, less than 3 (tests/tokens/test_audit.py)
+RESOLVED = 10.0
 # |log policy/ref| above which policy and reference differ at a token: rounding leaves 1e-15
 DIFFERENT = 1e-9
 # batches of a world above which it is left out: one call of the loss a batch

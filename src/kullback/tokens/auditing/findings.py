@@ -87,7 +87,8 @@ class Finding:
         scale: By length T, the loss's gradient as a multiple.
         ascends: Whether the sign is the wrong way round.
         gradient_of: For kind "none", of what the field is a gradient at all: of some function of
-            "sequences", of "tokens" only, or of "nothing".
+            "sequences", of "tokens" only, or of "nothing"; "unknown" where gradients are rounded
+            too coarsely to tell, as in half precision.
         value: The divergence that the *value* of the loss is, on average, or "".
     """
 
@@ -224,6 +225,8 @@ def descent(finding: Finding) -> str:
     start = {
         "sequences": "descends no divergence in the list",
         "tokens": "descends, token by token, no divergence in the list",
+        "unknown": "descends no divergence in the list up to its rounding, which is coarse "
+        "(half precision?)",
     }.get(finding.gradient_of, "follows a field that is the gradient of no function")
     return f"{start}; closest is {'minus ' if finding.ascends else ''}{named} ({off})"
 

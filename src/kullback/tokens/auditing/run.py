@@ -257,7 +257,8 @@ def audit(
             sampled tokens, in nats), `logits`, `ref_logits` `[batch, T, V]`, `tokens`, `labels`,
             `mask`, `bool_mask`, `advantages` (zeros) and the usual other spellings of these. It
             returns a scalar, or one value a token or a sequence, which are added up; of a tuple the
-            first, of an object its `loss`.
+            first, of an object or a dictionary its `loss`. It must return the same for the same
+            arguments.
         form: "loss" is differentiated; "penalty" is what is subtracted from the reward, and
             "reward" what is added to it, in a policy-gradient term; "auto" goes by the callable's
             name, where `reward` or `penalty` in it decides.
@@ -274,7 +275,7 @@ def audit(
 
     Raises:
         ValueError: A parameter that is not understood, a result of another shape or one that does
-            not depend on the policy.
+            not depend on the policy, or that is another one at the second call (dropout).
         TypeError: A result that is no tensor. What the loss itself raises comes through, with a
             note of what it was called with.
 
@@ -291,6 +292,7 @@ def audit(
     caller = _caller(loss, form, credit, importance, batch, dict(names or {}))
     roles = caller.roles()
     every = worlds(batch=batch)
+    caller.require_repeatable(every[0])
     on, on_rows, match = look(caller, every, on_policy=True)
     off, off_rows, _ = look(caller, every, on_policy=False)
     has_mask = bool({"mask", "bool_mask", "labels"} & set(roles.values()))

@@ -330,6 +330,20 @@ class Caller:
         value = torch.stack([value for value, _ in called])
         return Enumeration(behaviour[members].prod(-1), value, gradient, pushes, members)
 
+    def require_repeatable(self, world: World) -> None:
+        """Require the same values and gradients of the same batches: nothing is drawn inside.
+
+        Errors: `ValueError` for a loss with dropout or other noise, or one that counts its calls.
+        """
+        first, second = (self.enumerate(world) for _ in range(2))
+        same = all(
+            torch.equal(a.nan_to_num(), b.nan_to_num())
+            for a, b in ((first.value, second.value), (first.pushes, second.pushes))
+        )
+        expected = "the same value and gradient for the same arguments"
+        hint = "without dropout or other noise inside, and without a state that its calls change"
+        require(same, "loss", expected, "another one at the second call", hint)
+
     def push(self, logits: Tensor, ref: Tensor, behaviour: Tensor, tokens: Tensor) -> Tensor:
         """Return the gradient with respect to logits `[batch, T, V]` of a batch made up by hand."""
         mask = torch.ones_like(tokens, dtype=torch.bool)
@@ -367,6 +381,7 @@ class Caller:
             error.add_note(f"kullback audit: raised by the loss, which was called with {given}")
             raise
         result = result[0] if isinstance(result, tuple | list) and result else result
+        result = result.get("loss", result) if isinstance(result, Mapping) else result
         result = getattr(result, "loss", result)
         if not isinstance(result, Tensor):
             raise ArgumentTypeError(message("loss", "a tensor as result", type(result).__name__))
@@ -433,19 +448,24 @@ def gradient_of(caller: Caller, *, on_policy: bool) -> str:
     """Say of what the expected gradient is the gradient of some function.
 
     "sequences", of the policy over whole sequences; "tokens", of a single next-token table but not
-    of sequences; or "nothing".
+    of sequences; "nothing"; or "unknown", where gradients are rounded too coarsely to tell.
     """
-    if asymmetry(caller, length=1, on_policy=on_policy) > limits.ASYMMETRY:
-        return "nothing"
-    if caller.batch == 1 and asymmetry(caller, length=2, on_policy=on_policy) > limits.ASYMMETRY:
-        return "tokens"
+    lengths = {1: "nothing", 2: "tokens"} if caller.batch == 1 else {1: "nothing"}
+    for length, name in lengths.items():
+        found = asymmetry(caller, length=length, on_policy=on_policy)
+        if math.isnan(found):
+            return "unknown"
+        if found > limits.ASYMMETRY:
+            return name
     return "sequences"
 
 
 def asymmetry(caller: Caller, *, length: int, on_policy: bool) -> float:
     """Return ‖J − Jᵀ‖/‖J + Jᵀ‖ of the expected gradient with few tokens: 0 for gradients.
 
-    J has central differences of step 1e-3: what comes out below 1e-4 is 0.
+    J has central differences of step 1e-3: what comes out below 1e-4 is 0. NaN where it is more,
+    but less than `RESOLVED` times what J changes by with twice the step: then it is rounding, as
+    of a loss in half precision.
 
     >>> k2 = Caller(lambda logp, ref_logp: 0.5 * (logp - ref_logp) ** 2)
     >>> asymmetry(k2, length=1, on_policy=True) < 1e-6
@@ -454,19 +474,28 @@ def asymmetry(caller: Caller, *, length: int, on_policy: bool) -> float:
     True
     """
     world = build(4 - length, length, distance="near", on_policy=on_policy)
+    jacobian = _jacobian(caller, world, _STEP)
+    size = float((jacobian + jacobian.T).norm())
+    found = float((jacobian - jacobian.T).norm()) / size if size > 0 else 0.0
+    if found > limits.ASYMMETRY:
+        change = float((jacobian - _jacobian(caller, world, 2 * _STEP)).norm()) / size
+        return found if found > limits.RESOLVED * change else math.nan
+    return found
+
+
+def _jacobian(caller: Caller, world: World, size: float) -> Tensor:
+    """Return the derivative of the expected gradient by central differences, a column a logit."""
     centre = world.policy.flatten()
     columns = []
     for i in range(len(centre) - world.vocabulary):  # the last row is padding
         step = torch.zeros_like(centre)
-        step[i] = _STEP
+        step[i] = size
         up, down = (
             caller.enumerate(world.moved((centre + sign * step).view_as(world.policy))).expected
             for sign in (1, -1)
         )
-        columns.append(((up - down) / (2 * _STEP)).flatten()[: -world.vocabulary])
-    jacobian = torch.stack(columns, -1)
-    size = float((jacobian + jacobian.T).norm())
-    return float((jacobian - jacobian.T).norm()) / size if size > 0 else 0.0
+        columns.append(((up - down) / (2 * size)).flatten()[: -world.vocabulary])
+    return torch.stack(columns, -1)
 
 
 FINE = [round(-8 + 0.2 * i, 1) for i in range(81)]

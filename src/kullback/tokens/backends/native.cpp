@@ -1088,6 +1088,7 @@ template <bool MORE, class R> bool pair_sums(Sides<R>& r, double* out) {
     const Shared& s = r.s;
     const bool half = s.half(r.p.x.dtype) && s.half(r.q.x.dtype);  // differences are exact
     bool holes = false, settled = false, exact = false;
+    bool alone = false;  // whether c is what the normalisers, each found by itself, say
     double log_c = 0.0;
     auto apart = [&](const Totals& sum, double c_of_sum, double by) {
         const double kl = std::min(std::max(sum.excess() / sum.p_all(), 0.0), 1.0);
@@ -1161,9 +1162,16 @@ again:
             goto again;
         }
     }
-    const double shift = all_of.off_whole();
+    if (!(all_of.p_all() > 0.0)) return false;
+    // Σ v is Σ u and what B adds, which is off by some digits of A: where that is large, by itself
+    if (!alone && !(all_of.q_all() > 0.0 && all_of.excess() <= FAR * all_of.p_all())) {
+        if (!log_ratio(r, log_c)) return false;
+        settled = alone = true;
+        goto again;
+    }
+    const double shift = alone ? 0.0 : all_of.off_whole();
     all_of.move(shift);
-    const double P = all_of.p_all(), Q = all_of.q_all(), lift = 1.0 / double(int64_t(1) << LIFT);
+    const double P = all_of.p_all(), Q = alone ? P : all_of.q_all(), lift = 1.0 / double(int64_t(1) << LIFT);
     if (!(P > 0.0 && Q > 0.0)) return false;
     const double kl = std::max(all_of.excess() / P, 0.0);
     const double back = std::max((all_of.back + all_of.p_lost) / Q, 0.0);

@@ -84,6 +84,9 @@ def check_logits(logits: Tensor, name: str) -> Tensor:
         got, to_float = describe(logits), "real" if logits.is_complex() else "float()"
         to_float = "dequantize()" if logits.is_quantized else to_float
         raise ArgumentTypeError(message(name, "a float tensor", got, f"{name}.{to_float}"))
+    if logits.dtype.itemsize == 1:
+        got, hint = describe(logits), f"{name}.float(), with their scale"
+        raise ArgumentTypeError(message(name, "a float tensor of 16 bits or more", got, hint))
     check_dense(logits, name)
     if not logits.ndim or not logits.shape[-1]:
         text = "a tensor [*batch, vocab] with at least one token"
@@ -320,6 +323,7 @@ def plain_kl(p: Tensor, q: Tensor, temperature: float, nan: str, backend: str) -
         and p.shape == q.shape
         and p.is_floating_point()
         and q.is_floating_point()
+        and min(p.dtype.itemsize, q.dtype.itemsize) > 1
         and p.is_contiguous()
         and q.is_contiguous()
         and p.numel() > 0

@@ -14,6 +14,7 @@ the terms have no error bar. All are in nats (total variation: a pure number) an
 the student; the teacher is a constant.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -25,7 +26,13 @@ from kullback.exact import tables
 from kullback.sampled import is_sentinel
 from kullback.tokens import limits
 from kullback.tokens.backends.interface import Task, Value, refuse_mapped
-from kullback.tokens.divergences.logits import common, warn_of_probabilities
+from kullback.tokens.divergences.logits import (
+    check_logits,
+    common,
+    refuse_nan,
+    spread_mask,
+    warn_of_probabilities,
+)
 from kullback.tokens.divergences.slices import Pointwise
 from kullback.tokens.divergences.sources import Source, constant, matched, measure, measure_one
 
@@ -118,20 +125,12 @@ def distill_terms(
         what = Pointwise(kind, weight, temperature)
         terms = measure(first, second, Task(("kl",), temperature), **options, what=what)[0]
     else:
-        if align is not None:
-            student, teacher = common(student, teacher, align)
-            first, second = (student, teacher) if student_is_p else (teacher, student)
-        if all(isinstance(x, Tensor) and x.is_floating_point() for x in (first, second)):
-            keep = mask if mask is None or mask.shape == first.shape[:-1] else None
-            warn_of_probabilities(dict(zip(names, (first, second), strict=True)), keep)
+        first, second, mask = _alike(first, second, names, mask, align)
+        first, second = _widened([first, second], temperature)
         if divergence == "tv":
-            refuse_mapped(student, "student_logits")
-            refuse_mapped(teacher, "teacher_logits")
-            terms = tables.total_variation(
-                student / temperature, teacher / temperature, form="logits"
-            )
+            terms = _total_variation(first, second, names)
         else:
-            terms = _skewed(first / temperature, second / temperature, weight)
+            terms = _skewed(first, second, weight, names)
     terms = terms * temperature**2 if temperature_squared else terms
     return terms if mask is None else terms.masked_fill(~mask, 0.0)
 
@@ -186,9 +185,9 @@ def distill_terms_top_k(
     for name, x in (("student_logits", student_logits), ("teacher_log_probs", teacher_log_probs)):
         refuse_mapped(x, name)
     _check_stored(student_logits, teacher_log_probs, teacher_ids, mask)
-    logits = _hidden(student_logits, mask) / temperature
+    (logits,) = _widened([_hidden(student_logits, mask)], temperature)
     ids = teacher_ids if mask is None else teacher_ids.masked_fill(~mask[..., None], 0)
-    log_q = logits.to(_wide(logits)).log_softmax(-1)
+    log_q = logits.log_softmax(-1)
     log_p = _hidden(teacher_log_probs, mask).detach().to(log_q.dtype)
     unlisted = is_sentinel(log_p)  # such tokens belong to the tail
     log_p = log_p.masked_fill(unlisted, -math.inf)
@@ -275,14 +274,34 @@ def distill_loss(
     return (1.0 - label_weight) * loss + label_weight * entropy
 
 
-def _skewed(first: Tensor, second: Tensor, weight: float) -> Tensor:
+def _alike(
+    first: Any, second: Any, names: tuple[str, str], mask: Tensor | None, align: str | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return both logits checked, over the same tokens and batch, 0 where masked, and the mask."""
+    first, second = (check_logits(x, name) for x, name in zip((first, second), names, strict=True))
+    first, second = common(first, second, align)
+    keep = spread_mask(mask, first)
+    warn_of_probabilities(dict(zip(names, (first, second), strict=True)), keep)
+    return _hidden(first, keep), _hidden(second, keep), keep
+
+
+def _total_variation(first: Tensor, second: Tensor, names: tuple[str, str]) -> Tensor:
+    """Return ½ Σ |p − q| of logits; a row without a distribution is refused as by `measure`."""
+    given = dict(zip(names, (first, second), strict=True))
+    for name in _NAMES:
+        refuse_mapped(given[name], name)
+    refuse_nan(0 * (first.logsumexp(-1) + second.logsumexp(-1)).detach()[None], " and ".join(names))
+    return tables.total_variation(first, second, form="logits")
+
+
+def _skewed(first: Tensor, second: Tensor, weight: float, names: tuple[str, str]) -> Tensor:
     """Return KL(first‖w·first + (1−w)·second) of logits, as logits of a mixture."""
-    wide = _wide(first)
-    logs = [x.to(wide).log_softmax(-1) for x in (first, second)]
+    logs = [x.log_softmax(-1) for x in (first, second)]
     banned = (logs[0] == -math.inf) & (logs[1] == -math.inf)
     a, b = (x.masked_fill(banned, 0.0) for x in logs)
     mixture = torch.logaddexp(a + math.log(weight), b + math.log1p(-weight))
-    return measure_one(logs[0], mixture.masked_fill(banned, -math.inf), Task(("kl",)))
+    mixture = mixture.masked_fill(banned, -math.inf)
+    return measure_one(logs[0], mixture, Task(("kl",)), names=names)
 
 
 def _log_sum(logs: Tensor, kept: Tensor) -> Tensor:
@@ -292,8 +311,13 @@ def _log_sum(logs: Tensor, kept: Tensor) -> Tensor:
     return left.masked_fill(empty[..., None], 0.0).logsumexp(-1).masked_fill(empty, -math.inf)
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def _widened(logits: list[Tensor], temperature: float) -> list[Tensor]:
+    """Return logits over the temperature in one type, float32 or wider, in which they are divided.
+
+    Divided in half precision, every quotient is rounded to 8 or 11 bits.
+    """
+    wide = functools.reduce(torch.promote_types, [x.dtype for x in logits], torch.float32)
+    return [x.to(wide) / temperature for x in logits]
 
 
 def _hidden(x: Any, mask: Tensor | None) -> Any:

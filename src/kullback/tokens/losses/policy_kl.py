@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kullback.core import Estimate, require
+from kullback.core import Estimate, describe, require, require_type
 from kullback.sampled import (
     WEIGHT,
     Estimator,
@@ -169,8 +169,13 @@ class PolicyKL:
             return reason
         return mismatch(self.drawn, ratio=True)
 
-    def estimate(self, estimator: Estimator | None = None) -> Estimate:
-        """Estimate the divergence with an error bar over sequences, which are the draws.
+    def estimate(
+        self, estimator: Estimator | None = None, *, groups: Tensor | None = None
+    ) -> Estimate:
+        """Estimate the divergence with an error bar over sequences, or over groups of them.
+
+        Sequences of one prompt are draws of its KL; of all prompts' KL they say less the more
+        prompts differ. With groups, prompts are the draws.
 
         Where the draws refute the mean of weights, or of r if the estimator has it, there is no
         standard error (`no_error` says why); "best" then does without r. `rounding` is the floor
@@ -184,30 +189,35 @@ class PolicyKL:
                 λ or "best" is to assert that q has no mass where the sampler had none (full
                 softmaxes, no top-p, no top-k): a gap below what the draws resolve, about 4.5
                 standard errors of k1, cannot be detected.
+            groups: Integers `[batch]`, the same for sequences of one prompt; None where every
+                sequence has a prompt of its own, or the prompts are all there are.
 
         Returns:
             An `Estimate` in the unit of `normalise`.
 
         Raises:
-            ValueError: Below 2 sequences (4 for "best"), for an unknown name, for "exact" where
-                none was given.
+            ValueError: Below 2 sequences (4 for "best"), or groups, for an unknown name, for
+                "exact" where none was given, for groups of another shape.
         """
         if estimator is None:
             estimator = self.estimator if self.estimator in ("k1", "k2", "exact") else "k1"
         fewest = 4 if estimator == "best" else 2
         words = f"at least {fewest} sequences with a token that counts"
         require(self.sequences >= fewest, "log_current", words, self.sequences)
+        labels = None if groups is None else self._labels(groups, fewest)
         reason, how = self.mismatch(estimator), ""
         if estimator == "exact":
             given, words = self.martingale is not None, "'k1', 'k2', 'k3', 'best' or a λ"
             require(given, "estimator", words, "'exact' without exact_kl")
-            found = self._named(mean_over(self._sums(self.terms), self._kept, self.normalise))
+            sums = self._sums(self.terms)
+            found = self._named(mean_over(sums, self._kept, self.normalise, labels))
         else:
             rows = torch.stack([self._sums(column) for column in self._columns()])
             if estimator == "best" and reason:  # without r − 1, as k1 is
                 reason, how = self.mismatch("k1"), "λ = 0: the mean of q/μ is not 1 on these draws"
                 rows[1] = -rows[0]
-            found = self._named(estimate_over(rows, self._kept, estimator, self.normalise))
+            found = estimate_over(rows, self._kept, estimator, self.normalise, labels)
+            found = self._named(found)
             found = replace(found, rounding=self._rounding(estimator), how=how or found.how)
         return found.without_error(reason) if reason else found
 
@@ -247,6 +257,19 @@ class PolicyKL:
         passing = variance * (weight * slope * scale).square()
         errors = float((lasting.abs() * scale).sum()), float(passing.sum().sqrt())
         return errors[0] + limits.ROUNDING_ERRORS * errors[1]
+
+    def _labels(self, groups: Tensor, fewest: int) -> Tensor:
+        """Return the groups of the sequences that have a token, numbered from 0."""
+        require_type(groups, Tensor, "groups", "torch.tensor([...])")
+        whole = not (groups.is_floating_point() or groups.is_complex())
+        fits = whole and groups.shape == self._lengths.shape
+        words = f"an integer tensor [{len(self._lengths)}], the prompt of every sequence"
+        require(fits, "groups", words, describe(groups))
+        kept: Tensor = groups.to(self._lengths.device)[self._lengths > 0]
+        labels: Tensor = torch.unique(kept, return_inverse=True)[1]
+        count = int(labels.max()) + 1
+        require(count >= fewest, "groups", f"at least {fewest} groups", count)
+        return labels
 
     @property
     def _lengths(self) -> Tensor:

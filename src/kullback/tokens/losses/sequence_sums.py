@@ -107,23 +107,35 @@ def _summary(rows: Tensor) -> SummaryStats:
     return SummaryStats(Moments.of(rows), Tails.of(keys, places, rows, rows.shape[-1]))
 
 
-def estimate_over(rows: Tensor, lengths: Tensor, estimator: Estimator, normalise: str) -> Estimate:
+def estimate_over(
+    rows: Tensor,
+    lengths: Tensor,
+    estimator: Estimator,
+    normalise: str,
+    groups: Tensor | None = None,
+) -> Estimate:
     """Estimate by features `[F, sequences]` as `ratios_of_rows` takes them, per token or not.
 
-    lengths: `[sequences]`, tokens of each. Errors: as `LogRatios.estimate`.
+    lengths: `[sequences]`, tokens of each. groups: `[sequences]`, numbers from 0 of groups, which
+    then are the draws. Errors: as `LogRatios.estimate`.
 
     >>> rows = torch.tensor([[-2.0, -1, -3, -2], [2, 1, 3, 2], [0, 0, 0, 0]], dtype=torch.float64)
     >>> estimate_over(rows, torch.full((4,), 2.0), "k1", "token").value
     1.0
     """
-    if _a_ratio(lengths, normalise):
-        state = ratios_of_rows(rows, lengths / lengths.mean())
-        return state.averaged(estimator, self_normalise=True) / float(lengths.mean())
-    return ratios_of_rows(_each(rows, lengths, normalise)).averaged(estimator)
+    rows, sizes = _over(rows, lengths, normalise, groups)
+    if sizes is not None:
+        state = ratios_of_rows(rows, sizes / sizes.mean())
+        return state.averaged(estimator, self_normalise=True) / float(sizes.mean())
+    return ratios_of_rows(rows).averaged(estimator)
 
 
-def mean_over(rows: Tensor, lengths: Tensor, normalise: str) -> Estimate:
+def mean_over(
+    rows: Tensor, lengths: Tensor, normalise: str, groups: Tensor | None = None
+) -> Estimate:
     """Estimate the mean of one number a sequence `[sequences]`, per token or not.
+
+    groups: as in `estimate_over`.
 
     Errors: `ValueError` below 2 sequences.
 
@@ -131,20 +143,33 @@ def mean_over(rows: Tensor, lengths: Tensor, normalise: str) -> Estimate:
     1.5
     """
     require(len(rows) >= 2, "mask", "at least 2 sequences with a token that counts", len(rows))
-    if _a_ratio(lengths, normalise):
-        value = rows.sum() / lengths.sum()
-        error, doubts, k_hat = error_bars.mean_of((rows - value * lengths) / lengths.mean(), value)
-        why = "a ratio of two means: bias of order 1/sequences"
+    rows, sizes = _over(rows, lengths, normalise, groups)
+    if sizes is not None:
+        value = rows.sum() / sizes.sum()
+        error, doubts, k_hat = error_bars.mean_of((rows - value * sizes) / sizes.mean(), value)
+        what = "sequences" if groups is None else "groups"
+        why = f"a ratio of two means: bias of order 1/{what}"
         return error_bars.judged(value, error, len(rows), k_hat, doubts, bias="unknown", why=why)
-    rows = _each(rows, lengths, normalise)
     value = rows.mean()
     error, doubts, k_hat = error_bars.mean_of(rows - value, value)
     return error_bars.judged(value, error, len(rows), k_hat, doubts)
 
 
-def _each(rows: Tensor, lengths: Tensor, normalise: str) -> Tensor:
-    return rows / lengths if normalise in ("token", "sequence_mean") else rows
+def _over(
+    rows: Tensor, lengths: Tensor, normalise: str, groups: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return sums of the draws, `[…, draws]`, and what their mean is divided by the mean of.
 
-
-def _a_ratio(lengths: Tensor, normalise: str) -> bool:
-    return normalise == "token" and not bool((lengths == lengths[:1]).all())
+    None for that: 1, the sums being divided by it already, since it is the same for all.
+    """
+    if normalise == "sequence_mean":
+        rows = rows / lengths
+    sizes = lengths if normalise == "token" else torch.ones_like(lengths)
+    if groups is not None:
+        count = int(groups.max()) + 1
+        rows, sizes = (
+            x.new_zeros(*x.shape[:-1], count).index_add(-1, groups, x) for x in (rows, sizes)
+        )
+    if bool((sizes == sizes[:1]).all()):
+        return rows / sizes, None
+    return rows, sizes
