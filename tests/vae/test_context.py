@@ -1,5 +1,6 @@
 """Pixels that depend on features of those before them, against enumeration and float64."""
 
+import copy
 import itertools
 import math
 
@@ -19,6 +20,7 @@ from kullback.vae.likelihoods import (
     WithContext,
     library,
 )
+from kullback.vae.limits import CONTEXT_REACH
 from kullback.vae.model import with_parts
 from oracles import check_frequencies
 
@@ -61,7 +63,7 @@ def test_a_feature_reads_only_what_comes_before_it(depth, colours):
     torch.manual_seed(0)
     features = CausalFeatures(colours, (4,) * depth)
     x = torch.randn(1, colours, 7, 9, requires_grad=True)
-    found = features(features.padded(x))
+    found = features(x)
     for row, column in ((0, 0), (0, 5), (3, 4), (6, 8)):
         (by,) = torch.autograd.grad(found[..., row, column].sum(), x, retain_graph=True)
         read = by.abs().sum((0, 1)).nonzero()
@@ -89,12 +91,79 @@ def test_drawing_in_fronts_is_drawing_pixel_by_pixel():
         own, weights = likelihood.apart(parameters)
         slow = torch.zeros(2, 1, 6, 11)
         for row, column in itertools.product(range(6), range(11)):
-            features = likelihood.features(likelihood.padded(2.0 * slow - 1.0))
+            features = likelihood.features(2.0 * slow - 1.0)
             # pixels that are not taken yet are 0 in units, not −1: only those before are read
             here, seen = row * 11 + column, features[:, :, row, column]
             shift = sum(w[..., here] * seen[:, j, None] for j, w in enumerate(weights))
             slow[..., row, column] = torch.sigmoid(own[..., here] + shift)
     assert torch.allclose(fronts, slow, atol=1e-6)
+
+
+class AllAgain(WithContext):
+    """The slow form: in each front the features of all pixels, from the start."""
+
+    def before(self, values):
+        def at(x, y):
+            image = values[..., CONTEXT_REACH:, CONTEXT_REACH:-CONTEXT_REACH].clone()
+            return list(self.features(image)[..., y, x].split(1, 1))
+
+        return at
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "widths", "rows"),
+    [
+        ("bits", (1, 1, 9), (3,), 1),
+        ("levels", (1, 9, 1), (4, 4), 3),
+        ("levels", (3, 4, 5), (2, 2, 2), 1),
+        ("bits", (3, 5, 7), (4, 4), 5),
+        ("levels", (2, 3, 6), (3,), 0),
+    ],
+)
+def test_features_computed_once_draw_what_features_computed_in_every_front_do(
+    kind, shape, widths, rows
+):
+    likelihood, _ = made(kind, shape, widths)
+    for module in likelihood.features.parameters():
+        module.data.add_(0.3)  # biases too
+    likelihood, again = likelihood.double(), copy.deepcopy(likelihood).double()
+    again.__class__ = AllAgain
+    parameters = outputs(likelihood, rows).double()
+    with torch.no_grad():
+        drawn, slow = (
+            one.sample(parameters, torch.Generator().manual_seed(1)) for one in (likelihood, again)
+        )
+        assert torch.equal(drawn, slow) and drawn.shape == (rows, *shape)
+        assert torch.allclose(likelihood.mean(parameters), again.mean(parameters), rtol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_in_float32_the_drawn_bits_are_the_same(rows):
+    likelihood, _ = made("bits", (1, 14, 12), (8, 8))
+    again = copy.deepcopy(likelihood)
+    again.__class__ = AllAgain
+    parameters = outputs(likelihood, rows)
+    with torch.no_grad():
+        drawn, slow = (
+            one.sample(parameters, torch.Generator().manual_seed(1)) for one in (likelihood, again)
+        )
+    # a probability is rounded to some 1e-7, so that one of 500 bits differs in one of 20,000 tests
+    assert torch.equal(drawn, slow)
+
+
+def test_all_fronts_together_compute_every_feature_once(monkeypatch):
+    likelihood, _ = made("bits", (1, 12, 10), (4, 4, 4))
+    convolve, sizes = torch.nn.functional.conv2d, []
+
+    def counted(*given, **options):
+        out = convolve(*given, **options)
+        sizes.append(out.numel())
+        return out
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", counted)
+    with torch.no_grad():
+        likelihood.sample(outputs(likelihood, rows=2), torch.Generator())
+    assert sum(sizes) == 3 * 4 * (2 * 12 * 10)  # layers, features, pixels
 
 
 def test_patches_are_only_another_order():
