@@ -204,6 +204,89 @@ def test_the_compiled_bits_are_the_plain_ones_in_float64(shape, width, scale):
             assert (by - by_exact).abs().max() <= 300 * one * by_exact.abs().max()
 
 
+SHAPES = [
+    ((1, 5, 13), 4, 1, 256, 0),
+    ((3, 8, 12), 5, 3, 256, 4),
+    ((2, 6, 6), 1, 2, 7, 3),
+    ((3, 1, 3), 2, 2, 2, 0),
+]
+
+
+@compiled
+@pytest.mark.parametrize(("shape", "width", "components", "levels", "patch"), SHAPES)
+@pytest.mark.parametrize("scale", [0.3, 2.0])
+def test_the_compiled_levels_are_the_plain_ones_in_float64(
+    shape, width, components, levels, patch, scale
+):
+    """Values and gradients of two draws of three items, which share their features."""
+    torch.manual_seed(0)
+    mixture = DiscretisedLogistics(shape, components=components, levels=levels, patch=patch)
+    likelihood = WithContext(mixture, (width, width))
+    exact = copy.deepcopy(likelihood).double()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(levels, (3, *shape), generator=generator)
+    x[0], x[1, ..., 0] = 0, levels - 1
+    lead = (2, 3, math.prod(shape[1:]) // patch**2) if patch else (2, 3)
+    places = (likelihood.channels, likelihood.event.places)
+    theta = scale * torch.randn(*lead, *places, generator=generator)
+    factors = torch.randn(2, 3, generator=generator)
+    for dtype, ulp, often in ((torch.float32, 2**-24, 300), (torch.bfloat16, 2**-9, 4)):
+        given = theta.to(dtype).requires_grad_()
+        wide = given.detach().double().requires_grad_()
+        ours, truth = likelihood.log_prob(given, x.float()), exact.log_prob(wide, x.double())
+        assert type(ours.grad_fn).__name__ == "_MixtureBackward"
+        # some roundings of each place's term, of the edges in it and of what moves them
+        bound = 30 * 2**-24 * (1 + width) * (truth.abs() + math.prod(shape))
+        assert ((ours - truth).abs() <= bound).all()
+        found = torch.autograd.grad((factors * ours).sum(), [given, *likelihood.parameters()])
+        wanted = torch.autograd.grad((factors * truth).sum(), [wide, *exact.parameters()])
+        roundings = [often * ulp, *[300 * 2**-24] * len(wanted)]
+        for by, by_exact, one in zip(found, wanted, roundings, strict=False):
+            assert (by - by_exact).abs().max() <= one * (1 + width) * by_exact.abs().max()
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("kind", "shape", "patch"), [("bits", (2, 4, 5), 0), ("levels", (3, 4, 4), 2)]
+)
+def test_the_compiled_gradient_is_a_difference_of_float64(kind, shape, patch):
+    """Of parameters and weights of the features together, along one direction."""
+    likelihood, levels = made(kind, shape, (3, 3), patch)
+    exact = copy.deepcopy(likelihood).double()
+    generator = torch.Generator().manual_seed(3)
+    theta = outputs(likelihood, rows=4).requires_grad_()
+    x = torch.randint(levels, (4, *shape), generator=generator).float()
+    moved = [theta, *likelihood.parameters()]
+    found = torch.autograd.grad(likelihood.log_prob(theta, x).sum(), moved)
+    ways = [torch.randn(one.shape, generator=generator).double() for one in moved]
+    step, sides = 1e-5, []
+    for sign in (1.0, -1.0):
+        with torch.no_grad():
+            for one, start, way in zip(exact.parameters(), moved[1:], ways[1:], strict=True):
+                one.copy_(start.double() + sign * step * way)
+            there = theta.double() + sign * step * ways[0]
+            sides.append(float(exact.log_prob(there, x.double()).sum()))
+    expected = (sides[0] - sides[1]) / (2 * step)
+    terms = [by.double() * way for by, way in zip(found, ways, strict=True)]
+    size = sum(float(one.abs().sum()) for one in terms)
+    # roundings of float32 in every term; differences of float64 are wrong by 1e-9 of their size
+    assert abs(float(sum(one.sum() for one in terms)) - expected) <= 30 * 2**-24 * size
+
+
+@compiled
+def test_only_the_features_or_only_the_parameters_ask_for_a_gradient():
+    likelihood, theta, x = case("levels in a context")
+    wanted = torch.autograd.grad(
+        likelihood.log_prob(theta.requires_grad_(), x).sum(), [theta, *likelihood.parameters()]
+    )
+    features = likelihood.log_prob(theta.detach(), x).sum()
+    found = torch.autograd.grad(features, list(likelihood.parameters()))
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted[1:], strict=True))
+    likelihood.requires_grad_(requires_grad=False)
+    (by,) = torch.autograd.grad(likelihood.log_prob(theta, x).sum(), theta)
+    assert torch.equal(by, wanted[0])
+
+
 @compiled
 @pytest.mark.parametrize("place", [0, 1, 3])
 def test_the_compiled_bits_hide_no_nan(place):

@@ -2,8 +2,9 @@
 
 `Neighbours` reads the nearest pixels as they are. Here a small convolution reads a window of them
 and of what is further away, and the decoder's outputs weigh its features: a pixel's distribution
-depends on z and on the pixels before it together. Of bits on a CPU the weighted sum, the
-log-likelihood and the gradient are one pass in C (`step.c`), where it compiles.
+depends on z and on the pixels before it together. On a CPU the weighted sum, the log-likelihood and
+the gradient are one pass in C (`step.c`), where it compiles: of bits, and, where they are trained
+or lie in patches, of levels.
 """
 
 import math
@@ -19,7 +20,7 @@ from kullback.core import require
 
 from ..limits import CONTEXT_REACH
 from ..networks import real
-from .levels import Bernoulli, Event, as_read, in_threads, library
+from .levels import Bernoulli, DiscretisedLogistics, Event, as_read, in_c, in_threads, library
 from .neighbours import InRasterOrder, Movable, padded
 
 __all__ = ["CausalFeatures", "WithContext", "weighted_bits"]
@@ -161,9 +162,12 @@ class WithContext(InRasterOrder):
         """Return log p(x|z), `[*draws, batch]`, in nats."""
         values = self.likelihood.unit(x.reshape(-1, *self.event.shape))
         features = self.of_features.split(real(self.features(values)))
-        bits = type(self.likelihood) is Bernoulli and _compiles(parameters)
-        if bits and self.event.matches(parameters, self.channels, x):
-            return weighted_bits(parameters, self.event.split(x), features)
+        pixels = self.likelihood
+        if self.event.matches(parameters, self.channels, x):
+            if type(pixels) is Bernoulli and in_c(parameters):
+                return weighted_bits(parameters, self.event.split(x), features)
+            if type(pixels) is DiscretisedLogistics and pixels.compiles(parameters):
+                return pixels.compiled(parameters, x, features)
         sizes = [self.likelihood.channels, self.channels - self.likelihood.channels]
         own, weights = torch.split(parameters, sizes, -2)
         apart = (*weights.shape[:-2], self.count, self.likelihood.moves, weights.shape[-1])
@@ -174,13 +178,6 @@ class WithContext(InRasterOrder):
         """Return what gives the features of some pixels."""
         features = self.features.in_fronts(values)
         return lambda x, y: list(real(features(x, y)).split(1, 1))
-
-
-def _compiles(parameters: Tensor) -> bool:
-    """Say whether `weighted_bits` takes parameters: on a CPU, where `step.c` compiles."""
-    known = parameters.dtype in (torch.float32, torch.bfloat16)
-    plain = known and parameters.device.type == "cpu" and parameters.numel() > 0
-    return plain and library() is not None
 
 
 def weighted_bits(parameters: Tensor, x: Tensor, features: Tensor) -> Tensor:
