@@ -337,6 +337,14 @@ def test_one_image_for_all_rows_and_one_row_for_all_images(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_batch_gives_no_image(kind):
+    likelihood, theta, x = case(kind)
+    assert likelihood.log_prob(theta[:0].requires_grad_(), x[:0]).shape == (0,)
+    assert likelihood.sample(theta[:0], torch.Generator()).shape == x[:0].shape
+    assert likelihood.mean(theta[:0]).shape == x[:0].shape
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_means_and_draws_of_double_precision_and_the_gradient_of_a_mean(kind):
     likelihood, theta, _ = case(kind, rows=1)
     single = likelihood.mean(theta)

@@ -150,7 +150,8 @@ WORDS = {
         "N(0, I) of the top layer, of each other a Gaussian given those above it": {"layers": 2},
     },
     "posterior": {
-        "Gaussian with a diagonal covariance": {"layers": (4, 28)},
+        "Gaussian with a diagonal covariance": {},
+        "Gaussian with a diagonal covariance of each layer given those above it": {"layers": 3},
         "Gaussian with a full covariance": {"posterior": "full"},
         "Gaussian with a covariance of rank 3 and a diagonal": {"posterior": "low_rank", "rank": 3},
         "inverse autoregressive flow": {"posterior": "iaf"},

@@ -397,7 +397,8 @@ class Spec:
             "network": f"{given.network} {'-'.join(map(str, given.hidden))}",
             "latent": f"{given.latent} dimensions{layered}",
             "prior": _PRIORS_IN_WORDS[prior].format(**fields),
-            "posterior": _POSTERIORS_IN_WORDS[given.posterior].format(**fields),
+            "posterior": _POSTERIORS_IN_WORDS[given.posterior].format(**fields)
+            + (" of each layer given those above it" if layered else ""),
             "likelihood": f"{given.likelihood}{mixed}{before}",
         }
         own = {

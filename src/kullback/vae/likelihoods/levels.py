@@ -131,7 +131,7 @@ class Event:
         lead, channels = parameters.shape[: -self.axes], parameters.shape[-2]
         rows, columns = (size // self.patch for size in self.shape[1:])
         cells = parameters.reshape(-1, rows, columns, channels, self.patch, self.patch)
-        return cells.permute(0, 3, 1, 4, 2, 5).reshape(*lead, channels, -1)
+        return cells.permute(0, 3, 1, 4, 2, 5).reshape(*lead, channels, math.prod(self.shape[1:]))
 
 
 class Likelihood(Protocol):
@@ -248,7 +248,8 @@ def _sum_of_softplus(logits: Tensor) -> Tensor:
     group = _group(logits.shape[-1])
     if not group:
         return torch.nn.functional.softplus(logits, threshold=40.0).sum(-1)  # exact in float64 too
-    factors = logits.abs().sigmoid_().reshape(*logits.shape[:-1], -1, group)
+    grouped = (*logits.shape[:-1], logits.shape[-1] // group, group)
+    factors = logits.abs().sigmoid_().reshape(grouped)
     out: Tensor = torch.clamp(logits, min=0.0).sum(-1) - factors.prod(-1).log_().sum(-1)
     return out
 
