@@ -84,7 +84,8 @@ class CausalFeatures(nn.Module):
         empty = values.new_zeros((len(values), len(self.first), *size), dtype=own)
         kept = [padded(empty, 1) for _ in self.further]
         first = _at_pixels(self.first, self.first_bias, reach)
-        further = [_at_pixels(*one, 2) for one in zip(self.further, self.biases, strict=True)]
+        pairs = zip(self.further, self.biases, strict=True)
+        further = [_at_pixels(weight, bias, 2) for weight, bias in pairs]
 
         def features(x: Tensor, y: Tensor) -> Tensor:
             h = first(values, x, y)
@@ -177,7 +178,7 @@ class WithContext(InRasterOrder):
     def before(self, values: Tensor) -> Callable[[Tensor, Tensor], list[Tensor]]:
         """Return what gives the features of some pixels."""
         features = self.features.in_fronts(values)
-        return lambda x, y: list(real(features(x, y)).split(1, 1))
+        return lambda x, y: list(torch.split(real(features(x, y)), 1, 1))
 
 
 def weighted_bits(parameters: Tensor, x: Tensor, features: Tensor) -> Tensor:

@@ -615,7 +615,7 @@ class _Mixture(torch.autograd.Function):
         by = torch.empty_like(parameters) if ctx.needs_input_grad[0] else None
         by_around = None
         if around is not None and ctx.needs_input_grad[2]:
-            by_around = torch.empty(value.numel(), *around.shape[1:])
+            by_around = torch.empty((value.numel(), *around.shape[1:]))
         _mixture_pass(mixture, (parameters, x, around), (by, by_around), value)
         ctx.by, ctx.by_around, ctx.items = by, by_around, len(x)
         return value
