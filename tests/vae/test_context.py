@@ -1,5 +1,6 @@
 """Pixels that depend on features of those before them, against enumeration and float64."""
 
+import copy
 import itertools
 import math
 
@@ -19,6 +20,7 @@ from kullback.vae.likelihoods import (
     WithContext,
     library,
 )
+from kullback.vae.limits import CONTEXT_REACH
 from kullback.vae.model import with_parts
 from oracles import check_frequencies
 
@@ -61,7 +63,7 @@ def test_a_feature_reads_only_what_comes_before_it(depth, colours):
     torch.manual_seed(0)
     features = CausalFeatures(colours, (4,) * depth)
     x = torch.randn(1, colours, 7, 9, requires_grad=True)
-    found = features(features.padded(x))
+    found = features(x)
     for row, column in ((0, 0), (0, 5), (3, 4), (6, 8)):
         (by,) = torch.autograd.grad(found[..., row, column].sum(), x, retain_graph=True)
         read = by.abs().sum((0, 1)).nonzero()
@@ -89,12 +91,79 @@ def test_drawing_in_fronts_is_drawing_pixel_by_pixel():
         own, weights = likelihood.apart(parameters)
         slow = torch.zeros(2, 1, 6, 11)
         for row, column in itertools.product(range(6), range(11)):
-            features = likelihood.features(likelihood.padded(2.0 * slow - 1.0))
+            features = likelihood.features(2.0 * slow - 1.0)
             # pixels that are not taken yet are 0 in units, not −1: only those before are read
             here, seen = row * 11 + column, features[:, :, row, column]
             shift = sum(w[..., here] * seen[:, j, None] for j, w in enumerate(weights))
             slow[..., row, column] = torch.sigmoid(own[..., here] + shift)
     assert torch.allclose(fronts, slow, atol=1e-6)
+
+
+class AllAgain(WithContext):
+    """The slow form: in each front the features of all pixels, from the start."""
+
+    def before(self, values):
+        def at(x, y):
+            image = values[..., CONTEXT_REACH:, CONTEXT_REACH:-CONTEXT_REACH].clone()
+            return list(self.features(image)[..., y, x].split(1, 1))
+
+        return at
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "widths", "rows"),
+    [
+        ("bits", (1, 1, 9), (3,), 1),
+        ("levels", (1, 9, 1), (4, 4), 3),
+        ("levels", (3, 4, 5), (2, 2, 2), 1),
+        ("bits", (3, 5, 7), (4, 4), 5),
+        ("levels", (2, 3, 6), (3,), 0),
+    ],
+)
+def test_features_computed_once_draw_what_features_computed_in_every_front_do(
+    kind, shape, widths, rows
+):
+    likelihood, _ = made(kind, shape, widths)
+    for module in likelihood.features.parameters():
+        module.data.add_(0.3)  # biases too
+    likelihood, again = likelihood.double(), copy.deepcopy(likelihood).double()
+    again.__class__ = AllAgain
+    parameters = outputs(likelihood, rows).double()
+    with torch.no_grad():
+        drawn, slow = (
+            one.sample(parameters, torch.Generator().manual_seed(1)) for one in (likelihood, again)
+        )
+        assert torch.equal(drawn, slow) and drawn.shape == (rows, *shape)
+        assert torch.allclose(likelihood.mean(parameters), again.mean(parameters), rtol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_in_float32_the_drawn_bits_are_the_same(rows):
+    likelihood, _ = made("bits", (1, 14, 12), (8, 8))
+    again = copy.deepcopy(likelihood)
+    again.__class__ = AllAgain
+    parameters = outputs(likelihood, rows)
+    with torch.no_grad():
+        drawn, slow = (
+            one.sample(parameters, torch.Generator().manual_seed(1)) for one in (likelihood, again)
+        )
+    # a probability is rounded to some 1e-7, so that one of 500 bits differs in one of 20,000 tests
+    assert torch.equal(drawn, slow)
+
+
+def test_all_fronts_together_compute_every_feature_once(monkeypatch):
+    likelihood, _ = made("bits", (1, 12, 10), (4, 4, 4))
+    convolve, sizes = torch.nn.functional.conv2d, []
+
+    def counted(*given, **options):
+        out = convolve(*given, **options)
+        sizes.append(out.numel())
+        return out
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", counted)
+    with torch.no_grad():
+        likelihood.sample(outputs(likelihood, rows=2), torch.Generator())
+    assert sum(sizes) == 3 * 4 * (2 * 12 * 10)  # layers, features, pixels
 
 
 def test_patches_are_only_another_order():
@@ -133,6 +202,89 @@ def test_the_compiled_bits_are_the_plain_ones_in_float64(shape, width, scale):
         wanted = torch.autograd.grad((factors * truth).sum(), [wide, *exact.parameters()])
         for by, by_exact, one in zip(found, wanted, [ulp, *[2**-24] * len(wanted)], strict=False):
             assert (by - by_exact).abs().max() <= 300 * one * by_exact.abs().max()
+
+
+SHAPES = [
+    ((1, 5, 13), 4, 1, 256, 0),
+    ((3, 8, 12), 5, 3, 256, 4),
+    ((2, 6, 6), 1, 2, 7, 3),
+    ((3, 1, 3), 2, 2, 2, 0),
+]
+
+
+@compiled
+@pytest.mark.parametrize(("shape", "width", "components", "levels", "patch"), SHAPES)
+@pytest.mark.parametrize("scale", [0.3, 2.0])
+def test_the_compiled_levels_are_the_plain_ones_in_float64(
+    shape, width, components, levels, patch, scale
+):
+    """Values and gradients of two draws of three items, which share their features."""
+    torch.manual_seed(0)
+    mixture = DiscretisedLogistics(shape, components=components, levels=levels, patch=patch)
+    likelihood = WithContext(mixture, (width, width))
+    exact = copy.deepcopy(likelihood).double()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randint(levels, (3, *shape), generator=generator)
+    x[0], x[1, ..., 0] = 0, levels - 1
+    lead = (2, 3, math.prod(shape[1:]) // patch**2) if patch else (2, 3)
+    places = (likelihood.channels, likelihood.event.places)
+    theta = scale * torch.randn(*lead, *places, generator=generator)
+    factors = torch.randn(2, 3, generator=generator)
+    for dtype, ulp, often in ((torch.float32, 2**-24, 300), (torch.bfloat16, 2**-9, 4)):
+        given = theta.to(dtype).requires_grad_()
+        wide = given.detach().double().requires_grad_()
+        ours, truth = likelihood.log_prob(given, x.float()), exact.log_prob(wide, x.double())
+        assert type(ours.grad_fn).__name__ == "_MixtureBackward"
+        # some roundings of each place's term, of the edges in it and of what moves them
+        bound = 30 * 2**-24 * (1 + width) * (truth.abs() + math.prod(shape))
+        assert ((ours - truth).abs() <= bound).all()
+        found = torch.autograd.grad((factors * ours).sum(), [given, *likelihood.parameters()])
+        wanted = torch.autograd.grad((factors * truth).sum(), [wide, *exact.parameters()])
+        roundings = [often * ulp, *[300 * 2**-24] * len(wanted)]
+        for by, by_exact, one in zip(found, wanted, roundings, strict=False):
+            assert (by - by_exact).abs().max() <= one * (1 + width) * by_exact.abs().max()
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("kind", "shape", "patch"), [("bits", (2, 4, 5), 0), ("levels", (3, 4, 4), 2)]
+)
+def test_the_compiled_gradient_is_a_difference_of_float64(kind, shape, patch):
+    """Of parameters and weights of the features together, along one direction."""
+    likelihood, levels = made(kind, shape, (3, 3), patch)
+    exact = copy.deepcopy(likelihood).double()
+    generator = torch.Generator().manual_seed(3)
+    theta = outputs(likelihood, rows=4).requires_grad_()
+    x = torch.randint(levels, (4, *shape), generator=generator).float()
+    moved = [theta, *likelihood.parameters()]
+    found = torch.autograd.grad(likelihood.log_prob(theta, x).sum(), moved)
+    ways = [torch.randn(one.shape, generator=generator).double() for one in moved]
+    step, sides = 1e-5, []
+    for sign in (1.0, -1.0):
+        with torch.no_grad():
+            for one, start, way in zip(exact.parameters(), moved[1:], ways[1:], strict=True):
+                one.copy_(start.double() + sign * step * way)
+            there = theta.double() + sign * step * ways[0]
+            sides.append(float(exact.log_prob(there, x.double()).sum()))
+    expected = (sides[0] - sides[1]) / (2 * step)
+    terms = [by.double() * way for by, way in zip(found, ways, strict=True)]
+    size = sum(float(one.abs().sum()) for one in terms)
+    # roundings of float32 in every term; differences of float64 are wrong by 1e-9 of their size
+    assert abs(float(sum(one.sum() for one in terms)) - expected) <= 30 * 2**-24 * size
+
+
+@compiled
+def test_only_the_features_or_only_the_parameters_ask_for_a_gradient():
+    likelihood, theta, x = case("levels in a context")
+    wanted = torch.autograd.grad(
+        likelihood.log_prob(theta.requires_grad_(), x).sum(), [theta, *likelihood.parameters()]
+    )
+    features = likelihood.log_prob(theta.detach(), x).sum()
+    found = torch.autograd.grad(features, list(likelihood.parameters()))
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted[1:], strict=True))
+    likelihood.requires_grad_(requires_grad=False)
+    (by,) = torch.autograd.grad(likelihood.log_prob(theta, x).sum(), theta)
+    assert torch.equal(by, wanted[0])
 
 
 @compiled
@@ -182,6 +334,14 @@ def test_one_image_for_all_rows_and_one_row_for_all_images(kind):
     if kind == "bits in a context":
         each = torch.cat([likelihood.log_prob(theta[:1], one[None]) for one in x]).detach()
         assert torch.allclose(likelihood.log_prob(theta[:1], x), each, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_batch_gives_no_image(kind):
+    likelihood, theta, x = case(kind)
+    assert likelihood.log_prob(theta[:0].requires_grad_(), x[:0]).shape == (0,)
+    assert likelihood.sample(theta[:0], torch.Generator()).shape == x[:0].shape
+    assert likelihood.mean(theta[:0]).shape == x[:0].shape
 
 
 @pytest.mark.parametrize("kind", KINDS)

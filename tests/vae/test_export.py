@@ -2,14 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from kullback import report
 from kullback.core import ArgumentValueError, MissingExtraError, RunError
+from kullback.data import load
 from kullback.vae import Architecture, Parts, Training, build, require_exportable, train
+from kullback.vae.architecture import Spec
 from kullback.vae.latents import LowRank
+from kullback.vae.training import OBJECTIVES
 
 PARTS = {
     "vectors of bits": ((6,), "binary", {}),
@@ -134,3 +138,72 @@ def test_what_onnx_cannot_hold_is_refused_in_one_line(tmp_path, monkeypatch):
     with pytest.raises(MissingExtraError, match=r"kullback\[onnx\]"):
         onnx_graphs.write_graphs(model_of((4,), "binary", {}), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+WORDS = {
+    "prior": {
+        "N(0, I)": {},
+        "learned mixture of 7 Gaussians": {"prior": "mixture", "prior_components": 7},
+        "VampPrior, q(z|u) at 50 learned pseudo-inputs u": {"prior": "vamp"},
+        "learned normalising flow": {"prior": "flow"},
+        "learned distribution of codes": {"posterior": "quantised"},
+        "N(0, I) of the top layer, of each other a Gaussian given those above it": {"layers": 2},
+    },
+    "posterior": {
+        "Gaussian with a diagonal covariance": {},
+        "Gaussian with a diagonal covariance of each layer given those above it": {"layers": 3},
+        "Gaussian with a full covariance": {"posterior": "full"},
+        "Gaussian with a covariance of rank 3 and a diagonal": {"posterior": "low_rank", "rank": 3},
+        "inverse autoregressive flow": {"posterior": "iaf"},
+        "one code of 8 values a dimension": {"posterior": "quantised"},
+    },
+    "latent": {
+        "32 dimensions": {},
+        "32 dimensions in 2 layers": {"layers": 2},
+        "32 dimensions in layers of 4, 28 from the top": {"layers": (4, 28)},
+    },
+    "likelihood": {
+        "bernoulli": {},
+        "bernoulli; a pixel depends on the 2 pixels before it too": {"neighbours": 2},
+        "bernoulli; a pixel depends on 9 features of the pixels before it too": {"context": (9, 9)},
+    },
+}
+
+
+@pytest.mark.parametrize("part", WORDS)
+def test_every_part_has_its_words(part):
+    for expected, given in WORDS[part].items():
+        asked = Architecture(**given).resolved((1, 28, 28), "binary")
+        assert Spec((1, 28, 28), "binary", asked).in_words[part] == expected
+
+
+def test_every_objective_has_its_words():
+    said = {
+        name: Training(objective=name, draws=6, groups=2).objective_in_words for name in OBJECTIVES
+    }
+    assert len(set(said.values())) == len(OBJECTIVES) and "2 groups" in said["miwae"]
+    assert Training().objective_in_words == "ELBO"
+    tightened = Training(draws=4, tighten=0.4, beta=2.0, free_bits=0.5).objective_in_words
+    assert tightened == "ELBO; in the last 40 % L_4; beta 2; 0.5 free nats a dimension"
+    assert Training(objective="iwae", draws=4, tighten=0.2).objective_in_words == (
+        "L_4 with doubly reparameterised gradients; 4 draws; 1 draw before the last 20 %"
+    )
+
+
+def test_the_card_names_every_part(tmp_path):
+    pixels = np.random.default_rng(0).integers(2, size=(90, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "bits.npz", x=pixels, y=np.arange(90) % 2)
+    small = Architecture(hidden=(4, 8), latent=4, context=(3, 3), layers=2)
+    given = Training(steps=2, batch_size=20, warmup=0.3)
+    data = load(tmp_path / "bits.npz", label="y")
+    train(data, architecture=small, training=given, folder=tmp_path / "a")
+    card = (report.export(tmp_path / "a", tmp_path / "out", onnx=False) / "README.md").read_text()
+    for line in (
+        "- latent: 4 dimensions in 2 layers",
+        "- prior: N(0, I) of the top layer",
+        "- posterior: Gaussian with a diagonal covariance",
+        "- likelihood: bernoulli; a pixel depends on 3 features of the pixels before it too",
+        "- labels: 2, on which encoder and decoder depend",
+        "- training: maximised the ELBO; beta from 0 to 1 in the first 30 %",
+    ):
+        assert line in card

@@ -305,6 +305,29 @@ class Architecture:
         )
 
 
+_PRIORS_IN_WORDS = {
+    "normal": "N(0, I)",
+    "mixture": "learned mixture of {prior_components} Gaussians",
+    "vamp": "VampPrior, q(z|u) at {prior_components} learned pseudo-inputs u",
+    "flow": "learned normalising flow",
+    "layers": "N(0, I) of the top layer, of each other a Gaussian given those above it",
+    "codes": "learned distribution of codes",
+}
+_POSTERIORS_IN_WORDS = {
+    "diagonal": "Gaussian with a diagonal covariance",
+    "full": "Gaussian with a full covariance",
+    "low_rank": "Gaussian with a covariance of rank {rank} and a diagonal",
+    "iaf": "inverse autoregressive flow",
+    "quantised": "one code of {codes} values a dimension",
+}
+
+
+def _layers_in_words(layers: int | tuple[int, ...]) -> str:
+    if isinstance(layers, int):
+        return f" in {layers} layers" if layers > 1 else ""
+    return f" in layers of {', '.join(map(str, layers))} from the top" if len(layers) > 1 else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Spec:
     """An architecture resolved for a data set: enough to build the same model again.
@@ -350,6 +373,41 @@ class Spec:
         if self.labels:
             fields["labels"] = list(self.labels)
         return fields
+
+    @property
+    def in_words(self) -> dict[str, str]:
+        """Every part by name, in words: network, latent, prior, posterior, likelihood and labels.
+
+        Example:
+            >>> asked = Architecture(likelihood="bernoulli", context=(16, 16), layers=(8, 24))
+            >>> words = Spec((1, 28, 28), "binary", asked, labels=("cat", "dog")).in_words
+            >>> words["likelihood"]
+            'bernoulli; a pixel depends on 16 features of the pixels before it too'
+            >>> words["latent"]
+            '32 dimensions in layers of 8, 24 from the top'
+        """
+        given = self.architecture
+        fields = {name: getattr(given, name) for name in given.__slots__}
+        layered = _layers_in_words(given.layers)
+        coded = given.posterior == "quantised"
+        prior = "codes" if coded else "layers" if layered else given.prior
+        mixed = f", {given.components} components" if given.likelihood == "logistics" else ""
+        before = f"; a pixel depends on {given.pixels_before} too" if given.pixels_before else ""
+        words = {
+            "network": f"{given.network} {'-'.join(map(str, given.hidden))}",
+            "latent": f"{given.latent} dimensions{layered}",
+            "prior": _PRIORS_IN_WORDS[prior].format(**fields),
+            "posterior": _POSTERIORS_IN_WORDS[given.posterior].format(**fields)
+            + (" of each layer given those above it" if layered else ""),
+            "likelihood": f"{given.likelihood}{mixed}{before}",
+        }
+        own = {
+            name: f"{one}, a module of the author's own" for name, one in (self.own or {}).items()
+        }
+        if {"encoder", "decoder"} <= set(own):
+            del words["network"]
+        conditional = {"labels": f"{len(self.labels)}, on which encoder and decoder depend"}
+        return words | own | (conditional if self.labels else {})
 
     def compared(self) -> dict[str, Any]:
         """Return, by name, all that two models must share for one to take the other's weights.

@@ -32,6 +32,16 @@ from .limits import (
 __all__ = ["OBJECTIVES", "PRESETS", "Preset", "Training", "preset", "too_short"]
 
 OBJECTIVES = ("elbo", "stl", "iwae", "renyi", "ciwae", "miwae", "piwae", "iwae_plain")
+_OBJECTIVES_IN_WORDS = {
+    "elbo": "ELBO",
+    "stl": "ELBO with gradients by the path of z alone",
+    "iwae": "L_{k} with doubly reparameterised gradients",
+    "iwae_plain": "L_{k} with plain gradients",
+    "renyi": "Rényi bound of order {alpha:g}",
+    "ciwae": "CIWAE with {alpha:g} of the ELBO",
+    "miwae": "MIWAE",
+    "piwae": "PIWAE",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +242,30 @@ class Training:
         """Return the objective of this step: L_K in the part of the run that is tightened."""
         tight = self.tighten > 0 and progress >= 1.0 - self.tighten
         return "iwae" if tight and self.objective in ("elbo", "stl") else self.objective
+
+    @property
+    def objective_in_words(self) -> str:
+        """What the training maximises, in words.
+
+        Example:
+            >>> Training(draws=4, tighten=0.4, warmup=0.3).objective_in_words
+            'ELBO; in the last 40 % L_4; beta from 0 to 1 in the first 30 %'
+        """
+        k, share = self.draws, f"the last {100 * self.tighten:g} %"
+        draws = f"{k} draws" if k > 1 else "1 draw"
+        plain = self.objective in ("elbo", "stl")
+        warmed = f" from 0 to {self.beta:g} in the first {100 * self.warmup:g} %"
+        clauses = {
+            _OBJECTIVES_IN_WORDS[self.objective].format(k=k, alpha=self.alpha): True,
+            f"in {self.groups} groups": self.objective in ("miwae", "piwae"),
+            f"in {share} L_{k}": plain and self.tighten > 0,
+            draws: self.objective != "elbo" or (k > 1 and not self.tighten),
+            f"1 draw before {share}": not plain and self.tighten > 0,
+            "the layers' KL balanced": self.balance,
+            f"beta{warmed if self.warmup else f' {self.beta:g}'}": self.warmup or self.beta != 1,
+            f"{self.free_bits:g} free nats a dimension": self.free_bits,
+        }
+        return "; ".join(clause for clause, holds in clauses.items() if holds)
 
     def beta_at(self, progress: float) -> float:
         """Return the step's β, rising linearly over the warm-up."""

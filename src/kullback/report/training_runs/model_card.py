@@ -16,7 +16,15 @@ from typing import Any
 
 from kullback.core import RunError, __version__, read_json, write_atomic, write_json
 from kullback.data import describe_protocol
-from kullback.vae import VAE, Parity, Parts, require_exportable, start_in_words, write_graphs
+from kullback.vae import (
+    VAE,
+    Parity,
+    Parts,
+    Training,
+    require_exportable,
+    start_in_words,
+    write_graphs,
+)
 
 from ..evaluation_text import figures, noun_of, remarks, scope
 from ..limits import GRID_LETTERS
@@ -170,6 +178,7 @@ def _card(record: Record, parity: Parity | None, name: str, model: VAE) -> str:
     if parity is not None:
         front += ["- onnx"]
     lines = ["---", *front, "---", "", f"# {name}", "", _lead(record), ""]
+    lines += ["## Parts", "", *_parts(record, model), ""]
     lines += ["## Measured", "", *_measured(record), ""]
     lines += ["## Input", "", f"`x`: {_values(record)}.", ""]
     if spec.get("labels"):
@@ -185,6 +194,14 @@ def _card(record: Record, parity: Parity | None, name: str, model: VAE) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _parts(record: Record, model: VAE) -> list[str]:
+    """Name every part of the model, and what its training maximised."""
+    words = {} if model.spec is None else model.spec.in_words
+    trained = Training(**record.config["training"]).objective_in_words
+    words |= {"training": f"maximised the {trained}"}
+    return [f"- {name}: {one}" for name, one in words.items()]
 
 
 def _lead(record: Record) -> str:

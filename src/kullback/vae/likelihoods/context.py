@@ -2,11 +2,13 @@
 
 `Neighbours` reads the nearest pixels as they are. Here a small convolution reads a window of them
 and of what is further away, and the decoder's outputs weigh its features: a pixel's distribution
-depends on z and on the pixels before it together. Of bits on a CPU the weighted sum, the
-log-likelihood and the gradient are one pass in C (`step.c`), where it compiles.
+depends on z and on the pixels before it together. On a CPU the weighted sum, the log-likelihood and
+the gradient are one pass in C (`step.c`), where it compiles: of bits, and, where they are trained
+or lie in patches, of levels.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,8 +20,8 @@ from kullback.core import require
 
 from ..limits import CONTEXT_REACH
 from ..networks import real
-from .levels import Bernoulli, Event, as_read, in_threads, library
-from .neighbours import InRasterOrder, Movable
+from .levels import Bernoulli, DiscretisedLogistics, Event, as_read, in_c, in_threads, library
+from .neighbours import InRasterOrder, Movable, padded
 
 __all__ = ["CausalFeatures", "WithContext", "weighted_bits"]
 
@@ -39,7 +41,7 @@ class CausalFeatures(nn.Module):
         >>> features = CausalFeatures(1, (8, 8))
         >>> one, other = torch.zeros(2, 1, 1, 5, 5)
         >>> other[..., 2:, 3:] = 1.0  # the first pixel that reads these is at row 2, column 4
-        >>> before = features(features.padded(one)), features(features.padded(other))
+        >>> before = features(one), features(other)
         >>> torch.equal(before[0][..., :2, :], before[1][..., :2, :])
         True
     """
@@ -54,19 +56,45 @@ class CausalFeatures(nn.Module):
         self.further = nn.ParameterList(further)
         self.biases = nn.ParameterList([torch.zeros(width) for _ in widths[1:]])
 
-    @staticmethod
-    def padded(values: Tensor) -> Tensor:
-        """Return values `[batch, C, H, W]` with the zeros that the first convolution reads."""
-        return F.pad(values, (CONTEXT_REACH, CONTEXT_REACH, CONTEXT_REACH, 0))
-
-    def forward(self, padded: Tensor) -> Tensor:
-        """Return features `[batch, width, H, W]` of what `padded` gives."""
-        own = self.first.dtype
-        window = _causal(self.first, upto=CONTEXT_REACH)
-        h = F.conv2d(padded.to(own), window, self.first_bias).contiguous()  # not channels last
+    def forward(self, values: Tensor) -> Tensor:
+        """Return features `[batch, width, H, W]` of values `[batch, C, H, W]`, 0 outside."""
+        own, reach = self.first.dtype, CONTEXT_REACH
+        window = self.first * _kept(self.first, reach)
+        h = F.conv2d(padded(values.to(own), reach), window, self.first_bias)
+        h = h.contiguous()  # not channels last
         for weight, bias in zip(self.further, self.biases, strict=True):
-            h = h + F.conv2d(F.pad(F.silu(h), (1, 1, 1, 0)), _causal(weight, upto=2), bias)
+            h = h + F.conv2d(padded(F.silu(h), 1), weight * _kept(weight, 2), bias)
         return F.silu(h)
+
+    def in_fronts(self, values: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return a function of pixels' x and y that gives their features, `[batch, width, pixels]`.
+
+        It is called for each front in turn, of pixels with the same x + (`CONTEXT_REACH` + 1) y,
+        once values hold all fronts before that one. All calls together compute every feature once:
+        what a convolution reads is kept.
+
+        Args:
+            values: `[batch, C, H, W]`, `padded` by `CONTEXT_REACH`; written to between calls.
+
+        Returns:
+            A function that gives what `forward` does, but for rounding.
+        """
+        own, reach = self.first.dtype, CONTEXT_REACH
+        size = (values.shape[-2] - reach, values.shape[-1] - 2 * reach)
+        empty = values.new_zeros((len(values), len(self.first), *size), dtype=own)
+        kept = [padded(empty, 1) for _ in self.further]
+        first = _at_pixels(self.first, self.first_bias, reach)
+        pairs = zip(self.further, self.biases, strict=True)
+        further = [_at_pixels(weight, bias, 2) for weight, bias in pairs]
+
+        def features(x: Tensor, y: Tensor) -> Tensor:
+            h = first(values, x, y)
+            for read, convolve in zip(kept, further, strict=True):
+                read[..., y + 1, x + 1] = F.silu(h).to(own)
+                h = h + convolve(read, x, y)
+            return F.silu(h)
+
+        return features
 
 
 def _filters(out: int, into: int, size: tuple[int, int], gain: float, numbers: int) -> nn.Parameter:
@@ -74,11 +102,28 @@ def _filters(out: int, into: int, size: tuple[int, int], gain: float, numbers: i
     return nn.Parameter(torch.randn(out, into, *size) * (gain / math.sqrt(numbers)))
 
 
-def _causal(weight: Tensor, *, upto: int) -> Tensor:
-    """Return filters with 0 for what comes after: in the last row from column `upto` on."""
+def _kept(weight: Tensor, upto: int) -> Tensor:
+    """Return 0 for the places of filters that come after: in the last row from column `upto` on."""
     kept = torch.ones(weight.shape[-2:], dtype=weight.dtype, device=weight.device)
     kept[-1, upto:] = 0.0
-    return weight * kept
+    return kept
+
+
+def _at_pixels(
+    weight: Tensor, bias: Tensor, upto: int
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return the convolution by `_kept` filters at some pixels, `[batch, out, pixels]`."""
+    filters = weight * _kept(weight, upto)
+    height, width = weight.shape[-2:]
+    down = torch.arange(height, device=weight.device)[:, None, None]
+    right = torch.arange(width, device=weight.device)
+
+    def convolve(values: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        windows = values[..., y[:, None] + down, x[:, None] + right]  # side by side, in one row
+        side_by_side = windows.flatten(-2).to(weight.dtype)
+        return F.conv2d(side_by_side, filters, bias, stride=(1, width)).squeeze(-2)
+
+    return convolve
 
 
 class WithContext(InRasterOrder):
@@ -88,7 +133,7 @@ class WithContext(InRasterOrder):
     bit; the mixture's logits, and the means of a colour's logistics together) are the decoder's
     plus `Σ_j w_ij(z) φ_ij(x_<i)`: features φ by `CausalFeatures`, weights w by the decoder. Exact:
     a product of conditionals. One pass gives the log-likelihood. Drawing takes
-    W + (`CONTEXT_REACH` + 1)(H − 1) steps, each of which computes the features again.
+    W + (`CONTEXT_REACH` + 1)(H − 1) steps, which together compute every feature once.
     Reference: Gulrajani et al. (2017), "PixelVAE: a latent variable model for natural images".
 
     Args:
@@ -117,27 +162,23 @@ class WithContext(InRasterOrder):
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Return log p(x|z), `[*draws, batch]`, in nats."""
         values = self.likelihood.unit(x.reshape(-1, *self.event.shape))
-        features = self.of_features.split(real(self.features(self.padded(values))))
-        bits = type(self.likelihood) is Bernoulli and _compiles(parameters)
-        if bits and self.event.matches(parameters, self.channels, x):
-            return weighted_bits(parameters, self.event.split(x), features)
+        features = self.of_features.split(real(self.features(values)))
+        pixels = self.likelihood
+        if self.event.matches(parameters, self.channels, x):
+            if type(pixels) is Bernoulli and in_c(parameters):
+                return weighted_bits(parameters, self.event.split(x), features)
+            if type(pixels) is DiscretisedLogistics and pixels.compiles(parameters):
+                return pixels.compiled(parameters, x, features)
         sizes = [self.likelihood.channels, self.channels - self.likelihood.channels]
         own, weights = torch.split(parameters, sizes, -2)
         apart = (*weights.shape[:-2], self.count, self.likelihood.moves, weights.shape[-1])
         shift = (real(weights).reshape(apart) * features.unsqueeze(-2)).sum(-3)
         return self.likelihood.log_prob(self.likelihood.moved(own, shift), x)
 
-    def before(self, values: Tensor, x: Tensor, y: Tensor) -> list[Tensor]:
-        """Return the features of some pixels."""
-        found = real(self.features(values.clone()))[..., y, x]  # values are written to later
-        return [found[:, place : place + 1] for place in range(self.count)]
-
-
-def _compiles(parameters: Tensor) -> bool:
-    """Say whether `weighted_bits` takes parameters: on a CPU, where `step.c` compiles."""
-    known = parameters.dtype in (torch.float32, torch.bfloat16)
-    plain = known and parameters.device.type == "cpu" and parameters.numel() > 0
-    return plain and library() is not None
+    def before(self, values: Tensor) -> Callable[[Tensor, Tensor], list[Tensor]]:
+        """Return what gives the features of some pixels."""
+        features = self.features.in_fronts(values)
+        return lambda x, y: list(torch.split(real(features(x, y)), 1, 1))
 
 
 def weighted_bits(parameters: Tensor, x: Tensor, features: Tensor) -> Tensor:

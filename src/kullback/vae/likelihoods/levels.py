@@ -37,6 +37,7 @@ __all__ = [
     "bernoulli_log_likelihood",
     "bernoulli_total",
     "bernoulli_value",
+    "in_c",
     "in_threads",
     "library",
     "log_mass",
@@ -54,7 +55,7 @@ _SIGNATURES: dict[str, tuple[list[Any], Any]] = {
     "squares": ([_POINTER, _WHOLE], ctypes.c_double),
     "adam": ([_POINTER] * 4 + [_WHOLE] * 4 + [ctypes.c_double] * 2 + [_REAL] * 5, None),
     "logistic_mixture": (
-        [_POINTER] * 5 + [_WHOLE] * 8 + [_REAL] * 2 + [ctypes.c_int],
+        [_POINTER] * 6 + [_WHOLE] * 9 + [_REAL] * 2 + [ctypes.c_int],
         ctypes.c_int,
     ),
     "bits_in_context": ([_POINTER] * 5 + [_WHOLE] * 6 + [ctypes.c_int], None),
@@ -130,7 +131,7 @@ class Event:
         lead, channels = parameters.shape[: -self.axes], parameters.shape[-2]
         rows, columns = (size // self.patch for size in self.shape[1:])
         cells = parameters.reshape(-1, rows, columns, channels, self.patch, self.patch)
-        return cells.permute(0, 3, 1, 4, 2, 5).reshape(*lead, channels, -1)
+        return cells.permute(0, 3, 1, 4, 2, 5).reshape(*lead, channels, math.prod(self.shape[1:]))
 
 
 class Likelihood(Protocol):
@@ -247,7 +248,8 @@ def _sum_of_softplus(logits: Tensor) -> Tensor:
     group = _group(logits.shape[-1])
     if not group:
         return torch.nn.functional.softplus(logits, threshold=40.0).sum(-1)  # exact in float64 too
-    factors = logits.abs().sigmoid_().reshape(*logits.shape[:-1], -1, group)
+    grouped = (*logits.shape[:-1], logits.shape[-1] // group, group)
+    factors = logits.abs().sigmoid_().reshape(grouped)
     out: Tensor = torch.clamp(logits, min=0.0).sum(-1) - factors.prod(-1).log_().sum(-1)
     return out
 
@@ -524,13 +526,14 @@ class DiscretisedLogistics(nn.Module):
 
         Args:
             parameters: For which `compiles` and `Event.matches` hold; behind the mixture's own
-                channels, where `around` is given, `moves` weights for each of the neighbours.
+                channels, where `around` is given, `moves` weights for each neighbour or feature.
             x: `[batch, *event]`.
             around: The neighbours' values as `unit` gives them, a neighbour after the other,
-                `[batch, (patches,) neighbours * C, places]`.
+                `[batch, (patches,) neighbours * C, places]`; or features that all colours share,
+                `[batch, (patches,) features, places]`.
 
         Returns:
-            With a gradient to the parameters.
+            With a gradient to the parameters and to around.
         """
         out: Tensor = _Mixture.apply(parameters, self.event.split(x), around, self)  # type: ignore[no-untyped-call]
         return out
@@ -539,10 +542,8 @@ class DiscretisedLogistics(nn.Module):
         """Say whether `log_prob` takes the compiled form: on a CPU, in units of the levels."""
         if not (self.event.patch or (torch.is_grad_enabled() and parameters.requires_grad)):
             return False
-        plain = parameters.device.type == "cpu" and self.spread is None
-        plain = plain and (self.pairs > 0 or self.event.colours == 1)  # it has the colour weights
-        known = parameters.dtype in (torch.float32, torch.bfloat16)
-        return plain and known and parameters.numel() > 0 and library() is not None
+        weighted = self.pairs > 0 or self.event.colours == 1  # it has the colour weights
+        return self.spread is None and weighted and in_c(parameters)
 
     def mean(self, parameters: Tensor) -> Tensor:
         """Return the mixture's mean level, `[*lead, *event]`, before the cut at both ends."""
@@ -612,19 +613,40 @@ class _Mixture(torch.autograd.Function):
         around = None if around is None else as_read(around.float())
         value = torch.empty(parameters.shape[: -mixture.event.axes])
         by = torch.empty_like(parameters) if ctx.needs_input_grad[0] else None
-        _mixture_pass(mixture, (parameters, x, around), value, by)
-        ctx.by = by
+        by_around = None
+        if around is not None and ctx.needs_input_grad[2]:
+            by_around = torch.empty((value.numel(), *around.shape[1:]))
+        _mixture_pass(mixture, (parameters, x, around), (by, by_around), value)
+        ctx.by, ctx.by_around, ctx.items = by, by_around, len(x)
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        by, factor = ctx.by, as_read(grad.float())
-        out, rows = torch.empty_like(by), factor.numel()
-        pointers = [tensor.data_ptr() for tensor in (by, factor, out)]
-        sizes = (by.numel() // rows, int(by.dtype == torch.bfloat16))
-        in_threads(lambda a, b: library().scale_rows(*pointers, a, b, *sizes), rows)  # type: ignore[union-attr]
-        return out, None, None, None
+        factor = as_read(grad.float())
+        by = None if ctx.by is None else _scaled(ctx.by, factor)
+        around = ctx.by_around
+        if around is not None:
+            each = around.reshape(-1, ctx.items, around[0].numel())  # draws, items
+            around = torch.einsum("dn,dni->ni", factor.reshape(each.shape[:2]), each)
+            around = around.reshape(-1, *ctx.by_around.shape[1:])
+        return by, None, around, None
+
+
+def _scaled(by: Tensor, factor: Tensor) -> Tensor:
+    """Return every row's gradient times its factor."""
+    out, rows = torch.empty_like(by), factor.numel()
+    pointers = [tensor.data_ptr() for tensor in (by, factor, out)]
+    sizes = (by.numel() // rows, int(by.dtype == torch.bfloat16))
+    in_threads(lambda a, b: library().scale_rows(*pointers, a, b, *sizes), rows)  # type: ignore[union-attr]
+    return out
+
+
+def in_c(parameters: Tensor) -> bool:
+    """Say whether `step.c` takes parameters: some numbers on a CPU, where it compiles."""
+    known = parameters.dtype in (torch.float32, torch.bfloat16)
+    plain = known and parameters.device.type == "cpu" and parameters.numel() > 0
+    return plain and library() is not None
 
 
 def as_read(x: Tensor) -> Tensor:
@@ -635,19 +657,21 @@ def as_read(x: Tensor) -> Tensor:
 def _mixture_pass(
     mixture: DiscretisedLogistics,
     given: tuple[Tensor, Tensor, Tensor | None],
+    gradients: tuple[Tensor | None, Tensor | None],
     value: Tensor,
-    by: Tensor | None,
 ) -> None:
-    """Write the log-likelihood of every row into value, and its gradient into by.
+    """Write the log-likelihood of every row into value, and its gradients where they are asked for.
 
     given: parameters, x and around, as in `_Mixture`.
+    gradients: By parameters, and each row's by around.
     """
     event, (parameters, x, around) = mixture.event, given
-    count = 0 if around is None else around.shape[-2] // event.colours
-    tensors = (parameters, x, around, by, value)
+    count = (parameters.shape[-2] - mixture.channels) // mixture.moves
+    each = 0 if around is None else around.shape[-2] // count
+    tensors = (parameters, x, around, *gradients, value)
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
     runs = math.prod(parameters.shape[-event.axes : -2])
-    sizes = (len(x), runs, event.places, mixture.components, event.colours, count)
+    sizes = (len(x), runs, event.places, mixture.components, event.colours, count, each)
     half, narrow = 1.0 / (mixture.levels - 1), int(parameters.dtype == torch.bfloat16)
 
     def work(first: int, last: int) -> int:

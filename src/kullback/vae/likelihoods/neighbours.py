@@ -18,10 +18,15 @@ from kullback.core import require
 from ..networks import real
 from .levels import DiscretisedLogistics, Event, Likelihood
 
-__all__ = ["OFFSETS", "InRasterOrder", "Movable", "Neighbours"]
+__all__ = ["OFFSETS", "InRasterOrder", "Movable", "Neighbours", "padded"]
 
 # of a neighbour from its pixel, to the right and down: left, above, above left, above right
 OFFSETS = ((-1, 0), (0, -1), (-1, -1), (1, -1))
+
+
+def padded(values: Tensor, reach: int) -> Tensor:
+    """Return `[rows, C, H, W]` with `reach` zeros to the left, to the right and above."""
+    return F.pad(values, (reach, reach, reach, 0))
 
 
 class Movable(Likelihood, Protocol):
@@ -73,17 +78,14 @@ class InRasterOrder(nn.Module):
         self.count, self.reach = count, reach
         self.channels = likelihood.channels + count * likelihood.moves
 
-    def before(self, values: Tensor, x: Tensor, y: Tensor) -> list[Tensor]:
-        """Return every f at some pixels, `[rows, 1 or moves, pixels]`.
+    def before(self, values: Tensor) -> Callable[[Tensor, Tensor], list[Tensor]]:
+        """Return a function of pixels' x and y that gives every f, `[rows, 1 or moves, pixels]`.
 
-        values: what `unit` gives, 0 where there is none yet, with `reach` zeros around but for
-            below, `[rows, C, H + reach, W + 2 reach]`.
+        It is called for each front in turn, once `values` holds all fronts before that one.
+
+        values: what `unit` gives, 0 where there is none yet, `padded` by `reach`.
         """
         raise NotImplementedError
-
-    def padded(self, values: Tensor) -> Tensor:
-        """Return `[rows, C, H, W]` with zeros to the left, to the right and above."""
-        return F.pad(values, (self.reach, self.reach, self.reach, 0))
 
     def apart(self, parameters: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the likelihood's parameters and the weights of each f."""
@@ -112,16 +114,16 @@ class InRasterOrder(nn.Module):
         """Take the pixels front by front, each given those taken before, `[*lead, *event]`."""
         lead, (colours, height, width) = parameters.shape[: -self.event.axes], self.event.shape
         flat = self.event.in_rows(parameters).reshape(-1, self.channels, height * width)
-        own, weights = self.apart(flat)
         out = real(flat).new_zeros(len(flat), colours, height, width)
-        values = self.padded(out)
+        values = padded(out, self.reach)
+        before = self.before(values)
         for x, y in _fronts(height, width, self.reach + 1, out.device):
-            here = y * width + x
-            part = self.likelihood.at(len(here))
+            part = self.likelihood.at(len(y))
+            own, weights = self.apart(flat[..., y * width + x])
             shift = values.new_zeros(())
-            for beside, weight in zip(self.before(values, x, y), weights, strict=True):
-                shift = torch.addcmul(shift, beside, real(weight[..., here]))
-            taken = take(part, part.moved(own[..., here], shift)).to(out)
+            for beside, weight in zip(before(x, y), weights, strict=True):
+                shift = torch.addcmul(shift, beside, real(weight))
+            taken = take(part, part.moved(own, shift)).to(out)
             out[..., y, x] = taken
             values[..., y + self.reach, x + self.reach] = self.likelihood.unit(taken)
         return out.reshape(*lead, *self.event.shape)
@@ -179,7 +181,7 @@ class Neighbours(InRasterOrder):
     def log_prob(self, parameters: Tensor, x: Tensor) -> Tensor:
         """Return log p(x|z), `[*draws, batch]`, in nats."""
         height, width = self.event.shape[1:]
-        values = self.padded(self.likelihood.unit(x.reshape(-1, *self.event.shape)))
+        values = padded(self.likelihood.unit(x.reshape(-1, *self.event.shape)), self.reach)
         around = [
             self.event.split(values[..., 1 + down : 1 + down + height, 1 + right :][..., :width])
             for right, down in OFFSETS[: self.count]
@@ -194,9 +196,9 @@ class Neighbours(InRasterOrder):
             shift = torch.addcmul(shift, self.likelihood.movers(beside), real(weight))
         return self.likelihood.log_prob(self.likelihood.moved(own, shift), x)
 
-    def before(self, values: Tensor, x: Tensor, y: Tensor) -> list[Tensor]:
-        """Return the neighbours of some pixels, for each parameter that moves."""
-        return [
+    def before(self, values: Tensor) -> Callable[[Tensor, Tensor], list[Tensor]]:
+        """Return what gives the neighbours of some pixels, for each parameter that moves."""
+        return lambda x, y: [
             self.likelihood.movers(values[..., y + 1 + down, x + 1 + right])
             for right, down in OFFSETS[: self.count]
         ]

@@ -386,11 +386,14 @@ static void mixture_block(const Mixture *mix, const float *restrict p, const flo
     }
 }
 
-/* Neighbouring pixels, `Neighbours` in likelihoods/neighbours.py. Behind the mixture's `own`
-   channels p has, for each of `count` neighbours, a weight of every mixture logit and one of every
-   colour's means; beside[(neighbour * colours + colour) * BLOCK + j] is what they weigh. */
+/* Pixels that depend on those before them: `Neighbours` in likelihoods/neighbours.py, `WithContext`
+   in context.py. Behind the mixture's `own` channels p has, for each of `count` neighbours or
+   features, a weight of every mixture logit and one of every colour's means. What a colour's weigh
+   is beside[(neighbour * each + colour % each) * BLOCK + j], where `each` is the number of colours,
+   or 1 for a feature that all share; what the logits' weigh is grey, its mean over these. */
 static void move_block(const Mixture *mix, float *restrict p, const float *restrict beside,
-                       const float *restrict grey, int64_t own, int64_t count, int64_t n) {
+                       const float *restrict grey, int64_t own, int64_t count, int64_t each,
+                       int64_t n) {
     int64_t k_all = mix->components, colours = mix->colours, moves = k_all + colours;
     for (int64_t k = 0; k < k_all; k++)
         for (int64_t b = 0; b < count; b++) {
@@ -403,7 +406,7 @@ static void move_block(const Mixture *mix, float *restrict p, const float *restr
         float shift[BLOCK] = { 0 };
         for (int64_t b = 0; b < count; b++) {
             const float *weight = p + (own + b * moves + k_all + c) * BLOCK;
-            const float *value = beside + (b * colours + c) * BLOCK;
+            const float *value = beside + (b * each + c % each) * BLOCK;
             #pragma omp simd
             for (int64_t j = 0; j < n; j++) shift[j] += weight[j] * value[j];
         }
@@ -415,17 +418,28 @@ static void move_block(const Mixture *mix, float *restrict p, const float *restr
     }
 }
 
-/* The gradient by the weights, from that by the logits and means that they move. */
-static void move_block_back(const Mixture *mix, float *restrict g, const float *restrict beside,
-                            const float *restrict grey, int64_t own, int64_t count, int64_t n) {
+/* The gradient by the weights and, in by_beside where it is not NULL, by what they weigh, from that
+   by the logits and means that they move. */
+static void move_block_back(const Mixture *mix, float *restrict g, const float *restrict p,
+                            const float *restrict beside, const float *restrict grey,
+                            float *restrict by_beside, int64_t own, int64_t count, int64_t each,
+                            int64_t n) {
     int64_t k_all = mix->components, colours = mix->colours, moves = k_all + colours;
-    for (int64_t k = 0; k < k_all; k++)
-        for (int64_t b = 0; b < count; b++) {
-            float *by = g + (own + b * moves + k) * BLOCK;
+    for (int64_t b = 0; b < count; b++) {
+        float by_grey[BLOCK] = { 0 };
+        for (int64_t k = 0; k < k_all; k++) {
+            int64_t at = (own + b * moves + k) * BLOCK;
             const float *by_logit = g + k * BLOCK, *value = grey + b * BLOCK;
             #pragma omp simd
-            for (int64_t j = 0; j < n; j++) by[j] = by_logit[j] * value[j];
+            for (int64_t j = 0; j < n; j++) {
+                g[at + j] = by_logit[j] * value[j];
+                by_grey[j] += by_logit[j] * p[at + j];
+            }
         }
+        for (int64_t c = 0; by_beside && c < each; c++)
+            for (int64_t j = 0; j < n; j++)
+                by_beside[(b * each + c) * BLOCK + j] = by_grey[j] / each;
+    }
     for (int64_t c = 0; c < colours; c++) {
         float by_shift[BLOCK] = { 0 };
         for (int64_t k = 0; k < k_all; k++) {
@@ -434,31 +448,36 @@ static void move_block_back(const Mixture *mix, float *restrict g, const float *
             for (int64_t j = 0; j < n; j++) by_shift[j] += by_mean[j];
         }
         for (int64_t b = 0; b < count; b++) {
-            float *by = g + (own + b * moves + k_all + c) * BLOCK;
-            const float *value = beside + (b * colours + c) * BLOCK;
+            int64_t at = (own + b * moves + k_all + c) * BLOCK, of = (b * each + c % each) * BLOCK;
             #pragma omp simd
-            for (int64_t j = 0; j < n; j++) by[j] = by_shift[j] * value[j];
+            for (int64_t j = 0; j < n; j++) g[at + j] = by_shift[j] * beside[of + j];
+            if (!by_beside) continue;
+            #pragma omp simd
+            for (int64_t j = 0; j < n; j++) by_beside[of + j] += by_shift[j] * p[at + j];
         }
     }
 }
 
 /* log p(x|z) of rows [first, last) of parameters, each [runs, channels, inner] places, in value, and
    its gradient in by, where that is not NULL. Levels x: [batch, runs, colours, inner]; a row r is of
-   item r % batch. around: [batch, runs, count * colours, inner], the values of `count` neighbours,
-   or NULL where count is 0. Parameters and by are float32, or bfloat16 where `half_width` is 1.
-   Returns 1 where memory is refused, else 0. */
+   item r % batch. around: [batch, runs, count * each, inner], the values of `count` neighbours or
+   features (see move_block), or NULL where count is 0; by_around: each row's gradient by it, [rows,
+   runs, count * each, inner], or NULL. Parameters and by are float32, or bfloat16 where
+   `half_width` is 1. Returns 1 where memory is refused, else 0. */
 int logistic_mixture(const void *parameters, const float *x, const float *around, void *by,
-                     float *value, int64_t first, int64_t last, int64_t batch, int64_t runs,
-                     int64_t inner, int64_t components, int64_t colours, int64_t count, float half,
-                     float least, int half_width) {
+                     float *by_around, float *value, int64_t first, int64_t last, int64_t batch,
+                     int64_t runs, int64_t inner, int64_t components, int64_t colours,
+                     int64_t count, int64_t each, float half, float least, int half_width) {
     Mixture mix = { components, colours, runs * inner, half, least };
     int64_t own = components * (1 + 2 * colours + colours * (colours - 1) / 2);
-    int64_t channels = own + count * (components + colours), values = count * colours;
-    int64_t scratch = 2 * channels + colours + components + 1 + values + count;
+    int64_t channels = own + count * (components + colours), values = count * each;
+    int64_t scratch = 2 * channels + colours + components + 1 + 2 * values + count;
+    int derive = by || by_around;
     float *p = malloc(sizeof(float) * BLOCK * scratch);
     if (!p) return 1;
     float *g = p + BLOCK * channels, *v = g + BLOCK * channels, *mass = v + BLOCK * colours;
-    float *each = mass + BLOCK * components, *beside = each + BLOCK, *grey = beside + BLOCK * values;
+    float *nats = mass + BLOCK * components, *beside = nats + BLOCK, *grey = beside + BLOCK * values;
+    float *by_beside = by_around ? grey + BLOCK * count : NULL;
     for (int64_t r = first; r < last; r++) {
         double total = 0.0;
         for (int64_t start = 0; start < mix.places; start += BLOCK) {
@@ -480,20 +499,23 @@ int logistic_mixture(const void *parameters, const float *x, const float *around
             for (int64_t b = 0; b < count; b++)
                 for (int64_t j = 0; j < n; j++) {
                     float sum = 0.0f;
-                    for (int64_t c = 0; c < colours; c++)
-                        sum += beside[(b * colours + c) * BLOCK + j];
-                    grey[b * BLOCK + j] = sum / colours;
+                    for (int64_t c = 0; c < each; c++) sum += beside[(b * each + c) * BLOCK + j];
+                    grey[b * BLOCK + j] = sum / each;
                 }
-            if (count) move_block(&mix, p, beside, grey, own, count, n);
-            mixture_block(&mix, p, v, by ? g : NULL, mass, each, n);
-            for (int64_t j = 0; j < n; j++) total += each[j];
-            if (by && count) move_block_back(&mix, g, beside, grey, own, count, n);
-            for (int64_t done = 0, some; by && done < n; done += some) {
+            if (count) move_block(&mix, p, beside, grey, own, count, each, n);
+            mixture_block(&mix, p, v, derive ? g : NULL, mass, nats, n);
+            for (int64_t j = 0; j < n; j++) total += nats[j];
+            if (derive && count)
+                move_block_back(&mix, g, p, beside, grey, by_beside, own, count, each, n);
+            for (int64_t done = 0, some; derive && done < n; done += some) {
                 int64_t run = (start + done) / inner, at = (start + done) % inner;
                 some = inner - at < n - done ? inner - at : n - done;
                 int64_t to = ((r * runs + run) * channels) * inner + at;
-                for (int64_t c = 0; c < channels; c++, to += inner)
+                for (int64_t c = 0; by && c < channels; c++, to += inner)
                     write_numbers(by, g + c * BLOCK + done, to, some, half_width);
+                to = ((r * runs + run) * values) * inner + at;
+                for (int64_t b = 0; by_around && b < values; b++, to += inner)
+                    memcpy(by_around + to, by_beside + b * BLOCK + done, some * sizeof(float));
             }
         }
         value[r] = (float)total;
