@@ -300,8 +300,15 @@ UNDERFLOW_DEPTH = (
 )
 MAX_RESOLVED = 1e13  # nats: beyond, float64 does not tell a change of 0.002
 MAX_COORDINATE = 1e9  # on the unconstrained space: a fit that has not converged has run away
+END_REACH, END_PLACES = 1000.0, 201  # of z, within which exp and sigmoid come to an end,
+END_RESOLVED = 1e4  # where values change by fewer spacings of float64 from place to place
+END_LOOKS = 6  # at log p on the last half of the way there
 # along scales (chosen on the tables of tests/variational/test_propriety.py)
-SCALE_PLACES = (100.0, 30.0, 10.0)  # sd at which widths are compared: the first where they are finite
+SCALE_PLACES = (
+    100.0,
+    30.0,
+    10.0,
+)  # sd at which widths are compared: the first with finite ones
 SCALE_WIDTHS = 1000.0  # factor by which they must change,
 SCALE_GROWTH = 1.5  # and its log from half the distance on: 2 for an exponential, 1.2 for a power
 SCALE_STEP = 0.01  # of differences of the gradient, in the width that the others have there

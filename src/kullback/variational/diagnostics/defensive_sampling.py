@@ -252,7 +252,8 @@ def conditional_mode(
     """Find the mode of all entries of w but the first, which stays, by damped Newton steps.
 
     score, frame: as for `follow`; basis: of `basis_of`; w: `[d]`, u in that basis. step: of
-    differences of the gradient, in units of the frame. tolerance: twice the nats still to be gained.
+    differences of the gradient, in units of the frame. tolerance: twice the nats still
+    to be gained.
     """
     outwards = frame.factor @ basis
 

@@ -1,13 +1,13 @@
-"""Is the target improper? Its log density is followed far out from q's draws, along rays and scales.
+"""Is the target improper? Its log density is followed far out, along rays and along scales.
 
 A density whose integral over a line is infinite, on every line of a bundle that stays equally wide,
 has no finite mass: a flat direction, separable data under a flat prior, a prior 1/τ at infinity.
 Along such a ray log p falls by less than log t, where t is the distance; a density that has a mass
 falls faster, also where its tails are heavy: a Cauchy's by 2 log t, a t's by (1 + degrees) log t.
 
-Where a coordinate is the log scale of others, the bundle narrows or widens with it: θ ~ N(μ, τ) with
-a prior 1/τ has infinite mass at τ = 0, where θ is as narrow as τ and a ray leaves it at once. There
-the mode of all coordinates that change their width is followed, in units of that width, and
+Where a coordinate is the log scale of others, the bundle narrows or widens with it: θ ~ N(μ, τ)
+with a prior 1/τ has infinite mass at τ = 0, where θ is as narrow as τ and a ray leaves it at once.
+There the mode of all coordinates that change their width is followed, in units of that width, and
 the integral over them is Laplace's (Tierney and Kadane 1986), whose error tends to a constant.
 
 Which to use: `improper`, through `fit`; `undecaying` and `endless_scale` for a bare log density.
@@ -26,7 +26,7 @@ from torch import Tensor
 from kullback.variational import limits
 from kullback.variational.families.family import Frame
 from kullback.variational.optimise import IMPROPER
-from kullback.variational.target.batches import LogDensity, score_in_pieces
+from kullback.variational.target.batches import LogDensity
 from kullback.variational.target.density import Target
 
 from .defensive_sampling import Score, conditional_mode
@@ -45,6 +45,8 @@ def improper(target: Target, draws: Tensor, *, scales: bool = False) -> str:
         return ""
     with target.refusals.unknown():
         way, what = _endless_way(target.log_density, draws), "log p"
+        if way is None and target.layout.outside is None:
+            way = _endless_to_the_end(target, draws)
         if way is None and scales and not target.looped:
             way, what = endless_scale(target.score, draws), "the marginal of p"
     if way is None:
@@ -52,6 +54,43 @@ def improper(target: Target, draws: Tensor, *, scales: bool = False) -> str:
     which = ", ".join(target.names[j] for j in _movers(way, draws))
     why = f"{what} does not decay as {_named(way, draws, _labels(target, draws))}"
     return f"{IMPROPER}: q({which}) spreads without end: is the prior proper? {why}"
+
+
+def _endless_to_the_end(target: Target, draws: Tensor) -> Tensor | None:
+    """Return a direction in which log p stays level as far as float64 has constrained values.
+
+    A logit of 37 is a probability of 1, and log p beyond says nothing; places of a ray are then too
+    few. Over the last half of the way there it must fall by less than 0.01 nats or rise in a
+    straight line, on most of five lines: Beta(0.001, 0.001) falls by more.
+    """
+    labels = zip(_labels(target, draws), target.names, strict=True)
+    which = torch.tensor([label != name for label, name in labels]).nonzero().flatten()
+    if len(which) == 0 or not bool(draws.isfinite().all()):
+        return None
+    first = draws[torch.linspace(0, len(draws) - 1, limits.RAY_LINES).long()]
+    steps = torch.eye(draws.shape[1], dtype=draws.dtype)[which]
+    ways = torch.cat([steps, -steps])[:, None, None]  # [ways, 1, 1, d]
+    ends = torch.linspace(0, limits.END_REACH, limits.END_PLACES, dtype=draws.dtype)
+    values = _constrained(target, first[:1, None] + ends[:, None] * ways)
+    spacing = torch.finfo(values.dtype).eps * values[:, :, 1:].abs()
+    moved = (values.diff(dim=2).abs() > limits.END_RESOLVED * spacing).any(3)  # [ways, 1, places]
+    last = ends[(moved * torch.arange(1, len(ends))).amax(2)]
+    shares = torch.linspace(0.5, 0.95, limits.END_LOOKS, dtype=draws.dtype)
+    points = first[:, None] + (last[..., None] * shares)[..., None] * ways
+    with torch.no_grad():  # [ways, lines, looks]
+        logs = _evaluated(target.log_density, points.transpose(0, 1)).transpose(0, 1)
+    line = torch.lerp(logs[..., :1], logs[..., -1:], (shares - 0.5) / 0.45)
+    level = logs[..., 0] - logs[..., -1] < limits.SCALE_FALL
+    straight = (logs - line).abs().amax(2) < limits.SCALE_FALL
+    endless = (level & straight & (last < limits.END_REACH)).sum(1) > limits.RAY_LINES // 2
+    return ways[int(endless.int().argmax()), 0, 0] if bool(endless.any()) else None
+
+
+def _constrained(target: Target, z: Tensor) -> Tensor:
+    """Return all parameters as they were declared, side by side, `[..., m]` of z `[..., d]`."""
+    values = target.constrain(z.reshape(-1, z.shape[-1])).values()
+    flat = torch.cat([v.reshape(z.shape[:-1].numel(), -1) for v in values], 1)
+    return flat.view(*z.shape[:-1], -1)
 
 
 def _labels(target: Target, draws: Tensor) -> list[str]:
@@ -192,23 +231,24 @@ def _named(way: Tensor, draws: Tensor, names: Sequence[str]) -> str:
 
 
 def endless_scale(score: Score, draws: Tensor) -> Tensor | None:
-    """Return a direction `[d]`, a coordinate's, along which a marginal of p does not decay, or None.
+    """Return a coordinate's direction `[d]` along which p's marginal does not decay, or None.
 
     score: log p `[n]` and its gradient `[n, d]` at z `[n, d]`. draws: `[n, d]` of a q near p. A
-    coordinate is followed whose distance decides the width of others, by a factor of 1000 or more at
-    100 sd; all else stays at the draws' mean, since an integral that is infinite there
+    coordinate is followed on which the width of others depends, by a factor of 1000 or more
+    within 100 sd; all else stays at the draws' mean, since an integral that is infinite there
     is so at every such place. It does not decay where the last half of the path, over which widths
     change by e³ at least, falls by less than 0.02 nats or rises in a straight line. Costs 4 d²
     gradients, and for each scale some 100 of 2 k + 3 points, k coordinates that change their width.
 
+    >>> from kullback.variational.target.batches import score_in_pieces
     >>> z = torch.randn(100, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     >>> def funnel(z, prior):  # two x of scale exp(z[:, 0])
     ...     inner = -0.5 * (z[:, 1:] * (-z[:, :1]).exp()).square().sum(1) - 2 * z[:, 0]
     ...     return inner - 0.5 * (z[:, 1:] - 1).square().sum(1) + prior(z[:, 0])
     >>> def scored(prior):
     ...     return lambda z: score_in_pieces(lambda z: funnel(z, prior), z, 4096)
-    >>> endless_scale(scored(lambda v: 0 * v), z)  # 1/τ
-    tensor([-1., 0., 0.], dtype=torch.float64)
+    >>> endless_scale(scored(lambda v: 0 * v), z).sign().tolist()  # 1/τ
+    [-1.0, 0.0, 0.0]
     >>> endless_scale(scored(lambda v: v - torch.log1p((2 * v).exp())), z)  # half-Cauchy
     """
     if not bool(draws.isfinite().all()):
@@ -306,7 +346,7 @@ class _Path:
         return None
 
     def moved(self, step: float) -> "_Path | None":
-        """Find the mode a step (sd) further on, None where there is none or z's rounding hides it."""
+        """Find the mode a step (sd) on; None where there is none, or z's rounding hides it."""
         ahead = torch.stack([torch.zeros_like(self.tangent), step * self.tangent])
         tried = torch.cat([torch.full_like(ahead[:, :1], step), ahead], 1)
         heights = self.score(self.z + tried @ self._factor.mT)[0]
@@ -329,7 +369,9 @@ class _Path:
 
     @property
     def _factor(self) -> Tensor:
-        return torch.block_diag(self.unit[None, None], self.root)
+        whole = torch.zeros(2 * self.z.shape, dtype=self.z.dtype)
+        whole[0, 0], whole[1:, 1:] = self.unit, self.root
+        return whole
 
     def walked(self, way: float, *, most: float = math.inf) -> "_Heights":
         """Go one way until no mode follows, the marginal has clearly decayed, or widths changed."""
