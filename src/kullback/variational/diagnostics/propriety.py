@@ -235,7 +235,7 @@ def endless_scale(score: Score, draws: Tensor) -> Tensor | None:
 
     score: log p `[n]` and its gradient `[n, d]` at z `[n, d]`. draws: `[n, d]` of a q near p. A
     coordinate is followed on which the width of others depends, by a factor of 1000 or more
-    within 100 sd; all else stays at the draws' mean, since an integral that is infinite there
+    within 100 sd, and of those ways the four on which most others depend; all else stays at the draws' mean, since an integral that is infinite there
     is so at every such place. It does not decay where the last half of the path, over which widths
     change by e³ at least, falls by less than 0.02 nats or rises in a straight line. Costs 4 d²
     gradients, and for each scale some 100 of 2 k + 3 points, k coordinates that change their width.
@@ -293,7 +293,8 @@ def _scales(score: Score, centre: Tensor, sd: Tensor) -> list[tuple[int, float, 
     found = [
         (row % d, 1.0 if row < d else -1.0, wide[row].nonzero().flatten()) for row in some.tolist()
     ]
-    return sorted((one for one in found if len(one[2])), key=lambda one: -len(one[2]))
+    found = sorted((one for one in found if len(one[2])), key=lambda one: -len(one[2]))
+    return found[: limits.MAX_SCALES]
 
 
 def _curvatures(score: Score, points: Tensor, sd: Tensor) -> Tensor:
@@ -340,7 +341,8 @@ class _Path:
             first = centre[moving].clone()
             first[0] -= way * back * sd[j]
             found = cls(part, sd[j], first, root, still).moved(0.0)
-            found = found and found.moved(0.0)  # widths far from the first ones need a second look
+            if found is not None and found.changed(root) > limits.SCALE_CHANGE:
+                found = found.moved(0.0)  # its widths were looked for with far other ones
             if found is not None:
                 return found
         return None
@@ -352,10 +354,10 @@ class _Path:
         heights = self.score(self.z + tried @ self._factor.mT)[0]
         best = int(heights.nan_to_num(-math.inf, -math.inf, -math.inf).argmax())
         now, w = self, tried[best]
-        for _ in range(2):  # in the old widths, and then in its own
-            frame, basis = Frame(now.z, now._factor), torch.eye(len(now.z), dtype=now.z.dtype)
-            options = {"step": limits.SCALE_STEP, "tolerance": limits.SCALE_TOLERANCE}
-            mode = conditional_mode(self.score, frame, basis, w, **options)
+        basis = torch.eye(len(now.z), dtype=now.z.dtype)
+        for tolerance in limits.SCALE_TOLERANCES:  # in the old widths, and then in its own
+            options = {"step": limits.SCALE_STEP, "tolerance": tolerance}
+            mode = conditional_mode(self.score, Frame(now.z, now._factor), basis, w, **options)
             if not mode.found:
                 return None
             z, size = now.z + now._factor @ mode.w, torch.linalg.slogdet(now.root)[1]
@@ -366,6 +368,10 @@ class _Path:
         spacing = torch.finfo(z.dtype).eps * z[1:].abs()
         hidden = spacing > limits.SCALE_ROUNDING * limits.SCALE_STEP * alone
         return None if bool(hidden.any()) else now
+
+    def changed(self, root: Tensor) -> float:
+        """Return the log of the factor by which the others' widths differ most from a root's."""
+        return float(torch.linalg.svdvals(torch.linalg.solve(root, self.root)).log().abs().max())
 
     @property
     def _factor(self) -> Tensor:
@@ -383,8 +389,7 @@ class _Path:
                 if step < limits.SCALE_SHORTEST:
                     break
                 continue
-            ratio = torch.linalg.svdvals(torch.linalg.solve(node.root, there.root)).log()
-            change = float(ratio.abs().max())
+            change = there.changed(node.root)
             found.at.append(found.at[-1] + step)
             found.heights.append(there.height)
             found.widths.append(found.widths[-1] + change)
