@@ -235,10 +235,11 @@ def endless_scale(score: Score, draws: Tensor) -> Tensor | None:
 
     score: log p `[n]` and its gradient `[n, d]` at z `[n, d]`. draws: `[n, d]` of a q near p. A
     coordinate is followed on which the width of others depends, by a factor of 1000 or more
-    within 100 sd, and of those ways the four on which most others depend; all else stays at the draws' mean, since an integral that is infinite there
-    is so at every such place. It does not decay where the last half of the path, over which widths
-    change by e³ at least, falls by less than 0.02 nats or rises in a straight line. Costs 4 d²
-    gradients, and for each scale some 100 of 2 k + 3 points, k coordinates that change their width.
+    within 100 sd, and of those ways the four on which most others depend; all else stays at the
+    draws' mean, since an integral that is infinite there is so at every such place. It does not
+    decay where the last half of the path, over which widths change by e³ at least, falls by less
+    than 0.01 nats or rises in a straight line. Costs 4 d² gradients, and for each way some 100 to
+    200 calls of 2 k + 3 points, k coordinates that change their width.
 
     >>> from kullback.variational.target.batches import score_in_pieces
     >>> z = torch.randn(100, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
