@@ -99,6 +99,17 @@ IMPROPER = {
         {"b": (2,)},
         "b",
     ),
+    "a location without data": (lambda mu, b: -0.5 * mu**2 + 0 * b, {"mu": (), "b": ()}, "b "),
+    "haldane, all of five": (
+        lambda p: 5 * p.log() - p.log() - torch.log1p(-p),
+        {"p": constraints.unit_interval},
+        "p goes to infinity",
+    ),
+    "haldane, none of five": (
+        lambda p: 5 * torch.log1p(-p) - p.log() - torch.log1p(-p),
+        {"p": constraints.unit_interval},
+        "p goes to -infinity",
+    ),
     "tail 1/sqrt(t)": (lambda z: -0.25 * torch.log1p(z.square()).sum(), 1, "z"),
 }
 PROPER = {
@@ -182,6 +193,110 @@ def test_proper_targets_with_heavy_tails_are_not(name):
     noise = torch.randn(200, target.dim, generator=seeded(), dtype=F64)
     assert improper(target, frame.outwards(noise)) == ""
     assert improper(target, frame.outwards(10 * noise)) == ""
+
+
+def beta(a):
+    return lambda p: (a - 1) * (p.log() + torch.log1p(-p)), {"p": constraints.unit_interval}
+
+
+def groups(log_prior, coordinate, centred, count=4, spread=0.5, scales=1):
+    """y_j ~ N(theta_j, s_j²), theta_j ~ N(mu, tau²); log_prior: of log tau, for each tau."""
+    generator = seeded(count)
+    sd = 0.5 + torch.rand(count, generator=generator, dtype=F64)
+    y = 1.0 + spread * torch.randn(count, generator=generator, dtype=F64)
+    y = y + sd * torch.randn(count, generator=generator, dtype=F64)
+
+    def log_density(mu, s, theta):
+        log_tau, jacobian = {
+            "tau": (s.log(), -s.log().sum()),
+            "variance": (0.5 * s.log(), -s.log().sum()),
+            "log tau": (s, 0.0),
+        }[coordinate]
+        total = normal(mu, 0.0, 5.0) + log_prior(log_tau).sum() + jacobian
+        for tau, these in zip(log_tau.exp().unbind(), theta.unbind(), strict=True):
+            if centred:
+                total = total + normal(these, mu, tau) + normal(y, these, sd)
+            else:
+                total = total + normal(these, 0.0, 1.0) + normal(y, mu + tau * these, sd)
+        return total
+
+    real = coordinate == "log tau"
+    scale = (scales,) if real else Parameter((scales,), positive)
+    return log_density, {"mu": (), "s": scale, "theta": (scales, count)}
+
+
+def scanned(log_density, parameters):
+    """What is said of a target at the start of a fit to it."""
+    target = Target.of(log_density, parameters)
+    frame = find_start(target, seeded())[0].frame
+    draws = frame.outwards(torch.randn(256, target.dim, generator=seeded(), dtype=F64))
+    return improper(target, draws, scales=True)
+
+
+@pytest.mark.sweep(3)
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("coordinate", ["tau", "variance", "log tau"])
+@pytest.mark.parametrize("count", [3, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_scale_without_a_proper_prior_at_0_is_improper(coordinate, centred, count):
+    """1/tau, 1/tau² for the variance, flat for log tau: p(y | tau = 0) > 0, so ∫ dtau/tau = ∞."""
+    said = scanned(*groups(lambda v: 0 * v, coordinate, centred, count))
+    assert re.search(r"s\[1\] goes to -infinity", said), said
+
+
+@pytest.mark.sweep(2)
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+@pytest.mark.parametrize("scales", [1, 2])
+def test_improper_scales_are_found_wherever_the_fit_begins(spread, scales):
+    """In the neck of the funnel, where the data are equal, and far above it, where they are not."""
+    assert "goes to -infinity" in scanned(
+        *groups(lambda v: 0 * v, "tau", True, spread=spread, scales=scales)
+    )
+    if scales == 1:  # 1/tau²
+        assert "goes to -infinity" in scanned(*groups(lambda v: -v, "tau", True, spread=spread))
+
+
+@pytest.mark.sweep(5)
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize(
+    "log_prior",
+    [
+        lambda v: v - torch.log1p((2 * v).exp()),  # half-Cauchy
+        lambda v: v - 0.5 * (2 * v).exp(),  # half-normal
+        lambda v: v - 100 * softplus(20 * (v - math.log(100))),  # uniform on [0, 100], nearly
+        lambda v: -0.002 * v - 0.001 * (-2 * v).exp(),  # variance InverseGamma(0.001, 0.001)
+        lambda v: 0.1 * v - 0.1 * v.exp(),  # gamma(0.1, 0.1)
+        lambda v: 0.01 * v - 0.01 * v.exp(),
+        lambda v: -0.5 * (v / 30) ** 2,  # log-normal
+        lambda v: -torch.log1p(v**2),  # 1/(tau (1 + log² tau))
+    ],
+)
+def test_proper_priors_of_scales_are_not_improper(log_prior, centred):
+    assert scanned(*groups(log_prior, "tau", centred)) == ""
+
+
+@pytest.mark.parametrize("a", [0.5, 0.1, 0.01, 0.001])
+def test_proper_beta_priors_are_not_improper(a):
+    assert scanned(*beta(a)) == ""
+
+
+@pytest.mark.parametrize("data", [[2.0], [2.0, 2.0, 2.0], [2.0, 2.5]])
+def test_the_scale_of_data_that_agree_is_improper(data):
+    """Under 1/sigma: one datum, or several that are equal, and not two that differ."""
+
+    def log_density(mu, s):
+        return -s.log() + normal(vector(*data), mu, s)
+
+    said = scanned(log_density, {"mu": (), "s": positive})
+    assert bool(said) == (len({*data}) == 1)
+
+
+@pytest.mark.sweep(2)
+@pytest.mark.parametrize("coordinate", ["tau", "log tau"])
+def test_a_centred_hierarchy_under_1_over_tau_is_given_up_before_the_fit(coordinate):
+    target = groups(lambda v: 0 * v, coordinate, centred=True)
+    found = fit(*target, generator=seeded(), progress=False)
+    assert found.improper and not found.converged
+    assert "the marginal of p does not decay" in found.summary.verdict
 
 
 @pytest.mark.parametrize("power", [4, 8, 20])

@@ -279,14 +279,14 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
 
 def _improper(target: Target, start: Start) -> str:
     """Say where log p does not decay around the start, before time is spent on a fit."""
-    if target.dim > limits.MAX_SEARCHED_DIMENSIONS or target.rows is not None:
+    if target.dim > limits.MAX_FOLLOWED_FAR or target.rows is not None:
         return ""
     noise = fixed_normals(limits.RAY_DRAWS, target.dim, torch.Generator().manual_seed(0))
     draws = start.frame.outwards(noise)
     if target.refusals.last is not None:
         with torch.no_grad():
             target.raise_if_all_refused(target.log_density(draws))
-    return improper(target, draws)
+    return improper(target, draws, scales=True)
 
 
 def forwards(target: Target, settings: Settings, generator: torch.Generator) -> Work:

@@ -288,6 +288,7 @@ WIDTH_DISTANCES, WIDTH_BISECTIONS = (
 )  # of the narrowest peak that is found
 
 # diagnostics/propriety
+MAX_FOLLOWED_FAR = 128  # dimensions: each has its ray, and 4 d^2 gradients are less than a fit
 RAY_LINES = 5  # parallel lines on each direction, from draws of q
 MAX_RAYS = 128  # directions
 MIN_RAY_SD = 1e-6  # of the distance from 0, or of 1: no narrower is a direction's unit
@@ -299,6 +300,26 @@ UNDERFLOW_DEPTH = (
 )
 MAX_RESOLVED = 1e13  # nats: beyond, float64 does not tell a change of 0.002
 MAX_COORDINATE = 1e9  # on the unconstrained space: a fit that has not converged has run away
+END_REACH, END_PLACES = 1000.0, 201  # of z, within which exp and sigmoid come to an end,
+END_RESOLVED = 1e4  # where values change by fewer spacings of float64 from place to place
+END_LOOKS = 6  # at log p on the last half of the way there
+# along scales (chosen on the tables of tests/variational/test_propriety.py)
+SCALE_PLACES = (
+    100.0,
+    30.0,
+    10.0,
+)  # sd at which widths are compared: the first with finite ones
+SCALE_WIDTHS = 1000.0  # factor by which they must change,
+SCALE_GROWTH = 1.5  # and its log from half the distance on: 2 for an exponential, 1.2 for a power
+SCALE_STEP = 0.01  # of differences of the gradient, in the width that the others have there
+SCALE_TOLERANCES = (0.1, 1e-6)  # twice the nats of a mode: in old widths, in its own
+MAX_SCALES = 4  # coordinates and ways that are followed, those on which most others depend
+SCALE_ROUNDING = 1e-3  # of such a step: spacing of float64 at which a path ends
+SCALE_NODES, SCALE_SHORTEST = 60, 0.1  # of a path; sd of the step at which none follows
+SCALE_STARTS = (0.0, 10.0, 30.0)  # sd on the other way where a path may begin
+SCALE_CHANGE = 3.0  # log of the width over the last half of a path
+SCALE_FALL = 0.01  # nats over it: gamma(0.01, 0.01) on a scale falls by 0.06 to 0.1
+SCALE_DECAY = 1.0  # nats over it, in a straight line, with which a path ends
 RAY_DRAWS = 256  # of a start, whose spread directs the rays
 SHOWN_COORDINATES = 5  # in a reason
 MOVED_SHARE = 0.2  # of the largest move, in sd, from which a coordinate is named

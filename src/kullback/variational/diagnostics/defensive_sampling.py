@@ -40,6 +40,7 @@ from .evidence import Pool
 __all__ = [
     "ConditionalMode",
     "Ridge",
+    "Score",
     "WiderDraws",
     "basis_of",
     "bends",
@@ -240,12 +241,19 @@ def basis_of(axis: Tensor) -> Tensor:
 
 
 def conditional_mode(
-    score: Score, frame: Frame, basis: Tensor, w: Tensor, *, step: float = limits.HESSIAN_STEP
+    score: Score,
+    frame: Frame,
+    basis: Tensor,
+    w: Tensor,
+    *,
+    step: float = limits.HESSIAN_STEP,
+    tolerance: float = limits.NODE_TOLERANCE,
 ) -> ConditionalMode:
     """Find the mode of all entries of w but the first, which stays, by damped Newton steps.
 
     score, frame: as for `follow`; basis: of `basis_of`; w: `[d]`, u in that basis. step: of
-    differences of the gradient, in units of the frame.
+    differences of the gradient, in units of the frame. tolerance: twice the nats still
+    to be gained.
     """
     outwards = frame.factor @ basis
 
@@ -260,7 +268,7 @@ def conditional_mode(
         positive = size.abs().clamp_min(1e-6)
         push = vectors.mT @ slope[1:]
         left = float((push.square() / positive).sum())
-        if left < limits.NODE_TOLERANCE or not math.isfinite(left):
+        if left < tolerance or not math.isfinite(left):
             break
         tried = w.repeat(len(lengths), 1)
         tried[:, 1:] += lengths[:, None] * (vectors @ (push / positive))
