@@ -13,6 +13,7 @@ whose upper tiers also run over blocks of 16 samples.
 
 from collections import deque
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ def lag_correlations(errors: Tensor) -> Tensor:
     both = torch.fft.irfft(torch.fft.rfft(errors, size) * last.conj(), size)
     energy = F.pad(errors.square().cumsum(-1), (1, 0))
     energy = (energy[:, half:] - energy[:, : half + 1]).clamp(min=0.0).flip(-1)  # by lag, as below
-    found = both[:, : half + 1].flip(-1) / (energy * energy[:, :1] + 1e-3).sqrt()
+    found: Tensor = both[:, : half + 1].flip(-1) / (energy * energy[:, :1] + 1e-3).sqrt()
     return found[:, slice(*PERIOD_LAGS)]
 
 
@@ -163,9 +164,9 @@ class SoundContext(nn.Module):
         """Return features `[clips, width]` of the next block, by inputs `[clips, inputs]`."""
         h: Tensor = self.first(inputs.to(self.first.weight.dtype))
         for conv, queue in zip(self.further, queues, strict=True):
-            here = F.silu(h)
-            before, now = conv.weight.unbind(-1)
-            h = h + F.linear(queue[0], before, conv.bias) + F.linear(here, now)
+            one, here = cast(nn.Conv1d, conv), F.silu(h)
+            before, now = one.weight.unbind(-1)
+            h = h + F.linear(queue[0], before, one.bias) + F.linear(here, now)
             queue.append(here)  # the oldest leaves
         return F.silu(h)
 
