@@ -8,8 +8,11 @@ import torch
 
 from kullback.data import PADDING
 from kullback.vae import VAE, Architecture, build, evaluate
+from kullback.vae.architecture import Spec
 from kullback.vae.evaluation import bits_per_sample
 from kullback.vae.evidence import bounds
+from kullback.vae.likelihoods import SoundBlock, log_mass
+from kullback.vae.likelihoods.sound_context import cepstrum, lag_correlations
 from kullback.vae.sound import (
     AutoregressiveLogistics,
     _Drawn,
@@ -140,10 +143,11 @@ def test_shares_count_the_largest_shift_of_each_clip():
     assert shift_shares(256 * torch.tensor([[[1, 3]]]), step=256)[0] == 1.0
 
 
-def test_drawing_and_measuring_see_the_same_past():
+@pytest.mark.parametrize("context", [(), (5,) * 4], ids=["alone", "in context"])
+def test_drawing_and_measuring_see_the_same_past(context):
     """What a place is predicted from, one place at a time and all at once, far past the windows."""
     samples = 700
-    likelihood = likelihood_of(samples)
+    likelihood = likelihood_of(samples, context=context)
     x = torch.randint(
         -3000, 3000, (2, samples), generator=torch.Generator().manual_seed(0)
     ).double()
@@ -151,7 +155,7 @@ def test_drawing_and_measuring_see_the_same_past():
     clip, place = torch.ones_like(x).nonzero(as_tuple=True)
     past = likelihood._past(x, clip, place)
     condition = likelihood._condition(theta[None], clip, place)[0]
-    grown = _Drawn(2, samples, x.device)
+    grown = _Drawn(2, samples, x.device, likelihood.context)
     for t in range(samples):
         seen = grown.before(t)
         if t in (0, 1, 15, 16, 17, 31, 32, 33, 130, 511, 512, 513, 699):
@@ -162,6 +166,9 @@ def test_drawing_and_measuring_see_the_same_past():
                 here, there = getattr(past, name)[at], getattr(alone, name)
                 torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-2)  # fitted in float32
             torch.testing.assert_close(condition[at], likelihood._condition_at(theta, t))
+            for name in ("hidden", "errors") if context else ():
+                here, there = getattr(past.echo, name)[at], getattr(seen.echo, name)
+                torch.testing.assert_close(here, there.double(), rtol=1e-3, atol=1e-2)
         grown.add(t, x[:, t].float())
 
 
@@ -169,7 +176,7 @@ def test_fitted_predictors_are_weighted_least_squares():
     """After blocks of 16: the solution of the normal equations with the weights of the samples."""
     one = _Fitted(3, 50.0)
     x = 300 * torch.randn(1, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = one.predictions(x)
+    found, _ = one.predictions(x)
     padded = torch.nn.functional.pad(x, (3, 0))[0]
     rows = padded.unfold(0, 4, 1)[:48]
     age = torch.exp(-16 / 50 * (2 - torch.arange(48) // 16).double())[:, None]
@@ -254,9 +261,9 @@ def test_the_mean_is_refused():
 SOUND = {"rate": 8000, "step": 1, "clip": 3}
 
 
-def tiny(levels=4, latent=1):
+def tiny(levels=4, latent=1, context=(5, 5)):
     torch.manual_seed(0)
-    architecture = Architecture(hidden=(WIDTH,), latent=latent, components=2)
+    architecture = Architecture(hidden=(WIDTH,), latent=latent, components=2, context=context)
     return build((1, 3), "sound", architecture, levels=levels, sound=SOUND).eval()
 
 
@@ -334,3 +341,154 @@ def test_a_saved_model_is_the_same(tmp_path):
     drawn = loaded.sample(5)
     assert drawn.shape == (5, 1, 3)
     loaded.check(drawn)
+
+
+def in_context(samples, seed=0, **how):
+    """A likelihood whose outputs depend on all that a place is given."""
+    likelihood = likelihood_of(samples, seed, context=(5,) * 4, **how)
+    with torch.no_grad():
+        for weight in (likelihood.last.weight, likelihood.context.by_age.weight):
+            weight.normal_(0.0, 0.3)
+    return likelihood
+
+
+def pulses(n, samples, seed=0):
+    """Clips of pulses at periods of their own, through a resonance, in noise."""
+    generator = torch.Generator().manual_seed(seed)
+    x = 20 * torch.randn(n, samples, generator=generator, dtype=torch.float64)
+    for row in range(n):
+        x[row, row :: 31 + 17 * row] += 3000.0
+    for t in range(2, samples):
+        x[:, t] += 1.5 * x[:, t - 1] - 0.8 * x[:, t - 2]
+    return x.round()
+
+
+def test_correlations_are_those_of_every_lag():
+    errors = torch.randn(
+        3, 320, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ).asinh()
+    errors[2] = 0.0
+    found = lag_correlations(errors)
+    for lag in (20, 21, 80, 159):
+        last, before = errors[:, 160:], errors[:, 160 - lag : 320 - lag]
+        scale = ((last**2).sum(-1) * (before**2).sum(-1) + 1e-3).sqrt()
+        torch.testing.assert_close(found[:, lag - 20], (last * before).sum(-1) / scale)
+    assert found.shape == (3, 140)
+
+
+def test_cepstra_are_those_of_the_log_spectrum():
+    """Of stable predictors, by a Fourier transform of 4,096 points."""
+    poles = torch.tensor([[0.9, 0.4], [0.8, 2.0]], dtype=torch.float64)
+    filters = torch.ones(1, dtype=torch.float64)
+    for radius, angle in poles:
+        pair = torch.stack([torch.ones_like(radius), -2 * radius * angle.cos(), radius**2])
+        filters = torch.nn.functional.conv1d(
+            filters[None, None], pair.flip(0)[None, None], padding=2
+        )[0, 0]
+    weights = -filters[1:].flip(0)[None]
+    spectrum = -torch.fft.fft(filters, 4096).abs().log()
+    expected = 2 * torch.fft.ifft(spectrum).real[1:17]
+    torch.testing.assert_close(cepstrum(weights)[0], expected, rtol=0, atol=1e-12)
+
+
+def of_places(likelihood, x, theta):
+    """The mixture of every place of clips `[n, T]`."""
+    clip, place = torch.ones_like(x).nonzero(as_tuple=True)
+    past = likelihood._past(x, clip, place)
+    condition = likelihood._condition(theta[None], clip, place)[0]
+    parts = likelihood._shape(past, condition, torch.zeros_like(clip))
+    return [part.reshape(*x.shape, -1) for part in parts]
+
+
+@pytest.mark.parametrize("t", [0, 15, 16, 200, 207, 331])
+def test_a_place_depends_on_nothing_at_or_after_it(t):
+    likelihood, theta = in_context(350), conditions(3)
+    x = pulses(3, 350)
+    other = x.clone()
+    other[:, t:] = -x[:, t:].flip(-1) + 7
+    with torch.no_grad():
+        both = [of_places(likelihood, one, theta) for one in (x, other)]
+    for one, two in zip(*both, strict=True):
+        torch.testing.assert_close(one[:, : t + 1], two[:, : t + 1], rtol=1e-9, atol=1e-9)
+        if t in (200, 207):  # and on what is before it
+            assert not torch.allclose(one[:, t + 1 :], two[:, t + 1 :])
+
+
+def test_a_clip_in_context_summed_over_its_last_samples_is_the_shorter_clip():
+    likelihood = in_context(340, levels=4)
+    ends = torch.tensor(list(itertools.product(range(-2, 2), repeat=2)), dtype=torch.float64)
+    first = torch.randint(-2, 2, (338,), generator=torch.Generator().manual_seed(0)).double()
+    x = torch.cat([first.expand(16, -1), ends], -1)[:, None]
+    theta = conditions(1)
+    padded = torch.cat([first, torch.full((2,), float(PADDING), dtype=torch.float64)])[None, None]
+    with torch.no_grad():
+        total = torch.logsumexp(likelihood.log_prob(theta.expand(16, -1, -1), x), 0)
+        shorter = likelihood.log_prob(theta, padded)[0]
+    assert (total - shorter).item() == pytest.approx(0.0, abs=1e-10)
+
+
+def test_a_place_in_context_has_mass_one_over_all_65536_levels():
+    t, likelihood = 330, in_context(340)
+    clip, place = torch.zeros(1, dtype=torch.long), torch.tensor([t])
+    with torch.no_grad():
+        past = likelihood._past(pulses(1, 340)[:, : t + 1], clip, place)
+        condition = likelihood._condition(conditions(1)[None], clip, place)[0]
+        levels = torch.arange(-32768.0, 32768.0, dtype=torch.float64)
+        mixture = likelihood._shape(past, condition, clip)
+        log_pi, location, log_scale = (part.expand(65_536, -1) for part in mixture)
+        value, bound = levels[:, None] + 0.5, 0.5 * 65_535
+        mass = log_mass(location + 0.5, log_scale, value, half=0.5, bound=bound)
+    total = torch.logsumexp(mass + log_pi, (0, 1))
+    assert total.exp().item() == pytest.approx(1.0, abs=1e-11)
+
+
+def test_drawn_clips_in_context_follow_the_measured_probabilities():
+    """The randomised distribution function of every draw is uniform: 8 bins, 6,400 draws."""
+    likelihood, theta = in_context(200).float(), conditions(32).float()
+    with torch.no_grad():
+        likelihood.last.weight.mul_(0.3)
+        x = likelihood.sample(theta, torch.Generator().manual_seed(0))[:, 0].double()
+        log_pi, location, log_scale = of_places(likelihood.double(), x, theta.double())
+    edges = [(x[..., None] + side - location) / log_scale.exp() for side in (-0.5, 0.5)]
+    low, high = torch.sigmoid(edges[0]), torch.sigmoid(edges[1])
+    low = torch.where(x[..., None] == -32768, 0.0, low)
+    high = torch.where(x[..., None] == 32767, 1.0, high)
+    u = torch.rand(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    pit = (log_pi.exp() * (low + u[..., None] * (high - low))).sum(-1)
+    counts = torch.histc(pit, 8, 0.0, 1.0)
+    n = pit.numel()
+    assert ((counts - n / 8) / math.sqrt(n * 7 / 64)).abs().max() <= 4.5
+
+
+def test_runs_from_before_sound_had_a_context_have_none():
+    old = tiny(context=(0,)).spec.to_dict()
+    del old["architecture"]["context"]
+    spec = Spec.from_dict(old)
+    assert spec.architecture.context == (0,)
+    empty = {**old, "architecture": {**old["architecture"], "context": []}}
+    assert Spec.from_dict(empty) == spec
+    weights = tiny(context=(0,)).state_dict()
+    assert not any("context" in name for name in weights)
+
+
+def test_the_usual_context_is_that_of_sound():
+    resolved = Architecture().resolved((1, 90), "sound")
+    assert resolved.context == (32,) * 7
+    assert resolved.resolved((1, 90), "sound") == resolved
+    assert Architecture().resolved((1, 28, 28), "binary").context == ()
+    assert Architecture(context=(0,)).resolved((1, 28, 28), "binary").context == ()
+    with pytest.raises(ValueError, match="context"):
+        Architecture(context=(8,)).resolved((5,), "binary")
+
+
+def test_an_offset_of_a_clip_is_no_period():
+    """Errors of a clip with an offset have a mean, by which all lags would correlate."""
+    context = in_context(4).context
+    generator = torch.Generator().manual_seed(0)
+    loudness, weights = torch.zeros(2, 15).double(), (torch.zeros(2, 12).double(),) * 2
+    samples = torch.randn(2, 16, generator=generator, dtype=torch.float64)
+    errors = torch.randn(2, 320, generator=generator, dtype=torch.float64)
+    plain = context.read(SoundBlock(samples, errors, loudness, weights))
+    moved = context.read(SoundBlock(samples + 5.0, errors + 3.0, loudness, weights))
+    for one, other in zip(plain, moved, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)

@@ -212,8 +212,8 @@ class ModelOptions:
     context: Annotated[
         str,
         about(
-            "Features of the pixels before it that a pixel depends on, their number once for each "
-            "convolution: 16,16 (default: none)."
+            "Features of the pixels (samples of sound) before it that one depends on, their number "
+            "once for each convolution: 16,16 (default: none; sound: 32 seven times; 0: none)."
         ),
     ] = ""
 

@@ -18,6 +18,7 @@ from .limits import (
     NEIGHBOURS,
     PATCH_COMPONENTS,
     PATCH_NUMBERS,
+    SOUND_CONTEXT,
 )
 
 __all__ = [
@@ -137,7 +138,9 @@ class Architecture:
             ones: 4 for 8-bit images with conv and patch, else 0.
         context: Learned features of the pixels before it, within a window, on which a pixel of an
             image depends instead of `neighbours`, with "logistics" and "bernoulli": their number,
-            once for each of the convolutions that make them, such as (16, 16); empty for none.
+            once for each of the convolutions that make them, such as (16, 16); for sound learned
+            features of the samples before it, and the errors one period before (`SoundContext`).
+            Empty for the usual ones: none for images, 32 seven times for sound; (0,) for none.
         prior: "normal" is N(0, I); "mixture" learns a mixture of Gaussians, "vamp" a mixture of
             q(z|u) over pseudo-inputs u, "flow" a normalising flow.
         prior_components: Gaussians of "mixture", pseudo-inputs of "vamp".
@@ -220,9 +223,9 @@ class Architecture:
         """Raise an ArgumentValueError where the context is none that can be made."""
         widths = self.context
         good = len(widths) <= MAX_LAYERS and len(set(widths)) <= 1
-        good = good and all(_positive(one) for one in widths)
+        good = widths == (0,) or (good and all(_positive(one) for one in widths))
         require(good, "context", "up to 32 equal positive numbers, such as 16,16", widths)
-        alone = not widths or self.neighbours <= 0
+        alone = widths in ((), (0,)) or self.neighbours <= 0
         hint = "a context, which reads the nearest pixels too, or neighbours"
         require(alone, "neighbours", "0 with a context", self.neighbours, hint)
 
@@ -257,7 +260,7 @@ class Architecture:
             >>> Architecture(neighbours=2).pixels_before, Architecture(context=(8,)).pixels_before
             ('the 2 pixels before it', '8 features of the pixels before it')
         """
-        if self.context:
+        if any(self.context) and self.network != "sound":
             return f"{self.context[0]} features of the pixels before it"
         return f"the {self.neighbours} pixels before it" if self.neighbours > 0 else ""
 
@@ -288,13 +291,16 @@ class Architecture:
         likelihood, _ = choose(kind, self.likelihood)
         components = self.components or (PATCH_COMPONENTS if network == "patch" else COMPONENTS)
         spatial = image and kind == "8-bit" and mixture and network in ("conv", "patch")
+        context = self.context or (SOUND_CONTEXT if network == "sound" else ())
+        context = context if network == "sound" or any(context) else ()
         nearest = NEIGHBOURS * (spatial and not self.context)
         neighbours = self.neighbours if self.neighbours >= 0 else nearest
         before = len(event_shape) == 3 and likelihood in ("logistics", "bernoulli")
         what = f"with likelihood {likelihood} of {list(event_shape)}"
         hint = "logistics or bernoulli, of images"
         require(before or neighbours == 0, "neighbours", f"0 {what}", neighbours, hint)
-        require(before or not self.context, "context", f"none {what}", self.context, hint)
+        read = before or kind == "sound" or not context
+        require(read, "context", f"none {what}", self.context, hint)
         return replace(
             self,
             network=network,
@@ -302,6 +308,7 @@ class Architecture:
             likelihood=likelihood,
             components=components,
             neighbours=neighbours,
+            context=context,
         )
 
 
@@ -438,7 +445,8 @@ class Spec:
             if isinstance(architecture.get("layers"), list):
                 architecture["layers"] = tuple(architecture["layers"])
             architecture.setdefault("neighbours", 0)  # models made before there were any
-            architecture["context"] = tuple(architecture.get("context", ()))
+            none = (0,) if fields["kind"] == "sound" else ()  # models made before sound had one
+            architecture["context"] = tuple(architecture.get("context", ())) or none
             later = ("levels", "grid", "standardised", "sound", "own", "sizes", "labels")
             more = {n: fields[n] for n in later if n in fields}
             more["labels"] = tuple(str(one) for one in more.get("labels", ()))

@@ -13,6 +13,7 @@ __all__ = [
     "BETA_LOG_SHAPE",
     "CALLBACK_SECONDS",
     "CATEGORICAL_LEVELS",
+    "CEPSTRUM_LIMIT",
     "CLIPS_FOR_MOMENTS",
     "COLLAPSED_KL",
     "COLLAPSE_AFTER",
@@ -61,6 +62,8 @@ __all__ = [
     "OVERFIT_LOOKS",
     "PATCH_COMPONENTS",
     "PATCH_NUMBERS",
+    "PERIOD_LAGS",
+    "PERIOD_TAPS",
     "REFIT_EXPANSION",
     "REFIT_RIDGE",
     "REFIT_SAMPLES",
@@ -72,6 +75,7 @@ __all__ = [
     "SHORT_STEPS",
     "SOUND_BATCH",
     "SOUND_CLIP_NORM",
+    "SOUND_CONTEXT",
     "SOUND_FRAMES",
     "SOUND_ORDER",
     "SOUND_RATE",
@@ -84,6 +88,7 @@ __all__ = [
     "TRIAL_ERRORS",
     "TRIAL_ROUNDINGS",
     "UNIT_SCALE_LEVELS",
+    "WIDE_LOGIT",
     "WIDE_SHARE",
 ]
 
@@ -135,6 +140,11 @@ SOUND_FRAMES = 64  # a clip: 16 ms each in a second, the time in which speech ch
 SOUND_SHIFTS = 16  # powers of two that all samples of a clip may share: all of 16 bits
 SOUND_ORDER = 32  # samples before, from which the next is predicted; FLAC's best is 32
 SOUND_WINDOWS = (4, 16, 32, 128, 512)  # samples whose mean magnitudes say how loud it is
+PERIOD_LAGS = (20, 160)  # samples from, and below: voices of 50 to 400 Hz at 8 kHz
+PERIOD_TAPS = 7  # errors around one period before: the period is a fraction, and it moves
+CEPSTRUM_LIMIT = 4.0  # order 16, stable: |c_n| ≤ 16/n, so that only c_1 to c_3 can be larger
+SOUND_CONTEXT = (32,) * 7  # features of blocks, after a layer and after each of six convolutions
+WIDE_LOGIT = -10.0  # of the wide component at first; at -5 drawn clips have too many loud clicks
 WIDE_SHARE = 64.0  # of all levels, the least scale of one component: an onset out of silence
 LOGISTIC_LOG_SCALE = (-5.0, 11.0)  # of levels: all mass on one level (1 − 1e-32), and all levels
 

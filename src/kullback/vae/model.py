@@ -921,6 +921,7 @@ def _of_sound(
         step=known.get("step", 1),
         moments=moments,
         shares=shares,
+        context=tuple(one for one in spec.architecture.context if one),
     )
     family = _family(spec.architecture)
     encoder = SoundEncoder(samples, width, latent, extra=family.extra)

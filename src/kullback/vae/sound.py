@@ -6,7 +6,8 @@ mixture of logistics, integrated over each level, whose location is a linear pre
 samples before. How it is predicted and the scale depend on z and on those samples, so p(x|z) is
 the product of `p(x_t | x_<t, z)`: a normalised probability of the integers themselves, and −log p
 a code length. Two of the predictors are fitted to the samples before by least squares, again every
-16 samples (backward adaptation, as in LD-CELP, ITU-T G.728); the others are learned.
+16 samples (backward adaptation, as in LD-CELP, ITU-T G.728); the others are learned. A context
+(`likelihoods.sound_context`) gives the errors one period of a voice before, and learned features.
 
 Recordings of few bits are often stored with many: all their samples are then multiples of 2^k. Each
 clip has a shift k with a probability of its own, and p(x|z) is the mixture over k; FLAC does the
@@ -26,12 +27,14 @@ from torch.nn import functional as F
 from kullback.core import ArgumentValueError
 from kullback.data import PADDING
 
-from .likelihoods import log_mass
+from .likelihoods import PeriodEcho, SoundBlock, SoundContext, log_mass
 from .limits import (
     CLIPS_FOR_MOMENTS,
     ERRORS_SEEN,
     LOGISTIC_LOG_SCALE,
     LOUDEST_SAMPLE,
+    PERIOD_LAGS,
+    PERIOD_TAPS,
     REFIT_EXPANSION,
     REFIT_RIDGE,
     REFIT_SAMPLES,
@@ -39,6 +42,7 @@ from .limits import (
     SOUND_ORDER,
     SOUND_SHIFTS,
     SOUND_WINDOWS,
+    WIDE_LOGIT,
     WIDE_SHARE,
 )
 from .networks import gaussian, real
@@ -285,8 +289,11 @@ class _Fitted:
         solved = torch.cholesky_solve(towards, root) * (REFIT_EXPANSION**ages)[:, None]
         return torch.where(failed[..., None, None] > 0, 0.0, solved)
 
-    def predictions(self, levels: Tensor) -> Tensor:
-        """Return the prediction of every sample of `[batch, T]` from those before it."""
+    def predictions(self, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the prediction of every sample of `[batch, T]` from those before it, and weights.
+
+        The weights are those of every block of 16 samples, `[batch · blocks, order]`.
+        """
         windows = self.windows(levels).contiguous()
         products = (windows.transpose(-1, -2) @ windows).transpose(0, 1).contiguous()
         every = torch.zeros_like(products)
@@ -294,10 +301,22 @@ class _Fitted:
             every[block + 1] = self.later(every[block], products[block])
         weights = self.weights(every).transpose(0, 1)
         found = (windows[..., :-1] * weights.transpose(-1, -2)).sum(-1)
-        return found.flatten(1)[:, : levels.shape[-1]]
+        return found.flatten(1)[:, : levels.shape[-1]], weights.flatten(0, 1)[..., 0]
 
 
 _FITTED = (_Fitted(12, 96.0), _Fitted(16, 256.0))
+
+
+def _blocks(loud: list[Tensor], compressed: Tensor, weights: tuple[Tensor, ...]) -> SoundBlock:
+    """Return what stands before every block of every clip; loud: samples, then errors of fits."""
+    n = len(compressed)
+    count = len(weights[0]) // n
+    clip = torch.arange(n, device=compressed.device).repeat_interleave(count)
+    start = torch.arange(count, device=compressed.device).repeat(n) * REFIT_SAMPLES
+    magnitudes = torch.cat([_magnitudes(one, clip, start) for one in loud], -1)
+    samples = _windows(loud[0], clip, start, REFIT_SAMPLES) / _unit(magnitudes)
+    errors = _windows(compressed, clip, start, 2 * PERIOD_LAGS[1])
+    return SoundBlock(samples, errors, torch.log1p(magnitudes), weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,13 +325,14 @@ class _Seen:
 
     samples: the last 32. errors: the last 160 of the first fitted predictor, each in units of the
     32 before it, compressed. magnitudes: means of samples and of errors over several windows.
-    fitted: the predictions of the place itself.
+    fitted: the predictions of the place itself. echo: of a model with a context.
     """
 
     samples: Tensor
     errors: Tensor
     magnitudes: Tensor
     fitted: Tensor
+    echo: PeriodEcho | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +344,7 @@ class _Past:
     samples and of the errors of the fitted predictors, over several windows. unit, error: the mean
     magnitude of the last 32 samples, and of the first predictor's last 32 errors, plus 1,
     `[places, 1]`. errors: its last 160 errors, compressed, the oldest first: they show where the
-    pulses of a voice are. fitted: the predictions, `[places, 2]`.
+    pulses of a voice are. fitted: the predictions, `[places, 2]`. echo: of a model with a context.
     """
 
     learned: Tensor
@@ -334,18 +354,29 @@ class _Past:
     error: Tensor
     errors: Tensor
     fitted: Tensor
+    echo: PeriodEcho | None = None
 
 
 class _Drawn:
     """Clips that grow sample by sample, with what the next one is predicted from.
 
-    It gives, one place at a time, what `_past` computes for all places at once.
+    It gives, one place at a time, what `_past` computes for all places at once. context: that of
+    the likelihood, where it has one; what it needs of earlier blocks is kept in queues.
     """
 
-    def __init__(self, clips: int, samples: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        clips: int,
+        samples: int,
+        device: torch.device,
+        context: SoundContext | None = None,
+    ) -> None:
+        self.context = context
+        self.queues = [] if context is None else context.queues(clips)
         self.longest = max(SOUND_WINDOWS)
         self.history = torch.zeros(clips, self.longest + samples, device=device)
-        self.errors = torch.zeros_like(self.history)  # of the first fitted predictor, compressed
+        self.raw = torch.zeros_like(self.history)  # errors of the first fitted predictor
+        self.errors = torch.zeros_like(self.history)  # and compressed
         shape = (1 + len(_FITTED), clips, self.longest + 1 + samples)
         self.totals = torch.zeros(shape, device=device, dtype=torch.float64)
         self.spans = torch.tensor(SOUND_WINDOWS, device=device)
@@ -368,17 +399,36 @@ class _Drawn:
         means = (self.totals[..., at : at + 1] - self.totals[..., at - self.spans]) / self.spans
         magnitudes = means.clamp(min=0.0).transpose(0, 1).flatten(1).float()
         samples = self.history[:, at - SOUND_ORDER : at]
-        return _Seen(samples, self.errors[:, at - ERRORS_SEEN : at], magnitudes, self.fitted)
+        errors = self.errors[:, at - ERRORS_SEEN : at]
+        echo = None if self.context is None else self._echo(self.context, t, magnitudes)
+        return _Seen(samples, errors, magnitudes, self.fitted, echo)
 
     def add(self, t: int, levels: Tensor) -> None:
         """Put the sample of place t, in levels, behind the others."""
         at = t + self.longest
         self.history[:, at] = levels
         errors = levels[:, None] - self.fitted
+        self.raw[:, at] = errors[:, 0]
         sums = self.totals[1, :, at] - self.totals[1, :, at - _SCALE_WINDOW]
         self.errors[:, at] = _compressed(errors[:, 0], sums.float())
         size = torch.cat([levels[:, None], errors], 1).abs()
         self.totals[..., at + 1] = self.totals[..., at] + size.t()
+
+    def _echo(self, context: SoundContext, t: int, magnitudes: Tensor) -> PeriodEcho:
+        """Return the echo of place t, after a look at the block that begins there."""
+        at, age = t + self.longest, t % REFIT_SAMPLES
+        if age == 0:
+            block = SoundBlock(
+                self.history[:, at - REFIT_SAMPLES : at] / _unit(magnitudes),
+                self.errors[:, at - 2 * PERIOD_LAGS[1] : at],
+                torch.log1p(magnitudes),
+                tuple(one[..., 0] for one in self.weights),
+            )
+            inputs, self.period, self.correlation = context.read(block)
+            self.features = context.next_features(inputs, self.queues)
+        taps = context.taps(torch.full_like(self.period, at), self.period)
+        raw, small = self.raw.gather(1, taps), self.errors.gather(1, taps)
+        return context.here(self.features, age, self.correlation, raw, small)
 
     def _refit(self, at: int) -> None:
         for i, one in enumerate(_FITTED):
@@ -394,7 +444,8 @@ class AutoregressiveLogistics(nn.Module):
     a and b are the standardised edges of the level x_t (the outermost levels reach to infinity, so
     the masses of all levels sum to 1). Location, scale and π of each place are functions of the
     samples before it and of z: the location is a combination, chosen at every place, of two fitted
-    and sixteen learned linear predictions; the scale is in units of the last errors. Places with
+    and sixteen learned linear predictions; the scale is in units of the last errors. With a context
+    a combination of the errors one period before is added to the location. Places with
     `PADDING` are left out of the sum. That is p(x|z, k) of a shift k: levels are multiples of
     step · 2^k. p(x|z) is its mean over k with the weights `shares`.
 
@@ -409,6 +460,7 @@ class AutoregressiveLogistics(nn.Module):
         moments: Of the training data, `second_moments`. The filters then work on uncorrelated
             inputs and the first predictor starts as the best one (least squares) for all places.
         shares: Of the training data, `shift_shares`; by default all on shift 0.
+        context: Widths of a `SoundContext`; empty for none.
 
     Example:
         >>> likelihood = AutoregressiveLogistics(4, width=8)
@@ -430,6 +482,7 @@ class AutoregressiveLogistics(nn.Module):
         step: int = 1,
         moments: Tensor | None = None,
         shares: Tensor | None = None,
+        context: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         self.samples, self.channels, self.components = samples, width, components
@@ -442,17 +495,24 @@ class AutoregressiveLogistics(nn.Module):
         self.register_buffer("basis", basis)
         filters = torch.randn(_PREDICTORS + width, SOUND_ORDER) / math.sqrt(SOUND_ORDER)
         self.filters = nn.Parameter(torch.cat([best[None], filters[1:]]))
-        self.by_loudness = nn.Linear((1 + len(_FITTED)) * len(SOUND_WINDOWS), width)
+        loudness = (1 + len(_FITTED)) * len(SOUND_WINDOWS)
+        self.by_loudness = nn.Linear(loudness, width)
         self.by_errors = nn.Linear(ERRORS_SEEN, width, bias=False)
         self.by_shift = nn.Embedding(SOUND_SHIFTS, width)
         self.hidden = nn.Linear(width, width)
-        self.last = nn.Linear(width, 3 * components + len(_FITTED) + _PREDICTORS)
+        echoes = PERIOD_TAPS if context else 0
+        self.last = nn.Linear(width, 3 * components + len(_FITTED) + _PREDICTORS + echoes)
+        self.context = None
+        if context:
+            self.context = SoundContext(
+                context, hidden=width, loudness=loudness, predictors=len(_FITTED)
+            )
         with torch.no_grad():
             self.by_shift.weight.zero_()
             self.last.weight.zero_()  # at first what the first fitted predictor says, and no more
             self.last.bias.zero_()
             self.last.bias[3 * components] = 1.0
-            self.last.bias[0] = -5.0 if components > 1 else 0.0
+            self.last.bias[0] = WIDE_LOGIT if components > 1 else 0.0
             scales = torch.linspace(0.7, -0.8, components) if components > 1 else torch.zeros(1)
             self.last.bias[2 * components : 3 * components] = scales + _LOG_SCALE_OF_ERROR
 
@@ -487,7 +547,8 @@ class AutoregressiveLogistics(nn.Module):
     def _past(self, levels: Tensor, clip: Tensor, place: Tensor) -> _Past:
         """Filter the samples before each place, predict it, and measure how loud they are."""
         with torch.no_grad():
-            fitted = torch.stack([one.predictions(levels) for one in _FITTED])
+            predicted = [one.predictions(levels) for one in _FITTED]
+            fitted = torch.stack([predictions for predictions, _ in predicted])
             loud = [levels, *(levels - fitted)]
             magnitudes = torch.cat([_magnitudes(one, clip, place) for one in loud], -1)
             total = F.pad(loud[1].abs().double().cumsum(-1), (_SCALE_WINDOW + 1, 0))
@@ -495,7 +556,11 @@ class AutoregressiveLogistics(nn.Module):
             compressed = _compressed(loud[1], sums.to(levels.dtype))
         samples = _windows(levels, clip, place, SOUND_ORDER)
         errors = _windows(compressed, clip, place, ERRORS_SEEN)
-        return self._of(_Seen(samples, errors, magnitudes, fitted[:, clip, place].t()))
+        echo = None
+        if self.context is not None:
+            block = _blocks(loud, compressed, tuple(weights for _, weights in predicted))
+            echo = self.context.everywhere(block, loud[1], compressed, clip, place)
+        return self._of(_Seen(samples, errors, magnitudes, fitted[:, clip, place].t(), echo))
 
     def _of(self, seen: _Seen) -> _Past:
         magnitudes = seen.magnitudes
@@ -503,7 +568,7 @@ class AutoregressiveLogistics(nn.Module):
         filtered = (seen.samples / unit) @ (self.basis @ self.filters.t())
         learned, inputs = torch.split(filtered, [_PREDICTORS, self.channels], -1)
         loudness = torch.log1p(magnitudes)
-        return _Past(learned, inputs, loudness, unit, error, seen.errors, seen.fitted)
+        return _Past(learned, inputs, loudness, unit, error, seen.errors, seen.fitted, seen.echo)
 
     def _condition(self, parameters: Tensor, clip: Tensor, place: Tensor) -> Tensor:
         """Interpolate `[draws, batch, width, frames]` linearly: `[draws, places, width]`."""
@@ -520,11 +585,17 @@ class AutoregressiveLogistics(nn.Module):
         """Return log π, location and log scale of the mixture, `[places, K]`, in levels."""
         k = self.components
         h = past.inputs + condition + self.by_shift(shift)
+        h = h if past.echo is None else h + past.echo.hidden
         h = F.silu(h + self.by_loudness(0.5 * past.loudness - 2.0) + self.by_errors(past.errors))
         out = self.last(F.silu(self.hidden(h) + h))
-        logits, offset, log_scale, by_fit, mix = out.split([k, k, k, len(_FITTED), _PREDICTORS], -1)
+        sizes = [k, k, k, len(_FITTED), _PREDICTORS]
+        logits, offset, log_scale, by_fit, mix, by_echo = out.split(
+            [*sizes, out.shape[-1] - sum(sizes)], -1
+        )
         learned = (past.learned * mix).sum(-1, keepdim=True)
         fitted = (past.fitted * by_fit).sum(-1, keepdim=True)
+        if past.echo is not None:
+            fitted = fitted + (past.echo.errors * by_echo).sum(-1, keepdim=True)
         location = fitted + past.unit * learned + past.error * offset
         wide = F.pad(self._counts(shift) / WIDE_SHARE, (0, k - 1)) if k > 1 else 0.0
         units = past.error + wide  # the first component also covers what comes from silence
@@ -555,7 +626,7 @@ class AutoregressiveLogistics(nn.Module):
         """Draw x one sample after the other, `[*lead, 1, T]`, in the data's units."""
         lead, device = parameters.shape[:-2], parameters.device
         parameters = real(parameters).reshape(-1, *parameters.shape[-2:])
-        past = _Drawn(len(parameters), self.samples, device)
+        past = _Drawn(len(parameters), self.samples, device, self.context)
         shift = torch.multinomial(
             self.shares, len(parameters), replacement=True, generator=generator
         )

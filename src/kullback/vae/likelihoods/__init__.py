@@ -13,7 +13,7 @@ decoder gives `parameters`, `[*lead, channels, places]`, where `channels` is wha
 asks for and `places` the product of the spatial sizes. Log-likelihoods are summed over the event.
 
 `levels`: bits and levels; `neighbours` and `context`: pixels that depend on those before them;
-`densities`: continuous values; `counts`: counts.
+`densities`: continuous values; `counts`: counts; `sound_context`: what the samples before say.
 """
 
 from .context import CausalFeatures, WithContext, weighted_bits
@@ -35,6 +35,7 @@ from .levels import (
     log_mass,
 )
 from .neighbours import OFFSETS, InRasterOrder, Neighbours
+from .sound_context import PeriodEcho, SoundBlock, SoundContext
 
 __all__ = [
     "COUNT_LAWS",
@@ -52,6 +53,9 @@ __all__ = [
     "InRasterOrder",
     "Likelihood",
     "Neighbours",
+    "PeriodEcho",
+    "SoundBlock",
+    "SoundContext",
     "WithContext",
     "bernoulli_log_likelihood",
     "bernoulli_total",
