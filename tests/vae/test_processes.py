@@ -66,6 +66,20 @@ class Thread(Processes):
     def copy_first_(self, values):
         return values.copy_(self.table.all(self.rank, values.clone())[0])
 
+    def reduce_(self, values, owner):
+        found = self.sum_(values.clone())
+        values.copy_(found if self.rank == owner else torch.full_like(values, math.nan))
+
+    def all_gather_(self, whole, own):
+        whole.copy_(torch.cat(self.table.all(self.rank, own.clone())))
+
+    def gather(self, own):
+        found = torch.cat(self.table.all(self.rank, own.clone()))
+        return found if self.first else found[:0]
+
+    def scatter_(self, own, parts):
+        own.copy_(self.table.all(self.rank, parts)[0][self.rank])
+
 
 def together(size, work, **more):
     """Return what `work(group)` gives in every thread; the first error is raised."""

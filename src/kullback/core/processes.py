@@ -89,6 +89,43 @@ class Processes:
                 distributed.broadcast(values, 0)
         return values
 
+    def reduce_(self, values: "Tensor", owner: int) -> None:
+        """Replace a tensor by its sum over all processes in its owner; elsewhere it is lost."""
+        if self.size > 1:
+            from torch import distributed
+
+            with self._sending(values):
+                distributed.reduce(values, owner)
+
+    def all_gather_(self, whole: "Tensor", own: "Tensor") -> None:
+        """Fill a tensor `[size · n]` with those `[n]` of all, in order of ranks; own may be in it."""
+        if self.size > 1:
+            from torch import distributed
+
+            older = "all_gather_into_tensor"  # its name before torch 2.13
+            gather = getattr(distributed, "all_gather_single", None) or getattr(distributed, older)
+            with self._sending(whole):
+                gather(whole, own)
+
+    def gather(self, own: "Tensor") -> "Tensor":
+        """Return those `[n]` of all in one, `[size · n]`, in the first process; `[0]` elsewhere."""
+        if self.size == 1:
+            return own
+        from torch import distributed
+
+        whole = own.new_empty(own.numel() * self.size if self.first else 0)
+        with self._sending(own):
+            distributed.gather(own, list(whole.split(own.numel())) if self.first else None, dst=0)
+        return whole
+
+    def scatter_(self, own: "Tensor", parts: "list[Tensor]") -> None:
+        """Fill a tensor with the first process's part for this one; parts: of no use elsewhere."""
+        if self.size > 1:
+            from torch import distributed
+
+            with self._sending(own):
+                distributed.scatter(own, parts if self.first else None, src=0)
+
     def told(self, value: Any) -> Any:
         """Return what the first process has: anything that JSON holds."""
         if self.size == 1:

@@ -1,0 +1,110 @@
+"""Gradients that are summed over processes and freed while the backward pass makes them.
+
+`ReducedBackward` is what a sharded `FlatParameters` differentiates with: no process ever holds the
+whole gradient (Rajbhandari et al. 2020, "ZeRO", stage 2; FSDP's SHARD_GRAD_OP, Zhao et al. 2023).
+"""
+
+import bisect
+import itertools
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from kullback.core import processes, require
+
+from .limits import BUCKET_NUMBERS
+
+__all__ = ["ReducedBackward"]
+
+
+class ReducedBackward:
+    """Leaves in each process its slice of the gradient's sum over all.
+
+    A bucket is a range of consecutive numbers of the flat vector that one process owns. Once each
+    of its parameters has a gradient, it is summed at the owner and freed. All processes sum the
+    buckets in the same order, which does not depend on the order in which gradients come: that of
+    the modules made last first, as a backward pass mostly has it. A bucket that is complete before
+    its turn waits.
+
+    Args:
+        parameters: In the order of the flat vector, which model and gradient share.
+        made: The place of each in the order in which the model registered them.
+        gradient: This process's slice of it, which is written.
+        group: The processes, all of which run it at once.
+        numbers: Of the largest bucket.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        made: Sequence[int],
+        gradient: Tensor,
+        group: processes.Processes,
+        numbers: int = BUCKET_NUMBERS,
+    ) -> None:
+        self.parameters, self.gradient, self.group = parameters, gradient, group
+        sizes = [parameter.numel() for parameter in parameters]
+        self.starts = [0, *itertools.accumulate(sizes)]
+        length, end = len(gradient), self.starts[-1]
+        edges = {*range(0, end, length), end}
+        edges |= {at + k for at in range(0, end, length) for k in range(0, length, numbers)}
+        self.edges = sorted(edge for edge in edges if edge <= end)
+        self.missing = [0] * (len(self.edges) - 1)
+        earliest = [len(made)] * len(self.missing)
+        for place, registered in enumerate(made):
+            for bucket in self._buckets_of(place):
+                self.missing[bucket] += 1
+                earliest[bucket] = min(earliest[bucket], registered)
+        self.turns = sorted(range(len(self.missing)), key=lambda bucket: -earliest[bucket])
+        self.next = 0
+        self.rooms: dict[int, Tensor] = {}
+
+    def run(self, loss: Tensor) -> None:
+        """Differentiate a scalar loss by the parameters."""
+        hooks = [
+            parameter.register_post_accumulate_grad_hook(partial(self._arrived, place))
+            for place, parameter in enumerate(self.parameters)
+        ]
+        try:
+            torch.autograd.backward(loss, inputs=list(self.parameters))
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for parameter in self.parameters:
+                parameter.grad = None
+        done = self.next == len(self.turns)
+        require(done, "modules", "trained parameters that the loss depends on", "some without")
+
+    def _buckets_of(self, place: int) -> range:
+        """Return the buckets in which a parameter has numbers."""
+        start, end = self.starts[place], self.starts[place + 1]
+        first = bisect.bisect_right(self.edges, start) - 1
+        return range(first, first if start == end else bisect.bisect_left(self.edges, end))
+
+    def _arrived(self, place: int, parameter: Tensor) -> None:
+        """Copy a parameter's gradient into its buckets, free it, and sum what is complete."""
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None  # noqa: S101
+        start, flat = self.starts[place], gradient.reshape(-1)
+        for bucket in self._buckets_of(place):
+            low, high = self.edges[bucket], self.edges[bucket + 1]
+            room = self.rooms.get(bucket)
+            if room is None:
+                room = self.rooms[bucket] = self.gradient.new_zeros(high - low)
+            a, b = max(low, start), min(high, start + len(flat))
+            room[a - low : b - low] = flat[a - start : b - start]
+            self.missing[bucket] -= 1
+        self._sum_complete()
+
+    def _sum_complete(self) -> None:
+        """Sum the buckets whose turn it is and that are complete."""
+        while self.next < len(self.turns) and self.missing[self.turns[self.next]] == 0:
+            bucket = self.turns[self.next]
+            room, low = self.rooms.pop(bucket), self.edges[bucket]
+            owner, place = divmod(low, len(self.gradient))
+            self.group.reduce_(room, owner)
+            if owner == self.group.rank:
+                self.gradient[place : place + len(room)] = room
+            self.next += 1
