@@ -73,12 +73,12 @@ class Thread(Processes):
     def all_gather_(self, whole, own):
         whole.copy_(torch.cat(self.table.all(self.rank, own.clone())))
 
-    def gather(self, own):
-        found = torch.cat(self.table.all(self.rank, own.clone()))
-        return found if self.first else found[:0]
+    def collect(self, own):
+        found = self.table.all(self.rank, own.clone())
+        yield from found if self.first else ()
 
-    def scatter_(self, own, parts):
-        own.copy_(self.table.all(self.rank, parts)[0][self.rank])
+    def hand_out(self, own, parts):
+        own.copy_(self.table.all(self.rank, list(parts))[0][self.rank])
 
 
 def together(size, work, **more):

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -107,24 +107,39 @@ class Processes:
             with self._sending(whole):
                 gather(whole, own)
 
-    def gather(self, own: "Tensor") -> "Tensor":
-        """Return those `[n]` of all in one, `[size · n]`, in the first process; `[0]` elsewhere."""
-        if self.size == 1:
-            return own
-        from torch import distributed
-
-        whole = own.new_empty(own.numel() * self.size if self.first else 0)
-        with self._sending(own):
-            distributed.gather(own, list(whole.split(own.numel())) if self.first else None, dst=0)
-        return whole
-
-    def scatter_(self, own: "Tensor", parts: "list[Tensor]") -> None:
-        """Fill a tensor with the first process's part for this one; parts: of no use elsewhere."""
-        if self.size > 1:
+    def collect(self, own: "Tensor") -> "Iterator[Tensor]":
+        """Yield in the first process the tensors of all, one after the other; elsewhere send it."""
+        if self.size > 1 and not self.first:
             from torch import distributed
 
             with self._sending(own):
-                distributed.scatter(own, parts if self.first else None, src=0)
+                distributed.send(own, 0)
+            return
+        yield own
+        if self.size == 1:
+            return
+        from torch import distributed
+
+        found = own.new_empty(own.shape)  # one for all: of no use after the next
+        for rank in range(1, self.size):
+            with self._sending(found):
+                distributed.recv(found, rank)
+            yield found
+
+    def hand_out(self, own: "Tensor", parts: "Iterable[Tensor]") -> None:
+        """Fill a tensor with the first process's part for this one; parts: of no use elsewhere."""
+        from torch import distributed
+
+        if not self.first:
+            with self._sending(own):
+                distributed.recv(own, 0)
+            return
+        for rank, part in enumerate(parts):
+            if rank == 0:
+                own.copy_(part)
+                continue
+            with self._sending(own):
+                distributed.send(part.to(own).contiguous(), rank)
 
     def told(self, value: Any) -> Any:
         """Return what the first process has: anything that JSON holds."""

@@ -270,19 +270,25 @@ class FlatParameters:
         ends = itertools.accumulate(parameter.numel() for parameter in self.parameters)
         return next((n for n, end in zip(self.names, ends, strict=True) if first < end), "")
 
-    def whole(self, own: Tensor) -> Tensor:
-        """Return what `own` is a slice of, in the first process; all call it."""
-        return self.over.gather(own)[: self.numbers]
+    def slices(self, own: Tensor) -> Iterator[Tensor]:
+        """Yield in the first process the whole of which `own` is a slice, in parts; all call it."""
+        start = 0
+        for part in self.over.collect(own):
+            yield part[: max(0, self.numbers - start)]
+            start += len(part)
 
     def gather_average(self, *, everywhere: bool = False) -> None:
         """Make the average whole in the first process, or in all; all call it."""
         if not self.sharded:
             return
+        here = everywhere or self.over.first
+        whole = self.average.new_empty(self.over.size * len(self.average) if here else 0)
         if everywhere:
-            self.gathered = self.average.new_empty(self.over.size * len(self.average))
-            self.over.all_gather_(self.gathered, self.average)
+            self.over.all_gather_(whole, self.average)
         else:
-            self.gathered = self.over.gather(self.average)
+            for place, part in enumerate(self.over.collect(self.average)):
+                whole[place * len(part) : (place + 1) * len(part)] = part
+        self.gathered = whole
 
     @property
     def whole_average(self) -> Tensor:
@@ -293,14 +299,12 @@ class FlatParameters:
             raise RuntimeError("the average is not gathered")
         return self.gathered[: self.numbers]
 
-    def scatter(self, own: Tensor, whole: Tensor | None) -> None:
+    def hand_out(self, own: Tensor, whole: Tensor | None) -> None:
         """Fill every process's slice from the whole that the first one has; all call it."""
-        parts: list[Tensor] = []
-        if whole is not None:
-            padding = self.over.size * len(own) - len(whole)
-            whole = nn.functional.pad(whole.to(own.device), (0, padding))
-            parts = list(whole.split(len(own)))
-        self.over.scatter_(own, parts)
+        parts = () if whole is None else whole.split(len(own))
+        padded = (nn.functional.pad(part, (0, len(own) - len(part))) for part in parts)
+        empty = itertools.repeat(own.new_zeros(len(own)), self.over.size - len(parts))
+        self.over.hand_out(own, itertools.chain(padded, empty))
 
     def _lend_buffers(self, model: nn.Module) -> None:
         """Let each `Mlp` write its gradients where they belong, if the places are its alone."""
@@ -429,7 +433,7 @@ def copy_first(
         if name not in sliced:
             group.copy_first_(tensor)
         elif begun:  # else it is a function of the weights, which all have
-            state.flat.scatter(tensor, (wholes or {}).get(name))
+            state.flat.hand_out(tensor, (wholes or {}).get(name))
         if name == "generator":
             state.generator.set_state(tensor)
     state.flat.refresh()
@@ -456,14 +460,13 @@ def extend_last_row(folder: Path, log: str, more: dict[str, Any]) -> None:
 def save(folder: Path, state: State) -> None:
     """Write the state; the one before it stays until this one is whole.
 
-    Of a sharded state all processes call it, and the first one writes: slices are gathered tensor
-    by tensor.
+    Of a sharded state all processes call it, and the first one writes one slice after the other.
     """
     if not state.step:
         return  # nothing has happened that starting again would not do
     flat, sliced = state.flat, _sliced(state)
     tensors = _in_order_of_file(_tensors(state))
-    parts = (flat.whole(one) if name in sliced else one for name, one in tensors.items())
+    parts = (p for n, one in tensors.items() for p in (flat.slices(one) if n in sliced else (one,)))
     if not flat.over.first:
         for _ in parts:  # sends this process's slices
             pass
@@ -629,7 +632,7 @@ def _write_tensors(
     *,
     note: str,
 ) -> None:
-    """Write a safetensors file tensor by tensor, so that no second copy of all is in memory."""
+    """Write a safetensors file part by part, so that no second copy of all is in memory."""
     metadata = {"file_sha256": NO_HASH} | ({"note": note} if note else {})
     fields: dict[str, Any] = {"__metadata__": metadata}
     end = 0

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from kullback.core import processes, require
+from kullback.core import processes
 
 from .limits import BUCKET_NUMBERS
 
@@ -64,18 +64,14 @@ class ReducedBackward:
     def run(self, loss: Tensor) -> None:
         """Differentiate a scalar loss by the parameters."""
         hooks = [
-            parameter.register_post_accumulate_grad_hook(partial(self._arrived, place))
+            parameter.register_hook(partial(self._arrived, place))
             for place, parameter in enumerate(self.parameters)
         ]
         try:
-            torch.autograd.backward(loss, inputs=list(self.parameters))
+            torch.autograd.grad(loss, self.parameters)
         finally:
             for hook in hooks:
                 hook.remove()
-            for parameter in self.parameters:
-                parameter.grad = None
-        done = self.next == len(self.turns)
-        require(done, "modules", "trained parameters that the loss depends on", "some without")
 
     def _buckets_of(self, place: int) -> range:
         """Return the buckets in which a parameter has numbers."""
@@ -83,20 +79,25 @@ class ReducedBackward:
         first = bisect.bisect_right(self.edges, start) - 1
         return range(first, first if start == end else bisect.bisect_left(self.edges, end))
 
-    def _arrived(self, place: int, parameter: Tensor) -> None:
-        """Copy a parameter's gradient into its buckets, free it, and sum what is complete."""
-        gradient, parameter.grad = parameter.grad, None
-        assert gradient is not None  # noqa: S101
-        start, flat = self.starts[place], gradient.reshape(-1)
+    def _arrived(self, place: int, gradient: Tensor) -> Tensor:
+        """Put a parameter's gradient into its buckets and sum what is complete.
+
+        Returns a zero that stands for it, so that autograd keeps no gradient.
+        """
+        start, end = self.starts[place], self.starts[place + 1]
         for bucket in self._buckets_of(place):
             low, high = self.edges[bucket], self.edges[bucket + 1]
-            room = self.rooms.get(bucket)
-            if room is None:
-                room = self.rooms[bucket] = self.gradient.new_zeros(high - low)
-            a, b = max(low, start), min(high, start + len(flat))
-            room[a - low : b - low] = flat[a - start : b - start]
+            a, b = max(low, start), min(high, end)
+            part = _part_of(gradient, a - start, b - start).to(self.gradient.dtype)
+            if len(part) == high - low:  # all of it: nothing to copy
+                self.rooms[bucket] = part
+            else:
+                if bucket not in self.rooms:
+                    self.rooms[bucket] = self.gradient.new_zeros(high - low)
+                self.rooms[bucket][a - low : b - low] = part
             self.missing[bucket] -= 1
-        self._sum_complete()
+            self._sum_complete()
+        return gradient.new_zeros(()).expand_as(gradient)
 
     def _sum_complete(self) -> None:
         """Sum the buckets whose turn it is and that are complete."""
@@ -108,3 +109,12 @@ class ReducedBackward:
             if owner == self.group.rank:
                 self.gradient[place : place + len(room)] = room
             self.next += 1
+
+
+def _part_of(tensor: Tensor, start: int, end: int) -> Tensor:
+    """Return a range of a tensor's numbers, of a transposed one without a copy of the whole."""
+    if tensor.ndim < 2 or tensor.is_contiguous():
+        return tensor.reshape(-1)[start:end]
+    width = tensor.numel() // len(tensor)
+    first, last = start // width, -(-end // width)
+    return tensor[first:last].reshape(-1)[start - first * width : end - first * width]
