@@ -122,9 +122,9 @@ class FlatParameters:
     works on a rounded copy of the vector, renewed by `refresh`.
 
     over: processes over which the state is sharded. Vector, gradient and average are then one of
-    equal slices of the whole, which is filled up with zeros to a multiple of their number. `working`
-    alone, with which the model works, is whole in every process. Methods that say so are called by
-    all. (Rajbhandari et al. 2020, "ZeRO", stage 2.)
+    equal slices of the whole, which is filled up with zeros to a multiple of their number. Only
+    `working`, with which the model works, is whole in every process. Methods that say so are called
+    by all. (Rajbhandari et al. 2020, "ZeRO", stage 2.)
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -146,8 +146,6 @@ class FlatParameters:
         named = trainable(model)
         self.names = [name for name, _ in named]
         self.parameters = [parameter for _, parameter in named]
-        registered = {name: k for k, (name, _) in enumerate(model.named_parameters())}
-        self.made = [registered[name] for name in self.names]
         self.over = processes.Processes() if over is None else over
         self.numbers = sum(parameter.numel() for parameter in self.parameters)
         whole = self.over.copy_first_(_padded(self.parameters, self.over.size))
@@ -166,7 +164,11 @@ class FlatParameters:
         self.start = own.start
         self.matrices = min(max(matrices - own.start, 0), len(self.vector))
         self._point(self.working)
-        if not self.sharded:
+        if self.sharded:
+            places = {name: k for k, (name, _) in enumerate(model.named_parameters())}
+            made = [places[name] for name in self.names]
+            self.reduced = ReducedBackward(self.parameters, made, self.gradient, self.over)
+        else:
             self._lend_buffers(model)
 
     @property
@@ -191,10 +193,10 @@ class FlatParameters:
             self.vector[: self.matrices].mul_(1.0 - share)
 
     def differentiate(self, loss: Tensor) -> None:
-        """Write the gradient of a scalar loss into `gradient`; of a sharded state, the sum of all."""
+        """Write the gradient of a scalar loss into `gradient`; if sharded, summed over all."""
         self.squares = None
         if self.sharded:
-            ReducedBackward(self.parameters, self.made, self.gradient, self.over).run(loss)
+            self.reduced.run(loss)
             return
         gradients = torch.autograd.grad(loss, self.parameters)
         for gradient, view in zip(gradients, self.rounded_views, strict=True):

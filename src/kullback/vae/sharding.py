@@ -24,9 +24,9 @@ class ReducedBackward:
 
     A bucket is a range of consecutive numbers of the flat vector that one process owns. Once each
     of its parameters has a gradient, it is summed at the owner and freed. All processes sum the
-    buckets in the same order, which does not depend on the order in which gradients come: that of
-    the modules made last first, as a backward pass mostly has it. A bucket that is complete before
-    its turn waits.
+    buckets in the same order, whatever the order in which gradients come: that in which the first
+    process had them complete in the first pass (in which modules made last are first). A bucket
+    that is complete before its turn waits. So does PyTorch's DDP (Li et al. 2020, section 4.2).
 
     Args:
         parameters: In the order of the flat vector, which model and gradient share.
@@ -51,18 +51,23 @@ class ReducedBackward:
         edges = {*range(0, end, length), end}
         edges |= {at + k for at in range(0, end, length) for k in range(0, length, numbers)}
         self.edges = sorted(edge for edge in edges if edge <= end)
-        self.missing = [0] * (len(self.edges) - 1)
-        earliest = [len(made)] * len(self.missing)
+        self.whole = [0] * (len(self.edges) - 1)  # parameters in each bucket
+        earliest = [len(made)] * len(self.whole)
         for place, registered in enumerate(made):
             for bucket in self._buckets_of(place):
-                self.missing[bucket] += 1
+                self.whole[bucket] += 1
                 earliest[bucket] = min(earliest[bucket], registered)
-        self.turns = sorted(range(len(self.missing)), key=lambda bucket: -earliest[bucket])
+        self.turns = sorted(range(len(self.whole)), key=lambda bucket: -earliest[bucket])
+        self.known = False  # whether turns are those of a pass
+        self.missing: list[int] = []
+        self.complete: list[int] = []
         self.next = 0
         self.rooms: dict[int, Tensor] = {}
 
     def run(self, loss: Tensor) -> None:
         """Differentiate a scalar loss by the parameters."""
+        self.missing, self.complete, self.next = list(self.whole), [], 0
+        self.rooms.clear()
         hooks = [
             parameter.register_hook(partial(self._arrived, place))
             for place, parameter in enumerate(self.parameters)
@@ -72,6 +77,8 @@ class ReducedBackward:
         finally:
             for hook in hooks:
                 hook.remove()
+        if not self.known:
+            self.turns, self.known = self.group.told(self.complete), True
 
     def _buckets_of(self, place: int) -> range:
         """Return the buckets in which a parameter has numbers."""
@@ -96,6 +103,8 @@ class ReducedBackward:
                     self.rooms[bucket] = self.gradient.new_zeros(high - low)
                 self.rooms[bucket][a - low : b - low] = part
             self.missing[bucket] -= 1
+            if self.missing[bucket] == 0:
+                self.complete.append(bucket)
             self._sum_complete()
         return gradient.new_zeros(()).expand_as(gradient)
 
