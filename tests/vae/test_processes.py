@@ -393,6 +393,19 @@ def test_any_number_of_weights_in_any_number_of_slices(shapes, size):
     assert sum(one[3] for one in [first, *others]) == alone.matrices
 
 
+def test_a_gradient_that_two_weights_have_is_summed_for_each():
+    """Autograd passes on one tensor to both terms of a sum."""
+
+    def work(group):
+        flat = FlatParameters(models[group.rank], over=group)
+        first, second = flat.parameters
+        flat.differentiate((first + second).square().sum())
+        return torch.cat([torch.empty(0), *flat.slices(flat.gradient)])
+
+    models = [nn.ParameterList([torch.full((3,), 2.0), torch.ones(3)]) for _ in range(2)]
+    assert together(2, work)[0].tolist() == 6 * [12.0]
+
+
 def test_a_weight_outside_of_the_loss_is_refused_in_slices_as_alone():
     def work(group):
         flat = FlatParameters(models[group.rank], over=group if group.size > 1 else None)

@@ -95,13 +95,9 @@ class ReducedBackward:
         for bucket in self._buckets_of(place):
             low, high = self.edges[bucket], self.edges[bucket + 1]
             a, b = max(low, start), min(high, end)
-            part = _part_of(gradient, a - start, b - start).to(self.gradient.dtype)
-            if len(part) == high - low:  # all of it: nothing to copy
-                self.rooms[bucket] = part
-            else:
-                if bucket not in self.rooms:
-                    self.rooms[bucket] = self.gradient.new_zeros(high - low)
-                self.rooms[bucket][a - low : b - low] = part
+            if bucket not in self.rooms:  # the gradient itself may be another tensor's too
+                self.rooms[bucket] = self.gradient.new_zeros(high - low)
+            self.rooms[bucket][a - low : b - low] = _part_of(gradient, a - start, b - start)
             self.missing[bucket] -= 1
             if self.missing[bucket] == 0:
                 self.complete.append(bucket)
