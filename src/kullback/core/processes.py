@@ -90,12 +90,26 @@ class Processes:
         return values
 
     def reduce_(self, values: "Tensor", owner: int) -> None:
-        """Replace a tensor by its sum over all processes in its owner; elsewhere it is lost."""
-        if self.size > 1:
-            from torch import distributed
+        """Replace a tensor by its sum over all processes in its owner; elsewhere it is lost.
 
-            with self._sending(values):
+        On a CPU the others send it, and the owner adds: (N−1)/N of it is sent by each on average.
+        gloo's reduce sends 1.10 of it by two and 1.03 by four, its reduce-scatter is an all-reduce.
+        """
+        if self.size == 1:
+            return
+        from torch import distributed
+
+        with self._sending(values):
+            if values.is_cuda:
                 distributed.reduce(values, owner)
+            elif self.rank != owner:
+                distributed.send(values, owner)
+            else:
+                found = values.new_empty(values.shape)
+                for rank in range(self.size):
+                    if rank != owner:
+                        distributed.recv(found, rank)
+                        values += found
 
     def all_gather_(self, whole: "Tensor", own: "Tensor") -> None:
         """Fill a tensor `[size · n]` with those `[n]` of all, in order; own may be in it.
