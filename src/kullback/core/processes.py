@@ -127,7 +127,7 @@ class Processes:
                 gather = getattr(distributed, "all_gather_single", None)
                 (gather or getattr(distributed, older))(whole, own)
                 return
-            parts = whole.split(own.numel())
+            parts = torch.split(whole, own.numel())
             if parts[self.rank].data_ptr() != own.data_ptr():
                 parts[self.rank].copy_(own)
             for rank, part in enumerate(parts):

@@ -213,7 +213,7 @@ class FlatParameters:
         """Leave a sharded state's slice of the sum over all, of whole gradients; all call it."""
         if not self.sharded:
             return
-        for rank, part in enumerate(self.rounded_gradient.split(len(self.vector))):
+        for rank, part in enumerate(torch.split(self.rounded_gradient, len(self.vector))):
             values = part.to(self.gradient.dtype)
             self.over.reduce_(values, rank)
             if rank == self.over.rank:
@@ -303,7 +303,7 @@ class FlatParameters:
 
     def hand_out(self, own: Tensor, whole: Tensor | None) -> None:
         """Fill every process's slice from the whole that the first one has; all call it."""
-        parts = () if whole is None else whole.split(len(own))
+        parts = () if whole is None else torch.split(whole, len(own))
         padded = (nn.functional.pad(part, (0, len(own) - len(part))) for part in parts)
         empty = itertools.repeat(own.new_zeros(len(own)), self.over.size - len(parts))
         self.over.hand_out(own, itertools.chain(padded, empty))
@@ -648,9 +648,10 @@ def _write_tensors(
     with open_atomic(path) as file:
         file.write(begin)
         for part in parts:
-            numbers = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            digest.update(numbers)
-            file.write(numbers)
+            numbers = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            content: Any = numbers.numpy()  # bytes, to be read in place
+            digest.update(content)
+            file.write(content)
         file.seek(begin.index(NO_HASH.encode()))
         file.write(digest.hexdigest().encode())
 

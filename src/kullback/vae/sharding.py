@@ -69,7 +69,7 @@ class ReducedBackward:
         self.missing, self.complete, self.next = list(self.whole), [], 0
         self.rooms.clear()
         hooks = [
-            parameter.register_hook(partial(self._arrived, place))
+            parameter.register_hook(partial(self._arrived, place))  # type: ignore[no-untyped-call]
             for place, parameter in enumerate(self.parameters)
         ]
         try:
