@@ -119,6 +119,7 @@ class Processes:
         """
         if self.size == 1:
             return
+        import torch
         from torch import distributed
 
         with self._sending(whole):
