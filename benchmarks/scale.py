@@ -1,6 +1,7 @@
 """A step by 1, 2 and 4 processes against the cost model of docs/scale.md.
 
-    python benchmarks/scale.py
+    python benchmarks/scale.py              # the cost of a step
+    python benchmarks/scale.py --memory     # bytes a weight, with whole states and with slices
 
 Parts of a step are measured alone, in processor seconds: a step of one process with the share of
 the batch that each of N would have, the noise of the rest of the batch, and one sum of the gradient
@@ -8,14 +9,21 @@ over N processes. Together they predict the processor seconds of a step by N pro
 then measured. Bytes on the loopback interface are compared with those of a ring all-reduce. Wall
 time is not reported: N processes on fewer cores wait for each other. Prints JSON and writes it to
 benchmarks/results/scale.json.
+
+With `--memory` a deep model of 30.7 million weights is trained by 2 and 4 processes, each of which
+reads its resident memory (less what it had before the model was made; Linux only): between steps,
+the peak in a step, and the peak while a checkpoint is written. A small model was trained and saved
+before, so that libraries are loaded. Writes benchmarks/results/scale_memory.json.
 """
 
 import argparse
+import gc
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -24,7 +32,7 @@ from measuring import finish, machine
 
 from kullback.core import processes
 from kullback.data import load
-from kullback.vae import Architecture, Training, build
+from kullback.vae import Architecture, Training, build, checkpoint
 from kullback.vae.checkpoint import State
 from kullback.vae.loop import SharedStep, fit
 
@@ -33,6 +41,11 @@ MODELS = {
     "perceptron": ("dynamic", {"network": "mlp", "hidden": (200, 200), "latent": 50}, 128, 300),
     "pictures": ("none", {}, 64, 30),
 }
+
+
+DEEP = {"layers": 4, "latent": 64}  # the preset's, with a wider or a narrower network
+LARGE, TINY = (48, 48, 48, 6144), (8, 8, 8, 8)
+ITEMS = 4  # a process and step: few, so that activations are small beside weights
 
 
 def parts(name):
@@ -129,12 +142,87 @@ def worker():
         sys.stdout.write("RESULT " + json.dumps(found) + "\n")
 
 
-def measured(size):
+def status(key):
+    """Return a figure of this process's memory in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def peak_of(work):
+    """Return the highest resident memory in some work, bytes."""
+    Path("/proc/self/clear_refs").write_text("5")
+    work()
+    return status("VmHWM")
+
+
+def save(state, group):
+    with tempfile.TemporaryDirectory() as folder:
+        if group.first or state.flat.sharded:
+            checkpoint.save(Path(folder), state)
+    group.wait()
+
+
+def memory_worker(*, shard, precision):
+    """Print bytes a weight, and bytes and processor seconds of a step."""
+    torch.set_num_threads(1)
+    with processes.joined() as group:
+        data = load("fashion", binarize="none")
+        for hidden in (TINY, LARGE):
+            gc.collect()
+            before = status("VmRSS")
+            torch.manual_seed(0)
+            model = build(data.event_shape, data.kind, Architecture(hidden=hidden, **DEEP))
+            settings = Training(steps=100, batch_size=ITEMS * group.size, precision="float32")
+            over = group if shard else None
+            state = State.start(model, settings, precision=getattr(torch, precision), over=over)
+            loop = fit(model, data, settings, state, shared=SharedStep(group))
+            next(loop)
+            next(loop)
+            between, sent, used = status("VmRSS"), group.sent, time.process_time()
+            group.wait()
+            traffic = loopback()
+            peak = peak_of(lambda loop=loop: (next(loop), next(loop)))
+            used = (time.process_time() - used) / 2
+            group.wait()
+            traffic, sent = loopback() - traffic, group.sent - sent
+            saving = peak_of(lambda state=state: save(state, group))
+            weights = state.flat.numbers
+            tensors = [state.flat.working, state.flat.vector, state.flat.gradient]
+            places = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in tensors}
+            held = sum(one.nbytes() for one in places.values()) + 3 * state.flat.average.nbytes
+            held += 0 if shard or precision == "float32" else state.flat.working.nbytes
+            figures = [held, between - before, peak - before, saving - before, used * weights]
+            every = torch.zeros(group.size, len(figures), dtype=torch.float64)
+            every[group.rank] = torch.tensor(figures) / weights
+            group.sum_(every)
+            del loop, state, model, tensors, places
+    if group.first:
+        names = ("held", "between_steps", "peak_of_a_step", "peak_of_a_checkpoint")
+        found = {"weights": weights, "processor_seconds": every[:, -1].mean().item()}
+        found |= {f"{name}_first": every[0, k].item() for k, name in enumerate(names)}
+        found |= {f"{name}_others": every[1:, k].max().item() for k, name in enumerate(names)}
+        found["in_collectives"] = sent / 2 / weights
+        found["loopback_a_process"] = traffic / 2 / weights / group.size
+        sys.stdout.write("RESULT " + json.dumps(found) + "\n")
+
+
+def memory_rows():
+    rows = []
+    for precision in ("float32", "bfloat16"):
+        for size in (2, 4):
+            for shard in (False, True):
+                given = ["--precision", precision, *(["--shard"] if shard else [])]
+                row = measured(size, "--memory", *given)
+                rows.append({"processes": size, "shard": shard, "precision": precision, **row})
+    return rows
+
+
+def measured(size, *more):
     """Start `size` processes and return what the first one measured."""
     run = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     run += ["--nproc-per-node", str(size)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, *run, __file__, "--worker"]
+    command = [sys.executable, *run, __file__, "--worker", *more]
     out = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     lines = [line for line in out.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
@@ -177,8 +265,19 @@ def compared(by_size):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worker", action="store_true", help="(started by this script)")
-    if parser.parse_args().worker:
+    parser.add_argument("--memory", action="store_true", help="bytes a weight, whole and sharded")
+    parser.add_argument("--shard", action="store_true", help="(given by this script)")
+    parser.add_argument("--precision", default="float32", help="(given by this script)")
+    given = parser.parse_args()
+    if given.worker and given.memory:
+        memory_worker(shard=given.shard, precision=given.precision)
+        return
+    if given.worker:
         worker()
+        return
+    if given.memory:
+        about = {"benchmark": "scale_memory", "unit": "bytes a weight", "machine": machine(1)}
+        finish("scale_memory", about | {"rows": memory_rows()}, digits=4)
         return
     rows = compared({size: measured(size) for size in SIZES})
     finish("scale", {"benchmark": "scale", "machine": machine(1), "rows": rows}, digits=4)

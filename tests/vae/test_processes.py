@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,10 @@ from kullback.cli import main as main_module
 from kullback.core import ArgumentValueError
 from kullback.core.processes import LostProcessError, Processes
 from kullback.data import Dataset
-from kullback.vae import Architecture, Bounds, Training, build, image_bounds, summarise
-from kullback.vae.checkpoint import State
+from kullback.vae import Architecture, Bounds, Training, build, checkpoint, image_bounds, summarise
+from kullback.vae.checkpoint import FlatParameters, State
 from kullback.vae.loop import NonFiniteError, SharedStep, fit, require_equal_shares
+from kullback.vae.sharding import ReducedBackward
 
 WAIT = 60.0  # seconds for another thread or process: more is a failure
 
@@ -65,6 +67,22 @@ class Thread(Processes):
 
     def copy_first_(self, values):
         return values.copy_(self.table.all(self.rank, values.clone())[0])
+
+    def reduce_(self, values, owner):
+        found = self.sum_(values.clone())
+        values.copy_(found if self.rank == owner else torch.full_like(values, math.nan))
+
+    def all_gather_(self, whole, own):
+        self.calls += 1
+        self.sent += whole.numel() * whole.element_size()
+        whole.copy_(torch.cat(self.table.all(self.rank, own.clone())))
+
+    def collect(self, own):
+        found = self.table.all(self.rank, own.clone())
+        yield from found if self.first else ()
+
+    def hand_out(self, own, parts):
+        own.copy_(self.table.all(self.rank, list(parts))[0][self.rank])
 
 
 def together(size, work, **more):
@@ -270,6 +288,218 @@ def test_a_lost_process_leaves_the_state_before_the_step(case):
     assert several[0][1].step in (1, 3)
     found = together(2, lambda g: played(data, settings, several[g.rank], g))[0]
     assert torch.equal(found.state.flat.vector, whole.state.flat.vector)
+
+
+# --- The state in slices
+
+
+def whole_state(state):
+    """Return every tensor of a state, whole, in the first process; all call it."""
+    sliced = checkpoint._sliced(state)
+    found = {}
+    for name, tensor in checkpoint._tensors(state).items():
+        parts = [*state.flat.slices(tensor)] if name in sliced else [tensor]
+        found[name] = torch.cat([torch.empty(0), *parts]) if name in sliced else tensor.clone()
+    return found
+
+
+def trained(case, size, *, shard, precision=torch.float32, **given):
+    """Return (figures, whole state, the model's weights, the processes) of one training."""
+    data, settings, made = parts_of(case)
+    settings = replace(settings, **given)
+    models = [made()[0] for _ in range(size)]
+
+    def work(group):
+        model = models[group.rank]
+        more = {"precision": precision, "over": group if shard else None}
+        state = State.start(model, settings, **more)
+        steps = fit(model, data, settings, state, shared=SharedStep(group))
+        figures = torch.stack([each.totals.clone() for each in steps])
+        return figures, whole_state(state), state.flat.working[: state.flat.numbers], state, group
+
+    return together(size, work)
+
+
+def assert_same_bits(found, truth):
+    assert torch.equal(found[0], truth[0])
+    assert found[1].keys() == truth[1].keys()
+    for name, tensor in truth[1].items():
+        assert torch.equal(found[1][name], tensor), name
+    assert torch.equal(found[2], truth[2])
+
+
+@pytest.mark.sweep(4)
+@pytest.mark.parametrize("numbers", [2**22, 7])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("case", CASES)
+def test_slices_of_a_state_are_those_of_whole_states(case, size, precision, numbers, monkeypatch):
+    """Bit for bit, where sums are in the same order: clipped, decayed, averaged, of any bucket."""
+    monkeypatch.setattr(checkpoint, "ReducedBackward", partial(ReducedBackward, numbers=numbers))
+    how = {"precision": precision, "clip": 0.5}
+    truth = trained(case, size, shard=False, **how)
+    found = trained(case, size, shard=True, **how)
+    assert_same_bits(found[0], truth[0])
+    for each in found[1:]:
+        assert torch.equal(each[2], found[0][2])
+        assert len(each[1]["vector"]) == 0  # only the first has it whole
+    flat = found[1][3].flat
+    length = -(-flat.numbers // size)
+    owned = (flat.vector, flat.gradient, flat.average)
+    assert {len(one) for one in owned} == {length}
+
+
+def test_a_step_of_slices_sends_what_a_whole_one_does_and_the_weights():
+    """The gradient once (N buckets), 7 + N figures, the weights once; at first their order too."""
+    for size in (2, 4):
+        *_, state, group = trained("several draws", size, shard=True)[0]
+        numbers, padded = state.flat.numbers, size * len(state.flat.vector)
+        *_, again = trained("several draws", size, shard=True, steps=15)[0]
+        assert again.sent - group.sent == 10 * 4 * (numbers + padded + 7 + size)
+        assert again.calls - group.calls == 10 * (size + 2)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
+@pytest.mark.parametrize("shapes", [[(1,)], [(2, 1), (1,)], [(3, 2), (2,), ()], [(0,), (5, 3)]])
+def test_any_number_of_weights_in_any_number_of_slices(shapes, size):
+    """Also fewer weights than processes, none in a parameter, and gradients by rows transposed."""
+
+    def model():
+        draw = torch.Generator().manual_seed(0)
+        whole = (torch.randint(1, 99, shape, generator=draw).float() for shape in shapes)
+        return nn.ParameterList(nn.Parameter(values) for values in whole)
+
+    def loss(parts, rank):
+        return sum(((rank + 1) * part.t().contiguous().square()).sum() for part in parts)
+
+    def work(group):
+        flat = FlatParameters(models[group.rank], over=group)
+        flat.differentiate(loss(flat.parameters, group.rank))
+        gradient = torch.cat([torch.empty(0), *flat.slices(flat.gradient)])
+        flat.vector.add_(1.0)
+        flat.refresh()
+        flat.gather_average(everywhere=True)
+        return gradient, flat.working[: flat.numbers], flat.whole_average, flat.matrices
+
+    models = [model() for _ in range(size)]
+    alone = FlatParameters(model())
+    first, *others = together(size, work)
+    total = size * (size + 1) / 2
+    assert torch.equal(first[0], 2.0 * total * alone.vector)  # integers: exact
+    for gradient, working, average, _ in [first, *others]:
+        assert torch.equal(working, alone.vector + 1.0)
+        assert torch.equal(average, alone.vector)
+        assert len(gradient) in (0, alone.numbers)
+    assert sum(one[3] for one in [first, *others]) == alone.matrices
+
+
+def test_a_gradient_that_two_weights_have_is_summed_for_each():
+    """Autograd passes on one tensor to both terms of a sum."""
+
+    def work(group):
+        flat = FlatParameters(models[group.rank], over=group)
+        first, second = flat.parameters
+        flat.differentiate((first + second).square().sum())
+        return torch.cat([torch.empty(0), *flat.slices(flat.gradient)])
+
+    models = [nn.ParameterList([torch.full((3,), 2.0), torch.ones(3)]) for _ in range(2)]
+    assert together(2, work)[0].tolist() == 6 * [12.0]
+
+
+def test_a_weight_outside_of_the_loss_is_refused_in_slices_as_alone():
+    def work(group):
+        flat = FlatParameters(models[group.rank], over=group if group.size > 1 else None)
+        with pytest.raises(RuntimeError, match="not have been used in the graph"):
+            flat.differentiate(flat.parameters[0].sum())
+
+    models = [nn.Linear(2, 3) for _ in range(2)]
+    work(Processes())
+    together(2, work)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 4), (1, 4), (4, 2)])
+def test_a_checkpoint_of_slices_is_one_of_a_whole_state(before, after, precision, tmp_path):
+    """The same file from any number of processes, sharded or not, and read by any."""
+    _, settings, made = parts_of("balanced layers")
+
+    def state_of(group):
+        over = group if group.size > 1 else None
+        return State.start(models[group.rank], settings, precision=precision, over=over)
+
+    def write(group):
+        state = state_of(group)
+        state.step, state.seconds = 3, 1.5
+        checkpoint._make_moments(state)
+        draw = torch.Generator().manual_seed(5)
+        for name in checkpoint._sliced(state) or ["vector", "average"]:
+            whole = torch.randn(state.flat.numbers, generator=draw)
+            state.flat.hand_out(checkpoint._tensors(state)[name], whole if group.first else None)
+        state.flat.refresh()
+        checkpoint.save(folder, state)
+        return whole_state(state)
+
+    def read(group):
+        state = state_of(group)
+        wholes = checkpoint.load(folder, state) if group.first else None
+        checkpoint.copy_first(state, group, wholes)
+        return whole_state(state), state.flat.working[: state.flat.numbers], state.step
+
+    folder, models = tmp_path, [made()[0] for _ in range(before)]
+    written = together(before, write)[0] if before > 1 else write(Processes())
+    models = [made()[0] for _ in range(after)]
+    found = together(after, read) if after > 1 else [read(Processes())]
+    held = checkpoint.load_tensors(folder / checkpoint.NAME, like=written, hashed=True)
+    for name, tensor in held.items():
+        assert torch.equal(tensor, written[name]), name
+        assert torch.equal(tensor, found[0][0][name]), name
+    for each in found:
+        assert torch.equal(each[1], held["vector"].to(precision))
+        assert each[2] == 3
+
+
+def test_a_nonfinite_step_of_slices_is_named_and_kept_as_by_one_process(tmp_path):
+    data, settings, made = parts_of("numbers")
+    poisoned = data.train.clone()
+    poisoned[7] = 2e19
+    data, settings = replace(data, train=poisoned), replace(settings, steps=50)
+    models, one = [made()[0] for _ in range(2)], made()
+    with pytest.raises(NonFiniteError) as alone:
+        played(data, settings, one)
+
+    def work(group):
+        state = State.start(models[group.rank], settings, over=group)
+        folder = tmp_path if group.first else None
+        steps = fit(
+            models[group.rank], data, settings, state, shared=SharedStep(group), folder=folder
+        )
+        with pytest.raises(NonFiniteError) as error:
+            list(steps)
+        checkpoint.save(tmp_path, state)
+        return str(error.value), state.step
+
+    (text, step), (other, _) = together(2, work)
+    assert text.startswith(str(alone.value))
+    assert other == str(alone.value)
+    kept = checkpoint.load_tensors(tmp_path / f"nonfinite-step-{step}.safetensors")
+    if step:
+        saved = checkpoint.load_tensors(tmp_path / checkpoint.NAME)
+        assert torch.equal(kept["weights"], saved["vector"])
+    torch.testing.assert_close(kept["weights"], one[1].flat.vector, rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_parameter_with_a_bad_gradient_is_named_from_any_slice():
+    def work(group):
+        flat = FlatParameters(models[group.rank], over=group)
+        found = [flat.first_bad()]
+        for place in (40, 7, 3):
+            if flat.start <= place < flat.start + len(flat.vector):
+                flat.gradient[place - flat.start] = math.nan
+            found.append(flat.first_bad())
+        return found
+
+    models = [nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 8)) for _ in range(4)]
+    assert together(4, work) == [["", "1.bias", "1.weight", "0.weight"]] * 4
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
@@ -508,6 +738,48 @@ def test_a_killed_process_leaves_a_run_that_another_number_finishes(pixels, tmp_
     process.send_signal(signal.SIGTERM)
     code, _, error = ended(process)
     assert f"saved; go on with: kullback train --resume {run}" in error
+
+
+@pytest.mark.slow
+def test_slices_by_gloo_make_the_run_of_two_whole_states_and_any_number_goes_on(pixels, tmp_path):
+    """The sum of two numbers has one order: bit for bit, with looks, checkpoints and clips."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    given = ["train", pixels, *ARGUMENTS.split(), "--clip", "1", *OFTEN]
+    for folder, more in ((whole, []), (run, ["--shard"])):
+        code, _, error = ended(started(2, *given, *more, "--out", folder))
+        assert code == 0, error
+    assert "and a slice of the training state" in error
+    for name in ("metrics.jsonl", "model.safetensors", "checkpoints/best.safetensors"):
+        ours, theirs = (folder / name for folder in (run, whole))
+        if name.endswith("jsonl"):
+            assert ours.read_bytes() == theirs.read_bytes()
+        else:
+            kept = checkpoint.load_tensors(theirs)
+            for key, tensor in checkpoint.load_tensors(ours, like=kept).items():
+                assert torch.equal(tensor, kept[key]), (name, key)
+
+
+@pytest.mark.slow
+def test_a_killed_process_with_a_slice_leaves_the_last_checkpoint(pixels, tmp_path):
+    """Its slice is lost with it: the message says which step is kept, and that step goes on."""
+    run, kept = tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.safetensors"
+    steps = ARGUMENTS.replace("--steps 12", "--steps 100000").split()
+    process = started(4, "train", pixels, *steps, *OFTEN, "--shard", "--out", run)
+    wait_for(kept.exists, process)
+    os.kill(workers(run)[1], signal.SIGKILL)
+    code, _, error = ended(process)
+    assert code != 0
+    (line,) = [line for line in error.splitlines() if line.startswith("kullback: ")]
+    assert "of the 4 has ended or was killed; step " in line
+    step = checkpoint.saved_step(run)
+    assert f"its slice of the state is lost; the last checkpoint is kept, of step {step:,}" in line
+    assert f"Try: kullback train --resume {run}" in line
+    process = started(2, "train", "--resume", run, "--shard", *OFTEN)
+    wait_for(lambda: checkpoint.saved_step(run) > step, process)
+    process.send_signal(signal.SIGTERM)
+    code, _, error = ended(process)
+    assert f"saved; go on with: kullback train --resume {run}" in error
+    assert checkpoint.saved_step(run) > step
 
 
 @pytest.mark.slow

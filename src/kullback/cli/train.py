@@ -76,6 +76,13 @@ def train(
             help="Log for TensorBoard too (extra tensorboard): RUN/tensorboard.", negative=""
         ),
     ] = False,
+    shard: Annotated[
+        bool,
+        Parameter(
+            help="With torchrun: each process keeps a slice of gradient, average and moments.",
+            negative="",
+        ),
+    ] = False,
     json: Annotated[
         bool, Parameter(help="Print the figures as one JSON object.", negative="")
     ] = False,
@@ -122,8 +129,12 @@ def train(
         else:
             work, nouns = _old_run(resume), "examples"
         if group.size > 1:
-            say(f"processes: {group.size}, each with an equal share of every batch")
-        outcome = _followed(work, nouns, checkpoint_seconds)
+            state = " and a slice of the training state" if shard else ""
+            say(f"processes: {group.size}, each with an equal share of every batch{state}")
+        elif shard:
+            start_all = "torchrun --nproc-per-node N -m kullback train …"
+            say(f"note: --shard: one process keeps the whole state. Try: {start_all}")
+        outcome = _followed(partial(work, shard=shard), nouns, checkpoint_seconds)
         if outcome.finished:
             close(outcome, as_json=json, group=group)
     if not outcome.finished:

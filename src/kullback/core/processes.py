@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -88,6 +88,85 @@ class Processes:
             with self._sending(values):
                 distributed.broadcast(values, 0)
         return values
+
+    def reduce_(self, values: "Tensor", owner: int) -> None:
+        """Replace a tensor by its sum over all processes in its owner; elsewhere it is lost.
+
+        On a CPU the others send it, and the owner adds: (N−1)/N of it is sent by each on average.
+        gloo's reduce sends 1.10 of it by two and 1.03 by four, its reduce-scatter is an all-reduce.
+        """
+        if self.size == 1:
+            return
+        from torch import distributed
+
+        with self._sending(values):
+            if values.is_cuda:
+                distributed.reduce(values, owner)
+            elif self.rank != owner:
+                distributed.send(values, owner)
+            else:
+                found = values.new_empty(values.shape)
+                for rank in range(self.size):
+                    if rank != owner:
+                        distributed.recv(found, rank)
+                        values += found
+
+    def all_gather_(self, whole: "Tensor", own: "Tensor") -> None:
+        """Fill a tensor `[size · n]` with those `[n]` of all, in order; own may be in it.
+
+        On a CPU by a broadcast of each: gloo's all-gather holds the whole twice, and takes four
+        times the processor time (30 million numbers by two: 118 ms, 22 by broadcasts).
+        """
+        if self.size == 1:
+            return
+        import torch
+        from torch import distributed
+
+        with self._sending(whole):
+            if whole.is_cuda:
+                older = "all_gather_into_tensor"  # its name before torch 2.13
+                gather = getattr(distributed, "all_gather_single", None)
+                (gather or getattr(distributed, older))(whole, own)
+                return
+            parts = torch.split(whole, own.numel())
+            if parts[self.rank].data_ptr() != own.data_ptr():
+                parts[self.rank].copy_(own)
+            for rank, part in enumerate(parts):
+                distributed.broadcast(part, rank)
+
+    def collect(self, own: "Tensor") -> "Iterator[Tensor]":
+        """Yield in the first process the tensors of all, one after the other; elsewhere send it."""
+        if self.size > 1 and not self.first:
+            from torch import distributed
+
+            with self._sending(own):
+                distributed.send(own, 0)
+            return
+        yield own
+        if self.size == 1:
+            return
+        from torch import distributed
+
+        found = own.new_empty(own.shape)  # one for all: of no use after the next
+        for rank in range(1, self.size):
+            with self._sending(found):
+                distributed.recv(found, rank)
+            yield found
+
+    def hand_out(self, own: "Tensor", parts: "Iterable[Tensor]") -> None:
+        """Fill a tensor with the first process's part for this one; parts: of no use elsewhere."""
+        from torch import distributed
+
+        if not self.first:
+            with self._sending(own):
+                distributed.recv(own, 0)
+            return
+        for rank, part in enumerate(parts):
+            if rank == 0:
+                own.copy_(part)
+                continue
+            with self._sending(own):
+                distributed.send(part.to(own).contiguous(), rank)
 
     def told(self, value: Any) -> Any:
         """Return what the first process has: anything that JSON holds."""

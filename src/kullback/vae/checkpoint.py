@@ -10,6 +10,8 @@ returns the weights that a model of an unfinished run has.
 """
 
 import ctypes
+import hashlib
+import itertools
 import json
 import math
 import shlex
@@ -17,20 +19,21 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from kullback.core import (
     RunError,
     check_file_hash,
+    open_atomic,
     processes,
     read_json,
-    with_file_hash,
     write_atomic,
     write_json,
 )
@@ -38,6 +41,7 @@ from kullback.core import (
 from .likelihoods import in_threads, library
 from .limits import ADAM_BLOCK, ADAM_NUMBERS, RUN_FORMAT
 from .networks import Mlp
+from .sharding import ReducedBackward
 from .training import Training
 
 __all__ = [
@@ -54,6 +58,7 @@ __all__ = [
     "refuse_to_overwrite",
     "save",
     "save_tensors",
+    "saved_step",
     "write_config",
 ]
 
@@ -116,6 +121,11 @@ class FlatParameters:
     running average of the weights, to evaluate with. With `precision` bfloat16 the model itself
     works on a rounded copy of the vector, renewed by `refresh`.
 
+    over: processes over which the state is sharded. Vector, gradient and average are then one of
+    equal slices of the whole, which is filled up with zeros to a multiple of their number. Only
+    `working`, with which the model works, is whole in every process. Methods that say so are called
+    by all. (Rajbhandari et al. 2020, "ZeRO", stage 2.)
+
     Example:
         >>> model = nn.Linear(2, 1)
         >>> flat = FlatParameters(model)
@@ -126,22 +136,56 @@ class FlatParameters:
         tensor([1.], requires_grad=True)
     """
 
-    def __init__(self, model: nn.Module, *, precision: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        precision: torch.dtype = torch.float32,
+        over: processes.Processes | None = None,
+    ) -> None:
         named = trainable(model)
         self.names = [name for name, _ in named]
         self.parameters = [parameter for _, parameter in named]
-        self.vector = torch.cat([p.detach().reshape(-1) for p in self.parameters])
+        self.over = processes.Processes() if over is None else over
+        self.numbers = sum(parameter.numel() for parameter in self.parameters)
+        whole = self.over.copy_first_(_padded(self.parameters, self.over.size))
+        rounded = precision != torch.float32
+        self.working = whole.to(precision) if rounded else whole
+        own = self.over.share(len(whole))
+        self.vector = whole[own] if self.sharded else whole
+        if self.sharded and rounded:
+            self.vector = self.vector.clone()  # so that the whole is free
         self.sums = self.vector.new_zeros(self.vector.numel() + FIGURES)
         self.gradient = self.sums[:-FIGURES]
         self.average = self.vector.clone()
+        self.gathered: Tensor | None = None  # the average, whole, after `gather_average`
         self.squares: float | None = None
-        self.matrices = sum(p.numel() for n, p in named if _decays(n, p))
-        rounded = precision != torch.float32
-        self.working = self.vector.to(precision) if rounded else self.vector
+        matrices = sum(p.numel() for n, p in named if _decays(n, p))
+        self.start = own.start
+        self.matrices = min(max(matrices - own.start, 0), len(self.vector))
         self._point(self.working)
-        self.rounded_gradient = torch.zeros_like(self.working) if rounded else self.gradient
-        self.rounded_views = self.views_of(self.rounded_gradient)
-        self._lend_buffers(model)
+        if self.sharded:
+            places = {name: k for k, (name, _) in enumerate(model.named_parameters())}
+            made = [places[name] for name in self.names]
+            self.reduced = ReducedBackward(self.parameters, made, self.gradient, self.over)
+        else:
+            self._lend_buffers(model)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether this process has a slice of the state only."""
+        return self.over.size > 1
+
+    @cached_property
+    def rounded_gradient(self) -> Tensor:
+        """The gradient as products write it: whole, also where this process keeps a slice of it."""
+        plain = self.working is self.vector
+        return self.gradient if plain else torch.zeros_like(self.working)
+
+    @cached_property
+    def rounded_views(self) -> list[Tensor]:
+        """That gradient in the shapes of the parameters."""
+        return self.views_of(self.rounded_gradient)
 
     def decay(self, share: float) -> None:
         """Shrink the matrices, and nothing else, by a share of themselves."""
@@ -149,8 +193,11 @@ class FlatParameters:
             self.vector[: self.matrices].mul_(1.0 - share)
 
     def differentiate(self, loss: Tensor) -> None:
-        """Write the gradient of a scalar loss into `gradient`."""
+        """Write the gradient of a scalar loss into `gradient`; if sharded, summed over all."""
         self.squares = None
+        if self.sharded:
+            self.reduced.run(loss)
+            return
         gradients = torch.autograd.grad(loss, self.parameters)
         for gradient, view in zip(gradients, self.rounded_views, strict=True):
             if gradient.data_ptr() != view.data_ptr():  # not written there to begin with
@@ -159,8 +206,28 @@ class FlatParameters:
 
     def unround_gradient(self) -> None:
         """Bring the gradient up to date after its rounded copy was written."""
-        if self.rounded_gradient is not self.gradient:
+        if self.rounded_gradient is not self.gradient and not self.sharded:
             self.gradient.copy_(self.rounded_gradient)
+
+    def reduce_gradient(self) -> None:
+        """Leave a sharded state's slice of the sum over all, of whole gradients; all call it."""
+        if not self.sharded:
+            return
+        for rank, part in enumerate(torch.split(self.rounded_gradient, len(self.vector))):
+            values = part.to(self.gradient.dtype)
+            self.over.reduce_(values, rank)
+            if rank == self.over.rank:
+                self.gradient.copy_(values)
+
+    def norms_of_slices(self, size: int) -> Tensor:
+        """Return the norm of each of `size` slices of the gradient; zeros where it is elsewhere."""
+        norms, length = self.gradient.new_zeros(size), -(-self.numbers // size)
+        for rank in [self.over.rank] if self.sharded else range(size):
+            low, high = (min(k * length, self.numbers) for k in (rank, rank + 1))
+            norms[rank] = torch.linalg.vector_norm(
+                self.gradient[low - self.start : high - self.start]
+            )
+        return norms
 
     def norm(self) -> Tensor:
         """Return the gradient's Euclidean norm."""
@@ -170,8 +237,10 @@ class FlatParameters:
         return norm
 
     def refresh(self) -> None:
-        """Bring the model's working copy up to date after the vector has changed."""
-        if self.working is not self.vector:
+        """Bring the model's working copy up to date after the vector has changed; all call it."""
+        if self.sharded:
+            self.over.all_gather_(self.working, self.vector.to(self.working.dtype))
+        elif self.working is not self.vector:
             self.working.copy_(self.vector)
 
     def update_average(self, weight: float) -> None:
@@ -181,7 +250,7 @@ class FlatParameters:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Let the model hold the averaged weights, unrounded, inside a `with` block."""
-        self._point(self.average)
+        self._point(self.whole_average)
         try:
             yield
         finally:
@@ -189,17 +258,55 @@ class FlatParameters:
 
     def release(self, model: nn.Module) -> None:
         """Leave the model with the averaged weights, on its own."""
-        self._point(self.average)
+        self._point(self.whole_average)
         for module in model.modules():
             if isinstance(module, Mlp):
                 module.buffers_of_gradient = None
 
     def first_bad(self) -> str:
-        """Name the first parameter whose gradient is not finite, or return an empty string."""
-        for name, part in zip(self.names, self.views_of(self.gradient), strict=True):
-            if not bool(torch.isfinite(part).all()):
-                return name
-        return ""
+        """Name the first parameter whose gradient is not finite, or return ""; all call it."""
+        bad = torch.nonzero(~torch.isfinite(self.gradient))[:1, 0]
+        firsts = torch.full((self.over.size,), 0)
+        firsts[self.over.rank] = self.start + int(bad) if len(bad) else self.numbers
+        first = int(self.over.sum_(firsts).min())
+        ends = itertools.accumulate(parameter.numel() for parameter in self.parameters)
+        return next((n for n, end in zip(self.names, ends, strict=True) if first < end), "")
+
+    def slices(self, own: Tensor) -> Iterator[Tensor]:
+        """Yield in the first process the whole of which `own` is a slice, in parts; all call it."""
+        start = 0
+        for part in self.over.collect(own):
+            yield part[: max(0, self.numbers - start)]
+            start += len(part)
+
+    def gather_average(self, *, everywhere: bool = False) -> None:
+        """Make the average whole in the first process, or in all; all call it."""
+        if not self.sharded:
+            return
+        here = everywhere or self.over.first
+        whole = self.average.new_empty(self.over.size * len(self.average) if here else 0)
+        if everywhere:
+            self.over.all_gather_(whole, self.average)
+        else:
+            for place, part in enumerate(self.over.collect(self.average)):
+                whole[place * len(part) : (place + 1) * len(part)] = part
+        self.gathered = whole
+
+    @property
+    def whole_average(self) -> Tensor:
+        """The average; of a sharded state as `gather_average` found it."""
+        if not self.sharded:
+            return self.average
+        if self.gathered is None:
+            raise RuntimeError("the average is not gathered")
+        return self.gathered[: self.numbers]
+
+    def hand_out(self, own: Tensor, whole: Tensor | None) -> None:
+        """Fill every process's slice from the whole that the first one has; all call it."""
+        parts = () if whole is None else torch.split(whole, len(own))
+        padded = (nn.functional.pad(part, (0, len(own) - len(part))) for part in parts)
+        empty = itertools.repeat(own.new_zeros(len(own)), self.over.size - len(parts))
+        self.over.hand_out(own, itertools.chain(padded, empty))
 
     def _lend_buffers(self, model: nn.Module) -> None:
         """Let each `Mlp` write its gradients where they belong, if the places are its alone."""
@@ -214,12 +321,18 @@ class FlatParameters:
     def views_of(self, vector: Tensor) -> list[Tensor]:
         """Return a vector of this size in the shapes of the parameters, sharing its memory."""
         sizes = [parameter.numel() for parameter in self.parameters]
-        parts = torch.split(vector, sizes)
+        parts = torch.split(vector[: self.numbers], sizes)
         return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
 
     def _point(self, vector: Tensor) -> None:
         for parameter, view in zip(self.parameters, self.views_of(vector), strict=True):
             parameter.data = view
+
+
+def _padded(parameters: list[nn.Parameter], size: int) -> Tensor:
+    """Return all in one vector, filled up with zeros to a multiple of some size."""
+    values = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+    return nn.functional.pad(values, (0, -len(values) % size)) if size > 1 else values
 
 
 @dataclass(slots=True)
@@ -240,10 +353,18 @@ class State:
 
     @classmethod
     def start(
-        cls, model: nn.Module, settings: Training, *, precision: torch.dtype = torch.float32
+        cls,
+        model: nn.Module,
+        settings: Training,
+        *,
+        precision: torch.dtype = torch.float32,
+        over: processes.Processes | None = None,
     ) -> "State":
-        """Make the state of a run that has not begun, on the model's device."""
-        flat = FlatParameters(model, precision=precision)
+        """Make the state of a run that has not begun, on the model's device.
+
+        over: processes that shard it, each of which calls this.
+        """
+        flat = FlatParameters(model, precision=precision, over=over)
         weights = nn.Parameter(flat.vector)
         weights.grad = flat.gradient
         optimiser = torch.optim.AdamW([weights], weight_decay=0.0, fused=True)
@@ -300,17 +421,22 @@ class State:
             in_threads(work, blocks)
 
 
-def copy_first(state: State, group: processes.Processes) -> None:
-    """Give every process the state of the first one."""
+def copy_first(
+    state: State, group: processes.Processes, wholes: Mapping[str, Tensor] | None = None
+) -> None:
+    """Give every process the state of the first one; wholes: what `load` returned there."""
     if group.size == 1:
         return
     begun = bool(group.told(len(state.optimiser.state) > 0))
     if begun and not state.optimiser.state:
         _make_moments(state)
-    for tensor in _tensors(state).values():
-        generator = tensor.dtype == torch.uint8
-        group.copy_first_(tensor)
-        if generator:
+    sliced = _sliced(state)
+    for name, tensor in _tensors(state).items():
+        if name not in sliced:
+            group.copy_first_(tensor)
+        elif begun:  # else it is a function of the weights, which all have
+            state.flat.hand_out(tensor, (wholes or {}).get(name))
+        if name == "generator":
             state.generator.set_state(tensor)
     state.flat.refresh()
     state.step, state.seconds = group.told([state.step, state.seconds])
@@ -334,27 +460,42 @@ def extend_last_row(folder: Path, log: str, more: dict[str, Any]) -> None:
 
 
 def save(folder: Path, state: State) -> None:
-    """Write the state; the one before it stays until this one is whole."""
-    lengths = [_length(folder / log) for log in LOGS]
-    note = {"step": state.step, "seconds": state.seconds, "lengths": lengths}
+    """Write the state; the one before it stays until this one is whole.
+
+    Of a sharded state all processes call it, and the first one writes one slice after the other.
+    """
     if not state.step:
         return  # nothing has happened that starting again would not do
+    flat, sliced = state.flat, _sliced(state)
+    tensors = _in_order_of_file(_tensors(state))
+    parts = (p for n, one in tensors.items() for p in (flat.slices(one) if n in sliced else (one,)))
+    if not flat.over.first:
+        for _ in parts:  # sends this process's slices
+            pass
+        return
+    shapes = {name: (flat.numbers,) if name in sliced else t.shape for name, t in tensors.items()}
+    lengths = [_length(folder / log) for log in LOGS]
+    note = {"step": state.step, "seconds": state.seconds, "lengths": lengths}
     (folder / NAME).parent.mkdir(exist_ok=True)
-    save_tensors(folder / NAME, _tensors(state), note=json.dumps(note))
+    header = {name: (t.dtype, tuple(shapes[name])) for name, t in tensors.items()}
+    _write_tensors(folder / NAME, header, parts, note=json.dumps(note))
 
 
-def load(folder: Path, state: State, *, hashed: bool = False) -> None:
+def load(folder: Path, state: State, *, hashed: bool = False) -> dict[str, Tensor]:
     """Put a saved state into a fresh one of the same model; without a checkpoint leave it fresh.
 
     hashed: whether the checkpoint must have a hash.
+    Returns the tensors of which a sharded state has slices, whole: for `copy_first`.
     Errors: RunError when the file is damaged or belongs to another model.
     """
     path = folder / NAME
     if not path.exists():
         _cut(folder, [0] * len(LOGS))
-        return
+        return {}
     _make_moments(state)
-    here = _tensors(state)
+    here, sliced = _tensors(state), _sliced(state)
+    numbers = torch.empty(state.flat.numbers, dtype=state.flat.vector.dtype, device="meta")
+    here |= dict.fromkeys(sliced, numbers)
     tensors, metadata = _read_tensors(path)
     if not any(name.startswith(BUFFER) for name in tensors):  # a checkpoint of format 1
         here = {name: tensor for name, tensor in here.items() if not name.startswith(BUFFER)}
@@ -362,11 +503,14 @@ def load(folder: Path, state: State, *, hashed: bool = False) -> None:
     _require_hash(path, metadata, hashed=hashed)
     note = _parse_note(metadata, path)
     for name, tensor in tensors.items():
-        here[name].copy_(tensor)
+        if name not in sliced:
+            here[name].copy_(tensor)
     state.generator.set_state(tensors["generator"])
-    state.flat.refresh()
+    if not state.flat.sharded:
+        state.flat.refresh()
     state.step, state.seconds = int(note["step"]), float(note["seconds"])
     _cut(folder, note["lengths"])
+    return {name: tensors[name] for name in sliced}
 
 
 def _tensors(state: State) -> dict[str, Tensor]:
@@ -378,6 +522,22 @@ def _tensors(state: State) -> dict[str, Tensor]:
         moments = state.optimiser.state.get(group["params"][0], {})  # reading must not make it
         tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in moments.items()}
     return tensors | {BUFFER + name: tensor for name, tensor in state.buffers.items()}
+
+
+def _sliced(state: State) -> list[str]:
+    """Name the tensors of which this process has a slice."""
+    if not state.flat.sharded:
+        return []
+    moments = [n for n in _tensors(state) if n.startswith("optimiser.") and ".exp_avg" in n]
+    return ["vector", "average", *moments]
+
+
+def saved_step(folder: Path) -> int:
+    """Return the step of a run's last checkpoint; 0 without one."""
+    if not (folder / NAME).exists():
+        return 0
+    with safe_open(folder / NAME, "pt") as file:
+        return int(_parse_note(file.metadata() or {}, folder / NAME)["step"])
 
 
 def averaged_weights(
@@ -456,9 +616,52 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, note: str = "") -
 
     Errors: RunError when the disk refuses; the file that was there stays as it was.
     """
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    tensors = _in_order_of_file(tensors)
+    header = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    _write_tensors(path, header, iter(tensors.values()), note=note)
+
+
+def _in_order_of_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors with the widest numbers first, so that each begins at a multiple of them."""
+    order = sorted(tensors.items(), key=lambda pair: (-pair[1].element_size(), pair[0]))
+    return dict(order)
+
+
+def _write_tensors(
+    path: Path,
+    header: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    parts: Iterator[Tensor],
+    *,
+    note: str,
+) -> None:
+    """Write a safetensors file part by part, so that no second copy of all is in memory."""
     metadata = {"file_sha256": NO_HASH} | ({"note": note} if note else {})
-    write_atomic(path, with_file_hash(safetensors.torch.save(plain, metadata=metadata)))
+    fields: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, (dtype, shape) in header.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        fields[name] = {"dtype": _dtype_name(dtype), "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    begin = len(text).to_bytes(8, "little") + text
+    digest = hashlib.sha256(begin)
+    with open_atomic(path) as file:
+        file.write(begin)
+        for part in parts:
+            numbers = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            content: Any = numbers.numpy()  # bytes, to be read in place
+            digest.update(content)
+            file.write(content)
+        file.seek(begin.index(NO_HASH.encode()))
+        file.write(digest.hexdigest().encode())
+
+
+@cache
+def _dtype_name(dtype: torch.dtype) -> str:
+    """Return how safetensors calls a dtype."""
+    content = safetensors.torch.save({"x": torch.empty(0, dtype=dtype)})
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return str(header["x"]["dtype"])
 
 
 def load_tensors(

@@ -195,7 +195,7 @@ class ElboStep:
         self.native: NativeStep | None = None
         parts = [part for net in (self.encoder, self.decoder) for part in net.by_weights]
         parts += [part for net in (self.encoder, self.decoder) for part in net.by_biases]
-        self.whole = sum(part.numel() for part in parts) == flat.gradient.numel()
+        self.whole = sum(part.numel() for part in parts) == flat.numbers
 
     @torch.no_grad()
     def __call__(self, x: Tensor, noise: Tensor, beta: float) -> tuple[Tensor, Tensor]:

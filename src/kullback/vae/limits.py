@@ -11,6 +11,7 @@ __all__ = [
     "ANNEALED_OUTPUTS",
     "AVERAGE_STEPS",
     "BETA_LOG_SHAPE",
+    "BUCKET_NUMBERS",
     "CALLBACK_SECONDS",
     "CATEGORICAL_LEVELS",
     "CEPSTRUM_LIMIT",
@@ -189,5 +190,6 @@ ANNEALED_OUTPUTS = 2_000_000  # at once, kept for the gradient: some 50 MB
 ADAM_BLOCK = 4096  # numbers, as in step.c: threads take whole blocks, so rounding is the same
 ADAM_NUMBERS = 1_000_000  # below it threads cost more to start than they save: 0.8 ms of one
 IMAGES_PER_BLOCK = 100  # of one call of the progress callback of `evaluate`
+BUCKET_NUMBERS = 2**22  # of a gradient, summed at once over processes: 16 MB (DDP's are 25 MB)
 THREADS_GAIN = 1.2  # in speed of matrix products, below which more threads do not pay
 MAX_THREADS = 4096  # in a config.json: more is damage

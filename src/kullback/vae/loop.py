@@ -23,7 +23,7 @@ from kullback.data import Dataset, Rows, binarize_all
 from kullback.variational import WeightedBound, objectives
 
 from . import checkpoint
-from .checkpoint import FlatParameters, State
+from .checkpoint import FIGURES, FlatParameters, State
 from .elbo_step import CapturedSteps, step_for
 from .evaluation import (
     active_units,
@@ -313,10 +313,14 @@ class SharedStep:
     whether it was asked to stop; the first one sends its clock. So all have the same weights and
     figures, and take the same decisions, without another message. With one process nothing is
     sent and nothing is delayed; with several, the clock and a request to stop take effect a step
-    later.
+    later. Of a sharded state the gradient is summed before, and the norms of the slices are sent
+    with the figures; the first process then also tells what the others' slices are needed for
+    after this step.
 
     Args:
         group: The processes.
+        needs: Asked in the first process, of a sharded state: whether averaged weights are looked
+            at after this step, and whether the state is saved.
 
     Example:
         >>> shared = SharedStep(processes.Processes())
@@ -324,9 +328,13 @@ class SharedStep:
         (False, True)
     """
 
-    def __init__(self, group: processes.Processes) -> None:
-        self.group = group
-        self.asked = self.stop = False
+    def __init__(
+        self,
+        group: processes.Processes,
+        needs: Callable[[], tuple[bool, bool]] | None = None,
+    ) -> None:
+        self.group, self.needs = group, needs
+        self.asked = self.stop = self.look = self.save = False
         self.seconds = math.nan
 
     def seconds_at(self, before: float, now: float) -> float:
@@ -344,19 +352,33 @@ class SharedStep:
         self, flat: FlatParameters, loss: Tensor, figures: Tensor, seconds: float
     ) -> tuple[Tensor, Tensor]:
         """Make gradient, loss and (ELBO, rate) those of the whole batch, from those of shares."""
-        if self.group.size == 1:
+        size = self.group.size
+        if size == 1:
             return loss, figures
         more = flat.sums[len(flat.gradient) :]
         more[0], more[1:3] = loss.detach(), figures
         more[3] = seconds if self.group.first else 0.0
         more[4] = float(self.asked)
-        self.group.sum_(flat.sums)
-        flat.squares = None
-        flat.gradient.div_(self.group.size)
-        *means, self.seconds, asked = more.tolist()
+        if flat.sharded:
+            flat.gradient.div_(size)
+            more = torch.cat([more, self._needed(more), flat.norms_of_slices(size)])
+            self.group.sum_(more)
+        else:
+            self.group.sum_(flat.sums)
+            flat.gradient.div_(size)
+        *means, self.seconds, asked = more[:FIGURES].tolist()
         self.stop = asked > 0
-        loss, elbo, rate = (torch.tensor(one / self.group.size) for one in means)
+        norms = more[FIGURES + 2 :] if flat.sharded else flat.norms_of_slices(size)
+        flat.squares = sum(norm * norm for norm in norms.tolist())
+        if flat.sharded:
+            self.look, self.save = (more[FIGURES : FIGURES + 2] > 0).tolist()
+        loss, elbo, rate = (torch.tensor(one / size) for one in means)
         return loss, torch.stack([elbo, rate]).to(figures)
+
+    def _needed(self, like: Tensor) -> Tensor:
+        """Return what the first process needs after this step, as numbers; of others zeros."""
+        asked = self.needs() if self.needs is not None and self.group.first else (False, False)
+        return like.new_tensor([float(one) for one in asked])
 
 
 def _gradient(
@@ -374,7 +396,9 @@ def _gradient(
     def gradient(given: VAE, x: Tensor, noise: Tensor, progress: float) -> tuple[Tensor, Tensor]:
         def compute(x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
             if by_hand is not None:
-                return by_hand(x, noise, settings.beta_at(progress))
+                found = by_hand(x, noise, settings.beta_at(progress))
+                flat.reduce_gradient()
+                return found
             loss, figures = loss_terms(given, x.float(), noise, settings, progress, group=group)
             flat.differentiate(loss)
             return loss, figures
@@ -435,7 +459,10 @@ def diagnose(model: VAE, state: State, batch: Batch, folder: Path | None) -> str
     """
     step, x, names = state.step, batch.x, batch.names
     tensor, bad = _first_bad_tensor(model, x, batch.noise)
-    parameter = state.flat.first_bad()
+    parameter, weights = (
+        state.flat.first_bad(),
+        torch.cat([*state.flat.slices(state.flat.vector), torch.empty(0)]),
+    )
     place = tensor or (f"the gradient of {parameter}" if parameter else "the sum over the batch")
     items = [names[i] for i in torch.nonzero(bad).flatten().tolist()] if tensor else []
     which = f" for {len(items)} of {len(x)} batch items ({', '.join(items[:5])})" if items else ""
@@ -444,7 +471,7 @@ def diagnose(model: VAE, state: State, batch: Batch, folder: Path | None) -> str
     if folder is None:
         return text
     path = folder / f"nonfinite-step-{step}.safetensors"
-    tensors = {"x": x, "noise": batch.noise, "weights": state.flat.vector}
+    tensors = {"x": x, "noise": batch.noise, "weights": weights}
     checkpoint.save_tensors(path, tensors, note=text)
     return f"{text}. The batch is kept in {path}"
 
@@ -705,6 +732,12 @@ class Monitor:
             self.called = time.monotonic()
             self.progress(self._reading())
 
+    def due(self) -> bool:
+        """Say whether averaged weights will be looked at after the step that is being made."""
+        step, seconds = self.state.step + 1, self.state.seconds
+        spent = self.settings.progress(step, seconds, self.per_epoch)
+        return step % self.log_every == 0 and self._look_is_due(step, spent)
+
     def finish(self) -> None:
         """Log what the last, shorter stretch brought, with a last look at the test images."""
         if self.state.step % self.log_every:
@@ -727,7 +760,7 @@ class Monitor:
         row: dict[str, Any] = {"step": state.step, "epoch": state.step / self.per_epoch}
         row |= self.latest | {"beta": self.settings.beta_at(spent)}
         row["learning_rate"] = state.optimiser.param_groups[0]["lr"]
-        if last or state.step % self.test_every == 0 or self._minutes_pass(spent):
+        if last or self._look_is_due(state.step, spent):
             row |= self._test(spent)
         checkpoint.append_row(self.folder, "metrics.jsonl", row)
         if self.board is not None:
@@ -735,11 +768,15 @@ class Monitor:
         timing = {"step": state.step, "seconds": state.seconds}
         checkpoint.append_row(self.folder, "timing.jsonl", timing)
 
-    def _minutes_pass(self, spent: float) -> bool:
-        """Say whether a tenth of a budget in minutes is over since the last look to pick from."""
-        step, share = self.looked
+    def _look_is_due(self, step: int, spent: float) -> bool:
+        """Say whether a row of this step has a look: every so many steps, or tenths of minutes.
+
+        The latter where weights are picked from the looks of a budget in minutes.
+        """
+        last, share = self.looked
         timed = self.validation is not None and self.settings.budget[0] == "minutes"
-        return timed and self.state.step - step >= LOOK_STEPS and spent - share >= 1 / LOOKS_A_RUN
+        passed = step - last >= LOOK_STEPS and spent - share >= 1 / LOOKS_A_RUN
+        return step % self.test_every == 0 or (timed and passed)
 
     def _test(self, spent: float) -> dict[str, Any]:
         """Measure the averaged weights on test images, with the same noise every time."""
@@ -794,7 +831,7 @@ class Monitor:
         row = {"validation_objective": float(terms.mean())} if picks else {}
         best = self.best
         if best is None or terms.mean() > best.terms.mean():
-            average = self.state.flat.average
+            average = self.state.flat.whole_average
             weights = average.detach().cpu().clone() if picks else torch.empty(0)
             self.best = BestLook(step, train_elbo, terms, weights, [])
         elif step > max(best.step, *best.below, 0):
@@ -839,7 +876,7 @@ class Monitor:
         best = self.best
         if self.validation is None or best is None or not best.weights.numel():
             return ""
-        average = self.state.flat.average
+        average = self.state.flat.whole_average
         average.copy_(best.weights.to(average))
         return (
             f"weights: those of step {best.step:,} of {self.state.step:,}, the best on "

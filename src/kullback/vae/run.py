@@ -106,12 +106,14 @@ class Watch:
     """How a caller follows and interrupts a run, how often it is saved, and by how many it is made.
 
     group: the processes of the run, of which the first one alone writes and calls `progress`.
+    shard: whether they share its state.
     """
 
     progress: Callable[[Progress], None] | None
     stop: Callable[[], bool] | None
     checkpoint_seconds: float
     group: processes.Processes
+    shard: bool = False
 
 
 def train(
@@ -131,6 +133,7 @@ def train(
     stop: Callable[[], bool] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     tensorboard: bool = False,
+    shard: bool = False,
 ) -> Outcome:
     """Train a VAE from scratch in a new run directory and return it.
 
@@ -159,6 +162,8 @@ def train(
         checkpoint_seconds: How much work a crash may cost.
         tensorboard: Write the rows of `metrics.jsonl` for TensorBoard too, to `tensorboard` in the
             folder (extra `tensorboard`); `resume` then goes on with it.
+        shard: Whether the processes of the group each keep a slice of gradient, running average and
+            moments instead of all (docs/scale.md); of one process it changes nothing.
 
     Returns:
         The folder, the model with averaged weights, the data, and whether the run finished.
@@ -225,7 +230,7 @@ def train(
     group.require_same("settings and data", same)
     path = _new_folder(folder, dataset) if group.first else None
     path = Path(group.told(str(path)))
-    watch = Watch(progress, stop, checkpoint_seconds, group)
+    watch = Watch(progress, stop, checkpoint_seconds, group, shard)
     with _writing(path, group):
         if group.first:
             write_config(path, config)
@@ -247,6 +252,7 @@ def resume(
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    shard: bool = False,
 ) -> Outcome:
     """Go on with a run from its last checkpoint; on a CPU the result is bit for bit the same.
 
@@ -260,6 +266,7 @@ def resume(
         progress: As in `train`.
         stop: As in `train`.
         checkpoint_seconds: As in `train`.
+        shard: As in `train`, whatever it was before.
 
     Returns:
         As `train`; of a finished run what it left, without its data.
@@ -288,7 +295,7 @@ def resume(
         require_equal_shares(model, settings, len(kept.rest.train), group, resumed=True)
         if config.get("start"):
             model.load_state_dict(checkpoint.load_tensors(path / START, like=model.state_dict()))
-        watch = Watch(progress, stop, checkpoint_seconds, group)
+        watch = Watch(progress, stop, checkpoint_seconds, group, shard)
         return _drive(path, model, dataset, kept, config, watch)
 
 
@@ -420,6 +427,7 @@ def _drive(
     The caller holds the folder's lock.
     """
     group = watch.group
+    group.require_same("shard", watch.shard)
     if group.first:
         for place in (folder, folder / "checkpoints"):
             remove_temporaries(place)
@@ -432,20 +440,23 @@ def _drive(
     for module in own:
         module.products = precision
     working = torch.float32 if own else precision  # a user's modules round by autocast
-    state = State.start(model, settings, precision=working)
-    monitor = None
+    state = State.start(model, settings, precision=working, over=group if watch.shard else None)
+    monitor, wholes = None, {}
     if group.first:
-        checkpoint.load(folder, state, hashed=is_hashed(config))
+        wholes = checkpoint.load(folder, state, hashed=is_hashed(config))
         more: Any = {"validation": held, "held_labels": labels}
         monitor = Monitor(folder, model, rest, settings, state, watch.progress, **more)
-    checkpoint.copy_first(state, group)
+    checkpoint.copy_first(state, group, wholes)
+    del wholes
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         finished = _loop(model, rest, state, monitor, settings, folder=folder, watch=watch)
+        if not finished:
+            _save(folder, state, group)
+        state.flat.gather_average(everywhere=True)
     except NonFiniteError:
-        if group.first:
-            checkpoint.save(folder, state)  # the weights are those before the step that failed
+        _save(folder, state, group)  # the weights are those before the step that failed
         raise
     except processes.LostProcessError as error:
         raise _lost(error, folder, state, group) from error
@@ -458,7 +469,7 @@ def _drive(
     if monitor is not None:
         selection = _ended(folder, monitor, finished=finished)
     if finished:
-        group.copy_first_(state.flat.average)  # which the first one may have picked
+        group.copy_first_(state.flat.whole_average)  # which the first one may have picked
     state.flat.release(model)
     if finished and group.first:  # from here on the run counts as finished
         checkpoint.save_tensors(folder / WEIGHTS, model.state_dict())
@@ -470,28 +481,36 @@ def _drive(
 
 
 def _ended(folder: Path, monitor: Monitor, *, finished: bool) -> str:
-    """Write the last rows and pick the weights, or save what is to be resumed."""
+    """Write the last rows and pick the weights, of a run that is finished; close the logs."""
     selection = ""
     if finished:
         monitor.finish()
         selection = monitor.select()
         if selection:
             write_json(folder / "selection.json", {"format": 1, "weights": selection})
-    else:
-        checkpoint.save(folder, monitor.state)
     if monitor.board is not None:
         monitor.board.close()
     return selection
+
+
+def _save(folder: Path, state: State, group: processes.Processes) -> None:
+    """Write a checkpoint: the first process's work, of a sharded state that of all."""
+    if group.first or state.flat.sharded:
+        checkpoint.save(folder, state)
 
 
 def _lost(
     error: processes.LostProcessError, folder: Path, state: State, group: processes.Processes
 ) -> processes.LostProcessError:
     """Save what the run has come to when another process is gone, and say how to go on."""
-    kept = "the last checkpoint is kept"
-    if group.first:
+    if group.first and not state.flat.sharded:
         checkpoint.save(folder, state)
         kept = f"saved at step {state.step:,}"
+    else:
+        step = checkpoint.saved_step(folder)
+        lost = " and its slice of the state is lost" if state.flat.sharded else ""
+        kept = f"the last checkpoint is kept, of step {step:,}" if step else "no checkpoint yet"
+        kept = f"step {state.step:,}{lost}; {kept}" if lost else kept
     again = f"kullback train --resume {shlex.quote(str(folder))}"
     hint = f"{again}, with this or another number of processes"
     return processes.LostProcessError(f"{error}; {kept}. Try: {hint}")
@@ -522,17 +541,26 @@ def _loop(
     monitor: None in all processes but the first one.
     """
     saved = time.monotonic()
-    shared = SharedStep(watch.group)
+
+    def late() -> bool:
+        return time.monotonic() - saved > watch.checkpoint_seconds
+
+    def needs() -> tuple[bool, bool]:
+        return monitor is not None and monitor.due(), late()
+
+    shared, flat = SharedStep(watch.group, needs), state.flat
     kept = folder if watch.group.first else None
     for _ in fit(model, data, settings, state, folder=kept, shared=shared):
+        if shared.look:
+            flat.gather_average()
         if monitor is not None:
             monitor.after_step()
+        flat.gathered = None
         if shared.agreed(watch.stop is not None and watch.stop()):
             return False
-        if time.monotonic() - saved > watch.checkpoint_seconds:
-            if monitor is not None:
-                checkpoint.save(folder, state)
-            if settings.budget[0] == "minutes" and state.flat.vector.device.type == "cpu":
+        if shared.save if flat.sharded else late():
+            _save(folder, state, watch.group)
+            if settings.budget[0] == "minutes" and flat.vector.device.type == "cpu":
                 torch.set_num_threads(pick_threads())  # the machine may be busier by now, or less
             saved = time.monotonic()
     return True
