@@ -25,9 +25,8 @@ from kullback.core import ArgumentValueError
 from kullback.core.processes import LostProcessError, Processes
 from kullback.data import Dataset
 from kullback.vae import Architecture, Bounds, Training, build, checkpoint, image_bounds, summarise
-from kullback.vae.checkpoint import FlatParameters, State
+from kullback.vae.checkpoint import FlatParameters, ReducedBackward, State
 from kullback.vae.loop import NonFiniteError, SharedStep, fit, require_equal_shares
-from kullback.vae.sharding import ReducedBackward
 
 WAIT = 60.0  # seconds for another thread or process: more is a failure
 

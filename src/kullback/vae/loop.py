@@ -371,7 +371,7 @@ class SharedStep:
         norms = more[FIGURES + 2 :] if flat.sharded else flat.norms_of_slices(size)
         flat.squares = sum(norm * norm for norm in norms.tolist())
         if flat.sharded:
-            self.look, self.save = (more[FIGURES : FIGURES + 2] > 0).tolist()
+            self.look, self.save = map(bool, more[FIGURES : FIGURES + 2].tolist())
         loss, elbo, rate = (torch.tensor(one / size) for one in means)
         return loss, torch.stack([elbo, rate]).to(figures)
 
