@@ -12,7 +12,8 @@ of the same images, K draws of the model's own q(z|x), log mean p(x, z)/q(z|x); 
 own modules. On ten images it stands beside pythae's `get_nll`. Errors are over images; one seed.
 
 Every model is kept in DIR when it is done. Prints JSON and writes it to
-benchmarks/results/pythae_race.json. Needs pythae==0.1.2; the data are not part of the package.
+benchmarks/results/pythae_race.json, or pythae_race_SECONDS.json where they are not the usual ones.
+Needs pythae==0.1.2; the data are not part of the package.
 """
 
 import argparse
@@ -189,14 +190,14 @@ def main():
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
     data, table = load(options.data, binarize="static"), {}
-    for name in options.only:
-        kept = options.work / f"{name}-{options.seconds:g}.safetensors"
+    for model in options.only:
+        kept = options.work / f"{model}-{options.seconds:g}.safetensors"
         beside = kept.with_suffix(".json")
         if not beside.exists():
-            nats, rows = raced(name, data, options)
+            nats, rows = raced(model, data, options)
             save_tensors(kept, nats)
             write_json(beside, rows)
-        table[name] = row_of(load_tensors(kept), read_json(beside), options.draws)
+        table[model] = row_of(load_tensors(kept), read_json(beside), options.draws)
         result = {
             "benchmark": "pythae_race",
             "machine": machine(1),
@@ -205,7 +206,9 @@ def main():
             "unit": f"nats an image, first {options.images} test images; errors over images",
             "models": table,
         }
-        finish("pythae_race", result, digits=5)
+        usual = options.seconds == parser.get_default("seconds")
+        name = "pythae_race" if usual else f"pythae_race_{options.seconds:g}"
+        finish(name, result, digits=5)
 
 
 if __name__ == "__main__":
