@@ -208,6 +208,7 @@ def test_gradients_that_are_not_finite_are_said():
     json.dumps(report.to_json(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_half_precision_is_not_taken_for_the_gradient_of_no_function():
     """Gradients that jump have no derivative to look at; float32's are resolved."""
 

@@ -146,11 +146,11 @@ def test_how_often_held_out_examples_are_looked_at(budget, held, every, tmp_path
     held = data.train[:20] if held else None
     monitor = loop.Monitor(tmp_path, model, data, training, state, None, validation=held)
     assert monitor.test_every == every
-    monitor.looked, state.step = (100, 0.1), 200
-    assert monitor._minutes_pass(0.2) == ("minutes" in budget)
-    assert not monitor._minutes_pass(0.15)
-    state.step = 150
-    assert not monitor._minutes_pass(0.5)
+    monitor.looked = (101, 0.1)
+    assert monitor._look_is_due(201, 0.2) == ("minutes" in budget)
+    assert not monitor._look_is_due(201, 0.15)
+    assert not monitor._look_is_due(151, 0.5)
+    assert monitor._look_is_due(2 * every, 0.15)
 
 
 def test_copies_are_counted_once_and_hold_nothing_out_by_default(tmp_path):

@@ -110,7 +110,7 @@ def test_nan_far_out_is_not_used():
     assert diagnose(z, log_q(z), log_q(z), wide=wide).tails is None
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [6, 18])
 def test_a_funnel_is_not_trusted_whatever_few_weights_say(seed):
     """Neal's funnel in 10 dimensions, to a Gaussian: the narrow end is all that it reaches."""

@@ -280,6 +280,7 @@ def test_improper_targets_are_reported(name):
     assert re.search(words, result.reason), result.reason
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_explained():
     half = {"parameters": 2, "family": "full_rank"}  # by default the half plane is fitted
     result = fit(lambda z: torch.where(z.sum() > 0, -z.square().sum(), -torch.inf), **half)
@@ -405,7 +406,7 @@ def test_the_first_stochastic_step_is_the_rate_along_each_axis(draws):
     assert rows[-1] == rows[0]
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mean", "sd", "double", "said"),
     [(1e4, 0.01, False, True), (1e4, 0.01, True, False), (1000.0, 0.01, False, False)],

@@ -286,7 +286,11 @@ def _improper(target: Target, start: Start) -> str:
     if target.refusals.last is not None:
         with torch.no_grad():
             target.raise_if_all_refused(target.log_density(draws))
-    return improper(target, draws, scales=True)
+    try:
+        with target.deadline.within(limits.PROPRIETY_SHARE * target.deadline.left):
+            return improper(target, draws, scales=True)
+    except OutOfTime:
+        return ""  # the fit goes on; along rays it is asked again of q
 
 
 def forwards(target: Target, settings: Settings, generator: torch.Generator) -> Work:

@@ -320,6 +320,7 @@ SCALE_STARTS = (0.0, 10.0, 30.0)  # sd on the other way where a path may begin
 SCALE_CHANGE = 3.0  # log of the width over the last half of a path
 SCALE_FALL = 0.01  # nats over it: gamma(0.01, 0.01) on a scale falls by 0.06 to 0.1
 SCALE_DECAY = 1.0  # nats over it, in a straight line, with which a path ends
+PROPRIETY_SHARE = 0.25  # of the time that is left, which the question may take before a fit
 RAY_DRAWS = 256  # of a start, whose spread directs the rays
 SHOWN_COORDINATES = 5  # in a reason
 MOVED_SHARE = 0.2  # of the largest move, in sd, from which a coordinate is named

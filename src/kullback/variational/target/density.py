@@ -94,6 +94,11 @@ class Deadline:
         finally:
             self.ends, self.seconds = before
 
+    @property
+    def left(self) -> float:
+        """Seconds until then."""
+        return math.inf if self.ends == math.inf else self.ends - time.monotonic()
+
     def check(self) -> None:
         """Raise `OutOfTime` where the time is over."""
         if self.ends < math.inf and time.monotonic() > self.ends:
