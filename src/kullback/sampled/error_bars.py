@@ -251,8 +251,8 @@ def autocorrelation_time(terms: Tensor) -> Tensor:
 
     Example:
         >>> noise = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
-        >>> round(float(autocorrelation_time(noise[1:] + noise[:-1])), 1)
-        2.0
+        >>> round(float(autocorrelation_time(noise[1:] + noise[:-1])))
+        2
     """
     x = terms.detach()[..., : limits.MAX_ORDERED_DRAWS].double()
     x = x - x.mean(-1, keepdim=True)
@@ -294,7 +294,8 @@ def chain_of(terms: list[Tensor]) -> Chain | None:
         return None
     time = torch.stack([autocorrelation_time(each) for each in terms]).amax(0)
     size = torch.stack([size for _, size in tests]).amax(0)
-    return Chain(alike, size, torch.where(alike, time, 1.0))
+    alike &= time > 1.0  # else sums of further autocorrelations make up for it
+    return Chain(alike, size, torch.where(alike, time, 1.0)) if bool(alike.any()) else None
 
 
 def of_a_chain(found: Estimate, chain: Chain) -> Estimate:

@@ -277,7 +277,8 @@ class FlatParameters:
             places = {name: k for k, (name, _) in enumerate(model.named_parameters())}
             made = [places[name] for name in self.names]
             self.reduced = ReducedBackward(self.parameters, made, self.gradient, self.over)
-        else:
+        _take_back_buffers(model)  # those of a state before
+        if not self.sharded:
             self._lend_buffers(model)
 
     @property
@@ -368,9 +369,7 @@ class FlatParameters:
     def release(self, model: nn.Module) -> None:
         """Leave the model with the averaged weights, on its own."""
         self._point(self.whole_average)
-        for module in model.modules():
-            if isinstance(module, Mlp):
-                module.buffers_of_gradient = None
+        _take_back_buffers(model)
 
     def first_bad(self) -> str:
         """Name the first parameter whose gradient is not finite, or return ""; all call it."""
@@ -436,6 +435,12 @@ class FlatParameters:
     def _point(self, vector: Tensor) -> None:
         for parameter, view in zip(self.parameters, self.views_of(vector), strict=True):
             parameter.data = view
+
+
+def _take_back_buffers(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, Mlp):
+            module.buffers_of_gradient = None
 
 
 def _padded(parameters: list[nn.Parameter], size: int) -> Tensor:
