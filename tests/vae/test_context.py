@@ -428,6 +428,7 @@ def test_units_of_the_data_are_refused():
         build((1, 8, 8), "levels", Architecture(context=(4,)), levels=2000, **moments)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("kind", ["binary", "8-bit"])
 def test_a_run_with_one_can_be_read_again(kind, tmp_path):
     data = load(size=8, binarize="dynamic" if kind == "binary" else "none")

@@ -23,6 +23,7 @@ from oracles import LinearGaussian
 SD = torch.tensor([-0.7, -0.4, -0.9], dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_the_gap_and_its_split_on_a_linear_gaussian_model():
     """KL, approximation and amortisation in closed form: the best q has sd_d² = 1/precision_dd."""
     oracle = LinearGaussian(dims=5, latent=3, sd=0.8)

@@ -327,7 +327,7 @@ def assert_same_bits(found, truth):
     assert torch.equal(found[2], truth[2])
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.sweep(13)
 @pytest.mark.parametrize("numbers", [2**22, 7])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [2, 4])

@@ -143,6 +143,7 @@ def test_shares_count_the_largest_shift_of_each_clip():
     assert shift_shares(256 * torch.tensor([[[1, 3]]]), step=256)[0] == 1.0
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("context", [(), (5,) * 4], ids=["alone", "in context"])
 def test_drawing_and_measuring_see_the_same_past(context):
     """What a place is predicted from, one place at a time and all at once, far past the windows."""

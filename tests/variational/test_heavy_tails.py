@@ -37,7 +37,7 @@ NOISES = {
 }
 
 
-@pytest.mark.sweep(7)
+@pytest.mark.sweep(17)
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("dims", [2, 5, 10])
 @pytest.mark.parametrize("degrees", [1.2, 1.9, 2.5, 4.0, 5.0])
@@ -61,7 +61,7 @@ def test_a_heavy_ridge_with_kinks_beside_it():
     assert found.tolist() == [1.9, 1.9]
 
 
-@pytest.mark.sweep(7)
+@pytest.mark.sweep(16)
 @pytest.mark.parametrize("condition", [1.0, 30.0])
 @pytest.mark.parametrize("dims", [2, 3, 6, 10])
 @pytest.mark.parametrize("degrees", [1.2, 2.5, 4.0, 5.5])

@@ -124,6 +124,7 @@ def test_a_gaussian_on_a_hierarchical_beta_binomial_is_not_trusted(seed, monkeyp
     )
 
 
+@pytest.mark.slow
 def test_a_verdict_is_a_function_of_evidence_that_can_be_kept():
     z = torch.randn(500, 3, generator=seeded(), dtype=F64)
     log_p, score = with_score(0.5 * z)

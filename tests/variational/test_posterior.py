@@ -72,6 +72,7 @@ def test_the_posterior_is_the_constraining_map_of_the_draws(found):
     assert bool((post["cuts"].diff(dim=-1) > 0).all())
 
 
+@pytest.mark.slow
 def test_means_agree_with_the_known_posterior(found):
     """Within the bound that the fit itself states, and the error of 4,000 draws."""
     truth = {

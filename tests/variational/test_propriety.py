@@ -243,7 +243,7 @@ def test_a_scale_without_a_proper_prior_at_0_is_improper(coordinate, centred, co
     assert re.search(r"s\[1\] goes to -infinity", said), said
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("spread", [0.0, 3.0])
 @pytest.mark.parametrize("scales", [1, 2])
 def test_improper_scales_are_found_wherever_the_fit_begins(spread, scales):
@@ -255,7 +255,7 @@ def test_improper_scales_are_found_wherever_the_fit_begins(spread, scales):
         assert "goes to -infinity" in scanned(*groups(lambda v: -v, "tau", True, spread=spread))
 
 
-@pytest.mark.sweep(5)
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize(
     "log_prior",
@@ -279,6 +279,7 @@ def test_proper_beta_priors_are_not_improper(a):
     assert scanned(*beta(a)) == ""
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("data", [[2.0], [2.0, 2.0, 2.0], [2.0, 2.5]])
 def test_the_scale_of_data_that_agree_is_improper(data):
     """Under 1/sigma: one datum, or several that are equal, and not two that differ."""
@@ -316,7 +317,7 @@ def test_a_slope_that_rounding_hides_is_not_flat():
         assert undecaying(lambda z, low=away: -low - 0 * z[:, 0], z[:, :1]) == said
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.slow
 @pytest.mark.parametrize(("power", "width"), [(20, 50.0), (100, 3.0), (200, 1.0)])
 def test_a_flat_top_is_fitted(power, width):
     """Steep walls beside it are no unbounded density, and no direction without end."""
@@ -360,6 +361,7 @@ def test_a_density_that_underflows_on_the_way_is_no_plateau():
     assert undecaying(log_density, slanted + 1e-6 * z) == ""
 
 
+@pytest.mark.slow
 def test_distributions_that_check_their_scale_are_followed_as_far_as_they_go():
     """Normal(0, exp(v)) raises where exp(v) is 0; the other directions are still followed."""
 
@@ -388,7 +390,7 @@ def test_a_bounded_support_is_no_flat_direction():
     assert undecaying(lambda z: torch.where(z[:, 0].abs() < 1e4, 0.0, -math.inf), z) != ""
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize("degrees", [1.0, 1.6, 1.9, 2.1, 2.5, 3.0, 4.0, 5.0])
 def test_an_sd_that_draws_do_not_show_is_bounded_by_the_tail_index(degrees):
     """The truth of a t distribution: sd = √(ν/(ν−2)), none at ν ≤ 2, no mean at ν ≤ 1."""

@@ -206,6 +206,7 @@ def test_a_centred_hierarchy_of_few_groups_is_reached_by_a_flow():
     assert found.diagnosis.level != "do not trust"
 
 
+@pytest.mark.slow
 def test_a_second_peak_in_20_dimensions_gets_its_gaussian():
     """Peaks 8 sd apart, nearer than sqrt(d) + 4; the lower one holds 1 / (1 + e) of p."""
 

@@ -135,6 +135,7 @@ def triangle(z):
     return torch.where(inside, 0.0 * z.sum(), -math.inf)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(
     ("log_density", "dim", "mean", "sd", "words"),
     [
