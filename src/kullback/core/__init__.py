@@ -34,8 +34,8 @@ from .files import (
     read_json,
     read_npy,
     remove_temporaries,
-    with_file_hash,
     write_atomic,
+    write_hashed,
     write_json,
 )
 from .moved import install, lazy, renamed
@@ -75,8 +75,8 @@ __all__ = [
     "short_values",
     "two_sided",
     "warn_caller",
-    "with_file_hash",
     "write_atomic",
+    "write_hashed",
     "write_json",
 ]
 

@@ -5,7 +5,7 @@ Which to use: `write_atomic` for bytes or text, `open_atomic` for a file too lar
 `numpy_error` for an error of `numpy.load`. A reader never sees half a file: either the old one is
 there, or the new one. Nothing is unpickled.
 
-`with_file_hash` and `check_file_hash`: a file that holds its own SHA-256, so that no damage loads
+`write_hashed` and `check_file_hash`: a file that holds its own SHA-256, so that no damage loads
 silently. `only_writer`: a lock, so that a folder has one writing process. `remove_temporaries`:
 what killed processes left.
 """
@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -35,8 +35,8 @@ __all__ = [
     "read_json",
     "read_npy",
     "remove_temporaries",
-    "with_file_hash",
     "write_atomic",
+    "write_hashed",
     "write_json",
 ]
 
@@ -238,31 +238,38 @@ def _lock(handle: int) -> bool:
     return True
 
 
-def with_file_hash(content: bytes) -> bytes:
-    """Return bytes in which the 64 zeros of `"file_sha256": "000…"` are the SHA-256 of the bytes.
+def write_hashed(path: str | Path, head: bytes, rest: Iterable[memoryview] = ()) -> None:
+    """Write a file that holds its own SHA-256 in the place of 64 zeros, as `write_atomic` does.
 
     Args:
-        content: The bytes, with the zeros once.
-
-    Returns:
-        As many bytes, with the hash.
+        path: The file.
+        head: Its first bytes, with `"file_sha256": "000…"`, whose zeros become the hash of all
+            bytes as they are with them.
+        rest: What comes after them, part by part.
 
     Raises:
-        RunError: There is no such place.
+        RunError: There is no such place, or the system refuses.
 
     Example:
-        >>> with_file_hash(b'{"file_sha256": "' + b"0" * 64 + b'"}')[17:25]
+        >>> write_hashed("note.json", b'{"file_sha256": "' + b"0" * 64 + b'"}')
+        >>> Path("note.json").read_bytes()[17:25]
         b'a9f46e08'
     """
-    found = FILE_HASH.search(content)
-    if found is None:
+    place = FILE_HASH.search(head)
+    if place is None:
         raise RunError("file_sha256: expected a place for the hash; got none")
-    digest = hashlib.sha256(content).hexdigest().encode()
-    return b"".join([content[: found.start(1)], digest, content[found.end(1) :]])
+    digest = hashlib.sha256(head)
+    with open_atomic(path) as file:
+        file.write(head)
+        for part in rest:
+            digest.update(part)
+            file.write(part)
+        file.seek(place.start(1))
+        file.write(digest.hexdigest().encode())
 
 
 def check_file_hash(content: bytes, name: str | Path, *, required: bool = False) -> None:
-    """Raise RunError when bytes are not those that `with_file_hash` returned.
+    """Raise RunError when bytes are not those that `write_hashed` wrote.
 
     Args:
         content: The bytes of a file.
@@ -318,7 +325,7 @@ def write_json(path: str | Path, obj: Any, *, hashed: bool = False) -> None:
     except ValueError as error:
         raise RunError(f"{path}: cannot be written as JSON: {error}") from error
     content = (text + "\n").encode("utf-8", "backslashreplace")
-    write_atomic(path, with_file_hash(content) if hashed else content)
+    (write_hashed if hashed else write_atomic)(path, content)
 
 
 def read_json(path: str | Path) -> Any:

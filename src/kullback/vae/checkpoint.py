@@ -13,7 +13,6 @@ run has.
 
 import bisect
 import ctypes
-import hashlib
 import itertools
 import json
 import math
@@ -34,10 +33,10 @@ from torch import Tensor, nn
 from kullback.core import (
     RunError,
     check_file_hash,
-    open_atomic,
     processes,
     read_json,
     write_atomic,
+    write_hashed,
     write_json,
 )
 
@@ -758,16 +757,12 @@ def _write_tensors(
     text = json.dumps(fields, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     begin = len(text).to_bytes(8, "little") + text
-    digest = hashlib.sha256(begin)
-    with open_atomic(path) as file:
-        file.write(begin)
-        for part in parts:
-            numbers = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            content: Any = numbers.numpy()  # bytes, to be read in place
-            digest.update(content)
-            file.write(content)
-        file.seek(begin.index(NO_HASH.encode()))
-        file.write(digest.hexdigest().encode())
+    write_hashed(path, begin, map(_bytes_of, parts))
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    numbers: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(numbers)  # read in place
 
 
 @cache
