@@ -43,6 +43,7 @@ __all__ = [
     "estimate_of",
     "judged",
     "mean_of",
+    "monotone",
     "of_a_chain",
     "standard_error",
 ]
@@ -230,11 +231,27 @@ def correlated_neighbours(terms: Tensor) -> tuple[Tensor, Tensor]:
     cut = torch.where(width > 0, cut, x - middle[..., None])  # most are one number: none is cut
     cut = cut - cut.mean(-1, keepdim=True)
     found = (cut[..., 1:] * cut[..., :-1]).sum(-1) / cut.square().sum(-1)
-    steps = x.diff()
-    ordered = (steps >= 0).all(-1) | (steps <= 0).all(-1)
     level = NormalDist().inv_cdf(1 - limits.TEST_LEVEL / none.numel())
-    alike = (found * math.sqrt(draws) > level) & ~ordered  # NaN, of equal or infinite terms, fails
+    far = found * math.sqrt(draws) > level  # NaN, of equal or infinite terms, fails
+    alike = far & ~monotone(x)
     return alike, torch.where(alike, found, 0.0)
+
+
+def monotone(x: Tensor) -> Tensor:
+    """Say which rows are sorted, one way or the other.
+
+    Args:
+        x: `[*batch, n]`.
+
+    Returns:
+        Bool `[*batch]`.
+
+    Example:
+        >>> monotone(torch.tensor([[1.0, 2.0, 2.0], [3.0, 1.0, 2.0], [3.0, 2.0, 1.0]])).tolist()
+        [True, False, True]
+    """
+    steps = x.diff()
+    return (steps >= 0).all(-1) | (steps <= 0).all(-1)
 
 
 def autocorrelation_time(terms: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Generator, Tensor
 from kullback.core import require
 
 from . import limits
-from .error_bars import correlated_neighbours
+from .error_bars import correlated_neighbours, monotone
 from .nearest_neighbours import nearest
 
 __all__ = [
@@ -188,18 +188,15 @@ def paired_samples(
 ) -> Samples:
     """Return pairs (x_i, y_i) checked, x and y whitened each by its own covariance."""
     found = _each(x, y, lambda a, b: _paired(a, b, generator, continuous=continuous))
-    both = _in_a_chain(x, "x") and _in_a_chain(
-        y, "y"
-    )  # of one alone the pairs are as good as drawn
-    return replace(found, chain=both)
+    # where one of both alone is a chain, the pairs are as good as drawn
+    return replace(found, chain=_in_a_chain(x, "x") and _in_a_chain(y, "y"))
 
 
 def _in_a_chain(points: Tensor, name: str) -> str:
     """Say which column of a sample `[*batch, n, d]` has neighbouring rows that are alike."""
     columns = points.detach().double().movedim(-2, -1)  # [*batch, d, n]
     spread = (columns - columns.median(-1, keepdim=True).values).abs()
-    steps = columns.diff()
-    ordered = ((steps >= 0).all(-1) | (steps <= 0).all(-1)).any(-1)  # rows sorted by a column
+    ordered = monotone(columns).any(-1)  # rows sorted by a column
     alike, size = correlated_neighbours(torch.stack([columns, spread]))
     alike = alike & ~ordered[..., None]
     if not bool(alike.any()):
