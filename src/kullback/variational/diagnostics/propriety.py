@@ -79,11 +79,16 @@ def _endless_to_the_end(target: Target, draws: Tensor) -> Tensor | None:
     points = first[:, None] + (last[..., None] * shares)[..., None] * ways
     with torch.no_grad():  # [ways, lines, looks]
         logs = _evaluated(target.log_density, points.transpose(0, 1)).transpose(0, 1)
-    line = torch.lerp(logs[..., :1], logs[..., -1:], (shares - 0.5) / 0.45)
     level = logs[..., 0] - logs[..., -1] < limits.SCALE_FALL
-    straight = (logs - line).abs().amax(2) < limits.SCALE_FALL
+    straight = _off_line(shares, logs) < limits.SCALE_FALL
     endless = (level & straight & (last < limits.END_REACH)).sum(1) > limits.RAY_LINES // 2
     return ways[int(endless.int().argmax()), 0, 0] if bool(endless.any()) else None
+
+
+def _off_line(at: Tensor, heights: Tensor) -> Tensor:
+    """Return by how much heights `[…, n]` at places `[n]` leave the line through their ends."""
+    line = torch.lerp(heights[..., :1], heights[..., -1:], (at - at[0]) / (at[-1] - at[0]))
+    return (heights - line).abs().amax(-1)
 
 
 def _constrained(target: Target, z: Tensor) -> Tensor:
@@ -445,8 +450,7 @@ class _Heights:
         if half is None:
             return False
         t, h = half
-        line = torch.lerp(h[0], h[-1], (t - t[0]) / (t[-1] - t[0]))
-        return float((h - line).abs().max()) < limits.SCALE_FALL
+        return float(_off_line(t, h)) < limits.SCALE_FALL
 
     @property
     def decays(self) -> bool:
