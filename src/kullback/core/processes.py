@@ -136,17 +136,16 @@ class Processes:
 
     def collect(self, own: "Tensor") -> "Iterator[Tensor]":
         """Yield in the first process the tensors of all, one after the other; elsewhere send it."""
-        if self.size > 1 and not self.first:
-            from torch import distributed
+        if self.size == 1:
+            yield own
+            return
+        from torch import distributed
 
+        if not self.first:
             with self._sending(own):
                 distributed.send(own, 0)
             return
         yield own
-        if self.size == 1:
-            return
-        from torch import distributed
-
         found = own.new_empty(own.shape)  # one for all: of no use after the next
         for rank in range(1, self.size):
             with self._sending(found):

@@ -459,10 +459,8 @@ def diagnose(model: VAE, state: State, batch: Batch, folder: Path | None) -> str
     """
     step, x, names = state.step, batch.x, batch.names
     tensor, bad = _first_bad_tensor(model, x, batch.noise)
-    parameter, weights = (
-        state.flat.first_bad(),
-        torch.cat([*state.flat.slices(state.flat.vector), torch.empty(0)]),
-    )
+    parameter, vector = state.flat.first_bad(), state.flat.vector
+    weights = torch.cat([vector[:0], *state.flat.slices(vector)])
     place = tensor or (f"the gradient of {parameter}" if parameter else "the sum over the batch")
     items = [names[i] for i in torch.nonzero(bad).flatten().tolist()] if tensor else []
     which = f" for {len(items)} of {len(x)} batch items ({', '.join(items[:5])})" if items else ""
