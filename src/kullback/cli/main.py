@@ -98,7 +98,7 @@ SHARED = ("train", "evaluate")  # verbs whose work several processes share
 
 EXIT_CODES = {
     0: "done",
-    1: "a run failed: damaged or missing run, improper target, full disk, no memory",
+    1: "a run failed: damaged or missing, improper target, disk or memory full",
     2: "an argument or option is wrong, typed or in a --config file",
     3: "the data, or your own Python file, cannot be used",
     GATE_FAILED: "a gate failed: --fail-above or --require-below",
@@ -107,24 +107,25 @@ EXIT_CODES = {
 
 HELP = """Kullback-Leibler divergence: measure it, minimise it, code with it.
 
-Compare two distributions; fit q(z) to a log density; train a latent-variable model on your images
-and measure it. `kullback VERB --help` shows the options of a verb, with examples.
+Compare two distributions; fit q(z) to a log density; train a latent-variable model on your images \
+and measure it. kullback VERB --help shows the options of a verb, with examples.
 
 Results go to standard output, everything else to standard error."""
 
 
 def _listed(examples: Iterable[str]) -> str:
-    return "\n\n".join(f"  {example}" for example in examples)
+    return "\n".join(f"  {example}" for example in examples)
 
 
-EPILOGUE = "Exit codes:\n\n" + _listed(f"{code:<5}{words}" for code, words in EXIT_CODES.items())
+EPILOGUE = "Exit codes:\n" + _listed(f"{code:<5}{words}" for code, words in EXIT_CODES.items())
 
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """A verb: where its function is, what the user gets, and commands that work as they stand."""
+    """A verb: function, arguments, what the user gets, and commands that work as they stand."""
 
     function: str
+    arguments: str
     help: str
     examples: tuple[str, ...]
 
@@ -132,6 +133,7 @@ class Verb:
 VERBS = {
     "kl": Verb(
         "divergences:kl",
+        "P Q",
         "KL divergence KL(P‖Q): mean extra code length, exact or with a standard error.",
         (
             "kullback kl 0.5,0.25,0.25 0.25,0.5,0.25 --unit bits --explain",
@@ -141,6 +143,7 @@ VERBS = {
     ),
     "js": Verb(
         "divergences:js",
+        "P Q",
         "Jensen-Shannon divergence JS(P, Q): symmetric, from 0 to 1 bit.",
         (
             "kullback js 1/2,1/4,1/4 1/4,1/2,1/4 --unit bits",
@@ -149,6 +152,7 @@ VERBS = {
     ),
     "entropy": Verb(
         "divergences:entropy",
+        "P",
         "Entropy H(P): mean code length of data from P.",
         (
             "kullback entropy counts.csv --normalise --unit bits",
@@ -157,11 +161,13 @@ VERBS = {
     ),
     "cross-entropy": Verb(
         "divergences:cross_entropy",
+        "P Q",
         "Cross-entropy H(P, Q): mean code length when data from P are coded for Q.",
         ('kullback cross-entropy "poisson(3)" "poisson(2)" --unit bits',),
     ),
     "fit": Verb(
         "fit:fit",
+        "TARGET [DATA]",
         "An approximate posterior q(z) for a log density, with bounds on its errors.",
         (
             "kullback fit examples/two_peaks.py --family full_rank --explain --plot fit.svg",
@@ -171,11 +177,13 @@ VERBS = {
     ),
     "audit": Verb(
         "user_code:audit",
+        "LOSS",
         "The divergence that a policy loss minimises, found by enumeration.",
         ("kullback audit my_losses.py:k3 --html k3.html",),
     ),
     "drift": Verb(
         "drift:drift",
+        "P [Q...]",
         "KL divergence of language models on a corpus, token by token, with its error.",
         (
             "kullback drift models/base models/int4 --text corpus/ --html drift.html",
@@ -186,11 +194,13 @@ VERBS = {
     ),
     "logprobs": Verb(
         "logprobs:logprobs",
+        "[TABLES...]",
         "KL from logged log-probabilities of tokens, checked first.",
         ("kullback logprobs tokens.csv --p sampler --q trainer --by step --fail-above 0.1",),
     ),
     "train": Verb(
         "train:train",
+        "[DATA]",
         "A trained VAE with its evidence on held-out images and a report.",
         (
             "kullback train --size 14 --epochs 2 --out runs/garments",
@@ -200,6 +210,7 @@ VERBS = {
     ),
     "evaluate": Verb(
         "train:evaluate",
+        "RUN",
         "ELBO, bound on the log-likelihood, rate and distortion of a trained run.",
         (
             "kullback evaluate runs/garments --draws 20",
@@ -208,36 +219,43 @@ VERBS = {
     ),
     "compare": Verb(
         "compare:compare",
+        "[RUNS...]",
         "Differences between runs on the same test images, with paired errors.",
         ("kullback compare runs/garments runs/narrow --draws 20",),
     ),
     "sample": Verb(
         "models:sample",
+        "RUN",
         "New images drawn from a trained run.",
         ("kullback sample runs/garments -n 16 --out new.png",),
     ),
     "reconstruct": Verb(
         "models:reconstruct",
+        "RUN DATA",
         "Your images above what the model makes of their codes.",
         ("kullback reconstruct runs/garments photos/ -n 8 --out pairs.png",),
     ),
     "encode": Verb(
         "models:encode",
+        "RUN DATA",
         "Means and standard deviations of q(z|x) for your data.",
         ("kullback encode runs/garments photos/ --out latent.npz",),
     ),
     "decode": Verb(
         "models:decode",
+        "RUN LATENTS",
         "The image of each z that you give: p(x|z), by its mean or drawn.",
         ("kullback decode runs/garments codes.npz --out decoded.png",),
     ),
     "report": Verb(
         "models:report",
+        "RUN",
         "The page report.html of a trained run, written again.",
         ("kullback report runs/garments",),
     ),
     "export": Verb(
         "models:export",
+        "RUN OUT",
         "A run as a folder to publish: weights, ONNX graphs, model card; nothing is uploaded.",
         (
             "kullback export runs/garments garments-vae",
@@ -246,11 +264,13 @@ VERBS = {
     ),
     "checks": Verb(
         "models:checks",
+        "",
         "What this machine and installation can do.",
         ("kullback checks --json",),
     ),
     "completion": Verb(
         "main:completion",
+        "SHELL",
         "A script that completes verbs, options and files in your shell.",
         (
             "kullback completion bash > completion.bash && . ./completion.bash",
@@ -263,6 +283,7 @@ app = App(
     name="kullback",
     help=HELP,
     help_epilogue=EPILOGUE,
+    help_format="plaintext",  # Markdown would cost a fifth of the time of a page of help
     version=__version__,
     suppress_keyboard_interrupt=False,
 )
@@ -270,8 +291,9 @@ for _name, _verb in VERBS.items():
     app.command(
         f"kullback.cli.{_verb.function}",
         name=_name,
+        usage=f"Usage: kullback {_name} [OPTIONS] {_verb.arguments}".rstrip(),
         help=_verb.help,
-        help_epilogue="Examples:\n\n" + _listed(_verb.examples),
+        help_epilogue="Examples:\n" + _listed(_verb.examples),
     )
 
 

@@ -451,7 +451,7 @@ class FitOptions:
         Whole, Parameter(help="Gaussians in the mixture that --direction both shows.")
     ] = 2
     dim: Annotated[
-        Whole | None, Parameter(help="Dimension of z, where the file has no `parameters`.")
+        Whole | None, Parameter(help="Dimension of z, where the file has no parameters.")
     ] = None
     draws: Annotated[Whole, Parameter(help="Samples of q, on which the verdict rests.")] = 4000
     max_seconds: Annotated[
