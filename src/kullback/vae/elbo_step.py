@@ -71,10 +71,11 @@ class NativeStep:
         latent = decoder.weights[0].shape[1]
         self.n, self.latent, self.functions = n, latent, functions
         self.encoder, self.decoder = (_Pass(net, n, functions) for net in (encoder, decoder))
-        self.z, self.by_z = torch.empty(2, n, latent)
+        self.z, self.by_z = (torch.empty(n, latent) for _ in range(2))
         self.by_code = torch.empty(n, 2 * latent)
         self.squares = 0.0
-        self.x, self.less = torch.empty(2, n, encoder.weights[0].shape[1])
+        # each its own allocation: on some CPUs a matrix at another address has other last digits
+        self.x, self.less = (torch.empty(n, encoder.weights[0].shape[1]) for _ in range(2))
 
     def centred(self, bits: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         """Return uint8 bits `[n, D]` in float32, and the same less shift: this step's own room."""
