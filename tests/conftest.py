@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(config, items):
     seen = Counter()
     for item in items:
         sweep = item.get_closest_marker("sweep")
-        if sweep is None or "slow" in item.keywords:
+        if sweep is None or _is_slow(item):
             continue
         of = item.nodeid.partition("[")[0]
         if seen[of] % sweep.args[0]:
@@ -36,10 +36,14 @@ def pytest_collection_modifyitems(config, items):
         seen[of] += 1
     if config.getoption("--slow"):
         return
-    slow = [item for item in items if "slow" in item.keywords]
+    slow = [item for item in items if _is_slow(item)]
     if slow:
         config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if "slow" not in item.keywords]
+        items[:] = [item for item in items if not _is_slow(item)]
+
+
+def _is_slow(item):
+    return item.get_closest_marker("slow") is not None  # keywords hold the names of folders too
 
 
 @pytest.hookimpl(wrapper=True)
