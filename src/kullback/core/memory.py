@@ -19,7 +19,8 @@ def memory_kept(*, wanted: bool = True) -> Iterator[None]:
     """Let freed memory stay with this process inside a `with` block, where malloc is glibc's.
 
     glibc gives blocks above 32 MB back when they are freed, and the top of the heap too. A training
-    step that allocates them again faults every page in anew: up to 40 % of its processor time.
+    step that allocates them again faults every page in anew: a fifth of its processor time with a
+    context at 64x64 in colour (`benchmarks/context_steps.py`).
     Afterwards what is free is given back, and blocks above 32 MB are again.
 
     Args:
