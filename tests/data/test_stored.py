@@ -254,6 +254,17 @@ REFUSED = {
         DataError,
         r"like the first, float32 \[2\]; got float32 \[3\] in item 1",
     ),
+    "dicts": (
+        [{"image": row, "y": 1} for row in BYTES],
+        DataError,
+        r"got dict of 'image', 'y'. Try: \(one\['image'\] for one in data\)",
+    ),
+    "triples": (
+        [(torch.zeros(2), 1, 2), (torch.ones(2), 1, 2)],
+        DataError,
+        r"got tuple of 3: Tensor, int, int. Try: \(one\[0\] for one in data\)",
+    ),
+    "a sparse tensor": (torch.eye(4).to_sparse(), DataError, "sparse_coo. Try: data.to_dense"),
     "objects": ([object(), object()], DataError, "expected numbers; got object"),
     "one axis": (torch.zeros(3), DataError, r"expected \[N, D\], .* got \[3\]"),
     "two arrays": ({"a": BYTES, "b": BYTES}, DataError, "or one array; got a, b"),

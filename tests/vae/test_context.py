@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kullback.core import ArgumentValueError
 from kullback.data import load
@@ -439,3 +440,30 @@ def test_a_run_with_one_can_be_read_again(kind, tmp_path):
     x = data.test[:5]
     assert torch.equal(again.elbo(x), out.model.elbo(x))
     assert again.sample(2).shape == (2, 1, 8, 8)
+
+
+@compiled
+def test_a_second_backward_pass_gives_the_same_gradient_and_leaves_the_first():
+    likelihood, levels = made("levels", (1, 2, 3))
+    parameters = outputs(likelihood, rows=2).requires_grad_()
+    x = torch.randint(levels, (2, 1, 2, 3), generator=torch.Generator().manual_seed(3)).float()
+    value = likelihood.log_prob(parameters, x) @ torch.tensor([2.0, -0.5])
+    first = torch.autograd.grad(value, (parameters, likelihood.features.first), retain_graph=True)
+    kept = [one.clone() for one in first]
+    second = torch.autograd.grad(value, (parameters, likelihood.features.first))
+    for one, other, copied in zip(first, second, kept, strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(one, copied)
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_features_are_those_of_values_padded_above_and_beside(colours):
+    torch.manual_seed(0)
+    features = CausalFeatures(colours, (4, 4)).double()
+    x = torch.randn(2, colours, 5, 6, dtype=torch.float64)
+    window, further = features.first.clone(), features.further[0].clone()
+    window[..., -1, CONTEXT_REACH:] = 0.0
+    further[..., -1, 2:] = 0.0
+    h = F.conv2d(F.pad(x, (CONTEXT_REACH, CONTEXT_REACH, CONTEXT_REACH, 0)), window)
+    h = h + F.conv2d(F.pad(F.silu(h), (1, 1, 1, 0)), further)
+    assert torch.allclose(features(x), F.silu(h), rtol=0, atol=1e-12)

@@ -361,6 +361,46 @@ def test_what_does_not_fit_is_refused_with_both_shapes(name, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+class Changed(nn.Linear):
+    """A decoder whose output is another one while it trains."""
+
+    def __init__(self, change):
+        super().__init__(3, 6)
+        self.change = change
+
+    def forward(self, z):
+        h = super().forward(z)
+        return self.change(h) if self.training else h
+
+
+def test_a_decoder_of_complex_numbers_is_refused(tmp_path):
+    own = parts(decoder=nn.Sequential(decoder(), Cast(torch.complex64)))
+    with pytest.raises(ArgumentValueError, match=r"decoder's output: expected real numbers; got"):
+        train(bits(), **own, training=QUICK, folder=tmp_path / "a")
+
+
+class Cast(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x):
+        return x.to(self.dtype)
+
+
+def test_a_parameter_without_a_part_in_training_alone_is_refused_by_name(tmp_path):
+    own = parts(decoder=Changed(torch.detach))
+    with pytest.raises(ArgumentValueError, match=r"in every step; got .*decoder\.module\.weight"):
+        train(bits(), **own, training=QUICK, folder=tmp_path / "a")
+
+
+def test_normalisation_over_a_batch_of_one_is_refused(tmp_path):
+    own = parts(decoder=nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 6)))
+    with pytest.raises(ArgumentValueError, match="batch_size: expected 2 or more with decoder"):
+        train(bits(), **own, training=Training(steps=2, batch_size=1), folder=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
 def test_an_encoder_that_returns_one_tensor_is_refused(tmp_path):
     with pytest.raises(ArgumentTypeError, match="encoder's output"):
         train(bits(), **parts(encoder=Bare()), training=QUICK, folder=tmp_path / "a")

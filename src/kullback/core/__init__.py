@@ -3,7 +3,8 @@
 `estimate`: a sampled number with its error bar; `errors`: the errors of the package and the
 argument checks that raise them; `files`: files written whole or not at all, JSON and NumPy's files;
 `compiling`: C compiled at first use; `moved`: names imported on first use, and old names of
-modules; `processes`: several processes of one command; `limits`: the thresholds of this folder.
+modules; `processes`: several processes of one command; `memory`: freed memory
+kept; `limits`: the thresholds of this folder.
 """
 
 from . import processes
@@ -38,6 +39,7 @@ from .files import (
     write_hashed,
     write_json,
 )
+from .memory import memory_kept
 from .moved import install, lazy, renamed
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "install",
     "json_value",
     "lazy",
+    "memory_kept",
     "message",
     "numpy_error",
     "numpy_errors",

@@ -2,6 +2,7 @@
 
 __all__ = [
     "COLLECTIVE_SECONDS",
+    "GLIBC_MOST_MAPPED",
     "LISTED_VALUES",
     "NEGLIGIBLE_SKEWNESS",
     "PRINTED_DECIMALS",
@@ -15,3 +16,4 @@ PRINTED_MAGNITUDE = 1e12  # values from here on are left to %g, for the same rea
 NEGLIGIBLE_SKEWNESS = 1e-6  # of t's Hall correction, g (1 + 2 t²)/6: below 1e-5, t's own error
 COLLECTIVE_SECONDS = 1800.0  # for another process: torch's own for gloo; reading data takes long
 SECONDS_TO_SPEAK = 5.0  # for the first process to tell its error: torchrun kills after 30
+GLIBC_MOST_MAPPED = 2**25  # bytes: the most to which glibc's own threshold of mapped blocks grows

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kullback.core import ArgumentTypeError, DataError, describe, numpy_error, numpy_errors
+from kullback.core import ArgumentTypeError, DataError, describe, numpy_errors
 
 from . import limits
 from .arrays import free_memory, header_of
@@ -260,15 +260,35 @@ def _label_of(one: Any) -> Any:
     return one.item() if isinstance(one, Tensor | np.ndarray) else one
 
 
+def _no_array(one: Any) -> str:
+    """Say of an example that is no array what it is, and how to name the part that is one."""
+    got, hint = type(one).__name__, "examples that are tensors or arrays of one shape"
+    if isinstance(one, Mapping):
+        parts = [repr(key) for key in one]
+        got = f"dict of {', '.join(parts[: limits.NAMED_SIZES])}"
+        hint = f"(one[{parts[0]}] for one in data)" if parts else hint
+    elif isinstance(one, tuple | list):
+        kinds = [type(part).__name__ for part in one[: limits.NAMED_SIZES]]
+        got += f" of {len(one)}: {', '.join(kinds)}"
+        hint = "(one[0] for one in data), or pairs (example, label) with label="
+    return f"data: expected numbers; got {got}. Try: {hint}"
+
+
 def _as_array(one: Any) -> NDArray[Any]:
     """Return a NumPy array of a tensor, an array, a picture or a nested list of numbers."""
     if isinstance(one, Tensor):
+        if one.layout != torch.strided or one.is_quantized or one.is_meta:
+            kind = one.layout if one.layout != torch.strided else f"{one.dtype} on {one.device}"
+            hint = "data.to_dense(), or data.dequantize()"
+            raise DataError(
+                f"data: expected a tensor with all its numbers; got {kind}. Try: {hint}"
+            )
         plain = one.detach().cpu()
         return (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
     try:
         found = np.asarray(one)
     except numpy_errors() as error:
-        raise DataError(f"data: not an array of numbers: {numpy_error(error)}") from error
+        raise DataError(_no_array(one)) from error
     if found.dtype.kind == "O":
-        raise DataError(f"data: expected numbers; got {type(one).__name__}")
+        raise DataError(_no_array(one))
     return found

@@ -35,6 +35,7 @@ from kullback.core import (
     check_file_hash,
     processes,
     read_json,
+    require,
     write_atomic,
     write_hashed,
     write_json,
@@ -159,8 +160,8 @@ class ReducedBackward:
         self.next = 0
         self.rooms: dict[int, Tensor] = {}
 
-    def run(self, loss: Tensor) -> None:
-        """Differentiate a scalar loss by the parameters."""
+    def run(self, loss: Tensor) -> tuple[Tensor | None, ...]:
+        """Differentiate a scalar loss by the parameters; None stands for those without a part."""
         self.missing, self.complete, self.next = list(self.whole), [], 0
         self.rooms.clear()
         hooks = [
@@ -168,12 +169,13 @@ class ReducedBackward:
             for place, parameter in enumerate(self.parameters)
         ]
         try:
-            torch.autograd.grad(loss, self.parameters)
+            found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         finally:
             for hook in hooks:
                 hook.remove()
         if not self.known:
             self.turns, self.known = self.group.told(self.complete), True
+        return found
 
     def _buckets_of(self, place: int) -> range:
         """Return the buckets in which a parameter has numbers."""
@@ -305,13 +307,22 @@ class FlatParameters:
         """Write the gradient of a scalar loss into `gradient`; if sharded, summed over all."""
         self.squares = None
         if self.sharded:
-            self.reduced.run(loss)
+            self._require_all(self.reduced.run(loss))
             return
-        gradients = torch.autograd.grad(loss, self.parameters)
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        self._require_all(gradients)
         for gradient, view in zip(gradients, self.rounded_views, strict=True):
             if gradient.data_ptr() != view.data_ptr():  # not written there to begin with
                 view.copy_(gradient)
         self.unround_gradient()
+
+    def _require_all(self, gradients: Sequence[Tensor | None]) -> None:
+        """Refuse a parameter that a training step's loss does not depend on."""
+        pairs = zip(self.names, gradients, strict=True)
+        unused = [name for name, gradient in pairs if gradient is None]
+        if unused:
+            what = "parameters that the loss depends on, also in training mode and in every step"
+            require(False, "parts", what, ", ".join(unused[:3]), "requires_grad_(False) on them")  # noqa: FBT003
 
     def unround_gradient(self) -> None:
         """Bring the gradient up to date after its rounded copy was written."""

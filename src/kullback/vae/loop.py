@@ -191,6 +191,8 @@ def require_equal_shares(
     why = "no BatchNorm with several processes, each of which sees a share of the batch"
     require(not mixes or group.size == 1, "modules", why, mixes, "GroupNorm or SyncBatchNorm")
     n, size = min(settings.batch_size, examples), group.size
+    why = f"2 or more with {mixes}, which normalises over the batch"
+    require(not mixes or n > 1, "batch_size", why, n, "GroupNorm, or more data")
     if n % size == 0:
         return
     sizes = [k for k in (n // size * size, (n // size + 1) * size) if 0 < k <= examples]

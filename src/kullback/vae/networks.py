@@ -538,6 +538,8 @@ class OwnEncoder(nn.Module):
         good = len(outputs) in (2, 3) and all(isinstance(one, Tensor) for one in outputs)
         got = f"({', '.join(type(one).__name__ for one in outputs)})"
         require(good, "encoder's output", "tensors (mean, log_sd) or (mean, log_sd, extra)", got)
+        for one in outputs:
+            _require_real(one, "encoder's output")
         mean, log_sd, *extra = (real(one) for one in outputs)
         return (mean, log_sd.clamp(-LOG_SD_LIMIT, LOG_SD_LIMIT), *extra)
 
@@ -568,12 +570,20 @@ class OwnDecoder(nn.Module):
         with _autocast(self, z):
             out = self.module(z.to(_dtype_of(self.module)))
         require_type(out, Tensor, "decoder's output")
+        _require_real(out, "decoder's output")
         rows = z.shape[0]  # not len(z), which would be a constant in an exported graph
         fits = out.shape[:1] == (rows,) and out.numel() == rows * math.prod(self.shape)
         if not fits:
             wanted = f"{[rows, *self.shape]}, or the same numbers in another shape"
             require(fits, "decoder's output", wanted, list(out.shape))
         return real(out).reshape(rows, *self.shape)
+
+
+def _require_real(x: Tensor, name: str) -> None:
+    """Refuse complex numbers, whose imaginary part would be dropped."""
+    if x.is_complex():
+        hint = "torch.view_as_real, or its .real and .imag side by side"
+        require(False, name, "real numbers", x.dtype, hint)  # noqa: FBT003
 
 
 def _autocast(own: OwnEncoder | OwnDecoder, x: Tensor) -> torch.autocast:

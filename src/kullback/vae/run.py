@@ -27,6 +27,7 @@ from kullback.core import (
     RunError,
     __version__,
     import_extra,
+    memory_kept,
     only_writer,
     processes,
     remove_temporaries,
@@ -451,7 +452,8 @@ def _drive(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        finished = _loop(model, rest, state, monitor, settings, folder=folder, watch=watch)
+        with memory_kept(wanted=device.type == "cpu" and not state.flat.sharded):
+            finished = _loop(model, rest, state, monitor, settings, folder=folder, watch=watch)
         if not finished:
             _save(folder, state, group)
         state.flat.gather_average(everywhere=True)

@@ -612,34 +612,35 @@ class _Mixture(torch.autograd.Function):
         parameters, x = as_read(parameters), as_read(x.float())
         around = None if around is None else as_read(around.float())
         value = torch.empty(parameters.shape[: -mixture.event.axes])
-        by = torch.empty_like(parameters) if ctx.needs_input_grad[0] else None
-        by_around = None
-        if around is not None and ctx.needs_input_grad[2]:
-            by_around = torch.empty((value.numel(), *around.shape[1:]))
-        _mixture_pass(mixture, (parameters, x, around), (by, by_around), value)
-        ctx.by, ctx.by_around, ctx.items = by, by_around, len(x)
+        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[2])
+        ctx.gradients = _mixture_pass(mixture, (parameters, x, around), wanted, value)
+        ctx.save_for_backward(parameters, x, around)
+        ctx.mixture, ctx.wanted, ctx.items = mixture, wanted, len(x)
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         factor = as_read(grad.float())
-        by = None if ctx.by is None else _scaled(ctx.by, factor)
-        around = ctx.by_around
+        if ctx.gradients is None:  # a second time: the first one's are scaled
+            value = torch.empty(factor.shape)
+            ctx.gradients = _mixture_pass(ctx.mixture, ctx.saved_tensors, ctx.wanted, value)
+        (by, around), ctx.gradients = ctx.gradients, None
+        if by is not None:
+            _scale(by, factor)
         if around is not None:
             each = around.reshape(-1, ctx.items, around[0].numel())  # draws, items
-            around = torch.einsum("dn,dni->ni", factor.reshape(each.shape[:2]), each)
-            around = around.reshape(-1, *ctx.by_around.shape[1:])
+            summed = torch.einsum("dn,dni->ni", factor.reshape(each.shape[:2]), each)
+            around = summed.reshape(-1, *around.shape[1:])
         return by, None, around, None
 
 
-def _scaled(by: Tensor, factor: Tensor) -> Tensor:
-    """Return every row's gradient times its factor."""
-    out, rows = torch.empty_like(by), factor.numel()
-    pointers = [tensor.data_ptr() for tensor in (by, factor, out)]
+def _scale(by: Tensor, factor: Tensor) -> None:
+    """Multiply every row's gradient by its factor, in place: by is as large as the parameters."""
+    rows = factor.numel()
+    pointers = [tensor.data_ptr() for tensor in (by, factor, by)]
     sizes = (by.numel() // rows, int(by.dtype == torch.bfloat16))
     in_threads(lambda a, b: library().scale_rows(*pointers, a, b, *sizes), rows)  # type: ignore[union-attr]
-    return out
 
 
 def in_c(parameters: Tensor) -> bool:
@@ -657,18 +658,22 @@ def as_read(x: Tensor) -> Tensor:
 def _mixture_pass(
     mixture: DiscretisedLogistics,
     given: tuple[Tensor, Tensor, Tensor | None],
-    gradients: tuple[Tensor | None, Tensor | None],
+    wanted: tuple[bool, bool],
     value: Tensor,
-) -> None:
-    """Write the log-likelihood of every row into value, and its gradients where they are asked for.
+) -> tuple[Tensor | None, Tensor | None]:
+    """Write the log-likelihood of every row into value; return its gradients, None if not wanted.
 
-    given: parameters, x and around, as in `_Mixture`.
-    gradients: By parameters, and each row's by around.
+    given: parameters, x and around, as in `_Mixture`. The gradients are by parameters, and each
+    row's by around.
     """
     event, (parameters, x, around) = mixture.event, given
+    by = torch.empty_like(parameters) if wanted[0] else None
+    by_around = None
+    if around is not None and wanted[1]:
+        by_around = torch.empty((value.numel(), *around.shape[1:]))
     count = (parameters.shape[-2] - mixture.channels) // mixture.moves
     each = 0 if around is None else around.shape[-2] // count
-    tensors = (parameters, x, around, *gradients, value)
+    tensors = (parameters, x, around, by, by_around, value)
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
     runs = math.prod(parameters.shape[-event.axes : -2])
     sizes = (len(x), runs, event.places, mixture.components, event.colours, count, each)
@@ -682,6 +687,7 @@ def _mixture_pass(
 
     if any(in_threads(work, value.numel())):
         raise MemoryError("of a block of a likelihood's places")
+    return by, by_around
 
 
 def in_threads(work: Callable[[int, int], Any], rows: int) -> list[Any]:
