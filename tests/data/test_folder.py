@@ -358,6 +358,38 @@ def test_a_changed_folder_is_decoded_again(folder, cached, monkeypatch, change):
     assert (before.protocol == truth.protocol) == (change == "same size and time")
 
 
+@pytest.mark.parametrize("what", ["grey and colour", "16 bits", "8 and 16 bits", "fewer levels"])
+def test_an_entry_holds_what_was_decoded_also_where_that_is_changed_afterwards(
+    folder, cached, monkeypatch, what
+):
+    for place in folder.rglob("*.*"):
+        if what == "16 bits" or (what == "8 and 16 bits" and place.stem.endswith("3")):
+            place.unlink()
+            deep = np.full((8, 8), 257 * (1 + int(place.stem)), np.uint16)
+            Image.fromarray(deep).save(place.with_suffix(".png"))
+    if what == "grey and colour":
+        Image.new("RGB", (8, 8), (1, 2, 3)).save(folder / "zz.png")
+    settings = {"test_fraction": 0.3, "levels": 16 if what == "fewer levels" else "auto"}
+    before = load(folder, **settings)
+    assert len(list(cached.iterdir())) == 1
+    monkeypatch.setattr("kullback.data.pictures._decode_file", None)  # called, it would raise
+    same(load(folder, **settings), before)
+    names = [*before.train_names, *before.test_names]
+    rows = torch.cat([before.train, before.test])
+    monkeypatch.undo()
+    monkeypatch.setenv("KULLBACK_CACHE", "off")
+    again = load(folder, **settings)
+    assert [*again.train_names, *again.test_names] == names
+    assert torch.equal(torch.cat([again.train, again.test]), rows)
+
+
+def test_a_reading_that_fails_leaves_no_entry(folder, cached):
+    with pytest.raises(DataError, match="different sizes"):
+        Image.new("L", (9, 9)).save(folder / "zz.png")
+        load(folder)
+    assert not any(cached.iterdir())
+
+
 def test_the_cache_keeps_to_its_limit_and_can_be_off(folder, cached, monkeypatch):
     monkeypatch.setenv("KULLBACK_CACHE", "off")
     load(folder, size=4)

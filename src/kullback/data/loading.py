@@ -162,13 +162,13 @@ def assemble(
         examples.split, is_test = "all examples", np.ones(len(examples.values), bool)
     else:
         is_test = _split(examples, test_fraction, source)
-    train, test = (torch.from_numpy(examples.values[flags]) for flags in (~is_test, is_test))
     kind, binarize = _judge(examples, binarize)
     if kind == "continuous" and rules > 1 and not whole:
         examples.notes += doubts(examples.values[~is_test])
     if rules > 2:
         examples.notes += sameness(examples.values)
     levels, grid = examples.levels, examples.grid
+    train, test = _divided(examples, is_test)
     train_hash = sha256_of(train)
     if binarize != "none":
         kind, test = "binary", binarize_all(test, seed=seed, label="test")
@@ -196,6 +196,23 @@ def assemble(
     train_names, test_names = tuple(names[~is_test]), tuple(names[is_test])
     data = Dataset(train, test, kind, binarize == "dynamic", protocol, train_names, test_names)
     return _labelled(data, examples.labels, is_test, source) if examples.labels else data
+
+
+def _divided(examples: Examples, is_test: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
+    """Return training and test rows; where the memory is the examples' own, that of all rows.
+
+    A second copy of 100,000 pictures would take as long as to hash them three times: a system
+    hands out new memory slowly.
+    """
+    values, places = examples.values, np.flatnonzero(~is_test)
+    if not examples.own or not values.flags.writeable:
+        return torch.from_numpy(values[places]), torch.from_numpy(values[is_test])
+    cache.finish()  # which reads the values
+    test = values[is_test]
+    for start in range(0, len(places), limits.ROWS_MOVED):
+        part = places[start : start + limits.ROWS_MOVED]  # none lies before its new place
+        values[start : start + len(part)] = values[part]
+    return torch.from_numpy(values[: len(places)]), torch.from_numpy(test)
 
 
 def _labelled(data: Dataset, labels: list[str], is_test: NDArray[np.bool_], source: str) -> Dataset:

@@ -714,19 +714,28 @@ def _read(
     files: list[_File] = []
     sizes: set[tuple[int, int]] = set()
     stacked = _Stacked(len(paths), coloured=fitting.channels == "rgb")
-    for part in _decoded(folder, paths, fitting, how):
-        for file in part.files:
-            files.append(file)
-            sizes |= {frame.shown for frame in file.frames}
-            if alike and len(sizes) > 1:
-                raise _of_several_sizes(folder, paths, how)
-            if progress is not None:
-                progress(len(files), len(paths))
-        if part.pixels is not None:
-            stacked.add(part.pixels)
-    examples = _examples_of(folder, files, stacked.values(), fitting.channels, how)
-    if key is not None:
-        cache.keep(key, examples)
+    entry = None if key is None else cache.Entry(key, len(paths))
+    try:
+        for part in _decoded(folder, paths, fitting, how):
+            for file in part.files:
+                files.append(file)
+                sizes |= {frame.shown for frame in file.frames}
+                if alike and len(sizes) > 1:
+                    raise _of_several_sizes(folder, paths, how)
+                if progress is not None:
+                    progress(len(files), len(paths))
+            if part.pixels is not None:
+                stacked.add(part.pixels)
+                if entry is not None:
+                    entry.add(part.pixels)
+        pixels = stacked.values()
+        examples = _examples_of(folder, files, pixels, fitting.channels, how)
+        if entry is not None:
+            entry.close(examples, given=examples.values is pixels)
+    except BaseException:
+        if entry is not None:
+            entry.drop()
+        raise
     return examples
 
 
@@ -851,6 +860,7 @@ def _examples_of(
     if moving:
         notes.append(f"{plural(len(moving), 'animation')}: all {sum(moving):,} frames taken")
     examples = Examples(values, names, digests, None, "files by SHA-256", notes, skipped, grid)
+    examples.own = True
     return as_asked(examples, how)
 
 
