@@ -423,3 +423,54 @@ def test_pixels_of_many_pictures_stand_in_one_array_in_their_order():
         DataError, match=r"not enough memory for .* images of 3x2, which take .* GB"
     ):
         pictures._Stacked(10**17, coloured=False).add(parts[0])  # more than there are addresses
+
+
+def test_a_link_to_itself_is_skipped_by_name(folder):
+    """It cannot be asked whether it is a folder; the pictures beside it are read all the same."""
+    (folder / "ring.png").symlink_to("ring.png")
+    data = load(folder, test_fraction=0.3)
+    (skipped,) = data.protocol["skipped"]["files"]
+    assert skipped["name"] == "ring.png"
+    assert len(data.train) + len(data.test) == 40
+
+
+def test_a_link_to_a_folder_above_adds_no_pictures(folder):
+    save(folder.parent / "beside.png", 9)
+    (folder / "up").symlink_to("..")
+    data = load(folder, test_fraction=0.3)
+    assert len(data.train) + len(data.test) == 40
+
+
+def test_pictures_of_other_kinds_and_folders_like_a_split_are_told(folder):
+    (folder / "a.heic").write_bytes(b"x")
+    (folder / "b.HEIC").write_bytes(b"x")
+    (folder / "more.zip").write_bytes(b"x")
+    (folder / "notes.txt").write_bytes(b"x")
+    for number, name in enumerate(("Train", "val")):  # no split, since test/ is missing
+        (folder / name).mkdir()
+        save(folder / name / "new.png", 200 + number)
+    notes = load(folder, test_fraction=0.3).protocol["notes"]
+    assert (
+        "left out, since files of these kinds are not read: 2 .heic, 1 .zip; PNG files are" in notes
+    )
+    assert sum(note.startswith("Train/ and val/ read as one set") for note in notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("x.heic", "convert them to PNG"), ("x.zip", "unpack the archives")],
+)
+def test_a_folder_of_other_kinds_says_what_to_do(tmp_path, name, hint):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DataError, match=f"Try: {hint}"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("x.zip", "unpack it"), ("x.parquet", "save it as .csv"), ("x.png", "folder")],
+)
+def test_a_file_of_another_kind_says_what_to_do(tmp_path, name, hint):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DataError, match=f"Try: .*{hint}"):
+        load(tmp_path / name)

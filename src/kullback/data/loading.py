@@ -28,6 +28,7 @@ from .dataset import Dataset, Kind, binarize_all, sha256_of
 from .examples import Channels, Examples, Fit, Progress, Reading, as_size, plural
 from .given import Shards, arrays_of, shards_in
 from .pictures import (
+    ARCHIVES,
     FRAME_SUFFIXES,
     as_asked,
     fit_images,
@@ -847,11 +848,8 @@ def _read(
         return read_folder(path, size=size, fit=fit, channels=channels, progress=progress, how=how)
     if what == "image" and size is not None:
         return read_file(path, size=size, fit=fit, channels=channels, how=how)
-    if path.suffix.lower() in (".h5", ".loom"):
-        hint = "scipy.sparse.save_npz('counts.npz', adata.X), or numpy.savez of adata.X.toarray()"
-        raise DataError(f"{path}: expected .h5ad, .npz, .npy or .csv counts; got HDF5. Try: {hint}")
     if what not in ("embedded", "array"):
-        raise DataError(f"{path}: expected a folder of images, a .npy, .npz or .csv file")
+        raise DataError(_not_read(path))
     arrays = what == "array"
     examples = read_arrays(path, how) if arrays else as_asked(read_fashion(), how)
     try:
@@ -859,6 +857,23 @@ def _read(
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
     return examples
+
+
+def _not_read(path: Path) -> str:
+    """Say that a file is of no kind that is read, and how to make it one."""
+    kind = path.suffix.lower()
+    if kind in (".h5", ".loom"):
+        hint = "scipy.sparse.save_npz('counts.npz', adata.X), or numpy.savez of adata.X.toarray()"
+        return f"{path}: expected .h5ad, .npz, .npy or .csv counts; got HDF5. Try: {hint}"
+    hints = {
+        **dict.fromkeys(ARCHIVES, "unpack it, and give the folder"),
+        **dict.fromkeys((".hdf5", ".mat", ".pt", ".pth", ".pkl"), "numpy.save of the array in it"),
+        **dict.fromkeys((".parquet", ".feather", ".xlsx", ".xls"), "save it as .csv"),
+        **dict.fromkeys((".txt", ".dat"), "a table with commas, named .csv"),
+        **dict.fromkeys(FRAME_SUFFIXES, "the folder that it lies in"),
+    }
+    hint = f". Try: {hints[kind]}" if kind in hints else ""
+    return f"{path}: expected a folder of images, a .npy, .npz or .csv file{hint}"
 
 
 def _what_is(path: Path) -> Literal["folder", "image", "array", "other"]:
