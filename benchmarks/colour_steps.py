@@ -1,15 +1,18 @@
 """Training on colour pictures: milliseconds a step before and after, and bits a dimension by time.
 
-    python benchmarks/colour_steps.py [--sizes 64 128] [--steps 2] [--data pictures.npz]
-                                      [--seconds 30] [--curve 500 1000 2000]
+    python benchmarks/colour_steps.py [--sizes 64 128] [--steps 2] [--data PICTURES]
+                                      [--seconds 60] [--curve 500 1000 2000]
 
 Before is the network that runs had while colour pictures got the default of small grey ones: `conv`
-with five components, its likelihood in PyTorch (`KULLBACK_NATIVE=off`, in a process of its own).
-After is today's default. Steps of 128 images, one thread, CPU time, since the machine may be
-shared; float32 and bfloat16. With `--data` (a folder or an .npz of colour pictures, best 64x64)
-both are trained for equal CPU seconds and measured on its test part. The curve is of the embedded
-8-bit images over the number of steps: what twice the steps gain. Prints JSON and writes it to
-benchmarks/results/colour_steps.json.
+with five components and no neighbours, its likelihood in PyTorch (`KULLBACK_NATIVE=off`, in a
+process of its own). After is today's default, whose likelihood gives each pixel four neighbours
+too; without them it is measured beside. Steps of 128 images, one thread, CPU time, since the
+machine may be shared; float32, and bfloat16 where the processor has AMX. All are then trained for
+equal CPU seconds and measured
+on the test part of `--data` (a folder or an .npz of colour pictures), by default 5,000 crops of
+64x64 of the left two thirds of scikit-learn's two sample photographs and 400 of their right thirds.
+The curve is of the embedded 8-bit images over the number of steps: what twice the steps gain.
+Prints JSON and writes it to benchmarks/results/colour_steps.json.
 """
 
 import argparse
@@ -17,9 +20,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from measuring import finish, machine
 
@@ -27,9 +32,9 @@ from kullback.data import load
 from kullback.vae import Architecture, Training, build, evaluate, pick_precision
 from kullback.vae.loop import State, fit, loss_terms
 
-BEFORE = Architecture(network="conv", components=5)
+BEFORE = Architecture(network="conv", components=5, neighbours=0)
 AFTER = Architecture()
-PRECISIONS = ("float32", "bfloat16")
+WITHOUT_NEIGHBOURS = Architecture(neighbours=0)
 
 
 def step_ms(architecture, size, precision, steps):
@@ -82,6 +87,37 @@ def before(work):
     return json.loads(done.stdout)
 
 
+def crops(path, side=64, train=5000, test=400):
+    """Write an .npz of crops of two photographs: the left two thirds for training."""
+    from sklearn.datasets import load_sample_images
+
+    chance, photographs = np.random.default_rng(0), load_sample_images().images
+
+    def cut(count, first, last):
+        found = []
+        for number in range(count):
+            picture = photographs[number % len(photographs)]
+            height, width = picture.shape[:2]
+            row = chance.integers(height - side + 1)
+            column = chance.integers(int(first * width), int(last * width) - side + 1)
+            found.append(picture[row : row + side, column : column + side])
+        return np.stack(found)
+
+    np.savez(path, x_train=cut(train, 0, 2 / 3), x_test=cut(test, 2 / 3, 1))
+
+
+def equal_seconds(source, seconds):
+    """Train each model for so many CPU seconds and measure it on the test part of `source`."""
+    data = load(source)
+    settings = Training.usual(data.kind, data.event_shape, minutes=seconds / 60)
+    return {
+        "data": f"{len(data.train):,} + {len(data.test):,} of {list(data.event_shape)}",
+        "before": before({"data": str(source), "seconds": seconds}),
+        "without neighbours": trained(data, WITHOUT_NEIGHBOURS, settings),
+        "after": trained(data, AFTER, settings),
+    }
+
+
 def part(work):
     """Do what `before` asks for."""
     if "size" in work:
@@ -95,7 +131,7 @@ def main():
     parser.add_argument("--sizes", type=int, nargs="*", default=[64, 128])
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--curve", type=int, nargs="*", default=[500, 1000, 2000])
     parser.add_argument("--part", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -104,22 +140,21 @@ def main():
         print(json.dumps(part(options.part)))
         return
     result = {"benchmark": "colour_steps", "machine": machine(1), "ms_a_step_of_128": {}}
+    usual = str(pick_precision("auto", torch.device("cpu"))).removeprefix("torch.")
     for size in options.sizes:
-        for precision in PRECISIONS:
+        for precision in dict.fromkeys(["float32", usual]):
             old = before({"size": size, "precision": precision, "steps": options.steps})
             new = step_ms(AFTER, size, precision, options.steps)
             row = {"before": old, "after": new, "ratio": old / new}
+            row["without neighbours"] = step_ms(WITHOUT_NEIGHBOURS, size, precision, options.steps)
             result["ms_a_step_of_128"][f"{size}x{size} {precision}"] = row
             finish("colour_steps", result, digits=4)
-    if options.data:
-        data = load(options.data)
-        settings = Training.usual(data.kind, data.event_shape, minutes=options.seconds / 60)
-        result["equal_seconds"] = {
-            "data": f"{len(data.train):,} + {len(data.test):,} of {list(data.event_shape)}",
-            "before": before({"data": str(options.data), "seconds": options.seconds}),
-            "after": trained(data, AFTER, settings),
-        }
-        finish("colour_steps", result, digits=4)
+    with tempfile.TemporaryDirectory() as work:
+        source = options.data or Path(work) / "crops.npz"
+        if not options.data:
+            crops(source)
+        result["equal_seconds"] = equal_seconds(source, options.seconds)
+    finish("colour_steps", result, digits=4)
     fashion = load("fashion")
     result["bits_by_steps"] = []
     for steps in options.curve:

@@ -91,14 +91,19 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     kept = RESULTS / "neighbours.json"
-    before = read_json(kept)["sets"] if kept.exists() else {}
+    found = read_json(kept) if kept.exists() else {}
+    before = found.get("sets", {})
+    for rows in before.values():  # sets measured while a file had one list of options
+        if "options" in found:
+            rows.setdefault("options", found["options"])
     result = {"benchmark": "neighbours", "machine": machine(1), "sets": before}
     more = f", {options.steps:,} steps on {options.device}" if options.context else ""
     for source in options.data:
         data = load(source, binarize=options.binarize)
         images = f"{len(data.train):,} of {list(data.event_shape)}"
         name = f"{data.kind}, {images}, {Path(source).name}{more}"
-        rows = result["sets"].setdefault(name, {"options": vars(options)})
+        rows = result["sets"].setdefault(name, {})
+        rows.setdefault("options", vars(options))
         for seed in options.seeds:
             rows[f"seed {seed}"] = compared(data, options, seed)
             finish("neighbours", result, digits=5)

@@ -425,3 +425,10 @@ def test_what_float64_cannot_hold_is_no_number(capsys):
 def test_a_binomial_of_fewer_trials_has_a_value(capsys):
     found = fields(capsys, "kl", "binomial(3,.3)", "binomial(5,.4)")
     assert found["exact"] and found["value"] == pytest.approx(0.5714590523533778, rel=1e-9)
+
+
+def test_a_skipped_file_is_named_on_one_line_whatever_its_name():
+    from kullback.cli.train import _on_one_line
+
+    assert _on_one_line("a\nb \x1b[31m\t\udce9.png") == "a\\nb \\x1b[31m\\t\\udce9.png"
+    assert _on_one_line("ünï 😀.png") == "ünï 😀.png"

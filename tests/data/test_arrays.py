@@ -92,6 +92,13 @@ def test_zeros_and_ones_are_binary_and_stay_so(tmp_path, dtype):
     assert np.array_equal(rows[:, 0], bits)
 
 
+def test_integers_of_one_large_value_are_refused_in_words(tmp_path):
+    """One level has no step; what is refused is that nothing differs."""
+    np.save(tmp_path / "a.npy", np.full((50, 4), 1000))
+    with pytest.raises(DataError, match="2 different examples"):
+        load(tmp_path / "a.npy")
+
+
 def test_continuous_values(tmp_path):
     normal = RNG.normal(size=(40, 3))
     rows, data = everything(saved(tmp_path, normal))

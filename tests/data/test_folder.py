@@ -358,6 +358,38 @@ def test_a_changed_folder_is_decoded_again(folder, cached, monkeypatch, change):
     assert (before.protocol == truth.protocol) == (change == "same size and time")
 
 
+@pytest.mark.parametrize("what", ["grey and colour", "16 bits", "8 and 16 bits", "fewer levels"])
+def test_an_entry_holds_what_was_decoded_also_where_that_is_changed_afterwards(
+    folder, cached, monkeypatch, what
+):
+    for place in folder.rglob("*.*"):
+        if what == "16 bits" or (what == "8 and 16 bits" and place.stem.endswith("3")):
+            place.unlink()
+            deep = np.full((8, 8), 257 * (1 + int(place.stem)), np.uint16)
+            Image.fromarray(deep).save(place.with_suffix(".png"))
+    if what == "grey and colour":
+        Image.new("RGB", (8, 8), (1, 2, 3)).save(folder / "zz.png")
+    settings = {"test_fraction": 0.3, "levels": 16 if what == "fewer levels" else "auto"}
+    before = load(folder, **settings)
+    assert len(list(cached.iterdir())) == 1
+    monkeypatch.setattr("kullback.data.pictures._decode_file", None)  # called, it would raise
+    same(load(folder, **settings), before)
+    names = [*before.train_names, *before.test_names]
+    rows = torch.cat([before.train, before.test])
+    monkeypatch.undo()
+    monkeypatch.setenv("KULLBACK_CACHE", "off")
+    again = load(folder, **settings)
+    assert [*again.train_names, *again.test_names] == names
+    assert torch.equal(torch.cat([again.train, again.test]), rows)
+
+
+def test_a_reading_that_fails_leaves_no_entry(folder, cached):
+    with pytest.raises(DataError, match="different sizes"):
+        Image.new("L", (9, 9)).save(folder / "zz.png")
+        load(folder)
+    assert not any(cached.iterdir())
+
+
 def test_the_cache_keeps_to_its_limit_and_can_be_off(folder, cached, monkeypatch):
     monkeypatch.setenv("KULLBACK_CACHE", "off")
     load(folder, size=4)
@@ -391,3 +423,54 @@ def test_pixels_of_many_pictures_stand_in_one_array_in_their_order():
         DataError, match=r"not enough memory for .* images of 3x2, which take .* GB"
     ):
         pictures._Stacked(10**17, coloured=False).add(parts[0])  # more than there are addresses
+
+
+def test_a_link_to_itself_is_skipped_by_name(folder):
+    """It cannot be asked whether it is a folder; the pictures beside it are read all the same."""
+    (folder / "ring.png").symlink_to("ring.png")
+    data = load(folder, test_fraction=0.3)
+    (skipped,) = data.protocol["skipped"]["files"]
+    assert skipped["name"] == "ring.png"
+    assert len(data.train) + len(data.test) == 40
+
+
+def test_a_link_to_a_folder_above_adds_no_pictures(folder):
+    save(folder.parent / "beside.png", 9)
+    (folder / "up").symlink_to("..")
+    data = load(folder, test_fraction=0.3)
+    assert len(data.train) + len(data.test) == 40
+
+
+def test_pictures_of_other_kinds_and_folders_like_a_split_are_told(folder):
+    (folder / "a.heic").write_bytes(b"x")
+    (folder / "b.HEIC").write_bytes(b"x")
+    (folder / "more.zip").write_bytes(b"x")
+    (folder / "notes.txt").write_bytes(b"x")
+    for number, name in enumerate(("Train", "val")):  # no split, since test/ is missing
+        (folder / name).mkdir()
+        save(folder / name / "new.png", 200 + number)
+    notes = load(folder, test_fraction=0.3).protocol["notes"]
+    assert (
+        "left out, since files of these kinds are not read: 2 .heic, 1 .zip; PNG files are" in notes
+    )
+    assert sum(note.startswith("Train/ and val/ read as one set") for note in notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("x.heic", "convert them to PNG"), ("x.zip", "unpack the archives")],
+)
+def test_a_folder_of_other_kinds_says_what_to_do(tmp_path, name, hint):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DataError, match=f"Try: {hint}"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("x.zip", "unpack it"), ("x.parquet", "save it as .csv"), ("x.png", "folder")],
+)
+def test_a_file_of_another_kind_says_what_to_do(tmp_path, name, hint):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DataError, match=f"Try: .*{hint}"):
+        load(tmp_path / name)

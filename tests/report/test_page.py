@@ -7,6 +7,7 @@ import shutil
 import threading
 from dataclasses import asdict
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from kullback.core import DataError, RunError
 from kullback.data import describe_protocol, load
 from kullback.report import write
 from kullback.report.html import _environment, picture
-from kullback.report.training_runs.run_page import _whole_stretches, command
+from kullback.report.training_runs.run_page import Record, _lead, _whole_stretches, command
 from kullback.vae import VAE, Architecture, Evaluation, Training, train
 
 from .conftest import TINY, in_memory, noise
@@ -332,6 +333,30 @@ def test_a_picture_keeps_to_its_budget():
     assert content == stored.data
     assert 'width="300" height="400"' in markup
     assert 'alt="&lt;noise&gt;"' in markup
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "said"),
+    [
+        ("8-bit", {"neighbours": 4}, "logistics likelihood (each pixel given the 4 before it)."),
+        ("8-bit", {"neighbours": 0}, "logistics likelihood."),
+        (
+            "8-bit",
+            {"context": (16, 8)},
+            "(each pixel given learned features of those before it: 16, 8)",
+        ),
+        (
+            "sound",
+            {"context": (32,)},
+            "(each sample given learned features of those before it: 32)",
+        ),
+    ],
+)
+def test_the_lead_says_what_a_likelihood_is_given_beside_z(kind, fields, said):
+    architecture = {"network": "patch", "latent": 8, "likelihood": "logistics"} | fields
+    config = {"model": {"architecture": architecture}, "data": {"kind": kind, "source": "x"}}
+    record = Record(Path("x"), config, [], [], None, {}, None, None, {})
+    assert said in _lead(record)
 
 
 def test_the_command_names_what_was_asked_for():

@@ -35,6 +35,15 @@ def test_every_figure_is_there_as_its_estimate_prints(figures):
     assert "lower bounds on log p(x): higher is better" in table
 
 
+def test_the_smaller_bound_of_what_z_says_stands_first(figures):
+    """Each is the mean of other draws, so that chance may leave the lower one above the upper."""
+    low, high = (Estimate(value, 0.1, 48, "nats") for value in (0.0582, 0.0466))
+    crossed = replace(figures, information_low=low, information_high=high)
+    assert "0.0466 to 0.0582" in evaluation_table(crossed, DATA.protocol, color=False)
+    crossed = replace(figures, information_low=high, information_high=replace(low, value=-0.1))
+    assert "0 to 0.0466" in evaluation_table(crossed, DATA.protocol, color=False)
+
+
 def test_colour_changes_nothing_but_colour(figures):
     bare = evaluation_table(figures, DATA.protocol, color=False)
     coloured = evaluation_table(figures, DATA.protocol, color=True)

@@ -293,8 +293,13 @@ def _read(source: str, asked: dict[str, Any]) -> "Dataset":
     for note in dataset.protocol["notes"]:
         say(f"note: {note}")
     for file in dataset.protocol["skipped"]["files"]:
-        say(f"skipped: {file['name']}: {file['reason']}")
+        say(f"skipped: {_on_one_line(file['name'])}: {file['reason']}")
     return dataset
+
+
+def _on_one_line(name: str) -> str:
+    """Return a file's name with line breaks and other control characters written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _shown(update: Callable[..., None], said: set[str], nouns: str) -> Callable[["Progress"], None]:

@@ -467,7 +467,7 @@ def _require_finite(array: NDArray[Any], name: str) -> None:
         first = int(bad.argmax())
         raise DataError(
             f"{name}: NaN, infinity or beyond float32 in {plural(int(bad.sum()), 'row')} of "
-            f"{len(array):,}, the first is row {first}"
+            f"{len(array):,}, the first is row {first}. Try: leave them out, or fill them in"
         )
 
 

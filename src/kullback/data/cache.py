@@ -1,18 +1,20 @@
 """Decoded folders of pictures, kept in the user's cache folder: read again, they are not decoded.
 
-Which to use: `key_of` for the name of what is read; `fetch` and `keep` for the decoded examples,
+Which to use: `key_of` for the name of what is read; `fetch` and `Entry` for the decoded examples,
 and `finish` before they may change. A key covers the path, size and times of every file, the
 options of reading and the versions of the decoder, so a changed file is decoded again. An entry is
-one file: a `.npy` array, then names and notes as JSON, then the SHA-256 of both; a damaged one is
-removed and made again. The oldest entries go when all together exceed `limits.MAX_CACHE_BYTES`.
-`KULLBACK_CACHE=off` switches it off.
+one file: a `.npy` array, then names and notes as JSON, then the SHA-256 of values, JSON and header;
+a damaged one is removed and made again. The oldest entries go when all together exceed
+`limits.MAX_CACHE_BYTES`. `KULLBACK_CACHE=off` switches it off.
 """
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
+import queue
 import threading
 import time
 from pathlib import Path
@@ -28,10 +30,9 @@ from . import limits
 from .examples import Examples, Fitting, Reading
 from .quantisation import Grid
 
-__all__ = ["fetch", "finish", "keep", "key_of"]
+__all__ = ["Entry", "fetch", "finish", "key_of"]
 
 _writers: list[threading.Thread] = []
-FRAME_BYTES = 128 + 32  # the header of a `.npy` before, the hash after
 
 
 def key_of(folder: Path, paths: list[str], fitting: Fitting, how: Reading) -> str | None:
@@ -73,12 +74,105 @@ def fetch(key: str) -> Examples | None:
         return None
 
 
-def keep(key: str, examples: Examples) -> None:
-    """Begin to keep examples under a key, where there is room; a disk that refuses is no failure.
+class Entry:
+    """One entry that is written beside the decoding, by a thread; a full disk is no failure.
 
-    They are written by a thread beside what follows, a sixth of the time of reading them. Their
-    values must stay as they are until `finish` returns.
+    `add` gives it pixels as they come, which must then stay as they are until `finish` returns;
+    `close` what else is kept, and `drop` leaves nothing behind. Rows in another shape than the
+    first, and examples that are no longer the rows that were given, are written anew by `close`.
+
+    Args:
+        key: As `key_of` returns it.
+        rows: How many are expected, for the room they take.
     """
+
+    def __init__(self, key: str, rows: int) -> None:
+        self.key, self.expected, self.rows = key, rows, 0
+        self.layout: tuple[Any, ...] = ()
+        self.waiting: queue.Queue[NDArray[Any] | bytes | None] = queue.Queue(limits.WAITING_PARTS)
+        self.thread: threading.Thread | None = None
+        self.ended = False
+
+    def add(self, pixels: NDArray[Any]) -> None:
+        """Give it more rows."""
+        layout = (*pixels.shape[1:], pixels.dtype.str)
+        if not self.layout:
+            self.layout = layout
+            if max(self.expected, len(pixels)) * pixels[0].nbytes <= limits.MAX_CACHE_BYTES:
+                self.thread = threading.Thread(target=self._write)
+                self.thread.start()
+                _writers.append(self.thread)
+        if layout != self.layout:
+            self.drop()
+        if self.thread is not None:
+            self.rows += len(pixels)
+            self.waiting.put(pixels)
+
+    def close(self, examples: Examples, *, given: bool) -> None:
+        """Complete it; given: whether the values are the rows that were added."""
+        words = _words(examples)
+        if given and self.rows == len(examples.values):
+            self.waiting.put(words)
+            return
+        self.drop()
+        again = Entry(self.key, len(examples.values))
+        again.add(examples.values)
+        again.waiting.put(words)
+
+    def drop(self) -> None:
+        """Leave nothing behind."""
+        if self.thread is not None:
+            self.waiting.put(None)
+        self.thread, self.rows = None, -1
+
+    def _write(self) -> None:
+        try:
+            path = _path(self.key)
+            with open_atomic(path, sync=False) as file:  # what a power cut damages, its hash shows
+                self._write_into(file, path.parent)
+        except (OSError, KullbackError, _Dropped):
+            while not self.ended:  # so that no one waits for room in the queue
+                self._next()
+
+    def _write_into(self, file: Any, folder: Path) -> None:
+        file.seek(limits.NPY_HEADER)
+        digest, rows = hashlib.sha256(), 0
+        while isinstance(part := self._next(), np.ndarray):
+            content = np.ascontiguousarray(part).data
+            digest.update(content)
+            file.write(content)
+            rows += len(part)
+        header = _header((rows, *self.layout[:-1]), self.layout[-1])
+        if part is None or len(header) != limits.NPY_HEADER:
+            raise _Dropped
+        _make_room(folder, file.tell() + len(part) + digest.digest_size)
+        digest.update(part)
+        digest.update(header)
+        file.write(part)
+        file.write(digest.digest())
+        file.seek(0)
+        file.write(header)
+
+    def _next(self) -> NDArray[Any] | bytes | None:
+        part = self.waiting.get()
+        self.ended = not isinstance(part, np.ndarray)
+        return part
+
+
+class _Dropped(Exception):
+    """An entry that is not to be kept after all."""
+
+
+def _header(shape: tuple[int, ...], dtype: str) -> bytes:
+    """Return the first bytes of a `.npy` file."""
+    file = io.BytesIO()
+    about = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, about)
+    return file.getvalue()
+
+
+def _words(examples: Examples) -> bytes:
+    """Return all but the values as JSON."""
     fields = {
         "names": examples.names,
         "digests": [digest.hex() for digest in examples.digests],
@@ -87,41 +181,13 @@ def keep(key: str, examples: Examples) -> None:
         "skipped": examples.skipped,
         "grid": None if examples.grid is None else examples.grid.to_dict(),
     }
-    words = json.dumps(fields).encode()
-    size = examples.values.nbytes + len(words) + FRAME_BYTES
-    if size > limits.MAX_CACHE_BYTES:
-        return
-    thread = threading.Thread(target=_write, args=(key, examples.values, words, size))
-    thread.start()
-    _writers.append(thread)
+    return json.dumps(fields).encode()
 
 
 def finish() -> None:
     """Wait until everything that is to be kept is written."""
     while _writers:
         _writers.pop().join()
-
-
-def _write(key: str, values: NDArray[Any], words: bytes, size: int) -> None:
-    with contextlib.suppress(OSError, KullbackError):
-        path = _path(key)
-        _make_room(path.parent, size)
-        with open_atomic(path, sync=False) as file:  # what a power cut damages, its hash shows
-            writer = _Hashing(file)
-            np.lib.format.write_array(writer, np.ascontiguousarray(values))
-            writer.write(words)
-            file.write(writer.digest.digest())
-
-
-class _Hashing:
-    """A file to write to that hashes what passes."""
-
-    def __init__(self, file: Any) -> None:
-        self.file, self.digest = file, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return int(self.file.write(data))
 
 
 def _path(key: str) -> Path:
@@ -143,7 +209,7 @@ def _read(file: Any) -> Examples:
     words = file.read(length - file.tell())
     digest, hashed = hashlib.sha256(), file.read()
     file.seek(0)
-    for part in (file.read(start), values.data, words):
+    for part in (values.data, words, file.read(start)):
         digest.update(part)
     if hashed != digest.digest():
         raise ValueError("damaged")
@@ -153,6 +219,7 @@ def _read(file: Any) -> Examples:
         values.reshape(shape),
         fields["names"],
         [bytes.fromhex(digest) for digest in fields["digests"]],
+        own=True,
         split=fields["split"],
         notes=fields["notes"],
         skipped=[(name, why) for name, why in fields["skipped"]],
@@ -161,7 +228,9 @@ def _read(file: Any) -> Examples:
 
 
 def _make_room(folder: Path, size: int) -> None:
-    """Remove the entries used least recently until `size` more bytes fit the limit."""
+    """Remove the entries used least recently until `size` more bytes fit the limit, if they can."""
+    if size > limits.MAX_CACHE_BYTES:
+        raise _Dropped
     remove_temporaries(folder)
     entries = sorted((entry.stat().st_mtime, entry) for entry in folder.glob("*.npy"))
     total = size + sum(entry.stat().st_size for _, entry in entries)

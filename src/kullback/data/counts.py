@@ -31,6 +31,7 @@ __all__ = [
     "read_table",
 ]
 
+MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-", "."})  # as tables write it
 SIZE_NAMES = ("size_factors", "size_factors_train", "size_factors_test")
 SPARSE_NAMES = ("format", "shape", "data")  # of what scipy.sparse.save_npz writes
 _TABLE_SIZES = ("size_factor", "size_factors")  # columns
@@ -59,7 +60,8 @@ def read_table(path: Path, label: str = "") -> Named:
             file.seek(0)
             rows = [row for row in csv.reader(file, delimiter=mark) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as a table: {error}") from error
+        hint = ". Try: save it as UTF-8" if isinstance(error, UnicodeError) else ""
+        raise DataError(f"{path}: cannot be read as a table: {error}{hint}") from error
     heading = rows.pop(0) if rows and not all(_is_number(one) for one in rows[0]) else []
     if len(rows) > 0 and heading and all(_is_number(one) for one in heading[1:]) and heading[0]:
         rows, heading = [heading, *rows], []  # names of rows, and none of columns
@@ -104,6 +106,15 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def _advice(cell: str) -> str:
+    """Say what to do about a cell that is no number."""
+    if cell.strip().lower() in MISSING:
+        return "rows without missing values, or fill them in"
+    if "," in cell:
+        return "numbers with a point, in columns with commas between them"
+    return "columns of numbers alone, or --label for a column of names"
+
+
 def _numbers(rows: list[list[str]], path: Path, *, after: bool) -> NDArray[Any]:
     """Return cells as numbers, or say which is none."""
     width = len(rows[0])
@@ -112,7 +123,11 @@ def _numbers(rows: list[list[str]], path: Path, *, after: bool) -> NDArray[Any]:
             raise DataError(f"{path}: row {number}: expected {width} numbers; got {len(row)}")
         bad = next((one for one in row if not _is_number(one)), None)
         if bad is not None:
-            raise DataError(f"{path}: row {number}: expected numbers; got {bad[:20]!r}")
+            place = f"column {1 + row.index(bad)}"
+            raise DataError(
+                f"{path}: row {number}: expected numbers; got {bad[:20]!r} in {place}. "
+                f"Try: {_advice(bad)}"
+            )
     return np.array([[float(one) for one in row] for row in rows])
 
 

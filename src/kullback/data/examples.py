@@ -74,7 +74,8 @@ class Examples:
     split: that split in words. skipped: (name, reason) of what could not be read. sound: of clips,
     their rate, step and length, and how many samples are no padding. counted: the values are
     counts. sizes: where the size factors in their last column are from, "total" or "given", or "".
-    labels: one a row, or empty.
+    labels: one a row, or empty. own: nothing else uses the memory of the values, so that rows may
+    be moved in it.
 
     Example:
         >>> Examples(np.zeros((2, 3), np.uint8), ["a[0]", "a[1]"]).skipped
@@ -93,6 +94,7 @@ class Examples:
     counted: bool = False
     sizes: str = ""
     labels: list[str] = field(default_factory=list)
+    own: bool = False
 
     @property
     def levels(self) -> int:

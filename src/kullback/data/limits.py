@@ -40,6 +40,7 @@ __all__ = [
     "NAMED_SKIPS",
     "NAMED_SOUNDS",
     "NEARLY_EMPTY_BYTE",
+    "NPY_HEADER",
     "OPEN_SHARDS",
     "PADDING",
     "PIXELS_BETWEEN_LOOKS",
@@ -52,6 +53,7 @@ __all__ = [
     "ROUNDING_SHARE_OF_STEP",
     "ROWS_FOR_DOUBTS",
     "ROWS_FOR_MEAN_PICTURE",
+    "ROWS_MOVED",
     "SAMPLE_RATES",
     "SETTLED_SECONDS",
     "SHORTER_SIDE",
@@ -67,6 +69,7 @@ __all__ = [
     "UNKNOWN_SIZE",
     "USUAL_CLIP",
     "USUAL_RATE",
+    "WAITING_PARTS",
 ]
 
 BYTE_LEVELS = 256  # of 8 bits
@@ -111,6 +114,7 @@ STORED_LOOK = 4096  # rows spread over all of them, from which it is decided how
 STORED_LOOK_BYTES = 2**26  # of those rows: 64 MB
 STORED_BLOCK_BYTES = 2**22  # of rows read at once in the pass over all: 4 MB
 STORED_TEST_BYTES = 2**29  # of test examples, which are held in memory
+ROWS_MOVED = 256  # at once, within their memory: 3 MB of 64x64 in colour
 OPEN_SHARDS = 128  # files open at once; systems allow 256 and more
 
 # Moments
@@ -128,6 +132,8 @@ KEPT_MEMORY = 2**26  # of a process; glibc gives back 128 KB: small JPEGs then t
 FILES_PER_TASK = 64  # of one thread: tens of milliseconds
 CACHED_FILES = 1_000  # from which a folder is cached: fewer are decoded in about a second
 MAX_CACHE_BYTES = 2**32  # of all cached folders: 350,000 colour pictures of 64x64
+NPY_HEADER = 128  # bytes of a `.npy` file before the values of at most four axes (NEP 1)
+WAITING_PARTS = 32  # of FILES_PER_TASK pictures that wait to be written: 25 MB of 64x64 in colour
 SETTLED_SECONDS = 2.0  # since the last change of a file: the resolution of times on FAT
 MAX_SIDE = 4096  # pixels asked for: 64 MB an image in float32
 SHORTER_SIDE = 64  # pixels kept where no size is given: trains in minutes on a CPU

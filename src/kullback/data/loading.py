@@ -28,6 +28,7 @@ from .dataset import Dataset, Kind, binarize_all, sha256_of
 from .examples import Channels, Examples, Fit, Progress, Reading, as_size, plural
 from .given import Shards, arrays_of, shards_in
 from .pictures import (
+    ARCHIVES,
     FRAME_SUFFIXES,
     as_asked,
     fit_images,
@@ -162,13 +163,13 @@ def assemble(
         examples.split, is_test = "all examples", np.ones(len(examples.values), bool)
     else:
         is_test = _split(examples, test_fraction, source)
-    train, test = (torch.from_numpy(examples.values[flags]) for flags in (~is_test, is_test))
     kind, binarize = _judge(examples, binarize)
     if kind == "continuous" and rules > 1 and not whole:
         examples.notes += doubts(examples.values[~is_test])
     if rules > 2:
         examples.notes += sameness(examples.values)
     levels, grid = examples.levels, examples.grid
+    train, test = _divided(examples, is_test)
     train_hash = sha256_of(train)
     if binarize != "none":
         kind, test = "binary", binarize_all(test, seed=seed, label="test")
@@ -196,6 +197,23 @@ def assemble(
     train_names, test_names = tuple(names[~is_test]), tuple(names[is_test])
     data = Dataset(train, test, kind, binarize == "dynamic", protocol, train_names, test_names)
     return _labelled(data, examples.labels, is_test, source) if examples.labels else data
+
+
+def _divided(examples: Examples, is_test: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
+    """Return training and test rows; where the memory is the examples' own, that of all rows.
+
+    A second copy of 100,000 pictures would take as long as to hash them three times: a system
+    hands out new memory slowly.
+    """
+    values, places = examples.values, np.flatnonzero(~is_test)
+    if not examples.own or not values.flags.writeable:
+        return torch.from_numpy(values[places]), torch.from_numpy(values[is_test])
+    cache.finish()  # which reads the values
+    test = values[is_test]
+    for start in range(0, len(places), limits.ROWS_MOVED):
+        part = places[start : start + limits.ROWS_MOVED]  # none lies before its new place
+        values[start : start + len(part)] = values[part]
+    return torch.from_numpy(values[: len(places)]), torch.from_numpy(test)
 
 
 def _labelled(data: Dataset, labels: list[str], is_test: NDArray[np.bool_], source: str) -> Dataset:
@@ -830,11 +848,8 @@ def _read(
         return read_folder(path, size=size, fit=fit, channels=channels, progress=progress, how=how)
     if what == "image" and size is not None:
         return read_file(path, size=size, fit=fit, channels=channels, how=how)
-    if path.suffix.lower() in (".h5", ".loom"):
-        hint = "scipy.sparse.save_npz('counts.npz', adata.X), or numpy.savez of adata.X.toarray()"
-        raise DataError(f"{path}: expected .h5ad, .npz, .npy or .csv counts; got HDF5. Try: {hint}")
     if what not in ("embedded", "array"):
-        raise DataError(f"{path}: expected a folder of images, a .npy, .npz or .csv file")
+        raise DataError(_not_read(path))
     arrays = what == "array"
     examples = read_arrays(path, how) if arrays else as_asked(read_fashion(), how)
     try:
@@ -842,6 +857,23 @@ def _read(
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
     return examples
+
+
+def _not_read(path: Path) -> str:
+    """Say that a file is of no kind that is read, and how to make it one."""
+    kind = path.suffix.lower()
+    if kind in (".h5", ".loom"):
+        hint = "scipy.sparse.save_npz('counts.npz', adata.X), or numpy.savez of adata.X.toarray()"
+        return f"{path}: expected .h5ad, .npz, .npy or .csv counts; got HDF5. Try: {hint}"
+    hints = {
+        **dict.fromkeys(ARCHIVES, "unpack it, and give the folder"),
+        **dict.fromkeys((".hdf5", ".mat", ".pt", ".pth", ".pkl"), "numpy.save of the array in it"),
+        **dict.fromkeys((".parquet", ".feather", ".xlsx", ".xls"), "save it as .csv"),
+        **dict.fromkeys((".txt", ".dat"), "a table with commas, named .csv"),
+        **dict.fromkeys(FRAME_SUFFIXES, "the folder that it lies in"),
+    }
+    hint = f". Try: {hints[kind]}" if kind in hints else ""
+    return f"{path}: expected a folder of images, a .npy, .npz or .csv file{hint}"
 
 
 def _what_is(path: Path) -> Literal["folder", "image", "array", "other"]:

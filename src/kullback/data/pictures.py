@@ -39,6 +39,7 @@ from .examples import Channels, Examples, Fit, Fitting, Progress, Reading, plura
 from .quantisation import Grid, named
 
 __all__ = [
+    "ARCHIVES",
     "SUFFIXES",
     "Picture",
     "as_asked",
@@ -538,6 +539,31 @@ def _fitted(
 
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib"})
+OTHER_PICTURES = frozenset(
+    f".{kind}"
+    for kind in (
+        *("heic", "heif", "avif", "jp2", "j2k", "jpx", "jxl", "svg", "ico", "ppm", "pgm", "pbm"),
+        *(
+            "pnm",
+            "tga",
+            "psd",
+            "exr",
+            "hdr",
+            "pcx",
+            "dcm",
+            "nii",
+            "raw",
+            "cr2",
+            "nef",
+            "arw",
+            "dng",
+        ),
+    )
+)
+ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
+SPLIT_NAMES = frozenset(
+    {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
+)
 FRAME_SUFFIXES = SUFFIXES | {".gif", ".tif", ".tiff", ".apng"}
 
 
@@ -572,6 +598,9 @@ def read_folder(
         paths = inside
     if not paths:
         raise DataError(_nothing_in(folder, others))
+    notes += _left_out(others)
+    if not divided:
+        notes += _no_split(folder, paths)
     if not size:
         size = _size_of_first(paths, how, notes)
         examples = _read(folder, paths, Fitting(size, fit, channels), progress, how, alike=True)
@@ -603,7 +632,8 @@ def picture_files(
     """Return the picture files under `folder`, sorted, and a count of the other file types.
 
     Hidden files and folders are passed over. Linked folders are followed, each real folder once,
-    so circles of links end. Raises `DataError` when a folder cannot be listed.
+    so circles of links end; a link to a folder above is one. Raises `DataError` when a folder
+    cannot be listed.
     """
     pictures, others = _listed(folder, suffixes)
     return [Path(path) for path in pictures], others
@@ -613,7 +643,7 @@ def _listed(folder: Path, suffixes: frozenset[str]) -> tuple[list[str], Counter[
     """`picture_files`, as strings: to make 100,000 paths takes as long as to list them."""
     pictures: list[str] = []
     others: Counter[str] = Counter()
-    seen: set[tuple[int, int]] = set()
+    seen = _folders_above(folder)  # a link to one of them is a circle, not more pictures
     waiting = [str(folder)]
     while waiting:
         here = waiting.pop()
@@ -627,7 +657,7 @@ def _listed(folder: Path, suffixes: frozenset[str]) -> tuple[list[str], Counter[
                     if entry.name.startswith("."):
                         continue
                     suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         waiting.append(entry.path)
                     elif suffix in suffixes:
                         pictures.append(entry.path)
@@ -637,6 +667,24 @@ def _listed(folder: Path, suffixes: frozenset[str]) -> tuple[list[str], Counter[
             raise DataError(f"{here}: cannot be listed: {error.strerror or error}") from error
     pictures.sort(key=lambda path: path.replace(os.sep, "/"))
     return pictures, others
+
+
+def _folders_above(folder: Path) -> set[tuple[int, int]]:
+    """Return device and number of every folder that this one lies in."""
+    found = set()
+    for above in folder.absolute().resolve().parents:
+        with suppress(OSError):
+            status = above.stat()
+            found.add((status.st_dev, status.st_ino))
+    return found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Say whether an entry is a folder; a link to itself, which cannot be asked, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 class _File(NamedTuple):
@@ -714,19 +762,28 @@ def _read(
     files: list[_File] = []
     sizes: set[tuple[int, int]] = set()
     stacked = _Stacked(len(paths), coloured=fitting.channels == "rgb")
-    for part in _decoded(folder, paths, fitting, how):
-        for file in part.files:
-            files.append(file)
-            sizes |= {frame.shown for frame in file.frames}
-            if alike and len(sizes) > 1:
-                raise _of_several_sizes(folder, paths, how)
-            if progress is not None:
-                progress(len(files), len(paths))
-        if part.pixels is not None:
-            stacked.add(part.pixels)
-    examples = _examples_of(folder, files, stacked.values(), fitting.channels, how)
-    if key is not None:
-        cache.keep(key, examples)
+    entry = None if key is None else cache.Entry(key, len(paths))
+    try:
+        for part in _decoded(folder, paths, fitting, how):
+            for file in part.files:
+                files.append(file)
+                sizes |= {frame.shown for frame in file.frames}
+                if alike and len(sizes) > 1:
+                    raise _of_several_sizes(folder, paths, how)
+                if progress is not None:
+                    progress(len(files), len(paths))
+            if part.pixels is not None:
+                stacked.add(part.pixels)
+                if entry is not None:
+                    entry.add(part.pixels)
+        pixels = stacked.values()
+        examples = _examples_of(folder, files, pixels, fitting.channels, how)
+        if entry is not None:
+            entry.close(examples, given=examples.values is pixels)
+    except BaseException:
+        if entry is not None:
+            entry.drop()
+        raise
     return examples
 
 
@@ -851,6 +908,7 @@ def _examples_of(
     if moving:
         notes.append(f"{plural(len(moving), 'animation')}: all {sum(moving):,} frames taken")
     examples = Examples(values, names, digests, None, "files by SHA-256", notes, skipped, grid)
+    examples.own = True
     return as_asked(examples, how)
 
 
@@ -1038,4 +1096,27 @@ def _nothing_in(folder: Path, others: Counter[str]) -> str:
     kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in others.most_common(5))
     instead = f"; it holds other files: {kinds}" if others else ""
     sounds = "" if not others else ", and no WAV, FLAC, OGG or MP3 sounds"
-    return f"{folder}: no PNG, JPEG, WebP or BMP images found{sounds}{instead}"
+    hints = ["convert them to PNG"] if any(one in OTHER_PICTURES for one in others) else []
+    hints += ["unpack the archives"] if any(one in ARCHIVES for one in others) else []
+    hint = f". Try: {', '.join(hints)}" if hints else ""
+    return f"{folder}: no PNG, JPEG, WebP or BMP images found{sounds}{instead}{hint}"
+
+
+def _left_out(others: Counter[str]) -> list[str]:
+    """Return a note on files beside the pictures that are pictures of other kinds, or archives."""
+    known = {one: n for one, n in sorted(others.items()) if one in OTHER_PICTURES | ARCHIVES}
+    if not known:
+        return []
+    kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in known.items())
+    return [f"left out, since files of these kinds are not read: {kinds}; PNG files are"]
+
+
+def _no_split(folder: Path, paths: list[str]) -> list[str]:
+    """Return a note where folders look like a split but are not called train/ and test/."""
+    tops = {_name_in(folder, path).partition("/")[0] for path in paths if os.sep in path}
+    like = sorted(one for one in tops if one.lower() in SPLIT_NAMES and (folder / one).is_dir())
+    if not like:
+        return []
+    named = " and ".join(f"{one}/" for one in like)
+    split = "a split of your own is a folder train/ and a folder test/"
+    return [f"{named} read as one set with what lies beside and split by SHA-256; {split}"]

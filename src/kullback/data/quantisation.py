@@ -304,7 +304,7 @@ def named(low: float, step: float, last: int, *, slack: float = 0.0) -> Grid:
     used = last + 1
     for start in (0.0, -1.0, -0.5):
         before = round((low - start) / step)
-        off = slack * (1 + before / last)
+        off = slack * (1 + before / max(1, last))  # one level has no step to be rounded
         aligned = before >= 0 and abs(low - start - before * step) <= off
         aligned = aligned and off <= step / (2 if before == 0 else 16)  # or any start would do
         full = _depth(before + used)

@@ -210,7 +210,8 @@ def _information(e: Evaluation, unit: str, noun: str) -> dict[str, Figure]:
     if low is None or high is None:
         value, note = UNKNOWN, "not measured: the rate is above it"
     else:
-        value = f"{max(0.0, low.value):.3g} to {max(0.0, high.value):.3g}"
+        ends = sorted(max(0.0, one.value) for one in (low, high))  # chance may cross the bounds
+        value = f"{ends[0]:.3g} to {ends[1]:.3g}"
         note = f"of the rate, what z says about x; first {low.draws:,} {noun}s"
     meaning = "The rate is I(x; z) + KL(q(z) ‖ p(z)); only the first part says something about x."
     return {"information": Figure("I(x; z)", value, unit, note, meaning)}

@@ -510,9 +510,10 @@ def _lost(
         kept = f"saved at step {state.step:,}"
     else:
         step = checkpoint.saved_step(folder)
-        lost = " and its slice of the state is lost" if state.flat.sharded else ""
         kept = f"the last checkpoint is kept, of step {step:,}" if step else "no checkpoint yet"
-        kept = f"step {state.step:,}{lost}; {kept}" if lost else kept
+        if state.flat.sharded:
+            held = "it held a slice of the training state"
+            kept = f"step {state.step:,} cannot be saved: {held}; {kept}"
     again = f"kullback train --resume {shlex.quote(str(folder))}"
     hint = f"{again}, with this or another number of processes"
     return processes.LostProcessError(f"{error}; {kept}. Try: {hint}")

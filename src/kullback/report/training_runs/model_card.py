@@ -212,9 +212,8 @@ def _lead(record: Record) -> str:
     start = record.config.get("start")
     began = f" Its training {start_in_words(_public_start(start))}." if start else ""
     return (
-        f"A variational autoencoder with {architecture['latent']} latent dimensions: prior "
-        f"{architecture['prior']}, posterior {architecture['posterior']}, likelihood "
-        f"{architecture['likelihood']}{parts}.{began} Made with kullback {__version__}."
+        f"A variational autoencoder with {architecture['latent']} latent dimensions{parts}."
+        f"{began} Made with kullback {__version__}."
     )
 
 

@@ -311,8 +311,21 @@ def _lead(record: Record) -> str:
     return (
         f"A variational autoencoder trained on {source}: "
         f"{architecture.get('network')} {hidden}, {architecture.get('latent')} latent dimensions, "
-        f"{architecture.get('likelihood')} likelihood{learned}.{began}"
+        f"{architecture.get('likelihood')} likelihood{_given_before(record)}{learned}.{began}"
     )
+
+
+def _given_before(record: Record) -> str:
+    """Say what of x a likelihood is given beside z: pixels before each, or a context."""
+    fields = record.config["model"].get("architecture") or {}
+    sound = record.protocol.get("kind") == "sound"
+    what = "sample" if sound else "pixel"
+    context = fields.get("context") or ()
+    if context:
+        features = ", ".join(str(width) for width in context)
+        return f" (each {what} given learned features of those before it: {features})"
+    near = 0 if sound else int(fields.get("neighbours") or 0)
+    return f" (each pixel given the {near} before it)" if near else ""
 
 
 def _facts(record: Record) -> list[str]:
