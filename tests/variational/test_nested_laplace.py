@@ -18,6 +18,7 @@ from kullback.variational.diagnostics.defensive_sampling import (
 )
 from kullback.variational.diagnostics.diagnose import diagnose_beyond
 from kullback.variational.diagnostics.evidence import Evidence, Sample
+from kullback.variational.diagnostics.joint_searches import first_true
 from kullback.variational.diagnostics.verdict import judge
 from kullback.variational.families.family import Frame
 
@@ -81,6 +82,32 @@ def test_directions_followed_together_are_those_followed_alone():
             torch.testing.assert_close(getattr(one, name), getattr(alone, name))
     assert [ridge.scale for ridge in together] == [True, False, True]
     assert joint < len(calls)
+
+
+def test_the_first_true_of_several_searches_ends_the_others():
+    """The answer is that of one search after the other; the others end as soon as it is known."""
+    calls = []
+
+    def score(z):
+        calls.append(len(z))
+        return z[:, 0], z
+
+    def search(rounds, answer):
+        for _ in range(rounds):
+            yield torch.zeros(1, 1)
+        return answer
+
+    for rounds, answers, first, cost in (
+        ((2, 9), (True, True), 0, [2, 2]),
+        ((3, 1), (True, True), 0, [2, 1, 1]),
+        ((1, 2, 9), (False, True, False), 1, [3, 2]),
+        ((1, 2), (False, False), None, [2, 1]),
+        ((), (), None, []),
+    ):
+        calls.clear()
+        searches = [search(*one) for one in zip(rounds, answers, strict=True)]
+        assert first_true(score, searches) == first
+        assert calls == cost
 
 
 @pytest.mark.sweep(2)

@@ -3,16 +3,16 @@
 A call of few points costs as much as one of hundreds, where the density is a recursion or solves an
 equation. A search is written as a generator: it yields the points at which it wants log p and its
 gradient, and is sent both. Which to use: `together` for several searches of one density, `alone`
-for one.
+for one, `first_true` where one answer is enough.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Score", "Search", "alone", "together", "within"]
+__all__ = ["Score", "Search", "alone", "first_true", "together", "within"]
 
 Score = Callable[[Tensor], tuple[Tensor, Tensor]]  # z `[n, d]`: log p `[n]`, its gradient `[n, d]`
 Result = TypeVar("Result")
@@ -33,6 +33,28 @@ def together(score: Score, searches: Sequence[Search[Result]]) -> list[Result]:
     [0.25, 0.25]
     """
     results: dict[int, Result] = {}
+    for results in _rounds(score, searches):  # noqa: B007
+        pass
+    return [results[k] for k in range(len(searches))]
+
+
+def first_true(score: Score, searches: Sequence[Search[bool]]) -> int | None:
+    """Return the index of the first search, in their order, that returns True; None if none does.
+
+    The others end once it is known: this costs no more rounds than one after the other.
+    """
+    for results in _rounds(score, searches):
+        for k in range(len(searches)):
+            if results.get(k) is None:
+                break  # still searching
+            if results[k]:
+                return k
+    return None
+
+
+def _rounds(score: Score, searches: Sequence[Search[Result]]) -> Iterator[dict[int, Result]]:
+    """Yield the results so far after every call of the density, by index."""
+    results: dict[int, Result] = {}
     asked: dict[int, Tensor] = {}
 
     def resume(k: int, answer: tuple[Tensor, Tensor] | None) -> None:
@@ -44,14 +66,14 @@ def together(score: Score, searches: Sequence[Search[Result]]) -> list[Result]:
 
     for k in range(len(searches)):
         resume(k, None)
+    yield results
     while asked:
         which, sizes = [*asked], [len(points) for points in asked.values()]
         value, slope = score(torch.cat([*asked.values()]))
-        for k, *answer in zip(
-            which, torch.split(value, sizes), torch.split(slope, sizes), strict=True
-        ):
-            resume(k, (answer[0], answer[1]))
-    return [results[k] for k in range(len(searches))]
+        parts = zip(which, torch.split(value, sizes), torch.split(slope, sizes), strict=True)
+        for k, values, slopes in parts:
+            resume(k, (values, slopes))
+        yield results
 
 
 def alone(score: Score, search: Search[Result]) -> Result:

@@ -30,7 +30,7 @@ from kullback.variational.target.batches import LogDensity
 from kullback.variational.target.density import Target
 
 from .defensive_sampling import mode_search, stencil
-from .joint_searches import Score, Search, together, within
+from .joint_searches import Score, Search, first_true, within
 
 __all__ = ["endless_scale", "improper", "undecaying"]
 
@@ -264,12 +264,13 @@ def endless_scale(score: Score, draws: Tensor) -> Tensor | None:
     sd = draws.std(0).maximum(limits.MIN_RAY_SD * (1 + centre.abs()))
     scales = _scales(score, centre, sd)
     searches = [_is_endless(centre, sd, j, way, others) for j, way, others in scales]
-    for (j, way, _), endless in zip(scales, together(score, searches), strict=True):
-        if endless:
-            found = torch.zeros_like(centre)
-            found[j] = way * sd[j]
-            return found
-    return None
+    first = first_true(score, searches)
+    if first is None:
+        return None
+    j, way, _ = scales[first]
+    found = torch.zeros_like(centre)
+    found[j] = way * sd[j]
+    return found
 
 
 def _is_endless(centre: Tensor, sd: Tensor, j: int, way: float, others: Tensor) -> Search[bool]:
@@ -353,9 +354,8 @@ class _Path:
             first[0] -= way * back * sd[j]
             found = yield from cls(sd[j], first, root, still).moved(0.0)
             if found is not None and found.changed(root) > limits.SCALE_CHANGE:
-                found = yield from found.moved(
-                    0.0
-                )  # its widths were looked for with far other ones
+                again = found.moved(0.0)  # its widths were looked for with far other ones
+                found = yield from again
             if found is not None:
                 return found
         return None
