@@ -11,7 +11,6 @@ torpid mixing of parallel and simulated tempering"). `narrowest` says what would
 import functools
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -159,13 +158,14 @@ def probe(
         rays = len(ways)
         pool = torch.cat([_around(dims, scanned, own).to(draws), _kinks(whitened, ways)])
         for number in limits.CLIMBERS:
-            there = _stepped(whitened, pool)
-            pool = there.u[_best_of_shells(there.u, there.height, number)]
+            pool, heights = _stepped(whitened, pool)
+            pool = pool[_best_of_shells(pool, heights, number)]
         begin, climbs = torch.cat([begin, pool]), starts + limits.CLIMBERS[-1]
     here = float(log_mean_exp(log_p - log_q)) - float(frame.log_det)
     found = Probed(0.0, climbs, scanned=scanned, rays=rays, dims=dims)
+    home = _newton(whitened, torch.zeros(1, dims, dtype=draws.dtype))
     ends, heights = _climb(whitened, begin)
-    tops = torch.stack(_settled(whitened, ends, heights))
+    tops = torch.stack([*home, *_settled(whitened, ends, heights)])
     middle, *peaks = _peaks_at(whitened, tops)
     for end, peak in zip(tops[1:], peaks, strict=True):
         apart = _is_apart(whitened, (end, peak), (tops[0], middle))
@@ -251,88 +251,33 @@ def _score(log_density: LogDensity, u: Tensor) -> tuple[Tensor, Tensor]:
     return value.nan_to_num(-math.inf, -math.inf, -math.inf), slope.nan_to_num(0.0, 0.0, 0.0)
 
 
-class _Place(NamedTuple):
-    """Points `[n, d]`, log p and its gradient there; a gradient that is not known is NaN."""
-
-    u: Tensor
-    height: Tensor
-    slope: Tensor
-
-    @classmethod
-    def at(cls, u: Tensor) -> "_Place":
-        """Return points of which nothing is known."""
-        return cls(u, torch.full_like(u[:, 0], math.nan), torch.full_like(u, math.nan))
-
-    def rows(self, which: Tensor) -> "_Place":
-        """Return some of the points."""
-        return _Place(self.u[which], self.height[which], self.slope[which])
-
-    def replaced(self, which: Tensor, new: "_Place") -> "_Place":
-        """Return all points, of which some are new."""
-        return _Place(
-            self.u.index_copy(0, which, new.u),
-            self.height.index_copy(0, which, new.height),
-            self.slope.index_copy(0, which, new.slope),
-        )
-
-    def known(self, log_density: LogDensity) -> "_Place":
-        """Evaluate the density where its gradient is not known."""
-        (left,) = self.slope.isnan().any(1).nonzero(as_tuple=True)
-        value, slope = _score(log_density, self.u[left])
-        height = self.height.nan_to_num(-math.inf, -math.inf, -math.inf)
-        return _Place(
-            self.u, height.index_copy(0, left, value), self.slope.index_copy(0, left, slope)
-        )
-
-
-def _stepped(log_density: LogDensity, u: Tensor) -> _Place:
-    """Return where a step from each point `[n, d]` leads, without gradients; see `_onwards`."""
-    return _onwards(log_density, _Place.at(u), sloped=False)
-
-
-def _onwards(log_density: LogDensity, place: _Place, *, sloped: bool) -> _Place:
+def _stepped(log_density: LogDensity, u: Tensor) -> tuple[Tensor, Tensor]:
     """Go up the gradient to where its own curvature puts the top; where that is, how high.
 
     One step reaches the top of a round peak of any width. Where log p is not concave it goes as
-    far as q's mean is; a step that leads down is shortened. sloped: whether the gradient is
-    computed where the whole step leads, for the next one, and where others do if they are few.
+    far as q's mean is; a step that leads down is shortened.
     """
-    first = place = place.known(log_density)
-    u, height, slope = first
+    value, slope = _score(log_density, u)
     size = slope.norm(dim=1, keepdim=True)
     way = slope / size.clamp_min(1e-300)
     ahead = _score(log_density, u + limits.HESSIAN_STEP * way)[1]
     curve = ((slope - ahead) * way).sum(1, keepdim=True) / limits.HESSIAN_STEP
     far = u.norm(dim=1, keepdim=True)
     length = torch.where(curve > 0, size / curve.clamp_min(1e-300), far).minimum(2 * far)
-    left, steps = torch.arange(len(u)), [[step] for step in limits.SHORTER_STEPS]
-    while len(left):
-        lengths = torch.tensor(steps.pop(0), dtype=u.dtype)[:, None, None]
-        there = u[left] + lengths * (length * way)[left]  # [lengths, left, d]
-        asked = there.flatten(0, 1)
-        gradients = sloped and (place is first or len(asked) <= limits.MIN_PIECE)
-        tried, turned = _heights(log_density, asked, sloped=gradients)
-        tried, turned = tried.view(there.shape[:2]), turned.view(there.shape)
-        up = tried > height[left]
-        found = up.any(0)
-        rows, taken = left[found], (up.int().argmax(0)[found], found.nonzero()[:, 0])
-        place = place.replaced(rows, _Place(there[taken], tried[taken], turned[taken]))
-        left = left[~found]
-        if not steps:
+    best, height = u, value
+    left = torch.arange(len(u))
+    for shorter in limits.SHORTER_STEPS:
+        if len(left) == 0:
             break
-        if len(left) * len(steps) <= limits.MIN_PIECE:  # one call for all that is left to try
-            steps = [[length for step in steps for length in step]]
-    return place
-
-
-def _heights(log_density: LogDensity, u: Tensor, *, sloped: bool) -> tuple[Tensor, Tensor]:
-    """Return log p and, where asked for, its gradient, else NaN."""
-    if sloped:
-        value, slope = score_in_pieces(log_density, u, limits.MAX_PIECE)
-        return value, slope.nan_to_num(0.0, 0.0, 0.0)
-    with torch.no_grad():
-        parts = torch.split(u, limits.MAX_PIECE)
-        return torch.cat([log_density(part) for part in parts]), torch.full_like(u, math.nan)
+        with torch.no_grad():
+            there = u[left] + shorter * (length * way)[left]
+            parts = torch.split(there, limits.MAX_PIECE)
+            tried = torch.cat([log_density(part) for part in parts])
+        up = tried > height[left]
+        rows = left[up]
+        best, height = best.index_copy(0, rows, there[up]), height.index_copy(0, rows, tried[up])
+        left = left[~up]
+    return best, height
 
 
 def _outside(u: Tensor, peak: Tensor) -> Tensor:
@@ -349,31 +294,27 @@ def _outside(u: Tensor, peak: Tensor) -> Tensor:
 
 def _climb(log_density: LogDensity, starts: Tensor) -> tuple[Tensor, Tensor]:
     """Climb from each start on its own; where that ends, how high."""
-    ends = _Place.at(starts)
+    ends = starts
+    heights = torch.full_like(starts[:, 0], -math.inf)
     going = torch.arange(len(starts))
     for _ in range(limits.CLIMB_STEPS):
-        before = ends.rows(going)
-        there = _onwards(log_density, before, sloped=True)
-        moved = (there.u - before.u).norm(dim=1) > limits.CLIMB_TOLERANCE
-        ends = ends.replaced(going, there)
-        going = going[moved & (there.u.norm(dim=1) > limits.HOME_SDS)]
+        there, height = _stepped(log_density, ends[going])
+        moved = (there - ends[going]).norm(dim=1) > limits.CLIMB_TOLERANCE
+        ends, heights = ends.index_copy(0, going, there), heights.index_copy(0, going, height)
+        going = going[moved & (there.norm(dim=1) > limits.HOME_SDS)]
         if len(going) == 0:
             break
-    return ends.u, ends.height
+    return ends, heights
 
 
 def _settled(log_density: LogDensity, ends: Tensor, heights: Tensor) -> list[Tensor]:
-    """Take q's mean, and the highest few ends of all shells, to their tops; q's own comes first.
-
-    No two of the others are within one sd of each other.
-    """
-    places = _distinct(ends, _best_of_shells(ends, heights, len(ends)))
-    home, *tops = _newton(log_density, torch.stack([torch.zeros_like(ends[0]), *places]))
+    """Take the highest few ends of all shells to their tops; no two within one sd of each other."""
     kept: list[Tensor] = []
-    for top in tops:
+    places = _distinct(ends, _best_of_shells(ends, heights, len(ends)))
+    for top in _newton(log_density, torch.stack(places)) if places else ():
         if all(float((top - other).norm()) > limits.SAME_ENDS for other in kept):
             kept.append(top)
-    return [home, *kept]
+    return kept
 
 
 def _distinct(ends: Tensor, order: Tensor) -> list[Tensor]:
@@ -387,36 +328,27 @@ def _distinct(ends: Tensor, order: Tensor) -> list[Tensor]:
 
 
 def _newton(log_density: LogDensity, u: Tensor) -> Tensor:
-    """Take Newton steps from each point `[k, d]` to its top, as long as they lead up.
-
-    The whole step, which most often is the best, is evaluated with all that the next one needs.
-    """
-    u, found = u.clone(), dict(enumerate(_peaks_at(log_density, u)))
+    """Take Newton steps from each point `[k, d]` to its top, as long as they lead up."""
+    u, going = u.clone(), list(range(len(u)))
     shorter = torch.tensor(limits.SHORTER_STEPS, dtype=u.dtype)[:, None]
-    for number in range(limits.PEAK_STEPS):
-        moving = {i: p for i, p in found.items() if not p.decrement < limits.PEAK_TOLERANCE}
+    for _ in range(limits.PEAK_STEPS):
+        found = zip(going, _peaks_at(log_density, u[going]), strict=True)
+        moving = [(i, peak) for i, peak in found if not peak.decrement < limits.PEAK_TOLERANCE]
         if not moving:
             break
-        tried = torch.stack([u[i] + shorter * peak.move for i, peak in moving.items()])
-        points = torch.cat([tried[:, 1:], _stencil(tried[:, 0])], 1)
-        values, slopes = (
-            x.view(points.shape[:2] + x.shape[1:])
-            for x in _score(log_density, points.flatten(0, 1))
-        )
-        cut = len(shorter) - 1
-        found, again = {}, []
-        for k, (i, peak) in enumerate(moving.items()):
-            high = torch.cat([values[k, cut : cut + 1], values[k, :cut]])
+        tried = torch.stack([u[i] + shorter * peak.move for i, peak in moving])
+        with torch.no_grad():
+            heights = log_density(tried.flatten(0, 1)).nan_to_num(-math.inf, -math.inf, -math.inf)
+        going = []
+        for (i, peak), high, there in zip(
+            moving, heights.view(tried.shape[:2]), tried, strict=True
+        ):
             best = int(high.argmax())
-            if not float(high[best]) > peak.height:
-                continue
-            u[i] = tried[k, best]
-            if best == 0:
-                found[i] = _Peak.of(values[k, cut:], slopes[k, cut:])
-            else:
-                again.append(i)
-        if again and number < limits.PEAK_STEPS - 1:
-            found |= dict(zip(again, _peaks_at(log_density, u[again]), strict=True))
+            if float(high[best]) > peak.height:
+                u[i] = there[best]
+                going.append(i)
+        if not going:
+            break
     return u
 
 
@@ -453,16 +385,11 @@ class _Peak:
 
 def _peaks_at(log_density: LogDensity, u: Tensor) -> list[_Peak]:
     """Return what is known at each point `[k, d]`, from one call of the density."""
-    points = _stencil(u)
+    steps = limits.HESSIAN_STEP * torch.eye(u.shape[1], dtype=u.dtype)
+    points = torch.cat([u[:, None], u[:, None] + steps, u[:, None] - steps], 1)
     values, slopes = _score(log_density, points.flatten(0, 1))
     each = zip(values.view(points.shape[:2]), slopes.view(points.shape), strict=True)
     return [_Peak.of(value, slope) for value, slope in each]
-
-
-def _stencil(u: Tensor) -> Tensor:
-    """Return each point `[k, d]` and its neighbours on each axis, `[k, 1 + 2 d, d]`."""
-    steps = limits.HESSIAN_STEP * torch.eye(u.shape[1], dtype=u.dtype)
-    return torch.cat([u[:, None], u[:, None] + steps, u[:, None] - steps], 1)
 
 
 def _is_apart(
