@@ -9,9 +9,16 @@ import pytest
 import torch
 
 from kullback.variational import Target, fit
-from kullback.variational.diagnostics.defensive_sampling import draw_wider, follow, funnels, pooled
+from kullback.variational.diagnostics.defensive_sampling import (
+    draw_wider,
+    follow,
+    follow_all,
+    funnels,
+    pooled,
+)
 from kullback.variational.diagnostics.diagnose import diagnose_beyond
 from kullback.variational.diagnostics.evidence import Evidence, Sample
+from kullback.variational.diagnostics.joint_searches import first_true
 from kullback.variational.diagnostics.verdict import judge
 from kullback.variational.families.family import Frame
 
@@ -55,6 +62,52 @@ def test_the_heights_of_a_funnel_are_its_marginal():
     v = ridge.frame.shift[0] + ridge.at * ridge.frame.factor[0].norm()
     truth = -0.5 * v**2
     torch.testing.assert_close(ridge.heights, truth - truth.max(), rtol=0, atol=0.011)
+
+
+def test_directions_followed_together_are_those_followed_alone():
+    """One call serves several searches: the same nodes, in fewer calls."""
+    frame = Frame.of_draws(0.5 * torch.randn(2000, 4, generator=seeded(), dtype=F64))
+    calls = []
+
+    def counted(z):
+        calls.append(len(z))
+        return with_score(z)
+
+    axes = [*frame.axes[:3]]
+    together = follow_all(counted, frame, axes, [True, False, True])
+    joint, calls[:] = len(calls), []
+    for one, axis in zip(together, axes, strict=True):
+        alone = follow(counted, frame, axis)
+        for name in ("at", "modes", "tangents", "heights"):
+            torch.testing.assert_close(getattr(one, name), getattr(alone, name))
+    assert [ridge.scale for ridge in together] == [True, False, True]
+    assert joint < len(calls)
+
+
+def test_the_first_true_of_several_searches_ends_the_others():
+    """The answer is that of one search after the other; the others end as soon as it is known."""
+    calls = []
+
+    def score(z):
+        calls.append(len(z))
+        return z[:, 0], z
+
+    def search(rounds, answer):
+        for _ in range(rounds):
+            yield torch.zeros(1, 1)
+        return answer
+
+    for rounds, answers, first, cost in (
+        ((2, 9), (True, True), 0, [2, 2]),
+        ((3, 1), (True, True), 0, [2, 1, 1]),
+        ((1, 2, 9), (False, True, False), 1, [3, 2]),
+        ((1, 2), (False, False), None, [2, 1]),
+        ((), (), None, []),
+    ):
+        calls.clear()
+        searches = [search(*one) for one in zip(rounds, answers, strict=True)]
+        assert first_true(score, searches) == first
+        assert calls == cost
 
 
 @pytest.mark.sweep(2)

@@ -22,7 +22,7 @@ Laplace approximations".
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,24 +36,25 @@ from kullback.variational.families.family import Frame, normal_log_prob, student
 from kullback.variational.target.batches import LogDensity
 
 from .evidence import Pool
+from .joint_searches import Score, Search, alone, together
 
 __all__ = [
     "ConditionalMode",
     "Ridge",
-    "Score",
     "WiderDraws",
     "basis_of",
     "bends",
     "conditional_mode",
     "draw_wider",
     "follow",
+    "follow_all",
     "funnels",
     "mixture_log_weights",
+    "mode_search",
     "pooled",
+    "stencil",
     "unreached",
 ]
-
-Score = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def funnels(frame: Frame, draws: Tensor, score: Tensor) -> list[int]:
@@ -166,19 +167,20 @@ class Ridge:
     def log_prob(self, z: Tensor) -> Tensor:
         """Return the log density `[n]` at z `[n, d]`."""
         w = self.frame.inwards(z) @ self.basis
-        parts = [self._node(k, w) for k in range(len(self.at))]
+        inverses, sizes = torch.linalg.inv(self.roots), torch.linalg.slogdet(self.roots)[1]
+        parts = [self._node(k, w, inverses[k]) - sizes[k] for k in range(len(self.at))]
         mixed: Tensor = torch.logsumexp(torch.stack(parts) + self.shares.log()[:, None], 0)
         return mixed - self.frame.log_det
 
-    def _node(self, k: int, w: Tensor) -> Tensor:
+    def _node(self, k: int, w: Tensor, inverse: Tensor) -> Tensor:
+        """Return the log density about a node, up to that of its root."""
         step = w[:, 0] - self.at[k]
         along = -0.5 * (step / limits.PATH_KERNEL).square()
         along = along - math.log(limits.PATH_KERNEL) - HALF_LOG_2PI
         rest = w[:, 1:] - self.modes[k] - step[:, None] * self.tangents[k]
-        squares = torch.linalg.solve(self.roots[k], rest.mT).square().sum(0)
-        size = torch.linalg.slogdet(self.roots[k])[1]
+        squares = (rest @ inverse.mT).square().sum(1)
         others = self.modes.shape[1]
-        return along + student_t_log_prob(squares, others, limits.RIDGE_DEGREES, size)
+        return along + student_t_log_prob(squares, others, limits.RIDGE_DEGREES)
 
 
 class ConditionalMode(NamedTuple):
@@ -197,7 +199,7 @@ def follow(score: Score, frame: Frame, axis: Tensor, *, scale: bool = True) -> R
     score: log p `[n]` and its gradient `[n, d]` at z `[n, d]`. axis: `[d]`, a unit vector in the
     frame; scale: see `Ridge`. Steps of one standard deviation, at most 16 either way, until the
     marginal is 14 nats below its highest node or no conditional mode is found. None where there is
-    none to begin with. Costs 2 d + 1 gradients for each step of Newton's method at each node.
+    none to begin with. Costs 2 d + 6 gradients for each step of Newton's method at each node.
 
     >>> def score(z):
     ...     return -0.5 * z.square().sum(1), -z
@@ -206,25 +208,60 @@ def follow(score: Score, frame: Frame, axis: Tensor, *, scale: bool = True) -> R
     >>> ridge.at.tolist()[:3], [round(h, 6) for h in ridge.heights.tolist()[:3]]
     ([0.0, 1.0, 2.0], [0.0, -0.5, -2.0])
     """
-    basis = basis_of(axis)
-    begin = torch.zeros_like(axis)
-    first = conditional_mode(score, frame, basis, begin)
-    if not first.found:
-        return None
+    return follow_all(score, frame, [axis], [scale])[0]
+
+
+def follow_all(
+    score: Score, frame: Frame, axes: Sequence[Tensor], scales: Sequence[bool]
+) -> list[Ridge | None]:
+    """Return what `follow` does for each of several directions, by calls that serve them all."""
+    bases = [basis_of(axis) for axis in axes]
+    begun = together(score, [mode_search(frame, b, torch.zeros_like(b[0])) for b in bases])
+    found = [k for k, first in enumerate(begun) if first.found]
+    ways = [(k, way) for k in found for way in (1.0, -1.0)]
+    walked = together(score, [_walk(frame, bases[k], begun[k], way) for k, way in ways])
+    walks = dict(zip(ways, walked, strict=True))
+    ridges: list[Ridge | None] = [None] * len(begun)
+    for k in found:
+        nodes = _until_negligible(begun[k], walks[k, 1.0], walks[k, -1.0])
+        ridges[k] = _ridge(frame, bases[k], nodes, scale=scales[k])
+    return ridges
+
+
+def _walk(
+    frame: Frame, basis: Tensor, first: "ConditionalMode", way: float
+) -> Search[list["ConditionalMode"]]:
+    """Go one way from the first node: to where the marginal is negligible beside this way's."""
+    nodes, node, top = [], first, first.height
+    for _ in range(limits.MAX_PATH_NODES):
+        ahead = torch.cat([node.w.new_ones(1), node.tangent])
+        node = yield from mode_search(frame, basis, node.w + way * ahead)
+        if not node.found:
+            break
+        nodes.append(node)
+        top = max(top, node.height)
+        if node.height < top - limits.PATH_DEPTH:
+            break
+    return nodes
+
+
+def _until_negligible(
+    first: "ConditionalMode", *walks: list["ConditionalMode"]
+) -> list["ConditionalMode"]:
+    """Return all nodes, without those beyond one that is negligible beside those before it."""
     nodes, top = [first], first.height
-    for way in (1.0, -1.0):
-        node = first
-        for _ in range(limits.MAX_PATH_NODES):
-            ahead = torch.cat([torch.ones(1, dtype=axis.dtype), node.tangent])
-            node = conditional_mode(score, frame, basis, node.w + way * ahead)
-            if not node.found:
-                break
+    for walk in walks:
+        for node in walk:
             nodes.append(node)
             top = max(top, node.height)
             if node.height < top - limits.PATH_DEPTH:
                 break
+    return nodes
+
+
+def _ridge(frame: Frame, basis: Tensor, nodes: list["ConditionalMode"], *, scale: bool) -> Ridge:
     at = torch.stack([n.w[0] for n in nodes])
-    heights = torch.tensor([n.height for n in nodes], dtype=axis.dtype)
+    heights = torch.tensor([n.height for n in nodes], dtype=at.dtype)
     modes, tangents = (
         torch.stack(x) for x in zip(*((n.w[1:], n.tangent) for n in nodes), strict=True)
     )
@@ -251,19 +288,37 @@ def conditional_mode(
 ) -> ConditionalMode:
     """Find the mode of all entries of w but the first, which stays, by damped Newton steps.
 
-    score, frame: as for `follow`; basis: of `basis_of`; w: `[d]`, u in that basis. step: of
+    score, frame: as for `follow`; the rest: as for `mode_search`.
+    """
+    return alone(score, mode_search(frame, basis, w, step=step, tolerance=tolerance))
+
+
+def mode_search(
+    frame: Frame,
+    basis: Tensor,
+    w: Tensor,
+    *,
+    step: float = limits.HESSIAN_STEP,
+    tolerance: float = limits.NODE_TOLERANCE,
+    known: tuple[Tensor, Tensor] | None = None,
+) -> Search[ConditionalMode]:
+    """Find the mode of all entries of w but the first, which stays, by damped Newton steps.
+
+    basis: of `basis_of`; w: `[d]`, u in that basis. step: of
     differences of the gradient, in units of the frame. tolerance: twice the nats still
-    to be gained.
+    to be gained. known: log p and its gradient in w at `stencil(w, step)`, where they are.
+    The whole step, which most often is the best, is evaluated with all that the next one needs.
     """
     outwards = frame.factor @ basis
 
-    def local(points: Tensor) -> tuple[Tensor, Tensor]:
-        value, slope = score(frame.shift + points @ outwards.mT)
+    def local(points: Tensor) -> Search[tuple[Tensor, Tensor]]:
+        value, slope = yield frame.shift + points @ outwards.mT
         return value, slope @ outwards
 
     lengths = torch.tensor([1.0, 0.5, 0.25, 0.06, 0.01], dtype=w.dtype)
     for _ in range(limits.MAX_NODE_STEPS):
-        value, slope, curve = _curvature(local, w, step)
+        values, slopes = (yield from local(stencil(w, step))) if known is None else known
+        value, slope, curve = _curvature(values, slopes, step)
         size, vectors = torch.linalg.eigh(curve[1:, 1:])
         positive = size.abs().clamp_min(1e-6)
         push = vectors.mT @ slope[1:]
@@ -272,25 +327,32 @@ def conditional_mode(
             break
         tried = w.repeat(len(lengths), 1)
         tried[:, 1:] += lengths[:, None] * (vectors @ (push / positive))
-        values = local(tried)[0].nan_to_num(-math.inf, -math.inf, -math.inf)
-        if not float(values.max()) > float(value):
+        values, slopes = yield from local(torch.cat([tried, stencil(tried[0], step)]))
+        heights = values[: len(lengths)].nan_to_num(-math.inf, -math.inf, -math.inf)
+        best = int(heights.argmax())
+        if not float(heights[best]) > float(value):
             break
-        w = tried[int(values.argmax())]
+        w = tried[best]
+        known = (values[len(lengths) :], slopes[len(lengths) :]) if best == 0 else None
     found = bool((size > 0).all()) and left < 1.0 and bool(value.isfinite())
     tangent = -(vectors / positive) @ (vectors.mT @ curve[1:, 0])
     height = float(value - 0.5 * positive.log().sum())
     return ConditionalMode(w, height, tangent, vectors * positive.rsqrt(), found)
 
 
-def _curvature(local: Score, w: Tensor, step: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return log p, its gradient and minus its Hessian at w, by differences of the gradient.
+def stencil(w: Tensor, step: float) -> Tensor:
+    """Return w and its neighbours a step away in each entry, both ways, `[1 + 2 d, d]`."""
+    steps = step * torch.eye(len(w), dtype=w.dtype)
+    return torch.cat([w[None], w + steps, w - steps])
 
-    All three are averages over a step either way in each entry but the first, so that a long step
-    sees the width of a p with a kink.
+
+def _curvature(values: Tensor, slopes: Tensor, step: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log p, its gradient and minus its Hessian, by differences of the gradient.
+
+    values, slopes: at a `stencil`. All three are averages over a step either way in each entry but
+    the first, so that a long step sees the width of a p with a kink.
     """
-    d = len(w)
-    steps = step * torch.eye(d, dtype=w.dtype)
-    values, slopes = local(torch.cat([w[None], w + steps, w - steps]))
+    d = slopes.shape[1]
     beside = 0.5 * (values[1 : 1 + d] + values[1 + d :])
     value = values[0] + (beside - values[0])[1:].sum()
     slope = 0.5 * (slopes[1 : 1 + d] + slopes[1 + d :]).diagonal()

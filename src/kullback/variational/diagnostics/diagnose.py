@@ -31,7 +31,7 @@ from .defensive_sampling import (
     WiderDraws,
     bends,
     draw_wider,
-    follow,
+    follow_all,
     funnels,
     pooled,
     unreached,
@@ -324,8 +324,8 @@ def ridges_of(log_density: LogDensity, sample: Sample) -> list[Ridge]:
     def score(z: Tensor) -> tuple[Tensor, Tensor]:
         return score_in_pieces(log_density, z, len(z))
 
-    found = [follow(score, frame, axis) for axis in scales]
-    found += [follow(score, frame, axis, scale=False) for axis in bent]
+    of_scales = [True] * len(scales) + [False] * len(bent)
+    found = follow_all(score, frame, [*scales, *bent], of_scales)
     return [ridge for ridge in found if ridge is not None]
 
 

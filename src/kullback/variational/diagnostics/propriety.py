@@ -29,7 +29,8 @@ from kullback.variational.optimise import IMPROPER
 from kullback.variational.target.batches import LogDensity
 from kullback.variational.target.density import Target
 
-from .defensive_sampling import Score, conditional_mode
+from .defensive_sampling import mode_search, stencil
+from .joint_searches import Score, Search, first_true, within
 
 __all__ = ["endless_scale", "improper", "undecaying"]
 
@@ -261,13 +262,26 @@ def endless_scale(score: Score, draws: Tensor) -> Tensor | None:
         return None
     centre = draws.mean(0)
     sd = draws.std(0).maximum(limits.MIN_RAY_SD * (1 + centre.abs()))
-    for j, way, others in _scales(score, centre, sd):
-        path = _Path.begin(score, centre, sd, j, way, others)
-        if path is not None and path.endless(way):
-            found = torch.zeros_like(centre)
-            found[j] = way * sd[j]
-            return found
-    return None
+    scales = _scales(score, centre, sd)
+    searches = [_is_endless(centre, sd, j, way, others) for j, way, others in scales]
+    first = first_true(score, searches)
+    if first is None:
+        return None
+    j, way, _ = scales[first]
+    found = torch.zeros_like(centre)
+    found[j] = way * sd[j]
+    return found
+
+
+def _is_endless(centre: Tensor, sd: Tensor, j: int, way: float, others: Tensor) -> Search[bool]:
+    """Say whether the marginal of coordinate j does not decay on one way."""
+    moving = torch.cat([others.new_tensor([j]), others])
+
+    def search() -> Search[bool]:
+        path = yield from _Path.begin(centre, sd, j, way, others)
+        return False if path is None else (yield from path.endless(way))
+
+    return (yield from within(search(), centre, moving))
 
 
 def _scales(score: Score, centre: Tensor, sd: Tensor) -> list[tuple[int, float, Tensor]]:
@@ -322,7 +336,6 @@ class _Path:
     covariance is root rootᵀ; tangent: `[k]`, of the mode in units of root; height: nats.
     """
 
-    score: Score
     unit: Tensor
     z: Tensor
     root: Tensor
@@ -331,44 +344,47 @@ class _Path:
 
     @classmethod
     def begin(
-        cls, score: Score, centre: Tensor, sd: Tensor, j: int, way: float, others: Tensor
-    ) -> "_Path | None":
+        cls, centre: Tensor, sd: Tensor, j: int, way: float, others: Tensor
+    ) -> Search["_Path | None"]:
         """Find the mode of the others where coordinate j is at the centre, or on the other way."""
         moving = torch.cat([others.new_tensor([j]), others])
-
-        def part(z: Tensor) -> tuple[Tensor, Tensor]:
-            whole = centre.repeat(len(z), 1)
-            whole[:, moving] = z
-            value, slope = score(whole)
-            return value, slope[:, moving]
-
         root, still = torch.diag(sd[others]), torch.zeros_like(sd[others])
         for back in limits.SCALE_STARTS:  # so narrow that rounding hides it, it may begin elsewhere
             first = centre[moving].clone()
             first[0] -= way * back * sd[j]
-            found = cls(part, sd[j], first, root, still).moved(0.0)
+            found = yield from cls(sd[j], first, root, still).moved(0.0)
             if found is not None and found.changed(root) > limits.SCALE_CHANGE:
-                found = found.moved(0.0)  # its widths were looked for with far other ones
+                again = found.moved(0.0)  # its widths were looked for with far other ones
+                found = yield from again
             if found is not None:
                 return found
         return None
 
-    def moved(self, step: float) -> "_Path | None":
+    def moved(self, step: float) -> Search["_Path | None"]:
         """Find the mode a step (sd) on; None where there is none, or z's rounding hides it."""
-        ahead = torch.stack([torch.zeros_like(self.tangent), step * self.tangent])
+        ahead = torch.stack([step * self.tangent, torch.zeros_like(self.tangent)])
         tried = torch.cat([torch.full_like(ahead[:, :1], step), ahead], 1)
-        heights = self.score(self.z + tried @ self._factor.mT)[0]
-        best = int(heights.nan_to_num(-math.inf, -math.inf, -math.inf).argmax())
-        now, w = self, tried[best]
+        asked = torch.cat([tried, stencil(tried[0], limits.SCALE_STEP)])
+        values, slopes = yield self.z + asked @ self._factor.mT
+        heights, slopes = values[:2].nan_to_num(-math.inf, -math.inf, -math.inf), slopes[2:]
+        follows = bool(heights[0] > heights[1])
+        known = (values[2:], slopes @ self._factor) if follows else None
+        now, w = self, tried[0 if follows else 1]
         basis = torch.eye(len(now.z), dtype=now.z.dtype)
         for tolerance in limits.SCALE_TOLERANCES:  # in the old widths, and then in its own
-            options = {"step": limits.SCALE_STEP, "tolerance": tolerance}
-            mode = conditional_mode(self.score, Frame(now.z, now._factor), basis, w, **options)
+            mode = yield from mode_search(
+                Frame(now.z, now._factor),
+                basis,
+                w,
+                step=limits.SCALE_STEP,
+                tolerance=tolerance,
+                known=known,
+            )
             if not mode.found:
                 return None
             z, size = now.z + now._factor @ mode.w, torch.linalg.slogdet(now.root)[1]
             now = replace(now, z=z, root=now.root @ mode.root, height=mode.height + float(size))
-            w = torch.zeros_like(w)
+            w, known = torch.zeros_like(w), None
         now.tangent = torch.linalg.solve(mode.root, mode.tangent)
         alone = torch.linalg.inv(now.root).norm(dim=0).reciprocal()  # sd, all others given
         spacing = torch.finfo(z.dtype).eps * z[1:].abs()
@@ -385,11 +401,11 @@ class _Path:
         whole[0, 0], whole[1:, 1:] = self.unit, self.root
         return whole
 
-    def walked(self, way: float, *, most: float = math.inf) -> "_Heights":
+    def walked(self, way: float, *, most: float = math.inf) -> Search["_Heights"]:
         """Go one way until no mode follows, the marginal has clearly decayed, or widths changed."""
         found, node, step = _Heights([0.0], [self.height], [0.0]), self, 1.0
         for _ in range(limits.SCALE_NODES):
-            there = node.moved(way * step)
+            there = yield from node.moved(way * step)
             if there is None:
                 step /= 4
                 if step < limits.SCALE_SHORTEST:
@@ -405,11 +421,12 @@ class _Path:
                 break
         return found
 
-    def endless(self, way: float) -> bool:
+    def endless(self, way: float) -> Search[bool]:
         """Say whether the marginal does not decay on one way."""
-        path = self.walked(way)
+        path = yield from self.walked(way)
         if path.widths[-1] < 2 * limits.SCALE_CHANGE and not path.decays:
-            path = self.walked(-way, most=2 * limits.SCALE_CHANGE).then(path)
+            back = yield from self.walked(-way, most=2 * limits.SCALE_CHANGE)
+            path = back.then(path)
         return not path.decays and path.straight and path.fall < limits.SCALE_FALL
 
 

@@ -14,6 +14,8 @@ from .family import Draws, Family, Frame, normal_log_prob
 
 __all__ = ["Flow"]
 
+LOG_SLOPE = math.log(1e-3)  # zuko's bound of a layer's log scale (MonotonicAffineTransform)
+
 
 class Flow(Family):
     """`z = T(e)`, e ~ N(0, I), through coupling layers of neural networks that move half of z each.
@@ -93,16 +95,43 @@ class Flow(Family):
 
     def _push(self, noise: Tensor) -> Draws:
         base, log_base = bent(noise, float(self.bend))
-        inner, log_det = self.flow().transform.inv.call_and_ladj(base)
+        inner, log_det = self._through(base, inverse=True)
         turned = inner if self.turn is None else inner @ self.turn.mT
         return Draws(turned, log_base - log_det, None)
+
+    def _through(self, x: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        """Apply the coupling layers to x `[n, d]`, or undo them; return log |det| as well.
+
+        As zuko's transform does, but the halves of x, every other coordinate, are put together at
+        the end only, and nothing is made anew for each call.
+        """
+        layers = list(self.flow.transform.transforms)
+        if self.dim == 1:
+            transform = self.flow().transform
+            result: tuple[Tensor, Tensor] = (transform.inv if inverse else transform).call_and_ladj(
+                x
+            )
+            return result
+        halves, log_det = [x[:, ::2], x[:, 1::2]], x.new_zeros(len(x))
+        for i, layer in reversed([*enumerate(layers)]) if inverse else enumerate(layers):
+            shift, raw = layer.hyper(halves[i % 2]).unflatten(-1, (-1, 2)).unbind(-1)
+            log_scale = raw / (1 + (raw / LOG_SLOPE).abs())
+            moved = halves[1 - i % 2]
+            if inverse:
+                halves[1 - i % 2], sign = (moved - shift) / log_scale.exp(), -1.0
+            else:
+                halves[1 - i % 2], sign = moved * log_scale.exp() + shift, 1.0
+            log_det = log_det + sign * log_scale.sum(-1)
+        joined = x.new_empty(x.shape)
+        joined[:, ::2], joined[:, 1::2] = halves
+        return joined, log_det
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         return self._push(self.noise(n, generator)).z
 
     def _log_prob(self, u: Tensor) -> Tensor:
         turned = u if self.turn is None else u @ self.turn
-        base, log_det = self.flow().transform.call_and_ladj(turned)
+        base, log_det = self._through(turned, inverse=False)
         value: Tensor = bent(straight(base, float(self.bend)), float(self.bend))[1] + log_det
         return value
 

@@ -295,9 +295,9 @@ def widen_tails(flow: Flow, target: Target, generator: torch.Generator) -> float
 
 
 def _k_hat(flow: Flow, target: Target, generator: torch.Generator) -> float:
-    z = flow.sample(limits.K_HAT_DRAWS, generator)
     with torch.no_grad():
-        return float(pareto_k(target.log_density(z) - flow.log_prob(z)))
+        draws = flow.push(flow.noise(limits.K_HAT_DRAWS, generator))  # with log q, in one pass
+        return float(pareto_k(target.log_density(draws.z) - draws.log_q))
 
 
 def one_round(
