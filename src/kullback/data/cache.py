@@ -78,7 +78,7 @@ class Entry:
     """One entry that is written beside the decoding, by a thread; a full disk is no failure.
 
     `add` gives it pixels as they come, which must then stay as they are until `finish` returns;
-    `close` what else is kept, and `drop` leaves nothing behind. Rows in another shape than the
+    `close` what else is kept, and `discard` leaves nothing behind. Rows in another shape than the
     first, and examples that are no longer the rows that were given, are written anew by `close`.
 
     Args:
@@ -103,7 +103,7 @@ class Entry:
                 self.thread.start()
                 _writers.append(self.thread)
         if layout != self.layout:
-            self.drop()
+            self.discard()
         if self.thread is not None:
             self.rows += len(pixels)
             self.waiting.put(pixels)
@@ -114,12 +114,12 @@ class Entry:
         if given and self.rows == len(examples.values):
             self.waiting.put(words)
             return
-        self.drop()
+        self.discard()
         again = Entry(self.key, len(examples.values))
         again.add(examples.values)
         again.waiting.put(words)
 
-    def drop(self) -> None:
+    def discard(self) -> None:
         """Leave nothing behind."""
         if self.thread is not None:
             self.waiting.put(None)

@@ -782,7 +782,7 @@ def _read(
             entry.close(examples, given=examples.values is pixels)
     except BaseException:
         if entry is not None:
-            entry.drop()
+            entry.discard()
         raise
     return examples
 
