@@ -1,12 +1,15 @@
 """No command ends in a traceback: full disks, closed pipes, user code, absurd sizes, noise."""
 
 import contextlib
+import importlib
 import io
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from hypothesis import strategies as st
 from kullback.cli import divergences
 from kullback.cli.main import app, in_flags, main
 from kullback.cli.reading import Tables, read_pair
+from kullback.cli.session import whole_imports
 from kullback.core import Estimate, KullbackError
 from kullback.measure.named_distributions import FAMILIES
 from kullback.sampled.divergences import Measured
@@ -155,6 +159,29 @@ def test_an_interrupt_exits_with_130(tmp_path, capsys):
     assert run("fit", tmp_path / "t.py") == 130
     assert run("audit", f"{tmp_path / 't.py'}:loss") == 130
     assert capsys.readouterr().err == "kullback: interrupted\n" * 2
+
+
+WAITING = """
+import signal, sys, time
+for _ in range({signals}):
+    signal.raise_signal(signal.SIGINT)
+time.sleep(0.3)
+sys.modules[__name__].whole = True
+"""
+
+
+def test_the_first_interrupt_waits_for_the_end_of_an_import(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "interrupted_once.py").write_text(WAITING.format(signals=1))
+    (tmp_path / "interrupted_twice.py").write_text(WAITING.format(signals=2))
+    with pytest.raises(KeyboardInterrupt), whole_imports():
+        once = importlib.import_module("interrupted_once")
+        threading.Event().wait()  # until it comes
+    assert once.whole
+    with pytest.raises(KeyboardInterrupt), whole_imports():
+        importlib.import_module("interrupted_twice")
+    assert "interrupted_twice" not in sys.modules
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_loss_that_exits(tmp_path, capsys):

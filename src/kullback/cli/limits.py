@@ -45,6 +45,7 @@ __all__ = [
     "SANDWICH_PILOTS",
     "SECONDS_BEFORE_BAR",
     "SECONDS_BETWEEN_LINES",
+    "SECONDS_BETWEEN_LOOKS",
     "SECONDS_TO_FIRST_LINE",
     "SECONDS_WORTH_TELLING",
     "SOUNDS",
@@ -99,3 +100,4 @@ SECONDS_BEFORE_BAR = 2.0  # without a sign of work
 SECONDS_WORTH_TELLING = 20.0  # before work begins: longer than one waits without asking
 SECONDS_TO_FIRST_LINE = 4.0  # of a fit where there is no terminal
 SECONDS_BETWEEN_LINES = 10.0  # Nielsen (1993): beyond 10 s users want to know how far it is
+SECONDS_BETWEEN_LOOKS = 0.1  # whether an import is done; Nielsen (1993): 0.1 s is no delay

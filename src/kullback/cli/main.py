@@ -38,6 +38,7 @@ from .session import (
     plain_letters,
     prepare,
     say,
+    whole_imports,
     write,
 )
 
@@ -437,7 +438,7 @@ def main(arguments: list[str] | None = None) -> None:
     if sys.stdout is None:
         sys.stderr.write("kullback: standard output is closed\n")
         sys.exit(1)
-    with plain_letters():
+    with plain_letters(), whole_imports():
         code = _code(given)
     processes.leave(code)
 

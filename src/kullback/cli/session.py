@@ -2,7 +2,8 @@
 
 Which to use: `prepare` first; `write` and `print_json` for results, on standard output; `say` for
 notes and warnings, `log` for what `--verbose` shows, `bar` and `ticking` for progress, all on
-standard error. `plain_letters` is around a whole command, `abandon` for an output that is gone.
+standard error. `plain_letters` and `whole_imports` are around a whole command, `abandon` for an
+output that is gone.
 """
 
 import codecs
@@ -29,7 +30,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from kullback.core import RunError, printable, processes, require
 
-from .limits import SECONDS_BETWEEN_LINES, SECONDS_TO_FIRST_LINE
+from .limits import SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_LOOKS, SECONDS_TO_FIRST_LINE
 
 __all__ = [
     "FULL",
@@ -49,6 +50,7 @@ __all__ = [
     "quiet",
     "say",
     "ticking",
+    "whole_imports",
     "write",
 ]
 
@@ -273,6 +275,66 @@ def ticking(what: str) -> Iterator[Callable[[str], None]]:
     finally:
         over.set()
         thread.join()
+
+
+@contextmanager
+def whole_imports() -> Iterator[None]:
+    """Let the first Ctrl-C wait for the end of an import, where one is running.
+
+    Compiled modules such as torch's can swallow it, or stay half imported. A second one interrupts
+    at once.
+    """
+    usual = signal.default_int_handler
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if signal.getsignal(signal.SIGINT) is not usual or not in_main_thread:
+        yield
+        return
+    waiting = _Waiting()
+    signal.signal(signal.SIGINT, waiting.interrupt)
+    try:
+        yield
+    finally:
+        waiting.cancel()
+        signal.signal(signal.SIGINT, usual)
+
+
+class _Waiting:
+    """A Ctrl-C that is sent again, by a timer, until no import is running."""
+
+    def __init__(self) -> None:
+        self.sent = False  # by the timer, not by the user
+        self.timer: threading.Timer | None = None
+
+    def interrupt(self, _number: int, frame: FrameType | None) -> None:
+        """Raise KeyboardInterrupt, or come back later."""
+        by_user, self.sent = not self.sent, False
+        if (by_user and self.timer is not None) or not _is_importing(frame):
+            self.cancel()
+            raise KeyboardInterrupt
+        self.timer = threading.Timer(SECONDS_BETWEEN_LOOKS, self._send)
+        self.timer.daemon = True
+        self.timer.start()
+
+    def cancel(self) -> None:
+        """Send nothing any more."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer.join()
+
+    def _send(self) -> None:
+        self.sent = True
+        if hasattr(signal, "pthread_kill"):  # wakes the main thread where it waits
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        else:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Stop:
