@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -180,7 +181,9 @@ class Target:
         Raises:
             ArgumentTypeError: where its result is no tensor, or its arguments are not the
                 parameters; what the function itself raises passes.
-            ArgumentValueError: where its result is no scalar (or no vector of rows).
+            ArgumentValueError: where its result is no scalar (or no vector of rows), where two
+                calls at one point differ, or where differences of log p contradict its gradient at
+                most of a few points (a `detach()`, `no_grad` or `.item()` on the way).
 
         Example:
             >>> x = torch.tensor([1.0, 3.0])
@@ -196,10 +199,17 @@ class Target:
         maker = cls(lambda _: torch.zeros(()), layout, dtype)
         if given is None:
             function, looped, piece = maker._vectorised(log_density, "log_density", ())
-            return replace(maker, function=function, looped=looped, piece=piece)
+            made = replace(maker, function=function, looped=looped, piece=piece)
+            _check_own(made, "log_density")
+            return made
         rows = Rows.of(given, batch_size=batch_size)
         row_terms, looped, _ = maker._vectorised(log_density, "log_density", rows.first())
+        first = rows.first()
+        _check_own(
+            replace(maker, function=lambda values: row_terms(values, *first).sum(-1)), "log_density"
+        )
         prior, prior_looped, _ = maker._vectorised(log_prior or _flat, "log_prior", ())
+        _check_own(replace(maker, function=prior), "log_prior")
         rows = rows.with_terms(lambda values, batch: row_terms(values, *batch))
         return replace(maker, function=prior, rows=rows, looped=looped or prior_looped)
 
@@ -552,10 +562,11 @@ class Target:
         vectorised = torch.func.vmap(one, in_dims=axes)
         factored = torch.func.vmap(_factored(one), in_dims=axes)
         two = torch.stack([probe, -probe])
+        seen = result.detach() if known else torch.zeros(())
         try:
-            vectorised(self.constrain(two), *batch)
+            first = vectorised(self.constrain(two), *batch)[0]
         except UNFACTORED:
-            pass
+            first = None
         except (RuntimeError, ValueError) as error:
             if "randomness" in str(error):
                 words = message(name, "a function of z alone", "one that draws at random")
@@ -563,8 +574,12 @@ class Target:
             if not isinstance(error, ValueError) and _refused(one, self.constrain(two), batch):
                 return _surviving(vectorised, one, self.refusals, factored), False, piece
             reason = str(error).strip().splitlines()[0]
+            again = partial(one, self.constrain(probe), *batch)
+            _check_same(seen, again() if known else seen, again, name)
             warnings.warn(f"{name}: evaluated one point at a time, slowly: {reason}", stacklevel=4)
             return _surviving(_looped(one, self.deadline), one, self.refusals), True, piece
+        if known and first is not None:
+            _check_same(seen, first, lambda: vectorised(self.constrain(two), *batch)[0], name)
         return _surviving(vectorised, one, self.refusals, factored), False, piece
 
 
@@ -621,12 +636,57 @@ def _without_nan(model: Model, refusals: Refusals) -> Score:
     return scored
 
 
-def _check_slope(score: Score, dim: int) -> None:
-    """Refuse a gradient that central differences of log p contradict at most of a few points."""
+def _check_own(target: "Target", name: str) -> None:
+    """Refuse a user's function whose gradient is not that of its values."""
+    hint = "no detach(), no_grad, .item() or numpy() on the way from the parameters to log p"
+    with target.refusals.unknown(), _hinted(name):
+        _check_slope(lambda z: target.score(z.to(target.dtype)), target.dim, name, hint)
+
+
+def _check_same(once: Tensor, first: Tensor, call: Callable[[], Tensor], name: str) -> None:
+    """Refuse a function whose values at one point differ: from `once`, and between two calls.
+
+    Two, since what is vectorised may round differently.
+    """
+
+    def off(one: Tensor, other: Tensor) -> Tensor:
+        return ((other - one).abs() > limits.SAME_TOLERANCE * (1 + one.abs())).reshape(-1)
+
+    if not bool(off(once, first).any()):
+        return
+    second = call()
+    differ = off(first, second).nonzero()
+    if len(differ):
+        k = int(differ[0])
+        got = f"{float(first.reshape(-1)[k]):.6g} and {float(second.reshape(-1)[k]):.6g}"
+        hint = "all rows of the data, and no random numbers inside; batch_size= for mini-batches"
+        wanted = "a function of its parameters alone"
+        raise ArgumentValueError(message(name, wanted, f"{got} at one point", hint))
+
+
+def _check_slope(
+    score: Score,
+    dim: int,
+    name: str = "score",
+    hint: str = "∂ log p/∂z, of log p itself, not of −log p, at each point",
+) -> None:
+    """Refuse a gradient that central differences of log p contradict at most of a few points.
+
+    With two steps, so that what a solver's tolerance adds to log p is not taken for its slope.
+    """
+    near, far = limits.SLOPE_STEPS
+    found = _contradicted(score, dim, near)
+    right = not found or not _contradicted(score, dim, far)
+    if "nan" in found:
+        hint = "torch.where on arguments that are finite in both branches, for NaN times 0 is NaN"
+    require(right, name, "the gradient of its log p", found, hint)
+
+
+def _contradicted(score: Score, dim: int, step: float) -> str:
+    """Say where the slopes of a score are not those of differences so far apart; "" if they are."""
     generator = torch.Generator().manual_seed(0)
     z, way = torch.randn(2, limits.SLOPE_PROBES, dim, generator=generator, dtype=torch.float64)
     way = way / way.norm(dim=1, keepdim=True)
-    step = limits.SLOPE_STEP
     value, gradient = score(torch.cat([z, z + step * way, z - step * way]))
     middle, up, down = value.chunk(3)
     known = torch.stack([middle, up, down]).isfinite().all(0)
@@ -635,11 +695,10 @@ def _check_slope(score: Score, dim: int) -> None:
     noise = limits.SLOPE_ROUNDING * middle.abs() / step
     bend = (up - 2 * middle + down).abs() / step
     wrong = ~((seen - said).abs() <= limits.SLOPE_TOLERANCE * size + bend + noise)
-    if int(wrong[known].sum()) > 0.5 * int(known.sum()):
-        k = int((known & wrong).nonzero()[0])
-        got = f"a slope of {float(said[k]):.4g} where log p rises by {float(seen[k]):.4g}"
-        hint = "∂ log p/∂z, of log p itself, not of −log p, at each point"
-        require(False, "score", "the gradient of its log p", got, hint)  # noqa: FBT003
+    if int(wrong[known].sum()) <= 0.5 * int(known.sum()):
+        return ""
+    k = int((known & wrong).nonzero()[0])
+    return f"a slope of {float(said[k]):.4g} where log p rises by {float(seen[k]):.4g}"
 
 
 def _check_data(model: Model, target: "Target") -> None:
@@ -868,6 +927,8 @@ def _hinted(name: str) -> Iterator[None]:
             hint = "data in float64, x.double(), as the parameters are"
         elif "numpy()" in words:
             hint = "compute with torch, or give log p and its gradient: Target.of_score"
+        elif "in-place" in words or "inplace" in words:
+            hint = "x = x.clone() before x is changed in place"
         if hint and not isinstance(error, UNFACTORED):
             raise ArgumentTypeError(f"{name}: {words}. Try: {hint}") from error
         raise
@@ -881,6 +942,7 @@ def _check_result(result: Any, name: str, rows: int | None) -> None:
     shape = () if rows is None else (rows,)
     hint = "sum over the last axis" if rows is None else "do not sum over rows"
     require(tuple(result.shape) == shape, f"{name}(z)", wanted, list(result.shape), hint)
+    require(not result.is_complex(), f"{name}(z)", "real numbers", str(result.dtype), "its .real")
 
 
 def _shown(name: str, value: Tensor) -> str:
