@@ -61,6 +61,9 @@ FEWEST_COMPILED, COMPILED_STEP = 64, 8  # for each, and 2 ms to evaluate 4,096 p
 MAX_ROWS_TOGETHER = 8192  # rows of data evaluated together, by default
 SHOWN_ENTRIES = 6  # of a vector, in an error message
 
+# target/density: points that a density refuses by an exception before it has accepted one
+MAX_FIRST_REFUSALS = 256  # half of z > 0 refuses so many by chance once in 2^256; a fault always
+
 # target/density: NaN in the data of other programs
 DATA_PROBES = 8  # points in (-2, 2)^d, as Stan's starts, at none of which log p is finite
 

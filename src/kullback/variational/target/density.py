@@ -51,6 +51,8 @@ class Refusals:
     words: str = ""
     last: Exception | None = None
     value: float = -math.inf
+    accepted: bool = False
+    first: int = 0
 
     @contextlib.contextmanager
     def unknown(self) -> Iterator[None]:
@@ -62,10 +64,15 @@ class Refusals:
             (self.count, self.words), self.value = before, -math.inf
 
     def add(self, error: Exception) -> None:
-        """Count one point."""
+        """Count one point; raise where the function fails, not a point: it refused all so far."""
         self.count += 1
+        self.first += 0 if self.accepted else 1
         self.last = error
         self.words = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        if not self.accepted and self.first >= limits.MAX_FIRST_REFUSALS:
+            got = f"a refusal of each of the first {self.first} points: {self.words}"
+            hint = "finite data of one length, constraints, or init= at a point that it takes"
+            raise ArgumentTypeError(message("log_density", "a log density", got, hint)) from error
 
     def __str__(self) -> str:
         points = "point" if self.count == 1 else "points"
@@ -562,7 +569,7 @@ class Target:
         vectorised = torch.func.vmap(one, in_dims=axes)
         factored = torch.func.vmap(_factored(one), in_dims=axes)
         two = torch.stack([probe, -probe])
-        seen = result.detach() if known else torch.zeros(())
+        seen = result.detach() if result is not None else torch.zeros(())
         try:
             first = vectorised(self.constrain(two), *batch)[0]
         except UNFACTORED:
@@ -750,37 +757,55 @@ def _surviving(
     many: PointDensity,
     one: PointDensity,
     refusals: Refusals,
-    factored: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    factored: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
 ) -> PointDensity:
     """Give −inf to points that the density refuses by an exception, and count them.
 
-    A matrix that cannot be factored, or a distribution that refuses its arguments. Where Cholesky
-    factors are all that fails, `factored` (see `_factored`) finds those points in one call; other
-    points are found by halving.
+    A matrix that cannot be factored, or a distribution that refuses its arguments: `factored` (see
+    `_factored`) finds those points in one call. Points that anything else refuses are found by
+    halving.
     """
 
     def survived(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
         try:
-            return many(values, *batch)
+            found = many(values, *batch)
+            refusals.accepted = True
+            return found
         except (UNFACTORED, ValueError, RuntimeError) as error:
             if not _refuses(error):
                 raise
-            at_once = isinstance(error, UNFACTORED) and factored is not None
-            found = _found(values, batch) if at_once else None
-            return _halved(values, batch) if found is None else found
+            many_points = len(next(iter(values.values()))) > 1
+            at_once = factored is not None and (many_points or isinstance(error, UNFACTORED))
+            others = _found(values, batch) if at_once else None
+            return _halved(values, batch) if others is None else others
 
     def _found(values: dict[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor | None:
         try:
-            result, bad = cast(Any, factored)(values, *batch)
+            result, bad, invalid = cast(Any, factored)(values, *batch)
+            bad = bad | invalid
+            if bool(bad.all()):
+                return _none(values, batch)
+            if bool(invalid.any()):  # NaN there would reach the gradient: another point's value
+                spare = torch.where(bad, int((~bad).nonzero()[0]), torch.arange(len(bad)))
+                result = many({k: v[spare] for k, v in values.items()}, *batch)
         except (UNFACTORED, ValueError, RuntimeError):
             return None  # something else fails as well
         places = bad.nonzero().flatten()
         if len(places) == 0:
             return None
+        refusals.accepted = True
         first = int(places[0])
         _alone(one, {k: v[first : first + 1] for k, v in values.items()}, batch, refusals)
         refusals.count += len(places) - 1
         return torch.where(bad[:, None] if result.ndim > 1 else bad, refusals.value, result)
+
+    def _none(values: dict[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+        count = len(next(iter(values.values())))
+        if not refusals.accepted:
+            refusals.first += count - 1
+        one_point = _alone(one, {k: v[:1] for k, v in values.items()}, batch, refusals)
+        refusals.count += count - 1
+        return one_point.expand(count, *one_point.shape[1:])
 
     def _halved(values: dict[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
         first = next(iter(values.values()))
@@ -794,11 +819,14 @@ def _surviving(
 
 
 class _Factoring(TorchFunctionMode):
-    """Factor the identity instead of a matrix that has no Cholesky factor, and note that."""
+    """Note where a matrix has no Cholesky factor, or a distribution refuses its arguments.
+
+    The identity is factored instead; the distribution goes on with what it refused.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.bad = torch.zeros((), dtype=torch.bool)
+        self.bad = self.invalid = torch.zeros((), dtype=torch.bool)
 
     def __torch_function__(
         self,
@@ -807,8 +835,11 @@ class _Factoring(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Replace the argument of Cholesky factorisations."""
+        """Replace the argument of Cholesky factorisations, and what distributions ask of theirs."""
         kwargs = kwargs or {}
+        if func is torch._is_all_true and args:
+            self.invalid = self.invalid | ~args[0].detach().all()
+            return torch.ones((), dtype=torch.bool)
         if func in CHOLESKY and args:
             matrix, *others = args
             failed = torch.linalg.cholesky_ex(matrix.detach())[1] != 0
@@ -821,13 +852,13 @@ class _Factoring(TorchFunctionMode):
 CHOLESKY = (torch.linalg.cholesky, torch.cholesky, torch.Tensor.cholesky)
 
 
-def _factored(one: PointDensity) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return a function that also says whether a matrix at this point has no Cholesky factor."""
+def _factored(one: PointDensity) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """Return a function that also says what `_Factoring` notes: without a factor, and refused."""
 
-    def checked(values: dict[str, Tensor], *batch: Tensor) -> tuple[Tensor, Tensor]:
+    def checked(values: dict[str, Tensor], *batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with _Factoring() as factoring:
             result = one(values, *batch)
-        return result, factoring.bad
+        return result, factoring.bad, factoring.invalid
 
     return checked
 
@@ -847,7 +878,9 @@ def _alone(
 ) -> Tensor:
     """Evaluate one point without vmap, which hides the words of a refusal; −inf if it is one."""
     try:
-        return one({k: v[0] for k, v in values.items()}, *batch)[None]
+        found = one({k: v[0] for k, v in values.items()}, *batch)[None]
+        refusals.accepted = True
+        return found
     except (UNFACTORED, ValueError) as error:
         refusals.add(error)
         zero = (

@@ -159,6 +159,14 @@ def numpyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     )
 
 
+def _onto(law: Any) -> Any:
+    """Return Pyro's transform of reals onto the support of a distribution; None if it has none."""
+    try:
+        return biject_to(law.support)
+    except NotImplementedError:
+        return None
+
+
 @contextlib.contextmanager
 def _traced_by_jax(jax: Any) -> Iterator[None]:
     """Say what to do where JAX cannot trace a model: NumPy or Python on a value that it traces."""
@@ -246,17 +254,26 @@ def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Py
         return torch.cat(parts)
 
     def begin(site: dict[str, Any]) -> Any:
-        discrete = site["fn"].support.is_discrete  # refused below, by name
-        return site["fn"]() if discrete else start.init_to_uniform(site)
+        law = site["fn"]
+        transform = None if law.support.is_discrete else _onto(law)
+        if transform is None:  # refused below, by name
+            return law()
+        return transform(4 * torch.rand(transform.inverse_shape(law.shape())) - 2)
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         nodes = traced(start.InitMessenger(begin)).nodes
     plates = {n: s for n, s in nodes.items() if type(s.get("fn")).__name__ == "_Subsample"}
     parts = [n for n, s in plates.items() if _is_part(s["fn"].size, s["fn"].subsample_size)]
+    frames = [f for s in nodes.values() for f in s.get("cond_indep_stack") or ()]
+    given = {f.name for f in frames if f.full_size is not None and f.size < f.full_size}
+    parts += sorted(given - set(parts))  # of `subsample=`
     require(not parts, "model", "one that sees all its rows", f"subsampled plates {parts}")
     sites = {name: site for name, site in nodes.items() if name not in plates}
     imputed = _imputed(sites)
     drawn = _latent(sites, lambda site: bool(site["fn"].support.is_discrete))
+    odd = [name for name in drawn if _onto(nodes[name]["fn"]) is None]
+    hint = "its density by `pyro.factor`, and an ImproperUniform parameter"
+    require(not odd, "model", "parameters with a support that reals map onto", odd, hint)
     shapes = {name: tuple(nodes[name]["value"].shape) for name in drawn}
     reals = {
         name: tuple(biject_to(nodes[name]["fn"].support).inverse_shape(shape))
@@ -477,6 +494,8 @@ def _names(shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> tup
     """Name the entries of z from the shapes of reals and of values: braces where they differ."""
     names: list[str] = []
     for name, (reals, value) in shapes.items():
+        if math.prod(reals) == 0:  # an array without entries
+            continue
         entries = Layout.of({name: reals}).names
         same = reals == value
         names += entries if same else [n.replace("[", "{").replace("]", "}") for n in entries]
