@@ -703,6 +703,11 @@ def test_a_dirichlet_is_proper(alpha):
     [
         (lambda a, b: -((a - 1) ** 2) - (b - a.detach()) ** 2, {"a": (), "b": ()}, "no detach()"),
         (torch.no_grad()(lambda z: -z.square().sum()), 2, "no detach()"),
+        (
+            lambda a, s: Normal(a.detach(), s).log_prob(torch.ones(2, dtype=F64)).sum() - a * a - s,
+            {"a": (), "s": constraints.positive},
+            "no detach()",
+        ),
         (lambda t: -t.detach(), {"t": constraints.positive}, "no detach()"),
         (lambda z: -z.square().sum() + (z - 200).sqrt().nan_to_num().sum(), 2, "both branches"),
     ],

@@ -71,6 +71,7 @@ DATA_PROBES = 8  # points in (-2, 2)^d, as Stan's starts, at none of which log p
 SLOPE_PROBES = 4  # standard normal points
 SLOPE_STEPS = (1e-3, 0.03)  # of unconstrained z: contradicted by both, for the noise of a solver
 SLOPE_TOLERANCE = 0.05  # of the terms' size, beside the change of slope within a step,
+OWN_SLOPE_TOLERANCE = 0.005  # where PyTorch differentiates: rounding of float32 alone
 SAME_TOLERANCE = 1e-3  # of 1 + |log p|, between two calls at one point: a GPU adds in another order
 SLOPE_ROUNDING = 1e-6  # and rounding of log p, relative: ten units of float32
 

@@ -647,7 +647,8 @@ def _check_own(target: "Target", name: str) -> None:
     """Refuse a user's function whose gradient is not that of its values."""
     hint = "no detach(), no_grad, .item() or numpy() on the way from the parameters to log p"
     with target.refusals.unknown(), _hinted(name):
-        _check_slope(lambda z: target.score(z.to(target.dtype)), target.dim, name, hint)
+        score: Score = lambda z: target.score(z.to(target.dtype))  # noqa: E731
+        _check_slope(score, target.dim, name, hint, tolerance=limits.OWN_SLOPE_TOLERANCE)
 
 
 def _check_same(once: Tensor, first: Tensor, call: Callable[[], Tensor], name: str) -> None:
@@ -676,20 +677,21 @@ def _check_slope(
     dim: int,
     name: str = "score",
     hint: str = "∂ log p/∂z, of log p itself, not of −log p, at each point",
+    tolerance: float = limits.SLOPE_TOLERANCE,
 ) -> None:
     """Refuse a gradient that central differences of log p contradict at most of a few points.
 
     With two steps, so that what a solver's tolerance adds to log p is not taken for its slope.
     """
     near, far = limits.SLOPE_STEPS
-    found = _contradicted(score, dim, near)
-    right = not found or not _contradicted(score, dim, far)
+    found = _contradicted(score, dim, near, tolerance)
+    right = not found or not _contradicted(score, dim, far, tolerance)
     if "nan" in found:
         hint = "torch.where on arguments that are finite in both branches, for NaN times 0 is NaN"
     require(right, name, "the gradient of its log p", found, hint)
 
 
-def _contradicted(score: Score, dim: int, step: float) -> str:
+def _contradicted(score: Score, dim: int, step: float, tolerance: float) -> str:
     """Say where the slopes of a score are not those of differences so far apart; "" if they are."""
     generator = torch.Generator().manual_seed(0)
     z, way = torch.randn(2, limits.SLOPE_PROBES, dim, generator=generator, dtype=torch.float64)
@@ -701,7 +703,7 @@ def _contradicted(score: Score, dim: int, step: float) -> str:
     size = torch.maximum(seen.abs(), (gradient[: len(z)] * way).norm(dim=1))
     noise = limits.SLOPE_ROUNDING * middle.abs() / step
     bend = (up - 2 * middle + down).abs() / step
-    wrong = ~((seen - said).abs() <= limits.SLOPE_TOLERANCE * size + bend + noise)
+    wrong = ~((seen - said).abs() <= tolerance * size + bend + noise)
     if int(wrong[known].sum()) <= 0.5 * int(known.sum()):
         return ""
     k = int((known & wrong).nonzero()[0])
