@@ -422,3 +422,79 @@ def test_a_missing_package_is_named_with_its_install_command(extra, monkeypatch)
     monkeypatch.setitem(sys.modules, MISSING[extra], None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'kullback\[{extra}\]'"):
         getattr(Target, f"from_{extra}")(lambda: None)
+
+
+def with_rows_that_are_missing(program, y, seen):
+    module = pytest.importorskip(program)
+    normal = module.distributions.Normal
+
+    def model(y, seen):
+        mu = module.sample("mu", normal(0.0, 1.0))
+        with module.plate("rows", len(y)):
+            module.sample("y", normal(mu, 1.0), obs=y, obs_mask=seen)
+
+    if program == "numpyro":
+        return Target.from_numpyro(model, y, seen)
+    return Target.from_pyro(model, torch.tensor(y), torch.tensor(seen))
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["numpyro", "pyro"])
+def test_rows_that_obs_mask_leaves_out_are_parameters_of_a_proper_target(program):
+    y, seen = np.array([1.0, 0.0, 3.0, 2.0]), np.array([True, False, True, True])
+    found = fit(with_rows_that_are_missing(program, y, seen), progress=False)
+    assert found.diagnosis.level == "trust"
+    mean, sd = found.mean["mu"], found.sd["mu"]  # three rows and a prior of one
+    assert abs(float(mean) - 6 / 4) < 0.2 * 0.5 and abs(float(sd) / 0.5 - 1) < 0.22
+    missing = float(found.mean["y_unobserved"][1]), float(found.sd["y_unobserved"][1])
+    assert abs(missing[0] - 6 / 4) < 0.2 * 1.25**0.5 and abs(missing[1] / 1.25**0.5 - 1) < 0.22
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_numpyro_models_that_jax_cannot_trace_have_a_hint():
+    numpyro = pytest.importorskip("numpyro")
+    dist = numpyro.distributions
+
+    def branches(y):
+        mu = numpyro.sample("mu", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(mu if mu > 0 else 2 * mu, 1), obs=y)
+
+    def empty(y):
+        b = numpyro.sample("b", dist.Normal(0, 1).expand([0]))
+        numpyro.sample("y", dist.Normal(numpyro.sample("a", dist.Normal(0, 1)) + b.sum()), obs=y)
+
+    with pytest.raises(ArgumentTypeError, match=r"that JAX can trace; .*jnp.where for an if"):
+        fit(Target.from_numpyro(branches, 1.0), progress=False)
+    target = Target.from_numpyro(empty, 1.0)  # an array without entries is no part of z
+    assert target.names == ("a",) and target.constrain(torch.zeros(2, 1))["b"].shape == (2, 0)
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_pyro_takes_flat_priors_and_refuses_rows_given_by_subsample():
+    pyro = pytest.importorskip("pyro")
+    dist = pyro.distributions
+
+    def flat(y):
+        mu = pyro.sample("mu", dist.ImproperUniform(constraints.real, (), ()))
+        pyro.sample("y", dist.Normal(mu, 1.0).expand([3]).to_event(1), obs=y)
+
+    def part(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 9, subsample=torch.arange(3)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    def mixed(y):
+        weights = dist.Categorical(torch.ones(2) / 2)
+        mu = pyro.sample("mu", dist.MixtureSameFamily(weights, dist.Normal(torch.zeros(2), 1.0)))
+        pyro.sample("y", dist.Normal(mu, 1.0).expand([3]).to_event(1), obs=y)
+
+    y = T(1.0, 2.0, 6.0)
+    log_p = Target.from_pyro(flat, y).log_density(T(0.0, 3.0)[:, None])
+    torch.testing.assert_close(log_p[1] - log_p[0], T((41 - 14) / 2), rtol=1e-12, atol=1e-12)
+    with pytest.raises(ArgumentValueError, match=r"all its rows; got subsampled plates \['rows'\]"):
+        Target.from_pyro(part, y)
+    with pytest.raises(ArgumentValueError, match=r"that reals map onto; got \['mu'\]"):
+        Target.from_pyro(mixed, y)

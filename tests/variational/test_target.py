@@ -696,3 +696,96 @@ def test_a_dirichlet_is_proper(alpha):
     found = fit(log_density, {"w": Parameter((3,), constraints.simplex)}, progress=False)
     assert "improper" not in found.diagnosis.judged.sentence
     assert bool((found.mean["w"] - 1 / 3).abs().max() < 0.6 * found.sd["w"].max())
+
+
+@pytest.mark.parametrize(
+    ("log_density", "parameters", "words"),
+    [
+        (lambda a, b: -((a - 1) ** 2) - (b - a.detach()) ** 2, {"a": (), "b": ()}, "no detach()"),
+        (torch.no_grad()(lambda z: -z.square().sum()), 2, "no detach()"),
+        (
+            lambda a, s: Normal(a.detach(), s).log_prob(torch.ones(2, dtype=F64)).sum() - a * a - s,
+            {"a": (), "s": constraints.positive},
+            "no detach()",
+        ),
+        (lambda t: -t.detach(), {"t": constraints.positive}, "no detach()"),
+        (lambda z: -z.square().sum() + (z - 200).sqrt().nan_to_num().sum(), 2, "both branches"),
+    ],
+)
+def test_a_gradient_that_differences_of_log_p_contradict_is_refused(log_density, parameters, words):
+    with pytest.raises(ArgumentValueError, match="the gradient of its log p; got a slope") as got:
+        Target.of(log_density, parameters)
+    assert words in str(got.value)
+
+
+def test_likelihoods_of_rows_and_priors_are_held_to_their_differences():
+    rows = torch.arange(5.0).double()
+    with pytest.raises(ArgumentValueError, match="log_density: expected the gradient"):
+        Target.of(lambda z, x: -((x - z.detach()[0]) ** 2), 1, data=rows)
+    with pytest.raises(ArgumentValueError, match="log_prior: expected the gradient"):
+        Target.of(
+            lambda z, x: -((x - z[0]) ** 2), 1, data=rows, log_prior=lambda z: -(z.detach() ** 2)[0]
+        )
+
+
+def test_a_gradient_is_right_beside_kinks_steps_and_in_float32():
+    for log_density in (
+        lambda z: -z.abs().sum(),
+        lambda z: -z.square().sum() + z.detach().round().sum(),  # a step has slope 0
+        lambda z: -1e6 * z.float().square().sum(),
+        lambda z: -torch.relu(z).sum() - z.square().sum(),
+    ):
+        Target.of(log_density, 3)
+
+
+@pytest.mark.parametrize("branches", [False, True])
+def test_a_function_that_draws_at_random_is_refused_whoever_draws(branches):
+    source = np.random.default_rng(0)
+
+    def log_density(z):
+        twice = 2.0 if branches and z[0] > 3 else 1.0
+        return -twice * z.square().sum() + source.normal() * z[0]
+
+    with pytest.raises(ArgumentValueError, match=r"of its parameters alone; got .* at one point"):
+        Target.of(log_density, 2)
+
+
+def test_what_distributions_refuse_is_found_in_one_call():
+    """The sd may be negative: log p and its gradient elsewhere are those of a positive one."""
+    calls = []
+
+    def log_density(s):
+        calls.append(1)
+        return Normal(0.0, s).log_prob(torch.ones(3, dtype=F64)).sum()
+
+    target = Target.of(log_density, {"s": ()})
+    s = torch.randn(200, 1, generator=torch.Generator().manual_seed(0), dtype=F64)
+    calls.clear()
+    value, slope = target.score(s)
+    good = s[:, 0] > 0
+    assert len(calls) <= 4 * math.ceil(200 / target.piece)  # all, which, the others, its words
+    assert target.refusals.count == int((~good).sum())
+    assert bool((value[~good] == -math.inf).all()) and bool((slope[~good] == 0).all())
+    wanted = -3 * s.log() - 1.5 / s**2 - 1.5 * math.log(2 * math.pi)
+    torch.testing.assert_close(value[good], wanted[good, 0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(slope[good], (-3 / s + 3 / s**3)[good], rtol=1e-10, atol=1e-10)
+
+
+def test_a_density_that_refuses_all_of_its_first_points_ends_at_once():
+    target = Target.of(
+        lambda a: Normal(a, 1.0).log_prob(torch.tensor([1.0, math.nan])).sum(), {"a": ()}
+    )
+    with pytest.raises(ArgumentTypeError, match=r"of each of the first 2.*Try: finite data"):
+        target.log_density(torch.zeros(300, 1, dtype=F64))
+
+
+def test_a_complex_log_density_is_refused_and_a_change_in_place_has_a_hint():
+    with pytest.raises(ArgumentValueError, match=r"real numbers; got torch\.complex128"):
+        Target.of(lambda z: torch.complex(z.sum(), z.sum()), 1)
+
+    def changed(z):
+        z[0] = 2 * z[0]
+        return -z.square().sum()
+
+    with pytest.raises(ArgumentTypeError, match=r"Try: x = x.clone\(\) before"):
+        Target.of(changed, 2)

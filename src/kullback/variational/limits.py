@@ -61,12 +61,18 @@ FEWEST_COMPILED, COMPILED_STEP = 64, 8  # for each, and 2 ms to evaluate 4,096 p
 MAX_ROWS_TOGETHER = 8192  # rows of data evaluated together, by default
 SHOWN_ENTRIES = 6  # of a vector, in an error message
 
+# target/density: points that a density refuses by an exception before it has accepted one
+MAX_FIRST_REFUSALS = 256  # half of z > 0 refuses so many by chance once in 2^256; a fault always
+
 # target/density: NaN in the data of other programs
 DATA_PROBES = 8  # points in (-2, 2)^d, as Stan's starts, at none of which log p is finite
 
 # target/density: a gradient of a user's own against differences of log p along random directions
-SLOPE_PROBES, SLOPE_STEP = 4, 1e-3  # standard normal points; a step of unconstrained z
+SLOPE_PROBES = 4  # standard normal points
+SLOPE_STEPS = (1e-3, 0.03)  # of unconstrained z: contradicted by both, for the noise of a solver
 SLOPE_TOLERANCE = 0.05  # of the terms' size, beside the change of slope within a step,
+OWN_SLOPE_TOLERANCE = 0.005  # where PyTorch differentiates: rounding of float32 alone
+SAME_TOLERANCE = 1e-3  # of 1 + |log p|, between two calls at one point: a GPU adds in another order
 SLOPE_ROUNDING = 1e-6  # and rounding of log p, relative: ten units of float32
 
 # engine: choice of family and method

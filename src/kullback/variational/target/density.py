@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -50,6 +51,8 @@ class Refusals:
     words: str = ""
     last: Exception | None = None
     value: float = -math.inf
+    accepted: bool = False
+    first: int = 0
 
     @contextlib.contextmanager
     def unknown(self) -> Iterator[None]:
@@ -61,10 +64,15 @@ class Refusals:
             (self.count, self.words), self.value = before, -math.inf
 
     def add(self, error: Exception) -> None:
-        """Count one point."""
+        """Count one point; raise where the function fails, not a point: it refused all so far."""
         self.count += 1
+        self.first += 0 if self.accepted else 1
         self.last = error
         self.words = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        if not self.accepted and self.first >= limits.MAX_FIRST_REFUSALS:
+            got = f"a refusal of each of the first {self.first} points: {self.words}"
+            hint = "finite data of one length, constraints, or init= at a point that it takes"
+            raise ArgumentTypeError(message("log_density", "a log density", got, hint)) from error
 
     def __str__(self) -> str:
         points = "point" if self.count == 1 else "points"
@@ -180,7 +188,9 @@ class Target:
         Raises:
             ArgumentTypeError: where its result is no tensor, or its arguments are not the
                 parameters; what the function itself raises passes.
-            ArgumentValueError: where its result is no scalar (or no vector of rows).
+            ArgumentValueError: where its result is no scalar (or no vector of rows), where two
+                calls at one point differ, or where differences of log p contradict its gradient at
+                most of a few points (a `detach()`, `no_grad` or `.item()` on the way).
 
         Example:
             >>> x = torch.tensor([1.0, 3.0])
@@ -196,10 +206,17 @@ class Target:
         maker = cls(lambda _: torch.zeros(()), layout, dtype)
         if given is None:
             function, looped, piece = maker._vectorised(log_density, "log_density", ())
-            return replace(maker, function=function, looped=looped, piece=piece)
+            made = replace(maker, function=function, looped=looped, piece=piece)
+            _check_own(made, "log_density")
+            return made
         rows = Rows.of(given, batch_size=batch_size)
         row_terms, looped, _ = maker._vectorised(log_density, "log_density", rows.first())
+        first = rows.first()
+        _check_own(
+            replace(maker, function=lambda values: row_terms(values, *first).sum(-1)), "log_density"
+        )
         prior, prior_looped, _ = maker._vectorised(log_prior or _flat, "log_prior", ())
+        _check_own(replace(maker, function=prior), "log_prior")
         rows = rows.with_terms(lambda values, batch: row_terms(values, *batch))
         return replace(maker, function=prior, rows=rows, looped=looped or prior_looped)
 
@@ -552,10 +569,11 @@ class Target:
         vectorised = torch.func.vmap(one, in_dims=axes)
         factored = torch.func.vmap(_factored(one), in_dims=axes)
         two = torch.stack([probe, -probe])
+        seen = result.detach() if result is not None else torch.zeros(())
         try:
-            vectorised(self.constrain(two), *batch)
+            first = vectorised(self.constrain(two), *batch)[0]
         except UNFACTORED:
-            pass
+            first = None
         except (RuntimeError, ValueError) as error:
             if "randomness" in str(error):
                 words = message(name, "a function of z alone", "one that draws at random")
@@ -563,8 +581,12 @@ class Target:
             if not isinstance(error, ValueError) and _refused(one, self.constrain(two), batch):
                 return _surviving(vectorised, one, self.refusals, factored), False, piece
             reason = str(error).strip().splitlines()[0]
+            again = partial(one, self.constrain(probe), *batch)
+            _check_same(seen, again() if known else seen, again, name)
             warnings.warn(f"{name}: evaluated one point at a time, slowly: {reason}", stacklevel=4)
             return _surviving(_looped(one, self.deadline), one, self.refusals), True, piece
+        if known and first is not None:
+            _check_same(seen, first, lambda: vectorised(self.constrain(two), *batch)[0], name)
         return _surviving(vectorised, one, self.refusals, factored), False, piece
 
 
@@ -621,12 +643,59 @@ def _without_nan(model: Model, refusals: Refusals) -> Score:
     return scored
 
 
-def _check_slope(score: Score, dim: int) -> None:
-    """Refuse a gradient that central differences of log p contradict at most of a few points."""
+def _check_own(target: "Target", name: str) -> None:
+    """Refuse a user's function whose gradient is not that of its values."""
+    hint = "no detach(), no_grad, .item() or numpy() on the way from the parameters to log p"
+    with target.refusals.unknown(), _hinted(name):
+        score: Score = lambda z: target.score(z.to(target.dtype))  # noqa: E731
+        _check_slope(score, target.dim, name, hint, tolerance=limits.OWN_SLOPE_TOLERANCE)
+
+
+def _check_same(once: Tensor, first: Tensor, call: Callable[[], Tensor], name: str) -> None:
+    """Refuse a function whose values at one point differ: from `once`, and between two calls.
+
+    Two, since what is vectorised may round differently.
+    """
+
+    def off(one: Tensor, other: Tensor) -> Tensor:
+        return ((other - one).abs() > limits.SAME_TOLERANCE * (1 + one.abs())).reshape(-1)
+
+    if not bool(off(once, first).any()):
+        return
+    second = call()
+    differ = off(first, second).nonzero()
+    if len(differ):
+        k = int(differ[0])
+        got = f"{float(first.reshape(-1)[k]):.6g} and {float(second.reshape(-1)[k]):.6g}"
+        hint = "all rows of the data, and no random numbers inside; batch_size= for mini-batches"
+        wanted = "a function of its parameters alone"
+        raise ArgumentValueError(message(name, wanted, f"{got} at one point", hint))
+
+
+def _check_slope(
+    score: Score,
+    dim: int,
+    name: str = "score",
+    hint: str = "∂ log p/∂z, of log p itself, not of −log p, at each point",
+    tolerance: float = limits.SLOPE_TOLERANCE,
+) -> None:
+    """Refuse a gradient that central differences of log p contradict at most of a few points.
+
+    With two steps, so that what a solver's tolerance adds to log p is not taken for its slope.
+    """
+    near, far = limits.SLOPE_STEPS
+    found = _contradicted(score, dim, near, tolerance)
+    right = not found or not _contradicted(score, dim, far, tolerance)
+    if "nan" in found:
+        hint = "torch.where on arguments that are finite in both branches, for NaN times 0 is NaN"
+    require(right, name, "the gradient of its log p", found, hint)
+
+
+def _contradicted(score: Score, dim: int, step: float, tolerance: float) -> str:
+    """Say where the slopes of a score are not those of differences so far apart; "" if they are."""
     generator = torch.Generator().manual_seed(0)
     z, way = torch.randn(2, limits.SLOPE_PROBES, dim, generator=generator, dtype=torch.float64)
     way = way / way.norm(dim=1, keepdim=True)
-    step = limits.SLOPE_STEP
     value, gradient = score(torch.cat([z, z + step * way, z - step * way]))
     middle, up, down = value.chunk(3)
     known = torch.stack([middle, up, down]).isfinite().all(0)
@@ -634,12 +703,11 @@ def _check_slope(score: Score, dim: int) -> None:
     size = torch.maximum(seen.abs(), (gradient[: len(z)] * way).norm(dim=1))
     noise = limits.SLOPE_ROUNDING * middle.abs() / step
     bend = (up - 2 * middle + down).abs() / step
-    wrong = ~((seen - said).abs() <= limits.SLOPE_TOLERANCE * size + bend + noise)
-    if int(wrong[known].sum()) > 0.5 * int(known.sum()):
-        k = int((known & wrong).nonzero()[0])
-        got = f"a slope of {float(said[k]):.4g} where log p rises by {float(seen[k]):.4g}"
-        hint = "∂ log p/∂z, of log p itself, not of −log p, at each point"
-        require(False, "score", "the gradient of its log p", got, hint)  # noqa: FBT003
+    wrong = ~((seen - said).abs() <= tolerance * size + bend + noise)
+    if int(wrong[known].sum()) <= 0.5 * int(known.sum()):
+        return ""
+    k = int((known & wrong).nonzero()[0])
+    return f"a slope of {float(said[k]):.4g} where log p rises by {float(seen[k]):.4g}"
 
 
 def _check_data(model: Model, target: "Target") -> None:
@@ -691,37 +759,55 @@ def _surviving(
     many: PointDensity,
     one: PointDensity,
     refusals: Refusals,
-    factored: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    factored: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
 ) -> PointDensity:
     """Give −inf to points that the density refuses by an exception, and count them.
 
-    A matrix that cannot be factored, or a distribution that refuses its arguments. Where Cholesky
-    factors are all that fails, `factored` (see `_factored`) finds those points in one call; other
-    points are found by halving.
+    A matrix that cannot be factored, or a distribution that refuses its arguments: `factored` (see
+    `_factored`) finds those points in one call. Points that anything else refuses are found by
+    halving.
     """
 
     def survived(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
         try:
-            return many(values, *batch)
+            found = many(values, *batch)
+            refusals.accepted = True
+            return found
         except (UNFACTORED, ValueError, RuntimeError) as error:
             if not _refuses(error):
                 raise
-            at_once = isinstance(error, UNFACTORED) and factored is not None
-            found = _found(values, batch) if at_once else None
-            return _halved(values, batch) if found is None else found
+            many_points = len(next(iter(values.values()))) > 1
+            at_once = factored is not None and (many_points or isinstance(error, UNFACTORED))
+            others = _found(values, batch) if at_once else None
+            return _halved(values, batch) if others is None else others
 
     def _found(values: dict[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor | None:
         try:
-            result, bad = cast(Any, factored)(values, *batch)
+            result, bad, invalid = cast(Any, factored)(values, *batch)
+            bad = bad | invalid
+            if bool(bad.all()):
+                return _none(values, batch)
+            if bool(invalid.any()):  # NaN there would reach the gradient: another point's value
+                spare = torch.where(bad, int((~bad).nonzero()[0]), torch.arange(len(bad)))
+                result = many({k: v[spare] for k, v in values.items()}, *batch)
         except (UNFACTORED, ValueError, RuntimeError):
             return None  # something else fails as well
         places = bad.nonzero().flatten()
         if len(places) == 0:
             return None
+        refusals.accepted = True
         first = int(places[0])
         _alone(one, {k: v[first : first + 1] for k, v in values.items()}, batch, refusals)
         refusals.count += len(places) - 1
         return torch.where(bad[:, None] if result.ndim > 1 else bad, refusals.value, result)
+
+    def _none(values: dict[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+        count = len(next(iter(values.values())))
+        if not refusals.accepted:
+            refusals.first += count - 1
+        one_point = _alone(one, {k: v[:1] for k, v in values.items()}, batch, refusals)
+        refusals.count += count - 1
+        return one_point.expand(count, *one_point.shape[1:])
 
     def _halved(values: dict[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
         first = next(iter(values.values()))
@@ -735,11 +821,14 @@ def _surviving(
 
 
 class _Factoring(TorchFunctionMode):
-    """Factor the identity instead of a matrix that has no Cholesky factor, and note that."""
+    """Note where a matrix has no Cholesky factor, or a distribution refuses its arguments.
+
+    The identity is factored instead; the distribution goes on with what it refused.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.bad = torch.zeros((), dtype=torch.bool)
+        self.bad = self.invalid = torch.zeros((), dtype=torch.bool)
 
     def __torch_function__(
         self,
@@ -748,8 +837,11 @@ class _Factoring(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Replace the argument of Cholesky factorisations."""
+        """Replace the argument of Cholesky factorisations, and what distributions ask of theirs."""
         kwargs = kwargs or {}
+        if func is torch._is_all_true and args:
+            self.invalid = self.invalid | ~args[0].detach().all()
+            return torch.ones((), dtype=torch.bool)
         if func in CHOLESKY and args:
             matrix, *others = args
             failed = torch.linalg.cholesky_ex(matrix.detach())[1] != 0
@@ -762,13 +854,13 @@ class _Factoring(TorchFunctionMode):
 CHOLESKY = (torch.linalg.cholesky, torch.cholesky, torch.Tensor.cholesky)
 
 
-def _factored(one: PointDensity) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return a function that also says whether a matrix at this point has no Cholesky factor."""
+def _factored(one: PointDensity) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """Return a function that also says what `_Factoring` notes: without a factor, and refused."""
 
-    def checked(values: dict[str, Tensor], *batch: Tensor) -> tuple[Tensor, Tensor]:
+    def checked(values: dict[str, Tensor], *batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with _Factoring() as factoring:
             result = one(values, *batch)
-        return result, factoring.bad
+        return result, factoring.bad, factoring.invalid
 
     return checked
 
@@ -788,7 +880,9 @@ def _alone(
 ) -> Tensor:
     """Evaluate one point without vmap, which hides the words of a refusal; −inf if it is one."""
     try:
-        return one({k: v[0] for k, v in values.items()}, *batch)[None]
+        found = one({k: v[0] for k, v in values.items()}, *batch)[None]
+        refusals.accepted = True
+        return found
     except (UNFACTORED, ValueError) as error:
         refusals.add(error)
         zero = (
@@ -868,6 +962,8 @@ def _hinted(name: str) -> Iterator[None]:
             hint = "data in float64, x.double(), as the parameters are"
         elif "numpy()" in words:
             hint = "compute with torch, or give log p and its gradient: Target.of_score"
+        elif "in-place" in words or "inplace" in words:
+            hint = "x = x.clone() before x is changed in place"
         if hint and not isinstance(error, UNFACTORED):
             raise ArgumentTypeError(f"{name}: {words}. Try: {hint}") from error
         raise
@@ -881,6 +977,7 @@ def _check_result(result: Any, name: str, rows: int | None) -> None:
     shape = () if rows is None else (rows,)
     hint = "sum over the last axis" if rows is None else "do not sum over rows"
     require(tuple(result.shape) == shape, f"{name}(z)", wanted, list(result.shape), hint)
+    require(not result.is_complex(), f"{name}(z)", "real numbers", str(result.dtype), "its .real")
 
 
 def _shown(name: str, value: Tensor) -> str:

@@ -108,12 +108,14 @@ def numpyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     handlers, util = (import_extra(f"numpyro.{m}", "numpyro") for m in ("handlers", "infer.util"))
     with jax.enable_x64(True), numpyro.validation_enabled(False):  # noqa: FBT003
         seeded = handlers.substitute(handlers.seed(model, 0), substitute_fn=util.init_to_uniform)
-        sites = handlers.trace(seeded).get_trace(*args, **kwargs)
+        with _traced_by_jax(jax):
+            sites = handlers.trace(seeded).get_trace(*args, **kwargs)
         plates = {name: s["args"] for name, s in sites.items() if s["type"] == "plate"}
         parts = [name for name, (size, seen) in plates.items() if _is_part(size, seen)]
         require(not parts, "model", "one that sees all its rows", f"subsampled plates {parts}")
         drawn = _latent(sites, lambda site: bool(site["fn"].support.is_discrete))
         inits = {name: sites[name]["value"] for name in drawn}
+        model = _of_whole_rows(model, _imputed(sites))
         free = dict(util.unconstrain_fn(model, args, kwargs, inits))
         unravel = ravel(free)[1]
 
@@ -129,7 +131,7 @@ def numpyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
     def in_float64(compiled: Arrays) -> Arrays:
         def called(z: Any) -> Any:
-            with jax.enable_x64(True):  # noqa: FBT003
+            with jax.enable_x64(True), _traced_by_jax(jax):  # noqa: FBT003
                 return jax.tree.map(np.array, compiled(z))
 
         return _padded(called, piece, compiling)
@@ -157,6 +159,49 @@ def numpyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     )
 
 
+def _onto(law: Any) -> Any:
+    """Return Pyro's transform of reals onto the support of a distribution; None if it has none."""
+    try:
+        return biject_to(law.support)
+    except NotImplementedError:
+        return None
+
+
+@contextlib.contextmanager
+def _traced_by_jax(jax: Any) -> Iterator[None]:
+    """Say what to do where JAX cannot trace a model: NumPy or Python on a value that it traces."""
+    try:
+        yield
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        got = str(error).strip().splitlines()[0]
+        hint = "y = jnp.asarray(y) in the model for data that it indexes, and jnp.where for an if"
+        raise ArgumentTypeError(message("model", "one that JAX can trace", got, hint)) from error
+
+
+def _of_whole_rows(model: Any, imputed: Sequence[str]) -> Any:
+    """Give the entries of `…_unobserved` that `obs_mask` takes from the data their own prior.
+
+    NumPyro masks it, so that log p is flat along entries that nothing reads: improper. The prior
+    of what is never read integrates to 1, and leaves all other marginals as they are.
+    """
+    messenger = import_extra("numpyro.primitives", "numpyro").Messenger
+
+    class Whole(messenger):  # type: ignore[misc, valid-type]
+        """Take the mask off."""
+
+        def process_message(self, msg: dict[str, Any]) -> None:
+            if msg.get("name") in imputed and hasattr(msg["fn"], "base_dist"):
+                msg["fn"] = msg["fn"].base_dist
+
+    return Whole(model) if imputed else model
+
+
+def _imputed(sites: Mapping[str, Any]) -> list[str]:
+    """Name what `obs_mask` makes of missing rows: y_unobserved, beside y_observed and y."""
+    parts = [(name, name.removesuffix("_unobserved")) for name in sites]
+    return [name for name, y in parts if name != y and {y, f"{y}_observed"} <= set(sites)]
+
+
 def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> PyroModel:
     """Read a Pyro model, called with its data as float64.
 
@@ -178,6 +223,8 @@ def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Py
             self.reals, self.log_jacobian = reals, torch.zeros((), dtype=torch.float64)
 
         def _pyro_sample(self, site: dict[str, Any]) -> None:
+            if site["name"] in imputed:
+                site["mask"] = None  # see `_of_whole_rows`
             if site["name"] in self.reals:
                 transform, x = biject_to(site["fn"].support), self.reals[site["name"]]
                 value = transform(x)
@@ -207,16 +254,26 @@ def pyro_model(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Py
         return torch.cat(parts)
 
     def begin(site: dict[str, Any]) -> Any:
-        discrete = site["fn"].support.is_discrete  # refused below, by name
-        return site["fn"]() if discrete else start.init_to_uniform(site)
+        law = site["fn"]
+        transform = None if law.support.is_discrete else _onto(law)
+        if transform is None:  # refused below, by name
+            return law()
+        return transform(4 * torch.rand(transform.inverse_shape(law.shape())) - 2)
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         nodes = traced(start.InitMessenger(begin)).nodes
     plates = {n: s for n, s in nodes.items() if type(s.get("fn")).__name__ == "_Subsample"}
     parts = [n for n, s in plates.items() if _is_part(s["fn"].size, s["fn"].subsample_size)]
+    frames = [f for s in nodes.values() for f in s.get("cond_indep_stack") or ()]
+    given = {f.name for f in frames if f.full_size is not None and f.size < f.full_size}
+    parts += sorted(given - set(parts))  # of `subsample=`
     require(not parts, "model", "one that sees all its rows", f"subsampled plates {parts}")
     sites = {name: site for name, site in nodes.items() if name not in plates}
+    imputed = _imputed(sites)
     drawn = _latent(sites, lambda site: bool(site["fn"].support.is_discrete))
+    odd = [name for name in drawn if _onto(nodes[name]["fn"]) is None]
+    hint = "its density by `pyro.factor`, and an ImproperUniform parameter"
+    require(not odd, "model", "parameters with a support that reals map onto", odd, hint)
     shapes = {name: tuple(nodes[name]["value"].shape) for name in drawn}
     reals = {
         name: tuple(biject_to(nodes[name]["fn"].support).inverse_shape(shape))
@@ -437,6 +494,8 @@ def _names(shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> tup
     """Name the entries of z from the shapes of reals and of values: braces where they differ."""
     names: list[str] = []
     for name, (reals, value) in shapes.items():
+        if math.prod(reals) == 0:  # an array without entries
+            continue
         entries = Layout.of({name: reals}).names
         same = reals == value
         names += entries if same else [n.replace("[", "{").replace("]", "}") for n in entries]
