@@ -170,13 +170,22 @@ sys.modules[__name__].whole = True
 """
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own handler of Ctrl-C: a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_first_interrupt_waits_for_the_end_of_an_import(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "interrupted_once.py").write_text(WAITING.format(signals=1))
     (tmp_path / "interrupted_twice.py").write_text(WAITING.format(signals=2))
     with pytest.raises(KeyboardInterrupt), whole_imports():
         once = importlib.import_module("interrupted_once")
-        threading.Event().wait()  # until it comes
+        threading.Event().wait(60.0)  # until it comes
     assert once.whole
     with pytest.raises(KeyboardInterrupt), whole_imports():
         importlib.import_module("interrupted_twice")

@@ -199,6 +199,7 @@ def _narrowed(target: Target, start: Start, noise: Tensor, rows: Tensor | None) 
 
 
 def _refuse(target: Target, z: Tensor) -> NoReturn:
+    target.raise_if_it_fails()
     why = target.explain(z) or "every Gaussian tried had an ELBO that is not finite"
     hint = "a constraint for every parameter that has a range, e.g. constraints.positive"
     raise RunError(f"log_density: no place to start from was found: {why}. Try: {hint}")

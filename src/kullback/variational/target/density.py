@@ -53,6 +53,7 @@ class Refusals:
     value: float = -math.inf
     accepted: bool = False
     first: int = 0
+    taken: Tensor | None = None
 
     @contextlib.contextmanager
     def unknown(self) -> Iterator[None]:
@@ -543,6 +544,14 @@ class Target:
         if self.refusals.last is not None and bool((log_p == -math.inf).all()):
             raise self.refusals.last
 
+    def raise_if_it_fails(self) -> None:
+        """Raise what the density raises where it was finite when the target was made."""
+        known, error = self.refusals.taken, self.refusals.last
+        if known is not None and error is not None:
+            with torch.no_grad():
+                if float(self.log_density(known[None])) == -math.inf:
+                    raise error
+
     def _vectorised(
         self, function: PointDensity, name: str, batch: tuple[Tensor, ...]
     ) -> tuple[Callable[..., Tensor], bool, int]:
@@ -564,6 +573,8 @@ class Target:
             known = True
         if known:
             _check_result(result, name, len(batch[0]) if batch else None)
+            if isinstance(result, Tensor) and not batch and bool(result.isfinite()):
+                self.refusals.taken = probe
         piece = kept.piece
         axes = (0, *(None for _ in batch))
         vectorised = torch.func.vmap(one, in_dims=axes)
