@@ -108,6 +108,7 @@ def test_too_few_examples_are_refused():
         hold_out(noise_bits(2), 0.5)
 
 
+@pytest.mark.slow
 def test_the_best_look_is_kept_and_is_better_than_the_last(tmp_path):
     data = noise_bits()
     run = {"architecture": WIDE, "training": settings(validation=0.4)}

@@ -50,6 +50,7 @@ def steps_of(model, data, settings, state, n):
         next(loop)
 
 
+@pytest.mark.slow
 def test_a_trained_models_bound_is_its_evidence_by_quadrature(tmp_path):
     """One latent dimension, 64 outcomes: Σ_x p(x) = 1, and L_K meets log p(x) from below."""
     data = toy(dynamic=False)

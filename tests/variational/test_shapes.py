@@ -139,9 +139,6 @@ def triangle(z):
 @pytest.mark.parametrize(
     ("log_density", "dim", "mean", "sd", "words"),
     [
-        (corner(1), 1, 1.0, 1.0, r"z[1]: constraints.greater_than(0)"),
-        (corner(3), 3, 1.0, 1.0, r"z[3]: constraints.greater_than(0)"),
-        (triangle, 2, 1 / 3, 1 / math.sqrt(18), "not parallel"),
         (
             lambda z: torch.where((z[0] > 2) & (z[0] < 5), 0.0 * z[0], -math.inf),
             1,
@@ -149,6 +146,9 @@ def triangle(z):
             3 / math.sqrt(12),
             "z[1]: constraints.interval(2, 5)",
         ),
+        (corner(1), 1, 1.0, 1.0, r"z[1]: constraints.greater_than(0)"),
+        (corner(3), 3, 1.0, 1.0, r"z[3]: constraints.greater_than(0)"),
+        (triangle, 2, 1 / 3, 1 / math.sqrt(18), "not parallel"),
     ],
 )
 def test_hard_edges_are_fitted_and_the_constraint_is_named(log_density, dim, mean, sd, words):
