@@ -319,12 +319,20 @@ def trained(case, size, *, shard, precision=torch.float32, **given):
     return together(size, work)
 
 
-def assert_same_bits(found, truth):
-    assert torch.equal(found[0], truth[0])
+def assert_same_to_a_digit(found, truth):
+    """The same bits, but for a few roundings of float32 in numbers of the largest one's size."""
+
+    def same(one, other):
+        if not one.is_floating_point():
+            return torch.equal(one, other)
+        size = float(other.abs().max()) if other.numel() else 0.0
+        return one.shape == other.shape and bool(((one - other).abs() <= 8 * 2**-24 * size).all())
+
+    assert same(found[0], truth[0])
     assert found[1].keys() == truth[1].keys()
     for name, tensor in truth[1].items():
-        assert torch.equal(found[1][name], tensor), name
-    assert torch.equal(found[2], truth[2])
+        assert same(found[1][name], tensor), name
+    assert same(found[2], truth[2])
 
 
 @pytest.mark.sweep(13)
@@ -333,12 +341,15 @@ def assert_same_bits(found, truth):
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("case", CASES)
 def test_slices_of_a_state_are_those_of_whole_states(case, size, precision, numbers, monkeypatch):
-    """Bit for bit, where sums are in the same order: clipped, decayed, averaged, of any bucket."""
+    """Clipped, decayed, averaged, of any bucket; sums are in the same order.
+
+    Gradients are written elsewhere, and without AVX-512 the address decides a product's last digit.
+    """
     monkeypatch.setattr(checkpoint, "ReducedBackward", partial(ReducedBackward, numbers=numbers))
     how = {"precision": precision, "clip": 0.5}
     truth = trained(case, size, shard=False, **how)
     found = trained(case, size, shard=True, **how)
-    assert_same_bits(found[0], truth[0])
+    assert_same_to_a_digit(found[0], truth[0])
     for each in found[1:]:
         assert torch.equal(each[2], found[0][2])
         assert len(each[1]["vector"]) == 0  # only the first has it whole

@@ -19,6 +19,8 @@ __all__ = ["Audit", "Finding", "Likeness", "Row", "descent", "notes", "percent",
 class Likeness:
     """How near a field of gradients is to a divergence's: ‖field − s·∇D‖/‖s·∇D‖ and the cosine.
 
+    Of a field that is zero but for rounding the error is 1 and the cosine 0.
+
     Example:
         >>> Likeness("KL(policy‖ref)", "token", 0.5, 0.9).level
         'token'

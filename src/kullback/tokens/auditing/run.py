@@ -147,6 +147,8 @@ def _row(
 ) -> Row:
     noise, best = _noise(world, outcome, match)
     dead = _dead(world, outcome)
+    if _is_zero(outcome):  # rounding has no direction
+        compared = [replace(one, error=1.0, cosine=0.0) for one in compared]
     bad = (~outcome.gradient.isfinite()).any(-1).any(-1)
     reverse = next(t for t in TARGETS if t.name == REVERSE and t.level == "sequence")
     return Row(
