@@ -68,9 +68,14 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.fixture(autouse=True)
 def _same_whatever_ran_before():
-    """Seed torch's global generator, so that no test depends on the order of tests."""
+    """Seed torch's global generator, so that no test depends on the order of tests.
+
+    Importing zuko switches the argument checks of all distributions off: they are put back.
+    """
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+    if "torch.distributions" in sys.modules:
+        sys.modules["torch.distributions"].Distribution.set_default_validate_args(__debug__)
 
 
 @pytest.fixture(scope="session")
