@@ -539,27 +539,9 @@ def _fitted(
 
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib"})
-OTHER_PICTURES = frozenset(
-    f".{kind}"
-    for kind in (
-        *("heic", "heif", "avif", "jp2", "j2k", "jpx", "jxl", "svg", "ico", "ppm", "pgm", "pbm"),
-        *(
-            "pnm",
-            "tga",
-            "psd",
-            "exr",
-            "hdr",
-            "pcx",
-            "dcm",
-            "nii",
-            "raw",
-            "cr2",
-            "nef",
-            "arw",
-            "dng",
-        ),
-    )
-)
+_OTHER_KINDS = "heic heif avif jp2 j2k jpx jxl svg ico ppm pgm pbm pnm tga "
+_OTHER_KINDS += "psd exr hdr pcx dcm nii raw cr2 nef arw dng"
+OTHER_PICTURES = frozenset(f".{kind}" for kind in _OTHER_KINDS.split())
 ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
 SPLIT_NAMES = frozenset(
     {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
@@ -907,8 +889,8 @@ def _examples_of(
     moving = [len(file.frames) for file in files if len(file.frames) > 1]
     if moving:
         notes.append(f"{plural(len(moving), 'animation')}: all {sum(moving):,} frames taken")
-    examples = Examples(values, names, digests, None, "files by SHA-256", notes, skipped, grid)
-    examples.own = True
+    how_split = "files by SHA-256"
+    examples = Examples(values, names, digests, None, how_split, notes, skipped, grid, own=True)
     return as_asked(examples, how)
 
 

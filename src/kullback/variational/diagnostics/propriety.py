@@ -354,8 +354,8 @@ class _Path:
             first[0] -= way * back * sd[j]
             found = yield from cls(sd[j], first, root, still).moved(0.0)
             if found is not None and found.changed(root) > limits.SCALE_CHANGE:
-                again = found.moved(0.0)  # its widths were looked for with far other ones
-                found = yield from again
+                # its widths were looked for with far other ones
+                found = yield from found.moved(0.0)
             if found is not None:
                 return found
         return None

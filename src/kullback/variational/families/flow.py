@@ -105,13 +105,11 @@ class Flow(Family):
         As zuko's transform does, but the halves of x, every other coordinate, are put together at
         the end only, and nothing is made anew for each call.
         """
-        layers = list(self.flow.transform.transforms)
         if self.dim == 1:
-            transform = self.flow().transform
-            result: tuple[Tensor, Tensor] = (transform.inv if inverse else transform).call_and_ladj(
-                x
-            )
+            whole = self.flow().transform
+            result: tuple[Tensor, Tensor] = (whole.inv if inverse else whole).call_and_ladj(x)
             return result
+        layers = list(self.flow.transform.transforms)
         halves, log_det = [x[:, ::2], x[:, 1::2]], x.new_zeros(len(x))
         for i, layer in reversed([*enumerate(layers)]) if inverse else enumerate(layers):
             shift, raw = layer.hyper(halves[i % 2]).unflatten(-1, (-1, 2)).unbind(-1)

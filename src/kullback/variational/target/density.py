@@ -45,7 +45,11 @@ ITEM = ".item() on a Tensor"  # under vmap a distribution that refuses its argum
 
 @dataclass(slots=True)
 class Refusals:
-    """How many points a density refused, by an exception, the last one and its first words."""
+    """How many points a density refused, by an exception, the last one and its first words.
+
+    value: the log p of a refused point. accepted: whether any was taken. first: points refused
+    before that. taken: a point at which log p was finite when the target was made.
+    """
 
     count: int = 0
     words: str = ""
@@ -211,8 +215,8 @@ class Target:
             _check_own(made, "log_density")
             return made
         rows = Rows.of(given, batch_size=batch_size)
-        row_terms, looped, _ = maker._vectorised(log_density, "log_density", rows.first())
         first = rows.first()
+        row_terms, looped, _ = maker._vectorised(log_density, "log_density", first)
         _check_own(
             replace(maker, function=lambda values: row_terms(values, *first).sum(-1)), "log_density"
         )
