@@ -105,6 +105,7 @@ def test_evaluate_measures_all_of_other_data(trained, capsys, tmp_path):
     assert run("evaluate", trained, "--data", tmp_path / "0.png", "--draws", "3") == 0
 
 
+@pytest.mark.slow
 def test_evaluate_refuses_data_that_changed(tmp_path, capsys):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "x.npy", rng.integers(0, 256, (60, 8, 8), dtype=np.uint8))
@@ -197,6 +198,7 @@ def test_report_is_rebuilt(trained, capsys):
     assert "http" not in page
 
 
+@pytest.mark.slow
 def test_train_on_a_folder_says_what_it_did(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for i in range(60):

@@ -134,6 +134,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_target_file_that_fails_is_one_line(name, tmp_path, capsys):
     text, part = BROKEN[name]

@@ -408,6 +408,7 @@ def test_chains_of_chosen_temperatures_are_those_asked_for(trained, monkeypatch,
     assert json.loads(capsys.readouterr().out)["sandwich"] == chosen
 
 
+@pytest.mark.slow
 def test_as_many_items_as_the_minutes_allow(trained, monkeypatch, capsys):
     given = []
 

@@ -45,6 +45,7 @@ def in_processes(monkeypatch, count=2):
     monkeypatch.setattr(workers, "available_cores", lambda: count)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("options", [{}, {"frames": "all", "channels": "grey", "size": 5}])
 def test_processes_give_what_this_one_does(mixed, monkeypatch, options):
     here = load(mixed, **options)

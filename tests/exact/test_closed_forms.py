@@ -71,6 +71,7 @@ def smooth_grid(lower, upper, *, kinks=(-0.3, 0.3)):
     return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(("first", "second"), ONE_SCALAR)
 def test_one_dimensional_pairs_against_quadrature(first, second):
     p, q, box = SCALAR[first][0], SCALAR[second][1], SCALAR[first][2]

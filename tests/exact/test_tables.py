@@ -66,6 +66,7 @@ def two_tables(*shape, dtype=torch.float64, seed=0):
     return p.to(dtype), q.to(dtype)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", PAIRED)
 @pytest.mark.parametrize("form", ["probs", "log_probs", "logits"])
 def test_the_textbook_formula_and_its_gradient(name, form):

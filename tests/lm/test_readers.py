@@ -351,6 +351,7 @@ def test_lists_with_positions_a_json_array_and_masks_of_labels(tmp_path):
         assert logprobs(source, p="log_p", q="log_q").main.value == pytest.approx(value, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_a_byte_order_mark_and_a_column_of_prompts(tmp_path):
     columns, _ = logs(np.random.default_rng(0), sequences=24, length=30)
     frame = pd.DataFrame(columns)

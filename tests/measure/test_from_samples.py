@@ -12,6 +12,7 @@ LOGS = -0.5 * X**2, -0.5 * (X - 0.5) ** 2
 KINDS = {"numpy": np.array, "list": list, "tensor": torch.tensor}
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", [{}, {"estimator": "best", "full_support": True}])
 def test_log_probabilities_of_every_kind(kind, options):

@@ -386,6 +386,7 @@ WRONG = {
 }
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", WRONG)
 @pytest.mark.parametrize("function", [kb.kl, kb.js, kb.jeffreys, kb.cross_entropy])
 def test_wrong_inputs(name, function):

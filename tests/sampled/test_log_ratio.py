@@ -733,6 +733,7 @@ def chain(seed, repeats, draws, correlation):
     return torch.tensor(scipy.signal.lfilter([1.0], [1.0, -correlation], noise, axis=1))
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("estimator", ["k1", "best"])
 def test_draws_of_a_chain_widen_the_error(estimator):
     """60 chains worth 444 draws: 57 less 4.5 sd of 1.7. By the error of independent draws 26."""

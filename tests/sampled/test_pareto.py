@@ -31,6 +31,7 @@ def weights_of(name, draws, seed):
 NAMES = ["uniform", "normal 0.1", "normal 1", "normal 3", "pareto 0.3", "pareto 0.7"]
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("draws", [25, 100, 226, 1000, 20_000])
 @pytest.mark.parametrize("name", [*NAMES, "pareto 1.5", "cauchy ratio", "shifted"])
 def test_against_arviz(name, draws):

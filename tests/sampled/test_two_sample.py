@@ -508,7 +508,7 @@ def test_which_grid_a_column_is_taken_to_lie_on():
     assert not atoms.explains(atoms.values)
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["neighbours", "classifier"])
 def test_rows_of_a_chain_have_no_error_bar(method):
     """AR(1) of correlation 0.6: the classifier missed 0.125 in 7 of 20, by up to 12 errors."""

@@ -268,6 +268,7 @@ def test_large_logits_as_the_reference_has_them(backend, name, size, vocab):
             assert (off <= 4e-7 * scale + 4 * torch.finfo(torch.float64).eps * size).all()
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("backend", ["native", "chunked"])
 @pytest.mark.parametrize("vocab", [5, 200, 3000])
 @pytest.mark.parametrize("ban", [-1e2, -1e4, -1e6, -1e9])

@@ -35,6 +35,7 @@ def test_every_weight_is_the_evidence_where_q_is_the_posterior():
     assert bool((found.acceptance > 1 - 1e-9).all()) and bool(found.settled.all())
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("temperatures", [2, 3, 7])
 @pytest.mark.parametrize("tilt", [0.0, 0.6])
 def test_weights_and_their_inverses_are_unbiased(temperatures, tilt):
@@ -86,6 +87,7 @@ def test_in_twenty_seeds_and_intervals_cover():
     assert abs(covered / 1000 - 0.95) <= 4.5 * (0.95 * 0.05 / 1000) ** 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "kind"), [("mlp", "binary"), ("conv", "8-bit"), ("mlp", "continuous")]
 )
@@ -148,6 +150,7 @@ def test_families_in_float32_are_annealed(posterior):
     assert bool(found.log_weights.isfinite().all())
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("temperatures", "backward"), [(2, False), (5, True), (12, True)])
 def test_evaluations_are_counted_before_they_are_made(temperatures, backward):
     model, rows = build((4,), "binary", Architecture(latent=2)), []

@@ -180,6 +180,7 @@ def bits(n=80):
     return Dataset(x[:60], x[60:], "binary", False, protocol, names[:60], names[60:])
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("wrong", [{"objective": "iwae"}, {"draws": 2}, {"tighten": 0.5}])
 def test_objectives_of_several_draws_are_refused(wrong, tmp_path):
     how = Architecture(hidden=(4,), latent=2, posterior="quantised")

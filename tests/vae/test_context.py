@@ -72,6 +72,7 @@ def test_a_feature_reads_only_what_comes_before_it(depth, colours):
         assert len(read) > 0 or (row, column) == (0, 0)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(("kind", "shape"), SMALL)
 def test_draws_have_the_probabilities_it_gives(kind, shape):
     likelihood, levels = made(kind, shape)
@@ -111,6 +112,7 @@ class AllAgain(WithContext):
         return at
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(
     ("kind", "shape", "widths", "rows"),
     [
@@ -138,6 +140,7 @@ def test_features_computed_once_draw_what_features_computed_in_every_front_do(
         assert torch.allclose(likelihood.mean(parameters), again.mean(parameters), rtol=1e-12)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("rows", [1, 3])
 def test_in_float32_the_drawn_bits_are_the_same(rows):
     likelihood, _ = made("bits", (1, 14, 12), (8, 8))
@@ -213,6 +216,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.sweep(4)
 @compiled
 @pytest.mark.parametrize(("shape", "width", "components", "levels", "patch"), SHAPES)
 @pytest.mark.parametrize("scale", [0.3, 2.0])
@@ -345,6 +349,7 @@ def test_an_empty_batch_gives_no_image(kind):
     assert likelihood.mean(theta[:0]).shape == x[:0].shape
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_means_and_draws_of_double_precision_and_the_gradient_of_a_mean(kind):
     likelihood, theta, _ = case(kind, rows=1)
@@ -429,7 +434,7 @@ def test_units_of_the_data_are_refused():
         build((1, 8, 8), "levels", Architecture(context=(4,)), levels=2000, **moments)
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["binary", "8-bit"])
 def test_a_run_with_one_can_be_read_again(kind, tmp_path):
     data = load(size=8, binarize="dynamic" if kind == "binary" else "none")

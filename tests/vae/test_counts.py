@@ -381,6 +381,7 @@ def test_integers_of_too_many_levels_are_counts(tmp_path):
 TINY = Architecture(hidden=(8,), latent=2, likelihood="negative_binomial")
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("likelihood", ["gaussian", "student", "laplace", "logistics"])
 def test_other_likelihoods_refuse_counts(likelihood, tmp_path):
     sparse(tmp_path / "a.npz", cells())

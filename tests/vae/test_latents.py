@@ -216,7 +216,7 @@ def test_probabilities_of_every_x_sum_to_one(prior, kind, levels):
     assert within(ratio.mean(0), 1.0)  # over 60 repetitions, all x together
 
 
-@pytest.mark.sweep(6)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prior", "family"), [*((p, "diagonal") for p in LEARNED), *(("normal", f) for f in DEPENDENT)]
 )

@@ -210,6 +210,7 @@ def test_logistics_in_the_datas_units_begin_within_a_deviation_of_its_mean(compo
     torch.testing.assert_close(log_scales[0], truth)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.skipif(library() is None, reason="no C compiler here")
 @pytest.mark.parametrize(
     ("shape", "components", "levels", "patch"),

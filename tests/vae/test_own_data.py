@@ -34,6 +34,7 @@ def folder(tmp_path):
     return tmp_path / "shards"
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("kind", ["8-bit", "continuous", "dynamic", "validation"])
 def test_training_from_disk_is_training_from_memory_and_resumes(kind, folder, tmp_path):
     if kind == "continuous":
@@ -112,6 +113,7 @@ def test_a_run_starts_from_another_runs_weights(folder, tmp_path):
     assert "may have been among its training examples" in fourth.warnings[0]
 
 
+@pytest.mark.slow
 def test_without_data_a_run_goes_on_with_the_data_of_the_other_one(tmp_path, capsys):
     """Not with the embedded images; changed data, data in memory and typed options are refused."""
     np.save(tmp_path / "x.npy", BYTES)
@@ -162,6 +164,7 @@ def test_data_of_a_run_that_starts_from_another_are_read_as_its_were(typed, tmp_
     assert again.data.protocol["binarize"] == "dynamic"
 
 
+@pytest.mark.slow
 def test_compare_tells_first_weights_apart_and_data_by_their_hashes(folder, tmp_path, capsys):
     train(folder, architecture=TINY, training=QUICK, folder=tmp_path / "a")
     shutil.copytree(folder, tmp_path / "copy")
@@ -187,6 +190,7 @@ def test_compare_tells_first_weights_apart_and_data_by_their_hashes(folder, tmp_
     assert stop.value.code == 3 and "labels (sha256)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_of_few_steps_leaves_trained_weights(tmp_path):
     models = {}
     for steps in (1, 2, 9):
@@ -197,6 +201,7 @@ def test_a_run_of_few_steps_leaves_trained_weights(tmp_path):
     assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
 
 
+@pytest.mark.slow
 def test_a_started_run_resumes_without_the_other_one(folder, tmp_path):
     train(folder, architecture=TINY, training=QUICK, folder=tmp_path / "a")
     settings = {"start": tmp_path / "a", "training": QUICK}
@@ -230,6 +235,7 @@ APART = {
 }
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", APART)
 def test_a_run_of_another_model_is_no_start(name, tmp_path):
     more, columns, text = APART[name]
@@ -300,6 +306,7 @@ def test_the_command_that_goes_on_can_be_pasted(tmp_path):
         report.export(folder, tmp_path / "out", onnx=False)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("why", ["exists", "unfinished", "no run", "broken weights"])
 def test_an_export_that_fails_leaves_nothing(why, tmp_path):
     count = itertools.count()

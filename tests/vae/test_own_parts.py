@@ -151,6 +151,7 @@ class Transposed(nn.Module):
         return torch.tanh(z @ self.other.weight[:3]) + self.bias
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("kind", ["replaced", "shared"])
 def test_a_checkpoint_has_replaced_buffers_and_the_average_of_shared_weights(kind, tmp_path):
     def fresh():
@@ -353,6 +354,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_does_not_fit_is_refused_with_both_shapes(name, tmp_path):
     changed, text = REFUSED[name]

@@ -427,6 +427,7 @@ def test_a_weight_outside_of_the_loss_is_refused_in_slices_as_alone():
     together(2, work)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 4), (1, 4), (4, 2)])
 def test_a_checkpoint_of_slices_is_one_of_a_whole_state(before, after, precision, tmp_path):
@@ -512,6 +513,7 @@ def test_the_first_parameter_with_a_bad_gradient_is_named_from_any_slice():
     assert together(4, work) == [["", "1.bias", "1.weight", "0.weight"]] * 4
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("size", [2, 3, 4])
 @pytest.mark.parametrize(("n", "labels"), [(250, 0), (250, 3), (90, 0), (301, 2)])
 def test_evaluation_over_uneven_shares_is_that_of_one_process(n, labels, size):
@@ -532,6 +534,7 @@ def test_evaluation_over_uneven_shares_is_that_of_one_process(n, labels, size):
     assert data.event_shape == (6,)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("architecture", "outputs"), [({"layers": 2}, 5000), ({"prior": "mixture"}, 5000), ({}, 100)]
 )

@@ -181,7 +181,7 @@ def test_no_overfitting_is_seen_where_there_is_none(tmp_path):
     assert not [one for one in outcome.warnings if one.startswith("overfitting")]
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [(50,), (130, 131, 170)])
 def test_a_stopped_and_resumed_run_picks_the_same_weights(stops, tmp_path):
     data, how = noise_bits(), settings(validation=0.4)

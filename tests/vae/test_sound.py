@@ -86,6 +86,7 @@ def shares_of(*values):
     return torch.tensor([*values, *[0.0] * (16 - len(values))], dtype=torch.float64)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("shares", [None, shares_of(0.6, 0.4)], ids=["one shift", "two"])
 @pytest.mark.parametrize(("levels", "step"), [(2, 1), (4, 1), (4, 256)])
 def test_probabilities_of_all_clips_sum_to_one(levels, step, shares):
@@ -401,6 +402,7 @@ def of_places(likelihood, x, theta):
     return [part.reshape(*x.shape, -1) for part in parts]
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("t", [0, 15, 16, 200, 207, 331])
 def test_a_place_depends_on_nothing_at_or_after_it(t):
     likelihood, theta = in_context(350), conditions(3)
@@ -443,6 +445,7 @@ def test_a_place_in_context_has_mass_one_over_all_65536_levels():
     assert total.exp().item() == pytest.approx(1.0, abs=1e-11)
 
 
+@pytest.mark.slow
 def test_drawn_clips_in_context_follow_the_measured_probabilities():
     """The randomised distribution function of every draw is uniform: 8 bins, 6,400 draws."""
     likelihood, theta = in_context(200).float(), conditions(32).float()

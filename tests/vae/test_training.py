@@ -220,6 +220,7 @@ def test_resume_refuses_other_data(tmp_path):
         resume(tmp_path / "r", data=toy(n=48))
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("part", ["metrics.jsonl", "checkpoints/last.safetensors", "config.json"])
 def test_resume_refuses_a_damaged_run(part, tmp_path):
     settings = Training(steps=500, batch_size=16)
@@ -418,6 +419,7 @@ class Scalars:
     close = flush
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("stop_at", [None, 5, 7])
 def test_tensorboard_shows_every_number_of_the_log(stop_at, tmp_path, monkeypatch):
     """The rows are those of metrics.jsonl, also of a run that was stopped and resumed."""

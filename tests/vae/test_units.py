@@ -155,6 +155,7 @@ def test_columns_without_a_density_are_refused(tmp_path, column, words):
         location_and_spread(x)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("name", "x", "count"),
     [

@@ -39,6 +39,7 @@ def test_reverse_picks_one_peak_and_forward_covers_both():
     assert reverse.reverse == pytest.approx(-math.log(0.65), abs=0.02)  # the mass left out
 
 
+@pytest.mark.slow
 def test_the_identity_holds_at_every_step():
     p = on_grid(two_peaks)
     for direction in ("forward", "reverse"):

@@ -102,6 +102,7 @@ def test_the_coverage_of_a_band_is_that_of_all_counts(n, points):
         assert tails.coverage((lower, upper)) == pytest.approx(truth, abs=1e-13)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("n", "level"), [(20, 0.05), (50, 0.2), (200, 0.01)])
 def test_a_band_holds_uniform_numbers_as_often_as_it_says(n, level):
     points = torch.arange(1, 20, dtype=F64) / 20
@@ -155,6 +156,7 @@ def test_a_conjugate_model_passes_at_its_level():
     assert sum(alarms) <= len(alarms) * level + 4.5 * math.sqrt(len(alarms) * level * (1 - level))
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -196,6 +198,7 @@ def test_a_shape_that_mean_and_sd_do_not_show_is_found_by_the_band():
     assert row.verdict == "ranks leave the band" and row.p_shift > 0.01 and row.p_sd > 0.01
 
 
+@pytest.mark.slow
 def test_fits_are_ranked_the_same_in_any_number_of_processes():
     seen = []
     options = {"fitter": quick, "simulations": 20, "judged": False, "level": 0.01}

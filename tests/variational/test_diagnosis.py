@@ -160,6 +160,7 @@ def test_a_missed_peak_is_seen_by_the_probe_alone():
     assert float(found.mean_bound.min()) > 4.4  # the truth: 4.5 sd
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(("dim", "distance"), [(20, 6.0), (49, 8.0), (60, 8.0), (90, 7.0)])
 def test_a_peak_within_the_radius_of_the_draws_is_seen(dim, distance):
     way = torch.full((dim,), dim**-0.5, dtype=torch.float64)
@@ -218,6 +219,7 @@ def test_a_peak_of_the_stated_width_is_found_in_any_direction(dim):
     assert missed < 6
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("dim", "sd"), [(2, 0.07), (5, 0.4), (10, 0.66)])
 def test_the_stated_width_is_that_of_a_basin_that_three_points_meet(dim, sd):
     """The share of points in which the narrow peak has the higher density, counted."""

@@ -177,6 +177,7 @@ def logs(noise, mean, log_sd, theta, *, beta, held=False, z=None):
     return log_weights(joint(z, theta), ratio, beta=beta)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("bound", CASES, ids=str)
 @pytest.mark.parametrize("beta", BETAS)
 def test_a_path_gradient_has_the_right_expectation(bound, beta):

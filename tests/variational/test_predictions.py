@@ -62,6 +62,7 @@ def test_a_function_of_other_names_is_refused(found):
     assert found.predict(lambda mu, **rest: mu)["obs"].equal(found.posterior["mu"])
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(
     ("options", "words"),
     [

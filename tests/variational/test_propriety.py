@@ -243,7 +243,7 @@ def test_a_scale_without_a_proper_prior_at_0_is_improper(coordinate, centred, co
     assert re.search(r"s\[1\] goes to -infinity", said), said
 
 
-@pytest.mark.sweep(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [0.0, 3.0])
 @pytest.mark.parametrize("scales", [1, 2])
 def test_improper_scales_are_found_wherever_the_fit_begins(spread, scales):
@@ -279,7 +279,7 @@ def test_proper_beta_priors_are_not_improper(a):
     assert scanned(*beta(a)) == ""
 
 
-@pytest.mark.sweep(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [[2.0], [2.0, 2.0, 2.0], [2.0, 2.5]])
 def test_the_scale_of_data_that_agree_is_improper(data):
     """Under 1/sigma: one datum, or several that are equal, and not two that differ."""

@@ -25,6 +25,7 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("scale", [1.0, 0.01, 100.0])
 def test_a_run_has_the_moments_of_a_gaussian(scale):
     """Correlation 0.9, one unit wrong by half in the frame: 4.5 errors of independent chains."""

@@ -119,6 +119,7 @@ def curved(way):
     return log_density
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("way", ["function", "method", "law"])
 @pytest.mark.parametrize("count", [1, 2, 7, 300])
 @pytest.mark.filterwarnings("ignore:torch.cholesky is deprecated")
@@ -162,6 +163,7 @@ def test_steps_of_small_numbers_are_evaluated_together():
     assert Target.of(lambda z: -(data * z[0] - z[1]).square().sum(), 2).piece == 128
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize("name", sorted(NORMALISED))
 def test_jacobians_by_quadrature(name):
     constraint, shape, log_density = NORMALISED[name]
@@ -688,6 +690,7 @@ def test_a_simplex_decays_as_far_as_the_reals_reach(k):
     assert bool((far[0] > 0).all()) and bool((far[1].diff() < 0).all())
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 def test_a_dirichlet_is_proper(alpha):
     def log_density(w):
