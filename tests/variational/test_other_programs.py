@@ -275,6 +275,55 @@ def test_pymc_models_that_are_refused():
         Target.from_pymc(pymc_target)
 
 
+def pymc_models(pm):
+    """With parts of a vector, vectors filled by a number, diagonals and determinants."""
+    walk = np.cumsum(np.random.default_rng(2).normal(size=8))
+    with pm.Model() as mixture:
+        w, mu = pm.Dirichlet("w", np.ones(3)), pm.Normal("mu", 0, 2, shape=3)
+        pm.NormalMixture("y", w=w, mu=mu, sigma=pm.HalfNormal("sd"), observed=EFFECTS)
+    with pm.Model() as random_walk:
+        z = pm.GaussianRandomWalk(
+            "z", sigma=pm.HalfNormal("sd"), init_dist=pm.Normal.dist(), shape=8
+        )
+        pm.Normal("y", z, 0.5, observed=walk)
+    with pm.Model() as covariance:
+        sd = pm.Exponential.dist(1.0)
+        chol, _, _ = pm.LKJCholeskyCov("chol", n=2, eta=2.0, sd_dist=sd)
+        pm.MvNormal("y", pm.Normal("mu", shape=2), chol=chol, observed=X[:, :2])
+    with pm.Model() as correlation:
+        pm.LKJCorr("corr", n=3, eta=2.0)
+    return mixture, random_walk, covariance, correlation
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_pymc_models_are_evaluated_in_few_calls(monkeypatch):
+    """The density is PyMC's at every point, and few operations are loops over points."""
+    pm = pymc_or_skip()
+    loops = []
+
+    def seen(*args, compiled=pm.pytensorf.compile, **kwargs):
+        function = compiled(*args, **kwargs)
+        nodes = function.maker.fgraph.toposort()
+        loops.append(
+            {type(node.op.core_op).__name__ for node in nodes if hasattr(node.op, "core_op")}
+        )
+        return function
+
+    for model in pymc_models(pm):
+        one = model.logp_dlogp_function(ravel_inputs=True)
+        one.set_extra_values({})
+        with monkeypatch.context() as patch:
+            patch.setattr(pm.pytensorf, "compile", seen)
+            target = Target.from_pymc(model)
+        z = torch.randn(4, target.dim, generator=torch.Generator().manual_seed(0), dtype=F64)
+        for point, log_p, score in zip(z, *target.score(z), strict=True):
+            value, gradient = one(point.numpy())
+            assert log_p.item() == pytest.approx(float(value), rel=1e-9)
+            torch.testing.assert_close(score, torch.tensor(gradient), rtol=1e-7, atol=1e-9)
+    assert not set().union(*loops) & {"Split", "Alloc", "AllocDiag"}
+
+
 def an_sd_that_may_be_negative(program):
     ones = np.ones(3)
     if program == "pymc":

@@ -29,6 +29,7 @@ from kullback.core import (
 )
 from kullback.variational import limits
 
+from . import pytensor_graphs
 from .parameters import Layout
 from .simulation import Simulation, numpyro_simulation, pymc_simulation, pyro_simulation
 
@@ -312,14 +313,13 @@ def pymc_model(model: Any) -> Model:
     outputs, flat = graphs.join_nonshared_inputs(
         start, [model.logp(), *values], model.continuous_value_vars
     )
-    log_p = _switched(outputs[0])
+    log_p = pytensor_graphs.switched(outputs[0])
     random = graphs.find_rng_nodes([log_p])
     require(not random, "model", "one that sees all its rows", "one that draws mini-batches")
-    batch = pytensor.tensor.matrix("z", dtype=flat.dtype)
-    vectorised = import_extra("pytensor.graph.replace", "pymc").vectorize_graph
 
     def compiled(each: list[Any]) -> Arrays:
-        function: Arrays = graphs.compile([batch], vectorised(each, {flat: batch}))
+        points, arrays = pytensor_graphs.batched(each, flat, flat_size)
+        function: Arrays = graphs.compile([points], arrays, mode=pytensor_graphs.mode())
         return function
 
     compiling = Compiling()
@@ -358,34 +358,8 @@ def pymc_model(model: Any) -> Model:
         compiling=compiling,
         unconstrain=_of_all(free, unconstrain),
         simulation=simulation,
-        data=_constants(log_p) | _shared(model) | dict(simulation.observed),
+        data=pytensor_graphs.constants(log_p) | _shared(model) | dict(simulation.observed),
     )
-
-
-def _switched(log_p: Any) -> Any:
-    """Put a switch to −inf in the place of PyMC's checks of parameters, in a graph of one point."""
-    rewriting = import_extra("pytensor.graph.rewriting.basic", "pymc")
-    switch = import_extra("pymc.logprob.utils", "pymc").local_check_parameter_to_ninf_switch
-    graph = import_extra("pytensor.graph.fg", "pymc").FunctionGraph(outputs=[log_p], clone=False)
-    rewriting.dfs_rewriter(switch).rewrite(graph)
-    return graph.outputs[0]
-
-
-def _constants(graph: Any) -> dict[str, Any]:
-    """Return constant arrays of a graph of PyTensor that are not finite; they have no names."""
-    seen: set[Any] = set()
-    waiting = [graph]
-    found: dict[str, Any] = {}
-    while waiting:
-        one = waiting.pop()
-        if one in seen:
-            continue
-        seen.add(one)
-        waiting += one.owner.inputs if one.owner is not None else []
-        array = np.asarray(getattr(one, "data", 0.0))
-        if array.ndim and array.dtype.kind == "f" and not np.isfinite(array).all():
-            found.setdefault(f"an array of shape {list(array.shape)}, at ", array)
-    return found
 
 
 def _shared(model: Any) -> dict[str, Any]:
