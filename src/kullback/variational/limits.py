@@ -107,6 +107,8 @@ MATCHED_DRAWS, MATCHED_ROUNDS = 8000, 2  # draws of q a round, twice as many of 
 RESAMPLED_DRAWS = 6000  # of them, in proportion to their weights, to which the mixture is fitted
 MIN_MATCHED_GAIN = 0.7  # times the old shift that the new one may be
 MATCHED_ITERATIONS = 60  # of L-BFGS a round
+# optimise/moment_shift (chosen on the rows hinge, flat top, asymmetric of benchmarks/shapes.py)
+MIN_MOVED = 0.015  # sd, or log sd, beyond errors, from which q is moved to weighted moments
 
 # engine: a flow where a mixture still misses mass (chosen on gp_pois_regr and eight schools)
 FITTED_STEPS, FITTED_BATCH, FITTED_RATE = 300, 256, 0.01  # of Adam by KL(p||q), to weighted draws
@@ -150,7 +152,11 @@ REFRAME_MOVE = 1.0  # sd by which its parameters may move before that
 MAX_LOG_GROWTH = math.log(1e6)  # of an sd, or drift in sd, that no proper posterior should need
 MAX_LOG_SHRINKAGE = math.log(1e16)  # at a kink the start sees no curvature, and is too wide
 MAX_OBJECTIVE = 1e15  # nats: differences of one drown in the rounding of float64
-KINK_GRADIENT = 10.0  # by which a kink at one of n draws changes the gradient is this over n
+MAX_INFINITE_STEPS = 20  # iterations with log p = -inf at a draw: beyond an edge there is no slope
+KINK_GRADIENT = 10.0  # by which a kink at one of n draws changes the gradient is this over n; up
+# to FRESH_DRAWS_AGREE is allowed whatever n is
+STILL_STEPS, STILL_GAIN = 30, 1e-6  # iterations, and nats, without which no descent from a kink is
+# left; where the objective is smooth a gradient of 0.03 promises 4e-4 nats
 FRESH_DRAWS_AGREE = 0.03  # sd by which fresh draws may move an optimum that needs no more draws
 FRESH_DRAWS_CONVERGED = 0.3  # sd by which they may move one that is called converged
 
