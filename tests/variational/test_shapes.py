@@ -108,6 +108,7 @@ def test_a_start_at_an_edge_is_given_up_early():
     found = fitted(lambda z: torch.where(z >= 0, -z, -math.inf).sum(), 1)
     assert len(found.trace) <= 40
     assert "constraints.greater_than(0)" in found.reason
+    assert "declare z[1]: constraints.greater_than(0)" in assess(found).verdict
 
 
 @slow

@@ -267,11 +267,14 @@ HESSIAN_STEP = 1e-4  # of differences of the gradient, in sd of the draws
 MAX_TAIL_INDEX = 4  # moments of order s exist up to it: above, the sample variance has an error bar
 TAIL_PLACES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # sd along a way
 TAIL_SLACK = 4.0  # log of the sd in units of p's middle, up to which no slow fall is overlooked
-TAIL_CLIMB = 6  # steps at a place, of these lengths: at a kink no curvature says how long
-TAIL_STEPS = (1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-5)
+TAIL_CLIMB, TAIL_QUIET = 60, 3  # steps at a place; those in a row without a gain with which it ends
+TAIL_STEPS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-5)
 MAX_TAIL_WAYS = 24  # on which an index is taken
 FAR_PLACES = (1e3, 3e3, 1e4, 3e4)  # sd: beyond, p of a ridge is rounded
 TAIL_AGREES = 0.02  # change of the power between them: a log-normal of scale 5 changes by 0.05
+TAIL_DRAWS, TAIL_ROUNDS = 2048, 8  # by which what is beside a way is integrated: at kinks
+MIN_TAIL_DRAWS, TAIL_POWERS = 100.0, (1.0, 0.5, 0.25, 0.1, 0.03)  # effective; of weights, until so
+MAX_TAIL_INTEGRALS = 3  # ways that are integrated, the highest ones
 TAIL_GROWTH = 0.01  # of the largest move, in sd, from which a coordinate has the tail
 
 # diagnostics/missed_modes (chosen on tests/variational/test_missed_modes.py's table of peaks)
