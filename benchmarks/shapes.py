@@ -1,6 +1,6 @@
 """Shapes that are not near a Gaussian, or are large: error, verdict and time of the default fit.
 
-    python benchmarks/shapes.py [ROW ...] [--seeds 3] [--family auto]
+    python benchmarks/shapes.py [ROW ...] [--seeds 3] [--family auto] [--save]
 
 A row is named by the beginning of its name ("laplace", "edge"); without one all are run. For each
 row: the largest error of a mean (in sd of the truth), the smallest and largest ratio of an sd to
@@ -15,6 +15,7 @@ import time
 import warnings
 
 import torch
+from measuring import finish, machine
 from posterior_targets import DATA, posterior
 from torch.distributions import Laplace, Normal, Wishart, constraints
 
@@ -63,6 +64,24 @@ def hinge():
         return -5 * torch.relu(1 - z[0]) - 2 * torch.relu(z[0] - 3)
 
     return log_density, 1, *by_quadrature(log_density, -8, 15)
+
+
+def straight(pieces, dims=1):
+    """A density of straight pieces in each coordinate; the truth by quadrature."""
+    mean, sd = by_quadrature(lambda z: pieces(z[0]), -40, 40)
+    return lambda z: pieces(z).sum(), dims, mean * dims, sd * dims
+
+
+def flat_top(z):
+    return -torch.relu(z.abs() - 5)
+
+
+def asymmetric(z):
+    return -5 * torch.relu(-z) - torch.relu(z)
+
+
+def two_slopes(z):
+    return -torch.relu(z.abs() - 1) - 4 * torch.relu(z.abs() - 2)
 
 
 def power(p):
@@ -257,6 +276,11 @@ ROWS = {
     "laplace law": laplace_law,
     **{f"max {d}": (lambda d=d: largest(d)) for d in (1, 2, 5)},
     "hinge": hinge,
+    "flat top": lambda: straight(flat_top),
+    "flat top 3": lambda: straight(flat_top, 3),
+    "asymmetric Laplace": lambda: straight(asymmetric),
+    "asymmetric Laplace 5": lambda: straight(asymmetric, 5),
+    "two slopes": lambda: straight(two_slopes),
     "power 1.5": lambda: power(1.5),
     "power 1.1": lambda: power(1.1),
     "huber": huber,
@@ -319,9 +343,11 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--family", default="auto")
     parser.add_argument("--words", action="store_true", help="also the sentences")
+    parser.add_argument("--save", action="store_true", help="keep them in results/shapes.json")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    kept = []
     print(f"{'row':<28}{'mean off':>9}{'sd ratio':>16}{'fit s':>8}{'all s':>8}{'calls':>8}  level")
     for name, row in ROWS.items():
         if options.rows and not any(name.startswith(part) for part in options.rows):
@@ -335,8 +361,21 @@ def main():
             pair = f"{ratio[0]:.3f} {ratio[1]:.3f}"
             line = f"{name:<28}{off:>9.3f}{pair:>16}{times[0]:>8.1f}{times[1]:>8.1f}{times[2]:>8}"
             print(f"{line}  {judged.level}", flush=True)
+            kept.append(
+                {
+                    "row": name,
+                    "seed": seed,
+                    "mean_off": off,
+                    "sd_ratio": ratio,
+                    "fit_seconds": times[0],
+                    "calls": times[2],
+                    "level": judged.level,
+                }
+            )
             if options.words:
                 print(f"    {judged.verdict}\n    {found.reason}; {found.chosen}", flush=True)
+    if options.save:
+        finish("shapes", {"machine": machine(1), "fits": kept}, digits=3)
 
 
 if __name__ == "__main__":

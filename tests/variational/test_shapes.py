@@ -46,6 +46,71 @@ def test_kinks_are_fitted(dim):
         assert found.converged and assess(found).level == "trust"
 
 
+def hinge(x):
+    return -5 * torch.relu(1 - x) - 2 * torch.relu(x - 3)
+
+
+def plateaus(x):
+    return -torch.relu(x.abs() - 1) - 4 * torch.relu(x.abs() - 2)
+
+
+PIECES = {
+    "hinge": hinge,
+    "flat top": lambda x: -torch.relu(x.abs() - 5),
+    "asymmetric Laplace": lambda x: -5 * torch.relu(-x) - torch.relu(x),
+    "two slopes": plateaus,
+    "cut normal": lambda x: -0.5 * x**2 - 4 * torch.relu(x - 1),
+}
+WAYS = {"alone": (1, 0), "three": (3, 0), "with normals": (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("piece", "way", "scale"),
+    [
+        ("hinge", "alone", 1.0),
+        ("cut normal", "alone", -50.0),
+        *(
+            pytest.param(piece, way, scale, marks=slow)
+            for piece in PIECES
+            for way, scale in (("alone", 1e3), ("three", 1.0), ("with normals", 1e-3))
+        ),
+    ],
+)
+def test_straight_pieces_have_their_moments(piece, way, scale):
+    """KL(q‖p) leaves a Gaussian's sd 5 % small: weighted draws put it right. By quadrature.
+
+    0.05 is what moments off by less are left at, with 0.01 for 200,000 draws of q.
+    """
+    dims, normals = WAYS[way]
+    x = torch.linspace(-40, 40, 400_001, dtype=F64)
+    w = PIECES[piece](x).softmax(0)
+    mean = float((w * x).sum())
+    sd = float((w * (x - mean) ** 2).sum().sqrt())
+
+    def log_density(z):
+        y = (z - 7.0) / scale
+        return PIECES[piece](y[:dims]).sum() - 0.5 * y[dims:].square().sum()
+
+    found = fitted(log_density, dims + normals)
+    z = (found.sample(200_000, seeded(1)) - 7.0) / scale
+    wanted = (
+        torch.tensor([[mean, 0.0], [sd, 1.0]])
+        .double()
+        .repeat_interleave(torch.tensor([dims, normals]), dim=1)
+    )
+    assert found.converged and assess(found).level == "trust"
+    assert float(((z.mean(0) - wanted[0]) / wanted[1]).abs().max()) < 0.06
+    assert float((z.std(0) / wanted[1]).log().abs().max()) < 0.06
+
+
+def test_a_start_at_an_edge_is_given_up_early():
+    """Where log p is -inf at draws no slope leads back: 20 steps, not 500."""
+    found = fitted(lambda z: torch.where(z >= 0, -z, -math.inf).sum(), 1)
+    assert len(found.trace) <= 40
+    assert "constraints.greater_than(0)" in found.reason
+    assert "declare z[1]: constraints.greater_than(0)" in assess(found).verdict
+
+
 @slow
 @pytest.mark.parametrize(
     ("log_density", "dim", "sd"),

@@ -40,6 +40,7 @@ from .optimise.batch_and_match import batch_and_match
 from .optimise.deterministic import deterministic, fixed_normals
 from .optimise.edges import edges, interior, proposals
 from .optimise.hamiltonian import hamiltonian
+from .optimise.moment_shift import Weighed, moved_to_moments, moves
 from .optimise.natural_gradient import natural_gradient
 from .optimise.starts import (
     Start,
@@ -440,8 +441,9 @@ def _improved(
         if bounded is not None:
             return (yield from _until_done(bounded))
         if not last.reason.startswith(IMPROPER):
-            last, seen = yield from _matched(problem, last)
-            last = yield from _reached(problem, last, seen)
+            fitted, seen = yield from _matched(problem, last)
+            last = yield from _reached(problem, fitted, seen)
+            last = _moved(problem, last, seen) if last is fitted and last.converged else last
     elif problem.target.dim > limits.MAX_REFINED_DIMENSIONS and last.converged:
         last = _corrected(problem, last)
     return last
@@ -484,11 +486,13 @@ def _within_edges(problem: _Problem) -> Iterator[Progress] | None:
 class _Pooled:
     """Draws of q, those of a wider law and of funnels, and all with weights p/(their mixture).
 
+    wide: None where q's own weights have light tails and are enough.
+
     missed: share of p where q has next to no draws. size: effective draws of the pool.
     """
 
     sample: Sample
-    wide: WiderDraws
+    wide: WiderDraws | None
     ridges: list[Ridge]
     pool: Pool
     missed: float
@@ -504,6 +508,19 @@ class _Pooled:
         log_weights = self.pool.log_weights
         usable = len(log_weights) > 0 and bool(log_weights.isfinite().all())
         return float(1 / log_weights.softmax(0).square().sum()) if usable else 0.0
+
+    @property
+    def weighed(self) -> Weighed:
+        """All draws, with log p, log q and the log density of the mixture."""
+        of, wide = self.sample, self.wide
+        if wide is None:
+            return Weighed(of.draws, of.log_p, of.log_q, of.log_q)
+        draws, log_p, log_q = (
+            torch.cat(pair)
+            for pair in ((of.draws, wide.draws), (of.log_p, wide.log_p), (of.log_q, wide.log_q))
+        )
+        of_q = wide._replace(log_p=wide.log_q)
+        return Weighed(draws, log_p, log_q, log_q - mixture_log_weights(of.log_q, of.log_q, of_q))
 
     def resampled(self, number: int, generator: torch.Generator) -> Tensor:
         """Draw from the pool in proportion to the weights, `[number, d]`."""
@@ -581,43 +598,27 @@ def _flat_values(target: Target, z: Tensor) -> Tensor:
 def _still(target: Target, seen: _Pooled) -> bool:
     """Say whether p's moments are q's, both by the same pooled draws.
 
-    The difference of two weighted means of the same draws has less noise than either: their terms
-    all but cancel where p is all but q. With its errors it must be below what many draws allow.
+    With its errors the difference must be below what many draws allow.
     """
-    draws = torch.cat([seen.draws, seen.wide.draws])
-    log_p, log_q = seen.sample.log_p, seen.sample.log_q
-    of_q = seen.wide._replace(log_p=seen.wide.log_q)
-    w = mixture_log_weights(log_p, log_q, seen.wide).softmax(0)[:, None]
-    v = mixture_log_weights(log_q, log_q, of_q).softmax(0)[:, None]
-    kept = ((w > 0) | (v > 0))[:, 0]
-    values, w, v = _flat_values(target, draws[kept]), w[kept], v[kept]
-    means = [(share * values).sum(0) for share in (w, v)]
-    squares = [(values - mean).square() for mean in means]
-    variances = [(s * x).sum(0) for s, x in zip((w, v), squares, strict=True)]
-    sd = variances[1].sqrt()
-    moves = torch.cat([(means[0] - means[1]) / sd, 0.5 * (variances[0] / variances[1]).log()])
-    terms = [
-        (w * (values - means[0]) - v * (values - means[1])) / sd,
-        0.5 * (w * (squares[0] / variances[0] - 1) - v * (squares[1] / variances[1] - 1)),
-    ]
-    errors = torch.cat([term.square().sum(0).sqrt() for term in terms])
-    most = moves.abs() + limits.MOMENT_SHIFT_ERRORS * errors
+    known = seen.weighed
+    w, v = (known.weights(logs) for logs in (known.log_p, known.log_q))
+    most = moves(_flat_values(target, known.draws), w, v).most
     own = limits.MOMENT_SHIFT_ERRORS / math.sqrt(limits.MATCHED_DRAWS)
     return bool((most < limits.MIN_MOMENT_SHIFT + own).all())
 
 
-def _close_by(problem: _Problem, family: Family) -> tuple[bool, _Pooled | None]:
+def _close_by(problem: _Problem, family: Family) -> tuple[bool, _Pooled]:
     """Say by a few draws whether no moment of q is off and next to nothing is missed.
 
-    Either q's own weights have light tails and move no moment; or pooled draws, which are returned,
-    move none.
+    Either q's own weights have light tails and move no moment; or pooled draws move none. The draws
+    are returned.
     """
     sample = _sample(problem, family, limits.CLOSE_DRAWS)
     log_weights = sample.log_weights
     if float(pareto_k(log_weights)) < limits.LIMITS.light:
         pool = Pool(sample.draws, log_weights)
         if _shift(problem.target, sample.draws, pool)[0] < limits.MIN_MOMENT_SHIFT:
-            return True, None
+            return True, _Pooled(sample, None, [], pool, 0.0)
     ridges = ridges_of(problem.target.log_density, sample)
     seen = _pooled_with(problem, family, sample, ridges)
     whole = seen.missed < limits.CLOSE_MISSED * limits.LIMITS.unreached
@@ -627,14 +628,14 @@ def _close_by(problem: _Problem, family: Family) -> tuple[bool, _Pooled | None]:
 
 def _matched(
     problem: _Problem, last: Progress
-) -> Generator[Progress, None, tuple[Progress, _Pooled | None]]:
+) -> Generator[Progress, None, tuple[Progress, _Pooled]]:
     """Fit a mixture to p's own moments, KL(p‖q), where weighted draws show that q's are off.
 
-    Returns what is kept, with its pooled draws where q's own weights did not settle it.
+    Returns what is kept, with the draws that settle it.
     """
     target, begin = problem.target, time.perf_counter()
     close, first = _close_by(problem, last.family)
-    if close or first is None:
+    if close:
         return last, first
     seen = _more(problem, last.family, first)
     if seen.size < limits.MIN_MATCHED_DRAWS < first.size:  # a few draws that weigh much: what is
@@ -671,8 +672,22 @@ def _matched(
     return replace(best, loss=last.loss, converged=True, reason=text), kept
 
 
+def _moved(problem: _Problem, last: Progress, seen: _Pooled) -> Progress:
+    """Move and scale q where weighted draws show that its moments are a little off."""
+    target = problem.target
+    if seen.size < limits.MIN_MATCHED_DRAWS or seen.missed > limits.LIMITS.unreached:
+        return last
+    found = moved_to_moments(last.family, seen.weighed, lambda z: _flat_values(target, z))
+    if found is None:
+        return last
+    family, before, after = found
+    text = f"{last.reason}; q moved to weighted moments, which were {before:.2f} off, now"
+    searched = None if last.searched is None else (family, last.searched[1])
+    return replace(last, family=family, searched=searched, reason=f"{text} {after:.2f}")
+
+
 def _reached(
-    problem: _Problem, last: Progress, seen: _Pooled | None
+    problem: _Problem, last: Progress, seen: _Pooled
 ) -> Generator[Progress, None, Progress]:
     """Fit a flow where q has no draws and p has mass: to weighted draws first, then by KL(q‖p).
 
@@ -682,7 +697,7 @@ def _reached(
     more than standard errors where next to none is missed, or by little where a verdict would trust
     what is missed.
     """
-    if seen is None or not last.converged or seen.missed <= limits.LIMITS.unreached:
+    if not last.converged or seen.missed <= limits.LIMITS.unreached:
         return last
     generator, begin = problem.generator, time.perf_counter()
     if seen.size < limits.MIN_MATCHED_DRAWS or problem.target.dim == 1:

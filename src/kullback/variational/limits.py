@@ -107,6 +107,8 @@ MATCHED_DRAWS, MATCHED_ROUNDS = 8000, 2  # draws of q a round, twice as many of 
 RESAMPLED_DRAWS = 6000  # of them, in proportion to their weights, to which the mixture is fitted
 MIN_MATCHED_GAIN = 0.7  # times the old shift that the new one may be
 MATCHED_ITERATIONS = 60  # of L-BFGS a round
+# optimise/moment_shift (chosen on the rows hinge, flat top, asymmetric of benchmarks/shapes.py)
+MIN_MOVED = 0.015  # sd, or log sd, beyond errors, from which q is moved to weighted moments
 
 # engine: a flow where a mixture still misses mass (chosen on gp_pois_regr and eight schools)
 FITTED_STEPS, FITTED_BATCH, FITTED_RATE = 300, 256, 0.01  # of Adam by KL(p||q), to weighted draws
@@ -150,7 +152,11 @@ REFRAME_MOVE = 1.0  # sd by which its parameters may move before that
 MAX_LOG_GROWTH = math.log(1e6)  # of an sd, or drift in sd, that no proper posterior should need
 MAX_LOG_SHRINKAGE = math.log(1e16)  # at a kink the start sees no curvature, and is too wide
 MAX_OBJECTIVE = 1e15  # nats: differences of one drown in the rounding of float64
-KINK_GRADIENT = 10.0  # by which a kink at one of n draws changes the gradient is this over n
+MAX_INFINITE_STEPS = 20  # iterations with log p = -inf at a draw: beyond an edge there is no slope
+KINK_GRADIENT = 10.0  # by which a kink at one of n draws changes the gradient is this over n; up
+# to FRESH_DRAWS_AGREE is allowed whatever n is
+STILL_STEPS, STILL_GAIN = 30, 1e-6  # iterations, and nats, without which no descent from a kink is
+# left; where the objective is smooth a gradient of 0.03 promises 4e-4 nats
 FRESH_DRAWS_AGREE = 0.03  # sd by which fresh draws may move an optimum that needs no more draws
 FRESH_DRAWS_CONVERGED = 0.3  # sd by which they may move one that is called converged
 
@@ -261,11 +267,14 @@ HESSIAN_STEP = 1e-4  # of differences of the gradient, in sd of the draws
 MAX_TAIL_INDEX = 4  # moments of order s exist up to it: above, the sample variance has an error bar
 TAIL_PLACES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # sd along a way
 TAIL_SLACK = 4.0  # log of the sd in units of p's middle, up to which no slow fall is overlooked
-TAIL_CLIMB = 6  # steps at a place, of these lengths: at a kink no curvature says how long
-TAIL_STEPS = (1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-5)
+TAIL_CLIMB, TAIL_QUIET = 60, 3  # steps at a place; those in a row without a gain with which it ends
+TAIL_STEPS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4, 1e-5)
 MAX_TAIL_WAYS = 24  # on which an index is taken
 FAR_PLACES = (1e3, 3e3, 1e4, 3e4)  # sd: beyond, p of a ridge is rounded
 TAIL_AGREES = 0.02  # change of the power between them: a log-normal of scale 5 changes by 0.05
+TAIL_DRAWS, TAIL_ROUNDS = 2048, 8  # by which what is beside a way is integrated: at kinks
+MIN_TAIL_DRAWS, TAIL_POWERS = 100.0, (1.0, 0.5, 0.25, 0.1, 0.03)  # effective; of weights, until so
+MAX_TAIL_INTEGRALS = 3  # ways that are integrated, the highest ones
 TAIL_GROWTH = 0.01  # of the largest move, in sd, from which a coordinate has the tail
 
 # diagnostics/missed_modes (chosen on tests/variational/test_missed_modes.py's table of peaks)

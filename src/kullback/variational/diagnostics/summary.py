@@ -6,6 +6,7 @@ corrected by their importance weights, `to_arviz` for everything ArviZ can do; a
 chains or from simulation; its errors are those of finitely many draws of both as well as of q.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +22,7 @@ from kullback.variational.target.density import Target
 
 from .diagnose import Diagnosis, diagnose_beyond, diagnose_sample
 from .evidence import Pool, Sample
-from .verdict import of_improper
+from .verdict import of_improper, with_edges
 
 __all__ = [
     "Compared",
@@ -35,6 +36,12 @@ __all__ = [
     "summarise",
     "to_arviz",
 ]
+
+# what `optimise.edges` says in a fit's reason
+DECLARE = (
+    r"declare [^;]*constraints\.[^;]*"
+    r"|an edge is not parallel to a coordinate: write it in other parameters"
+)
 
 
 class Compared(NamedTuple):
@@ -214,7 +221,7 @@ def assess(
     if not search or target.dim > limits.MAX_SEARCHED_DIMENSIONS or target.rows is not None:
         return diagnose_sample(sample)
     log_prob = getattr(fit, "log_prob", None)  # a fit read back from disk may have no q
-    return diagnose_beyond(
+    found = diagnose_beyond(
         target.log_density,
         log_prob,
         sample,
@@ -222,6 +229,8 @@ def assess(
         few=target.looped,
         generator=generator,
     )
+    declare = "; ".join(re.findall(DECLARE, getattr(fit, "reason", "")))
+    return replace(found, judged=with_edges(found.judged, declare)) if declare else found
 
 
 def summarise(fit: Fitted, diagnosis: Diagnosis) -> Summary:

@@ -6,7 +6,7 @@ Which to use: `diagnose`, which calls `judge` and `unsound`. `moment_bounds` is 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal
 
@@ -19,7 +19,16 @@ from kullback.variational.limits import LIMITS, Limits
 
 from .evidence import Evidence, Shift
 
-__all__ = ["Level", "MomentBounds", "Verdict", "judge", "moment_bounds", "of_improper", "unsound"]
+__all__ = [
+    "Level",
+    "MomentBounds",
+    "Verdict",
+    "judge",
+    "moment_bounds",
+    "of_improper",
+    "unsound",
+    "with_edges",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +180,13 @@ def _unusable(evidence: Evidence) -> Verdict:
 def of_improper(reason: str, evidence: Evidence) -> Verdict:
     """Return the verdict on a fit to an improper target: no moments, so no finite bound."""
     return _untrusted(reason, evidence, evidence.own.mean.new_full((), math.inf))
+
+
+def with_edges(verdict: Verdict, declare: str) -> Verdict:
+    """Add to the verdict which constraint would remove the edge beyond which log p is -inf."""
+    text = f"log p is -inf beyond an edge, where q has draws: {declare}"
+    words = f"{verdict.sentence.removesuffix('.')}. {text[0].upper()}{text[1:]}."
+    return replace(verdict, sentence=words, reasons=(*verdict.reasons, text))
 
 
 def _untrusted(what: str, evidence: Evidence, lost: Tensor) -> Verdict:

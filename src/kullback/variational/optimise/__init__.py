@@ -8,6 +8,7 @@ Which file answers which question:
 - `hamiltonian`: a short run of many chains, for moments that no Gaussian has;
 - `natural_gradient`: hundreds of dimensions, and kinks; `edges`: −inf beyond an edge;
 - `batch_and_match`: scores matched in closed form; `forward_kl`: KL(p‖q) from weighted draws;
+  `moment_shift`: q moved and scaled to p's moments, by draws that have weights already;
 - `grid`: both directions by quadrature in one or two dimensions.
 
 All of them yield a `Progress` after each iteration; `shown` prints it.

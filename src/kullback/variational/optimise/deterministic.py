@@ -208,6 +208,7 @@ def _rounds(
     """Minimise with fixed noise; a Gaussian is looked at anew, as N(0, I), every few iterations."""
     used, first = 0, family.frame
     gaussian = family.absorb() is not None
+    losses: deque[float] = deque(maxlen=limits.STILL_STEPS)
     while True:
         start = parameters_to_vector(family.parameters()).detach()
         objective = objective_of(family, lambda q: loss(q, noise))
@@ -220,7 +221,10 @@ def _rounds(
                 and abs(step.loss) < limits.MAX_OBJECTIVE
                 and (moved <= limits.REFRAME_MOVE or not gaussian)
             )
-            kinked = step.stuck and norm <= limits.KINK_GRADIENT / len(noise)
+            losses.append(step.loss)
+            still = len(losses) == losses.maxlen and losses[0] - losses[-1] < limits.STILL_GAIN
+            kink = max(limits.KINK_GRADIENT / len(noise), limits.FRESH_DRAWS_AGREE)
+            kinked = (step.stuck or still) and norm <= kink
             reason = _verdict(step, norm, used, iterations, settled=settled or kinked)
             settled = settled or (kinked and bool(reason))
             yield Progress(family, step.loss, norm, bool(reason), settled, reason)
@@ -265,6 +269,8 @@ def _verdict(step: Step, norm: float, used: int, iterations: int, *, settled: bo
         return f"{IMPROPER}: the objective passes 1e15 nats, so the density has no bound"
     if settled:
         return f"converged: largest gradient entry {norm:.1e}, in posterior standard deviations"
+    if used >= limits.MAX_INFINITE_STEPS and not math.isfinite(step.loss):
+        return "stopped: the objective is infinite, log p is -inf at draws of q"
     if step.stuck:
         return f"stopped: no lower objective within reach, largest gradient entry {norm:.1e}"
     if used >= iterations:
