@@ -5,9 +5,9 @@
 numbers of a graph that are not finite.
 
 PyTensor vectorises an operation that has no form for a batch by a loop in Python over its rows.
-`Split`, `Alloc` and `AllocDiag` are in the gradient of nearly every model: as slices, a `switch`
-and an elementwise operation they need no loop (64 points of a Gaussian random walk of 30 steps: 8.8
-to 0.8 ms). Two of its own rewrites are made before, since they are for one point.
+`Split` and `Alloc` are in the gradient of nearly every model: as slices and as an elementwise
+operation they need no loop (64 points of a Gaussian random walk of 30 steps: 8.8 to 0.8 ms). Two of
+its own rewrites are made before, since they are for one point.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -37,8 +37,7 @@ def batched(outputs: Sequence[Any], flat: Any, size: int) -> tuple[Any, list[Any
     linalg = import_extra("pytensor.tensor.rewriting.linalg", "pymc")
     kept = [getattr(linalg, name) for name in OF_ONE_POINT if hasattr(linalg, name)]
     outputs = _rewritten(outputs, *kept)
-    for without_loops in (_slices(outputs, flat, size), _fills(flat), _diagonals()):
-        outputs = _rewritten(outputs, without_loops)
+    outputs = _rewritten(outputs, _slices(outputs, flat, size), _fills(flat))
     points = tensor.matrix("z", dtype=flat.dtype)
     vectorised = import_extra("pytensor.graph.replace", "pymc").vectorize_graph
     return points, vectorised(outputs, {flat: points})
@@ -66,19 +65,20 @@ def _rewriter(of: Sequence[Any], change: Callable[[Any], Any]) -> Any:
 
 
 def _slices(outputs: Sequence[Any], flat: Any, size: int) -> Any:
-    """`Split` as slices; where they begin is the same for every point, and is computed once."""
+    """`Split` as slices; axis and sizes are the same for every point, and are computed once."""
     pytensor = import_extra("pytensor", "pymc")
     split = import_extra("pytensor.tensor.basic", "pymc").Split
     owners = {one.owner for output in outputs for one in _ancestors(output)}
     nodes = [node for node in owners if node is not None and isinstance(node.op, split)]
-    sizes = [node.inputs[2] for node in nodes]
-    computed = pytensor.function([flat], sizes, mode="FAST_COMPILE", on_unused_input="ignore")
-    known = dict(zip(nodes, computed(np.zeros(size, dtype=flat.dtype)), strict=True))
+    asked = [part for node in nodes for part in node.inputs[1:]]
+    computed = pytensor.function([flat], asked, mode="FAST_COMPILE", on_unused_input="ignore")
+    found = computed(np.zeros(size, dtype=flat.dtype))
+    known = dict(zip(nodes, zip(found[::2], found[1::2], strict=True), strict=True))
 
     def change(node: Any) -> list[Any]:
-        x, axis, _ = node.inputs
-        before = (slice(None),) * (int(axis.data) % x.type.ndim)
-        ends = np.cumsum(known[node]).tolist()
+        x, (axis, sizes) = node.inputs[0], known[node]
+        before = (slice(None),) * (int(axis) % x.type.ndim)
+        ends = np.cumsum(sizes).tolist()
         return [x[(*before, slice(i, j))] for i, j in zip([0, *ends[:-1]], ends, strict=True)]
 
     return _rewriter([split], change)
@@ -95,20 +95,6 @@ def _fills(flat: Any) -> Any:
         return [tensor.second(tensor.zeros(shape), value)] if depends else None
 
     return _rewriter([alloc], change)
-
-
-def _diagonals() -> Any:
-    """A vector on the diagonal of a matrix, as a choice between it and 0."""
-    tensor = import_extra("pytensor.tensor", "pymc")
-    alloc_diag = import_extra("pytensor.tensor.basic", "pymc").AllocDiag
-
-    def change(node: Any) -> list[Any] | None:
-        (x,) = node.inputs
-        if x.type.ndim != 1 or node.op.offset != 0:
-            return None
-        return [tensor.switch(tensor.eye(x.shape[0], dtype="bool"), x[:, None], 0.0)]
-
-    return _rewriter([alloc_diag], change)
 
 
 def _ancestors(value: Any) -> Iterator[Any]:
