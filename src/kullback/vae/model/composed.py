@@ -30,6 +30,7 @@ from ..latents import (
 from ..likelihoods import Likelihood
 from ..limits import NAMED_LABELS
 from .input_checks import checked
+from .own_modules import names_own_parts
 
 __all__ = ["Composed"]
 
@@ -195,10 +196,12 @@ class Composed(nn.Module):
         one_hot = torch.nn.functional.one_hot(label.to(z.device), len(self.spec.labels))
         return torch.cat([z, one_hot.to(z).expand(*z.shape[:-1], -1)], -1)
 
+    @names_own_parts
     def decode(self, z: Tensor) -> Tensor:
         """Return the expected x given z: `[*lead, latent]` to `[*lead, *event]`."""
         return self.likelihood.mean(self.parameters_of(z))
 
+    @names_own_parts
     def tight_terms(
         self, x: Tensor, noise: Tensor, beta: float = 1.0, bound: WeightedBound | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -233,6 +236,7 @@ class Composed(nn.Module):
             value = bound.value(weights)
         return likelihood, kl_of_draws(self.prior, q, drawn, ratio.detach()), value
 
+    @names_own_parts
     def terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what every objective is made of, in nats, for noise `[draws, batch, latent]`.
 
@@ -245,6 +249,7 @@ class Composed(nn.Module):
         ratio = log_ratio(self.prior, q, drawn)
         return log_likelihood, ratio, kl_of_draws(self.prior, q, drawn, ratio)
 
+    @names_own_parts
     def elbo_terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first and the last of `terms`: all that the ELBO needs."""
         z, kl = draw_with_kl(self.prior, self.approximate_posterior(x), noise)

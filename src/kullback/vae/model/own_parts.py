@@ -33,9 +33,9 @@ from ..latents import (
 )
 from ..likelihoods import Event, Likelihood
 from ..limits import TRIAL_DRAWS, TRIAL_ERRORS, TRIAL_ROUNDINGS
-from ..networks import OwnDecoder, OwnEncoder
 from .components import put_prior
 from .composed import Composed
+from .own_modules import OwnDecoder, OwnEncoder, names_own_parts
 
 __all__ = ["Parts", "evaluating", "fitted_with", "require_own", "with_parts"]
 
@@ -174,6 +174,7 @@ def with_parts(model: Model, parts: Parts, x: Tensor, *, examples: Tensor | None
     return model
 
 
+@names_own_parts
 def _try_parts(model: Composed, x: Tensor) -> None:
     """Run a model on a few examples, forth and back; refuse what does not fit."""
     outputs = _tried("encoder", model.encoder, model.encoder_input(x))

@@ -25,6 +25,7 @@ from ..latents import StandardNormal
 from ..limits import UNIT_SCALE_LEVELS
 from .components import Statistics, components_of, put_prior
 from .composed import Composed
+from .own_modules import names_own_parts
 from .own_parts import Parts, fitted_with, require_own
 
 __all__ = ["VAE", "build"]
@@ -116,6 +117,7 @@ class VAE(Composed):
         generator = generator or torch.Generator(self.scale.device).manual_seed(0)
         return bounds(self, self.check(x), draws=draws, generator=generator).importance_weighted
 
+    @names_own_parts
     @torch.no_grad()
     def sample(
         self, n: int, *, generator: torch.Generator | None = None, noise: bool = True
