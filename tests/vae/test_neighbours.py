@@ -18,7 +18,7 @@ from kullback.vae.likelihoods import (
     Event,
     Neighbours,
 )
-from kullback.vae.likelihoods.levels import library
+from kullback.vae.likelihoods.compiled import library
 from oracles import check_frequencies
 
 

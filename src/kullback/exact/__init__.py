@@ -8,7 +8,8 @@ Which file answers which question:
   `families`, one file a kind of family. `bregman` has the functions under them, `log_excess` among
   them.
 - `countable`: KL, Jensen-Shannon divergence and entropy of distributions on the integers, summed.
-- `supports`: is KL(p‖q) infinite, and what is E_p[q/p]? `tails`: how fast a density falls off.
+- `supports`: is KL(p‖q) infinite, and what is E_p[q/p]? `tails`: how fast a density falls off;
+  `intervals`: where a family has mass; `cdfs`: how much of it lies below x.
 - `quadrature` and `linear_gaussian`: evidence and posterior of small models (MATH 1.4).
 - `codes`: tables into bytes, by Huffman and ANS codes.
 - `limits`: the thresholds of this folder, with their sources.

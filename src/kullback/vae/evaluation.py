@@ -28,7 +28,7 @@ from .limits import (
     LOOSE_DRAWS,
     NAMED_COLUMNS,
 )
-from .model import VAE
+from .model import VAE, names_own_parts
 from .posterior import information_of
 from .training import Training
 
@@ -179,6 +179,7 @@ class LabelFigures:
         return cls(str(fields["label"]), int(fields["images"]), elbo, tight)
 
 
+@names_own_parts
 def bounds_given(
     model: VAE, x: Tensor, labels: Tensor | None, *, draws: int, generator: torch.Generator
 ) -> Bounds:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from kullback.core import require, require_type
+from kullback.core import require
 
 from .limits import LOG_SD_LIMIT
 
@@ -35,8 +35,6 @@ __all__ = [
     "Mlp",
     "MlpDecoder",
     "MlpEncoder",
-    "OwnDecoder",
-    "OwnEncoder",
     "PatchDecoder",
     "gaussian",
     "mlp",
@@ -503,95 +501,3 @@ def weights_held(*modules: object) -> Iterator[None]:
     finally:
         for weight, flag in zip(weights, wanted, strict=True):
             weight.requires_grad = flag
-
-
-class OwnEncoder(nn.Module):
-    """A user's encoder: outputs in float32, log sd within ±10.
-
-    While it trains, `products` is the dtype of its matrix products, by autocast: that leaves
-    parameters and normalisation in float32, whatever modules it is made of.
-
-    Args:
-        module: `[batch, *event]` to (mean, log_sd), or (mean, log_sd, extra).
-
-    Raises:
-        ArgumentTypeError: The module returns something else.
-
-    Example:
-        >>> class Halves(nn.Linear):
-        ...     def forward(self, x):
-        ...         return super().forward(x).chunk(2, -1)
-        >>> OwnEncoder(Halves(4, 6))(torch.zeros(5, 4))[0].shape
-        torch.Size([5, 3])
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-        self.products = torch.float32
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return mean, log sd and what the module gives besides."""
-        with _autocast(self, x):
-            outputs = self.module(x.to(_dtype_of(self.module)))
-        require_type(outputs, (tuple, list), "encoder's output")
-        good = len(outputs) in (2, 3) and all(isinstance(one, Tensor) for one in outputs)
-        got = f"({', '.join(type(one).__name__ for one in outputs)})"
-        require(good, "encoder's output", "tensors (mean, log_sd) or (mean, log_sd, extra)", got)
-        for one in outputs:
-            _require_real(one, "encoder's output")
-        mean, log_sd, *extra = (real(one) for one in outputs)
-        return (mean, log_sd.clamp(-LOG_SD_LIMIT, LOG_SD_LIMIT), *extra)
-
-
-class OwnDecoder(nn.Module):
-    """A user's decoder: outputs in float32 as `[rows, channels, places]`; `products` as above.
-
-    Args:
-        module: `[rows, latent]` to as many numbers a row, in any shape with channels first.
-        channels: Of the likelihood.
-        places: Of the event.
-
-    Raises:
-        ArgumentValueError: The module gives another number of outputs.
-
-    Example:
-        >>> OwnDecoder(nn.Linear(3, 4), 1, 4)(torch.zeros(5, 3)).shape
-        torch.Size([5, 1, 4])
-    """
-
-    def __init__(self, module: nn.Module, channels: int, places: int) -> None:
-        super().__init__()
-        self.module, self.shape = module, (channels, places)
-        self.products = torch.float32
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Return parameters, `[rows, channels, places]`."""
-        with _autocast(self, z):
-            out = self.module(z.to(_dtype_of(self.module)))
-        require_type(out, Tensor, "decoder's output")
-        _require_real(out, "decoder's output")
-        rows = z.shape[0]  # not len(z), which would be a constant in an exported graph
-        fits = out.shape[:1] == (rows,) and out.numel() == rows * math.prod(self.shape)
-        if not fits:
-            wanted = f"{[rows, *self.shape]}, or the same numbers in another shape"
-            require(fits, "decoder's output", wanted, list(out.shape))
-        return real(out).reshape(rows, *self.shape)
-
-
-def _require_real(x: Tensor, name: str) -> None:
-    """Refuse complex numbers, whose imaginary part would be dropped."""
-    if x.is_complex():
-        hint = "torch.view_as_real, or its .real and .imag side by side"
-        require(False, name, "real numbers", x.dtype, hint)  # noqa: FBT003
-
-
-def _autocast(own: OwnEncoder | OwnDecoder, x: Tensor) -> torch.autocast:
-    rounded = own.training and own.products != torch.float32
-    return torch.autocast(x.device.type, dtype=own.products, enabled=rounded)
-
-
-def _dtype_of(module: nn.Module) -> torch.dtype:
-    """Return the dtype of a module's first floating parameter, else float32."""
-    found = (one.dtype for one in module.parameters() if one.is_floating_point())
-    return next(found, torch.float32)

@@ -55,8 +55,16 @@ from .loop import (
     require_parts_fit,
     validation_of,
 )
-from .model import VAE, Parts, build, location_and_spread_of, require_own, with_parts
-from .networks import OwnDecoder, OwnEncoder
+from .model import (
+    VAE,
+    OwnDecoder,
+    OwnEncoder,
+    Parts,
+    build,
+    location_and_spread_of,
+    require_own,
+    with_parts,
+)
 from .sound import second_moments, shift_shares
 from .training import Preset, Training, too_short
 from .training import preset as find_preset

@@ -28,7 +28,7 @@ from kullback.vae import (
 
 from ..evaluation_text import figures, noun_of, remarks, scope
 from ..limits import GRID_LETTERS
-from .run_page import Record, evaluation_of
+from .run_record import Record, evaluation_of
 
 __all__ = ["export"]
 

@@ -12,28 +12,26 @@ Shapes: an event is `[C, *spatial]`, or a vector `[D]` which counts as one chann
 decoder gives `parameters`, `[*lead, channels, places]`, where `channels` is what the likelihood
 asks for and `places` the product of the spatial sizes. Log-likelihoods are summed over the event.
 
-`levels`: bits and levels; `neighbours` and `context`: pixels that depend on those before them;
-`densities`: continuous values; `counts`: counts; `sound_context`: what the samples before say.
+`levels`: bits and levels; `logistics`: levels by a mixture of logistics; `neighbours` and
+`context`: pixels that depend on those before them; `densities`: continuous values; `counts`:
+counts; `sound_context`: what the samples before say.
+`events`: where an event's numbers lie; `compiled`: `step.c`.
 """
 
+from .compiled import SOURCE, in_threads, library
 from .context import CausalFeatures, WithContext, weighted_bits
 from .counts import COUNT_LAWS, Counts
 from .densities import ContinuousBernoulli, Gaussian
+from .events import Event, Likelihood
 from .levels import (
-    SOURCE,
     Bernoulli,
     BetaBinomial,
     Categorical,
-    DiscretisedLogistics,
-    Event,
-    Likelihood,
     bernoulli_log_likelihood,
     bernoulli_total,
     bernoulli_value,
-    in_threads,
-    library,
-    log_mass,
 )
+from .logistics import DiscretisedLogistics, log_mass
 from .neighbours import OFFSETS, InRasterOrder, Neighbours
 from .sound_context import PeriodEcho, SoundBlock, SoundContext
 

@@ -20,7 +20,10 @@ from kullback.core import require
 
 from ..limits import CONTEXT_REACH
 from ..networks import real
-from .levels import Bernoulli, DiscretisedLogistics, Event, as_read, in_c, in_threads, library
+from .compiled import as_read, in_c, in_threads, library
+from .events import Event
+from .levels import Bernoulli
+from .logistics import DiscretisedLogistics
 from .neighbours import InRasterOrder, Movable, padded
 
 __all__ = ["CausalFeatures", "WithContext", "weighted_bits"]

@@ -13,7 +13,7 @@ from kullback.exact import HALF_LOG_2PI
 
 from ..limits import CONTINUOUS_SERIES
 from ..networks import real
-from .levels import Event
+from .events import Event
 
 __all__ = ["ContinuousBernoulli", "Gaussian"]
 

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from kullback.core import require
 
 from ..networks import real
-from .levels import DiscretisedLogistics, Event, Likelihood
+from .events import Event, Likelihood
+from .logistics import DiscretisedLogistics
 
 __all__ = ["OFFSETS", "InRasterOrder", "Movable", "Neighbours", "padded"]
 

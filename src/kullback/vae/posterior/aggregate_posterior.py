@@ -39,7 +39,7 @@ from ..limits import (
     IMAGES_PER_BLOCK,
     INFORMATION_ITEMS,
 )
-from ..model import VAE
+from ..model import VAE, names_own_parts
 
 __all__ = ["Aggregate", "aggregate", "aggregate_of", "aggregate_remarks", "information_of"]
 
@@ -84,6 +84,7 @@ class Aggregate:
         return {k: v.to_dict() if isinstance(v, Estimate) else v for k, v in fields.items()}
 
 
+@names_own_parts
 def aggregate(model: VAE, x: Tensor, *, seed: int = 0) -> Aggregate:
     """Bound KL(q(z) ‖ p(z)) and I(x; z) with the mixture of q(z|x) over the first 2,000 items of x.
 

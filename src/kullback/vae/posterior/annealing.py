@@ -24,6 +24,7 @@ from kullback.sampled import effective_sample_size, log_evidence, log_mean_exp
 from ..evidence import LatentVariableModel, outputs_of
 from ..latents import Codes, Posterior, Prior, fixed, log_ratio, numbers_of
 from ..limits import ANNEALED_OUTPUTS, SETTLED_LOG_VARIANCE
+from ..model import names_own_parts
 from ..networks import weights_held
 
 __all__ = ["Annealed", "Annealing", "anneal"]
@@ -127,6 +128,7 @@ class Annealed:
         return log_evidence(self.log_weights)
 
 
+@names_own_parts
 def anneal(
     model: LatentVariableModel,
     x: Tensor,

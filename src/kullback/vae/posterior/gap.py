@@ -20,7 +20,7 @@ from kullback.core import Estimate, require
 from ..evidence import bounds, outputs_of, over_images
 from ..latents import Encoded, Posterior, draw_with_kl, fixed
 from ..limits import ANNEALED_OUTPUTS, COLLAPSED_KL, SETTLED_WIDTH
-from ..model import VAE
+from ..model import VAE, names_own_parts
 from .annealing import Annealing, anneal
 
 __all__ = ["Gap", "PerImage", "Refit", "gap_remarks", "made_by", "measure_gap", "refit"]
@@ -118,6 +118,7 @@ class Gap:
         return {k: v.to_dict() if isinstance(v, Estimate) else v for k, v in fields.items()}
 
 
+@names_own_parts
 def measure_gap(
     model: VAE,
     x: Tensor,
@@ -233,6 +234,7 @@ class _With:
         return self.q
 
 
+@names_own_parts
 def refit(
     model: VAE, x: Tensor, settings: Refit | None = None, *, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -365,6 +367,7 @@ def _split(test: Gap) -> list[str]:
     ]
 
 
+@names_own_parts
 def made_by(model: VAE, n: int, *, seed: int) -> tuple[Tensor, Tensor]:
     """Draw z ~ p(z) and x ~ p(x|z): n images, each with an exact draw from its p(z|x).
 
