@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from kullback.core import (
+    NO_HASH,
     RunError,
     check_file_hash,
     processes,
@@ -67,7 +68,6 @@ __all__ = [
 
 LOGS = ("metrics.jsonl", "timing.jsonl")
 NAME = "checkpoints/last.safetensors"
-NO_HASH = "0" * 64
 FIGURES = 5  # of a step, after the gradient: see `loop.SharedStep`
 BUFFER = "buffer."  # begins the names of a model's buffers in a checkpoint
 
