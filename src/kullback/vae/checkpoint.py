@@ -5,10 +5,8 @@ and the counts. Of a sharded state each process has a slice, and `ReducedBackwar
 their owners during the backward pass (ZeRO stage 2, FSDP's SHARD_GRAD_OP). `save` and `load` write
 and read a state as one safetensors file, replaced atomically. The run's two logs (`metrics.jsonl`,
 `timing.jsonl`) only grow; a checkpoint remembers their lengths, and resuming cuts off what was
-written after it. `save_tensors` and `load_tensors` write and read any tensors: whole or not at all,
-with a hash, compared with what is expected, never a pickle. `write_config` and `read_config` do so
-for the description of a run. `averaged_weights` returns the weights that a model of an unfinished
-run has.
+written after it. `write_config` and `read_config` write and read the description of a run.
+`averaged_weights` returns the weights that a model of an unfinished run has.
 """
 
 import bisect
@@ -21,30 +19,35 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from kullback.core import (
-    NO_HASH,
     RunError,
-    check_file_hash,
     processes,
     read_json,
     require,
     write_atomic,
-    write_hashed,
     write_json,
 )
 
 from .likelihoods import in_threads, library
 from .limits import ADAM_BLOCK, ADAM_NUMBERS, BUCKET_NUMBERS, RUN_FORMAT
 from .networks import Mlp
+from .state import (
+    compare,
+    in_order_of_file,
+    load_tensors,
+    read_tensors,
+    require_hash,
+    save_tensors,
+    write_tensors,
+)
 from .training import Training
 
 __all__ = [
@@ -591,7 +594,7 @@ def save(folder: Path, state: State) -> None:
     if not state.step:
         return  # nothing has happened that starting again would not do
     flat, sliced = state.flat, _sliced(state)
-    tensors = _in_order_of_file(_tensors(state))
+    tensors = in_order_of_file(_tensors(state))
     parts = (p for n, one in tensors.items() for p in (flat.slices(one) if n in sliced else (one,)))
     if not flat.over.first:
         for _ in parts:  # sends this process's slices
@@ -602,7 +605,7 @@ def save(folder: Path, state: State) -> None:
     note = {"step": state.step, "seconds": state.seconds, "lengths": lengths}
     (folder / NAME).parent.mkdir(exist_ok=True)
     header = {name: (t.dtype, tuple(shapes[name])) for name, t in tensors.items()}
-    _write_tensors(folder / NAME, header, parts, note=json.dumps(note))
+    write_tensors(folder / NAME, header, parts, note=json.dumps(note))
 
 
 def load(folder: Path, state: State, *, hashed: bool = False) -> dict[str, Tensor]:
@@ -620,11 +623,11 @@ def load(folder: Path, state: State, *, hashed: bool = False) -> dict[str, Tenso
     here, sliced = _tensors(state), _sliced(state)
     numbers = torch.empty(state.flat.numbers, dtype=state.flat.vector.dtype, device="meta")
     here |= dict.fromkeys(sliced, numbers)
-    tensors, metadata = _read_tensors(path)
+    tensors, metadata = read_tensors(path)
     if not any(name.startswith(BUFFER) for name in tensors):  # a checkpoint of format 1
         here = {name: tensor for name, tensor in here.items() if not name.startswith(BUFFER)}
-    _compare(path, tensors, here)
-    _require_hash(path, metadata, hashed=hashed)
+    compare(path, tensors, here)
+    require_hash(path, metadata, hashed=hashed)
     note = _parse_note(metadata, path)
     for name, tensor in tensors.items():
         if name not in sliced:
@@ -677,8 +680,8 @@ def averaged_weights(
     if not path.exists():
         weights = folder / "model.safetensors"
         raise RunError(f"{weights}: no such file, and the run has no checkpoint yet")
-    tensors, metadata = _read_tensors(path)
-    _require_hash(path, metadata, hashed=hashed)
+    tensors, metadata = read_tensors(path)
+    require_hash(path, metadata, hashed=hashed)
     note = _parse_note(metadata, path)
     found = {n.removeprefix(BUFFER): t for n, t in tensors.items() if n.startswith(BUFFER)}
     if not found:
@@ -692,7 +695,7 @@ def averaged_weights(
     places = {id(p): part.reshape(p.shape) for (_, p), part in zip(named, parts, strict=True)}
     every = model.named_parameters(remove_duplicate=False)  # a shared one has several names
     found |= {n: places[id(p)] for n, p in every if id(p) in places}
-    _compare(path, found, expected)
+    compare(path, found, expected)
     said = f"the training is not finished: these are its averaged weights after {note['step']:,} "
     return found, f"{folder}: {said}steps ({note['seconds']:.0f} s)"
 
@@ -733,104 +736,3 @@ def refuse_to_overwrite(path: Path) -> None:
     """Raise RunError when something is there already."""
     if path.exists():
         raise RunError(f"{path} exists already and is never overwritten. Try: another folder")
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], *, note: str = "") -> None:
-    """Write tensors as safetensors with a hash, atomically; `note` travels in the file's header.
-
-    Errors: RunError when the disk refuses; the file that was there stays as it was.
-    """
-    tensors = _in_order_of_file(tensors)
-    header = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    _write_tensors(path, header, iter(tensors.values()), note=note)
-
-
-def _in_order_of_file(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors with the widest numbers first, so that each begins at a multiple of them."""
-    order = sorted(tensors.items(), key=lambda pair: (-pair[1].element_size(), pair[0]))
-    return dict(order)
-
-
-def _write_tensors(
-    path: Path,
-    header: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-    parts: Iterator[Tensor],
-    *,
-    note: str,
-) -> None:
-    """Write a safetensors file part by part, so that no second copy of all is in memory."""
-    metadata = {"file_sha256": NO_HASH} | ({"note": note} if note else {})
-    fields: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name, (dtype, shape) in header.items():
-        start, end = end, end + math.prod(shape) * dtype.itemsize
-        fields[name] = {"dtype": _dtype_name(dtype), "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(fields, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    begin = len(text).to_bytes(8, "little") + text
-    write_hashed(path, begin, map(_bytes_of, parts))
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    numbers: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(numbers)  # read in place
-
-
-@cache
-def _dtype_name(dtype: torch.dtype) -> str:
-    """Return how safetensors calls a dtype."""
-    content = safetensors.torch.save({"x": torch.empty(0, dtype=dtype)})
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return str(header["x"]["dtype"])
-
-
-def load_tensors(
-    path: Path, *, like: Mapping[str, Tensor] | None = None, hashed: bool = False
-) -> dict[str, Tensor]:
-    """Read a safetensors file and, given `like`, hold it to the same names, shapes and dtypes.
-
-    hashed: whether it must have a hash, which is checked in any case.
-    Errors: RunError when the file is missing, truncated, damaged, or does not match; the message
-    names the first difference.
-    """
-    tensors, metadata = _read_tensors(path)
-    if like is not None:
-        _compare(path, tensors, like)
-    _require_hash(path, metadata, hashed=hashed)
-    return tensors
-
-
-def _require_hash(path: Path, metadata: Mapping[str, str], *, hashed: bool) -> None:
-    if hashed and "file_sha256" not in metadata:
-        raise RunError(f"{path}: damaged or of another run: it has no hash (file_sha256)")
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors and the metadata of a safetensors file; a hash that is there is checked."""
-    try:
-        content = path.read_bytes()
-        tensors: dict[str, Tensor] = safetensors.torch.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata = dict(header.get("__metadata__", {}))
-    except FileNotFoundError as error:
-        raise RunError(f"{path}: no such file") from error
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise RunError(f"{path}: not a readable safetensors file ({error})") from error
-    check_file_hash(content, path, required="file_sha256" in metadata)
-    return tensors, metadata
-
-
-def _compare(path: Path, tensors: dict[str, Tensor], like: Mapping[str, Tensor]) -> None:
-    missing, extra = sorted(set(like) - set(tensors)), sorted(set(tensors) - set(like))
-    if missing or extra:
-        what = f"lacks {missing[0]!r}" if missing else f"has an unknown {extra[0]!r}"
-        raise RunError(f"{path}: {what}: it does not belong to this model")
-    for name, wanted in like.items():
-        got = tensors[name]
-        if got.shape != wanted.shape or got.dtype != wanted.dtype:
-            expected = f"{list(wanted.shape)} {wanted.dtype}"
-            raise RunError(
-                f"{path}: {name}: expected {expected}; got {list(got.shape)} {got.dtype}"
-            )
-        if got.is_floating_point() and not bool(torch.isfinite(got).all()):
-            raise RunError(f"{path}: {name} holds NaN or infinity")

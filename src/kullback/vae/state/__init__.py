@@ -1,0 +1,24 @@
+"""The state of a training in memory, and tensors in files.
+
+- `tensor_files`: tensors written whole or not at all, with a hash.
+"""
+
+from .tensor_files import (
+    compare,
+    in_order_of_file,
+    load_tensors,
+    read_tensors,
+    require_hash,
+    save_tensors,
+    write_tensors,
+)
+
+__all__ = [
+    "compare",
+    "in_order_of_file",
+    "load_tensors",
+    "read_tensors",
+    "require_hash",
+    "save_tensors",
+    "write_tensors",
+]
