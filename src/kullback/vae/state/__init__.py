@@ -1,8 +1,10 @@
 """The state of a training in memory, and tensors in files.
 
+- `reduced_backward`: gradients summed at their owners, where each process has a slice.
 - `tensor_files`: tensors written whole or not at all, with a hash.
 """
 
+from .reduced_backward import ReducedBackward
 from .tensor_files import (
     compare,
     in_order_of_file,
@@ -14,6 +16,7 @@ from .tensor_files import (
 )
 
 __all__ = [
+    "ReducedBackward",
     "compare",
     "in_order_of_file",
     "load_tensors",
