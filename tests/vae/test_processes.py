@@ -27,6 +27,7 @@ from kullback.data import Dataset
 from kullback.vae import Architecture, Bounds, Training, build, checkpoint, image_bounds, summarise
 from kullback.vae.checkpoint import FlatParameters, ReducedBackward, State
 from kullback.vae.loop import NonFiniteError, SharedStep, fit, require_equal_shares
+from kullback.vae.state import flat_parameters
 
 WAIT = 60.0  # seconds for another thread or process: more is a failure
 
@@ -345,7 +346,9 @@ def test_slices_of_a_state_are_those_of_whole_states(case, size, precision, numb
 
     Gradients are written elsewhere, and without AVX-512 the address decides a product's last digit.
     """
-    monkeypatch.setattr(checkpoint, "ReducedBackward", partial(ReducedBackward, numbers=numbers))
+    monkeypatch.setattr(
+        flat_parameters, "ReducedBackward", partial(ReducedBackward, numbers=numbers)
+    )
     how = {"precision": precision, "clip": 0.5}
     truth = trained(case, size, shard=False, **how)
     found = trained(case, size, shard=True, **how)

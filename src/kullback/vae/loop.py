@@ -23,7 +23,7 @@ from kullback.data import Dataset, Rows, binarize_all
 from kullback.variational import WeightedBound, objectives
 
 from . import checkpoint
-from .checkpoint import FIGURES, FlatParameters, State
+from .checkpoint import State
 from .elbo_step import CapturedSteps, step_for
 from .evaluation import (
     active_units,
@@ -54,6 +54,7 @@ from .limits import (
 )
 from .model import VAE, evaluating
 from .posterior import information_of
+from .state import FIGURES, FlatParameters
 from .training import Training
 
 __all__ = [

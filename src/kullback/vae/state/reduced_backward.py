@@ -1,4 +1,4 @@
-"""Gradients summed at their owners during the backward pass (ZeRO stage 2, FSDP's SHARD_GRAD_OP)."""
+"""Gradients summed at their owners in the backward pass (ZeRO stage 2, FSDP's SHARD_GRAD_OP)."""
 
 import bisect
 import itertools
