@@ -32,9 +32,9 @@ from measuring import finish, machine
 
 from kullback.core import processes
 from kullback.data import load
-from kullback.vae import Architecture, Training, build, checkpoint
-from kullback.vae.checkpoint import State
+from kullback.vae import Architecture, Training, build
 from kullback.vae.loop import SharedStep, fit
+from kullback.vae.state import State, checkpoint
 
 SIZES = (1, 2, 4)
 MODELS = {

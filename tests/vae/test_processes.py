@@ -24,10 +24,17 @@ from kullback.cli import main as main_module
 from kullback.core import ArgumentValueError
 from kullback.core.processes import LostProcessError, Processes
 from kullback.data import Dataset
-from kullback.vae import Architecture, Bounds, Training, build, checkpoint, image_bounds, summarise
-from kullback.vae.checkpoint import FlatParameters, ReducedBackward, State
+from kullback.vae import Architecture, Bounds, Training, build, image_bounds, summarise
 from kullback.vae.loop import NonFiniteError, SharedStep, fit, require_equal_shares
-from kullback.vae.state import flat_parameters
+from kullback.vae.state import (
+    FlatParameters,
+    ReducedBackward,
+    State,
+    checkpoint,
+    flat_parameters,
+    load_tensors,
+    make_moments,
+)
 
 WAIT = 60.0  # seconds for another thread or process: more is a failure
 
@@ -443,7 +450,7 @@ def test_a_checkpoint_of_slices_is_one_of_a_whole_state(before, after, precision
     def write(group):
         state = state_of(group)
         state.step, state.seconds = 3, 1.5
-        checkpoint._make_moments(state)
+        make_moments(state)
         draw = torch.Generator().manual_seed(5)
         for name in checkpoint._sliced(state) or ["vector", "average"]:
             whole = torch.randn(state.flat.numbers, generator=draw)
@@ -462,7 +469,7 @@ def test_a_checkpoint_of_slices_is_one_of_a_whole_state(before, after, precision
     written = together(before, write)[0] if before > 1 else write(Processes())
     models = [made()[0] for _ in range(after)]
     found = together(after, read) if after > 1 else [read(Processes())]
-    held = checkpoint.load_tensors(folder / checkpoint.NAME, like=written, hashed=True)
+    held = load_tensors(folder / checkpoint.NAME, like=written, hashed=True)
     for name, tensor in held.items():
         assert torch.equal(tensor, written[name]), name
         assert torch.equal(tensor, found[0][0][name]), name
@@ -494,9 +501,9 @@ def test_a_nonfinite_step_of_slices_is_named_and_kept_as_by_one_process(tmp_path
     (text, step), (other, _) = together(2, work)
     assert text.startswith(str(alone.value))
     assert other == str(alone.value)
-    kept = checkpoint.load_tensors(tmp_path / f"nonfinite-step-{step}.safetensors")
+    kept = load_tensors(tmp_path / f"nonfinite-step-{step}.safetensors")
     if step:
-        saved = checkpoint.load_tensors(tmp_path / checkpoint.NAME)
+        saved = load_tensors(tmp_path / checkpoint.NAME)
         assert torch.equal(kept["weights"], saved["vector"])
     torch.testing.assert_close(kept["weights"], one[1].flat.vector, rtol=1e-4, atol=1e-5)
 
@@ -767,8 +774,8 @@ def test_slices_by_gloo_make_the_run_of_two_whole_states_and_any_number_goes_on(
         if name.endswith("jsonl"):
             assert ours.read_bytes() == theirs.read_bytes()
         else:
-            kept = checkpoint.load_tensors(theirs)
-            for key, tensor in checkpoint.load_tensors(ours, like=kept).items():
+            kept = load_tensors(theirs)
+            for key, tensor in load_tensors(ours, like=kept).items():
                 assert torch.equal(tensor, kept[key]), (name, key)
 
 

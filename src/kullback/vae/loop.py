@@ -22,8 +22,6 @@ from kullback.core import DataError, Estimate, RunError, import_extra, processes
 from kullback.data import Dataset, Rows, binarize_all
 from kullback.variational import WeightedBound, objectives
 
-from . import checkpoint
-from .checkpoint import State
 from .elbo_step import CapturedSteps, step_for
 from .evaluation import (
     active_units,
@@ -54,7 +52,7 @@ from .limits import (
 )
 from .model import VAE, evaluating
 from .posterior import information_of
-from .state import FIGURES, FlatParameters
+from .state import FIGURES, FlatParameters, State, checkpoint, load_tensors, save_tensors
 from .training import Training
 
 __all__ = [
@@ -473,7 +471,7 @@ def diagnose(model: VAE, state: State, batch: Batch, folder: Path | None) -> str
         return text
     path = folder / f"nonfinite-step-{step}.safetensors"
     tensors = {"x": x, "noise": batch.noise, "weights": weights}
-    checkpoint.save_tensors(path, tensors, note=text)
+    save_tensors(path, tensors, note=text)
     return f"{text}. The batch is kept in {path}"
 
 
@@ -623,14 +621,14 @@ class BestLook:
         path.parent.mkdir(exist_ok=True)
         numbers = torch.tensor([self.step, self.train_elbo, *self.below], dtype=torch.float64)
         tensors = {"numbers": numbers, "terms": self.terms, "weights": self.weights}
-        checkpoint.save_tensors(path, tensors)
+        save_tensors(path, tensors)
 
     @classmethod
     def load(cls, folder: Path, step: int) -> "BestLook | None":
         """Read what `save` wrote at or before a step; later looks will be made again."""
         if not (folder / BEST).exists():
             return None
-        held = checkpoint.load_tensors(folder / BEST)
+        held = load_tensors(folder / BEST)
         if {"numbers", "terms", "weights"} != set(held) or len(held["numbers"]) < 2:
             raise RunError(f"{folder / BEST}: not the best look of a run")
         best, train_elbo, *below = held["numbers"].tolist()

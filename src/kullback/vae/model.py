@@ -32,15 +32,6 @@ from kullback.data import MOST_COUNT, PADDING, Moments, moments_of
 from kullback.variational import WeightedBound, objectives
 
 from .architecture import COUNTS, Architecture, Spec
-from .checkpoint import (
-    averaged_weights,
-    is_hashed,
-    load_tensors,
-    read_config,
-    refuse_to_overwrite,
-    save_tensors,
-    write_config,
-)
 from .evidence import bounds
 from .latents import (
     CodePrior,
@@ -102,6 +93,14 @@ from .networks import (
     patch_side,
 )
 from .sound import AutoregressiveLogistics, SoundDecoder, SoundEncoder
+from .state import load_tensors, save_tensors
+from .state.checkpoint import (
+    averaged_weights,
+    is_hashed,
+    read_config,
+    refuse_to_overwrite,
+    write_config,
+)
 
 __all__ = ["VAE", "Parts", "build", "location_and_spread", "location_and_spread_of", "with_parts"]
 

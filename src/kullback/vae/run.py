@@ -36,9 +36,7 @@ from kullback.core import (
 )
 from kullback.data import PADDING, Dataset, Rows, load, reload, settings_like
 
-from . import checkpoint
 from .architecture import COUNTS, Architecture, Spec
-from .checkpoint import State, is_hashed, read_config, write_config
 from .latents import Prior
 from .likelihoods import ContinuousBernoulli, Likelihood
 from .limits import FEW_IMAGES, MAX_THREADS, NAMED_DIFFERENCES, THREADS_GAIN, UNIT_SCALE_LEVELS
@@ -58,6 +56,8 @@ from .loop import (
 from .model import VAE, Parts, build, location_and_spread_of, require_own, with_parts
 from .networks import OwnDecoder, OwnEncoder
 from .sound import second_moments, shift_shares
+from .state import State, checkpoint, load_tensors, save_tensors
+from .state.checkpoint import is_hashed, read_config, write_config
 from .training import Preset, Training, too_short
 from .training import preset as find_preset
 
@@ -238,7 +238,7 @@ def train(
             if tensorboard:
                 (path / Board.FOLDER).mkdir()
             if weights is not None:
-                checkpoint.save_tensors(path / START, weights)
+                save_tensors(path / START, weights)
         if weights is not None:
             model.load_state_dict(weights)
         group.wait()
@@ -295,7 +295,7 @@ def resume(
         model = _fresh_model(kept.rest, spec.architecture, settings.seed, spec, parts=parts)
         require_equal_shares(model, settings, len(kept.rest.train), group, resumed=True)
         if config.get("start"):
-            model.load_state_dict(checkpoint.load_tensors(path / START, like=model.state_dict()))
+            model.load_state_dict(load_tensors(path / START, like=model.state_dict()))
         watch = Watch(progress, stop, checkpoint_seconds, group, shard)
         return _drive(path, model, dataset, kept, config, watch)
 
@@ -337,7 +337,7 @@ class Origin:
         require(not apart, "start", expected, got, hint)
         expect, hashed = model.state_dict(), is_hashed(self.config)
         if (self.folder / WEIGHTS).exists():
-            return checkpoint.load_tensors(self.folder / WEIGHTS, like=expect, hashed=hashed)
+            return load_tensors(self.folder / WEIGHTS, like=expect, hashed=hashed)
         return checkpoint.averaged_weights(self.folder, model, hashed=hashed)[0]
 
     def described(self, data: Dataset) -> dict[str, Any]:
@@ -474,7 +474,7 @@ def _drive(
         group.copy_first_(state.flat.whole_average)  # which the first one may have picked
     state.flat.release(model)
     if finished and group.first:  # from here on the run counts as finished
-        checkpoint.save_tensors(folder / WEIGHTS, model.state_dict())
+        save_tensors(folder / WEIGHTS, model.state_dict())
     found = () if monitor is None else tuple(monitor.warnings)
     start = config.get("start")
     if start and not _on_same_data(start):

@@ -1,18 +1,15 @@
-"""The state of a training and its files: everything a run needs to go on as if never stopped.
+"""The files of a run: all that it needs to go on as if never stopped.
 
-`FlatParameters` holds a model's parameters as one vector, `State` adds the optimiser, the generator
-and the counts. Of a sharded state each process has a slice. `save` and `load` write
-and read a state as one safetensors file, replaced atomically. The run's two logs (`metrics.jsonl`,
-`timing.jsonl`) only grow; a checkpoint remembers their lengths, and resuming cuts off what was
-written after it. `write_config` and `read_config` write and read the description of a run.
-`averaged_weights` returns the weights that a model of an unfinished run has.
+`save` and `load` write and read the state of a training as one safetensors file, replaced
+atomically. The run's two logs (`metrics.jsonl`, `timing.jsonl`) only grow; a checkpoint remembers
+their lengths, and resuming cuts off what was written after it. `write_config` and `read_config`
+write and read the description of a run. `averaged_weights` returns the weights that a model of an
+unfinished run has. Tensors in other files: `tensor_files`.
 """
 
-import ctypes
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,37 +25,22 @@ from kullback.core import (
     write_json,
 )
 
-from .likelihoods import in_threads, library
-from .limits import ADAM_BLOCK, ADAM_NUMBERS, RUN_FORMAT
-from .state import (
-    FlatParameters,
-    ReducedBackward,
-    compare,
-    in_order_of_file,
-    load_tensors,
-    read_tensors,
-    require_hash,
-    save_tensors,
-    trainable,
-    write_tensors,
-)
-from .training import Training
+from ..limits import RUN_FORMAT
+from .flat_parameters import trainable
+from .tensor_files import compare, in_order_of_file, read_tensors, require_hash, write_tensors
+from .training_state import State, make_moments
 
 __all__ = [
     "LOGS",
-    "FlatParameters",
-    "ReducedBackward",
-    "State",
     "append_row",
     "averaged_weights",
     "copy_first",
     "extend_last_row",
+    "is_hashed",
     "load",
-    "load_tensors",
     "read_config",
     "refuse_to_overwrite",
     "save",
-    "save_tensors",
     "saved_step",
     "write_config",
 ]
@@ -100,92 +82,6 @@ def is_hashed(config: Mapping[str, Any]) -> bool:
     return bool(config["format"] == RUN_FORMAT)
 
 
-@dataclass(slots=True)
-class State:
-    """All that the next step needs; what a checkpoint holds.
-
-    totals: sums over the steps since the last reading of (ELBO, rate). model: what it holds besides
-    its trained parameters is kept too, so that a checkpoint alone is a whole model.
-    """
-
-    flat: FlatParameters
-    optimiser: torch.optim.AdamW
-    generator: torch.Generator
-    model: nn.Module
-    step: int = 0
-    seconds: float = 0.0
-    totals: Tensor = field(default_factory=lambda: torch.zeros(2))
-
-    @classmethod
-    def start(
-        cls,
-        model: nn.Module,
-        settings: Training,
-        *,
-        precision: torch.dtype = torch.float32,
-        over: processes.Processes | None = None,
-    ) -> "State":
-        """Make the state of a run that has not begun, on the model's device.
-
-        over: processes that shard it, each of which calls this.
-        """
-        flat = FlatParameters(model, precision=precision, over=over)
-        weights = nn.Parameter(flat.vector)
-        weights.grad = flat.gradient
-        optimiser = torch.optim.AdamW([weights], weight_decay=0.0, fused=True)
-        device = flat.vector.device
-        generator = torch.Generator(device).manual_seed(settings.seed)
-        totals = torch.zeros(2, device=device)
-        return cls(flat, optimiser, generator, model, totals=totals)
-
-    @property
-    def buffers(self) -> dict[str, Tensor]:
-        """What the model holds now besides the vector; a module may have put others in place."""
-        trained = set(self.flat.names)
-        return {n: t for n, t in self.model.state_dict().items() if n not in trained}
-
-    @torch.no_grad()
-    def update(self, rate: float, decay: float, factor: float = 1.0) -> None:
-        """Take one step of Adam: matrices shrink by a share `decay`, the gradient has a factor.
-
-        On a CPU in float32 it is one sweep in C, where that compiles, equal up to rounding.
-        """
-        flat, settings = self.flat, self.optimiser.param_groups[0]
-        settings["lr"] = rate
-        single = flat.vector.dtype == torch.float32 and flat.vector.device.type == "cpu"
-        functions = library() if single else None
-        if functions is not None:
-            self._update_in_c(functions, decay, factor)
-        else:
-            if factor != 1.0:
-                flat.gradient.mul_(factor)
-            flat.decay(decay)
-            self.optimiser.step()
-        flat.refresh()
-
-    def _update_in_c(self, functions: ctypes.CDLL, decay: float, factor: float) -> None:
-        flat, settings = self.flat, self.optimiser.param_groups[0]
-        if not self.optimiser.state:
-            _make_moments(self)
-        moments = self.optimiser.state[settings["params"][0]]
-        moments["step"] += 1
-        steps, (beta1, beta2) = float(moments["step"]), settings["betas"]
-        tensors = (flat.vector, flat.gradient, moments["exp_avg"], moments["exp_avg_sq"])
-        pointers = [tensor.data_ptr() for tensor in tensors]
-        rate, root = settings["lr"] / (1.0 - beta1**steps), (1.0 - beta2**steps) ** -0.5
-        numbers, blocks = flat.vector.numel(), -(-flat.vector.numel() // ADAM_BLOCK)
-        shrunk = (numbers, flat.matrices)
-        constants = (beta1, beta2, factor, 1.0 - decay, rate, root, settings["eps"])
-
-        def work(first: int, last: int) -> None:
-            functions.adam(*pointers, first, last, *shrunk, *constants)
-
-        if numbers < ADAM_NUMBERS:
-            work(0, blocks)
-        else:
-            in_threads(work, blocks)
-
-
 def copy_first(
     state: State, group: processes.Processes, wholes: Mapping[str, Tensor] | None = None
 ) -> None:
@@ -194,7 +90,7 @@ def copy_first(
         return
     begun = bool(group.told(len(state.optimiser.state) > 0))
     if begun and not state.optimiser.state:
-        _make_moments(state)
+        make_moments(state)
     sliced = _sliced(state)
     for name, tensor in _tensors(state).items():
         if name not in sliced:
@@ -257,7 +153,7 @@ def load(folder: Path, state: State, *, hashed: bool = False) -> dict[str, Tenso
     if not path.exists():
         _cut(folder, [0] * len(LOGS))
         return {}
-    _make_moments(state)
+    make_moments(state)
     here, sliced = _tensors(state), _sliced(state)
     numbers = torch.empty(state.flat.numbers, dtype=state.flat.vector.dtype, device="meta")
     here |= dict.fromkeys(sliced, numbers)
@@ -336,15 +232,6 @@ def averaged_weights(
     compare(path, found, expected)
     said = f"the training is not finished: these are its averaged weights after {note['step']:,} "
     return found, f"{folder}: {said}steps ({note['seconds']:.0f} s)"
-
-
-def _make_moments(state: State) -> None:
-    """Give the optimiser the empty moments it would make at its first step."""
-    for group in state.optimiser.param_groups:
-        part = group["params"][0]
-        step = torch.zeros((), device=part.device if part.is_cuda else "cpu")
-        moments = {"step": step, "exp_avg": torch.zeros_like(part.data)}
-        state.optimiser.state[part] = moments | {"exp_avg_sq": torch.zeros_like(part.data)}
 
 
 def _parse_note(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
