@@ -107,14 +107,14 @@ class Watch:
     """How a caller follows and interrupts a run, how often it is saved, and by how many it is made.
 
     group: the processes of the run, of which the first one alone writes and calls `progress`.
-    shard: whether they share its state.
+    shard: which parts of its state they share: "", "state" or "full".
     """
 
     progress: Callable[[Progress], None] | None
     stop: Callable[[], bool] | None
     checkpoint_seconds: float
     group: processes.Processes
-    shard: bool = False
+    shard: str = ""
 
 
 def train(
@@ -134,7 +134,7 @@ def train(
     stop: Callable[[], bool] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     tensorboard: bool = False,
-    shard: bool = False,
+    shard: bool | str = False,
 ) -> Outcome:
     """Train a VAE from scratch in a new run directory and return it.
 
@@ -164,7 +164,9 @@ def train(
         tensorboard: Write the rows of `metrics.jsonl` for TensorBoard too, to `tensorboard` in the
             folder (extra `tensorboard`); `resume` then goes on with it.
         shard: Whether the processes of the group each keep a slice of gradient, running average and
-            moments instead of all (docs/scale.md); of one process it changes nothing.
+            moments instead of all (ZeRO stage 2, FSDP's SHARD_GRAD_OP); "full": of the weights too,
+            by PyTorch's `fully_shard` (stage 3, FULL_SHARD; docs/scale.md). Of one process it
+            changes nothing.
 
     Returns:
         The folder, the model with averaged weights, the data, and whether the run finished.
@@ -182,6 +184,7 @@ def train(
         >>> found.finished, found.model.sample(3).shape
         (True, torch.Size([3, 1, 28, 28]))
     """
+    sharding = _sharding(shard)
     if tensorboard:  # told before anything is read or written
         import_extra("tensorboard", "tensorboard")
     origin = None if start is None else Origin.read(start)
@@ -231,7 +234,7 @@ def train(
     group.require_same("settings and data", same)
     path = _new_folder(folder, dataset) if group.first else None
     path = Path(group.told(str(path)))
-    watch = Watch(progress, stop, checkpoint_seconds, group, shard)
+    watch = Watch(progress, stop, checkpoint_seconds, group, sharding)
     with _writing(path, group):
         if group.first:
             write_config(path, config)
@@ -253,7 +256,7 @@ def resume(
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    shard: bool = False,
+    shard: bool | str = False,
 ) -> Outcome:
     """Go on with a run from its last checkpoint; on a CPU the result is bit for bit the same.
 
@@ -276,7 +279,7 @@ def resume(
         RunError: The folder holds no run, or a damaged one, or another process writes to it.
         DataError: The data are not those of the run (their hashes differ).
     """
-    path, group = Path(folder), processes.current()
+    path, group, sharding = Path(folder), processes.current(), _sharding(shard)
     keys = ("model", "training", "data", "device", "threads", "precision")
     config = read_config(path, *keys)
     spec = Spec.from_dict(config["model"], source=str(path / "config.json"))
@@ -296,8 +299,15 @@ def resume(
         require_equal_shares(model, settings, len(kept.rest.train), group, resumed=True)
         if config.get("start"):
             model.load_state_dict(load_tensors(path / START, like=model.state_dict()))
-        watch = Watch(progress, stop, checkpoint_seconds, group, shard)
+        watch = Watch(progress, stop, checkpoint_seconds, group, sharding)
         return _drive(path, model, dataset, kept, config, watch)
+
+
+def _sharding(shard: bool | str) -> str:  # noqa: FBT001 - as `train` has it
+    """Return which parts of a state are shared: "", "state" or "full"."""
+    known = isinstance(shard, bool) or shard == "full"
+    require(known, "shard", "False, True or 'full'", repr(shard))
+    return shard if isinstance(shard, str) else "state" if shard else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,7 +451,9 @@ def _drive(
     for module in own:
         module.products = precision
     working = torch.float32 if own else precision  # a user's modules round by autocast
-    state = State.start(model, settings, precision=working, over=group if watch.shard else None)
+    over = group if watch.shard else None
+    full = watch.shard == "full"
+    state = State.start(model, settings, precision=working, over=over, full=full)
     monitor, wholes = None, {}
     if group.first:
         wholes = checkpoint.load(folder, state, hashed=is_hashed(config))

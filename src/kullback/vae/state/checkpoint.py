@@ -26,9 +26,9 @@ from kullback.core import (
 )
 
 from ..limits import RUN_FORMAT
-from .flat_parameters import trainable
 from .tensor_files import compare, in_order_of_file, read_tensors, require_hash, write_tensors
 from .training_state import State, make_moments
+from .weight_vector import trainable
 
 __all__ = [
     "LOGS",
@@ -158,6 +158,8 @@ def load(folder: Path, state: State, *, hashed: bool = False) -> dict[str, Tenso
     numbers = torch.empty(state.flat.numbers, dtype=state.flat.vector.dtype, device="meta")
     here |= dict.fromkeys(sliced, numbers)
     tensors, metadata = read_tensors(path)
+    for name in state.trained:  # an earlier version wrote a shared one again under its other names
+        tensors.pop(BUFFER + name, None)
     if not any(name.startswith(BUFFER) for name in tensors):  # a checkpoint of format 1
         here = {name: tensor for name, tensor in here.items() if not name.startswith(BUFFER)}
     compare(path, tensors, here)

@@ -1,48 +1,32 @@
 """A model's parameters as one vector, which the model then shares.
 
 `FlatParameters` holds them with their gradient and their running average, whole or, over several
-processes, in slices. `trainable` returns the parameters in the order of the vector.
+processes, in slices.
 """
 
 import itertools
-import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from kullback.core import processes, require
+from kullback.core import processes
 
 from ..networks import Mlp
 from .reduced_backward import ReducedBackward
+from .weight_vector import WeightVector, decays
 
-__all__ = ["FIGURES", "FlatParameters", "trainable"]
-
-FIGURES = 5  # of a step, after the gradient: see `loop.SharedStep`
-
-
-def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the trainable parameters in the order of the flat vector: those that decay first."""
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    return sorted(named, key=lambda pair: not _decays(pair[0], pair[1]))  # stable
+__all__ = ["FlatParameters"]
 
 
-def _decays(name: str, parameter: nn.Parameter) -> bool:
-    """Say whether weight decay shrinks a parameter: matrices and filters, none of the prior's."""
-    return parameter.ndim >= 2 and not name.startswith("prior.")
-
-
-class FlatParameters:
+class FlatParameters(WeightVector):
     """All trainable parameters of a model, moved into one vector that the model then shares.
 
-    vector: the weights, in float32 or float64, with `gradient` of the same shape; matrices and
-    filters come first, so that weight decay can leave the rest and the prior alone. sums: the
-    gradient and room for the figures of a step, which several processes sum at once. average: the
-    running average of the weights, to evaluate with. With `precision` bfloat16 the model itself
-    works on a rounded copy of the vector, renewed by `refresh`.
+    With `precision` bfloat16 the model itself works on a rounded copy of the vector, renewed by
+    `refresh`.
 
     over: processes over which the state is sharded. Vector, gradient and average are then one of
     equal slices of the whole, which is filled up with zeros to a multiple of their number. Only
@@ -66,11 +50,7 @@ class FlatParameters:
         precision: torch.dtype = torch.float32,
         over: processes.Processes | None = None,
     ) -> None:
-        named = trainable(model)
-        self.names = [name for name, _ in named]
-        self.parameters = [parameter for _, parameter in named]
-        self.over = processes.Processes() if over is None else over
-        self.numbers = sum(parameter.numel() for parameter in self.parameters)
+        super().__init__(model, processes.Processes() if over is None else over)
         whole = self.over.copy_first_(_padded(self.parameters, self.over.size))
         rounded = precision != torch.float32
         self.working = whole.to(precision) if rounded else whole
@@ -78,12 +58,9 @@ class FlatParameters:
         self.vector = whole[own] if self.sharded else whole
         if self.sharded and rounded:
             self.vector = self.vector.clone()  # so that the whole is free
-        self.sums = self.vector.new_zeros(self.vector.numel() + FIGURES)
-        self.gradient = self.sums[:-FIGURES]
-        self.average = self.vector.clone()
-        self.gathered: Tensor | None = None  # the average, whole, after `gather_average`
-        self.squares: float | None = None
-        matrices = sum(p.numel() for n, p in named if _decays(n, p))
+        self._hold(self.vector)
+        named = zip(self.names, self.parameters, strict=True)
+        matrices = sum(p.numel() for n, p in named if decays(n, p))
         self.start = own.start
         self.matrices = min(max(matrices - own.start, 0), len(self.vector))
         self._point(self.working)
@@ -94,11 +71,6 @@ class FlatParameters:
         _take_back_buffers(model)  # those of a state before
         if not self.sharded:
             self._lend_buffers(model)
-
-    @property
-    def sharded(self) -> bool:
-        """Whether this process has a slice of the state only."""
-        return self.over.size > 1
 
     @cached_property
     def rounded_gradient(self) -> Tensor:
@@ -111,31 +83,18 @@ class FlatParameters:
         """That gradient in the shapes of the parameters."""
         return self.views_of(self.rounded_gradient)
 
-    def decay(self, share: float) -> None:
-        """Shrink the matrices, and nothing else, by a share of themselves."""
-        if share:
-            self.vector[: self.matrices].mul_(1.0 - share)
-
     def differentiate(self, loss: Tensor) -> None:
         """Write the gradient of a scalar loss into `gradient`; if sharded, summed over all."""
         self.squares = None
         if self.sharded:
-            self._require_all(self.reduced.run(loss))
+            self._require_all([one is not None for one in self.reduced.run(loss)])
             return
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        self._require_all(gradients)
+        self._require_all([one is not None for one in gradients])
         for gradient, view in zip(gradients, self.rounded_views, strict=True):
             if gradient.data_ptr() != view.data_ptr():  # not written there to begin with
                 view.copy_(gradient)
         self.unround_gradient()
-
-    def _require_all(self, gradients: Sequence[Tensor | None]) -> None:
-        """Refuse a parameter that a training step's loss does not depend on."""
-        pairs = zip(self.names, gradients, strict=True)
-        unused = [name for name, gradient in pairs if gradient is None]
-        if unused:
-            what = "parameters that the loss depends on, also in training mode and in every step"
-            require(False, "parts", what, ", ".join(unused[:3]), "requires_grad_(False) on them")  # noqa: FBT003
 
     def unround_gradient(self) -> None:
         """Bring the gradient up to date after its rounded copy was written."""
@@ -162,13 +121,6 @@ class FlatParameters:
             )
         return norms
 
-    def norm(self) -> Tensor:
-        """Return the gradient's Euclidean norm."""
-        if self.squares is not None:
-            return torch.tensor(math.sqrt(self.squares))
-        norm: Tensor = torch.linalg.vector_norm(self.gradient)
-        return norm
-
     def refresh(self) -> None:
         """Bring the model's working copy up to date after the vector has changed; all call it."""
         if self.sharded:
@@ -176,23 +128,18 @@ class FlatParameters:
         elif self.working is not self.vector:
             self.working.copy_(self.vector)
 
-    def update_average(self, weight: float) -> None:
-        """Move the average towards the vector by a weight in (0, 1]."""
-        self.average.lerp_(self.vector, weight)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Let the model hold the averaged weights, unrounded, inside a `with` block."""
-        self._point(self.whole_average)
-        try:
-            yield
-        finally:
-            self._point(self.working)
-
     def release(self, model: nn.Module) -> None:
         """Leave the model with the averaged weights, on its own."""
         self._point(self.whole_average)
         _take_back_buffers(model)
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Let the model hold the weights of this step, which it does."""
+        return nullcontext()
+
+    def divide_gradient(self, size: int) -> None:
+        """Make a sum over `size` processes a mean."""
+        self.gradient.div_(size)
 
     def first_bad(self) -> str:
         """Name the first parameter whose gradient is not finite, or return ""; all call it."""
@@ -223,15 +170,6 @@ class FlatParameters:
                 whole[place * len(part) : (place + 1) * len(part)] = part
         self.gathered = whole
 
-    @property
-    def whole_average(self) -> Tensor:
-        """The average; of a sharded state as `gather_average` found it."""
-        if not self.sharded:
-            return self.average
-        if self.gathered is None:
-            raise RuntimeError("the average is not gathered")
-        return self.gathered[: self.numbers]
-
     def hand_out(self, own: Tensor, whole: Tensor | None) -> None:
         """Fill every process's slice from the whole that the first one has; all call it."""
         parts = () if whole is None else torch.split(whole, len(own))
@@ -249,15 +187,8 @@ class FlatParameters:
             if all(one in place and uses[one] == 1 for one in every):
                 net.buffers_of_gradient = [place[one] for one in every]
 
-    def views_of(self, vector: Tensor) -> list[Tensor]:
-        """Return a vector of this size in the shapes of the parameters, sharing its memory."""
-        sizes = [parameter.numel() for parameter in self.parameters]
-        parts = torch.split(vector[: self.numbers], sizes)
-        return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
-
-    def _point(self, vector: Tensor) -> None:
-        for parameter, view in zip(self.parameters, self.views_of(vector), strict=True):
-            parameter.data = view
+    def _point_back(self) -> None:
+        self._point(self.working)
 
 
 def _take_back_buffers(model: nn.Module) -> None:

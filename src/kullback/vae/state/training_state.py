@@ -12,6 +12,8 @@ from ..likelihoods import in_threads, library
 from ..limits import ADAM_BLOCK, ADAM_NUMBERS
 from ..training import Training
 from .flat_parameters import FlatParameters
+from .full_shard import FullShard
+from .weight_vector import WeightVector
 
 __all__ = ["State", "make_moments"]
 
@@ -24,7 +26,7 @@ class State:
     its trained parameters is kept too, so that a checkpoint alone is a whole model.
     """
 
-    flat: FlatParameters
+    flat: WeightVector
     optimiser: torch.optim.AdamW
     generator: torch.Generator
     model: nn.Module
@@ -40,12 +42,18 @@ class State:
         *,
         precision: torch.dtype = torch.float32,
         over: processes.Processes | None = None,
+        full: bool = False,
     ) -> "State":
         """Make the state of a run that has not begun, on the model's device.
 
-        over: processes that shard it, each of which calls this.
+        over: processes that shard it, each of which calls this. full: whether they shard the
+        weights that products use too.
         """
-        flat = FlatParameters(model, precision=precision, over=over)
+        flat: WeightVector
+        if full and over is not None and over.size > 1:
+            flat = FullShard(model, precision=precision, over=over)
+        else:
+            flat = FlatParameters(model, precision=precision, over=over)
         weights = nn.Parameter(flat.vector)
         weights.grad = flat.gradient
         optimiser = torch.optim.AdamW([weights], weight_decay=0.0, fused=True)
@@ -55,9 +63,15 @@ class State:
         return cls(flat, optimiser, generator, model, totals=totals)
 
     @property
+    def trained(self) -> set[str]:
+        """The names of all trained parameters; one that is shared has several."""
+        every = self.model.named_parameters(remove_duplicate=False)
+        return {name for name, parameter in every if parameter.requires_grad}
+
+    @property
     def buffers(self) -> dict[str, Tensor]:
         """What the model holds now besides the vector; a module may have put others in place."""
-        trained = set(self.flat.names)
+        trained = self.trained
         return {n: t for n, t in self.model.state_dict().items() if n not in trained}
 
     @torch.no_grad()
