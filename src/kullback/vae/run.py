@@ -56,7 +56,7 @@ from .loop import (
 from .model import VAE, Parts, build, location_and_spread_of, require_own, with_parts
 from .networks import OwnDecoder, OwnEncoder
 from .sound import second_moments, shift_shares
-from .state import State, checkpoint, load_tensors, save_tensors
+from .state import State, checkpoint, load_tensors, require_shardable, save_tensors
 from .state.checkpoint import is_hashed, read_config, write_config
 from .training import Preset, Training, too_short
 from .training import preset as find_preset
@@ -224,6 +224,8 @@ def train(
         model.check(dataset.test)
     group = processes.current()
     require_equal_shares(model, training, len(kept.rest.train), group)
+    if sharding == "full" and group.size > 1:
+        require_shardable(model)
     config = _describe(model, dataset, training, where, threads)
     if preset:
         config["preset"] = chosen.record(architecture, training)
@@ -297,6 +299,8 @@ def resume(
         kept = validation_of(dataset, settings.validation, seed=settings.seed)
         model = _fresh_model(kept.rest, spec.architecture, settings.seed, spec, parts=parts)
         require_equal_shares(model, settings, len(kept.rest.train), group, resumed=True)
+        if sharding == "full" and group.size > 1:
+            require_shardable(model)
         if config.get("start"):
             model.load_state_dict(load_tensors(path / START, like=model.state_dict()))
         watch = Watch(progress, stop, checkpoint_seconds, group, sharding)

@@ -11,7 +11,7 @@
 
 from . import checkpoint
 from .flat_parameters import FlatParameters
-from .full_shard import FullShard
+from .full_shard import FullShard, require_shardable
 from .reduced_backward import ReducedBackward
 from .tensor_files import (
     compare,
@@ -39,6 +39,7 @@ __all__ = [
     "make_moments",
     "read_tensors",
     "require_hash",
+    "require_shardable",
     "save_tensors",
     "trainable",
     "write_tensors",

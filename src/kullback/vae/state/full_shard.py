@@ -4,6 +4,7 @@
 """
 
 import copy
+import importlib.util
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 from kullback.core import ArgumentTypeError, message, processes, require
 
 from ..networks import forward_blocks
-from .weight_vector import WeightVector, decays
+from .weight_vector import WeightVector, decays, trainable
 
-__all__ = ["FullShard"]
+__all__ = ["FullShard", "require_shardable"]
 
 Loss = Callable[[nn.Module], tuple[Tensor, Tensor]]
 
@@ -41,15 +42,15 @@ class FullShard(WeightVector):
         over: The processes, each of which makes one; a `torch.distributed` group of all is there.
 
     Raises:
-        ArgumentValueError: A parameter is a single number, or their dtypes differ.
-        ArgumentTypeError: A module cannot be copied.
+        ArgumentValueError: As `require_shardable`.
+        ArgumentTypeError: As `require_shardable`.
     """
 
     def __init__(
         self, model: nn.Module, *, precision: torch.dtype, over: processes.Processes
     ) -> None:
         super().__init__(model, over)
-        self._require_shardable()
+        require_shardable(model)
         for parameter in self.parameters:  # a user's may differ, and be in another order in memory
             parameter.data = over.copy_first_(parameter.detach().contiguous())
         self.rows = [-(-shape[0] // over.size) for shape in self.shapes]
@@ -62,16 +63,6 @@ class FullShard(WeightVector):
         self._take_shards()
         self.average.copy_(self.vector)
         self._point_back()
-
-    def _require_shardable(self) -> None:
-        named = list(zip(self.names, self.parameters, strict=True))
-        single = [name for name, one in named if one.ndim == 0]
-        what = "parameters with an axis to cut"
-        hint = "shape [1], or shard without full"
-        require(not single, "shard", what, f"{', '.join(single[:3])}: a single number", hint)
-        kinds = {str(one.dtype).removeprefix("torch."): name for name, one in named}
-        got = ", ".join(f"{name} in {kind}" for kind, name in kinds.items())
-        require(len(kinds) == 1, "shard", "parameters of one dtype", got, "model.float()")
 
     @torch.no_grad()
     def _take_shards(self) -> None:
@@ -175,7 +166,7 @@ class FullShard(WeightVector):
         whole = own.new_empty(self.numbers)
         parts = torch.split(own, self.lengths)
         for part, values in zip(parts, torch.split(whole, self.sizes), strict=True):
-            room = part.new_empty(self.over.size * len(part))
+            room = part.repeat(self.over.size)
             self.over.all_gather_(room, part)
             values.copy_(room[: len(values)])
         return whole
@@ -197,6 +188,26 @@ class FullShard(WeightVector):
         """Take the weights from the model."""
         for parameter in self.parameters:
             parameter.data = parameter.data.new_empty(0)
+
+
+def require_shardable(model: nn.Module) -> None:
+    """Refuse a model whose weights cannot be cut over processes.
+
+    Raises:
+        ArgumentValueError: A parameter is a single number, their dtypes differ, or this PyTorch has
+            no `fully_shard`.
+        ArgumentTypeError: A module cannot be copied.
+    """
+    there = importlib.util.find_spec("torch.distributed.fsdp._fully_shard") is not None
+    require(there, "shard", "PyTorch with fully_shard", torch.__version__, "shard=True")
+    named = trainable(model)
+    single = ", ".join([name for name, one in named if one.ndim == 0][:3])
+    hint = "shape [1], or shard=True"
+    require(not single, "shard", "parameters with an axis to cut", f"{single}: one number", hint)
+    kinds = {str(one.dtype).removeprefix("torch."): name for name, one in named}
+    got = ", ".join(f"{name} in {kind}" for kind, name in kinds.items())
+    require(len(kinds) == 1, "shard", "parameters of one dtype", got, "model.float()")
+    _copied(model)
 
 
 class _Root(nn.Module):
