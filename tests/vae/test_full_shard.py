@@ -214,7 +214,8 @@ def pixels(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(pixels, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone") / "run"
-    code, _, error = ended(started(1, "train", pixels, *GIVEN, "--out", folder))
+    often = ["--checkpoint-seconds", "0.05"]
+    code, _, error = ended(started(1, "train", pixels, *GIVEN, *often, "--out", folder))
     assert code == 0, error
     return folder
 

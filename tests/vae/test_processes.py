@@ -84,7 +84,9 @@ class Thread(Processes):
 
     def collect(self, own):
         found = self.table.all(self.rank, own.clone())
-        yield from found if self.first else ()
+        room = torch.empty_like(own)  # one for all, as gloo's
+        for part in found if self.first else ():
+            yield room.copy_(part)
 
     def hand_out(self, own, parts):
         own.copy_(self.table.all(self.rank, list(parts))[0][self.rank])
@@ -298,13 +300,17 @@ def test_a_lost_process_leaves_the_state_before_the_step(case):
 # --- The state in slices
 
 
+def joined_slices(flat, own):
+    """Return a tensor whole in the first process, and empty elsewhere; all call it."""
+    return torch.cat([torch.empty(0), *[part.clone() for part in flat.slices(own)]])
+
+
 def whole_state(state):
     """Return every tensor of a state, whole, in the first process; all call it."""
     sliced = checkpoint._sliced(state)
     found = {}
     for name, tensor in checkpoint._tensors(state).items():
-        parts = [*state.flat.slices(tensor)] if name in sliced else [tensor]
-        found[name] = torch.cat([torch.empty(0), *parts]) if name in sliced else tensor.clone()
+        found[name] = joined_slices(state.flat, tensor) if name in sliced else tensor.clone()
     return found
 
 
@@ -393,7 +399,7 @@ def test_any_number_of_weights_in_any_number_of_slices(shapes, size):
     def work(group):
         flat = FlatParameters(models[group.rank], over=group)
         flat.differentiate(loss(flat.parameters, group.rank))
-        gradient = torch.cat([torch.empty(0), *flat.slices(flat.gradient)])
+        gradient = joined_slices(flat, flat.gradient)
         flat.vector.add_(1.0)
         flat.refresh()
         flat.gather_average(everywhere=True)
@@ -418,7 +424,7 @@ def test_a_gradient_that_two_weights_have_is_summed_for_each():
         flat = FlatParameters(models[group.rank], over=group)
         first, second = flat.parameters
         flat.differentiate((first + second).square().sum())
-        return torch.cat([torch.empty(0), *flat.slices(flat.gradient)])
+        return joined_slices(flat, flat.gradient)
 
     models = [nn.ParameterList([torch.full((3,), 2.0), torch.ones(3)]) for _ in range(2)]
     assert together(2, work)[0].tolist() == 6 * [12.0]

@@ -493,7 +493,8 @@ def diagnose(model: VAE, state: State, batch: Batch, folder: Path | None) -> str
     with state.flat.whole():
         tensor, bad = _first_bad_tensor(model, x, batch.noise)
     parameter, vector = state.flat.first_bad(), state.flat.vector
-    weights = torch.cat([vector[:0], *state.flat.slices(vector)])
+    parts = [part.clone() for part in state.flat.slices(vector)]  # of use until the next one
+    weights = torch.cat([vector[:0], *parts])
     place = tensor or (f"the gradient of {parameter}" if parameter else "the sum over the batch")
     items = [names[i] for i in torch.nonzero(bad).flatten().tolist()] if tensor else []
     which = f" for {len(items)} of {len(x)} batch items ({', '.join(items[:5])})" if items else ""

@@ -129,7 +129,10 @@ class WeightVector(ABC):
 
     @abstractmethod
     def slices(self, own: Tensor) -> Iterator[Tensor]:
-        """Yield in the first process the whole of which `own` is a slice, in parts; all call it."""
+        """Yield in the first process the whole of which `own` is a slice, in parts; all call it.
+
+        A part is overwritten when the next one is asked for.
+        """
 
     @abstractmethod
     def gather_average(self, *, everywhere: bool = False) -> None:
