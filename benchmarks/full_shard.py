@@ -50,7 +50,8 @@ def trained(name, data, group=None):
     for _ in fit(model, data, settings, state, shared=group and SharedStep(group)):
         pass
     flat = state.flat
-    return float(state.totals[0]), torch.cat([flat.vector[:0], *flat.slices(flat.vector)])
+    parts = [part.clone() for part in flat.slices(flat.vector)]
+    return float(state.totals[0]), torch.cat([flat.vector[:0], *parts])
 
 
 def compared(name, data, group):
