@@ -33,11 +33,11 @@ from measuring import RESULTS, finish, machine
 from kullback.core import read_json, write_json
 from kullback.data import describe_protocol, load
 from kullback.vae import Architecture, Training
-from kullback.vae.checkpoint import load_tensors, save_tensors
 from kullback.vae.evidence import bounds
 from kullback.vae.loop import State, fit
 from kullback.vae.model import evaluating
 from kullback.vae.run import _fresh_model
+from kullback.vae.state import load_tensors, save_tensors
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "mnist" / "mnist.npz"
 ONE = Architecture(network="mlp", hidden=(200, 200), latent=50, activation="tanh")

@@ -22,9 +22,9 @@ import torch
 
 from kullback import vae
 from kullback.data import load
-from kullback.vae.checkpoint import State
 from kullback.vae.loop import batches, fit
 from kullback.vae.run import _fresh_model
+from kullback.vae.state import State
 
 KINDS = {"memory": ("x.npy", "memory"), "disk": ("x.npy", "disk"), "shards": ("shards", "auto")}
 BURST = 20

@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py              # the cost of a step
     python benchmarks/scale.py --memory     # bytes a weight, with whole states and with slices
+    python benchmarks/scale.py --memory --full-shard    # with slices of the weights too
 
 Parts of a step are measured alone, in processor seconds: a step of one process with the share of
 the batch that each of N would have, the noise of the rest of the batch, and one sum of the gradient
@@ -13,7 +14,8 @@ benchmarks/results/scale.json.
 With `--memory` a deep model of 30.7 million weights is trained by 2 and 4 processes, each of which
 reads its resident memory (less what it had before the model was made; Linux only): between steps,
 the peak in a step, and the peak while a checkpoint is written. A small model was trained and saved
-before, so that libraries are loaded. Writes benchmarks/results/scale_memory.json.
+before, so that libraries are loaded. Writes benchmarks/results/scale_memory.json, with
+`--full-shard` scale_memory_full.json.
 """
 
 import argparse
@@ -32,9 +34,9 @@ from measuring import finish, machine
 
 from kullback.core import processes
 from kullback.data import load
-from kullback.vae import Architecture, Training, build, checkpoint
-from kullback.vae.checkpoint import State
+from kullback.vae import Architecture, Training, build
 from kullback.vae.loop import SharedStep, fit
+from kullback.vae.state import State, checkpoint
 
 SIZES = (1, 2, 4)
 MODELS = {
@@ -162,7 +164,7 @@ def save(state, group):
     group.wait()
 
 
-def memory_worker(*, shard, precision):
+def memory_worker(*, shard, full, precision):
     """Print bytes a weight, and bytes and processor seconds of a step."""
     torch.set_num_threads(1)
     with processes.joined() as group:
@@ -173,8 +175,8 @@ def memory_worker(*, shard, precision):
             torch.manual_seed(0)
             model = build(data.event_shape, data.kind, Architecture(hidden=hidden, **DEEP))
             settings = Training(steps=100, batch_size=ITEMS * group.size, precision="float32")
-            over = group if shard else None
-            state = State.start(model, settings, precision=getattr(torch, precision), over=over)
+            over, dtype = group if shard or full else None, getattr(torch, precision)
+            state = State.start(model, settings, precision=dtype, over=over, full=full)
             loop = fit(model, data, settings, state, shared=SharedStep(group))
             next(loop)
             next(loop)
@@ -187,10 +189,12 @@ def memory_worker(*, shard, precision):
             traffic, sent = loopback() - traffic, group.sent - sent
             saving = peak_of(lambda state=state: save(state, group))
             weights = state.flat.numbers
-            tensors = [state.flat.working, state.flat.vector, state.flat.gradient]
+            working = [] if full else [state.flat.working]
+            tensors = [*working, state.flat.vector, state.flat.gradient]
             places = {one.untyped_storage().data_ptr(): one.untyped_storage() for one in tensors}
             held = sum(one.nbytes() for one in places.values()) + 3 * state.flat.average.nbytes
-            held += 0 if shard or precision == "float32" else state.flat.working.nbytes
+            rounded = not (shard or full or precision == "float32")
+            held += state.flat.working.nbytes if rounded else 0
             figures = [held, between - before, peak - before, saving - before, used * weights]
             every = torch.zeros(group.size, len(figures), dtype=torch.float64)
             every[group.rank] = torch.tensor(figures) / weights
@@ -206,12 +210,12 @@ def memory_worker(*, shard, precision):
         sys.stdout.write("RESULT " + json.dumps(found) + "\n")
 
 
-def memory_rows():
+def memory_rows(kinds):
     rows = []
     for precision in ("float32", "bfloat16"):
         for size in (2, 4):
-            for shard in (False, True):
-                given = ["--precision", precision, *(["--shard"] if shard else [])]
+            for shard in kinds:
+                given = ["--precision", precision, *([f"--{shard}"] if shard else [])]
                 row = measured(size, "--memory", *given)
                 rows.append({"processes": size, "shard": shard, "precision": precision, **row})
     return rows
@@ -267,17 +271,20 @@ def main():
     parser.add_argument("--worker", action="store_true", help="(started by this script)")
     parser.add_argument("--memory", action="store_true", help="bytes a weight, whole and sharded")
     parser.add_argument("--shard", action="store_true", help="(given by this script)")
+    parser.add_argument("--full-shard", action="store_true", help="weights in slices too")
     parser.add_argument("--precision", default="float32", help="(given by this script)")
     given = parser.parse_args()
     if given.worker and given.memory:
-        memory_worker(shard=given.shard, precision=given.precision)
+        memory_worker(shard=given.shard, full=given.full_shard, precision=given.precision)
         return
     if given.worker:
         worker()
         return
     if given.memory:
-        about = {"benchmark": "scale_memory", "unit": "bytes a weight", "machine": machine(1)}
-        finish("scale_memory", about | {"rows": memory_rows()}, digits=4)
+        name = "scale_memory_full" if given.full_shard else "scale_memory"
+        kinds = ("full-shard",) if given.full_shard else ("", "shard")
+        about = {"benchmark": name, "unit": "bytes a weight", "machine": machine(1)}
+        finish(name, about | {"rows": memory_rows(kinds)}, digits=4)
         return
     rows = compared({size: measured(size) for size in SIZES})
     finish("scale", {"benchmark": "scale", "machine": machine(1), "rows": rows}, digits=4)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from kullback.vae import Architecture, Training, build, checkpoint
-from kullback.vae.checkpoint import FlatParameters
+from kullback.vae import Architecture, Training, build
 from kullback.vae.elbo_step import step_for
 from kullback.vae.likelihoods import Bernoulli
 from kullback.vae.loop import loss_terms
+from kullback.vae.state import FlatParameters, trainable
 
 SETTINGS = Training(steps=1, beta=0.7)
 
@@ -97,7 +97,7 @@ def test_it_leaves_derived_classes_and_frozen_or_shared_weights_to_autograd(kind
         own.weights[0].requires_grad_(False)
     else:
         own.biases[1] = model.encoder.net.biases[0]
-    trained = checkpoint.trainable(model)
+    trained = trainable(model)
     loss = loss_terms(model, x, noise, SETTINGS)[0]
     expected = torch.autograd.grad(loss, [one for _, one in trained])
     flat = FlatParameters(model)

@@ -14,7 +14,6 @@ from kullback.data import Dataset
 from kullback.report import evaluation_text
 from kullback.vae import VAE, Architecture, Training, build, evaluate, resume, train
 from kullback.vae.architecture import Spec
-from kullback.vae.checkpoint import FlatParameters, trainable
 from kullback.vae.elbo_step import step_for
 from kullback.vae.evaluation import collapse_of_rate
 from kullback.vae.evidence import bounds
@@ -45,6 +44,7 @@ from kullback.vae.posterior import (
     made_by,
     measure_gap,
 )
+from kullback.vae.state import FlatParameters, trainable
 from kullback.variational import WeightedBound, objectives
 from oracles import LinearGaussian
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from kullback.vae import Architecture, Training, build, checkpoint
-from kullback.vae.checkpoint import FlatParameters, State
+from kullback.vae import Architecture, Training, build
 from kullback.vae.elbo_step import library, step_for
 from kullback.vae.limits import ADAM_BLOCK
+from kullback.vae.state import FlatParameters, State, checkpoint
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler here")
 SETTINGS = Training(steps=1)

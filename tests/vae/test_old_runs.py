@@ -16,7 +16,8 @@ from kullback import report
 from kullback.data import reload
 from kullback.report.training_runs.run_page import read
 from kullback.vae import VAE, Evaluation, Training, evaluate, resume
-from kullback.vae.checkpoint import load_tensors, read_config
+from kullback.vae.state import load_tensors
+from kullback.vae.state.checkpoint import read_config
 
 OLD = Path(__file__).parent / "old_runs"
 

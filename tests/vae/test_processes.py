@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,11 +23,18 @@ from kullback.cli import main as main_module
 from kullback.core import ArgumentValueError
 from kullback.core.processes import LostProcessError, Processes
 from kullback.data import Dataset
-from kullback.vae import Architecture, Bounds, Training, build, checkpoint, image_bounds, summarise
-from kullback.vae.checkpoint import FlatParameters, ReducedBackward, State
+from kullback.vae import Architecture, Bounds, Training, build, image_bounds, summarise
 from kullback.vae.loop import NonFiniteError, SharedStep, fit, require_equal_shares
-
-WAIT = 60.0  # seconds for another thread or process: more is a failure
+from kullback.vae.state import (
+    FlatParameters,
+    ReducedBackward,
+    State,
+    checkpoint,
+    flat_parameters,
+    load_tensors,
+    make_moments,
+)
+from torchrun import ENVIRONMENT, WAIT, ended, figures_of, started, wait_for, workers
 
 
 @dataclass
@@ -78,7 +84,9 @@ class Thread(Processes):
 
     def collect(self, own):
         found = self.table.all(self.rank, own.clone())
-        yield from found if self.first else ()
+        room = torch.empty_like(own)  # one for all, as gloo's
+        for part in found if self.first else ():
+            yield room.copy_(part)
 
     def hand_out(self, own, parts):
         own.copy_(self.table.all(self.rank, list(parts))[0][self.rank])
@@ -292,13 +300,17 @@ def test_a_lost_process_leaves_the_state_before_the_step(case):
 # --- The state in slices
 
 
+def joined_slices(flat, own):
+    """Return a tensor whole in the first process, and empty elsewhere; all call it."""
+    return torch.cat([torch.empty(0), *[part.clone() for part in flat.slices(own)]])
+
+
 def whole_state(state):
     """Return every tensor of a state, whole, in the first process; all call it."""
     sliced = checkpoint._sliced(state)
     found = {}
     for name, tensor in checkpoint._tensors(state).items():
-        parts = [*state.flat.slices(tensor)] if name in sliced else [tensor]
-        found[name] = torch.cat([torch.empty(0), *parts]) if name in sliced else tensor.clone()
+        found[name] = joined_slices(state.flat, tensor) if name in sliced else tensor.clone()
     return found
 
 
@@ -345,7 +357,9 @@ def test_slices_of_a_state_are_those_of_whole_states(case, size, precision, numb
 
     Gradients are written elsewhere, and without AVX-512 the address decides a product's last digit.
     """
-    monkeypatch.setattr(checkpoint, "ReducedBackward", partial(ReducedBackward, numbers=numbers))
+    monkeypatch.setattr(
+        flat_parameters, "ReducedBackward", partial(ReducedBackward, numbers=numbers)
+    )
     how = {"precision": precision, "clip": 0.5}
     truth = trained(case, size, shard=False, **how)
     found = trained(case, size, shard=True, **how)
@@ -385,7 +399,7 @@ def test_any_number_of_weights_in_any_number_of_slices(shapes, size):
     def work(group):
         flat = FlatParameters(models[group.rank], over=group)
         flat.differentiate(loss(flat.parameters, group.rank))
-        gradient = torch.cat([torch.empty(0), *flat.slices(flat.gradient)])
+        gradient = joined_slices(flat, flat.gradient)
         flat.vector.add_(1.0)
         flat.refresh()
         flat.gather_average(everywhere=True)
@@ -410,7 +424,7 @@ def test_a_gradient_that_two_weights_have_is_summed_for_each():
         flat = FlatParameters(models[group.rank], over=group)
         first, second = flat.parameters
         flat.differentiate((first + second).square().sum())
-        return torch.cat([torch.empty(0), *flat.slices(flat.gradient)])
+        return joined_slices(flat, flat.gradient)
 
     models = [nn.ParameterList([torch.full((3,), 2.0), torch.ones(3)]) for _ in range(2)]
     assert together(2, work)[0].tolist() == 6 * [12.0]
@@ -441,7 +455,7 @@ def test_a_checkpoint_of_slices_is_one_of_a_whole_state(before, after, precision
     def write(group):
         state = state_of(group)
         state.step, state.seconds = 3, 1.5
-        checkpoint._make_moments(state)
+        make_moments(state)
         draw = torch.Generator().manual_seed(5)
         for name in checkpoint._sliced(state) or ["vector", "average"]:
             whole = torch.randn(state.flat.numbers, generator=draw)
@@ -460,7 +474,7 @@ def test_a_checkpoint_of_slices_is_one_of_a_whole_state(before, after, precision
     written = together(before, write)[0] if before > 1 else write(Processes())
     models = [made()[0] for _ in range(after)]
     found = together(after, read) if after > 1 else [read(Processes())]
-    held = checkpoint.load_tensors(folder / checkpoint.NAME, like=written, hashed=True)
+    held = load_tensors(folder / checkpoint.NAME, like=written, hashed=True)
     for name, tensor in held.items():
         assert torch.equal(tensor, written[name]), name
         assert torch.equal(tensor, found[0][0][name]), name
@@ -492,9 +506,9 @@ def test_a_nonfinite_step_of_slices_is_named_and_kept_as_by_one_process(tmp_path
     (text, step), (other, _) = together(2, work)
     assert text.startswith(str(alone.value))
     assert other == str(alone.value)
-    kept = checkpoint.load_tensors(tmp_path / f"nonfinite-step-{step}.safetensors")
+    kept = load_tensors(tmp_path / f"nonfinite-step-{step}.safetensors")
     if step:
-        saved = checkpoint.load_tensors(tmp_path / checkpoint.NAME)
+        saved = load_tensors(tmp_path / checkpoint.NAME)
         assert torch.equal(kept["weights"], saved["vector"])
     torch.testing.assert_close(kept["weights"], one[1].flat.vector, rtol=1e-4, atol=1e-5)
 
@@ -597,55 +611,6 @@ def test_others_settings_are_told_in_all_and_what_the_first_says_reaches_all():
 
 ARGUMENTS = "--steps 12 --batch-size 24 --network mlp --hidden 16 --latent 3 --binarize dynamic"
 OFTEN = ["--checkpoint-seconds", "0.05"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-
-
-def started(size, *arguments, **more):
-    """Start the command in one process, or in several on free ports of 127.0.0.1."""
-    run = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    run += ["--nproc-per-node", str(size)]
-    command = [sys.executable, *(run if size > 1 else []), "-m", "kullback", *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=ENVIRONMENT | more, **pipes)
-
-
-def ended(process):
-    """Return exit code, standard output and error; a command that hangs is a failure."""
-    try:
-        out, error = process.communicate(timeout=4 * WAIT)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        out, error = process.communicate(timeout=WAIT)
-        pytest.fail(f"the command did not end in {4 * WAIT:.0f} s: {out}{error}")
-    return process.returncode, out, error
-
-
-def workers(run):
-    """Return the process ids of a run by rank."""
-    found = {}
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (place / "cmdline").read_bytes().split(b"\0")
-            about = (place / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        ranks = [int(one[5:]) for one in about if one.startswith(b"RANK=")]
-        if ranks and str(run).encode() in command and b"torch.distributed.run" not in command:
-            found[ranks[0]] = int(place.name)
-    return found
-
-
-def wait_for(there, process):
-    end = time.monotonic() + 4 * WAIT
-    while not there():
-        assert process.poll() is None, ended(process)
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.02)
-
-
-def figures_of(run):
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(row["step"], row["elbo"], row["rate"]) for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -767,8 +732,8 @@ def test_slices_by_gloo_make_the_run_of_two_whole_states_and_any_number_goes_on(
         if name.endswith("jsonl"):
             assert ours.read_bytes() == theirs.read_bytes()
         else:
-            kept = checkpoint.load_tensors(theirs)
-            for key, tensor in checkpoint.load_tensors(ours, like=kept).items():
+            kept = load_tensors(theirs)
+            for key, tensor in load_tensors(ours, like=kept).items():
                 assert torch.equal(tensor, kept[key]), (name, key)
 
 

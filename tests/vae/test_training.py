@@ -18,11 +18,11 @@ from kullback.core import DataError, Estimate, MissingExtraError, RunError
 from kullback.data import Dataset
 from kullback.data.dataset import sha256_of
 from kullback.vae import VAE, Architecture, Training, build, evaluate, pick_threads, resume, train
-from kullback.vae.checkpoint import FlatParameters, load_tensors
 from kullback.vae.evaluation import collapse_warning
 from kullback.vae.evidence import bounds
 from kullback.vae.loop import State, batches, fit, loss_terms
 from kullback.vae.posterior import aggregate_of
+from kullback.vae.state import FlatParameters, load_tensors
 from kullback.vae.training import preset, too_short
 
 SMALL = Architecture(hidden=(16,), latent=3)

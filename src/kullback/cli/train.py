@@ -83,6 +83,10 @@ def train(
             negative="",
         ),
     ] = False,
+    full_shard: Annotated[
+        bool,
+        Parameter(help="The same, and of the weights (FSDP's FULL_SHARD, ZeRO 3).", negative=""),
+    ] = False,
     json: Annotated[
         bool, Parameter(help="Print the figures as one JSON object.", negative="")
     ] = False,
@@ -128,19 +132,27 @@ def train(
             nouns = f"{_noun(dataset)}s"
         else:
             work, nouns = _old_run(resume), "examples"
-        if group.size > 1:
-            state = " and a slice of the training state" if shard else ""
-            say(f"processes: {group.size}, each with an equal share of every batch{state}")
-        elif shard:
-            start_all = "torchrun --nproc-per-node N -m kullback train …"
-            say(f"note: --shard: one process keeps the whole state. Try: {start_all}")
-        outcome = _followed(partial(work, shard=shard), nouns, checkpoint_seconds)
+        _say_who_holds_what(group.size, shard=shard, full=full_shard)
+        sharding = "full" if full_shard else shard
+        outcome = _followed(partial(work, shard=sharding), nouns, checkpoint_seconds)
         if outcome.finished:
             close(outcome, as_json=json, group=group)
     if not outcome.finished:
         again = shlex.quote(str(outcome.folder))
         say(f"saved; go on with: kullback train --resume {again}", always=True)
     return 0 if outcome.finished else INTERRUPTED
+
+
+def _say_who_holds_what(processes: int, *, shard: bool, full: bool) -> None:
+    """Say how many processes there are and which part of the state each one keeps."""
+    if processes > 1:
+        state = " and a slice of the training state" if shard or full else ""
+        state = f"{state}, weights too" if full else state
+        say(f"processes: {processes}, each with an equal share of every batch{state}")
+    elif shard or full:
+        start_all = "torchrun --nproc-per-node N -m kullback train …"
+        name = "--full-shard" if full else "--shard"
+        say(f"note: {name}: one process keeps the whole state. Try: {start_all}")
 
 
 def _reader(

@@ -26,6 +26,7 @@ from .errors import (
 )
 from .estimate import Bias, Estimate, json_value, short_values, two_sided
 from .files import (
+    NO_HASH,
     check_file_hash,
     numpy_error,
     numpy_errors,
@@ -43,6 +44,7 @@ from .memory import memory_kept
 from .moved import install, lazy, renamed
 
 __all__ = [
+    "NO_HASH",
     "ArgumentTypeError",
     "ArgumentValueError",
     "Bias",

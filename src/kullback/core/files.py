@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, NoReturn
 from .errors import DataError, RunError
 
 __all__ = [
+    "NO_HASH",
     "check_file_hash",
     "numpy_error",
     "numpy_errors",
@@ -40,7 +41,7 @@ __all__ = [
     "write_json",
 ]
 
-NO_HASH = b"0" * 64
+NO_HASH = "0" * 64  # in the place of a file's hash while that is made
 FILE_HASH = re.compile(rb'"file_sha256": ?"([0-9a-f]{64})"')
 TEMPORARY = re.compile(r"\..+?(?:\.(\d+))?\.[0-9a-f]{8}\.tmp")
 LOCK = ".lock"
@@ -292,7 +293,7 @@ def check_file_hash(content: bytes, name: str | Path, *, required: bool = False)
         return
     view = memoryview(content)
     digest = hashlib.sha256(view[: found.start(1)])
-    digest.update(NO_HASH)
+    digest.update(NO_HASH.encode())
     digest.update(view[found.end(1) :])
     if digest.hexdigest().encode() != found[1]:
         raise RunError(
@@ -319,7 +320,7 @@ def write_json(path: str | Path, obj: Any, *, hashed: bool = False) -> None:
         >>> read_json("metrics.json")
         {'elbo': -89.4}
     """
-    obj = obj | {"file_sha256": NO_HASH.decode()} if hashed else obj
+    obj = obj | {"file_sha256": NO_HASH} if hashed else obj
     try:
         text = json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False)
     except ValueError as error:

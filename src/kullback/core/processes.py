@@ -37,6 +37,10 @@ __all__ = [
 ]
 
 
+# what errors of torch's sums have in their text
+SENDING_ERRORS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+
+
 class LostProcessError(RunError):
     """Another process of the group has ended, or did not answer in time."""
 
@@ -207,9 +211,26 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
-            late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
-            what = f"did not answer in {_seconds():g} s" if late else "has ended or was killed"
-            raise LostProcessError(f"processes: another of the {self.size} {what}") from error
+            raise self._lost(error) from error
+
+    @contextmanager
+    def watched(self) -> "Iterator[None]":
+        """Name the error of a process that is gone where a block sends in other ways too.
+
+        Raises:
+            LostProcessError: Another process ended inside the block.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not any(sign in str(error) for sign in SENDING_ERRORS):
+                raise  # of the computation
+            raise self._lost(error) from error
+
+    def _lost(self, error: Exception) -> LostProcessError:
+        late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
+        what = f"did not answer in {_seconds():g} s" if late else "has ended or was killed"
+        return LostProcessError(f"processes: another of the {self.size} {what}")
 
 
 def current() -> Processes:

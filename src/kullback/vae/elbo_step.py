@@ -21,12 +21,12 @@ from torch import Tensor
 
 from kullback.core import compiling
 
-from .checkpoint import FlatParameters
 from .latents import Diagonal, StandardNormal
 from .likelihoods import SOURCE, Bernoulli, bernoulli_total, library
 from .limits import LOG_SD_LIMIT
 from .model import VAE
 from .networks import Mlp, MlpDecoder, MlpEncoder, mlp_backward, mlp_forward, real
+from .state import FlatParameters
 from .training import Training
 
 __all__ = ["CapturedSteps", "ElboStep", "Layers", "NativeStep", "compiled_state", "step_for"]

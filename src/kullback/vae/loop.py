@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kullback.core import DataError, Estimate, RunError, import_extra, processes, require
 from kullback.data import Dataset, Rows, binarize_all
 from kullback.variational import WeightedBound, objectives
 
-from . import checkpoint
-from .checkpoint import FIGURES, FlatParameters, State
 from .elbo_step import CapturedSteps, step_for
 from .evaluation import (
     active_units,
@@ -54,6 +52,16 @@ from .limits import (
 )
 from .model import VAE, evaluating
 from .posterior import information_of
+from .state import (
+    FIGURES,
+    FlatParameters,
+    FullShard,
+    State,
+    WeightVector,
+    checkpoint,
+    load_tensors,
+    save_tensors,
+)
 from .training import Training
 
 __all__ = [
@@ -351,7 +359,7 @@ class SharedStep:
         return asked if self.group.size == 1 else self.stop
 
     def average(
-        self, flat: FlatParameters, loss: Tensor, figures: Tensor, seconds: float
+        self, flat: WeightVector, loss: Tensor, figures: Tensor, seconds: float
     ) -> tuple[Tensor, Tensor]:
         """Make gradient, loss and (ELBO, rate) those of the whole batch, from those of shares."""
         size = self.group.size
@@ -362,12 +370,12 @@ class SharedStep:
         more[3] = seconds if self.group.first else 0.0
         more[4] = float(self.asked)
         if flat.sharded:
-            flat.gradient.div_(size)
+            flat.divide_gradient(size)
             more = torch.cat([more, self._needed(more), flat.norms_of_slices(size)])
             self.group.sum_(more)
         else:
             self.group.sum_(flat.sums)
-            flat.gradient.div_(size)
+            flat.divide_gradient(size)
         *means, self.seconds, asked = more[:FIGURES].tolist()
         self.stop = asked > 0
         norms = more[FIGURES + 2 :] if flat.sharded else flat.norms_of_slices(size)
@@ -383,14 +391,21 @@ class SharedStep:
         return like.new_tensor([float(one) for one in asked])
 
 
+Gradient = Callable[[VAE, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+
 def _gradient(
-    model: VAE, flat: FlatParameters, settings: Training, group: processes.Processes
-) -> Callable[[VAE, Tensor, Tensor, float], tuple[Tensor, Tensor]]:
+    model: VAE, flat: WeightVector, settings: Training, group: processes.Processes
+) -> Gradient:
     """Return how a step gets its gradient into `flat`: by hand where that is written, or autograd.
 
     The function takes the model (with the labels of x given, if it has any), x, noise and the
     progress of the run; it returns what `loss_terms` does.
     """
+    if isinstance(flat, FullShard):
+        return _sharded_gradient(flat, settings, group)
+    if not isinstance(flat, FlatParameters):
+        raise TypeError(type(flat).__name__)
     by_hand = step_for(model, flat, settings)
     known = model.spec is not None and not model.spec.own  # modules of one's own may do anything
     captured = CapturedSteps() if known and group.size == 1 else None
@@ -408,6 +423,21 @@ def _gradient(
         if captured is None or given is not model or progress < settings.warmup:
             return compute(x, noise)  # with labels, or a β of its own in every step
         return captured(settings.bound_at(progress), compute, x, noise)
+
+    return gradient
+
+
+def _sharded_gradient(flat: FullShard, settings: Training, group: processes.Processes) -> Gradient:
+    """Return how a step gets its gradient where the model that is given holds no weights."""
+
+    def gradient(given: VAE, x: Tensor, noise: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+        def loss_of(model: nn.Module) -> tuple[Tensor, Tensor]:
+            if not isinstance(model, VAE):
+                raise TypeError(type(model).__name__)
+            held = model if given.label is None else model.at(given.label)
+            return loss_terms(held, x.float(), noise, settings, progress, group=group)
+
+        return flat.differentiate(loss_of)
 
     return gradient
 
@@ -460,9 +490,11 @@ def diagnose(model: VAE, state: State, batch: Batch, folder: Path | None) -> str
     Returns the message for the user.
     """
     step, x, names = state.step, batch.x, batch.names
-    tensor, bad = _first_bad_tensor(model, x, batch.noise)
+    with state.flat.whole():
+        tensor, bad = _first_bad_tensor(model, x, batch.noise)
     parameter, vector = state.flat.first_bad(), state.flat.vector
-    weights = torch.cat([vector[:0], *state.flat.slices(vector)])
+    parts = [part.clone() for part in state.flat.slices(vector)]  # of use until the next one
+    weights = torch.cat([vector[:0], *parts])
     place = tensor or (f"the gradient of {parameter}" if parameter else "the sum over the batch")
     items = [names[i] for i in torch.nonzero(bad).flatten().tolist()] if tensor else []
     which = f" for {len(items)} of {len(x)} batch items ({', '.join(items[:5])})" if items else ""
@@ -472,7 +504,7 @@ def diagnose(model: VAE, state: State, batch: Batch, folder: Path | None) -> str
         return text
     path = folder / f"nonfinite-step-{step}.safetensors"
     tensors = {"x": x, "noise": batch.noise, "weights": weights}
-    checkpoint.save_tensors(path, tensors, note=text)
+    save_tensors(path, tensors, note=text)
     return f"{text}. The batch is kept in {path}"
 
 
@@ -622,14 +654,14 @@ class BestLook:
         path.parent.mkdir(exist_ok=True)
         numbers = torch.tensor([self.step, self.train_elbo, *self.below], dtype=torch.float64)
         tensors = {"numbers": numbers, "terms": self.terms, "weights": self.weights}
-        checkpoint.save_tensors(path, tensors)
+        save_tensors(path, tensors)
 
     @classmethod
     def load(cls, folder: Path, step: int) -> "BestLook | None":
         """Read what `save` wrote at or before a step; later looks will be made again."""
         if not (folder / BEST).exists():
             return None
-        held = checkpoint.load_tensors(folder / BEST)
+        held = load_tensors(folder / BEST)
         if {"numbers", "terms", "weights"} != set(held) or len(held["numbers"]) < 2:
             raise RunError(f"{folder / BEST}: not the best look of a run")
         best, train_elbo, *below = held["numbers"].tolist()

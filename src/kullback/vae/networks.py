@@ -36,6 +36,7 @@ __all__ = [
     "MlpDecoder",
     "MlpEncoder",
     "PatchDecoder",
+    "forward_blocks",
     "gaussian",
     "mlp",
     "mlp_backward",
@@ -479,6 +480,22 @@ class PatchDecoder(nn.Module):
         if self.patched:
             return h.reshape(z.shape[0], math.prod(self.patches.grid), -1, self.patches.side**2)
         return self.patches.join(h.permute(0, 3, 1, 2))
+
+
+def forward_blocks(network: nn.Module) -> list[nn.Module]:
+    """Return the layers of a deep network whose weights are used by their own forward pass alone.
+
+    Their weights can then be taken away between two passes. Other networks have none.
+
+    Example:
+        >>> len(forward_blocks(ConvEncoder((1, 28, 28), (8, 8, 16), 3)))
+        3
+    """
+    if type(network) not in (ConvEncoder, ConvDecoder, PatchDecoder):
+        return []  # one derived from them may use them otherwise
+    within = ("body.convs.", "hidden", "spread")
+    found = network.named_modules()
+    return [one for name, one in found if name.startswith(within) and "weight" in one._parameters]
 
 
 def _grid_widths(hidden: Sequence[int]) -> tuple[int, int, int]:

@@ -36,9 +36,7 @@ from kullback.core import (
 )
 from kullback.data import PADDING, Dataset, Rows, load, reload, settings_like
 
-from . import checkpoint
 from .architecture import COUNTS, Architecture, Spec
-from .checkpoint import State, is_hashed, read_config, write_config
 from .latents import Prior
 from .likelihoods import ContinuousBernoulli, Likelihood
 from .limits import FEW_IMAGES, MAX_THREADS, NAMED_DIFFERENCES, THREADS_GAIN, UNIT_SCALE_LEVELS
@@ -66,6 +64,8 @@ from .model import (
     with_parts,
 )
 from .sound import second_moments, shift_shares
+from .state import State, checkpoint, load_tensors, require_shardable, save_tensors
+from .state.checkpoint import is_hashed, read_config, write_config
 from .training import Preset, Training, too_short
 from .training import preset as find_preset
 
@@ -115,14 +115,14 @@ class Watch:
     """How a caller follows and interrupts a run, how often it is saved, and by how many it is made.
 
     group: the processes of the run, of which the first one alone writes and calls `progress`.
-    shard: whether they share its state.
+    shard: which parts of its state they share: "", "state" or "full".
     """
 
     progress: Callable[[Progress], None] | None
     stop: Callable[[], bool] | None
     checkpoint_seconds: float
     group: processes.Processes
-    shard: bool = False
+    shard: str = ""
 
 
 def train(
@@ -142,7 +142,7 @@ def train(
     stop: Callable[[], bool] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     tensorboard: bool = False,
-    shard: bool = False,
+    shard: bool | str = False,
 ) -> Outcome:
     """Train a VAE from scratch in a new run directory and return it.
 
@@ -172,7 +172,9 @@ def train(
         tensorboard: Write the rows of `metrics.jsonl` for TensorBoard too, to `tensorboard` in the
             folder (extra `tensorboard`); `resume` then goes on with it.
         shard: Whether the processes of the group each keep a slice of gradient, running average and
-            moments instead of all (docs/scale.md); of one process it changes nothing.
+            moments instead of all (ZeRO stage 2, FSDP's SHARD_GRAD_OP); "full": of the weights too,
+            by PyTorch's `fully_shard` (stage 3, FULL_SHARD; docs/scale.md). Of one process it
+            changes nothing.
 
     Returns:
         The folder, the model with averaged weights, the data, and whether the run finished.
@@ -190,6 +192,7 @@ def train(
         >>> found.finished, found.model.sample(3).shape
         (True, torch.Size([3, 1, 28, 28]))
     """
+    sharding = _sharding(shard)
     if tensorboard:  # told before anything is read or written
         import_extra("tensorboard", "tensorboard")
     origin = None if start is None else Origin.read(start)
@@ -229,6 +232,8 @@ def train(
         model.check(dataset.test)
     group = processes.current()
     require_equal_shares(model, training, len(kept.rest.train), group)
+    if sharding == "full" and group.size > 1:
+        require_shardable(model)
     config = _describe(model, dataset, training, where, threads)
     if preset:
         config["preset"] = chosen.record(architecture, training)
@@ -239,14 +244,14 @@ def train(
     group.require_same("settings and data", same)
     path = _new_folder(folder, dataset) if group.first else None
     path = Path(group.told(str(path)))
-    watch = Watch(progress, stop, checkpoint_seconds, group, shard)
+    watch = Watch(progress, stop, checkpoint_seconds, group, sharding)
     with _writing(path, group):
         if group.first:
             write_config(path, config)
             if tensorboard:
                 (path / Board.FOLDER).mkdir()
             if weights is not None:
-                checkpoint.save_tensors(path / START, weights)
+                save_tensors(path / START, weights)
         if weights is not None:
             model.load_state_dict(weights)
         group.wait()
@@ -261,7 +266,7 @@ def resume(
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-    shard: bool = False,
+    shard: bool | str = False,
 ) -> Outcome:
     """Go on with a run from its last checkpoint; on a CPU the result is bit for bit the same.
 
@@ -284,7 +289,7 @@ def resume(
         RunError: The folder holds no run, or a damaged one, or another process writes to it.
         DataError: The data are not those of the run (their hashes differ).
     """
-    path, group = Path(folder), processes.current()
+    path, group, sharding = Path(folder), processes.current(), _sharding(shard)
     keys = ("model", "training", "data", "device", "threads", "precision")
     config = read_config(path, *keys)
     spec = Spec.from_dict(config["model"], source=str(path / "config.json"))
@@ -302,10 +307,19 @@ def resume(
         kept = validation_of(dataset, settings.validation, seed=settings.seed)
         model = _fresh_model(kept.rest, spec.architecture, settings.seed, spec, parts=parts)
         require_equal_shares(model, settings, len(kept.rest.train), group, resumed=True)
+        if sharding == "full" and group.size > 1:
+            require_shardable(model)
         if config.get("start"):
-            model.load_state_dict(checkpoint.load_tensors(path / START, like=model.state_dict()))
-        watch = Watch(progress, stop, checkpoint_seconds, group, shard)
+            model.load_state_dict(load_tensors(path / START, like=model.state_dict()))
+        watch = Watch(progress, stop, checkpoint_seconds, group, sharding)
         return _drive(path, model, dataset, kept, config, watch)
+
+
+def _sharding(shard: bool | str) -> str:  # noqa: FBT001 - as `train` has it
+    """Return which parts of a state are shared: "", "state" or "full"."""
+    known = isinstance(shard, bool) or shard == "full"
+    require(known, "shard", "False, True or 'full'", repr(shard))
+    return shard if isinstance(shard, str) else "state" if shard else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +359,7 @@ class Origin:
         require(not apart, "start", expected, got, hint)
         expect, hashed = model.state_dict(), is_hashed(self.config)
         if (self.folder / WEIGHTS).exists():
-            return checkpoint.load_tensors(self.folder / WEIGHTS, like=expect, hashed=hashed)
+            return load_tensors(self.folder / WEIGHTS, like=expect, hashed=hashed)
         return checkpoint.averaged_weights(self.folder, model, hashed=hashed)[0]
 
     def described(self, data: Dataset) -> dict[str, Any]:
@@ -449,7 +463,9 @@ def _drive(
     for module in own:
         module.products = precision
     working = torch.float32 if own else precision  # a user's modules round by autocast
-    state = State.start(model, settings, precision=working, over=group if watch.shard else None)
+    over = group if watch.shard else None
+    full = watch.shard == "full"
+    state = State.start(model, settings, precision=working, over=over, full=full)
     monitor, wholes = None, {}
     if group.first:
         wholes = checkpoint.load(folder, state, hashed=is_hashed(config))
@@ -482,7 +498,7 @@ def _drive(
         group.copy_first_(state.flat.whole_average)  # which the first one may have picked
     state.flat.release(model)
     if finished and group.first:  # from here on the run counts as finished
-        checkpoint.save_tensors(folder / WEIGHTS, model.state_dict())
+        save_tensors(folder / WEIGHTS, model.state_dict())
     found = () if monitor is None else tuple(monitor.warnings)
     start = config.get("start")
     if start and not _on_same_data(start):

@@ -11,18 +11,17 @@ from torch import Tensor, nn
 from kullback.core import RunError, require_count
 
 from ..architecture import Architecture, Spec
-from ..checkpoint import (
-    averaged_weights,
-    is_hashed,
-    load_tensors,
-    read_config,
-    refuse_to_overwrite,
-    save_tensors,
-    write_config,
-)
 from ..evidence import bounds
 from ..latents import StandardNormal
 from ..limits import UNIT_SCALE_LEVELS
+from ..state import load_tensors, save_tensors
+from ..state.checkpoint import (
+    averaged_weights,
+    is_hashed,
+    read_config,
+    refuse_to_overwrite,
+    write_config,
+)
 from .components import Statistics, components_of, put_prior
 from .composed import Composed
 from .own_modules import names_own_parts
