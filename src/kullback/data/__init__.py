@@ -6,11 +6,10 @@ grey pixels to bits; `describe_protocol` for the one line that belongs beside ev
 
 `loading`: from a source to a `Dataset`; `given`: objects in memory, lists and folders of shards;
 `stored`: rows that stay on disk; `moments`: their mean and range; `arrays`: NumPy files; `counts`:
-tables, sparse matrices, AnnData, size factors; `pictures`: image files and
-folders; `sounds`: sound files, folders and clips;
-`quantisation`: which levels stored numbers lie on; `examples`: what every reader returns;
-`workers`: processes that decode many files; `dataset`: the tensors, their binarisation and
-protocol; `limits`: the thresholds.
+tables, sparse matrices, AnnData, size factors; `pictures/`: image files and folders; `sounds`:
+sound files, folders and clips; `file_listing`: which files lie under a folder; `quantisation`: which
+levels stored numbers lie on; `examples`: what every reader returns; `dataset`: the tensors, their
+binarisation and protocol; `limits`: the thresholds.
 """
 
 from typing import TYPE_CHECKING

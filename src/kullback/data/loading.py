@@ -22,18 +22,19 @@ from torch import Tensor
 
 from kullback.core import DataError, require, require_type
 
-from . import cache, limits
+from . import limits
 from .arrays import ARRAY_SUFFIXES, label_in, read_arrays, read_given
 from .dataset import Dataset, Kind, binarize_all, sha256_of
 from .examples import Channels, Examples, Fit, Progress, Reading, as_size, plural
+from .file_listing import files_under
 from .given import Shards, arrays_of, shards_in
 from .pictures import (
     ARCHIVES,
     FRAME_SUFFIXES,
     as_asked,
+    finish,
     fit_images,
     is_background,
-    picture_files,
     read_file,
     read_folder,
     read_picture,
@@ -208,7 +209,7 @@ def _divided(examples: Examples, is_test: NDArray[np.bool_]) -> tuple[Tensor, Te
     values, places = examples.values, np.flatnonzero(~is_test)
     if not examples.own or not values.flags.writeable:
         return torch.from_numpy(values[places]), torch.from_numpy(values[is_test])
-    cache.finish()  # which reads the values
+    finish()  # which reads the values
     test = values[is_test]
     for start in range(0, len(places), limits.ROWS_MOVED):
         part = places[start : start + limits.ROWS_MOVED]  # none lies before its new place
@@ -537,7 +538,7 @@ def load(
         test_fraction=float(test_fraction),
         whole=whole,
     )
-    cache.finish()  # written beside the split and its hashes
+    finish()  # written beside the split and its hashes
     return data
 
 
@@ -638,7 +639,7 @@ def _is_sound(source: str | Path) -> bool:
     path = Path(source)
     try:
         if path.is_dir():
-            sounds, others = picture_files(path, SOUND_SUFFIXES)
+            sounds, others = files_under(path, SOUND_SUFFIXES)
             return len(sounds) > sum(others[suffix] for suffix in FRAME_SUFFIXES)
         suffix = path.suffix.lower() if path.is_file() else ""
         return suffix in SOUND_SUFFIXES or (suffix == ".npz" and holds_clips(path))
@@ -775,7 +776,7 @@ def load_images(
         say(note)
     if examples.skipped:
         say(_skips_in_words(examples.skipped))
-    cache.finish()
+    finish()
     return torch.from_numpy(np.ascontiguousarray(examples.values)), tuple(examples.names)
 
 
