@@ -4,7 +4,6 @@ Which to use: `read_arrays`. Nothing is ever unpickled.
 """
 
 import math
-import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,6 @@ from .counts import (
     column_in,
     dense_of,
     read_anndata,
-    read_table,
 )
 from .examples import Examples, Reading, digests_of, plural
 from .limits import (
@@ -37,6 +35,7 @@ from .limits import (
     MOST_LEVELS,
 )
 from .quantisation import Grid, grid_of, is_shifted_grid, named, quantised
+from .tables import heading_of, read_table
 
 __all__ = [
     "ARRAY_SUFFIXES",
@@ -109,13 +108,11 @@ def label_in(path: Path, label: str) -> str:
         return label if column_in(path, label) else ""
     try:
         if path.suffix.lower() in TABLE_SUFFIXES:
-            with path.open(encoding="utf-8-sig") as file:
-                heading = file.readline()
-            names = [one.strip().strip('"') for one in re.split("[\t,;]", heading)]
+            names = heading_of(path)
         else:
             with zipfile.ZipFile(path) as archive:
                 names = [one.removesuffix(".npy") for one in archive.namelist()]
-    except (OSError, UnicodeDecodeError, zipfile.BadZipFile):
+    except (OSError, zipfile.BadZipFile):
         return ""  # a plain array, or the reader says why
     return label if any(one in names for one in _label_names(label)) else ""
 
@@ -154,7 +151,7 @@ def _load(path: Path, label: str = "") -> tuple[Named, list[str]]:
     if path.suffix.lower() in TABLE_SUFFIXES:
         held = limits.TABLE_GROWTH * path.stat().st_size
         _require_memory(path, held, held)
-        return read_table(path, label), []
+        return read_table(path, label)
     try:
         with path.open("rb") as file:
             if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
@@ -189,7 +186,7 @@ def _without_zeros(found: Named, path: Path, notes: list[str], label: str) -> Na
     notes.append(_SPARSE)
     dense = dense_of(found, path, _enough_memory(path))
     beside = (*SIZE_NAMES, *_label_names(label))
-    return {"counts": dense} | {name: found[name] for name in beside if name in found}
+    return {"matrix": dense} | {name: found[name] for name in beside if name in found}
 
 
 def _are_counts(arrays: Named, how: Reading, *, sparse: bool) -> bool:

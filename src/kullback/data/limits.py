@@ -41,6 +41,7 @@ __all__ = [
     "NAMED_SOUNDS",
     "NEARLY_EMPTY_BYTE",
     "NPY_HEADER",
+    "NUMBERED_COLUMNS",
     "OPEN_SHARDS",
     "PADDING",
     "PIXELS_BETWEEN_LOOKS",
@@ -66,6 +67,7 @@ __all__ = [
     "SURPRISE_OF_GRID",
     "SURPRISE_OF_REPEATED_GRID",
     "TABLE_GROWTH",
+    "TABLE_LOOK",
     "UNKNOWN_SIZE",
     "USUAL_CLIP",
     "USUAL_RATE",
@@ -93,6 +95,8 @@ MOST_COUNT = 2**24  # one of a cell's genes, a document's words; float32 holds a
 
 MOST_WHOLE = 2**53  # of a table's cell: float64 holds all up to here
 
+TABLE_LOOK = 50  # rows of a table, from which it is found what stands between columns
+NUMBERED_COLUMNS = 4  # a row of numbers 0, 1, 2, 3, …: names of columns, as pandas numbers them
 TABLE_GROWTH = 12  # bytes of memory for each of a table, with MEMORY_COPIES: 36 for "0," as a list
 
 # Labels
