@@ -452,8 +452,9 @@ def test_pictures_of_other_kinds_and_folders_like_a_split_are_told(folder):
         save(folder / name / "new.png", 200 + number)
     notes = load(folder, test_fraction=0.3).protocol["notes"]
     assert (
-        "left out, since files of these kinds are not read: 2 .heic, 1 .zip; PNG files are" in notes
-    )
+        "left out, since files of these kinds are not read: 2 .heic, 1 .zip. Try: convert them to "
+        "PNG by heif-convert (libheif), unpack the archives"
+    ) in notes
     assert sum(note.startswith("Train/ and val/ read as one set") for note in notes) == 1
 
 

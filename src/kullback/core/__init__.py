@@ -27,6 +27,8 @@ from .errors import (
 from .estimate import Bias, Estimate, json_value, short_values, two_sided
 from .files import (
     check_file_hash,
+    make_folder,
+    not_written,
     numpy_error,
     numpy_errors,
     only_writer,
@@ -59,8 +61,10 @@ __all__ = [
     "install",
     "json_value",
     "lazy",
+    "make_folder",
     "memory_kept",
     "message",
+    "not_written",
     "numpy_error",
     "numpy_errors",
     "only_writer",

@@ -33,6 +33,8 @@ from torch import Tensor, nn
 from kullback.core import (
     RunError,
     check_file_hash,
+    make_folder,
+    not_written,
     processes,
     read_json,
     require,
@@ -572,7 +574,7 @@ def append_row(folder: Path, log: str, row: dict[str, Any]) -> None:
         with (folder / log).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
     except OSError as error:
-        raise RunError(f"{folder / log}: cannot be written: {error.strerror or error}") from error
+        raise not_written(folder / log, error) from error
 
 
 def extend_last_row(folder: Path, log: str, more: dict[str, Any]) -> None:
@@ -600,7 +602,7 @@ def save(folder: Path, state: State) -> None:
     shapes = {name: (flat.numbers,) if name in sliced else t.shape for name, t in tensors.items()}
     lengths = [_length(folder / log) for log in LOGS]
     note = {"step": state.step, "seconds": state.seconds, "lengths": lengths}
-    (folder / NAME).parent.mkdir(exist_ok=True)
+    make_folder((folder / NAME).parent)
     header = {name: (t.dtype, tuple(shapes[name])) for name, t in tensors.items()}
     _write_tensors(folder / NAME, header, parts, note=json.dumps(note))
 

@@ -24,6 +24,7 @@ from kullback.core import (
     DataError,
     RunError,
     describe,
+    make_folder,
     message,
     require,
     require_count,
@@ -527,7 +528,7 @@ class VAE(nn.Module):
             raise RunError("this VAE was composed by hand: only models from `build` can be saved")
         folder = Path(folder)
         refuse_to_overwrite(folder / "config.json")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         save_tensors(folder / "model.safetensors", self.state_dict())
         write_config(folder, {"model": self.spec.to_dict()})
 

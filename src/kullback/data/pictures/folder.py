@@ -5,6 +5,7 @@ Which to use: `read_folder` for a data set, `read_file` for a single picture.
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,9 +28,16 @@ __all__ = [
 ]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib"})
-_OTHER_KINDS = "heic heif avif jp2 j2k jpx jxl svg ico ppm pgm pbm pnm tga "
-_OTHER_KINDS += "psd exr hdr pcx dcm nii raw cr2 nef arw dng"
-OTHER_PICTURES = frozenset(f".{kind}" for kind in _OTHER_KINDS.split())
+_CONVERTERS = {
+    "heif-convert (libheif)": "heic heif avif",
+    "rsvg-convert": "svg",
+    "djxl (libjxl)": "jxl",
+    "dcraw or darktable-cli": "raw cr2 nef arw dng",
+    "numpy.save of what pydicom or nibabel reads": "dcm nii",
+    "magick (ImageMagick)": "jp2 j2k jpx ico ppm pgm pbm pnm tga psd exr hdr pcx",
+}
+_CONVERTER = {f".{kind}": by for by, kinds in _CONVERTERS.items() for kind in kinds.split()}
+OTHER_PICTURES = frozenset(_CONVERTER)
 ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
 SPLIT_NAMES = frozenset(
     {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
@@ -117,10 +125,15 @@ def _nothing_in(folder: Path, others: Counter[str]) -> str:
     kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in others.most_common(5))
     instead = f"; it holds other files: {kinds}" if others else ""
     sounds = "" if not others else ", and no WAV, FLAC, OGG or MP3 sounds"
-    hints = ["convert them to PNG"] if any(one in OTHER_PICTURES for one in others) else []
+    return f"{folder}: no PNG, JPEG, WebP or BMP images found{sounds}{instead}{_conversion(others)}"
+
+
+def _conversion(others: Iterable[str]) -> str:
+    """Say how files of other kinds become ones that are read."""
+    programs = dict.fromkeys(_CONVERTER[one] for one in sorted(others) if one in _CONVERTER)
+    hints = [f"convert them to PNG by {', '.join(programs)}"] if programs else []
     hints += ["unpack the archives"] if any(one in ARCHIVES for one in others) else []
-    hint = f". Try: {', '.join(hints)}" if hints else ""
-    return f"{folder}: no PNG, JPEG, WebP or BMP images found{sounds}{instead}{hint}"
+    return f". Try: {', '.join(hints)}" if hints else ""
 
 
 def _left_out(others: Counter[str]) -> list[str]:
@@ -129,7 +142,7 @@ def _left_out(others: Counter[str]) -> list[str]:
     if not known:
         return []
     kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in known.items())
-    return [f"left out, since files of these kinds are not read: {kinds}; PNG files are"]
+    return [f"left out, since files of these kinds are not read: {kinds}{_conversion(known)}"]
 
 
 def _no_split(folder: Path, paths: list[str]) -> list[str]:
