@@ -313,15 +313,21 @@ def _several(members: dict[str, tuple[tuple[int, ...], np.dtype[Any]]], path: Pa
 def layout(array: NDArray[Any], name: str) -> NDArray[Any]:
     """Bring `[N, H, W]` and `[N, H, W, C]` to `[N, C, H, W]`; leave `[N, D]` and `[N, C, H, W]`."""
     if array.dtype.kind not in "buif":
-        raise DataError(f"{name}: expected numbers (bool, integer or float); got {array.dtype}")
+        hint = ". Try: x.real and x.imag side by side" if array.dtype.kind == "c" else ""
+        wanted = "numbers (bool, integer or float)"
+        raise DataError(f"{name}: expected {wanted}; got {array.dtype}{hint}")
     if array.ndim not in (2, 3, 4) or array.size == 0:
         shapes = "[N, D], [N, H, W], [N, H, W, C] or [N, C, H, W], not empty"
-        raise DataError(f"{name}: expected {shapes}; got {list(array.shape)}")
+        hint = ". Try: x.reshape(len(x), -1)" if array.ndim > 4 else ""
+        hint = ". Try: x[:, None], vectors of one value" if array.ndim == 1 and array.size else hint
+        raise DataError(f"{name}: expected {shapes}; got {list(array.shape)}{hint}")
     if array.ndim == 3:
         return array[:, None]
     if array.ndim == 4 and array.shape[1] not in (1, 3):
         if array.shape[3] not in (1, 3):
-            raise DataError(f"{name}: expected images of 1 or 3 channels; got {list(array.shape)}")
+            hint = "three of the channels, or vectors (x.reshape(len(x), -1))"
+            got = f"{list(array.shape)}. Try: {hint}"
+            raise DataError(f"{name}: expected images of 1 or 3 channels; got {got}")
         return array.transpose(0, 3, 1, 2)
     return array
 
@@ -462,9 +468,13 @@ def _require_finite(array: NDArray[Any], name: str) -> None:
     bad = np.array([not (abs(row) <= limit).all() for row in flat])
     if bad.any():
         first = int(bad.argmax())
+        large = bool(np.isfinite(flat[first]).all())
+        hint = (
+            "scale the values, or take logarithms" if large else "leave them out, or fill them in"
+        )
         raise DataError(
             f"{name}: NaN, infinity or beyond float32 in {plural(int(bad.sum()), 'row')} of "
-            f"{len(array):,}, the first is row {first}. Try: leave them out, or fill them in"
+            f"{len(array):,}, the first is row {first}. Try: {hint}"
         )
 
 

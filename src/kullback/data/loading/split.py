@@ -205,9 +205,10 @@ def _by_digest(examples: Examples, test_fraction: float, source: str) -> NDArray
         return is_test
     ranked = sorted(set(examples.digests))
     if len(ranked) < 2:
+        same = ", all the same" if len(keys) > 1 else ""
         raise DataError(
             f"{source}: expected at least 2 different examples, one to train on and one to test "
-            f"on; got {plural(len(keys), 'example')}, all the same. Try: more data"
+            f"on; got {plural(len(keys), 'example')}{same}. Try: more data"
         )
     wanted = min(max(round(test_fraction * len(ranked)), 2), len(ranked) - 1)
     held = set(ranked[:wanted])

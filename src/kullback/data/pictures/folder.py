@@ -132,6 +132,7 @@ def _conversion(others: Iterable[str]) -> str:
     """Say how files of other kinds become ones that are read."""
     programs = dict.fromkeys(_CONVERTER[one] for one in sorted(others) if one in _CONVERTER)
     hints = [f"convert them to PNG by {', '.join(programs)}"] if programs else []
+    hints += ["names that end in .png or .jpg"] if "no suffix" in others else []
     hints += ["unpack the archives"] if any(one in ARCHIVES for one in others) else []
     return f". Try: {', '.join(hints)}" if hints else ""
 
