@@ -338,3 +338,23 @@ def test_a_refused_array_says_what_to_do_about_it(tmp_path):
         np.save(tmp_path / "a.npy", array)
         with pytest.raises(DataError, match=said):
             load(tmp_path / "a.npy")
+
+
+def test_columns_that_float32_rounds_to_few_values_are_told(tmp_path):
+    """Times in seconds since 1970 lie 128 s apart in float32; less than one step is refused."""
+    x = np.random.default_rng(0).normal(size=(200, 3))
+    for shift, scale, told in (
+        (1.7e9, 1000.0, "note"),
+        (1.7e9, 1.0, "error"),
+        (0, 1e-300, "error"),
+    ):
+        array = np.column_stack([x[:, :2], shift + scale * x[:, 2]])
+        np.save(tmp_path / "a.npy", array)
+        if told == "error":
+            with pytest.raises(DataError, match=r"column 2 lies in .* float32 .* Try: subtract"):
+                load(tmp_path / "a.npy")
+            continue
+        notes = load(tmp_path / "a.npy").protocol["notes"]
+        assert any("column 2 lies in 1" in one and "steps of 128" in one for one in notes)
+    np.save(tmp_path / "a.npy", 1e6 * x)
+    assert not any("float32" in one for one in load(tmp_path / "a.npy").protocol["notes"])

@@ -351,7 +351,7 @@ def to_levels(
     if how.grid is not None:
         return _on_known_grid(arrays, path, how.grid)
     if how.levels == "none":
-        return _as_floats(parts, notes, how), None
+        return _as_floats(arrays, path, notes, how), None
     if how.levels != "auto":
         return quantised(np.concatenate(parts), int(how.levels), notes)
     if parts[0].dtype.kind != "f":
@@ -366,7 +366,7 @@ def to_levels(
         grid = None if how.rules == 1 else Grid(256, (0.0,), (1 / 255,))
         return np.concatenate([_times_255(part) for part in parts]), grid
     if how.rules == 1:
-        return _as_floats(parts, [], how), None
+        return _as_floats(arrays, path, [], how), None
     return _of_floats(arrays, path, notes, how)
 
 
@@ -410,7 +410,7 @@ def _of_floats(
                 "picture. Try: the pictures before that; or --levels none for a density anyway"
             )
     if grid is None:
-        return _as_floats([joined], notes, how), None
+        return _as_floats(arrays, path, notes, how), None
     if joined.min() == -1 and all((piece == np.rint(piece)).all() for piece in _pieces([joined])):
         _refuse_marks(arrays, path, -1, int(joined.max()))
     notes.append(_said(grid))
@@ -454,10 +454,36 @@ def _said(grid: Grid) -> str:
     return f"values are {grid.describe()}: modelled as {depth}"
 
 
-def _as_floats(parts: list[NDArray[Any]], notes: list[str], how: Reading) -> NDArray[Any]:
+def _as_floats(arrays: Named, path: Path, notes: list[str], how: Reading) -> NDArray[Any]:
+    """Join arrays as float32; of columns that this rounds to few values a note, or a DataError."""
+    parts = list(arrays.values())
+    _check_rounding(parts, path, notes)
     if parts[0].dtype.kind != "f" and how.rules > 1:
         notes.append("integers read as continuous values, as asked: figures are densities")
     return np.concatenate([part.astype(np.float32) for part in parts])
+
+
+def _check_rounding(parts: list[NDArray[Any]], path: Path, notes: list[str]) -> None:
+    """Compare the range of every column with the steps of float32 at its largest value."""
+    if any(part.ndim != 2 for part in parts):
+        return
+    low = np.min([part.min(0) for part in parts], axis=0).astype(np.float64)
+    high = np.max([part.max(0) for part in parts], axis=0).astype(np.float64)
+    width = high - low
+    step = np.spacing(np.maximum(abs(low), abs(high)).astype(np.float32)).astype(np.float64)
+    few = (width > 0) & (width < limits.FLOAT32_STEPS * step)
+    if not few.any():
+        return
+    first = int(few.argmax())
+    hint = "subtract the mean of such columns and divide by their deviation, in float64"
+    said = (
+        f"column {first} lies in {low[first]:.10g} to {high[first]:.10g}, where float32 has "
+        f"steps of {step[first]:.3g}"
+    )
+    more = f" ({plural(int(few.sum()), 'column')} like that)" if few.sum() > 1 else ""
+    if (width < step)[few].any():
+        raise DataError(f"{path}: {said}{more}. Try: {hint}")
+    notes.append(f"{said}{more}: rounded to so few values they have no density; {hint}")
 
 
 def _require_finite(array: NDArray[Any], name: str) -> None:

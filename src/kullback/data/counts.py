@@ -150,7 +150,7 @@ def _require_counts(array: NDArray[Any], name: str) -> None:
         raise DataError(
             f"{name}: expected counts as vectors [n, D]; got {shape}. Try: .reshape(len(x), -1)"
         )
-    hint = "the raw counts: not normalised, no logarithms"
+    hint = "the raw counts: not normalised, no logarithms; or levels none, if they are no counts"
     for row, stored in enumerate(array):
         values = stored.astype(np.float64)  # float16 has no 2^24
         good = (values >= 0) & (values <= MOST_COUNT)

@@ -214,9 +214,13 @@ def _by_digest(examples: Examples, test_fraction: float, source: str) -> NDArray
     held = set(ranked[:wanted])
     examples.notes.append(
         f"the digests of {plural(len(keys), 'example')} left "
-        f"{plural(int(is_test.sum()), 'test example')}: the {wanted} lowest digests are held out"
+        f"{plural(int(is_test.sum()), 'test example')}: {_lowest(wanted)} held out"
     )
     return np.array([digest in held for digest in examples.digests])
+
+
+def _lowest(count: int) -> str:
+    return "the lowest digest is" if count == 1 else f"the {count} lowest digests are"
 
 
 def _judge(examples: Examples, binarize: Binarize) -> tuple[Kind, Binarize]:
