@@ -81,9 +81,9 @@ def _same_whatever_ran_before():
 @pytest.fixture(scope="session")
 def fashion():
     """The embedded images, decoded and checked once."""
-    from kullback.data import load
+    from kullback.data.loading import sources
 
-    return sys.modules[load.__module__].read_fashion()
+    return sources.read_fashion()
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +92,6 @@ def fashion_few(fashion):
 
     Resizing all of them takes half a second at every command.
     """
-    from kullback.data import load
-
     few = dataclasses.replace(
         fashion,
         values=fashion.values[::20],
@@ -101,7 +99,7 @@ def fashion_few(fashion):
         is_test=fashion.is_test[::20],
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules[load.__module__], "read_fashion", lambda: copy.deepcopy(few))
+        patch.setattr("kullback.data.loading.sources.read_fashion", lambda: copy.deepcopy(few))
         yield
 
 
@@ -117,9 +115,8 @@ def empty_charts():
 @pytest.fixture
 def fashion_once(fashion, monkeypatch):
     """`load("fashion")` takes a copy of the images, where decoding them is not what is tested."""
-    from kullback.data import load
 
     def again():
         return copy.deepcopy(fashion)
 
-    monkeypatch.setattr(sys.modules[load.__module__], "read_fashion", again)
+    monkeypatch.setattr("kullback.data.loading.sources.read_fashion", again)

@@ -9,7 +9,10 @@ import pytest
 import kullback
 
 SLOW = (  # half a second or more: they train, fit, or audit
-    "data.loading",
+    "data.loading.model_inputs",
+    "data.loading.protocol",
+    "data.loading.sources",
+    "data.loading.training_data",
     "report.audit_page",
     "report.training_runs.run_page",
     "sampled.two_sample",

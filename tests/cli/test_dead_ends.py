@@ -94,7 +94,8 @@ def test_a_full_disk_a_closed_pipe_and_a_closed_output():
     assert codes == ["rc 1", "rc 1", "rc 1", "rc 0"]
     said = done.stderr.decode().splitlines()
     assert said == [
-        "kullback: output: cannot be written: No space left on device",
+        "kullback: output: cannot be written: No space left on device. Try: free some space there, "
+        "or write to another disk",
         "kullback: standard output is closed",
     ]
 

@@ -14,6 +14,8 @@ import pytest
 from kullback.core import (
     RunError,
     check_file_hash,
+    make_folder,
+    not_written,
     only_writer,
     open_atomic,
     read_json,
@@ -52,7 +54,9 @@ def test_failure_keeps_the_old_file_and_no_rubbish(tmp_path, monkeypatch, step, 
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(*((os, "fsync", fail) if step == "fsync" else (Path, "replace", fail)))
-    with pytest.raises(RunError, match=rf"a\.json: cannot be written: {os.strerror(number)}"):
+    advice = "free some space" if number == errno.ENOSPC else "a folder that you may write to"
+    said = rf"a\.json: cannot be written: {os.strerror(number)}\. Try: {advice}"
+    with pytest.raises(RunError, match=said):
         write_atomic(path, "new")
     monkeypatch.undo()
     assert path.read_text() == "old"
@@ -70,7 +74,7 @@ def test_an_interrupt_leaves_no_rubbish(tmp_path, monkeypatch):
 
 
 def test_missing_folder_and_folder_in_the_way(tmp_path):
-    with pytest.raises(RunError, match="No such file"):
+    with pytest.raises(RunError, match=r"No such file .* Try: make the folder"):
         write_atomic(tmp_path / "no" / "a", b"")
     (tmp_path / "folder").mkdir()
     with pytest.raises(RunError, match="folder: cannot be written"):
@@ -187,3 +191,26 @@ def test_one_writer_at_a_time_and_a_kill_frees_the_folder(tmp_path):
     with only_writer(tmp_path):
         assert str(os.getpid()) in (tmp_path / ".lock").read_text()
     assert names_in(tmp_path) == []
+
+
+def test_folders_that_cannot_be_made_say_what_to_try(tmp_path):
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    with pytest.raises(FileExistsError):
+        make_folder(tmp_path / "a" / "b", new=True)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(RunError, match=r"file: cannot be made: .* Try: another name"):
+        make_folder(tmp_path / "file")
+    with pytest.raises(RunError, match=r"c: cannot be made: .* Try: another place: a part of this"):
+        make_folder(tmp_path / "file" / "c")
+    with pytest.raises(RunError, match=r"cannot be made: .* Try: a shorter name"):
+        make_folder(tmp_path / ("n" * 1000))
+
+
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO]
+)
+def test_what_the_system_refuses_says_what_to_try(number):
+    said = str(not_written("run", OSError(number, os.strerror(number))))
+    assert said.startswith(f"run: cannot be written: {os.strerror(number)}. Try: ")
+    assert str(not_written("run", OSError("odd"))) == "run: cannot be written: odd"

@@ -321,3 +321,40 @@ def test_declared_sizes_are_checked_before_memory_is_taken(tmp_path, monkeypatch
     np.save(path, np.zeros((100, 100), np.uint8))
     with pytest.raises(DataError, match=r"3 times as much while they are read; 0\.0 GB of memory"):
         read_arrays(path)
+
+
+def test_a_refused_array_says_what_to_do_about_it(tmp_path):
+    x = np.random.default_rng(0).normal(size=(6, 4))
+    cases = {
+        r"beyond float32 in 6 rows.* Try: scale the values": x * 1e300,
+        r"NaN, infinity .* in 1 row of 6.* Try: leave them out": np.where(x == x[2, 1], np.nan, x),
+        r"got complex128\. Try: x\.real": x + 1j,
+        r"got \[1, 1, 1, 6, 4\]\. Try: x\.reshape": x[None, None, None],
+        r"got \[6\]\. Try: x\[:, None\]": x[:, 0],
+        r"1 or 3 channels; .* Try: three of the channels": np.ones((6, 4, 5, 5)),
+        r"2 different examples, .* got 1 example\. Try: more": x[:1],
+    }
+    for said, array in cases.items():
+        np.save(tmp_path / "a.npy", array)
+        with pytest.raises(DataError, match=said):
+            load(tmp_path / "a.npy")
+
+
+def test_columns_that_float32_rounds_to_few_values_are_told(tmp_path):
+    """Times in seconds since 1970 lie 128 s apart in float32; less than one step is refused."""
+    x = np.random.default_rng(0).normal(size=(200, 3))
+    for shift, scale, told in (
+        (1.7e9, 1000.0, "note"),
+        (1.7e9, 1.0, "error"),
+        (0, 1e-300, "error"),
+    ):
+        array = np.column_stack([x[:, :2], shift + scale * x[:, 2]])
+        np.save(tmp_path / "a.npy", array)
+        if told == "error":
+            with pytest.raises(DataError, match=r"column 2 lies in .* float32 .* Try: subtract"):
+                load(tmp_path / "a.npy")
+            continue
+        notes = load(tmp_path / "a.npy").protocol["notes"]
+        assert any("column 2 lies in 1" in one and "steps of 128" in one for one in notes)
+    np.save(tmp_path / "a.npy", 1e6 * x)
+    assert not any("float32" in one for one in load(tmp_path / "a.npy").protocol["notes"])

@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+import kullback
 from kullback.core import DataError, KullbackError
-from kullback.data import Dataset, describe_protocol, load, load_images, loading
+from kullback.data import Dataset, describe_protocol, load, load_images
 from kullback.data.dataset import binarize_all
 
-FASHION = Path(loading.__file__).parent / "fashion"
+FASHION = Path(kullback.__file__).parent / "data" / "fashion"
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from kullback.core import DataError
-from kullback.data import describe_protocol, load, load_images, pictures, reload
-from kullback.data.pictures import picture_files
+from kullback.data import describe_protocol, load, load_images, reload
+from kullback.data.file_listing import files_under
+from kullback.data.pictures import SUFFIXES, many_files
 
 
 def save(path, seed, shape=(8, 8)):
@@ -196,7 +197,7 @@ def test_hidden_files_and_circles_of_links(folder):
     save(folder / ".cache" / "a.png", 1)
     (folder / "level0" / "circle").symlink_to(folder)
     (folder / "level1" / "again").symlink_to(folder / "level0")
-    paths, others = picture_files(folder)
+    paths, others = files_under(folder, SUFFIXES)
     assert len(paths) == 40
     assert not others
 
@@ -322,7 +323,7 @@ def test_a_cached_folder_is_read_and_not_decoded(folder, cached, monkeypatch):
     before = load(folder, **settings)
     (entry,) = cached.glob("*.npy")
     with monkeypatch.context() as patch:
-        patch.setattr("kullback.data.pictures._decode_file", None)  # called, it would raise
+        patch.setattr(many_files, "_decode_file", None)  # called, it would raise
         same(load(folder, **settings), before)
     load(folder, test_fraction=0.3, size=8)  # other options are another entry
     assert len(list(cached.iterdir())) == 2
@@ -372,7 +373,7 @@ def test_an_entry_holds_what_was_decoded_also_where_that_is_changed_afterwards(
     settings = {"test_fraction": 0.3, "levels": 16 if what == "fewer levels" else "auto"}
     before = load(folder, **settings)
     assert len(list(cached.iterdir())) == 1
-    monkeypatch.setattr("kullback.data.pictures._decode_file", None)  # called, it would raise
+    monkeypatch.setattr(many_files, "_decode_file", None)  # called, it would raise
     same(load(folder, **settings), before)
     names = [*before.train_names, *before.test_names]
     rows = torch.cat([before.train, before.test])
@@ -413,7 +414,7 @@ def test_pixels_of_many_pictures_stand_in_one_array_in_their_order():
         rng.integers(0, 256, (n, c, 3, 2), dtype=np.uint8) for n, c in ((2, 1), (1, 3), (5, 1))
     ]
     for expected in (0, 3, 8, 20):
-        stacked = pictures._Stacked(expected, coloured=False)
+        stacked = many_files._Stacked(expected, coloured=False)
         for k, part in enumerate(parts):
             stacked.add(part)
             channels = 1 if k == 0 else 3
@@ -422,7 +423,7 @@ def test_pixels_of_many_pictures_stand_in_one_array_in_their_order():
     with pytest.raises(
         DataError, match=r"not enough memory for .* images of 3x2, which take .* GB"
     ):
-        pictures._Stacked(10**17, coloured=False).add(parts[0])  # more than there are addresses
+        many_files._Stacked(10**17, coloured=False).add(parts[0])  # more than there are addresses
 
 
 def test_a_link_to_itself_is_skipped_by_name(folder):
@@ -451,8 +452,9 @@ def test_pictures_of_other_kinds_and_folders_like_a_split_are_told(folder):
         save(folder / name / "new.png", 200 + number)
     notes = load(folder, test_fraction=0.3).protocol["notes"]
     assert (
-        "left out, since files of these kinds are not read: 2 .heic, 1 .zip; PNG files are" in notes
-    )
+        "left out, since files of these kinds are not read: 2 .heic, 1 .zip. Try: convert them to "
+        "PNG by heif-convert (libheif), unpack the archives"
+    ) in notes
     assert sum(note.startswith("Train/ and val/ read as one set") for note in notes) == 1
 
 

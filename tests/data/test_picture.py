@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from kullback.core import DataError
-from kullback.data import pictures
 from kullback.data.examples import Fitting, Reading
-from kullback.data.pictures import fit_to, header_size, read_frames, read_picture
+from kullback.data.pictures import decoding, fit_to, header_size, read_frames, read_picture
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -293,7 +292,7 @@ def test_grey_tiff_of_sixteen_bits_keeps_them():
 
 def readers_alone(patch):
     """Let Pillow's readers open every file."""
-    patch.setattr("kullback.data.pictures._plain_image", lambda data, wanted: None)
+    patch.setattr("kullback.data.pictures.decoding.plain_image", lambda data, wanted: None)
 
 
 def found(data, size=(5, 7), **options):
@@ -352,7 +351,7 @@ def test_a_file_without_extras_is_read_as_pillow_reads_it(
     image = Image.fromarray(pixels)
     data = encode(image.convert("CMYK") if options.get("inks") else image, kind, **options)
     sizes = (None, (5, 7), pixels.shape[:2])
-    assert (pictures._plain_image(data, lambda *_: True) is not None) == plain
+    assert (decoding.plain_image(data, lambda *_: True) is not None) == plain
     here = [found(data, size, channels=channels) for size in sizes]
     readers_alone(monkeypatch)
     assert here == [found(data, size, channels=channels) for size in sizes]

@@ -13,7 +13,8 @@ import torch
 from PIL import Image, ImageFile
 
 from kullback.core import DataError
-from kullback.data import limits, load, workers
+from kullback.data import limits, load
+from kullback.data.pictures import workers
 
 
 @pytest.fixture
@@ -111,7 +112,8 @@ def test_a_script_needs_no_guard_and_is_run_once(mixed, tmp_path):
     script = tmp_path.parent / f"{tmp_path.name}.py"
     script.write_text(
         textwrap.dedent(f"""
-        from kullback.data import limits, load, workers
+        from kullback.data import limits, load
+        from kullback.data.pictures import workers
         limits.FILES_FOR_PROCESSES, workers.available_cores = 1, lambda: 2
         print(len(load({str(mixed)!r}).train_names))
         """)

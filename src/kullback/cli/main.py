@@ -23,6 +23,7 @@ from kullback.core import (
     RunError,
     __version__,
     message,
+    not_written,
     printable,
     processes,
     require,
@@ -466,7 +467,7 @@ def _code(given: list[str]) -> int:
         if error.errno not in FULL or error.filename is not None:
             raise
         abandon(sys.stdout)
-        return _failed(f"output: cannot be written: {error.strerror}", RunError.exit_code)
+        return _failed(str(not_written("output", error)), RunError.exit_code)
     except (MemoryError, RuntimeError) as error:
         if not _is_memory(error):
             raise

@@ -192,6 +192,9 @@ def check_new(flag: str, path: Path, *suffixes: str, force: bool) -> None:
     require(new, flag, "a file that does not exist", str(path), "--force")
     if not path.parent.is_dir():
         raise RunError(f"{path}: cannot be written: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        hint = "a folder that you may write to"
+        raise RunError(f"{path}: {path.parent} cannot be written to. Try: {hint}")
 
 
 @contextmanager

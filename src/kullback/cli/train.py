@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from kullback.core import DataError, __version__, processes, read_json, require, write_json
+from kullback.core import (
+    DataError,
+    RunError,
+    __version__,
+    processes,
+    read_json,
+    require,
+    write_json,
+)
 
 from .limits import (
     CLOSING_DRAWS,
@@ -570,8 +578,8 @@ def evaluate(
         fields["sandwich"] = result.fields
     if per_item is not None:
         write_items(per_item, dataset, found, None if result is None else result.test)
-    if data is None and label is None and not model.unfinished:
-        write_json(run / "evaluation.json", fields)
+    kept = data is None and label is None and not model.unfinished
+    refused = _kept(run / "evaluation.json", fields) if kept else None
     unfinished = {"unfinished": model.unfinished} if model.unfinished else {}
     show(
         evaluation, dataset, fields | {"run": str(run)} | unfinished | _held_out(run), as_json=json
@@ -580,3 +588,14 @@ def evaluate(
         write(f"\n{result.text}\n")
     if model.unfinished and not json:
         write(f"{model.unfinished}\n")
+    if refused is not None:
+        raise refused
+
+
+def _kept(path: Path, fields: dict[str, Any]) -> RunError | None:
+    """Write figures, or return why they cannot be written: they are printed first."""
+    try:
+        write_json(path, fields)
+    except RunError as error:
+        return error
+    return None

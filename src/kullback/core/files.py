@@ -5,12 +5,15 @@ Which to use: `write_atomic` for bytes or text, `open_atomic` for a file too lar
 `numpy_error` for an error of `numpy.load`. A reader never sees half a file: either the old one is
 there, or the new one. Nothing is unpickled.
 
+`make_folder`, and `not_written` for the error of a file that the system refuses.
+
 `write_hashed` and `check_file_hash`: a file that holds its own SHA-256, so that no damage loads
 silently. `only_writer`: a lock, so that a folder has one writing process. `remove_temporaries`:
 what killed processes left.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -28,6 +31,8 @@ from .errors import DataError, RunError
 __all__ = [
     "NO_HASH",
     "check_file_hash",
+    "make_folder",
+    "not_written",
     "numpy_error",
     "numpy_errors",
     "only_writer",
@@ -45,6 +50,67 @@ NO_HASH = "0" * 64  # in the place of a file's hash while that is made
 FILE_HASH = re.compile(rb'"file_sha256": ?"([0-9a-f]{64})"')
 TEMPORARY = re.compile(r"\..+?(?:\.(\d+))?\.[0-9a-f]{8}\.tmp")
 LOCK = ".lock"
+_FULL = "free some space there, or write to another disk"
+_CLOSED = "a folder that you may write to, or its permissions"
+_HINTS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _CLOSED),
+    errno.ENOENT: "make the folder that it lies in first",
+    errno.ENOTDIR: "another place: a part of this one is a file",
+    errno.EEXIST: "another name: there is a file of this one",
+    errno.EISDIR: "another name: there is a folder of this one",
+    errno.ENAMETOOLONG: "a shorter name",
+    errno.EFBIG: "another disk, or a higher limit of file sizes (ulimit -f)",
+    errno.EIO: "another disk: this one fails",
+}
+
+
+def not_written(
+    path: str | Path, error: OSError, done: str = "written", *, hint: str = ""
+) -> RunError:
+    """Return the error of a file or folder that the system refuses: what happened, what to try.
+
+    Args:
+        path: The file or folder, or what else was to be written.
+        error: What the system raised.
+        done: What it cannot be: "written", "made".
+        hint: What to try, where it is not what the reason suggests.
+
+    Returns:
+        The error, to be raised.
+
+    Example:
+        >>> not_written("run", OSError(errno.ENOSPC, "No space left on device")).args[0]
+        'run: cannot be written: No space left on device. Try: free some space there, or write ...'
+    """
+    text = f"{path}: cannot be {done}: {error.strerror or error}"
+    hint = hint or _HINTS.get(error.errno or 0, "")
+    return RunError(f"{text}. Try: {hint}" if hint else text)
+
+
+def make_folder(path: str | Path, *, new: bool = False) -> None:
+    """Make a folder, and those that it lies in.
+
+    Args:
+        path: The folder.
+        new: Whether one that exists is refused.
+
+    Raises:
+        FileExistsError: It exists, and is to be new.
+        RunError: The system refuses.
+
+    Example:
+        >>> make_folder("a/b")
+        >>> Path("a/b").is_dir()
+        True
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=not new)
+    except OSError as error:
+        if new and isinstance(error, FileExistsError):
+            raise
+        hint = "another place" if error.errno == errno.ENOENT else ""
+        raise not_written(path, error, "made", hint=hint) from error
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:
@@ -106,7 +172,7 @@ def open_atomic(path: str | Path, *, sync: bool = True) -> Iterator[BinaryIO]:
                 os.link(f"/proc/self/fd/{handle}", temporary, src_dir_fd=handle)
         temporary.replace(path)
     except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise not_written(path, error) from error
     finally:
         with contextlib.suppress(OSError):  # gone already when all went well
             temporary.unlink()
@@ -191,7 +257,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     try:
         handle = _take_lock(path)
     except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise not_written(path, error) from error
     try:
         yield
     finally:

@@ -4,13 +4,12 @@ Which to use: `load` to train and evaluate (a `Dataset`: split, binarisation, ha
 `load_images` and `load_sounds` to bring anything to the shape of a trained model; `binarize` for
 grey pixels to bits; `describe_protocol` for the one line that belongs beside every figure.
 
-`loading`: from a source to a `Dataset`; `given`: objects in memory, lists and folders of shards;
-`stored`: rows that stay on disk; `moments`: their mean and range; `arrays`: NumPy files; `counts`:
-tables, sparse matrices, AnnData, size factors; `pictures`: image files and
-folders; `sounds`: sound files, folders and clips;
+`loading/`: from a source to a `Dataset`; `given`: objects in memory, lists and folders of shards;
+`stored`: rows that stay on disk; `moments`: their mean and range; `arrays`: NumPy files; `tables`:
+tables of text; `counts`: sparse matrices, AnnData, size factors; `pictures/`: image files and
+folders; `sounds`: sound files, folders and clips; `file_listing`: which files lie under a folder;
 `quantisation`: which levels stored numbers lie on; `examples`: what every reader returns;
-`workers`: processes that decode many files; `dataset`: the tensors, their binarisation and
-protocol; `limits`: the thresholds.
+`dataset`: the tensors, their binarisation and protocol; `limits`: the thresholds.
 """
 
 from typing import TYPE_CHECKING

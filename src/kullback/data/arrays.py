@@ -4,7 +4,6 @@ Which to use: `read_arrays`. Nothing is ever unpickled.
 """
 
 import math
-import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +24,6 @@ from .counts import (
     column_in,
     dense_of,
     read_anndata,
-    read_table,
 )
 from .examples import Examples, Reading, digests_of, plural
 from .limits import (
@@ -37,6 +35,7 @@ from .limits import (
     MOST_LEVELS,
 )
 from .quantisation import Grid, grid_of, is_shifted_grid, named, quantised
+from .tables import heading_of, read_table
 
 __all__ = [
     "ARRAY_SUFFIXES",
@@ -109,13 +108,11 @@ def label_in(path: Path, label: str) -> str:
         return label if column_in(path, label) else ""
     try:
         if path.suffix.lower() in TABLE_SUFFIXES:
-            with path.open(encoding="utf-8-sig") as file:
-                heading = file.readline()
-            names = [one.strip().strip('"') for one in re.split("[\t,;]", heading)]
+            names = heading_of(path)
         else:
             with zipfile.ZipFile(path) as archive:
                 names = [one.removesuffix(".npy") for one in archive.namelist()]
-    except (OSError, UnicodeDecodeError, zipfile.BadZipFile):
+    except (OSError, zipfile.BadZipFile):
         return ""  # a plain array, or the reader says why
     return label if any(one in names for one in _label_names(label)) else ""
 
@@ -154,7 +151,7 @@ def _load(path: Path, label: str = "") -> tuple[Named, list[str]]:
     if path.suffix.lower() in TABLE_SUFFIXES:
         held = limits.TABLE_GROWTH * path.stat().st_size
         _require_memory(path, held, held)
-        return read_table(path, label), []
+        return read_table(path, label)
     try:
         with path.open("rb") as file:
             if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
@@ -189,7 +186,7 @@ def _without_zeros(found: Named, path: Path, notes: list[str], label: str) -> Na
     notes.append(_SPARSE)
     dense = dense_of(found, path, _enough_memory(path))
     beside = (*SIZE_NAMES, *_label_names(label))
-    return {"counts": dense} | {name: found[name] for name in beside if name in found}
+    return {"matrix": dense} | {name: found[name] for name in beside if name in found}
 
 
 def _are_counts(arrays: Named, how: Reading, *, sparse: bool) -> bool:
@@ -316,15 +313,21 @@ def _several(members: dict[str, tuple[tuple[int, ...], np.dtype[Any]]], path: Pa
 def layout(array: NDArray[Any], name: str) -> NDArray[Any]:
     """Bring `[N, H, W]` and `[N, H, W, C]` to `[N, C, H, W]`; leave `[N, D]` and `[N, C, H, W]`."""
     if array.dtype.kind not in "buif":
-        raise DataError(f"{name}: expected numbers (bool, integer or float); got {array.dtype}")
+        hint = ". Try: x.real and x.imag side by side" if array.dtype.kind == "c" else ""
+        wanted = "numbers (bool, integer or float)"
+        raise DataError(f"{name}: expected {wanted}; got {array.dtype}{hint}")
     if array.ndim not in (2, 3, 4) or array.size == 0:
         shapes = "[N, D], [N, H, W], [N, H, W, C] or [N, C, H, W], not empty"
-        raise DataError(f"{name}: expected {shapes}; got {list(array.shape)}")
+        hint = ". Try: x.reshape(len(x), -1)" if array.ndim > 4 else ""
+        hint = ". Try: x[:, None], vectors of one value" if array.ndim == 1 and array.size else hint
+        raise DataError(f"{name}: expected {shapes}; got {list(array.shape)}{hint}")
     if array.ndim == 3:
         return array[:, None]
     if array.ndim == 4 and array.shape[1] not in (1, 3):
         if array.shape[3] not in (1, 3):
-            raise DataError(f"{name}: expected images of 1 or 3 channels; got {list(array.shape)}")
+            hint = "three of the channels, or vectors (x.reshape(len(x), -1))"
+            got = f"{list(array.shape)}. Try: {hint}"
+            raise DataError(f"{name}: expected images of 1 or 3 channels; got {got}")
         return array.transpose(0, 3, 1, 2)
     return array
 
@@ -348,7 +351,7 @@ def to_levels(
     if how.grid is not None:
         return _on_known_grid(arrays, path, how.grid)
     if how.levels == "none":
-        return _as_floats(parts, notes, how), None
+        return _as_floats(arrays, path, notes, how), None
     if how.levels != "auto":
         return quantised(np.concatenate(parts), int(how.levels), notes)
     if parts[0].dtype.kind != "f":
@@ -363,7 +366,7 @@ def to_levels(
         grid = None if how.rules == 1 else Grid(256, (0.0,), (1 / 255,))
         return np.concatenate([_times_255(part) for part in parts]), grid
     if how.rules == 1:
-        return _as_floats(parts, [], how), None
+        return _as_floats(arrays, path, [], how), None
     return _of_floats(arrays, path, notes, how)
 
 
@@ -407,7 +410,7 @@ def _of_floats(
                 "picture. Try: the pictures before that; or --levels none for a density anyway"
             )
     if grid is None:
-        return _as_floats([joined], notes, how), None
+        return _as_floats(arrays, path, notes, how), None
     if joined.min() == -1 and all((piece == np.rint(piece)).all() for piece in _pieces([joined])):
         _refuse_marks(arrays, path, -1, int(joined.max()))
     notes.append(_said(grid))
@@ -451,10 +454,36 @@ def _said(grid: Grid) -> str:
     return f"values are {grid.describe()}: modelled as {depth}"
 
 
-def _as_floats(parts: list[NDArray[Any]], notes: list[str], how: Reading) -> NDArray[Any]:
+def _as_floats(arrays: Named, path: Path, notes: list[str], how: Reading) -> NDArray[Any]:
+    """Join arrays as float32; of columns that this rounds to few values a note, or a DataError."""
+    parts = list(arrays.values())
+    _check_rounding(parts, path, notes)
     if parts[0].dtype.kind != "f" and how.rules > 1:
         notes.append("integers read as continuous values, as asked: figures are densities")
     return np.concatenate([part.astype(np.float32) for part in parts])
+
+
+def _check_rounding(parts: list[NDArray[Any]], path: Path, notes: list[str]) -> None:
+    """Compare the range of every column with the steps of float32 at its largest value."""
+    if any(part.ndim != 2 for part in parts):
+        return
+    low = np.min([part.min(0) for part in parts], axis=0).astype(np.float64)
+    high = np.max([part.max(0) for part in parts], axis=0).astype(np.float64)
+    width = high - low
+    step = np.spacing(np.maximum(abs(low), abs(high)).astype(np.float32)).astype(np.float64)
+    few = (width > 0) & (width < limits.FLOAT32_STEPS * step)
+    if not few.any():
+        return
+    first = int(few.argmax())
+    hint = "subtract the mean of such columns and divide by their deviation, in float64"
+    said = (
+        f"column {first} lies in {low[first]:.10g} to {high[first]:.10g}, where float32 has "
+        f"steps of {step[first]:.3g}"
+    )
+    more = f" ({plural(int(few.sum()), 'column')} like that)" if few.sum() > 1 else ""
+    if (width < step)[few].any():
+        raise DataError(f"{path}: {said}{more}. Try: {hint}")
+    notes.append(f"{said}{more}: rounded to so few values they have no density; {hint}")
 
 
 def _require_finite(array: NDArray[Any], name: str) -> None:
@@ -465,9 +494,13 @@ def _require_finite(array: NDArray[Any], name: str) -> None:
     bad = np.array([not (abs(row) <= limit).all() for row in flat])
     if bad.any():
         first = int(bad.argmax())
+        large = bool(np.isfinite(flat[first]).all())
+        hint = (
+            "scale the values, or take logarithms" if large else "leave them out, or fill them in"
+        )
         raise DataError(
             f"{name}: NaN, infinity or beyond float32 in {plural(int(bad.sum()), 'row')} of "
-            f"{len(array):,}, the first is row {first}. Try: leave them out, or fill them in"
+            f"{len(array):,}, the first is row {first}. Try: {hint}"
         )
 
 

@@ -1,12 +1,11 @@
-"""Counts `[n, genes]`: tables of text, sparse matrices as SciPy saves them, AnnData, size factors.
+"""Counts `[n, genes]`: sparse matrices as SciPy saves them, AnnData, size factors.
 
-Which to use: `read_table` for a `.csv` or `.tsv` file, `dense_of` for the arrays of a sparse
-matrix, `read_anndata` for an AnnData file (extra `h5ad`), `as_counts` to bring matrices to whole
-numbers with a size factor for each row. Of AnnData `layers/counts` is read where there is one, else
-`X`; size factors and labels are columns of `obs` (the on-disk format of anndata 0.8 and later).
+Which to use: `dense_of` for the arrays of a sparse matrix, `read_anndata` for an AnnData file
+(extra `h5ad`), `as_counts` to bring matrices to whole numbers with a size factor for each row. Of
+AnnData `layers/counts` is read where there is one, else `X`; size factors and labels are columns of
+`obs` (the on-disk format of anndata 0.8 and later).
 """
 
-import csv
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,118 +16,29 @@ from numpy.typing import NDArray
 from kullback.core import DataError, describe, import_extra
 
 from .examples import plural
-from .limits import MOST_COUNT, MOST_WHOLE
+from .limits import MOST_COUNT
 
 __all__ = [
     "ANNDATA_SUFFIX",
     "MATRICES",
+    "SIZE_COLUMNS",
     "SIZE_NAMES",
     "SPARSE_NAMES",
     "as_counts",
     "column_in",
     "dense_of",
     "read_anndata",
-    "read_table",
 ]
 
-MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-", "."})  # as tables write it
 SIZE_NAMES = ("size_factors", "size_factors_train", "size_factors_test")
 SPARSE_NAMES = ("format", "shape", "data")  # of what scipy.sparse.save_npz writes
-_TABLE_SIZES = ("size_factor", "size_factors")  # columns
+SIZE_COLUMNS = ("size_factor", "size_factors")  # columns
 ANNDATA_SUFFIX = ".h5ad"
 SPARSE_KINDS = {"csr_matrix": "csr", "csc_matrix": "csc"}
 LAYER = "layers/counts"
 MATRICES = (f"{LAYER} of an AnnData file", "X of an AnnData file")
 DAMAGE = (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError)  # what h5py raises for it
 Named = dict[str, NDArray[Any]]
-
-
-def read_table(path: Path, label: str = "") -> Named:
-    """Read a table of numbers: `counts` `[n, D]`, and `size_factors` where a column is called so.
-
-    label: the name of a column of labels, of any text, or "".
-
-    A first row of names and a first column of names are left out.
-
-    Raises:
-        DataError: The file cannot be read, a cell is no number, or rows differ in length.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            first = file.readline()
-            mark = max("\t,;", key=first.count)
-            file.seek(0)
-            rows = [row for row in csv.reader(file, delimiter=mark) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        hint = ". Try: save it as UTF-8" if isinstance(error, UnicodeError) else ""
-        raise DataError(f"{path}: cannot be read as a table: {error}{hint}") from error
-    heading = rows.pop(0) if rows and not all(_is_number(one) for one in rows[0]) else []
-    if len(rows) > 0 and heading and all(_is_number(one) for one in heading[1:]) and heading[0]:
-        rows, heading = [heading, *rows], []  # names of rows, and none of columns
-    if not rows:
-        raise DataError(f"{path}: expected rows of numbers; got none")
-    labels = _taken_out(label, rows, heading, path) if label else {}
-    unnamed = len(heading) == len(rows[0]) - 1 or (bool(heading) and not heading[0].strip())
-    named = unnamed or not _is_number(rows[0][0])
-    heading = heading[1:] if named and len(heading) == len(rows[0]) else heading
-    values = _numbers([row[named:] for row in rows], path, after=bool(heading))
-    whole = (abs(values) <= MOST_WHOLE) & (values == np.rint(values))
-    if values.shape[1] and bool(whole.all()):
-        values = values.astype(np.int64)
-    sized = [k for k, name in enumerate(heading) if name.strip().lower() in _TABLE_SIZES]
-    if not sized:
-        return {"counts": values} | labels
-    return {
-        "counts": np.delete(values, sized, axis=1),
-        "size_factors": values[:, sized[0]].astype(float),
-    } | labels
-
-
-def _taken_out(label: str, rows: list[list[str]], heading: list[str], path: Path) -> Named:
-    """Take the column of labels out of a table."""
-    named = [name.strip() for name in heading]
-    if label not in named:
-        raise DataError(
-            f"{path}: expected a column {label!r}; got {', '.join(named) or 'no names'}"
-        )
-    place = named.index(label) - len(heading)  # from the end: names of rows may have no heading
-    heading.pop(place)
-    if any(len(row) < len(heading) + 1 for row in rows):
-        raise DataError(f"{path}: rows differ in length")
-    return {label: np.array([row.pop(place).strip() for row in rows])}
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _advice(cell: str) -> str:
-    """Say what to do about a cell that is no number."""
-    if cell.strip().lower() in MISSING:
-        return "rows without missing values, or fill them in"
-    if "," in cell:
-        return "numbers with a point, in columns with commas between them"
-    return "columns of numbers alone, or --label for a column of names"
-
-
-def _numbers(rows: list[list[str]], path: Path, *, after: bool) -> NDArray[Any]:
-    """Return cells as numbers, or say which is none."""
-    width = len(rows[0])
-    for number, row in enumerate(rows, start=1 + after):
-        if len(row) != width:
-            raise DataError(f"{path}: row {number}: expected {width} numbers; got {len(row)}")
-        bad = next((one for one in row if not _is_number(one)), None)
-        if bad is not None:
-            place = f"column {1 + row.index(bad)}"
-            raise DataError(
-                f"{path}: row {number}: expected numbers; got {bad[:20]!r} in {place}. "
-                f"Try: {_advice(bad)}"
-            )
-    return np.array([[float(one) for one in row] for row in rows])
 
 
 def dense_of(
@@ -240,7 +150,7 @@ def _require_counts(array: NDArray[Any], name: str) -> None:
         raise DataError(
             f"{name}: expected counts as vectors [n, D]; got {shape}. Try: .reshape(len(x), -1)"
         )
-    hint = "the raw counts: not normalised, no logarithms"
+    hint = "the raw counts: not normalised, no logarithms; or levels none, if they are no counts"
     for row, stored in enumerate(array):
         values = stored.astype(np.float64)  # float16 has no 2^24
         good = (values >= 0) & (values <= MOST_COUNT)
@@ -286,7 +196,7 @@ def read_anndata(
         counts: Whether `layers/counts` goes before `X`.
 
     Returns:
-        Arrays by name (`counts` `[n, D]`, `size_factors` `[n]`, labels `[n]`), and which matrix
+        Arrays by name (`matrix` `[n, D]`, `size_factors` `[n]`, labels `[n]`), and which matrix
         that is, in words.
 
     Raises:
@@ -299,9 +209,9 @@ def read_anndata(
             place = LAYER if counts and LAYER in file else "X"
             if place not in file or "obs" not in file:
                 raise DataError(f"{path}: expected X and obs, as AnnData writes them; got others")
-            found = {"counts": _matrix(file[place], path, check)}
+            found = {"matrix": _matrix(file[place], path, check)}
             columns = _columns(file["obs"], path)
-            size = next((name for name in columns if name in _TABLE_SIZES), None)
+            size = next((name for name in columns if name in SIZE_COLUMNS), None)
             if size is not None:
                 found["size_factors"] = _column(file["obs"][size], f"{path}: obs/{size}")
             if label and label not in columns:

@@ -14,6 +14,7 @@ __all__ = [
     "FEW_VALUES",
     "FILES_FOR_PROCESSES",
     "FILES_PER_TASK",
+    "FLOAT32_STEPS",
     "GREATEST_FLOAT",
     "GREATEST_SAMPLE",
     "HEAVY_TAIL_RANGES",
@@ -41,6 +42,7 @@ __all__ = [
     "NAMED_SOUNDS",
     "NEARLY_EMPTY_BYTE",
     "NPY_HEADER",
+    "NUMBERED_COLUMNS",
     "OPEN_SHARDS",
     "PADDING",
     "PIXELS_BETWEEN_LOOKS",
@@ -49,6 +51,7 @@ __all__ = [
     "READING_THREADS",
     "REPEATS_PER_LEVEL",
     "ROUNDINGS",
+    "ROUNDINGS_A_LEVEL",
     "ROUNDINGS_IN_FLOAT64",
     "ROUNDING_SHARE_OF_STEP",
     "ROWS_FOR_DOUBTS",
@@ -66,6 +69,7 @@ __all__ = [
     "SURPRISE_OF_GRID",
     "SURPRISE_OF_REPEATED_GRID",
     "TABLE_GROWTH",
+    "TABLE_LOOK",
     "UNKNOWN_SIZE",
     "USUAL_CLIP",
     "USUAL_RATE",
@@ -77,7 +81,8 @@ BYTE_MAX = 255  # the greatest of them
 
 # Levels
 MOST_LEVELS = 65_536  # a file stores at most 16 bits a value; finer grids are as good as continuous
-DISTINCT_VALUES = 4 * MOST_LEVELS  # each level in at most this many roundings: train, test, 2 ways
+ROUNDINGS_A_LEVEL = 4  # at most: train, test, 2 ways
+DISTINCT_VALUES = ROUNDINGS_A_LEVEL * MOST_LEVELS
 ROUNDINGS = (0.5, 1.0, 2.0, 4.0)  # eps of the largest value: stored once … three operations
 ROUNDINGS_IN_FLOAT64 = 16.0  # where the search itself rounds as much as the data do
 ROUNDING_SHARE_OF_STEP = 0.4  # of two values, at most; at ½ neighbouring levels touch
@@ -91,8 +96,11 @@ ROWS_FOR_MEAN_PICTURE = 1000  # images in which a subtracted mean picture is loo
 COUNTING_RULES = 3  # of reading values, from which integers of too many levels are counts
 MOST_COUNT = 2**24  # one of a cell's genes, a document's words; float32 holds all up to here
 
+FLOAT32_STEPS = 256  # across a column's range, below which rounding to float32 makes levels of it
 MOST_WHOLE = 2**53  # of a table's cell: float64 holds all up to here
 
+TABLE_LOOK = 50  # rows of a table, from which it is found what stands between columns
+NUMBERED_COLUMNS = 4  # a row of numbers 0, 1, 2, 3, …: names of columns, as pandas numbers them
 TABLE_GROWTH = 12  # bytes of memory for each of a table, with MEMORY_COPIES: 36 for "0," as a list
 
 # Labels

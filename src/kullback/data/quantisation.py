@@ -144,6 +144,12 @@ def grid_of(x: Floats) -> Grid | None:
     """
     found = distinct(x)
     grid = None if found is None else find_grid(found, x.size, x.dtype)
+    if (
+        grid is not None
+        and found is not None
+        and len(found) > limits.ROUNDINGS_A_LEVEL * grid.count
+    ):
+        grid = None  # one large column beside small ones: to its rounding they are all 0
     if grid is not None and grid.count <= limits.FEW_VALUES:
         return grid
     each = _grid_of_each(x) if x.shape[1] > 1 else None

@@ -22,8 +22,8 @@ from kullback.core import DataError, import_extra, numpy_error, numpy_errors, re
 from . import limits
 from .arrays import label_texts, require_harmless
 from .examples import Examples, Progress, plural
+from .file_listing import bytes_of, files_under
 from .limits import GREATEST_SAMPLE, LEAST_SAMPLE, PADDING
-from .pictures import bytes_of, picture_files
 
 __all__ = [
     "PADDING",
@@ -182,7 +182,7 @@ def read_sound_folder(
         DataError: No sounds, or none that can be read.
         MissingExtraError: The extra `audio` is not installed.
     """
-    paths, others = picture_files(folder, SOUND_SUFFIXES)
+    paths, others = files_under(folder, SOUND_SUFFIXES)
     notes: list[str] = []
     divided = (folder / "train").is_dir() and (folder / "test").is_dir()
     if divided:

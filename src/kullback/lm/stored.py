@@ -28,7 +28,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from kullback import tokens
-from kullback.core import DataError, RunError, read_json, require, write_atomic, write_json
+from kullback.core import (
+    DataError,
+    RunError,
+    make_folder,
+    read_json,
+    require,
+    write_atomic,
+    write_json,
+)
 
 from . import limits, service_formats
 from .documents import Batch, Document, Plan, Window, batches, windows
@@ -140,13 +148,10 @@ class Parts:
             raise DataError(
                 f"{folder}: expected a new folder, or one of an earlier run; got other files"
             )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not manifest.exists():
-                write_json(manifest, {"settings": settings})
-            (folder / "parts").mkdir(exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{folder}: cannot be made: {error.strerror}") from None
+        make_folder(folder)
+        if not manifest.exists():
+            write_json(manifest, {"settings": settings})
+        make_folder(folder / "parts")
 
     def path(self, number: int) -> Path:
         """Return where a part lies."""

@@ -18,7 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kullback.core import DataError, Estimate, RunError, import_extra, processes, require
+from kullback.core import (
+    DataError,
+    Estimate,
+    RunError,
+    import_extra,
+    make_folder,
+    processes,
+    require,
+)
 from kullback.data import Dataset, Rows, binarize_all
 from kullback.variational import WeightedBound, objectives
 
@@ -651,7 +659,7 @@ class BestLook:
     def save(self, folder: Path) -> None:
         """Write `checkpoints/best.safetensors`."""
         path = folder / BEST
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         numbers = torch.tensor([self.step, self.train_elbo, *self.below], dtype=torch.float64)
         tensors = {"numbers": numbers, "terms": self.terms, "weights": self.weights}
         save_tensors(path, tensors)

@@ -27,6 +27,7 @@ from kullback.core import (
     RunError,
     __version__,
     import_extra,
+    make_folder,
     memory_kept,
     only_writer,
     processes,
@@ -249,7 +250,7 @@ def train(
         if group.first:
             write_config(path, config)
             if tensorboard:
-                (path / Board.FOLDER).mkdir()
+                make_folder(path / Board.FOLDER)
             if weights is not None:
                 save_tensors(path / START, weights)
         if weights is not None:
@@ -739,12 +740,10 @@ def _new_folder(folder: str | Path | None, data: Dataset) -> Path:
         folder = Path("runs") / f"{name}-{stamp}"
     path = Path(folder)
     try:
-        path.mkdir(parents=True, exist_ok=False)
+        make_folder(path, new=True)
     except FileExistsError as error:
         hint = "another --out"
         raise RunError(f"{path} exists already; no run overwrites another. Try: {hint}") from error
-    except OSError as error:
-        raise RunError(f"{path}: cannot be made: {error.strerror or error}") from error
     return path
 
 

@@ -18,6 +18,7 @@ from kullback.core import (
     MissingExtraError,
     RunError,
     __version__,
+    make_folder,
     read_json,
     write_atomic,
     write_json,
@@ -97,10 +98,7 @@ def save(
     folder = Path(folder)
     if (folder / "fit.json").exists() and not force:
         raise RunError(f"{folder} has a fit already. Try: another folder, or force=True")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be made: {error.strerror or error}") from error
+    make_folder(folder)
     diagnosis = diagnosis or getattr(fit, "diagnosis", None) or assess(fit)
     names = ("draws", "log_p", "log_q", "score_p", "score_q")
     tensors = (fit.draws, fit.log_p, fit.log_q, *fit.scores)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kullback.core import RunError, __version__, read_json, write_atomic, write_json
+from kullback.core import RunError, __version__, not_written, read_json, write_atomic, write_json
 from kullback.data import describe_protocol
 from kullback.vae import (
     VAE,
@@ -85,8 +85,7 @@ def export(
         write_atomic(partial / "README.md", card)
         partial.rename(target)
     except OSError as error:
-        reason = error.strerror or error
-        raise RunError(f"{target}: cannot be written: {reason}") from error
+        raise not_written(target, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target

@@ -56,7 +56,8 @@ def shown(record: Record) -> dict[str, Any]:
     if model is not None and data is not None:
         test = data.test.cpu()
         shown["rebuilt"] = _reconstructions(model, test) if is_pictures(model) else None
-        shown["plane"] = _latent_map(model, test)
+        if len(test) > 1:  # one point has no plane
+            shown["plane"] = _latent_map(model, test)
     return shown
 
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from kullback.core import RunError, require_count
+from kullback.core import RunError, make_folder, require_count
 
 from ..architecture import Architecture, Spec
 from ..evidence import bounds
@@ -155,7 +155,7 @@ class VAE(Composed):
             raise RunError("this VAE was composed by hand: only models from `build` can be saved")
         folder = Path(folder)
         refuse_to_overwrite(folder / "config.json")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         save_tensors(folder / "model.safetensors", self.state_dict())
         write_config(folder, {"model": self.spec.to_dict()})
 

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from kullback.core import (
     RunError,
+    make_folder,
+    not_written,
     processes,
     read_json,
     write_atomic,
@@ -109,7 +111,7 @@ def append_row(folder: Path, log: str, row: dict[str, Any]) -> None:
         with (folder / log).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
     except OSError as error:
-        raise RunError(f"{folder / log}: cannot be written: {error.strerror or error}") from error
+        raise not_written(folder / log, error) from error
 
 
 def extend_last_row(folder: Path, log: str, more: dict[str, Any]) -> None:
@@ -137,7 +139,7 @@ def save(folder: Path, state: State) -> None:
     shapes = {name: (flat.numbers,) if name in sliced else t.shape for name, t in tensors.items()}
     lengths = [_length(folder / log) for log in LOGS]
     note = {"step": state.step, "seconds": state.seconds, "lengths": lengths}
-    (folder / NAME).parent.mkdir(exist_ok=True)
+    make_folder((folder / NAME).parent)
     header = {name: (t.dtype, tuple(shapes[name])) for name, t in tensors.items()}
     write_tensors(folder / NAME, header, parts, note=json.dumps(note))
 

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from kullback.core import KullbackError, __version__, compiling, open_atomic, remove_temporaries
 
-from . import limits
-from .examples import Examples, Fitting, Reading
-from .quantisation import Grid
+from .. import limits
+from ..examples import Examples, Fitting, Reading
+from ..quantisation import Grid
 
 __all__ = ["Entry", "fetch", "finish", "key_of"]
 

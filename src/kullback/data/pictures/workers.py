@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, TypeVar
 
-from . import limits
+from .. import limits
 
 __all__ = ["available_cores", "in_processes", "serve"]
 
@@ -29,7 +29,7 @@ _Input = TypeVar("_Input")
 _Result = TypeVar("_Result")
 _START = (
     "import sys, pickle; sys.path[:] = pickle.load(sys.stdin.buffer); "
-    "from kullback.data.workers import serve; serve()"
+    "from kullback.data.pictures.workers import serve; serve()"
 )
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _MEMORY = str(limits.KEPT_MEMORY)  # glibc gives memory of small files back, and faults it in again
