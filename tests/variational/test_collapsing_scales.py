@@ -99,6 +99,25 @@ def test_proper_priors_of_their_scale_are_not_improper(law, prior):
 
 
 @pytest.mark.slow
+def test_the_slope_of_a_sharp_likelihood_hides_nothing():
+    """300 rows an effect pull with 10⁴ nats a unit where the rays begin."""
+    assert scanned(*effects("t2", coordinate="log tau", count=30, rows=300)) is not None
+
+
+@pytest.mark.parametrize("law", ["t4", "laplace"])
+def test_effects_of_counts_are_followed_although_their_likelihood_overflows(law):
+    """exp(θ) overflows on the way to the place where effects are looked for."""
+    counts = torch.tensor([3.0, 5, 2, 8, 1, 0, 4, 6], dtype=F64)
+
+    def log_density(mu, s, theta):
+        prior = -0.5 * (mu / 5) ** 2 - s.log() + (LAWS[law]((theta - mu) / s) - s.log()).sum()
+        return prior + (counts * theta - theta.exp()).sum()
+
+    parameters = {"mu": (), "s": constraints.positive, "theta": (8,)}
+    assert scanned(log_density, parameters) == [0.0, -1.0] + [0.0] * 8
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("law", ["t2", "laplace"])
 def test_a_fit_is_not_made_of_effects_under_1_over_tau(law):
     found = fit(*effects(law), generator=seeded(), progress=False)
