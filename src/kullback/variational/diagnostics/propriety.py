@@ -29,6 +29,7 @@ from kullback.variational.optimise import IMPROPER
 from kullback.variational.target.batches import LogDensity
 from kullback.variational.target.density import Target
 
+from .collapsing_scales import collapsing_scale
 from .defensive_sampling import mode_search, stencil
 from .joint_searches import Score, Search, first_true, within
 
@@ -50,6 +51,7 @@ def improper(target: Target, draws: Tensor, *, scales: bool = False) -> str:
             way = _endless_to_the_end(target, draws)
         if way is None and scales and not target.looped:
             way, what = endless_scale(target.score, draws), "the marginal of p"
+            way = collapsing_scale(target.score, draws) if way is None else way
     if way is None:
         return ""
     which = ", ".join(target.names[j] for j in _movers(way, draws))
