@@ -240,6 +240,8 @@ def _integrated(
         for _ in range(limits.TAIL_ROUNDS):
             points, logs = weighed(law, t)
             w, share = _flattened(logs)
+            if not float(w.square().sum()) * 2 * len(way) < 1.0:  # NaN where p is 0 at all draws
+                return math.inf, ahead
             law = moments(points, w)
         if share < 1.0:
             return math.inf, ahead
