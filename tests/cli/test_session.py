@@ -362,7 +362,7 @@ def test_bash_completes_verbs_options_and_choices(words, found, bash_script, tmp
     assert "complete -F _kullback kullback" in bash_script
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(("shell", "part"), [("zsh", "#compdef kullback"), ("fish", "complete -c")])
 def test_other_shells_get_a_script(shell, part, capsys):
     assert run("completion", shell) == 0

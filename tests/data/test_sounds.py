@@ -365,7 +365,7 @@ def test_opus_is_read_by_its_suffix(tmp_path):
     assert read_sound_folder(tmp_path).sound["rate"] == 48000
 
 
-@pytest.mark.sweep(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(("samples", "said"), [(2**27, "inflate to"), (1000, "no samples in it")])
 def test_clips_that_inflate_are_refused_before_they_are_read(tmp_path, samples, said):
     path = tmp_path / "zeros.npz"

@@ -124,6 +124,7 @@ def test_the_page_has_every_part_and_nothing_from_elsewhere(whole):
     assert "kullback train fashion --network mlp --hidden 8" in page
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes_and_touches_no_global_state(run):
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     running = set(threading.enumerate())  # a library of another test may have left one

@@ -72,6 +72,7 @@ def check_seed(seed: int) -> tuple[Annealed, torch.Tensor]:
     return found, truth
 
 
+@pytest.mark.slow
 def test_both_bounds_agree_with_the_exact_evidence():
     check_seed(0)
 

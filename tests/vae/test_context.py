@@ -368,6 +368,7 @@ def test_means_and_draws_of_double_precision_and_the_gradient_of_a_mean(kind):
     assert float((by * step).sum()) == pytest.approx(expected, rel=1e-5, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_decoder_of_ones_own_gives_the_weights():
     data = load(size=8, binarize="dynamic")
     small = Architecture(hidden=(8, 16), latent=3, context=(4, 4))

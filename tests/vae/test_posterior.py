@@ -136,6 +136,7 @@ def test_aggregate_bounds_hold_the_population(items):
         assert high.value.sub(low.value).max() < 0.05
 
 
+@pytest.mark.slow
 def test_aggregate_bounds_are_on_the_right_side_in_expectation():
     """400 sets of 5 items, where the biases are large: low is below, high above, by 4.5 se."""
     generator, rows = torch.Generator().manual_seed(0), []

@@ -25,6 +25,7 @@ def normal(z):
     return -0.5 * (u[0] ** 2 + u[1] ** 2 - 1.2 * u[0] * u[1]) / 0.64
 
 
+@pytest.mark.slow
 def test_a_gaussian_is_found_to_its_optimum(monkeypatch):
     """The last 0.02 nats are about 0.1 sd; path gradients, noiseless there, go well below that."""
     monkeypatch.setattr(limits, "FIRST_ROUND_STEPS", 100)

@@ -144,6 +144,7 @@ def test_ranks_are_uniform_where_values_repeat():
         assert abs(float((u <= z).double().mean()) - z) < 4.5 * math.sqrt(z * (1 - z) / n)
 
 
+@pytest.mark.slow
 def test_a_conjugate_model_passes_at_its_level():
     alarms = [
         not Calibration(
