@@ -290,7 +290,8 @@ def _writing_of(rows: Rows, path: Path, mark: str, notes: list[str]) -> _Writing
         grouped, decimal = _of_point(odd), _of_comma(odd)
         raise DataError(
             f"{path}: expected numbers that can be read in one way; got {odd.strip()[:20]!r}, "
-            f"which is {grouped:.10g} or, with a decimal comma, {decimal:.10g}. Try: write that"
+            f"which is {grouped:.10g} or, with a decimal comma, {decimal:.10g}. Try: write "
+            "numbers with a decimal point and without grouped thousands"
         )
     found = fit[0] if fit else _POINTS
     special = [one for one in cells if (found is _COMMAS and "," in one) or not _is_plain(one)]
