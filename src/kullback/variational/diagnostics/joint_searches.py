@@ -3,16 +3,19 @@
 A call of few points costs as much as one of hundreds, where the density is a recursion or solves an
 equation. A search is written as a generator: it yields the points at which it wants log p and its
 gradient, and is sent both. Which to use: `together` for several searches of one density, `alone`
-for one, `first_true` where one answer is enough.
+for one, `first_true` where one answer is enough. `crossing` is a search that others consist of.
 """
 
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Score", "Search", "alone", "first_true", "together", "within"]
+from kullback.variational import limits
+
+__all__ = ["Score", "Search", "alone", "crossing", "first_true", "together", "within"]
 
 Score = Callable[[Tensor], tuple[Tensor, Tensor]]  # z `[n, d]`: log p `[n]`, its gradient `[n, d]`
 Result = TypeVar("Result")
@@ -79,6 +82,49 @@ def _rounds(score: Score, searches: Sequence[Search[Result]]) -> Iterator[dict[i
 def alone(score: Score, search: Search[Result]) -> Result:
     """Run one search to its end; return what it returns."""
     return together(score, [search])[0]
+
+
+def crossing(
+    asked: Callable[[Tensor], Tensor],
+    rise: Callable[[Tensor, Tensor], Tensor],
+    ends: tuple[Tensor, Tensor],
+    tolerance: float,
+) -> Search[Tensor]:
+    """Find where a function comes to be above 0, within intervals `[*s]`; return the middles.
+
+    asked: the points `[k n, d]` for places `[k, *s]`. rise: the function from places and slopes at
+    their points `[k n, d]`. tolerance: of what is left of an interval, by the whole. Each round
+    looks at the quarters of what is left, which need no smoothness, and on both sides close by the
+    zero of its chord: a smooth function soon crosses 0 between.
+
+    >>> def root(z, slope):
+    ...     return slope - 2.0
+    >>> ends = torch.zeros(1), torch.full((1,), 8.0)
+    >>> search = crossing(lambda z: z.reshape(-1, 1), root, ends, 1e-6)
+    >>> round(float(alone(lambda z: (z[:, 0], z), search)), 4)
+    2.0
+    """
+    low, high = ends
+    spacing = 2 * torch.finfo(low.dtype).eps
+    enough = tolerance * (high - low)
+    below, over = torch.full_like(low, -math.inf), torch.full_like(low, math.inf)
+    quarters = torch.tensor([0.25, 0.5, 0.75], dtype=low.dtype).view(3, *low.ndim * [1])
+    for _ in range(math.ceil(-math.log2(tolerance) / 2)):
+        chord = (below / (below - over)).nan_to_num(0.5).clamp(0, 1)
+        near = torch.stack([chord - limits.CHORD_MARGIN, chord + limits.CHORD_MARGIN]).clamp(0, 1)
+        places = torch.lerp(low, high, torch.cat([quarters.expand(3, *low.shape), near]))
+        _, slopes = yield asked(places)
+        value = rise(places, slopes)
+        above = value > 0
+        first = torch.where(above, places, math.inf).min(0)
+        over = torch.where(first.values < high, value.gather(0, first.indices[None])[0], over)
+        high = first.values.minimum(high)
+        last = torch.where(~above & (places < high), places, -math.inf).max(0)
+        below = torch.where(last.values > low, value.gather(0, last.indices[None])[0], below)
+        low = last.values.maximum(low)
+        if bool((high - low <= enough.maximum(spacing * low.abs())).all()):
+            break
+    return (low + high) / 2
 
 
 def within(search: Search[Result], centre: Tensor, moving: Tensor) -> Search[Result]:
