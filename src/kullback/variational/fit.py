@@ -38,12 +38,12 @@ from .diagnostics.diagnose import Diagnosis
 from .diagnostics.missed_modes import Probed
 from .diagnostics.propriety import improper
 from .diagnostics.summary import Summary, assess, resample, summarise
-from .engine import Direction, Make, Settings, forwards, reverse
 from .families import Family
 from .families.family import as_distribution
 from .objectives import Gradient, Objective
 from .optimise import IMPROPER, Progress, shown
 from .predictions import predict
+from .stages import Direction, Make, Settings, forwards, reverse
 from .target.batches import score_in_pieces
 from .target.density import OutOfTime, PointDensity, Target
 from .target.parameters import Parameters

@@ -11,19 +11,20 @@ Which file answers which question:
   `moment_shift`: q moved and scaled to p's moments, by draws that have weights already;
 - `grid`: both directions by quadrature in one or two dimensions.
 
-All of them yield a `Progress` after each iteration; `shown` prints it.
+All of them yield a `Progress` after each iteration; `shown` prints it, `until_done` returns the
+last.
 """
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from kullback.variational import limits
 from kullback.variational.diagnostics.missed_modes import Probed
 from kullback.variational.families import Family
 
-__all__ = ["IMPROPER", "Progress", "shown"]
+__all__ = ["IMPROPER", "Progress", "shown", "until_done"]
 
 IMPROPER = "improper target"  # how the reason begins when it is
 
@@ -48,6 +49,14 @@ class Progress:
     disagreement: float = 0.0
     bounded: bool = False
     searched: tuple[Family, Probed] | None = None
+
+
+def until_done(steps: Iterator[Progress]) -> Generator[Progress, None, Progress]:
+    """Pass the steps on but for the last, which is returned."""
+    for now in steps:
+        if not now.done:
+            yield now
+    return now
 
 
 def shown(
