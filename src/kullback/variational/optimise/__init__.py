@@ -37,7 +37,8 @@ class Progress:
     the distance to the optimum in posterior standard deviations. disagreement: how far fresh draws
     would move an optimum on fixed ones, as that. bounded: whether p has hard edges, so that q may
     have draws where p has no mass. searched: the q from which other peaks were last searched for,
-    and what was found.
+    and what was found. improper: whether the fit was given up because p has no finite mass.
+    declare: which constraints would remove the edges beyond which log p is −inf, "" without any.
     """
 
     family: Family
@@ -49,6 +50,8 @@ class Progress:
     disagreement: float = 0.0
     bounded: bool = False
     searched: tuple[Family, Probed] | None = None
+    improper: bool = False
+    declare: str = ""
 
 
 def until_done(steps: Iterator[Progress]) -> Generator[Progress, None, Progress]:

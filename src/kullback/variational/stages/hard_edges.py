@@ -38,9 +38,10 @@ def within_edges(problem: Problem) -> Iterator[Progress] | None:
     if not (how.automatic and small) or target.looped:
         return None
     points = interior(target, generator)
-    words = edges(target, points) if len(points) >= limits.MIN_INTERIOR else ""
-    if not words:
+    declare = edges(target, points) if len(points) >= limits.MIN_INTERIOR else ""
+    if not declare:
         return None
+    words = f"log_density is -inf beyond an edge. Try: {declare}"
     with torch.no_grad():
         first = proposals(points, target.log_density(points))
     fitted = forward_kl.adaptive(target, first, FullRank, generator, draws=2 * limits.MATCHED_DRAWS)
@@ -48,6 +49,7 @@ def within_edges(problem: Problem) -> Iterator[Progress] | None:
     def steps() -> Iterator[Progress]:
         for now in fitted:
             text = f"{now.reason}; KL(p||q) by importance sampling: {words}"
-            yield replace(now, reason=text, bounded=True) if now.done else now
+            last = replace(now, reason=text, bounded=True, declare=declare)
+            yield last if now.done else now
 
     return steps()

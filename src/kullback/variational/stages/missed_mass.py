@@ -96,7 +96,7 @@ def reach_missed_mass(
         return replace(last, reason=f"{last.reason}; {words}, was tried and not kept")
     text = f"converged: q had next to no draws where {seen.missed:.0%} of p is, now"
     text += f" {after.missed:.1%}, by {words}; {last.reason}"
-    return replace(now, loss=last.loss, converged=True, reason=text)
+    return replace(now, loss=last.loss, converged=True, reason=text, improper=False)
 
 
 def _polished(problem: Problem, flow: Flow) -> Iterator[Progress]:

@@ -112,7 +112,7 @@ def match_moments(
         tried = replace(last, reason=f"{last.reason}; {cost}, was tried and not kept")
         return tried, kept
     text = f"converged: moments were {before:.2f} off, now {least:.2f}, by {cost}; {last.reason}"
-    return replace(best, loss=last.loss, converged=True, reason=text), kept
+    return replace(best, loss=last.loss, converged=True, reason=text, improper=False), kept
 
 
 def move_to_moments(problem: Problem, last: Progress, seen: Pooled) -> Progress:

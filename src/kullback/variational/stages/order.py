@@ -14,7 +14,7 @@ from kullback.core import RunError, require
 from kullback.variational import limits
 from kullback.variational.diagnostics.propriety import improper
 from kullback.variational.families import Family, FullRank, LowRank
-from kullback.variational.optimise import IMPROPER, Progress, forward_kl, until_done
+from kullback.variational.optimise import Progress, forward_kl, until_done
 from kullback.variational.optimise.batch_and_match import batch_and_match
 from kullback.variational.optimise.deterministic import fixed_normals
 from kullback.variational.optimise.natural_gradient import natural_gradient
@@ -63,7 +63,8 @@ def reverse(target: Target, settings: Settings, generator: torch.Generator) -> W
             return
         lost = _improper_start(target, found[0])
         if lost:
-            yield Progress(begin(how, found), -found[0].elbo, math.nan, done=True, reason=lost)
+            q, loss = begin(how, found), -found[0].elbo
+            yield Progress(q, loss, math.nan, done=True, reason=lost, improper=True)
             return
         if target.dim <= limits.MAX_DENSE_DIMENSIONS:
             found = improve_start(target, found, generator)
@@ -155,7 +156,7 @@ def _improved(
         bounded = within_edges(problem) if meets_edges(problem, last.family) else None
         if bounded is not None:
             return (yield from until_done(bounded))
-        if not last.reason.startswith(IMPROPER):
+        if not last.improper:
             fitted, seen = yield from match_moments(problem, last)
             last = yield from reach_missed_mass(problem, fitted, seen)
             if last is fitted and last.converged:
