@@ -16,7 +16,7 @@ from kullback.variational.optimise.hamiltonian import Chains, hamiltonian
 from kullback.variational.stages.moments import moments_agree
 from kullback.variational.stages.plan import Problem, Settings, plan
 from kullback.variational.stages.weighted_draws import pool_of
-from kullback.variational.target.density import OutOfTime
+from kullback.variational.target.deadline import OutOfTime
 from truths import sd_of_groups
 
 F64 = torch.float64
@@ -127,7 +127,7 @@ def test_a_fit_ends_in_time(monkeypatch):
     """No clock is read: the time is over at the 40th look at it."""
     looks = iter(range(10**9))
     monkeypatch.setattr(
-        "kullback.variational.target.density.time.monotonic", lambda: float(next(looks))
+        "kullback.variational.target.deadline.time.monotonic", lambda: float(next(looks))
     )
     target = Target.of(lambda z: -0.5 * z.square().sum() - 0.1 * z[0].exp(), 3)
     found = fit(target, max_seconds=44.0, family="full_rank", progress=False)
@@ -148,7 +148,7 @@ def test_the_question_of_propriety_leaves_time_for_a_fit(monkeypatch):
 
     looks = iter(range(10**9))
     monkeypatch.setattr(
-        "kullback.variational.target.density.time.monotonic", lambda: float(next(looks))
+        "kullback.variational.target.deadline.time.monotonic", lambda: float(next(looks))
     )
     found = fit(funnel, 9, max_seconds=600.0, family="full_rank", progress=False)
     assert found.converged, found.reason

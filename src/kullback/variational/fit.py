@@ -45,7 +45,9 @@ from .optimise import IMPROPER, Progress, shown
 from .predictions import predict
 from .stages import Direction, Make, Settings, forwards, reverse
 from .target.batches import score_in_pieces
-from .target.density import OutOfTime, PointDensity, Target
+from .target.deadline import OutOfTime
+from .target.density import Target
+from .target.functions import PointDensity
 from .target.parameters import Parameters
 
 __all__ = ["Fit", "FittedPosterior", "fit"]

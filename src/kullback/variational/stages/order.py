@@ -19,7 +19,8 @@ from kullback.variational.optimise.batch_and_match import batch_and_match
 from kullback.variational.optimise.deterministic import fixed_normals
 from kullback.variational.optimise.natural_gradient import natural_gradient
 from kullback.variational.optimise.starts import Start, distinct, find_start, near_zero
-from kullback.variational.target.density import OutOfTime, Target
+from kullback.variational.target.deadline import OutOfTime
+from kullback.variational.target.density import Target
 
 from .first_fit import begin, by_adam, by_fixed_draws, improve_start, with_wide_tails
 from .hard_edges import meets_edges, within_edges
