@@ -30,7 +30,8 @@ from measuring import finish, machine
 
 from kullback.data import load
 from kullback.vae import Architecture, Training, build, evaluate, pick_precision
-from kullback.vae.loop import State, fit, loss_terms
+from kullback.vae.loop import fit, loss_terms
+from kullback.vae.state import State
 
 BEFORE = Architecture(network="conv", components=5, neighbours=0)
 AFTER = Architecture()

@@ -18,8 +18,9 @@ from measuring import finish, machine
 from kullback.core import memory_kept
 from kullback.data import load
 from kullback.vae import Architecture, Training
-from kullback.vae.loop import State, fit
+from kullback.vae.loop import fit
 from kullback.vae.run import _fresh_model
+from kullback.vae.state import State
 
 SHAPES = {"28x28 grey": (1, 28, 28), "64x64 colour": (3, 64, 64)}
 KINDS = {

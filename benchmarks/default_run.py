@@ -35,9 +35,10 @@ from kullback.data import load
 from kullback.vae import Architecture, Training, pick_precision
 from kullback.vae.evidence import bounds
 from kullback.vae.limits import AVERAGE_STEPS
-from kullback.vae.loop import State, fit, hold_out
+from kullback.vae.loop import fit, hold_out
 from kullback.vae.model import evaluating
 from kullback.vae.run import _fresh_model
+from kullback.vae.state import State
 
 DRAWS, HELD, LOOKS = 20, 500, 8
 AVERAGES = (0.03, 0.1, 0.3)

@@ -40,8 +40,9 @@ from PIL import Image, ImageDraw
 
 from kullback.data import load
 from kullback.vae import Architecture, Training, evaluate, pick_precision
-from kullback.vae.loop import State, fit
+from kullback.vae.loop import fit
 from kullback.vae.run import _fresh_model
+from kullback.vae.state import State
 
 IMAGES, DRAWS = 300, 20
 FACES, CHARACTERS, SCALE = 1965, 3000, 8

@@ -20,8 +20,9 @@ from measuring import finish, machine
 from kullback.data import load
 from kullback.vae import Architecture, Training, build
 from kullback.vae.elbo_step import CapturedSteps
-from kullback.vae.loop import State, fit
+from kullback.vae.loop import fit
 from kullback.vae.run import pick_precision
+from kullback.vae.state import State
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "mnist" / "mnist.npz"
 CLASSIC = Architecture(network="mlp", hidden=(200, 200), latent=50, activation="tanh")

@@ -31,9 +31,13 @@ from measuring import RESULTS, finish, machine  # noqa: E402
 from kullback.core import read_json, write_json  # noqa: E402
 from kullback.data import describe_protocol, load  # noqa: E402
 from kullback.vae import VAE, Architecture, Training, build, evaluate  # noqa: E402
-from kullback.vae.loop import State, fit  # noqa: E402
+from kullback.vae.loop import fit  # noqa: E402
 from kullback.vae.run import pick_precision  # noqa: E402
-from kullback.vae.state import load_tensors, save_tensors  # noqa: E402
+from kullback.vae.state import (  # noqa: E402
+    State,
+    load_tensors,
+    save_tensors,
+)
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "mnist" / "mnist.npz"
 CLASSIC = Architecture(network="mlp", hidden=(200, 200), latent=50, activation="tanh")

@@ -23,9 +23,10 @@ from kullback.core import read_json
 from kullback.data import load
 from kullback.vae import Architecture, Training, pick_precision
 from kullback.vae.evidence import bounds
-from kullback.vae.loop import State, fit, hold_out
+from kullback.vae.loop import fit, hold_out
 from kullback.vae.model import evaluating
 from kullback.vae.run import _fresh_model
+from kullback.vae.state import State
 
 
 def measured(rest, held, architecture, options, seed):

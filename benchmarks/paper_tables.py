@@ -34,10 +34,10 @@ from kullback.core import read_json, write_json
 from kullback.data import describe_protocol, load
 from kullback.vae import Architecture, Training
 from kullback.vae.evidence import bounds
-from kullback.vae.loop import State, fit
+from kullback.vae.loop import fit
 from kullback.vae.model import evaluating
 from kullback.vae.run import _fresh_model
-from kullback.vae.state import load_tensors, save_tensors
+from kullback.vae.state import State, load_tensors, save_tensors
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "mnist" / "mnist.npz"
 ONE = Architecture(network="mlp", hidden=(200, 200), latent=50, activation="tanh")

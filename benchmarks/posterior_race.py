@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from posterior_targets import posterior
 
-from kullback.variational.engine import Settings, reverse
+from kullback.variational.stages import Settings, reverse
 from kullback.variational.target.density import Target
 
 STEPS, MOST, DECAYED = 500, 40_000, 20_000

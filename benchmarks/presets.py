@@ -30,10 +30,10 @@ from kullback.core import read_json, write_json
 from kullback.data import describe_protocol, load
 from kullback.vae import PRESETS
 from kullback.vae.evidence import bounds
-from kullback.vae.loop import State, fit, loss_terms
+from kullback.vae.loop import fit, loss_terms
 from kullback.vae.model import evaluating
 from kullback.vae.run import _fresh_model
-from kullback.vae.state import load_tensors, save_tensors
+from kullback.vae.state import State, load_tensors, save_tensors
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "mnist" / "mnist.npz"
 STEPS = 4  # of a burst

@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 from kullback.data import Dataset
 from kullback.vae import Architecture, Training, build
-from kullback.vae.loop import State, fit
+from kullback.vae.loop import fit
+from kullback.vae.state import State
 
 BATCH, STEPS, LATENT, HIDDEN = 100, 20, 50, (200, 200)
 MACS = 784 * 200 + 200 * 200 + 200 * 100 + 50 * 200 + 200 * 200 + 200 * 784

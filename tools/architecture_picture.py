@@ -66,7 +66,7 @@ FLOWS = {
     ],
     "Fit": [
         ("variational", "target:\nlog density"),
-        ("variational", "engine: family\nand method"),
+        ("variational", "stages: family\nand method"),
         ("variational", "optimise,\nfamilies"),
         ("variational", "diagnostics:\nevidence, verdict"),
         ("report", "fit_plot,\nexplain_fit"),

@@ -8,7 +8,8 @@ import torch
 from kullback.data import load
 from kullback.vae import Architecture, Training, build, run
 from kullback.vae.elbo_step import CapturedSteps
-from kullback.vae.loop import State, fit
+from kullback.vae.loop import fit
+from kullback.vae.state import State
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 MODELS = {

@@ -14,8 +14,9 @@ from kullback.data import load
 from kullback.report.training_runs.run_page import command
 from kullback.vae import PRESETS, VAE, Architecture, Preset, Training, build
 from kullback.vae.architecture import Spec
-from kullback.vae.loop import State, fit
+from kullback.vae.loop import fit
 from kullback.vae.run import _fresh_model
+from kullback.vae.state import State
 
 
 def run(*arguments):

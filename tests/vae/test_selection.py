@@ -12,9 +12,10 @@ import torch
 from kullback.core import DataError, RunError
 from kullback.data import Dataset, load
 from kullback.data.dataset import sha256_of
-from kullback.vae import Architecture, Training, build, loop, resume, run, train
+from kullback.vae import Architecture, Training, build, resume, run, train
 from kullback.vae.evidence import bounds
-from kullback.vae.loop import BestLook, hold_out
+from kullback.vae.loop import BestLook, Monitor, different_examples, held_out, hold_out
+from kullback.vae.state import State
 
 WIDE = Architecture(network="mlp", hidden=(64,), latent=4)
 
@@ -43,7 +44,7 @@ def noise_bits(n=24, dims=30):
 
 @pytest.fixture(autouse=True)
 def frequent_looks(monkeypatch):
-    monkeypatch.setattr("kullback.vae.loop.TEST_STEPS", 20)
+    monkeypatch.setattr("kullback.vae.loop.monitor.TEST_STEPS", 20)
 
 
 def rows_of(folder):
@@ -87,10 +88,10 @@ def test_held_out_grey_levels_become_bits_once():
 def test_labels_go_with_their_examples_and_each_is_hashed_once(monkeypatch):
     data = noise_bits()
     data = replace(data, train_labels=data.train[:, 0].long())  # one that can be read off x
-    hashed, sha256 = [], loop.hashlib.sha256
+    hashed, sha256 = [], held_out.hashlib.sha256
     spy = lambda row: hashed.append(row) or sha256(row)  # noqa: E731
-    monkeypatch.setattr(loop, "hashlib", SimpleNamespace(sha256=spy))
-    kept = loop.validation_of(data, 0.25)
+    monkeypatch.setattr(held_out, "hashlib", SimpleNamespace(sha256=spy))
+    kept = held_out.validation_of(data, 0.25)
     assert len(hashed) == len(data.train)
     assert torch.equal(kept.labels, kept.held[:, 0].long())
     assert torch.equal(kept.rest.train_labels, kept.rest.train[:, 0].long())
@@ -139,13 +140,13 @@ def test_the_best_look_is_kept_and_is_better_than_the_last(tmp_path):
     ],
 )
 def test_how_often_held_out_examples_are_looked_at(budget, held, every, tmp_path, monkeypatch):
-    monkeypatch.setattr("kullback.vae.loop.TEST_STEPS", 500)
+    monkeypatch.setattr("kullback.vae.loop.monitor.TEST_STEPS", 500)
     data = noise_bits(1400)
     training = Training(batch_size=10, **budget)
     model = build((30,), "binary", WIDE)
-    state = loop.State.start(model, training)
+    state = State.start(model, training)
     held = data.train[:20] if held else None
-    monitor = loop.Monitor(tmp_path, model, data, training, state, None, validation=held)
+    monitor = Monitor(tmp_path, model, data, training, state, None, validation=held)
     assert monitor.test_every == every
     monitor.looked = (101, 0.1)
     assert monitor._look_is_due(201, 0.2) == ("minutes" in budget)
@@ -157,7 +158,7 @@ def test_how_often_held_out_examples_are_looked_at(budget, held, every, tmp_path
 def test_copies_are_counted_once_and_hold_nothing_out_by_default(tmp_path):
     few = (torch.arange(300) % 3)[:, None, None, None].expand(-1, 1, 8, 8)
     alike = load(few.to(torch.uint8).contiguous())
-    assert loop.different_examples(alike) <= 2  # at least one is for testing
+    assert different_examples(alike) <= 2  # at least one is for testing
     small = Architecture(network="mlp", hidden=(4,), latent=2)
     assert train(alike, architecture=small, folder=tmp_path / "r", stop=lambda: True)
 
@@ -232,8 +233,8 @@ def test_tightened_runs_are_judged_by_the_tighter_bound(tmp_path):
 def test_the_hashes_of_few_examples_are_made_once(tmp_path, monkeypatch):
     """They say how many examples differ, and which are held out."""
     made = []
-    digests = loop.digests_of_examples
-    for module in (loop, run):
+    digests = held_out.digests_of_examples
+    for module in (held_out, run):
         spy = lambda data: made.append(len(data.train)) or digests(data)  # noqa: E731
         monkeypatch.setattr(module, "digests_of_examples", spy)
     x = np.random.default_rng(0).integers(0, 256, (300, 1, 6, 6), dtype=np.uint8)

@@ -20,9 +20,9 @@ from kullback.data.dataset import sha256_of
 from kullback.vae import VAE, Architecture, Training, build, evaluate, pick_threads, resume, train
 from kullback.vae.evaluation import collapse_warning
 from kullback.vae.evidence import bounds
-from kullback.vae.loop import State, batches, fit, loss_terms
+from kullback.vae.loop import batches, fit, loss_terms
 from kullback.vae.posterior import aggregate_of
-from kullback.vae.state import FlatParameters, load_tensors
+from kullback.vae.state import FlatParameters, State, load_tensors
 from kullback.vae.training import preset, too_short
 
 SMALL = Architecture(hidden=(16,), latent=3)

@@ -1,5 +1,6 @@
 """Draws in the user's own parameters, and q as a torch distribution, against the truth."""
 
+import json
 import math
 
 import pytest
@@ -125,6 +126,29 @@ def test_a_fit_read_back_has_the_same_posterior(found, tmp_path):
     assert repr(again.distribution) == repr(found.distribution)
     assert again.distribution.log_prob(found.draws).equal(found.distribution.log_prob(found.draws))
     assert {"posterior", "distribution"} <= set(dir(again))
+
+
+def test_a_fit_read_back_knows_that_its_target_is_improper(tmp_path):
+    """Also where an earlier version saved it, which wrote the reason alone."""
+    found = fit(lambda z: -0.5 * z[0] ** 2, 2, progress=False)
+    folder = save(found, tmp_path / "flat")
+    assert found.improper and load(folder, found.target).improper
+    assert assess(load(folder, found.target)).verdict == found.diagnosis.verdict
+    record = json.loads((folder / "fit.json").read_text())
+    assert record.pop("improper") is True and record.pop("declare") == ""
+    (folder / "fit.json").write_text(json.dumps(record))
+    again = load(folder, found.target)
+    assert again.improper and again.declare == "" and again.reason == found.reason
+
+
+def test_a_fit_read_back_knows_what_to_declare(tmp_path):
+    target = Target.of(lambda z: torch.where(z >= 0, -z, -math.inf).sum(), 1)
+    found = fit(target, evaluation_draws=500, progress=False)
+    again = load(save(found, tmp_path / "edge", assess(found, search=False)), target)
+    assert again.declare == found.declare == "declare z[1]: constraints.greater_than(0)"
+    judged = assess(again)
+    assert found.declare in judged.verdict and not again.improper
+    assert load(save(again, tmp_path / "twice", judged), target).declare == found.declare
 
 
 def test_a_family_that_was_not_saved_leaves_its_stored_posterior(found, tmp_path):

@@ -10,11 +10,13 @@ from torch.distributions import Normal, constraints
 from kullback.core import ArgumentTypeError, ArgumentValueError, RunError
 from kullback.variational import FullRank, Target, assess, fit, limits
 from kullback.variational.diagnostics import diagnose as diagnose_module
-from kullback.variational.engine import Settings, _pool_of, _Problem, _still, plan
 from kullback.variational.families.family import Frame
 from kullback.variational.optimise import hamiltonian as module
 from kullback.variational.optimise.hamiltonian import Chains, hamiltonian
-from kullback.variational.target.density import OutOfTime
+from kullback.variational.stages.moments import moments_agree
+from kullback.variational.stages.plan import Problem, Settings, plan
+from kullback.variational.stages.weighted_draws import pool_of
+from kullback.variational.target.deadline import OutOfTime
 from truths import sd_of_groups
 
 F64 = torch.float64
@@ -115,7 +117,7 @@ def test_a_large_gaussian_needs_no_run(monkeypatch):
 
 def test_a_run_whose_errors_are_not_known_is_not_kept(monkeypatch):
     chains = Chains(torch.full((4, 8, 60), math.nan, dtype=F64), 0.7, 0)
-    monkeypatch.setattr("kullback.variational.engine.hamiltonian", lambda *_: chains)
+    monkeypatch.setattr("kullback.variational.stages.moments.hamiltonian", lambda *_: chains)
     found = fit(lambda z: (z - z.exp()).sum(), 60, evaluation_draws=500, progress=False)
     assert "was tried and not kept: its moments" in found.reason
     assert bool(found.draws.isfinite().all())
@@ -125,7 +127,7 @@ def test_a_fit_ends_in_time(monkeypatch):
     """No clock is read: the time is over at the 40th look at it."""
     looks = iter(range(10**9))
     monkeypatch.setattr(
-        "kullback.variational.target.density.time.monotonic", lambda: float(next(looks))
+        "kullback.variational.target.deadline.time.monotonic", lambda: float(next(looks))
     )
     target = Target.of(lambda z: -0.5 * z.square().sum() - 0.1 * z[0].exp(), 3)
     found = fit(target, max_seconds=44.0, family="full_rank", progress=False)
@@ -146,7 +148,7 @@ def test_the_question_of_propriety_leaves_time_for_a_fit(monkeypatch):
 
     looks = iter(range(10**9))
     monkeypatch.setattr(
-        "kullback.variational.target.density.time.monotonic", lambda: float(next(looks))
+        "kullback.variational.target.deadline.time.monotonic", lambda: float(next(looks))
     )
     found = fit(funnel, 9, max_seconds=600.0, family="full_rank", progress=False)
     assert found.converged, found.reason
@@ -244,7 +246,7 @@ def test_a_first_look_says_whether_moments_are_off(shift, stretch):
     """p is N(0, I); q is N(shift, stretch^2 I), so that the moves are known in closed form."""
     target = Target.of(lambda z: -0.5 * z.square().sum(), 3)
     q = FullRank(Frame.dense(torch.full((3,), shift, dtype=F64), stretch * torch.eye(3).double()))
-    problem = _Problem(target, Settings(), plan(target, Settings()), seeded())
-    seen = _pool_of(problem, q, limits.CLOSE_DRAWS)
+    problem = Problem(target, Settings(), plan(target, Settings()), seeded())
+    seen = pool_of(problem, q, limits.CLOSE_DRAWS)
     moved = max(shift / stretch, abs(math.log(stretch)))
-    assert _still(target, seen) == (moved < limits.MIN_MOMENT_SHIFT)
+    assert moments_agree(target, seen) == (moved < limits.MIN_MOMENT_SHIFT)

@@ -5,7 +5,7 @@ your own; `evaluate` for figures with error bars. Loads on first use.
 
 What a model is: `architecture` (names only), `networks`, `likelihoods`, `latents` (p(z), q(z|x)),
 `model` (all composed). How it is trained: `training` (settings, schedules and presets), `loop` (the
-loop, its logs and warnings), `elbo_step` (the gradient by hand), `state` (what a step needs, and
+steps, logs and warnings), `elbo_step` (the gradient by hand), `state` (what a step needs, and
 the files of a run), `run` (the run folder, the device).
 How good it is: `evidence` (bounds image by image), `evaluation` (means with error bars, active
 units, collapse), `posterior` (log p(x) = ELBO + KL, from both sides). `onnx_graphs`: export.

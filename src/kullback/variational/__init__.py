@@ -4,7 +4,7 @@ Which file answers which question:
 
 - `fit`: how is q fitted, and what can be asked of the result? `archive`: how is it kept on disk?
 - `calibration`: are ranks of known parameters uniform over fits to simulated data?
-- `engine`: what is chosen where it was left open, and which stages does a fit have?
+- `stages/`: what is chosen where it was left open, and which stages does a fit have?
 - `objectives`: what is maximised? ELBO, importance-weighted and Rényi bounds, as the VAE uses them.
 - `target/`: the log density, its parameters, rows of data. `families/`: the families of q.
 - `optimise/`: where does a fit start, and how is q brought to p?

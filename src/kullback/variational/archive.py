@@ -30,6 +30,7 @@ from .diagnostics.summary import Fitted, assess, summarise
 from .families import NAMED, Family
 from .families.family import Frame
 from .fit import FittedPosterior
+from .optimise import IMPROPER
 from .target.density import Target
 
 __all__ = ["Saved", "load", "save"]
@@ -54,6 +55,9 @@ class Saved(FittedPosterior):
         log_q: `[n]` at the draws, in nats.
         scores: the gradients of both, `[n, d]` each.
         converged: whether the method's own convergence test passed.
+        improper: whether the fit was given up because p has no finite mass.
+        declare: which constraints would remove the edges beyond which log p is −inf, "" if none.
+        reason: why it stopped, in words.
         record: the content of `fit.json`.
     """
 
@@ -65,6 +69,9 @@ class Saved(FittedPosterior):
     scores: tuple[Tensor, Tensor]
     converged: bool
     record: dict[str, Any]
+    improper: bool = False
+    declare: str = ""
+    reason: str = ""
 
 
 def save(
@@ -113,6 +120,8 @@ def save(
         "kullback": __version__,
         "names": list(fit.target.names),
         "converged": bool(fit.converged),
+        "improper": bool(getattr(fit, "improper", False)),
+        "declare": str(getattr(fit, "declare", "")),
         "family": None if family is None else {"name": family.name, "options": family.options},
         **words,
         "summary": summarise(fit, diagnosis).to_dict(),
@@ -163,6 +172,7 @@ def load(folder: str | Path, target: Target) -> Saved:
             raise RunError(
                 f"{folder}: log q of the stored q differs from what was stored beside it"
             )
+    reason = str(record.get("reason", ""))
     return Saved(
         target=target,
         family=family,
@@ -172,6 +182,9 @@ def load(folder: str | Path, target: Target) -> Saved:
         scores=(tensors["score_p"], tensors["score_q"]),
         converged=bool(record["converged"]),
         record=record,
+        improper=bool(record.get("improper", reason.startswith(IMPROPER))),  # older ones: by words
+        declare=str(record.get("declare", "")),
+        reason=reason,
     )
 
 

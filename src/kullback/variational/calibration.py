@@ -35,7 +35,8 @@ from kullback.core import RunError, json_value, require
 from . import limits
 from .diagnostics.summary import resample
 from .fit import Fit, fit
-from .target.density import PointDensity, Target
+from .target.density import Target
+from .target.functions import PointDensity
 from .target.parameters import Parameters
 
 __all__ = ["Calibration", "CalibrationRow", "calibrate", "ecdf_band"]

@@ -38,14 +38,16 @@ from .diagnostics.diagnose import Diagnosis
 from .diagnostics.missed_modes import Probed
 from .diagnostics.propriety import improper
 from .diagnostics.summary import Summary, assess, resample, summarise
-from .engine import Direction, Make, Settings, forwards, reverse
 from .families import Family
 from .families.family import as_distribution
 from .objectives import Gradient, Objective
 from .optimise import IMPROPER, Progress, shown
 from .predictions import predict
+from .stages import Direction, Make, Settings, forwards, reverse
 from .target.batches import score_in_pieces
-from .target.density import OutOfTime, PointDensity, Target
+from .target.deadline import OutOfTime
+from .target.density import Target
+from .target.functions import PointDensity
 from .target.parameters import Parameters
 
 __all__ = ["Fit", "FittedPosterior", "fit"]
@@ -237,6 +239,9 @@ class Fit(FittedPosterior):
         chosen: what was left to choose, and was.
         probed: what a search for other peaks from this q found, where the fit made one; a verdict
             does not repeat it.
+        improper: whether it was given up because p has no finite mass, as `reason` says.
+        declare: which constraints would remove the edges beyond which log p is −inf; "" where none
+            was met.
 
     Example:
         >>> found = fit(lambda z: -0.5 * z.square().sum(), 1)
@@ -261,17 +266,14 @@ class Fit(FittedPosterior):
     chosen: str = ""
     compile_seconds: float = 0.0
     probed: Probed | None = None
+    improper: bool = False
+    declare: str = ""
 
     @cached_property
     def elbo(self) -> Estimate:
         """The evidence lower bound `E_q[log p − log q]` with its error, from the final draws."""
         why = "a lower bound on the log evidence (Jensen)"
         return Estimate.from_terms(self.log_p - self.log_q, bias="low", why=why)
-
-    @property
-    def improper(self) -> bool:
-        """Whether the fit was given up because the density has no finite mass, as `reason` says."""
-        return self.reason.startswith(IMPROPER)
 
     @cached_property
     def diagnosis(self) -> Diagnosis:
@@ -471,9 +473,10 @@ def _carry_out(
     log_q, by_q = score_in_pieces(family.log_prob, z, len(z))
     target.raise_if_all_refused(log_p)
     why = "" if bool(log_p.isfinite().all()) else target.explain(z)
-    if not last.reason.startswith(IMPROPER) and not last.bounded:
-        lost = _improper(target, last, z)
-        last = replace(last, converged=False, reason=f"{lost}; {last.reason}") if lost else last
+    lost = "" if last.improper or last.bounded else _improper(target, last, z)
+    if lost:
+        text = f"{lost}; {last.reason}"
+        last = replace(last, converged=False, improper=True, reason=text)
     single = _rounds(target, z, log_p, converged=last.converged)
     return Fit(
         target=target,
@@ -493,6 +496,8 @@ def _carry_out(
         chosen=work.chosen(family),
         compile_seconds=target.compiling.seconds,
         probed=_probed(last),
+        improper=last.improper,
+        declare=last.declare,
     )
 
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from kullback.core import require
 from kullback.sampled import log_mean_exp
 from kullback.variational.families import Draws, Family
-from kullback.variational.target.density import RowsDensity, Target
+from kullback.variational.target.density import Target
+from kullback.variational.target.functions import RowsDensity
 
 __all__ = [
     "BOUNDS",

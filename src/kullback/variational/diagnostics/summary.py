@@ -6,7 +6,6 @@ corrected by their importance weights, `to_arviz` for everything ArviZ can do; a
 chains or from simulation; its errors are those of finitely many draws of both as well as of q.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -36,12 +35,6 @@ __all__ = [
     "summarise",
     "to_arviz",
 ]
-
-# what `optimise.edges` says in a fit's reason
-DECLARE = (
-    r"declare [^;]*constraints\.[^;]*"
-    r"|an edge is not parallel to a coordinate: write it in other parameters"
-)
 
 
 class Compared(NamedTuple):
@@ -229,7 +222,7 @@ def assess(
         few=target.looped,
         generator=generator,
     )
-    declare = "; ".join(re.findall(DECLARE, getattr(fit, "reason", "")))
+    declare = getattr(fit, "declare", "")
     return replace(found, judged=with_edges(found.judged, declare)) if declare else found
 
 

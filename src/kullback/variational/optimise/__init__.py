@@ -11,19 +11,20 @@ Which file answers which question:
   `moment_shift`: q moved and scaled to p's moments, by draws that have weights already;
 - `grid`: both directions by quadrature in one or two dimensions.
 
-All of them yield a `Progress` after each iteration; `shown` prints it.
+All of them yield a `Progress` after each iteration; `shown` prints it, `until_done` returns the
+last.
 """
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from kullback.variational import limits
 from kullback.variational.diagnostics.missed_modes import Probed
 from kullback.variational.families import Family
 
-__all__ = ["IMPROPER", "Progress", "shown"]
+__all__ = ["IMPROPER", "Progress", "shown", "until_done"]
 
 IMPROPER = "improper target"  # how the reason begins when it is
 
@@ -36,7 +37,8 @@ class Progress:
     the distance to the optimum in posterior standard deviations. disagreement: how far fresh draws
     would move an optimum on fixed ones, as that. bounded: whether p has hard edges, so that q may
     have draws where p has no mass. searched: the q from which other peaks were last searched for,
-    and what was found.
+    and what was found. improper: whether the fit was given up because p has no finite mass.
+    declare: which constraints would remove the edges beyond which log p is −inf, "" without any.
     """
 
     family: Family
@@ -48,6 +50,16 @@ class Progress:
     disagreement: float = 0.0
     bounded: bool = False
     searched: tuple[Family, Probed] | None = None
+    improper: bool = False
+    declare: str = ""
+
+
+def until_done(steps: Iterator[Progress]) -> Generator[Progress, None, Progress]:
+    """Pass the steps on but for the last, which is returned."""
+    for now in steps:
+        if not now.done:
+            yield now
+    return now
 
 
 def shown(

@@ -90,6 +90,7 @@ def batch_and_match(
             done,
             still >= limits.MAX_STILL_ITERATIONS and not lost,
             reason if done else "",
+            improper=bool(lost),
         )
         if done:
             return

@@ -192,7 +192,8 @@ def deterministic(
             fits = off <= limits.FRESH_DRAWS_CONVERGED
             reason = now.reason if fits else "stopped: q is fitted to too few draws"
             text = f"{reason}; {len(fresh)} fresh draws move the optimum by {off:.3f}"
-            yield replace(now, converged=fits, reason=text, disagreement=off)
+            lost = fits and now.improper
+            yield replace(now, converged=fits, reason=text, disagreement=off, improper=lost)
             return
         size *= 2
 
@@ -227,7 +228,15 @@ def _rounds(
             kinked = (step.stuck or still) and norm <= kink
             reason = _verdict(step, norm, used, iterations, settled=settled or kinked)
             settled = settled or (kinked and bool(reason))
-            yield Progress(family, step.loss, norm, bool(reason), settled, reason)
+            yield Progress(
+                family,
+                step.loss,
+                norm,
+                done=bool(reason),
+                converged=settled,
+                reason=reason,
+                improper=step.loss < -limits.MAX_OBJECTIVE,
+            )
             if reason:
                 return
             if gaussian and (
@@ -241,7 +250,7 @@ def _rounds(
             family = type(family)(frame)
             lost = improper(first, frame, names)
             if lost:
-                yield Progress(family, step.loss, norm, done=True, reason=lost)
+                yield Progress(family, step.loss, norm, done=True, reason=lost, improper=True)
                 return
 
 

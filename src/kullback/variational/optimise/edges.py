@@ -1,6 +1,6 @@
 """Hard edges: a log density of −inf outside a region, where no Gaussian has a finite ELBO.
 
-Which to use: `interior` finds points inside; `edges` says which constraints would remove the edges,
+Which to use: `interior` finds points inside; `edges` says which constraints would remove them,
 with the bounds that it found by bisection along the coordinates. `proposals` are wide starts for
 `forward_kl.adaptive`: KL(p‖q) is finite where q is wider than p.
 """
@@ -41,7 +41,7 @@ def proposals(points: Tensor, log_p: Tensor) -> list[Start]:
 
 
 def edges(target: Target, points: Tensor) -> str:
-    """Say which constraints would remove the edges about interior points `[n, d]`."""
+    """Say which constraints would remove the edges about interior points `[n, d]`; "" if none."""
     some = points[:: max(1, len(points) // limits.EDGE_LINES)][: limits.EDGE_LINES]
     said, slanted = [], False
     for j, name in enumerate(target.names[: limits.SHOWN_COORDINATES]):
@@ -56,7 +56,7 @@ def edges(target: Target, points: Tensor) -> str:
             said.append(f"{name}: constraints.less_than({high:g})")
     words = [f"declare {', '.join(said)}"] if said else []
     words += ["an edge is not parallel to a coordinate: write it in other parameters"] * slanted
-    return "log_density is -inf beyond an edge. Try: " + "; ".join(words) if words else ""
+    return "; ".join(words)
 
 
 def _bound(target: Target, points: Tensor, j: int, way: float) -> float:

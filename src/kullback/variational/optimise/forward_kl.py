@@ -139,7 +139,8 @@ def adaptive(
             state = "converged" if settled else f"stopped after {rounds} rounds"
             text = f"{state}: moments last moved by {moved:.3f} of a standard deviation; effective "
             text += f"sample size {size:.0f} of {draws}, k-hat {float(k_hat):.2f}"
-            yield replace(now, done=True, converged=settled, reason=text, gradient_norm=moved)
+            now = replace(now, done=True, converged=settled, reason=text, improper=False)
+            yield replace(now, gradient_norm=moved)
             return
         before = frame
         proposals = [now.family, StudentT(_inflated(frame))]

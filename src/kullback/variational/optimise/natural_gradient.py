@@ -18,7 +18,7 @@ estimation of sparse Jacobian matrices".
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -223,7 +223,7 @@ def natural_gradient(
         last = move
         lost = improper(first.frame, q.frame, target.names)
         if lost:
-            yield _ended(FullRank(q.frame), -look.elbo, moved, lost)
+            yield replace(_ended(FullRank(q.frame), -look.elbo, moved, lost), improper=True)
             return
         if averaged and number == draws and left < limits.NATURAL_TOLERANCE:
             yield _converged(FullRank(q.frame), look, left, draws)

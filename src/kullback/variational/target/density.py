@@ -8,114 +8,30 @@ Everything else in this folder sees a `Target`: `log_density(z)` and `score(z)` 
 once, the Jacobians of constraints included.
 """
 
-import contextlib
-import inspect
 import math
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
 
-from kullback.core import ArgumentTypeError, ArgumentValueError, message, require
+from kullback.core import require
 from kullback.variational import limits
 
 from .batches import Rows, in_pieces, score_in_pieces
+from .deadline import Deadline
+from .density_checks import check_data, check_own, check_slope
+from .functions import PointDensity, Score, Scored, checked_score
 from .parameters import Layout, Outside, Parameters
 from .programs import Compiling, Model, numpyro_model, pymc_model, pyro_model
+from .refusals import Refusals, without_nan
 from .simulation import Simulation
 from .stan import stan_model
+from .vectorise import Vectoriser
 
-__all__ = ["OutOfTime", "PointDensity", "RowsDensity", "Target"]
-
-PointDensity = Callable[..., Tensor]  # a user's function of one point: a scalar, in nats
-RowsDensity = Callable[[Tensor, Tensor | None], Tensor]  # z `[n, d]`, rows or None: `[n]`
-Score = Callable[[Tensor], tuple[Any, Any]]  # z `[n, d]`: log p `[n]` and its gradient `[n, d]`
-UNFACTORED: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
-ITEM = ".item() on a Tensor"  # under vmap a distribution that refuses its arguments fails at this
-
-
-@dataclass(slots=True)
-class Refusals:
-    """How many points a density refused, by an exception, the last one and its first words.
-
-    value: the log p of a refused point. accepted: whether any was taken. first: points refused
-    before that. taken: a point at which log p was finite when the target was made.
-    """
-
-    count: int = 0
-    words: str = ""
-    last: Exception | None = None
-    value: float = -math.inf
-    accepted: bool = False
-    first: int = 0
-    taken: Tensor | None = None
-
-    @contextlib.contextmanager
-    def unknown(self) -> Iterator[None]:
-        """Let log p be NaN at refused points, not −inf, and count none, while rays are followed."""
-        before, self.value = (self.count, self.words), math.nan
-        try:
-            yield
-        finally:
-            (self.count, self.words), self.value = before, -math.inf
-
-    def add(self, error: Exception) -> None:
-        """Count one point; raise where the function fails, not a point: it refused all so far."""
-        self.count += 1
-        self.first += 0 if self.accepted else 1
-        self.last = error
-        self.words = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        if not self.accepted and self.first >= limits.MAX_FIRST_REFUSALS:
-            got = f"a refusal of each of the first {self.first} points: {self.words}"
-            hint = "finite data of one length, constraints, or init= at a point that it takes"
-            raise ArgumentTypeError(message("log_density", "a log density", got, hint)) from error
-
-    def __str__(self) -> str:
-        points = "point" if self.count == 1 else "points"
-        if not self.count:
-            return ""
-        return f"{self.count:,} {points} refused by log_density count as log p = -inf: {self.words}"
-
-
-class OutOfTime(Exception):
-    """The time that a fit may take is over; raised where the density is evaluated."""
-
-
-@dataclass(slots=True)
-class Deadline:
-    """When a fit must stop, on the clock of `time.monotonic`, and how long it was given."""
-
-    ends: float = math.inf
-    seconds: float = math.inf
-
-    @contextlib.contextmanager
-    def within(self, seconds: float) -> Iterator[None]:
-        """Let evaluations raise `OutOfTime` after so many seconds."""
-        before = (self.ends, self.seconds)
-        self.ends, self.seconds = time.monotonic() + seconds, seconds
-        try:
-            yield
-        finally:
-            self.ends, self.seconds = before
-
-    @property
-    def left(self) -> float:
-        """Seconds until then."""
-        return math.inf if self.ends == math.inf else self.ends - time.monotonic()
-
-    def check(self) -> None:
-        """Raise `OutOfTime` where the time is over."""
-        if self.ends < math.inf and time.monotonic() > self.ends:
-            raise OutOfTime(f"stopped after {self.seconds:g} s, the most that it was given")
+__all__ = ["Target"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,26 +125,26 @@ class Target:
             alone = log_prior is None and batch_size is None
             require(alone, "data", "tensors, with log_prior or batch_size", "none")
         maker = cls(lambda _: torch.zeros(()), layout, dtype)
+        shared = Vectoriser(layout, dtype, maker.refusals, maker.deadline)
         if given is None:
-            function, looped, piece = maker._vectorised(log_density, "log_density", ())
-            made = replace(maker, function=function, looped=looped, piece=piece)
-            _check_own(made, "log_density")
+            many = shared.over_points(log_density, "log_density", ())
+            made = replace(maker, function=many.function, looped=many.looped, piece=many.piece)
+            made._check_own("log_density")
             return made
         rows = Rows.of(given, batch_size=batch_size)
         first = rows.first()
-        row_terms, looped, _ = maker._vectorised(log_density, "log_density", first)
-        _check_own(
-            replace(maker, function=lambda values: row_terms(values, *first).sum(-1)), "log_density"
-        )
-        prior, prior_looped, _ = maker._vectorised(log_prior or _flat, "log_prior", ())
-        _check_own(replace(maker, function=prior), "log_prior")
-        rows = rows.with_terms(lambda values, batch: row_terms(values, *batch))
-        return replace(maker, function=prior, rows=rows, looped=looped or prior_looped)
+        terms = shared.over_points(log_density, "log_density", first)
+        summed = replace(maker, function=lambda values: terms.function(values, *first).sum(-1))
+        summed._check_own("log_density")
+        prior = shared.over_points(log_prior or _flat, "log_prior", ())
+        made = replace(maker, function=prior.function, looped=terms.looped or prior.looped)
+        made._check_own("log_prior")
+        return replace(made, rows=rows.with_terms(lambda v, batch: terms.function(v, *batch)))
 
     @classmethod
     def of_score(
         cls,
-        score: "Score",
+        score: Score,
         dim: int,
         *,
         constrain: Callable[[Tensor], Mapping[str, Any]] | None = None,
@@ -274,8 +190,8 @@ class Target:
             require(len(set(names)) == dim, "names", f"{dim} that differ", [*names])
             layout = Layout.of(dict.fromkeys(names, ()))
         outside = None if constrain is None else Outside.of(constrain, dim)
-        checked = _checked(score, dim, pad=pad)
-        _check_slope(checked, dim)
+        checked = checked_score(score, dim, pad=pad)
+        check_slope(checked, dim)
         return cls(_flat, replace(layout, outside=outside), scored=checked)
 
     @classmethod
@@ -413,10 +329,10 @@ class Target:
     def _of_model(cls, model: Model, refusals: Refusals | None = None) -> "Target":
         """Build a target from another program's model; points where log p is NaN are refused."""
         refusals = refusals or Refusals()
-        score = _without_nan(model, refusals)
+        score = without_nan(model, refusals)
         dim = len(model.names)
         layout = Layout.of(dict.fromkeys(model.names, ()))
-        made = cls(_flat, layout, scored=_checked(score, dim, pad=False))
+        made = cls(_flat, layout, scored=checked_score(score, dim, pad=False))
         outside = Outside.of(model.constrain, dim, model.unconstrain)
         made = replace(
             made,
@@ -425,7 +341,7 @@ class Target:
             simulation=model.simulation,
             compiling=model.compiling,
         )
-        _check_data(model, made)
+        check_data(model, made.score, dim, refusals)
         return made
 
     @property
@@ -492,7 +408,7 @@ class Target:
         """Return the part of log p that no row enters, with Jacobians, `[n]`; all, without data."""
         self.deadline.check()
         if self.scored is not None:
-            value: Tensor = _Scored.apply(z, self.scored)  # type: ignore[no-untyped-call]
+            value: Tensor = Scored.apply(z, self.scored)  # type: ignore[no-untyped-call]
             return value
         return in_pieces(self._prior, z, self.piece)
 
@@ -556,443 +472,13 @@ class Target:
                 if float(self.log_density(known[None])) == -math.inf:
                     raise error
 
-    def _vectorised(
-        self, function: PointDensity, name: str, batch: tuple[Tensor, ...]
-    ) -> tuple[Callable[..., Tensor], bool, int]:
-        """Wrap a function of one point for many; say if it had to be looped, and the best piece."""
-
-        def one(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
-            if batch and batch[0].is_floating_point():  # z has float64, data often less
-                values = {key: value.to(batch[0].dtype) for key, value in values.items()}
-            if self.layout.named:
-                return function(*batch, **values)
-            return function(values["z"], *batch)
-
-        _check_signature(function, name, self.layout, batch)
-        probe = torch.linspace(-0.5, 0.5, self.dim, dtype=self.dtype)
-        kept, result, known = _Kept(limits.CACHED_NUMBERS, 1), None, False
-        # what is refused here is perhaps not elsewhere
-        with contextlib.suppress(UNFACTORED, ValueError), _hinted(name):
-            result, kept = _counted(lambda z: one(self.constrain(z), *batch), probe.clone())
-            known = True
-        if known:
-            _check_result(result, name, len(batch[0]) if batch else None)
-            if isinstance(result, Tensor) and not batch and bool(result.isfinite()):
-                self.refusals.taken = probe
-        piece = kept.piece
-        axes = (0, *(None for _ in batch))
-        vectorised = torch.func.vmap(one, in_dims=axes)
-        factored = torch.func.vmap(_factored(one), in_dims=axes)
-        two = torch.stack([probe, -probe])
-        seen = result.detach() if result is not None else torch.zeros(())
-        try:
-            first = vectorised(self.constrain(two), *batch)[0]
-        except UNFACTORED:
-            first = None
-        except (RuntimeError, ValueError) as error:
-            if "randomness" in str(error):
-                words = message(name, "a function of z alone", "one that draws at random")
-                raise ArgumentValueError(words) from error
-            if not isinstance(error, ValueError) and _refused(one, self.constrain(two), batch):
-                return _surviving(vectorised, one, self.refusals, factored), False, piece
-            reason = str(error).strip().splitlines()[0]
-            again = partial(one, self.constrain(probe), *batch)
-            _check_same(seen, again() if known else seen, again, name)
-            warnings.warn(f"{name}: evaluated one point at a time, slowly: {reason}", stacklevel=4)
-            return _surviving(_looped(one, self.deadline), one, self.refusals), True, piece
-        if known and first is not None:
-            _check_same(seen, first, lambda: vectorised(self.constrain(two), *batch)[0], name)
-        return _surviving(vectorised, one, self.refusals, factored), False, piece
-
-
-class _Scored(torch.autograd.Function):
-    """Log p of z with the gradient that came with it."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, score: Score) -> Tensor:
-        value, gradient = score(z.detach())
-        ctx.save_for_backward(gradient)
-        log_p: Tensor = value.to(z.dtype)
-        return log_p
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return upstream[0][:, None] * gradient, None
-
-
-def _checked(score: Score, dim: int, *, pad: bool) -> Score:
-    """Wrap a user's function: float64 in and out, shapes checked, padded where asked."""
-
-    def checked(z: Tensor) -> tuple[Tensor, Tensor]:
-        count = len(z)
-        room = (1 << max(0, count - 1).bit_length()) - count if pad else 0
-        asked = torch.cat([z, z[-1:].expand(room, dim)]) if room else z
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # far points are asked
-            result = score(asked.double())
-        pair = isinstance(result, tuple | list) and len(result) == 2
-        require(pair, "score", "a pair: log p [n] and its gradient [n, dim]", type(result).__name__)
-        value, gradient = (torch.as_tensor(part, dtype=torch.float64) for part in result)
-        shapes = [tuple(value.shape), tuple(gradient.shape)]
-        wanted = [(len(asked),), (len(asked), dim)]
-        require(shapes == wanted, "score", f"shapes {wanted[0]} and {wanted[1]}", shapes)
-        return value[:count], gradient[:count]
-
-    return checked
-
-
-def _without_nan(model: Model, refusals: Refusals) -> Score:
-    """Count points where log p is NaN as refused: another program leaves its bounds so."""
-
-    def scored(z: Tensor) -> tuple[Tensor, Any]:
-        value, gradient = model.score(z)
-        value = torch.as_tensor(value, dtype=torch.float64)
-        bad = value.isnan()
-        if bool(bad.any()):
-            refusals.count += int(bad.sum())
-            refusals.words = model.reason()
-            value = value.masked_fill(bad, refusals.value)
-        return value, gradient
-
-    return scored
-
-
-def _check_own(target: "Target", name: str) -> None:
-    """Refuse a user's function whose gradient is not that of its values."""
-    hint = "no detach(), no_grad, .item() or numpy() on the way from the parameters to log p"
-    with target.refusals.unknown(), _hinted(name):
-        score: Score = lambda z: target.score(z.to(target.dtype))  # noqa: E731
-        _check_slope(score, target.dim, name, hint, tolerance=limits.OWN_SLOPE_TOLERANCE)
-
-
-def _check_same(once: Tensor, first: Tensor, call: Callable[[], Tensor], name: str) -> None:
-    """Refuse a function whose values at one point differ: from `once`, and between two calls.
-
-    Two, since what is vectorised may round differently.
-    """
-
-    def off(one: Tensor, other: Tensor) -> Tensor:
-        return ((other - one).abs() > limits.SAME_TOLERANCE * (1 + one.abs())).reshape(-1)
-
-    if not bool(off(once, first).any()):
-        return
-    second = call()
-    differ = off(first, second).nonzero()
-    if len(differ):
-        k = int(differ[0])
-        got = f"{float(first.reshape(-1)[k]):.6g} and {float(second.reshape(-1)[k]):.6g}"
-        hint = "all rows of the data, and no random numbers inside; batch_size= for mini-batches"
-        wanted = "a function of its parameters alone"
-        raise ArgumentValueError(message(name, wanted, f"{got} at one point", hint))
-
-
-def _check_slope(
-    score: Score,
-    dim: int,
-    name: str = "score",
-    hint: str = "∂ log p/∂z, of log p itself, not of −log p, at each point",
-    tolerance: float = limits.SLOPE_TOLERANCE,
-) -> None:
-    """Refuse a gradient that central differences of log p contradict at most of a few points.
-
-    With two steps, so that what a solver's tolerance adds to log p is not taken for its slope.
-    """
-    near, far = limits.SLOPE_STEPS
-    found = _contradicted(score, dim, near, tolerance)
-    right = not found or not _contradicted(score, dim, far, tolerance)
-    if "nan" in found:
-        hint = "torch.where on arguments that are finite in both branches, for NaN times 0 is NaN"
-    require(right, name, "the gradient of its log p", found, hint)
-
-
-def _contradicted(score: Score, dim: int, step: float, tolerance: float) -> str:
-    """Say where the slopes of a score are not those of differences so far apart; "" if they are."""
-    generator = torch.Generator().manual_seed(0)
-    z, way = torch.randn(2, limits.SLOPE_PROBES, dim, generator=generator, dtype=torch.float64)
-    way = way / way.norm(dim=1, keepdim=True)
-    value, gradient = score(torch.cat([z, z + step * way, z - step * way]))
-    middle, up, down = value.chunk(3)
-    known = torch.stack([middle, up, down]).isfinite().all(0)
-    seen, said = (up - down) / (2 * step), (gradient[: len(z)] * way).sum(1)
-    size = torch.maximum(seen.abs(), (gradient[: len(z)] * way).norm(dim=1))
-    noise = limits.SLOPE_ROUNDING * middle.abs() / step
-    bend = (up - 2 * middle + down).abs() / step
-    wrong = ~((seen - said).abs() <= tolerance * size + bend + noise)
-    if int(wrong[known].sum()) <= 0.5 * int(known.sum()):
-        return ""
-    k = int((known & wrong).nonzero()[0])
-    return f"a slope of {float(said[k]):.4g} where log p rises by {float(seen[k]):.4g}"
-
-
-def _check_data(model: Model, target: "Target") -> None:
-    """Name NaN and infinities in the data where log p is finite nowhere: masked ones do no harm."""
-    places = [_not_finite(name, value, model.first_index) for name, value in model.data.items()]
-    held = ", ".join(place for place in places if place)
-    if not held:
-        return
-    generator = torch.Generator().manual_seed(0)
-    spread = torch.rand(limits.DATA_PROBES, target.dim, generator=generator, dtype=torch.float64)
-    z = torch.cat([torch.zeros(1, target.dim, dtype=torch.float64), 4 * spread - 2])
-    with target.refusals.unknown():
-        finite = bool(target.score(z)[0].isfinite().any())
-    hint = f"leave those rows out, or {model.missing}"
-    words = f"{held} (log p is finite at none of {len(z)} points)"
-    require(finite, "data", "finite numbers", words, hint)
-
-
-def _not_finite(name: str, value: Any, first_index: int) -> str:
-    """Return where an array is NaN or infinite, "NaN in x[3] and 2 more"; "" where it is not."""
-    array = np.asarray(value)
-    if array.dtype.kind != "f" or bool(np.isfinite(array).all()):
-        return ""
-    bad = np.argwhere(np.isnan(array) if np.isnan(array).any() else np.isinf(array))
-    index = ",".join(str(int(i) + first_index) for i in bad[0])
-    more = f" and {len(bad) - 1:,} more" if len(bad) > 1 else ""
-    kind = "NaN" if np.isnan(array).any() else "infinity"
-    return f"{kind} in {name}{f'[{index}]' if index else ''}{more}"
+    def _check_own(self, name: str) -> None:
+        score: Score = lambda z: self.score(z.to(self.dtype))  # noqa: E731
+        check_own(score, self.dim, self.refusals, name)
 
 
 def _flat(*_: Any, **__: Any) -> Tensor:
     return torch.zeros(())
-
-
-def _looped(one: PointDensity, deadline: Deadline) -> PointDensity:
-    def at(values: dict[str, Tensor], i: int, batch: tuple[Tensor, ...]) -> Tensor:
-        deadline.check()
-        value: Tensor = one({k: v[i] for k, v in values.items()}, *batch)
-        return value
-
-    def many(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
-        count = len(next(iter(values.values())))
-        return torch.stack([at(values, i, batch) for i in range(count)])
-
-    return many
-
-
-def _surviving(
-    many: PointDensity,
-    one: PointDensity,
-    refusals: Refusals,
-    factored: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
-) -> PointDensity:
-    """Give −inf to points that the density refuses by an exception, and count them.
-
-    A matrix that cannot be factored, or a distribution that refuses its arguments: `factored` (see
-    `_factored`) finds those points in one call. Points that anything else refuses are found by
-    halving.
-    """
-
-    def survived(values: dict[str, Tensor], *batch: Tensor) -> Tensor:
-        try:
-            found = many(values, *batch)
-            refusals.accepted = True
-            return found
-        except (UNFACTORED, ValueError, RuntimeError) as error:
-            if not _refuses(error):
-                raise
-            many_points = len(next(iter(values.values()))) > 1
-            at_once = factored is not None and (many_points or isinstance(error, UNFACTORED))
-            others = _found(values, batch) if at_once else None
-            return _halved(values, batch) if others is None else others
-
-    def _found(values: dict[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor | None:
-        try:
-            result, bad, invalid = cast(Any, factored)(values, *batch)
-            bad = bad | invalid
-            if bool(bad.all()):
-                return _none(values, batch)
-            if bool(invalid.any()):  # NaN there would reach the gradient: another point's value
-                spare = torch.where(bad, int((~bad).nonzero()[0]), torch.arange(len(bad)))
-                result = many({k: v[spare] for k, v in values.items()}, *batch)
-        except (UNFACTORED, ValueError, RuntimeError):
-            return None  # something else fails as well
-        places = bad.nonzero().flatten()
-        if len(places) == 0:
-            return None
-        refusals.accepted = True
-        first = int(places[0])
-        _alone(one, {k: v[first : first + 1] for k, v in values.items()}, batch, refusals)
-        refusals.count += len(places) - 1
-        return torch.where(bad[:, None] if result.ndim > 1 else bad, refusals.value, result)
-
-    def _none(values: dict[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
-        count = len(next(iter(values.values())))
-        if not refusals.accepted:
-            refusals.first += count - 1
-        one_point = _alone(one, {k: v[:1] for k, v in values.items()}, batch, refusals)
-        refusals.count += count - 1
-        return one_point.expand(count, *one_point.shape[1:])
-
-    def _halved(values: dict[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
-        first = next(iter(values.values()))
-        half = len(first) // 2
-        if half == 0:
-            return _alone(one, values, batch, refusals)
-        parts = ({k: v[:half] for k, v in values.items()}, {k: v[half:] for k, v in values.items()})
-        return torch.cat([survived(part, *batch) for part in parts])
-
-    return survived
-
-
-class _Factoring(TorchFunctionMode):
-    """Note where a matrix has no Cholesky factor, or a distribution refuses its arguments.
-
-    The identity is factored instead; the distribution goes on with what it refused.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bad = self.invalid = torch.zeros((), dtype=torch.bool)
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Replace the argument of Cholesky factorisations, and what distributions ask of theirs."""
-        kwargs = kwargs or {}
-        if func is torch._is_all_true and args:
-            self.invalid = self.invalid | ~args[0].detach().all()
-            return torch.ones((), dtype=torch.bool)
-        if func in CHOLESKY and args:
-            matrix, *others = args
-            failed = torch.linalg.cholesky_ex(matrix.detach())[1] != 0
-            self.bad = self.bad | failed.any()
-            whole = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
-            args = (torch.where(failed[..., None, None], whole, matrix), *others)
-        return func(*args, **kwargs)
-
-
-CHOLESKY = (torch.linalg.cholesky, torch.cholesky, torch.Tensor.cholesky)
-
-
-def _factored(one: PointDensity) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """Return a function that also says what `_Factoring` notes: without a factor, and refused."""
-
-    def checked(values: dict[str, Tensor], *batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with _Factoring() as factoring:
-            result = one(values, *batch)
-        return result, factoring.bad, factoring.invalid
-
-    return checked
-
-
-def _refused(one: PointDensity, values: dict[str, Tensor], batch: tuple[Tensor, ...]) -> bool:
-    """Say whether a density refuses one of two points, so that vmap is not what fails."""
-    for i in range(2):
-        try:
-            one({k: v[i] for k, v in values.items()}, *batch)
-        except (UNFACTORED, ValueError):
-            return True
-    return False
-
-
-def _alone(
-    one: PointDensity, values: dict[str, Tensor], batch: tuple[Tensor, ...], refusals: Refusals
-) -> Tensor:
-    """Evaluate one point without vmap, which hides the words of a refusal; −inf if it is one."""
-    try:
-        found = one({k: v[0] for k, v in values.items()}, *batch)[None]
-        refusals.accepted = True
-        return found
-    except (UNFACTORED, ValueError) as error:
-        refusals.add(error)
-        zero = (
-            0.0 * torch.stack([value.sum() for value in values.values()]).sum()
-        )  # keeps the graph
-        return (zero + refusals.value).expand((1, len(batch[0])) if batch else (1,))
-
-
-def _refuses(error: Exception) -> bool:
-    """Say whether an exception is about the values at a point, not about the function."""
-    return isinstance(error, UNFACTORED | ValueError) or ITEM in str(error)
-
-
-class _Kept(NamedTuple):
-    """How many numbers, in how many tensors, are kept for the gradient at one point."""
-
-    numbers: int
-    tensors: int
-
-    @property
-    def piece(self) -> int:
-        """How many points to differentiate together.
-
-        As many as keep the graph in the cache; more where its tensors would be so small that the
-        calls cost more than the numbers in them, as in the steps of a differential equation.
-        """
-        numbers = max(1, self.numbers)
-        small = limits.SMALL_TENSOR * self.tensors // numbers
-        roomy = min(small, limits.MAX_KEPT_NUMBERS // numbers)
-        piece = max(limits.MIN_PIECE, limits.CACHED_NUMBERS // numbers, roomy)
-        return min(limits.MAX_PIECE, piece)
-
-
-def _counted(function: Callable[[Tensor], Any], z: Tensor) -> tuple[Any, _Kept]:
-    """Return function(z) and what is kept for its gradient."""
-    sizes: list[int] = []
-
-    def count(saved: Tensor) -> Tensor:
-        sizes.append(saved.numel())
-        return saved
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(count, lambda saved: saved)
-    with torch.enable_grad(), hooks:
-        result = function(z.requires_grad_())
-    return result, _Kept(sum(sizes), len(sizes))
-
-
-def _check_signature(
-    function: PointDensity, name: str, layout: Layout, batch: tuple[Tensor, ...]
-) -> None:
-    """Refuse a function that cannot be called with these parameters and this data."""
-    rows = [f"data {i}" for i in range(1, len(batch) + 1)]
-    words = [*rows, *(f"{n}=" for n in layout.parts)] if layout.named else ["z", *rows]
-    try:
-        shape = inspect.signature(function)
-    except (TypeError, ValueError):  # a built-in function has none to look at
-        return
-    try:
-        shape.bind(*batch, **layout.parts) if layout.named else shape.bind(None, *batch)
-    except TypeError as error:
-        got, hint = f"{name}{shape}", ""
-        if layout.named and not rows and len(shape.parameters) == 1:  # of a dictionary?
-            hint = f"a function of each value, or lambda **values: {name}(values)"
-        raise ArgumentTypeError(
-            message(name, f"a function of ({', '.join(words)})", got, hint)
-        ) from error
-
-
-@contextlib.contextmanager
-def _hinted(name: str) -> Iterator[None]:
-    """Say what to do where PyTorch refuses to mix float32 with z, or to leave for NumPy."""
-    try:
-        yield
-    except RuntimeError as error:
-        words, hint = str(error).strip().splitlines()[0], ""
-        if "dtype" in words or "scalar type" in words:
-            hint = "data in float64, x.double(), as the parameters are"
-        elif "numpy()" in words:
-            hint = "compute with torch, or give log p and its gradient: Target.of_score"
-        elif "in-place" in words or "inplace" in words:
-            hint = "x = x.clone() before x is changed in place"
-        if hint and not isinstance(error, UNFACTORED):
-            raise ArgumentTypeError(f"{name}: {words}. Try: {hint}") from error
-        raise
-
-
-def _check_result(result: Any, name: str, rows: int | None) -> None:
-    wanted = "a scalar tensor" if rows is None else "a tensor [rows], one term a row"
-    if not isinstance(result, Tensor):
-        hint = "compute with torch, and return the sum of the log densities"
-        raise ArgumentTypeError(message(f"{name}(z)", wanted, type(result).__name__, hint))
-    shape = () if rows is None else (rows,)
-    hint = "sum over the last axis" if rows is None else "do not sum over rows"
-    require(tuple(result.shape) == shape, f"{name}(z)", wanted, list(result.shape), hint)
-    require(not result.is_complex(), f"{name}(z)", "real numbers", str(result.dtype), "its .real")
 
 
 def _shown(name: str, value: Tensor) -> str:
