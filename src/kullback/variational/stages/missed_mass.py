@@ -1,14 +1,14 @@
 """Where has p mass that q has not? Another peak, or a part that a flow reaches.
 
-Which to use: `find_other_peak` and `with_peak` before a second fit; `reach_missed_mass` after it,
-with the weighted draws that show what is missed.
+Which to use: `find_other_peak`, `was_fitted` and `with_peak` before a second fit;
+`reach_missed_mass` after it, with the weighted draws that show what is missed.
 """
 
 import functools
 import importlib.util
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -28,7 +28,7 @@ from .first_fit import with_wide_tails
 from .plan import Problem
 from .weighted_draws import Pooled, moment_shift, pool_of
 
-__all__ = ["find_other_peak", "reach_missed_mass", "with_peak"]
+__all__ = ["find_other_peak", "reach_missed_mass", "was_fitted", "with_peak"]
 
 
 def find_other_peak(problem: Problem, last: Progress) -> Probed | None:
@@ -42,11 +42,29 @@ def find_other_peak(problem: Problem, last: Progress) -> Probed | None:
     return probe(target.log_density, z, log_p, log_q, generator=generator)
 
 
+def was_fitted(probed: Probed, before: Sequence[Probed]) -> bool:
+    """Say whether a peak is one from which q was fitted before.
+
+    What is left of it is a shape that a Gaussian there has not: a third such fit gains nothing, and
+    later stages reach it.
+    """
+    here, there = _frame(probed), [_frame(other) for other in before]
+    gaps = [
+        torch.stack([here.inwards(frame.shift).norm(), frame.inwards(here.shift).norm()]).max()
+        for frame in there
+    ]
+    return any(float(gap) < limits.SAME_PEAK_SDS for gap in gaps)
+
+
+def _frame(probed: Probed) -> Frame:
+    """Return mean and covariance of the peak's weighted draws."""
+    weights = cast(Tensor, probed.log_weights).softmax(0)
+    return forward_kl.moments(cast(Tensor, probed.draws), weights)
+
+
 def with_peak(problem: Problem, last: Progress, found: list[Start], probed: Probed) -> list[Start]:
     """Return all starts and one on the peak that was found."""
-    weights = cast(Tensor, probed.log_weights).softmax(0)
-    frame = forward_kl.moments(cast(Tensor, probed.draws), weights)
-    there = replace(judged(problem.target, frame, problem.generator), apart=True)
+    there = replace(judged(problem.target, _frame(probed), problem.generator), apart=True)
     here = last.family.absorb()
     known = [Start(here, -last.loss)] if here is not None else found
     return sorted([*known, there], key=lambda start: -start.elbo)

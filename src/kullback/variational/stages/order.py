@@ -12,6 +12,7 @@ import torch
 
 from kullback.core import RunError, require
 from kullback.variational import limits
+from kullback.variational.diagnostics.missed_modes import Probed
 from kullback.variational.diagnostics.propriety import improper
 from kullback.variational.families import Family, FullRank, LowRank
 from kullback.variational.optimise import Progress, forward_kl, until_done
@@ -24,7 +25,7 @@ from kullback.variational.target.density import Target
 
 from .first_fit import begin, by_adam, by_fixed_draws, improve_start, with_wide_tails
 from .hard_edges import meets_edges, within_edges
-from .missed_mass import find_other_peak, reach_missed_mass, with_peak
+from .missed_mass import find_other_peak, reach_missed_mass, was_fitted, with_peak
 from .moments import hamiltonian_moments, match_moments, move_to_moments
 from .plan import Problem, Settings, maker, plan
 
@@ -139,7 +140,7 @@ def _improved(
     problem: Problem, last: Progress, found: list[Start]
 ) -> Generator[Progress, None, Progress]:
     """Fit again with peaks that a search finds; then match moments and reach missed mass."""
-    searched = problem.how.refine
+    searched, fitted = problem.how.refine, list[Probed]()
     for _ in range(limits.MAX_SEARCHES if searched else 0):
         if not last.converged:
             break
@@ -149,6 +150,9 @@ def _improved(
         last = replace(last, searched=(last.family, probed))
         if probed.draws is None or probed.share < limits.MIN_SHARE_ELSEWHERE:
             break
+        if was_fitted(probed, fitted):
+            break
+        fitted.append(probed)
         found, share = with_peak(problem, last, found, probed), probed.share
         last = yield from until_done(by_fixed_draws(problem, found))
         text = f"{last.reason}; fitted again with a peak of {share:.0%} of p that a search found"
@@ -158,9 +162,9 @@ def _improved(
         if bounded is not None:
             return (yield from until_done(bounded))
         if not last.improper:
-            fitted, seen = yield from match_moments(problem, last)
-            last = yield from reach_missed_mass(problem, fitted, seen)
-            if last is fitted and last.converged:
+            matched, seen = yield from match_moments(problem, last)
+            last = yield from reach_missed_mass(problem, matched, seen)
+            if last is matched and last.converged:
                 last = move_to_moments(problem, last, seen)
     elif problem.target.dim > limits.MAX_REFINED_DIMENSIONS and last.converged:
         last = hamiltonian_moments(problem, last)
