@@ -19,7 +19,7 @@ from kullback.core import memory_kept
 from kullback.data import load
 from kullback.vae import Architecture, Training
 from kullback.vae.loop import fit
-from kullback.vae.run import _fresh_model
+from kullback.vae.run.new_model import fresh_model
 from kullback.vae.state import State
 
 SHAPES = {"28x28 grey": (1, 28, 28), "64x64 colour": (3, 64, 64)}
@@ -35,7 +35,7 @@ def steps_of(shape, architecture):
     generator = torch.Generator().manual_seed(0)
     data = load(torch.randint(256, (512, *shape), generator=generator, dtype=torch.uint8))
     usual = Training.usual(data.kind, data.event_shape, steps=10**6, precision="float32")
-    model = _fresh_model(data, architecture, 0, None)
+    model = fresh_model(data, architecture, 0, None)
     return fit(model, data, usual, State.start(model, usual, precision=torch.float32))
 
 

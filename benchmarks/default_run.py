@@ -37,7 +37,7 @@ from kullback.vae.evidence import bounds
 from kullback.vae.limits import AVERAGE_STEPS
 from kullback.vae.loop import fit, hold_out
 from kullback.vae.model import evaluating
-from kullback.vae.run import _fresh_model
+from kullback.vae.run.new_model import fresh_model
 from kullback.vae.state import State
 
 DRAWS, HELD, LOOKS = 20, 500, 8
@@ -124,7 +124,7 @@ def cell(rest, held, candidate, steps, seed):
     make = WithFloor if candidate.floor else Training
     usual = Training.usual(rest.kind, rest.event_shape, steps=steps, seed=seed).to_dict()
     settings = make(**(usual | candidate.training))
-    model = _fresh_model(rest, Architecture(**candidate.architecture), seed, None)
+    model = fresh_model(rest, Architecture(**candidate.architecture), seed, None)
     precision = pick_precision("auto", torch.device("cpu"))
     state = State.start(model, settings, precision=precision)
     averages = {share: state.flat.vector.clone() for share in AVERAGES}

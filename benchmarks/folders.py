@@ -41,7 +41,7 @@ from PIL import Image, ImageDraw
 from kullback.data import load
 from kullback.vae import Architecture, Training, evaluate, pick_precision
 from kullback.vae.loop import fit
-from kullback.vae.run import _fresh_model
+from kullback.vae.run.new_model import fresh_model
 from kullback.vae.state import State
 
 IMAGES, DRAWS = 300, 20
@@ -121,7 +121,7 @@ MADE = {
 def trained(data, steps):
     """Train with the usual settings; return CPU seconds and the evidence of test images."""
     settings = Training.usual(data.kind, data.event_shape, steps=steps)
-    model = _fresh_model(data, Architecture(), settings.seed, None)
+    model = fresh_model(data, Architecture(), settings.seed, None)
     precision = pick_precision("auto", torch.device("cpu"))
     state = State.start(model, settings, precision=precision)
     start = time.process_time()

@@ -25,7 +25,7 @@ from kullback.vae import Architecture, Training, pick_precision
 from kullback.vae.evidence import bounds
 from kullback.vae.loop import fit, hold_out
 from kullback.vae.model import evaluating
-from kullback.vae.run import _fresh_model
+from kullback.vae.run.new_model import fresh_model
 from kullback.vae.state import State
 
 
@@ -35,7 +35,7 @@ def measured(rest, held, architecture, options, seed):
     given |= {"tighten": options.tighten, "draws": 4} if options.tighten else {}
     settings = Training.usual(rest.kind, rest.event_shape, steps=options.steps, seed=seed, **given)
     device = torch.device(options.device)
-    model = _fresh_model(rest, architecture, seed, None).to(device)
+    model = fresh_model(rest, architecture, seed, None).to(device)
     rest, held = rest.to(device), held.to(device).float()
     precision = pick_precision("auto", device)
     state = State.start(model, settings, precision=precision)

@@ -36,7 +36,7 @@ from kullback.vae import Architecture, Training
 from kullback.vae.evidence import bounds
 from kullback.vae.loop import fit
 from kullback.vae.model import evaluating
-from kullback.vae.run import _fresh_model
+from kullback.vae.run.new_model import fresh_model
 from kullback.vae.state import State, load_tensors, save_tensors
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "mnist" / "mnist.npz"
@@ -99,7 +99,7 @@ def trained(data, cell, start, **schedule):
         precision="float32",
         **schedule,
     )
-    model = _fresh_model(data, architecture, settings.seed, None)
+    model = fresh_model(data, architecture, settings.seed, None)
     if start is not None:
         model.load_state_dict(start)
     state = State.start(model, settings, precision=torch.float32)

@@ -32,7 +32,7 @@ from kullback.vae import PRESETS
 from kullback.vae.evidence import bounds
 from kullback.vae.loop import fit, loss_terms
 from kullback.vae.model import evaluating
-from kullback.vae.run import _fresh_model
+from kullback.vae.run.new_model import fresh_model
 from kullback.vae.state import State, load_tensors, save_tensors
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "mnist" / "mnist.npz"
@@ -49,7 +49,7 @@ def evidence(name, data, options):
     """Train for the seconds and return L_K of every image and a row."""
     preset = PRESETS[name]
     settings = settings_of(preset, data, minutes=options.seconds / 60)
-    model = _fresh_model(data, preset.architecture_with(None), settings.seed, None)
+    model = fresh_model(data, preset.architecture_with(None), settings.seed, None)
     state = State.start(model, settings, precision=torch.float32)
     for _ in fit(model, data, settings, state, clock=time.process_time):
         pass
@@ -86,7 +86,7 @@ def steps_of(name, data):
         kinds[f"{name}, end"] = {"tighten": 1.0}
     for kind, more in kinds.items():
         settings = settings_of(preset, data, steps=10**9, **more)
-        model = _fresh_model(data, preset.architecture_with(None), 0, None)
+        model = fresh_model(data, preset.architecture_with(None), 0, None)
         count = operations(model, data, settings, 0.999)
         model.zero_grad(set_to_none=True)
         loop = fit(model, data, settings, State.start(model, settings, precision=torch.float32))

@@ -35,7 +35,7 @@ from kullback.vae import Architecture, Training
 from kullback.vae.evidence import bounds
 from kullback.vae.loop import fit
 from kullback.vae.model import evaluating
-from kullback.vae.run import _fresh_model
+from kullback.vae.run.new_model import fresh_model
 from kullback.vae.state import State, load_tensors, save_tensors
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "mnist" / "mnist.npz"
@@ -145,7 +145,7 @@ def train_ours(name, data, seconds):
     usual = {"batch_size": 100, "learning_rate": 2e-3, "weight_decay": 0.0, "precision": "float32"}
     settings = Training(minutes=seconds / 60, **usual, **more)
     start = time.process_time()
-    model = _fresh_model(data, architecture, settings.seed, None)
+    model = fresh_model(data, architecture, settings.seed, None)
     state = State.start(model, settings, precision=torch.float32)
     for _ in fit(model, data, settings, state, clock=time.process_time):
         pass

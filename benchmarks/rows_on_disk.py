@@ -23,7 +23,7 @@ import torch
 from kullback import vae
 from kullback.data import load
 from kullback.vae.loop import batches, fit
-from kullback.vae.run import _fresh_model
+from kullback.vae.run.new_model import fresh_model
 from kullback.vae.state import State
 
 KINDS = {"memory": ("x.npy", "memory"), "disk": ("x.npy", "disk"), "shards": ("shards", "auto")}
@@ -52,7 +52,7 @@ def steps_of(folder, bursts):
     settings, runs, spent = settings_of(10**6), {}, {kind: [] for kind in KINDS}
     for kind, (name, storage) in KINDS.items():
         data = load(folder / name, storage=storage)
-        model = _fresh_model(data, CLASSIC, 0, None)
+        model = fresh_model(data, CLASSIC, 0, None)
         state = State.start(model, settings)
         runs[kind] = fit(model, data, settings, state), state
     for burst in range(bursts + 1):
@@ -71,7 +71,7 @@ def peak(source, storage):
     start = time.process_time()
     data = load(source, storage=storage)
     read, settings = time.process_time() - start, settings_of(300)
-    state = State.start(_fresh_model(data, CLASSIC, 0, None), settings)
+    state = State.start(fresh_model(data, CLASSIC, 0, None), settings)
     for _, indices in zip(range(300), batches(data, settings, state), strict=False):
         data.batch(indices, state.generator)
     return {"read": read, "peak": high_water()}

@@ -15,7 +15,7 @@ from kullback.report.training_runs.run_page import command
 from kullback.vae import PRESETS, VAE, Architecture, Preset, Training, build
 from kullback.vae.architecture import Spec
 from kullback.vae.loop import fit
-from kullback.vae.run import _fresh_model
+from kullback.vae.run.new_model import fresh_model
 from kullback.vae.state import State
 
 
@@ -67,7 +67,7 @@ def test_every_preset_trains_on_images(name):
     data = load("fashion", binarize="dynamic", size=14)
     preset = PRESETS[name]
     settings = preset.training_with(Training(steps=2, batch_size=8))
-    model = _fresh_model(data, preset.architecture_with(None), 0, None)
+    model = fresh_model(data, preset.architecture_with(None), 0, None)
     state = State.start(model, settings, precision=torch.float32)
     assert sum(1 for _ in fit(model, data, settings, state)) == 2
 

@@ -12,9 +12,10 @@ import torch
 from kullback.core import DataError, RunError
 from kullback.data import Dataset, load
 from kullback.data.dataset import sha256_of
-from kullback.vae import Architecture, Training, build, resume, run, train
+from kullback.vae import Architecture, Training, build, resume, train
 from kullback.vae.evidence import bounds
 from kullback.vae.loop import BestLook, Monitor, different_examples, held_out, hold_out
+from kullback.vae.run import train_and_resume
 from kullback.vae.state import State
 
 WIDE = Architecture(network="mlp", hidden=(64,), latent=4)
@@ -234,7 +235,7 @@ def test_the_hashes_of_few_examples_are_made_once(tmp_path, monkeypatch):
     """They say how many examples differ, and which are held out."""
     made = []
     digests = held_out.digests_of_examples
-    for module in (held_out, run):
+    for module in (held_out, train_and_resume):
         spy = lambda data: made.append(len(data.train)) or digests(data)  # noqa: E731
         monkeypatch.setattr(module, "digests_of_examples", spy)
     x = np.random.default_rng(0).integers(0, 256, (300, 1, 6, 6), dtype=np.uint8)

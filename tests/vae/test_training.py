@@ -560,9 +560,9 @@ def test_threads_are_at_most_the_cores_of_this_process(allowed, threads, monkeyp
 
     monkeypatch.setattr(os, "sched_getaffinity", cores, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", allowed)
-    monkeypatch.setattr("kullback.vae.run.matmul_gflops", float)
+    monkeypatch.setattr("kullback.vae.run.machine.matmul_gflops", float)
     assert pick_threads() == threads
-    monkeypatch.setattr("kullback.vae.run.matmul_gflops", lambda threads: 1.0)
+    monkeypatch.setattr("kullback.vae.run.machine.matmul_gflops", lambda threads: 1.0)
     assert pick_threads() == 1
 
 
